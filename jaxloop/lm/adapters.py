@@ -1,0 +1,150 @@
+"""LoRA adapters as a pytree with a leading chain axis; fusing them for compute; peft's file format.
+
+Dimensions: C chains, L layers, D input width, O output width, R rank.
+An adapter is {target: {"a": [C, L, D, R], "b": [C, L, R, O]}} and adds `(alpha / R) (x a) b` to its projection.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from jaxloop.lm.spec import Spec, layer_prefix, site_widths, sites
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters. `targets`: "all-linear" (every projection of the block) or names, ours (q, k, v, o, gate, up, down, qkv)
+    or Hugging Face's (q_proj, c_attn, fc1, ...). `dropout` acts on the adapter's input, in training only."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    targets: tuple[str, ...] | str = "all-linear"
+    dropout: float = 0.0
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def target_names(spec: Spec, lora: Lora) -> tuple[str, ...]:
+    """Our names of the targeted projections.
+
+    Raises ValueError for a name that the architecture does not have."""
+    parts = [part for group in sites(spec).values() for part in group]
+    if lora.targets == "all-linear":
+        return tuple(p.name for p in parts)
+    wanted = (lora.targets,) if isinstance(lora.targets, str) else tuple(lora.targets)
+    known = {alias: p.name for p in parts for alias in (p.name, p.module, p.module.split(".")[-1])}
+    # GPT-2 calls both writers c_proj; peft matches both, and so do we.
+    several = {"c_proj": ("o", "down")} if spec.architecture == "gpt2" else {}
+    bad = [name for name in wanted if name not in known and name not in several]
+    if bad:
+        raise ValueError(f"lora.targets: {bad[0]!r} is not a projection of {spec.architecture}; allowed are 'all-linear' or some of {sorted(known)}")
+    chosen = {n for name in wanted for n in several.get(name, (known.get(name),))}
+    return tuple(p.name for p in parts if p.name in chosen)
+
+
+def init(keys: jax.Array, spec: Spec, lora: Lora) -> dict:
+    """Fresh adapters for the chains of `keys` [C]: a uniform in +-1/sqrt(D) (peft's Kaiming rule), b zero; float32."""
+    names = target_names(spec, lora)
+    tree = {}
+    for site, parts in sites(spec).items():
+        inside, _ = site_widths(spec)[site]
+        for part in parts:
+            if part.name not in names:
+                continue
+            number = sum(ord(c) << (8 * i) for i, c in enumerate(part.name[:3]))
+            draw = lambda k, n=number, d=inside: jax.random.uniform(jax.random.fold_in(k, n), (spec.layers, d, lora.rank), minval=-(d**-0.5), maxval=d**-0.5)  # noqa: E731
+            tree[part.name] = {"a": jax.vmap(draw)(keys), "b": jnp.zeros((keys.shape[0], spec.layers, lora.rank, part.width))}
+    return tree
+
+
+def fuse(spec: Spec, adapters: dict, lora: Lora, dtype, *, block_diagonal: bool = False) -> dict:
+    """Adapters grouped by fused projection: {site: {"a": [C, L, D, n R], "b": ..., }} with the scale folded into b.
+
+    One product with `a` serves all targets of a site. `b` is a tuple with one entry per part (None where it is not targeted), or,
+    with `block_diagonal`, one matrix [C, L, n R, O], which costs a few more multiplications and far fewer kernels: for decoding.
+    """
+    fused = {}
+    for site, parts in sites(spec).items():
+        present = [p for p in parts if p.name in adapters]
+        if not present:
+            continue
+        a = jnp.concatenate([adapters[p.name]["a"] for p in present], -1).astype(dtype)
+        b = [(adapters[p.name]["b"] * lora.scale).astype(dtype) if p.name in adapters else None for p in parts]
+        if block_diagonal:
+            rank = lora.rank
+            rows, row = [], 0
+            start = np.cumsum([0] + [p.width for p in parts])
+            for p, w, left in zip(parts, b, start[:-1]):
+                if w is not None:
+                    rows.append(jnp.pad(w, ((0, 0), (0, 0), (0, 0), (int(left), int(start[-1] - left - p.width)))))
+                    row += rank
+            b = jnp.concatenate(rows, -2)
+        else:
+            b = tuple(b)
+        fused[site] = {"a": a, "b": b}
+    return fused
+
+
+def split(adapters: dict, chain: int) -> dict:
+    """The adapter of one chain, without the chain axis."""
+    return jax.tree.map(lambda leaf: leaf[chain], adapters)
+
+
+def stack(adapters: list[dict]) -> dict:
+    """Adapters of several chains with a leading chain axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+
+
+def save_peft(path, spec: Spec, adapter: dict, lora: Lora, *, base: str = "") -> None:
+    """Write one chain's adapter (no chain axis) as a directory that `peft.PeftModel.from_pretrained` loads."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors, modules = {}, {}
+    for parts in sites(spec).values():
+        for p in parts:
+            if p.name not in adapter:
+                continue
+            modules[p.module] = None
+            for i in range(spec.layers):
+                name = "base_model.model." + layer_prefix(spec).format(i=i) + p.module
+                tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(np.asarray(adapter[p.name]["a"][i], np.float32).T)
+                tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(np.asarray(adapter[p.name]["b"][i], np.float32).T)
+    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = dict(
+        peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+        target_modules=sorted(modules), bias="none", fan_in_fan_out=spec.architecture == "gpt2", inference_mode=True, use_rslora=False, use_dora=False,
+    )  # fmt: skip
+    (path / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
+
+
+def load_peft(path, spec: Spec) -> tuple[dict, Lora]:
+    """One chain's adapter and its `Lora` from a peft directory (safetensors only).
+
+    Raises ValueError for pickled weights, another method than plain LoRA, or modules that the architecture does not have."""
+    path = Path(path)
+    if not (path / "adapter_model.safetensors").exists():
+        raise ValueError(f"adapter: {path} has no adapter_model.safetensors; pickled adapters are refused, save it with safe_serialization")
+    config = json.loads((path / "adapter_config.json").read_text(encoding="utf8"))
+    for field, plain in {"peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none"}.items():
+        if config.get(field, plain) != plain:
+            raise ValueError(f"adapter: {field} = {config[field]!r} in {path} is not supported; allowed is {plain!r}")
+    tensors = load_file(path / "adapter_model.safetensors")
+    adapter, used = {}, set()
+    for parts in sites(spec).values():
+        for p in parts:
+            names = ["base_model.model." + layer_prefix(spec).format(i=i) + p.module for i in range(spec.layers)]
+            if f"{names[0]}.lora_A.weight" not in tensors:
+                continue
+            pick = lambda end: [tensors[f"{n}.{end}.weight"].astype(np.float32).T for n in names]  # noqa: B023, E731
+            adapter[p.name] = {"a": jnp.asarray(np.stack(pick("lora_A"))), "b": jnp.asarray(np.stack(pick("lora_B")))}
+            used |= {f"{n}.{end}.weight" for n in names for end in ("lora_A", "lora_B")}
+    if set(tensors) - used:
+        raise ValueError(f"adapter: {sorted(set(tensors) - used)[0]!r} in {path} is not a projection of {spec.architecture}")
+    return adapter, Lora(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(adapter), dropout=config.get("lora_dropout", 0.0))

@@ -1,0 +1,71 @@
+"""Causal attention over whole sequences: XLA everywhere, cuDNN where a probe shows that it is there and right.
+
+Dimensions: R rows, T time, H query heads, G key/value heads, Q = H / G, K head size.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxloop.lm.spec import Spec
+
+
+def causal(spec: Spec, rows: int, time: int, tables, mask=None):
+    """`attend` for `transformer.block` over [rows, time] tokens laid out row by row. `tables` are the rotary cos and sin or None."""
+    from jaxloop.lm.transformer import rotate
+
+    q_heads = spec.heads // spec.kv_heads
+    fused = mask is None and cudnn_works(spec.head_size)
+
+    def attend(q, k, v):
+        if tables is not None:
+            q, k = rotate(q, *tables), rotate(k, *tables)
+        if fused and q.dtype == jnp.bfloat16:
+            shape = lambda x: x.reshape(rows, time, -1, spec.head_size)  # noqa: E731
+            out = jax.nn.dot_product_attention(shape(q), shape(k), shape(v), is_causal=True, implementation="cudnn")
+            return out.reshape(rows * time, -1)
+        # Heads before time: the batched products then read contiguous [T, K] panels.
+        q = q.reshape(rows, time, spec.kv_heads, q_heads, spec.head_size).transpose(0, 2, 3, 1, 4)
+        k = k.reshape(rows, time, spec.kv_heads, spec.head_size).transpose(0, 2, 1, 3)
+        v = v.reshape(rows, time, spec.kv_heads, spec.head_size).transpose(0, 2, 1, 3)
+        if q_heads == 1:
+            out = _softmax_attention(q[:, :, 0], k, v, mask)[:, :, None]
+        else:
+            k, v = (jnp.repeat(x, q_heads, axis=1) for x in (k, v))
+            out = _softmax_attention(q.reshape(rows, spec.heads, time, -1), k, v, mask)
+        return out.reshape(rows, spec.heads, time, spec.head_size).transpose(0, 2, 1, 3).reshape(rows * time, -1)
+
+    return attend
+
+
+def _softmax_attention(q_RHTK, k_RHTK, v_RHTK, mask_RT):
+    """Scores and softmax in float32; keys after the query, and padded keys, are hidden."""
+    time = q_RHTK.shape[2]
+    scores = jnp.einsum("rhtk,rhsk->rhts", q_RHTK, k_RHTK, preferred_element_type=jnp.float32) * q_RHTK.shape[-1] ** -0.5
+    seen = jnp.tril(jnp.ones((time, time), bool))[None, None]
+    if mask_RT is not None:
+        # A padded query sees itself, so that no row of the softmax is empty.
+        seen = (seen & mask_RT[:, None, None, :]) | jnp.eye(time, dtype=bool)[None, None]
+    weights = jax.nn.softmax(jnp.where(seen, scores, -1e9), -1).astype(v_RHTK.dtype)
+    return jnp.einsum("rhts,rhsk->rhtk", weights, v_RHTK)
+
+
+@functools.cache
+def cudnn_works(head_size: int) -> bool:
+    """Whether cuDNN's fused attention compiles here for this head size and agrees with XLA (forward and gradient, 2e-2 in bf16)."""
+    if jax.default_backend() != "gpu":
+        return False
+    with jax.ensure_compile_time_eval():
+        try:
+            rng = np.random.default_rng(0)
+            q, k, v = (jnp.asarray(rng.standard_normal((2, 64, 2, head_size)), jnp.bfloat16) for _ in range(3))
+
+            def total(q, k, v, implementation):
+                return (jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation).astype(jnp.float32) ** 2).sum()
+
+            grads = [jax.jit(jax.grad(functools.partial(total, implementation=i), (0, 1, 2)))(q, k, v) for i in ("cudnn", "xla")]
+            return all(bool(jnp.allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=2e-2, rtol=2e-2)) for a, b in zip(*grads))
+        except Exception:  # any failure of the probe means the same: use XLA
+            return False
