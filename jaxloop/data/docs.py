@@ -1,0 +1,274 @@
+"""The embedded dataset `docs`: human prose that is on every machine on which jaxloop is installed.
+
+Its records are the paragraphs in the docstrings of the Python standard library and of jaxloop's dependencies. They are read from the
+`.py` files with `ast` (nothing is imported), cleaned of code and mark-up (`prose.py`), and rid of near-duplicates across all
+libraries, so that a held-out library shares no templated sentence with the libraries that models were pretrained on.
+The domain of a record is its library.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import platform
+import re
+import sysconfig
+import tempfile
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxloop.data import prose
+
+# Bases are pretrained on these ...
+PRETRAIN = tuple(
+    "python numpy pandas jax transformers sklearn matplotlib mpl_toolkits datasets huggingface_hub flax optax orbax sentence_transformers "
+    "numba pydantic rich jinja2 fsspec etils absl tqdm umap pygments patsy joblib dateutil PIL pyparsing fontTools".split()
+)
+# ... and studies fine-tune on these, which the bases never saw.
+HELD_OUT = ("scipy", "statsmodels", "networkx", "nltk")
+# The order of deduplication: a paragraph belongs to the first library that holds it.
+LIBRARIES = PRETRAIN + HELD_OUT
+
+# Distributions whose name is not the import name; "python" is the standard library.
+_DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
+    "mpl_toolkits": "matplotlib",
+    "orbax": "orbax-checkpoint",
+    "sentence_transformers": "sentence-transformers",
+    "absl": "absl-py",
+    "umap": "umap-learn",
+    "dateutil": "python-dateutil",
+    "PIL": "pillow",
+}
+
+_SKIPPED_FOLDERS = frozenset(
+    "tests test testing _testing idle_test _vendor vendor vendored extern externals site-packages dist-packages __pycache__ _bundled "
+    "lib2to3 idlelib turtledemo encodings".split()
+)
+# transformers repeats one set of docstrings in each of its hundreds of model files.
+_SKIPPED_FILES = ("test_", "conftest", "modeling_", "modular_", "convert_")
+_SHINGLE = 5
+_MAX_SEEN_SHARE = 0.4
+_OPENING_WORDS = 8
+_WORDS = re.compile(r"[a-z]+")
+
+
+def load(libraries=None, *, cache=None):
+    """The dataset, or the part of it that comes from some libraries.
+
+    Args:
+      libraries: names out of `LIBRARIES`; all that are installed when None. Rows keep the dataset's order, whatever the order here, and
+        a paragraph that an earlier library of `LIBRARIES` holds too is not repeated, whether or not that library is asked for.
+      cache: folder for the extracted table; `cache_folder()` when None, no cache when False.
+
+    Returns: DataFrame with columns text, domain (the library), module (where it was found) and id (of the text). The same versions of
+      the libraries give the same rows in the same order.
+
+    Raises: ValueError for a library that is unknown or not installed.
+    """
+    if libraries is not None:
+        libraries = [libraries] if isinstance(libraries, str) else list(libraries)
+    versions = _versions()
+    for name in libraries or ():
+        if name not in LIBRARIES:
+            close = difflib.get_close_matches(name, LIBRARIES, 1, 0.5)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"docs: {name!r} is not one of its libraries{hint}; they are {', '.join(LIBRARIES)}.")
+        if name not in versions:
+            raise ValueError(f"docs: the library {name!r} is not installed here; installed are {', '.join(versions)}.")
+    table = _cached(versions, cache)
+    if libraries is not None:
+        table = table[table["domain"].isin(libraries)].reset_index(drop=True)
+    return table
+
+
+def fingerprint(frame):
+    """SHA-256 (hex) over the texts of a frame: equal texts in equal order, and nothing else, give equal fingerprints."""
+    return _digest(frame["text"]).hexdigest()
+
+
+def cache_folder():
+    """Where extracted tables are kept: $JAXLOOP_CACHE, else $XDG_CACHE_HOME/jaxloop, else ~/.cache/jaxloop."""
+    if os.environ.get("JAXLOOP_CACHE"):
+        return Path(os.environ["JAXLOOP_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(base if os.path.isabs(base) else "~/.cache").expanduser() / "jaxloop"
+
+
+def build(libraries):
+    """The dataset of these libraries from their sources, deduplicated in the order given; about twenty seconds for all of them."""
+    records = ((text, library, module) for library in libraries for text, module in extract(library))
+    table = pd.DataFrame(list(deduplicate(records)), columns=["text", "domain", "module"], dtype="str")
+    table["id"] = pd.Series([hashlib.sha256(text.encode()).hexdigest()[:16] for text in table["text"]], dtype="str")
+    return table
+
+
+def _digest(texts):
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest
+
+
+def _versions():
+    """The installed ones of `LIBRARIES` with their versions, in order."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = platform.python_version() if name == "python" else importlib.metadata.version(_DISTRIBUTIONS.get(name, name))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cached(versions, cache):
+    if cache is False:
+        return build(list(versions))
+    extractor = hashlib.sha256(Path(__file__).read_bytes() + Path(prose.__file__).read_bytes()).hexdigest()
+    key = hashlib.sha256(json.dumps([extractor, versions]).encode()).hexdigest()[:16]
+    path = (cache_folder() if cache is None else Path(cache)) / f"docs-{key}.parquet"
+    table = _read_cache(path)
+    if table is None:
+        table = build(list(versions))
+        _write_cache(table, path)
+    return table
+
+
+def _read_cache(path):
+    """The table in a cache file; None where there is none or its content is not what was written."""
+    if not path.exists():
+        return None
+    try:
+        stored = pq.read_table(path, page_checksum_verification=True)
+        table = stored.to_pandas()
+        if (stored.schema.metadata or {}).get(b"content") == _content(table):
+            return table
+        problem = "its content does not match its checksum"
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+    warnings.warn(f"docs: the cache {path} is damaged ({problem}); extracting the dataset again.", stacklevel=2)
+    return None
+
+
+def _write_cache(table, path):
+    """Write a cache file in one step; a folder that cannot be written costs the cache, not the run."""
+    stored = pa.Table.from_pandas(table, preserve_index=False)
+    stored = stored.replace_schema_metadata({**(stored.schema.metadata or {}), b"content": _content(table)})
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        os.close(handle)
+        pq.write_table(stored, partial, compression="zstd", write_page_checksum=True)
+        os.replace(partial, path)
+    except OSError as error:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+        warnings.warn(f"docs: no cache at {path} ({error.strerror or error}); the next run extracts the dataset again.", stacklevel=2)
+
+
+def _content(table):
+    """What a cache file is checked against: a digest of all its columns."""
+    return "".join(_digest(table[column]).hexdigest() for column in ("text", "domain", "module", "id")).encode()
+
+
+def _roots(library):
+    """Where a library's sources lie: a list of folders or single files; empty when it is not installed."""
+    if library == "python":
+        return [Path(sysconfig.get_path("stdlib"))]
+    spec = importlib.util.find_spec(library)
+    if spec is None:
+        return []
+    if spec.submodule_search_locations:
+        return [Path(p) for p in spec.submodule_search_locations]
+    return [Path(spec.origin)]
+
+
+def _sources(library):
+    """(module name, file) of the library's Python files, sorted by path; tests and vendored packages are left out."""
+    for root in _roots(library):
+        if root.is_file():
+            yield library, root
+            continue
+        found = []
+        for folder, folders, names in os.walk(root):
+            folders[:] = [f for f in folders if f not in _SKIPPED_FOLDERS]
+            relative = Path(folder).relative_to(root)
+            found += [relative / name for name in names if name.endswith(".py") and not name.startswith(_SKIPPED_FILES)]
+        for path in sorted(found, key=lambda p: p.as_posix()):
+            parts = [p for p in path.with_suffix("").parts if p != "__init__"]
+            yield ".".join([library, *parts] if library != "python" else parts or ["python"]), root / path
+
+
+def _docstrings(path):
+    """The dedented documentation strings of a source file, in no particular nesting but always in the same order.
+
+    Beside docstrings proper: multi-line strings that are assigned to a name or handed to a call or a decorator (`add_newdoc`, `doc`),
+    which is how NumPy, pandas and torch document what is written in C or generated. A file that does not parse has none.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, OSError):
+        return
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        for field in ("body", "orelse", "finalbody"):
+            stack += reversed(getattr(node, field, ()) if not isinstance(node, ast.Lambda) else ())
+        values = list(getattr(node, "decorator_list", ()))
+        if isinstance(node, (ast.Expr, ast.Assign)):
+            values.append(node.value)
+        while values:
+            value = values.pop(0)
+            if isinstance(value, ast.Constant):
+                text = value.value
+                if isinstance(text, str) and len(text) >= prose.MIN_CHARS and ("\n" in text or value is getattr(node, "value", None)):
+                    yield inspect.cleandoc(text)
+            elif isinstance(value, ast.Call):
+                values += [*value.args, *(k.value for k in value.keywords)]
+            elif isinstance(value, ast.Dict):
+                values += value.values
+
+
+def extract(library):
+    """(text, module) of every prose paragraph of a library, duplicates included."""
+    for module, path in _sources(library):
+        for doc in _docstrings(path):
+            for text in prose.paragraphs(doc):
+                yield text, module
+
+
+def deduplicate(records):
+    """Drop each record that repeats an earlier one, whole or nearly; `records` are tuples that begin with a text.
+
+    Compared are lower-case words alone (no digits, no punctuation). A record is dropped when its first eight words, or more than 40% of
+    its five-word sequences, were seen in a record kept before. Yields the records kept, in order.
+    """
+    # Hashes of integers, not the words: a set of millions of tuples would slow the garbage collector down, and with it the parsing.
+    numbers, openings, shingles = {}, set(), set()
+    for record in records:
+        words = _WORDS.findall(record[0].lower())
+        if len(words) < _SHINGLE:
+            continue
+        words = [numbers.setdefault(word, len(numbers)) for word in words]
+        opening = hash(tuple(words[:_OPENING_WORDS]))
+        if opening in openings:
+            continue
+        own = set(map(hash, zip(*(words[k:] for k in range(_SHINGLE)), strict=False)))
+        if len(own & shingles) > _MAX_SEEN_SHARE * len(own):
+            continue
+        openings.add(opening)
+        shingles |= own
+        yield record
