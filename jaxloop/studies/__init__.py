@@ -1,0 +1,35 @@
+"""The studies that can be run: name -> module and one line. A module exposes
+
+    Settings                          pydantic schema of its config (a `config.Section`), with a field `study`
+    check(settings) -> list[str]      reads everything a run would read first (data, models), refuses with ValueError, writes nothing;
+                                      the lines say what was found
+    plan(settings) -> list[(what, amount)]         optional: the table of `--plan`
+    run(settings, workdir, *, argv) -> int         the exit code
+
+and imports nothing heavy before one of its functions is called, so that `--list` and a typo in a config cost no start-up time.
+"""
+
+import importlib
+from types import ModuleType
+from typing import NamedTuple
+
+from jaxloop import config
+
+
+class Study(NamedTuple):
+    module: str
+    line: str
+
+
+STUDIES: dict[str, Study] = {
+    "chain": Study("jaxloop.studies.chain", "language models trained on their predecessors' text, one chain per ratio and seed"),
+}
+
+
+def load(name: object) -> ModuleType:
+    """The module of a study. Raises ValueError where there is no study of that name."""
+    if name is None:
+        raise ValueError(f"config.study is missing: one of {', '.join(STUDIES)}")
+    if name not in STUDIES:
+        raise ValueError(f"config.study = {name!r} is not a study; {config.suggestion(str(name), STUDIES)}")
+    return importlib.import_module(STUDIES[str(name)].module)

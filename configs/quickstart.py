@@ -1,0 +1,37 @@
+"""Collapse in five minutes on two cores: r in {1/8, 1}, two seeds, eight generations, four tiny bases, the embedded `docs` text."""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    c = ConfigDict()
+    c.study = "chain"
+
+    c.data = ConfigDict()
+    c.data.source = "docs"  # or a file: .jsonl, .csv, .parquet, .txt; or a Hugging Face dataset id
+    c.data.instruction = "Write a paragraph of documentation."
+    c.data.min_tokens = 16
+    c.data.max_tokens = 96
+
+    c.models = ConfigDict()
+    c.models.pool = tuple(f"jaxloop/assets/bases/{name}" for name in ("llama", "qwen2", "gpt2", "opt"))
+
+    c.chain = ConfigDict()
+    c.chain.generations = 8
+    c.chain.size = 256  # texts added in every generation, human and synthetic
+    c.chain.ratios = ("1/8", 1)  # synthetic share of them
+    c.chain.seeds = (0, 1)
+    c.chain.eval_texts = 250
+    c.chain.heldout_texts = 128
+
+    c.fit = ConfigDict()
+    c.fit.steps = 24
+    c.fit.batch_size = 16
+    c.fit.learning_rate = 2e-3  # tiny bases take, and need, a larger one than 1B models
+    c.fit.max_length = 96
+
+    c.sample = ConfigDict()
+    c.sample.max_new_tokens = 64
+
+    c.metrics = ("cosine_diversity", "distinct_1", "distinct_2", "self_bleu", "text_length")
+    return c

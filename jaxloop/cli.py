@@ -1,0 +1,250 @@
+"""The command line: parsing, the catalogue, the bug-report block, and how a refusal is shown.
+
+Exit codes: 0 done · 1 an error that is ours (traceback shown) · 2 bad input (one line on stderr) · 3 finished, but some chains failed
+(named in the report) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
+"""
+
+import ast
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+from absl import flags, logging
+
+import jaxloop
+from jaxloop import config, studies
+
+HELP = """jaxloop: recursive training of language models
+
+  python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first    run a study; the same command again resumes
+      --config.SECTION.FIELD=VALUE     change one field (lists with commas: --config.chain.ratios=1/8,1)
+      --config=FILE.py:ARGUMENT        give the config file an argument, such as a scale
+  python -m jaxloop.main --config=FILE.py --validate      check the config, its data and its models; then stop
+  python -m jaxloop.main --config=FILE.py --plan          what it would cost: chains, tokens, memory, time; train nothing
+  python -m jaxloop.main --list                           the studies and the configs
+  python -m jaxloop.main --config=FILE.py --fields        every field of the config: default, what is allowed, meaning
+  python -m jaxloop.main --env                            versions and devices, for a bug report
+      --debug                          show the traceback of a refusal
+
+Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed, 130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
+
+ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
+
+
+class Command(NamedTuple):
+    """One parsed command line."""
+
+    action: str
+    config: str | None
+    overrides: tuple[tuple[str, str], ...]
+    workdir: pathlib.Path | None
+    argv: tuple[str, ...]
+    debug: bool = False
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:ARGUMENT", flag_values=values)
+    flags.DEFINE_string("workdir", None, "directory that the run writes to", flag_values=values)
+    flags.DEFINE_bool("debug", False, "show the traceback of a refusal", flag_values=values)
+    for action in ACTIONS:
+        flags.DEFINE_bool(action, False, action, flag_values=values)
+    return values
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """The command of `sys.argv`. A command line that makes no sense ends the process: one line, exit code 2."""
+    flags.FLAGS.mark_as_parsed()  # absl's own flags keep their defaults; ours are not global
+    logging.set_verbosity(logging.WARNING)
+    try:
+        return _parse(list(argv))
+    except ValueError as error:
+        return refuse(error)
+
+
+def _parse(argv: list[str]) -> Command:
+    if len(argv) == 1:
+        return Command("help", None, (), None, tuple(argv))
+    rest, overrides = _take_overrides(argv[1:])
+    rest = ["--help" if word == "-h" else word for word in rest]
+    values = _flags()
+    try:
+        positional = values([argv[0], *rest])[1:]
+    except flags.Error as error:
+        unknown = re.search(r"Unknown command line flag '([^']*)'", str(error))
+        if not unknown:
+            raise ValueError(" ".join(str(error).split())) from None
+        names = ["config", "workdir", *ACTIONS, "debug"]
+        raise ValueError(f"--{unknown[1]} is not a flag; {_flag_hint(unknown[1], names)}") from None
+    if positional:
+        raise ValueError(f"'{positional[0]}' was not understood; options start with --, see --help")
+    asked = [action for action in ACTIONS if values[action].value]
+    if len(asked) > 1:
+        raise ValueError(f"--{asked[0]} and --{asked[1]} cannot be used together")
+    action = asked[0] if asked else "run"
+    if action in ("run", "fields", "validate", "plan") and not values.config:
+        raise ValueError("--config is missing: a config file such as --config=configs/quickstart.py (all of them: --list)")
+    if action == "run" and not values.workdir:
+        raise ValueError("--workdir is missing: the directory to write to, such as --workdir=runs/first")
+    workdir = pathlib.Path(values.workdir) if values.workdir else None
+    return Command(action, values.config, tuple(overrides), workdir, tuple(argv), values.debug)
+
+
+def _flag_hint(name: str, names: Sequence[str]) -> str:
+    near = config.nearest(name, names)
+    if near:
+        return f"did you mean --{near}?"
+    return f"a field of the config is set with --config.{name}=…" if "." in name else f"there are --{', --'.join(names)}"
+
+
+def _take_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Splits `--config.a.b=c`, `--config.a.b c` and the bare `--config.a.b` (true) from the other words."""
+    rest, overrides, words = [], [], list(words)
+    while words:
+        word = words.pop(0)
+        match = re.fullmatch(r"--?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
+        if not match:
+            rest.append(word)
+            continue
+        path, value = match.groups()
+        if not path:
+            raise ValueError(f"{word}: names no field, such as --config.chain.generations=5")
+        if value is None:
+            value = words.pop(0) if words and not words[0].startswith("-") else "true"
+        overrides.append((path, value))
+    return rest, overrides
+
+
+# ---- refusing ---------------------------------------------------------------------------------------------------------
+
+
+def refuse(error: BaseException) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    line = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
+    print(f"jaxloop: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def guarded(main: Callable[[Command], int], command: Command) -> int:
+    """`main(command)`, where a refusal of ours ends as one line and exit code 2. Anything else is an error of ours and keeps its traceback."""
+    try:
+        return main(command)
+    except (ValueError, OSError) as error:
+        if command.debug or not _is_refusal(error):
+            raise
+        refuse(error)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Raised by the toolkit itself, or by the file system: not by a library that was handed something wrong inside."""
+    if isinstance(error, OSError):
+        return error.filename is not None
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    return pathlib.Path(origin).is_relative_to(pathlib.Path(__file__).parent)
+
+
+def say(text: str) -> int:
+    """Prints and returns the exit code of success."""
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+    return 0
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Two aligned columns."""
+    width = max((len(what) for what, _ in rows), default=0)
+    return "\n".join(f"{what:<{width}}  {amount}" for what, amount in rows)
+
+
+# ---- --list and --env -------------------------------------------------------------------------------------------------
+
+
+def catalogue(folder: pathlib.Path = pathlib.Path("configs")) -> str:
+    """What can be run: the studies, and the config files of a folder with the first line of their docstrings (read, not executed)."""
+    rows = [(name, study.line) for name, study in studies.STUDIES.items()]
+    files = [(str(path), _first_line(path)) for path in sorted(folder.glob("*.py"))]
+    found = table(files) if files else f"there is no folder {folder}/ here; the configs are in the repository"
+    return f"Studies (config.study)\n{table(rows)}\n\nConfigs (--config=…)\n{found}"
+
+
+def _first_line(path: pathlib.Path) -> str:
+    try:
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no description)"
+    except (SyntaxError, ValueError) as error:
+        return f"(cannot be read: {' '.join(str(error).split())})"
+    return doc.splitlines()[0]
+
+
+PACKAGES = (
+    "jax jaxlib flax optax orbax-checkpoint transformers tokenizers safetensors datasets pyarrow sentence-transformers torch numpy pandas "
+    "scipy scikit-learn statsmodels ml-collections pydantic matplotlib"
+).split()
+SECRET = re.compile(r"token|key|secret|passw|credential|auth", re.IGNORECASE)
+
+
+def environment(variables: dict[str, str] | None = None) -> str:
+    """Versions, devices, commit and the variables that matter: what a bug report needs. Secrets are masked."""
+    rows = [("jaxloop", jaxloop.__version__), ("commit", commit()), ("python", sys.version.split()[0]), ("system", platform.platform())]
+    rows += [("cores", str(os.cpu_count())), ("memory", _memory()), ("disk free here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB")]
+    rows += [(name, version(name)) for name in PACKAGES]
+    rows += [("devices", devices())]
+    variables = dict(os.environ) if variables is None else variables
+    shown = {k: v for k, v in variables.items() if re.match(r"(JAX|XLA|CUDA|NVIDIA_VISIBLE|TPU|LIBTPU|HF|HUGGING|TRANSFORMERS|OPENAI|JAXLOOP)", k)}
+    rows += [(k, masked(k, v)) for k, v in sorted(shown.items())]
+    return table(rows)
+
+
+def masked(name: str, value: str) -> str:
+    """The value of a variable, hidden where its name says that it is secret; user names and passwords in URLs are always hidden."""
+    if SECRET.search(name):
+        return "(set, hidden)"
+    return re.sub(r"(\w+://)[^/@\s]+@", r"\1(hidden)@", value)
+
+
+def version(package: str) -> str:
+    """The installed version of a distribution, or `not installed`."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def commit() -> str:
+    """The commit the package runs from, `+ changes` where files differ from it, or `none` outside a clone."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel") or os.devnull).resolve() != here.parent.resolve():
+            return "none"
+        return git("rev-parse", "--short=12", "HEAD") + (" + changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.TimeoutExpired):
+        return "none"
+
+
+def devices() -> str:
+    """The devices that JAX sees, as `2 x cpu (cpu)`, or why it sees none."""
+    try:
+        import jax
+
+        kinds = [f"{d.platform} ({d.device_kind})" for d in jax.devices()]
+    except Exception as error:  # a broken accelerator set-up is what a bug report is about
+        return f"none: {' '.join(str(error).split())}"
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    except (ValueError, OSError, AttributeError):
+        return "unknown"

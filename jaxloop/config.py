@@ -1,0 +1,448 @@
+"""From a config file and command-line overrides to frozen, checked settings: once, at the edge.
+
+A config file is Python with `get_config(arg=None) -> ml_collections.ConfigDict`. It names what differs from the defaults
+below, which follow the code of arXiv 2504.03814. Every refusal is a `ValueError` of one sentence that names the field, the
+value and what is allowed.
+"""
+
+import ast
+import copy
+import difflib
+import hashlib
+import inspect
+import json
+import pathlib
+import types
+import typing
+from typing import Annotated, Any, Literal
+
+import ml_collections
+import pydantic
+from pydantic import Field
+
+
+def _fraction(value: Any) -> Any:
+    """`"1/8"` -> 0.125, so that ratios can be typed as they are spoken of."""
+    if isinstance(value, str) and value.count("/") == 1:
+        top, bottom = value.split("/")
+        try:
+            return float(top) / float(bottom)
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are not numbers")
+    return value
+
+
+Share = Annotated[float, pydantic.BeforeValidator(_fraction), pydantic.BeforeValidator(_not_bool), Field(ge=0, le=1)]
+Count = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=1)]
+Whole = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=0)]
+Positive = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(gt=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(pydantic.BaseModel):
+    """A frozen group of fields; a name it does not know is an error."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Data(Section):
+    """Where human text comes from."""
+
+    source: Text = Field("docs", description="`docs` (embedded), a .jsonl, .csv, .parquet or .txt file, or a Hugging Face dataset id")
+    text_column: Text = Field("text", description="column that holds the text")
+    split: Text = Field("train", description="split of a Hugging Face dataset")
+    domains: tuple[Text, ...] = Field((), description="keep only these values of the domain column (for `docs`: library names); empty: all")
+    instruction: Text = Field("Write a paragraph.", description="the one instruction of every prompt")
+    min_tokens: Whole = Field(20, description="drop texts with this many tokens or fewer")
+    max_tokens: Count = Field(200, description="drop texts with this many tokens or more")
+
+
+class Models(Section):
+    """The base models; every generation of a chain draws one of them, by its seed."""
+
+    pool: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
+        ("jaxloop/assets/bases/llama", "jaxloop/assets/bases/qwen2", "jaxloop/assets/bases/gpt2", "jaxloop/assets/bases/opt"),
+        description="directories in Hugging Face format or hub ids",
+    )
+    revisions: tuple[Text | None, ...] = Field((), description="one hub revision per model of the pool; empty: the latest")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the base weights")
+
+
+class Chain(Section):
+    """What a chain is, and which chains the study consists of: every ratio with every seed."""
+
+    generations: Count = Field(20, description="number of generations, generation 0 (human text only) included")
+    size: Count = Field(4000, description="texts added per generation, human and synthetic; also the size of every training set")
+    first_size: Count | None = Field(None, description="human texts that generation 0 trains on; none: `size`")
+    ratios: Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
+        (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0), description="synthetic share of what a generation adds; `1/8` is understood"
+    )
+    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = Field((0, 1, 2, 3, 4), description="one chain per ratio and seed")
+    workflow: Literal["fresh_human", "replace", "accumulate", "accumulate_subsample", "preserve", "window", "external"] = Field(
+        "fresh_human", description="what a generation trains on; see recursion/workflow.py"
+    )
+    share: Share = Field(0.1, description="real share that workflow `preserve` keeps")
+    window: Count = Field(1, description="generations that workflow `window` looks back")
+    external: Text | None = Field(None, description="file of synthetic texts for workflow `external`")
+    start: Literal["base", "previous", "scratch"] = Field("base", description="weights that a generation starts from")
+    eval_texts: Count = Field(250, description="texts of every generation that are measured")
+    heldout_texts: Whole = Field(250, description="human texts, used by no chain, on which every generation's loss is measured; 0: none")
+
+
+class Lora(Section):
+    """Low-rank adapters."""
+
+    rank: Count = Field(16, description="rank of every adapter")
+    alpha: Positive = Field(16.0, description="scale: the adapter's output is multiplied by alpha / rank")
+    targets: Text | tuple[Text, ...] = Field("all-linear", description="`all-linear`, or names of projections")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
+
+
+class Fit(Section):
+    """How a generation is trained."""
+
+    mode: Literal["lora", "full", "scratch"] = Field("lora", description="adapters, all weights, or all weights from random ones")
+    lora: Lora = Field(Lora(), description="see below")
+    steps: Count | None = Field(None, description="optimiser steps per generation; none: `epochs` decides")
+    epochs: Positive | None = Field(1.0, description="passes over the training set, where `steps` is none")
+    batch_size: Count = Field(16, description="texts per step and chain")
+    learning_rate: Positive = Field(2e-4, description="peak learning rate of AdamW; falls linearly to 0")
+    warmup_steps: Whole = Field(1, description="steps of linear warm-up")
+    weight_decay: NonNegative = Field(0.01, description="AdamW's weight decay")
+    clip: Positive | None = Field(1.0, description="largest gradient norm, per chain; none: no clipping")
+    max_length: Count = Field(256, description="tokens per training text, prompt included; longer ones are cut")
+    loss_on: Literal["response", "all"] = Field("response", description="tokens that the loss counts")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the computation")
+
+
+class Sample(Section):
+    """How a generation writes."""
+
+    decoder: Literal["sample", "greedy", "beam"] = Field("sample", description="random sampling, greedy, or beam search")
+    temperature: Positive = Field(1.5, description="applied before min_p")
+    min_p: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="drop tokens below this share of the likeliest one's probability")
+    top_p: Probability = Field(1.0, description="keep the likeliest tokens of this total probability")
+    top_k: Whole = Field(0, description="keep this many tokens; 0: all")
+    repetition_penalty: Positive = Field(1.0, description="above 1: tokens already written become less likely")
+    beams: Count = Field(4, description="beams of decoder `beam`")
+    max_new_tokens: Count = Field(300, description="longest text, in tokens")
+    slots: Count | None = Field(None, description="texts written at the same time per program; none: chosen")
+
+
+class Run(Section):
+    """Where and how it runs; nothing here changes a result beyond rounding."""
+
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="`gpu` and `tpu` are refused where absent")
+    devices: Count | None = Field(None, description="devices to use; none: all")
+    micro_batch: Count | None = Field(None, description="chains in one program per device; none: chosen")
+
+
+def nearest(name: str, names: typing.Iterable[str]) -> str | None:
+    """The one of `names` that a person who typed `name` most likely meant, or None."""
+    names = list(names)
+    by_case = {n.lower(): n for n in names}
+    close = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.6)
+    return by_case[close[0]] if close else None
+
+
+def suggestion(name: str, names: typing.Iterable[str]) -> str:
+    """` (did you mean 'x'?)`, or the whole list where nothing is near."""
+    names = list(names)
+    near = nearest(name, names)
+    return f"did you mean '{near}'?" if near else f"there are: {', '.join(names)}"
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_file(spec: str) -> dict[str, Any]:
+    """The ConfigDict of `path.py` or `path.py:argument` as a plain dict.
+
+    Raises ValueError where the file is missing, not UTF-8, not Python, or its `get_config` is missing or fails.
+    """
+    path, argument = _split_argument(spec)
+    where = f"--config={spec}"
+    if not path.exists():
+        siblings = [str(p) for folder in {path.parent, pathlib.Path("configs")} for p in sorted(folder.glob("*.py"))]
+        near = nearest(str(path), siblings) or nearest(f"configs/{path.stem}.py", siblings)
+        hint = f"did you mean {near}?" if near else f"{len(siblings)} config files in {path.parent}/" if siblings else "a Python file"
+        raise ValueError(f"{where}: there is no file {path}; {hint}")
+    if path.is_dir() or path.suffix != ".py":
+        raise ValueError(f"{where}: must be a Python file (.py) with get_config()")
+    try:
+        source = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ValueError(f"{where}: cannot be read: {error.strerror}") from None
+    module = types.ModuleType("config")
+    module.__file__ = str(path)
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+        get_config = module.__dict__.get("get_config")
+        if not callable(get_config):
+            raise ValueError(f"{where}: defines no get_config()")
+        if argument is not None and not inspect.signature(get_config).parameters:
+            raise ValueError(f"{where}: get_config() takes no argument, got ':{argument}'")
+        config = get_config() if argument is None else get_config(argument)
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(where):
+            raise
+        line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, str(path))
+        what = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ValueError(f"{where}: {path}{f', line {line}' if line else ''}: {type(error).__name__}: {' '.join(what.split())}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(f"{where}: get_config() must return an ml_collections.ConfigDict, got {type(config).__name__}")
+    return config.to_dict()
+
+
+def _split_argument(spec: str) -> tuple[pathlib.Path, str | None]:
+    if ".py:" in spec:
+        path, argument = spec.split(".py:", 1)
+        return pathlib.Path(path + ".py"), argument
+    return pathlib.Path(spec), None
+
+
+def _line_in(error: BaseException, filename: str) -> int | None:
+    line, trace = None, error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == filename:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+# ---- overriding -------------------------------------------------------------------------------------------------------
+
+
+def override(config: dict[str, Any], assignments: typing.Iterable[tuple[str, str]], schema: type[Section]) -> dict[str, Any]:
+    """`config` with every ("chain.generations", "5") applied; values are read as the schema's type of that field.
+
+    Lists are given with commas (`1/8,1`), brackets allowed; `none` empties an optional field. Raises ValueError.
+    """
+    config = copy.deepcopy(config)
+    for path, text in assignments:
+        annotation = _annotation(schema, path)
+        if _section_of(annotation):
+            fields = ", ".join(f"{path}.{name}" for name in _section_of(annotation).model_fields)
+            raise ValueError(f"--config.{path}={text}: '{path}' is a section; set one of {fields}")
+        *parents, leaf = path.split(".")
+        node = config
+        for part in parents:
+            if not isinstance(node.get(part), dict):
+                node[part] = {}
+            node = node[part]
+        node[leaf] = _from_text(text, annotation)
+    return config
+
+
+def _annotation(schema: type[Section], path: str) -> Any:
+    """The type of the field at a dotted path; ValueError with the nearest name where there is none."""
+    section, seen = schema, []
+    *parents, leaf = path.split(".")
+    for part in [*parents, leaf]:
+        fields = section.model_fields if section else {}
+        if part not in fields:
+            raise ValueError(f"--config.{path}: {_unknown(part, '.'.join(seen), section, schema)}")
+        seen.append(part)
+        field = fields[part]
+        annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        section = _section_of(annotation)
+    return annotation
+
+
+def _unknown(name: str, parent: str, section: type[Section] | None, schema: type[Section]) -> str:
+    """Says that `parent.name` does not exist, and what was probably meant, looking in the section first and then everywhere."""
+    full = f"{parent}.{name}" if parent else name
+    if section is None:
+        return f"'{parent}' has no fields, so '{full}' cannot be set"
+    near = nearest(name, section.model_fields)
+    if near is None:
+        elsewhere = {p.split(".")[-1]: p for p in field_names(schema)}
+        near = elsewhere.get(nearest(name, elsewhere) or "")
+        hint = f"did you mean '{near}'?" if near else f"there are: {', '.join(section.model_fields)}"
+    else:
+        hint = f"did you mean '{parent}.{near}'?" if parent else f"did you mean '{near}'?"
+    return f"unknown field '{full}'; {hint}"
+
+
+def field_names(schema: type[Section], prefix: str = "") -> list[str]:
+    """Dotted names of all fields of a schema, sections opened."""
+    names = []
+    for name, field in schema.model_fields.items():
+        inner = _section_of(field.annotation)
+        names += field_names(inner, f"{prefix}{name}.") if inner else [prefix + name]
+    return names
+
+
+def reference(schema: type[Section]) -> str:
+    """Markdown table of all fields of a schema: name, default, what is allowed, meaning."""
+    rows = ["| field | default | allowed | meaning |", "|---|---|---|---|"]
+    for name in field_names(schema):
+        section: Any = schema
+        for part in name.split("."):
+            field = section.model_fields[part]
+            section = _section_of(field.annotation)
+        default = _shown(field.get_default())
+        rows.append(f"| `{name}` | {default} | {allowed(_annotation(schema, name))} | {field.description} |")
+    return "\n".join(rows)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_shown, value)) or "empty"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    options = _options(annotation)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The members of a union, without Annotated wrappers around the union itself."""
+    if typing.get_origin(annotation) is Annotated and typing.get_origin(typing.get_args(annotation)[0]) in (typing.Union, types.UnionType):
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [inner for option in typing.get_args(annotation) for inner in _options(option)]
+    return [annotation]
+
+
+def _bare(annotation: Any) -> Any:
+    return _bare(typing.get_args(annotation)[0]) if typing.get_origin(annotation) is Annotated else annotation
+
+
+def _from_text(text: str, annotation: Any) -> Any:
+    options = [_bare(o) for o in _options(annotation)]
+    if type(None) in options and text.strip().lower() in ("none", "null", ""):
+        return None
+    if any(typing.get_origin(o) is tuple for o in options) and (str not in options or "," in text):
+        inside = text.strip()
+        if inside[:1] + inside[-1:] in ("()", "[]"):
+            inside = inside[1:-1]
+        items = [item.strip() for item in inside.split(",") if item.strip()]
+        inner = typing.get_args(next(o for o in options if typing.get_origin(o) is tuple))[0]
+        return [_from_text(item[1:-1] if item[:1] + item[-1:] in ("''", '""') else item, inner) for item in items]
+    if any(o is dict or typing.get_origin(o) is dict for o in options):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+    return text if str in options else _number(text)
+
+
+def _number(text: str) -> Any:
+    for read in (int, float, _fraction):
+        try:
+            return read(text)
+        except ValueError:
+            pass
+    return text
+
+
+# ---- checking ---------------------------------------------------------------------------------------------------------
+
+
+def build(schema: type[Section], config: dict[str, Any]) -> Any:
+    """`config` as an instance of `schema`. Raises ValueError: one sentence about the first problem, and how many more there are."""
+    try:
+        return schema.model_validate(config)
+    except pydantic.ValidationError as error:
+        problems = error.errors(include_url=False)
+        sentences = {name.split("[")[0]: sentence for name, sentence in reversed([_sentence(p, schema) for p in problems])}
+        more = f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""
+        raise ValueError(_sentence(problems[0], schema)[1] + more) from None
+
+
+def _sentence(problem: dict[str, Any], schema: type[Section]) -> tuple[str, str]:
+    """(name of the field, sentence) of one of pydantic's error records."""
+    # pydantic adds the name of a union's branch to the location; those parts are not ours.
+    annotation: Any = schema
+    parts: list[str] = []
+    for part in problem["loc"]:
+        section = _section_of(annotation)
+        if section and part in section.model_fields:
+            field = section.model_fields[part]
+            annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+            parts.append(str(part))
+        elif isinstance(part, int):
+            inner = next((o for o in map(_bare, _options(annotation)) if typing.get_origin(o) is tuple), None)
+            annotation = typing.get_args(inner)[0] if inner else Any
+            parts[-1] += f"[{part}]"
+        elif problem["type"] == "extra_forbidden":
+            name = f"config.{'.'.join([*parts, str(part)])}"
+            return name, f"{name}: {_unknown(str(part), '.'.join(parts), section, schema)}"
+    name = "config." + ".".join(parts) if parts else "config"
+    if problem["type"] == "missing":
+        return name, f"{name} is missing: {allowed(annotation)}"
+    if problem["type"] == "value_error" and not isinstance(problem["input"], bool):
+        return name, f"{name}: {problem['ctx']['error']}" if parts else str(problem["ctx"]["error"])
+    value = problem["input"]
+    shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+    text = f"{name} = {shown} is not allowed: {allowed(annotation)}"
+    choices = [c for o in map(_bare, _options(annotation)) if typing.get_origin(o) is Literal for c in typing.get_args(o)]
+    near = nearest(value, choices) if isinstance(value, str) else None
+    return name, f"{text}; did you mean '{near}'?" if near else text
+
+
+def allowed(annotation: Any) -> str:
+    """What a field takes, in words: `a whole number of at least 1`, `one of sample, greedy, beam`, …"""
+    said = [_allowed(option) for option in _options(annotation)]
+    return " or ".join(dict.fromkeys(said))
+
+
+def _allowed(annotation: Any) -> str:
+    bounds: dict[str, Any] = {}
+    while typing.get_origin(annotation) is Annotated:
+        annotation, *extras = typing.get_args(annotation)
+        for extra in extras:
+            for item in [extra, *getattr(extra, "metadata", [])]:
+                bounds |= {k: getattr(item, k) for k in ("ge", "gt", "le", "lt", "min_length") if getattr(item, k, None) is not None}
+    if annotation is type(None):
+        return "none"
+    if typing.get_origin(annotation) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(annotation)))
+    if typing.get_origin(annotation) is tuple:
+        return f"a list{' of at least one entry' if bounds.get('min_length') else ''}, each {allowed(typing.get_args(annotation)[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "a section with " + ", ".join(annotation.model_fields)
+    if annotation is bool:
+        return "true or false"
+    if annotation is str:
+        return "text" if not bounds.get("min_length") else "text that is not empty"
+    if annotation in (int, float):
+        return ("a whole number" if annotation is int else "a number") + _range(bounds)
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _range(bounds: dict[str, Any]) -> str:
+    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}" + (" (more than 0)" if "gt" in bounds else "") + (f" (less than {high:g})" if "lt" in bounds else "")
+    if "ge" in bounds:
+        return f" of at least {low:g}"
+    if "gt" in bounds:
+        return f" above {low:g}"
+    return f" of at most {high:g}" if high is not None else ""
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------------
+
+
+def to_json(settings: Section) -> str:
+    """The settings as text that `json.loads` reads, in a fixed order."""
+    return json.dumps(settings.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=True) + "\n"
+
+
+def fingerprint(settings: Section, ignore: typing.Iterable[str] = ()) -> str:
+    """Twelve hex digits that change when any field outside the sections in `ignore` does."""
+    kept = {k: v for k, v in settings.model_dump(mode="json").items() if k not in set(ignore)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
