@@ -37,16 +37,20 @@ _DEFAULT = re.compile(r"\s*(?:\(|\b)[Dd]efaults?(?: value)?(?: is|:|=| to)?\s*:?
 _BANNED = re.compile(
     r">>>|https?:|www\.|ftp:|\\|%\(|\{\{|\$|\|[^\s]|\bdef \w+\(|\bimport \w+|\breturn \w+$|[=<>]{2}|->|=>|\w\(\w*\)\.\w|\bTODO\b|\bFIXME\b"
     r"|\bXXX\b|LICENSE|@\w+\.\w|\. \.|::|\{[^}]*\}|\S+_\S+_\S+_\S+_|[\[\]]\S*[\[\]]\S*[\[\]]|\d\s+\d[\d.]*\s+\d"
-    r"|#\s|\^|~~|\*\*|\w\.\w+/\w|<[\w-]+>|[^\x00-\u024f\u2010-\u2026]"
+    r"|#\s|\^|~~|\*\*|\w\.\w+/\w|<[\w-]+>|`|[^ -~\u00a1-\u024f\u2010-\u2026]"
 )
 _BANNED_ANY_CASE = re.compile(r"copyright|all rights reserved|licensed under", re.IGNORECASE)
 _NAME_MARK = re.compile(r"(?<![\w/])~\.?(?=[A-Za-z])|(?<![\w.])\.(?=[A-Za-z_]\w*\.[A-Z]|[A-Z]\w+)")
 _TYPE = re.compile(
-    r"^(?:bool|boolean|int|integer|float|str|string|dict|list|tuple|callable|function|array|ndarray|array[-_]like|iterable|object|number)s?\b"
+    r"^(?:bool|boolean|int|integer|float|str|string|dict|list|tuple|callable|function|array|ndarray|array[-_]like|iterable|object)s?\b"
     r"(?:(?:,| or|\s)+(?:bool|int|float|str|string|dict|list|tuple|callable|function|array|None|object|optional))*(?:\s*\([^()]*\))?[.,:;]*"
-    r"\s+(?=[A-Z])",
-    re.IGNORECASE,
+    r"\s+(?=[A-Z])"
 )
+# A citation that stands for a word: "see [1]_", "as in [2]_ and [3]_".
+_CITATION_AS_NOUN = re.compile(
+    r"(?:^|\b(?:see|in|by|from|of|and|with|to|for|or|than|also|on|the|is|are|that|following|per|after|but) |[.,] )\(?\[#?[\w-]+\]_\b", re.IGNORECASE
+)
+_FRAGMENT_OPENINGS = frozenset("and or where which with but so such as than for in to of is are".split())
 _WORD = re.compile(r"^[(\"'“‘]*[A-Za-zÀ-ɏ]+(?:['’-][A-Za-zÀ-ɏ]+)*[)\"'”’.,;:!?]*$")
 _FUNCTION_WORDS = frozenset(
     "a an the of to in on at by for with from as is are was were be been being it its this that these those and or but not if when which "
@@ -215,6 +219,8 @@ def clean(text):
         text = _BRACKET_NAME.sub(r"\1", text)
         text = _CODE.sub(lambda m: m.group(1) or m.group(2), text)
     text = _MARKDOWN_LINK.sub(r"\1", text)
+    if _CITATION_AS_NOUN.search(text):
+        return None
     text = _CITATION.sub("", text)
     text = _BOLD.sub(r"\2", text)
     text = _TAG.sub("", text)
@@ -223,6 +229,8 @@ def clean(text):
     if text is None or not MIN_CHARS <= len(text) <= MAX_CHARS:
         return None
     first = text.split(" ", 1)[0]
+    if first in _FRAGMENT_OPENINGS:
+        return None
     if text[0].islower() and first.isalpha():
         text = text[0].upper() + text[1:]
     if not (text[0].isupper() or text[0] in "\"'“("):
