@@ -1,0 +1,149 @@
+"""Training: many chains in one program, many steps in one dispatch, state donated.
+
+Dimensions: C chains, S steps of a dispatch, B rows a chain, T time. Trainable leaves are [C, ...]: adapters ("lora"), or every weight of
+each chain ("full" and "scratch").
+"""
+
+import functools
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxloop.lm import adapters as lora_adapters
+from jaxloop.lm.adapters import Lora
+from jaxloop.lm.loss import chain_losses
+from jaxloop.lm.spec import Spec
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a generation is trained. Defaults follow the code of the recursive-loops study (section 1).
+
+    mode: "lora" (adapters on a frozen base), "full" (all weights, from the base or the previous generation), "scratch" (all, from random).
+    steps (if given) wins over epochs. learning_rate decays linearly to 0 after warmup_steps (or "cosine", "constant"), as transformers'
+    schedules do. clip: global norm per chain, 0 = off. max_length in tokens, prompt and EOS included. dtype of the forward pass.
+    chains_at_once: chains in one program (0 = chosen for the device); length_classes: padded lengths per epoch; remat: recompute in the gradient.
+    """
+
+    mode: str = "lora"
+    lora: Lora = field(default_factory=Lora)
+    steps: int | None = None
+    epochs: float = 1.0
+    batch_size: int = 16
+    learning_rate: float = 2e-4
+    schedule: str = "linear"
+    warmup_steps: int = 1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    max_length: int = 256
+    loss_on: str = "response"
+    dtype: str = "float32"
+    chains_at_once: int = 0
+    steps_per_dispatch: int = 16
+    length_classes: int = 4
+    remat: bool = False
+
+    def __post_init__(self):
+        for name, allowed in dict(mode=("lora", "full", "scratch"), loss_on=("response", "all"), schedule=("linear", "cosine", "constant"), dtype=("float32", "bfloat16")).items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"fit.{name}: {getattr(self, name)!r} is not allowed; choose one of {', '.join(allowed)}")
+        for name in ("batch_size", "max_length", "steps_per_dispatch", "length_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"fit.{name}: {getattr(self, name)} is not allowed; at least 1")
+        if self.steps is not None and self.steps < 1 or self.epochs <= 0:
+            raise ValueError(f"fit.steps: {self.steps} steps and {self.epochs} epochs; at least one step is needed")
+
+
+class TrainState(NamedTuple):
+    """What a step updates. Every leaf has a leading chain axis C, `step` included."""
+
+    weights: dict
+    optimizer: optax.OptState
+    key: jax.Array
+    step: jax.Array
+
+
+def learning_rate(settings: FitSettings, step, total):
+    """Learning rate of 0-based update `step` of `total`, float32; transformers' schedules (with one warm-up step the first rate is 0)."""
+    step, total = step.astype(jnp.float32), total.astype(jnp.float32)
+    warm = float(settings.warmup_steps)
+    left = jnp.clip((total - step) / jnp.maximum(1.0, total - warm), 0.0, 1.0)
+    after = {"linear": left, "cosine": 0.5 * (1 + jnp.cos(jnp.pi * (1 - left))), "constant": jnp.ones_like(left)}[settings.schedule]
+    return settings.learning_rate * jnp.where(step < warm, step / max(1.0, warm), after)
+
+
+def _optimizer(settings: FitSettings):
+    """AdamW without its learning rate: the rate is applied outside, because it depends on the traced number of steps."""
+    b1, b2 = settings.betas
+    decayed = lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: not str(path[-1].key).endswith(("_bias", "_scale")), tree)  # noqa: E731
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity(),
+        optax.scale_by_adam(b1, b2, settings.epsilon),
+        optax.add_decayed_weights(settings.weight_decay, mask=decayed),
+    )
+
+
+def init_state(settings: FitSettings, weights: dict, keys: jax.Array) -> TrainState:
+    """A fresh optimiser for weights whose leaves are [C, ...]; `keys` [C] drive dropout."""
+    chains = keys.shape[0]
+    return TrainState(weights, jax.vmap(_optimizer(settings).init)(weights), keys, jnp.zeros((chains,), jnp.int32))
+
+
+def _dropout(spec: Spec, rate: float, keys_C, step_C):
+    """Adapter-input dropout with one mask stream per chain."""
+    number = {"qkv": 0, "o": 1, "up": 2, "down": 3}
+
+    def apply(layer, site, x_ND):
+        def one(key, step, x):
+            key = jax.random.fold_in(jax.random.fold_in(key, step), layer * 4 + number[site])
+            return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
+
+        return jax.vmap(one)(keys_C, step_C, x_ND.reshape(keys_C.shape[0], -1, x_ND.shape[-1])).reshape(x_ND.shape)
+
+    return apply
+
+
+def losses(spec: Spec, settings: FitSettings, base: dict | None, weights: dict, tokens_CBT, mask_CBT, sample_CB, keys=None, step=None):
+    """Mean loss [C] of each chain on its batch."""
+    dtype = jnp.dtype(settings.dtype)
+    if settings.mode == "lora":
+        fused = lora_adapters.fuse(spec, weights, settings.lora, dtype)
+        rate = settings.lora.dropout
+        dropout = _dropout(spec, rate, keys, step) if rate and keys is not None else None
+        return chain_losses(spec, base, tokens_CBT, mask_CBT, sample_CB, fused=fused, dropout=dropout, remat=settings.remat)
+    cast = jax.tree.map(lambda w: w.astype(dtype), weights)
+    one = lambda w, t, m, s: chain_losses(spec, w, t[None], m[None], s[None], remat=settings.remat)[0]  # noqa: E731
+    if tokens_CBT.shape[0] == 1:  # a batch axis of one would turn every product into a batched one
+        return one(*jax.tree.map(lambda x: x[0], (cast, tokens_CBT, mask_CBT, sample_CB)))[None]
+    return jax.vmap(one)(cast, tokens_CBT, mask_CBT, sample_CB)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "settings"), donate_argnames=("state",))
+def train_steps(spec: Spec, settings: FitSettings, base, state: TrainState, tokens_SCBT, mask_SCBT, sample_SCB, count, total):
+    """Run the first `count` of S steps. `total` [] is the number of updates of the whole fit, for the schedule.
+
+    Returns the state and each step's loss [S, C] (NaN where the step was idle).
+    """
+    optimizer = _optimizer(settings)
+
+    def step(i, carry):
+        state, log = carry
+        batch = tuple(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False) for x in (tokens_SCBT, mask_SCBT, sample_SCB))
+
+        def objective(weights):
+            each = losses(spec, settings, base, weights, *batch, state.key, state.step)
+            return each.sum(), each
+
+        grads, each = jax.grad(objective, has_aux=True)(state.weights)
+        updates, optimizer_state = jax.vmap(optimizer.update)(grads, state.optimizer, state.weights)
+        rate = learning_rate(settings, state.step, total)
+        scaled = jax.tree.map(lambda w, u: w - rate.reshape((-1,) + (1,) * (u.ndim - 1)).astype(u.dtype) * u, state.weights, updates)
+        return TrainState(scaled, optimizer_state, state.key, state.step + 1), log.at[i].set(each)
+
+    log = jnp.full(tokens_SCBT.shape[:2], jnp.nan, jnp.float32)
+    return jax.lax.fori_loop(0, count, step, (state, log))
