@@ -132,16 +132,20 @@ def load_peft(path, spec: Spec) -> tuple[dict, Lora]:
     if not (path / "adapter_model.safetensors").exists():
         raise ValueError(f"adapter: {path} has no adapter_model.safetensors; pickled adapters are refused, save it with safe_serialization")
     config = json.loads((path / "adapter_config.json").read_text(encoding="utf8"))
-    for field, plain in {"peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none"}.items():
-        if config.get(field, plain) != plain:
+    plainly = {"peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none", "lora_bias": False, "rank_pattern": {}, "alpha_pattern": {}}
+    for field, plain in plainly.items():
+        if (config.get(field) or plain) != plain:
             raise ValueError(f"adapter: {field} = {config[field]!r} in {path} is not supported; allowed is {plain!r}")
     tensors = load_file(path / "adapter_model.safetensors")
     adapter, used = {}, set()
     for parts in sites(spec).values():
         for p in parts:
             names = ["base_model.model." + layer_prefix(spec).format(i=i) + p.module for i in range(spec.layers)]
-            if f"{names[0]}.lora_A.weight" not in tensors:
+            missing = [n for n in names if not {f"{n}.lora_A.weight", f"{n}.lora_B.weight"} <= set(tensors)]
+            if len(missing) == spec.layers:
                 continue
+            if missing:
+                raise ValueError(f"adapter: {missing[0]} has no factors in {path}, other layers have; adapters must be in every layer")
             pick = lambda end: [tensors[f"{n}.{end}.weight"].astype(np.float32).T for n in names]  # noqa: B023, E731
             adapter[p.name] = {"a": jnp.asarray(np.stack(pick("lora_A"))), "b": jnp.asarray(np.stack(pick("lora_B")))}
             used |= {f"{n}.{end}.weight" for n in names for end in ("lora_A", "lora_B")}

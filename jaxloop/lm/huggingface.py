@@ -73,7 +73,10 @@ def read_spec(path) -> Spec:
     kind = c.get("model_type")
     if kind not in _READERS:
         raise ValueError(f"model: model_type {kind!r} of {path} is not supported; allowed are {', '.join(ARCHITECTURES)}")
-    return _READERS[kind](c)
+    try:
+        return _READERS[kind](c)
+    except KeyError as error:
+        raise ValueError(f"model: config.json of {path} has no field {error.args[0]!r}, which {kind} models need") from None
 
 
 def _refuse(c: dict, field: str, *allowed):
@@ -226,7 +229,7 @@ def save(model: Model, path) -> None:
     (work / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_class="PreTrainedTokenizerFast", **special), indent=2), encoding="utf8")
     (work / "generation_config.json").write_text(json.dumps({k: v for k, v in ids.items() if v is not None}), encoding="utf8")
     if path.exists():
-        for old in path.glob("*.safetensors"):
+        for old in (*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")):
             old.unlink()
         for new in work.iterdir():
             new.replace(path / new.name)

@@ -23,7 +23,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Token ids of each text, in parallel over texts. Lone surrogates are read as U+FFFD."""
-        clean = [t.encode("utf8", "replace").decode("utf8") for t in texts]
+        clean = [t.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for t in texts]
         ids = [e.ids for e in self.backend.encode_batch(clean, add_special_tokens=special)]
         # Some tokenizers (BERT-like templates, OPT variants) close with EOS; a prompt must not.
         return [i[:-1] if special and len(i) > 1 and i[-1] == self.eos else i for i in ids]
