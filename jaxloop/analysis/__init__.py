@@ -1,0 +1,1 @@
+"""From a run's tables to scores, figures and pages; imports no model."""

@@ -1,0 +1,173 @@
+"""Figures as matplotlib draws them: PNG files, and inline SVG that takes its colours from the page."""
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# name -> (title, what it says)
+TITLES: dict[str, tuple[str, str]] = {
+    "cosine_diversity": ("Semantic diversity", "mean cosine distance between sentence embeddings of two texts"),
+    "distinct_1": ("Distinct words", "distinct words / all words"),
+    "distinct_2": ("Distinct word pairs", "distinct word pairs / all word pairs"),
+    "distinct_3": ("Distinct word triples", "distinct word triples / all word triples"),
+    "self_bleu": ("Self-BLEU", "how much of a text the other texts already say; higher is less diverse"),
+    "lexical_diversity": ("Lexical diversity", "1 - self-BLEU"),
+    "text_length": ("Length", "characters per text"),
+    "heldout_loss": ("Held-out loss", "nats per token on human text that no chain has seen"),
+    "train_loss": ("Training loss", "nats per token at the last steps of training"),
+    "finished": ("Finished texts", "share of texts that ended by themselves"),
+    "type_token_ratio": ("Type-token ratio", "distinct words / words in the first 150 characters, mean over texts"),
+    "word_entropy": ("Word entropy", "nats, over all words of a generation"),
+    "quality": ("Quality", "0 to 100, as a judge scores it"),
+    "positivity": ("Positivity", "VADER compound, mean over texts"),
+}
+
+# From little synthetic text (blue) to much (red); each pair is the colour on a light and on a dark page.
+_RAMP = (
+    ("#1f6fb4", "#6cb3f0"),
+    ("#2a9d8f", "#5fd0c2"),
+    ("#7a9a2e", "#b5d463"),
+    ("#c98a12", "#f0c05a"),
+    ("#d9622b", "#ff9a62"),
+    ("#b3243c", "#ff6f86"),
+)
+_INK, _MUTED, _GRID, _PAPER = "#1b1f24", "#6a737d", "#e3e6ea", "#ffffff"
+_MARKERS = "osD^vP"
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "axes.titlecolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "axes.grid": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "jaxloop",
+}
+
+
+def title(metric: str) -> tuple[str, str]:
+    """(title, what it says) of a metric; a name not in `TITLES` is its own title."""
+    return TITLES.get(metric, (metric.replace("_", " ").capitalize(), ""))
+
+
+def palette(count: int) -> list[tuple[str, str]]:
+    """`count` pairs (colour on light, colour on dark), spread over the ramp; repeats beyond its length."""
+    if count <= 1:
+        return [_RAMP[0]][:count]
+    if count <= len(_RAMP):
+        return [_RAMP[round(i * (len(_RAMP) - 1) / (count - 1))] for i in range(count)]
+    return [_RAMP[i % len(_RAMP)] for i in range(count)]
+
+
+def printable(text: object) -> str:
+    """`text` as something that every file and every page can show: lone surrogates, control and text-direction characters are spelled out."""
+    pictures = {i: chr(0x2400 + i) for i in range(32) if i not in (9, 10)} | {127: "\u2421"}
+    hidden = [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF]
+    spelled = {i: f"\\u{i:04x}" for i in hidden}
+    return str(text).replace("\r\n", "\n").translate(pictures | spelled).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def curve(
+    summary: pd.DataFrame, metric: str, *, reference: float | None = None, size: tuple[float, float] = (4.2, 2.7), titled: bool = True
+) -> Figure:
+    """One panel: the metric by generation, one line per value of `line`, a band of one standard error where there are replicates.
+
+    summary: what `scores.by_generation` returns; reference: value of the metric on human text, drawn as a dotted line.
+    """
+    rows = summary[summary["metric"] == metric]
+    names = list(summary["line"].cat.categories)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        if reference is not None and reference == reference:
+            axes.axhline(reference, color=_MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        for i, (name, (colour, _)) in enumerate(zip(names, palette(len(names)), strict=True)):
+            line = rows[rows["line"] == name]
+            x, mean, se = (line[c].to_numpy(float) for c in ("generation", "mean", "se"))
+            axes.fill_between(x, mean - se, mean + se, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(x, mean, color=colour, linewidth=1.8, marker=_MARKERS[i % len(_MARKERS)], markersize=3.6, label=printable(name))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.tick_params(length=0)
+        axes.margins(x=0.03)
+        axes.set_xlabel("generation")
+        if not rows["mean"].notna().any():
+            axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", va="center", color=_MUTED)
+            axes.set_yticks([])
+        if titled:
+            axes.set_title(printable(title(metric)[0]), loc="left", fontweight="bold", fontsize=11)
+            if len(names) > 1:
+                axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+        return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; equal figures give equal bytes."""
+    out = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        FigureCanvasAgg(figure).print_png(out, metadata={"Software": None}, pil_kwargs=None)
+    return out.getvalue()
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an `<svg>` element for a page that defines --ink, --muted, --grid and --c0, --c1, …; equal figures give equal text.
+
+    name: prefix of the element ids, so that several figures can stand on one page.
+    """
+    out = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.patch.set_alpha(0)
+        for axes in figure.axes:
+            axes.patch.set_alpha(0)
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    # The size comes from the page, and a style element in an inline SVG would apply to the whole page.
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    opening, rest = text.split(">", 1)
+    text = re.sub(r' (?:width|height)="[^"]*"', "", opening) + ' role="img">' + rest
+    text = re.sub(r'(id="|url\(#|href="#)', lambda m: m[1] + name + "-", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+    text = re.sub(r"\s*\n\s*", " ", text)
+    colours = {_INK: "ink", _MUTED: "muted", _GRID: "grid"} | {light: colour_name(light) for light, _ in _RAMP}
+    return re.sub("|".join(colours), lambda m: f"var(--{colours[m[0]]})", text)
+
+
+def colour_name(light: str) -> str:
+    """The CSS variable, without dashes, of a colour of the ramp."""
+    return "c" + light.lstrip("#")
+
+
+def colours_css() -> Mapping[str, tuple[str, str]]:
+    """CSS variable -> (colour on light, colour on dark) for everything that `svg` refers to."""
+    fixed = {"ink": (_INK, "#e8eaed"), "muted": (_MUTED, "#9aa3ad"), "grid": (_GRID, "#31363d"), "paper": (_PAPER, "#15181c")}
+    return fixed | {colour_name(pair[0]): pair for pair in _RAMP}
+
+
+def write(metrics_summary: pd.DataFrame, folder: Path, references: Mapping[str, float] | None = None) -> list[Path]:
+    """`folder`/<metric>.png for every metric of a summary; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for metric in dict.fromkeys(metrics_summary["metric"]):
+        path = folder / (re.sub(r"[^\w.-]", "_", metric) + ".png")
+        path.write_bytes(png(curve(metrics_summary, metric, reference=(references or {}).get(metric), size=(6.4, 4.0))))
+        paths.append(path)
+    return paths

@@ -1,0 +1,154 @@
+"""One page per study: self-contained HTML that loads nothing, runs nothing and shows any text safely."""
+
+import importlib.resources
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from jaxloop.analysis import figures, scores
+from jaxloop.analysis.figures import printable
+
+LONGEST = 2000
+# The first of these that was measured is the headline.
+HEADLINES = ("cosine_diversity", "lexical_diversity", "distinct_2", "distinct_1", "self_bleu")
+
+
+class Samples(NamedTuple):
+    """Texts of one chain: the same rows of its first and of its last generation. line: as `scores.with_lines` names it."""
+
+    line: str
+    chain: str
+    first_generation: int
+    first: Sequence[str]
+    last_generation: int
+    last: Sequence[str]
+
+
+class Failure(NamedTuple):
+    """A chain that stopped: in which generation, and why."""
+
+    chain: str
+    generation: int
+    reason: str
+
+
+def render(
+    metrics: pd.DataFrame,
+    *,
+    title: str,
+    subtitle: str = "",
+    samples: Sequence[Samples] = (),
+    failures: Sequence[Failure] = (),
+    facts: Sequence[tuple[str, str]] = (),
+    config: Mapping[str, Any] | None = None,
+    versions: Sequence[tuple[str, str]] = (),
+    references: Mapping[str, float] | None = None,
+) -> str:
+    """The page as text; equal arguments give equal text.
+
+    metrics: tidy table (chain, factors, generation, metric, value); facts: (name, value) lines about the run; references: metric -> its
+    value on human text. Metrics are shown in the order of their first appearance. Texts longer than `LONGEST` characters are cut, and say so.
+    """
+    summary = scores.by_generation(metrics)
+    lines = list(summary["line"].cat.categories)
+    colours = [figures.colour_name(light) for light, _ in figures.palette(len(lines))]
+    key = [{"line": printable(line), "colour": colour} for line, colour in zip(lines, colours, strict=True)]
+    names = list(dict.fromkeys(metrics["metric"]))
+    relative = scores.relative(metrics).set_index(["metric", "line"])
+    final = int(metrics["generation"].max()) if len(metrics) else 0
+    values = summary.set_index(["metric", "line", "generation"])
+    references = references or {}
+    environment = jinja2.Environment(autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
+    page = template.render(
+        title=printable(title),
+        subtitle=printable(subtitle),
+        colours=figures.colours_css(),
+        failures=[{"chain": printable(f.chain), "generation": f.generation, "reason": printable(f.reason)} for f in failures],
+        chains=max(metrics["chain"].nunique(), len({f.chain for f in failures})),
+        tiles=_tiles(relative, names, lines, key, final),
+        key=key,
+        banded=bool((summary["n"] > 1).any()),
+        dotted=any(name in references for name in names),
+        panels=[_panel(summary, name, i, references.get(name)) for i, name in enumerate(names)],
+        window=_window(final),
+        scores=[{"title": printable(figures.title(n)[0]), "cells": [_cell(relative, (n, line), 3) for line in lines]} for n in names]
+        if final
+        else [],
+        samples=[_samples(s) for s in samples],
+        tables=[_table(values, name, lines, final) for name in names],
+        facts=[(printable(name), printable(value)) for name, value in facts],
+        config=printable(json.dumps(config or {}, indent=2, ensure_ascii=False, default=str)),
+        versions=[(printable(name), printable(value)) for name, value in versions],
+    )
+    return page + "\n"
+
+
+def _window(final: int) -> str:
+    first = max(final - scores.LAST + 1, 1)
+    return f"{first} to {final}" if final > first else str(final)
+
+
+def _tiles(relative: pd.DataFrame, names: list[str], lines: list[str], key: list[dict], final: int) -> list[dict]:
+    name = next((n for n in HEADLINES if n in names), names[0] if names else None)
+    if name is None or final == 0 or len(lines) > 12:
+        return []
+    note = f"of generation 0's {figures.title(name)[0].lower()}, generations {_window(final)}"
+    tiles = []
+    for line, entry in zip(lines, key, strict=True):
+        if (name, line) in relative.index and math.isfinite(relative.loc[(name, line), "mean"]):
+            row = relative.loc[(name, line)]
+            error = f"{100 * row['se']:.1f}" if math.isfinite(row["se"]) else ""
+            tiles.append(entry | {"value": f"{100 * row['mean']:.0f} %", "error": error, "note": printable(note)})
+    return tiles
+
+
+def _panel(summary: pd.DataFrame, name: str, number: int, reference: float | None) -> dict:
+    heading, note = figures.title(name)
+    figure = figures.curve(summary, name, reference=reference, titled=False)
+    return {"title": printable(heading), "note": printable(note), "svg": Markup(figures.svg(figure, f"p{number}"))}
+
+
+def _cell(table: pd.DataFrame, at: tuple, decimals: int | None = None) -> dict:
+    if at not in table.index or not math.isfinite(table.loc[at, "mean"]):
+        return {"mean": "–", "se": ""}
+    row = table.loc[at]
+    mean, se = row["mean"], row["se"]
+    return {"mean": _number(mean, mean, decimals), "se": _number(se, mean, decimals) if math.isfinite(se) else ""}
+
+
+def _number(value: float, like: float, decimals: int | None = None) -> str:
+    """`value` with the decimals that show four significant digits of `like`, or with so many."""
+    if decimals is not None and abs(like) < 1e4:
+        return f"{value:.{decimals}f}"
+    scale = abs(like)
+    if scale != 0 and not 1e-4 <= scale < 1e7:
+        return f"{value:.3g}"
+    decimals = 3 if scale == 0 else min(max(0, 3 - math.floor(math.log10(scale))), 5)
+    return f"{value:,.{decimals}f}"
+
+
+def _samples(s: Samples) -> dict:
+    rows = [(_short(a), _short(b)) for a, b in zip(s.first, s.last, strict=False)]
+    return {
+        "line": printable(s.line),
+        "chain": printable(s.chain),
+        "first_generation": s.first_generation,
+        "last_generation": s.last_generation,
+        "rows": rows,
+    }
+
+
+def _short(text: str) -> str:
+    shown = printable(text[:LONGEST]).strip("\n")
+    return shown if len(text) <= LONGEST else f"{shown}… ({len(text) - LONGEST:,} more characters)"
+
+
+def _table(values: pd.DataFrame, name: str, lines: list[str], final: int) -> dict:
+    rows = [{"generation": g, "cells": [_cell(values, (name, line, g)) for line in lines]} for g in range(final + 1)]
+    return {"title": printable(figures.title(name)[0]), "name": printable(name), "rows": rows}

@@ -1,0 +1,83 @@
+"""Summaries of a tidy metrics table: means over seeds by generation, and scores relative to generation 0.
+
+A metrics table has the columns chain, generation, metric, value and one column per factor (ratio, seed, …). Chains that differ only
+in `seed` are replicates of one *line*; every other factor with more than one value tells lines apart.
+"""
+
+import fractions
+import math
+
+import numpy as np
+import pandas as pd
+
+FIXED = ("study", "chain", "generation", "metric", "value")
+LAST = 5
+
+
+def factors(metrics: pd.DataFrame) -> list[str]:
+    """The factor columns that tell lines apart: those that vary, without `seed`; `ratio` alone where none does."""
+    names = [c for c in metrics.columns if c not in FIXED and c != "seed"]
+    varying = [c for c in names if metrics[c].nunique(dropna=False) > 1]
+    return varying or [c for c in names if c == "ratio"]
+
+
+def label(factor: str, value: object) -> str:
+    """`r = 1/8`, `dataset = docs`."""
+    if factor == "ratio":
+        return f"r = {share(float(value))}"
+    return f"{factor} = {value:g}" if isinstance(value, float) else f"{factor} = {value}"
+
+
+def share(value: float) -> str:
+    """0.125 -> `1/8`; what is no short fraction stays a decimal."""
+    if not math.isfinite(value):
+        return str(value)
+    nearest = fractions.Fraction(value).limit_denominator(64)
+    return str(nearest) if abs(float(nearest) - value) < 1e-9 else f"{value:g}"
+
+
+def with_lines(metrics: pd.DataFrame) -> pd.DataFrame:
+    """`metrics` with an ordered categorical column `line`, in the order of the factors' values; values that are not finite become NaN."""
+    names = factors(metrics)
+    table = metrics.assign(value=pd.to_numeric(metrics["value"], errors="coerce").replace([np.inf, -np.inf], np.nan))
+    if not names:
+        return table.assign(line=pd.Categorical(["all chains"] * len(table), ordered=True))
+    settings = table[names].drop_duplicates().sort_values(names, key=lambda c: c if c.dtype.kind in "biuf" else c.astype(str))
+    texts = [", ".join(label(f, v) for f, v in zip(names, row, strict=True)) for row in settings.itertuples(index=False, name=None)]
+    of = dict(zip(settings.itertuples(index=False, name=None), texts, strict=True))
+    rows = [of[row] for row in table[names].itertuples(index=False, name=None)]
+    return table.assign(line=pd.Categorical(rows, categories=list(dict.fromkeys(texts)), ordered=True))
+
+
+def _mean_se(groups) -> pd.DataFrame:
+    table = groups["value"].agg(["mean", "count", "std"]).rename(columns={"count": "n"})
+    table["se"] = np.where(table["n"] > 1, table["std"] / np.sqrt(table["n"].clip(lower=1)), np.nan)
+    return table.drop(columns="std").reset_index()
+
+
+def by_generation(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Columns metric, line, generation, mean, n, se: mean and standard error (sd / sqrt(n), ddof 1; NaN for n = 1) over replicates."""
+    table = with_lines(metrics)
+    return _mean_se(table.groupby(["metric", "line", "generation"], observed=True, sort=True))
+
+
+def relative_by_chain(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
+    """Columns metric, line, chain, value: mean over the last `last` generations / generation 0 of the same chain (recursive_loops, sections 0 and 5).
+
+    With fewer than last + 1 generations, all but generation 0 are averaged. A chain that lacks generation 0, has 0 there, or stopped before
+    the study's last generation has NaN.
+    """
+    table = with_lines(metrics)
+    final = int(table["generation"].max()) if len(table) else 0
+    last = min(last, max(final, 1))
+    keys = ["metric", "line", "chain"]
+    first = table[table["generation"] == 0].set_index(keys)["value"]
+    late = table[(table["generation"] > final - last) & (table["generation"] > 0)].groupby(keys, observed=True)["value"]
+    ends = table[table["generation"] == final].set_index(keys)["value"]
+    mean = late.mean().reindex(first.index).where(ends.reindex(first.index).notna())
+    return (mean / first.where(first != 0)).rename("value").reset_index()
+
+
+def relative(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
+    """Columns metric, line, mean, n, se of `relative_by_chain` over replicates."""
+    return _mean_se(relative_by_chain(metrics, last).groupby(["metric", "line"], observed=True, sort=True))
