@@ -21,6 +21,7 @@ from absl import flags, logging
 
 import jaxloop
 from jaxloop import config, studies
+from jaxloop.runtime.log import redact
 
 HELP = """jaxloop: recursive training of language models
 
@@ -205,7 +206,7 @@ def masked(name: str, value: str) -> str:
     """The value of a variable, hidden where its name says that it is secret; user names and passwords in URLs are always hidden."""
     if SECRET.search(name):
         return "(set, hidden)"
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1(hidden)@", value)
+    return redact(re.sub(r"(\w+://)[^/@\s]+@", r"\1(hidden)@", value))
 
 
 def version(package: str) -> str:

@@ -58,10 +58,15 @@ class Data(Section):
 
     source: Text = Field("docs", description="`docs` (embedded), a .jsonl, .csv, .parquet or .txt file, or a Hugging Face dataset id")
     text_column: Text = Field("text", description="column that holds the text")
+    domain_column: Text | None = Field(None, description="column that holds the domain; none: the source is one domain (`docs`: the library)")
+    domains: tuple[Text, ...] = Field((), description="keep only these domains; empty: all (`docs`: the libraries that the tiny bases never saw)")
+    prompt_column: Text | None = Field(None, description="column that holds the instruction of a text; none: `instruction` is everyone's")
+    instruction: Text = Field("Write a paragraph.", description="the instruction of every prompt")
+    name: Text | None = Field(None, description="configuration of a Hugging Face dataset")
     split: Text = Field("train", description="split of a Hugging Face dataset")
-    domains: tuple[Text, ...] = Field((), description="keep only these values of the domain column (for `docs`: library names); empty: all")
-    instruction: Text = Field("Write a paragraph.", description="the one instruction of every prompt")
-    min_tokens: Whole = Field(20, description="drop texts with this many tokens or fewer")
+    revision: Text | None = Field(None, description="commit of a Hugging Face dataset")
+    limit: Count | None = Field(None, description="stop reading after this many usable texts; none: read all")
+    min_tokens: Whole = Field(20, description="drop texts with this many tokens or fewer, as the first model of the pool counts them")
     max_tokens: Count = Field(200, description="drop texts with this many tokens or more")
 
 
@@ -114,13 +119,15 @@ class Fit(Section):
     steps: Count | None = Field(None, description="optimiser steps per generation; none: `epochs` decides")
     epochs: Positive | None = Field(1.0, description="passes over the training set, where `steps` is none")
     batch_size: Count = Field(16, description="texts per step and chain")
-    learning_rate: Positive = Field(2e-4, description="peak learning rate of AdamW; falls linearly to 0")
+    learning_rate: Positive = Field(2e-4, description="peak learning rate of AdamW")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the learning rate falls to 0 after warm-up")
     warmup_steps: Whole = Field(1, description="steps of linear warm-up")
     weight_decay: NonNegative = Field(0.01, description="AdamW's weight decay")
     clip: Positive | None = Field(1.0, description="largest gradient norm, per chain; none: no clipping")
     max_length: Count = Field(256, description="tokens per training text, prompt included; longer ones are cut")
     loss_on: Literal["response", "all"] = Field("response", description="tokens that the loss counts")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the computation")
+    remat: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
 
 
 class Sample(Section):
