@@ -59,7 +59,10 @@ def init(keys: jax.Array, spec: Spec, lora: Lora) -> dict:
             if part.name not in names:
                 continue
             number = sum(ord(c) << (8 * i) for i, c in enumerate(part.name[:3]))
-            draw = lambda k, n=number, d=inside: jax.random.uniform(jax.random.fold_in(k, n), (spec.layers, d, lora.rank), minval=-(d**-0.5), maxval=d**-0.5)  # noqa: E731
+
+            def draw(key, number=number, shape=(spec.layers, inside, lora.rank), limit=inside**-0.5):
+                return jax.random.uniform(jax.random.fold_in(key, number), shape, minval=-limit, maxval=limit)
+
             tree[part.name] = {"a": jax.vmap(draw)(keys), "b": jnp.zeros((keys.shape[0], spec.layers, lora.rank, part.width))}
     return tree
 
@@ -78,13 +81,11 @@ def fuse(spec: Spec, adapters: dict, lora: Lora, dtype, *, block_diagonal: bool 
         a = jnp.concatenate([adapters[p.name]["a"] for p in present], -1).astype(dtype)
         b = [(adapters[p.name]["b"] * lora.scale).astype(dtype) if p.name in adapters else None for p in parts]
         if block_diagonal:
-            rank = lora.rank
-            rows, row = [], 0
+            rows = []
             start = np.cumsum([0] + [p.width for p in parts])
-            for p, w, left in zip(parts, b, start[:-1]):
+            for p, w, left in zip(parts, b, start[:-1], strict=True):
                 if w is not None:
                     rows.append(jnp.pad(w, ((0, 0), (0, 0), (0, 0), (int(left), int(start[-1] - left - p.width)))))
-                    row += rank
             b = jnp.concatenate(rows, -2)
         else:
             b = tuple(b)
@@ -119,7 +120,8 @@ def save_peft(path, spec: Spec, adapter: dict, lora: Lora, *, base: str = "") ->
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
     config = dict(
         peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-        target_modules=sorted(modules), bias="none", fan_in_fan_out=spec.architecture == "gpt2", inference_mode=True, use_rslora=False, use_dora=False,
+        target_modules=sorted(modules), bias="none", fan_in_fan_out=spec.architecture == "gpt2", inference_mode=True,
+        use_rslora=False, use_dora=False,
     )  # fmt: skip
     (path / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
 
@@ -131,14 +133,17 @@ def load_peft(path, spec: Spec) -> tuple[dict, Lora]:
     path = Path(path)
     if not (path / "adapter_model.safetensors").exists():
         raise ValueError(f"adapter: {path} has no adapter_model.safetensors; pickled adapters are refused, save it with safe_serialization")
-    config = json.loads((path / "adapter_config.json").read_text(encoding="utf8"))
-    plainly = {"peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none", "lora_bias": False, "rank_pattern": {}, "alpha_pattern": {}}
+    try:
+        config = json.loads((path / "adapter_config.json").read_text(encoding="utf8"))
+        tensors = load_file(path / "adapter_model.safetensors")
+    except Exception as error:
+        raise ValueError(f"adapter: the files of {path} cannot be read ({error})") from None
+    plainly = dict(peft_type="LORA", use_dora=False, use_rslora=False, bias="none", lora_bias=False, rank_pattern={}, alpha_pattern={})
     for field, plain in plainly.items():
         if (config.get(field) or plain) != plain:
             raise ValueError(f"adapter: {field} = {config[field]!r} in {path} is not supported; allowed is {plain!r}")
-    tensors = load_file(path / "adapter_model.safetensors")
-    adapter, used = {}, set()
-    for parts in sites(spec).values():
+    adapter, used, rank = {}, set(), config["r"]
+    for site, parts in sites(spec).items():
         for p in parts:
             names = ["base_model.model." + layer_prefix(spec).format(i=i) + p.module for i in range(spec.layers)]
             missing = [n for n in names if not {f"{n}.lora_A.weight", f"{n}.lora_B.weight"} <= set(tensors)]
@@ -146,9 +151,15 @@ def load_peft(path, spec: Spec) -> tuple[dict, Lora]:
                 continue
             if missing:
                 raise ValueError(f"adapter: {missing[0]} has no factors in {path}, other layers have; adapters must be in every layer")
-            pick = lambda end: [tensors[f"{n}.{end}.weight"].astype(np.float32).T for n in names]  # noqa: B023, E731
-            adapter[p.name] = {"a": jnp.asarray(np.stack(pick("lora_A"))), "b": jnp.asarray(np.stack(pick("lora_B")))}
-            used |= {f"{n}.{end}.weight" for n in names for end in ("lora_A", "lora_B")}
+            factors = {}
+            for factor, end, shape in (("a", "lora_A", (rank, site_widths(spec)[site][0])), ("b", "lora_B", (p.width, rank))):
+                keys = [f"{n}.{end}.weight" for n in names]
+                bad = [k for k in keys if tensors[k].shape != shape]
+                if bad:
+                    raise ValueError(f"adapter: tensor {bad[0]} of {path} has shape {tensors[bad[0]].shape}; {shape} is expected of this base model")
+                factors[factor] = jnp.asarray(np.stack([tensors[k].astype(np.float32).T for k in keys]))
+                used.update(keys)
+            adapter[p.name] = factors
     if set(tensors) - used:
         raise ValueError(f"adapter: {sorted(set(tensors) - used)[0]!r} in {path} is not a projection of {spec.architecture}")
     return adapter, Lora(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(adapter), dropout=config.get("lora_dropout", 0.0))

@@ -16,7 +16,9 @@ LLAMA = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_
 OPT = dict(vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
            word_embed_proj_dim=32, do_layer_norm_before=True, dropout=0.0)  # fmt: skip
 GPT2 = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-ROPE3 = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+ROPE = dict(rope_type="default", rope_theta=10000.0)
+ROPE3 = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+             original_max_position_embeddings=16)  # fmt: skip
 
 # One entry for every feature that some published checkpoint switches on.
 CONFIGS = {
@@ -26,10 +28,10 @@ CONFIGS = {
     "opt-350m": lambda: hf.OPTConfig(**OPT | dict(do_layer_norm_before=False, word_embed_proj_dim=16)),
     "opt-plain": lambda: hf.OPTConfig(**OPT | dict(_remove_final_layer_norm=True, enable_bias=False, activation_function="gelu")),
     "llama": lambda: hf.LlamaConfig(**LLAMA | dict(num_key_value_heads=2, tie_word_embeddings=True, rope_parameters=ROPE3, rms_norm_eps=1e-5)),
-    "smollm": lambda: hf.LlamaConfig(**LLAMA | dict(tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0))),
-    "falcon3": lambda: hf.LlamaConfig(**LLAMA | dict(num_key_value_heads=1, head_dim=16, rope_parameters=dict(rope_type="default", rope_theta=1000042.0))),
+    "smollm": lambda: hf.LlamaConfig(**LLAMA | dict(tie_word_embeddings=True, rope_parameters=ROPE)),
+    "falcon3": lambda: hf.LlamaConfig(**LLAMA | dict(num_key_value_heads=1, head_dim=16, rope_parameters=ROPE | dict(rope_theta=1000042.0))),
     "llama-bias": lambda: hf.LlamaConfig(**LLAMA | dict(attention_bias=True, mlp_bias=True, num_key_value_heads=2)),
-    "qwen2": lambda: hf.Qwen2Config(**LLAMA | dict(num_key_value_heads=2, tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+    "qwen2": lambda: hf.Qwen2Config(**LLAMA | dict(num_key_value_heads=2, tie_word_embeddings=True, rope_parameters=ROPE | dict(rope_theta=1e6))),
     "deep": lambda: hf.LlamaConfig(**LLAMA | dict(num_hidden_layers=10, num_key_value_heads=2)),
 }  # fmt: skip
 
