@@ -415,7 +415,10 @@ def gather(items: Plan, *, human, synthetic, external=None, public=None):
     human [K, stream, ...], synthetic [generations, K, synthetic, ...], external [K, stream, ...], public [items, ...].
     """
     taken = human[items.entity, items.index % human.shape[1]]
-    wide = lambda mask: mask.reshape(mask.shape + (1,) * (taken.ndim - 1))
+
+    def wide(mask):
+        return mask.reshape(mask.shape + (1,) * (taken.ndim - 1))
+
     if synthetic.shape[2]:
         taken = jnp.where(wide(items.source == SYNTHETIC), synthetic[items.generation, items.entity, items.index % synthetic.shape[2]], taken)
     if external is not None:
@@ -429,3 +432,15 @@ def on_host(items: Plan) -> Plan:
     """The valid rows of a plan, as NumPy arrays."""
     valid = np.asarray(items.valid)
     return Plan(*(np.asarray(x)[valid] for x in items))
+
+
+def train_size(workflow: Workflow, generation: int) -> int:
+    """Exact number of valid rows of a plan: items that one entity trains on in a generation (Python integers, no draw)."""
+    if workflow.exchange is not None:
+        return workflow.train
+    if generation == 0:
+        return workflow.initial
+    batches = generation if workflow.window is None else min(workflow.window, generation)
+    keeps_real = workflow.real == "always" or (workflow.real == "window" and (workflow.window is None or generation < workflow.window))
+    pool = workflow.batch * batches + keeps_real * workflow.initial * workflow._writers
+    return workflow.preserved + (pool if workflow.train is None else min(workflow.train, pool))

@@ -32,7 +32,7 @@ EVERY = {
 
 def items(plan):
     plan = wf.on_host(plan)
-    return list(zip(*(x.tolist() for x in plan[:4])))
+    return list(zip(*(x.tolist() for x in plan[:4]), strict=True))
 
 
 def pool_by_reading(flow, generation, entity, writers):
@@ -136,7 +136,7 @@ def test_exchange_draws_every_source_by_its_weight(generation):
     for entity in range(2):
         plan = wf.on_host(wf.plan(flow, chain_key(9), generation, entity=entity))
         a, b = (0, first) if generation == 0 else (alpha, beta)
-        cells = Counter(zip(plan.source.tolist(), plan.entity.tolist(), plan.index.tolist()))
+        cells = Counter(zip(plan.source.tolist(), plan.entity.tolist(), plan.index.tolist(), strict=True))
         expected = {(wf.HUMAN, entity, i): (1 - a) * b / flow.exchange.private[entity] for i in range(flow.exchange.private[entity])}
         expected |= {(wf.PUBLIC, 0, i): (1 - a) * (1 - b) / 5 for i in range(5)}
         expected |= {(wf.SYNTHETIC, j, i): a / 2 / 3 for j in range(2) for i in range(3)}
@@ -153,7 +153,9 @@ def test_scan_vmap_and_host_give_the_same_plan(name):
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
 
     def chain(key):
-        step = lambda carry, generation: (carry, wf.plan(flow, key, generation, generations=GENERATIONS))
+        def step(carry, generation):
+            return carry, wf.plan(flow, key, generation, generations=GENERATIONS)
+
         return jax.lax.scan(step, 0, jnp.arange(GENERATIONS))[1]
 
     together = jax.jit(jax.vmap(chain))(keys)
@@ -161,7 +163,7 @@ def test_scan_vmap_and_host_give_the_same_plan(name):
     for c in range(3):
         for generation in range(GENERATIONS):
             alone = wf.plan(flow, keys[c], generation, generations=GENERATIONS)
-            assert items(alone) == items(jax.tree.map(lambda x: x[c, generation], together))
+            assert items(alone) == items(wf.Plan(*(x[c, generation] for x in together)))
 
 
 def test_more_generations_change_no_plan_and_no_human_item():
@@ -199,7 +201,7 @@ def test_gather_returns_the_items_that_the_plan_names(drawn):
     external, public = 20_000 + jnp.arange(k * stream).reshape(k, stream), 30_000 + jnp.arange(40)
     plan = wf.plan(flow, chain_key(2), 4)
     got = wf.gather(plan, human=human, synthetic=synthetic, external=external, public=public)
-    for value, source, generation, index, entity, valid in zip(np.asarray(got), *(np.asarray(x) for x in plan)):
+    for value, source, generation, index, entity, valid in zip(np.asarray(got), *(np.asarray(x) for x in plan), strict=True):
         want = {wf.HUMAN: human[entity, index], wf.SYNTHETIC: synthetic[generation, entity, index % flow.synthetic],
                 wf.EXTERNAL: external[entity, index], wf.PUBLIC: public[index % 40]}[int(source)]
         assert not valid or value == want

@@ -1,0 +1,245 @@
+"""The generation loop, for any family: plan, gather texts, fit, sample, measure, write, seal; the same command goes on where it stopped.
+
+A family is an object (or module) with
+    load(base) -> model
+    FitTask(key, texts, prompts, sample_weights, start), fit(model, tasks, settings) -> results with weights, steps, tokens, loss, finite
+    SampleTask(key, weights, prompts, rows), sample(model, tasks, settings) -> results with texts, tokens, finished
+All members of a generation that share a base model go into one call, in an order that depends on the study alone, so that a run that was
+killed and resumed repeats the same arithmetic.
+"""
+
+import dataclasses
+import shlex
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxloop.recursion import ledger
+from jaxloop.recursion.chains import ChainSpec, Member
+from jaxloop.recursion.generation import History, Run, about_run, run_generation, sample_rows, stem
+from jaxloop.recursion.progress import progress as progress_bar
+from jaxloop.recursion.sources import Dataset, check_data
+from jaxloop.recursion.workflow import train_size
+from jaxloop.runtime import checkpoint, tables
+from jaxloop.runtime.files import require_space, write_atomic
+from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.signals import Stop, Stopped, stop_safely
+from jaxloop.runtime.workdir import MARKER, delete
+
+RESERVED = ("study", "chain", "entity", "generation", "metric", "value")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all chains of a study share.
+
+    generations  G, generation 0 included
+    fit, sample  the family's own settings (frozen dataclasses)
+    evaluate     texts that each model writes at least, for `measure`
+    keep         newest generations whose weights stay on disk (at least 1; None: all); those of a chain that failed stay too
+    models_in_memory   base models held at once
+    """
+
+    generations: int
+    fit: Any
+    sample: Any
+    evaluate: int = 250
+    keep: int | None = 2
+    study: str = "chain"
+    models_in_memory: int = 4
+
+    def __post_init__(self):
+        for field, low in (("generations", 1), ("evaluate", 0), ("models_in_memory", 1), ("keep", 1)):
+            value = getattr(self, field)
+            if field == "keep" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{field}={value!r}: must be an integer of at least {low}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: generations that are on disk, chains that stopped {id: {generation, reason}}, the generation it was resumed after."""
+
+    generations: int
+    failed: Mapping[str, Mapping]
+    resumed_after: int | None
+
+
+def check(chains: Sequence[ChainSpec], data: Mapping[str, Dataset], settings: Settings) -> None:
+    """Raises ValueError, one sentence naming the field, where a study cannot run: no chain, two with one id, data missing or too few."""
+    if not chains:
+        raise ValueError("chains: there are none; every factor needs at least one value")
+    seen: set[str] = set()
+    for chain in chains:
+        if chain.id in seen:
+            raise ValueError(f"chain id {chain.id!r}: stands for two chains; give a factor that tells them apart")
+        seen.add(chain.id)
+        for name, _ in chain.factors:
+            if name in RESERVED:
+                raise ValueError(f"factors.{name}: is a column of metrics.csv already; choose another name than {', '.join(RESERVED)}")
+        for field, changes in (("fit", chain.fit), ("sample", chain.sample)):
+            known = {f.name for f in dataclasses.fields(getattr(settings, field))} if changes else set()
+            for name, _ in changes:
+                if name not in known:
+                    raise ValueError(f"{field}.{name}: not a field of the {field} settings; these are {', '.join(sorted(known))}")
+    check_data(chains, data, settings.generations)
+
+
+def run(
+    family,
+    chains: Sequence[ChainSpec],
+    data: Mapping[str, Dataset],
+    settings: Settings,
+    workdir: str | Path,
+    *,
+    measure: Callable | None = None,
+    progress: bool = True,
+    stop: Stop | None = None,
+    command: str | None = None,
+) -> Result:
+    """Runs a study to its last generation, or goes on with one; leaves ledger.parquet, metrics.csv, texts/ and checkpoints/ in `workdir`.
+
+    workdir: a run directory (`open_workdir`), held by the caller. measure(model, generation, outcomes: list[Outcome]) returns
+    {(chain id, entity): {metric: value}}. progress: show a bar (a line per step off a terminal). stop: the caller's `stop_safely()`; made
+    here if not given. command: what resumes the run, for the message after a signal (default: the command of this process).
+    Raises ValueError before any work where the study cannot run or is not the one in `workdir`, Stopped (exit code 143 or 130) after a
+    signal, DiskFull where it does not fit, Damaged where nothing that was finished can be used.
+    """
+    root = Path(workdir)
+    if not (root / MARKER).is_file():
+        raise ValueError(f"workdir={root}: is not an open run directory")
+    check(chains, data, settings)
+    found = checkpoint.find(root)
+    last, manifests = found.last, found.manifests
+    prints = {name: d.fingerprint or ledger.fingerprint(d.texts, d.prompts) for name, d in data.items()}
+    history = _history(root, manifests)
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(stop_safely())
+        first = 0 if last is None else last + 1
+        totals = _work(chains, settings, first, history, measure)
+        report = stack.enter_context(progress_bar(totals, settings.generations, show=progress))
+        this = Run(
+            family, tuple(chains), data, settings, root, prints, checkpoint.environment(), _models(family, settings), measure, report, stop
+        )
+        if manifests:
+            _refuse_another(root, manifests[-1]["about"], about_run(this, history))
+        checkpoint.settle(root, found)
+        if manifests:
+            checkpoint.warn_of_changes(manifests[-1]["about"]["environment"], this.environment)
+            LOGGER.info("going on after generation %d", last)
+        _tables(root, first)
+        try:
+            for generation in range(first, settings.generations):
+                if len(history.failed) == len(chains):
+                    LOGGER.error("every chain has stopped; generations %d to %d are not run", generation, settings.generations - 1)
+                    break
+                if generation:
+                    require_space(root, _size(root, generation - 1), f"generation {generation}")
+                run_generation(this, generation, history)
+                _tables(root, generation + 1)
+                _prune(this, generation, history)
+                stop.check()
+        except Stopped as signal:
+            LOGGER.warning("stopped by %s; what was finished is on disk, to go on: %s", signal.name, command or shlex.join(sys.orig_argv))
+            raise
+    done = len(list((root / checkpoint.DIRECTORY).glob("generation=*")))
+    return Result(done, dict(history.failed), last)
+
+
+def disk_needed(chains: Sequence[ChainSpec], settings: Settings, weights_bytes: int, *, text_bytes: int = 300) -> int:
+    """Bytes that a run leaves at most, for the check before it starts: the weights that are kept (one generation more while it is being
+    made) and the texts. weights_bytes: of one model; text_bytes: of one text, its prompt and numbers."""
+    members = sum(chain.workflow.entities for chain in chains)
+    held = settings.generations if settings.keep is None else min(settings.keep + 1, settings.generations)
+    texts = sum(sample_rows(chain, settings) * chain.workflow.entities for chain in chains)
+    return members * weights_bytes * held + (settings.generations + 1) * texts * text_bytes
+
+
+def _models(family, settings):
+    """base -> model, the last few of them held."""
+    held: OrderedDict[str, Any] = OrderedDict()
+
+    def model(base):
+        if base not in held:
+            while len(held) >= settings.models_in_memory:
+                held.popitem(last=False)
+            held[base] = family.load(base)
+        held.move_to_end(base)
+        return held[base]
+
+    return model
+
+
+def _work(chains, settings, first, history, measure):
+    """Units of each kind of step from generation `first` on: rows to train on, rows to write, models to measure."""
+    living = [c for c in chains if c.id not in history.failed]
+    span = range(first, settings.generations)
+    return {
+        "fit": sum(train_size(c.workflow, g) * c.workflow.entities for c in living for g in span),
+        "sample": sum(sample_rows(c, settings) * c.workflow.entities for c in living) * len(span),
+        "measure": sum(c.workflow.entities for c in living) * len(span) * (measure is not None),
+    }
+
+
+def _history(root, manifests):
+    history = History(failed=dict(manifests[-1]["about"]["failed"]) if manifests else {})
+    for generation in range(len(manifests)):
+        table = tables.read_parquet(root / checkpoint.finished(generation) / "ledger.parquet", ["chain", "entity", "lineage_share"])
+        for chain, entity, share in zip(*table.values(), strict=True):
+            history.lineage.setdefault(chain, {})[generation, int(entity)] = float(share)
+    return history
+
+
+def _refuse_another(root, before, now):
+    """Another study must not be continued in this directory, whatever config.json says."""
+    changed = []
+    for field in ("chains", "data"):
+        for name in sorted({*before[field], *now[field]}):
+            if before[field].get(name) != now[field].get(name):
+                old, new = (side[field].get(name, "absent") for side in (before, now))
+                changed.append(f"{field}.{name} {old[:200]} -> {new[:200]}")
+    changed += [f"{field} {before[field]} -> {now[field]}" for field in ("fit", "sample", "evaluate") if before[field] != now[field]]
+    if changed:
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ValueError(f"workdir={root}: holds another study ({'; '.join(changed[:3])}{more}); use another workdir, or what it was made with")
+
+
+def _tables(root, count):
+    """ledger.parquet, metrics.csv and losses.parquet of generations 0..count-1, made anew from the sealed parts of each."""
+    if not count:
+        return
+    places = [root / checkpoint.finished(generation) for generation in range(count)]
+    read = lambda name: tables.concatenate([tables.read_parquet(place / name) for place in places])  # noqa: E731
+    tables.write_parquet(root / "ledger.parquet", read("ledger.parquet"))
+    tables.write_parquet(root / "losses.parquet", read("losses.parquet"))
+    write_atomic(root / "metrics.csv", tables.to_csv(read("metrics.parquet")))
+
+
+def _size(root, generation):
+    content = checkpoint.read_manifest(root, f"{checkpoint.finished(generation)}/{checkpoint.MANIFEST}")
+    return sum(entry["bytes"] for entry in content["files"].values())
+
+
+def _prune(this, generation, history):
+    """Weights of older generations go, except the last good ones of chains that have stopped."""
+    if this.settings.keep is None:
+        return
+    for old in range(generation - this.settings.keep + 1):
+        place = f"{checkpoint.finished(old)}/adapters/"
+        if not (this.root / place).is_dir():
+            continue
+        held = {
+            f"{checkpoint.finished(old)}/{stem(Member(chain, entity))}."
+            for chain in this.chains
+            if history.failed.get(chain.id, {}).get("generation") == old + 1
+            for entity in range(chain.workflow.entities)
+        }
+        names = checkpoint.read_manifest(this.root, f"{checkpoint.finished(old)}/{checkpoint.MANIFEST}")["files"]
+        checkpoint.forget(this.root, old, [n for n in names if n.startswith(place) and not any(n.startswith(h) for h in held)])
+        if not held:
+            delete(this.root, place)

@@ -1,0 +1,104 @@
+"""The ledger: which data, from where, trained which checkpoint, for how many steps.
+
+One row per generation, chain, entity and origin of items (source, generation and entity that they come from). The columns:
+
+    study, chain, generation, entity     the model that was trained
+    source, from_generation, from_entity, count    how many items of its training set came from there
+    dataset, data_sha256                 the data set of a source that is not synthetic, and its fingerprint
+    real_share_new                       share of human items among the new ones of this generation (h / N, exact)
+    real_share_train                     share of human items in the training set that was drawn
+    lineage_share                        share of the training set's ancestry that is human data from after generation 0: a human item
+                                         counts 1 (0 if from generation 0), a synthetic item counts what its writer's training set has
+    base, start, fit, decoder            base model, what the weights started from, settings of training and of sampling (JSON)
+    steps, tokens_trained, loss, items_sampled, tokens_sampled      what was done (loss: the last step's)
+    checkpoint, checkpoint_sha256        the weights, relative to the run directory ("" where training failed), and their checksum; the
+                                         file itself stays for as many generations as the study keeps
+    status                               "ok" or why the chain stopped
+    environment                          versions and hardware (JSON)
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxloop.recursion.chains import ChainSpec
+from jaxloop.recursion.workflow import HUMAN, PUBLIC, SOURCES, SYNTHETIC, Plan, Workflow
+
+
+def real_share_new(workflow: Workflow, generation: int, plan: Plan) -> float:
+    """Share of human (private or public) items among the items that are new in a generation; for an exchange, the share drawn."""
+    if generation == 0:
+        return 1.0
+    if workflow.exchange is not None:
+        return real_share_train(plan)
+    return workflow.human / (workflow.synthetic + workflow.human + workflow.external)
+
+
+def real_share_train(plan: Plan) -> float:
+    """Share of human (private or public) items in a training set."""
+    return float(np.isin(plan.source, (HUMAN, PUBLIC)).mean()) if len(plan.source) else 0.0
+
+
+def lineage_share(plan: Plan, written: Mapping[tuple[int, int], float]) -> float:
+    """Share of a training set's ancestry that is human data from after generation 0; `written`[generation, entity] is that of each writer."""
+    if not len(plan.source):
+        return 0.0
+    real = np.isin(plan.source, (HUMAN, PUBLIC)) & (plan.generation > 0)
+    total = float(real.sum())
+    cells, counts = np.unique(np.stack([plan.generation, plan.entity])[:, plan.source == SYNTHETIC], axis=1, return_counts=True)
+    for (generation, entity), count in zip(cells.T.tolist(), counts.tolist(), strict=True):
+        total += count * written[generation, entity]
+    return total / len(plan.source)
+
+
+def origins(plan: Plan) -> list[dict]:
+    """[{source, from_generation, from_entity, count}] of a training set, in the order of source, generation and entity."""
+    cells, counts = np.unique(np.stack([plan.source, plan.generation, plan.entity]), axis=1, return_counts=True)
+    return [
+        {"source": SOURCES[source], "from_generation": generation, "from_entity": entity, "count": count}
+        for (source, generation, entity), count in zip(cells.T.tolist(), counts.tolist(), strict=True)
+    ]
+
+
+def rows(
+    chain: ChainSpec, generation: int, entity: int, plan: Plan, shares: Mapping[str, float], prints: Mapping[str, str], about: Mapping
+) -> list[dict]:
+    """Ledger rows of one model: one per origin of its items (one with source "" where it trained on nothing).
+
+    shares: the three real shares; prints: fingerprints of the data sets by name; about: the columns that all rows of the model share.
+    """
+    model = {"chain": chain.id, "generation": generation, "entity": entity}
+    common = {**shares, "start": chain.workflow.start, **about}
+    out = []
+    for origin in origins(plan) or [{"source": "", "from_generation": -1, "from_entity": -1, "count": 0}]:
+        named = {"human": chain.dataset_of(origin["from_entity"]), "public": chain.public, "external": chain.external}
+        name = named.get(origin["source"], "")
+        out.append(model | origin | {"dataset": name, "data_sha256": prints.get(name, "")} | common)
+    return out
+
+
+def describe(settings) -> str:
+    """Settings (a dataclass, a mapping or anything with a repr) as JSON with sorted keys."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        settings = dataclasses.asdict(settings)
+    return json.dumps(settings, sort_keys=True, default=repr) if isinstance(settings, Mapping) else repr(settings)
+
+
+def fingerprint(texts: Sequence[str], prompts: str | Sequence[str] = "") -> str:
+    """SHA-256 of a data set's texts (and prompts), in order."""
+    digest = hashlib.sha256()
+    for group in (texts, [prompts] if isinstance(prompts, str) else prompts):
+        digest.update(f"{len(group)}\n".encode())
+        for text in group:
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(f"{len(data)}\n".encode() + data)
+    return digest.hexdigest()
+
+
+def columns(ledger_rows: Sequence[Mapping]) -> dict[str, list]:
+    """Rows as columns, for the table writer."""
+    names = list(dict.fromkeys(name for row in ledger_rows for name in row))
+    return {name: [row.get(name) for row in ledger_rows] for name in names}

@@ -1,0 +1,107 @@
+"""Which devices a run uses: those that were asked for, or a clear refusal, never a silent fall to the CPU."""
+
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+
+from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.signals import EXIT_REFUSED
+
+PLATFORMS = ("auto", "cpu", "gpu", "tpu")
+_INSTALL = {"gpu": "install jaxloop[cuda] and check nvidia-smi", "tpu": "install jaxloop[tpu] on a TPU machine", "cpu": "unset JAX_PLATFORMS"}
+
+
+def select_devices(platform: str = "auto", count: int | None = None) -> list[jax.Device]:
+    """Devices of a platform, all of them or the first `count`, of all processes.
+
+    "auto" is what JAX prefers; it warns where an accelerator is in the machine but JAX cannot use it.
+    Raises ValueError where the platform is unknown or absent, or has fewer devices.
+    """
+    if platform not in PLATFORMS:
+        raise ValueError(f"platform={platform!r}: must be one of {', '.join(PLATFORMS)}")
+    if platform == "auto":
+        devices = jax.devices()
+        if devices[0].platform == "cpu" and Path("/proc/driver/nvidia/version").exists():
+            LOGGER.warning("this machine has an NVIDIA driver but JAX found no GPU and uses the CPU; %s", _INSTALL["gpu"])
+    else:
+        try:
+            devices = jax.devices(platform)
+        except RuntimeError as error:
+            raise ValueError(f"platform={platform}: this machine has none that JAX can use; {_INSTALL[platform]}") from error
+        if devices[0].platform != jax.devices()[0].platform:
+            jax.config.update("jax_default_device", jax.local_devices(backend=platform)[0])
+    if count is not None:
+        if count < 1 or count > len(devices):
+            raise ValueError(f"devices={count}: this run can use 1 to {len(devices)} {devices[0].platform} devices")
+        devices = devices[:count]
+    return devices
+
+
+def initialise_distributed(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, timeout: float = 300, force: bool = False
+) -> bool:
+    """Joins the processes of a pod or cluster (jax.distributed) and says whether there is more than one.
+
+    coordinator ("host:port"), processes and process default to JAXLOOP_COORDINATOR, JAXLOOP_PROCESSES and JAXLOOP_PROCESS; where none is
+    given nothing is done, unless `force` asks JAX to find them in the environment of a TPU pod, SLURM or MPI. Call it before any other
+    use of JAX. Raises ValueError, naming the address, where the settings are incomplete or the coordinator does not answer within
+    `timeout` seconds; where other processes never arrive, the process says so and ends with exit code 2.
+    """
+    coordinator = coordinator or os.environ.get("JAXLOOP_COORDINATOR")
+    processes = _integer("processes", processes, "JAXLOOP_PROCESSES")
+    process = _integer("process", process, "JAXLOOP_PROCESS")
+    given = [value is not None for value in (coordinator, processes, process)]
+    if not any(given) and not force:
+        return False
+    if any(given) and not all(given):
+        raise ValueError("coordinator, processes and process: give all three or none")
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"coordinator={coordinator!r}: must be host:port")
+        if not 0 <= process < processes:
+            raise ValueError(f"process={process}: must lie in [0, {processes})")
+        if process > 0:
+            _wait_for(host, int(port), timeout)
+    where = coordinator or "the address in this cluster's environment"
+    # JAX ends the process with a stack trace when its own limit is reached, so ours comes first and is one sentence.
+    late = threading.Timer(timeout, _leave, [f"coordinator={where}: not all processes arrived within {timeout:g} s"])
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(coordinator, processes, process, initialization_timeout=int(timeout) + 60)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"coordinator={where}: could not be joined ({str(error).splitlines()[0]})") from error
+    finally:
+        late.cancel()
+    return jax.process_count() > 1
+
+
+def _integer(field, value, variable):
+    value = os.environ.get(variable) if value is None else value
+    try:
+        return None if value is None else int(value)
+    except ValueError:
+        raise ValueError(f"{field}={value!r}: must be an integer") from None
+
+
+def _wait_for(host, port, timeout):
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=max(0.1, min(5.0, end - time.monotonic()))):
+                return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise ValueError(f"coordinator={host}:{port}: does not answer within {timeout:g} s ({error})") from error
+        time.sleep(0.2)
+
+
+def _leave(message):
+    print(message, file=sys.stderr, flush=True)
+    os._exit(EXIT_REFUSED)

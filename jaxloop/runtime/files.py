@@ -1,0 +1,111 @@
+"""Files that are either whole or absent: atomic writes, checksums, paths that stay inside, a full disk said in one sentence."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+TEMPORARY = ".tmp-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXT = re.compile(r"no space left|quota exceeded|file too large", re.IGNORECASE)
+
+
+class DiskFull(OSError):
+    """The disk (or quota) is full; the message says what is needed and what is free. Whatever was committed before is intact."""
+
+
+def human_size(count: float) -> str:
+    """`1234567` as "1.2 MB" (powers of ten)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself, or the nearest directory above it that exists."""
+    path = Path(path).absolute()
+    return path if path.exists() or path.parent == path else existing_parent(path.parent)
+
+
+def require_space(path: Path, needed: int, what: str) -> None:
+    """Raises DiskFull where fewer than `needed` bytes are free at `path` (which need not exist yet)."""
+    free = shutil.disk_usage(existing_parent(path)).free
+    if free < needed:
+        raise DiskFull(errno.ENOSPC, f"disk full: {what} needs {human_size(needed)}, {human_size(free)} are free in {path}")
+
+
+@contextlib.contextmanager
+def full_disk_named(path: Path, needed: int, what: str):
+    """Turns a failed write for lack of space, whichever library met it, into DiskFull naming what is needed and what is free."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) not in _FULL and not _FULL_TEXT.search(str(error)):
+            raise
+        free = shutil.disk_usage(existing_parent(path)).free
+        limit = " (or the limit on file size or quota is reached)" if free >= needed else ""
+        message = f"disk full: {what} needs {human_size(needed)}, {human_size(free)} are free in {Path(path).parent}{limit}"
+        raise DiskFull(errno.ENOSPC, message) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames inside a directory survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader, or a run killed at any moment, sees the old bytes or the new ones, never a part.
+
+    Raises DiskFull where it does not fit; the old file is then still there."""
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    with full_disk_named(path, len(data), path.name):
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync_directory(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def inside(root: Path, *parts: str) -> Path:
+    """`root/parts`, refused (ValueError) where it would leave `root` or pass through a symbolic link."""
+    relative = Path(*parts)
+    if relative.is_absolute() or ".." in relative.parts or not relative.parts:
+        raise ValueError(f"path {str(relative)!r}: must be relative and stay inside {root}")
+    here = Path(root)
+    for part in relative.parts:
+        here = here / part
+        if here.is_symlink():
+            raise ValueError(f"path {str(here)!r}: is a symbolic link, which is not followed inside {root}")
+    return here
+
+
+def remove(root: Path, *parts: str) -> None:
+    """Deletes one file or directory inside `root` (see `inside`); nothing where it is absent. Links inside it are unlinked, not followed."""
+    target = inside(root, *parts)
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)

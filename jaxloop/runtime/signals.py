@@ -1,0 +1,63 @@
+"""SIGTERM and Ctrl-C: finish the step that is running, keep what it made, leave with a documented code. A second signal leaves at once."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+
+EXIT_REFUSED = 2
+EXIT_FAILED = 1
+EXIT_DISK_FULL = 28
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+class Stopped(SystemExit):
+    """Raised at the first safe point after SIGTERM (exit code 143) or Ctrl-C (130)."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
+
+
+class Stop:
+    """Whether a signal has arrived; `check()` raises Stopped if so. Call it wherever everything done so far is on disk."""
+
+    def __init__(self):
+        self.number = None
+        self.doing = None
+
+    def check(self) -> None:
+        if self.number is not None:
+            raise Stopped(self.number)
+
+
+@contextlib.contextmanager
+def stop_safely():
+    """Context with a `Stop`. Outside the main thread signals cannot be caught and stay as they were."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number, frame):
+        name = signal.Signals(number).name
+        if stop.number is not None:
+            _say(f"{name} again: leaving at once; what was finished is on disk")
+            os._exit(128 + number)
+        stop.number = number
+        _say(f"{name}: stopping after {stop.doing or 'the step that is running'}; a second signal leaves at once")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text):
+    # print() may not be entered again from a handler that interrupted it; a plain write may.
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"\n{text}\n".encode())
