@@ -1,0 +1,235 @@
+"""Diversity of embeddings: spread, neighbour distances, entropy. Blockwise, so that no n x n matrix is ever held.
+
+Every function takes points [n, d] and returns a float, or [c, n, d] and returns [c] float64; chains do not influence each other.
+N rows of all points, B rows of one block, D dimensions, K neighbours.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.spatial import KDTree
+from scipy.special import digamma, gammaln
+
+_BLOCK_ELEMENTS = 1 << 25  # distances held at a time
+_SELECT_IN_GRAPH = 128  # above this many neighbours XLA's top_k on a CPU loses to a partition in NumPy
+_TREE_DIMENSIONS = 8
+CONSTANTS = ("package", "textbook")
+
+
+def check_points(points, name: str = "points") -> tuple[np.ndarray, bool]:
+    """Points as finite floating point [c, n, d], and whether they came without the chain axis. ValueError otherwise."""
+    array = np.asarray(points)
+    if array.ndim not in (2, 3):
+        raise ValueError(f"{name} has shape {list(array.shape)}, [n, d] or [chains, n, d] is needed.")
+    if array.dtype.kind not in "fiu":
+        array = array.astype(np.float32)
+    if array.dtype.kind != "f":
+        array = array.astype(np.float64)
+    if array.dtype.itemsize < 4:
+        array = array.astype(np.float32)
+    single = array.ndim == 2
+    array = array[None] if single else array
+    bad = ~np.isfinite(array).all((1, 2))
+    if bad.any():
+        where = "" if single else f" of chain {int(bad.argmax())}"
+        raise ValueError(f"{name}{where} hold NaN or infinity, finite numbers are needed.")
+    return array, single
+
+
+def _check_k(k: int, n: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k < n:
+        raise ValueError(f"k is {k!r}, a whole number from 1 to n - 1 = {n - 1} is needed.")
+    return int(k)
+
+
+def _fold(values, single: bool):
+    return float(values[0]) if single else np.asarray(values, np.float64)
+
+
+def cosine_diversity(points):
+    """Mean cosine distance 1 - cos(x_i, x_j) over all pairs i < j, in [0, n / (n - 1)] (arXiv 2504.03814).
+
+    Not by pairs: sum_{i != j} cos = |sum_i u_i|^2 - sum_i |u_i|^2 with u = x / |x|, so the time is linear in n. A zero vector has cosine 0
+    to everything, as in scikit-learn. Fewer than two points: 0. All identical: 0. ValueError for NaN or infinity.
+    """
+    array, single = check_points(points)
+    n = array.shape[1]
+    if n < 2:
+        return _fold(np.zeros(len(array)), single)
+    values = []
+    for chain in array:  # float64 sums, from the float32 numbers as they are
+        total, squares = np.zeros(chain.shape[1]), 0.0
+        for begin in range(0, n, 8192):
+            block = chain[begin : begin + 8192].astype(np.float64)
+            norm = np.sqrt(np.einsum("nd,nd->n", block, block))
+            total += np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0) @ block
+            squares += (norm > 0).sum()
+        values.append(1 - (total @ total - squares) / (n * (n - 1)))
+    return _fold(np.maximum(values, 0.0), single)
+
+
+def knn_cosine_diversity(points, k: int = 5):
+    """Mean over points of the mean cosine distance to the k nearest others, in [0, 2] (arXiv 2504.03814).
+
+    The nearest others are those of largest cosine; a point itself is never among them, its duplicates are. A zero vector has cosine 0 to
+    everything. ValueError for k >= n, NaN or infinity.
+    """
+    array, single = check_points(points)
+    k = _check_k(k, array.shape[1])
+    if k <= _SELECT_IN_GRAPH or jax.default_backend() != "cpu":
+        means = np.stack([np.asarray(_mean_similarity(jnp.asarray(chain, jnp.float32), k, _rows(chain))) for chain in array])
+    else:
+        means = np.stack([_mean_similarity_on_host(chain.astype(np.float32), k) for chain in array])
+    return _fold(1 - means.mean(1, dtype=np.float64), single)
+
+
+def _rows(points_ND: np.ndarray) -> int:
+    """Rows of a block: as many as keep the block's distances within `_BLOCK_ELEMENTS`."""
+    n = len(points_ND)
+    return int(min(n, 1024, max(1, _BLOCK_ELEMENTS // n)))
+
+
+def _unit(x_ND):
+    norm_N = jnp.sqrt((x_ND * x_ND).sum(-1))
+    return x_ND * jnp.where(norm_N > 0, 1 / jnp.where(norm_N > 0, norm_N, 1), 0)[:, None]
+
+
+def _over_blocks(fn, n: int, rows: int):
+    """fn(row indices [rows]) -> [rows], for all n rows, a block at a time; the last block overlaps the one before."""
+    begins = jnp.minimum(jnp.arange(-(-n // rows)) * rows, n - rows)
+    index = begins[:, None] + jnp.arange(rows)[None]
+    values = jax.lax.map(fn, index)
+    return jnp.zeros(n, values.dtype).at[index.reshape(-1)].set(values.reshape(-1))
+
+
+@partial(jax.jit, static_argnames=("k", "rows"))
+def _mean_similarity(x_ND, k, rows):
+    """Mean of the k largest cosines of each point to the others: [N]."""
+    u_ND = _unit(x_ND)
+
+    def block(index_B):
+        similarity_BN = jnp.matmul(u_ND[index_B], u_ND.T, precision="highest")
+        similarity_BN = similarity_BN.at[jnp.arange(rows), index_B].set(-jnp.inf)
+        return jax.lax.top_k(similarity_BN, k)[0].mean(-1)
+
+    return _over_blocks(block, x_ND.shape[0], rows)
+
+
+def _mean_similarity_on_host(x_ND, k):
+    norm = np.sqrt((x_ND * x_ND).sum(-1, keepdims=True))
+    u_ND = np.divide(x_ND, norm, out=np.zeros_like(x_ND), where=norm > 0)
+    means, rows = [], _rows(x_ND)
+    for begin in range(0, len(u_ND), rows):
+        similarity = u_ND[begin : begin + rows] @ u_ND.T
+        similarity[np.arange(len(similarity)), np.arange(begin, begin + len(similarity))] = -np.inf
+        means.append(np.partition(similarity, similarity.shape[1] - k, 1)[:, -k:].mean(1))
+    return np.concatenate(means)
+
+
+def kth_neighbour_distances(points, k: int) -> np.ndarray:
+    """Euclidean distance of each point to its k-th nearest other, [n] or [c, n] float64. ValueError for k >= n, NaN or infinity.
+
+    At most eight dimensions on a CPU: a k-d tree. Else blocks of the distance matrix: of coordinate differences in few dimensions, of
+    |x|^2 + |y|^2 - 2 x.y in many, both in float64, because that difference cancels between near neighbours.
+    """
+    array, single = check_points(points)
+    n, d = array.shape[1:]
+    k = _check_k(k, n)
+    if d <= _TREE_DIMENSIONS and jax.default_backend() == "cpu":
+        distances = np.stack([KDTree(chain).query(chain, [k + 1], workers=-1)[0][:, 0] for chain in array])
+    elif k <= _SELECT_IN_GRAPH or jax.default_backend() != "cpu":
+        with jax.enable_x64(True):
+            distances = np.stack(
+                [np.asarray(_kth_distance(jnp.asarray(chain, jnp.float64), k, _rows(chain), d > _TREE_DIMENSIONS)) for chain in array]
+            )
+    else:
+        distances = np.stack([_kth_distance_on_host(chain.astype(np.float64), k) for chain in array])
+    return distances[0] if single else distances
+
+
+@partial(jax.jit, static_argnames=("k", "rows", "by_product"))
+def _kth_distance(x_ND, k, rows, by_product):
+    # Distances do not change with the origin, the cancellation in |x|^2 + |y|^2 - 2 x.y does: least around the mean.
+    x_ND = x_ND - x_ND.mean(0)[None]
+    squares_N = (x_ND * x_ND).sum(-1)
+
+    def block(index_B):
+        if by_product:
+            product_BN = jnp.matmul(x_ND[index_B], x_ND.T, precision="highest")
+            squared_BN = squares_N[index_B][:, None] + squares_N[None] - 2 * product_BN
+        else:
+            squared_BN = sum((x_ND[index_B, i][:, None] - x_ND[:, i][None]) ** 2 for i in range(x_ND.shape[1]))
+        squared_BN = squared_BN.at[jnp.arange(rows), index_B].set(jnp.inf)
+        nearest_BK = jax.lax.top_k(-squared_BN.astype(jnp.float32), k)[0]
+        return jnp.sqrt(jnp.maximum(-nearest_BK[:, -1], 0))
+
+    return _over_blocks(block, x_ND.shape[0], rows)
+
+
+def _kth_distance_on_host(x_ND, k):
+    x_ND = x_ND - x_ND.mean(0)
+    squares, rows, kth = np.einsum("nd,nd->n", x_ND, x_ND), _rows(x_ND), []
+    for begin in range(0, len(x_ND), rows):
+        block = x_ND[begin : begin + rows]
+        squared = (squares[begin : begin + rows, None] + squares[None] - 2 * (block @ x_ND.T)).astype(np.float32)
+        squared[np.arange(len(block)), np.arange(begin, begin + len(block))] = np.inf
+        kth.append(np.sqrt(np.maximum(np.partition(squared, k - 1, 1)[:, k - 1], 0)))
+    return np.concatenate(kth).astype(np.float64)
+
+
+def kl_entropy(points, k: int = 50, constant: str = "package"):
+    """Kozachenko-Leonenko estimate of the differential entropy, in nats, any real number (arXiv 2504.03814).
+
+    constant="textbook": psi(n) - psi(k) + ln V_d + (d / n) sum_i ln r_i, with r_i the Euclidean distance to the k-th nearest other point
+    and V_d the volume of the unit ball. constant="package": the value of the package `entropy_estimators` that the paper used, with
+    ln(2 r_i), which is d ln 2 more. At least k + 1 copies of one point: -inf, as for a point mass. ValueError for k >= n or NaN.
+    """
+    if constant not in CONSTANTS:
+        raise ValueError(f"constant is {constant!r}, one of {', '.join(CONSTANTS)} is needed.")
+    array, single = check_points(points)
+    n, d = array.shape[1:]
+    distance = kth_neighbour_distances(array, k)
+    with np.errstate(divide="ignore"):
+        spread = d * np.log(distance).mean(1)
+    ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
+    return _fold(digamma(n) - digamma(k) + ball + spread + (d * np.log(2) if constant == "package" else 0.0), single)
+
+
+def _covariances(array: np.ndarray) -> np.ndarray:
+    """Maximum-likelihood covariance of each chain: [c, d, d] float64."""
+    centred = array.astype(np.float64)
+    centred = centred - centred.mean(1, keepdims=True)
+    return np.einsum("cni,cnj->cij", centred, centred) / array.shape[1]
+
+
+def gaussian_aic(points, regularisation: float = 1e-6):
+    """Akaike's criterion of one Gaussian with full covariance fitted to the points, any real number (arXiv 2504.03814).
+
+    n (d ln 2 pi + ln det S + tr(S^-1 S_0)) + 2 p with S_0 the maximum-likelihood covariance, S = S_0 + regularisation * 1 and
+    p = d + d (d + 1) / 2: scikit-learn's `GaussianMixture(1, reg_covar=1e-6).aic`. The paper calls it Gaussianity, but it is 2 n times the
+    entropy of the moment-matched Gaussian, so a measure of spread and not of shape: see `negentropy`. No points: nan.
+    """
+    array, single = check_points(points)
+    n, d = array.shape[1:]
+    if n == 0:
+        return _fold(np.full(len(array), np.nan), single)
+    plain = _covariances(array)
+    covariance = plain + regularisation * np.eye(d)
+    _, logdet = np.linalg.slogdet(covariance)
+    trace = np.trace(np.linalg.solve(covariance, plain), axis1=1, axis2=2)
+    return _fold(n * (d * np.log(2 * np.pi) + logdet + trace) + 2 * (d + d * (d + 1) // 2), single)
+
+
+def negentropy(points, k: int = 50):
+    """Entropy of the Gaussian with the points' mean and covariance, minus the points' own entropy, in nats; 0 for a Gaussian, else > 0.
+
+    1/2 ln det(2 pi e S) - `kl_entropy(points, k, "textbook")`: what a measure of Gaussianity should be. Invariant to affine maps in the
+    limit; the estimate can fall below 0 by sampling error. All points identical or on a hyperplane: nan. ValueError for k >= n or NaN.
+    """
+    array, single = check_points(points)
+    entropy = np.atleast_1d(kl_entropy(array, k, "textbook"))
+    sign, logdet = np.linalg.slogdet(2 * np.pi * np.e * _covariances(array))
+    with np.errstate(invalid="ignore"):
+        return _fold(np.where(sign > 0, logdet / 2, np.nan) - entropy, single)
