@@ -38,7 +38,7 @@ def read_rows(path: str | Path, *, columns: Sequence[str] | None = None) -> Iter
 
     Args:
       path: a file with one of `EXTENSIONS`, to which `.gz` may be added (not to parquet).
-      columns: for parquet, the columns to read, those that the file has; every other format yields whole rows.
+      columns: for parquet, the columns to read, if the file has all of them; every other format yields whole rows.
 
     Raises: ValueError, naming the file and the line, where the file is absent, empty, of another kind, not UTF-8 or malformed.
     """
@@ -159,13 +159,19 @@ def _kind(value):
 
 
 def _delimited(path, stream):
-    """Rows of a csv or tsv file (RFC 4180). Rows end at "\\n" alone: a carriage return inside a cell is a character like any other."""
+    """Rows of a csv or tsv file (RFC 4180).
+
+    Rows end as the header line does, with CR LF or with LF alone; any other carriage return is text.
+    """
     numbers = [0]
 
     def protected():
+        row_end = None
         for number, line in _lines(path, stream):
             numbers[0] = number
-            body, end = (line[:-2], "\r\n") if line.endswith("\r\n") else (line[:-1], "\n") if line.endswith("\n") else (line, "")
+            row_end = row_end or ("\r\n" if line.endswith("\r\n") else "\n")
+            end = row_end if line.endswith(row_end) else "\n" if line.endswith("\n") else ""
+            body = line.removesuffix(end)
             # The csv module ends rows at carriage returns: they travel as U+001A "r", and U+001A itself as U+001A "z".
             yield body.replace("\x1a", "\x1az").replace("\r", "\x1ar") + end
 
@@ -217,9 +223,9 @@ def _parquet(path, columns):
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         names = file.schema_arrow.names
-        chosen = names if columns is None else [name for name in names if name in set(columns)]
-        # Without any of the columns asked for, whole rows tell the caller what the file has instead.
-        for batch in file.iter_batches(_BATCH, columns=chosen or names):
+        # Where a column asked for is not there, whole rows tell the caller what the file has instead.
+        chosen = [name for name in names if name in columns] if columns and set(columns) <= set(names) else names
+        for batch in file.iter_batches(_BATCH, columns=chosen):
             batch_columns = [_values(path, batch.column(i), batch.schema.names[i]) for i in range(batch.num_columns)]
             for values in zip(*batch_columns, strict=True):
                 yield dict(zip(batch.schema.names, values, strict=True))

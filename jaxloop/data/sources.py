@@ -106,7 +106,7 @@ def rows(
     revision: str | None = None,
     streaming: bool = False,
 ) -> Iterator[dict]:
-    """The rows of any source that `load_texts` knows, one dict each, in order; `columns` spares parquet files and the hub the others.
+    """The rows of any source that `load_texts` knows, one dict each, in order; `columns`, where the source has them all, spares it the others.
 
     Raises ValueError as `load_texts`; nothing is read before the first row is asked for.
     """
@@ -153,9 +153,8 @@ def _hub_rows(source, columns, split, name, revision, streaming):
                 data = data[split]
         else:
             data = datasets.load_dataset(source, name, split=split, revision=revision, streaming=streaming)
-        if columns is not None and data.column_names:
-            chosen = [column for column in dict.fromkeys(columns) if column in data.column_names]
-            data = data.select_columns(chosen) if chosen else data
+        if columns and set(columns) <= set(data.column_names or ()):
+            data = data.select_columns(list(dict.fromkeys(columns)))
         yield from data
     except GeneratorExit:
         raise
@@ -168,7 +167,9 @@ def _hub_problem(error, source, split, name, revision, local):
     kind = type(error).__name__
     if kind == "DatasetNotFoundError":
         at = f" at revision {revision!r}" if revision else ""
-        return f"no data file is in this folder ({message})" if local else f"the Hugging Face hub has no such dataset{at}, or it needs a login"
+        return f"the folder cannot be read ({message})" if local else f"the Hugging Face hub has no such dataset{at}, or it needs a login"
+    if kind == "EmptyDatasetError":
+        return "this folder has no data file"
     if "Unknown split" in message or "split" in message and "not found" in message:
         return f"data.split = '{split}' is not one of its splits ({message})"
     if "BuilderConfig" in message or "Config name is missing" in message:
