@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 def get_config():
     c = ConfigDict()
     c.study = "chain"
+    c.title = "Collapse in five minutes"
 
     c.data = ConfigDict()
     c.data.source = "docs"  # or a file: .jsonl, .csv, .parquet, .txt; or a Hugging Face dataset id
@@ -33,5 +34,5 @@ def get_config():
     c.sample = ConfigDict()
     c.sample.max_new_tokens = 64
 
-    c.metrics = ("cosine_diversity", "distinct_1", "distinct_2", "self_bleu", "text_length")
+    c.metrics = ("cosine_diversity", "self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "held_out_loss", "text_length")
     return c

@@ -1,17 +1,13 @@
 """The command line: parsing, the catalogue, the bug-report block, and how a refusal is shown.
 
 Exit codes: 0 done · 1 an error that is ours (traceback shown) · 2 bad input (one line on stderr) · 3 finished, but some chains failed
-(named in the report) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
+(named in the report) · 28 disk full (the generation before is intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command
+resumes.
 """
 
 import ast
-import importlib.metadata
-import os
 import pathlib
-import platform
 import re
-import shutil
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,9 +15,9 @@ from typing import NamedTuple, NoReturn
 
 from absl import flags, logging
 
-import jaxloop
 from jaxloop import config, studies
-from jaxloop.runtime.log import redact
+from jaxloop.runtime.files import DiskFull
+from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_INTERRUPTED, EXIT_REFUSED
 
 HELP = """jaxloop: recursive training of language models
 
@@ -35,7 +31,8 @@ HELP = """jaxloop: recursive training of language models
   python -m jaxloop.main --env                            versions and devices, for a bug report
       --debug                          show the traceback of a refusal
 
-Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed, 130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
+Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed, 28 disk full,
+130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
 
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
 
@@ -127,17 +124,21 @@ def _take_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, st
 # ---- refusing ---------------------------------------------------------------------------------------------------------
 
 
-def refuse(error: BaseException) -> NoReturn:
-    """One line on stderr, exit code 2."""
+def refuse(error: BaseException | str, code: int = EXIT_REFUSED) -> NoReturn:
+    """One line on stderr, and the end of the process."""
     line = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
     print(f"jaxloop: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def guarded(main: Callable[[Command], int], command: Command) -> int:
     """`main(command)`, where a refusal of ours ends as one line and exit code 2. Anything else is an error of ours and keeps its traceback."""
     try:
         return main(command)
+    except KeyboardInterrupt:
+        refuse("stopped by Ctrl-C before anything was written", EXIT_INTERRUPTED)
+    except DiskFull as error:
+        refuse(error, EXIT_DISK_FULL)
     except (ValueError, OSError) as error:
         if command.debug or not _is_refusal(error):
             raise
@@ -164,7 +165,7 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{what:<{width}}  {amount}" for what, amount in rows)
 
 
-# ---- --list and --env -------------------------------------------------------------------------------------------------
+# ---- --list ---------------------------------------------------------------------------------------------------------
 
 
 def catalogue(folder: pathlib.Path = pathlib.Path("configs")) -> str:
@@ -181,71 +182,3 @@ def _first_line(path: pathlib.Path) -> str:
     except (SyntaxError, ValueError) as error:
         return f"(cannot be read: {' '.join(str(error).split())})"
     return doc.splitlines()[0]
-
-
-PACKAGES = (
-    "jax jaxlib flax optax orbax-checkpoint transformers tokenizers safetensors datasets pyarrow sentence-transformers torch numpy pandas "
-    "scipy scikit-learn statsmodels ml-collections pydantic matplotlib"
-).split()
-SECRET = re.compile(r"token|key|secret|passw|credential|auth", re.IGNORECASE)
-
-
-def environment(variables: dict[str, str] | None = None) -> str:
-    """Versions, devices, commit and the variables that matter: what a bug report needs. Secrets are masked."""
-    rows = [("jaxloop", jaxloop.__version__), ("commit", commit()), ("python", sys.version.split()[0]), ("system", platform.platform())]
-    rows += [("cores", str(os.cpu_count())), ("memory", _memory()), ("disk free here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB")]
-    rows += [(name, version(name)) for name in PACKAGES]
-    rows += [("devices", devices())]
-    variables = dict(os.environ) if variables is None else variables
-    shown = {k: v for k, v in variables.items() if re.match(r"(JAX|XLA|CUDA|NVIDIA_VISIBLE|TPU|LIBTPU|HF|HUGGING|TRANSFORMERS|OPENAI|JAXLOOP)", k)}
-    rows += [(k, masked(k, v)) for k, v in sorted(shown.items())]
-    return table(rows)
-
-
-def masked(name: str, value: str) -> str:
-    """The value of a variable, hidden where its name says that it is secret; user names and passwords in URLs are always hidden."""
-    if SECRET.search(name):
-        return "(set, hidden)"
-    return redact(re.sub(r"(\w+://)[^/@\s]+@", r"\1(hidden)@", value))
-
-
-def version(package: str) -> str:
-    """The installed version of a distribution, or `not installed`."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def commit() -> str:
-    """The commit the package runs from, `+ changes` where files differ from it, or `none` outside a clone."""
-    here = pathlib.Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        if pathlib.Path(git("rev-parse", "--show-toplevel") or os.devnull).resolve() != here.parent.resolve():
-            return "none"
-        return git("rev-parse", "--short=12", "HEAD") + (" + changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.TimeoutExpired):
-        return "none"
-
-
-def devices() -> str:
-    """The devices that JAX sees, as `2 x cpu (cpu)`, or why it sees none."""
-    try:
-        import jax
-
-        kinds = [f"{d.platform} ({d.device_kind})" for d in jax.devices()]
-    except Exception as error:  # a broken accelerator set-up is what a bug report is about
-        return f"none: {' '.join(str(error).split())}"
-    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
-
-
-def _memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
-    except (ValueError, OSError, AttributeError):
-        return "unknown"

@@ -5,13 +5,13 @@ below, which follow the code of arXiv 2504.03814. Every refusal is a `ValueError
 value and what is allowed.
 """
 
-import ast
 import copy
 import difflib
 import hashlib
 import inspect
 import json
 import pathlib
+import re
 import types
 import typing
 from typing import Annotated, Any, Literal
@@ -36,6 +36,16 @@ def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("true and false are not numbers")
     return value
+
+
+def _flat(value: Any) -> Any:
+    """{"fit": {"steps": [1, 2]}} -> {"fit.steps": [1, 2]}: names with dots cannot be fields of a ConfigDict."""
+    if not isinstance(value, dict):
+        return value
+    out = {}
+    for name, inner in value.items():
+        out |= {f"{name}.{k}": v for k, v in _flat(inner).items()} if isinstance(inner, dict) else {str(name): inner}
+    return out
 
 
 Share = Annotated[float, pydantic.BeforeValidator(_fraction), pydantic.BeforeValidator(_not_bool), Field(ge=0, le=1)]
@@ -98,6 +108,11 @@ class Chain(Section):
     window: Count = Field(1, description="generations that workflow `window` looks back")
     external: Text | None = Field(None, description="file of synthetic texts for workflow `external`")
     start: Literal["base", "previous", "scratch"] = Field("base", description="weights that a generation starts from")
+    factors: Annotated[dict[str, tuple[Any, ...]], pydantic.BeforeValidator(_flat)] = Field(
+        {},
+        description="further factors, name -> values, crossed with ratios and seeds: `dataset` (sources), `bases` (models of the pool, each alone), "
+        "`size`, `share`, `k`, `start`, and fields of `fit` and `sample`, as in `--config.chain.factors.sample.temperature=1,1.5`",
+    )
     eval_texts: Count = Field(250, description="texts of every generation that are measured")
     heldout_texts: Whole = Field(250, description="human texts, used by no chain, on which every generation's loss is measured; 0: none")
 
@@ -150,6 +165,7 @@ class Run(Section):
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="`gpu` and `tpu` are refused where absent")
     devices: Count | None = Field(None, description="devices to use; none: all")
     micro_batch: Count | None = Field(None, description="chains in one program per device; none: chosen")
+    keep: Count | None = Field(2, description="newest generations whose adapters stay on disk; none: all")
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str | None:
@@ -253,10 +269,11 @@ def override(config: dict[str, Any], assignments: typing.Iterable[tuple[str, str
 
 def _annotation(schema: type[Section], path: str) -> Any:
     """The type of the field at a dotted path; ValueError with the nearest name where there is none."""
-    section, seen = schema, []
-    *parents, leaf = path.split(".")
-    for part in [*parents, leaf]:
+    section, seen, annotation = schema, [], None
+    for part in path.split("."):
         fields = section.model_fields if section else {}
+        if part not in fields and any(typing.get_origin(_bare(o)) is dict for o in _options(annotation)):
+            return tuple[Any, ...]
         if part not in fields:
             raise ValueError(f"--config.{path}: {_unknown(part, '.'.join(seen), section, schema)}")
         seen.append(part)
@@ -304,6 +321,8 @@ def reference(schema: type[Section]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(value) or "empty"
     if isinstance(value, tuple):
         return ", ".join(map(_shown, value)) or "empty"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
@@ -335,14 +354,10 @@ def _from_text(text: str, annotation: Any) -> Any:
         inside = text.strip()
         if inside[:1] + inside[-1:] in ("()", "[]"):
             inside = inside[1:-1]
-        items = [item.strip() for item in inside.split(",") if item.strip()]
+        # A comma inside brackets belongs to its entry: knn_cosine_diversity(k=5), distinct_n_size_matched(n=2, size=500).
+        items = [item.strip() for item in re.split(r",(?![^()]*\))", inside) if item.strip()]
         inner = typing.get_args(next(o for o in options if typing.get_origin(o) is tuple))[0]
         return [_from_text(item[1:-1] if item[:1] + item[-1:] in ("''", '""') else item, inner) for item in items]
-    if any(o is dict or typing.get_origin(o) is dict for o in options):
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text
     return text if str in options else _number(text)
 
 
@@ -384,6 +399,9 @@ def _sentence(problem: dict[str, Any], schema: type[Section]) -> tuple[str, str]
             inner = next((o for o in map(_bare, _options(annotation)) if typing.get_origin(o) is tuple), None)
             annotation = typing.get_args(inner)[0] if inner else Any
             parts[-1] += f"[{part}]"
+        elif mapping := next((o for o in map(_bare, _options(annotation)) if typing.get_origin(o) is dict), None):
+            annotation = typing.get_args(mapping)[1]
+            parts.append(str(part))
         elif problem["type"] == "extra_forbidden":
             name = f"config.{'.'.join([*parts, str(part)])}"
             return name, f"{name}: {_unknown(str(part), '.'.join(parts), section, schema)}"
@@ -425,6 +443,8 @@ def _allowed(annotation: Any) -> str:
         return "true or false"
     if annotation is str:
         return "text" if not bounds.get("min_length") else "text that is not empty"
+    if typing.get_origin(annotation) is dict:
+        return "a section whose fields are lists of values"
     if annotation in (int, float):
         return ("a whole number" if annotation is int else "a number") + _range(bounds)
     return getattr(annotation, "__name__", str(annotation))

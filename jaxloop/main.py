@@ -8,6 +8,7 @@ import sys
 from absl import app
 
 from jaxloop import cli, config, studies
+from jaxloop.runtime import environment
 
 
 def main(command: cli.Command) -> int:
@@ -17,7 +18,7 @@ def main(command: cli.Command) -> int:
     if command.action == "list":
         return cli.say(cli.catalogue())
     if command.action == "env":
-        return cli.say(cli.environment())
+        return cli.say(cli.table(environment.describe()))
     raw = config.read_file(command.config)
     study = studies.load(raw.get("study"))
     if command.action == "fields":

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from jaxloop import cli, main
+from jaxloop.runtime import environment
+from jaxloop.runtime.files import DiskFull
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
@@ -78,13 +80,12 @@ def test_list_shows_studies_and_configs_without_running_them(capsys, tmp_path, m
 def test_environment_hides_secrets():
     fake = "sk-planted-0123456789"
     variables = {"HF_TOKEN": fake, "OPENAI_API_KEY": fake, "HF_ENDPOINT": f"https://me:{fake}@hub.example/x", "JAX_PLATFORMS": "cpu", "HOME": "/h"}
-    text = cli.environment(variables)
-    assert fake not in text
-    rows = dict(line.split(None, 1) for line in text.splitlines())
+    rows = dict(environment.describe(variables))
+    assert fake not in cli.table(list(rows.items()))
     assert rows["HF_TOKEN"] == "(set, hidden)" and rows["HF_ENDPOINT"] == "https://(hidden)@hub.example/x"
     assert rows["JAX_PLATFORMS"] == "cpu" and "HOME" not in rows
-    assert rows["jax"] == cli.version("jax") and "cpu" in rows["devices"]
-    assert cli.version("no-such-distribution") == "not installed"
+    assert rows["jax"] == environment.version("jax") and "cpu" in rows["devices"]
+    assert environment.version("no-such-distribution") == "not installed"
 
 
 def test_a_refusal_is_told_from_an_error_of_ours(capsys, tmp_path):
@@ -104,6 +105,16 @@ def test_a_refusal_is_told_from_an_error_of_ours(capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.guarded(disk, command)
     assert "No such file or directory" in capsys.readouterr().err
+    def full(command):
+        raise DiskFull(28, "disk full: 3 MB needed")
+
+    def interrupted(command):
+        raise KeyboardInterrupt
+
+    for work, code in ((full, 28), (interrupted, 130)):
+        with pytest.raises(SystemExit) as end:
+            cli.guarded(work, command)
+        assert end.value.code == code and capsys.readouterr().err.count("\n") == 1
     with pytest.raises(ValueError):
         cli.guarded(fails, command)
     with pytest.raises(ValueError):

@@ -45,7 +45,7 @@ def test_settings_are_frozen_and_do_not_share_the_dict_they_came_from():
     assert s.chain.seeds == (3, 4) and s.fit.clip is None
     with pytest.raises(pydantic.ValidationError):
         s.chain.size = 1
-    assert hash(s) == hash(settings({}, "chain.seeds=3,4", "fit.clip=none"))
+    assert s == settings({}, "chain.seeds=3,4", "fit.clip=none")
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,10 @@ def test_settings_are_frozen_and_do_not_share_the_dict_they_came_from():
         ("data.source=123", "data.source", "123"),
         ("data.instruction=Say a=b, please.", "data.instruction", "Say a=b, please."),
         ("metrics=self_bleu", "metrics", ("self_bleu",)),
+        ("metrics=distinct_n(n=2),a(n=2, size=5)", "metrics", ("distinct_n(n=2)", "a(n=2, size=5)")),
+        ("chain.factors.sample.temperature=1,1.5", "chain.factors", {"sample.temperature": (1, 1.5)}),
+        ("chain.factors.dataset=docs,a.jsonl", "chain.factors", {"dataset": ("docs", "a.jsonl")}),
+        ("chain.factors.fit.mode=(lora, full)", "chain.factors", {"fit.mode": ("lora", "full")}),
     ],
 )
 def test_override_reads_text_as_the_type_of_the_field(assignment, path, value):
@@ -83,7 +87,7 @@ def test_override_reads_text_as_the_type_of_the_field(assignment, path, value):
         ("chan.generations=5", "--config.chan.generations: unknown field 'chan'; did you mean 'chain'?"),
         ("temperature=1", "--config.temperature: unknown field 'temperature'; did you mean 'sample.temperature'?"),
         ("fit.lora.rnk=4", "--config.fit.lora.rnk: unknown field 'fit.lora.rnk'; did you mean 'fit.lora.rank'?"),
-        ("zzz=1", "--config.zzz: unknown field 'zzz'; there are: study, data, models, chain, fit, sample, metrics, run"),
+        ("zzz=1", "--config.zzz: unknown field 'zzz'; there are: study, title, data, models, chain, fit, sample, metrics, run"),
         ("chain.ratios.0=1", "--config.chain.ratios.0: 'chain.ratios' has no fields, so 'chain.ratios.0' cannot be set"),
         ("chain=3", "--config.chain=3: 'chain' is a section; set one of chain.generations, "),
         ("chain.generations=five", "config.chain.generations = 'five' is not allowed: a whole number of at least 1"),
@@ -106,6 +110,15 @@ def test_override_reads_text_as_the_type_of_the_field(assignment, path, value):
         ("fit.epochs=none", "config.fit.steps and config.fit.epochs are both none: one of them must be a number"),
         ("models.revisions=abc", "config.models.revisions has 1 entries: must be empty or one per model (4)"),
         ("chain.workflow=external", "config.chain.external is missing: workflow 'external' needs a file of texts"),
+        ("chain.factors.sample.temprature=1,2", "config.chain.factors.sample.temprature is not a factor; did you mean 'sample.temperature'?"),
+        ("chain.factors.fit.mode=lora,ful", "config.chain.factors.fit.mode has 'ful', which is not allowed: one of lora, full, scratch"),
+        ("chain.factors.size=100,0", "config.chain.factors.size has 0, which is not allowed: a whole number of at least 1"),
+        ("chain.factors.size=100,100", "config.chain.factors.size = [100, 100]: must be a list of at least one value, no value twice"),
+        (
+            "chain.factors.bases=jaxloop/assets/bases/lama",
+            "config.chain.factors.bases has 'jaxloop/assets/bases/lama', which is not in config.models.pool",
+        ),
+        ("chain.factors=3", "config.chain.factors = 3 is not allowed: a section whose fields are lists of values"),
         ("study=chains", "config.study = 'chains' is not allowed: one of chain; did you mean 'chain'?"),
     ],
 )
@@ -121,6 +134,7 @@ def test_override_refusals(assignment, said):
         ({"data": {"text_colum": "x"}}, "config.data.text_colum: unknown field 'data.text_colum'; did you mean 'data.text_column'?"),
         ({"fit": {"lora": {"rank": True}}}, "config.fit.lora.rank = True is not allowed: a whole number of at least 1"),
         ({"fit": {"lora": {"targets": [1]}}}, "config.fit.lora.targets = [1] is not allowed: text that is not empty or a list, each text"),
+        ({"chain": {"factors": {"fit": {"steps": 5}}}}, "config.chain.factors.fit.steps = 5 is not allowed: a list"),
         ({"metrics": "self_bleu"}, "config.metrics = 'self_bleu' is not allowed: a list of at least one entry, each text that is not empty"),
         ({"data": {"min_tokens": None}}, "config.data.min_tokens = None is not allowed: a whole number of at least 0"),
         ({"chain": {"size": -1, "generations": "x"}}, "config.chain.generations = 'x' is not allowed: a whole number of at least 1 (and 1 more)"),

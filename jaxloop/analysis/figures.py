@@ -12,20 +12,23 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# name -> (title, what it says)
+# name -> (title, what it says); a name may have options: distinct_n(n=2)
 TITLES: dict[str, tuple[str, str]] = {
     "cosine_diversity": ("Semantic diversity", "mean cosine distance between sentence embeddings of two texts"),
-    "distinct_1": ("Distinct words", "distinct words / all words"),
-    "distinct_2": ("Distinct word pairs", "distinct word pairs / all word pairs"),
-    "distinct_3": ("Distinct word triples", "distinct word triples / all word triples"),
+    "knn_cosine_diversity": ("Local semantic diversity", "mean cosine distance to the nearest texts"),
+    "distinct_n": ("Distinct n-grams", "distinct word sequences / all of them"),
+    "distinct_n(n=1)": ("Distinct words", "distinct words / all words"),
+    "distinct_n(n=2)": ("Distinct word pairs", "distinct word pairs / all word pairs"),
     "self_bleu": ("Self-BLEU", "how much of a text the other texts already say; higher is less diverse"),
     "lexical_diversity": ("Lexical diversity", "1 - self-BLEU"),
     "text_length": ("Length", "characters per text"),
-    "heldout_loss": ("Held-out loss", "nats per token on human text that no chain has seen"),
-    "train_loss": ("Training loss", "nats per token at the last steps of training"),
+    "held_out_loss": ("Held-out loss", "nats per token on human text that no chain has seen"),
+    "held_out_perplexity": ("Held-out perplexity", "on human text that no chain has seen"),
+    "own_perplexity": ("Own perplexity", "of a generation's texts under the model that wrote them"),
     "finished": ("Finished texts", "share of texts that ended by themselves"),
     "type_token_ratio": ("Type-token ratio", "distinct words / words in the first 150 characters, mean over texts"),
     "word_entropy": ("Word entropy", "nats, over all words of a generation"),
+    "vocabulary_size": ("Vocabulary", "distinct words in a generation"),
     "quality": ("Quality", "0 to 100, as a judge scores it"),
     "positivity": ("Positivity", "VADER compound, mean over texts"),
 }
@@ -64,8 +67,10 @@ _STYLE = {
 
 
 def title(metric: str) -> tuple[str, str]:
-    """(title, what it says) of a metric; a name not in `TITLES` is its own title."""
-    return TITLES.get(metric, (metric.replace("_", " ").capitalize(), ""))
+    """(title, what it says) of a metric; a name not in `TITLES` is its own title, options follow the title."""
+    name, bracket, options = metric.partition("(")
+    heading, note = TITLES.get(metric) or TITLES.get(name) or (name.replace("_", " ").capitalize(), "")
+    return (heading, note) if metric in TITLES or not bracket else (f"{heading} ({options}", note)
 
 
 def palette(count: int) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from jaxloop.analysis.figures import printable
 
 LONGEST = 2000
 # The first of these that was measured is the headline.
-HEADLINES = ("cosine_diversity", "lexical_diversity", "distinct_2", "distinct_1", "self_bleu")
+HEADLINES = ("cosine_diversity", "lexical_diversity", "distinct_n(n=2)", "distinct_n", "self_bleu")
 
 
 class Samples(NamedTuple):

@@ -1,7 +1,8 @@
 """Summaries of a tidy metrics table: means over seeds by generation, and scores relative to generation 0.
 
 A metrics table has the columns chain, generation, metric, value and one column per factor (ratio, seed, …). Chains that differ only
-in `seed` are replicates of one *line*; every other factor with more than one value tells lines apart.
+in `seed` are replicates of one *line*; every other factor with more than one value tells lines apart. Of a chain with several entities the
+mean over entities is taken.
 """
 
 import fractions
@@ -10,7 +11,7 @@ import math
 import numpy as np
 import pandas as pd
 
-FIXED = ("study", "chain", "generation", "metric", "value")
+FIXED = ("study", "chain", "entity", "generation", "metric", "value")
 LAST = 5
 
 
@@ -40,6 +41,9 @@ def with_lines(metrics: pd.DataFrame) -> pd.DataFrame:
     """`metrics` with an ordered categorical column `line`, in the order of the factors' values; values that are not finite become NaN."""
     names = factors(metrics)
     table = metrics.assign(value=pd.to_numeric(metrics["value"], errors="coerce").replace([np.inf, -np.inf], np.nan))
+    if "entity" in table and table["entity"].nunique() > 1:
+        keys = [c for c in table.columns if c not in ("entity", "value")]
+        table = table.groupby(keys, sort=False, dropna=False, as_index=False)["value"].mean()
     if not names:
         return table.assign(line=pd.Categorical(["all chains"] * len(table), ordered=True))
     settings = table[names].drop_duplicates().sort_values(names, key=lambda c: c if c.dtype.kind in "biuf" else c.astype(str))

@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from jaxloop import config
 
+# Exit code of a study that finished although some of its chains stopped.
+FAILED_CHAINS = 3
+
 
 class Study(NamedTuple):
     module: str

@@ -1,25 +1,40 @@
-"""Chains of language models: human text in, driver, metrics per generation, figures and a report out (recursive_loops.md, section 1)."""
+"""Chains of language models: human text in, driver, metrics per generation, figures and a report out (recursive_loops.md, section 1).
 
-from typing import Annotated, Literal
+settings -> prepare (data, models, chains; everything that can be refused) -> recursion.driver.run -> metrics.csv, texts/ -> report.html
+"""
+
+import pathlib
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import Field
 
-from jaxloop.config import Chain, Data, Fit, Models, Run, Sample, Section, Text
+import jaxloop
+from jaxloop.config import Chain, Data, Fit, Models, Run, Sample, Section, Text, allowed, fingerprint, suggestion
+from jaxloop.studies import FAILED_CHAINS
 
-METRICS = ("cosine_diversity", "distinct_1", "distinct_2", "self_bleu", "text_length")
+METRICS = ("cosine_diversity", "self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "held_out_loss", "text_length")
+# What a chain study can hand to a metric (see metrics.registry.INPUTS).
+INPUTS = ("texts", "reference_texts", "embeddings", "reference_embeddings", "losses", "own_losses")
+# Workflows whose new items are a mixture of synthetic and fresh human text.
+MIXED = ("fresh_human", "window", "external")
 
 
 class Settings(Section):
     """The config of a chain study."""
 
     study: Literal["chain"] = Field("chain", description="which study this is a config of")
+    title: Text = Field("Recursive training", description="heading of the report")
     data: Data = Data()
     models: Models = Models()
     chain: Chain = Chain()
     fit: Fit = Fit()
     sample: Sample = Sample()
-    metrics: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(METRICS, description="names of metrics; held-out loss is always measured")
+    metrics: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(METRICS, description="names of metrics, options in brackets")
     run: Run = Run()
 
     @pydantic.model_validator(mode="after")
@@ -37,4 +52,417 @@ class Settings(Section):
                 raise ValueError(f"config.chain.{name} = {values} repeats a value: every entry must differ")
         if chain.workflow == "external" and chain.external is None:
             raise ValueError("config.chain.external is missing: workflow 'external' needs a file of texts")
+        for name, values in chain.factors.items():
+            _check_factor(self, name, values)
         return self
+
+
+_FACTORS: dict[str, tuple[type[Section], str]] = {
+    "dataset": (Data, "source"),
+    "bases": (Data, "source"),
+    "size": (Chain, "size"),
+    "share": (Chain, "share"),
+    "k": (Chain, "window"),
+    "start": (Chain, "start"),
+    **{f"fit.{name}": (Fit, name) for name in Fit.model_fields if name != "lora"},
+    **{f"sample.{name}": (Sample, name) for name in Sample.model_fields},
+}
+
+
+def _check_factor(settings: Settings, name: str, values: Sequence) -> None:
+    if name not in _FACTORS:
+        raise ValueError(f"config.chain.factors.{name} is not a factor; {suggestion(name, _FACTORS)}")
+    section, field = _FACTORS[name]
+    info = section.model_fields[field]
+    annotation = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+    for value in values:
+        try:
+            pydantic.TypeAdapter(annotation).validate_python(value)
+        except pydantic.ValidationError:
+            raise ValueError(f"config.chain.factors.{name} has {value!r}, which is not allowed: {allowed(annotation)}") from None
+    if not values or len({repr(v) for v in values}) < len(values):
+        raise ValueError(f"config.chain.factors.{name} = {list(values)}: must be a list of at least one value, no value twice")
+    if name == "bases" and (unknown := [v for v in values if v not in settings.models.pool]):
+        raise ValueError(
+            f"config.chain.factors.bases has {unknown[0]!r}, which is not in config.models.pool; {suggestion(unknown[0], settings.models.pool)}"
+        )
+
+
+# ---- what a run stands on ---------------------------------------------------------------------------------------------
+
+
+class Prepared(NamedTuple):
+    """Everything that can be refused, read and checked; nothing compiled or written.
+
+    data: name -> recursion Dataset; heldout: name -> human texts that no chain trains on; human: name -> human texts that are measured like
+    a generation; found: lines about the data; models: name -> (spec, tokenizer).
+    """
+
+    chains: list
+    data: dict
+    heldout: dict[str, list[str]]
+    human: dict[str, list[str]]
+    found: list[tuple[str, str]]
+    models: dict[str, tuple]
+    driver: Any
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything with which a run could not succeed."""
+    from jaxloop.metrics import registry
+    from jaxloop.recursion import driver
+    from jaxloop.runtime.devices import select_devices
+
+    for name, (metric, _) in zip(settings.metrics, registry.validate(settings.metrics), strict=True):
+        if missing := [need for need in metric.needs if need not in INPUTS]:
+            raise ValueError(f"config.metrics has '{name}', which needs {missing[0]}: a chain study cannot give it")
+        if "losses" in metric.needs and not settings.chain.heldout_texts:
+            raise ValueError(f"config.chain.heldout_texts = 0: metric '{name}' needs held-out texts")
+    select_devices(settings.run.platform, settings.run.devices)
+    models = {name: _describe(settings, name) for name in settings.models.pool}
+    _check_lengths(settings, models)
+    count = next(iter(models.values()))[1].count
+    data, heldout, human, found = {}, {}, {}, []
+    sources = settings.chain.factors.get("dataset", (settings.data.source,))
+    for name, source in zip(_names(sources), sources, strict=True):
+        data[name], heldout[name], human[name], line = _read(settings, source, count)
+        found.append((name, line))
+    if settings.chain.workflow == "external":
+        outside, _, _, line = _read(settings, settings.chain.external, count, whole=True)
+        data["external"] = outside
+        found.append(("external", line))
+    chains = _chains(settings, dict(zip(sources, _names(sources), strict=True)))
+    common = driver.Settings(settings.chain.generations, *_family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep)
+    driver.check(chains, data, common)
+    return Prepared(chains, data, heldout, human, found, models, common)
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Short names of data sets: the stem of a file, the id of a hub data set; numbered where two would be the same."""
+    short = [pathlib.Path(s).stem if pathlib.Path(s).suffix else s for s in sources]
+    return [name if short.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(short)]
+
+
+def model_path(name: str) -> str:
+    """Where a model of the pool lies: names under jaxloop/assets/bases/ are found wherever the package is installed."""
+    inside = "jaxloop/assets/bases/"
+    if name.startswith(inside) and not pathlib.Path(name).is_dir():
+        return str(pathlib.Path(__file__).parents[1] / "assets" / "bases" / name.removeprefix(inside))
+    return name
+
+
+def _revision(settings: Settings, name: str) -> str | None:
+    return dict(zip(settings.models.pool, settings.models.revisions, strict=False)).get(name)
+
+
+def _load(settings: Settings, name: str):
+    import jax.numpy as jnp
+
+    from jaxloop import lm
+
+    return lm.load(model_path(name), revision=_revision(settings, name), dtype=jnp.dtype(settings.models.dtype))
+
+
+def _describe(settings: Settings, name: str) -> tuple:
+    """(spec, tokenizer) of a model, its weights unread."""
+    from jaxloop.lm import huggingface, tokenize
+
+    path = huggingface.locate(model_path(name), _revision(settings, name))
+    if not any(path.glob("*.safetensors")):
+        _load(settings, name)  # says what is wrong with it
+    return huggingface.read_spec(path), tokenize.load(path)
+
+
+def _check_lengths(settings: Settings, models: Mapping[str, tuple]) -> None:
+    from jaxloop.lm.prompt import render
+
+    for name, (spec, tokenizer) in models.items():
+        prompt = len(tokenizer.encode([render(settings.data.instruction)])[0])
+        for field, needed, what in (
+            (
+                "config.sample.max_new_tokens",
+                prompt + settings.sample.max_new_tokens,
+                f"prompt of {prompt} and text of {settings.sample.max_new_tokens}",
+            ),
+            ("config.fit.max_length", settings.fit.max_length, "training text"),
+        ):
+            if needed > spec.context:
+                raise ValueError(f"{field}: {what} tokens do not fit the context of {name}, which is {spec.context} tokens")
+        if settings.fit.max_length <= prompt:
+            raise ValueError(
+                f"config.fit.max_length = {settings.fit.max_length} leaves no room for text after the prompt of {prompt} tokens of {name}"
+            )
+
+
+def _read(settings: Settings, source: str, count, whole: bool = False) -> tuple:
+    """(Dataset, held-out texts, measured human texts, a line about it) of one source."""
+    import numpy as np
+
+    from jaxloop.data import docs, load_texts
+    from jaxloop.lm.prompt import render
+    from jaxloop.recursion import ledger
+    from jaxloop.recursion.sources import Dataset
+
+    d = settings.data
+    frame = load_texts(
+        source,
+        text_column=d.text_column,
+        prompt_column=d.prompt_column,
+        domain_column=d.domain_column,
+        domains=d.domains or (docs.HELD_OUT if source == "docs" else ()),
+        name=d.name,
+        split=d.split,
+        revision=d.revision,
+        limit=d.limit,
+        min_tokens=d.min_tokens,
+        max_tokens=d.max_tokens,
+        count_tokens=count,
+    )
+    texts = list(frame["text"])
+    held = 0 if whole else settings.chain.heldout_texts
+    if held >= len(texts):
+        raise ValueError(f"config.chain.heldout_texts = {held}: '{source}' has only {len(texts)} usable texts, and the chains need some")
+    # Which texts are held out depends on the data alone, so that chains of different seeds are measured on the same ones.
+    order = np.random.default_rng(0).permutation(len(texts))
+    kept = np.sort(order[held:])
+    human = [texts[i] for i in order[: settings.chain.eval_texts]]
+    prompts = [render(p) for p in frame["prompt"].iloc[kept]] if d.prompt_column else render(d.instruction)
+    mine = [texts[i] for i in kept]
+    dataset = Dataset(mine, prompts, fingerprint=ledger.fingerprint(mine, prompts))
+    report = ", ".join(f"{reason}: {number:,}" for reason, number in frame.attrs["report"].items())
+    return dataset, [texts[i] for i in order[:held]], human, f"{len(mine):,} human texts for the chains, {held} held out ({report})"
+
+
+def _chains(settings: Settings, names: Mapping[str, str]) -> list:
+    """One ChainSpec per combination of the factors."""
+    from jaxloop.recursion.chains import product
+
+    c = settings.chain
+    factors: dict[str, Sequence] = {"dataset": tuple(names.values())}
+    if c.workflow in MIXED:
+        factors["ratio"] = c.ratios
+    factors["seed"] = c.seeds
+    factors |= {name: tuple(_value(name, v) for v in values) for name, values in c.factors.items() if name != "dataset"}
+    common: dict[str, Any] = {"workflow": c.workflow, "size": c.size, "start": c.start, "bases": settings.models.pool}
+    common |= {"share": c.share} if c.workflow in ("preserve", "external") else {}
+    common |= {"k": c.window} if c.workflow == "window" else {}
+    common |= {"initial": c.first_size} if c.first_size else {}
+    common |= {"external": "external"} if c.workflow == "external" else {}
+    return product(factors, **{name: value for name, value in common.items() if name not in factors})
+
+
+def _value(name: str, value: Any) -> Any:
+    """A factor's value as the family's settings have it."""
+    section, _, field = name.partition(".")
+    return _plain({field: value})[field] if section in ("fit", "sample") else value
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of ours in the family's terms: no clipping is 0."""
+    return fields | {name: 0.0 for name in ("clip",) if name in fields and fields[name] is None}
+
+
+def _family_settings(settings: Settings) -> tuple:
+    """The family's FitSettings and SampleSettings."""
+    from jaxloop.lm import Lora, family
+
+    fit = _plain(settings.fit.model_dump(exclude={"lora"}))
+    if fit["epochs"] is None:
+        del fit["epochs"]
+    if settings.run.micro_batch is not None:
+        fit["chains_at_once"] = settings.run.micro_batch
+    lora = Lora(**settings.fit.lora.model_dump())
+    sample = settings.sample.model_dump() | {"slots": settings.sample.slots or 0, "dtype": settings.fit.dtype, "lora": lora}
+    return family.FitSettings(lora=lora, **fit), family.SampleSettings(**sample)
+
+
+def _family(settings: Settings) -> SimpleNamespace:
+    """The language-model family, its models loaded as the config says."""
+    from jaxloop.lm import family
+
+    names = ("FitTask", "fit", "SampleTask", "sample")
+    return SimpleNamespace(load=lambda name: _load(settings, name), **{name: getattr(family, name) for name in names})
+
+
+# ---- measuring --------------------------------------------------------------------------------------------------------
+
+
+def _measure(settings: Settings, prepared: Prepared):
+    """The driver's `measure`: the metrics of every model of a generation, and the share of its texts that ended by themselves."""
+    from jaxloop.lm import family
+    from jaxloop.metrics import registry
+    from jaxloop.recursion.generation import effective
+
+    needed = registry.needs(settings.metrics)
+
+    def measure(model, generation: int, outcomes: Sequence) -> dict:
+        names = [o.chain.dataset_of(o.entity) for o in outcomes]
+        inputs: dict[str, Any] = _human_inputs(needed, [prepared.human[name] for name in names])
+        inputs["texts"] = [o.texts[: settings.chain.eval_texts] for o in outcomes]
+        # Models that are measured together were trained together, with the same settings.
+        fit = effective(prepared.driver.fit, outcomes[0].chain.fit, outcomes[0].chain.workflow.start == "scratch")
+        for kind in {"losses", "own_losses"} & needed:
+            scored = [prepared.heldout[name] for name in names] if kind == "losses" else inputs["texts"]
+            prompts = [prepared.data[name].prompt(0) for name in names]
+            tasks = [family.LossTask(o.weights, t, [prompt] * len(t)) for o, t, prompt in zip(outcomes, scored, prompts, strict=True)]
+            inputs[kind] = family.loss(model, tasks, fit)
+        values = registry.evaluate(settings.metrics, **inputs)
+        values["finished"] = [o.finished.mean() if len(o.finished) else float("nan") for o in outcomes]
+        return {(o.chain.id, o.entity): {name: float(found[i]) for name, found in values.items()} for i, o in enumerate(outcomes)}
+
+    return measure
+
+
+def _human_inputs(needed: set[str], human: Sequence[list[str]]) -> dict[str, Any]:
+    """Inputs of metrics that do not come from a model: the encoder, and human texts [chains] to compare with."""
+    inputs: dict[str, Any] = {}
+    if "reference_texts" in needed:
+        inputs["reference_texts"] = list(human)
+    if needed & {"embeddings", "reference_embeddings"}:
+        from jaxloop.metrics.embed import embed
+
+        inputs["embeddings"] = embed
+        if "reference_embeddings" in needed:
+            inputs["reference_embeddings"] = embed(human[0])
+    return inputs
+
+
+# ---- the study --------------------------------------------------------------------------------------------------------
+
+
+def check(settings: Settings) -> list[str]:
+    """Lines about the data, the models and the chains, once all of them have been found good."""
+    prepared = prepare(settings)
+    lines = [f"data {name}: {line}" for name, line in prepared.found]
+    lines += [f"model {name}: {spec.architecture}, {_parameters(spec):,} parameters" for name, (spec, _) in prepared.models.items()]
+    needed = max(_needed(settings, chain) for chain in prepared.chains)
+    return [*lines, f"{_chains_line(settings, prepared.chains)}; the longest needs {needed:,} human texts"]
+
+
+def _parameters(spec) -> int:
+    from jaxloop.lm.spec import count_parameters
+
+    return count_parameters(spec)
+
+
+def _needed(settings: Settings, chain) -> int:
+    from jaxloop.recursion.workflow import human_needed
+
+    return human_needed(chain.workflow, settings.chain.generations)
+
+
+def _chains_line(settings: Settings, chains: Sequence) -> str:
+    from jaxloop.analysis.scores import share
+
+    c = settings.chain
+    parts = [f"r in {{{', '.join(share(r) for r in c.ratios)}}}"] if c.workflow in MIXED else [c.workflow]
+    parts += [f"{len(values)} values of {name}" for name, values in c.factors.items()]
+    parts += [f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}", f"{c.generations} generation{'s' if c.generations > 1 else ''}"]
+    return f"{len(chains)} chain{'s' if len(chains) > 1 else ''}: {', '.join(parts)}"
+
+
+def plan(settings: Settings) -> list[tuple[str, str]]:
+    """What a run would do, counted from the config and the data; nothing is trained."""
+    from jaxloop.recursion.generation import sample_rows
+    from jaxloop.recursion.workflow import train_size
+
+    prepared = prepare(settings)
+    c, generations = settings.chain, range(settings.chain.generations)
+    trained = sum(train_size(chain.workflow, g) for chain in prepared.chains for g in generations)
+    written = sum(sample_rows(chain, prepared.driver) for chain in prepared.chains) * c.generations
+    texts = next(iter(prepared.data.values())).texts[:1000]
+    rows = [
+        ("chains", _chains_line(settings, prepared.chains)),
+        ("human texts per chain", f"{max(_needed(settings, ch) for ch in prepared.chains):,} at most"),
+    ]
+    rows += [("texts to train on", f"{trained:,}"), ("texts to write", f"{written:,}")]
+    for name, (spec, tokenizer) in prepared.models.items():
+        length = min(sum(tokenizer.count(texts)) / len(texts) + len(tokenizer.encode([_first_prompt(prepared)])[0]) + 1, settings.fit.max_length)
+        rows.append((f"model {name}", f"{spec.architecture}, {_parameters(spec) / 1e6:,.1f} M parameters, {length:.0f} tokens per training text"))
+    longest = written * settings.sample.max_new_tokens
+    return [*rows, ("tokens to write", f"{longest:,} at most"), ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most")]
+
+
+def _first_prompt(prepared: Prepared) -> str:
+    return next(iter(prepared.data.values())).prompt(0)
+
+
+def _disk(settings: Settings, prepared: Prepared) -> int:
+    """Bytes that the run leaves at most."""
+    from jaxloop.lm.spec import site_widths
+    from jaxloop.recursion import driver
+
+    def weights(spec) -> int:
+        if settings.fit.mode != "lora" or settings.chain.start == "scratch":
+            return 4 * _parameters(spec)
+        return 4 * spec.layers * settings.fit.lora.rank * sum(a + b for a, b in site_widths(spec).values()) * 2
+
+    return driver.disk_needed(prepared.chains, prepared.driver, max(weights(spec) for spec, _ in prepared.models.values()))
+
+
+def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
+    """The whole study, or the rest of one; 0, or `FAILED_CHAINS` where some chains stopped."""
+    from jaxloop.recursion import driver
+    from jaxloop.runtime.environment import commit, devices, versions
+    from jaxloop.runtime.log import LOGGER
+    from jaxloop.runtime.workdir import open_workdir, stored_form
+    from jaxloop.studies import chain_report
+
+    start = time.monotonic()
+    prepared = prepare(settings)
+    stored = settings.model_dump(mode="json")
+    with open_workdir(workdir, stored, may_change=("run", "title"), needs=_disk(settings, prepared)) as place:
+        result = driver.run(
+            _family(settings),
+            prepared.chains,
+            prepared.data,
+            prepared.driver,
+            place.path,
+            measure=_measure(settings, prepared),
+            command=_command(argv),
+        )
+        facts = [
+            ("command", _command(argv)),
+            ("chains", _chains_line(settings, prepared.chains)),
+            *((f"data: {name}", f"{line}, fingerprint {prepared.data[name].fingerprint[:12]}") for name, line in prepared.found),
+            ("models", ", ".join(settings.models.pool)),
+            ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
+            ("device", devices()),
+            ("config fingerprint", fingerprint(settings, ignore=("run", "title"))),
+            ("time", _time(time.monotonic() - start, result.resumed_after)),
+        ]
+        page = chain_report.write(
+            place.path,
+            title=settings.title,
+            subtitle=_chains_line(settings, prepared.chains),
+            config=stored_form(stored),
+            facts=facts,
+            versions=versions(),
+            failed=result.failed,
+            references=_references(settings, prepared),
+        )
+        LOGGER.info("the report is %s", page)
+    return FAILED_CHAINS if result.failed else 0
+
+
+def _references(settings: Settings, prepared: Prepared) -> dict[str, float]:
+    """The text metrics on human text, as many texts as are measured of a generation; where there are several data sets there is no one value."""
+    from jaxloop.metrics import registry
+
+    names = [name for name in settings.metrics if not registry.needs([name]) & {"losses", "own_losses"}]
+    if len(prepared.human) > 1:
+        return {}
+    human = list(prepared.human.values())
+    found = registry.evaluate(names, texts=human, **_human_inputs(registry.needs(names), human))
+    return {name: float(value[0]) for name, value in found.items()}
+
+
+def _command(argv: Sequence[str]) -> str:
+    words = list(argv[1:]) if argv else []
+    return shlex.join(["python", "-m", "jaxloop.main", *words])
+
+
+def _time(seconds: float, resumed_after: int | None) -> str:
+    from jaxloop.recursion.progress import duration
+
+    return duration(seconds) + (f" since it was resumed after generation {resumed_after}" if resumed_after is not None else "")
