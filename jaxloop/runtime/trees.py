@@ -33,7 +33,8 @@ def save_tree(root: Path, stem: str, tree) -> list[str]:
         array = np.ascontiguousarray(leaf)
         kinds[name] = array.dtype.name
         arrays[name] = array.view(np.dtype(f"uint{8 * array.dtype.itemsize}")) if array.dtype.name in _CARRIED else array
-    data = save(arrays, {"tree": json.dumps(skeleton), "dtypes": json.dumps(kinds)})
+    # One entry only: safetensors writes several in an order that changes from file to file, and equal weights must give equal bytes.
+    data = save(arrays, {"jaxloop": json.dumps({"tree": skeleton, "dtypes": kinds})})
     write_atomic(Path(root, f"{stem}.safetensors"), data)
     return [f"{stem}.safetensors"]
 
@@ -45,12 +46,12 @@ def load_tree(root: Path, stem: str):
         return _load_orbax(root, stem)
     try:
         with safe_open(path, framework="numpy") as stream:
-            about = stream.metadata() or {}
-            skeleton, kinds = json.loads(about["tree"]), json.loads(about["dtypes"])
+            about = json.loads((stream.metadata() or {})["jaxloop"])
             arrays = {name: stream.get_tensor(name) for name in stream.keys()}
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as weights ({error})") from error
-    return _decode(skeleton, {name: a.view(_CARRIED[kinds[name]]) if kinds[name] in _CARRIED else a for name, a in arrays.items()})
+    kinds = about["dtypes"]
+    return _decode(about["tree"], {name: a.view(_CARRIED[kinds[name]]) if kinds[name] in _CARRIED else a for name, a in arrays.items()})
 
 
 def delete_tree(root: Path, stem: str) -> None:
