@@ -18,6 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxloop.runtime.tables import unescape
+
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _COMPRESSED = ".gz"
 _BATCH = 1024
@@ -225,19 +227,20 @@ def _parquet(path, columns):
         names = file.schema_arrow.names
         # Where a column asked for is not there, whole rows tell the caller what the file has instead.
         chosen = [name for name in names if name in columns] if columns and set(columns) <= set(names) else names
+        escaped = b"jaxloop.escaped" in (file.metadata.metadata or {})
         for batch in file.iter_batches(_BATCH, columns=chosen):
-            batch_columns = [_values(path, batch.column(i), batch.schema.names[i]) for i in range(batch.num_columns)]
+            batch_columns = [_values(path, batch.column(i), batch.schema.names[i], escaped) for i in range(batch.num_columns)]
             for values in zip(*batch_columns, strict=True):
                 yield dict(zip(batch.schema.names, values, strict=True))
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"data.source = '{path}': cannot be read as parquet ({str(error).splitlines()[0].rstrip('.')}).") from error
 
 
-def _values(path, column, name):
+def _values(path, column, name, escaped):
     try:
         values = column.to_pylist()
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             values = [None if v is None else v.decode() for v in values]
     except UnicodeDecodeError:
         raise ValueError(f"data.source = '{path}': column {name!r} is not UTF-8.") from None
-    return values
+    return [unescape(v) if isinstance(v, str) else v for v in values] if escaped else values

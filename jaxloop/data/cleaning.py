@@ -1,0 +1,357 @@
+"""Cleaning rules as pure steps over streams of rows, and a report of what each step dropped.
+
+A row is a dict with the text under "text". A step never changes a row that it was given; steps that look at one row at a time hold one
+batch in memory, `distinct` 64 bits per text, `sample` two numbers per row that it keeps (the rows themselves wait in a temporary file).
+The datasets of the paper are sequences of such steps: `recipes.py`.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxloop.data.sources import count_safely
+from jaxloop.runtime.tables import escape
+
+Row = dict
+Counter = Callable[[list[str]], Sequence[int]]
+
+_BATCH = 1024
+_LINK = re.compile(r"http\S+")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A named piece of cleaning: a function from a stream of rows to a stream of rows, and the columns that it reads."""
+
+    name: str
+    run: Callable[[Iterator[Row]], Iterator[Row]]
+    reads: tuple[str, ...] = ("text",)
+
+
+def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[Row]:
+    """The rows after all steps, in a stream.
+
+    Args:
+      rows: dicts; nothing is read before the first clean row is asked for.
+      steps: applied in their order.
+      report: filled while the stream runs: {step name: {"in": rows, "dropped": rows, "out": rows}}, complete when it has ended.
+
+    Raises: ValueError where a name occurs twice, where a row lacks a column that a step reads, and, at the end of the stream, where there
+      were no rows or a step dropped all that reached it.
+    """
+    names = [step.name for step in steps]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"cleaning: two steps are named {name!r}; every step needs its own name in the report.")
+    report.clear()
+    report.update({name: {"in": 0, "dropped": 0, "out": 0} for name in names})
+    stream = iter(rows)
+    for step in steps:
+        stream = _counted(step, stream, report[step.name])
+    count = 0
+    for row in stream:
+        count += 1
+        yield row
+    if count == 0:
+        guilty = next((name for name, counts in report.items() if counts["in"] and not counts["out"]), None)
+        if guilty is None:
+            raise ValueError("cleaning: there are no rows to clean.")
+        raise ValueError(f"cleaning: the rule {guilty!r} drops all {report[guilty]['in']} rows that reach it.")
+
+
+def _counted(step, rows, counts):
+    def incoming():
+        for row in rows:
+            if not counts["in"]:
+                _require(row, step)
+            counts["in"] += 1
+            yield row
+
+    for row in step.run(incoming()):
+        counts["out"] += 1
+        counts["dropped"] = counts["in"] - counts["out"]
+        yield row
+    counts["dropped"] = counts["in"] - counts["out"]
+
+
+def _require(row, step):
+    missing = [column for column in step.reads if column not in row]
+    if missing:
+        raise ValueError(f"cleaning: the rule {step.name!r} reads the column {missing[0]!r}; the rows have {', '.join(map(str, row))}.")
+
+
+def report_table(report: Mapping) -> dict[str, list]:
+    """A report as columns (rule, rows_in, dropped, rows_out), for a table on disk or on a page."""
+    return {
+        "rule": list(report),
+        "rows_in": [counts["in"] for counts in report.values()],
+        "dropped": [counts["dropped"] for counts in report.values()],
+        "rows_out": [counts["out"] for counts in report.values()],
+    }
+
+
+def rule(name: str, function: Callable[[Row], Row | None], reads: tuple[str, ...] = ("text",)) -> Step:
+    """A step that turns each row into a row, or drops it (None)."""
+    return Step(name, lambda rows: (new for new in map(function, rows) if new is not None), reads)
+
+
+def rewrite(name: str, function: Callable[[str], str]) -> Step:
+    """A step that changes the text of each row."""
+    return rule(name, lambda row: {**row, "text": function(row["text"])})
+
+
+def keep(name: str, test: Callable[[Row], bool], reads: tuple[str, ...] = ("text",)) -> Step:
+    """A step that keeps the rows that pass a test."""
+    return Step(name, lambda rows: filter(test, rows), reads)
+
+
+def keep_batches(name: str, test: Callable[[list[str]], Sequence[bool]]) -> Step:
+    """A step that keeps the rows whose text passes a test that is made on a thousand texts at a time, such as a classifier."""
+
+    def run(rows):
+        while batch := list(itertools.islice(rows, _BATCH)):
+            passed = test([row["text"] for row in batch])
+            if len(passed) != len(batch):
+                raise ValueError(f"cleaning: the rule {name!r} gave {len(passed)} answers for {len(batch)} texts; it must give one per text.")
+            yield from (row for row, ok in zip(batch, passed, strict=True) if ok)
+
+    return Step(name, run)
+
+
+def texts_from(*columns: str, separator: str = "\n\n", strip: bool = False) -> Step:
+    """The text is what these columns hold, joined; an absent, null or empty one is passed over, and a row where all are null is dropped."""
+
+    def function(row):
+        parts = [row.get(column) for column in columns]
+        for column, part in zip(columns, parts, strict=True):
+            if part is not None and not isinstance(part, str):
+                raise ValueError(f"cleaning: the column {column!r} holds {type(part).__name__} {str(part)[:40]!r}; it must hold text.")
+        if all(part is None for part in parts):
+            return None
+        text = separator.join(part for part in parts if part)
+        return {**row, "text": text.strip() if strip else text}
+
+    # The last column is the body; a title may be absent.
+    return rule("no text", function, (columns[-1],))
+
+
+def drop_links() -> Step:
+    """`http` and all that follows up to white space is deleted, then white space at the end."""
+    return rewrite("links deleted", lambda text: _LINK.sub("", text).rstrip())
+
+
+def strip_trailing_hashtags() -> Step:
+    r"""Hashtags that end a text are deleted, with the white space before each: `(\s*#\w+)+$`, in time linear in the text."""
+    return rewrite("trailing hashtags deleted", without_trailing_hashtags)
+
+
+def without_trailing_hashtags(text: str) -> str:
+    """The text without the hashtags at its end."""
+    end = len(text)
+    while True:
+        start = end
+        while start and (text[start - 1].isalnum() or text[start - 1] == "_"):
+            start -= 1
+        if start == end or not start or text[start - 1] != "#":
+            return text[:end]
+        end = len(text[: start - 1].rstrip()) if text[start - 2 : start - 1].isspace() else start - 1
+
+
+def length(count: Counter, low: int, high: int | None, unit: str = "tokens") -> Step:
+    """Keeps texts with low < count < high, both strict; `high` None for no upper bound."""
+    name = f"not more than {low} {unit}" if high is None else f"not between {low} and {high} {unit}"
+
+    def test(texts):
+        return [low < n and (high is None or n < high) for n in count_safely(count, texts)]
+
+    return keep_batches(name, test)
+
+
+def before(date: str, column: str = "date") -> Step:
+    """Keeps rows dated before a day (YYYY-MM-DD). Dates are ISO text or datetimes; rows without one are dropped."""
+
+    def test(row):
+        value = row[column]
+        day = "" if value is None else value if isinstance(value, str) else value.isoformat() if hasattr(value, "isoformat") else str(value)
+        if day and not _DATE.match(day):
+            raise ValueError(f"cleaning: the {column} {day[:40]!r} does not begin like 2020-05-31.")
+        return "" < day[:10] < date
+
+    return keep(f"not before {date}", test, (column,))
+
+
+def fewer(mark: str, than: int) -> Step:
+    """Keeps texts with fewer than so many occurrences of a mark."""
+    return keep(f"{than} or more {mark!r}", lambda row: row["text"].count(mark) < than)
+
+
+def delete(marks: Collection[str]) -> Step:
+    """These strings are deleted from the texts; no row is dropped."""
+
+    def function(text):
+        for mark in marks:
+            text = text.replace(mark, "")
+        return text
+
+    return rewrite(f"{' and '.join(marks)} deleted", function)
+
+
+def drop_containing(marks: Collection[str]) -> Step:
+    """Drops texts that contain one of these strings."""
+    return keep(f"contains {' or '.join(marks)}", lambda row: not any(mark in row["text"] for mark in marks))
+
+
+def cut_before(pattern: str, name: str) -> Step:
+    """Texts are cut before the first match of a pattern; texts of which nothing is left are dropped by the rules of length."""
+    compiled = re.compile(pattern, re.IGNORECASE)
+
+    def function(text):
+        match = compiled.search(text)
+        return text if match is None else text[: match.start()]
+
+    return rewrite(name, function)
+
+
+def first_paragraph() -> Step:
+    """The text up to its first empty line, leading and trailing white space taken off."""
+    return rewrite("first paragraph", lambda text: text.strip().split("\n\n", 1)[0].rstrip())
+
+
+def not_in(column: str, values: Collection[str], name: str) -> Step:
+    """Drops rows whose value in a column is one of these."""
+    values = frozenset(values)
+    return keep(name, lambda row: row[column] not in values, (column,))
+
+
+def strip_right() -> Step:
+    """White space at the end of the texts is deleted."""
+    return rewrite("white space at the end deleted", str.rstrip)
+
+
+def without(columns: Collection[str]) -> Step:
+    """Columns are left out."""
+    columns = frozenset(columns)
+    return rule(f"without {', '.join(sorted(columns))}", lambda row: {c: v for c, v in row.items() if c not in columns}, ())
+
+
+def distinct() -> Step:
+    """Keeps the first of equal texts. Texts are compared by 64 bits of a hash: among 10 million, a false match has probability 3e-6."""
+
+    def run(rows):
+        seen = set()
+        for row in rows:
+            key = int.from_bytes(hashlib.blake2b(row["text"].encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+            if key not in seen:
+                seen.add(key)
+                yield row
+
+    return Step("repeated text", run)
+
+
+def sample(count: int, seed: int, group: str | None = None) -> Step:
+    """Keeps a uniform sample of `count` rows (of each value of a column, if `group` names one), in random order; all where there are fewer.
+
+    Whether and where a row comes out is drawn from (seed, its number in the stream) alone. Rows wait in a temporary file, so that memory
+    grows with `count` by 48 bytes a row; values that are no JSON are turned into text.
+    """
+    name = f"not in the sample of {count}" + (f" of each {group}" if group else "")
+
+    def run(rows):
+        with tempfile.TemporaryFile() as spool:
+            chosen = {}
+            for index, row in enumerate(rows):
+                pool = chosen.setdefault(row[group] if group else None, _Smallest(count))
+                digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=16).digest()
+                priority, place = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+                if priority < pool.bound:
+                    offset = spool.seek(0, os.SEEK_END)
+                    spool.write(json.dumps(row, default=str).encode() + b"\n")
+                    pool.add(priority, place, offset)
+            rest = [pool.rest() for pool in chosen.values()]
+            table = np.concatenate(rest) if rest else np.zeros((0, 3), np.uint64)
+            for offset in table[np.argsort(table[:, 1], kind="stable"), 2].tolist():
+                spool.seek(offset)
+                yield json.loads(spool.readline())
+
+    return Step(name, run, (group,) if group else ())
+
+
+class _Smallest:
+    """The `count` triples (priority, place, offset) with the smallest priorities seen so far; `bound` is what a newcomer must be below."""
+
+    def __init__(self, count):
+        self.count = count
+        self.table = np.zeros((min(2 * count, 1024), 3), np.uint64)
+        self.size = 0
+        self.bound = 2**64
+
+    def add(self, *triple):
+        if self.size == len(self.table):
+            self.table = np.resize(self.table, (min(2 * self.count, 2 * self.size), 3))
+        self.table[self.size] = np.array(triple, np.uint64)
+        self.size += 1
+        if self.size == 2 * self.count:
+            self.table[: self.count] = self.rest()
+            self.size = self.count
+            self.bound = int(self.table[: self.count, 0].max())
+
+    def rest(self):
+        table = self.table[: self.size]
+        return table if self.size <= self.count else table[np.argpartition(table[:, 0], self.count - 1)[: self.count]]
+
+
+def write_parquet(path: str | Path, rows: Iterable[Row], report: Mapping | None = None) -> int:
+    """Write a stream of rows to a parquet file (zstd, page checksums), some thousand rows in memory at a time; how many there were.
+
+    The columns are those of the first row, in its order: text, or numbers. The file appears when it is whole. `report`, complete by then,
+    goes into its metadata under "cleaning". Lone surrogates are escaped as everywhere (`runtime/tables.py`).
+
+    Raises: ValueError where there are no rows or a later row has values of another type.
+    """
+    path = Path(path)
+    stream = iter(rows)
+    first = next(stream, None)
+    if first is None:
+        raise ValueError(f"{path}: there are no rows to write.")
+    stream = itertools.chain([first], stream)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    os.close(handle)
+    count, schema, writer = 0, None, None
+    try:
+        with open(partial, "wb") as sink:
+            try:
+                while batch := list(itertools.islice(stream, 16 * _BATCH)):
+                    columns = {name: [_plain(row.get(name)) for row in batch] for name in first}
+                    try:
+                        table = pa.table(columns, schema=schema)
+                    except (pa.ArrowException, TypeError) as error:
+                        raise ValueError(f"{path}: the rows from {count} on do not have one type per column ({error}).") from None
+                    if writer is None:
+                        schema = pa.schema([pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in table.schema])
+                        table = table.cast(schema)
+                        writer = pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True)
+                    writer.write_table(table)
+                    count += len(batch)
+                writer.add_key_value_metadata({"cleaning": json.dumps(report), "jaxloop.escaped": "1"})
+            finally:
+                if writer is not None:
+                    writer.close()
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return count
+
+
+def _plain(value):
+    return escape(value) if isinstance(value, str) else value
