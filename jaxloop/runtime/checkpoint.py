@@ -55,8 +55,11 @@ def seal(root: Path, manifest: str, files: Iterable[str], about: Mapping | None 
 
 
 def _write_manifest(root, manifest, content):
-    body = json.dumps(content, indent=1)
-    write_atomic(inside(root, manifest), f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n".encode())
+    write_atomic(inside(root, manifest), _with_checksum(json.dumps(content, indent=1)).encode())
+
+
+def _with_checksum(body):
+    return f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n"
 
 
 def verify(root: Path, manifest: str) -> dict:
@@ -85,8 +88,8 @@ def read_manifest(root: Path, manifest: str) -> dict:
         raise Damaged(f"{manifest} is missing") from None
     except (UnicodeDecodeError, ValueError) as error:
         raise Damaged(f"{manifest} cannot be read ({error})") from None
-    body, _, digest = text.removesuffix("\n").rpartition("\n")
-    if hashlib.sha256(body.encode()).hexdigest() != digest:
+    body = text.removesuffix("\n").rpartition("\n")[0]
+    if text != _with_checksum(body):
         raise Damaged(f"{manifest} fails its own checksum")
     return json.loads(body)
 

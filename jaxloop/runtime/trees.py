@@ -30,7 +30,7 @@ def save_tree(root: Path, stem: str, tree) -> list[str]:
         return _save_orbax(root, stem, skeleton, leaves)
     arrays, kinds = {}, {}
     for name, leaf in leaves.items():
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf, order="C")
         kinds[name] = array.dtype.name
         arrays[name] = array.view(np.dtype(f"uint{8 * array.dtype.itemsize}")) if array.dtype.name in _CARRIED else array
     # One entry only: safetensors writes several in an order that changes from file to file, and equal weights must give equal bytes.

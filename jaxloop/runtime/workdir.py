@@ -69,7 +69,9 @@ def open_workdir(
         stack.callback((path / HOLDER).unlink, missing_ok=True)
         if before != wanted:
             write_atomic(path / CONFIG, json.dumps(wanted, indent=2).encode())
-            if before:
+            if before == {}:
+                LOGGER.warning("%s was damaged; it is written again from this run's config, which has the recorded checksum", path / CONFIG)
+            elif before is not None:
                 LOGGER.info("config changed where it may: %s", "; ".join(differences(before, wanted).values()))
         write_atomic(path / MARKER, json.dumps({"format": 1, "config_sha256": _digest(wanted)}).encode())
         clean_temporary(path)
@@ -167,7 +169,6 @@ def _read_config(path, wanted, may_change, may_raise):
         if not found:
             return stored
     if _marked_digest(path) == _digest(wanted):
-        LOGGER.warning("%s was damaged; it is written again from this run's config, which has the recorded checksum", path / CONFIG)
         return {}
     if stored is None:
         raise ValueError(f"workdir={path}: its {CONFIG} is missing or damaged and this run's config is not the one recorded; restore the file")

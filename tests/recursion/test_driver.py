@@ -101,8 +101,7 @@ def test_tables_say_what_trained_what_and_can_be_read_with_pandas_alone(tmp_path
             plan = wf.on_host(wf.plan(flow, chain.key, generation, generations=5))
             assert rows["count"].sum() == wf.train_size(flow, generation) == len(plan.source)
             assert rows[rows.source == "human"]["count"].sum() == (plan.source == wf.HUMAN).sum()
-            share = [0.0 if s == wf.HUMAN and g == 0 else 1.0 if s == wf.HUMAN else written[g] for s, g in zip(plan.source, plan.generation, strict=True)]
-            written[generation] = np.mean(share)
+            written[generation] = np.mean([float(g > 0) if s == wf.HUMAN else written[g] for s, g in zip(*plan[:2], strict=True)])
             one = rows.iloc[0]
             assert one.lineage_share == pytest.approx(written[generation], abs=1e-12)
             assert one.real_share_train == (plan.source == wf.HUMAN).mean()
@@ -260,7 +259,8 @@ def test_entities_that_exchange_read_private_public_and_each_other(tmp_path):
             for text, prompt in zip(task.texts, task.prompts, strict=True):
                 assert text.startswith("w") or prompt == f"Q{text}? "
     for entity, name in enumerate(chain.dataset):
-        prompts = texts(tmp_path / "run", chain, 2).query("entity == @entity").prompt
+        made = texts(tmp_path / "run", chain, 2)
+        prompts = made[made.entity == entity].prompt
         assert len(prompts) == 6 and prompts.str.startswith(f"Q{name}").all()
     assert sorted(p.name for p in (tmp_path / "run/checkpoints/generation=0002/adapters").iterdir()) == [
         f"chain=exchange,entity={k}.safetensors" for k in (0, 1)
