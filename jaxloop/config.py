@@ -348,7 +348,7 @@ def _bare(annotation: Any) -> Any:
 
 def _from_text(text: str, annotation: Any) -> Any:
     options = [_bare(o) for o in _options(annotation)]
-    if type(None) in options and text.strip().lower() in ("none", "null", ""):
+    if any(o is type(None) or o is Any for o in options) and text.strip().lower() in ("none", "null", ""):
         return None
     if any(typing.get_origin(o) is tuple for o in options) and (str not in options or "," in text):
         inside = text.strip()

@@ -6,22 +6,17 @@ settings -> prepare (data, models, chains; everything that can be refused) -> re
 import pathlib
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 import jaxloop
 from jaxloop.config import Chain, Data, Fit, Models, Run, Sample, Section, Text, allowed, fingerprint, suggestion
-from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies import FAILED_CHAINS, chain_setup
 
 METRICS = ("cosine_diversity", "self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "held_out_loss", "text_length")
-# What a chain study can hand to a metric (see metrics.registry.INPUTS).
-INPUTS = ("texts", "reference_texts", "embeddings", "reference_embeddings", "losses", "own_losses")
-# Workflows whose new items are a mixture of synthetic and fresh human text.
-MIXED = ("fresh_human", "window", "external")
 
 
 class Settings(Section):
@@ -88,206 +83,10 @@ def _check_factor(settings: Settings, name: str, values: Sequence) -> None:
         )
 
 
-# ---- what a run stands on ---------------------------------------------------------------------------------------------
-
-
-class Prepared(NamedTuple):
-    """Everything that can be refused, read and checked; nothing compiled or written.
-
-    data: name -> recursion Dataset; heldout: name -> human texts that no chain trains on; human: name -> human texts that are measured like
-    a generation; found: lines about the data; models: name -> (spec, tokenizer).
-    """
-
-    chains: list
-    data: dict
-    heldout: dict[str, list[str]]
-    human: dict[str, list[str]]
-    found: list[tuple[str, str]]
-    models: dict[str, tuple]
-    driver: Any
-
-
-def prepare(settings: Settings) -> Prepared:
-    """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything with which a run could not succeed."""
-    from jaxloop.metrics import registry
-    from jaxloop.recursion import driver
-    from jaxloop.runtime.devices import select_devices
-
-    for name, (metric, _) in zip(settings.metrics, registry.validate(settings.metrics), strict=True):
-        if missing := [need for need in metric.needs if need not in INPUTS]:
-            raise ValueError(f"config.metrics has '{name}', which needs {missing[0]}: a chain study cannot give it")
-        if "losses" in metric.needs and not settings.chain.heldout_texts:
-            raise ValueError(f"config.chain.heldout_texts = 0: metric '{name}' needs held-out texts")
-    select_devices(settings.run.platform, settings.run.devices)
-    models = {name: _describe(settings, name) for name in settings.models.pool}
-    _check_lengths(settings, models)
-    count = next(iter(models.values()))[1].count
-    data, heldout, human, found = {}, {}, {}, []
-    sources = settings.chain.factors.get("dataset", (settings.data.source,))
-    for name, source in zip(_names(sources), sources, strict=True):
-        data[name], heldout[name], human[name], line = _read(settings, source, count)
-        found.append((name, line))
-    if settings.chain.workflow == "external":
-        outside, _, _, line = _read(settings, settings.chain.external, count, whole=True)
-        data["external"] = outside
-        found.append(("external", line))
-    chains = _chains(settings, dict(zip(sources, _names(sources), strict=True)))
-    common = driver.Settings(settings.chain.generations, *_family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep)
-    driver.check(chains, data, common)
-    return Prepared(chains, data, heldout, human, found, models, common)
-
-
-def _names(sources: Sequence[str]) -> list[str]:
-    """Short names of data sets: the stem of a file, the id of a hub data set; numbered where two would be the same."""
-    short = [pathlib.Path(s).stem if pathlib.Path(s).suffix else s for s in sources]
-    return [name if short.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(short)]
-
-
-def model_path(name: str) -> str:
-    """Where a model of the pool lies: names under jaxloop/assets/bases/ are found wherever the package is installed."""
-    inside = "jaxloop/assets/bases/"
-    if name.startswith(inside) and not pathlib.Path(name).is_dir():
-        return str(pathlib.Path(__file__).parents[1] / "assets" / "bases" / name.removeprefix(inside))
-    return name
-
-
-def _revision(settings: Settings, name: str) -> str | None:
-    return dict(zip(settings.models.pool, settings.models.revisions, strict=False)).get(name)
-
-
-def _load(settings: Settings, name: str):
-    import jax.numpy as jnp
-
-    from jaxloop import lm
-
-    return lm.load(model_path(name), revision=_revision(settings, name), dtype=jnp.dtype(settings.models.dtype))
-
-
-def _describe(settings: Settings, name: str) -> tuple:
-    """(spec, tokenizer) of a model, its weights unread."""
-    from jaxloop.lm import huggingface, tokenize
-
-    path = huggingface.locate(model_path(name), _revision(settings, name))
-    if not any(path.glob("*.safetensors")):
-        _load(settings, name)  # says what is wrong with it
-    return huggingface.read_spec(path), tokenize.load(path)
-
-
-def _check_lengths(settings: Settings, models: Mapping[str, tuple]) -> None:
-    from jaxloop.lm.prompt import render
-
-    for name, (spec, tokenizer) in models.items():
-        prompt = len(tokenizer.encode([render(settings.data.instruction)])[0])
-        for field, needed, what in (
-            (
-                "config.sample.max_new_tokens",
-                prompt + settings.sample.max_new_tokens,
-                f"prompt of {prompt} and text of {settings.sample.max_new_tokens}",
-            ),
-            ("config.fit.max_length", settings.fit.max_length, "training text"),
-        ):
-            if needed > spec.context:
-                raise ValueError(f"{field}: {what} tokens do not fit the context of {name}, which is {spec.context} tokens")
-        if settings.fit.max_length <= prompt:
-            raise ValueError(
-                f"config.fit.max_length = {settings.fit.max_length} leaves no room for text after the prompt of {prompt} tokens of {name}"
-            )
-
-
-def _read(settings: Settings, source: str, count, whole: bool = False) -> tuple:
-    """(Dataset, held-out texts, measured human texts, a line about it) of one source."""
-    import numpy as np
-
-    from jaxloop.data import docs, load_texts
-    from jaxloop.lm.prompt import render
-    from jaxloop.recursion import ledger
-    from jaxloop.recursion.sources import Dataset
-
-    d = settings.data
-    frame = load_texts(
-        source,
-        text_column=d.text_column,
-        prompt_column=d.prompt_column,
-        domain_column=d.domain_column,
-        domains=d.domains or (docs.HELD_OUT if source == "docs" else ()),
-        name=d.name,
-        split=d.split,
-        revision=d.revision,
-        limit=d.limit,
-        min_tokens=d.min_tokens,
-        max_tokens=d.max_tokens,
-        count_tokens=count,
-    )
-    texts = list(frame["text"])
-    held = 0 if whole else settings.chain.heldout_texts
-    if held >= len(texts):
-        raise ValueError(f"config.chain.heldout_texts = {held}: '{source}' has only {len(texts)} usable texts, and the chains need some")
-    # Which texts are held out depends on the data alone, so that chains of different seeds are measured on the same ones.
-    order = np.random.default_rng(0).permutation(len(texts))
-    kept = np.sort(order[held:])
-    human = [texts[i] for i in order[: settings.chain.eval_texts]]
-    prompts = [render(p) for p in frame["prompt"].iloc[kept]] if d.prompt_column else render(d.instruction)
-    mine = [texts[i] for i in kept]
-    dataset = Dataset(mine, prompts, fingerprint=ledger.fingerprint(mine, prompts))
-    report = ", ".join(f"{reason}: {number:,}" for reason, number in frame.attrs["report"].items())
-    return dataset, [texts[i] for i in order[:held]], human, f"{len(mine):,} human texts for the chains, {held} held out ({report})"
-
-
-def _chains(settings: Settings, names: Mapping[str, str]) -> list:
-    """One ChainSpec per combination of the factors."""
-    from jaxloop.recursion.chains import product
-
-    c = settings.chain
-    factors: dict[str, Sequence] = {"dataset": tuple(names.values())}
-    if c.workflow in MIXED:
-        factors["ratio"] = c.ratios
-    factors["seed"] = c.seeds
-    factors |= {name: tuple(_value(name, v) for v in values) for name, values in c.factors.items() if name != "dataset"}
-    common: dict[str, Any] = {"workflow": c.workflow, "size": c.size, "start": c.start, "bases": settings.models.pool}
-    common |= {"share": c.share} if c.workflow in ("preserve", "external") else {}
-    common |= {"k": c.window} if c.workflow == "window" else {}
-    common |= {"initial": c.first_size} if c.first_size else {}
-    common |= {"external": "external"} if c.workflow == "external" else {}
-    return product(factors, **{name: value for name, value in common.items() if name not in factors})
-
-
-def _value(name: str, value: Any) -> Any:
-    """A factor's value as the family's settings have it."""
-    section, _, field = name.partition(".")
-    return _plain({field: value})[field] if section in ("fit", "sample") else value
-
-
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of ours in the family's terms: no clipping is 0."""
-    return fields | {name: 0.0 for name in ("clip",) if name in fields and fields[name] is None}
-
-
-def _family_settings(settings: Settings) -> tuple:
-    """The family's FitSettings and SampleSettings."""
-    from jaxloop.lm import Lora, family
-
-    fit = _plain(settings.fit.model_dump(exclude={"lora"}))
-    if fit["epochs"] is None:
-        del fit["epochs"]
-    if settings.run.micro_batch is not None:
-        fit["chains_at_once"] = settings.run.micro_batch
-    lora = Lora(**settings.fit.lora.model_dump())
-    sample = settings.sample.model_dump() | {"slots": settings.sample.slots or 0, "dtype": settings.fit.dtype, "lora": lora}
-    return family.FitSettings(lora=lora, **fit), family.SampleSettings(**sample)
-
-
-def _family(settings: Settings) -> SimpleNamespace:
-    """The language-model family, its models loaded as the config says."""
-    from jaxloop.lm import family
-
-    names = ("FitTask", "fit", "SampleTask", "sample")
-    return SimpleNamespace(load=lambda name: _load(settings, name), **{name: getattr(family, name) for name in names})
-
-
 # ---- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _measure(settings: Settings, prepared: Prepared):
+def _measure(settings: Settings, prepared: chain_setup.Prepared):
     """The driver's `measure`: the metrics of every model of a generation, and the share of its texts that ended by themselves."""
     from jaxloop.lm import family
     from jaxloop.metrics import registry
@@ -332,7 +131,7 @@ def _human_inputs(needed: set[str], human: Sequence[list[str]]) -> dict[str, Any
 
 def check(settings: Settings) -> list[str]:
     """Lines about the data, the models and the chains, once all of them have been found good."""
-    prepared = prepare(settings)
+    prepared = chain_setup.prepare(settings)
     lines = [f"data {name}: {line}" for name, line in prepared.found]
     lines += [f"model {name}: {spec.architecture}, {_parameters(spec):,} parameters" for name, (spec, _) in prepared.models.items()]
     needed = max(_needed(settings, chain) for chain in prepared.chains)
@@ -355,7 +154,7 @@ def _chains_line(settings: Settings, chains: Sequence) -> str:
     from jaxloop.analysis.scores import share
 
     c = settings.chain
-    parts = [f"r in {{{', '.join(share(r) for r in c.ratios)}}}"] if c.workflow in MIXED else [c.workflow]
+    parts = [f"r in {{{', '.join(share(r) for r in c.ratios)}}}"] if c.workflow in chain_setup.MIXED else [c.workflow]
     parts += [f"{len(values)} values of {name}" for name, values in c.factors.items()]
     parts += [f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}", f"{c.generations} generation{'s' if c.generations > 1 else ''}"]
     return f"{len(chains)} chain{'s' if len(chains) > 1 else ''}: {', '.join(parts)}"
@@ -366,7 +165,7 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
     from jaxloop.recursion.generation import sample_rows
     from jaxloop.recursion.workflow import train_size
 
-    prepared = prepare(settings)
+    prepared = chain_setup.prepare(settings)
     c, generations = settings.chain, range(settings.chain.generations)
     trained = sum(train_size(chain.workflow, g) for chain in prepared.chains for g in generations)
     written = sum(sample_rows(chain, prepared.driver) for chain in prepared.chains) * c.generations
@@ -383,11 +182,11 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
     return [*rows, ("tokens to write", f"{longest:,} at most"), ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most")]
 
 
-def _first_prompt(prepared: Prepared) -> str:
+def _first_prompt(prepared: chain_setup.Prepared) -> str:
     return next(iter(prepared.data.values())).prompt(0)
 
 
-def _disk(settings: Settings, prepared: Prepared) -> int:
+def _disk(settings: Settings, prepared: chain_setup.Prepared) -> int:
     """Bytes that the run leaves at most."""
     from jaxloop.lm.spec import site_widths
     from jaxloop.recursion import driver
@@ -409,11 +208,11 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     from jaxloop.studies import chain_report
 
     start = time.monotonic()
-    prepared = prepare(settings)
+    prepared = chain_setup.prepare(settings)
     stored = settings.model_dump(mode="json")
     with open_workdir(workdir, stored, may_change=("run", "title"), needs=_disk(settings, prepared)) as place:
         result = driver.run(
-            _family(settings),
+            chain_setup.family(settings),
             prepared.chains,
             prepared.data,
             prepared.driver,
@@ -445,7 +244,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     return FAILED_CHAINS if result.failed else 0
 
 
-def _references(settings: Settings, prepared: Prepared) -> dict[str, float]:
+def _references(settings: Settings, prepared: chain_setup.Prepared) -> dict[str, float]:
     """The text metrics on human text, as many texts as are measured of a generation; where there are several data sets there is no one value."""
     from jaxloop.metrics import registry
 

@@ -1,0 +1,210 @@
+"""What a chain study stands on, read and checked before anything is compiled or written: data, models, chains, the driver's settings."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from jaxloop.studies.chain import Settings
+
+# What a chain study can hand to a metric (see metrics.registry.INPUTS).
+INPUTS = ("texts", "reference_texts", "embeddings", "reference_embeddings", "losses", "own_losses")
+# Workflows whose new items are a mixture of synthetic and fresh human text.
+MIXED = ("fresh_human", "window", "external")
+
+
+class Prepared(NamedTuple):
+    """Everything that can be refused, read and checked; nothing compiled or written.
+
+    data: name -> recursion Dataset; heldout: name -> human texts that no chain trains on; human: name -> human texts that are measured like
+    a generation; found: lines about the data; models: name -> (spec, tokenizer).
+    """
+
+    chains: list
+    data: dict
+    heldout: dict[str, list[str]]
+    human: dict[str, list[str]]
+    found: list[tuple[str, str]]
+    models: dict[str, tuple]
+    driver: Any
+
+
+def prepare(settings: "Settings") -> Prepared:
+    """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything with which a run could not succeed."""
+    from jaxloop.metrics import registry
+    from jaxloop.recursion import driver
+    from jaxloop.runtime.devices import select_devices
+
+    for name, (metric, _) in zip(settings.metrics, registry.validate(settings.metrics), strict=True):
+        if missing := [need for need in metric.needs if need not in INPUTS]:
+            raise ValueError(f"config.metrics has '{name}', which needs {missing[0]}: a chain study cannot give it")
+        if "losses" in metric.needs and not settings.chain.heldout_texts:
+            raise ValueError(f"config.chain.heldout_texts = 0: metric '{name}' needs held-out texts")
+    select_devices(settings.run.platform, settings.run.devices)
+    models = {name: _describe(settings, name) for name in settings.models.pool}
+    _check_models(settings, models)
+    count = next(iter(models.values()))[1].count
+    data, heldout, human, found = {}, {}, {}, []
+    sources = settings.chain.factors.get("dataset", (settings.data.source,))
+    for name, source in zip(_names(sources), sources, strict=True):
+        data[name], heldout[name], human[name], line = _read(settings, source, count)
+        found.append((name, line))
+    if settings.chain.workflow == "external":
+        outside, _, _, line = _read(settings, settings.chain.external, count, whole=True)
+        data["external"] = outside
+        found.append(("external", line))
+    chains = _chains(settings, dict(zip(sources, _names(sources), strict=True)))
+    common = driver.Settings(settings.chain.generations, *family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep)
+    driver.check(chains, data, common)
+    return Prepared(chains, data, heldout, human, found, models, common)
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Short names of data sets: the stem of a file, the id of a hub data set; numbered where two would be the same."""
+    short = [pathlib.Path(s).stem if pathlib.Path(s).suffix else s for s in sources]
+    return [name if short.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(short)]
+
+
+def model_path(name: str) -> str:
+    """Where a model of the pool lies: names under jaxloop/assets/bases/ are found wherever the package is installed."""
+    inside = "jaxloop/assets/bases/"
+    if name.startswith(inside) and not pathlib.Path(name).is_dir():
+        return str(pathlib.Path(__file__).parents[1] / "assets" / "bases" / name.removeprefix(inside))
+    return name
+
+
+def _revision(settings: "Settings", name: str) -> str | None:
+    return dict(zip(settings.models.pool, settings.models.revisions, strict=False)).get(name)
+
+
+def load_model(settings: "Settings", name: str):
+    import jax.numpy as jnp
+
+    from jaxloop import lm
+
+    return lm.load(model_path(name), revision=_revision(settings, name), dtype=jnp.dtype(settings.models.dtype))
+
+
+def _describe(settings: "Settings", name: str) -> tuple:
+    """(spec, tokenizer) of a model, its weights unread."""
+    from jaxloop.lm import huggingface, tokenize
+
+    path = huggingface.locate(model_path(name), _revision(settings, name))
+    if not any(path.glob("*.safetensors")):
+        load_model(settings, name)  # says what is wrong with it
+    return huggingface.read_spec(path), tokenize.load(path)
+
+
+def _check_models(settings: "Settings", models: Mapping[str, tuple]) -> None:
+    from jaxloop.lm import Lora, adapters
+    from jaxloop.lm.prompt import render
+
+    for name, (spec, tokenizer) in models.items():
+        if settings.fit.mode == "lora":
+            adapters.target_names(spec, Lora(**settings.fit.lora.model_dump()))
+        prompt = len(tokenizer.encode([render(settings.data.instruction)])[0])
+        for field, needed, what in (
+            (
+                "config.sample.max_new_tokens",
+                prompt + settings.sample.max_new_tokens,
+                f"prompt of {prompt} and text of {settings.sample.max_new_tokens}",
+            ),
+            ("config.fit.max_length", settings.fit.max_length, "training text"),
+        ):
+            if needed > spec.context:
+                raise ValueError(f"{field}: {what} tokens do not fit the context of {name}, which is {spec.context} tokens")
+        if settings.fit.max_length <= prompt:
+            raise ValueError(
+                f"config.fit.max_length = {settings.fit.max_length} leaves no room for text after the prompt of {prompt} tokens of {name}"
+            )
+
+
+def _read(settings: "Settings", source: str, count, whole: bool = False) -> tuple:
+    """(Dataset, held-out texts, measured human texts, a line about it) of one source."""
+    import numpy as np
+
+    from jaxloop.data import docs, load_texts
+    from jaxloop.lm.prompt import render
+    from jaxloop.recursion import ledger
+    from jaxloop.recursion.sources import Dataset
+
+    d = settings.data
+    frame = load_texts(
+        source,
+        text_column=d.text_column,
+        prompt_column=d.prompt_column,
+        domain_column=d.domain_column,
+        domains=d.domains or (docs.HELD_OUT if source == "docs" else ()),
+        name=d.name,
+        split=d.split,
+        revision=d.revision,
+        limit=d.limit,
+        min_tokens=d.min_tokens,
+        max_tokens=d.max_tokens,
+        count_tokens=count,
+    )
+    texts = list(frame["text"])
+    held = 0 if whole else settings.chain.heldout_texts
+    if held >= len(texts):
+        raise ValueError(f"config.chain.heldout_texts = {held}: '{source}' has only {len(texts)} usable texts, and the chains need some")
+    # Which texts are held out depends on the data alone, so that chains of different seeds are measured on the same ones.
+    order = np.random.default_rng(0).permutation(len(texts))
+    kept = np.sort(order[held:])
+    human = [texts[i] for i in order[: settings.chain.eval_texts]]
+    prompts = [render(p) for p in frame["prompt"].iloc[kept]] if d.prompt_column else render(d.instruction)
+    mine = [texts[i] for i in kept]
+    dataset = Dataset(mine, prompts, fingerprint=ledger.fingerprint(mine, prompts))
+    report = ", ".join(f"{reason}: {number:,}" for reason, number in frame.attrs["report"].items())
+    return dataset, [texts[i] for i in order[:held]], human, f"{len(mine):,} human texts for the chains, {held} held out ({report})"
+
+
+def _chains(settings: "Settings", names: Mapping[str, str]) -> list:
+    """One ChainSpec per combination of the factors."""
+    from jaxloop.recursion.chains import product
+
+    c = settings.chain
+    factors: dict[str, Sequence] = {"dataset": tuple(names.values())}
+    if c.workflow in MIXED:
+        factors["ratio"] = c.ratios
+    factors["seed"] = c.seeds
+    factors |= {name: tuple(_value(name, v) for v in values) for name, values in c.factors.items() if name != "dataset"}
+    common: dict[str, Any] = {"workflow": c.workflow, "size": c.size, "start": c.start, "bases": settings.models.pool}
+    common |= {"share": c.share} if c.workflow in ("preserve", "external") else {}
+    common |= {"k": c.window} if c.workflow == "window" else {}
+    common |= {"initial": c.first_size} if c.first_size else {}
+    common |= {"external": "external"} if c.workflow == "external" else {}
+    return product(factors, **{name: value for name, value in common.items() if name not in factors})
+
+
+def _value(name: str, value: Any) -> Any:
+    """A factor's value as the family's settings have it."""
+    section, _, field = name.partition(".")
+    return _plain({field: value})[field] if section in ("fit", "sample") else value
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of ours in the family's terms: no clipping is 0."""
+    return fields | {name: 0.0 for name in ("clip",) if name in fields and fields[name] is None}
+
+
+def family_settings(settings: "Settings") -> tuple:
+    """The family's FitSettings and SampleSettings."""
+    from jaxloop.lm import Lora, family
+
+    fit = _plain(settings.fit.model_dump(exclude={"lora"}))
+    if fit["epochs"] is None:
+        del fit["epochs"]
+    if settings.run.micro_batch is not None:
+        fit["chains_at_once"] = settings.run.micro_batch
+    lora = Lora(**settings.fit.lora.model_dump())
+    sample = settings.sample.model_dump() | {"slots": settings.sample.slots or 0, "dtype": settings.fit.dtype, "lora": lora}
+    return family.FitSettings(lora=lora, **fit), family.SampleSettings(**sample)
+
+
+def family(settings: "Settings") -> SimpleNamespace:
+    """The language-model family, its models loaded as the config says."""
+    from jaxloop.lm import family
+
+    names = ("FitTask", "fit", "SampleTask", "sample")
+    return SimpleNamespace(load=lambda name: load_model(settings, name), **{name: getattr(family, name) for name in names})
