@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxloop.metrics import bleu, lexical, losses, semantic
+from jaxloop.metrics import bleu, distances, lexical, losses, semantic, sentiment
 from jaxloop.metrics.corpus import Corpus
 
 INPUTS = {
@@ -23,15 +23,16 @@ INPUTS = {
     "reference_texts": "texts to compare with: one list for all chains, or [c] lists",
     "contexts": "the context (document) that each text belongs to: [c] lists",
     "embeddings": "[c, n, d] array, [c] arrays, or a function from a list of strings to [n, d]",
-    "reference_embeddings": "[m, d] array of embeddings to compare with",
-    "projection": "the evaluation UMAP: a function from embeddings [n, d] to points [n, 2]",
+    "reference_embeddings": "[m, d] array of embeddings to compare with; if absent, reference_texts under `embeddings`, if a function",
+    "projection": "the evaluation UMAP (metrics/umap.py): a function from embeddings [n, d] to points [n, 2]",
+    "entity_embeddings": "embeddings of what the entities of each chain wrote: [c] arrays [entities, prompts, d]",
     "losses": "held-out texts under the generating model: [c] objects with nats [n] and tokens [n]",
     "own_losses": "generated texts under the model that wrote them, in the same form",
     "reference_losses": "generated texts under a fixed reference model, in the same form",
     "token_nats": "-ln p of every held-out token: [c] lists of arrays",
 }
 
-_CHAINED = ("texts", "contexts", "embeddings", "projection", "losses", "own_losses", "reference_losses", "token_nats")
+_CHAINED = ("texts", "contexts", "embeddings", "projection", "entity_embeddings", "losses", "own_losses", "reference_losses", "token_nats")
 
 
 class Unavailable(RuntimeError):
@@ -86,7 +87,9 @@ def _by_chain(function: Callable, least: Callable[[dict], int] = lambda options:
 
 
 _more_than_k = {"least": lambda options: options["k"] + 1}
+_at_least_two = {"least": lambda options: 2}
 _T, _E, _P = ("texts",), ("embeddings",), ("projection",)
+_TR, _ER = ("texts", "reference_texts"), ("embeddings", "reference_embeddings")
 
 _METRICS = (
     Metric("self_bleu", bleu.mean_self_bleu, _T, "", (0, 1), bleu.self_bleu),
@@ -101,12 +104,19 @@ _METRICS = (
     Metric("text_length", lexical.text_length, _T, "characters", (0, None), lexical.text_lengths),
     Metric("zipf_slope", lexical.zipf_slope, _T, "", (None, 0)),
     Metric("repetition", lexical.repetition, _T, "", (0, 1), lexical.repetitions),
-    Metric("memorised_ngrams", lexical.memorised_ngrams, ("texts", "reference_texts"), "", (0, 1)),
+    Metric("memorised_ngrams", lexical.memorised_ngrams, _TR, "", (0, 1)),
+    Metric("positivity", sentiment.positivity, _T, "", (-1, 1), sentiment.positivities),
+    Metric("length_kl", distances.length_kl, _TR, "nats", (0, None)),
     Metric("cosine_diversity", _by_chain(semantic.cosine_diversity), _E, "", (0, 2)),
     Metric("knn_cosine_diversity", _by_chain(semantic.knn_cosine_diversity, **_more_than_k), _E, "", (0, 2)),
     Metric("kl_entropy", _by_chain(semantic.kl_entropy, **_more_than_k), _P, "nats", (None, None)),
     Metric("gaussian_aic", _by_chain(semantic.gaussian_aic), _P, "", (None, None)),
     Metric("negentropy", _by_chain(semantic.negentropy, **_more_than_k), _P, "nats", (None, None)),
+    Metric("frechet_distance", _by_chain(distances.frechet_distance, **_at_least_two), _ER, "", (0, None)),
+    Metric("mmd2", _by_chain(distances.mmd2, **_at_least_two), _ER, "", (None, None)),
+    Metric("energy_distance", _by_chain(distances.energy_distance, **_at_least_two), _ER, "", (0, None)),
+    Metric("sliced_wasserstein", _by_chain(distances.sliced_wasserstein, **_at_least_two), _ER, "", (0, None)),
+    Metric("output_similarity", distances.mean_output_similarity, ("entity_embeddings",), "", (-1, 1)),
     Metric("held_out_loss", losses.held_out_loss, ("losses",), "nats/token", (0, None)),
     Metric("held_out_perplexity", losses.perplexity, ("losses",), "", (1, None), losses.text_perplexities),
     Metric("own_perplexity", losses.perplexity, ("own_losses",), "", (1, None), losses.text_perplexities),
@@ -203,6 +213,9 @@ def evaluate_texts(names: Sequence[str], *, texts=None, embeddings=None, losses=
 def _inputs(names, metrics, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs in the form that metric functions take: a corpus, lists of arrays; each computed once, and only if needed."""
     wanted = [need for metric, _ in metrics for need in metric.needs]
+    if "reference_embeddings" in wanted and inputs.get("reference_embeddings") is None and callable(inputs["embeddings"]):
+        if inputs.get("reference_texts") is not None:
+            inputs["reference_embeddings"] = inputs["embeddings"](Corpus.of(inputs["reference_texts"]).texts)
     for name, (metric, _) in zip(names, metrics, strict=True):
         missing = [n for n in metric.needs if n != "projection" and inputs.get(n) is None]
         missing += [n for n in ("projection", "embeddings") if "projection" in metric.needs and inputs.get(n) is None]
@@ -227,9 +240,8 @@ def _inputs(names, metrics, inputs: dict[str, Any]) -> dict[str, Any]:
         points = [np.asarray(chain) for chain in points]
         given["embeddings"] = points
         if "projection" in wanted:
-            project = inputs["projection"]
-            flat = project(np.concatenate(points)) if sum(map(len, points)) else np.zeros((0, 2))
-            given["projection"] = np.split(np.asarray(flat), np.cumsum([len(chain) for chain in points])[:-1])
+            # One chain at a time: where a point lands depends on the set that it is projected with.
+            given["projection"] = [np.asarray(inputs["projection"](chain)) if len(chain) else np.zeros((0, 2)) for chain in points]
     lengths = _chain_counts(given)
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the inputs have different numbers of chains: {', '.join(f'{k} {v}' for k, v in lengths.items())}.")

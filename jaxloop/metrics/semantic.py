@@ -44,7 +44,8 @@ def _check_k(k: int, n: int) -> int:
     return int(k)
 
 
-def _fold(values, single: bool):
+def fold(values, single: bool):
+    """Values of chains [c] as they are asked for: a float where the chain axis was absent, else float64."""
     return float(values[0]) if single else np.asarray(values, np.float64)
 
 
@@ -57,7 +58,7 @@ def cosine_diversity(points):
     array, single = check_points(points)
     n = array.shape[1]
     if n < 2:
-        return _fold(np.zeros(len(array)), single)
+        return fold(np.zeros(len(array)), single)
     values = []
     for chain in array:  # float64 sums, from the float32 numbers as they are
         total, squares = np.zeros(chain.shape[1]), 0.0
@@ -67,7 +68,7 @@ def cosine_diversity(points):
             total += np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0) @ block
             squares += (norm > 0).sum()
         values.append(1 - (total @ total - squares) / (n * (n - 1)))
-    return _fold(np.maximum(values, 0.0), single)
+    return fold(np.maximum(values, 0.0), single)
 
 
 def knn_cosine_diversity(points, k: int = 5):
@@ -82,7 +83,7 @@ def knn_cosine_diversity(points, k: int = 5):
         means = np.stack([np.asarray(_mean_similarity(jnp.asarray(chain, jnp.float32), k, _rows(chain))) for chain in array])
     else:
         means = np.stack([_mean_similarity_on_host(chain.astype(np.float32), k) for chain in array])
-    return _fold(1 - means.mean(1, dtype=np.float64), single)
+    return fold(1 - means.mean(1, dtype=np.float64), single)
 
 
 def _rows(points_ND: np.ndarray) -> int:
@@ -194,7 +195,7 @@ def kl_entropy(points, k: int = 50, constant: str = "package"):
     with np.errstate(divide="ignore"):
         spread = d * np.log(distance).mean(1)
     ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
-    return _fold(digamma(n) - digamma(k) + ball + spread + (d * np.log(2) if constant == "package" else 0.0), single)
+    return fold(digamma(n) - digamma(k) + ball + spread + (d * np.log(2) if constant == "package" else 0.0), single)
 
 
 def _covariances(array: np.ndarray) -> np.ndarray:
@@ -214,12 +215,12 @@ def gaussian_aic(points, regularisation: float = 1e-6):
     array, single = check_points(points)
     n, d = array.shape[1:]
     if n == 0:
-        return _fold(np.full(len(array), np.nan), single)
+        return fold(np.full(len(array), np.nan), single)
     plain = _covariances(array)
     covariance = plain + regularisation * np.eye(d)
     _, logdet = np.linalg.slogdet(covariance)
     trace = np.trace(np.linalg.solve(covariance, plain), axis1=1, axis2=2)
-    return _fold(n * (d * np.log(2 * np.pi) + logdet + trace) + 2 * (d + d * (d + 1) // 2), single)
+    return fold(n * (d * np.log(2 * np.pi) + logdet + trace) + 2 * (d + d * (d + 1) // 2), single)
 
 
 def negentropy(points, k: int = 50):
@@ -232,4 +233,4 @@ def negentropy(points, k: int = 50):
     entropy = np.atleast_1d(kl_entropy(array, k, "textbook"))
     sign, logdet = np.linalg.slogdet(2 * np.pi * np.e * _covariances(array))
     with np.errstate(invalid="ignore"):
-        return _fold(np.where(sign > 0, logdet / 2, np.nan) - entropy, single)
+        return fold(np.where(sign > 0, logdet / 2, np.nan) - entropy, single)
