@@ -140,7 +140,8 @@ def train_steps(spec: Spec, settings: FitSettings, base, state: TrainState, toke
             return each.sum(), each
 
         grads, each = jax.grad(objective, has_aux=True)(state.weights)
-        updates, optimizer_state = jax.vmap(optimizer.update)(grads, state.optimizer, state.weights)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes float and int32 in its bias correction
+            updates, optimizer_state = jax.vmap(optimizer.update)(grads, state.optimizer, state.weights)
         rate = learning_rate(settings, state.step, total)
         scaled = jax.tree.map(lambda w, u: w - rate.reshape((-1,) + (1,) * (u.ndim - 1)).astype(u.dtype) * u, state.weights, updates)
         return TrainState(scaled, optimizer_state, state.key, state.step + 1), log.at[i].set(each)

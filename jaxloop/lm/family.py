@@ -1,0 +1,204 @@
+"""The language-model family: `fit`, `sample` and `loss` of many chains of one base at once. `recursion.driver` calls nothing else of `lm`.
+
+Weights of a chain are plain pytrees without a chain axis: an adapter ({target: {"a", "b"}}) or, in modes "full" and "scratch", all weights.
+What a chain gets back depends on its own task alone as long as the compiled shapes are the same; these come from the settings.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxloop.lm import adapters, batching, train
+from jaxloop.lm.huggingface import Model
+from jaxloop.lm.huggingface import load as load_model
+from jaxloop.lm.loss import row_nll
+from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, sample
+from jaxloop.lm.spec import init
+from jaxloop.lm.train import FitSettings
+
+__all__ = ["FitResult", "FitSettings", "FitTask", "LossResult", "LossTask", "SampleResult", "SampleSettings", "SampleTask", "fit", "load", "loss", "sample"]
+
+
+class FitTask(NamedTuple):
+    """What one chain trains on: texts [n] after their prompts [n]; `sample_weights` [n] or None; `start`: weights to go on from, or None."""
+
+    key: jax.Array
+    texts: Sequence[str]
+    prompts: Sequence[str]
+    sample_weights: np.ndarray | None = None
+    start: Any = None
+
+
+class FitResult(NamedTuple):
+    """Trained weights (NumPy, float32), updates made, tokens read (padding not counted), loss of every update, and whether all is finite."""
+
+    weights: Any
+    steps: int
+    tokens: int
+    loss: np.ndarray
+    finite: bool
+
+
+class LossTask(NamedTuple):
+    """Texts [n] to score after their prompts [n] under `weights` (None: the base)."""
+
+    weights: Any
+    texts: Sequence[str]
+    prompts: Sequence[str]
+
+
+class LossResult(NamedTuple):
+    """-log p in nats [n] of each text (and its EOS where it fits), and how many tokens [n] that is."""
+
+    nats: np.ndarray
+    tokens: np.ndarray
+
+
+def load(base: str, *, revision: str | None = None, dtype: str = "float32") -> Model:
+    """The base model at a directory or hub id."""
+    return load_model(base, revision=revision, dtype=jnp.dtype(dtype))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A chain's fit, prepared: its examples, dispatches and sample weights."""
+
+    examples: batching.Examples
+    dispatches: list[batching.Dispatch]
+    sample: np.ndarray
+
+    @property
+    def signature(self):
+        return tuple((d.time, d.rows.shape) for d in self.dispatches)
+
+
+def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings) -> list[FitResult]:
+    """Train every task from `start`, or from the base ("lora": a fresh adapter; "scratch": random weights).
+
+    Chains whose batches have the same shapes run in one program, `settings.chains_at_once` at a time. Raises ValueError for a task without
+    texts, texts and prompts of different numbers, weights that are not one per text, and a max_length beyond the model's context."""
+    limit = min(settings.max_length, model.spec.context)
+    if settings.max_length > model.spec.context and settings.max_length != FitSettings().max_length:
+        raise ValueError(f"fit.max_length: {settings.max_length} tokens exceed the context of {model.name or model.spec.architecture}, {model.spec.context}")
+    works = [_prepare(model, task, settings, limit) for task in tasks]
+    groups: dict[tuple, list[int]] = {}
+    for i, work in enumerate(works):
+        groups.setdefault(work.signature, []).append(i)
+    size = settings.chains_at_once or default_chains()
+    results: dict[int, FitResult] = {}
+    for members in groups.values():
+        for at in range(0, len(members), size):
+            chosen = members[at : at + size]
+            for i, result in zip(chosen, _fit_together(model, [tasks[i] for i in chosen], [works[i] for i in chosen], size, settings)):
+                results[i] = result
+    return [results[i] for i in range(len(tasks))]
+
+
+def default_chains() -> int:
+    """Chains in one training program where the settings do not say: one on a CPU, whose caches hold no more, sixteen elsewhere."""
+    return 1 if jax.default_backend() == "cpu" else 16
+
+
+def _prepare(model, task, settings, limit) -> _Work:
+    n = len(task.texts)
+    if n == 0:
+        raise ValueError("fit: a chain has no texts to train on; every generation needs at least one")
+    if len(task.prompts) != n:
+        raise ValueError(f"fit: {len(task.prompts)} prompts for {n} texts; one prompt per text is needed")
+    sample = np.ones(n, np.float32) if task.sample_weights is None else np.asarray(task.sample_weights, np.float32)
+    if sample.shape != (n,) or not np.isfinite(sample).all() or (sample < 0).any():
+        raise ValueError(f"fit.sample_weights: shape {sample.shape} for {n} texts; one finite weight of at least 0 per text is needed")
+    examples = batching.encode_examples(model.tokenizer, task.texts, task.prompts, max_length=limit, loss_on=settings.loss_on)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(task.key)).tolist())
+    dispatches = batching.plan_dispatches(
+        examples.lengths, rng, batch_size=settings.batch_size, steps=settings.steps, epochs=settings.epochs,
+        classes=settings.length_classes, per_dispatch=settings.steps_per_dispatch, limit=limit,
+    )  # fmt: skip
+    return _Work(examples, dispatches, sample)
+
+
+def _fit_together(model, tasks, works, size, settings) -> list[FitResult]:
+    """One program for up to `size` chains of one signature; idle places repeat the first chain."""
+    fill = [0] * (size - len(tasks))
+    tasks_C, works_C = [*tasks, *(tasks[i] for i in fill)], [*works, *(works[i] for i in fill)]
+    keys = jnp.stack([t.key for t in tasks_C])
+    state = train.init_state(settings, _initial(model, tasks_C, keys, settings), keys)
+    base = model.params if settings.mode == "lora" else None
+    total = sum(len(d.rows) for d in works[0].dispatches)
+    logs, tokens = [], np.zeros(len(tasks_C), np.int64)
+    steps = settings.steps_per_dispatch
+    for number in range(len(works[0].dispatches)):
+        parts = [batching.fill(w.examples, w.dispatches[number], steps, model.tokenizer.pad) for w in works_C]
+        sample = np.zeros((steps, len(works_C), settings.batch_size), np.float32)
+        for c, w in enumerate(works_C):
+            rows = w.dispatches[number].rows
+            sample[: len(rows), c] = np.where(rows < 0, 0, w.sample[np.maximum(rows, 0)])
+            tokens[c] += w.examples.lengths[rows[rows >= 0]].sum()
+        batch, mask = (np.stack(x, 1) for x in zip(*parts))
+        count = len(works[0].dispatches[number].rows)
+        state, log = train.train_steps(model.spec, settings, base, state, batch, mask, sample, jnp.int32(count), jnp.int32(total))
+        logs.append(log[:count])
+    weights = jax.device_get(state.weights)
+    loss = np.concatenate([np.asarray(x) for x in logs])
+    out = []
+    for c in range(len(tasks)):
+        mine = jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[c]), weights)  # noqa: B023
+        finite = bool(np.isfinite(loss[:, c]).all()) and all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(mine))
+        out.append(FitResult(mine, total, int(tokens[c]), loss[:, c], finite))
+    return out
+
+
+def _initial(model, tasks, keys, settings):
+    """Weights [C, ...] to start from, float32."""
+    fresh = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+    if settings.mode == "lora":
+        new = adapters.init(fresh, model.spec, settings.lora)
+        each = [adapters.split(new, c) if t.start is None else t.start for c, t in enumerate(tasks)]
+    elif settings.mode == "full":
+        each = [model.params if t.start is None else t.start for t in tasks]
+    else:
+        each = [init(fresh[c], model.spec) if t.start is None else t.start for c, t in enumerate(tasks)]
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *each)
+
+
+def loss(model: Model, tasks: Sequence[LossTask], settings: FitSettings, *, rows: int = 32) -> list[LossResult]:
+    """Score texts under each task's weights, with the template and truncation of training; `settings.loss_on` says which tokens count."""
+    out, known = [], {}
+    limit = min(settings.max_length, model.spec.context)
+    for task in tasks:
+        source = (tuple(task.texts), tuple(task.prompts))
+        if source not in known:
+            known[source] = batching.encode_examples(model.tokenizer, task.texts, task.prompts, max_length=limit, loss_on=settings.loss_on)
+        examples = known[source]
+        params, fused = place(model, task.weights, settings)
+        order = np.argsort(examples.lengths, kind="stable")
+        nats, counts = np.zeros(len(order)), np.zeros(len(order), np.int64)
+        for at in range(0, len(order), rows):
+            chosen = np.concatenate([order[at : at + rows], np.full(max(0, rows - len(order[at:])), -1, np.int64)])
+            time = batching.bucket(int(examples.lengths[chosen[chosen >= 0]].max()), limit)
+            tokens, mask = batching.fill(examples, batching.Dispatch(time, chosen[None]), 1, model.tokenizer.pad)
+            value = np.asarray(_masked_nats(model.spec, params, fused, tokens[0], mask[0]), np.float64)
+            real = chosen >= 0
+            nats[chosen[real]], counts[chosen[real]] = value[real], mask[0, real, 1:].sum(-1)
+        out.append(LossResult(nats, counts))
+    return out
+
+
+def place(model: Model, weights, settings: FitSettings):
+    """(params, fused adapters with C = 1 or None) for a chain's weights."""
+    dtype = jnp.dtype(settings.dtype)
+    if weights is None:
+        return model.params, None
+    if "embed" in weights:
+        return jax.tree.map(lambda w: jnp.asarray(w).astype(dtype), weights), None
+    return model.params, adapters.fuse(model.spec, adapters.stack([weights]), settings.lora, dtype)
+
+
+def _nats(spec, params, fused, tokens_BT, mask_BT):
+    return jnp.where(mask_BT[:, 1:], row_nll(spec, params, tokens_BT, fused=fused), 0.0).sum(-1)
+
+
+_masked_nats = jax.jit(_nats, static_argnums=0)

@@ -1,0 +1,163 @@
+"""The decoding loop against `forward`, and the promise that a job's texts do not depend on the other jobs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxloop.lm import adapters, decode, transformer
+from jaxloop.lm.adapters import Lora
+from jaxloop.lm.sampling import Sampler
+from jaxloop.lm.spec import Spec, init
+
+LLAMA = Spec("llama", vocab=97, width=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp=48, context=128, init_scale=0.3)
+GPT2 = Spec("gpt2", vocab=97, width=32, layers=2, heads=4, kv_heads=4, head_size=8, mlp=64, context=128, norm="layer", activation="gelu_new",
+            gated=False, positions="learned", qkv_bias=True, o_bias=True, mlp_bias=True, init_scale=0.3)  # fmt: skip
+LORA = Lora(rank=4, alpha=8.0)
+GREEDY = Sampler(greedy=True)
+
+
+def strong_adapters(spec, chains, seed=1):
+    """Adapters whose b is as large as the base, so that chains differ strongly."""
+    tree = adapters.init(jax.random.split(jax.random.key(seed), chains), spec, LORA)
+    keys = iter(jax.random.split(jax.random.key(seed + 1), 64))
+    return {name: {"a": f["a"], "b": 0.5 * jax.random.normal(next(keys), f["b"].shape)} for name, f in tree.items()}
+
+
+def fused(spec, tree):
+    return adapters.fuse(spec, tree, LORA, jnp.float32, block_diagonal=True)
+
+
+def jobs_of(runs, padding=2):
+    """Jobs from (first, end, chain) rows."""
+    table = np.array([*runs, *([(0, 0, 0)] * padding)], np.int32)
+    return decode.Jobs(*(jnp.asarray(c) for c in table.T))
+
+
+def requests_of(prompt, limit, seed=0):
+    keys = jax.random.key_data(jax.random.split(jax.random.key(seed), len(prompt)))
+    return decode.Requests(jnp.asarray(prompt, jnp.int32), keys, jnp.asarray(limit, jnp.int32))
+
+
+def prompt_table(prompts, width):
+    table = np.array([p + [p[-1]] * (width - len(p)) for p in prompts], np.int32)
+    return jnp.asarray(table), jnp.asarray([len(p) for p in prompts], jnp.int32)
+
+
+def greedy_by_forward(spec, params, prompt, count, tree=None):
+    ids = list(prompt)
+    run = jax.jit(lambda t: transformer.forward(spec, params, t, adapters=tree, lora=LORA))
+    for _ in range(count):
+        padded = np.zeros((1, 1, 96) if tree is not None else (1, 96), np.int32)
+        padded[..., : len(ids)] = ids
+        ids.append(int(run(padded).reshape(96, -1)[len(ids) - 1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("spec", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_greedy_equals_forward_with_refills_windows_and_adapters(spec):
+    """Ragged limits force refills at every phase of a window; texts outlive all levels; each chain has its own prompt and adapter."""
+    params, tree = init(jax.random.key(0), spec), strong_adapters(spec, 3)
+    shape = decode.Shape(lanes=2, slots=3, window=4, max_new_tokens=40, prompt=7)
+    prompts = [[1, 2, 3], [5, 6, 7, 8, 9, 10, 11, 12], [20]]
+    cached = decode.prefill(spec, params, fused(spec, tree), *prompt_table(prompts, 8))
+    limit = [40, 3, 17, 9, 1, 26, 31, 5, 12, 40, 2]
+    chain = [0] * 5 + [1] * 4 + [2] * 2
+    runs = [(0, 5, 0), (5, 9, 1), (9, 11, 2)]
+    out = decode.decode(spec, GREEDY, shape, -1, params, fused(spec, tree), cached, requests_of(chain, limit), jobs_of(runs))
+    assert out.length.tolist() == limit
+    for row, (c, n) in enumerate(zip(chain, limit)):
+        one = jax.tree.map(lambda leaf: leaf[c : c + 1], tree)  # noqa: B023
+        assert out.tokens[row, :n].tolist() == greedy_by_forward(spec, params, prompts[c], n, one), row
+
+
+def test_per_row_prompts_equal_forward():
+    """Ragged prompts, one per row, and a base without adapters."""
+    params = init(jax.random.key(0), LLAMA)
+    shape = decode.Shape(lanes=1, slots=4, window=4, max_new_tokens=11, prompt=5, shared_prompt=False)
+    prompts = [[3], [4, 5], [6, 7, 8, 9, 10, 11], [1, 2, 3], [9, 9], [12, 13, 14, 15]]
+    cached = decode.prefill(LLAMA, params, None, *prompt_table(prompts, 6))
+    limit = [11, 2, 7, 11, 5, 9]
+    out = decode.decode(LLAMA, GREEDY, shape, -1, params, None, cached, requests_of(range(6), limit), jobs_of([(0, 6, 0)]))
+    for row, n in enumerate(limit):
+        assert out.tokens[row, :n].tolist() == greedy_by_forward(LLAMA, params, prompts[row], n)
+
+
+def sampled(spec, params, tree, shape, runs, rows, eos=5):
+    """Texts of every row of `rows` (row -> chain) written under `runs`."""
+    chains = jax.tree.leaves(tree)[0].shape[0]
+    cached = decode.prefill(spec, params, fused(spec, tree), *prompt_table([[1, 2, 3]] * chains, 4))
+    requests = requests_of([rows.get(r, 0) for r in range(48)], [shape.max_new_tokens] * 48)
+    out = decode.decode(spec, Sampler(temperature=1.5, min_p=0.05), shape, eos, params, fused(spec, tree), cached, requests, jobs_of(runs, 6 - len(runs)))
+    return {r: (out.tokens[r, : out.length[r]].tolist(), bool(out.ended[r])) for r in rows}
+
+
+def test_a_job_writes_the_same_texts_alone_and_among_others():
+    params, tree = init(jax.random.key(0), LLAMA), strong_adapters(LLAMA, 4)
+    shape = decode.Shape(lanes=2, slots=4, window=4, max_new_tokens=40, prompt=3)
+    runs = [(0, 16, 2), (16, 26, 0), (26, 33, 1), (33, 44, 3)]
+    rows = {r: c for first, end, c in runs for r in range(first, end)}
+    together = sampled(LLAMA, params, tree, shape, runs, rows)
+    assert len({str(t) for t, _ in together.values()}) > 30 and len({len(t) for t, _ in together.values()}) > 5
+    for run in runs:
+        mine = {r: run[2] for r in range(run[0], run[1])}
+        alone = sampled(LLAMA, params, tree, shape, [run], mine)
+        assert alone == {r: together[r] for r in mine}
+
+
+def test_sampling_follows_the_model_distribution():
+    """First tokens of many rows pass a chi-square test against the probabilities of `forward`."""
+    from scipy.stats import chisquare
+
+    params = init(jax.random.key(0), LLAMA)
+    shape = decode.Shape(lanes=1, slots=64, window=4, max_new_tokens=1, prompt=3)
+    cached = decode.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    n = 6000
+    out = decode.decode(LLAMA, Sampler(temperature=1.3), shape, -1, params, None, cached, requests_of([0] * n, [1] * n), jobs_of([(0, n, 0)]))
+    expected = np.asarray(jax.nn.softmax(transformer.forward(LLAMA, params, np.array([[1, 2, 3]]))[0, -1] / 1.3), np.float64)
+    seen = np.bincount(out.tokens[:, 0], minlength=LLAMA.vocab)
+    large = expected * n >= 5
+    counts, means = np.append(seen[large], seen[~large].sum()), np.append(expected[large], expected[~large].sum()) / expected.sum() * n
+    assert chisquare(counts, means).pvalue > 1e-3
+
+
+def test_repetition_penalty_sees_prompt_and_text():
+    """With a huge penalty greedy decoding writes every token at most once, and none of the prompt's."""
+    params = init(jax.random.key(0), LLAMA)
+    shape = decode.Shape(lanes=1, slots=2, window=4, max_new_tokens=20, prompt=3)
+    cached = decode.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    sampler = Sampler(greedy=True, repetition_penalty=1e6)
+    out = decode.decode(LLAMA, sampler, shape, -1, params, None, cached, requests_of([0] * 3, [20, 13, 20]), jobs_of([(0, 3, 0)]))
+    for row, n in enumerate((20, 13, 20)):
+        text = out.tokens[row, :n].tolist()
+        assert len(set(text)) == n and not set(text) & {1, 2, 3}
+    assert out.tokens[0].tolist() == out.tokens[2].tolist()
+
+
+def test_useful_share_is_counted_in_steps():
+    params = init(jax.random.key(0), LLAMA)
+    shape = decode.Shape(lanes=1, slots=4, window=4, max_new_tokens=8, prompt=3)
+    cached = decode.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    out = decode.decode(LLAMA, GREEDY, shape, -1, params, None, cached, requests_of([0] * 8, [8] * 8), jobs_of([(0, 8, 0)]))
+    assert int(out.steps) == 16
+
+
+def test_levels_cover_the_longest_text_and_profiles_end_with_all_rows():
+    for window, longest in ((4, 1), (4, 5), (16, 300), (32, 300), (32, 33), (8, 64)):
+        shape = decode.Shape(1, 10, window, longest, 0)
+        plan = decode.levels(shape)
+        assert sum(w for _, w in plan) * window >= longest - 1
+        assert [s for s, _ in plan] == np.cumsum([0, *(w for _, w in plan)])[:-1].tolist()
+        assert decode.profiles(shape)[-1] == (10,) * len(plan)
+
+
+def test_no_recompile_for_other_contents():
+    params, tree = init(jax.random.key(0), LLAMA), strong_adapters(LLAMA, 4)
+    shape = decode.Shape(lanes=2, slots=4, window=4, max_new_tokens=40, prompt=3)
+    sampled(LLAMA, params, tree, shape, [(0, 5, 1)], {0: 1})
+    before = decode.decode._cache_size()
+    sampled(LLAMA, params, tree, shape, [(0, 9, 3), (9, 12, 2)], {3: 3, 10: 2})
+    assert decode.decode._cache_size() == before
+    assert dataclasses.replace(shape, window=8) != shape

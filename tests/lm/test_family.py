@@ -1,0 +1,191 @@
+"""fit / sample / loss as the driver calls them: neighbours, failures, modes, weights, and torch as the referee of a training run."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxloop.lm import batching, bpe, family, train
+from jaxloop.lm.adapters import Lora
+from jaxloop.lm.family import FitSettings, FitTask, LossTask, SampleSettings, SampleTask
+from jaxloop.lm.huggingface import Model
+from jaxloop.lm.spec import Spec, init
+
+TEXTS = [f"The {a} {b} {c} near the old house{'.' if i % 3 else ' and then went home again without a word.'}"
+         for i, (a, b, c) in enumerate((a, b, c) for a in ("cat", "dog", "bird", "fish") for b in ("sat", "ran", "slept") for c in ("down", "away", "well", "late"))]  # fmt: skip
+PROMPTS = ["### User:\nWrite.\n### Assistant:\n"] * len(TEXTS)
+FIT = FitSettings(lora=Lora(rank=4, alpha=8.0), epochs=2, batch_size=8, learning_rate=1e-2, steps_per_dispatch=4, length_classes=2)
+SAMPLE = SampleSettings(lora=FIT.lora, max_new_tokens=24, slots=8, lane_slots=4, window=4, texts_per_call=32, chains_per_call=4, texts_per_job=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    tokenizer = bpe.train(TEXTS + PROMPTS, 320)
+    spec = Spec("llama", vocab=tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp=48, context=96)
+    return Model(spec, init(jax.random.key(0), spec), tokenizer, "tiny")
+
+
+@pytest.fixture(scope="module")
+def fitted(model):
+    return family.fit(model, [FitTask(jax.random.key(i), TEXTS, PROMPTS) for i in range(3)], FIT)
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_training_lowers_the_loss_and_counts(model, fitted):
+    assert [r.steps for r in fitted] == [12] * 3 and all(r.finite for r in fitted)
+    lengths = [len(i) for i in model.tokenizer.encode([p + t for p, t in zip(PROMPTS, TEXTS)])]
+    assert abs(fitted[0].tokens - 2 * (sum(lengths) + len(lengths))) <= 0.02 * fitted[0].tokens
+    before, after = (family.loss(model, [LossTask(w, TEXTS, PROMPTS)], FIT)[0] for w in (None, fitted[0].weights))
+    assert after.nats.sum() < 0.8 * before.nats.sum() and (after.tokens == before.tokens).all()
+    assert not same(fitted[0].weights, fitted[1].weights)
+
+
+def test_a_chain_trains_the_same_alone_and_among_others(model, fitted):
+    alone = family.fit(model, [FitTask(jax.random.key(1), TEXTS, PROMPTS)], FIT)[0]
+    assert same(alone.weights, fitted[1].weights)
+    four = dataclasses.replace(FIT, chains_at_once=4)
+    wide = family.fit(model, [FitTask(jax.random.key(i), TEXTS, PROMPTS) for i in (1, 2, 0)], four)[0]
+    narrow = family.fit(model, [FitTask(jax.random.key(1), TEXTS, PROMPTS)], four)[0]
+    assert same(wide.weights, narrow.weights)
+    # Another compiled shape rounds differently: same to tolerance only.
+    for a, b in zip(jax.tree.leaves(wide.weights), jax.tree.leaves(alone.weights)):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_a_chain_writes_the_same_alone_and_among_others(model, fitted):
+    tasks = [SampleTask(jax.random.key(50 + i), r.weights, PROMPTS[: 6 + 9 * i], np.arange(6 + 9 * i)) for i, r in enumerate(fitted)]
+    together = family.sample(model, tasks, SAMPLE)
+    for task, result in zip(tasks, together):
+        assert len(result.texts) == len(task.prompts) == len(result.tokens)
+        assert family.sample(model, [task], SAMPLE)[0].texts == result.texts
+    assert len(set(together[2].texts)) > 12
+
+
+def test_greedy_samples_equal_greedy_with_per_row_prompts(model, fitted):
+    """The shared-prompt path and the per-row path write the same greedy text for the same prompt."""
+    settings = dataclasses.replace(SAMPLE, decoder="greedy")
+    prompts = [f"The {a} {b}" for a in ("cat", "dog", "bird") for b in ("sat", "ran", "slept")]
+    many = family.sample(model, [SampleTask(jax.random.key(0), fitted[0].weights, prompts, np.arange(9))], settings)[0]
+    for i in (0, 4, 8):
+        few = family.sample(model, [SampleTask(jax.random.key(0), fitted[0].weights, [prompts[i]], np.arange(1))], settings)[0]
+        assert few.texts[0] == many.texts[i]
+
+
+def test_nan_in_one_chain_does_not_touch_the_others(model, fitted):
+    poisoned = jax.tree.map(np.copy, fitted[0].weights)
+    poisoned["q"]["b"][:] = np.nan
+    four = dataclasses.replace(FIT, chains_at_once=4)
+    tasks = [FitTask(jax.random.key(1), TEXTS, PROMPTS), FitTask(jax.random.key(0), TEXTS, PROMPTS, start=poisoned)]
+    good, bad = family.fit(model, tasks, four)
+    assert not bad.finite and good.finite
+    assert same(good.weights, family.fit(model, tasks[:1], four)[0].weights)
+
+
+def test_zero_weight_samples_have_no_influence(model):
+    """Weights 0 on the second half equal training where those texts are others; weights 2 everywhere change nothing."""
+    weights = np.repeat([1.0, 0.0], len(TEXTS) // 2)
+    other = TEXTS[: len(TEXTS) // 2] + [t.replace("house", "horse") for t in TEXTS[len(TEXTS) // 2 :]]
+    a, b = (family.fit(model, [FitTask(jax.random.key(0), texts, PROMPTS, weights)], FIT)[0] for texts in (TEXTS, other))
+    lengths = [[len(i) for i in model.tokenizer.encode(t)] for t in (TEXTS, other)]
+    if lengths[0] == lengths[1]:
+        for x, y in zip(jax.tree.leaves(a.weights), jax.tree.leaves(b.weights)):
+            np.testing.assert_allclose(x, y, atol=1e-6)
+    plain, doubled = (family.fit(model, [FitTask(jax.random.key(0), TEXTS, PROMPTS, w)], FIT)[0] for w in (None, np.full(len(TEXTS), 2.0)))
+    for x, y in zip(jax.tree.leaves(plain.weights), jax.tree.leaves(doubled.weights)):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["full", "scratch"])
+def test_full_and_scratch_train_all_weights_and_write(model, mode):
+    settings = dataclasses.replace(FIT, mode=mode, epochs=1)
+    first = family.fit(model, [FitTask(jax.random.key(i), TEXTS, PROMPTS) for i in range(2)], settings)
+    assert set(first[0].weights) == set(model.params) and first[0].finite
+    again = family.fit(model, [FitTask(jax.random.key(9), TEXTS, PROMPTS, start=first[0].weights)], settings)[0]
+    losses = [family.loss(model, [LossTask(w, TEXTS, PROMPTS)], settings)[0].nats.sum() for w in (first[0].weights, again.weights)]
+    assert losses[1] < losses[0]
+    out = family.sample(model, [SampleTask(jax.random.key(3), again.weights, PROMPTS[:5], np.arange(5))], SAMPLE)[0]
+    assert len(out.texts) == 5
+
+
+def test_loss_equals_torch(model, fitted, tmp_path):
+    torch, transformers, peft = (pytest.importorskip(n) for n in ("torch", "transformers", "peft"))
+    from jaxloop import lm
+
+    lm.save(model, tmp_path / "base")
+    lm.save_peft(tmp_path / "adapter", model.spec, fitted[0].weights, FIT.lora)
+    reference = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
+    ours = family.loss(model, [LossTask(fitted[0].weights, TEXTS[:7], PROMPTS[:7])], FIT)[0]
+    for i in range(7):
+        prompt, text = model.tokenizer.encode([PROMPTS[i]])[0], model.tokenizer.encode([TEXTS[i]], special=False)[0]
+        ids = torch.tensor([prompt + text + [model.tokenizer.eos]])
+        with torch.no_grad():
+            logp = torch.log_softmax(reference(ids).logits[0, :-1], -1)
+        nats = -logp[torch.arange(ids.shape[1] - 1), ids[0, 1:]][len(prompt) - 1 :]
+        assert ours.tokens[i] == len(nats) and abs(ours.nats[i] - float(nats.sum())) < 2e-3
+
+
+def test_training_equals_torch_adamw(model):
+    """Ten LoRA steps with clipping, warm-up, decay and weight decay end at the loss and weights of torch + peft on the same batches."""
+    torch, transformers, peft = (pytest.importorskip(n) for n in ("torch", "transformers", "peft"))
+    import tempfile
+
+    from jaxloop import lm
+    from jaxloop.lm import adapters
+
+    settings = dataclasses.replace(FIT, steps=10, warmup_steps=3, clip=0.05, weight_decay=0.1, steps_per_dispatch=10)
+    start = adapters.init(jax.random.split(jax.random.key(4), 1), model.spec, settings.lora)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, model.spec.vocab, (10, 1, 4, 12)).astype(np.int32)
+    mask = np.ones(tokens.shape, bool)
+    mask[:, :, :2, 9:] = False
+    mask[..., :3] = False
+    state = train.init_state(settings, jax.tree.map(jnp.copy, start), jax.random.split(jax.random.key(0), 1))
+    state, log = train.train_steps(model.spec, settings, model.params, state, tokens, mask, np.ones((10, 1, 4), np.float32), jnp.int32(10), jnp.int32(10))
+    with tempfile.TemporaryDirectory() as folder:
+        lm.save(model, f"{folder}/base")
+        lm.save_peft(f"{folder}/adapter", model.spec, adapters.split(start, 0), settings.lora)
+        net = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/base"), f"{folder}/adapter", is_trainable=True)
+    ours = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(ours, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 3, 10)
+    for step in range(10):
+        ids, keep = torch.tensor(tokens[step, 0]).long(), torch.tensor(mask[step, 0])
+        logp = torch.log_softmax(net(ids).logits[:, :-1], -1)
+        loss = -logp.gather(-1, ids[:, 1:, None])[..., 0][keep[:, 1:]].mean()
+        assert abs(float(loss.detach()) - float(log[step, 0])) < 1e-4, step
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(ours, settings.clip)
+        optimizer.step()
+        schedule.step()
+
+
+def test_batches_cover_every_example_once_per_epoch():
+    lengths = np.random.default_rng(1).integers(5, 90, 50)
+    plans = batching.plan_dispatches(lengths, np.random.default_rng(0), batch_size=8, steps=None, epochs=2, classes=3, per_dispatch=2, limit=96)
+    rows = np.concatenate([d.rows.reshape(-1) for d in plans])
+    assert sum(len(d.rows) for d in plans) == 14
+    assert (np.bincount(rows[rows >= 0], minlength=50) == 2).all() and (rows == -1).sum() == 12
+    assert all(lengths[d.rows[d.rows >= 0]].max() <= d.time for d in plans) and len({d.time for d in plans}) > 1
+    short = batching.plan_dispatches(lengths, np.random.default_rng(0), batch_size=8, steps=9, epochs=1, classes=3, per_dispatch=2, limit=96)
+    assert sum(len(d.rows) for d in short) == 9
+
+
+def test_refusals(model):
+    with pytest.raises(ValueError, match="no texts"):
+        family.fit(model, [FitTask(jax.random.key(0), [], [])], FIT)
+    with pytest.raises(ValueError, match="one prompt per text"):
+        family.fit(model, [FitTask(jax.random.key(0), TEXTS, PROMPTS[:2])], FIT)
+    with pytest.raises(ValueError, match="weight"):
+        family.fit(model, [FitTask(jax.random.key(0), TEXTS, PROMPTS, np.full(len(TEXTS), np.nan))], FIT)
+    with pytest.raises(ValueError, match="max_new_tokens.*context"):
+        family.sample(model, [SampleTask(jax.random.key(0), None, PROMPTS[:1], np.arange(1))], dataclasses.replace(SAMPLE, max_new_tokens=95))
+    with pytest.raises(ValueError, match="fit.mode"):
+        FitSettings(mode="qlora")
+    with pytest.raises(ValueError, match="temperature"):
+        SampleSettings(temperature=0.0)
