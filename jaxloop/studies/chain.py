@@ -201,13 +201,17 @@ def _disk(settings: Settings, prepared: chain_setup.Prepared) -> int:
 
 def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
     """The whole study, or the rest of one; 0, or `FAILED_CHAINS` where some chains stopped."""
+    from jaxloop.data.docs import cache_folder
     from jaxloop.recursion import driver
+    from jaxloop.runtime.compiled import keep_compiled_programs
     from jaxloop.runtime.environment import commit, devices, versions
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir, stored_form
     from jaxloop.studies import chain_report
 
     start = time.monotonic()
+    if settings.run.keep_compiled:
+        keep_compiled_programs(cache_folder() / "xla")
     prepared = chain_setup.prepare(settings)
     stored = settings.model_dump(mode="json")
     with open_workdir(workdir, stored, may_change=("run", "title"), needs=_disk(settings, prepared)) as place:

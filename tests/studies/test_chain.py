@@ -1,5 +1,6 @@
 """The chain study through the command line: a whole run with a real (random, one-layer) model, what is refused before it, and its report."""
 
+import html
 import json
 import re
 import shutil
@@ -41,6 +42,7 @@ def get_config():
     c.chain = ConfigDict(dict(generations=2, size=16, ratios=("1/2", 1), seeds=(0,), eval_texts=8, heldout_texts=8))
     c.fit = ConfigDict(dict(steps=2, batch_size=4, max_length=48))
     c.sample = ConfigDict(dict(max_new_tokens=8, slots=8))
+    c.run = ConfigDict(dict(keep_compiled=False))
     c.metrics = ("self_bleu", "held_out_loss", "text_length", "memorised_ngrams(n=1)")
     return c
 ''')
@@ -114,6 +116,15 @@ def test_the_report_says_what_was_run(finished):
     words = [w for w in re.findall(r"[A-Za-z]+", first) if len(w) > 2]
     assert all(word in page for word in words)
     assert re.search(r"fingerprint [0-9a-f]{12}", page)
+
+
+def test_the_code_that_the_report_offers_reads_the_files(finished, monkeypatch):
+    page = (finished / "report.html").read_text()
+    code = html.unescape(page[page.index("<pre>import pathlib") + 5 :].split("</pre>")[0])
+    monkeypatch.chdir(finished)
+    names = {}
+    exec(code, names)
+    assert len(names["metrics"]) == 20 and len(names["ledger"]) == 5 and len(names["texts"]) == 2 * 8 + 2 * 16
 
 
 def test_the_same_command_again_changes_nothing_and_more_generations_go_on(place, finished, tmp_path, capsys):

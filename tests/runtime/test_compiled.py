@@ -1,0 +1,60 @@
+"""The compilation cache: filled by one process, read by the next, and never the reason that a run stops."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import sys, pathlib, jax, jax.numpy as jnp
+from jax import monitoring
+hits = []
+monitoring.register_event_listener(lambda name, **kw: hits.append(name) if name == "/jax/compilation_cache/cache_hits" else None)
+from jaxloop.runtime.compiled import keep_compiled_programs
+used = keep_compiled_programs(pathlib.Path(sys.argv[1]))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((64, 64))).block_until_ready()
+print(used, len(hits))
+"""
+
+
+def run(folder, **variables):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | variables
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(folder)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    used, hits = done.stdout.split()
+    return used == "True", int(hits), done.stderr
+
+
+def test_the_second_process_compiles_nothing_again(tmp_path):
+    folder = tmp_path / "cache" / "xla"
+    used, hits, _ = run(folder)
+    assert used and hits == 0 and any(folder.iterdir())
+    assert folder.stat().st_mode & 0o077 == 0
+    used, hits, _ = run(folder)
+    assert used and hits >= 1
+
+
+def test_the_users_own_settings_win(tmp_path):
+    folder, own = tmp_path / "ours", tmp_path / "own"
+    used, _, _ = run(folder, JAX_COMPILATION_CACHE_DIR=str(own))
+    assert used and any(own.iterdir()) and not folder.exists()
+    used, _, _ = run(folder, JAX_ENABLE_COMPILATION_CACHE="false")
+    assert not used and not folder.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "foreign"])
+def test_a_folder_that_cannot_be_used_costs_the_cache_only(tmp_path, kind):
+    folder = tmp_path / "xla"
+    if kind == "file":
+        folder.write_text("")
+    elif os.getuid() == 0:
+        folder.mkdir()
+        os.chown(folder, 12345, 12345)
+    else:
+        folder.mkdir(mode=0o500)
+    used, _, err = run(folder)
+    assert not used and "compiled programs are not kept" in err
