@@ -28,14 +28,14 @@ _AFTER_SPACE, _AT_START, _AFTER_OTHER = range(3)
 # whether its model files are installed.
 _ABBREVIATIONS = frozenset(
     "mr mrs ms messrs dr prof rev hon gen col lt sgt capt cmdr maj adm gov sen rep pres supt jr sr st mt ft ave blvd rd "
-    "vs etc al e.g i.e cf viz ca approx dept univ assn inc corp co ltd bros llc no nos vol vols pp fig figs ed eds est "
+    "vs etc al e.g i.e cf viz ca approx dept univ assn inc corp co ltd bros llc nos vol vols pp fig figs ed eds est "
     "a.m p.m b.c a.d u.s u.k u.n e.u d.c u.s.a u.s.s.r n.y l.a ph.d m.d b.a m.a r.i.p "
-    "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat sun".split()
+    "jan feb apr jun jul aug sep sept oct nov dec mon tue tues thu thur thurs fri".split()
 )
 
 
 def words(texts: Sequence[str], sentences: bool = True) -> Tokens:
-    """NLTK's word tokens of every text, coded.
+    """NLTK's word tokens of every text, coded. (The ASCII control characters 28 to 31 count as white space, as in `str.split`.)
 
     sentences=False: exactly `NLTKWordTokenizer().tokenize(text)`, which takes a text for one sentence, so that of all periods only
     those at the very end become tokens ("It rained. We left." -> It rained. We left .).
