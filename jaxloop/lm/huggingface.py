@@ -159,8 +159,10 @@ class _Tensors:
             pickled = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"))
             found = f" but {pickled[0]}, which is never unpickled; convert it" if pickled else "; put the weights there"
             raise ValueError(f"model: {path} has no *.safetensors{found} with `save_pretrained(safe_serialization=True)`")
-        index = path / "model.safetensors.index.json"
-        if index.exists():
+        index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
+        if whole.exists():  # beside it may lie adapters or the same weights under the publisher's own names
+            files = [whole]
+        elif index.exists():
             files = [path / name for name in sorted(set(json.loads(index.read_text(encoding="utf8"))["weight_map"].values()))]
             missing = [f.name for f in files if not f.exists()]
             if missing:

@@ -166,3 +166,9 @@ def test_prompts_that_cannot_be_continued_are_refused(loaded):
     stacked = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
     with pytest.raises(ValueError, match="3 prompts are not divisible among 2 chains"):
         search(ours, PROMPTS[:3], 2, adapters=stacked)
+
+
+def test_bfloat16_mostly_finds_the_same_texts(checkpoint, loaded):
+    half = lm.load(checkpoint("llama").path, dtype=jnp.bfloat16)
+    same = [a == b for a, b in zip(search(half, PROMPTS, 2), search(loaded("llama"), PROMPTS, 2), strict=True)]
+    assert sum(same) >= len(PROMPTS) // 2

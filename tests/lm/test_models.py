@@ -99,6 +99,13 @@ def test_many_safetensors_files_with_an_index(checkpoint, loaded, tmp_path):
         lm.load(tmp_path)
 
 
+def test_other_safetensors_beside_the_model_are_not_read(copy, loaded):
+    path = copy("llama")
+    weights = load_file(path / "model.safetensors")
+    save_file({k: np.zeros_like(v) for k, v in weights.items()}, path / "consolidated.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, lm.load(path).params, loaded("llama").params)
+
+
 def test_config_files_of_older_transformers_are_read_alike(copy, loaded):
     path = copy("llama")
     rope = json.loads((path / "config.json").read_text())["rope_parameters"]
