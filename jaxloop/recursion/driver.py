@@ -28,7 +28,7 @@ from jaxloop.runtime import checkpoint, tables
 from jaxloop.runtime.files import require_space, write_atomic
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.signals import Stop, Stopped, stop_safely
-from jaxloop.runtime.workdir import MARKER, delete
+from jaxloop.runtime.workdir import MARKER, delete, differences
 
 RESERVED = ("study", "chain", "entity", "generation", "metric", "value")
 
@@ -42,6 +42,7 @@ class Settings:
     evaluate     texts that each model writes at least, for `measure`
     keep         newest generations whose weights stay on disk (at least 1; None: all); those of a chain that failed stay too
     models_in_memory   base models held at once
+    free         fields of `fit` and `sample`, as "fit.x" and "sample.x", that may differ when a run is resumed
     """
 
     generations: int
@@ -51,6 +52,7 @@ class Settings:
     keep: int | None = 2
     study: str = "chain"
     models_in_memory: int = 4
+    free: tuple[str, ...] = ()
 
     def __post_init__(self):
         for field, low in (("generations", 1), ("evaluate", 0), ("models_in_memory", 1), ("keep", 1)):
@@ -127,11 +129,12 @@ def run(
             family, tuple(chains), data, settings, root, prints, checkpoint.environment(), _models(family, settings), measure, report, stop
         )
         if manifests:
-            _refuse_another(root, manifests[-1]["about"], about_run(this, history))
+            _refuse_another(root, manifests[-1]["about"], about_run(this, history), settings.free)
         checkpoint.settle(root, found)
         if manifests:
             checkpoint.warn_of_changes(manifests[-1]["about"]["environment"], this.environment)
             LOGGER.info("going on after generation %d", last)
+            _prune(this, last, history)
         _tables(root, first)
         try:
             for generation in range(first, settings.generations):
@@ -195,7 +198,7 @@ def _history(root, manifests):
     return history
 
 
-def _refuse_another(root, before, now):
+def _refuse_another(root, before, now, free):
     """Another study must not be continued in this directory, whatever config.json says."""
     changed = []
     for field in ("chains", "data"):
@@ -203,7 +206,11 @@ def _refuse_another(root, before, now):
             if before[field].get(name) != now[field].get(name):
                 old, new = (side[field].get(name, "absent") for side in (before, now))
                 changed.append(f"{field}.{name} {old[:200]} -> {new[:200]}")
-    changed += [f"{field} {before[field]} -> {now[field]}" for field in ("fit", "sample", "evaluate") if before[field] != now[field]]
+    for field in ("fit", "sample"):
+        found = differences({field: before[field]}, {field: now[field]})
+        changed += [text for name, text in found.items() if not any(name == f or name.startswith(f + ".") for f in free)]
+    if before["evaluate"] != now["evaluate"]:
+        changed.append(f"evaluate {before['evaluate']} -> {now['evaluate']}")
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ValueError(f"workdir={root}: holds another study ({'; '.join(changed[:3])}{more}); use another workdir, or what it was made with")

@@ -346,8 +346,8 @@ def about_run(run: Run, history: History) -> dict:
     return {
         "chains": {chain.id: describe_chain(chain) for chain in run.chains},
         "data": dict(run.prints),
-        "fit": ledger.describe(run.settings.fit),
-        "sample": ledger.describe(run.settings.sample),
+        "fit": json.loads(ledger.describe(run.settings.fit)),
+        "sample": json.loads(ledger.describe(run.settings.sample)),
         "evaluate": run.settings.evaluate,
         "environment": dict(run.environment),
         "failed": dict(history.failed),

@@ -81,10 +81,10 @@ def rows(
 
 
 def describe(settings) -> str:
-    """Settings (a dataclass, a mapping or anything with a repr) as JSON with sorted keys."""
+    """Settings (a dataclass, a mapping, or anything with a repr) as JSON with sorted keys."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         settings = dataclasses.asdict(settings)
-    return json.dumps(settings, sort_keys=True, default=repr) if isinstance(settings, Mapping) else repr(settings)
+    return json.dumps(settings, sort_keys=True, default=repr)
 
 
 def fingerprint(texts: Sequence[str], prompts: str | Sequence[str] = "") -> str:

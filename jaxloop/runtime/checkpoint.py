@@ -5,7 +5,6 @@ had finished. The manifest of the whole is written last and the directory rename
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,13 +15,14 @@ from typing import NamedTuple
 
 import jax
 
+from jaxloop.runtime.environment import version
 from jaxloop.runtime.files import inside, sha256, sync_directory, write_atomic
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import delete
 
 DIRECTORY, MANIFEST, PARTS = "checkpoints", "manifest.json", "parts"
 _FINISHED = re.compile(r"generation=(\d{4,})")
-_LIBRARIES = ("jax", "jaxlib", "numpy", "flax", "optax", "transformers", "tokenizers", "pyarrow", "jaxloop")
+_LIBRARIES = ("jax", "jaxlib", "numpy", "flax", "optax", "transformers", "tokenizers", "jaxloop")
 
 
 class Damaged(ValueError):
@@ -102,8 +102,7 @@ def commit(root: Path, generation: int, files: Iterable[str], about: Mapping | N
     delete(root, target)
     os.rename(inside(root, source), inside(root, target))
     sync_directory(inside(root, DIRECTORY))
-    delete(root, f"{target}/{PARTS}")
-    delete(root, f"{DIRECTORY}/damaged-generation={generation:04d}")
+    _tidy(root, generation, read_manifest(root, f"{target}/{MANIFEST}")["files"])
 
 
 class Found(NamedTuple):
@@ -144,7 +143,8 @@ def find(root: Path) -> Found:
 
 def settle(root: Path, found: Found) -> None:
     """Prepares a run directory for going on: generations that cannot be used are set aside as `damaged-generation=…`, with one warning
-    that says what is lost; empty ones are named and removed, and so are unfinished ones other than the next."""
+    that says what is lost; empty ones are named and removed, and so are unfinished ones other than the next; what a run that was killed
+    right after a commit had no time to remove is removed."""
     for generation in found.empty:
         LOGGER.info("ignored the empty directory %s", finished(generation))
         delete(root, finished(generation))
@@ -162,6 +162,19 @@ def settle(root: Path, found: Found) -> None:
         if path.name != Path(unfinished(following)).name:
             LOGGER.info("removed %s, which is not the generation that comes next", path.name)
             delete(root, f"{DIRECTORY}/{path.name}")
+    for generation, content in enumerate(found.manifests):
+        _tidy(root, generation, content["files"])
+
+
+def _tidy(root, generation, listed):
+    """Removes what is left of the making of a finished generation: files that its manifest does not list, and a damaged copy."""
+    place = finished(generation)
+    delete(root, f"{place}/{PARTS}")
+    delete(root, f"{DIRECTORY}/damaged-generation={generation:04d}")
+    for path in sorted((Path(root) / place).rglob("*")):
+        name = str(path.relative_to(root))
+        if not path.is_dir() and path.name != MANIFEST and name not in listed:
+            delete(root, name)
 
 
 def keep_parts(root: Path, generation: int) -> dict[str, dict]:
@@ -198,14 +211,9 @@ def forget(root: Path, generation: int, files: Iterable[str]) -> None:
 
 def environment() -> dict[str, str]:
     """Versions and hardware that can change a result, for the manifest and the ledger."""
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     device = jax.devices()[0]
-    return found | {"platform": device.platform, "device": device.device_kind}
+    found = {"python": platform.python_version(), "platform": device.platform, "device": device.device_kind}
+    return found | {name: version(name) for name in _LIBRARIES}
 
 
 def warn_of_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -1,0 +1,64 @@
+"""A small study as a program of its own, so that it can be killed: `python study.py WORKDIR [GENERATIONS [PAUSE [DIE_AT]]]`.
+
+DIE_AT: the process kills itself with SIGKILL just before its DIE_AT-th change of the disk (rename, atomic write or removal).
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "recursion")]
+import unigram  # noqa: E402
+
+from jaxloop.recursion import driver  # noqa: E402
+from jaxloop.runtime.files import DiskFull  # noqa: E402
+from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_REFUSED  # noqa: E402
+from jaxloop.runtime.workdir import open_workdir  # noqa: E402
+
+
+def run(path, generations=4, pause=0.0, console=False):
+    """The study in a run directory, started or resumed."""
+    chains, data, settings = unigram.study(generations, bases=("large", "small"))
+    config = {"chain": {"generations": generations}, "seed": 0}
+    with open_workdir(path, config, console=console) as workdir:
+        return driver.run(unigram.Unigram(pause), chains, data, settings, workdir.path, measure=unigram.measure, progress=console)
+
+
+def count_changes(at_change):
+    """Calls `at_change(n)` before the n-th change of the disk, from now on; returns what undoes this."""
+    originals = os.replace, os.rename, os.unlink, os.rmdir
+    seen = [0]
+
+    def counted(function):
+        def wrapper(*args, **kwargs):
+            seen[0] += 1
+            at_change(seen[0])
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    os.replace, os.rename, os.unlink, os.rmdir = map(counted, originals)
+
+    def undo():
+        os.replace, os.rename, os.unlink, os.rmdir = originals
+
+    return undo, seen
+
+
+def main(path, generations=4, pause=0.0, die_at=0):
+    if int(die_at):
+        count_changes(lambda n: os.kill(os.getpid(), signal.SIGKILL) if n == int(die_at) else None)
+    try:
+        run(path, int(generations), float(pause), console=True)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return EXIT_REFUSED
+    except DiskFull as error:
+        print(error, file=sys.stderr)
+        return EXIT_DISK_FULL
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
