@@ -93,7 +93,7 @@ def load(libraries=None, *, cache=None):
 
 def fingerprint(frame):
     """SHA-256 (hex) over the texts of a frame: equal texts in equal order, and nothing else, give equal fingerprints."""
-    return _digest(frame["text"]).hexdigest()
+    return digest_texts(frame["text"]).hexdigest()
 
 
 def cache_folder():
@@ -118,7 +118,8 @@ def build(libraries):
     return table
 
 
-def _digest(texts):
+def digest_texts(texts):
+    """SHA-256 object over texts, each with its length, lone surrogates included."""
     digest = hashlib.sha256()
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
@@ -186,7 +187,7 @@ def _write_cache(table, path):
 
 def _content(table):
     """What a cache file is checked against: a digest of all its columns."""
-    return "".join(_digest(table[column]).hexdigest() for column in ("text", "domain", "module", "id")).encode()
+    return "".join(digest_texts(table[column]).hexdigest() for column in ("text", "domain", "module", "id")).encode()
 
 
 def _roots(library):

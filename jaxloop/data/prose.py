@@ -7,8 +7,9 @@ MAX_CHARS = 1500
 
 # Sections (numpy style headings, Google style labels) whose body is not prose.
 _DROPPED_SECTIONS = frozenset(
-    "see also|references|reference|methods|signature|bibliography|source|inheritance|authors|author|history|changelog|license|copyright"
-    "|contents|todo".split("|")
+    "see also|references|reference|methods|signature|bibliography|source|inheritance|authors|author|history|changelog|license|copyright|contents|todo".split(
+        "|"
+    )
 )
 _KEPT_DIRECTIVES = frozenset("note warning tip important caution hint admonition attention topic rubric sidebar".split())
 _KEPT_FIELDS = frozenset("param parameter arg argument return returns raises raise key keyword ivar cvar var attr".split())

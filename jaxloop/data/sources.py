@@ -123,9 +123,7 @@ def rows(
         yield from _hub_rows(source, columns, split, name, revision, streaming)
     else:
         allowed = ", ".join(reading.EXTENSIONS)
-        raise ValueError(
-            f"data.source = '{source}': neither 'docs', nor a file that exists ({allowed}, also with .gz), nor a Hugging Face dataset id."
-        )
+        raise ValueError(f"data.source = '{source}': neither 'docs', nor a file that exists ({allowed}, also with .gz), nor a Hugging Face dataset id.")
 
 
 def _is_docs(source):
@@ -206,9 +204,7 @@ def _with_texts(stream, source, text_column, report):
             report["no text"] += 1
             continue
         if not isinstance(text, str):
-            raise ValueError(
-                f"data.text_column = {text_column!r}: row {report['rows']} of '{source}' has {_kind(text)} there; a text must be a string."
-            )
+            raise ValueError(f"data.text_column = {text_column!r}: row {report['rows']} of '{source}' has {_kind(text)} there; a text must be a string.")
         yield row
 
 

@@ -372,9 +372,7 @@ def test_senate_tweets_as_senator_tweets(shared):
 
 def test_senate_and_tweeteval_as_100m_tweets(shared):
     path = shared("data/senate_tweets/tweets.jsonl")
-    out, report = dataset(
-        "100M_tweets", source=path, rename={"text": "tweet"}, until="2022-01-01", presample=None, is_english=lambda b: [True] * len(b)
-    )
+    out, report = dataset("100M_tweets", source=path, rename={"text": "tweet"}, until="2022-01-01", presample=None, is_english=lambda b: [True] * len(b))
     frame = read(path)
     text = frame["text"].str.replace(r"http\S+", "", regex=True).str.rstrip().str.replace(r"(\s*#\w+)+$", "", regex=True)
     expected = within(text[frame["date"].astype(str) < "2022-01-01"], 20, 200)
@@ -386,9 +384,7 @@ def test_senate_and_tweeteval_as_100m_tweets(shared):
     out, report = run([{"tweet": t, "date": "2018-01-01"} for t in rows], *steps)
     assert report["not in the sample of 2000"]["out"] == 2000
     assert report["not English"]["dropped"] < 200 and len(out) > 1200
-    assert set(texts(out)) <= set(
-        within(rows.str.replace(r"http\S+", "", regex=True).str.rstrip().str.replace(r"(\s*#\w+)+$", "", regex=True), 20, 200)
-    )
+    assert set(texts(out)) <= set(within(rows.str.replace(r"http\S+", "", regex=True).str.rstrip().str.replace(r"(\s*#\w+)+$", "", regex=True), 20, 200))
 
 
 def test_reddit_top_as_both_reddit_datasets(shared):
