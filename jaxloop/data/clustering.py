@@ -251,10 +251,10 @@ def load_labels(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     path = Path(folder) / "labels" / f"{name}.npz"
     if not path.exists():
         raise ValueError(f"clusters: {name!r} is not among the clusterings in {path.parent}.")
-    arrays = _load(path)
+    arrays = _load(path, "labels", "centroids")
     if arrays is None:
         raise ValueError(f"clusters: {path} is damaged; run the clustering again.")
-    return arrays["labels"], arrays["centroids"]
+    return arrays
 
 
 def _stored(folder, configuration):
@@ -282,18 +282,18 @@ def _project_to_file(embeddings, folder, min_dist, fit_rows, seed):
 
 
 def _projection(folder, min_dist):
-    arrays = _load(folder / f"projection_{min_dist:g}.npz")
-    return None if arrays is None else arrays["points"]
+    arrays = _load(folder / f"projection_{min_dist:g}.npz", "points")
+    return None if arrays is None else arrays[0]
 
 
-def _load(path):
-    """The arrays of a file, each byte of it checked against its CRC-32; None where it is missing or damaged."""
+def _load(path, *names):
+    """Arrays of a file by their names, each byte checked against its CRC-32; None where the file is missing or damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return None
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            return tuple(file[name] for name in names)
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
 
