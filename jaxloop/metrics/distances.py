@@ -155,7 +155,7 @@ def _kernel_sum(x_KBD, counted_KB, y_MD, h, kernel):
                 value_BM = product_BM
             case "distance":
                 value_BM = jnp.sqrt(squared_BM)
-        return (value_BM.sum(-1) * counted_B).sum()
+        return jnp.where(counted_B, value_BM.sum(-1), 0).sum()
 
     return jax.lax.map(block, (x_KBD, counted_KB)).sum()
 
@@ -168,7 +168,7 @@ def sliced_wasserstein(points, reference, projections: int = 128, p: int = 1, se
     ValueError for an empty set, or fewer than one projection, or p < 1.
     """
     if projections < 1 or p < 1:
-        raise ValueError(f"projections is {projections} and p is {p}, both must be at least 1.")
+        raise ValueError(f"projections is {projections} and p is {p}, at least 1 of each is needed.")
     pairs, single = _pairs(points, reference)
     d = pairs[0][0].shape[1] if pairs else 1
     direction_DP = np.asarray(jax.random.normal(jax.random.key(seed), (d, projections), jnp.float32), np.float64)

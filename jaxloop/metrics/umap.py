@@ -7,6 +7,7 @@ umap-learn's own arithmetic.
 """
 
 import json
+import zipfile
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -167,7 +168,7 @@ def load_map(path: str | Path) -> EvaluationMap:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
             return EvaluationMap(file["points"], file["positions"], header["a"], header["b"], MapSettings(**header["settings"]))
-    except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is not an evaluation map: {error}.") from error
