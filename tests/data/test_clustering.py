@@ -246,7 +246,7 @@ def test_a_damaged_file_is_made_again(tmp_path, plain_projection):
         except ValueError as error:
             assert "other.npz is damaged" in str(error)
             silent = False
-        assert not (silent and position in data)
+        assert not (silent and position in data[:-1]), "the last byte may have unused bits"
     other.unlink()
     (tmp_path / "labels" / f"{names[0]}.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "labels" / f"{names[1]}.npz").unlink()
