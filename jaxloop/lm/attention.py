@@ -1,4 +1,4 @@
-"""Causal attention over whole sequences: XLA everywhere, cuDNN where a probe shows that it is there and right.
+"""Attention over whole sequences, causal or in both directions: XLA everywhere, cuDNN where a probe shows that it is there and right.
 
 Dimensions: R rows, T time, H query heads, G key/value heads, Q = H / G, K head size.
 """
@@ -16,7 +16,6 @@ def causal(spec: Spec, rows: int, time: int, tables, mask=None):
     """`attend` for `transformer.block` over [rows, time] tokens laid out row by row. `tables` are the rotary cos and sin or None."""
     from jaxloop.lm.transformer import rotate
 
-    q_heads = spec.heads // spec.kv_heads
     fused = mask is None and cudnn_works(spec.head_size)
 
     def attend(q, k, v):
@@ -26,28 +25,51 @@ def causal(spec: Spec, rows: int, time: int, tables, mask=None):
             shape = lambda x: x.reshape(rows, time, -1, spec.head_size)  # noqa: E731
             out = jax.nn.dot_product_attention(shape(q), shape(k), shape(v), is_causal=True, implementation="cudnn")
             return out.reshape(rows * time, -1)
-        # Heads before time: the batched products then read contiguous [T, K] panels.
-        q = q.reshape(rows, time, spec.kv_heads, q_heads, spec.head_size).transpose(0, 2, 3, 1, 4)
-        k = k.reshape(rows, time, spec.kv_heads, spec.head_size).transpose(0, 2, 1, 3)
-        v = v.reshape(rows, time, spec.kv_heads, spec.head_size).transpose(0, 2, 1, 3)
-        if q_heads == 1:
-            out = _softmax_attention(q[:, :, 0], k, v, mask)[:, :, None]
-        else:
-            k, v = (jnp.repeat(x, q_heads, axis=1) for x in (k, v))
-            out = _softmax_attention(q.reshape(rows, spec.heads, time, -1), k, v, mask)
-        return out.reshape(rows, spec.heads, time, spec.head_size).transpose(0, 2, 1, 3).reshape(rows * time, -1)
+        return _by_heads(spec, rows, time, q, k, v, _causal_keys(time, mask))
 
     return attend
 
 
-def _softmax_attention(q_RHTK, k_RHTK, v_RHTK, mask_RT):
-    """Scores and softmax in float32; keys after the query, and padded keys, are hidden."""
-    time = q_RHTK.shape[2]
-    scores = jnp.einsum("rhtk,rhsk->rhts", q_RHTK, k_RHTK, preferred_element_type=jnp.float32) * q_RHTK.shape[-1] ** -0.5
+def bidirectional(spec: Spec, rows: int, time: int, tables, mask_RT, bias_HTT=None):
+    """`attend` in which every token sees every real one. `mask_RT` is True at real tokens; `bias_HTT` is added to the scores of all rows."""
+    from jaxloop.lm.transformer import rotate
+
+    def attend(q, k, v):
+        if tables is not None:
+            q, k = rotate(q, *tables), rotate(k, *tables)
+        return _by_heads(spec, rows, time, q, k, v, mask_RT[:, None, None, :], bias_HTT)
+
+    return attend
+
+
+def _by_heads(spec, rows, time, q, k, v, seen, bias_HTT=None):
+    """Heads before time: the batched products then read contiguous [T, K] panels."""
+    q_heads = spec.heads // spec.kv_heads
+    q = q.reshape(rows, time, spec.kv_heads, q_heads, spec.head_size).transpose(0, 2, 3, 1, 4)
+    k = k.reshape(rows, time, spec.kv_heads, spec.head_size).transpose(0, 2, 1, 3)
+    v = v.reshape(rows, time, spec.kv_heads, spec.head_size).transpose(0, 2, 1, 3)
+    if q_heads == 1:
+        out = _softmax_attention(q[:, :, 0], k, v, seen, bias_HTT)[:, :, None]
+    else:
+        k, v = (jnp.repeat(x, q_heads, axis=1) for x in (k, v))
+        out = _softmax_attention(q.reshape(rows, spec.heads, time, -1), k, v, seen, bias_HTT)
+    return out.reshape(rows, spec.heads, time, spec.head_size).transpose(0, 2, 1, 3).reshape(rows * time, -1)
+
+
+def _causal_keys(time: int, mask_RT):
+    """Which keys a query sees: none after itself, none that is padding."""
     seen = jnp.tril(jnp.ones((time, time), bool))[None, None]
-    if mask_RT is not None:
-        # A padded query sees itself, so that no row of the softmax is empty.
-        seen = (seen & mask_RT[:, None, None, :]) | jnp.eye(time, dtype=bool)[None, None]
+    if mask_RT is None:
+        return seen
+    # A padded query sees itself, so that no row of the softmax is empty.
+    return (seen & mask_RT[:, None, None, :]) | jnp.eye(time, dtype=bool)[None, None]
+
+
+def _softmax_attention(q_RHTK, k_RHTK, v_RHTK, seen, bias_HTT=None):
+    """Scores and softmax in float32; keys that are not seen are hidden."""
+    scores = jnp.einsum("rhtk,rhsk->rhts", q_RHTK, k_RHTK, preferred_element_type=jnp.float32) * q_RHTK.shape[-1] ** -0.5
+    if bias_HTT is not None:
+        scores = scores + bias_HTT[None].astype(jnp.float32)
     weights = jax.nn.softmax(jnp.where(seen, scores, -1e9), -1).astype(v_RHTK.dtype)
     return jnp.einsum("rhts,rhsk->rhtk", weights, v_RHTK)
 

@@ -21,7 +21,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
+from jaxloop.kernels.map_chains import AXIS
 from jaxloop.lm import attention, sampling, transformer
 from jaxloop.lm.sampling import Sampler
 from jaxloop.lm.spec import Spec
@@ -73,12 +75,12 @@ class Jobs(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a call wrote. `steps` counts loop steps: useful share = length.sum() / (steps * S)."""
+    """What a call wrote. `steps` counts loop steps: useful share = length.sum() / (steps.sum() * S)."""
 
     tokens: jax.Array  # [N, M]
     length: jax.Array  # [N] sampled tokens, EOS included
     ended: jax.Array  # [N] whether it ended with EOS
-    steps: jax.Array  # []
+    steps: jax.Array  # [1], or one per device
 
 
 class _Slots(NamedTuple):
@@ -136,11 +138,27 @@ def unstack(params: dict) -> dict:
     return {**params, "layers": [transformer.layer(params["layers"], i) for i in range(count)]}
 
 
-@functools.partial(jax.jit, static_argnames=("spec",))
-def prefill(spec: Spec, params: dict, fused, tokens, length) -> Prompts:
+@functools.partial(jax.jit, static_argnames=("spec", "mesh"))
+def prefill(spec: Spec, params: dict, fused, tokens, length, mesh=None) -> Prompts:
     """Cache prompts. tokens [Z, P + 1] right-padded, length [Z] real tokens (at least 1); `fused` adapters have C chains and Z is C equal runs.
 
-    Padding beyond a prompt's length is cached too and hidden by `Prompts.length`."""
+    Padding beyond a prompt's length is cached too and hidden by `Prompts.length`. With `mesh` chains and prompts are shared out over devices."""
+    return _over_devices(functools.partial(_prefill, spec), mesh, 1)(params, fused, tokens, length)
+
+
+def _over_devices(run, mesh, shared):
+    """`run` on every device of the mesh: the first `shared` arguments whole, the others and the results cut on their leading axis."""
+    if mesh is None:
+        return run
+
+    def mapped(*args):
+        specs = (P(),) * shared + (P(AXIS),) * (len(args) - shared)
+        return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)(*args)
+
+    return mapped
+
+
+def _prefill(spec, params, fused, tokens, length) -> Prompts:
     rows, time = tokens.shape[0], tokens.shape[1] - 1
     last = jnp.take_along_axis(tokens, (length - 1)[:, None], 1)[:, 0]
     k_L, v_L = [], []
@@ -168,16 +186,22 @@ def _layer(params, i):
     return params["layers"][i] if isinstance(params["layers"], list) else transformer.layer(params["layers"], i)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "sampler", "shape", "eos"))
-def decode(spec: Spec, sampler: Sampler, shape: Shape, eos: int, params: dict, fused, prompts: Prompts, requests: Requests, jobs: Jobs) -> Written:
+@functools.partial(jax.jit, static_argnames=("spec", "sampler", "shape", "eos", "mesh"))
+def decode(spec: Spec, sampler: Sampler, shape: Shape, eos: int, params: dict, fused, prompts: Prompts, requests: Requests, jobs: Jobs, mesh=None) -> Written:
     """Write every request. `params` as from `unstack` (or stacked), `fused` adapters with block-diagonal b and C chains, or None.
 
     `requests` and `jobs` may be padded: requests outside every job are not written, jobs with first == end are skipped for nothing.
     A text ends with EOS or at its limit. At the same (shape, sampler, padded sizes), a job's texts do not depend on the other jobs.
+    With `mesh`, everything but `params` is cut on its leading axis into one equal piece per device, with indices that count inside the
+    piece; each device runs its own loop of `shape` slots and stops by itself.
     """
-    n = requests.limit.shape[0]
     if not isinstance(params["layers"], list):
         params = unstack(params)
+    return _over_devices(functools.partial(_decode, spec, sampler, shape, eos), mesh, 1)(params, fused, prompts, requests, jobs)
+
+
+def _decode(spec, sampler, shape, eos, params, fused, prompts, requests, jobs) -> Written:
+    n = requests.limit.shape[0]
     depth, dtype = len(params["layers"]), params["embed"].dtype
     ring = max(1, sum(width for _, width in levels(shape)))
     empty = jnp.zeros((ring, shape.rows, spec.kv_heads, shape.window, spec.head_size), dtype)
@@ -194,7 +218,7 @@ def decode(spec: Spec, sampler: Sampler, shape: Shape, eos: int, params: dict, f
     advance = functools.partial(_window, spec, sampler, shape, eos, params, prompts, requests)
     assign = functools.partial(_assign, sampler, shape, fused, prompts, requests, jobs)
     state = jax.lax.while_loop(lambda s: (s.slots.request >= 0).any(), lambda s: assign(advance(s)), assign(state))
-    return Written(state.tokens[:n], state.length[:n], state.ended[:n], state.steps)
+    return Written(state.tokens[:n], state.length[:n], state.ended[:n], state.steps[None])
 
 
 def _lane_adapters(fused, chain_A, depth):

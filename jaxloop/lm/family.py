@@ -10,12 +10,14 @@ from typing import Any, NamedTuple, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxloop.kernels.map_chains import AXIS, chain_mesh
 from jaxloop.lm import adapters, batching, train
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.huggingface import load as load_model
 from jaxloop.lm.loss import row_nll
-from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, sample
+from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, mesh_of, sample
 from jaxloop.lm.spec import init
 from jaxloop.lm.train import FitSettings
 
@@ -57,9 +59,16 @@ class LossResult(NamedTuple):
     tokens: np.ndarray
 
 
-def load(base: str, *, revision: str | None = None, dtype: str = "float32") -> Model:
-    """The base model at a directory or hub id."""
-    return load_model(base, revision=revision, dtype=jnp.dtype(dtype))
+def load(base: str, *, revision: str | None = None, dtype: str = "float32", devices: Sequence[jax.Device] | None = None) -> Model:
+    """The base model at a directory or hub id, on one device or, where there are several, on each of `devices`; chains are then shared out over them."""
+    return spread(load_model(base, revision=revision, dtype=jnp.dtype(dtype)), devices)
+
+
+def spread(model: Model, devices: Sequence[jax.Device] | None) -> Model:
+    """`model` with its weights on every one of `devices`: `fit` and `sample` map chains over the devices that hold the base."""
+    if devices is None or len(devices) == 1:
+        return model if devices is None else model._replace(params=jax.device_put(model.params, devices[0]))
+    return model._replace(params=jax.device_put(model.params, NamedSharding(chain_mesh(devices), PartitionSpec())))
 
 
 @dataclass(frozen=True)
@@ -87,12 +96,13 @@ def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings) -> list[F
     groups: dict[tuple, list[int]] = {}
     for i, work in enumerate(works):
         groups.setdefault(work.signature, []).append(i)
-    size = settings.chains_at_once or default_chains()
+    mesh = mesh_of(model)
+    size = (settings.chains_at_once or default_chains()) * (1 if mesh is None else mesh.size)
     results: dict[int, FitResult] = {}
     for members in groups.values():
         for at in range(0, len(members), size):
             chosen = members[at : at + size]
-            for i, result in zip(chosen, _fit_together(model, [tasks[i] for i in chosen], [works[i] for i in chosen], size, settings)):
+            for i, result in zip(chosen, _fit_together(model, [tasks[i] for i in chosen], [works[i] for i in chosen], size, settings, mesh)):
                 results[i] = result
     return [results[i] for i in range(len(tasks))]
 
@@ -120,12 +130,14 @@ def _prepare(model, task, settings, limit) -> _Work:
     return _Work(examples, dispatches, sample)
 
 
-def _fit_together(model, tasks, works, size, settings) -> list[FitResult]:
+def _fit_together(model, tasks, works, size, settings, mesh) -> list[FitResult]:
     """One program for up to `size` chains of one signature; idle places repeat the first chain."""
     fill = [0] * (size - len(tasks))
     tasks_C, works_C = [*tasks, *(tasks[i] for i in fill)], [*works, *(works[i] for i in fill)]
     keys = jnp.stack([t.key for t in tasks_C])
     state = train.init_state(settings, _initial(model, tasks_C, keys, settings), keys)
+    if mesh is not None:
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec(AXIS)))
     base = model.params if settings.mode == "lora" else None
     total = sum(len(d.rows) for d in works[0].dispatches)
     logs, tokens = [], np.zeros(len(tasks_C), np.int64)
@@ -139,7 +151,7 @@ def _fit_together(model, tasks, works, size, settings) -> list[FitResult]:
             tokens[c] += w.examples.lengths[rows[rows >= 0]].sum()
         batch, mask = (np.stack(x, 1) for x in zip(*parts))
         count = len(works[0].dispatches[number].rows)
-        state, log = train.train_steps(model.spec, settings, base, state, batch, mask, sample, jnp.int32(count), jnp.int32(total))
+        state, log = train.train_steps(model.spec, settings, base, state, batch, mask, sample, np.int32(count), np.int32(total), mesh)
         logs.append(log[:count])
     weights = jax.device_get(state.weights)
     loss = np.concatenate([np.asarray(x) for x in logs])

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxloop.kernels.map_chains import AXIS
 from jaxloop.lm import adapters, batching, decode
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.huggingface import Model
@@ -98,13 +100,11 @@ def sample(model: Model, tasks: Sequence[SampleTask], settings: SampleSettings) 
         own = [i for i, t in enumerate(tasks) if t.weights is not None and "embed" in t.weights]
         for i in own:  # all weights are the chain's own: nothing to share, one chain after another
             params = jax.tree.map(lambda w: jnp.asarray(w).astype(settings.dtype), tasks[i].weights)
-            _write(model, decode.unstack(params), None, tasks, ids, [i], settings, longest, tokens, ended)
-        for kind in (True, False):
-            chosen = [i for i, t in enumerate(tasks) if i not in own and (t.weights is None) == kind]
-            for at in range(0, len(chosen), settings.chains_per_call):
-                part = chosen[at : at + settings.chains_per_call]
-                pool = None if kind else _pool(model, [tasks[i].weights for i in part], settings)
-                _write(model, _unstacked(model.params), pool, tasks, ids, part, settings, longest, tokens, ended)
+            _write(model, decode.unstack(params), False, tasks, ids, [i], settings, longest, tokens, ended)
+        for adapted in (False, True):
+            chosen = [i for i, t in enumerate(tasks) if i not in own and (t.weights is not None) == adapted]
+            if chosen:
+                _write(model, _unstacked(model.params), adapted, tasks, ids, chosen, settings, longest, tokens, ended)
     out = []
     for i in range(len(tasks)):
         bare = [t[:-1] if done else t for t, done in zip(tokens[i], ended[i])]
@@ -115,16 +115,14 @@ def sample(model: Model, tasks: Sequence[SampleTask], settings: SampleSettings) 
 _unstacked = jax.jit(decode.unstack)
 
 
-def _pool(model, weights, settings):
-    """Adapters of the chains of a call, padded to `chains_per_call` places (at least two, so that one chain runs as among others)."""
-    places = max(2, settings.chains_per_call) if _lanes(settings) > 1 else 1
-    padded = [*weights, *([weights[0]] * (places - len(weights)))]
-    fuse = functools.partial(adapters.fuse, model.spec, lora=settings.lora, dtype=jnp.dtype(settings.dtype), block_diagonal=True)
-    return jax.jit(lambda tree: fuse(tree))(adapters.stack(padded))
+def mesh_of(model: Model):
+    """The mesh of devices that hold the base, None where it is one device."""
+    sharding = jax.tree.leaves(model.params)[0].sharding
+    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
 
 
 def slots(settings: SampleSettings) -> int:
-    """Texts written at the same time."""
+    """Texts written at the same time on a device."""
     return settings.slots or (64 if jax.default_backend() == "cpu" else 512)
 
 
@@ -132,64 +130,110 @@ def _lanes(settings) -> int:
     return max(1, slots(settings) // settings.lane_slots)
 
 
-def _jobs(tasks, ids, chosen, shared, settings) -> list[_Job]:
-    """Each chain's rows cut into jobs, rows with one prompt together where caches are shared; longest first."""
+class _Device(NamedTuple):
+    """What one device does in a call: its chains (tasks, in the order of its adapter pool) and its jobs."""
+
+    chains: list[int]
+    jobs: list[_Job]
+
+
+def _jobs(ids, task, shared, settings) -> list[_Job]:
+    """A chain's rows cut into jobs, rows with one prompt together where caches are shared."""
     size = settings.texts_per_job or 8 * settings.lane_slots
-    out = []
-    for i in chosen:
-        runs: dict[tuple, list[int]] = {}
-        for row, prompt in enumerate(ids[i]):
-            runs.setdefault(tuple(prompt) if shared else (), []).append(row)
-        for rows in runs.values():
-            out += [_Job(i, np.array(rows[at : at + size])) for at in range(0, len(rows), size)]
-    return sorted(out, key=lambda job: -len(job.rows))
+    runs: dict[tuple, list[int]] = {}
+    for row, prompt in enumerate(ids[task]):
+        runs.setdefault(tuple(prompt) if shared else (), []).append(row)
+    return [_Job(task, np.array(rows[at : at + size])) for rows in runs.values() for at in range(0, len(rows), size)]
 
 
-def _write(model, params, pool, tasks, ids, chosen, settings, longest, tokens, ended):
-    """Run the decoding program over the rows of the chosen tasks, `texts_per_call` at a time."""
+def _share_out(ids, chosen, shared, settings, devices) -> list[_Device]:
+    """Chains to devices: always to the one with the fewest texts so far, chains with most texts first; a device's longest jobs come first."""
+    out, load = [_Device([], []) for _ in range(devices)], [0] * devices
+    for task in sorted(chosen, key=lambda i: -len(ids[i])):
+        free = [d for d in range(devices) if len(out[d].chains) < settings.chains_per_call]
+        d = min(free, key=lambda d: load[d])
+        load[d] += len(ids[task])
+        out[d].chains.append(task)
+        out[d].jobs.extend(_jobs(ids, task, shared, settings))
+    return [_Device(d.chains, sorted(d.jobs, key=lambda job: -len(job.rows))) for d in out]
+
+
+def _calls(devices: list[_Device], limit: int) -> list[list[_Device]]:
+    """Cut every device's jobs into calls of at most `limit` texts (a single larger job stays whole)."""
+    pieces = []
+    for device in devices:
+        mine, count = [[]], 0
+        for job in device.jobs:
+            if mine[-1] and count + len(job.rows) > limit:
+                mine.append([])
+                count = 0
+            mine[-1].append(job)
+            count += len(job.rows)
+        pieces.append(mine)
+    depth = max(map(len, pieces))
+    return [[_Device(d.chains, p[k] if k < len(p) else []) for d, p in zip(devices, pieces)] for k in range(depth)]
+
+
+def _pool(model, tasks, devices: list[_Device], settings):
+    """Adapters of a call's chains, `chains_per_call` places a device (at least two, so that one chain runs as among others)."""
+    places = max(2, settings.chains_per_call) if _lanes(settings) > 1 else 1
+    some = tasks[next(d.chains[0] for d in devices if d.chains)].weights
+    padded = [w for d in devices for w in [*(tasks[i].weights for i in d.chains), *([some] * (places - len(d.chains)))]]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+    mesh = mesh_of(model)
+    if mesh is not None:
+        stacked = jax.device_put(stacked, NamedSharding(mesh, PartitionSpec(AXIS)))
+    return _fuse(model.spec, stacked, settings.lora, jnp.dtype(settings.dtype))
+
+
+_fuse = jax.jit(functools.partial(adapters.fuse, block_diagonal=True), static_argnums=(0, 2, 3))
+
+
+def _write(model, params, adapted, tasks, ids, chosen, settings, longest, tokens, ended):
+    """Run the decoding program over the rows of the chosen tasks; `adapted`: their weights are adapters."""
+    mesh = mesh_of(model) if params is not None and _on_mesh(params) else None
+    devices = 1 if mesh is None else mesh.size
     shared = all(len(set(map(tuple, ids[i]))) <= FEW for i in chosen)
     lanes = _lanes(settings)
     length = settings.max_prompt or batching.bucket(longest)
     shape = decode.Shape(lanes, -(-slots(settings) // lanes), settings.window, settings.max_new_tokens, length - 1, shared)
-    jobs = _jobs(tasks, ids, chosen, shared, settings)
-    calls, count = [[]], 0
-    for job in jobs:
-        if count + len(job.rows) > settings.texts_per_call and calls[-1]:
-            calls.append([])
-            count = 0
-        calls[-1].append(job)
-        count += len(job.rows)
-    for call in calls:
-        _run(model, params, pool, tasks, ids, chosen, call, shape, settings, tokens, ended)
+    size = (settings.chains_per_call if lanes > 1 or not adapted else 1) * devices
+    for at in range(0, len(chosen), size):
+        work = _share_out(ids, chosen[at : at + size], shared, settings, devices)
+        pool = _pool(model, tasks, work, settings) if adapted else None
+        for call in _calls(work, settings.texts_per_call):
+            _run(model, params, pool, tasks, ids, call, shape, settings, mesh, tokens, ended)
 
 
-def _run(model, params, pool, tasks, ids, chosen, call, shape, settings, tokens, ended):
-    place = {task: c for c, task in enumerate(chosen)}
-    total = sum(len(job.rows) for job in call)
-    texts = max(settings.texts_per_call, total)
-    prompts, prompt_of = _prompts(model, params, pool, ids, call, place, shape, texts, settings)
-    keys = np.zeros((texts, 2), np.uint32)
-    which = np.zeros(texts, np.int32)
-    first, end, chain = (np.zeros(texts, np.int32) for _ in range(3))
-    at = 0
-    for j, job in enumerate(call):
-        n, task = len(job.rows), tasks[job.task]
-        keys[at : at + n] = np.asarray(_row_key_data(task.key, jnp.asarray(np.asarray(task.rows)[job.rows], jnp.uint32)))
-        which[at : at + n] = [prompt_of(job.task, row) for row in job.rows]
-        first[j], end[j], chain[j] = at, at + n, place[job.task]
-        at += n
-    limit = np.full(texts, settings.max_new_tokens, np.int32)
-    requests = decode.Requests(jnp.asarray(which), jnp.asarray(keys), jnp.asarray(limit))
-    made = decode.decode(
-        model.spec, settings.sampler, shape, model.tokenizer.eos, params, pool, prompts, requests, decode.Jobs(*map(jnp.asarray, (first, end, chain)))
-    )
-    made = jax.device_get(made)
-    at = 0
-    for job in call:
-        for row in job.rows:
-            tokens[job.task][row] = made.tokens[at, : made.length[at]]
-            ended[job.task][row] = made.ended[at]
-            at += 1
+def _on_mesh(params) -> bool:
+    return isinstance(jax.tree.leaves(params)[0].sharding, NamedSharding)
+
+
+def _run(model, params, pool, tasks, ids, call: list[_Device], shape, settings, mesh, tokens, ended):
+    """One program: all devices' jobs, every array padded to the same size on each device."""
+    texts = max([settings.texts_per_call, *(sum(len(job.rows) for job in device.jobs) for device in call)])
+    prompts, prompt_of = _prompts(model, params, pool, ids, call, shape, texts, settings, mesh)
+    keys, which = np.zeros((len(call), texts, 2), np.uint32), np.zeros((len(call), texts), np.int32)
+    first, end, chain = (np.zeros((len(call), texts), np.int32) for _ in range(3))
+    for d, device in enumerate(call):
+        at = 0
+        for j, job in enumerate(device.jobs):
+            n, task = len(job.rows), tasks[job.task]
+            keys[d, at : at + n] = np.asarray(_row_key_data(task.key, np.asarray(task.rows)[job.rows].astype(np.uint32)))
+            which[d, at : at + n] = [prompt_of(d, job.task, row) for row in job.rows]
+            first[d, j], end[d, j], chain[d, j] = at, at + n, device.chains.index(job.task)
+            at += n
+    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+    requests = decode.Requests(flat(which), flat(keys), np.full(len(call) * texts, settings.max_new_tokens, np.int32))
+    jobs = decode.Jobs(flat(first), flat(end), flat(chain))
+    made = jax.device_get(decode.decode(model.spec, settings.sampler, shape, model.tokenizer.eos, params, pool, prompts, requests, jobs, mesh))
+    for d, device in enumerate(call):
+        at = d * texts
+        for job in device.jobs:
+            for row in job.rows:
+                tokens[job.task][row] = made.tokens[at, : made.length[at]]
+                ended[job.task][row] = made.ended[at]
+                at += 1
 
 
 @jax.jit
@@ -197,38 +241,53 @@ def _row_key_data(key, rows):
     return jax.random.key_data(jax.vmap(lambda row: jax.random.fold_in(key, row))(rows))
 
 
-def _prompts(model, params, pool, ids, call, place, shape, texts, settings):
-    """Cached prompts of a call and a function (task, row) -> index. Shared: `FEW`-padded distinct prompts per chain; else one per request."""
+def _prompts(model, params, pool, ids, call: list[_Device], shape, texts, settings, mesh):
+    """Cached prompts of a call and a function (device, task, row) -> index on the device.
+
+    Shared: the distinct prompts of each chain, as many places for every chain. Otherwise one per request, chain after chain."""
     pad, width = model.tokenizer.pad, shape.prompt + 1
-    chains = 1 if pool is None else jax.tree.leaves(pool)[0].shape[0]
 
     def table(rows, count):
         out, length = np.full((count, width), pad, np.int32), np.ones(count, np.int32)
         for r, prompt in rows:
-            out[r, : len(prompt)], length[r] = prompt, len(prompt)
-            out[r, len(prompt) :] = prompt[-1]
-        return jnp.asarray(out), jnp.asarray(length)
+            out[r, : len(prompt)], out[r, len(prompt) :], length[r] = prompt, prompt[-1], len(prompt)
+        return out, length
 
     if shape.shared_prompt:
-        found: dict[int, dict[tuple, int]] = {}
-        for job in call:
-            mine = found.setdefault(place[job.task] if chains > 1 else 0, {})
-            mine.setdefault(tuple(ids[job.task][job.rows[0]]), len(mine))
+        chains = 1 if pool is None else jax.tree.leaves(pool)[0].shape[0] // len(call)
+        found: dict[tuple[int, int], dict[tuple, int]] = {}
+        for d, device in enumerate(call):
+            for job in device.jobs:
+                mine = found.setdefault((d, device.chains.index(job.task) if chains > 1 else 0), {})
+                mine.setdefault(tuple(ids[job.task][job.rows[0]]), len(mine))
         each = 1 << (max(len(m) for m in found.values()) - 1).bit_length()
-        rows = [(c * each + z, prompt) for c, mine in found.items() for prompt, z in mine.items()]
-        cached = decode.prefill(model.spec, params, pool, *table(rows, chains * each))
-        return cached, lambda task, row: (place[task] if chains > 1 else 0) * each + found[place[task] if chains > 1 else 0][tuple(ids[task][row])]
+        rows = [((d * chains + c) * each + z, prompt) for (d, c), mine in found.items() for prompt, z in mine.items()]
+        cached = decode.prefill(model.spec, params, pool, *table(rows, len(call) * chains * each), mesh)
+
+        def shared(d, task, row):
+            c = call[d].chains.index(task) if chains > 1 else 0
+            return c * each + found[d, c][tuple(ids[task][row])]
+
+        return cached, shared
     index, parts, at = {}, [], 0
-    for c in dict.fromkeys(place[job.task] if chains > 1 else 0 for job in call):
-        rows = [(job.task, row) for job in call if chains == 1 or place[job.task] == c for row in job.rows]
-        one = None if pool is None else jax.tree.map(lambda leaf: leaf[c : c + 1], pool)  # noqa: B023
-        for start in range(0, len(rows), shape.rows):
-            some = rows[start : start + shape.rows]
-            parts.append(decode.prefill(model.spec, params, one, *table([(r, ids[t][row]) for r, (t, row) in enumerate(some)], shape.rows)))
-            index.update({pair: at + r for r, pair in enumerate(some)})
+    devices = len(call)
+    for c in range(max(len(device.chains) for device in call)):
+        rows = [[(job.task, row) for job in device.jobs if device.chains.index(job.task) == c for row in job.rows] for device in call]
+        one = None if pool is None else jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:])[:, c], pool)  # noqa: B023
+        for start in range(0, max(map(len, rows)), shape.rows):
+            some = [mine[start : start + shape.rows] for mine in rows]
+            filled = [(d * shape.rows + r, ids[task][row]) for d, mine in enumerate(some) for r, (task, row) in enumerate(mine)]
+            parts.append(decode.prefill(model.spec, params, one, *table(filled, devices * shape.rows), mesh))
+            index.update({(d, *pair): at + r for d, mine in enumerate(some) for r, pair in enumerate(mine)})
             at += shape.rows
-    whole = -(-max(at, texts) // shape.rows) * shape.rows
-    return jax.tree.map(lambda *x: jnp.pad(jnp.concatenate(x), [(0, whole - at)] + [(0, 0)] * (x[0].ndim - 1)), *parts), lambda task, row: index[task, row]
+    whole = -(-texts // shape.rows + settings.chains_per_call) * shape.rows
+
+    def join(*pieces):
+        on_device = jnp.concatenate([x.reshape(devices, -1, *x.shape[1:]) for x in pieces], 1)
+        padded = jnp.pad(on_device, [(0, 0), (0, max(0, whole - at))] + [(0, 0)] * (on_device.ndim - 2))
+        return padded.reshape(-1, *padded.shape[2:])
+
+    return jax.tree.map(join, *parts), lambda d, task, row: index[d, task, row]
 
 
 def _beam(model, tasks, ids, settings, tokens, ended):

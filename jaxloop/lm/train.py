@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
+from jaxloop.kernels.map_chains import AXIS
 from jaxloop.lm import adapters as lora_adapters
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.loss import chain_losses
@@ -123,12 +125,21 @@ def losses(spec: Spec, settings: FitSettings, base: dict | None, weights: dict, 
     return jax.vmap(one)(cast, tokens_CBT, mask_CBT, sample_CB)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "settings"), donate_argnames=("state",))
-def train_steps(spec: Spec, settings: FitSettings, base, state: TrainState, tokens_SCBT, mask_SCBT, sample_SCB, count, total):
+@functools.partial(jax.jit, static_argnames=("spec", "settings", "mesh"), donate_argnames=("state",))
+def train_steps(spec: Spec, settings: FitSettings, base, state: TrainState, tokens_SCBT, mask_SCBT, sample_SCB, count, total, mesh=None):
     """Run the first `count` of S steps. `total` [] is the number of updates of the whole fit, for the schedule.
 
-    Returns the state and each step's loss [S, C] (NaN where the step was idle).
+    With `mesh` (one axis, "chains") the C chains are shared out over its devices, C being a multiple of their number; every device runs
+    the program of C / devices chains and none waits for another. Returns the state and each step's loss [S, C] (NaN where it was idle).
     """
+    run = functools.partial(_steps, spec, settings)
+    if mesh is not None:
+        chains, later = P(AXIS), P(None, AXIS)
+        run = jax.shard_map(run, mesh=mesh, in_specs=(P(), chains, later, later, later, P(), P()), out_specs=(chains, later), check_vma=False)
+    return run(base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total)
+
+
+def _steps(spec, settings, base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total):
     optimizer = _optimizer(settings)
 
     def step(i, carry):

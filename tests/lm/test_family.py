@@ -189,3 +189,16 @@ def test_refusals(model):
         FitSettings(mode="qlora")
     with pytest.raises(ValueError, match="temperature"):
         SampleSettings(temperature=0.0)
+
+
+def test_four_devices_write_and_train_what_one_does(model, fitted):
+    """Same shapes per device: equal weights and equal texts, shared prompts and prompts of each row's own."""
+    four = family.spread(model, jax.devices()[:4])
+    tasks = [FitTask(jax.random.key(i), TEXTS, PROMPTS) for i in range(3)]
+    for ours, theirs in zip(fitted, family.fit(four, tasks, FIT)):
+        assert same(ours.weights, theirs.weights)
+    ragged = [f"The {w}" + " cat" * (i % 3) for i, w in enumerate("abcdefghijkl")]
+    for prompts in (PROMPTS[:10], ragged):
+        writes = [SampleTask(jax.random.key(50 + i), r.weights, prompts, np.arange(len(prompts))) for i, r in enumerate(fitted)]
+        one, many = family.sample(model, writes, SAMPLE), family.sample(four, writes, SAMPLE)
+        assert [r.texts for r in one] == [r.texts for r in many]
