@@ -141,6 +141,7 @@ class Fit(Section):
     clip: Positive | None = Field(1.0, description="largest gradient norm, per chain; none: no clipping")
     max_length: Count = Field(256, description="tokens per training text, prompt included; longer ones are cut")
     loss_on: Literal["response", "all"] = Field("response", description="tokens that the loss counts")
+    length_classes: Count = Field(4, description="padded lengths in one epoch, each compiled once: more of them waste less padding")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the computation")
     remat: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
 
