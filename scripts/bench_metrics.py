@@ -1,0 +1,252 @@
+"""How fast the metrics are, and with --peer how fast the code is that they are held to.
+
+    python scripts/bench_metrics.py --peer --data posts.jsonl [more files]
+
+Prints a table (median of the repeats after one warm-up) and, as its last line, one JSON object. sacrebleu's loop over 2,000 texts takes
+minutes: --peer times `--peer-rows` of its rows, evenly spaced, against all the others, and scales up; --peer-full runs all of them.
+On a machine that other work shares, --clock=cpu compares the processor time of both sides, which waiting for a core does not lengthen.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from importlib.metadata import version
+
+import jax
+import numpy as np
+
+from jaxloop.data.sources import load_texts
+from jaxloop.metrics import REGISTRY, bleu, distances, evaluate, needs, semantic, sentiment, tokens, words
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def timed(call, now, repeats, enough=float("inf")):
+    """Seconds of each of `repeats` runs after a warm-up, and the last result; a warm-up that takes `enough` seconds is the only run."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = now()
+        result = call()
+        seconds.append(now() - start)
+        if seconds[0] >= enough:
+            return seconds, result
+    return seconds[1:], result
+
+
+def row(args, name, call, repeats, peer=None, peer_name="", tolerance=None, scale=1.0, same=lambda ours: ours):
+    """Times `call` and, if given, `peer` (whose seconds are multiplied by `scale`), compares their results, and prints a line."""
+    seconds, ours = timed(call, args.now, repeats)
+    entry = {"name": name, "seconds": statistics.median(seconds), "least": min(seconds), "most": max(seconds), "repeats": repeats}
+    line = f"{name:<58}{entry['seconds']:>10.4f} s"
+    if peer:
+        times, theirs = timed(peer, args.now, 3, enough=2.0)
+        entry |= {"peer": peer_name, "peer_seconds": statistics.median(times) * scale, "peer_repeats": len(times), "peer_scaled_by": scale}
+        entry["ratio"] = entry["peer_seconds"] / entry["seconds"]
+        line += f"{entry['peer_seconds']:>12.3f} s {entry['ratio']:>10.1f}x  {peer_name}"
+        if tolerance is not None:
+            entry["difference"] = float(np.abs(np.asarray(same(ours), float) - np.asarray(theirs, float)).max())
+            if entry["difference"] > tolerance:
+                sys.exit(f"{name}: differs from {peer_name} by {entry['difference']:.3g}, more than {tolerance:g}")
+            line += f", equal to {entry['difference']:.0e}"
+    args.rows.append(entry)
+    print(line, flush=True)
+    return entry["seconds"]
+
+
+def self_bleu_rows(texts, args):
+    few, many = texts[: args.few], texts[: args.many]
+    index = np.arange(len(few)) if args.peer_full else np.linspace(0, len(few) - 1, args.peer_rows).astype(int)
+
+    def loop():
+        from sacrebleu.metrics import BLEU
+
+        metric = BLEU(effective_order=True)
+        return [metric.sentence_score(few[i], few[:i] + few[i + 1 :]).score / 100 for i in index.tolist()]
+
+    what = "sacrebleu's loop" + ("" if args.peer_full else f", {len(index)} of {len(few)} rows scaled up")
+    scale = len(few) / len(index)
+    row(args, f"self_bleu, {len(few):,} texts", lambda: bleu.self_bleu(few), args.repeats, loop, what, 1e-9, scale, lambda s: s[index])
+
+    def cut():
+        from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+        tokenizer = Tokenizer13a()
+        return [tokenizer(text.rstrip()).split() for text in many]
+
+    repeats = max(3, args.repeats // 2)
+    own = row(args, f"13a tokens, {len(many):,} texts", lambda: tokens.tokens_13a(many), repeats, cut, "sacrebleu's tokenizer")
+    whole = row(args, f"self_bleu, {len(many):,} texts", lambda: bleu.self_bleu(many), repeats)
+    args.rows[-1]["times_tokenising"] = whole / own
+    print(f"    that is {whole / own:.2f} times its own tokenising of these texts")
+
+
+def embedding_rows(args):
+    from sklearn.mixture import GaussianMixture
+    from sklearn.neighbors import NearestNeighbors
+
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((args.points, args.dimensions)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    flat = draw.standard_normal((args.points, 2))
+    size = f"{len(x):,} x {x.shape[1]}"
+
+    def near(points, k, metric):
+        def distance():
+            found = NearestNeighbors(n_neighbors=k + 1, metric=metric, n_jobs=-1).fit(points).kneighbors(points)[0]
+            return found[:, 1:].mean() if metric == "cosine" else np.log(found[:, k]).mean()
+
+        return distance
+
+    for k in (5, 50, 1000):
+        if k < len(x):
+            row(
+                args,
+                f"knn_cosine_diversity(k={k}), {size}",
+                lambda k=k: semantic.knn_cosine_diversity(x, k),
+                args.slow_repeats,
+                near(x, k, "cosine"),
+                "scikit-learn",
+                1e-5,
+            )
+    for points, ks in ((x, (5, 50)), (flat, (50, 1000))):
+        for k in ks:
+            if k < len(points):
+                row(
+                    args,
+                    f"kl_entropy(k={k}), {len(points):,} x {points.shape[1]}",
+                    lambda points=points, k=k: semantic.kl_entropy(points, k),
+                    args.slow_repeats,
+                    near(points, k, "euclidean"),
+                    "scikit-learn",
+                    1e-5,
+                    same=lambda ours, points=points, k=k: _mean_log_distance(ours, len(points), points.shape[1], k),
+                )
+    row(
+        args,
+        f"gaussian_aic, {len(flat):,} x 2",
+        lambda: semantic.gaussian_aic(flat),
+        args.repeats,
+        lambda: GaussianMixture(1).fit(flat).aic(flat),
+        "scikit-learn",
+        1e-5,
+    )
+    row(args, f"cosine_diversity, {size}", lambda: semantic.cosine_diversity(x), args.repeats, lambda: _pairwise(x), "scikit-learn", 1e-6)
+    distance_rows(x, args)
+
+
+def _mean_log_distance(entropy, n, d, k):
+    from scipy.special import digamma, gammaln
+
+    return (entropy - digamma(n) + digamma(k) - d / 2 * np.log(np.pi) + gammaln(d / 2 + 1) - d * np.log(2)) / d
+
+
+def _pairwise(x):
+    from sklearn.metrics.pairwise import cosine_distances
+
+    return cosine_distances(x).sum(dtype=np.float64) / (len(x) * (len(x) - 1))
+
+
+def distance_rows(x, args):
+    from scipy import linalg
+    from scipy.spatial.distance import cdist
+
+    half = len(x) // 2
+    a, b = x[:half], x[half:] * 1.1
+    size = f"{half:,} and {half:,} x {x.shape[1]}"
+
+    def frechet():
+        s, t = np.cov(a.T.astype(np.float64)), np.cov(b.T.astype(np.float64))
+        return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s + t - 2 * linalg.sqrtm(s @ t).real)
+
+    def energy():
+        p, q = a.astype(np.float64), b.astype(np.float64)
+        return np.sqrt(2 * cdist(p, q).mean() - cdist(p, p).mean() - cdist(q, q).mean())
+
+    row(args, f"frechet_distance, {size}", lambda: distances.frechet_distance(a, b), args.slow_repeats, frechet, "scipy sqrtm", 1e-5)
+    row(args, f"energy_distance, {size}", lambda: distances.energy_distance(a, b), args.slow_repeats, energy, "scipy cdist", 1e-6)
+    row(args, f"mmd2, {size}", lambda: distances.mmd2(a, b), args.slow_repeats)
+    row(args, f"sliced_wasserstein, {size}", lambda: distances.sliced_wasserstein(a, b), args.slow_repeats)
+
+
+def text_rows(texts, args):
+    few = texts[: args.few]
+
+    def vader():
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+        analyser = SentimentIntensityAnalyzer()
+        return [analyser.polarity_scores(text)["compound"] for text in few]
+
+    def nltk():
+        from nltk.tokenize import NLTKWordTokenizer
+
+        tokenizer = NLTKWordTokenizer()
+        return [len(tokenizer.tokenize(text)) for text in few]
+
+    row(args, f"positivity, {len(few):,} texts", lambda: sentiment.positivities(few), args.repeats, vader, "vaderSentiment", 0)
+    row(
+        args,
+        f"words, {len(few):,} texts",
+        lambda: words.words(few, sentences=False),
+        args.repeats,
+        nltk,
+        "NLTK's tokenizer",
+        0,
+        same=lambda t: t.lengths,
+    )
+    chains = [texts[i * args.eval_texts : (i + 1) * args.eval_texts] for i in range(args.chains)]
+    names = [name for name in REGISTRY if needs([name]) == {"texts"}]
+    what = f"{args.chains} chains x {args.eval_texts} texts"
+    for name in names:
+        row(args, f"  {name}, {what}", lambda name=name: evaluate([name], texts=chains), args.repeats)
+    row(args, f"all {len(names)} metrics of texts, {what}", lambda: evaluate(names, texts=chains), args.repeats)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["docs"], help="text files (.jsonl, .csv, .parquet, .txt) or docs; text column: text")
+    parser.add_argument("--peer", action="store_true", help="also time the code that the results are held to, and check that they agree")
+    parser.add_argument("--peer-rows", type=int, default=40, help="rows of sacrebleu's loop that are timed")
+    parser.add_argument("--peer-full", action="store_true", help="time all rows of sacrebleu's loop")
+    parser.add_argument("--few", type=int, default=2000, help="texts against sacrebleu, vaderSentiment and NLTK")
+    parser.add_argument("--many", type=int, default=100_000, help="texts against the time of tokenising")
+    parser.add_argument("--points", type=int, default=10_000)
+    parser.add_argument("--dimensions", type=int, default=384)
+    parser.add_argument("--chains", type=int, default=4, help="chains of one generation (quickstart: 4)")
+    parser.add_argument("--eval-texts", type=int, default=250, help="texts measured of each chain (quickstart: 250)")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--slow-repeats", type=int, default=3)
+    parser.add_argument("--only", choices=("self_bleu", "embeddings", "texts"), nargs="+", default=("self_bleu", "embeddings", "texts"))
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    args = parser.parse_args()
+    args.now, args.rows = CLOCKS[args.clock], []
+    texts = []
+    if {"self_bleu", "texts"} & set(args.only):
+        for source in args.data:
+            texts += load_texts(source)["text"].tolist()
+        if len(texts) < max(args.few, args.chains * args.eval_texts):
+            parser.error(f"--data has {len(texts)} texts, at least {max(args.few, args.chains * args.eval_texts)} are needed")
+        print(f"{len(texts):,} texts, {sum(map(len, texts)):,} characters; {jax.default_backend()}, {os.cpu_count()} cores")
+    print(f"{'':<58}{'ours':>12}{'theirs':>14}{'ratio':>12}")
+    if "self_bleu" in args.only:
+        self_bleu_rows(texts, args)
+    if "texts" in args.only:
+        text_rows(texts, args)
+    if "embeddings" in args.only:
+        embedding_rows(args)
+    packages = ("jax", "numpy", "scipy", "scikit-learn", "pandas", "nltk", *(("sacrebleu",) if args.peer else ()))
+    facts = {
+        "clock": args.clock,
+        "backend": jax.default_backend(),
+        "cores": os.cpu_count(),
+        "texts": len(texts),
+        "versions": {p: version(p) for p in packages},
+    }
+    print(json.dumps({"benchmark": "metrics", **facts, "rows": args.rows}))
+
+
+if __name__ == "__main__":
+    main()
