@@ -27,6 +27,7 @@ class Study(NamedTuple):
 STUDIES: dict[str, Study] = {
     "chain": Study("jaxloop.studies.chain", "language models trained on their predecessors' text, one chain per ratio and seed"),
     "pretrain": Study("jaxloop.studies.pretrain", "tokenizer and tiny base models from scratch"),
+    "bench": Study("jaxloop.studies.bench", "microbenchmarks of training and decoding"),
 }
 
 

@@ -1,0 +1,253 @@
+"""Microbenchmarks of training and decoding against the machine's limit and against torch: steps/s, useful tokens/s, texts/s.
+
+Every figure is a median after a warm-up; the last line printed is one JSON object. A peer runs on the same device, with the same weights and
+the same work, in turn with ours. Absolute times depend on the machine; ratios are results.
+"""
+
+import json
+import pathlib
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from jaxloop.config import Count, Section, Text, Whole
+
+
+class Settings(Section):
+    """The config of a benchmark."""
+
+    study: Literal["bench"] = Field("bench", description="which study this is a config of")
+    what: Literal["train", "decode", "chains"] = Field("train", description="what is timed")
+    size: Literal["tiny", "small", "llama-1b"] = Field("small", description="model: 3 M parameters and vocabulary 4,096, Llama-3.2-1B's shapes, or a smoke test")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the base and the computation")
+    chains: Annotated[tuple[Count, ...], Field(min_length=1)] = Field((1, 16), description="numbers of chains to time")
+    batch_size: Count = Field(16, description="train: rows per chain and step")
+    length: Count = Field(64, description="train: tokens per row")
+    steps: Count = Field(8, description="train: steps per dispatch")
+    texts: Count = Field(1024, description="decode: texts to write, in all")
+    slots: Count = Field(64, description="decode: texts written at the same time")
+    lane_slots: Count = Field(8, description="decode: slots of a lane, where there are several chains")
+    window: Count = Field(16, description="decode: steps of a window")
+    prompt: Count = Field(17, description="decode: tokens of the prompt")
+    mean_length: Count = Field(60, description="decode: mean length of the log-normal mix of lengths")
+    longest: Count = Field(300, description="decode: longest text")
+    rank: Count = Field(16, description="rank of the adapters, on every projection")
+    remat: bool = Field(False, description="train: compute activations again in the gradient")
+    peer: bool = Field(False, description="time torch (transformers, peft) in turn with ours")
+    peer_texts: Count = Field(192, description="decode: texts that the peer writes")
+    peer_batches: tuple[Count, ...] = Field((64,), description="decode: batch sizes of the peer; its best counts")
+    repeats: Count = Field(5, description="timed repeats")
+    seed: Whole = Field(0, description="of weights, tokens and lengths")
+    profile: Text | None = Field(None, description="folder for a trace of one repeat")
+
+
+def spec_of(settings: Settings):
+    """The decoder that is timed."""
+    from jaxloop.lm.spec import RopeScaling, Spec
+
+    if settings.size == "llama-1b":
+        scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
+        return Spec("llama", vocab=128256, width=2048, layers=16, heads=32, kv_heads=8, head_size=64, mlp=8192, context=4096, rope_theta=500000.0, rope_scaling=scaling)
+    if settings.size == "tiny":
+        return Spec("llama", vocab=512, width=64, layers=2, heads=2, kv_heads=2, head_size=32, mlp=128, context=512)
+    return Spec("llama", vocab=4096, width=256, layers=4, heads=4, kv_heads=4, head_size=64, mlp=704, context=512)
+
+
+def lengths_of(settings: Settings, count: int):
+    """Lengths [count] of the mix: log-normal with a long tail, mean about `mean_length`, at least 5, at most `longest`."""
+    import numpy as np
+
+    drawn = np.random.default_rng(settings.seed).lognormal(np.log(0.75 * settings.mean_length), 0.75, count)
+    return np.clip(drawn.astype(int), 5, settings.longest)
+
+
+def interleaved(runs: dict[str, Callable[[], None]], repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of every repeat of every run, in turn, and of each one's first call (warm-up, compilation included)."""
+    first, times = {}, {name: [] for name in runs}
+    for name, run in runs.items():
+        start = time.perf_counter()
+        run()
+        first[name] = time.perf_counter() - start
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return times, first
+
+
+def peak_bytes() -> int:
+    """Most bytes in use so far: of the accelerator, or of the process on a CPU."""
+    import jax
+
+    found = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return int(found) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _setting(settings: Settings, chains: int):
+    import jax
+    import jax.numpy as jnp
+
+    from jaxloop.lm import Lora, adapters
+    from jaxloop.lm.spec import init
+
+    spec, lora = spec_of(settings), Lora(rank=settings.rank, alpha=float(settings.rank))
+    base = init(jax.random.key(settings.seed), spec, jnp.dtype(settings.dtype))
+    tree = adapters.init(jax.random.split(jax.random.key(settings.seed + 1), chains), spec, lora)
+    keys = iter(jax.random.split(jax.random.key(settings.seed + 2), 32))
+    tree = {name: {"a": f["a"], "b": 0.02 * jax.random.normal(next(keys), f["b"].shape)} for name, f in tree.items()}
+    return spec, lora, base, tree
+
+
+def time_train(settings: Settings, chains: int, limits) -> dict:
+    """One number of chains: steps/s (a step trains every chain on its batch), tokens/s, share of the matmul limit, ratio to torch + peft."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxloop.lm import train
+    from jaxloop.lm.sizes import sizes_of
+    from jaxloop.runtime.cost import training_flops
+
+    spec, lora, base, tree = _setting(settings, chains)
+    fit = train.FitSettings(lora=lora, batch_size=settings.batch_size, dtype=settings.dtype, remat=settings.remat, steps_per_dispatch=settings.steps)
+    shape = (settings.steps, chains, settings.batch_size, settings.length)
+    tokens = np.random.default_rng(settings.seed).integers(0, spec.vocab, shape).astype(np.int32)
+    mask, weight = np.ones(shape, bool), np.ones(shape[:3], np.float32)
+    held = [train.init_state(fit, jax.tree.map(jnp.copy, tree), jax.random.split(jax.random.key(3), chains))]
+
+    def ours():
+        held[0], log = train.train_steps(spec, fit, base, held[0], tokens, mask, weight, np.int32(settings.steps), np.int32(10**6))
+        jax.block_until_ready(log)
+
+    runs = {"jaxloop": ours}
+    if settings.peer:
+        from jaxloop.studies import bench_peers
+
+        runs["torch + peft"] = bench_peers.train_one_chain(spec, lora, base, tree, tokens[:, :1], settings)
+    times, first = interleaved(runs, settings.repeats)
+    seconds = statistics.median(times["jaxloop"]) / settings.steps
+    count = chains * settings.batch_size * settings.length
+    row = {
+        "what": "train", "chains": chains, "value": count / seconds, "unit": "tokens/s", "steps_per_s": 1 / seconds,
+        "limit_share": training_flops(sizes_of(spec, lora), count, settings.length) / seconds / limits.flops,
+        "compile_s": first["jaxloop"] - seconds * settings.steps, "peak_bytes": peak_bytes(),
+    }  # fmt: skip
+    if settings.peer:
+        ratios = [chains * b / a for a, b in zip(times["jaxloop"], times["torch + peft"])]
+        row |= {"peer": "torch + peft, one chain at a time", "peer_ratio": statistics.median(ratios)}
+    return row
+
+
+def time_decode(settings: Settings, chains: int, limits) -> dict:
+    """One number of chains: useful sampled tokens/s, texts/s, occupancy, share of the roofline, ratio to transformers.generate."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxloop.lm import adapters, decode
+    from jaxloop.lm.sampling import Sampler
+    from jaxloop.lm.sizes import sizes_of
+    from jaxloop.runtime.cost import decoding_bytes, decoding_flops
+
+    spec, lora, base, tree = _setting(settings, chains)
+    lengths = lengths_of(settings, settings.texts)
+    lanes = 1 if chains == 1 else settings.slots // settings.lane_slots
+    shape = decode.Shape(lanes, settings.slots // lanes, settings.window, settings.longest, settings.prompt - 1)
+    fused = adapters.fuse(spec, tree, lora, jnp.dtype(settings.dtype), block_diagonal=True)
+    params = decode.unstack(base)
+    prompt = np.random.default_rng(settings.seed).integers(0, spec.vocab, (1, settings.prompt)).astype(np.int32).repeat(chains, 0)
+    runs = np.linspace(0, settings.texts, max(chains, lanes) + 1).astype(np.int32)
+    owner = np.arange(len(runs) - 1, dtype=np.int32) % chains
+    jobs = decode.Jobs(runs[:-1], runs[1:], owner)
+    keys = jax.random.key_data(jax.random.split(jax.random.key(5), settings.texts))
+    requests = decode.Requests(np.repeat(owner, np.diff(runs)), keys, lengths.astype(np.int32))
+    sampler, made = Sampler(temperature=1.5, min_p=0.2), []
+
+    def ours():
+        cached = decode.prefill(spec, params, fused, prompt, np.full(chains, settings.prompt, np.int32))
+        made[:] = [jax.block_until_ready(decode.decode(spec, sampler, shape, -1, params, fused, cached, requests, jobs))]
+
+    names = {"jaxloop": ours}
+    if settings.peer:
+        from jaxloop.studies import bench_peers
+
+        wanted = lengths[: settings.peer_texts]
+        for batch in settings.peer_batches:
+            names[f"transformers, batch {batch}"] = bench_peers.generate(spec, lora, base, tree, prompt[0], wanted, batch, settings)
+    times, first = interleaved(names, settings.repeats)
+    seconds, useful, steps = statistics.median(times["jaxloop"]), int(lengths.sum()), int(made[0].steps.sum())
+    sizes, context = sizes_of(spec, lora), float((lengths.astype(float) ** 2).sum() / lengths.sum() / 2 + settings.prompt)
+    width = jnp.dtype(settings.dtype).itemsize
+    floor = max(
+        decoding_flops(sizes, useful, context) / limits.flops,
+        decoding_bytes(sizes, -(-useful // settings.slots), settings.slots, context, chains=min(chains, lanes), width=width) / limits.bandwidth,
+    )
+    row = {
+        "what": "decode", "chains": chains, "value": useful / seconds, "unit": "useful tokens/s", "texts_per_s": settings.texts / seconds,
+        "occupancy": useful / (steps * settings.slots), "ms_per_step": 1e3 * seconds / steps, "limit_share": floor / seconds,
+        "compile_s": first["jaxloop"] - seconds, "peak_bytes": peak_bytes(),
+    }  # fmt: skip
+    if settings.peer:
+        rates = {n: statistics.median(int(wanted.sum()) / t for t in times[n]) for n in names if n != "jaxloop"}
+        best = max(rates, key=rates.get)
+        row |= {"peer": f"{best}, adapter merged", "peer_value": rates[best], "peer_ratio": statistics.median(useful / a * b / int(wanted.sum()) for a, b in zip(times["jaxloop"], times[best]))}
+    return row
+
+
+def measure(settings: Settings, say: Callable[[str], None] = print) -> dict:
+    """Times everything the settings ask for; prints a table and, last, one JSON object, which it returns."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxloop.runtime.cost import measure_limits
+
+    limits = measure_limits(jnp.dtype(settings.dtype))
+    device = jax.devices()[0]
+    say(f"{device.device_kind} ({device.platform}), {settings.dtype}: {limits.flops / 1e9:,.0f} GFLOP/s in a large product, {limits.bandwidth / 1e9:,.1f} GB/s in a large copy")
+    kinds = {"train": (time_train,), "decode": (time_decode,), "chains": (time_train, time_decode)}[settings.what]
+    rows = []
+    say(f"{'what':<8}{'chains':>7}{'value':>12}  {'unit':<16}{'of limit':>9}{'compile':>9}{'peak':>10}  peer")
+    for run in kinds:
+        for chains in settings.chains:
+            row = _traced(settings, lambda: run(settings, chains, limits))  # noqa: B023
+            rows.append(row)
+            peer = f"{row['peer_ratio']:.2f}x {row['peer']}" if "peer_ratio" in row else ""
+            extra = f"  occupancy {row['occupancy']:.2f}, {row['ms_per_step']:.2f} ms/step" if "occupancy" in row else f"  {row['steps_per_s']:.2f} steps/s"
+            say(f"{row['what']:<8}{chains:>7}{row['value']:>12,.0f}  {row['unit']:<16}{row['limit_share']:>8.1%}{row['compile_s']:>8.1f}s{row['peak_bytes'] / 2**20:>7,.0f} MB  {peer}{extra}")
+    best = max((r for r in rows if r["what"] == rows[0]["what"]), key=lambda r: r["value"])
+    whole = {k: best.get(k) for k in ("value", "unit", "limit_share", "peer_ratio", "compile_s", "peak_bytes")}
+    whole |= {"device": f"{device.device_kind}", "what": settings.what, "size": settings.size, "dtype": settings.dtype, "limits": {"flops": limits.flops, "bandwidth": limits.bandwidth}, "rows": rows}
+    say(json.dumps(whole))
+    return whole
+
+
+def _traced(settings, run):
+    if settings.profile is None:
+        return run()
+    import jax
+
+    with jax.profiler.trace(settings.profile):
+        return run()
+
+
+def check(settings: Settings) -> list[str]:
+    """Nothing to read."""
+    return [f"benchmark {settings.what} of a {settings.size} model, chains {', '.join(map(str, settings.chains))}"]
+
+
+def plan(settings: Settings) -> list[tuple[str, str]]:
+    """What would be timed."""
+    return [("benchmark", check(settings)[0]), ("repeats", str(settings.repeats))]
+
+
+def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
+    """Measure, print, and write bench.json in `workdir`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    found = measure(settings)
+    (workdir / "bench.json").write_text(json.dumps(found, indent=2), encoding="utf8")
+    return 0

@@ -1,0 +1,11 @@
+"""Decoding: useful sampled tokens/s on a mix of lengths with a long tail.
+
+    python scripts/bench_decode.py [--peer] [--size=llama-1b] [--dtype=bfloat16] [--chains=1,16] [...any field of configs/bench.py]
+"""
+
+import sys
+
+from _bench import main
+
+if __name__ == "__main__":
+    sys.exit(main("decode"))
