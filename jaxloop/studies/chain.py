@@ -78,9 +78,7 @@ def _check_factor(settings: Settings, name: str, values: Sequence) -> None:
     if not values or len({repr(v) for v in values}) < len(values):
         raise ValueError(f"config.chain.factors.{name} = {list(values)}: must be a list of at least one value, no value twice")
     if name == "bases" and (unknown := [v for v in values if v not in settings.models.pool]):
-        raise ValueError(
-            f"config.chain.factors.bases has {unknown[0]!r}, which is not in config.models.pool; {suggestion(unknown[0], settings.models.pool)}"
-        )
+        raise ValueError(f"config.chain.factors.bases has {unknown[0]!r}, which is not in config.models.pool; {suggestion(unknown[0], settings.models.pool)}")
 
 
 # ---- measuring --------------------------------------------------------------------------------------------------------
@@ -161,29 +159,22 @@ def _chains_line(settings: Settings, chains: Sequence) -> str:
 
 
 def plan(settings: Settings) -> list[tuple[str, str]]:
-    """What a run would do, counted from the config and the data; nothing is trained."""
-    from jaxloop.recursion.generation import sample_rows
-    from jaxloop.recursion.workflow import train_size
+    """What a run would do, counted, and how long it would take here, from a short measurement; nothing of it is kept."""
+    from jaxloop.studies import chain_plan
 
+    _keep_compiled(settings)
     prepared = chain_setup.prepare(settings)
-    c, generations = settings.chain, range(settings.chain.generations)
-    trained = sum(train_size(chain.workflow, g) for chain in prepared.chains for g in generations)
-    written = sum(sample_rows(chain, prepared.driver) for chain in prepared.chains) * c.generations
-    texts = next(iter(prepared.data.values())).texts[:1000]
-    rows = [
-        ("chains", _chains_line(settings, prepared.chains)),
-        ("human texts per chain", f"{max(_needed(settings, ch) for ch in prepared.chains):,} at most"),
-    ]
-    rows += [("texts to train on", f"{trained:,}"), ("texts to write", f"{written:,}")]
-    for name, (spec, tokenizer) in prepared.models.items():
-        length = min(sum(tokenizer.count(texts)) / len(texts) + len(tokenizer.encode([_first_prompt(prepared)])[0]) + 1, settings.fit.max_length)
-        rows.append((f"model {name}", f"{spec.architecture}, {_parameters(spec) / 1e6:,.1f} M parameters, {length:.0f} tokens per training text"))
-    longest = written * settings.sample.max_new_tokens
-    return [*rows, ("tokens to write", f"{longest:,} at most"), ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most")]
+    rows = [("chains", _chains_line(settings, prepared.chains))]
+    rows += [("human texts per chain", f"{max(_needed(settings, chain) for chain in prepared.chains):,} at most")]
+    return [*rows, *chain_plan.table(settings, prepared), ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most")]
 
 
-def _first_prompt(prepared: chain_setup.Prepared) -> str:
-    return next(iter(prepared.data.values())).prompt(0)
+def _keep_compiled(settings: Settings) -> None:
+    from jaxloop.data.docs import cache_folder
+    from jaxloop.runtime.compiled import keep_compiled_programs
+
+    if settings.run.keep_compiled:
+        keep_compiled_programs(cache_folder() / "xla")
 
 
 def _disk(settings: Settings, prepared: chain_setup.Prepared) -> int:
@@ -201,17 +192,14 @@ def _disk(settings: Settings, prepared: chain_setup.Prepared) -> int:
 
 def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
     """The whole study, or the rest of one; 0, or `FAILED_CHAINS` where some chains stopped."""
-    from jaxloop.data.docs import cache_folder
     from jaxloop.recursion import driver
-    from jaxloop.runtime.compiled import keep_compiled_programs
     from jaxloop.runtime.environment import commit, devices, versions
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir, stored_form
     from jaxloop.studies import chain_report
 
     start = time.monotonic()
-    if settings.run.keep_compiled:
-        keep_compiled_programs(cache_folder() / "xla")
+    _keep_compiled(settings)
     prepared = chain_setup.prepare(settings)
     stored = settings.model_dump(mode="json")
     with open_workdir(workdir, stored, may_change=("run", "title"), needs=_disk(settings, prepared)) as place:

@@ -74,6 +74,13 @@ def model_path(name: str) -> str:
     return name
 
 
+def device_name() -> str:
+    """The devices of this process in words."""
+    from jaxloop.runtime.environment import devices
+
+    return devices()
+
+
 def _revision(settings: "Settings", name: str) -> str | None:
     return dict(zip(settings.models.pool, settings.models.revisions, strict=False)).get(name)
 
@@ -115,9 +122,7 @@ def _check_models(settings: "Settings", models: Mapping[str, tuple]) -> None:
             if needed > spec.context:
                 raise ValueError(f"{field}: {what} tokens do not fit the context of {name}, which is {spec.context} tokens")
         if settings.fit.max_length <= prompt:
-            raise ValueError(
-                f"config.fit.max_length = {settings.fit.max_length} leaves no room for text after the prompt of {prompt} tokens of {name}"
-            )
+            raise ValueError(f"config.fit.max_length = {settings.fit.max_length} leaves no room for text after the prompt of {prompt} tokens of {name}")
 
 
 def _read(settings: "Settings", source: str, count, whole: bool = False) -> tuple:

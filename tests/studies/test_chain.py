@@ -1,5 +1,6 @@
 """The chain study through the command line: a whole run with a real (random, one-layer) model, what is refused before it, and its report."""
 
+import dataclasses
 import html
 import json
 import re
@@ -15,7 +16,7 @@ from jaxloop.lm import bpe
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, init
 from jaxloop.runtime.tables import read_parquet
-from jaxloop.studies import chain, chain_report, chain_setup
+from jaxloop.studies import chain, chain_plan, chain_report, chain_setup
 
 WORDS = "the array of a function returns values shape matches input unless axis is given and result masked where data type float order copy view"
 
@@ -148,18 +149,37 @@ def test_another_config_is_refused_with_the_difference(place, finished, capsys):
     assert (finished / "config.json").read_bytes() == before
 
 
-def test_validate_and_plan_count_what_a_run_does(place, finished, capsys):
+def test_validate_says_what_was_found(place, capsys):
     code, out, _ = call(capsys, f"--config={place / 'study.py'}", "--validate")
     assert code == 0 and out.splitlines()[-1] == f"{place / 'study.py'} is valid"
     assert "192 human texts for the chains, 8 held out" in out
     assert "2 chains: r in {1/2, 1}, 1 seed, 2 generations; the longest needs 24 human texts" in out
+
+
+def test_plan_counts_what_a_run_does_and_writes_nothing(place, finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code, out, _ = call(capsys, f"--config={place / 'study.py'}", "--plan")
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
     ledger = pd.read_parquet(finished / "ledger.parquet")
     models = ledger.drop_duplicates(["chain", "generation", "entity"])
-    assert code == 0 and rows["texts to train on"] == str(ledger["count"].sum())
-    assert rows["texts to write"] == str(models["items_sampled"].sum())
-    assert int(models["tokens_sampled"].sum()) <= int(rows["tokens to write"].split()[0].replace(",", ""))
+    assert code == 0 and list(tmp_path.iterdir()) == []
+    assert rows["texts to train on"] == str(ledger["count"].sum()) and rows["texts to write"] == str(models["items_sampled"].sum())
+    assert float(rows["tokens to train on"].replace(",", "")) == pytest.approx(models["tokens_trained"].sum(), rel=0.1)
+    longest = int(re.search(r"([\d,]+) at most", rows["tokens to write"])[1].replace(",", ""))
+    assert int(models["tokens_sampled"].sum()) <= longest == 8 * models["items_sampled"].sum()
+    assert "GB at most" in rows["disk"]
+    assert re.search(r"FLOP/s trained, .*FLOP/s written", rows["measured with"]) and rows["time in all"].startswith("about ")
+
+
+def test_planned_work_adds_up_over_models(place):
+    one = settings(place, "fit.steps=none", "fit.epochs=2")
+    prepared = chain_setup.prepare(one)
+    alone = chain_plan.work(one, prepared, one.models.pool[0])
+    # Per generation: 16 texts in each of two chains; two epochs read each text twice.
+    assert alone.texts == 64 and alone.written == 2 * (8 + 16)
+    assert alone.tokens == pytest.approx(2 * 64 * chain_plan._lengths(one, prepared, one.models.pool[0])[1])
+    half = [dataclasses.replace(chain, bases=(*chain.bases, "other")) for chain in prepared.chains]
+    assert chain_plan.work(one, prepared._replace(chains=half), one.models.pool[0]).texts == 32
 
 
 def model_without(place, tmp_path, change):
@@ -221,9 +241,7 @@ def test_refusals_before_anything_is_compiled_or_written(place, tmp_path, capsys
 
 @pytest.mark.parametrize("change, said", [(no_eos, "has no EOS token"), (pickled, "never unpickled"), (unknown_type, "model_type 'mamba'")])
 def test_refused_models(place, tmp_path, capsys, change, said):
-    code, out, err = call(
-        capsys, f"--config={place / 'study.py'}", f"--workdir={tmp_path / 'run'}", model_without(place, tmp_path, change)
-    )
+    code, out, err = call(capsys, f"--config={place / 'study.py'}", f"--workdir={tmp_path / 'run'}", model_without(place, tmp_path, change))
     assert code == 2 and out == "" and err.count("\n") == 1 and said in err
     assert not (tmp_path / "run").exists()
 
