@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloop.kernels.keys import chain_key, phase_key
-from jaxloop.kernels.map_chains import map_chains
+from jaxloop.kernels.map_chains import map_chains, whole
 from jaxloop.simulators import linear_forms as forms
 from jaxloop.simulators.linear_designs import Designs, Setting, check_unit, low_rank_designs, setting
 
@@ -124,9 +124,10 @@ def simulate(
         raise ValueError(f"dtype={dtype!r}: must be float64 or float32")
     with jax.enable_x64(True):
         steps = _refits(designs, w, theta, sigma2, generations, np.dtype(dtype))
-        keys = jax.vmap(partial(jax.random.fold_in, chain_key(seed)))(jnp.arange(replicates, dtype=jnp.uint32))
-        out = _simulate(steps, keys, generations, min(micro_batch or 512, replicates), mesh)
-        out = np.array(out).reshape(replicates, generations + 1, designs.entities, designs.dim)
+        batch = micro_batch or 512
+        keys = _replicate_keys(chain_key(seed), whole(replicates, micro_batch=batch, mesh=mesh))
+        out = np.array(_simulate(steps, keys, generations, batch, mesh))[:replicates]
+        out = out.reshape(replicates, generations + 1, designs.entities, designs.dim)
     out[:, ~w.present] = np.nan
     return out
 
@@ -171,13 +172,14 @@ def sweep(designs: Designs, theta, *, alpha, beta, sigma2: float = 1.0, mixing=N
     alphas, betas = (x.reshape(-1) for x in np.meshgrid(*grid, indexing="ij"))
     # Neighbours on the grid need about as many doublings; dealing them out in turn keeps devices equally busy.
     devices = 1 if mesh is None else mesh.shape["chains"]
-    order = np.concatenate([np.arange(i, len(alphas), devices) for i in range(devices)])
+    padded = whole(len(alphas), micro_batch=micro_batch, mesh=mesh)
+    order = np.concatenate([np.arange(i, padded, devices) for i in range(devices)])
     with jax.enable_x64(True):
         grams = forms.Grams(*(jnp.asarray(x) for x in _grams(designs, 1)))
         tables = jnp.asarray(null), jnp.asarray(who)
-        settings = tuple(jnp.asarray(x[order]) for x in (alphas, betas, pattern))
+        settings = tuple(jnp.asarray(x[np.minimum(order, len(x) - 1)]) for x in (alphas, betas, pattern))
         out = _sweep(settings, tables, forms.Grams(*grams[:2], grams.synthetic[1]), jnp.asarray(theta), jnp.float64(sigma2), micro_batch, mesh, reduced)
-        back = np.argsort(order)
+        back = np.argsort(order)[: len(alphas)]
         shape = (len(grid[0]), len(grid[1]))
         radius, mse, disagreement = (np.array(x)[back].reshape(shape + x.shape[1:]) for x in out)
     return Sweep(*grid, radius, mse, designs.mvue_mse(sigma2) / mse, disagreement)
@@ -193,6 +195,11 @@ def _sweep(settings, tables, grams, theta, sigma2, micro_batch, mesh, reduced):
         return (forms.message_efficiency if reduced else forms.block_efficiency)(w, grams, theta, sigma2)
 
     return map_chains(one, settings, micro_batch=micro_batch, mesh=mesh)
+
+
+@partial(jax.jit, static_argnames="count")
+def _replicate_keys(key, count):
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count, dtype=jnp.uint32))
 
 
 @partial(jax.jit, static_argnames=("generations", "micro_batch", "mesh"))
@@ -226,7 +233,7 @@ def _refits(designs, w, theta, sigma2, generations, dtype):
     written = theta_{t-1} @ write + noise. One matrix for all generations where nothing changes."""
     k, d = designs.entities, designs.dim
     weights, grams = _arrays(designs, w, generations)
-    inverse = np.asarray(jax.jit(jax.vmap(lambda w, s: forms.generalised_inverses(w, forms.Grams(*grams[:2], s))))(weights, grams.synthetic))
+    inverse = np.asarray(_inverses(weights, grams))
     rows = [*designs.private, designs.public]
     own = np.concatenate([w.a[:, :, None] * np.eye(k), w.b[:, :, None]], 2)
     real = np.concatenate([np.einsum("tk,nx,tkxy->tnky", own[:, :, j], x, inverse) for j, x in enumerate(rows)], 1)
@@ -283,6 +290,11 @@ def _arrays(designs, w, generations):
 
 _block_moments, _message_moments = jax.jit(forms.block_moments), jax.jit(forms.message_moments)
 _block_limit, _message_limit = jax.jit(forms.block_limit), jax.jit(forms.message_limit)
+
+
+@jax.jit
+def _inverses(weights, grams):
+    return jax.vmap(lambda w, s: forms.generalised_inverses(w, forms.Grams(*grams[:2], s)))(weights, grams.synthetic)
 
 
 @jax.jit

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxloop.simulators.small_linalg import spd_inverse
+
 SPECTRAL_LIMIT = 1 - 1e-10  # a larger spectral radius counts as 1
 
 
@@ -40,8 +42,7 @@ def generalised_inverses(w: Weights, s: Grams):
     scale = jnp.trace(g, axis1=1, axis2=2) / g.shape[1]
     scale = jnp.where(scale > 0, scale, 1.0)[:, None, None]
     # G is zero on the range of `null` and regular on its complement: filling the gap and taking the filling back is exact.
-    inverse = jnp.linalg.inv(g + scale * w.null) - w.null / scale
-    return (inverse + inverse.mT) / 2
+    return (jax.vmap(spd_inverse)(g / scale + w.null) - w.null) / scale
 
 
 def block_step(w: Weights, s: Grams, sigma2):

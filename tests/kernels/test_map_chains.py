@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.kernels.map_chains import chain_mesh, map_chains
+from jaxloop.kernels.map_chains import chain_mesh, map_chains, whole
 
 CHAINS = 11
 
@@ -46,22 +46,32 @@ def test_equals_a_loop_over_chains(reference, micro_batch, devices):
         assert out["turns"][i] == expected["turns"]
 
 
-def test_a_chain_does_not_depend_on_its_neighbours_or_devices():
-    """Bit for bit at a given micro-batch: alone, among others, on one device or four."""
-    run = lambda args, mesh=None: jax.jit(lambda a: map_chains(_chain, a, micro_batch=4, mesh=mesh))(args)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_chain_does_not_depend_on_its_neighbours(devices):
+    """Bit for bit at a given micro-batch: alone, in other company, at another place in the batch."""
+    mesh = chain_mesh(jax.devices()[:devices])
+    run = jax.jit(lambda a: map_chains(_chain, a, micro_batch=4, mesh=mesh))
     x, keys = _args()
-    together, spread = run((x, keys)), run((x, keys), chain_mesh())
-    for i in (0, 6, CHAINS - 1):
-        alone = run((x[i : i + 1], keys[i : i + 1]))
+    together = run((x, keys))
+    for few in ([0], [6], [10, 3, 0, 9, 1]):
+        alone = run((x[jnp.asarray(few)], keys[jnp.asarray(few)]))
         for name in together:
-            np.testing.assert_array_equal(alone[name][0], together[name][i])
-            np.testing.assert_array_equal(spread[name][i], together[name][i])
+            np.testing.assert_array_equal(alone[name], together[name][jnp.asarray(few)])
 
 
-def test_devices_share_the_chains():
+def test_devices_share_the_chains_without_communication():
     mesh = chain_mesh()
-    out = jax.jit(lambda a: map_chains(_chain, a, micro_batch=1, mesh=mesh))(_args(8))
+    run = jax.jit(lambda a: map_chains(_chain, a, micro_batch=1, mesh=mesh))
+    out = run(_args(8))
     assert mesh.shape["chains"] == 4 and len(out["last"].sharding.device_set) == 4
+    compiled = run.lower(_args(8)).compile().as_text()
+    assert not [word for word in ("all-gather", "all-reduce", "collective-permute", "all-to-all") if word in compiled]
+
+
+def test_whole_is_what_needs_no_padding():
+    mesh = chain_mesh()
+    assert [whole(n, micro_batch=4, mesh=mesh) for n in (1, 16, 17)] == [16, 16, 32]
+    assert [whole(n, micro_batch=4) for n in (1, 4, 5)] == [4, 4, 8] and whole(11) == 11 and whole(11, mesh=mesh) == 12
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,298 @@
+"""Weighted maximum likelihood of Beta distributions, generation after generation (bias_amplification.md, sections 1 and 5).
+
+Generation 0 fits N real draws weighted by the density of a pre-trained model; every later one fits N draws of the last fit, weighted by
+the last fit's own density (weighting="model", what the released code does), by the pre-trained model's again ("pretrained", the other
+reading of the paper's appendix) or not at all ("none", the control). A weight exponent lambda raises the density.
+
+With d = (alpha - 1, beta - 1) the weighted population is a Beta distribution again, d -> d + lambda d_weight, so that "model" doubles d
+every generation: it is sampling at temperature 1 / (1 + lambda) and fitting, pure sharpening. The mode stays where it is from generation 0
+on; the mean climbs to it from below.
+"""
+
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import betaln, digamma, polygamma
+
+from jaxloop.kernels.likelihood import weighted_mean_loss
+from jaxloop.recursion import workflow as workflows
+from jaxloop.simulators import family as families
+from jaxloop.simulators.beta_draws import draw_logits
+
+WEIGHTINGS = ("model", "pretrained", "none")
+
+
+class Fit(NamedTuple):
+    """A maximum-likelihood estimate: theta [2] = (alpha, beta), Newton steps taken, and whether the last one was below 1e-9 relative."""
+
+    theta: jax.Array
+    steps: jax.Array
+    converged: jax.Array
+
+
+class Constraint(NamedTuple):
+    """The paper's constrained loss (section 5) instead of maximum likelihood: L_new = L - lam sum max(0, c_i)^2 + gam sum min(0, c_i)^2.
+
+    c_i = u_i dL/dtheta_i is the bias projection per coordinate, u the direction of theta - unbiased at the start of a generation. At the
+    minimum of L every c_i is 0, so a converged fit with lam = 0 is the unconstrained one: the loss only acts on training that stops early,
+    which is why it comes as `steps` of gradient descent at rate `rate` from the last fit. For lam > 0 it has no lower bound.
+    """
+
+    lam: float = 0.0
+    gam: float = 1.0
+    unbiased: tuple[float, float] = (2.0, 2.0)
+    steps: int = 20
+    rate: float = 1.0
+
+
+def population(*, real=(2.0, 2.0), pretrained=(3.0, 2.0), generations: int, weighting: str = "model", exponent: float = 1.0) -> np.ndarray:
+    """(alpha, beta) [T+1, 2] for N -> infinity. Raises ValueError where a weighted density cannot be normalised."""
+    _check(real, pretrained, generations, weighting, exponent)
+    d, d_pre = np.asarray(real, float) - 1, np.asarray(pretrained, float) - 1
+    t = np.arange(generations + 1)[:, None]
+    with np.errstate(over="ignore"):
+        if weighting == "model":
+            path = (d + exponent * d_pre) * (1 + exponent) ** t
+        else:
+            path = d + (t + 1) * exponent * d_pre * (weighting == "pretrained")
+    theta = 1 + path
+    _integrable(theta, "the weighted density of generation {} is not integrable")
+    return theta
+
+
+def asymptotic_cov(
+    n: int, *, real=(2.0, 2.0), pretrained=(3.0, 2.0), generations: int, weighting: str = "model", exponent: float = 1.0
+) -> np.ndarray:
+    """Covariance [T+1, 2, 2] of the fits for large N (delta method; section 1.2): V' = (1 + lambda)^2 V + S / N and its like.
+
+    S = A^-1 B A^-1 with A = E[w] I(g), B = E[w^2] (I(h) + d d'), where g and h are the densities weighted once and twice and
+    d = E_h - E_g of the sufficient statistics. Raises ValueError for n < 2 and where weights have no second moment.
+    """
+    _check(real, pretrained, generations, weighting, exponent)
+    _check_n(n)
+    theta = population(real=real, pretrained=pretrained, generations=generations, weighting=weighting, exponent=exponent)
+    pre, real = np.asarray(pretrained, float), np.asarray(real, float)
+    source = np.concatenate([real[None], theta[:-1]])
+    weight = {"model": np.concatenate([pre[None], theta[:-1]]) - 1, "pretrained": np.broadcast_to(pre - 1, theta.shape)}.get(weighting, 0 * theta)
+    _integrable(source + 2 * exponent * weight, "weights of generation {} have no second moment")
+    with jax.enable_x64(True):
+        noise = np.asarray(_sandwich(*(jnp.asarray(x) for x in (source, exponent * weight)))) / n
+        of_base = np.linalg.inv(np.asarray(_information(jnp.asarray(pre)))) / n
+    out, share = [], 0.0
+    spread = np.zeros((2, 2))
+    for t in range(generations + 1):
+        growth = (1 + exponent) if weighting == "model" and t else 1.0
+        spread = growth**2 * spread + noise[t]
+        # The error of the pre-trained fit enters every weight it is used for, always with the same sign.
+        share = 0.0 if weighting == "none" else growth * share + (exponent if weighting == "pretrained" or t == 0 else 0.0)
+        out.append(spread + share**2 * of_base)
+    return np.array(out)
+
+
+def simulate(
+    *,
+    n: int,
+    replicates: int,
+    generations: int,
+    real=(2.0, 2.0),
+    pretrained=(3.0, 2.0),
+    weighting: str = "model",
+    exponent: float = 1.0,
+    seed: int = 0,
+    constraint: Constraint | None = None,
+    workflow=None,
+    report: bool = False,
+    micro_batch: int | None = 32,
+    mesh=None,
+):
+    """Fits of R chains, [R, T+1, 2] (alpha, beta); index 0 is generation 0. float64.
+
+    workflow: what a generation trains on (default: `replace(n)`, the paper); report: also return converged [R, T+1] (bool) and the Newton
+    steps [R, T+1]. Raises ValueError for n < 2, parameters that are not positive, and a workflow of another size.
+    """
+    _check(real, pretrained, generations, weighting, exponent)
+    _check_n(n)
+    rule = workflows.replace(n) if workflow is None else workflow
+    if rule.initial != n:
+        raise ValueError(f"workflow: generation 0 has {rule.initial} items, must have n={n}")
+    made = beta_family(tuple(map(float, real)), tuple(map(float, pretrained)), n, weighting, float(exponent), constraint)
+    out = families.run(made, rule, generations=generations, replicates=replicates, seed=seed, micro_batch=micro_batch, mesh=mesh)
+    return (out["theta"], out["converged"], out["steps"]) if report else out["theta"]
+
+
+@lru_cache(maxsize=64)
+def beta_family(real, pretrained, n, weighting="model", exponent=1.0, constraint=None) -> families.Family:
+    """Beta distributions as a `Family`; items are logits log(x / (1 - x)), so that neither tail is rounded to 0 or 1.
+
+    n: draws that the pre-trained model is fitted on, without weights.
+    """
+    draw = lambda theta: lambda key, count: draw_logits(key, jnp.asarray(theta, jnp.result_type(float)), count)
+
+    def base(key):
+        return fit_logits(draw(pretrained)(key, n))
+
+    def weigh(base, previous, items):
+        model = {"model": previous, "pretrained": base}[weighting].theta
+        log_x, log_rest = _logs(items)
+        log_w = exponent * ((model[0] - 1) * log_x + (model[1] - 1) * log_rest)
+        return jnp.exp(log_w - log_w.max())
+
+    def fit(key, items, weights):
+        # A constrained fit starts from the model before it: `weigh` cannot pass it on, so it is refitted without weights.
+        return fit_logits(items, weights) if constraint is None else _constrained(items, weights, constraint)
+
+    def measure(params, items):
+        return {"theta": params.theta, "steps": params.steps, "converged": params.converged}
+
+    weighted = None if weighting == "none" else weigh
+    return families.Family(draw(real), fit, lambda key, params, count: draw_logits(key, params.theta, count), measure, base, weighted)
+
+
+def fit(x, weights=None) -> Fit:
+    """Weighted maximum-likelihood fit of data x [n] in (0, 1), weights [n] non-negative (default 1); float64 NumPy values.
+
+    Raises ValueError for fewer than 2 distinct values of positive weight, data at or beyond 0 or 1, and bad weights.
+    """
+    x = np.asarray(x, np.float64)
+    weights = np.ones_like(x) if weights is None else np.asarray(weights, np.float64)
+    if x.ndim != 1 or x.shape != weights.shape:
+        raise ValueError(f"x, weights: shapes are {x.shape} and {weights.shape}, must be one list of the same length each")
+    _check_n(len(x))
+    outside = ~((x > 0) & (x < 1))
+    if outside.any():
+        raise ValueError(f"x={x[outside][0]}: a Beta fit needs data strictly between 0 and 1")
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError("weights: must be finite numbers of at least 0")
+    if len(np.unique(x[weights > 0])) < 2:
+        raise ValueError("x: needs at least 2 distinct values of positive weight, the likelihood has no maximum otherwise")
+    with jax.enable_x64(True):
+        made = jax.jit(fit_logits)(jnp.asarray(np.log(x) - np.log1p(-x)), jnp.asarray(weights))
+        return Fit(*(np.asarray(v) for v in made))
+
+
+def fit_logits(items, weights=None) -> Fit:
+    """As `fit`, pure jnp, from logits [n]: the sufficient statistics are weighted means of log x and log(1 - x)."""
+    log_x, log_rest = _logs(items)
+    stats = -jnp.stack([weighted_mean_loss(-log_x, weights), weighted_mean_loss(-log_rest, weights)])
+    return newton(stats)
+
+
+def newton(stats, *, most: int = 50) -> Fit:
+    """Solves psi(alpha) - psi(alpha + beta) = E log x, psi(beta) - psi(alpha + beta) = E log(1 - x) for stats [2]."""
+    p = jnp.exp(stats)
+    # psi(x) is close to log(x - 1/2): with it the two equations are linear in alpha + beta.
+    total = (1 - p.sum() / 2) / jnp.maximum(1 - p.sum(), jnp.finfo(p.dtype).tiny)
+    start = 0.5 + p * jnp.maximum(total - 0.5, 0)
+
+    def unfinished(state):
+        return (state.steps < most) & ~state.converged
+
+    def step(state):
+        theta = state.theta
+        g = digamma(theta) - digamma(theta.sum()) - stats
+        move = _solve(_information(theta), g)
+        new = jnp.maximum(theta - move, theta / 10)
+        return Fit(new, state.steps + 1, (jnp.abs(new - theta) <= 1e-9 * theta).all())
+
+    return jax.lax.while_loop(unfinished, step, Fit(start, jnp.int32(0), jnp.asarray(False)))
+
+
+def loss(theta, stats):
+    """Mean negative log-likelihood of Beta(theta) where the (weighted) means of log x and log(1 - x) are stats [2]."""
+    return betaln(theta[0], theta[1]) - ((theta - 1) * stats).sum()
+
+
+def bias_projection(theta, stats, unbiased=(2.0, 2.0)):
+    """(c, c_i [2]): projection of the gradient of `loss` at theta on the direction of theta - unbiased, and its parts (section 5).
+
+    A negative c says that a gradient step lengthens the biased component. Pure jnp.
+    """
+    unbiased = jnp.asarray(unbiased, theta.dtype)
+    parts = _direction(theta, unbiased) * jax.grad(loss)(theta, stats)
+    return parts.sum(), parts
+
+
+def population_statistics(theta):
+    """E log x and E log(1 - x) [2] of Beta(theta): `stats` of an infinite sample."""
+    return digamma(theta) - digamma(theta.sum())
+
+
+def constrained_loss(theta, stats, direction, lam, gam):
+    """L_new (see `Constraint`) with the unit vector `direction` [2] held fixed."""
+    parts = direction * jax.grad(loss)(theta, stats)
+    return loss(theta, stats) - lam * (jnp.maximum(parts, 0) ** 2).sum() + gam * (jnp.minimum(parts, 0) ** 2).sum()
+
+
+def descend(theta, stats, constraint: Constraint) -> Fit:
+    """`constraint.steps` steps of gradient descent on the constrained loss from theta; `converged` where the last one was below 1e-9."""
+    direction = _direction(theta, jnp.asarray(constraint.unbiased, theta.dtype))
+    slope = jax.grad(lambda x: constrained_loss(x, stats, direction, constraint.lam, constraint.gam))
+
+    def step(_, state):
+        new = jnp.maximum(state.theta - constraint.rate * slope(state.theta), state.theta / 10)
+        return Fit(new, state.steps + 1, (jnp.abs(new - state.theta) <= 1e-9 * state.theta).all())
+
+    return jax.lax.fori_loop(0, constraint.steps, step, Fit(theta, jnp.int32(0), jnp.asarray(False)))
+
+
+def _constrained(items, weights, constraint):
+    log_x, log_rest = _logs(items)
+    stats = -jnp.stack([weighted_mean_loss(-log_x, weights), weighted_mean_loss(-log_rest, weights)])
+    return descend(fit_logits(items).theta, stats, constraint)
+
+
+def _direction(theta, unbiased):
+    away = theta - unbiased
+    length = jnp.sqrt((away * away).sum())
+    return away / jnp.where(length > 0, length, 1)
+
+
+def _logs(items):
+    """log x and log(1 - x) of logits."""
+    log_rest = -jax.nn.softplus(items)
+    return items + log_rest, log_rest
+
+
+def _information(theta):
+    both = polygamma(1, theta.sum())
+    return jnp.diag(polygamma(1, theta)) - both
+
+
+def _solve(m, v):
+    return jnp.stack([m[1, 1] * v[0] - m[0, 1] * v[1], m[0, 0] * v[1] - m[1, 0] * v[0]]) / (m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0])
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(0, 0))
+def _sandwich(f, weight):
+    g, h = f + weight, f + 2 * weight
+    inverse = jnp.stack([_solve(_information(g), e) for e in jnp.eye(2)], 1)
+    shift = population_statistics(h) - population_statistics(g)
+    scale = jnp.exp(betaln(*h) + betaln(*f) - 2 * betaln(*g))
+    return scale * inverse @ (_information(h) + shift[:, None] * shift[None, :]) @ inverse
+
+
+def _check(real, pretrained, generations, weighting, exponent):
+    for name, value in (("real", real), ("pretrained", pretrained)):
+        if len(value) != 2 or not all(np.isfinite(v) and v > 0 for v in value):
+            raise ValueError(f"{name}={tuple(value)}: must be two positive numbers, alpha and beta")
+    if isinstance(generations, bool) or not isinstance(generations, (int, np.integer)) or generations < 1:
+        raise ValueError(f"generations={generations!r}: must be an integer of at least 1")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting={weighting!r}: must be one of {', '.join(WEIGHTINGS)}")
+    if not (np.isfinite(exponent) and exponent >= 0):
+        raise ValueError(f"exponent={exponent}: must be a finite number of at least 0")
+
+
+def _check_n(n):
+    if n < 2:
+        raise ValueError(f"n={n}: a Beta fit needs at least 2 observations")
+
+
+def _integrable(theta, message):
+    bad = np.flatnonzero(~(np.isfinite(theta) & (theta > 0)).all(1))
+    if len(bad):
+        raise ValueError(f"{message.format(bad[0])}: its parameters would be {theta[bad[0]].tolist()}, which must be positive")
