@@ -19,17 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from jaxloop.recursion import ledger
-from jaxloop.recursion.chains import ChainSpec, Member
-from jaxloop.recursion.generation import History, Run, about_run, run_generation, sample_rows, stem
+from jaxloop.recursion.chains import ChainSpec, Member, groups
+from jaxloop.recursion.commit import History, about_run, finish
+from jaxloop.recursion.generation import Run, make, sample_rows, stem
 from jaxloop.recursion.progress import progress as progress_bar
 from jaxloop.recursion.sources import Dataset, check_data
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import checkpoint, tables
+from jaxloop.runtime.devices import barrier, processes
 from jaxloop.runtime.files import require_space, write_atomic
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.signals import Stop, Stopped, stop_safely
 from jaxloop.runtime.workdir import MARKER, delete, differences
 
+# Files take whole blocks of the disk.
+BLOCK = 4096
 RESERVED = ("study", "chain", "entity", "generation", "metric", "value")
 
 
@@ -116,42 +120,72 @@ def run(
     if not (root / MARKER).is_file():
         raise ValueError(f"workdir={root}: is not an open run directory")
     check(chains, data, settings)
+    process, count = processes()
+    if process > 0:
+        barrier("settled")
     found = checkpoint.find(root)
-    last, manifests = found.last, found.manifests
-    prints = {name: d.fingerprint or ledger.fingerprint(d.texts, d.prompts) for name, d in data.items()}
-    history = _history(root, manifests)
+    last, first = found.last, 0 if found.last is None else found.last + 1
+    history = History()
+    for generation in range(first):
+        history.read(root, generation)
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_safely())
-        first = 0 if last is None else last + 1
-        totals = _work(chains, settings, first, history, measure)
-        report = stack.enter_context(progress_bar(totals, settings.generations, show=progress))
+        totals = {kind: units / count for kind, units in _work(chains, settings, first, history, measure).items()}
         this = Run(
-            family, tuple(chains), data, settings, root, prints, checkpoint.environment(), _models(family, settings), measure, report, stop
+            family=family,
+            chains=tuple(chains),
+            data=data,
+            settings=settings,
+            root=root,
+            prints={name: d.fingerprint or ledger.fingerprint(d.texts, d.prompts) for name, d in data.items()},
+            environment=checkpoint.environment(),
+            model=_models(family, settings),
+            measure=measure,
+            report=stack.enter_context(progress_bar(totals, settings.generations, show=progress and process == 0)),
+            stop=stop,
+            process=process,
+            processes=count,
         )
-        if manifests:
-            _refuse_another(root, manifests[-1]["about"], about_run(this, history), settings.free)
-        checkpoint.settle(root, found)
-        if manifests:
-            checkpoint.warn_of_changes(manifests[-1]["about"]["environment"], this.environment)
-            LOGGER.info("going on after generation %d", last)
-            _prune(this, last, history)
-        _tables(root, first)
+        if found.manifests:
+            _refuse_another(root, found.manifests[-1]["about"], about_run(this, history.failed), settings.free)
+        if process == 0:
+            _settle(this, found, history)
+            barrier("settled")
         try:
             for generation in range(first, settings.generations):
-                if len(history.failed) == len(chains):
+                living = [chain for chain in chains if chain.id not in history.failed]
+                if not living:
                     LOGGER.error("every chain has stopped; generations %d to %d are not run", generation, settings.generations - 1)
                     break
-                if generation:
-                    require_space(root, _size(root, generation - 1), f"generation {generation}")
-                run_generation(this, generation, history)
-                _tables(root, generation + 1)
-                _prune(this, generation, history)
+                _generation(this, generation, history, groups(living, generation))
                 stop.check()
         except Stopped as signal:
             LOGGER.warning("stopped by %s; what was finished is on disk, to go on: %s", signal.name, command or shlex.join(sys.orig_argv))
             raise
     done = len(list((root / checkpoint.DIRECTORY).glob("generation=*")))
     return Result(done, dict(history.failed), last)
+
+
+def _settle(this, found, history):
+    checkpoint.settle(this.root, found)
+    if found.manifests:
+        checkpoint.warn_of_changes(found.manifests[-1]["about"]["environment"], this.environment)
+        LOGGER.info("going on after generation %d", found.last)
+        _prune(this, found.last, history)
+        _tables(this.root, found.last + 1)
+
+
+def _generation(this, generation, history, calls):
+    if generation:
+        require_space(this.root, _size(this.root, generation - 1), f"generation {generation}")
+    plans = make(this, generation, calls)
+    if this.process == 0:
+        finish(this, generation, history, calls, plans)
+        _tables(this.root, generation + 1)
+    barrier(f"generation {generation} is finished")
+    history.read(this.root, generation)
+    if this.process == 0:
+        _prune(this, generation, history)
 
 
 def disk_needed(chains: Sequence[ChainSpec], settings: Settings, weights_bytes: int, *, text_bytes: int = 300) -> int:
@@ -189,15 +223,6 @@ def _work(chains, settings, first, history, measure):
     }
 
 
-def _history(root, manifests):
-    history = History(failed=dict(manifests[-1]["about"]["failed"]) if manifests else {})
-    for generation in range(len(manifests)):
-        table = tables.read_parquet(root / checkpoint.finished(generation) / "ledger.parquet", ["chain", "entity", "lineage_share"])
-        for chain, entity, share in zip(*table.values(), strict=True):
-            history.lineage.setdefault(chain, {})[generation, int(entity)] = float(share)
-    return history
-
-
 def _refuse_another(root, before, now, free):
     """Another study must not be continued in this directory, whatever config.json says."""
     changed = []
@@ -218,8 +243,6 @@ def _refuse_another(root, before, now, free):
 
 def _tables(root, count):
     """ledger.parquet, metrics.csv and losses.parquet of generations 0..count-1, made anew from the sealed parts of each."""
-    if not count:
-        return
     places = [root / checkpoint.finished(generation) for generation in range(count)]
     read = lambda name: tables.concatenate([tables.read_parquet(place / name) for place in places])  # noqa: E731
     tables.write_parquet(root / "ledger.parquet", read("ledger.parquet"))
@@ -228,8 +251,11 @@ def _tables(root, count):
 
 
 def _size(root, generation):
+    """Bytes that the next generation needs while it is being made: half as much again as this one, whose texts lie twice on the disk for a
+    moment, and the tables of the run, which are written anew before the old ones go."""
     content = checkpoint.read_manifest(root, f"{checkpoint.finished(generation)}/{checkpoint.MANIFEST}")
-    return sum(entry["bytes"] for entry in content["files"].values())
+    made = sum(-(-entry["bytes"] // BLOCK) * BLOCK for entry in content["files"].values())
+    return int(1.5 * made) + sum((root / name).stat().st_size for name in ("ledger.parquet", "losses.parquet", "metrics.csv"))
 
 
 def _prune(this, generation, history):

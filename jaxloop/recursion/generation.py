@@ -1,10 +1,11 @@
-"""One generation of all chains, group by group; each step of a group is sealed on disk as soon as it is done."""
+"""One generation, call by call: fit, sample, measure; each step of a call is sealed on the disk as soon as it is done.
+
+In a cluster every process makes its share of the members of each call, on its own devices; the first one writes what concerns all.
+"""
 
 import dataclasses
-import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ import jax
 import numpy as np
 
 from jaxloop.kernels.keys import phase_key
-from jaxloop.recursion import ledger
-from jaxloop.recursion.chains import ChainSpec, Group, Member, groups
+from jaxloop.recursion.chains import ChainSpec, Group, Member
 from jaxloop.recursion.progress import now
-from jaxloop.recursion.sources import Dataset, materialise, sampling_prompts, texts_path
-from jaxloop.recursion.workflow import on_host, plan, train_size
+from jaxloop.recursion.sources import Dataset, materialise, sampling_prompts
+from jaxloop.recursion.workflow import Plan, on_host, plan, train_size
 from jaxloop.runtime import checkpoint, tables, trees
-from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.devices import barrier
 from jaxloop.runtime.signals import Stop
 
 
@@ -51,14 +51,8 @@ class Run:
     measure: Callable | None
     report: Callable
     stop: Stop
-
-
-@dataclass
-class History:
-    """What earlier generations leave to later ones: chains that stopped, and the lineage share of every writer."""
-
-    failed: dict[str, dict] = field(default_factory=dict)
-    lineage: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
+    process: int = 0
+    processes: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,43 +82,66 @@ def effective(settings, changes: Sequence[tuple[str, object]], scratch: bool = F
     return dataclasses.replace(settings, **changes) if changes else settings
 
 
-def run_generation(run: Run, generation: int, history: History) -> None:
-    """Fits, samples and measures every living chain, writes its files and commits the generation.
+def share(call: Group, process: int, processes: int) -> Group | None:
+    """The part of a call that one process of a cluster makes; None where nothing is left for it."""
+    members = call.members[process::processes]
+    if not members:
+        return None
+    return call if processes == 1 else call._replace(name=f"{call.name}.{process}of{processes}", members=members)
 
-    Raises Stopped at the next sealed step after a signal, DiskFull, and whatever the family raises.
+
+def make(run: Run, generation: int, calls: Sequence[Group]) -> dict[Member, Plan]:
+    """Fits, samples and measures this process's share of the calls of a generation; what they made lies in sealed parts on the disk.
+
+    Returns the plans of its members. Raises Stopped at the next sealed step after a signal, DiskFull, and whatever the family raises.
     """
-    kept = checkpoint.keep_parts(run.root, generation)
-    (run.root / checkpoint.unfinished(generation) / checkpoint.PARTS).mkdir(parents=True, exist_ok=True)
-    living = [chain for chain in run.chains if chain.id not in history.failed]
-    calls = groups(living, generation)
-    plans = {}
-    for member in itertools.chain.from_iterable(call.members for call in calls):
-        drawn = plan(member.chain.workflow, member.chain.key, generation, generations=run.settings.generations, entity=member.entity)
-        plans[member] = on_host(drawn)
-    fits, samples, metrics, bases = {}, {}, [], {}
+    if run.process == 0:
+        kept = checkpoint.keep_parts(run.root, generation)
+        (run.root / checkpoint.unfinished(generation) / checkpoint.PARTS).mkdir(parents=True, exist_ok=True)
+    barrier(f"generation {generation} begins")
+    if run.process > 0:
+        kept = checkpoint.keep_parts(run.root, generation, clean=False)
+    plans: dict[Member, Plan] = {}
     for call in calls:
-        bases |= dict.fromkeys(call.members, call.base)
-        fits |= (fitted := _fit(run, generation, call, plans, kept))
-        good = [member for member in call.members if fitted[member].row["finite"]]
-        samples |= (written := _sample(run, generation, call, good, fitted, kept))
-        metrics.append(_measure(run, generation, call, good, fitted, written, kept))
-        fits |= {member: Fitted(None, fitted[member].row) for member in call.members}
-    for member, fitted in fits.items():
-        if not fitted.row["finite"]:
-            reason = f"the training loss of entity {member.entity} is not finite ({fitted.row['fault']})"
-            history.failed.setdefault(member.chain.id, {"generation": generation, "reason": reason})
-            LOGGER.error("chain %s stopped in generation %d: %s; the other chains go on", member.chain.id, generation, reason)
-    _commit(run, generation, history, plans, bases, fits, samples, metrics)
+        mine = share(call, run.process, run.processes)
+        if mine is None:
+            continue
+        plans |= {member: draw(run, member, generation) for member in mine.members}
+        fitted = _fit(run, generation, mine, plans, kept)
+        good = [member for member in mine.members if fitted[member].row["finite"]]
+        written = _sample(run, generation, mine, good, fitted, kept)
+        if run.measure is not None:
+            _measure(run, generation, mine, good, fitted, written, kept)
+    barrier(f"generation {generation} is made")
+    return plans
+
+
+def draw(run: Run, member: Member, generation: int) -> Plan:
+    """The plan of a member, valid rows only, as NumPy arrays."""
+    chain, entity = member
+    return on_host(plan(chain.workflow, chain.key, generation, generations=run.settings.generations, entity=entity))
+
+
+def part_path(generation: int, call: Group, step: str, suffix: str) -> str:
+    """Where a step ("fit", "sample", "measure") of a call leaves its manifest ("json") or table ("parquet"), relative to the run directory."""
+    return f"{checkpoint.unfinished(generation)}/{checkpoint.PARTS}/{call.name}.{step}.{suffix}"
+
+
+def split(table: Mapping[str, Sequence]) -> dict[tuple[str, int], dict[str, list]]:
+    """Rows of a table by (chain id, entity)."""
+    columns = {name: values.tolist() if isinstance(values, np.ndarray) else list(values) for name, values in table.items()}
+    place: dict[tuple[str, int], list[int]] = {}
+    for i, pair in enumerate(zip(columns.get("chain", ()), columns.get("entity", ()), strict=True)):
+        place.setdefault(pair, []).append(i)
+    return {pair: {name: [values[i] for i in at] for name, values in columns.items()} for pair, at in place.items()}
 
 
 def _part(run, generation, call, step, kept):
     """(manifest of a sealed step or None, its manifest's path, path of its table)."""
-    name = f"{call.name}.{step}"
-    place = f"{checkpoint.unfinished(generation)}/{checkpoint.PARTS}"
-    found = kept.get(name)
+    found = kept.get(f"{call.name}.{step}")
     if found is not None and found["about"]["members"] != _members(call):
         found = None
-    return found, f"{place}/{name}.json", f"{place}/{name}.parquet"
+    return found, part_path(generation, call, step, "json"), part_path(generation, call, step, "parquet")
 
 
 def _members(call):
@@ -133,7 +150,7 @@ def _members(call):
 
 def _describe(run, generation, call, step):
     count = f"{len(call.members)} chain{'s' if len(call.members) > 1 else ''}"
-    return f"generation {generation} of {run.settings.generations}: {step}, {count} on {call.base}"
+    return f"generation {generation} of {run.settings.generations}: {step}, {count} on {Path(call.base).name}"
 
 
 def _step(run, generation, call, step, units, work):
@@ -236,26 +253,17 @@ def _sample(run: Run, generation: int, call: Group, good: Sequence[Member], fitt
         run.report("sample", units, None, _describe(run, generation, call, "sample"))
     else:
         _step(run, generation, call, "sample", units, work)
-    written = tables.read_parquet(run.root / table)
-    place = {}
-    for i, pair in enumerate(zip(written.get("chain", []), np.asarray(written.get("entity", [])).tolist(), strict=True)):
-        place.setdefault(pair, []).append(i)
-    out = {}
-    for member in good:
-        at = place.get((member.chain.id, member.entity), [])
-        out[member] = {
-            name: [written[name][i] for i in at] if name in ("text", "prompt") else np.asarray(written[name])[at]
-            for name in ("entity", "row", "text", "prompt", "tokens", "finished")
-        }
-    return out
+    written = split(tables.read_parquet(run.root / table))
+    return {member: written.get((member.chain.id, member.entity), {"text": [], "prompt": [], "tokens": [], "finished": []}) for member in good}
 
 
-def _measure(run: Run, generation: int, call: Group, good, fitted, written, kept) -> dict[str, list]:
+def _measure(run: Run, generation: int, call: Group, good, fitted, written, kept) -> None:
     found, manifest, table = _part(run, generation, call, "measure", kept)
 
     def work():
         outcomes = [
-            Outcome(m.chain, m.entity, call.base, fitted[m].weights, w["text"], w["prompt"], w["tokens"], w["finished"]) for m, w in written.items()
+            Outcome(m.chain, m.entity, call.base, fitted[m].weights, w["text"], w["prompt"], np.asarray(w["tokens"]), np.asarray(w["finished"]))
+            for m, w in written.items()
         ]
         values = run.measure(run.model(call.base), generation, outcomes) if outcomes else {}
         rows = []
@@ -264,19 +272,16 @@ def _measure(run: Run, generation: int, call: Group, good, fitted, written, kept
             common |= {"entity": member.entity, "generation": generation}
             for metric, value in values.get((member.chain.id, member.entity), {}).items():
                 rows.append(common | {"metric": metric, "value": float(value)})
-        tables.write_parquet(run.root / table, _columns(rows, run.chains))
+        tables.write_parquet(run.root / table, tidy(rows, run.chains))
         checkpoint.seal(run.root, manifest, [table], {"members": _members(call)})
 
-    if run.measure is None:
-        return _columns([], run.chains)
     if found is not None:
         run.report("measure", len(call.members), None, _describe(run, generation, call, "measure"))
     else:
         _step(run, generation, call, "measure", len(call.members), work)
-    return tables.read_parquet(run.root / table)
 
 
-def _columns(rows, chains):
+def tidy(rows: Sequence[Mapping], chains: Sequence[ChainSpec]) -> dict[str, list]:
     """Tidy columns; a factor has one type in all chains of the study, text where any value is text."""
     names = list(dict.fromkeys(name for chain in chains for name, _ in chain.factors))
     out = {}
@@ -289,84 +294,3 @@ def _columns(rows, chains):
             values = [v if v is None else float(v) for v in values]
         out[name] = values
     return out
-
-
-def _commit(run: Run, generation: int, history: History, plans, bases, fits, samples, metrics) -> None:
-    run.stop.doing = f"writing generation {generation}"
-    place, target = checkpoint.unfinished(generation), checkpoint.finished(generation)
-    parts = f"{place}/{checkpoint.PARTS}"
-    files = [f"{place}/{name}" for name in ("ledger.parquet", "metrics.parquet", "losses.parquet")]
-    rows = []
-    for member, drawn in plans.items():
-        fitted = fits[member].row
-        chain, entity = member
-        written = history.lineage.setdefault(chain.id, {})
-        share = ledger.lineage_share(drawn, written)
-        written[generation, entity] = share
-        made = samples.get(member)
-        held = "file" in fitted
-        shares = {
-            "real_share_new": ledger.real_share_new(chain.workflow, generation, drawn),
-            "real_share_train": ledger.real_share_train(drawn),
-            "lineage_share": share,
-        }
-        about = {
-            "base": bases[member],
-            "fit": ledger.describe(effective(run.settings.fit, chain.fit, chain.workflow.start == "scratch")),
-            "decoder": ledger.describe(effective(run.settings.sample, chain.sample)),
-            "steps": fitted["steps"],
-            "tokens_trained": fitted["tokens"],
-            "loss": fitted["loss"],
-            "items_sampled": 0 if made is None else len(made["text"]),
-            "tokens_sampled": 0 if made is None else int(made["tokens"].sum()),
-            "checkpoint": target + fitted["file"][len(place) :] if held else "",
-            "checkpoint_sha256": checkpoint.sha256(run.root / fitted["file"]) if held else "",
-            "status": "ok" if fitted["finite"] else fitted["fault"],
-            "environment": json.dumps(dict(run.environment), sort_keys=True),
-        }
-        rows += [{"study": run.settings.study, **row} for row in ledger.rows(chain, generation, entity, drawn, shares, run.prints, about)]
-        if held:
-            files += [fitted["file"]] if fitted["file"].endswith(".safetensors") else _below(run.root, f"{place}/{stem(member)}.orbax")
-    for chain in run.chains:
-        mine = [samples[Member(chain, k)] for k in range(chain.workflow.entities) if Member(chain, k) in samples]
-        if len(mine) == chain.workflow.entities:
-            path = texts_path(chain, generation)
-            (run.root / path).parent.mkdir(parents=True, exist_ok=True)
-            tables.write_parquet(run.root / path, tables.concatenate(mine))
-            files.append(path)
-    tables.write_parquet(run.root / files[0], ledger.columns(rows))
-    tables.write_parquet(run.root / files[1], tables.concatenate(metrics))
-    losses = [tables.read_parquet(path) for path in sorted((run.root / parts).glob("*.fit.parquet"))]
-    tables.write_parquet(run.root / files[2], tables.concatenate(losses))
-    checkpoint.commit(run.root, generation, files, about_run(run, history))
-
-
-def about_run(run: Run, history: History) -> dict:
-    """What a manifest says of the run: enough to refuse another study in the same directory."""
-    return {
-        "chains": {chain.id: describe_chain(chain) for chain in run.chains},
-        "data": dict(run.prints),
-        "fit": json.loads(ledger.describe(run.settings.fit)),
-        "sample": json.loads(ledger.describe(run.settings.sample)),
-        "evaluate": run.settings.evaluate,
-        "environment": dict(run.environment),
-        "failed": dict(history.failed),
-    }
-
-
-def describe_chain(chain: ChainSpec) -> str:
-    """The fields of a chain, and of its workflow, that differ from their defaults, as text that later versions write alike."""
-
-    def given(thing):
-        out = {}
-        for f in dataclasses.fields(thing):
-            value = getattr(thing, f.name)
-            if value != f.default:
-                out[f.name] = given(value) if dataclasses.is_dataclass(value) else value
-        return out
-
-    return json.dumps(given(chain), sort_keys=True, default=repr)
-
-
-def _below(root, name):
-    return sorted(str(path.relative_to(root)) for path in (Path(root) / name).rglob("*") if path.is_file())

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloop.kernels.keys import phase_key
+from jaxloop.kernels.mixing import check_mixing
 
 HUMAN, SYNTHETIC, EXTERNAL, PUBLIC = 0, 1, 2, 3
 SOURCES = ("human", "synthetic", "external", "public")
@@ -107,7 +108,7 @@ class Workflow:
         if self.mixing is not None:
             if self.shared:
                 raise ValueError("mixing: not allowed with shared=True, where every entity draws from one pool")
-            _check_mixing(self.mixing, self.entities)
+            check_mixing(self.mixing, self.entities)
 
     @property
     def batch(self) -> int:
@@ -132,14 +133,6 @@ def _one_of(field, value, allowed):
 def _in_unit(field, value):
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f"{field}={value!r}: must lie in [0, 1]")
-
-
-def _check_mixing(mixing, entities):
-    matrix = np.asarray(mixing, float)
-    if matrix.shape != (entities, entities):
-        raise ValueError(f"mixing: has shape {matrix.shape}, must be {(entities, entities)}, one row and one column per entity")
-    if (matrix < 0).any() or np.abs(matrix.sum(1) - 1).max() > 1e-6:
-        raise ValueError(f"mixing: rows must be non-negative and sum to 1, these sum to {matrix.sum(1).tolist()}")
 
 
 def replace(size: int, **options) -> Workflow:

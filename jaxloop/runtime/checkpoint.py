@@ -177,8 +177,8 @@ def _tidy(root, generation, listed):
             delete(root, name)
 
 
-def keep_parts(root: Path, generation: int) -> dict[str, dict]:
-    """{part: manifest} of the sealed parts of an unfinished generation that verify. Damaged or unsealed ones are named and deleted."""
+def keep_parts(root: Path, generation: int, *, clean: bool = True) -> dict[str, dict]:
+    """{part: manifest} of the sealed parts of an unfinished generation that verify. The rest is named and, with `clean`, deleted."""
     place = Path(root) / unfinished(generation)
     if not place.is_dir():
         return {}
@@ -189,7 +189,7 @@ def keep_parts(root: Path, generation: int) -> dict[str, dict]:
             files |= {str(path.relative_to(root)), *kept[path.stem]["files"]}
         except Damaged as error:
             LOGGER.info("part %s of unfinished generation %d is not used: %s", path.stem, generation, error)
-    for path in sorted(place.rglob("*")):
+    for path in sorted(place.rglob("*")) if clean else ():
         name = str(path.relative_to(root))
         if not path.is_dir() and name not in files:
             delete(root, name)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.signals import EXIT_REFUSED
@@ -80,6 +81,17 @@ def initialise_distributed(
     finally:
         late.cancel()
     return jax.process_count() > 1
+
+
+def processes() -> tuple[int, int]:
+    """(index of this process, number of processes) of a cluster that was joined; (0, 1) otherwise. Starts no backend when alone."""
+    return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
+
+
+def barrier(name: str) -> None:
+    """Waits until every process of the cluster is here; nothing when alone."""
+    if processes()[1] > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def _integer(field, value, variable):

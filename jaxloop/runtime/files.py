@@ -16,6 +16,9 @@ _FULL_TEXT = re.compile(r"no space left|quota exceeded|file too large", re.IGNOR
 class DiskFull(OSError):
     """The disk (or quota) is full; the message says what is needed and what is free. Whatever was committed before is intact."""
 
+    def __str__(self):
+        return self.strerror
+
 
 def human_size(count: float) -> str:
     """`1234567` as "1.2 MB" (powers of ten)."""

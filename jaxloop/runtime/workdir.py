@@ -12,6 +12,7 @@ from pathlib import Path
 
 import filelock
 
+from jaxloop.runtime.devices import barrier, processes
 from jaxloop.runtime.files import TEMPORARY, existing_parent, remove, require_space, write_atomic
 from jaxloop.runtime.log import HIDDEN, LOGGER, is_secret_name, redact, run_log
 
@@ -45,6 +46,11 @@ def open_workdir(
     Raises ValueError, one sentence, before anything is written, where the directory is not one of ours, cannot be written, is in use by
     another process (named), or was made with another config (the difference is shown); DiskFull where `needs` does not fit.
     """
+    if processes()[0] > 0:
+        # The first process of a cluster holds the directory for all of them.
+        barrier("workdir")
+        yield Workdir(Path(path).absolute(), stored_form(config), (Path(path) / "ledger.parquet").exists())
+        return
     path = _checked(Path(path))
     if needs:
         require_space(path, needs, "this run")
@@ -77,6 +83,7 @@ def open_workdir(
         clean_temporary(path)
         if (kind := _filesystem(path)) in _NETWORK:
             LOGGER.warning("workdir is on a network file system (%s): its lock may not hold between machines", kind)
+        barrier("workdir")
         yield Workdir(path, wanted, before is not None)
 
 

@@ -216,7 +216,7 @@ REFUSED = {
     "real='sometimes'": partial(wf.window, 10, 2, real="sometimes"),
     "window=0": partial(wf.window, 10, 0),
     "size=: not an option": partial(wf.replace, 10, size_=3),
-    "mixing: has shape": partial(wf.replace, 10, entities=2, mixing=((1.0,),)),
+    "mixing: shape is (1, 1)": partial(wf.replace, 10, entities=2, mixing=((1.0,),)),
     "mixing: rows must": partial(wf.replace, 10, entities=2, mixing=((0.5, 0.4), (0, 1))),
     "alpha=2": partial(wf.exchange, 10, alpha=2, beta=0.5, private=(1, 1), public=1, synthetic=1),
     "public=0": partial(wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 1), public=0, synthetic=1),

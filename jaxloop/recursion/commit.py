@@ -1,0 +1,144 @@
+"""From the sealed parts of a generation to a finished one: ledger, tables, texts, manifest; and back, when a run is resumed."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxloop.recursion import ledger
+from jaxloop.recursion.chains import ChainSpec, Group, Member
+from jaxloop.recursion.generation import Run, draw, effective, part_path, share, split, stem, tidy
+from jaxloop.recursion.sources import texts_path
+from jaxloop.recursion.workflow import Plan
+from jaxloop.runtime import checkpoint, tables
+from jaxloop.runtime.files import inside
+from jaxloop.runtime.log import LOGGER
+
+TEXT_COLUMNS = ("entity", "row", "text", "prompt", "tokens", "finished")
+
+
+@dataclass
+class History:
+    """What earlier generations leave to later ones: chains that stopped {id: {generation, reason}}, and the lineage share of every writer."""
+
+    failed: dict[str, dict] = field(default_factory=dict)
+    lineage: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
+
+    def read(self, root: Path, generation: int) -> None:
+        """Takes in a finished generation."""
+        place = checkpoint.finished(generation)
+        self.failed = checkpoint.read_manifest(root, f"{place}/{checkpoint.MANIFEST}")["about"]["failed"]
+        table = tables.read_parquet(root / place / "ledger.parquet", ["chain", "entity", "lineage_share"])
+        for chain, entity, value in zip(*table.values(), strict=True):
+            self.lineage.setdefault(chain, {})[generation, int(entity)] = float(value)
+
+
+def finish(run: Run, generation: int, history: History, calls: Sequence[Group], plans: Mapping[Member, Plan]) -> None:
+    """Assembles a generation from the parts that all processes sealed, in an order that does not depend on them, and commits it.
+
+    Raises DiskFull, and Damaged where a part is not whole. plans: those that are known; the others are drawn here.
+    """
+    run.stop.doing = f"writing generation {generation}"
+    fits, samples, metrics, losses = _gather(run, generation, calls)
+    order = [(member, call.base) for call in calls for member in call.members]
+    failed = dict(history.failed)
+    for member, _ in order:
+        if not fits[member]["finite"] and member.chain.id not in failed:
+            reason = f"the training loss of entity {member.entity} is not finite ({fits[member]['fault']})"
+            failed[member.chain.id] = {"generation": generation, "reason": reason}
+            LOGGER.error("chain %s stopped in generation %d: %s; the other chains go on", member.chain.id, generation, reason)
+    place = checkpoint.unfinished(generation)
+    files = [f"{place}/{name}" for name in ("ledger.parquet", "metrics.parquet", "losses.parquet")]
+    rows = []
+    for member, base in order:
+        made = samples.get((member.chain.id, member.entity))
+        drawn = plans[member] if member in plans else draw(run, member, generation)
+        rows += _ledger_rows(run, generation, history, member, base, drawn, fits[member], made)
+        if name := fits[member].get("file"):
+            files += [name] if name.endswith(".safetensors") else _below(run.root, f"{place}/{stem(member)}.orbax")
+    for chain in run.chains:
+        pieces = [samples.get((chain.id, entity)) for entity in range(chain.workflow.entities)]
+        if all(piece is not None for piece in pieces):
+            path = inside(run.root, texts_path(chain, generation))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tables.write_parquet(path, tables.concatenate([{name: piece[name] for name in TEXT_COLUMNS} for piece in pieces]))
+            files.append(texts_path(chain, generation))
+    pairs = [(member.chain.id, member.entity) for member, _ in order]
+    tables.write_parquet(run.root / files[0], ledger.columns(rows))
+    tables.write_parquet(run.root / files[1], tables.concatenate([tidy([], run.chains), *(metrics[p] for p in pairs if p in metrics)]))
+    tables.write_parquet(run.root / files[2], tables.concatenate([losses[p] for p in pairs if p in losses]))
+    checkpoint.commit(run.root, generation, files, about_run(run, failed))
+
+
+def _gather(run, generation, calls):
+    """What all parts hold: {member: row of its fit}, and {(chain id, entity): rows} of samples, metrics and losses."""
+    fits, samples, metrics, losses = {}, {}, {}, {}
+    for call in calls:
+        for process in range(run.processes):
+            part = share(call, process, run.processes)
+            if part is None:
+                continue
+            manifest = checkpoint.read_manifest(run.root, part_path(generation, part, "fit", "json"))
+            fits |= dict(zip(part.members, manifest["about"]["rows"], strict=True))
+            for step, into in (("fit", losses), ("sample", samples), ("measure", metrics)):
+                if step != "measure" or run.measure is not None:
+                    into |= split(tables.read_parquet(run.root / part_path(generation, part, step, "parquet")))
+    return fits, samples, metrics, losses
+
+
+def _ledger_rows(run, generation, history, member, base, drawn, fitted, made):
+    chain, entity = member
+    place, target = checkpoint.unfinished(generation), checkpoint.finished(generation)
+    held = fitted.get("file")
+    shares = {
+        "real_share_new": ledger.real_share_new(chain.workflow, generation, drawn),
+        "real_share_train": ledger.real_share_train(drawn),
+        "lineage_share": ledger.lineage_share(drawn, history.lineage.get(chain.id, {})),
+    }
+    about = {
+        "base": base,
+        "fit": ledger.describe(effective(run.settings.fit, chain.fit, chain.workflow.start == "scratch")),
+        "decoder": ledger.describe(effective(run.settings.sample, chain.sample)),
+        "steps": fitted["steps"],
+        "tokens_trained": fitted["tokens"],
+        "loss": fitted["loss"],
+        "items_sampled": 0 if made is None else len(made["text"]),
+        "tokens_sampled": 0 if made is None else sum(made["tokens"]),
+        "checkpoint": target + held[len(place) :] if held else "",
+        "checkpoint_sha256": checkpoint.sha256(run.root / held) if held else "",
+        "status": "ok" if fitted["finite"] else fitted["fault"],
+        "environment": json.dumps(dict(run.environment), sort_keys=True),
+    }
+    return [{"study": run.settings.study, **row} for row in ledger.rows(chain, generation, entity, drawn, shares, run.prints, about)]
+
+
+def about_run(run: Run, failed: Mapping[str, Mapping]) -> dict:
+    """What a manifest says of the run: enough to refuse another study in the same directory."""
+    return {
+        "chains": {chain.id: describe_chain(chain) for chain in run.chains},
+        "data": dict(run.prints),
+        "fit": json.loads(ledger.describe(run.settings.fit)),
+        "sample": json.loads(ledger.describe(run.settings.sample)),
+        "evaluate": run.settings.evaluate,
+        "environment": dict(run.environment),
+        "failed": dict(failed),
+    }
+
+
+def describe_chain(chain: ChainSpec) -> str:
+    """The fields of a chain, and of its workflow, that differ from their defaults, as text that later versions write alike."""
+
+    def given(thing):
+        out = {}
+        for f in dataclasses.fields(thing):
+            value = getattr(thing, f.name)
+            if value != f.default:
+                out[f.name] = given(value) if dataclasses.is_dataclass(value) else value
+        return out
+
+    return json.dumps(given(chain), sort_keys=True, default=repr)
+
+
+def _below(root, name):
+    return sorted(str(path.relative_to(root)) for path in (Path(root) / name).rglob("*") if path.is_file())
