@@ -5,7 +5,7 @@ Dimensions: as in `spec.py`.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from jaxloop.lm import tokenize
-from jaxloop.lm.spec import ARCHITECTURES, RopeScaling, Spec, nest, table
+from jaxloop.lm.spec import ARCHITECTURES, Param, RopeScaling, Spec, nest, table
 from jaxloop.lm.tokenize import Tokenizer
 
 
@@ -40,7 +40,7 @@ def load(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float32) -> M
     tokenizer = tokenize.load(path)
     if tokenizer.eos >= spec.vocab:
         raise ValueError(f"model: EOS token {tokenizer.eos} of {path} is outside the model's vocabulary of {spec.vocab}")
-    return Model(spec, _read_params(path, spec, dtype), tokenizer, str(path_or_hub_id))
+    return Model(spec, read_params(path, table(spec), spec.layers, dtype), tokenizer, str(path_or_hub_id))
 
 
 def locate(name: str, revision: str | None = None) -> Path:
@@ -89,7 +89,7 @@ def _refuse(c: dict, field: str, *allowed):
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "relu": "relu"}
 
 
-def _activation(c: dict, field: str, default: str) -> str:
+def activation(c: dict, field: str, default: str) -> str:
     name = c.get(field, default)
     if name not in _ACTIVATIONS:
         raise ValueError(f"model: {field} = {name!r} is not supported; allowed: {', '.join(_ACTIVATIONS)}")
@@ -115,7 +115,7 @@ def _llama(c: dict) -> Spec:
         vocab=c["vocab_size"], width=c["hidden_size"], layers=c["num_hidden_layers"], heads=heads,
         kv_heads=c.get("num_key_value_heads") or heads, head_size=c.get("head_dim") or c["hidden_size"] // heads,
         mlp=c["intermediate_size"], context=c.get("max_position_embeddings", 2048), norm="rms", norm_eps=c.get("rms_norm_eps", 1e-6),
-        activation=_activation(c, "hidden_act", "silu"), gated=True, positions="rope", qkv_bias=qwen or bool(c.get("attention_bias")),
+        activation=activation(c, "hidden_act", "silu"), gated=True, positions="rope", qkv_bias=qwen or bool(c.get("attention_bias")),
         o_bias=not qwen and bool(c.get("attention_bias")), mlp_bias=bool(c.get("mlp_bias")), tied=bool(c.get("tie_word_embeddings")),
         init_scale=c.get("initializer_range", 0.02), **_rope(c),
     )  # fmt: skip
@@ -128,7 +128,7 @@ def _gpt2(c: dict) -> Spec:
     return Spec(
         architecture="gpt2", vocab=c["vocab_size"], width=d, layers=c["n_layer"], heads=heads, kv_heads=heads, head_size=d // heads,
         mlp=c.get("n_inner") or 4 * d, context=c.get("n_positions", 1024), norm="layer", norm_eps=c.get("layer_norm_epsilon", 1e-5),
-        activation=_activation(c, "activation_function", "gelu_new"), gated=False, positions="learned", qkv_bias=True, o_bias=True, mlp_bias=True,
+        activation=activation(c, "activation_function", "gelu_new"), gated=False, positions="learned", qkv_bias=True, o_bias=True, mlp_bias=True,
         tied=c.get("tie_word_embeddings", True), init_scale=c.get("initializer_range", 0.02),
     )  # fmt: skip
 
@@ -141,16 +141,17 @@ def _opt(c: dict) -> Spec:
     return Spec(
         architecture="opt", vocab=c["vocab_size"], width=d, layers=c["num_hidden_layers"], heads=heads, kv_heads=heads, head_size=d // heads,
         mlp=c["ffn_dim"], context=c.get("max_position_embeddings", 2048), norm="layer", norm_first=first,
-        final_norm=first and not c.get("_remove_final_layer_norm", False), activation=_activation(c, "activation_function", "relu"), gated=False,
+        final_norm=first and not c.get("_remove_final_layer_norm", False), activation=activation(c, "activation_function", "relu"), gated=False,
         positions="learned", position_offset=2, qkv_bias=bias, o_bias=bias, mlp_bias=bias, tied=c.get("tie_word_embeddings", True),
         embed_width=0 if embed == d else embed, init_scale=c.get("init_std", 0.02),
     )  # fmt: skip
 
 
 _READERS = {"llama": _llama, "qwen2": _llama, "gpt2": _gpt2, "opt": _opt}
+_PREFIXES = ("transformer.", "model.", "model.decoder.", "bert.", "roberta.", "mpnet.", "distilbert.")
 
 
-class _Tensors:
+class Tensors:
     """All tensors of a directory's safetensors files by name, read when asked for, under any of the usual prefixes."""
 
     def __init__(self, path: Path):
@@ -175,14 +176,17 @@ class _Tensors:
 
     def get(self, name: str):
         # Checkpoints saved from the bare model have no "transformer."/"model." prefix; OPT's own has no "model.".
-        for candidate in (name, name.removeprefix("transformer."), name.removeprefix("model."), name.removeprefix("model.decoder."), f"model.{name}"):
-            if candidate in self.where:
-                return self.where[candidate].get_tensor(candidate)
+        old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")  # BERT's first checkpoints
+        for spelled in dict.fromkeys((name, old)):
+            for candidate in (spelled, *(spelled.removeprefix(prefix) for prefix in _PREFIXES), f"model.{spelled}"):
+                if candidate in self.where:
+                    return self.where[candidate].get_tensor(candidate)
         return None
 
 
-def _read_params(path: Path, spec: Spec, dtype) -> dict:
-    tensors, flat = _Tensors(path), {}
+def read_params(path: Path, parameters: Sequence[Param], layers: int, dtype) -> dict:
+    """The pytree of `parameters` from the safetensors of `path`. Raises ValueError for a tensor that is missing or of the wrong shape."""
+    tensors, flat = Tensors(path), {}
 
     def read(p, i):
         columns = []
@@ -197,8 +201,8 @@ def _read_params(path: Path, spec: Spec, dtype) -> dict:
             columns.append(np.asarray(value).astype(dtype))
         return columns[0] if len(columns) == 1 else np.concatenate(columns, -1)
 
-    for p in table(spec):
-        flat[p.path] = jnp.asarray(np.stack([read(p, i) for i in range(spec.layers)]) if p.path[0] == "layers" else read(p, 0))
+    for p in parameters:
+        flat[p.path] = jnp.asarray(np.stack([read(p, i) for i in range(layers)]) if p.path[0] == "layers" else read(p, 0))
     return nest(flat)
 
 

