@@ -3,6 +3,7 @@
 settings -> prepare (data, models, chains; everything that can be refused) -> recursion.driver.run -> metrics.csv, texts/ -> report.html
 """
 
+import functools
 import pathlib
 import shlex
 import time
@@ -30,6 +31,7 @@ class Settings(Section):
     fit: Fit = Fit()
     sample: Sample = Sample()
     metrics: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(METRICS, description="names of metrics, options in brackets")
+    embedder: Text | None = Field(None, description="sentence encoder of the semantic metrics: a directory or hub id; none: MiniLM, installed with jaxloop")
     run: Run = Run()
 
     @pydantic.model_validator(mode="after")
@@ -94,7 +96,7 @@ def _measure(settings: Settings, prepared: chain_setup.Prepared):
 
     def measure(model, generation: int, outcomes: Sequence) -> dict:
         names = [o.chain.dataset_of(o.entity) for o in outcomes]
-        inputs: dict[str, Any] = _human_inputs(needed, [prepared.human[name] for name in names])
+        inputs: dict[str, Any] = _human_inputs(settings, needed, [prepared.human[name] for name in names])
         inputs["texts"] = [o.texts[: settings.chain.eval_texts] for o in outcomes]
         # Models that are measured together were trained together, with the same settings.
         fit = effective(prepared.driver.fit, outcomes[0].chain.fit, outcomes[0].chain.workflow.start == "scratch")
@@ -110,7 +112,7 @@ def _measure(settings: Settings, prepared: chain_setup.Prepared):
     return measure
 
 
-def _human_inputs(needed: set[str], human: Sequence[list[str]]) -> dict[str, Any]:
+def _human_inputs(settings: Settings, needed: set[str], human: Sequence[list[str]]) -> dict[str, Any]:
     """Inputs of metrics that do not come from a model: the encoder, and human texts [chains] to compare with."""
     inputs: dict[str, Any] = {}
     if "reference_texts" in needed:
@@ -118,9 +120,9 @@ def _human_inputs(needed: set[str], human: Sequence[list[str]]) -> dict[str, Any
     if needed & {"embeddings", "reference_embeddings"}:
         from jaxloop.metrics.embed import embed
 
-        inputs["embeddings"] = embed
+        inputs["embeddings"] = functools.partial(embed, model=settings.embedder)
         if "reference_embeddings" in needed:
-            inputs["reference_embeddings"] = embed(human[0])
+            inputs["reference_embeddings"] = embed(human[0], model=settings.embedder)
     return inputs
 
 
@@ -244,7 +246,7 @@ def _references(settings: Settings, prepared: chain_setup.Prepared) -> dict[str,
     if len(prepared.human) > 1:
         return {}
     human = list(prepared.human.values())
-    found = registry.evaluate(names, texts=human, **_human_inputs(registry.needs(names), human))
+    found = registry.evaluate(names, texts=human, **_human_inputs(settings, registry.needs(names), human))
     return {name: float(value[0]) for name, value in found.items()}
 
 

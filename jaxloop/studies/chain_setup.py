@@ -42,6 +42,10 @@ def prepare(settings: "Settings") -> Prepared:
         if "losses" in metric.needs and not settings.chain.heldout_texts:
             raise ValueError(f"config.chain.heldout_texts = 0: metric '{name}' needs held-out texts")
     select_devices(settings.run.platform, settings.run.devices)
+    if {"embeddings", "reference_embeddings"} & registry.needs(settings.metrics):
+        from jaxloop.metrics.embed import load_embedder
+
+        load_embedder(settings.embedder)
     models = {name: _describe(settings, name) for name in settings.models.pool}
     _check_models(settings, models)
     count = next(iter(models.values()))[1].count
