@@ -195,12 +195,14 @@ def _disk(settings: Settings, prepared: chain_setup.Prepared) -> int:
 def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
     """The whole study, or the rest of one; 0, or `FAILED_CHAINS` where some chains stopped."""
     from jaxloop.recursion import driver
+    from jaxloop.runtime.devices import initialise_distributed, processes
     from jaxloop.runtime.environment import commit, devices, versions
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir, stored_form
     from jaxloop.studies import chain_report
 
     start = time.monotonic()
+    initialise_distributed()
     _keep_compiled(settings)
     prepared = chain_setup.prepare(settings)
     stored = settings.model_dump(mode="json")
@@ -214,6 +216,8 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             measure=_measure(settings, prepared),
             command=_command(argv),
         )
+        if processes()[0] > 0:
+            return FAILED_CHAINS if result.failed else 0
         facts = [
             ("command", _command(argv)),
             ("chains", _chains_line(settings, prepared.chains)),

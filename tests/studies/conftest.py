@@ -1,0 +1,43 @@
+"""A small chain study on disk: human posts, a random one-layer model, a config."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxloop import lm
+from jaxloop.lm import bpe
+from jaxloop.lm.huggingface import Model
+from jaxloop.lm.spec import Spec, init
+
+WORDS = "the array of a function returns values shape matches input unless axis is given and result masked where data type float order copy view"
+
+
+@pytest.fixture(scope="package")
+def place(tmp_path_factory):
+    """A folder with human posts (posts.jsonl), a tiny random model (base) and a config of two chains (study.py)."""
+    folder = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS.split(), rng.integers(6, 20))).capitalize() + "." for _ in range(200)]
+    (folder / "posts.jsonl").write_text("\n".join(json.dumps({"text": t, "kind": "even" if len(t) % 2 == 0 else "odd"}) for t in texts))
+    tokenizer = bpe.train(texts, 300)
+    spec = Spec("llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64)
+    lm.save(Model(spec, init(jax.random.key(0), spec), tokenizer), folder / "base")
+    (folder / "study.py").write_text(f'''"""Two small chains."""
+from ml_collections import ConfigDict
+
+def get_config():
+    c = ConfigDict()
+    c.study = "chain"
+    c.title = "Two <small> chains"
+    c.data = ConfigDict(dict(source="{folder}/posts.jsonl", min_tokens=5, max_tokens=80, instruction="Go."))
+    c.models = ConfigDict(dict(pool=("{folder}/base",)))
+    c.chain = ConfigDict(dict(generations=2, size=16, ratios=("1/2", 1), seeds=(0,), eval_texts=8, heldout_texts=8))
+    c.fit = ConfigDict(dict(steps=2, batch_size=4, max_length=48))
+    c.sample = ConfigDict(dict(max_new_tokens=8, slots=8))
+    c.run = ConfigDict(dict(keep_compiled=False))
+    c.metrics = ("self_bleu", "held_out_loss", "text_length", "memorised_ngrams(n=1)")
+    return c
+''')
+    return folder
