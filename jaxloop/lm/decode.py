@@ -16,6 +16,7 @@ G key/value heads, Q query heads per key/value head, K head size, P prompt cache
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -114,22 +115,31 @@ class _State(NamedTuple):
 
 
 def levels(shape: Shape) -> tuple[tuple[int, int], ...]:
-    """(windows before it, windows in it) of each level behind the current window: widths 1, 1, 2, 4, 8, ..."""
+    """(windows before it, windows in it) of each level behind the current window: widths 1, 1, 2, 4, ..., the last one absorbing what is left."""
     total = -(-(shape.max_new_tokens - 1) // shape.window)
     out, start = [], 0
     while start < total:
-        width = min(max(1, start), total - start)
+        width = max(1, start)
+        width = total - start if total - start < 2 * width else width
         out.append((start, width))
         start += width
     return tuple(out)
 
 
 def profiles(shape: Shape) -> tuple[tuple[int, ...], ...]:
-    """Rows read per level, cheapest first; the last one reads every row at every level and therefore always suffices."""
-    n, rows = len(levels(shape)), shape.rows
-    shares = ([0] * n, [2.0**-i for i in range(n)], [0.75**i if i < 2 else 1.5 * 2.0**-i for i in range(n)], [1] * n)
-    rounded = [tuple(min(rows, -(-int(rows * s + 0.999) // 4) * 4) if s else 0 for s in share) for share in shares]
-    return tuple(dict.fromkeys(rounded))
+    """Rows read per level, cheapest first; the last one reads every row at every level and therefore always suffices.
+
+    The first one fits a mix of lengths whose mean is a fifth of the longest (ages then fall off exponentially), with room for its
+    fluctuations; the second one a mean of two fifths. Few levels are not worth more than one program."""
+    plan, rows = levels(shape), shape.rows
+    if len(plan) < 4:
+        return ((rows,) * len(plan),)
+    total = plan[-1][0] + plan[-1][1]
+    out = []
+    for decay in (4.2, 1.8):
+        shares = [min(1.0, 1.1 * math.exp(-decay * start / total) + 0.03) for start, _ in plan]
+        out.append(tuple(min(rows, -(-math.ceil(rows * share) // 4) * 4) for share in shares))
+    return tuple(dict.fromkeys([*out, (rows,) * len(plan)]))
 
 
 def unstack(params: dict) -> dict:
