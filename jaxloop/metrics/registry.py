@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxloop.metrics import bleu, distances, lexical, losses, semantic, sentiment
+from jaxloop.metrics import bleu, distances, judges, lexical, losses, semantic, sentiment
 from jaxloop.metrics.corpus import Corpus
 
 INPUTS = {
@@ -123,6 +123,10 @@ _METRICS = (
     Metric("reference_perplexity", losses.perplexity, ("reference_losses",), "", (1, None), losses.text_perplexities),
     Metric("mean_text_perplexity", losses.mean_text_perplexity, ("reference_losses",), "", (1, None), losses.text_perplexities),
     Metric("tail_mass", losses.tail_mass, ("token_nats",), "", (0, 1)),
+    Metric("judge_quality", judges.judge_quality, _T, "", (0, 100), judges.judge_qualities),
+    Metric("judge_political_lean", judges.judge_political_lean, _T, "", (0, 100), judges.judge_political_leans),
+    Metric("judge_not_political", judges.judge_not_political, _T, "", (0, 1)),
+    Metric("judge_unparsable", judges.judge_unparsable, _T, "", (0, 1)),
 )
 REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
 

@@ -15,6 +15,8 @@ from scipy.special import digamma, gammaln
 _BLOCK_ELEMENTS = 1 << 25  # distances held at a time
 _SELECT_IN_GRAPH = 128  # above this many neighbours XLA's top_k on a CPU loses to a partition in NumPy
 _TREE_DIMENSIONS = 8
+_MARGIN = 8  # ranks on either side of k among which float32 may have misplaced the k-th neighbour
+_RANKABLE = 1e-2  # squared distances below this share of the squared norms are ranked in float64
 CONSTANTS = ("package", "textbook")
 
 
@@ -98,11 +100,17 @@ def _unit(x_ND):
 
 
 def _over_blocks(fn, n: int, rows: int):
-    """fn(row indices [rows]) -> [rows], for all n rows, a block at a time; the last block overlaps the one before."""
+    """fn(row indices [rows]) -> [rows, ...], for all n rows, a block at a time; the last block overlaps the one before."""
     begins = jnp.minimum(jnp.arange(-(-n // rows)) * rows, n - rows)
     index = begins[:, None] + jnp.arange(rows)[None]
     values = jax.lax.map(fn, index)
-    return jnp.zeros(n, values.dtype).at[index.reshape(-1)].set(values.reshape(-1))
+    tail = values.shape[2:]
+    return jnp.zeros((n, *tail), values.dtype).at[index.reshape(-1)].set(values.reshape(-1, *tail))
+
+
+def _top(x, k):
+    # A slice of top_k's result makes XLA on a CPU fall back to a full sort, twenty times slower: keep the slice out of its sight.
+    return jax.lax.optimization_barrier(jax.lax.top_k(x, k))
 
 
 @partial(jax.jit, static_argnames=("k", "rows"))
@@ -132,52 +140,76 @@ def _mean_similarity_on_host(x_ND, k):
 def kth_neighbour_distances(points, k: int) -> np.ndarray:
     """Euclidean distance of each point to its k-th nearest other, [n] or [c, n] float64. ValueError for k >= n, NaN or infinity.
 
-    At most eight dimensions on a CPU: a k-d tree. Else blocks of the distance matrix: of coordinate differences in few dimensions, of
-    |x|^2 + |y|^2 - 2 x.y in many, both in float64, because that difference cancels between near neighbours.
+    At most eight dimensions: a k-d tree on a CPU, blocks of coordinate differences elsewhere. In more: candidates around rank k from
+    |x|^2 + |y|^2 - 2 x.y in float32, whose distances are then computed from differences in float64; where a point's k-th distance is so
+    small that this product cannot rank its neighbours, all its distances are computed in float64.
     """
     array, single = check_points(points)
     n, d = array.shape[1:]
     k = _check_k(k, n)
-    if d <= _TREE_DIMENSIONS and jax.default_backend() == "cpu":
-        distances = np.stack([KDTree(chain).query(chain, [k + 1], workers=-1)[0][:, 0] for chain in array])
-    elif k <= _SELECT_IN_GRAPH or jax.default_backend() != "cpu":
+    on_cpu = jax.default_backend() == "cpu"
+    array = array.astype(np.float64)
+    if d <= _TREE_DIMENSIONS and on_cpu:
+        distances = [KDTree(chain).query(chain, [k + 1], workers=-1)[0][:, 0] for chain in array]
+    elif d <= _TREE_DIMENSIONS:
         with jax.enable_x64(True):
-            distances = np.stack(
-                [np.asarray(_kth_distance(jnp.asarray(chain, jnp.float64), k, _rows(chain), d > _TREE_DIMENSIONS)) for chain in array]
-            )
+            distances = [np.asarray(_kth_by_difference(jnp.asarray(chain), k, _rows(chain))) for chain in array]
+    elif k <= _SELECT_IN_GRAPH or not on_cpu:
+        distances = [_kth_by_candidates(chain, k) for chain in array]
     else:
-        distances = np.stack([_kth_distance_on_host(chain.astype(np.float64), k) for chain in array])
-    return distances[0] if single else distances
+        distances = [_kth_on_host(chain - chain.mean(0), k, np.arange(n)) for chain in array]
+    return distances[0] if single else np.stack(distances)
 
 
-@partial(jax.jit, static_argnames=("k", "rows", "by_product"))
-def _kth_distance(x_ND, k, rows, by_product):
-    # Distances do not change with the origin, the cancellation in |x|^2 + |y|^2 - 2 x.y does: least around the mean.
-    x_ND = x_ND - x_ND.mean(0)[None]
-    squares_N = (x_ND * x_ND).sum(-1)
-
+@partial(jax.jit, static_argnames=("k", "rows"))
+def _kth_by_difference(x_ND, k, rows):
     def block(index_B):
-        if by_product:
-            product_BN = jnp.matmul(x_ND[index_B], x_ND.T, precision="highest")
-            squared_BN = squares_N[index_B][:, None] + squares_N[None] - 2 * product_BN
-        else:
-            squared_BN = sum((x_ND[index_B, i][:, None] - x_ND[:, i][None]) ** 2 for i in range(x_ND.shape[1]))
+        squared_BN = sum((x_ND[index_B, i][:, None] - x_ND[:, i][None]) ** 2 for i in range(x_ND.shape[1]))
         squared_BN = squared_BN.at[jnp.arange(rows), index_B].set(jnp.inf)
-        nearest_BK = jax.lax.top_k(-squared_BN.astype(jnp.float32), k)[0]
-        return jnp.sqrt(jnp.maximum(-nearest_BK[:, -1], 0))
+        return jnp.sqrt(-_top(-squared_BN, k)[0][:, -1])
 
     return _over_blocks(block, x_ND.shape[0], rows)
 
 
-def _kth_distance_on_host(x_ND, k):
+def _kth_by_candidates(x_ND, k):
+    n = len(x_ND)
+    # Distances do not change with the origin, the cancellation in |x|^2 + |y|^2 - 2 x.y does: least around the mean.
     x_ND = x_ND - x_ND.mean(0)
-    squares, rows, kth = np.einsum("nd,nd->n", x_ND, x_ND), _rows(x_ND), []
-    for begin in range(0, len(x_ND), rows):
-        block = x_ND[begin : begin + rows]
-        squared = (squares[begin : begin + rows, None] + squares[None] - 2 * (block @ x_ND.T)).astype(np.float32)
-        squared[np.arange(len(block)), np.arange(begin, begin + len(block))] = np.inf
+    first, last = max(0, k - 1 - _MARGIN), min(n - 1, k + _MARGIN)
+    candidates_NW = np.asarray(_ranked_neighbours(jnp.asarray(x_ND, jnp.float32), first, last, _rows(x_ND)))
+    distance = np.empty(n)
+    for begin in range(0, n, 512):
+        rows = slice(begin, begin + 512)
+        away = x_ND[rows, None] - x_ND[candidates_NW[rows]]
+        distance[rows] = np.sqrt(np.sort(np.einsum("nwd,nwd->nw", away, away), 1)[:, k - 1 - first])
+    squares = np.einsum("nd,nd->n", x_ND, x_ND)
+    close = np.flatnonzero(distance**2 < _RANKABLE * (squares + squares.mean()))
+    distance[close] = _kth_on_host(x_ND, k, close)
+    return distance
+
+
+@partial(jax.jit, static_argnames=("first", "last", "rows"))
+def _ranked_neighbours(x_ND, first, last, rows):
+    """Indices of the others of rank first to last - 1 (0: the nearest) of each point: [N, last - first]."""
+    squares_N = (x_ND * x_ND).sum(-1)
+
+    def block(index_B):
+        near_BN = 2 * jnp.matmul(x_ND[index_B], x_ND.T, precision="highest") - squares_N[None]
+        near_BN = near_BN.at[jnp.arange(rows), index_B].set(-jnp.inf)
+        return _top(near_BN, last)[1][:, first:]
+
+    return _over_blocks(block, x_ND.shape[0], rows)
+
+
+def _kth_on_host(x_ND, k, index):
+    """Distance of the points `index` to their k-th nearest other, by products in float64; `x_ND` should be centred."""
+    squares, rows, kth = np.einsum("nd,nd->n", x_ND, x_ND), _rows(x_ND), [np.zeros(0)]
+    for begin in range(0, len(index), rows):
+        at = index[begin : begin + rows]
+        squared = squares[at, None] + squares[None] - 2 * (x_ND[at] @ x_ND.T)
+        squared[np.arange(len(at)), at] = np.inf
         kth.append(np.sqrt(np.maximum(np.partition(squared, k - 1, 1)[:, k - 1], 0)))
-    return np.concatenate(kth).astype(np.float64)
+    return np.concatenate(kth)
 
 
 def kl_entropy(points, k: int = 50, constant: str = "package"):

@@ -50,16 +50,26 @@ def test_knn_cosine_diversity_is_scikit_learns(points):
 def test_neighbour_distances_are_scikit_learns(points, k, d):
     x = points[..., :d].astype(np.float64)
     want = [NearestNeighbors(n_neighbors=k + 1).fit(chain).kneighbors(chain)[0][:, k] for chain in x]
-    np.testing.assert_allclose(sm.kth_neighbour_distances(x, k), want, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(sm.kth_neighbour_distances(x, k), want, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("by_product", [True, False])
-def test_blocks_on_an_accelerator_give_the_distances_of_the_tree(points, by_product):
+def test_blocks_of_differences_give_the_distances_of_the_tree(points):
     # What a GPU runs in few dimensions, run here; 37 rows a block leave a last block that overlaps.
     x = points[0, :, :2].astype(np.float64) + 100
     with jax.enable_x64(True):
-        got = sm._kth_distance(jnp.asarray(x), 5, 37, by_product)
-    np.testing.assert_allclose(got, sm.kth_neighbour_distances(x, 5), rtol=1e-6)
+        got = sm._kth_by_difference(jnp.asarray(x), 5, 37)
+    np.testing.assert_allclose(got, sm.kth_neighbour_distances(x, 5), rtol=1e-12)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 1e-6, 1e-3, 0.1])
+def test_near_duplicates_are_ranked_exactly(jitter):
+    """120 texts that say almost the same, far from the mean: float32 products cannot rank them."""
+    draw = np.random.default_rng(5)
+    x = np.concatenate([draw.standard_normal((80, 30)) * 5, 20 + jitter * draw.standard_normal((120, 30))])
+    r = np.sort(np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1)), 1)
+    for k in (1, 30, 100):
+        # Products in float64 leave an absolute error of about 1e-16 |x|^2 in the squared distance.
+        np.testing.assert_allclose(sm.kth_neighbour_distances(x, k), r[:, k], rtol=1e-6, atol=3e-6)
 
 
 def test_blocks_change_nothing(points, monkeypatch):
