@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import betaln, digamma, polygamma
+from jax.scipy.special import gammaln
 
 from jaxloop.kernels.likelihood import weighted_mean_loss
 from jaxloop.recursion import workflow as workflows
@@ -38,7 +38,8 @@ class Constraint(NamedTuple):
 
     c_i = u_i dL/dtheta_i is the bias projection per coordinate, u the direction of theta - unbiased at the start of a generation. At the
     minimum of L every c_i is 0, so a converged fit with lam = 0 is the unconstrained one: the loss only acts on training that stops early,
-    which is why it comes as `steps` of gradient descent at rate `rate` from the last fit. For lam > 0 it has no lower bound.
+    which is why it comes as `steps` of gradient descent at rate `rate` from the model that the workflow's `start` names ("previous": the
+    last fit). For lam > 0 it has no lower bound.
     """
 
     lam: float = 0.0
@@ -110,12 +111,12 @@ def simulate(
 ):
     """Fits of R chains, [R, T+1, 2] (alpha, beta); index 0 is generation 0. float64.
 
-    workflow: what a generation trains on (default: `replace(n)`, the paper); report: also return converged [R, T+1] (bool) and the Newton
+    workflow: what a generation trains on (default: `replace(n)`, the paper, from the last fit where there is a constraint); report: also return converged [R, T+1] (bool) and the Newton
     steps [R, T+1]. Raises ValueError for n < 2, parameters that are not positive, and a workflow of another size.
     """
     _check(real, pretrained, generations, weighting, exponent)
     _check_n(n)
-    rule = workflows.replace(n) if workflow is None else workflow
+    rule = workflows.replace(n, start="base" if constraint is None else "previous") if workflow is None else workflow
     if rule.initial != n:
         raise ValueError(f"workflow: generation 0 has {rule.initial} items, must have n={n}")
     made = beta_family(tuple(map(float, real)), tuple(map(float, pretrained)), n, weighting, float(exponent), constraint)
@@ -140,15 +141,15 @@ def beta_family(real, pretrained, n, weighting="model", exponent=1.0, constraint
         log_w = exponent * ((model[0] - 1) * log_x + (model[1] - 1) * log_rest)
         return jnp.exp(log_w - log_w.max())
 
-    def fit(key, items, weights):
-        # A constrained fit starts from the model before it: `weigh` cannot pass it on, so it is refitted without weights.
-        return fit_logits(items, weights) if constraint is None else _constrained(items, weights, constraint)
+    def fit(key, items, weights, start=None):
+        return fit_logits(items, weights) if start is None else descend(start.theta, _statistics(items, weights), constraint)
 
     def measure(params, items):
         return {"theta": params.theta, "steps": params.steps, "converged": params.converged}
 
     weighted = None if weighting == "none" else weigh
-    return families.Family(draw(real), fit, lambda key, params, count: draw_logits(key, params.theta, count), measure, base, weighted)
+    sample = lambda key, params, count: draw_logits(key, params.theta, count)
+    return families.Family(draw(real), fit, sample, measure, base, weighted, continues=constraint is not None)
 
 
 def fit(x, weights=None) -> Fit:
@@ -175,9 +176,13 @@ def fit(x, weights=None) -> Fit:
 
 def fit_logits(items, weights=None) -> Fit:
     """As `fit`, pure jnp, from logits [n]: the sufficient statistics are weighted means of log x and log(1 - x)."""
-    log_x, log_rest = _logs(items)
-    stats = -jnp.stack([weighted_mean_loss(-log_x, weights), weighted_mean_loss(-log_rest, weights)])
-    return newton(stats)
+    return newton(_statistics(items, weights))
+
+
+def _statistics(items, weights):
+    # The kernel asks for at least float32 with a promotion that strict mode refuses for float64.
+    with jax.numpy_dtype_promotion("standard"):
+        return -jnp.stack([weighted_mean_loss(-x, weights) for x in _logs(items)])
 
 
 def newton(stats, *, most: int = 50) -> Fit:
@@ -192,8 +197,7 @@ def newton(stats, *, most: int = 50) -> Fit:
 
     def step(state):
         theta = state.theta
-        g = digamma(theta) - digamma(theta.sum()) - stats
-        move = _solve(_information(theta), g)
+        move = _solve(_information(theta), population_statistics(theta) - stats)
         new = jnp.maximum(theta - move, theta / 10)
         return Fit(new, state.steps + 1, (jnp.abs(new - theta) <= 1e-9 * theta).all())
 
@@ -202,7 +206,7 @@ def newton(stats, *, most: int = 50) -> Fit:
 
 def loss(theta, stats):
     """Mean negative log-likelihood of Beta(theta) where the (weighted) means of log x and log(1 - x) are stats [2]."""
-    return betaln(theta[0], theta[1]) - ((theta - 1) * stats).sum()
+    return _betaln(theta) - ((theta - 1) * stats).sum()
 
 
 def bias_projection(theta, stats, unbiased=(2.0, 2.0)):
@@ -217,7 +221,8 @@ def bias_projection(theta, stats, unbiased=(2.0, 2.0)):
 
 def population_statistics(theta):
     """E log x and E log(1 - x) [2] of Beta(theta): `stats` of an infinite sample."""
-    return digamma(theta) - digamma(theta.sum())
+    value = polygammas(jnp.append(theta, theta.sum()))[0]
+    return value[:2] - value[2]
 
 
 def constrained_loss(theta, stats, direction, lam, gam):
@@ -238,12 +243,6 @@ def descend(theta, stats, constraint: Constraint) -> Fit:
     return jax.lax.fori_loop(0, constraint.steps, step, Fit(theta, jnp.int32(0), jnp.asarray(False)))
 
 
-def _constrained(items, weights, constraint):
-    log_x, log_rest = _logs(items)
-    stats = -jnp.stack([weighted_mean_loss(-log_x, weights), weighted_mean_loss(-log_rest, weights)])
-    return descend(fit_logits(items).theta, stats, constraint)
-
-
 def _direction(theta, unbiased):
     away = theta - unbiased
     length = jnp.sqrt((away * away).sum())
@@ -257,8 +256,27 @@ def _logs(items):
 
 
 def _information(theta):
-    both = polygamma(1, theta.sum())
-    return jnp.diag(polygamma(1, theta)) - both
+    slope = polygammas(jnp.append(theta, theta.sum()))[1]
+    return jnp.diag(slope[:2]) - slope[2]
+
+
+def polygammas(x):
+    """Digamma and trigamma of x > 0, right to 1e-14: eight recurrence steps up, then the asymptotic series.
+
+    XLA's own take longer to compile than the rest of a Beta chain.
+    """
+    value, slope = jnp.zeros_like(x), jnp.zeros_like(x)
+    for _ in range(8):
+        value, slope, x = value - 1 / x, slope + 1 / (x * x), x + 1
+    r = 1 / (x * x)
+    value += jnp.log(x) - 0.5 / x - r * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r * (1 / 132 - r * 691 / 32760)))))
+    slope += 1 / x + 0.5 * r + r / x * (1 / 6 - r * (1 / 30 - r * (1 / 42 - r * (1 / 30 - r * (5 / 66 - r * 691 / 2730)))))
+    return value, slope
+
+
+def _betaln(theta):
+    # `jax.scipy.special.betaln` is only right to 1e-8 in float64.
+    return gammaln(theta).sum() - gammaln(theta.sum())
 
 
 def _solve(m, v):
@@ -271,7 +289,7 @@ def _sandwich(f, weight):
     g, h = f + weight, f + 2 * weight
     inverse = jnp.stack([_solve(_information(g), e) for e in jnp.eye(2)], 1)
     shift = population_statistics(h) - population_statistics(g)
-    scale = jnp.exp(betaln(*h) + betaln(*f) - 2 * betaln(*g))
+    scale = jnp.exp(_betaln(h) + _betaln(f) - 2 * _betaln(g))
     return scale * inverse @ (_information(h) + shift[:, None] * shift[None, :]) @ inverse
 
 

@@ -23,10 +23,11 @@ class Family(NamedTuple):
     """A model, as pure functions of arrays. Items are arrays [n, ...] of one dtype; params any pytree of fixed shapes.
 
     draw     (key, n) -> items of the real source
-    fit      (key, items, weights [n]) -> params; rows of weight 0 are padding
+    fit      (key, items, weights [n]) -> params; rows of weight 0 are padding. With `continues` it takes a fourth argument, the params it
+             starts from: the last fit where the workflow's `start` is "previous", else the base model
     sample   (key, params, n) -> items
     measure  (params, items) -> {name: array}; items are those the model wrote
-    base     (key) -> params of the model before generation 0, where `weigh` needs one
+    base     (key) -> params of the model before generation 0, where `weigh` or `continues` needs one
     weigh    (base, previous, items) -> weights [n], from the base model and the last fit (the base model at generation 0)
     outside  (key, n) -> items of the external source
     """
@@ -38,6 +39,7 @@ class Family(NamedTuple):
     base: Callable | None = None
     weigh: Callable | None = None
     outside: Callable | None = None
+    continues: bool = False
 
 
 def run(
@@ -114,19 +116,21 @@ def _chain(family: Family, workflow: Workflow, generations: int, key):
     whose = lambda phase, g: jax.vmap(partial(jax.random.fold_in, phase_key(key, g, phase)))(entities)
     human = jax.vmap(lambda k: family.draw(k, human_needed(workflow, generations + 1)))(whose("human", 0))
     read, first, remember = (_in_order if reads_only_the_last(workflow) else _from_store)(family, workflow, generations, key, human, entities)
-    base = None if family.base is None else jax.vmap(family.base)(whose("base", 0))
+    looks_back = family.continues or family.weigh is not None
+    base = jax.vmap(family.base)(whose("base", 0)) if looks_back else None
 
     def step(carry, g):
         memory, previous = carry
         items, weights = read(memory, g)
         if family.weigh is not None:
             weights = weights * jax.vmap(family.weigh)(base, previous, items).astype(weights.dtype)
-        params = jax.vmap(family.fit)(whose("fit", g), items, weights)
+        start = ((previous if workflow.start == "previous" else base),) if family.continues else ()
+        params = jax.vmap(family.fit)(whose("fit", g), items, weights, *start)
         written = jax.vmap(lambda k, p: family.sample(k, p, workflow.synthetic))(whose("sample", g), params)
         metrics = jax.vmap(family.measure)(params, written)
-        return (remember(memory, written, g), params if family.weigh is not None else None), metrics
+        return (remember(memory, written, g), params if looks_back else None), metrics
 
-    return jax.lax.scan(step, (first, base if family.weigh is not None else None), jnp.arange(generations + 1, dtype=jnp.int32))[1]
+    return jax.lax.scan(step, (first, base), jnp.arange(generations + 1, dtype=jnp.int32))[1]
 
 
 def reads_only_the_last(workflow: Workflow) -> bool:
