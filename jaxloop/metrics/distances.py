@@ -38,19 +38,27 @@ def _pairs(points, reference, least: int = 1) -> tuple[list[tuple[np.ndarray, np
 def frechet_distance(points, reference):
     """Squared 2-Wasserstein distance of the Gaussians with the two sets' means and covariances, >= 0 (Dowson and Landau 1982; FID).
 
-    |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), covariances with n - 1. The last trace is the nuclear norm of R_x R_y^T with
-    S = R^T R from a QR decomposition, so no matrix square root is taken. ValueError for fewer than two points in a set.
+    |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), covariances with n - 1. The last trace is the nuclear norm of R_x R_y^T for any
+    roots S = R^T R, so no square root of the product is taken. ValueError for fewer than two points in a set.
     """
     pairs, single = _pairs(points, reference, least=2)
-    values = []
+    values, known = [], {}
     for x, y in pairs:
-        roots, total = [], ((x.mean(0) - y.mean(0)) ** 2).sum()
-        for z in (x, y):
-            centred = (z - z.mean(0)) / np.sqrt(len(z) - 1)
-            total += (centred**2).sum()
-            roots.append(np.linalg.qr(centred, mode="r") if len(z) > z.shape[1] else centred)
-        values.append(total - 2 * np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
+        if id(y) not in known:
+            known = {id(y): _root(y)}
+        a, b = _root(x), known[id(y)]
+        total = ((x.mean(0) - y.mean(0)) ** 2).sum() + (a**2).sum() + (b**2).sum()
+        values.append(total - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum())
     return fold(np.maximum(values, 0.0), single)
+
+
+def _root(x: np.ndarray) -> np.ndarray:
+    """R with R^T R the covariance (n - 1) of the points: the smaller of [n, d] and [d, d]."""
+    centred = (x - x.mean(0)) / np.sqrt(len(x) - 1)
+    if len(x) <= x.shape[1]:
+        return centred
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    return np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
 
 
 def mmd2(points, reference, kernel: str = "gaussian", bandwidth: float | None = None, unbiased: bool = True):
