@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln
 
-from jaxloop.kernels.likelihood import weighted_mean_loss
 from jaxloop.recursion import workflow as workflows
 from jaxloop.simulators import family as families
 from jaxloop.simulators.beta_draws import draw_logits
@@ -149,7 +148,7 @@ def beta_family(real, pretrained, n, weighting="model", exponent=1.0, constraint
 
     weighted = None if weighting == "none" else weigh
     sample = lambda key, params, count: draw_logits(key, params.theta, count)
-    return families.Family(draw(real), fit, sample, measure, base, weighted, continues=constraint is not None)
+    return families.Family(draw(real), fit, sample, measure, base, weighted, continues=constraint is not None, least=2)
 
 
 def fit(x, weights=None) -> Fit:
@@ -180,9 +179,7 @@ def fit_logits(items, weights=None) -> Fit:
 
 
 def _statistics(items, weights):
-    # The kernel asks for at least float32 with a promotion that strict mode refuses for float64.
-    with jax.numpy_dtype_promotion("standard"):
-        return -jnp.stack([weighted_mean_loss(-x, weights) for x in _logs(items)])
+    return jnp.stack([families.weighted_mean(x, weights) for x in _logs(items)])
 
 
 def newton(stats, *, most: int = 50) -> Fit:

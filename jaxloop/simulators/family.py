@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop.kernels.categorical import inverse_cdf
 from jaxloop.kernels.keys import chain_key, phase_key
+from jaxloop.kernels.likelihood import weighted_mean_loss
 from jaxloop.kernels.map_chains import map_chains, whole
-from jaxloop.recursion.workflow import SYNTHETIC, Plan, Workflow, external_needed, gather, human_needed, plan, plan_rows
+from jaxloop.recursion.workflow import SYNTHETIC, Plan, Workflow, external_needed, gather, human_needed, plan, plan_rows, train_size
 
 
 class Family(NamedTuple):
@@ -30,6 +32,7 @@ class Family(NamedTuple):
     base     (key) -> params of the model before generation 0, where `weigh` or `continues` needs one
     weigh    (base, previous, items) -> weights [n], from the base model and the last fit (the base model at generation 0)
     outside  (key, n) -> items of the external source
+    least    fewest items that can be fitted
     """
 
     draw: Callable
@@ -40,6 +43,7 @@ class Family(NamedTuple):
     weigh: Callable | None = None
     outside: Callable | None = None
     continues: bool = False
+    least: int = 1
 
 
 def run(
@@ -62,7 +66,8 @@ def run(
       fold_in(seed, r), however many there are. micro_batch: chains that run together; mesh: devices that share them (`map_chains`).
     x64: 64-bit arithmetic, inside this call only.
 
-    Raises ValueError for generations below 1, replicates below 1, and a workflow with external items for a family without any.
+    Raises ValueError for generations below 1, replicates below 1, fewer items than the family can be fitted to, and a workflow with
+    external items for a family that has no source of them.
     """
     if isinstance(generations, bool) or not isinstance(generations, (int, np.integer)) or generations < 1:
         raise ValueError(f"generations={generations!r}: must be an integer of at least 1")
@@ -112,6 +117,7 @@ def _run_settings(make, workflow, generations, micro_batch, mesh, chains):
 
 
 def _chain(family: Family, workflow: Workflow, generations: int, key):
+    _check_sizes(family, workflow, generations)
     entities = jnp.arange(workflow.entities, dtype=jnp.int32)
     whose = lambda phase, g: jax.vmap(partial(jax.random.fold_in, phase_key(key, g, phase)))(entities)
     human = jax.vmap(lambda k: family.draw(k, human_needed(workflow, generations + 1)))(whose("human", 0))
@@ -131,6 +137,15 @@ def _chain(family: Family, workflow: Workflow, generations: int, key):
         return (remember(memory, written, g), params if looks_back else None), metrics
 
     return jax.lax.scan(step, (first, base), jnp.arange(generations + 1, dtype=jnp.int32))[1]
+
+
+def _check_sizes(family, workflow, generations):
+    if workflow.external and family.outside is None:
+        raise ValueError(f"workflow={workflow.name}: has external items, which this family has no source of")
+    sizes = {g: train_size(workflow, g) for g in range(generations + 1)}
+    fewest = min(sizes, key=sizes.get)
+    if sizes[fewest] < family.least:
+        raise ValueError(f"workflow={workflow.name}: generation {fewest} trains on N={sizes[fewest]} items, this family needs at least {family.least}")
 
 
 def reads_only_the_last(workflow: Workflow) -> bool:
@@ -161,8 +176,6 @@ def _in_order(family, workflow, generations, key, human, entities):
 
 def _from_store(family, workflow, generations, key, human, entities):
     """Items gathered by plan from the human stream and from a ring of the newest generations that a plan can still ask for."""
-    if workflow.external and family.outside is None:
-        raise ValueError(f"workflow={workflow.name}: has external items, which this family has no source of")
     outside = public = None
     streams = lambda draw, phase, n: jax.vmap(lambda k: draw(jax.random.fold_in(phase_key(key, 0, phase), k), n))(entities)
     if workflow.external:
@@ -183,6 +196,19 @@ def _from_store(family, workflow, generations, key, human, entities):
         return jax.lax.dynamic_update_index_in_dim(store, written.astype(store.dtype), g % kept, 0)
 
     return lambda store, g: jax.vmap(partial(read_one, store, g))(entities), store, remember
+
+
+def weighted_mean(values, weights=None):
+    """Weighted mean of values [n], by the kernel that weights the loss of language models."""
+    # The kernel asks for at least float32 with a promotion that strict mode refuses for float64.
+    with jax.numpy_dtype_promotion("standard"):
+        return weighted_mean_loss(values, weights)
+
+
+def choose(key, weights, count: int):
+    """`count` indices (int32) drawn with probability weights / sum(weights), by the sampler of the language models."""
+    u = jax.random.uniform(key, (count,), weights.dtype)
+    return jax.vmap(lambda one: inverse_cdf(weights[None], one[None])[0])(u).astype(jnp.int32)
 
 
 def rows(workflow: Workflow, generations: int) -> int:
