@@ -212,6 +212,11 @@ def test_every_config_builds(path):
     config.build(load(raw["study"]).Settings, raw)
 
 
+def test_configs_readme_names_every_config():
+    text = (ROOT / "configs" / "README.md").read_text()
+    assert [p.name for p in sorted((ROOT / "configs").glob("*.py")) if f"| `{p.name}` |" not in text] == []
+
+
 def test_configs_readme_holds_the_reference_of_all_fields():
     """After a change: python -m jaxloop.main --config=configs/quickstart.py --fields, pasted into configs/README.md."""
     assert config.reference(Settings) in (ROOT / "configs" / "README.md").read_text()

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import pathlib
 import re
 import shutil
 
@@ -234,6 +235,13 @@ def test_every_workflow_and_factor_becomes_chains(place, assignments, count, exp
     assert len(prepared.chains) == count == len({c.id for c in prepared.chains})
     for name, value in expected.items():
         assert getattr(prepared.chains[0].workflow, name) == value
+
+
+def test_the_bases_in_the_box_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in chain.Settings().models.pool:
+        assert (pathlib.Path(chain_setup.model_path(name)) / "model.safetensors").exists()
+    assert chain_setup.model_path("../other/model") == "../other/model"
 
 
 def test_several_datasets_are_several_lines(place, tmp_path):
