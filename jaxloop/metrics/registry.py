@@ -23,7 +23,7 @@ INPUTS = {
     "reference_texts": "texts to compare with: one list for all chains, or [c] lists",
     "contexts": "the context (document) that each text belongs to: [c] lists",
     "embeddings": "[c, n, d] array, [c] arrays, or a function from a list of strings to [n, d]",
-    "reference_embeddings": "[m, d] array of embeddings to compare with; if absent, reference_texts under `embeddings`, if a function",
+    "reference_embeddings": "[m, d] array to compare with, or [c] arrays; if absent, reference_texts under `embeddings`, if a function",
     "projection": "the evaluation UMAP (metrics/umap.py): a function from embeddings [n, d] to points [n, 2]",
     "entity_embeddings": "embeddings of what the entities of each chain wrote: [c] arrays [entities, prompts, d]",
     "losses": "held-out texts under the generating model: [c] objects with nats [n] and tokens [n]",
@@ -77,6 +77,9 @@ def _by_chain(function: Callable, least: Callable[[dict], int] = lambda options:
         defaults = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
         need = least(defaults | options)
         points = [np.asarray(chain) for chain in points]
+        if any(isinstance(other, list) for other in others):  # a reference for each chain, of any size
+            each = [[other[c] if isinstance(other, list) else other for other in others] for c in range(len(points))]
+            return np.concatenate([np.zeros(0), *(evaluate([chain], *own, **options) for chain, own in zip(points, each, strict=True))])
         if len({chain.shape for chain in points}) == 1 and len(points[0]) >= need:
             return np.asarray(function(np.stack(points), *others, **options))
         return np.array([function(chain, *others, **options) if len(chain) >= need else otherwise for chain in points], np.float64)
@@ -219,7 +222,7 @@ def _inputs(names, metrics, inputs: dict[str, Any]) -> dict[str, Any]:
     wanted = [need for metric, _ in metrics for need in metric.needs]
     if "reference_embeddings" in wanted and inputs.get("reference_embeddings") is None and callable(inputs["embeddings"]):
         if inputs.get("reference_texts") is not None:
-            inputs["reference_embeddings"] = inputs["embeddings"](Corpus.of(inputs["reference_texts"]).texts)
+            inputs["reference_embeddings"] = _embed_references(inputs["embeddings"], inputs["reference_texts"])
     for name, (metric, _) in zip(names, metrics, strict=True):
         missing = [n for n in metric.needs if n != "projection" and inputs.get(n) is None]
         missing += [n for n in ("projection", "embeddings") if "projection" in metric.needs and inputs.get(n) is None]
@@ -246,12 +249,23 @@ def _inputs(names, metrics, inputs: dict[str, Any]) -> dict[str, Any]:
         if "projection" in wanted:
             # One chain at a time: where a point lands depends on the set that it is projected with.
             given["projection"] = [np.asarray(inputs["projection"](chain)) if len(chain) else np.zeros((0, 2)) for chain in points]
+    if isinstance(given.get("reference_embeddings"), list | tuple):
+        given["reference_embeddings"] = [np.asarray(chain) for chain in given["reference_embeddings"]]
     lengths = _chain_counts(given)
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the inputs have different numbers of chains: {', '.join(f'{k} {v}' for k, v in lengths.items())}.")
     return given
 
 
+def _embed_references(embed: Callable, references) -> np.ndarray | list[np.ndarray]:
+    """Embeddings of one list of texts, or of one list for each chain; lists that several chains share are embedded once."""
+    if Corpus.of(references).single:
+        return np.asarray(embed(list(references)))
+    known = {id(texts): texts for texts in references}
+    embedded = {key: np.asarray(embed(list(texts))) for key, texts in known.items()}
+    return [embedded[id(texts)] for texts in references]
+
 
 def _chain_counts(given: dict[str, Any]) -> dict[str, int]:
-    return {key: len(value.chains if isinstance(value, Corpus) else value) for key, value in given.items() if key in _CHAINED}
+    counted = {key: value for key, value in given.items() if key in _CHAINED or (key == "reference_embeddings" and isinstance(value, list))}
+    return {key: len(value.chains if isinstance(value, Corpus) else value) for key, value in counted.items()}

@@ -90,7 +90,7 @@ def _score(text: str) -> float:
     found = [i for i, word in enumerate(lower) if word in lexicon and word not in vader.boosters]
     if not found:
         return 0.0
-    valences: list[float] = [0.0] * len(words)
+    valences: dict[int, float] = {}
     for i in found:
         if lower[i] == "kind" and i + 1 < len(lower) and lower[i + 1] == "of":
             continue
@@ -104,9 +104,14 @@ def _score(text: str) -> float:
         else:
             window = SimpleNamespace(words_and_emoticons=words[begin : i + 3], is_cap_diff=sentences.is_cap_diff)
             valences[i] = analyser.sentiment_valence(0, window, words[i], i - begin, [])[0]
+    # Words of valence 0 change neither the sum nor what stands before and behind "but".
     if "but" in lower:
-        valences = analyser._but_check(words, valences)
-    return analyser.score_valence(valences, sentences.text)["compound"]
+        valences[lower.index("but")] = 0.0
+        kept = sorted(valences)
+        scores = analyser._but_check([words[i] for i in kept], [valences[i] for i in kept])
+    else:
+        scores = list(valences.values())
+    return analyser.score_valence(scores, sentences.text)["compound"]
 
 
 def _spell_emoji(text: str, names: dict[str, str]) -> str:

@@ -118,6 +118,24 @@ def test_texts_are_embedded_once_and_only_if_asked_for():
     assert metrics.needs(["kl_entropy", "length_kl"]) == {"projection", "embeddings", "texts", "reference_texts"}
 
 
+def test_every_chain_may_have_its_own_reference():
+    first, second = ["a cat and a dog", "two words", "rain"], ["trees", "it rained on them", "stone", "tar"]
+    names = ["frechet_distance", "sliced_wasserstein", "length_kl"]
+    calls = []
+
+    def counted(texts):
+        calls.append(len(texts))
+        return embed(texts)
+
+    found = metrics.evaluate(names, texts=TEXTS, embeddings=counted, reference_texts=[first, second, first])
+    assert calls == [3, 4, 9]
+    for chain, reference in enumerate((first, second, first)):
+        alone = metrics.evaluate(names, texts=[TEXTS[chain]], embeddings=embed, reference_texts=reference)
+        assert [found[name][chain] for name in names] == [alone[name][0] for name in names]
+    with pytest.raises(ValueError, match="different numbers of chains: reference_embeddings 2, embeddings 3"):
+        metrics.evaluate(["mmd2"], embeddings=[embed(chain) for chain in TEXTS], reference_embeddings=[embed(first), embed(second)])
+
+
 def test_embeddings_may_be_given_for_chains_of_unequal_size():
     ragged = [embed(TEXTS[0]), embed(TEXTS[1][:2])]
     found = metrics.evaluate(["cosine_diversity", "knn_cosine_diversity(k=2)"], embeddings=ragged)
