@@ -24,10 +24,8 @@ class Corpus:
             return texts
         if not isinstance(texts, str | bytes):
             texts = list(texts)
-            if texts and not any(isinstance(chain, str | bytes) or chain is None for chain in texts):
-                nested = [chain for chain in texts if hasattr(chain, "__iter__")]
-                if len(nested) == len(texts):
-                    return cls(tuple(tuple(check_texts(chain, f"texts[{index}]")) for index, chain in enumerate(texts)))
+            if texts and all(hasattr(chain, "__iter__") and not isinstance(chain, str | bytes) for chain in texts):
+                return cls(tuple(tuple(check_texts(chain, f"texts[{index}]")) for index, chain in enumerate(texts)))
         return cls((tuple(check_texts(texts)),), single=True)
 
     @cached_property
