@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxloop.kernels.map_chains import AXIS
 from jaxloop.lm import adapters, batching, decode
 from jaxloop.lm.adapters import Lora
+from jaxloop.lm.beam import beam_search
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.sampling import Sampler
 
@@ -291,14 +292,13 @@ def _prompts(model, params, pool, ids, call: list[_Device], shape, texts, settin
 
 
 def _beam(model, tasks, ids, settings, tokens, ended):
-    from jaxloop.lm.beam import beam_search
-
     for i, task in enumerate(tasks):
-        params, chain = (task.weights, None) if task.weights is not None and "embed" in task.weights else (model.params, task.weights)
-        stacked = None if chain is None else adapters.stack([chain])
+        own = task.weights is not None and "embed" in task.weights
+        params = jax.tree.map(lambda w: jnp.asarray(w).astype(settings.dtype), task.weights) if own else model.params
+        stacked = None if own or task.weights is None else adapters.stack([task.weights])
         made = beam_search(
-            model.spec, jax.tree.map(jnp.asarray, params), ids[i], adapters=stacked, lora=settings.lora, beams=settings.beams,
-            max_new_tokens=settings.max_new_tokens, eos=model.tokenizer.eos, pad=model.tokenizer.pad,
+            model.spec, params, ids[i], adapters=stacked, lora=settings.lora, beams=settings.beams, max_new_tokens=settings.max_new_tokens,
+            eos=model.tokenizer.eos, pad=model.tokenizer.pad, repetition_penalty=settings.repetition_penalty, rows=min(16, len(set(map(tuple, ids[i])))),
         )  # fmt: skip
         for row, out in enumerate(made):
             tokens[i][row] = np.asarray(out, np.int32)

@@ -90,11 +90,14 @@ def _revision(settings: "Settings", name: str) -> str | None:
 
 
 def load_model(settings: "Settings", name: str):
-    import jax.numpy as jnp
+    """A base model on every device that this process may use: chains are shared out over them."""
+    import jax
 
-    from jaxloop import lm
+    from jaxloop.lm import family
+    from jaxloop.runtime.devices import select_devices
 
-    return lm.load(model_path(name), revision=_revision(settings, name), dtype=jnp.dtype(settings.models.dtype))
+    mine = [d for d in select_devices(settings.run.platform, settings.run.devices) if d.process_index == jax.process_index()]
+    return family.load(model_path(name), revision=_revision(settings, name), dtype=settings.models.dtype, devices=mine)
 
 
 def _describe(settings: "Settings", name: str) -> tuple:

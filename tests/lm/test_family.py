@@ -23,7 +23,7 @@ SAMPLE = SampleSettings(lora=FIT.lora, max_new_tokens=24, slots=8, lane_slots=4,
 @pytest.fixture(scope="module")
 def model():
     tokenizer = bpe.train(TEXTS + PROMPTS, 320)
-    spec = Spec("llama", vocab=tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp=48, context=96)
+    spec = Spec("llama", vocab=tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp=48, context=96, init_scale=0.3)
     return Model(spec, init(jax.random.key(0), spec), tokenizer, "tiny")
 
 
@@ -192,11 +192,13 @@ def test_refusals(model):
 
 
 def test_four_devices_write_and_train_what_one_does(model, fitted):
-    """Same shapes per device: equal weights and equal texts, shared prompts and prompts of each row's own."""
+    """Same shapes per device: equal texts, with shared prompts and with prompts of each row's own. Weights agree to rounding: XLA compiles
+    the program for several devices separately and fuses it differently."""
     four = family.spread(model, jax.devices()[:4])
     tasks = [FitTask(jax.random.key(i), TEXTS, PROMPTS) for i in range(3)]
     for ours, theirs in zip(fitted, family.fit(four, tasks, FIT)):
-        assert same(ours.weights, theirs.weights)
+        for a, b in zip(jax.tree.leaves(ours.weights), jax.tree.leaves(theirs.weights)):
+            np.testing.assert_allclose(a, b, atol=2e-5)
     ragged = [f"The {w}" + " cat" * (i % 3) for i, w in enumerate("abcdefghijkl")]
     for prompts in (PROMPTS[:10], ragged):
         writes = [SampleTask(jax.random.key(50 + i), r.weights, prompts, np.arange(len(prompts))) for i, r in enumerate(fitted)]
