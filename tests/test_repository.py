@@ -16,7 +16,7 @@ def test_readme_opens_with_two_self_contained_commands():
     for command in (quickstart, test):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ")
     assert quickstart.endswith(".venv/bin/python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first")
-    assert test.endswith(".venv/bin/python -m pytest")
+    assert test.endswith(".venv/bin/python -m pytest -n 2 --dist loadfile")
 
 
 def test_every_direct_dependency_is_pinned_in_the_constraints():
