@@ -66,9 +66,9 @@ def test_time_grows_with_the_number_of_texts_and_not_with_its_square(human):
     def best(n):
         times = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             self_bleu(texts[:n])
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return min(times)
 
     best(1000)
