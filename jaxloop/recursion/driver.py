@@ -247,7 +247,7 @@ def _tables(root, count):
     read = lambda name: tables.concatenate([tables.read_parquet(place / name) for place in places])  # noqa: E731
     tables.write_parquet(root / "ledger.parquet", read("ledger.parquet"))
     tables.write_parquet(root / "losses.parquet", read("losses.parquet"))
-    write_atomic(root / "metrics.csv", tables.to_csv(read("metrics.parquet")))
+    write_atomic(root / "metrics.csv", tables.to_csv(read("metrics.parquet")), durable=False)
 
 
 def _size(root, generation):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 
 from jaxloop.runtime.environment import version
-from jaxloop.runtime.files import inside, sha256, sync_directory, write_atomic
+from jaxloop.runtime.files import inside, sha256, sync, write_atomic
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import delete
 
@@ -39,23 +39,30 @@ def unfinished(generation: int) -> str:
     return f"{DIRECTORY}/unfinished-generation={generation:04d}"
 
 
-def seal(root: Path, manifest: str, files: Iterable[str], about: Mapping | None = None, *, moved: Mapping[str, str] | None = None) -> None:
+def seal(
+    root: Path, manifest: str, files: Iterable[str], about: Mapping | None = None, *, moved: Mapping[str, str] | None = None, durable: bool = False
+) -> None:
     """Writes a manifest: size and SHA-256 of each file (paths relative to the run directory), and `about` (JSON values).
 
-    moved: {old prefix: new prefix} of paths that are to be renamed right after.
+    moved: {old prefix: new prefix} of paths that are to be renamed right after. durable: all of them survive a power cut, the manifest last.
     """
-    listed = {}
+    listed, directories = {}, set()
     for name in sorted(files):
         path = inside(root, name)
         for old, new in (moved or {}).items():
             name = new + name[len(old) :] if name.startswith(old + "/") else name
         listed[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        if durable:
+            sync(path)
+            directories.add(path.parent)
+    for directory in sorted(directories):
+        sync(directory)
     inside(root, manifest).parent.mkdir(parents=True, exist_ok=True)
-    _write_manifest(root, manifest, {"format": 1, "about": dict(about or {}), "files": listed})
+    _write_manifest(root, manifest, {"format": 1, "about": dict(about or {}), "files": listed}, durable)
 
 
-def _write_manifest(root, manifest, content):
-    write_atomic(inside(root, manifest), _with_checksum(json.dumps(content, indent=1)).encode())
+def _write_manifest(root, manifest, content, durable=True):
+    write_atomic(inside(root, manifest), _with_checksum(json.dumps(content, indent=1)).encode(), durable=durable)
 
 
 def _with_checksum(body):
@@ -97,11 +104,10 @@ def read_manifest(root: Path, manifest: str) -> dict:
 def commit(root: Path, generation: int, files: Iterable[str], about: Mapping | None = None) -> None:
     """Makes a generation count: seals `files` (those in `unfinished(generation)` and those elsewhere in the run directory) and renames."""
     source, target = unfinished(generation), finished(generation)
-    seal(root, f"{source}/{MANIFEST}", files, about, moved={source: target})
-    sync_directory(inside(root, source))
+    seal(root, f"{source}/{MANIFEST}", files, about, moved={source: target}, durable=True)
     delete(root, target)
     os.rename(inside(root, source), inside(root, target))
-    sync_directory(inside(root, DIRECTORY))
+    sync(inside(root, DIRECTORY))
     _tidy(root, generation, read_manifest(root, f"{target}/{MANIFEST}")["files"])
 
 
@@ -157,7 +163,7 @@ def settle(root: Path, found: Found) -> None:
             aside = f"{DIRECTORY}/damaged-generation={generation:04d}"
             delete(root, aside)
             os.rename(inside(root, finished(generation)), inside(root, aside))
-        sync_directory(Path(root) / DIRECTORY)
+        sync(Path(root) / DIRECTORY)
     for path in sorted((Path(root) / DIRECTORY).glob("unfinished-generation=*")):
         if path.name != Path(unfinished(following)).name:
             LOGGER.info("removed %s, which is not the generation that comes next", path.name)

@@ -44,20 +44,23 @@ def select_devices(platform: str = "auto", count: int | None = None) -> list[jax
 
 
 def initialise_distributed(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, timeout: float = 300, force: bool = False
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, timeout: float = 300
 ) -> bool:
     """Joins the processes of a pod or cluster (jax.distributed) and says whether there is more than one.
 
-    coordinator ("host:port"), processes and process default to JAXLOOP_COORDINATOR, JAXLOOP_PROCESSES and JAXLOOP_PROCESS; where none is
-    given nothing is done, unless `force` asks JAX to find them in the environment of a TPU pod, SLURM or MPI. Call it before any other
-    use of JAX. Raises ValueError, naming the address, where the settings are incomplete or the coordinator does not answer within
-    `timeout` seconds; where other processes never arrive, the process says so and ends with exit code 2.
+    coordinator ("host:port"), processes and process default to JAXLOOP_COORDINATOR, JAXLOOP_PROCESSES and JAXLOOP_PROCESS. Where none is
+    given, JAX finds them by itself if the environment is that of several processes under SLURM, Open MPI or on a GKE TPU pod, or if the
+    coordinator is "auto" (other TPU pods); otherwise nothing is done. Call it before any other use of JAX.
+    Raises ValueError, naming the address, where the settings are incomplete or the coordinator does not answer within `timeout` seconds;
+    where other processes never arrive, the process says so and ends with exit code 2.
     """
     coordinator = coordinator or os.environ.get("JAXLOOP_COORDINATOR")
     processes = _integer("processes", processes, "JAXLOOP_PROCESSES")
     process = _integer("process", process, "JAXLOOP_PROCESS")
     given = [value is not None for value in (coordinator, processes, process)]
-    if not any(given) and not force:
+    if coordinator == "auto" or (not any(given) and _several()):
+        coordinator, processes, process, given = None, None, None, []
+    elif not any(given):
         return False
     if any(given) and not all(given):
         raise ValueError("coordinator, processes and process: give all three or none")
@@ -100,6 +103,12 @@ def _integer(field, value, variable):
         return None if value is None else int(value)
     except ValueError:
         raise ValueError(f"{field}={value!r}: must be an integer") from None
+
+
+def _several():
+    """Whether this process is one of several that a launcher started together."""
+    sizes = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+    return any(size.isdigit() and int(size) > 1 for size in sizes) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def _wait_for(host, port, timeout):

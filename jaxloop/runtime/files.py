@@ -58,8 +58,8 @@ def full_disk_named(path: Path, needed: int, what: str):
         raise DiskFull(errno.ENOSPC, message) from error
 
 
-def sync_directory(path: Path) -> None:
-    """Makes renames inside a directory survive a power cut."""
+def sync(path: Path) -> None:
+    """Makes the content of a file, or the names in a directory, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -67,9 +67,10 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Writes a file so that a reader, or a run killed at any moment, sees the old bytes or the new ones, never a part.
 
+    durable: true also if the machine loses power; without it (for what can be made again) nothing waits for the disk.
     Raises DiskFull where it does not fit; the old file is then still there."""
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
@@ -77,13 +78,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         try:
             with open(temporary, "wb") as stream:
                 stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    sync_directory(path.parent)
+    if durable:
+        sync(path.parent)
 
 
 def sha256(path: Path) -> str:

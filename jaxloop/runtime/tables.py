@@ -55,9 +55,9 @@ def _array(values):
     return pa.array(values)
 
 
-def write_parquet(path: Path, columns: Mapping[str, Sequence], metadata: Mapping[str, str] | None = None) -> None:
-    """`to_parquet`, written atomically."""
-    write_atomic(path, to_parquet(columns, metadata))
+def write_parquet(path: Path, columns: Mapping[str, Sequence], metadata: Mapping[str, str] | None = None, *, durable: bool = False) -> None:
+    """`to_parquet`, written atomically (durable: see `write_atomic`)."""
+    write_atomic(path, to_parquet(columns, metadata), durable=durable)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> dict[str, list | np.ndarray]:

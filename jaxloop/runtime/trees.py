@@ -1,7 +1,6 @@
 """Weights on disk: nested dicts, lists and tuples of arrays, as safetensors, or through orbax where they are sharded over devices."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from jaxloop.runtime.files import full_disk_named, remove, require_space, sync_directory, write_atomic
+from jaxloop.runtime.files import full_disk_named, remove, require_space, write_atomic
 
 # NumPy has no name for these; safetensors' NumPy reader refuses them, so their bits travel as unsigned integers.
 _CARRIED = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}
@@ -20,8 +19,8 @@ _CARRIED = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "f
 def save_tree(root: Path, stem: str, tree) -> list[str]:
     """Writes a tree of weights to `root/stem.safetensors`, or to the directory `root/stem.orbax` where a leaf lies on several devices.
 
-    Returns the files written, relative to `root`. Raises TypeError for a node that is not a dict with string keys, a list, a tuple, None,
-    a number or an array, DiskFull where it does not fit.
+    Returns the files written, relative to `root`; whoever lists them in a manifest syncs them. Raises TypeError for a node that is not a
+    dict with string keys, a list, a tuple, None, a number or an array, DiskFull where it does not fit.
     """
     leaves: dict = {}
     skeleton = _encode(tree, "", leaves)
@@ -35,7 +34,7 @@ def save_tree(root: Path, stem: str, tree) -> list[str]:
         arrays[name] = array.view(np.dtype(f"uint{8 * array.dtype.itemsize}")) if array.dtype.name in _CARRIED else array
     # One entry only: safetensors writes several in an order that changes from file to file, and equal weights must give equal bytes.
     data = save(arrays, {"jaxloop": json.dumps({"tree": skeleton, "dtypes": kinds})})
-    write_atomic(Path(root, f"{stem}.safetensors"), data)
+    write_atomic(Path(root, f"{stem}.safetensors"), data, durable=False)
     return [f"{stem}.safetensors"]
 
 
@@ -104,16 +103,10 @@ def _save_orbax(root, stem, skeleton, leaves):
         if jax.process_index() == 0:
             remove(root, f"{stem}.orbax")
             target.mkdir()
-            write_atomic(target / "tree.json", json.dumps({"tree": skeleton, "names": list(leaves)}).encode())
+            write_atomic(target / "tree.json", json.dumps({"tree": skeleton, "names": list(leaves)}).encode(), durable=False)
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(target / "state", numbered)
-    files = sorted(p for p in target.rglob("*") if p.is_file())
-    for path in files:
-        with open(path, "rb+") as stream:
-            os.fsync(stream.fileno())
-    for directory in {p.parent for p in files}:
-        sync_directory(directory)
-    return [str(p.relative_to(Path(root).absolute())) for p in files]
+    return [str(p.relative_to(Path(root).absolute())) for p in sorted(target.rglob("*")) if p.is_file()]
 
 
 def _load_orbax(root, stem):

@@ -23,10 +23,20 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "recursion")]
 import study  # noqa: E402
 import unigram as u  # noqa: E402
 
-from jaxloop.recursion import driver, generation  # noqa: E402
+from jaxloop.recursion import driver  # noqa: E402
 from jaxloop.recursion.sources import Dataset  # noqa: E402
 from jaxloop.runtime import checkpoint, files, tables, trees, workdir  # noqa: E402
+from jaxloop.runtime.log import LOGGER  # noqa: E402
 from jaxloop.runtime.workdir import open_workdir  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hasty():
+    """A killed process loses nothing that it wrote, only a power cut does: no test but the one that looks at it waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
 
 FREE = (workdir.LOG, workdir.LOCK, workdir.HOLDER)
 
@@ -101,6 +111,31 @@ def test_cut_at_any_change_of_the_disk_the_same_command_gives_the_same_files(tmp
         shutil.rmtree(path)
 
 
+def test_everything_a_manifest_lists_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    synced, renames = set(), []
+
+    def fsync(handle):
+        synced.add(os.readlink(f"/proc/self/fd/{handle}"))
+
+    def rename(source, target, original=os.rename):
+        renames.append((str(source), set(synced)))
+        original(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    path = tmp_path / "run"
+    study.run(path, generations=2)
+    assert len(renames) == 2
+    for number, (source, before) in enumerate(renames):
+        listed = checkpoint.read_manifest(path, f"{checkpoint.finished(number)}/manifest.json")["files"]
+        assert len(listed) == 4 + 4 + 3
+        for name in listed:
+            made = path / name.replace(checkpoint.finished(number), checkpoint.unfinished(number))
+            assert str(made) in before and str(made.parent) in before
+        assert f"{source}/.tmp-manifest.json" in before and source in before
+        assert str(path / "checkpoints") in synced
+
+
 def test_cut_again_and_again_it_still_arrives(tmp_path, whole):
     path, moments = tmp_path / "run", random.Random(1)
     cuts = 0
@@ -113,7 +148,7 @@ def test_cut_again_and_again_it_still_arrives(tmp_path, whole):
 @pytest.mark.parametrize("die_at", [9, 40, 77])
 def test_sigkill_at_a_change_of_the_disk(tmp_path, whole, die_at):
     process = start(tmp_path / "run", 4, 0, die_at)
-    process.communicate(timeout=120)
+    process.communicate(timeout=240)
     assert process.returncode == -signal.SIGKILL
     assert contents(tmp_path / "run") != whole[1]
     study.run(tmp_path / "run")
@@ -132,7 +167,7 @@ def test_sigkill_at_random_moments_three_times(tmp_path, whole):
     assert contents(path) == whole[1]
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=280):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -150,7 +185,7 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, whole, number, code):
     wait_for(lambda: (path / "run.log").exists() and "generation 1 of 4: fit" in log(path), process)
     done_before = len(list((path / "checkpoints").rglob("*.json")))
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == code
     assert f"stopped by {signal.Signals(number).name}" in said and "Traceback" not in said
     command = said.split("to go on: ")[1].strip()
@@ -309,7 +344,7 @@ def test_a_disk_that_fills_up_says_what_is_needed_and_keeps_the_generation_befor
     small = min(p.stat().st_size for p in path.rglob("texts/*/*.parquet")) - 200
     code = f"import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, ({small}, {small}))"
     script = f"{code}\nimport sys; sys.path.insert(0, {str(HERE)!r}); import study; sys.exit(study.main({str(path)!r}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert done.returncode == 28, done.stderr
     assert "disk full: " in done.stderr and " needs " in done.stderr and " are free in " in done.stderr and "Traceback" not in done.stderr
     assert before.items() <= contents(path).items() and checkpoint.find(path).last == 1
@@ -337,7 +372,7 @@ STAGES = {
     "a table": (tables, "write_parquet"),
     "a manifest": (checkpoint, "seal"),
     "the rename": (os, "rename"),
-    "the directory": (checkpoint, "sync_directory"),
+    "the directory": (checkpoint, "sync"),
     "the tables of the run": (driver, "write_atomic"),
     "old weights": (checkpoint, "forget"),
 }
@@ -440,7 +475,7 @@ def test_the_second_process_names_the_holder_and_a_dead_one_is_replaced(tmp_path
     first = start(path, 4, 0.5)
     wait_for(lambda: (path / workdir.HOLDER).exists(), first)
     second = start(path)
-    _, said = second.communicate(timeout=60)
+    _, said = second.communicate(timeout=240)
     assert second.returncode == 2
     assert f"is in use by process {first.pid} on {socket.gethostname()} since" in said and len(said.strip().splitlines()) == 1
     first.kill()
@@ -532,7 +567,7 @@ def test_no_key_is_found_anywhere_in_a_run_directory(tmp_path, monkeypatch):
     config = {"judge": {"api_key": planted["OPENAI_API_KEY"], "url": f"https://user:{planted['HF_TOKEN']}@host"}}
 
     def leaky(model, number, outcomes):
-        generation.LOGGER.error("judge answered 401 for %s", planted["OPENAI_API_KEY"])
+        LOGGER.error("judge answered 401 for %s", planted["OPENAI_API_KEY"])
         return u.measure(model, number, outcomes)
 
     with open_workdir(tmp_path / "run", config, console=False) as w:
@@ -573,9 +608,36 @@ def test_a_pickle_in_place_of_weights_is_never_loaded(tmp_path, whole):
 
 def test_the_same_study_twice_gives_the_same_bytes(tmp_path, whole):
     process = start(tmp_path / "run")
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert contents(tmp_path / "run") == whole[1]
+
+
+def cluster(path, *arguments, count=2):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    variables = {"JAXLOOP_COORDINATOR": address, "JAXLOOP_PROCESSES": str(count)}
+    return [start(path, *arguments, env=os.environ | variables | {"JAXLOOP_PROCESS": str(i)}) for i in range(count)]
+
+
+def test_two_processes_of_a_cluster_share_the_chains_and_leave_the_same_files(tmp_path, whole):
+    path = tmp_path / "run"
+    said = [process.communicate(timeout=240)[1] for process in cluster(path)]
+    assert contents(path) == whole[1], said
+
+
+def test_a_cluster_that_was_killed_is_resumed_by_one_process(tmp_path, whole):
+    path = tmp_path / "run"
+    both = cluster(path, 4, 0.3)
+    wait_for(lambda: (path / "run.log").exists() and "generation 2 of 4: fit" in log(path), both[0])
+    for process in both:
+        process.kill()
+    for process in both:
+        process.communicate()
+    assert any(".0of2" in p.name for p in path.rglob("*.json")) and checkpoint.find(path).last == 1
+    study.run(path)
+    assert contents(path) == whole[1]
 
 
 def test_limits_are_put_back():

@@ -58,6 +58,26 @@ def test_alone_nothing_is_joined(monkeypatch):
         devices.initialise_distributed()
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [{"SLURM_STEP_NUM_TASKS": "2"}, {"OMPI_COMM_WORLD_SIZE": "8"}, {"TPU_WORKER_HOSTNAMES": "a,b"}, {"JAXLOOP_COORDINATOR": "auto"}],
+)
+def test_under_a_launcher_jax_finds_the_others_by_itself(monkeypatch, variables):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: asked.append(args))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    devices.initialise_distributed()
+    assert asked == [(None, None, None)]
+
+
+def test_one_task_of_a_launcher_is_alone(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", None)
+    for name, value in {"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "TPU_WORKER_HOSTNAMES": "a"}.items():
+        monkeypatch.setenv(name, value)
+    assert devices.initialise_distributed() is False
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -74,7 +94,7 @@ def test_a_coordinator_that_does_not_answer_is_named():
 def test_processes_that_never_arrive_end_the_first_with_one_sentence():
     address = f"127.0.0.1:{free_port()}"
     script = f"from jaxloop.runtime.devices import initialise_distributed as go; go({address!r}, 2, 0, timeout=2)"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert f"coordinator={address}: not all processes arrived within 2 s" in done.stderr and "Traceback" not in done.stderr
 
