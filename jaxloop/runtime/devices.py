@@ -18,7 +18,7 @@ _INSTALL = {"gpu": "install jaxloop[cuda] and check nvidia-smi", "tpu": "install
 
 
 def select_devices(platform: str = "auto", count: int | None = None) -> list[jax.Device]:
-    """Devices of a platform, all of them or the first `count`, of all processes.
+    """This process's devices of a platform, all of them or the first `count`. (The processes of a cluster share out the chains, not arrays.)
 
     "auto" is what JAX prefers; it warns where an accelerator is in the machine but JAX cannot use it.
     Raises ValueError where the platform is unknown or absent, or has fewer devices.
@@ -26,16 +26,16 @@ def select_devices(platform: str = "auto", count: int | None = None) -> list[jax
     if platform not in PLATFORMS:
         raise ValueError(f"platform={platform!r}: must be one of {', '.join(PLATFORMS)}")
     if platform == "auto":
-        devices = jax.devices()
+        devices = jax.local_devices()
         if devices[0].platform == "cpu" and Path("/proc/driver/nvidia/version").exists():
             LOGGER.warning("this machine has an NVIDIA driver but JAX found no GPU and uses the CPU; %s", _INSTALL["gpu"])
     else:
         try:
-            devices = jax.devices(platform)
+            devices = jax.local_devices(backend=platform)
         except RuntimeError as error:
             raise ValueError(f"platform={platform}: this machine has none that JAX can use; {_INSTALL[platform]}") from error
-        if devices[0].platform != jax.devices()[0].platform:
-            jax.config.update("jax_default_device", jax.local_devices(backend=platform)[0])
+        if devices[0].platform != jax.default_backend():
+            jax.config.update("jax_default_device", devices[0])
     if count is not None:
         if count < 1 or count > len(devices):
             raise ValueError(f"devices={count}: this run can use 1 to {len(devices)} {devices[0].platform} devices")
