@@ -63,10 +63,11 @@ def write(
     metrics = read_metrics(root)
     known = {name: value for name, value in (references or {}).items() if math.isfinite(value)}
     figures.write(scores.by_generation(metrics), root / "figures", known)
+    now = datetime.datetime.now().astimezone()
     page = report.render(
         metrics,
         title=title,
-        subtitle=f"{subtitle} · {datetime.datetime.now().astimezone():%-d %B %Y, %H:%M}",
+        subtitle=f"{subtitle} · {now.day} {now:%B %Y, %H:%M}",
         samples=side_by_side(root, metrics),
         failures=[report.Failure(chain, int(about["generation"]), str(about["reason"])) for chain, about in failed.items()],
         facts=[(name, redact(str(value))) for name, value in facts],
