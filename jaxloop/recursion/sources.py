@@ -84,7 +84,7 @@ def _stream_length(chain, entity, generations):
     return human_needed(chain.workflow, generations)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _stream(seed: int, available: int, needed: int, rank: int, sharing: int) -> np.ndarray:
     return human_rows(chain_key(seed), available, needed, entity=rank, entities=sharing).astype(np.int32)
 
