@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
+from safetensors.numpy import save_file
 
 from jaxloop.lm import attention, huggingface, transformer
-from jaxloop.lm.encoder_spec import POOLINGS, EncoderSpec, encoder_table, read_encoder_spec
+from jaxloop.lm.encoder_spec import POOLINGS, EncoderSpec, encoder_config, encoder_table, read_encoder_spec
 from jaxloop.lm.tokenize import clean
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # padded lengths: one program each
@@ -43,7 +44,6 @@ class Encoder(NamedTuple):
     limit: int
     readout: Readout = Readout()
     prefix: str = ""
-    lower: bool = False
     name: str = ""
 
 
@@ -71,7 +71,11 @@ def load_encoder(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float
     params["dense"] = [_read_dense(m, dtype) for m in modules if (m / "config.json").exists() and "in_features" in _json(m / "config.json")]
     declared = _json(folder / "sentence_bert_config.json")
     limit = _limit(folder, spec, max_length, declared.get("max_seq_length"))
-    return Encoder(spec, params, _tokenizer(folder, limit), limit, readout, prefix, bool(declared.get("do_lower_case")), str(path_or_hub_id))
+    tokenizer = _tokenizer(folder, limit)
+    if declared.get("do_lower_case"):
+        steps = [tokenizers.normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
+        tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
+    return Encoder(spec, params, tokenizer, limit, readout, prefix, str(path_or_hub_id))
 
 
 def load_classifier(path_or_hub_id, *, labels: Sequence[str] | None = None, revision: str | None = None, dtype=jnp.float32, max_length: int | None = None) -> Encoder:
@@ -84,6 +88,27 @@ def load_classifier(path_or_hub_id, *, labels: Sequence[str] | None = None, revi
     spec = read_encoder_spec(path, head=True, labels=labels)
     limit = _limit(path, spec, max_length, None)
     return Encoder(spec, _read(path, spec, dtype), _tokenizer(path, limit), limit, name=str(path_or_hub_id))
+
+
+def save_classifier(encoder: Encoder, path) -> None:
+    """Write an encoder with a classification head as a directory that `load_classifier`, and `transformers`, load."""
+    path, spec = Path(path), encoder.spec
+    work = path.with_name(path.name + ".tmp")
+    work.mkdir(parents=True, exist_ok=True)
+    params = {**encoder.params, "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *encoder.params["layers"])}
+    save_file(huggingface.to_tensors(params, encoder_table(spec), spec.core.layers), work / "model.safetensors", metadata={"format": "pt"})
+    (work / "config.json").write_text(json.dumps(encoder_config(spec), indent=2), encoding="utf8")
+    encoder.tokenizer.save(str(work / "tokenizer.json"))
+    special = {f"{name}_token": token for name, token in _special_tokens(encoder.tokenizer).items()}
+    settings = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=encoder.limit, **special)
+    (work / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf8")
+    huggingface.move_into(work, path)
+
+
+def _special_tokens(backend: tokenizers.Tokenizer) -> dict[str, str]:
+    usual = dict(pad=("[PAD]", "<pad>"), unk=("[UNK]", "<unk>"), cls=("[CLS]", "<s>"), sep=("[SEP]", "</s>"), mask=("[MASK]", "<mask>"), eos=("</s>", "<|endoftext|>"))
+    found = {name: next((t for t in tokens if backend.token_to_id(t) is not None), None) for name, tokens in usual.items()}
+    return {name: token for name, token in found.items() if token}
 
 
 # ---- reading directories ----------------------------------------------------------------------------------------------
@@ -270,10 +295,24 @@ def class_probabilities(spec: EncoderSpec, params: dict, tokens_RT, length_R):
 
 def token_ids(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text with its special tokens, cut at the encoder's limit; lone surrogates are read as U+FFFD."""
-    ready = [encoder.prefix + clean(text) for text in texts]
-    ready = [text.lower() for text in ready] if encoder.lower else ready
     # An encoder without special tokens has none for an empty text either; its first token then stands for "nothing".
-    return [e.ids or [0] for e in encoder.tokenizer.encode_batch_fast(ready)]
+    return [e.ids or [0] for e in encoder.tokenizer.encode_batch_fast([encoder.prefix + clean(text) for text in texts])]
+
+
+def sizes(limit: int) -> list[int]:
+    """The padded lengths of an encoder that reads `limit` tokens."""
+    return sorted({min(size, limit) for size in LENGTHS} | {limit})
+
+
+def fill(ids: Sequence[Sequence[int]], limit: int, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [R, T] and lengths [R] of texts, padded to the first of `sizes` that holds the longest, and with empty rows to `rows`."""
+    longest = max(map(len, ids))
+    time = next(size for size in sizes(limit) if size >= longest)
+    tokens, length = np.zeros((rows or len(ids), time), np.int32), np.zeros(rows or len(ids), np.int32)
+    for row, text in enumerate(ids):
+        tokens[row, : len(text)] = text
+    length[: len(ids)] = [len(text) for text in ids]
+    return tokens, length
 
 
 def over_batches(run: Callable, ids: Sequence[Sequence[int]], *, limit: int, batch: int) -> np.ndarray:
@@ -283,19 +322,15 @@ def over_batches(run: Callable, ids: Sequence[Sequence[int]], *, limit: int, bat
     text's own length, so that a row does not depend on the others.
     """
     lengths = np.array([len(i) for i in ids], np.int64)
-    sizes = sorted({min(size, limit) for size in LENGTHS} | {limit})
-    bucket = np.array(sizes)[np.searchsorted(sizes, lengths)]
+    padded = np.array(sizes(limit))
+    bucket = padded[np.searchsorted(padded, lengths)]
     order, pending = [], []
     for time in np.unique(bucket).tolist():
         members, rows = np.flatnonzero(bucket == time), max(1, batch // time)
         for at in range(0, len(members), rows):
             chosen = members[at : at + rows]
-            tokens, length = np.zeros((rows, time), np.int32), np.zeros(rows, np.int32)
-            for row, i in enumerate(chosen):
-                tokens[row, : lengths[i]] = ids[i]
-            length[: len(chosen)] = lengths[chosen]
             order.append(chosen)
-            pending.append(run(tokens, length)[: len(chosen)])
+            pending.append(run(*fill([ids[i] for i in chosen], limit, rows))[: len(chosen)])
     values = np.concatenate([np.asarray(part) for part in pending])
     out = np.empty_like(values)
     out[np.concatenate(order)] = values

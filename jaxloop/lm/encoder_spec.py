@@ -59,6 +59,7 @@ _MODULES = {
 _HEADS = {"bert": "pooler", "roberta": "dense", "mpnet": "dense", "distilbert": "relu"}
 _READ_AS = {"xlm-roberta": "roberta", "camembert": "roberta"}
 ARCHITECTURES = (*_MODULES, *_READ_AS)
+_DISTILBERT = dict(hidden_size="dim", num_attention_heads="n_heads", num_hidden_layers="n_layers", intermediate_size="hidden_dim", hidden_act="activation")
 
 
 def encoder_table(spec: EncoderSpec) -> tuple[Param, ...]:
@@ -120,6 +121,11 @@ def _norm(path, name, width) -> list[Param]:
     ]
 
 
+def head_kind(spec: EncoderSpec) -> str:
+    """The kind of classification head that the architecture's own code has (see `EncoderSpec.head`)."""
+    return _HEADS.get(spec.core.architecture, "last")
+
+
 def init_head(key: jax.Array, spec: EncoderSpec) -> dict:
     """A random classification head, as the architecture's own code initialises it: normal(0, init_scale), biases zero."""
     flat = {}
@@ -152,7 +158,7 @@ def read_encoder_spec(path: Path, *, head: bool = False, labels=None) -> Encoder
     if labels is not None and len(labels) != len(found):
         raise ValueError(f"labels: {len(labels)} names for the {len(found)} classes of {path}; one each is needed")
     found = found if labels is None else tuple(map(str, labels))
-    return replace(spec, head=_HEADS.get(kind, "last"), labels=found, multi_label=c.get("problem_type") == "multi_label_classification")
+    return replace(spec, head=head_kind(spec), labels=found, multi_label=c.get("problem_type") == "multi_label_classification")
 
 
 def _core(c: dict, kind: str, offset: int = 0, **names) -> Spec:
@@ -184,8 +190,7 @@ def _mpnet(c: dict) -> EncoderSpec:
 
 
 def _distilbert(c: dict) -> EncoderSpec:
-    names = dict(hidden_size="dim", num_attention_heads="n_heads", num_hidden_layers="n_layers", intermediate_size="hidden_dim", hidden_act="activation")
-    return EncoderSpec(_core(c, "distilbert", **names))
+    return EncoderSpec(_core(c, "distilbert", **_DISTILBERT))
 
 
 _BUILDERS = {"bert": _bert, "roberta": _roberta, "mpnet": _mpnet, "distilbert": _distilbert}
@@ -198,3 +203,27 @@ def _decoder(path: Path, c: dict) -> EncoderSpec:
         raise ValueError(f"model: {path} runs its own code {code!r}, which is not supported; models that transformers runs itself are")
     both = c.get("is_causal") is False or bool(code) and c.get("is_causal") is None
     return EncoderSpec(huggingface.read_spec(path), embed_norm=False, causal=not both)
+
+
+def encoder_config(spec: EncoderSpec) -> dict:
+    """The config.json of an encoder with its classification head, as `transformers` reads it."""
+    core = spec.core
+    extra = dict(id2label={str(i): name for i, name in enumerate(spec.labels)}, label2id={name: i for i, name in enumerate(spec.labels)})
+    extra |= dict(problem_type="multi_label_classification" if spec.multi_label else "single_label_classification")
+    classes = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet", "distilbert": "DistilBert"}
+    if core.architecture not in classes:
+        plain = huggingface.config(core)
+        name = plain["architectures"][0].replace("ForCausalLM", "ForSequenceClassification").replace("LMHeadModel", "ForSequenceClassification")
+        return plain | extra | dict(architectures=[name], is_causal=spec.causal)
+    shape = dict(
+        hidden_size=core.width, num_hidden_layers=core.layers, num_attention_heads=core.heads, intermediate_size=core.mlp, hidden_act=core.activation,
+        max_position_embeddings=core.context + core.position_offset, layer_norm_eps=core.norm_eps, initializer_range=core.init_scale,
+    )  # fmt: skip
+    if core.architecture == "distilbert":
+        shape = {_DISTILBERT.get(name, name): value for name, value in shape.items() if name != "layer_norm_eps"}
+    elif core.architecture == "mpnet":
+        shape |= dict(relative_attention_num_buckets=spec.relative_buckets)
+    else:
+        shape |= dict(type_vocab_size=spec.token_types)
+    pad = core.position_offset - 1 if core.position_offset else 0
+    return dict(model_type=core.architecture, architectures=[f"{classes[core.architecture]}ForSequenceClassification"], vocab_size=core.vocab, pad_token_id=pad, **shape, **extra)

@@ -214,19 +214,8 @@ def save(model: Model, path) -> None:
     path = Path(path)
     work = path.with_name(path.name + ".tmp")
     work.mkdir(parents=True, exist_ok=True)
-    spec, tensors = model.spec, {}
-    for p in table(spec):
-        leaf = model.params
-        for name in p.path:
-            leaf = leaf[name]
-        leaf = np.asarray(leaf)
-        for i in range(spec.layers if p.path[0] == "layers" else 1):
-            value, at = (leaf[i] if p.path[0] == "layers" else leaf), 0
-            for source in p.sources:
-                part = value[..., at : at + source.width]
-                tensors[source.name.format(i=i)] = np.ascontiguousarray(part.T if p.transposed and part.ndim == 2 else part)
-                at += source.width
-    save_file(tensors, work / "model.safetensors", metadata={"format": "pt"})
+    spec = model.spec
+    save_file(to_tensors(model.params, table(spec), spec.layers), work / "model.safetensors", metadata={"format": "pt"})
     t = model.tokenizer
     ids = dict(eos_token_id=t.eos, bos_token_id=t.bos, pad_token_id=t.pad)
     (work / "config.json").write_text(json.dumps(config(spec) | ids | {"dtype": str(np.asarray(jax.tree.leaves(model.params)[0]).dtype)}, indent=2), encoding="utf8")
@@ -234,6 +223,28 @@ def save(model: Model, path) -> None:
     special = {f"{k}_token": t.backend.id_to_token(v) for k, v in dict(eos=t.eos, bos=t.bos, pad=t.pad).items() if v is not None}
     (work / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_class="PreTrainedTokenizerFast", **special), indent=2), encoding="utf8")
     (work / "generation_config.json").write_text(json.dumps({k: v for k, v in ids.items() if v is not None}), encoding="utf8")
+    move_into(work, path)
+
+
+def to_tensors(params: dict, parameters: Sequence[Param], layers: int) -> dict[str, np.ndarray]:
+    """The tensors of a file, by their Hugging Face names, from the pytree of `parameters`: the inverse of `read_params`."""
+    tensors = {}
+    for p in parameters:
+        leaf = params
+        for name in p.path:
+            leaf = leaf[name]
+        leaf = np.asarray(leaf)
+        for i in range(layers if p.path[0] == "layers" else 1):
+            value, at = (leaf[i] if p.path[0] == "layers" else leaf), 0
+            for source in p.sources:
+                part = value[..., at : at + source.width]
+                tensors[source.name.format(i=i)] = np.ascontiguousarray(part.T if p.transposed and part.ndim == 2 else part)
+                at += source.width
+    return tensors
+
+
+def move_into(work: Path, path: Path) -> None:
+    """Make the finished directory `work` the directory `path`, whose old weights go."""
     if path.exists():
         for old in (*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")):
             old.unlink()
