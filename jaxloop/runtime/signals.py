@@ -7,7 +7,6 @@ import sys
 import threading
 
 EXIT_REFUSED = 2
-EXIT_FAILED = 1
 EXIT_DISK_FULL = 28
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM

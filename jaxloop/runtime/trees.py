@@ -53,12 +53,6 @@ def load_tree(root: Path, stem: str):
     return _decode(about["tree"], {name: a.view(_CARRIED[kinds[name]]) if kinds[name] in _CARRIED else a for name, a in arrays.items()})
 
 
-def delete_tree(root: Path, stem: str) -> None:
-    """Deletes what `save_tree` wrote."""
-    remove(root, f"{stem}.safetensors")
-    remove(root, f"{stem}.orbax")
-
-
 def _encode(node, path, leaves):
     if node is None:
         return None

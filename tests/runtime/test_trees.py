@@ -63,8 +63,6 @@ def test_sharded_weights_go_through_orbax_and_come_back_exactly(tmp_path):
     on_disk = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert on_disk == set(written)
     same(trees.load_tree(tmp_path, "adapters/full"), jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, made))
-    trees.delete_tree(tmp_path, "adapters/full")
-    assert not any(p.is_file() for p in tmp_path.rglob("*"))
 
 
 class Pair(NamedTuple):
