@@ -227,7 +227,7 @@ def test_sweep_equals_single_settings_and_devices_agree():
         ours = sweep(designs, theta, mixing=matrix, micro_batch=4, **grid)
         spread = sweep(designs, theta, mixing=matrix, micro_batch=4, mesh=chain_mesh(), **grid)
         for name, values in ours._asdict().items():
-            np.testing.assert_allclose(getattr(spread, name), values, rtol=1e-10)
+            np.testing.assert_allclose(getattr(spread, name), values, rtol=1e-10, atol=1e-15)
         for i, alpha in enumerate(grid["alpha"]):
             for j, beta in enumerate(grid["beta"]):
                 one = closed_form(designs, theta, alpha=alpha, beta=beta, generations=1, mixing=matrix)
