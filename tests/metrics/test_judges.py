@@ -31,8 +31,9 @@ TEMPLATE = (
 # ---- local models -----------------------------------------------------------------------------------------------------
 
 
-def write_model(path, numbers: bool, seed: int = 0, template: str | None = TEMPLATE, context: int = 1024):
-    """A random Llama whose byte-level tokenizer has 0..100 as single tokens, or only digits; random output makes numbers likely."""
+def write_model(path, numbers: bool, seed: int = 0, template: str | None = TEMPLATE, context: int = 1024, first: str = "number"):
+    """A random Llama whose byte-level tokenizer has 0..100 as single tokens, or only digits. The token that it writes first after a prompt is
+    a number, "-", or a letter with every number far behind."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [(a, b) for a, b in itertools.product("123456789", "0123456789")] + [("10", "0")] if numbers else []
     vocab = {piece: i for i, piece in enumerate(["<pad>", "<s>", "</s>", *alphabet, *(a + b for a, b in pairs)])}
@@ -49,8 +50,12 @@ def write_model(path, numbers: bool, seed: int = 0, template: str | None = TEMPL
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape) * 0.2)
-        digits = [vocab[d] for d in "0123456789-"] + [vocab[a + b] for a, b in pairs]
-        model.lm_head.weight[digits] *= 4  # so that numbers come first for some texts and not for others
+        digits = [vocab[d] for d in "0123456789"] + [vocab[a + b] for a, b in pairs]
+        model.lm_head.weight[digits] *= 4
+        if first != "number":
+            text = tokenizer.apply_chat_template(POLITICAL_LEAN.messages("x"), tokenize=False, add_generation_prompt=True)
+            state = model.model(tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids).last_hidden_state[0, -1]
+            model.lm_head.weight[[vocab["-"]] if first == "minus" else digits] += state * (2.0 if first == "minus" else -2.0)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return model, tokenizer
@@ -81,29 +86,32 @@ def first_distribution(model, tokenizer, messages):
         return model(ids).logits[0, -1].double().softmax(-1).numpy()
 
 
-@pytest.mark.parametrize("prompt", [QUALITY, POLITICAL_LEAN], ids=lambda p: p.name)
-def test_first_token_scores_equal_the_torch_distribution(single, prompt):
+@pytest.mark.parametrize(("first", "prompt"), [("number", QUALITY), ("number", POLITICAL_LEAN), ("minus", POLITICAL_LEAN), ("letter", QUALITY)])
+def test_first_token_scores_equal_the_torch_distribution(single, tmp_path, first, prompt):
     model, tokenizer, ours = single
-    texts = texts_for(24) + TEXTS
+    if first != "number":
+        model, tokenizer = write_model(tmp_path, numbers=True, first=first)
+        ours = lm.load(tmp_path)
+    texts = texts_for(4) + TEXTS
     found = judge(texts, ours, prompt)
     kinds = set()
     for i, text in enumerate(texts):
         p = first_distribution(model, tokenizer, prompt.messages(text))
         order = np.argsort(-p)[:20]
         names = [tokenizer.decode([t]) for t in order]
-        first = next((n for n in names if n.isdigit() or (prompt.none and n in ("-", "-1"))), None)
+        top = next((n for n in names if n.isdigit() or (prompt.none and n in ("-", "-1"))), None)
         share = np.array([p[tokenizer.convert_tokens_to_ids(str(v))] for v in range(101)])
-        if first is None:
+        if top is None:
             kinds.add("unparsable")
             assert found.unparsable[i] and np.isnan(found.score[i]) and np.isnan(found.expected[i])
-        elif not first.isdigit():
+        elif not top.isdigit():
             kinds.add("none")
             assert found.none[i] and not found.unparsable[i] and np.isnan(found.score[i])
         else:
             kinds.add("score")
-            assert found.score[i] == int(first) and not found.none[i] and not found.unparsable[i]
+            assert found.score[i] == int(top) and not found.none[i] and not found.unparsable[i]
             assert found.expected[i] == pytest.approx((share * np.arange(101)).sum() / share.sum(), abs=2e-2)
-    assert "score" in kinds and (not prompt.none or "none" in kinds)
+    assert {"number": "score", "minus": "none", "letter": "unparsable"}[first] in kinds
 
 
 def test_number_tokens(single, digits):
