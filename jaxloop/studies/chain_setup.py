@@ -59,7 +59,9 @@ def prepare(settings: "Settings") -> Prepared:
         data["external"] = outside
         found.append(("external", line))
     chains = _chains(settings, dict(zip(sources, _names(sources), strict=True)))
-    common = driver.Settings(settings.chain.generations, *family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep)
+    common = driver.Settings(
+        settings.chain.generations, *family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep, free=("fit.chains_at_once",)
+    )
     driver.check(chains, data, common)
     return Prepared(chains, data, heldout, human, found, models, common)
 
