@@ -36,9 +36,10 @@ class Constraint(NamedTuple):
     """The paper's constrained loss (section 5) instead of maximum likelihood: L_new = L - lam sum max(0, c_i)^2 + gam sum min(0, c_i)^2.
 
     c_i = u_i dL/dtheta_i is the bias projection per coordinate, u the direction of theta - unbiased at the start of a generation. At the
-    minimum of L every c_i is 0, so a converged fit with lam = 0 is the unconstrained one: the loss only acts on training that stops early,
+    minimum of L every c_i is 0, so with lam = 0 a converged fit is the unconstrained one: the loss only acts on training that stops early,
     which is why it comes as `steps` of gradient descent at rate `rate` from the model that the workflow's `start` names ("previous": the
-    last fit). For lam > 0 it has no lower bound.
+    last fit). And since its penalty vanishes at the biased minimum, descending it leads there sooner, not later. For lam > 0 it has no
+    lower bound.
     """
 
     lam: float = 0.0
@@ -211,8 +212,7 @@ def bias_projection(theta, stats, unbiased=(2.0, 2.0)):
 
     A negative c says that a gradient step lengthens the biased component. Pure jnp.
     """
-    unbiased = jnp.asarray(unbiased, theta.dtype)
-    parts = _direction(theta, unbiased) * jax.grad(loss)(theta, stats)
+    parts = _direction(theta, jnp.asarray(unbiased, theta.dtype)) * (population_statistics(theta) - stats)
     return parts.sum(), parts
 
 
@@ -224,14 +224,19 @@ def population_statistics(theta):
 
 def constrained_loss(theta, stats, direction, lam, gam):
     """L_new (see `Constraint`) with the unit vector `direction` [2] held fixed."""
-    parts = direction * jax.grad(loss)(theta, stats)
+    parts = direction * (population_statistics(theta) - stats)
     return loss(theta, stats) - lam * (jnp.maximum(parts, 0) ** 2).sum() + gam * (jnp.minimum(parts, 0) ** 2).sum()
 
 
 def descend(theta, stats, constraint: Constraint) -> Fit:
     """`constraint.steps` steps of gradient descent on the constrained loss from theta; `converged` where the last one was below 1e-9."""
     direction = _direction(theta, jnp.asarray(constraint.unbiased, theta.dtype))
-    slope = jax.grad(lambda x: constrained_loss(x, stats, direction, constraint.lam, constraint.gam))
+
+    def slope(theta):
+        gradient = population_statistics(theta) - stats
+        parts = direction * gradient
+        penalty = 2 * (constraint.gam * jnp.minimum(parts, 0) - constraint.lam * jnp.maximum(parts, 0))
+        return gradient + _information(theta) @ (penalty * direction)
 
     def step(_, state):
         new = jnp.maximum(state.theta - constraint.rate * slope(state.theta), state.theta / 10)

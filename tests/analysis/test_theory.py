@@ -152,7 +152,7 @@ def test_drift_of_counts():
     agrees(out["heterozygosity"], (1 - (p**2).sum()) * theory.accumulate_variance(fits, n=n))
     out = run(bernoulli_family(0.3), wf.replace(n), generations=4, replicates=20000, seed=11)
     agrees((out["p"] - 0.3) ** 2, theory.bernoulli_variance(fits, p=0.3, n=n))
-    out = run(poisson_family(2.0), wf.replace(n), generations=4, replicates=10000, seed=12)
+    out = run(poisson_family(2.0), wf.replace(n), generations=4, replicates=2500, seed=12)
     agrees((out["rate"] - 2.0) ** 2, theory.poisson_variance(fits, rate=2.0, n=n))
 
 
