@@ -322,7 +322,7 @@ def test_a_damaged_first_generation_is_an_error_and_never_a_new_start(tmp_path, 
 
 def test_damaged_parts_of_an_unfinished_generation_are_made_again(tmp_path, whole):
     path = tmp_path / "run"
-    process = start(path, 4, 1.5)  # long enough a step for the kill to come before its generation ends, on a loaded machine too
+    process = start(path, 4, 3.0)  # long enough a step for the kill to come before its generation ends, on a loaded machine too
     wait_for(lambda: (path / "run.log").exists() and "generation 2 of 4: sample" in log(path), process)
     process.kill()
     process.communicate()
