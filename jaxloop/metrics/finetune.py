@@ -5,6 +5,7 @@ Dimensions: n texts, B texts of a batch, C classes, E size of an embedding.
 
 import functools
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,18 @@ from jaxloop.metrics.classifiers import Classifier
 _DROPOUT = 0.1
 
 
-def _optimizer(rate: float, decay: float, steps: int):
-    """AdamW with a linear decay to 0; biases and norms are not decayed."""
+class Schedule(NamedTuple):
+    """AdamW's peak rate and weight decay, and the steps over which the rate falls to 0."""
+
+    rate: float
+    decay: float
+    steps: int
+
+
+def _optimizer(schedule: Schedule):
+    """Biases and norms are not decayed."""
     weights = lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: not str(getattr(path[-1], "key", "")).endswith(("bias", "scale")), tree)  # noqa: E731
-    return optax.adamw(optax.linear_schedule(rate, 0.0, steps), weight_decay=decay, mask=weights)
+    return optax.adamw(optax.linear_schedule(schedule.rate, 0.0, schedule.steps), weight_decay=schedule.decay, mask=weights)
 
 
 def _draws(key, target: np.ndarray, batch_size: int, balanced: bool) -> np.ndarray:
@@ -66,28 +75,13 @@ def fit_head(model, features_NE, target, names, parts, *, epochs, batch_size, ra
     training, validation, _ = parts
     classes = len(names)
     weights = {"w": jnp.zeros((features_NE.shape[1], classes), jnp.float32), "bias": jnp.zeros(classes, jnp.float32)}
-    steps = max(1, len(training) // batch_size)
-    optimizer = _optimizer(rate, decay, epochs * steps)
-    state = optimizer.init(weights)
+    schedule = Schedule(rate, decay, epochs * max(1, len(training) // batch_size))
     x_NE, y_N = jnp.asarray(features_NE[training]), jnp.asarray(target[training])
-
-    @jax.jit
-    def epoch(weights, state, rows_SB):
-        def step(carry, rows_B):
-            weights, state = carry
-            loss, grads = jax.value_and_grad(lambda w: _cross_entropy(x_NE[rows_B] @ w["w"] + w["bias"][None], y_N[rows_B]))(weights)
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes float and int32 in its schedule
-                updates, state = optimizer.update(grads, state, weights)
-            return (optax.apply_updates(weights, updates), state), loss
-
-        (weights, state), losses = jax.lax.scan(step, (weights, state), rows_SB)
-        return weights, state, losses.mean()
-
-    held = {"weights": weights, "state": state}
+    held = {"weights": weights, "state": _optimizer(schedule).init(weights)}
 
     def run(number):
         rows = _draws(jax.random.fold_in(key, number), target[training], batch_size, balanced)
-        held["weights"], held["state"], loss = epoch(held["weights"], held["state"], jnp.asarray(rows))
+        held["weights"], held["state"], loss = _head_epoch(schedule, held["weights"], held["state"], x_NE, y_N, rows)
         return held["weights"], loss
 
     def evaluate(weights):
@@ -96,6 +90,23 @@ def fit_head(model, features_NE, target, names, parts, *, epochs, batch_size, ra
 
     kept, log = _best(evaluate, run, epochs)
     return Classifier(model, tuple(names), {name: np.asarray(value) for name, value in kept.items()}), log
+
+
+@functools.partial(jax.jit, static_argnames="schedule")
+def _head_epoch(schedule, weights, state, x_NE, y_N, rows_SB):
+    def step(carry, rows_B):
+        weights, state = carry
+        loss, grads = jax.value_and_grad(lambda w: _cross_entropy(x_NE[rows_B] @ w["w"] + w["bias"][None], y_N[rows_B]))(weights)
+        return _update(schedule, weights, state, grads), loss
+
+    (weights, state), losses = jax.lax.scan(step, (weights, state), rows_SB)
+    return weights, state, losses.mean()
+
+
+def _update(schedule, weights, state, grads):
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes float and int32 in its schedule
+        updates, state = _optimizer(schedule).update(grads, state, weights)
+    return optax.apply_updates(weights, updates), state
 
 
 # ---- an encoder -------------------------------------------------------------------------------------------------------
@@ -113,10 +124,9 @@ def fit_encoder(model, texts, target, names, parts, *, blocks, epochs, batch_siz
     params = {k: v for k, v in model.params.items() if k != "dense"}
     frozen, weights = _divide(params | {"head": init_head(jax.random.fold_in(key, 1), spec)}, count, blocks == "all")
     ids = encoders.token_ids(model, texts)
-    steps = max(1, len(training) // batch_size)
-    optimizer = _optimizer(rate, decay, epochs * steps)
-    held = {"weights": weights, "state": optimizer.init(weights)}
-    step = functools.partial(_step, spec, optimizer, frozen)
+    schedule = Schedule(rate, decay, epochs * max(1, len(training) // batch_size))
+    held = {"weights": weights, "state": _optimizer(schedule).init(weights)}
+    step = functools.partial(_step, spec, schedule, frozen)
 
     def run(number):
         losses = []
@@ -153,7 +163,7 @@ def _join(frozen: dict, weights: dict) -> dict:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _step(spec, optimizer, frozen, weights, state, key, tokens_BT, length_B, target_B):
+def _step(spec, schedule, frozen, weights, state, key, tokens_BT, length_B, target_B):
     def dropout(x):
         return jnp.where(jax.random.bernoulli(key, 1 - _DROPOUT, x.shape), x / (1 - _DROPOUT), 0.0)
 
@@ -161,6 +171,4 @@ def _step(spec, optimizer, frozen, weights, state, key, tokens_BT, length_B, tar
         return _cross_entropy(encoders.class_logits(spec, _join(frozen, weights), tokens_BT, length_B, dropout), target_B)
 
     loss, grads = jax.value_and_grad(objective)(weights)
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes float and int32 in its schedule
-        updates, state = optimizer.update(grads, state, weights)
-    return optax.apply_updates(weights, updates), state, loss
+    return *_update(schedule, weights, state, grads), loss
