@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from jaxloop.analysis import figures, scores
 from jaxloop.analysis.figures import printable
@@ -27,6 +28,33 @@ class Samples(NamedTuple):
     first: Sequence[str]
     last_generation: int
     last: Sequence[str]
+
+
+class Drawing(NamedTuple):
+    """A figure of a `Section`, its title and what it says; `wide`: over the whole width of the page."""
+
+    title: str
+    note: str
+    figure: Figure
+    wide: bool = False
+
+
+class Table(NamedTuple):
+    """A table of a `Section`: a row is a list of cells, text or numbers, the first one a heading."""
+
+    title: str
+    note: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+class Section(NamedTuple):
+    """What a study shows of its own: figures, then tables, under a heading."""
+
+    title: str
+    note: str = ""
+    drawings: Sequence[Drawing] = ()
+    tables: Sequence[Table] = ()
 
 
 class Failure(NamedTuple):
@@ -48,11 +76,13 @@ def render(
     config: Mapping[str, Any] | None = None,
     versions: Sequence[tuple[str, str]] = (),
     references: Mapping[str, float] | None = None,
+    sections: Sequence[Section] = (),
 ) -> str:
     """The page as text; equal arguments give equal text.
 
     metrics: tidy table (chain, factors, generation, metric, value); facts: (name, value) lines about the run; references: metric -> its
-    value on human text. Metrics are shown in the order of their first appearance. Texts longer than `LONGEST` characters are cut, and say so.
+    value on human text; sections: what the study shows of its own, before the curves of its metrics. Metrics are shown in the order of
+    their first appearance. Texts longer than `LONGEST` characters are cut, and say so.
     """
     summary = scores.by_generation(metrics)
     lines = list(summary["line"].cat.categories)
@@ -73,13 +103,12 @@ def render(
         chains=max(metrics["chain"].nunique(), len({f.chain for f in failures})),
         tiles=_tiles(relative, names, lines, key, final),
         key=key,
+        sections=[_section(section, f"s{i}") for i, section in enumerate(sections)],
         banded=bool((summary["n"] > 1).any()),
         dotted=any(name in references for name in names),
         panels=[_panel(summary, name, i, references.get(name)) for i, name in enumerate(names)],
         window=_window(final),
-        scores=[{"title": printable(figures.title(n)[0]), "cells": [_cell(relative, (n, line), 3) for line in lines]} for n in names]
-        if final
-        else [],
+        scores=[{"title": printable(figures.title(n)[0]), "cells": [_cell(relative, (n, line), 3) for line in lines]} for n in names] if final else [],
         samples=[_samples(s) for s in samples],
         tables=[_table(values, name, lines, final) for name in names],
         facts=[(printable(name), printable(value)) for name, value in facts],
@@ -106,6 +135,30 @@ def _tiles(relative: pd.DataFrame, names: list[str], lines: list[str], key: list
             error = f"{100 * row['se']:.1f}" if math.isfinite(row["se"]) else ""
             tiles.append(entry | {"value": f"{100 * row['mean']:.0f} %", "error": error, "note": printable(note)})
     return tiles
+
+
+def _section(section: Section, name: str) -> dict:
+    drawings = [
+        {"title": printable(d.title), "note": printable(d.note), "svg": Markup(figures.svg(d.figure, f"{name}d{i}")), "wide": d.wide}
+        for i, d in enumerate(section.drawings)
+    ]
+    tables = [
+        {
+            "title": printable(t.title),
+            "note": printable(t.note),
+            "header": [printable(h) for h in t.header],
+            "rows": [[_entry(c) for c in row] for row in t.rows],
+        }
+        for t in section.tables
+    ]
+    return {"title": printable(section.title), "note": printable(section.note), "drawings": drawings, "tables": tables}
+
+
+def _entry(value: object) -> str:
+    """A cell: a float with the digits that say something, `–` where it is no number, anything else as it is."""
+    if isinstance(value, float):
+        return _number(value, value) if math.isfinite(value) else "–"
+    return printable(value)
 
 
 def _panel(summary: pd.DataFrame, name: str, number: int, reference: float | None) -> dict:

@@ -185,9 +185,7 @@ def samples(texts, line="r = 1"):
 
 def test_the_page_shows_what_was_run():
     facts = [("command", "python -m jaxloop.main"), ("data", "docs")]
-    text, seen = page(
-        facts=facts, config={"chain": {"size": 256}}, versions=[("jax", "0.10.2")], subtitle="4 chains", samples=samples(["one", "two"])
-    )
+    text, seen = page(facts=facts, config={"chain": {"size": 256}}, versions=[("jax", "0.10.2")], subtitle="4 chains", samples=samples(["one", "two"]))
     words = "".join(seen.text)
     for expected in (
         "A study",
@@ -248,6 +246,22 @@ def test_the_page_loads_nothing():
     ids = [value for name, value in seen.attributes if name == "id"]
     assert len(ids) == len(set(ids)) and {value[1:] for value in links} <= set(ids)
     assert ("http-equiv", "Content-Security-Policy") in seen.attributes
+
+
+def test_sections_of_a_study_stand_before_the_curves():
+    drawing = figures.curve(scores.by_generation(made_up()), "text_length")
+    section = report.Section(
+        HOSTILE,
+        "what it says",
+        drawings=[report.Drawing(HOSTILE, "a note", drawing), report.Drawing("again", "", drawing, wide=True)],
+        tables=[report.Table(HOSTILE, "of settings", ["setting", HOSTILE], [["one", 0.123456], ["two", float("nan")], [HOSTILE, 12]])],
+    )
+    text, seen = page(sections=[section])
+    words = "".join(seen.text)
+    assert "script" not in seen.elements and seen.elements.count("svg") == 4
+    assert words.index("of settings") < words.index("By generation") and "0.1235" in words and "–" in words and "nan" not in words.lower()
+    ids = [value for name, value in seen.attributes if name == "id"]
+    assert len(ids) == len(set(ids)) and 'class="wide"' in text
 
 
 def test_failures_are_named():
