@@ -15,7 +15,7 @@ from jaxloop.runtime import checkpoint, tables
 from jaxloop.runtime.files import inside
 from jaxloop.runtime.log import LOGGER
 
-TEXT_COLUMNS = ("entity", "row", "text", "prompt", "tokens", "finished")
+TEXT_COLUMNS = ("generation", "entity", "row", "text", "prompt", "tokens", "finished", "selected")
 
 
 @dataclass
@@ -62,7 +62,10 @@ def finish(run: Run, generation: int, history: History, calls: Sequence[Group], 
         if all(piece is not None for piece in pieces):
             path = inside(run.root, texts_path(chain, generation))
             path.parent.mkdir(parents=True, exist_ok=True)
-            tables.write_parquet(path, tables.concatenate([{name: piece[name] for name in TEXT_COLUMNS} for piece in pieces]))
+            wide = [{"generation": [generation] * len(piece["text"]), **piece} for piece in pieces]
+            # Chains without a selection have no such column, or, in the table of a call with others that have one, nothing in it.
+            kept = [name for name in TEXT_COLUMNS if name != "selected" or chain.workflow.selection]
+            tables.write_parquet(path, tables.concatenate([{name: piece[name] for name in kept} for piece in wide]))
             files.append(texts_path(chain, generation))
     pairs = [(member.chain.id, member.entity) for member, _ in order]
     tables.write_parquet(run.root / files[0], ledger.columns(rows))

@@ -60,6 +60,7 @@ def test_a_chain_trains_on_what_section_1_of_the_specification_says(tmp_path):
         for generation in range(1, 6):
             written = texts(tmp_path / "run", chain, generation - 1)
             assert written.row.tolist() == list(range(max(a, settings.evaluate)))
+            assert set(written.generation) == {generation - 1}
             pool.update(written.text[:a])
             now = Counter(sets[chain.id][generation])
             fresh = {t for t in now if t.startswith("human")} - human_seen
