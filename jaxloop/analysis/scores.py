@@ -71,15 +71,22 @@ def relative_by_chain(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
     With fewer than last + 1 generations, all but generation 0 are averaged. A chain that lacks generation 0, has 0 there, or stopped before
     the study's last generation has NaN.
     """
-    table = with_lines(metrics)
+    ends = first_and_late(with_lines(metrics), ["metric", "line", "chain"], last)
+    return (ends["late"] / ends["first"].where(ends["first"] != 0)).rename("value").reset_index()
+
+
+def first_and_late(table: pd.DataFrame, keys: list[str], last: int = LAST) -> pd.DataFrame:
+    """By `keys`, for chains that have a generation 0: `first`, its value, and `late`, the mean over the last `last` generations.
+
+    late is NaN for a chain that has no value in the table's last generation. Generation 0 is never part of it.
+    """
     final = int(table["generation"].max()) if len(table) else 0
     last = min(last, max(final, 1))
-    keys = ["metric", "line", "chain"]
     first = table[table["generation"] == 0].set_index(keys)["value"]
     late = table[(table["generation"] > final - last) & (table["generation"] > 0)].groupby(keys, observed=True)["value"]
     ends = table[table["generation"] == final].set_index(keys)["value"]
     mean = late.mean().reindex(first.index).where(ends.reindex(first.index).notna())
-    return (mean / first.where(first != 0)).rename("value").reset_index()
+    return pd.DataFrame({"first": first, "late": mean})
 
 
 def relative(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
