@@ -23,6 +23,7 @@ from jaxloop.recursion.chains import ChainSpec, Member, groups
 from jaxloop.recursion.commit import History, about_run, finish
 from jaxloop.recursion.generation import Run, make, sample_rows, stem
 from jaxloop.recursion.progress import progress as progress_bar
+from jaxloop.recursion.selection import NEEDS
 from jaxloop.recursion.sources import Dataset, check_data
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import checkpoint, tables
@@ -104,6 +105,7 @@ def run(
     workdir: str | Path,
     *,
     measure: Callable | None = None,
+    features: Callable | None = None,
     progress: bool = True,
     stop: Stop | None = None,
     command: str | None = None,
@@ -111,8 +113,9 @@ def run(
     """Runs a study to its last generation, or goes on with one; leaves ledger.parquet, metrics.csv, texts/ and checkpoints/ in `workdir`.
 
     workdir: a run directory (`open_workdir`), held by the caller. measure(model, generation, outcomes: list[Outcome]) returns
-    {(chain id, entity): {metric: value}}. progress: show a bar (a line per step off a terminal). stop: the caller's `stop_safely()`; made
-    here if not given. command: what resumes the run, for the message after a signal (default: the command of this process).
+    {(chain id, entity): {metric: value}}. features(name, texts): what selection policies need of texts (see selection.NEEDS). progress:
+    show a bar (a line per step off a terminal). stop: the caller's `stop_safely()`; made here if not given. command: what resumes the run,
+    for the message after a signal (default: the command of this process).
     Raises ValueError before any work where the study cannot run or is not the one in `workdir`, Stopped (exit code 143 or 130) after a
     signal, DiskFull where it does not fit, Damaged where nothing that was finished can be used.
     """
@@ -120,6 +123,9 @@ def run(
     if not (root / MARKER).is_file():
         raise ValueError(f"workdir={root}: is not an open run directory")
     check(chains, data, settings)
+    for chain in chains:
+        if chain.workflow.selection and NEEDS[chain.workflow.selection.policy] and features is None:
+            raise ValueError(f"selection.policy={chain.workflow.selection.policy!r}: chain {chain.id} needs features of texts, which the study does not give")
     process, count = processes()
     if process > 0:
         barrier("settled")
@@ -145,6 +151,7 @@ def run(
             stop=stop,
             process=process,
             processes=count,
+            features=features,
         )
         if found.manifests:
             _refuse_another(root, found.manifests[-1]["about"], about_run(this, history.failed), settings.free)

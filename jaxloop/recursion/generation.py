@@ -15,6 +15,7 @@ import numpy as np
 from jaxloop.kernels.keys import phase_key
 from jaxloop.recursion.chains import ChainSpec, Group, Member
 from jaxloop.recursion.progress import now
+from jaxloop.recursion.selection import ranks
 from jaxloop.recursion.sources import Dataset, materialise, sampling_prompts
 from jaxloop.recursion.workflow import Plan, on_host, plan, train_size
 from jaxloop.runtime import checkpoint, tables, trees
@@ -53,6 +54,7 @@ class Run:
     stop: Stop
     process: int = 0
     processes: int = 1
+    features: Callable | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +72,11 @@ def stem(member: Member) -> str:
 
 
 def sample_rows(chain: ChainSpec, settings) -> int:
-    """Texts that each model writes: what the next generation trains on, or what is measured, whichever is more."""
-    return max(chain.workflow.synthetic, settings.evaluate)
+    """Texts that each model writes: what the next generation trains on (or chooses from), or what is measured, whichever is more. The models
+    that share a pool are measured together, each with its part."""
+    flow = chain.workflow
+    measured = -(-settings.evaluate // flow.entities) if flow.shared else settings.evaluate
+    return max(flow.selection.candidates if flow.selection else flow.synthetic, measured)
 
 
 def effective(settings, changes: Sequence[tuple[str, object]], scratch: bool = False):
@@ -235,17 +240,19 @@ def _sample(run: Run, generation: int, call: Group, good: Sequence[Member], fitt
         parts = []
         for member, task, result in zip(good, tasks, results, strict=True):
             count = len(task.prompts)
-            parts.append(
-                {
-                    "chain": [member.chain.id] * count,
-                    "entity": np.full(count, member.entity),
-                    "row": np.arange(count),
-                    "text": list(result.texts),
-                    "prompt": list(task.prompts),
-                    "tokens": np.asarray(result.tokens, np.int64),
-                    "finished": np.asarray(result.finished, bool),
-                }
-            )
+            part = {
+                "chain": [member.chain.id] * count,
+                "entity": np.full(count, member.entity),
+                "row": np.arange(count),
+                "text": list(result.texts),
+                "prompt": list(task.prompts),
+                "tokens": np.asarray(result.tokens, np.int64),
+                "finished": np.asarray(result.finished, bool),
+            }
+            flow = member.chain.workflow
+            if flow.selection is not None:
+                part["selected"] = ranks(flow.selection, member.chain.key, generation, member.entity, flow.synthetic, part["text"], run.features)
+            parts.append(part)
         tables.write_parquet(run.root / table, tables.concatenate(parts))
         checkpoint.seal(run.root, manifest, [table], {"members": _members(call)})
 

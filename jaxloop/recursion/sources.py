@@ -121,8 +121,9 @@ def materialise(plan: Plan, chain: ChainSpec, data: Mapping[str, Dataset], root:
         stream = human_stream(chain, data, generations, entity)
         fill(chosen, stream[plan.index[chosen]].tolist(), human.texts, human.prompt)
     for generation in np.unique(plan.generation[plan.source == SYNTHETIC]).tolist():
-        written = read_parquet(inside(root, texts_path(chain, generation)), ["entity", "row", "text", "prompt"])
-        place = {pair: i for i, pair in enumerate(zip(written["entity"].tolist(), written["row"].tolist(), strict=True))}
+        row = "row" if chain.workflow.selection is None else "selected"
+        written = read_parquet(inside(root, texts_path(chain, generation)), ["entity", row, "text", "prompt"])
+        place = {pair: i for i, pair in enumerate(zip(written["entity"].tolist(), written[row].tolist(), strict=True))}
         chosen = np.flatnonzero((plan.source == SYNTHETIC) & (plan.generation == generation))
         rows = [place[pair] for pair in zip(plan.entity[chosen].tolist(), plan.index[chosen].tolist(), strict=True)]
         fill(chosen, rows, written["text"], written["prompt"].__getitem__)

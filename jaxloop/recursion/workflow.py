@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxloop.kernels.keys import phase_key
 from jaxloop.kernels.mixing import check_mixing
+from jaxloop.recursion.selection import Selection
 
 HUMAN, SYNTHETIC, EXTERNAL, PUBLIC = 0, 1, 2, 3
 SOURCES = ("human", "synthetic", "external", "public")
@@ -74,6 +75,7 @@ class Workflow:
     mixing     [K][K], row k: the share of entity k's synthetic items that each entity writes; None: each reads itself only
     shared     one pool for all entities (K batches in one), from which each draws its own training set
     exchange   sources drawn by weight instead of a pool
+    selection  which of the texts that a model writes are its synthetic items; None: the first ones
     """
 
     name: str
@@ -90,6 +92,7 @@ class Workflow:
     mixing: tuple[tuple[float, ...], ...] | None = None
     shared: bool = False
     exchange: Exchange | None = None
+    selection: Selection | None = None
 
     def __post_init__(self):
         for field in ("initial", "entities"):
@@ -105,6 +108,8 @@ class Workflow:
             raise ValueError(f"preserved={self.preserved}: at most initial={self.initial}, the items of generation 0's human set")
         if self.synthetic + self.human + self.external < 1:
             raise ValueError("synthetic + human + external = 0: every generation needs at least one new item")
+        if self.selection is not None and self.selection.candidates < self.synthetic:
+            raise ValueError(f"selection.candidates={self.selection.candidates}: must be at least synthetic={self.synthetic}, which are chosen from them")
         if self.mixing is not None:
             if self.shared:
                 raise ValueError("mixing: not allowed with shared=True, where every entity draws from one pool")
