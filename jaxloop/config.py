@@ -274,8 +274,15 @@ def _annotation(schema: type[Section], path: str) -> Any:
     section, seen, annotation = schema, [], None
     for part in path.split("."):
         fields = section.model_fields if section else {}
-        if part not in fields and any(typing.get_origin(_bare(o)) is dict for o in _options(annotation)):
-            return tuple[Any, ...]
+        entry = next((o for o in map(_bare, _options(annotation)) if typing.get_origin(o) is dict), None)
+        if part not in fields and entry and _section_of(typing.get_args(entry)[1]):  # a section for each name, such as `domains`
+            annotation = typing.get_args(entry)[1]
+            seen.append(part)
+            section = _section_of(annotation)
+            continue
+        if part not in fields and entry:
+            value = _bare(typing.get_args(entry)[1])
+            return tuple[Any, ...] if typing.get_origin(value) is tuple else value
         if part not in fields:
             raise ValueError(f"--config.{path}: {_unknown(part, '.'.join(seen), section, schema)}")
         seen.append(part)
@@ -446,7 +453,10 @@ def _allowed(annotation: Any) -> str:
     if annotation is str:
         return "text" if not bounds.get("min_length") else "text that is not empty"
     if typing.get_origin(annotation) is dict:
-        return "a section whose fields are lists of values"
+        value = typing.get_args(annotation)[1]
+        if section := _section_of(value):
+            return "a section for each name, with " + ", ".join(section.model_fields)
+        return "a section whose fields are lists of values" if typing.get_origin(_bare(value)) is tuple else "a section whose fields are values"
     if annotation in (int, float):
         return ("a whole number" if annotation is int else "a number") + _range(bounds)
     return getattr(annotation, "__name__", str(annotation))

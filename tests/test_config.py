@@ -80,6 +80,16 @@ def test_override_reads_text_as_the_type_of_the_field(assignment, path, value):
     assert result == value and type(result) is type(value)
 
 
+def test_sections_by_name_are_overridden_field_by_field():
+    from jaxloop.studies.pretrain import Settings as Pretrain
+
+    raw = {"bases": {"llama": {"width": 40}}}
+    pairs = [("bases.llama.layers", "2"), ("bases.opt.architecture", "opt")]
+    built = config.build(Pretrain, config.override(raw, pairs, Pretrain))
+    assert (built.bases["llama"].width, built.bases["llama"].layers, built.bases["opt"].architecture) == (40, 2, "opt")
+    assert "did you mean 'bases.llama.layers'" in refusal(config.override, {}, [("bases.llama.layer", "2")], Pretrain)
+
+
 @pytest.mark.parametrize(
     "assignment, said",
     [
