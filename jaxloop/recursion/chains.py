@@ -34,6 +34,7 @@ class ChainSpec:
     factors    (name, value) pairs that tell it apart in tables, sorted by name
     public, external   data sets of workflows that read those sources
     fit, sample        (field, value) pairs that replace fields of the study's settings for this chain
+    probes             (data set, n) pairs: prompts of its first n items that every model answers too, after the texts that are trained on
     """
 
     id: str
@@ -47,6 +48,7 @@ class ChainSpec:
     external: str | None = None
     fit: tuple[tuple[str, object], ...] = ()
     sample: tuple[tuple[str, object], ...] = ()
+    probes: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
         if not _SAFE.fullmatch(self.id) or len(self.id) > 200:
@@ -100,7 +102,7 @@ def make_chain(values: Mapping[str, object], *, factors: Mapping[str, object] | 
         head, _, tail = field.partition(".")
         if tail and head in settings:
             settings[head][tail] = value
-        elif field in ("dataset", "bases", "seed", "draw_base", "public", "external"):
+        elif field in ("dataset", "bases", "seed", "draw_base", "public", "external", "probes"):
             own[field] = tuple(value) if isinstance(value, list) else value
         elif field != "workflow":
             arguments[field] = value

@@ -24,6 +24,7 @@ HUMAN, SYNTHETIC, EXTERNAL, PUBLIC = 0, 1, 2, 3
 SOURCES = ("human", "synthetic", "external", "public")
 STARTS = ("base", "previous", "scratch")
 REAL = ("never", "window", "always")
+Weight = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
 class Plan(NamedTuple):
@@ -49,13 +50,18 @@ class Exchange:
     Entity k reads its private set with weight (1-alpha) beta, the public set with weight (1-alpha)(1-beta) and the newest synthetic sets
     with weight alpha, shared over their writers as row k of the mixing matrix says. alpha is 0 at generation 0, where beta is
     `initial_beta`. `private` [K] and `public` are the sizes of the sets, which are used again in every generation.
+
+    alpha, beta   a number; [G] one per generation (the last one holds from then on); [G][K] or [1][K] one per entity as well
+    initial_beta  a number, or [K] one per entity
+    past          generations whose synthetic sets are read, the newest first, each with equal weight; None: all of them
     """
 
-    alpha: float
-    beta: float
-    initial_beta: float
+    alpha: "Weight"
+    beta: "Weight"
+    initial_beta: float | tuple[float, ...]
     private: tuple[int, ...]
     public: int
+    past: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -195,26 +201,65 @@ def external(size: int, share: float, *, ratio: float = 1.0, **options) -> Workf
     return _build("external", options, initial=size, synthetic=synthetic, human=size - outside - synthetic, external=outside, train=size)
 
 
-def exchange(size: int, *, alpha: float, beta: float, private, public: int, synthetic: int, initial_beta: float | None = None, **options) -> Workflow:
+def exchange(size: int, *, alpha, beta, private, public: int, synthetic: int, initial_beta=None, past: int | None = 1, **options) -> Workflow:
     """K entities that read each other: `size` rows drawn by weight from private, public and synthetic sets (see `Exchange`).
 
     private: sizes of the private sets, one per entity; synthetic: items that each entity writes per generation;
-    initial_beta: private weight at generation 0 (default: beta). Raises ValueError where a set with positive weight is empty.
+    initial_beta: private weight at generation 0 (default: beta's first). Raises ValueError where a set with positive weight is empty.
     """
-    first = beta if initial_beta is None else initial_beta
-    for field, value in (("alpha", alpha), ("beta", beta), ("initial_beta", first)):
-        _in_unit(field, value)
     private = tuple(int(n) for n in private)
     entities = options.setdefault("entities", len(private))
     options.setdefault("mixing", tuple((1.0 / entities,) * entities for _ in range(entities)))
     if len(private) != entities:
         raise ValueError(f"private: {len(private)} sizes for entities={entities}: must be one per entity")
-    if max(beta * (1 - alpha), first) > 0 and min(private) < 1:
-        raise ValueError(f"private={private}: every size must be at least 1 where private sets have weight")
-    if min(beta + alpha * (1 - beta), first) < 1 and public < 1:
+    if past is not None:
+        _at_least("past", past, 1)
+    alpha, beta = _weight("alpha", alpha, entities), _weight("beta", beta, entities)
+    first = _weight("initial_beta", _table(beta, entities)[0].tolist() if initial_beta is None else initial_beta, entities, over="entity")
+    sets = Exchange(alpha, beta, first, private, int(public), past)
+    _, weights = exchange_weights(sets, entities)
+    for k in np.flatnonzero((weights[:, :, 0] > 0).any(0)):
+        if private[k] < 1:
+            generation = int(np.flatnonzero(weights[:, k, 0] > 0)[0])
+            value = np.broadcast_to(_table(beta, entities), weights.shape[:2])[generation, k] if generation else np.broadcast_to(first, entities)[k]
+            name = "beta" if generation else "initial_beta"
+            raise ValueError(f"private={private}: entity {k} has no private data but {name}={value:g}; every size must be at least 1 where it has weight")
+    if public < 1 and (weights[:, :, 1] > 0).any():
         raise ValueError(f"public={public}: must be at least 1 where the public set has weight")
-    sets = Exchange(float(alpha), float(beta), float(first), private, int(public))
     return _build("exchange", options, initial=size, synthetic=synthetic, train=size, exchange=sets)
+
+
+def _weight(field, value, entities, over="generation"):
+    """A weight in its canonical form: equal values over all generations and entities are one number."""
+    try:
+        table = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        table = None
+    wanted = "a number or one per entity" if over == "entity" else f"a number, one per generation, or a row of {entities} per generation"
+    fits = table is not None and (table.ndim < (2 if over == "entity" else 3)) and table.size and (table.ndim < 2 or table.shape[1] == entities)
+    if not fits or (over == "entity" and table.ndim and len(table) != entities):
+        raise ValueError(f"{field}={value!r}: must be {wanted}")
+    for one in table.reshape(-1).tolist():
+        _in_unit(field, one)
+    if (table == table.flat[0]).all():
+        return float(table.flat[0])
+    return tuple(tuple(row) if isinstance(row, list) else row for row in table.tolist())
+
+
+def _table(weight, entities):
+    """[rows, K] of a weight, rows 1 where it does not change."""
+    table = np.asarray(weight, np.float64)
+    return np.broadcast_to(table if table.ndim == 2 else table.reshape(-1, 1), (max(1, len(np.atleast_1d(weight))), entities))
+
+
+def exchange_weights(sets: Exchange, entities: int) -> tuple[np.ndarray, np.ndarray]:
+    """alpha [R, K] and the weights of (private, public) [R, K, 2], by generation (the last row holds from then on): what each entity reads."""
+    alpha, beta = _table(sets.alpha, entities), _table(sets.beta, entities)
+    rows = max(len(alpha), len(beta), 2)
+    along = lambda table: table[np.minimum(np.arange(rows), len(table) - 1)].copy()
+    alpha, beta = along(alpha), along(beta)
+    alpha[0], beta[0] = 0.0, sets.initial_beta
+    return alpha, np.stack([(1 - alpha) * beta, (1 - alpha) * (1 - beta)], axis=2)
 
 
 def _build(name, options, **defaults):
@@ -324,9 +369,7 @@ def _pool(workflow, generations, key, draw_key, generation, entity):
     owners = jnp.arange(workflow.entities) if workflow.shared else entity[None]
     count = workflow.initial * owners.shape[0]
     inside = jnp.asarray(True) if workflow.real == "always" or workflow.window is None else generation < workflow.window
-    real = _human(
-        jnp.tile(jnp.arange(workflow.initial), owners.shape[0]), 0, jnp.repeat(owners, workflow.initial), jnp.broadcast_to(inside, (count,))
-    )
+    real = _human(jnp.tile(jnp.arange(workflow.initial), owners.shape[0]), 0, jnp.repeat(owners, workflow.initial), jnp.broadcast_to(inside, (count,)))
     real_bits = jax.random.bits(jax.random.fold_in(draw_key, 0), (count,), jnp.uint32)
     return _join(real, pool), jnp.concatenate([real_bits, bits])
 
@@ -359,7 +402,8 @@ def _writers(workflow, key, born, entity):
 
 def _exchange_rows(workflow, draw_key, generation, entity):
     sets, k = workflow.exchange, workflow.entities
-    edges = jnp.asarray(_exchange_edges(workflow))[jnp.minimum(generation, 1), entity]
+    table = jnp.asarray(_exchange_edges(workflow))
+    edges = table[jnp.minimum(generation, table.shape[0] - 1), entity]
     source_key, index_key = jax.random.split(draw_key)
     u = jax.random.uniform(source_key, (workflow.train,), jnp.float32)
     part = jnp.sum(u[:, None] * edges[-1] >= edges[None, :-1], axis=1, dtype=jnp.int32)
@@ -368,18 +412,19 @@ def _exchange_rows(workflow, draw_key, generation, entity):
     source = jnp.asarray([HUMAN, PUBLIC] + [SYNTHETIC] * k, jnp.int32)[part]
     written = source == SYNTHETIC
     owner = jnp.where(written, part - 2, jnp.where(source == HUMAN, entity, 0))
-    return Plan(source, jnp.where(written, generation - 1, 0), index, owner, jnp.ones(workflow.train, bool))
+    age = jnp.zeros_like(index)
+    if sets.past != 1:
+        reach = generation if sets.past is None else jnp.minimum(generation, sets.past)
+        age = jax.random.randint(jax.random.fold_in(draw_key, 0xA6E), (workflow.train,), 0, jnp.maximum(reach, 1), jnp.int32)
+    return Plan(source, jnp.where(written, generation - 1 - age, 0), index, owner, jnp.ones(workflow.train, bool))
 
 
 def _exchange_edges(workflow):
-    """Cumulative source weights [2, K, 2+K] (generation 0 and later; reader; private, public, writers), summed in order on the host so
-    that a source of weight 0 keeps an interval of exactly no width."""
-    sets, mixing = workflow.exchange, np.asarray(workflow.mixing)
-    rows = []
-    for alpha, beta in ((0.0, sets.initial_beta), (sets.alpha, sets.beta)):
-        own = np.broadcast_to([(1 - alpha) * beta, (1 - alpha) * (1 - beta)], (workflow.entities, 2))
-        rows.append(np.concatenate([own, alpha * mixing], axis=1))
-    return np.cumsum(np.asarray(rows, np.float32), axis=2, dtype=np.float32)
+    """Cumulative source weights [R, K, 2+K] (generation, the last one for all later ones; reader; private, public, writers), summed in
+    order on the host so that a source of weight 0 keeps an interval of exactly no width."""
+    alpha, own = exchange_weights(workflow.exchange, workflow.entities)
+    rows = np.concatenate([own, alpha[:, :, None] * np.asarray(workflow.mixing)], axis=2)
+    return np.cumsum(rows.astype(np.float32), axis=2, dtype=np.float32)
 
 
 def _draw(items, bits, count):

@@ -182,7 +182,7 @@ def _from_store(family, workflow, generations, key, human, entities):
         outside = streams(family.outside, "external", external_needed(workflow, generations + 1))
     if workflow.exchange is not None and workflow.exchange.public:
         public = family.draw(phase_key(key, 0, "public"), workflow.exchange.public)
-    kept = 1 if workflow.exchange is not None else min(workflow.window or generations, generations)
+    kept = min((workflow.window if workflow.exchange is None else workflow.exchange.past) or generations, generations)
     store = jnp.zeros((kept, workflow.entities, workflow.synthetic, *human.shape[2:]), human.dtype)
 
     def read_one(store, g, entity):

@@ -27,6 +27,9 @@ EVERY = {
     "entities": wf.fresh_human(N, 0.5, entities=3, mixing=((0.5, 0.5, 0), (0, 1, 0), (0.2, 0.3, 0.5))),
     "shared": wf.fresh_human(8, 0.5, entities=3, shared=True, initial=N, train=N),
     "exchange": wf.exchange(N, alpha=0.5, beta=0.5, private=(20, 30), public=40, synthetic=12, initial_beta=1.0),
+    "exchange_changing": wf.exchange(
+        N, alpha=((0, 0), (0.5, 0), (0, 1)), beta=(1, 0.5), private=(20, 30), public=40, synthetic=12, initial_beta=(1, 0), past=2, mixing=((0, 1), (0.5, 0.5))
+    ),
 }
 
 
@@ -56,7 +59,7 @@ def pool_by_reading(flow, generation, entity, writers):
     return pool
 
 
-@pytest.mark.parametrize("name", [n for n in EVERY if n != "exchange"])
+@pytest.mark.parametrize("name", [n for n in EVERY if not n.startswith("exchange")])
 def test_every_training_set_is_what_the_specification_says(name):
     flow, key = EVERY[name], chain_key(3)
     for entity in range(flow.entities):
@@ -147,6 +150,37 @@ def test_exchange_draws_every_source_by_its_weight(generation):
         assert set(plan.generation[plan.source == wf.SYNTHETIC].tolist()) <= {generation - 1}
 
 
+def test_exchange_weights_change_with_generation_and_entity_and_mixing_says_who_is_read():
+    alpha, beta, first, mixing = ((0, 0), (0.5, 0.25), (0.0, 1.0)), (1.0, 0.5, 0.25, 0.75), (1.0, 0.0), ((0.0, 1.0), (0.5, 0.5))
+    flow = wf.exchange(
+        20_000, alpha=alpha, beta=beta, private=(2, 3), public=4, synthetic=1, initial_beta=first, past=2, mixing=mixing
+    )  # fmt: skip
+    for generation in range(6):
+        for entity in range(2):
+            a = alpha[min(generation, 2)][entity] if generation else 0.0
+            b = beta[min(generation, 3)] if generation else first[entity]
+            plan = wf.on_host(wf.plan(flow, chain_key(11), generation, entity=entity))
+            cells = Counter(zip(plan.source.tolist(), plan.entity.tolist(), plan.generation.tolist(), strict=True))
+            born = [g for g in (generation - 1, generation - 2) if g >= 0]
+            expected = {(wf.HUMAN, entity, 0): (1 - a) * b, (wf.PUBLIC, 0, 0): (1 - a) * (1 - b)}
+            expected |= {(wf.SYNTHETIC, j, g): a * mixing[entity][j] / len(born) for j in range(2) for g in born}
+            expected = {cell: p for cell, p in expected.items() if p > 0}
+            assert set(cells) == set(expected)
+            if len(expected) > 1:
+                assert stats.chisquare([cells[c] for c in expected], 20_000 * np.asarray(list(expected.values()))).pvalue > 1e-3
+
+
+def test_a_constant_weight_is_one_number_however_it_is_written():
+    common = {"private": (7, 11), "public": 5, "synthetic": 3}
+    flow = wf.exchange(64, alpha=0.5, beta=0.25, **common)
+    assert flow == wf.exchange(64, alpha=(0.5, 0.5, 0.5), beta=((0.25, 0.25),), **common)
+    everything = wf.exchange(64, alpha=0.5, beta=0.25, past=None, **common)
+    for generation in (0, 1):
+        assert items(wf.plan(flow, chain_key(1), generation)) == items(wf.plan(everything, chain_key(1), generation))
+    born = wf.on_host(wf.plan(everything, chain_key(1), 5))
+    assert set(born.generation[born.source == wf.SYNTHETIC].tolist()) == set(range(5))
+
+
 @pytest.mark.parametrize("name", list(EVERY))
 def test_scan_vmap_and_host_give_the_same_plan(name):
     flow = EVERY[name]
@@ -202,8 +236,12 @@ def test_gather_returns_the_items_that_the_plan_names(drawn):
     plan = wf.plan(flow, chain_key(2), 4)
     got = wf.gather(plan, human=human, synthetic=synthetic, external=external, public=public)
     for value, source, generation, index, entity, valid in zip(np.asarray(got), *(np.asarray(x) for x in plan), strict=True):
-        want = {wf.HUMAN: human[entity, index], wf.SYNTHETIC: synthetic[generation, entity, index % flow.synthetic],
-                wf.EXTERNAL: external[entity, index], wf.PUBLIC: public[index % 40]}[int(source)]
+        want = {
+            wf.HUMAN: human[entity, index],
+            wf.SYNTHETIC: synthetic[generation, entity, index % flow.synthetic],
+            wf.EXTERNAL: external[entity, index],
+            wf.PUBLIC: public[index % 40],
+        }[int(source)]
         assert not valid or value == want
 
 
@@ -218,8 +256,15 @@ REFUSED = {
     "size=: not an option": partial(wf.replace, 10, size_=3),
     "mixing: shape is (1, 1)": partial(wf.replace, 10, entities=2, mixing=((1.0,),)),
     "mixing: rows must": partial(wf.replace, 10, entities=2, mixing=((0.5, 0.4), (0, 1))),
-    "alpha=2": partial(wf.exchange, 10, alpha=2, beta=0.5, private=(1, 1), public=1, synthetic=1),
+    "alpha=2.0": partial(wf.exchange, 10, alpha=2, beta=0.5, private=(1, 1), public=1, synthetic=1),
     "public=0": partial(wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 1), public=0, synthetic=1),
+    "alpha=2.0: must lie in [0, 1]": partial(wf.exchange, 10, alpha=(0.5, 2), beta=0.5, private=(1, 1), public=1, synthetic=1),
+    "beta=((0.5, 0.5, 0.1),)": partial(wf.exchange, 10, alpha=0.5, beta=((0.5, 0.5, 0.1),), private=(1, 1), public=1, synthetic=1),
+    "initial_beta=(1, 0, 1)": partial(wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 1), public=1, synthetic=1, initial_beta=(1, 0, 1)),
+    "past=0": partial(wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 1), public=1, synthetic=1, past=0),
+    "private=(1, 0): entity 1 has no private data but beta=0.5": partial(
+        wf.exchange, 10, alpha=0.5, beta=((1, 0), (0, 0), (0, 0.5)), private=(1, 0), public=1, synthetic=1
+    ),
     "private=": partial(wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 0), public=1, synthetic=1),
     "preserved=11": partial(wf.replace, 10, preserved=11),
     "at least one new item": partial(wf.replace, 10, synthetic=0),
