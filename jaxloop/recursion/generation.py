@@ -16,7 +16,7 @@ from jaxloop.kernels.keys import phase_key
 from jaxloop.recursion.chains import ChainSpec, Group, Member
 from jaxloop.recursion.progress import now
 from jaxloop.recursion.selection import ranks
-from jaxloop.recursion.sources import Dataset, materialise, sampling_prompts
+from jaxloop.recursion.sources import Dataset, materialise, probe_prompts, probe_rows, sampling_prompts
 from jaxloop.recursion.workflow import Plan, on_host, plan, train_size
 from jaxloop.runtime import checkpoint, tables, trees
 from jaxloop.runtime.devices import barrier
@@ -76,7 +76,7 @@ def sample_rows(chain: ChainSpec, settings) -> int:
     that share a pool are measured together, each with its part."""
     flow = chain.workflow
     measured = -(-settings.evaluate // flow.entities) if flow.shared else settings.evaluate
-    return max(flow.selection.candidates if flow.selection else flow.synthetic, measured)
+    return max(flow.selection.candidates if flow.selection else flow.synthetic, measured) + probe_rows(chain)
 
 
 def effective(settings, changes: Sequence[tuple[str, object]], scratch: bool = False):
@@ -233,7 +233,8 @@ def _sample(run: Run, generation: int, call: Group, good: Sequence[Member], fitt
         for member in good:
             count = sample_rows(member.chain, run.settings)
             key = jax.random.fold_in(phase_key(member.chain.key, generation, "sample"), member.entity)
-            prompts = sampling_prompts(member.chain, run.data, generation, member.entity, count)
+            written = count - probe_rows(member.chain)
+            prompts = sampling_prompts(member.chain, run.data, generation, member.entity, written) + probe_prompts(member.chain, run.data)
             tasks.append(run.family.SampleTask(key=key, weights=fitted[member].weights, prompts=prompts, rows=np.arange(count)))
         settings = effective(run.settings.sample, call.sample)
         results = run.family.sample(run.model(call.base), tasks, settings) if tasks else []

@@ -49,6 +49,10 @@ def check_data(chains: Sequence[ChainSpec], data: Mapping[str, Dataset], generat
                 raise ValueError(f"{field}={name!r}: the data set is empty")
             if not isinstance(found.prompts, str) and len(found.prompts) != len(found.texts):
                 raise ValueError(f"{field}={name!r}: has {len(found.texts)} texts but {len(found.prompts)} prompts")
+        for name, count in chain.probes:
+            if name not in data or len(data[name].texts) < count:
+                there = f"has {len(data[name].texts):,} items" if name in data else "no such data set"
+                raise ValueError(f"probes: {name!r}: {there}, chain {chain.id} asks for the first {count:,}")
         for entity in range(flow.entities):
             name, rank, sharing = _place(chain, entity)
             _enough("dataset", name, len(data[name].texts), _stream_length(chain, entity, generations) * sharing, chain, "human items", generations)
@@ -149,3 +153,13 @@ def sampling_prompts(chain: ChainSpec, data: Mapping[str, Dataset], generation: 
     key = jax.random.fold_in(phase_key(chain.key, generation, "prompts"), entity)
     draw = jax.vmap(lambda i: jax.random.randint(jax.random.fold_in(key, i), (), 0, len(human.texts)))
     return [human.prompt(row) for row in np.asarray(draw(np.arange(count, dtype=np.uint32))).tolist()]
+
+
+def probe_rows(chain: ChainSpec) -> int:
+    """Number of probes that every model of a chain answers."""
+    return sum(count for _, count in chain.probes)
+
+
+def probe_prompts(chain: ChainSpec, data: Mapping[str, Dataset]) -> list[str]:
+    """The probes of a chain, the same for every entity and generation: set after set, the prompts of its first items."""
+    return [data[name].prompt(row) for name, count in chain.probes for row in range(count)]

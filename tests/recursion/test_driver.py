@@ -268,6 +268,24 @@ def test_entities_that_exchange_read_private_public_and_each_other(tmp_path):
     ]
 
 
+def test_every_entity_answers_the_probes_and_nobody_trains_on_the_answers(tmp_path):
+    data = {name: Dataset(tuple(f"{name}{i}" for i in range(9)), tuple(f"Q{name}{i}? " for i in range(9))) for name in ("sciq", "gsm8k", "books")}
+    flow = wf.exchange(30, alpha=1, beta=0, private=(9, 9), public=9, synthetic=6, initial_beta=1, start="previous")
+    plain = ch.ChainSpec("chain", flow, ("sciq", "gsm8k"), 0, ("small",), public="books")
+    asked = dataclasses.replace(plain, probes=(("gsm8k", 2), ("books", 3)))
+    settings = driver.Settings(3, u.FitSettings(), u.SampleSettings(), evaluate=0)
+    go(tmp_path / "plain", [plain], data, settings)
+    go(tmp_path / "asked", [asked], data, settings)
+    for generation in range(3):
+        without, made = texts(tmp_path / "plain", plain, generation), texts(tmp_path / "asked", asked, generation)
+        for entity in range(2):
+            mine = made[made.entity == entity]
+            assert mine.prompt.tolist()[6:] == ["Qgsm8k0? ", "Qgsm8k1? ", "Qbooks0? ", "Qbooks1? ", "Qbooks2? "]
+            assert mine.text.tolist()[:6] == without[without.entity == entity].text.tolist()
+    with pytest.raises(ValueError, match="probes: 'books': has 9 items, chain chain asks for the first 10"):
+        go(tmp_path / "too-many", [dataclasses.replace(plain, probes=(("books", 10),))], data, settings)
+
+
 def test_prompts_of_several_domains_are_answered_in_turn(tmp_path):
     chains, data, settings = u.study(2, ratios=(0.5,), seeds=(0,))
     data = {"posts": dataclasses.replace(data["posts"], sample_prompts=("wikipedia", "reddit", "twitter"))}
