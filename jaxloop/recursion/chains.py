@@ -166,8 +166,11 @@ class Group(NamedTuple):
     members: tuple[Member, ...]
 
 
-def groups(chains: Sequence[ChainSpec], generation: int) -> list[Group]:
-    """The calls of one generation, in an order that depends on nothing but the chains: base by base, members in the order of the study."""
+def groups(chains: Sequence[ChainSpec], generation: int, most: int | None = None) -> list[Group]:
+    """The calls of one generation, in an order that depends on nothing but the chains: base by base, members in the order of the study.
+
+    most: members of a call at most, None: no limit.
+    """
     found: dict[tuple, list[Member]] = {}
     for chain in chains:
         for entity in range(chain.workflow.entities):
@@ -177,5 +180,9 @@ def groups(chains: Sequence[ChainSpec], generation: int) -> list[Group]:
     for (base, scratch, fit, sample), members in sorted(found.items(), key=lambda item: repr(item[0])):
         about = json.dumps([base, scratch, repr(fit), repr(sample)])
         label = re.sub(r"[^A-Za-z0-9._-]+", "~", base.rstrip("/").split("/")[-1])[:40].lstrip(".") or "base"
-        out.append(Group(f"{label}~{hashlib.sha256(about.encode()).hexdigest()[:8]}", base, scratch, fit, sample, tuple(members)))
+        name = f"{label}~{hashlib.sha256(about.encode()).hexdigest()[:8]}"
+        size = most or len(members)
+        for number, at in enumerate(range(0, len(members), size)):
+            part = name if most is None else f"{name}.{number:04d}"
+            out.append(Group(part, base, scratch, fit, sample, tuple(members[at : at + size])))
     return out

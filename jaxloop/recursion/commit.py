@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxloop.recursion import ledger
 from jaxloop.recursion.chains import ChainSpec, Group, Member
 from jaxloop.recursion.generation import Run, draw, effective, part_path, share, split, stem, tidy
-from jaxloop.recursion.sources import texts_path
+from jaxloop.recursion.sources import booked, texts_path
 from jaxloop.recursion.workflow import Plan
 from jaxloop.runtime import checkpoint, tables
 from jaxloop.runtime.files import inside
@@ -54,6 +54,7 @@ def finish(run: Run, generation: int, history: History, calls: Sequence[Group], 
     for member, base in order:
         made = samples.get((member.chain.id, member.entity))
         drawn = plans[member] if member in plans else draw(run, member, generation)
+        drawn = booked(drawn, member.chain, run.data, run.settings.generations)
         rows += _ledger_rows(run, generation, history, member, base, drawn, fits[member], made)
         if name := fits[member].get("file"):
             files += [name] if name.endswith(".safetensors") else _below(run.root, f"{place}/{stem(member)}.orbax")

@@ -47,6 +47,7 @@ class Settings:
     evaluate     texts that each model writes at least, for `measure`
     keep         newest generations whose weights stay on disk (at least 1; None: all); those of a chain that failed stay too
     models_in_memory   base models held at once
+    members_per_call   models of one base and settings that are fitted before anything of them is sealed; None: all
     free         fields of `fit` and `sample`, as "fit.x" and "sample.x", that may differ when a run is resumed
     """
 
@@ -57,12 +58,13 @@ class Settings:
     keep: int | None = 2
     study: str = "chain"
     models_in_memory: int = 4
+    members_per_call: int | None = None
     free: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for field, low in (("generations", 1), ("evaluate", 0), ("models_in_memory", 1), ("keep", 1)):
+        for field, low in (("generations", 1), ("evaluate", 0), ("models_in_memory", 1), ("members_per_call", 1), ("keep", 1)):
             value = getattr(self, field)
-            if field == "keep" and value is None:
+            if field in ("keep", "members_per_call") and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{field}={value!r}: must be an integer of at least {low}")
@@ -164,7 +166,7 @@ def run(
                 if not living:
                     LOGGER.error("every chain has stopped; generations %d to %d are not run", generation, settings.generations - 1)
                     break
-                _generation(this, generation, history, groups(living, generation))
+                _generation(this, generation, history, groups(living, generation, settings.members_per_call))
                 stop.check()
         except Stopped as signal:
             LOGGER.warning("stopped by %s; what was finished is on disk, to go on: %s", signal.name, command or shlex.join(sys.orig_argv))

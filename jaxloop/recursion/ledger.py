@@ -29,10 +29,8 @@ from jaxloop.recursion.workflow import HUMAN, PUBLIC, SOURCES, SYNTHETIC, Plan, 
 
 
 def real_share_new(workflow: Workflow, generation: int, plan: Plan) -> float:
-    """Share of human (private or public) items among the items that are new in a generation; for an exchange, the share drawn."""
-    if generation == 0:
-        return 1.0
-    if workflow.exchange is not None:
+    """Share of human (private or public) items among the items that are new in a generation; for generation 0 and an exchange, the share drawn."""
+    if generation == 0 or workflow.exchange is not None:
         return real_share_train(plan)
     return workflow.human / (workflow.synthetic + workflow.human + workflow.external)
 

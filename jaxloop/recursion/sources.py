@@ -23,12 +23,14 @@ class Dataset:
     sample_prompts  prompts that generations answer, in turn (multi-domain: row i answers prompt i modulo their number);
                     empty: the one prompt, or else prompts of texts drawn at random (multi_entity.md, section 3.1)
     fingerprint     checksum of the data, for the ledger
+    outside         rows that no person wrote, of a data set that is a mixture: the ledger books them as `external`
     """
 
     texts: Sequence[str]
     prompts: str | Sequence[str] = ""
     sample_prompts: tuple[str, ...] = ()
     fingerprint: str = ""
+    outside: frozenset[int] = frozenset()
 
     def prompt(self, row: int) -> str:
         """Prompt that text `row` answers."""
@@ -104,6 +106,18 @@ def human_texts(chain: ChainSpec, data: Mapping[str, Dataset], *, entity: int = 
     rows = human_stream(chain, data, 1, entity)[: chain.workflow.initial]
     texts = data[chain.dataset_of(entity)].texts
     return [texts[row] for row in rows]
+
+
+def booked(plan: Plan, chain: ChainSpec, data: Mapping[str, Dataset], generations: int) -> Plan:
+    """The plan (NumPy, valid rows only) as the ledger books it: rows of the human stream that are `outside` rows of their data set are external."""
+    source = np.array(plan.source)
+    for entity in range(chain.workflow.entities):
+        outside = data[chain.dataset_of(entity)].outside
+        chosen = np.flatnonzero((plan.source == HUMAN) & (plan.entity == entity)) if outside else ()
+        if len(chosen):
+            rows = human_stream(chain, data, generations, entity)[plan.index[chosen]]
+            source[chosen[np.isin(rows, list(outside))]] = EXTERNAL
+    return plan._replace(source=source)
 
 
 def texts_path(chain: ChainSpec, generation: int) -> str:
