@@ -40,12 +40,13 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[in
 
 
 def encode_examples(tokenizer: Tokenizer, texts: Sequence[str], prompts: Sequence[str], *, max_length: int, loss_on: str = "response") -> Examples:
-    """`prompt + text + EOS`, cut at `max_length` tokens (a cut text loses its EOS, as in the paper's code).
+    """`prompt + text + EOS`, cut at `max_length` tokens (a cut text loses its EOS, as in the paper's code); no EOS where the tokenizer has none.
 
     loss_on: "response" (the text and EOS) or "all" (the prompt too)."""
     heads = encode_prompts(tokenizer, prompts)
     bodies = tokenizer.encode(texts, special=False)
-    ids = [np.array((h + b + [tokenizer.eos])[:max_length], np.int32) for h, b in zip(heads, bodies)]
+    end = [] if tokenizer.eos is None else [tokenizer.eos]
+    ids = [np.array((h + b + end)[:max_length], np.int32) for h, b in zip(heads, bodies)]
     skipped = np.array([0 if loss_on == "all" else min(len(h), max_length) for h in heads], np.int64)
     return Examples(ids, skipped)
 
@@ -59,7 +60,8 @@ class Dispatch:
 
 
 def plan_dispatches(lengths: np.ndarray, rng: np.random.Generator, *, batch_size: int, steps: int | None, epochs: float, classes: int, per_dispatch: int, limit: int) -> list[Dispatch]:
-    """Batches for all steps of a fit: every epoch shuffles, sorts by length into batches, and groups these into `classes` padded lengths.
+    """Batches for all steps of a fit: every epoch shuffles, sorts by length into batches, and groups these into `classes` padded lengths; with one
+    class nothing is sorted and the batches are random, as a plain data loader draws them.
 
     Chains with equally many examples and the same padded lengths get the same sequence of shapes, so they can share programs.
     """
@@ -73,7 +75,7 @@ def plan_dispatches(lengths: np.ndarray, rng: np.random.Generator, *, batch_size
         if total - done < per_epoch:
             order = order[: (total - done) * batch_size]
         length = np.where(order < 0, 0, lengths[order])
-        batches = order[np.argsort(-length, kind="stable")].reshape(-1, batch_size)
+        batches = (order if classes == 1 else order[np.argsort(-length, kind="stable")]).reshape(-1, batch_size)
         groups = [g for g in np.array_split(batches, min(classes, len(batches))) if len(g)]
         cycles = max(-(-len(g) // per_dispatch) for g in groups)
         # The order of the classes is the same for every chain: chains in step must ask for the same shapes.

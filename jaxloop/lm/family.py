@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxloop.kernels.map_chains import AXIS, chain_mesh
-from jaxloop.lm import adapters, batching, train
+from jaxloop.lm import adapters, batching, projection, train
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.huggingface import load as load_model
 from jaxloop.lm.loss import row_nll
@@ -84,14 +84,17 @@ class _Work:
         return tuple((d.time, d.rows.shape) for d in self.dispatches)
 
 
-def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings) -> list[FitResult]:
+def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings, *, direction=None) -> list[FitResult]:
     """Train every task from `start`, or from the base ("lora": a fresh adapter; "scratch": random weights).
 
     Chains whose batches have the same shapes run in one program, `settings.chains_at_once` at a time. Raises ValueError for a task without
-    texts, texts and prompts of different numbers, weights that are not one per text, and a max_length beyond the model's context."""
+    texts, texts and prompts of different numbers, weights that are not one per text, and a max_length beyond the model's context.
+    `direction`: of `settings.constraint`, a tree like a chain's weights; ValueError where one is given without the other."""
     limit = min(settings.max_length, model.spec.context)
     if settings.max_length > model.spec.context and settings.max_length != FitSettings().max_length:
         raise ValueError(f"fit.max_length: {settings.max_length} tokens exceed the context of {model.name or model.spec.architecture}, {model.spec.context}")
+    if (direction is None) != (settings.constraint is None):
+        raise ValueError("fit.constraint: a constraint and a direction belong together; one of them is missing")
     works = [_prepare(model, task, settings, limit) for task in tasks]
     groups: dict[tuple, list[int]] = {}
     for i, work in enumerate(works):
@@ -102,7 +105,7 @@ def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings) -> list[F
     for members in groups.values():
         for at in range(0, len(members), size):
             chosen = members[at : at + size]
-            for i, result in zip(chosen, _fit_together(model, [tasks[i] for i in chosen], [works[i] for i in chosen], size, settings, mesh)):
+            for i, result in zip(chosen, _fit_together(model, [tasks[i] for i in chosen], [works[i] for i in chosen], size, settings, mesh, direction)):
                 results[i] = result
     return [results[i] for i in range(len(tasks))]
 
@@ -130,7 +133,7 @@ def _prepare(model, task, settings, limit) -> _Work:
     return _Work(examples, dispatches, sample)
 
 
-def _fit_together(model, tasks, works, size, settings, mesh) -> list[FitResult]:
+def _fit_together(model, tasks, works, size, settings, mesh, direction) -> list[FitResult]:
     """One program for up to `size` chains of one signature; idle places repeat the first chain."""
     fill = [0] * (size - len(tasks))
     tasks_C, works_C = [*tasks, *(tasks[i] for i in fill)], [*works, *(works[i] for i in fill)]
@@ -139,6 +142,8 @@ def _fit_together(model, tasks, works, size, settings, mesh) -> list[FitResult]:
     if mesh is not None:
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec(AXIS)))
     base = model.params if settings.mode == "lora" else None
+    if direction is not None:
+        projection.check(direction, jax.tree.map(lambda leaf: leaf[0], state.weights))
     total = sum(len(d.rows) for d in works[0].dispatches)
     logs, tokens = [], np.zeros(len(tasks_C), np.int64)
     steps = settings.steps_per_dispatch
@@ -151,7 +156,7 @@ def _fit_together(model, tasks, works, size, settings, mesh) -> list[FitResult]:
             tokens[c] += w.examples.lengths[rows[rows >= 0]].sum()
         batch, mask = (np.stack(x, 1) for x in zip(*parts))
         count = len(works[0].dispatches[number].rows)
-        state, log = train.train_steps(model.spec, settings, base, state, batch, mask, sample, np.int32(count), np.int32(total), mesh)
+        state, log = train.train_steps(model.spec, settings, base, state, batch, mask, sample, np.int32(count), np.int32(total), mesh, direction)
         logs.append(log[:count])
     weights = jax.device_get(state.weights)
     loss = np.concatenate([np.asarray(x) for x in logs])

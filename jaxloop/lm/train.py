@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxloop.kernels.map_chains import AXIS
 from jaxloop.lm import adapters as lora_adapters
+from jaxloop.lm import projection
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.loss import chain_losses
 from jaxloop.lm.spec import Spec
@@ -27,7 +28,8 @@ class FitSettings:
     mode: "lora" (adapters on a frozen base), "full" (all weights, from the base or the previous generation), "scratch" (all, from random).
     steps (if given) wins over epochs. learning_rate decays linearly to 0 after warmup_steps (or "cosine", "constant"), as transformers'
     schedules do. clip: global norm per chain, 0 = off. max_length in tokens, prompt and EOS included. dtype of the forward pass.
-    chains_at_once: chains in one program (0 = chosen for the device); length_classes: padded lengths per epoch; remat: recompute in the gradient.
+    chains_at_once: chains in one program (0 = chosen for the device); length_classes: padded lengths per epoch (1: batches are not sorted by
+    length); remat: recompute in the gradient. constraint: a penalty on the bias projection, for a direction that `family.fit` is given.
     """
 
     mode: str = "lora"
@@ -49,6 +51,7 @@ class FitSettings:
     steps_per_dispatch: int = 16
     length_classes: int = 4
     remat: bool = False
+    constraint: projection.Constraint | None = None
 
     def __post_init__(self):
         for name, allowed in dict(mode=("lora", "full", "scratch"), loss_on=("response", "all"), schedule=("linear", "cosine", "constant"), dtype=("float32", "bfloat16")).items():
@@ -59,6 +62,8 @@ class FitSettings:
                 raise ValueError(f"fit.{name}: {getattr(self, name)} is not allowed; at least 1")
         if self.steps is not None and self.steps < 1 or self.epochs <= 0:
             raise ValueError(f"fit.steps: {self.steps} steps and {self.epochs} epochs; at least one step is needed")
+        if self.constraint is not None and self.dtype != "float32":
+            raise ValueError(f"fit.dtype: {self.dtype} is not allowed with a constraint, whose gradient needs float32")
 
 
 class TrainState(NamedTuple):
@@ -126,20 +131,21 @@ def losses(spec: Spec, settings: FitSettings, base: dict | None, weights: dict, 
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "settings", "mesh"), donate_argnames=("state",))
-def train_steps(spec: Spec, settings: FitSettings, base, state: TrainState, tokens_SCBT, mask_SCBT, sample_SCB, count, total, mesh=None):
+def train_steps(spec: Spec, settings: FitSettings, base, state: TrainState, tokens_SCBT, mask_SCBT, sample_SCB, count, total, mesh=None, direction=None):
     """Run the first `count` of S steps. `total` [] is the number of updates of the whole fit, for the schedule.
 
     With `mesh` (one axis, "chains") the C chains are shared out over its devices, C being a multiple of their number; every device runs
-    the program of C / devices chains and none waits for another. Returns the state and each step's loss [S, C] (NaN where it was idle).
+    the program of C / devices chains and none waits for another. `direction`: of `settings.constraint`, a tree like one chain's weights.
+    Returns the state and each step's loss [S, C] (NaN where it was idle).
     """
     run = functools.partial(_steps, spec, settings)
     if mesh is not None:
         chains, later = P(AXIS), P(None, AXIS)
-        run = jax.shard_map(run, mesh=mesh, in_specs=(P(), chains, later, later, later, P(), P()), out_specs=(chains, later), check_vma=False)
-    return run(base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total)
+        run = jax.shard_map(run, mesh=mesh, in_specs=(P(), chains, later, later, later, P(), P(), P()), out_specs=(chains, later), check_vma=False)
+    return run(base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total, direction)
 
 
-def _steps(spec, settings, base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total):
+def _steps(spec, settings, base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total, direction):
     optimizer = _optimizer(settings)
 
     def step(i, carry):
@@ -150,7 +156,10 @@ def _steps(spec, settings, base, state, tokens_SCBT, mask_SCBT, sample_SCB, coun
             each = losses(spec, settings, base, weights, *batch, state.key, state.step)
             return each.sum(), each
 
-        grads, each = jax.grad(objective, has_aux=True)(state.weights)
+        if settings.constraint is None:
+            grads, each = jax.grad(objective, has_aux=True)(state.weights)
+        else:
+            grads, each = projection.gradient(objective, state.weights, direction, settings.constraint)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes float and int32 in its bias correction
             updates, optimizer_state = jax.vmap(optimizer.update)(grads, state.optimizer, state.weights)
         rate = learning_rate(settings, state.step, total)
