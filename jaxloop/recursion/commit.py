@@ -16,6 +16,7 @@ from jaxloop.runtime.files import inside
 from jaxloop.runtime.log import LOGGER
 
 TEXT_COLUMNS = ("generation", "entity", "row", "text", "prompt", "tokens", "finished", "selected")
+FILLED = "metrics-"  # metrics-0001.parquet and so on: what `fill.fill` found later
 
 
 @dataclass
@@ -128,6 +129,17 @@ def about_run(run: Run, failed: Mapping[str, Mapping]) -> dict:
         "environment": dict(run.environment),
         "failed": dict(failed),
     }
+
+
+def read_metrics(root: Path, generation: int) -> dict[str, list]:
+    """The metrics of a finished generation, tidy columns: those measured when it was made, and those that were filled in later in their place."""
+    place = checkpoint.finished(generation)
+    listed = checkpoint.read_manifest(root, f"{place}/{checkpoint.MANIFEST}")["files"]
+    names = [f"{place}/metrics.parquet", *sorted(name for name in listed if name.startswith(f"{place}/{FILLED}"))]
+    table = tables.concatenate([tables.read_parquet(root / name) for name in names])
+    # A key that comes again keeps its first place and takes its last row.
+    rows = {key: i for i, key in enumerate(zip(table["chain"], table["entity"], table["metric"], strict=True))}
+    return {name: [values[i] for i in rows.values()] for name, values in table.items()}
 
 
 def describe_chain(chain: ChainSpec) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from jaxloop.recursion import ledger
 from jaxloop.recursion.chains import ChainSpec, Member, groups
-from jaxloop.recursion.commit import History, about_run, finish
+from jaxloop.recursion.commit import History, about_run, finish, read_metrics
 from jaxloop.recursion.generation import Run, make, sample_rows, stem
 from jaxloop.recursion.progress import progress as progress_bar
 from jaxloop.recursion.selection import NEEDS
@@ -147,7 +147,7 @@ def run(
             root=root,
             prints={name: d.fingerprint or ledger.fingerprint(d.texts, d.prompts) for name, d in data.items()},
             environment=checkpoint.environment(),
-            model=_models(family, settings),
+            model=models_of(family, settings),
             measure=measure,
             report=stack.enter_context(progress_bar(totals, settings.generations, show=progress and process == 0)),
             stop=stop,
@@ -156,7 +156,7 @@ def run(
             features=features,
         )
         if found.manifests:
-            _refuse_another(root, found.manifests[-1]["about"], about_run(this, history.failed), settings.free)
+            refuse_another(root, found.manifests[-1]["about"], about_run(this, history.failed), settings.free)
         if process == 0:
             _settle(this, found, history)
             barrier("settled")
@@ -181,7 +181,7 @@ def _settle(this, found, history):
         checkpoint.warn_of_changes(found.manifests[-1]["about"]["environment"], this.environment)
         LOGGER.info("going on after generation %d", found.last)
         _prune(this, found.last, history)
-        _tables(this.root, found.last + 1)
+        write_tables(this.root, found.last + 1)
 
 
 def _generation(this, generation, history, calls):
@@ -190,7 +190,7 @@ def _generation(this, generation, history, calls):
     plans = make(this, generation, calls)
     if this.process == 0:
         finish(this, generation, history, calls, plans)
-        _tables(this.root, generation + 1)
+        write_tables(this.root, generation + 1)
     barrier(f"generation {generation} is finished")
     history.read(this.root, generation)
     if this.process == 0:
@@ -206,7 +206,7 @@ def disk_needed(chains: Sequence[ChainSpec], settings: Settings, weights_bytes: 
     return members * weights_bytes * held + (settings.generations + 1) * texts * text_bytes
 
 
-def _models(family, settings):
+def models_of(family, settings):
     """base -> model, the last few of them held."""
     held: OrderedDict[str, Any] = OrderedDict()
 
@@ -232,7 +232,7 @@ def _work(chains, settings, first, history, measure):
     }
 
 
-def _refuse_another(root, before, now, free):
+def refuse_another(root, before, now, free):
     """Another study must not be continued in this directory, whatever config.json says."""
     changed = []
     for field in ("chains", "data"):
@@ -250,13 +250,14 @@ def _refuse_another(root, before, now, free):
         raise ValueError(f"workdir={root}: holds another study ({'; '.join(changed[:3])}{more}); use another workdir, or what it was made with")
 
 
-def _tables(root, count):
+def write_tables(root, count):
     """ledger.parquet, metrics.csv and losses.parquet of generations 0..count-1, made anew from the sealed parts of each."""
     places = [root / checkpoint.finished(generation) for generation in range(count)]
     read = lambda name: tables.concatenate([tables.read_parquet(place / name) for place in places])  # noqa: E731
+    metrics = tables.concatenate([read_metrics(root, generation) for generation in range(count)])
     tables.write_parquet(root / "ledger.parquet", read("ledger.parquet"))
     tables.write_parquet(root / "losses.parquet", read("losses.parquet"))
-    write_atomic(root / "metrics.csv", tables.to_csv(read("metrics.parquet")), durable=False)
+    write_atomic(root / "metrics.csv", tables.to_csv(metrics), durable=False)
 
 
 def _size(root, generation):

@@ -202,6 +202,18 @@ def keep_parts(root: Path, generation: int, *, clean: bool = True) -> dict[str, 
     return kept
 
 
+def add(root: Path, generation: int, files: Iterable[str]) -> None:
+    """Takes new files into a finished generation. They are on the disk already; they count as soon as the manifest lists them."""
+    manifest = f"{finished(generation)}/{MANIFEST}"
+    content = read_manifest(root, manifest)
+    for name in files:
+        path = inside(root, name)
+        sync(path)
+        sync(path.parent)
+        content["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    _write_manifest(root, manifest, content)
+
+
 def forget(root: Path, generation: int, files: Iterable[str]) -> None:
     """Takes files (adapters that no later generation needs) out of a finished generation, manifest first, so that it stays whole."""
     manifest = f"{finished(generation)}/{MANIFEST}"

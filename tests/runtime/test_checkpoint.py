@@ -152,6 +152,20 @@ def test_forgotten_weights_leave_a_generation_that_verifies(root):
     assert cp.find(root).last == 0
 
 
+def test_added_files_count_from_the_manifest_on(root):
+    make(root, 0)
+    (root / "checkpoints/generation=0000/late.bin").write_bytes(b"late")
+    cp.settle(root, cp.find(root))
+    assert not (root / "checkpoints/generation=0000/late.bin").exists()  # a run that was killed before it was listed
+    (root / "checkpoints/generation=0000/late.bin").write_bytes(b"late")
+    cp.add(root, 0, ["checkpoints/generation=0000/late.bin"])
+    cp.settle(root, cp.find(root))
+    assert "checkpoints/generation=0000/late.bin" in cp.verify(root, "checkpoints/generation=0000/manifest.json")["files"]
+    (root / "checkpoints/generation=0000/late.bin").write_bytes(b"l4te")
+    with pytest.raises(cp.Damaged, match="late.bin fails its SHA-256"):
+        cp.verify(root, "checkpoints/generation=0000/manifest.json")
+
+
 def test_environment_is_json_and_changes_are_named(root):
     now = cp.environment()
     assert json.loads(json.dumps(now)) == now and {"jax", "numpy", "platform", "python"} <= set(now)
