@@ -108,7 +108,7 @@ def kernel(dataset: Sequence[str], cluster: Sequence[str], overlaps: Overlaps, k
     return small[np.ix_(at, at)]
 
 
-def groups(cosine: np.ndarray, at: float = 0.25) -> np.ndarray:
+def groups(cosine: np.ndarray, at: float = 0.5) -> np.ndarray:
     """Group [n] of each chain: average linkage on 1 - K, cut where groups share less than `at` on average. Two chains on one cluster are
     always in one group. ValueError for `at` outside (0, 1)."""
     if not 0 < at < 1:
