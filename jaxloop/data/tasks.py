@@ -25,6 +25,7 @@ class Task(NamedTuple):
     read                     row -> fields that formats may name; ValueError where the row has no answer
     prompt, text             format strings over these fields
     subset                   column of a local file that holds the configuration
+    test                     name of the test split; None: there is none, test rows are held out of the others
     """
 
     source: str
@@ -34,6 +35,7 @@ class Task(NamedTuple):
     prompt: str
     text: str
     subset: str = ""
+    test: str | None = "test"
 
 
 def _qa(row: Mapping) -> dict:
@@ -85,7 +87,7 @@ TASKS: dict[str, Task] = {
     # The paper does not say which of ARC's two sets: the larger one.
     "arc": Task("allenai/ai2_arc", "ARC-Easy", None, _arc, QUESTION, ANSWER, subset="set"),
     # The hub's converted files: the repository itself holds a loading script.
-    "bookcorpus": Task("bookcorpus/bookcorpus", None, "refs/convert/parquet", _plain, "", "{text}"),
+    "bookcorpus": Task("bookcorpus/bookcorpus", None, "refs/convert/parquet", _plain, "", "{text}", test=None),
     "qa": Task("", None, None, _qa, QUESTION, ANSWER),
     "text": Task("", None, None, _plain, "", "{text}"),
 }
@@ -98,10 +100,11 @@ def load(
     name: str | None = None,
     revision: str | None = None,
     test_source: str | None = None,
-    splits: tuple[str, str] = ("train", "test"),
+    splits: tuple[str, str | None] | None = None,
     prompt: str | None = None,
     text: str | None = None,
     prompt_words: int = 0,
+    join_words: int = 0,
     held_out: int | None = None,
     limit: int | None = None,
     count_tokens: Callable[[list[str]], Sequence[int]] | None = None,
@@ -112,10 +115,12 @@ def load(
     task          a name of `TASKS`: sciq, gsm8k, arc, bookcorpus; qa and text for any file with columns question and answer, or text
     source        a file, folder or Hugging Face id instead of the task's own; name, revision: of a Hugging Face data set (default: the task's)
     test_source   where the test rows are, if not in `source`
-    splits        names of the two splits: of the data set, or in the column `split` of a file. A file without that column and without a
-                  test_source gives `held_out` of its rows to the test, drawn at random, the same ones every time
+    splits        names of the two splits: of the data set, or in the column `split` of a file (default: train and the task's). Without a test
+                  split (None, or a file without that column) and without a test_source, `held_out` rows go to the test, drawn at random, the
+                  same ones every time
     prompt, text  formats over the fields of the task (default: the task's)
     prompt_words  for plain text: the first so many words are the prompt and the rest is the text; shorter ones are dropped
+    join_words    for plain text: rows are joined with a space until they have this many words; 0: each is a text
     held_out      test rows at most; None: all of the test split
     limit         training rows at most
     max_prompt_tokens   rows whose prompt is longer are dropped; needs count_tokens
@@ -132,16 +137,20 @@ def load(
     formats = (known.prompt if prompt is None else prompt, known.text if text is None else text)
     about = {"name": name or (known.name if source is None or known.subset else None), "revision": revision or (known.revision if source is None else None)}
     place = source or known.source
-    whole, has_splits = _pairs(task, known, place, splits[0], formats, prompt_words, about)
-    if test_source is not None or has_splits:
-        test, _ = _pairs(task, known, test_source or place, splits[1], formats, prompt_words, about)
-        train = whole
+    first, second = splits or ("train", known.test)
+    joined = join_words if known.read is _plain else 0
+    options = {"known": known, "formats": formats, "words": prompt_words, "join": joined, **about}
+    # Where there is no test split, what is held out comes from the same rows: no more of a large corpus is read than both need.
+    most = limit + (held_out or 0) if limit is not None and second is None and max_prompt_tokens is None else None
+    whole, has_splits = _pairs(task, place, first, most=most, **options)
+    if test_source is not None or (has_splits and second is not None):
+        train, test = whole, _pairs(task, test_source or place, second, **options)[0]
         if test_source is None and not len(test):
-            raise ValueError(f"task {task!r}: '{place}' has no row of split '{splits[1]}'; name the split, or give a test source")
+            raise ValueError(f"task {task!r}: '{place}' has no row of split '{second}'; name the split, or give a test source")
     else:
         if held_out is None or not 0 < held_out < len(whole):
             raise ValueError(
-                f"task {task!r}: '{place}' has {len(whole):,} rows and no column 'split': give a test source, or how many of them are held out for the test"
+                f"task {task!r}: '{place}' has {len(whole):,} rows and no test split: give a test source, or how many of them are held out for the test"
             )
         order = np.random.default_rng(0).permutation(len(whole))
         train, test = whole.iloc[np.sort(order[held_out:])], whole.iloc[order[:held_out]]
@@ -161,11 +170,13 @@ def load(
     return made[0], made[1]
 
 
-def _pairs(task, known, place, split, formats, words, about) -> tuple[pd.DataFrame, bool]:
-    """(prompts and texts of one split, whether the source has splits)."""
+def _pairs(task, place, split, *, known, formats, words, join, name, revision, most=None) -> tuple[pd.DataFrame, bool]:
+    """(prompts and texts of one split, `most` at most; whether the source has splits)."""
     rows, report, found, local = [], {"rows": 0}, {"split": False}, sources.reading.extension(place) is not None
-    stream = sources.rows(place, split=split, name=None if local else about["name"], revision=None if local else about["revision"])
-    for number, row in enumerate(_chosen(stream, split if local else None, known.subset if local else "", about["name"], found), 1):
+    hub = {} if local else {"name": name, "revision": revision, "streaming": most is not None}
+    stream = sources.rows(place, split=split or "train", **hub)
+    stream = _chosen(stream, split if local else None, known.subset if local else "", name, found)
+    for number, row in enumerate(_joined(stream, join) if join else stream, 1):
         report["rows"] += 1
         try:
             fields = {k: v for k, v in row.items() if isinstance(v, str | int | float)} | known.read(row)
@@ -178,6 +189,8 @@ def _pairs(task, known, place, split, formats, words, about) -> tuple[pd.DataFra
                 report[f"at most {words} words"] = report.get(f"at most {words} words", 0) + 1
                 continue
         rows.append(pair)
+        if len(rows) == most:
+            break
     frame = pd.DataFrame({"prompt": pd.Series([p for p, _ in rows], dtype=object), "text": pd.Series([t for _, t in rows], dtype=object)})
     frame.attrs = {"report": report}
     return frame, found["split"] or not local
@@ -192,6 +205,18 @@ def _chosen(stream: Iterator[dict], split, subset, name, found) -> Iterator[dict
         if subset and name and row.get(subset, name) != name:
             continue
         yield row
+
+
+def _joined(stream: Iterator[dict], words: int) -> Iterator[dict]:
+    """Texts of at least `words` words; what is left at the end is a text too if it has half as many."""
+    held: list[str] = []
+    for row in stream:
+        held.append(_text(row, "text").strip())
+        if sum(len(t.split()) for t in held) >= words:
+            yield {"text": " ".join(held)}
+            held = []
+    if sum(len(t.split()) for t in held) * 2 >= words:
+        yield {"text": " ".join(held)}
 
 
 def _format(task, formats, fields) -> tuple[str, str]:

@@ -63,6 +63,14 @@ def test_long_prompts_and_short_texts_are_dropped_and_counted(tmp_path):
         tasks.load("text", source=path, held_out=1, prompt_words=4, count_tokens=lambda texts: [len(t) for t in texts], max_prompt_tokens=3)
 
 
+def test_short_rows_are_joined_and_no_more_is_read_than_is_asked_for(tmp_path):
+    path = file(tmp_path, [{"text": f"s{i} word "} for i in range(101)])
+    train, test = tasks.load("bookcorpus", source=path, join_words=10, held_out=4)
+    assert len(train) == 16 and len(test) == 4 and set(train["text"]) >= {" ".join(f"s{i} word" for i in range(5))} - set(test["text"])
+    train, test = tasks.load("bookcorpus", source=path, join_words=10, held_out=4, limit=3)
+    assert (len(train), len(test)) == (3, 4) and train.attrs["report"]["rows"] == 7
+
+
 def test_the_real_files(shared):
     train, test = tasks.load("gsm8k", source=str(shared("data/gsm8k/gsm8k.jsonl")))
     assert (len(train), len(test)) == (7473, 1319) and all("####" in t for t in test["text"])
@@ -81,7 +89,7 @@ def test_the_real_files(shared):
         ([ARC | {"answerKey": "7"}], {"task": "arc"}, "row 1 of .* has no answer among its choices"),
         ([{"question": "q", "choices": ["a"], "gold": 4}], {"task": "arc"}, "has no answer among its choices"),
         ([GSM8K] * 3, {"task": "gsm8k", "prompt": "{questoin}"}, "a format names 'questoin', which is no field of it; there are answer"),
-        ([GSM8K] * 3, {"task": "gsm8k"}, "has 3 rows and no column 'split': give a test source, or how many"),
+        ([GSM8K] * 3, {"task": "gsm8k"}, "has 3 rows and no test split: give a test source, or how many"),
         ([GSM8K | {"split": "train"}], {"task": "gsm8k"}, "has no row of split 'test'"),
         ([GSM8K], {"task": "trivia"}, "task 'trivia': must be one of sciq, gsm8k"),
         ([GSM8K], {"task": "qa", "source": None}, "has no source of its own"),
