@@ -42,22 +42,22 @@ _RAMP = (
     ("#d9622b", "#ff9a62"),
     ("#b3243c", "#ff6f86"),
 )
-_INK, _MUTED, _GRID, _PAPER = "#1b1f24", "#6a737d", "#e3e6ea", "#ffffff"
+INK, MUTED, GRID, _PAPER = "#1b1f24", "#6a737d", "#e3e6ea", "#ffffff"
 _MARKERS = "osD^vP"
-_STYLE = {
+STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
     "text.parse_math": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "axes.titlecolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "axes.grid": True,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
     "lines.solid_capstyle": "round",
@@ -99,11 +99,11 @@ def curve(
     """
     rows = summary[summary["metric"] == metric]
     names = list(summary["line"].cat.categories)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         if reference is not None and reference == reference:
-            axes.axhline(reference, color=_MUTED, linewidth=1, linestyle=(0, (1, 2)))
+            axes.axhline(reference, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         for i, (name, (colour, _)) in enumerate(zip(names, palette(len(names)), strict=True)):
             line = rows[rows["line"] == name]
             x, mean, se = (line[c].to_numpy(float) for c in ("generation", "mean", "se"))
@@ -115,19 +115,19 @@ def curve(
         axes.margins(x=0.03)
         axes.set_xlabel("generation")
         if not rows["mean"].notna().any():
-            axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", va="center", color=_MUTED)
+            axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", va="center", color=MUTED)
             axes.set_yticks([])
         if titled:
             axes.set_title(printable(title(metric)[0]), loc="left", fontweight="bold", fontsize=11)
             if len(names) > 1:
-                axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+                axes.legend(frameon=False, fontsize=8, labelcolor=INK)
         return figure
 
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file; equal figures give equal bytes."""
     out = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         FigureCanvasAgg(figure).print_png(out, metadata={"Software": None}, pil_kwargs=None)
     return out.getvalue()
 
@@ -138,7 +138,7 @@ def svg(figure: Figure, name: str) -> str:
     name: prefix of the element ids, so that several figures can stand on one page.
     """
     out = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.patch.set_alpha(0)
         for axes in figure.axes:
             axes.patch.set_alpha(0)
@@ -152,7 +152,7 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r'(id="|url\(#|href="#)', lambda m: m[1] + name + "-", text)
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
     text = re.sub(r"\s*\n\s*", " ", text)
-    colours = {_INK: "ink", _MUTED: "muted", _GRID: "grid"} | {light: colour_name(light) for light, _ in _RAMP}
+    colours = {INK: "ink", MUTED: "muted", GRID: "grid"} | {light: colour_name(light) for light, _ in _RAMP}
     return re.sub("|".join(colours), lambda m: f"var(--{colours[m[0]]})", text)
 
 
@@ -163,7 +163,7 @@ def colour_name(light: str) -> str:
 
 def colours_css() -> Mapping[str, tuple[str, str]]:
     """CSS variable -> (colour on light, colour on dark) for everything that `svg` refers to."""
-    fixed = {"ink": (_INK, "#e8eaed"), "muted": (_MUTED, "#9aa3ad"), "grid": (_GRID, "#31363d"), "paper": (_PAPER, "#15181c")}
+    fixed = {"ink": (INK, "#e8eaed"), "muted": (MUTED, "#9aa3ad"), "grid": (GRID, "#31363d"), "paper": (_PAPER, "#15181c")}
     return fixed | {colour_name(pair[0]): pair for pair in _RAMP}
 
 
