@@ -113,7 +113,7 @@ def neuron_study(
 
     Tables of the result, m = tests of one mode, all relations together (4 x 9,216 in the paper):
       tests    mode, relation, neurons, outcome, layer, unit, r, slope, se, t, p, flat, bonferroni (p < alpha / m), bh (Benjamini-Hochberg at
-               alpha over m), p_permutation (two-sided, of the neuron), p_familywise (of the largest |t| among the m; Westfall and Young 1993)
+               alpha within a relation), p_permutation (two-sided, of the neuron), p_familywise (of the largest |t| among the m; Westfall and Young 1993)
       counts   mode, relation, rule, tests, flat, observed, nominal, null_mean, null_high (95th percentile), p (share of permutations with
                as many). nominal: expected if p were uniform. Rules "permutation" and "familywise" count p_permutation and p_familywise < alpha.
       overlap  mode, rule, first, second, size_first, size_second, neurons, observed, expected and p_more, p_fewer (hypergeometric: neurons
@@ -236,7 +236,8 @@ class _Null:
         m, tie = plan.tests, 1 - 1e-9
         single = norm.isf(plan.alpha / 2) ** 2
         corrected = norm.isf(plan.alpha / 2 / m) ** 2
-        steps = norm.isf(np.arange(1, m + 1) * plan.alpha / 2 / m) ** 2  # Benjamini-Hochberg: the k-th largest t2 against the k-th step
+        # Benjamini-Hochberg: the k-th largest t2 of a relation against the k-th step.
+        steps = {n: norm.isf(np.arange(1, n + 1) * plan.alpha / 2 / n) ** 2 for n in {s.stop - s.start for s in plan.columns.values()}}
         seen = fit.t**2 * tie
         exceed, largest = np.zeros(fit.t.shape, np.int64), []
         self.counts = {(relation, rule): [] for relation in plan.relations for rule in RULES}
@@ -245,11 +246,11 @@ class _Null:
             exceed += (t2_BRJ >= seen[None]).sum(0)
             largest.append(t2_BRJ.max((1, 2)))
             for t2_RJ in t2_BRJ:
-                high = t2_RJ[t2_RJ > single]
-                passed = np.flatnonzero(-np.sort(-high) >= steps[: len(high)])
-                limits = (single, corrected, steps[passed[-1]] if len(passed) else np.inf)
-                for rule, limit in zip(RULES, limits, strict=True):
-                    hits = {relation: plan.of(t2_RJ, relation) >= limit for relation in plan.relations}
+                each = {relation: plan.of(t2_RJ, relation) for relation in plan.relations}
+                stepped = {relation: _step_up(t2, steps[t2.size], single) for relation, t2 in each.items()}
+                for rule in RULES:
+                    limit = {"p<alpha": single, "bonferroni": corrected}.get(rule)
+                    hits = {relation: t2 >= (stepped[relation] if limit is None else limit) for relation, t2 in each.items()}
                     for relation, hit in hits.items():
                         self.counts[relation, rule].append(int(hit.sum()))
                     for a, b in plan.pairs():
@@ -259,11 +260,21 @@ class _Null:
         self.familywise = (1 + permutations - np.searchsorted(largest, seen)) / (1 + permutations)
 
 
+def _step_up(t2_J, steps_J, single: float) -> float:
+    """The t2 from which on Benjamini and Hochberg reject."""
+    high = t2_J[t2_J > single]
+    passed = np.flatnonzero(-np.sort(-high) >= steps_J[: len(high)])
+    return steps_J[passed[-1]] if len(passed) else np.inf
+
+
 def _tables(plan: _Plan, mode: str, fit, null: _Null | None):
     from statsmodels.stats.multitest import multipletests
 
     m = plan.tests
-    bh = multipletests(fit.p.ravel(), plan.alpha, method="fdr_bh")[0].reshape(fit.p.shape)
+    bh = np.zeros(fit.p.shape, bool)
+    for kind, outcome in plan.relations:
+        place = plan.outcomes.index(outcome), plan.columns[kind]
+        bh[place] = multipletests(fit.p[place], plan.alpha, method="fdr_bh")[0]
     chosen = {"p<alpha": fit.p < plan.alpha, "bonferroni": fit.p < plan.alpha / m, "bh": bh}
     blank = np.full(fit.p.shape, np.nan)
     own = {"permutation": blank if null is None else null.p, "familywise": blank if null is None else null.familywise}
@@ -361,7 +372,8 @@ def sentences(study: NeuronStudy) -> list[str]:
     """What the study found and what it cannot say, one sentence each, for a report."""
     s, out = study.settings, []
     lags = f"{s['lags']} lag{'s' * (s['lags'] != 1)}"
-    out.append(f"{s['versions']} versions of {s['setups']} setups give {s['differences']} differences; Newey-West errors with {lags}.")
+    shuffles = f"; shuffled: mean and 95th percentile of {s['permutations']} shuffles of the outcomes inside setups" * (s["permutations"] > 0)
+    out.append(f"{s['versions']} versions of {s['setups']} setups give {s['differences']} differences; Newey-West errors with {lags}{shuffles}.")
     for (mode, relation), rows in study.counts.groupby(["mode", "relation"], sort=False):
         rows = rows.set_index("rule")
         parts = [f"{_count(rows.loc[rule])} {words.format(alpha=s['alpha'])}{_chance(rows.loc[rule])}" for rule, words in _RULE_WORDS.items()]
@@ -397,7 +409,7 @@ def _count(row) -> str:
 def _chance(row) -> str:
     said = [f"nominally {_number(row.nominal)}"] if row.nominal == row.nominal else []
     if row.null_mean == row.null_mean:
-        said.append(f"{_number(row.null_mean)} on average and {_number(row.null_high)} at the 95th percentile with outcomes shuffled inside setups")
+        said.append(f"shuffled {_number(row.null_mean)} and {_number(row.null_high)}")
     return f" ({', '.join(said)})" if said else ""
 
 
