@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from jaxloop.analysis.figures import GRID, INK, MUTED, STYLE, palette, png, printable
 from jaxloop.analysis.neurons import OWN_NULL, RULES, NeuronStudy
@@ -93,7 +93,7 @@ def _correlations(study, mode, tested):
         x = mine["layer"].to_numpy() + 0.8 * (mine["unit"].to_numpy() / max(1, mine["unit"].max()) - 0.5)
         r, hit = mine["r"].to_numpy(), significant["bonferroni"][(significant["relation"] == name)].to_numpy()
         axes.axhline(0, color=MUTED, linewidth=0.8)
-        axes.plot(x[~hit], r[~hit], ".", color=colours[name], alpha=0.45, markersize=1.6, markeredgewidth=0, rasterized=True)
+        axes.plot(x[~hit], r[~hit], ".", color=colours[name], alpha=0.7, markersize=1.8, markeredgewidth=0, rasterized=True)
         axes.plot(x[hit], r[hit], "o", color=colours[name], markersize=3, markeredgecolor=INK, markeredgewidth=0.4, rasterized=True)
         axes.set_ylim(-1.02, 1.02)
         axes.set_xlim(0.4, depth + 0.6)
@@ -170,12 +170,15 @@ def _p_values(study, mode):
         axes.plot([least, 1], [least, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_locator(NullLocator())
         axes.set_xlim(least, 1)
         axes.set_ylim(0.5 / rows.groupby("relation").size().max(), 1.3)
         axes.set_xlabel("p")
         axes.set_ylabel("share of neurons below")
         _title(axes, f"{title} ({mode})")
-    panels[0].legend(frameon=False, fontsize=8, loc="lower right", labelcolor=INK)
+    panels[0].legend(frameon=False, fontsize=8, loc="upper left", labelcolor=INK)
     return figure
 
 

@@ -146,11 +146,12 @@ def adapter_layer(fused, i: int):
     return jax.tree.map(lambda leaf: leaf[:, i], fused)
 
 
-def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=None, remat: bool = False):
+def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=None, remat: bool = False, watch=None):
     """Last hidden states [rows, T, D] of tokens [rows, T] (rows = C B), before the final norm.
 
     Without `mask`, rows are real from the start (right padding needs no mask under causal attention). With `mask` [rows, T] (True = real),
-    padded keys are hidden and positions count real tokens, so left padding works.
+    padded keys are hidden and positions count real tokens, so left padding works. With `watch`, a function of each block's output [N, D],
+    its values [L, ...] are returned too.
     """
     rows, time = tokens.shape
     if mask is None:
@@ -167,13 +168,23 @@ def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=N
 
     if remat:
         one = jax.checkpoint(one, static_argnums=() if spec.layers > UNROLL else (3,))
+    look = watch or (lambda x: None)
     if spec.layers <= UNROLL:
+        seen = []
         for i in range(spec.layers):
             x = one(x, layer(params["layers"], i), None if fused is None else adapter_layer(fused, i), i)
+            seen.append(look(x))
+        seen = jax.tree.map(lambda *values: jnp.stack(values), *seen)
     else:
         by_layer = None if fused is None else jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), fused)
-        x, _ = jax.lax.scan(lambda x, wai: (one(x, *wai), None), x, (params["layers"], by_layer, jnp.arange(spec.layers)))
-    return x.reshape(rows, time, -1)
+
+        def step(x, wai):
+            x = one(x, *wai)
+            return x, look(x)
+
+        x, seen = jax.lax.scan(step, x, (params["layers"], by_layer, jnp.arange(spec.layers)))
+    x = x.reshape(rows, time, -1)
+    return x if watch is None else (x, seen)
 
 
 def forward(spec: Spec, params: dict, tokens, *, adapters=None, lora: Lora = Lora(), mask=None):
