@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -30,6 +31,12 @@ TITLES: dict[str, tuple[str, str]] = {
     "word_entropy": ("Word entropy", "nats, over all words of a generation"),
     "vocabulary_size": ("Vocabulary", "distinct words in a generation"),
     "quality": ("Quality", "0 to 100, as a judge scores it"),
+    "share": ("Label share", "share of articles that the classifier gives the label"),
+    "text_quality_index": ("Text quality index", "3 clean to 0 noise, mean over articles"),
+    "perplexity_base": ("Perplexity under the base", "of a generation's articles, mean over articles"),
+    "perplexity_own": ("Perplexity under the writer", "of a generation's articles, mean over articles"),
+    "projection": ("Bias projection", "derivative of the next generation's loss along the bias direction; below 0, a step adds to the bias"),
+    "bias_component": ("Bias component", "how far the weights have moved from the base along the bias direction"),
     "positivity": ("Positivity", "VADER compound, mean over texts"),
 }
 
@@ -122,6 +129,28 @@ def curve(
             if len(names) > 1:
                 axes.legend(frameon=False, fontsize=8, labelcolor=INK)
         return figure
+
+
+def style():
+    """The look of every figure, as a context: `with figures.style(): ...`."""
+    return matplotlib.rc_context(STYLE)
+
+
+def panels(rows: int, columns: int, *, panel: tuple[float, float] = (3.4, 2.6), **options) -> tuple[Figure, np.ndarray]:
+    """An empty figure and its axes [rows, columns], each of the size `panel` in inches; to be called within `style`."""
+    figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for one in axes.flat:
+        one.tick_params(length=0)
+    return figure, axes
+
+
+def mean_line(axes, table: pd.DataFrame, x: str, y: str, *, colour: str, name: str, marker: str = "o") -> None:
+    """Mean of y by x with a band of one standard error (sd / sqrt(n), ddof 1) where a mean is of several values."""
+    found = table.groupby(x)[y].agg(["mean", "sem"])
+    at, mean, se = found.index.to_numpy(float), found["mean"].to_numpy(float), found["sem"].fillna(0).to_numpy(float)
+    axes.fill_between(at, mean - se, mean + se, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(at, mean, color=colour, linewidth=1.8, marker=marker, markersize=3.6, label=printable(name))
 
 
 def png(figure: Figure) -> bytes:
