@@ -4,6 +4,7 @@ Weights of a chain are plain pytrees without a chain axis: an adapter ({target: 
 What a chain gets back depends on its own task alone as long as the compiled shapes are the same; these come from the settings.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Sequence
 
@@ -53,10 +54,11 @@ class LossTask(NamedTuple):
 
 
 class LossResult(NamedTuple):
-    """-log p in nats [n] of each text (and its EOS where it fits), and how many tokens [n] that is."""
+    """-log p in nats [n] of each text (and its EOS where it fits), how many tokens [n] that is, and the nats of each token: n arrays [tokens]."""
 
     nats: np.ndarray
     tokens: np.ndarray
+    token_nats: Sequence[np.ndarray]
 
 
 def load(base: str, *, revision: str | None = None, dtype: str = "float32", devices: Sequence[jax.Device] | None = None) -> Model:
@@ -192,15 +194,15 @@ def loss(model: Model, tasks: Sequence[LossTask], settings: FitSettings, *, rows
         examples = known[source]
         params, fused = place(model, task.weights, settings)
         order = np.argsort(examples.lengths, kind="stable")
-        nats, counts = np.zeros(len(order)), np.zeros(len(order), np.int64)
+        each: list[np.ndarray] = [np.zeros(0)] * len(order)
         for at in range(0, len(order), rows):
             chosen = np.concatenate([order[at : at + rows], np.full(max(0, rows - len(order[at:])), -1, np.int64)])
             time = batching.bucket(int(examples.lengths[chosen[chosen >= 0]].max()), limit)
             tokens, mask = batching.fill(examples, batching.Dispatch(time, chosen[None]), 1, model.tokenizer.pad)
-            value = np.asarray(_masked_nats(model.spec, params, fused, tokens[0], mask[0]), np.float64)
-            real = chosen >= 0
-            nats[chosen[real]], counts[chosen[real]] = value[real], mask[0, real, 1:].sum(-1)
-        out.append(LossResult(nats, counts))
+            value = np.asarray(_row_nll(model.spec, params, fused, tokens[0]), np.float64)
+            for row, text in enumerate(chosen[chosen >= 0]):
+                each[text] = value[row, mask[0, row, 1:]]
+        out.append(LossResult(np.array([x.sum() for x in each]), np.array([len(x) for x in each], np.int64), each))
     return out
 
 
@@ -214,8 +216,6 @@ def place(model: Model, weights, settings: FitSettings):
     return model.params, adapters.fuse(model.spec, adapters.stack([weights]), settings.lora, dtype)
 
 
-def _nats(spec, params, fused, tokens_BT, mask_BT):
-    return jnp.where(mask_BT[:, 1:], row_nll(spec, params, tokens_BT, fused=fused), 0.0).sum(-1)
-
-
-_masked_nats = jax.jit(_nats, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _row_nll(spec, params, fused, tokens_BT):
+    return row_nll(spec, params, tokens_BT, fused=fused)

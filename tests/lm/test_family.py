@@ -127,6 +127,7 @@ def test_loss_equals_torch(model, fitted, tmp_path):
             logp = torch.log_softmax(reference(ids).logits[0, :-1], -1)
         nats = -logp[torch.arange(ids.shape[1] - 1), ids[0, 1:]][len(prompt) - 1 :]
         assert ours.tokens[i] == len(nats) and abs(ours.nats[i] - float(nats.sum())) < 2e-3
+        np.testing.assert_allclose(ours.token_nats[i], nats.numpy(), atol=1e-3)
 
 
 def test_training_equals_torch_adamw(model):
