@@ -49,12 +49,13 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What a study shows of its own: figures, then tables, under a heading."""
+    """What a study shows of its own: paragraphs, figures, then tables, under a heading."""
 
     title: str
     note: str = ""
     drawings: Sequence[Drawing] = ()
     tables: Sequence[Table] = ()
+    paragraphs: Sequence[str] = ()
 
 
 class Failure(NamedTuple):
@@ -77,12 +78,13 @@ def render(
     versions: Sequence[tuple[str, str]] = (),
     references: Mapping[str, float] | None = None,
     sections: Sequence[Section] = (),
+    headline: str | None = None,
 ) -> str:
     """The page as text; equal arguments give equal text.
 
     metrics: tidy table (chain, factors, generation, metric, value); facts: (name, value) lines about the run; references: metric -> its
-    value on human text; sections: what the study shows of its own, before the curves of its metrics. Metrics are shown in the order of
-    their first appearance. Texts longer than `LONGEST` characters are cut, and say so.
+    value on human text; sections: what the study shows of its own, before the curves of its metrics; headline: the metric of the tiles (None:
+    the first of `HEADLINES`). Metrics are shown in the order of their first appearance. Texts longer than `LONGEST` characters are cut, and say so.
     """
     summary = scores.by_generation(metrics)
     lines = list(summary["line"].cat.categories)
@@ -101,7 +103,7 @@ def render(
         colours=figures.colours_css(),
         failures=[{"chain": printable(f.chain), "generation": f.generation, "reason": printable(f.reason)} for f in failures],
         chains=max(metrics["chain"].nunique(), len({f.chain for f in failures})),
-        tiles=_tiles(relative, names, lines, key, final),
+        tiles=_tiles(relative, names if headline is None else [headline], lines, key, final),
         key=key,
         sections=[_section(section, f"s{i}") for i, section in enumerate(sections)],
         banded=bool((summary["n"] > 1).any()),
@@ -151,7 +153,8 @@ def _section(section: Section, name: str) -> dict:
         }
         for t in section.tables
     ]
-    return {"title": printable(section.title), "note": printable(section.note), "drawings": drawings, "tables": tables}
+    paragraphs = [printable(text) for text in section.paragraphs]
+    return {"title": printable(section.title), "note": printable(section.note), "drawings": drawings, "tables": tables, "paragraphs": paragraphs}
 
 
 def _entry(value: object) -> str:

@@ -26,6 +26,9 @@ class Study(NamedTuple):
 
 STUDIES: dict[str, Study] = {
     "chain": Study("jaxloop.studies.chain", "language models trained on their predecessors' text, one chain per ratio and seed"),
+    "bias": Study("jaxloop.studies.bias", "language models that continue labelled articles, trained on their predecessors' continuations"),
+    "loops": Study("jaxloop.studies.loops", "the recursive-loops experiments: ratios, datasets, clusters, domains, quality, politics, interventions"),
+    "multi_entity": Study("jaxloop.studies.entities", "several language models that train on each other's text, with the linear model beside them"),
     "pretrain": Study("jaxloop.studies.pretrain", "tokenizer and tiny base models from scratch"),
     "bench": Study("jaxloop.studies.bench", "microbenchmarks of training and decoding"),
 }

@@ -1,0 +1,98 @@
+"""Bias amplification (arXiv 2410.15234): GPT-2 continues 1,518 labelled articles, eleven generations; `:tiny` on two cores, `:classifier`, `:constrained`."""
+
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant="paper"):
+    """`paper`: the study as published. `classifier`: its classifier fitted here instead of loaded. `constrained`: greedy beside the constrained loss.
+    `tiny`: all six setups with a tiny base on senators' posts, four replicates each, in minutes."""
+    variants = {"paper": lambda c: c, "classifier": _classifier, "constrained": _constrained, "tiny": _tiny}
+    if variant not in variants:
+        raise ValueError(f"variant {variant!r} is not allowed; choose one of {', '.join(variants)}")
+    return variants[variant](_paper())
+
+
+def _paper():
+    c = ConfigDict()
+    c.study = "bias"
+    c.title = "Bias amplification in GPT-2"
+
+    c.data = ConfigDict()
+    c.data.source = "data_public.csv"  # Webis-Bias-Flipper-18 (zenodo.org/records/3271061): bias, original_title, original_body
+    c.data.labels = ("From the Right", "From the Left", "From the Center")
+    c.data.per_label = 506
+    c.data.short = "keep"  # the last block of an article is shorter anyway
+
+    c.models = ConfigDict(dict(pool=("gpt2",)))
+    c.chain = ConfigDict()
+    c.chain.generations = 11
+    c.chain.setups = ("greedy", "beam", "nucleus", "overfit", "preserve", "accumulate")
+    c.chain.seeds = (42, 43, 44, 45)  # the paper has one chain per setup, so no interval
+    c.chain.reading = "released"  # one training example per line; `paper`: whole articles
+
+    c.classifier = ConfigDict()
+    c.classifier.model = "wu981526092/bias_classifier_roberta"
+    c.classifier.labels = ("From the Right", "From the Left", "From the Center")  # LABEL_0, LABEL_1, LABEL_2
+    c.classifier.target = "From the Right"
+    c.classifier.max_length = 500
+
+    c.measure = ConfigDict()
+    c.measure.detector = "madhurjindal/autonlp-Gibberish-Detector-492513457"
+    c.neurons = ConfigDict(dict(tensor="down_norm", average="tokens"))
+    return c
+
+
+def _classifier(c):
+    """The recipe of section 4.3. The paper's fourth encoder, ALBERT, shares its layers' weights and is not read; MPNet stands in its place."""
+    c.classifier.model = None
+    c.classifier.labels = ()
+    c.classifier.encoders = ("distilbert-base-uncased", "bert-base-uncased", "microsoft/mpnet-base", "roberta-base")
+    c.classifier.train = "all"
+    c.classifier.max_length = 512
+    return c
+
+
+def _constrained(c):
+    c.title = "A constraint on the bias projection"
+    c.chain.setups = ("greedy", "constrained")
+    c.projection = ConfigDict(dict(direction="fit", toward="From the Right", away="From the Left", gam=1e4, per="direction"))
+    return c
+
+
+def _tiny(c):
+    """Posts of 100 senators, joined by senator and week; the label is the party, the classifier is fitted on senators' other weeks."""
+    c.title = "Bias amplification, tiny"
+    shared = os.environ.get("JAXLOOP_SHARED") or pathlib.Path(__file__).resolve().parents[2] / "shared"
+    c.data = ConfigDict()
+    c.data.source = f"{shared}/data/senate_tweets/tweets.jsonl"
+    c.data.body_column, c.data.label_column, c.data.author_column = "text", "party", "senator"
+    c.data.labels = ("D", "R")
+    c.data.per_label = 24
+    c.data.short = "drop"
+    c.data.title_tokens = 24
+    c.data.body_tokens = 96
+
+    c.models.pool = ("jaxloop/assets/bases/gpt2",)
+    c.chain.generations = 5
+    c.chain.seeds = (0, 1, 2, 3)
+    c.chain.reading = "paper"
+    c.chain.block = 32
+    c.chain.overfit_epochs = 10.0  # five times as many as the others, as in the paper
+
+    c.fit = ConfigDict(dict(epochs=2.0, batch_size=8, learning_rate=1e-3, max_length=128))
+    c.sample = ConfigDict(dict(max_new_tokens=32))
+
+    c.classifier = ConfigDict()
+    c.classifier.target = "R"
+    c.classifier.encoders = (None, "jaxloop/assets/bases/llama", "jaxloop/assets/bases/gpt2", "jaxloop/assets/bases/opt")
+    c.classifier.train = "head"
+    c.classifier.texts = 400
+    c.classifier.max_length = 128
+
+    c.measure = ConfigDict()
+    c.projection = ConfigDict(dict(direction="fit", toward="R", away="D", texts=16))
+    c.neurons = ConfigDict(dict(texts=24, max_length=128))
+    return c
