@@ -17,6 +17,11 @@ from jaxloop.analysis.figures import printable
 LONGEST = 2000
 # The first of these that was measured is the headline.
 HEADLINES = ("cosine_diversity", "lexical_diversity", "distinct_n(n=2)", "distinct_n", "self_bleu")
+# How the files of a run of chains are read.
+FILES = """import pathlib, pandas as pd
+metrics = pd.read_csv("metrics.csv")        # study, chain, its factors, entity, generation, metric, value
+ledger = pd.read_parquet("ledger.parquet")  # which data, from where, trained which model, for how many steps
+texts = pd.concat({str(p): pd.read_parquet(p) for p in sorted(pathlib.Path("texts").rglob("*.parquet"))})  # every text that was written"""
 
 
 class Samples(NamedTuple):
@@ -79,12 +84,14 @@ def render(
     references: Mapping[str, float] | None = None,
     sections: Sequence[Section] = (),
     headline: str | None = None,
+    files: str = FILES,
 ) -> str:
     """The page as text; equal arguments give equal text.
 
     metrics: tidy table (chain, factors, generation, metric, value); facts: (name, value) lines about the run; references: metric -> its
     value on human text; sections: what the study shows of its own, before the curves of its metrics; headline: the metric of the tiles (None:
-    the first of `HEADLINES`). Metrics are shown in the order of their first appearance. Texts longer than `LONGEST` characters are cut, and say so.
+    the first of `HEADLINES`); files: how the run's files are read, in Python. Metrics are shown in the order of their first appearance.
+    Texts longer than `LONGEST` characters are cut, and say so.
     """
     summary = scores.by_generation(metrics)
     lines = list(summary["line"].cat.categories)
@@ -116,6 +123,7 @@ def render(
         facts=[(printable(name), printable(value)) for name, value in facts],
         config=printable(json.dumps(config or {}, indent=2, ensure_ascii=False, default=str)),
         versions=[(printable(name), printable(value)) for name, value in versions],
+        files=printable(files),
     )
     return page + "\n"
 
