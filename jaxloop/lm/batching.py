@@ -3,8 +3,8 @@
 A chain's batches depend on its own texts and key alone, so that its neighbours in a program cannot change its arithmetic.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 
@@ -59,7 +59,9 @@ class Dispatch:
     rows: np.ndarray
 
 
-def plan_dispatches(lengths: np.ndarray, rng: np.random.Generator, *, batch_size: int, steps: int | None, epochs: float, classes: int, per_dispatch: int, limit: int) -> list[Dispatch]:
+def plan_dispatches(
+    lengths: np.ndarray, rng: np.random.Generator, *, batch_size: int, steps: int | None, epochs: float, classes: int, per_dispatch: int, limit: int
+) -> list[Dispatch]:
     """Batches for all steps of a fit: every epoch shuffles, sorts by length into batches, and groups these into `classes` padded lengths; with one
     class nothing is sorted and the batches are random, as a plain data loader draws them.
 

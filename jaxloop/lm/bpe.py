@@ -1,6 +1,6 @@
 """Training a byte-level BPE tokenizer, for bases made from scratch."""
 
-from typing import Iterable
+from collections.abc import Iterable
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers

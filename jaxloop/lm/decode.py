@@ -6,13 +6,14 @@ takes the next job at the next window.
 
 The cache is written without scatters. Time is cut into windows of W steps; all slots write step t of the current window at index t (one
 `dynamic_update_slice`), and a finished window goes whole into a ring of windows. A row sees an entry if it lies no more than `age` steps
-back, so a slot needs no clearing when it starts a new text. Earlier windows are read in levels, twice as wide the further back they lie,
-and a level is read only by the rows old enough to need it: at each window's start the smallest `profile` of rows per level that suffices is
-chosen, so short texts do not pay for long ones. Which levels other rows read does not change a row's own sums: an unread or masked
-level adds exactly zero.
+back, so a slot needs no clearing when it starts a new text. A row's share of a window is a block. At each window's start the blocks that
+some row is old enough to see are listed, oldest rows having most, and gathered behind the S blocks of the current window; attention is one
+product over that list, whose padded length is the smallest of a few `capacities` that suffices. So short texts do not pay for long ones. A
+row's sums run over its own blocks in their order in time, wherever they stand in the list, so they do not depend on the other rows.
 
 Dimensions: A lanes, B slots a lane, S = A B slots, W steps a window, M most new tokens, N requests, J jobs, C chains, L layers, D model,
-G key/value heads, Q query heads per key/value head, K head size, P prompt cache length, Z cached prompts, V vocabulary, E levels.
+G key/value heads, Q query heads per key/value head, K head size, P prompt cache length, Z cached prompts, V vocabulary, R windows in the
+ring, T blocks read.
 """
 
 import functools
@@ -114,32 +115,19 @@ class _State(NamedTuple):
     steps: jax.Array
 
 
-def levels(shape: Shape) -> tuple[tuple[int, int], ...]:
-    """(windows before it, windows in it) of each level behind the current window: widths 1, 1, 2, 4, ..., the last one absorbing what is left."""
-    total = -(-(shape.max_new_tokens - 1) // shape.window)
-    out, start = [], 0
-    while start < total:
-        width = max(1, start)
-        width = total - start if total - start < 2 * width else width
-        out.append((start, width))
-        start += width
-    return tuple(out)
+def ring(shape: Shape) -> int:
+    """Windows that a row can look back on."""
+    return -(-(shape.max_new_tokens - 1) // shape.window)
 
 
-def profiles(shape: Shape) -> tuple[tuple[int, ...], ...]:
-    """Rows read per level, cheapest first; the last one reads every row at every level and therefore always suffices.
+def capacities(shape: Shape) -> tuple[int, ...]:
+    """Blocks of earlier windows that a program may read, fewest first; the last one holds every row at its oldest and always suffices.
 
-    The first one fits a mix of lengths whose mean is a fifth of the longest (ages then fall off exponentially), with room for its
-    fluctuations; the second one a mean of two fifths. Few levels are not worth more than one program."""
-    plan, rows = levels(shape), shape.rows
-    if len(plan) < 4:
-        return ((rows,) * len(plan),)
-    total = plan[-1][0] + plan[-1][1]
-    out = []
-    for decay in (4.2, 1.8):
-        shares = [min(1.0, 1.1 * math.exp(-decay * start / total) + 0.03) for start, _ in plan]
-        out.append(tuple(min(rows, -(-math.ceil(rows * share) // 4) * 4) for share in shares))
-    return tuple(dict.fromkeys([*out, (rows,) * len(plan)]))
+    On the mix of lengths of the papers (mean a fifth of the longest, long tail) rows need a fifth of all blocks, give or take a tenth of
+    that; texts that all run to the end need half, and more only while they start together. One block more stands for "none"."""
+    full = shape.rows * ring(shape)
+    shares = (1.0,) if ring(shape) < 3 else (0.5, 1.0) if ring(shape) < 6 else (0.22, 0.3, 0.55, 1.0)
+    return tuple(math.ceil(full * share) + 1 for share in shares)
 
 
 def unstack(params: dict) -> dict:
@@ -212,9 +200,10 @@ def decode(spec: Spec, sampler: Sampler, shape: Shape, eos: int, params: dict, f
 
 def _decode(spec, sampler, shape, eos, params, fused, prompts, requests, jobs) -> Written:
     n = requests.limit.shape[0]
+    if fused is not None and shape.lanes == 1 and jax.tree.leaves(fused)[0].shape[0] == 1:
+        params, fused = _merged(params, fused), None
     depth, dtype = len(params["layers"]), params["embed"].dtype
-    ring = max(1, sum(width for _, width in levels(shape)))
-    empty = jnp.zeros((ring, shape.rows, spec.kv_heads, shape.window, spec.head_size), dtype)
+    empty = jnp.zeros((max(1, ring(shape)), shape.rows, spec.kv_heads, shape.window, spec.head_size), dtype)
     holders = shape.lanes if shape.shared_prompt else shape.rows
     cache = jnp.zeros((holders, *prompts.keys[0].shape[1:]), dtype)
     idle = jnp.zeros((shape.lanes,), jnp.int32)
@@ -229,6 +218,18 @@ def _decode(spec, sampler, shape, eos, params, fused, prompts, requests, jobs) -
     assign = functools.partial(_assign, sampler, shape, fused, prompts, requests, jobs)
     state = jax.lax.while_loop(lambda s: (s.slots.request >= 0).any(), lambda s: assign(advance(s)), assign(state))
     return Written(state.tokens[:n], state.length[:n], state.ended[:n], state.steps[None])
+
+
+def _merged(params, fused):
+    """Weights of the one chain that a call writes for, W + a b: with a single adapter nothing is shared, and the sum costs one step or two."""
+
+    def add(w, i):
+        return w | {
+            site: (w[site] + jnp.einsum("dr,ro->do", f["a"][0, i], f["b"][0, i], preferred_element_type=jnp.float32)).astype(w[site].dtype)
+            for site, f in fused.items()
+        }
+
+    return params | {"layers": [add(w, i) for i, w in enumerate(params["layers"])]}
 
 
 def _lane_adapters(fused, chain_A, depth):
@@ -296,14 +297,13 @@ def _begin(sampler, prompts, slots, fresh_S, prompt_S):
 
 
 def _window(spec, sampler, shape, eos, params, prompts, requests, s: _State) -> _State:
-    """Up to W steps. Chooses the profile, gathers the levels it reads, runs the steps, and files the window's cache and tokens."""
-    plan, n = levels(shape), requests.limit.shape[0]
-    needed_E = [((s.slots.age > start * shape.window) & (s.slots.request >= 0)).sum(dtype=jnp.int32) for start, _ in plan]
-    options = profiles(shape)
-    fits = [jnp.stack([need <= rows for need, rows in zip(needed_E, option)]).all() if plan else jnp.bool_(True) for option in options]
-    choice = jnp.argmax(jnp.stack(fits))
+    """Up to W steps. Chooses the capacity, gathers the blocks that are read, runs the steps, and files the window's cache and tokens."""
+    n = requests.limit.shape[0]
+    count_S = jnp.where(s.slots.request >= 0, -(-s.slots.age // shape.window), 0)
+    options = capacities(shape)
+    choice = (count_S.sum(dtype=jnp.int32) >= jnp.array(options[:-1], jnp.int32)).sum(dtype=jnp.int32)
     run = [functools.partial(_steps, spec, sampler, shape, eos, params, prompts, requests, option) for option in options]
-    cur_k, cur_v, slots, lane_next, log, steps = jax.lax.switch(choice, run, s)
+    cur_k, cur_v, slots, lane_next, log, steps = jax.lax.switch(choice, run, s, count_S)
     at = s.windows % len(s.store_k[0])
     file = lambda store, cur: jax.lax.dynamic_update_slice(store, cur[None], (at, 0, 0, 0, 0))  # noqa: E731
     request, age, token, live, ended = log
@@ -315,46 +315,39 @@ def _window(spec, sampler, shape, eos, params, prompts, requests, s: _State) -> 
     )  # fmt: skip
 
 
-class _Level(NamedTuple):
-    """A level's cache for the rows that read it. `rows` None: all of them, in order."""
+class _Blocks(NamedTuple):
+    """The blocks that a window reads: first every row's own of the current window, then those of earlier windows, row by row."""
 
-    keys: list  # L x [rows, G, w W, K]
+    keys: list  # L x [T, G, W, K]
     values: list
-    back: jax.Array  # [w W] steps from each entry to step 0 of the current window
-    rows: jax.Array | None  # [rows]
-    inverse: jax.Array | None  # [S] where each row is in `rows`, or the zero row after the last
+    row: jax.Array  # [T] whose it is
+    back: jax.Array  # [T, W] steps from each entry to step 0 of the current window; below 0 in the current one
+    table: jax.Array  # [S, 1 + R] where a row's blocks stand, latest first; the last block, which nobody sees, where it has none
 
 
-def _gather_levels(shape, option, s: _State) -> list[_Level]:
-    out = []
-    for (start, width), count in zip(levels(shape), option):
-        if count == 0:
-            continue
-        ago = jnp.arange(start + width, start, -1)  # oldest first
-        at = (s.windows - ago) % len(s.store_k[0])
-        back = (ago[:, None] * shape.window - jnp.arange(shape.window)[None]).reshape(-1)
-        rows = inverse = None
-        if count < shape.rows:
-            need = (s.slots.age > start * shape.window) & (s.slots.request >= 0)
-            rows = jnp.argsort(~need, stable=True)[:count]
-            inverse = jnp.full((shape.rows,), count, jnp.int32).at[rows].set(jnp.arange(count, dtype=jnp.int32))
-
-        def read(store):
-            part = store[at] if rows is None else store[at[:, None], rows[None]]  # noqa: B023
-            w, r, g, t, k = part.shape
-            return part.transpose(1, 2, 0, 3, 4).reshape(r, g, w * t, k)
-
-        out.append(_Level([read(k) for k in s.store_k], [read(v) for v in s.store_v], back, rows, inverse))
-    return out
+def _gather_blocks(shape, capacity, s: _State, count_S) -> _Blocks:
+    rows, last = shape.rows, shape.rows + capacity - 1
+    end_S = jnp.cumsum(count_S, dtype=jnp.int32)
+    listed = jnp.arange(capacity, dtype=jnp.int32)
+    row = jnp.minimum((end_S[None] <= listed[:, None]).sum(-1, dtype=jnp.int32), rows - 1)
+    ago = jnp.where(listed < end_S[-1], listed - (end_S - count_S)[row] + 1, 2 * shape.max_new_tokens)
+    everyone = jnp.arange(rows, dtype=jnp.int32)
+    row, ago = jnp.concatenate([everyone, row]), jnp.concatenate([jnp.zeros_like(everyone), ago])
+    # The current window starts from whatever the ring holds at its place: finite numbers, seen by nobody before they are overwritten.
+    at = (s.windows - ago) % len(s.store_k[0]) * rows + row
+    back = ago[:, None] * shape.window - jnp.arange(shape.window, dtype=jnp.int32)[None]
+    ages = jnp.arange(ring(shape), dtype=jnp.int32)[None]
+    table = jnp.where(ages < count_S[:, None], rows + (end_S - count_S)[:, None] + ages, last)
+    read = lambda store: store.reshape(-1, *store.shape[2:])[at]  # noqa: E731
+    return _Blocks([read(k) for k in s.store_k], [read(v) for v in s.store_v], row, back, jnp.concatenate([everyone[:, None], table], 1))
 
 
-def _steps(spec, sampler, shape, eos, params, prompts, requests, option, s: _State):
-    """The steps of one window under one profile."""
-    older = _gather_levels(shape, option, s)
-    lanes, rows, n = s.lanes, shape.rows, requests.limit.shape[0]
+def _steps(spec, sampler, shape, eos, params, prompts, requests, capacity, s: _State, count_S):
+    """The steps of one window with room for `capacity` blocks of earlier ones."""
+    blocks = _gather_blocks(shape, capacity, s, count_S)
+    lanes, rows = s.lanes, shape.rows
     prompt_length = prompts.length[jnp.maximum(lanes.prompt, 0)]  # [A or S]
     length_S = jnp.repeat(prompt_length, shape.slots) if shape.shared_prompt else prompt_length
-    blank = jnp.zeros((rows, spec.kv_heads, shape.window, spec.head_size), params["embed"].dtype)
     log = tuple(jnp.zeros((shape.window, rows), t) for t in (jnp.int32, jnp.int32, jnp.int32, jnp.bool_, jnp.bool_))
 
     def step(carry):
@@ -363,8 +356,8 @@ def _steps(spec, sampler, shape, eos, params, prompts, requests, option, s: _Sta
         position = length_S + age
         x = transformer.embed(spec, params, slots.token, position)
         tables = transformer.rope_tables(spec, position) if spec.positions == "rope" else None
-        now = (t - jnp.arange(shape.window))[None]
-        seen_now = (now >= 0) & (now <= age[:, None])
+        far = blocks.back + t
+        seen_TW = (far >= 0) & (far <= age[blocks.row][:, None])
         new_k, new_v = list(cur_k), list(cur_v)
         for i, w in enumerate(params["layers"]):
 
@@ -373,13 +366,9 @@ def _steps(spec, sampler, shape, eos, params, prompts, requests, option, s: _Sta
                     q, k = transformer.rotate(q, *tables), transformer.rotate(k, *tables)
                 new_k[i] = jax.lax.dynamic_update_slice(cur_k[i], k[:, :, None], (0, 0, t, 0))  # noqa: B023
                 new_v[i] = jax.lax.dynamic_update_slice(cur_v[i], v[:, :, None], (0, 0, t, 0))  # noqa: B023
-                q = q.reshape(rows, spec.kv_heads, -1, spec.head_size)
-                parts = [_partial(q, new_k[i], new_v[i], seen_now)]  # noqa: B023
-                for level in older:
-                    parts.append(_level_partial(q, level, i, t, age))  # noqa: B023
-                if prompts.keys[0].shape[2]:
-                    parts.append(_prompt_partial(shape, q, lanes.keys[i], lanes.values[i], prompt_length))  # noqa: B023
-                return _merge(parts).reshape(rows, -1)
+                q = _held(q).reshape(rows, spec.kv_heads, -1, spec.head_size)
+                prompt = _prompt_scores(shape, q, lanes.keys[i], prompt_length)  # noqa: B023
+                return _attend(shape, blocks, q, new_k[i], new_v[i], seen_TW, prompt, lanes.values[i]).astype(q.dtype).reshape(rows, -1)  # noqa: B023
 
             x = transformer.block(spec, w, lanes.adapter[i], x, attend)
         logits = transformer.project(spec, params, transformer.finish(spec, params, x))
@@ -403,46 +392,55 @@ def _steps(spec, sampler, shape, eos, params, prompts, requests, option, s: _Sta
     def more(carry):
         return (carry[0] < shape.window) & (carry[3].request >= 0).any()
 
-    depth = len(params["layers"])
-    t, cur_k, cur_v, slots, next_A, log = jax.lax.while_loop(more, step, (jnp.int32(0), [blank] * depth, [blank] * depth, s.slots, lanes.next, log))
-    return cur_k, cur_v, slots, next_A, log, t
+    t, cur_k, cur_v, slots, next_A, log = jax.lax.while_loop(more, step, (jnp.int32(0), blocks.keys, blocks.values, s.slots, lanes.next, log))
+    return [k[:rows] for k in cur_k], [v[:rows] for v in cur_v], slots, next_A, log, t
 
 
-def _partial(q_SGQK, k_SGTK, v_SGTK, seen_ST):
-    """Softmax numerator and its parts over one stretch of cache: maximum and sum [S, G, Q], weighted values [S, G, Q, K], in float32."""
-    scores = jnp.einsum("sgqk,sgtk->sgqt", q_SGQK, k_SGTK, preferred_element_type=jnp.float32) * q_SGQK.shape[-1] ** -0.5
-    scores = jnp.where(seen_ST[:, None, None], scores, HIDDEN)
-    top = scores.max(-1)
-    weight = jnp.exp(scores - top[..., None])
-    value = jnp.einsum("sgqt,sgtk->sgqk", weight.astype(v_SGTK.dtype), v_SGTK, preferred_element_type=jnp.float32)
-    return top, weight.sum(-1), value
+def _held(x):
+    """x, computed once. All blocks of a row read its query, and a CPU would rotate it again for each: XLA drops barriers there, but a product
+    is never fused into its readers."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.optimization_barrier(x)
+    return x @ jnp.eye(x.shape[-1], dtype=x.dtype)
 
 
-def _level_partial(q, level: _Level, i, t, age_S):
-    """`_partial` for the rows that read a level; the others get the neutral element."""
-    if level.rows is None:
-        return _partial(q, level.keys[i], level.values[i], (level.back + t)[None] <= age_S[:, None])
-    seen = (level.back + t)[None] <= age_S[level.rows][:, None]
-    parts = _partial(q[level.rows], level.keys[i], level.values[i], seen)
-    neutral = (HIDDEN, 0.0, 0.0)
-    return tuple(jnp.concatenate([x, jnp.full((1, *x.shape[1:]), e, x.dtype)])[level.inverse] for x, e in zip(parts, neutral))
-
-
-def _prompt_partial(shape, q_SGQK, keys, values, length):
-    """`_partial` over the prompt cache: one per lane, read by all its slots in one product, or one per slot."""
-    seen = jnp.arange(keys.shape[2])[None] < length[:, None]
-    if not shape.shared_prompt:
-        return _partial(q_SGQK, keys, values, seen)
-    s, g, qs, k = q_SGQK.shape
-    q = q_SGQK.reshape(shape.lanes, shape.slots, g, qs, k).swapaxes(1, 2).reshape(shape.lanes, g, shape.slots * qs, k)
-    back = lambda x: x.reshape(shape.lanes, g, shape.slots, qs, *x.shape[3:]).swapaxes(1, 2).reshape(s, g, qs, *x.shape[3:])  # noqa: E731
-    return tuple(back(x) for x in _partial(q, keys, values, seen))
-
-
-def _merge(parts):
-    """Attention output [S, G, Q, K] from the partial softmaxes of all stretches, in the dtype of the values."""
-    top = functools.reduce(jnp.maximum, (m for m, _, _ in parts))
-    scale = [jnp.exp(m - top) for m, _, _ in parts]
-    total = sum(a * w for a, (_, w, _) in zip(scale, parts))
-    value = sum(a[..., None] * v for a, (_, _, v) in zip(scale, parts))
+def _attend(shape, blocks: _Blocks, q_SGQK, keys, values, seen_TW, prompt, prompt_values):
+    """Attention output [S, G, Q, K] in float32 over a row's blocks and its prompt; `prompt`: masked scores [S, G, Q, P]."""
+    scores = jnp.einsum("tgqk,tgwk->tgqw", q_SGQK[blocks.row], keys, preferred_element_type=jnp.float32) * q_SGQK.shape[-1] ** -0.5
+    scores = jnp.where(seen_TW[:, None, None], scores, HIDDEN)
+    top = jnp.maximum(_over_rows(blocks, scores.max(-1), jnp.maximum), prompt.max(-1, initial=HIDDEN))
+    weight = jnp.exp(scores - top[blocks.row][..., None])
+    value = jnp.einsum("tgqw,tgwk->tgqk", weight.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    total, value = _over_rows(blocks, weight.sum(-1), jnp.add), _over_rows(blocks, value, jnp.add)
+    if prompt.shape[-1]:
+        weight = jnp.exp(prompt - top[..., None])
+        total = total + weight.sum(-1)
+        value = value + _by_lane(
+            shape, weight.astype(prompt_values.dtype), lambda w: jnp.einsum("agxp,agpk->agxk", w, prompt_values, preferred_element_type=jnp.float32)
+        )
     return value / total[..., None]
+
+
+def _over_rows(blocks: _Blocks, x, combine):
+    """[T, ...] of blocks to [S, ...] of rows, block after block in time. A chain of gathers fuses; a scatter would add in any order on a GPU."""
+    return functools.reduce(combine, (x[blocks.table[:, j]] for j in range(blocks.table.shape[1])))
+
+
+def _prompt_scores(shape, q_SGQK, keys, length):
+    """Masked scores [S, G, Q, P] against the prompt cache: one per lane, read by all its slots in one product, or one per slot."""
+    seen = jnp.arange(keys.shape[2])[None] < length[:, None]
+
+    def score(q):
+        raw = jnp.einsum("agxk,agpk->agxp", q, keys, preferred_element_type=jnp.float32) * q_SGQK.shape[-1] ** -0.5
+        return jnp.where(seen[:, None, None], raw, HIDDEN)
+
+    return _by_lane(shape, q_SGQK, score)
+
+
+def _by_lane(shape, x, run):
+    """`run` on [S, G, Q, ...] with the slots of a lane side by side, [A, G, B Q, ...], where they share a prompt cache."""
+    if not shape.shared_prompt:
+        return run(x)
+    s, g, q = x.shape[:3]
+    y = run(x.reshape(shape.lanes, shape.slots, g, q, -1).swapaxes(1, 2).reshape(shape.lanes, g, shape.slots * q, -1))
+    return y.reshape(shape.lanes, g, shape.slots, q, -1).swapaxes(1, 2).reshape(s, g, q, -1)

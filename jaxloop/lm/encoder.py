@@ -6,8 +6,9 @@ its own text alone, and on the shape [R, T], which follows from its own length.
 
 import functools
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,9 @@ def load_encoder(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float
     return Encoder(spec, params, tokenizer, limit, readout, prefix, str(path_or_hub_id))
 
 
-def load_classifier(path_or_hub_id, *, labels: Sequence[str] | None = None, revision: str | None = None, dtype=jnp.float32, max_length: int | None = None) -> Encoder:
+def load_classifier(
+    path_or_hub_id, *, labels: Sequence[str] | None = None, revision: str | None = None, dtype=jnp.float32, max_length: int | None = None
+) -> Encoder:
     """An encoder with the sequence-classification head of its directory, or of a hub id.
 
     labels: names of the classes in the order of the outputs, where the config's own (LABEL_0, …) say nothing. max_length: tokens of a text
@@ -106,7 +109,9 @@ def save_classifier(encoder: Encoder, path) -> None:
 
 
 def _special_tokens(backend: tokenizers.Tokenizer) -> dict[str, str]:
-    usual = dict(pad=("[PAD]", "<pad>"), unk=("[UNK]", "<unk>"), cls=("[CLS]", "<s>"), sep=("[SEP]", "</s>"), mask=("[MASK]", "<mask>"), eos=("</s>", "<|endoftext|>"))
+    usual = dict(
+        pad=("[PAD]", "<pad>"), unk=("[UNK]", "<unk>"), cls=("[CLS]", "<s>"), sep=("[SEP]", "</s>"), mask=("[MASK]", "<mask>"), eos=("</s>", "<|endoftext|>")
+    )
     found = {name: next((t for t in tokens if backend.token_to_id(t) is not None), None) for name, tokens in usual.items()}
     return {name: token for name, token in found.items() if token}
 
@@ -138,7 +143,9 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
     folders = [path / m["path"] for m in listed]
     middle = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
     if kinds[:2] != ["Transformer", "Pooling"] or set(middle) - {"Dense"}:
-        raise Unsupported(f"model: the modules {', '.join(kinds)} of {path} are not supported; allowed are Transformer, Pooling, Dense and Normalize in this order")
+        raise Unsupported(
+            f"model: the modules {', '.join(kinds)} of {path} are not supported; allowed are Transformer, Pooling, Dense and Normalize in this order"
+        )
     pooling = _json(folders[1] / "config.json")
     chosen = pooling.get("pooling_mode")
     if chosen is None:
@@ -154,7 +161,9 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
             config = _json(folder / "config.json")
             name = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
             if name not in DENSE_ACTIVATIONS or config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-                raise Unsupported(f"model: the dense layer {folder} is not supported; allowed are the activations {', '.join(DENSE_ACTIVATIONS)}, without a residual")
+                raise Unsupported(
+                    f"model: the dense layer {folder} is not supported; allowed are the activations {', '.join(DENSE_ACTIVATIONS)}, without a residual"
+                )
             activations.append(name)
     return folders[0], Readout(chosen, tuple(activations), kinds[-1] == "Normalize"), folders[1:]
 

@@ -226,4 +226,11 @@ def encoder_config(spec: EncoderSpec) -> dict:
     else:
         shape |= dict(type_vocab_size=spec.token_types)
     pad = core.position_offset - 1 if core.position_offset else 0
-    return dict(model_type=core.architecture, architectures=[f"{classes[core.architecture]}ForSequenceClassification"], vocab_size=core.vocab, pad_token_id=pad, **shape, **extra)
+    return dict(
+        model_type=core.architecture,
+        architectures=[f"{classes[core.architecture]}ForSequenceClassification"],
+        vocab_size=core.vocab,
+        pad_token_id=pad,
+        **shape,
+        **extra,
+    )

@@ -5,8 +5,9 @@ What a chain gets back depends on its own task alone as long as the compiled sha
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

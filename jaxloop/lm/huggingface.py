@@ -4,8 +4,9 @@ Dimensions: as in `spec.py`.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,9 @@ def locate(name: str, revision: str | None = None) -> Path:
     try:
         found = snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.json"])
     except Exception as error:
-        raise ValueError(f"model: {name!r} is neither a directory here nor reachable on the hub ({type(error).__name__}); give a path to a downloaded model") from None
+        raise ValueError(
+            f"model: {name!r} is neither a directory here nor reachable on the hub ({type(error).__name__}); give a path to a downloaded model"
+        ) from None
     return Path(found)
 
 
@@ -103,7 +106,9 @@ def _rope(c: dict) -> dict:
         raise ValueError(f"model: rope_type = {kind!r} is not supported; allowed: 'default', 'llama3'")
     out = {"rope_theta": float(r.get("rope_theta", c.get("rope_theta", 10000.0)))}
     if kind == "llama3":
-        out["rope_scaling"] = RopeScaling(float(r["factor"]), float(r["low_freq_factor"]), float(r["high_freq_factor"]), int(r["original_max_position_embeddings"]))
+        out["rope_scaling"] = RopeScaling(
+            float(r["factor"]), float(r["low_freq_factor"]), float(r["high_freq_factor"]), int(r["original_max_position_embeddings"])
+        )
     return out
 
 
@@ -218,7 +223,9 @@ def save(model: Model, path) -> None:
     save_file(to_tensors(model.params, table(spec), spec.layers), work / "model.safetensors", metadata={"format": "pt"})
     t = model.tokenizer
     ids = dict(eos_token_id=t.eos, bos_token_id=t.bos, pad_token_id=t.pad)
-    (work / "config.json").write_text(json.dumps(config(spec) | ids | {"dtype": str(np.asarray(jax.tree.leaves(model.params)[0]).dtype)}, indent=2), encoding="utf8")
+    (work / "config.json").write_text(
+        json.dumps(config(spec) | ids | {"dtype": str(np.asarray(jax.tree.leaves(model.params)[0]).dtype)}, indent=2), encoding="utf8"
+    )
     t.backend.save(str(work / "tokenizer.json"))
     special = {f"{k}_token": t.backend.id_to_token(v) for k, v in dict(eos=t.eos, bos=t.bos, pad=t.pad).items() if v is not None}
     (work / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_class="PreTrainedTokenizerFast", **special), indent=2), encoding="utf8")
@@ -273,7 +280,13 @@ def config(spec: Spec) -> dict:
     rope: dict = {"rope_theta": spec.rope_theta, "rope_type": "default"}
     if spec.rope_scaling is not None:
         s = spec.rope_scaling
-        rope |= dict(rope_type="llama3", factor=s.factor, low_freq_factor=s.low_freq_factor, high_freq_factor=s.high_freq_factor, original_max_position_embeddings=s.original_context)
+        rope |= dict(
+            rope_type="llama3",
+            factor=s.factor,
+            low_freq_factor=s.low_freq_factor,
+            high_freq_factor=s.high_freq_factor,
+            original_max_position_embeddings=s.original_context,
+        )
     name = {"llama": "Llama", "qwen2": "Qwen2"}[spec.architecture]
     bias = {} if spec.architecture == "qwen2" else dict(attention_bias=spec.qkv_bias, mlp_bias=spec.mlp_bias)
     activation = {v: k for k, v in reversed(_ACTIVATIONS.items())}[spec.activation]

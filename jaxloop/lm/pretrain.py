@@ -3,7 +3,7 @@
 Dimensions: B blocks a step, T tokens a block.
 """
 
-from typing import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,15 @@ def blocks(ids: Sequence[Sequence[int]], groups: Sequence, length: int, eos: int
 
 
 def pretrain(
-    spec: Spec, tokenizer: Tokenizer, texts: Sequence[str], groups: Sequence, settings: train.FitSettings, *, seed: int, block: int, on_progress: Callable[[int, float], None] = lambda step, loss: None
+    spec: Spec,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    groups: Sequence,
+    settings: train.FitSettings,
+    *,
+    seed: int,
+    block: int,
+    on_progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Model:
     """Train `spec` from random weights on packed `texts` for `settings.steps` steps of `settings.batch_size` blocks of `block` tokens.
 

@@ -4,8 +4,9 @@ Dimensions: as in `decode.py`.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,8 @@ def sample(model: Model, tasks: Sequence[SampleTask], settings: SampleSettings) 
     longest = max((len(p) for task in ids for p in task), default=1)
     if longest + settings.max_new_tokens > model.spec.context:
         raise ValueError(
-            f"sample.max_new_tokens: {settings.max_new_tokens} after a prompt of {longest} tokens exceed the context of {model.name or model.spec.architecture}, {model.spec.context} tokens; lower it"
+            f"sample.max_new_tokens: {settings.max_new_tokens} after a prompt of {longest} tokens exceed the context of "
+            f"{model.name or model.spec.architecture}, {model.spec.context} tokens; lower it"
         )
     tokens: list[list] = [[None] * len(t.prompts) for t in tasks]
     ended: list[np.ndarray] = [np.zeros(len(t.prompts), bool) for t in tasks]

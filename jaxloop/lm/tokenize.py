@@ -1,9 +1,9 @@
 """Tokenizers from tokenizer.json, without torch and without remote code."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import tokenizers
 

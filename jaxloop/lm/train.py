@@ -54,7 +54,9 @@ class FitSettings:
     constraint: projection.Constraint | None = None
 
     def __post_init__(self):
-        for name, allowed in dict(mode=("lora", "full", "scratch"), loss_on=("response", "all"), schedule=("linear", "cosine", "constant"), dtype=("float32", "bfloat16")).items():
+        for name, allowed in dict(
+            mode=("lora", "full", "scratch"), loss_on=("response", "all"), schedule=("linear", "cosine", "constant"), dtype=("float32", "bfloat16")
+        ).items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"fit.{name}: {getattr(self, name)!r} is not allowed; choose one of {', '.join(allowed)}")
         for name in ("batch_size", "max_length", "steps_per_dispatch", "length_classes"):

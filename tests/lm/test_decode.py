@@ -149,13 +149,41 @@ def test_useful_share_is_counted_in_steps():
     assert int(out.steps.sum()) == 16
 
 
-def test_levels_cover_the_longest_text_and_profiles_end_with_all_rows():
+def test_the_last_capacity_holds_every_block():
     for window, longest in ((4, 1), (4, 5), (16, 300), (32, 300), (32, 33), (8, 64)):
         shape = decode.Shape(1, 10, window, longest, 0)
-        plan = decode.levels(shape)
-        assert sum(w for _, w in plan) * window >= longest - 1
-        assert [s for s, _ in plan] == np.cumsum([0, *(w for _, w in plan)])[:-1].tolist()
-        assert decode.profiles(shape)[-1] == (10,) * len(plan)
+        assert decode.ring(shape) * window >= longest - 1 > (decode.ring(shape) - 1) * window - 1
+        found = decode.capacities(shape)
+        assert found[-1] == 10 * decode.ring(shape) + 1 and list(found) == sorted(set(found))
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 3, 38] * 3, [38] * 12], ids=["few old rows", "all old"])
+def test_every_capacity_writes_the_same(lengths, monkeypatch):
+    """Padding the list of blocks changes nothing: with room for all blocks always, texts are the same to the last token."""
+    params, tree = init(jax.random.key(0), LLAMA), strong_adapters(LLAMA, 2)
+    shape = decode.Shape(lanes=2, slots=4, window=4, max_new_tokens=40, prompt=3)
+    pool = fused(LLAMA, tree)
+    cached = decode.prefill(LLAMA, params, pool, *prompt_table([[1, 2, 3], [4, 5]], 4))
+    asked = requests_of([0] * 6 + [1] * 6, lengths), jobs_of([(0, 6, 0), (6, 12, 1)])
+    sampler = Sampler(temperature=1.5, min_p=0.05)
+    several = decode.decode(LLAMA, sampler, shape, -1, params, pool, cached, *asked)
+    monkeypatch.setattr(decode, "capacities", lambda shape: (shape.rows * decode.ring(shape) + 1,))
+    whole = jax.jit(functools.partial(decode._decode, LLAMA, sampler, shape, -1))(decode.unstack(params), pool, cached, *asked)
+    np.testing.assert_array_equal(several.tokens, whole.tokens)
+    assert several.length.tolist() == lengths
+
+
+def test_bfloat16():
+    """The loop stays in bfloat16 and picks tokens that a bfloat16 forward pass finds likeliest, to its precision (0.05 of logits near 1)."""
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), init(jax.random.key(0), LLAMA))
+    shape = decode.Shape(lanes=1, slots=2, window=4, max_new_tokens=20, prompt=3)
+    cached = decode.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    assert cached.keys[-1].dtype == jnp.bfloat16
+    out = decode.decode(LLAMA, GREEDY, shape, -1, params, None, cached, requests_of([0] * 2, [20, 20]), jobs_of([(0, 2, 0)]))
+    whole = jnp.concatenate([jnp.array([1, 2, 3]), out.tokens[0]])
+    logits = transformer.forward(LLAMA, params, whole[None])[0, 2:-1]
+    chosen = jnp.take_along_axis(logits, out.tokens[0][:, None], 1)[:, 0]
+    assert (chosen >= logits.max(-1) - 0.05).all()
 
 
 def test_no_recompile_for_other_contents():

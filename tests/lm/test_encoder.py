@@ -18,7 +18,9 @@ from jaxloop.lm import encoder_spec
 
 VOCAB = 300
 SMALL = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=300)
-QWEN = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=300)
+QWEN = dict(
+    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=300
+)
 CONFIGS = {
     "bert": lambda **k: hf.BertConfig(**SMALL | k),
     "roberta": lambda **k: hf.RobertaConfig(**SMALL | dict(type_vocab_size=1, pad_token_id=1) | k),
@@ -65,7 +67,14 @@ def write_tokenizer(path: Path):
     )
     backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>", model_max_length=64
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        cls_token="<s>",
+        sep_token="</s>",
+        model_max_length=64,
     )
     tokenizer.save_pretrained(path)
 
@@ -158,9 +167,13 @@ def test_directory_equals_sentence_transformers(folder, tmp_path, name):
 
 
 def test_legacy_pooling_file(folder, tmp_path):
-    (tmp_path / "modules.json").write_text(json.dumps([{"path": "", "type": "sentence_transformers.models.Transformer"}, {"path": "p", "type": "sentence_transformers.models.Pooling"}]))
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{"path": "", "type": "sentence_transformers.models.Transformer"}, {"path": "p", "type": "sentence_transformers.models.Pooling"}])
+    )
     (tmp_path / "p").mkdir()
-    (tmp_path / "p/config.json").write_text(json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True, "pooling_mode_max_tokens": False}))
+    (tmp_path / "p/config.json").write_text(
+        json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True, "pooling_mode_max_tokens": False})
+    )
     assert E.read_modules(tmp_path)[1] == E.Readout(("cls", "mean"))
 
 
@@ -196,7 +209,10 @@ def test_classification_heads_equal_torch(folder, name):
 
 def test_labels_come_from_the_config_or_are_given(folder, tmp_path):
     path, _ = folder("distilbert", classes=3)
-    config = json.loads((path / "config.json").read_text()) | {"id2label": {"0": "clean", "2": "noise", "1": "mild"}, "problem_type": "multi_label_classification"}
+    config = json.loads((path / "config.json").read_text()) | {
+        "id2label": {"0": "clean", "2": "noise", "1": "mild"},
+        "problem_type": "multi_label_classification",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     spec = encoder_spec.read_encoder_spec(tmp_path, head=True)
     assert spec.labels == ("clean", "mild", "noise") and spec.multi_label

@@ -13,8 +13,9 @@ from jaxloop.lm.family import FitSettings, FitTask, LossTask, SampleSettings, Sa
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, init
 
-TEXTS = [f"The {a} {b} {c} near the old house{'.' if i % 3 else ' and then went home again without a word.'}"
-         for i, (a, b, c) in enumerate((a, b, c) for a in ("cat", "dog", "bird", "fish") for b in ("sat", "ran", "slept") for c in ("down", "away", "well", "late"))]  # fmt: skip
+WORDS = [(a, b, c) for a in ("cat", "dog", "bird", "fish") for b in ("sat", "ran", "slept") for c in ("down", "away", "well", "late")]
+ENDS = (" and then went home again without a word.", ".", ".")
+TEXTS = [f"The {a} {b} {c} near the old house{ENDS[i % 3]}" for i, (a, b, c) in enumerate(WORDS)]
 PROMPTS = ["### User:\nWrite.\n### Assistant:\n"] * len(TEXTS)
 FIT = FitSettings(lora=Lora(rank=4, alpha=8.0), epochs=2, batch_size=8, learning_rate=1e-2, steps_per_dispatch=4, length_classes=2)
 SAMPLE = SampleSettings(lora=FIT.lora, max_new_tokens=24, slots=8, lane_slots=4, window=4, texts_per_call=32, chains_per_call=4, texts_per_job=8)

@@ -72,8 +72,7 @@ def write(path, folder, files):
         ({"config.json": {"eos_token_id": 2}}, (2, None, 2)),
         ({"generation_config.json": {"eos_token_id": [5, 6]}, "config.json": {"eos_token_id": 2, "pad_token_id": 0}}, (5, None, 0)),
         ({"tokenizer_config.json": {"eos_token": "</s>", "bos_token": {"content": "<s>"}, "pad_token": None}}, (2, 1, 2)),
-        ({"config.json": {"eos_token_id": None, "pad_token_id": -1},
-          "tokenizer_config.json": {"eos_token": "</s>", "pad_token": "<pad>"}}, (2, None, 0)),
+        ({"config.json": {"eos_token_id": None, "pad_token_id": -1}, "tokenizer_config.json": {"eos_token": "</s>", "pad_token": "<pad>"}}, (2, None, 0)),
     ],  # fmt: skip
 )
 def test_special_tokens_are_found_where_checkpoints_keep_them(files, expected, folder, tmp_path):
