@@ -54,7 +54,9 @@ POLITICAL_LEAN = Prompt(
     user="{text}",
     none=True,
 )
-PROMPTS = {prompt.name: prompt for prompt in (QUALITY, POLITICAL_LEAN)}
+# The paper names this judge, not its words.
+ENGLISH = Prompt("english", "Is the following text written in English? Reply with 1 if it is and with 0 if it is not. DO NOT reply with text.\n\nText: {text}")
+PROMPTS = {prompt.name: prompt for prompt in (QUALITY, POLITICAL_LEAN, ENGLISH)}
 
 
 class Judgement(NamedTuple):
@@ -363,6 +365,21 @@ def judge_not_political(texts, model=None, url=None, key="OPENAI_API_KEY", concu
     corpus, found = _ask(texts, POLITICAL_LEAN, model, url, key, concurrency, cache, role)
     values = np.where(found.unparsable, np.nan, found.none.astype(np.float64))
     return _mean([values] if corpus.single else corpus.by_text(values))
+
+
+def judge_english(texts, model=None, url=None, key="OPENAI_API_KEY", concurrency=8, cache=None, role="system"):
+    """Share of the texts that a judge takes for English, in [0, 1] (arXiv 2504.03814, cleaning of 100M_tweets): [c] float64.
+
+    Replies that are no 0 or 1 are left out; none left, or no text: nan. Options as in `judge_quality`.
+    """
+    return _mean(judge_englishes(texts, model, url, key, concurrency, cache, role))
+
+
+def judge_englishes(texts, model=None, url=None, key="OPENAI_API_KEY", concurrency=8, cache=None, role="system"):
+    """`judge_english` of each text, 0 or 1: [chains] arrays [n]; nan where the reply is neither."""
+    corpus, found = _ask(texts, ENGLISH, model, url, key, concurrency, cache, role)
+    values = np.where(np.isin(found.score, (0, 1)), found.score, np.nan)
+    return [values] if corpus.single else corpus.by_text(values)
 
 
 def judge_unparsable(texts, prompt="quality", model=None, url=None, key="OPENAI_API_KEY", concurrency=8, cache=None, role="system"):

@@ -132,6 +132,7 @@ _METRICS = (
     Metric("judge_quality", judges.judge_quality, _T, "", (0, 100), judges.judge_qualities),
     Metric("judge_political_lean", judges.judge_political_lean, _T, "", (0, 100), judges.judge_political_leans),
     Metric("judge_not_political", judges.judge_not_political, _T, "", (0, 1)),
+    Metric("judge_english", judges.judge_english, _T, "", (0, 1), judges.judge_englishes),
     Metric("judge_unparsable", judges.judge_unparsable, _T, "", (0, 1)),
 )
 REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}

@@ -204,6 +204,18 @@ def test_a_local_model_by_name(single):
     assert found == pytest.approx(np.nanmean(judge(texts, ours).expected))
 
 
+def test_the_judge_of_language_says_yes_or_no(monkeypatch):
+    def answered(texts, prompt, *backend):
+        assert prompt is judges.ENGLISH and "{text}" in prompt.system
+        return judges.Corpus.of(texts), judges._judgement([1, 0, None, 70], np.full(4, np.nan))
+
+    monkeypatch.setattr(judges, "_ask", answered)
+    name = "judge_english(model='m')"
+    assert registry.evaluate([name], texts=[["a", "b", "c", "d"]])[name].tolist() == [0.5]
+    (values,) = registry.evaluate_texts([name], texts=[["a", "b", "c", "d"]])[name]
+    np.testing.assert_array_equal(values, [1, 0, np.nan, np.nan])
+
+
 def test_a_judge_needs_a_model():
     with pytest.raises(ValueError, match="the quality judge has no model"):
         registry.evaluate(["judge_quality"], texts=[["x"]])

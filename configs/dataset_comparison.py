@@ -1,0 +1,13 @@
+"""The shift in five datasets against the synthetic share (figures 2 and 3 of arXiv 2504.03814); argument paper or tiny."""
+
+from jaxloop.studies import loops_scales as scales
+
+
+def get_config(scale="paper"):
+    c = scales.config(
+        "datasets", "The shift in five datasets", scale, paper=scales.PAPER, tiny=("tweeteval", "senate_tweets", "reddit_top", "wikipedia_boolq"), keep=600
+    )
+    c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
+    if scale == "tiny":
+        c.chain.update(ratios=("1/4", 1))
+    return c

@@ -1,0 +1,12 @@
+"""Adapters, full fine-tuning and training from scratch in the same chains; argument paper or tiny."""
+
+from jaxloop.studies import loops_scales as scales
+
+
+def get_config(scale="paper"):
+    c = scales.config("fit_modes", "Adapters, full fine-tuning, from scratch", scale, paper=("100M_tweets",), tiny=("tweeteval",))
+    c.chain.ratios = ("1/8", "1/2", 1)
+    c.chain.factors = {"fit": {"mode": ("lora", "full", "scratch")}}
+    if scale == "tiny":
+        c.chain.update(ratios=("1/8", 1))
+    return c

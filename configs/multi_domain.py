@@ -1,0 +1,16 @@
+"""Three domains in one chain: does one domain's text shift another's? (figure 4); argument paper or tiny."""
+
+from jaxloop.studies import loops_scales as scales
+
+
+def get_config(scale="paper"):
+    datasets = ("wikipedia", "webis_reddit", "100M_tweets")
+    c = scales.config("multi_domain", "Three domains in one chain", scale, paper=datasets, tiny=("wikipedia_boolq", "reddit_top", "senate_tweets"))
+    c.chain.ratios = ("1/8", "1/4")
+    c.chain.seeds = (0,)
+    c.chain.eval_texts = 480  # 160 of each domain
+    c.quality_at = "ends"
+    if scale == "tiny":
+        c.chain.eval_texts = 96
+        scales.tiny_clusters(c)
+    return c

@@ -1,0 +1,179 @@
+"""The experiments of "Recursive Training Loops in LLMs" (arXiv 2504.03814; recursive_loops.md): one study, one config each.
+
+settings -> sources (cleaned text) -> subsets (splits, clusters, mixtures) -> chains -> recursion.driver.run -> metrics.csv, chains.csv and,
+of clusters, properties.csv and members.parquet -> the analysis and its page.
+"""
+
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jaxloop
+from jaxloop.config import fingerprint
+from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies.loops_config import Settings, check_metrics, instruction
+
+__all__ = ["Settings", "check", "plan", "run"]
+
+
+class Prepared(NamedTuple):
+    """What is known before subsets are cut: clean sources by domain, models name -> (spec, tokenizer), and the driver's settings."""
+
+    sources: Mapping[str, Any]
+    models: Mapping[str, tuple]
+    driver: Any
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Reads models' descriptions and cleans the data. Raises ValueError, one sentence, for anything with which a run could not begin."""
+    from jaxloop.metrics.embed import load_embedder
+    from jaxloop.recursion import driver
+    from jaxloop.runtime.devices import select_devices
+    from jaxloop.studies import chain_setup, loops_chains, loops_data, loops_subsets
+
+    check_metrics(settings)
+    if settings.kind in ("clusters", "mixtures"):
+        loops_subsets.check_size(settings)
+        loops_subsets.clustering_methods(settings, settings.clusters.fit_rows)
+    loops_chains.plan(settings, loops_subsets.placeholders(settings), sized=False)
+    select_devices(settings.run.platform, settings.run.devices)
+    load_embedder(settings.embedder)
+    models = {name: chain_setup._describe(settings, name) for name in settings.models.pool}
+    for text in dict.fromkeys(map(instruction, settings.domains.values())):
+        chain_setup._check_models(SimpleNamespace(fit=settings.fit, sample=settings.sample, data=SimpleNamespace(instruction=text)), models)
+    count = next(iter(models.values()))[1].count
+    sources = {name: loops_data.read(settings, name, count) for name in settings.domains}
+    common = driver.Settings(
+        settings.chain.generations,
+        *chain_setup.family_settings(settings),
+        evaluate=settings.chain.eval_texts,
+        keep=settings.run.keep,
+        study="loops",
+        free=("fit.chains_at_once",),
+    )
+    return Prepared(sources, models, common)
+
+
+def check(settings: Settings) -> list[str]:
+    """Lines about the data, the models and the chains, once all of them have been found good. Clusters and splits are not made yet."""
+    from jaxloop.studies import loops_chains, loops_subsets
+
+    prepared = prepare(settings)
+    lines = [_source_line(source) for source in prepared.sources.values()]
+    if settings.kind == "whole":
+        planned = loops_chains.plan(settings, loops_subsets.build(settings, prepared.sources, pathlib.Path()))
+    else:
+        planned = loops_chains.plan(settings, loops_subsets.placeholders(settings), sized=False)
+        _enough(settings, prepared)
+    return [*lines, f"{chains_line(settings, planned)}; the longest needs {max(p.needed for p in planned):,} human texts"]
+
+
+def _source_line(source) -> str:
+    dropped = ", ".join(f"{rule}: {counts['dropped']:,}" for rule, counts in source.report.items() if counts["dropped"])
+    read = next(iter(source.report.values()))["in"] if source.report else len(source.texts)
+    return f"data {source.name}: {len(source.texts):,} of {read:,} texts ({dropped or 'none dropped'})"
+
+
+def _enough(settings: Settings, prepared: Prepared) -> None:
+    """A dataset smaller than one cluster cannot have any."""
+    if settings.kind in ("clusters", "mixtures"):
+        for name, source in prepared.sources.items():
+            if len(source.texts) < settings.clusters.min_size:
+                raise ValueError(
+                    f"config.clusters.min_size = {settings.clusters.min_size}: {name} has {len(source.texts):,} texts in all; must be at most that"
+                )
+
+
+def chains_line(settings: Settings, planned: Sequence) -> str:
+    """How many chains of what."""
+    from jaxloop.analysis.scores import share
+
+    c = settings.chain
+    subsets = len({p.subset.name for p in planned})
+    cut = {"whole": "dataset", "clusters": "cluster", "mixtures": "mixture", "quality": "split", "length": "split", "political": "mix"}[settings.kind]
+    parts = [f"{subsets} {cut}{'s' if subsets > 1 and cut != 'mix' else 'es' if subsets > 1 else ''}", f"r in {{{', '.join(share(r) for r in c.ratios)}}}"]
+    ratios = {"dataset", "ratio", "seed"} | {name for p in planned for name in p.subset.factors}
+    varied = {name: {repr(p.factors[name]) for p in planned if name in p.factors} for p in planned for name in p.factors if name not in ratios}
+    parts += [f"{len(values)} values of {name}" for name, values in varied.items()]
+    parts += [f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}", f"{c.generations} generations"]
+    out = sum(1 for p in planned if p.reason)
+    return f"{len(planned)} chains: {', '.join(parts)}" + (f" ({out} left out, their subsets have too few texts)" if out else "")
+
+
+def plan(settings: Settings) -> list[tuple[str, str]]:
+    """What a run would do, counted, and its time: measured here where the models are, in hours of `plan.device` where they are not."""
+    from jaxloop.studies import loops_plan
+
+    return loops_plan.table(settings)
+
+
+def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
+    """The whole experiment, or the rest of one; 0, or `FAILED_CHAINS` where some chains stopped or were left out."""
+    from jaxloop.recursion import driver
+    from jaxloop.runtime.devices import initialise_distributed, processes
+    from jaxloop.runtime.log import LOGGER
+    from jaxloop.runtime.workdir import open_workdir
+    from jaxloop.studies import chain, chain_setup, loops_chains, loops_lean, loops_measure, loops_plan, loops_report, loops_subsets
+
+    start = time.monotonic()
+    initialise_distributed()
+    chain._keep_compiled(settings)
+    prepared = prepare(settings)
+    _enough(settings, prepared)
+    stored = settings.model_dump(mode="json")
+    with open_workdir(workdir, stored, may_change=("run", "title", "plan"), needs=loops_plan.disk(settings, prepared)) as place:
+        for source in prepared.sources.values():
+            LOGGER.info(_source_line(source))
+        subsets = loops_subsets.build(settings, prepared.sources, place.path)
+        planned = loops_chains.plan(settings, subsets)
+        for one in planned:
+            if one.reason:
+                LOGGER.warning("chain %s is left out: %s", one.id, one.reason)
+        chains = [p.spec for p in planned if p.spec is not None]
+        data = loops_chains.datasets(settings, planned, prepared.sources)
+        lean = loops_lean.scorer(settings, next(iter(prepared.sources.values())), place.path) if settings.kind == "political" else None
+        loops_report.write_before(settings, prepared.sources, subsets, planned, place.path)
+        result = driver.run(
+            chain_setup.family(settings),
+            chains,
+            data,
+            prepared.driver,
+            place.path,
+            measure=loops_measure.measure(settings, lean),
+            features=features(settings),
+            command=chain._command(argv),
+        )
+        if processes()[0] == 0:
+            loops_measure.merged(settings, chains, place.path, result.generations, lean)
+            driver.write_tables(place.path, result.generations)
+            if lean is not None:
+                loops_measure.text_scores(settings, chains, data, place.path, result.generations, lean)
+            facts = [
+                ("command", chain._command(argv)),
+                ("chains", chains_line(settings, planned)),
+                *((f"data: {s.name}", _source_line(s).split(": ", 1)[1]) for s in prepared.sources.values()),
+                ("models", ", ".join(settings.models.pool)),
+                ("code", f"jaxloop {jaxloop.__version__}"),
+                ("config fingerprint", fingerprint(settings, ignore=("run", "title", "plan"))),
+                ("time", chain._time(time.monotonic() - start, result.resumed_after)),
+            ]
+            page = loops_report.write_after(settings, planned, result.failed, place.path, facts, stored)
+            LOGGER.info("the report is %s", page)
+    left_out = any(p.spec is None for p in planned)
+    return FAILED_CHAINS if result.failed or left_out else 0
+
+
+def features(settings: Settings):
+    """What selection policies read of texts: quality by the config's metric, or embeddings."""
+
+    def find(name: str, texts: Sequence[str]):
+        from jaxloop.metrics import registry
+        from jaxloop.metrics.embed import embed
+
+        if name == "quality":
+            return registry.evaluate_texts([settings.quality], texts=[list(texts)])[settings.quality][0]
+        return embed(list(texts), model=settings.embedder)
+
+    return find if settings.interventions.policies else None

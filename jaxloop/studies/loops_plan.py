@@ -1,0 +1,158 @@
+"""What an experiment would cost, before any data are read: counted from the config, timed here or in hours of a device that it names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from jaxloop.studies.loops_config import Settings, instruction
+
+# config.json of the paper's bases, for plans where the models themselves are not here.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "unsloth/Llama-3.2-1B": dict(
+        model_type="llama", vocab_size=128256, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
+        intermediate_size=8192, max_position_embeddings=131072, rms_norm_eps=1e-5, rope_theta=500000.0, tie_word_embeddings=True,
+        rope_scaling=dict(rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192),
+    ),
+    "unsloth/Qwen2.5-1.5B": dict(
+        model_type="qwen2", vocab_size=151936, hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+        intermediate_size=8960, max_position_embeddings=131072, rms_norm_eps=1e-6, rope_theta=1000000.0, tie_word_embeddings=True,
+    ),
+    "HuggingFaceTB/SmolLM-1.7B": dict(
+        model_type="llama", vocab_size=49152, hidden_size=2048, num_hidden_layers=24, num_attention_heads=32, num_key_value_heads=32,
+        intermediate_size=8192, max_position_embeddings=2048, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True,
+    ),
+    "tiiuae/Falcon3-1B-Base": dict(
+        model_type="llama", vocab_size=131072, hidden_size=2048, num_hidden_layers=18, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
+        intermediate_size=8192, max_position_embeddings=4096, rms_norm_eps=1e-6, rope_theta=1000042.0, tie_word_embeddings=False,
+    ),
+}  # fmt: skip
+
+
+class _Assumed:
+    """A tokenizer's counts without a tokenizer: every text and prompt has the mean length that the config assumes."""
+
+    def __init__(self, text: float, prompt: float):
+        self.text, self.prompt = text, round(prompt)
+
+    def count(self, texts: Sequence[str]) -> list[float]:
+        return [self.text] * len(texts)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[0] * self.prompt for _ in texts]
+
+
+def describe(settings: Settings, name: str):
+    """(spec, tokenizer or None) of a model: from its directory, where config.json is enough, the hub's cache, or `PUBLISHED`.
+
+    Raises ValueError where it is none of these.
+    """
+    from jaxloop.lm import huggingface, tokenize
+    from jaxloop.studies import chain_setup
+
+    path = Path(chain_setup.model_path(name)).expanduser()
+    if not path.is_dir() and name in PUBLISHED:
+        return huggingface._READERS[PUBLISHED[name]["model_type"]](PUBLISHED[name]), None
+    path = huggingface.locate(str(path), chain_setup._revision(settings, name))
+    spec = huggingface.read_spec(path)
+    here = any(path.glob("*.safetensors")) and (path / "tokenizer.json").exists()
+    return spec, tokenize.load(path) if here else None
+
+
+def _planned(settings: Settings):
+    from jaxloop.studies import loops_chains, loops_subsets
+
+    return loops_chains.plan(settings, loops_subsets.placeholders(settings), sized=False)
+
+
+def table(settings: Settings) -> list[tuple[str, str]]:
+    """(what, amount) rows: chains, texts, tokens, FLOPs, bytes, memory, disk, time."""
+    from jaxloop.recursion import driver
+    from jaxloop.studies import chain_plan, chain_setup, loops
+    from jaxloop.studies.loops_config import check_metrics
+
+    check_metrics(settings)
+    planned = _planned(settings)
+    described = {name: describe(settings, name) for name in settings.models.pool}
+    here = all(tokenizer is not None for _, tokenizer in described.values())
+    common = driver.Settings(settings.chain.generations, *chain_setup.family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep)
+    data, lengths = _data(settings, described, here)
+    models = {name: (spec, lengths or tokenizer) for name, (spec, tokenizer) in described.items()}
+    prepared = SimpleNamespace(chains=[p.spec for p in planned], data=data, models=models, driver=common)
+    shares = {name: chain_plan.work(settings, prepared, name) for name in settings.models.pool}
+    whole = chain_plan.Work(*map(sum, zip(*shares.values(), strict=True)))
+    rows = [("chains", loops.chains_line(settings, planned)), ("human texts per chain", f"{max(p.needed for p in planned):,} at most")]
+    rows += [("texts to train on", f"{whole.texts:,.0f}"), ("texts to write", f"{whole.written:,.0f}")]
+    rows += [
+        ("tokens", f"{whole.tokens:,.0f} to train on, {whole.tokens_written:,.0f} to write if texts are as long as human ones{' (assumed)' if lengths else ''}")
+    ]
+    big = chain_plan._big
+    rows += [("arithmetic", f"{big(whole.train_flops)}FLOP to train, {big(whole.decode_flops)}FLOP and {big(whole.decode_bytes)}B read to write")]
+    rows += [(f"model {name}", f"{spec.architecture}, {chain_plan._sizes(settings, spec).total / 1e6:,.1f} M parameters") for name, (spec, _) in models.items()]
+    rows += [
+        ("memory", f"{big(chain_plan.memory(settings, prepared))}B to train one program of chains"),
+        ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most"),
+    ]
+    if here and lengths is None:
+        return rows + _measured(settings, prepared, shares)
+    return rows + _assumed(settings, whole)
+
+
+def _data(settings: Settings, described, here: bool):
+    """(a data set to take lengths from, None), or one without texts and the lengths that are assumed."""
+    from jaxloop.recursion.sources import Dataset
+    from jaxloop.studies import loops_data
+
+    name = next(iter(settings.domains))
+    local = all(Path(path).exists() for path in settings.domains[name].source) and settings.domains[name].source
+    if here and local:
+        source = loops_data.read(settings, name, next(iter(described.values()))[1].count)
+        return {name: Dataset(source.texts, source.prompt)}, None
+    return {name: Dataset(("",), instruction(settings.domains[name]))}, _Assumed(settings.plan.text_tokens, settings.plan.prompt_tokens)
+
+
+def _measured(settings: Settings, prepared, shares) -> list[tuple[str, str]]:
+    from jaxloop.studies import chain_plan, chain_setup
+
+    name = settings.models.pool[0]
+    first, trained, wrote = chain_plan.measure(settings, prepared, name)
+    train = sum(s.train_flops for s in shares.values()) / trained
+    write = sum(s.tokens_written * chain_plan._decode_flops_per_token(settings, prepared, n) for n, s in shares.items()) / wrote
+    compiling = first * len(shares)
+    say = chain_plan._duration
+    return [
+        ("measured with", f"{name} on {chain_setup.device_name()}: {chain_plan._big(trained)}FLOP/s trained, {chain_plan._big(wrote)}FLOP/s written"),
+        ("time", f"{say(train)} to train, {say(write)} to write, {say(compiling)} to compile"),
+        ("time in all", f"about {say(train + write + compiling)}, clustering and metrics not counted"),
+    ]
+
+
+def hours(settings: Settings, work) -> tuple[float, float]:
+    """Device-hours of training and of writing, at the shares of the device's limits that the config assumes."""
+    p = settings.plan
+    train = work.train_flops / (p.flops * p.train_share)
+    write = max(work.decode_bytes / p.bandwidth, work.decode_flops / p.flops) / p.write_share
+    return train / 3600, write / 3600
+
+
+def _assumed(settings: Settings, work) -> list[tuple[str, str]]:
+    p, (train, write) = settings.plan, hours(settings, work)
+    limits = f"{p.flops / 1e12:,.0f} TFLOP/s and {p.bandwidth / 1e12:.2f} TB/s"
+    return [
+        (
+            "assumed",
+            f"{p.text_tokens:g} tokens per text; {p.device} of {limits}, of which training reaches {p.train_share:.0%} and writing {p.write_share:.0%}",
+        ),
+        ("device-hours", f"{train:,.1f} to train, {write:,.1f} to write: about {train + write:,.0f} {p.device}-hours, clustering and metrics not counted"),
+    ]
+
+
+def disk(settings: Settings, prepared) -> int:
+    """Bytes that a run leaves at most."""
+    return _disk(settings, SimpleNamespace(chains=[p.spec for p in _planned(settings)], models=prepared.models, driver=prepared.driver))
+
+
+def _disk(settings: Settings, prepared) -> int:
+    from jaxloop.studies import chain
+
+    return chain._disk(settings, prepared)

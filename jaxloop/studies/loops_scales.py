@@ -1,0 +1,77 @@
+"""The two scales of the recursive-loops configs: `paper`, and `tiny`, which differs in sizes alone (of data, models, chains and tests).
+
+Real text of the tiny scale lies in the folder `data` of $JAXLOOP_SHARED (../shared where it is not set); other text by flags, as in
+`--config.domains.reddit_top.source=posts.jsonl`.
+"""
+
+import os
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+SCALES = ("paper", "tiny")
+POOL = ("unsloth/Llama-3.2-1B", "unsloth/Qwen2.5-1.5B", "HuggingFaceTB/SmolLM-1.7B", "tiiuae/Falcon3-1B-Base")
+REVISIONS = ("8330ca72", "2d0a015f", "d7449ff7", "cb37ef35")
+JUDGE = "judge_quality(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
+ENGLISH = "judge_english(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
+ENCODER = "dunzhang/stella_en_1.5B_v5"
+
+# The paper's datasets, where they are published (see data/recipes.py).
+PAPER = ("100M_tweets", "senator_tweets", "reddit_submissions", "webis_reddit", "wikipedia")
+# What stands in for them at the tiny scale: recipe, file, column of the file -> column of the recipe.
+TINY = {
+    "tweeteval": ("plain", "tweeteval/tweets.jsonl", {}),
+    "senate_tweets": ("senator_tweets", "senate_tweets/tweets.jsonl", {}),
+    "reddit_top": ("reddit_submissions", "reddit_top/selfposts.jsonl", {"text": "selftext"}),
+    "reddit_tldr": ("webis_reddit", "reddit_top/tldr_pairs.jsonl", {"content": "normalizedBody"}),
+    "wikipedia_boolq": ("wikipedia", "wikipedia_boolq/paragraphs.jsonl", {}),
+}
+
+
+def config(experiment: str, title: str, scale: str, *, paper: Sequence[str], tiny: Sequence[str], keep: int = 1500) -> ConfigDict:
+    """A config with everything that the experiments share.
+
+    paper, tiny: names of the datasets at each scale; keep: texts of each at the tiny one. Raises ValueError for an unknown scale.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale '{scale}' is not one of {', '.join(SCALES)}")
+    c = ConfigDict()
+    c.study = "loops"
+    c.experiment = experiment
+    c.title = title
+    c.domains = ConfigDict({name: dict(recipe=name) for name in paper} if scale == "paper" else {name: _tiny_domain(name, keep) for name in tiny})
+    (_paper if scale == "paper" else _tiny)(c)
+    return c
+
+
+def _tiny_domain(name: str, keep: int) -> dict:
+    recipe, file, rename = TINY[name]
+    source = os.path.join(os.environ.get("JAXLOOP_SHARED", "../shared"), "data", file)
+    more = dict(instruction="Generate a twitter post.") if recipe == "plain" else {}
+    return dict(recipe=recipe, source=(source,), rename=rename, min_tokens=20, max_tokens=160, keep=keep, **more)
+
+
+def _paper(c: ConfigDict) -> None:
+    c.models = ConfigDict(dict(pool=POOL, revisions=REVISIONS, dtype="bfloat16"))
+    c.chain = ConfigDict(dict(generations=20, size=4000, seeds=(0, 1, 2, 3, 4), eval_texts=250))
+    c.fit = ConfigDict(dict(epochs=1.0, batch_size=16, learning_rate=2e-4, max_length=256, dtype="bfloat16", remat=True))
+    c.sample = ConfigDict(dict(max_new_tokens=300))
+    c.embedder = ENCODER
+    c.quality = JUDGE
+    c.language = ENGLISH
+    c.properties = ConfigDict(dict(toxicity="unitary/toxic-bert"))
+
+
+def _tiny(c: ConfigDict) -> None:
+    c.tokens = "model"
+    c.models = ConfigDict(dict(pool=("jaxloop/assets/bases/llama", "jaxloop/assets/bases/qwen2")))
+    c.chain = ConfigDict(dict(generations=8, size=64, seeds=(0, 1), eval_texts=100))
+    # Tiny bases take, and need, a larger rate than 1B models; two padded lengths are compiled sooner than four.
+    c.fit = ConfigDict(dict(epochs=2.0, batch_size=16, learning_rate=2e-3, max_length=96, length_classes=1))
+    c.sample = ConfigDict(dict(max_new_tokens=48))
+
+
+def tiny_clusters(c: ConfigDict) -> None:
+    """Clusters and their properties in the sizes of the tiny scale."""
+    c.clusters = ConfigDict(dict(count=8, min_size=480, fit_rows=1500, projections="shared"))
+    c.properties = ConfigDict(dict(texts=400, lexical_texts=200, map_rows=1500))
