@@ -97,7 +97,7 @@ def test_sections_by_name_are_overridden_field_by_field():
         ("chan.generations=5", "--config.chan.generations: unknown field 'chan'; did you mean 'chain'?"),
         ("temperature=1", "--config.temperature: unknown field 'temperature'; did you mean 'sample.temperature'?"),
         ("fit.lora.rnk=4", "--config.fit.lora.rnk: unknown field 'fit.lora.rnk'; did you mean 'fit.lora.rank'?"),
-        ("zzz=1", "--config.zzz: unknown field 'zzz'; there are: study, title, data, models, chain, fit, sample, metrics, embedder, run"),
+        ("zzz=1", "--config.zzz: unknown field 'zzz'; there are: study, title, data, models, chain, fit, sample, metrics, embedder, reference, only, run"),
         ("chain.ratios.0=1", "--config.chain.ratios.0: 'chain.ratios' has no fields, so 'chain.ratios.0' cannot be set"),
         ("chain=3", "--config.chain=3: 'chain' is a section; set one of chain.generations, "),
         ("chain.generations=five", "config.chain.generations = 'five' is not allowed: a whole number of at least 1"),

@@ -24,7 +24,7 @@ INPUTS = {
     "contexts": "the context (document) that each text belongs to: [c] lists",
     "embeddings": "[c, n, d] array, [c] arrays, or a function from a list of strings to [n, d]",
     "reference_embeddings": "[m, d] array to compare with, or [c] arrays; if absent, reference_texts under `embeddings`, if a function",
-    "projection": "the evaluation UMAP (metrics/umap.py): a function from embeddings [n, d] to points [n, 2]",
+    "projection": "the evaluation UMAP (metrics/umap.py): a function from embeddings [n, d] to points [n, 2], or [c] functions",
     "entity_embeddings": "embeddings of what the entities of each chain wrote: [c] arrays [entities, prompts, d]",
     "losses": "held-out texts under the generating model: [c] objects with nats [n] and tokens [n]",
     "own_losses": "generated texts under the model that wrote them, in the same form",
@@ -163,6 +163,22 @@ def needs(names: Sequence[str]) -> set[str]:
     return inputs | ({"embeddings"} if "projection" in inputs else set())
 
 
+def check(names: Sequence[str]) -> None:
+    """Refuses what evaluation would refuse: options out of range, a model that is missing or has no such class, an address that is none.
+
+    Metrics whose names set options, or that ask a model, are evaluated on nothing. Models that are named get loaded, and stay so; no endpoint
+    is asked. ValueError, in one sentence.
+    """
+    points = np.arange(12.0, dtype=np.float32).reshape(1, 4, 3) ** 2
+    pair = ([1.0], [1])
+    nothing = {
+        "texts": [[]], "reference_texts": [], "contexts": [[]], "embeddings": points, "reference_embeddings": points[0], "projection": lambda x: x[:, :2],
+        "entity_embeddings": [points], "losses": [pair], "own_losses": [pair], "reference_losses": [pair], "token_nats": [[np.ones(1)]],
+    }  # fmt: skip
+    found = dict(zip(names, validate(names), strict=True))
+    evaluate([name for name, (metric, options) in found.items() if options or "model" in metric.options], **nothing)
+
+
 def _parse(name: str) -> tuple[Metric, dict[str, Any]]:
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", name) if isinstance(name, str) else None
     if not match or match[1] not in REGISTRY:
@@ -252,7 +268,11 @@ def _inputs(names, metrics, inputs: dict[str, Any]) -> dict[str, Any]:
         given["embeddings"] = points
         if "projection" in wanted:
             # One chain at a time: where a point lands depends on the set that it is projected with.
-            given["projection"] = [np.asarray(inputs["projection"](chain)) if len(chain) else np.zeros((0, 2)) for chain in points]
+            maps = inputs["projection"]
+            maps = list(maps) if isinstance(maps, list | tuple) else [maps] * len(points)
+            if len(maps) != len(points):
+                raise ValueError(f"the inputs have different numbers of chains: projection {len(maps)}, embeddings {len(points)}.")
+            given["projection"] = [np.asarray(to(chain)) if len(chain) else np.zeros((0, 2)) for to, chain in zip(maps, points, strict=True)]
     if isinstance(given.get("reference_embeddings"), list | tuple):
         given["reference_embeddings"] = [np.asarray(chain) for chain in given["reference_embeddings"]]
     lengths = _chain_counts(given)

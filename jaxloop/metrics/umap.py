@@ -6,6 +6,7 @@ their positions; the neighbours of new points are searched afresh (exactly, wher
 umap-learn's own arithmetic.
 """
 
+import io
 import json
 import zipfile
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from scipy import sparse
 
 from jaxloop.metrics.semantic import check_points
+from jaxloop.runtime.files import write_atomic
 
 _BLOCK_ELEMENTS = 1 << 25
 
@@ -69,9 +71,7 @@ def fit_map(points, settings: MapSettings | None = None) -> EvaluationMap:
         raise ValueError(f"points are {len(array)}, at least neighbours + 2 = {settings.neighbours + 2} are needed to fit a map.")
     import umap
 
-    model = umap.UMAP(
-        n_neighbors=settings.neighbours, min_dist=settings.min_dist, metric="cosine", random_state=settings.seed, n_jobs=1
-    ).fit(array)
+    model = umap.UMAP(n_neighbors=settings.neighbours, min_dist=settings.min_dist, metric="cosine", random_state=settings.seed, n_jobs=1).fit(array)
     return EvaluationMap(array, np.asarray(model.embedding_, np.float32), float(model._a), float(model._b), settings)
 
 
@@ -155,11 +155,13 @@ def _nearest(points_MD, queries_KND, k):
 
 
 def save_map(fitted: EvaluationMap, path: str | Path) -> None:
-    """Write a map as an .npz of plain arrays. The path must end in .npz."""
+    """Write a map, whole or not at all, as an .npz of plain arrays. The path must end in .npz."""
     if Path(path).suffix != ".npz":
         raise ValueError(f"path is {str(path)!r}, a name that ends in .npz is needed.")
     header = json.dumps({"a": fitted.a, "b": fitted.b, "settings": asdict(fitted.settings)})
-    np.savez(path, points=fitted.points, positions=fitted.positions, header=np.frombuffer(header.encode(), np.uint8))
+    stream = io.BytesIO()
+    np.savez(stream, points=fitted.points, positions=fitted.positions, header=np.frombuffer(header.encode(), np.uint8))
+    write_atomic(Path(path), stream.getvalue())
 
 
 def load_map(path: str | Path) -> EvaluationMap:

@@ -3,12 +3,11 @@
 settings -> prepare (data, models, chains; everything that can be refused) -> recursion.driver.run -> metrics.csv, texts/ -> report.html
 """
 
-import functools
 import pathlib
 import shlex
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -32,6 +31,12 @@ class Settings(Section):
     sample: Sample = Sample()
     metrics: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(METRICS, description="names of metrics, options in brackets")
     embedder: Text | None = Field(None, description="sentence encoder of the semantic metrics: a directory or hub id; none: MiniLM, installed with jaxloop")
+    reference: Text | None = Field(
+        None, description="fixed model of the metrics that need one (`reference_perplexity`): a directory or hub id; none: the first of `models.pool`"
+    )
+    only: Literal["metrics"] | None = Field(
+        None, description="`metrics`: train and write nothing, but compute the metrics that finished generations lack, from the texts on disk"
+    )
     run: Run = Run()
 
     @pydantic.model_validator(mode="after")
@@ -81,49 +86,6 @@ def _check_factor(settings: Settings, name: str, values: Sequence) -> None:
         raise ValueError(f"config.chain.factors.{name} = {list(values)}: must be a list of at least one value, no value twice")
     if name == "bases" and (unknown := [v for v in values if v not in settings.models.pool]):
         raise ValueError(f"config.chain.factors.bases has {unknown[0]!r}, which is not in config.models.pool; {suggestion(unknown[0], settings.models.pool)}")
-
-
-# ---- measuring --------------------------------------------------------------------------------------------------------
-
-
-def _measure(settings: Settings, prepared: chain_setup.Prepared):
-    """The driver's `measure`: the metrics of every model of a generation, and the share of its texts that ended by themselves."""
-    from jaxloop.lm import family
-    from jaxloop.metrics import registry
-    from jaxloop.recursion.generation import effective
-
-    needed = registry.needs(settings.metrics)
-
-    def measure(model, generation: int, outcomes: Sequence) -> dict:
-        names = [o.chain.dataset_of(o.entity) for o in outcomes]
-        inputs: dict[str, Any] = _human_inputs(settings, needed, [prepared.human[name] for name in names])
-        inputs["texts"] = [o.texts[: settings.chain.eval_texts] for o in outcomes]
-        # Models that are measured together were trained together, with the same settings.
-        fit = effective(prepared.driver.fit, outcomes[0].chain.fit, outcomes[0].chain.workflow.start == "scratch")
-        for kind in {"losses", "own_losses"} & needed:
-            scored = [prepared.heldout[name] for name in names] if kind == "losses" else inputs["texts"]
-            prompts = [prepared.data[name].prompt(0) for name in names]
-            tasks = [family.LossTask(o.weights, t, [prompt] * len(t)) for o, t, prompt in zip(outcomes, scored, prompts, strict=True)]
-            inputs[kind] = family.loss(model, tasks, fit)
-        values = registry.evaluate(settings.metrics, **inputs)
-        values["finished"] = [o.finished.mean() if len(o.finished) else float("nan") for o in outcomes]
-        return {(o.chain.id, o.entity): {name: float(found[i]) for name, found in values.items()} for i, o in enumerate(outcomes)}
-
-    return measure
-
-
-def _human_inputs(settings: Settings, needed: set[str], human: Sequence[list[str]]) -> dict[str, Any]:
-    """Inputs of metrics that do not come from a model: the encoder, and human texts [chains] to compare with."""
-    inputs: dict[str, Any] = {}
-    if "reference_texts" in needed:
-        inputs["reference_texts"] = list(human)
-    if needed & {"embeddings", "reference_embeddings"}:
-        from jaxloop.metrics.embed import embed
-
-        inputs["embeddings"] = functools.partial(embed, model=settings.embedder)
-        if "reference_embeddings" in needed:
-            inputs["reference_embeddings"] = embed(human[0], model=settings.embedder)
-    return inputs
 
 
 # ---- the study --------------------------------------------------------------------------------------------------------
@@ -193,31 +155,40 @@ def _disk(settings: Settings, prepared: chain_setup.Prepared) -> int:
 
 
 def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
-    """The whole study, or the rest of one; 0, or `FAILED_CHAINS` where some chains stopped."""
+    """The whole study, or the rest of one, or with `only` the metrics that it lacks; 0, or `FAILED_CHAINS` where some chains stopped."""
     from jaxloop.recursion import driver
-    from jaxloop.runtime.devices import initialise_distributed, processes
+    from jaxloop.runtime.devices import barrier, initialise_distributed, processes
     from jaxloop.runtime.environment import commit, devices, versions
     from jaxloop.runtime.log import LOGGER
-    from jaxloop.runtime.workdir import open_workdir, stored_form
-    from jaxloop.studies import chain_report
+    from jaxloop.runtime.workdir import is_workdir, open_workdir, stored_form
+    from jaxloop.studies import chain_measure, chain_report
 
     start = time.monotonic()
     initialise_distributed()
+    process, count = processes()
+    if settings.only and count > 1:
+        raise ValueError(f"config.only = '{settings.only}' is the work of one process, and these are {count}: start it without the others")
+    if settings.only and not is_workdir(workdir):
+        raise ValueError(f"config.only = '{settings.only}': {workdir} holds no run whose metrics could be filled in")
     _keep_compiled(settings)
     prepared = chain_setup.prepare(settings)
-    stored = settings.model_dump(mode="json")
-    with open_workdir(workdir, stored, may_change=("run", "title"), needs=_disk(settings, prepared)) as place:
-        result = driver.run(
-            chain_setup.family(settings),
-            prepared.chains,
-            prepared.data,
-            prepared.driver,
-            place.path,
-            measure=_measure(settings, prepared),
-            command=_command(argv),
-        )
-        if processes()[0] > 0:
-            return FAILED_CHAINS if result.failed else 0
+    stored = settings.model_dump(mode="json", exclude={"only"})
+    # Texts that are on the disk can be measured in other ways; a run that goes on measures as it began.
+    free = ("run", "title", "metrics", "reference") if settings.only else ("run", "title")
+    with open_workdir(workdir, stored, may_change=free, needs=0 if settings.only else _disk(settings, prepared)) as place:
+        if process > 0:
+            barrier("the maps are made")
+        measure = chain_measure.measuring(settings, prepared, place.path)
+        if process == 0:
+            barrier("the maps are made")
+        study = chain_setup.family(settings), prepared.chains, prepared.data, prepared.driver, place.path
+        if settings.only:
+            resumed, failed = None, _fill(settings, study, measure, _command(argv)).failed
+        else:
+            result = driver.run(*study, measure=measure, command=_command(argv))
+            resumed, failed = result.resumed_after, result.failed
+        if process > 0:
+            return FAILED_CHAINS if failed else 0
         facts = [
             ("command", _command(argv)),
             ("chains", _chains_line(settings, prepared.chains)),
@@ -225,8 +196,8 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             ("models", ", ".join(settings.models.pool)),
             ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
             ("device", devices()),
-            ("config fingerprint", fingerprint(settings, ignore=("run", "title"))),
-            ("time", _time(time.monotonic() - start, result.resumed_after)),
+            ("config fingerprint", fingerprint(settings, ignore=("run", "title", "only"))),
+            ("time", _time(time.monotonic() - start, resumed)),
         ]
         page = chain_report.write(
             place.path,
@@ -235,23 +206,24 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             config=stored_form(stored),
             facts=facts,
             versions=versions(),
-            failed=result.failed,
-            references=_references(settings, prepared),
+            failed=failed,
+            references=chain_measure.references(settings, prepared, place.path),
         )
         LOGGER.info("the report is %s", page)
-    return FAILED_CHAINS if result.failed else 0
+    return FAILED_CHAINS if failed else 0
 
 
-def _references(settings: Settings, prepared: chain_setup.Prepared) -> dict[str, float]:
-    """The text metrics on human text, as many texts as are measured of a generation; where there are several data sets there is no one value."""
-    from jaxloop.metrics import registry
+def _fill(settings: Settings, study: tuple, measure, command: str):
+    """The metrics that finished generations lack, from what is on the disk."""
+    from jaxloop.recursion.fill import fill
+    from jaxloop.runtime.log import LOGGER
+    from jaxloop.studies import chain_measure
 
-    names = [name for name in settings.metrics if not registry.needs([name]) & {"losses", "own_losses"}]
-    if len(prepared.human) > 1:
-        return {}
-    human = list(prepared.human.values())
-    found = registry.evaluate(names, texts=human, **_human_inputs(settings, registry.needs(names), human))
-    return {name: float(value[0]) for name, value in found.items()}
+    done = fill(*study, measure=measure, names=settings.metrics, of_weights=chain_measure.of_weights(settings.metrics), command=command)
+    LOGGER.info("filled in %d values of %d finished generations; %d are missing", done.found, done.generations, done.missing)
+    if done.gone:
+        LOGGER.warning("%s: the weights of older generations are not kept (config.run.keep), so these stay missing there", ", ".join(done.gone))
+    return done
 
 
 def _command(argv: Sequence[str]) -> str:

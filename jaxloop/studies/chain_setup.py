@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from jaxloop.studies.chain import Settings
 
-# What a chain study can hand to a metric (see metrics.registry.INPUTS).
-INPUTS = ("texts", "reference_texts", "embeddings", "reference_embeddings", "losses", "own_losses")
 # Workflows whose new items are a mixture of synthetic and fresh human text.
 MIXED = ("fresh_human", "window", "external")
 
@@ -18,7 +16,7 @@ class Prepared(NamedTuple):
     """Everything that can be refused, read and checked; nothing compiled or written.
 
     data: name -> recursion Dataset; heldout: name -> human texts that no chain trains on; human: name -> human texts that are measured like
-    a generation; found: lines about the data; models: name -> (spec, tokenizer).
+    a generation; found: lines about the data; models: name -> (spec, tokenizer); heldout_prompts: name -> the prompt of each held-out text.
     """
 
     chains: list
@@ -28,42 +26,34 @@ class Prepared(NamedTuple):
     found: list[tuple[str, str]]
     models: dict[str, tuple]
     driver: Any
+    heldout_prompts: dict[str, list[str]]
 
 
 def prepare(settings: "Settings") -> Prepared:
     """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything with which a run could not succeed."""
-    from jaxloop.metrics import registry
     from jaxloop.recursion import driver
     from jaxloop.runtime.devices import select_devices
+    from jaxloop.studies import chain_measure
 
-    for name, (metric, _) in zip(settings.metrics, registry.validate(settings.metrics), strict=True):
-        if missing := [need for need in metric.needs if need not in INPUTS]:
-            raise ValueError(f"config.metrics has '{name}', which needs {missing[0]}: a chain study cannot give it")
-        if "losses" in metric.needs and not settings.chain.heldout_texts:
-            raise ValueError(f"config.chain.heldout_texts = 0: metric '{name}' needs held-out texts")
+    chain_measure.check(settings)
     select_devices(settings.run.platform, settings.run.devices)
-    if {"embeddings", "reference_embeddings"} & registry.needs(settings.metrics):
-        from jaxloop.metrics.embed import load_embedder
-
-        load_embedder(settings.embedder)
     models = {name: _describe(settings, name) for name in settings.models.pool}
     _check_models(settings, models)
     count = next(iter(models.values()))[1].count
-    data, heldout, human, found = {}, {}, {}, []
+    data, heldout, human, prompts, found = {}, {}, {}, {}, []
     sources = settings.chain.factors.get("dataset", (settings.data.source,))
     for name, source in zip(_names(sources), sources, strict=True):
-        data[name], heldout[name], human[name], line = _read(settings, source, count)
+        data[name], heldout[name], human[name], prompts[name], line = _read(settings, source, count)
         found.append((name, line))
     if settings.chain.workflow == "external":
-        outside, _, _, line = _read(settings, settings.chain.external, count, whole=True)
-        data["external"] = outside
+        data["external"], *_, line = _read(settings, settings.chain.external, count, whole=True)
         found.append(("external", line))
     chains = _chains(settings, dict(zip(sources, _names(sources), strict=True)))
     common = driver.Settings(
         settings.chain.generations, *family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep, free=("fit.chains_at_once",)
     )
     driver.check(chains, data, common)
-    return Prepared(chains, data, heldout, human, found, models, common)
+    return Prepared(chains, data, heldout, human, found, models, common, prompts)
 
 
 def _names(sources: Sequence[str]) -> list[str]:
@@ -135,7 +125,7 @@ def _check_models(settings: "Settings", models: Mapping[str, tuple]) -> None:
 
 
 def _read(settings: "Settings", source: str, count, whole: bool = False) -> tuple:
-    """(Dataset, held-out texts, measured human texts, a line about it) of one source."""
+    """(Dataset, held-out texts, measured human texts, prompts of the held-out ones, a line about it) of one source."""
     import numpy as np
 
     from jaxloop.data import docs, load_texts
@@ -167,10 +157,11 @@ def _read(settings: "Settings", source: str, count, whole: bool = False) -> tupl
     kept = np.sort(order[held:])
     human = [texts[i] for i in order[: settings.chain.eval_texts]]
     prompts = [render(p) for p in frame["prompt"].iloc[kept]] if d.prompt_column else render(d.instruction)
+    of_held = [render(p) for p in frame["prompt"].iloc[order[:held]]] if d.prompt_column else [render(d.instruction)] * held
     mine = [texts[i] for i in kept]
     dataset = Dataset(mine, prompts, fingerprint=ledger.fingerprint(mine, prompts))
     report = ", ".join(f"{reason}: {number:,}" for reason, number in frame.attrs["report"].items())
-    return dataset, [texts[i] for i in order[:held]], human, f"{len(mine):,} human texts for the chains, {held} held out ({report})"
+    return dataset, [texts[i] for i in order[:held]], human, of_held, f"{len(mine):,} human texts for the chains, {held} held out ({report})"
 
 
 def _chains(settings: "Settings", names: Mapping[str, str]) -> list:
