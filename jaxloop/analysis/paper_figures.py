@@ -192,7 +192,7 @@ def figure_8(run: Run, **_) -> Figure:
             counts = rows.assign(kind=kind).pivot_table(index="generation", columns="kind", values="count", aggfunc="sum", fill_value=0)
             shares = counts.div(counts.sum(axis=1), axis=0).reindex(columns=[k for k, _ in kinds], fill_value=0.0)
             one.stackplot(shares.index, shares.to_numpy().T, colors=[c for _, c in kinds], labels=[k for k, _ in kinds], alpha=0.75, linewidth=0)
-            one.axhline(1 - ratio, color="0.15", linewidth=1, linestyle=(0, (3, 2)), label="1 - r")
+            one.axhline(1 - ratio, color=figures.INK, linewidth=1, linestyle=(0, (3, 2)), label="1 - r")
             one.set_title(f"r = {share(ratio)}", loc="left", fontsize=10)
             one.set_xlabel("generation")
             one.set_ylim(0, 1)

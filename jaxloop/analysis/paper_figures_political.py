@@ -73,8 +73,8 @@ def _colours(levels) -> dict[str, str]:
 def _diagonal(axes, values) -> None:
     low, high = min(30.0, *values), max(70.0, *values)
     axes.plot([low, high], [low, high], color="0.6", linewidth=1, linestyle=(0, (3, 2)))
-    axes.axhline(50, color="0.85", linewidth=0.8)
-    axes.axvline(50, color="0.85", linewidth=0.8)
+    axes.axhline(50, color="0.7", alpha=0.5, linewidth=0.8)
+    axes.axvline(50, color="0.7", alpha=0.5, linewidth=0.8)
     axes.set_xlabel("initial lean (0 left, 100 right)")
     axes.set_ylabel("final lean")
 

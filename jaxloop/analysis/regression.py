@@ -165,18 +165,19 @@ def shade(coefficient: float, p: float) -> str:
 def vif(x: pd.DataFrame) -> pd.Series:
     """Variance inflation factor of every column, 1 / (1 - R2) of its regression on the others; inf where they determine it.
 
-    statsmodels' on standardised columns without a constant, which is the same as with one. ValueError as `standardise`.
+    Equal to statsmodels' on standardised columns without a constant, which is the same as with one (and which warns of properties that go
+    together, where this is asked for). ValueError as `standardise`.
     """
-    from statsmodels.stats.outliers_influence import variance_inflation_factor
-
     z = standardise(x, "the table of properties").to_numpy(float)
     if z.shape[1] == 1:
         return pd.Series([1.0], index=x.columns)
     rank = np.linalg.matrix_rank(z)
     values = []
     for i in range(z.shape[1]):
-        determined = np.linalg.matrix_rank(np.delete(z, i, axis=1)) == rank
-        values.append(np.inf if determined else variance_inflation_factor(z, i))
+        others = np.delete(z, i, axis=1)
+        rest = z[:, i] - others @ np.linalg.lstsq(others, z[:, i], rcond=None)[0]
+        determined = np.linalg.matrix_rank(others) == rank
+        values.append(np.inf if determined else float(z[:, i] @ z[:, i] / (rest @ rest)))
     return pd.Series(values, index=x.columns)
 
 

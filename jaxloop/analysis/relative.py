@@ -33,7 +33,8 @@ def find_metric(metrics: pd.DataFrame, names: tuple[str, ...] | str, domain: str
 def outcomes(metrics: pd.DataFrame, chains: pd.DataFrame, metric: str, *, last: int = LAST) -> Outcomes:
     """Late and relative values of one metric for every planned chain (recursive_loops, section 5: mean of generations 15 to 19 over generation 0).
 
-    metrics: chain, generation, metric, value, and perhaps entity (the mean over entities is taken); chains: one row per planned chain.
+    metrics: chain, generation, metric, value, and perhaps entity (the mean over entities is taken); chains: one row per planned chain, perhaps
+    with a column status, which is quoted where it is not ok.
     ValueError for a metric that the table does not hold, or a chain that is listed twice.
     """
     rows = metrics[metrics["metric"] == metric]
@@ -49,7 +50,8 @@ def outcomes(metrics: pd.DataFrame, chains: pd.DataFrame, metric: str, *, last: 
     final = int(metrics["generation"].max())
     reached = by_generation.dropna(subset="value").groupby("chain")["generation"].max()
     first, late = ends["first"].to_numpy(), ends["late"].to_numpy()
-    reasons = [_reason(chain, f, m, reached, final, metric) for chain, f, m in zip(chains["chain"], first, late, strict=True)]
+    known = chains["status"].astype(str) if "status" in chains else pd.Series("", chains.index)
+    reasons = [_reason(chain, f, m, reached, final, metric, status) for chain, f, m, status in zip(chains["chain"], first, late, known, strict=True)]
     kept = np.array([not reason for reason in reasons], bool)
     with np.errstate(divide="ignore", invalid="ignore"):
         table = chains.assign(first=first, late=late, relative=late / first, difference=late - first)
@@ -57,9 +59,10 @@ def outcomes(metrics: pd.DataFrame, chains: pd.DataFrame, metric: str, *, last: 
     return Outcomes(table[kept].reset_index(drop=True), pd.DataFrame(skipped, columns=["chain", "reason"]))
 
 
-def _reason(chain: str, first: float, late: float, reached: pd.Series, final: int, metric: str) -> str:
+def _reason(chain: str, first: float, late: float, reached: pd.Series, final: int, metric: str, status: str) -> str:
+    said = "" if status in ("", "ok", "None", "nan") else f" ({status})"
     if chain not in reached.index:
-        return f"metrics.csv has no value of {metric} for it"
+        return f"metrics.csv has no value of {metric} for it{said}"
     if final == 0:
         return "the study has generation 0 only"
     if not np.isfinite(first):
@@ -67,5 +70,5 @@ def _reason(chain: str, first: float, late: float, reached: pd.Series, final: in
     if first == 0:
         return f"{metric} is 0 in generation 0, so there is no relative value"
     if not np.isfinite(late):
-        return f"it has values of {metric} to generation {int(reached[chain])} only, of {final}"
+        return f"it has values of {metric} to generation {int(reached[chain])} only, of {final}{said}"
     return ""

@@ -1,0 +1,153 @@
+"""What an experiment that varies a factor found, and what it cannot tell with so many seeds, in sentences and tables.
+
+A cell is the chains of one level of the factor at one ratio; its chains are replicates. Intervals are t intervals over chains.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from jaxloop.analysis import figures, paper_figures_political, power
+from jaxloop.analysis.findings_regression import chance, listed
+from jaxloop.analysis.regression_honest import benjamini_hochberg
+from jaxloop.analysis.relative import outcomes
+from jaxloop.analysis.run_tables import Run
+from jaxloop.analysis.scores import LAST, share
+
+
+def cells(run: Run, metrics: Sequence[str], factors: Sequence[str], *, last: int = LAST) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(cells, skipped chains). Cells: metric, factors, ratio, n, absolute, relative, se, low, high (95 % t interval of the relative value; nan for
+    one chain), p (of no change: relative = 1) and q (Benjamini-Hochberg over all cells)."""
+    rows, skipped = [], []
+    for metric in metrics:
+        found = outcomes(run.metrics, run.chains, metric, last=last)
+        skipped.append(found.skipped.assign(metric=metric))
+        for key, own in found.table.groupby([*factors, "ratio"], sort=True, dropna=False):
+            values = own["relative"].to_numpy(float)
+            rows.append((metric, *key, len(values), own["late"].mean(), values.mean(), *_interval(values)))
+    names = ["metric", *factors, "ratio", "n", "absolute", "relative", "se", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=names)
+    table["q"] = benjamini_hochberg(table["p"]) if len(table) else []
+    return table, pd.concat(skipped, ignore_index=True) if skipped else pd.DataFrame(columns=["chain", "reason", "metric"])
+
+
+def _interval(values: np.ndarray, null: float = 1.0) -> tuple[float, float, float, float]:
+    """(standard error, low, high, p of the mean being `null`); nan where there is one value, and p = nan where there is no spread."""
+    n = len(values)
+    if n < 2:
+        return (float("nan"),) * 4
+    se = values.std(ddof=1) / np.sqrt(n)
+    half = stats.t.isf(0.025, n - 1) * se
+    p = 2 * stats.t.sf(abs(values.mean() - null) / se, n - 1) if se > 0 else float("nan")
+    return float(se), float(values.mean() - half), float(values.mean() + half), float(p)
+
+
+def _name(factors: Sequence[str], key: Sequence) -> str:
+    return ", ".join(str(k) if f in ("dataset", "mix", "bases") else f"{f.replace('_', ' ')} {k}" for f, k in zip(factors, key, strict=True)) or "all chains"
+
+
+def found(run: Run, metrics: Sequence[str], factors: Sequence[str], table: pd.DataFrame, *, last: int = LAST) -> list[str]:
+    """A sentence per metric and level: its relative value at the largest ratio, whether it falls with the ratio, whether it is U-shaped."""
+    sentences = []
+    for metric in metrics:
+        chains = outcomes(run.metrics, run.chains, metric, last=last).table
+        groups = chains.groupby(list(factors), sort=True, dropna=False) if factors else [((), chains)]
+        for key, own in groups:
+            level = table[table["metric"] == metric]
+            for factor, value in zip(factors, key, strict=True):
+                level = level[level[factor] == value]
+            if len(level):
+                sentences.append(f"{figures.title(metric)[0]}, {_name(factors, key)}: {_level(own, level)}")
+    return sentences
+
+
+def _level(chains: pd.DataFrame, level: pd.DataFrame) -> str:
+    top = level.sort_values("ratio").iloc[-1]
+    text = f"at r = {share(float(top['ratio']))} {top['relative']:.3f} of generation 0"
+    if top["n"] > 1:
+        text += f" [{top['low']:.3f}, {top['high']:.3f}; {int(top['n'])} chains]"
+    else:
+        text += " (one chain)"
+    if level["ratio"].nunique() > 2:
+        rho, p = stats.spearmanr(chains["ratio"], chains["relative"])
+        if np.isfinite(p):
+            direction = "falls" if rho < 0 else "rises"
+            text += f"; {direction} with the ratio (rho = {rho:.2f}, {chance(p)})" if p < 0.05 else f"; no trend over ratios is shown ({chance(p)})"
+        text += _u_shape(chains, level)
+    return text + "."
+
+
+def _u_shape(chains: pd.DataFrame, level: pd.DataFrame) -> str:
+    """Whether the lowest mean lies at a ratio between the ends, below both by more than chance (Welch, the larger p, Bonferroni over inner ratios)."""
+    ordered = level.sort_values("ratio")
+    low = ordered["relative"].to_numpy().argmin()
+    if low in (0, len(ordered) - 1):
+        return ""
+    at = ordered["ratio"].to_numpy()
+    samples = [chains[chains["ratio"] == r]["relative"].to_numpy(float) for r in (at[0], at[low], at[-1])]
+    if min(map(len, samples)) < 2 or any(s.std() == 0 for s in samples):
+        return f"; lowest at r = {share(float(at[low]))}"
+    p = max(stats.ttest_ind(samples[1], end, equal_var=False, alternative="less").pvalue for end in (samples[0], samples[2]))
+    p = min(1.0, p * (len(at) - 2))
+    shown = "below both ends" if p < 0.05 else "which is not shown to be below both ends"
+    return f"; lowest at r = {share(float(at[low]))}, {shown} ({chance(p)})"
+
+
+def cannot(table: pd.DataFrame, planned: int, skipped: pd.DataFrame, factors: Sequence[str]) -> list[str]:
+    """What so many seeds leave open."""
+    out = [f"{planned} chains were planned; {skipped['chain'].nunique()} gave no value of one metric or more and are listed with the reason."]
+    single = int((table["n"] < 2).sum())
+    if single:
+        out.append(f"{single} of {len(table)} cells have one chain: there is no standard error, and a difference between such cells may be chance.")
+    for metric, own in table[table["n"] > 1].groupby("metric", sort=False):
+        variance = ((own["se"] ** 2 * own["n"]) * (own["n"] - 1)).sum() / (own["n"] - 1).sum()
+        n = float(own["n"].median())
+        if variance > 0:
+            # Two cells of n chains are a regression of 2n chains on one predictor whose values are 1 and -1.
+            least = 2 * power.least_effect(int(2 * n), 1, float(np.sqrt(variance)))
+            out.append(
+                f"{figures.title(str(metric))[0]}: chains of one cell differ by a standard deviation of {np.sqrt(variance):.3f}; between two cells of "
+                f"{n:g} chains a difference of {least:.3f} is found in four of five cases, smaller ones mostly not."
+            )
+    if "dataset" in factors and table["dataset"].nunique() > 1:
+        out.append("Datasets differ in many ways at once: that one shifts more than another does not say by which property.")
+    out.append("The seeds vary bases, draws of data and of training; the human dataset is one, so intervals do not speak of other datasets.")
+    return out
+
+
+# ---- politics ---------------------------------------------------------------------------------------------------------
+
+
+def political(run: Run, *, neutral: tuple[float, float], factor: str | None = None) -> tuple[list[str], pd.DataFrame]:
+    """(sentences, table): initial and final lean of every mix (and value of `factor`) with a t interval of the shift and what became of the bias.
+
+    reduced, amplified: |final - 50| is smaller or larger than |initial - 50| by more than chance (t test over chains), reversed: the final lean lies
+    on the other side of 50 by more than chance, not shown: neither.
+    """
+    table = paper_figures_political.initial_and_final(paper_figures_political.by_chain(paper_figures_political.leans(run), neutral), "lean")
+    rows, sentences = [], []
+    keys = ["mix", *([factor] if factor else [])]
+    for key, own in table.groupby(keys, sort=False):
+        shift, change = (own["final"] - own["initial"]).to_numpy(float), (abs(own["final"] - 50) - abs(own["initial"] - 50)).to_numpy(float)
+        _, low, high, p = _interval(shift, 0.0)
+        verdict = _verdict(own, change)
+        rows.append((*key, len(own), own["initial"].mean(), own["final"].mean(), shift.mean(), low, high, p, verdict))
+    names = [*keys, "n", "initial", "final", "shift", "low", "high", "p", "bias"]
+    found = pd.DataFrame(rows, columns=names)
+    for bias, own in found.groupby("bias", sort=False):
+        which = listed([", ".join(str(row[k]) for k in keys) + f" ({row['initial']:.1f} to {row['final']:.1f})" for _, row in own.iterrows()])
+        sentences.append(f"Bias {bias}: {which}.")
+    return sentences, found
+
+
+def _verdict(own: pd.DataFrame, change: np.ndarray) -> str:
+    side = np.sign(own["initial"].mean() - 50)
+    _, low, high, p = _interval(own["final"].to_numpy(float), 50.0)
+    if side and np.isfinite(p) and p < 0.05 and np.sign(own["final"].mean() - 50) == -side:
+        return "reversed"
+    _, _, _, p = _interval(change, 0.0)
+    if not np.isfinite(p) or p >= 0.05:
+        return "change not shown"
+    return "reduced" if change.mean() < 0 else "amplified"
