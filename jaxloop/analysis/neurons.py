@@ -63,7 +63,7 @@ def check_design(setups: Sequence[str], generations: Sequence[int], *, lags: int
     same, step = np.diff(number[order]) == 0, np.diff(generations[order])
     if (same & (step == 0)).any():
         at = order[1:][same & (step == 0)][0]
-        raise ValueError(f"versions: generation {generations[at]} of setup {setups[at]!r} stands twice; every version is needed once")
+        raise ValueError(f"versions: generation {generations[at]} of setup {str(setups[at])!r} stands twice; every version is needed once")
     short = _short(setups, generations, lags)
     if short:
         name, rows = next(iter(short.items()))

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import ndtr
 
 SCHEMES = ("permute", "rotate", "signs")
-BLOCK = 1 << 14  # neurons in one program
+BLOCK = 1 << 12  # neurons in one program, at most: what a core's cache holds
 HELD = 1 << 23  # t values of permuted outcomes held at once
 
 
@@ -44,7 +44,8 @@ def newey_west(x_nJ, y_nR, series: Sequence[int] | None = None, *, lags: int = 1
     if n < 3:
         raise ValueError(f"x has {n} rows, a slope and a constant need at least 3")
     check_lags(lags, longest(series))
-    still, flat = no_variance(x, size_J), no_variance(y, size_R)[:, None] | no_variance(x, size_J)[None]
+    still = no_variance(x, size_J)
+    flat = no_variance(y, size_R)[:, None] | still[None]
     weights = lag_weights(series, lags)
     with jax.enable_x64(True):
         parts = [_fit(*blocks, jnp.asarray(y), jnp.asarray(weights)) for blocks in _blocks(x, still)]
@@ -92,8 +93,8 @@ def _finite(name, values):
 
 def _blocks(x, flat):
     """x and flat in pieces of one size, the last filled up with neurons that are flat."""
-    size = min(BLOCK, x.shape[1])
-    for at in range(0, x.shape[1], max(size, 1)):
+    size = -(-x.shape[1] // -(-x.shape[1] // BLOCK))
+    for at in range(0, x.shape[1], size):
         piece, still = x[:, at : at + size], flat[at : at + size]
         missing = size - piece.shape[1]
         if missing:
