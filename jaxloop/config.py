@@ -165,7 +165,8 @@ class Run(Section):
 
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="`gpu` and `tpu` are refused where absent")
     devices: Count | None = Field(None, description="devices to use; none: all")
-    micro_batch: Count | None = Field(None, description="chains in one program per device; none: chosen")
+    micro_batch: Count | None = Field(None, description="chains in one program per device; none: measured where that is worth the time")
+    cut_base: bool = Field(False, description="cut the base over all devices instead of sharing out the chains: for bases larger than a device")
     keep_compiled: bool = Field(True, description="keep compiled programs in the cache folder (~/.cache/jaxloop, $JAXLOOP_CACHE) for the next run")
     keep: Count | None = Field(2, description="newest generations whose adapters stay on disk; none: all")
 

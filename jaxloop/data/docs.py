@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxloop.data import prose
+from jaxloop.runtime.files import cache_folder
 
 # Bases are pretrained on these ...
 PRETRAIN = tuple(
@@ -94,14 +95,6 @@ def load(libraries=None, *, cache=None):
 def fingerprint(frame):
     """SHA-256 (hex) over the texts of a frame: equal texts in equal order, and nothing else, give equal fingerprints."""
     return digest_texts(frame["text"]).hexdigest()
-
-
-def cache_folder():
-    """Where extracted tables are kept: $JAXLOOP_CACHE, else $XDG_CACHE_HOME/jaxloop, else ~/.cache/jaxloop."""
-    if os.environ.get("JAXLOOP_CACHE"):
-        return Path(os.environ["JAXLOOP_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(base if os.path.isabs(base) else "~/.cache").expanduser() / "jaxloop"
 
 
 def build(libraries):

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxloop.kernels.map_chains import AXIS, chain_mesh
-from jaxloop.lm import adapters, batching, projection, train
+from jaxloop.kernels.map_chains import AXIS
+from jaxloop.lm import adapters, batching, micro_batch, projection, train
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.huggingface import load as load_model
 from jaxloop.lm.loss import row_nll
-from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, mesh_of, sample
+from jaxloop.lm.placement import cut, like, mesh_of, spread
+from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, sample
 from jaxloop.lm.spec import init
 from jaxloop.lm.train import FitSettings
 
@@ -62,16 +63,11 @@ class LossResult(NamedTuple):
     token_nats: Sequence[np.ndarray]
 
 
-def load(base: str, *, revision: str | None = None, dtype: str = "float32", devices: Sequence[jax.Device] | None = None) -> Model:
-    """The base model at a directory or hub id, on one device or, where there are several, on each of `devices`; chains are then shared out over them."""
-    return spread(load_model(base, revision=revision, dtype=jnp.dtype(dtype)), devices)
-
-
-def spread(model: Model, devices: Sequence[jax.Device] | None) -> Model:
-    """`model` with its weights on every one of `devices`: `fit` and `sample` map chains over the devices that hold the base."""
-    if devices is None or len(devices) == 1:
-        return model if devices is None else model._replace(params=jax.device_put(model.params, devices[0]))
-    return model._replace(params=jax.device_put(model.params, NamedSharding(chain_mesh(devices), PartitionSpec())))
+def load(base: str, *, revision: str | None = None, dtype: str = "float32", devices: Sequence[jax.Device] | None = None, whole: bool = True) -> Model:
+    """The base model at a directory or hub id, on one device or, where there are several, on each of `devices`: chains are then shared out over
+    them. Without `whole` it is cut over them instead, for a base that fits no single one."""
+    model = load_model(base, revision=revision, dtype=jnp.dtype(dtype))
+    return spread(model, devices) if whole or devices is None or len(devices) == 1 else cut(model, devices)
 
 
 @dataclass(frozen=True)
@@ -99,23 +95,34 @@ def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings, *, direct
     if (direction is None) != (settings.constraint is None):
         raise ValueError("fit.constraint: a constraint and a direction belong together; one of them is missing")
     works = [_prepare(model, task, settings, limit) for task in tasks]
+    if not works:
+        return []
     groups: dict[tuple, list[int]] = {}
     for i, work in enumerate(works):
         groups.setdefault(work.signature, []).append(i)
     mesh = mesh_of(model)
-    size = (settings.chains_at_once or default_chains()) * (1 if mesh is None else mesh.size)
+    devices = 1 if mesh is None else mesh.size
+    size = settings.chains_at_once or micro_batch.choose(model, settings, *_largest(works), len(works))
     results: dict[int, FitResult] = {}
     for members in groups.values():
-        for at in range(0, len(members), size):
-            chosen = members[at : at + size]
-            for i, result in zip(chosen, _fit_together(model, [tasks[i] for i in chosen], [works[i] for i in chosen], size, settings, mesh, direction)):
-                results[i] = result
+        left = list(members)
+        while left:
+            chosen = left[: size * devices]
+            try:
+                made = _fit_together(model, [tasks[i] for i in chosen], [works[i] for i in chosen], size * devices, settings, mesh, direction)
+            except jax.errors.JaxRuntimeError as error:
+                if not micro_batch.is_out_of_memory(error):
+                    raise
+                size = micro_batch.halved(error, size, "run.micro_batch", "lower fit.batch_size or fit.max_length, or set fit.remat=true")
+                continue
+            results.update(zip(chosen, made, strict=True))
+            left = left[len(chosen) :]
     return [results[i] for i in range(len(tasks))]
 
 
-def default_chains() -> int:
-    """Chains in one training program where the settings do not say: one on a CPU, whose caches hold no more, sixteen elsewhere."""
-    return 1 if jax.default_backend() == "cpu" else 16
+def _largest(works) -> tuple[int, int]:
+    """(longest padded length, steps) of the longest fit."""
+    return max(d.time for w in works for d in w.dispatches), max(sum(len(d.rows) for d in w.dispatches) for w in works)
 
 
 def _prepare(model, task, settings, limit) -> _Work:
@@ -213,7 +220,7 @@ def place(model: Model, weights, settings: FitSettings):
     if weights is None:
         return model.params, None
     if "embed" in weights:
-        return jax.tree.map(lambda w: jnp.asarray(w).astype(dtype), weights), None
+        return like(model, jax.tree.map(lambda w: jnp.asarray(w).astype(dtype), weights)), None
     return model.params, adapters.fuse(model.spec, adapters.stack([weights]), settings.lora, dtype)
 
 

@@ -3,6 +3,7 @@
 Dimensions: as in `decode.py`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from jaxloop.lm import adapters, batching, decode
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.beam import beam_search
 from jaxloop.lm.huggingface import Model
+from jaxloop.lm.micro_batch import halved, is_out_of_memory
+from jaxloop.lm.placement import like, mesh_of
 from jaxloop.lm.sampling import Sampler
 
 FEW = 8  # distinct prompts of a chain up to which their caches are shared by its rows
@@ -102,7 +105,7 @@ def sample(model: Model, tasks: Sequence[SampleTask], settings: SampleSettings) 
     else:
         own = [i for i, t in enumerate(tasks) if t.weights is not None and "embed" in t.weights]
         for i in own:  # all weights are the chain's own: nothing to share, one chain after another
-            params = jax.tree.map(lambda w: jnp.asarray(w).astype(settings.dtype), tasks[i].weights)
+            params = like(model, jax.tree.map(lambda w: jnp.asarray(w).astype(settings.dtype), tasks[i].weights))
             _write(model, decode.unstack(params), False, tasks, ids, [i], settings, longest, tokens, ended)
         for adapted in (False, True):
             chosen = [i for i, t in enumerate(tasks) if i not in own and (t.weights is not None) == adapted]
@@ -116,12 +119,6 @@ def sample(model: Model, tasks: Sequence[SampleTask], settings: SampleSettings) 
 
 
 _unstacked = jax.jit(decode.unstack)
-
-
-def mesh_of(model: Model):
-    """The mesh of devices that hold the base, None where it is one device."""
-    sharding = jax.tree.leaves(model.params)[0].sharding
-    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
 
 
 def slots(settings: SampleSettings) -> int:
@@ -193,6 +190,18 @@ _fuse = jax.jit(functools.partial(adapters.fuse, block_diagonal=True), static_ar
 
 
 def _write(model, params, adapted, tasks, ids, chosen, settings, longest, tokens, ended):
+    """`_write_with` as many slots as the device's memory holds: half as many after each lack of it."""
+    while True:
+        try:
+            return _write_with(model, params, adapted, tasks, ids, chosen, settings, longest, tokens, ended)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            fewer = halved(error, slots(settings), "sample.slots", "lower sample.max_new_tokens or choose a smaller base")
+            settings = dataclasses.replace(settings, slots=fewer, lane_slots=min(settings.lane_slots, fewer))
+
+
+def _write_with(model, params, adapted, tasks, ids, chosen, settings, longest, tokens, ended):
     """Run the decoding program over the rows of the chosen tasks; `adapted`: their weights are adapters."""
     mesh = mesh_of(model) if params is not None and _on_mesh(params) else None
     devices = 1 if mesh is None else mesh.size
@@ -209,7 +218,8 @@ def _write(model, params, adapted, tasks, ids, chosen, settings, longest, tokens
 
 
 def _on_mesh(params) -> bool:
-    return isinstance(jax.tree.leaves(params)[0].sharding, NamedSharding)
+    sharding = jax.tree.leaves(params)[0].sharding
+    return isinstance(sharding, NamedSharding) and AXIS in sharding.mesh.axis_names
 
 
 def _run(model, params, pool, tasks, ids, call: list[_Device], shape, settings, mesh, tokens, ended):

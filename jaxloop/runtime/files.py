@@ -20,6 +20,14 @@ class DiskFull(OSError):
         return self.strerror
 
 
+def cache_folder() -> Path:
+    """The user's folder for what can be made again: $JAXLOOP_CACHE, else $XDG_CACHE_HOME/jaxloop, else ~/.cache/jaxloop."""
+    if os.environ.get("JAXLOOP_CACHE"):
+        return Path(os.environ["JAXLOOP_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(base if os.path.isabs(base) else "~/.cache").expanduser() / "jaxloop"
+
+
 def human_size(count: float) -> str:
     """`1234567` as "1.2 MB" (powers of ten)."""
     for unit in ("B", "kB", "MB", "GB"):

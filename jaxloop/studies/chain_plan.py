@@ -86,11 +86,11 @@ def work(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> Wor
 
 def memory(settings: "Settings", prepared: chain_setup.Prepared) -> float:
     """Bytes of the largest training program."""
-    from jaxloop.lm.family import default_chains
+    from jaxloop.lm.micro_batch import default
     from jaxloop.runtime import cost
 
     frozen = settings.fit.mode == "lora" and settings.chain.start != "scratch"
-    together = min(settings.run.micro_batch or default_chains(), len(prepared.chains))
+    together = min(settings.run.micro_batch or default(), len(prepared.chains))
     common = dict(base_width=_width(settings.models.dtype), frozen=frozen, width=_width(settings.fit.dtype), remat=settings.fit.remat)
     return max(
         cost.training_memory(_sizes(settings, spec), together, settings.fit.batch_size, settings.fit.max_length, **common)

@@ -39,6 +39,7 @@ def prepare(settings: "Settings") -> Prepared:
     select_devices(settings.run.platform, settings.run.devices)
     models = {name: _describe(settings, name) for name in settings.models.pool}
     _check_models(settings, models)
+    check_memory(settings, models)
     count = next(iter(models.values()))[1].count
     data, heldout, human, prompts, found = {}, {}, {}, {}, []
     sources = settings.chain.factors.get("dataset", (settings.data.source,))
@@ -82,14 +83,41 @@ def _revision(settings: "Settings", name: str) -> str | None:
 
 
 def load_model(settings: "Settings", name: str):
-    """A base model on every device that this process may use: chains are shared out over them."""
+    """A base model on every device that this process may use: chains are shared out over them, or, with `run.cut_base`, it is itself."""
+    from jaxloop.lm import family
+
+    where = dict(devices=my_devices(settings), whole=not settings.run.cut_base)
+    return family.load(model_path(name), revision=_revision(settings, name), dtype=settings.models.dtype, **where)
+
+
+def my_devices(settings: "Settings") -> list:
+    """The devices of this process that the run may use."""
     import jax
 
-    from jaxloop.lm import family
     from jaxloop.runtime.devices import select_devices
 
-    mine = [d for d in select_devices(settings.run.platform, settings.run.devices) if d.process_index == jax.process_index()]
-    return family.load(model_path(name), revision=_revision(settings, name), dtype=settings.models.dtype, devices=mine)
+    return [d for d in select_devices(settings.run.platform, settings.run.devices) if d.process_index == jax.process_index()]
+
+
+def check_memory(settings: "Settings", models: Mapping[str, tuple]) -> None:
+    """Refuses a base with which not even one chain fits a device, with the bytes that are missing and what to change."""
+    from jaxloop.lm import Lora
+    from jaxloop.lm.placement import device_bytes
+    from jaxloop.lm.sizes import sizes_of
+    from jaxloop.runtime import cost
+    from jaxloop.runtime.files import human_size
+
+    devices = my_devices(settings)
+    there, width = min(map(device_bytes, devices)), {"bfloat16": 2, "float32": 4}
+    frozen = settings.fit.mode == "lora" and settings.chain.start != "scratch"
+    for name, (spec, _) in models.items():
+        sizes, rows = sizes_of(spec, Lora(**settings.fit.lora.model_dump())), (settings.fit.batch_size, settings.fit.max_length)
+        common = dict(base_width=width[settings.models.dtype], frozen=frozen, width=width[settings.fit.dtype], remat=settings.fit.remat)
+        needed = cost.training_memory(sizes, 1, *rows, **common) / (len(devices) if settings.run.cut_base else 1)
+        if needed > there:
+            missing = f"{human_size(needed)} of {human_size(there)} on a device, {human_size(needed - there)} too many"
+            hint = "lower config.fit.batch_size or config.fit.max_length, or set config.fit.remat=true or config.run.cut_base=true"
+            raise ValueError(f"config.models.pool: one chain of {name} needs {missing}; {hint}")
 
 
 def _describe(settings: "Settings", name: str) -> tuple:
