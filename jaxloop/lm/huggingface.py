@@ -4,6 +4,7 @@ Dimensions: as in `spec.py`.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -251,15 +252,21 @@ def to_tensors(params: dict, parameters: Sequence[Param], layers: int) -> dict[s
 
 
 def move_into(work: Path, path: Path) -> None:
-    """Make the finished directory `work` the directory `path`, whose old weights go."""
-    if path.exists():
-        for old in (*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")):
-            old.unlink()
-        for new in work.iterdir():
-            new.replace(path / new.name)
-        work.rmdir()
-    else:
+    """Make the finished directory `work` the directory `path`. What lay there besides weights and files of the same names stays.
+
+    A whole model is at `path` at every moment but between two renames; killed just there, the old one lies beside it, named .old."""
+    if not path.exists():
         work.replace(path)
+        return
+    weights = {f.name for pattern in ("*.safetensors", "*.safetensors.index.json") for f in path.glob(pattern)}
+    for kept in path.iterdir():
+        if kept.name not in weights and not (work / kept.name).exists():
+            (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, work / kept.name)
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    path.replace(old)
+    work.replace(path)
+    shutil.rmtree(old)
 
 
 def config(spec: Spec) -> dict:

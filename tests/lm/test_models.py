@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,35 @@ def test_checkpoints_of_the_bare_model_have_no_prefix(name, checkpoint, loaded, 
     (tmp_path / "config.json").write_text(json.dumps(config))
     shutil.copy(checkpoint(name).path / "tokenizer.json", tmp_path)
     jax.tree.map(np.testing.assert_array_equal, lm.load(tmp_path).params, loaded(name).params)
+
+
+def test_saving_over_a_model_leaves_a_whole_one_at_every_moment(checkpoint, tmp_path, monkeypatch):
+    """Cut at each rename, what lies at the path is the old model or the new one, never a mixture; a model card stays."""
+    first, second = lm.load(checkpoint("llama").path), lm.load(checkpoint("gpt2").path)
+    real, cut_at = Path.replace, [99]
+
+    def replace(source, target):
+        cut_at[0] -= 1
+        if cut_at[0] < 0:
+            raise KeyboardInterrupt
+        return real(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    for moment in range(3):
+        place = tmp_path / str(moment) / "model"
+        cut_at[0] = 99
+        place.parent.mkdir()
+        lm.save(first, place)
+        (place / "README.md").write_text("card")
+        cut_at[0] = moment
+        try:
+            lm.save(second, place)
+            assert moment == 2
+        except KeyboardInterrupt:
+            assert moment < 2
+        there = place if place.exists() else place.with_name("model.old")
+        assert lm.load(there).spec == (second if moment == 2 else first).spec
+        assert (there / "README.md").read_text() == "card" and (moment == 1) == (there != place)
 
 
 def test_bfloat16_is_loaded_and_saved_without_a_detour(checkpoint, tmp_path):
