@@ -42,6 +42,7 @@ def _paper():
     c.measure = ConfigDict()
     c.measure.detector = "madhurjindal/autonlp-Gibberish-Detector-492513457"
     c.neurons = ConfigDict(dict(tensor="down_norm", average="tokens"))
+    c.run = ConfigDict(dict(micro_batch=4))  # chains of GPT-2 that are trained in one program
     return c
 
 
@@ -70,29 +71,31 @@ def _tiny(c):
     c.data.source = f"{shared}/data/senate_tweets/tweets.jsonl"
     c.data.body_column, c.data.label_column, c.data.author_column = "text", "party", "senator"
     c.data.labels = ("D", "R")
-    c.data.per_label = 24
+    c.data.per_label = 12
     c.data.short = "drop"
     c.data.title_tokens = 24
-    c.data.body_tokens = 96
+    c.data.body_tokens = 64
 
     c.models.pool = ("jaxloop/assets/bases/gpt2",)
+    c.adapt = ConfigDict(dict(articles=600, epochs=2.0, batch_size=16, learning_rate=2e-3))  # the tiny bases know no politics
     c.chain.generations = 5
     c.chain.seeds = (0, 1, 2, 3)
     c.chain.reading = "paper"
     c.chain.block = 32
-    c.chain.overfit_epochs = 10.0  # five times as many as the others, as in the paper
+    c.chain.overfit_epochs = 5.0  # five times as many as the others, as in the paper
 
-    c.fit = ConfigDict(dict(epochs=2.0, batch_size=8, learning_rate=1e-3, max_length=128))
-    c.sample = ConfigDict(dict(max_new_tokens=32))
+    c.fit = ConfigDict(dict(epochs=1.0, batch_size=4, learning_rate=1e-3, max_length=96))
+    c.sample = ConfigDict(dict(max_new_tokens=32, slots=72))  # as many as there are prompts
 
     c.classifier = ConfigDict()
     c.classifier.target = "R"
     c.classifier.encoders = (None, "jaxloop/assets/bases/llama", "jaxloop/assets/bases/gpt2", "jaxloop/assets/bases/opt")
     c.classifier.train = "head"
-    c.classifier.texts = 400
+    c.classifier.texts = 300
     c.classifier.max_length = 128
 
-    c.measure = ConfigDict()
+    c.run = ConfigDict()
+    c.measure = ConfigDict(dict(quality_articles=12))
     c.projection = ConfigDict(dict(direction="fit", toward="R", away="D", texts=16))
-    c.neurons = ConfigDict(dict(texts=24, max_length=128))
+    c.neurons = ConfigDict(dict(texts=16, max_length=96))
     return c

@@ -59,16 +59,15 @@ class Beam:
 def beam_search(
     spec: Spec, params: dict, prompts: Sequence[Sequence[int]], *, beams: int, max_new_tokens: int, eos: int, pad: int = 0,
     adapters: dict | None = None, lora: Lora = Lora(), length_penalty: float = 1.0, early_stopping: bool | str = False,
-    repetition_penalty: float = 1.0, rows: int = 16, length: int = 0,
+    repetition_penalty: float = 1.0, rows: int = 16, padded: int = 0,
 ) -> list[list[int]]:  # fmt: skip
     """The best continuation of each prompt: generated tokens, with the closing EOS where there is one.
 
     prompts: token ids, ragged, at least one each; with `adapters` (leading chain axis C), C equal runs of prompts, one run a chain.
     params: as loaded, or from `decode.unstack`. rows: prompts of a chain in one program; one is compiled for every padded prompt length,
-    whatever the number of prompts, eos, the penalties and early_stopping. length: tokens to which prompts are padded at least, so that one
-    program serves prompts of many lengths. Other settings as in `Beam`. Raises ValueError for settings out
-    of range, an empty prompt, a number of prompts that the chains do not divide, and prompts that leave no room for max_new_tokens in the
-    model's context.
+    whatever the number of prompts, eos, the penalties and early_stopping. padded: tokens that prompts are padded to at least, so that one
+    program serves prompts of many lengths. Other settings as in `Beam`. Raises ValueError for settings out of range, an empty prompt, a number
+    of prompts that the chains do not divide, and prompts that leave no room for max_new_tokens in the model's context.
     """
     settings = Beam(beams, max_new_tokens, length_penalty, early_stopping, repetition_penalty)
     chains = 1 if adapters is None else jax.tree.leaves(adapters)[0].shape[0]
@@ -77,7 +76,7 @@ def beam_search(
     # Deterministic, so a chain's equal prompts share one search. Programs are per padded length; chains without work in one are idle there.
     work: dict[int, list[dict]] = {}
     for i, prompt in enumerate(prompts):
-        queues = work.setdefault(max(bucket(len(prompt) - 1, spec.context), length - 1), [{} for _ in range(chains)])
+        queues = work.setdefault(max(bucket(len(prompt) - 1, spec.context), padded - 1), [{} for _ in range(chains)])
         queues[i // each].setdefault(tuple(map(int, prompt)), []).append(i)
     rules = _rules(settings, eos)
     found: list[list[int]] = [[]] * len(prompts)

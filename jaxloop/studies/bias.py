@@ -54,6 +54,15 @@ class Models(config.Models):
     pool: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1)] = Field(("gpt2",), description="directory in Hugging Face format or hub id")
 
 
+class Adapt(Section):
+    """A first fine-tuning that makes a base which knows the language of the articles, for bases that do not."""
+
+    articles: Count | None = Field(None, description="articles that neither a chain nor the classifier sees, as many; none: the base stays as it is")
+    epochs: Positive = Field(1.0, description="passes over them")
+    batch_size: Count = Field(8, description="examples per step")
+    learning_rate: Positive = Field(5e-5, description="peak learning rate of AdamW")
+
+
 class Chain(Section):
     """The setups, and what they share."""
 
@@ -108,7 +117,7 @@ class Classify(Section):
     epochs: Count | None = Field(None, description="passes over the training texts; none: 5, or 30 for a head")
     batch_size: Count | None = Field(None, description="texts per step; none: 16, or 64 for a head")
     learning_rate: Positive | None = Field(None, description="none: 2e-5, or 3e-3 for a head")
-    max_length: Count = Field(512, description="tokens of a text that are read")
+    max_length: Count | None = Field(None, description="tokens of a text that are read; none: as many as the encoder can")
     texts: Count | None = Field(None, description="articles of each label to fit on, at most; none: all that no chain sees")
     seed: Whole = Field(0, description="seed of the split (70/15/15) and of the training")
 
@@ -117,6 +126,7 @@ class Measure(Section):
     """What is measured of every generation beside label shares and perplexities."""
 
     quality: bool = Field(True, description="the text quality index, in both readings")
+    quality_articles: Count | None = Field(None, description="articles of a generation whose quality is measured, at most; none: all")
     detector: Text | None = Field(None, description="detector of the text quality index; none: the one that comes with jaxloop")
     metrics: tuple[Text, ...] = Field(("self_bleu", "distinct_n(n=2)", "text_length"), description="further metrics of the texts, by name")
     base: bool = Field(True, description="measure the base model, before any fine-tuning, too")
@@ -156,6 +166,7 @@ class Settings(Section):
     title: Text = Field("Bias amplification", description="heading of the report")
     data: Data
     models: Models = Models()
+    adapt: Adapt = Adapt()
     chain: Chain = Chain()
     fit: Fit = Fit()
     sample: Sample = Sample()
@@ -205,7 +216,7 @@ def prepare(settings: Settings) -> Prepared:
     from jaxloop.recursion import driver
     from jaxloop.recursion.sources import Dataset
     from jaxloop.runtime.devices import select_devices
-    from jaxloop.studies import bias_chains, bias_data, bias_measure, chain_setup
+    from jaxloop.studies import bias_chains, bias_data, bias_ready, chain_setup
 
     for name, (metric, _) in zip(settings.measure.metrics, registry.validate(settings.measure.metrics), strict=True):
         if metric.needs != ("texts",):
@@ -215,16 +226,17 @@ def prepare(settings: Settings) -> Prepared:
     spec, tokenizer = huggingface.read_spec(path), tokenize.load(path)
     code = bias_chains.codec(tokenizer)
     articles = bias_data.read(settings.data, code.encode, code.decode, settings.chain.block)
-    classifier = bias_measure.check_classifier(settings, articles)
+    classifier = bias_ready.check_classifier(settings, articles)
+    bias_ready.check_adapt(settings, articles)
     prompts = bias_chains.prompts_of(articles, code, settings.chain.block)
     fit, sample = chain_setup.family_settings(settings)
     sample = bias_chains.sample_settings(settings, spec, prompts, sample)
     _check_model(settings, spec, sample)
-    bias_measure.check_direction(settings, spec, articles)
+    bias_ready.check_direction(settings, spec, articles)
     size = len(articles.chosen)
     chains = bias_chains.make(settings, size)
     if settings.neurons.measure:
-        bias_measure.check_neurons(settings, spec, chains)
+        bias_ready.check_neurons(settings, spec, chains)
     names = tuple(articles.chosen["id"])
     data = {"articles": Dataset([articles.text(i) for i in range(size)], names, names, articles.fingerprint)}
     common = driver.Settings(
@@ -281,7 +293,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     from jaxloop.runtime.environment import commit, devices
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir
-    from jaxloop.studies import bias_chains, bias_measure, bias_plan, bias_report
+    from jaxloop.studies import bias_chains, bias_measure, bias_plan, bias_ready, bias_report
     from jaxloop.studies.chain import _command, _keep_compiled, _time
 
     start = time.monotonic()
@@ -290,8 +302,9 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     prepared = prepare(settings)
     stored = settings.model_dump(mode="json")
     with open_workdir(workdir, stored, may_change=("run", "title"), needs=bias_plan.disk(settings, prepared)) as place:
-        ready = bias_measure.make_ready(settings, prepared, place.path)
-        family = bias_chains.family(settings, prepared.articles, prepared.prompts, bias_chains.codec(prepared.tokenizer), ready.direction)
+        ready = bias_ready.make(settings, prepared, place.path)
+        code, load = bias_chains.codec(prepared.tokenizer), lambda name: bias_ready.base_model(settings, place.path)
+        family = bias_chains.family(settings, prepared.articles, prepared.prompts, code, load, ready.direction)
         if processes()[0] == 0:
             base = bias_measure.base_values(settings, prepared, ready, family, place.path)
         measure = bias_measure.measuring(settings, prepared, ready, place.path)

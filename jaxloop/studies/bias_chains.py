@@ -7,7 +7,7 @@ that ends inside a word, or inside a character, is continued there.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -119,10 +119,16 @@ def sample_settings(settings: "Settings", spec, prompts: Mapping[str, list], sam
     return dataclasses.replace(sample, max_prompt=length, texts_per_call=calls, chains_per_call=chains)
 
 
-def family(settings: "Settings", articles, prompts: Mapping[str, list], code: Codec, direction=None) -> SimpleNamespace:
-    """load, fit and sample of articles. direction: of the constrained setup, a tree like a chain's weights."""
+def base_weights(settings: "Settings", model):
+    """The base's weights as those of a chain, on the host, so that one compiled program serves both; None where chains are adapters."""
+    import jax
+
+    return jax.device_get(model.params) if settings.fit.mode == "full" else None
+
+
+def family(settings: "Settings", articles, prompts: Mapping[str, list], code: Codec, load: Callable, direction=None) -> SimpleNamespace:
+    """load, fit and sample of articles. load: name of a base -> model; direction: of the constrained setup, a tree like a chain's weights."""
     from jaxloop.lm import family as lm
-    from jaxloop.studies import chain_setup
 
     titles = dict(zip(articles.chosen["id"], articles.chosen["title"], strict=True))
     first: dict[str, Any] = {}  # generation 0 of every seed, which setups that train alike share
@@ -132,7 +138,10 @@ def family(settings: "Settings", articles, prompts: Mapping[str, list], code: Co
         if any(task.start is not None for task in tasks):
             first.clear()
         waiting = {name: task for name, task in zip(names, tasks, strict=True) if name not in first}
-        ids = [lm.FitTask(t.key, *training_examples(t.texts, settings.chain.reading, code), None, t.start) for t in waiting.values()]
+        base = base_weights(settings, model) if waiting else None
+        ids = [
+            lm.FitTask(t.key, *training_examples(t.texts, settings.chain.reading, code), None, base if t.start is None else t.start) for t in waiting.values()
+        ]
         along = {} if fitting.constraint is None else {"direction": direction}
         made = dict(zip(waiting, lm.fit(on_ids(model, ends=False), ids, fitting, **along) if ids else (), strict=True))
         out = [made.get(name) or first[name] for name in names]
@@ -152,7 +161,7 @@ def family(settings: "Settings", articles, prompts: Mapping[str, list], code: Co
         joined = {i: _join(tasks[i].prompts, prompts, titles, result, code) for i, result in made.items()}
         return [joined[place[name]] for name in own]
 
-    return SimpleNamespace(load=lambda name: chain_setup.load_model(settings, name), FitTask=lm.FitTask, fit=fit, SampleTask=lm.SampleTask, sample=sample)
+    return SimpleNamespace(load=load, FitTask=lm.FitTask, fit=fit, SampleTask=lm.SampleTask, sample=sample)
 
 
 def _bits(key) -> tuple:

@@ -88,7 +88,7 @@ def _of_posts(frame, settings):
     import pandas as pd
 
     try:
-        week = pd.to_datetime(frame[settings.date_column]).dt.to_period("W").dt.start_time.dt.strftime("%Y-%m-%d")
+        week = pd.to_datetime(frame[settings.date_column], format="mixed").dt.to_period("W").dt.start_time.dt.strftime("%Y-%m-%d")
     except (ValueError, TypeError) as error:
         raise ValueError(f"config.data.date_column = '{settings.date_column}': cannot be read as dates ({str(error).splitlines()[0]})") from None
     line = frame["text"].map(lambda text: " ".join(_LINK.sub("", text).split()))

@@ -9,24 +9,15 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxloop.studies.bias import Prepared, Settings
+    from jaxloop.studies.bias_ready import Ready
 
-# Texts of a class that fit_classifier needs for 70/15/15.
-LEAST = 7
 # Column of an article -> metric.
 MEANS = {"quality": "text_quality_index", "quality_released": "text_quality_index(released)"} | {n: n for n in ("perplexity_base", "perplexity_own")}
-CLASSIFIER, DIRECTION, BASE = "classifier", "direction", "base"
-
-
-class Ready(NamedTuple):
-    """What the measures stand on. fits: reports of the classifiers that were fitted here, the chosen one first; direction: tree or None."""
-
-    classifier: Any
-    fits: list[dict]
-    direction: Any
+BASE = "base.json"
 
 
 def articles_path(chain: str, generation: int) -> str:
@@ -39,166 +30,10 @@ def neurons_path(chain: str, generation: int) -> str:
     return f"neurons/chain={chain}/generation={generation:04d}.parquet"
 
 
-# ---- what can be refused -----------------------------------------------------------------------------------------------
-
-
-def check_classifier(settings: "Settings", articles):
-    """The ready classifier, or None where one is to be fitted. Raises ValueError where its classes are not the labels of the articles, where
-    there are too few articles to fit one, and where the target is no label."""
-    from jaxloop.metrics import classifiers, quality
-    from jaxloop.studies.chain_setup import model_path
-
-    c, known = settings.classifier, ", ".join(map(repr, articles.labels))
-    if c.target not in articles.labels:
-        raise ValueError(f"config.classifier.target = {c.target!r} is not a label of the data; there are {known}")
-    if settings.measure.quality and settings.measure.detector is None and not quality.default_detector().is_dir():
-        raise ValueError(
-            "config.measure.detector = none: no detector came with this installation; name one, or set measure.quality to false"
-        )  # fmt: skip
-    if c.model is None:
-        for label in articles.labels:
-            count = int((articles.rest["label"] == label).sum())
-            if count < LEAST:
-                raise ValueError(
-                    f"config.classifier.model = none: {count} articles labelled {label!r} are left to fit a classifier on, at least {LEAST} are "
-                    "needed; lower data.per_label or name a ready classifier"
-                )  # fmt: skip
-        return None
-    found = classifiers.load_classifier(model_path(c.model), labels=c.labels or None, max_length=c.max_length)
-    if set(found.labels) != set(articles.labels):
-        mine = ", ".join(map(repr, found.labels))
-        raise ValueError(f"config.classifier.model = {c.model!r}: its classes are {mine}, the data's labels are {known}; name them with classifier.labels")
-    return found
-
-
-def check_direction(settings: "Settings", spec, articles) -> None:
-    """Raises ValueError where the bias direction is no file of weights of this model, or one of its labels has no articles."""
-    p = settings.projection
-    if p.direction is None:
-        return
-    if p.direction == "fit":
-        for name in ("toward", "away"):
-            if getattr(p, name) not in set(articles.chosen["label"]):
-                raise ValueError(f"config.projection.{name} = {getattr(p, name)!r}: no chosen article has this label")
-        return
-    from jaxloop.lm import projection
-    from jaxloop.lm.spec import abstract
-
-    tree = _read_direction(p.direction)
-    if settings.fit.mode == "full":
-        projection.check(tree, abstract(spec))
-
-
-def _read_direction(path: str):
-    from jaxloop.runtime.trees import load_tree
-
-    file = Path(path).expanduser()
-    if not file.is_file() or file.suffix != ".safetensors":
-        raise ValueError(f"config.projection.direction = {path!r}: is no .safetensors file of weights, nor 'fit'")
-    return load_tree(file.parent, file.stem)
-
-
-def check_neurons(settings: "Settings", spec, chains: Sequence) -> None:
-    """Raises ValueError for a tensor that the model lacks, and for fewer generations than the lags need."""
-    from jaxloop.analysis import neurons as tests
-    from jaxloop.lm import neurons
-
-    n, count = settings.neurons, settings.chain.generations
-    neurons.check(spec, tensor=n.tensor, average=n.average, max_length=min(n.max_length, spec.context))
-    tests.check_design([c.id for c in chains for _ in range(count)], [g for _ in chains for g in range(count)], lags=n.lags)
-
-
-# ---- before the first generation ---------------------------------------------------------------------------------------
-
-
-def make_ready(settings: "Settings", prepared: "Prepared", root: Path) -> Ready:
-    """The classifier and the bias direction: read, or fitted once and kept in the run directory."""
-    from jaxloop.runtime.devices import barrier, processes
-
-    if processes()[0] == 0:
-        if prepared.classifier is None and not (root / CLASSIFIER / "fits.json").exists():
-            _fit_classifiers(settings, prepared.articles, root / CLASSIFIER)
-        if settings.projection.direction == "fit" and not (root / f"{DIRECTION}.safetensors").exists():
-            _fit_direction(settings, prepared, root)
-    barrier("classifier and direction are ready")
-    classifier, fits = prepared.classifier, []
-    if classifier is None:
-        from jaxloop.metrics.classifiers import load_classifier
-
-        fits = json.loads((root / CLASSIFIER / "fits.json").read_text(encoding="utf-8"))
-        classifier = load_classifier(str(root / CLASSIFIER), max_length=settings.classifier.max_length)
-    return Ready(classifier, fits, _direction(settings, root))
-
-
-def _direction(settings, root):
-    from jaxloop.lm import projection
-    from jaxloop.runtime.trees import load_tree
-
-    path = settings.projection.direction
-    if path is None:
-        return None
-    return projection.unit(load_tree(root, DIRECTION) if path == "fit" else _read_direction(path))
-
-
-def _fit_classifiers(settings, articles, folder: Path) -> None:
-    """Fits every encoder on articles that no chain sees; the one with the best macro-F1 on the validation texts is kept."""
-    from jaxloop.metrics.classifiers import fit_classifier, save_classifier
-    from jaxloop.runtime.files import write_atomic
-    from jaxloop.runtime.log import LOGGER
-    from jaxloop.studies.bias_data import whole
-    from jaxloop.studies.chain_setup import model_path
-
-    c, rest = settings.classifier, articles.rest
-    if c.texts is not None:
-        rest = rest.groupby("label", group_keys=False)[rest.columns].apply(lambda t: t.sample(n=min(len(t), c.texts), random_state=c.seed))
-    texts = [whole(title, body) for title, body in zip(rest["title"], rest["body"], strict=True)]
-    fits, best = [], None
-    for name in c.encoders:
-        fitted = fit_classifier(
-            texts, rest["label"].tolist(), encoder=None if name is None else model_path(name), train=c.train, epochs=c.epochs, batch_size=c.batch_size,
-            learning_rate=c.learning_rate, max_length=_readable(name, c.max_length), seed=c.seed,
-        )  # fmt: skip
-        report = fitted.report | {"encoder": name or "MiniLM", "validation": fitted.report["log"][fitted.report["best_epoch"] - 1]["macro_f1"]}
-        LOGGER.info("classifier on %s: macro-F1 %.3f on validation, %.3f on test texts", report["encoder"], report["validation"], report["test"]["macro_f1"])
-        fits.append(report)
-        if best is None or report["validation"] > best[1]["validation"]:
-            best = fitted.classifier, report
-    save_classifier(best[0], folder)
-    ordered = [best[1], *(report for report in fits if report is not best[1])]
-    write_atomic(folder / "fits.json", json.dumps(ordered, indent=1).encode())
-
-
-def _readable(name: str | None, limit: int) -> int:
-    """Tokens that an encoder reads, at most `limit`."""
-    from jaxloop.lm import encoder
-    from jaxloop.metrics.embed import default_model
-    from jaxloop.studies.chain_setup import model_path
-
-    return min(limit, encoder.load_encoder(str(default_model()) if name is None else model_path(name), max_length=None).spec.core.context)
-
-
-def _fit_direction(settings, prepared, root) -> None:
-    """The base fine-tuned on the real articles of `toward` minus the base fine-tuned on those of `away`, by the settings of a generation."""
-    from jaxloop.kernels.keys import chain_key
-    from jaxloop.lm import family as lm
-    from jaxloop.lm import projection
-    from jaxloop.runtime.trees import save_tree
-    from jaxloop.studies import bias_chains, chain_setup
-
-    articles, code, p = prepared.articles, bias_chains.codec(prepared.tokenizer), settings.projection
-    model = bias_chains.on_ids(chain_setup.load_model(settings, settings.models.pool[0]), ends=False)
-    tasks = []
-    for label in (p.toward, p.away):
-        texts = [articles.text(i) for i in range(len(articles.chosen)) if articles.chosen["label"].iloc[i] == label]
-        tasks.append(lm.FitTask(chain_key(0), *bias_chains.training_examples(texts, settings.chain.reading, code)))
-    toward, away = (result.weights for result in lm.fit(model, tasks, prepared.driver.fit))
-    save_tree(root, DIRECTION, projection.difference(toward, away))
-
-
 # ---- of every generation -----------------------------------------------------------------------------------------------
 
 
-def measuring(settings: "Settings", prepared: "Prepared", ready: Ready, root: Path) -> Callable:
+def measuring(settings: "Settings", prepared: "Prepared", ready: "Ready", root: Path) -> Callable:
     """The driver's `measure`: values of every chain's articles to articles/ and neurons/, their means to metrics.csv."""
     from jaxloop.runtime import tables
     from jaxloop.runtime.files import inside
@@ -253,7 +88,7 @@ def _once(function: Callable) -> Callable:
     return lambda weights: known[id(weights)] if id(weights) in known else known.setdefault(id(weights), function(weights))
 
 
-def score(settings: "Settings", prepared: "Prepared", ready: Ready, model, texts: Sequence[list[str]], weights: Sequence) -> tuple[list[dict], list[dict]]:
+def score(settings: "Settings", prepared: "Prepared", ready: "Ready", model, texts: Sequence[list[str]], weights: Sequence) -> tuple[list[dict], list[dict]]:
     """Values of every article [chains] {column: [n]} and their means [chains] {metric: value}.
 
     weights: those that wrote each chain's texts, None for the base. label: the classifier's, p(…): its probabilities; quality: mean over the
@@ -265,7 +100,7 @@ def score(settings: "Settings", prepared: "Prepared", ready: Ready, model, texts
     from jaxloop.metrics import registry
     from jaxloop.metrics.classifiers import probabilities
     from jaxloop.metrics.quality import text_qualities
-    from jaxloop.studies.bias_chains import codec, on_ids
+    from jaxloop.studies.bias_chains import base_weights, codec, on_ids
     from jaxloop.studies.bias_data import body_of
 
     labels = ready.classifier.labels
@@ -274,12 +109,14 @@ def score(settings: "Settings", prepared: "Prepared", ready: Ready, model, texts
     shares = probabilities(ready.classifier, unique)
     values: dict[str, Any] = {f"p({label})": shares[:, i].astype(np.float64) for i, label in enumerate(labels)}
     values["label"] = np.array(labels, object)[shares.argmax(1)]
-    bodies = [body_of(text) for text in unique]
     if settings.measure.quality:
+        chosen = sorted({row[text] for mine in texts for text in mine[: settings.measure.quality_articles]})
+        bodies = [body_of(unique[i]) for i in chosen]
         for name, how in (("quality", {}), ("quality_released", {"reading": "confidence", "split": "period"})):
-            values[name] = text_qualities(bodies, settings.measure.detector, **how)[0]
+            values[name] = np.full(len(unique), np.nan)
+            values[name][chosen] = text_qualities(bodies, settings.measure.detector, **how)[0]
     code, ids = codec(prepared.tokenizer), on_ids(model, ends=False)
-    values["perplexity_base"] = np.array(_perplexities(settings, prepared, ids, None, unique, code))
+    values["perplexity_base"] = np.array(_perplexities(settings, prepared, ids, base_weights(settings, model), unique, code))
     own = _once(lambda w: dict(zip(mine, _perplexities(settings, prepared, ids, w, mine, code), strict=True)))
     columns, means = [], []
     registered = registry.evaluate(settings.measure.metrics, texts=[[body_of(t) for t in mine] for mine in texts]) if settings.measure.metrics else {}
@@ -338,26 +175,28 @@ def _projection(settings, prepared, ready, model, weights, texts, code) -> dict[
     }
 
 
-def base_values(settings: "Settings", prepared: "Prepared", ready: Ready, family, root: Path) -> dict[str, float]:
+def base_values(settings: "Settings", prepared: "Prepared", ready: "Ready", family, root: Path) -> dict[str, float]:
     """Means of what the base model writes before any fine-tuning, greedily; measured once and kept in base.json."""
     import numpy as np
 
     from jaxloop.kernels.keys import chain_key
     from jaxloop.runtime.files import write_atomic
+    from jaxloop.studies.bias_chains import base_weights
 
-    path = root / f"{BASE}.json"
+    path = root / BASE
     if not settings.measure.base:
         return {}
     if not path.exists():
         model = family.load(settings.models.pool[0])
         names = prepared.articles.chosen["id"].tolist()
-        written = family.sample(model, [family.SampleTask(chain_key(0), None, names, np.arange(len(names)))], prepared.driver.sample)[0]
+        task = family.SampleTask(chain_key(0), base_weights(settings, model), names, np.arange(len(names)))
+        written = family.sample(model, [task], prepared.driver.sample)[0]
         _, means = score(settings, prepared, ready, model, [written.texts], [None])
         write_atomic(path, json.dumps({k: v for k, v in means[0].items() if math.isfinite(v)}).encode())
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def real_values(prepared: "Prepared", ready: Ready) -> Mapping[str, float]:
+def real_values(prepared: "Prepared", ready: "Ready") -> Mapping[str, float]:
     """Label shares that the classifier finds among the real articles."""
     from jaxloop.metrics.classifiers import predict
 

@@ -19,6 +19,7 @@ def table(settings: "Settings", prepared: "Prepared") -> list[tuple[str, str]]:
     """(what, amount) rows of `--plan`. A written article is taken to be as long as its blocks can make it."""
     from jaxloop.lm import Lora
     from jaxloop.lm.sizes import sizes_of
+    from jaxloop.recursion.progress import duration
     from jaxloop.recursion.workflow import train_size
     from jaxloop.runtime import cost
     from jaxloop.studies.bias_chains import codec, training_examples
@@ -54,7 +55,7 @@ def table(settings: "Settings", prepared: "Prepared") -> list[tuple[str, str]]:
         ("tokens to train on", f"{trained:,.0f}, padding not counted"),
         ("tokens to write", f"{written:,.0f} at most, {beams:,.0f} more in other beams"),
         ("arithmetic", f"{train:.3g} FLOP to train, {write:.3g} FLOP to write"),
-        ("time", f"{(train + write) / (0.4 * PETAFLOP) / 3600:,.2f} hours of a device of 1 PFLOP/s at 40%; padding, metrics and compilation come on top"),
+        ("time", f"{duration((train + write) / (0.4 * PETAFLOP))} on a device of 1 PFLOP/s at 40%; padding, metrics and compilation come on top"),
         ("disk", f"{disk(settings, prepared) / 1e9:,.2f} GB at most"),
     ]
 

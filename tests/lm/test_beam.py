@@ -121,6 +121,13 @@ def test_one_program_serves_every_call_of_a_padded_length(checkpoint, loaded):
     assert search(unstacked, PROMPTS, 319) == expected[:-1]
 
 
+def test_prompts_of_many_lengths_share_one_program_where_they_are_padded_alike(checkpoint, loaded):
+    beam._search.clear_cache()
+    expected = generate(checkpoint("gpt2").torch, [*PROMPTS, LONG], 319, num_beams=4)
+    assert search(loaded("gpt2"), [*PROMPTS, LONG], 319, padded=33) == expected
+    assert beam._search._cache_size() == 1
+
+
 def test_equal_prompts_are_searched_once(loaded, monkeypatch):
     calls, real = [], beam._search
     monkeypatch.setattr(beam, "_search", lambda *a: calls.append(1) or real(*a))
