@@ -43,20 +43,20 @@ def select_devices(platform: str = "auto", count: int | None = None) -> list[jax
     return devices
 
 
-def initialise_distributed(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, timeout: float = 300
-) -> bool:
+def initialise_distributed(coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, timeout: float | None = None) -> bool:
     """Joins the processes of a pod or cluster (jax.distributed) and says whether there is more than one.
 
     coordinator ("host:port"), processes and process default to JAXLOOP_COORDINATOR, JAXLOOP_PROCESSES and JAXLOOP_PROCESS. Where none is
     given, JAX finds them by itself if the environment is that of several processes under SLURM, Open MPI or on a GKE TPU pod, or if the
     coordinator is "auto" (other TPU pods); otherwise nothing is done. Call it before any other use of JAX.
-    Raises ValueError, naming the address, where the settings are incomplete or the coordinator does not answer within `timeout` seconds;
+    Raises ValueError, naming the address, where the settings are incomplete or the coordinator does not answer within `timeout` seconds
+    (default: JAXLOOP_TIMEOUT, else 300);
     where other processes never arrive, the process says so and ends with exit code 2.
     """
     coordinator = coordinator or os.environ.get("JAXLOOP_COORDINATOR")
     processes = _integer("processes", processes, "JAXLOOP_PROCESSES")
     process = _integer("process", process, "JAXLOOP_PROCESS")
+    timeout = float(_integer("timeout", None, "JAXLOOP_TIMEOUT") or 300) if timeout is None else timeout
     given = [value is not None for value in (coordinator, processes, process)]
     if coordinator == "auto" or (not any(given) and _several()):
         coordinator, processes, process, given = None, None, None, []
