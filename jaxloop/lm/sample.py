@@ -311,7 +311,7 @@ def _beam(model, tasks, ids, settings, tokens, ended):
         made = beam_search(
             model.spec, params, ids[i], adapters=stacked, lora=settings.lora, beams=settings.beams, max_new_tokens=settings.max_new_tokens,
             eos=model.tokenizer.eos, pad=model.tokenizer.pad, repetition_penalty=settings.repetition_penalty, rows=min(16, len(set(map(tuple, ids[i])))),
-            length=settings.max_prompt,
+            padded=settings.max_prompt,
         )  # fmt: skip
         for row, out in enumerate(made):
             tokens[i][row] = np.asarray(out, np.int32)
