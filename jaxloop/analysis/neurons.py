@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 MODES = ("differences", "levels")
+LEAST = 3  # differences in all
 RULES = ("p<alpha", "bonferroni", "bh")
 OWN_NULL = ("permutation", "familywise")  # rules whose p values come from the permutations themselves
 
@@ -40,8 +41,13 @@ class NeuronStudy(NamedTuple):
 
 
 def usable(setups: Sequence[str], generations: Sequence[int], *, lags: int = 1) -> np.ndarray:
-    """[V] True for versions of setups with enough generations in a row for `lags`: what is left of a study in which chains have stopped."""
-    return ~np.isin(np.asarray(setups, str), list(_short(setups, generations, lags)))
+    """[V] True for versions of setups with enough generations in a row for `lags`: what is left of a study in which chains have stopped.
+
+    All False where less than `neuron_study` needs is left."""
+    kept = ~np.isin(np.asarray(setups, str), list(_short(setups, generations, lags)))
+    rows = sorted(zip(np.asarray(setups, str)[kept].tolist(), np.asarray(generations)[kept].tolist()))
+    differences = sum(a == c and d - b == 1 for (a, b), (c, d) in zip(rows, rows[1:]))
+    return kept & (differences >= LEAST)
 
 
 def check_design(setups: Sequence[str], generations: Sequence[int], *, lags: int = 1) -> Design:
@@ -73,8 +79,8 @@ def check_design(setups: Sequence[str], generations: Sequence[int], *, lags: int
     joined = same & (step == 1)
     series = np.concatenate([[0], np.cumsum(~joined)])
     steps = np.flatnonzero(joined) + 1
-    if len(steps) < 3:
-        raise ValueError(f"versions: {len(steps)} differences in all; a slope and a constant need at least 3")
+    if len(steps) < LEAST:
+        raise ValueError(f"versions: {len(steps)} differences in all; a slope and a constant need at least {LEAST}")
     return Design(order, series, steps)
 
 

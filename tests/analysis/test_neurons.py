@@ -350,6 +350,8 @@ def test_setups_that_are_too_short_can_be_dropped():
     setups, generations = np.array(["a"] * 4 + ["b"] * 2 + ["c"] * 4), np.array([0, 1, 2, 3, 0, 1, 0, 1, 3, 4])
     assert neurons.usable(setups, generations, lags=1).tolist() == [True] * 4 + [False] * 6
     assert neurons.usable(setups, generations, lags=0).all()
+    assert not neurons.usable(["a"] * 3, [2, 0, 1], lags=1).any()  # two differences
+    assert neurons.usable(["a", "b"] * 3, [2, 0, 1, 2, 0, 1], lags=1).all()
     with pytest.raises(ValueError, match="lags=1: setup 'b' has 2 generations in a row, that is 1 differences; more than lags are needed"):
         neurons.check_design(setups, generations)
     design = neurons.check_design(setups, generations, lags=0)
