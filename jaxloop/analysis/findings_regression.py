@@ -17,6 +17,11 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
+def spread(values: Sequence[int]) -> str:
+    """`5`, or `3 to 5`."""
+    return f"{min(values):g}" if min(values) == max(values) else f"{min(values):g} to {max(values):g}"
+
+
 def chance(p: float) -> str:
     """`p = .03`, `p < .001`."""
     return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".", 1)
@@ -206,12 +211,8 @@ def _overlap(tasks: Tasks, overlaps: Overlaps | None) -> list[str]:
     factor = [len(set(t.groups)) for t in tasks.tasks]
     return [
         f"Clusters of a dataset share texts: {100 * (values > 0).mean():.0f} % of pairs do, with a mean Jaccard index of {values.mean():.2f} and a largest of "
-        f"{values.max():.2f}. Chains on them are no independent samples; a fit has {_range(factor)} groups of clusters that share less than half."
+        f"{values.max():.2f}. Chains on them are no independent samples; a fit has {spread(factor)} groups of clusters that share less than half."
     ]
-
-
-def _range(values: Sequence[int]) -> str:
-    return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
 
 def overlap_table(overlaps: Overlaps) -> Mapping[str, list]:

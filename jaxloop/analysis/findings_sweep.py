@@ -34,13 +34,13 @@ def cells(run: Run, metrics: Sequence[str], factors: Sequence[str], *, last: int
 
 
 def _interval(values: np.ndarray, null: float = 1.0) -> tuple[float, float, float, float]:
-    """(standard error, low, high, p of the mean being `null`); nan where there is one value, and p = nan where there is no spread."""
+    """(standard error, low, high, p of the mean being `null`); nan where there is one value; p is 0 or 1 where there is no spread."""
     n = len(values)
     if n < 2:
         return (float("nan"),) * 4
     se = values.std(ddof=1) / np.sqrt(n)
     half = stats.t.isf(0.025, n - 1) * se
-    p = 2 * stats.t.sf(abs(values.mean() - null) / se, n - 1) if se > 0 else float("nan")
+    p = 2 * stats.t.sf(abs(values.mean() - null) / se, n - 1) if se > 0 else float(values.mean() == null)
     return float(se), float(values.mean() - half), float(values.mean() + half), float(p)
 
 
@@ -97,7 +97,8 @@ def _u_shape(chains: pd.DataFrame, level: pd.DataFrame) -> str:
 
 def cannot(table: pd.DataFrame, planned: int, skipped: pd.DataFrame, factors: Sequence[str]) -> list[str]:
     """What so many seeds leave open."""
-    out = [f"{planned} chains were planned; {skipped['chain'].nunique()} gave no value of one metric or more and are listed with the reason."]
+    lost = skipped["chain"].nunique()
+    out = [f"{planned} chains were planned; " + (f"{lost} gave no value of one metric or more and are listed with the reason." if lost else "all gave values.")]
     single = int((table["n"] < 2).sum())
     if single:
         out.append(f"{single} of {len(table)} cells have one chain: there is no standard error, and a difference between such cells may be chance.")
@@ -113,7 +114,8 @@ def cannot(table: pd.DataFrame, planned: int, skipped: pd.DataFrame, factors: Se
             )
     if "dataset" in factors and table["dataset"].nunique() > 1:
         out.append("Datasets differ in many ways at once: that one shifts more than another does not say by which property.")
-    out.append("The seeds vary bases, draws of data and of training; the human dataset is one, so intervals do not speak of other datasets.")
+    if "accumulate" not in factors:
+        out.append("The seeds vary bases, draws of data and of training; the human dataset is one, so intervals do not speak of other datasets.")
     return out
 
 
@@ -123,8 +125,8 @@ def cannot(table: pd.DataFrame, planned: int, skipped: pd.DataFrame, factors: Se
 def political(run: Run, *, neutral: tuple[float, float], factor: str | None = None) -> tuple[list[str], pd.DataFrame]:
     """(sentences, table): initial and final lean of every mix (and value of `factor`) with a t interval of the shift and what became of the bias.
 
-    reduced, amplified: |final - 50| is smaller or larger than |initial - 50| by more than chance (t test over chains), reversed: the final lean lies
-    on the other side of 50 by more than chance, not shown: neither.
+    reduced, amplified: |final - 50| is smaller or larger than |initial - 50| by more than chance (t tests over chains); reversed: the final lean lies
+    on the other side of 50 by more than chance; none at the start: the initial lean is not told from 50; change not shown: none of these.
     """
     table = paper_figures_political.initial_and_final(paper_figures_political.by_chain(paper_figures_political.leans(run), neutral), "lean")
     rows, sentences = [], []
@@ -136,18 +138,23 @@ def political(run: Run, *, neutral: tuple[float, float], factor: str | None = No
         rows.append((*key, len(own), own["initial"].mean(), own["final"].mean(), shift.mean(), low, high, p, verdict))
     names = [*keys, "n", "initial", "final", "shift", "low", "high", "p", "bias"]
     found = pd.DataFrame(rows, columns=names)
-    for bias, own in found.groupby("bias", sort=False):
+    for bias, own in found.sort_values("initial").groupby("bias", sort=False):
         which = listed([", ".join(str(row[k]) for k in keys) + f" ({row['initial']:.1f} to {row['final']:.1f})" for _, row in own.iterrows()])
         sentences.append(f"Bias {bias}: {which}.")
     return sentences, found
 
 
 def _verdict(own: pd.DataFrame, change: np.ndarray) -> str:
-    side = np.sign(own["initial"].mean() - 50)
-    _, low, high, p = _interval(own["final"].to_numpy(float), 50.0)
-    if side and np.isfinite(p) and p < 0.05 and np.sign(own["final"].mean() - 50) == -side:
+    sides = []
+    for when in ("initial", "final"):
+        values = own[when].to_numpy(float)
+        p = _interval(values, 50.0)[3]
+        sides.append(np.sign(values.mean() - 50) if p < 0.05 else 0)
+    if len(own) < 2:
+        return "of one chain, change not shown"
+    if not sides[0]:
+        return "none at the start" if not sides[1] else "none at the start, some at the end"
+    if sides[1] == -sides[0]:
         return "reversed"
-    _, _, _, p = _interval(change, 0.0)
-    if not np.isfinite(p) or p >= 0.05:
-        return "change not shown"
-    return "reduced" if change.mean() < 0 else "amplified"
+    p = _interval(change, 0.0)[3]
+    return "change not shown" if not p < 0.05 else "reduced" if change.mean() < 0 else "amplified"

@@ -62,16 +62,19 @@ def _ratio_axis(axes, ratios: pd.Series) -> None:
     if len(held) <= 8:
         # Labels of near ratios would overprint each other.
         spread = held[-1] - held[0]
-        axes.set_xticks([r for i, r in enumerate(held) if i == 0 or not spread or r - held[i - 1] > 0.05 * spread or i == len(held) - 1])
+        axes.set_xticks([r for i, r in enumerate(held) if i == 0 or not spread or r - held[i - 1] > 0.09 * spread or i == len(held) - 1])
         axes.set_xticklabels([share(t) for t in axes.get_xticks()])
 
 
 def _legend(axes, name: str = "") -> None:
-    axes.legend(frameon=False, fontsize=7.5, title=printable(name) or None, title_fontsize=8)
+    axes.legend(frameon=False, fontsize=7.5, title=printable(name) or None, title_fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def figure_2(run: Run, *, factor: str = "ratio", **options) -> Figure:
-    """Quality (left) and diversity (right) by generation, a line per ratio (or value of `factor`); one row of panels per dataset."""
+    """Quality (left) and diversity (right) by generation, a line per ratio or level; one row of panels per dataset.
+
+    factor: the column of chains.csv that lines stand for.
+    """
     shown, datasets = dependents(run, **options), ordered(run.chains["dataset"])
     with figures.style():
         figure, axes = panels(len(datasets), len(shown))
@@ -94,7 +97,10 @@ def _by_generation(axes, table: pd.DataFrame, factor: str) -> None:
 
 
 def figure_3(run: Run, *, factor: str = "dataset", last: int = LAST, **options) -> Figure:
-    """Late values against the ratio, absolute (top) and relative to generation 0 (bottom), a line per dataset (or value of `factor`)."""
+    """Late values against the ratio, absolute (top) and relative to generation 0 (bottom), a line per dataset or level.
+
+    factor: the column of chains.csv that lines stand for.
+    """
     return _sweep_figure(run, factor, [("", run)], dependents(run, **options), last)
 
 

@@ -396,7 +396,7 @@ def _political(run: Run, about: Experiment, neutral: tuple[float, float]) -> lis
     limits = [
         f"{len(run.chains)} chains were planned; {len(missing)} have no scored text in the last generation"
         + (f": {', '.join(map(str, missing[:20]))}{', …' if len(missing) > 20 else ''}." if missing else "."),
-        f"A mix has {int(table['n'].min())} to {int(table['n'].max())} chains: a shift inside its interval in the table is not told from none.",
+        f"A mix has {findings_regression.spread(table['n'])} chains: a shift inside its interval in the table is not told from none.",
         "The lean is what the scorer says it is. A classifier fitted on party labels measures which party's texts these are like, not a position; it may "
         "read shorter or plainer text as neutral, which alone gives a shift towards 50.",
         f"Neutral is a score from {neutral[0]:g} to {neutral[1]:g}; shares of neutral text follow this choice.",

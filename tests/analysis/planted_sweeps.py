@@ -24,7 +24,8 @@ def sweep(seed=0, *, factor="dataset", levels=("100M_tweets", "wikipedia"), rati
         for metric, first in (("judge_quality", 60.0), ("cosine_diversity", 0.7)):
             start, end = first * (1 + 0.01 * rng.normal()), shape(ratio, i) + noise * rng.normal()
             path = [start, start * (1 + end) / 2, start * (1 + 3 * end) / 4, *[start * end] * 5]
-            rows += [{"study": "loops", "chain": chain, factor: level, "ratio": ratio, "seed": s, "generation": g, "metric": metric, "value": v} for g, v in enumerate(path)]
+            about = {"study": "loops", "chain": chain, factor: level, "ratio": ratio, "seed": s, "metric": metric}
+            rows += [about | {"generation": g, "value": v} for g, v in enumerate(path)]
     return pd.DataFrame(rows), pd.DataFrame(chains)
 
 
@@ -44,7 +45,8 @@ def political(seed=0, *, mixes=("100l0r", "50l50r", "0l100r"), bases=("mixed",),
             lean[10 : 10 + int(20 * share)] = 50.0
             scores.append(pd.DataFrame({"chain": chain, "generation": g, "metric": "political_lean", "value": lean}))
             if g >= 0:
-                rows.append({"chain": chain, "mix": mix, "bases": base, "ratio": 0.75, "seed": s, "generation": g, "metric": "political_lean", "value": np.nanmean(lean)})
+                about = {"chain": chain, "mix": mix, "bases": base, "ratio": 0.75, "seed": s, "generation": g}
+                rows.append(about | {"metric": "political_lean", "value": np.nanmean(lean)})
     return pd.DataFrame(rows), pd.DataFrame(chains), pd.concat(scores, ignore_index=True)
 
 
