@@ -15,7 +15,7 @@ from jaxloop.runtime import tables as files
 from jaxloop.runtime.files import write_atomic
 from jaxloop.runtime.log import LOGGER, redact
 from jaxloop.studies import bias_tables, chain_report
-from jaxloop.studies.bias_measure import neurons_path
+from jaxloop.studies.bias_measure import articles_path, neurons_path
 
 if TYPE_CHECKING:
     from jaxloop.studies.bias import Prepared, Settings
@@ -39,6 +39,9 @@ PAPER = {
         (2.322, 2.306, 2.279, 2.272, 2.276, 2.258, 2.248, 2.255, 2.240, 2.238, 2.237),
     ),
 }
+FILES = """
+articles = pd.concat({str(p): pd.read_parquet(p) for p in sorted(pathlib.Path("articles").rglob("*.parquet"))})  # values of every article
+amplification = pd.read_csv("tables/amplification.csv")  # and the other tables of this page"""
 MEASURES = {
     "quality": ("Text quality of articles", "3 clean to 0 noise, mean over an article's sentences"),
     "quality_released": ("Text quality, released reading", "class value times the detector's confidence, cut at full stops"),
@@ -60,6 +63,10 @@ def write(root: Path, settings: "Settings", prepared: "Prepared", ready, base: d
     metrics = _in_order(chain_report.read_metrics(root), [target, *(f"share({label})" for label in prepared.articles.labels)])
     chains = [(c.id, dict(c.factors)["setup"], c.seed) for c in prepared.chains]
     articles = bias_tables.read_articles(root, chains, settings.chain.generations)
+    keys = ["chain", "generation"]
+    lost = set(metrics[keys].itertuples(index=False, name=None)) - set(articles[keys].itertuples(index=False, name=None))
+    if lost:
+        LOGGER.warning("the articles' values of %d generations, such as %s, are gone; tables leave them out", len(lost), articles_path(*min(lost)))
     ledger = pd.read_parquet(root / "ledger.parquet")
     change = bias_tables.changes(articles, settings.classifier.target)
     found = {
@@ -92,6 +99,7 @@ def write(root: Path, settings: "Settings", prepared: "Prepared", ready, base: d
         references=real,
         sections=sections,
         headline=target,
+        files=report.FILES + FILES,
     )
     path = root / "report.html"
     write_atomic(path, redact(page).encode("utf-8"))
@@ -213,7 +221,8 @@ def _neuron_section(root: Path, settings, metrics: pd.DataFrame, chains) -> repo
     names = {"bias": (f"share({settings.classifier.target})", 100.0), "quality": ("text_quality_index", 1.0)}
     table = metrics.pivot_table(index=["chain", "generation"], columns="metric", values="value")
     names = {k: v for k, v in names.items() if v[0] in table}
-    versions = [(c, g) for c, _, _ in chains for g in range(settings.chain.generations) if (c, g) in table.index and (root / neurons_path(c, g)).exists()]
+    known = table[[name for name, _ in names.values()]].notna().all(axis=1)
+    versions = [v for v in known.index[known.to_numpy()] if (root / neurons_path(*v)).exists()]
     setups, generations = [c for c, _ in versions], [g for _, g in versions]
     kept = neurons.usable(setups, generations, lags=settings.neurons.lags) if versions else np.zeros(0, bool)
     if not kept.any():
@@ -233,7 +242,6 @@ def _neuron_section(root: Path, settings, metrics: pd.DataFrame, chains) -> repo
     drawn = [report.Drawing(name.replace("_", " ").capitalize(), "", figure, wide=True) for name, figure in neurons_figures.figures(study).items()]
     shown = ["mode", "relation", "rule", "tests", "observed", "nominal", "null_mean", "null_high", "p"]
     counts = [list(row) for row in study.counts[shown].itertuples(index=False, name=None)]
-    parts = [report.Table("Found in words", "", ["sentence"], [[s] for s in neurons.sentences(study)])]
-    parts.append(report.Table("Counts", "Neurons that pass, against the nominal expectation and outcomes shuffled inside chains.", shown, counts))
+    parts = [report.Table("Counts", "Neurons that pass, against the nominal expectation and outcomes shuffled inside chains.", shown, counts)]
     note = f"Weights ({settings.neurons.tensor}) and mean activations of every layer's residual coordinates, related to bias and quality over all versions."
-    return report.Section("Neurons", note, drawn, parts)
+    return report.Section("Neurons", note, drawn, parts, neurons.sentences(study))
