@@ -1,0 +1,71 @@
+"""Diversity of generated data (arXiv 2506.19262): seven levels, mixtures, sizes, three model sizes, other architectures; `:tiny` on two cores."""
+
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+GPT2, LLAMA_1B, LLAMA_8B = "openai-community/gpt2", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B"
+OPT, GPT2_XL = "facebook/opt-1.3b", "openai-community/gpt2-xl"
+
+
+def get_config(scale="paper"):
+    if scale not in ("paper", "tiny"):
+        raise ValueError(f"scale {scale!r}: must be paper or tiny")
+    c = ConfigDict()
+    c.study = "diversity"
+    c.title = "Diversity of generated data"
+    return _paper(c) if scale == "paper" else _tiny(c)
+
+
+def _paper(c):
+    c.models = ConfigDict(dict(pool=(GPT2, LLAMA_1B, LLAMA_8B, OPT, GPT2_XL), dtype="bfloat16"))
+    sizes = (GPT2, LLAMA_1B, LLAMA_8B)
+    c.generator = ConfigDict(dict(url="https://api.openai.com/v1", served="gpt-4o", temperature=0.7))
+    every = tuple(range(7))
+    c.generated = ConfigDict(dict(levels=every, ratios=(0.0, 1.0), qa=(32_291,), story=(30_000,), models=sizes))
+    c.fixed = ConfigDict(dict(levels=(6,), ratios=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8), qa=(22_040,), story=(20_000,), models=sizes))
+    # 551, 1,469, 3,306 and 8,816 generated records beside 2,204 real ones.
+    c.variable = ConfigDict(dict(levels=(1, 3, 5), ratios=(0.0, 0.2, 0.4, 0.6, 0.8), mixing="variable", qa=(2_204,), story=(2_000,), models=sizes))
+    c.sizes = ConfigDict(dict(levels=every, qa=(5_510, 11_020, 16_530, 22_040, 27_550), story=(5_000, 10_000, 15_000, 20_000, 25_000), models=(GPT2, LLAMA_1B)))
+    c.architectures = ConfigDict(dict(levels=every, ratios=(0.0, 1.0), qa=(32_291,), story=(30_000,), models=(OPT, LLAMA_1B, GPT2_XL)))
+    c.fit = ConfigDict(dict(dtype="bfloat16", remat=True))
+    c.fit.lora = ConfigDict(dict(rank=8, alpha=16.0))
+    c.fit.learning_rate = 1e-4
+    c.fit.weight_decay = 1e-4
+    c.fit.epochs = 3.0
+    c.fit.max_length = 1024
+    c.distances = ConfigDict(dict(points=1000, embedder="sentence-transformers/all-mpnet-base-v2"))
+    return c
+
+
+def _tiny(c):
+    """36 records a set, 1.7 M parameters, stories by a tiny writer, question answering by the control; fables, novels and ARC."""
+    data = pathlib.Path(os.environ.get("JAXLOOP_SHARED", pathlib.Path(__file__).resolve().parents[2] / "shared")) / "data"
+    c.title = "Diversity of generated data, on two cores"
+    c.models = ConfigDict(dict(pool=tuple(f"jaxloop/assets/bases/{name}" for name in ("gpt2", "llama"))))
+    gpt2, llama = c.models.pool
+    c.story = ConfigDict(dict(sentences=2, windows=True, max_tokens=50, train=36, test=32, test_split=None, prompt="{head}"))
+    c.story.sources = (str(data / "aesop_fables/fables.jsonl"), str(data / "gutenberg_books/paragraphs.jsonl"))
+    c.story.outside = (str(data / "tinystories/stories.jsonl"),)
+    c.qa = ConfigDict(
+        dict(source=str(data / "arc/arc.jsonl"), passage="none", split_column="split", max_tokens=36, per_context=18, train=36, test=32, prompt="{head}")
+    )
+    c.qa.outside = str(data / "gsm8k/gsm8k.jsonl")
+    c.qa.outside_max_tokens = 100
+    c.generator = ConfigDict(dict(qa="control", story="model", model=llama, adapt=2.0, adapt_rate=2e-3, adapt_texts=800, block=128))
+    # 1.7 M parameters follow no instruction: the writer is trained on real stories after the topic that they are about, and asked the same way.
+    c.generator.update(dict(temperature=0.7, max_tokens=64, seeds=0, attempts=8, topics="data", story_prompt="{topic}"))
+    c.generator.topic_sizes = (1, 2, 4, 8, 16, 32, 64)
+    c.generator.update(dict(versions=3, replaced=(18, 15, 12, 9, 6, 3, 0)))
+    every = tuple(range(7))
+    c.generated = ConfigDict(dict(levels=every, ratios=(0.0, 1.0), qa=(36,), story=(36,), models=(gpt2,)))
+    c.fixed = ConfigDict(dict(levels=every, ratios=(0.25, 0.5, 0.75, 1.0), qa=(36,), story=(36,), models=(gpt2,)))
+    c.variable = ConfigDict(dict(levels=(1, 5), ratios=(0.0, 0.4, 0.8), mixing="variable", qa=(12,), story=(12,), models=(gpt2,)))
+    c.sizes = ConfigDict(dict(levels=(0, 6), qa=(18, 36), story=(18, 36), models=(gpt2,)))
+    c.architectures = ConfigDict(dict(levels=(0, 6), ratios=(0.0, 1.0), qa=(36,), story=(36,)))
+    c.control = ConfigDict(dict(qa=36, story=36, duplicates=(0.0, 0.5, 1.0), shifts=(0.0, 1.0)))
+    c.fit = ConfigDict(dict(batch_size=8, max_length=128, length_classes=2))
+    c.fit.learning_rate = 2e-3  # 1.7 M parameters take, and need, a larger one than the paper's models
+    c.distances = ConfigDict(dict(points=36))
+    return c

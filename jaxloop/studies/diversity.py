@@ -1,0 +1,102 @@
+"""Diversity of generated data and what it does to fine-tuning (arXiv 2506.19262): seven levels, mixtures, sizes, models, distances to real data.
+
+settings -> prepare (data, models, cells; everything that can be refused) -> generated sets -> recursion.driver.run, one generation, a chain per
+cell -> sets.csv, distances.csv, regressions.csv, metrics.csv -> report.html
+"""
+
+import functools
+import pathlib
+import time
+from collections.abc import Sequence
+
+import jaxloop
+from jaxloop.config import fingerprint
+from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies.diversity_settings import Settings
+
+__all__ = ["Settings", "check", "plan", "run"]
+
+
+def check(settings: Settings) -> list[str]:
+    """Lines about the data, the models and the cells, once all of them have been found good."""
+    from jaxloop.lm.spec import count_parameters
+    from jaxloop.studies import diversity_setup
+
+    prepared = diversity_setup.prepare(settings)
+    lines = [f"data {task}: {tables.found}" for task, tables in prepared.tables.items()]
+    lines += [f"model {name}: {spec.architecture}, {count_parameters(spec):,} parameters" for name, (spec, _) in prepared.models.items()]
+    return [*lines, cells_line(settings)]
+
+
+def cells_line(settings: Settings) -> str:
+    """How many models which experiments train."""
+    from jaxloop.studies.diversity_setup import all_cells, experiments
+
+    parts = ", ".join(f"{name} {len(cells)}" for name, cells in experiments(settings).items())
+    return f"{len(all_cells(settings)):,} models to train ({parts}; shared ones counted once)"
+
+
+def plan(settings: Settings) -> list[tuple[str, str]]:
+    """What a run would do, counted from the config, and how long it would take here; models and data that are not here are assumed, and named."""
+    from jaxloop.studies import diversity_plan
+
+    return [("models to train", cells_line(settings)), *diversity_plan.table(settings)]
+
+
+def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
+    """The whole study, or the rest of one; 0, or `FAILED_CHAINS` where some models did not train."""
+    from jaxloop.recursion import driver
+    from jaxloop.runtime.devices import barrier, initialise_distributed, processes
+    from jaxloop.runtime.environment import commit, devices
+    from jaxloop.runtime.log import LOGGER
+    from jaxloop.runtime.signals import stop_safely
+    from jaxloop.runtime.workdir import open_workdir
+    from jaxloop.studies import chain, diversity_generate, diversity_measure, diversity_report, diversity_setup
+
+    start = time.monotonic()
+    initialise_distributed()
+    chain._keep_compiled(settings)
+    prepared = diversity_setup.prepare(settings)
+    chains = diversity_setup.chains(settings, prepared.cells)
+    needs = driver.disk_needed(chains, prepared.driver, weights_bytes(settings, prepared))
+    with (
+        open_workdir(workdir, settings.model_dump(mode="json"), may_change=("run", "title"), may_raise=(), needs=needs) as place,
+        stop_safely() as stop,
+    ):
+        generate = functools.partial(diversity_generate.pools, settings, prepared, place.path, stop)
+        if processes()[0] > 0:
+            barrier("generated sets")  # the first process makes them, the others read them
+        pools = generate()
+        if processes()[0] == 0:
+            diversity_generate.save(place.path, pools)
+            barrier("generated sets")
+        sets = diversity_generate.training_sets(settings, prepared, pools)
+        data = diversity_setup.datasets(settings, prepared.cells, sets, pools)
+        family, command = diversity_setup.family(settings), chain._command(argv)
+        measure = diversity_measure.measure(settings, prepared)
+        result = driver.run(family, chains, data, prepared.driver, place.path, measure=measure, stop=stop, command=command)
+        if processes()[0] == 0:
+            facts = [
+                ("command", command),
+                ("models trained", cells_line(settings)),
+                *((f"data: {task}", tables.found) for task, tables in prepared.tables.items()),
+                ("bases", ", ".join(settings.models.pool)),
+                ("writers", ", ".join(f"{task}: {getattr(settings.generator, task)}" for task in settings.tasks)),
+                ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
+                ("device", devices()),
+                ("config fingerprint", fingerprint(settings, ignore=("run", "title"))),
+                ("time", chain._time(time.monotonic() - start, None) + (" since it was resumed" if place.resumed else "")),
+            ]
+            page = diversity_report.write(place.path, settings, prepared, pools, sets, result, facts)
+            LOGGER.info("the report is %s", page)
+    return FAILED_CHAINS if result.failed else 0
+
+
+def weights_bytes(settings: Settings, prepared) -> int:
+    """Bytes of one trained model on disk, of the largest base."""
+    from jaxloop.lm import Lora
+    from jaxloop.lm.sizes import sizes_of
+
+    lora = Lora(**settings.fit.lora.model_dump())
+    sizes = [sizes_of(spec, lora) for spec, _ in prepared.models.values()]
+    return 4 * max(s.adapter if settings.fit.mode == "lora" else s.total for s in sizes)
