@@ -1,4 +1,4 @@
-"""Collapse in five minutes on two cores: r in {1/8, 1}, two seeds, eight generations, four tiny bases, the embedded `docs` text."""
+"""Collapse in five minutes on two cores: r in {1/8, 1}, two seeds, seven generations, four tiny bases, the embedded `docs` text."""
 
 from ml_collections import ConfigDict
 
@@ -18,15 +18,15 @@ def get_config():
     c.models.pool = tuple(f"jaxloop/assets/bases/{name}" for name in ("llama", "qwen2", "gpt2", "opt"))
 
     c.chain = ConfigDict()
-    c.chain.generations = 8
+    c.chain.generations = 7
     c.chain.size = 256  # texts added in every generation, human and synthetic
     c.chain.ratios = ("1/8", 1)  # synthetic share of them
     c.chain.seeds = (0, 1)
-    c.chain.eval_texts = 250
-    c.chain.heldout_texts = 128
+    c.chain.eval_texts = 128
+    c.chain.heldout_texts = 64
 
     c.fit = ConfigDict()
-    c.fit.steps = 24
+    c.fit.steps = 20
     c.fit.batch_size = 16
     c.fit.learning_rate = 2e-3  # tiny bases take, and need, a larger one than 1B models
     c.fit.max_length = 96
