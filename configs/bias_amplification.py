@@ -7,9 +7,10 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant="paper"):
-    """`paper`: the study as published. `classifier`: its classifier fitted here instead of loaded. `constrained`: greedy beside the constrained loss.
+    """`paper`: the study as published. `classifier`: its classifier fitted here instead of loaded. `center`: chains that see centre articles alone
+    (the setup of its later version). `constrained`: greedy beside the constrained loss.
     `tiny`: all six setups with a tiny base on senators' posts, four replicates each, in minutes."""
-    variants = {"paper": lambda c: c, "classifier": _classifier, "constrained": _constrained, "tiny": _tiny}
+    variants = {"paper": lambda c: c, "classifier": _classifier, "center": _center, "constrained": _constrained, "tiny": _tiny}
     if variant not in variants:
         raise ValueError(f"variant {variant!r} is not allowed; choose one of {', '.join(variants)}")
     return variants[variant](_paper())
@@ -53,6 +54,14 @@ def _classifier(c):
     c.classifier.encoders = ("distilbert-base-uncased", "bert-base-uncased", "microsoft/mpnet-base", "roberta-base")
     c.classifier.train = "all"
     c.classifier.max_length = 512
+    return c
+
+
+def _center(c):
+    c.title = "Bias amplification from centre articles"
+    c.data.only, c.data.per_label = "From the Center", None
+    c.chain.setups = ("greedy", "preserve")
+    c.classifier.target = "From the Center"
     return c
 
 

@@ -341,7 +341,7 @@ def test_refusals_before_anything_is_compiled_or_written(world, tmp_path, capsys
 
 
 def test_variants_of_the_shipped_config_are_valid_settings():
-    for variant in ("", ":classifier", ":constrained", ":tiny"):
+    for variant in ("", ":classifier", ":center", ":constrained", ":tiny"):
         raw = config.read_file(f"{ROOT}/configs/bias_amplification.py{variant}")
         assert config.build(bias.Settings, raw).chain.generations == (5 if variant == ":tiny" else 11)
     with pytest.raises(ValueError, match="variant 'small' is not allowed"):
