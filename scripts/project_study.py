@@ -17,7 +17,9 @@ from jaxloop.lm.spec import RopeScaling, Spec
 from jaxloop.runtime.cost import decoding_bytes, decoding_flops, training_flops
 
 BASES = {
-    "Llama-3.2-1B": Spec("llama", vocab=128256, width=2048, layers=16, heads=32, kv_heads=8, head_size=64, mlp=8192, context=131072, rope_scaling=RopeScaling(32, 1, 4, 8192)),
+    "Llama-3.2-1B": Spec(
+        "llama", vocab=128256, width=2048, layers=16, heads=32, kv_heads=8, head_size=64, mlp=8192, context=131072, rope_scaling=RopeScaling(32, 1, 4, 8192)
+    ),
     "Qwen2.5-1.5B": Spec("qwen2", vocab=151936, width=1536, layers=28, heads=12, kv_heads=2, head_size=128, mlp=8960, context=32768, qkv_bias=True),
     "SmolLM-1.7B": Spec("llama", vocab=49152, width=2048, layers=24, heads=32, kv_heads=32, head_size=64, mlp=8192, context=2048),
     "Falcon3-1B": Spec("llama", vocab=131072, width=2048, layers=18, heads=8, kv_heads=4, head_size=256, mlp=8192, context=4096, tied=False),
@@ -76,8 +78,10 @@ def main() -> None:
         total += train + sample + score
         print(f"{name:<16}{train:>10.1f}{sample:>10.1f}{score:>10.1f}{train + sample + score:>10.1f}")
     source = "measured" if trained and wrote else f"assumed at {a.share:.0%} of the limit where not measured"
-    print(f"{a.chains} chains x {a.generations} generations: {total:,.0f} device-hours ({source}; training {train_share:.0%}, decoding {decode_share:.0%} of the limit)")
-    print(json.dumps({"value": total, "unit": "device-hours", "train_share": train_share, "decode_share": decode_share, "measured": bool(trained and wrote), "rows": rows}))
+    shares = f"training {train_share:.0%}, decoding {decode_share:.0%} of the limit"
+    print(f"{a.chains} chains x {a.generations} generations: {total:,.0f} device-hours ({source}; {shares})")
+    found = {"value": total, "unit": "device-hours", "train_share": train_share, "decode_share": decode_share, "measured": bool(trained and wrote)}
+    print(json.dumps(found | {"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -422,13 +422,16 @@ def read_openmeva(path, generators: Sequence[str] = GENERATORS) -> tuple[list[st
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}).") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not of the OpenMEVA form ({type(error).__name__} {error}); each story needs 'prompt' and, in 'gen', {', '.join(generators)}.") from None
+        needed = f"each story needs 'prompt' and, in 'gen', {', '.join(generators)}"
+        raise ValueError(f"{path} is not of the OpenMEVA form ({type(error).__name__} {error}); {needed}.") from None
     if not rows or not np.isfinite([score for _, score, _ in rows]).all():
         raise ValueError(f"{path} holds no stories, or a story without human scores.")
     return [text for text, _, _ in rows], np.array([score for _, score, _ in rows]), np.array([story for _, _, story in rows])
 
 
-def validate_judge(scorer: Callable[[list[str]], "Judgement | np.ndarray"], path, *, generators: Sequence[str] = GENERATORS, draws: int = 2000, seed: int = 0) -> Validation:
+def validate_judge(
+    scorer: Callable[[list[str]], "Judgement | np.ndarray"], path, *, generators: Sequence[str] = GENERATORS, draws: int = 2000, seed: int = 0
+) -> Validation:
     """Pearson and Spearman correlation of a judge's scores with people's, on a file of the OpenMEVA form.
 
     scorer  texts -> `Judgement`, or scores [n] with nan where there is none; such as lambda texts: judge(texts, model)

@@ -22,7 +22,9 @@ class Settings(Section):
 
     study: Literal["bench"] = Field("bench", description="which study this is a config of")
     what: Literal["train", "decode", "chains"] = Field("train", description="what is timed")
-    size: Literal["tiny", "small", "llama-1b"] = Field("small", description="model: 3 M parameters and vocabulary 4,096, Llama-3.2-1B's shapes, or a smoke test")
+    size: Literal["tiny", "small", "llama-1b"] = Field(
+        "small", description="model: 3 M parameters and vocabulary 4,096, Llama-3.2-1B's shapes, or a smoke test"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the base and the computation")
     chains: Annotated[tuple[Count, ...], Field(min_length=1)] = Field((1, 16), description="numbers of chains to time")
     batch_size: Count = Field(16, description="train: rows per chain and step")
@@ -51,7 +53,9 @@ def spec_of(settings: Settings):
 
     if settings.size == "llama-1b":
         scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
-        return Spec("llama", vocab=128256, width=2048, layers=16, heads=32, kv_heads=8, head_size=64, mlp=8192, context=4096, rope_theta=500000.0, rope_scaling=scaling)
+        return Spec(
+            "llama", vocab=128256, width=2048, layers=16, heads=32, kv_heads=8, head_size=64, mlp=8192, context=4096, rope_theta=500000.0, rope_scaling=scaling
+        )
     if settings.size == "tiny":
         return Spec("llama", vocab=512, width=64, layers=2, heads=2, kv_heads=2, head_size=32, mlp=128, context=512)
     return Spec("llama", vocab=4096, width=256, layers=4, heads=4, kv_heads=4, head_size=64, mlp=704, context=512)
@@ -195,7 +199,11 @@ def time_decode(settings: Settings, chains: int, limits) -> dict:
     if settings.peer:
         rates = {n: statistics.median(int(wanted.sum()) / t for t in times[n]) for n in names if n != "jaxloop"}
         best = max(rates, key=rates.get)
-        row |= {"peer": f"{best}, adapter merged", "peer_value": rates[best], "peer_ratio": statistics.median(useful / a * b / int(wanted.sum()) for a, b in zip(times["jaxloop"], times[best]))}
+        row |= {
+            "peer": f"{best}, adapter merged",
+            "peer_value": rates[best],
+            "peer_ratio": statistics.median(useful / a * b / int(wanted.sum()) for a, b in zip(times["jaxloop"], times[best])),
+        }
     return row
 
 
@@ -208,7 +216,10 @@ def measure(settings: Settings, say: Callable[[str], None] = print) -> dict:
 
     limits = measure_limits(jnp.dtype(settings.dtype))
     device = jax.devices()[0]
-    say(f"{device.device_kind} ({device.platform}), {settings.dtype}: {limits.flops / 1e9:,.0f} GFLOP/s in a large product, {limits.bandwidth / 1e9:,.1f} GB/s in a large copy")
+    say(
+        f"{device.device_kind} ({device.platform}), {settings.dtype}: {limits.flops / 1e9:,.0f} GFLOP/s in a large product, "
+        f"{limits.bandwidth / 1e9:,.1f} GB/s in a large copy"
+    )
     kinds = {"train": (time_train,), "decode": (time_decode,), "chains": (time_train, time_decode)}[settings.what]
     rows = []
     say(f"{'what':<8}{'chains':>7}{'value':>12}  {'unit':<16}{'of limit':>9}{'compile':>9}{'peak':>10}  peer")
@@ -218,10 +229,20 @@ def measure(settings: Settings, say: Callable[[str], None] = print) -> dict:
             rows.append(row)
             peer = f"{row['peer_ratio']:.2f}x {row['peer']}" if "peer_ratio" in row else ""
             extra = f"  occupancy {row['occupancy']:.2f}, {row['ms_per_step']:.2f} ms/step" if "occupancy" in row else f"  {row['steps_per_s']:.2f} steps/s"
-            say(f"{row['what']:<8}{chains:>7}{row['value']:>12,.0f}  {row['unit']:<16}{row['limit_share']:>8.1%}{row['compile_s']:>8.1f}s{row['peak_bytes'] / 2**20:>7,.0f} MB  {peer}{extra}")
+            say(
+                f"{row['what']:<8}{chains:>7}{row['value']:>12,.0f}  {row['unit']:<16}{row['limit_share']:>8.1%}{row['compile_s']:>8.1f}s"
+                f"{row['peak_bytes'] / 2**20:>7,.0f} MB  {peer}{extra}"
+            )
     best = max((r for r in rows if r["what"] == rows[0]["what"]), key=lambda r: r["value"])
     whole = {k: best.get(k) for k in ("value", "unit", "limit_share", "peer_ratio", "compile_s", "peak_bytes")}
-    whole |= {"device": f"{device.device_kind}", "what": settings.what, "size": settings.size, "dtype": settings.dtype, "limits": {"flops": limits.flops, "bandwidth": limits.bandwidth}, "rows": rows}
+    whole |= {
+        "device": f"{device.device_kind}",
+        "what": settings.what,
+        "size": settings.size,
+        "dtype": settings.dtype,
+        "limits": {"flops": limits.flops, "bandwidth": limits.bandwidth},
+        "rows": rows,
+    }
     say(json.dumps(whole))
     return whole
 

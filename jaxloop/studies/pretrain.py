@@ -37,7 +37,9 @@ class Base(Section):
     @pydantic.model_validator(mode="after")
     def _divides(self) -> "Base":
         if self.width % self.heads or self.heads % self.kv_heads:
-            raise ValueError(f"heads = {self.heads} and kv_heads = {self.kv_heads} do not fit width {self.width}: width must be a multiple of heads, heads of kv_heads")
+            raise ValueError(
+                f"heads = {self.heads} and kv_heads = {self.kv_heads} do not fit width {self.width}: width must be a multiple of heads, heads of kv_heads"
+            )
         return self
 
 
@@ -72,7 +74,9 @@ def _read(settings: Settings):
         frame = sources.load_texts(data.source, text_column=data.text_column, split=data.split, revision=data.revision, limit=data.limit)
     held = split(frame["text"], data.held_out)
     if not any(held) or all(held):
-        raise ValueError(f"config.data.held_out = {data.held_out} leaves {len(held) - sum(held)} texts to train on and {sum(held)} held out: both must be at least 1")
+        raise ValueError(
+            f"config.data.held_out = {data.held_out} leaves {len(held) - sum(held)} texts to train on and {sum(held)} held out: both must be at least 1"
+        )
     return frame, held
 
 
@@ -88,7 +92,8 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
 
     size = settings.fit.batch_size * settings.context
     return [
-        (name, f"{count_parameters(_spec(settings, b)):,} parameters, {(b.steps or settings.fit.steps or 0) * size:,} tokens") for name, b in settings.bases.items()
+        (name, f"{count_parameters(_spec(settings, b)):,} parameters, {(b.steps or settings.fit.steps or 0) * size:,} tokens")
+        for name, b in settings.bases.items()
     ]
 
 
@@ -140,10 +145,10 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             spec, start = _spec(settings, base), time.monotonic()
             fit = dataclasses.replace(common, steps=base.steps or common.steps)
 
-            def tell(step: int, loss: float) -> None:
+            def tell(step: int, loss: float, name=name, fit=fit, start=start) -> None:
                 if step % 100 < fit.steps_per_dispatch or step == fit.steps:
-                    rate = step * fit.batch_size * settings.context / (time.monotonic() - start)  # noqa: B023
-                    LOGGER.info("%s: step %d of %d, loss %.3f, %.0f tokens/s", name, step, fit.steps, loss, rate)  # noqa: B023
+                    rate = step * fit.batch_size * settings.context / (time.monotonic() - start)
+                    LOGGER.info("%s: step %d of %d, loss %.3f, %.0f tokens/s", name, step, fit.steps, loss, rate)
 
             model = pretrain.pretrain(spec, tokenizer, texts["train"], groups, fit, seed=settings.seed + number, block=settings.context, on_progress=tell)
             model = model._replace(params=jax.tree.map(lambda w: w.astype(jnp.dtype(settings.dtype)), model.params))
@@ -151,8 +156,9 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             target.parent.mkdir(exist_ok=True)
             huggingface.save(model, target)
             facts = dict(
-                parameters=count_parameters(spec), steps=fit.steps, tokens=fit.steps * fit.batch_size * settings.context, bits=bits, libraries=sorted(frame["domain"].unique()),
-                texts=len(texts["train"]), characters=sum(map(len, texts["train"])), held=len(texts["held"]), fingerprint=fingerprint(frame), dtype=settings.dtype,
+                parameters=count_parameters(spec), steps=fit.steps, tokens=fit.steps * fit.batch_size * settings.context, bits=bits,
+                libraries=sorted(frame["domain"].unique()), texts=len(texts["train"]), characters=sum(map(len, texts["train"])),
+                held=len(texts["held"]), fingerprint=fingerprint(frame), dtype=settings.dtype,
             )  # fmt: skip
             (target / "README.md").write_text(_card(settings, name, base, facts), encoding="utf8")
             LOGGER.info("%s: %.3f bits per character held out; written to %s", name, bits, target)
@@ -160,6 +166,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
 
 
 def _card(settings: Settings, name: str, base: Base, facts: dict) -> str:
+    read = ", ".join(facts["libraries"])
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -168,12 +175,13 @@ pipeline_tag: text-generation
 
 # {settings.title}: {name}
 
-A {base.architecture} decoder of {facts["parameters"]:,} parameters ({base.layers} layers of width {base.width}, context {settings.context}, byte-level BPE of {settings.vocab:,} tokens,
-{facts["dtype"]} files), trained from random weights by jaxloop (`configs/pretrain.py`) for studies of recursive training. It knows the prose of software documentation and nothing else.
+A {base.architecture} decoder of {facts["parameters"]:,} parameters ({base.layers} layers of width {base.width}, context {settings.context}, byte-level BPE of
+{settings.vocab:,} tokens, {facts["dtype"]} files), trained from random weights by jaxloop (`configs/pretrain.py`) for studies of recursive training.
+It knows the prose of software documentation and nothing else.
 
 | | |
 |---|---|
-| trained on | {facts["texts"]:,} paragraphs, {facts["characters"]:,} characters of docstrings (SHA-256 {facts["fingerprint"][:16]}…) of {", ".join(facts["libraries"])} |
+| trained on | {facts["texts"]:,} paragraphs, {facts["characters"]:,} characters of docstrings (SHA-256 {facts["fingerprint"][:16]}…) of {read} |
 | training | {facts["steps"]:,} steps, {facts["tokens"]:,} tokens |
 | held out | {facts["held"]:,} paragraphs of the same libraries, chosen by a hash of their text |
 | held-out bits per character | {facts["bits"]:.3f} |

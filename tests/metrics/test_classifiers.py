@@ -53,7 +53,10 @@ def folder(tmp_path_factory):
 
 def by_torch(model, tokenizer, texts):
     with torch.no_grad():
-        return [model(**{k: v for k, v in tokenizer(t, truncation=True, max_length=40, return_tensors="pt").items() if k != "token_type_ids"}).logits[0] for t in texts]
+        return [
+            model(**{k: v for k, v in tokenizer(t, truncation=True, max_length=40, return_tensors="pt").items() if k != "token_type_ids"}).logits[0]
+            for t in texts
+        ]
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
@@ -129,7 +132,9 @@ def test_training_learns_and_reports_what_it_reaches(folder, train, rate, tmp_pa
 def test_only_the_last_blocks_are_trained(folder):
     texts, labels = labelled(60)
     before = encoders.load_encoder(folder("bert")[0]).params
-    after = fit_classifier(texts, labels, encoder=folder("bert")[0], train=1, learning_rate=1e-2, epochs=1, batch_size=8, max_length=16).classifier.encoder.params
+    after = fit_classifier(
+        texts, labels, encoder=folder("bert")[0], train=1, learning_rate=1e-2, epochs=1, batch_size=8, max_length=16
+    ).classifier.encoder.params
     same = lambda a, b: jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a, b))  # noqa: E731
     assert same(before["layers"][0], after["layers"][0]) and same(before["embed"], after["embed"])
     assert not same(before["layers"][1], after["layers"][1])
@@ -187,7 +192,7 @@ def test_bad_training_input():
 def test_party_of_senators(shared):
     """Senators' tweets: a head on frozen MiniLM embeddings tells the party far better than the majority."""
     with shared("data/senate_tweets/tweets.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file][:: 20][:3000]
+        rows = [json.loads(line) for line in file][::20][:3000]
     report = fit_classifier([r["text"] for r in rows], [r["party"] for r in rows]).report
     assert report["test"]["macro_f1"] > report["majority"]["macro_f1"] + 0.15
 

@@ -78,9 +78,7 @@ def test_every_metric_is_documented_and_evaluates_within_its_range(name):
 
 
 @pytest.mark.parametrize("name", ALONE)
-@pytest.mark.parametrize(
-    "chain", [[], ["one text"], ["", "", ""], ["all alike"] * 60, ["😀 مرحبا"] * 2], ids=["none", "one", "empty", "alike", "emoji"]
-)
+@pytest.mark.parametrize("chain", [[], ["one text"], ["", "", ""], ["all alike"] * 60, ["😀 مرحبا"] * 2], ids=["none", "one", "empty", "alike", "emoji"])
 def test_collapsed_output_never_fails_and_leaves_the_other_chains_alone(name, chain):
     healthy = TEXTS[0]
     name = by_options(name)
