@@ -114,8 +114,8 @@ def simulate(
 
     Designs are fixed, so the matrix of each fit is inverted once for all replicates; what is random are the labels: those of the real
     rows once per replicate, those of the synthetic rows in every generation. Arguments as `closed_form`; replicate r draws from
-    fold_in(seed, r), whatever the number of replicates; micro_batch: replicates that run together (default 512);
-    mesh: devices to share them out over; dtype: "float64" or "float32".
+    fold_in(seed, r), whatever the number of replicates; micro_batch: replicates that run together (default 256);
+    mesh: devices to share them out over; dtype: "float64" or "float32" (the noise itself is drawn in float32, see `standard_normals`).
     """
     w, theta, _ = _checked(designs, theta, alpha, beta, sigma2, generations, mixing, joins, "auto")
     if replicates < 1:
@@ -123,13 +123,12 @@ def simulate(
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype={dtype!r}: must be float64 or float32")
     with jax.enable_x64(True):
-        steps = _refits(designs, w, theta, sigma2, generations, np.dtype(dtype))
-        batch = micro_batch or 512
+        maps = _label_maps(designs, w, theta, sigma2, generations, np.dtype(dtype))
+        batch = micro_batch or 256
         keys = _replicate_keys(chain_key(seed), whole(replicates, micro_batch=batch, mesh=mesh))
-        out = np.array(_simulate(steps, keys, generations, batch, mesh))[:replicates]
+        out = np.asarray(_simulate(maps, keys, generations, batch, mesh))[:replicates]
         out = out.reshape(replicates, generations + 1, designs.entities, designs.dim)
-    out[:, ~w.present] = np.nan
-    return out
+    return out if w.present.all() else np.where(w.present[:, :, None], out, np.nan).astype(dtype)
 
 
 class Sweep(NamedTuple):
@@ -203,52 +202,73 @@ def _replicate_keys(key, count):
 
 
 @partial(jax.jit, static_argnames=("generations", "micro_batch", "mesh"))
-def _simulate(steps, keys, generations, micro_batch, mesh):
-    first, real, write, refit, noise = steps
-    scale = noise[0]
+def _simulate(maps, keys, generations, micro_batch, mesh):
+    first, real, refit, first_on, real_on, refit_on, expected, scale = maps
+    known, rows = expected.shape[0], first_on.shape[1]
+    along = lambda x: jnp.broadcast_to(x, (generations, *x.shape[1:]))
 
     def one(key):
-        draw = lambda t, n: scale * jax.random.normal(phase_key(key, t, "labels"), (n,), scale.dtype)
-        labels = noise[1] + draw(0, noise[1].shape[0])
-        theta = labels @ first
+        noise = scale * standard_normals(phase_key(key, 0, "labels"), known + generations * rows).astype(scale.dtype)
+        labels, fresh = expected + noise[:known], noise[known:].reshape(generations, rows)
+
+        def step(said, now):
+            noise_t, on_t, *real_t = now
+            written = said + noise_t
+            return (fixed_on if fixed_on is not None else labels @ real_t[0]) + written @ on_t, written
+
         # Real weights that do not change with t are multiplied out once, not once per generation.
-        fixed = labels @ real[0] if real.shape[0] == 1 else None
-
-        def step(theta, now):
-            t, write_t, refit_t, *real_t = now
-            written = theta @ write_t + draw(t, write_t.shape[1])
-            theta = (fixed if fixed is not None else labels @ real_t[0]) + written @ refit_t
-            return theta, theta
-
-        along = lambda x: jnp.broadcast_to(x, (generations, *x.shape[1:]))
-        xs = (jnp.arange(1, generations + 1, dtype=jnp.uint32), along(write), along(refit))
-        _, later = jax.lax.scan(step, theta, xs if fixed is not None else (*xs, real))
-        return jnp.concatenate([theta[None], later])
+        fixed_on = labels @ real_on[0] if real_on.shape[0] == 1 else None
+        xs = (fresh, along(refit_on)) if fixed_on is not None else (fresh, along(refit_on), real_on)
+        _, written = jax.lax.scan(step, labels @ first_on, xs)
+        fixed = labels @ real[0] if real.shape[0] == 1 else jnp.einsum("n,tnx->tx", labels, real)
+        heard = written @ refit[0] if refit.shape[0] == 1 else jnp.einsum("tn,tnx->tx", written, refit)
+        return jnp.concatenate([(labels @ first)[None], heard + (fixed[None] if fixed.ndim == 1 else fixed)])
 
     return map_chains(one, keys, micro_batch=micro_batch, mesh=mesh)
 
 
-def _refits(designs, w, theta, sigma2, generations, dtype):
-    """Matrices of the fits as maps of label rows: theta_0 = labels @ first, theta_t = labels @ real + written @ refit,
-    written = theta_{t-1} @ write + noise. One matrix for all generations where nothing changes."""
+def standard_normals(key, count: int):
+    """`count` standard normal numbers, float32, draw i whatever `count` is: 23 bits each, symmetric, the largest is 5.3.
+
+    Two come from one block of the generator, which `jax.random.normal` spends on one; call it where 64-bit types are enabled.
+    """
+    words = jax.lax.bitcast_convert_type(jax.random.bits(key, (count // 2 + count % 2,), jnp.uint64), jnp.uint32).reshape(-1)[:count]
+    middle = (words >> np.uint32(9)).astype(jnp.float32) + np.float32(0.5)
+    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(middle * np.float32(2.0**-22) - np.float32(1))
+
+
+def _label_maps(designs, w, theta, sigma2, generations, dtype):
+    """Matrices of the fits as maps of label rows. One for all generations where nothing changes.
+
+    theta_0 = labels @ first, theta_t = labels @ real_t + written_t @ refit_t, and what the next labels are before their noise, `write` being
+    the synthetic rows of the next generation: first_on = first @ write_1, real_on_t = real_t @ write_t+1, refit_on_t = refit_t @ write_t+1.
+    A fit reads the labels of a design X = QR through R'(Q'y) only, so that a design with more rows than columns stands as R.
+    """
     k, d = designs.entities, designs.dim
     weights, grams = _arrays(designs, w, generations)
     inverse = np.asarray(_inverses(weights, grams))
-    rows = [*designs.private, designs.public]
+    rows = [_triangle(x) for x in (*designs.private, designs.public)]
     own = np.concatenate([w.a[:, :, None] * np.eye(k), w.b[:, :, None]], 2)
     real = np.concatenate([np.einsum("tk,nx,tkxy->tnky", own[:, :, j], x, inverse) for j, x in enumerate(rows)], 1)
     real = real.reshape(generations + 1, -1, k * d)
-    groups = [designs.synthetic[0 if designs.fixed else t] for t in range(generations)]
-    write = np.stack([_block_columns(group) for group in (groups[:1] if designs.fixed else groups)])
+    groups = [[_triangle(x) for x in group] for group in designs.synthetic]
+    group = lambda t: groups[0 if designs.fixed else t - 1]
+    write = [_block_columns(group(t)) for t in range(1, generations + 1)] if not designs.fixed else [_block_columns(groups[0])] * generations
     refit = []
     for t in range(1, generations + 1):
-        parts = [np.einsum("k,nx,kxy->nky", w.alpha[t] * w.who[t, :, j], x, inverse[t]) for j, x in enumerate(groups[t - 1])]
+        parts = [np.einsum("k,nx,kxy->nky", w.alpha[t] * w.who[t, :, j], x, inverse[t]) for j, x in enumerate(group(t))]
         refit.append(np.concatenate(parts).reshape(-1, k * d))
-    refit = np.stack(refit)
     once = lambda x: x[:1] if (x == x[:1]).all() else x
+    # Nothing is written after the last generation: its map only gives the arrays their shape.
+    following = [*write[1:], write[-1]]
+    on = lambda fits: once(np.stack([fit @ x for fit, x in zip(fits, following, strict=True)]))
     expected = np.concatenate(rows) @ theta
-    arrays = (real[0], once(real[1:]), write, once(refit))
-    return tuple(jnp.asarray(x, dtype) for x in arrays) + ((jnp.asarray(np.sqrt(sigma2), dtype), jnp.asarray(expected, dtype)),)
+    arrays = (real[0], once(real[1:]), once(np.stack(refit)), real[0] @ write[0], on(real[1:]), on(refit), expected, np.sqrt(sigma2))
+    return tuple(jnp.asarray(x, dtype) for x in arrays)
+
+
+def _triangle(x):
+    return np.linalg.qr(x, mode="r") if x.shape[0] > x.shape[1] else x
 
 
 def _block_columns(matrices):
