@@ -119,7 +119,7 @@ def load(
                   split (None, or a file without that column) and without a test_source, `held_out` rows go to the test, drawn at random, the
                   same ones every time
     prompt, text  formats over the fields of the task (default: the task's)
-    prompt_words  for plain text: the first so many words are the prompt and the rest is the text; shorter ones are dropped
+    prompt_words  the first so many words of prompt and text together are the prompt, the rest is the text; shorter ones are dropped
     join_words    for plain text: rows are joined with a space until they have this many words; 0: each is a text
     held_out      test rows at most; None: all of the test split
     limit         training rows at most
@@ -184,7 +184,7 @@ def _pairs(task, place, split, *, known, formats, words, join, name, revision, m
             raise ValueError(f"task {task!r}: row {number} of '{place}' {error}") from None
         pair = _format(task, formats, fields)
         if words:
-            pair = _cut(pair[0] + pair[1], words) if known.read is _plain else pair
+            pair = _cut(pair[0] + pair[1], words)
             if pair is None:
                 report[f"at most {words} words"] = report.get(f"at most {words} words", 0) + 1
                 continue

@@ -31,6 +31,7 @@ def file(folder, rows, name="rows.jsonl"):
         ("arc", ARC, {"prompt": "{question}\n{choices}\n", "text": "{letter}: {answer}"}, ("Which?\n1. this\n2. that\n", "2: that")),
         ("arc", {"question": "Which?", "choices": ["this", "that"], "gold": 0}, {"text": "{letter}: {answer}"}, ("Question: Which?\nAnswer:", "A: this")),
         ("qa", {"question": "Who?", "answer": "She.", "book": "B"}, {"prompt": "{book}: {question}"}, ("B: Who?", " She.")),
+        ("gsm8k", GSM8K, {"prompt_words": 3}, ("Question: 2 +", " 2?\nAnswer: It is <<2+2=4>>4.\n#### 4")),
         ("bookcorpus", {"text": "one two three four"}, {}, ("", "one two three four")),
         ("text", {"text": " one  two\nthree four"}, {"prompt_words": 2}, ("one  two", "\nthree four")),
     ],

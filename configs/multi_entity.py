@@ -1,0 +1,102 @@
+"""Models that train on each other's text (arXiv 2505.21677): OPT-350m on SciQ and GSM8K, alpha and beta in {0, 1/2, 1}; :three, :llama, :tiny."""
+
+from ml_collections import ConfigDict
+
+SCALES = ("paper", "three", "llama", "tiny")
+
+
+def get_config(scale: str = "paper"):
+    """paper: K = 2, OPT-350m; three: K = 3 with ARC (figure 7); llama: K = 2, Llama 3.2 1B; tiny: K = 3 on two cores, from files beside the repository."""
+    if scale not in SCALES:
+        raise ValueError(f"scale '{scale}' is none of {', '.join(SCALES)}")
+    return tiny() if scale == "tiny" else paper(scale)
+
+
+def paper(scale):
+    c = ConfigDict()
+    c.study = "multi_entity"
+    c.title = "Models that train on each other"
+    c.entities = ("sciq", "gsm8k", "arc") if scale == "three" else ("sciq", "gsm8k")
+    # The prompts are questions, the texts answers: the paper states no format.
+    c.tasks = ConfigDict({name: ConfigDict(dict(prompt="Question: {question}\nAnswer:", text=" {answer}")) for name in c.entities})
+
+    c.public = ConfigDict()
+    c.public.task = "bookcorpus"
+    c.public.prompt_words = 16  # what a completion of the public set goes on from
+    c.public.join_words = 128  # its rows are sentences
+    c.public.limit = 100_000
+    c.public.test_split = None
+
+    c.exchange = ConfigDict()
+    c.exchange.generations = 15
+    c.exchange.size = 12_500
+    c.exchange.alphas = (0.0, 0.5, 1.0)
+    c.exchange.betas = (0.0, 0.5, 1.0)
+    c.exchange.initial_beta = 1.0
+    c.exchange.mixing = "complete"
+    c.exchange.synthetic = 2500
+    c.exchange.seeds = (0,)
+
+    c.models = ConfigDict()
+    c.models.pool = ("meta-llama/Llama-3.2-1B",) if scale == "llama" else ("facebook/opt-350m",)
+
+    c.fit = ConfigDict()
+    c.fit.mode = "full"
+    c.fit.steps = 80
+    c.fit.batch_size = 4  # 2, and gradients of two batches added
+    c.fit.learning_rate = 8e-6
+    c.fit.warmup_steps = 3
+    c.fit.weight_decay = 0.0
+    c.fit.max_length = 512
+    c.fit.loss_on = "all"
+    c.fit.dtype = "bfloat16"
+
+    c.sample = ConfigDict()
+    c.sample.temperature = 1.0
+    c.sample.min_p = 0.0
+    c.sample.max_new_tokens = 128
+    c.sample.max_prompt = 256
+
+    c.measure = ConfigDict()
+    c.measure.test_texts = 1000
+    c.measure.probes = 200
+    return c
+
+
+def tiny():
+    """Three entities with adapters of one tiny base; BookCorpus' place is taken by passages of other novels."""
+    data = "../shared/data"
+    c = paper("tiny")
+    c.title = "Models that train on each other, small"
+    c.entities = ("gsm8k", "arc", "books")
+    # Prompts are the first words of a record, not whole questions: half of the time would go into reading those.
+    c.tasks = ConfigDict()
+    c.tasks.gsm8k = ConfigDict(dict(source=f"{data}/gsm8k/gsm8k.jsonl", prompt_words=8))
+    c.tasks.arc = ConfigDict(dict(source=f"{data}/arc/arc.jsonl", prompt_words=8))
+    c.tasks.books = ConfigDict(dict(task="text", source=f"{data}/gutenberg_books/paragraphs.jsonl", prompt_words=8, limit=4000))
+    c.public = ConfigDict(dict(task="text", source=f"{data}/lambada_novels/passages.jsonl", prompt_words=8, limit=4000))
+
+    c.exchange.generations = 6
+    c.exchange.size = 256
+    c.exchange.synthetic = 24  # with the probes 48 texts, which are written together
+    c.exchange.seeds = (0, 1, 2)
+
+    c.models.pool = ("jaxloop/assets/bases/llama",)
+
+    c.fit.mode = "lora"
+    c.fit.steps = 8
+    c.fit.batch_size = 8
+    c.fit.learning_rate = 4e-3
+    c.fit.warmup_steps = 1
+    c.fit.max_length = 48
+    c.fit.length_classes = 1
+    c.fit.dtype = "float32"
+
+    c.sample.max_new_tokens = 24
+    c.sample.max_prompt = 32
+    c.sample.slots = 48
+
+    c.measure.test_texts = 24
+    c.measure.probes = 6
+    c.measure.similarity_every = 3
+    return c
