@@ -59,7 +59,7 @@ def sweep(run: Run, metric: str, factors: Sequence[str], last: int = LAST) -> pd
 def _ratio_axis(axes, ratios: pd.Series) -> None:
     held = sorted(set(ratios))
     axes.set_xlabel("synthetic ratio r")
-    if len(held) <= 8:
+    if 0 < len(held) <= 8:
         # Labels of near ratios would overprint each other.
         spread = held[-1] - held[0]
         axes.set_xticks([r for i, r in enumerate(held) if i == 0 or not spread or r - held[i - 1] > 0.09 * spread or i == len(held) - 1])
