@@ -10,8 +10,9 @@ share nothing may correlate; clusters that overlap with the same third ones are 
 C C with C_ij = |A_i and A_j| / sqrt(|A_i| |A_j|)          ("neighbours").
 
 `fit_overlap` takes y = X b + e, Cov(e) = s^2 (w_0 I + w_1 K_1 + ...). The weights are unknown: they are integrated over, uniform on the simplex,
-with their restricted likelihood, so that an interval also holds what is not known about them (a plug-in of the best weights would not). Where
-nothing is shared the tests reject less than their level, where much is, about at it; the tests of this module count both.
+with their restricted likelihood, so that an interval also holds what is not known about them (a plug-in of the best weights would not). In
+simulations tests at 5 % reject 1 to 3 % of true null hypotheses where nothing is shared, 5 % where half of the error variance is, 7 % where nine
+tenths are; classical ones 5, 13 to 34 and 22 to 42 %.
 """
 
 from collections.abc import Mapping, Sequence

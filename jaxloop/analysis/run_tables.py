@@ -79,11 +79,15 @@ def _read(path: Path) -> pd.DataFrame:
         for name in table.columns:
             table[name] = [unescape(v) for v in table[name]]
     text = {"properties.csv": ("dataset", "cluster", "kind", "clustering")}.get(path.name)
+    if path.name == "chains.csv" and "ratio" in table:
+        bad = [v for v in table["ratio"] if str(v) != "" and pd.isna(pd.to_numeric(v, errors="coerce"))]
+        if bad:
+            raise ValueError(f"{path} has the ratio {bad[0]!r}, a number is needed")
     for name in table.columns:
         if name in _NUMBERS or (text is not None and name not in text):
             table[name] = pd.to_numeric(table[name], errors="coerce")
         elif name in _LEVELS and table[name].dtype != bool:
             table[name] = [str(v).lower() in ("true", "1", "1.0") for v in table[name]]
-    if path.name == "metrics.csv":
+    if path.name == "metrics.csv" and "generation" in table:
         table = table.dropna(subset=["generation"]).astype({"generation": int})
     return table

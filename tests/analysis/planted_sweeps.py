@@ -29,7 +29,7 @@ def sweep(seed=0, *, factor="dataset", levels=("100M_tweets", "wikipedia"), rati
     return pd.DataFrame(rows), pd.DataFrame(chains)
 
 
-def political(seed=0, *, mixes=("100l0r", "50l50r", "0l100r"), bases=("mixed",), seeds=5, texts=60, ends=None):
+def political(seed=0, *, mixes=("100l0r", "50l50r", "0l100r"), bases=("mixed",), seeds=5, texts=60, ends=None, neutral=20):
     """(metrics, chains, scores): leans of mixes at 20, 50 and 80 that shrink to half their distance from 50 over 8 generations."""
     rng = np.random.default_rng(seed)
     start = dict(zip(mixes, np.linspace(20, 80, len(mixes)), strict=True))
@@ -42,7 +42,7 @@ def political(seed=0, *, mixes=("100l0r", "50l50r", "0l100r"), bases=("mixed",),
             share = (g + 1) / GENERATIONS
             lean = np.clip(start[mix] * (1 - share) + ends[mix] * share + 6 * rng.normal(size=texts), 0, 100)
             lean[: int(6 * share)] = np.nan
-            lean[10 : 10 + int(20 * share)] = 50.0
+            lean[10 : 10 + int(neutral * share)] = 50.0
             scores.append(pd.DataFrame({"chain": chain, "generation": g, "metric": "political_lean", "value": lean}))
             if g >= 0:
                 about = {"chain": chain, "mix": mix, "bases": base, "ratio": 0.75, "seed": s, "generation": g}
