@@ -42,7 +42,7 @@ def paper(scale):
 
     c.fit = ConfigDict()
     c.fit.mode = "full"
-    c.fit.steps = 80
+    c.fit.steps = 100
     c.fit.batch_size = 4  # 2, and gradients of two batches added
     c.fit.learning_rate = 8e-6
     c.fit.warmup_steps = 3

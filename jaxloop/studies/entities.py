@@ -15,6 +15,7 @@ from pydantic import Field
 import jaxloop
 from jaxloop.config import Count, Fit, Models, NonNegative, Positive, Run, Sample, Section, Share, Text, Whole, fingerprint, suggestion
 from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies.loops_config import Plan
 
 NO_DATA = "none"
 
@@ -131,6 +132,7 @@ class Settings(Section):
     sample: EntitySample = EntitySample()
     measure: Measure = Measure()
     theory: Theory = Theory()
+    plan: Plan = Plan(text_tokens=110.0, prompt_tokens=50.0)
     run: Run = Run()
 
     @pydantic.model_validator(mode="after")
@@ -183,12 +185,12 @@ def check(settings: Settings) -> list[str]:
 
 
 def plan(settings: Settings) -> list[tuple[str, str]]:
-    """What a run would do, counted, and how long it would take here, from a short measurement; nothing of it is kept."""
-    from jaxloop.studies import entities_setup
+    """What a run would do, counted; timed here by a short measurement where models and data are here, else in hours of a device."""
+    from jaxloop.studies import entities_plan
     from jaxloop.studies.chain import _keep_compiled
 
     _keep_compiled(settings)
-    return entities_setup.plan(settings, entities_setup.prepare(settings))
+    return entities_plan.table(settings)
 
 
 def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
@@ -206,7 +208,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     _keep_compiled(settings)
     prepared = entities_setup.prepare(settings)
     stored = settings.model_dump(mode="json")
-    free = {"may_change": ("run", "title", "theory"), "may_raise": ("exchange.generations",)}
+    free = {"may_change": ("run", "title", "theory", "plan"), "may_raise": ("exchange.generations",)}
     with open_workdir(workdir, stored, needs=entities_setup.disk(settings, prepared), **free) as place:
         result = driver.run(
             entities_setup.family(settings),
@@ -227,7 +229,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             ("models", ", ".join(settings.models.pool)),
             ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
             ("device", devices()),
-            ("config fingerprint", fingerprint(settings, ignore=("run", "title", "theory"))),
+            ("config fingerprint", fingerprint(settings, ignore=("run", "title", "theory", "plan"))),
             ("time", _time(time.monotonic() - start, result.resumed_after)),
         ]
         page = entities_report.write(settings, prepared, place.path, config=stored_form(stored), facts=facts, versions=versions(), failed=result.failed)

@@ -59,7 +59,7 @@ def prepare(settings: "Settings") -> Prepared:
         load_embedder(settings.measure.embedder)
     models = {name: _describe(settings, name) for name in settings.models.pool}
     data, tests, found = _read(settings, models, reads_public)
-    chains, settings_of = _chains(settings, data, weights, mixing)
+    chains, settings_of = make_chains(settings, data, weights, mixing)
     fit, sample = chain_setup.family_settings(settings)
     sample = dataclasses.replace(sample, texts_per_call=min(REQUESTS, sample.texts_per_call))
     common = driver.Settings(
@@ -209,7 +209,7 @@ def label(weight) -> float | str:
     return float(weight) if isinstance(weight, int | float) else json.dumps(weight)
 
 
-def _chains(settings: "Settings", data, weights: Sequence[tuple], mixing) -> tuple[list, dict]:
+def make_chains(settings: "Settings", data, weights: Sequence[tuple], mixing) -> tuple[list, dict]:
     """One ChainSpec per setting and seed, and each one's alpha and beta."""
     from jaxloop.recursion.chains import ChainSpec, chain_id
 
@@ -269,37 +269,6 @@ def disk(settings: "Settings", prepared: Prepared) -> int:
     from jaxloop.recursion import driver
 
     return driver.disk_needed(prepared.chains, prepared.driver, max(weights_bytes(settings, spec) for spec, _ in prepared.models.values()), text_bytes=800)
-
-
-def plan(settings: "Settings", prepared: Prepared) -> list[tuple[str, str]]:
-    """(what, amount) rows: the table of a chain study, on a mixture of all corpora, with what this one adds."""
-    from jaxloop.recursion.sources import Dataset
-    from jaxloop.studies import chain_plan
-
-    texts, prompts = [], []
-    for d in prepared.data.values():
-        texts += d.texts[:250]
-        prompts += [d.prompt(i) for i in range(min(250, len(d.texts)))]
-    seen = prepared._replace(data={"all": Dataset(texts, prompts)})
-    like = SimpleNamespace(
-        models=settings.models,
-        fit=settings.fit,
-        sample=settings.sample,
-        run=settings.run,
-        chain=SimpleNamespace(start="previous", generations=settings.exchange.generations, size=settings.exchange.synthetic),
-    )
-    members = len(prepared.chains) * len(settings.entities)
-    held = members * max(weights_bytes(settings, spec) for spec, _ in prepared.models.values())
-    scored = sum(len(texts) for texts, _ in prepared.tests.values()) * members * settings.exchange.generations
-    return [
-        ("chains", line(settings, prepared)),
-        ("models", f"{members} in every generation, {members * settings.exchange.generations} in all; equal ones are trained once"),
-        *((f"data {name}", said) for name, said in prepared.found),
-        *chain_plan.table(like, seen),
-        ("test rows to score", f"{scored:,}"),
-        ("host memory", f"{held / 1e9:,.2f} GB of weights at the end of a generation"),
-        ("disk", f"{disk(settings, prepared) / 1e9:,.2f} GB at most"),
-    ]
 
 
 # ---- the family -------------------------------------------------------------------------------------------------------

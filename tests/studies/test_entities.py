@@ -311,3 +311,12 @@ def test_plan_counts_and_measures(folder):
     rows = dict(entities.plan(settings(folder)))
     assert rows["chains"].startswith("2 chains of 2 entities") and rows["models"].startswith("4 in every generation, 12 in all")
     assert rows["test rows to score"] == f"{18 * 4 * 3:,}" and "time in all" in rows
+
+
+@pytest.mark.parametrize("scale, millions, models", [("paper", "331.2", 270), ("three", "331.2", 405), ("llama", "1,235.8", 270)])
+def test_plan_at_full_scale_needs_neither_models_nor_data(scale, millions, models):
+    s = config.build(entities.Settings, config.read_file(f"configs/multi_entity.py:{scale}"))
+    rows = dict(entities.plan(s))
+    assert rows["models"].startswith(f"{models // 15} in every generation, {models} in all") and "of which 100 x 4 are trained on" in rows["rows drawn"]
+    assert rows[f"model {s.models.pool[0]}"].endswith(f"{millions} M parameters") and rows["device-hours"].endswith("H100-hours")
+    assert rows["texts to write"] == f"{models * (2500 + 200 * (len(s.entities) + 1)):,}"
