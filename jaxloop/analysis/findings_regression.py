@@ -36,7 +36,7 @@ def _main(fits: pd.DataFrame, dependent: str) -> str:
 def found(tasks: Tasks, tables: Tables) -> list[str]:
     """What the fits say, and for every association whether it stands with other errors, other forms and after correction."""
     if tables.fits.empty:
-        return ["No regression could be fitted; the reasons stand below."]
+        return ["No regression could be fitted; the reasons are listed below."]
     aware = "overlap-aware errors, " if (tables.coefficients["errors"] == "overlap").any() else ""
     sentences = [
         f"Significant below is p < .05 with classical errors, as in the paper; the other readings are {aware}Benjamini-Hochberg over all coefficients, "

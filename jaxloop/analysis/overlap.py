@@ -65,12 +65,12 @@ Overlaps = Mapping[str, Overlap]
 def from_members(members: pd.DataFrame) -> dict[str, Overlap]:
     """dataset -> overlap, from the columns dataset, cluster, row: one line per text of each cluster; repeats count once."""
     found = {}
-    for dataset, rows in members.groupby("dataset", sort=False):
-        names, cluster = np.unique(rows["cluster"].astype(str), return_inverse=True)
+    for dataset, rows in members.groupby("dataset", sort=False, observed=True):
+        cluster, names = pd.factorize(rows["cluster"], sort=True)
         items, item = np.unique(rows["row"].to_numpy(), return_inverse=True)
         held = sparse.csr_matrix((np.ones(len(rows)), (cluster, item)), shape=(len(names), len(items)))
         held.data[:] = 1.0
-        found[str(dataset)] = Overlap(tuple(names.tolist()), np.asarray((held @ held.T).todense()))
+        found[str(dataset)] = Overlap(tuple(map(str, names)), np.asarray((held @ held.T).todense()))
     return found
 
 

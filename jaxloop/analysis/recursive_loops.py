@@ -122,6 +122,8 @@ def write_report(
         sections = _political(run, about, neutral)
     else:
         sections = _sweep(run, about, names, last=1 if about.kind == "toy" else last)
+    if about.kind in ("regression", "sweep") and (said := _stand_in(run, names)):
+        sections[1] = sections[1]._replace(paragraphs=[*sections[1].paragraphs, said])
     drawings, problems = _figures(run, about, names, last=last, neutral=neutral)
     if problems:
         sections.append(Section("What could not be drawn", paragraphs=problems))
@@ -130,7 +132,7 @@ def write_report(
         title=title or about.title,
         subtitle=f"{len(run.chains)} planned chains, {_generations(run)} generations",
         sections=[sections[0], *([Section("Figures", drawings=drawings)] if drawings else []), *sections[1:]],
-        facts=[("experiment", experiment), *facts],
+        facts=[("experiment", experiment), *_measured_by(run, names), *facts],
         config=config,
         versions=versions,
     )
@@ -141,6 +143,24 @@ def write_report(
 
 def _names(given: str | Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
     return default if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+
+def _measured_by(run: Run, names: Mapping[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    """("quality", metric), ("diversity", metric) of those that the run has; `@domain` is left out."""
+    held = {metric.partition("@")[0]: metric for metric in run.metrics["metric"].unique()}
+    plain = pd.DataFrame({"metric": list(held)})
+    found = {name: paper_figures.find_metric(plain, called) for name, called in names.items()}
+    return [(name, metric) for name, metric in found.items() if metric]
+
+
+def _stand_in(run: Run, names: Mapping[str, tuple[str, ...]]) -> str:
+    """What is said where quality is not the score of a judge."""
+    metric = dict(_measured_by(run, names)).get("quality")
+    if metric is None:
+        return "No metric of quality was measured, so nothing is said about it."
+    if metric.partition("(")[0] in ("judge_quality", "quality"):
+        return ""
+    return f"Quality is {metric} here, not a judge's score: what is said of it is not comparable with the paper's quality."
 
 
 def _generations(run: Run) -> int:
@@ -225,7 +245,7 @@ def _regressions(run: Run, names: Mapping[str, tuple[str, ...]], *, last: int, b
     words = findings_regression.cross_domain(tasks, tables) + words if domains else words
     seeds = int(run.chains.groupby([c for c in run.chains.columns if c.startswith("cluster") or c in ("dataset", "ratio")], dropna=False).size().max())
     limits = findings_regression.cannot(tasks, tables, run.overlaps, planned=len(run.chains), seeds=seeds, bound=bound, effect=effect)
-    sections = [Section("What was found", paragraphs=words), Section("What cannot be concluded", paragraphs=limits + _unfitted(tables.problems))]
+    sections = [Section("What was found", paragraphs=words), Section("What cannot be concluded", paragraphs=limits)]
     sections.append(_vif_section(run, tasks.properties))
     if len(tables.fits):
         sections += _regression_tables(run, tables, bool(domains))
@@ -233,6 +253,7 @@ def _regressions(run: Run, names: Mapping[str, tuple[str, ...]], *, last: int, b
         overlapping = pd.DataFrame(findings_regression.overlap_table(run.overlaps))
         _save(run, "overlap", overlapping)
         sections.append(Section("Overlap of clusters", tables=[_table("", "", overlapping)]))
+    sections += _unfitted(tables.problems)
     if len(skipped):
         note = f"{skipped['chain'].nunique()} of {len(run.chains)} planned chains."
         sections.append(Section("Chains that were skipped", note, tables=[_table("", "", skipped)]))
@@ -243,13 +264,13 @@ def _alone(tasks: regression_tasks.Tasks, task: regression_tasks.Task) -> bool:
     return not any(t.dependent == task.dependent and t.column == regression_tasks.ALL for t in tasks.tasks)
 
 
-def _unfitted(problems: Sequence[str]) -> list[str]:
-    """Sentences about fits that could not be made; many of one kind are counted."""
+def _unfitted(problems: Sequence[str]) -> list[Section]:
+    """The fits that could not be made, a line each; those that only lack a bootstrap are counted."""
     boot = [p for p in problems if "bootstrap" in p]
-    rest = [p for p in problems if p not in boot]
-    if boot:
-        rest.append(f"Groups of overlapping clusters are too few to be drawn anew for {len(boot)} fits; of the first: {boot[0]}.")
-    return [p if p.endswith(".") else f"{p}." for p in rest]
+    rest = [[p] for p in problems if p not in boot]
+    paragraphs = [f"Groups of overlapping clusters are too few to be drawn anew for {len(boot)} fits; of the first: {boot[0]}."] if boot else []
+    tables = [Table("", "", ["reason"], rest)] if rest else []
+    return [Section("Fits that were not made", paragraphs=paragraphs, tables=tables)] if paragraphs or tables else []
 
 
 def _negentropy(run: Run, tasks: regression_tasks.Tasks):
@@ -311,6 +332,7 @@ def _regression_tables(run: Run, tables: regression_tables.Tables, domains: bool
     r2 = regression_tables.r_squared(tables.fits)
     _save(run, "table_4" if domains else "table_3", r2, index=True)
     _save_tex(run, "table_4" if domains else "table_3", regression_tables.to_latex(r2, caption="R squared", label="tab:r2", digits=3))
+    shown.append(_significant(tables.coefficients, aware, domains))
     known = paper.values("table_4" if domains else "table_3")
     compare = tables.fits[["dependent", "column", "n", "predictors", "r2", "adjusted_r2", "f", "p", "cv_r2"]]
     compare = compare.assign(paper=[_paper_r2(known, d, c) for d, c in zip(compare["dependent"], compare["column"], strict=True)])
@@ -332,6 +354,21 @@ def _regression_tables(run: Run, tables: regression_tables.Tables, domains: bool
             tables=[_table("", "", tables.power)],
         ),
     ]
+
+
+def _significant(coefficients: pd.DataFrame, aware: str, domains: bool) -> Table:
+    """How often each property has p < .05, by sign, with classical and with the best errors, beside the paper's counts."""
+    rows = coefficients[coefficients["form"] == "relative"]
+    rows = rows.assign(property=rows["term"].str.partition("@")[0], found=rows["p"] < 0.05)
+    counted = paper.values("table_1_count").set_index("level")["value"]
+    lines = []
+    for name, own in rows.groupby("property", sort=False):
+        classical, best = own[own["errors"] == "classical"], own[own["errors"] == aware]
+        signs = [int((classical["found"] & (classical["coefficient"] * sign > 0)).sum()) for sign in (1, -1)]
+        said = "" if domains or name not in counted.index else f"{counted[name]:g} of 18"
+        lines.append([regression.title(str(name)), *signs, len(classical), int(best["found"].sum()), said])
+    header = ["property", "positive", "negative", "coefficients", f"significant with {aware} errors", "paper"]
+    return Table("Significant coefficients by property", "p < .05, classical errors, relative form.", header, lines)
 
 
 def _paper_r2(known: pd.DataFrame, dependent: str, column: str) -> float:

@@ -69,6 +69,8 @@ def read(root: str | Path) -> Run:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    if path.name == "members.parquet":
+        return _members(path)
     if path.suffix == ".parquet":
         table = pd.DataFrame(read_parquet(path))
     else:
@@ -91,3 +93,21 @@ def _read(path: Path) -> pd.DataFrame:
     if path.name == "metrics.csv" and "generation" in table:
         table = table.dropna(subset=["generation"]).astype({"generation": int})
     return table
+
+
+def _members(path: Path) -> pd.DataFrame:
+    """members.parquet with its names as categories: at the paper's scale it has tens of millions of rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        held = pq.read_schema(path).names
+        names = [name for name in NEEDED[path.name] if name in held]
+        table = pq.read_table(path, columns=names, read_dictionary=[n for n in ("dataset", "cluster") if n in names], page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
+    found = table.to_pandas()
+    for name in ("dataset", "cluster"):
+        if name in found:
+            found[name] = found[name].cat.rename_categories(lambda text: unescape(str(text)))
+    return found

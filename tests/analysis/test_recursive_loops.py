@@ -78,6 +78,7 @@ def test_the_page_says_what_was_found_and_what_not(cluster_page):
     assert "What cannot be concluded Of 97 planned chains, those with a value and all properties are 96 for diversity and 96 for quality." in text
     assert "1 were skipped" in text and "lost metrics.csv has no value of cosine_diversity for it" in text
     assert "Gaussianity is the paper's name for the AIC of one Gaussian" in text and "regression to the mean" in text
+    assert re.search(r"Semantic diversity \d+ 0 10 \d+ 5 of 18", text)  # planted with a plus; 10 fits
     assert re.search(r"an effect of 0\.01 would need [\d,]+ to [\d,]+ chains", text)
     assert re.search(r"Clusters of a dataset share texts: \d\d % of pairs do", text)
     page = cluster_page.read_text(encoding="utf-8")
@@ -116,17 +117,26 @@ def test_fits_that_are_not_possible_are_said_so(tmp_path):
     tables = small()
     tables["properties_csv"]["quality"] = 50.0
     text = words(rl.write_report(write(tmp_path / "a", **tables), "clusters"))
-    assert "predictor 'quality' is 50 for all 12 chains of the fit of diversity (web 1/4), a predictor must vary." in text
-    assert "No regression could be fitted; the reasons stand below." in text
+    assert "predictor 'quality' is 50 for all 12 chains of the fit of diversity (web 1/4), a predictor must vary" in text
+    assert "No regression could be fitted; the reasons are listed below." in text
     tables = small()
     few = tables["chains_csv"][:6]
     text = words(rl.write_report(write(tmp_path / "b", **(tables | {"chains_csv": few})), "clusters"))
-    assert "the fit of diversity (web 1/4) has 6 chains for 6 predictors and an intercept, at least 8 are needed." in text
+    assert "the fit of diversity (web 1/4) has 6 chains for 6 predictors and an intercept, at least 8 are needed" in text
+
+
+def test_a_stand_in_for_quality_is_named(tmp_path):
+    tables = small()
+    tables["metrics_csv"]["metric"] = tables["metrics_csv"]["metric"].replace("judge_quality", "type_token_ratio(characters=200)")
+    text = words(rl.write_report(write(tmp_path, **tables), "clusters", quality="type_token_ratio"))
+    assert "Quality is type_token_ratio(characters=200) here, not a judge's score" in text
+    assert "Relative quality (web 1/4, 12 chains)" in text
 
 
 def test_without_overlap_the_page_says_that_errors_are_too_short(tmp_path):
     text = words(rl.write_report(write(tmp_path, **small()), "clusters"))
     assert "The run does not say which texts its clusters share" in text
+    assert "quality judge_quality diversity cosine_diversity" in text
     assert "Every cluster and ratio has one chain" in text
 
 
@@ -141,6 +151,7 @@ def test_without_overlap_the_page_says_that_errors_are_too_short(tmp_path):
             {"metrics_csv": pd.DataFrame({"chain": ["a"], "metric": ["m"]})},
             "has no column 'generation', which the analysis needs beside chain, generation",
         ),
+        (None, {"members_parquet": pd.DataFrame({"dataset": ["web"], "row": [1]})}, "has no column 'cluster', which the analysis needs beside dataset"),
         (None, {"chains_csv": pd.DataFrame({"chain": ["a"], "ratio": ["an eighth"]})}, "has the ratio 'an eighth', a number is needed"),
     ],
 )
