@@ -199,7 +199,12 @@ def _save_figure(run: Run, name: str, drawing: Figure) -> None:
 def _figures(run: Run, about: Experiment, names: Mapping[str, tuple[str, ...]], *, last: int, neutral) -> tuple[list[Drawing], list[str]]:
     """Figures of the experiment, drawn twice: as PNG and for the page; sentences for those that the tables do not allow."""
     drawings, problems = [], []
-    for name in about.figures:
+    whole, bases = run, run.chains["bases"].astype(str) if "bases" in run.chains else pd.Series(dtype=str)
+    several = about.kind == "political" and bases.nunique() > 1
+    for name in (*about.figures, *(["figure_15"] if several and "figure_15" not in about.figures else [])):
+        # The other figures of the paper are of chains that draw their base models.
+        mixed = several and name != "figure_15" and (bases == "mixed").any()
+        run = whole._replace(chains=whole.chains[bases == "mixed"]) if mixed else whole
         options: dict[str, Any] = {} if about.kind in ("political", "toy") or name == "figure_8" else dict(names)
         if about.kind == "political" and name != "figure_8":
             options["neutral"] = neutral

@@ -327,6 +327,17 @@ def test_homogeneous_chains(tmp_path):
     assert labels == ["falcon", "llama"]
 
 
+def test_mixed_and_homogeneous_chains_in_one_experiment(tmp_path):
+    metrics, chains, texts = sweeps.political(bases=("mixed", "llama"), seeds=2)
+    texts.loc[texts["chain"].str.contains("llama"), "value"] = 90.0
+    root = write(tmp_path, metrics_csv=metrics, chains_csv=chains, text_scores_parquet=texts)
+    rl.write_report(root, "political")
+    assert {p.name for p in (root / "figures").iterdir()} >= {"figure_5.png", "figure_15.png"}
+    alone = write(tmp_path / "alone", metrics_csv=metrics, chains_csv=chains[chains["bases"] == "mixed"], text_scores_parquet=texts)
+    rl.write_report(alone, "political")
+    assert (alone / "figures/figure_5.png").read_bytes() == (root / "figures/figure_5.png").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
