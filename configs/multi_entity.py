@@ -51,6 +51,9 @@ def paper(scale):
     c.fit.loss_on = "all"
     c.fit.dtype = "bfloat16"
 
+    # 32 bits of every weight of a model lie in the host's memory, twice.
+    c.together = 6 if scale == "llama" else None
+
     c.sample = ConfigDict()
     c.sample.temperature = 1.0
     c.sample.min_p = 0.0

@@ -41,8 +41,8 @@ class Task(Section):
     test_source: Text | None = Field(None, description="where the test rows are, if not in `source`")
     train_split: Text = Field("train", description="split of the training rows")
     test_split: Text | None = Field("test", description="split of the test rows; none: `measure.test_texts` rows are held out")
-    prompt: Annotated[str, Field()] | None = Field(None, description="format of the prompt over the task's fields; none: the task's")
-    text: Text | None = Field(None, description="format of the text that follows it; none: the task's")
+    prompt: str | None = Field(None, description="format of the prompt over the task's fields; none: the task's")
+    text: str | None = Field(None, description="format of the text that follows it; none: the task's")
     prompt_words: Whole = Field(0, description="above 0: the first so many words of prompt and text are the prompt, the rest is the text")
     join_words: Whole = Field(0, description="plain text: short rows are joined until they have so many words")
     limit: Count | None = Field(None, description="training rows at most; none: all")
@@ -59,9 +59,7 @@ class Exchange(Section):
     betas: Annotated[tuple[Weight, ...], Field(min_length=1)] = Field(
         (0.0, 0.5, 1.0), description="weight of the private corpus in the real part, the rest is public; entries as in `alphas`"
     )
-    weights: tuple[tuple[Share, ...], ...] = Field(
-        (), description="instead of alphas and betas: triples (private, public, synthetic), each of sum 1, the rows of one chain each"
-    )
+    weights: tuple[tuple[Share, ...], ...] = Field((), description="instead of alphas and betas: triples (private, public, synthetic) of sum 1, a setting each")
     initial_beta: Share | tuple[Share, ...] | None = Field(
         1.0, description="private weight at generation 0, or one per entity; none: beta (the theory). The paper's losses at t = 0 do not depend on beta"
     )
@@ -131,6 +129,7 @@ class Settings(Section):
     fit: EntityFit = EntityFit()
     sample: EntitySample = EntitySample()
     measure: Measure = Measure()
+    together: Count | None = Field(None, description="models that are trained before any of them is written to the disk, which bounds host memory; none: all")
     theory: Theory = Theory()
     plan: Plan = Plan(text_tokens=110.0, prompt_tokens=50.0)
     run: Run = Run()
@@ -149,9 +148,9 @@ class Settings(Section):
         for name in self.tasks:
             if name not in self.entities:
                 raise ValueError(f"config.tasks.{name} is the corpus of no entity; {suggestion(name, self.entities)}")
-        for name, task in [*((n, self.task(n)) for n in self.entities), ("public", self.public)]:
+        for name, task in [*((f"tasks.{n}", self.task(n)) for n in self.entities), ("public", self.public)]:
             if task.task not in (*TASKS, NO_DATA):
-                raise ValueError(f"config.tasks.{name}.task = '{task.task}' is no task; {suggestion(str(task.task), (*TASKS, NO_DATA))}")
+                raise ValueError(f"config.{name}.task = {task.task!r} is no task; {suggestion(str(task.task), (*TASKS, NO_DATA))}")
         if len(self.models.pool) not in (1, k):
             raise ValueError(f"config.models.pool has {len(self.models.pool)} entries: must be one model for all, or one per entity ({k})")
         if self.models.revisions and len(self.models.revisions) != len(self.models.pool):
@@ -208,7 +207,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     _keep_compiled(settings)
     prepared = entities_setup.prepare(settings)
     stored = settings.model_dump(mode="json")
-    free = {"may_change": ("run", "title", "theory", "plan"), "may_raise": ("exchange.generations",)}
+    free = {"may_change": ("run", "title", "theory", "plan", "together"), "may_raise": ("exchange.generations",)}
     with open_workdir(workdir, stored, needs=entities_setup.disk(settings, prepared), **free) as place:
         result = driver.run(
             entities_setup.family(settings),
@@ -229,7 +228,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             ("models", ", ".join(settings.models.pool)),
             ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
             ("device", devices()),
-            ("config fingerprint", fingerprint(settings, ignore=("run", "title", "theory", "plan"))),
+            ("config fingerprint", fingerprint(settings, ignore=("run", "title", "theory", "plan", "together"))),
             ("time", _time(time.monotonic() - start, result.resumed_after)),
         ]
         page = entities_report.write(settings, prepared, place.path, config=stored_form(stored), facts=facts, versions=versions(), failed=result.failed)

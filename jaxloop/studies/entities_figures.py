@@ -146,14 +146,17 @@ def beside(chains: pd.DataFrame, linear: Mapping) -> Figure:
             _lines(left, entities_effects.settings_by_generation(chains, column))
             left.set_title(title, loc="left", fontsize=10)
             values = {key: getattr(curve, of) for key, curve in linear.items()}
+            # Consensus is a disagreement of zero up to rounding, which no logarithm shows.
+            least = 1e-9 * max(v.max() for v in values.values())
             for key, value in values.items():
-                right.plot(range(len(value)), value, color=styles[key][0], linestyle=styles[key][1], linewidth=1.5)
-            if min(v.min() for v in values.values()) > 0:
-                right.set_yscale("log")
+                right.plot(range(len(value)), np.where(value > least, value, np.nan), color=styles[key][0], linestyle=styles[key][1], linewidth=1.5)
+            right.set_yscale("log")
+            right.yaxis.set_major_formatter("{x:g}")
+            right.yaxis.set_minor_formatter("")
             right.xaxis.set_major_locator(MaxNLocator(integer=True))
             right.set_xlabel("generation")
             right.set_title(f"{other}, linear", loc="left", fontsize=10)
-        _legend(figure, axes[0, 0], 9)
+        _legend(figure, axes[0, 0], 5)
         return figure
 
 

@@ -68,10 +68,11 @@ def _count(settings, prepared) -> tuple[str, str]:
 
 def _rest(settings, prepared, scored: int) -> list[tuple[str, str]]:
     members = len(prepared.chains) * len(settings.entities)
-    held = members * max(entities_setup.weights_bytes(settings, spec) for spec, _ in prepared.models.values())
+    # Those that a call goes on from, and those that it made.
+    held = 2 * min(members, settings.together or members) * max(entities_setup.weights_bytes(settings, spec) for spec, _ in prepared.models.values())
     return [
         ("test rows to score", f"{scored * members * settings.exchange.generations:,}"),
-        ("host memory", f"{held / 1e9:,.2f} GB of weights at the end of a generation"),
+        ("host memory", f"{held / 1e9:,.2f} GB of weights at most"),
         ("disk", f"{entities_setup.disk(settings, prepared) / 1e9:,.2f} GB at most"),
     ]
 

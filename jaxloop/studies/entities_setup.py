@@ -69,6 +69,7 @@ def prepare(settings: "Settings") -> Prepared:
         evaluate=0,
         keep=settings.run.keep,
         study=settings.study,
+        members_per_call=settings.together,
         free=("fit.chains_at_once", "sample.texts_per_call"),
     )
     driver.check(chains, data, common)

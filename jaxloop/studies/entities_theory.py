@@ -96,10 +96,10 @@ def surface(settings: "Settings", prepared: entities_setup.Prepared) -> Surface 
 
 
 def agreement(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float, int]:
-    """Kendall's tau-b of two lists, its p-value and how many pairs both have; NaN below three."""
+    """Kendall's tau-b of two lists, its p-value and how many pairs both have; NaN below three. Values that differ by rounding are ties."""
     from scipy.stats import kendalltau
 
-    a, b = np.asarray(ours, float), np.asarray(others, float)
+    a, b = (np.round(x / max(np.nanmax(np.abs(x), initial=0), 1e-300), 9) for x in (np.asarray(ours, float), np.asarray(others, float)))
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 3 or len(set(a[both])) < 2 or len(set(b[both])) < 2:
         return float("nan"), float("nan"), int(both.sum())

@@ -261,6 +261,7 @@ def test_weights_mixing_and_changing_settings_become_chains(folder):
         ({"exchange": {"alphas": ((0, 1),)}}, r"config.exchange.alphas has a list of 2 generations: must be one number, or 3 of them"),
         ({"exchange": {"alphas": (((0, 1, 1),),)}}, r"config.exchange: alpha=.* must be a number, one per generation, or a row of 2 per generation"),
         ({"exchange": {"initial_beta": (1, 1, 1)}}, r"config.exchange: initial_beta=.* must be a number or one per entity"),
+        ({"public": {"task": "bookcorps"}}, r"config.public.task = 'bookcorps' is no task; did you mean 'bookcorpus'"),
         ({"public": {"task": "none"}}, r"config.public.task = 'none': the public corpus has weight 1 - beta, so every beta must be 1"),
         ({"entities": ("one", "one")}, r"config.entities = \('one', 'one'\) repeats a value"),
         ({"entities": ("one", "sicq")}, r"config.entities has 'sicq', which is no known task and has no section config.tasks.sicq; did you mean 'sciq'"),

@@ -135,6 +135,8 @@ def test_the_fine_grid_beats_the_coarse_one():
 def test_agreement_of_ranks():
     assert entities_theory.agreement([1, 2, 3, 4], [10, 20, 30, 40])[0] == 1 and entities_theory.agreement([1, 2, 3, 4], [4, 3, 2, 1])[0] == -1
     assert entities_theory.agreement([1, 2, np.nan, 4], [1, 2, 3, 4])[2] == 3
+    noisy = [1.0, 2.0, 2.0 + 1e-12, 2.0 - 1e-12, -3.0]
+    assert entities_theory.agreement(noisy, [1, 2, 2, 2, -3])[0] == pytest.approx(scipy.stats.kendalltau([1, 2, 2, 2, -3], [1, 2, 2, 2, -3]).statistic)
     assert np.isnan(entities_theory.agreement([1, 1, 1], [1, 2, 3])[0]) and np.isnan(entities_theory.agreement([1, 2], [1, 2])[0])
 
 
