@@ -19,7 +19,7 @@ def listed(parts: Sequence[str]) -> str:
 
 def spread(values: Sequence[int]) -> str:
     """`5`, or `3 to 5`."""
-    return f"{min(values):g}" if min(values) == max(values) else f"{min(values):g} to {max(values):g}"
+    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
 
 
 def chance(p: float) -> str:
@@ -111,14 +111,7 @@ def _sign_changes(classical: pd.DataFrame) -> list[str]:
 def cannot(tasks: Tasks, tables: Tables, overlaps: Overlaps | None, *, planned: int, seeds: int, bound: float, effect: float) -> list[str]:
     """What follows from the design and the number of chains whatever the coefficients are."""
     sentences = _chains(tasks, planned, seeds)
-    if len(tables.power):
-        by_fit = tables.power.groupby(["dependent", "column"])
-        least, needed = by_fit["least"].median(), by_fit["needed"].median()
-        sentences.append(
-            f"Of an effect per standard deviation, a fit of this size finds in four of five cases one of at least {least.min():.3f} in the most precise "
-            f"fit and {least.max():.3f} in the least (medians over properties); an effect of {effect:g} would need {int(needed.min()):,} "
-            f"to {int(needed.max()):,} chains. A coefficient without a star is no evidence of no effect."
-        )
+    sentences += _power(tables, effect)
     sentences += _equivalences(tables, bound)
     sentences += _overlap(tasks, overlaps)
     sentences.append(
@@ -134,6 +127,29 @@ def cannot(tasks: Tasks, tables: Tables, overlaps: Overlaps | None, *, planned: 
     for name in tasks.absent:
         sentences.append(f"{title(name)} was not measured, so no fit adjusts for it, and coefficients differ from the paper's also for that reason.")
     return sentences
+
+
+def _power(tables: Tables, effect: float) -> list[str]:
+    out = []
+    for dependent in dict.fromkeys(tables.power["dependent"]):
+        column = _main(tables.fits, dependent)
+        own = tables.power[(tables.power["dependent"] == dependent) & (tables.power["column"] == column)]
+        if len(own):
+            out.append(
+                f"{dependent.replace('@', ' of ').capitalize()} ({column}, {int(own['n'].iloc[0])} chains): found in four of five cases is an effect per "
+                f"standard deviation of at least {own['least'].min():.3f} to {own['least'].max():.3f}, by property; one of {effect:g} would need "
+                f"{spread([int(own['needed'].min()), int(own['needed'].max())])} chains."
+            )
+    if out:
+        out[-1] += " A coefficient without a star is no evidence of no effect."
+    thin = tables.fits[tables.fits["n"] - tables.fits["predictors"] - 1 < 10]
+    if len(thin):
+        least = tables.power.merge(thin[["dependent", "column"]], on=["dependent", "column"])["least"]
+        out.append(
+            f"{len(thin)} of {len(tables.fits)} fits have fewer than ten degrees of freedom (chains - predictors - 1); single coefficients of theirs "
+            f"should not be read: they find effects from {least.median():.2f} on (median)."
+        )
+    return out
 
 
 def _chains(tasks: Tasks, planned: int, seeds: int) -> list[str]:

@@ -180,7 +180,9 @@ def vif(x: pd.DataFrame) -> pd.Series:
         others = np.delete(z, i, axis=1)
         rest = z[:, i] - others @ np.linalg.lstsq(others, z[:, i], rcond=None)[0]
         determined = np.linalg.matrix_rank(others) == rank
-        values.append(np.inf if determined else float(z[:, i] @ z[:, i] / (rest @ rest)))
+        inflation = float("inf") if determined else float(z[:, i] @ z[:, i] / (rest @ rest))
+        # Beyond this, what is left of a column is rounding.
+        values.append(inflation if inflation < 1e10 else np.inf)
     return pd.Series(values, index=x.columns)
 
 

@@ -189,11 +189,17 @@ def _tex(text: object) -> str:
 
 
 def vif_table(properties: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """VIF of the properties `names`, one column per dataset, as Figure 7; nan where a property is missing or constant in a dataset."""
+    """VIF of the properties `names`, one column per dataset, as Figure 7; nan where a property is missing or constant in a dataset.
+
+    With several datasets the column "All" comes first: that of all clusters in a fit with a dummy per dataset.
+    """
+    x = properties[[n for n in names if n in properties]].apply(pd.to_numeric, errors="coerce")
+    groups = {str(dataset): x.loc[rows.index] for dataset, rows in properties.groupby("dataset", sort=False)}
+    if len(groups) > 1:
+        groups = {"All": x - x.groupby(properties["dataset"]).transform("mean")} | groups
     out = {}
-    for dataset, rows in properties.groupby("dataset", sort=False):
-        x = rows[[n for n in names if n in rows]].apply(pd.to_numeric, errors="coerce")
-        usable = [n for n in x.columns if x[n].notna().all() and np.ptp(x[n]) > 1e-12 * max(1.0, x[n].abs().max())]
-        found = vif(x[usable]) if usable else pd.Series(dtype=float)
-        out[str(dataset)] = [float(found.get(name, np.nan)) for name in names]
+    for dataset, own in groups.items():
+        usable = [n for n in own.columns if own[n].notna().all() and np.ptp(own[n]) > 1e-12 * max(1.0, x[n].abs().max())]
+        found = vif(own[usable]) if usable else pd.Series(dtype=float)
+        out[dataset] = [float(found.get(name, np.nan)) for name in names]
     return pd.DataFrame(out, index=list(names))

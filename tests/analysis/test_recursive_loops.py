@@ -79,7 +79,7 @@ def test_the_page_says_what_was_found_and_what_not(cluster_page):
     assert "1 were skipped" in text and "lost metrics.csv has no value of cosine_diversity for it" in text
     assert "Gaussianity is the paper's name for the AIC of one Gaussian" in text and "regression to the mean" in text
     assert re.search(r"Semantic diversity \d+ 0 10 \d+ 5 of 18", text)  # planted with a plus; 10 fits
-    assert re.search(r"an effect of 0\.01 would need [\d,]+ to [\d,]+ chains", text)
+    assert re.search(r"Diversity \(All, 96 chains\): found in four of five cases is an effect .*? one of 0\.01 would need [\d,]+ to [\d,]+ chains", text)
     assert re.search(r"Clusters of a dataset share texts: \d\d % of pairs do", text)
     page = cluster_page.read_text(encoding="utf-8")
     assert "<script" not in page and not re.search(r'(?:src|href)="(?!#)', page)
@@ -138,6 +138,7 @@ def test_without_overlap_the_page_says_that_errors_are_too_short(tmp_path):
     assert "The run does not say which texts its clusters share" in text
     assert "quality judge_quality diversity cosine_diversity" in text
     assert "Every cluster and ratio has one chain" in text
+    assert "2 of 2 fits have fewer than ten degrees of freedom" in text
 
 
 @pytest.mark.parametrize(

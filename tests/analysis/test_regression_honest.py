@@ -241,3 +241,11 @@ def test_vif_by_dataset_leaves_out_what_has_none():
     found = regression_tables.vif_table(properties, list(rg.PROPERTIES))
     assert np.isnan(found.loc["quality", "wiki"]) and np.isfinite(found["web"]).all()
     np.testing.assert_allclose(found["web"], rg.vif(properties[properties["dataset"] == "web"][list(rg.PROPERTIES)]))
+    names = [n for n in rg.PROPERTIES if n != "quality"]
+    with_dummy = properties[names].assign(dummy=(properties["dataset"] == "wiki").astype(float))
+    pooled = regression_tables.vif_table(properties, names)["All"]
+    np.testing.assert_allclose(
+        pooled * (properties[names].var() / (properties[names] - properties.groupby("dataset")[names].transform("mean")).var()),
+        rg.vif(with_dummy)[names],
+        rtol=1e-9,
+    )
