@@ -60,7 +60,7 @@ def figure_table_1(coefficients: pd.DataFrame) -> Figure:
         raise ValueError("there is no fit to draw")
     y = -np.arange(len(terms), dtype=float)
     with figures.style():
-        figure, axes = panels(len(rows), len(columns), panel=(2.3, 0.8 + 0.34 * len(terms)), sharey=True, sharex="row")
+        figure, axes = panels(len(rows), len(columns), panel=(2.3, 0.8 + 0.34 * len(terms)), sharey=True)
         for row, dependent in enumerate(rows):
             for place, column in enumerate(columns):
                 one, own = axes[row, place], table[(table["dependent"] == dependent) & (table["column"] == column)]
