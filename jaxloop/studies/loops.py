@@ -62,11 +62,8 @@ def check(settings: Settings) -> list[str]:
 
     prepared = prepare(settings)
     lines = [_source_line(source) for source in prepared.sources.values()]
-    if settings.kind == "whole":
-        planned = loops_chains.plan(settings, loops_subsets.build(settings, prepared.sources, pathlib.Path()))
-    else:
-        planned = loops_chains.plan(settings, loops_subsets.placeholders(settings), sized=False)
-        _enough(settings, prepared)
+    _enough(settings, prepared)
+    planned = loops_chains.plan(settings, loops_subsets.placeholders(settings), sized=False)
     return [*lines, f"{chains_line(settings, planned)}; the longest needs {max(p.needed for p in planned):,} human texts"]
 
 
@@ -77,13 +74,15 @@ def _source_line(source) -> str:
 
 
 def _enough(settings: Settings, prepared: Prepared) -> None:
-    """A dataset smaller than one cluster cannot have any."""
+    """Refuses data that are too few whatever the subsets turn out to be: for a chain, or for a single cluster."""
+    from jaxloop.studies import loops_chains, loops_subsets
+
+    if settings.kind == "whole":
+        loops_chains.plan(settings, loops_subsets.build(settings, prepared.sources, pathlib.Path()))
     if settings.kind in ("clusters", "mixtures"):
         for name, source in prepared.sources.items():
             if len(source.texts) < settings.clusters.min_size:
-                raise ValueError(
-                    f"config.clusters.min_size = {settings.clusters.min_size}: {name} has {len(source.texts):,} texts in all; must be at most that"
-                )
+                raise ValueError(f"config.clusters.min_size = {settings.clusters.min_size}: {name} has {len(source.texts):,} texts; must be at most that")
 
 
 def chains_line(settings: Settings, planned: Sequence) -> str:
@@ -112,7 +111,7 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
 def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
     """The whole experiment, or the rest of one; 0, or `FAILED_CHAINS` where some chains stopped or were left out."""
     from jaxloop.recursion import driver
-    from jaxloop.runtime.devices import initialise_distributed, processes
+    from jaxloop.runtime.devices import barrier, initialise_distributed, processes
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir
     from jaxloop.studies import chain, chain_setup, loops_chains, loops_lean, loops_measure, loops_plan, loops_report, loops_subsets
@@ -126,15 +125,19 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     with open_workdir(workdir, stored, may_change=("run", "title", "plan"), needs=loops_plan.disk(settings, prepared)) as place:
         for source in prepared.sources.values():
             LOGGER.info(_source_line(source))
+        if processes()[0] > 0:
+            barrier("subsets are made")
         subsets = loops_subsets.build(settings, prepared.sources, place.path)
         planned = loops_chains.plan(settings, subsets)
+        if processes()[0] == 0:
+            loops_report.write_before(settings, prepared.sources, subsets, planned, place.path)
+            barrier("subsets are made")
         for one in planned:
             if one.reason:
                 LOGGER.warning("chain %s is left out: %s", one.id, one.reason)
         chains = [p.spec for p in planned if p.spec is not None]
         data = loops_chains.datasets(settings, planned, prepared.sources)
         lean = loops_lean.scorer(settings, next(iter(prepared.sources.values())), place.path) if settings.kind == "political" else None
-        loops_report.write_before(settings, prepared.sources, subsets, planned, place.path)
         result = driver.run(
             chain_setup.family(settings),
             chains,

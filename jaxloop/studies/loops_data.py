@@ -84,8 +84,19 @@ def read(settings: Settings, name: str, count_model=None) -> Source:
     table = pq.read_table(path, memory_map=True)
     report = json.loads((pq.read_metadata(path).metadata or {}).get(b"cleaning", b"{}"))
     column = table["text"].combine_chunks().cast("large_string")
-    key = hashlib.sha256(f"{path.stat().st_size}:{folder.name}:{table.num_rows}".encode()).hexdigest()
-    return Source(name, Texts(column), render(instruction(domain)), report, key, folder, table.drop_columns(["text"]))
+    texts = Texts(column)
+    return Source(name, texts, render(instruction(domain)), report, _fingerprint(folder, texts), folder, table.drop_columns(["text"]))
+
+
+def _fingerprint(folder: Path, texts: Texts) -> str:
+    """SHA-256 of the texts, in order; kept, for it takes a while where they are many."""
+    from jaxloop.data.docs import digest_texts
+    from jaxloop.runtime.files import write_atomic
+
+    path = folder / "fingerprint"
+    if not path.exists():
+        write_atomic(path, digest_texts(texts).hexdigest().encode())
+    return path.read_text()
 
 
 def _counter(settings: Settings, count_model):

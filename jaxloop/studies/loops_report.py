@@ -48,15 +48,15 @@ def write_after(settings: Settings, planned: Sequence[Planned], failed: Mapping[
     write_atomic(root / "chains.csv", tables.to_csv(loops_chains.table(planned, failed)), durable=False)
     if settings.interventions.policies:
         write_atomic(root / "interventions.csv", tables.to_csv(interventions(root)), durable=False)
-    page = _page(settings, planned, failed, root, [*facts, ("commit", commit()), ("device", devices())], stored_form(stored), versions())
+    facts = [(name, redact(str(value))) for name, value in [*facts, ("commit", commit()), ("device", devices())]]
+    page = _page(settings, planned, failed, root, facts, stored_form(stored), versions())
     path = root / "report.html"
     write_atomic(path, redact(page).encode("utf-8"))
-    return path
+    return analyse(settings, root, facts, stored_form(stored), versions()) or path
 
 
 def _page(settings, planned, failed, root, facts, stored, versions) -> str:
     from jaxloop.analysis import figures, report, scores
-    from jaxloop.runtime.log import redact
     from jaxloop.studies import chain_report, loops
 
     metrics = chain_report.read_metrics(root)
@@ -69,7 +69,7 @@ def _page(settings, planned, failed, root, facts, stored, versions) -> str:
         subtitle=f"{loops.chains_line(settings, planned)} · {now.day} {now:%B %Y, %H:%M}",
         samples=chain_report.side_by_side(root, shown),
         failures=[report.Failure(chain, int(about["generation"]), str(about["reason"])) for chain, about in failed.items()],
-        facts=[(name, redact(str(value))) for name, value in facts],
+        facts=facts,
         config=stored,
         versions=versions,
         sections=_sections(settings, planned, root),
@@ -163,8 +163,14 @@ def interventions(root: Path) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in names}
 
 
-def analyse(settings: Settings, root: Path) -> Path | None:
-    """The analysis of the experiment: tables/, figures and findings.html; None for an experiment that has none."""
+def analyse(settings: Settings, root: Path, facts, stored: Mapping, versions) -> Path | None:
+    """The analysis of the experiment from the files of the run: tables/, figures/ and findings.html; None where the run is too small for it."""
     from jaxloop.analysis import recursive_loops
+    from jaxloop.runtime.log import LOGGER
 
-    return recursive_loops.write_report(root, EXPERIMENTS[settings.experiment].page, quality=settings.quality.split("(")[0])
+    page, quality = EXPERIMENTS[settings.experiment].page, settings.quality.split("(")[0]
+    try:
+        return recursive_loops.write_report(root, page, quality=quality, title=settings.title, facts=facts, config=stored, versions=versions)
+    except ValueError as error:
+        LOGGER.warning("no findings.html: %s", error)
+        return None

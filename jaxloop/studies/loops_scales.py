@@ -28,7 +28,7 @@ TINY = {
 }
 
 
-def config(experiment: str, title: str, scale: str, *, paper: Sequence[str], tiny: Sequence[str], keep: int = 1500) -> ConfigDict:
+def config(experiment: str, title: str, scale: str, *, paper: Sequence[str], tiny: Sequence[str], keep: int = 1000) -> ConfigDict:
     """A config with everything that the experiments share.
 
     paper, tiny: names of the datasets at each scale; keep: texts of each at the tiny one. Raises ValueError for an unknown scale.
@@ -48,7 +48,7 @@ def _tiny_domain(name: str, keep: int) -> dict:
     recipe, file, rename = TINY[name]
     source = os.path.join(os.environ.get("JAXLOOP_SHARED", "../shared"), "data", file)
     more = dict(instruction="Generate a twitter post.") if recipe == "plain" else {}
-    return dict(recipe=recipe, source=(source,), rename=rename, min_tokens=20, max_tokens=160, keep=keep, **more)
+    return dict(recipe=recipe, source=(source,), rename=rename, min_tokens=20, max_tokens=128, keep=keep, **more)
 
 
 def _paper(c: ConfigDict) -> None:
@@ -65,13 +65,13 @@ def _paper(c: ConfigDict) -> None:
 def _tiny(c: ConfigDict) -> None:
     c.tokens = "model"
     c.models = ConfigDict(dict(pool=("jaxloop/assets/bases/llama", "jaxloop/assets/bases/qwen2")))
-    c.chain = ConfigDict(dict(generations=8, size=64, seeds=(0, 1), eval_texts=100))
-    # Tiny bases take, and need, a larger rate than 1B models; two padded lengths are compiled sooner than four.
-    c.fit = ConfigDict(dict(epochs=2.0, batch_size=16, learning_rate=2e-3, max_length=96, length_classes=1))
-    c.sample = ConfigDict(dict(max_new_tokens=48))
+    c.chain = ConfigDict(dict(generations=8, size=48, seeds=(0, 1), eval_texts=64))
+    # Tiny bases take, and need, a larger rate than 1B models; one padded length is compiled sooner than four.
+    c.fit = ConfigDict(dict(epochs=1.0, batch_size=16, learning_rate=4e-3, max_length=64, length_classes=1))
+    c.sample = ConfigDict(dict(max_new_tokens=40))
 
 
 def tiny_clusters(c: ConfigDict) -> None:
     """Clusters and their properties in the sizes of the tiny scale."""
-    c.clusters = ConfigDict(dict(count=8, min_size=480, fit_rows=1500, projections="shared"))
-    c.properties = ConfigDict(dict(texts=400, lexical_texts=200, map_rows=1500))
+    c.clusters = ConfigDict(dict(count=8, min_size=350, fit_rows=1000, projections="shared"))
+    c.properties = ConfigDict(dict(texts=300, lexical_texts=200, map_rows=1000))
