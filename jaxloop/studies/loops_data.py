@@ -74,13 +74,12 @@ def read(settings: Settings, name: str, count_model=None) -> Source:
     from jaxloop.lm.prompt import render
 
     domain = settings.domains[name]
-    counter = _counter(settings, count_model)
     folder = cache_folder() / "datasets" / f"{name}-{_key(settings, domain)}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.parquet"
     with filelock.FileLock(folder / ".lock"):
         if not path.exists():
-            _clean(settings, name, domain, counter, path)
+            _clean(settings, name, domain, _counter(settings, domain, count_model), path)
     table = pq.read_table(path, memory_map=True)
     report = json.loads((pq.read_metadata(path).metadata or {}).get(b"cleaning", b"{}"))
     column = table["text"].combine_chunks().cast("large_string")
@@ -99,10 +98,19 @@ def _fingerprint(folder: Path, texts: Texts) -> str:
     return path.read_text()
 
 
-def _counter(settings: Settings, count_model):
+def _counter(settings: Settings, domain: Domain, count_model):
+    """What lengths are counted with; None for a dataset whose rules count no tokens."""
     from jaxloop.data import recipes
 
-    return recipes.cl100k_counter() if settings.tokens == "cl100k" else count_model
+    if domain.recipe in ("plain", "senator_tweets") and domain.min_tokens is None and domain.max_tokens is None:
+        return None
+    if settings.tokens == "model":
+        return count_model
+    try:
+        return recipes.cl100k_counter()
+    except ValueError as error:
+        reason = str(error).removeprefix("count_tokens: ").split(";")[0]
+        raise ValueError(f"config.tokens = 'cl100k': {reason}; install tiktoken and its encoding, or set config.tokens=model") from error
 
 
 def _key(settings: Settings, domain: Domain) -> str:

@@ -183,7 +183,7 @@ def test_rehearsal_of_the_paper_scale_cluster_study(place, tmp_path):
     """The config of the paper's scale with its four architectures at reduced width: it plans, clusters, trains, is killed, and goes on."""
     config = pathlib.Path(__file__).parents[2] / "configs" / "cluster_study.py"
     pool = ",".join(reduced(place, name) for name in loops_plan.PUBLISHED)
-    words = [f"--config.models.pool={pool}", "--config.models.revisions=none", "--config.tokens=model", "--config.models.dtype=float32"]
+    words = [f"--config.models.pool={pool}", "--config.models.revisions=()", "--config.tokens=model", "--config.models.dtype=float32"]
     for i, name in enumerate(("webis_reddit", "100M_tweets", "reddit_submissions", "wikipedia")):
         words += [f"--config.domains.{name}.recipe=plain", f"--config.domains.{name}.source={place}/{('posts', 'other')[i % 2]}.jsonl"]
         words += [f"--config.domains.{name}.instruction=Write."]

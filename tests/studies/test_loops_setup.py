@@ -296,6 +296,17 @@ def test_clean_data_are_read_once_with_their_report_and_again_when_the_file_chan
         first.column("side")
 
 
+def test_the_papers_unit_of_length_is_needed_only_by_rules_that_count_it(place, monkeypatch):
+    def absent():
+        raise ValueError("count_tokens: tiktoken is not installed; give count_tokens")
+
+    monkeypatch.setattr("jaxloop.data.recipes.cl100k_counter", absent)
+    assert len(loops_data.read(ls.settings(place, tokens="cl100k"), "posts").texts) == 240
+    domains = {"posts": {"source": [f"{place}/posts.jsonl"], "instruction": "Go.", "max_tokens": 90}}
+    with pytest.raises(ValueError, match="config.tokens = 'cl100k': tiktoken is not installed; install tiktoken .*, or set config.tokens=model"):
+        loops_data.read(ls.settings(place, tokens="cl100k", domains=domains), "posts")
+
+
 def test_validate_says_what_was_found(place, tmp_path, capsys):
     code, out, _ = ls.call(capsys, f"--config={ls.write(tmp_path / 'study.py', ls.raw(place))}", "--validate")
     assert code == 0 and "data posts: 240 of 240 texts (none dropped)" in out
