@@ -298,6 +298,8 @@ def _vif_section(run: Run, used: Sequence[str]) -> Section:
     before, after = (regression_tables.vif_table(run.properties, names) for names in (candidates, used))
     _save(run, "vif_candidates", before.rename_axis("property"), index=True)
     _save(run, "vif", after.rename_axis("property"), index=True)
+    first, _ = regression_tasks.measured(run.properties, regression.FIRST_STEP)
+    _save(run, "vif_first_step", regression_tables.vif_table(run.properties, first).rename_axis("property"), index=True)
     numeric = run.properties[list(candidates)].apply(pd.to_numeric, errors="coerce")
     drawings = []
     for name, table, columns, what in (("figure_7a", before, candidates, "All candidates"), ("figure_7b", after, used, "Used in the fits")):
