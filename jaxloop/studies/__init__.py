@@ -17,6 +17,8 @@ from jaxloop import config
 
 # Exit code of a study that finished although some of its chains stopped.
 FAILED_CHAINS = 3
+# Exit code of a study that finished although a formula and a simulation disagree.
+DISAGREES = 4
 
 
 class Study(NamedTuple):
@@ -29,6 +31,7 @@ STUDIES: dict[str, Study] = {
     "bias": Study("jaxloop.studies.bias", "language models that continue labelled articles, trained on their predecessors' continuations"),
     "loops": Study("jaxloop.studies.loops", "the recursive-loops experiments: ratios, datasets, clusters, domains, quality, politics, interventions"),
     "multi_entity": Study("jaxloop.studies.entities", "several language models that train on each other's text, with the linear model beside them"),
+    "theory": Study("jaxloop.studies.theory", "models with a formula: what the formulas say beside what simulations give"),
     "pretrain": Study("jaxloop.studies.pretrain", "tokenizer and tiny base models from scratch"),
     "bench": Study("jaxloop.studies.bench", "microbenchmarks of training and decoding"),
 }
