@@ -1,8 +1,8 @@
 """The command line: parsing, the catalogue, the bug-report block, and how a refusal is shown.
 
 Exit codes: 0 done · 1 an error that is ours (traceback shown) · 2 bad input (one line on stderr) · 3 finished, but some chains failed
-(named in the report) · 28 disk full (the generation before is intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command
-resumes.
+(named in the report) · 4 finished, but a formula and a simulation disagree (flagged in the report) · 28 disk full (the generation before
+is intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
 """
 
 import ast
@@ -31,8 +31,8 @@ HELP = """jaxloop: recursive training of language models
   python -m jaxloop.main --env                            versions and devices, for a bug report
       --debug                          show the traceback of a refusal
 
-Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed, 28 disk full,
-130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
+Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed,
+4 a formula and a simulation disagree, 28 disk full, 130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
 
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import gammaln
+from scipy.stats import binom
 
 
 def _positive(**values):
@@ -88,9 +89,7 @@ def ridgeless(generators, *, d: int, samples: int, first_samples: int, sigma2: f
     return sigma2 * phi / (1 - phi) + np.asarray(generators) * first_sigma2 * phi0 / (1 - phi0)
 
 
-def ridge(
-    generators: int, *, covariance, coefficients, ridge: float, samples: int, first_samples: int, sigma2: float, first_sigma2: float
-) -> Ridge:
+def ridge(generators: int, *, covariance, coefficients, ridge: float, samples: int, first_samples: int, sigma2: float, first_sigma2: float) -> Ridge:
     """Test error of ridge regression (X'X/T + lambda)^-1 X'y/T on T samples labelled by the last of n least-squares generators on T_0
     samples (Theorems 4.3 and 4.6, Corollary 4.7).
 
@@ -221,6 +220,37 @@ def replace_heterozygosity(fits, *, n: int):
     return (1 - 1 / n) ** np.asarray(fits, float)
 
 
+def mixed_homozygosity(fits, *, n: int, synthetic: int, source):
+    """E sum p_i^2 of categorical fits on `synthetic` draws of the last fit and n - synthetic fresh ones of `source` [V], exactly [D]:
+    F' = (n + a (a - 1) F + b (2 a + b - 1) Q) / n^2 with a = synthetic, b = n - a, Q = sum source^2; the first fit has a = 0."""
+    _at_least(1, n=n, fits=fits)
+    if not 0 <= synthetic <= n:
+        raise ValueError(f"synthetic={synthetic}: must lie in [0, n={n}]")
+    q, a, fits = float((np.asarray(source, float) ** 2).sum()), synthetic, np.asarray(fits)
+    path = [1 / n + (1 - 1 / n) * q]
+    for _ in range(fits.max() - 1):
+        path.append((n + a * (a - 1) * path[-1] + (n - a) * (n + a - 1) * q) / n**2)
+    return np.array(path)[fits - 1]
+
+
+def histogram_entropy(*, n: int, source, smoothing: float = 0.0, bias=None) -> float:
+    """E of the entropy (nats) of the histogram of n draws of `source` [V], plus smoothing per category, times bias [V], normalised [D].
+
+    Exact where bias has one value on all that `source` can draw, so that the normaliser does not depend on the draws; ValueError elsewhere.
+    """
+    _at_least(1, n=n)
+    _at_least(0, smoothing=smoothing)
+    source = np.asarray(source, float)
+    strength = np.ones(len(source)) if bias is None else np.asarray(bias, float)
+    if np.ptp(strength[source > 0]) > 0:
+        raise ValueError("bias: must have one value on all categories that the source can draw, the entropy has no closed form otherwise")
+    count = np.arange(n + 1)[:, None]
+    mass = strength * (count + smoothing)
+    terms = mass * np.log(np.where(mass > 0, mass, 1))
+    total = strength[source > 0][0] * n + smoothing * strength.sum()
+    return float(np.log(total) - (binom.pmf(count, n, source) * terms).sum() / total)
+
+
 def bernoulli_variance(fits, *, p: float, n: int):
     """Var of the fitted p after j fits: p (1 - p) (1 - (1 - 1/n)^j)."""
     return p * (1 - p) * (1 - replace_heterozygosity(fits, n=n))
@@ -284,9 +314,7 @@ class Isotropic(NamedTuple):
     spectral_radius: float
 
 
-def isotropic_limit(
-    *, entities: int, d: int, private: float, public: float, synthetic: float, alpha: float, beta: float, sigma2: float = 1.0
-) -> Isotropic:
+def isotropic_limit(*, entities: int, d: int, private: float, public: float, synthetic: float, alpha: float, beta: float, sigma2: float = 1.0) -> Isotropic:
     """Private, public and synthetic Gram matrices n I, n_* I and m I (section 1.7 [D]): synthetic labels homogenise by (1-q)^2 exactly.
 
     Raises ValueError for alpha outside [0, 1), where there is no limit, and for real data without weight.

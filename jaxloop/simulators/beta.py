@@ -64,9 +64,7 @@ def population(*, real=(2.0, 2.0), pretrained=(3.0, 2.0), generations: int, weig
     return theta
 
 
-def asymptotic_cov(
-    n: int, *, real=(2.0, 2.0), pretrained=(3.0, 2.0), generations: int, weighting: str = "model", exponent: float = 1.0
-) -> np.ndarray:
+def asymptotic_cov(n: int, *, real=(2.0, 2.0), pretrained=(3.0, 2.0), generations: int, weighting: str = "model", exponent: float = 1.0) -> np.ndarray:
     """Covariance [T+1, 2, 2] of the fits for large N (delta method; section 1.2): V' = (1 + lambda)^2 V + S / N and its like.
 
     S = A^-1 B A^-1 with A = E[w] I(g), B = E[w^2] (I(h) + d d'), where g and h are the densities weighted once and twice and
@@ -111,8 +109,9 @@ def simulate(
 ):
     """Fits of R chains, [R, T+1, 2] (alpha, beta); index 0 is generation 0. float64.
 
-    workflow: what a generation trains on (default: `replace(n)`, the paper, from the last fit where there is a constraint); report: also return converged [R, T+1] (bool) and the Newton
-    steps [R, T+1]. Raises ValueError for n < 2, parameters that are not positive, and a workflow of another size.
+    workflow: what a generation trains on (default: `replace(n)`, the paper, from the last fit where there is a constraint); report: also
+    return converged [R, T+1] (bool) and the Newton steps [R, T+1]. Raises ValueError for n < 2, parameters that are not positive, and a
+    workflow of another size.
     """
     _check(real, pretrained, generations, weighting, exponent)
     _check_n(n)

@@ -6,6 +6,9 @@ non-overlap case have probability 0 for ever, so that the bias does nothing: the
 smoothing 1e-3 and bias 100 the relative entropy has one, between a ratio of synthetic items of 0 and 1.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from jaxloop.recursion.workflow import Workflow, fresh_human, window
@@ -18,8 +21,14 @@ RATIOS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 def histogram_family(size: int = 100, *, bias=100.0, smoothing: float = 1e-3, overlap: bool = False) -> families.Family:
     """Numbers 0..size. bias: strength on even numbers, or a vector [size + 1]. Metrics as `discrete_family`.
 
-    Raises ValueError for size below 1 and a bias that is not positive or of another length.
+    Raises ValueError for size below 1, a bias that is not positive or of another length, and negative smoothing.
     """
+    probabilities, smoothing, vector = _vectors(size, bias, smoothing, overlap)
+    return discrete_family(probabilities, smoothing=smoothing, bias=vector)
+
+
+def _vectors(size, bias, smoothing, overlap):
+    """(probabilities of human numbers [size + 1], smoothing, bias [size + 1]), checked."""
     if size < 1:
         raise ValueError(f"size={size}: must be at least 1")
     numbers = np.arange(size + 1)
@@ -27,7 +36,10 @@ def histogram_family(size: int = 100, *, bias=100.0, smoothing: float = 1e-3, ov
     vector = np.where(even, bias, 1.0) if np.ndim(bias) == 0 else np.asarray(bias, float)
     if vector.shape != numbers.shape or not (vector > 0).all():
         raise ValueError(f"bias={bias}: must be a positive number or {size + 1} positive numbers")
-    return discrete_family(np.where(even & (not overlap), 0.0, 1.0), smoothing=smoothing, bias=vector)
+    if not smoothing >= 0:
+        raise ValueError(f"smoothing={smoothing}: must be at least 0")
+    human = np.where(even & (not overlap), 0.0, 1.0)
+    return human / human.sum(), float(smoothing), vector
 
 
 def toy_workflow(size: int, ratio: float, *, accumulate: bool) -> Workflow:
@@ -36,6 +48,14 @@ def toy_workflow(size: int, ratio: float, *, accumulate: bool) -> Workflow:
     if accumulate:
         return fresh_human(size, ratio)
     return window(size, 1, ratio=ratio, real="never")
+
+
+class Column(NamedTuple):
+    """One column of the paper's figure: bias and smoothing as `histogram_family` has them, and whether human numbers overlap with the favoured ones."""
+
+    bias: float = 100.0
+    smoothing: float = 1e-3
+    overlap: bool = False
 
 
 def simulate(
@@ -56,11 +76,40 @@ def simulate(
     `relative_entropy` is the entropy of the model over that of generation 0. Raises ValueError as `histogram_family`, and for ratios
     outside [0, 1].
     """
-    made = histogram_family(size, bias=bias, smoothing=smoothing, overlap=overlap)
+    options = dict(size=size, ratios=ratios, accumulate=accumulate, generations=generations, replicates=replicates, seed=seed, mesh=mesh)
+    return {name: x[0] for name, x in simulate_columns([Column(bias, smoothing, overlap)], **options).items()}
+
+
+def simulate_columns(
+    columns: Sequence[Column],
+    *,
+    size: int = 100,
+    ratios=RATIOS,
+    accumulate: bool = False,
+    generations: int = 19,
+    replicates: int = 50,
+    seed: int = 0,
+    mesh=None,
+) -> dict[str, np.ndarray]:
+    """As `simulate`, for several columns in one program per ratio: {name: [columns, ratios, R, T+1]}."""
+    models = [_vectors(size, *column) for column in columns]
+    setting = {name: np.stack([np.asarray(m[i]) for m in models]) for i, name in enumerate(("probabilities", "smoothing", "bias"))}
     runs = [
-        families.run(made, toy_workflow(size, ratio, accumulate=accumulate), generations=generations, replicates=replicates, seed=seed + i, mesh=mesh)
-        for i, ratio in enumerate(ratios)
+        families.run(
+            _of_setting,
+            toy_workflow(size, r, accumulate=accumulate),
+            generations=generations,
+            replicates=replicates,
+            seed=seed + i,
+            settings=setting,
+            mesh=mesh,
+        )
+        for i, r in enumerate(ratios)
     ]
-    out = {name: np.stack([r[name] for r in runs]) for name in runs[0]}
+    out = {name: np.stack([r[name] for r in runs], 1) for name in runs[0]}
     out["relative_entropy"] = out["entropy"] / out["entropy"][..., :1]
     return out
+
+
+def _of_setting(setting):
+    return discrete_family(setting["probabilities"], smoothing=setting["smoothing"], bias=setting["bias"])

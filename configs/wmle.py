@@ -1,0 +1,18 @@
+"""Weighted maximum likelihood of Beta distributions, both readings of the paper: pure sharpening, exactly and in chains of fits."""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    c = ConfigDict()
+    c.study = "theory"
+    c.what = "wmle"
+    c.title = "Weighted maximum likelihood, generation after generation"
+
+    c.wmle = ConfigDict()
+    c.wmle.n = 10_000
+    c.wmle.real = (2, 2)  # alpha, beta
+    c.wmle.pretrained = (3, 2)
+    c.wmle.generations = 10
+    c.wmle.weightings = ("model", "pretrained", "none")
+    return c
