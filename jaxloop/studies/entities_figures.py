@@ -12,7 +12,7 @@ from jaxloop.analysis.figures import MUTED, printable
 from jaxloop.studies import entities_effects
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))
-_EFFECTS = {"transfer": "Transfer", "damage": "Damage", "spread": "Spread", "homogenisation": "Homogenisation"}
+EFFECTS = {"transfer": "Transfer", "damage": "Damage", "alike_losses": "Homogenisation, losses", "alike_outputs": "Homogenisation, outputs"}
 
 
 def _number(value: object) -> float:
@@ -64,12 +64,12 @@ def _legend(figure: Figure, axes, columns: int = 6) -> None:
 def effects(summary: pd.DataFrame) -> Figure:
     """The four effects by alpha, one line per beta."""
     with figures.style():
-        names = [name for name in _EFFECTS if summary.loc[summary["effect"] == name, "mean"].notna().any()]
+        names = [name for name in EFFECTS if summary.loc[summary["effect"] == name, "mean"].notna().any()]
         figure, axes = figures.panels(1, max(1, len(names)), panel=(3.0, 2.8))
         for one, name in zip(axes[0], names, strict=False):
             one.axhline(0, color=MUTED, linewidth=0.8)
             _by_alpha(one, summary[summary["effect"] == name].dropna(subset=["mean"]))
-            one.set_title(_EFFECTS[name], loc="left", fontsize=10)
+            one.set_title(EFFECTS[name], loc="left", fontsize=10)
         _legend(figure, axes[0, 0])
         return figure
 

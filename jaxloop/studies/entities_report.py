@@ -114,15 +114,21 @@ def _effects(settings, root: Path, chains: pd.DataFrame, final: int) -> report.S
     summary = entities_effects.summary(entities_effects.effects(chains, final))
     write_atomic(root / "effects.csv", to_csv({name: summary[name].tolist() for name in summary.columns}))
     rows = [
-        [f"{r.effect}, alpha = {r.alpha}, beta = {r.beta}", f"{r.mean:+.3f}", f"{r.low:+.3f} to {r.high:+.3f}" if np.isfinite(r.low) else "–", r.n]
+        [
+            f"{entities_figures.EFFECTS[r.effect]}, alpha = {r.alpha}, beta = {r.beta}",
+            f"{r.mean:+.3f}",
+            f"{r.low:+.3f} to {r.high:+.3f}" if np.isfinite(r.low) else "–",
+            r.n,
+        ]
         for r in summary.itertuples()
         if np.isfinite(r.mean)
     ]
     return report.Section(
         "Transfer, damage, homogenisation",
         f"At generation {final}, paired within a seed. Transfer: loss on the other entities' tasks at alpha = 0 minus at alpha, positive where reading "
-        "the others helps. Damage: loss on the own task at alpha minus at alpha = 0, positive where it hurts. Spread: change against alpha = 0 of the "
-        "models' disagreement in loss on one task. Homogenisation: output similarity minus that of generation 0. Bars are 95 % t-intervals over seeds.",
+        "the others helps. Damage: loss on the own task at alpha minus at alpha = 0, positive where it hurts. Homogenisation of losses: how much less the "
+        "models differ in their loss on one task than at alpha = 0; of outputs: output similarity minus that of generation 0. "
+        "Bars are 95 % t-intervals over seeds.",
         [report.Drawing("Effects of exchange", "by alpha, one line per beta", entities_figures.effects(summary), wide=True)] if len(rows) else [],
         [report.Table("All effects", "also in effects.csv", ["effect", "mean", "95 % interval", "seeds"], rows)],
     )

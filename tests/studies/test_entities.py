@@ -14,7 +14,7 @@ from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, init
 from jaxloop.main import main
 from jaxloop.runtime import tables
-from jaxloop.studies import entities, entities_measure, entities_setup
+from jaxloop.studies import chain_setup, entities, entities_measure, entities_setup
 
 WORDS = "the array of a function returns values shape matches input unless axis is given and result masked where data type float order copy view".split()
 
@@ -111,7 +111,7 @@ def test_one_entity_is_a_chain_of_its_own_text_for_text(folder, tmp_path):
     prepared = entities_setup.prepare(s)
     assert entities.run(s, tmp_path / "run") == 0
     chain, data = prepared.chains[0], prepared.data
-    model, fit, sample = family.load(str(folder / "base")), prepared.driver.fit, prepared.driver.sample
+    model, fit, sample = chain_setup.load_model(s, s.models.pool[0]), prepared.driver.fit, prepared.driver.sample
     written, weights = [], None
     for generation in range(3):
         plan = wf.on_host(wf.plan(chain.workflow, chain_key(0), generation, generations=3))
@@ -138,6 +138,7 @@ def test_one_entity_is_a_chain_of_its_own_text_for_text(folder, tmp_path):
         assert beside[0.5, 0, generation] == [text for _, text in written[generation]]
 
 
+@pytest.mark.slow
 def test_entities_with_bases_of_their_own_and_full_fine_tuning(folder, tmp_path):
     spec = Spec("gpt2", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64, norm="layer", activation="gelu_new", gated=False,
                 positions="learned", qkv_bias=True, o_bias=True, mlp_bias=True)  # fmt: skip
@@ -174,7 +175,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
     prepared = entities_setup.prepare(s)
     chain = next(c for c in prepared.chains if dict(c.factors)["alpha"] == 0.5 and c.seed == 1)
     weights = trees.load_tree(tmp_path / "run", f"checkpoints/generation=0002/adapters/chain={chain.id},entity=1")
-    model = family.load(str(folder / "base"))
+    model = chain_setup.load_model(s, s.models.pool[0])
     for name, (some, prompts) in prepared.tests.items():
         result = family.loss(model, [family.LossTask(weights, some, prompts)], prepared.driver.fit)[0]
         found = metrics[(metrics.chain == chain.id) & (metrics.entity == 1) & (metrics.generation == 2) & (metrics.metric == f"task_loss(task={name})")]
@@ -200,7 +201,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
     ):
         assert words in page
     summary = pd.read_csv(tmp_path / "run/effects.csv")
-    assert set(summary.effect) == {"transfer", "damage", "spread", "homogenisation"} and (summary.n == 2).all()
+    assert set(summary.effect) == {"transfer", "damage", "alike_losses", "alike_outputs"} and (summary.n == 2).all()
     assert len(pd.read_csv(tmp_path / "run/theory.csv")) == 2 and len(list((tmp_path / "run/figures").glob("*.png"))) >= 6
 
 

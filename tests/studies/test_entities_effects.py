@@ -43,7 +43,7 @@ def test_effects_are_paired_and_their_intervals_are_scipys():
     summary = entities_effects.summary(effects).set_index(["effect", "alpha", "beta"])
     assert summary.loc[("transfer", 1.0, 0.5), "mean"] == pytest.approx(0.3, abs=0.01)
     assert summary.loc[("damage", 0.5, 1.0), "mean"] == pytest.approx(0.05, abs=0.02)
-    assert summary.loc[("homogenisation", 0.5, 0.5), "mean"] == pytest.approx(0.1) and ("transfer", 0.0, 0.5) not in summary.index
+    assert summary.loc[("alike_outputs", 0.5, 0.5), "mean"] == pytest.approx(0.1) and ("transfer", 0.0, 0.5) not in summary.index
     end = losses[(losses.generation == 2) & (losses.beta == 0.5) & (losses.task != "public") & ~losses.own].groupby(["alpha", "seed"])["value"].mean()
     by_seed = (end[0.0] - end[1.0]).to_numpy()
     low, high = scipy.stats.t.interval(0.95, 3, by_seed.mean(), scipy.stats.sem(by_seed))
@@ -51,6 +51,8 @@ def test_effects_are_paired_and_their_intervals_are_scipys():
     np.testing.assert_allclose([row["mean"], row["low"], row["high"]], [by_seed.mean(), low, high], rtol=1e-10)
     spread = losses[(losses.generation == 0) & (losses.chain == "0.0-0.5-0") & (losses.task != "public")].groupby("task")["value"].std(ddof=0).mean()
     np.testing.assert_allclose(chains[(chains.chain == "0.0-0.5-0") & (chains.generation == 0)]["spread"], spread)
+    # At alpha = 1 one of three models is 0.4 worse on every task, at alpha = 0 none is: the standard deviation of (0.4, 0, 0).
+    assert summary.loc[("alike_losses", 1.0, 0.5), "mean"] == pytest.approx(-0.4 * np.sqrt(2) / 3, abs=0.015)
     changed = entities_effects.changes(chains, "cross", 2).set_index(["alpha", "beta"])
     assert changed.loc[(1.0, 1.0), "mean"] == pytest.approx(-0.3, abs=0.01) and (changed["n"] == 4).all()
 
