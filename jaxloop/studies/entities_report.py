@@ -43,7 +43,7 @@ def write(
             _matrix(settings, metrics, losses, final),
             *_similarity(settings, prepared, root, similarity, final),
             _theory(settings, prepared, root, chains, final),
-            _paper(chains, final),
+            _paper(settings, chains, final),
         ]
     drawings = [(f"{i}-{j}", d) for i, s in enumerate(sections) for j, d in enumerate(s.drawings)]
     (root / "figures").mkdir(exist_ok=True)
@@ -190,7 +190,9 @@ def _theory(settings, prepared, root: Path, chains: pd.DataFrame, final: int) ->
         means = {(r.alpha, r.beta): r.mean for r in entities_effects.settings_by_generation(chains, column).itertuples() if r.generation == final}
         ours[column] = [means.get(key, np.nan) for key in linear]
         theirs[column] = [of(c) for c in linear.values()]
-        tau, p, n = entities_theory.agreement(ours[column], theirs[column])
+        tau, p, n = entities_theory.agreement(
+            *(list(entities_theory.distinct(settings, dict(zip(linear, v, strict=True))).values()) for v in (ours[column], theirs[column]))
+        )
         rows.append([name, f"{tau:+.2f}" if np.isfinite(tau) else "–", f"{p:.3f}" if np.isfinite(p) else "–", n])
     columns = {"alpha": [k[0] for k in linear], "beta": [k[1] for k in linear], "spectral_radius": [c.radius for c in linear.values()]}
     columns |= {f"linear_{k}": v for k, v in theirs.items()} | {f"language_model_{k}": v for k, v in ours.items()}
@@ -226,20 +228,26 @@ def _theory(settings, prepared, root: Path, chains: pd.DataFrame, final: int) ->
         f"{t.designs} random designs. Values have no common unit, so ranks of settings are compared." + said,
         drawings,
         [
-            report.Table("Agreement of ranks", f"over settings, at generation {final}", ["quantity", "Kendall's tau", "p", "settings"], rows),
+            report.Table(
+                "Agreement of ranks",
+                f"over settings, at generation {final}; alpha = 1 is one setting, beta has no part in it",
+                ["quantity", "Kendall's tau", "p", "settings"],
+                rows,
+            ),
             report.Table("Spectral radius", "of the linear model's transition, mean over designs", ["setting", "rho(Q)", ""], radius),
         ],
     )
 
 
-def _paper(chains: pd.DataFrame, final: int) -> report.Section:
+def _paper(settings, chains: pd.DataFrame, final: int) -> report.Section:
     ours = {column: entities_effects.changes(chains, column, final) for column in ("own", "cross")}
     rows = []
     for name in entities_effects.PAPER:
         for column, own in (("own", True), ("cross", False)):
             paper = entities_effects.paper_changes(name, own)
             means = {(r.alpha, r.beta): r.mean for r in ours[column].itertuples()}
-            tau, p, n = entities_theory.agreement([means.get(key, np.nan) for key in paper], list(paper.values()))
+            mine = {key: means.get(key, np.nan) for key in paper}
+            tau, p, n = entities_theory.agreement(*(list(entities_theory.distinct(settings, values).values()) for values in (mine, paper)))
             where = "own tasks" if own else "others' tasks"
             rows.append([f"{name}, {where}", f"{tau:+.2f}" if np.isfinite(tau) else "–", f"{p:.3f}" if np.isfinite(p) else "–", n])
     table = [
@@ -251,7 +259,9 @@ def _paper(chains: pd.DataFrame, final: int) -> report.Section:
         "tasks and number of generations are others unless this run is one of its settings.",
         [report.Drawing("Change of loss since generation 0", "left: own tasks, right: the others' tasks", entities_figures.paper(ours), wide=True)],
         [
-            report.Table("Agreement of ranks with the paper", "over the settings that both have", ["table", "Kendall's tau", "p", "settings"], rows),
+            report.Table(
+                "Agreement of ranks with the paper", "over the settings that both have, alpha = 1 as one", ["table", "Kendall's tau", "p", "settings"], rows
+            ),
             report.Table(
                 "The paper's output similarity", "Llama 3.2 1B, K = 2, beta = 1/2, t = 0 to 15", ["corpus", "alpha = 0", "alpha = 1/2", "alpha = 1"], table
             ),

@@ -95,6 +95,17 @@ def surface(settings: "Settings", prepared: entities_setup.Prepared) -> Surface 
     return Surface(*fine, scores[0], radius, *best)
 
 
+def distinct(settings: "Settings", values: Mapping[tuple, float]) -> dict[tuple, float]:
+    """`values` by (alpha, beta) with the settings of alpha = 1 as one, their mean: where generation 0 does not depend on beta, nothing in them does,
+    and a rank correlation must not count one setting as several."""
+    if settings.exchange.initial_beta is None:
+        return dict(values)
+    groups: dict[tuple, list[float]] = {}
+    for (alpha, beta), value in values.items():
+        groups.setdefault((alpha, None if alpha == 1 else beta), []).append(value)
+    return {key: float(np.mean(some)) for key, some in groups.items()}
+
+
 def agreement(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float, int]:
     """Kendall's tau-b of two lists, its p-value and how many pairs both have; NaN below three. Values that differ by rounding are ties."""
     from scipy.stats import kendalltau

@@ -142,6 +142,12 @@ def test_agreement_of_ranks():
     assert np.isnan(entities_theory.agreement([1, 1, 1], [1, 2, 3])[0]) and np.isnan(entities_theory.agreement([1, 2], [1, 2])[0])
 
 
+def test_alpha_one_is_one_setting_where_generation_zero_is_shared():
+    values = {(0.5, 0.0): 1.0, (1.0, 0.0): 2.0, (1.0, 0.5): 4.0}
+    assert entities_theory.distinct(study(initial_beta=1.0)[0], values) == {(0.5, 0.0): 1.0, (1.0, None): 3.0}
+    assert entities_theory.distinct(study()[0], values) == values
+
+
 def test_figures_of_settings_that_are_lists():
     listed = lambda table: table.assign(alpha=table["alpha"].map({0.0: "[0, 0]", 0.5: "[0, 0.5]", 1.0: "[0, 1]"}))
     losses, similarity = listed(made_up(seeds=2)), listed(alike(made_up(seeds=2)))
