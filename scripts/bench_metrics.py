@@ -4,6 +4,7 @@
 
 Prints a table (median of the repeats after one warm-up) and, as its last line, one JSON object. sacrebleu's loop over 2,000 texts takes
 minutes: --peer times `--peer-rows` of its rows, evenly spaced, against all the others, and scales up; --peer-full runs all of them.
+--only=quickstart runs two generations of the quickstart and says which share of the second the metrics of texts are.
 On a machine that other work shares, --clock=cpu compares the processor time of both sides, which waiting for a core does not lengthen.
 """
 
@@ -12,6 +13,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 
@@ -19,35 +21,39 @@ import jax
 import numpy as np
 
 from jaxloop.data.sources import load_texts
-from jaxloop.metrics import REGISTRY, bleu, distances, evaluate, lexical, semantic, sentiment, tokens, words
+from jaxloop.metrics import REGISTRY, bleu, distances, evaluate, lexical, semantic, sentiment, tokens, validate, words
 
+PARTS = ("self_bleu", "texts", "embeddings", "encoder", "quickstart")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def timed(call, now, repeats, enough=float("inf")):
-    """Seconds of each of `repeats` runs after a warm-up, and the last result; a warm-up that takes `enough` seconds is the only run."""
-    seconds = []
-    for _ in range(repeats + 1):
-        start = now()
-        result = call()
-        seconds.append(now() - start)
-        if seconds[0] >= enough:
-            return seconds, result
-    return seconds[1:], result
+def timed(calls, now, repeats, enough):
+    """Seconds of each of repeats[i] runs of calls[i] after a warm-up, in turn, and the last results; a call whose warm-up takes enough[i]
+    seconds is not run again."""
+    seconds, results = [[] for _ in calls], [None for _ in calls]
+    for number in range(max(repeats) + 1):
+        for i, call in enumerate(calls):
+            if number > repeats[i] or (seconds[i] and seconds[i][0] >= enough[i]):
+                continue
+            start = now()
+            results[i] = call()
+            seconds[i].append(now() - start)
+    return [s[1:] or s for s in seconds], results
 
 
-def row(args, name, call, repeats, peer=None, peer_name="", tolerance=None, scale=1.0, same=lambda ours: ours):
-    """Times `call` and, if given, `peer` (whose seconds are multiplied by `scale`), compares their results, and prints a line."""
-    seconds, ours = timed(call, args.now, repeats)
+def row(args, name, call, repeats, peer=None, peer_name="", tolerance=None, scale=1.0, same=lambda ours: ours, enough=2.0):
+    """Times `call` and, if given and asked for, `peer` (whose seconds are multiplied by `scale`), in turn, compares their results, prints a line."""
+    peer = peer if args.peer else None
+    both = [call, peer] if peer else [call]
+    (seconds, *times), (ours, *theirs) = timed(both, args.now, (repeats, 3), (float("inf"), enough))
     entry = {"name": name, "seconds": statistics.median(seconds), "least": min(seconds), "most": max(seconds), "repeats": repeats}
     line = f"{name:<58}{entry['seconds']:>10.4f} s"
     if peer:
-        times, theirs = timed(peer, args.now, 3, enough=2.0)
-        entry |= {"peer": peer_name, "peer_seconds": statistics.median(times) * scale, "peer_repeats": len(times), "peer_scaled_by": scale}
+        entry |= {"peer": peer_name, "peer_seconds": statistics.median(times[0]) * scale, "peer_repeats": len(times[0]), "peer_scaled_by": scale}
         entry["ratio"] = entry["peer_seconds"] / entry["seconds"]
         line += f"{entry['peer_seconds']:>12.3f} s {entry['ratio']:>10.1f}x  {peer_name}"
         if tolerance is not None:
-            entry["difference"] = float(np.abs(np.asarray(same(ours), float) - np.asarray(theirs, float)).max())
+            entry["difference"] = float(np.abs(np.asarray(same(ours), float) - np.asarray(theirs[0], float)).max())
             if entry["difference"] > tolerance:
                 sys.exit(f"{name}: differs from {peer_name} by {entry['difference']:.3g}, more than {tolerance:g}")
             line += f", equal to {entry['difference']:.0e}"
@@ -137,6 +143,59 @@ def embedding_rows(args):
     distance_rows(x, args)
 
 
+def encoder_rows(texts, args):
+    """Texts per second of the default encoder; both sides start with every program compiled."""
+    from jaxloop.metrics.embed import default_model, embed
+
+    few = texts[:: max(1, len(texts) // args.embedded)][: args.embedded]
+    model = None
+    if args.peer:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(default_model()), device="cpu")
+
+    def encode():
+        return model.encode(few, show_progress_bar=False, normalize_embeddings=True)
+
+    row(args, f"embed, MiniLM, {len(few):,} texts", lambda: embed(few), args.slow_repeats, encode, "sentence-transformers", 1e-4, enough=float("inf"))
+
+
+def quickstart_rows(args):
+    """Share of the processor time of a generation of the quickstart, on one of its bases, that the metrics of its texts take."""
+    from jaxloop import config
+    from jaxloop.recursion import driver
+    from jaxloop.runtime.workdir import open_workdir
+    from jaxloop.studies import chain, chain_measure, chain_setup
+
+    raw = config.read_file("configs/quickstart.py")
+    changes = [("chain.generations", "2"), ("models.pool", raw["models"]["pool"][0])]
+    settings = config.build(chain.Settings, config.override(raw, changes, chain.Settings))
+    prepared = chain_setup.prepare(settings)
+    written, ends = {}, {}
+    with tempfile.TemporaryDirectory() as folder, open_workdir(f"{folder}/run", {}, console=False) as place:
+        metrics = chain_measure.measuring(settings, prepared, place.path)
+
+        def measure(model, generation, outcomes):
+            found = metrics(model, generation, outcomes)
+            written[generation] = [o.texts[: settings.chain.eval_texts] for o in outcomes]
+            ends[generation] = time.process_time()
+            return found
+
+        driver.run(chain_setup.family(settings), prepared.chains, prepared.data, prepared.driver, place.path, measure=measure, progress=False)
+    generation = ends[1] - ends[0]  # the first generation compiles
+    asked = [name for name, (metric, _) in zip(settings.metrics, validate(settings.metrics), strict=True) if metric.needs == ("texts",)]
+    for what, names in ((f"the quickstart's {len(asked)}", asked), (f"all {len(of_texts())}", of_texts())):
+        seconds = row(args, f"{what} metrics of texts, {len(written[1])} chains", lambda names=names: evaluate(names, texts=written[1]), args.repeats)
+        args.rows[-1]["share_of_a_generation"] = seconds / generation
+        print(f"    that is {seconds / generation:.2%} of a generation of the quickstart, which takes {generation:.1f} s of processor time")
+
+
+def of_texts():
+    """Names of the metrics that read texts alone and ask no model."""
+    own = {module.__name__ for module in (bleu, lexical, sentiment)}
+    return [name for name, metric in REGISTRY.items() if metric.needs == ("texts",) and metric.function.__module__ in own]
+
+
 def _mean_log_distance(entropy, n, d, k):
     from scipy.special import digamma, gammaln
 
@@ -198,8 +257,7 @@ def text_rows(texts, args):
         same=lambda t: t.lengths,
     )
     chains = [texts[i * args.eval_texts : (i + 1) * args.eval_texts] for i in range(args.chains)]
-    own = {module.__name__ for module in (bleu, lexical, sentiment)}  # those that ask no model
-    names = [name for name, metric in REGISTRY.items() if metric.needs == ("texts",) and metric.function.__module__ in own]
+    names = of_texts()
     what = f"{args.chains} chains x {args.eval_texts} texts"
     for name in names:
         row(args, f"  {name}, {what}", lambda name=name: evaluate([name], texts=chains), args.repeats)
@@ -220,12 +278,13 @@ def main():
     parser.add_argument("--eval-texts", type=int, default=250, help="texts measured of each chain (quickstart: 250)")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--slow-repeats", type=int, default=3)
-    parser.add_argument("--only", choices=("self_bleu", "embeddings", "texts"), nargs="+", default=("self_bleu", "embeddings", "texts"))
+    parser.add_argument("--embedded", type=int, default=1000, help="texts that are embedded")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS[:4])
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     args = parser.parse_args()
     args.now, args.rows = CLOCKS[args.clock], []
     texts = []
-    if {"self_bleu", "texts"} & set(args.only):
+    if {"self_bleu", "texts", "encoder"} & set(args.only):
         for source in args.data:
             texts += load_texts(source)["text"].tolist()
         if len(texts) < max(args.few, args.chains * args.eval_texts):
@@ -238,6 +297,11 @@ def main():
         text_rows(texts, args)
     if "embeddings" in args.only:
         embedding_rows(args)
+    if "encoder" in args.only:
+        encoder_rows(texts, args)
+    if "quickstart" in args.only:
+        args.now = CLOCKS["cpu"]
+        quickstart_rows(args)
     packages = ("jax", "numpy", "scipy", "scikit-learn", "pandas", "nltk", *(("sacrebleu",) if args.peer else ()))
     facts = {
         "clock": args.clock,

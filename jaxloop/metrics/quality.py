@@ -128,3 +128,40 @@ def _detector(path: str | None) -> Classifier:
     if unknown := [label for label in found.labels if label not in VALUES]:
         raise ValueError(f"detector: the class {unknown[0]!r} of {path} has no quality value; known are {', '.join(VALUES)}.")
     return found
+
+
+def default_detector() -> Path:
+    """The directory of the detector that comes with the toolkit: trained by `fit_detector` on the prose of `data.docs` (see its README.md)."""
+    return Path(__file__).parent.parent / "assets" / "detector"
+
+
+# ---- the index --------------------------------------------------------------------------------------------------------
+
+
+def text_qualities(texts, detector=None, reading="class", split="sentence"):
+    """The quality of each text, in [0, 3]: the mean over its sentences (see `text_quality_index`): [chains] arrays [n]. No sentence: 0."""
+    if reading not in ("class", "confidence"):
+        raise ValueError(f"reading is {reading!r}; allowed are 'class' and 'confidence'.")
+    sentences("", split)  # refuses what is no split, whatever the texts
+    corpus = Corpus.of(texts)
+    pieces = [sentences(text, split) for text in corpus.texts]
+    flat = list(dict.fromkeys(piece for text in pieces for piece in text))
+    classifier = _detector(detector)
+    values = np.array([VALUES[label] for label in classifier.labels])
+    shares = probabilities(classifier, flat).astype(np.float64)
+    best = shares.argmax(1)
+    score = values[best] * (shares.max(1, initial=0) if reading == "confidence" else 1)
+    known = dict(zip(flat, score.tolist(), strict=True))
+    means = np.array([np.mean([known[p] for p in text]) if text else 0.0 for text in pieces], np.float64)
+    return [means] if corpus.single else corpus.by_text(means)
+
+
+def text_quality_index(texts, detector=None, reading="class", split="sentence"):
+    """Mean quality of the texts' sentences, from 0 (noise) to 3 (clean) (arXiv 2410.15234, section 4.3): [c] float64.
+
+    A sentence that the detector finds clean counts 3, mildly wrong 2, word salad 1, noise 0. reading "confidence" multiplies this by the
+    probability of the class, as the paper's code does, so that a clean sentence of probability 0.9 counts 2.7; split "period" cuts texts
+    at full stops only, as that code does. Texts count equally, by the mean over their sentences; a text without any counts 0. detector is
+    a directory or hub id of a classifier with these classes; None takes the one that comes with the toolkit. No text: nan.
+    """
+    return np.array([v.mean() if len(v) else np.nan for v in text_qualities(texts, detector, reading, split)], np.float64)

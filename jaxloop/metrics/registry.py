@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxloop.metrics import bleu, classifiers, distances, judges, lexical, losses, semantic, sentiment
+from jaxloop.metrics import bleu, classifiers, distances, judges, lexical, losses, quality, semantic, sentiment
 from jaxloop.metrics.corpus import Corpus
 
 INPUTS = {
@@ -129,6 +129,7 @@ _METRICS = (
     Metric("class_share", classifiers.class_share, _T, "", (0, 1), classifiers.class_memberships),
     Metric("class_probability", classifiers.class_probability, _T, "", (0, 1), classifiers.class_probabilities),
     Metric("toxicity", classifiers.toxicity, _T, "", (0, 1), classifiers.toxicities),
+    Metric("text_quality_index", quality.text_quality_index, _T, "", (0, 3), quality.text_qualities),
     Metric("judge_quality", judges.judge_quality, _T, "", (0, 100), judges.judge_qualities),
     Metric("judge_political_lean", judges.judge_political_lean, _T, "", (0, 100), judges.judge_political_leans),
     Metric("judge_not_political", judges.judge_not_political, _T, "", (0, 1)),

@@ -155,7 +155,8 @@ def test_one_token_replies_as_in_the_papers_code():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [(dict(url="localhost:80"), "begins with http"), (dict(url="http://me:pw@host/v1"), "environment variable"), (dict(model=""), "model is empty"),
-     (dict(concurrency=0), "concurrency is 0"), (dict(timeout=0), "timeout is 0"), (dict(retries=-1), "retries is -1"), (dict(temperature=float("nan")), "temperature is nan")],
+     (dict(concurrency=0), "concurrency is 0"), (dict(timeout=0), "timeout is 0"), (dict(retries=-1), "retries is -1"),
+     (dict(temperature=float("nan")), "temperature is nan")],
 )  # fmt: skip
 def test_settings_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):

@@ -134,6 +134,41 @@ def test_every_chain_may_have_its_own_reference():
         metrics.evaluate(["mmd2"], embeddings=[embed(chain) for chain in TEXTS], reference_embeddings=[embed(first), embed(second)])
 
 
+def test_every_chain_may_have_its_own_projection():
+    points = [embed(chain) for chain in TEXTS[::2]]
+    doubled = lambda x: 2 * project(x)  # noqa: E731
+    found = metrics.evaluate(["gaussian_aic"], embeddings=points, projection=[project, doubled])["gaussian_aic"]
+    for chain, to in enumerate((project, doubled)):
+        assert found[chain] == metrics.evaluate(["gaussian_aic"], embeddings=[points[chain]], projection=to)["gaussian_aic"][0]
+    with pytest.raises(ValueError, match="different numbers of chains: projection 1, embeddings 2"):
+        metrics.evaluate(["gaussian_aic"], embeddings=points, projection=[project])
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("distinct_n(n=0)", "n is 0"),
+        ("kl_entropy(k=0)", "k is 0"),
+        ("tail_mass(probability=1)", "probability is 1"),
+        ("mmd2(kernel='x')", "kernel is 'x'"),
+        ("text_quality_index(split='word')", "split is 'word'"),
+        ("judge_quality", "the quality judge has no model"),
+        ("judge_quality(model='m', url='ftp://x')", "endpoint.url is 'ftp://x'"),
+        ("toxicity(model='/nowhere')", "directory /nowhere does not exist"),
+        ("self_blue", "nearest name is 'self_bleu'"),
+    ],
+)
+def test_what_would_be_refused_later_is_refused_before(name, says):
+    with pytest.raises(ValueError) as error:
+        registry.check(["text_length", name])
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_checking_asks_no_endpoint_and_every_metric_alone_passes(monkeypatch, tmp_path):
+    monkeypatch.setattr("jaxloop.metrics.endpoint._request", lambda *_: pytest.fail("asked"))
+    registry.check([f"judge_quality(model='m', url='http://127.0.0.1:9/v1', cache='{tmp_path / 'c'}')", *ALONE])
+
+
 def test_embeddings_may_be_given_for_chains_of_unequal_size():
     ragged = [embed(TEXTS[0]), embed(TEXTS[1][:2])]
     found = metrics.evaluate(["cosine_diversity", "knn_cosine_diversity(k=2)"], embeddings=ragged)
