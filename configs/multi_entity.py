@@ -95,6 +95,7 @@ def tiny():
     c.fit.length_classes = 1
     c.fit.dtype = "float32"
 
+    c.sample.temperature = 0.5  # at 1 what a tiny model writes is mostly chance, and no two completions are alike
     c.sample.max_new_tokens = 24
     c.sample.max_prompt = 32
     c.sample.slots = 48
