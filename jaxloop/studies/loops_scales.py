@@ -73,5 +73,5 @@ def _tiny(c: ConfigDict) -> None:
 
 def tiny_clusters(c: ConfigDict) -> None:
     """Clusters and their properties in the sizes of the tiny scale."""
-    c.clusters = ConfigDict(dict(count=8, min_size=350, fit_rows=1000, projections="shared"))
+    c.clusters = ConfigDict(dict(count=12, min_size=350, fit_rows=1000, projections="shared"))
     c.properties = ConfigDict(dict(texts=300, lexical_texts=200, map_rows=1000))

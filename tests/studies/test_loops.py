@@ -102,9 +102,6 @@ def test_a_cluster_study_leaves_what_the_regressions_read_and_goes_on(place, tmp
     members = pd.read_parquet(root / "members.parquet")
     assert members.groupby("cluster").size().tolist() == properties.set_index("cluster")["size"].tolist()
     assert not members.duplicated().any()
-    # A chain trains on texts of its own cluster alone.
-    lines = (place / "posts.jsonl").read_text().splitlines()
-    assert members.row.max() < len(lines)
     page = (root / "report.html").read_text()
     assert "Overlap of clusters" in page and "Cleaning" in page
     first = pd.read_csv(root / "metrics.csv")
@@ -133,11 +130,10 @@ def test_a_chain_that_stops_is_named_counted_and_skipped(place, tmp_path, capsys
 def test_lean_of_every_text_is_kept_with_that_of_the_human_texts(place, tmp_path, capsys):
     # A judge that scores by length: enough to follow numbers through the files.
     changes = dict(experiment="political", lean={"judge": "text_length", "mixes": [100, 0]}, chain={"ratios": [0.75], "size": 8, "eval_texts": 4})
-    monkey_text = dict(changes, chain={**changes["chain"], "generations": 2})
     lengths = [len(row["text"]) for row in ls.posts()]
     if min(sum(n < 50 for n in lengths), sum(n > 50 for n in lengths)) < 10:
         pytest.fail("the posts of this test have no two sides")
-    root = go(capsys, place, tmp_path, **monkey_text)
+    root = go(capsys, place, tmp_path, **changes)
     table = pd.read_parquet(root / "text_scores.parquet")
     chains = pd.read_csv(root / "chains.csv")
     assert set(chains["mix"]) == {"100l0r", "0l100r"} and set(table.generation) == {-1, 0, 1}
@@ -179,6 +175,7 @@ def reduced(folder, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_rehearsal_of_the_paper_scale_cluster_study(place, tmp_path):
     """The config of the paper's scale with its four architectures at reduced width: it plans, clusters, trains, is killed, and goes on."""
     config = pathlib.Path(__file__).parents[2] / "configs" / "cluster_study.py"
