@@ -31,6 +31,7 @@ STUDIES: dict[str, Study] = {
     "bias": Study("jaxloop.studies.bias", "language models that continue labelled articles, trained on their predecessors' continuations"),
     "loops": Study("jaxloop.studies.loops", "the recursive-loops experiments: ratios, datasets, clusters, domains, quality, politics, interventions"),
     "multi_entity": Study("jaxloop.studies.entities", "several language models that train on each other's text, with the linear model beside them"),
+    "diversity": Study("jaxloop.studies.diversity", "fine-tuning on generated data of seven levels of diversity, alone and mixed with real data"),
     "theory": Study("jaxloop.studies.theory", "models with a formula: what the formulas say beside what simulations give"),
     "pretrain": Study("jaxloop.studies.pretrain", "tokenizer and tiny base models from scratch"),
     "bench": Study("jaxloop.studies.bench", "microbenchmarks of training and decoding"),
