@@ -26,7 +26,9 @@ def _band(axes, table: pd.DataFrame, x: str, y: str, colour: str, name: str, mar
 
 
 def _colours(names: Sequence) -> dict:
-    return {name: light for name, (light, _) in zip(names, figures.palette(len(names)), strict=True)}
+    # The ramp has six colours and the study seven levels.
+    found = [light for light, _ in figures.palette(len(names))] if len(names) != 7 else [*(light for light, _ in figures.palette(6)), figures.INK]
+    return dict(zip(names, found, strict=True))
 
 
 def _legend(axes, many: bool) -> None:

@@ -40,6 +40,7 @@ class QA(Section):
 
     source: Text = Field("deepmind/narrativeqa", description="file or Hugging Face id: NarrativeQA, ARC, or columns")
     passage: Literal["none", "summary", "full", "column"] = Field("summary", description="document text in front of a question (not stated in the paper)")
+    passage_tokens: Count = Field(768, description="tokens of the document that prompts show at most, as the first model counts them (not stated)")
     question_column: Text = Field("question", description="column of the question, where the source is no NarrativeQA")
     answer_column: Text = Field("answer", description="column of the answer; of several answers the first counts")
     context_column: Text | None = Field(

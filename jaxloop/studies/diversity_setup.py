@@ -127,16 +127,32 @@ def prepare(settings: "Settings") -> Prepared:
             adapters.target_names(spec, Lora(**settings.fit.lora.model_dump()))
         if settings.fit.max_length > spec.context:
             raise ValueError(f"config.fit.max_length = {settings.fit.max_length}: exceeds the context of {name}, which is {spec.context} tokens")
-    if settings.generator.model is not None and "model" in (settings.generator.qa, settings.generator.story):
-        describe(settings, settings.generator.model)
+    _check_writers(settings)
     count = next(iter(models.values()))[1].count
     tables = {task: read(settings, task, count) for task in settings.tasks}
     cells = all_cells(settings)
     for task in settings.tasks:
         _check_enough(settings, task, tables[task], cells)
+        _check_length(settings, task, tables[task], models)
     fit, sample = family_settings(settings)
     common = driver.Settings(1, fit, sample, evaluate=0, keep=None, study="diversity", members_per_call=settings.together, free=("fit.chains_at_once",))
     return Prepared(tables, cells, models, common)
+
+
+def _check_writers(settings: "Settings") -> None:
+    """Raises ValueError for a writer that cannot be: a model that is not there, no address, a file of too few topics."""
+    from pathlib import Path
+
+    from jaxloop.studies import diversity_generate
+
+    g, kinds = settings.generator, {getattr(settings.generator, task) for task in settings.tasks}
+    if "model" in kinds:
+        describe(settings, g.model or "")
+    if "endpoint" in kinds:
+        diversity_generate.endpoint_writer(settings, Path())
+    sizes = needed(all_cells(settings), "story") if "story" in settings.tasks else {}
+    if sizes and g.story != "control" and g.topics not in (None, "data"):
+        diversity_generate.topics_file(settings, max(g.topic_sizes[level] for level in sizes))
 
 
 def family_settings(settings: "Settings") -> tuple:
@@ -203,7 +219,10 @@ def _read_qa(settings: "Settings", count) -> Tables:
 
     def table(source, split, most=s.max_tokens, **more):
         frame = read_qa(source, split=split, **(options | more))
-        named = frame.rename(columns={"question": "head", "answer": "text"}).assign(topic="", origin="real")
+        shown = {text: _first_tokens(text, s.passage_tokens, count) for text in dict.fromkeys(frame["passage"]) if text}
+        named = frame.rename(columns={"question": "head", "answer": "text"}).assign(
+            topic="", origin="real", passage=[shown.get(p, "") for p in frame["passage"]]
+        )
         return _short_enough(named, most, count, "qa"), frame.attrs["report"]
 
     def blocks(frame):
@@ -241,6 +260,16 @@ def _short_enough(frame, most, count, task):
     if not any(kept):
         raise ValueError(f"config.{task}.max_tokens = {most}: leaves none of {len(frame):,} records")
     return frame[kept].reset_index(drop=True)
+
+
+def _first_tokens(text: str, most: int, count) -> str:
+    """The first words of a text that have at most so many tokens."""
+    words = text.split()
+    # A word has one token at least, so more words than tokens never fit.
+    kept = min(len(words), most)
+    while kept > 1 and (tokens := count([" ".join(words[:kept])])[0]) > most:
+        kept = max(1, min(kept - 1, kept * most // tokens))
+    return " ".join(words[:kept])
 
 
 def _held_out(frame, count, task):
@@ -285,6 +314,16 @@ def _check_enough(settings: "Settings", task: str, tables: Tables, cells: Sequen
                 f"config.control.{task} = {size}: needs as many records in reserve, there are {len(tables.reserve):,}, and "
                 f"{round(away * size)} from elsewhere ({task}.outside), there are {len(tables.outside):,}"
             )
+
+
+def _check_length(settings: "Settings", task: str, tables: Tables, models: Mapping[str, tuple]) -> None:
+    """Raises ValueError where a test record's prompt fills the whole length, so that its answer would not be scored."""
+    asked, limit = prompts(settings, task, tables.test), settings.fit.max_length
+    for name, (_, tokenizer) in models.items():
+        longest = max(map(len, tokenizer.encode(asked)))
+        if longest >= limit:
+            lower = "qa.passage_tokens or qa.max_tokens" if task == "qa" else "story.max_tokens"
+            raise ValueError(f"config.fit.max_length = {limit}: a {task} prompt of {longest} tokens of {name} leaves no room for its answer; lower {lower}")
 
 
 # ---- sets and chains --------------------------------------------------------------------------------------------------
