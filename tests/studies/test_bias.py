@@ -400,7 +400,7 @@ def test_the_published_config_plans_starts_is_killed_and_resumes(published, tmp_
         "--config.fit.epochs=1",
         "--config.chain.overfit_epochs=2",
     ]
-    less += ["--config.neurons.permutations=9", "--config.chain.beams=3"]
+    less += ["--config.neurons.permutations=9", "--config.chain.beams=2"]
     process = subprocess.Popen(command(published, tmp_path / "killed", *less), cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "killed" / "run.log"
     while not (log.exists() and "generation 1 of 3: sample" in log.read_text()):
