@@ -57,7 +57,7 @@ def get_config():
     c.variable = ConfigDict(dict(levels=(0,), ratios=(0.5,), mixing="variable", qa=(6,), story=(6,)))
     c.control = ConfigDict(dict(qa=8, story=8, duplicates=(0.0, 1.0), shifts=(0.0, 1.0)))
     c.seeds = (0, 1)
-    c.fit = ConfigDict(dict(steps=2, batch_size=4, max_length=128, length_classes=1))
+    c.fit = ConfigDict(dict(steps=2, batch_size=4, max_length=160, length_classes=1))
     c.distances = ConfigDict(dict(points=8))
     c.together = 5
     c.run = ConfigDict(dict(keep_compiled=False))

@@ -17,6 +17,9 @@ from jaxloop.lm import family  # noqa: E402
 from jaxloop.runtime.trees import load_tree  # noqa: E402
 from jaxloop.studies import diversity, diversity_setup  # noqa: E402
 
+# The one whole run of this file comes before its first test.
+pytestmark = pytest.mark.timeout(900)
+
 
 def call(capsys, *words):
     try:
