@@ -48,7 +48,7 @@ def test_population_is_the_projection_of_the_weighted_density(weighting, exponen
     for t in range(3):
         weigh = (3.0, 2.0) if weighting == "pretrained" or t == 0 else path[t - 1]
         density = lambda x, t=t, weigh=weigh: scipy.stats.beta.pdf(x, *source[t]) * scipy.stats.beta.pdf(x, *weigh) ** exponent
-        integral = lambda g: scipy.integrate.quad(lambda x: density(x) * g(x), 0, 1, epsabs=1e-13, epsrel=1e-13, limit=200)[0]
+        integral = lambda g, density=density: scipy.integrate.quad(lambda x: density(x) * g(x), 0, 1, epsabs=1e-13, epsrel=1e-13, limit=200)[0]
         total = integral(lambda x: 1.0)
         stats = np.array([integral(np.log), integral(lambda x: np.log1p(-x))]) / total
         with jax.enable_x64(True):
