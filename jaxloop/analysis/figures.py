@@ -97,9 +97,7 @@ def printable(text: object) -> str:
     return str(text).replace("\r\n", "\n").translate(pictures | spelled).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def curve(
-    summary: pd.DataFrame, metric: str, *, reference: float | None = None, size: tuple[float, float] = (4.2, 2.7), titled: bool = True
-) -> Figure:
+def curve(summary: pd.DataFrame, metric: str, *, reference: float | None = None, size: tuple[float, float] = (4.2, 2.7), titled: bool = True) -> Figure:
     """One panel: the metric by generation, one line per value of `line`, a band of one standard error where there are replicates.
 
     summary: what `scores.by_generation` returns; reference: value of the metric on human text, drawn as a dotted line.
