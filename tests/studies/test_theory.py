@@ -162,7 +162,7 @@ def test_every_kind_is_in_the_catalogue(capsys):
         ("linear", "linear.entities=1", "config.linear.entities = 1 is not allowed"),
         ("wmle", "wmle.n=1", "config.wmle.n = 1: a Beta fit needs at least 2 observations"),
         ("wmle", "wmle.real=0,2", "config.wmle.real[0] = 0 is not allowed: a number above 0"),
-        ("wmle", "wmle.pretrained=0.5,0.5", "weights of generation 0 have no second moment"),
+        ("wmle", "wmle.pretrained=0.5,0.5", "the weighted density of generation 3 is not integrable"),
         ("histogram", "histogram.ratios=0.5,1", "config.histogram.ratios = [0.5, 1.0]: must be at least three shares from 0 on"),
         ("library", "library.n=4", "config.library.n = 4: must be at least library.dim + 2 = 5"),
         ("library", "what=everything", "config.what = 'everything' is not allowed"),
