@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
+from jaxloop.runtime.compiled import make_room
+
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -17,6 +19,13 @@ jax.config.update("jax_threefry_partitionable", True)
 jax.config.update("jax_enable_compilation_cache", False)
 
 SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    """All tests of a process compile more programs than the system has memory mappings for."""
+    yield
+    make_room(0.2)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from jaxloop.recursion.selection import NEEDS
 from jaxloop.recursion.sources import Dataset, check_data
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import checkpoint, tables
+from jaxloop.runtime.compiled import make_room
 from jaxloop.runtime.devices import barrier, processes
 from jaxloop.runtime.files import require_space, write_atomic
 from jaxloop.runtime.log import LOGGER
@@ -167,6 +168,7 @@ def run(
                     LOGGER.error("every chain has stopped; generations %d to %d are not run", generation, settings.generations - 1)
                     break
                 _generation(this, generation, history, groups(living, generation, settings.members_per_call))
+                make_room()
                 stop.check()
         except Stopped as signal:
             LOGGER.warning("stopped by %s; what was finished is on disk, to go on: %s", signal.name, command or shlex.join(sys.orig_argv))

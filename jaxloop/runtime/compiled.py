@@ -1,5 +1,7 @@
-"""Compiled programs are kept between runs: what took a minute to compile takes a second when the run is resumed or repeated."""
+"""Compiled programs: kept between runs (what took a minute to compile takes a second when the run is resumed or repeated), and dropped
+from the memory of a process before they are so many that it would die of them."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -28,4 +30,29 @@ def keep_compiled_programs(folder: Path) -> bool:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return True
+
+
+def mappings() -> tuple[int, int]:
+    """(memory mappings of this process, how many the kernel allows); (0, 1) where the system does not say."""
+    try:
+        with open("/proc/self/maps", "rb") as lines:
+            return sum(1 for _ in lines), int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return 0, 1
+
+
+def make_room(share: float = 0.5) -> bool:
+    """Drops every compiled program of this process if its memory mappings exceed `share` of what the kernel allows; whether it did.
+
+    XLA maps three pieces of memory for each piece of a CPU program and checks none: a process that has compiled some thousands of programs
+    dies of a segmentation fault in the compiler at Linux's 65,530 mappings. Programs that are used again are compiled again, or read from
+    the cache; results do not change. Not to be called while another thread compiles.
+    """
+    used, allowed = mappings()
+    if used <= share * allowed:
+        return False
+    jax.clear_caches()
+    gc.collect()
+    LOGGER.info("compiled programs dropped from memory: %d memory mappings of the %d that the system allows, %d now", used, allowed, mappings()[0])
     return True

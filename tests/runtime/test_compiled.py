@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from jaxloop.runtime import compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -58,3 +62,26 @@ def test_a_folder_that_cannot_be_used_costs_the_cache_only(tmp_path, kind):
         folder.mkdir(mode=0o500)
     used, _, err = run(folder)
     assert not used and "compiled programs are not kept" in err
+
+
+def test_programs_are_dropped_before_a_process_has_too_many():
+    @jax.jit
+    def step(x):
+        return jnp.sort(jnp.tanh(x @ x.T), 0).sum()
+
+    before = compiled.mappings()[0]
+    for rows in range(3, 83):
+        step(jnp.ones((rows, rows)))
+    crowded, allowed = compiled.mappings()
+    assert crowded > before + 200
+    assert not compiled.make_room((crowded + 50) / allowed) and compiled.mappings()[0] > crowded - 50
+    assert compiled.make_room((crowded - 50) / allowed) and compiled.mappings()[0] < crowded - 150
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError])
+def test_a_system_that_does_not_count_mappings_drops_nothing(monkeypatch, error):
+    def absent(*_):
+        raise error
+
+    monkeypatch.setattr(compiled, "open", absent, raising=False)
+    assert compiled.mappings() == (0, 1) and not compiled.make_room(0.0)
