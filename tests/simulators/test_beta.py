@@ -174,7 +174,8 @@ def test_constrained_loss_leads_to_the_same_place_and_there_sooner():
         (lambda: beta.simulate(n=5, replicates=1, generations=1, exponent=-1), "exponent=-1: must be a finite number"),
         (lambda: beta.simulate(n=5, replicates=1, generations=1, workflow=wf.replace(6)), "generation 0 has 6 items, must have n=5"),
         (lambda: beta.population(generations=2, real=(0.5, 0.5), pretrained=(0.5, 0.5)), "weighted density of generation 0 is not integrable"),
-        (lambda: beta.asymptotic_cov(10, generations=1, real=(0.8, 1), pretrained=(0.5, 1), exponent=0.9), "generation 0 have no second moment|not integrable"),
+        (lambda: beta.asymptotic_cov(10, generations=1, real=(0.8, 1), pretrained=(0.5, 1), exponent=0.9), "generation 1 is not integrable"),
+        (lambda: beta.asymptotic_cov(9, generations=2, pretrained=(0.5, 0.5), weighting="pretrained"), "weights of generation 2 have no second moment"),
     ],
 )
 def test_refusals(call, sentence):

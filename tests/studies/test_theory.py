@@ -7,26 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxloop import cli, config, main
+from jaxloop import cli, config
 from jaxloop.analysis import compare, theory
 from jaxloop.runtime.tables import read_parquet, write_parquet
 from jaxloop.studies import theory as study
 from jaxloop.studies import theory_histogram, theory_library, theory_linear, theory_wmle
+from tests.command import call
 
 CONFIGS = {"linear": "linear_dynamics", "wmle": "wmle", "histogram": "histogram", "library": "theory"}
 SMALL = {
     "linear": "entities=2 dim=3 rank=2 public=2 generations=2 alphas=0.5 mixings=ring betas=0.5 designs=1 grid=11 batch=300",
     "wmle": "n=200 generations=1 weightings=model batch=64",
 }
-
-
-def call(capsys, *words):
-    """(exit code, stdout, stderr) of `jaxloop words…` in this process."""
-    try:
-        code = cli.guarded(main.main, cli.parse(["jaxloop", *words]))
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
 
 
 def words(kind, *more):
@@ -163,6 +155,7 @@ def test_every_kind_is_in_the_catalogue(capsys):
         ("wmle", "wmle.n=1", "config.wmle.n = 1: a Beta fit needs at least 2 observations"),
         ("wmle", "wmle.real=0,2", "config.wmle.real[0] = 0 is not allowed: a number above 0"),
         ("wmle", "wmle.pretrained=0.5,0.5", "the weighted density of generation 3 is not integrable"),
+        ("wmle", "wmle.pretrained=0.5,0.5 wmle.weightings=pretrained wmle.generations=2", "weights of generation 2 have no second moment"),
         ("histogram", "histogram.ratios=0.5,1", "config.histogram.ratios = [0.5, 1.0]: must be at least three shares from 0 on"),
         ("library", "library.n=4", "config.library.n = 4: must be at least library.dim + 2 = 5"),
         ("library", "what=everything", "config.what = 'everything' is not allowed"),
@@ -170,6 +163,6 @@ def test_every_kind_is_in_the_catalogue(capsys):
 )
 def test_refusals_are_one_sentence_and_exit_code_2(capsys, tmp_path, kind, field, said):
     for action in (["--validate"], [f"--workdir={tmp_path}/run"]):
-        code, _, err = call(capsys, f"--config=configs/{CONFIGS[kind]}.py", f"--config.{field}", *action)
+        code, _, err = call(capsys, f"--config=configs/{CONFIGS[kind]}.py", *(f"--config.{one}" for one in field.split()), *action)
         assert code == 2 and said in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
