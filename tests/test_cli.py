@@ -6,21 +6,13 @@ import sys
 
 import pytest
 
-from jaxloop import cli, main
+from jaxloop import cli
 from jaxloop.runtime import environment
 from jaxloop.runtime.files import DiskFull
+from tests.command import call
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
-
-
-def call(capsys, *words):
-    """(exit code, stdout, stderr) of `jaxloop words…` in this process."""
-    try:
-        code = cli.guarded(main.main, cli.parse(["jaxloop", *words]))
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +97,7 @@ def test_a_refusal_is_told_from_an_error_of_ours(capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.guarded(disk, command)
     assert "No such file or directory" in capsys.readouterr().err
+
     def full(command):
         raise DiskFull(28, "disk full: 3 MB needed")
 

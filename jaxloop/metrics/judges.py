@@ -299,7 +299,7 @@ def _judged(texts: tuple[str, ...], prompt: Prompt, model: str, url: str | None,
 
 
 def _default_cache() -> Path:
-    from jaxloop.data.docs import cache_folder
+    from jaxloop.runtime.files import cache_folder
 
     return cache_folder() / "judges.sqlite"
 

@@ -15,8 +15,7 @@ from jaxloop.recursion import workflow as workflows
 from jaxloop.recursion.workflow import Workflow
 
 BUILDERS = {
-    name: getattr(workflows, name)
-    for name in ("replace", "accumulate", "accumulate_subsample", "fresh_human", "preserve", "window", "external", "exchange")
+    name: getattr(workflows, name) for name in ("replace", "accumulate", "accumulate_subsample", "fresh_human", "preserve", "window", "external", "exchange")
 }
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,~-]*")
 

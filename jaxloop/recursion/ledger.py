@@ -61,9 +61,7 @@ def origins(plan: Plan) -> list[dict]:
     ]
 
 
-def rows(
-    chain: ChainSpec, generation: int, entity: int, plan: Plan, shares: Mapping[str, float], prints: Mapping[str, str], about: Mapping
-) -> list[dict]:
+def rows(chain: ChainSpec, generation: int, entity: int, plan: Plan, shares: Mapping[str, float], prints: Mapping[str, str], about: Mapping) -> list[dict]:
     """Ledger rows of one model: one per origin of its items (one with source "" where it trained on nothing).
 
     shares: the three real shares; prints: fingerprints of the data sets by name; about: the columns that all rows of the model share.

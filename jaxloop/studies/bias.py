@@ -293,12 +293,11 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     from jaxloop.runtime.environment import commit, devices
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir
-    from jaxloop.studies import bias_chains, bias_measure, bias_plan, bias_ready, bias_report
-    from jaxloop.studies.chain import _command, _keep_compiled, _time
+    from jaxloop.studies import bias_chains, bias_measure, bias_plan, bias_ready, bias_report, running
 
     start = time.monotonic()
     initialise_distributed()
-    _keep_compiled(settings)
+    running.keep_compiled(settings.run)
     prepared = prepare(settings)
     stored = settings.model_dump(mode="json")
     with open_workdir(workdir, stored, may_change=("run", "title"), needs=bias_plan.disk(settings, prepared)) as place:
@@ -308,10 +307,10 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
         if processes()[0] == 0:
             base = bias_measure.base_values(settings, prepared, ready, family, place.path)
         measure = bias_measure.measuring(settings, prepared, ready, place.path)
-        result = driver.run(family, prepared.chains, prepared.data, prepared.driver, place.path, measure=measure, command=_command(argv))
+        result = driver.run(family, prepared.chains, prepared.data, prepared.driver, place.path, measure=measure, command=running.command_line(argv))
         if processes()[0] == 0:
             facts = [
-                ("command", _command(argv)),
+                ("command", running.command_line(argv)),
                 ("chains", chains_line(settings)),
                 ("articles", f"{len(prepared.articles.chosen):,} of {settings.data.source}, fingerprint {prepared.articles.fingerprint[:12]}"),
                 ("model", settings.models.pool[0]),
@@ -319,7 +318,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
                 ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
                 ("device", devices()),
                 ("config fingerprint", config.fingerprint(settings, ignore=("run", "title"))),
-                ("time", _time(time.monotonic() - start, result.resumed_after)),
+                ("time", running.elapsed(time.monotonic() - start, result.resumed_after)),
             ]
             real = bias_measure.real_values(prepared, ready)
             LOGGER.info("the report is %s", bias_report.write(place.path, settings, prepared, ready, base, real, result, facts))

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from jaxloop.studies import chain_setup
+
 if TYPE_CHECKING:
     from jaxloop.studies.bias import Prepared, Settings
 
@@ -17,14 +19,12 @@ def distinct(prepared: "Prepared") -> int:
 
 def table(settings: "Settings", prepared: "Prepared") -> list[tuple[str, str]]:
     """(what, amount) rows of `--plan`. A written article is taken to be as long as its blocks can make it."""
-    from jaxloop.lm import Lora
-    from jaxloop.lm.sizes import sizes_of
     from jaxloop.recursion.progress import duration
     from jaxloop.recursion.workflow import train_size
     from jaxloop.runtime import cost
     from jaxloop.studies.bias_chains import codec, training_examples
 
-    sizes = sizes_of(prepared.spec, Lora(**settings.fit.lora.model_dump()))
+    sizes = chain_setup.sizes(settings.fit, prepared.spec)
     frozen = settings.fit.mode == "lora"
     bodies, _ = training_examples(prepared.data["articles"].texts, settings.chain.reading, codec(prepared.tokenizer))
     lengths = [min(len(ids) + 1, settings.fit.max_length) for ids in bodies]
@@ -62,11 +62,9 @@ def table(settings: "Settings", prepared: "Prepared") -> list[tuple[str, str]]:
 
 def disk(settings: "Settings", prepared: "Prepared") -> int:
     """Bytes that the run leaves at most."""
-    from jaxloop.lm import Lora
-    from jaxloop.lm.sizes import sizes_of
     from jaxloop.recursion import driver
 
-    sizes = sizes_of(prepared.spec, Lora(**settings.fit.lora.model_dump()))
+    sizes = chain_setup.sizes(settings.fit, prepared.spec)
     weights = 4 * (sizes.adapter if settings.fit.mode == "lora" else sizes.total)
     blocks = sum(map(len, prepared.prompts.values()))
     text = 6 * settings.sample.max_new_tokens * blocks // len(prepared.articles.chosen) + 300

@@ -1,6 +1,5 @@
 """figures/, tables/ and report.html of a bias-amplification study, from the files of its run directory."""
 
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +11,8 @@ from matplotlib.figure import Figure
 
 from jaxloop.analysis import figures, report, scores
 from jaxloop.runtime import tables as files
-from jaxloop.runtime.files import write_atomic
-from jaxloop.runtime.log import LOGGER, redact
-from jaxloop.studies import bias_tables, chain_report
+from jaxloop.runtime.log import LOGGER
+from jaxloop.studies import bias_tables, chain_report, running
 from jaxloop.studies.bias_measure import articles_path, neurons_path
 
 if TYPE_CHECKING:
@@ -86,14 +84,14 @@ def write(root: Path, settings: "Settings", prepared: "Prepared", ready, base: d
         note = "Median, quartiles (box) and 5 to 95 % (line) over all articles of all replicates."
         sections.append(report.Section("Distributions", note, [d for d, _ in drawings]))
     sections += [s for s in (_classifier_section(ready), _neuron_section(root, settings, metrics, chains)) if s is not None]
-    now = datetime.datetime.now().astimezone()
-    page = report.render(
+    return running.write_page(
+        root,
         metrics,
         title=settings.title,
-        subtitle=f"{chains_line(settings)} · {now.day} {now:%B %Y, %H:%M}",
+        subtitle=running.dated(chains_line(settings)),
         samples=chain_report.side_by_side(root, metrics),
-        failures=[report.Failure(chain, int(about["generation"]), str(about["reason"])) for chain, about in result.failed.items()],
-        facts=[(name, redact(str(value))) for name, value in facts],
+        failed=result.failed,
+        facts=facts,
         config=stored_form(settings.model_dump(mode="json")),
         versions=versions(),
         references=real,
@@ -101,9 +99,6 @@ def write(root: Path, settings: "Settings", prepared: "Prepared", ready, base: d
         headline=target,
         files=report.FILES + FILES,
     )
-    path = root / "report.html"
-    write_atomic(path, redact(page).encode("utf-8"))
-    return path
 
 
 def _in_order(metrics: pd.DataFrame, first: Sequence[str]) -> pd.DataFrame:

@@ -4,7 +4,6 @@ settings -> prepare (data, models, chains; everything that can be refused) -> re
 """
 
 import pathlib
-import shlex
 import time
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -14,7 +13,7 @@ from pydantic import Field
 
 import jaxloop
 from jaxloop.config import Chain, Data, Fit, Models, Run, Sample, Section, Text, allowed, fingerprint, suggestion
-from jaxloop.studies import FAILED_CHAINS, chain_setup
+from jaxloop.studies import FAILED_CHAINS, chain_setup, running
 
 METRICS = ("cosine_diversity", "self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "held_out_loss", "text_length")
 
@@ -126,19 +125,11 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
     """What a run would do, counted, and how long it would take here, from a short measurement; nothing of it is kept."""
     from jaxloop.studies import chain_plan
 
-    _keep_compiled(settings)
+    running.keep_compiled(settings.run)
     prepared = chain_setup.prepare(settings)
     rows = [("chains", _chains_line(settings, prepared.chains))]
     rows += [("human texts per chain", f"{max(_needed(settings, chain) for chain in prepared.chains):,} at most")]
     return [*rows, *chain_plan.table(settings, prepared), ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most")]
-
-
-def _keep_compiled(settings: Settings) -> None:
-    from jaxloop.data.docs import cache_folder
-    from jaxloop.runtime.compiled import keep_compiled_programs
-
-    if settings.run.keep_compiled:
-        keep_compiled_programs(cache_folder() / "xla")
 
 
 def _disk(settings: Settings, prepared: chain_setup.Prepared) -> int:
@@ -170,7 +161,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
         raise ValueError(f"config.only = '{settings.only}' is the work of one process, and these are {count}: start it without the others")
     if settings.only and not is_workdir(workdir):
         raise ValueError(f"config.only = '{settings.only}': {workdir} holds no run whose metrics could be filled in")
-    _keep_compiled(settings)
+    running.keep_compiled(settings.run)
     prepared = chain_setup.prepare(settings)
     stored = settings.model_dump(mode="json", exclude={"only"})
     # Texts that are on the disk can be measured in other ways; a run that goes on measures as it began.
@@ -183,21 +174,21 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             barrier("the maps are made")
         study = chain_setup.family(settings), prepared.chains, prepared.data, prepared.driver, place.path
         if settings.only:
-            resumed, failed = None, _fill(settings, study, measure, _command(argv)).failed
+            resumed, failed = None, _fill(settings, study, measure, running.command_line(argv)).failed
         else:
-            result = driver.run(*study, measure=measure, command=_command(argv))
+            result = driver.run(*study, measure=measure, command=running.command_line(argv))
             resumed, failed = result.resumed_after, result.failed
         if process > 0:
             return FAILED_CHAINS if failed else 0
         facts = [
-            ("command", _command(argv)),
+            ("command", running.command_line(argv)),
             ("chains", _chains_line(settings, prepared.chains)),
             *((f"data: {name}", f"{line}, fingerprint {prepared.data[name].fingerprint[:12]}") for name, line in prepared.found),
             ("models", ", ".join(settings.models.pool)),
             ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
             ("device", devices()),
             ("config fingerprint", fingerprint(settings, ignore=("run", "title", "only"))),
-            ("time", _time(time.monotonic() - start, resumed)),
+            ("time", running.elapsed(time.monotonic() - start, resumed)),
         ]
         page = chain_report.write(
             place.path,
@@ -224,14 +215,3 @@ def _fill(settings: Settings, study: tuple, measure, command: str):
     if done.gone:
         LOGGER.warning("%s: the weights of older generations are not kept (config.run.keep), so these stay missing there", ", ".join(done.gone))
     return done
-
-
-def _command(argv: Sequence[str]) -> str:
-    words = list(argv[1:]) if argv else []
-    return shlex.join(["python", "-m", "jaxloop.main", *words])
-
-
-def _time(seconds: float, resumed_after: int | None) -> str:
-    from jaxloop.recursion.progress import duration
-
-    return duration(seconds) + (f" since it was resumed after generation {resumed_after}" if resumed_after is not None else "")

@@ -37,19 +37,19 @@ def table(settings: "Settings", prepared: chain_setup.Prepared) -> list[tuple[st
     rows += [("tokens to train on", f"{whole.tokens:,.0f}")]
     longest = whole.written * settings.sample.max_new_tokens
     rows += [("tokens to write", f"{whole.tokens_written:,.0f} if texts are as long as human ones, {longest:,.0f} at most")]
-    rows += [("arithmetic", f"{_big(whole.train_flops)}FLOP to train, {_big(whole.decode_flops)}FLOP and {_big(whole.decode_bytes)}B read to write")]
+    rows += [("arithmetic", f"{big(whole.train_flops)}FLOP to train, {big(whole.decode_flops)}FLOP and {big(whole.decode_bytes)}B read to write")]
     for name, (spec, _) in prepared.models.items():
-        rows.append((f"model {name}", f"{spec.architecture}, {_sizes(settings, spec).total / 1e6:,.1f} M parameters"))
-    rows += [("memory", f"{_big(memory(settings, prepared))}B to train one program of chains")]
+        rows.append((f"model {name}", described(settings, spec)))
+    rows += [("memory", f"{big(memory(settings, prepared))}B to train one program of chains")]
     name = settings.models.pool[0]
     first, trained, wrote = measure(settings, prepared, name)
     # The other models are slower in the ratio of their arithmetic.
     train_seconds = sum(s.train_flops for s in shares.values()) / trained
-    write_seconds = sum(s.tokens_written * _decode_flops_per_token(settings, prepared, n) for n, s in shares.items()) / wrote
+    write_seconds = sum(s.tokens_written * decode_flops_per_token(settings, prepared, n) for n, s in shares.items()) / wrote
     compiled = first * len(shares)
-    rows += [("measured with", f"{name} on {chain_setup.device_name()}: {_big(trained)}FLOP/s trained, {_big(wrote)}FLOP/s written")]
-    rows += [("time", f"{_duration(train_seconds)} to train, {_duration(write_seconds)} to write, {_duration(compiled)} to compile")]
-    return [*rows, ("time in all", f"about {_duration(train_seconds + write_seconds + compiled)}, metrics not counted")]
+    rows += [("measured with", f"{name} on {chain_setup.device_name()}: {big(trained)}FLOP/s trained, {big(wrote)}FLOP/s written")]
+    rows += [("time", f"{duration(train_seconds)} to train, {duration(write_seconds)} to write, {duration(compiled)} to compile")]
+    return [*rows, ("time in all", f"about {duration(train_seconds + write_seconds + compiled)}, metrics not counted")]
 
 
 def work(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> Work:
@@ -67,8 +67,8 @@ def work(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> Wor
         read = sum(part * chain.workflow.entities for chain, part in mine) * len(generations) * settings.fit.steps * settings.fit.batch_size
     else:
         read = texts * (settings.fit.epochs or 1)
-    spec, frozen = prepared.models[name][0], settings.fit.mode == "lora" and settings.chain.start != "scratch"
-    sizes = _sizes(settings, spec)
+    spec, frozen = prepared.models[name][0], chain_setup.trains_adapters(settings)
+    sizes = chain_setup.sizes(settings.fit, spec)
     tokens = read * length
     out = written * min(bare, settings.sample.max_new_tokens)
     context = fitted - bare + bare / 2
@@ -80,22 +80,17 @@ def work(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> Wor
         out,
         cost.training_flops(sizes, int(tokens), length, frozen=frozen),
         cost.decoding_flops(sizes, int(out), context),
-        cost.decoding_bytes(sizes, out / rows, rows, context, chains=max(1, rows // 8), width=_width(settings.fit.dtype)),
+        cost.decoding_bytes(sizes, out / rows, rows, context, chains=max(1, rows // 8), width=chain_setup.width(settings.fit.dtype)),
     )
 
 
 def memory(settings: "Settings", prepared: chain_setup.Prepared) -> float:
     """Bytes of the largest training program."""
     from jaxloop.lm.micro_batch import default
-    from jaxloop.runtime import cost
 
-    frozen = settings.fit.mode == "lora" and settings.chain.start != "scratch"
+    frozen = chain_setup.trains_adapters(settings)
     together = min(settings.run.micro_batch or default(), len(prepared.chains))
-    common = dict(base_width=_width(settings.models.dtype), frozen=frozen, width=_width(settings.fit.dtype), remat=settings.fit.remat)
-    return max(
-        cost.training_memory(_sizes(settings, spec), together, settings.fit.batch_size, settings.fit.max_length, **common)
-        for spec, _ in prepared.models.values()
-    )
+    return max(chain_setup.training_bytes(settings.fit, settings.models.dtype, spec, together, frozen=frozen) for spec, _ in prepared.models.values())
 
 
 def measure(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> tuple[float, float, float]:
@@ -123,10 +118,10 @@ def measure(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> 
     ask = [data.prompt(0)] * min(settings.chain.size, 128)
     writers = [family.SampleTask(key=k, weights=r.weights, prompts=ask, rows=np.arange(len(ask))) for k, r in zip(keys, results, strict=True)]
     sample_first, sample_again, written = _twice(lambda: family.sample(model, writers, prepared.driver.sample))
-    frozen = settings.fit.mode == "lora" and settings.chain.start != "scratch"
-    sizes, (_, length, _) = _sizes(settings, spec), _lengths(settings, prepared, name)
+    frozen = chain_setup.trains_adapters(settings)
+    sizes, (_, length, _) = chain_setup.sizes(settings.fit, spec), _lengths(settings, prepared, name)
     trained = cost.training_flops(sizes, tokens, length, frozen=frozen) / fit_again
-    wrote = sum(int(w.tokens.sum()) for w in written) * _decode_flops_per_token(settings, prepared, name) / sample_again
+    wrote = sum(int(w.tokens.sum()) for w in written) * decode_flops_per_token(settings, prepared, name) / sample_again
     return max(0.0, fit_first - fit_again) + max(0.0, sample_first - sample_again), trained, wrote
 
 
@@ -150,25 +145,20 @@ def _lengths(settings: "Settings", prepared: chain_setup.Prepared, name: str) ->
     return bare + prompt, sum(cut) / len(cut), bare
 
 
-def _decode_flops_per_token(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> float:
+def decode_flops_per_token(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> float:
+    """FLOP of a written token at the middle of a text."""
     from jaxloop.runtime import cost
 
     whole, _, bare = _lengths(settings, prepared, name)
-    return cost.decoding_flops(_sizes(settings, prepared.models[name][0]), 1, whole - bare / 2)
+    return cost.decoding_flops(chain_setup.sizes(settings.fit, prepared.models[name][0]), 1, whole - bare / 2)
 
 
-def _sizes(settings: "Settings", spec):
-    from jaxloop.lm import Lora
-    from jaxloop.lm.sizes import sizes_of
-
-    return sizes_of(spec, Lora(**settings.fit.lora.model_dump()))
+def described(settings: "Settings", spec) -> str:
+    """ "llama, 1.7 M parameters" of a model."""
+    return f"{spec.architecture}, {chain_setup.sizes(settings.fit, spec).total / 1e6:,.1f} M parameters"
 
 
-def _width(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else 4
-
-
-def _big(value: float) -> str:
+def big(value: float) -> str:
     """`3.2e12` as "3.2 T", for a unit to follow."""
     for unit in ("", "k", "M", "G", "T", "P"):
         if abs(value) < 1000:
@@ -177,7 +167,8 @@ def _big(value: float) -> str:
     return f"{value:,.0f} E"
 
 
-def _duration(seconds: float) -> str:
-    from jaxloop.recursion.progress import duration
+def duration(seconds: float) -> str:
+    """Seconds as hours where they are many, else as the progress lines say them."""
+    from jaxloop.recursion import progress
 
-    return f"{seconds / 3600:,.0f} h" if seconds > 360_000 else duration(seconds)
+    return f"{seconds / 3600:,.0f} h" if seconds > 360_000 else progress.duration(seconds)

@@ -1,6 +1,5 @@
 """figures/ and report.html of a chain study, from the files of its run directory alone."""
 
-import datetime
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from jaxloop.analysis import figures, report, scores
-from jaxloop.runtime.files import write_atomic
-from jaxloop.runtime.log import redact
 from jaxloop.runtime.tables import read_parquet, unescape
+from jaxloop.studies import running
 
 # In this order; a metric that is not listed comes after them.
 ORDER = ("cosine_diversity", "lexical_diversity", "self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "distinct_n", "held_out_loss", "text_length")
@@ -63,18 +61,15 @@ def write(
     metrics = read_metrics(root)
     known = {name: value for name, value in (references or {}).items() if math.isfinite(value)}
     figures.write(scores.by_generation(metrics), root / "figures", known)
-    now = datetime.datetime.now().astimezone()
-    page = report.render(
+    return running.write_page(
+        root,
         metrics,
         title=title,
-        subtitle=f"{subtitle} · {now.day} {now:%B %Y, %H:%M}",
+        subtitle=running.dated(subtitle),
         samples=side_by_side(root, metrics),
-        failures=[report.Failure(chain, int(about["generation"]), str(about["reason"])) for chain, about in failed.items()],
-        facts=[(name, redact(str(value))) for name, value in facts],
+        failed=failed,
+        facts=facts,
         config=config,
         versions=versions,
         references=known,
     )
-    path = root / "report.html"
-    write_atomic(path, redact(page).encode("utf-8"))
-    return path

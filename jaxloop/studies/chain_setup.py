@@ -99,21 +99,42 @@ def my_devices(settings: "Settings") -> list:
     return [d for d in select_devices(settings.run.platform, settings.run.devices) if d.process_index == jax.process_index()]
 
 
+def trains_adapters(settings: "Settings") -> bool:
+    """Whether the chains of a config train adapters beside a frozen base."""
+    return settings.fit.mode == "lora" and settings.chain.start != "scratch"
+
+
+def sizes(fit, spec):
+    """`lm.sizes.Sizes` of a model with the adapters of a `fit` section."""
+    from jaxloop.lm import Lora
+    from jaxloop.lm.sizes import sizes_of
+
+    return sizes_of(spec, Lora(**fit.lora.model_dump()))
+
+
+def width(dtype: str) -> int:
+    """Bytes of a number of a config's dtype."""
+    return {"bfloat16": 2, "float32": 4}[dtype]
+
+
+def training_bytes(fit, dtype: str, spec, together: int, *, frozen: bool) -> float:
+    """Bytes of the program that trains `together` chains of a model kept in `dtype`, by a `fit` section."""
+    from jaxloop.runtime import cost
+
+    common = dict(base_width=width(dtype), frozen=frozen, width=width(fit.dtype), remat=fit.remat)
+    return cost.training_memory(sizes(fit, spec), together, fit.batch_size, fit.max_length, **common)
+
+
 def check_memory(settings: "Settings", models: Mapping[str, tuple]) -> None:
     """Refuses a base with which not even one chain fits a device, with the bytes that are missing and what to change."""
-    from jaxloop.lm import Lora
     from jaxloop.lm.placement import device_bytes
-    from jaxloop.lm.sizes import sizes_of
-    from jaxloop.runtime import cost
     from jaxloop.runtime.files import human_size
 
     devices = my_devices(settings)
-    there, width = min(map(device_bytes, devices)), {"bfloat16": 2, "float32": 4}
-    frozen = settings.fit.mode == "lora" and settings.chain.start != "scratch"
+    there = min(map(device_bytes, devices))
     for name, (spec, _) in models.items():
-        sizes, rows = sizes_of(spec, Lora(**settings.fit.lora.model_dump())), (settings.fit.batch_size, settings.fit.max_length)
-        common = dict(base_width=width[settings.models.dtype], frozen=frozen, width=width[settings.fit.dtype], remat=settings.fit.remat)
-        needed = cost.training_memory(sizes, 1, *rows, **common) / (len(devices) if settings.run.cut_base else 1)
+        needed = training_bytes(settings.fit, settings.models.dtype, spec, 1, frozen=trains_adapters(settings))
+        needed /= len(devices) if settings.run.cut_base else 1
         if needed > there:
             missing = f"{human_size(needed)} of {human_size(there)} on a device, {human_size(needed - there)} too many"
             hint = "lower config.fit.batch_size or config.fit.max_length, or set config.fit.remat=true or config.run.cut_base=true"

@@ -51,11 +51,11 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.signals import stop_safely
     from jaxloop.runtime.workdir import open_workdir
-    from jaxloop.studies import chain, diversity_generate, diversity_measure, diversity_report, diversity_setup
+    from jaxloop.studies import diversity_generate, diversity_measure, diversity_report, diversity_setup, running
 
     start = time.monotonic()
     initialise_distributed()
-    chain._keep_compiled(settings)
+    running.keep_compiled(settings.run)
     prepared = diversity_setup.prepare(settings)
     chains = diversity_setup.chains(settings, prepared.cells)
     needs = driver.disk_needed(chains, prepared.driver, weights_bytes(settings, prepared))
@@ -72,7 +72,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             barrier("generated sets")
         sets = diversity_generate.training_sets(settings, prepared, pools)
         data = diversity_setup.datasets(settings, prepared.cells, sets, pools)
-        family, command = diversity_setup.family(settings), chain._command(argv)
+        family, command = diversity_setup.family(settings), running.command_line(argv)
         measure = diversity_measure.measure(settings, prepared)
         result = driver.run(family, chains, data, prepared.driver, place.path, measure=measure, stop=stop, command=command)
         if processes()[0] == 0:
@@ -85,7 +85,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
                 ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
                 ("device", devices()),
                 ("config fingerprint", fingerprint(settings, ignore=("run", "title"))),
-                ("time", chain._time(time.monotonic() - start, None) + (" since it was resumed" if place.resumed else "")),
+                ("time", running.elapsed(time.monotonic() - start) + (" since it was resumed" if place.resumed else "")),
             ]
             page = diversity_report.write(place.path, settings, prepared, pools, sets, result, facts)
             LOGGER.info("the report is %s", page)
@@ -94,9 +94,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
 
 def weights_bytes(settings: Settings, prepared) -> int:
     """Bytes of one trained model on disk, of the largest base."""
-    from jaxloop.lm import Lora
-    from jaxloop.lm.sizes import sizes_of
+    from jaxloop.studies import chain_setup
 
-    lora = Lora(**settings.fit.lora.model_dump())
-    sizes = [sizes_of(spec, lora) for spec, _ in prepared.models.values()]
+    sizes = [chain_setup.sizes(settings.fit, spec) for spec, _ in prepared.models.values()]
     return 4 * max(s.adapter if settings.fit.mode == "lora" else s.total for s in sizes)

@@ -80,9 +80,7 @@ def requests(settings: "Settings") -> dict[str, int]:
 def table(settings: "Settings") -> list[tuple[str, str]]:
     """(what, amount) rows: records, requests, tokens, FLOPs, memory, disk, and the time that this device would take."""
     from jaxloop.config import Fit
-    from jaxloop.lm import Lora
     from jaxloop.lm.micro_batch import default
-    from jaxloop.lm.sizes import sizes_of
     from jaxloop.lm.spec import count_parameters
     from jaxloop.runtime import cost
 
@@ -92,42 +90,34 @@ def table(settings: "Settings") -> list[tuple[str, str]]:
     rows = [("writer requests", ", ".join(f"{task} {number:,}" for task, number in requests(settings).items()))]
     for task, (length, counted) in lengths.items():
         rows.append((f"tokens of a record, {task}", f"{length:,.0f}, {'counted' if counted else 'assumed: the data cannot be read here'}"))
-    lora = Lora(**fit.lora.model_dump())
     train, test, memory = {}, {}, 0.0
     for name, (spec, here) in specs.items():
-        sizes = sizes_of(spec, lora)
+        sizes = chain_setup.sizes(fit, spec)
         mine = [cell for cell in cells if cell.base == name]
         frozen = fit.mode == "lora"
         train[name] = sum(cost.training_flops(sizes, int(_read(cell, fit, lengths[cell.task][0])), lengths[cell.task][0], frozen=frozen) for cell in mine)
         # One forward pass: two of the six (frozen: four) products per weight.
         test[name] = sum(2 * (sizes.body + sizes.head) * getattr(settings, cell.task).test * lengths[cell.task][0] for cell in mine)
         together = min(settings.run.micro_batch or default(), max(len(mine), 1))
-        width, base = _width(fit.dtype), _width(settings.models.dtype)
-        memory = max(
-            memory, cost.training_memory(sizes, together, fit.batch_size, fit.max_length, base_width=base, frozen=frozen, width=width, remat=fit.remat)
-        )
+        memory = max(memory, chain_setup.training_bytes(fit, settings.models.dtype, spec, together, frozen=frozen))
         where = "" if here else ", shapes from a table: its files are not here"
-        rows.append((f"model {name}", f"{count_parameters(spec):,} parameters, {len(mine):,} models to train, {chain_plan._big(train[name])}FLOP{where}"))
+        rows.append((f"model {name}", f"{count_parameters(spec):,} parameters, {len(mine):,} models to train, {chain_plan.big(train[name])}FLOP{where}"))
     rows.append(("tokens to train on", f"{sum(_read(cell, fit, lengths[cell.task][0]) for cell in cells):,.0f}"))
-    rows.append(("arithmetic", f"{chain_plan._big(sum(train.values()))}FLOP to train, {chain_plan._big(sum(test.values()))}FLOP to test"))
-    rows.append(("memory", f"{chain_plan._big(memory)}B to train one program of chains"))
-    adapters = max(sizes_of(spec, lora).adapter if fit.mode == "lora" else count_parameters(spec) for spec, _ in specs.values())
+    rows.append(("arithmetic", f"{chain_plan.big(sum(train.values()))}FLOP to train, {chain_plan.big(sum(test.values()))}FLOP to test"))
+    rows.append(("memory", f"{chain_plan.big(memory)}B to train one program of chains"))
+    adapters = max(chain_setup.sizes(fit, spec).adapter if fit.mode == "lora" else count_parameters(spec) for spec, _ in specs.values())
     rows.append(("disk", f"{4 * adapters * len(cells) / 1e9:,.2f} GB at most for what is trained"))
     rate = measured(settings, Fit(batch_size=8, steps=16, max_length=64))
     rows.append(
-        ("measured with", f"a tiny base on {chain_setup.device_name()}: {chain_plan._big(rate)}FLOP/s trained; larger models come nearer to a device's limit")
+        ("measured with", f"a tiny base on {chain_setup.device_name()}: {chain_plan.big(rate)}FLOP/s trained; larger models come nearer to a device's limit")
     )
-    return [*rows, ("time", f"about {chain_plan._duration((sum(train.values()) + sum(test.values())) / rate)} at that rate, writers not counted")]
+    return [*rows, ("time", f"about {chain_plan.duration((sum(train.values()) + sum(test.values())) / rate)} at that rate, writers not counted")]
 
 
 def _read(cell, fit, length: float) -> float:
     """Tokens that one fit reads."""
     records = fit.steps * fit.batch_size if fit.steps is not None else sum(cell.counts) * (fit.epochs or 1)
     return records * length
-
-
-def _width(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else 4
 
 
 def measured(settings: "Settings", fit, texts: Sequence[str] = ("A short record to time a moment of training with, again and again. " * 3,)) -> float:

@@ -1,6 +1,5 @@
 """tables, figures/ and report.html of a diversity study: the paper's figures, its Table 2 beside five labelled distances, diversity against shift."""
 
-import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,10 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from jaxloop.analysis import figures, report
-from jaxloop.runtime.files import write_atomic
-from jaxloop.runtime.log import redact
-from jaxloop.studies import chain_report, diversity_figures, diversity_measure, diversity_setup
+from jaxloop.analysis import report
+from jaxloop.studies import chain_report, diversity_figures, diversity_measure, diversity_setup, running
 from jaxloop.studies.diversity_measure import DISTANCES
 
 if TYPE_CHECKING:
@@ -98,30 +95,19 @@ def write(
         if drawings or tables:
             sections.append(report.Section(name, note, drawings, tables))
     sections.append(_sources(settings, prepared, pools, found))
-    folder = root / "figures"
-    folder.mkdir(exist_ok=True)
-    for section in sections:
-        for drawing in section.drawings:
-            path = folder / f"{_file(section.title)}-{_file(drawing.title)}.png"
-            path.write_bytes(figures.png(drawing.figure))
-    now = datetime.datetime.now().astimezone()
-    page = report.render(
+    named = {f"{running.slug(s.title)}-{running.slug(d.title)}": d for s in sections for d in s.drawings}
+    running.save_drawings(root / "figures", named)
+    return running.write_page(
+        root,
         pd.DataFrame({name: [] for name in ("chain", "generation", "metric", "value")}),
         title=settings.title,
-        subtitle=f"{len(prepared.cells):,} models fine-tuned · {now.day} {now:%B %Y, %H:%M}",
-        failures=[report.Failure(chain, int(why["generation"]), str(why["reason"])) for chain, why in result.failed.items()],
-        facts=[(name, redact(str(value))) for name, value in facts],
+        subtitle=running.dated(f"{len(prepared.cells):,} models fine-tuned"),
+        failed=result.failed,
+        facts=facts,
         config=stored_form(settings.model_dump(mode="json")),
         versions=versions(),
         sections=sections,
     )
-    path = root / "report.html"
-    write_atomic(path, redact(page).encode("utf-8"))
-    return path
-
-
-def _file(title: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
 
 
 def _of(found: Mapping, settings: "Settings", name: str) -> pd.DataFrame:

@@ -185,10 +185,9 @@ def check(settings: Settings) -> list[str]:
 
 def plan(settings: Settings) -> list[tuple[str, str]]:
     """What a run would do, counted; timed here by a short measurement where models and data are here, else in hours of a device."""
-    from jaxloop.studies import entities_plan
-    from jaxloop.studies.chain import _keep_compiled
+    from jaxloop.studies import entities_plan, running
 
-    _keep_compiled(settings)
+    running.keep_compiled(settings.run)
     return entities_plan.table(settings)
 
 
@@ -199,12 +198,11 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     from jaxloop.runtime.environment import commit, devices, versions
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir, stored_form
-    from jaxloop.studies import entities_measure, entities_report, entities_setup
-    from jaxloop.studies.chain import _command, _keep_compiled, _time
+    from jaxloop.studies import entities_measure, entities_report, entities_setup, running
 
     start = time.monotonic()
     initialise_distributed()
-    _keep_compiled(settings)
+    running.keep_compiled(settings.run)
     prepared = entities_setup.prepare(settings)
     stored = settings.model_dump(mode="json")
     free = {"may_change": ("run", "title", "theory", "plan", "together"), "may_raise": ("exchange.generations",)}
@@ -216,20 +214,20 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             prepared.driver,
             place.path,
             measure=entities_measure.measure(settings, prepared),
-            command=_command(argv),
+            command=running.command_line(argv),
         )
         if processes()[0] > 0:
             return FAILED_CHAINS if result.failed else 0
         entities_measure.write_similarity(settings, prepared, place.path, result)
         facts = [
-            ("command", _command(argv)),
+            ("command", running.command_line(argv)),
             ("chains", entities_setup.line(settings, prepared)),
             *((f"data: {name}", line) for name, line in prepared.found),
             ("models", ", ".join(settings.models.pool)),
             ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
             ("device", devices()),
             ("config fingerprint", fingerprint(settings, ignore=("run", "title", "theory", "plan", "together"))),
-            ("time", _time(time.monotonic() - start, result.resumed_after)),
+            ("time", running.elapsed(time.monotonic() - start, result.resumed_after)),
         ]
         page = entities_report.write(settings, prepared, place.path, config=stored_form(stored), facts=facts, versions=versions(), failed=result.failed)
         LOGGER.info("the report is %s", page)

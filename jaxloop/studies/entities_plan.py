@@ -98,7 +98,7 @@ def _assumed(settings: "Settings") -> list[tuple[str, str]]:
     lengths = loops_plan._Assumed(settings.plan.text_tokens, settings.plan.prompt_tokens)
     described = {name: (spec, lengths) for name, (spec, _) in models.items()}
     prepared = entities_setup.Prepared(chains, {"all": Dataset(("",), "")}, {}, [], described, common, settings_of, mixing)
-    like, big = _like(settings), chain_plan._big
+    like, big = _like(settings), chain_plan.big
     shares = [chain_plan.work(like, prepared, name) for name in settings.models.pool]
     whole = chain_plan.Work(*map(sum, zip(*shares, strict=True)))
     # Scoring is the forward pass, a third of what full fine-tuning does with a token.
@@ -122,7 +122,7 @@ def _assumed(settings: "Settings") -> list[tuple[str, str]]:
             "arithmetic",
             f"{big(whole.train_flops)}FLOP to train, {big(whole.decode_flops)}FLOP and {big(whole.decode_bytes)}B read to write, {big(score)}FLOP to score",
         ),
-        *((f"model {name}", f"{spec.architecture}, {chain_plan._sizes(like, spec).total / 1e6:,.1f} M parameters") for name, (spec, _) in models.items()),
+        *((f"model {name}", chain_plan.described(like, spec)) for name, (spec, _) in models.items()),
         ("memory", f"{big(chain_plan.memory(like, prepared))}B to train one program of models"),
         *_rest(settings, prepared, scored),
         (

@@ -1,6 +1,5 @@
 """figures/ and report.html of a multi-entity study, from the files of its run directory and the linear model."""
 
-import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from jaxloop.analysis import figures, report
+from jaxloop.analysis import report
 from jaxloop.runtime.files import write_atomic
-from jaxloop.runtime.log import redact
 from jaxloop.runtime.tables import to_csv
-from jaxloop.studies import chain_report, entities_effects, entities_figures, entities_measure, entities_setup, entities_theory
+from jaxloop.studies import chain_report, entities_effects, entities_figures, entities_measure, entities_setup, entities_theory, running
 
 if TYPE_CHECKING:
     from jaxloop.studies.entities import Settings
@@ -45,26 +43,20 @@ def write(
             _theory(settings, prepared, root, chains, final),
             _paper(settings, chains, final),
         ]
-    drawings = [(f"{i}-{j}", d) for i, s in enumerate(sections) for j, d in enumerate(s.drawings)]
-    (root / "figures").mkdir(exist_ok=True)
-    for name, drawing in drawings:
-        slug = "".join(ch if ch.isalnum() else "_" for ch in drawing.title.lower()).strip("_")
-        (root / "figures" / f"{name}-{slug}.png").write_bytes(figures.png(drawing.figure))
-    now = datetime.datetime.now().astimezone()
-    page = report.render(
+    named = {f"{i}-{j}-{running.slug(d.title)}": d for i, s in enumerate(sections) for j, d in enumerate(s.drawings)}
+    running.save_drawings(root / "figures", named)
+    return running.write_page(
+        root,
         curves(metrics, chains),
         title=settings.title,
-        subtitle=f"{entities_setup.line(settings, prepared)} · {now.day} {now:%B %Y, %H:%M}",
+        subtitle=running.dated(entities_setup.line(settings, prepared)),
         samples=samples(settings, prepared, root, final),
-        failures=[report.Failure(chain, int(about["generation"]), str(about["reason"])) for chain, about in failed.items()],
-        facts=[(name, redact(str(value))) for name, value in facts],
+        failed=failed,
+        facts=facts,
         config=config,
         versions=versions,
         sections=sections,
     )
-    path = root / "report.html"
-    write_atomic(path, redact(page).encode("utf-8"))
-    return path
 
 
 def read_metrics(root: Path) -> pd.DataFrame:

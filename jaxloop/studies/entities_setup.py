@@ -254,15 +254,7 @@ def weights_bytes(settings: "Settings", spec) -> int:
     """Bytes of one model's own weights on the disk."""
     from jaxloop.lm.spec import count_parameters
 
-    return 4 * (count_parameters(spec) if settings.fit.mode == "full" else sizes(settings, spec).adapter)
-
-
-def sizes(settings: "Settings", spec):
-    """A model in the numbers that the cost model counts with."""
-    from jaxloop.lm import Lora
-    from jaxloop.lm.sizes import sizes_of
-
-    return sizes_of(spec, Lora(**settings.fit.lora.model_dump()))
+    return 4 * (count_parameters(spec) if settings.fit.mode == "full" else chain_setup.sizes(settings.fit, spec).adapter)
 
 
 def disk(settings: "Settings", prepared: Prepared) -> int:

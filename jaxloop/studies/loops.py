@@ -114,11 +114,11 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     from jaxloop.runtime.devices import barrier, initialise_distributed, processes
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir
-    from jaxloop.studies import chain, chain_setup, loops_chains, loops_lean, loops_measure, loops_plan, loops_report, loops_subsets
+    from jaxloop.studies import chain_setup, loops_chains, loops_lean, loops_measure, loops_plan, loops_report, loops_subsets, running
 
     start = time.monotonic()
     initialise_distributed()
-    chain._keep_compiled(settings)
+    running.keep_compiled(settings.run)
     prepared = prepare(settings)
     _enough(settings, prepared)
     stored = settings.model_dump(mode="json")
@@ -146,7 +146,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             place.path,
             measure=loops_measure.measure(settings, lean),
             features=features(settings),
-            command=chain._command(argv),
+            command=running.command_line(argv),
         )
         if processes()[0] == 0:
             loops_measure.merged(settings, chains, place.path, result.generations, lean)
@@ -154,13 +154,13 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             if lean is not None:
                 loops_measure.text_scores(settings, chains, data, place.path, result.generations, lean)
             facts = [
-                ("command", chain._command(argv)),
+                ("command", running.command_line(argv)),
                 ("chains", chains_line(settings, planned)),
                 *((f"data: {s.name}", _source_line(s).split(": ", 1)[1]) for s in prepared.sources.values()),
                 ("models", ", ".join(settings.models.pool)),
                 ("code", f"jaxloop {jaxloop.__version__}"),
                 ("config fingerprint", fingerprint(settings, ignore=("run", "title", "plan"))),
-                ("time", chain._time(time.monotonic() - start, result.resumed_after)),
+                ("time", running.elapsed(time.monotonic() - start, result.resumed_after)),
             ]
             page = loops_report.write_after(settings, planned, result.failed, place.path, facts, stored)
             LOGGER.info("the report is %s", page)

@@ -70,8 +70,8 @@ def read(settings: Settings, name: str, count_model=None) -> Source:
     import filelock
     import pyarrow.parquet as pq
 
-    from jaxloop.data.docs import cache_folder
     from jaxloop.lm.prompt import render
+    from jaxloop.runtime.files import cache_folder
 
     domain = settings.domains[name]
     folder = cache_folder() / "datasets" / f"{name}-{_key(settings, domain)}"

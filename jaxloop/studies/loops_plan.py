@@ -86,9 +86,9 @@ def table(settings: Settings) -> list[tuple[str, str]]:
     rows += [
         ("tokens", f"{whole.tokens:,.0f} to train on, {whole.tokens_written:,.0f} to write if texts are as long as human ones{' (assumed)' if lengths else ''}")
     ]
-    big = chain_plan._big
+    big = chain_plan.big
     rows += [("arithmetic", f"{big(whole.train_flops)}FLOP to train, {big(whole.decode_flops)}FLOP and {big(whole.decode_bytes)}B read to write")]
-    rows += [(f"model {name}", f"{spec.architecture}, {chain_plan._sizes(settings, spec).total / 1e6:,.1f} M parameters") for name, (spec, _) in models.items()]
+    rows += [(f"model {name}", chain_plan.described(settings, spec)) for name, (spec, _) in models.items()]
     rows += [
         ("memory", f"{big(chain_plan.memory(settings, prepared))}B to train one program of chains"),
         ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most"),
@@ -117,11 +117,11 @@ def _measured(settings: Settings, prepared, shares) -> list[tuple[str, str]]:
     name = settings.models.pool[0]
     first, trained, wrote = chain_plan.measure(settings, prepared, name)
     train = sum(s.train_flops for s in shares.values()) / trained
-    write = sum(s.tokens_written * chain_plan._decode_flops_per_token(settings, prepared, n) for n, s in shares.items()) / wrote
+    write = sum(s.tokens_written * chain_plan.decode_flops_per_token(settings, prepared, n) for n, s in shares.items()) / wrote
     compiling = first * len(shares)
-    say = chain_plan._duration
+    say = chain_plan.duration
     return [
-        ("measured with", f"{name} on {chain_setup.device_name()}: {chain_plan._big(trained)}FLOP/s trained, {chain_plan._big(wrote)}FLOP/s written"),
+        ("measured with", f"{name} on {chain_setup.device_name()}: {chain_plan.big(trained)}FLOP/s trained, {chain_plan.big(wrote)}FLOP/s written"),
         ("time", f"{say(train)} to train, {say(write)} to write, {say(compiling)} to compile"),
         ("time in all", f"about {say(train + write + compiling)}, clustering and metrics not counted"),
     ]

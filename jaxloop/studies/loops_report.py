@@ -1,12 +1,12 @@
 """What an experiment leaves for the analysis, and its pages: report.html (what was run, curves, texts) and findings.html (the analysis)."""
 
-import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxloop.studies import running
 from jaxloop.studies.loops_chains import Planned
 from jaxloop.studies.loops_config import EXPERIMENTS, Settings
 from jaxloop.studies.loops_data import Source
@@ -49,26 +49,24 @@ def write_after(settings: Settings, planned: Sequence[Planned], failed: Mapping[
     if settings.interventions.policies:
         write_atomic(root / "interventions.csv", tables.to_csv(interventions(root)), durable=False)
     facts = [(name, redact(str(value))) for name, value in [*facts, ("commit", commit()), ("device", devices())]]
-    page = _page(settings, planned, failed, root, facts, stored_form(stored), versions())
-    path = root / "report.html"
-    write_atomic(path, redact(page).encode("utf-8"))
+    path = _page(settings, planned, failed, root, facts, stored_form(stored), versions())
     return analyse(settings, root, facts, stored_form(stored), versions()) or path
 
 
-def _page(settings, planned, failed, root, facts, stored, versions) -> str:
-    from jaxloop.analysis import figures, report, scores
+def _page(settings, planned, failed, root, facts, stored, versions) -> Path:
+    from jaxloop.analysis import figures, scores
     from jaxloop.studies import chain_report, loops
 
     metrics = chain_report.read_metrics(root)
     shown = _few_lines(metrics, planned)
     figures.write(scores.by_generation(shown), root / "figures")
-    now = datetime.datetime.now().astimezone()
-    return report.render(
+    return running.write_page(
+        root,
         shown,
         title=settings.title,
-        subtitle=f"{loops.chains_line(settings, planned)} · {now.day} {now:%B %Y, %H:%M}",
+        subtitle=running.dated(loops.chains_line(settings, planned)),
         samples=chain_report.side_by_side(root, shown),
-        failures=[report.Failure(chain, int(about["generation"]), str(about["reason"])) for chain, about in failed.items()],
+        failed=failed,
         facts=facts,
         config=stored,
         versions=versions,

@@ -7,7 +7,6 @@ claim does not hold.
 
 import importlib
 import pathlib
-import shlex
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,7 +15,7 @@ from pydantic import Field
 
 import jaxloop
 from jaxloop.config import Count, NonNegative, Positive, Section, Share, Text, Whole
-from jaxloop.studies import DISAGREES
+from jaxloop.studies import DISAGREES, running
 
 KINDS = {"linear": "theory_linear", "wmle": "theory_wmle", "histogram": "theory_histogram", "library": "theory_library"}
 MIXINGS = ("complete", "ring", "star", "blocks", "self_only")
@@ -176,15 +175,11 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
 def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
     """All experiments, or those that an earlier run did not finish; 0, or `DISAGREES`."""
     from jaxloop.analysis import compare
-    from jaxloop.runtime.compiled import keep_compiled_programs
     from jaxloop.runtime.environment import commit, devices, versions
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir, stored_form
 
-    if settings.run.keep_compiled:
-        from jaxloop.data.docs import cache_folder
-
-        keep_compiled_programs(cache_folder() / "xla")
+    running.keep_compiled(settings.run)
     mesh = _mesh(settings)
     made = _experiments(settings, mesh)
     stored = settings.model_dump(mode="json")
@@ -195,7 +190,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
         conclusion = _kind(settings).conclude(settings, mesh, checks)
         rows = compare.table(checks, study=settings.what)
         facts = [
-            ("command", shlex.join(["python", "-m", "jaxloop.main", *argv[1:]])),
+            ("command", running.command_line(argv)),
             ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
             ("device", devices()),
         ]

@@ -8,6 +8,7 @@ import pandas as pd
 from jaxloop.analysis import compare, figures, report
 from jaxloop.kernels import mixing as mixings
 from jaxloop.simulators import linear
+from jaxloop.studies.running import slug
 
 if TYPE_CHECKING:
     from jaxloop.studies.theory import Settings
@@ -93,17 +94,13 @@ def _paper(settings, designs, base, mesh):
     return compare.Experiment("main_setting", tuple(quantities), _draw(settings, designs, theta, base, mesh, read))
 
 
-def _slug(text):
-    return "".join(ch if ch.isalnum() else "_" for ch in text.lower()).strip("_")
-
-
 def _mean_error(settings, name, line, case, mesh):
     """The error, averaged over entities, by generation."""
     theta = _theta(settings)
     moments = linear.closed_form(case.designs, theta, **case.options)
     quantity = compare.Quantity(name, np.arange(len(moments.mse)), moments.mse.mean(1), line=line)
     draw = _draw(settings, case.designs, theta, case.options, mesh, lambda hat: [_squares(hat, theta).mean(2)])
-    return compare.Experiment(f"{_slug(name)}__{_slug(line)}", (quantity,), draw)
+    return compare.Experiment(f"{slug(name)}__{slug(line)}", (quantity,), draw)
 
 
 def _late(settings, designs, base, mesh):
@@ -161,7 +158,7 @@ def _far(settings, designs, beta, mesh):
         last = [linear.simulate(designs, theta, replicates=s.batch, seed=seed, mesh=mesh, **options)[:, -1] for options in all_options]
         return [np.stack([_squares(hat, theta).mean(1) for hat in last], 1)]
 
-    return compare.Experiment(f"far__beta_{_slug(f'{beta:g}')}", (quantity,), draw)
+    return compare.Experiment(f"far__beta_{slug(f'{beta:g}')}", (quantity,), draw)
 
 
 # ---- the relative-efficiency figure -----------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from jaxloop.analysis import compare, figures, report
+from jaxloop.analysis import compare, report
 from jaxloop.runtime.files import write_atomic
-from jaxloop.runtime.log import redact
 from jaxloop.runtime.tables import to_csv
+from jaxloop.studies import running
 
 WORST = 12
 FILES = """import pandas as pd
@@ -36,24 +36,18 @@ def write(root: Path, settings, rows: pd.DataFrame, checks: Sequence[compare.Che
         *conclusion.sections,
         report.Section("Analytic and empirical", _how(settings, rows), drawings, (_summary(summary), _worst(rows))),
     ]
-    (root / "figures").mkdir(exist_ok=True)
-    for section in sections:
-        for drawing in section.drawings:
-            name = "".join(ch if ch.isalnum() else "_" for ch in drawing.title.lower()).strip("_")
-            write_atomic(root / "figures" / f"{name}.png", figures.png(drawing.figure), durable=False)
-    page = report.render(
+    running.save_drawings(root / "figures", {running.slug(d.title): d for s in sections for d in s.drawings})
+    return running.write_page(
+        root,
         pd.DataFrame(columns=["chain", "generation", "metric", "value"]),
         title=settings.title,
         subtitle=verdict(rows, conclusion.claims),
-        facts=[(name, redact(str(value))) for name, value in facts],
+        facts=facts,
         config=config,
         versions=versions,
         sections=sections,
         files=FILES + "".join(f'\n{name} = pd.read_csv("{name}.csv")' for name in conclusion.tables),
     )
-    path = root / "report.html"
-    write_atomic(path, redact(page).encode("utf-8"))
-    return path
 
 
 def _how(settings, rows: pd.DataFrame) -> str:

@@ -3,18 +3,13 @@
 Rates are means over independent worlds (clusters, properties, texts); their standard errors are those of the worlds.
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).parent))
-import planted  # noqa: E402
-
-from jaxloop.analysis import overlap, regression_honest, regression_tables, regression_tasks  # noqa: E402
-from jaxloop.analysis import regression as rg  # noqa: E402
+from jaxloop.analysis import overlap, regression_honest, regression_tables, regression_tasks
+from jaxloop.analysis import regression as rg
+from tests.analysis import planted
 
 BETA = np.array([0.03, -0.03, -0.01, 0.02, 0.0, 0.0])
 

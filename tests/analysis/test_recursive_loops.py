@@ -2,22 +2,18 @@
 
 import html
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
 
-sys.path.insert(0, str(Path(__file__).parent))
-import planted  # noqa: E402
-import planted_sweeps as sweeps  # noqa: E402
-
-from jaxloop.analysis import figures, findings_sweep, paper, paper_figures, paper_figures_political, paper_figures_regression, run_tables  # noqa: E402
-from jaxloop.analysis import recursive_loops as rl  # noqa: E402
-from jaxloop.analysis.regression import PROPERTIES  # noqa: E402
-from jaxloop.runtime.tables import to_csv, write_parquet  # noqa: E402
+from jaxloop.analysis import figures, findings_sweep, paper, paper_figures, paper_figures_political, paper_figures_regression, run_tables
+from jaxloop.analysis import recursive_loops as rl
+from jaxloop.analysis.regression import PROPERTIES
+from jaxloop.runtime.tables import to_csv, write_parquet
+from tests.analysis import planted
+from tests.analysis import planted_sweeps as sweeps
 
 
 def write(root, **tables):

@@ -1,8 +1,5 @@
 """Regressions as the paper makes them, against statsmodels and scikit-learn used directly; relative scores; what is refused."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,11 +8,9 @@ import statsmodels.formula.api as smf
 from sklearn.linear_model import LinearRegression
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
-sys.path.insert(0, str(Path(__file__).parent))
-import planted  # noqa: E402
-
-from jaxloop.analysis import overlap, regression_tables, regression_tasks, relative, scores  # noqa: E402
-from jaxloop.analysis import regression as rg  # noqa: E402
+from jaxloop.analysis import overlap, regression_tables, regression_tasks, relative, scores
+from jaxloop.analysis import regression as rg
+from tests.analysis import planted
 
 
 @pytest.fixture(scope="module")

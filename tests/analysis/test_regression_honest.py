@@ -1,8 +1,5 @@
 """Overlap, errors that know it, bootstrap, many tests, equivalence and power: against statsmodels, scipy and plain counting."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,13 +7,11 @@ import scipy.stats
 import statsmodels.api as sm
 from statsmodels.stats.power import TTestPower
 
-sys.path.insert(0, str(Path(__file__).parent))
-import planted  # noqa: E402
-
-from jaxloop.analysis import overlap as ov  # noqa: E402
-from jaxloop.analysis import power, regression_honest, regression_tables  # noqa: E402
-from jaxloop.analysis import regression as rg  # noqa: E402
-from jaxloop.data import clustering  # noqa: E402
+from jaxloop.analysis import overlap as ov
+from jaxloop.analysis import power, regression_honest, regression_tables
+from jaxloop.analysis import regression as rg
+from jaxloop.data import clustering
+from tests.analysis import planted
 
 MEMBERS = {"a": [0, 1, 2, 3], "b": [2, 3, 4], "c": [9], "d": [0, 1, 2, 3, 4]}
 

@@ -200,14 +200,17 @@ def test_best_share_of_synthetic_data():
     assert theory.isotropic_best_q(entities=1, private=5, synthetic=2, weight=1.0) == 0
 
 
+RIDGE = dict(covariance=[1], coefficients=[1], sigma2=1, first_sigma2=1)
+
+
 @pytest.mark.parametrize(
     "call,sentence",
     [
         (lambda: theory.wishart_trace(5, 6), r"samples=6: must be at least d \+ 2 = 7"),
         (lambda: theory.ols_replace(0, trace=1), "fits=0: must be at least 1"),
         (lambda: theory.ridgeless(1, d=5, samples=5, first_samples=9, sigma2=1, first_sigma2=1), "must exceed d=5"),
-        (lambda: theory.ridge(1, covariance=[1], coefficients=[1], ridge=0, samples=1, first_samples=3, sigma2=1, first_sigma2=1), "ridge=0: must be positive"),
-        (lambda: theory.ridge(1, covariance=[1], coefficients=[1], ridge=1, samples=1, first_samples=1, sigma2=1, first_sigma2=1), "first_samples=1: must exceed"),
+        (lambda: theory.ridge(1, ridge=0, samples=1, first_samples=3, **RIDGE), "ridge=0: must be positive"),
+        (lambda: theory.ridge(1, ridge=1, samples=1, first_samples=1, **RIDGE), "first_samples=1: must exceed"),
         (lambda: theory.gaussian_replace(1, n=1), "n=1: must be at least 2"),
         (lambda: theory.accumulate_limit(1), "n=1: must be at least 2"),
         (lambda: theory.contraction_bound(0.6, convexity=1.0), "holds below 1/2 only"),

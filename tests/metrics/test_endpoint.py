@@ -2,19 +2,15 @@
 
 import logging
 import sqlite3
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from server import Server, completion  # noqa: E402
-
-from jaxloop.metrics import registry  # noqa: E402
-from jaxloop.metrics.endpoint import Endpoint, Unreachable, complete  # noqa: E402
-from jaxloop.metrics.judges import POLITICAL_LEAN, QUALITY, judge  # noqa: E402
+from jaxloop.metrics import registry
+from jaxloop.metrics.endpoint import Endpoint, Unreachable, complete
+from jaxloop.metrics.judges import POLITICAL_LEAN, QUALITY, judge
+from tests.metrics.server import Server, completion
 
 
 def length_of_last_message(body, number):

@@ -1,24 +1,20 @@
 """The generation loop against a reading of the specification in texts, with word counts for a model."""
 
 import dataclasses
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import unigram as u  # noqa: E402
-
-from jaxloop.recursion import chains as ch  # noqa: E402
-from jaxloop.recursion import driver, ledger  # noqa: E402
-from jaxloop.recursion import workflow as wf  # noqa: E402
-from jaxloop.recursion.progress import Clock, duration  # noqa: E402
-from jaxloop.recursion.sources import Dataset, human_texts  # noqa: E402
-from jaxloop.runtime.trees import load_tree  # noqa: E402
-from jaxloop.runtime.workdir import open_workdir  # noqa: E402
+from jaxloop.recursion import chains as ch
+from jaxloop.recursion import driver, ledger
+from jaxloop.recursion import workflow as wf
+from jaxloop.recursion.progress import Clock, duration
+from jaxloop.recursion.sources import Dataset, human_texts
+from jaxloop.runtime.trees import load_tree
+from jaxloop.runtime.workdir import open_workdir
+from tests.recursion import unigram as u
 
 
 def go(path, chains, data, settings, family=None, measure=u.measure):

@@ -1,23 +1,19 @@
 """Metrics that are filled in later: from texts on disk alone, sealed like the rest, and nothing is trained or sampled."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import unigram as u  # noqa: E402
-
-from jaxloop.recursion import driver  # noqa: E402
-from jaxloop.recursion.commit import read_metrics  # noqa: E402
-from jaxloop.recursion.fill import fill  # noqa: E402
-from jaxloop.recursion.sources import human_texts  # noqa: E402
-from jaxloop.runtime import checkpoint  # noqa: E402
-from jaxloop.runtime.signals import Stop, Stopped  # noqa: E402
-from jaxloop.runtime.workdir import open_workdir  # noqa: E402
+from jaxloop.recursion import driver
+from jaxloop.recursion.commit import read_metrics
+from jaxloop.recursion.fill import fill
+from jaxloop.recursion.sources import human_texts
+from jaxloop.runtime import checkpoint
+from jaxloop.runtime.signals import Stop, Stopped
+from jaxloop.runtime.workdir import open_workdir
+from tests.recursion import unigram as u
 
 NAMES = ("distinct", "judge", "total")
 

@@ -1,20 +1,16 @@
 """Data sets that people wrote in part, and generations that are fitted in several calls."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import unigram as u  # noqa: E402
-
-from jaxloop.recursion import chains as ch  # noqa: E402
-from jaxloop.recursion import driver  # noqa: E402
-from jaxloop.recursion import workflow as wf  # noqa: E402
-from jaxloop.recursion.sources import Dataset  # noqa: E402
-from jaxloop.runtime.workdir import open_workdir  # noqa: E402
+from jaxloop.recursion import chains as ch
+from jaxloop.recursion import driver
+from jaxloop.recursion import workflow as wf
+from jaxloop.recursion.sources import Dataset
+from jaxloop.runtime.workdir import open_workdir
+from tests.recursion import unigram as u
 
 
 def go(path, chains, data, settings):

@@ -1,21 +1,16 @@
 """Selection policies on their own, and inside chains of word counts."""
 
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import unigram as u  # noqa: E402
-
-from jaxloop.recursion import driver  # noqa: E402
-from jaxloop.recursion import workflow as wf  # noqa: E402
-from jaxloop.recursion.chains import make_chain  # noqa: E402
-from jaxloop.recursion.selection import Selection, choose  # noqa: E402
-from jaxloop.runtime.workdir import open_workdir  # noqa: E402
+from jaxloop.recursion import driver
+from jaxloop.recursion import workflow as wf
+from jaxloop.recursion.chains import make_chain
+from jaxloop.recursion.selection import Selection, choose
+from jaxloop.runtime.workdir import open_workdir
+from tests.recursion import unigram as u
 
 
 def key(i):

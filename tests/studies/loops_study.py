@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxloop import cli, config, lm, main
+from jaxloop import config, lm
 from jaxloop.lm import bpe
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, init
@@ -70,11 +70,3 @@ def letters(texts, *_, **__) -> np.ndarray:
     """Embeddings by letters: [n, 26] float32 of length one."""
     counts = np.array([[text.lower().count(chr(97 + i)) + 0.1 for i in range(26)] for text in texts], np.float32).reshape(-1, 26)
     return counts / np.linalg.norm(counts, axis=1, keepdims=True)
-
-
-def call(capsys, *words):
-    try:
-        code = cli.guarded(main.main, cli.parse(["jaxloop", *map(str, words)]))
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()

@@ -24,6 +24,7 @@ from jaxloop.recursion.generation import effective
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.runtime.trees import load_tree, save_tree
 from jaxloop.studies import bias, bias_chains, bias_data, bias_plan
+from tests.command import call
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LABELS = ("From the Right", "From the Left", "From the Center")
@@ -104,14 +105,6 @@ def get_config():
     return c
 ''')
     return folder, torch_model
-
-
-def call(capsys, *words):
-    try:
-        code = cli.guarded(main.main, cli.parse(["jaxloop", *map(str, words)]))
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
 
 
 def settings(world, *assignments):

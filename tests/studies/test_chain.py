@@ -14,14 +14,7 @@ import pytest
 from jaxloop import cli, config, main
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.studies import chain, chain_plan, chain_report, chain_setup
-
-
-def call(capsys, *words):
-    try:
-        code = cli.guarded(main.main, cli.parse(["jaxloop", *map(str, words)]))
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
+from tests.command import call
 
 
 def settings(place, *assignments):

@@ -3,8 +3,6 @@
 import re
 import shutil
 import socket
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,9 +17,7 @@ from jaxloop.recursion.sources import sampling_prompts
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.runtime.trees import load_tree
 from jaxloop.studies import chain, chain_measure, chain_setup
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "metrics"))
-from server import Server, completion  # noqa: E402
+from tests.metrics.server import Server, completion
 
 
 @pytest.fixture(scope="module")

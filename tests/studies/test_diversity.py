@@ -2,31 +2,20 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import diversity_place as dp  # noqa: E402
-
-from jaxloop import cli, config, main  # noqa: E402
-from jaxloop.lm import family  # noqa: E402
-from jaxloop.runtime.trees import load_tree  # noqa: E402
-from jaxloop.studies import diversity, diversity_setup  # noqa: E402
+from jaxloop import cli, config, main
+from jaxloop.lm import family
+from jaxloop.runtime.trees import load_tree
+from jaxloop.studies import diversity, diversity_setup
+from tests.command import call
+from tests.studies import diversity_place as dp
 
 # The one whole run of this file comes before its first test.
 pytestmark = pytest.mark.timeout(900)
-
-
-def call(capsys, *words):
-    try:
-        code = cli.guarded(main.main, cli.parse(["jaxloop", *map(str, words)]))
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Distances, regressions, writers and the plan of the diversity study, piece by piece."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +8,12 @@ import pandas as pd
 import pytest
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
-sys.path.insert(0, str(Path(__file__).parent))
-import diversity_place as dp  # noqa: E402
-
-from jaxloop import config  # noqa: E402
-from jaxloop.lm.spec import count_parameters  # noqa: E402
-from jaxloop.runtime.signals import Stop, Stopped  # noqa: E402
-from jaxloop.studies import diversity, diversity_generate, diversity_measure, diversity_plan, diversity_setup  # noqa: E402
-from jaxloop.studies.diversity_sets import COLUMNS  # noqa: E402
+from jaxloop import config
+from jaxloop.lm.spec import count_parameters
+from jaxloop.runtime.signals import Stop, Stopped
+from jaxloop.studies import diversity, diversity_generate, diversity_measure, diversity_plan, diversity_setup
+from jaxloop.studies.diversity_sets import COLUMNS
+from tests.studies import diversity_place as dp
 
 PAPER = Path(__file__).resolve().parents[2] / "configs/diversity.py"
 

@@ -14,14 +14,12 @@ import jax.numpy as jnp
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import diversity_place as dp  # noqa: E402
-
-from jaxloop import cli, lm, main  # noqa: E402
-from jaxloop.lm import tokenize  # noqa: E402
-from jaxloop.lm.huggingface import Model  # noqa: E402
-from jaxloop.lm.spec import init  # noqa: E402
-from jaxloop.studies import diversity_plan  # noqa: E402
+from jaxloop import cli, lm, main
+from jaxloop.lm import tokenize
+from jaxloop.lm.huggingface import Model
+from jaxloop.lm.spec import init
+from jaxloop.studies import diversity_plan
+from tests.studies import diversity_place as dp
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

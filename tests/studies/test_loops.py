@@ -13,12 +13,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import loops_study as ls  # noqa: E402
-
-from jaxloop.analysis import scores  # noqa: E402
-from jaxloop.runtime.tables import read_parquet  # noqa: E402
-from jaxloop.studies import chain_report, loops_data, loops_plan, loops_report  # noqa: E402
+from jaxloop.analysis import scores
+from jaxloop.runtime.tables import read_parquet
+from jaxloop.studies import chain_report, loops_data, loops_plan, loops_report
+from tests.studies import loops_study as ls
 
 
 @pytest.fixture(scope="module")

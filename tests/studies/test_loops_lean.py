@@ -1,15 +1,10 @@
 """Lean by a classifier fitted on party labels: which texts it sees, and what it says of others."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import loops_study as ls  # noqa: E402
-
-from jaxloop.studies import loops_data, loops_lean  # noqa: E402
+from jaxloop.studies import loops_data, loops_lean
+from tests.studies import loops_study as ls
 
 
 @pytest.fixture

@@ -4,20 +4,17 @@ import collections
 import pathlib
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import loops_study as ls  # noqa: E402
-
-from jaxloop import config, studies  # noqa: E402
-from jaxloop.lm.spec import count_parameters  # noqa: E402
-from jaxloop.recursion.sources import sampling_prompts  # noqa: E402
-from jaxloop.recursion.workflow import plan as index_plan  # noqa: E402
-from jaxloop.recursion.workflow import train_size  # noqa: E402
-from jaxloop.studies import loops, loops_chains, loops_data, loops_measure, loops_plan, loops_subsets  # noqa: E402
+from jaxloop import config, studies
+from jaxloop.lm.spec import count_parameters
+from jaxloop.recursion.sources import sampling_prompts
+from jaxloop.recursion.workflow import plan as index_plan
+from jaxloop.recursion.workflow import train_size
+from jaxloop.studies import loops, loops_chains, loops_data, loops_measure, loops_plan, loops_subsets
+from tests.studies import loops_study as ls
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = "ratio_sweep dataset_comparison cluster_study multi_domain quality_splits length_splits political_mixes".split()

@@ -1,0 +1,64 @@
+"""What every study does around its own work: the cache of compiled programs, the lines that say how a run came about, its page."""
+
+import datetime
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def keep_compiled(run) -> None:
+    """Turns on the cache of compiled programs where the `run` section of a config asks for it."""
+    from jaxloop.runtime.compiled import keep_compiled_programs
+    from jaxloop.runtime.files import cache_folder
+
+    if run.keep_compiled:
+        keep_compiled_programs(cache_folder() / "xla")
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command that repeats a run, from `sys.argv`; it holds no path of the machine that the user did not write."""
+    return shlex.join(["python", "-m", "jaxloop.main", *argv[1:]])
+
+
+def elapsed(seconds: float, resumed_after: int | None = None) -> str:
+    """ "12 min 3 s since it was resumed after generation 4", in seconds of the clock."""
+    from jaxloop.recursion.progress import duration
+
+    return duration(seconds) + (f" since it was resumed after generation {resumed_after}" if resumed_after is not None else "")
+
+
+def dated(line: str) -> str:
+    """A line and the time of now, as the pages show them under their title."""
+    now = datetime.datetime.now().astimezone()
+    return f"{line} · {now.day} {now:%B %Y, %H:%M}"
+
+
+def save_drawings(folder: Path, named: Mapping[str, object]) -> None:
+    """Writes `named` (file name without suffix -> report.Drawing) as PNG files into a folder, which is made."""
+    from jaxloop.analysis import figures
+    from jaxloop.runtime.files import write_atomic
+
+    folder.mkdir(exist_ok=True)
+    for name, drawing in named.items():
+        write_atomic(folder / f"{name}.png", figures.png(drawing.figure), durable=False)
+
+
+def slug(title: str) -> str:
+    """A title as a file name: lower case, one underscore for whatever is no letter or digit."""
+    return "_".join("".join(ch if ch.isalnum() else " " for ch in title.lower()).split())
+
+
+def write_page(root: Path, metrics, *, subtitle: str, facts: Sequence[tuple[str, object]], failed: Mapping[str, Mapping] | None = None, **page) -> Path:
+    """Writes report.html into a run directory and returns its path; keys and tokens are left out of what is shown.
+
+    metrics: the table behind the curves; failed: chain -> {generation, reason}; page: what else `analysis.report.render` takes.
+    """
+    from jaxloop.analysis import report
+    from jaxloop.runtime.files import write_atomic
+    from jaxloop.runtime.log import redact
+
+    failures = [report.Failure(chain, int(why["generation"]), str(why["reason"])) for chain, why in (failed or {}).items()]
+    shown = [(name, redact(str(value))) for name, value in facts]
+    path = root / "report.html"
+    write_atomic(path, redact(report.render(metrics, subtitle=subtitle, failures=failures, facts=shown, **page)).encode("utf-8"))
+    return path
