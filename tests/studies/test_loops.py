@@ -16,6 +16,7 @@ import scipy.stats
 from jaxloop.analysis import scores
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.studies import chain_report, loops_data, loops_plan, loops_report
+from tests.command import call
 from tests.studies import loops_study as ls
 
 
@@ -35,7 +36,7 @@ def quick(monkeypatch, tmp_path):
 
 def go(capsys, place, tmp_path, *words, expect=0, **changes):
     path = ls.write(tmp_path / "study.py", ls.raw(place, **changes))
-    code, out, err = ls.call(capsys, f"--config={path}", f"--workdir={tmp_path / 'run'}", *words)
+    code, out, err = call(capsys, f"--config={path}", f"--workdir={tmp_path / 'run'}", *words)
     assert code == expect, err
     return tmp_path / "run"
 
@@ -51,7 +52,7 @@ def test_interventions_are_reported_against_the_matched_control(place, tmp_path,
     names = {p.name for p in root.iterdir()}
     assert {"chains.csv", "cleaning.csv", "subsets.csv", "metrics.csv", "interventions.csv", "ledger.parquet", "texts", "report.html"} <= names
     chains = pd.read_csv(root / "chains.csv")
-    assert len(chains) == 6 and set(chains.status) == {"ok"} and {"dataset", "ratio", "seed", "selection"} <= set(chains.columns)
+    assert len(chains) == 9 and set(chains.status) == {"ok"} and {"dataset", "ratio", "seed", "selection"} <= set(chains.columns)
     ids = {(row.selection, row.seed): row.chain for row in chains.itertuples()}
     assert texts_of(root, ids["random", 0], 0)["text"] == texts_of(root, ids["quality", 0], 0)["text"]
     chosen = texts_of(root, ids["quality", 0], 0)
@@ -91,7 +92,7 @@ CLUSTERS = dict(count=3, min_size=50, fit_rows=200, methods=["kmeans-5", "gmm-5"
 
 
 def test_a_cluster_study_leaves_what_the_regressions_read_and_goes_on(place, tmp_path, capsys):
-    changes = dict(experiment="clusters", clusters=CLUSTERS, properties={"texts": 40, "lexical_texts": 20}, chain={"ratios": [0.25, 0.5]})
+    changes = dict(experiment="clusters", clusters=CLUSTERS, properties={"texts": 40, "lexical_texts": 20}, chain={"ratios": [0.25, 0.5, 0.75]})
     root = go(capsys, place, tmp_path, **changes)
     chains, properties = pd.read_csv(root / "chains.csv"), pd.read_csv(root / "properties.csv")
     assert len(chains) == 6 and set(chains.cluster) == {"c000", "c001", "c002"} == set(properties.cluster)
@@ -103,7 +104,7 @@ def test_a_cluster_study_leaves_what_the_regressions_read_and_goes_on(place, tmp
     page = (root / "report.html").read_text()
     assert "Overlap of clusters" in page and "Cleaning" in page
     first = pd.read_csv(root / "metrics.csv")
-    code, _, err = ls.call(capsys, f"--config={tmp_path / 'study.py'}", f"--workdir={root}", "--config.chain.generations=3")
+    code, _, err = call(capsys, f"--config={tmp_path / 'study.py'}", f"--workdir={root}", "--config.chain.generations=3")
     assert code == 0, err
     after = pd.read_csv(root / "metrics.csv")
     pd.testing.assert_frame_equal(after[after.generation < 2].reset_index(drop=True), first, check_exact=True)
@@ -182,7 +183,7 @@ def test_rehearsal_of_the_paper_scale_cluster_study(place, tmp_path):
     for i, name in enumerate(("webis_reddit", "100M_tweets", "reddit_submissions", "wikipedia")):
         words += [f"--config.domains.{name}.recipe=plain", f"--config.domains.{name}.source={place}/{('posts', 'other')[i % 2]}.jsonl"]
         words += [f"--config.domains.{name}.instruction=Write."]
-    words += ["--config.clusters.count=1", "--config.clusters.min_size=60", "--config.clusters.fit_rows=200", "--config.clusters.methods=kmeans-5,gmm-5"]
+    words += ["--config.clusters.count=2", "--config.clusters.min_size=60", "--config.clusters.fit_rows=200", "--config.clusters.methods=kmeans-5,gmm-5"]
     words += ["--config.clusters.min_distances=0.01", "--config.clusters.noise=kept", "--config.properties.texts=40", "--config.properties.lexical_texts=20"]
     words += ["--config.properties.map_rows=100", "--config.properties.toxicity=none", "--config.quality=type_token_ratio", "--config.embedder=none"]
     words += ["--config.language=none", "--config.chain.generations=4", "--config.chain.size=16", "--config.chain.eval_texts=8", "--config.fit.dtype=float32"]
@@ -190,7 +191,7 @@ def test_rehearsal_of_the_paper_scale_cluster_study(place, tmp_path):
     command = [sys.executable, "-m", "jaxloop.main", f"--config={config}", *words]
     environment = os.environ | {"JAXLOOP_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
     planned = subprocess.run([*command, "--plan"], capture_output=True, text=True, env=environment, check=False)
-    assert planned.returncode == 0 and "8 chains: 4 clusters" in planned.stdout, planned.stderr
+    assert planned.returncode == 0 and "16 chains: 8 clusters" in planned.stdout, planned.stderr
     root = tmp_path / "run"
     first = subprocess.Popen([*command, f"--workdir={root}"], env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     while not (root / "checkpoints" / "generation=0001").exists():
@@ -201,5 +202,5 @@ def test_rehearsal_of_the_paper_scale_cluster_study(place, tmp_path):
     done = subprocess.run([*command, f"--workdir={root}"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0 and "going on after generation" in done.stderr, done.stderr
     metrics = pd.read_csv(root / "metrics.csv")
-    assert metrics.groupby("chain")["generation"].max().tolist() == [3] * 8 and len(pd.read_csv(root / "properties.csv")) == 4
+    assert metrics.groupby("chain")["generation"].max().tolist() == [3] * 16 and len(pd.read_csv(root / "properties.csv")) == 8
     shutil.rmtree(root)

@@ -14,6 +14,7 @@ from jaxloop.recursion.sources import sampling_prompts
 from jaxloop.recursion.workflow import plan as index_plan
 from jaxloop.recursion.workflow import train_size
 from jaxloop.studies import loops, loops_chains, loops_data, loops_measure, loops_plan, loops_subsets
+from tests.command import call
 from tests.studies import loops_study as ls
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -248,6 +249,7 @@ REFUSED = [
     (dict(experiment="clusters", clusters={**SMALL, "min_size": 20}), r"config.clusters.min_size = 20: the longest chain needs 24 human texts of a cluster"),
     (dict(experiment="clusters", clusters={**SMALL, "min_size": 500}), r"config.clusters.min_size = 500: posts has 240 texts"),
     (dict(experiment="clusters", clusters={**SMALL, "methods": ["kmeens-5"]}), r"config.clusters.methods has 'kmeens-5'.*did you mean 'kmeans-5'"),
+    (dict(experiment="clusters", clusters=SMALL), r"config.clusters.count = 2: that makes 2 chains for a regression on 6 predictors and an intercept; .* least 8"),
     (dict(chain={"size": 200}), r"config.chain: chain .* posts has 240 texts, the chain needs 300"),
     (dict(metrics=["held_out_loss"]), r"config.metrics has 'held_out_loss', which needs losses"),
     (dict(quality="cosine_diversity"), r"config.quality = 'cosine_diversity': must be a metric of single texts"),
@@ -258,15 +260,21 @@ REFUSED = [
 def test_what_cannot_run_is_refused_before_anything_is_written(place, tmp_path, capsys, changes, said):
     path = ls.write(tmp_path / "study.py", ls.raw(place, **changes))
     for words in (["--validate"], [f"--workdir={tmp_path / 'run'}"]):
-        code, _, err = ls.call(capsys, f"--config={path}", *words)
+        code, _, err = call(capsys, f"--config={path}", *words)
         assert code == 2 and err.count("\n") == 1 and not (tmp_path / "run").exists()
         assert re.search(said, err), err
+
+
+def test_a_property_that_is_the_same_for_every_cluster_is_refused_before_training(tmp_path):
+    (tmp_path / "properties.csv").write_text("dataset,cluster,quality,positivity\nposts,c000,50,0.1\nposts,c001,50,0.2\n")
+    with pytest.raises(ValueError, match="properties.csv: quality is 50 for all 2 clusters; a predictor of the regressions must vary"):
+        loops_measure.check_properties(tmp_path)
 
 
 def test_a_rule_that_drops_everything_is_named_with_its_domain(place, tmp_path, capsys):
     domains = {"posts": {"source": [f"{place}/posts.jsonl"], "instruction": "Go.", "min_tokens": 500}}
     path = ls.write(tmp_path / "study.py", ls.raw(place, domains=domains))
-    code, _, err = ls.call(capsys, f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    code, _, err = call(capsys, f"--config={path}", f"--workdir={tmp_path / 'run'}")
     assert code == 2 and "config.domains.posts: cleaning: the rule 'not more than 500 tokens of model' drops all 240 rows that reach it" in err
     assert err.count("\n") == 1 and not (tmp_path / "run").exists()
 
@@ -305,7 +313,7 @@ def test_the_papers_unit_of_length_is_needed_only_by_rules_that_count_it(place, 
 
 
 def test_validate_says_what_was_found(place, tmp_path, capsys):
-    code, out, _ = ls.call(capsys, f"--config={ls.write(tmp_path / 'study.py', ls.raw(place))}", "--validate")
+    code, out, _ = call(capsys, f"--config={ls.write(tmp_path / 'study.py', ls.raw(place))}", "--validate")
     assert code == 0 and "data posts: 240 of 240 texts (none dropped)" in out
     assert "1 chains: 1 dataset, r in {1/2}, 1 seed, 2 generations; the longest needs 24 human texts" in out
     assert loops.check(ls.settings(place))[0].startswith("data posts")
