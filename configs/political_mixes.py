@@ -6,8 +6,9 @@ from jaxloop.studies import loops_scales as scales
 def get_config(scale="paper"):
     c = scales.config("political", "Political lean in recursive loops", scale, paper=("senator_tweets",), tiny=("senate_tweets",), keep=2500)
     c.chain.ratios = ("3/4",)
-    c.lean = dict(mixes=(100, 75, 50, 25, 0), homogeneous=True)
+    c.lean = dict(mixes=(100, 75, 50, 25, 0), homogeneous=True, judge=scales.LEAN)
     if scale == "tiny":
-        c.chain.update(generations=6, eval_texts=50)
-    c.lean.update(fit_texts=1000)
+        c.chain.update(generations=6, eval_texts=48, seeds=(0, 1, 2))
+        # A classifier fitted on the party labels in the judge's place: its leans are no round scores, so neutral is a range.
+        c.lean.update(judge=None, fit_texts=1000, neutral=10.0)
     return c

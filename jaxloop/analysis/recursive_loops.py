@@ -4,6 +4,7 @@
 run that was copied elsewhere, needs no model and no accelerator, and gives the same bytes for the same files.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -199,12 +200,10 @@ def _save_figure(run: Run, name: str, drawing: Figure) -> None:
 def _figures(run: Run, about: Experiment, names: Mapping[str, tuple[str, ...]], *, last: int, neutral) -> tuple[list[Drawing], list[str]]:
     """Figures of the experiment, drawn twice: as PNG and for the page; sentences for those that the tables do not allow."""
     drawings, problems = [], []
-    whole, bases = run, run.chains["bases"].astype(str) if "bases" in run.chains else pd.Series(dtype=str)
-    several = about.kind == "political" and bases.nunique() > 1
+    whole, several = run, about.kind == "political" and "bases" in run.chains and run.chains["bases"].nunique() > 1
     for name in (*about.figures, *(["figure_15"] if several and "figure_15" not in about.figures else [])):
         # The other figures of the paper are of chains that draw their base models.
-        mixed = several and name != "figure_15" and (bases == "mixed").any()
-        run = whole._replace(chains=whole.chains[bases == "mixed"]) if mixed else whole
+        run = _mixed(whole) if several and name != "figure_15" else whole
         options: dict[str, Any] = {} if about.kind in ("political", "toy") or name == "figure_8" else dict(names)
         if about.kind == "political" and name != "figure_8":
             options["neutral"] = neutral
@@ -223,6 +222,12 @@ def _figures(run: Run, about: Experiment, names: Mapping[str, tuple[str, ...]], 
         said = paper.reading(name)
         drawings.append(Drawing(f"Figure {name.removeprefix('figure_')}", first + (f" The paper: {said}" if said else ""), drawing, wide=True))
     return drawings, problems
+
+
+def _mixed(run: Run) -> Run:
+    """The chains that draw their base models, where there are some beside chains of one base each."""
+    bases = run.chains["bases"].astype(str) if "bases" in run.chains else pd.Series("", run.chains.index)
+    return run._replace(chains=run.chains[bases == "mixed"]) if (bases == "mixed").any() else run
 
 
 # ---- regressions ------------------------------------------------------------------------------------------------------
@@ -434,13 +439,14 @@ def _political(run: Run, about: Experiment, neutral: tuple[float, float]) -> lis
     _save(run, "lean", table)
     per_chain = paper_figures_political.by_chain(paper_figures_political.leans(run), neutral)
     _save(run, "lean_by_generation", per_chain)
-    _save(run, "lean_bins", paper_figures_political.bins(paper_figures_political.leans(run)))
+    _save(run, "lean_bins", paper_figures_political.bins(paper_figures_political.leans(_mixed(run))))
     present = set(per_chain[per_chain["generation"] == per_chain["generation"].max()]["chain"])
     missing = [c for c in run.chains["chain"] if c not in present]
     limits = [
         f"{len(run.chains)} chains were planned; {len(missing)} have no scored text in the last generation"
         + (f": {', '.join(map(str, missing[:20]))}{', …' if len(missing) > 20 else ''}." if missing else "."),
         f"A mix has {findings_regression.spread(table['n'])} chains: a shift inside its interval in the table is not told from none.",
+        *_scorer(run),
         "The lean is what the scorer says it is. A classifier fitted on party labels measures which party's texts these are like, not a position; it may "
         "read shorter or plainer text as neutral, which alone gives a shift towards 50.",
         f"Neutral is a score from {neutral[0]:g} to {neutral[1]:g}; shares of neutral text follow this choice.",
@@ -450,3 +456,17 @@ def _political(run: Run, about: Experiment, neutral: tuple[float, float]) -> lis
         limits.append("The human texts were not scored, so the initial lean is that of generation 0, which already holds a first shift.")
     found = Section("What was found", paragraphs=words or ["No mix has a lean at the start and at the end."])
     return [found, Section("What cannot be concluded", paragraphs=limits), Section("Lean of the mixes", tables=[_table("", "", table)])]
+
+
+def _scorer(run: Run) -> list[str]:
+    """How well the classifier of lean does, where one was fitted."""
+    path = run.root / "lean_classifier.json"
+    if not path.exists():
+        return []
+    report = json.loads(path.read_bytes())
+    test, larger = report["test"], report["majority"]["accuracy"]
+    texts = sum(scored["texts"] for scored in test["by_class"].values())
+    return [
+        f"Of {texts} human texts that it never saw the classifier names the side of {100 * test['accuracy']:.0f} % ({100 * larger:.0f} % by always naming the "
+        "larger): its errors draw every mean towards 50, that of the human texts too."
+    ]

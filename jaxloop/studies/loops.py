@@ -83,6 +83,23 @@ def _enough(settings: Settings, prepared: Prepared) -> None:
         for name, source in prepared.sources.items():
             if len(source.texts) < settings.clusters.min_size:
                 raise ValueError(f"config.clusters.min_size = {settings.clusters.min_size}: {name} has {len(source.texts):,} texts; must be at most that")
+        _enough_chains(settings)
+
+
+def _enough_chains(settings: Settings) -> None:
+    """Refuses a study of clusters whose largest regression could not be fitted: over all chains (of several domains: each domain's outcome)."""
+    from jaxloop.analysis import regression
+    from jaxloop.studies import loops_chains
+
+    chains = settings.clusters.count * len(loops_chains.combinations(settings)) * (1 if settings.kind == "mixtures" else len(settings.domains))
+    domains = len(settings.domains)
+    predictors = len(regression.PROPERTIES) * (domains if settings.kind == "mixtures" else 1) + (0 if settings.kind == "mixtures" else domains - 1)
+    predictors += len(settings.chain.ratios) > 1
+    if chains < predictors + 2:
+        raise ValueError(
+            f"config.clusters.count = {settings.clusters.count}: that makes {chains} chains for a regression on {predictors} predictors and an intercept; "
+            f"must make at least {predictors + 2}"
+        )
 
 
 def chains_line(settings: Settings, planned: Sequence) -> str:

@@ -172,6 +172,20 @@ def properties(settings: Settings, subsets: Sequence[Subset], sources: Mapping[s
     write_atomic(root / "properties.csv", tables.to_csv({c: [row.get(c) for row in rows] for c in columns}), durable=False)
 
 
+def check_properties(root: Path) -> None:
+    """Raises ValueError for a predictor of the regressions that is the same for every cluster in properties.csv: no fit could have it."""
+    import pandas as pd
+
+    from jaxloop.analysis import regression_tasks
+
+    table = pd.read_csv(root / "properties.csv")
+    names, _ = regression_tasks.measured(table)
+    for name in names:
+        values = pd.to_numeric(table[name], errors="coerce").dropna().to_numpy(float)
+        if np.ptp(values) <= 1e-12 * max(1.0, np.abs(values).max()):
+            raise ValueError(f"{root / 'properties.csv'}: {name} is {values[0]:g} for all {len(values)} clusters; a predictor of the regressions must vary")
+
+
 class _Properties:
     """Properties of the clusters of one dataset; what they share is made when the first of them is not on disk yet."""
 

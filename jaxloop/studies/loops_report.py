@@ -31,6 +31,7 @@ def write_before(settings: Settings, sources: Mapping[str, Source], subsets: Seq
     clusters = [one for subset in subsets for one in subset.clusters]
     if clusters:
         loops_measure.properties(settings, clusters, sources, root)
+        loops_measure.check_properties(root)
         found = loops_subsets.overlap(clusters, sources)
         columns = {name: [row[name] for row in found.values()] for name in next(iter(found.values()))}
         write_atomic(root / "overlap_summary.csv", tables.to_csv({"dataset": list(found), **columns}), durable=False)
@@ -167,8 +168,9 @@ def analyse(settings: Settings, root: Path, facts, stored: Mapping, versions) ->
     from jaxloop.runtime.log import LOGGER
 
     page, quality = EXPERIMENTS[settings.experiment].page, settings.quality.split("(")[0]
+    neutral = (50 - settings.lean.neutral, 50 + settings.lean.neutral)
     try:
-        return recursive_loops.write_report(root, page, quality=quality, title=settings.title, facts=facts, config=stored, versions=versions)
+        return recursive_loops.write_report(root, page, quality=quality, neutral=neutral, title=settings.title, facts=facts, config=stored, versions=versions)
     except ValueError as error:
         LOGGER.warning("no findings.html: %s", error)
         return None

@@ -14,6 +14,7 @@ POOL = ("unsloth/Llama-3.2-1B", "unsloth/Qwen2.5-1.5B", "HuggingFaceTB/SmolLM-1.
 REVISIONS = ("8330ca72", "2d0a015f", "d7449ff7", "cb37ef35")
 JUDGE = "judge_quality(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
 ENGLISH = "judge_english(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
+LEAN = "judge_political_lean(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
 ENCODER = "dunzhang/stella_en_1.5B_v5"
 
 # The paper's datasets, where they are published (see data/recipes.py).

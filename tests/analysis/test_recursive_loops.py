@@ -1,6 +1,7 @@
 """The page, the figures and the tables of every experiment, from files as a study writes them; and what is said where something is missing."""
 
 import html
+import json
 import re
 
 import numpy as np
@@ -291,6 +292,16 @@ def test_political_page(politics):
     assert re.search("Bias none at the start(, some at the end)?: 50l50r", text)
     assert "16 chains were planned; 1 have no scored text in the last generation: lost." in text
     assert {"figure_5.png", "figure_6.png", "figure_13.png", "figure_14.png"} <= {p.name for p in (politics / "figures").iterdir()}
+
+
+def test_the_page_says_how_well_the_classifier_of_lean_does(tmp_path):
+    metrics, chains, texts = sweeps.political()
+    root = write(tmp_path, metrics_csv=metrics, chains_csv=chains, text_scores_parquet=texts)
+    report = {"test": {"accuracy": 0.7, "by_class": {"left": {"texts": 60}, "right": {"texts": 40}}}, "majority": {"accuracy": 0.6}}
+    (root / "lean_classifier.json").write_text(json.dumps(report))
+    assert "Of 100 human texts that it never saw the classifier names the side of 70 % (60 % by always naming the larger)" in words(
+        rl.write_report(root, "political")
+    )
 
 
 def test_lean_of_chains_by_hand(politics):

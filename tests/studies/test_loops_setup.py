@@ -249,7 +249,10 @@ REFUSED = [
     (dict(experiment="clusters", clusters={**SMALL, "min_size": 20}), r"config.clusters.min_size = 20: the longest chain needs 24 human texts of a cluster"),
     (dict(experiment="clusters", clusters={**SMALL, "min_size": 500}), r"config.clusters.min_size = 500: posts has 240 texts"),
     (dict(experiment="clusters", clusters={**SMALL, "methods": ["kmeens-5"]}), r"config.clusters.methods has 'kmeens-5'.*did you mean 'kmeans-5'"),
-    (dict(experiment="clusters", clusters=SMALL), r"config.clusters.count = 2: that makes 2 chains for a regression on 6 predictors and an intercept; .* least 8"),
+    (
+        dict(experiment="clusters", clusters=SMALL),
+        r"config.clusters.count = 2: that makes 2 chains for a regression on 6 predictors and an intercept; .* least 8",
+    ),
     (dict(chain={"size": 200}), r"config.chain: chain .* posts has 240 texts, the chain needs 300"),
     (dict(metrics=["held_out_loss"]), r"config.metrics has 'held_out_loss', which needs losses"),
     (dict(quality="cosine_diversity"), r"config.quality = 'cosine_diversity': must be a metric of single texts"),
