@@ -250,3 +250,11 @@ def word_topics(texts: Sequence[str], count: int) -> tuple[list[str], list[int]]
     held = weights[:, chosen].tocsr()
     best = np.asarray(held.argmax(axis=1)).ravel()
     return [str(words[b]) for b in chosen], np.where(np.diff(held.indptr) > 0, best, -1).tolist()
+
+
+def opening(text: str, words: int) -> tuple[str, str]:
+    """The first `words` words of a text and the rest, which begins with the white space between; ("", text) where the first sentence has no more."""
+    found = re.match(rf"\s*(?:\S+\s+){{{words - 1}}}\S+", text)
+    if found is None or found.end() >= len(sentences(text)[0]):
+        return "", text
+    return text[: found.end()], text[found.end() :]

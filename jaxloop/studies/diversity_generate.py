@@ -69,7 +69,7 @@ class Desk:
         return replies
 
     def collect(self, name: str, wanted: Sequence[int], prompt: Callable, parse: Callable) -> list[list]:
-        """`wanted[i]` results for every item i. prompt(item, missing, attempt) -> text; parse(reply) -> results; what is lacking is asked for again.
+        """`wanted[i]` results for every item i. prompt(item, missing, attempt) -> text; parse(item, reply) -> results; what is lacking is asked for again.
 
         Raises ValueError where something is lacking after all attempts, naming the writer and what it said last.
         """
@@ -81,7 +81,7 @@ class Desk:
                 return results
             replies = self.ask(f"{name}/attempt={attempt}", [prompt(i, wanted[i] - len(results[i]), attempt) for i in open_])
             for i, reply in zip(open_, replies, strict=True):
-                results[i] += parse(reply)[: wanted[i] - len(results[i])]
+                results[i] += parse(i, reply)[: wanted[i] - len(results[i])]
                 last = reply or last
         lacking = sum(count - len(found) for count, found in zip(wanted, results, strict=True))
         if lacking:
@@ -134,13 +134,13 @@ def model_writer(settings: "Settings", root: Path, task: str, pairs: Callable[[]
     from jaxloop.lm.prompt import render
 
     g = settings.generator
-    name = g.model or ""
+    name, asked = g.model or "", _continued if _goes_on(settings, task) else render
     held: list = []
 
     def load():
         if not held:
             model = chain_setup.load_model(settings, name)
-            held.extend((model, _adapted(settings, root, task, model, pairs) if g.adapt else None))
+            held.extend((model, _adapted(settings, root, task, model, pairs, asked) if g.adapt else None))
         return held
 
     # A program holds the caches of as many prompts as it has places for: no more of them than a block asks for.
@@ -152,17 +152,26 @@ def model_writer(settings: "Settings", root: Path, task: str, pairs: Callable[[]
         from jaxloop.kernels.keys import chain_key
 
         model, weights = load()
-        job = family.SampleTask(chain_key(zlib.crc32(task.encode())), weights, [render(p) for p in prompts], np.asarray(numbers, np.uint32))
+        job = family.SampleTask(chain_key(zlib.crc32(task.encode())), weights, [asked(p) for p in prompts], np.asarray(numbers, np.uint32))
         return list(family.sample(model, [job], dataclasses.replace(sampling, dtype=settings.fit.dtype))[0].texts)
 
     return Writer(name, write)
 
 
-def _adapted(settings, root, task, model, pairs):
+def _goes_on(settings, task) -> bool:
+    """Whether replies are the rest of texts whose openings were the topics."""
+    return task == "story" and settings.generator.topics == "openings"
+
+
+def _continued(prompt: str) -> str:
+    """The prompt as it is: what a model that follows no instruction goes on from."""
+    return prompt
+
+
+def _adapted(settings, root, task, model, pairs, asked):
     """All weights of the writer after training on real records; kept, sealed, in the run directory."""
     from jaxloop.kernels.keys import chain_key
     from jaxloop.lm import family
-    from jaxloop.lm.prompt import render
     from jaxloop.runtime import trees
 
     stem = f"{FOLDER}/writer-{task}"
@@ -178,7 +187,7 @@ def _adapted(settings, root, task, model, pairs):
         mode="full", epochs=g.adapt, batch_size=f.batch_size, learning_rate=g.adapt_rate, max_length=min(f.max_length, model.spec.context),
         dtype=f.dtype, length_classes=f.length_classes,
     )  # fmt: skip
-    job = family.FitTask(chain_key(zlib.crc32(b"writer")), texts, [render(a) for a in asks])
+    job = family.FitTask(chain_key(zlib.crc32(b"writer")), texts, [asked(a) for a in asks])
     weights = family.fit(model, [job], fit)[0].weights
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
     checkpoint.seal(root, f"{stem}.json", trees.save_tree(root, stem, weights), about)
@@ -192,7 +201,7 @@ def topics_file(settings: "Settings", most: int) -> list[str]:
     """The topics of a file, one a line, each once. Raises ValueError where it is not there or has fewer than the largest |T| that is used."""
     path = Path(settings.generator.topics or "")
     if not path.is_file():
-        raise ValueError(f"config.generator.topics = {settings.generator.topics!r}: there is no such file; give one, `data` or none")
+        raise ValueError(f"config.generator.topics = {settings.generator.topics!r}: there is no such file; give one, `data`, `openings` or none")
     found = list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()))
     if len(found) < most:
         raise ValueError(f"config.generator.topics = '{path}': has {len(found)} topics, |T| = {most} is asked for in generator.topic_sizes")
@@ -201,10 +210,16 @@ def topics_file(settings: "Settings", most: int) -> list[str]:
 
 def _topics(settings, data: "Tables", desk: Desk, most: int) -> tuple[list[str], list[int] | None]:
     """(topics, topic of each real story where that is known)."""
-    from jaxloop.data.stories import word_topics
+    from jaxloop.data.stories import opening, word_topics
 
     if settings.generator.topics == "data":
         return word_topics(bodies(_real(data)), most)
+    if settings.generator.topics == "openings":
+        words = settings.generator.opening_words
+        known = dict.fromkeys(start for text in bodies(data.reserve) if (start := opening(text, words)[0]))
+        if len(known) < most:
+            raise ValueError(f"generator.topics = 'openings': {len(known)} real stories open with {words} words and go on, {most} topics are needed")
+        return list(known)[:most], None
     if settings.generator.topics is not None:
         return topics_file(settings, most), None
 
@@ -233,7 +248,9 @@ def _real(data: "Tables") -> pd.DataFrame:
 
 
 def _stories(settings: "Settings", data: "Tables", root: Path, sizes: Mapping[int, int], stop, count) -> dict[int, pd.DataFrame]:
-    g, s = settings.generator, settings.story
+    from jaxloop.data.stories import opening
+
+    g, s, goes_on = settings.generator, settings.story, _goes_on(settings, "story")
     known: dict = {}
     lengths = np.array(count(bodies(data.train)))
 
@@ -246,6 +263,10 @@ def _stories(settings: "Settings", data: "Tables", root: Path, sizes: Mapping[in
 
     def pairs():
         real = _real(data)
+        if goes_on:
+            parts = [part for text in bodies(real) if (part := opening(text, g.opening_words))[0]]
+            chosen = [parts[i] for i in draw("adapt", "story").permutation(len(parts))[: g.adapt_texts]]
+            return [rest for _, rest in chosen], [instruct(start, draw("adapt", "story", i)) for i, (start, _) in enumerate(chosen)]
         told = [(i, known["topics"][t]) for i, t in enumerate(known["of"]) if t >= 0] if known["of"] else list(enumerate(real["topic"]))
         told = [told[i] for i in draw("adapt", "story").permutation(len(told))[: g.adapt_texts]]
         whole = bodies(real)
@@ -257,13 +278,18 @@ def _stories(settings: "Settings", data: "Tables", root: Path, sizes: Mapping[in
     made = {}
     for level, size in sizes.items():
         chosen = [known["topics"][i] for i in order[: g.topic_sizes[level]]]
-        picked = [chosen[draw("story", level, i).integers(len(chosen))] for i in range(size)]
+        picked: dict[int, str] = {}
 
-        def prompt(i, missing, attempt, level=level, picked=picked):
+        def prompt(i, missing, attempt, level=level, chosen=chosen, picked=picked):
+            # A topic on which the writer has nothing fit to say would be asked for in vain for ever.
+            picked[i] = chosen[draw("story", level, i, *([attempt] if attempt else [])).integers(len(chosen))]
             return instruct(picked[i], draw("story", level, i, attempt))
 
-        found = desk.collect(f"story-D{level}", [1] * size, prompt, lambda reply: _story(reply, s.sentences))
-        rows = [("stories", "", head, text, topic, "generated") for [(head, text)], topic in zip(found, picked, strict=True)]
+        def parse(i, reply, picked=picked):
+            return _story(picked[i] + reply if goes_on else reply, s.sentences)
+
+        found = desk.collect(f"story-D{level}", [1] * size, prompt, parse)
+        rows = [("stories", "", head, text, picked[i], "generated") for i, [(head, text)] in enumerate(found)]
         made[level] = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     return made
 
@@ -295,6 +321,10 @@ def pairs_in(reply: str) -> list[tuple[str, str]]:
     return [(" ".join(q.split()), " ".join(a.split())) for q, a in _PAIR.findall(reply) if q.strip() and a.strip()]
 
 
+def _pairs(item: int, reply: str) -> list[tuple[str, str]]:
+    return pairs_in(reply)
+
+
 def _qa(settings: "Settings", data: "Tables", root: Path, sizes: Mapping[int, int], stop) -> dict[int, pd.DataFrame]:
     g, k = settings.generator, settings.qa.per_context
     documents = contexts(data.train)
@@ -314,7 +344,7 @@ def _qa(settings: "Settings", data: "Tables", root: Path, sizes: Mapping[int, in
         return texts, [ask_for(data.train["context"].iat[i], 1, draw("adapt", "qa", int(i))) for i in rows]
 
     desk = _desk(settings, root, "qa", pairs, stop)
-    found = desk.collect("qa", [k] * len(names), lambda i, missing, attempt: ask_for(names[i], missing, draw("qa", i, attempt)), pairs_in)
+    found = desk.collect("qa", [k] * len(names), lambda i, missing, attempt: ask_for(names[i], missing, draw("qa", i, attempt)), _pairs)
     rows = [(name, passages[name], q, a, "", "generated") for name, mine in zip(names, found, strict=True) for q, a in mine]
     base = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     asked = diversity_sets.sources(base, max(g.replaced[level] for level in sizes), g.versions, "qa", "replaced")
@@ -329,7 +359,7 @@ def _qa(settings: "Settings", data: "Tables", root: Path, sizes: Mapping[int, in
         filled = {"examples": examples(draw("paraphrase", i, attempt), 1), "count": str(missing), "question": question, "answer": answer}
         return fill(g.paraphrase_prompt, filled)
 
-    reworded = dict(zip(order, desk.collect("qa-paraphrases", [wanted[row] for row in order], reword, pairs_in), strict=True))
+    reworded = dict(zip(order, desk.collect("qa-paraphrases", [wanted[row] for row in order], reword, _pairs), strict=True))
     return {
         level: diversity_sets.paraphrased(base, g.replaced[level], g.versions, lambda row, version: reworded[row][version], "qa", "replaced") for level in sizes
     }

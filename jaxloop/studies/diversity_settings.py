@@ -88,7 +88,12 @@ class Generator(Section):
     topic_sizes: Annotated[tuple[Count, ...], Field(min_length=7, max_length=7)] = Field(
         (1, 5, 22, 100, 464, 2154, 10_000), description="|T|: topics of the stories, D0 to D6 (a guess: not recovered)"
     )
-    topics: Text | None = Field(None, description="file of topics, one a line; `data`: words of the real stories; none: the writer lists them")
+    topics: Text | None = Field(
+        None,
+        description="file of topics, one a line; `data`: words of the real stories; `openings`: their first words, from which the writer goes on; none: "
+        "the writer lists them",
+    )
+    opening_words: Count = Field(6, description="words of an opening, with `topics` = openings")
     topic_prompt: Text = Field("List {count} topics for stories, each of one to three words, one per line, without numbers.", description="asks for topics")
     story_prompt: Text = Field(
         "Write a story about the topic: {topic}.\nIt has {sentences} sentences and about {tokens} tokens, like these examples.\n{examples}\n"

@@ -151,7 +151,7 @@ def _check_writers(settings: "Settings") -> None:
     if "endpoint" in kinds:
         diversity_generate.endpoint_writer(settings, Path())
     sizes = needed(all_cells(settings), "story") if "story" in settings.tasks else {}
-    if sizes and g.story != "control" and g.topics not in (None, "data"):
+    if sizes and g.story != "control" and g.topics not in (None, "data", "openings"):
         diversity_generate.topics_file(settings, max(g.topic_sizes[level] for level in sizes))
 
 

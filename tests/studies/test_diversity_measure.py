@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,11 @@ import pytest
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
 from jaxloop import config
+from jaxloop.data import stories
+from jaxloop.lm import family
 from jaxloop.lm.spec import count_parameters
 from jaxloop.runtime.signals import Stop, Stopped
-from jaxloop.studies import diversity, diversity_generate, diversity_measure, diversity_plan, diversity_setup
+from jaxloop.studies import diversity, diversity_generate, diversity_measure, diversity_plan, diversity_sets, diversity_setup
 from jaxloop.studies.diversity_sets import COLUMNS
 from tests.studies import diversity_place as dp
 
@@ -133,7 +136,7 @@ def test_a_stopped_generation_goes_on_with_the_next_block(tmp_path):
 
 def test_what_is_lacking_is_asked_for_again_and_no_more(tmp_path):
     counting = Counting()
-    parse = lambda reply: [reply] if "attempt 1" in reply or "item 0" in reply else []  # noqa: E731
+    parse = lambda i, reply: [reply] if "attempt 1" in reply or "item 0" in reply else []  # noqa: E731
     found = desk(tmp_path, counting).collect("x", [1, 1], lambda i, missing, attempt: f"item {i} attempt {attempt}", parse)
     assert [len(f) for f in found] == [1, 1] and counting.asked == ["item 0 attempt 0", "item 1 attempt 0", "item 1 attempt 1"]
 
@@ -174,6 +177,46 @@ def test_a_local_writer_is_adapted_once_and_writes_a_row_alike_in_any_block(tmp_
         settings.model_copy(update={"generator": settings.generator.model_copy(update={"adapt": 0.0})}), root, "story", lambda: pytest.fail("adapted")
     )
     assert plain.write([1], ["dog"]) != whole[:1]
+
+
+def test_a_writer_that_only_continues_is_given_the_first_words_of_stories(tmp_path, monkeypatch):
+    """The topics are openings of real stories: prompts as they stand, stories that begin with them, a topic anew where a reply is no story."""
+    asked = []
+
+    def sample(model, jobs, settings):
+        asked.extend(jobs[0].prompts)
+        return [SimpleNamespace(texts=["." if "The dog" in p and len(asked) < 40 else " it. He ran. She ran. It ran. They ran." for p in jobs[0].prompts])]
+
+    monkeypatch.setattr(family, "sample", sample)
+    writer = 'model="{}", story="model", qa="control", seeds=0, topics="openings", opening_words=4, story_prompt="{{topic}}"'
+    (tmp_path / "study.py").write_text(dp.write(tmp_path).replace('url="URL"', writer.format(tmp_path / "base")))
+    (tmp_path / "plain.jsonl").write_text('{"question": "How many?", "answer": "One."}\n' * 20)
+    settings = config.build(diversity.Settings, config.read_file(str(tmp_path / "study.py")))
+    prepared = diversity_setup.prepare(settings)
+    made = diversity_generate._stories(settings, prepared.tables["story"], tmp_path / "run", {0: 12, 6: 12}, Stop(), words_of)
+    for level, topics in ((0, 1), (6, 8)):
+        table = made[level]
+        assert len(table) == 12 and table["topic"].nunique() <= topics and all(map(str.startswith, table["head"], table["topic"]))
+        assert all(len(topic.split()) == 4 for topic in table["topic"]) and set(table["text"]) == {"They ran."}
+    real = diversity_sets.bodies(prepared.tables["story"].reserve)
+    assert all(any(text.startswith(prompt) for text in real) for prompt in asked) and made[6]["topic"].nunique() > 1
+
+
+def words_of(texts):
+    return [len(text.split()) for text in texts]
+
+
+@pytest.mark.parametrize(
+    "text, words, expected",
+    [
+        ("He went to the old house. It was dark.", 3, ("He went to", " the old house. It was dark.")),
+        (" A  b c d. E.", 2, (" A  b", " c d. E.")),
+        ("He went. It was dark.", 2, ("", "He went. It was dark.")),
+        ("One.", 4, ("", "One.")),
+    ],
+)
+def test_openings_leave_something_of_the_first_sentence(text, words, expected):
+    assert stories.opening(text, words) == expected
 
 
 @pytest.mark.parametrize(
