@@ -129,12 +129,13 @@ def _bias_section(settings, found, base, real) -> report.Section:
     rows = [[name, *(_percent(values.get(f"share({label})", np.nan)) for label in labels)] for name, values in before if values]
     note = "What the classifier makes of the real articles, and of the base model's."
     parts.append(report.Table("Before the first generation, %", note, ["", *labels], rows))
+    rows = []
     for setup, mine in found["transitions"].groupby("setup", observed=True, sort=True):
         wide = mine.pivot(index="before", columns="after", values="articles")
         kept = mine[mine["before"] == mine["after"]].set_index("before")["share"]
-        rows = [[a, *(int(wide.loc[a, b]) for b in labels), _percent(kept[a])] for a in labels]
-        note = "Articles by label in generation 0 (rows) and in the last one, replicates together."
-        parts.append(report.Table(f"Transitions: {setup}", note, ["", *labels, "kept, %"], rows))
+        rows += [[setup, a, *(int(wide.loc[a, b]) for b in labels), _percent(kept[a])] for a in labels]
+    note = "Articles by their label in generation 0 and in the last one, replicates together."
+    parts.append(report.Table("Transitions", note, ["setup", "generation 0", *(f"then {label}" for label in labels), "kept, %"], rows))
     if target in ("Right", "From the Right"):
         parts.append(_paper_table())
     return report.Section("Bias", "Share of articles that the classifier gives each label.", tables=parts)
@@ -235,8 +236,9 @@ def _neuron_section(root: Path, settings, metrics: pd.DataFrame, chains) -> repo
     neurons.write(study, root / "tables")
     neurons_figures.write(study, root / "figures")
     drawn = [report.Drawing(name.replace("_", " ").capitalize(), "", figure, wide=True) for name, figure in neurons_figures.figures(study).items()]
-    shown = ["mode", "relation", "rule", "tests", "observed", "nominal", "null_mean", "null_high", "p"]
+    shown = ["relation", "mode", "rule", "tests", "observed", "nominal", "null_mean", "null_high", "p"]
     counts = [list(row) for row in study.counts[shown].itertuples(index=False, name=None)]
-    parts = [report.Table("Counts", "Neurons that pass, against the nominal expectation and outcomes shuffled inside chains.", shown, counts)]
+    header = ["relation", "of", "rule", "neurons", "pass", "nominally", "shuffled, mean", "shuffled, 95th percentile", "p of the count"]
+    parts = [report.Table("Counts", "Neurons that pass, against the nominal expectation and outcomes shuffled inside chains.", header, counts)]
     note = f"Weights ({settings.neurons.tensor}) and mean activations of every layer's residual coordinates, related to bias and quality over all versions."
     return report.Section("Neurons", note, drawn, parts, neurons.sentences(study))

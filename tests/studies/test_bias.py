@@ -137,7 +137,8 @@ def test_a_run_leaves_articles_neurons_tables_and_a_page(finished):
     assert len(one) == 12 and (one["label"] == "From the Right").mean() == wide.loc[("setup-greedy_seed-0", 1), "share(From the Right)"]
     page = html.unescape(re.sub(r"<svg.*?</svg>", "", (root / "report.html").read_text(), flags=re.DOTALL))
     for said in (
-        "Transitions: greedy",
+        "Transitions",
+        "then From the Left",
         "paired error of one chain",
         "Real articles in training",
         "Neurons",
