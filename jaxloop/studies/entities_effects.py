@@ -5,7 +5,9 @@ Everything is paired within a seed. At the last generation, against alpha = 0 at
     damage           loss on the own task with exchange minus without: positive where it hurts
     alike_losses     standard deviation over the models of the loss on a task, mean over tasks, at alpha = 0 minus with exchange: positive where
                      reading each other makes the models alike
-    alike_outputs    output similarity at the last generation minus at generation 0, mean over corpora and pairs: positive where they grow alike
+    alike_outputs    output similarity with exchange minus without, mean over corpora and pairs: positive where reading each other makes them alike
+And of every setting, without exchange too:
+    alike_since      output similarity at the last generation minus at generation 0 (the paper's table 4)
 Losses are in nats per token.
 """
 
@@ -76,10 +78,11 @@ def effects(chains: pd.DataFrame, final: int) -> pd.DataFrame:
     starts = chains[chains["generation"] == 0].set_index([*SETTING, "seed"])
     for at, end in ends.iterrows():
         alpha, beta, seed = at
-        found = {"alike_outputs": end["similarity"] - starts["similarity"].get(at, np.nan)}
+        found = {"alike_since": end["similarity"] - starts["similarity"].get(at, np.nan)}
         base = next((ends.loc[key] for key in ends.index if _is_zero(key[0]) and key[1] == beta and key[2] == seed), None)
         if base is not None and not _is_zero(alpha):
-            found |= {"transfer": base["cross"] - end["cross"], "damage": end["own"] - base["own"], "alike_losses": base["spread"] - end["spread"]}
+            found |= {"transfer": base["cross"] - end["cross"], "damage": end["own"] - base["own"]}
+            found |= {"alike_losses": base["spread"] - end["spread"], "alike_outputs": end["similarity"] - base["similarity"]}
         rows += [dict(zip([*SETTING, "seed"], at, strict=True), effect=name, value=float(value)) for name, value in found.items()]
     return pd.DataFrame(rows, columns=[*SETTING, "seed", "effect", "value"])
 

@@ -12,7 +12,13 @@ from jaxloop.analysis.figures import MUTED, printable
 from jaxloop.studies import entities_effects
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))
-EFFECTS = {"transfer": "Transfer", "damage": "Damage", "alike_losses": "Homogenisation, losses", "alike_outputs": "Homogenisation, outputs"}
+EFFECTS = {
+    "transfer": "Transfer",
+    "damage": "Damage",
+    "alike_losses": "Homogenisation of losses",
+    "alike_outputs": "Homogenisation of outputs",
+    "alike_since": "Outputs since generation 0",
+}
 
 
 def _number(value: object) -> float:
@@ -62,10 +68,10 @@ def _legend(figure: Figure, axes, columns: int = 6) -> None:
 
 
 def effects(summary: pd.DataFrame) -> Figure:
-    """The four effects by alpha, one line per beta."""
+    """The effects by alpha, one line per beta."""
     with figures.style():
         names = [name for name in EFFECTS if summary.loc[summary["effect"] == name, "mean"].notna().any()]
-        figure, axes = figures.panels(1, max(1, len(names)), panel=(3.0, 2.8))
+        figure, axes = figures.panels(1, max(1, len(names)), panel=(2.7, 2.8))
         for one, name in zip(axes[0], names, strict=False):
             one.axhline(0, color=MUTED, linewidth=0.8)
             _by_alpha(one, summary[summary["effect"] == name].dropna(subset=["mean"]))

@@ -56,6 +56,7 @@ def write(
         config=config,
         versions=versions,
         sections=sections,
+        headline="loss_on_other_tasks",
     )
 
 
@@ -74,14 +75,18 @@ def _number(value: object) -> object:
 
 def curves(metrics: pd.DataFrame, chains: pd.DataFrame) -> pd.DataFrame:
     """The tidy table of the curves by generation: own, cross and public loss, similarity, then the metrics of the texts (mean over entities)."""
-    names = {"own": "own_task_loss", "cross": "other_task_loss", "public": "public_loss", "similarity": "output_similarity"}
+    names = {"own": "loss_on_own_tasks", "cross": "loss_on_other_tasks", "public": "loss_on_public_text", "similarity": "output_similarity"}
     keys = ["chain", *entities_effects.SETTING, "seed", "generation"]
     parts = [chains[keys].assign(metric=name, value=chains[column]).dropna(subset=["value"]) for column, name in names.items()]
     texts = metrics[~metrics["metric"].str.startswith(("task_loss(", "base_loss("))]
     parts.append(texts.groupby([*keys, "metric"], sort=False)["value"].mean().reset_index())
     table = pd.concat([p for p in parts if len(p)] or parts[:1])
     # Lines are told apart by their names; numbers and texts do not sort together.
-    return table.assign(**{n: [f"{v:g}" if isinstance(v, float) else str(v) for v in table[n]] for n in entities_effects.SETTING})
+    return table.assign(**{n: [_shown(v) for v in table[n]] for n in entities_effects.SETTING})
+
+
+def _shown(weight: object) -> str:
+    return f"{weight:g}" if isinstance(weight, float) else str(weight)
 
 
 def samples(settings: "Settings", prepared: entities_setup.Prepared, root: Path, final: int) -> list[report.Samples]:
@@ -105,24 +110,27 @@ def samples(settings: "Settings", prepared: entities_setup.Prepared, root: Path,
 def _effects(settings, root: Path, chains: pd.DataFrame, final: int) -> report.Section:
     summary = entities_effects.summary(entities_effects.effects(chains, final))
     write_atomic(root / "effects.csv", to_csv({name: summary[name].tolist() for name in summary.columns}))
+    known = summary[np.isfinite(summary["mean"])]
+    order = list(entities_figures.EFFECTS)
     rows = [
         [
-            f"{entities_figures.EFFECTS[r.effect]}, alpha = {r.alpha}, beta = {r.beta}",
+            entities_figures.EFFECTS[r.effect],
+            _shown(r.alpha),
+            _shown(r.beta),
             f"{r.mean:+.3f}",
             f"{r.low:+.3f} to {r.high:+.3f}" if np.isfinite(r.low) else "–",
             r.n,
         ]
-        for r in summary.itertuples()
-        if np.isfinite(r.mean)
+        for r in known.sort_values("effect", key=lambda names: names.map(order.index), kind="stable").itertuples()
     ]
     return report.Section(
         "Transfer, damage, homogenisation",
         f"At generation {final}, paired within a seed. Transfer: loss on the other entities' tasks at alpha = 0 minus at alpha, positive where reading "
         "the others helps. Damage: loss on the own task at alpha minus at alpha = 0, positive where it hurts. Homogenisation of losses: how much less the "
-        "models differ in their loss on one task than at alpha = 0; of outputs: output similarity minus that of generation 0. "
-        "Bars are 95 % t-intervals over seeds.",
+        "models differ in their loss on one task than at alpha = 0; of outputs: output similarity minus that at alpha = 0, and, since generation 0, "
+        "minus that of the same models then. Bars are 95 % t-intervals over seeds.",
         [report.Drawing("Effects of exchange", "by alpha, one line per beta", entities_figures.effects(summary), wide=True)] if len(rows) else [],
-        [report.Table("All effects", "also in effects.csv", ["effect", "mean", "95 % interval", "seeds"], rows)],
+        [report.Table("All effects", "also in effects.csv", ["effect", "alpha", "beta", "mean", "95 % interval", "seeds"], rows)],
     )
 
 

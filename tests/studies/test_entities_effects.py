@@ -44,6 +44,7 @@ def test_effects_are_paired_and_their_intervals_are_scipys():
     assert summary.loc[("transfer", 1.0, 0.5), "mean"] == pytest.approx(0.3, abs=0.01)
     assert summary.loc[("damage", 0.5, 1.0), "mean"] == pytest.approx(0.05, abs=0.02)
     assert summary.loc[("alike_outputs", 0.5, 0.5), "mean"] == pytest.approx(0.1) and ("transfer", 0.0, 0.5) not in summary.index
+    assert summary.loc[("alike_since", 0.5, 0.5), "mean"] == pytest.approx(0.1) and summary.loc[("alike_since", 0.0, 0.5), "mean"] == 0
     end = losses[(losses.generation == 2) & (losses.beta == 0.5) & (losses.task != "public") & ~losses.own].groupby(["alpha", "seed"])["value"].mean()
     by_seed = (end[0.0] - end[1.0]).to_numpy()
     low, high = scipy.stats.t.interval(0.95, 3, by_seed.mean(), scipy.stats.sem(by_seed))
