@@ -9,5 +9,5 @@ def get_config(scale="paper"):
     c.chain.seeding = "paired"  # with the control: the same human texts, bases and draws
     c.interventions = dict(policies=("random", "quality", "diversity"), written=2.0)
     if scale == "tiny":
-        c.chain.update(ratios=("1/2", 1), generations=6, seeds=(0, 1, 2, 3, 4))
+        c.chain.update(ratios=("1/2", 1), seeds=(0, 1, 2, 3, 4))
     return c

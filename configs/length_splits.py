@@ -7,5 +7,5 @@ def get_config(scale="paper"):
     c = scales.config("length_splits", "Short, medium and long human text", scale, paper=("webis_reddit", "100M_tweets"), tiny=("reddit_top", "senate_tweets"))
     c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
     if scale == "tiny":
-        c.chain.update(ratios=("1/4", 1), generations=6)
+        c.chain.update(ratios=("1/4", 1))
     return c

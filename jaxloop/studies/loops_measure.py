@@ -50,6 +50,8 @@ def evaluate(settings: Settings, generation: int, texts: Sequence[Sequence[str]]
     cut = [list(t[: settings.chain.eval_texts]) for t in texts]
     pieces = [part for t in cut for part in ([t[i :: len(domains)] for i in range(len(domains))] if several else [t])]
     values = registry.evaluate(names, texts=pieces, embeddings=functools.partial(embed, model=settings.embedder))
+    # One question for all chains: full batches, and each text of several chains asked once.
+    leans = None if lean is None else np.split(lean([text for t in cut for text in t]), np.cumsum([len(t) for t in cut])[:-1])
     out = []
     for i in range(len(texts)):
         if several:
@@ -57,8 +59,8 @@ def evaluate(settings: Settings, generation: int, texts: Sequence[Sequence[str]]
             out.append({f"{name}@{domain}": float(values[name][j]) for name in names for j, domain in zip(at, domains, strict=True)})
         else:
             out.append({name: float(values[name][i]) for name in names})
-        if lean is not None:
-            out[-1] |= leaning(settings, lean(cut[i]))
+        if leans is not None:
+            out[-1] |= leaning(settings, leans[i])
     return out
 
 
