@@ -128,7 +128,8 @@ def political(run: Run, *, neutral: tuple[float, float], factor: str | None = No
     reduced, amplified: |final - 50| is smaller or larger than |initial - 50| by more than chance (t tests over chains); reversed: the final lean lies
     on the other side of 50 by more than chance; none at the start: the initial lean is not told from 50; change not shown: none of these.
     """
-    table = paper_figures_political.initial_and_final(paper_figures_political.by_chain(paper_figures_political.leans(run), neutral), "lean")
+    by_chain = paper_figures_political.by_chain(paper_figures_political.leans(run), neutral)
+    table = paper_figures_political.initial_and_final(by_chain, "lean")
     rows, sentences = [], []
     keys = ["mix", *([factor] if factor else [])]
     for key, own in table.groupby(keys, sort=False):
@@ -141,7 +142,25 @@ def political(run: Run, *, neutral: tuple[float, float], factor: str | None = No
     for bias, own in found.sort_values("initial").groupby("bias", sort=False):
         which = listed([", ".join(str(row[k]) for k in keys) + f" ({row['initial']:.1f} to {row['final']:.1f})" for _, row in own.iterrows()])
         sentences.append(f"Bias {bias}: {which}.")
-    return sentences, found
+    return _where_it_arose(by_chain, table) + sentences, found
+
+
+def _where_it_arose(by_chain: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """How much of the shift from human text is there in generation 0 already, and how far the mixes lie apart then and at the end."""
+    if not (by_chain["generation"] == -1).any() or table.empty:
+        return []
+    zero = by_chain[by_chain["generation"] == 0].set_index("chain")["lean"]
+    held = table.assign(zero=zero.reindex(table["chain"]).to_numpy()).dropna(subset="zero")
+    if held.empty:
+        return []
+    first, later = (held["zero"] - held["initial"]).to_numpy(float), (held["final"] - held["zero"]).to_numpy(float)
+    means = held.groupby("mix")[["initial", "zero", "final"]].mean()
+    apart = means.max() - means.min()
+    return [
+        f"A chain's lean moves by {np.abs(first).mean():.1f} on average from its human text to the text of generation 0, which no synthetic text has entered, "
+        f"and by {np.abs(later).mean():.1f} from there to the last generation: only the second can come of recursion. The means of the mixes lie "
+        f"{apart['initial']:.1f} apart in human text, {apart['zero']:.1f} in generation 0 and {apart['final']:.1f} in the last."
+    ]
 
 
 def _verdict(own: pd.DataFrame, change: np.ndarray) -> str:

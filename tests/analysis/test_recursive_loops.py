@@ -290,6 +290,10 @@ def test_political_page(politics):
     text = words(rl.write_report(politics, "political"))
     assert re.search(r"Bias reduced: 100l0r \(20\.\d to 4\d\.\d\) and 0l100r \(80\.\d to 59\.\d\)\.", text)
     assert re.search("Bias none at the start(, some at the end)?: 50l50r", text)
+    # By hand: the mean over chains of what their human texts, generation 0 and the last generation differ by.
+    lean = paper_figures_political.by_chain(paper_figures_political.leans(run_tables.read(politics))).pivot(index="chain", columns="generation", values="lean")
+    first, later = (lean[0] - lean[-1]).abs().mean(), (lean[7] - lean[0]).abs().mean()
+    assert f"moves by {first:.1f} on average from its human text" in text and f"and by {later:.1f} from there to the last generation" in text
     assert "16 chains were planned; 1 have no scored text in the last generation: lost." in text
     assert {"figure_5.png", "figure_6.png", "figure_13.png", "figure_14.png"} <= {p.name for p in (politics / "figures").iterdir()}
 
