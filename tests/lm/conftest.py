@@ -8,8 +8,6 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-torch.set_num_threads(2)
-
 VOCAB, EOS, BOS, PAD = 320, 2, 1, 0
 LLAMA = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
              max_position_embeddings=64)  # fmt: skip

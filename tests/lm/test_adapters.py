@@ -16,6 +16,7 @@ from safetensors.torch import save_file as torch_save_file
 from jaxloop import lm
 from jaxloop.lm import adapters, transformer
 from jaxloop.lm.spec import sites
+from tests.lm.random_adapters import random_adapters
 
 LORA = lm.Lora(rank=4, alpha=10.0)
 TOLERANCE = 2e-4  # absolute, float32 logits
@@ -52,13 +53,6 @@ def with_peft(base, targets, seed, path):
 def base(checkpoint):
     """A fresh copy of the torch model: peft changes modules in place."""
     return lambda name: type(checkpoint(name).torch).from_pretrained(checkpoint(name).path).eval()
-
-
-def random_adapters(spec, lora, chains=1):
-    """Adapters with both factors random."""
-    shapes = jax.eval_shape(lambda: adapters.init(jax.random.split(jax.random.key(0), chains), spec, lora))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
 
 
 @pytest.mark.parametrize("name", TARGETS)

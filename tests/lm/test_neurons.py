@@ -9,6 +9,7 @@ import torch
 from jaxloop.lm import adapters, neurons
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.train import FitSettings
+from tests.lm.random_adapters import random_adapters
 
 NAMES = ["gpt2", "opt", "opt-350m", "llama", "falcon3", "qwen2", "deep"]
 TOLERANCE = 5e-5  # float32, of the largest mean activation
@@ -64,8 +65,7 @@ def test_activations_equal_hooks_on_the_blocks_of_transformers(name, checkpoint,
     assert len({len(i) for i in ids}) > 3
     average, limit = neurons.AVERAGES[NAMES.index(name) % 3], 18
     assert max(map(len, ids)) > limit  # a text is cut
-    reading = neurons.prepare(model, TEXTS, max_length=limit, rows=3, average=average)
-    assert len(reading.batches) == 2
+    reading = neurons.prepare(model, TEXTS, max_length=limit, average=average)
     ours = neurons.activations(model, reading)
     theirs = means(checkpoint(name).torch, ids, average, limit)
     assert ours.shape == (model.spec.layers, model.spec.width)
@@ -77,8 +77,9 @@ def test_every_average_does_not_depend_on_batches(average, checkpoint, loaded):
     model = loaded("gpt2")
     ids = model.tokenizer.encode(TEXTS)
     theirs = means(checkpoint("gpt2").torch, ids, average, 40)
-    for rows in (2, 8):
+    for rows, batches in ((3, 2), (8, 1)):
         reading = neurons.prepare(model, TEXTS, max_length=40, rows=rows, average=average)
+        assert len(reading.batches) == batches
         close(neurons.activations(model, reading), theirs)
     assert reading.texts == 5
     assert reading.tokens == (5 * min(map(len, ids)) if average == "released" else sum(min(len(i), 40) for i in ids))
@@ -121,8 +122,7 @@ def test_weights_equal_reductions_of_the_tensors_of_transformers(name, checkpoin
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_an_adapter_is_read_as_peft_merges_it(name, checkpoint, loaded, tmp_path):
     model, settings = loaded(name), FitSettings(lora=Lora(rank=4, alpha=8.0))
-    keys = jax.random.split(jax.random.key(1), 1)
-    adapter = jax.tree.map(lambda leaf: 0.3 * jax.random.normal(keys[0], leaf.shape[1:]), adapters.init(keys, model.spec, settings.lora))
+    adapter = jax.tree.map(lambda leaf: leaf[0], random_adapters(model.spec, settings.lora))
     adapters.save_peft(tmp_path, model.spec, adapter, settings.lora)
     from transformers import AutoModelForCausalLM
 

@@ -47,8 +47,8 @@ def recorder(workflow, generations=T) -> Family:
 
 
 def expected(workflow, key, generation, entity, generations=T):
-    plan = wf.plan(workflow, key, generation, generations=generations + 1, entity=entity)
-    number = jnp.where(plan.source == wf.SYNTHETIC, plan.generation * 1000 + plan.index, plan.index)
+    plan = jax.device_get(wf.plan(workflow, key, generation, generations=generations + 1, entity=entity))
+    number = np.where(plan.source == wf.SYNTHETIC, plan.generation * 1000 + plan.index, plan.index)
     return np.stack([plan.source, number, plan.valid], 1)
 
 
