@@ -148,6 +148,7 @@ def figure_13(run: Run, *, neutral: tuple[float, float] = NEUTRAL, **_) -> Figur
             _lines(one, table, value)
             one.set_title(name, loc="left", fontsize=10)
             one.set_ylabel("share of texts")
+            one.set_ylim(bottom=max(0.0, one.get_ylim()[0]))
         _legend(axes[0, 1])
     return figure
 

@@ -98,7 +98,7 @@ def render(
     colours = [figures.colour_name(light) for light, _ in figures.palette(len(lines))]
     key = [{"line": printable(line), "colour": colour} for line, colour in zip(lines, colours, strict=True)]
     names = list(dict.fromkeys(metrics["metric"]))
-    relative = scores.relative(metrics).set_index(["metric", "line"])
+    relative, without = scores.relative(metrics).set_index(["metric", "line"]), scores.crossing(metrics)
     final = int(metrics["generation"].max()) if len(metrics) else 0
     values = summary.set_index(["metric", "line", "generation"])
     references = references or {}
@@ -117,7 +117,10 @@ def render(
         dotted=any(name in references for name in names),
         panels=[_panel(summary, name, i, references.get(name)) for i, name in enumerate(names)],
         window=_window(final),
-        scores=[{"title": printable(figures.title(n)[0]), "cells": [_cell(relative, (n, line), 3) for line in lines]} for n in names] if final else [],
+        scores=[{"title": printable(figures.title(n)[0]), "cells": [_cell(relative, (n, line), 3) for line in lines]} for n in names if n not in without]
+        if final
+        else [],
+        without=[printable(figures.title(n)[0]) for n in without],
         samples=[_samples(s) for s in samples],
         tables=[_table(values, name, lines, final) for name in names],
         facts=[(printable(name), printable(value)) for name, value in facts],

@@ -75,6 +75,13 @@ def relative_by_chain(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
     return (ends["late"] / ends["first"].where(ends["first"] != 0)).rename("value").reset_index()
 
 
+def crossing(metrics: pd.DataFrame) -> list[str]:
+    """Metrics whose values of generation 0 lie on both sides of 0: a score relative to them says nothing."""
+    first = metrics[metrics["generation"] == 0].assign(value=lambda t: pd.to_numeric(t["value"], errors="coerce"))
+    ends = first.groupby("metric", sort=False)["value"].agg(["min", "max"])
+    return list(ends.index[(ends["min"] < 0) & (ends["max"] > 0)])
+
+
 def first_and_late(table: pd.DataFrame, keys: list[str], last: int = LAST) -> pd.DataFrame:
     """By `keys`, for chains that have a generation 0: `first`, its value, and `late`, the mean over the last `last` generations.
 

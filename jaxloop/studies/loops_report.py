@@ -130,6 +130,8 @@ def _classifier_table(report: Mapping[str, Any]):
 def interventions(root: Path) -> dict[str, list]:
     """Columns of interventions.csv: for every metric, policy and other factor, the paired difference of relative scores to the random control.
 
+    Metrics that cross 0 in generation 0 have no relative scores and are left out.
+
     A chain is paired with the control of the same dataset, ratio, seed and other factors. Columns: metric, factors but seed, selection, n
     (pairs), control and policy (mean relative scores), difference, se, low, high (95 % t interval), p (paired t-test); nan below two pairs.
     """
@@ -143,6 +145,7 @@ def interventions(root: Path) -> dict[str, list]:
     metrics = chain_report.read_metrics(root)
     factors = metrics.drop_duplicates("chain").set_index("chain")[[c for c in metrics.columns if c not in scores.FIXED]]
     relative = scores.relative_by_chain(metrics, LAST)[["metric", "chain", "value"]].join(factors, on="chain")
+    relative = relative[~relative["metric"].isin(scores.crossing(metrics))]
     others = [c for c in factors.columns if c not in ("selection", "seed")]
     wide = relative.pivot_table(index=["metric", *others, "seed"], columns="selection", values="value", observed=True)
     rows = []

@@ -66,6 +66,16 @@ def page(metrics=None, **options):
 # ---- scores -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_metric_that_crosses_zero_has_no_relative_score():
+    rows = [("a", g, m, v) for g, m, v in [(0, "positivity", -0.1), (1, "positivity", 0.2), (0, "text_length", 10.0), (1, "text_length", 5.0)]]
+    rows += [("b", g, m, v) for g, m, v in [(0, "positivity", 0.1), (1, "positivity", 0.2), (0, "text_length", 10.0), (1, "text_length", 5.0)]]
+    metrics = pd.DataFrame(rows, columns=["chain", "generation", "metric", "value"]).assign(ratio=0.5)
+    assert scores.crossing(metrics) == ["positivity"]
+    page = report.render(metrics, title="T")
+    assert "None for Positivity, whose generation 0 lies on both sides of 0." in page and "<td>Positivity</td>" not in page
+    assert "<td>Length</td>" in page
+
+
 def test_mean_and_standard_error_equal_scipy():
     metrics = made_up()
     table = scores.by_generation(metrics)
