@@ -10,6 +10,6 @@ def get_config(scale="paper"):
     c.chain.seeds = (0,)  # one chain per cluster and ratio, as in the released code
     c.quality_at = "ends"
     if scale == "tiny":
-        c.chain.update(generations=8, eval_texts=64)
+        c.chain.update(generations=8, size=48, eval_texts=64)
         scales.tiny_clusters(c)
     return c

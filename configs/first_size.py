@@ -8,5 +8,5 @@ def get_config(scale="paper"):
     c.chain.ratios = ("1/8", "1/2", 1)
     c.chain.gen0_sizes = (4000, 8000)
     if scale == "tiny":
-        c.chain.update(ratios=("1/8", 1), gen0_sizes=(48, 96), seeds=(0, 1, 2))
+        c.chain.update(ratios=("1/8", 1), gen0_sizes=(32, 64), seeds=(0, 1, 2))
     return c

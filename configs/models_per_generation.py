@@ -9,6 +9,6 @@ def get_config(scale="paper"):
     c.chain.models = (1, 2, 4, 10, 20)
     c.fit.update(steps=250, epochs=None)  # whatever the size of the pool
     if scale == "tiny":
-        c.chain.update(ratios=("1/4", 1), models=(1, 2, 4), generations=5, contribution=0.25)
-        c.fit.update(steps=6)
+        c.chain.update(ratios=("1/4", 1), models=(1, 2, 4), contribution=0.25)
+        c.fit.update(steps=4)
     return c

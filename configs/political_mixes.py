@@ -8,7 +8,7 @@ def get_config(scale="paper"):
     c.chain.ratios = ("3/4",)
     c.lean = dict(mixes=(100, 75, 50, 25, 0), homogeneous=True, judge=scales.LEAN)
     if scale == "tiny":
-        c.chain.update(generations=5, eval_texts=32, seeds=(0, 1, 2))
+        c.chain.update(size=48, seeds=(0, 1, 2))
         # A classifier fitted on the party labels in the judge's place: its leans are no round scores, so neutral is a range.
         c.lean.update(judge=None, fit_texts=1000, neutral=10.0)
     return c

@@ -7,5 +7,5 @@ def get_config(scale="paper"):
     c = scales.config("ratio_sweep", "The shift against the synthetic share", scale, paper=("100M_tweets",), tiny=("tweeteval",), keep=1200)
     c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
     if scale == "tiny":
-        c.chain.update(generations=8, eval_texts=64)
+        c.chain.update(generations=8, size=48, eval_texts=64)
     return c

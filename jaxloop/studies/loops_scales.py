@@ -66,7 +66,7 @@ def _paper(c: ConfigDict) -> None:
 def _tiny(c: ConfigDict) -> None:
     c.tokens = "model"
     c.models = ConfigDict(dict(pool=("jaxloop/assets/bases/llama", "jaxloop/assets/bases/qwen2")))
-    c.chain = ConfigDict(dict(generations=6, size=48, seeds=(0, 1), eval_texts=48))
+    c.chain = ConfigDict(dict(generations=5, size=32, seeds=(0, 1), eval_texts=32))
     # Tiny bases take, and need, a larger rate than 1B models; one padded length is compiled sooner than four.
     c.fit = ConfigDict(dict(epochs=1.0, batch_size=16, learning_rate=4e-3, max_length=64, length_classes=1))
     c.sample = ConfigDict(dict(max_new_tokens=40))
