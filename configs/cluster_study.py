@@ -12,4 +12,5 @@ def get_config(scale="paper"):
     if scale == "tiny":
         c.chain.update(generations=8, size=48, eval_texts=64)
         scales.tiny_clusters(c)
+        c.clusters.count = 8
     return c

@@ -339,7 +339,7 @@ def _regression_tables(run: Run, tables: regression_tables.Tables, domains: bool
             caption = f"Coefficients, form {shape}, {labels[errors]}; blue less, red more detrimental, p < .05, .01, .001"
             _save_tex(run, name, regression_tables.to_latex(values, shades, caption=caption, label=f"tab:{name}"))
             if shape == "relative" or (shape == "ancova" and errors != "bootstrap") or (shape == "negentropy" and errors == aware):
-                title = f"{shape.capitalize()} form, {labels[errors]}"
+                title = f"{'ANCOVA' if shape == 'ancova' else shape.capitalize()} form, {labels[errors]}"
                 shown.append(_table(title, "*, **, ***: p < .05, .01, .001, not corrected.", _starred(rows)))
     r2 = regression_tables.r_squared(tables.fits)
     _save(run, "table_4" if domains else "table_3", r2, index=True)

@@ -52,7 +52,7 @@ def test_every_config_builds_at_both_scales_and_plans_its_chains(name):
         if scale == "paper" and name in PAPER:
             assert len(planned) == PAPER[name]
     if name == "cluster_study":
-        assert (len({p.subset.name for p in planned}), len(planned), settings.chain.generations) == (36, 72, 8)
+        assert (len({p.subset.name for p in planned}), len(planned), settings.chain.generations) == (24, 48, 8)
 
 
 @pytest.mark.parametrize("name", ["cluster_study", "multi_domain", "models_per_generation"])
