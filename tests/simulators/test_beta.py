@@ -99,12 +99,11 @@ def test_covariance_of_the_other_readings(weighting, exponent):
         assert np.abs(np.cov(theta[:, t].T) / cov[t] - 1).max() < 0.25, t
 
 
-def test_a_chain_is_the_same_among_others_and_under_the_plan_of_replace():
-    options = dict(n=50, generations=2, seed=5, micro_batch=4)
-    many = beta.simulate(replicates=9, **options)
-    np.testing.assert_array_equal(beta.simulate(replicates=2, **options), many[:2])
+def test_a_chain_is_the_same_among_others_and_under_the_plan_of_replace(chains):
+    many, options = chains[0], dict(n=2000, replicates=2, seed=3)
+    np.testing.assert_array_equal(beta.simulate(generations=4, **options), many[:2])
     assert jnp.zeros(1).dtype == np.float32
-    mixed = beta.simulate(replicates=2, workflow=wf.accumulate(50), **options)
+    mixed = beta.simulate(generations=1, workflow=wf.accumulate(2000), **options)
     np.testing.assert_allclose(mixed[:, 0], many[:2, 0], rtol=1e-12)
     assert np.abs(mixed[:, 1] - many[:2, 1]).min() > 1e-6
 
@@ -127,16 +126,14 @@ def test_bias_projection_coefficient():
         assert float(project((2.0, 2.0), (4.0, 3.0))[0]) == 0
 
 
-def test_constrained_loss_leads_to_the_same_place_and_there_sooner():
+def test_constrained_loss_leads_to_the_same_place_and_there_sooner(chains):
     """Its penalty is smallest where the gradient vanishes, which is at the unconstrained, biased fit."""
     target = (7.0, 5.0)
     with jax.enable_x64(True):
         start, stats = jnp.asarray([4.0, 3.0]), _statistics(target)
         away = lambda **options: float(jnp.linalg.norm(beta.descend(start, stats, beta.Constraint(steps=30, rate=2.0, **options)).theta - 2))
-        free = away(gam=0.0)
         hurried = [away(gam=g) for g in (0.0, 1.0, 5.0)]
-        assert hurried[0] == free and np.all(np.diff(hurried) > 1e-3) and free > float(jnp.linalg.norm(start - 2)) + 0.5
-        assert away(gam=0.0, lam=0.0) == free
+        assert np.all(np.diff(hurried) > 1e-3) and hurried[0] > float(jnp.linalg.norm(start - 2)) + 0.5
         done = beta.descend(start, stats, beta.Constraint(gam=1.0, steps=20000, rate=2.0))
         assert bool(done.converged)
         np.testing.assert_allclose(done.theta, target, rtol=1e-5)
@@ -153,7 +150,7 @@ def test_constrained_loss_leads_to_the_same_place_and_there_sooner():
     hurried = beta.simulate(constraint=beta.Constraint(gam=5.0, steps=10, rate=2.0), **options)
     plain = beta.simulate(constraint=beta.Constraint(gam=0.0, steps=10, rate=2.0), **options)
     reach = lambda theta: np.linalg.norm(theta - 2, axis=2).mean(0)
-    assert (reach(hurried)[1:] > reach(plain)[1:]).all() and (reach(plain)[1:] < reach(beta.simulate(**options))[1:]).all()
+    assert (reach(hurried)[1:] > reach(plain)[1:]).all() and (reach(plain)[1:] < reach(chains[0])[1:4]).all()
 
 
 @pytest.mark.parametrize(
