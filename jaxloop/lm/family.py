@@ -185,7 +185,9 @@ def _initial(model, tasks, keys, settings):
         new = adapters.init(fresh, model.spec, settings.lora)
         each = [adapters.split(new, c) if t.start is None else t.start for c, t in enumerate(tasks)]
     elif settings.mode == "full":
-        each = [model.params if t.start is None else t.start for t in tasks]
+        # From the host, where a generation before leaves its weights: placed arrays would make a second compiled program of the same steps.
+        base = jax.device_get(model.params) if any(t.start is None for t in tasks) else None
+        each = [base if t.start is None else t.start for t in tasks]
     else:
         each = [init(fresh[c], model.spec) if t.start is None else t.start for c, t in enumerate(tasks)]
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *each)
