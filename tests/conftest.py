@@ -25,9 +25,16 @@ SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _room_for_programs():
-    """All tests of a process compile more programs than the system has memory mappings for."""
+def _programs(request):
+    """Most tests compile far longer than they run, so the compiler takes its short way there. Modules that hold the engine to torch, and
+    the subprocesses of all, run what users run: `pytestmark = pytest.mark.optimised`, or JAXLOOP_TEST_OPTIMISED=1 for all.
+
+    And all tests of a process compile more programs than the system has memory mappings for, so they are dropped now and then.
+    """
+    full = request.node.get_closest_marker("optimised") is not None or os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
+    jax.config.update("jax_disable_most_optimizations", not full)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     make_room(0.2)
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from jaxloop.kernels.map_chains import chain_mesh, map_chains, whole
 
+pytestmark = pytest.mark.optimised
+
 CHAINS = 11
 
 

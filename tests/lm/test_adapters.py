@@ -18,6 +18,8 @@ from jaxloop.lm import adapters, transformer
 from jaxloop.lm.spec import sites
 from tests.lm.random_adapters import random_adapters
 
+pytestmark = pytest.mark.optimised
+
 LORA = lm.Lora(rank=4, alpha=10.0)
 TOLERANCE = 2e-4  # absolute, float32 logits
 TARGETS = {

@@ -13,6 +13,8 @@ import transformers as hf
 from jaxloop import lm
 from jaxloop.lm import adapters, beam, decode
 
+pytestmark = pytest.mark.optimised
+
 NEW = 12
 rng = np.random.default_rng(0)
 PROMPTS = [rng.integers(3, 320, n).tolist() for n in (1, 4, 9, 17, 16, 5, 3, 2)]

@@ -13,6 +13,8 @@ from jaxloop.lm.adapters import Lora
 from jaxloop.lm.sampling import Sampler
 from jaxloop.lm.spec import Spec, init
 
+pytestmark = pytest.mark.optimised
+
 LLAMA = Spec("llama", vocab=97, width=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp=48, context=128, init_scale=0.3)
 GPT2 = Spec("gpt2", vocab=97, width=32, layers=2, heads=4, kv_heads=4, head_size=8, mlp=64, context=128, norm="layer", activation="gelu_new",
             gated=False, positions="learned", qkv_bias=True, o_bias=True, mlp_bias=True, init_scale=0.3)  # fmt: skip

@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from jaxloop.lm import encoder as E
 from jaxloop.lm import encoder_spec
 
+pytestmark = pytest.mark.optimised
+
 VOCAB = 300
 SMALL = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=300)
 QWEN = dict(

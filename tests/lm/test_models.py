@@ -18,6 +18,8 @@ from jaxloop import lm
 from jaxloop.lm import spec as specs
 from jaxloop.lm import transformer
 
+pytestmark = pytest.mark.optimised
+
 NAMES = ["gpt2", "gpt2-inner", "opt", "opt-350m", "opt-plain", "llama", "smollm", "falcon3", "llama-bias", "qwen2", "deep"]
 TOLERANCE = 2e-4  # absolute, float32, logits of order one to ten
 
