@@ -353,8 +353,8 @@ def hypergeometric(neurons: int, first: int, second: int, shared: int) -> Overla
 
     if not 0 <= shared <= min(first, second) or max(first, second) > neurons or first + second - shared > neurons:
         raise ValueError(f"overlap: sets of {first} and {second} out of {neurons} neurons cannot share {shared}")
-    law = hypergeom(neurons, first, second)
-    return Overlap(first, second, shared, first * second / neurons, float(law.sf(shared - 1)), float(law.cdf(shared)))
+    law = neurons, first, second
+    return Overlap(first, second, shared, first * second / neurons, float(hypergeom.sf(shared - 1, *law)), float(hypergeom.cdf(shared, *law)))
 
 
 def write(study: NeuronStudy, folder: Path) -> list[Path]:
