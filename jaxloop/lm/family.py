@@ -152,6 +152,9 @@ def _fit_together(model, tasks, works, size, settings, mesh, direction) -> list[
     if mesh is not None:
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec(AXIS)))
     base = model.params if settings.mode == "lora" else None
+    if mesh is None and base is not None and len(places := jax.tree.leaves(base)[0].devices()) == 1:
+        # A step returns what it is given on the base's device; a state without a place would make a second compiled program.
+        state = jax.device_put(state, next(iter(places)))
     if direction is not None:
         projection.check(direction, jax.tree.map(lambda leaf: leaf[0], state.weights))
     total = sum(len(d.rows) for d in works[0].dispatches)
