@@ -254,6 +254,7 @@ def test_neurons_on_disk_give_the_study_of_the_report(finished):
     np.testing.assert_allclose(tests["slope"], study.tests["slope"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_base_and_a_classifier_are_made_of_articles_that_no_chain_sees(world, tmp_path, capsys):
     words = [
         "--config.data.per_label=1",
@@ -342,6 +343,7 @@ def test_variants_of_the_shipped_config_are_valid_settings():
         config.read_file(f"{ROOT}/configs/bias_amplification.py:small")
 
 
+@pytest.mark.slow
 def test_the_tiny_config_reads_senators_posts(shared, monkeypatch):
     path = shared("data/senate_tweets/tweets.jsonl")
     monkeypatch.setenv("JAXLOOP_SHARED", str(path.parents[2]))

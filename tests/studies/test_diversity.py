@@ -10,7 +10,7 @@ import pytest
 from jaxloop import cli, config, main
 from jaxloop.lm import family
 from jaxloop.runtime.trees import load_tree
-from jaxloop.studies import diversity, diversity_setup
+from jaxloop.studies import diversity, diversity_plan, diversity_setup
 from tests.command import call
 from tests.studies import diversity_place as dp
 
@@ -138,21 +138,30 @@ def test_a_finished_run_asks_and_trains_nothing_again(place, finished, tmp_path,
     assert (tmp_path / "run/report.html").exists() and "differs" not in err
 
 
-def test_validate_and_plan(place, capsys):
-    words = (f"--config={place / 'study.py'}", "--config.generator.url=http://localhost:1/v1")
-    code, out, _ = call(capsys, *words, "--validate")
+def test_validate_counts(place, capsys):
+    code, out, _ = call(capsys, f"--config={place / 'study.py'}", "--config.generator.url=http://localhost:1/v1", "--validate")
     assert code == 0 and "36 models to train (generated 12, fixed 4, variable 4, crossed 16" in out and "24 real records to train on, 6 to test on" in out
-    code, out, _ = call(capsys, *words, "--plan")
+
+
+def test_the_plan_counts(place, capsys, monkeypatch):
+    monkeypatch.setattr(diversity_plan, "measured", lambda *_: 1e10)  # FLOP/s; the measurement is `test_a_plan_measures_this_device`
+    code, out, _ = call(capsys, f"--config={place / 'study.py'}", "--config.generator.url=http://localhost:1/v1", "--plan")
     # Two levels of 12 stories and topics once; two documents, each once and two paraphrased records.
     assert code == 0 and "qa 6, story 25" in out and "320 " not in out.split("time")[0].split("model ")[0]
     assert "counted" in out and "assumed" not in out
+
+
+@pytest.mark.slow
+def test_a_plan_measures_this_device(place):
+    chosen = settings(place, "generator.url=http://localhost:1/v1")
+    assert 1e7 < diversity_plan.measured(chosen, config.Fit(batch_size=8, steps=16, max_length=64)) < 1e16
 
 
 OFF = ("--config.fixed.levels=", "--config.variable.levels=")
 REFUSED = [
     ((), "endpoint.url is 'URL'", "an address that begins with http:// or https:// is needed"),
     (("--config.generator.topics={place}/few.txt",), "few.txt': has 3 topics, |T| = 8 is asked for in generator.topic_sizes", ""),
-    (("--config.generator.topics={place}/none.txt",), "there is no such file; give one, `data` or none", ""),
+    (("--config.generator.topics={place}/none.txt",), "there is no such file; give one, `data`, `openings` or none", ""),
     (("--config.qa.source={place}/unanswered.jsonl",), "('Who is it?') has no answer; every record needs one.", ""),
     (("--config.variable.ratios=0.5,1",), "config.variable.ratios has 1: must be below 1 at variable size", ""),
     (("--config.generator.replaced=0,1,2,3,4,5,6",), "must fall from D0 to D6", ""),
