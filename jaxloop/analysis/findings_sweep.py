@@ -63,6 +63,66 @@ def found(run: Run, metrics: Sequence[str], factors: Sequence[str], table: pd.Da
     return sentences
 
 
+def contrasts(run: Run, metrics: Sequence[str], factor: str, factors: Sequence[str], *, last: int = LAST) -> pd.DataFrame:
+    """Relative values of the levels of one factor against its first level (that of the first planned chain), at the same ratio and other factors.
+
+    Columns: metric, other factors, ratio, level, against, n, n_against, difference, low, high (95 %, Welch), p, q (Benjamini-Hochberg over all).
+    """
+    others, rows = [name for name in factors if name != factor], []
+    reference = run.chains[factor].iloc[0]
+    for metric in metrics:
+        chains = outcomes(run.metrics, run.chains, metric, last=last).table
+        for key, own in chains.groupby([*others, "ratio"], sort=True, dropna=False):
+            base = own[own[factor] == reference]["relative"].to_numpy(float)
+            for level, held in own[own[factor] != reference].groupby(factor, sort=True):
+                values = held["relative"].to_numpy(float)
+                difference = values.mean() - base.mean() if len(base) else np.nan
+                low, high, p = _welch(values, base)
+                rows.append((metric, *key, level, reference, len(values), len(base), difference, low, high, p))
+    names = ["metric", *others, "ratio", "level", "against", "n", "n_against", "difference", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=names)
+    return table.assign(q=benjamini_hochberg(table["p"]) if len(table) else [])
+
+
+def _welch(values: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
+    if min(len(values), len(base)) < 2 or values.std() + base.std() == 0:
+        return (float("nan"),) * 3
+    test = stats.ttest_ind(values, base, equal_var=False)
+    interval = test.confidence_interval()
+    return float(interval.low), float(interval.high), float(test.pvalue)
+
+
+def differ(table: pd.DataFrame, factor: str) -> list[str]:
+    """Whether the levels of a factor differ, in a sentence."""
+    known = table.dropna(subset="p")
+    what = f"Levels of {factor.replace('_', ' ')} against {table['against'].iloc[0]}, at the same ratio" if len(table) else ""
+    if known.empty:
+        return [f"{what}: too few chains of a cell for a test."] if what else []
+    clear = known[known["q"] < 0.05].sort_values("p")
+    said = f"{what}: {len(clear)} of {len(known)} differences of relative values have q < .05 (Welch, Benjamini-Hochberg)"
+    shown = [
+        f"{figures.title(row['metric'])[0].lower()} of {row['level']} at r = {share(float(row['ratio']))} "
+        f"{row['difference']:+.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        for _, row in clear.head(6).iterrows()
+    ]
+    return [said + (f": {listed(shown)}." if shown else ".")]
+
+
+def against_control(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+    """What interventions.csv says of the policies of selection: paired differences of relative values from the random control."""
+    known = table[table["metric"].isin(metrics)].dropna(subset="p")
+    if known.empty:
+        return ["No policy has two pairs with its random control, so none has an interval."]
+    out = []
+    for (metric, policy), own in known.groupby(["metric", "selection"], sort=False):
+        parts = [
+            f"{row['difference']:+.3f} [{row['low']:.3f}, {row['high']:.3f}] at r = {share(float(row['ratio']))} ({int(row['n'])} pairs, {chance(row['p'])})"
+            for _, row in own.iterrows()
+        ]
+        out.append(f"{figures.title(str(metric))[0]}, selection by {policy} minus the matched random control, relative to generation 0: {listed(parts)}.")
+    return out
+
+
 def _level(chains: pd.DataFrame, level: pd.DataFrame) -> str:
     top = level.sort_values("ratio").iloc[-1]
     text = f"at r = {share(float(top['ratio']))} {top['relative']:.3f} of generation 0"

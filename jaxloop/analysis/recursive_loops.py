@@ -419,18 +419,36 @@ def _sweep(run: Run, about: Experiment, names: Mapping[str, tuple[str, ...]], *,
     _save(run, "skipped", skipped)
     words = findings_sweep.found(run, metrics, levels, table, last=last)
     own = skipped[skipped["metric"].isin(metrics)]
+    compared, tables = _levels(run, about, metrics, levels, last=last)
+    words = compared + words
     sections = [
         Section("What was found", paragraphs=words or ["No chain has a relative value."]),
         Section("What cannot be concluded", paragraphs=findings_sweep.cannot(table, len(run.chains), own, levels)),
         Section(
             "Relative values",
             "Late over generation 0, mean over chains with a 95 % t interval; p of no change, q after Benjamini-Hochberg.",
-            tables=[_table("", "", table)],
+            tables=[_table("", "", table), *tables],
         ),
     ]
     if len(own):
         sections.append(Section("Chains that were skipped", f"{own['chain'].nunique()} of {len(run.chains)} planned chains.", tables=[_table("", "", own)]))
     return sections
+
+
+def _levels(run: Run, about: Experiment, metrics: Sequence[str], levels: Sequence[str], *, last: int) -> tuple[list[str], list[Table]]:
+    """Sentences and tables that set the levels of the experiment's own factor against each other."""
+    path = run.root / "interventions.csv"
+    if about.factor == "selection" and path.exists():
+        # Chains of one seed share their human texts, bases and draws: the study compares them in pairs.
+        paired = pd.read_csv(path)
+        return findings_sweep.against_control(paired, metrics), [_table("Policies against the random control", "Paired t.", paired)]
+    factor = about.factor or next((f for f in levels if f not in ("dataset", "accumulate", "bias", "overlap")), None)
+    if factor is None or factor not in levels:
+        return [], []
+    table = findings_sweep.contrasts(run, metrics, factor, levels, last=last)
+    _save(run, "contrasts", table)
+    note = "Difference of relative values at the same ratio, 95 % interval (Welch), q after Benjamini-Hochberg."
+    return findings_sweep.differ(table, factor), [_table(f"Levels of {factor.replace('_', ' ')}", note, table)]
 
 
 def _political(run: Run, about: Experiment, neutral: tuple[float, float]) -> list[Section]:

@@ -254,6 +254,21 @@ def test_cells_are_t_tests(tmp_path):
     np.testing.assert_allclose((row["low"], row["high"]), expected.confidence_interval(0.95), rtol=1e-9)
 
 
+def test_levels_are_set_against_the_first_at_the_same_ratio(tmp_path):
+    metrics, chains = sweeps.sweep(factor="models", levels=(1, 4, 20), ratios=(0.25, 1.0), seeds=4)
+    run = run_of(tmp_path, metrics, chains)
+    table = findings_sweep.contrasts(run, ["cosine_diversity"], "models", ["models"])
+    assert table[["ratio", "level"]].to_numpy().tolist() == [[0.25, 4], [0.25, 20], [1, 4], [1, 20]] and set(table["against"]) == {1}
+    relative = rl.regression_tasks.outcomes(run.metrics, run.chains, "cosine_diversity").table.query("ratio == 0.25").groupby("models")["relative"]
+    four, one = (relative.get_group(level).to_numpy() for level in (4, 1))
+    expected = scipy.stats.ttest_ind(four, one, equal_var=False)
+    row = table.iloc[0]
+    assert (row["difference"], row["p"]) == pytest.approx((four.mean() - one.mean(), expected.pvalue), rel=1e-9)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(expected.confidence_interval()), rel=1e-9)
+    (said,) = findings_sweep.differ(table, "models")
+    assert said.startswith("Levels of models against 1, at the same ratio: 4 of 4 differences of relative values have q < .05")
+
+
 def test_u_shape_is_told_from_a_plateau(tmp_path):
     deep = sweeps.sweep(levels=("web",), shape=lambda r, _: 1 - 1.2 * r * (1.3 - r), noise=0.005)
     flat = sweeps.sweep(levels=("web",), shape=lambda r, _: 0.8, noise=0.02)

@@ -52,7 +52,7 @@ def test_interventions_are_reported_against_the_matched_control(place, tmp_path,
     names = {p.name for p in root.iterdir()}
     assert {"chains.csv", "cleaning.csv", "subsets.csv", "metrics.csv", "interventions.csv", "ledger.parquet", "texts", "report.html"} <= names
     chains = pd.read_csv(root / "chains.csv")
-    assert len(chains) == 9 and set(chains.status) == {"ok"} and {"dataset", "ratio", "seed", "selection"} <= set(chains.columns)
+    assert len(chains) == 6 and set(chains.status) == {"ok"} and {"dataset", "ratio", "seed", "selection"} <= set(chains.columns)
     ids = {(row.selection, row.seed): row.chain for row in chains.itertuples()}
     assert texts_of(root, ids["random", 0], 0)["text"] == texts_of(root, ids["quality", 0], 0)["text"]
     chosen = texts_of(root, ids["quality", 0], 0)
@@ -68,6 +68,8 @@ def test_interventions_are_reported_against_the_matched_control(place, tmp_path,
         low, high = test.confidence_interval()
         assert (table.loc[metric, "low"], table.loc[metric, "high"]) == pytest.approx((low, high), rel=1e-9)
     assert "Difference from the random control" in (root / "report.html").read_text()
+    page = (root / "findings.html").read_text()
+    assert "selection by quality minus the matched random control, relative to generation 0" in page and "3 pairs" in page
 
 
 def test_models_that_share_a_pool_are_measured_together(place, tmp_path, capsys):
@@ -91,11 +93,14 @@ def test_models_that_share_a_pool_are_measured_together(place, tmp_path, capsys)
 CLUSTERS = dict(count=3, min_size=50, fit_rows=200, methods=["kmeans-5", "gmm-5", "kmeans-10"], min_distances=[0.1])
 
 
-def test_a_cluster_study_leaves_what_the_regressions_read_and_goes_on(place, tmp_path, capsys):
+def test_a_cluster_study_leaves_what_the_regressions_read_and_goes_on(tmp_path, capsys):
+    place = ls.build(tmp_path)
+    # A word with a sentiment: a property that is the same for every cluster is refused.
+    (place / "posts.jsonl").write_text((place / "posts.jsonl").read_text().replace("sofa", "happy"))
     changes = dict(experiment="clusters", clusters=CLUSTERS, properties={"texts": 40, "lexical_texts": 20}, chain={"ratios": [0.25, 0.5, 0.75]})
     root = go(capsys, place, tmp_path, **changes)
     chains, properties = pd.read_csv(root / "chains.csv"), pd.read_csv(root / "properties.csv")
-    assert len(chains) == 6 and set(chains.cluster) == {"c000", "c001", "c002"} == set(properties.cluster)
+    assert len(chains) == 9 and set(chains.cluster) == {"c000", "c001", "c002"} == set(properties.cluster)
     final = ["cosine_diversity", "lexical_diversity", "gaussian_aic", "quality", "positivity", "text_length"]
     assert properties[final].notna().all().all() and (properties["size"] >= 50).all()
     members = pd.read_parquet(root / "members.parquet")
