@@ -11,6 +11,6 @@ def get_config(scale="paper"):
     c.chain.eval_texts = 480  # 160 of each domain
     c.quality_at = "ends"
     if scale == "tiny":
-        c.chain.update(eval_texts=72)
+        c.chain.update(generations=4, eval_texts=48)
         scales.tiny_clusters(c)
     return c
