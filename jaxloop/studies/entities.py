@@ -28,13 +28,20 @@ def _one(value: Any) -> Any:
     return value if isinstance(inner, list | tuple) else inner
 
 
+def _unquoted(value: Any) -> Any:
+    """'none' -> none: on the command line `none` alone is no value at all."""
+    return value.strip("'\"") if isinstance(value, str) else value
+
+
 Weight = Annotated[Share | tuple[Share | tuple[Share, ...], ...], pydantic.BeforeValidator(_one)]
 
 
 class Task(Section):
     """A corpus: where it is, and how a row becomes a prompt and the text that follows it."""
 
-    task: Text | None = Field(None, description="sciq, gsm8k, arc, bookcorpus, qa or text; none: as the section is called; `'none'`: no data")
+    task: Annotated[Text | None, pydantic.BeforeValidator(_unquoted)] = Field(
+        None, description="sciq, gsm8k, arc, bookcorpus, qa or text; none: as the section is called; `'none'`: no data"
+    )
     source: Text | None = Field(None, description="file, folder or Hugging Face id; none: the task's own")
     name: Text | None = Field(None, description="configuration of a Hugging Face dataset; none: the task's (ARC: ARC-Easy, the paper does not say)")
     revision: Text | None = Field(None, description="commit of a Hugging Face dataset")

@@ -201,7 +201,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
     ):
         assert words in page
     summary = pd.read_csv(tmp_path / "run/effects.csv")
-    assert set(summary.effect) == {"transfer", "damage", "alike_losses", "alike_outputs"} and (summary.n == 2).all()
+    assert set(summary.effect) == {"transfer", "damage", "alike_losses", "alike_outputs", "alike_since"} and (summary.n == 2).all()
     assert len(pd.read_csv(tmp_path / "run/theory.csv")) == 2 and len(list((tmp_path / "run/figures").glob("*.png"))) >= 6
 
 
@@ -279,6 +279,11 @@ def test_refusals(folder, sections, said):
     with pytest.raises(ValueError, match=said) as error:
         entities_setup.prepare(settings(folder, **sections))
     assert "\n" not in str(error.value)
+
+
+def test_no_data_can_be_said_on_the_command_line(folder):
+    with pytest.raises(ValueError, match="entity one has no private data, so its beta must be 0 throughout"):
+        entities_setup.prepare(settings(folder, "tasks.one.task='none'"))
 
 
 def test_an_empty_private_corpus_is_refused_by_the_command(folder, tmp_path, capsys):
