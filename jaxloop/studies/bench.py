@@ -32,6 +32,7 @@ class Settings(Section):
     steps: Count = Field(8, description="train: steps per dispatch")
     texts: Count = Field(1024, description="decode: texts to write, in all")
     slots: Count = Field(64, description="decode: texts written at the same time")
+    devices: Count = Field(1, description="decode: devices that share the texts; each has its own slots and as many chains as are timed")
     lane_slots: Count = Field(8, description="decode: slots of a lane, where there are several chains")
     window: Count = Field(16, description="decode: steps of a window")
     prompt: Count = Field(17, description="decode: tokens of the prompt")
@@ -152,29 +153,37 @@ def time_decode(settings: Settings, chains: int, limits) -> dict:
     import jax
     import jax.numpy as jnp
     import numpy as np
+    from jax.sharding import Mesh
 
+    from jaxloop.kernels.map_chains import AXIS
     from jaxloop.lm import adapters, decode
     from jaxloop.lm.sampling import Sampler
     from jaxloop.lm.sizes import sizes_of
     from jaxloop.runtime.cost import decoding_bytes, decoding_flops
 
     spec, lora, base, tree = _setting(settings, chains)
+    if settings.devices > len(jax.devices()) or settings.texts % settings.devices:
+        raise ValueError(f"devices = {settings.devices}: must be at most {len(jax.devices())} here, and divide texts = {settings.texts}")
+    mesh = Mesh(np.array(jax.devices()[: settings.devices]), (AXIS,)) if settings.devices > 1 else None
     lengths = lengths_of(settings, settings.texts)
     lanes = 1 if chains == 1 else settings.slots // settings.lane_slots
     shape = decode.Shape(lanes, settings.slots // lanes, settings.window, settings.longest, settings.prompt - 1)
     fused = adapters.fuse(spec, tree, lora, jnp.dtype(settings.dtype), block_diagonal=True)
     params = decode.unstack(base)
     prompt = np.random.default_rng(settings.seed).integers(0, spec.vocab, (1, settings.prompt)).astype(np.int32).repeat(chains, 0)
-    runs = np.linspace(0, settings.texts, max(chains, lanes) + 1).astype(np.int32)
+    runs = np.linspace(0, settings.texts // settings.devices, max(chains, lanes) + 1).astype(np.int32)
     owner = np.arange(len(runs) - 1, dtype=np.int32) % chains
-    jobs = decode.Jobs(runs[:-1], runs[1:], owner)
     keys = jax.random.key_data(jax.random.split(jax.random.key(5), settings.texts))
-    requests = decode.Requests(np.repeat(owner, np.diff(runs)), keys, lengths.astype(np.int32))
+    # Indices count inside a device's piece, and every device holds the same chains.
+    fused, prompt, first, end, owner, of_prompt = jax.tree.map(
+        lambda x: np.concatenate([x] * settings.devices), (fused, prompt, runs[:-1], runs[1:], owner, np.repeat(owner, np.diff(runs)))
+    )
+    jobs, requests = decode.Jobs(first, end, owner), decode.Requests(of_prompt, keys, lengths.astype(np.int32))
     sampler, made = Sampler(temperature=1.5, min_p=0.2), []
 
     def ours():
-        cached = decode.prefill(spec, params, fused, prompt, np.full(chains, settings.prompt, np.int32))
-        made[:] = [jax.block_until_ready(decode.decode(spec, sampler, shape, -1, params, fused, cached, requests, jobs))]
+        cached = decode.prefill(spec, params, fused, prompt, np.full(len(prompt), settings.prompt, np.int32), mesh)
+        made[:] = [jax.block_until_ready(decode.decode(spec, sampler, shape, -1, params, fused, cached, requests, jobs, mesh))]
 
     names = {"jaxloop": ours}
     if settings.peer:
@@ -184,16 +193,16 @@ def time_decode(settings: Settings, chains: int, limits) -> dict:
         for batch in settings.peer_batches:
             names[f"transformers, batch {batch}"] = bench_peers.generate(spec, lora, base, tree, prompt[0], wanted, batch, settings)
     times, first = interleaved(names, settings.repeats)
-    seconds, useful, steps = statistics.median(times["jaxloop"]), int(lengths.sum()), int(made[0].steps.sum())
+    seconds, useful, steps = statistics.median(times["jaxloop"]), int(lengths.sum()), int(made[0].steps.max())
     sizes, context = sizes_of(spec, lora), float((lengths.astype(float) ** 2).sum() / lengths.sum() / 2 + settings.prompt)
-    width = jnp.dtype(settings.dtype).itemsize
+    width, rows = jnp.dtype(settings.dtype).itemsize, settings.slots * settings.devices
     floor = max(
         decoding_flops(sizes, useful, context) / limits.flops,
-        decoding_bytes(sizes, -(-useful // settings.slots), settings.slots, context, chains=min(chains, lanes), width=width) / limits.bandwidth,
+        decoding_bytes(sizes, -(-useful // rows), rows, context, chains=min(chains, lanes), width=width) / limits.bandwidth,
     )
     row = {
         "what": "decode", "chains": chains, "value": useful / seconds, "unit": "useful tokens/s", "texts_per_s": settings.texts / seconds,
-        "occupancy": useful / (steps * settings.slots), "ms_per_step": 1e3 * seconds / steps, "limit_share": floor / seconds,
+        "occupancy": useful / (steps * rows), "ms_per_step": 1e3 * seconds / steps, "limit_share": floor / seconds,
         "compile_s": first["jaxloop"] - seconds, "peak_bytes": peak_bytes(),
     }  # fmt: skip
     if settings.peer:

@@ -1,0 +1,34 @@
+"""The benchmarks run, count what they say they count, and refuse what cannot be timed."""
+
+import json
+import math
+
+import pytest
+
+from jaxloop import config
+from jaxloop.studies import bench
+
+SMALL = dict(size="tiny", repeats=1, steps=2, batch_size=2, length=8, texts=16, slots=4, lane_slots=2, longest=16, mean_length=6, prompt=5)
+
+
+def settings(**fields):
+    return config.build(bench.Settings, {"study": "bench", **SMALL, **fields})
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_benchmark_ends_with_one_json_object(devices):
+    said = []
+    found = bench.measure(settings(what="chains", chains=(2,), devices=devices), said.append)
+    assert json.loads(said[-1]) == found and {"value", "unit", "limit_share", "peer_ratio", "device", "compile_s", "peak_bytes"} <= found.keys()
+    train, decode = found["rows"]
+    assert train["value"] == pytest.approx(train["steps_per_s"] * 2 * 2 * 8)
+    useful = bench.lengths_of(settings(), 16).sum()
+    steps = useful / (decode["occupancy"] * 4 * devices)
+    assert math.isclose(steps, round(steps), abs_tol=1e-6) and useful / 4 / devices <= steps
+    assert decode["value"] == pytest.approx(useful / (steps * decode["ms_per_step"] / 1e3))
+
+
+@pytest.mark.parametrize("fields", [{"devices": 99}, {"devices": 3}])
+def test_devices_that_are_not_there_or_do_not_divide_the_texts_are_refused(fields):
+    with pytest.raises(ValueError, match=r"devices = \d+: must be at most 4 here, and divide texts = 16"):
+        bench.time_decode(settings(what="decode", chains=(1,), **fields), 1, None)
