@@ -374,13 +374,14 @@ def write(study: NeuronStudy, folder: Path) -> list[Path]:
     return paths
 
 
-def sentences(study: NeuronStudy) -> list[str]:
-    """What the study found and what it cannot say, one sentence each, for a report."""
+def sentences(study: NeuronStudy, modes: Sequence[str] = MODES) -> list[str]:
+    """What the study found in these modes and what it cannot say, one sentence each, for a report."""
     s, out = study.settings, []
+    counts, overlap = (table[table["mode"].isin(modes)] for table in (study.counts, study.overlap))
     lags = f"{s['lags']} lag{'s' * (s['lags'] != 1)}"
     shuffles = f"; shuffled: mean and 95th percentile of {s['permutations']} shuffles of the outcomes inside setups" * (s["permutations"] > 0)
     out.append(f"{s['versions']} versions of {s['setups']} setups give {s['differences']} differences; Newey-West errors with {lags}{shuffles}.")
-    for (mode, relation), rows in study.counts.groupby(["mode", "relation"], sort=False):
+    for (mode, relation), rows in counts.groupby(["mode", "relation"], sort=False):
         rows = rows.set_index("rule")
         parts = [f"{_count(rows.loc[rule])} {words.format(alpha=s['alpha'])}{_chance(rows.loc[rule])}" for rule, words in _RULE_WORDS.items()]
         first = rows.iloc[0]
@@ -389,7 +390,7 @@ def sentences(study: NeuronStudy) -> list[str]:
             told = "beyond" if first.p < s["alpha"] else "not told apart from"
             text += f"; {told} what shuffled outcomes give (p = {first.p:.2g} for the count at p < {s['alpha']:g})"
         out.append(text + (f"; {first.flat:,} do not vary and have p = 1." if first.flat else "."))
-    for row in study.overlap[study.overlap["rule"] == "p<alpha"].itertuples():
+    for row in overlap[overlap["rule"] == "p<alpha"].itertuples():
         more = row.p_more < s["alpha"]
         side = "more than" if more else "fewer than" if row.p_fewer < s["alpha"] else "about as many as"
         text = f"{row.first} and {row.second}, {row.mode}: {row.observed:,} neurons in both sets (p < {s['alpha']:g}), {side} independent sets would share"

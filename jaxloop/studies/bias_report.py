@@ -130,7 +130,7 @@ def _bias_section(settings, found, base, real) -> report.Section:
     note = "What the classifier makes of the real articles, and of the base model's."
     parts.append(report.Table("Before the first generation, %", note, ["", *labels], rows))
     rows = []
-    for setup, mine in found["transitions"].groupby("setup", observed=True, sort=True):
+    for setup, mine in found["transitions"].groupby("setup", observed=True, sort=False):
         wide = mine.pivot(index="before", columns="after", values="articles")
         kept = mine[mine["before"] == mine["after"]].set_index("before")["share"]
         rows += [[setup, a, *(int(wide.loc[a, b]) for b in labels), _percent(kept[a])] for a in labels]
@@ -240,5 +240,10 @@ def _neuron_section(root: Path, settings, metrics: pd.DataFrame, chains) -> repo
     counts = [list(row) for row in study.counts[shown].itertuples(index=False, name=None)]
     header = ["relation", "of", "rule", "neurons", "pass", "nominally", "shuffled, mean", "shuffled, 95th percentile", "p of the count"]
     parts = [report.Table("Counts", "Neurons that pass, against the nominal expectation and outcomes shuffled inside chains.", header, counts)]
+    both = study.overlap[study.overlap["rule"] == "p<alpha"]
+    shown = ["first", "second", "mode", "size_first", "size_second", "observed", "expected", "null_mean", "p_more", "p_fewer"]
+    header = ["first set", "second set", "of", "in the first", "in the second", "in both", "if independent", "shuffled, mean", "p of as many", "p of as few"]
+    said = f"Neurons at p < {settings.neurons.alpha:g} in both sets, against sets drawn independently (hypergeometric) and shuffled outcomes."
+    parts.append(report.Table("Neurons in two sets", said, header, [list(row) for row in both[shown].itertuples(index=False, name=None)]))
     note = f"Weights ({settings.neurons.tensor}) and mean activations of every layer's residual coordinates, related to bias and quality over all versions."
-    return report.Section("Neurons", note, drawn, parts, neurons.sentences(study))
+    return report.Section("Neurons", note, drawn, parts, neurons.sentences(study, modes=("differences",)))

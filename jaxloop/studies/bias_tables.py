@@ -63,7 +63,7 @@ def amplification(change: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     Interval and p are NaN with one replicate, and p where replicates do not differ.
     """
     rows = []
-    for (setup, generation), mine in change.groupby(["setup", "generation"], observed=True, sort=True):
+    for (setup, generation), mine in change.groupby(["setup", "generation"], observed=True, sort=False):
         values = DescrStatsW(mine["change"].to_numpy())
         low = high = p = np.nan
         if len(mine) > 1:
@@ -83,9 +83,9 @@ def transitions(articles: pd.DataFrame, labels: Sequence[str], first: int = 0, l
         last = int(articles["generation"].max()) if len(articles) else 0
     keys = ["setup", "chain", "id"]
     before, after = (articles[articles["generation"] == g].set_index(keys)["label"] for g in (first, last))
-    pairs = pd.DataFrame({"before": before, "after": after}).dropna().reset_index()
+    pairs = before.to_frame("before").join(after.rename("after"), how="inner").dropna().reset_index()
     rows = []
-    for setup, mine in pairs.groupby("setup", observed=True, sort=True):
+    for setup, mine in pairs.groupby("setup", observed=True, sort=False):
         counts = pd.crosstab(mine["before"], mine["after"]).reindex(index=labels, columns=labels, fill_value=0)
         for a in labels:
             for b in labels:
