@@ -441,7 +441,9 @@ def _levels(run: Run, about: Experiment, metrics: Sequence[str], levels: Sequenc
     if about.factor == "selection" and path.exists():
         # Chains of one seed share their human texts, bases and draws: the study compares them in pairs.
         paired = pd.read_csv(path)
-        return findings_sweep.against_control(paired, metrics), [_table("Policies against the random control", "Paired t.", paired)]
+        return findings_sweep.against_control(paired, metrics), [
+            _table("Policies against the random control", "Paired t, not corrected for the number of tests.", paired)
+        ]
     factor = about.factor or next((f for f in levels if f not in ("dataset", "accumulate", "bias", "overlap")), None)
     if factor is None or factor not in levels:
         return [], []
