@@ -10,6 +10,8 @@ from jaxloop.kernels.map_chains import chain_mesh
 from jaxloop.simulators import linear, linear_forms
 from jaxloop.simulators.linear import Designs, closed_form, low_rank_designs, simulate, sweep
 
+pytestmark = pytest.mark.optimised  # results are compared to ten digits between devices
+
 T = 5  # generations of most tests, so that they share compiled programs
 
 
