@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # What a chain study can hand to a metric (see metrics.registry.INPUTS).
 INPUTS = ("texts", "contexts", "embeddings", "projection", "reference_texts", "reference_embeddings", "losses", "own_losses", "reference_losses", "token_nats")
+# What it cannot, because the models of different chains have nothing in common: which study can.
+ELSEWHERE = {"entity_embeddings": "it compares models that complete the same prompts, as the entities of study 'multi_entity' do"}
 # Of these, what needs the model that wrote the texts.
 OF_WEIGHTS = frozenset({"losses", "own_losses", "token_nats"})
 
@@ -22,7 +24,7 @@ def check(settings: "Settings") -> None:
 
     for name, (metric, _) in zip(settings.metrics, registry.validate(settings.metrics), strict=True):
         if missing := [need for need in metric.needs if need not in INPUTS]:
-            raise ValueError(f"config.metrics has '{name}', which needs {missing[0]}: a chain study cannot give it")
+            raise ValueError(f"config.metrics has '{name}', which needs {missing[0]}: {ELSEWHERE.get(missing[0], 'a chain study cannot give it')}")
         if {"losses", "token_nats"} & set(metric.needs) and not settings.chain.heldout_texts:
             raise ValueError(f"config.chain.heldout_texts = 0: metric '{name}' needs held-out texts")
     registry.check(settings.metrics)

@@ -109,7 +109,9 @@ class Measure(Section):
     probes: Whole = Field(200, description="prompts of every corpus, its first ones, that all models complete for output similarity; 0: none")
     similarity_every: Count = Field(1, description="output similarity in every so many generations, the first and last always")
     embedder: Text | None = Field(None, description="sentence encoder: a directory or hub id (not stated in the paper); none: MiniLM, installed with jaxloop")
-    metrics: tuple[Text, ...] = Field(("distinct_n(n=2)", "text_length"), description="metrics of the synthetic texts, options in brackets")
+    metrics: tuple[Text, ...] = Field(
+        ("distinct_n(n=2)", "text_length"), description="metrics of the synthetic texts, options in brackets, and `output_similarity` of the probes"
+    )
 
 
 class Theory(Section):

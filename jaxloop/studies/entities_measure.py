@@ -34,6 +34,9 @@ def measure(settings: "Settings", prepared: entities_setup.Prepared) -> Callable
     prompts = [prompt for _, some in prepared.tests.values() for prompt in some]
     ends = np.cumsum([len(some) for some, _ in prepared.tests.values()])
     fit = dataclasses.replace(prepared.driver.fit, loss_on=settings.measure.loss_on or settings.fit.loss_on)
+    # Similarity is one number for all entities of a chain, whose models need not be measured together: see `write_similarity`.
+    chosen = settings.measure.metrics
+    names = [name for name, (metric, _) in zip(chosen, registry.validate(chosen), strict=True) if metric.needs == ("texts",)]
 
     def losses(model, weights: Sequence) -> list[list[float]]:
         tasks = [family.LossTask(one, texts, prompts) for one in weights]
@@ -45,7 +48,7 @@ def measure(settings: "Settings", prepared: entities_setup.Prepared) -> Callable
     def run(model, generation: int, outcomes: Sequence) -> dict:
         own = losses(model, [o.weights for o in outcomes])
         written = [o.texts[: o.chain.workflow.synthetic] for o in outcomes]
-        values = registry.evaluate(settings.measure.metrics, texts=written) if settings.measure.metrics else {}
+        values = registry.evaluate(names, texts=written) if names else {}
         bases = losses(model, [None])[0] if generation == 0 else []
         out = {}
         for i, o in enumerate(outcomes):

@@ -47,7 +47,11 @@ def prepare(settings: "Settings") -> Prepared:
     from jaxloop.runtime.devices import select_devices
 
     for name, (metric, _) in zip(settings.measure.metrics, registry.validate(settings.measure.metrics), strict=True):
-        if metric.needs != ("texts",):
+        if metric.needs == ("entity_embeddings",):
+            if not settings.measure.probes or len(settings.entities) < 2:
+                which = "config.measure.probes = 0" if not settings.measure.probes else "config.entities has 1 entry"
+                raise ValueError(f"{which}: metric '{name}' needs at least two entities that complete the same prompts")
+        elif metric.needs != ("texts",):
             raise ValueError(f"config.measure.metrics has '{name}', which needs {', '.join(metric.needs)}: this study gives texts only")
     mixing = mixing_of(settings)
     weights = weights_of(settings)

@@ -183,7 +183,7 @@ def unknown_type(folder):
         (["--config.run.platform=tpu"], r"platform=tpu: this machine has none"),
         (["--config.run.devices=99"], r"devices=99: this run can use 1 to \d+ cpu devices"),
         (["--config.metrics=self_blue"], r"metrics holds 'self_blue', which is no metric; the nearest name is 'self_bleu'"),
-        (["--config.metrics=output_similarity"], r"config.metrics has 'output_similarity', which needs entity_embeddings: a chain study cannot give it"),
+        (["--config.metrics=output_similarity"], r"config.metrics has 'output_similarity', which needs entity_embeddings: .* of study 'multi_entity' do$"),
         (["--config.metrics=distinct_n(m=2)"], r"metrics holds .* has no option 'm'; it takes n"),
         (["--config.metrics=cosine_diversity", "--config.embedder={tmp}/nowhere"], r"nowhere"),
         (["--config.fit.lora.targets=query"], r"lora.targets: 'query' is not a projection of llama"),

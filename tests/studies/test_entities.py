@@ -167,7 +167,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
 
     monkeypatch.setattr(embed, "embed", letters)
     monkeypatch.setattr(embed, "load_embedder", lambda model=None: letters)
-    changes = {"measure": {"probes": 4, "similarity_every": 2}, "exchange": {"seeds": (0, 1)}}
+    changes = {"measure": {"probes": 4, "similarity_every": 2, "metrics": ("text_length", "output_similarity")}, "exchange": {"seeds": (0, 1)}}
     texts, metrics = ran(folder, tmp_path / "run", **changes)
     # Prompts that are answered besides change nothing of what is trained on.
     assert texts[0.5, 0, 2][:10] != [] and pair[0][0.5, 0, 2] is not None
@@ -270,6 +270,7 @@ def test_weights_mixing_and_changing_settings_become_chains(folder):
         ({"models": {"pool": ("a", "b", "c")}}, r"config.models.pool has 3 entries: must be one model for all, or one per entity \(2\)"),
         ({"sample": {"max_new_tokens": 60}}, r"config.sample.max_new_tokens: a prompt of 16 and a text of 60 tokens do not fit the context of .*, which is 64"),
         ({"measure": {"metrics": ("held_out_loss",)}}, r"config.measure.metrics has 'held_out_loss', which needs losses: this study gives texts only"),
+        ({"measure": {"metrics": ("output_similarity",)}}, r"config.measure.probes = 0: metric 'output_similarity' needs at least two entities that complete"),
         ({"measure": {"test_texts": None}}, r"config.public: task 'text': .* no test split: give a test source, or how many"),
     ],
 )
