@@ -1,4 +1,4 @@
-"""Adapters, full fine-tuning and training from scratch in the same chains; argument paper or tiny."""
+"""Adapters, full fine-tuning and training from scratch in the same chains, at one learning rate; argument paper or tiny."""
 
 from jaxloop.studies import loops_scales as scales
 
