@@ -320,3 +320,13 @@ def test_validate_says_what_was_found(place, tmp_path, capsys):
     assert code == 0 and "data posts: 240 of 240 texts (none dropped)" in out
     assert "1 chains: 1 dataset, r in {1/2}, 1 seed, 2 generations; the longest needs 24 human texts" in out
     assert loops.check(ls.settings(place))[0].startswith("data posts")
+
+
+def test_clean_rows_are_found_again_however_their_file_is_named(place, monkeypatch):
+    source = ls.settings(place)
+    folder = loops_data.read(source, "posts", len).folder
+    monkeypatch.chdir(place)
+    domains = {"posts": {**ls.raw(place)["domains"]["posts"], "source": ["./posts.jsonl"]}}
+    assert loops_data.read(ls.settings(place, domains=domains), "posts", len).folder == folder
+    domains["posts"]["source"] = ["other.jsonl"]
+    assert loops_data.read(ls.settings(place, domains=domains), "posts", len).folder != folder
