@@ -54,6 +54,7 @@ def make(name: str, seed: int = 0, **changes):
     config = CONFIGS[name]()
     for field, value in dict(eos_token_id=EOS, bos_token_id=BOS, pad_token_id=PAD, **changes).items():
         setattr(config, field, value)
+    torch.manual_seed(seed)  # from_config draws too
     model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
