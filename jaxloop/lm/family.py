@@ -151,10 +151,10 @@ def _fit_together(model, tasks, works, size, settings, mesh, direction) -> list[
     state = train.init_state(settings, _initial(model, tasks_C, keys, settings), keys)
     if mesh is not None:
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec(AXIS)))
-    base = model.params if settings.mode == "lora" else None
-    if mesh is None and base is not None and len(places := jax.tree.leaves(base)[0].devices()) == 1:
-        # A step returns what it is given on the base's device; a state without a place would make a second compiled program.
+    elif len(places := jax.tree.leaves(model.params)[0].devices()) == 1:
+        # Weights from the base have a place, those of a generation before or fresh ones have none: two compiled programs of the same steps.
         state = jax.device_put(state, next(iter(places)))
+    base = model.params if settings.mode == "lora" else None
     if direction is not None:
         projection.check(direction, jax.tree.map(lambda leaf: leaf[0], state.weights))
     total = sum(len(d.rows) for d in works[0].dispatches)
@@ -188,9 +188,7 @@ def _initial(model, tasks, keys, settings):
         new = adapters.init(fresh, model.spec, settings.lora)
         each = [adapters.split(new, c) if t.start is None else t.start for c, t in enumerate(tasks)]
     elif settings.mode == "full":
-        # From the host, where a generation before leaves its weights: placed arrays would make a second compiled program of the same steps.
-        base = jax.device_get(model.params) if any(t.start is None for t in tasks) else None
-        each = [base if t.start is None else t.start for t in tasks]
+        each = [model.params if t.start is None else t.start for t in tasks]
     else:
         each = [init(fresh[c], model.spec) if t.start is None else t.start for c, t in enumerate(tasks)]
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *each)
