@@ -153,9 +153,8 @@ def time_decode(settings: Settings, chains: int, limits) -> dict:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from jax.sharding import Mesh
 
-    from jaxloop.kernels.map_chains import AXIS
+    from jaxloop.kernels.map_chains import chain_mesh
     from jaxloop.lm import adapters, decode
     from jaxloop.lm.sampling import Sampler
     from jaxloop.lm.sizes import sizes_of
@@ -164,7 +163,7 @@ def time_decode(settings: Settings, chains: int, limits) -> dict:
     spec, lora, base, tree = _setting(settings, chains)
     if settings.devices > len(jax.devices()) or settings.texts % settings.devices:
         raise ValueError(f"devices = {settings.devices}: must be at most {len(jax.devices())} here, and divide texts = {settings.texts}")
-    mesh = Mesh(np.array(jax.devices()[: settings.devices]), (AXIS,)) if settings.devices > 1 else None
+    mesh = chain_mesh(jax.devices()[: settings.devices]) if settings.devices > 1 else None
     lengths = lengths_of(settings, settings.texts)
     lanes = 1 if chains == 1 else settings.slots // settings.lane_slots
     shape = decode.Shape(lanes, settings.slots // lanes, settings.window, settings.longest, settings.prompt - 1)

@@ -77,8 +77,7 @@ def write(root: Path, settings: "Settings", prepared: "Prepared", ready, base: d
     bias_tables.write(root / "tables", **found)
     drawings = _distribution_drawings(found["distributions"])
     figures.write(scores.by_generation(metrics), root / "figures", real)
-    for d, name in drawings:
-        (root / "figures" / f"distribution_{name}.png").write_bytes(figures.png(d.figure))
+    running.save_drawings(root / "figures", {f"distribution_{name}": d for d, name in drawings})
     sections = [_bias_section(settings, found, base, real), _section_of_data(found["real_shares"])]
     if drawings:
         note = "Median, quartiles (box) and 5 to 95 % (line) over all articles of all replicates."

@@ -138,7 +138,7 @@ def _disk(settings: Settings, prepared: chain_setup.Prepared) -> int:
     from jaxloop.recursion import driver
 
     def weights(spec) -> int:
-        if settings.fit.mode != "lora" or settings.chain.start == "scratch":
+        if not chain_setup.trains_adapters(settings):
             return 4 * _parameters(spec)
         return 4 * spec.layers * settings.fit.lora.rank * sum(a + b for a, b in site_widths(spec).values()) * 2
 

@@ -91,9 +91,12 @@ def _enough_chains(settings: Settings) -> None:
     from jaxloop.analysis import regression
     from jaxloop.studies import loops_chains
 
-    chains = settings.clusters.count * len(loops_chains.combinations(settings)) * (1 if settings.kind == "mixtures" else len(settings.domains))
-    domains = len(settings.domains)
-    predictors = len(regression.PROPERTIES) * (domains if settings.kind == "mixtures" else 1) + (0 if settings.kind == "mixtures" else domains - 1)
+    domains, predictors = len(settings.domains), len(regression.PROPERTIES)
+    chains = settings.clusters.count * len(loops_chains.combinations(settings))
+    if settings.kind == "mixtures":
+        predictors *= domains
+    else:
+        chains, predictors = chains * domains, predictors + domains - 1
     predictors += len(settings.chain.ratios) > 1
     if chains < predictors + 2:
         raise ValueError(
