@@ -214,7 +214,9 @@ def _decode(spec, sampler, shape, eos, params, fused, prompts, requests, jobs) -
         _Slots(jnp.zeros_like(none), jnp.zeros_like(none), none, seen), lanes, jnp.int32(0), jnp.int32(0), [empty] * depth, [empty] * depth,
         jnp.zeros((n + 1, shape.max_new_tokens), jnp.int32), jnp.zeros((n + 1,), jnp.int32), jnp.zeros((n + 1,), bool), jnp.int32(0),
     )  # fmt: skip
-    advance = functools.partial(_window, spec, sampler, shape, eos, params, prompts, requests)
+    # Sines and cosines are looked up: XLA would fuse them into their readers and take each anew for every head of every layer.
+    rope = transformer.rope_tables(spec, jnp.arange(shape.prompt + shape.max_new_tokens + 1)) if spec.positions == "rope" else None
+    advance = functools.partial(_window, spec, sampler, shape, eos, params, rope, prompts, requests)
     assign = functools.partial(_assign, sampler, shape, fused, prompts, requests, jobs)
     state = jax.lax.while_loop(lambda s: (s.slots.request >= 0).any(), lambda s: assign(advance(s)), assign(state))
     return Written(state.tokens[:n], state.length[:n], state.ended[:n], state.steps[None])
@@ -296,13 +298,13 @@ def _begin(sampler, prompts, slots, fresh_S, prompt_S):
     return slots._replace(token=token, age=jnp.where(fresh_S, 0, slots.age), seen=seen)
 
 
-def _window(spec, sampler, shape, eos, params, prompts, requests, s: _State) -> _State:
+def _window(spec, sampler, shape, eos, params, rope, prompts, requests, s: _State) -> _State:
     """Up to W steps. Chooses the capacity, gathers the blocks that are read, runs the steps, and files the window's cache and tokens."""
     n = requests.limit.shape[0]
     count_S = jnp.where(s.slots.request >= 0, -(-s.slots.age // shape.window), 0)
     options = capacities(shape)
     choice = (count_S.sum(dtype=jnp.int32) >= jnp.array(options[:-1], jnp.int32)).sum(dtype=jnp.int32)
-    run = [functools.partial(_steps, spec, sampler, shape, eos, params, prompts, requests, option) for option in options]
+    run = [functools.partial(_steps, spec, sampler, shape, eos, params, rope, prompts, requests, option) for option in options]
     cur_k, cur_v, slots, lane_next, log, steps = jax.lax.switch(choice, run, s, count_S)
     at = s.windows % len(s.store_k[0])
     file = lambda store, cur: jax.lax.dynamic_update_slice(store, cur[None], (at, 0, 0, 0, 0))  # noqa: E731
@@ -342,7 +344,7 @@ def _gather_blocks(shape, capacity, s: _State, count_S) -> _Blocks:
     return _Blocks([read(k) for k in s.store_k], [read(v) for v in s.store_v], row, back, jnp.concatenate([everyone[:, None], table], 1))
 
 
-def _steps(spec, sampler, shape, eos, params, prompts, requests, capacity, s: _State, count_S):
+def _steps(spec, sampler, shape, eos, params, rope, prompts, requests, capacity, s: _State, count_S):
     """The steps of one window with room for `capacity` blocks of earlier ones."""
     blocks = _gather_blocks(shape, capacity, s, count_S)
     lanes, rows = s.lanes, shape.rows
@@ -355,7 +357,7 @@ def _steps(spec, sampler, shape, eos, params, prompts, requests, capacity, s: _S
         age = slots.age
         position = length_S + age
         x = transformer.embed(spec, params, slots.token, position)
-        tables = transformer.rope_tables(spec, position) if spec.positions == "rope" else None
+        tables = None if rope is None else tuple(table[position] for table in rope)
         far = blocks.back + t
         seen_TW = (far >= 0) & (far <= age[blocks.row][:, None])
         new_k, new_v = list(cur_k), list(cur_v)

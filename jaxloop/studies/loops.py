@@ -92,17 +92,20 @@ def _enough_chains(settings: Settings) -> None:
     from jaxloop.studies import loops_chains
 
     domains, predictors = len(settings.domains), len(regression.PROPERTIES)
-    chains = settings.clusters.count * len(loops_chains.combinations(settings))
+    combinations = len(loops_chains.combinations(settings))
+    clusters = settings.clusters.count
     if settings.kind == "mixtures":
         predictors *= domains
     else:
-        chains, predictors = chains * domains, predictors + domains - 1
-    predictors += len(settings.chain.ratios) > 1
-    if chains < predictors + 2:
-        raise ValueError(
-            f"config.clusters.count = {settings.clusters.count}: that makes {chains} chains for a regression on {predictors} predictors and an intercept; "
-            f"must make at least {predictors + 2}"
-        )
+        clusters, predictors = clusters * domains, predictors + domains - 1
+    # Chains of one cluster that differ in their ratio have the same properties: only more clusters tell properties apart.
+    varied = len(settings.chain.ratios) > 1
+    for count, what, needed in ((clusters, "clusters", predictors), (clusters * combinations, "chains", predictors + varied)):
+        if count < needed + 2:
+            raise ValueError(
+                f"config.clusters.count = {settings.clusters.count}: that makes {count} {what} for a regression on {needed} "
+                f"{'properties' if what == 'clusters' else 'predictors'} and an intercept; must make at least {needed + 2}"
+            )
 
 
 def chains_line(settings: Settings, planned: Sequence) -> str:

@@ -251,7 +251,11 @@ REFUSED = [
     (dict(experiment="clusters", clusters={**SMALL, "methods": ["kmeens-5"]}), r"config.clusters.methods has 'kmeens-5'.*did you mean 'kmeans-5'"),
     (
         dict(experiment="clusters", clusters=SMALL),
-        r"config.clusters.count = 2: that makes 2 chains for a regression on 6 predictors and an intercept; .* least 8",
+        r"config.clusters.count = 2: that makes 2 clusters for a regression on 6 properties and an intercept; .* least 8",
+    ),
+    (
+        dict(experiment="clusters", clusters={**SMALL, "count": 7}, chain=dict(ratios=["1/8", "1/4"])),
+        r"config.clusters.count = 7: that makes 7 clusters for a regression on 6 properties and an intercept; .* least 8",
     ),
     (dict(chain={"size": 200}), r"config.chain: chain .* posts has 240 texts, the chain needs 300"),
     (dict(metrics=["held_out_loss"]), r"config.metrics has 'held_out_loss', which needs losses"),
