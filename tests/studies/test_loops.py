@@ -90,17 +90,17 @@ def test_models_that_share_a_pool_are_measured_together(place, tmp_path, capsys)
     assert (again / "metrics.csv").read_bytes() == before
 
 
-CLUSTERS = dict(count=3, min_size=50, fit_rows=200, methods=["kmeans-5", "gmm-5", "kmeans-10"], min_distances=[0.1])
+CLUSTERS = dict(count=8, min_size=50, fit_rows=200, methods=["kmeans-5", "gmm-5", "kmeans-10"], min_distances=[0.1])
 
 
 def test_a_cluster_study_leaves_what_the_regressions_read_and_goes_on(tmp_path, capsys):
     place = ls.build(tmp_path)
     # A word with a sentiment: a property that is the same for every cluster is refused.
     (place / "posts.jsonl").write_text((place / "posts.jsonl").read_text().replace("sofa", "happy"))
-    changes = dict(experiment="clusters", clusters=CLUSTERS, properties={"texts": 40, "lexical_texts": 20}, chain={"ratios": [0.25, 0.5, 0.75]})
+    changes = dict(experiment="clusters", clusters=CLUSTERS, properties={"texts": 40, "lexical_texts": 20}, chain={"ratios": [0.5]})
     root = go(capsys, place, tmp_path, **changes)
     chains, properties = pd.read_csv(root / "chains.csv"), pd.read_csv(root / "properties.csv")
-    assert len(chains) == 9 and set(chains.cluster) == {"c000", "c001", "c002"} == set(properties.cluster)
+    assert len(chains) == 8 and set(chains.cluster) == {f"c{i:03}" for i in range(8)} == set(properties.cluster)
     final = ["cosine_diversity", "lexical_diversity", "gaussian_aic", "quality", "positivity", "text_length"]
     assert properties[final].notna().all().all() and (properties["size"] >= 50).all()
     members = pd.read_parquet(root / "members.parquet")
@@ -188,7 +188,7 @@ def test_rehearsal_of_the_paper_scale_cluster_study(place, tmp_path):
     for i, name in enumerate(("webis_reddit", "100M_tweets", "reddit_submissions", "wikipedia")):
         words += [f"--config.domains.{name}.recipe=plain", f"--config.domains.{name}.source={place}/{('posts', 'other')[i % 2]}.jsonl"]
         words += [f"--config.domains.{name}.instruction=Write."]
-    words += ["--config.clusters.count=2", "--config.clusters.min_size=60", "--config.clusters.fit_rows=200", "--config.clusters.methods=kmeans-5,gmm-5"]
+    words += ["--config.clusters.count=3", "--config.clusters.min_size=60", "--config.clusters.fit_rows=200", "--config.clusters.methods=kmeans-5,gmm-5"]
     words += ["--config.clusters.min_distances=0.01", "--config.clusters.noise=kept", "--config.properties.texts=40", "--config.properties.lexical_texts=20"]
     words += ["--config.properties.map_rows=100", "--config.properties.toxicity=none", "--config.quality=type_token_ratio", "--config.embedder=none"]
     words += ["--config.language=none", "--config.chain.generations=4", "--config.chain.size=16", "--config.chain.eval_texts=8", "--config.fit.dtype=float32"]
@@ -196,7 +196,7 @@ def test_rehearsal_of_the_paper_scale_cluster_study(place, tmp_path):
     command = [sys.executable, "-m", "jaxloop.main", f"--config={config}", *words]
     environment = os.environ | {"JAXLOOP_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
     planned = subprocess.run([*command, "--plan"], capture_output=True, text=True, env=environment, check=False)
-    assert planned.returncode == 0 and "16 chains: 8 clusters" in planned.stdout, planned.stderr
+    assert planned.returncode == 0 and "24 chains: 12 clusters" in planned.stdout, planned.stderr
     root = tmp_path / "run"
     first = subprocess.Popen([*command, f"--workdir={root}"], env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     while not (root / "checkpoints" / "generation=0001").exists():
@@ -207,5 +207,5 @@ def test_rehearsal_of_the_paper_scale_cluster_study(place, tmp_path):
     done = subprocess.run([*command, f"--workdir={root}"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0 and "going on after generation" in done.stderr, done.stderr
     metrics = pd.read_csv(root / "metrics.csv")
-    assert metrics.groupby("chain")["generation"].max().tolist() == [3] * 16 and len(pd.read_csv(root / "properties.csv")) == 8
+    assert metrics.groupby("chain")["generation"].max().tolist() == [3] * 24 and len(pd.read_csv(root / "properties.csv")) == 12
     shutil.rmtree(root)
