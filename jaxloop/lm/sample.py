@@ -5,7 +5,10 @@ Dimensions: as in `decode.py`.
 
 import dataclasses
 import functools
+import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,9 +34,10 @@ class SampleSettings:
     """How a generation writes. Defaults follow the code of the recursive-loops study (section 1).
 
     decoder: "sample", "greedy" or "beam". slots: texts written at the same time (0: 64 on a CPU, 512 elsewhere), in lanes of `lane_slots`
-    that hold one adapter each. window: steps between two refills of lanes. texts_per_job: texts of a chain that one lane writes in a row
-    (0: 8 per slot). texts_per_call and chains_per_call are the padded sizes of a program. max_prompt: padded prompt length in tokens
-    (0: the smallest bucket that fits). None of these changes what is drawn, only how fast.
+    that hold one adapter each. programs: how many write at the same time on one device, each with its own slots (0: one for every core of
+    a CPU, at most 8, and 1 elsewhere). window: steps between two refills of lanes. texts_per_job: texts of a chain that one lane writes in
+    a row (0: 2 to 8 per slot, by how many the chain writes). texts_per_call and chains_per_call are the padded sizes of a program.
+    max_prompt: padded prompt length in tokens (0: the smallest bucket that fits). None of these changes what is drawn, only how fast.
     """
 
     decoder: str = "sample"
@@ -48,6 +52,7 @@ class SampleSettings:
     lora: Lora = Lora()
     slots: int = 0
     lane_slots: int = 8
+    programs: int = 0
     window: int = 16
     texts_per_job: int = 0
     texts_per_call: int = 4096
@@ -126,6 +131,11 @@ def slots(settings: SampleSettings) -> int:
     return settings.slots or (64 if jax.default_backend() == "cpu" else 512)
 
 
+def programs(settings: SampleSettings) -> int:
+    """Decoding programs that run at the same time on one device. Many operations of a step are too small to be shared out over cores."""
+    return settings.programs or (min(8, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1)
+
+
 def _lanes(settings) -> int:
     return max(1, slots(settings) // settings.lane_slots)
 
@@ -138,8 +148,12 @@ class _Device(NamedTuple):
 
 
 def _jobs(ids, task, shared, settings) -> list[_Job]:
-    """A chain's rows cut into jobs, rows with one prompt together where caches are shared."""
-    size = settings.texts_per_job or 8 * settings.lane_slots
+    """A chain's rows cut into jobs, rows with one prompt together where caches are shared.
+
+    Short jobs let a chain that writes alone fill all lanes, long ones leave fewer slots idle at their ends. A chain's jobs must be the same
+    among others, so what counts is how much it writes: one that writes few texts has company as a rule."""
+    per_slot = len(ids[task]) // slots(settings)
+    size = settings.texts_per_job or settings.lane_slots * (min(8, max(2, per_slot)) if per_slot else 8)
     runs: dict[tuple, list[int]] = {}
     for row, prompt in enumerate(ids[task]):
         runs.setdefault(tuple(prompt) if shared else (), []).append(row)
@@ -158,20 +172,26 @@ def _share_out(ids, chosen, shared, settings, devices) -> list[_Device]:
     return [_Device(d.chains, sorted(d.jobs, key=lambda job: -len(job.rows))) for d in out]
 
 
-def _calls(devices: list[_Device], limit: int) -> list[list[_Device]]:
-    """Cut every device's jobs into calls of at most `limit` texts (a single larger job stays whole)."""
-    pieces = []
-    for device in devices:
-        mine, count = [[]], 0
-        for job in device.jobs:
-            if mine[-1] and count + len(job.rows) > limit:
-                mine.append([])
-                count = 0
-            mine[-1].append(job)
-            count += len(job.rows)
-        pieces.append(mine)
-    depth = max(map(len, pieces))
-    return [[_Device(d.chains, p[k] if k < len(p) else []) for d, p in zip(devices, pieces)] for k in range(depth)]
+def _calls(devices: list[_Device], limit: int, lanes: int, together: int) -> list[list[_Device]]:
+    """Cut every device's jobs into calls of at most `limit` texts (a single larger job stays whole), as even as can be. A second call beside
+    the first begins where the jobs are more than its lanes."""
+    most = max(len(device.jobs) for device in devices)
+    together = count = min(together, -(-most // lanes))
+    while True:
+        pieces = [_dealt(device.jobs, count) for device in devices]
+        if count >= most or all(sum(len(job.rows) for job in piece) <= limit for mine in pieces for piece in mine):
+            return [[_Device(d.chains, mine[k]) for d, mine in zip(devices, pieces)] for k in range(count)]
+        count = min(count + together, most)
+
+
+def _dealt(jobs, count) -> list[list[_Job]]:
+    """Jobs, longest first, each to the piece with the fewest texts so far."""
+    pieces, load = [[] for _ in range(count)], [0] * count
+    for job in jobs:
+        k = min(range(count), key=load.__getitem__)
+        pieces[k].append(job)
+        load[k] += len(job.rows)
+    return pieces
 
 
 def _pool(model, tasks, devices: list[_Device], settings):
@@ -213,8 +233,17 @@ def _write_with(model, params, adapted, tasks, ids, chosen, settings, longest, t
     for at in range(0, len(chosen), size):
         work = _share_out(ids, chosen[at : at + size], shared, settings, devices)
         pool = _pool(model, tasks, work, settings) if adapted else None
-        for call in _calls(work, settings.texts_per_call):
-            _run(model, params, pool, tasks, ids, call, shape, settings, mesh, tokens, ended)
+        together = programs(settings) if mesh is None else 1
+        starting = threading.Lock()
+
+        def run(call):
+            with starting:  # a thread that waits here finds the program compiled
+                made = _start(model, params, pool, tasks, ids, call, shape, settings, mesh)  # noqa: B023
+            _take(jax.device_get(made), call, tokens, ended)
+
+        # JAX runs what one thread starts one after another, and what several start at the same time.
+        with ThreadPoolExecutor(together) as threads:
+            list(threads.map(run, _calls(work, settings.texts_per_call, lanes, together)))
 
 
 def _on_mesh(params) -> bool:
@@ -222,8 +251,8 @@ def _on_mesh(params) -> bool:
     return isinstance(sharding, NamedSharding) and AXIS in sharding.mesh.axis_names
 
 
-def _run(model, params, pool, tasks, ids, call: list[_Device], shape, settings, mesh, tokens, ended):
-    """One program: all devices' jobs, every array padded to the same size on each device."""
+def _start(model, params, pool, tasks, ids, call: list[_Device], shape, settings, mesh) -> decode.Written:
+    """Start one program: all devices' jobs, every array padded to the same size on each device."""
     texts = max([settings.texts_per_call, *(sum(len(job.rows) for job in device.jobs) for device in call)])
     prompts, prompt_of = _prompts(model, params, pool, ids, call, shape, texts, settings, mesh)
     keys, which = np.zeros((len(call), texts, 2), np.uint32), np.zeros((len(call), texts), np.int32)
@@ -239,7 +268,12 @@ def _run(model, params, pool, tasks, ids, call: list[_Device], shape, settings, 
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
     requests = decode.Requests(flat(which), flat(keys), np.full(len(call) * texts, settings.max_new_tokens, np.int32))
     jobs = decode.Jobs(flat(first), flat(end), flat(chain))
-    made = jax.device_get(decode.decode(model.spec, settings.sampler, shape, model.tokenizer.eos, params, pool, prompts, requests, jobs, mesh))
+    return decode.decode(model.spec, settings.sampler, shape, model.tokenizer.eos, params, pool, prompts, requests, jobs, mesh)
+
+
+def _take(made: decode.Written, call: list[_Device], tokens, ended):
+    """What a program wrote, to the rows of its tasks."""
+    texts = len(made.length) // len(call)
     for d, device in enumerate(call):
         at = d * texts
         for job in device.jobs:

@@ -10,6 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -33,6 +34,7 @@ class Settings(Section):
     texts: Count = Field(1024, description="decode: texts to write, in all")
     slots: Count = Field(64, description="decode: texts written at the same time")
     devices: Count = Field(1, description="decode: devices that share the texts; each has its own slots and as many chains as are timed")
+    programs: Count | None = Field(None, description="decode: programs at the same time on one device, each with its own slots; none: as studies write")
     lane_slots: Count = Field(8, description="decode: slots of a lane, where there are several chains")
     window: Count = Field(16, description="decode: steps of a window")
     prompt: Count = Field(17, description="decode: tokens of the prompt")
@@ -155,7 +157,7 @@ def time_decode(settings: Settings, chains: int, limits) -> dict:
     import numpy as np
 
     from jaxloop.kernels.map_chains import chain_mesh
-    from jaxloop.lm import adapters, decode
+    from jaxloop.lm import adapters, decode, sample
     from jaxloop.lm.sampling import Sampler
     from jaxloop.lm.sizes import sizes_of
     from jaxloop.runtime.cost import decoding_bytes, decoding_flops
@@ -164,25 +166,34 @@ def time_decode(settings: Settings, chains: int, limits) -> dict:
     if settings.devices > len(jax.devices()) or settings.texts % settings.devices:
         raise ValueError(f"devices = {settings.devices}: must be at most {len(jax.devices())} here, and divide texts = {settings.texts}")
     mesh = chain_mesh(jax.devices()[: settings.devices]) if settings.devices > 1 else None
+    programs = settings.programs or (sample.programs(sample.SampleSettings()) if mesh is None else 1)
+    if mesh is not None and programs > 1:
+        raise ValueError(f"programs = {programs}: must be 1 where devices = {settings.devices} share the texts")
     lengths = lengths_of(settings, settings.texts)
     lanes = 1 if chains == 1 else settings.slots // settings.lane_slots
     shape = decode.Shape(lanes, settings.slots // lanes, settings.window, settings.longest, settings.prompt - 1)
     fused = adapters.fuse(spec, tree, lora, jnp.dtype(settings.dtype), block_diagonal=True)
     params = decode.unstack(base)
     prompt = np.random.default_rng(settings.seed).integers(0, spec.vocab, (1, settings.prompt)).astype(np.int32).repeat(chains, 0)
-    runs = np.linspace(0, settings.texts // settings.devices, max(chains, lanes) + 1).astype(np.int32)
+    count = -(-max(chains, lanes * programs) // programs) * programs
+    runs = np.linspace(0, settings.texts // settings.devices, count + 1).astype(np.int32)
     owner = np.arange(len(runs) - 1, dtype=np.int32) % chains
     keys = jax.random.key_data(jax.random.split(jax.random.key(5), settings.texts))
     # Indices count inside a device's piece, and every device holds the same chains.
     fused, prompt, first, end, owner, of_prompt = jax.tree.map(
         lambda x: np.concatenate([x] * settings.devices), (fused, prompt, runs[:-1], runs[1:], owner, np.repeat(owner, np.diff(runs)))
     )
-    jobs, requests = decode.Jobs(first, end, owner), decode.Requests(of_prompt, keys, lengths.astype(np.int32))
-    sampler, made = Sampler(temperature=1.5, min_p=0.2), []
+    requests = decode.Requests(of_prompt, keys, lengths.astype(np.int32))
+    shares = [decode.Jobs(*(x[i::programs] for x in (first, end, owner))) for i in range(programs)]
+    sampler, made, cached = Sampler(temperature=1.5, min_p=0.2), [], []
+    threads = ThreadPoolExecutor(programs)
+
+    def write(jobs):
+        return jax.block_until_ready(decode.decode(spec, sampler, shape, -1, params, fused, cached[0], requests, jobs, mesh))
 
     def ours():
-        cached = decode.prefill(spec, params, fused, prompt, np.full(len(prompt), settings.prompt, np.int32), mesh)
-        made[:] = [jax.block_until_ready(decode.decode(spec, sampler, shape, -1, params, fused, cached, requests, jobs, mesh))]
+        cached[:] = [decode.prefill(spec, params, fused, prompt, np.full(len(prompt), settings.prompt, np.int32), mesh)]
+        made[:] = list(threads.map(write, shares if made else shares[:1]))  # one at first: the others find it compiled
 
     names = {"jaxloop": ours}
     if settings.peer:
@@ -192,9 +203,9 @@ def time_decode(settings: Settings, chains: int, limits) -> dict:
         for batch in settings.peer_batches:
             names[f"transformers, batch {batch}"] = bench_peers.generate(spec, lora, base, tree, prompt[0], wanted, batch, settings)
     times, first = interleaved(names, settings.repeats)
-    seconds, useful, steps = statistics.median(times["jaxloop"]), int(lengths.sum()), int(made[0].steps.max())
+    seconds, useful, steps = statistics.median(times["jaxloop"]), int(lengths.sum()), max(int(part.steps.max()) for part in made)
     sizes, context = sizes_of(spec, lora), float((lengths.astype(float) ** 2).sum() / lengths.sum() / 2 + settings.prompt)
-    width, rows = jnp.dtype(settings.dtype).itemsize, settings.slots * settings.devices
+    width, rows = jnp.dtype(settings.dtype).itemsize, settings.slots * settings.devices * programs
     floor = max(
         decoding_flops(sizes, useful, context) / limits.flops,
         decoding_bytes(sizes, -(-useful // rows), rows, context, chains=min(chains, lanes), width=width) / limits.bandwidth,

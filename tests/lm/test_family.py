@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm import batching, bpe, family, train
+from jaxloop.lm import batching, bpe, family, sample, train
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.family import FitSettings, FitTask, LossTask, SampleSettings, SampleTask
 from jaxloop.lm.huggingface import Model
@@ -65,6 +65,27 @@ def test_a_chain_writes_the_same_alone_and_among_others(model, fitted):
         assert len(result.texts) == len(task.prompts) == len(result.tokens)
         assert family.sample(model, [task], SAMPLE)[0].texts == result.texts
     assert len(set(together[2].texts)) > 12
+
+
+def test_programs_beside_each_other_write_what_one_does(model, fitted):
+    tasks = [SampleTask(jax.random.key(70 + i), r.weights, ["Write."] * 40, np.arange(40)) for i, r in enumerate(fitted)]
+    tasks.append(SampleTask(jax.random.key(7), None, ["Write.", "Read."] * 9, np.arange(18)))
+    one, three = (family.sample(model, tasks, dataclasses.replace(SAMPLE, programs=count)) for count in (1, 3))
+    assert [r.texts for r in one] == [r.texts for r in three] and len({t for r in one for t in r.texts}) > 40
+
+
+@pytest.mark.parametrize("limit, lanes, together, calls", [(64, 2, 1, 3), (64, 2, 2, 4), (400, 2, 3, 3), (400, 8, 3, 2), (400, 12, 3, 1)])
+def test_jobs_are_dealt_to_calls_that_are_even_and_small_enough(limit, lanes, together, calls):
+    jobs = [sample._Job(0, np.arange(n)) for n in (16,) * 9 + (8, 8, 8)]
+    made = sample._calls([sample._Device([0], jobs)], limit, lanes, together)
+    sizes = [sum(len(job.rows) for job in device.jobs) for (device,) in made]
+    assert len(made) == calls and sum(sizes) == 168 and max(sizes) <= limit and max(sizes) - min(sizes) <= 16
+
+
+@pytest.mark.parametrize("texts, sizes", [(7, {7}), (8, {8}), (20, {8, 4}), (63, {28, 7}), (400, {32, 16})])
+def test_a_chain_that_writes_more_than_there_are_slots_is_cut_into_jobs(texts, sizes):
+    settings = dataclasses.replace(SAMPLE, texts_per_job=0)
+    assert {len(job.rows) for job in sample._jobs([[(1,)] * texts], 0, True, settings)} == sizes
 
 
 def test_greedy_samples_equal_greedy_with_per_row_prompts(model, fitted):

@@ -15,16 +15,17 @@ def settings(**fields):
     return config.build(bench.Settings, {"study": "bench", **SMALL, **fields})
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_benchmark_ends_with_one_json_object(devices):
+@pytest.mark.parametrize("devices, programs", [(1, 1), (2, None), (1, 2)])
+def test_a_benchmark_ends_with_one_json_object(devices, programs):
     said = []
-    found = bench.measure(settings(what="chains", chains=(2,), devices=devices), said.append)
+    found = bench.measure(settings(what="chains", chains=(2,), devices=devices, programs=programs), said.append)
     assert json.loads(said[-1]) == found and {"value", "unit", "limit_share", "peer_ratio", "device", "compile_s", "peak_bytes"} <= found.keys()
     train, decode = found["rows"]
     assert train["value"] == pytest.approx(train["steps_per_s"] * 2 * 2 * 8)
     useful = bench.lengths_of(settings(), 16).sum()
-    steps = useful / (decode["occupancy"] * 4 * devices)
-    assert math.isclose(steps, round(steps), abs_tol=1e-6) and useful / 4 / devices <= steps
+    rows = 4 * devices * (programs or 1)
+    steps = useful / (decode["occupancy"] * rows)
+    assert math.isclose(steps, round(steps), abs_tol=1e-6) and useful / rows <= steps
     assert decode["value"] == pytest.approx(useful / (steps * decode["ms_per_step"] / 1e3))
 
 
@@ -32,3 +33,8 @@ def test_a_benchmark_ends_with_one_json_object(devices):
 def test_devices_that_are_not_there_or_do_not_divide_the_texts_are_refused(fields):
     with pytest.raises(ValueError, match=r"devices = \d+: must be at most 4 here, and divide texts = 16"):
         bench.time_decode(settings(what="decode", chains=(1,), **fields), 1, None)
+
+
+def test_several_programs_on_several_devices_are_refused():
+    with pytest.raises(ValueError, match="programs = 2: must be 1 where devices = 2 share the texts"):
+        bench.time_decode(settings(what="decode", chains=(1,), devices=2, programs=2), 1, None)
