@@ -237,7 +237,7 @@ def _write_with(model, params, adapted, tasks, ids, chosen, settings, longest, t
         starting = threading.Lock()
 
         def run(call):
-            with starting:  # a thread that waits here finds the program compiled
+            with starting:  # noqa: B023 - a thread that waits here finds the program compiled
                 made = _start(model, params, pool, tasks, ids, call, shape, settings, mesh)  # noqa: B023
             _take(jax.device_get(made), call, tokens, ended)
 
