@@ -126,7 +126,7 @@ def capacities(shape: Shape) -> tuple[int, ...]:
     On the mix of lengths of the papers (mean a fifth of the longest, long tail) rows need a fifth of all blocks, give or take a tenth of
     that; texts that all run to the end need half, and more only while they start together. One block more stands for "none"."""
     full = shape.rows * ring(shape)
-    shares = (1.0,) if ring(shape) < 3 else (0.5, 1.0) if ring(shape) < 6 else (0.22, 0.3, 0.55, 1.0)
+    shares = (1.0,) if ring(shape) < 3 else (0.5, 1.0) if ring(shape) < 6 else (0.2, 0.28, 0.55, 1.0)
     return tuple(math.ceil(full * share) + 1 for share in shares)
 
 

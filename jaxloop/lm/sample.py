@@ -5,7 +5,6 @@ Dimensions: as in `decode.py`.
 
 import dataclasses
 import functools
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from jaxloop.lm.huggingface import Model
 from jaxloop.lm.micro_batch import halved, is_out_of_memory
 from jaxloop.lm.placement import like, mesh_of
 from jaxloop.lm.sampling import Sampler
+from jaxloop.runtime.devices import programs_at_once
 
 FEW = 8  # distinct prompts of a chain up to which their caches are shared by its rows
 
@@ -132,8 +132,8 @@ def slots(settings: SampleSettings) -> int:
 
 
 def programs(settings: SampleSettings) -> int:
-    """Decoding programs that run at the same time on one device. Many operations of a step are too small to be shared out over cores."""
-    return settings.programs or (min(8, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1)
+    """Decoding programs that run at the same time on one device."""
+    return settings.programs or programs_at_once()
 
 
 def _lanes(settings) -> int:
@@ -241,7 +241,6 @@ def _write_with(model, params, adapted, tasks, ids, chosen, settings, longest, t
                 made = _start(model, params, pool, tasks, ids, call, shape, settings, mesh)  # noqa: B023
             _take(jax.device_get(made), call, tokens, ended)
 
-        # JAX runs what one thread starts one after another, and what several start at the same time.
         with ThreadPoolExecutor(together) as threads:
             list(threads.map(run, _calls(work, settings.texts_per_call, lanes, together)))
 

@@ -43,6 +43,12 @@ def select_devices(platform: str = "auto", count: int | None = None) -> list[jax
     return devices
 
 
+def programs_at_once() -> int:
+    """Programs that may run at the same time on one device: one for every core of a CPU, at most 8, where many operations are too small to
+    be shared out over cores; one on an accelerator. JAX runs what one thread starts one after another, what several start side by side."""
+    return min(8, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+
+
 def initialise_distributed(coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, timeout: float | None = None) -> bool:
     """Joins the processes of a pod or cluster (jax.distributed) and says whether there is more than one.
 
