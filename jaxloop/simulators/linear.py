@@ -7,6 +7,7 @@ are drawn once and used again. alpha is 0 at t = 0; a singular problem has its m
 All results are float64 NumPy arrays; 64-bit arithmetic is switched on here and only here.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,8 +18,11 @@ import numpy as np
 
 from jaxloop.kernels.keys import chain_key, phase_key
 from jaxloop.kernels.map_chains import map_chains, whole
+from jaxloop.runtime.devices import programs_at_once
 from jaxloop.simulators import linear_forms as forms
 from jaxloop.simulators.linear_designs import Designs, Setting, check_unit, low_rank_designs, setting
+
+BATCH_BYTES = 5 << 19  # of the result of the replicates that run together
 
 __all__ = ["Designs", "Limit", "Moments", "Sweep", "closed_form", "limit", "low_rank_designs", "simulate", "sweep"]
 
@@ -114,8 +118,8 @@ def simulate(
 
     Designs are fixed, so the matrix of each fit is inverted once for all replicates; what is random are the labels: those of the real
     rows once per replicate, those of the synthetic rows in every generation. Arguments as `closed_form`; replicate r draws from
-    fold_in(seed, r), whatever the number of replicates; micro_batch: replicates that run together (default 256);
-    mesh: devices to share them out over; dtype: "float64" or "float32" (the noise itself is drawn in float32, see `standard_normals`).
+    fold_in(seed, r), whatever the number of replicates; micro_batch: replicates that run together (default: what a cache holds); mesh: devices to share
+    them out over (without one a CPU's cores share them); dtype: "float64" or "float32" (the noise itself is drawn in float32, see `standard_normals`).
     """
     w, theta, _ = _checked(designs, theta, alpha, beta, sigma2, generations, mixing, joins, "auto")
     if replicates < 1:
@@ -124,11 +128,31 @@ def simulate(
         raise ValueError(f"dtype={dtype!r}: must be float64 or float32")
     with jax.enable_x64(True):
         maps = _label_maps(designs, w, theta, sigma2, generations, np.dtype(dtype))
-        batch = micro_batch or 256
-        keys = _replicate_keys(chain_key(seed), whole(replicates, micro_batch=batch, mesh=mesh))
-        out = np.asarray(_simulate(maps, keys, generations, batch, mesh))[:replicates]
+        batch = micro_batch or BATCH_BYTES // (np.dtype(dtype).itemsize * (generations + 1) * theta.size * designs.entities) or 1
+        if mesh is None:
+            out = _in_batches(maps, seed, replicates, generations, batch)
+        else:
+            keys = _replicate_keys(chain_key(seed), whole(replicates, micro_batch=batch, mesh=mesh))
+            out = np.asarray(_simulate(maps, keys, generations, batch, mesh))[:replicates]
         out = out.reshape(replicates, generations + 1, designs.entities, designs.dim)
     return out if w.present.all() else np.where(w.present[:, :, None], out, np.nan).astype(dtype)
+
+
+def _in_batches(maps, seed, replicates, generations, batch):
+    """`_simulate` a batch a call, some calls at a time. A large study's result is hundreds of megabytes: a program that made all of it would
+    spend more on pages of memory that it touches first than on arithmetic."""
+    key = chain_key(seed)
+    out = np.empty((replicates, generations + 1, maps[0].shape[1]), maps[0].dtype)
+
+    def run(start):
+        with jax.enable_x64(True):
+            found = _simulate_batch(maps, key, np.uint32(start), batch, generations)
+            out[start : start + batch] = np.asarray(found)[: replicates - start]
+
+    run(0)  # compiles the program that all threads then find
+    with ThreadPoolExecutor(programs_at_once()) as threads:
+        list(threads.map(run, range(batch, replicates, batch)))
+    return out
 
 
 class Sweep(NamedTuple):
@@ -197,8 +221,13 @@ def _sweep(settings, tables, grams, theta, sigma2, micro_batch, mesh, reduced):
 
 
 @partial(jax.jit, static_argnames="count")
-def _replicate_keys(key, count):
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count, dtype=jnp.uint32))
+def _replicate_keys(key, count, start=np.uint32(0)):
+    return jax.vmap(partial(jax.random.fold_in, key))(start + jnp.arange(count, dtype=jnp.uint32))
+
+
+@partial(jax.jit, static_argnames=("count", "generations"))
+def _simulate_batch(maps, key, start, count, generations):
+    return _simulate(maps, _replicate_keys(key, count, start), generations, None, None)
 
 
 @partial(jax.jit, static_argnames=("generations", "micro_batch", "mesh"))
