@@ -21,13 +21,16 @@ def embed(texts: Sequence[str], *, model: str | None = None, batch: int | None =
                sentence-transformers.
     batch      padded tokens of a batch; None chooses for the device
     normalize  rows of length one, as the studies' cosine measures take them (arXiv 2504.03814, semantic diversity); else what the model gives
-    Equals sentence-transformers' `encode` to a cosine of 1 - 1e-5. A row depends on its own text alone. No texts: [0, d]. An empty text has an
+    Equals sentence-transformers' `encode` to a cosine of 1 - 1e-5. A row depends on its own text alone, and a text that comes again (models
+    that collapse repeat themselves) is read once. No texts: [0, d]. An empty text has an
     embedding too (that of the special tokens). ValueError for a text that is no string, a batch below 1, or a model that does not exist.
     """
     texts = check_texts(texts)
     if batch is not None and batch < 1:
         raise ValueError(f"batch is {batch}, at least 1 padded token is needed.")
-    return load_embedder(model)(texts, batch, normalize)
+    place: dict[str, int] = {}
+    rows = np.array([place.setdefault(text, len(place)) for text in texts], np.int64)
+    return load_embedder(model)(list(place), batch, normalize)[rows]
 
 
 @functools.lru_cache(maxsize=4)
