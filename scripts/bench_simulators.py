@@ -26,7 +26,7 @@ import scipy.stats
 from jaxloop.kernels.map_chains import chain_mesh
 from jaxloop.simulators import beta, linear
 
-REST = 0.3  # the threads of NumPy's products spin for a while after a call, on cores that the next one needs
+REST = 0.05  # the threads of NumPy's products spin for a while after a call, on cores that the next one needs
 PRECISIONS = ("float32", "float64")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -128,7 +128,8 @@ def simulate(
         raise ValueError(f"dtype={dtype!r}: must be float64 or float32")
     with jax.enable_x64(True):
         maps = _label_maps(designs, w, theta, sigma2, generations, np.dtype(dtype))
-        batch = micro_batch or BATCH_BYTES // (np.dtype(dtype).itemsize * (generations + 1) * theta.size * designs.entities) or 1
+        most = BATCH_BYTES // (np.dtype(dtype).itemsize * (generations + 1) * theta.size * designs.entities)
+        batch = micro_batch or 1 << max(0, most.bit_length() - 1)
         if mesh is None:
             out = _in_batches(maps, seed, replicates, generations, batch)
         else:
@@ -248,7 +249,7 @@ def _simulate(maps, keys, generations, micro_batch, mesh):
         # Real weights that do not change with t are multiplied out once, not once per generation.
         fixed_on = labels @ real_on[0] if real_on.shape[0] == 1 else None
         xs = (fresh, along(refit_on)) if fixed_on is not None else (fresh, along(refit_on), real_on)
-        _, written = jax.lax.scan(step, labels @ first_on, xs)
+        _, written = jax.lax.scan(step, labels @ first_on, xs, unroll=5)
         fixed = labels @ real[0] if real.shape[0] == 1 else jnp.einsum("n,tnx->tx", labels, real)
         heard = written @ refit[0] if refit.shape[0] == 1 else jnp.einsum("tn,tnx->tx", written, refit)
         return jnp.concatenate([(labels @ first)[None], heard + (fixed[None] if fixed.ndim == 1 else fixed)])
