@@ -22,8 +22,8 @@ def get_config():
     c.chain.size = 256  # texts added in every generation, human and synthetic
     c.chain.ratios = ("1/8", 1)  # synthetic share of them
     c.chain.seeds = (0, 1)
-    c.chain.eval_texts = 32  # as many as r = 1/8 adds in a generation
-    c.chain.heldout_texts = 32
+    c.chain.eval_texts = 128
+    c.chain.heldout_texts = 64
 
     c.fit = ConfigDict()
     c.fit.steps = 20
