@@ -37,7 +37,7 @@ def prepare(settings: Settings) -> Prepared:
     if settings.kind in ("clusters", "mixtures"):
         loops_subsets.check_size(settings)
         loops_subsets.clustering_methods(settings, settings.clusters.fit_rows)
-    loops_chains.plan(settings, loops_subsets.placeholders(settings), sized=False)
+    loops_chains.expected(settings)
     select_devices(settings.run.platform, settings.run.devices)
     load_embedder(settings.embedder)
     models = {name: chain_setup._describe(settings, name) for name in settings.models.pool}
@@ -58,12 +58,12 @@ def prepare(settings: Settings) -> Prepared:
 
 def check(settings: Settings) -> list[str]:
     """Lines about the data, the models and the chains, once all of them have been found good. Clusters and splits are not made yet."""
-    from jaxloop.studies import loops_chains, loops_subsets
+    from jaxloop.studies import loops_chains
 
     prepared = prepare(settings)
     lines = [_source_line(source) for source in prepared.sources.values()]
     _enough(settings, prepared)
-    planned = loops_chains.plan(settings, loops_subsets.placeholders(settings), sized=False)
+    planned = loops_chains.expected(settings)
     return [*lines, f"{chains_line(settings, planned)}; the longest needs {max(p.needed for p in planned):,} human texts"]
 
 

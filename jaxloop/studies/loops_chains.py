@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxloop.studies.loops_config import Settings
 from jaxloop.studies.loops_data import Source
-from jaxloop.studies.loops_subsets import Subset
+from jaxloop.studies.loops_subsets import Subset, placeholders
 
 # Factors of the tables that are no field of a chain's workflow or settings.
 OWN = ("gen0_size", "models", "bases", "selection")
@@ -41,6 +41,11 @@ def combinations(settings: Settings) -> list[dict[str, Any]]:
     others |= c.factors
     axes = {"ratio": c.ratios, **others, "seed": c.seeds}
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def expected(settings: Settings) -> list[Planned]:
+    """Every chain of the study, before its clusters and splits are made. Raises ValueError as `plan` does."""
+    return plan(settings, placeholders(settings), sized=False)
 
 
 def plan(settings: Settings, subsets: Sequence[Subset], *, sized: bool = True) -> list[Planned]:

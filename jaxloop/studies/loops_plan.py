@@ -59,20 +59,14 @@ def describe(settings: Settings, name: str):
     return spec, tokenize.load(path) if here else None
 
 
-def _planned(settings: Settings):
-    from jaxloop.studies import loops_chains, loops_subsets
-
-    return loops_chains.plan(settings, loops_subsets.placeholders(settings), sized=False)
-
-
 def table(settings: Settings) -> list[tuple[str, str]]:
     """(what, amount) rows: chains, texts, tokens, FLOPs, bytes, memory, disk, time."""
     from jaxloop.recursion import driver
-    from jaxloop.studies import chain_plan, chain_setup, loops
+    from jaxloop.studies import chain_plan, chain_setup, loops, loops_chains
     from jaxloop.studies.loops_config import check_metrics
 
     check_metrics(settings)
-    planned = _planned(settings)
+    planned = loops_chains.expected(settings)
     described = {name: describe(settings, name) for name in settings.models.pool}
     here = all(tokenizer is not None for _, tokenizer in described.values())
     common = driver.Settings(settings.chain.generations, *chain_setup.family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep)
@@ -149,7 +143,9 @@ def _assumed(settings: Settings, work) -> list[tuple[str, str]]:
 
 def disk(settings: Settings, prepared) -> int:
     """Bytes that a run leaves at most."""
-    return _disk(settings, SimpleNamespace(chains=[p.spec for p in _planned(settings)], models=prepared.models, driver=prepared.driver))
+    from jaxloop.studies import loops_chains
+
+    return _disk(settings, SimpleNamespace(chains=[p.spec for p in loops_chains.expected(settings)], models=prepared.models, driver=prepared.driver))
 
 
 def _disk(settings: Settings, prepared) -> int:
