@@ -120,10 +120,10 @@ def _records(libraries):
     files = [(library, module, path) for library in libraries for module, path in _sources(library)]
     shares = min(os.cpu_count() or 1, 8, len(files) // FILES_WORTH_A_PROCESS + 1)
     with ExitStack() as stack:
-        helpers = [_read_beside([str(path) for _, _, path in files[i::shares]], stack) for i in range(1, shares)]
+        waits = [_read_beside([str(path) for _, _, path in files[i::shares]], stack) for i in range(1, shares)]
         found = [_paragraphs(path) for _, _, path in files[::shares]]
         # Nothing is lost where a process could not be started: its files are read here.
-        parts = [found, *(helper() or [_paragraphs(path) for _, _, path in files[i::shares]] for i, helper in enumerate(helpers, 1))]
+        parts = [found, *(wait() or [_paragraphs(path) for _, _, path in files[i::shares]] for i, wait in enumerate(waits, 1))]
     for k, (library, module, _) in enumerate(files):
         for text in parts[k % shares][k // shares]:
             yield text, library, module
