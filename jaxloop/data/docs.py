@@ -122,7 +122,7 @@ def _records(libraries):
     with ExitStack() as stack:
         waits = [_read_beside([str(path) for _, _, path in files[i::shares]], stack) for i in range(1, shares)]
         found = [_paragraphs(path) for _, _, path in files[::shares]]
-        # Nothing is lost where a process could not be started: its files are read here.
+        # Where a process failed its files are read here.
         parts = [found, *(wait() or [_paragraphs(path) for _, _, path in files[i::shares]] for i, wait in enumerate(waits, 1))]
     for k, (library, module, _) in enumerate(files):
         for text in parts[k % shares][k // shares]:
@@ -130,7 +130,9 @@ def _records(libraries):
 
 
 def _read_beside(paths, stack):
-    """Start a process that reads these files; the function returned waits for their paragraphs (None where it failed)."""
+    """Start a process that reads these files; the function returned waits for their paragraphs (None where it failed).
+
+    Not by multiprocessing: a script of a user's that loads the dataset without a guard would run again in every process."""
     asked, said = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
     asked.write(json.dumps(paths).encode())
     asked.seek(0)

@@ -5,9 +5,8 @@ Dimensions: as in `decode.py`.
 
 import dataclasses
 import functools
-import threading
+import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from jaxloop.lm.huggingface import Model
 from jaxloop.lm.micro_batch import halved, is_out_of_memory
 from jaxloop.lm.placement import like, mesh_of
 from jaxloop.lm.sampling import Sampler
-from jaxloop.runtime.devices import programs_at_once
+from jaxloop.runtime.devices import programs_at_once, side_by_side
 
 FEW = 8  # distinct prompts of a chain up to which their caches are shared by its rows
 
@@ -131,11 +130,6 @@ def slots(settings: SampleSettings) -> int:
     return settings.slots or (64 if jax.default_backend() == "cpu" else 512)
 
 
-def programs(settings: SampleSettings) -> int:
-    """Decoding programs that run at the same time on one device."""
-    return settings.programs or programs_at_once()
-
-
 def _lanes(settings) -> int:
     return max(1, slots(settings) // settings.lane_slots)
 
@@ -162,14 +156,10 @@ def _jobs(ids, task, shared, settings) -> list[_Job]:
 
 def _share_out(ids, chosen, shared, settings, devices) -> list[_Device]:
     """Chains to devices: always to the one with the fewest texts so far, chains with most texts first; a device's longest jobs come first."""
-    out, load = [_Device([], []) for _ in range(devices)], [0] * devices
-    for task in sorted(chosen, key=lambda i: -len(ids[i])):
-        free = [d for d in range(devices) if len(out[d].chains) < settings.chains_per_call]
-        d = min(free, key=lambda d: load[d])
-        load[d] += len(ids[task])
-        out[d].chains.append(task)
-        out[d].jobs.extend(_jobs(ids, task, shared, settings))
-    return [_Device(d.chains, sorted(d.jobs, key=lambda job: -len(job.rows))) for d in out]
+    sizes = {task: len(ids[task]) for task in chosen}
+    jobs = lambda chains: [job for task in chains for job in _jobs(ids, task, shared, settings)]  # noqa: E731
+    shares = _dealt(sorted(chosen, key=lambda i: -sizes[i]), sizes.get, devices, settings.chains_per_call)
+    return [_Device(chains, sorted(jobs(chains), key=lambda job: -len(job.rows))) for chains in shares]
 
 
 def _calls(devices: list[_Device], limit: int, lanes: int, together: int) -> list[list[_Device]]:
@@ -178,19 +168,19 @@ def _calls(devices: list[_Device], limit: int, lanes: int, together: int) -> lis
     most = max(len(device.jobs) for device in devices)
     together = count = min(together, -(-most // lanes))
     while True:
-        pieces = [_dealt(device.jobs, count) for device in devices]
+        pieces = [_dealt(device.jobs, lambda job: len(job.rows), count) for device in devices]
         if count >= most or all(sum(len(job.rows) for job in piece) <= limit for mine in pieces for piece in mine):
             return [[_Device(d.chains, mine[k]) for d, mine in zip(devices, pieces)] for k in range(count)]
         count = min(count + together, most)
 
 
-def _dealt(jobs, count) -> list[list[_Job]]:
-    """Jobs, longest first, each to the piece with the fewest texts so far."""
+def _dealt(items, texts, count, most=math.inf) -> list[list]:
+    """Items, largest first, each to the piece with the fewest texts so far that holds fewer than `most` items."""
     pieces, load = [[] for _ in range(count)], [0] * count
-    for job in jobs:
-        k = min(range(count), key=load.__getitem__)
-        pieces[k].append(job)
-        load[k] += len(job.rows)
+    for item in items:
+        k = min((k for k in range(count) if len(pieces[k]) < most), key=load.__getitem__)
+        pieces[k].append(item)
+        load[k] += texts(item)
     return pieces
 
 
@@ -230,19 +220,16 @@ def _write_with(model, params, adapted, tasks, ids, chosen, settings, longest, t
     length = settings.max_prompt or batching.bucket(longest)
     shape = decode.Shape(lanes, -(-slots(settings) // lanes), settings.window, settings.max_new_tokens, length - 1, shared)
     size = (settings.chains_per_call if lanes > 1 or not adapted else 1) * devices
+    together = (settings.programs or programs_at_once()) if mesh is None else 1
     for at in range(0, len(chosen), size):
         work = _share_out(ids, chosen[at : at + size], shared, settings, devices)
         pool = _pool(model, tasks, work, settings) if adapted else None
-        together = programs(settings) if mesh is None else 1
-        starting = threading.Lock()
-
-        def run(call):
-            with starting:  # noqa: B023 - a thread that waits here finds the program compiled
-                made = _start(model, params, pool, tasks, ids, call, shape, settings, mesh)  # noqa: B023
-            _take(jax.device_get(made), call, tokens, ended)
-
-        with ThreadPoolExecutor(together) as threads:
-            list(threads.map(run, _calls(work, settings.texts_per_call, lanes, together)))
+        side_by_side(
+            functools.partial(_start, model, params, pool, tasks, ids, shape, settings, mesh),
+            functools.partial(_take, tokens, ended),
+            _calls(work, settings.texts_per_call, lanes, together),
+            together,
+        )
 
 
 def _on_mesh(params) -> bool:
@@ -250,7 +237,7 @@ def _on_mesh(params) -> bool:
     return isinstance(sharding, NamedSharding) and AXIS in sharding.mesh.axis_names
 
 
-def _start(model, params, pool, tasks, ids, call: list[_Device], shape, settings, mesh) -> decode.Written:
+def _start(model, params, pool, tasks, ids, shape, settings, mesh, call: list[_Device]) -> decode.Written:
     """Start one program: all devices' jobs, every array padded to the same size on each device."""
     texts = max([settings.texts_per_call, *(sum(len(job.rows) for job in device.jobs) for device in call)])
     prompts, prompt_of = _prompts(model, params, pool, ids, call, shape, texts, settings, mesh)
@@ -270,7 +257,7 @@ def _start(model, params, pool, tasks, ids, call: list[_Device], shape, settings
     return decode.decode(model.spec, settings.sampler, shape, model.tokenizer.eos, params, pool, prompts, requests, jobs, mesh)
 
 
-def _take(made: decode.Written, call: list[_Device], tokens, ended):
+def _take(tokens, ended, call: list[_Device], made: decode.Written):
     """What a program wrote, to the rows of its tasks."""
     texts = len(made.length) // len(call)
     for d, device in enumerate(call):

@@ -22,8 +22,8 @@ def embed(texts: Sequence[str], *, model: str | None = None, batch: int | None =
     batch      padded tokens of a batch; None chooses for the device
     normalize  rows of length one, as the studies' cosine measures take them (arXiv 2504.03814, semantic diversity); else what the model gives
     Equals sentence-transformers' `encode` to a cosine of 1 - 1e-5. A row depends on its own text alone, and a text that comes again (models
-    that collapse repeat themselves) is read once. No texts: [0, d]. An empty text has an
-    embedding too (that of the special tokens). ValueError for a text that is no string, a batch below 1, or a model that does not exist.
+    that collapse repeat themselves) is read once. No texts: [0, d]. An empty text has an embedding too (that of the special tokens).
+    ValueError for a text that is no string, a batch below 1, or a model that does not exist.
     """
     texts = check_texts(texts)
     if batch is not None and batch < 1:

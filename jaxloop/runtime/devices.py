@@ -5,6 +5,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -45,8 +47,26 @@ def select_devices(platform: str = "auto", count: int | None = None) -> list[jax
 
 def programs_at_once() -> int:
     """Programs that may run at the same time on one device: one for every core of a CPU, at most 8, where many operations are too small to
-    be shared out over cores; one on an accelerator. JAX runs what one thread starts one after another, what several start side by side."""
+    be shared out over cores; one on an accelerator."""
     return min(8, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+
+
+def side_by_side(start: Callable, take: Callable, items: Iterable, programs: int | None = None) -> None:
+    """take(item, result on the host) for every item, where start(item) starts a compiled program; `programs` run at the same time (default:
+    `programs_at_once`). Raises what start or take raises.
+
+    JAX runs what one thread starts one after another, what several start side by side. `start` is called by one thread at a time: who waits
+    finds the program compiled.
+    """
+    starting = threading.Lock()
+
+    def run(item):
+        with starting:
+            made = start(item)
+        take(item, jax.device_get(made))
+
+    with ThreadPoolExecutor(programs or programs_at_once()) as threads:
+        list(threads.map(run, items))
 
 
 def initialise_distributed(coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, timeout: float | None = None) -> bool:

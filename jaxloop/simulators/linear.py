@@ -7,7 +7,6 @@ are drawn once and used again. alpha is 0 at t = 0; a singular problem has its m
 All results are float64 NumPy arrays; 64-bit arithmetic is switched on here and only here.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 
 from jaxloop.kernels.keys import chain_key, phase_key
 from jaxloop.kernels.map_chains import map_chains, whole
-from jaxloop.runtime.devices import programs_at_once
+from jaxloop.runtime.devices import side_by_side
 from jaxloop.simulators import linear_forms as forms
 from jaxloop.simulators.linear_designs import Designs, Setting, check_unit, low_rank_designs, setting
 
@@ -118,8 +117,9 @@ def simulate(
 
     Designs are fixed, so the matrix of each fit is inverted once for all replicates; what is random are the labels: those of the real
     rows once per replicate, those of the synthetic rows in every generation. Arguments as `closed_form`; replicate r draws from
-    fold_in(seed, r), whatever the number of replicates; micro_batch: replicates that run together (default: what a cache holds); mesh: devices to share
-    them out over (without one a CPU's cores share them); dtype: "float64" or "float32" (the noise itself is drawn in float32, see `standard_normals`).
+    fold_in(seed, r), whatever the number of replicates; micro_batch: replicates that run together (default: what a cache holds);
+    mesh: devices to share them out over (without one a CPU's cores share them); dtype: "float64" or "float32" (the noise itself is drawn
+    in float32, see `standard_normals`).
     """
     w, theta, _ = _checked(designs, theta, alpha, beta, sigma2, generations, mixing, joins, "auto")
     if replicates < 1:
@@ -145,14 +145,14 @@ def _in_batches(maps, seed, replicates, generations, batch):
     key = chain_key(seed)
     out = np.empty((replicates, generations + 1, maps[0].shape[1]), maps[0].dtype)
 
-    def run(start):
-        with jax.enable_x64(True):
-            found = _simulate_batch(maps, key, np.uint32(start), batch, generations)
-            out[start : start + batch] = np.asarray(found)[: replicates - start]
+    def simulate_from(first):
+        with jax.enable_x64(True):  # holds for one thread
+            return _simulate_batch(maps, key, np.uint32(first), batch, generations)
 
-    run(0)  # compiles the program that all threads then find
-    with ThreadPoolExecutor(programs_at_once()) as threads:
-        list(threads.map(run, range(batch, replicates, batch)))
+    def take(first, found):
+        out[first : first + batch] = found[: replicates - first]
+
+    side_by_side(simulate_from, take, range(0, replicates, batch))
     return out
 
 

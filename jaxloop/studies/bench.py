@@ -10,7 +10,6 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -161,7 +160,7 @@ def time_decode(settings: Settings, chains: int, limits) -> dict:
     from jaxloop.lm.sampling import Sampler
     from jaxloop.lm.sizes import sizes_of
     from jaxloop.runtime.cost import decoding_bytes, decoding_flops
-    from jaxloop.runtime.devices import programs_at_once
+    from jaxloop.runtime.devices import programs_at_once, side_by_side
 
     spec, lora, base, tree = _setting(settings, chains)
     if settings.devices > len(jax.devices()) or settings.texts % settings.devices:
@@ -187,16 +186,16 @@ def time_decode(settings: Settings, chains: int, limits) -> dict:
     requests = decode.Requests(of_prompt, keys, lengths.astype(np.int32))
     shares = [decode.Jobs(*(x[i::programs] for x in (first, end, owner))) for i in range(programs)]
     sampler, made, cached = Sampler(temperature=1.5, min_p=0.2), [], []
-    threads = ThreadPoolExecutor(programs)
 
     def write(jobs):
-        return jax.block_until_ready(decode.decode(spec, sampler, shape, -1, params, fused, cached[0], requests, jobs, mesh))
+        return decode.decode(spec, sampler, shape, -1, params, fused, cached[0], requests, jobs, mesh)
 
     def ours():
         # The first call has nothing to write: what it takes is compiling.
         warm, nothing = bool(cached), [decode.Jobs(*map(np.zeros_like, shares[0]))]
         cached[:] = [decode.prefill(spec, params, fused, prompt, np.full(len(prompt), settings.prompt, np.int32), mesh)]
-        made[:] = threads.map(write, shares if warm else nothing)
+        made.clear()
+        side_by_side(write, lambda _, written: made.append(written), shares if warm else nothing, programs)
 
     names = {"jaxloop": ours}
     if settings.peer:
