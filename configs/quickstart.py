@@ -1,4 +1,4 @@
-"""Collapse in five minutes on two cores: r in {1/8, 1}, two seeds, seven generations, four tiny bases, the embedded `docs` text."""
+"""Collapse in five minutes on two cores: r in {1/8, 1}, two seeds, ten generations, four tiny bases, the embedded `docs` text."""
 
 from ml_collections import ConfigDict
 
@@ -18,11 +18,11 @@ def get_config():
     c.models.pool = tuple(f"jaxloop/assets/bases/{name}" for name in ("llama", "qwen2", "gpt2", "opt"))
 
     c.chain = ConfigDict()
-    c.chain.generations = 7
+    c.chain.generations = 10
     c.chain.size = 256  # texts added in every generation, human and synthetic
     c.chain.ratios = ("1/8", 1)  # synthetic share of them
     c.chain.seeds = (0, 1)
-    c.chain.eval_texts = 128
+    c.chain.eval_texts = 96
     c.chain.heldout_texts = 64
 
     c.fit = ConfigDict()

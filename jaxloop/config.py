@@ -167,8 +167,15 @@ class Run(Section):
     devices: Count | None = Field(None, description="devices to use; none: all")
     micro_batch: Count | None = Field(None, description="chains in one program per device; none: measured where that is worth the time")
     cut_base: bool = Field(False, description="cut the base over all devices instead of sharing out the chains: for bases larger than a device")
+    measure_beside: bool | None = Field(None, description="measure models while the next ones are trained; none: on a CPU")
     keep_compiled: bool = Field(True, description="keep compiled programs in the cache folder (~/.cache/jaxloop, $JAXLOOP_CACHE) for the next run")
     keep: Count | None = Field(2, description="newest generations whose adapters stay on disk; none: all")
+
+    @pydantic.model_validator(mode="after")
+    def _apart(self) -> "Run":
+        if self.measure_beside and self.cut_base:
+            raise ValueError("config.run.measure_beside = true with config.run.cut_base = true: programs on a base that is cut run one after another")
+        return self
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str | None:

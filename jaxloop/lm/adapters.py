@@ -4,6 +4,7 @@ Dimensions: C chains, L layers, D input width, O output width, R rank.
 An adapter is {target: {"a": [C, L, D, R], "b": [C, L, R, O]}} and adds `(alpha / R) (x a) b` to its projection.
 """
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ def target_names(spec: Spec, lora: Lora) -> tuple[str, ...]:
     return tuple(p.name for p in parts if p.name in chosen)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def init(keys: jax.Array, spec: Spec, lora: Lora) -> dict:
     """Fresh adapters for the chains of `keys` [C]: a uniform in +-1/sqrt(D) (peft's Kaiming rule), b zero; float32."""
     names = target_names(spec, lora)

@@ -171,8 +171,8 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
 
 def _read(folder: Path, spec: EncoderSpec, dtype) -> dict:
     """Weights with "layers" as a list, so that programs take no slices of them."""
-    params = huggingface.read_params(folder, encoder_table(spec), spec.core.layers, dtype)
-    return {**params, "layers": [transformer.layer(params["layers"], i) for i in range(spec.core.layers)]}
+    params = huggingface.read_arrays(folder, encoder_table(spec), spec.core.layers, dtype)
+    return jax.tree.map(jnp.asarray, {**params, "layers": [transformer.layer(params["layers"], i) for i in range(spec.core.layers)]})
 
 
 def _read_dense(folder: Path, dtype) -> dict:

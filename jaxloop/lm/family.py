@@ -23,6 +23,7 @@ from jaxloop.lm.placement import cut, like, mesh_of, spread
 from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, sample
 from jaxloop.lm.spec import init
 from jaxloop.lm.train import FitSettings
+from jaxloop.runtime.devices import programs_at_once, side_by_side
 
 __all__ = ["FitResult", "FitSettings", "FitTask", "LossResult", "LossTask", "SampleResult", "SampleSettings", "SampleTask", "fit", "load", "loss", "sample"]
 
@@ -86,7 +87,8 @@ class _Work:
 def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings, *, direction=None) -> list[FitResult]:
     """Train every task from `start`, or from the base ("lora": a fresh adapter; "scratch": random weights).
 
-    Chains whose batches have the same shapes run in one program, `settings.chains_at_once` at a time. Raises ValueError for a task without
+    Chains whose batches have the same shapes run in one program, `settings.chains_at_once` at a time; on a CPU several such programs run side by
+    side. Raises ValueError for a task without
     texts, texts and prompts of different numbers, weights that are not one per text, and a max_length beyond the model's context.
     `direction`: of `settings.constraint`, a tree like a chain's weights; ValueError where one is given without the other."""
     limit = min(settings.max_length, model.spec.context)
@@ -102,22 +104,31 @@ def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings, *, direct
         groups.setdefault(work.signature, []).append(i)
     mesh = mesh_of(model)
     devices = 1 if mesh is None else mesh.size
+    # Programs that share devices already, or wait for each other's sums, run one after another.
+    programs = programs_at_once() if len(_devices(model)) == 1 else 1
     size = settings.chains_at_once or micro_batch.choose(model, settings, *_largest(works), len(works))
     results: dict[int, FitResult] = {}
-    for members in groups.values():
-        left = list(members)
-        while left:
-            chosen = left[: size * devices]
-            try:
-                made = _fit_together(model, [tasks[i] for i in chosen], [works[i] for i in chosen], size * devices, settings, mesh, direction)
-            except jax.errors.JaxRuntimeError as error:
-                if not micro_batch.is_out_of_memory(error):
-                    raise
-                size = micro_batch.halved(error, size, "run.micro_batch", "lower fit.batch_size or fit.max_length, or set fit.remat=true")
-                continue
-            results.update(zip(chosen, made, strict=True))
-            left = left[len(chosen) :]
+
+    def start(lot):
+        return _start_together(model, [tasks[i] for i in lot], [works[i] for i in lot], size * devices, settings, mesh, direction)
+
+    def take(lot, made):
+        results.update(zip(lot, _results([works[i] for i in lot], *made), strict=True))
+
+    while len(results) < len(tasks):
+        left = [[i for i in members if i not in results] for members in groups.values()]
+        lots = [members[at : at + size * devices] for members in left for at in range(0, len(members), size * devices)]
+        try:
+            side_by_side(start, take, lots, programs)
+        except jax.errors.JaxRuntimeError as error:
+            if not micro_batch.is_out_of_memory(error):
+                raise
+            size = micro_batch.halved(error, size, "run.micro_batch", "lower fit.batch_size or fit.max_length, or set fit.remat=true")
     return [results[i] for i in range(len(tasks))]
+
+
+def _devices(model):
+    return jax.tree.leaves(model.params)[0].devices()
 
 
 def _largest(works) -> tuple[int, int]:
@@ -143,22 +154,22 @@ def _prepare(model, task, settings, limit) -> _Work:
     return _Work(examples, dispatches, sample)
 
 
-def _fit_together(model, tasks, works, size, settings, mesh, direction) -> list[FitResult]:
-    """One program for up to `size` chains of one signature; idle places repeat the first chain."""
+def _start_together(model, tasks, works, size, settings, mesh, direction):
+    """(weights, losses of every dispatch), on their way, of one program for up to `size` chains of one signature; idle places repeat the first."""
     fill = [0] * (size - len(tasks))
     tasks_C, works_C = [*tasks, *(tasks[i] for i in fill)], [*works, *(works[i] for i in fill)]
     keys = jnp.stack([t.key for t in tasks_C])
     state = train.init_state(settings, _initial(model, tasks_C, keys, settings), keys)
     if mesh is not None:
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec(AXIS)))
-    elif len(places := jax.tree.leaves(model.params)[0].devices()) == 1:
+    elif len(places := _devices(model)) == 1:
         # Weights from the base have a place, those of a generation before or fresh ones have none: two compiled programs of the same steps.
         state = jax.device_put(state, next(iter(places)))
     base = model.params if settings.mode == "lora" else None
     if direction is not None:
         projection.check(direction, jax.tree.map(lambda leaf: leaf[0], state.weights))
     total = sum(len(d.rows) for d in works[0].dispatches)
-    logs, tokens = [], np.zeros(len(tasks_C), np.int64)
+    logs = []
     steps = settings.steps_per_dispatch
     for number in range(len(works[0].dispatches)):
         parts = [batching.fill(w.examples, w.dispatches[number], steps, model.tokenizer.pad) for w in works_C]
@@ -166,18 +177,22 @@ def _fit_together(model, tasks, works, size, settings, mesh, direction) -> list[
         for c, w in enumerate(works_C):
             rows = w.dispatches[number].rows
             sample[: len(rows), c] = np.where(rows < 0, 0, w.sample[np.maximum(rows, 0)])
-            tokens[c] += w.examples.lengths[rows[rows >= 0]].sum()
         batch, mask = (np.stack(x, 1) for x in zip(*parts))
         count = len(works[0].dispatches[number].rows)
         state, log = train.train_steps(model.spec, settings, base, state, batch, mask, sample, np.int32(count), np.int32(total), mesh, direction)
-        logs.append(log[:count])
-    weights = jax.device_get(state.weights)
-    loss = np.concatenate([np.asarray(x) for x in logs])
+        logs.append(log)
+    return state.weights, logs
+
+
+def _results(works, weights, logs) -> list[FitResult]:
+    """What `_start_together` made, on the host, chain by chain."""
+    loss = np.concatenate([log[: len(d.rows)] for log, d in zip(logs, works[0].dispatches, strict=True)])
     out = []
-    for c in range(len(tasks)):
+    for c, work in enumerate(works):
         mine = jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[c]), weights)  # noqa: B023
         finite = bool(np.isfinite(loss[:, c]).all()) and all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(mine))
-        out.append(FitResult(mine, total, int(tokens[c]), loss[:, c], finite))
+        read = np.concatenate([d.rows[d.rows >= 0] for d in work.dispatches])
+        out.append(FitResult(mine, len(loss), int(work.examples.lengths[read].sum()), loss[:, c], finite))
     return out
 
 
@@ -196,7 +211,7 @@ def _initial(model, tasks, keys, settings):
 
 def loss(model: Model, tasks: Sequence[LossTask], settings: FitSettings, *, rows: int = 32) -> list[LossResult]:
     """Score texts under each task's weights, with the template and truncation of training; `settings.loss_on` says which tokens count."""
-    out, known = [], {}
+    parts, known = [], {}
     limit = min(settings.max_length, model.spec.context)
     for task in tasks:
         source = (tuple(task.texts), tuple(task.prompts))
@@ -205,16 +220,24 @@ def loss(model: Model, tasks: Sequence[LossTask], settings: FitSettings, *, rows
         examples = known[source]
         params, fused = place(model, task.weights, settings)
         order = np.argsort(examples.lengths, kind="stable")
-        each: list[np.ndarray] = [np.zeros(0)] * len(order)
+        pending = []
         for at in range(0, len(order), rows):
             chosen = np.concatenate([order[at : at + rows], np.full(max(0, rows - len(order[at:])), -1, np.int64)])
             time = batching.bucket(int(examples.lengths[chosen[chosen >= 0]].max()), limit)
             tokens, mask = batching.fill(examples, batching.Dispatch(time, chosen[None]), 1, model.tokenizer.pad)
-            value = np.asarray(_row_nll(model.spec, params, fused, tokens[0]), np.float64)
-            for row, text in enumerate(chosen[chosen >= 0]):
-                each[text] = value[row, mask[0, row, 1:]]
-        out.append(LossResult(np.array([x.sum() for x in each]), np.array([len(x) for x in each], np.int64), each))
-    return out
+            pending.append((chosen[chosen >= 0], mask[0, :, 1:], _row_nll(model.spec, params, fused, tokens[0])))
+        parts.append(pending)
+    return [_gathered(pending) for pending in parts]
+
+
+def _gathered(pending) -> LossResult:
+    """One task's losses from its batches: (texts [rows], mask [rows, T-1], nats [rows, T-1] on their way)."""
+    each: dict[int, np.ndarray] = {}
+    for chosen, mask, nats in pending:
+        value = np.asarray(nats, np.float64)
+        each |= {int(text): value[row, mask[row]] for row, text in enumerate(chosen)}
+    found = [each[text] for text in range(len(each))]
+    return LossResult(np.array([x.sum() for x in found]), np.array([len(x) for x in found], np.int64), found)
 
 
 def place(model: Model, weights, settings: FitSettings):
@@ -224,7 +247,12 @@ def place(model: Model, weights, settings: FitSettings):
         return model.params, None
     if "embed" in weights:
         return like(model, jax.tree.map(lambda w: jnp.asarray(w).astype(dtype), weights)), None
-    return model.params, adapters.fuse(model.spec, adapters.stack([weights]), settings.lora, dtype)
+    return model.params, _fused(model.spec, settings.lora, dtype, weights)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _fused(spec, lora, dtype, weights):
+    return adapters.fuse(spec, adapters.stack([weights]), lora, dtype)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -192,6 +192,11 @@ class Tensors:
 
 def read_params(path: Path, parameters: Sequence[Param], layers: int, dtype) -> dict:
     """The pytree of `parameters` from the safetensors of `path`. Raises ValueError for a tensor that is missing or of the wrong shape."""
+    return jax.tree.map(jnp.asarray, read_arrays(path, parameters, layers, dtype))
+
+
+def read_arrays(path: Path, parameters: Sequence[Param], layers: int, dtype) -> dict:
+    """As `read_params`, as NumPy arrays."""
     tensors, flat = Tensors(path), {}
 
     def read(p, i):
@@ -208,7 +213,7 @@ def read_params(path: Path, parameters: Sequence[Param], layers: int, dtype) -> 
         return columns[0] if len(columns) == 1 else np.concatenate(columns, -1)
 
     for p in parameters:
-        flat[p.path] = jnp.asarray(np.stack([read(p, i) for i in range(layers)]) if p.path[0] == "layers" else read(p, 0))
+        flat[p.path] = np.stack([read(p, i) for i in range(layers)]) if p.path[0] == "layers" else read(p, 0)
     return nest(flat)
 
 

@@ -99,8 +99,12 @@ def _optimizer(settings: FitSettings):
 
 def init_state(settings: FitSettings, weights: dict, keys: jax.Array) -> TrainState:
     """A fresh optimiser for weights whose leaves are [C, ...]; `keys` [C] drive dropout."""
-    chains = keys.shape[0]
-    return TrainState(weights, jax.vmap(_optimizer(settings).init)(weights), keys, jnp.zeros((chains,), jnp.int32))
+    return TrainState(weights, _fresh(settings, weights), keys, jnp.zeros(keys.shape, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fresh(settings, weights):
+    return jax.vmap(_optimizer(settings).init)(weights)
 
 
 def _dropout(spec: Spec, rate: float, keys_C, step_C):

@@ -9,8 +9,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.spatial import KDTree
-from scipy.special import digamma, gammaln
 
 _BLOCK_ELEMENTS = 1 << 25  # distances held at a time
 _SELECT_IN_GRAPH = 128  # above this many neighbours XLA's top_k on a CPU loses to a partition in NumPy
@@ -150,6 +148,8 @@ def kth_neighbour_distances(points, k: int) -> np.ndarray:
     on_cpu = jax.default_backend() == "cpu"
     array = array.astype(np.float64)
     if d <= _TREE_DIMENSIONS and on_cpu:
+        from scipy.spatial import KDTree
+
         distances = [KDTree(chain).query(chain, [k + 1], workers=-1)[0][:, 0] for chain in array]
     elif d <= _TREE_DIMENSIONS:
         with jax.enable_x64(True):
@@ -226,6 +226,8 @@ def kl_entropy(points, k: int = 50, constant: str = "package"):
     distance = kth_neighbour_distances(array, k)
     with np.errstate(divide="ignore"):
         spread = d * np.log(distance).mean(1)
+    from scipy.special import digamma, gammaln
+
     ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
     return fold(digamma(n) - digamma(k) + ball + spread + (d * np.log(2) if constant == "package" else 0.0), single)
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from scipy import sparse
 
 _PLAIN, _SPACE, _ISOLATED, _PERIOD, _DIGIT, _DASH = range(6)
 
@@ -198,6 +196,8 @@ def encode_spans(spans: Spans) -> tuple[Tokens, np.ndarray]:
 
 def factorize(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes of 64-bit keys in order of first appearance, and the keys by code."""
+    import pandas as pd
+
     codes, unique = pd.factorize(keys)
     return codes.astype(np.int32) if len(keys) < 2**31 else codes, unique
 
@@ -221,6 +221,8 @@ def group(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     By counting: time linear in T + size.
     """
     index = np.arange(len(codes), dtype=np.int32 if len(codes) < 2**31 else np.int64)
+    from scipy import sparse
+
     row = sparse.csr_array((index, codes, np.array([0, len(codes)], index.dtype)), shape=(1, max(size, 1)))
     columns = row.tocsc()
     return columns.data, columns.indptr

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxloop.recursion import ledger
 from jaxloop.recursion.chains import ChainSpec, Group, Member
@@ -35,13 +36,21 @@ class History:
             self.lineage.setdefault(chain, {})[generation, int(entity)] = float(value)
 
 
-def finish(run: Run, generation: int, history: History, calls: Sequence[Group], plans: Mapping[Member, Plan]) -> None:
-    """Assembles a generation from the parts that all processes sealed, in an order that does not depend on them, and commits it.
+class Assembled(NamedTuple):
+    """A generation that lacks its metrics only: its files, and the chains that have stopped by then {id: {generation, reason}}."""
+
+    files: list[str]
+    failed: dict[str, dict]
+
+
+def assemble(run: Run, generation: int, history: History, calls: Sequence[Group], plans: Mapping[Member, Plan]) -> Assembled:
+    """Ledger, losses and texts of a generation from the parts that all processes sealed, in an order that does not depend on them.
 
     Raises DiskFull, and Damaged where a part is not whole. plans: those that are known; the others are drawn here.
     """
     run.stop.doing = f"writing generation {generation}"
-    fits, samples, metrics, losses = _gather(run, generation, calls)
+    fits = _rows(run, generation, calls)
+    samples, losses = (_gather(run, generation, calls, step) for step in ("sample", "fit"))
     order = [(member, call.base) for call in calls for member in call.members]
     failed = dict(history.failed)
     for member, _ in order:
@@ -50,7 +59,7 @@ def finish(run: Run, generation: int, history: History, calls: Sequence[Group], 
             failed[member.chain.id] = {"generation": generation, "reason": reason}
             LOGGER.error("chain %s stopped in generation %d: %s; the other chains go on", member.chain.id, generation, reason)
     place = checkpoint.unfinished(generation)
-    files = [f"{place}/{name}" for name in ("ledger.parquet", "metrics.parquet", "losses.parquet")]
+    files = [f"{place}/{name}" for name in ("ledger.parquet", "losses.parquet")]
     rows = []
     for member, base in order:
         made = samples.get((member.chain.id, member.entity))
@@ -71,25 +80,39 @@ def finish(run: Run, generation: int, history: History, calls: Sequence[Group], 
             files.append(texts_path(chain, generation))
     pairs = [(member.chain.id, member.entity) for member, _ in order]
     tables.write_parquet(run.root / files[0], ledger.columns(rows))
-    tables.write_parquet(run.root / files[1], tables.concatenate([tidy([], run.chains), *(metrics[p] for p in pairs if p in metrics)]))
-    tables.write_parquet(run.root / files[2], tables.concatenate([losses[p] for p in pairs if p in losses]))
-    checkpoint.commit(run.root, generation, files, about_run(run, failed))
+    tables.write_parquet(run.root / files[1], tables.concatenate([losses[p] for p in pairs if p in losses]))
+    return Assembled(files, failed)
 
 
-def _gather(run, generation, calls):
-    """What all parts hold: {member: row of its fit}, and {(chain id, entity): rows} of samples, metrics and losses."""
-    fits, samples, metrics, losses = {}, {}, {}, {}
-    for call in calls:
-        for process in range(run.processes):
-            part = share(call, process, run.processes)
-            if part is None:
-                continue
-            manifest = checkpoint.read_manifest(run.root, part_path(generation, part, "fit", "json"))
-            fits |= dict(zip(part.members, manifest["about"]["rows"], strict=True))
-            for step, into in (("fit", losses), ("sample", samples), ("measure", metrics)):
-                if step != "measure" or run.measure is not None:
-                    into |= split(tables.read_parquet(run.root / part_path(generation, part, step, "parquet")))
-    return fits, samples, metrics, losses
+def finish(run: Run, generation: int, calls: Sequence[Group], made: Assembled) -> None:
+    """Adds the metrics to an assembled generation and commits it. Raises DiskFull, and Damaged where a part is not whole."""
+    metrics = _gather(run, generation, calls, "measure") if run.measure is not None else {}
+    pairs = [(member.chain.id, member.entity) for call in calls for member in call.members]
+    table = f"{checkpoint.unfinished(generation)}/metrics.parquet"
+    tables.write_parquet(run.root / table, tables.concatenate([tidy([], run.chains), *(metrics[p] for p in pairs if p in metrics)]))
+    checkpoint.commit(run.root, generation, [*made.files, table], about_run(run, made.failed))
+
+
+def _parts(run, calls):
+    parts = [share(call, process, run.processes) for call in calls for process in range(run.processes)]
+    return [part for part in parts if part is not None]
+
+
+def _rows(run, generation, calls):
+    """{member: row of its fit} of all parts."""
+    rows = {}
+    for part in _parts(run, calls):
+        manifest = checkpoint.read_manifest(run.root, part_path(generation, part, "fit", "json"))
+        rows |= dict(zip(part.members, manifest["about"]["rows"], strict=True))
+    return rows
+
+
+def _gather(run, generation, calls, step):
+    """{(chain id, entity): rows} of the tables that a step left in all parts: losses of "fit", texts of "sample", metrics of "measure"."""
+    found = {}
+    for part in _parts(run, calls):
+        found |= split(tables.read_parquet(run.root / part_path(generation, part, step, "parquet")))
+    return found
 
 
 def _ledger_rows(run, generation, history, member, base, drawn, fitted, made):

@@ -13,14 +13,16 @@ import shlex
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxloop.recursion import ledger
 from jaxloop.recursion.chains import ChainSpec, Member, groups
-from jaxloop.recursion.commit import History, about_run, finish, read_metrics
+from jaxloop.recursion.commit import History, about_run, assemble, finish, read_metrics
 from jaxloop.recursion.generation import Run, make, sample_rows, stem
 from jaxloop.recursion.progress import progress as progress_bar
 from jaxloop.recursion.selection import NEEDS
@@ -49,6 +51,7 @@ class Settings:
     keep         newest generations whose weights stay on disk (at least 1; None: all); those of a chain that failed stay too
     models_in_memory   base models held at once
     members_per_call   models of one base and settings that are fitted before anything of them is sealed; None: all
+    measure_beside     measure models while the next ones are trained (in one process; not with bases that are cut over devices)
     free         fields of `fit` and `sample`, as "fit.x" and "sample.x", that may differ when a run is resumed
     """
 
@@ -60,6 +63,7 @@ class Settings:
     study: str = "chain"
     models_in_memory: int = 4
     members_per_call: int | None = None
+    measure_beside: bool = False
     free: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -140,6 +144,7 @@ def run(
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_safely())
         totals = {kind: units / count for kind, units in _work(chains, settings, first, history, measure).items()}
+        beside = stack.enter_context(one_thread()) if settings.measure_beside and measure is not None and count == 1 else None
         this = Run(
             family=family,
             chains=tuple(chains),
@@ -155,22 +160,33 @@ def run(
             process=process,
             processes=count,
             features=features,
+            beside=beside,
         )
         if found.manifests:
             refuse_another(root, found.manifests[-1]["about"], about_run(this, history.failed), settings.free)
         if process == 0:
             _settle(this, found, history)
             barrier("settled")
+        waiting: list[_Waiting] = []
+
+        def end(at_once=True):
+            while waiting and (at_once or all(future.done() for future in waiting[0].measuring)):
+                waiting.pop().end()
+
         try:
             for generation in range(first, settings.generations):
                 living = [chain for chain in chains if chain.id not in history.failed]
                 if not living:
                     LOGGER.error("every chain has stopped; generations %d to %d are not run", generation, settings.generations - 1)
                     break
-                _generation(this, generation, history, groups(living, generation, settings.members_per_call))
-                make_room()
+                waiting.append(_generation(this, generation, history, groups(living, generation, settings.members_per_call), end))
+                if beside is None:
+                    end()
+                make_room(settle=end)
                 stop.check()
+            end()
         except Stopped as signal:
+            end()
             LOGGER.warning("stopped by %s; what was finished is on disk, to go on: %s", signal.name, command or shlex.join(sys.orig_argv))
             raise
     done = len(list((root / checkpoint.DIRECTORY).glob("generation=*")))
@@ -186,17 +202,50 @@ def _settle(this, found, history):
         write_tables(this.root, found.last + 1)
 
 
-def _generation(this, generation, history, calls):
+class _Waiting(NamedTuple):
+    """A generation that is made but for measurements under way: `end()` waits for them and finishes it."""
+
+    measuring: list[Future]
+    end: Callable
+
+
+def _generation(this, generation, history, calls, end_before) -> _Waiting:
+    """Makes a generation. end_before(at_once) ends the one before: at once, or if it is measured by now."""
     if generation:
-        require_space(this.root, _size(this.root, generation - 1), f"generation {generation}")
-    plans = make(this, generation, calls)
-    if this.process == 0:
-        finish(this, generation, history, calls, plans)
-        write_tables(this.root, generation + 1)
-    barrier(f"generation {generation} is finished")
-    history.read(this.root, generation)
-    if this.process == 0:
-        _prune(this, generation, history)
+        require_space(this.root, _size(this.root), f"generation {generation}")
+    plans, measuring = make(this, generation, calls, partial(end_before, False))
+    end_before()
+    assembled = assemble(this, generation, history, calls, plans) if this.process == 0 else None
+    if this.beside is not None:
+        history.failed = assembled.failed
+
+    def end():
+        for future in measuring:
+            future.result()
+        if this.process == 0:
+            finish(this, generation, calls, assembled)
+            write_tables(this.root, generation + 1)
+        barrier(f"generation {generation} is finished")
+        history.read(this.root, generation)
+        if this.process == 0:
+            _prune(this, generation, history)
+
+    return _Waiting(measuring, end)
+
+
+@contextmanager
+def one_thread():
+    """Context with `beside(work)` of a `Run`: one thread, for which at most two pieces of work wait."""
+    queue: list[Future] = []
+    with ThreadPoolExecutor(1) as thread:
+
+        def beside(work):
+            while len(queue) > 2:
+                wait([queue.pop(0)])
+            queue.append(thread.submit(work))
+            return queue[-1]
+
+        yield beside
 
 
 def disk_needed(chains: Sequence[ChainSpec], settings: Settings, weights_bytes: int, *, text_bytes: int = 300) -> int:
@@ -230,7 +279,8 @@ def _work(chains, settings, first, history, measure):
     return {
         "fit": sum(train_size(c.workflow, g) * c.workflow.entities for c in living for g in span),
         "sample": sum(sample_rows(c, settings) * c.workflow.entities for c in living) * len(span),
-        "measure": sum(c.workflow.entities for c in living) * len(span) * (measure is not None),
+        # What is measured beside takes no time of its own.
+        "measure": sum(c.workflow.entities for c in living) * len(span) * (measure is not None and not settings.measure_beside),
     }
 
 
@@ -262,10 +312,13 @@ def write_tables(root, count):
     write_atomic(root / "metrics.csv", tables.to_csv(metrics), durable=False)
 
 
-def _size(root, generation):
-    """Bytes that the next generation needs while it is being made: half as much again as this one, whose texts lie twice on the disk for a
-    moment, and the tables of the run, which are written anew before the old ones go."""
-    content = checkpoint.read_manifest(root, f"{checkpoint.finished(generation)}/{checkpoint.MANIFEST}")
+def _size(root):
+    """Bytes that a generation needs while it is being made: half as much again as the last one that was finished, whose texts lie twice on the
+    disk for a moment, and the tables of the run, which are written anew before the old ones go."""
+    last = len(list((root / checkpoint.DIRECTORY).glob("generation=*"))) - 1
+    if last < 0:
+        return 0
+    content = checkpoint.read_manifest(root, f"{checkpoint.finished(last)}/{checkpoint.MANIFEST}")
     made = sum(-(-entry["bytes"] // BLOCK) * BLOCK for entry in content["files"].values())
     return int(1.5 * made) + sum((root / name).stat().st_size for name in ("ledger.parquet", "losses.parquet", "metrics.csv"))
 

@@ -5,9 +5,10 @@ In a cluster every process makes its share of the members of each call, on its o
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,7 +40,8 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Everything that stays the same from generation to generation."""
+    """Everything that stays the same from generation to generation. beside(work): a Future of `work`, which another thread does; None: nothing
+    is done beside."""
 
     family: Any
     chains: tuple[ChainSpec, ...]
@@ -55,6 +57,7 @@ class Run:
     process: int = 0
     processes: int = 1
     features: Callable | None = None
+    beside: Callable | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +98,18 @@ def share(call: Group, process: int, processes: int) -> Group | None:
     return call if processes == 1 else call._replace(name=f"{call.name}.{process}of{processes}", members=members)
 
 
-def make(run: Run, generation: int, calls: Sequence[Group]) -> dict[Member, Plan]:
+class Made(NamedTuple):
+    """A generation whose models are trained and have written: the plans of this process's members, and measurements still under way."""
+
+    plans: dict[Member, Plan]
+    measuring: list[Future]
+
+
+def make(run: Run, generation: int, calls: Sequence[Group], between: Callable = lambda: None) -> Made:
     """Fits, samples and measures this process's share of the calls of a generation; what they made lies in sealed parts on the disk.
 
-    Returns the plans of its members. Raises Stopped at the next sealed step after a signal, DiskFull, and whatever the family raises.
+    between() is called whenever models are trained and whenever they have written. Raises Stopped at the next sealed step after a signal,
+    DiskFull, and whatever the family raises.
     """
     if run.process == 0:
         kept = checkpoint.keep_parts(run.root, generation)
@@ -106,19 +117,21 @@ def make(run: Run, generation: int, calls: Sequence[Group]) -> dict[Member, Plan
     barrier(f"generation {generation} begins")
     if run.process > 0:
         kept = checkpoint.keep_parts(run.root, generation, clean=False)
-    plans: dict[Member, Plan] = {}
+    made = Made({}, [])
     for call in calls:
         mine = share(call, run.process, run.processes)
         if mine is None:
             continue
-        plans |= {member: draw(run, member, generation) for member in mine.members}
-        fitted = _fit(run, generation, mine, plans, kept)
+        made.plans.update({member: draw(run, member, generation) for member in mine.members})
+        fitted = _fit(run, generation, mine, made.plans, kept)
+        between()
         good = [member for member in mine.members if fitted[member].row["finite"]]
         written = _sample(run, generation, mine, good, fitted, kept)
+        between()
         if run.measure is not None:
-            _measure(run, generation, mine, good, fitted, written, kept)
+            made.measuring.extend(_measure(run, generation, mine, good, fitted, written, kept))
     barrier(f"generation {generation} is made")
-    return plans
+    return made
 
 
 def draw(run: Run, member: Member, generation: int) -> Plan:
@@ -161,10 +174,15 @@ def _describe(run, generation, call, step):
 def _step(run, generation, call, step, units, work):
     """Runs one step, times it, and stops after it if a signal has come."""
     run.stop.doing = f"the {step} step of {call.base} in generation {generation}"
+    result = _timed(run, generation, call, step, units, work)
+    run.stop.check()
+    return result
+
+
+def _timed(run, generation, call, step, units, work):
     start = now()
     result = work()
     run.report(step, units, now() - start, _describe(run, generation, call, step))
-    run.stop.check()
     return result
 
 
@@ -215,8 +233,11 @@ def _fit(run: Run, generation: int, call: Group, plans, kept) -> dict[Member, Fi
 def _start(run, generation, member):
     if generation == 0 or member.chain.workflow.start != "previous":
         return None
+    # The generation before may still wait for its measurements.
+    waiting = (run.root / checkpoint.unfinished(generation - 1)).is_dir()
+    place = checkpoint.unfinished(generation - 1) if waiting else checkpoint.finished(generation - 1)
     try:
-        return trees.load_tree(run.root, f"{checkpoint.finished(generation - 1)}/{stem(member)}")
+        return trees.load_tree(run.root, f"{place}/{stem(member)}")
     except FileNotFoundError:
         raise ValueError(
             f"chain {member.chain.id}: starts from the weights of generation {generation - 1}, which were not kept; "
@@ -265,15 +286,20 @@ def _sample(run: Run, generation: int, call: Group, good: Sequence[Member], fitt
     return {member: written.get((member.chain.id, member.entity), {"text": [], "prompt": [], "tokens": [], "finished": []}) for member in good}
 
 
-def _measure(run: Run, generation: int, call: Group, good, fitted, written, kept) -> None:
+def _measure(run: Run, generation: int, call: Group, good, fitted, written, kept) -> list[Future]:
     found, manifest, table = _part(run, generation, call, "measure", kept)
+    step = run, generation, call, "measure", len(call.members)
+    if found is not None:
+        run.report("measure", len(call.members), None, _describe(run, generation, call, "measure"))
+        return []
+    model = run.model(call.base) if written else None
 
     def work():
         outcomes = [
             Outcome(m.chain, m.entity, call.base, fitted[m].weights, w["text"], w["prompt"], np.asarray(w["tokens"]), np.asarray(w["finished"]))
             for m, w in written.items()
         ]
-        values = run.measure(run.model(call.base), generation, outcomes) if outcomes else {}
+        values = run.measure(model, generation, outcomes) if outcomes else {}
         rows = []
         for member in good:
             common = {"study": run.settings.study, "chain": member.chain.id, **dict(member.chain.factors)}
@@ -283,10 +309,10 @@ def _measure(run: Run, generation: int, call: Group, good, fitted, written, kept
         tables.write_parquet(run.root / table, tidy(rows, run.chains))
         checkpoint.seal(run.root, manifest, [table], {"members": _members(call)})
 
-    if found is not None:
-        run.report("measure", len(call.members), None, _describe(run, generation, call, "measure"))
-    else:
-        _step(run, generation, call, "measure", len(call.members), work)
+    if run.beside is not None:
+        return [run.beside(lambda: _timed(*step, work))]
+    _step(*step, work)
+    return []
 
 
 def tidy(rows: Sequence[Mapping], chains: Sequence[ChainSpec]) -> dict[str, list]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Mapping
 
@@ -28,6 +29,7 @@ class Clock:
     def __init__(self, total: Mapping[str, float]):
         self.left = dict(total)
         self.runs: dict[str, list[tuple[float, float]]] = {kind: [] for kind in total}
+        self.spent = dict.fromkeys(total, 0.0)
 
     def skip(self, kind: str, units: float) -> None:
         """Work that an earlier run has done."""
@@ -36,6 +38,7 @@ class Clock:
     def done(self, kind: str, units: float, seconds: float) -> None:
         """Work that was just done."""
         self.skip(kind, units)
+        self.spent[kind] += seconds
         if units:
             self.runs[kind].append((units, seconds))
 
@@ -54,8 +57,9 @@ class Clock:
 
 @contextlib.contextmanager
 def progress(total: Mapping[str, float], generations: int, *, show: bool = True):
-    """Context with `report(kind, units, seconds, text)`, called whenever a step is done; seconds None: it had been done before."""
-    clock = Clock(total)
+    """Context with `report(kind, units, seconds, text)`, called whenever a step is done, by any thread; seconds None: it had been done before.
+    At the end a line says how long each kind took in all."""
+    clock, one = Clock(total), threading.Lock()
     whole = sum(total.values()) or 1.0
     live = show and sys.stderr.isatty()
     shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.fields[left]}"))
@@ -63,14 +67,17 @@ def progress(total: Mapping[str, float], generations: int, *, show: bool = True)
         task = bar.add_task(f"{generations} generations", total=whole, left="")
 
         def report(kind: str, units: float, seconds: float | None, text: str) -> None:
-            clock.skip(kind, units) if seconds is None else clock.done(kind, units, seconds)
-            left = clock.seconds_left()
-            ahead = "time left not known yet" if left is None else f"{duration(left)} left" if left else ""
-            bar.update(task, advance=units, description=text, left=ahead)
-            if show and seconds is not None:
-                LOGGER.info("%s: %s%s", text, duration(seconds), f"; {ahead}" if ahead else "")
+            with one:
+                clock.skip(kind, units) if seconds is None else clock.done(kind, units, seconds)
+                left = clock.seconds_left()
+                ahead = "time left not known yet" if left is None else f"{duration(left)} left" if left else ""
+                bar.update(task, advance=units if total[kind] else 0, description=text, left=ahead)
+                if show and seconds is not None:
+                    LOGGER.info("%s: %s%s", text, duration(seconds), f"; {ahead}" if ahead else "")
 
         yield report
+    if show:
+        LOGGER.info("in all: %s", ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in clock.spent.items()))
 
 
 def now() -> float:

@@ -3,6 +3,7 @@ from the memory of a process before they are so many that it would die of them."
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -42,16 +43,17 @@ def mappings() -> tuple[int, int]:
         return 0, 1
 
 
-def make_room(share: float = 0.5) -> bool:
+def make_room(share: float = 0.5, settle: Callable = lambda: None) -> bool:
     """Drops every compiled program of this process if its memory mappings exceed `share` of what the kernel allows; whether it did.
 
     XLA maps three pieces of memory for each piece of a CPU program and checks none: a process that has compiled some thousands of programs
     dies of a segmentation fault in the compiler at Linux's 65,530 mappings. Programs that are used again are compiled again, or read from
-    the cache; results do not change. Not to be called while another thread compiles.
+    the cache; results do not change. settle() is called first where that is to happen: afterwards no other thread may compile.
     """
     used, allowed = mappings()
     if used <= share * allowed:
         return False
+    settle()
     jax.clear_caches()
     gc.collect()
     LOGGER.info("compiled programs dropped from memory: %d memory mappings of the %d that the system allows, %d now", used, allowed, mappings()[0])

@@ -15,7 +15,7 @@ from pydantic import Field
 import jaxloop
 from jaxloop import config
 from jaxloop.config import Count, NonNegative, Positive, Probability, Run, Section, Share, Text, Whole
-from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies import FAILED_CHAINS, running
 
 if TYPE_CHECKING:
     from jaxloop.metrics.classifiers import Classifier
@@ -241,6 +241,7 @@ def prepare(settings: Settings) -> Prepared:
     data = {"articles": Dataset([articles.text(i) for i in range(size)], names, names, articles.fingerprint)}
     common = driver.Settings(
         settings.chain.generations, fit, sample, evaluate=0, keep=settings.run.keep, study="bias", models_in_memory=1,
+        measure_beside=running.measures_beside(settings.run),
         free=("fit.chains_at_once", "sample.slots", "sample.texts_per_call"),
     )  # fmt: skip
     driver.check(chains, data, common)
@@ -293,7 +294,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     from jaxloop.runtime.environment import commit, devices
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir
-    from jaxloop.studies import bias_chains, bias_measure, bias_plan, bias_ready, bias_report, running
+    from jaxloop.studies import bias_chains, bias_measure, bias_plan, bias_ready, bias_report
 
     start = time.monotonic()
     initialise_distributed()

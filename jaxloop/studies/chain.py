@@ -3,6 +3,7 @@
 settings -> prepare (data, models, chains; everything that can be refused) -> recursion.driver.run -> metrics.csv, texts/ -> report.html
 """
 
+import importlib
 import pathlib
 import time
 from collections.abc import Sequence
@@ -152,7 +153,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     from jaxloop.runtime.environment import commit, devices, versions
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import is_workdir, open_workdir, stored_form
-    from jaxloop.studies import chain_measure, chain_report
+    from jaxloop.studies import chain_measure
 
     start = time.monotonic()
     initialise_distributed()
@@ -172,11 +173,18 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
         measure = chain_measure.measuring(settings, prepared, place.path)
         if process == 0:
             barrier("the maps are made")
+
+        def references():
+            # The page's libraries take as long to load as the page to draw: beside training it costs nothing.
+            importlib.import_module("jaxloop.studies.chain_report")
+            return chain_measure.references(settings, prepared, place.path)
+
         study = chain_setup.family(settings), prepared.chains, prepared.data, prepared.driver, place.path
         if settings.only:
             resumed, failed = None, _fill(settings, study, measure, running.command_line(argv)).failed
         else:
-            result = driver.run(*study, measure=measure, command=running.command_line(argv))
+            with running.begun(references, prepared.driver.measure_beside and process == 0) as references:
+                result = driver.run(*study, measure=measure, command=running.command_line(argv))
             resumed, failed = result.resumed_after, result.failed
         if process > 0:
             return FAILED_CHAINS if failed else 0
@@ -190,6 +198,8 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             ("config fingerprint", fingerprint(settings, ignore=("run", "title", "only"))),
             ("time", running.elapsed(time.monotonic() - start, resumed)),
         ]
+        from jaxloop.studies import chain_report
+
         page = chain_report.write(
             place.path,
             title=settings.title,
@@ -198,7 +208,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             facts=facts,
             versions=versions(),
             failed=failed,
-            references=chain_measure.references(settings, prepared, place.path),
+            references=references(),
         )
         LOGGER.info("the report is %s", page)
     return FAILED_CHAINS if failed else 0

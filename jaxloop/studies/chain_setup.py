@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxloop.studies import running
+
 if TYPE_CHECKING:
     from jaxloop.studies.chain import Settings
 
@@ -51,8 +53,9 @@ def prepare(settings: "Settings") -> Prepared:
         found.append(("external", line))
     chains = _chains(settings, dict(zip(sources, _names(sources), strict=True)))
     common = driver.Settings(
-        settings.chain.generations, *family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep, free=("fit.chains_at_once",)
-    )
+        settings.chain.generations, *family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep, free=("fit.chains_at_once",),
+        measure_beside=running.measures_beside(settings.run),
+    )  # fmt: skip
     driver.check(chains, data, common)
     return Prepared(chains, data, heldout, human, found, models, common, prompts)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxloop.studies import chain_setup
+from jaxloop.studies import chain_setup, running
 from jaxloop.studies.diversity_sets import Counts, mixture
 from jaxloop.studies.diversity_settings import EXPERIMENTS
 
@@ -135,7 +135,10 @@ def prepare(settings: "Settings") -> Prepared:
         _check_enough(settings, task, tables[task], cells)
         _check_length(settings, task, tables[task], models)
     fit, sample = family_settings(settings)
-    common = driver.Settings(1, fit, sample, evaluate=0, keep=None, study="diversity", members_per_call=settings.together, free=("fit.chains_at_once",))
+    common = driver.Settings(
+        1, fit, sample, evaluate=0, keep=None, study="diversity", members_per_call=settings.together, free=("fit.chains_at_once",),
+        measure_beside=running.measures_beside(settings.run),
+    )  # fmt: skip
     return Prepared(tables, cells, models, common)
 
 

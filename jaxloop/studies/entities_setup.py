@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxloop.studies import chain_setup
+from jaxloop.studies import chain_setup, running
 
 if TYPE_CHECKING:
     from jaxloop.studies.entities import Settings
@@ -74,6 +74,7 @@ def prepare(settings: "Settings") -> Prepared:
         keep=settings.run.keep,
         study=settings.study,
         members_per_call=settings.together,
+        measure_beside=running.measures_beside(settings.run),
         free=("fit.chains_at_once", "sample.texts_per_call"),
     )
     driver.check(chains, data, common)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jaxloop
 from jaxloop.config import fingerprint
-from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies import FAILED_CHAINS, running
 from jaxloop.studies.loops_config import Settings, check_metrics, instruction
 
 __all__ = ["Settings", "check", "plan", "run"]
@@ -51,6 +51,7 @@ def prepare(settings: Settings) -> Prepared:
         evaluate=settings.chain.eval_texts,
         keep=settings.run.keep,
         study="loops",
+        measure_beside=running.measures_beside(settings.run),
         free=("fit.chains_at_once",),
     )
     return Prepared(sources, models, common)
@@ -137,7 +138,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     from jaxloop.runtime.devices import barrier, initialise_distributed, processes
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.workdir import open_workdir
-    from jaxloop.studies import chain_setup, loops_chains, loops_lean, loops_measure, loops_plan, loops_report, loops_subsets, running
+    from jaxloop.studies import chain_setup, loops_chains, loops_lean, loops_measure, loops_plan, loops_report, loops_subsets
 
     start = time.monotonic()
     initialise_distributed()

@@ -1,8 +1,10 @@
 """What every study does around its own work: the cache of compiled programs, the lines that say how a run came about, its page."""
 
+import concurrent.futures
+import contextlib
 import datetime
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -13,6 +15,25 @@ def keep_compiled(run) -> None:
 
     if run.keep_compiled:
         keep_compiled_programs(cache_folder() / "xla")
+
+
+def measures_beside(run) -> bool:
+    """Whether models are measured while the next ones are trained, as the `run` section says or, where it does not, as suits the device: a CPU
+    has cores to spare; on an accelerator both would share the memory that training was given."""
+    from jaxloop.runtime.devices import programs_at_once
+
+    return run.measure_beside if run.measure_beside is not None else programs_at_once() > 1 and not run.cut_base
+
+
+@contextlib.contextmanager
+def begun(work: Callable, beside: bool):
+    """Context with a function that returns what work() returns, which another thread does from now on if `beside`; otherwise it is done when
+    the function is called."""
+    if not beside:
+        yield work
+        return
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        yield thread.submit(work).result
 
 
 def command_line(argv: Sequence[str]) -> str:

@@ -1,8 +1,10 @@
-"""A small study as a program of its own, so that it can be killed: `python study.py WORKDIR [GENERATIONS [PAUSE [DIE_AT]]]`.
+"""A small study as a program of its own, so that it can be killed: `python study.py WORKDIR [GENERATIONS [PAUSE [DIE_AT [BESIDE]]]]`.
 
 DIE_AT: the process kills itself with SIGKILL just before its DIE_AT-th change of the disk (rename, atomic write or removal).
+BESIDE: 1 measures models while the next ones are trained.
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -18,9 +20,10 @@ from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_REFUSED  # noqa: E402
 from jaxloop.runtime.workdir import open_workdir  # noqa: E402
 
 
-def run(path, generations=4, pause=0.0, console=False):
+def run(path, generations=4, pause=0.0, console=False, beside=False):
     """The study in a run directory, started or resumed."""
     chains, data, settings = unigram.study(generations, bases=("large", "small"))
+    settings = dataclasses.replace(settings, measure_beside=beside)
     config = {"chain": {"generations": generations}, "seed": 0}
     with open_workdir(path, config, console=console) as workdir:
         return driver.run(unigram.Unigram(pause), chains, data, settings, workdir.path, measure=unigram.measure, progress=console)
@@ -47,14 +50,14 @@ def count_changes(at_change):
     return undo, seen
 
 
-def main(path, generations=4, pause=0.0, die_at=0):
+def main(path, generations=4, pause=0.0, die_at=0, beside=0):
     # A process that is killed loses nothing that it wrote; only a power cut does, so nothing here waits for the disk.
     os.fsync = lambda handle: None
     initialise_distributed(timeout=200)
     if int(die_at):
         count_changes(lambda n: os.kill(os.getpid(), signal.SIGKILL) if n == int(die_at) else None)
     try:
-        run(path, int(generations), float(pause), console=True)
+        run(path, int(generations), float(pause), console=True, beside=bool(int(beside)))
     except ValueError as error:
         print(error, file=sys.stderr)
         return EXIT_REFUSED

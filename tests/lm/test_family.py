@@ -58,6 +58,18 @@ def test_a_chain_trains_the_same_alone_and_among_others(model, fitted):
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
+def test_programs_beside_each_other_train_what_one_after_another_do(model, monkeypatch):
+    """Chains of two signatures: five programs, one at a time and three at a time."""
+    tasks = [FitTask(jax.random.key(i), TEXTS[: len(TEXTS) - i % 2], PROMPTS[: len(TEXTS) - i % 2]) for i in range(5)]
+    made, used, real = [], [], family.side_by_side
+    monkeypatch.setattr(family, "side_by_side", lambda start, take, lots, programs: (used.append((len(lots), programs)), real(start, take, lots, programs)))
+    for programs in (1, 3):
+        monkeypatch.setattr(family, "programs_at_once", lambda count=programs: count)
+        made.append(family.fit(model, tasks, FIT))
+    assert used == [(5, 1), (5, 3)]
+    assert all(same(a.weights, b.weights) and same(a.loss, b.loss) and a.tokens == b.tokens for a, b in zip(*made, strict=True))
+
+
 def test_a_chain_writes_the_same_alone_and_among_others(model, fitted):
     tasks = [SampleTask(jax.random.key(50 + i), r.weights, PROMPTS[: 6 + 9 * i], np.arange(6 + 9 * i)) for i, r in enumerate(fitted)]
     together = family.sample(model, tasks, SAMPLE)

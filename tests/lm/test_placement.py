@@ -82,14 +82,14 @@ def test_memory_that_runs_out_halves_the_chains_in_one_program(model, monkeypatc
     """Results are those of the smaller number to the bit; the log says what happened; with one chain left it is an error that says what to do."""
     tasks = [FitTask(jax.random.key(i), TEXTS, PROMPTS) for i in range(3)]
     expected = family.fit(model, tasks, FitSettings(**{**FIT.__dict__, "chains_at_once": 1}))
-    real, room = family._fit_together, 1
+    real, room = family._start_together, 1
 
     def scarce(model, tasks, works, size, *rest):
         if size > room:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes.")
         return real(model, tasks, works, size, *rest)
 
-    monkeypatch.setattr(family, "_fit_together", scarce)
+    monkeypatch.setattr(family, "_start_together", scarce)
     made = family.fit(model, tasks, FitSettings(**{**FIT.__dict__, "chains_at_once": 4}))
     assert [line.split(" with ", 1)[1] for line in warned] == ["run.micro_batch = 4; going on with 2", "run.micro_batch = 2; going on with 1"]
     assert "8589934592 bytes" in warned[0]
@@ -120,7 +120,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(model, monkeypatch):
     def broken(*args):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(family, "_fit_together", broken)
+    monkeypatch.setattr(family, "_start_together", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         family.fit(model, [FitTask(jax.random.key(0), TEXTS, PROMPTS)], FIT)
 

@@ -60,8 +60,14 @@ def test_a_chain_too_large_for_a_device_says_what_is_missing(place, monkeypatch)
         chain_setup.prepare(settings(place))
 
 
-def test_nothing_is_compiled_after_the_first_generation(place, tmp_path, monkeypatch):
-    """Counted over a whole run of five generations, metrics included."""
+def test_measuring_beside_and_a_cut_base_exclude_each_other(place):
+    with pytest.raises(ValueError, match="config.run.measure_beside = true with config.run.cut_base = true: .*one after another"):
+        settings(place, ("run.measure_beside", "true"), ("run.cut_base", "true"))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_nothing_is_compiled_after_the_first_generation(place, tmp_path, monkeypatch, beside):
+    """Counted over a whole run of five generations, metrics included, which are measured while the next generation is trained, or before."""
     events, real = [], family.fit
     monkeypatch.setattr(family, "fit", lambda *a, **k: (events.append("generation"), real(*a, **k))[1])
 
@@ -69,15 +75,16 @@ def test_nothing_is_compiled_after_the_first_generation(place, tmp_path, monkeyp
         if name == "/jax/core/compile/backend_compile_duration":
             events.append("compiled")
 
+    jax.clear_caches()
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        chosen = settings(place, ("chain.generations", "5"), ("run.devices", "1"))
+        chosen = settings(place, ("chain.generations", "5"), ("run.devices", "1"), ("run.measure_beside", str(beside).lower()))
         assert chain.run(chosen, tmp_path / "run") == 0
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     starts = [i for i, e in enumerate(events) if e == "generation"]
     assert len(starts) == 5 and "compiled" in events[: starts[1]]
-    assert "compiled" not in events[starts[1] :], events
+    assert "compiled" not in events[starts[1 + beside] :], events
 
 
 def result(workdir):
