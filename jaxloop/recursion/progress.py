@@ -58,7 +58,7 @@ class Clock:
 @contextlib.contextmanager
 def progress(total: Mapping[str, float], generations: int, *, show: bool = True):
     """Context with `report(kind, units, seconds, text)`, called whenever a step is done, by any thread; seconds None: it had been done before.
-    At the end a line says how long each kind took in all."""
+    At the end a line says how long each kind took in all, if anything was done."""
     clock, one = Clock(total), threading.Lock()
     whole = sum(total.values()) or 1.0
     live = show and sys.stderr.isatty()
@@ -76,7 +76,7 @@ def progress(total: Mapping[str, float], generations: int, *, show: bool = True)
                     LOGGER.info("%s: %s%s", text, duration(seconds), f"; {ahead}" if ahead else "")
 
         yield report
-    if show:
+    if show and any(clock.spent.values()):
         LOGGER.info("in all: %s", ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in clock.spent.items()))
 
 

@@ -33,7 +33,10 @@ class Settings(Section):
     texts: Count = Field(1024, description="decode: texts to write, in all")
     slots: Count = Field(64, description="decode: texts written at the same time")
     devices: Count = Field(1, description="decode: devices that share the texts; each has its own slots and as many chains as are timed")
-    programs: Count | None = Field(None, description="decode: programs at the same time on one device, each with its own slots; none: as studies write")
+    programs: Count | None = Field(
+        None,
+        description="programs at the same time on one device, each with its own slots (none: as studies write) or, train, its own chains (none: one)",
+    )
     lane_slots: Count = Field(8, description="decode: slots of a lane, where there are several chains")
     window: Count = Field(16, description="decode: steps of a window")
     prompt: Count = Field(17, description="decode: tokens of the prompt")
@@ -110,7 +113,7 @@ def _setting(settings: Settings, chains: int):
 
 
 def time_train(settings: Settings, chains: int, limits) -> dict:
-    """One number of chains: steps/s (a step trains every chain on its batch), tokens/s, share of the matmul limit, ratio to torch + peft."""
+    """One number of chains in a program: steps/s (a step trains every chain on its batch), tokens/s, share of the matmul limit, ratio to torch + peft."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -118,17 +121,22 @@ def time_train(settings: Settings, chains: int, limits) -> dict:
     from jaxloop.lm import train
     from jaxloop.lm.sizes import sizes_of
     from jaxloop.runtime.cost import training_flops
+    from jaxloop.runtime.devices import side_by_side
 
     spec, lora, base, tree = _setting(settings, chains)
+    programs = settings.programs or 1
     fit = train.FitSettings(lora=lora, batch_size=settings.batch_size, dtype=settings.dtype, remat=settings.remat, steps_per_dispatch=settings.steps)
     shape = (settings.steps, chains, settings.batch_size, settings.length)
     tokens = np.random.default_rng(settings.seed).integers(0, spec.vocab, shape).astype(np.int32)
     mask, weight = np.ones(shape, bool), np.ones(shape[:3], np.float32)
-    held = [train.init_state(fit, jax.tree.map(jnp.copy, tree), jax.random.split(jax.random.key(3), chains))]
+    held = [train.init_state(fit, jax.tree.map(jnp.copy, tree), jax.random.split(jax.random.key(3), chains)) for _ in range(programs)]
+
+    def start(i):
+        held[i], log = train.train_steps(spec, fit, base, held[i], tokens, mask, weight, np.int32(settings.steps), np.int32(10**6))
+        return log
 
     def ours():
-        held[0], log = train.train_steps(spec, fit, base, held[0], tokens, mask, weight, np.int32(settings.steps), np.int32(10**6))
-        jax.block_until_ready(log)
+        side_by_side(start, lambda i, log: None, range(programs), programs)
 
     runs = {"jaxloop": ours}
     if settings.peer:
@@ -137,14 +145,14 @@ def time_train(settings: Settings, chains: int, limits) -> dict:
         runs["torch + peft"] = bench_peers.train_one_chain(spec, lora, base, tree, tokens[:, :1], settings)
     times, first = interleaved(runs, settings.repeats)
     seconds = statistics.median(times["jaxloop"]) / settings.steps
-    count = chains * settings.batch_size * settings.length
+    count = programs * chains * settings.batch_size * settings.length
     row = {
-        "what": "train", "chains": chains, "value": count / seconds, "unit": "tokens/s", "steps_per_s": 1 / seconds,
+        "what": "train", "chains": programs * chains, "value": count / seconds, "unit": "tokens/s", "steps_per_s": 1 / seconds,
         "limit_share": training_flops(sizes_of(spec, lora), count, settings.length) / seconds / limits.flops,
         "compile_s": first["jaxloop"] - seconds * settings.steps, "peak_bytes": peak_bytes(),
     }  # fmt: skip
     if settings.peer:
-        ratios = [chains * b / a for a, b in zip(times["jaxloop"], times["torch + peft"])]
+        ratios = [programs * chains * b / a for a, b in zip(times["jaxloop"], times["torch + peft"])]
         row |= {"peer": "torch + peft, one chain at a time", "peer_ratio": statistics.median(ratios)}
     return row
 

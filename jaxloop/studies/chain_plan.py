@@ -102,10 +102,11 @@ def measure(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> 
 
     from jaxloop.lm import family
     from jaxloop.runtime import cost
+    from jaxloop.runtime.devices import programs_at_once
 
     model, spec = chain_setup.load_model(settings, name), prepared.models[name][0]
     data = next(iter(prepared.data.values()))
-    count = min(TOGETHER if jax.default_backend() != "cpu" else 2, len(prepared.chains))
+    count = min(TOGETHER if jax.default_backend() != "cpu" else max(2, programs_at_once()), len(prepared.chains))
     fit = prepared.driver.fit
     if fit.steps is not None and fit.steps > fit.steps_per_dispatch:
         fit = dataclasses.replace(fit, steps=fit.steps_per_dispatch)

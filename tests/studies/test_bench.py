@@ -21,7 +21,7 @@ def test_a_benchmark_ends_with_one_json_object(devices, programs):
     found = bench.measure(settings(what="chains", chains=(2,), devices=devices, programs=programs), said.append)
     assert json.loads(said[-1]) == found and {"value", "unit", "limit_share", "peer_ratio", "device", "compile_s", "peak_bytes"} <= found.keys()
     train, decode = found["rows"]
-    assert train["value"] == pytest.approx(train["steps_per_s"] * 2 * 2 * 8)
+    assert train["value"] == pytest.approx(train["steps_per_s"] * 2 * 2 * 8 * (programs or 1))
     useful = bench.lengths_of(settings(), 16).sum()
     rows = 4 * devices * (programs or 1)
     steps = useful / (decode["occupancy"] * rows)
