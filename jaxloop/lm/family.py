@@ -19,7 +19,7 @@ from jaxloop.lm import adapters, batching, micro_batch, projection, train
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.huggingface import load as load_model
 from jaxloop.lm.loss import row_nll
-from jaxloop.lm.placement import cut, like, mesh_of, spread
+from jaxloop.lm.placement import cut, devices_of, like, mesh_of, spread
 from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, sample
 from jaxloop.lm.spec import init
 from jaxloop.lm.train import FitSettings
@@ -88,8 +88,8 @@ def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings, *, direct
     """Train every task from `start`, or from the base ("lora": a fresh adapter; "scratch": random weights).
 
     Chains whose batches have the same shapes run in one program, `settings.chains_at_once` at a time; on a CPU several such programs run side by
-    side. Raises ValueError for a task without
-    texts, texts and prompts of different numbers, weights that are not one per text, and a max_length beyond the model's context.
+    side. Raises ValueError for a task without texts, texts and prompts of different numbers, weights that are not one per text, and a
+    max_length beyond the model's context.
     `direction`: of `settings.constraint`, a tree like a chain's weights; ValueError where one is given without the other."""
     limit = min(settings.max_length, model.spec.context)
     if settings.max_length > model.spec.context and settings.max_length != FitSettings().max_length:
@@ -104,8 +104,7 @@ def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings, *, direct
         groups.setdefault(work.signature, []).append(i)
     mesh = mesh_of(model)
     devices = 1 if mesh is None else mesh.size
-    # Programs that share devices already, or wait for each other's sums, run one after another.
-    programs = programs_at_once() if len(_devices(model)) == 1 else 1
+    programs = programs_at_once() if len(devices_of(model)) == 1 else 1
     size = settings.chains_at_once or micro_batch.choose(model, settings, *_largest(works), len(works))
     results: dict[int, FitResult] = {}
 
@@ -125,10 +124,6 @@ def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings, *, direct
                 raise
             size = micro_batch.halved(error, size, "run.micro_batch", "lower fit.batch_size or fit.max_length, or set fit.remat=true")
     return [results[i] for i in range(len(tasks))]
-
-
-def _devices(model):
-    return jax.tree.leaves(model.params)[0].devices()
 
 
 def _largest(works) -> tuple[int, int]:
@@ -162,7 +157,7 @@ def _start_together(model, tasks, works, size, settings, mesh, direction):
     state = train.init_state(settings, _initial(model, tasks_C, keys, settings), keys)
     if mesh is not None:
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec(AXIS)))
-    elif len(places := _devices(model)) == 1:
+    elif len(places := devices_of(model)) == 1:
         # Weights from the base have a place, those of a generation before or fresh ones have none: two compiled programs of the same steps.
         state = jax.device_put(state, next(iter(places)))
     base = model.params if settings.mode == "lora" else None

@@ -54,6 +54,11 @@ def device_bytes(device: jax.Device) -> int:
     return int(found) if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def devices_of(model: Model) -> set[jax.Device]:
+    """The devices that hold the base. On several, programs share them already or wait for each other's sums: they must run one after another."""
+    return jax.tree.leaves(model.params)[0].devices()
+
+
 def mesh_of(model: Model) -> Mesh | None:
     """The mesh of devices over which chains are shared out; None where the base lies on one device or is cut."""
     sharding = jax.tree.leaves(model.params)[0].sharding

@@ -143,8 +143,10 @@ def run(
         history.read(root, generation)
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_safely())
-        totals = {kind: units / count for kind, units in _work(chains, settings, first, history, measure).items()}
         beside = stack.enter_context(one_thread()) if settings.measure_beside and measure is not None and count == 1 else None
+        # What is measured beside takes no time of its own.
+        work = _work(chains, settings, first, history, measure if beside is None else None)
+        totals = {kind: units / count for kind, units in work.items()}
         this = Run(
             family=family,
             chains=tuple(chains),
@@ -189,8 +191,7 @@ def run(
             end()
             LOGGER.warning("stopped by %s; what was finished is on disk, to go on: %s", signal.name, command or shlex.join(sys.orig_argv))
             raise
-    done = len(list((root / checkpoint.DIRECTORY).glob("generation=*")))
-    return Result(done, dict(history.failed), last)
+    return Result(_done(root), dict(history.failed), last)
 
 
 def _settle(this, found, history):
@@ -279,8 +280,7 @@ def _work(chains, settings, first, history, measure):
     return {
         "fit": sum(train_size(c.workflow, g) * c.workflow.entities for c in living for g in span),
         "sample": sum(sample_rows(c, settings) * c.workflow.entities for c in living) * len(span),
-        # What is measured beside takes no time of its own.
-        "measure": sum(c.workflow.entities for c in living) * len(span) * (measure is not None and not settings.measure_beside),
+        "measure": sum(c.workflow.entities for c in living) * len(span) * (measure is not None),
     }
 
 
@@ -312,13 +312,18 @@ def write_tables(root, count):
     write_atomic(root / "metrics.csv", tables.to_csv(metrics), durable=False)
 
 
+def _done(root):
+    """Generations that are finished."""
+    return len(list((root / checkpoint.DIRECTORY).glob("generation=*")))
+
+
 def _size(root):
     """Bytes that a generation needs while it is being made: half as much again as the last one that was finished, whose texts lie twice on the
     disk for a moment, and the tables of the run, which are written anew before the old ones go."""
-    last = len(list((root / checkpoint.DIRECTORY).glob("generation=*"))) - 1
-    if last < 0:
+    done = _done(root)
+    if not done:
         return 0
-    content = checkpoint.read_manifest(root, f"{checkpoint.finished(last)}/{checkpoint.MANIFEST}")
+    content = checkpoint.read_manifest(root, f"{checkpoint.finished(done - 1)}/{checkpoint.MANIFEST}")
     made = sum(-(-entry["bytes"] // BLOCK) * BLOCK for entry in content["files"].values())
     return int(1.5 * made) + sum((root / name).stat().st_size for name in ("ledger.parquet", "losses.parquet", "metrics.csv"))
 
