@@ -247,7 +247,7 @@ def place(model: Model, weights, settings: FitSettings):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _fused(spec, lora, dtype, weights):
-    return adapters.fuse(spec, adapters.stack([weights]), lora, dtype)
+    return adapters.fuse(spec, adapters.stack([weights]), lora, dtype, summed=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)

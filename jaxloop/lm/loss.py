@@ -3,8 +3,11 @@
 Dimensions: C chains, B rows a chain, T time, N tokens, D model, V vocabulary.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from jaxloop.kernels.likelihood import weighted_mean_loss
 from jaxloop.lm import transformer
@@ -14,22 +17,46 @@ CHUNK = 1 << 26  # logits held at once, as a count of floats
 
 
 def token_nll(spec: Spec, params: dict, x_ND, targets_N):
-    """-log p(target) [N] in float32 from final hidden states. Logits are made, and made again in the gradient, a chunk of tokens at a time."""
+    """-log p(target) [N] in float32 from final hidden states, a chunk of tokens at a time. Where the head is frozen its part of the gradient is
+    made with the loss, from the same logits; where it is trained, logits are made again in the gradient."""
     n = x_ND.shape[0]
-    x_ND = transformer.finish(spec, params, x_ND)
-
-    def nll(x, target):
-        logits = transformer.project(spec, params, x)
-        return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, target[:, None], 1)[:, 0]
-
+    x_ND, head_VD = transformer.finish(spec, params, x_ND), transformer.head(spec, params)
     chunks = -(-n * spec.vocab // CHUNK)
     if chunks == 1:
-        return nll(x_ND, targets_N)
+        return _nll(x_ND, head_VD, targets_N)
     size = -(-n // chunks)
     pad = chunks * size - n
     x = jnp.pad(x_ND, ((0, pad), (0, 0))).reshape(chunks, size, -1)
     t = jnp.pad(targets_N, (0, pad)).reshape(chunks, size)
-    return jax.lax.map(lambda xt: jax.checkpoint(nll)(*xt), (x, t)).reshape(-1)[:n]
+    return jax.lax.map(lambda xt: _nll(xt[0], head_VD, xt[1]), (x, t)).reshape(-1)[:n]
+
+
+def _plain_nll(x_ND, head_VD, targets_N):
+    logits = transformer.logits(x_ND, head_VD)
+    return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets_N[:, None], 1)[:, 0]
+
+
+_nll = jax.custom_jvp(_plain_nll)
+
+
+@functools.partial(_nll.defjvp, symbolic_zeros=True)
+def _nll_jvp(at, moved):
+    x_ND, head_VD, targets_N = at
+    dx_ND, dhead_VD, _ = moved
+    if not isinstance(dhead_VD, SymbolicZero):
+        dx_ND = jnp.zeros_like(x_ND) if isinstance(dx_ND, SymbolicZero) else dx_ND
+        return jax.jvp(jax.checkpoint(lambda x, head: _plain_nll(x, head, targets_N)), (x_ND, head_VD), (dx_ND, dhead_VD))
+    logits = transformer.logits(x_ND, head_VD)
+    most_N1 = logits.max(-1, keepdims=True)
+    share_NV = jnp.exp(logits - most_N1)
+    sum_N1 = share_NV.sum(-1, keepdims=True)
+    nll_N = (most_N1 + jnp.log(sum_N1) - jnp.take_along_axis(logits, targets_N[:, None], 1))[:, 0]
+    if isinstance(dx_ND, SymbolicZero):
+        return nll_N, jnp.zeros_like(nll_N)
+    hit_NV = jnp.arange(head_VD.shape[0], dtype=targets_N.dtype)[None] == targets_N[:, None]
+    dlogits_NV = (share_NV / sum_N1 - hit_NV.astype(jnp.float32)).astype(head_VD.dtype)
+    gradient_ND = jnp.einsum("nv,vd->nd", dlogits_NV, head_VD, preferred_element_type=jnp.float32)
+    return nll_N, (gradient_ND * dx_ND.astype(jnp.float32)).sum(-1)
 
 
 def row_nll(spec: Spec, params: dict, tokens_RT, *, fused=None, dropout=None, remat: bool = False):

@@ -125,7 +125,7 @@ def losses(spec: Spec, settings: FitSettings, base: dict | None, weights: dict, 
     """Mean loss [C] of each chain on its batch."""
     dtype = jnp.dtype(settings.dtype)
     if settings.mode == "lora":
-        fused = lora_adapters.fuse(spec, weights, settings.lora, dtype)
+        fused = lora_adapters.fuse(spec, weights, settings.lora, dtype, summed=True)
         rate = settings.lora.dropout
         dropout = _dropout(spec, rate, keys, step) if rate and keys is not None else None
         return chain_losses(spec, base, tokens_CBT, mask_CBT, sample_CB, fused=fused, dropout=dropout, remat=settings.remat)
@@ -136,19 +136,33 @@ def losses(spec: Spec, settings: FitSettings, base: dict | None, weights: dict, 
     return jax.vmap(one)(cast, tokens_CBT, mask_CBT, sample_CB)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "settings", "mesh"), donate_argnames=("state",))
-def train_steps(spec: Spec, settings: FitSettings, base, state: TrainState, tokens_SCBT, mask_SCBT, sample_SCB, count, total, mesh=None, direction=None):
+@functools.partial(jax.jit, static_argnames=("spec", "settings", "mesh", "together"), donate_argnames=("state",))
+def train_steps(
+    spec: Spec, settings: FitSettings, base, state: TrainState, tokens_SCBT, mask_SCBT, sample_SCB, count, total, mesh=None, direction=None, together=None
+):
     """Run the first `count` of S steps. `total` [] is the number of updates of the whole fit, for the schedule.
 
     With `mesh` (one axis, "chains") the C chains are shared out over its devices, C being a multiple of their number; every device runs
     the program of C / devices chains and none waits for another. `direction`: of `settings.constraint`, a tree like one chain's weights.
+    `together`: chains of a device that are vmapped, a divisor of their number; the others take their turn inside the program (None: all are).
     Returns the state and each step's loss [S, C] (NaN where it was idle).
     """
-    run = functools.partial(_steps, spec, settings)
+    run = functools.partial(_in_turn, together, functools.partial(_steps, spec, settings))
     if mesh is not None:
         chains, later = P(AXIS), P(None, AXIS)
         run = jax.shard_map(run, mesh=mesh, in_specs=(P(), chains, later, later, later, P(), P(), P()), out_specs=(chains, later), check_vma=False)
     return run(base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total, direction)
+
+
+def _in_turn(together, run, base, state, tokens_SCBT, mask_SCBT, sample_SCB, *rest):
+    """`run`, with `together` chains at a time."""
+    chains = tokens_SCBT.shape[1]
+    if together is None or together == chains:
+        return run(base, state, tokens_SCBT, mask_SCBT, sample_SCB, *rest)
+    lots = lambda axis, tree: jax.tree.map(lambda x: x.reshape(*x.shape[:axis], -1, together, *x.shape[axis + 1 :]), tree)  # noqa: E731
+    batches = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), lots(1, (tokens_SCBT, mask_SCBT, sample_SCB)))
+    state, log_GSC = jax.lax.map(lambda lot: run(base, lot[0], *lot[1], *rest), (lots(0, state), batches))
+    return jax.tree.map(lambda x: x.reshape(chains, *x.shape[2:]), state), jnp.moveaxis(log_GSC, 0, 1).reshape(-1, chains)
 
 
 def _steps(spec, settings, base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total, direction):

@@ -5,11 +5,14 @@ V vocabulary, R adapter rank. Tokens stay flattened to [N, D] so that every base
 only the adapter's product sees the chain axis.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from jaxloop.lm import attention
-from jaxloop.lm.adapters import Lora, fuse
+from jaxloop.lm.adapters import Lora, Summed, fuse
 from jaxloop.lm.spec import Spec, sites
 
 UNROLL = 8  # layers up to which the stack is unrolled: faster to run, slower to compile
@@ -57,34 +60,57 @@ def rope_tables(spec: Spec, positions_N):
     return jnp.cos(angle), jnp.sin(angle)
 
 
+def pieces(x, *widths: int):
+    """x cut along its last axis. The gradient joins the pieces' gradients, where that of a slice would pad each with zeros and add them."""
+    return jax.lax.split(x, widths, axis=x.ndim - 1)
+
+
 def rotate(x_NHK, cos_NK, sin_NK):
     """Rotary embedding in the half-split layout of Hugging Face checkpoints."""
-    half = x_NHK.shape[-1] // 2
-    turned = jnp.concatenate([-x_NHK[..., half:], x_NHK[..., :half]], -1)
+    left, right = pieces(x_NHK, x_NHK.shape[-1] // 2, x_NHK.shape[-1] // 2)
+    turned = jnp.concatenate([-right, left], -1)
     return (x_NHK.astype(jnp.float32) * cos_NK[:, None] + turned.astype(jnp.float32) * sin_NK[:, None]).astype(x_NHK.dtype)
+
+
+@jax.custom_jvp
+def adapted(x_ND, w_DO, a_DR, b_RO):
+    """x (W + A B). Where there are more tokens than inputs that is less work than x W + (x A) B: no sum over tokens, forth or back.
+
+    Its derivative reads x A and what comes back times B', never the derivative of the sum, which is as large as W."""
+    return x_ND @ (w_DO + a_DR @ b_RO)
+
+
+@functools.partial(adapted.defjvp, symbolic_zeros=True)
+def _adapted_jvp(at, moved):
+    x_ND, w_DO, a_DR, b_RO = at
+    sum_DO, z_NR = w_DO + a_DR @ b_RO, x_ND @ a_DR
+    terms = (lambda dx: dx @ sum_DO, lambda dw: x_ND @ dw, lambda da: (x_ND @ da) @ b_RO, lambda db: z_NR @ db)
+    y = x_ND @ sum_DO
+    return y, sum((term(d) for term, d in zip(terms, moved, strict=True) if not isinstance(d, SymbolicZero)), jnp.zeros_like(y))
 
 
 def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=None):
     """One fused projection with its adapter: [N, D] -> [N, O]. `adapter` leaves are [C, D, n R] and [C, R, O]; N is C equal runs of rows."""
-    y = x_ND @ w[site]
-    if f"{site}_bias" in w:
-        y = y + w[f"{site}_bias"][None]
+    bias = w.get(f"{site}_bias")
+    biased = lambda y: y if bias is None else y + bias[None]  # noqa: E731
     if adapter is None or site not in adapter:
-        return y
+        return biased(x_ND @ w[site])
     a, b = adapter[site]["a"], adapter[site]["b"]
+    if isinstance(b, Summed):
+        b, chains = b.b, a.shape[0]
+        if dropout is None and x_ND.shape[0] >= chains * x_ND.shape[1]:
+            if chains == 1:  # a batch axis of one would turn every product into a batched one
+                return biased(adapted(x_ND, w[site], a[0], b[0]))
+            y_CNO = jax.vmap(adapted, (0, None, 0, 0))(x_ND.reshape(chains, -1, x_ND.shape[1]), w[site], a, b)
+            return biased(y_CNO.reshape(x_ND.shape[0], -1))
+    y = biased(x_ND @ w[site])
     x_CND = (x_ND if dropout is None else dropout(site, x_ND)).reshape(a.shape[0], -1, x_ND.shape[-1])
     z = jnp.einsum("cnd,cdr->cnr", x_CND, a)
     if not isinstance(b, tuple):
         return y + jnp.einsum("cnr,cro->cno", z, b).reshape(y.shape)
-    parts, at, row, out = sites(spec)[site], 0, 0, []
-    for part, w_CRO in zip(parts, b):
-        if w_CRO is None:
-            out.append(y[:, at : at + part.width])
-        else:
-            rank = w_CRO.shape[1]
-            out.append(y[:, at : at + part.width] + jnp.einsum("cnr,cro->cno", z[..., row : row + rank], w_CRO).reshape(-1, part.width))
-            row += rank
-        at += part.width
+    z_each = iter(pieces(z, *(w_CRO.shape[1] for w_CRO in b if w_CRO is not None)))
+    out = pieces(y, *(part.width for part in sites(spec)[site]))
+    out = [y if w_CRO is None else y + jnp.einsum("cnr,cro->cno", next(z_each), w_CRO).reshape(y.shape) for y, w_CRO in zip(out, b, strict=True)]
     return out[0] if len(out) == 1 else jnp.concatenate(out, -1)
 
 
@@ -93,16 +119,15 @@ def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None)
     n, hk, gk = x_ND.shape[0], spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     h = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias")) if spec.norm_first else x_ND
     qkv = linear(spec, "qkv", w, adapter, h, dropout)
-    q = qkv[:, :hk].reshape(n, spec.heads, spec.head_size)
-    k = qkv[:, hk : hk + gk].reshape(n, spec.kv_heads, spec.head_size)
-    v = qkv[:, hk + gk :].reshape(n, spec.kv_heads, spec.head_size)
+    q, k, v = (part.reshape(n, -1, spec.head_size) for part in pieces(qkv, hk, gk, gk))
     x_ND = x_ND + linear(spec, "o", w, adapter, attend(q, k, v), dropout)
     if not spec.norm_first:
         x_ND = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias"))
     h = norm(spec, x_ND, w["norm2_scale"], w.get("norm2_bias")) if spec.norm_first else x_ND
     h = linear(spec, "up", w, adapter, h, dropout)
     if spec.gated:
-        h = ACTIVATIONS[spec.activation](h[:, : spec.mlp]) * h[:, spec.mlp :]
+        gate, up = pieces(h, spec.mlp, spec.mlp)
+        h = ACTIVATIONS[spec.activation](gate) * up
     else:
         h = ACTIVATIONS[spec.activation](h)
     x_ND = x_ND + linear(spec, "down", w, adapter, h, dropout)
@@ -131,9 +156,14 @@ def head(spec: Spec, params: dict):
     return params["embed"] if spec.tied else params["head"]
 
 
-def project(spec: Spec, params: dict, x_ND):
+def logits(x_ND, head_VD):
     """Logits [N, V] in float32."""
-    return jnp.einsum("nd,vd->nv", x_ND, head(spec, params), preferred_element_type=jnp.float32)
+    return jnp.einsum("nd,vd->nv", x_ND, head_VD, preferred_element_type=jnp.float32)
+
+
+def project(spec: Spec, params: dict, x_ND):
+    """Logits [N, V] in float32, of states that `finish` returned."""
+    return logits(x_ND, head(spec, params))
 
 
 def layer(tree, i: int):

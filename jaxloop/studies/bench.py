@@ -30,6 +30,9 @@ class Settings(Section):
     batch_size: Count = Field(16, description="train: rows per chain and step")
     length: Count = Field(64, description="train: tokens per row")
     steps: Count = Field(8, description="train: steps per dispatch")
+    together: Count | None = Field(
+        None, description="train: chains of a program that are vmapped, a divisor of `chains`; the others take their turn (none: one on a CPU, else all)"
+    )
     texts: Count = Field(1024, description="decode: texts to write, in all")
     slots: Count = Field(64, description="decode: texts written at the same time")
     devices: Count = Field(1, description="decode: devices that share the texts; each has its own slots and as many chains as are timed")
@@ -124,7 +127,9 @@ def time_train(settings: Settings, chains: int, limits) -> dict:
     from jaxloop.runtime.devices import side_by_side
 
     spec, lora, base, tree = _setting(settings, chains)
-    programs = settings.programs or 1
+    programs, together = settings.programs or 1, settings.together or (1 if jax.default_backend() == "cpu" else chains)
+    if chains % together:
+        raise ValueError(f"together = {together}: must divide chains = {chains}")
     fit = train.FitSettings(lora=lora, batch_size=settings.batch_size, dtype=settings.dtype, remat=settings.remat, steps_per_dispatch=settings.steps)
     shape = (settings.steps, chains, settings.batch_size, settings.length)
     tokens = np.random.default_rng(settings.seed).integers(0, spec.vocab, shape).astype(np.int32)
@@ -132,7 +137,8 @@ def time_train(settings: Settings, chains: int, limits) -> dict:
     held = [train.init_state(fit, jax.tree.map(jnp.copy, tree), jax.random.split(jax.random.key(3), chains)) for _ in range(programs)]
 
     def start(i):
-        held[i], log = train.train_steps(spec, fit, base, held[i], tokens, mask, weight, np.int32(settings.steps), np.int32(10**6))
+        count, total = np.int32(settings.steps), np.int32(10**6)
+        held[i], log = train.train_steps(spec, fit, base, held[i], tokens, mask, weight, count, total, together=together)
         return log
 
     def ours():

@@ -15,7 +15,8 @@ from safetensors.torch import save_file as torch_save_file
 
 from jaxloop import lm
 from jaxloop.lm import adapters, transformer
-from jaxloop.lm.spec import sites
+from jaxloop.lm.loss import chain_losses
+from jaxloop.lm.spec import site_widths, sites
 from tests.lm.random_adapters import random_adapters
 
 pytestmark = pytest.mark.optimised
@@ -154,31 +155,70 @@ def test_a_chain_is_initialised_by_its_own_key_alone(loaded):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "falcon3"])
 @pytest.mark.parametrize("targets", ["all-linear", "partial"])
-def test_the_block_diagonal_form_of_decoding_computes_the_same(name, targets, loaded):
+@pytest.mark.parametrize("rows", ["few", "many"])
+def test_the_forms_of_an_adapter_compute_the_same(name, targets, rows, loaded):
     model = loaded(name)
     parts = [p.name for group in sites(model.spec).values() for p in group]
     lora = lm.Lora(rank=3, alpha=5.0, targets="all-linear" if targets == "all-linear" else tuple(parts[1::2]))
     adapter = random_adapters(model.spec, lora, 2)
     w = transformer.layer(model.params["layers"], 1)
-    inputs = {site: np.random.default_rng(2).standard_normal((6, w[site].shape[0])).astype(np.float32) for site in sites(model.spec)}
+    each = {site: 3 if rows == "few" else w[site].shape[0] for site in sites(model.spec)}
+    inputs = {site: np.random.default_rng(2).standard_normal((2 * n, w[site].shape[0])).astype(np.float32) for site, n in each.items()}
 
     @functools.partial(jax.jit, static_argnums=0)
-    def apply(block_diagonal):
-        fused = adapters.fuse(model.spec, adapter, lora, jnp.float32, block_diagonal=block_diagonal)
+    def apply(form, inputs):
+        fused = adapters.fuse(model.spec, adapter, lora, jnp.float32, **dict.fromkeys(form, True))
         return {site: transformer.linear(model.spec, site, w, transformer.adapter_layer(fused, 1), x) for site, x in inputs.items()}
 
-    a, b = apply(False), apply(True)
+    forms = [apply(form, inputs) for form in ((), ("block_diagonal",), ("summed",))]
     for site, x in inputs.items():
-        # By hand, in float64: rows 0-2 are chain 0's, rows 3-5 chain 1's.
+        # By hand, in float64: the first half of the rows are chain 0's, the others chain 1's.
+        n = each[site]
         expected, at = x.astype(np.float64) @ np.asarray(w[site]) + np.asarray(w.get(f"{site}_bias", 0)), 0
         for p in sites(model.spec)[site]:
             if p.name in adapter:
                 f = jax.tree.map(lambda leaf: np.asarray(leaf[:, 1]), adapter[p.name])
-                for rows, chain in ((slice(0, 3), 0), (slice(3, 6), 1)):
-                    expected[rows, at : at + p.width] += 5 / 3 * x[rows] @ f["a"][chain] @ f["b"][chain]
+                for part, chain in ((slice(0, n), 0), (slice(n, 2 * n), 1)):
+                    expected[part, at : at + p.width] += 5 / 3 * x[part] @ f["a"][chain] @ f["b"][chain]
             at += p.width
-        for got in (a[site], b[site]):
-            np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)
+        for form in forms:
+            np.testing.assert_allclose(form[site], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chains", [1, 2])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_adapters_that_are_added_to_the_weights_have_the_same_derivatives(name, chains, loaded):
+    """Forwards, backwards and forwards through the gradient, of the loss of several chains; the base is frozen."""
+    model = loaded(name)
+    adapter, width = random_adapters(model.spec, LORA, chains), max(w[0] for w in site_widths(model.spec).values())
+    t = np.random.default_rng(1).integers(3, 320, (chains, -(-width // 24), 24)).astype(np.int32)
+    along = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(3).standard_normal(leaf.shape), jnp.float32), adapter)
+
+    def total(adapter, summed):
+        fused = adapters.fuse(model.spec, adapter, LORA, jnp.float32, summed=summed)
+        ones = np.ones(t.shape, bool)
+        return chain_losses(model.spec, model.params, t, ones, np.ones(t.shape[:2], np.float32), fused=fused).sum()
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def derivatives(adapter, summed):
+        gradient = jax.grad(lambda tree: total(tree, summed))
+        return gradient(adapter), jax.jvp(lambda tree: total(tree, summed), (adapter,), (along,)), jax.jvp(gradient, (adapter,), (along,))[1]
+
+    plain, summed = derivatives(adapter, False), derivatives(adapter, True)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(summed), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4 * float(jnp.abs(a).max()), rtol=1e-3)
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "adapted", lambda x, w, a, b: taken.append(1) or x @ (w + a @ b))
+        jax.eval_shape(functools.partial(total, summed=True), adapter)
+    assert len(taken) == len(sites(model.spec)) * model.spec.layers
+
+
+def test_bfloat16_adapters_are_not_added_to_the_weights(loaded):
+    """A sum in bfloat16 would lose adapters that are small against the weights."""
+    model = loaded("llama")
+    fused = adapters.fuse(model.spec, random_adapters(model.spec, LORA, 1), LORA, jnp.bfloat16, summed=True)
+    assert not any(isinstance(site["b"], adapters.Summed) for site in fused.values())
 
 
 def test_scanned_layers_apply_each_layer_its_own_adapter(loaded, monkeypatch):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm import batching, bpe, family, sample, train
+from jaxloop.lm import adapters, batching, bpe, family, sample, train
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.family import FitSettings, FitTask, LossTask, SampleSettings, SampleTask
 from jaxloop.lm.huggingface import Model
@@ -164,13 +164,33 @@ def test_loss_equals_torch(model, fitted, tmp_path):
         np.testing.assert_allclose(ours.token_nats[i], nats.numpy(), atol=1e-3)
 
 
+def test_chains_that_take_turns_in_a_program_train_as_all_at_once(model):
+    """Four chains with different batches, weights and numbers of steps to come; one, two and all four of them vmapped."""
+    keys, rng = jax.random.split(jax.random.key(5), 4), np.random.default_rng(1)
+    start = adapters.init(keys, model.spec, FIT.lora)
+    tokens = rng.integers(2, model.spec.vocab, (4, 4, 4, 12)).astype(np.int32)
+    mask, weights = rng.random(tokens.shape) < 0.8, rng.random((4, 4, 4)).astype(np.float32)
+
+    def trained(together):
+        state = train.init_state(FIT, jax.tree.map(jnp.copy, start), jnp.copy(keys))
+        return train.train_steps(model.spec, FIT, model.params, state, tokens, mask, weights, jnp.int32(3), jnp.int32(9), together=together)
+
+    state, log = trained(None)
+    assert np.isnan(log[3]).all() and len({float(x) for x in log[2]}) == 4
+    for together in (1, 2):
+        other, losses = trained(together)
+        np.testing.assert_allclose(losses, log, atol=1e-5)
+        for a, b in zip(jax.tree.leaves((state.weights, state.step)), jax.tree.leaves((other.weights, other.step)), strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, atol=1e-3)
+
+
 def test_training_equals_torch_adamw(model):
     """Ten LoRA steps with clipping, warm-up, decay and weight decay end at the loss and weights of torch + peft on the same batches."""
     torch, transformers, peft = (pytest.importorskip(n) for n in ("torch", "transformers", "peft"))
     import tempfile
 
     from jaxloop import lm
-    from jaxloop.lm import adapters
 
     settings = dataclasses.replace(FIT, steps=10, warmup_steps=3, clip=0.05, weight_decay=0.1, steps_per_dispatch=10)
     start = adapters.init(jax.random.split(jax.random.key(4), 1), model.spec, settings.lora)

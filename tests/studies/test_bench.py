@@ -38,3 +38,8 @@ def test_devices_that_are_not_there_or_do_not_divide_the_texts_are_refused(field
 def test_several_programs_on_several_devices_are_refused():
     with pytest.raises(ValueError, match="programs = 2: must be 1 where devices = 2 share the texts"):
         bench.time_decode(settings(what="decode", chains=(1,), devices=2, programs=2), 1, None)
+
+
+def test_chains_that_cannot_be_dealt_evenly_are_refused():
+    with pytest.raises(ValueError, match="together = 2: must divide chains = 3"):
+        bench.time_train(settings(chains=(3,), together=2), 3, None)
