@@ -4,6 +4,7 @@ Every figure is a median after a warm-up; the last line printed is one JSON obje
 the same work, in turn with ours. Absolute times depend on the machine; ratios are results.
 """
 
+import dataclasses
 import json
 import pathlib
 import resource
@@ -25,6 +26,7 @@ class Settings(Section):
     size: Literal["tiny", "small", "llama-1b"] = Field(
         "small", description="model: 3 M parameters and vocabulary 4,096, Llama-3.2-1B's shapes, or a smoke test"
     )
+    vocab: Count | None = Field(None, description="size of the vocabulary (none: the model's)")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the base and the computation")
     chains: Annotated[tuple[Count, ...], Field(min_length=1)] = Field((1, 16), description="numbers of chains to time")
     batch_size: Count = Field(16, description="train: rows per chain and step")
@@ -59,14 +61,15 @@ def spec_of(settings: Settings):
     """The decoder that is timed."""
     from jaxloop.lm.spec import RopeScaling, Spec
 
-    if settings.size == "llama-1b":
-        scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
-        return Spec(
+    scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
+    spec = {
+        "llama-1b": Spec(
             "llama", vocab=128256, width=2048, layers=16, heads=32, kv_heads=8, head_size=64, mlp=8192, context=4096, rope_theta=500000.0, rope_scaling=scaling
-        )
-    if settings.size == "tiny":
-        return Spec("llama", vocab=512, width=64, layers=2, heads=2, kv_heads=2, head_size=32, mlp=128, context=512)
-    return Spec("llama", vocab=4096, width=256, layers=4, heads=4, kv_heads=4, head_size=64, mlp=704, context=512)
+        ),
+        "tiny": Spec("llama", vocab=512, width=64, layers=2, heads=2, kv_heads=2, head_size=32, mlp=128, context=512),
+        "small": Spec("llama", vocab=4096, width=256, layers=4, heads=4, kv_heads=4, head_size=64, mlp=704, context=512),
+    }[settings.size]
+    return spec if settings.vocab is None else dataclasses.replace(spec, vocab=settings.vocab)
 
 
 def lengths_of(settings: Settings, count: int):

@@ -15,8 +15,7 @@ from safetensors.torch import save_file as torch_save_file
 
 from jaxloop import lm
 from jaxloop.lm import adapters, transformer
-from jaxloop.lm.loss import chain_losses
-from jaxloop.lm.spec import site_widths, sites
+from jaxloop.lm.spec import sites
 from tests.lm.random_adapters import random_adapters
 
 pytestmark = pytest.mark.optimised
@@ -183,35 +182,6 @@ def test_the_forms_of_an_adapter_compute_the_same(name, targets, rows, loaded):
             at += p.width
         for form in forms:
             np.testing.assert_allclose(form[site], expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("chains", [1, 2])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_adapters_that_are_added_to_the_weights_have_the_same_derivatives(name, chains, loaded):
-    """Forwards, backwards and forwards through the gradient, of the loss of several chains; the base is frozen."""
-    model = loaded(name)
-    adapter, width = random_adapters(model.spec, LORA, chains), max(w[0] for w in site_widths(model.spec).values())
-    t = np.random.default_rng(1).integers(3, 320, (chains, -(-width // 24), 24)).astype(np.int32)
-    along = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(3).standard_normal(leaf.shape), jnp.float32), adapter)
-
-    def total(adapter, summed):
-        fused = adapters.fuse(model.spec, adapter, LORA, jnp.float32, summed=summed)
-        ones = np.ones(t.shape, bool)
-        return chain_losses(model.spec, model.params, t, ones, np.ones(t.shape[:2], np.float32), fused=fused).sum()
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def derivatives(adapter, summed):
-        gradient = jax.grad(lambda tree: total(tree, summed))
-        return gradient(adapter), jax.jvp(lambda tree: total(tree, summed), (adapter,), (along,)), jax.jvp(gradient, (adapter,), (along,))[1]
-
-    plain, summed = derivatives(adapter, False), derivatives(adapter, True)
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(summed), strict=True):
-        np.testing.assert_allclose(b, a, atol=1e-4 * float(jnp.abs(a).max()), rtol=1e-3)
-    taken = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer, "adapted", lambda x, w, a, b: taken.append(1) or x @ (w + a @ b))
-        jax.eval_shape(functools.partial(total, summed=True), adapter)
-    assert len(taken) == len(sites(model.spec)) * model.spec.layers
 
 
 def test_bfloat16_adapters_are_not_added_to_the_weights(loaded):

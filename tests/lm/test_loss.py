@@ -1,4 +1,4 @@
-"""The loss over a vocabulary and its derivatives, a chunk of tokens at a time, held to torch's cross entropy.
+"""The loss over a vocabulary and its derivatives, a chunk of tokens at a time, held to torch's cross entropy; and those of adapters in it.
 
 Dimensions: N tokens, D model, V vocabulary.
 """
@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from jaxloop.lm import loss
-from jaxloop.lm.spec import Spec
+from jaxloop.lm import adapters, loss, transformer
+from jaxloop.lm.adapters import Lora
+from jaxloop.lm.spec import Spec, site_widths, sites
+from tests.lm.random_adapters import random_adapters
 
 N, D, V = 23, 16, 61
 SPEC = Spec("llama", vocab=V, width=D, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64, tied=False)
@@ -100,3 +102,31 @@ def test_a_frozen_head_makes_logits_once_and_never_those_of_a_whole_batch(monkey
     assert products((0, 1)) == 4
     made = jax.jit(jax.grad(whole)).lower(*shapes).compile()
     assert made.memory_analysis().temp_size_in_bytes < n * v * 4
+
+
+@pytest.mark.parametrize("name, chains", [("llama", 2), ("gpt2", 1)])
+def test_adapters_that_are_added_to_the_weights_have_the_same_derivatives(name, chains, loaded):
+    """Forwards, backwards and forwards through the gradient, of the loss of several chains; the base is frozen."""
+    model, lora = loaded(name), Lora(rank=4, alpha=10.0)
+    adapter, width = random_adapters(model.spec, lora, chains), max(w[0] for w in site_widths(model.spec).values())
+    t = np.random.default_rng(1).integers(3, 320, (chains, -(-width // 24), 24)).astype(np.int32)
+    along = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(3).standard_normal(leaf.shape), jnp.float32), adapter)
+
+    def total(adapter, summed):
+        fused = adapters.fuse(model.spec, adapter, lora, jnp.float32, summed=summed)
+        ones = np.ones(t.shape, bool)
+        return loss.chain_losses(model.spec, model.params, t, ones, np.ones(t.shape[:2], np.float32), fused=fused).sum()
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def derivatives(adapter, summed):
+        gradient = jax.grad(lambda tree: total(tree, summed))
+        return gradient(adapter), jax.jvp(lambda tree: total(tree, summed), (adapter,), (along,)), jax.jvp(gradient, (adapter,), (along,))[1]
+
+    plain, summed = derivatives(adapter, False), derivatives(adapter, True)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(summed), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4 * float(jnp.abs(a).max()), rtol=1e-3)
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "adapted", lambda x, w, a, b: taken.append(1) or x @ (w + a @ b))
+        jax.eval_shape(functools.partial(total, summed=True), adapter)
+    assert len(taken) == len(sites(model.spec)) * model.spec.layers

@@ -35,6 +35,11 @@ def test_devices_that_are_not_there_or_do_not_divide_the_texts_are_refused(field
         bench.time_decode(settings(what="decode", chains=(1,), **fields), 1, None)
 
 
+def test_a_vocabulary_of_another_size_is_that_models():
+    small, wide = (bench.spec_of(settings(size="small", **fields)) for fields in ({}, {"vocab": 50257}))
+    assert (small.vocab, wide.vocab, wide.width) == (4096, 50257, small.width)
+
+
 def test_several_programs_on_several_devices_are_refused():
     with pytest.raises(ValueError, match="programs = 2: must be 1 where devices = 2 share the texts"):
         bench.time_decode(settings(what="decode", chains=(1,), devices=2, programs=2), 1, None)
