@@ -18,17 +18,17 @@ CHUNK = 1 << 26  # logits held at once, as a count of floats
 
 def token_nll(spec: Spec, params: dict, x_ND, targets_N):
     """-log p(target) [N] in float32 from final hidden states, a chunk of tokens at a time. Where the head is frozen its part of the gradient is
-    made with the loss, from the same logits; where it is trained, logits are made again in the gradient."""
+    made with the loss, from the same logits; where it is trained and there are several chunks, logits are made again in the gradient."""
     n = x_ND.shape[0]
     x_ND, head_VD = transformer.finish(spec, params, x_ND), transformer.head(spec, params)
     chunks = -(-n * spec.vocab // CHUNK)
     if chunks == 1:
-        return _nll(x_ND, head_VD, targets_N)
+        return _nll(False, x_ND, head_VD, targets_N)
     size = -(-n // chunks)
     pad = chunks * size - n
     x = jnp.pad(x_ND, ((0, pad), (0, 0))).reshape(chunks, size, -1)
     t = jnp.pad(targets_N, (0, pad)).reshape(chunks, size)
-    return jax.lax.map(lambda xt: _nll(xt[0], head_VD, xt[1]), (x, t)).reshape(-1)[:n]
+    return jax.lax.map(lambda xt: _nll(True, xt[0], head_VD, xt[1]), (x, t)).reshape(-1)[:n]
 
 
 def _plain_nll(x_ND, head_VD, targets_N):
@@ -36,23 +36,25 @@ def _plain_nll(x_ND, head_VD, targets_N):
     return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets_N[:, None], 1)[:, 0]
 
 
-_nll = jax.custom_jvp(_plain_nll)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _nll(again, x_ND, head_VD, targets_N):
+    """`again`: logits are made again in the gradient of a head that is trained, instead of being kept."""
+    return _plain_nll(x_ND, head_VD, targets_N)
 
 
 @functools.partial(_nll.defjvp, symbolic_zeros=True)
-def _nll_jvp(at, moved):
+def _nll_jvp(again, at, moved):
     x_ND, head_VD, targets_N = at
     dx_ND, dhead_VD, _ = moved
     if not isinstance(dhead_VD, SymbolicZero):
         dx_ND = jnp.zeros_like(x_ND) if isinstance(dx_ND, SymbolicZero) else dx_ND
-        return jax.jvp(jax.checkpoint(lambda x, head: _plain_nll(x, head, targets_N)), (x_ND, head_VD), (dx_ND, dhead_VD))
+        plain = functools.partial(_plain_nll, targets_N=targets_N)
+        return jax.jvp(jax.checkpoint(plain) if again else plain, (x_ND, head_VD), (dx_ND, dhead_VD))
     logits = transformer.logits(x_ND, head_VD)
     most_N1 = logits.max(-1, keepdims=True)
     share_NV = jnp.exp(logits - most_N1)
     sum_N1 = share_NV.sum(-1, keepdims=True)
     nll_N = (most_N1 + jnp.log(sum_N1) - jnp.take_along_axis(logits, targets_N[:, None], 1))[:, 0]
-    if isinstance(dx_ND, SymbolicZero):
-        return nll_N, jnp.zeros_like(nll_N)
     hit_NV = jnp.arange(head_VD.shape[0], dtype=targets_N.dtype)[None] == targets_N[:, None]
     dlogits_NV = (share_NV / sum_N1 - hit_NV.astype(jnp.float32)).astype(head_VD.dtype)
     gradient_ND = jnp.einsum("nv,vd->nd", dlogits_NV, head_VD, preferred_element_type=jnp.float32)

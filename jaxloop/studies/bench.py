@@ -129,10 +129,10 @@ def time_train(settings: Settings, chains: int, limits) -> dict:
     from jaxloop.runtime.cost import training_flops
     from jaxloop.runtime.devices import side_by_side
 
-    spec, lora, base, tree = _setting(settings, chains)
     programs, together = settings.programs or 1, settings.together or (1 if jax.default_backend() == "cpu" else chains)
     if chains % together:
         raise ValueError(f"together = {together}: must divide chains = {chains}")
+    spec, lora, base, tree = _setting(settings, chains)
     fit = train.FitSettings(lora=lora, batch_size=settings.batch_size, dtype=settings.dtype, remat=settings.remat, steps_per_dispatch=settings.steps)
     shape = (settings.steps, chains, settings.batch_size, settings.length)
     tokens = np.random.default_rng(settings.seed).integers(0, spec.vocab, shape).astype(np.int32)

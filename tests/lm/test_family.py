@@ -165,7 +165,7 @@ def test_loss_equals_torch(model, fitted, tmp_path):
 
 
 def test_chains_that_take_turns_in_a_program_train_as_all_at_once(model):
-    """Four chains with different batches, weights and numbers of steps to come; one, two and all four of them vmapped."""
+    """Four chains with batches, masks and weights of their own; one, two and all four of them vmapped."""
     keys, rng = jax.random.split(jax.random.key(5), 4), np.random.default_rng(1)
     start = adapters.init(keys, model.spec, FIT.lora)
     tokens = rng.integers(2, model.spec.vocab, (4, 4, 4, 12)).astype(np.int32)
