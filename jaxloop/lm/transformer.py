@@ -72,66 +72,93 @@ def rotate(x_NHK, cos_NK, sin_NK):
     return (x_NHK.astype(jnp.float32) * cos_NK[:, None] + turned.astype(jnp.float32) * sin_NK[:, None]).astype(x_NHK.dtype)
 
 
-@jax.custom_jvp
-def adapted(x_ND, w_DO, a_DR, b_RO):
-    """x (W + A B). Where there are more tokens than inputs that is less work than x W + (x A) B: no sum over tokens, forth or back.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def adapted(widths, x_ND, w_DO, a_RD, b):
+    """x (W + A B), cut into parts of `widths`. Where there are more tokens than inputs that is less work than x W + (x A) B: no sum over tokens.
 
-    Its derivative reads x A and what comes back times B', never the derivative of the sum, which is as large as W."""
-    return x_ND @ (w_DO + a_DR @ b_RO)
+    `a_RD` is A transposed, one part's rows after another's; `b` has a part's own B [R, O] or, where it has no adapter, None.
+    The derivative reads x A and what comes back times B', part by part, never the derivative of the sum, which is as large as W."""
+    return pieces(x_ND @ _summed(widths, w_DO, a_RD, b), *widths)
+
+
+def _ranks(b):
+    return [b_RO.shape[0] for b_RO in b if b_RO is not None]
+
+
+def _summed(widths, w_DO, a_RD, b):
+    """W + A B."""
+    each = iter(jax.lax.split(a_RD, _ranks(b)))
+    parts = [jnp.zeros((w_DO.shape[0], n), w_DO.dtype) if b_RO is None else next(each).T @ b_RO for n, b_RO in zip(widths, b, strict=True)]
+    return w_DO + jnp.concatenate(parts, -1)
 
 
 @functools.partial(adapted.defjvp, symbolic_zeros=True)
-def _adapted_jvp(at, moved):
-    x_ND, w_DO, a_DR, b_RO = at
-    sum_DO, z_NR = w_DO + a_DR @ b_RO, x_ND @ a_DR
-    terms = (lambda dx: dx @ sum_DO, lambda dw: x_ND @ dw, lambda da: (x_ND @ da) @ b_RO, lambda db: z_NR @ db)
-    y = x_ND @ sum_DO
-    return y, sum((term(d) for term, d in zip(terms, moved, strict=True) if not isinstance(d, SymbolicZero)), jnp.zeros_like(y))
+def _adapted_jvp(widths, at, moved):
+    (x_ND, w_DO, a_RD, b), (dx_ND, dw_DO, da_RD, db) = at, moved
+    moves = lambda d: not isinstance(d, SymbolicZero)  # noqa: E731
+    sum_DO = _summed(widths, w_DO, a_RD, b)
+    y = pieces(x_ND @ sum_DO, *widths)
+    terms = [[] for _ in widths]
+    for d, product in ((dx_ND, lambda: dx_ND @ sum_DO), (dw_DO, lambda: x_ND @ dw_DO)):
+        if moves(d):
+            terms = [[*own, term] for own, term in zip(terms, pieces(product(), *widths), strict=True)]
+    z = iter(pieces(x_ND @ a_RD.T, *_ranks(b)))
+    dz = iter(pieces(x_ND @ da_RD.T, *_ranks(b))) if moves(da_RD) else None
+    for own, b_RO, db_RO in zip(terms, b, db, strict=True):
+        if b_RO is not None:
+            z_NR = next(z)
+            own += ([next(dz) @ b_RO] if dz else []) + ([z_NR @ db_RO] if moves(db_RO) else [])
+    return y, [sum(own[1:], own[0]) if own else jnp.zeros_like(part) for own, part in zip(terms, y, strict=True)]
 
 
-def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=None):
-    """One fused projection with its adapter: [N, D] -> [N, O]. `adapter` leaves are [C, D, n R] and [C, R, O]; N is C equal runs of rows."""
+def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=None) -> list:
+    """One fused projection with its adapter: [N, D] to its parts, [N, O] each. N is C equal runs of rows; `adapter` holds what `adapters.fuse` made of
+    a layer: C chains' A and B."""
+    widths = tuple(part.width for part in sites(spec)[site])
     bias = w.get(f"{site}_bias")
-    biased = lambda y: y if bias is None else y + bias[None]  # noqa: E731
+    biased = lambda parts: list(parts) if bias is None else [y + b[None] for y, b in zip(parts, pieces(bias, *widths), strict=True)]  # noqa: E731
     if adapter is None or site not in adapter:
-        return biased(x_ND @ w[site])
-    a, b = adapter[site]["a"], adapter[site]["b"]
-    if isinstance(b, Summed):
-        b, chains = b.b, a.shape[0]
+        return biased(pieces(x_ND @ w[site], *widths))
+    if isinstance(adapter[site], Summed):
+        a_CRD, b = adapter[site]
+        chains = a_CRD.shape[0]
         if dropout is None and x_ND.shape[0] >= chains * x_ND.shape[1]:
             if chains == 1:  # a batch axis of one would turn every product into a batched one
-                return biased(adapted(x_ND, w[site], a[0], b[0]))
-            y_CNO = jax.vmap(adapted, (0, None, 0, 0))(x_ND.reshape(chains, -1, x_ND.shape[1]), w[site], a, b)
-            return biased(y_CNO.reshape(x_ND.shape[0], -1))
-    y = biased(x_ND @ w[site])
+                return biased(adapted(widths, x_ND, w[site], *jax.tree.map(lambda leaf: leaf[0], (a_CRD, b))))
+            each = jax.vmap(functools.partial(adapted, widths), (0, None, 0, 0))(x_ND.reshape(chains, -1, x_ND.shape[1]), w[site], a_CRD, b)
+            return biased([y_CNO.reshape(x_ND.shape[0], -1) for y_CNO in each])
+        a = a_CRD.swapaxes(1, 2)
+    else:
+        a, b = adapter[site]["a"], adapter[site]["b"]
+    y = x_ND @ w[site]
     x_CND = (x_ND if dropout is None else dropout(site, x_ND)).reshape(a.shape[0], -1, x_ND.shape[-1])
     z = jnp.einsum("cnd,cdr->cnr", x_CND, a)
     if not isinstance(b, tuple):
-        return y + jnp.einsum("cnr,cro->cno", z, b).reshape(y.shape)
+        return biased(pieces(y + jnp.einsum("cnr,cro->cno", z, b).reshape(y.shape), *widths))
     z_each = iter(pieces(z, *(w_CRO.shape[1] for w_CRO in b if w_CRO is not None)))
-    out = pieces(y, *(part.width for part in sites(spec)[site]))
-    out = [y if w_CRO is None else y + jnp.einsum("cnr,cro->cno", next(z_each), w_CRO).reshape(y.shape) for y, w_CRO in zip(out, b, strict=True)]
-    return out[0] if len(out) == 1 else jnp.concatenate(out, -1)
+    parts = zip(pieces(y, *widths), b, strict=True)
+    return biased([y if w_CRO is None else y + jnp.einsum("cnr,cro->cno", next(z_each), w_CRO).reshape(y.shape) for y, w_CRO in parts])
 
 
 def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None):
     """One transformer block. `attend(q [N, H, K], k [N, G, K], v [N, G, K]) -> [N, H K]` owns positions, masks and caches."""
     n, hk, gk = x_ND.shape[0], spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     h = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias")) if spec.norm_first else x_ND
-    qkv = linear(spec, "qkv", w, adapter, h, dropout)
-    q, k, v = (part.reshape(n, -1, spec.head_size) for part in pieces(qkv, hk, gk, gk))
-    x_ND = x_ND + linear(spec, "o", w, adapter, attend(q, k, v), dropout)
+    qkv = _cut(linear(spec, "qkv", w, adapter, h, dropout), hk, gk, gk)
+    attended = attend(*(part.reshape(n, -1, spec.head_size) for part in qkv))
+    x_ND = x_ND + linear(spec, "o", w, adapter, attended, dropout)[0]
     if not spec.norm_first:
         x_ND = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias"))
     h = norm(spec, x_ND, w["norm2_scale"], w.get("norm2_bias")) if spec.norm_first else x_ND
-    h = linear(spec, "up", w, adapter, h, dropout)
-    if spec.gated:
-        gate, up = pieces(h, spec.mlp, spec.mlp)
-        h = ACTIVATIONS[spec.activation](gate) * up
-    else:
-        h = ACTIVATIONS[spec.activation](h)
-    x_ND = x_ND + linear(spec, "down", w, adapter, h, dropout)
+    h, *up = _cut(linear(spec, "up", w, adapter, h, dropout), *[spec.mlp] * (1 + spec.gated))
+    h = ACTIVATIONS[spec.activation](h)
+    x_ND = x_ND + linear(spec, "down", w, adapter, h * up[0] if up else h, dropout)[0]
     return x_ND if spec.norm_first else norm(spec, x_ND, w["norm2_scale"], w.get("norm2_bias"))
+
+
+def _cut(parts: list, *widths: int):
+    """GPT-2 has one module, and so one adapter, where others have one for each of q, k and v."""
+    return parts if len(parts) == len(widths) else pieces(parts[0], *widths)
 
 
 def embed(spec: Spec, params: dict, tokens_N, positions_N):
