@@ -191,7 +191,7 @@ def _logits(spec, params, fused, prompts: Prompts, opened: _Open, keys, values, 
     rows, b, m = opened.tokens.shape
     position = jnp.repeat(prompts.length + t, b)
     x = transformer.embed(spec, params, opened.last.reshape(-1), position)
-    tables = transformer.rope_tables(spec, position) if spec.positions == "rope" else None
+    tables = transformer.rope_tables(spec, position)
     mine = (opened.ancestor[:, :, None] == jnp.arange(b)[None, None, :, None]) & (jnp.arange(m) <= t)[None, None, None]
     prompt = jnp.arange(prompts.keys[0].shape[2])[None] < prompts.length[:, None]
     prompt = jnp.broadcast_to(prompt[:, None], (rows, b, prompt.shape[1]))

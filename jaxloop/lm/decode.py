@@ -163,7 +163,7 @@ def _prefill(spec, params, fused, tokens, length) -> Prompts:
     if time:
         positions = jnp.broadcast_to(jnp.arange(time)[None], (rows, time)).reshape(-1)
         x = transformer.embed(spec, params, tokens[:, :time].reshape(-1), positions)
-        tables = transformer.rope_tables(spec, positions) if spec.positions == "rope" else None
+        tables = transformer.rope_tables(spec, positions)
         whole = attention.causal(spec, rows, time, None)
         for i in range(spec.layers):
 
@@ -215,7 +215,7 @@ def _decode(spec, sampler, shape, eos, params, fused, prompts, requests, jobs) -
         jnp.zeros((n + 1, shape.max_new_tokens), jnp.int32), jnp.zeros((n + 1,), jnp.int32), jnp.zeros((n + 1,), bool), jnp.int32(0),
     )  # fmt: skip
     # Sines and cosines are looked up: XLA would fuse them into their readers and take each anew for every head of every layer.
-    rope = transformer.rope_tables(spec, jnp.arange(shape.prompt + shape.max_new_tokens + 1)) if spec.positions == "rope" else None
+    rope = transformer.rope_tables(spec, jnp.arange(shape.prompt + shape.max_new_tokens + 1))
     advance = functools.partial(_window, spec, sampler, shape, eos, params, rope, prompts, requests)
     assign = functools.partial(_assign, sampler, shape, fused, prompts, requests, jobs)
     state = jax.lax.while_loop(lambda s: (s.slots.request >= 0).any(), lambda s: assign(advance(s)), assign(state))

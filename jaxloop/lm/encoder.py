@@ -234,7 +234,7 @@ def hidden(spec: EncoderSpec, params: dict, tokens_RT, length_R):
         x = x + params["token_type"][:1]
     if spec.embed_norm:
         x = transformer.norm(core, x, params["embed_norm_scale"], params["embed_norm_bias"])
-    tables = transformer.rope_tables(core, positions) if core.positions == "rope" else None
+    tables = transformer.rope_tables(core, positions)
     if spec.causal:
         attend = attention.causal(core, rows, time, tables)
     else:

@@ -19,11 +19,11 @@ from jaxloop.lm import adapters, batching, micro_batch, projection, train
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.huggingface import load as load_model
 from jaxloop.lm.loss import row_nll
-from jaxloop.lm.placement import cut, devices_of, like, mesh_of, spread
+from jaxloop.lm.placement import cut, devices_of, like, mesh_of, programs_on, spread
 from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, sample
 from jaxloop.lm.spec import init
 from jaxloop.lm.train import FitSettings
-from jaxloop.runtime.devices import programs_at_once, side_by_side
+from jaxloop.runtime.devices import side_by_side
 
 __all__ = ["FitResult", "FitSettings", "FitTask", "LossResult", "LossTask", "SampleResult", "SampleSettings", "SampleTask", "fit", "load", "loss", "sample"]
 
@@ -104,7 +104,7 @@ def fit(model: Model, tasks: Sequence[FitTask], settings: FitSettings, *, direct
         groups.setdefault(work.signature, []).append(i)
     mesh = mesh_of(model)
     devices = 1 if mesh is None else mesh.size
-    programs = programs_at_once() if len(devices_of(model)) == 1 else 1
+    programs = programs_on(model)
     size = settings.chains_at_once or micro_batch.choose(model, settings, *_largest(works), len(works))
     results: dict[int, FitResult] = {}
 

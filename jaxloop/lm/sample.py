@@ -21,9 +21,9 @@ from jaxloop.lm.adapters import Lora
 from jaxloop.lm.beam import beam_search
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.micro_batch import halved, is_out_of_memory
-from jaxloop.lm.placement import devices_of, like, mesh_of
+from jaxloop.lm.placement import like, mesh_of, programs_on
 from jaxloop.lm.sampling import Sampler
-from jaxloop.runtime.devices import programs_at_once, side_by_side
+from jaxloop.runtime.devices import side_by_side
 
 FEW = 8  # distinct prompts of a chain up to which their caches are shared by its rows
 
@@ -220,7 +220,7 @@ def _write_with(model, params, adapted, tasks, ids, chosen, settings, longest, t
     length = settings.max_prompt or batching.bucket(longest)
     shape = decode.Shape(lanes, -(-slots(settings) // lanes), settings.window, settings.max_new_tokens, length - 1, shared)
     size = (settings.chains_per_call if lanes > 1 or not adapted else 1) * devices
-    together = (settings.programs or programs_at_once()) if len(devices_of(model)) == 1 else 1
+    together = programs_on(model, settings.programs)
     for at in range(0, len(chosen), size):
         work = _share_out(ids, chosen[at : at + size], shared, settings, devices)
         pool = _pool(model, tasks, work, settings) if adapted else None

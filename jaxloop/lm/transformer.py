@@ -54,7 +54,9 @@ def rope_frequencies(spec: Spec):
 
 
 def rope_tables(spec: Spec, positions_N):
-    """cos and sin [N, K] (each half repeated) at integer positions [N], float32."""
+    """cos and sin [N, K] (each half repeated) at integer positions [N], float32; None where positions are not rotary."""
+    if spec.positions != "rope":
+        return None
     angle = positions_N.astype(jnp.float32)[:, None] * rope_frequencies(spec)[None]
     angle = jnp.concatenate([angle, angle], -1)
     return jnp.cos(angle), jnp.sin(angle)
@@ -216,7 +218,7 @@ def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=N
     else:
         positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), -1) - 1, 0).reshape(-1)
     x = embed(spec, params, tokens.reshape(-1), positions)
-    tables = rope_tables(spec, positions) if spec.positions == "rope" else None
+    tables = rope_tables(spec, positions)
     attend = attention.causal(spec, rows, time, tables, mask)
 
     def one(x, w, adapter, i):

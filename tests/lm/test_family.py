@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm import adapters, batching, bpe, family, sample, train
+from jaxloop.lm import adapters, batching, bpe, family, placement, sample, train
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.family import FitSettings, FitTask, LossTask, SampleSettings, SampleTask
 from jaxloop.lm.huggingface import Model
@@ -64,7 +64,7 @@ def test_programs_beside_each_other_train_what_one_after_another_do(model, monke
     made, used, real = [], [], family.side_by_side
     monkeypatch.setattr(family, "side_by_side", lambda start, take, lots, programs: (used.append((len(lots), programs)), real(start, take, lots, programs)))
     for programs in (1, 3):
-        monkeypatch.setattr(family, "programs_at_once", lambda count=programs: count)
+        monkeypatch.setattr(placement, "programs_at_once", lambda count=programs: count)
         made.append(family.fit(model, tasks, FIT))
     assert used == [(5, 1), (5, 3)]
     assert all(same(a.weights, b.weights) and same(a.loss, b.loss) and a.tokens == b.tokens for a, b in zip(*made, strict=True))
