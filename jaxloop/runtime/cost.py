@@ -61,6 +61,22 @@ class Limits:
     flops: float
     bandwidth: float
 
+    def or_better(self, other: "Limits") -> "Limits":
+        """The higher of two measurements."""
+        return Limits(max(self.flops, other.flops), max(self.bandwidth, other.bandwidth))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a program did in each second: FLOPs, and bytes that it had to read (0: not counted)."""
+
+    flops: float
+    bytes: float = 0.0
+
+    def share(self, limits: Limits) -> float:
+        """Of the limit that is nearer: 1 at the roofline."""
+        return max(self.flops / limits.flops, self.bytes / limits.bandwidth)
+
 
 def measure_limits(dtype=jnp.float32, *, size: int | None = None, seconds: float = 0.5) -> Limits:
     """Time a [size, size] product and a copy of about half a gigabyte (64 MiB on a CPU) for about `seconds` each; the best repeat counts."""

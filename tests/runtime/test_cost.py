@@ -57,3 +57,9 @@ def test_decoding_counts():
 def test_limits_are_measured():
     limits = cost.measure_limits(size=256, seconds=0.02)
     assert limits.flops > 1e8 and limits.bandwidth > 1e7
+
+
+def test_the_nearer_limit_counts_and_the_better_measurement():
+    limits = cost.Limits(100.0, 10.0).or_better(cost.Limits(50.0, 20.0))
+    assert limits == cost.Limits(100.0, 20.0)
+    assert cost.Work(50.0, 5.0).share(limits) == 0.5 and cost.Work(50.0, 15.0).share(limits) == 0.75 and cost.Work(30.0).share(limits) == 0.3

@@ -32,7 +32,7 @@ def test_a_benchmark_ends_with_one_json_object(devices, programs):
 @pytest.mark.parametrize("fields", [{"devices": 99}, {"devices": 3}])
 def test_devices_that_are_not_there_or_do_not_divide_the_texts_are_refused(fields):
     with pytest.raises(ValueError, match=r"devices = \d+: must be at most 4 here, and divide texts = 16"):
-        bench.time_decode(settings(what="decode", chains=(1,), **fields), 1, None)
+        bench.time_decode(settings(what="decode", chains=(1,), **fields), 1)
 
 
 def test_a_vocabulary_of_another_size_is_that_models():
@@ -42,9 +42,9 @@ def test_a_vocabulary_of_another_size_is_that_models():
 
 def test_several_programs_on_several_devices_are_refused():
     with pytest.raises(ValueError, match="programs = 2: must be 1 where devices = 2 share the texts"):
-        bench.time_decode(settings(what="decode", chains=(1,), devices=2, programs=2), 1, None)
+        bench.time_decode(settings(what="decode", chains=(1,), devices=2, programs=2), 1)
 
 
 def test_chains_that_cannot_be_dealt_evenly_are_refused():
     with pytest.raises(ValueError, match="together = 2: must divide chains = 3"):
-        bench.time_train(settings(chains=(3,), together=2), 3, None)
+        bench.time_train(settings(chains=(3,), together=2), 3)
