@@ -1,5 +1,6 @@
 """Strict numerics for every test, four fake CPU devices, and the optional real data beside the repository."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
+from jax._src import compiler
 
 from jaxloop.runtime.compiled import make_room
 
@@ -24,6 +26,18 @@ jax.config.update("jax_enable_compilation_cache", False)
 SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
+def _without_fusion_emitters(options_of):
+    """Compile options without XLA:CPU's emitters of fused loops, which take twice as long as the rest of the compiler where it takes its short way."""
+
+    @functools.wraps(options_of)
+    def found(*args, **kwargs):
+        options = options_of(*args, **kwargs)
+        options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
+        return options
+
+    return found
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _programs(request):
     """Most tests compile far longer than they run, so the compiler takes its short way there. Modules that hold the engine to torch, and
@@ -32,9 +46,14 @@ def _programs(request):
     And all tests of a process compile more programs than the system has memory mappings for, so they are dropped now and then.
     """
     full = request.node.get_closest_marker("optimised") is not None or os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
-    jax.config.update("jax_disable_most_optimizations", not full)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    if full:
+        jax.clear_caches()  # or a program that an earlier module compiled the short way would serve
+    with pytest.MonkeyPatch.context() as patch:
+        if not full and hasattr(compiler, "get_compile_options"):  # no public setting reaches every program of a process that has compiled one
+            patch.setattr(compiler, "get_compile_options", _without_fusion_emitters(compiler.get_compile_options))
+        jax.config.update("jax_disable_most_optimizations", not full)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
     make_room(0.2)
 
 
