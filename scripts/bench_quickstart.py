@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import _root  # noqa: F401
+
 STEP = re.compile(r"(fit|sample|measure) ([\d.]+) s")
 
 

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -77,3 +78,18 @@ def test_ci_runs_the_readmes_test_command_in_a_new_environment(tmp_path):
     promised = readme_commands()[1].replace("'", "").replace("[test]", "[test,peers]").split(" && .venv/bin/")[1:]
     assert calls == promised and calls[-1].startswith("python -m pytest")
     assert not pathlib.Path(folder).exists() and not pathlib.Path(folder).is_relative_to(ROOT)
+
+
+def test_scripts_run_the_package_beside_them_from_any_folder(tmp_path):
+    """Whatever else is called jaxloop on the path; each that needs the package says so first."""
+    decoy = tmp_path / "decoy" / "jaxloop"
+    decoy.mkdir(parents=True)
+    (decoy / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    environment = os.environ | {"PYTHONPATH": str(decoy.parent)}
+    for script in ("bench_train.py", "project_study.py"):
+        done = subprocess.run([sys.executable, ROOT / "scripts" / script, "--nonsense=1"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and "wrong package" not in done.stderr and "nonsense" in done.stderr, done.stderr
+    for path in sorted((ROOT / "scripts").glob("[a-z]*.py")):
+        text = path.read_text()
+        if re.search(r"^\s*(from|import) (jaxloop|_bench)\b", text, re.MULTILINE):
+            assert re.search(r"^import _root\b", text, re.MULTILINE), path.name
