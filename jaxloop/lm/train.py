@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
@@ -19,6 +20,7 @@ from jaxloop.lm import projection
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.loss import chain_losses
 from jaxloop.lm.spec import Spec
+from jaxloop.runtime.setup_jit import setup_jit
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,10 @@ def _optimizer(settings: FitSettings):
 
 def init_state(settings: FitSettings, weights: dict, keys: jax.Array) -> TrainState:
     """A fresh optimiser for weights whose leaves are [C, ...]; `keys` [C] drive dropout."""
-    return TrainState(weights, _fresh(settings, weights), keys, jnp.zeros(keys.shape, jnp.int32))
+    return TrainState(weights, _fresh(settings, weights), keys, jnp.asarray(np.zeros(keys.shape, np.int32)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@setup_jit(static_argnums=0)
 def _fresh(settings, weights):
     return jax.vmap(_optimizer(settings).init)(weights)
 
