@@ -64,11 +64,15 @@ def keep_compiled_programs(folder: Path) -> bool:
                 LOGGER.warning("compiled programs are not kept: %s is not a folder of yours that can be written", path)
                 return False
         jax.config.update("jax_compilation_cache_dir", str(path))
-    # Another version of Python may have written the entry; that is no news to anyone.
-    warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry", category=UserWarning)
+    hide_unreadable_entries()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return True
+
+
+def hide_unreadable_entries() -> None:
+    """Silences JAX's warning of an entry that it cannot read: another version of Python may have written it, and it is compiled again."""
+    warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry", category=UserWarning)
 
 
 def mappings() -> tuple[int, int]:
