@@ -75,9 +75,3 @@ def rows_below(key: jax.Array, rows, limit) -> jax.Array:
 def random_order(key: jax.Array, count: int) -> jax.Array:
     """A uniform permutation of range(count): [count] int32."""
     return jax.random.permutation(key, count)
-
-
-@setup_jit(static_argnums=(1, 2), inline=True)
-def random_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Standard normal numbers of a shape."""
-    return jax.random.normal(key, shape, dtype)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxloop.kernels.keys import fold_in, random_normal
+from jaxloop.kernels.keys import fold_in
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def init(key: jax.Array, spec: Spec, dtype=jnp.float32) -> dict:
         shape = (spec.layers, *p.shape) if p.path[0] == "layers" else p.shape
         if p.init == "normal":
             scale = spec.init_scale / (2 * spec.layers) ** 0.5 if p.residual else spec.init_scale
-            flat[p.path] = (scale * random_normal(fold_in(key, i), shape)).astype(dtype)
+            flat[p.path] = (scale * jax.random.normal(fold_in(key, i), shape)).astype(dtype)
         else:
             flat[p.path] = (jnp.ones if p.init == "ones" else jnp.zeros)(shape, dtype)
     return nest(flat)

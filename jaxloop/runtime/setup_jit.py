@@ -17,7 +17,8 @@ def setup_jit(function: Callable | None = None, **options) -> Callable:
     Such programs are mostly random draws. XLA unrolls the twenty rounds of Threefry, and LLVM spends up to half a minute on making them a little
     faster (jax 0.12: 33 s for the adapters of a small model, 1.2 s the short way). The program is therefore compiled with LLVM's lowest level
     of optimisation that still selects instructions as the others do: values are the same to the last bit, which tests hold for every set-up
-    program. Not for programs that run often: their loops become slower.
+    program. Not for programs that run often: their loops become slower. And not for transcendental functions, normal draws among them: vectors
+    and single numbers have other implementations, and which is taken differs (jax 0.12: `jax.random.normal` of shape (384, 3)).
 
     On a platform other than a CPU, and where the compiler does not know the option, it is `jax.jit`. Inside another program that is being
     traced it is `jax.jit` too, as only outermost programs have compiler options. It can be used as a decorator, with or without options.

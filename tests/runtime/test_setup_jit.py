@@ -1,6 +1,5 @@
 """Set-up programs: compiled the short way with the bits of the long way, the values of always, and the usual way where there is no other."""
 
-import dataclasses
 import functools
 from pathlib import Path
 
@@ -11,10 +10,8 @@ import pytest
 
 from jaxloop.kernels import keys
 from jaxloop.lm import adapters, family, sample, train
-from jaxloop.lm.encoder_spec import init_head, read_encoder_spec
 from jaxloop.lm.huggingface import read_spec
 from jaxloop.lm.spec import init
-from jaxloop.metrics.embed import default_model
 from jaxloop.recursion import workflow
 from jaxloop.runtime import setup_jit as module
 from jaxloop.runtime.setup_jit import setup_jit
@@ -51,11 +48,6 @@ def weights_of(base):
     return init(KEY, spec_of(base))
 
 
-def head():
-    spec = read_encoder_spec(default_model(), head=False)
-    return init_head(KEY, dataclasses.replace(spec, head="dense", labels=("a", "b", "c")))
-
-
 PROGRAMS = {
     "fold_in": lambda: jax.random.key_data(keys.phase_key(KEY, 3, "fit")),
     "row_keys": lambda: jax.random.key_data(keys.row_keys(KEY, np.arange(300))),
@@ -64,18 +56,15 @@ PROGRAMS = {
     "random_below": lambda: [keys.random_below(KEY, n) for n in (1, 4, 1000, 2**31 - 1)],
     "rows_below": lambda: [keys.rows_below(KEY, np.arange(n, dtype=np.uint32), 977) for n in (1, 96, 4000)],
     "random_order": lambda: [keys.random_order(KEY, n) for n in (1, 20, 5000)],
-    "random_normal": lambda: [keys.random_normal(KEY, shape) for shape in ((3,), (384, 128), (1000, 333))],
     "replicate_keys": lambda: jax.random.key_data(linear._replicate_keys(KEY, 37)),
     "simulated_keys": lambda: [jax.random.key_data(simulated._keys(KEY, 11, n)) for n in (None, 3)],
-    "init_head": head,
-    "ranks": lambda: [adapters_of("llama", 2, adapters.Lora(rank=rank, alpha=8.0, targets=("q", "v"))) for rank in (1, 4, 8)],
+    "ranks": lambda: [adapters_of("llama", 2, adapters.Lora(rank=rank, alpha=8.0, targets=("q", "v"))) for rank in (1, 3, 4, 8, 10)],
     "together": lambda: adapters_of("gpt2", 4),
     "fresh": lambda: train._fresh(train.FitSettings(), adapters_of("gpt2", 2)),
     "fuse": lambda: sample._fuse(spec_of("llama"), adapters_of("llama", 2, adapters.Lora(alpha=10.0)), adapters.Lora(alpha=10.0), jnp.dtype("bfloat16")),
     "fused": lambda: family._fused(spec_of("gpt2"), adapters.Lora(alpha=10.0), jnp.dtype("float32"), adapters.split(adapters_of("gpt2", 1), 0)),
     "unstack": lambda: sample._unstacked(weights_of("opt")),
     **{f"adapters {base}": functools.partial(adapters_of, base, 1) for base in ("llama", "qwen2", "gpt2", "opt")},
-    **{f"weights {base}": functools.partial(weights_of, base) for base in ("llama", "qwen2", "gpt2", "opt")},
     **{f"plan {name}": lambda flow=flow: [workflow.plan(flow, KEY, g, generations=4) for g in (0, 1, 3)] for name, flow in FLOWS.items()},
 }
 
