@@ -15,6 +15,7 @@ from typing import NamedTuple, NoReturn
 from absl import flags, logging
 
 from jaxloop import catalogue, config, studies
+from jaxloop.runtime import cached
 from jaxloop.runtime.files import DiskFull
 from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_INTERRUPTED, EXIT_REFUSED
 
@@ -29,6 +30,7 @@ HELP = """jaxloop: recursive training of language models
   python -m jaxloop.main --list                           the studies and the configs
   python -m jaxloop.main --config=FILE.py --fields        every field of the config: default, what is allowed, meaning
   python -m jaxloop.main --env                            versions and devices, for a bug report
+  python -m jaxloop.main cache --info                     what is kept in the cache folder (compiled programs, data sets); --clear deletes it
       --debug                          show the traceback of a refusal
 
 Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed,
@@ -71,6 +73,9 @@ def parse(argv: Sequence[str]) -> Command:
 def _parse(argv: list[str]) -> Command:
     if len(argv) == 1:
         return Command("help", None, (), None, tuple(argv))
+    if argv[1] == "cache":
+        cached.asked(argv[2:])
+        return Command("cache", None, (), None, tuple(argv))
     rest, overrides = _take_overrides(argv[1:])
     rest = ["--help" if word == "-h" else word for word in rest]
     values = _flags()

@@ -8,7 +8,7 @@ import sys
 from absl import app
 
 from jaxloop import cli, config, studies
-from jaxloop.runtime import environment
+from jaxloop.runtime import cached, environment
 
 
 def main(command: cli.Command) -> int:
@@ -20,6 +20,8 @@ def main(command: cli.Command) -> int:
         return cli.say(cli.listing())
     if command.action == "env":
         return cli.say(cli.table(environment.describe()))
+    if command.action == "cache":
+        return cli.say(cached.act(command.argv[2:]))
     raw = config.read_file(command.config)
     study = studies.load(raw.get("study"))
     if command.action == "fields":

@@ -4,7 +4,6 @@ Dimensions: C chains, L layers, D input width, O output width, R rank.
 An adapter is {target: {"a": [C, L, D, R], "b": [C, L, R, O]}} and adds `(alpha / R) (x a) b` to its projection.
 """
 
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from jaxloop.lm.spec import Spec, layer_prefix, site_widths, sites
+from jaxloop.runtime.setup_jit import setup_jit
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def target_names(spec: Spec, lora: Lora) -> tuple[str, ...]:
     return tuple(p.name for p in parts if p.name in chosen)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@setup_jit(static_argnums=(1, 2))
 def init(keys: jax.Array, spec: Spec, lora: Lora) -> dict:
     """Fresh adapters for the chains of `keys` [C]: a uniform in +-1/sqrt(D) (peft's Kaiming rule), b zero; float32."""
     names = target_names(spec, lora)

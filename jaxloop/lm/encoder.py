@@ -340,8 +340,9 @@ def over_batches(run: Callable, ids: Sequence[Sequence[int]], *, limit: int, bat
         for at in range(0, len(members), rows):
             chosen = members[at : at + rows]
             order.append(chosen)
-            pending.append(run(*fill([ids[i] for i in chosen], limit, rows))[: len(chosen)])
-    values = np.concatenate([np.asarray(part) for part in pending])
+            pending.append(run(*fill([ids[i] for i in chosen], limit, rows)))
+    # Cut on the host: on the device every other number of rows would be one more program.
+    values = np.concatenate([np.asarray(part)[: len(chosen)] for chosen, part in zip(order, pending, strict=True)])
     out = np.empty_like(values)
     out[np.concatenate(order)] = values
     return out

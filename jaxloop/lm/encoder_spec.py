@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+from jaxloop.kernels.keys import fold_in
 from jaxloop.lm import huggingface
 from jaxloop.lm.spec import Param, Source, Spec, nest, table
 
@@ -131,7 +132,7 @@ def init_head(key: jax.Array, spec: EncoderSpec) -> dict:
     flat = {}
     for i, p in enumerate(_head_table(spec)):
         scale = spec.core.init_scale if p.init == "normal" else 0.0
-        flat[p.path] = scale * jax.random.normal(jax.random.fold_in(key, i), p.shape)
+        flat[p.path] = scale * jax.random.normal(fold_in(key, i), p.shape)
     return nest(flat)["head"]
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxloop.kernels.keys import fold_each, stack_keys
 from jaxloop.kernels.map_chains import AXIS
 from jaxloop.lm import adapters, batching, micro_batch, projection, train
 from jaxloop.lm.huggingface import Model
@@ -24,6 +25,7 @@ from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, sample
 from jaxloop.lm.spec import init
 from jaxloop.lm.train import FitSettings
 from jaxloop.runtime.devices import side_by_side
+from jaxloop.runtime.setup_jit import setup_jit
 
 __all__ = ["FitResult", "FitSettings", "FitTask", "LossResult", "LossTask", "SampleResult", "SampleSettings", "SampleTask", "fit", "load", "loss", "sample"]
 
@@ -153,7 +155,7 @@ def _start_together(model, tasks, works, size, settings, mesh, direction):
     """(weights, losses of every dispatch), on their way, of one program for up to `size` chains of one signature; idle places repeat the first."""
     fill = [0] * (size - len(tasks))
     tasks_C, works_C = [*tasks, *(tasks[i] for i in fill)], [*works, *(works[i] for i in fill)]
-    keys = jnp.stack([t.key for t in tasks_C])
+    keys = stack_keys([t.key for t in tasks_C])
     state = train.init_state(settings, _initial(model, tasks_C, keys, settings), keys)
     if mesh is not None:
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec(AXIS)))
@@ -193,11 +195,15 @@ def _results(works, weights, logs) -> list[FitResult]:
 
 def _initial(model, tasks, keys, settings):
     """Weights [C, ...] to start from, float32."""
-    fresh = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+    fresh = fold_each(keys, np.uint32(0))
     if settings.mode == "lora":
-        new = adapters.init(fresh, model.spec, settings.lora)
+        if all(t.start is None for t in tasks):
+            return adapters.init(fresh, model.spec, settings.lora)
+        # Adapters are small: stacked on the host they need no program.
+        new = jax.device_get(adapters.init(fresh, model.spec, settings.lora))
         each = [adapters.split(new, c) if t.start is None else t.start for c, t in enumerate(tasks)]
-    elif settings.mode == "full":
+        return jax.tree.map(lambda *leaves: jnp.asarray(np.stack([np.asarray(leaf, np.float32) for leaf in leaves])), *each)
+    if settings.mode == "full":
         each = [model.params if t.start is None else t.start for t in tasks]
     else:
         each = [init(fresh[c], model.spec) if t.start is None else t.start for c, t in enumerate(tasks)]
@@ -245,7 +251,7 @@ def place(model: Model, weights, settings: FitSettings):
     return model.params, _fused(model.spec, settings.lora, dtype, weights)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@setup_jit(static_argnums=(0, 1, 2))
 def _fused(spec, lora, dtype, weights):
     return adapters.fuse(spec, adapters.stack([weights]), lora, dtype, summed=True)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxloop.kernels.keys import row_keys
 from jaxloop.kernels.map_chains import AXIS
 from jaxloop.lm import adapters, batching, decode
 from jaxloop.lm.adapters import Lora
@@ -24,6 +25,7 @@ from jaxloop.lm.micro_batch import halved, is_out_of_memory
 from jaxloop.lm.placement import like, mesh_of, programs_on
 from jaxloop.lm.sampling import Sampler
 from jaxloop.runtime.devices import side_by_side
+from jaxloop.runtime.setup_jit import setup_jit
 
 FEW = 8  # distinct prompts of a chain up to which their caches are shared by its rows
 
@@ -122,7 +124,7 @@ def sample(model: Model, tasks: Sequence[SampleTask], settings: SampleSettings) 
     return out
 
 
-_unstacked = jax.jit(decode.unstack)
+_unstacked = setup_jit(decode.unstack)
 
 
 def slots(settings: SampleSettings) -> int:
@@ -196,7 +198,7 @@ def _pool(model, tasks, devices: list[_Device], settings):
     return _fuse(model.spec, stacked, settings.lora, jnp.dtype(settings.dtype))
 
 
-_fuse = jax.jit(functools.partial(adapters.fuse, block_diagonal=True), static_argnums=(0, 2, 3))
+_fuse = setup_jit(functools.partial(adapters.fuse, block_diagonal=True), static_argnums=(0, 2, 3))
 
 
 def _write(model, params, adapted, tasks, ids, chosen, settings, longest, tokens, ended):
@@ -269,9 +271,8 @@ def _take(tokens, ended, call: list[_Device], made: decode.Written):
                 at += 1
 
 
-@jax.jit
 def _row_key_data(key, rows):
-    return jax.random.key_data(jax.vmap(lambda row: jax.random.fold_in(key, row))(rows))
+    return jax.random.key_data(row_keys(key, rows))
 
 
 def _prompts(model, params, pool, ids, call: list[_Device], shape, texts, settings, mesh):

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxloop.kernels.keys import fold_in
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -190,7 +192,7 @@ def init(key: jax.Array, spec: Spec, dtype=jnp.float32) -> dict:
         shape = (spec.layers, *p.shape) if p.path[0] == "layers" else p.shape
         if p.init == "normal":
             scale = spec.init_scale / (2 * spec.layers) ** 0.5 if p.residual else spec.init_scale
-            flat[p.path] = (scale * jax.random.normal(jax.random.fold_in(key, i), shape)).astype(dtype)
+            flat[p.path] = (scale * jax.random.normal(fold_in(key, i), shape)).astype(dtype)
         else:
             flat[p.path] = (jnp.ones if p.init == "ones" else jnp.zeros)(shape, dtype)
     return nest(flat)

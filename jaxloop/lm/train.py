@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct, traverse_util
 from jax.sharding import PartitionSpec as P
@@ -19,6 +20,7 @@ from jaxloop.lm import projection
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.loss import chain_losses
 from jaxloop.lm.spec import Spec
+from jaxloop.runtime.setup_jit import setup_jit
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,11 @@ def _optimizer(settings: FitSettings):
 
 def init_state(settings: FitSettings, weights: dict, keys: jax.Array) -> TrainState:
     """A fresh optimiser for weights whose leaves are [C, ...]; `keys` [C] drive dropout."""
-    return TrainState(weights=weights, optimizer=_fresh(settings, weights), key=keys, step=jnp.zeros(keys.shape, jnp.int32))
+    step = jnp.asarray(np.zeros(keys.shape, np.int32))
+    return TrainState(weights=weights, optimizer=_fresh(settings, weights), key=keys, step=step)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@setup_jit(static_argnums=0)
 def _fresh(settings, weights):
     return jax.vmap(_optimizer(settings).init)(weights)
 

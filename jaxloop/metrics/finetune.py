@@ -14,6 +14,7 @@ import optax
 from flax import linen as nn
 from sklearn.metrics import f1_score
 
+from jaxloop.kernels.keys import fold_in, random_order
 from jaxloop.lm import encoder as encoders
 from jaxloop.lm.encoder_spec import head_kind, init_head
 from jaxloop.metrics.classifiers import Classifier
@@ -41,10 +42,10 @@ def _draws(key, target: np.ndarray, batch_size: int, balanced: bool) -> np.ndarr
     steps = max(1, n // batch_size)
     if balanced:
         weight = 1.0 / np.bincount(target)[target]
-        rows = jax.random.choice(key, n, (steps * batch_size,), p=jnp.asarray(weight / weight.sum(), jnp.float32))
+        rows = np.asarray(jax.random.choice(key, n, (steps * batch_size,), p=jnp.asarray(weight / weight.sum(), jnp.float32)))
     else:
-        rows = jnp.resize(jax.random.permutation(key, n), steps * batch_size)
-    return np.asarray(rows).reshape(steps, batch_size)
+        rows = np.resize(np.asarray(random_order(key, n)), steps * batch_size)
+    return rows.reshape(steps, batch_size)
 
 
 def _cross_entropy(logits_BC, target_B):
@@ -82,7 +83,7 @@ def fit_head(model, features_NE, target, names, parts, *, epochs, batch_size, ra
     held = {"weights": weights, "state": _optimizer(schedule).init(weights)}
 
     def run(number):
-        rows = _draws(jax.random.fold_in(key, number), target[training], batch_size, balanced)
+        rows = _draws(fold_in(key, number), target[training], batch_size, balanced)
         held["weights"], held["state"], loss = _head_epoch(head, schedule, held["weights"], held["state"], x_NE, y_N, rows)
         return held["weights"], loss
 
@@ -124,7 +125,7 @@ def fit_encoder(model, texts, target, names, parts, *, blocks, epochs, batch_siz
     spec = replace(model.spec, head=head_kind(model.spec), labels=tuple(names), multi_label=False)
     count = spec.core.layers if blocks == "all" else min(blocks, spec.core.layers)
     params = {k: v for k, v in model.params.items() if k != "dense"}
-    frozen, weights = _divide(params | {"head": init_head(jax.random.fold_in(key, 1), spec)}, count, blocks == "all")
+    frozen, weights = _divide(params | {"head": init_head(fold_in(key, 1), spec)}, count, blocks == "all")
     ids = encoders.token_ids(model, texts)
     schedule = Schedule(rate, decay, epochs * max(1, len(training) // batch_size))
     held = {"weights": weights, "state": _optimizer(schedule).init(weights)}
@@ -132,10 +133,10 @@ def fit_encoder(model, texts, target, names, parts, *, blocks, epochs, batch_siz
 
     def run(number):
         losses = []
-        rows_SB = training[_draws(jax.random.fold_in(key, 2 * number + 2), target[training], batch_size, balanced)]
+        rows_SB = training[_draws(fold_in(key, 2 * number + 2), target[training], batch_size, balanced)]
         for i, rows in enumerate(rows_SB):
             tokens, length = encoders.fill([ids[r] for r in rows], model.limit)
-            noise = jax.random.fold_in(jax.random.fold_in(key, 2 * number + 3), i)
+            noise = fold_in(fold_in(key, 2 * number + 3), i)
             held["weights"], held["state"], loss = step(held["weights"], held["state"], noise, tokens, length, target[rows])
             losses.append(loss)
         return held["weights"], np.mean([float(loss) for loss in losses])

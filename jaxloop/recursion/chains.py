@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxloop.kernels.keys import chain_key, phase_key
+from jaxloop.kernels.keys import chain_key, fold_in, phase_key, random_below
 from jaxloop.recursion import workflow as workflows
 from jaxloop.recursion.workflow import Workflow
 
@@ -78,8 +78,8 @@ def base_of(chain: ChainSpec, generation: int, entity: int = 0) -> str:
     """Base model of an entity in a generation: a seeded uniform draw from the chain's pool (recursive_loops.md, section 1), or a fixed one."""
     if not chain.draw_base or len(chain.bases) == 1:
         return chain.bases[entity % len(chain.bases)]
-    key = jax.random.fold_in(phase_key(chain.key, generation, "base"), entity)
-    return chain.bases[int(jax.random.randint(key, (), 0, len(chain.bases)))]
+    key = fold_in(phase_key(chain.key, generation, "base"), entity)
+    return chain.bases[int(random_below(key, len(chain.bases)))]
 
 
 def make_chain(values: Mapping[str, object], *, factors: Mapping[str, object] | None = None, id: str | None = None) -> ChainSpec:

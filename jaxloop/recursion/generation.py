@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from jaxloop.kernels.keys import phase_key
+from jaxloop.kernels.keys import fold_in, phase_key
 from jaxloop.recursion.chains import ChainSpec, Group, Member
 from jaxloop.recursion.progress import now
 from jaxloop.recursion.selection import ranks
@@ -202,7 +201,7 @@ def _fit(run: Run, generation: int, call: Group, plans, kept) -> dict[Member, Fi
         tasks = []
         for member in call.members:
             texts, prompts = materialise(plans[member], member.chain, run.data, run.root, run.settings.generations)
-            key = jax.random.fold_in(phase_key(member.chain.key, generation, "fit"), member.entity)
+            key = fold_in(phase_key(member.chain.key, generation, "fit"), member.entity)
             tasks.append(run.family.FitTask(key=key, texts=texts, prompts=prompts, sample_weights=None, start=_start(run, generation, member)))
         settings = effective(run.settings.fit, call.fit, call.scratch)
         results = run.family.fit(run.model(call.base), tasks, settings)
@@ -253,7 +252,7 @@ def _sample(run: Run, generation: int, call: Group, good: Sequence[Member], fitt
         tasks = []
         for member in good:
             count = sample_rows(member.chain, run.settings)
-            key = jax.random.fold_in(phase_key(member.chain.key, generation, "sample"), member.entity)
+            key = fold_in(phase_key(member.chain.key, generation, "sample"), member.entity)
             written = count - probe_rows(member.chain)
             prompts = sampling_prompts(member.chain, run.data, generation, member.entity, written) + probe_prompts(member.chain, run.data)
             tasks.append(run.family.SampleTask(key=key, weights=fitted[member].weights, prompts=prompts, rows=np.arange(count)))

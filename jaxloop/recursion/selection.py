@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxloop.kernels.keys import phase_key
+from jaxloop.kernels.keys import fold_in, phase_key, random_order
 
 POLICIES = ("random", "quality", "diversity")
 # What a policy must know of each text: `features(name, texts)` gives it.
@@ -46,7 +46,7 @@ def choose(selection: Selection, key: jax.Array, count: int, features: np.ndarra
     n = selection.candidates
     if not 0 <= count <= n:
         raise ValueError(f"selection: {count} of {n} candidates cannot be chosen")
-    shuffled = np.asarray(jax.random.permutation(key, n)).astype(np.int64)
+    shuffled = np.asarray(random_order(key, n)).astype(np.int64)
     if selection.policy == "random":
         return shuffled[:count]
     features = np.asarray(features, np.float64)
@@ -78,7 +78,7 @@ def ranks(selection: Selection, chain_key: jax.Array, generation: int, entity: i
     """
     need = NEEDS[selection.policy]
     known = features(need, list(texts[: selection.candidates])) if need else None
-    key = jax.random.fold_in(phase_key(chain_key, generation, "select"), entity)
+    key = fold_in(phase_key(chain_key, generation, "select"), entity)
     places = np.full(len(texts), -1, np.int64)
     places[choose(selection, key, count, known)] = np.arange(count)
     return places

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from jaxloop.kernels.keys import chain_key, phase_key
+from jaxloop.kernels.keys import chain_key, fold_in, phase_key, rows_below
 from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.workflow import EXTERNAL, HUMAN, PUBLIC, SYNTHETIC, Plan, external_needed, human_needed, human_rows
 from jaxloop.runtime.files import inside
@@ -164,9 +163,9 @@ def sampling_prompts(chain: ChainSpec, data: Mapping[str, Dataset], generation: 
     turns = human.sample_prompts or ((human.prompts,) if isinstance(human.prompts, str) else ())
     if turns:
         return [turns[i % len(turns)] for i in range(count)]
-    key = jax.random.fold_in(phase_key(chain.key, generation, "prompts"), entity)
-    draw = jax.vmap(lambda i: jax.random.randint(jax.random.fold_in(key, i), (), 0, len(human.texts)))
-    return [human.prompt(row) for row in np.asarray(draw(np.arange(count, dtype=np.uint32))).tolist()]
+    key = fold_in(phase_key(chain.key, generation, "prompts"), entity)
+    drawn = np.asarray(rows_below(key, np.arange(count, dtype=np.uint32), len(human.texts)))
+    return [human.prompt(row) for row in drawn.tolist()]
 
 
 def probe_rows(chain: ChainSpec) -> int:

@@ -9,16 +9,16 @@ batches; the training set is the pool, or a uniform draw of `train` items from i
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.kernels.keys import phase_key
+from jaxloop.kernels.keys import phase_key, random_bits
 from jaxloop.kernels.mixing import check_mixing
 from jaxloop.recursion.selection import Selection
+from jaxloop.runtime.setup_jit import setup_jit
 
 HUMAN, SYNTHETIC, EXTERNAL, PUBLIC = 0, 1, 2, 3
 SOURCES = ("human", "synthetic", "external", "public")
@@ -296,7 +296,7 @@ def human_rows(key: jax.Array, available: int, needed: int, *, entity: int = 0, 
     total = needed * entities
     if available < total:
         raise ValueError(f"dataset has {available:,} human items: this chain needs {total:,}")
-    bits = np.asarray(jax.random.bits(phase_key(key, 0, "human"), (available,), jnp.uint32)).astype(np.uint64)
+    bits = np.asarray(random_bits(phase_key(key, 0, "human"), available)).astype(np.uint64)
     ranked = (bits << np.uint64(32)) | np.arange(available, dtype=np.uint64)
     if total < available:
         ranked = np.partition(ranked, total - 1)[:total]
@@ -326,7 +326,7 @@ def plan(workflow: Workflow, key: jax.Array, generation, *, generations: int | N
     return _plan(workflow, generations, key, jnp.asarray(generation, jnp.int32), jnp.asarray(entity, jnp.int32))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@setup_jit(static_argnums=(0, 1))
 def _plan(workflow, generations, key, generation, entity):
     draw_key = jax.random.fold_in(phase_key(key, generation, "plan"), entity)
     if workflow.exchange is not None:

@@ -19,6 +19,7 @@ from jaxloop.kernels.keys import chain_key, phase_key
 from jaxloop.kernels.likelihood import weighted_mean_loss
 from jaxloop.kernels.map_chains import map_chains, whole
 from jaxloop.recursion.workflow import SYNTHETIC, Plan, Workflow, external_needed, gather, human_needed, plan, plan_rows, train_size
+from jaxloop.runtime.setup_jit import setup_jit
 
 
 class Family(NamedTuple):
@@ -91,7 +92,7 @@ def run(
     return out if settings is None else {name: x.reshape(count, per_setting, *x.shape[1:]) for name, x in out.items()}
 
 
-@partial(jax.jit, static_argnums=(1, 2))
+@setup_jit(static_argnums=(1, 2))
 def _keys(root, replicates, settings):
     each = jax.vmap(partial(jax.random.fold_in, root))(jnp.arange(replicates, dtype=jnp.uint32))
     if settings is None:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxloop.kernels.keys import chain_key, phase_key
 from jaxloop.kernels.map_chains import map_chains, whole
 from jaxloop.runtime.devices import side_by_side
+from jaxloop.runtime.setup_jit import setup_jit
 from jaxloop.simulators import linear_forms as forms
 from jaxloop.simulators.linear_designs import Designs, Setting, check_unit, low_rank_designs, setting
 
@@ -221,7 +222,7 @@ def _sweep(settings, tables, grams, theta, sigma2, micro_batch, mesh, reduced):
     return map_chains(one, settings, micro_batch=micro_batch, mesh=mesh)
 
 
-@partial(jax.jit, static_argnames="count")
+@setup_jit(static_argnames="count", inline=True)
 def _replicate_keys(key, count, start=np.uint32(0)):
     return jax.vmap(partial(jax.random.fold_in, key))(start + jnp.arange(count, dtype=jnp.uint32))
 

@@ -1,8 +1,10 @@
 """The compilation cache: filled by one process, read by the next, and never the reason that a run stops."""
 
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -36,10 +38,63 @@ def run(folder, **variables):
 def test_the_second_process_compiles_nothing_again(tmp_path):
     folder = tmp_path / "cache" / "xla"
     used, hits, _ = run(folder)
-    assert used and hits == 0 and any(folder.iterdir())
-    assert folder.stat().st_mode & 0o077 == 0
+    assert used and hits == 0
+    (place,) = folder.iterdir()
+    assert re.fullmatch(rf"python{sys.version_info.major}\.{sys.version_info.minor}-jax{jax.__version__}-jaxlib.+-cpu-[0-9a-f]{{8}}", place.name)
+    assert any(path.name.endswith("-cache") for path in place.iterdir())
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (folder, place))
     used, hits, _ = run(folder)
     assert used and hits >= 1
+
+
+def test_an_entry_that_cannot_be_read_is_compiled_again_without_a_warning(tmp_path):
+    """What another version of Python packed in another way reads as damage."""
+    folder, own = tmp_path / "xla", tmp_path / "own"
+    for variables in ({}, {"JAX_COMPILATION_CACHE_DIR": str(own)}):
+        run(folder, **variables)
+        entries = [path for path in (own if variables else next(folder.iterdir())).iterdir() if path.name.endswith("-cache")]
+        assert entries
+        for path in entries:
+            path.write_bytes(b"\x28\xb5\x2f\xfd of another Python")
+        used, hits, err = run(folder, **variables)
+        assert used and hits == 0 and err == ""
+
+
+def test_other_warnings_stay():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        compiled.hide_unreadable_entries()
+        warnings.warn("Error reading persistent compilation cache entry for 'jit_f': ValueError: damaged", stacklevel=1)
+        warnings.warn("Error writing persistent compilation cache entry for 'jit_f': OSError: no room", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(one.message).split(":")[0] for one in seen] == ["Error writing persistent compilation cache entry for 'jit_f'", "something else"]
+
+
+CPU = "processor\t: 0\nmodel name\t: AMD EPYC\ncpu MHz\t\t: 2596.1\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nmodel name\t: AMD EPYC\n"
+
+
+def test_the_environment_is_that_of_the_cpus_model_and_features(tmp_path):
+    def name(text):
+        (tmp_path / "cpuinfo").write_text(text)
+        return compiled.environment(tmp_path / "cpuinfo")
+
+    first = name(CPU)
+    assert name(CPU.replace("2596.1", "3100.0")) == first and name(CPU.replace("fpu avx2", "avx2 fpu")) == first
+    others = [
+        name(CPU.replace("avx2", "avx2 avx512f")),
+        name(CPU.replace("AMD EPYC", "AMD EPYC 2")),
+        name("processor : 0\nFeatures : fp asimd\nCPU part : 0xd0c\n"),
+    ]
+    assert len({first, *others}) == 4
+    assert compiled.environment(tmp_path / "absent") == compiled.environment(tmp_path / "absent")
+
+
+def test_a_platform_that_is_absent_is_refused_elsewhere(monkeypatch):
+    def absent():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "default_backend", absent)
+    assert "-none-" in compiled.environment()
 
 
 def test_the_users_own_settings_win(tmp_path):

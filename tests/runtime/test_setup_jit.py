@@ -1,0 +1,146 @@
+"""Set-up programs: compiled the short way with the bits of the long way, the values of always, and the usual way where there is no other."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxloop.kernels import keys
+from jaxloop.lm import adapters, family, sample, train
+from jaxloop.lm.huggingface import read_spec
+from jaxloop.lm.spec import init
+from jaxloop.recursion import workflow
+from jaxloop.runtime import setup_jit as module
+from jaxloop.runtime.setup_jit import setup_jit
+from jaxloop.simulators import family as simulated
+from jaxloop.simulators import linear
+
+pytestmark = pytest.mark.optimised
+
+BASES = Path(__file__).resolve().parents[2] / "jaxloop" / "assets" / "bases"
+KEY = keys.chain_key(7)
+FLOWS = dict(
+    fresh_human=workflow.fresh_human(64, 0.25),
+    replace=workflow.replace(16),
+    accumulate=workflow.accumulate(16),
+    accumulate_subsample=workflow.accumulate_subsample(64),
+    preserve=workflow.preserve(40, 0.1),
+    window=workflow.window(16, 2, ratio=0.5),
+    external=workflow.external(16, 0.25, ratio=0.5),
+    mixed=workflow.replace(16, entities=2, mixing=((0.5, 0.5), (0.25, 0.75))),
+    exchange=workflow.exchange(32, alpha=0.3, beta=0.6, private=(20, 30), public=10, synthetic=16, entities=2, mixing=((0.5, 0.5), (0.5, 0.5)), past=2),
+)
+
+
+@functools.cache
+def spec_of(base):
+    return read_spec(BASES / base)
+
+
+def adapters_of(base, chains, lora=adapters.Lora()):
+    return adapters.init(keys.stack_keys([keys.chain_key(seed) for seed in range(chains)]), spec_of(base), lora)
+
+
+def weights_of(base):
+    return init(KEY, spec_of(base))
+
+
+PROGRAMS = {
+    "fold_in": lambda: jax.random.key_data(keys.phase_key(KEY, 3, "fit")),
+    "row_keys": lambda: jax.random.key_data(keys.row_keys(KEY, np.arange(300))),
+    "fold_each": lambda: jax.random.key_data(keys.fold_each(keys.row_keys(KEY, np.arange(5)), np.uint32(0))),
+    "random_bits": lambda: [keys.random_bits(KEY, n) for n in (1, 7, 1000, 100_003)],
+    "random_below": lambda: [keys.random_below(KEY, n) for n in (1, 4, 1000, 2**31 - 1)],
+    "rows_below": lambda: [keys.rows_below(KEY, np.arange(n, dtype=np.uint32), 977) for n in (1, 96, 4000)],
+    "random_order": lambda: [keys.random_order(KEY, n) for n in (1, 20, 5000)],
+    "replicate_keys": lambda: jax.random.key_data(linear._replicate_keys(KEY, 37)),
+    "simulated_keys": lambda: [jax.random.key_data(simulated._keys(KEY, 11, n)) for n in (None, 3)],
+    "ranks": lambda: [adapters_of("llama", 2, adapters.Lora(rank=rank, alpha=8.0, targets=("q", "v"))) for rank in (1, 3, 4, 8, 10)],
+    "together": lambda: adapters_of("gpt2", 4),
+    "fresh": lambda: train._fresh(train.FitSettings(), adapters_of("gpt2", 2)),
+    "fuse": lambda: sample._fuse(spec_of("llama"), adapters_of("llama", 2, adapters.Lora(alpha=10.0)), adapters.Lora(alpha=10.0), jnp.dtype("bfloat16")),
+    "fused": lambda: family._fused(spec_of("gpt2"), adapters.Lora(alpha=10.0), jnp.dtype("float32"), adapters.split(adapters_of("gpt2", 1), 0)),
+    "unstack": lambda: sample._unstacked(weights_of("opt")),
+    **{f"adapters {base}": functools.partial(adapters_of, base, 1) for base in ("llama", "qwen2", "gpt2", "opt")},
+    **{f"plan {name}": lambda flow=flow: [workflow.plan(flow, KEY, g, generations=4) for g in (0, 1, 3)] for name, flow in FLOWS.items()},
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_short_way_has_the_bits_of_the_long_way(monkeypatch, name):
+    assert module.understood("cpu"), "the compiler takes the short way, or this test compares nothing"
+    short = jax.device_get(PROGRAMS[name]())
+    monkeypatch.setattr(module, "understood", lambda platform: False)
+    long = jax.device_get(PROGRAMS[name]())
+    assert jax.tree.structure(short) == jax.tree.structure(long) and jax.tree.leaves(short)
+    for a, b in zip(jax.tree.leaves(short), jax.tree.leaves(long), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert np.array_equal(a.view(np.uint8) if a.ndim else a, b.view(np.uint8) if b.ndim else b)
+
+
+def test_draws_are_those_of_always():
+    """Values of the release before; whoever changes them changes every chain."""
+    assert jax.random.key_data(keys.phase_key(KEY, 3, "fit")).tolist() == [1426861124, 3625248749]
+    assert workflow.human_rows(KEY, 1000, 8).tolist() == [938, 999, 784, 247, 249, 760, 530, 468]
+    assert keys.random_order(KEY, 40)[:8].tolist() == [10, 9, 17, 12, 30, 37, 4, 33]
+    found = {base: np.asarray(jax.tree.leaves(adapters_of_two(base))[0]).ravel()[:3] for base in ("llama", "qwen2", "gpt2")}
+    np.testing.assert_allclose(found["llama"], [-0.010727936401963234, 0.0358898788690567, 0.019316546618938446], rtol=3e-7)
+    np.testing.assert_allclose(found["qwen2"], [-0.009854238480329514, 0.03296696022152901, 0.01774338074028492], rtol=3e-7)
+    np.testing.assert_allclose(found["gpt2"], [-0.008813899010419846, 0.02948654443025589, 0.01587016135454178], rtol=3e-7)
+    written = np.asarray(weights_of("llama")["embed"]).ravel()[:3]
+    np.testing.assert_allclose(written, [0.022280942648649216, 0.002832625759765506, -0.010449083521962166], rtol=1e-6)
+
+
+def adapters_of_two(base):
+    return adapters.init(keys.stack_keys([KEY, keys.chain_key(8)]), spec_of(base), adapters.Lora())
+
+
+def test_derived_keys_are_those_of_jax_random():
+    own = lambda *path: functools.reduce(jax.random.fold_in, path, KEY)  # noqa: E731
+    data = lambda key: jax.random.key_data(key).tolist()  # noqa: E731
+    assert all(data(keys.fold_in(KEY, n)) == data(own(n)) for n in (0, 1, 2**31 - 1, 2**31, 2**32 - 1))
+    rows = np.array([0, 5, 2**32 - 1], np.uint32)
+    assert data(keys.row_keys(KEY, rows)) == [data(own(row)) for row in rows]
+    assert keys.rows_below(KEY, rows, 977).tolist() == [int(jax.random.randint(own(row), (), 0, 977)) for row in rows]
+    stacked = keys.stack_keys([KEY, own(1)])
+    assert stacked.dtype == KEY.dtype and data(stacked) == [data(KEY), data(own(1))]
+
+
+def test_it_is_a_part_of_the_program_around_it():
+    draw = setup_jit(lambda key, n: jax.random.bits(key, (n,)), static_argnums=1)
+    alone = draw(KEY, 4).tolist()
+    assert jax.jit(lambda key: draw(key, 4))(KEY).tolist() == alone
+    assert jax.jit(lambda: draw(KEY, 4))().tolist() == alone  # constants are traced too
+    assert jax.vmap(lambda key: draw(key, 4))(KEY[None]).tolist() == [alone]
+    assert jax.lax.map(lambda key: draw(key, 4), KEY[None]).tolist() == [alone]
+
+
+def test_the_options_reach_the_compiler(monkeypatch):
+    monkeypatch.setattr(module, "SHORT", {"cpu": {"xla_no_such_option": 1}})
+    monkeypatch.setattr(module, "understood", lambda platform: True)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        setup_jit(lambda x: x + 1)(jnp.ones(3))
+
+
+def test_a_compiler_that_does_not_know_the_options_is_asked_once(monkeypatch, caplog):
+    module.understood.cache_clear()
+    monkeypatch.setattr(module, "SHORT", {"cpu": {"xla_no_such_option": 1}})
+    try:
+        with caplog.at_level("INFO", module.LOGGER.name):
+            monkeypatch.setattr(module.LOGGER, "propagate", True)
+            add = setup_jit(lambda x: x + 1)
+            assert add(jnp.ones(3)).tolist() == [2, 2, 2] and add(jnp.ones(4)).tolist() == [2, 2, 2, 2]
+        assert [record.message for record in caplog.records if "set-up programs" in record.message] == [caplog.records[0].message]
+    finally:
+        module.understood.cache_clear()
+
+
+def test_other_platforms_compile_as_usual():
+    assert not module.understood("gpu") and not module.understood("tpu")
+
+
+def test_the_platform_is_that_of_the_arguments():
+    assert module._platform([1, None, KEY]) == "cpu" and module._platform([2]) == jax.default_backend()
