@@ -17,6 +17,8 @@ ACTIONS = ("--info", "--clear")
 _PROGRAM = re.compile(r".+-(cache|atime)")
 _ENVIRONMENT = re.compile(r"python3\.\d+-jax[^-]+-jaxlib[^-]+-\w+-[0-9a-f]{8}")
 _DATASET = re.compile(r".+-[0-9a-f]{12}")
+# Answers of judges may have cost money and cannot be computed again: they are counted, not deleted.
+_ANSWERS = re.compile(r"(judges|answers)\.sqlite(-wal|-shm|-journal)?")
 # What a file of the folder itself holds, by its name.
 _FILES = (
     (re.compile(r"docs-[0-9a-f]{16}\.parquet(.*\.tmp)?"), "text of the installed documentation"),
@@ -70,7 +72,7 @@ def info(folder: Path) -> str:
 
 
 def clear(folder: Path) -> str:
-    """Deletes every file of `entries(folder)`, then the folders among them that are empty, and says how much went.
+    """Deletes every file of `entries(folder)` but the answers of judges, then the folders that are empty, and says how much went.
 
     Raises ValueError where `folder` is a link or belongs to someone else.
     """
@@ -78,9 +80,12 @@ def clear(folder: Path) -> str:
         raise ValueError(f"cache folder {folder}: is a link, which is not followed; name the folder itself in JAXLOOP_CACHE")
     if folder.exists() and folder.stat().st_uid != os.getuid():
         raise ValueError(f"cache folder {folder}: belongs to another user; only a folder of your own can be cleared")
-    count = size = 0
+    count = size = kept = 0
     for entry in entries(folder):
         for path in entry.files:
+            if _ANSWERS.fullmatch(path.name):
+                kept += 1
+                continue
             try:
                 freed = path.lstat().st_size
                 path.unlink()
@@ -93,7 +98,8 @@ def clear(folder: Path) -> str:
     for path in (folder / "xla", folder / "datasets"):
         if _is_folder(path) and not any(path.iterdir()):
             path.rmdir()
-    return f"deleted {count:,} file{'' if count == 1 else 's'}, {human_size(size)}, from {folder}"
+    answers = f"; {kept} with answers of judges, which may have cost money, stay" if kept else ""
+    return f"deleted {count:,} file{'' if count == 1 else 's'}, {human_size(size)}, from {folder}{answers}"
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -23,6 +23,7 @@ def folder(tmp_path):
         f"datasets/posts-{HEX[:12]}/.lock": 0,
         f"datasets/posts-{HEX[:12]}/embeddings/part.npy": 100,
         f"docs-{HEX}.parquet": 70,
+        f"datasets/posts-{HEX[:12]}/answers.sqlite": 40,
         "judges.sqlite": 30,
         "micro_batch.json": 2,
     }
@@ -50,23 +51,28 @@ def test_the_table_counts_what_is_kept(folder):
     assert here[3:6] == ["1", "1.0", "kB"]
     assert any("python3.14-jax0.12.0.1-jaxlib0.12.0.1-gpu-0a1b2c3d" in name for name in rows)
     assert any("an earlier layout" in name and words[5:7] == ["1", "300"] for name, words in rows.items())
-    assert any(name.startswith("data set") and words[2:5] == [f"posts-{HEX[:12]}", "3", "300"] for name, words in rows.items())
+    assert any(name.startswith("data set") and words[2:5] == [f"posts-{HEX[:12]}", "4", "340"] for name, words in rows.items())
     assert rows["answers of judges"][3:7] == ["1", "30", "B", "2001-09-09"]
     assert rows["in all"][2:5] == [str(len(ours) - 1), "2.2", "kB"]
 
 
+ANSWERS = (f"datasets/posts-{HEX[:12]}/answers.sqlite", "judges.sqlite")
+STAY = "; 2 with answers of judges, which may have cost money, stay"
+
+
 def test_clearing_takes_what_is_ours_and_nothing_else(folder):
     place, ours, theirs = folder
-    assert cached.clear(place) == f"deleted {len(ours)} files, 2.2 kB, from {place}"
-    assert sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()) == sorted(theirs)
-    assert not (place / f"datasets/posts-{HEX[:12]}").exists()
+    assert cached.clear(place) == f"deleted {len(ours) - 2} files, 2.2 kB, from {place}{STAY}"
+    left = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+    assert left == sorted([*theirs, *ANSWERS])
+    assert not (place / f"datasets/posts-{HEX[:12]}" / "embeddings").exists()
     assert not (place / "xla" / "python3.14-jax0.12.0.1-jaxlib0.12.0.1-gpu-0a1b2c3d").exists()
-    assert cached.clear(place) == f"deleted 0 files, 0 B, from {place}"
+    assert cached.clear(place) == f"deleted 0 files, 0 B, from {place}{STAY}"
 
 
 def test_nothing_is_left_of_a_folder_that_was_ours_alone(folder):
     place, _, theirs = folder
-    for name in theirs:
+    for name in [*theirs, *ANSWERS]:
         (place / name).unlink()
     (place / "xla/mine").rmdir()
     (place / "datasets/mine").rmdir()
@@ -132,6 +138,6 @@ def test_the_command_line(folder, capsys, monkeypatch):
         assert code == 2 and out == "" and err.startswith("jaxloop: cache") and err.count("\n") == 1
     assert all((place / name).exists() for name in ours)
     code, out, err = call(capsys, "cache", "--clear")
-    assert code == 0 and out.startswith(f"deleted {len(ours)} files, ") and err == ""
+    assert code == 0 and out.startswith(f"deleted {len(ours) - 2} files, ") and err == ""
     code, out, _ = call(capsys, "--help")
     assert "cache --info" in out and "--clear" in out
