@@ -1,10 +1,10 @@
-"""Left and right tweets in five mixes at r = 3/4: where does the lean of generated text go? (figures 5, 6, 13-15); argument paper or tiny."""
+"""Left and right texts in five mixes at r = 3/4: where does the lean of generated text go? (figures 5, 6, 13-15); argument paper or tiny."""
 
 from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("political", "Political lean in recursive loops", scale, paper=("senator_tweets",), tiny=("senate_tweets",), keep=2500)
+    c = scales.config("political", "Political lean in recursive loops", scale, paper=("senator_tweets",), tiny=("speeches",), keep=2500)
     c.chain.ratios = ("3/4",)
     c.lean = dict(mixes=(100, 75, 50, 25, 0), homogeneous=True, judge=scales.LEAN)
     if scale == "tiny":

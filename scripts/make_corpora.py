@@ -76,8 +76,9 @@ KINDS = {"inaugural": "Inaugural address", "state_union": "State of the Union ad
 NOVELS = ("jane-austen_pride-and-prejudice", "mary-shelley_frankenstein")
 ADVENTURES = ("arthur-conan-doyle_the-adventures-of-sherlock-holmes", "h-g-wells_the-war-of-the-worlds")
 # The longest of the speeches would be a third of the corpus, and one book could crowd out the other.
-PER_SPEECH, PER_BOOK, PROBLEMS, COMMENTS = 40, 900, 1100, 3000
+PER_SPEECH, PER_BOOK, COMMENTS = 40, 900, 3000
 SPEECH_WORDS, BOOK_WORDS, COMMENT_WORDS = (40, 80), (25, 60), (14, 30)
+PROBLEM_WORDS = 72  # of question and answer together: what tiny models can hold
 LEFT_OUT = frozenset({"neutral", "anger", "annoyance", "disgust", "disapproval", "embarrassment"})
 # What vaderSentiment's raters found this bad, from -4 to 4, does not belong in comments that everybody is to read.
 HARSHEST = -2.0
@@ -180,15 +181,14 @@ def books(rows: Rows, wanted: Sequence[str]) -> dict[str, list]:
 
 
 def problems(rows: Rows) -> dict[str, list]:
-    """Grade-school mathematics in words: question, answer (worked out, without the notes for a calculator), split."""
-    kept = [row for row in rows if decent(row["question"] + row["answer"])]
-    parts = {name: [row for row in kept if row["split"] == name] for name in ("train", "test")}
-    chosen = spaced(parts["train"], PROBLEMS * 10 // 11) + spaced(parts["test"], PROBLEMS // 11)
-    return {
-        "question": [clean(row["question"]) for row in chosen],
-        "answer": [_CALCULATION.sub("", row["answer"]).strip() for row in chosen],
-        "split": [row["split"] for row in chosen],
-    }
+    """Short problems of grade-school mathematics: question, answer (worked out, without the notes for a calculator), split."""
+    found: dict[str, list] = {"question": [], "answer": [], "split": []}
+    for row in rows:
+        question, answer = clean(row["question"]), _CALCULATION.sub("", row["answer"]).strip()
+        if len(question.split()) + len(answer.split()) <= PROBLEM_WORDS and decent(question + " " + answer):
+            for column, value in zip(found, (question, answer, row["split"]), strict=True):
+                found[column].append(value)
+    return found
 
 
 def emotions(rows: Rows, harsh: Callable[[str], bool]) -> dict[str, list]:
