@@ -73,10 +73,11 @@ PRESIDENTS = {
     "Biden": ("Joe Biden", "D"),
 }
 KINDS = {"inaugural": "Inaugural address", "state_union": "State of the Union address"}
+# Speeches since this year are a corpus of their own: before, the parties' names did not stand for left and right as they do today.
+SINCE = 1981
 NOVELS = ("jane-austen_pride-and-prejudice", "mary-shelley_frankenstein")
 ADVENTURES = ("arthur-conan-doyle_the-adventures-of-sherlock-holmes", "h-g-wells_the-war-of-the-worlds")
-# The longest of the speeches would be a third of the corpus, and one book could crowd out the other.
-PER_SPEECH, PER_BOOK, COMMENTS = 40, 900, 3000
+PER_BOOK, COMMENTS = 900, 3000
 SPEECH_WORDS, BOOK_WORDS, COMMENT_WORDS = (40, 80), (25, 60), (14, 30)
 PROBLEM_WORDS = 72  # of question and answer together: what tiny models can hold
 LEFT_OUT = frozenset({"neutral", "anger", "annoyance", "disgust", "disapproval", "embarrassment"})
@@ -146,14 +147,16 @@ def president(name: str, year: int) -> tuple[str, str]:
     return found if isinstance(found, tuple) else found[max(since for since in found if since <= year)]
 
 
-def speeches(rows: Rows) -> dict[str, list]:
-    """Passages of presidents' speeches: text, president, party, year, speech."""
+def speeches(rows: Rows, wanted: Callable[[str, int], bool]) -> dict[str, list]:
+    """Passages of presidents' speeches: text, president, party, year, speech. wanted: of (kind, year)."""
     found: dict[str, list] = {name: [] for name in ("text", "president", "party", "year", "speech")}
     for (kind, speech), paragraphs in itertools.groupby(rows, lambda row: (row["corpus"], row["speech"])):
         year, name = speech.split("-")[:2]
+        if not wanted(kind, int(year)):
+            continue
         who, party = president(name, int(year))
         texts = [t for p in paragraphs for t in passages(p["text"].replace(" -- ", " – "), *SPEECH_WORDS) if decent(t)]
-        for text in spaced(texts, PER_SPEECH):
+        for text in texts:
             for column, value in zip(found, (text, who, party, int(year), KINDS[kind]), strict=True):
                 found[column].append(value)
     return found
@@ -223,7 +226,10 @@ def read(path: Path) -> Iterator[dict]:
 def from_raw(raw: Path) -> dict[str, dict[str, list]]:
     """Every corpus but `docs`, columns by name."""
     return {
-        "speeches": speeches(read(raw / "presidential" / "paragraphs.jsonl")),
+        "speeches": speeches(read(raw / "presidential" / "paragraphs.jsonl"), lambda kind, year: year >= SINCE),
+        "inaugurals": speeches(
+            read(raw / "presidential" / "paragraphs.jsonl"), lambda kind, year: kind == "inaugural" and year < SINCE
+        ),
         "fables": fables(read(raw / "aesop_fables" / "fables.jsonl")),
         "novels": books(read(raw / "gutenberg_books" / "paragraphs.jsonl"), NOVELS),
         "adventures": books(read(raw / "gutenberg_books" / "paragraphs.jsonl"), ADVENTURES),
