@@ -70,7 +70,8 @@ def _constrained(c):
 
 
 def _tiny(c):
-    """Passages of presidents' speeches, the first sentence as title; the label is the party, the classifier is fitted on other passages."""
+    """Passages of presidents' speeches, the first sentence as title; the label is the party, the classifier is
+    fitted on other passages."""
     c.title = "Bias amplification, tiny"
     c.data = ConfigDict()
     c.data.source = "jaxloop:speeches"

@@ -37,7 +37,8 @@ def _paper(c):
 
 
 def _tiny(c):
-    """36 to 96 records a set, 1.7 M parameters, stories by a tiny writer, question answering by the control; books and GSM8K."""
+    """36 to 96 records a set, 1.7 M parameters, stories by a tiny writer, question answering by the control; books
+    and GSM8K."""
     c.title = "Diversity of generated data, on two cores"
     c.models = ConfigDict(dict(pool=tuple(f"jaxloop/assets/bases/{name}" for name in ("gpt2", "llama"))))
     gpt2, llama = c.models.pool
@@ -45,10 +46,12 @@ def _tiny(c):
     c.story.sources = ("jaxloop:fables", "jaxloop:novels")
     c.story.outside = ("jaxloop:speeches",)
     c.qa = ConfigDict(
-        dict(source="jaxloop:gsm8k", passage="none", split_column="split", max_tokens=112, per_context=18, train=36, test=32, prompt="{head}")
+        dict(source="jaxloop:gsm8k", passage="none", split_column="split", max_tokens=112, per_context=18, train=36, test=32)
     )
+    c.qa.prompt = "{head}"
     # Which emotion does this comment show?
-    c.qa.update(dict(outside="jaxloop:emotions", outside_question_column="text", outside_answer_column="emotion", outside_max_tokens=100))
+    c.qa.outside, c.qa.outside_max_tokens = "jaxloop:emotions", 100
+    c.qa.outside_question_column, c.qa.outside_answer_column = "text", "emotion"
     c.generator = ConfigDict(dict(qa="control", story="model", model=llama, adapt=2.0, adapt_rate=2e-3, adapt_texts=800, block=128))
     # 1.7 M parameters follow no instruction, but go on from what they read: a topic is the first words of a story. At 0.7 what they write is mostly
     # chance and no two stories share five words; one or two topics make a set as diverse as these happen to be.

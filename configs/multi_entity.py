@@ -6,7 +6,8 @@ SCALES = ("paper", "three", "llama", "tiny")
 
 
 def get_config(scale: str = "paper"):
-    """paper: K = 2, OPT-350m; three: K = 3 with ARC (figure 7); llama: K = 2, Llama 3.2 1B; tiny: K = 3 on two cores, from corpora in the box."""
+    """paper: K = 2, OPT-350m; three: K = 3 with ARC (figure 7); llama: K = 2, Llama 3.2 1B; tiny: K = 3 on two
+    cores, from corpora in the box."""
     if scale not in SCALES:
         raise ValueError(f"scale '{scale}' is none of {', '.join(SCALES)}")
     return tiny() if scale == "tiny" else paper(scale)
@@ -67,7 +68,8 @@ def paper(scale):
 
 
 def tiny():
-    """Three entities with adapters of one tiny base: problems, presidents' speeches, two novels; BookCorpus' place is taken by two other books."""
+    """Three entities with adapters of one tiny base: problems, presidents' speeches, two novels; BookCorpus' place
+    is taken by two other books."""
     c = paper("tiny")
     c.title = "Models that train on each other, small"
     c.entities = ("gsm8k", "speeches", "novels")

@@ -1,4 +1,4 @@
-"""Left and right texts in five mixes at r = 3/4: where does the lean of generated text go? (figures 5, 6, 13-15); argument paper or tiny."""
+"""Left and right texts in five mixes at r = 3/4: where does the lean of what is written go? argument paper or tiny."""
 
 from jaxloop.studies import loops_scales as scales
 

@@ -1,4 +1,4 @@
-"""Quality and diversity against the share of synthetic text (figures 2 and 3 of arXiv 2504.03814), on tweets (tiny: comments); argument paper or tiny."""
+"""Quality and diversity against the share of synthetic text (figures 2, 3 of arXiv 2504.03814); argument paper or tiny."""
 
 from jaxloop.studies import loops_scales as scales
 

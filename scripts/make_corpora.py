@@ -2,11 +2,13 @@
 
     python scripts/make_corpora.py --raw=FOLDER
 
-FOLDER holds what jaxloop/assets/corpora/ORIGIN.md names as origins, one JSON object a line: presidential/paragraphs.jsonl (text, corpus, speech),
-aesop_fables/fables.jsonl (title, text), gutenberg_books/paragraphs.jsonl (text, book, chapter), gsm8k/gsm8k.jsonl (question, answer, split) and
-goemotions/comments.jsonl (text, emotions). The same raw data and the same pyarrow give the same files, byte for byte; another pyarrow gives the
-same texts. `--docs` makes the two parts of `docs` too, from the libraries that are installed, and LICENSES.txt from their licence files; without
-it they stay as they are, for other versions of the libraries have other texts.
+FOLDER holds what jaxloop/assets/corpora/ORIGIN.md names as origins, one JSON object a line:
+presidential/paragraphs.jsonl (text, corpus, speech), aesop_fables/fables.jsonl (title, text),
+gutenberg_books/paragraphs.jsonl (text, book, chapter), gsm8k/gsm8k.jsonl (question, answer, split) and
+goemotions/comments.jsonl (text, emotions). The same raw data and the same pyarrow give the same files, byte for byte;
+another pyarrow gives the same texts. `--docs` makes the two parts of `docs` too, from the libraries that are
+installed, and LICENSES.txt from their licence files; without it they stay as they are, for other versions of the
+libraries have other texts.
 """
 
 import argparse
@@ -30,7 +32,8 @@ from jaxloop.runtime.files import write_atomic
 
 FOLDER = Path(corpora.__file__).resolve().parents[1] / "assets" / "corpora"
 
-# Who spoke, by the name in the raw data, and of which party; the same name twice is told apart by the year. Lincoln's second election was on
+# Who spoke, by the name in the raw data, and of which party; the same name twice is told apart by the year.
+# Lincoln's second election was on
 # the ticket of the National Union, which his party had renamed itself for it.
 PRESIDENTS = {
     "Washington": ("George Washington", "none"),
@@ -73,7 +76,8 @@ PRESIDENTS = {
     "Biden": ("Joe Biden", "D"),
 }
 KINDS = {"inaugural": "Inaugural address", "state_union": "State of the Union address"}
-# Speeches since this year are a corpus of their own: before, the parties' names did not stand for left and right as they do today.
+# Speeches since this year are a corpus of their own: before, the parties' names did not stand for left and right as
+# they do today.
 SINCE = 1981
 NOVELS = ("jane-austen_pride-and-prejudice", "mary-shelley_frankenstein")
 ADVENTURES = ("arthur-conan-doyle_the-adventures-of-sherlock-holmes", "h-g-wells_the-war-of-the-worlds")
@@ -85,11 +89,18 @@ LEFT_OUT = frozenset({"neutral", "anger", "annoyance", "disgust", "disapproval",
 HARSHEST = -2.0
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 # People and places by handle, addresses, mark-up, and shouting.
-_NO_COMMENT = re.compile(r"https?:|www\.|/?\b[ur]/\w|@\w|\S+\.(?:com|org|net)\b|[*_^~|<>{}\\#]|\[RELIGION\]|\b[A-Z]{4,}\b|\d{5,}|[^\x20-\x7e’‘“”—–…]")
+_NO_COMMENT = re.compile(
+    r"https?:|www\.|/?\b[ur]/\w|@\w|\S+\.(?:com|org|net)\b|[*_^~|<>{}\\#]|\[RELIGION\]|\b[A-Z]{4,}\b|\d{5,}"
+    r"|[^\x20-\x7e’‘“”—–…]"
+)
 _WORD = re.compile(r"[a-z]+")
 _APACHE = "Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0), which is also jaxloop's own: see LICENSE"
-_BUNDLED = re.compile(r"\n(?:-{4,}\n+)?(?:={4,} \w|-{4,}\n+\w+\n|This binary|The (?:SciPy|NumPy) repository and source)|\n-{4,}\n|\n={4,}\n.*Freetype", re.IGNORECASE)
-# Slurs and obscenities, whole or within longer words, and (in comments alone) words of sex, drugs, violence, politics and religion. Nobody wants
+_BUNDLED = re.compile(
+    r"\n(?:-{4,}\n+)?(?:={4,} \w|-{4,}\n+\w+\n|This binary|The (?:SciPy|NumPy) repository and source)|\n-{4,}\n",
+    re.IGNORECASE,
+)
+# Slurs and obscenities, whole or within longer words, and (in comments alone) words of sex, drugs, violence,
+# politics and religion. Nobody wants
 # to read them in a program either: SHA-256, first ten hexadecimal digits.
 _LISTS = (Path(__file__).parent / "unwanted_words.txt").read_text().split("\n\n")
 WITHIN, EVERYWHERE, IN_COMMENTS = (frozenset(part.split()[1:]) for part in _LISTS)
@@ -109,7 +120,9 @@ def _hashed(word: str) -> str:
 @functools.cache
 def unwanted(word: str) -> bool:
     """Whether a word is unwanted everywhere, or one of the worst stems lies within it."""
-    return _hashed(word) in EVERYWHERE or any(_hashed(word[i : i + n]) in WITHIN for n in (4, 5) for i in range(len(word) - n + 1))
+    return _hashed(word) in EVERYWHERE or any(
+        _hashed(word[i : i + n]) in WITHIN for n in (4, 5) for i in range(len(word) - n + 1)
+    )
 
 
 def decent(text: str) -> bool:
@@ -118,7 +131,8 @@ def decent(text: str) -> bool:
 
 
 def passages(text: str, low: int, high: int) -> Iterator[str]:
-    """Whole sentences in a row that have `low` to `high` words together, cut as soon as they have enough; what does not fit is left out."""
+    """Whole sentences in a row that have `low` to `high` words together, cut as soon as they have enough; what does
+    not fit is left out."""
     held: list[str] = []
     count = 0
     for sentence in sentences(text):
@@ -176,7 +190,10 @@ def books(rows: Rows, wanted: Sequence[str]) -> dict[str, list]:
             texts[book] += [t for t in passages(" ".join(p["text"] for p in paragraphs), *BOOK_WORDS) if decent(t)]
     found: dict[str, list] = {"text": [], "book": [], "author": []}
     for name, whole in texts.items():
-        author, title = (part.replace("-", " ").title().replace(" Of ", " of ").replace(" The ", " the ").replace(" And ", " and ") for part in name.split("_"))
+        author, title = (
+            part.replace("-", " ").title().replace(" Of ", " of ").replace(" The ", " the ").replace(" And ", " and ")
+            for part in name.split("_")
+        )
         for text in spaced(whole, PER_BOOK):
             for column, value in zip(found, (text, title, author.replace("H G ", "H. G. ")), strict=True):
                 found[column].append(value)
@@ -184,7 +201,8 @@ def books(rows: Rows, wanted: Sequence[str]) -> dict[str, list]:
 
 
 def problems(rows: Rows) -> dict[str, list]:
-    """Short problems of grade-school mathematics: question, answer (worked out, without the notes for a calculator), split."""
+    """Short problems of grade-school mathematics: question, answer (worked out, without the notes for a calculator),
+    split."""
     found: dict[str, list] = {"question": [], "answer": [], "split": []}
     for row in rows:
         question, answer = clean(row["question"]), _CALCULATION.sub("", row["answer"]).strip()
@@ -195,14 +213,17 @@ def problems(rows: Rows) -> dict[str, list]:
 
 
 def emotions(rows: Rows, harsh: Callable[[str], bool]) -> dict[str, list]:
-    """Comments that harm nobody: text, emotion (the first that raters named; comments of none are left out). harsh: a word too bad to be in one."""
+    """Comments that harm nobody: text, emotion (the first that raters named; comments of none are left out). harsh:
+    a word too bad to be in one."""
     found: dict[str, str] = {}
     for row in rows:
         text, named = clean(row["text"]), row["emotions"]
         if not named or LEFT_OUT & set(named) or _NO_COMMENT.search(text) or not text[0].isupper():
             continue
         words = _WORD.findall(text.lower())
-        if COMMENT_WORDS[0] <= len(text.split()) <= COMMENT_WORDS[1] and not any(unwanted(w) or _hashed(w) in IN_COMMENTS or harsh(w) for w in words):
+        if COMMENT_WORDS[0] <= len(text.split()) <= COMMENT_WORDS[1] and not any(
+            unwanted(w) or _hashed(w) in IN_COMMENTS or harsh(w) for w in words
+        ):
             found.setdefault(text, named[0])
     # In the order of a hash, so that what is kept is a random sample that needs no generator.
     chosen = sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())[:COMMENTS]
@@ -242,7 +263,10 @@ def from_libraries() -> dict[str, dict[str, list]]:
     """The two parts of `docs`, from the libraries that are installed. Raises ValueError where one of them is not."""
     table = docs.load_installed(docs.LIBRARIES)
     parts = {"docs": docs.HELD_OUT, "docs_pretrain": docs.PRETRAIN}
-    return {name: table.loc[table["domain"].isin(part), ["text", "domain", "module"]].to_dict("list") for name, part in parts.items()}
+    return {
+        name: table.loc[table["domain"].isin(part), ["text", "domain", "module"]].to_dict("list")
+        for name, part in parts.items()
+    }
 
 
 def licences() -> str:
@@ -250,33 +274,55 @@ def licences() -> str:
     found: dict[str, list[str]] = {}
     for library, version in docs.versions().items():
         if library == "python":
-            text = next(p for p in (Path(sysconfig.get_path("stdlib")) / "LICENSE.txt", Path(sys.base_prefix) / "LICENSE") if p.exists()).read_text()
+            text = next(
+                p
+                for p in (Path(sysconfig.get_path("stdlib")) / "LICENSE.txt", Path(sys.base_prefix) / "LICENSE")
+                if p.exists()
+            ).read_text()
         else:
             files = importlib.metadata.files(docs.distribution(library)) or ()
-            mine = [f for f in files if re.fullmatch(r"(LICEN[CS]E|COPYING)(\.txt|\.rst|\.md)?", f.name) and ".dist-info" in str(f.parent)]
+            mine = [
+                f
+                for f in files
+                if re.fullmatch(r"(LICEN[CS]E|COPYING)(\.txt|\.rst|\.md)?", f.name) and ".dist-info" in str(f.parent)
+            ]
             text = min(mine, key=lambda f: (len(f.parts), str(f))).read_text(encoding="utf-8")
         # What follows is of parts in other languages, whose text is not here.
         text = text.strip() if library == "python" else _BUNDLED.split(text)[0].strip()
-        found.setdefault(_APACHE if "Version 2.0, January 2004" in text[:400] or "Apache License" in text[:400] else text, []).append(f"{library} {version}")
+        found.setdefault(
+            _APACHE if "Version 2.0, January 2004" in text[:400] or "Apache License" in text[:400] else text, []
+        ).append(f"{library} {version}")
     return f"\n\n{'=' * 100}\n\n".join(f"{', '.join(names)}\n\n{text}" for text, names in found.items()) + "\n"
 
 
-def to_parquet(columns: Mapping[str, Sequence], kind: str = "zstd", level: int = 22) -> bytes:
+def to_parquet(columns: Mapping[str, Sequence]) -> bytes:
     """The columns as one compressed group of rows: the smallest file that pandas reads by itself."""
     long = [name for name in columns if name in ("text", "question", "answer")]
     table = pa.table({name: pa.array(list(values)) for name, values in columns.items()})
     sink = pa.BufferOutputStream()
+    short = [name for name in columns if name not in long]
+    encoding = {name: "DELTA_LENGTH_BYTE_ARRAY" for name in long}
+    packing = dict(compression="zstd", compression_level=22, use_dictionary=short, column_encoding=encoding)
     pq.write_table(
-        table, sink, compression=kind, compression_level=level, use_dictionary=[name for name in columns if name not in long],
-        column_encoding={name: "DELTA_LENGTH_BYTE_ARRAY" for name in long}, write_statistics=False, row_group_size=2**24, data_page_size=2**27,
-        write_page_checksum=True, store_schema=False,
-    )  # fmt: skip
+        table,
+        sink,
+        write_statistics=False,
+        row_group_size=2**24,
+        data_page_size=2**27,
+        write_page_checksum=True,
+        store_schema=False,
+        **packing,
+    )
     return sink.getvalue().to_pybytes()
 
 
 def texts(columns: Mapping[str, Sequence]) -> list[str]:
     """What a fingerprint is taken over: the texts, or questions each with its answer."""
-    return list(columns["text"]) if "text" in columns else [f"{q}\n{a}" for q, a in zip(columns["question"], columns["answer"], strict=True)]
+    return (
+        list(columns["text"])
+        if "text" in columns
+        else [f"{q}\n{a}" for q, a in zip(columns["question"], columns["answer"], strict=True)]
+    )
 
 
 def entry(columns: Mapping[str, Sequence], data: bytes) -> dict:
@@ -291,7 +337,8 @@ def entry(columns: Mapping[str, Sequence], data: bytes) -> dict:
 
 
 def write(made: Mapping[str, Mapping[str, Sequence]], folder: Path, about: Mapping[str, dict] | None = None) -> None:
-    """One parquet file a corpus, and index.json, in which what is not made stays as it was. about: more fields of an entry."""
+    """One parquet file a corpus, and index.json, in which what is not made stays as it was. about: more fields of an
+    entry."""
     folder.mkdir(parents=True, exist_ok=True)
     index = json.loads((folder / "index.json").read_text()) if (folder / "index.json").exists() else {}
     for name, columns in made.items():
@@ -311,10 +358,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.docs:
         made |= from_libraries()
         found = docs.versions()
-        about = {name: {"libraries": {k: v for k, v in found.items() if k in set(made[name]["domain"])}} for name in ("docs", "docs_pretrain")}
+        about = {
+            name: {"libraries": {k: v for k, v in found.items() if k in set(made[name]["domain"])}}
+            for name in ("docs", "docs_pretrain")
+        }
         write_atomic(options.out / "LICENSES.txt", licences().encode())
     write(made, options.out, about)
-    print("\n".join(f"{name}: {row['rows']:,} rows, {row['bytes']:,} bytes" for name, row in json.loads((options.out / "index.json").read_text()).items()))
+    print(
+        "\n".join(
+            f"{name}: {row['rows']:,} rows, {row['bytes']:,} bytes"
+            for name, row in json.loads((options.out / "index.json").read_text()).items()
+        )
+    )
     return 0
 
 

@@ -8,7 +8,17 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Configs that take no scale; all others are run at the scale `tiny`, without which they need models or data of a hub.
-PLAIN = ("quickstart", "pretrain", "histogram", "linear_dynamics", "theory", "wmle", "bench", "bench:decode", "bench:chains")
+PLAIN = (
+    "quickstart",
+    "pretrain",
+    "histogram",
+    "linear_dynamics",
+    "theory",
+    "wmle",
+    "bench",
+    "bench:decode",
+    "bench:chains",
+)
 NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port
 
 
@@ -28,7 +38,9 @@ def clone(folder: pathlib.Path) -> pathlib.Path:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, place / name)
     else:
-        shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".venv", "runs", "__pycache__", ".*_cache", "*.egg-info"))
+        shutil.copytree(
+            ROOT, place, ignore=shutil.ignore_patterns(".venv", "runs", "__pycache__", ".*_cache", "*.egg-info")
+        )
     return place
 
 
@@ -37,7 +49,15 @@ def python(place: pathlib.Path, *words, timeout: float) -> subprocess.CompletedP
     home = place.parent / "home"
     home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAXLOOP_", "XDG_", "HF_"))}
-    nowhere = {name: NOWHERE for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
-    own = {"HOME": str(home), "JAXLOOP_CACHE": str(home / "cache"), "PYTHONPATH": str(place), "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
+    nowhere = {
+        name: NOWHERE for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    }
+    own = {
+        "HOME": str(home),
+        "JAXLOOP_CACHE": str(home / "cache"),
+        "PYTHONPATH": str(place),
+        "HF_HUB_OFFLINE": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, *map(str, words)]
     return subprocess.run(command, cwd=place, env=kept | nowhere | own, capture_output=True, text=True, timeout=timeout)

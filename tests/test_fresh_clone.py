@@ -1,4 +1,4 @@
-"""What a newcomer has: a clone and no network. All configs that need no hub are valid there, and so are the commands of the documents."""
+"""What a newcomer has: a clone and no network. Configs that need no hub are valid there, as are the documents' commands."""
 
 import json
 import pathlib
@@ -29,7 +29,8 @@ json.dump([cli.__file__, answers], open(sys.argv[2], "w"))
 
 
 def commands(text: str) -> list[list[str]]:
-    """The arguments of every `python -m jaxloop.main …` in the code blocks of a document, lines that end in a backslash joined."""
+    """The arguments of every `python -m jaxloop.main …` in the code blocks of a document, lines that end in a
+    backslash joined."""
     lines = [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.startswith("    ")]
     parts = [part for line in lines for part in line.split(" && ")]
     found = [re.fullmatch(r"(?:\.venv/bin/)?python -m jaxloop\.main (.*)", part) for part in parts]
@@ -59,11 +60,14 @@ def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fresh")
     place = fresh.clone(folder)
     texts = {name: (fresh.ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
-    asked = [[f"--config=configs/{name.replace(':', '.py:') if ':' in name else name + '.py'}", "--validate"] for name in fresh.names()]
+    asked = [
+        [f"--config=configs/{name.replace(':', '.py:') if ':' in name else name + '.py'}", "--validate"]
+        for name in fresh.names()
+    ]
     asked += [checked(words) for text in texts.values() for words in [*commands(text), *inline(text)]]
     for name in set().union(*map(users_own, asked)):
         if name.endswith(".jsonl"):
-            line = "Number {n} of the posts that their writer has read again, found good enough, and put in a file for others to read."
+            line = "Number {n} of the posts that their writer read again, found good enough, and put in a file for others."
             rows = [json.dumps({column: line.format(n=n) for column in ("text", "body")}) for n in range(3000)]
             (place / name).write_text("\n".join(rows) + "\n")
         else:

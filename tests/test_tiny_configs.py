@@ -13,7 +13,8 @@ FEWER = {
     "cluster_study:tiny": ["--config.chain.generations=2"],
     "multi_domain:tiny": ["--config.chain.generations=2"],
     "multi_entity:tiny": ["--config.exchange.generations=2"],
-    "pretrain": ["--config.bases.llama.steps=4"] + [f"--config.bases.{name}.steps=4" for name in ("qwen2", "gpt2", "opt")],
+    "pretrain": ["--config.bases.llama.steps=4"]
+    + [f"--config.bases.{name}.steps=4" for name in ("qwen2", "gpt2", "opt")],
 }
 
 
@@ -30,7 +31,9 @@ def test_a_config_runs_to_its_end(place, tmp_path, name):
     done = fresh.python(place, "-m", "jaxloop.main", path, f"--workdir={tmp_path}", *FEWER.get(name, ()), timeout=3500)
     assert done.returncode == 0, done.stderr[-3000:]
     if file == "pretrain":
-        assert {path.name for path in tmp_path.glob("*/model.safetensors")} and (tmp_path / "llama" / "README.md").exists()
+        assert {path.name for path in tmp_path.glob("*/model.safetensors")} and (
+            tmp_path / "llama" / "README.md"
+        ).exists()
         return
     report = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<svg" in report or "<img" in report

@@ -1,9 +1,10 @@
 """The embedded dataset `docs`: human prose about software, which comes with jaxloop and is the same on every machine.
 
-Its records are the paragraphs in the docstrings of the Python standard library and of jaxloop's dependencies, of the versions that
-jaxloop/assets/corpora/ORIGIN.md names. They were read from the `.py` files with `ast` (nothing is imported), cleaned of code and mark-up
-(`prose.py`), and rid of near-duplicates across all libraries, so that a held-out library shares no templated sentence with the libraries
-that models were pretrained on. The domain of a record is its library.
+Its records are the paragraphs in the docstrings of the Python standard library and of jaxloop's dependencies, of the
+versions that jaxloop/assets/corpora/ORIGIN.md names. They were read from the `.py` files with `ast` (nothing is
+imported), cleaned of code and mark-up (`prose.py`), and rid of near-duplicates across all libraries, so that a
+held-out library shares no templated sentence with the libraries that models were pretrained on. The domain of a
+record is its library.
 
 `docs:installed` is the same extraction from the libraries that are installed here: with other versions, other texts.
 """
@@ -34,7 +35,8 @@ import pyarrow.parquet as pq
 from jaxloop.data import corpora, prose
 from jaxloop.runtime.files import cache_folder
 
-# Bases are pretrained on these (tqdm is not among them: its licence, the MPL, asks more of those who pass its text on) ...
+# Bases are pretrained on these (tqdm is not among them: its licence, the MPL, asks more of those who pass its text
+# on) ...
 PRETRAIN = tuple(
     "python numpy pandas jax transformers sklearn matplotlib mpl_toolkits datasets huggingface_hub flax optax orbax sentence_transformers "
     "numba pydantic rich jinja2 fsspec etils absl umap pygments patsy joblib dateutil PIL pyparsing fontTools".split()
@@ -72,11 +74,11 @@ _WORDS = re.compile(r"[a-z]+")
 
 
 def load(libraries=None):
-    """The dataset as it comes with jaxloop, or the part of it that comes from some libraries, none of which need be installed.
+    """The dataset as it comes with jaxloop, or the part of it from some libraries, none of which need be installed.
 
     Args:
-      libraries: names out of `LIBRARIES`; all when None. Rows keep the dataset's order, whatever the order here, and a paragraph that an
-        earlier library of `LIBRARIES` holds too is not repeated, whether or not that library is asked for.
+      libraries: names out of `LIBRARIES`; all when None. Rows keep the dataset's order, whatever the order here, and a
+        paragraph that an earlier library of `LIBRARIES` holds too is not repeated, whether or not that one is asked for.
 
     Returns: DataFrame with columns text, domain (the library), module (where it was found) and id (of the text).
 
@@ -104,34 +106,39 @@ def load_installed(libraries=None, *, cache=None):
         libraries = _known(libraries, "docs:installed")
         absent = [name for name in libraries if name not in there]
         if absent:
-            is_not = f"the librar{'y' if len(absent) == 1 else 'ies'} {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed here"
-            raise ValueError(f"docs:installed: {is_not}; install {'it' if len(absent) == 1 else 'them'}, or read 'docs', which needs none.")
+            one = len(absent) == 1
+            is_not = f"{'the library' if one else 'the libraries'} {', '.join(absent)} {'is' if one else 'are'} not installed here"
+            raise ValueError(f"docs:installed: {is_not}; install {'it' if one else 'them'}, or read 'docs', which needs none.")
     table = _cached(there, cache)
     return table if libraries is None else table[table["domain"].isin(libraries)].reset_index(drop=True)
 
 
 def is_docs(source):
-    """Whether a source names this dataset: `docs`, `docs:scipy,numpy`, `docs:installed`, `docs:installed:scipy`, each also after `jaxloop:`."""
+    """Whether a source names this dataset: `docs`, `docs:scipy,numpy`, `docs:installed`, `docs:installed:scipy`,
+    each also after `jaxloop:`."""
     return re.fullmatch(r"(jaxloop:)?docs(:.*)?", str(source), re.DOTALL) is not None
 
 
 def parse(source):
-    """(whether the installed libraries are to be read, the libraries that are named or None) of a source that `is_docs`."""
+    """(whether the installed libraries are to be read, the libraries that are named or None) of a source that
+    `is_docs`."""
     parts = str(source).removeprefix(corpora.PREFIX).split(":", 1)
     rest = parts[1].strip() if len(parts) == 2 else ""
     installed = rest == INSTALLED or rest.startswith(f"{INSTALLED}:")
-    named = [part.strip() for part in (rest.removeprefix(INSTALLED).removeprefix(":") if installed else rest).split(",") if part.strip()]
-    return installed, named or None
+    rest = rest.removeprefix(INSTALLED).removeprefix(":") if installed else rest
+    return installed, [part.strip() for part in rest.split(",") if part.strip()] or None
 
 
 def read(source, libraries=None):
-    """The dataset as a source names it; libraries: those that are read where the source names none. Raises ValueError as `load` and `load_installed`."""
+    """The dataset as a source names it; libraries: those that are read where the source names none. Raises
+    ValueError as `load` and `load_installed`."""
     installed, named = parse(source)
     return (load_installed if installed else load)(named or libraries)
 
 
 def default_libraries(source):
-    """The libraries that studies read of a source: those that the bases never saw, where it is this dataset and names none; else ()."""
+    """The libraries that studies read of a source: those that the bases never saw, where it is this dataset and
+    names none; else ()."""
     return HELD_OUT if is_docs(source) and parse(source)[1] is None else ()
 
 
@@ -173,7 +180,8 @@ def build(libraries):
 
 def _with_ids(table):
     # Not in the file: hashes cannot be compressed.
-    return table.assign(id=pd.Series([hashlib.sha256(text.encode()).hexdigest()[:16] for text in table["text"]], dtype="str"))
+    ids = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in table["text"]]
+    return table.assign(id=pd.Series(ids, dtype="str"))
 
 
 def _records(libraries):

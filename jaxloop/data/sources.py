@@ -1,4 +1,5 @@
-"""Texts to study, from a corpus that comes with jaxloop, a local file or the Hugging Face hub, as one table with a report and a fingerprint."""
+"""Texts to study, from a corpus that comes with jaxloop, a local file or the Hugging Face hub, as one table with a
+report and a fingerprint."""
 
 import difflib
 import itertools
@@ -38,9 +39,9 @@ def load_texts(
     """The texts of a source that pass the filters, in the order of the source.
 
     Args:
-      source: `jaxloop:NAME` (a corpus that comes with jaxloop, see `corpora`), `docs` (the embedded dataset; `docs:scipy,numpy` for some of
-        its libraries, `docs:installed` for the libraries as they are installed here), a file (`reading.EXTENSIONS`), a folder that
-        `datasets` wrote or can read, or a Hugging Face dataset id.
+      source: `jaxloop:NAME` (a corpus that comes with jaxloop, see `corpora`), `docs` (the embedded dataset;
+        `docs:scipy,numpy` for some of its libraries, `docs:installed` for the libraries as they are installed here),
+        a file (`reading.EXTENSIONS`), a folder that `datasets` wrote or can read, or a Hugging Face dataset id.
       text_column: the column that holds the text.
       prompt_column: the column that holds the instruction of a text, if it has its own.
       domain_column: the column that holds the domain; without one, the domain of every row is the name of the source.
@@ -133,19 +134,25 @@ def rows(
 
 
 def is_local(source: str | Path) -> bool:
-    """Whether a source has neither splits nor configurations nor revisions: a corpus that comes with jaxloop, `docs`, or a file (there or not)."""
+    """Whether a source has neither splits nor configurations nor revisions: a corpus that comes with jaxloop,
+    `docs`, or a file (there or not)."""
     source = str(source)
-    return docs.is_docs(source) or source.startswith(corpora.PREFIX) or reading.extension(source) is not None or Path(source).is_file()
+    return _in_the_box(source) or reading.extension(source) is not None or Path(source).is_file()
 
 
 def is_here(source: str | Path) -> bool:
     """Whether a source can be read without a network: one that comes with jaxloop, a file or a folder that exists."""
     source = str(source)
-    return docs.is_docs(source) or source.startswith(corpora.PREFIX) or Path(source).exists()
+    return _in_the_box(source) or Path(source).exists()
+
+
+def _in_the_box(source):
+    return docs.is_docs(source) or source.startswith(corpora.PREFIX)
 
 
 def identity(source: str | Path) -> tuple:
-    """What the rows of a source depend on: of corpora and `docs` their content, of a file its place, however written, size and time of change."""
+    """What the rows of a source depend on: of corpora and `docs` their content, of a file its place, however
+    written, size and time of change."""
     source = str(source)
     if docs.is_docs(source):
         return (docs.identity(source),)

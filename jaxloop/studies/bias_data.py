@@ -85,7 +85,8 @@ def _plain(frame, settings):
 
         parts = [sentences(text) for text in frame["text"]]
         titles, bodies = [part[0] if part else "" for part in parts], [" ".join(part[1:]) for part in parts]
-        return frame.assign(id=[str(i) for i in frame.index], title=titles, body=bodies)[["id", "title", "body", "label"]]
+        ids = [str(i) for i in frame.index]
+        return frame.assign(id=ids, title=titles, body=bodies)[["id", "title", "body", "label"]]
     titles = frame[settings.title_column].map(lambda v: "" if v is None else " ".join(str(v).split()))
     return frame.assign(id=[str(i) for i in frame.index], title=titles, body=frame["text"].str.strip())[["id", "title", "body", "label"]]
 

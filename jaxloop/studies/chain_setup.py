@@ -61,7 +61,8 @@ def prepare(settings: "Settings") -> Prepared:
 
 
 def _names(sources: Sequence[str]) -> list[str]:
-    """Short names of data sets: of a corpus its own, the stem of a file, the id of a hub data set; numbered where two would be the same."""
+    """Short names of data sets: of a corpus its own, the stem of a file, the id of a hub data set; numbered where
+    two would be the same."""
     short = [pathlib.Path(s).stem if pathlib.Path(s).suffix else s.removeprefix("jaxloop:") for s in sources]
     return [name if short.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(short)]
 

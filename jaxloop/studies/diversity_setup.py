@@ -251,7 +251,8 @@ def _read_qa(settings: "Settings", count) -> Tables:
             test = test.iloc[draw("qa", "test").permutation(len(test))[: s.test]].reset_index(drop=True)
     outside = whole.iloc[:0]
     if s.outside is not None:
-        plain = {"question_column": s.outside_question_column, "answer_column": s.outside_answer_column, "passage": "none", "context_column": None, "passage_column": None}
+        plain = {"question_column": s.outside_question_column, "answer_column": s.outside_answer_column}
+        plain |= {"passage": "none", "context_column": None, "passage_column": None}
         outside = table(s.outside, "train", s.outside_max_tokens, **plain)[0]
     return _tables(everything, test, pd.DataFrame(outside), s.train, "qa", report)
 

@@ -1,6 +1,7 @@
 """The two scales of the recursive-loops configs: `paper`, and `tiny`, which differs in sizes alone (of data, models, chains and tests).
 
-The tiny scale reads corpora that come with jaxloop; other text by flags, as in `--config.domains.emotions.source=posts.jsonl`.
+The tiny scale reads corpora that come with jaxloop; other text by flags, as in
+`--config.domains.emotions.source=posts.jsonl`.
 """
 
 from collections.abc import Sequence
