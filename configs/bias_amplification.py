@@ -97,7 +97,7 @@ def _tiny(c):
     c.classifier.target = "R"
     c.classifier.encoders = (None, "jaxloop/assets/bases/llama", "jaxloop/assets/bases/gpt2", "jaxloop/assets/bases/opt")
     c.classifier.train = "head"
-    c.classifier.texts = 300
+    c.classifier.texts = 900
     c.classifier.max_length = 128
 
     c.run = ConfigDict()
