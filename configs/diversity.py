@@ -43,7 +43,7 @@ def _tiny(c):
     c.models = ConfigDict(dict(pool=tuple(f"jaxloop/assets/bases/{name}" for name in ("gpt2", "llama"))))
     gpt2, llama = c.models.pool
     c.story = ConfigDict(dict(sentences=2, windows=True, max_tokens=50, train=96, test=32, test_split=None, prompt="{head}"))
-    c.story.sources = ("jaxloop:fables", "jaxloop:novels")
+    c.story.sources = ("jaxloop:fables", "jaxloop:novels", "jaxloop:adventures")
     c.story.outside = ("jaxloop:speeches",)
     c.qa = ConfigDict(
         dict(source="jaxloop:gsm8k", passage="none", split_column="split", max_tokens=112, per_context=18, train=36, test=32)
