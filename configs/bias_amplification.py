@@ -1,15 +1,12 @@
 """Bias amplification (arXiv 2410.15234): GPT-2 continues 1,518 labelled articles, eleven generations; `:tiny` on two cores, `:classifier`, `:constrained`."""
 
-import os
-import pathlib
-
 from ml_collections import ConfigDict
 
 
 def get_config(variant="paper"):
     """`paper`: the study as published. `classifier`: its classifier fitted here instead of loaded. `center`: chains that see centre articles alone
     (the setup of its later version). `constrained`: greedy beside the constrained loss.
-    `tiny`: all six setups with a tiny base on senators' posts, four replicates each, in minutes."""
+    `tiny`: all six setups with a tiny base on presidents' speeches, four replicates each, in minutes."""
     variants = {"paper": lambda c: c, "classifier": _classifier, "center": _center, "constrained": _constrained, "tiny": _tiny}
     if variant not in variants:
         raise ValueError(f"variant {variant!r} is not allowed; choose one of {', '.join(variants)}")
@@ -73,12 +70,12 @@ def _constrained(c):
 
 
 def _tiny(c):
-    """Posts of 100 senators, joined by senator and week; the label is the party, the classifier is fitted on senators' other weeks."""
+    """Passages of presidents' speeches, the first sentence as title; the label is the party, the classifier is
+    fitted on other passages."""
     c.title = "Bias amplification, tiny"
-    shared = os.environ.get("JAXLOOP_SHARED") or pathlib.Path(__file__).resolve().parents[2] / "shared"
     c.data = ConfigDict()
-    c.data.source = f"{shared}/data/senate_tweets/tweets.jsonl"
-    c.data.body_column, c.data.label_column, c.data.author_column = "text", "party", "senator"
+    c.data.source = "jaxloop:speeches"
+    c.data.title_column, c.data.body_column, c.data.label_column = None, "text", "party"
     c.data.labels = ("D", "R")
     c.data.per_label = 12
     c.data.short = "drop"
@@ -100,7 +97,7 @@ def _tiny(c):
     c.classifier.target = "R"
     c.classifier.encoders = (None, "jaxloop/assets/bases/llama", "jaxloop/assets/bases/gpt2", "jaxloop/assets/bases/opt")
     c.classifier.train = "head"
-    c.classifier.texts = 300
+    c.classifier.texts = 900
     c.classifier.max_length = 128
 
     c.run = ConfigDict()

@@ -5,7 +5,7 @@ from jaxloop.studies import loops_scales as scales
 
 def get_config(scale="paper"):
     c = scales.config(
-        "datasets", "The shift in several datasets", scale, paper=scales.PAPER, tiny=("tweeteval", "senate_tweets", "reddit_top", "wikipedia_boolq"), keep=600
+        "datasets", "The shift in several datasets", scale, paper=scales.PAPER, tiny=tuple(scales.TINY), keep=600
     )
     c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
     if scale == "tiny":

@@ -1,8 +1,5 @@
 """Diversity of generated data (arXiv 2506.19262): seven levels, mixtures, sizes, three model sizes, other architectures; `:tiny` on two cores."""
 
-import os
-import pathlib
-
 from ml_collections import ConfigDict
 
 GPT2, LLAMA_1B, LLAMA_8B = "openai-community/gpt2", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B"
@@ -40,19 +37,21 @@ def _paper(c):
 
 
 def _tiny(c):
-    """36 to 96 records a set, 1.7 M parameters, stories by a tiny writer, question answering by the control; fables, novels and ARC."""
-    data = pathlib.Path(os.environ.get("JAXLOOP_SHARED", pathlib.Path(__file__).resolve().parents[2] / "shared")) / "data"
+    """36 to 96 records a set, 1.7 M parameters, stories by a tiny writer, question answering by the control; books
+    and GSM8K."""
     c.title = "Diversity of generated data, on two cores"
     c.models = ConfigDict(dict(pool=tuple(f"jaxloop/assets/bases/{name}" for name in ("gpt2", "llama"))))
     gpt2, llama = c.models.pool
     c.story = ConfigDict(dict(sentences=2, windows=True, max_tokens=50, train=96, test=32, test_split=None, prompt="{head}"))
-    c.story.sources = (str(data / "aesop_fables/fables.jsonl"), str(data / "gutenberg_books/paragraphs.jsonl"))
-    c.story.outside = (str(data / "tinystories/stories.jsonl"),)
+    c.story.sources = ("jaxloop:fables", "jaxloop:novels", "jaxloop:adventures")
+    c.story.outside = ("jaxloop:speeches",)
     c.qa = ConfigDict(
-        dict(source=str(data / "arc/arc.jsonl"), passage="none", split_column="split", max_tokens=36, per_context=18, train=36, test=32, prompt="{head}")
+        dict(source="jaxloop:gsm8k", passage="none", split_column="split", max_tokens=112, per_context=18, train=36, test=32)
     )
-    c.qa.outside = str(data / "gsm8k/gsm8k.jsonl")
-    c.qa.outside_max_tokens = 100
+    c.qa.prompt = "{head}"
+    # Which emotion does this comment show?
+    c.qa.outside, c.qa.outside_max_tokens = "jaxloop:emotions", 100
+    c.qa.outside_question_column, c.qa.outside_answer_column = "text", "emotion"
     c.generator = ConfigDict(dict(qa="control", story="model", model=llama, adapt=2.0, adapt_rate=2e-3, adapt_texts=800, block=128))
     # 1.7 M parameters follow no instruction, but go on from what they read: a topic is the first words of a story. At 0.7 what they write is mostly
     # chance and no two stories share five words; one or two topics make a set as diverse as these happen to be.

@@ -4,7 +4,7 @@ from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("gen0_size", "The size of generation 0", scale, paper=("100M_tweets",), tiny=("tweeteval",))
+    c = scales.config("gen0_size", "The size of generation 0", scale, paper=("100M_tweets",), tiny=("emotions",))
     c.chain.ratios = ("1/8", "1/2", 1)
     c.chain.gen0_sizes = (4000, 8000)
     if scale == "tiny":

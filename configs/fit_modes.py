@@ -4,7 +4,7 @@ from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("fit_modes", "Adapters, full fine-tuning, from scratch", scale, paper=("100M_tweets",), tiny=("tweeteval",))
+    c = scales.config("fit_modes", "Adapters, full fine-tuning, from scratch", scale, paper=("100M_tweets",), tiny=("emotions",))
     c.chain.ratios = ("1/8", "1/2", 1)
     c.chain.factors = {"fit": {"mode": ("lora", "full", "scratch")}}
     if scale == "tiny":

@@ -4,7 +4,7 @@ from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("interventions", "Selection of synthetic text", scale, paper=("100M_tweets", "webis_reddit"), tiny=("tweeteval",))
+    c = scales.config("interventions", "Selection of synthetic text", scale, paper=("100M_tweets", "webis_reddit"), tiny=("emotions",))
     c.chain.ratios = ("1/4", "1/2", 1)
     c.chain.seeding = "paired"  # with the control: the same human texts, bases and draws
     c.interventions = dict(policies=("random", "quality", "diversity"), written=2.0)

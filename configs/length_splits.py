@@ -4,7 +4,7 @@ from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("length_splits", "Short, medium and long human text", scale, paper=("webis_reddit", "100M_tweets"), tiny=("reddit_top", "senate_tweets"))
+    c = scales.config("length_splits", "Short, medium and long human text", scale, paper=("webis_reddit", "100M_tweets"), tiny=("docs", "emotions"))
     c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
     if scale == "tiny":
         c.chain.update(ratios=("1/4", 1))

@@ -5,7 +5,7 @@ from jaxloop.studies import loops_scales as scales
 
 def get_config(scale="paper"):
     datasets = ("wikipedia", "webis_reddit", "100M_tweets")
-    c = scales.config("multi_domain", "Three domains in one chain", scale, paper=datasets, tiny=("wikipedia_boolq", "reddit_top", "senate_tweets"))
+    c = scales.config("multi_domain", "Three domains in one chain", scale, paper=datasets, tiny=("novels", "emotions", "speeches"))
     c.chain.ratios = ("1/8", "1/4")
     c.chain.seeds = (0,)
     c.chain.eval_texts = 480  # 160 of each domain

@@ -6,7 +6,8 @@ SCALES = ("paper", "three", "llama", "tiny")
 
 
 def get_config(scale: str = "paper"):
-    """paper: K = 2, OPT-350m; three: K = 3 with ARC (figure 7); llama: K = 2, Llama 3.2 1B; tiny: K = 3 on two cores, from files beside the repository."""
+    """paper: K = 2, OPT-350m; three: K = 3 with ARC (figure 7); llama: K = 2, Llama 3.2 1B; tiny: K = 3 on two
+    cores, from corpora in the box."""
     if scale not in SCALES:
         raise ValueError(f"scale '{scale}' is none of {', '.join(SCALES)}")
     return tiny() if scale == "tiny" else paper(scale)
@@ -67,17 +68,17 @@ def paper(scale):
 
 
 def tiny():
-    """Three entities with adapters of one tiny base; BookCorpus' place is taken by passages of other novels."""
-    data = "../shared/data"
+    """Three entities with adapters of one tiny base: problems, presidents' speeches, two novels; BookCorpus' place
+    is taken by two other books."""
     c = paper("tiny")
     c.title = "Models that train on each other, small"
-    c.entities = ("gsm8k", "arc", "books")
+    c.entities = ("gsm8k", "speeches", "novels")
     # Prompts are the first words of a record, not whole questions: half of the time would go into reading those.
     c.tasks = ConfigDict()
-    c.tasks.gsm8k = ConfigDict(dict(source=f"{data}/gsm8k/gsm8k.jsonl", prompt_words=8))
-    c.tasks.arc = ConfigDict(dict(source=f"{data}/arc/arc.jsonl", prompt_words=8))
-    c.tasks.books = ConfigDict(dict(task="text", source=f"{data}/gutenberg_books/paragraphs.jsonl", prompt_words=8, limit=4000))
-    c.public = ConfigDict(dict(task="text", source=f"{data}/lambada_novels/passages.jsonl", prompt_words=8, limit=4000))
+    c.tasks.gsm8k = ConfigDict(dict(source="jaxloop:gsm8k", prompt_words=8))
+    c.tasks.speeches = ConfigDict(dict(task="text", source="jaxloop:speeches", prompt_words=8))
+    c.tasks.novels = ConfigDict(dict(task="text", source="jaxloop:novels", prompt_words=8))
+    c.public = ConfigDict(dict(task="text", source="jaxloop:adventures", prompt_words=8))
 
     c.exchange.generations = 6
     c.exchange.size = 256

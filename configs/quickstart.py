@@ -9,7 +9,7 @@ def get_config():
     c.title = "Collapse in five minutes"
 
     c.data = ConfigDict()
-    c.data.source = "docs"  # or a file: .jsonl, .csv, .parquet, .txt; or a Hugging Face dataset id
+    c.data.source = "docs"  # or jaxloop:speeches; or a file: .jsonl, .csv, .parquet, .txt; or a Hugging Face dataset id
     c.data.instruction = "Write a paragraph of documentation."
     c.data.min_tokens = 16
     c.data.max_tokens = 96

@@ -67,7 +67,7 @@ class Section(pydantic.BaseModel):
 class Data(Section):
     """Where human text comes from."""
 
-    source: Text = Field("docs", description="`docs` (embedded), a .jsonl, .csv, .parquet or .txt file, or a Hugging Face dataset id")
+    source: Text = Field("docs", description="`docs` or `jaxloop:NAME` (in the box), a .jsonl, .csv, .parquet or .txt file, or a Hugging Face dataset id")
     text_column: Text = Field("text", description="column that holds the text")
     domain_column: Text | None = Field(None, description="column that holds the domain; none: the source is one domain (`docs`: the library)")
     domains: tuple[Text, ...] = Field((), description="keep only these domains; empty: all (`docs`: the libraries that the tiny bases never saw)")

@@ -1,9 +1,12 @@
-"""The embedded dataset `docs`: human prose that is on every machine on which jaxloop is installed.
+"""The embedded dataset `docs`: human prose about software, which comes with jaxloop and is the same on every machine.
 
-Its records are the paragraphs in the docstrings of the Python standard library and of jaxloop's dependencies. They are read from the
-`.py` files with `ast` (nothing is imported), cleaned of code and mark-up (`prose.py`), and rid of near-duplicates across all
-libraries, so that a held-out library shares no templated sentence with the libraries that models were pretrained on.
-The domain of a record is its library.
+Its records are the paragraphs in the docstrings of the Python standard library and of jaxloop's dependencies, of the
+versions that jaxloop/assets/corpora/ORIGIN.md names. They were read from the `.py` files with `ast` (nothing is
+imported), cleaned of code and mark-up (`prose.py`), and rid of near-duplicates across all libraries, so that a
+held-out library shares no templated sentence with the libraries that models were pretrained on. The domain of a
+record is its library.
+
+`docs:installed` is the same extraction from the libraries that are installed here: with other versions, other texts.
 """
 
 import ast
@@ -29,18 +32,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxloop.data import prose
+from jaxloop.data import corpora, prose
 from jaxloop.runtime.files import cache_folder
 
-# Bases are pretrained on these ...
+# Bases are pretrained on these (tqdm is not among them: its licence, the MPL, asks more of those who pass its text
+# on) ...
 PRETRAIN = tuple(
     "python numpy pandas jax transformers sklearn matplotlib mpl_toolkits datasets huggingface_hub flax optax orbax sentence_transformers "
-    "numba pydantic rich jinja2 fsspec etils absl tqdm umap pygments patsy joblib dateutil PIL pyparsing fontTools".split()
+    "numba pydantic rich jinja2 fsspec etils absl umap pygments patsy joblib dateutil PIL pyparsing fontTools".split()
 )
 # ... and studies fine-tune on these, which the bases never saw.
 HELD_OUT = ("scipy", "statsmodels", "networkx", "nltk")
 # The order of deduplication: a paragraph belongs to the first library that holds it.
 LIBRARIES = PRETRAIN + HELD_OUT
+INSTALLED = "installed"
 
 # Distributions whose name is not the import name; "python" is the standard library.
 _DISTRIBUTIONS = {
@@ -68,33 +73,92 @@ _OPENING_WORDS = 8
 _WORDS = re.compile(r"[a-z]+")
 
 
-def load(libraries=None, *, cache=None):
-    """The dataset, or the part of it that comes from some libraries.
+def load(libraries=None):
+    """The dataset as it comes with jaxloop, or the part of it from some libraries, none of which need be installed.
 
     Args:
-      libraries: names out of `LIBRARIES`; all that are installed when None. Rows keep the dataset's order, whatever the order here, and
-        a paragraph that an earlier library of `LIBRARIES` holds too is not repeated, whether or not that library is asked for.
+      libraries: names out of `LIBRARIES`; all when None. Rows keep the dataset's order, whatever the order here, and a
+        paragraph that an earlier library of `LIBRARIES` holds too is not repeated, whether or not that one is asked for.
+
+    Returns: DataFrame with columns text, domain (the library), module (where it was found) and id (of the text).
+
+    Raises: ValueError for a library that is unknown.
+    """
+    wanted = set(_known(libraries, "docs"))
+    parts = [name for name, part in zip(corpora.DOCS, (HELD_OUT, PRETRAIN), strict=True) if wanted & set(part)]
+    table = pd.concat([corpora.read(name).to_pandas() for name in reversed(parts)], ignore_index=True).astype("str")
+    return _with_ids(table[table["domain"].isin(wanted)].reset_index(drop=True))
+
+
+def load_installed(libraries=None, *, cache=None):
+    """The dataset, or the part of it that comes from some libraries, from their sources as they are installed here.
+
+    Args:
+      libraries: as in `load`; all that are installed when None.
       cache: folder for the extracted table; `cache_folder()` when None, no cache when False.
 
-    Returns: DataFrame with columns text, domain (the library), module (where it was found) and id (of the text). The same versions of
-      the libraries give the same rows in the same order.
+    Returns: as `load`. The same versions of the libraries give the same rows in the same order.
 
-    Raises: ValueError for a library that is unknown or not installed.
+    Raises: ValueError, before anything is read, for a library that is unknown or not installed.
     """
+    there = versions()
     if libraries is not None:
-        libraries = [libraries] if isinstance(libraries, str) else list(libraries)
-    versions = _versions()
-    for name in libraries or ():
+        libraries = _known(libraries, "docs:installed")
+        absent = [name for name in libraries if name not in there]
+        if absent:
+            one = len(absent) == 1
+            is_not = f"{'the library' if one else 'the libraries'} {', '.join(absent)} {'is' if one else 'are'} not installed here"
+            raise ValueError(f"docs:installed: {is_not}; install {'it' if one else 'them'}, or read 'docs', which needs none.")
+    table = _cached(there, cache)
+    return table if libraries is None else table[table["domain"].isin(libraries)].reset_index(drop=True)
+
+
+def is_docs(source):
+    """Whether a source names this dataset: `docs`, `docs:scipy,numpy`, `docs:installed`, `docs:installed:scipy`,
+    each also after `jaxloop:`."""
+    return re.fullmatch(r"(jaxloop:)?docs(:.*)?", str(source), re.DOTALL) is not None
+
+
+def parse(source):
+    """(whether the installed libraries are to be read, the libraries that are named or None) of a source that
+    `is_docs`."""
+    parts = str(source).removeprefix(corpora.PREFIX).split(":", 1)
+    rest = parts[1].strip() if len(parts) == 2 else ""
+    installed = rest == INSTALLED or rest.startswith(f"{INSTALLED}:")
+    rest = rest.removeprefix(INSTALLED).removeprefix(":") if installed else rest
+    return installed, [part.strip() for part in rest.split(",") if part.strip()] or None
+
+
+def read(source, libraries=None):
+    """The dataset as a source names it; libraries: those that are read where the source names none. Raises
+    ValueError as `load` and `load_installed`."""
+    installed, named = parse(source)
+    return (load_installed if installed else load)(named or libraries)
+
+
+def default_libraries(source):
+    """The libraries that studies read of a source: those that the bases never saw, where it is this dataset and
+    names none; else ()."""
+    return HELD_OUT if is_docs(source) and parse(source)[1] is None else ()
+
+
+def identity(source):
+    """What the texts of a source that `is_docs` depend on, in one word."""
+    installed, named = parse(source)
+    of = json.dumps(versions()) if installed else "+".join(map(corpora.identity, corpora.DOCS))
+    return f"{source} {hashlib.sha256(of.encode()).hexdigest()[:16]}"
+
+
+def _known(libraries, source):
+    if libraries is None:
+        return list(LIBRARIES)
+    libraries = [libraries] if isinstance(libraries, str) else list(libraries)
+    for name in libraries:
         if name not in LIBRARIES:
-            close = difflib.get_close_matches(name, LIBRARIES, 1, 0.5)
+            close = difflib.get_close_matches(name, LIBRARIES, 1, 0.6)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"docs: {name!r} is not one of its libraries{hint}; they are {', '.join(LIBRARIES)}.")
-        if name not in versions:
-            raise ValueError(f"docs: the library {name!r} is not installed here; installed are {', '.join(versions)}.")
-    table = _cached(versions, cache)
-    if libraries is not None:
-        table = table[table["domain"].isin(libraries)].reset_index(drop=True)
-    return table
+            raise ValueError(f"{source}: {name!r} is not one of its libraries{hint}; they are {', '.join(LIBRARIES)}.")
+    return libraries
 
 
 def fingerprint(frame):
@@ -111,8 +175,13 @@ def build(libraries):
     finally:
         if collecting:
             gc.enable()
-    table["id"] = pd.Series([hashlib.sha256(text.encode()).hexdigest()[:16] for text in table["text"]], dtype="str")
-    return table
+    return _with_ids(table)
+
+
+def _with_ids(table):
+    # Not in the file: hashes cannot be compressed.
+    ids = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in table["text"]]
+    return table.assign(id=pd.Series(ids, dtype="str"))
 
 
 def _records(libraries):
@@ -164,26 +233,31 @@ def digest_texts(texts):
     return digest
 
 
-def _versions():
+def distribution(library):
+    """The name under which a library is installed."""
+    return _DISTRIBUTIONS.get(library, library)
+
+
+def versions():
     """The installed ones of `LIBRARIES` with their versions, in order."""
     found = {}
     for name in LIBRARIES:
         try:
-            found[name] = platform.python_version() if name == "python" else importlib.metadata.version(_DISTRIBUTIONS.get(name, name))
+            found[name] = platform.python_version() if name == "python" else importlib.metadata.version(distribution(name))
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
 
 
-def _cached(versions, cache):
+def _cached(there, cache):
     if cache is False:
-        return build(list(versions))
+        return build(list(there))
     extractor = hashlib.sha256(Path(__file__).read_bytes() + Path(prose.__file__).read_bytes()).hexdigest()
-    key = hashlib.sha256(json.dumps([extractor, versions]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([extractor, there]).encode()).hexdigest()[:16]
     path = (cache_folder() if cache is None else Path(cache)) / f"docs-{key}.parquet"
     table = _read_cache(path)
     if table is None:
-        table = build(list(versions))
+        table = build(list(there))
         _write_cache(table, path)
     return table
 

@@ -193,8 +193,7 @@ def clean_dataset(
 
 def _rows(found, splits, name, revision, streaming, rename, recipe, dataset):
     for source in found:
-        on_hub = not (sources.reading.extension(source) or Path(source).is_file())
-        for split in splits if on_hub else splits[:1]:
+        for split in splits[:1] if sources.is_local(source) else splits:
             stream = sources.rows(source, split=split, name=name, revision=revision, streaming=streaming)
             for number, row in enumerate(stream):
                 row = {rename.get(column, column): value for column, value in row.items()}

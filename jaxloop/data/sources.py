@@ -1,4 +1,5 @@
-"""Texts to study, from the embedded dataset, a local file or the Hugging Face hub, as one table with a report and a fingerprint."""
+"""Texts to study, from a corpus that comes with jaxloop, a local file or the Hugging Face hub, as one table with a
+report and a fingerprint."""
 
 import difflib
 import itertools
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from jaxloop.data import docs, reading
+from jaxloop.data import corpora, docs, reading
 from jaxloop.data.docs import fingerprint
 
-__all__ = ["count_safely", "fingerprint", "load_texts", "rows"]
+__all__ = ["count_safely", "fingerprint", "identity", "is_here", "is_local", "label", "load_texts", "rows"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _BATCH = 1024
@@ -38,8 +39,9 @@ def load_texts(
     """The texts of a source that pass the filters, in the order of the source.
 
     Args:
-      source: `docs` (the embedded dataset; `docs:scipy,numpy` for some of its libraries), a file (`reading.EXTENSIONS`), a folder that
-        `datasets` wrote or can read, or a Hugging Face dataset id.
+      source: `jaxloop:NAME` (a corpus that comes with jaxloop, see `corpora`), `docs` (the embedded dataset;
+        `docs:scipy,numpy` for some of its libraries, `docs:installed` for the libraries as they are installed here),
+        a file (`reading.EXTENSIONS`), a folder that `datasets` wrote or can read, or a Hugging Face dataset id.
       text_column: the column that holds the text.
       prompt_column: the column that holds the instruction of a text, if it has its own.
       domain_column: the column that holds the domain; without one, the domain of every row is the name of the source.
@@ -65,12 +67,17 @@ def load_texts(
     wanted = [("data.text_column", text_column), ("data.prompt_column", prompt_column), ("data.domain_column", domain_column)]
     wanted += [("data.keep_columns", column) for column in keep_columns]
     wanted = [(field, column) for field, column in wanted if column is not None]
-    if _is_docs(source) and domain_column is None:
-        domain_column = "domain"
+    libraries = None
+    if docs.is_docs(source) and domain_column in (None, "domain"):
+        domain_column, libraries = "domain", list(domains) or None
     columns = list(dict.fromkeys([column for _, column in wanted] + ([domain_column] if domain_column else [])))
-    stream = rows(source, columns=columns, split=split, name=name, revision=revision, streaming=streaming)
+    if libraries and docs.parse(source)[1] is None:
+        # Asked of the dataset itself, which refuses a library that it has not before it reads the others.
+        stream = iter(docs.read(source, libraries).astype(object).to_dict("records"))
+    else:
+        stream = rows(source, columns=columns, split=split, name=name, revision=revision, streaming=streaming)
     stream = _checked(stream, source, wanted)
-    default_domain = _source_name(source)
+    default_domain = label(source)
     report = {"rows": 0, "no text": 0}
     report |= {"other domains": 0} if domains else {}
     low, high = f"at most {min_tokens} tokens", f"at least {max_tokens} tokens"
@@ -111,10 +118,10 @@ def rows(
     Raises ValueError as `load_texts`; nothing is read before the first row is asked for.
     """
     source = str(source)
-    if _is_docs(source):
-        libraries = source.removeprefix("docs").removeprefix(":")
-        names = [part.strip() for part in libraries.split(",") if part.strip()] if libraries else None
-        yield from docs.load(names).astype(object).to_dict("records")
+    if docs.is_docs(source):
+        yield from docs.read(source).astype(object).to_dict("records")
+    elif source.startswith(corpora.PREFIX):
+        yield from corpora.rows(source, columns)
     elif os.path.isdir(source):
         yield from _hub_rows(source, columns, split, name, None, streaming)
     elif os.path.exists(source) or reading.extension(source):
@@ -126,11 +133,40 @@ def rows(
         raise ValueError(f"data.source = '{source}': neither 'docs', nor a file that exists ({allowed}, also with .gz), nor a Hugging Face dataset id.")
 
 
-def _is_docs(source):
-    return source == "docs" or source.startswith("docs:")
+def is_local(source: str | Path) -> bool:
+    """Whether a source has neither splits nor configurations nor revisions: a corpus that comes with jaxloop,
+    `docs`, or a file (there or not)."""
+    source = str(source)
+    return _in_the_box(source) or reading.extension(source) is not None or Path(source).is_file()
 
 
-def _source_name(source):
+def is_here(source: str | Path) -> bool:
+    """Whether a source can be read without a network: one that comes with jaxloop, a file or a folder that exists."""
+    source = str(source)
+    return _in_the_box(source) or Path(source).exists()
+
+
+def _in_the_box(source):
+    return docs.is_docs(source) or source.startswith(corpora.PREFIX)
+
+
+def identity(source: str | Path) -> tuple:
+    """What the rows of a source depend on: of corpora and `docs` their content, of a file its place, however
+    written, size and time of change."""
+    source = str(source)
+    if docs.is_docs(source):
+        return (docs.identity(source),)
+    if source.startswith(corpora.PREFIX):
+        return (corpora.identity(corpora.name_of(source)),)
+    path = Path(source)
+    return (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else (source,)
+
+
+def label(source: str | Path) -> str:
+    """A short name of a source: of a corpus its own, of a file the name without its endings."""
+    source = str(source)
+    if source.startswith(corpora.PREFIX):
+        return source.removeprefix(corpora.PREFIX)
     name = Path(source).name or source
     while reading.extension(name) or name.lower().endswith(".gz"):
         name = name.rsplit(".", 1)[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxloop.data.sources import rows
+from jaxloop.data.sources import label, rows
 from jaxloop.data.tasks import TASKS
 
 PASSAGES = ("none", "summary", "full", "column")
@@ -84,7 +84,7 @@ def read_stories(
     if not found:
         raise ValueError(f"story.sources: '{source}' has no story of {count} sentences among its {report['rows']} rows.")
     found = found[:limit]
-    frame = pd.DataFrame(found, columns=["beginning", "ending", "title"], dtype=object).assign(source=Path(str(source)).stem)
+    frame = pd.DataFrame(found, columns=["beginning", "ending", "title"], dtype=object).assign(source=label(source))
     frame.attrs["report"] = report | {"stories": len(found)}
     return frame
 

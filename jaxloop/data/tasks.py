@@ -172,7 +172,7 @@ def load(
 
 def _pairs(task, place, split, *, known, formats, words, join, name, revision, most=None) -> tuple[pd.DataFrame, bool]:
     """(prompts and texts of one split, `most` at most; whether the source has splits)."""
-    rows, report, found, local = [], {"rows": 0}, {"split": False}, sources.reading.extension(place) is not None
+    rows, report, found, local = [], {"rows": 0}, {"split": False}, sources.is_local(place)
     hub = {} if local else {"name": name, "revision": revision, "streaming": most is not None}
     stream = sources.rows(place, split=split or "train", **hub)
     stream = _chosen(stream, split if local else None, known.subset if local else "", name, found)

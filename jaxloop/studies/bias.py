@@ -28,8 +28,11 @@ Setup = Literal["greedy", "beam", "nucleus", "penalty", "overfit", "preserve", "
 class Data(Section):
     """The labelled articles."""
 
-    source: Text = Field(..., description="a .jsonl, .csv, .parquet file, or a Hugging Face dataset id")
-    title_column: Text = Field("original_title", description="column of the title, which every generation keeps")
+    source: Text = Field(..., description="`jaxloop:NAME`, a .jsonl, .csv, .parquet file, or a Hugging Face dataset id")
+    title_column: Text | None = Field(
+        "original_title",
+        description="column of the title, which every generation keeps; none: the first sentence of the body is its title",
+    )
     body_column: Text = Field("original_body", description="column of the body; of a post, where posts are joined")
     label_column: Text = Field("bias", description="column of the label")
     labels: tuple[Text, ...] = Field((), description="keep only articles of these labels; empty: all")

@@ -47,7 +47,8 @@ def read(settings: "Data", encode: Callable[[Sequence[str]], list[list[int]]], d
 
     from jaxloop.data import load_texts
 
-    columns = [settings.label_column, *([settings.title_column] if settings.author_column is None else [settings.author_column, settings.date_column])]
+    more = [settings.title_column] if settings.author_column is None else [settings.author_column, settings.date_column]
+    columns = [settings.label_column, *(column for column in more if column is not None)]
     frame = load_texts(
         settings.source, text_column=settings.body_column, keep_columns=columns, name=settings.name, split=settings.split, revision=settings.revision
     )  # fmt: skip
@@ -79,6 +80,13 @@ def read(settings: "Data", encode: Callable[[Sequence[str]], list[list[int]]], d
 
 
 def _plain(frame, settings):
+    if settings.title_column is None:
+        from jaxloop.data.stories import sentences
+
+        parts = [sentences(text) for text in frame["text"]]
+        titles, bodies = [part[0] if part else "" for part in parts], [" ".join(part[1:]) for part in parts]
+        ids = [str(i) for i in frame.index]
+        return frame.assign(id=ids, title=titles, body=bodies)[["id", "title", "body", "label"]]
     titles = frame[settings.title_column].map(lambda v: "" if v is None else " ".join(str(v).split()))
     return frame.assign(id=[str(i) for i in frame.index], title=titles, body=frame["text"].str.strip())[["id", "title", "body", "label"]]
 

@@ -61,8 +61,9 @@ def prepare(settings: "Settings") -> Prepared:
 
 
 def _names(sources: Sequence[str]) -> list[str]:
-    """Short names of data sets: the stem of a file, the id of a hub data set; numbered where two would be the same."""
-    short = [pathlib.Path(s).stem if pathlib.Path(s).suffix else s for s in sources]
+    """Short names of data sets: of a corpus its own, the stem of a file, the id of a hub data set; numbered where
+    two would be the same."""
+    short = [pathlib.Path(s).stem if pathlib.Path(s).suffix else s.removeprefix("jaxloop:") for s in sources]
     return [name if short.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(short)]
 
 
@@ -191,7 +192,7 @@ def _read(settings: "Settings", source: str, count, whole: bool = False) -> tupl
         text_column=d.text_column,
         prompt_column=d.prompt_column,
         domain_column=d.domain_column,
-        domains=d.domains or (docs.HELD_OUT if source == "docs" else ()),
+        domains=d.domains or docs.default_libraries(source),
         name=d.name,
         split=d.split,
         revision=d.revision,

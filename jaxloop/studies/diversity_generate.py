@@ -208,18 +208,28 @@ def topics_file(settings: "Settings", most: int) -> list[str]:
     return found
 
 
+def openings(settings: "Settings", data: "Tables", most: int) -> list[str]:
+    """The first words of so many real stories, each once. Raises ValueError where there are fewer."""
+    from jaxloop.data.stories import opening
+
+    words = settings.generator.opening_words
+    known = dict.fromkeys(start for text in bodies(data.reserve) if (start := opening(text, words)[0]))
+    if len(known) < most:
+        raise ValueError(
+            f"config.generator.topics = 'openings': {len(known)} stories in reserve open with {words} words and go on, "
+            f"|T| = {most} is asked for in generator.topic_sizes"
+        )
+    return list(known)[:most]
+
+
 def _topics(settings, data: "Tables", desk: Desk, most: int) -> tuple[list[str], list[int] | None]:
     """(topics, topic of each real story where that is known)."""
-    from jaxloop.data.stories import opening, word_topics
+    from jaxloop.data.stories import word_topics
 
     if settings.generator.topics == "data":
         return word_topics(bodies(_real(data)), most)
     if settings.generator.topics == "openings":
-        words = settings.generator.opening_words
-        known = dict.fromkeys(start for text in bodies(data.reserve) if (start := opening(text, words)[0]))
-        if len(known) < most:
-            raise ValueError(f"generator.topics = 'openings': {len(known)} real stories open with {words} words and go on, {most} topics are needed")
-        return list(known)[:most], None
+        return openings(settings, data, most), None
     if settings.generator.topics is not None:
         return topics_file(settings, most), None
 

@@ -17,7 +17,7 @@ class Story(Section):
     """Story completion: all sentences but the last, then the last."""
 
     sources: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
-        ("mintujupally/ROCStories",), description="files or Hugging Face ids, read one after another"
+        ("mintujupally/ROCStories",), description="`jaxloop:NAME`, files or Hugging Face ids, read one after another"
     )
     text_column: Text = Field("text", description="column of the story, where there are no columns sentence1, sentence2, …")
     sentences: Annotated[int, Field(ge=2)] = Field(5, description="sentences of a story")
@@ -38,7 +38,7 @@ class Story(Section):
 class QA(Section):
     """Question answering about documents."""
 
-    source: Text = Field("deepmind/narrativeqa", description="file or Hugging Face id: NarrativeQA, ARC, or columns")
+    source: Text = Field("deepmind/narrativeqa", description="`jaxloop:NAME`, file or Hugging Face id: NarrativeQA, ARC, or columns")
     passage: Literal["none", "summary", "full", "column"] = Field("summary", description="document text in front of a question (not stated in the paper)")
     passage_tokens: Count = Field(768, description="tokens of the document that prompts show at most, as the first model counts them (not stated)")
     question_column: Text = Field("question", description="column of the question, where the source is no NarrativeQA")
@@ -57,6 +57,7 @@ class QA(Section):
     prompt: Text = Field("{passage}\n{head}", description="instruction; {head} stands for the question (not stated in the paper)")
     outside: Text | None = Field(None, description="records from elsewhere, for the control's shift; none: no such set")
     outside_max_tokens: Count | None = Field(None, description="as `max_tokens`, for `outside`")
+    outside_question_column: Text = Field("question", description="question column of `outside`")
     outside_answer_column: Text = Field("answer", description="answer column of `outside`")
     expected_tokens: Count = Field(800, description="tokens of a training text that --plan assumes where it cannot read the data")
 

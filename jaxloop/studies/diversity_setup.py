@@ -134,6 +134,7 @@ def prepare(settings: "Settings") -> Prepared:
     for task in settings.tasks:
         _check_enough(settings, task, tables[task], cells)
         _check_length(settings, task, tables[task], models)
+    _check_openings(settings, tables)
     fit, sample = family_settings(settings)
     common = driver.Settings(
         1, fit, sample, evaluate=0, keep=None, study="diversity", members_per_call=settings.together, free=("fit.chains_at_once",),
@@ -156,6 +157,15 @@ def _check_writers(settings: "Settings") -> None:
     sizes = needed(all_cells(settings), "story") if "story" in settings.tasks else {}
     if sizes and g.story != "control" and g.topics not in (None, "data", "openings"):
         diversity_generate.topics_file(settings, max(g.topic_sizes[level] for level in sizes))
+
+
+def _check_openings(settings: "Settings", tables) -> None:
+    """Raises ValueError where the real stories have too few openings for the topics of a writer."""
+    from jaxloop.studies import diversity_generate
+
+    g, sizes = settings.generator, needed(all_cells(settings), "story") if "story" in settings.tasks else {}
+    if sizes and g.story != "control" and g.topics == "openings":
+        diversity_generate.openings(settings, tables["story"], max(g.topic_sizes[level] for level in sizes))
 
 
 def family_settings(settings: "Settings") -> tuple:
@@ -251,7 +261,8 @@ def _read_qa(settings: "Settings", count) -> Tables:
             test = test.iloc[draw("qa", "test").permutation(len(test))[: s.test]].reset_index(drop=True)
     outside = whole.iloc[:0]
     if s.outside is not None:
-        plain = {"answer_column": s.outside_answer_column, "passage": "none", "context_column": None, "passage_column": None}
+        plain = {"question_column": s.outside_question_column, "answer_column": s.outside_answer_column}
+        plain |= {"passage": "none", "context_column": None, "passage_column": None}
         outside = table(s.outside, "train", s.outside_max_tokens, **plain)[0]
     return _tables(everything, test, pd.DataFrame(outside), s.train, "qa", report)
 

@@ -42,7 +42,7 @@ class Task(Section):
     task: Annotated[Text | None, pydantic.BeforeValidator(_unquoted)] = Field(
         None, description="sciq, gsm8k, arc, bookcorpus, qa or text; none: as the section is called; `'none'`: no data"
     )
-    source: Text | None = Field(None, description="file, folder or Hugging Face id; none: the task's own")
+    source: Text | None = Field(None, description="`jaxloop:NAME`, file, folder or Hugging Face id; none: the task's own")
     name: Text | None = Field(None, description="configuration of a Hugging Face dataset; none: the task's (ARC: ARC-Easy, the paper does not say)")
     revision: Text | None = Field(None, description="commit of a Hugging Face dataset")
     test_source: Text | None = Field(None, description="where the test rows are, if not in `source`")

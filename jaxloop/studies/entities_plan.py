@@ -30,7 +30,9 @@ def _tasks(settings):
 
 
 def _file(source: str | None) -> bool:
-    return source is not None and Path(source).exists()
+    from jaxloop.data.sources import is_here
+
+    return source is not None and is_here(source)
 
 
 def _like(settings: "Settings") -> SimpleNamespace:

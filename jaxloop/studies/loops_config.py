@@ -36,7 +36,7 @@ class Domain(Section):
     """A dataset and the one instruction of its texts."""
 
     recipe: Literal[RECIPES] = Field("plain", description="cleaning rules of one of the paper's datasets, or `plain`: the text column as it is")
-    source: tuple[Text, ...] = Field((), description="files, or a Hugging Face id; empty: where the recipe's dataset is published")
+    source: tuple[Text, ...] = Field((), description="`jaxloop:NAME`, files, or a Hugging Face id; empty: where the recipe's dataset is published")
     splits: tuple[Text, ...] = Field((), description="splits of a Hugging Face dataset; empty: the recipe's own, or train")
     name: Text | None = Field(None, description="configuration of a Hugging Face dataset")
     revision: Text | None = Field(None, description="commit of a Hugging Face dataset")

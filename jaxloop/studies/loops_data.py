@@ -114,9 +114,10 @@ def _counter(settings: Settings, domain: Domain, count_model):
 
 
 def _key(settings: Settings, domain: Domain) -> str:
-    """What the clean rows depend on; of files the place, however it is written, the size and the time of change."""
-    paths = [p.resolve() for p in map(Path, domain.source) if p.is_file()]
-    files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths] or list(domain.source)
+    """What the clean rows depend on."""
+    from jaxloop.data import sources
+
+    files = [sources.identity(source) for source in domain.source]
     counted = settings.tokens if settings.tokens == "cl100k" else settings.models.pool[0]
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
     return hashlib.sha256(json.dumps([fields, files, counted, settings.language], sort_keys=True).encode()).hexdigest()[:12]
@@ -173,7 +174,7 @@ def _plain_rows(domain: Domain):
         for source in domain.source:
             for split in domain.splits or ("train",):
                 yield from sources.rows(source, split=split, name=domain.name, revision=domain.revision, streaming=True)
-                if Path(source).is_file():
+                if sources.is_local(source):
                     break
 
     return itertools.islice(rows(), domain.limit)

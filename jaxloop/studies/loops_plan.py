@@ -94,11 +94,12 @@ def table(settings: Settings) -> list[tuple[str, str]]:
 
 def _data(settings: Settings, described, here: bool):
     """(a data set to take lengths from, None), or one without texts and the lengths that are assumed."""
+    from jaxloop.data.sources import is_here
     from jaxloop.recursion.sources import Dataset
     from jaxloop.studies import loops_data
 
     name = next(iter(settings.domains))
-    local = all(Path(path).exists() for path in settings.domains[name].source) and settings.domains[name].source
+    local = all(map(is_here, settings.domains[name].source)) and settings.domains[name].source
     if here and local:
         source = loops_data.read(settings, name, next(iter(described.values()))[1].count)
         return {name: Dataset(source.texts, source.prompt)}, None

@@ -1,10 +1,9 @@
 """The two scales of the recursive-loops configs: `paper`, and `tiny`, which differs in sizes alone (of data, models, chains and tests).
 
-Real text of the tiny scale lies in the folder `data` of $JAXLOOP_SHARED (../shared where it is not set); other text by flags, as in
-`--config.domains.reddit_top.source=posts.jsonl`.
+The tiny scale reads corpora that come with jaxloop; other text by flags, as in
+`--config.domains.emotions.source=posts.jsonl`.
 """
 
-import os
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -19,13 +18,12 @@ ENCODER = "dunzhang/stella_en_1.5B_v5"
 
 # The paper's datasets, where they are published (see data/recipes.py).
 PAPER = ("100M_tweets", "senator_tweets", "reddit_submissions", "webis_reddit", "wikipedia")
-# What stands in for them at the tiny scale: recipe, file, column of the file -> column of the recipe.
+# What stands in for them at the tiny scale: source, instruction. Of `docs`, the libraries that the bases never saw.
 TINY = {
-    "tweeteval": ("plain", "tweeteval/tweets.jsonl", {}),
-    "senate_tweets": ("senator_tweets", "senate_tweets/tweets.jsonl", {}),
-    "reddit_top": ("reddit_submissions", "reddit_top/selfposts.jsonl", {"text": "selftext"}),
-    "reddit_tldr": ("webis_reddit", "reddit_top/tldr_pairs.jsonl", {"content": "normalizedBody"}),
-    "wikipedia_boolq": ("wikipedia", "wikipedia_boolq/paragraphs.jsonl", {}),
+    "emotions": ("jaxloop:emotions", "Generate a comment."),
+    "speeches": ("jaxloop:speeches", "Generate a passage of a speech."),
+    "novels": ("jaxloop:novels", "Generate a passage of a novel."),
+    "docs": ("docs:scipy,statsmodels,networkx,nltk", "Generate a paragraph of documentation."),
 }
 
 
@@ -46,10 +44,8 @@ def config(experiment: str, title: str, scale: str, *, paper: Sequence[str], tin
 
 
 def _tiny_domain(name: str, keep: int) -> dict:
-    recipe, file, rename = TINY[name]
-    source = os.path.join(os.environ.get("JAXLOOP_SHARED", "../shared"), "data", file)
-    more = dict(instruction="Generate a twitter post.") if recipe == "plain" else {}
-    return dict(recipe=recipe, source=(source,), rename=rename, min_tokens=20, max_tokens=128, keep=keep, **more)
+    source, instruction = TINY[name]
+    return dict(source=(source,), instruction=instruction, min_tokens=20, max_tokens=160, keep=keep)
 
 
 def _paper(c: ConfigDict) -> None:

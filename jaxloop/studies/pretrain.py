@@ -68,8 +68,8 @@ def _read(settings: Settings):
     from jaxloop.data import docs, sources
 
     data = settings.data
-    if data.source == "docs":
-        frame = docs.load(data.domains or docs.PRETRAIN)
+    if docs.is_docs(data.source):
+        frame = docs.read(data.source, data.domains or docs.PRETRAIN)
     else:
         frame = sources.load_texts(data.source, text_column=data.text_column, split=data.split, revision=data.revision, limit=data.limit)
     held = split(frame["text"], data.held_out)

@@ -180,29 +180,29 @@ def small(monkeypatch):
 
 def test_the_cache_is_verified_and_rebuilt(monkeypatch, tmp_path):
     small(monkeypatch)
-    first = docs.load(cache=tmp_path)
+    first = docs.load_installed(cache=tmp_path)
     (file,) = tmp_path.iterdir()
     before = file.stat().st_mtime_ns
-    pd.testing.assert_frame_equal(docs.load(cache=tmp_path), first)
+    pd.testing.assert_frame_equal(docs.load_installed(cache=tmp_path), first)
     assert file.stat().st_mtime_ns == before
     for position in (len(file.read_bytes()) // 2, 100, -20):
         damaged = bytearray(file.read_bytes())
         damaged[position] ^= 4
         file.write_bytes(damaged)
         with pytest.warns(UserWarning, match="is damaged"):
-            pd.testing.assert_frame_equal(docs.load(cache=tmp_path), first)
+            pd.testing.assert_frame_equal(docs.load_installed(cache=tmp_path), first)
     file.write_bytes(b"")
     with pytest.warns(UserWarning, match="is damaged"):
-        assert docs.fingerprint(docs.load(cache=tmp_path)) == docs.fingerprint(first)
+        assert docs.fingerprint(docs.load_installed(cache=tmp_path)) == docs.fingerprint(first)
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
 
 
 def test_another_version_of_a_library_is_another_cache_file(monkeypatch, tmp_path):
     small(monkeypatch)
-    docs.load(cache=tmp_path)
-    versions = docs._versions()
-    monkeypatch.setattr(docs, "_versions", lambda: {name: version + ".1" for name, version in versions.items()})
-    docs.load(cache=tmp_path)
+    docs.load_installed(cache=tmp_path)
+    versions = docs.versions()
+    monkeypatch.setattr(docs, "versions", lambda: {name: version + ".1" for name, version in versions.items()})
+    docs.load_installed(cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -211,8 +211,8 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(monkeypatch, tmp_p
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     with pytest.warns(UserWarning, match="no cache at"):
-        assert len(docs.load(cache=blocked)) > 100
-    assert docs.fingerprint(docs.load(cache=False)) == docs.fingerprint(docs.build(["jinja2"]))
+        assert len(docs.load_installed(cache=blocked)) > 100
+    assert docs.fingerprint(docs.load_installed(cache=False)) == docs.fingerprint(docs.build(["jinja2"]))
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -245,6 +245,6 @@ def test_extraction_imports_none_of_the_libraries():
 @pytest.mark.slow
 def test_extraction_is_deterministic_and_takes_seconds(corpus):
     start = time.process_time()
-    again = docs.load(cache=False)
+    again = docs.load_installed(cache=False)
     assert time.process_time() - start < 60
     pd.testing.assert_frame_equal(again, corpus)

@@ -16,6 +16,8 @@ import pytest
 
 from jaxloop import cli, config, lm, main
 from jaxloop.analysis import neurons
+from jaxloop.data import load_texts
+from jaxloop.data.stories import sentences
 from jaxloop.lm import bpe, decode, family
 from jaxloop.metrics.embed import default_model
 from jaxloop.recursion.generation import effective
@@ -345,16 +347,17 @@ def test_variants_of_the_shipped_config_are_valid_settings():
         config.read_file(f"{ROOT}/configs/bias_amplification.py:small")
 
 
-@pytest.mark.slow
-def test_the_tiny_config_reads_senators_posts(shared, monkeypatch):
-    path = shared("data/senate_tweets/tweets.jsonl")
-    monkeypatch.setenv("JAXLOOP_SHARED", str(path.parents[2]))
+def test_the_tiny_config_reads_presidents_speeches():
     raw = config.read_file(f"{ROOT}/configs/bias_amplification.py:tiny")
     s = config.build(bias.Settings, config.override(raw, [("measure.quality", "false")], bias.Settings))
     prepared = bias.prepare(s)
     counts = prepared.articles.chosen["label"].value_counts().to_dict()
     assert counts == {"D": s.data.per_label, "R": s.data.per_label} and len(prepared.chains) == 24
-    assert not prepared.articles.chosen["body"].str.contains("http").any()
+    # Without a column of titles the first sentence is the title, and no part of the body.
+    parts = [sentences(text) for text in load_texts("jaxloop:speeches")["text"]]
+    whole = {(" ".join(rest)[:40], first[:40]) for first, *rest in parts}
+    rows = zip(prepared.articles.chosen["body"], prepared.articles.chosen["title"], strict=True)
+    assert all((body[:40], title[:40]) in whole for body, title in rows)
 
 
 # ---- the published study, with random weights --------------------------------------------------------------------------

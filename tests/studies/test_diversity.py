@@ -162,6 +162,11 @@ REFUSED = [
     ((), "endpoint.url is 'URL'", "an address that begins with http:// or https:// is needed"),
     (("--config.generator.topics={place}/few.txt",), "few.txt': has 3 topics, |T| = 8 is asked for in generator.topic_sizes", ""),
     (("--config.generator.topics={place}/none.txt",), "there is no such file; give one, `data`, `openings` or none", ""),
+    (
+        ("--config.generator.topics=openings", "--config.generator.opening_words=400"),
+        "0 stories in reserve open with 400 words and go on, |T| = 8 is asked for in generator.topic_sizes",
+        "",
+    ),
     (("--config.qa.source={place}/unanswered.jsonl",), "('Who is it?') has no answer; every record needs one.", ""),
     (("--config.variable.ratios=0.5,1",), "config.variable.ratios has 1: must be below 1 at variable size", ""),
     (("--config.generator.replaced=0,1,2,3,4,5,6",), "must fall from D0 to D6", ""),
