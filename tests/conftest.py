@@ -1,6 +1,5 @@
 """Strict numerics for every test, four fake CPU devices, and the optional real data beside the repository."""
 
-import functools
 import os
 from pathlib import Path
 
@@ -12,7 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
-from jax._src import compiler
 
 from jaxloop.runtime.compiled import make_room
 
@@ -26,18 +24,6 @@ jax.config.update("jax_enable_compilation_cache", False)
 SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
-def _without_fusion_emitters(options_of):
-    """Compile options without XLA:CPU's emitters of fused loops, which take twice as long as the rest of the compiler where it takes its short way."""
-
-    @functools.wraps(options_of)
-    def found(*args, **kwargs):
-        options = options_of(*args, **kwargs)
-        options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
-        return options
-
-    return found
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _programs(request):
     """Most tests compile far longer than they run, so the compiler takes its short way there. Modules that hold the engine to torch, and
@@ -48,12 +34,9 @@ def _programs(request):
     full = request.node.get_closest_marker("optimised") is not None or os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
     if full:
         jax.clear_caches()  # or a program that an earlier module compiled the short way would serve
-    with pytest.MonkeyPatch.context() as patch:
-        if not full and hasattr(compiler, "get_compile_options"):  # no public setting reaches every program of a process that has compiled one
-            patch.setattr(compiler, "get_compile_options", _without_fusion_emitters(compiler.get_compile_options))
-        jax.config.update("jax_disable_most_optimizations", not full)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", not full)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
     make_room(0.2)
 
 
