@@ -5,7 +5,6 @@ Exit codes: 0 done · 1 an error that is ours (traceback shown) · 2 bad input (
 is intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
 """
 
-import ast
 import pathlib
 import re
 import sys
@@ -15,7 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from absl import flags, logging
 
-from jaxloop import config, studies
+from jaxloop import catalogue, config, studies
 from jaxloop.runtime.files import DiskFull
 from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_INTERRUPTED, EXIT_REFUSED
 
@@ -24,6 +23,7 @@ HELP = """jaxloop: recursive training of language models
   python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first    run a study; the same command again resumes
       --config.SECTION.FIELD=VALUE     change one field (lists with commas: --config.chain.ratios=1/8,1)
       --config=FILE.py:ARGUMENT        give the config file an argument, such as a scale
+      --config=NAME[:ARGUMENT]         a config that comes with jaxloop (--list), from any folder
   python -m jaxloop.main --config=FILE.py --validate      check the config, its data and its models; then stop
   python -m jaxloop.main --config=FILE.py --plan          what it would cost: chains, tokens, memory, time; train nothing
   python -m jaxloop.main --list                           the studies and the configs
@@ -89,7 +89,7 @@ def _parse(argv: list[str]) -> Command:
         raise ValueError(f"--{asked[0]} and --{asked[1]} cannot be used together")
     action = asked[0] if asked else "run"
     if action in ("run", "fields", "validate", "plan") and not values.config:
-        raise ValueError("--config is missing: a config file such as --config=configs/quickstart.py (all of them: --list)")
+        raise ValueError("--config is missing: a config such as --config=quickstart (all of them: --list)")
     if action == "run" and not values.workdir:
         raise ValueError("--workdir is missing: the directory to write to, such as --workdir=runs/first")
     workdir = pathlib.Path(values.workdir) if values.workdir else None
@@ -168,17 +168,7 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 # ---- --list ---------------------------------------------------------------------------------------------------------
 
 
-def catalogue(folder: pathlib.Path = pathlib.Path("configs")) -> str:
-    """What can be run: the studies, and the config files of a folder with the first line of their docstrings (read, not executed)."""
-    rows = [(name, study.line) for name, study in studies.STUDIES.items()]
-    files = [(str(path), _first_line(path)) for path in sorted(folder.glob("*.py"))]
-    found = table(files) if files else f"there is no folder {folder}/ here; the configs are in the repository"
-    return f"Studies (config.study)\n{table(rows)}\n\nConfigs (--config=…)\n{found}"
-
-
-def _first_line(path: pathlib.Path) -> str:
-    try:
-        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no description)"
-    except (SyntaxError, ValueError) as error:
-        return f"(cannot be read: {' '.join(str(error).split())})"
-    return doc.splitlines()[0]
+def listing() -> str:
+    """What can be run: the studies, and the config files with the first line of their docstrings."""
+    kinds = [(name, study.line) for name, study in studies.STUDIES.items()]
+    return f"Studies (config.study)\n{table(kinds)}\n\nConfigs (--config=…)\n{table(catalogue.rows())}"

@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import inspect
 import json
-import pathlib
 import re
 import types
 import typing
@@ -19,6 +18,8 @@ from typing import Annotated, Any, Literal
 import ml_collections
 import pydantic
 from pydantic import Field
+
+from jaxloop import catalogue
 
 
 def _fraction(value: Any) -> Any:
@@ -197,16 +198,16 @@ def suggestion(name: str, names: typing.Iterable[str]) -> str:
 
 
 def read_file(spec: str) -> dict[str, Any]:
-    """The ConfigDict of `path.py` or `path.py:argument` as a plain dict.
+    """The ConfigDict of `path.py`, `path.py:argument` or a shipped config (see `catalogue.locate`) as a plain dict.
 
     Raises ValueError where the file is missing, not UTF-8, not Python, or its `get_config` is missing or fails.
     """
-    path, argument = _split_argument(spec)
+    path, argument = catalogue.locate(spec)
     where = f"--config={spec}"
     if not path.exists():
-        siblings = [str(p) for folder in {path.parent, pathlib.Path("configs")} for p in sorted(folder.glob("*.py"))]
-        near = nearest(str(path), siblings) or nearest(f"configs/{path.stem}.py", siblings)
-        hint = f"did you mean {near}?" if near else f"{len(siblings)} config files in {path.parent}/" if siblings else "a Python file"
+        siblings = catalogue.siblings(path)
+        near = nearest(str(path), siblings) or nearest(f"configs/{path.stem}.py", siblings) or nearest(path.stem, siblings)
+        hint = f"did you mean {near}?" if near else "a Python file of yours, or one of those that --list shows"
         raise ValueError(f"{where}: there is no file {path}; {hint}")
     if path.is_dir() or path.suffix != ".py":
         raise ValueError(f"{where}: must be a Python file (.py) with get_config()")
@@ -235,13 +236,6 @@ def read_file(spec: str) -> dict[str, Any]:
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(f"{where}: get_config() must return an ml_collections.ConfigDict, got {type(config).__name__}")
     return config.to_dict()
-
-
-def _split_argument(spec: str) -> tuple[pathlib.Path, str | None]:
-    if ".py:" in spec:
-        path, argument = spec.split(".py:", 1)
-        return pathlib.Path(path + ".py"), argument
-    return pathlib.Path(spec), None
 
 
 def _line_in(error: BaseException, filename: str) -> int | None:

@@ -13,10 +13,11 @@ from jaxloop.runtime import environment
 
 def main(command: cli.Command) -> int:
     """Carries out one parsed command and returns its exit code (see `cli`)."""
+    environment.refuse_a_clash()
     if command.action == "help":
         return cli.say(cli.HELP)
     if command.action == "list":
-        return cli.say(cli.catalogue())
+        return cli.say(cli.listing())
     if command.action == "env":
         return cli.say(cli.table(environment.describe()))
     raw = config.read_file(command.config)

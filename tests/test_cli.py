@@ -19,7 +19,7 @@ QUICKSTART = str(ROOT / "configs" / "quickstart.py")
     "words, said",
     [
         (["--confg=x"], "--confg is not a flag; did you mean --config?"),
-        (["--config.chain.size=5"], "--config is missing: a config file such as"),
+        (["--config.chain.size=5"], "--config is missing: a config such as"),
         (["--chain.size=5", f"--config={QUICKSTART}"], "--chain.size is not a flag; a field of the config is set with --config.chain.size=…"),
         ([f"--config={QUICKSTART}"], "--workdir is missing: the directory to write to"),
         (["--workdir=x"], "--config is missing"),
@@ -67,6 +67,7 @@ def test_list_shows_studies_and_configs_without_running_them(capsys, tmp_path, m
     assert code == 0 and "chain" in rows
     assert rows["configs/good.py"].endswith("One line.") and "no description" in rows["configs/bare.py"]
     assert "cannot be read" in rows["configs/broken.py"]
+    assert "quickstart" in rows and "configs/quickstart.py" not in rows  # a shipped one goes by its name
 
 
 def test_environment_hides_secrets():

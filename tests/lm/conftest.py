@@ -1,12 +1,15 @@
 """Small random-weight checkpoints of every supported architecture, made with `transformers` once a session."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-import torch
-import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tests.peers import peer
+
+torch = peer("torch")
+hf = peer("transformers", "torch")
 
 VOCAB, EOS, BOS, PAD = 320, 2, 1, 0
 LLAMA = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
@@ -36,7 +39,7 @@ CONFIGS = {
 
 class Checkpoint(NamedTuple):
     path: Path
-    torch: torch.nn.Module
+    torch: Any  # the torch.nn.Module
 
 
 def write_tokenizer(path):

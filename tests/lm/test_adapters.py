@@ -7,16 +7,18 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
-from safetensors.torch import save_file as torch_save_file
 
 from jaxloop import lm
 from jaxloop.lm import adapters, transformer
 from jaxloop.lm.spec import sites
 from tests.lm.random_adapters import random_adapters
+from tests.peers import peer
+
+peft = peer("peft", "torch")
+torch = peer("torch")
+torch_files = peer("safetensors.torch", "torch")
 
 pytestmark = pytest.mark.optimised
 
@@ -275,6 +277,6 @@ def test_bfloat16_adapters_of_peft_are_read(saved, loaded):
     spec = loaded("llama").spec
     exact, _ = lm.load_peft(saved, spec)
     file = saved / "adapter_model.safetensors"
-    torch_save_file({k: torch.from_numpy(v).bfloat16() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    torch_files.save_file({k: torch.from_numpy(v).bfloat16() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
     rounded, _ = lm.load_peft(saved, spec)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16).astype(jnp.float32)), rounded, exact)

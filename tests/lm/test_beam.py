@@ -5,13 +5,15 @@ import collections
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft
 import pytest
-import torch
-import transformers as hf
 
 from jaxloop import lm
 from jaxloop.lm import adapters, beam, decode
+from tests.peers import peer
+
+peft = peer("peft", "torch")
+torch = peer("torch")
+hf = peer("transformers", "torch")
 
 pytestmark = pytest.mark.optimised
 

@@ -6,15 +6,17 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sentence_transformers
-import torch
-import transformers as hf
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from jaxloop.lm import encoder as E
 from jaxloop.lm import encoder_spec
+from tests.peers import peer
+
+sentence_transformers = peer("sentence_transformers")
+base = peer("sentence_transformers.base.modules")
+readouts = peer("sentence_transformers.sentence_transformer.modules")
+torch = peer("torch")
+hf = peer("transformers", "torch")
 
 pytestmark = pytest.mark.optimised
 
@@ -129,10 +131,9 @@ def test_gte_code_means_both_directions(folder, tmp_path):
 
 @pytest.mark.parametrize("time", [2, 17, 260])
 def test_relative_buckets_equal_transformers(time):
-    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
-
+    mpnet = peer("transformers.models.mpnet.modeling_mpnet", "torch")
     apart = torch.arange(time)[None] - torch.arange(time)[:, None]
-    assert (E.relative_buckets(time, 32, 128) == MPNetEncoder.relative_position_bucket(apart).numpy()).all()
+    assert (E.relative_buckets(time, 32, 128) == mpnet.MPNetEncoder.relative_position_bucket(apart).numpy()).all()
 
 
 @pytest.mark.parametrize("mode", encoder_spec.POOLINGS)
@@ -141,22 +142,26 @@ def test_pooling_equals_sentence_transformers(mode):
     x, length = rng.standard_normal((4, 6, 8)).astype(np.float32), np.array([6, 1, 3, 5])
     mask = torch.tensor((np.arange(6)[None] < length[:, None]).astype(np.int64))
     features = {"token_embeddings": torch.tensor(x), "attention_mask": mask}
-    theirs = Pooling(8, pooling_mode=mode)(features)["sentence_embedding"].numpy()
+    theirs = readouts.Pooling(8, pooling_mode=mode)(features)["sentence_embedding"].numpy()
     np.testing.assert_allclose(np.asarray(E.pool(mode, jnp.asarray(x), jnp.asarray(length))), theirs, atol=1e-5)
 
 
 MODULES = {
-    "bert": lambda: [Pooling(32, pooling_mode="mean"), Normalize()],
-    "roberta": lambda: [Pooling(32, pooling_mode=("cls", "max"))],
-    "mpnet": lambda: [Pooling(32, pooling_mode="mean_sqrt_len_tokens"), Dense(32, 24), Dense(24, 5, bias=False, activation_function=torch.nn.Identity())],
-    "qwen2-both": lambda: [Pooling(32, pooling_mode="mean"), Dense(32, 24, activation_function=torch.nn.Identity())],
+    "bert": lambda: [readouts.Pooling(32, pooling_mode="mean"), base.Normalize()],
+    "roberta": lambda: [readouts.Pooling(32, pooling_mode=("cls", "max"))],
+    "mpnet": lambda: [
+        readouts.Pooling(32, pooling_mode="mean_sqrt_len_tokens"),
+        base.Dense(32, 24),
+        base.Dense(24, 5, bias=False, activation_function=torch.nn.Identity()),
+    ],
+    "qwen2-both": lambda: [readouts.Pooling(32, pooling_mode="mean"), base.Dense(32, 24, activation_function=torch.nn.Identity())],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_directory_equals_sentence_transformers(folder, tmp_path, name):
     path, _ = folder(name)
-    transformer = Transformer(str(path), max_seq_length=20)
+    transformer = base.Transformer(str(path), max_seq_length=20)
     theirs = sentence_transformers.SentenceTransformer(modules=[transformer, *MODULES[name]()], device="cpu")
     theirs.save(str(tmp_path))
     expected = theirs.encode(TEXTS, show_progress_bar=False)
@@ -181,7 +186,7 @@ def test_legacy_pooling_file(folder, tmp_path):
 
 def test_default_prompt_is_put_before_every_text(folder, tmp_path):
     path, _ = folder("bert")
-    modules = [Transformer(str(path), max_seq_length=20), Pooling(32)]
+    modules = [base.Transformer(str(path), max_seq_length=20), readouts.Pooling(32)]
     theirs = sentence_transformers.SentenceTransformer(modules=modules, device="cpu", prompts={"about": "the mat: "}, default_prompt_name="about")
     theirs.save(str(tmp_path))
     ours = E.load_encoder(tmp_path)
@@ -282,8 +287,8 @@ def test_what_is_not_computed_is_refused(folder, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
         with pytest.raises(E.Unsupported, match=str(value)):
             E.load_encoder(tmp_path)
-    transformer = Transformer(str(path))
-    odd = sentence_transformers.SentenceTransformer(modules=[transformer, Pooling(32), LayerNorm(32)], device="cpu")
+    transformer = base.Transformer(str(path))
+    odd = sentence_transformers.SentenceTransformer(modules=[transformer, readouts.Pooling(32), readouts.LayerNorm(32)], device="cpu")
     odd.save(str(tmp_path / "odd"))
     with pytest.raises(E.Unsupported, match="LayerNorm"):
         E.load_encoder(tmp_path / "odd")

@@ -12,6 +12,7 @@ from jaxloop.lm.adapters import Lora
 from jaxloop.lm.family import FitSettings, FitTask, LossTask, SampleSettings, SampleTask
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, init
+from tests.peers import require
 
 WORDS = [(a, b, c) for a in ("cat", "dog", "bird", "fish") for b in ("sat", "ran", "slept") for c in ("down", "away", "well", "late")]
 ENDS = (" and then went home again without a word.", ".", ".")
@@ -147,7 +148,7 @@ def test_full_and_scratch_train_all_weights_and_write(model, mode):
 
 
 def test_loss_equals_torch(model, fitted, tmp_path):
-    torch, transformers, peft = (pytest.importorskip(n) for n in ("torch", "transformers", "peft"))
+    torch, transformers, peft = require("torch", "transformers", "peft")
     from jaxloop import lm
 
     lm.save(model, tmp_path / "base")
@@ -187,7 +188,7 @@ def test_chains_that_take_turns_in_a_program_train_as_all_at_once(model):
 
 def test_training_equals_torch_adamw(model):
     """Ten LoRA steps with clipping, warm-up, decay and weight decay end at the loss and weights of torch + peft on the same batches."""
-    torch, transformers, peft = (pytest.importorskip(n) for n in ("torch", "transformers", "peft"))
+    torch, transformers, peft = require("torch", "transformers", "peft")
     import tempfile
 
     from jaxloop import lm

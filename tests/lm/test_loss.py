@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from jaxloop.lm import adapters, loss, transformer
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.spec import Spec, site_widths, sites
 from tests.lm.random_adapters import random_adapters
+from tests.peers import peer
+
+torch = peer("torch")
 
 N, D, V = 23, 16, 61
 SPEC = Spec("llama", vocab=V, width=D, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64, tied=False)

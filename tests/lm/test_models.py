@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
-import transformers as hf
 from safetensors.numpy import load_file, save_file
 
 from jaxloop import lm
 from jaxloop.lm import spec as specs
 from jaxloop.lm import transformer
+from tests.peers import peer
+
+torch = peer("torch")
+hf = peer("transformers", "torch")
 
 pytestmark = pytest.mark.optimised
 

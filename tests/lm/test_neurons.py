@@ -2,14 +2,17 @@
 
 import jax
 import numpy as np
-import peft
 import pytest
-import torch
 
 from jaxloop.lm import adapters, neurons
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.train import FitSettings
 from tests.lm.random_adapters import random_adapters
+from tests.peers import peer
+
+peft = peer("peft", "torch")
+torch = peer("torch")
+hf = peer("transformers", "torch")
 
 NAMES = ["gpt2", "opt", "opt-350m", "llama", "falcon3", "qwen2", "deep"]
 TOLERANCE = 5e-5  # float32, of the largest mean activation
@@ -124,9 +127,8 @@ def test_an_adapter_is_read_as_peft_merges_it(name, checkpoint, loaded, tmp_path
     model, settings = loaded(name), FitSettings(lora=Lora(rank=4, alpha=8.0))
     adapter = jax.tree.map(lambda leaf: leaf[0], random_adapters(model.spec, settings.lora))
     adapters.save_peft(tmp_path, model.spec, adapter, settings.lora)
-    from transformers import AutoModelForCausalLM
 
-    merged = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(checkpoint(name).path), tmp_path).merge_and_unload().eval()
+    merged = peft.PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(checkpoint(name).path), tmp_path).merge_and_unload().eval()
     ids = model.tokenizer.encode(TEXTS)
     theirs = means(merged, ids, "tokens", 40)
     ours = neurons.activations(model, neurons.prepare(model, TEXTS, max_length=40), adapter, settings=settings)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.scipy.special import betaln
 
 from jaxloop.lm import batching, family, projection, train
@@ -14,6 +13,9 @@ from jaxloop.lm.family import FitSettings, FitTask
 from jaxloop.lm.huggingface import to_tensors
 from jaxloop.lm.projection import Constraint
 from jaxloop.lm.spec import table
+from tests.peers import peer
+
+torch = peer("torch")
 
 TEXTS = ["the cat sat on the mat", "a model that reads what another model wrote", "the rat ran to the hat and then sat", "reads less each time"]
 PROMPTS = [""] * len(TEXTS)

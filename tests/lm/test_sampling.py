@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-import torch
-from transformers.generation import logits_process as hf
 
 from jaxloop.lm.sampling import Sampler, next_token, weights
+from tests.peers import peer
+
+torch = peer("torch")
+hf = peer("transformers.generation.logits_process", "torch")
 
 TOLERANCE = 1e-6  # absolute, probabilities in float32
 weigh = jax.jit(weights, static_argnums=0)

@@ -5,8 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers as hf
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import classification_report, confusion_matrix
 
@@ -14,6 +12,10 @@ from jaxloop.lm import encoder as encoders
 from jaxloop.metrics import classifiers, finetune, registry
 from jaxloop.metrics.classifiers import fit_classifier, load_classifier, predict, probabilities, save_classifier
 from jaxloop.metrics.embed import default_model
+from tests.peers import peer
+
+torch = peer("torch")
+hf = peer("transformers", "torch")
 
 SMALL = dict(vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=66)
 CONFIGS = {

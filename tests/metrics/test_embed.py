@@ -4,13 +4,15 @@ import importlib.metadata
 
 import numpy as np
 import pytest
-import sentence_transformers
-import transformers as hf
-from sentence_transformers.base.modules import Dense, Transformer
-from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 
 from jaxloop.metrics import embed as E
 from jaxloop.metrics.embed import embed
+from tests.peers import peer
+
+sentence_transformers = peer("sentence_transformers")
+base = peer("sentence_transformers.base.modules")
+readouts = peer("sentence_transformers.sentence_transformer.modules")
+hf = peer("transformers", "torch")
 
 ODD = ["", " ", "a", "word " * 400, "😀 مرحبا שלום", "tab\tand\nline", "don't — “quotes”", "\x00\u200b", "x" * 3000, "CAFÉ café"]
 
@@ -70,8 +72,8 @@ def small(tmp_path_factory):
     config = hf.BertConfig(vocab_size=30522, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=64)
     hf.BertModel(config).save_pretrained(root / "plain")
     hf.AutoTokenizer.from_pretrained(source).save_pretrained(root / "plain")
-    for name, tail in dict(dense=[Dense(16, 8)], norm=[LayerNorm(16)]).items():
-        modules = [Transformer(str(root / "plain"), max_seq_length=32), Pooling(16, pooling_mode="cls"), *tail]
+    for name, tail in dict(dense=[base.Dense(16, 8)], norm=[readouts.LayerNorm(16)]).items():
+        modules = [base.Transformer(str(root / "plain"), max_seq_length=32), readouts.Pooling(16, pooling_mode="cls"), *tail]
         sentence_transformers.SentenceTransformer(modules=modules, device="cpu").save(str(root / name))
     return root
 
@@ -89,7 +91,7 @@ def test_other_directories_and_the_fall_back(small, name):
 
 
 def test_a_directory_without_modules_is_mean_pooled(small):
-    theirs = sentence_transformers.SentenceTransformer(modules=[Transformer(str(small / "plain"), max_seq_length=64), Pooling(16)], device="cpu")
+    theirs = sentence_transformers.SentenceTransformer(modules=[base.Transformer(str(small / "plain"), max_seq_length=64), readouts.Pooling(16)], device="cpu")
     np.testing.assert_allclose(embed(["a cat", "dogs"], model=str(small / "plain"), normalize=False), encode(theirs, ["a cat", "dogs"]), atol=2e-5)
 
 

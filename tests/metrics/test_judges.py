@@ -6,13 +6,15 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
-import torch
-import transformers as hf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from jaxloop import lm
 from jaxloop.metrics import judges, registry
 from jaxloop.metrics.judges import POLITICAL_LEAN, QUALITY, judge, parse_reply
+from tests.peers import peer
+
+torch = peer("torch")
+hf = peer("transformers", "torch")
 
 TEXTS = ["A cat sat on the mat.", "", "taxes, now! 😀 مرحبا", "x " * 40]
 TEMPLATE = (

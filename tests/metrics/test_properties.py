@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sacrebleu
 import scipy.special
 import scipy.stats
 from sklearn.metrics.pairwise import cosine_distances
@@ -26,7 +27,6 @@ def test_names_are_those_of_the_regressions():
 
 
 def test_against_other_packages(cluster):
-    sacrebleu = pytest.importorskip("sacrebleu")
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     texts, found = cluster["texts"], pr.cluster_properties(**cluster, lexical_sample=40)

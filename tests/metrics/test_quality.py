@@ -5,12 +5,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-import transformers as hf
 
 from jaxloop.metrics import quality, registry
 from jaxloop.metrics.classifiers import Classifier, load_classifier, probabilities
 from jaxloop.metrics.quality import CLASSES, corrupt, corrupted, default_detector, fit_detector, sentences, text_qualities, text_quality_index
+from tests.peers import peer
+
+torch = peer("torch")
+hf = peer("transformers", "torch")
 
 PROSE = """The function returns a new array with the same shape as the input. It raises an error if the axis is out of bounds.
 Missing values are ignored when the mean is computed. Each row of the table holds one observation and its weight. The default is to use all

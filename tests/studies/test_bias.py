@@ -13,8 +13,6 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import transformers as hf
 
 from jaxloop import cli, config, lm, main
 from jaxloop.analysis import neurons
@@ -25,6 +23,10 @@ from jaxloop.runtime.tables import read_parquet
 from jaxloop.runtime.trees import load_tree, save_tree
 from jaxloop.studies import bias, bias_chains, bias_data, bias_plan
 from tests.command import call
+from tests.peers import peer
+
+torch = peer("torch")
+hf = peer("transformers", "torch")
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LABELS = ("From the Right", "From the Left", "From the Center")
