@@ -1,5 +1,6 @@
 """Strict numerics for every test, four fake CPU devices, and the optional real data beside the repository."""
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -21,17 +22,36 @@ jax.config.update("jax_threefry_partitionable", True)
 # A study under test may ask for the cache of compiled programs; the process would keep it for all later tests.
 jax.config.update("jax_enable_compilation_cache", False)
 
+OPTIMISED = os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
+
+
+def _start_jax():
+    """Starts JAX, up to jaxlib 0.10 without XLA:CPU's emitters of fused loops, which take twice as long as the rest of the compiler where it
+    takes its short way (later versions have no other emitters). XLA reads the variable when the first device is asked for; subprocesses
+    must not inherit it, as they run what users run.
+    """
+    before = os.environ.get("XLA_FLAGS")
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) <= (0, 10) and not OPTIMISED:
+        os.environ["XLA_FLAGS"] = f"{before or ''} --xla_cpu_use_fusion_emitters=false".strip()
+    jax.devices()
+    os.environ.pop("XLA_FLAGS", None)
+    if before is not None:
+        os.environ["XLA_FLAGS"] = before
+
+
+_start_jax()
 SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs(request):
-    """Most tests compile far longer than they run, so the compiler takes its short way there. Modules that hold the engine to torch, and
-    the subprocesses of all, run what users run: `pytestmark = pytest.mark.optimised`, or JAXLOOP_TEST_OPTIMISED=1 for all.
+    """Most tests compile far longer than they run, so the compiler takes its short way there. Modules that hold the engine to torch are
+    compiled with all optimisations: `pytestmark = pytest.mark.optimised`. Subprocesses run what users run, and so do all tests with
+    JAXLOOP_TEST_OPTIMISED=1.
 
     And all tests of a process compile more programs than the system has memory mappings for, so they are dropped now and then.
     """
-    full = request.node.get_closest_marker("optimised") is not None or os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
+    full = request.node.get_closest_marker("optimised") is not None or OPTIMISED
     if full:
         jax.clear_caches()  # or a program that an earlier module compiled the short way would serve
     jax.config.update("jax_disable_most_optimizations", not full)
