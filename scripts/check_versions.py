@@ -1,15 +1,16 @@
 """Which versions of Python and of the libraries jaxloop runs on.
 
-    python scripts/check_versions.py                                       # every environment that this machine has a Python for
-    python scripts/check_versions.py --list                                # what there would be; makes nothing
+    python scripts/check_versions.py                      # every environment that this machine has a Python for
+    python scripts/check_versions.py --list               # what there would be; makes nothing
     python scripts/check_versions.py --only=3.13-new --tests=tests/runtime --torch=none
     python scripts/check_versions.py --folder=environments --write=BUILD.md
 
-For each of Python 3.11 to 3.14 that it finds it makes two virtual environments, `-pins` with the versions of constraints.txt and `-new` with
-the newest, and `image`: Python 3.12 with what images for GPUs hold. constraints.txt was made with Python 3.11; its pins that have no wheel
-for another Python are left to pip there, and named. In each it runs the fast tests and a small quickstart. Rows of environments that are not
-run stay in the table that --write renews. Prints a Markdown table and, as its last line, one JSON object. Exit codes: 0 all passed, 1 not all
-did (what failed is named; the others are run), 2 bad input.
+For each of Python 3.11 to 3.14 that it finds it makes two virtual environments, `-pins` with the versions of
+constraints.txt and `-new` with the newest, and `image`: Python 3.12 with what images for GPUs hold. constraints.txt
+was made with Python 3.11; its pins that have no wheel for another Python are left to pip there, and named. In each it
+runs the fast tests and a small quickstart. Rows of environments that are not run stay in the table that --write
+renews. Prints a Markdown table and, as its last line, one JSON object. Exit codes: 0 all passed, 1 not all did (what
+failed is named; the others are run), 2 bad input.
 """
 
 import argparse
@@ -36,7 +37,8 @@ CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 START, END = "<!-- versions: start -->", "<!-- versions: end -->"
 COLUMNS = ("environment", "Python", *SHOWN, "tests", "passed", "failed", "skipped", "seconds", "study", "date", "note")
 STUDY = (
-    "--config.data.min_tokens=8 --config.chain.generations=2 --config.chain.size=32 --config.chain.ratios=1 --config.chain.seeds=0"
+    "--config.data.min_tokens=8 --config.chain.generations=2 --config.chain.size=32"
+    " --config.chain.ratios=1 --config.chain.seeds=0"
     " --config.chain.eval_texts=8 --config.chain.heldout_texts=8 --config.fit.steps=2 --config.fit.length_classes=1"
     " --config.sample.max_new_tokens=16 --config.models.pool=jaxloop/assets/bases/llama,jaxloop/assets/bases/gpt2"
 ).split()
@@ -44,7 +46,7 @@ STUDY = (
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """A virtual environment to make: its name, Python ("3.12"), the interpreter (None: not found), and `pins` of its own."""
+    """A virtual environment to make: name, Python ("3.12"), interpreter (None: not found) and `pins` of its own."""
 
     name: str
     python: str
@@ -92,14 +94,18 @@ def version_of(interpreter: Path) -> str | None:
 
 
 def interpreters(given: list[Path]) -> dict[str, Path]:
-    """{"3.12": path} of the Pythons that were given, else on PATH, else installed by pyenv (the newest patch version of each)."""
+    """{"3.12": path} of the Pythons that were given, else on PATH, else of pyenv (the newest patch version).
+
+    Raises ValueError for a given one that is none of them.
+    """
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = {}
     for path in given:
         version = version_of(path)
         if version not in PYTHONS:
             raise ValueError(
-                f"--python={path}: must be an interpreter of Python {PYTHONS[0]} to {PYTHONS[-1]} with the module venv, got {version}"
+                f"--python={path}: must be an interpreter of Python {PYTHONS[0]} to {PYTHONS[-1]} with the module venv,"
+                f" got {version or 'no answer'}"
             )
         found[version] = path
     for version in PYTHONS:
@@ -124,7 +130,7 @@ def environments(found: dict[str, Path | None]) -> list[Environment]:
 
 
 def chosen(every: list[Environment], names: list[str]) -> list[Environment]:
-    """Those named, in their order; where none is named, those that have an interpreter. Raises ValueError for an unknown name."""
+    """Those named; where none is, those that have an interpreter. Raises ValueError for an unknown name."""
     for name in names:
         if name not in [e.name for e in every]:
             raise ValueError(f"--only={name}: must be one of {', '.join(e.name for e in every)}")
@@ -142,8 +148,8 @@ def pins_of(environment: Environment, torch: bool) -> list[str]:
 def without_wheels(
     python: Path, pins: list[str], folder: Path, limit: float, pip: list[str]
 ) -> tuple[list[str], list[str]]:
-    """(the pins that have a wheel for this Python, those that have none). pip names one missing pin at a time, so it is asked again."""
-    kept, dropped = list(pins), []
+    """(the pins that have a wheel for this Python, those that have none)."""
+    kept, dropped = list(pins), []  # pip names one missing pin at a time, so it is asked again
     while kept:
         (folder / "pins.txt").write_text("\n".join(kept))
         ask = [
@@ -167,7 +173,7 @@ def without_wheels(
 
 
 def install(environment: Environment, folder: Path, torch: str, limit: float) -> tuple[Path, str, str]:
-    """(its interpreter, what went wrong or "", a note). An environment that was made before, the same way, is used as it is."""
+    """(its interpreter, what went wrong or "", a note). One that was made before, the same way, is used as it is."""
     extras = "test" if torch == "none" else "test,peers"
     pins, python = pins_of(environment, torch != "none"), folder / "bin" / "python"
     recipe = json.dumps([str(environment.interpreter), extras, torch, pins, (ROOT / "pyproject.toml").read_text()])
@@ -206,7 +212,8 @@ def last_line(said: str) -> str:
 def versions(python: Path) -> dict[str, str]:
     """{"Python": "3.12.1", "jax": "0.11.2", …, "torch": "none"} of an environment."""
     code = (
-        "import importlib.metadata as m, json, platform\ndef of(n):\n  try: return m.version(n)\n  except m.PackageNotFoundError: return 'none'\n"
+        "import importlib.metadata as m, json, platform\ndef of(n):\n"
+        "  try: return m.version(n)\n  except m.PackageNotFoundError: return 'none'\n"
         f"print(json.dumps({{'Python': platform.python_version()}} | {{n: of(n) for n in {SHOWN}}}))"
     )
     done = call([python, "-c", code], 60)
@@ -214,7 +221,7 @@ def versions(python: Path) -> dict[str, str]:
 
 
 def clean_environment(folder: Path) -> dict[str, str]:
-    """This process's variables without those that lead to another environment; what is compiled is kept with the environment."""
+    """This process's variables without those that lead to another environment; its programs are kept in `folder`."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     return kept | {"JAXLOOP_CACHE": str(folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -293,8 +300,10 @@ def table(lines: list[str]) -> str:
 
 
 def renewed(text: str, lines: list[str]) -> str:
-    """`text` with the table between the two markers renewed: these rows replace those of the same environments, the others stay.
-    Raises ValueError where the markers are not there."""
+    """`text` with the table between the two markers renewed: these rows replace those of the same environments.
+
+    Raises ValueError where the markers are not there.
+    """
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise ValueError(f"must hold the lines {START} and {END} once, in this order")
     before, rest = text.split(START)
@@ -367,9 +376,8 @@ def main(words: list[str]) -> int:
         for e in every:
             pins = pins_of(e, args.torch != "none")
             held = "pins of constraints.txt" if e.constrained else ", ".join(pins) or "newest"
-            print(
-                f"{e.name:10} {'run' if e in wanted else 'left out':8} {e.interpreter or f'no Python {e.python}'}: {held}"
-            )
+            what = "run" if e in wanted else "left out"
+            print(f"{e.name:10} {what:8} {e.interpreter or f'no Python {e.python}'}: {held}")
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         rows = []
