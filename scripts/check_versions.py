@@ -194,7 +194,10 @@ def install(environment: Environment, folder: Path, torch: str, limit: float) ->
             return python, f"{step[2]}: {last_line(done.said)}", ""
     kept, dropped = without_wheels(python, pins, folder, limit, index) if environment.constrained else (pins, [])
     (folder / "pins.txt").write_text("\n".join(kept))
-    done = call([python, "-m", "pip", "install", "-q", *index, "-c", folder / "pins.txt", "-e", f".[{extras}]"], limit)
+    done = call(
+        [python, "-m", "pip", "install", "-q", "--no-compile", *index, "-c", folder / "pins.txt", "-e", f".[{extras}]"],
+        limit,
+    )
     note = f"no wheel of {', '.join(dropped)}" if dropped else ""
     if done.code != 0:
         return python, f"pip: {last_line(done.said)}", note
@@ -223,7 +226,7 @@ def versions(python: Path) -> dict[str, str]:
 def clean_environment(folder: Path) -> dict[str, str]:
     """This process's variables without those that lead to another environment; its programs are kept in `folder`."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    return kept | {"JAXLOOP_CACHE": str(folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return kept | {"JAXLOOP_CACHE": str(folder / "cache")}
 
 
 def counts(report: Path) -> dict[str, int] | None:

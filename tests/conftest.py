@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
+from packaging.version import Version
 
 from jaxloop.runtime.compiled import make_room
 
@@ -26,12 +27,13 @@ OPTIMISED = os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
 
 
 def _start_jax():
-    """Starts JAX, up to jaxlib 0.10 without XLA:CPU's emitters of fused loops, which take twice as long as the rest of the compiler where it
-    takes its short way (later versions have no other emitters). XLA reads the variable when the first device is asked for; subprocesses
-    must not inherit it, as they run what users run.
+    """Starts JAX, up to jaxlib 0.11.0 without XLA:CPU's emitters of fused loops, which take as long as the rest of the
+    compiler where it takes its short way. From 0.11.1 on XLA knows no such flag, and ends a process that sets it.
+
+    XLA reads the variable when JAX is first asked for devices. Subprocesses do not inherit it: they run what users run.
     """
     before = os.environ.get("XLA_FLAGS")
-    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) <= (0, 10) and not OPTIMISED:
+    if Version(importlib.metadata.version("jaxlib")) < Version("0.11.1") and not OPTIMISED:
         os.environ["XLA_FLAGS"] = f"{before or ''} --xla_cpu_use_fusion_emitters=false".strip()
     jax.devices()
     os.environ.pop("XLA_FLAGS", None)
