@@ -5,6 +5,7 @@ python scripts/bench_chains.py [--peer] [--size=llama-1b] [--dtype=bfloat16] [--
 
 import sys
 
+import _root  # noqa: F401
 from _bench import main
 
 if __name__ == "__main__":

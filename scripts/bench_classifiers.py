@@ -11,6 +11,7 @@ import json
 import os
 import time
 
+import _root  # noqa: F401
 import numpy as np
 import pandas as pd
 

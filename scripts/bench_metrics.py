@@ -17,6 +17,7 @@ import tempfile
 import time
 from importlib.metadata import version
 
+import _root  # noqa: F401
 import jax
 import numpy as np
 

@@ -16,6 +16,7 @@ import sys
 import time
 from importlib.metadata import version
 
+import _root  # noqa: F401
 import jax
 import numpy as np
 

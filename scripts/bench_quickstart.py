@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import _root  # noqa: F401
+
 STEP = re.compile(r"(fit|sample|measure) ([\d.]+) s")
 
 
@@ -25,7 +27,7 @@ def run(config: str, folder: Path, environment: dict) -> dict[str, float]:
     """Seconds of one run: in all, in each kind of step, and of waiting for neither training nor writing ("rest")."""
     command = [sys.executable, "-m", "jaxloop.main", f"--config={config}", f"--workdir={folder}"]
     start = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=_root.ROOT, env=environment, capture_output=True, text=True)
     wall = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -16,6 +16,7 @@ import sys
 import time
 from functools import partial
 
+import _root  # noqa: F401
 import jax
 import numpy as np
 import scipy.linalg

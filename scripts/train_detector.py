@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import _root  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np

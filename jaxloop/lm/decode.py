@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.sharding import PartitionSpec as P
 
 from jaxloop.kernels.map_chains import AXIS
@@ -85,14 +86,16 @@ class Written(NamedTuple):
     steps: jax.Array  # [1], or one per device
 
 
-class _Slots(NamedTuple):
+@struct.dataclass
+class _Slots:
     token: jax.Array  # [S] next input
     age: jax.Array  # [S] tokens of the row before it, prompt cache not counted
     request: jax.Array  # [S] -1 when idle
     seen: jax.Array | None  # [S, V] tokens already in the text, for the repetition penalty
 
 
-class _Lanes(NamedTuple):
+@struct.dataclass
+class _Lanes:
     job: jax.Array  # [A]
     next: jax.Array  # [A] next request of the job
     end: jax.Array  # [A]
@@ -102,7 +105,8 @@ class _Lanes(NamedTuple):
     adapter: list  # L x {site: {"a": [A, D, nR], "b": [A, nR, O]}}
 
 
-class _State(NamedTuple):
+@struct.dataclass
+class _State:
     slots: _Slots
     lanes: _Lanes
     next_job: jax.Array
@@ -209,11 +213,27 @@ def _decode(spec, sampler, shape, eos, params, fused, prompts, requests, jobs) -
     idle = jnp.zeros((shape.lanes,), jnp.int32)
     none = jnp.full((shape.rows,), -1, jnp.int32)
     seen = jnp.zeros((shape.rows, spec.vocab), bool) if sampler.needs_seen else None
-    lanes = _Lanes(idle, idle, idle, jnp.full((holders,), -1, jnp.int32), [cache] * depth, [cache] * depth, _lane_adapters(fused, idle, depth))
+    lanes = _Lanes(
+        job=idle,
+        next=idle,
+        end=idle,
+        prompt=jnp.full((holders,), -1, jnp.int32),
+        keys=[cache] * depth,
+        values=[cache] * depth,
+        adapter=_lane_adapters(fused, idle, depth),
+    )
     state = _State(
-        _Slots(jnp.zeros_like(none), jnp.zeros_like(none), none, seen), lanes, jnp.int32(0), jnp.int32(0), [empty] * depth, [empty] * depth,
-        jnp.zeros((n + 1, shape.max_new_tokens), jnp.int32), jnp.zeros((n + 1,), jnp.int32), jnp.zeros((n + 1,), bool), jnp.int32(0),
-    )  # fmt: skip
+        slots=_Slots(token=jnp.zeros_like(none), age=jnp.zeros_like(none), request=none, seen=seen),
+        lanes=lanes,
+        next_job=jnp.int32(0),
+        windows=jnp.int32(0),
+        store_k=[empty] * depth,
+        store_v=[empty] * depth,
+        tokens=jnp.zeros((n + 1, shape.max_new_tokens), jnp.int32),
+        length=jnp.zeros((n + 1,), jnp.int32),
+        ended=jnp.zeros((n + 1,), bool),
+        steps=jnp.int32(0),
+    )
     # Sines and cosines are looked up: XLA would fuse them into their readers and take each anew for every head of every layer.
     rope = transformer.rope_tables(spec, jnp.arange(shape.prompt + shape.max_new_tokens + 1))
     advance = functools.partial(_window, spec, sampler, shape, eos, params, rope, prompts, requests)
@@ -270,7 +290,8 @@ def _assign(sampler, shape, fused, prompts, requests, jobs, s: _State) -> _State
     adapter = lanes.adapter
     if fused is not None and jax.tree.leaves(fused)[0].shape[0] > 1:
         adapter = jax.lax.cond(take_A.any(), lambda: _lane_adapters(fused, jobs.chain[job_A], depth), lambda: lanes.adapter)
-    return s._replace(slots=slots, lanes=_Lanes(job_A, next_A, end_A, held, keys, values, adapter), next_job=s.next_job + take_A.sum(dtype=jnp.int32))
+    lanes = _Lanes(job=job_A, next=next_A, end=end_A, prompt=held, keys=keys, values=values, adapter=adapter)
+    return s.replace(slots=slots, lanes=lanes, next_job=s.next_job + take_A.sum(dtype=jnp.int32))
 
 
 def _rank(flag):
@@ -284,7 +305,7 @@ def _refill(shape, slots, free_S, next_A, end_A):
     wanted = next_A[:, None] + _rank(free)
     got = free & (wanted < end_A[:, None])
     request = jnp.where(got, wanted, jnp.where(free, -1, slots.request.reshape(free.shape))).reshape(-1)
-    return slots._replace(request=request), next_A + got.sum(-1, dtype=jnp.int32), got.reshape(-1)
+    return slots.replace(request=request), next_A + got.sum(-1, dtype=jnp.int32), got.reshape(-1)
 
 
 def _begin(sampler, prompts, slots, fresh_S, prompt_S):
@@ -295,7 +316,7 @@ def _begin(sampler, prompts, slots, fresh_S, prompt_S):
         whole = prompts.tokens[jnp.maximum(prompt_S, 0)]
         rows = jnp.arange(whole.shape[0])[:, None]
         seen = jnp.where(fresh_S[:, None], jnp.zeros_like(seen).at[rows, whole].set(True), seen)
-    return slots._replace(token=token, age=jnp.where(fresh_S, 0, slots.age), seen=seen)
+    return slots.replace(token=token, age=jnp.where(fresh_S, 0, slots.age), seen=seen)
 
 
 def _window(spec, sampler, shape, eos, params, rope, prompts, requests, s: _State) -> _State:
@@ -310,11 +331,17 @@ def _window(spec, sampler, shape, eos, params, rope, prompts, requests, s: _Stat
     file = lambda store, cur: jax.lax.dynamic_update_slice(store, cur[None], (at, 0, 0, 0, 0))  # noqa: E731
     request, age, token, live, ended = log
     row, column = jnp.where(live, request, n), jnp.where(live, age, 0)
-    return _State(
-        slots, s.lanes._replace(next=lane_next), s.next_job, s.windows + 1,
-        [file(a, b) for a, b in zip(s.store_k, cur_k)], [file(a, b) for a, b in zip(s.store_v, cur_v)],
-        s.tokens.at[row, column].set(token), s.length.at[row].max(column + 1), s.ended.at[row].max(ended), s.steps + steps,
-    )  # fmt: skip
+    return s.replace(
+        slots=slots,
+        lanes=s.lanes.replace(next=lane_next),
+        windows=s.windows + 1,
+        store_k=[file(a, b) for a, b in zip(s.store_k, cur_k)],
+        store_v=[file(a, b) for a, b in zip(s.store_v, cur_v)],
+        tokens=s.tokens.at[row, column].set(token),
+        length=s.length.at[row].max(column + 1),
+        ended=s.ended.at[row].max(ended),
+        steps=s.steps + steps,
+    )
 
 
 class _Blocks(NamedTuple):

@@ -6,11 +6,11 @@ each chain ("full" and "scratch").
 
 import functools
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct, traverse_util
 from jax.sharding import PartitionSpec as P
 
 from jaxloop.kernels.map_chains import AXIS
@@ -68,7 +68,8 @@ class FitSettings:
             raise ValueError(f"fit.dtype: {self.dtype} is not allowed with a constraint, whose gradient needs float32")
 
 
-class TrainState(NamedTuple):
+@struct.dataclass
+class TrainState:
     """What a step updates. Every leaf has a leading chain axis C, `step` included."""
 
     weights: dict
@@ -86,20 +87,24 @@ def learning_rate(settings: FitSettings, step, total):
     return settings.learning_rate * jnp.where(step < warm, step / max(1.0, warm), after)
 
 
+def _decayed(weights: dict):
+    """Which weights AdamW decays: all but biases and norms, as transformers' trainer."""
+    return traverse_util.path_aware_map(lambda path, _: not path[-1].endswith(("_bias", "_scale")), weights)
+
+
 def _optimizer(settings: FitSettings):
     """AdamW without its learning rate: the rate is applied outside, because it depends on the traced number of steps."""
     b1, b2 = settings.betas
-    decayed = lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: not str(path[-1].key).endswith(("_bias", "_scale")), tree)  # noqa: E731
     return optax.chain(
         optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity(),
         optax.scale_by_adam(b1, b2, settings.epsilon),
-        optax.add_decayed_weights(settings.weight_decay, mask=decayed),
+        optax.add_decayed_weights(settings.weight_decay, mask=_decayed),
     )
 
 
 def init_state(settings: FitSettings, weights: dict, keys: jax.Array) -> TrainState:
     """A fresh optimiser for weights whose leaves are [C, ...]; `keys` [C] drive dropout."""
-    return TrainState(weights, _fresh(settings, weights), keys, jnp.zeros(keys.shape, jnp.int32))
+    return TrainState(weights=weights, optimizer=_fresh(settings, weights), key=keys, step=jnp.zeros(keys.shape, jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -184,7 +189,7 @@ def _steps(spec, settings, base, state, tokens_SCBT, mask_SCBT, sample_SCB, coun
             updates, optimizer_state = jax.vmap(optimizer.update)(grads, state.optimizer, state.weights)
         rate = learning_rate(settings, state.step, total)
         scaled = jax.tree.map(lambda w, u: w - rate.reshape((-1,) + (1,) * (u.ndim - 1)).astype(u.dtype) * u, state.weights, updates)
-        return TrainState(scaled, optimizer_state, state.key, state.step + 1), log.at[i].set(each)
+        return state.replace(weights=scaled, optimizer=optimizer_state, step=state.step + 1), log.at[i].set(each)
 
     log = jnp.full(tokens_SCBT.shape[:2], jnp.nan, jnp.float32)
     return jax.lax.fori_loop(0, count, step, (state, log))

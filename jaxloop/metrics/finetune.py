@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from sklearn.metrics import f1_score
 
 from jaxloop.lm import encoder as encoders
@@ -74,29 +75,30 @@ def fit_head(model, features_NE, target, names, parts, *, epochs, batch_size, ra
     key = jax.random.key(seed)
     training, validation, _ = parts
     classes = len(names)
-    weights = {"w": jnp.zeros((features_NE.shape[1], classes), jnp.float32), "bias": jnp.zeros(classes, jnp.float32)}
+    head = nn.Dense(classes, kernel_init=nn.initializers.zeros)
+    weights = head.init(key, features_NE[:1])["params"]
     schedule = Schedule(rate, decay, epochs * max(1, len(training) // batch_size))
     x_NE, y_N = jnp.asarray(features_NE[training]), jnp.asarray(target[training])
     held = {"weights": weights, "state": _optimizer(schedule).init(weights)}
 
     def run(number):
         rows = _draws(jax.random.fold_in(key, number), target[training], batch_size, balanced)
-        held["weights"], held["state"], loss = _head_epoch(schedule, held["weights"], held["state"], x_NE, y_N, rows)
+        held["weights"], held["state"], loss = _head_epoch(head, schedule, held["weights"], held["state"], x_NE, y_N, rows)
         return held["weights"], loss
 
     def evaluate(weights):
-        found = (features_NE[validation] @ np.asarray(weights["w"]) + np.asarray(weights["bias"])).argmax(1)
+        found = (features_NE[validation] @ np.asarray(weights["kernel"]) + np.asarray(weights["bias"])).argmax(1)
         return _macro_f1(target[validation], found, classes)
 
     kept, log = _best(evaluate, run, epochs)
-    return Classifier(model, tuple(names), {name: np.asarray(value) for name, value in kept.items()}), log
+    return Classifier(model, tuple(names), {"w": np.asarray(kept["kernel"]), "bias": np.asarray(kept["bias"])}), log
 
 
-@functools.partial(jax.jit, static_argnames="schedule")
-def _head_epoch(schedule, weights, state, x_NE, y_N, rows_SB):
+@functools.partial(jax.jit, static_argnames=("head", "schedule"))
+def _head_epoch(head, schedule, weights, state, x_NE, y_N, rows_SB):
     def step(carry, rows_B):
         weights, state = carry
-        loss, grads = jax.value_and_grad(lambda w: _cross_entropy(x_NE[rows_B] @ w["w"] + w["bias"][None], y_N[rows_B]))(weights)
+        loss, grads = jax.value_and_grad(lambda w: _cross_entropy(head.apply({"params": w}, x_NE[rows_B]), y_N[rows_B]))(weights)
         return _update(schedule, weights, state, grads), loss
 
     (weights, state), losses = jax.lax.scan(step, (weights, state), rows_SB)

