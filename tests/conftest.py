@@ -1,6 +1,6 @@
 """Strict numerics for every test, four fake CPU devices, and the optional real data beside the repository."""
 
-import functools
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
-from jax._src import compiler
+from packaging.version import Version
 
 from jaxloop.runtime.compiled import make_room
 
@@ -23,37 +23,42 @@ jax.config.update("jax_threefry_partitionable", True)
 # A study under test may ask for the cache of compiled programs; the process would keep it for all later tests.
 jax.config.update("jax_enable_compilation_cache", False)
 
+OPTIMISED = os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
+
+
+def _start_jax():
+    """Starts JAX, up to jaxlib 0.11.0 without XLA:CPU's emitters of fused loops, which take as long as the rest of the
+    compiler where it takes its short way. From 0.11.1 on XLA knows no such flag, and ends a process that sets it.
+
+    XLA reads the variable when JAX is first asked for devices. Subprocesses do not inherit it: they run what users run.
+    """
+    before = os.environ.get("XLA_FLAGS")
+    if Version(importlib.metadata.version("jaxlib")) < Version("0.11.1") and not OPTIMISED:
+        os.environ["XLA_FLAGS"] = f"{before or ''} --xla_cpu_use_fusion_emitters=false".strip()
+    jax.devices()
+    os.environ.pop("XLA_FLAGS", None)
+    if before is not None:
+        os.environ["XLA_FLAGS"] = before
+
+
+_start_jax()
 SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-
-
-def _without_fusion_emitters(options_of):
-    """Compile options without XLA:CPU's emitters of fused loops, which take twice as long as the rest of the compiler where it takes its short way."""
-
-    @functools.wraps(options_of)
-    def found(*args, **kwargs):
-        options = options_of(*args, **kwargs)
-        options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
-        return options
-
-    return found
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs(request):
-    """Most tests compile far longer than they run, so the compiler takes its short way there. Modules that hold the engine to torch, and
-    the subprocesses of all, run what users run: `pytestmark = pytest.mark.optimised`, or JAXLOOP_TEST_OPTIMISED=1 for all.
+    """Most tests compile far longer than they run, so the compiler takes its short way there. Modules that hold the engine to torch are
+    compiled with all optimisations: `pytestmark = pytest.mark.optimised`. Subprocesses run what users run, and so do all tests with
+    JAXLOOP_TEST_OPTIMISED=1.
 
     And all tests of a process compile more programs than the system has memory mappings for, so they are dropped now and then.
     """
-    full = request.node.get_closest_marker("optimised") is not None or os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
+    full = request.node.get_closest_marker("optimised") is not None or OPTIMISED
     if full:
         jax.clear_caches()  # or a program that an earlier module compiled the short way would serve
-    with pytest.MonkeyPatch.context() as patch:
-        if not full and hasattr(compiler, "get_compile_options"):  # no public setting reaches every program of a process that has compiled one
-            patch.setattr(compiler, "get_compile_options", _without_fusion_emitters(compiler.get_compile_options))
-        jax.config.update("jax_disable_most_optimizations", not full)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", not full)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
     make_room(0.2)
 
 

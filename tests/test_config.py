@@ -184,7 +184,7 @@ def test_read_file_passes_the_argument(tmp_path):
         ("def get_config():\n    return open('/nowhere')\n", "line 2: FileNotFoundError:"),
         ("x = 1", "defines no get_config()"),
         ("def get_config():\n    return {'a': 1}", "get_config() must return an ml_collections.ConfigDict, got dict"),
-        ("\0", "SyntaxError"),
+        ("\0", "null bytes"),
     ],
 )
 def test_broken_files(tmp_path, text, said):

@@ -209,6 +209,7 @@ class _Cache:
             self.db = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
             self.db.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID")
         except (OSError, sqlite3.Error) as error:
+            self.__exit__()
             raise ValueError(f"endpoint.cache is {path!r}, which cannot be used as a SQLite file ({error}).") from None
 
     def __enter__(self):

@@ -167,7 +167,8 @@ def save_map(fitted: EvaluationMap, path: str | Path) -> None:
 def load_map(path: str | Path) -> EvaluationMap:
     """Read a map that `save_map` wrote. ValueError if the file is not one."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open that it opened itself and found damaged
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
             return EvaluationMap(file["points"], file["positions"], header["a"], header["b"], MapSettings(**header["settings"]))
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:

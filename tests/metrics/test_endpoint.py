@@ -1,5 +1,6 @@
 """Judges behind an OpenAI-compatible endpoint, on this machine's loopback: order, keys, cache, retries, scores, metrics."""
 
+import contextlib
 import logging
 import sqlite3
 import time
@@ -62,7 +63,7 @@ def test_a_failed_run_keeps_what_was_answered(tmp_path):
             judge([f"text {i}" for i in range(10)], endpoint)
         # One request failed twice, and none was made after it.
         assert len(server.requests) == 5
-    with sqlite3.connect(tmp_path / "c.sqlite") as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / "c.sqlite")) as db:
         assert db.execute("SELECT count(*) FROM replies").fetchone() == (3,)
 
 

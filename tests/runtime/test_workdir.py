@@ -127,15 +127,14 @@ def test_the_second_process_names_the_holder_and_a_dead_holder_is_replaced(tmp_p
         "import sys, time; from jaxloop.runtime.workdir import open_workdir\n"
         f"with open_workdir({str(tmp_path / 'run')!r}, {{'a': 1}}, console=False): print('held', flush=True); time.sleep(60)"
     )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-    try:
-        assert child.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=rf"is in use by process {child.pid} on {socket.gethostname()} since 20"):
-            with open_workdir(tmp_path / "run", {"a": 1}):
-                pass
-    finally:
-        child.kill()
-        child.wait()
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as child:
+        try:
+            assert child.stdout.readline() == "held\n"
+            with pytest.raises(ValueError, match=rf"is in use by process {child.pid} on {socket.gethostname()} since 20"):
+                with open_workdir(tmp_path / "run", {"a": 1}):
+                    pass
+        finally:
+            child.kill()
     with open_workdir(tmp_path / "run", {"a": 1}, console=False) as w:
         assert w.resumed
         assert json.loads((w.path / ".jaxloop.holder").read_text())["pid"] == os.getpid()

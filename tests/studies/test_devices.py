@@ -1,4 +1,4 @@
-"""Devices, processes and compilations of a whole run of language models."""
+"""Devices, processes and compilations of a whole run of language models, on the devices that JAX_PLATFORMS names (the CPU if none)."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def settings(place, *assignments):
 
 def start(place, workdir, *flags, **variables):
     words = [f"--config={place / 'study.py'}", f"--workdir={workdir}", *flags]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | variables
+    environment = os.environ | variables
     command = [sys.executable, "-m", "jaxloop.main", *words]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -34,6 +34,13 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+@pytest.fixture
+def processes_share_devices():
+    """Two processes that run at once on this machine, each with devices: so it is on a CPU, while an accelerator belongs to one process."""
+    if jax.default_backend() != "cpu":
+        pytest.skip(f"on the CPU only: two processes cannot both have the memory of this {jax.default_backend()}")
 
 
 def test_a_coordinator_that_does_not_answer_is_named(place, tmp_path):
@@ -51,7 +58,8 @@ def test_more_devices_than_there_are(place, tmp_path, capsys):
         cli.guarded(main.main, cli.parse(words))
     assert end.value.code == 2 and not (tmp_path / "run").exists()
     said = capsys.readouterr().err
-    assert "devices=99: this run can use 1 to 4 cpu devices" in said and said.count("\n") == 1
+    there = f"1 to {jax.local_device_count()} {jax.local_devices()[0].platform} devices"
+    assert f"devices=99: this run can use {there}" in said and said.count("\n") == 1
 
 
 def test_a_chain_too_large_for_a_device_says_what_is_missing(place, monkeypatch):
@@ -93,6 +101,7 @@ def result(workdir):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("processes_share_devices")
 def test_two_processes_write_what_one_does_and_go_on_after_one_is_killed(place, tmp_path):
     """Two processes on loopback share the chains; both end with the files of one process, also when one of them dies on the way."""
     cache = {"JAXLOOP_CACHE": str(tmp_path / "cache")}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -116,7 +117,7 @@ def test_ratios_of_the_histogram_have_formulas_that_counting_confirms():
 
 def test_library_compares_every_formula():
     made = theory_library.experiments(settings("library"))
-    used = "".join(open(theory_library.__file__).read())
+    used = Path(theory_library.__file__).read_text()
     public = [name for name, f in vars(theory).items() if callable(f) and not name.startswith("_") and getattr(f, "__module__", "") == theory.__name__]
     functions = [name for name in public if not isinstance(vars(theory)[name], type)]
     elsewhere = {"mixed_homozygosity", "histogram_entropy"}  # in the histogram's table
