@@ -14,7 +14,9 @@ def main(what: str) -> int:
         flags.append((name.replace("-", "_"), value or "true"))
     try:
         raw = config.override(config.read_file(f"configs/bench.py:{what}"), flags, bench.Settings)
-        bench.measure(config.build(bench.Settings, raw))
+        settings = config.build(bench.Settings, raw)
+        bench.check(settings)
+        bench.measure(settings)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -23,6 +23,7 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import _root  # noqa: F401
 import pyarrow as pa
 import pyarrow.parquet as pq
 

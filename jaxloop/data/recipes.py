@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jaxloop.data import cleaning, sources
 from jaxloop.data.cleaning import Counter, Row, Step
+from jaxloop.runtime.environment import how_to_install
 
 LOW, HIGH = 20, 200
 SUBREDDITS = tuple(
@@ -218,7 +219,8 @@ def cl100k_counter() -> Counter:
 
         encoding = tiktoken.get_encoding("cl100k_base")
     except ImportError:
-        raise ValueError(f"count_tokens: tiktoken, which counts the paper's cl100k_base tokens, is not installed; {advice}.") from None
+        install = f"is not installed; {how_to_install('tiktoken')}, or {advice}"
+        raise ValueError(f"count_tokens: tiktoken, which counts the paper's cl100k_base tokens, {install}.") from None
     except Exception as error:
         raise ValueError(f"count_tokens: tiktoken's cl100k_base cannot be loaded ({type(error).__name__}); {advice}.") from error
     return lambda texts: [len(ids) for ids in encoding.encode_ordinary_batch(list(texts))]

@@ -5,6 +5,7 @@ the same work, in turn with ours. Absolute times depend on the machine; ratios a
 """
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import resource
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from jaxloop.config import Count, Section, Text, Whole
+from jaxloop.runtime.environment import how_to_install
 
 if TYPE_CHECKING:
     from jaxloop.runtime.cost import Work
@@ -298,7 +300,11 @@ def _traced(settings, run):
 
 
 def check(settings: Settings) -> list[str]:
-    """Nothing to read."""
+    """Raises ValueError where the peers that are asked for are not installed."""
+    if settings.peer:
+        missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(f"config.peer = true: {', '.join(missing)} to compare with: not installed; {how_to_install('peers')}")
     return [f"benchmark {settings.what} of a {settings.size} model, chains {', '.join(map(str, settings.chains))}"]
 
 
@@ -309,6 +315,7 @@ def plan(settings: Settings) -> list[tuple[str, str]]:
 
 def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
     """Measure, print, and write bench.json in `workdir`."""
+    check(settings)
     workdir.mkdir(parents=True, exist_ok=True)
     found = measure(settings)
     (workdir / "bench.json").write_text(json.dumps(found, indent=2), encoding="utf8")

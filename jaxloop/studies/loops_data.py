@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxloop.runtime.environment import how_to_install
 from jaxloop.studies.loops_config import Domain, Settings, instruction
 
 
@@ -110,7 +111,8 @@ def _counter(settings: Settings, domain: Domain, count_model):
         return recipes.cl100k_counter()
     except ValueError as error:
         reason = str(error).removeprefix("count_tokens: ").split(";")[0]
-        raise ValueError(f"config.tokens = 'cl100k': {reason}; install tiktoken and its encoding, or set config.tokens=model") from error
+        install = f"{how_to_install('tiktoken')} (it downloads the encoding)"
+        raise ValueError(f"config.tokens = 'cl100k': {reason}; {install}, or set config.tokens=model") from error
 
 
 def _key(settings: Settings, domain: Domain) -> str:

@@ -312,7 +312,7 @@ def test_subreddit_splits_name_the_subreddit(monkeypatch):
 def test_the_default_unit_is_cl100k_and_its_absence_is_said(monkeypatch, tmp_path):
     path = write(tmp_path / "w.jsonl", [{"text": body(30)}])
     monkeypatch.setitem(sys.modules, "tiktoken", None)
-    with pytest.raises(ValueError, match="tiktoken.* is not installed; give count_tokens"):
+    with pytest.raises(ValueError, match="tiktoken.* is not installed; pip install 'jaxloop-lm.tiktoken.', or give count_tokens"):
         recipes.clean_dataset("wikipedia", {}, source=path)
 
     def refuse(name):

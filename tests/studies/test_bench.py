@@ -48,3 +48,11 @@ def test_several_programs_on_several_devices_are_refused():
 def test_chains_that_cannot_be_dealt_evenly_are_refused():
     with pytest.raises(ValueError, match="together = 2: must divide chains = 3"):
         bench.time_train(settings(chains=(3,), together=2), 3)
+
+
+def test_peers_that_are_not_installed_are_refused_before_anything_is_timed(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "peft" else True)
+    settings = config.build(bench.Settings, {"study": "bench", "size": "tiny", "peer": True})
+    with pytest.raises(ValueError, match=r"config.peer = true: peft to compare with: not installed; pip install 'jaxloop-lm\[peers\]'"):
+        bench.run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -315,7 +315,8 @@ def test_the_papers_unit_of_length_is_needed_only_by_rules_that_count_it(place, 
     monkeypatch.setattr("jaxloop.data.recipes.cl100k_counter", absent)
     assert len(loops_data.read(ls.settings(place, tokens="cl100k"), "posts").texts) == 240
     domains = {"posts": {"source": [f"{place}/posts.jsonl"], "instruction": "Go.", "max_tokens": 90}}
-    with pytest.raises(ValueError, match="config.tokens = 'cl100k': tiktoken is not installed; install tiktoken .*, or set config.tokens=model"):
+    said = r"config.tokens = 'cl100k': tiktoken is not installed; pip install 'jaxloop-lm\[tiktoken\]' .*, or set config.tokens=model"
+    with pytest.raises(ValueError, match=said):
         loops_data.read(ls.settings(place, tokens="cl100k", domains=domains), "posts")
 
 
