@@ -31,7 +31,8 @@ def setup_jit(function: Callable | None = None, **options) -> Callable:
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        if is_traced():
+        # Under `jax.ensure_compile_time_eval` constants are none of the program's, but its arguments are.
+        if is_traced() or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
             return usual(*args, **kwargs)
         platform = _platform((args, kwargs))
         return (short[platform] if understood(platform) else usual)(*args, **kwargs)
@@ -47,7 +48,7 @@ def is_traced() -> bool:
 def _platform(args) -> str:
     """The platform on which a program with these arguments runs."""
     for leaf in jax.tree.leaves(args):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, jax.Array):
             return next(iter(leaf.devices())).platform
     chosen = jax.config.jax_default_device
     return getattr(chosen, "platform", chosen) or jax.default_backend()

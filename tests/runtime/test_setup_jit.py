@@ -118,6 +118,19 @@ def test_it_is_a_part_of_the_program_around_it():
     assert jax.lax.map(lambda key: draw(key, 4), KEY[None]).tolist() == [alone]
 
 
+def test_it_is_a_part_of_a_program_whose_constants_are_computed_while_it_is_traced():
+    """Constants are no tracers there, which once sent a set-up program inside another to the compiler with options of its own."""
+
+    def outer(x):
+        with jax.ensure_compile_time_eval():
+            plan = workflow.plan(FLOWS["replace"], KEY, 1, generations=4)
+            return x + plan.index.sum(dtype=jnp.int32)
+
+    expected = workflow.plan(FLOWS["replace"], KEY, 1, generations=4).index.sum()
+    assert int(jax.jit(outer)(jnp.int32(3))) == 3 + int(expected)
+    assert int(jax.vmap(outer)(jnp.arange(2, dtype=jnp.int32))[1]) == 1 + int(expected)
+
+
 def test_the_options_reach_the_compiler(monkeypatch):
     monkeypatch.setattr(module, "SHORT", {"cpu": {"xla_no_such_option": 1}})
     monkeypatch.setattr(module, "understood", lambda platform: True)
