@@ -58,8 +58,11 @@ def readme_commands(folder: Path) -> list[str]:
     return [line.strip() for line in lines if line.startswith("    python3 -m venv")]
 
 
-def timed(command: str, folder: Path, environment: dict[str, str], marks: dict[str, str]) -> tuple[int, dict[str, float], str]:
-    """(exit code, seconds, the last lines) of a shell command. seconds: `all`, and when a mark's text was first printed."""
+def timed(
+    command: str, folder: Path, environment: dict[str, str], marks: dict[str, str], stop: bool = False
+) -> tuple[int, dict[str, float], str]:
+    """(exit code, seconds, the last lines) of a shell command. seconds: `all`, and when a mark's text was first printed. stop: at the first
+    mark, which counts as exit code 0."""
     start, seconds, lines = time.monotonic(), {}, []
     process = subprocess.Popen(
         ["bash", "-c", command], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -69,11 +72,13 @@ def timed(command: str, folder: Path, environment: dict[str, str], marks: dict[s
         for name, text in marks.items():
             if text in line:
                 seconds.setdefault(name, time.monotonic() - start)
+        if stop and seconds:
+            process.terminate()
     code = process.wait()
-    return code, seconds | {"all": time.monotonic() - start}, "\n".join(lines)
+    return 0 if stop and seconds else code, seconds | {"all": time.monotonic() - start}, "\n".join(lines)
 
 
-def run_readme(which: str, work: Path, cache: Path, revision: str) -> dict:
+def run_readme(which: str, work: Path, cache: Path, revision: str, stop: bool = False) -> dict:
     """One of the two README commands, word for word, in a fresh clone and an empty home."""
     home = work / f"home-{which}"
     home.mkdir()
@@ -85,9 +90,11 @@ def run_readme(which: str, work: Path, cache: Path, revision: str) -> dict:
     row = {"part": which, "install_s": installing["all"], "environment_mb": megabytes(here / ".venv")}
     if code == 0:
         # The second part stands in the same shell in the README; nothing of it depends on that.
-        code, seconds, said = timed(run, here, environment, {"progress": PROGRESS})
+        code, seconds, said = timed(run, here, environment, {"progress": PROGRESS}, stop)
         row |= {"run_s": seconds["all"], "first_progress_s": installing["all"] + seconds["progress"] if "progress" in seconds else None}
         row |= {"all_mb": megabytes(here) + megabytes(home)}
+        if stop:
+            row.pop("run_s")
     return row | {"ok": code == 0, "said": said}
 
 
@@ -161,6 +168,7 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--revision", default="HEAD", help="commit whose README commands run")
     parser.add_argument("--cache", type=Path, help="folder for pip's downloads; without it each run starts with none")
+    parser.add_argument("--stop-at-progress", action="store_true", help="end the quickstart at its first line of progress")
     parser.add_argument("--keep", type=Path, help="work in this new folder and leave it there")
     args = parser.parse_args()
     work = args.keep or Path(tempfile.mkdtemp(prefix="check-install-"))
@@ -169,7 +177,7 @@ def main() -> int:
     for part in [args.only] if args.only else PARTS:
         cache = args.cache.resolve() if args.cache else work / f"pip-{part}"
         if part in ("quickstart", "tests"):
-            rows.append(run_readme(part, work, cache, args.revision))
+            rows.append(run_readme(part, work, cache, args.revision, args.stop_at_progress))
         else:
             rows.append((check_wheel if part == "wheel" else check_sdist)(work, cache, args.revision))
         shown = {name: round(value, 1) if isinstance(value, float) else value for name, value in rows[-1].items() if name != "said"}
