@@ -64,17 +64,16 @@ def timed(
     """(exit code, seconds, the last lines) of a shell command. seconds: `all`, and when a mark's text was first printed. stop: at the first
     mark, which counts as exit code 0."""
     start, seconds, lines = time.monotonic(), {}, []
-    process = subprocess.Popen(
-        ["bash", "-c", command], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    for line in process.stdout:
-        lines = [*lines, line.rstrip()][-15:]
-        for name, text in marks.items():
-            if text in line:
-                seconds.setdefault(name, time.monotonic() - start)
-        if stop and seconds:
-            process.terminate()
-    code = process.wait()
+    words, out = ["bash", "-c", command], subprocess.PIPE
+    with subprocess.Popen(words, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+        for line in process.stdout:
+            lines = [*lines, line.rstrip()][-15:]
+            for name, text in marks.items():
+                if text in line:
+                    seconds.setdefault(name, time.monotonic() - start)
+            if stop and seconds:
+                process.terminate()
+    code = process.returncode
     return 0 if stop and seconds else code, seconds | {"all": time.monotonic() - start}, "\n".join(lines)
 
 
