@@ -87,7 +87,9 @@ class Written(NamedTuple):
 
 
 @struct.dataclass
-class _Slots:
+class Slots:
+    """The texts that are being written."""
+
     token: jax.Array  # [S] next input
     age: jax.Array  # [S] tokens of the row before it, prompt cache not counted
     request: jax.Array  # [S] -1 when idle
@@ -107,7 +109,7 @@ class _Lanes:
 
 @struct.dataclass
 class _State:
-    slots: _Slots
+    slots: Slots
     lanes: _Lanes
     next_job: jax.Array
     windows: jax.Array  # windows finished
@@ -145,10 +147,10 @@ def prefill(spec: Spec, params: dict, fused, tokens, length, mesh=None) -> Promp
     """Cache prompts. tokens [Z, P + 1] right-padded, length [Z] real tokens (at least 1); `fused` adapters have C chains and Z is C equal runs.
 
     Padding beyond a prompt's length is cached too and hidden by `Prompts.length`. With `mesh` chains and prompts are shared out over devices."""
-    return _over_devices(functools.partial(_prefill, spec), mesh, 1)(params, fused, tokens, length)
+    return over_devices(functools.partial(_prefill, spec), mesh, 1)(params, fused, tokens, length)
 
 
-def _over_devices(run, mesh, shared):
+def over_devices(run, mesh, shared):
     """`run` on every device of the mesh: the first `shared` arguments whole, the others and the results cut on their leading axis."""
     if mesh is None:
         return run
@@ -199,7 +201,7 @@ def decode(spec: Spec, sampler: Sampler, shape: Shape, eos: int, params: dict, f
     """
     if not isinstance(params["layers"], list):
         params = unstack(params)
-    return _over_devices(functools.partial(_decode, spec, sampler, shape, eos), mesh, 1)(params, fused, prompts, requests, jobs)
+    return over_devices(functools.partial(_decode, spec, sampler, shape, eos), mesh, 1)(params, fused, prompts, requests, jobs)
 
 
 def _decode(spec, sampler, shape, eos, params, fused, prompts, requests, jobs) -> Written:
@@ -223,7 +225,7 @@ def _decode(spec, sampler, shape, eos, params, fused, prompts, requests, jobs) -
         adapter=_lane_adapters(fused, idle, depth),
     )
     state = _State(
-        slots=_Slots(token=jnp.zeros_like(none), age=jnp.zeros_like(none), request=none, seen=seen),
+        slots=Slots(token=jnp.zeros_like(none), age=jnp.zeros_like(none), request=none, seen=seen),
         lanes=lanes,
         next_job=jnp.int32(0),
         windows=jnp.int32(0),
@@ -280,7 +282,7 @@ def _assign(sampler, shape, fused, prompts, requests, jobs, s: _State) -> _State
     else:
         held = jnp.where(fresh_S, requests.prompt[jnp.maximum(slots.request, 0)], lanes.prompt)
         start_S = held
-    slots = _begin(sampler, prompts, slots, fresh_S, start_S)
+    slots = begin(sampler, prompts, slots, fresh_S, start_S)
     depth = len(lanes.keys)
     keys, values = jax.lax.cond(
         (held != lanes.prompt).any(),
@@ -308,7 +310,22 @@ def _refill(shape, slots, free_S, next_A, end_A):
     return slots.replace(request=request), next_A + got.sum(-1, dtype=jnp.int32), got.reshape(-1)
 
 
-def _begin(sampler, prompts, slots, fresh_S, prompt_S):
+def advance(sampler, eos, requests: Requests, slots: Slots, logits_SV):
+    """The slots after a step, and what it wrote: request, age, token, whether the slot is live and whether its text ended, each [S]."""
+    age, live, request = slots.age, slots.request >= 0, jnp.maximum(slots.request, 0)
+    keys = jax.random.wrap_key_data(requests.key[request], impl="threefry2x32")
+    u = jax.vmap(lambda key, a: jax.random.uniform(jax.random.fold_in(key, a)))(keys, age)
+    token = sampling.next_token(sampler, logits_SV, u, slots.seen)
+    ended = live & (token == eos)
+    done = live & (ended | (age + 1 >= requests.limit[request]))
+    seen = slots.seen
+    if sampler.needs_seen:
+        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
+    after = Slots(token=token, age=age + 1, request=jnp.where(done, -1, slots.request), seen=seen)
+    return after, (request, age, token, live, ended)
+
+
+def begin(sampler, prompts, slots, fresh_S, prompt_S):
     """Put the slots in `fresh_S` at the last token of their prompts."""
     token = jnp.where(fresh_S, prompts.last[jnp.maximum(prompt_S, 0)], slots.token)
     seen = slots.seen
@@ -401,21 +418,11 @@ def _steps(spec, sampler, shape, eos, params, rope, prompts, requests, capacity,
 
             x = transformer.block(spec, w, lanes.adapter[i], x, attend)
         logits = transformer.project(spec, params, transformer.finish(spec, params, x))
-        request = jnp.maximum(slots.request, 0)
-        keys = jax.random.wrap_key_data(requests.key[request], impl="threefry2x32")
-        u = jax.vmap(lambda key, a: jax.random.uniform(jax.random.fold_in(key, a)))(keys, age)
-        token = sampling.next_token(sampler, logits, u, slots.seen)
-        live = slots.request >= 0
-        ended = live & (token == eos)
-        done = live & (ended | (age + 1 >= requests.limit[request]))
-        log = tuple(jax.lax.dynamic_update_slice(a, b[None], (t, 0)) for a, b in zip(log, (request, age, token, live, ended)))
-        seen = slots.seen
-        if sampler.needs_seen:
-            seen = seen.at[jnp.arange(rows), token].set(True)
-        slots = _Slots(token, age + 1, jnp.where(done, -1, slots.request), seen)
+        slots, entry = advance(sampler, eos, requests, slots, logits)
+        log = tuple(jax.lax.dynamic_update_slice(a, b[None], (t, 0)) for a, b in zip(log, entry, strict=True))
         if shape.shared_prompt:
             slots, next_A, fresh = _refill(shape, slots, slots.request < 0, next_A, lanes.end)
-            slots = _begin(sampler, prompts, slots, fresh, jnp.repeat(lanes.prompt, shape.slots))
+            slots = begin(sampler, prompts, slots, fresh, jnp.repeat(lanes.prompt, shape.slots))
         return t + 1, new_k, new_v, slots, next_A, log
 
     def more(carry):

@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxloop.lm import attention
 from jaxloop.lm.adapters import Lora, Summed, fuse
+from jaxloop.lm.row_kernels import LaneAdapter, Pool, adapt
 from jaxloop.lm.spec import Spec, sites
 
 UNROLL = 8  # layers up to which the stack is unrolled: faster to run, slower to compile
@@ -117,6 +118,8 @@ def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=N
     """One fused projection with its adapter: [N, D] to its parts, [N, O] each. N is C equal runs of rows; `adapter` holds what `adapters.fuse` made of
     a layer: C chains' A and B."""
     widths = tuple(part.width for part in sites(spec)[site])
+    if adapter is not None and isinstance(adapter.get(site), (LaneAdapter, Pool)):
+        return list(pieces(_whole(spec, site, w, adapter, x_ND), *widths))
     bias = w.get(f"{site}_bias")
     biased = lambda parts: list(parts) if bias is None else [y + b[None] for y, b in zip(parts, pieces(bias, *widths), strict=True)]  # noqa: E731
     if adapter is None or site not in adapter:
@@ -142,12 +145,26 @@ def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=N
     return biased([y if w_CRO is None else y + jnp.einsum("cnr,cro->cno", next(z_each), w_CRO).reshape(y.shape) for y, w_CRO in parts])
 
 
-def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None):
-    """One transformer block. `attend(q [N, H, K], k [N, G, K], v [N, G, K]) -> [N, H K]` owns positions, masks and caches."""
+def _whole(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND):
+    """`linear` for decoding and prefill on a GPU: the parts side by side, [N, sum of O], as the product leaves them."""
+    y_NO = x_ND @ w[site]
+    found = None if adapter is None else adapter.get(site)
+    if found is not None:
+        y_NO = adapt(x_ND, y_NO, found, tuple(part.width for part in sites(spec)[site]))
+    bias = w.get(f"{site}_bias")
+    return y_NO if bias is None else y_NO + bias[None]
+
+
+def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None, *, joined: bool = False):
+    """One transformer block. `attend(q [N, H, K], k [N, G, K], v [N, G, K]) -> [N, H K]` owns positions, masks and caches; where `joined`, it
+    takes all three as one array [N, H + 2 G, K]."""
     n, hk, gk = x_ND.shape[0], spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     h = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias")) if spec.norm_first else x_ND
-    qkv = _cut(linear(spec, "qkv", w, adapter, h, dropout), hk, gk, gk)
-    attended = attend(*(part.reshape(n, -1, spec.head_size) for part in qkv))
+    if joined:
+        attended = attend(_whole(spec, "qkv", w, adapter, h).reshape(n, -1, spec.head_size))
+    else:
+        qkv = _cut(linear(spec, "qkv", w, adapter, h, dropout), hk, gk, gk)
+        attended = attend(*(part.reshape(n, -1, spec.head_size) for part in qkv))
     x_ND = x_ND + linear(spec, "o", w, adapter, attended, dropout)[0]
     if not spec.norm_first:
         x_ND = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias"))

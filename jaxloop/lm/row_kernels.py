@@ -1,0 +1,282 @@
+"""Two kernels of a decoding step on a GPU: attention over each slot's own cache, written in place, and the adapters of all lanes.
+
+XLA alone writes a step's keys by copying or scattering, reads every cache to its longest row, and copies a lane's adapter out of the pool.
+These kernels (Pallas, compiled by Triton) read a row as far as it has come and an adapter where it lies. `attend_plain` and `adapt_plain`
+are the same in jax.numpy: what the kernels are tested against.
+
+Dimensions: S slots, A lanes, B slots a lane, H query heads, G key/value heads, Q = H / G, K head size, M cached tokens of a slot, P prompt
+cache length, Z cached prompts, C places of the adapter pool, n parts of a site, D input width, O output width, R rank.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from jaxloop.lm.spec import Spec, sites
+
+LEAST = 16  # smallest side of a product that the tensor cores take
+CACHE_BLOCK = 64  # cached tokens read at a time
+IN_BLOCK, OUT_BLOCK = 128, 512  # inputs and outputs of an adapter that are read at a time
+SPAN = 2048  # outputs of one program of the adapters' kernel
+
+
+class Step(NamedTuple):
+    """What a step's attention needs to know about the slots, the same in every layer."""
+
+    age: jax.Array  # [S] sampled tokens in the slot's cache, which is where the new one goes
+    length: jax.Array  # [S] tokens of its prompt in the prompt cache
+    prompt: jax.Array  # [S] which cached prompt
+    cos: jax.Array | None  # [S, K / 2], None where positions are not rotary
+    sin: jax.Array | None
+
+
+class Pool(NamedTuple):
+    """Adapters of a site as the kernel reads them: every chain's, with ranks padded to a product's smallest side."""
+
+    a: jax.Array  # [C, L, n, D, R], or without the layers, or with chains and layers in one axis
+    b: jax.Array  # [C, L, R, O], the parts side by side
+
+
+class LaneAdapter(NamedTuple):
+    """A site's adapters in one layer, for lanes that each use one of them."""
+
+    pool: Pool  # chains and layers in one axis
+    entry: jax.Array  # [A] where in it
+    how: str  # "pallas", "interpret" or "plain"
+
+
+def cache_length(max_new_tokens: int) -> int:
+    """Tokens that a slot's cache holds, a whole number of blocks."""
+    return -(-max_new_tokens // CACHE_BLOCK) * CACHE_BLOCK
+
+
+def prompt_length(longest: int) -> int:
+    """Tokens to which prompt caches are padded: whole blocks, or a power of two below a block."""
+    if longest > CACHE_BLOCK:
+        return -(-longest // CACHE_BLOCK) * CACHE_BLOCK
+    return max(LEAST, pl.next_power_of_2(max(1, longest)))
+
+
+def fits(spec: Spec) -> bool:
+    """Whether the kernels can be made for this architecture: head size a power of two, widths whole multiples of 16."""
+    power = spec.head_size & (spec.head_size - 1) == 0 and spec.head_size >= 2 * LEAST
+    widths = [spec.width, spec.mlp, spec.heads * spec.head_size, *(part.width for parts in sites(spec).values() for part in parts)]
+    return power and all(width % LEAST == 0 for width in widths)
+
+
+def attend(qkv_SJK, cache_k, cache_v, prompt_k, prompt_v, step: Step, heads: int, *, how: str = "pallas"):
+    """Attention of one new token a slot.
+
+    Args:
+      qkv_SJK: [S, H + 2 G, K], queries, keys and values of the new tokens, not rotated.
+      cache_k, cache_v: [S, G, M, K]; the new key (rotated) and value are written at `step.age`, in place where XLA may.
+      prompt_k, prompt_v: [Z, G, P, K], keys rotated.
+      heads: H.
+      how: "pallas", "interpret" (the kernel run by the interpreter, on any device) or "plain".
+    Returns: attended [S, H K], cache_k, cache_v.
+    """
+    if how == "plain":
+        return attend_plain(qkv_SJK, cache_k, cache_v, prompt_k, prompt_v, step, heads)
+    rows, groups = cache_k.shape[:2]
+    size, dtype = qkv_SJK.shape[-1], cache_k.dtype
+    tables = [] if step.cos is None else [step.cos, step.sin]
+    args = (qkv_SJK, step.age, step.length, step.prompt, *tables, prompt_k, prompt_v, cache_k, cache_v)
+    whole = pl.BlockSpec(memory_space=pl.ANY)
+    call = pl.pallas_call(
+        functools.partial(_attend_kernel, heads // groups, bool(tables)),
+        grid=(rows, groups),
+        in_specs=[whole] * len(args),
+        out_specs=[whole] * 3,
+        out_shape=[jax.ShapeDtypeStruct((rows, heads, size), dtype), *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (cache_k, cache_v))],
+        input_output_aliases={len(args) - 2: 1, len(args) - 1: 2},
+        compiler_params=plgpu.CompilerParams(num_warps=2, num_stages=2),
+        interpret=how == "interpret",
+        name="attend_rows",
+    )
+    out, cache_k, cache_v = call(*args)
+    return out.reshape(rows, heads * size), cache_k, cache_v
+
+
+def _attend_kernel(q_heads, rotary, qkv, age_ref, length_ref, prompt_ref, *refs):
+    """One slot and one key/value head: the new token first, from registers, then the cache and the prompt, block by block."""
+    cos, sin = refs[:2] if rotary else (None, None)
+    prompt_k, prompt_v, old_k, old_v, out, cache_k, cache_v = refs[2:] if rotary else refs
+    slot, group = pl.program_id(0), pl.program_id(1)
+    groups, size = old_k.shape[1], old_k.shape[-1]
+    half, heads, dtype = size // 2, q_heads * groups, old_k.dtype
+    left, right = pl.ds(0, half), pl.ds(half, half)
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    product = functools.partial(plgpu.dot, precision=precision)
+    age, length, prompt = age_ref[slot], length_ref[slot], prompt_ref[slot]
+
+    def turned(x_left, x_right):
+        if not rotary:
+            return x_left, x_right
+        c, s = cos[slot, :], sin[slot, :]
+        c, s = (t.reshape((1,) * (x_left.ndim - 1) + t.shape) for t in (c, s))
+        x_left, x_right = x_left.astype(jnp.float32), x_right.astype(jnp.float32)
+        return (x_left * c - x_right * s).astype(dtype), (x_right * c + x_left * s).astype(dtype)
+
+    # Rows of the tile beyond this group's heads repeat its last one: what they store is the same.
+    tile = max(LEAST, pl.next_power_of_2(q_heads))
+    row = jnp.arange(tile, dtype=jnp.int32)
+    head = group * q_heads + jnp.minimum(row, q_heads - 1)
+    q_left, q_right = turned(qkv[slot, head, left], qkv[slot, head, right])
+    k_left, k_right = turned(qkv[slot, heads + group, left], qkv[slot, heads + group, right])
+    v = qkv[slot, heads + groups + group, :]
+    cache_k[slot, group, age, left] = k_left
+    cache_k[slot, group, age, right] = k_right
+    cache_v[slot, group, age, :] = v
+    scale = size**-0.5
+
+    def own(q, k):
+        return (q.astype(jnp.float32) * k.astype(jnp.float32)[None]).sum(-1)
+
+    top = (own(q_left, k_left) + own(q_right, k_right)) * scale
+    total = jnp.ones((tile,), jnp.float32)
+    value = jnp.broadcast_to(v.astype(jnp.float32)[None], (tile, size))
+
+    def blocks(keys, values, at, block, count, carry):
+        def one(i, carry):
+            top, total, value = carry
+            place = i * block + jnp.arange(block, dtype=jnp.int32)
+            rows = pl.ds(i * block, block)
+            scores = product(q_left, keys[*at, rows, left].T) + product(q_right, keys[*at, rows, right].T)
+            scores = jnp.where(place[None] < count, scores * scale, -1e30)
+            best = jnp.maximum(top, scores.max(-1))
+            weight, kept = jnp.exp(scores - best[:, None]), jnp.exp(top - best)
+            read = values[*at, rows, :]
+            # What lies behind the last token may be anything, and nothing times infinity is not nothing.
+            read = jnp.where((place < count)[:, None], read, jnp.zeros_like(read))
+            value = value * kept[:, None] + product(weight.astype(dtype), read)
+            return best, total * kept + weight.sum(-1), value
+
+        return jax.lax.fori_loop(0, pl.cdiv(count, block), one, carry)
+
+    carry = blocks(prompt_k, prompt_v, (prompt, group), min(CACHE_BLOCK, prompt_k.shape[2]), length, (top, total, value))
+    _, total, value = blocks(old_k, old_v, (slot, group), CACHE_BLOCK, age, carry)
+    out[slot, head, :] = (value / total[:, None]).astype(dtype)
+
+
+def attend_plain(qkv_SJK, cache_k, cache_v, prompt_k, prompt_v, step: Step, heads: int):
+    """`attend` in jax.numpy, over the whole cache."""
+    rows, groups, longest, size = cache_k.shape
+    q, k, v = jnp.split(qkv_SJK, [heads, heads + groups], 1)
+    if step.cos is not None:
+        q, k = _turned(q, step), _turned(k, step)
+    slot = jnp.arange(rows)
+    cache_k, cache_v = cache_k.at[slot, :, step.age].set(k), cache_v.at[slot, :, step.age].set(v)
+    keys = jnp.concatenate([prompt_k[step.prompt], cache_k], 2)
+    values = jnp.concatenate([prompt_v[step.prompt], cache_v], 2)
+    in_prompt = jnp.arange(prompt_k.shape[2])[None] < step.length[:, None]
+    seen = jnp.concatenate([in_prompt, jnp.arange(longest)[None] <= step.age[:, None]], 1)
+    q = q.reshape(rows, groups, -1, size)
+    scores = jnp.einsum("sgqk,sgmk->sgqm", q, keys, preferred_element_type=jnp.float32) * size**-0.5
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), -1)
+    values = jnp.where(seen[:, None, :, None], values, jnp.zeros_like(values))
+    out = jnp.einsum("sgqm,sgmk->sgqk", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return out.astype(cache_k.dtype).reshape(rows, heads * size), cache_k, cache_v
+
+
+def _turned(x_SHK, step: Step):
+    left, right = jnp.split(x_SHK.astype(jnp.float32), 2, -1)
+    c, s = step.cos[:, None], step.sin[:, None]
+    return jnp.concatenate([left * c - right * s, right * c + left * s], -1).astype(x_SHK.dtype)
+
+
+def pool(spec: Spec, adapters: dict, scale: float, dtype) -> dict:
+    """Adapters {name: {"a": [C, L, D, R], "b": [C, L, R, O]}} as {site: `Pool`}, with `scale` in b; parts without an adapter have zeros."""
+    found = {}
+    for site, parts in sites(spec).items():
+        present = [p for p in parts if p.name in adapters]
+        if not present:
+            continue
+        some = adapters[present[0].name]["a"]
+        chains, layers, inside, rank = some.shape
+        more = max(LEAST, pl.next_power_of_2(rank)) - rank
+        a, b = [], []
+        for p in parts:
+            mine = adapters.get(p.name) or {"a": jnp.zeros_like(some), "b": jnp.zeros((chains, layers, rank, p.width), some.dtype)}
+            a.append(jnp.pad(mine["a"].astype(dtype), ((0, 0), (0, 0), (0, 0), (0, more))))
+            b.append(jnp.pad((mine["b"] * scale).astype(dtype), ((0, 0), (0, 0), (0, more), (0, 0))))
+        found[site] = Pool(jnp.stack(a, 2), jnp.concatenate(b, -1))
+    return found
+
+
+def adapt(x_ND, y_NO, site: LaneAdapter | Pool, widths: tuple[int, ...]):
+    """y + (x a) b, each run of rows with its own adapter.
+
+    x [N, D], y [N, O] and the result have N rows in equal runs: one for each lane of a `LaneAdapter`, or one for each chain of a `Pool` without
+    layers. `widths` are those of the site's parts, O in all.
+    """
+    if isinstance(site, Pool):
+        return adapt_plain(x_ND, y_NO, site, widths)
+    (pool, entry_A, how) = site
+    if how == "plain":
+        return adapt_plain(x_ND, y_NO, Pool(pool.a[entry_A], pool.b[entry_A]), widths)
+    lanes, inside = entry_A.shape[0], x_ND.shape[1]
+    slots = x_ND.shape[0] // lanes
+    tile = max(LEAST, pl.next_power_of_2(slots))
+    span = math.gcd(SPAN, *widths)
+    block = min(span, max(LEAST, OUT_BLOCK * LEAST // tile))
+    starts = tuple(int(end) for end in np.cumsum(widths)[:-1])
+    whole = pl.BlockSpec(memory_space=pl.ANY)
+    call = pl.pallas_call(
+        functools.partial(_adapt_kernel, slots, tile, span, block, math.gcd(IN_BLOCK, inside), starts),
+        grid=(lanes, sum(widths) // span),
+        in_specs=[whole] * 5,
+        out_specs=whole,
+        out_shape=jax.ShapeDtypeStruct(y_NO.shape, y_NO.dtype),
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
+        interpret=how == "interpret",
+        name="adapt_lanes",
+    )
+    return call(entry_A, x_ND, pool.a, pool.b, y_NO)
+
+
+def _adapt_kernel(slots, tile, span, block, chunk, starts, entry_ref, x, a, b, y, out):
+    """One lane and a span of output columns, all of one part: x a once, then the span block by block."""
+    lane, first = pl.program_id(0), pl.program_id(1) * span
+    entry, part = entry_ref[lane], jnp.int32(0)
+    for start in starts:
+        part += (first >= start).astype(jnp.int32)
+    row = jnp.arange(tile, dtype=jnp.int32)
+    rows = lane * slots + jnp.minimum(row, slots - 1)  # beyond the lane's slots the last one again, which stores the same
+    inside, rank = a.shape[-2:]
+    product = functools.partial(plgpu.dot, precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None)
+
+    def add(i, z):
+        at = pl.ds(i * chunk, chunk)
+        return z + product(x[rows, at], a[entry, part, at, :])
+
+    z = jax.lax.fori_loop(0, inside // chunk, add, jnp.zeros((tile, rank), jnp.float32)).astype(x.dtype)
+
+    def write(i, carry):
+        at = pl.ds(first + i * block, block)
+        more = product(z, b[entry, :, at])
+        out[rows, at] = (y[rows, at].astype(jnp.float32) + more).astype(out.dtype)
+        return carry
+
+    jax.lax.fori_loop(0, span // block, write, 0)
+
+
+def adapt_plain(x_ND, y_NO, each: Pool, widths):
+    """`adapt` in jax.numpy: a [A, n, D, R] and b [A, R, O] are the adapters of the runs of rows."""
+    x_AND = x_ND.reshape(each.a.shape[0], -1, x_ND.shape[1])
+    z_APNR = jnp.einsum("and,apdr->apnr", x_AND, each.a, preferred_element_type=jnp.float32).astype(x_ND.dtype)
+    parts = jnp.split(each.b, np.cumsum(widths)[:-1], -1)
+    more = [jnp.einsum("anr,aro->ano", z_APNR[:, p], b, preferred_element_type=jnp.float32) for p, b in enumerate(parts)]
+    return (y_NO.astype(jnp.float32) + jnp.concatenate(more, -1).reshape(y_NO.shape)).astype(y_NO.dtype)
+
+
+def merged(w_DO, a_PDR, b_RO, widths):
+    """W + a b of one chain and layer."""
+    parts = jnp.split(b_RO, np.cumsum(widths)[:-1], -1)
+    more = [jnp.einsum("dr,ro->do", a, b, preferred_element_type=jnp.float32) for a, b in zip(a_PDR, parts, strict=True)]
+    return (w_DO.astype(jnp.float32) + jnp.concatenate(more, -1)).astype(w_DO.dtype)
