@@ -209,70 +209,92 @@ def pool(spec: Spec, adapters: dict, scale: float, dtype) -> dict:
     return found
 
 
-def adapt(x_ND, y_NO, site: LaneAdapter | Pool, widths: tuple[int, ...]):
-    """y + (x a) b, each run of rows with its own adapter.
+def adapt(x_ND, y_NO, site: LaneAdapter | Pool, widths: tuple[int, ...], *, added_NO=None, gated: bool = False):
+    """y + (x a) b, each run of rows with its own adapter, and what follows it in a block.
 
-    x [N, D], y [N, O] and the result have N rows in equal runs: one for each lane of a `LaneAdapter`, or one for each chain of a `Pool` without
-    layers. `widths` are those of the site's parts, O in all.
+    Args:
+      x_ND, y_NO: [N, D] and [N, O]; N rows in equal runs, one for each lane of a `LaneAdapter` or each chain of a `Pool` without layers.
+      widths: of the site's parts, O in all.
+      added_NO: [N, O], the residual stream, added to the result.
+      gated: there are two parts of one width; the result is silu(first) * second, [N, O / 2].
     """
     if isinstance(site, Pool):
-        return adapt_plain(x_ND, y_NO, site, widths)
+        return adapt_plain(x_ND, y_NO, site, widths, added_NO, gated)
     (pool, entry_A, how) = site
     if how == "plain":
-        return adapt_plain(x_ND, y_NO, Pool(pool.a[entry_A], pool.b[entry_A]), widths)
+        return adapt_plain(x_ND, y_NO, Pool(pool.a[entry_A], pool.b[entry_A]), widths, added_NO, gated)
     lanes, inside = entry_A.shape[0], x_ND.shape[1]
-    slots = x_ND.shape[0] // lanes
+    slots, outside = x_ND.shape[0] // lanes, widths[0] if gated else sum(widths)
     tile = max(LEAST, pl.next_power_of_2(slots))
     span = math.gcd(SPAN, *widths)
     block = min(span, max(LEAST, OUT_BLOCK * LEAST // tile))
     starts = tuple(int(end) for end in np.cumsum(widths)[:-1])
+    args = (entry_A, x_ND, pool.a, pool.b, y_NO, *([] if added_NO is None else [added_NO]))
     whole = pl.BlockSpec(memory_space=pl.ANY)
     call = pl.pallas_call(
-        functools.partial(_adapt_kernel, slots, tile, span, block, math.gcd(IN_BLOCK, inside), starts),
-        grid=(lanes, sum(widths) // span),
-        in_specs=[whole] * 5,
+        functools.partial(_adapt_kernel, slots, tile, span, block, math.gcd(IN_BLOCK, inside), starts, gated),
+        grid=(lanes, outside // span),
+        in_specs=[whole] * len(args),
         out_specs=whole,
-        out_shape=jax.ShapeDtypeStruct(y_NO.shape, y_NO.dtype),
+        out_shape=jax.ShapeDtypeStruct((y_NO.shape[0], outside), y_NO.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
         interpret=how == "interpret",
         name="adapt_lanes",
     )
-    return call(entry_A, x_ND, pool.a, pool.b, y_NO)
+    return call(*args)
 
 
-def _adapt_kernel(slots, tile, span, block, chunk, starts, entry_ref, x, a, b, y, out):
+def _adapt_kernel(slots, tile, span, block, chunk, starts, gated, entry_ref, x, a, b, y, *refs):
     """One lane and a span of output columns, all of one part: x a once, then the span block by block."""
+    *added, out = refs
     lane, first = pl.program_id(0), pl.program_id(1) * span
     entry, part = entry_ref[lane], jnp.int32(0)
     for start in starts:
         part += (first >= start).astype(jnp.int32)
-    row = jnp.arange(tile, dtype=jnp.int32)
-    rows = lane * slots + jnp.minimum(row, slots - 1)  # beyond the lane's slots the last one again, which stores the same
+    # Beyond the lane's slots a row of the tile repeats the last one, and stores the same.
+    rows = lane * slots + jnp.minimum(jnp.arange(tile, dtype=jnp.int32), slots - 1)
     inside, rank = a.shape[-2:]
     product = functools.partial(plgpu.dot, precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None)
 
-    def add(i, z):
-        at = pl.ds(i * chunk, chunk)
-        return z + product(x[rows, at], a[entry, part, at, :])
+    def narrow(part):
+        def add(i, z):
+            at = pl.ds(i * chunk, chunk)
+            return z + product(x[rows, at], a[entry, part, at, :])
 
-    z = jax.lax.fori_loop(0, inside // chunk, add, jnp.zeros((tile, rank), jnp.float32)).astype(x.dtype)
+        return jax.lax.fori_loop(0, inside // chunk, add, jnp.zeros((tile, rank), jnp.float32)).astype(x.dtype)
+
+    def wide(z, at):
+        return y[rows, at].astype(jnp.float32) + product(z, b[entry, :, at])
+
+    z = narrow(jnp.int32(0) if gated else part)
+    z_up = narrow(jnp.int32(1)) if gated else None
 
     def write(i, carry):
         at = pl.ds(first + i * block, block)
-        more = product(z, b[entry, :, at])
-        out[rows, at] = (y[rows, at].astype(jnp.float32) + more).astype(out.dtype)
+        made = wide(z, at)
+        if gated:
+            made = jax.nn.silu(made) * wide(z_up, pl.ds(starts[0] + first + i * block, block))
+        if added:
+            made = made + added[0][rows, at].astype(jnp.float32)
+        out[rows, at] = made.astype(out.dtype)
         return carry
 
     jax.lax.fori_loop(0, span // block, write, 0)
 
 
-def adapt_plain(x_ND, y_NO, each: Pool, widths):
+def adapt_plain(x_ND, y_NO, each: Pool, widths, added_NO=None, gated=False):
     """`adapt` in jax.numpy: a [A, n, D, R] and b [A, R, O] are the adapters of the runs of rows."""
     x_AND = x_ND.reshape(each.a.shape[0], -1, x_ND.shape[1])
     z_APNR = jnp.einsum("and,apdr->apnr", x_AND, each.a, preferred_element_type=jnp.float32).astype(x_ND.dtype)
     parts = jnp.split(each.b, np.cumsum(widths)[:-1], -1)
     more = [jnp.einsum("anr,aro->ano", z_APNR[:, p], b, preferred_element_type=jnp.float32) for p, b in enumerate(parts)]
-    return (y_NO.astype(jnp.float32) + jnp.concatenate(more, -1).reshape(y_NO.shape)).astype(y_NO.dtype)
+    made = y_NO.astype(jnp.float32) + jnp.concatenate(more, -1).reshape(y_NO.shape)
+    if gated:
+        gate, up = jnp.split(made, 2, -1)
+        made = jax.nn.silu(gate) * up
+    if added_NO is not None:
+        made = made + added_NO.astype(jnp.float32)
+    return made.astype(y_NO.dtype)
 
 
 def merged(w_DO, a_PDR, b_RO, widths):

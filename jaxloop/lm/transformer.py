@@ -165,14 +165,33 @@ def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None,
     else:
         qkv = _cut(linear(spec, "qkv", w, adapter, h, dropout), hk, gk, gk)
         attended = attend(*(part.reshape(n, -1, spec.head_size) for part in qkv))
-    x_ND = x_ND + linear(spec, "o", w, adapter, attended, dropout)[0]
+    x_ND = _added(spec, "o", w, adapter, attended, x_ND, dropout)
     if not spec.norm_first:
         x_ND = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias"))
     h = norm(spec, x_ND, w["norm2_scale"], w.get("norm2_bias")) if spec.norm_first else x_ND
-    h, *up = _cut(linear(spec, "up", w, adapter, h, dropout), *[spec.mlp] * (1 + spec.gated))
-    h = ACTIVATIONS[spec.activation](h)
-    x_ND = x_ND + linear(spec, "down", w, adapter, h * up[0] if up else h, dropout)[0]
+    x_ND = _added(spec, "down", w, adapter, _activated(spec, w, adapter, h, dropout), x_ND, dropout)
     return x_ND if spec.norm_first else norm(spec, x_ND, w["norm2_scale"], w.get("norm2_bias"))
+
+
+def _in_lanes(adapter: dict | None, site: str) -> bool:
+    return adapter is not None and isinstance(adapter.get(site), LaneAdapter)
+
+
+def _added(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, stream_ND, dropout):
+    """The residual stream with what a site of one part adds to it."""
+    if not _in_lanes(adapter, site):
+        return stream_ND + linear(spec, site, w, adapter, x_ND, dropout)[0]
+    y_ND, bias = adapt(x_ND, x_ND @ w[site], adapter[site], (spec.width,), added_NO=stream_ND), w.get(f"{site}_bias")
+    return y_ND if bias is None else y_ND + bias[None]
+
+
+def _activated(spec: Spec, w: dict, adapter: dict | None, x_ND, dropout):
+    """The feed-forward layer's hidden units [N, F]."""
+    if spec.gated and spec.activation == "silu" and "up_bias" not in w and _in_lanes(adapter, "up"):
+        return adapt(x_ND, x_ND @ w["up"], adapter["up"], (spec.mlp, spec.mlp), gated=True)
+    h, *up = _cut(linear(spec, "up", w, adapter, x_ND, dropout), *[spec.mlp] * (1 + spec.gated))
+    h = ACTIVATIONS[spec.activation](h)
+    return h * up[0] if up else h
 
 
 def _cut(parts: list, *widths: int):

@@ -64,6 +64,20 @@ def test_adapter_kernel(slots):
     np.testing.assert_allclose(plain, kernel, atol=1e-4)
 
 
+def test_adapter_kernel_with_gate_and_with_the_stream():
+    """silu(gate) * up and the residual sum inside the kernel: within 1e-5 of the largest value, float32."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    x, y, stream, entry = draw(12, 96), draw(12, 128), draw(12, 128), jnp.asarray([4, 0, 6], jnp.int32)
+    two, one = Pool(draw(7, 2, 96, 16), draw(7, 16, 128)), Pool(draw(7, 1, 96, 16), draw(7, 16, 128))
+    gated = jax.jit(lambda how: row_kernels.adapt(x, y, LaneAdapter(two, entry, how), (64, 64), gated=True), static_argnums=0)
+    added = jax.jit(lambda how: row_kernels.adapt(x, y, LaneAdapter(one, entry, how), (128,), added_NO=stream), static_argnums=0)
+    gate, up = jnp.split(row_kernels.adapt(x, y, LaneAdapter(two, entry, "plain"), (64, 64)), 2, -1)
+    for run, by_hand in ((gated, jax.nn.silu(gate) * up), (added, stream + row_kernels.adapt(x, y, LaneAdapter(one, entry, "plain"), (128,)))):
+        for how in ("plain", "interpret"):
+            np.testing.assert_allclose(run(how), by_hand, atol=1e-5 * float(jnp.abs(by_hand).max()))
+
+
 @pytest.mark.parametrize("how", ["plain", "interpret"])
 @pytest.mark.parametrize("spec", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_greedy_equals_forward(spec, how):
