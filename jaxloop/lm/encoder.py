@@ -18,7 +18,9 @@ from safetensors.numpy import save_file
 
 from jaxloop.lm import attention, huggingface, transformer
 from jaxloop.lm.encoder_spec import POOLINGS, EncoderSpec, encoder_config, encoder_table, read_encoder_spec
+from jaxloop.lm.target import Target
 from jaxloop.lm.tokenize import clean
+from jaxloop.runtime.devices import platform_of
 
 # Padded lengths, one program each: sixteen tokens apart, later at most a quarter of the length, so that little of a batch is padding.
 LENGTHS = (16, 32, 48, 64, 80, 96, 112, 128, *(k << i for i in range(5, 11) for k in (5, 6, 7, 8)))
@@ -224,7 +226,7 @@ def relative_buckets(time: int, buckets: int, distance: int) -> np.ndarray:
     return index + np.where(apart > 0, half, 0).astype(np.int32)
 
 
-def hidden(spec: EncoderSpec, params: dict, tokens_RT, length_R):
+def hidden(spec: EncoderSpec, params: dict, tokens_RT, length_R, target: Target = Target()):
     """Last hidden states [R, T, D] of right-padded tokens with `length_R` real ones each; those of padding are arbitrary."""
     core, (rows, time) = spec.core, tokens_RT.shape
     mask = jnp.arange(time)[None] < length_R[:, None]
@@ -236,7 +238,7 @@ def hidden(spec: EncoderSpec, params: dict, tokens_RT, length_R):
         x = transformer.norm(core, x, params["embed_norm_scale"], params["embed_norm_bias"])
     tables = transformer.rope_tables(core, positions)
     if spec.causal:
-        attend = attention.causal(core, rows, time, tables)
+        attend = attention.causal(core, rows, time, tables, target=target)
     else:
         bias = None
         if spec.relative_buckets:
@@ -266,11 +268,11 @@ def pool(mode: str, x_RTD, length_R):
     return total / (jnp.sqrt(count) if mode == "mean_sqrt_len_tokens" else count)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "readout"))
-def sentence_embedding(spec: EncoderSpec, readout: Readout, params: dict, tokens_RT, length_R):
+@functools.partial(jax.jit, static_argnames=("spec", "readout", "target"))
+def sentence_embedding(spec: EncoderSpec, readout: Readout, params: dict, tokens_RT, length_R, target: Target = Target()):
     """Embeddings [R, E] float32 of right-padded tokens: pooled, through the dense layers, of length one if the readout says so."""
     with jax.default_matmul_precision("highest" if params["embed"].dtype == jnp.float32 else "default"):
-        x = hidden(spec, params, tokens_RT, length_R)
+        x = hidden(spec, params, tokens_RT, length_R, target)
         x = jnp.concatenate([pool(mode, x, length_R) for mode in readout.pooling], -1)
         for name, layer in zip(readout.dense, params["dense"], strict=True):
             x = DENSE_ACTIVATIONS[name](x @ layer["w"].astype(jnp.float32) + layer["bias"].astype(jnp.float32)[None])
@@ -282,9 +284,9 @@ def unit(x_RE):
     return x_RE / jnp.maximum(jnp.sqrt((x_RE * x_RE).sum(-1, keepdims=True)), 1e-12)
 
 
-def class_logits(spec: EncoderSpec, params: dict, tokens_RT, length_R, dropout: Callable = lambda x: x):
+def class_logits(spec: EncoderSpec, params: dict, tokens_RT, length_R, dropout: Callable = lambda x: x, target: Target = Target()):
     """Scores [R, C] float32 of each class before the softmax (or sigmoids). `dropout` is applied where the architecture's own code has it."""
-    x = hidden(spec, params, tokens_RT, length_R)
+    x = hidden(spec, params, tokens_RT, length_R, target)
     head = params["head"]
     x = pool("lasttoken" if spec.head == "last" else "cls", x, length_R)
     if "dense" in head:
@@ -295,11 +297,11 @@ def class_logits(spec: EncoderSpec, params: dict, tokens_RT, length_R, dropout: 
     return x + head["out_bias"].astype(jnp.float32)[None] if "out_bias" in head else x
 
 
-@functools.partial(jax.jit, static_argnames=("spec",))
-def class_probabilities(spec: EncoderSpec, params: dict, tokens_RT, length_R):
+@functools.partial(jax.jit, static_argnames=("spec", "target"))
+def class_probabilities(spec: EncoderSpec, params: dict, tokens_RT, length_R, target: Target = Target()):
     """Probabilities [R, C] float32: a softmax over the classes, or a sigmoid of each where they do not exclude each other."""
     with jax.default_matmul_precision("highest" if params["embed"].dtype == jnp.float32 else "default"):
-        logits = class_logits(spec, params, tokens_RT, length_R)
+        logits = class_logits(spec, params, tokens_RT, length_R, target=target)
     return jax.nn.sigmoid(logits) if spec.multi_label else jax.nn.softmax(logits, -1)
 
 
@@ -348,7 +350,7 @@ def over_batches(run: Callable, ids: Sequence[Sequence[int]], *, limit: int, bat
     return out
 
 
-def default_batch() -> int:
-    """Padded tokens of a batch where the caller does not say: on a CPU, where more are not faster, few, so that last batches are not mostly
+def default_batch(params) -> int:
+    """Padded tokens of a batch with these weights where the caller does not say: on a CPU, where more are not faster, few, so that last batches are not mostly
     padding; or what fills an accelerator."""
-    return 512 if jax.default_backend() == "cpu" else 65536
+    return 512 if platform_of(params) == "cpu" else 65536

@@ -23,6 +23,7 @@ from jaxloop.lm.loss import row_nll
 from jaxloop.lm.placement import cut, devices_of, like, mesh_of, programs_on, spread
 from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, sample
 from jaxloop.lm.spec import init
+from jaxloop.lm.target import target_of
 from jaxloop.lm.train import FitSettings
 from jaxloop.runtime.devices import side_by_side
 from jaxloop.runtime.setup_jit import setup_jit
@@ -176,7 +177,8 @@ def _start_together(model, tasks, works, size, settings, mesh, direction):
             sample[: len(rows), c] = np.where(rows < 0, 0, w.sample[np.maximum(rows, 0)])
         batch, mask = (np.stack(x, 1) for x in zip(*parts))
         count = len(works[0].dispatches[number].rows)
-        state, log = train.train_steps(model.spec, settings, base, state, batch, mask, sample, np.int32(count), np.int32(total), mesh, direction)
+        args = (state, batch, mask, sample, np.int32(count), np.int32(total), mesh, direction)
+        state, log = train.train_steps(model.spec, settings, base, *args, target=target_of(model.spec, model.params))
         logs.append(log)
     return state.weights, logs
 
@@ -226,7 +228,7 @@ def loss(model: Model, tasks: Sequence[LossTask], settings: FitSettings, *, rows
             chosen = np.concatenate([order[at : at + rows], np.full(max(0, rows - len(order[at:])), -1, np.int64)])
             time = batching.bucket(int(examples.lengths[chosen[chosen >= 0]].max()), limit)
             tokens, mask = batching.fill(examples, batching.Dispatch(time, chosen[None]), 1, model.tokenizer.pad)
-            pending.append((chosen[chosen >= 0], mask[0, :, 1:], _row_nll(model.spec, params, fused, tokens[0])))
+            pending.append((chosen[chosen >= 0], mask[0, :, 1:], _row_nll(model.spec, params, fused, tokens[0], target_of(model.spec, params))))
         parts.append(pending)
     return [_gathered(pending) for pending in parts]
 
@@ -256,6 +258,6 @@ def _fused(spec, lora, dtype, weights):
     return adapters.fuse(spec, adapters.stack([weights]), lora, dtype, summed=True)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _row_nll(spec, params, fused, tokens_BT):
-    return row_nll(spec, params, tokens_BT, fused=fused)
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _row_nll(spec, params, fused, tokens_BT, target):
+    return row_nll(spec, params, tokens_BT, fused=fused, target=target)

@@ -12,6 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxloop.kernels.likelihood import weighted_mean_loss
 from jaxloop.lm import transformer
 from jaxloop.lm.spec import Spec
+from jaxloop.lm.target import Target
 
 CHUNK = 1 << 26  # logits held at once, as a count of floats
 
@@ -61,16 +62,19 @@ def _nll_jvp(again, at, moved):
     return nll_N, (gradient_ND * dx_ND.astype(jnp.float32)).sum(-1)
 
 
-def row_nll(spec: Spec, params: dict, tokens_RT, *, fused=None, dropout=None, remat: bool = False):
+def row_nll(spec: Spec, params: dict, tokens_RT, *, fused=None, dropout=None, remat: bool = False, target: Target = Target()):
     """-log p of each token given those before it, [R, T - 1]: entry t belongs to token t + 1."""
     rows, time = tokens_RT.shape
-    x = transformer.hidden(spec, params, tokens_RT, fused=fused, dropout=dropout, remat=remat)[:, :-1]
+    x = transformer.hidden(spec, params, tokens_RT, fused=fused, dropout=dropout, remat=remat, target=target)[:, :-1]
     return token_nll(spec, params, x.reshape(rows * (time - 1), -1), tokens_RT[:, 1:].reshape(-1)).reshape(rows, time - 1)
 
 
-def chain_losses(spec: Spec, params: dict, tokens_CBT, mask_CBT, weights_CB, *, fused=None, dropout=None, remat: bool = False):
+def chain_losses(
+    spec: Spec, params: dict, tokens_CBT, mask_CBT, weights_CB, *, fused=None, dropout=None, remat: bool = False, target: Target = Target()
+):
     """Mean loss [C] of each chain over its tokens with `mask` True (a token is learned where its own mask is), weighted by sample."""
     chains, rows, time = tokens_CBT.shape
-    nll = row_nll(spec, params, tokens_CBT.reshape(-1, time), fused=fused, dropout=dropout, remat=remat).reshape(chains, rows, time - 1)
+    nll = row_nll(spec, params, tokens_CBT.reshape(-1, time), fused=fused, dropout=dropout, remat=remat, target=target)
+    nll = nll.reshape(chains, rows, time - 1)
     weights = jnp.broadcast_to(weights_CB[:, :, None], nll.shape)
     return weighted_mean_loss(nll, weights, mask_CBT[:, :, 1:], axis=(1, 2))

@@ -17,8 +17,10 @@ from jaxloop.lm import adapters, train
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.sizes import sizes_of
 from jaxloop.lm.spec import init
+from jaxloop.lm.target import target_of
 from jaxloop.lm.train import FitSettings
 from jaxloop.runtime import cost
+from jaxloop.runtime.devices import platform_of
 from jaxloop.runtime.files import cache_folder, write_atomic
 from jaxloop.runtime.log import LOGGER
 
@@ -27,22 +29,23 @@ WORTH = {"cpu": 5e12, "other": 1e16}
 LIMIT = {"cpu": 4, "other": 64}
 
 
-def default() -> int:
+def default(platform: str) -> int:
     """Chains in one program before anything is measured: one on a CPU, whose caches hold no more, sixteen elsewhere."""
-    return 1 if jax.default_backend() == "cpu" else 16
+    return 1 if platform == "cpu" else 16
 
 
 def choose(model: Model, settings: FitSettings, time_: int, steps: int, chains: int) -> int:
     """Chains in one program: as measured before; measured now, where `chains` chains of `steps` steps of rows of `time_` tokens are worth it;
     else `default`. A measurement is kept in the user's cache folder, so that a run that is resumed takes the same number."""
-    kind = "cpu" if jax.default_backend() == "cpu" else "other"
+    platform = platform_of(model.params)
+    kind = "cpu" if platform == "cpu" else "other"
     name, known = _name(model, settings, time_), _read()
     if name in known:
         return known[name]
     sizes = sizes_of(model.spec, settings.lora)
     work = cost.training_flops(sizes, chains * steps * settings.batch_size * time_, time_, frozen=settings.mode == "lora")
     if work < WORTH[kind] or chains < 2:
-        return default()
+        return default(platform)
     found = measure(model, settings, time_, min(LIMIT[kind], chains))
     best = min(found, key=found.get)
     LOGGER.info("micro-batch: %d chains in one program train fastest here (%s)", best, ", ".join(f"{c}: {1e3 * s:.1f} ms" for c, s in found.items()))
@@ -78,7 +81,8 @@ def _seconds(model, settings, time_, chains, repeats):
     base = model.params if settings.mode == "lora" else None
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        state, log = train.train_steps(model.spec, settings, base, state, tokens, mask, np.ones(shape[:3], np.float32), np.int32(steps), np.int32(10**6))
+        batch = (tokens, mask, np.ones(shape[:3], np.float32), np.int32(steps), np.int32(10**6))
+        state, log = train.train_steps(model.spec, settings, base, state, *batch, target=target_of(model.spec, model.params))
         jax.block_until_ready(log)
         best = min(best, time.perf_counter() - start)
     return best / steps

@@ -16,6 +16,7 @@ from jaxloop.lm import batching, transformer
 from jaxloop.lm.family import place
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, sites
+from jaxloop.lm.target import target_of
 from jaxloop.lm.train import FitSettings
 
 # The paper does not say which tensor its weights are. `down` (c_proj, fc2, down_proj) writes the mlp's output into the stream, `up` (c_fc,
@@ -90,20 +91,20 @@ def activations(model: Model, reading: Reading, version: Any = None, *, settings
     total = np.zeros((model.spec.layers, model.spec.width))
     for tokens_RT, share_RT in reading.batches:
         scale = share_RT.max()  # so that float32 sums are of order one
-        rows_LRD = _row_sums(model.spec, params, fused, tokens_RT, (share_RT / scale).astype(np.float32))
+        rows_LRD = _row_sums(model.spec, target_of(model.spec, params), params, fused, tokens_RT, (share_RT / scale).astype(np.float32))
         total += np.asarray(rows_LRD, np.float64).sum(1) * scale
     return total
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _row_sums(spec, params, fused, tokens_RT, share_RT):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _row_sums(spec, target, params, fused, tokens_RT, share_RT):
     rows, time = tokens_RT.shape
 
     def watch(x_ND):
         x_RTD = x_ND.reshape(rows, time, -1).astype(jnp.float32)
         return jnp.einsum("rt,rtd->rd", share_RT, x_RTD, precision=jax.lax.Precision.HIGHEST)
 
-    return transformer.hidden(spec, params, tokens_RT, fused=fused, watch=watch)[1]
+    return transformer.hidden(spec, params, tokens_RT, fused=fused, watch=watch, target=target)[1]
 
 
 def weights(model: Model, version: Any = None, *, tensor: str = "down_norm", settings: FitSettings = FitSettings()) -> np.ndarray:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxloop.kernels.map_chains import AXIS, chain_mesh
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import table
-from jaxloop.runtime.devices import programs_at_once
+from jaxloop.runtime.devices import platform_of, programs_at_once
 
 MODEL = "model"
 
@@ -63,7 +63,7 @@ def devices_of(model: Model) -> set[jax.Device]:
 def programs_on(model: Model, wanted: int = 0) -> int:
     """Programs with this base that may run at the same time: `wanted` (0: `programs_at_once`) where it lies on one device; one where it lies on
     several, which programs share already or on which they would wait for each other's sums."""
-    return (wanted or programs_at_once()) if len(devices_of(model)) == 1 else 1
+    return (wanted or programs_at_once(platform_of(model.params))) if len(devices_of(model)) == 1 else 1
 
 
 def mesh_of(model: Model) -> Mesh | None:

@@ -3,6 +3,7 @@
 Dimensions: B blocks a step, T tokens a block.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -13,6 +14,7 @@ from jaxloop.lm import batching, train
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.loss import row_nll
 from jaxloop.lm.spec import Spec, init
+from jaxloop.lm.target import target_of
 from jaxloop.lm.tokenize import Tokenizer
 
 
@@ -57,7 +59,8 @@ def pretrain(
         tokens = np.zeros((each, 1, size, block), np.int32)
         for s in range(n):
             tokens[s, 0] = [next(source) for _ in range(size)]
-        state, log = train.train_steps(spec, settings, None, state, tokens, ones, weight, jnp.int32(n), jnp.int32(settings.steps))
+        batch = (tokens, ones, weight, jnp.int32(n), jnp.int32(settings.steps))
+        state, log = train.train_steps(spec, settings, None, state, *batch, target=target_of(spec, state.weights))
         done += n
         on_progress(done, float(jnp.nanmean(log)))
     return Model(spec, jax.tree.map(lambda x: x[0], state.weights), tokenizer)
@@ -67,7 +70,7 @@ def bits_per_character(model: Model, texts: Sequence[str], *, rows: int = 32) ->
     """Held-out code length in bits per character: each text alone after EOS, its own tokens only (not the closing EOS)."""
     ids = [[model.tokenizer.eos, *i][: model.spec.context] for i in model.tokenizer.encode(list(texts))]
     order, nats = sorted(range(len(ids)), key=lambda i: len(ids[i])), 0.0
-    evaluate = jax.jit(row_nll, static_argnums=0)
+    evaluate = jax.jit(functools.partial(row_nll, target=target_of(model.spec, model.params)), static_argnums=0)
     for at in range(0, len(order), rows):
         chosen = [ids[i] for i in order[at : at + rows]]
         time = batching.bucket(max(map(len, chosen)), model.spec.context)

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxloop.lm import adapters, batching
 from jaxloop.lm.loss import row_nll
+from jaxloop.lm.target import target_of
 
 PER = ("dimension", "direction")
 
@@ -107,24 +108,24 @@ def coefficient(model, weights, direction, texts: Sequence, prompts: Sequence, s
     limit = min(settings.max_length, model.spec.context)
     examples = batching.encode_examples(model.tokenizer, texts, prompts, max_length=limit, loss_on=settings.loss_on)
     order = np.argsort(examples.lengths, kind="stable")
-    whole = "embed" in weights
+    whole, target = "embed" in weights, target_of(model.spec, model.params)
     total, tokens = 0.0, 0
     for at in range(0, len(order), rows):
         chosen = np.concatenate([order[at : at + rows], np.full(max(0, rows - len(order[at:])), -1, np.int64)])
         time = batching.bucket(int(examples.lengths[chosen[chosen >= 0]].max()), limit)
         batch, mask = batching.fill(examples, batching.Dispatch(time, chosen[None]), 1, model.tokenizer.pad)
-        total += float(_slope(model.spec, settings.lora, whole, None if whole else model.params, weights, direction, batch[0], mask[0]))
+        total += float(_slope(model.spec, settings.lora, whole, target, None if whole else model.params, weights, direction, batch[0], mask[0]))
         tokens += int(mask[0, :, 1:].sum())
     return total / tokens if tokens else float("nan")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _slope(spec, lora, whole, base, weights, direction, tokens_BT, mask_BT):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _slope(spec, lora, whole, target, base, weights, direction, tokens_BT, mask_BT):
     """Derivative of the summed loss along `direction`, float32."""
 
     def total(weights):
         fused = None if whole else adapters.fuse(spec, jax.tree.map(lambda x: x[None], weights), lora, jnp.float32)
-        nll = row_nll(spec, weights if whole else base, tokens_BT, fused=fused)
+        nll = row_nll(spec, weights if whole else base, tokens_BT, fused=fused, target=target)
         return jnp.where(mask_BT[:, 1:], nll, 0.0).sum()
 
     single = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)

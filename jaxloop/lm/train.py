@@ -20,6 +20,7 @@ from jaxloop.lm import projection
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.loss import chain_losses
 from jaxloop.lm.spec import Spec
+from jaxloop.lm.target import Target
 from jaxloop.runtime.setup_jit import setup_jit
 
 
@@ -129,25 +130,28 @@ def _dropout(spec: Spec, rate: float, keys_C, step_C):
     return apply
 
 
-def losses(spec: Spec, settings: FitSettings, base: dict | None, weights: dict, tokens_CBT, mask_CBT, sample_CB, keys=None, step=None):
+def losses(
+    spec: Spec, settings: FitSettings, base: dict | None, weights: dict, tokens_CBT, mask_CBT, sample_CB, keys=None, step=None, target: Target = Target()
+):
     """Mean loss [C] of each chain on its batch."""
     dtype = jnp.dtype(settings.dtype)
     if settings.mode == "lora":
         fused = lora_adapters.fuse(spec, weights, settings.lora, dtype, summed=True)
         rate = settings.lora.dropout
         dropout = _dropout(spec, rate, keys, step) if rate and keys is not None else None
-        return chain_losses(spec, base, tokens_CBT, mask_CBT, sample_CB, fused=fused, dropout=dropout, remat=settings.remat)
+        return chain_losses(spec, base, tokens_CBT, mask_CBT, sample_CB, fused=fused, dropout=dropout, remat=settings.remat, target=target)
     cast = jax.tree.map(lambda w: w.astype(dtype), weights)
-    one = lambda w, t, m, s: chain_losses(spec, w, t[None], m[None], s[None], remat=settings.remat)[0]  # noqa: E731
+    one = lambda w, t, m, s: chain_losses(spec, w, t[None], m[None], s[None], remat=settings.remat, target=target)[0]  # noqa: E731
     if tokens_CBT.shape[0] == 1:  # a batch axis of one would turn every product into a batched one
         return one(*jax.tree.map(lambda x: x[0], (cast, tokens_CBT, mask_CBT, sample_CB)))[None]
     return jax.vmap(one)(cast, tokens_CBT, mask_CBT, sample_CB)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "settings", "mesh", "together"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("spec", "settings", "mesh", "together", "target"), donate_argnames=("state",))
 def train_steps(
-    spec: Spec, settings: FitSettings, base, state: TrainState, tokens_SCBT, mask_SCBT, sample_SCB, count, total, mesh=None, direction=None, together=None
-):
+    spec: Spec, settings: FitSettings, base, state: TrainState, tokens_SCBT, mask_SCBT, sample_SCB, count, total, mesh=None, direction=None, together=None,
+    target: Target = Target(),
+):  # fmt: skip
     """Run the first `count` of S steps. `total` [] is the number of updates of the whole fit, for the schedule.
 
     With `mesh` (one axis, "chains") the C chains are shared out over its devices, C being a multiple of their number; every device runs
@@ -155,7 +159,7 @@ def train_steps(
     `together`: chains of a device that are vmapped, a divisor of their number; the others take their turn inside the program (None: all are).
     Returns the state and each step's loss [S, C] (NaN where it was idle).
     """
-    run = functools.partial(_in_turn, together, functools.partial(_steps, spec, settings))
+    run = functools.partial(_in_turn, together, functools.partial(_steps, spec, settings, target))
     if mesh is not None:
         chains, later = P(AXIS), P(None, AXIS)
         run = jax.shard_map(run, mesh=mesh, in_specs=(P(), chains, later, later, later, P(), P(), P()), out_specs=(chains, later), check_vma=False)
@@ -173,7 +177,7 @@ def _in_turn(together, run, base, state, tokens_SCBT, mask_SCBT, sample_SCB, *re
     return jax.tree.map(lambda x: x.reshape(chains, *x.shape[2:]), state), jnp.moveaxis(log_GSC, 0, 1).reshape(-1, chains)
 
 
-def _steps(spec, settings, base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total, direction):
+def _steps(spec, settings, target, base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total, direction):
     optimizer = _optimizer(settings)
 
     def step(i, carry):
@@ -181,7 +185,7 @@ def _steps(spec, settings, base, state, tokens_SCBT, mask_SCBT, sample_SCB, coun
         batch = tuple(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False) for x in (tokens_SCBT, mask_SCBT, sample_SCB))
 
         def objective(weights):
-            each = losses(spec, settings, base, weights, *batch, state.key, state.step)
+            each = losses(spec, settings, base, weights, *batch, state.key, state.step, target)
             return each.sum(), each
 
         if settings.constraint is None:

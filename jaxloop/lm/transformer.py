@@ -15,6 +15,7 @@ from jaxloop.lm import attention
 from jaxloop.lm.adapters import Lora, Summed, fuse
 from jaxloop.lm.row_kernels import LaneAdapter, Pool, adapt
 from jaxloop.lm.spec import Spec, sites
+from jaxloop.lm.target import Target
 
 UNROLL = 8  # layers up to which the stack is unrolled: faster to run, slower to compile
 
@@ -241,7 +242,7 @@ def adapter_layer(fused, i: int):
     return jax.tree.map(lambda leaf: leaf[:, i], fused)
 
 
-def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=None, remat: bool = False, watch=None):
+def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=None, remat: bool = False, watch=None, target: Target = Target()):
     """Last hidden states [rows, T, D] of tokens [rows, T] (rows = C B), before the final norm.
 
     Without `mask`, rows are real from the start (right padding needs no mask under causal attention). With `mask` [rows, T] (True = real),
@@ -255,7 +256,7 @@ def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=N
         positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), -1) - 1, 0).reshape(-1)
     x = embed(spec, params, tokens.reshape(-1), positions)
     tables = rope_tables(spec, positions)
-    attend = attention.causal(spec, rows, time, tables, mask)
+    attend = attention.causal(spec, rows, time, tables, mask, target)
 
     def one(x, w, adapter, i):
         drop = None if dropout is None else (lambda site, y: dropout(i, site, y))

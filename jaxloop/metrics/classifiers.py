@@ -94,6 +94,7 @@ def probabilities(classifier: Classifier, texts: Sequence[str], *, batch: int | 
     batch is in padded tokens; None chooses for the device. No texts: [0, C]. A row depends on its own text alone.
     """
     from jaxloop.lm import encoder as encoders
+    from jaxloop.lm.target import target_of
 
     texts, encoder = check_texts(texts), classifier.encoder
     if not texts:
@@ -102,8 +103,9 @@ def probabilities(classifier: Classifier, texts: Sequence[str], *, batch: int | 
         logits = _features(encoder, texts, batch) @ classifier.head["w"] + classifier.head["bias"]
         share = np.exp(logits - logits.max(1, keepdims=True))
         return share / share.sum(1, keepdims=True)
-    run = functools.partial(encoders.class_probabilities, encoder.spec, encoder.params)
-    return encoders.over_batches(run, encoders.token_ids(encoder, texts), limit=encoder.limit, batch=batch or encoders.default_batch())
+    target = target_of(encoder.spec.core, encoder.params)
+    run = functools.partial(encoders.class_probabilities, encoder.spec, encoder.params, target=target)
+    return encoders.over_batches(run, encoders.token_ids(encoder, texts), limit=encoder.limit, batch=batch or encoders.default_batch(encoder.params))
 
 
 def predict(classifier: Classifier, texts: Sequence[str], *, batch: int | None = None) -> list[str]:
@@ -114,9 +116,11 @@ def predict(classifier: Classifier, texts: Sequence[str], *, batch: int | None =
 def _features(encoder, texts, batch=None) -> np.ndarray:
     """Embeddings [n, E] with a root mean square of 1."""
     from jaxloop.lm import encoder as encoders
+    from jaxloop.lm.target import target_of
 
-    run = functools.partial(encoders.sentence_embedding, encoder.spec, encoder.readout._replace(normalize=True), encoder.params)
-    values = encoders.over_batches(run, encoders.token_ids(encoder, texts), limit=encoder.limit, batch=batch or encoders.default_batch())
+    target = target_of(encoder.spec.core, encoder.params)
+    run = functools.partial(encoders.sentence_embedding, encoder.spec, encoder.readout._replace(normalize=True), encoder.params, target=target)
+    values = encoders.over_batches(run, encoders.token_ids(encoder, texts), limit=encoder.limit, batch=batch or encoders.default_batch(encoder.params))
     return values * np.float32(values.shape[1] ** 0.5)
 
 

@@ -61,14 +61,17 @@ def default_model() -> Path:
 
 def _by_jax(encoder, texts, batch, normalize) -> np.ndarray:
     from jaxloop.lm import encoder as encoders
+    from jaxloop.lm.target import target_of
 
     readout = encoder.readout._replace(normalize=normalize or encoder.readout.normalize)
 
+    target = target_of(encoder.spec.core, encoder.params)
+
     def run(tokens, length):
-        return encoders.sentence_embedding(encoder.spec, readout, encoder.params, tokens, length)
+        return encoders.sentence_embedding(encoder.spec, readout, encoder.params, tokens, length, target)
 
     ids = encoders.token_ids(encoder, texts or [""])
-    values = encoders.over_batches(run, ids, limit=encoder.limit, batch=batch or encoders.default_batch())
+    values = encoders.over_batches(run, ids, limit=encoder.limit, batch=batch or encoders.default_batch(encoder.params))
     return values[: len(texts)]
 
 

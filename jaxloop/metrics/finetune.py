@@ -17,6 +17,7 @@ from sklearn.metrics import f1_score
 from jaxloop.kernels.keys import fold_in, random_order
 from jaxloop.lm import encoder as encoders
 from jaxloop.lm.encoder_spec import head_kind, init_head
+from jaxloop.lm.target import target_of
 from jaxloop.metrics.classifiers import Classifier
 
 _DROPOUT = 0.1
@@ -125,11 +126,12 @@ def fit_encoder(model, texts, target, names, parts, *, blocks, epochs, batch_siz
     spec = replace(model.spec, head=head_kind(model.spec), labels=tuple(names), multi_label=False)
     count = spec.core.layers if blocks == "all" else min(blocks, spec.core.layers)
     params = {k: v for k, v in model.params.items() if k != "dense"}
+    made_for = target_of(spec.core, model.params)
     frozen, weights = _divide(params | {"head": init_head(fold_in(key, 1), spec)}, count, blocks == "all")
     ids = encoders.token_ids(model, texts)
     schedule = Schedule(rate, decay, epochs * max(1, len(training) // batch_size))
     held = {"weights": weights, "state": _optimizer(schedule).init(weights)}
-    step = functools.partial(_step, spec, schedule, frozen)
+    step = functools.partial(_step, spec, schedule, made_for, frozen)
 
     def run(number):
         losses = []
@@ -142,9 +144,9 @@ def fit_encoder(model, texts, target, names, parts, *, blocks, epochs, batch_siz
         return held["weights"], np.mean([float(loss) for loss in losses])
 
     def evaluate(weights):
-        run_batch = functools.partial(encoders.class_probabilities, spec, _join(frozen, weights))
+        run_batch = functools.partial(encoders.class_probabilities, spec, _join(frozen, weights), target=made_for)
         chosen = [ids[i] for i in validation]
-        found = encoders.over_batches(run_batch, chosen, limit=model.limit, batch=encoders.default_batch()).argmax(1)
+        found = encoders.over_batches(run_batch, chosen, limit=model.limit, batch=encoders.default_batch(weights)).argmax(1)
         return _macro_f1(target[validation], found, len(names))
 
     kept, log = _best(evaluate, run, epochs)
@@ -165,13 +167,13 @@ def _join(frozen: dict, weights: dict) -> dict:
     return {**frozen, **weights, "layers": [*frozen["layers"], *weights["layers"]]}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _step(spec, schedule, frozen, weights, state, key, tokens_BT, length_B, target_B):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _step(spec, schedule, made_for, frozen, weights, state, key, tokens_BT, length_B, target_B):
     def dropout(x):
         return jnp.where(jax.random.bernoulli(key, 1 - _DROPOUT, x.shape), x / (1 - _DROPOUT), 0.0)
 
     def objective(weights):
-        return _cross_entropy(encoders.class_logits(spec, _join(frozen, weights), tokens_BT, length_B, dropout), target_B)
+        return _cross_entropy(encoders.class_logits(spec, _join(frozen, weights), tokens_BT, length_B, dropout, made_for), target_B)
 
     loss, grads = jax.value_and_grad(objective)(weights)
     return *_update(schedule, weights, state, grads), loss

@@ -235,7 +235,7 @@ def _first_tokens(model, prompts, tokens, none: bool, batch) -> Judgement:
     chosen = [(token, value) for token, value, _ in tokens if value >= 0 or none]
     ids, values = np.array([t for t, _ in chosen], np.int32), np.array([v for _, v in chosen])
     run = functools.partial(_next_token, model.spec, model.params, ids)
-    rows = encoder.over_batches(run, model.tokenizer.encode(prompts), limit=model.spec.context, batch=batch or encoder.default_batch())
+    rows = encoder.over_batches(run, model.tokenizer.encode(prompts), limit=model.spec.context, batch=batch or encoder.default_batch(model.params))
     rank, logs = rows[:, 0], rows[:, 1:].astype(np.float64)
     best = values[logs.argmax(1)]
     score = [None if r >= _TOP or v > 100 else int(v) for r, v in zip(rank, best, strict=True)]
@@ -253,10 +253,10 @@ def _program():
 
     from jaxloop.lm import transformer
 
-    @functools.partial(jax.jit, static_argnames=("spec",))
-    def next_token(spec, params, ids_K, tokens_RT, length_R):
+    @functools.partial(jax.jit, static_argnames=("spec", "target"))
+    def next_token(spec, params, ids_K, tokens_RT, length_R, target):
         """How many tokens are likelier than the likeliest of `ids_K`, and the log-probabilities of these: [R, 1 + K]."""
-        x_RTD = transformer.hidden(spec, params, tokens_RT)
+        x_RTD = transformer.hidden(spec, params, tokens_RT, target=target)
         last_RD = jnp.take_along_axis(x_RTD, jnp.maximum(length_R - 1, 0)[:, None, None], 1)[:, 0]
         logits_RV = transformer.project(spec, params, transformer.finish(spec, params, last_RD))
         logs_RK = logits_RV[:, ids_K] - jax.nn.logsumexp(logits_RV, -1, keepdims=True)
@@ -267,7 +267,9 @@ def _program():
 
 
 def _next_token(spec, params, ids, tokens, length):
-    return _program()(spec, params, ids, tokens, length)
+    from jaxloop.lm.target import target_of
+
+    return _program()(spec, params, ids, tokens, length, target_of(spec, params))
 
 
 def _short_replies(model, prompts, prompt: Prompt) -> Judgement:

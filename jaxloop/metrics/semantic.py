@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop.runtime.devices import platform_of
+
 _BLOCK_ELEMENTS = 1 << 25  # distances held at a time
 _SELECT_IN_GRAPH = 128  # above this many neighbours XLA's top_k on a CPU loses to a partition in NumPy
 _TREE_DIMENSIONS = 8
@@ -79,7 +81,7 @@ def knn_cosine_diversity(points, k: int = 5):
     """
     array, single = check_points(points)
     k = _check_k(k, array.shape[1])
-    if k <= _SELECT_IN_GRAPH or jax.default_backend() != "cpu":
+    if k <= _SELECT_IN_GRAPH or platform_of() != "cpu":
         means = np.stack([np.asarray(_mean_similarity(jnp.asarray(chain, jnp.float32), k, _rows(chain))) for chain in array])
     else:
         means = np.stack([_mean_similarity_on_host(chain.astype(np.float32), k) for chain in array])
@@ -145,7 +147,7 @@ def kth_neighbour_distances(points, k: int) -> np.ndarray:
     array, single = check_points(points)
     n, d = array.shape[1:]
     k = _check_k(k, n)
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = platform_of() == "cpu"
     array = array.astype(np.float64)
     if d <= _TREE_DIMENSIONS and on_cpu:
         from scipy.spatial import KDTree

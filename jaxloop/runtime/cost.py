@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from jaxloop.runtime.devices import platform_of
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -80,12 +82,12 @@ class Work:
 
 def measure_limits(dtype=jnp.float32, *, size: int | None = None, seconds: float = 0.5) -> Limits:
     """Time a [size, size] product and a copy of about half a gigabyte (64 MiB on a CPU) for about `seconds` each; the best repeat counts."""
-    gpu = jax.default_backend() != "cpu"
-    size = size or (8192 if gpu else 1536)
+    large = platform_of() != "cpu"
+    size = size or (8192 if large else 1536)
     key = jax.random.key(0)
     a, b = (jax.random.normal(jax.random.fold_in(key, i), (size, size)).astype(dtype) for i in (1, 2))
     flops = 2 * size**3 / _best(jax.jit(jnp.matmul), (a, b), seconds)
-    long = jax.random.normal(key, ((1 << 27) if gpu else (1 << 24),))
+    long = jax.random.normal(key, ((1 << 27) if large else (1 << 24),))
     bandwidth = 2 * long.nbytes / _best(jax.jit(lambda x: x + 1.0), (long,), seconds)
     return Limits(flops, bandwidth)
 

@@ -45,10 +45,19 @@ def select_devices(platform: str = "auto", count: int | None = None) -> list[jax
     return devices
 
 
-def programs_at_once() -> int:
-    """Programs that may run at the same time on one device: one for every core of a CPU, at most 8, where many operations are too small to
-    be shared out over cores; one on an accelerator."""
-    return min(8, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+def platform_of(tree=None) -> str:
+    """The platform ("cpu", "gpu" or "tpu") on which a program with these arguments runs: that of the first array in them, else JAX's own choice."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            return next(iter(leaf.devices())).platform
+    chosen = jax.config.jax_default_device
+    return getattr(chosen, "platform", chosen) or jax.default_backend()
+
+
+def programs_at_once(platform: str | None = None) -> int:
+    """Programs that may run at the same time on one device of a platform (None: the process's own): one for every core of a CPU, at most 8,
+    where many operations are too small to be shared out over cores; one on an accelerator."""
+    return min(8, os.cpu_count() or 1) if (platform or platform_of()) == "cpu" else 1
 
 
 def side_by_side(start: Callable, take: Callable, items: Iterable, programs: int | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from jaxloop.runtime.devices import platform_of
 from jaxloop.runtime.log import LOGGER
 
 SHORT = {"cpu": {"xla_backend_optimization_level": 1}}
@@ -34,7 +35,7 @@ def setup_jit(function: Callable | None = None, **options) -> Callable:
         # Under `jax.ensure_compile_time_eval` constants are none of the program's, but its arguments are.
         if is_traced() or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
             return usual(*args, **kwargs)
-        platform = _platform((args, kwargs))
+        platform = platform_of((args, kwargs))
         return (short[platform] if understood(platform) else usual)(*args, **kwargs)
 
     return call
@@ -43,15 +44,6 @@ def setup_jit(function: Callable | None = None, **options) -> Callable:
 def is_traced() -> bool:
     """Whether the caller is part of a program that is being traced, where even constants become tracers (`jax.vmap` alone is no program)."""
     return isinstance(jax.device_put(np.int32(0)), jax.core.Tracer)
-
-
-def _platform(args) -> str:
-    """The platform on which a program with these arguments runs."""
-    for leaf in jax.tree.leaves(args):
-        if isinstance(leaf, jax.Array):
-            return next(iter(leaf.devices())).platform
-    chosen = jax.config.jax_default_device
-    return getattr(chosen, "platform", chosen) or jax.default_backend()
 
 
 @functools.cache

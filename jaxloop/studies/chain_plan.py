@@ -87,9 +87,10 @@ def work(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> Wor
 def memory(settings: "Settings", prepared: chain_setup.Prepared) -> float:
     """Bytes of the largest training program."""
     from jaxloop.lm.micro_batch import default
+    from jaxloop.runtime.devices import platform_of
 
     frozen = chain_setup.trains_adapters(settings)
-    together = min(settings.run.micro_batch or default(), len(prepared.chains))
+    together = min(settings.run.micro_batch or default(platform_of()), len(prepared.chains))
     return max(chain_setup.training_bytes(settings.fit, settings.models.dtype, spec, together, frozen=frozen) for spec, _ in prepared.models.values())
 
 
@@ -102,11 +103,11 @@ def measure(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> 
 
     from jaxloop.lm import family
     from jaxloop.runtime import cost
-    from jaxloop.runtime.devices import programs_at_once
+    from jaxloop.runtime.devices import platform_of, programs_at_once
 
     model, spec = chain_setup.load_model(settings, name), prepared.models[name][0]
     data = next(iter(prepared.data.values()))
-    count = min(TOGETHER if jax.default_backend() != "cpu" else max(2, programs_at_once()), len(prepared.chains))
+    count = min(TOGETHER if platform_of() != "cpu" else max(2, programs_at_once()), len(prepared.chains))
     fit = prepared.driver.fit
     if fit.steps is not None and fit.steps > fit.steps_per_dispatch:
         fit = dataclasses.replace(fit, steps=fit.steps_per_dispatch)

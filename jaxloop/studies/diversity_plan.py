@@ -83,6 +83,7 @@ def table(settings: "Settings") -> list[tuple[str, str]]:
     from jaxloop.lm.micro_batch import default
     from jaxloop.lm.spec import count_parameters
     from jaxloop.runtime import cost
+    from jaxloop.runtime.devices import platform_of
 
     cells, fit = diversity_setup.all_cells(settings), settings.fit
     specs = {name: spec_of(settings, name) for name in settings.models.pool}
@@ -98,7 +99,7 @@ def table(settings: "Settings") -> list[tuple[str, str]]:
         train[name] = sum(cost.training_flops(sizes, int(_read(cell, fit, lengths[cell.task][0])), lengths[cell.task][0], frozen=frozen) for cell in mine)
         # One forward pass: two of the six (frozen: four) products per weight.
         test[name] = sum(2 * (sizes.body + sizes.head) * getattr(settings, cell.task).test * lengths[cell.task][0] for cell in mine)
-        together = min(settings.run.micro_batch or default(), max(len(mine), 1))
+        together = min(settings.run.micro_batch or default(platform_of()), max(len(mine), 1))
         memory = max(memory, chain_setup.training_bytes(fit, settings.models.dtype, spec, together, frozen=frozen))
         where = "" if here else ", shapes from a table: its files are not here"
         rows.append((f"model {name}", f"{count_parameters(spec):,} parameters, {len(mine):,} models to train, {chain_plan.big(train[name])}FLOP{where}"))

@@ -65,7 +65,7 @@ def test_programs_beside_each_other_train_what_one_after_another_do(model, monke
     made, used, real = [], [], family.side_by_side
     monkeypatch.setattr(family, "side_by_side", lambda start, take, lots, programs: (used.append((len(lots), programs)), real(start, take, lots, programs)))
     for programs in (1, 3):
-        monkeypatch.setattr(placement, "programs_at_once", lambda count=programs: count)
+        monkeypatch.setattr(placement, "programs_at_once", lambda platform, count=programs: count)
         made.append(family.fit(model, tasks, FIT))
     assert used == [(5, 1), (5, 3)]
     assert all(same(a.weights, b.weights) and same(a.loss, b.loss) and a.tokens == b.tokens for a, b in zip(*made, strict=True))

@@ -14,6 +14,7 @@ from jaxloop.lm.huggingface import read_spec
 from jaxloop.lm.spec import init
 from jaxloop.recursion import workflow
 from jaxloop.runtime import setup_jit as module
+from jaxloop.runtime.devices import platform_of
 from jaxloop.runtime.setup_jit import setup_jit
 from jaxloop.simulators import family as simulated
 from jaxloop.simulators import linear
@@ -168,4 +169,4 @@ def test_other_platforms_compile_as_usual():
 
 
 def test_the_platform_is_that_of_the_arguments():
-    assert module._platform([1, None, KEY]) == "cpu" and module._platform([2]) == jax.default_backend()
+    assert platform_of([1, None, KEY]) == "cpu" and platform_of([2]) == platform_of() == jax.default_backend()

@@ -1,0 +1,44 @@
+"""What a program is made for: a static argument, decided once where a program is called, never asked of the process deeper inside."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxloop.lm.spec import Spec
+from jaxloop.runtime.devices import platform_of
+
+
+@dataclass(frozen=True)
+class Target:
+    """platform: "cpu", "gpu" or "tpu"; cudnn: whether cuDNN's fused attention may be used. A program runs on every platform if it is made for
+    a CPU, only slower."""
+
+    platform: str = "cpu"
+    cudnn: bool = False
+
+
+def target_of(spec: Spec, params) -> Target:
+    """The target of programs that read `params`: the devices that these lie on."""
+    platform = platform_of(params)
+    return Target(platform, cudnn=platform == "gpu" and cudnn_works(spec.head_size))
+
+
+@functools.cache
+def cudnn_works(head_size: int) -> bool:
+    """Whether cuDNN's fused attention compiles on this process's GPU for this head size and agrees with XLA (forward and gradient, 2e-2 in
+    bf16)."""
+    try:
+        device = jax.local_devices(backend="gpu")[0]
+        rng = np.random.default_rng(0)
+        q, k, v = (jax.device_put(jnp.asarray(rng.standard_normal((2, 64, 2, head_size)), jnp.bfloat16), device) for _ in range(3))
+
+        def total(q, k, v, implementation):
+            return (jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation).astype(jnp.float32) ** 2).sum()
+
+        grads = [jax.jit(jax.grad(functools.partial(total, implementation=i), (0, 1, 2)))(q, k, v) for i in ("cudnn", "xla")]
+        return all(bool(jnp.allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=2e-2, rtol=2e-2)) for a, b in zip(*grads))
+    except Exception:  # any failure of the probe means the same: use XLA
+        return False
