@@ -158,7 +158,14 @@ class Sample(Section):
     repetition_penalty: Positive = Field(1.0, description="above 1: tokens already written become less likely")
     beams: Count = Field(4, description="beams of decoder `beam`")
     max_new_tokens: Count = Field(300, description="longest text, in tokens")
-    slots: Count | None = Field(None, description="texts written at the same time per program; none: chosen")
+    engine: Literal["auto", "rows", "blocks"] = Field(
+        "auto", description="where caches lie: `rows` (one for each slot, a GPU's kernels), `blocks` (every other device)"
+    )
+    slots: Count | None = Field(None, description="texts written at the same time per program; none: planned from the device and the work")
+    lane_slots: Count | None = Field(None, description="slots that share one chain's adapter; none: planned")
+    texts_per_job: Count | None = Field(None, description="texts of a chain that its slots write in a row, in `blocks`; none: planned")
+    texts_per_call: Count | None = Field(None, description="most texts in one call of the decoding program; none: planned")
+    chains_per_call: Count | None = Field(None, description="most chains in one call of the decoding program; none: planned")
 
 
 class Run(Section):

@@ -190,21 +190,23 @@ def _layer(params, i):
     return params["layers"][i] if isinstance(params["layers"], list) else transformer.layer(params["layers"], i)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "sampler", "shape", "eos", "mesh"))
-def decode(spec: Spec, sampler: Sampler, shape: Shape, eos: int, params: dict, fused, prompts: Prompts, requests: Requests, jobs: Jobs, mesh=None) -> Written:
+@functools.partial(jax.jit, static_argnames=("spec", "sampler", "shape", "eos", "mesh", "platform"))
+def decode(
+    spec: Spec, sampler: Sampler, shape: Shape, eos: int, params: dict, fused, prompts: Prompts, requests: Requests, jobs: Jobs, mesh=None, platform="cpu"
+) -> Written:
     """Write every request. `params` as from `unstack` (or stacked), `fused` adapters with block-diagonal b and C chains, or None.
 
     `requests` and `jobs` may be padded: requests outside every job are not written, jobs with first == end are skipped for nothing.
     A text ends with EOS or at its limit. At the same (shape, sampler, padded sizes), a job's texts do not depend on the other jobs.
     With `mesh`, everything but `params` is cut on its leading axis into one equal piece per device, with indices that count inside the
-    piece; each device runs its own loop of `shape` slots and stops by itself.
+    piece; each device runs its own loop of `shape` slots and stops by itself. `platform`: what the program is made for.
     """
     if not isinstance(params["layers"], list):
         params = unstack(params)
-    return over_devices(functools.partial(_decode, spec, sampler, shape, eos), mesh, 1)(params, fused, prompts, requests, jobs)
+    return over_devices(functools.partial(_decode, spec, sampler, shape, eos, platform), mesh, 1)(params, fused, prompts, requests, jobs)
 
 
-def _decode(spec, sampler, shape, eos, params, fused, prompts, requests, jobs) -> Written:
+def _decode(spec, sampler, shape, eos, platform, params, fused, prompts, requests, jobs) -> Written:
     n = requests.limit.shape[0]
     if fused is not None and shape.lanes == 1 and jax.tree.leaves(fused)[0].shape[0] == 1:
         params, fused = _merged(params, fused), None
@@ -238,7 +240,7 @@ def _decode(spec, sampler, shape, eos, params, fused, prompts, requests, jobs) -
     )
     # Sines and cosines are looked up: XLA would fuse them into their readers and take each anew for every head of every layer.
     rope = transformer.rope_tables(spec, jnp.arange(shape.prompt + shape.max_new_tokens + 1))
-    advance = functools.partial(_window, spec, sampler, shape, eos, params, rope, prompts, requests)
+    advance = functools.partial(_window, spec, sampler, shape, eos, platform, params, rope, prompts, requests)
     assign = functools.partial(_assign, sampler, shape, fused, prompts, requests, jobs)
     state = jax.lax.while_loop(lambda s: (s.slots.request >= 0).any(), lambda s: assign(advance(s)), assign(state))
     return Written(state.tokens[:n], state.length[:n], state.ended[:n], state.steps[None])
@@ -336,13 +338,13 @@ def begin(sampler, prompts, slots, fresh_S, prompt_S):
     return slots.replace(token=token, age=jnp.where(fresh_S, 0, slots.age), seen=seen)
 
 
-def _window(spec, sampler, shape, eos, params, rope, prompts, requests, s: _State) -> _State:
+def _window(spec, sampler, shape, eos, platform, params, rope, prompts, requests, s: _State) -> _State:
     """Up to W steps. Chooses the capacity, gathers the blocks that are read, runs the steps, and files the window's cache and tokens."""
     n = requests.limit.shape[0]
     count_S = jnp.where(s.slots.request >= 0, -(-s.slots.age // shape.window), 0)
     options = capacities(shape)
     choice = (count_S.sum(dtype=jnp.int32) >= jnp.array(options[:-1], jnp.int32)).sum(dtype=jnp.int32)
-    run = [functools.partial(_steps, spec, sampler, shape, eos, params, rope, prompts, requests, option) for option in options]
+    run = [functools.partial(_steps, spec, sampler, shape, eos, platform, params, rope, prompts, requests, option) for option in options]
     cur_k, cur_v, slots, lane_next, log, steps = jax.lax.switch(choice, run, s, count_S)
     at = s.windows % len(s.store_k[0])
     file = lambda store, cur: jax.lax.dynamic_update_slice(store, cur[None], (at, 0, 0, 0, 0))  # noqa: E731
@@ -388,7 +390,7 @@ def _gather_blocks(shape, capacity, s: _State, count_S) -> _Blocks:
     return _Blocks([read(k) for k in s.store_k], [read(v) for v in s.store_v], row, back, jnp.concatenate([everyone[:, None], table], 1))
 
 
-def _steps(spec, sampler, shape, eos, params, rope, prompts, requests, capacity, s: _State, count_S):
+def _steps(spec, sampler, shape, eos, platform, params, rope, prompts, requests, capacity, s: _State, count_S):
     """The steps of one window with room for `capacity` blocks of earlier ones."""
     blocks = _gather_blocks(shape, capacity, s, count_S)
     lanes, rows = s.lanes, shape.rows
@@ -412,7 +414,7 @@ def _steps(spec, sampler, shape, eos, params, rope, prompts, requests, capacity,
                     q, k = transformer.rotate(q, *tables), transformer.rotate(k, *tables)
                 new_k[i] = jax.lax.dynamic_update_slice(cur_k[i], k[:, :, None], (0, 0, t, 0))  # noqa: B023
                 new_v[i] = jax.lax.dynamic_update_slice(cur_v[i], v[:, :, None], (0, 0, t, 0))  # noqa: B023
-                q = _held(q).reshape(rows, spec.kv_heads, -1, spec.head_size)
+                q = _held(platform, q).reshape(rows, spec.kv_heads, -1, spec.head_size)
                 prompt = _prompt_scores(shape, q, lanes.keys[i], prompt_length)  # noqa: B023
                 return _attend(shape, blocks, q, new_k[i], new_v[i], seen_TW, prompt, lanes.values[i]).astype(q.dtype).reshape(rows, -1)  # noqa: B023
 
@@ -432,10 +434,10 @@ def _steps(spec, sampler, shape, eos, params, rope, prompts, requests, capacity,
     return [k[:rows] for k in cur_k], [v[:rows] for v in cur_v], slots, next_A, log, t
 
 
-def _held(x):
+def _held(platform, x):
     """x, computed once. All blocks of a row read its query, and a CPU would rotate it again for each: XLA drops barriers there, but a product
     is never fused into its readers."""
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         return jax.lax.optimization_barrier(x)
     return x @ jnp.eye(x.shape[-1], dtype=x.dtype)
 

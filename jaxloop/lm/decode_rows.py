@@ -177,9 +177,7 @@ def _window(spec, sampler, shape, eos, how, params, pool, rope, prompts, request
         for i, w in enumerate(params["layers"]):
 
             def attend(qkv_SJK, i=i):
-                out, keys[i], values[i] = row_kernels.attend(
-                    qkv_SJK, keys[i], values[i], prompts.keys[i], prompts.values[i], now, spec.heads, how=how
-                )
+                out, keys[i], values[i] = row_kernels.attend(qkv_SJK, keys[i], values[i], prompts.keys[i], prompts.values[i], now, spec.heads, how=how)
                 return out
 
             x = transformer.block(spec, w, adapter(i), x, attend, joined=True)

@@ -5,7 +5,6 @@ Dimensions: as in `decode.py`.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,14 +16,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxloop.kernels.keys import row_keys
 from jaxloop.kernels.map_chains import AXIS
-from jaxloop.lm import adapters, batching, decode
+from jaxloop.lm import adapters, batching, decode, row_kernels
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.beam import beam_search
+from jaxloop.lm.decode_rows import decode_rows
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.micro_batch import halved, is_out_of_memory
-from jaxloop.lm.placement import like, mesh_of, programs_on
+from jaxloop.lm.placement import device_bytes, devices_of, like, mesh_of, programs_on
+from jaxloop.lm.sample_plan import ENGINES, Device, Plan, calls, share_out
+from jaxloop.lm.sample_plan import plan as plan_of
 from jaxloop.lm.sampling import Sampler
-from jaxloop.runtime.devices import side_by_side
+from jaxloop.runtime.devices import platform_of, side_by_side
+from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.setup_jit import setup_jit
 
 FEW = 8  # distinct prompts of a chain up to which their caches are shared by its rows
@@ -34,11 +37,12 @@ FEW = 8  # distinct prompts of a chain up to which their caches are shared by it
 class SampleSettings:
     """How a generation writes. Defaults follow the code of the recursive-loops study (section 1).
 
-    decoder: "sample", "greedy" or "beam". slots: texts written at the same time (0: 64 on a CPU, 512 elsewhere), in lanes of `lane_slots`
-    that hold one adapter each. programs: how many write at the same time on one device, each with its own slots (0: one for every core of
-    a CPU, at most 8, and 1 elsewhere). window: steps between two refills of lanes. texts_per_job: texts of a chain that one lane writes in
-    a row (0: 2 to 8 per slot, by how many the chain writes). texts_per_call and chains_per_call are the padded sizes of a program.
-    max_prompt: padded prompt length in tokens (0: the smallest bucket that fits). None of these changes what is drawn, only how fast.
+    decoder: "sample", "greedy" or "beam". engine: where caches lie, "rows" (a GPU's kernels), "blocks", or "auto". slots: texts written at the
+    same time, in lanes of `lane_slots` that hold one adapter each. programs: how many write at the same time on one device, each with its
+    own slots (0: one for every core of a CPU, at most 8, and 1 elsewhere). window: steps between two refills of lanes. texts_per_job: texts
+    of a chain that one lane writes in a row, in "blocks". texts_per_call and chains_per_call are the padded sizes of a program. max_prompt:
+    padded prompt length in tokens (0: the smallest bucket that fits). Numbers that are 0 are planned (`sample_plan`). None of these changes
+    what is drawn, only how fast; where `slots` is planned, products of another height may round differently.
     """
 
     decoder: str = "sample"
@@ -51,21 +55,27 @@ class SampleSettings:
     max_new_tokens: int = 300
     dtype: str = "float32"
     lora: Lora = Lora()
+    engine: str = "auto"
     slots: int = 0
-    lane_slots: int = 8
+    lane_slots: int = 0
     programs: int = 0
     window: int = 16
     texts_per_job: int = 0
-    texts_per_call: int = 4096
-    chains_per_call: int = 16
+    texts_per_call: int = 0
+    chains_per_call: int = 0
     max_prompt: int = 0
 
     def __post_init__(self):
         if self.decoder not in ("sample", "greedy", "beam"):
             raise ValueError(f"sample.decoder: {self.decoder!r} is not allowed; choose one of sample, greedy, beam")
-        for name in ("beams", "max_new_tokens", "lane_slots", "window", "texts_per_call", "chains_per_call"):
+        if self.engine not in ENGINES:
+            raise ValueError(f"sample.engine: {self.engine!r} is not allowed; choose one of {', '.join(ENGINES)}")
+        for name in ("beams", "max_new_tokens", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sample.{name}: {getattr(self, name)} is not allowed; at least 1")
+        for name in ("slots", "lane_slots", "programs", "texts_per_job", "texts_per_call", "chains_per_call", "max_prompt"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"sample.{name}: {getattr(self, name)} is not allowed; at least 1, or 0 to have it planned")
         _ = self.sampler
 
     @property
@@ -88,11 +98,6 @@ class SampleResult(NamedTuple):
     texts: list[str]
     tokens: np.ndarray
     finished: np.ndarray
-
-
-class _Job(NamedTuple):
-    task: int
-    rows: np.ndarray  # positions in the task
 
 
 def sample(model: Model, tasks: Sequence[SampleTask], settings: SampleSettings) -> list[SampleResult]:
@@ -127,111 +132,80 @@ def sample(model: Model, tasks: Sequence[SampleTask], settings: SampleSettings) 
 _unstacked = setup_jit(decode.unstack)
 
 
-def slots(settings: SampleSettings) -> int:
-    """Texts written at the same time on a device."""
-    return settings.slots or (64 if jax.default_backend() == "cpu" else 512)
-
-
-def _lanes(settings) -> int:
-    return max(1, slots(settings) // settings.lane_slots)
-
-
-class _Device(NamedTuple):
-    """What one device does in a call: its chains (tasks, in the order of its adapter pool) and its jobs."""
-
-    chains: list[int]
-    jobs: list[_Job]
-
-
-def _jobs(ids, task, shared, settings) -> list[_Job]:
-    """A chain's rows cut into jobs, rows with one prompt together where caches are shared.
-
-    Short jobs let a chain that writes alone fill all lanes, long ones leave fewer slots idle at their ends. A chain's jobs must be the same
-    among others, so what counts is how much it writes: one that writes few texts has company as a rule."""
-    per_slot = len(ids[task]) // slots(settings)
-    size = settings.texts_per_job or settings.lane_slots * (min(8, max(2, per_slot)) if per_slot else 8)
-    runs: dict[tuple, list[int]] = {}
-    for row, prompt in enumerate(ids[task]):
-        runs.setdefault(tuple(prompt) if shared else (), []).append(row)
-    return [_Job(task, np.array(rows[at : at + size])) for rows in runs.values() for at in range(0, len(rows), size)]
-
-
-def _share_out(ids, chosen, shared, settings, devices) -> list[_Device]:
-    """Chains to devices: always to the one with the fewest texts so far, chains with most texts first; a device's longest jobs come first."""
-    sizes = {task: len(ids[task]) for task in chosen}
-    jobs = lambda chains: [job for task in chains for job in _jobs(ids, task, shared, settings)]  # noqa: E731
-    shares = _dealt(sorted(chosen, key=lambda i: -sizes[i]), sizes.get, devices, settings.chains_per_call)
-    return [_Device(chains, sorted(jobs(chains), key=lambda job: -len(job.rows))) for chains in shares]
-
-
-def _calls(devices: list[_Device], limit: int, lanes: int, together: int) -> list[list[_Device]]:
-    """Cut every device's jobs into calls of at most `limit` texts (a single larger job stays whole), as even as can be. A second call beside
-    the first begins where the jobs are more than its lanes."""
-    most = max(len(device.jobs) for device in devices)
-    together = count = min(together, -(-most // lanes))
-    while True:
-        pieces = [_dealt(device.jobs, lambda job: len(job.rows), count) for device in devices]
-        if count >= most or all(sum(len(job.rows) for job in piece) <= limit for mine in pieces for piece in mine):
-            return [[_Device(d.chains, mine[k]) for d, mine in zip(devices, pieces)] for k in range(count)]
-        count = min(count + together, most)
-
-
-def _dealt(items, texts, count, most=math.inf) -> list[list]:
-    """Items, largest first, each to the piece with the fewest texts so far that holds fewer than `most` items."""
-    pieces, load = [[] for _ in range(count)], [0] * count
-    for item in items:
-        k = min((k for k in range(count) if len(pieces[k]) < most), key=load.__getitem__)
-        pieces[k].append(item)
-        load[k] += texts(item)
-    return pieces
-
-
-def _pool(model, tasks, devices: list[_Device], settings):
+def _pool(model, tasks, devices: list[Device], settings, plan: Plan):
     """Adapters of a call's chains, `chains_per_call` places a device (at least two, so that one chain runs as among others)."""
-    places = max(2, settings.chains_per_call) if _lanes(settings) > 1 else 1
+    places = max(2, plan.chains_per_call) if plan.lanes > 1 else 1
     some = tasks[next(d.chains[0] for d in devices if d.chains)].weights
     padded = [w for d in devices for w in [*(tasks[i].weights for i in d.chains), *([some] * (places - len(d.chains)))]]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
     mesh = mesh_of(model)
     if mesh is not None:
         stacked = jax.device_put(stacked, NamedSharding(mesh, PartitionSpec(AXIS)))
+    if plan.engine == "rows":
+        return _lay_out(model.spec, stacked, settings.lora.scale, jnp.dtype(settings.dtype))
     return _fuse(model.spec, stacked, settings.lora, jnp.dtype(settings.dtype))
 
 
 _fuse = setup_jit(functools.partial(adapters.fuse, block_diagonal=True), static_argnums=(0, 2, 3))
+_lay_out = setup_jit(row_kernels.pool, static_argnums=(0, 2, 3))
 
 
 def _write(model, params, adapted, tasks, ids, chosen, settings, longest, tokens, ended):
     """`_write_with` as many slots as the device's memory holds: half as many after each lack of it."""
+    mesh = mesh_of(model) if params is not None and _on_mesh(params) else None
+    devices = 1 if mesh is None else mesh.size
+    device = next(iter(devices_of(model)))
+    if mesh is None and len(devices_of(model)) > 1:
+        # XLA cuts its own products over devices that share a base, but not a kernel of ours.
+        settings = dataclasses.replace(settings, engine="blocks")
+    counts = sorted((len(ids[i]) for i in chosen), reverse=True)[::devices]
+    plan = plan_of(settings, model.spec, device.platform, counts, device_bytes(device))
     while True:
         try:
-            return _write_with(model, params, adapted, tasks, ids, chosen, settings, longest, tokens, ended)
+            return _write_with(model, params, adapted, tasks, ids, chosen, settings, plan, mesh, longest, tokens, ended)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            fewer = halved(error, slots(settings), "sample.slots", "lower sample.max_new_tokens or choose a smaller base")
-            settings = dataclasses.replace(settings, slots=fewer, lane_slots=min(settings.lane_slots, fewer))
+            fewer = halved(error, plan.slots, "sample.slots", "lower sample.max_new_tokens or choose a smaller base")
+            plan = dataclasses.replace(plan, slots=fewer, lane_slots=min(plan.lane_slots, fewer))
 
 
-def _write_with(model, params, adapted, tasks, ids, chosen, settings, longest, tokens, ended):
+def _write_with(model, params, adapted, tasks, ids, chosen, settings, plan: Plan, mesh, longest, tokens, ended):
     """Run the decoding program over the rows of the chosen tasks; `adapted`: their weights are adapters."""
-    mesh = mesh_of(model) if params is not None and _on_mesh(params) else None
     devices = 1 if mesh is None else mesh.size
     shared = all(len(set(map(tuple, ids[i]))) <= FEW for i in chosen)
-    lanes = _lanes(settings)
     length = settings.max_prompt or batching.bucket(longest)
-    shape = decode.Shape(lanes, -(-slots(settings) // lanes), settings.window, settings.max_new_tokens, length - 1, shared)
-    size = (settings.chains_per_call if lanes > 1 or not adapted else 1) * devices
+    shape = decode.Shape(plan.lanes, -(-plan.slots // plan.lanes), settings.window, settings.max_new_tokens, length - 1, shared)
+    size = (plan.chains_per_call if plan.lanes > 1 or not adapted else 1) * devices
     together = programs_on(model, settings.programs)
+    done = _Done(tokens, ended, steps=[])
     for at in range(0, len(chosen), size):
-        work = _share_out(ids, chosen[at : at + size], shared, settings, devices)
-        pool = _pool(model, tasks, work, settings) if adapted else None
+        work = share_out(ids, chosen[at : at + size], shared, plan, devices)
+        pool = _pool(model, tasks, work, settings, plan) if adapted else None
         side_by_side(
-            functools.partial(_start, model, params, pool, tasks, ids, shape, settings, mesh),
-            functools.partial(_take, tokens, ended),
-            _calls(work, settings.texts_per_call, lanes, together),
+            functools.partial(_start, model, params, pool, tasks, ids, shape, settings, plan, mesh),
+            functools.partial(_take, done),
+            calls(work, plan.texts_per_call, plan.lanes, together),
             together,
         )
+    _tell(done, [tokens[i] for i in chosen], shape)
+
+
+class _Done(NamedTuple):
+    """Where programs put what they wrote, and the steps that each device ran."""
+
+    tokens: list
+    ended: list
+    steps: list
+
+
+def _tell(done: _Done, tokens, shape):
+    """The share of the slots' steps that wrote a token of a text, in run.log."""
+    steps, texts = sum(done.steps), sum(map(len, tokens))
+    useful = sum(len(text) for mine in tokens for text in mine)
+    if steps:
+        share = useful / (steps * shape.rows)
+        LOGGER.info("decoding: %s texts in %d slots, %s steps, occupancy %.2f", f"{texts:,}", shape.rows, f"{steps:,}", share)
 
 
 def _on_mesh(params) -> bool:
@@ -239,12 +213,13 @@ def _on_mesh(params) -> bool:
     return isinstance(sharding, NamedSharding) and AXIS in sharding.mesh.axis_names
 
 
-def _start(model, params, pool, tasks, ids, shape, settings, mesh, call: list[_Device]) -> decode.Written:
+def _start(model, params, pool, tasks, ids, shape, settings, plan: Plan, mesh, call: list[Device]) -> decode.Written:
     """Start one program: all devices' jobs, every array padded to the same size on each device."""
-    texts = max([settings.texts_per_call, *(sum(len(job.rows) for job in device.jobs) for device in call)])
-    prompts, prompt_of = _prompts(model, params, pool, ids, call, shape, texts, settings, mesh)
+    texts = max([_padded(plan, call), *(sum(len(job.rows) for job in device.jobs) for device in call)])
+    prompts, prompt_of = _prompts(model, params, pool, ids, call, shape, texts, plan, mesh)
     keys, which = np.zeros((len(call), texts, 2), np.uint32), np.zeros((len(call), texts), np.int32)
-    first, end, chain = (np.zeros((len(call), texts), np.int32) for _ in range(3))
+    places = max(plan.chains_per_call, max(len(device.jobs) for device in call)) if plan.engine == "rows" else texts
+    first, end, chain = (np.zeros((len(call), places), np.int32) for _ in range(3))
     for d, device in enumerate(call):
         at = 0
         for j, job in enumerate(device.jobs):
@@ -256,18 +231,28 @@ def _start(model, params, pool, tasks, ids, shape, settings, mesh, call: list[_D
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
     requests = decode.Requests(flat(which), flat(keys), np.full(len(call) * texts, settings.max_new_tokens, np.int32))
     jobs = decode.Jobs(flat(first), flat(end), flat(chain))
-    return decode.decode(model.spec, settings.sampler, shape, model.tokenizer.eos, params, pool, prompts, requests, jobs, mesh)
+    args = (model.spec, settings.sampler, shape, model.tokenizer.eos, params, pool, prompts, requests, jobs, mesh)
+    if plan.engine == "rows":
+        return decode_rows(*args, how=plan.how)
+    return decode.decode(*args, platform=platform_of(params))
 
 
-def _take(tokens, ended, call: list[_Device], made: decode.Written):
+def _padded(plan: Plan, call: list[Device]) -> int:
+    """Texts to which a call's arrays are padded. Calls of a plan have one size where it is small; else the next power of two will do."""
+    most = max(sum(len(job.rows) for job in device.jobs) for device in call)
+    return plan.texts_per_call if plan.texts_per_call <= 4096 else min(plan.texts_per_call, max(4096, 1 << (most - 1).bit_length()))
+
+
+def _take(done: _Done, call: list[Device], made: decode.Written):
     """What a program wrote, to the rows of its tasks."""
+    done.steps.extend(made.steps.tolist())
     texts = len(made.length) // len(call)
     for d, device in enumerate(call):
         at = d * texts
         for job in device.jobs:
             for row in job.rows:
-                tokens[job.task][row] = made.tokens[at, : made.length[at]]
-                ended[job.task][row] = made.ended[at]
+                done.tokens[job.task][row] = made.tokens[at, : made.length[at]]
+                done.ended[job.task][row] = made.ended[at]
                 at += 1
 
 
@@ -275,7 +260,7 @@ def _row_key_data(key, rows):
     return jax.random.key_data(row_keys(key, rows))
 
 
-def _prompts(model, params, pool, ids, call: list[_Device], shape, texts, settings, mesh):
+def _prompts(model, params, pool, ids, call: list[Device], shape, texts, plan: Plan, mesh):
     """Cached prompts of a call and a function (device, task, row) -> index on the device.
 
     Shared: the distinct prompts of each chain, as many places for every chain. Otherwise one per request, chain after chain."""
@@ -293,7 +278,8 @@ def _prompts(model, params, pool, ids, call: list[_Device], shape, texts, settin
         for d, device in enumerate(call):
             for job in device.jobs:
                 mine = found.setdefault((d, device.chains.index(job.task) if chains > 1 else 0), {})
-                mine.setdefault(tuple(ids[job.task][job.rows[0]]), len(mine))
+                for row in job.rows if plan.engine == "rows" else job.rows[:1]:
+                    mine.setdefault(tuple(ids[job.task][row]), len(mine))
         each = 1 << (max(len(m) for m in found.values()) - 1).bit_length()
         rows = [((d * chains + c) * each + z, prompt) for (d, c), mine in found.items() for prompt, z in mine.items()]
         cached = decode.prefill(model.spec, params, pool, *table(rows, len(call) * chains * each), mesh)
@@ -314,7 +300,7 @@ def _prompts(model, params, pool, ids, call: list[_Device], shape, texts, settin
             parts.append(decode.prefill(model.spec, params, one, *table(filled, devices * shape.rows), mesh))
             index.update({(d, *pair): at + r for d, mine in enumerate(some) for r, pair in enumerate(mine)})
             at += shape.rows
-    whole = -(-texts // shape.rows + settings.chains_per_call) * shape.rows
+    whole = -(-texts // shape.rows + plan.chains_per_call) * shape.rows
 
     def join(*pieces):
         on_device = jnp.concatenate([x.reshape(devices, -1, *x.shape[1:]) for x in pieces], 1)

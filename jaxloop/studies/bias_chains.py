@@ -114,7 +114,7 @@ def sample_settings(settings: "Settings", spec, prompts: Mapping[str, list], sam
     width = 2 if sample.dtype == "bfloat16" else 4
     fits = CACHED / (length * sizes_of(spec).cache * width)
     wanted = 1 << (sum(map(len, prompts.values())) - 1).bit_length()
-    calls = max(64, min(wanted, 1 << max(0, int(fits).bit_length() - 1), sample.texts_per_call))
+    calls = max(64, min(wanted, 1 << max(0, int(fits).bit_length() - 1), sample.texts_per_call or 4096))
     chains = 1 if settings.fit.mode == "full" else sample.chains_per_call
     return dataclasses.replace(sample, max_prompt=length, texts_per_call=calls, chains_per_call=chains)
 

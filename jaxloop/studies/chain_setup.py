@@ -256,7 +256,8 @@ def family_settings(settings: "Settings") -> tuple:
     if settings.run.micro_batch is not None:
         fit["chains_at_once"] = settings.run.micro_batch
     lora = Lora(**settings.fit.lora.model_dump())
-    sample = settings.sample.model_dump() | {"slots": settings.sample.slots or 0, "dtype": settings.fit.dtype, "lora": lora}
+    sample = {name: 0 if value is None else value for name, value in settings.sample.model_dump().items()}
+    sample |= {"dtype": settings.fit.dtype, "lora": lora}
     return family.FitSettings(lora=lora, **fit), family.SampleSettings(**sample)
 
 

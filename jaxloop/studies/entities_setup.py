@@ -65,7 +65,7 @@ def prepare(settings: "Settings") -> Prepared:
     data, tests, found = _read(settings, models, reads_public)
     chains, settings_of = make_chains(settings, data, weights, mixing)
     fit, sample = chain_setup.family_settings(settings)
-    sample = dataclasses.replace(sample, texts_per_call=min(REQUESTS, sample.texts_per_call))
+    sample = dataclasses.replace(sample, texts_per_call=min(REQUESTS, sample.texts_per_call or REQUESTS))
     common = driver.Settings(
         settings.exchange.generations,
         fit,

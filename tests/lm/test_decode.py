@@ -170,7 +170,7 @@ def test_every_capacity_writes_the_same(lengths, monkeypatch):
     sampler = Sampler(temperature=1.5, min_p=0.05)
     several = decode.decode(LLAMA, sampler, shape, -1, params, pool, cached, *asked)
     monkeypatch.setattr(decode, "capacities", lambda shape: (shape.rows * decode.ring(shape) + 1,))
-    whole = jax.jit(functools.partial(decode._decode, LLAMA, sampler, shape, -1))(decode.unstack(params), pool, cached, *asked)
+    whole = jax.jit(functools.partial(decode._decode, LLAMA, sampler, shape, -1, "cpu"))(decode.unstack(params), pool, cached, *asked)
     np.testing.assert_array_equal(several.tokens, whole.tokens)
     assert several.length.tolist() == lengths
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.lm.test_decode import GPT2, GREEDY, LLAMA, LORA, fused, greedy_by_forward, jobs_of, prompt_table, requests_of, strong_adapters
 
 from jaxloop.lm import decode, row_kernels
 from jaxloop.lm.decode_rows import decode_rows
 from jaxloop.lm.row_kernels import LaneAdapter, Pool, Step
 from jaxloop.lm.sampling import Sampler
 from jaxloop.lm.spec import init
+from tests.lm.test_decode import GPT2, GREEDY, LLAMA, LORA, fused, greedy_by_forward, jobs_of, prompt_table, requests_of, strong_adapters
 
 pytestmark = pytest.mark.optimised
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm import adapters, batching, bpe, family, placement, sample, train
+from jaxloop.lm import adapters, batching, bpe, family, placement, sample, sample_plan, train
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.family import FitSettings, FitTask, LossTask, SampleSettings, SampleTask
 from jaxloop.lm.huggingface import Model
@@ -89,16 +89,27 @@ def test_programs_beside_each_other_write_what_one_does(model, fitted):
 
 @pytest.mark.parametrize("limit, lanes, together, calls", [(64, 2, 1, 3), (64, 2, 2, 4), (400, 2, 3, 3), (400, 8, 3, 2), (400, 12, 3, 1)])
 def test_jobs_are_dealt_to_calls_that_are_even_and_small_enough(limit, lanes, together, calls):
-    jobs = [sample._Job(0, np.arange(n)) for n in (16,) * 9 + (8, 8, 8)]
-    made = sample._calls([sample._Device([0], jobs)], limit, lanes, together)
+    jobs = [sample_plan.Job(0, np.arange(n)) for n in (16,) * 9 + (8, 8, 8)]
+    made = sample_plan.calls([sample_plan.Device([0], jobs)], limit, lanes, together)
     sizes = [sum(len(job.rows) for job in device.jobs) for (device,) in made]
     assert len(made) == calls and sum(sizes) == 168 and max(sizes) <= limit and max(sizes) - min(sizes) <= 16
 
 
 @pytest.mark.parametrize("texts, sizes", [(7, {7}), (8, {8}), (20, {8, 4}), (63, {28, 7}), (400, {32, 16})])
-def test_a_chain_that_writes_more_than_there_are_slots_is_cut_into_jobs(texts, sizes):
-    settings = dataclasses.replace(SAMPLE, texts_per_job=0)
-    assert {len(job.rows) for job in sample._jobs([[(1,)] * texts], 0, True, settings)} == sizes
+def test_a_chain_that_writes_more_than_there_are_slots_is_cut_into_jobs(model, texts, sizes):
+    plan = sample_plan.plan(dataclasses.replace(SAMPLE, texts_per_job=0), model.spec, "cpu", [texts])
+    assert {len(job.rows) for job in sample_plan.jobs_of([[(1,)] * texts], 0, True, plan)} == sizes
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_cache_rows_write_what_blocks_do_alone_and_among_others(model, fitted, adapted):
+    """The engine of GPUs, here computed by jax.numpy; slots, lanes and calls are planned from the work, alone and together."""
+    tasks = [SampleTask(jax.random.key(70 + i), r.weights if adapted else None, ["Write.", "Read."] * 30, np.arange(60)) for i, r in enumerate(fitted)]
+    planned = SampleSettings(lora=FIT.lora, max_new_tokens=24, window=4, engine="rows")
+    blocks, rows = (family.sample(model, tasks, settings) for settings in (SAMPLE, planned))
+    assert [r.texts for r in rows] == [r.texts for r in blocks] and len({t for r in rows for t in r.texts}) > 40
+    for task, result in zip(tasks, rows, strict=True):
+        assert family.sample(model, [task], planned)[0].texts == result.texts
 
 
 def test_greedy_samples_equal_greedy_with_per_row_prompts(model, fitted):

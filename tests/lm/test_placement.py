@@ -103,10 +103,10 @@ def test_memory_that_runs_out_halves_the_chains_in_one_program(model, monkeypatc
 def test_memory_that_runs_out_halves_the_slots(model, monkeypatch, warned):
     real = decode.decode
 
-    def scarce(spec, sampler, shape, *rest):
+    def scarce(spec, sampler, shape, *rest, **more):
         if shape.rows > 4:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.")
-        return real(spec, sampler, shape, *rest)
+        return real(spec, sampler, shape, *rest, **more)
 
     write = [SampleTask(jax.random.key(0), None, PROMPTS, np.arange(len(PROMPTS)))]
     expected = family.sample(model, write, SampleSettings(**{**SAMPLE.__dict__, "slots": 4}))
