@@ -47,6 +47,7 @@ class Settings(Section):
         None,
         description="programs at the same time on one device, each with its own slots (none: as studies write) or, train, its own chains (none: one)",
     )
+    engine: Literal["auto", "rows", "blocks"] = Field("auto", description="decode: where caches lie, as in a study's `sample.engine`")
     lane_slots: Count = Field(8, description="decode: slots of a lane, where there are several chains")
     window: Count = Field(16, description="decode: steps of a window")
     prompt: Count = Field(17, description="decode: tokens of the prompt")
@@ -177,11 +178,14 @@ def time_decode(settings: Settings, chains: int) -> tuple[dict, "Work"]:
     import numpy as np
 
     from jaxloop.kernels.map_chains import chain_mesh
-    from jaxloop.lm import adapters, decode
+    from jaxloop.lm import adapters, decode, row_kernels
+    from jaxloop.lm.decode_rows import decode_rows
+    from jaxloop.lm.sample import SampleSettings
+    from jaxloop.lm.sample_plan import engine_of
     from jaxloop.lm.sampling import Sampler
     from jaxloop.lm.sizes import sizes_of
     from jaxloop.runtime.cost import Work, decoding_bytes, decoding_flops
-    from jaxloop.runtime.devices import programs_at_once, side_by_side
+    from jaxloop.runtime.devices import platform_of, programs_at_once, side_by_side
 
     spec, lora, base, tree = _setting(settings, chains)
     if settings.devices > len(jax.devices()) or settings.texts % settings.devices:
@@ -193,10 +197,15 @@ def time_decode(settings: Settings, chains: int) -> tuple[dict, "Work"]:
     lengths = lengths_of(settings, settings.texts)
     lanes = 1 if chains == 1 else settings.slots // settings.lane_slots
     shape = decode.Shape(lanes, settings.slots // lanes, settings.window, settings.longest, settings.prompt - 1)
-    fused = adapters.fuse(spec, tree, lora, jnp.dtype(settings.dtype), block_diagonal=True)
+    engine, how = engine_of(SampleSettings(engine=settings.engine, dtype=settings.dtype), spec, platform_of(base))
+    if engine == "rows":
+        fused = row_kernels.pool(spec, tree, lora.scale, jnp.dtype(settings.dtype))
+    else:
+        fused = adapters.fuse(spec, tree, lora, jnp.dtype(settings.dtype), block_diagonal=True)
     params = decode.unstack(base)
     prompt = np.random.default_rng(settings.seed).integers(0, spec.vocab, (1, settings.prompt)).astype(np.int32).repeat(chains, 0)
-    count = -(-max(chains, lanes * programs) // programs) * programs
+    # Slots with a cache row of their own share a chain's texts; lanes of blocks have a run of them each.
+    count = -(-(chains if engine == "rows" else max(chains, lanes * programs)) // programs) * programs
     runs = np.linspace(0, settings.texts // settings.devices, count + 1).astype(np.int32)
     owner = np.arange(len(runs) - 1, dtype=np.int32) % chains
     keys = jax.random.key_data(jax.random.split(jax.random.key(5), settings.texts))
@@ -209,7 +218,8 @@ def time_decode(settings: Settings, chains: int) -> tuple[dict, "Work"]:
     sampler, made, cached = Sampler(temperature=1.5, min_p=0.2), [], []
 
     def write(jobs):
-        return decode.decode(spec, sampler, shape, -1, params, fused, cached[0], requests, jobs, mesh)
+        args = (spec, sampler, shape, -1, params, fused, cached[0], requests, jobs, mesh)
+        return decode_rows(*args, how=how) if engine == "rows" else decode.decode(*args, platform=platform_of(base))
 
     def ours():
         # The first call has nothing to write: what it takes is compiling.
@@ -232,7 +242,7 @@ def time_decode(settings: Settings, chains: int) -> tuple[dict, "Work"]:
     flops = decoding_flops(sizes, useful, context)
     read = decoding_bytes(sizes, -(-useful // rows), rows, context, chains=min(chains, lanes), width=width)
     row = {
-        "what": "decode", "chains": chains, "value": useful / seconds, "unit": "useful tokens/s", "texts_per_s": settings.texts / seconds,
+        "what": "decode", "engine": engine, "chains": chains, "value": useful / seconds, "unit": "useful tokens/s", "texts_per_s": settings.texts / seconds,
         "occupancy": useful / (steps * rows), "ms_per_step": 1e3 * seconds / steps,
         "compile_s": first["jaxloop"], "peak_bytes": peak_bytes(),
     }  # fmt: skip
