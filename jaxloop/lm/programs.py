@@ -67,9 +67,7 @@ def _keys(count):
     return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
 
 
-def training(
-    spec: Spec, fit: FitSettings, chains: int, time: int, *, dtype: str, target: Target, devices: Sequence[jax.Device] | None = None
-) -> Program:
+def training(spec: Spec, fit: FitSettings, chains: int, time: int, *, dtype: str, target: Target, devices: Sequence[jax.Device] | None = None) -> Program:
     """`train.train_steps` of `chains` chains a device, rows of `time` tokens; `dtype` is that of the base (adapters only)."""
     at = places(devices)
     count = chains * (1 if at.mesh is None else at.mesh.size)

@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -34,13 +35,6 @@ class TooLarge(ValueError):
         self.needed = needed
 
 
-def keep_to_the_cpu() -> None:
-    """Makes this process one of the CPU, before JAX starts a backend: the compilers of accelerators then look for no device."""
-    jax.config.update("jax_platforms", "cpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # its lock guards chips, and there is none
-
-
 def check(platform: str) -> None:
     """Raises `Missing` where the compiler for a platform cannot be used. A CPU needs none."""
     if platform == "cpu":
@@ -65,7 +59,22 @@ def devices(card: Card | None, count: int = 1) -> list:
             raise ValueError(f"devices = {count}: this process has {len(here)} CPU devices")
         return here[:count]
     check(card.platform)
-    return list(_topology(card, count))[:count]
+    with _silence():
+        return list(_topology(card, count))[:count]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing reaches stderr inside: compilers report there, past Python, the devices that they do not find."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @functools.cache
@@ -73,7 +82,7 @@ def _topology(card: Card, count: int) -> tuple:
     if card.platform == "gpu":
         found = topologies.get_topology_desc(card.name, "cuda", target_config=target_config(card), topology=f"1x1x{count}")
     elif count == 1:
-        found = topologies.get_topology_desc(card.single, "tpu", chips_per_host_bounds=tuple(map(int, re.findall(r"\d+", card.single.split(":")[1] + "x1x1")))[:3])
+        found = topologies.get_topology_desc(card.single, "tpu", chips_per_host_bounds=(1, 1, 1))
     elif count <= card.devices:
         found = topologies.get_topology_desc(card.topology, "tpu")
     else:

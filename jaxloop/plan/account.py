@@ -4,7 +4,7 @@ A kernel's roofline is the larger of its bytes over the card's bandwidth and its
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,19 +58,19 @@ class Loop(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An instruction that an account names."""
+    """An instruction that an account names. place: "once", "loop" (in a loop), or "step" (in a turn of `Account.step`'s loop)."""
 
     bytes: float
     shape: str
     op: str
     where: str
-    in_loop: bool
+    place: str
 
 
 @dataclass(frozen=True)
 class Account:
     """total: the program run once, loops of unknown length turning once and conditionals taking their longest branch. loops: outermost first.
-    largest: arrays between kernels, by bytes; scatters, copies (in loops, by bytes) and collectives in loops: what is to be avoided."""
+    largest: arrays between kernels, by bytes; scatters, copies and collectives in loops (the copies by bytes): what is to be avoided."""
 
     total: Totals
     loops: tuple[Loop, ...]
@@ -83,9 +83,14 @@ class Account:
     def step(self) -> Totals:
         """One turn of the innermost loop whose length is known only when it runs and that does most: a step of training or decoding. The whole
         program where there is none."""
-        open_loops = [loop for loop in self.loops if loop.trips is None]
-        deepest = max((loop.depth for loop in open_loops), default=None)
-        return max((loop.turn for loop in open_loops if loop.depth == deepest), key=lambda turn: turn.seconds, default=self.total)
+        return max((loop.turn for loop in _steps(self.loops)), key=lambda turn: turn.seconds, default=self.total)
+
+
+def _steps(loops: Iterable[Loop]) -> list[Loop]:
+    """The innermost loops whose length is known only when they run."""
+    open_loops = [loop for loop in loops if loop.trips is None]
+    deepest = max((loop.depth for loop in open_loops), default=None)
+    return [loop for loop in open_loops if loop.depth == deepest]
 
 
 def account(text: str, rates: Rates, *, keep: int = 10) -> Account:
@@ -95,12 +100,12 @@ def account(text: str, rates: Rates, *, keep: int = 10) -> Account:
     loops: list[Loop] = []
     _find_loops(module, module.entry, 0, rates, known, loops, set())
     total = _totals(module, module.entry, rates, known)
-    reached = dict(_reached(module, module.entry, False, {}))
-    named = [(i, name, inside) for name, inside in reached.items() for i in module.computations[name].values()]
-    arrays = [_found(i, name, inside) for i, name, inside in named if i.op not in hlo.FREE and not i.shape.startswith("(")]
-    copies = [_found(i, name, True) for i, name, inside in named if inside and _is_copy(module, i)]
-    scatters = [_found(j, name, inside) for i, name, inside in named for j in _inside(module, i) if j.op == "scatter"]
-    collectives = [_found(i, name, True) for i, name, inside in named if inside and i.op.removesuffix("-start") in hlo.COLLECTIVES]
+    places = _places(module, loops)
+    named = [(i, name, place) for name, place in places.items() for i in module.computations[name].values()]
+    arrays = [_found(*each) for each in named if each[0].op not in hlo.FREE and not each[0].shape.startswith("(")]
+    copies = [_found(*each) for each in named if each[2] != "once" and _is_copy(module, each[0])]
+    scatters = [_found(j, name, place) for i, name, place in named for j in _inside(module, i) if j.op == "scatter"]
+    collectives = [_found(*each) for each in named if each[2] != "once" and each[0].op.removesuffix("-start") in hlo.COLLECTIVES]
     most = lambda found: tuple(sorted(found, key=lambda f: -f.bytes)[:keep])  # noqa: E731
     return Account(total, tuple(loops), most(arrays), tuple(scatters), most(copies), tuple(collectives))
 
@@ -114,14 +119,14 @@ def widest(text: str, dtype: str) -> int:
     """Elements of the largest array of a dtype that stands between kernels."""
     module = hlo.parse(text)
     found = (
-        count for name, _ in _reached(module, module.entry, False, {}).items() for i in module.computations[name].values() if i.op not in hlo.FREE
+        count for name in _reached(module, module.entry) for i in module.computations[name].values() if i.op not in hlo.FREE
         for kind, count, _ in hlo.arrays(i.shape) if kind == dtype
     )  # fmt: skip
     return max(found, default=0)
 
 
-def _found(i: Instruction, computation: str, in_loop: bool) -> Found:
-    return Found(hlo.size(i.shape), i.shape.split("{")[0], i.op, hlo.operation(i) or computation, in_loop)
+def _found(i: Instruction, computation: str, place: str) -> Found:
+    return Found(hlo.size(i.shape), i.shape.split("{")[0], i.op, hlo.operation(i) or computation, place)
 
 
 def _inside(module: Module, i: Instruction) -> Iterator[Instruction]:
@@ -149,15 +154,24 @@ def _next(module: Module, i: Instruction) -> list[str]:
     return []
 
 
-def _reached(module: Module, computation: str, inside: bool, seen: dict[str, bool]) -> dict[str, bool]:
-    """{computation whose instructions are kernels: whether it runs inside a loop}."""
-    if seen.get(computation, -1) >= inside:
+def _reached(module: Module, computation: str, seen: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The computations whose instructions are kernels, from one on."""
+    if computation in seen:
         return seen
-    seen[computation] = inside
+    seen = (*seen, computation)
     for i in module.computations[computation].values():
         for name in _next(module, i):
-            _reached(module, name, inside or i.op == "while", seen)
+            seen = _reached(module, name, seen)
     return seen
+
+
+def _places(module: Module, loops: Sequence[Loop]) -> dict[str, str]:
+    """{computation whose instructions are kernels: its `Found.place`}."""
+    places = dict.fromkeys(_reached(module, module.entry), "once")
+    for place, some in (("loop", loops), ("step", _steps(loops))):
+        for loop in some:
+            places |= dict.fromkeys(_reached(module, loop.body), place)
+    return places
 
 
 def _find_loops(module, computation, depth, rates, known, loops, seen) -> None:
@@ -211,12 +225,14 @@ def _kind(module: Module, i: Instruction, flops: float, computes: bool) -> str:
     inner = list(_inside(module, i))
     root = next((j for j in inner if j.root), inner[-1])
     large = {j.op for j in inner if hlo.dimensions(j.shape) and j.op not in ("parameter", "constant", "bitcast", "tuple", "convert")}
-    moves = root.op == "dynamic-update-slice" or i.op in ("copy-start", "copy") or bool(large) and large <= hlo.MOVES
+    updates = root.op == "dynamic-update-slice"
+    moves = updates or i.op.removesuffix("-start") in hlo.MOVES or bool(large) and large <= hlo.MOVES
     return "copies, slices, updates" if moves else "elementwise, reductions"
 
 
 def as_row(found: Account) -> dict:
     """The account in numbers, for a line of JSON: bytes, FLOPs and milliseconds of the whole and of a step."""
+
     def numbers(t: Totals) -> dict:
         kinds = {kind: round(1e3 * t.kinds[kind], 4) for kind in KINDS if t.kinds[kind]}
         return dict(kernels=t.kernels, bytes=int(t.bytes), flops=int(t.flops), roofline_ms=round(1e3 * t.seconds, 4), kinds_ms=kinds, cycles=t.cycles)

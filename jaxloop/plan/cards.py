@@ -3,6 +3,7 @@
 Units: bytes, bytes/s, FLOP/s of dense products (a multiplication and an addition are two), Hz.
 """
 
+import os
 from dataclasses import dataclass, field
 
 
@@ -96,3 +97,12 @@ def target_config(card: Card) -> str:
         ["gpu_device_info {", *lines, f"  cuda_compute_capability {{ {capability} }}", "}", 'platform_name: "CUDA"',
          "dnn_version_info { major: 9 minor: 10 patch: 0 }", "runtime_version { major: 12 minor: 9 patch: 0 }", f'device_description_str: "{card.kind}"', ""]
     )  # fmt: skip
+
+
+def keep_to_the_cpu() -> None:
+    """Makes this process one of the CPU, before jax is imported: the compilers of accelerators then look for no device, and say nothing of it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    quiet = dict(TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="", TPU_WORKER_HOSTNAMES="localhost", TF_CPP_MIN_LOG_LEVEL="3")
+    # The lock of libtpu guards chips, and there is none.
+    for name, value in (quiet | dict(ALLOW_MULTIPLE_LIBTPU_LOAD="1")).items():
+        os.environ.setdefault(name, value)

@@ -14,9 +14,7 @@ WIDTH = dict(
     f8e4m3fn=1, f8e5m2=1, f8e4m3=1,
 )  # fmt: skip
 # What is no kernel: names, views and bookkeeping.
-FREE = frozenset(
-    "parameter tuple get-tuple-element bitcast constant after-all opt-barrier partition-id replica-id add-dependency get-dimension-size".split()
-)
+FREE = frozenset("parameter tuple get-tuple-element bitcast constant after-all opt-barrier partition-id replica-id add-dependency get-dimension-size".split())
 MOVES = frozenset("copy slice dynamic-slice dynamic-update-slice transpose broadcast reshape concatenate pad reverse iota bitcast-convert".split())
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast", "ragged-all-to-all")
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,<=]*)\](\{[^}]*\})?")
@@ -178,11 +176,19 @@ def traffic(module: Module, computation: str, i: Instruction) -> tuple[float, fl
     if i.op == "scatter":
         changed = of(i.operands[-1])
         return 2 * changed + sum(map(of, i.operands[1:-1])), changed
-    if i.op == "copy-start":
-        return of(i.operands[0]), of(i.operands[0])
+    if i.op in ("copy-start", "slice-start", "dynamic-slice-start"):
+        return _transfer(i)
     if i.op.endswith("-start"):
         return sum(map(of, i.operands)), sum(map(of, i.operands))
     return sum(map(of, i.operands)), _results(i)
+
+
+def _transfer(i: Instruction) -> tuple[float, float]:
+    """Of an array, or a slice of one, that is on its way between memories: of its two ends, those that lie in the main one."""
+    first, second = _ARRAY.findall(i.shape)[:2]
+    target, source = (first, second) if i.op == "copy-start" else (second, first)
+    moved = size(f"{target[0]}[{target[1]}]")
+    return tuple(0.0 if "S(1)" in layout else moved for layout in (source[2], target[2]))
 
 
 def _results(i: Instruction) -> float:
