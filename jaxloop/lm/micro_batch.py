@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -52,6 +53,25 @@ def choose(model: Model, settings: FitSettings, time_: int, steps: int, chains: 
     _file().parent.mkdir(parents=True, exist_ok=True)
     write_atomic(_file(), json.dumps(_read() | {name: best}, indent=1).encode(), durable=False)
     return best
+
+
+def largest(memory: Callable[[int], int], room: int, most: int) -> tuple[int, dict[int, int]]:
+    """(the largest power of two, at most `most`, whose program of as many chains fits `room` bytes, 0 where not even one does; the bytes of those
+    that were compiled). `memory` compiles a program and gives its bytes: one and two chains, from which the rest follows, and what they say fits."""
+    found = {1: memory(1)}
+    if found[1] > room:
+        return 0, found
+    if most < 2:
+        return 1, found
+    found[2] = memory(2)
+    more = (room - found[1]) // max(1, found[2] - found[1])
+    chains = 1 << (min(1 + more, most).bit_length() - 1)
+    while chains > 2:
+        found[chains] = memory(chains)
+        if found[chains] <= room:
+            return chains, found
+        chains //= 2
+    return (2 if found[2] <= room else 1), found
 
 
 def measure(model: Model, settings: FitSettings, time_: int, most: int, *, repeats: int = 3) -> dict[int, float]:
