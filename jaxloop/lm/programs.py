@@ -7,7 +7,7 @@ Dimensions: C chains, S steps of a dispatch, B rows a chain, T time, N texts of 
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +17,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxloop.kernels.map_chains import AXIS, chain_mesh
 from jaxloop.lm import adapters, beam, decode, encoder, family, train
 from jaxloop.lm.encoder_spec import EncoderSpec, encoder_table
+from jaxloop.lm.huggingface import Model
+from jaxloop.lm.placement import devices_of, mesh_of
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.spec import Spec, abstract, nest
-from jaxloop.lm.target import Target
+from jaxloop.lm.target import Target, target_of
 from jaxloop.lm.train import FitSettings
 
 
@@ -33,22 +35,28 @@ class Program(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where arrays lie: the mesh of several devices, and the shardings of what is whole on each, cut by chain, and cut on the second axis."""
+    """Where arrays lie: the mesh of several devices, and the shardings of what is whole on each and of what is cut by chain."""
 
     mesh: Mesh | None
     whole: Any
     cut: Any
-    later: Any
 
 
-def places(devices: Sequence[jax.Device] | None) -> Places:
+def places(devices: Iterable[jax.Device] | None) -> Places:
     """Places of chains shared out over `devices`, as `placement.spread` makes them; None: wherever the program is compiled."""
     if devices is None:
-        return Places(None, None, None, None)
+        return Places(None, None, None)
+    devices = list(devices)
     if len(devices) == 1:
-        return Places(None, *[SingleDeviceSharding(devices[0])] * 3)
+        return Places(None, *[SingleDeviceSharding(devices[0])] * 2)
     mesh = chain_mesh(devices)
-    return Places(mesh, *(NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,), (None, AXIS))))
+    return Places(mesh, *(NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,))))
+
+
+def memory(compiled) -> int:
+    """Bytes that a compiled program needs on each device while it runs: arguments, results that are no argument's memory, temporary arrays, code."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes + m.generated_code_size_in_bytes
 
 
 def _at(tree, sharding):
@@ -70,15 +78,28 @@ def _keys(count):
 def training(spec: Spec, fit: FitSettings, chains: int, time: int, *, dtype: str, target: Target, devices: Sequence[jax.Device] | None = None) -> Program:
     """`train.train_steps` of `chains` chains a device, rows of `time` tokens; `dtype` is that of the base (adapters only)."""
     at = places(devices)
+    return _training(spec, fit, chains, time, _at(abstract(spec, jnp.dtype(dtype)), at.whole), target, at)
+
+
+def training_of(model: Model, fit: FitSettings, chains: int, time: int) -> Program:
+    """`training` with a base that is loaded, as `family.fit` runs it: on the devices that hold it, whole or cut."""
+    base = jax.tree.map(lambda x: _array(x.shape, x.dtype, x.sharding), model.params)
+    mesh, held = mesh_of(model), devices_of(model)
+    at = places(mesh.devices.flat if mesh is not None else held if len(held) == 1 else None)
+    return _training(model.spec, fit, chains, time, base, target_of(model.spec, model.params), at)
+
+
+def _training(spec, fit, chains, time, base, target, at: Places) -> Program:
     count = chains * (1 if at.mesh is None else at.mesh.size)
     if fit.mode == "lora":
-        weights, base = _adapters(spec, fit.lora, count), _at(abstract(spec, jnp.dtype(dtype)), at.whole)
+        weights = _adapters(spec, fit.lora, count)
     else:
         weights, base = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), jnp.float32), abstract(spec)), None
     state = _at(jax.eval_shape(functools.partial(train.init_state, fit), weights, _keys(count)), at.cut)
     shape = (fit.steps_per_dispatch, count, fit.batch_size, time)
-    batch = [_array(shape, jnp.int32, at.later), _array(shape, jnp.bool_, at.later), _array(shape[:3], jnp.float32, at.later)]
-    numbers = [_array((), jnp.int32, at.whole)] * 2
+    # Batches come from the host, which leaves their place to the compiler.
+    batch = [jax.ShapeDtypeStruct(*one) for one in ((shape, jnp.int32), (shape, jnp.bool_), (shape[:3], jnp.float32))]
+    numbers = [jax.ShapeDtypeStruct((), jnp.int32)] * 2
     return Program("training", train.train_steps, (spec, fit, base, state, *batch, *numbers), dict(mesh=at.mesh, target=target))
 
 

@@ -14,6 +14,7 @@ import jax
 from jax.experimental import topologies
 from packaging.requirements import Requirement
 
+from jaxloop.lm import programs
 from jaxloop.plan.cards import Card, target_config
 from jaxloop.runtime.environment import how_to_install
 
@@ -116,8 +117,7 @@ def compile_program(program, card: Card | None, options: dict | None = None) -> 
     seconds = time.perf_counter() - start
     m = compiled.memory_analysis()
     results = m.output_size_in_bytes - m.alias_size_in_bytes
-    parts = (m.argument_size_in_bytes, results, m.temp_size_in_bytes)
-    return Compiled(compiled.as_text(), sum(parts) + m.generated_code_size_in_bytes, *parts, seconds)
+    return Compiled(compiled.as_text(), programs.memory(compiled), m.argument_size_in_bytes, results, m.temp_size_in_bytes, seconds)
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -74,7 +74,7 @@ def told(at: Device) -> tuple[str, str]:
         return "target", f"this CPU: {human_size(at.room)}, {at.rates.bandwidth / 1e9:,.1f} GB/s and {at.rates.peak / 1e9:,.0f} GFLOP/s, measured"
     card = at.card
     count = f"{card.devices} x " if card.devices > 1 else ""
-    rates = f"{card.bandwidth / 1e12:.3g} TB/s, {card.peak / 1e12:,.0f} TFLOP/s in bfloat16"
+    rates = f"{card.bandwidth / 1e12:.3g} TB/s, {card.peak / 1e12:,.0f} TFLOP/s in bfloat16, {card.peak32 / 1e12:,.0f} in float32"
     return "target", f"{count}{card.kind}, absent: {human_size(at.room)} of {human_size(card.memory)} for programs, {rates}; compiled by jax {jax.__version__}"
 
 
@@ -120,11 +120,16 @@ def _lines(label: str, program: Program, at: Device) -> tuple[Rows, Account | No
     return rows, counted, found.seconds
 
 
+def _number(value: float) -> str:
+    """Three digits, never an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def step(totals: Totals, at: Device) -> str:
     """A step in words: its roofline, by kinds, and what it moves."""
-    kinds = ", ".join(f"{kind} {1e3 * s:,.3g}" for kind, s in totals.kinds.most_common())
-    clock = f"; {1e3 * account.seconds_of_cycles(totals, at.card.clock):,.3g} ms by XLA's cycles" if totals.cycles and at.card else ""
-    return f"at least {1e3 * totals.seconds:,.3g} ms ({kinds}){clock}; {totals.kernels:,} kernels, {totals.bytes / 1e9:,.3g} GB"
+    kinds = ", ".join(f"{kind} {_number(1e3 * s)}" for kind, s in totals.kinds.most_common())
+    clock = f"; {_number(1e3 * account.seconds_of_cycles(totals, at.card.clock))} ms by XLA's cycles" if totals.cycles and at.card else ""
+    return f"at least {_number(1e3 * totals.seconds)} ms ({kinds}){clock}; {totals.kernels:,} kernels, {totals.bytes / 1e9:,.3g} GB"
 
 
 def _training(shapes: Shapes, at: Device) -> tuple[Rows, float, float]:
@@ -173,11 +178,11 @@ def refusal(shapes: Shapes, at: Device, needed: int, memory: Callable[[Shapes], 
     """The sentence for a model that does not fit with one chain: what is missing, and which single change, tried one by one, would make it fit.
     `memory`: bytes of one chain with other shapes."""
     fit, rank = shapes.fit, shapes.fit.lora.rank
-    short = max(1, shapes.time // 2)
+    short, lower = max(1, shapes.time // 2), fit.mode == "lora" and rank > 1
     changed = {
         "config.fit.remat=true": None if fit.remat else dataclasses.replace(fit, remat=True),
         "config.fit.dtype=bfloat16 with config.models.dtype=bfloat16": None if fit.dtype == "bfloat16" else dataclasses.replace(fit, dtype="bfloat16"),
-        f"config.fit.lora.rank={rank // 2}": None if fit.mode != "lora" or rank < 2 else dataclasses.replace(fit, lora=dataclasses.replace(fit.lora, rank=rank // 2)),
+        f"config.fit.lora.rank={rank // 2}": dataclasses.replace(fit, lora=dataclasses.replace(fit.lora, rank=rank // 2)) if lower else None,
         f"config.fit.max_length={short}": dataclasses.replace(fit, max_length=short),
     }  # fmt: skip
     helps = []
@@ -211,12 +216,12 @@ def estimate(shapes: Shapes, card: Card) -> Rows:
     needed = cost.training_memory(sizes, chains, fit.batch_size, shapes.time, **common)
     tokens, peak = chains * fit.batch_size * shapes.time, card.peak if fit.dtype == "bfloat16" else card.peak32
     seconds = cost.training_flops(sizes, tokens, shapes.time, frozen=frozen) / peak
-    rows = [("training", f"{chains} chains in a program: about {human_size(needed)} of {human_size(card.room)}, a step at least {1e3 * seconds:,.3g} ms")]
+    rows = [("training", f"{chains} chains in a program: about {human_size(needed)} of {human_size(card.room)}, a step at least {_number(1e3 * seconds)} ms")]
     if shapes.sample is not None:
         slots, context = programs.slots(shapes.sample, card.platform), shapes.prompt + shapes.sample.max_new_tokens / 2
         lanes = max(1, slots // shapes.sample.lane_slots) if frozen else 0
         moved = cost.decoding_bytes(sizes, 1, slots, context, chains=lanes, width=jnp.dtype(shapes.sample.dtype).itemsize)
-        rows.append(("decoding", f"{slots} slots: a step at least {1e3 * moved / card.bandwidth:,.3g} ms, {moved / 1e9:,.3g} GB read"))
+        rows.append(("decoding", f"{slots} slots: a step at least {_number(1e3 * moved / card.bandwidth)} ms, {moved / 1e9:,.3g} GB read"))
     return rows
 
 
