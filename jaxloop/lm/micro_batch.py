@@ -93,7 +93,7 @@ def _program_bytes(model, settings, time_, chains) -> int:
 
     program = programs.training_of(model, dataclasses.replace(settings, constraint=None), chains, time_)
     try:
-        return programs.memory(program.function.lower(*program.args, **program.kwargs).compile())
+        return programs.memory(program.lower().compile())
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -5,6 +5,7 @@ Each is called as `family`, `sample`, `beam` and `metrics.embed` call it. Nothin
 Dimensions: C chains, S steps of a dispatch, B rows a chain, T time, N texts of a call, Z cached prompts, P prompt, R rows.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -26,12 +27,20 @@ from jaxloop.lm.train import FitSettings
 
 
 class Program(NamedTuple):
-    """function.lower(*args, **kwargs) is the program; its arrays are `jax.ShapeDtypeStruct`s."""
+    """A jitted function and its arguments, whose arrays are `jax.ShapeDtypeStruct`s. x64: whether it runs with 64-bit numbers."""
 
     name: str
     function: Callable
     args: tuple
     kwargs: dict
+    x64: bool = False
+
+    def lower(self, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
+        """The program before XLA compiles it: for the devices of its arguments, or for `platforms` ("cuda", "tpu"), which need not be there."""
+        with jax.enable_x64(True) if self.x64 else contextlib.nullcontext():
+            if platforms is None:
+                return self.function.lower(*self.args, **self.kwargs)
+            return self.function.trace(*self.args, **self.kwargs).lower(lowering_platforms=platforms)
 
 
 class Places(NamedTuple):

@@ -109,7 +109,7 @@ def compile_program(program, card: Card | None, options: dict | None = None) -> 
     options = dict(GPU_OPTIONS if card is not None and card.platform == "gpu" else {}) | dict(options or {})
     start = time.perf_counter()
     with cudnn_of(card):
-        lowered = program.function.lower(*program.args, **program.kwargs)
+        lowered = program.lower()
         try:
             compiled = lowered.compile(compiler_options=options or None)
         except jax.errors.JaxRuntimeError as error:
