@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloop.lm import attention
+from jaxloop.lm import attention, lean
 from jaxloop.lm.adapters import Lora, Summed, fuse
 from jaxloop.lm.spec import Spec, sites
 from jaxloop.lm.target import Target
@@ -114,9 +114,19 @@ def _adapted_jvp(widths, at, moved):
     return y, [sum(own[1:], own[0]) if own else jnp.zeros_like(part) for own, part in zip(terms, y, strict=True)]
 
 
-def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=None) -> list:
+def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=None, onto_ND=None) -> list:
     """One fused projection with its adapter: [N, D] to its parts, [N, O] each. N is C equal runs of rows; `adapter` holds what `adapters.fuse` made of
-    a layer: C chains' A and B."""
+    a layer: C chains' A and B. `onto_ND` is added, where the site has one part. Weights that are cut into parts take `lean.linear`."""
+    if isinstance(w[site], tuple):
+        bias = w.get(f"{site}_bias")
+        bias = None if bias is None else pieces(bias, *(part.width for part in sites(spec)[site]))
+        drop = None if dropout is None else functools.partial(dropout, site)
+        return lean.linear(w[site], bias, None if adapter is None else adapter.get(site), x_ND, drop, onto_ND)
+    parts = _linear(spec, site, w, adapter, x_ND, dropout)
+    return parts if onto_ND is None else [onto_ND + parts[0]]
+
+
+def _linear(spec, site, w, adapter, x_ND, dropout):
     widths = tuple(part.width for part in sites(spec)[site])
     bias = w.get(f"{site}_bias")
     biased = lambda parts: list(parts) if bias is None else [y + b[None] for y, b in zip(parts, pieces(bias, *widths), strict=True)]  # noqa: E731
@@ -146,17 +156,24 @@ def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=N
 def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None):
     """One transformer block. `attend(q [N, H, K], k [N, G, K], v [N, G, K]) -> [N, H K]` owns positions, masks and caches."""
     n, hk, gk = x_ND.shape[0], spec.heads * spec.head_size, spec.kv_heads * spec.head_size
-    h = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias")) if spec.norm_first else x_ND
+    again = jax.checkpoint if isinstance(w["o"], tuple) else (lambda part: part)
+    normed, activated = again(functools.partial(norm, spec)), again(functools.partial(_activated, spec))
+    norm1, norm2 = ([w[name] for name in (f"{which}_scale", f"{which}_bias") if name in w] for which in ("norm1", "norm2"))
+    h = normed(x_ND, *norm1) if spec.norm_first else x_ND
     qkv = _cut(linear(spec, "qkv", w, adapter, h, dropout), hk, gk, gk)
     attended = attend(*(part.reshape(n, -1, spec.head_size) for part in qkv))
-    x_ND = x_ND + linear(spec, "o", w, adapter, attended, dropout)[0]
+    x_ND = linear(spec, "o", w, adapter, attended, dropout, x_ND)[0]
     if not spec.norm_first:
-        x_ND = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias"))
-    h = norm(spec, x_ND, w["norm2_scale"], w.get("norm2_bias")) if spec.norm_first else x_ND
-    h, *up = _cut(linear(spec, "up", w, adapter, h, dropout), *[spec.mlp] * (1 + spec.gated))
-    h = ACTIVATIONS[spec.activation](h)
-    x_ND = x_ND + linear(spec, "down", w, adapter, h * up[0] if up else h, dropout)[0]
-    return x_ND if spec.norm_first else norm(spec, x_ND, w["norm2_scale"], w.get("norm2_bias"))
+        x_ND = normed(x_ND, *norm1)
+    h = normed(x_ND, *norm2) if spec.norm_first else x_ND
+    h = activated(*_cut(linear(spec, "up", w, adapter, h, dropout), *[spec.mlp] * (1 + spec.gated)))
+    x_ND = linear(spec, "down", w, adapter, h, dropout, x_ND)[0]
+    return x_ND if spec.norm_first else normed(x_ND, *norm2)
+
+
+def _activated(spec, gate, *up):
+    h = ACTIVATIONS[spec.activation](gate)
+    return h * up[0] if up else h
 
 
 def _cut(parts: list, *widths: int):
@@ -211,7 +228,7 @@ def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=N
 
     Without `mask`, rows are real from the start (right padding needs no mask under causal attention). With `mask` [rows, T] (True = real),
     padded keys are hidden and positions count real tokens, so left padding works. With `watch`, a function of each block's output [N, D],
-    its values [L, ...] are returned too.
+    its values [L, ...] are returned too. Layers that `lean.layers` made take adapters that `adapters.fuse` made with `parts`.
     """
     rows, time = tokens.shape
     if mask is None:
@@ -226,13 +243,14 @@ def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=N
         drop = None if dropout is None else (lambda site, y: dropout(i, site, y))
         return block(spec, w, adapter, x, attend, drop)
 
+    unroll = isinstance(params["layers"], tuple) or spec.layers <= UNROLL
     if remat:
-        one = jax.checkpoint(one, static_argnums=() if spec.layers > UNROLL else (3,))
+        one = jax.checkpoint(one, static_argnums=(3,) if unroll else ())
     look = watch or (lambda x: None)
-    if spec.layers <= UNROLL:
+    if unroll:
         seen = []
-        for i in range(spec.layers):
-            x = one(x, layer(params["layers"], i), None if fused is None else adapter_layer(fused, i), i)
+        for i, (w, adapter) in enumerate(_each_layer(spec, params["layers"], fused)):
+            x = one(x, w, adapter, i)
             seen.append(look(x))
         seen = jax.tree.map(lambda *values: jnp.stack(values), *seen)
     else:
@@ -245,6 +263,13 @@ def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=N
         x, seen = jax.lax.scan(step, x, (params["layers"], by_layer, jnp.arange(spec.layers)))
     x = x.reshape(rows, time, -1)
     return x if watch is None else (x, seen)
+
+
+def _each_layer(spec, layers, fused):
+    """(weights, adapter) of each layer."""
+    if isinstance(layers, tuple):
+        return zip(layers, [None] * spec.layers if fused is None else lean.adapter_layers(fused, spec.layers), strict=True)
+    return ((layer(layers, i), None if fused is None else adapter_layer(fused, i)) for i in range(spec.layers))
 
 
 def forward(spec: Spec, params: dict, tokens, *, adapters=None, lora: Lora = Lora(), mask=None):
