@@ -7,9 +7,12 @@ product's result would be a copy), and a thin product of an adapter is made firs
 Dimensions: C chains, L layers, N tokens of all chains, D inputs, O outputs, R columns of a site's A (the ranks of its targets).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from jaxloop.lm import gate
 from jaxloop.lm.spec import Spec, sites
 from jaxloop.lm.target import Target
 
@@ -19,12 +22,20 @@ def fits(target: Target, dtype: str) -> bool:
     return target.platform != "cpu" and dtype == "bfloat16"
 
 
-def layers(spec: Spec, stacked: dict) -> tuple:
-    """Weights of each layer from those stacked [L, ...]; projections are cut into their parts: {site: tuple of [D, O]}."""
+def layers(spec: Spec, stacked: dict, target: Target):
+    """Weights of the layers from those stacked [L, ...]; projections are cut into their parts: {site: tuple of [D, O]}. A tuple of layers, which
+    are then unrolled; for a TPU still stacked, as its compiler takes 17 s of processor time for each layer and copies no slices."""
     widths = {site: tuple(p.width for p in group) for site, group in sites(spec).items()}
+    cut = lambda name, x: tuple(jax.lax.split(x, widths[name], axis=x.ndim - 1)) if name in widths else x
+    if target.platform == "tpu":
+        return {name: cut(name, x) for name, x in stacked.items()}
     each = {name: [part[0] for part in jax.lax.split(x, (1,) * spec.layers)] for name, x in stacked.items()}
-    cut = lambda name, x: tuple(jax.lax.split(x, widths[name], axis=1)) if name in widths else x
     return tuple({name: cut(name, x[i]) for name, x in each.items()} for i in range(spec.layers))
+
+
+def are_laid_out(layers) -> bool:
+    """Whether `layers` made these."""
+    return isinstance(layers, tuple) or isinstance(layers["o"], tuple)
 
 
 def adapter_layers(fused, count: int) -> tuple:
@@ -80,6 +91,50 @@ def _backward(kept, dy):
 
 
 _linear.defvjp(_forward, _backward)
+
+
+def gates(spec: Spec, w: dict, adapter: dict | None, tokens: int, dropout, target: Target) -> bool:
+    """Whether a block's gated mlp, over this many tokens, is one that `gated` computes."""
+    if not (target.gate and spec.gated and adapter and dropout is None and not spec.mlp_bias and {"up", "down"} <= set(adapter)):
+        return False
+    up, down = adapter["up"], adapter["down"]
+    return None not in up.b and gate.fits(up.a.shape[0], tokens, spec.mlp, up.a.shape[-1], down.a.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def gated(act, interpret: bool, up_w: tuple, up, down_w: tuple, down, x_ND, onto_ND):
+    """onto + down(act(gate(x)) up(x)) with adapters (`adapters.Parts` of a layer) on all three projections, by the kernels of `gate`."""
+    return _gated_forward(act, interpret, up_w, up, down_w, down, x_ND, onto_ND)[0]
+
+
+def _gated_forward(act, interpret, up_w, up, down_w, down, x_ND, onto_ND):
+    z_CNR = _thin("cnd,cdr->cnr", _by_chain(x_ND, up.a), up.a)
+    wide = tuple(x_ND @ w_DF for w_DF in up_w)
+    h_NF, z_CNS = gate.forward(act, *wide, z_CNR, *_narrow((*up.b, down.a), x_ND), interpret=interpret)
+    out = _first(h_NF @ down_w[0] + onto_ND) + _flat(_thin("cns,cso->cno", z_CNS, down.b[0]))
+    return out, (up_w, up, down_w, down, x_ND, wide, z_CNR, h_NF, z_CNS)
+
+
+def _gated_backward(act, interpret, kept, dy_ND):
+    up_w, up, down_w, down, x_ND, wide, z_CNR, h_NF, z_CNS = kept
+    dy_CND = _by_chain(dy_ND, up.a)
+    dz_CNS = _thin("cno,cso->cns", dy_CND, down.b[0])
+    factors = _narrow((*up.b, down.a), x_ND)
+    *d, dz_CNR = gate.backward(act, dy_ND @ down_w[0].T, *wide, dz_CNS, z_CNR, *factors, interpret=interpret)
+    down_grads = type(down)(_exact("cnf,cns->cfs", _by_chain(h_NF, up.a), dz_CNS), (_exact("cns,cno->cso", z_CNS, dy_CND),))
+    db = tuple(_exact("cnr,cnf->crf", *_first((z_CNR, _by_chain(d_NF, up.a)))) for d_NF in d)
+    up_grads = type(up)(_exact("cnd,cnr->cdr", _by_chain(x_ND, up.a), dz_CNR), db)
+    dx_ND = _first(_flat(_thin("cnr,cdr->cnd", dz_CNR, up.a)))
+    for d_NF, w_DF in zip(d, up_w, strict=True):
+        dx_ND = d_NF @ w_DF.T + dx_ND
+    return tuple(x_ND.T @ d_NF for d_NF in d), up_grads, (h_NF.T @ dy_ND,), down_grads, dx_ND, dy_ND
+
+
+gated.defvjp(_gated_forward, _gated_backward)
+
+
+def _narrow(factors, like):
+    return [x.astype(like.dtype) for x in factors]
 
 
 def _by_chain(x_ND, like):

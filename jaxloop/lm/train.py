@@ -151,9 +151,9 @@ def losses(
 
 def _laid_out(spec, settings, target, params):
     """Parameters with their layers as the target's programs take them."""
-    if params is None or isinstance(params["layers"], tuple) or not lean.fits(target, settings.dtype):
+    if params is None or lean.are_laid_out(params["layers"]) or not lean.fits(target, settings.dtype):
         return params
-    return params | {"layers": lean.layers(spec, params["layers"])}
+    return params | {"layers": lean.layers(spec, params["layers"], target)}
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "settings", "mesh", "together", "target"), donate_argnames=("state",))

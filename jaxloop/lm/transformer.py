@@ -153,7 +153,7 @@ def _linear(spec, site, w, adapter, x_ND, dropout):
     return biased([y if w_CRO is None else y + jnp.einsum("cnr,cro->cno", next(z_each), w_CRO).reshape(y.shape) for y, w_CRO in parts])
 
 
-def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None):
+def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None, target: Target = Target()):
     """One transformer block. `attend(q [N, H, K], k [N, G, K], v [N, G, K]) -> [N, H K]` owns positions, masks and caches."""
     n, hk, gk = x_ND.shape[0], spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     again = jax.checkpoint if isinstance(w["o"], tuple) else (lambda part: part)
@@ -166,6 +166,8 @@ def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None)
     if not spec.norm_first:
         x_ND = normed(x_ND, *norm1)
     h = normed(x_ND, *norm2) if spec.norm_first else x_ND
+    if lean.gates(spec, w, adapter, n, dropout, target):
+        return lean.gated(ACTIVATIONS[spec.activation], False, w["up"], adapter["up"], w["down"], adapter["down"], h, x_ND)
     h = activated(*_cut(linear(spec, "up", w, adapter, h, dropout), *[spec.mlp] * (1 + spec.gated)))
     x_ND = linear(spec, "down", w, adapter, h, dropout, x_ND)[0]
     return x_ND if spec.norm_first else normed(x_ND, *norm2)
@@ -241,7 +243,7 @@ def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=N
 
     def one(x, w, adapter, i):
         drop = None if dropout is None else (lambda site, y: dropout(i, site, y))
-        return block(spec, w, adapter, x, attend, drop)
+        return block(spec, w, adapter, x, attend, drop, target)
 
     unroll = isinstance(params["layers"], tuple) or spec.layers <= UNROLL
     if remat:
