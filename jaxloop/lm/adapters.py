@@ -80,32 +80,56 @@ class Summed(NamedTuple):
     b: tuple
 
 
-def fuse(spec: Spec, adapters: dict, lora: Lora, dtype, *, block_diagonal: bool = False, summed: bool = False) -> dict:
+class Parts(NamedTuple):
+    """A site's adapter as `lean.linear` takes it, float32: `a` [C, L, D, n R] of all its targets, and `b` with one [C, L, n R, O] for each part,
+    whose rows of other targets are zero (None where a part is not targeted). No product then needs a slice of x A."""
+
+    a: jax.Array
+    b: tuple
+
+
+def fuse(
+    spec: Spec, adapters: dict, lora: Lora, dtype, *, block_diagonal: bool = False, summed: bool = False, parts: bool = False
+) -> dict:
     """Adapters grouped by fused projection: {site: {"a": [C, L, D, n R], "b": ..., }} with the scale folded into b.
 
     One product with `a` serves all targets of a site. `b` is a tuple with one entry per part (None where it is not targeted), or,
     with `block_diagonal`, one matrix [C, L, n R, O], which costs a few more multiplications and far fewer kernels: for decoding.
-    With `summed` and in float32, {site: `Summed`}: for training.
+    With `summed` and in float32, {site: `Summed`}: for training. With `parts`, {site: `Parts`}: for training in bfloat16 on an accelerator.
     """
     fused = {}
-    for site, parts in sites(spec).items():
-        present = [p for p in parts if p.name in adapters]
+    for site, group in sites(spec).items():
+        present = [p for p in group if p.name in adapters]
         if not present:
             continue
+        if parts:
+            fused[site] = _parts(adapters, group, present, lora)
+            continue
         a = jnp.concatenate([adapters[p.name]["a"] for p in present], -1).astype(dtype)
-        b = tuple((adapters[p.name]["b"] * lora.scale).astype(dtype) if p.name in adapters else None for p in parts)
+        b = tuple((adapters[p.name]["b"] * lora.scale).astype(dtype) if p.name in adapters else None for p in group)
         if summed and dtype == jnp.float32:
             fused[site] = Summed(a.swapaxes(-1, -2), b)
             continue
         if block_diagonal:
             rows = []
-            start = np.cumsum([0] + [p.width for p in parts])
-            for p, w, left in zip(parts, b, start[:-1], strict=True):
+            start = np.cumsum([0] + [p.width for p in group])
+            for p, w, left in zip(group, b, start[:-1], strict=True):
                 if w is not None:
                     rows.append(jnp.pad(w, ((0, 0), (0, 0), (0, 0), (int(left), int(start[-1] - left - p.width)))))
             b = jnp.concatenate(rows, -2)
         fused[site] = {"a": a, "b": b}
     return fused
+
+
+def _parts(adapters, group, present, lora) -> Parts:
+    b, rows = [], [p.name for p in present]
+    for p in group:
+        if p.name not in adapters:
+            b.append(None)
+            continue
+        at, after = rows.index(p.name) * lora.rank, (len(rows) - 1 - rows.index(p.name)) * lora.rank
+        b.append(jnp.pad(adapters[p.name]["b"] * lora.scale, ((0, 0), (0, 0), (at, after), (0, 0))))
+    return Parts(jnp.concatenate([adapters[p.name]["a"] for p in present], -1), tuple(b))
 
 
 def split(adapters: dict, chain: int) -> dict:

@@ -1,4 +1,4 @@
-"""Attention over whole sequences, causal or in both directions: XLA everywhere, cuDNN where the target has it.
+"""Attention over whole sequences, causal or in both directions: XLA everywhere, cuDNN's or a TPU's kernel where the target has it.
 
 Dimensions: R rows, T time, H query heads, G key/value heads, Q = H / G, K head size.
 """
@@ -6,6 +6,7 @@ Dimensions: R rows, T time, H query heads, G key/value heads, Q = H / G, K head 
 import jax
 import jax.numpy as jnp
 
+from jaxloop.lm import flash
 from jaxloop.lm.spec import Spec
 from jaxloop.lm.target import Target
 
@@ -14,14 +15,14 @@ def causal(spec: Spec, rows: int, time: int, tables, mask=None, target: Target =
     """`attend` for `transformer.block` over [rows, time] tokens laid out row by row. `tables` are the rotary cos and sin or None."""
     from jaxloop.lm.transformer import rotate
 
-    fused = mask is None and target.cudnn
+    cudnn, splash = mask is None and target.cudnn, mask is None and target.splash
 
     def attend(q, k, v):
         if tables is not None:
             q, k = rotate(q, *tables), rotate(k, *tables)
-        if fused and q.dtype == jnp.bfloat16:
-            shape = lambda x: x.reshape(rows, time, -1, spec.head_size)  # noqa: E731
-            out = jax.nn.dot_product_attention(shape(q), shape(k), shape(v), is_causal=True, implementation="cudnn")
+        if (cudnn or splash) and q.dtype == jnp.bfloat16:
+            qkv = (x.reshape(rows, time, -1, spec.head_size) for x in (q, k, v))
+            out = flash.causal(*qkv) if splash else jax.nn.dot_product_attention(*qkv, is_causal=True, implementation="cudnn")
             return out.reshape(rows * time, -1)
         return _by_heads(spec, rows, time, q, k, v, _causal_keys(time, mask))
 

@@ -7,23 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop.lm import flash, gate
 from jaxloop.lm.spec import Spec
 from jaxloop.runtime.devices import platform_of
 
 
 @dataclass(frozen=True)
 class Target:
-    """platform: "cpu", "gpu" or "tpu"; cudnn: whether cuDNN's fused attention may be used. A program runs on every platform if it is made for
+    """platform: "cpu", "gpu" or "tpu"; cudnn: whether cuDNN's fused attention may be used; splash: `flash.causal`, on a TPU; gate: the
+    kernels of `gate`, on a GPU. A program runs on every platform if it is made for
     a CPU, only slower."""
 
     platform: str = "cpu"
     cudnn: bool = False
+    splash: bool = False
+    gate: bool = False
 
 
 def target_of(spec: Spec, params) -> Target:
     """The target of programs that read `params`: the devices that these lie on."""
     platform = platform_of(params)
-    return Target(platform, cudnn=platform == "gpu" and cudnn_works(spec.head_size))
+    cudnn, splash = platform == "gpu" and cudnn_works(spec.head_size), platform == "tpu" and flash.works(spec.head_size)
+    return Target(platform, cudnn=cudnn, splash=splash, gate=platform == "gpu" and gate.works())
 
 
 @functools.cache

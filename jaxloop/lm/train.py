@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxloop.kernels.map_chains import AXIS
 from jaxloop.lm import adapters as lora_adapters
-from jaxloop.lm import projection
+from jaxloop.lm import lean, projection
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.loss import chain_losses
 from jaxloop.lm.spec import Spec
@@ -135,16 +135,25 @@ def losses(
 ):
     """Mean loss [C] of each chain on its batch."""
     dtype = jnp.dtype(settings.dtype)
+    narrow = lean.fits(target, settings.dtype)
     if settings.mode == "lora":
-        fused = lora_adapters.fuse(spec, weights, settings.lora, dtype, summed=True)
+        fused = lora_adapters.fuse(spec, weights, settings.lora, dtype, summed=True, parts=narrow)
         rate = settings.lora.dropout
-        dropout = _dropout(spec, rate, keys, step) if rate and keys is not None else None
-        return chain_losses(spec, base, tokens_CBT, mask_CBT, sample_CB, fused=fused, dropout=dropout, remat=settings.remat, target=target)
+        how = dict(fused=fused, dropout=_dropout(spec, rate, keys, step) if rate and keys is not None else None, narrow=narrow)
+        return chain_losses(spec, _laid_out(spec, settings, target, base), tokens_CBT, mask_CBT, sample_CB, remat=settings.remat, target=target, **how)
     cast = jax.tree.map(lambda w: w.astype(dtype), weights)
-    one = lambda w, t, m, s: chain_losses(spec, w, t[None], m[None], s[None], remat=settings.remat, target=target)[0]  # noqa: E731
+    laid = functools.partial(_laid_out, spec, settings, target)
+    one = lambda w, t, m, s: chain_losses(spec, laid(w), t[None], m[None], s[None], remat=settings.remat, target=target)[0]  # noqa: E731
     if tokens_CBT.shape[0] == 1:  # a batch axis of one would turn every product into a batched one
         return one(*jax.tree.map(lambda x: x[0], (cast, tokens_CBT, mask_CBT, sample_CB)))[None]
     return jax.vmap(one)(cast, tokens_CBT, mask_CBT, sample_CB)
+
+
+def _laid_out(spec, settings, target, params):
+    """Parameters with their layers as the target's programs take them."""
+    if params is None or lean.are_laid_out(params["layers"]) or not lean.fits(target, settings.dtype):
+        return params
+    return params | {"layers": lean.layers(spec, params["layers"], target)}
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "settings", "mesh", "together", "target"), donate_argnames=("state",))
@@ -159,6 +168,7 @@ def train_steps(
     `together`: chains of a device that are vmapped, a divisor of their number; the others take their turn inside the program (None: all are).
     Returns the state and each step's loss [S, C] (NaN where it was idle).
     """
+    base = _laid_out(spec, settings, target, base)  # once, outside the loop over steps
     run = functools.partial(_in_turn, together, functools.partial(_steps, spec, settings, target))
     if mesh is not None:
         chains, later = P(AXIS), P(None, AXIS)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloop.lm import attention
+from jaxloop.lm import attention, lean
 from jaxloop.lm.adapters import Lora, Summed, fuse
 from jaxloop.lm.row_kernels import LaneAdapter, Pool, adapt
 from jaxloop.lm.spec import Spec, sites
@@ -115,12 +115,22 @@ def _adapted_jvp(widths, at, moved):
     return y, [sum(own[1:], own[0]) if own else jnp.zeros_like(part) for own, part in zip(terms, y, strict=True)]
 
 
-def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=None) -> list:
+def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=None, onto_ND=None) -> list:
     """One fused projection with its adapter: [N, D] to its parts, [N, O] each. N is C equal runs of rows; `adapter` holds what `adapters.fuse` made of
-    a layer: C chains' A and B."""
+    a layer: C chains' A and B. `onto_ND` is added, where the site has one part. Weights that are cut into parts take `lean.linear`."""
+    if isinstance(w[site], tuple):
+        bias = w.get(f"{site}_bias")
+        bias = None if bias is None else pieces(bias, *(part.width for part in sites(spec)[site]))
+        drop = None if dropout is None else functools.partial(dropout, site)
+        return lean.linear(w[site], bias, None if adapter is None else adapter.get(site), x_ND, drop, onto_ND)
+    if _in_lanes(adapter, site):
+        return list(pieces(_whole(spec, site, w, adapter, x_ND, onto_ND), *(part.width for part in sites(spec)[site])))
+    parts = _linear(spec, site, w, adapter, x_ND, dropout)
+    return parts if onto_ND is None else [onto_ND + parts[0]]
+
+
+def _linear(spec, site, w, adapter, x_ND, dropout):
     widths = tuple(part.width for part in sites(spec)[site])
-    if adapter is not None and isinstance(adapter.get(site), (LaneAdapter, Pool)):
-        return list(pieces(_whole(spec, site, w, adapter, x_ND), *widths))
     bias = w.get(f"{site}_bias")
     biased = lambda parts: list(parts) if bias is None else [y + b[None] for y, b in zip(parts, pieces(bias, *widths), strict=True)]  # noqa: E731
     if adapter is None or site not in adapter:
@@ -146,52 +156,51 @@ def linear(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, dropout=N
     return biased([y if w_CRO is None else y + jnp.einsum("cnr,cro->cno", next(z_each), w_CRO).reshape(y.shape) for y, w_CRO in parts])
 
 
-def _whole(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND):
+def _whole(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, onto_ND=None):
     """`linear` for decoding and prefill on a GPU: the parts side by side, [N, sum of O], as the product leaves them."""
     y_NO = x_ND @ w[site]
     found = None if adapter is None else adapter.get(site)
     if found is not None:
-        y_NO = adapt(x_ND, y_NO, found, tuple(part.width for part in sites(spec)[site]))
+        y_NO = adapt(x_ND, y_NO, found, tuple(part.width for part in sites(spec)[site]), added_NO=onto_ND)
+    elif onto_ND is not None:
+        y_NO = y_NO + onto_ND
     bias = w.get(f"{site}_bias")
     return y_NO if bias is None else y_NO + bias[None]
 
 
-def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None, *, joined: bool = False):
+def _in_lanes(adapter: dict | None, site: str) -> bool:
+    return adapter is not None and isinstance(adapter.get(site), (LaneAdapter, Pool))
+
+
+def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None, target: Target = Target(), *, joined: bool = False):
     """One transformer block. `attend(q [N, H, K], k [N, G, K], v [N, G, K]) -> [N, H K]` owns positions, masks and caches; where `joined`, it
     takes all three as one array [N, H + 2 G, K]."""
     n, hk, gk = x_ND.shape[0], spec.heads * spec.head_size, spec.kv_heads * spec.head_size
-    h = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias")) if spec.norm_first else x_ND
+    again = jax.checkpoint if isinstance(w["o"], tuple) else (lambda part: part)
+    normed, activated = again(functools.partial(norm, spec)), again(functools.partial(_activated, spec))
+    norm1, norm2 = ([w[name] for name in (f"{which}_scale", f"{which}_bias") if name in w] for which in ("norm1", "norm2"))
+    h = normed(x_ND, *norm1) if spec.norm_first else x_ND
     if joined:
         attended = attend(_whole(spec, "qkv", w, adapter, h).reshape(n, -1, spec.head_size))
     else:
         qkv = _cut(linear(spec, "qkv", w, adapter, h, dropout), hk, gk, gk)
         attended = attend(*(part.reshape(n, -1, spec.head_size) for part in qkv))
-    x_ND = _added(spec, "o", w, adapter, attended, x_ND, dropout)
+    x_ND = linear(spec, "o", w, adapter, attended, dropout, x_ND)[0]
     if not spec.norm_first:
-        x_ND = norm(spec, x_ND, w["norm1_scale"], w.get("norm1_bias"))
-    h = norm(spec, x_ND, w["norm2_scale"], w.get("norm2_bias")) if spec.norm_first else x_ND
-    x_ND = _added(spec, "down", w, adapter, _activated(spec, w, adapter, h, dropout), x_ND, dropout)
-    return x_ND if spec.norm_first else norm(spec, x_ND, w["norm2_scale"], w.get("norm2_bias"))
+        x_ND = normed(x_ND, *norm1)
+    h = normed(x_ND, *norm2) if spec.norm_first else x_ND
+    if lean.gates(spec, w, adapter, n, dropout, target):
+        return lean.gated(ACTIVATIONS[spec.activation], False, w["up"], adapter["up"], w["down"], adapter["down"], h, x_ND)
+    if spec.gated and spec.activation == "silu" and not spec.mlp_bias and _in_lanes(adapter, "up"):
+        h = adapt(h, h @ w["up"], adapter["up"], (spec.mlp, spec.mlp), gated=True)
+    else:
+        h = activated(*_cut(linear(spec, "up", w, adapter, h, dropout), *[spec.mlp] * (1 + spec.gated)))
+    x_ND = linear(spec, "down", w, adapter, h, dropout, x_ND)[0]
+    return x_ND if spec.norm_first else normed(x_ND, *norm2)
 
 
-def _in_lanes(adapter: dict | None, site: str) -> bool:
-    return adapter is not None and isinstance(adapter.get(site), LaneAdapter)
-
-
-def _added(spec: Spec, site: str, w: dict, adapter: dict | None, x_ND, stream_ND, dropout):
-    """The residual stream with what a site of one part adds to it."""
-    if not _in_lanes(adapter, site):
-        return stream_ND + linear(spec, site, w, adapter, x_ND, dropout)[0]
-    y_ND, bias = adapt(x_ND, x_ND @ w[site], adapter[site], (spec.width,), added_NO=stream_ND), w.get(f"{site}_bias")
-    return y_ND if bias is None else y_ND + bias[None]
-
-
-def _activated(spec: Spec, w: dict, adapter: dict | None, x_ND, dropout):
-    """The feed-forward layer's hidden units [N, F]."""
-    if spec.gated and spec.activation == "silu" and "up_bias" not in w and _in_lanes(adapter, "up"):
-        return adapt(x_ND, x_ND @ w["up"], adapter["up"], (spec.mlp, spec.mlp), gated=True)
-    h, *up = _cut(linear(spec, "up", w, adapter, x_ND, dropout), *[spec.mlp] * (1 + spec.gated))
-    h = ACTIVATIONS[spec.activation](h)
+def _activated(spec, gate, *up):
+    h = ACTIVATIONS[spec.activation](gate)
     return h * up[0] if up else h
 
 
@@ -247,7 +256,7 @@ def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=N
 
     Without `mask`, rows are real from the start (right padding needs no mask under causal attention). With `mask` [rows, T] (True = real),
     padded keys are hidden and positions count real tokens, so left padding works. With `watch`, a function of each block's output [N, D],
-    its values [L, ...] are returned too.
+    its values [L, ...] are returned too. Layers that `lean.layers` made take adapters that `adapters.fuse` made with `parts`.
     """
     rows, time = tokens.shape
     if mask is None:
@@ -260,15 +269,16 @@ def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=N
 
     def one(x, w, adapter, i):
         drop = None if dropout is None else (lambda site, y: dropout(i, site, y))
-        return block(spec, w, adapter, x, attend, drop)
+        return block(spec, w, adapter, x, attend, drop, target)
 
+    unroll = isinstance(params["layers"], tuple) or spec.layers <= UNROLL
     if remat:
-        one = jax.checkpoint(one, static_argnums=() if spec.layers > UNROLL else (3,))
+        one = jax.checkpoint(one, static_argnums=(3,) if unroll else ())
     look = watch or (lambda x: None)
-    if spec.layers <= UNROLL:
+    if unroll:
         seen = []
-        for i in range(spec.layers):
-            x = one(x, layer(params["layers"], i), None if fused is None else adapter_layer(fused, i), i)
+        for i, (w, adapter) in enumerate(_each_layer(spec, params["layers"], fused)):
+            x = one(x, w, adapter, i)
             seen.append(look(x))
         seen = jax.tree.map(lambda *values: jnp.stack(values), *seen)
     else:
@@ -281,6 +291,13 @@ def hidden(spec: Spec, params: dict, tokens, *, fused=None, mask=None, dropout=N
         x, seen = jax.lax.scan(step, x, (params["layers"], by_layer, jnp.arange(spec.layers)))
     x = x.reshape(rows, time, -1)
     return x if watch is None else (x, seen)
+
+
+def _each_layer(spec, layers, fused):
+    """(weights, adapter) of each layer."""
+    if isinstance(layers, tuple):
+        return zip(layers, [None] * spec.layers if fused is None else lean.adapter_layers(fused, spec.layers), strict=True)
+    return ((layer(layers, i), None if fused is None else adapter_layer(fused, i)) for i in range(spec.layers))
 
 
 def forward(spec: Spec, params: dict, tokens, *, adapters=None, lora: Lora = Lora(), mask=None):
