@@ -21,6 +21,7 @@ from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.sample_plan import calls, plan, share_out
 from jaxloop.lm.sampling import Sampler
 from jaxloop.lm.spec import Spec, init
+from jaxloop.lm.target import Target
 
 TOY = Spec("llama", vocab=64, width=32, layers=1, heads=2, kv_heads=1, head_size=16, mlp=32, context=512)
 
@@ -35,7 +36,7 @@ def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest
     """Steps and occupancy of chains that write `texts` texts each."""
     settings = SampleSettings(engine=engine, slots=slots, max_new_tokens=longest)
     # "rows" on a CPU is computed by jax.numpy, at the same steps as a GPU's kernels; "blocks" is planned as for a TPU.
-    made = plan(settings, TOY, "cpu" if engine == "rows" else "tpu", [texts] * chains)
+    made = plan(settings, TOY, Target("cpu" if engine == "rows" else "tpu"), [texts] * chains)
     ids = [[(1,)] * texts] * chains
     lengths = [lengths_of(texts, mean, longest, c) for c in range(chains)]
     params = decode.unstack(init(jax.random.key(0), TOY))

@@ -63,8 +63,8 @@ def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
     fit = FitSettings(lora=lora, batch_size=8, dtype="bfloat16", max_length=512, remat=not gpu)
     sample = SampleSettings(lora=lora, dtype="bfloat16")
     many, one = dict(dtype="bfloat16", target=target, devices=devices), dict(dtype="bfloat16", target=target, devices=devices[:1])
-    chains, slots = 4 if gpu else 1, programs.slots(sample, target.platform)
-    window = 2 * slots * spec.kv_heads * sample.window * spec.head_size
+    chains, writing = 4 if gpu else 1, programs.writing_plan(spec, sample, target)
+    slots, window = writing.slots, 2 * writing.slots * spec.kv_heads * sample.window * spec.head_size
     searched = 2 * 16 * spec.kv_heads * sample.beams * sample.max_new_tokens * spec.head_size
     encoder = read_encoder_spec(default_model())
     return {
@@ -174,14 +174,14 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    from jaxloop.lm.target import Target
+    from jaxloop.lm.target import best_target
 
     print(f"{'target':<7}{'dev':>3}  {'program':<24}{'GB':>8}{'compile':>8}{'kernels':>9}{'GB/step':>10}{'TFLOP':>10}{'roof ms':>10}{'cycles':>10}  verdict")
     rows = []
     for name, count, program in work:
         card = cards.CARDS[name]
         count = min(count, card.devices) if card.platform == "tpu" else count
-        target = Target(card.platform, cudnn=card.platform == "gpu")
+        target = best_target(card.platform)
         for case in cases(asked.layers, target, absent.devices(card, count))[program]:
             rows.append(check(card, program, case, asked.layers, count))
             print(line(rows[-1]), flush=True)

@@ -7,7 +7,6 @@ Dimensions: C chains, S steps of a dispatch, B rows a chain, T time, N texts of 
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,11 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxloop.kernels.map_chains import AXIS, chain_mesh
-from jaxloop.lm import adapters, beam, decode, encoder, family, train
+from jaxloop.lm import adapters, beam, decode, encoder, family, row_kernels, train
+from jaxloop.lm.decode_rows import decode_rows
 from jaxloop.lm.encoder_spec import EncoderSpec, encoder_table
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.placement import devices_of, mesh_of
 from jaxloop.lm.sample import SampleSettings
+from jaxloop.lm.sample_plan import Plan, plan
 from jaxloop.lm.spec import Spec, abstract, nest
 from jaxloop.lm.target import Target, target_of
 from jaxloop.lm.train import FitSettings
@@ -124,61 +125,56 @@ def _fused(spec, lora, chains, dtype, **how):
     return jax.eval_shape(lambda tree: adapters.fuse(spec, tree, lora, jnp.dtype(dtype), **how), _adapters(spec, lora, chains))
 
 
-def slots(settings: SampleSettings, platform: str) -> int:
-    """Texts written at the same time on a device of a platform, where nothing else is said."""
-    return settings.slots or (64 if platform == "cpu" else 512)
-
-
-def shape(settings: SampleSettings, platform: str, prompt: int) -> decode.Shape:
-    """The decoding program that writes after prompts of at most `prompt` tokens (padded)."""
-    count = slots(settings, platform)
-    lanes = max(1, count // settings.lane_slots)
-    return decode.Shape(lanes, -(-count // lanes), settings.window, settings.max_new_tokens, prompt - 1)
+def writing_plan(spec: Spec, settings: SampleSettings, target: Target, texts: Sequence[int] = (4000,) * 16, memory: int | None = None) -> Plan:
+    """How chains that write `texts` texts each are shared out over the slots of a target's device."""
+    return plan(settings, spec, target, texts, memory)
 
 
 def prefill(
     spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, target: Target, adapted: bool = True, devices: Sequence[jax.Device] | None = None
 ) -> Program:
     """`decode.prefill` of one prompt of `prompt` tokens (padded) for each of a call's chains."""
-    at, chains, params, fused = _writing(spec, sample, dtype, adapted, devices)
+    at, _, chains, params, fused = _writing(spec, sample, dtype, adapted, target, devices)
     count = chains * (1 if at.mesh is None else at.mesh.size)
     args = (spec, params, fused, _array((count, prompt), jnp.int32, at.cut), _array((count,), jnp.int32, at.cut))
-    return Program("prefill", decode.prefill, args, dict(mesh=at.mesh) | _made_for(decode.prefill, target))
+    return Program("prefill", decode.prefill, args, dict(mesh=at.mesh))
 
 
 def decoding(
     spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, target: Target, adapted: bool = True, devices: Sequence[jax.Device] | None = None
 ) -> Program:
     """`decode.decode` of a call of `sample.texts_per_call` texts, a device its own."""
-    at, chains, params, fused = _writing(spec, sample, dtype, adapted, devices)
+    at, planned, chains, params, fused = _writing(spec, sample, dtype, adapted, target, devices)
     many = 1 if at.mesh is None else at.mesh.size
-    how, n = shape(sample, target.platform, prompt), sample.texts_per_call
+    rows, n = planned.engine == "rows", planned.texts_per_call
+    how = decode.Shape(planned.lanes, planned.slots // planned.lanes, sample.window, sample.max_new_tokens, prompt - 1)
     one = [jax.ShapeDtypeStruct((chains, prompt), jnp.int32), jax.ShapeDtypeStruct((chains,), jnp.int32)]
     plain = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree) for tree in (params, fused)]
     each = None if fused is None else jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // many, *x.shape[1:]), x.dtype), plain[1])
     prompts = jax.eval_shape(lambda p, f, t, m: decode.prefill(spec, p, f, t, m, None), plain[0], each, *one)
     requests = decode.Requests(*(jax.ShapeDtypeStruct(s, d) for s, d in (((n,), jnp.int32), ((n, 2), jnp.uint32), ((n,), jnp.int32))))
-    jobs = decode.Jobs(*[jax.ShapeDtypeStruct((n,), jnp.int32)] * 3)
+    jobs = decode.Jobs(*[jax.ShapeDtypeStruct((planned.chains_per_call if rows else n,), jnp.int32)] * 3)
     later = [_at(jax.tree.map(lambda x: jax.ShapeDtypeStruct((many * x.shape[0], *x.shape[1:]), x.dtype), tree), at.cut) for tree in (prompts, requests, jobs)]
     args = (spec, sample.sampler, how, 0, params, fused, *later)
-    return Program("decoding", decode.decode, args, dict(mesh=at.mesh) | _made_for(decode.decode, target))
+    if rows:
+        return Program("decoding", decode_rows, args, dict(mesh=at.mesh, how=planned.how))
+    return Program("decoding", decode.decode, args, dict(mesh=at.mesh, platform=target.platform))
 
 
-def _writing(spec, sample, dtype, adapted, devices):
-    """(places, chains of a call, weights, fused adapters or None), as `sample._write_with` has them."""
-    at = places(devices)
-    lanes = max(1, slots(sample, "cpu" if devices is None else devices[0].platform) // sample.lane_slots)
-    chains = (max(2, sample.chains_per_call) if lanes > 1 else 1) if adapted else 1
+def _writing(spec, sample, dtype, adapted, target, devices):
+    """(places, plan, chains of a call, weights, adapters as the engine has them or None), as `sample._write_with` has them."""
+    at, planned = places(devices), writing_plan(spec, sample, target)
+    chains = (max(2, planned.chains_per_call) if planned.lanes > 1 else 1) if adapted else 1
     many = 1 if at.mesh is None else at.mesh.size
     params = _at(jax.eval_shape(decode.unstack, abstract(spec, jnp.dtype(dtype))), at.whole)
-    fused = _at(_fused(spec, sample.lora, chains * many, sample.dtype, block_diagonal=True), at.cut) if adapted else None
-    return at, chains, params, fused
-
-
-def _made_for(function, target: Target) -> dict:
-    """The target, in the form that a program of `decode` takes it."""
-    takes = inspect.signature(function).parameters
-    return {name: value for name, value in (("platform", target.platform), ("target", target)) if name in takes}
+    if not adapted:
+        return at, planned, chains, params, None
+    if planned.engine == "rows":
+        tree, scale, number = _adapters(spec, sample.lora, chains * many), sample.lora.scale, jnp.dtype(sample.dtype)
+        fused = jax.eval_shape(lambda tree: row_kernels.pool(spec, tree, scale, number), tree)
+    else:
+        fused = _fused(spec, sample.lora, chains * many, sample.dtype, block_diagonal=True)
+    return at, planned, chains, params, _at(fused, at.cut)
 
 
 def beams(spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, rows: int = 16, devices: Sequence[jax.Device] | None = None) -> Program:

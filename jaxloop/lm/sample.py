@@ -26,6 +26,7 @@ from jaxloop.lm.placement import device_bytes, devices_of, like, mesh_of, progra
 from jaxloop.lm.sample_plan import ENGINES, Device, Plan, calls, share_out
 from jaxloop.lm.sample_plan import plan as plan_of
 from jaxloop.lm.sampling import Sampler
+from jaxloop.lm.target import target_of
 from jaxloop.runtime.devices import platform_of, side_by_side
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.setup_jit import setup_jit
@@ -159,7 +160,7 @@ def _write(model, params, adapted, tasks, ids, chosen, settings, longest, tokens
         # XLA cuts its own products over devices that share a base, but not a kernel of ours.
         settings = dataclasses.replace(settings, engine="blocks")
     counts = sorted((len(ids[i]) for i in chosen), reverse=True)[::devices]
-    plan = plan_of(settings, model.spec, device.platform, counts, device_bytes(device))
+    plan = plan_of(settings, model.spec, target_of(model.spec, model.params), counts, device_bytes(device))
     while True:
         try:
             return _write_with(model, params, adapted, tasks, ids, chosen, settings, plan, mesh, longest, tokens, ended)

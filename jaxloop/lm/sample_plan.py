@@ -4,19 +4,18 @@ On a CPU the numbers are fixed. On an accelerator they follow the device and the
 them, and a chain's last texts leave its slots idle one by one, so few texts get few slots.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxloop.lm import row_kernels
 from jaxloop.lm.sizes import sizes_of
 from jaxloop.lm.spec import Spec
+from jaxloop.lm.target import Target
 
 ENGINES = ("auto", "rows", "blocks")
 MOST = 1024  # slots at which products with the weights are as fast as they get on an H100; more only hold more cache
@@ -44,22 +43,22 @@ class Plan:
         return max(1, self.slots // self.lane_slots)
 
 
-def plan(settings, spec: Spec, platform: str, texts: Sequence[int], memory: int | None = None) -> Plan:
+def plan(settings, spec: Spec, target: Target, texts: Sequence[int], memory: int | None = None) -> Plan:
     """The plan for chains that write `texts` texts each on one device.
 
     Args:
       settings: `SampleSettings`; every number that is not 0 stays.
-      platform: of the device, "cpu", "gpu" or "tpu".
+      target: what the programs are made for.
       memory: bytes that programs may use on the device (None: not a limit).
     """
-    engine, how = engine_of(settings, spec, platform)
+    engine, how = engine_of(settings, spec, target)
+    fixed = target.platform == "cpu" and engine == "blocks"
     chains, total = max(1, len(texts)), max(1, sum(texts))
-    call = settings.texts_per_call or (4096 if platform == "cpu" and engine == "blocks" else 65536)
-    fixed = platform == "cpu" and engine == "blocks"
+    call = settings.texts_per_call or (4096 if fixed else 65536)
     together = settings.chains_per_call or (16 if fixed else min(64, _power(chains)))
     slots = settings.slots or (64 if fixed else _slots(settings, spec, engine, min(total, call), memory))
     lane_slots = settings.lane_slots or min(slots, 8 if fixed else max(4, min(LANE[engine], slots // together)))
-    job = settings.texts_per_job or (None if platform == "cpu" else lane_slots * TEXTS_PER_SLOT["blocks"] // 2)
+    job = settings.texts_per_job or (None if target.platform == "cpu" else lane_slots * TEXTS_PER_SLOT["blocks"] // 2)
     return Plan(engine, how, slots, lane_slots, job, call, together)
 
 
@@ -79,43 +78,16 @@ def _power(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def engine_of(settings, spec: Spec, platform: str) -> tuple[str, str]:
-    """The engine that `settings.engine` chooses on this platform, and what computes its kernels."""
-    if settings.engine == "rows" and platform != "gpu":
+def engine_of(settings, spec: Spec, target: Target) -> tuple[str, str]:
+    """The engine that `settings.engine` chooses for a target, and what computes its kernels."""
+    if settings.engine == "rows" and target.platform != "gpu":
         return "rows", "plain"
-    fits = platform == "gpu" and settings.engine != "blocks" and row_kernels.fits(spec) and kernels_work(settings.dtype, spec.head_size)
+    fits = settings.engine != "blocks" and target.rows and row_kernels.fits(spec)
     if settings.engine == "rows" and not fits:
         raise ValueError(
             f"sample.engine: 'rows' is not possible with this model on this GPU (head size {spec.head_size}, {settings.dtype}); choose auto or blocks"
         )
     return ("rows", "pallas") if fits else ("blocks", "")
-
-
-@functools.cache
-def kernels_work(dtype: str, head_size: int) -> bool:
-    """Whether this process's GPU compiles the kernels for this head size and agrees with jax.numpy (2e-2 in bfloat16, 1e-3 in float32)."""
-    try:
-        device = jax.local_devices(backend="gpu")[0]
-        rng = np.random.default_rng(0)
-        number = jnp.dtype(dtype)
-        draw = lambda *shape: jax.device_put(jnp.asarray(rng.standard_normal(shape), number), device)  # noqa: E731
-        slots, heads, groups, wide = 16, 4, 2, 64
-        age = jax.device_put(jnp.arange(slots, dtype=jnp.int32) * 8, device)
-        angle = rng.standard_normal((slots, head_size // 2)).astype(np.float32)
-        step = row_kernels.Step(age, age // 8, jnp.zeros_like(age), jnp.cos(angle), jnp.sin(angle))
-        attention = (
-            draw(slots, heads + 2 * groups, head_size), draw(slots, groups, 128, head_size), draw(slots, groups, 128, head_size),
-            draw(1, groups, 16, head_size), draw(1, groups, 16, head_size), step,
-        )  # fmt: skip
-        pool, entry = row_kernels.Pool(draw(2, 1, wide, 16) / 8, draw(2, 16, wide)), jnp.zeros((1,), jnp.int32)
-        adapted = (draw(slots, wide), draw(slots, wide), pool, entry)
-        attend = jax.jit(lambda how, *args: row_kernels.attend(*args, heads, how=how)[0], static_argnums=0)
-        adapt = jax.jit(lambda how, x, y, p, e: row_kernels.adapt(x, y, row_kernels.LaneAdapter(p, e, how), (wide,)), static_argnums=0)
-        near = lambda a, b: bool(jnp.allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance, rtol=tolerance))  # noqa: E731
-        tolerance = 2e-2 if number == jnp.bfloat16 else 1e-3
-        return all(near(run("pallas", *args), run("plain", *args)) for run, args in ((attend, attention), (adapt, adapted)))
-    except Exception:  # any failure of the probe means the same: use what XLA compiles
-        return False
 
 
 class Job(NamedTuple):

@@ -7,28 +7,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.lm import flash, gate
+from jaxloop.lm import flash, gate, row_kernels
 from jaxloop.lm.spec import Spec
 from jaxloop.runtime.devices import platform_of
 
 
 @dataclass(frozen=True)
 class Target:
-    """platform: "cpu", "gpu" or "tpu"; cudnn: whether cuDNN's fused attention may be used; splash: `flash.causal`, on a TPU; gate: the
-    kernels of `gate`, on a GPU. A program runs on every platform if it is made for
-    a CPU, only slower."""
+    """platform: "cpu", "gpu" or "tpu"; cudnn: whether cuDNN's fused attention may be used; splash: `flash.causal`, on a TPU; gate and rows: the
+    kernels of `gate` and `row_kernels`, on a GPU. A program runs on every platform if it is made for a CPU, only slower."""
 
     platform: str = "cpu"
     cudnn: bool = False
     splash: bool = False
     gate: bool = False
+    rows: bool = False
 
 
 def target_of(spec: Spec, params) -> Target:
     """The target of programs that read `params`: the devices that these lie on."""
     platform = platform_of(params)
     cudnn, splash = platform == "gpu" and cudnn_works(spec.head_size), platform == "tpu" and flash.works(spec.head_size)
-    return Target(platform, cudnn=cudnn, splash=splash, gate=platform == "gpu" and gate.works())
+    if platform != "gpu":
+        return Target(platform, splash=splash)
+    dtype = str(jax.tree.leaves(params)[0].dtype)
+    return Target(platform, cudnn=cudnn, gate=gate.works(), rows=row_kernels.works(dtype, spec.head_size))
+
+
+def best_target(platform: str) -> Target:
+    """The target of an accelerator that is not here, on which all that we ask for works."""
+    gpu = platform == "gpu"
+    return Target(platform, cudnn=gpu, splash=platform == "tpu", gate=gpu, rows=gpu)
 
 
 @functools.cache

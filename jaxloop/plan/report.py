@@ -14,7 +14,7 @@ from jaxloop.lm.programs import Program
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.sizes import sizes_of
 from jaxloop.lm.spec import Spec, count_parameters
-from jaxloop.lm.target import Target
+from jaxloop.lm.target import Target, best_target
 from jaxloop.lm.train import FitSettings
 from jaxloop.plan import absent, account
 from jaxloop.plan.account import Account, Rates, Totals
@@ -65,7 +65,7 @@ def device(name: str, card: Card | None, dtype: str) -> Device:
     if card is None:
         limits = cost.measure_limits(jnp.dtype(dtype))
         return Device(name, None, found, device_bytes(found[0]), Rates(limits.bandwidth, limits.flops, limits.flops), Target("cpu"))
-    return Device(name, card, found, card.room, account.rates_of(card), Target(card.platform, cudnn=card.platform == "gpu"))
+    return Device(name, card, found, card.room, account.rates_of(card), best_target(card.platform))
 
 
 def told(at: Device) -> tuple[str, str]:
@@ -102,7 +102,7 @@ def model_rows(shapes: Shapes, at: Device) -> tuple[Rows, Best]:
         more, found, spent = _lines(program.name, program, at)
         rows, seconds = rows + more, seconds + spent
         if program.name == "decoding" and found is not None:
-            slots = programs.slots(shapes.sample, at.target.platform)
+            slots = programs.writing_plan(shapes.spec, shapes.sample, at.target).slots
             written = slots / found.step.seconds
             rows[-1] = (rows[-1][0], f"{rows[-1][1]}; {slots} slots, {written:,.0f} tokens/s at best")
     return rows, Best(trained, written, seconds)
@@ -218,8 +218,8 @@ def estimate(shapes: Shapes, card: Card) -> Rows:
     seconds = cost.training_flops(sizes, tokens, shapes.time, frozen=frozen) / peak
     rows = [("training", f"{chains} chains in a program: about {human_size(needed)} of {human_size(card.room)}, a step at least {_number(1e3 * seconds)} ms")]
     if shapes.sample is not None:
-        slots, context = programs.slots(shapes.sample, card.platform), shapes.prompt + shapes.sample.max_new_tokens / 2
-        lanes = max(1, slots // shapes.sample.lane_slots) if frozen else 0
+        writing, context = programs.writing_plan(shapes.spec, shapes.sample, best_target(card.platform)), shapes.prompt + shapes.sample.max_new_tokens / 2
+        slots, lanes = writing.slots, writing.lanes if frozen else 0
         moved = cost.decoding_bytes(sizes, 1, slots, context, chains=lanes, width=jnp.dtype(shapes.sample.dtype).itemsize)
         rows.append(("decoding", f"{slots} slots: a step at least {_number(1e3 * moved / card.bandwidth)} ms, {moved / 1e9:,.3g} GB read"))
     return rows

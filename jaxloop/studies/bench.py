@@ -184,6 +184,7 @@ def time_decode(settings: Settings, chains: int) -> tuple[dict, "Work"]:
     from jaxloop.lm.sample_plan import engine_of
     from jaxloop.lm.sampling import Sampler
     from jaxloop.lm.sizes import sizes_of
+    from jaxloop.lm.target import target_of
     from jaxloop.runtime.cost import Work, decoding_bytes, decoding_flops
     from jaxloop.runtime.devices import platform_of, programs_at_once, side_by_side
 
@@ -197,7 +198,7 @@ def time_decode(settings: Settings, chains: int) -> tuple[dict, "Work"]:
     lengths = lengths_of(settings, settings.texts)
     lanes = 1 if chains == 1 else settings.slots // settings.lane_slots
     shape = decode.Shape(lanes, settings.slots // lanes, settings.window, settings.longest, settings.prompt - 1)
-    engine, how = engine_of(SampleSettings(engine=settings.engine, dtype=settings.dtype), spec, platform_of(base))
+    engine, how = engine_of(SampleSettings(engine=settings.engine, dtype=settings.dtype), spec, target_of(spec, base))
     if engine == "rows":
         fused = row_kernels.pool(spec, tree, lora.scale, jnp.dtype(settings.dtype))
     else:

@@ -66,7 +66,8 @@ def platform_of(target: str | None) -> str:
 
 def work(settings: "Settings", prepared: chain_setup.Prepared, name: str, platform: str | None = None) -> Work:
     """The share of one model of the pool, written with the slots of a platform (None: the process's own)."""
-    from jaxloop.lm.programs import slots
+    from jaxloop.lm.programs import writing_plan
+    from jaxloop.lm.target import best_target
     from jaxloop.recursion.generation import sample_rows
     from jaxloop.recursion.workflow import train_size
     from jaxloop.runtime import cost
@@ -85,7 +86,8 @@ def work(settings: "Settings", prepared: chain_setup.Prepared, name: str, platfo
     tokens = read * length
     out = written * min(bare, settings.sample.max_new_tokens)
     context = fitted - bare + bare / 2
-    rows, lane = slots(prepared.driver.sample, platform or platform_of(None)), prepared.driver.sample.lane_slots
+    planned = writing_plan(spec, prepared.driver.sample, best_target(platform or platform_of(None)))
+    rows = planned.slots
     return Work(
         texts,
         tokens,
@@ -93,7 +95,7 @@ def work(settings: "Settings", prepared: chain_setup.Prepared, name: str, platfo
         out,
         cost.training_flops(sizes, int(tokens), length, frozen=frozen),
         cost.decoding_flops(sizes, int(out), context),
-        cost.decoding_bytes(sizes, out / rows, rows, context, chains=max(1, rows // lane), width=chain_setup.width(settings.fit.dtype)),
+        cost.decoding_bytes(sizes, out / rows, rows, context, chains=planned.lanes, width=chain_setup.width(settings.fit.dtype)),
     )
 
 

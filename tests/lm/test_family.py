@@ -12,6 +12,7 @@ from jaxloop.lm.adapters import Lora
 from jaxloop.lm.family import FitSettings, FitTask, LossTask, SampleSettings, SampleTask
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, init
+from jaxloop.lm.target import Target
 from tests.peers import require
 
 WORDS = [(a, b, c) for a in ("cat", "dog", "bird", "fish") for b in ("sat", "ran", "slept") for c in ("down", "away", "well", "late")]
@@ -97,7 +98,7 @@ def test_jobs_are_dealt_to_calls_that_are_even_and_small_enough(limit, lanes, to
 
 @pytest.mark.parametrize("texts, sizes", [(7, {7}), (8, {8}), (20, {8, 4}), (63, {28, 7}), (400, {32, 16})])
 def test_a_chain_that_writes_more_than_there_are_slots_is_cut_into_jobs(model, texts, sizes):
-    plan = sample_plan.plan(dataclasses.replace(SAMPLE, texts_per_job=0), model.spec, "cpu", [texts])
+    plan = sample_plan.plan(dataclasses.replace(SAMPLE, texts_per_job=0), model.spec, Target(), [texts])
     assert {len(job.rows) for job in sample_plan.jobs_of([[(1,)] * texts], 0, True, plan)} == sizes
 
 

@@ -12,7 +12,7 @@ from jaxloop.lm import programs
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.spec import Spec
-from jaxloop.lm.target import Target
+from jaxloop.lm.target import Target, best_target
 from jaxloop.lm.train import FitSettings
 from jaxloop.plan import absent, account, cards, report
 from jaxloop.plan.cards import CARDS
@@ -124,7 +124,8 @@ def test_a_model_that_does_not_fit_with_one_chain_is_refused_with_what_would_hel
 def test_arithmetic_stands_in_for_the_compiler():
     rows = dict(report.estimate(SHAPES, CARDS["h100"]))
     assert rows["training"].startswith("4 chains in a program: about ") and "16 slots" in rows["decoding"]
-    assert programs.slots(SampleSettings(), "gpu") == 512 and programs.slots(SampleSettings(), "cpu") == 64
+    planned = [programs.writing_plan(SPEC, SampleSettings(), best_target(platform)).slots for platform in ("gpu", "tpu", "cpu")]
+    assert planned == [1024, 1024, 64]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_without_the_compiler_the_plan_is_arithmetic_and_one_line_says_so(capsys
     code, out, err = call(capsys, f"--config={QUICKSTART}", one, "--plan", "--for=h100")
     assert code == 0, err
     assert re.search(r"^compiler +the compiler for a GPU is not installed \(jax-cuda12-plugin\); pip install .*plan-gpu.* brings it; mean", out, re.M)
-    assert re.search(r"^training +4 chains in a program: about .* of 63.7 GB", out, re.M) and re.search(r"^decoding +512 slots", out, re.M)
+    assert re.search(r"^training +4 chains in a program: about .* of 63.7 GB", out, re.M) and re.search(r"^decoding +1024 slots", out, re.M)
 
 
 @pytest.mark.slow
@@ -171,7 +172,7 @@ def test_the_compilers_of_absent_hardware_where_they_are_installed(name):
         devices = absent.devices(card)
     except absent.Missing as missing:
         pytest.skip(str(missing))
-    at = Device(name, card, devices, card.room, account.rates_of(card), Target(card.platform, cudnn=card.platform == "gpu"))
+    at = Device(name, card, devices, card.room, account.rates_of(card), best_target(card.platform))
     fit = FitSettings(**{**FIT.__dict__, "dtype": "bfloat16"})
     shapes = SHAPES._replace(fit=fit, dtype="bfloat16")
     few, many = (absent.compile_program(report.training(shapes, chains, at), card) for chains in (1, 4))
