@@ -24,7 +24,7 @@ from jaxloop.plan import cards
 
 # GB of one device that a program may need, at 2 and at 16 layers, by platform; lines between. What is not named may need what the card gives.
 BOUNDS = {
-    ("gpu", "training"): (4.8, 50.0), ("gpu", "loss"): (2.2, 6.0), ("gpu", "prefill"): (0.9, 4.0), ("gpu", "decoding"): (5.0, 32.0),
+    ("gpu", "training"): (4.8, 50.0), ("gpu", "loss"): (2.2, 6.0), ("gpu", "prefill"): (0.9, 4.0), ("gpu", "decoding"): (3.0, 18.0),
     ("gpu", "beam"): (1.3, 4.5), ("gpu", "encoder"): (2.1, 2.1), ("tpu", "training"): (4.0, 14.0), ("tpu", "prefill"): (0.9, 4.0),
     ("tpu", "encoder"): (2.1, 2.1),
 }  # fmt: skip
@@ -50,7 +50,7 @@ def sizes(layers: int):
 
 def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
     """The programs by name: training of 4 chains of 8 rows of 512 tokens on a GPU, of one on a TPU, which computes activations again; writing at the
-    defaults of a study, 512 slots and 300 tokens."""
+    defaults of a study, 1,024 slots and 300 tokens."""
     from jaxloop.lm import programs
     from jaxloop.lm.adapters import Lora
     from jaxloop.lm.encoder_spec import read_encoder_spec
@@ -105,7 +105,7 @@ def check(card, name: str, case: Case, layers: int, devices: int) -> dict:
         faults.append("holds float32 logits of the whole batch")
     copies = [c for c in found.copies if c.place == "step" and case.cache and c.bytes >= case.cache]
     faults += [f"copies a cache in its step: {c.shape}" for c in copies[:1]]
-    scattered = [s for s in found.scatters if case.cache and s.bytes >= case.cache]
+    scattered = [s for s in found.scatters if case.cache and s.bytes >= case.cache and not s.shape.startswith("s32")]
     faults += [f"scatters into a cache: {s.shape}" for s in scattered[:1]]
     faults += [f"{c.op} in a loop: {c.shape}" for c in found.collectives[:1]]
     cycles = account.seconds_of_cycles(found.step, card.clock)

@@ -103,6 +103,12 @@ def _merged(spec, params, pool):
     return params | {"layers": [add(w, i) for i, w in enumerate(params["layers"])]}
 
 
+def _logits(spec, params, x_SE):
+    """Logits [S, V] in float32, rounded to the model's dtype as those of `transformers` are: in bfloat16 half the bytes, which a step writes once
+    and reads twice."""
+    return jnp.einsum("se,ve->sv", x_SE, transformer.head(spec, params)).astype(jnp.float32)
+
+
 def _flat(one: Pool) -> Pool:
     """Chains and layers in one axis."""
     return Pool(*(leaf.reshape(-1, *leaf.shape[2:]) for leaf in one))
@@ -181,7 +187,7 @@ def _window(spec, sampler, shape, eos, how, params, pool, rope, prompts, request
                 return out
 
             x = transformer.block(spec, w, adapter(i), x, attend, joined=True)
-        logits = transformer.project(spec, params, transformer.finish(spec, params, x))
+        logits = _logits(spec, params, transformer.finish(spec, params, x))
         slots, entry = decode.advance(sampler, eos, requests, s.slots.replace(age=age), logits)
         log = tuple(jax.lax.dynamic_update_slice(a, b[None], (t, 0)) for a, b in zip(log, entry, strict=True))
         return t + 1, refill(s.replace(slots=slots, keys=keys, values=values)), log

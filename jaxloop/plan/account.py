@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from jaxloop.plan import hlo
+from jaxloop.plan import hlo, kernels
 from jaxloop.plan.hlo import Instruction, Module
 
 KINDS = ("large products", "thin products", "copies, slices, updates", "elementwise, reductions", "attention calls", "collectives")
@@ -218,7 +218,8 @@ def kernel(module: Module, computation: str, i: Instruction, rates: Rates) -> To
 def _kind(module: Module, i: Instruction, flops: float, computes: bool) -> str:
     if i.op.removesuffix("-start") in hlo.COLLECTIVES:
         return "collectives"
-    if i.op == "custom-call" and hlo.is_attention(i):
+    ours = kernels.name_of(hlo.operation(i)) if i.op == "custom-call" else None
+    if ours == "attend_rows" or ours is None and i.op == "custom-call" and hlo.is_attention(i):
         return "attention calls"
     if flops:
         return "large products" if computes else "thin products"

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jaxloop.plan import kernels
+
 # Bytes of one number; of those not named here 4. Sub-byte numbers are packed.
 WIDTH = dict(
     pred=1, s8=1, u8=1, s16=2, u16=2, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8, c64=8, c128=16, token=0, s4=0.5, u4=0.5,
@@ -180,7 +182,16 @@ def traffic(module: Module, computation: str, i: Instruction) -> tuple[float, fl
         return _transfer(i)
     if i.op.endswith("-start"):
         return sum(map(of, i.operands)), sum(map(of, i.operands))
+    ours = kernels.name_of(operation(i)) if i.op == "custom-call" else None
+    if ours:
+        return kernels.moved(ours, _operands(local, i), [size(f"{kind}[{numbers}]{layout}") for kind, numbers, layout in _ARRAY.findall(i.shape)])
     return sum(map(of, i.operands)), _results(i)
+
+
+def _operands(local: dict[str, Instruction], i: Instruction) -> list[tuple[tuple[int, ...], float]]:
+    """(dimensions, bytes) of what a custom call takes."""
+    shapes = [local[name].shape for name in i.operands if name in local]
+    return [(tuple(dimensions(shape)), size(shape)) for shape in shapes]
 
 
 def _transfer(i: Instruction) -> tuple[float, float]:
@@ -253,6 +264,9 @@ def flops(module: Module, computation: str, i: Instruction) -> float:
     if i.op in ("dot", "convolution"):
         return _product(module.computations[computation], i)
     if i.op == "custom-call":
+        ours = kernels.name_of(operation(i))
+        if ours:
+            return kernels.computed(ours, _operands(module.computations[computation], i))
         if is_attention(i):
             return _attention(module.computations[computation], i)
         return _product(module.computations[computation], i) if is_product_call(i) else 0.0

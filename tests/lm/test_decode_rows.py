@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm import decode, row_kernels
+from jaxloop.lm import decode, row_kernels, transformer
 from jaxloop.lm.decode_rows import decode_rows
 from jaxloop.lm.row_kernels import LaneAdapter, Pool, Step
 from jaxloop.lm.sampling import Sampler
@@ -146,6 +146,19 @@ def test_repetition_penalty_sees_prompt_and_text():
     for row, n in enumerate((20, 13, 20)):
         text = out.tokens[row, :n].tolist()
         assert len(set(text)) == n and not set(text) & {1, 2, 3}
+
+
+def test_bfloat16():
+    """In bfloat16 the loop takes tokens that a bfloat16 forward pass finds likeliest, to its precision: logits near 1 are rounded to 0.008, and
+    sums in another order move them by as much again; 0.05 holds both."""
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), init(jax.random.key(0), LLAMA))
+    shape = decode.Shape(lanes=1, slots=2, window=4, max_new_tokens=20, prompt=3)
+    cached = decode.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    for how in ("plain", "interpret"):
+        out = decode_rows(LLAMA, GREEDY, shape, -1, params, None, cached, requests_of([0] * 2, [20, 20]), jobs_of([(0, 2, 0)]), how=how)
+        logits = transformer.forward(LLAMA, params, jnp.concatenate([jnp.array([1, 2, 3]), out.tokens[0]])[None])[0, 2:-1]
+        chosen = jnp.take_along_axis(logits, out.tokens[0][:, None], 1)[:, 0]
+        assert (chosen >= logits.max(-1) - 0.05).all()
 
 
 def test_idle_slots_are_few_where_lanes_share_a_chain():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.plan import account, hlo
+from jaxloop.plan import account, hlo, kernels
 from jaxloop.plan.account import Rates
 
 RATES = Rates(bandwidth=1e6, peak=1e9, peak32=5e8)
@@ -216,3 +216,14 @@ def test_a_scatter_in_a_loop_and_collectives_in_a_loop_are_named():
     run = jax.jit(jax.shard_map(summed, mesh=mesh, in_specs=jax.P("d"), out_specs=jax.P("d"), check_vma=False))
     text = run.lower(jax.ShapeDtypeStruct((4, 16), jnp.float32, sharding=cut)).compile().as_text()
     assert [c.op for c in account.account(text, RATES).collectives] == ["all-reduce"]
+
+
+def test_our_kernels_are_counted_as_they_read():
+    """Caches of 320 tokens at the mean age of 80: a quarter of them; of a pool of 8 adapters the 2 that lanes use."""
+    cache, small = ((4, 2, 320, 64), 4.0 * 2 * 320 * 64 * 2), ((4, 12, 64), 4.0 * 12 * 64 * 2)
+    read, written = kernels.moved("attend_rows", [small, ((4,), 16.0), cache, cache], [100.0, cache[1], cache[1]])
+    assert read == small[1] + 16 + cache[1] / 2 and written == 100 + 2 * cache[1] / 320
+    a, b, x, y = ((8, 1, 32, 16), 8192.0), ((8, 16, 64), 16384.0), ((32, 32), 2048.0), ((32, 64), 4096.0)
+    assert kernels.moved("adapt_lanes", [((2,), 8.0), x, a, b, y], [4096.0]) == (8 + 2048 + 2048 + 4096 + 4096, 4096)
+    assert kernels.computed("adapt_lanes", [((2,), 8.0), x, a, b, y]) == 2 * 32 * 16 * (32 + 64)
+    assert kernels.name_of("jit(f)/while/body/adapt_lanes/pallas_call") == "adapt_lanes" and kernels.name_of("jit(f)/dot") is None
