@@ -129,7 +129,7 @@ def step(totals: Totals, at: Device) -> str:
     """A step in words: its roofline, by kinds, and what it moves."""
     kinds = ", ".join(f"{kind} {_number(1e3 * s)}" for kind, s in totals.kinds.most_common())
     clock = f"; {_number(1e3 * account.seconds_of_cycles(totals, at.card.clock))} ms by XLA's cycles" if totals.cycles and at.card else ""
-    return f"at least {_number(1e3 * totals.seconds)} ms ({kinds}){clock}; {totals.kernels:,} kernels, {totals.bytes / 1e9:,.3g} GB"
+    return f"at least {_number(1e3 * totals.seconds)} ms ({kinds}){clock}; {totals.kernels:,} kernels, {_number(totals.bytes / 1e9)} GB"
 
 
 def _training(shapes: Shapes, at: Device) -> tuple[Rows, float, float]:
@@ -221,7 +221,7 @@ def estimate(shapes: Shapes, card: Card) -> Rows:
         slots, context = programs.slots(shapes.sample, card.platform), shapes.prompt + shapes.sample.max_new_tokens / 2
         lanes = max(1, slots // shapes.sample.lane_slots) if frozen else 0
         moved = cost.decoding_bytes(sizes, 1, slots, context, chains=lanes, width=jnp.dtype(shapes.sample.dtype).itemsize)
-        rows.append(("decoding", f"{slots} slots: a step at least {_number(1e3 * moved / card.bandwidth)} ms, {moved / 1e9:,.3g} GB read"))
+        rows.append(("decoding", f"{slots} slots: a step at least {_number(1e3 * moved / card.bandwidth)} ms, {_number(moved / 1e9)} GB read"))
     return rows
 
 
