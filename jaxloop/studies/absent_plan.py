@@ -29,8 +29,9 @@ def shapes(settings: Any, card: cards.Card | None, chains: int | None = None) ->
         spec, prompt = spec_of(name), bucket(_prompt(settings, name))
         time = bucket(settings.fit.max_length, spec.context)
         limit, devices = LIMIT["cpu" if card is None else "other"], 1 if card is None else card.devices
+        devices = 1 if settings.run.cut_base else devices
         most = min(limit, -(-(chains or limit * devices) // devices))
-        found.append(Shapes(name, spec, settings.models.dtype, fit, sample if writes else None, time, prompt, most))
+        found.append(Shapes(name, spec, settings.models.dtype, fit, sample if writes else None, time, prompt, most, settings.run.cut_base))
     return found
 
 
