@@ -86,9 +86,10 @@ def _topology(card: Card, count: int) -> tuple:
     if card.platform == "gpu":
         found = topologies.get_topology_desc(card.name, "cuda", target_config=target_config(card), topology=f"1x1x{count}")
     elif count <= card.devices:  # all on one host, as in a machine of that name
-        name = card.single if count == 1 else card.topology
-        bounds = [int(n) for n in name.split(":")[1].split("x")]
-        found = topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=(*bounds, 1, 1)[:3])
+        family, sides = card.topology.split(":")
+        shape = [1 if count == 1 else int(n) for n in sides.split("x")]
+        name = f"{family}:{'x'.join(map(str, shape))}"
+        found = topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=(*shape, 1, 1)[:3])
     else:
         raise ValueError(f"devices = {count}: {card.name} has {card.devices}")
     return tuple(found.devices)

@@ -65,7 +65,7 @@ def device(name: str, card: Card | None, dtype: str) -> Device:
     found = absent.devices(card)
     if card is None:
         limits = cost.measure_limits(jnp.dtype(dtype))
-        return Device(name, None, found, device_bytes(found[0]), Rates(limits.bandwidth, limits.flops, limits.flops), Target("cpu"))
+        return Device(name, None, found, device_bytes(found[0]), Rates(limits.bandwidth, limits.flops, limits.flops, limits.flops), Target("cpu"))
     return Device(name, card, found, card.room, account.rates_of(card), Target(card.platform, cudnn=card.platform == "gpu"))
 
 
