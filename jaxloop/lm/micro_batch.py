@@ -35,7 +35,7 @@ SPARE = 0.95  # of an accelerator's memory: its allocator cannot fill every gap
 
 
 def default(platform: str) -> int:
-    """Chains in one program before anything is measured: one on a CPU, whose caches hold no more, sixteen elsewhere."""
+    """Chains in one program before anything is measured or compiled: one on a CPU, whose caches hold no more, sixteen elsewhere."""
     return 1 if platform == "cpu" else 16
 
 

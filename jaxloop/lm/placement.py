@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxloop.kernels.map_chains import AXIS, chain_mesh
 from jaxloop.lm.huggingface import Model
-from jaxloop.lm.spec import table
+from jaxloop.lm.spec import Spec, table
 from jaxloop.runtime.devices import platform_of, programs_at_once
 
 MODEL = "model"
@@ -30,15 +30,20 @@ def cut(model: Model, devices: Sequence[jax.Device]) -> Model:
 
     For bases larger than a device. The same programs then run on all devices together, the chains not shared out, and sums go over the
     devices: results agree with one device to rounding. An axis that D does not divide stays whole."""
+    return model._replace(params=jax.tree.map(jax.device_put, model.params, cuts(model.spec, model.params, devices)))
+
+
+def cuts(spec: Spec, params, devices: Sequence[jax.Device]):
+    """The sharding of each weight of a base, or of its abstract form, that is cut over devices."""
     mesh = Mesh(np.asarray(devices), (MODEL,))
 
     def place(path, leaf):
         axis = shards.get(tuple(str(k.key) for k in path))
         whole = axis is None or leaf.shape[axis] % len(devices)
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec() if whole else PartitionSpec(*[None] * axis, MODEL)))
+        return NamedSharding(mesh, PartitionSpec() if whole else PartitionSpec(*[None] * axis, MODEL))
 
-    shards = {p.path: None if p.shard is None else p.shard + (p.path[0] == "layers") for p in table(model.spec)}
-    return model._replace(params=jax.tree_util.tree_map_with_path(place, model.params))
+    shards = {p.path: None if p.shard is None else p.shard + (p.path[0] == "layers") for p in table(spec)}
+    return jax.tree_util.tree_map_with_path(place, params)
 
 
 def like(model: Model, weights):

@@ -6,6 +6,7 @@ Dimensions: C chains, S steps of a dispatch, B rows a chain, T time, N texts of 
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from jaxloop.lm import adapters, beam, decode, encoder, family, row_kernels, tra
 from jaxloop.lm.decode_rows import decode_rows
 from jaxloop.lm.encoder_spec import EncoderSpec, encoder_table
 from jaxloop.lm.huggingface import Model
-from jaxloop.lm.placement import devices_of, mesh_of
+from jaxloop.lm.placement import cuts, devices_of, mesh_of
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.sample_plan import Plan, plan
 from jaxloop.lm.spec import Spec, abstract, nest
@@ -45,18 +46,23 @@ class Program(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where arrays lie: the mesh of several devices, and the shardings of what is whole on each and of what is cut by chain."""
+    """Where arrays lie: the mesh of several devices, the shardings of what is whole on each and of what is cut by chain; and the devices over which
+    the base is cut, where it is: nothing else has a place then."""
 
-    mesh: Mesh | None
-    whole: Any
-    cut: Any
+    mesh: Mesh | None = None
+    whole: Any = None
+    cut: Any = None
+    base: tuple[jax.Device, ...] = ()
 
 
-def places(devices: Iterable[jax.Device] | None) -> Places:
-    """Places of chains shared out over `devices`, as `placement.spread` makes them; None: wherever the program is compiled."""
+def places(devices: Iterable[jax.Device] | None, cut_base: bool = False) -> Places:
+    """Places of chains shared out over `devices`, as `placement.spread` makes them, or of a base that is cut over them, as `placement.cut` does;
+    None: wherever the program is compiled."""
     if devices is None:
-        return Places(None, None, None)
+        return Places()
     devices = list(devices)
+    if cut_base and len(devices) > 1:
+        return Places(base=tuple(devices))
     if len(devices) == 1:
         return Places(None, *[SingleDeviceSharding(devices[0])] * 2)
     mesh = chain_mesh(devices)
@@ -77,6 +83,25 @@ def _array(shape, dtype, sharding):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
+def _base(spec, dtype, at: Places):
+    """The weights of a base."""
+    tree = abstract(spec, jnp.dtype(dtype))
+    if not at.base:
+        return _at(tree, at.whole)
+    return jax.tree.map(lambda x, sharding: _array(x.shape, x.dtype, sharding), tree, cuts(spec, tree, at.base))
+
+
+def _unstacked(params):
+    """`decode.unstack` of weights, each layer's where the stack was."""
+
+    def inside(x):
+        at = x.sharding
+        return _array(x.shape[1:], x.dtype, NamedSharding(at.mesh, PartitionSpec(*at.spec[1:])) if isinstance(at, NamedSharding) else at)
+
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    return {**params, "layers": [jax.tree.map(inside, params["layers"])] * count}
+
+
 def _adapters(spec, lora, chains):
     return jax.eval_shape(functools.partial(adapters.init, spec=spec, lora=lora), _keys(chains))
 
@@ -85,10 +110,11 @@ def _keys(count):
     return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
 
 
-def training(spec: Spec, fit: FitSettings, chains: int, time: int, *, dtype: str, target: Target, devices: Sequence[jax.Device] | None = None) -> Program:
-    """`train.train_steps` of `chains` chains a device, rows of `time` tokens; `dtype` is that of the base (adapters only)."""
-    at = places(devices)
-    return _training(spec, fit, chains, time, _at(abstract(spec, jnp.dtype(dtype)), at.whole), target, at)
+def training(spec: Spec, fit: FitSettings, chains: int, time: int, *, dtype: str, target: Target, devices=None, cut_base: bool = False) -> Program:
+    """`train.train_steps` of `chains` chains a device, rows of `time` tokens; `dtype` is that of the base (adapters only). `devices`: a sequence of
+    them, or None; `cut_base`: they hold a part of the base each, and the chains are not shared out."""
+    at = places(devices, cut_base)
+    return _training(spec, fit, chains, time, _base(spec, dtype, at), target, at)
 
 
 def training_of(model: Model, fit: FitSettings, chains: int, time: int) -> Program:
@@ -113,11 +139,11 @@ def _training(spec, fit, chains, time, base, target, at: Places) -> Program:
     return Program("training", train.train_steps, (spec, fit, base, state, *batch, *numbers), dict(mesh=at.mesh, target=target))
 
 
-def loss(spec: Spec, fit: FitSettings, time: int, *, dtype: str, target: Target, rows: int = 32, devices: Sequence[jax.Device] | None = None) -> Program:
+def loss(spec: Spec, fit: FitSettings, time: int, *, dtype: str, target: Target, rows: int = 32, devices=None, cut_base: bool = False) -> Program:
     """The program of `family.loss`: one chain's adapter, `rows` texts."""
-    at = places(None if devices is None else devices[:1])
+    at = places(devices if cut_base or devices is None else devices[:1], cut_base)
     fused = _at(_fused(spec, fit.lora, 1, fit.dtype, summed=True), at.whole)
-    params = _at(abstract(spec, jnp.dtype(dtype)), at.whole)
+    params = _base(spec, dtype, at)
     return Program("loss", family._row_nll, (spec, params, fused, _array((rows, time), jnp.int32, at.whole), target), {})
 
 
@@ -131,20 +157,20 @@ def writing_plan(spec: Spec, settings: SampleSettings, target: Target, texts: Se
 
 
 def prefill(
-    spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, target: Target, adapted: bool = True, devices: Sequence[jax.Device] | None = None
+    spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, target: Target, adapted: bool = True, devices=None, cut_base: bool = False
 ) -> Program:
     """`decode.prefill` of one prompt of `prompt` tokens (padded) for each of a call's chains."""
-    at, _, chains, params, fused = _writing(spec, sample, dtype, adapted, target, devices)
+    at, _, chains, params, fused = _writing(spec, sample, dtype, adapted, target, places(devices, cut_base), cut_base)
     count = chains * (1 if at.mesh is None else at.mesh.size)
     args = (spec, params, fused, _array((count, prompt), jnp.int32, at.cut), _array((count,), jnp.int32, at.cut))
     return Program("prefill", decode.prefill, args, dict(mesh=at.mesh))
 
 
 def decoding(
-    spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, target: Target, adapted: bool = True, devices: Sequence[jax.Device] | None = None
+    spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, target: Target, adapted: bool = True, devices=None, cut_base: bool = False
 ) -> Program:
     """`decode.decode` of a call of `sample.texts_per_call` texts, a device its own."""
-    at, planned, chains, params, fused = _writing(spec, sample, dtype, adapted, target, devices)
+    at, planned, chains, params, fused = _writing(spec, sample, dtype, adapted, target, places(devices, cut_base), cut_base)
     many = 1 if at.mesh is None else at.mesh.size
     rows, n = planned.engine == "rows", planned.texts_per_call
     how = decode.Shape(planned.lanes, planned.slots // planned.lanes, sample.window, sample.max_new_tokens, prompt - 1)
@@ -161,12 +187,14 @@ def decoding(
     return Program("decoding", decode.decode, args, dict(mesh=at.mesh, platform=target.platform))
 
 
-def _writing(spec, sample, dtype, adapted, target, devices):
+def _writing(spec, sample, dtype, adapted, target, at: Places, cut_base):
     """(places, plan, chains of a call, weights, adapters as the engine has them or None), as `sample._write_with` has them."""
-    at, planned = places(devices), writing_plan(spec, sample, target)
+    if cut_base:  # XLA cuts its own products over devices, but not a kernel of ours
+        sample = dataclasses.replace(sample, engine="blocks")
+    planned = writing_plan(spec, sample, target)
     chains = (max(2, planned.chains_per_call) if planned.lanes > 1 else 1) if adapted else 1
     many = 1 if at.mesh is None else at.mesh.size
-    params = _at(jax.eval_shape(decode.unstack, abstract(spec, jnp.dtype(dtype))), at.whole)
+    params = _unstacked(_base(spec, dtype, at))
     if not adapted:
         return at, planned, chains, params, None
     if planned.engine == "rows":

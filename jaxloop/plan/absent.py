@@ -60,8 +60,11 @@ def devices(card: Card | None, count: int = 1) -> list:
             raise ValueError(f"devices = {count}: this process has {len(here)} CPU devices")
         return here[:count]
     check(card.platform)
-    with _silence():
-        return list(_topology(card, count))[:count]
+    try:
+        with _silence():
+            return list(_topology(card, count))[:count]
+    except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        raise Missing(f"the compiler for a {card.platform.upper()} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager
@@ -82,10 +85,11 @@ def _silence() -> Iterator[None]:
 def _topology(card: Card, count: int) -> tuple:
     if card.platform == "gpu":
         found = topologies.get_topology_desc(card.name, "cuda", target_config=target_config(card), topology=f"1x1x{count}")
-    elif count == 1:
-        found = topologies.get_topology_desc(card.single, "tpu", chips_per_host_bounds=(1, 1, 1))
-    elif count <= card.devices:
-        found = topologies.get_topology_desc(card.topology, "tpu")
+    elif count <= card.devices:  # all on one host, as in a machine of that name
+        family, sides = card.topology.split(":")
+        shape = [1 if count == 1 else int(n) for n in sides.split("x")]
+        name = f"{family}:{'x'.join(map(str, shape))}"
+        found = topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=(*shape, 1, 1)[:3])
     else:
         raise ValueError(f"devices = {count}: {card.name} has {card.devices}")
     return tuple(found.devices)

@@ -15,11 +15,12 @@ KINDS = ("large products", "thin products", "copies, slices, updates", "elementw
 
 
 class Rates(NamedTuple):
-    """Bytes/s of memory, FLOP/s of products in bfloat16 and in float32 (units of `cards.Card`)."""
+    """Bytes/s of memory, FLOP/s of products in bfloat16, in float32, and in float32 at the highest precision (as in `cards.Card`)."""
 
     bandwidth: float
     peak: float
     peak32: float
+    exact: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def account(text: str, rates: Rates, *, keep: int = 10) -> Account:
     total = _totals(module, module.entry, rates, known)
     places = _places(module, loops)
     named = [(i, name, place) for name, place in places.items() for i in module.computations[name].values()]
-    arrays = [_found(*each) for each in named if each[0].op not in hlo.FREE and not each[0].shape.startswith("(")]
+    arrays = [_found(*each) for each in named if not hlo.is_free(each[0]) and not each[0].shape.startswith("(")]
     copies = [_found(*each) for each in named if each[2] != "once" and _is_copy(module, each[0])]
     scatters = [_found(j, name, place) for i, name, place in named for j in _inside(module, i) if j.op == "scatter"]
     collectives = [_found(*each) for each in named if each[2] != "once" and each[0].op.removesuffix("-start") in hlo.COLLECTIVES]
@@ -119,7 +120,7 @@ def widest(text: str, dtype: str) -> int:
     """Elements of the largest array of a dtype that stands between kernels."""
     module = hlo.parse(text)
     found = (
-        count for name in _reached(module, module.entry) for i in module.computations[name].values() if i.op not in hlo.FREE
+        count for name in _reached(module, module.entry) for i in module.computations[name].values() if not hlo.is_free(i)
         for kind, count, _ in hlo.arrays(i.shape) if kind == dtype
     )  # fmt: skip
     return max(found, default=0)
@@ -199,7 +200,7 @@ def _totals(module: Module, computation: str, rates: Rates, known: dict[str, Tot
             total = total.plus(max(each, key=lambda t: t.seconds)) if each else total
         elif run:
             total = total.plus(_totals(module, run[0], rates, known))
-        elif i.op not in hlo.FREE and not i.op.endswith("-done"):
+        elif not hlo.is_free(i):
             total = total.plus(kernel(module, computation, i, rates))
     known[computation] = total
     return total
@@ -209,7 +210,9 @@ def kernel(module: Module, computation: str, i: Instruction, rates: Rates) -> To
     """The totals of one kernel."""
     read, written = hlo.traffic(module, computation, i)
     flops = hlo.flops(module, computation, i)
-    peak = rates.peak32 if flops and hlo.operand_type(module, computation, i) == "f32" else rates.peak
+    peak = rates.peak
+    if flops and hlo.operand_type(module, computation, i) in ("f32", "f64"):
+        peak = rates.exact if hlo.is_exact(module, i) else rates.peak32
     moving, computing = (read + written) / rates.bandwidth, flops / peak
     kind = _kind(module, i, flops, computing >= moving)
     return Totals(1, read, written, flops, hlo.cycles(i), Counter({kind: max(moving, computing)}))
@@ -246,4 +249,4 @@ def as_row(found: Account) -> dict:
 
 def rates_of(card) -> Rates:
     """The rates of a `cards.Card`."""
-    return Rates(card.bandwidth, card.peak, card.peak32)
+    return Rates(card.bandwidth, card.peak, card.peak32, card.exact)

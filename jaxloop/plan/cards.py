@@ -12,8 +12,9 @@ class Card:
     """One kind of device.
 
     memory: of one device; usable: the share of it that JAX hands to programs; bandwidth of that memory; peak: of products in bfloat16;
-    peak32: of float32 products at JAX's default precision (TF32 on these GPUs, one bfloat16 pass on a TPU). topology: XLA's name of `devices`
-    TPU chips, and of one. clock: of a TPU's cores, in which XLA counts `estimated_cycles`. fields: what XLA's description of a GPU holds.
+    peak32: of float32 products at JAX's default precision (TF32 on these GPUs, one bfloat16 pass on a TPU); exact: of those at its highest (the
+    GPU's plain units, six bfloat16 passes). topology: XLA's name of `devices`
+    TPU chips. clock: of a TPU's cores, in which XLA counts `estimated_cycles`. fields: what XLA's description of a GPU holds.
     source: where the published numbers stand.
     """
 
@@ -25,10 +26,10 @@ class Card:
     bandwidth: float
     peak: float
     peak32: float
+    exact: float
     source: str
     devices: int = 1
     topology: str = ""
-    single: str = ""
     clock: float = 0.0
     fields: dict = field(default_factory=dict, hash=False)
 
@@ -60,17 +61,17 @@ _AMPERE = _COMMON | dict(
 CARDS: dict[str, Card] = {
     card.name: card
     for card in (
-        Card("h100", kind="NVIDIA H100 80GB HBM3", memory=84942979072, bandwidth=3.35e12, peak=989.4e12, peak32=494.7e12, fields=_HOPPER,
+        Card("h100", kind="NVIDIA H100 80GB HBM3", memory=84942979072, bandwidth=3.35e12, peak=989.4e12, peak32=494.7e12, exact=67e12, fields=_HOPPER,
              source="https://www.nvidia.com/en-us/data-center/h100/ (SXM; half of the figures with sparsity)", **_GPU),
-        Card("h200", kind="NVIDIA H200", memory=150121545728, bandwidth=4.8e12, peak=989.4e12, peak32=494.7e12, fields=_HOPPER,
+        Card("h200", kind="NVIDIA H200", memory=150121545728, bandwidth=4.8e12, peak=989.4e12, peak32=494.7e12, exact=67e12, fields=_HOPPER,
              source="https://www.nvidia.com/en-us/data-center/h200/ (SXM; half of the figures with sparsity)", **_GPU),
-        Card("a100", kind="NVIDIA A100-SXM4-80GB", memory=84987740160, bandwidth=2.039e12, peak=312e12, peak32=156e12, fields=_AMPERE,
+        Card("a100", kind="NVIDIA A100-SXM4-80GB", memory=84987740160, bandwidth=2.039e12, peak=312e12, peak32=156e12, exact=19.5e12, fields=_AMPERE,
              source="https://www.nvidia.com/en-us/data-center/a100/ (80GB SXM)", **_GPU),
-        Card("v5e-8", kind="TPU v5e", memory=16 << 30, bandwidth=819e9, peak=197e12, peak32=197e12, devices=8, topology="v5e:2x4", single="v5e:1x1",
+        Card("v5e-8", kind="TPU v5e", memory=16 << 30, bandwidth=819e9, peak=197e12, peak32=197e12, exact=197e12 / 6, devices=8, topology="v5e:2x4",
              clock=1.5e9, source="https://cloud.google.com/tpu/docs/v5e; clock: 197 TFLOP/s over 4 units of 128 x 128", **_TPU),
-        Card("v5p-8", kind="TPU v5p", memory=95 << 30, bandwidth=2.765e12, peak=459e12, peak32=459e12, devices=4, topology="v5p:2x2x1", single="v5p:1x1x1",
+        Card("v5p-8", kind="TPU v5p", memory=95 << 30, bandwidth=2.765e12, peak=459e12, peak32=459e12, exact=459e12 / 6, devices=4, topology="v5p:2x2x1",
              clock=1.75e9, source="https://cloud.google.com/tpu/docs/v5p (8 cores on 4 chips); clock: 459 TFLOP/s over 8 units of 128 x 128", **_TPU),
-        Card("v6e-8", kind="TPU v6e", memory=32 << 30, bandwidth=1.638e12, peak=918e12, peak32=918e12, devices=8, topology="v6e:2x4", single="v6e:1x1",
+        Card("v6e-8", kind="TPU v6e", memory=32 << 30, bandwidth=1.638e12, peak=918e12, peak32=918e12, exact=918e12 / 6, devices=8, topology="v6e:2x4",
              clock=1.75e9, source="https://cloud.google.com/tpu/docs/v6e; clock: that of v5p, as no other is published", **_TPU),
     )
 }  # fmt: skip

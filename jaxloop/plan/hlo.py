@@ -17,6 +17,8 @@ WIDTH = dict(
 )  # fmt: skip
 # What is no kernel: names, views and bookkeeping.
 FREE = frozenset("parameter tuple get-tuple-element bitcast constant after-all opt-barrier partition-id replica-id add-dependency get-dimension-size".split())
+# Custom calls of XLA for TPUs that are views or promises, not kernels.
+VIEWS = frozenset(("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer"))
 MOVES = frozenset("copy slice dynamic-slice dynamic-update-slice transpose broadcast reshape concatenate pad reverse iota bitcast-convert".split())
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast", "ragged-all-to-all")
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,<=]*)\](\{[^}]*\})?")
@@ -165,7 +167,7 @@ def traffic(module: Module, computation: str, i: Instruction) -> tuple[float, fl
     A slice or gather reads what it gives, an update in place and a scatter read and write what they change, and a fusion that only slices or
     updates one of its parameters reads or writes that part of it."""
     local = module.computations[computation]
-    if i.op in FREE or i.op in ("while", "conditional", "call") or i.op.endswith("-done"):
+    if is_free(i) or i.op in ("while", "conditional", "call"):
         return 0.0, 0.0
     of = lambda name: size(local[name].shape) if name in local else 0.0  # noqa: E731
     inner = module.computations.get(called(i, "calls") or "") if i.op == "fusion" else None
@@ -280,6 +282,11 @@ def library(i: Instruction) -> str:
     return found[1] if found else ""
 
 
+def is_free(i: Instruction) -> bool:
+    """Whether an instruction is no kernel: a view, bookkeeping, or the end of a transfer that is counted at its start."""
+    return i.op in FREE or i.op.endswith("-done") or (i.op == "custom-call" and library(i) in VIEWS)
+
+
 def is_product_call(i: Instruction) -> bool:
     """Whether a custom call is a matrix product of a library."""
     return any(word in library(i).lower() for word in ("gemm", "matmul"))
@@ -331,3 +338,10 @@ def operand_type(module: Module, computation: str, i: Instruction) -> str:
     inside = called(i, "calls") if i.op in ("fusion", "async-start") else None
     found = (operand_type(module, inside, j) for j in module.computations.get(inside or "", {}).values() if j.op in ("dot", "convolution", "fusion"))
     return next((kind for kind in found if kind), "")
+
+
+def is_exact(module: Module, i: Instruction) -> bool:
+    """Whether a product in a kernel is asked for at the highest precision."""
+    inside = called(i, "calls") if i.op in ("fusion", "async-start") else None
+    mine = re.search(r'operand_precision(?:=\{|":\[")(\w+)', i.attributes)
+    return bool(mine and mine[1].lower() == "highest") or any(is_exact(module, j) for j in module.computations.get(inside or "", {}).values())

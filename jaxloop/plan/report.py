@@ -13,7 +13,7 @@ from jaxloop.lm.placement import device_bytes
 from jaxloop.lm.programs import Program
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.sizes import sizes_of
-from jaxloop.lm.spec import Spec, count_parameters
+from jaxloop.lm.spec import Spec
 from jaxloop.lm.target import Target, best_target
 from jaxloop.lm.train import FitSettings
 from jaxloop.plan import absent, account
@@ -28,7 +28,7 @@ Rows = list[tuple[str, str]]
 
 class Shapes(NamedTuple):
     """The programs of one base model. time: tokens of a training row, prompt: of a padded prompt; chains: how many a program may hold at most;
-    dtype: of the base. sample: None where nothing is written."""
+    dtype: of the base. sample: None where nothing is written. cut_base: the base is cut over all devices of a target."""
 
     name: str
     spec: Spec
@@ -38,6 +38,7 @@ class Shapes(NamedTuple):
     time: int
     prompt: int
     chains: int
+    cut_base: bool = False
 
 
 class Device(NamedTuple):
@@ -64,7 +65,7 @@ def device(name: str, card: Card | None, dtype: str) -> Device:
     found = absent.devices(card)
     if card is None:
         limits = cost.measure_limits(jnp.dtype(dtype))
-        return Device(name, None, found, device_bytes(found[0]), Rates(limits.bandwidth, limits.flops, limits.flops), Target("cpu"))
+        return Device(name, None, found, device_bytes(found[0]), Rates(limits.bandwidth, limits.flops, limits.flops, limits.flops), Target("cpu"))
     return Device(name, card, found, card.room, account.rates_of(card), best_target(card.platform))
 
 
@@ -88,7 +89,7 @@ def compiled(program: Program, at: Device) -> tuple[absent.Compiled, Account]:
 def model_rows(shapes: Shapes, at: Device) -> tuple[Rows, Best]:
     """Lines of all programs of a base model, and the best that they allow. Raises ValueError where not one chain fits, with what would help."""
     rows, trained, seconds = _training(shapes, at)
-    common = dict(dtype=shapes.dtype, target=at.target, devices=at.devices)
+    common = _where(shapes, at)
     others = [programs.loss(shapes.spec, shapes.fit, shapes.time, **common)]
     written = 0.0
     if shapes.sample is not None:
@@ -129,7 +130,7 @@ def step(totals: Totals, at: Device) -> str:
     """A step in words: its roofline, by kinds, and what it moves."""
     kinds = ", ".join(f"{kind} {_number(1e3 * s)}" for kind, s in totals.kinds.most_common())
     clock = f"; {_number(1e3 * account.seconds_of_cycles(totals, at.card.clock))} ms by XLA's cycles" if totals.cycles and at.card else ""
-    return f"at least {_number(1e3 * totals.seconds)} ms ({kinds}){clock}; {totals.kernels:,} kernels, {totals.bytes / 1e9:,.3g} GB"
+    return f"at least {_number(1e3 * totals.seconds)} ms ({kinds}){clock}; {totals.kernels:,} kernels, {_number(totals.bytes / 1e9)} GB"
 
 
 def _training(shapes: Shapes, at: Device) -> tuple[Rows, float, float]:
@@ -163,7 +164,13 @@ def _training(shapes: Shapes, at: Device) -> tuple[Rows, float, float]:
 
 def training(shapes: Shapes, chains: int, at: Device) -> Program:
     """The training program of `chains` chains."""
-    return programs.training(shapes.spec, shapes.fit, chains, shapes.time, dtype=shapes.dtype, target=at.target, devices=at.devices)
+    return programs.training(shapes.spec, shapes.fit, chains, shapes.time, **_where(shapes, at))
+
+
+def _where(shapes: Shapes, at: Device) -> dict:
+    """On one device of a target, as chains that are shared out need no other; on all where the base is cut."""
+    devices = absent.devices(at.card, at.card.devices) if shapes.cut_base and at.card is not None else at.devices
+    return dict(dtype=shapes.dtype, target=at.target, devices=devices, cut_base=shapes.cut_base)
 
 
 def training_bytes(shapes: Shapes, at: Device) -> int:
@@ -191,9 +198,8 @@ def refusal(shapes: Shapes, at: Device, needed: int, memory: Callable[[Shapes], 
             dtype = "bfloat16" if "models.dtype" in name else shapes.dtype
             time = short if "max_length" in name else shapes.time
             helps += [name] if memory(shapes._replace(fit=other, dtype=dtype, time=time)) <= at.room else []
-    count = 1 if at.card is None else at.card.devices
-    base = count_parameters(shapes.spec) * jnp.dtype(shapes.dtype).itemsize if fit.mode == "lora" else 0
-    if count > 1 and needed - base + base / count <= at.room:
+    several = at.card is not None and at.card.devices > 1 and fit.mode == "lora" and not shapes.cut_base
+    if several and memory(shapes._replace(cut_base=True)) <= at.room:
         helps.append("config.run.cut_base=true")
     missing = f"one chain of {shapes.name} needs {human_size(needed)} of {human_size(at.room)} on {at.name}, {human_size(needed - at.room)} too many"
     return f"config.models.pool: {missing}; {' or '.join(helps) + ' would make it fit' if helps else 'no single one of ' + ', '.join(_ALL) + ' makes it fit'}"
@@ -221,7 +227,7 @@ def estimate(shapes: Shapes, card: Card) -> Rows:
         writing, context = programs.writing_plan(shapes.spec, shapes.sample, best_target(card.platform)), shapes.prompt + shapes.sample.max_new_tokens / 2
         slots, lanes = writing.slots, writing.lanes if frozen else 0
         moved = cost.decoding_bytes(sizes, 1, slots, context, chains=lanes, width=jnp.dtype(shapes.sample.dtype).itemsize)
-        rows.append(("decoding", f"{slots} slots: a step at least {_number(1e3 * moved / card.bandwidth)} ms, {moved / 1e9:,.3g} GB read"))
+        rows.append(("decoding", f"{slots} slots: a step at least {_number(1e3 * moved / card.bandwidth)} ms, {_number(moved / 1e9)} GB read"))
     return rows
 
 

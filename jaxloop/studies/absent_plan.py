@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 PROMPT = 32
 
 
-def shapes(settings: Any, chains: int | None = None) -> list["Shapes"]:
-    """The shapes of each base model's programs, at the longest padded lengths of the config. `chains`: of the study, where it is known."""
+def shapes(settings: Any, card: cards.Card | None, chains: int | None = None) -> list["Shapes"]:
+    """The shapes of each base model's programs on a card (None: a CPU), at the longest padded lengths of the config. `chains`: of the study, where
+    it is known."""
     from jaxloop.config import Sample
     from jaxloop.lm.batching import bucket
     from jaxloop.lm.micro_batch import LIMIT
@@ -27,8 +28,10 @@ def shapes(settings: Any, chains: int | None = None) -> list["Shapes"]:
     for name in settings.models.pool:
         spec, prompt = spec_of(name), bucket(_prompt(settings, name))
         time = bucket(settings.fit.max_length, spec.context)
-        most = min(LIMIT["other"], chains or LIMIT["other"])
-        found.append(Shapes(name, spec, settings.models.dtype, fit, sample if writes else None, time, prompt, most))
+        limit, devices = LIMIT["cpu" if card is None else "other"], 1 if card is None else card.devices
+        devices = 1 if settings.run.cut_base else devices
+        most = min(limit, -(-(chains or limit * devices) // devices))
+        found.append(Shapes(name, spec, settings.models.dtype, fit, sample if writes else None, time, prompt, most, settings.run.cut_base))
     return found
 
 
@@ -74,7 +77,7 @@ def rows(settings: Any, target: str, *, chains: int | None = None, work: "Work |
     card = cards.find(target)
     from jaxloop.plan import absent, report
 
-    models = shapes(settings, chains)
+    models = shapes(settings, card, chains)
     try:
         at = report.device(target, card, settings.fit.dtype)
     except absent.Missing as error:

@@ -132,13 +132,15 @@ def time_train(settings: Settings, chains: int) -> tuple[dict, "Work"]:
 
     from jaxloop.lm import train
     from jaxloop.lm.sizes import sizes_of
+    from jaxloop.lm.target import target_of
     from jaxloop.runtime.cost import Work, training_flops
-    from jaxloop.runtime.devices import side_by_side
+    from jaxloop.runtime.devices import platform_of, side_by_side
 
-    programs, together = settings.programs or 1, settings.together or (1 if jax.default_backend() == "cpu" else chains)
+    programs, together = settings.programs or 1, settings.together or (1 if platform_of() == "cpu" else chains)
     if chains % together:
         raise ValueError(f"together = {together}: must divide chains = {chains}")
     spec, lora, base, tree = _setting(settings, chains)
+    target = target_of(spec, base)
     fit = train.FitSettings(lora=lora, batch_size=settings.batch_size, dtype=settings.dtype, remat=settings.remat, steps_per_dispatch=settings.steps)
     shape = (settings.steps, chains, settings.batch_size, settings.length)
     tokens = np.random.default_rng(settings.seed).integers(0, spec.vocab, shape).astype(np.int32)
@@ -147,7 +149,7 @@ def time_train(settings: Settings, chains: int) -> tuple[dict, "Work"]:
 
     def start(i):
         count, total = np.int32(settings.steps), np.int32(10**6)
-        held[i], log = train.train_steps(spec, fit, base, held[i], tokens, mask, weight, count, total, together=together)
+        held[i], log = train.train_steps(spec, fit, base, held[i], tokens, mask, weight, count, total, together=together, target=target)
         return log
 
     def ours():

@@ -1,5 +1,6 @@
 """The programs as (function, abstract arguments): the same that training runs, lowered for other platforms, and what chooses their size."""
 
+import dataclasses
 import re
 
 import jax
@@ -78,6 +79,24 @@ def test_the_training_program_is_the_one_that_a_fit_runs(model, devices, monkeyp
     assert real.lower(*found.args, **found.kwargs).as_text() in ran
     given = programs.training(model.spec, fit, 2, time, dtype="bfloat16", target=target_of(model.spec, model.params), devices=where)
     assert real.lower(*given.args, **given.kwargs).as_text() in ran
+
+
+def test_a_base_that_is_cut_is_smaller_on_every_device(model):
+    """Four devices: the program of a fit, and those of the rest, with a quarter of the large weights each."""
+    four = jax.devices()[:4]
+    spec = Spec("llama", vocab=512, width=128, layers=2, heads=4, kv_heads=4, head_size=32, mlp=256, context=64)
+    common, write = dict(dtype="float32", target=Target("cpu")), (spec, dataclasses.replace(WRITE, dtype="float32"), 16)
+    fit = FitSettings(**{**FIT.__dict__, "dtype": "float32"})
+    for make, args in ((programs.training, (spec, fit, 1, 16)), (programs.prefill, write)):
+        whole, cut = (make(*args, devices=devices, cut_base=len(devices) > 1, **common).lower().compile() for devices in (four[:1], four))
+        # A quarter and what is not cut: norms, and adapters where the compiler leaves them whole.
+        assert cut.memory_analysis().argument_size_in_bytes < 0.5 * whole.memory_analysis().argument_size_in_bytes
+    for make, args in ((programs.loss, (spec, fit, 16)), (programs.decoding, write)):
+        assert "sdy.sharding" in make(*args, devices=four, cut_base=True, **common).lower().as_text()
+    there = placement.cut(model, four)
+    found = programs.training_of(there, FIT, 1, 16)
+    given = programs.training(model.spec, FIT, 1, 16, dtype="bfloat16", target=Target("cpu"), devices=four, cut_base=True)
+    assert found.lower().as_text() == given.lower().as_text()
 
 
 def test_as_many_chains_as_the_compiler_says_fit(model, monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from jaxloop.plan import account, hlo, kernels
 from jaxloop.plan.account import Rates
 
-RATES = Rates(bandwidth=1e6, peak=1e9, peak32=5e8)
+RATES = Rates(bandwidth=1e6, peak=1e9, peak32=5e8, exact=1e8)
 
 LOOP = """HloModule by_hand, is_scheduled=true
 
@@ -162,6 +162,24 @@ def test_a_tpus_text_arrays_on_the_chip_cost_nothing_and_batches_are_not_summed(
     weights, left, out = 2 * 4 * 32 * 64, 2 * 4 * 16 * 32, 4 * 4 * 16 * 64
     assert (found.total.read, found.total.written) == (weights + left, out)  # the weights are read once, into the chip
     assert account.seconds_of_cycles(found.total, 1.5e9) == pytest.approx(1e-6) and found.total.kernels == 2
+
+
+def test_products_in_float32_are_as_fast_as_their_precision():
+    text = """HloModule p
+ENTRY %main (a: f32[8,16], b: f32[16,32]) -> f32[8,32] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %b = f32[16,32]{1,0} parameter(1)
+  %view = f32[16,32]{1,0} custom-call(%b), custom_call_target="ConcatBitcast"
+  ROOT %y = f32[8,32]{1,0} dot(%a, %view), lhs_contracting_dims={1}, rhs_contracting_dims={0}, operand_precision={default,default}
+}
+"""
+    rates, flops = RATES._replace(bandwidth=1e12), 2 * 8 * 16 * 32
+    assert account.account(text, rates).total.kinds == {"large products": pytest.approx(flops / rates.peak32)}
+    exact = account.account(text.replace("default", "highest"), rates).total
+    assert exact.kinds == {"large products": pytest.approx(flops / rates.exact)} and exact.kernels == 1
+    asked = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest")).lower(jnp.zeros((64, 64)), jnp.zeros((64, 64))).compile().as_text()
+    module = hlo.parse(asked)
+    assert any(hlo.is_exact(module, i) for i in module.computations[module.entry].values()) or "operand_precision" not in asked
 
 
 def test_text_that_is_no_program_is_refused():

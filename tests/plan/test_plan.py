@@ -97,10 +97,11 @@ def test_a_plan_says_what_fits_and_what_a_step_takes(monkeypatch):
 
 def test_a_model_that_does_not_fit_with_one_chain_is_refused_with_what_would_help(monkeypatch):
     at = here(10_000_000)._replace(name="v5e-8", card=CARDS["v5e-8"])
-    needs = dict(remat=9_000_000, dtype=20_000_000, rank=11_000_000, length=9_999_999)
+    needs = dict(remat=9_000_000, dtype=20_000_000, rank=11_000_000, length=9_999_999, cut=10_000_001)
 
     def memory(changed):
-        which = "remat" if changed.fit.remat else "dtype" if changed.dtype == "bfloat16" else "rank" if changed.fit.lora.rank == 2 else "length"
+        differs = dict(cut=changed.cut_base, remat=changed.fit.remat, dtype=changed.dtype == "bfloat16", rank=changed.fit.lora.rank == 2)
+        which = next((name for name, found in differs.items() if found), "length")
         assert (changed.time == 16) == (which == "length")
         return needs[which]
 
@@ -109,10 +110,8 @@ def test_a_model_that_does_not_fit_with_one_chain_is_refused_with_what_would_hel
         "config.models.pool: one chain of tiny needs 12.5 MB of 10.0 MB on v5e-8, 2.5 MB too many; "
         "config.fit.remat=true or config.fit.max_length=16 would make it fit"
     )
-    # A base of 5 GB in float32, cut over eight chips, leaves a eighth of itself on each.
-    large = SHAPES._replace(spec=Spec("llama", vocab=128256, width=2048, layers=16, heads=32, kv_heads=8, head_size=64, mlp=8192, context=4096))
-    said = report.refusal(large, here(10**9)._replace(card=CARDS["v5e-8"]), 5 * 10**9, lambda changed: 10**12)
-    assert said.endswith("; config.run.cut_base=true would make it fit")
+    needs |= dict(cut=10_000_000, remat=10_000_001, length=10_000_001)
+    assert report.refusal(SHAPES, at, 12_500_000, memory).endswith("; config.run.cut_base=true would make it fit")
     assert "no single one of fit.remat, fit.dtype, fit.lora.rank, fit.max_length, run.cut_base makes it fit" in report.refusal(
         SHAPES, here(1), 10**9, lambda changed: 10**12
     )
