@@ -14,9 +14,8 @@ from jaxloop.runtime.devices import platform_of
 
 @dataclass(frozen=True)
 class Target:
-    """platform: "cpu", "gpu" or "tpu"; cudnn: whether cuDNN's fused attention may be used; splash: `flash.causal`, on a TPU; gate: the
-    kernels of `gate`, on a GPU. A program runs on every platform if it is made for
-    a CPU, only slower."""
+    """platform: "cpu", "gpu" or "tpu"; cudnn: whether cuDNN's fused attention may be used; splash: `flash.causal`, on a TPU; gate: the kernels of
+    `gate`, on a GPU. A program runs on every platform if it is made for a CPU, only slower."""
 
     platform: str = "cpu"
     cudnn: bool = False
@@ -24,11 +23,18 @@ class Target:
     gate: bool = False
 
 
-def target_of(spec: Spec, params) -> Target:
-    """The target of programs that read `params`: the devices that these lie on."""
+def target_of(spec: Spec, params, mesh=None) -> Target:
+    """The target of programs that read `params`: the devices that these lie on. XLA cannot cut Pallas kernels, so that programs of several devices
+    have none, unless each device runs a program of its own chains, over `mesh`."""
     platform = platform_of(params)
-    cudnn, splash = platform == "gpu" and cudnn_works(spec.head_size), platform == "tpu" and flash.works(spec.head_size)
-    return Target(platform, cudnn=cudnn, splash=splash, gate=platform == "gpu" and gate.works())
+    devices = max((len(x.sharding.device_set) for x in jax.tree.leaves(params) if isinstance(x, jax.Array)), default=1)
+    own = devices == 1 or mesh is not None
+    return Target(
+        platform,
+        cudnn=platform == "gpu" and cudnn_works(spec.head_size),
+        splash=own and platform == "tpu" and flash.works(spec.head_size),
+        gate=own and platform == "gpu" and gate.works(),
+    )
 
 
 @functools.cache

@@ -167,7 +167,7 @@ def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None,
         x_ND = normed(x_ND, *norm1)
     h = normed(x_ND, *norm2) if spec.norm_first else x_ND
     if lean.gates(spec, w, adapter, n, dropout, target):
-        return lean.gated(ACTIVATIONS[spec.activation], False, w["up"], adapter["up"], w["down"], adapter["down"], h, x_ND)
+        return lean.gated(ACTIVATIONS[spec.activation], w["up"], adapter["up"], w["down"], adapter["down"], h, x_ND)
     h = activated(*_cut(linear(spec, "up", w, adapter, h, dropout), *[spec.mlp] * (1 + spec.gated)))
     x_ND = linear(spec, "down", w, adapter, h, dropout, x_ND)[0]
     return x_ND if spec.norm_first else normed(x_ND, *norm2)
