@@ -27,6 +27,7 @@ HELP = """jaxloop: recursive training of language models
       --config=NAME[:ARGUMENT]         a config that comes with jaxloop (--list), from any folder
   python -m jaxloop.main --config=FILE.py --validate      check the config, its data and its models; then stop
   python -m jaxloop.main --config=FILE.py --plan          what it would cost: chains, tokens, memory, time; train nothing
+      --for=TARGET                     … on hardware that is absent: h100, h200, a100, v5e-8, v5p-8, v6e-8, or cpu; compiles, runs nothing
   python -m jaxloop.main --list                           the studies and the configs
   python -m jaxloop.main --config=FILE.py --fields        every field of the config: default, what is allowed, meaning
   python -m jaxloop.main --env                            versions and devices, for a bug report
@@ -48,12 +49,14 @@ class Command(NamedTuple):
     workdir: pathlib.Path | None
     argv: tuple[str, ...]
     debug: bool = False
+    target: str | None = None
 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:ARGUMENT", flag_values=values)
     flags.DEFINE_string("workdir", None, "directory that the run writes to", flag_values=values)
+    flags.DEFINE_string("for", None, "with --plan: hardware that need not be here", flag_values=values)
     flags.DEFINE_bool("debug", False, "show the traceback of a refusal", flag_values=values)
     for action in ACTIONS:
         flags.DEFINE_bool(action, False, action, flag_values=values)
@@ -85,7 +88,7 @@ def _parse(argv: list[str]) -> Command:
         unknown = re.search(r"Unknown command line flag '([^']*)'", str(error))
         if not unknown:
             raise ValueError(" ".join(str(error).split())) from None
-        names = ["config", "workdir", *ACTIONS, "debug"]
+        names = ["config", "workdir", *ACTIONS, "for", "debug"]
         raise ValueError(f"--{unknown[1]} is not a flag; {_flag_hint(unknown[1], names)}") from None
     if positional:
         raise ValueError(f"'{positional[0]}' was not understood; options start with --, see --help")
@@ -95,10 +98,13 @@ def _parse(argv: list[str]) -> Command:
     action = asked[0] if asked else "run"
     if action in ("run", "fields", "validate", "plan") and not values.config:
         raise ValueError("--config is missing: a config such as --config=quickstart (all of them: --list)")
+    target = values["for"].value
+    if target is not None and action != "plan":
+        raise ValueError(f"--for={target} belongs to --plan: it says for what hardware the plan is")
     if action == "run" and not values.workdir:
         raise ValueError("--workdir is missing: the directory to write to, such as --workdir=runs/first")
     workdir = pathlib.Path(values.workdir) if values.workdir else None
-    return Command(action, values.config, tuple(overrides), workdir, tuple(argv), values.debug)
+    return Command(action, values.config, tuple(overrides), workdir, tuple(argv), values.debug, target)
 
 
 def _flag_hint(name: str, names: Sequence[str]) -> str:

@@ -166,7 +166,9 @@ class Run(Section):
 
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="`gpu` and `tpu` are refused where absent")
     devices: Count | None = Field(None, description="devices to use; none: all")
-    micro_batch: Count | None = Field(None, description="chains in one program per device; none: measured where that is worth the time")
+    micro_batch: Count | None = Field(
+        None, description="chains in one program per device; none: as many as fit an accelerator, or measured on a CPU where that is worth it"
+    )
     cut_base: bool = Field(False, description="cut the base over all devices instead of sharing out the chains: for bases larger than a device")
     measure_beside: bool | None = Field(None, description="measure models while the next ones are trained; none: on a CPU")
     keep_compiled: bool = Field(True, description="keep compiled programs in the cache folder (~/.cache/jaxloop, $JAXLOOP_CACHE) for the next run")

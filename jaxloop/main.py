@@ -8,6 +8,7 @@ import sys
 from absl import app
 
 from jaxloop import cli, config, studies
+from jaxloop.plan import cards
 from jaxloop.runtime import cached, environment
 
 
@@ -22,6 +23,9 @@ def main(command: cli.Command) -> int:
         return cli.say(cli.table(environment.describe()))
     if command.action == "cache":
         return cli.say(cached.act(command.argv[2:]))
+    if command.target is not None:
+        cards.find(command.target)
+        cards.keep_to_the_cpu()
     raw = config.read_file(command.config)
     study = studies.load(raw.get("study"))
     if command.action == "fields":
@@ -30,7 +34,7 @@ def main(command: cli.Command) -> int:
     if command.action == "validate":
         return cli.say("\n".join([*study.check(settings), f"{command.config} is valid"]))
     if command.action == "plan":
-        return cli.say(cli.table(study.plan(settings)))
+        return cli.say(cli.table(study.plan(settings) if command.target is None else studies.plan_for(study, settings, command.target)))
     return study.run(settings, command.workdir, argv=command.argv)
 
 

@@ -351,6 +351,10 @@ def over_batches(run: Callable, ids: Sequence[Sequence[int]], *, limit: int, bat
 
 
 def default_batch(params) -> int:
-    """Padded tokens of a batch with these weights where the caller does not say: on a CPU, where more are not faster, few, so that last batches are not mostly
-    padding; or what fills an accelerator."""
-    return 512 if platform_of(params) == "cpu" else 65536
+    """Padded tokens of a batch with these weights where the caller does not say."""
+    return batch_on(platform_of(params))
+
+
+def batch_on(platform: str) -> int:
+    """Padded tokens of a batch: on a CPU, where more are not faster, few, so that last batches are not mostly padding; or what fills an accelerator."""
+    return 512 if platform == "cpu" else 65536

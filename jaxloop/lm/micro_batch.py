@@ -1,13 +1,16 @@
-"""How many chains train in one program: measured once per device and shape, kept on disk, halved where memory runs out.
+"""How many chains train in one program: on a CPU measured once per shape and kept on disk; on an accelerator as many as the compiler says fit.
 
-More chains fill an accelerator; on a CPU they fall out of its caches. The number changes no result beyond rounding.
+More chains fill an accelerator; on a CPU they fall out of its caches. The number changes no result beyond rounding. Where memory runs out all the
+same, it is halved.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -15,43 +18,116 @@ import numpy as np
 
 from jaxloop.lm import adapters, train
 from jaxloop.lm.huggingface import Model
+from jaxloop.lm.placement import device_bytes, devices_of, mesh_of
 from jaxloop.lm.sizes import sizes_of
 from jaxloop.lm.spec import init
 from jaxloop.lm.target import target_of
 from jaxloop.lm.train import FitSettings
 from jaxloop.runtime import cost
 from jaxloop.runtime.devices import platform_of
-from jaxloop.runtime.files import cache_folder, write_atomic
+from jaxloop.runtime.files import cache_folder, human_size, write_atomic
 from jaxloop.runtime.log import LOGGER
 
-# FLOPs of a generation's fits from which a measurement (some compilations) pays: about a minute's work of either kind of device.
-WORTH = {"cpu": 5e12, "other": 1e16}
+# FLOPs of a generation's fits from which a measurement (some compilations) pays: about a minute's work of a CPU.
+WORTH = 5e12
 LIMIT = {"cpu": 4, "other": 64}
+SPARE = 0.95  # of an accelerator's memory: its allocator cannot fill every gap
 
 
 def default(platform: str) -> int:
-    """Chains in one program before anything is measured: one on a CPU, whose caches hold no more, sixteen elsewhere."""
+    """Chains in one program before anything is measured or compiled: one on a CPU, whose caches hold no more, sixteen elsewhere."""
     return 1 if platform == "cpu" else 16
 
 
 def choose(model: Model, settings: FitSettings, time_: int, steps: int, chains: int) -> int:
-    """Chains in one program: as measured before; measured now, where `chains` chains of `steps` steps of rows of `time_` tokens are worth it;
-    else `default`. A measurement is kept in the user's cache folder, so that a run that is resumed takes the same number."""
+    """Chains in one program. On an accelerator: as many as fit (see `fitting`). On a CPU: as measured before; measured now, where `chains` chains of
+    `steps` steps of rows of `time_` tokens are worth it; else `default`. A number that took work is kept in the user's cache folder, so that a
+    run that is resumed takes the same one."""
     platform = platform_of(model.params)
-    kind = "cpu" if platform == "cpu" else "other"
     name, known = _name(model, settings, time_), _read()
     if name in known:
         return known[name]
+    if platform != "cpu":
+        mesh = mesh_of(model)
+        most = min(LIMIT["other"], -(-chains // (1 if mesh is None else mesh.size)))
+        best, compiled = fitting(model, settings, time_, most, room(model))
+        return _keep(name, best) if compiled else best
     sizes = sizes_of(model.spec, settings.lora)
     work = cost.training_flops(sizes, chains * steps * settings.batch_size * time_, time_, frozen=settings.mode == "lora")
-    if work < WORTH[kind] or chains < 2:
+    if work < WORTH or chains < 2:
         return default(platform)
-    found = measure(model, settings, time_, min(LIMIT[kind], chains))
+    found = measure(model, settings, time_, min(LIMIT["cpu"], chains))
     best = min(found, key=found.get)
     LOGGER.info("micro-batch: %d chains in one program train fastest here (%s)", best, ", ".join(f"{c}: {1e3 * s:.1f} ms" for c, s in found.items()))
+    return _keep(name, best)
+
+
+def room(model: Model) -> int:
+    """Bytes of each accelerator that holds the base, for a training program and the base itself: what other arrays have there is not among them."""
+    found = []
+    for device in devices_of(model):
+        base = sum(s.data.nbytes for leaf in jax.tree.leaves(model.params) for s in leaf.addressable_shards if s.device == device)
+        used = (device.memory_stats() or {}).get("bytes_in_use", base)
+        found.append(int(SPARE * device_bytes(device)) - max(0, used - base))
+    return min(found)
+
+
+def fitting(model: Model, settings: FitSettings, time_: int, most: int, room: int) -> tuple[int, int]:
+    """(chains in one program, at most `most`, whose compiled program needs no more than `room` bytes a device; how many programs were compiled).
+
+    The compiler says what a program needs before it runs, and the one that is chosen is in the cache of compiled programs when training asks for it.
+    Where `most` chains fit by far, by arithmetic, nothing is compiled. At least 1: whether that fits too is seen when it runs."""
+    common = dict(base_width=max(leaf.dtype.itemsize for leaf in jax.tree.leaves(model.params)), frozen=settings.mode == "lora", remat=settings.remat)
+    width, sizes = np.dtype(settings.dtype).itemsize if settings.dtype == "float32" else 2, sizes_of(model.spec, settings.lora)
+    if most == 1 or 4 * cost.training_memory(sizes, most, settings.batch_size, time_, width=width, **common) < room:
+        return most, 0
+    best, found = largest(functools.partial(_program_bytes, model, settings, time_), room, most)
+    said = ", ".join(f"{c}: {human_size(size)}" for c, size in sorted(found.items()))
+    LOGGER.info("micro-batch: %d chains in one program fit the %s that are free (%s)", max(1, best), human_size(room), said)
+    return max(1, best), len(found)
+
+
+def _program_bytes(model, settings, time_, chains) -> int:
+    """Bytes of a device that the training program of `chains` chains needs, by the compiler; more than there can be where it refuses for memory."""
+    from jaxloop.lm import programs  # which imports this module
+
+    program = programs.training_of(model, dataclasses.replace(settings, constraint=None), chains, time_)
+    try:
+        return programs.memory(program.lower().compile())
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return 1 << 62
+
+
+def _keep(name: str, best: int) -> int:
     _file().parent.mkdir(parents=True, exist_ok=True)
     write_atomic(_file(), json.dumps(_read() | {name: best}, indent=1).encode(), durable=False)
     return best
+
+
+def largest(memory: Callable[[int], int], room: int, most: int) -> tuple[int, dict[int, int]]:
+    """(`most`, or the largest power of two below it, whose program of as many chains fits `room` bytes, 0 where not even one does; the bytes of those
+    that were compiled). `memory` compiles a program and gives its bytes: one and two chains, from which the rest follows, and what they say fits."""
+    found = {1: memory(1)}
+    if found[1] > room:
+        return 0, found
+    if most < 2:
+        return 1, found
+    found[2] = memory(2)
+    more = (room - found[1]) // max(1, found[2] - found[1])
+    chains = most if 1 + more >= most else _power(1 + more)
+    while chains > 2:
+        found[chains] = memory(chains)
+        if found[chains] <= room:
+            return chains, found
+        chains = _power(chains - 1)
+    return (2 if found[2] <= room else 1), found
+
+
+def _power(number: int) -> int:
+    """The largest power of two that is no larger."""
+    return 1 << (number.bit_length() - 1)
 
 
 def measure(model: Model, settings: FitSettings, time_: int, most: int, *, repeats: int = 3) -> dict[int, float]:

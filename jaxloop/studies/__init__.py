@@ -3,13 +3,14 @@
     Settings                          pydantic schema of its config (a `config.Section`), with a field `study`
     check(settings) -> list[str]      reads everything a run would read first (data, models), refuses with ValueError, writes nothing;
                                       the lines say what was found
-    plan(settings) -> list[(what, amount)]         optional: the table of `--plan`
+    plan(settings, target=None) -> list[(what, amount)]   optional: the table of `--plan`; `target`: of `--plan --for`, where the study has it
     run(settings, workdir, *, argv) -> int         the exit code
 
 and imports nothing heavy before one of its functions is called, so that `--list` and a typo in a config cost no start-up time.
 """
 
 import importlib
+import inspect
 from types import ModuleType
 from typing import NamedTuple
 
@@ -45,3 +46,11 @@ def load(name: object) -> ModuleType:
     if name not in STUDIES:
         raise ValueError(f"config.study = {name!r} is not a study; {config.suggestion(str(name), STUDIES)}")
     return importlib.import_module(STUDIES[str(name)].module)
+
+
+def plan_for(study: ModuleType, settings: config.Section, target: str) -> list[tuple[str, str]]:
+    """The plan of a study for hardware that is absent. Raises ValueError for a study whose plan knows none."""
+    if "target" not in inspect.signature(study.plan).parameters:
+        known = "chain, loops, bias, multi_entity, diversity"
+        raise ValueError(f"--for={target}: a study of kind '{settings.study}' has no plan for hardware that is absent; those of kind {known} have")
+    return study.plan(settings, target)

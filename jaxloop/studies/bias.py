@@ -283,10 +283,12 @@ def chains_line(settings: Settings) -> str:
     return f"{len(c.setups) * len(c.seeds)} chains: {', '.join(c.setups)}, {seeds}, {c.generations} generations"
 
 
-def plan(settings: Settings) -> list[tuple[str, str]]:
-    """What a run would do, counted, and its arithmetic; nothing is run."""
-    from jaxloop.studies import bias_plan
+def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
+    """What a run would do, counted, and its arithmetic, or what the compiler says of `target`; nothing is run."""
+    from jaxloop.studies import absent_plan, bias_plan
 
+    if target is not None:
+        return [("chains", chains_line(settings)), *absent_plan.rows(settings, target)]
     return [("chains", chains_line(settings)), *bias_plan.table(settings, prepare(settings))]
 
 

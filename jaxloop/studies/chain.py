@@ -122,15 +122,16 @@ def _chains_line(settings: Settings, chains: Sequence) -> str:
     return f"{len(chains)} chain{'s' if len(chains) > 1 else ''}: {', '.join(parts)}"
 
 
-def plan(settings: Settings) -> list[tuple[str, str]]:
-    """What a run would do, counted, and how long it would take here, from a short measurement; nothing of it is kept."""
+def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
+    """What a run would do, counted, and how long it would take here, from a short measurement, nothing of which is kept; or on `target`, by what
+    the compiler says."""
     from jaxloop.studies import chain_plan
 
     running.keep_compiled(settings.run)
-    prepared = chain_setup.prepare(settings)
+    prepared = chain_setup.prepare(settings, here=target is None)
     rows = [("chains", _chains_line(settings, prepared.chains))]
     rows += [("human texts per chain", f"{max(_needed(settings, chain) for chain in prepared.chains):,} at most")]
-    return [*rows, *chain_plan.table(settings, prepared), ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most")]
+    return [*rows, *chain_plan.table(settings, prepared, target), ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most")]
 
 
 def _disk(settings: Settings, prepared: chain_setup.Prepared) -> int:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxloop.studies import chain_setup
+from jaxloop.studies import absent_plan, chain_setup
 
 if TYPE_CHECKING:
     from jaxloop.studies.chain import Settings
@@ -29,9 +29,10 @@ class Work(NamedTuple):
     decode_bytes: float
 
 
-def table(settings: "Settings", prepared: chain_setup.Prepared) -> list[tuple[str, str]]:
-    """(what, amount) rows: texts, tokens, FLOPs, bytes, memory, and the time this device would take."""
-    shares = {name: work(settings, prepared, name) for name in settings.models.pool}
+def table(settings: "Settings", prepared: chain_setup.Prepared, target: str | None = None) -> list[tuple[str, str]]:
+    """(what, amount) rows: texts, tokens, FLOPs, bytes, memory, and the time that this device, or `target`, would take."""
+    platform = platform_of(target)
+    shares = {name: work(settings, prepared, name, platform) for name in settings.models.pool}
     whole = Work(*map(sum, zip(*shares.values(), strict=True)))
     rows = [("texts to train on", f"{whole.texts:,.0f}"), ("texts to write", f"{whole.written:,.0f}")]
     rows += [("tokens to train on", f"{whole.tokens:,.0f}")]
@@ -40,6 +41,8 @@ def table(settings: "Settings", prepared: chain_setup.Prepared) -> list[tuple[st
     rows += [("arithmetic", f"{big(whole.train_flops)}FLOP to train, {big(whole.decode_flops)}FLOP and {big(whole.decode_bytes)}B read to write")]
     for name, (spec, _) in prepared.models.items():
         rows.append((f"model {name}", described(settings, spec)))
+    if target is not None:
+        return [*rows, *absent_plan.rows(settings, target, chains=len(prepared.chains), work=whole)]
     rows += [("memory", f"{big(memory(settings, prepared))}B to train one program of chains")]
     name = settings.models.pool[0]
     first, trained, wrote = measure(settings, prepared, name)
@@ -52,8 +55,18 @@ def table(settings: "Settings", prepared: chain_setup.Prepared) -> list[tuple[st
     return [*rows, ("time in all", f"about {duration(train_seconds + write_seconds + compiled)}, metrics not counted")]
 
 
-def work(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> Work:
-    """The share of one model of the pool."""
+def platform_of(target: str | None) -> str:
+    """The platform of a target, or of the process."""
+    from jaxloop.plan import cards
+    from jaxloop.runtime import devices
+
+    card = None if target is None else cards.find(target)
+    return devices.platform_of() if target is None else "cpu" if card is None else card.platform
+
+
+def work(settings: "Settings", prepared: chain_setup.Prepared, name: str, platform: str | None = None) -> Work:
+    """The share of one model of the pool, written with the slots of a platform (None: the process's own)."""
+    from jaxloop.lm.programs import slots
     from jaxloop.recursion.generation import sample_rows
     from jaxloop.recursion.workflow import train_size
     from jaxloop.runtime import cost
@@ -72,7 +85,7 @@ def work(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> Wor
     tokens = read * length
     out = written * min(bare, settings.sample.max_new_tokens)
     context = fitted - bare + bare / 2
-    rows = prepared.driver.sample.slots or 64
+    rows, lane = slots(prepared.driver.sample, platform or platform_of(None)), prepared.driver.sample.lane_slots
     return Work(
         texts,
         tokens,
@@ -80,17 +93,16 @@ def work(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> Wor
         out,
         cost.training_flops(sizes, int(tokens), length, frozen=frozen),
         cost.decoding_flops(sizes, int(out), context),
-        cost.decoding_bytes(sizes, out / rows, rows, context, chains=max(1, rows // 8), width=chain_setup.width(settings.fit.dtype)),
+        cost.decoding_bytes(sizes, out / rows, rows, context, chains=max(1, rows // lane), width=chain_setup.width(settings.fit.dtype)),
     )
 
 
 def memory(settings: "Settings", prepared: chain_setup.Prepared) -> float:
     """Bytes of the largest training program."""
     from jaxloop.lm.micro_batch import default
-    from jaxloop.runtime.devices import platform_of
 
     frozen = chain_setup.trains_adapters(settings)
-    together = min(settings.run.micro_batch or default(platform_of()), len(prepared.chains))
+    together = min(settings.run.micro_batch or default(platform_of(None)), len(prepared.chains))
     return max(chain_setup.training_bytes(settings.fit, settings.models.dtype, spec, together, frozen=frozen) for spec, _ in prepared.models.values())
 
 
@@ -103,11 +115,11 @@ def measure(settings: "Settings", prepared: chain_setup.Prepared, name: str) -> 
 
     from jaxloop.lm import family
     from jaxloop.runtime import cost
-    from jaxloop.runtime.devices import platform_of, programs_at_once
+    from jaxloop.runtime.devices import programs_at_once
 
     model, spec = chain_setup.load_model(settings, name), prepared.models[name][0]
     data = next(iter(prepared.data.values()))
-    count = min(TOGETHER if platform_of() != "cpu" else max(2, programs_at_once()), len(prepared.chains))
+    count = min(TOGETHER if platform_of(None) != "cpu" else max(2, programs_at_once()), len(prepared.chains))
     fit = prepared.driver.fit
     if fit.steps is not None and fit.steps > fit.steps_per_dispatch:
         fit = dataclasses.replace(fit, steps=fit.steps_per_dispatch)

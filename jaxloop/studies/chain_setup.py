@@ -31,17 +31,20 @@ class Prepared(NamedTuple):
     heldout_prompts: dict[str, list[str]]
 
 
-def prepare(settings: "Settings") -> Prepared:
-    """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything with which a run could not succeed."""
+def prepare(settings: "Settings", *, here: bool = True) -> Prepared:
+    """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything with which a run could not succeed; unless it is
+    to run `here`, this machine's devices do not count."""
     from jaxloop.recursion import driver
     from jaxloop.runtime.devices import select_devices
     from jaxloop.studies import chain_measure
 
     chain_measure.check(settings)
-    select_devices(settings.run.platform, settings.run.devices)
+    if here:
+        select_devices(settings.run.platform, settings.run.devices)
     models = {name: _describe(settings, name) for name in settings.models.pool}
     _check_models(settings, models)
-    check_memory(settings, models)
+    if here:
+        check_memory(settings, models)
     count = next(iter(models.values()))[1].count
     data, heldout, human, prompts, found = {}, {}, {}, {}, []
     sources = settings.chain.factors.get("dataset", (settings.data.source,))

@@ -36,10 +36,13 @@ def cells_line(settings: Settings) -> str:
     return f"{len(all_cells(settings)):,} models to train ({parts}; shared ones counted once)"
 
 
-def plan(settings: Settings) -> list[tuple[str, str]]:
-    """What a run would do, counted from the config, and how long it would take here; models and data that are not here are assumed, and named."""
-    from jaxloop.studies import diversity_plan
+def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
+    """What a run would do, counted from the config, and how long it would take here; models and data that are not here are assumed, and named.
+    With `target`: what the compiler says of its programs there."""
+    from jaxloop.studies import absent_plan, diversity_plan
 
+    if target is not None:
+        return [("models to train", cells_line(settings)), *absent_plan.rows(settings, target)]
     return [("models to train", cells_line(settings)), *diversity_plan.table(settings)]
 
 

@@ -192,10 +192,13 @@ def check(settings: Settings) -> list[str]:
     return [*lines, entities_setup.line(settings, prepared)]
 
 
-def plan(settings: Settings) -> list[tuple[str, str]]:
-    """What a run would do, counted; timed here by a short measurement where models and data are here, else in hours of a device."""
-    from jaxloop.studies import entities_plan, running
+def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
+    """What a run would do, counted; timed here by a short measurement where models and data are here, else in hours of a device. With `target`:
+    what the compiler says of its programs there."""
+    from jaxloop.studies import absent_plan, entities_plan, running
 
+    if target is not None:
+        return absent_plan.rows(settings, target)
     running.keep_compiled(settings.run)
     return entities_plan.table(settings)
 

@@ -125,11 +125,12 @@ def chains_line(settings: Settings, planned: Sequence) -> str:
     return f"{len(planned)} chains: {', '.join(parts)}" + (f" ({out} left out, their subsets have too few texts)" if out else "")
 
 
-def plan(settings: Settings) -> list[tuple[str, str]]:
-    """What a run would do, counted, and its time: measured here where the models are, in hours of `plan.device` where they are not."""
+def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
+    """What a run would do, counted, and its time: measured here where the models are, in hours of `plan.device` where they are not, or by what the
+    compiler says of `target`."""
     from jaxloop.studies import loops_plan
 
-    return loops_plan.table(settings)
+    return loops_plan.table(settings, target)
 
 
 def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:

@@ -59,10 +59,10 @@ def describe(settings: Settings, name: str):
     return spec, tokenize.load(path) if here else None
 
 
-def table(settings: Settings) -> list[tuple[str, str]]:
+def table(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
     """(what, amount) rows: chains, texts, tokens, FLOPs, bytes, memory, disk, time."""
     from jaxloop.recursion import driver
-    from jaxloop.studies import chain_plan, chain_setup, loops, loops_chains
+    from jaxloop.studies import absent_plan, chain_plan, chain_setup, loops, loops_chains
     from jaxloop.studies.loops_config import check_metrics
 
     check_metrics(settings)
@@ -73,7 +73,8 @@ def table(settings: Settings) -> list[tuple[str, str]]:
     data, lengths = _data(settings, described, here)
     models = {name: (spec, lengths or tokenizer) for name, (spec, tokenizer) in described.items()}
     prepared = SimpleNamespace(chains=[p.spec for p in planned], data=data, models=models, driver=common)
-    shares = {name: chain_plan.work(settings, prepared, name) for name in settings.models.pool}
+    platform = chain_plan.platform_of(target)
+    shares = {name: chain_plan.work(settings, prepared, name, platform) for name in settings.models.pool}
     whole = chain_plan.Work(*map(sum, zip(*shares.values(), strict=True)))
     rows = [("chains", loops.chains_line(settings, planned)), ("human texts per chain", f"{max(p.needed for p in planned):,} at most")]
     rows += [("texts to train on", f"{whole.texts:,.0f}"), ("texts to write", f"{whole.written:,.0f}")]
@@ -83,6 +84,8 @@ def table(settings: Settings) -> list[tuple[str, str]]:
     big = chain_plan.big
     rows += [("arithmetic", f"{big(whole.train_flops)}FLOP to train, {big(whole.decode_flops)}FLOP and {big(whole.decode_bytes)}B read to write")]
     rows += [(f"model {name}", chain_plan.described(settings, spec)) for name, (spec, _) in models.items()]
+    if target is not None:
+        return [*rows, *absent_plan.rows(settings, target, chains=len(planned), work=whole), ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most")]
     rows += [
         ("memory", f"{big(chain_plan.memory(settings, prepared))}B to train one program of chains"),
         ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most"),

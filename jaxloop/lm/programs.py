@@ -1,0 +1,206 @@
+"""The programs that training, writing and measuring compile, as (jitted function, abstract arguments), for devices that need not be there.
+
+Each is called as `family`, `sample`, `beam` and `metrics.embed` call it. Nothing is allocated.
+
+Dimensions: C chains, S steps of a dispatch, B rows a chain, T time, N texts of a call, Z cached prompts, P prompt, R rows.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from jaxloop.kernels.map_chains import AXIS, chain_mesh
+from jaxloop.lm import adapters, beam, decode, encoder, family, train
+from jaxloop.lm.encoder_spec import EncoderSpec, encoder_table
+from jaxloop.lm.huggingface import Model
+from jaxloop.lm.placement import devices_of, mesh_of
+from jaxloop.lm.sample import SampleSettings
+from jaxloop.lm.spec import Spec, abstract, nest
+from jaxloop.lm.target import Target, target_of
+from jaxloop.lm.train import FitSettings
+
+
+class Program(NamedTuple):
+    """A jitted function and its arguments, whose arrays are `jax.ShapeDtypeStruct`s. x64: whether it runs with 64-bit numbers."""
+
+    name: str
+    function: Callable
+    args: tuple
+    kwargs: dict
+    x64: bool = False
+
+    def lower(self, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
+        """The program before XLA compiles it: for the devices of its arguments, or for `platforms` ("cuda", "tpu"), which need not be there."""
+        with jax.enable_x64(True) if self.x64 else contextlib.nullcontext():
+            if platforms is None:
+                return self.function.lower(*self.args, **self.kwargs)
+            return self.function.trace(*self.args, **self.kwargs).lower(lowering_platforms=platforms)
+
+
+class Places(NamedTuple):
+    """Where arrays lie: the mesh of several devices, and the shardings of what is whole on each and of what is cut by chain."""
+
+    mesh: Mesh | None
+    whole: Any
+    cut: Any
+
+
+def places(devices: Iterable[jax.Device] | None) -> Places:
+    """Places of chains shared out over `devices`, as `placement.spread` makes them; None: wherever the program is compiled."""
+    if devices is None:
+        return Places(None, None, None)
+    devices = list(devices)
+    if len(devices) == 1:
+        return Places(None, *[SingleDeviceSharding(devices[0])] * 2)
+    mesh = chain_mesh(devices)
+    return Places(mesh, *(NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,))))
+
+
+def memory(compiled) -> int:
+    """Bytes that a compiled program needs on each device while it runs: arguments, results that are no argument's memory, temporary arrays, code."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes + m.generated_code_size_in_bytes
+
+
+def _at(tree, sharding):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _array(shape, dtype, sharding):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _adapters(spec, lora, chains):
+    return jax.eval_shape(functools.partial(adapters.init, spec=spec, lora=lora), _keys(chains))
+
+
+def _keys(count):
+    return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+
+
+def training(spec: Spec, fit: FitSettings, chains: int, time: int, *, dtype: str, target: Target, devices: Sequence[jax.Device] | None = None) -> Program:
+    """`train.train_steps` of `chains` chains a device, rows of `time` tokens; `dtype` is that of the base (adapters only)."""
+    at = places(devices)
+    return _training(spec, fit, chains, time, _at(abstract(spec, jnp.dtype(dtype)), at.whole), target, at)
+
+
+def training_of(model: Model, fit: FitSettings, chains: int, time: int) -> Program:
+    """`training` with a base that is loaded, as `family.fit` runs it: on the devices that hold it, whole or cut."""
+    base = jax.tree.map(lambda x: _array(x.shape, x.dtype, x.sharding), model.params)
+    mesh, held = mesh_of(model), devices_of(model)
+    at = places(mesh.devices.flat if mesh is not None else held if len(held) == 1 else None)
+    return _training(model.spec, fit, chains, time, base, target_of(model.spec, model.params), at)
+
+
+def _training(spec, fit, chains, time, base, target, at: Places) -> Program:
+    count = chains * (1 if at.mesh is None else at.mesh.size)
+    if fit.mode == "lora":
+        weights = _adapters(spec, fit.lora, count)
+    else:
+        weights, base = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), jnp.float32), abstract(spec)), None
+    state = _at(jax.eval_shape(functools.partial(train.init_state, fit), weights, _keys(count)), at.cut)
+    shape = (fit.steps_per_dispatch, count, fit.batch_size, time)
+    # Batches come from the host, which leaves their place to the compiler.
+    batch = [jax.ShapeDtypeStruct(*one) for one in ((shape, jnp.int32), (shape, jnp.bool_), (shape[:3], jnp.float32))]
+    numbers = [jax.ShapeDtypeStruct((), jnp.int32)] * 2
+    return Program("training", train.train_steps, (spec, fit, base, state, *batch, *numbers), dict(mesh=at.mesh, target=target))
+
+
+def loss(spec: Spec, fit: FitSettings, time: int, *, dtype: str, target: Target, rows: int = 32, devices: Sequence[jax.Device] | None = None) -> Program:
+    """The program of `family.loss`: one chain's adapter, `rows` texts."""
+    at = places(None if devices is None else devices[:1])
+    fused = _at(_fused(spec, fit.lora, 1, fit.dtype, summed=True), at.whole)
+    params = _at(abstract(spec, jnp.dtype(dtype)), at.whole)
+    return Program("loss", family._row_nll, (spec, params, fused, _array((rows, time), jnp.int32, at.whole), target), {})
+
+
+def _fused(spec, lora, chains, dtype, **how):
+    return jax.eval_shape(lambda tree: adapters.fuse(spec, tree, lora, jnp.dtype(dtype), **how), _adapters(spec, lora, chains))
+
+
+def slots(settings: SampleSettings, platform: str) -> int:
+    """Texts written at the same time on a device of a platform, where nothing else is said."""
+    return settings.slots or (64 if platform == "cpu" else 512)
+
+
+def shape(settings: SampleSettings, platform: str, prompt: int) -> decode.Shape:
+    """The decoding program that writes after prompts of at most `prompt` tokens (padded)."""
+    count = slots(settings, platform)
+    lanes = max(1, count // settings.lane_slots)
+    return decode.Shape(lanes, -(-count // lanes), settings.window, settings.max_new_tokens, prompt - 1)
+
+
+def prefill(
+    spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, target: Target, adapted: bool = True, devices: Sequence[jax.Device] | None = None
+) -> Program:
+    """`decode.prefill` of one prompt of `prompt` tokens (padded) for each of a call's chains."""
+    at, chains, params, fused = _writing(spec, sample, dtype, adapted, devices)
+    count = chains * (1 if at.mesh is None else at.mesh.size)
+    args = (spec, params, fused, _array((count, prompt), jnp.int32, at.cut), _array((count,), jnp.int32, at.cut))
+    return Program("prefill", decode.prefill, args, dict(mesh=at.mesh) | _made_for(decode.prefill, target))
+
+
+def decoding(
+    spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, target: Target, adapted: bool = True, devices: Sequence[jax.Device] | None = None
+) -> Program:
+    """`decode.decode` of a call of `sample.texts_per_call` texts, a device its own."""
+    at, chains, params, fused = _writing(spec, sample, dtype, adapted, devices)
+    many = 1 if at.mesh is None else at.mesh.size
+    how, n = shape(sample, target.platform, prompt), sample.texts_per_call
+    one = [jax.ShapeDtypeStruct((chains, prompt), jnp.int32), jax.ShapeDtypeStruct((chains,), jnp.int32)]
+    plain = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree) for tree in (params, fused)]
+    each = None if fused is None else jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // many, *x.shape[1:]), x.dtype), plain[1])
+    prompts = jax.eval_shape(lambda p, f, t, m: decode.prefill(spec, p, f, t, m, None), plain[0], each, *one)
+    requests = decode.Requests(*(jax.ShapeDtypeStruct(s, d) for s, d in (((n,), jnp.int32), ((n, 2), jnp.uint32), ((n,), jnp.int32))))
+    jobs = decode.Jobs(*[jax.ShapeDtypeStruct((n,), jnp.int32)] * 3)
+    later = [_at(jax.tree.map(lambda x: jax.ShapeDtypeStruct((many * x.shape[0], *x.shape[1:]), x.dtype), tree), at.cut) for tree in (prompts, requests, jobs)]
+    args = (spec, sample.sampler, how, 0, params, fused, *later)
+    return Program("decoding", decode.decode, args, dict(mesh=at.mesh) | _made_for(decode.decode, target))
+
+
+def _writing(spec, sample, dtype, adapted, devices):
+    """(places, chains of a call, weights, fused adapters or None), as `sample._write_with` has them."""
+    at = places(devices)
+    lanes = max(1, slots(sample, "cpu" if devices is None else devices[0].platform) // sample.lane_slots)
+    chains = (max(2, sample.chains_per_call) if lanes > 1 else 1) if adapted else 1
+    many = 1 if at.mesh is None else at.mesh.size
+    params = _at(jax.eval_shape(decode.unstack, abstract(spec, jnp.dtype(dtype))), at.whole)
+    fused = _at(_fused(spec, sample.lora, chains * many, sample.dtype, block_diagonal=True), at.cut) if adapted else None
+    return at, chains, params, fused
+
+
+def _made_for(function, target: Target) -> dict:
+    """The target, in the form that a program of `decode` takes it."""
+    takes = inspect.signature(function).parameters
+    return {name: value for name, value in (("platform", target.platform), ("target", target)) if name in takes}
+
+
+def beams(spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, rows: int = 16, devices: Sequence[jax.Device] | None = None) -> Program:
+    """`beam.beam_search` of one chain's adapter for `rows` prompts of `prompt` tokens (padded), on one device."""
+    at = places(None if devices is None else devices[:1])
+    rules = beam._rules(beam.Beam(sample.beams, sample.max_new_tokens), 0)
+    rules = _at(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rules), at.whole)
+    params, tree = _at(abstract(spec, jnp.dtype(dtype)), at.whole), _at(_adapters(spec, sample.lora, 1), at.whole)
+    tokens, length = _array((rows, prompt), jnp.int32, at.whole), _array((rows,), jnp.int32, at.whole)
+    return Program("beam", beam._search, (spec, sample.beams, False, sample.lora, rules, params, tree, tokens, length), {})
+
+
+def encoding(
+    spec: EncoderSpec, time: int, *, target: Target, rows: int | None = None, dtype: str = "float32", devices: Sequence[jax.Device] | None = None
+) -> Program:
+    """`encoder.sentence_embedding` with mean pooling of a batch as the metrics take it: `rows` texts of `time` tokens."""
+    at = places(None if devices is None else devices[:1])
+    layers, flat = spec.core.layers, {}
+    for p in encoder_table(spec):
+        flat[p.path] = _array(p.shape, jnp.dtype(dtype), at.whole)
+    params = nest(flat)
+    params = params | {"layers": [params["layers"]] * layers, "dense": []}
+    rows = rows or max(1, encoder.batch_on(target.platform) // time)
+    args = (spec, encoder.Readout(normalize=True), params, _array((rows, time), jnp.int32, at.whole), _array((rows,), jnp.int32, at.whole), target)
+    return Program("encoder", encoder.sentence_embedding, args, {})

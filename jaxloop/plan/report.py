@@ -1,0 +1,230 @@
+"""What a target would do with a study's programs: memory, chains that fit, compile seconds and rooflines, as lines of a plan."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxloop.lm import micro_batch, programs
+from jaxloop.lm.encoder_spec import EncoderSpec
+from jaxloop.lm.placement import device_bytes
+from jaxloop.lm.programs import Program
+from jaxloop.lm.sample import SampleSettings
+from jaxloop.lm.sizes import sizes_of
+from jaxloop.lm.spec import Spec, count_parameters
+from jaxloop.lm.target import Target
+from jaxloop.lm.train import FitSettings
+from jaxloop.plan import absent, account
+from jaxloop.plan.account import Account, Rates, Totals
+from jaxloop.plan.cards import Card
+from jaxloop.runtime import cost
+from jaxloop.runtime.files import human_size
+from jaxloop.runtime.log import LOGGER
+
+Rows = list[tuple[str, str]]
+
+
+class Shapes(NamedTuple):
+    """The programs of one base model. time: tokens of a training row, prompt: of a padded prompt; chains: how many a program may hold at most;
+    dtype: of the base. sample: None where nothing is written."""
+
+    name: str
+    spec: Spec
+    dtype: str
+    fit: FitSettings
+    sample: SampleSettings | None
+    time: int
+    prompt: int
+    chains: int
+
+
+class Device(NamedTuple):
+    """A target as a plan uses it: its card (None: this CPU), a device for the compiler, the bytes that programs may use, and its rates."""
+
+    name: str
+    card: Card | None
+    devices: list
+    room: int
+    rates: Rates
+    target: Target
+
+
+class Best(NamedTuple):
+    """The fastest that a target can be, by rooflines: tokens/s of training and of writing on one device (0: not counted), compile seconds."""
+
+    trained: float
+    written: float
+    seconds: float
+
+
+def device(name: str, card: Card | None, dtype: str) -> Device:
+    """The target of that name. Raises `absent.Missing` where its compiler is not installed."""
+    found = absent.devices(card)
+    if card is None:
+        limits = cost.measure_limits(jnp.dtype(dtype))
+        return Device(name, None, found, device_bytes(found[0]), Rates(limits.bandwidth, limits.flops, limits.flops), Target("cpu"))
+    return Device(name, card, found, card.room, account.rates_of(card), Target(card.platform, cudnn=card.platform == "gpu"))
+
+
+def told(at: Device) -> tuple[str, str]:
+    """The line that says what a target is."""
+    if at.card is None:
+        return "target", f"this CPU: {human_size(at.room)}, {at.rates.bandwidth / 1e9:,.1f} GB/s and {at.rates.peak / 1e9:,.0f} GFLOP/s, measured"
+    card = at.card
+    count = f"{card.devices} x " if card.devices > 1 else ""
+    rates = f"{card.bandwidth / 1e12:.3g} TB/s, {card.peak / 1e12:,.0f} TFLOP/s in bfloat16, {card.peak32 / 1e12:,.0f} in float32"
+    return "target", f"{count}{card.kind}, absent: {human_size(at.room)} of {human_size(card.memory)} for programs, {rates}; compiled by jax {jax.__version__}"
+
+
+def compiled(program: Program, at: Device) -> tuple[absent.Compiled, Account]:
+    """What the compiler says of a program for a target, and the program's account. Raises `absent.TooLarge`."""
+    LOGGER.info("compiling %s for %s", program.name, at.name)
+    found = absent.compile_program(program, at.card)
+    return found, account.account(found.text, at.rates)
+
+
+def model_rows(shapes: Shapes, at: Device) -> tuple[Rows, Best]:
+    """Lines of all programs of a base model, and the best that they allow. Raises ValueError where not one chain fits, with what would help."""
+    rows, trained, seconds = _training(shapes, at)
+    common = dict(dtype=shapes.dtype, target=at.target, devices=at.devices)
+    others = [programs.loss(shapes.spec, shapes.fit, shapes.time, **common)]
+    written = 0.0
+    if shapes.sample is not None:
+        adapted = shapes.fit.mode == "lora"
+        if shapes.sample.decoder == "beam":
+            others.append(programs.beams(shapes.spec, shapes.sample, shapes.prompt, dtype=shapes.dtype, devices=at.devices))
+        else:
+            writing = (shapes.spec, shapes.sample, shapes.prompt)
+            others += [make(*writing, adapted=adapted, **common) for make in (programs.prefill, programs.decoding)]
+    for program in others:
+        more, found, spent = _lines(program.name, program, at)
+        rows, seconds = rows + more, seconds + spent
+        if program.name == "decoding" and found is not None:
+            slots = programs.slots(shapes.sample, at.target.platform)
+            written = slots / found.step.seconds
+            rows[-1] = (rows[-1][0], f"{rows[-1][1]}; {slots} slots, {written:,.0f} tokens/s at best")
+    return rows, Best(trained, written, seconds)
+
+
+def _lines(label: str, program: Program, at: Device) -> tuple[Rows, Account | None, float]:
+    """(lines, account, compile seconds) of a program; one line where it does not fit."""
+    try:
+        found, counted = compiled(program, at)
+    except absent.TooLarge as error:
+        return [(label, f"does not fit: {error}")], None, 0.0
+    fits = "" if found.memory <= at.room else f", {human_size(found.memory - at.room)} more than there is"
+    parts = f"arguments {human_size(found.arguments)}, temporary {human_size(found.temporary)}"
+    rows = [(label, f"{human_size(found.memory)} a device{fits} ({parts}), compiled in {found.seconds:,.0f} s"), (f"{label} step", step(counted.step, at))]
+    return rows, counted, found.seconds
+
+
+def _number(value: float) -> str:
+    """Three digits, never an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def step(totals: Totals, at: Device) -> str:
+    """A step in words: its roofline, by kinds, and what it moves."""
+    kinds = ", ".join(f"{kind} {_number(1e3 * s)}" for kind, s in totals.kinds.most_common())
+    clock = f"; {_number(1e3 * account.seconds_of_cycles(totals, at.card.clock))} ms by XLA's cycles" if totals.cycles and at.card else ""
+    return f"at least {_number(1e3 * totals.seconds)} ms ({kinds}){clock}; {totals.kernels:,} kernels, {totals.bytes / 1e9:,.3g} GB"
+
+
+def _training(shapes: Shapes, at: Device) -> tuple[Rows, float, float]:
+    """(lines, best tokens/s, compile seconds) of training with as many chains as fit."""
+    made: dict[int, tuple[absent.Compiled, Account]] = {}
+
+    def memory(chains: int) -> int:
+        try:
+            made[chains] = compiled(training(shapes, chains, at), at)
+        except absent.TooLarge as error:
+            return max(error.needed, at.room + 1)
+        return made[chains][0].memory
+
+    if shapes.fit.chains_at_once:
+        most, found = shapes.fit.chains_at_once, {shapes.fit.chains_at_once: memory(shapes.fit.chains_at_once)}
+        most = most if found[most] <= at.room else 0
+    else:
+        most, found = micro_batch.largest(memory, at.room, shapes.chains)
+    if not most:
+        raise ValueError(refusal(shapes, at, min(found.values()), lambda changed: training_bytes(changed, at)))
+    program, counted = made[most]
+    each = ", ".join(f"{chains}: {human_size(size)}" for chains, size in sorted(found.items()))
+    tokens = most * shapes.fit.batch_size * shapes.time
+    rows = [
+        ("training", f"{most} chain{'s' * (most > 1)} in a program of {shapes.fit.batch_size} x {shapes.time} tokens each fit ({each}), "
+         f"compiled in {program.seconds:,.0f} s"),
+        ("training step", f"{step(counted.step, at)}; {tokens / counted.step.seconds:,.0f} tokens/s at best"),
+    ]  # fmt: skip
+    return rows, tokens / counted.step.seconds, sum(c.seconds for c, _ in made.values())
+
+
+def training(shapes: Shapes, chains: int, at: Device) -> Program:
+    """The training program of `chains` chains."""
+    return programs.training(shapes.spec, shapes.fit, chains, shapes.time, dtype=shapes.dtype, target=at.target, devices=at.devices)
+
+
+def training_bytes(shapes: Shapes, at: Device) -> int:
+    """Bytes that training one chain needs on a target."""
+    try:
+        return absent.compile_program(training(shapes, 1, at), at.card).memory
+    except absent.TooLarge as error:
+        return max(error.needed, at.room + 1)
+
+
+def refusal(shapes: Shapes, at: Device, needed: int, memory: Callable[[Shapes], int]) -> str:
+    """The sentence for a model that does not fit with one chain: what is missing, and which single change, tried one by one, would make it fit.
+    `memory`: bytes of one chain with other shapes."""
+    fit, rank = shapes.fit, shapes.fit.lora.rank
+    short, lower = max(1, shapes.time // 2), fit.mode == "lora" and rank > 1
+    changed = {
+        "config.fit.remat=true": None if fit.remat else dataclasses.replace(fit, remat=True),
+        "config.fit.dtype=bfloat16 with config.models.dtype=bfloat16": None if fit.dtype == "bfloat16" else dataclasses.replace(fit, dtype="bfloat16"),
+        f"config.fit.lora.rank={rank // 2}": dataclasses.replace(fit, lora=dataclasses.replace(fit.lora, rank=rank // 2)) if lower else None,
+        f"config.fit.max_length={short}": dataclasses.replace(fit, max_length=short),
+    }  # fmt: skip
+    helps = []
+    for name, other in changed.items():
+        if other is not None:
+            dtype = "bfloat16" if "models.dtype" in name else shapes.dtype
+            time = short if "max_length" in name else shapes.time
+            helps += [name] if memory(shapes._replace(fit=other, dtype=dtype, time=time)) <= at.room else []
+    count = 1 if at.card is None else at.card.devices
+    base = count_parameters(shapes.spec) * jnp.dtype(shapes.dtype).itemsize if fit.mode == "lora" else 0
+    if count > 1 and needed - base + base / count <= at.room:
+        helps.append("config.run.cut_base=true")
+    missing = f"one chain of {shapes.name} needs {human_size(needed)} of {human_size(at.room)} on {at.name}, {human_size(needed - at.room)} too many"
+    return f"config.models.pool: {missing}; {' or '.join(helps) + ' would make it fit' if helps else 'no single one of ' + ', '.join(_ALL) + ' makes it fit'}"
+
+
+_ALL = ("fit.remat", "fit.dtype", "fit.lora.rank", "fit.max_length", "run.cut_base")
+
+
+def encoder_rows(spec: EncoderSpec, at: Device, time: int = 256) -> Rows:
+    """Lines of a batch of the sentence encoder."""
+    return _lines("encoder", programs.encoding(spec, min(time, spec.core.context), target=at.target, devices=at.devices), at)[0]
+
+
+def estimate(shapes: Shapes, card: Card) -> Rows:
+    """The arithmetic where there is no compiler: memory of the usual number of chains, and the least a step takes."""
+    sizes, fit = sizes_of(shapes.spec, shapes.fit.lora), shapes.fit
+    chains = min(fit.chains_at_once or micro_batch.default(card.platform), shapes.chains)
+    frozen, width = fit.mode == "lora", jnp.dtype(fit.dtype).itemsize
+    common = dict(base_width=jnp.dtype(shapes.dtype).itemsize, frozen=frozen, width=width, remat=fit.remat)
+    needed = cost.training_memory(sizes, chains, fit.batch_size, shapes.time, **common)
+    tokens, peak = chains * fit.batch_size * shapes.time, card.peak if fit.dtype == "bfloat16" else card.peak32
+    seconds = cost.training_flops(sizes, tokens, shapes.time, frozen=frozen) / peak
+    rows = [("training", f"{chains} chains in a program: about {human_size(needed)} of {human_size(card.room)}, a step at least {_number(1e3 * seconds)} ms")]
+    if shapes.sample is not None:
+        slots, context = programs.slots(shapes.sample, card.platform), shapes.prompt + shapes.sample.max_new_tokens / 2
+        lanes = max(1, slots // shapes.sample.lane_slots) if frozen else 0
+        moved = cost.decoding_bytes(sizes, 1, slots, context, chains=lanes, width=jnp.dtype(shapes.sample.dtype).itemsize)
+        rows.append(("decoding", f"{slots} slots: a step at least {_number(1e3 * moved / card.bandwidth)} ms, {moved / 1e9:,.3g} GB read"))
+    return rows
+
+
+def unique(rows: Sequence[tuple[str, str]], name: str) -> Rows:
+    """Lines of one of several models, said so."""
+    return [(f"{label}, {name}", amount) for label, amount in rows]
