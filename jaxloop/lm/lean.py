@@ -101,14 +101,8 @@ _linear.defvjp(_forward, _backward)
 
 def gates(spec: Spec, w: dict, adapter: dict | None, tokens: int, dropout, target: Target) -> bool:
     """Whether a block's gated mlp, over this many tokens, is one that `gated` computes."""
-    if not (
-        target.gate
-        and spec.gated
-        and adapter
-        and dropout is None
-        and not spec.mlp_bias
-        and {"up", "down"} <= set(adapter)
-    ):
+    laid_out = isinstance(w["up"], tuple) and adapter is not None and {"up", "down"} <= set(adapter)
+    if not (target.gate and laid_out and spec.gated and dropout is None and not spec.mlp_bias):
         return False
     up, down = adapter["up"], adapter["down"]
     return None not in up.b and gate.fits(up.a.shape[0], tokens, spec.mlp, up.a.shape[-1], down.a.shape[-1])

@@ -37,6 +37,11 @@ def target_of(spec: Spec, params, mesh=None) -> Target:
     )
 
 
+def complete(platform: str) -> Target:
+    """The target of a platform whose every kernel is there and right: of hardware that is absent."""
+    return Target(platform, cudnn=platform == "gpu", splash=platform == "tpu", gate=platform == "gpu")
+
+
 @functools.cache
 def cudnn_works(head_size: int) -> bool:
     """Whether cuDNN's fused attention compiles on this process's GPU for this head size and agrees with XLA (forward and gradient, 2e-2 in

@@ -14,7 +14,7 @@ from jaxloop.lm.programs import Program
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.sizes import sizes_of
 from jaxloop.lm.spec import Spec, count_parameters
-from jaxloop.lm.target import Target
+from jaxloop.lm.target import Target, complete
 from jaxloop.lm.train import FitSettings
 from jaxloop.plan import absent, account
 from jaxloop.plan.account import Account, Rates, Totals
@@ -65,7 +65,7 @@ def device(name: str, card: Card | None, dtype: str) -> Device:
     if card is None:
         limits = cost.measure_limits(jnp.dtype(dtype))
         return Device(name, None, found, device_bytes(found[0]), Rates(limits.bandwidth, limits.flops, limits.flops), Target("cpu"))
-    return Device(name, card, found, card.room, account.rates_of(card), Target(card.platform, cudnn=card.platform == "gpu"))
+    return Device(name, card, found, card.room, account.rates_of(card), complete(card.platform))
 
 
 def told(at: Device) -> tuple[str, str]:
