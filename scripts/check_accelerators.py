@@ -25,7 +25,7 @@ from jaxloop.plan import cards
 # GB of one device that a program may need, at 2 and at 16 layers, by platform; lines between. What is not named may need what the card gives.
 BOUNDS = {
     ("gpu", "training"): (9.5, 55.0), ("gpu", "loss"): (2.2, 6.0), ("gpu", "prefill"): (0.9, 4.0), ("gpu", "decoding"): (5.0, 32.0),
-    ("gpu", "beam"): (1.3, 4.5), ("gpu", "encoder"): (2.1, 2.1), ("tpu", "training"): (3.5, 12.0), ("tpu", "prefill"): (0.9, 4.0),
+    ("gpu", "beam"): (1.3, 4.5), ("gpu", "encoder"): (2.1, 2.1), ("tpu", "training"): (3.5, 13.0), ("tpu", "prefill"): (0.9, 4.0),
     ("tpu", "encoder"): (2.1, 2.1),
 }  # fmt: skip
 NAMES = ("training", "loss", "prefill", "decoding", "beam", "encoder", "metrics")

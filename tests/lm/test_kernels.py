@@ -1,5 +1,6 @@
 """Kernels for accelerators, step by step on a CPU, held to the plain path: forward and gradient."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm import adapters, attention, flash, gate, lean, transformer
+from jaxloop.lm import adapters, attention, flash, gate, lean, programs, transformer
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.spec import Spec, init
-from jaxloop.lm.target import Target
+from jaxloop.lm.target import Target, complete
+from jaxloop.lm.train import FitSettings
 from tests.lm.random_adapters import random_adapters
 
 
@@ -119,6 +121,22 @@ def test_a_gated_mlp_by_kernels_is_that_of_products():
     norm = lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b))
     for a, b, c in zip(*map(jax.tree.leaves, (exact, parts, kernels)), strict=True):
         assert norm(c, a) < 1.2 * norm(b, a) < 2e-2
+
+
+@pytest.mark.parametrize("made_for, lowered, call", [("gpu", "cuda", "xla.gpu.triton"), ("tpu", "tpu", "tpu_custom_call")])
+def test_training_programs_of_accelerators_hold_their_kernels(made_for, lowered, call, monkeypatch):
+    """Lowered without the hardware or its compiler: a forward and a backward kernel for each layer of a GPU's gated mlp, three (the backward one
+    is two) for the scanned attention of a TPU; none where the target has none."""
+    monkeypatch.setattr(transformer, "UNROLL", 1)
+    spec = Spec("llama", vocab=64, width=64, layers=2, heads=2, kv_heads=1, head_size=64, mlp=64, context=128)
+    fit = FitSettings(lora=Lora(rank=16), batch_size=1, dtype="bfloat16", max_length=128)
+
+    def calls(target):
+        made = programs.training(spec, fit, 2, 128, dtype="bfloat16", target=target)
+        return made.function.trace(*made.args, **made.kwargs).lower(lowering_platforms=(lowered,)).as_text().count(call)
+
+    assert calls(dataclasses.replace(complete(made_for), cudnn=False)) == (4 if made_for == "gpu" else 3)
+    assert calls(Target(made_for)) == 0
 
 
 def test_without_the_hardware_the_probes_say_no():

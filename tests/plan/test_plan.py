@@ -12,7 +12,7 @@ from jaxloop.lm import programs
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.spec import Spec
-from jaxloop.lm.target import Target
+from jaxloop.lm.target import Target, complete
 from jaxloop.lm.train import FitSettings
 from jaxloop.plan import absent, account, cards, report
 from jaxloop.plan.cards import CARDS
@@ -171,7 +171,7 @@ def test_the_compilers_of_absent_hardware_where_they_are_installed(name):
         devices = absent.devices(card)
     except absent.Missing as missing:
         pytest.skip(str(missing))
-    at = Device(name, card, devices, card.room, account.rates_of(card), Target(card.platform, cudnn=card.platform == "gpu"))
+    at = Device(name, card, devices, card.room, account.rates_of(card), complete(card.platform))
     fit = FitSettings(**{**FIT.__dict__, "dtype": "bfloat16"})
     shapes = SHAPES._replace(fit=fit, dtype="bfloat16")
     few, many = (absent.compile_program(report.training(shapes, chains, at), card) for chains in (1, 4))
