@@ -101,7 +101,7 @@ _linear.defvjp(_forward, _backward)
 
 def gates(spec: Spec, w: dict, adapter: dict | None, tokens: int, dropout, target: Target) -> bool:
     """Whether a block's gated mlp, over this many tokens, is one that `gated` computes."""
-    laid_out = isinstance(w["up"], tuple) and adapter is not None and {"up", "down"} <= set(adapter)
+    laid_out = isinstance(w["up"], tuple) and w["up"][0].dtype == jnp.bfloat16 and {"up", "down"} <= set(adapter or ())
     if not (target.gate and laid_out and spec.gated and dropout is None and not spec.mlp_bias):
         return False
     up, down = adapter["up"], adapter["down"]
