@@ -178,7 +178,7 @@ def _start_together(model, tasks, works, size, settings, mesh, direction):
         batch, mask = (np.stack(x, 1) for x in zip(*parts))
         count = len(works[0].dispatches[number].rows)
         args = (state, batch, mask, sample, np.int32(count), np.int32(total), mesh, direction)
-        state, log = train.train_steps(model.spec, settings, base, *args, target=target_of(model.spec, model.params))
+        state, log = train.train_steps(model.spec, settings, base, *args, target=target_of(model.spec, model.params, mesh))
         logs.append(log)
     return state.weights, logs
 

@@ -22,7 +22,9 @@ def fits(chains: int, tokens: int, mlp: int, *ranks: int) -> bool:
 def forward(act, g_NF, u_NF, z_CNR, bg_CRF, bu_CRF, a_CFS, *, interpret: bool = False):
     """(h [N, F], h A [C, N / C, S]) with h = act(g + z Bg) (u + z Bu), in the dtype of the inputs."""
     thin = jax.ShapeDtypeStruct((*z_CNR.shape[:2], a_CFS.shape[-1]), g_NF.dtype)
-    return _call(functools.partial(_forward, act), (g_NF, u_NF), (z_CNR,), (bg_CRF, bu_CRF, a_CFS), (g_NF, thin), interpret)
+    return _call(
+        functools.partial(_forward, act), (g_NF, u_NF), (z_CNR,), (bg_CRF, bu_CRF, a_CFS), (g_NF, thin), interpret
+    )
 
 
 def backward(act, dh_NF, g_NF, u_NF, dz_CNS, z_CNR, bg_CRF, bu_CRF, a_CFS, *, interpret: bool = False):
@@ -91,7 +93,8 @@ def _call(kernel, wide, thin, of_chain, out, interpret):
     return pl.pallas_call(
         kernel,
         grid=(chains, blocks),
-        in_specs=[block(x) for x in (*wide, *thin)] + [pl.BlockSpec((None, *x.shape[1:]), lambda c, n: (c, 0, 0)) for x in of_chain],
+        in_specs=[block(x) for x in (*wide, *thin)]
+        + [pl.BlockSpec((None, *x.shape[1:]), lambda c, n: (c, 0, 0)) for x in of_chain],
         out_specs=[block(x) for x in out],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in out],
         interpret=interpret,
@@ -107,8 +110,10 @@ def works() -> bool:
         draw = lambda *shape: jax.device_put(jnp.asarray(0.5 * rng.standard_normal(shape), jnp.bfloat16), device)
         dh, g, u, dz, z = draw(256, 128), draw(256, 128), draw(256, 128), draw(2, 128, 16), draw(2, 128, 32)
         factors = draw(2, 32, 128), draw(2, 32, 128), draw(2, 128, 16)
-        ours = (*jax.jit(functools.partial(forward, jax.nn.silu))(g, u, z, *factors), *jax.jit(functools.partial(backward, jax.nn.silu))(dh, g, u, dz, z, *factors))
-        return all(bool(jnp.allclose(a, b, atol=2e-2, rtol=2e-2)) for a, b in zip(_float32(ours), plainly(jax.nn.silu, *_float32((dh, g, u, dz, z, *factors)))))
+        ahead, back = (jax.jit(functools.partial(f, jax.nn.silu)) for f in (forward, backward))
+        ours = _float32((*ahead(g, u, z, *factors), *back(dh, g, u, dz, z, *factors)))
+        theirs = plainly(jax.nn.silu, *_float32((dh, g, u, dz, z, *factors)))
+        return all(bool(jnp.allclose(a, b, atol=2e-2, rtol=2e-2)) for a, b in zip(ours, theirs, strict=True))
     except Exception:  # any failure of the probe means the same: use XLA
         return False
 

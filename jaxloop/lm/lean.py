@@ -16,6 +16,8 @@ from jaxloop.lm import gate
 from jaxloop.lm.spec import Spec, sites
 from jaxloop.lm.target import Target
 
+INTERPRET = False  # kernels run step by step on any platform, for tests
+
 
 def fits(target: Target, dtype: str) -> bool:
     """Whether a program of this target and dtype is laid out as here: float32 loses nothing by being kept, and a CPU has caches."""
@@ -40,8 +42,9 @@ def are_laid_out(layers) -> bool:
 
 def adapter_layers(fused, count: int) -> tuple:
     """Adapters of each layer from leaves [C, L, ...]. The gradients of the pieces are joined, where those of slices would be padded and added."""
-    each = jax.tree.map(lambda x: [part[:, 0] for part in jax.lax.split(x, (1,) * count, axis=1)], fused)
-    return tuple(jax.tree.map(lambda x, i=i: x[i], each, is_leaf=lambda x: isinstance(x, list)) for i in range(count))
+    leaves, structure = jax.tree.flatten(fused)
+    each = ([part[:, 0] for part in jax.lax.split(x, (1,) * count, axis=1)] for x in leaves)
+    return tuple(jax.tree.unflatten(structure, of_layer) for of_layer in zip(*each, strict=True))
 
 
 def linear(w: tuple, bias: tuple | None, adapter, x_ND, dropout=None, onto_NO=None) -> list:
@@ -81,7 +84,10 @@ def _backward(kept, dy):
     dy_C = [_by_chain(dy_NO, a_CDR) for dy_NO in dy]
     pairs = [(dy_CNO, b_CRO) for dy_CNO, b_CRO in zip(dy_C, b, strict=True) if b_CRO is not None]
     dz_CNR = sum((_thin("cno,cro->cnr", *pair) for pair in pairs[1:]), _thin("cno,cro->cnr", *pairs[0]))
-    db = tuple(None if b_CRO is None else _exact("cnr,cno->cro", *_first((z_CNR, dy_CNO))) for dy_CNO, b_CRO in zip(dy_C, b, strict=True))
+    db = tuple(
+        None if b_CRO is None else _exact("cnr,cno->cro", *_first((z_CNR, dy_CNO)))
+        for dy_CNO, b_CRO in zip(dy_C, b, strict=True)
+    )
     da_CDR = _exact("cnd,cnr->cdr", _by_chain(x_ND, a_CDR), dz_CNR)
     dx_ND = _first(_flat(_thin("cnr,cdr->cnd", dz_CNR, a_CDR)))
     for dy_NO, w_DO in zip(dy, w, strict=True):
@@ -95,33 +101,36 @@ _linear.defvjp(_forward, _backward)
 
 def gates(spec: Spec, w: dict, adapter: dict | None, tokens: int, dropout, target: Target) -> bool:
     """Whether a block's gated mlp, over this many tokens, is one that `gated` computes."""
-    if not (target.gate and spec.gated and adapter and dropout is None and not spec.mlp_bias and {"up", "down"} <= set(adapter)):
+    laid_out = isinstance(w["up"], tuple) and w["up"][0].dtype == jnp.bfloat16 and {"up", "down"} <= set(adapter or ())
+    if not (target.gate and laid_out and spec.gated and dropout is None and not spec.mlp_bias):
         return False
     up, down = adapter["up"], adapter["down"]
     return None not in up.b and gate.fits(up.a.shape[0], tokens, spec.mlp, up.a.shape[-1], down.a.shape[-1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def gated(act, interpret: bool, up_w: tuple, up, down_w: tuple, down, x_ND, onto_ND):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gated(act, up_w: tuple, up, down_w: tuple, down, x_ND, onto_ND):
     """onto + down(act(gate(x)) up(x)) with adapters (`adapters.Parts` of a layer) on all three projections, by the kernels of `gate`."""
-    return _gated_forward(act, interpret, up_w, up, down_w, down, x_ND, onto_ND)[0]
+    return _gated_forward(act, up_w, up, down_w, down, x_ND, onto_ND)[0]
 
 
-def _gated_forward(act, interpret, up_w, up, down_w, down, x_ND, onto_ND):
+def _gated_forward(act, up_w, up, down_w, down, x_ND, onto_ND):
     z_CNR = _thin("cnd,cdr->cnr", _by_chain(x_ND, up.a), up.a)
     wide = tuple(x_ND @ w_DF for w_DF in up_w)
-    h_NF, z_CNS = gate.forward(act, *wide, z_CNR, *_narrow((*up.b, down.a), x_ND), interpret=interpret)
+    h_NF, z_CNS = gate.forward(act, *wide, z_CNR, *_narrow((*up.b, down.a), x_ND), interpret=INTERPRET)
     out = _first(h_NF @ down_w[0] + onto_ND) + _flat(_thin("cns,cso->cno", z_CNS, down.b[0]))
     return out, (up_w, up, down_w, down, x_ND, wide, z_CNR, h_NF, z_CNS)
 
 
-def _gated_backward(act, interpret, kept, dy_ND):
+def _gated_backward(act, kept, dy_ND):
     up_w, up, down_w, down, x_ND, wide, z_CNR, h_NF, z_CNS = kept
     dy_CND = _by_chain(dy_ND, up.a)
     dz_CNS = _thin("cno,cso->cns", dy_CND, down.b[0])
     factors = _narrow((*up.b, down.a), x_ND)
-    *d, dz_CNR = gate.backward(act, dy_ND @ down_w[0].T, *wide, dz_CNS, z_CNR, *factors, interpret=interpret)
-    down_grads = type(down)(_exact("cnf,cns->cfs", _by_chain(h_NF, up.a), dz_CNS), (_exact("cns,cno->cso", z_CNS, dy_CND),))
+    *d, dz_CNR = gate.backward(act, dy_ND @ down_w[0].T, *wide, dz_CNS, z_CNR, *factors, interpret=INTERPRET)
+    down_grads = type(down)(
+        _exact("cnf,cns->cfs", _by_chain(h_NF, up.a), dz_CNS), (_exact("cns,cno->cso", z_CNS, dy_CND),)
+    )
     db = tuple(_exact("cnr,cnf->crf", *_first((z_CNR, _by_chain(d_NF, up.a)))) for d_NF in d)
     up_grads = type(up)(_exact("cnd,cnr->cdr", _by_chain(x_ND, up.a), dz_CNR), db)
     dx_ND = _first(_flat(_thin("cnr,cdr->cnd", dz_CNR, up.a)))

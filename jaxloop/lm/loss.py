@@ -127,9 +127,7 @@ def _log_sum_exp(x_NV):
     return (most_N + jnp.log(sum_N))[:, None]
 
 
-def row_nll(
-    spec: Spec, params: dict, tokens_RT, *, fused=None, dropout=None, remat: bool = False, narrow: bool = False, target: Target = Target()
-):
+def row_nll(spec: Spec, params: dict, tokens_RT, *, fused=None, dropout=None, remat: bool = False, narrow: bool = False, target: Target = Target()):
     """-log p of each token given those before it, [R, T - 1]: entry t belongs to token t + 1. `narrow`: by `lean_nll`."""
     rows, time = tokens_RT.shape
     x = transformer.hidden(spec, params, tokens_RT, fused=fused, dropout=dropout, remat=remat, target=target)

@@ -122,7 +122,7 @@ def training_of(model: Model, fit: FitSettings, chains: int, time: int) -> Progr
     base = jax.tree.map(lambda x: _array(x.shape, x.dtype, x.sharding), model.params)
     mesh, held = mesh_of(model), devices_of(model)
     at = places(mesh.devices.flat if mesh is not None else held if len(held) == 1 else None)
-    return _training(model.spec, fit, chains, time, base, target_of(model.spec, model.params), at)
+    return _training(model.spec, fit, chains, time, base, target_of(model.spec, model.params, at.mesh), at)
 
 
 def _training(spec, fit, chains, time, base, target, at: Places) -> Program:

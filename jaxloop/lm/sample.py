@@ -156,11 +156,8 @@ def _write(model, params, adapted, tasks, ids, chosen, settings, longest, tokens
     mesh = mesh_of(model) if params is not None and _on_mesh(params) else None
     devices = 1 if mesh is None else mesh.size
     device = next(iter(devices_of(model)))
-    if mesh is None and len(devices_of(model)) > 1:
-        # XLA cuts its own products over devices that share a base, but not a kernel of ours.
-        settings = dataclasses.replace(settings, engine="blocks")
     counts = sorted((len(ids[i]) for i in chosen), reverse=True)[::devices]
-    plan = plan_of(settings, model.spec, target_of(model.spec, model.params), counts, device_bytes(device))
+    plan = plan_of(settings, model.spec, target_of(model.spec, model.params, mesh), counts, device_bytes(device))
     while True:
         try:
             return _write_with(model, params, adapted, tasks, ids, chosen, settings, plan, mesh, longest, tokens, ended)

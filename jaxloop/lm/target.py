@@ -24,18 +24,23 @@ class Target:
     rows: bool = False
 
 
-def target_of(spec: Spec, params) -> Target:
-    """The target of programs that read `params`: the devices that these lie on."""
+def target_of(spec: Spec, params, mesh=None) -> Target:
+    """The target of programs that read `params`: the devices that these lie on. XLA cannot cut Pallas kernels, so that programs of several devices
+    have none, unless each device runs a program of its own chains, over `mesh`."""
     platform = platform_of(params)
-    cudnn, splash = platform == "gpu" and cudnn_works(spec.head_size), platform == "tpu" and flash.works(spec.head_size)
-    if platform != "gpu":
-        return Target(platform, splash=splash)
-    dtype = str(jax.tree.leaves(params)[0].dtype)
-    return Target(platform, cudnn=cudnn, gate=gate.works(), rows=row_kernels.works(dtype, spec.head_size))
+    devices = max((len(x.sharding.device_set) for x in jax.tree.leaves(params) if isinstance(x, jax.Array)), default=1)
+    own = devices == 1 or mesh is not None
+    return Target(
+        platform,
+        cudnn=platform == "gpu" and cudnn_works(spec.head_size),
+        splash=own and platform == "tpu" and flash.works(spec.head_size),
+        gate=own and platform == "gpu" and gate.works(),
+        rows=own and platform == "gpu" and row_kernels.works(str(jax.tree.leaves(params)[0].dtype), spec.head_size),
+    )
 
 
-def best_target(platform: str) -> Target:
-    """The target of an accelerator that is not here, on which all that we ask for works."""
+def complete(platform: str) -> Target:
+    """The target of a platform whose every kernel is there and right: of hardware that is absent."""
     gpu = platform == "gpu"
     return Target(platform, cudnn=gpu, splash=platform == "tpu", gate=gpu, rows=gpu)
 

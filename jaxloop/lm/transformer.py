@@ -190,7 +190,7 @@ def block(spec: Spec, w: dict, adapter: dict | None, x_ND, attend, dropout=None,
         x_ND = normed(x_ND, *norm1)
     h = normed(x_ND, *norm2) if spec.norm_first else x_ND
     if lean.gates(spec, w, adapter, n, dropout, target):
-        return lean.gated(ACTIVATIONS[spec.activation], False, w["up"], adapter["up"], w["down"], adapter["down"], h, x_ND)
+        return lean.gated(ACTIVATIONS[spec.activation], w["up"], adapter["up"], w["down"], adapter["down"], h, x_ND)
     if spec.gated and spec.activation == "silu" and not spec.mlp_bias and _in_lanes(adapter, "up"):
         h = adapt(h, h @ w["up"], adapter["up"], (spec.mlp, spec.mlp), gated=True)
     else:

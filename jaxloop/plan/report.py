@@ -14,7 +14,7 @@ from jaxloop.lm.programs import Program
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.sizes import sizes_of
 from jaxloop.lm.spec import Spec
-from jaxloop.lm.target import Target, best_target
+from jaxloop.lm.target import Target, complete
 from jaxloop.lm.train import FitSettings
 from jaxloop.plan import absent, account
 from jaxloop.plan.account import Account, Rates, Totals
@@ -66,7 +66,7 @@ def device(name: str, card: Card | None, dtype: str) -> Device:
     if card is None:
         limits = cost.measure_limits(jnp.dtype(dtype))
         return Device(name, None, found, device_bytes(found[0]), Rates(limits.bandwidth, limits.flops, limits.flops, limits.flops), Target("cpu"))
-    return Device(name, card, found, card.room, account.rates_of(card), best_target(card.platform))
+    return Device(name, card, found, card.room, account.rates_of(card), complete(card.platform))
 
 
 def told(at: Device) -> tuple[str, str]:
@@ -224,7 +224,7 @@ def estimate(shapes: Shapes, card: Card) -> Rows:
     seconds = cost.training_flops(sizes, tokens, shapes.time, frozen=frozen) / peak
     rows = [("training", f"{chains} chains in a program: about {human_size(needed)} of {human_size(card.room)}, a step at least {_number(1e3 * seconds)} ms")]
     if shapes.sample is not None:
-        writing, context = programs.writing_plan(shapes.spec, shapes.sample, best_target(card.platform)), shapes.prompt + shapes.sample.max_new_tokens / 2
+        writing, context = programs.writing_plan(shapes.spec, shapes.sample, complete(card.platform)), shapes.prompt + shapes.sample.max_new_tokens / 2
         slots, lanes = writing.slots, writing.lanes if frozen else 0
         moved = cost.decoding_bytes(sizes, 1, slots, context, chains=lanes, width=jnp.dtype(shapes.sample.dtype).itemsize)
         rows.append(("decoding", f"{slots} slots: a step at least {_number(1e3 * moved / card.bandwidth)} ms, {_number(moved / 1e9)} GB read"))

@@ -48,10 +48,11 @@ def decoding_bytes(sizes: Sizes, steps: int, rows: int, context: float, *, chain
 
 def training_memory(sizes: Sizes, chains: int, rows: int, length: int, *, base_width: int, frozen: bool = True, width: int = 4, remat: bool = False) -> float:
     """Bytes of a training program of `chains` chains of [rows, length] tokens: weights, gradients and AdamW moments in float32, and the
-    activations kept for the gradient (about 34 numbers of the model's width per token and layer without remat, 2 with)."""
+    activations kept for the gradient (numbers of the model's width per token and layer: about 34 without remat, 2 with; in bfloat16, as accelerators
+    are programmed, about 24 without)."""
     trained = chains * (sizes.adapter if frozen else sizes.total)
     base = base_width * sizes.total if frozen else 0
-    kept = 2 if remat else 34
+    kept = 2 if remat else 34 if width > 2 else 24
     width_model = sizes.attention_width
     return base + 16 * trained + width * chains * rows * length * sizes.layers * width_model * kept
 

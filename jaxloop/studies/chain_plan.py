@@ -67,7 +67,7 @@ def platform_of(target: str | None) -> str:
 def work(settings: "Settings", prepared: chain_setup.Prepared, name: str, platform: str | None = None) -> Work:
     """The share of one model of the pool, written with the slots of a platform (None: the process's own)."""
     from jaxloop.lm.programs import writing_plan
-    from jaxloop.lm.target import best_target
+    from jaxloop.lm.target import complete
     from jaxloop.recursion.generation import sample_rows
     from jaxloop.recursion.workflow import train_size
     from jaxloop.runtime import cost
@@ -86,7 +86,7 @@ def work(settings: "Settings", prepared: chain_setup.Prepared, name: str, platfo
     tokens = read * length
     out = written * min(bare, settings.sample.max_new_tokens)
     context = fitted - bare + bare / 2
-    planned = writing_plan(spec, prepared.driver.sample, best_target(platform or platform_of(None)))
+    planned = writing_plan(spec, prepared.driver.sample, complete(platform or platform_of(None)))
     rows = planned.slots
     return Work(
         texts,

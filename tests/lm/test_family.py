@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm import adapters, batching, bpe, family, placement, sample, sample_plan, train
+from jaxloop.lm import adapters, batching, bpe, family, placement, sample_plan, train
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.family import FitSettings, FitTask, LossTask, SampleSettings, SampleTask
 from jaxloop.lm.huggingface import Model

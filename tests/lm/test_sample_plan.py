@@ -11,7 +11,7 @@ import pytest
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.sample_plan import calls, engine_of, plan, share_out
 from jaxloop.lm.spec import Spec
-from jaxloop.lm.target import Target, best_target
+from jaxloop.lm.target import Target, complete
 
 LLAMA_1B = Spec("llama", vocab=128256, width=2048, layers=16, heads=32, kv_heads=8, head_size=64, mlp=8192, context=4096)
 DEFAULT = SampleSettings(dtype="bfloat16")
@@ -47,7 +47,7 @@ def test_engines():
     with pytest.raises(ValueError, match="sample.engine: 'paged' is not allowed; choose one of auto, rows, blocks"):
         SampleSettings(engine="paged")
     with pytest.raises(ValueError, match="sample.engine: 'rows' is not possible with this model on this GPU"):
-        engine_of(dataclasses.replace(DEFAULT, engine="rows"), dataclasses.replace(LLAMA_1B, head_size=80), best_target("gpu"))
+        engine_of(dataclasses.replace(DEFAULT, engine="rows"), dataclasses.replace(LLAMA_1B, head_size=80), complete("gpu"))
 
 
 def test_every_text_is_written_once_in_calls_that_are_small_enough():

@@ -12,7 +12,7 @@ from jaxloop.lm import programs
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.spec import Spec
-from jaxloop.lm.target import Target, best_target
+from jaxloop.lm.target import Target, complete
 from jaxloop.lm.train import FitSettings
 from jaxloop.plan import absent, account, cards, report
 from jaxloop.plan.cards import CARDS
@@ -123,7 +123,7 @@ def test_a_model_that_does_not_fit_with_one_chain_is_refused_with_what_would_hel
 def test_arithmetic_stands_in_for_the_compiler():
     rows = dict(report.estimate(SHAPES, CARDS["h100"]))
     assert rows["training"].startswith("4 chains in a program: about ") and "16 slots" in rows["decoding"]
-    planned = [programs.writing_plan(SPEC, SampleSettings(), best_target(platform)).slots for platform in ("gpu", "tpu", "cpu")]
+    planned = [programs.writing_plan(SPEC, SampleSettings(), complete(platform)).slots for platform in ("gpu", "tpu", "cpu")]
     assert planned == [1024, 1024, 64]
 
 
@@ -171,7 +171,7 @@ def test_the_compilers_of_absent_hardware_where_they_are_installed(name):
         devices = absent.devices(card)
     except absent.Missing as missing:
         pytest.skip(str(missing))
-    at = Device(name, card, devices, card.room, account.rates_of(card), best_target(card.platform))
+    at = Device(name, card, devices, card.room, account.rates_of(card), complete(card.platform))
     fit = FitSettings(**{**FIT.__dict__, "dtype": "bfloat16"})
     shapes = SHAPES._replace(fit=fit, dtype="bfloat16")
     few, many = (absent.compile_program(report.training(shapes, chains, at), card) for chains in (1, 4))

@@ -35,6 +35,14 @@ def test_llama_1b_adapters_are_the_published_size():
     assert flops == pytest.approx(5.13e9, rel=0.01)
 
 
+def test_memory_of_a_training_program_agrees_with_the_compiler():
+    """Llama-3.2-1B's shapes, 8 x 512 tokens a chain in bfloat16: what XLA says of the programs for an H100 (8 and 4 chains; it holds the state of
+    eight more, and of twelve) and for a TPU v5e (1 chain), within a fifth."""
+    spec = Spec("llama", vocab=128256, width=2048, layers=16, heads=32, kv_heads=8, head_size=64, mlp=8192, context=4096)
+    for chains, compiled in ((8, 52.4e9), (4, 31.6e9), (1, 10.9e9)):
+        assert cost.training_memory(sizes_of(spec), chains, 8, 512, base_width=2, width=2) == pytest.approx(compiled, rel=0.2), chains
+
+
 def test_forward_flops_agree_with_the_compiler():
     """A third of a full training step's dense FLOPs, plus full-square attention, is what XLA counts for the forward pass (within 5%)."""
     tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32)
