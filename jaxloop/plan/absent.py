@@ -112,7 +112,7 @@ def compile_program(program, card: Card | None, options: dict | None = None) -> 
     compiler refuses it for memory."""
     options = dict(GPU_OPTIONS if card is not None and card.platform == "gpu" else {}) | dict(options or {})
     start = time.perf_counter()
-    with cudnn_of(card):
+    with as_card(card):
         lowered = program.lower()
         try:
             compiled = lowered.compile(compiler_options=options or None)
@@ -122,6 +122,14 @@ def compile_program(program, card: Card | None, options: dict | None = None) -> 
     m = compiled.memory_analysis()
     results = m.output_size_in_bytes - m.alias_size_in_bytes
     return Compiled(compiled.as_text(), programs.memory(compiled), m.argument_size_in_bytes, results, m.temp_size_in_bytes, seconds)
+
+
+def _described(card: Card):
+    """The mesh of no axes whose device is the card; nothing where JAX knows no absent devices (before 0.11) and Triton takes the newest."""
+    if not hasattr(jax.sharding, "AbstractDevice"):
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice(device_kind=card.kind, num_cores=card.fields["core_count"], platform="gpu")
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -139,8 +147,9 @@ def _refusal(error: Exception, name: str) -> Exception:
 
 
 @contextlib.contextmanager
-def cudnn_of(card: Card | None) -> Iterator[None]:
-    """Inside, JAX's front end to cuDNN answers for a card: it asks the process, which has no GPU, and has no parameter for that."""
+def as_card(card: Card | None) -> Iterator[None]:
+    """Inside, JAX's front ends to cuDNN and to Triton answer for a card: they ask the process, which has no GPU. Newer versions of JAX can be told of
+    a device that is absent; cuDNN's front end has no parameter for that."""
     if card is None or card.platform != "gpu":
         yield
         return
@@ -160,7 +169,8 @@ def cudnn_of(card: Card | None) -> Iterator[None]:
     try:
         for name in before:
             setattr(front, name, answers[name])
-        yield
+        with _described(card):
+            yield
     finally:
         for name, function in before.items():
             setattr(front, name, function)

@@ -51,7 +51,7 @@ def made(platform: str) -> list[programs.Program]:
 def test_every_program_is_lowered_for_hardware_that_is_absent(platform):
     """For a GPU with cuDNN's attention in training and loss; for a TPU without. Nothing is compiled."""
     attention = {}
-    with absent.cudnn_of(cards.CARDS["h100"] if platform == "cuda" else None):
+    with absent.as_card(cards.CARDS["h100"] if platform == "cuda" else None):
         for program in made(platform):
             text = program.lower((platform,)).as_text()
             assert "stablehlo.dot_general" in text

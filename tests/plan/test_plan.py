@@ -78,7 +78,7 @@ def test_the_front_end_of_cudnn_answers_for_the_card_and_is_itself_again():
     from jax._src.cudnn import fused_attention_stablehlo as front
 
     before = front.check_cudnn_version
-    with absent.cudnn_of(CARDS["a100"]):
+    with absent.as_card(CARDS["a100"]):
         assert front.check_cudnn_version() == 91000 and front.check_compute_capability("8.0") and not front.check_compute_capability("9.0")
     assert front.check_cudnn_version is before
 
