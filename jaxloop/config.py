@@ -52,6 +52,8 @@ def _flat(value: Any) -> Any:
 Share = Annotated[float, pydantic.BeforeValidator(_fraction), pydantic.BeforeValidator(_not_bool), Field(ge=0, le=1)]
 Count = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=1)]
 Whole = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=0)]
+# As many as every generator of random numbers here takes (scikit-learn's and pandas' stop at 32 bits).
+Seed = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=0, le=2**32 - 1)]
 Positive = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(gt=0, le=1)]
@@ -101,7 +103,7 @@ class Chain(Section):
     ratios: Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
         (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0), description="synthetic share of what a generation adds; `1/8` is understood"
     )
-    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = Field((0, 1, 2, 3, 4), description="one chain per ratio and seed")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field((0, 1, 2, 3, 4), description="one chain per ratio and seed")
     workflow: Literal["fresh_human", "replace", "accumulate", "accumulate_subsample", "preserve", "window", "external"] = Field(
         "fresh_human", description="what a generation trains on; see recursion/workflow.py"
     )
@@ -467,7 +469,8 @@ def _allowed(annotation: Any) -> str:
 def _range(bounds: dict[str, Any]) -> str:
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if low is not None and high is not None:
-        return f" from {low:g} to {high:g}" + (" (more than 0)" if "gt" in bounds else "") + (f" (less than {high:g})" if "lt" in bounds else "")
+        low, high = (str(b) if isinstance(b, int) else f"{b:g}" for b in (low, high))
+        return f" from {low} to {high}" + (" (more than 0)" if "gt" in bounds else "") + (f" (less than {high})" if "lt" in bounds else "")
     if "ge" in bounds:
         return f" of at least {low:g}"
     if "gt" in bounds:
