@@ -19,7 +19,7 @@ def chain_key(seed: int) -> jax.Array:
     """
     whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if not whole or not 0 <= seed < 2**64:
-        raise ValueError(f"seed: {seed!r} is not allowed; it must be a whole number from 0 to 2**64 - 1")
+        raise ValueError(f"seed={seed!r} is not allowed; it must be a whole number from 0 to 2**64 - 1")
     high, low = divmod(int(seed), 2**32)
     if not high:
         return jax.random.key(low, impl="threefry2x32")

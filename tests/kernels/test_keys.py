@@ -28,9 +28,9 @@ def test_seeds_of_32_bits_are_those_of_jax(seed):
 
 @pytest.mark.parametrize("seed", [-1, 2**64, True, False, 1.0, 1.5, float("nan"), "1", None, np.float32(3), np.bool_(True)])
 def test_what_is_no_seed_is_refused(seed):
-    with pytest.raises(ValueError, match=r"^seed: .* is not allowed; it must be a whole number from 0 to 2\*\*64 - 1$"):
+    with pytest.raises(ValueError, match=r"^seed=.* is not allowed; it must be a whole number from 0 to 2\*\*64 - 1$"):
         chain_key(seed)
-    with pytest.raises(ValueError, match="^seed: .* is not allowed"):
+    with pytest.raises(ValueError, match="^seed=.* is not allowed"):
         make_chain({"dataset": "a", "bases": "b", "size": 2, "ratio": 0.5, "seed": seed})
 
 
