@@ -69,12 +69,27 @@ class Section(pydantic.BaseModel):
 class Data(Section):
     """Where human text comes from."""
 
-    source: Text = Field("docs", description="`docs` or `jaxloop:NAME` (in the box), a .jsonl, .csv, .parquet or .txt file, or a Hugging Face dataset id")
-    text_column: Text = Field("text", description="column that holds the text")
+    source: Text = Field(
+        "docs",
+        description="`docs` or `jaxloop:NAME` (in the box), a .jsonl, .json, .csv, .tsv, .parquet or .txt file (also compressed), or a Hugging Face dataset id",
+    )
+    text_column: Text = Field(
+        "text", description="column that holds the text, dotted where nested; the default also finds `messages`, and `prompt` with `completion`"
+    )
     domain_column: Text | None = Field(None, description="column that holds the domain; none: the source is one domain (`docs`: the library)")
     domains: tuple[Text, ...] = Field((), description="keep only these domains; empty: all (`docs`: the libraries that the tiny bases never saw)")
     prompt_column: Text | None = Field(None, description="column that holds the instruction of a text; none: `instruction` is everyone's")
     instruction: Text = Field("Write a paragraph.", description="the instruction of every prompt")
+    delimiter: Text | None = Field(None, description="what parts the cells of a .csv or .tsv file; none: the one that fits, else comma or tab")
+    csv_options: tuple[Literal["no_header", "quotes", "no_quotes", "backslash", "spaces", "short_rows"], ...] = Field(
+        (), description="of .csv and .tsv files; a refusal names the one that reads what it found, see data/delimited.py"
+    )
+    duplicates: Literal["drop", "keep"] = Field(
+        "drop", description="texts equal but for case, spaces and punctuation: keep the first, or all; none is ever both held out and trained on"
+    )
+    long_prompts: Literal["refuse", "drop", "truncate_left"] = Field(
+        "refuse", description="prompts that leave no token of the answer to learn, or no room to write it: refused, dropped, or cut from the left"
+    )
     name: Text | None = Field(None, description="configuration of a Hugging Face dataset")
     split: Text = Field("train", description="split of a Hugging Face dataset")
     revision: Text | None = Field(None, description="commit of a Hugging Face dataset")

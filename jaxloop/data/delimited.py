@@ -79,7 +79,8 @@ def flag(option: str) -> str:
 def batches(path: Path, stream: IO[bytes], *, tabs: bool, dialect: Dialect, columns: Sequence[str] | None = None) -> Iterator[dict[str, list[str | None]]]:
     """Columns of some rows at a time, in the order of the file.
 
-    tabs: whether the file is called .tsv; columns: those that are needed, if it has them all (the others may come too). Rows end as the header line does, with CR LF or with LF alone; any other carriage return is text.
+    tabs: whether the file is called .tsv; columns: those that are needed, if it has them all (the others may come too).
+    Rows end as the header line does, with CR LF or with LF alone; any other carriage return is text.
     Raises ValueError, one sentence with the line, for rows that are not those of one table.
     """
     table = _table(path, stream.peek(_SAMPLE)[:_SAMPLE], tabs, dialect)
