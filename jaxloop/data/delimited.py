@@ -295,8 +295,9 @@ def _cells(table, row, start, place):
                 f"a quotation mark in the row that begins at line {start} makes one cell of {cell.count(chr(10)) + 1:,} lines; "
                 f"if it is text read it with {flag('no_quotes')}, if the cell is that long with {flag('quotes')}"
             )
-        bare = cell.lstrip(" ")
-        if table.quoted and bare != cell and bare[:1] == '"' and bare[-1] == '"' and len(bare) > 1 and "spaces" not in table.options:
+        # A cell that is not quoted stands in the file as it is.
+        spaced = table.quoted and "spaces" not in table.options and re.fullmatch(r' +".*"', cell, re.DOTALL)
+        if spaced and f"{table.delimiter}{cell}" in "".join(place.row):
             table.refuse(f"{where} has a space before a quotation mark, which {flag('spaces')} takes off")
         if not table.quoted and "no_quotes" not in table.options and re.fullmatch(r'"(?:[^"]|"")*""(?:[^"]|"")*"', cell):
             table.refuse(f"{where} has a cell in quotation marks; they enclose cells with {flag('quotes')}, and are text with {flag('no_quotes')}")
