@@ -28,6 +28,7 @@ _BLOCK = 1 << 22
 _ROWS = 1024
 _SAMPLE = 1 << 16
 _MANY_LINES = 500  # in one cell: more than a chapter has
+_FEW_LINES = 4  # between the first and the last of a cell: fewer may look like rows by chance
 _CSV_LOCK = threading.Lock()
 
 
@@ -220,12 +221,26 @@ def _fast(table, block, wanted):
     except pa.ArrowException:
         return None
     # Most blocks have as many lines as rows: no cell has a line end, so none swallowed other rows.
-    if lines > found.num_rows + 1:
-        if len(wanted) < len(table.columns):
+    if table.quoted and lines > found.num_rows:
+        ends = [_line_ends(found.column(name)) for name in wanted]
+        if len(wanted) < len(table.columns) and lines > found.num_rows + sum(len(each) for each in ends):
             return _fast(table, block, table.columns)
-        if any(_swallows(table, cell) for name in wanted for cell in found.column(name).to_pylist()):
-            return None
+        for name, each in zip(wanted, ends, strict=True):
+            several = np.flatnonzero(np.bincount(each) > _FEW_LINES) if len(each) else ()
+            if any(_swallows(table, found.column(name)[int(row)].as_py()) for row in several):
+                return None
     return {name: found.column(name).to_pylist() for name in wanted} if found.num_rows else {}
+
+
+def _line_ends(column):
+    """The row of every line end in a column of texts, int64."""
+    texts = column.combine_chunks()
+    _, offsets, data = texts.buffers()
+    if data is None or not len(texts):
+        return np.zeros(0, np.int64)
+    offset_N = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    places = np.flatnonzero(np.frombuffer(data, np.uint8)[offset_N[0] : offset_N[-1]] == 10) + offset_N[0]
+    return np.searchsorted(offset_N, places, side="right") - 1
 
 
 def _well_quoted(bytes_N, delimiter):
@@ -254,7 +269,7 @@ def _swallows(table, cell):
     if len(inside) > _MANY_LINES:
         return True
     parts = len(table.columns) - 1
-    return parts > 0 and len(inside) >= 4 and all(line.count(table.delimiter) == parts for line in inside)
+    return parts > 0 and len(inside) >= _FEW_LINES and all(line.count(table.delimiter) == parts for line in inside)
 
 
 # ---- the strict way ---------------------------------------------------------------------------------------------------
