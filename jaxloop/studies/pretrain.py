@@ -60,8 +60,12 @@ class Settings(Section):
 
 
 def split(texts: Sequence[str], share: float) -> list[bool]:
-    """True for the texts that are held out: those whose SHA-256, read as a fraction, is below `share`."""
-    return [int(hashlib.sha256(t.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) < share * 2**32 for t in texts]
+    """True for the texts that are held out: those whose SHA-256, read as a fraction, is below `share`; texts of one content go with the first."""
+    from jaxloop.data import duplicates
+
+    first: dict[bytes, str] = {}
+    alike = [first.setdefault(key, text) for key, text in zip(duplicates.keys(texts), texts, strict=True)]
+    return [int(hashlib.sha256(t.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) < share * 2**32 for t in alike]
 
 
 def _read(settings: Settings):

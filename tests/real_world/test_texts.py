@@ -11,11 +11,11 @@ import tokenizers
 import transformers as hf
 
 from jaxloop import config
-from jaxloop.data import duplicates
+from jaxloop.data import cleaning, duplicates, tasks
 from jaxloop.lm import batching, family, tokenize
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, init
-from jaxloop.studies import chain, chain_data
+from jaxloop.studies import chain, chain_data, pretrain
 
 MARKED = ["He wrote </s> and went on.", "</s>", "<s>a</s><pad>", "a</s", "< /s>", "no marks", "</s></s> twice", "日本</s>語", "\n</s>\n"]
 
@@ -221,3 +221,27 @@ def test_instructions_of_messages_are_the_prompts(tmp_path):
     assert found.dataset.prompts[0] == f"### User:\nSay {number}\n### Assistant:\n"
 
 
+
+
+# ---- the other studies ---------------------------------------------------------------------------------------------------
+
+
+def test_tasks_train_on_no_copy_of_a_test_row(tmp_path):
+    rows = [{"text": f"a story about number {i % 40} and more"} for i in range(100)]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, test = tasks.load("text", source=str(tmp_path / "s.jsonl"), held_out=10, prompt_words=2)
+    keys = [set(duplicates.keys(list(f["text"]), list(f["prompt"]))) for f in (train, test)]
+    assert not keys[0] & keys[1] and train.attrs["report"]["copies of test rows"] == 90 - len(train) > 0
+
+
+def test_texts_of_one_content_are_held_out_together():
+    texts = [f"text {i % 50}" + "!" * (i // 50) for i in range(150)]
+    held = pretrain.split(texts, 0.3)
+    assert held[:50] == held[50:100] == held[100:] and 0 < sum(held) < 150
+
+
+def test_cleaning_keeps_the_first_of_one_content():
+    report = {}
+    rows = [{"text": t} for t in ("A text.", "a  text", "Another", "A text.")]
+    assert [r["text"] for r in cleaning.clean(rows, [cleaning.distinct(content=True)], report)] == ["A text.", "Another"]
+    assert report["repeated content"]["dropped"] == 2
