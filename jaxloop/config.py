@@ -52,6 +52,8 @@ def _flat(value: Any) -> Any:
 Share = Annotated[float, pydantic.BeforeValidator(_fraction), pydantic.BeforeValidator(_not_bool), Field(ge=0, le=1)]
 Count = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=1)]
 Whole = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=0)]
+# As many as every generator of random numbers here takes (scikit-learn's and pandas' stop at 32 bits).
+Seed = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=0, le=2**32 - 1)]
 Positive = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(gt=0, le=1)]
@@ -67,12 +69,27 @@ class Section(pydantic.BaseModel):
 class Data(Section):
     """Where human text comes from."""
 
-    source: Text = Field("docs", description="`docs` or `jaxloop:NAME` (in the box), a .jsonl, .csv, .parquet or .txt file, or a Hugging Face dataset id")
-    text_column: Text = Field("text", description="column that holds the text")
+    source: Text = Field(
+        "docs",
+        description="`docs` or `jaxloop:NAME` (in the box), a .jsonl, .json, .csv, .tsv, .parquet or .txt file (also compressed), or a Hugging Face dataset id",
+    )
+    text_column: Text = Field(
+        "text", description="column that holds the text, dotted where nested; the default also finds `messages`, and `prompt` with `completion`"
+    )
     domain_column: Text | None = Field(None, description="column that holds the domain; none: the source is one domain (`docs`: the library)")
     domains: tuple[Text, ...] = Field((), description="keep only these domains; empty: all (`docs`: the libraries that the tiny bases never saw)")
     prompt_column: Text | None = Field(None, description="column that holds the instruction of a text; none: `instruction` is everyone's")
     instruction: Text = Field("Write a paragraph.", description="the instruction of every prompt")
+    delimiter: Text | None = Field(None, description="what parts the cells of a .csv or .tsv file; none: the one that fits, else comma or tab")
+    csv_options: tuple[Literal["no_header", "quotes", "no_quotes", "backslash", "spaces", "short_rows"], ...] = Field(
+        (), description="of .csv and .tsv files; a refusal names the one that reads what it found, see data/delimited.py"
+    )
+    duplicates: Literal["drop", "keep"] = Field(
+        "drop", description="texts equal but for case, spaces and punctuation: keep the first, or all; none is ever both held out and trained on"
+    )
+    long_prompts: Literal["refuse", "drop", "truncate_left"] = Field(
+        "refuse", description="prompts that leave no token of the answer to learn, or no room to write it: refused, dropped, or cut from the left"
+    )
     name: Text | None = Field(None, description="configuration of a Hugging Face dataset")
     split: Text = Field("train", description="split of a Hugging Face dataset")
     revision: Text | None = Field(None, description="commit of a Hugging Face dataset")
@@ -101,7 +118,7 @@ class Chain(Section):
     ratios: Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
         (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0), description="synthetic share of what a generation adds; `1/8` is understood"
     )
-    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = Field((0, 1, 2, 3, 4), description="one chain per ratio and seed")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field((0, 1, 2, 3, 4), description="one chain per ratio and seed")
     workflow: Literal["fresh_human", "replace", "accumulate", "accumulate_subsample", "preserve", "window", "external"] = Field(
         "fresh_human", description="what a generation trains on; see recursion/workflow.py"
     )
@@ -476,7 +493,8 @@ def _allowed(annotation: Any) -> str:
 def _range(bounds: dict[str, Any]) -> str:
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if low is not None and high is not None:
-        return f" from {low:g} to {high:g}" + (" (more than 0)" if "gt" in bounds else "") + (f" (less than {high:g})" if "lt" in bounds else "")
+        low, high = (str(b) if isinstance(b, int) else f"{b:g}" for b in (low, high))
+        return f" from {low} to {high}" + (" (more than 0)" if "gt" in bounds else "") + (f" (less than {high})" if "lt" in bounds else "")
     if "ge" in bounds:
         return f" of at least {low:g}"
     if "gt" in bounds:

@@ -108,7 +108,7 @@ def test_sections_by_name_are_overridden_field_by_field():
         ("chain.ratios=nan", "config.chain.ratios[0] = nan is not allowed: a number from 0 to 1"),
         ("chain.ratios=1/0", "config.chain.ratios[0] = '1/0' is not allowed: a number from 0 to 1"),
         ("chain.ratios=", "config.chain.ratios = [] is not allowed: a list of at least one entry, each a number from 0 to 1"),
-        ("chain.seeds=", "config.chain.seeds = [] is not allowed: a list of at least one entry, each a whole number of at least 0"),
+        ("chain.seeds=", "config.chain.seeds = [] is not allowed: a list of at least one entry, each a whole number from 0 to 4294967295"),
         ("chain.seeds=1,1", "config.chain.seeds = (1, 1) repeats a value: every entry must differ"),
         ("fit.mode=loar", "config.fit.mode = 'loar' is not allowed: one of lora, full, scratch; did you mean 'lora'?"),
         ("fit.clip=-1", "config.fit.clip = -1 is not allowed: a number above 0 or none"),

@@ -119,7 +119,14 @@ def curve(summary: pd.DataFrame, metric: str, *, reference: float | None = None,
         axes.tick_params(length=0)
         axes.margins(x=0.03)
         axes.set_xlabel("generation")
-        if not rows["mean"].notna().any():
+        gone = rows[rows["collapsed"] > 0] if "collapsed" in rows else rows[:0]
+        for name, (colour, _) in zip(names, palette(len(names)), strict=True):
+            at = gone.loc[gone["line"] == name, "generation"].to_numpy(float)
+            # On the lower edge, whatever the values are: a collapsed set has none that could be drawn.
+            axes.plot(at, np.full(len(at), 0.03), transform=axes.get_xaxis_transform(), color=colour, marker="x", markersize=5, linestyle="none")
+        if len(gone):
+            axes.text(1, 0.06, "x: collapsed", transform=axes.transAxes, ha="right", fontsize=8, color=MUTED)
+        elif not rows["mean"].notna().any():
             axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", va="center", color=MUTED)
             axes.set_yticks([])
         if titled:

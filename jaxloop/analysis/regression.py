@@ -98,6 +98,16 @@ def dummies(labels: pd.Series, base: str | None = None) -> pd.DataFrame:
     return pd.DataFrame({f"dataset={level}": (labels.astype(str) == level).astype(float) for level in levels if level != base}, index=labels.index)
 
 
+def check_outcome(y: Sequence[float], fit: str, names: Sequence | None = None) -> None:
+    """ValueError that names the chains (by `names` [n], an index, or their places) whose outcome is NaN or infinite."""
+    bad = np.flatnonzero(~np.isfinite(np.asarray(y, float)))
+    if not len(bad):
+        return
+    names = list(y.index) if names is None and isinstance(y, pd.Series) else list(range(len(y)) if names is None else names)
+    listed = ", ".join(f"{names[i]} ({np.asarray(y, float)[i]:g})" for i in bad[:5]) + (", ..." if len(bad) > 5 else "")
+    raise ValueError(f"{fit}: the outcome is no finite number for {len(bad)} of {len(y)} chains, {listed}; leave them out or measure them again")
+
+
 def check_rows(n: int, x: pd.DataFrame, fit: str) -> None:
     """ValueError where there are fewer chains than a regression needs, or the regressors (standardised) depend on each other."""
     if n < x.shape[1] + 2:
@@ -110,10 +120,12 @@ def fit_ols(y: Sequence[float], x: pd.DataFrame, *, name: str = "the fit", shown
     """Ordinary least squares of y [n] on the standardised columns of x [n, p] and an intercept.
 
     shown: the terms that the table of coefficients holds (default: all). ValueError, in one sentence, for fewer than p + 2 chains, a
-    constant predictor, a missing value, or predictors that depend on each other.
+    constant predictor, a value that is missing or infinite (an outcome's by its chains: the index of a Series, or places), or predictors
+    that depend on each other.
     """
     import statsmodels.api as sm
 
+    check_outcome(y, name)
     y = np.asarray(y, float)
     if len(y) < x.shape[1] + 2:
         check_rows(len(y), x, name)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from jaxloop.analysis import overlap as overlapping
 from jaxloop.analysis.overlap import Overlaps
-from jaxloop.analysis.regression import PROPERTIES, dummies, property_table
+from jaxloop.analysis.regression import PROPERTIES, check_outcome, dummies, property_table
 from jaxloop.analysis.regression_honest import form
 from jaxloop.analysis.relative import find_metric, outcomes
 from jaxloop.analysis.scores import LAST, share
@@ -39,6 +39,7 @@ class Task(NamedTuple):
     def data(self, shape: str) -> tuple[np.ndarray, pd.DataFrame]:
         """Outcome and regressors in one of `regression_honest.FORMS`; a covariate stands last."""
         y, covariates = form(self.rows, shape)
+        check_outcome(y, f"{self.name}, {shape}", self.rows["chain"])
         return y, pd.concat([self.x, covariates], axis=1)
 
     def replacing(self, old: str, new: pd.Series, name: str) -> "Task":
@@ -92,6 +93,8 @@ def build(
                 continue
             result = outcomes(metrics, chains, metric, last=last)
             x = property_table(result.table, properties, names, domains)
+            # A collapsed cluster may have an infinite entropy, which is no value for a regression either.
+            x = x.replace([np.inf, -np.inf], np.nan)
             lost = x.isna().any(axis=1)
             unknown = [(c, "its cluster has no value of " + ", ".join(x.columns[x.loc[i].isna()])) for i, c in result.table["chain"][lost].items()]
             label = f"{dependent}@{domain}" if domain else dependent

@@ -99,6 +99,8 @@ def render(
     key = [{"line": printable(line), "colour": colour} for line, colour in zip(lines, colours, strict=True)]
     names = list(dict.fromkeys(metrics["metric"]))
     relative, without = scores.relative(metrics).set_index(["metric", "line"]), scores.crossing(metrics)
+    gone = summary[summary["generation"] > int(metrics["generation"].max()) - scores.LAST] if len(metrics) else summary
+    relative = relative.assign(collapsed=gone.groupby(["metric", "line"], observed=True)["collapsed"].max().reindex(relative.index).fillna(0))
     final = int(metrics["generation"].max()) if len(metrics) else 0
     values = summary.set_index(["metric", "line", "generation"])
     references = references or {}
@@ -182,11 +184,14 @@ def _panel(summary: pd.DataFrame, name: str, number: int, reference: float | Non
 
 
 def _cell(table: pd.DataFrame, at: tuple, decimals: int | None = None) -> dict:
-    if at not in table.index or not math.isfinite(table.loc[at, "mean"]):
+    if at not in table.index:
         return {"mean": "–", "se": ""}
     row = table.loc[at]
-    mean, se = row["mean"], row["se"]
-    return {"mean": _number(mean, mean, decimals), "se": _number(se, mean, decimals) if math.isfinite(se) else ""}
+    mean, se, collapsed = row["mean"], row["se"], int(row.get("collapsed", 0))
+    if not math.isfinite(mean):
+        return {"mean": "collapsed" if collapsed else "–", "se": ""}
+    some = f" ({collapsed} more collapsed)" if collapsed else ""
+    return {"mean": _number(mean, mean, decimals) + some, "se": _number(se, mean, decimals) if math.isfinite(se) else ""}
 
 
 def _number(value: float, like: float, decimals: int | None = None) -> str:

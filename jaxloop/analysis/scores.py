@@ -13,6 +13,8 @@ import pandas as pd
 
 FIXED = ("study", "chain", "entity", "generation", "metric", "value")
 LAST = 5
+# Metrics whose value for a collapsed set of texts is infinite or undefined, as their docstrings say.
+COLLAPSING = ("kl_entropy", "negentropy")
 
 
 def factors(metrics: pd.DataFrame) -> list[str]:
@@ -60,9 +62,22 @@ def _mean_se(groups) -> pd.DataFrame:
 
 
 def by_generation(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Columns metric, line, generation, mean, n, se: mean and standard error (sd / sqrt(n), ddof 1; NaN for n = 1) over replicates."""
-    table = with_lines(metrics)
-    return _mean_se(table.groupby(["metric", "line", "generation"], observed=True, sort=True))
+    """Columns metric, line, generation, mean, n, se, collapsed: mean and standard error (sd / sqrt(n), ddof 1; NaN for n = 1) over replicates.
+
+    collapsed: how many replicates have the value of a collapsed set of texts, which is no number (`COLLAPSING`); means are without them.
+    """
+    by = ["metric", "line", "generation"]
+    table = _mean_se(with_lines(metrics).groupby(by, observed=True, sort=True))
+    flags = with_lines(metrics.assign(value=collapsed(metrics).astype(float)))
+    flags = flags.assign(value=(flags["value"] > 0).astype(int))
+    return table.assign(collapsed=flags.groupby(by, observed=True, sort=True)["value"].sum().to_numpy())
+
+
+def collapsed(metrics: pd.DataFrame) -> pd.Series:
+    """Whether each value is that of a collapsed set: infinite, or for the entropies that are undefined there, NaN."""
+    value = pd.to_numeric(metrics["value"], errors="coerce")
+    name = metrics["metric"].map(lambda metric: str(metric).partition("(")[0])
+    return name.isin(COLLAPSING) & ~np.isfinite(value)
 
 
 def relative_by_chain(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:

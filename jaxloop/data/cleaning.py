@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxloop.data import duplicates
 from jaxloop.data.sources import count_safely
 from jaxloop.runtime.tables import escape
 
@@ -245,18 +246,22 @@ def without(columns: Collection[str]) -> Step:
     return rule(f"without {', '.join(sorted(columns))}", lambda row: {c: v for c, v in row.items() if c not in columns}, ())
 
 
-def distinct() -> Step:
-    """Keeps the first of equal texts. Texts are compared by 64 bits of a hash: among 10 million, a false match has probability 3e-6."""
+def distinct(content: bool = False) -> Step:
+    """Keeps the first of equal texts, or, by `content`, of those that differ in case, spaces and punctuation at most.
+
+    Texts are compared by 64 bits of a hash: among 10 million, a false match has probability 3e-6.
+    """
 
     def run(rows):
         seen = set()
         for row in rows:
-            key = int.from_bytes(hashlib.blake2b(row["text"].encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+            text = duplicates.content(row["text"]) if content else row["text"]
+            key = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
             if key not in seen:
                 seen.add(key)
                 yield row
 
-    return Step("repeated text", run)
+    return Step("repeated content" if content else "repeated text", run)
 
 
 def sample(count: int, seed: int, group: str | None = None) -> Step:

@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import platform
@@ -225,11 +226,10 @@ def _answer():
 
 def digest_texts(texts):
     """SHA-256 object over texts, each with its length, lone surrogates included."""
-    digest = hashlib.sha256()
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+    digest, texts = hashlib.sha256(), iter(texts)
+    while data := [text.encode("utf-8", "surrogatepass") for text in itertools.islice(texts, 4096)]:
+        lengths = map(int.to_bytes, map(len, data), itertools.repeat(8), itertools.repeat("little"))
+        digest.update(b"".join(itertools.chain.from_iterable(zip(lengths, data, strict=True))))
     return digest
 
 

@@ -5,18 +5,23 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from jaxloop.data import corpora, docs, reading
+from jaxloop.data import chat, containers, corpora, delimited, docs, reading
+from jaxloop.data.delimited import Dialect
 from jaxloop.data.docs import fingerprint
 
 __all__ = ["count_safely", "fingerprint", "identity", "is_here", "is_local", "label", "load_texts", "rows"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _BATCH = 1024
+# What lies beside data files and is none: papers that are .txt, and what `datasets` writes about a folder.
+_PAPERS = {"readme", "license", "licence", "notice", "copying", "changelog", "changes", "citation", "authors", "requirements", "sources"}
+_NOT_DATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "package.json", "croissant.json"}
+Batch = Mapping[str, list]
 
 
 def load_texts(
@@ -35,6 +40,7 @@ def load_texts(
     min_tokens: int | None = None,
     max_tokens: int | None = None,
     count_tokens: Callable[[list[str]], Sequence[int]] | None = None,
+    dialect: Dialect = Dialect(),
 ) -> pd.DataFrame:
     """The texts of a source that pass the filters, in the order of the source.
 
@@ -42,7 +48,9 @@ def load_texts(
       source: `jaxloop:NAME` (a corpus that comes with jaxloop, see `corpora`), `docs` (the embedded dataset;
         `docs:scipy,numpy` for some of its libraries, `docs:installed` for the libraries as they are installed here),
         a file (`reading.EXTENSIONS`), a folder that `datasets` wrote or can read, or a Hugging Face dataset id.
-      text_column: the column that holds the text.
+      text_column: the column that holds the text. A dotted name is a path into nested columns, as in `answers.text.0`. The default is also
+        found in `messages` (or `conversations`) of turns with role and content, whose last answer is the text and what stands before it
+        the prompt, and in `completion` with `prompt`.
       prompt_column: the column that holds the instruction of a text, if it has its own.
       domain_column: the column that holds the domain; without one, the domain of every row is the name of the source.
       domains: keep only rows of these domains; empty: all.
@@ -51,6 +59,7 @@ def load_texts(
       limit: stop after this many rows have passed the filters.
       min_tokens, max_tokens: keep texts with min_tokens < tokens < max_tokens, both bounds strict as in the paper.
       count_tokens: the number of tokens of each text of a list; required by the two filters.
+      dialect: of a csv or tsv file.
 
     Returns: DataFrame with columns text, domain, prompt (with `prompt_column`), then `keep_columns`, of dtype object, which unlike pandas'
       string type holds every Python string. `frame.attrs` has `source`, `fingerprint` (SHA-256 over the texts) and `report` (rows read
@@ -64,43 +73,45 @@ def load_texts(
         raise ValueError("data.min_tokens and data.max_tokens need count_tokens, a function that counts the tokens of a list of texts.")
     if limit is not None and limit < 1:
         raise ValueError(f"data.limit = {limit}: must be at least 1.")
-    wanted = [("data.text_column", text_column), ("data.prompt_column", prompt_column), ("data.domain_column", domain_column)]
-    wanted += [("data.keep_columns", column) for column in keep_columns]
-    wanted = [(field, column) for field, column in wanted if column is not None]
     libraries = None
     if docs.is_docs(source) and domain_column in (None, "domain"):
         domain_column, libraries = "domain", list(domains) or None
-    columns = list(dict.fromkeys([column for _, column in wanted] + ([domain_column] if domain_column else [])))
+    wanted = {"data.text_column": [text_column], "data.prompt_column": [prompt_column], "data.domain_column": [domain_column]}
+    wanted = {field: [c for c in named if c is not None] for field, named in wanted.items()} | {"data.keep_columns": list(keep_columns)}
+    columns = list(dict.fromkeys(itertools.chain(*wanted.values())))
     if libraries and docs.parse(source)[1] is None:
         # Asked of the dataset itself, which refuses a library that it has not before it reads the others.
-        stream = iter(docs.read(source, libraries).astype(object).to_dict("records"))
+        stream = iter([docs.read(source, libraries).astype(object).to_dict("list")])
     else:
-        stream = rows(source, columns=columns, split=split, name=name, revision=revision, streaming=streaming)
-    stream = _checked(stream, source, wanted)
-    default_domain = label(source)
+        hub = dict(split=split, name=name, revision=revision, streaming=streaming)
+        stream = batches(source, columns=columns, dialect=dialect, **hub)
     report = {"rows": 0, "no text": 0}
+    texts = _with_texts(_checked(stream, source, wanted, report), source, text_column, report)
+    default_domain = label(source)
     report |= {"other domains": 0} if domains else {}
     low, high = f"at most {min_tokens} tokens", f"at least {max_tokens} tokens"
     report |= {low: 0} if min_tokens is not None else {}
     report |= {high: 0} if max_tokens is not None else {}
-    texts = _with_texts(stream, source, text_column, report)
-    if domains:
-        texts = _in_domains(texts, source, set(domains), domain_column, default_domain, report)
+    texts = _with_domains(texts, source, set(domains), domain_column, default_domain, report)
     if min_tokens is not None or max_tokens is not None:
-        texts = _in_length(texts, text_column, min_tokens, max_tokens, count_tokens, report, low, high)
-    kept = list(itertools.islice(texts, limit))
+        texts = _in_length(texts, min_tokens, max_tokens, count_tokens, report, low, high)
+    table: dict[str, list] = {}
+    for batch in texts:
+        room = None if limit is None else limit - len(table.get("text", ()))
+        for column, values in batch.items():
+            table.setdefault(column, []).extend(values[:room])
+        if limit is not None and len(table["text"]) >= limit:
+            break
     if report["rows"] == 0:
         raise ValueError(f"data.source = '{source}': the dataset is empty.")
-    if not kept:
+    if not table.get("text"):
         lost = ", ".join(f"{reason}: {count}" for reason, count in report.items() if reason != "rows" and count)
         raise ValueError(f"data.source = '{source}': the filters drop all of its {report['rows']} rows ({lost}).")
-    table = {"text": [row[text_column] for row in kept]}
-    table["domain"] = [default_domain if domain_column is None else _domain(row.get(domain_column)) for row in kept]
-    if prompt_column is not None:
-        table["prompt"] = _strings(kept, source, prompt_column)
-    table |= {column: [row.get(column) for row in kept] for column in keep_columns if column not in table}
+    if "prompt" in table:
+        _need_strings(table["prompt"], source, prompt_column)
+    table = {column: table[column] for column in ("text", "domain", "prompt", *keep_columns) if column in table}
     frame = pd.DataFrame({column: pd.Series(values, dtype=object) for column, values in table.items()})
-    frame.attrs = {"source": source, "fingerprint": fingerprint(frame), "report": {**report, "kept": len(kept)}}
+    frame.attrs = {"source": source, "fingerprint": fingerprint(frame), "report": {**report, "kept": len(frame)}}
     return frame
 
 
@@ -117,20 +128,45 @@ def rows(
 
     Raises ValueError as `load_texts`; nothing is read before the first row is asked for.
     """
+    for batch in batches(source, columns=columns, split=split, name=name, revision=revision, streaming=streaming):
+        if isinstance(batch, list):
+            yield from batch
+        else:
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
+
+
+def batches(
+    source: str | Path,
+    *,
+    columns: Sequence[str] | None = None,
+    split: str = "train",
+    name: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    dialect: Dialect = Dialect(),
+) -> Iterator[Batch | list[dict]]:
+    """The rows of a source, some at a time: columns where all rows have the same, else one dict each (`reading.read_batches`)."""
     source = str(source)
     if docs.is_docs(source):
-        yield from docs.read(source).astype(object).to_dict("records")
+        yield docs.read(source).astype(object).to_dict("list")
     elif source.startswith(corpora.PREFIX):
-        yield from corpora.rows(source, columns)
+        yield from _grouped(corpora.rows(source, columns))
     elif os.path.isdir(source):
-        yield from _hub_rows(source, columns, split, name, None, streaming)
+        yield from _folder(source, columns, split, name, streaming, dialect)
     elif os.path.exists(source) or reading.extension(source):
-        yield from reading.read_rows(source, columns=columns)
+        yield from reading.read_batches(source, columns=columns, dialect=dialect)
     elif _HUB_ID.fullmatch(source) and not (Path(source).suffix and "/" not in source):
-        yield from _hub_rows(source, columns, split, name, revision, streaming)
+        yield from _grouped(_hub_rows(source, columns, split, name, revision, streaming))
     else:
-        allowed = ", ".join(reading.EXTENSIONS)
-        raise ValueError(f"data.source = '{source}': neither 'docs', nor a file that exists ({allowed}, also with .gz), nor a Hugging Face dataset id.")
+        allowed = f"{', '.join(reading.EXTENSIONS)}, also with {', '.join(containers.COMPRESSED)}"
+        raise ValueError(f"data.source = '{source}': neither 'docs', nor a file that exists ({allowed}), nor a Hugging Face dataset id.")
+
+
+def _grouped(stream):
+    """Rows that all have the same columns, as batches."""
+    while rows := list(itertools.islice(stream, _BATCH)):
+        yield {column: [row[column] for row in rows] for column in rows[0]}
 
 
 def is_local(source: str | Path) -> bool:
@@ -168,9 +204,45 @@ def label(source: str | Path) -> str:
     if source.startswith(corpora.PREFIX):
         return source.removeprefix(corpora.PREFIX)
     name = Path(source).name or source
-    while reading.extension(name) or name.lower().endswith(".gz"):
+    while reading.extension(name) or name.lower().endswith(containers.COMPRESSED):
         name = name.rsplit(".", 1)[0]
     return name
+
+
+def _folder(source, columns, split, name, streaming, dialect):
+    """Rows of a folder that `datasets` wrote, or whose files it sorts into splits; the files themselves are read as any other file is."""
+    if any(os.path.exists(os.path.join(source, file)) for file in ("state.json", "dataset_dict.json")):
+        yield from _grouped(_hub_rows(source, columns, split, name, None, streaming))
+        return
+    _one_kind(source)
+    import datasets
+
+    try:
+        config = datasets.load_dataset_builder(source, name).config
+        files = dict(config.data_files or {})
+        own = not getattr(config, "features", None) and all(reading.extension(file) for part in files.values() for file in part)
+    except Exception as error:
+        raise ValueError(f"data.source = '{source}': {_hub_problem(error, source, split, name, None, True)}.") from error
+    if not own or split not in files:
+        yield from _grouped(_hub_rows(source, columns, split, name, None, streaming))
+        return
+    for file in files[split]:
+        yield from reading.read_batches(file, columns=columns, dialect=dialect)
+
+
+def _one_kind(folder):
+    """Refuses a folder with data files of several kinds, of which `datasets` would read the most frequent."""
+    kinds: dict[str, list[str]] = {}
+    for place, inner, files in os.walk(folder):
+        inner[:] = sorted(n for n in inner if not n.startswith((".", "__")))
+        for file in sorted(files):
+            kind, stem = reading.extension(file), file.split(".")[0].lower()
+            aside = stem in _PAPERS if kind == ".txt" else file in _NOT_DATA
+            if kind and not aside and not file.startswith((".", "__")):
+                kinds.setdefault({".ndjson": ".jsonl"}.get(kind, kind), []).append(os.path.relpath(os.path.join(place, file), folder))
+    if len(kinds) > 1:
+        found = " and ".join(f"{len(files)} {kind} (as {files[0]})" for kind, files in sorted(kinds.items()))
+        raise ValueError(f"data.source = '{folder}': the folder holds files of several kinds, {found}; name one file, or a folder of one kind.")
 
 
 def _hub_rows(source, columns, split, name, revision, streaming):
@@ -189,7 +261,9 @@ def _hub_rows(source, columns, split, name, revision, streaming):
             data = datasets.load_dataset(source, name, split=split, revision=revision, streaming=streaming)
         if columns and set(columns) <= set(data.column_names or ()):
             data = data.select_columns(list(dict.fromkeys(columns)))
-        yield from data
+        labels = {c: f.names for c, f in (data.features or {}).items() if isinstance(f, datasets.ClassLabel)}
+        for row in data:
+            yield {c: reading.named([v], labels[c])[0] if c in labels else v for c, v in row.items()} if labels else row
     except GeneratorExit:
         raise
     except Exception as error:
@@ -217,63 +291,174 @@ def _hub_problem(error, source, split, name, revision, local):
     return f"`datasets` cannot read it ({kind}: {message[:200]})"
 
 
-def _checked(stream, source, wanted):
-    """The stream, once its first row is seen to have the columns that the arguments name; `wanted` is pairs (field, column)."""
-    first = next(stream, None)
-    if first is None:
-        return
-    for field, column in wanted:
-        if column not in first:
-            present = list(first)
-            close = difflib.get_close_matches(str(column), present, 1, 0.6)
-            hint = f"; did you mean {close[0]!r}" if close else ""
-            raise ValueError(f"{field} = {column!r}: '{source}' has the columns {', '.join(map(str, present))}{hint}.")
-    yield first
-    yield from stream
+def _checked(stream, source, wanted, report):
+    """Batches of the wanted columns alone, `text` and, where there is one, `prompt` among them.
 
-
-def _with_texts(stream, source, text_column, report):
-    for row in stream:
-        report["rows"] += 1
-        text = row.get(text_column)
-        if text is None:
-            report["no text"] += 1
+    wanted: field of the config -> names of columns. A column that some rows lack has no value there; one that no row has is refused, with the
+    columns of all rows. A text that no column is named for may be found in turns or completions (`chat`), and is counted.
+    """
+    seen: dict[str, None] = {}
+    missing = {(field, column) for field, columns in wanted.items() for column in columns}
+    text, prompt = wanted["data.text_column"][0], wanted["data.prompt_column"][:1]
+    others = dict.fromkeys([*wanted["data.domain_column"], *wanted["data.keep_columns"]])
+    waiting, form = [], text if text in ("messages", "conversations") else None
+    chosen = text != "text" or bool(prompt)
+    for batch in stream:
+        fixed = not isinstance(batch, list)
+        count = len(next(iter(batch.values()), ())) if fixed else len(batch)
+        if missing:
+            seen |= batch if fixed else dict.fromkeys(c for row in batch for c in row)
+            if not chosen and form is None and text not in seen:
+                form = chat.form_of(seen)
+            missing = {(f, c) for f, c in missing if _found(c, batch, seen) is None and not (form and f == "data.text_column")}
+            if missing and fixed:
+                raise ValueError(_no_column(source, missing, seen, wanted))
+        found = {f"_{column}": _column(batch, column, count) for column in others}
+        if form:
+            parts = {column: _column(batch, column, count) for column in ("prompt", "completion", form)}
+            found["text"], found["prompt"] = chat.pair(form, parts)
+            report[f"read from {form}"] = report.get(f"read from {form}", 0) + count
+        else:
+            found["text"] = _column(batch, text, count)
+        if prompt:
+            found["prompt"] = _column(batch, prompt[0], count)
+        if missing:
+            # Nothing is given out before every column was seen in some row, so that a wrong name is not taken for rows without a text.
+            waiting.append(found)
             continue
-        if not isinstance(text, str):
-            raise ValueError(f"data.text_column = {text_column!r}: row {report['rows']} of '{source}' has {_kind(text)} there; a text must be a string.")
-        yield row
+        yield from waiting
+        waiting = []
+        yield found
+    if waiting:
+        raise ValueError(_no_column(source, missing, seen, wanted))
+
+
+def _found(column, batch, seen):
+    """How a column is found: by its name, or as a path into nested ones; None where it is not."""
+    if column in seen:
+        return column
+    head = column.split(".")[0]
+    if head == column or head not in seen:
+        return None
+    values = batch.get(head, ()) if not isinstance(batch, list) else (row.get(head) for row in batch)
+    return column if any(_inside(value, column.split(".")[1:], _NONE) is not _NONE for value in values) else None
+
+
+_NONE = object()
+
+
+def _inside(value, path, absent=None):
+    """What lies at a path of keys and of places in lists; `absent` where nothing does."""
+    for part in path:
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return absent
+    return value
+
+
+def _column(batch, column, count):
+    if not isinstance(batch, list):
+        if column in batch:
+            return batch[column]
+        head, *path = column.split(".")
+        return [_inside(value, path) for value in batch[head]] if path and head in batch else [None] * count
+    head, *path = column.split(".")
+    if not path:
+        return [row.get(column) for row in batch]
+    return [row[column] if column in row else _inside(row.get(head), path) for row in batch]
+
+
+def _no_column(source, missing, seen, wanted):
+    """The refusal of the first column, in the order of the fields, that no row has."""
+    field, column = next((f, c) for f, columns in wanted.items() for c in columns if (f, c) in missing)
+    close = difflib.get_close_matches(str(column), list(map(str, seen)), 1, 0.6)
+    is_table = reading.extension(source) in (".csv", ".tsv")
+    known = (delimited.hint(list(seen)) if is_table else "") or (f"; did you mean {close[0]!r}" if close else "")
+    return f"{field} = {column!r}: '{source}' has the columns {', '.join(map(str, seen))}{known}."
+
+
+def _with_texts(stream, source, column, report):
+    """Batches of rows that have a text. Numbers are texts, and counted; what is neither is refused."""
+    for batch in stream:
+        texts = batch["text"]
+        report["rows"] += len(texts)
+        if set(map(type, texts)) <= {str}:
+            yield batch
+            continue
+        for place, text in enumerate(texts):
+            if isinstance(text, float) and text != text:
+                texts[place] = None
+            elif isinstance(text, int | float) and not isinstance(text, bool):
+                texts[place] = str(text)
+                report["numbers read as texts"] = report.get("numbers read as texts", 0) + 1
+            elif text is not None and not isinstance(text, str):
+                number = report["rows"] - len(texts) + place + 1
+                raise ValueError(f"data.text_column = {column!r}: row {number} of '{source}' has {_kind(text)} there; a text must be a string.")
+        kept = [text is not None for text in texts]
+        report["no text"] += kept.count(False)
+        yield _filtered(batch, kept)
+
+
+def _filtered(batch, kept):
+    return {column: list(itertools.compress(values, kept)) for column, values in batch.items()}
 
 
 def _kind(value):
     return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 
-def _in_domains(stream, source, domains, column, default, report):
-    """Rows of the domains; when the stream has ended, a domain that it never had is an error (a typing error would shrink the data)."""
-    seen = set()
-    for row in stream:
-        domain = default if column is None else _domain(row.get(column))
-        seen.add(domain)
-        if domain in domains:
-            yield row
-        else:
-            report["other domains"] += 1
-    for domain in sorted(domains - seen) if seen else ():
-        close = difflib.get_close_matches(domain, seen, 1, 0.5)
-        hint = f"did you mean {close[0]!r}" if close else f"it has {', '.join(map(repr, sorted(seen)[:10]))}{', ...' if len(seen) > 10 else ''}"
-        raise ValueError(f"data.domains: '{source}' has no row of the domain {domain!r}; {hint}.")
+def _with_domains(stream, source, domains, column, default, report):
+    """Batches with the column `domain`, of these domains if there are any; when the stream has ended, a domain that it never had is an error
+    (a typing error would shrink the data)."""
+    seen: dict[str, None] = {}
+    asked = {_plain_name(d): d for d in domains}
+    for batch in stream:
+        values = [default] * len(batch["text"]) if column is None else list(map(_domain, batch[f"_{column}"]))
+        kept_columns = {c[1:]: v for c, v in batch.items() if c.startswith("_")}
+        batch = kept_columns | {c: v for c, v in batch.items() if not c.startswith("_")} | {"domain": values}
+        if domains:
+            # A number or a truth value may be written in several ways: 1 is 1.0, and true is True.
+            batch["domain"] = values = [v if v in domains else asked.get(_plain_name(v), v) for v in values]
+            seen |= dict.fromkeys(values)
+            kept = [v in domains for v in values]
+            report["other domains"] += kept.count(False)
+            batch = _filtered(batch, kept)
+        yield batch
+    for domain in sorted(domains - set(seen)) if seen else ():
+        close = difflib.get_close_matches(domain, list(seen), 1, 0.5)
+        known = f"did you mean {close[0]!r}" if close else f"it has {', '.join(map(repr, sorted(seen)[:10]))}{', ...' if len(seen) > 10 else ''}"
+        raise ValueError(f"data.domains: '{source}' has no row of the domain {domain!r}; {known}.")
 
 
-def _in_length(stream, column, low, high, count_tokens, report, too_short, too_long):
-    while batch := list(itertools.islice(stream, _BATCH)):
-        counts = count_safely(count_tokens, [row[column] for row in batch])
-        for row, count in zip(batch, counts, strict=True):
-            if low is not None and count <= low:
-                report[too_short] += 1
-            elif high is not None and count >= high:
-                report[too_long] += 1
-            else:
-                yield row
+def _domain(value):
+    """The name of a domain: a whole number without its point, truth in small letters, as JSON and most people write them."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _plain_name(name):
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", name.lower() if name.lower() in ("true", "false") else name)
+
+
+def _in_length(stream, low, high, count_tokens, report, too_short, too_long):
+    for whole in stream:
+        for start in range(0, len(whole["text"]), _BATCH):
+            batch = {column: values[start : start + _BATCH] for column, values in whole.items()}
+            counts = count_safely(count_tokens, batch["text"])
+            short = [low is not None and count <= low for count in counts]
+            long = [high is not None and count >= high and not less for count, less in zip(counts, short, strict=True)]
+            for name, dropped in ((too_short, short), (too_long, long)):
+                if any(dropped):
+                    report[name] += sum(dropped)
+            yield _filtered(batch, [not (a or b) for a, b in zip(short, long, strict=True)])
 
 
 def count_safely(count_tokens: Callable[[list[str]], Sequence[int]], texts: Iterable[str]) -> Sequence[int]:
@@ -288,13 +473,7 @@ def count_safely(count_tokens: Callable[[list[str]], Sequence[int]], texts: Iter
     return counts
 
 
-def _domain(value):
-    return "" if value is None else value if isinstance(value, str) else str(value)
-
-
-def _strings(kept, source, column):
-    values = [row.get(column) for row in kept]
+def _need_strings(values, source, column):
     for value in values:
         if not isinstance(value, str):
             raise ValueError(f"data.prompt_column = {column!r}: '{source}' has {_kind(value)} there; a prompt must be a string.")
-    return values

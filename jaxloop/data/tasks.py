@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxloop.data import sources
+from jaxloop.data import duplicates, sources
 
 QUESTION, ANSWER = "Question: {question}\nAnswer:", " {answer}"
 
@@ -142,6 +142,7 @@ def load(
     options = {"known": known, "formats": formats, "words": prompt_words, "join": joined, **about}
     # Where there is no test split, what is held out comes from the same rows: no more of a large corpus is read than both need.
     most = limit + (held_out or 0) if limit is not None and second is None and max_prompt_tokens is None else None
+    copies: dict[str, int] = {}
     whole, has_splits = _pairs(task, place, first, most=most, **options)
     if test_source is not None or (has_splits and second is not None):
         train, test = whole, _pairs(task, test_source or place, second, **options)[0]
@@ -154,9 +155,13 @@ def load(
             )
         order = np.random.default_rng(0).permutation(len(whole))
         train, test = whole.iloc[np.sort(order[held_out:])], whole.iloc[order[:held_out]]
+        # Test sets that somebody published stay what they are; of rows that are parted here, none is on both sides.
+        keys = np.array(duplicates.keys(list(whole["text"]), list(whole["prompt"])), object)
+        copied = np.isin(keys[np.sort(order[held_out:])], keys[order[:held_out]])
+        train, copies = train[~copied], {"copies of test rows": int(copied.sum())} if copied.any() else {}
     made = []
     for frame, most in ((train, limit), (test, held_out)):
-        report = dict(whole.attrs["report"]) if frame is train else {"rows": len(frame)}
+        report = dict(whole.attrs["report"]) | copies if frame is train else {"rows": len(frame)}
         frame = frame.reset_index(drop=True)
         if max_prompt_tokens is not None and len(frame):
             fits = np.asarray(sources.count_safely(count_tokens, frame["prompt"])) <= max_prompt_tokens

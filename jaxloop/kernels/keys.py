@@ -13,8 +13,17 @@ from jaxloop.runtime.setup_jit import setup_jit
 
 
 def chain_key(seed: int) -> jax.Array:
-    """Root key of a chain from its integer seed (any non-negative Python int below 2**63)."""
-    return jax.random.key(seed, impl="threefry2x32")
+    """Root key of a chain from its seed: all 64 bits of it, where `jax.random.key` reads 32 and makes one chain of 1 and 2^32 + 1.
+
+    Raises ValueError unless it is a whole number from 0 to 2^64 - 1. Below 2^32 it is the key that `jax.random.key` makes.
+    """
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**64:
+        raise ValueError(f"seed={seed!r} is not allowed; it must be a whole number from 0 to 2**64 - 1")
+    high, low = divmod(int(seed), 2**32)
+    if not high:
+        return jax.random.key(low, impl="threefry2x32")
+    return jax.random.wrap_key_data(np.array([high, low], np.uint32), impl="threefry2x32")
 
 
 def fold_in(key: jax.Array, number) -> jax.Array:

@@ -21,4 +21,5 @@ def train(texts: Iterable[str], vocab: int) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=[EOS, PAD], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     backend.train_from_iterator(texts, trainer)
+    backend.encode_special_tokens = True
     return Tokenizer(backend, eos=0, bos=None, pad=1, vocab_size=backend.get_vocab_size())

@@ -207,6 +207,7 @@ def _tokenizer(folder: Path, limit: int) -> tokenizers.Tokenizer:
     if settings.get("add_eos_token") and end and backend.token_to_id(end) is not None and backend.encode("a").tokens[-1] != end:
         backend.post_processor = tokenizers.processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, backend.token_to_id(end))])
     backend.no_padding()
+    backend.encode_special_tokens = True  # texts are measured as texts, see lm/tokenize.py
     backend.enable_truncation(limit)
     return backend
 

@@ -42,13 +42,15 @@ class FitTask(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """Trained weights (NumPy, float32), updates made, tokens read (padding not counted), loss of every update, and whether all is finite."""
+    """Trained weights (NumPy, float32), updates made, tokens read (padding not counted), loss of every update, whether all is finite, and how
+    many texts or prompts hold the name of a special token, which was read as text."""
 
     weights: Any
     steps: int
     tokens: int
     loss: np.ndarray
     finite: bool
+    special: int = 0
 
 
 class LossTask(NamedTuple):
@@ -81,6 +83,7 @@ class _Work:
     examples: batching.Examples
     dispatches: list[batching.Dispatch]
     sample: np.ndarray
+    special: int
 
     @property
     def signature(self):
@@ -149,7 +152,8 @@ def _prepare(model, task, settings, limit) -> _Work:
         examples.lengths, rng, batch_size=settings.batch_size, steps=settings.steps, epochs=settings.epochs,
         classes=settings.length_classes, per_dispatch=settings.steps_per_dispatch, limit=limit,
     )  # fmt: skip
-    return _Work(examples, dispatches, sample)
+    named = model.tokenizer.names_special(task.texts), model.tokenizer.names_special(task.prompts)
+    return _Work(examples, dispatches, sample, sum(a or b for a, b in zip(*named, strict=True)))
 
 
 def _start_together(model, tasks, works, size, settings, mesh, direction):
@@ -191,7 +195,7 @@ def _results(works, weights, logs) -> list[FitResult]:
         mine = jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[c]), weights)  # noqa: B023
         finite = bool(np.isfinite(loss[:, c]).all()) and all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(mine))
         read = np.concatenate([d.rows[d.rows >= 0] for d in work.dispatches])
-        out.append(FitResult(mine, len(loss), int(work.examples.lengths[read].sum()), loss[:, c], finite))
+        out.append(FitResult(mine, len(loss), int(work.examples.lengths[read].sum()), loss[:, c], finite, work.special))
     return out
 
 

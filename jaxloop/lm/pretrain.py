@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop.kernels.keys import chain_key
 from jaxloop.lm import batching, train
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.loss import row_nll
@@ -48,7 +49,7 @@ def pretrain(
     settings.mode must be "scratch". Deterministic in (texts, seed, settings) on the same hardware. Raises ValueError for too little text."""
     if settings.mode != "scratch" or settings.steps is None:
         raise ValueError(f"fit: mode {settings.mode!r} with steps {settings.steps} cannot pretrain; use mode 'scratch' and a number of steps")
-    key = jax.random.key(seed)
+    key = chain_key(seed)
     weights = jax.tree.map(lambda x: x[None], init(key, spec))
     state = train.init_state(settings, weights, key[None])
     source = blocks(tokenizer.encode(list(texts)), groups, block, tokenizer.eos, np.random.default_rng(seed))

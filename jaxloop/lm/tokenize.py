@@ -1,6 +1,8 @@
 """Tokenizers from tokenizer.json, without torch and without remote code."""
 
+import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,8 @@ import tokenizers
 class Tokenizer:
     """A Hugging Face tokenizer and the special ids that a chain needs.
 
-    `encode` adds the special tokens that the model was trained with in front of a text (Llama: BOS); EOS is never added.
+    `encode` adds the special tokens that the model was trained with in front of a text (Llama: BOS); EOS is never added. Text is text: "</s>"
+    written in one is its characters, not the token, as with `split_special_tokens=True` in transformers; `reading_special` is for templates.
     """
 
     backend: tokenizers.Tokenizer
@@ -31,9 +34,30 @@ class Tokenizer:
         """Text of each sequence, special tokens skipped, not stripped."""
         return self.backend.decode_batch([list(map(int, i)) for i in ids], skip_special_tokens=True)
 
+    def names_special(self, texts: Sequence[str]) -> list[bool]:
+        """Whether a text holds the name of a special token, which it would not be read as."""
+        names = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
+        found = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+        return [found.search(text) is not None for text in texts]
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text without special ones."""
         return [len(i) for i in self.encode(texts, special=False)]
+
+
+def reading_special(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer for what a chat template wrote, in which the names of special tokens are these tokens."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.encode_special_tokens = False
+    return dataclasses.replace(tokenizer, backend=backend)
+
+
+def as_text(tokenizer: Tokenizer, text: str) -> str:
+    """A text to put into a template: names of special tokens are parted by an invisible word joiner, so that they stay text."""
+    for token in tokenizer.backend.get_added_tokens_decoder().values():
+        if token.special and token.content in text and len(token.content) > 1:
+            text = text.replace(token.content, f"{token.content[0]}\u2060{token.content[1:]}")
+    return text
 
 
 def clean(text: str) -> str:
@@ -58,6 +82,7 @@ def load(path) -> Tokenizer:
         raise ValueError(f"model: {path} has no tokenizer.json; save the tokenizer beside the weights")
     backend.no_padding()
     backend.no_truncation()
+    backend.encode_special_tokens = True
     settings = [_json(path / name) for name in ("generation_config.json", "config.json", "tokenizer_config.json")]
     eos = _special(backend, settings, "eos")
     if eos is None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop.kernels.keys import chain_key
 from jaxloop.metrics.corpus import Corpus
 from jaxloop.metrics.semantic import check_points, fold
 
@@ -179,7 +180,7 @@ def sliced_wasserstein(points, reference, projections: int = 128, p: int = 1, se
         raise ValueError(f"projections is {projections} and p is {p}, at least 1 of each is needed.")
     pairs, single = _pairs(points, reference)
     d = pairs[0][0].shape[1] if pairs else 1
-    direction_DP = np.asarray(jax.random.normal(jax.random.key(seed), (d, projections), jnp.float32), np.float64)
+    direction_DP = np.asarray(jax.random.normal(chain_key(seed), (d, projections), jnp.float32), np.float64)
     direction_DP /= np.linalg.norm(direction_DP, axis=0)
     values = []
     with jax.enable_x64(True):

@@ -14,7 +14,7 @@ import optax
 from flax import linen as nn
 from sklearn.metrics import f1_score
 
-from jaxloop.kernels.keys import fold_in, random_order
+from jaxloop.kernels.keys import chain_key, fold_in, random_order
 from jaxloop.lm import encoder as encoders
 from jaxloop.lm.encoder_spec import head_kind, init_head
 from jaxloop.lm.target import target_of
@@ -74,7 +74,7 @@ def _macro_f1(target, found, classes: int) -> float:
 
 def fit_head(model, features_NE, target, names, parts, *, epochs, batch_size, rate, decay, balanced, seed):
     """(Classifier, log) of a linear head trained on embeddings [n, E]."""
-    key = jax.random.key(seed)
+    key = chain_key(seed)
     training, validation, _ = parts
     classes = len(names)
     head = nn.Dense(classes, kernel_init=nn.initializers.zeros)
@@ -121,7 +121,7 @@ def fit_encoder(model, texts, target, names, parts, *, blocks, epochs, batch_siz
 
     Dropout is on what the head reads only, not inside the blocks.
     """
-    key, model = jax.random.key(seed), model._replace(prefix="")  # a prompt for sentence embeddings says nothing to a head of its own
+    key, model = chain_key(seed), model._replace(prefix="")  # a prompt for sentence embeddings says nothing to a head of its own
     training, validation, _ = parts
     spec = replace(model.spec, head=head_kind(model.spec), labels=tuple(names), multi_label=False)
     count = spec.core.layers if blocks == "all" else min(blocks, spec.core.layers)

@@ -147,7 +147,12 @@ def _judgement(values: Sequence[int | None], expected) -> Judgement:
 
 
 def _by_model(texts, model, prompt: Prompt, role: str, batch) -> Judgement:
+    from jaxloop.lm.tokenize import as_text, reading_special
+
     template = chat_template(model.name)
+    if template is not None:
+        texts = [as_text(model.tokenizer, text) for text in texts]
+        model = model._replace(tokenizer=reading_special(model.tokenizer))
     prompts = [_render(model, template, prompt.messages(text, role)) for text in _cut(texts, model, template, prompt, role)]
     tokens = number_tokens(model.tokenizer)
     single = {value for _, value, spaced in tokens if not spaced} >= set(range(101))

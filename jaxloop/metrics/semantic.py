@@ -219,7 +219,8 @@ def kl_entropy(points, k: int = 50, constant: str = "package"):
 
     constant="textbook": psi(n) - psi(k) + ln V_d + (d / n) sum_i ln r_i, with r_i the Euclidean distance to the k-th nearest other point
     and V_d the volume of the unit ball. constant="package": the value of the package `entropy_estimators` that the paper used, with
-    ln(2 r_i), which is d ln 2 more. At least k + 1 copies of one point: -inf, as for a point mass. ValueError for k >= n or NaN.
+    ln(2 r_i), which is d ln 2 more. At least k + 1 copies of one point: -inf, as for a point mass; metrics.csv holds `-inf`, and reports
+    show it as collapsed. ValueError for k >= n or NaN.
     """
     if constant not in CONSTANTS:
         raise ValueError(f"constant is {constant!r}, one of {', '.join(CONSTANTS)} is needed.")
@@ -263,7 +264,9 @@ def negentropy(points, k: int = 50):
     """Entropy of the Gaussian with the points' mean and covariance, minus the points' own entropy, in nats; 0 for a Gaussian, else > 0.
 
     1/2 ln det(2 pi e S) - `kl_entropy(points, k, "textbook")`: what a measure of Gaussianity should be. Invariant to affine maps in the
-    limit; the estimate can fall below 0 by sampling error. All points identical or on a hyperplane: nan. ValueError for k >= n or NaN.
+    limit; the estimate can fall below 0 by sampling error. Collapsed sets: inf with at least k + 1 copies of one point among others (the
+    points' own entropy is -inf, the Gaussian's is not), nan with all points identical or on a hyperplane (neither has one). metrics.csv
+    holds `inf` and `nan`, reports show both as collapsed. ValueError for k >= n or NaN.
     """
     array, single = check_points(points)
     entropy = np.atleast_1d(kl_entropy(array, k, "textbook"))

@@ -54,8 +54,7 @@ class ChainSpec:
             raise ValueError(f"chain id {self.id!r}: must be letters, digits and . _ + , ~ - only, at most 200, beginning with a letter or digit")
         if not self.bases:
             raise ValueError(f"bases: chain {self.id} has none, must name at least one base model")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed!r}: must be an integer in [0, 2**63)")
+        chain_key(self.seed)
         if not isinstance(self.dataset, str) and len(self.dataset) != self.workflow.entities:
             raise ValueError(f"dataset: {len(self.dataset)} names for {self.workflow.entities} entities; give one, or one per entity")
         if self.workflow.start == "previous" and self.draw_base and len(set(self.bases)) > 1:

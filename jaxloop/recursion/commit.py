@@ -131,6 +131,7 @@ def _ledger_rows(run, generation, history, member, base, drawn, fitted, made):
         "steps": fitted["steps"],
         "tokens_trained": fitted["tokens"],
         "loss": fitted["loss"],
+        "special_as_text": fitted.get("special", 0),
         "items_sampled": 0 if made is None else len(made["text"]),
         "tokens_sampled": 0 if made is None else sum(made["tokens"]),
         "checkpoint": target + held[len(place) :] if held else "",

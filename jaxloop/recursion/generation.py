@@ -213,6 +213,7 @@ def _fit(run: Run, generation: int, call: Group, plans, kept) -> dict[Member, Fi
             fault = "" if finite else f"{loss[bad[0]]} at step {bad[0]}" if len(bad) else "the weights are not finite"
             last = float(loss[-1]) if len(loss) else None
             row = {"steps": int(result.steps), "tokens": int(result.tokens), "loss": last, "finite": finite, "fault": fault}
+            row["special"] = int(getattr(result, "special", 0))
             if finite:
                 written = trees.save_tree(run.root, f"{place}/{stem(member)}", result.weights)
                 files += written

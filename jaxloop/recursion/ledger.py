@@ -11,6 +11,7 @@ One row per generation, chain, entity and origin of items (source, generation an
                                          counts 1 (0 if from generation 0), a synthetic item counts what its writer's training set has
     base, start, fit, decoder            base model, what the weights started from, settings of training and of sampling (JSON)
     steps, tokens_trained, loss, items_sampled, tokens_sampled      what was done (loss: the last step's)
+    special_as_text                      rows of the training set that hold the name of a special token (such as "</s>"), which was read as text
     checkpoint, checkpoint_sha256        the weights, relative to the run directory ("" where training failed), and their checksum; the
                                          file itself stays for as many generations as the study keeps
     status                               "ok" or why the chain stopped

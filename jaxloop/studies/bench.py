@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from jaxloop.config import Count, Section, Text, Whole
+from jaxloop.config import Count, Section, Seed, Text
 from jaxloop.runtime.environment import how_to_install
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Settings(Section):
     peer_texts: Count = Field(192, description="decode: texts that the peer writes")
     peer_batches: tuple[Count, ...] = Field((64,), description="decode: batch sizes of the peer; its best counts")
     repeats: Count = Field(5, description="timed repeats")
-    seed: Whole = Field(0, description="of weights, tokens and lengths")
+    seed: Seed = Field(0, description="of weights, tokens and lengths")
     profile: Text | None = Field(None, description="folder for a trace of one repeat")
 
 
@@ -113,13 +113,14 @@ def _setting(settings: Settings, chains: int):
     import jax
     import jax.numpy as jnp
 
+    from jaxloop.kernels.keys import chain_key
     from jaxloop.lm import Lora, adapters
     from jaxloop.lm.spec import init
 
     spec, lora = spec_of(settings), Lora(rank=settings.rank, alpha=float(settings.rank))
-    base = init(jax.random.key(settings.seed), spec, jnp.dtype(settings.dtype))
-    tree = adapters.init(jax.random.split(jax.random.key(settings.seed + 1), chains), spec, lora)
-    keys = iter(jax.random.split(jax.random.key(settings.seed + 2), 32))
+    base = init(chain_key(settings.seed), spec, jnp.dtype(settings.dtype))
+    tree = adapters.init(jax.random.split(chain_key((settings.seed + 1) % 2**32), chains), spec, lora)
+    keys = iter(jax.random.split(chain_key((settings.seed + 2) % 2**32), 32))
     tree = {name: {"a": f["a"], "b": 0.02 * jax.random.normal(next(keys), f["b"].shape)} for name, f in tree.items()}
     return spec, lora, base, tree
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 import jaxloop
 from jaxloop import config
-from jaxloop.config import Count, NonNegative, Positive, Probability, Run, Section, Share, Text, Whole
+from jaxloop.config import Count, NonNegative, Positive, Probability, Run, Section, Seed, Share, Text, Whole
 from jaxloop.studies import FAILED_CHAINS, running
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Data(Section):
     labels: tuple[Text, ...] = Field((), description="keep only articles of these labels; empty: all")
     only: Text | None = Field(None, description="the chains see articles of this label alone (the centre-only setup); none: of every label")
     per_label: Count | None = Field(506, description="articles of each label, drawn with `seed`; none: all")
-    seed: Whole = Field(42, description="seed of the draw and of the order, the same for every chain")
+    seed: Seed = Field(42, description="seed of the draw and of the order, the same for every chain")
     short: Literal["refuse", "drop", "keep"] = Field("refuse", description="what becomes of articles whose body is shorter than a block")
     author_column: Text | None = Field(
         None, description="rows are posts: those of an author in a week are one article, the first one its title; none: articles"
@@ -74,7 +74,7 @@ class Chain(Section):
         SETUPS,
         description="greedy, beam, nucleus and penalty are decoders; overfit, preserve, accumulate, accumulate_matched and constrained write greedily",
     )
-    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = Field((0,), description="replicates of every setup")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field((0,), description="replicates of every setup")
     reading: Literal["released", "paper"] = Field("released", description="training examples: `released`, every line of an article; `paper`, whole articles")
     block: Count = Field(64, description="tokens of a prompt: articles are continued block by block")
     beams: Count = Field(10, description="beams of setup `beam`")
@@ -122,7 +122,7 @@ class Classify(Section):
     learning_rate: Positive | None = Field(None, description="none: 2e-5, or 3e-3 for a head")
     max_length: Count | None = Field(None, description="tokens of a text that are read; none: as many as the encoder can")
     texts: Count | None = Field(None, description="articles of each label to fit on, at most; none: all that no chain sees")
-    seed: Whole = Field(0, description="seed of the split (70/15/15) and of the training")
+    seed: Seed = Field(0, description="seed of the split (70/15/15) and of the training")
 
 
 class Measure(Section):

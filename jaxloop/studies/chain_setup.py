@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxloop.studies import running
+from jaxloop.studies import chain_data, running
 
 if TYPE_CHECKING:
     from jaxloop.studies.chain import Settings
@@ -45,14 +45,13 @@ def prepare(settings: "Settings", *, here: bool = True) -> Prepared:
     _check_models(settings, models)
     if here:
         check_memory(settings, models)
-    count = next(iter(models.values()))[1].count
     data, heldout, human, prompts, found = {}, {}, {}, {}, []
     sources = settings.chain.factors.get("dataset", (settings.data.source,))
     for name, source in zip(_names(sources), sources, strict=True):
-        data[name], heldout[name], human[name], prompts[name], line = _read(settings, source, count)
+        data[name], heldout[name], human[name], prompts[name], line = chain_data.read(settings, source, models)
         found.append((name, line))
     if settings.chain.workflow == "external":
-        data["external"], *_, line = _read(settings, settings.chain.external, count, whole=True)
+        data["external"], *_, line = chain_data.read(settings, settings.chain.external, models, whole=True)
         found.append(("external", line))
     chains = _chains(settings, dict(zip(sources, _names(sources), strict=True)))
     common = driver.Settings(
@@ -178,46 +177,6 @@ def _check_models(settings: "Settings", models: Mapping[str, tuple]) -> None:
                 raise ValueError(f"{field}: {what} tokens do not fit the context of {name}, which is {spec.context} tokens")
         if settings.fit.max_length <= prompt:
             raise ValueError(f"config.fit.max_length = {settings.fit.max_length} leaves no room for text after the prompt of {prompt} tokens of {name}")
-
-
-def _read(settings: "Settings", source: str, count, whole: bool = False) -> tuple:
-    """(Dataset, held-out texts, measured human texts, prompts of the held-out ones, a line about it) of one source."""
-    import numpy as np
-
-    from jaxloop.data import docs, load_texts
-    from jaxloop.lm.prompt import render
-    from jaxloop.recursion import ledger
-    from jaxloop.recursion.sources import Dataset
-
-    d = settings.data
-    frame = load_texts(
-        source,
-        text_column=d.text_column,
-        prompt_column=d.prompt_column,
-        domain_column=d.domain_column,
-        domains=d.domains or docs.default_libraries(source),
-        name=d.name,
-        split=d.split,
-        revision=d.revision,
-        limit=d.limit,
-        min_tokens=d.min_tokens,
-        max_tokens=d.max_tokens,
-        count_tokens=count,
-    )
-    texts = list(frame["text"])
-    held = 0 if whole else settings.chain.heldout_texts
-    if held >= len(texts):
-        raise ValueError(f"config.chain.heldout_texts = {held}: '{source}' has only {len(texts)} usable texts, and the chains need some")
-    # Which texts are held out depends on the data alone, so that chains of different seeds are measured on the same ones.
-    order = np.random.default_rng(0).permutation(len(texts))
-    kept = np.sort(order[held:])
-    human = [texts[i] for i in order[: settings.chain.eval_texts]]
-    prompts = [render(p) for p in frame["prompt"].iloc[kept]] if d.prompt_column else render(d.instruction)
-    of_held = [render(p) for p in frame["prompt"].iloc[order[:held]]] if d.prompt_column else [render(d.instruction)] * held
-    mine = [texts[i] for i in kept]
-    dataset = Dataset(mine, prompts, fingerprint=ledger.fingerprint(mine, prompts))
-    report = ", ".join(f"{reason}: {number:,}" for reason, number in frame.attrs["report"].items())
-    return dataset, [texts[i] for i in order[:held]], human, of_held, f"{len(mine):,} human texts for the chains, {held} held out ({report})"
 
 
 def _chains(settings: "Settings", names: Mapping[str, str]) -> list:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from jaxloop.config import Count, Fit, Lora, Models, NonNegative, Positive, Probability, Run, Section, Share, Text, Whole, suggestion
+from jaxloop.config import Count, Fit, Lora, Models, NonNegative, Positive, Probability, Run, Section, Seed, Share, Text, Whole, suggestion
 
 TASKS = ("qa", "story")
 Level = Annotated[int, Field(ge=0, le=6)]
@@ -169,7 +169,7 @@ class Settings(Section):
     variable: Grid = Field(Grid(mixing="variable"), description="section 4.3: generated data added to real data")
     sizes: Grid = Field(Grid(), description="section 4.4: sizes of the set")
     architectures: Grid = Field(Grid(), description="appendix D.1: other architectures")
-    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = Field((0, 1, 2), description="every cell once per seed: its records, their order, the adapter")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field((0, 1, 2), description="every cell once per seed: its records, their order, the adapter")
     fit: Fit = Field(_fit(), description="as every section `fit`; of the paper: rank 8, alpha 16, 1e-4, weight decay 1e-4, 3 epochs")
     distances: Distances = Distances()
     together: Count = Field(16, description="models that are trained, measured and sealed together: what a kill can lose")

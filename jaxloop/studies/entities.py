@@ -13,7 +13,7 @@ import pydantic
 from pydantic import Field
 
 import jaxloop
-from jaxloop.config import Count, Fit, Models, NonNegative, Positive, Run, Sample, Section, Share, Text, Whole, fingerprint, suggestion
+from jaxloop.config import Count, Fit, Models, NonNegative, Positive, Run, Sample, Section, Seed, Share, Text, Whole, fingerprint, suggestion
 from jaxloop.studies import FAILED_CHAINS
 from jaxloop.studies.loops_config import Plan
 
@@ -76,7 +76,7 @@ class Exchange(Section):
     synthetic: Count = Field(2500, description="texts that every entity writes per generation (not stated in the paper)")
     past: Count | None = Field(1, description="generations whose synthetic text is read, the newest first; none: all")
     start: Literal["base", "previous"] = Field("previous", description="weights that a generation starts from")
-    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = Field((0,), description="one chain per setting and seed")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field((0,), description="one chain per setting and seed")
 
 
 class EntityFit(Fit):

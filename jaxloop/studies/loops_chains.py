@@ -111,7 +111,7 @@ def _seed(settings: Settings, subset: Subset, values: Mapping[str, Any]) -> int:
     if settings.chain.seeding == "paired":
         values = {name: values[name] for name in ("seed",)}
     text = repr((subset.name, sorted((name, repr(value)) for name, value in values.items())))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
 def workflow(settings: Settings, values: Mapping[str, Any]):

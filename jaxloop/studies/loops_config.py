@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import pydantic
 from pydantic import Field
 
-from jaxloop.config import Chain, Count, Fit, Models, NonNegative, Positive, Run, Sample, Section, Share, Text, Whole, suggestion
+from jaxloop.config import Chain, Count, Fit, Models, NonNegative, Positive, Run, Sample, Section, Seed, Share, Text, Whole, suggestion
 from jaxloop.recursion.selection import POLICIES
 
 
@@ -62,8 +62,8 @@ class Clusters(Section):
     noise: Annotated[tuple[Literal["kept", "removed"], ...], Field(min_length=1)] = Field(("kept", "removed"), description="treatments of noise points")
     projections: Literal["each", "shared"] = Field("each", description="UMAP anew for every clustering, or once per min_dist")
     jobs: Count = Field(1, description="processes")
-    seed: Whole = Field(0, description="of projections, clusterings and the drawing of clusters")
-    draw_seed: Whole = Field(42, description="of the final draw")
+    seed: Seed = Field(0, description="of projections, clusterings and the drawing of clusters")
+    draw_seed: Seed = Field(42, description="of the final draw")
 
 
 class Properties(Section):

@@ -122,7 +122,7 @@ def _key(settings: Settings, domain: Domain) -> str:
     files = [sources.identity(source) for source in domain.source]
     counted = settings.tokens if settings.tokens == "cl100k" else settings.models.pool[0]
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
-    return hashlib.sha256(json.dumps([fields, files, counted, settings.language], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(["distinct", fields, files, counted, settings.language], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _clean(settings: Settings, name: str, domain: Domain, counter, path: Path) -> None:
@@ -134,6 +134,7 @@ def _clean(settings: Settings, name: str, domain: Domain, counter, path: Path) -
             stream = _plain_rows(domain)
             steps = [cleaning.texts_from(domain.text_column)]
             steps += [cleaning.without([domain.text_column])] if domain.text_column != "text" else []
+            steps.append(cleaning.distinct(content=True))
             stream = cleaning.clean(stream, steps, first)
         else:
             options = dict(domain.options)

@@ -99,7 +99,7 @@ def merged(settings: Settings, chains: Sequence, root: Path, generations: int, l
             table = tables.read_parquet(root / texts_path(chain, generation), ["entity", "row", "text", "finished"])
             each = -(-settings.chain.eval_texts // chain.workflow.entities)
             rows = np.flatnonzero(np.asarray(table["row"]) < each)
-            rows = np.random.default_rng([chain.seed & 0xFFFFFFFF, generation]).permutation(rows)[: settings.chain.eval_texts]
+            rows = np.random.default_rng([chain.seed, generation]).permutation(rows)[: settings.chain.eval_texts]
             texts.append([table["text"][i] for i in rows])
             ended.append(_mean(np.asarray(table["finished"])[rows]))
         found = evaluate(settings, generation, texts, lean)

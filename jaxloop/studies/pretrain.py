@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from jaxloop.config import Count, Data, Fit, Probability, Run, Section, Text
+from jaxloop.config import Count, Data, Fit, Probability, Run, Section, Seed, Text
 
 
 class PretrainData(Data):
@@ -52,7 +52,7 @@ class Settings(Section):
     bases: dict[str, Base] = Field({"llama": Base()}, description="name -> sizes; one model is made for each")
     vocab: Annotated[int, Field(ge=258)] = Field(3072, description="tokens of the byte-level BPE that all bases share")
     context: Count = Field(256, description="tokens per block, and the longest sequence of the models")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of weights and order; base k uses seed + k")
+    seed: Seed = Field(0, description="of weights and order; base k uses seed + k")
     adam_b2: Probability = Field(0.98, description="AdamW's second decay")
     fit: Fit = Fit(mode="scratch", steps=1000)
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="number format of the files")
@@ -60,8 +60,12 @@ class Settings(Section):
 
 
 def split(texts: Sequence[str], share: float) -> list[bool]:
-    """True for the texts that are held out: those whose SHA-256, read as a fraction, is below `share`."""
-    return [int(hashlib.sha256(t.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) < share * 2**32 for t in texts]
+    """True for the texts that are held out: those whose SHA-256, read as a fraction, is below `share`; texts of one content go with the first."""
+    from jaxloop.data import duplicates
+
+    first: dict[bytes, str] = {}
+    alike = [first.setdefault(key, text) for key, text in zip(duplicates.keys(texts), texts, strict=True)]
+    return [int(hashlib.sha256(t.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) < share * 2**32 for t in alike]
 
 
 def _read(settings: Settings):

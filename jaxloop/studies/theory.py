@@ -14,7 +14,7 @@ import pydantic
 from pydantic import Field
 
 import jaxloop
-from jaxloop.config import Count, NonNegative, Positive, Section, Share, Text, Whole
+from jaxloop.config import Count, NonNegative, Positive, Section, Seed, Share, Text, Whole
 from jaxloop.studies import DISAGREES, running
 
 KINDS = {"linear": "theory_linear", "wmle": "theory_wmle", "histogram": "theory_histogram", "library": "theory_library"}
@@ -107,7 +107,7 @@ class Settings(Section):
     wanted: Annotated[float, Field(gt=0, lt=1)] = Field(0.01, description="standard error, relative to the quantity, that replicates are drawn for")
     replicates: Annotated[int, Field(ge=2)] | None = Field(None, description="replicates of every quantity; none: as many as `wanted` needs")
     most: Count = Field(100_000, description="replicates at most; rows that would need more are listed as imprecise")
-    seed: Whole = Field(0, description="of designs, parameters and draws")
+    seed: Seed = Field(0, description="of designs, parameters and draws")
     run: Where = Where()
 
     @pydantic.model_validator(mode="after")

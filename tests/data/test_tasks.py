@@ -37,7 +37,8 @@ def file(folder, rows, name="rows.jsonl"):
     ],
 )
 def test_formats(tmp_path, task, row, options, expected):
-    train, test = tasks.load(task, source=file(tmp_path, [row] * 3), held_out=1, **options)
+    source, tested = file(tmp_path, [row] * 2), file(tmp_path, [row], "test.jsonl")
+    train, test = tasks.load(task, source=source, test_source=tested, held_out=1, **options)
     assert [tuple(r) for r in train.to_numpy()] == [expected] * 2 and tuple(test.to_numpy()[0]) == expected
 
 

@@ -1,0 +1,47 @@
+"""Instruction and text out of conversations: the columns `messages` (OpenAI, TRL), `conversations` (ShareGPT), `prompt` with `completion`."""
+
+from collections.abc import Collection, Mapping
+
+_TURNS = ("messages", "conversations")
+_WRITERS = ("assistant", "gpt", "model", "bot", "chatbot")
+
+
+def form_of(columns: Collection[str]) -> str | None:
+    """Which of the forms a data set with these columns has; None for none of them."""
+    found = next((name for name in _TURNS if name in columns), None)
+    return found or ("completion" if {"prompt", "completion"} <= set(columns) else None)
+
+
+def pair(form: str, columns: Mapping[str, list]) -> tuple[list[str | None], list[str]]:
+    """(texts, instructions) of some rows. Of turns, the text is the last answer and the instruction all that was said before it, with an empty
+    line between; a row without an answer has no text (None)."""
+    if form == "completion":
+        return [_said(value) for value in columns["completion"]], [_said(value) or "" for value in columns["prompt"]]
+    pairs = [_last(turns) for turns in columns[form]]
+    return [text for text, _ in pairs], [asked for _, asked in pairs]
+
+
+def _last(turns):
+    turns = [turn for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    answers = [i for i, turn in enumerate(turns) if str(turn.get("role", turn.get("from"))).lower() in _WRITERS]
+    if not answers:
+        return None, ""
+    return _content(turns[answers[-1]]), _joined(turns[: answers[-1]])
+
+
+def _said(value):
+    """A text, or the contents of a list of turns."""
+    return _joined(value) if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value) else value
+
+
+def _joined(turns):
+    return "\n\n".join(filter(None, map(_content, turns)))
+
+
+def _content(turn):
+    """What one turn says: a string, or the parts of it that are text."""
+    value = turn.get("content", turn.get("value"))
+    if isinstance(value, list):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
+        return "".join(part for part in parts if isinstance(part, str))
+    return value

@@ -1,0 +1,95 @@
+"""The bytes of a local file as they are to be read: compressed or not, whatever its name says, and what is no data is named.
+
+What a file is, its first bytes say: a gzip that is called .jsonl is unpacked all the same. A Git LFS pointer or a web page saved in
+place of the file is refused as what it is.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_HEAD = 512
+_ASIDE = ("__MACOSX/", ".DS_Store")
+# What readers of these formats raise on damaged input.
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException, RuntimeError)
+
+
+def what(head: bytes) -> str:
+    """The kind of a file by its first bytes: gzip, bz2, xz, zstd, zip, parquet, lfs, html, utf-16, or plain."""
+    for kind, mark in (
+        ("gzip", b"\x1f\x8b"), ("bz2", b"BZh"), ("xz", b"\xfd7zXZ\x00"), ("zstd", b"\x28\xb5\x2f\xfd"), ("zip", b"PK\x03\x04"),
+        ("zip", b"PK\x05\x06"), ("parquet", b"PAR1"), ("lfs", b"version https://git-lfs"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"),
+    ):  # fmt: skip
+        if head.startswith(mark):
+            return kind
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return "html" if start.startswith((b"<!doctype html", b"<html")) else "plain"
+
+
+def problem(head: bytes) -> str | None:
+    """What is wrong with a file that begins like this, in half a sentence; None where it may be data."""
+    return {
+        "lfs": "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
+        "html": "is a web page (HTML), not data; the download was probably an error page or the page about the file",
+        "utf-16": "not UTF-8 at line 1, byte 0, but UTF-16 by its first bytes; convert the file to UTF-8 first",
+    }.get(what(head))
+
+
+def head_of(path: str | Path) -> bytes:
+    """The first bytes of a file."""
+    with open(path, "rb") as stream:
+        return stream.read(_HEAD)
+
+
+def inner_name(path: Path) -> str | None:
+    """The one file in a zip; None for a file of another kind. Raises ValueError where there is not one."""
+    if what(head_of(path)) != "zip":
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith(_ASIDE) and not n.endswith(_ASIDE)]
+    if len(names) != 1:
+        found = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        raise ValueError(f"data.source = '{path}': a zip is read where it holds one file, and this one holds {len(names)}{f' ({found})' if names else ''}.")
+    return names[0]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked. Raises ValueError, one sentence, for what is no data; `DAMAGE` while reading what is damaged."""
+    kind = what(head_of(path))
+    openers = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+    if kind == "zip":
+        with zipfile.ZipFile(path) as archive, archive.open(inner_name(path)) as stream:
+            yield _checked(path, io.BufferedReader(stream))
+    elif kind == "zstd":
+        with pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream:
+            yield _checked(path, io.BufferedReader(stream))
+    elif kind in openers:
+        with openers[kind](path) as stream:
+            yield _checked(path, stream)
+    else:
+        if path.suffix.lower() in COMPRESSED and problem(head_of(path)) is None:
+            raise ValueError(f"data.source = '{path}': cannot be read as {path.suffix}, which its bytes are not; if it is unpacked already, rename it.")
+        with open(path, "rb") as stream:
+            yield _checked(path, stream)
+
+
+def _checked(path, stream):
+    head = stream.peek(_HEAD)[:_HEAD]
+    if bad := problem(head):
+        raise ValueError(f"data.source = '{path}': {bad}.")
+    if not head:
+        raise ValueError(f"data.source = '{path}': the file is empty.")
+    if what(head) == "parquet":
+        raise ValueError(f"data.source = '{path}': is a parquet file under another name; call it .parquet.")
+    return stream
