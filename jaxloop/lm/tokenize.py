@@ -13,6 +13,7 @@ class Tokenizer:
     """A Hugging Face tokenizer and the special ids that a chain needs.
 
     `encode` adds the special tokens that the model was trained with in front of a text (Llama: BOS); EOS is never added.
+    `eos` is what training appends to a text; `other_ends` end a text while decoding as it does.
     """
 
     backend: tokenizers.Tokenizer
@@ -20,6 +21,12 @@ class Tokenizer:
     bos: int | None
     pad: int
     vocab_size: int
+    other_ends: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Every token that ends a text, what training appends first."""
+        return (self.eos, *self.other_ends)
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Token ids of each text, in parallel over texts. Lone surrogates are read as U+FFFD."""
@@ -59,26 +66,39 @@ def load(path) -> Tokenizer:
     backend.no_padding()
     backend.no_truncation()
     settings = [_json(path / name) for name in ("generation_config.json", "config.json", "tokenizer_config.json")]
-    eos = _special(backend, settings, "eos")
-    if eos is None:
+    ends = _ends(backend, settings)
+    if not ends:
         raise ValueError(f"model: the tokenizer of {path} has no EOS token, without which no text ends; set eos_token in its tokenizer_config.json")
     pad = _special(backend, settings, "pad")
-    return Tokenizer(backend, eos=eos, bos=_special(backend, settings, "bos"), pad=eos if pad is None else pad, vocab_size=backend.get_vocab_size())
+    return Tokenizer(
+        backend, eos=ends[0], bos=_special(backend, settings, "bos"), pad=ends[0] if pad is None else pad, vocab_size=backend.get_vocab_size(),
+        other_ends=ends[1:],
+    )  # fmt: skip
 
 
 def _json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
 
 
+def _ends(backend, settings: list[dict]) -> tuple[int, ...]:
+    """Every token that ends a text, as `transformers.generate` stops: all of the first file that names one. First comes the one that training
+    appends: the tokenizer's own, where it is among them, as chat models have it."""
+    found = next((ids for values in settings if (ids := _named(backend, values, "eos"))), ())
+    own = _named(backend, settings[-1], "eos")
+    return tuple(dict.fromkeys((*(i for i in own if i in found), *found)))
+
+
 def _special(backend, settings: list[dict], kind: str) -> int | None:
-    for values in settings:
-        number = values.get(f"{kind}_token_id")
-        if isinstance(number, list):
-            number = number[0] if number else None
-        if isinstance(number, int) and number >= 0:
-            return number
-        token = values.get(f"{kind}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if token and backend.token_to_id(token) is not None:
-            return backend.token_to_id(token)
-    return None
+    return next((ids[0] for values in settings if (ids := _named(backend, values, kind))), None)
+
+
+def _named(backend, values: dict, kind: str) -> tuple[int, ...]:
+    """The ids of a special token that one file names, by number or by content."""
+    numbers = values.get(f"{kind}_token_id")
+    numbers = numbers if isinstance(numbers, list) else [numbers]
+    if fine := tuple(n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and n >= 0):
+        return fine
+    token = values.get(f"{kind}_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    number = backend.token_to_id(token) if token else None
+    return () if number is None else (number,)

@@ -83,7 +83,8 @@ def on_ids(model, *, ends: bool):
     """The model with token ids in place of texts. ends: sampling stops at EOS; without, training appends none, as the released code never learns it."""
     t = model.tokenizer
     plain = lambda rows: [list(map(int, row)) for row in rows]
-    tokenizer = SimpleNamespace(encode=lambda rows, special=True: plain(rows), decode=plain, eos=t.eos if ends else None, bos=t.bos, pad=t.pad)
+    eos, stops = (t.eos, t.ends) if ends else (None, ())
+    tokenizer = SimpleNamespace(encode=lambda rows, special=True: plain(rows), decode=plain, eos=eos, ends=stops, bos=t.bos, pad=t.pad)
     return model._replace(tokenizer=tokenizer)
 
 
