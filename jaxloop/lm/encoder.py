@@ -16,8 +16,9 @@ import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
 
-from jaxloop.lm import attention, huggingface, transformer
+from jaxloop.lm import attention, fields, huggingface, stored, transformer
 from jaxloop.lm.encoder_spec import POOLINGS, EncoderSpec, encoder_config, encoder_table, read_encoder_spec
+from jaxloop.lm.fields import optional_json
 from jaxloop.lm.tokenize import clean
 
 # Padded lengths, one program each: sixteen tokens apart, later at most a quarter of the length, so that little of a batch is padding.
@@ -59,19 +60,19 @@ def load_encoder(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float
     """
     path = _locate(str(path_or_hub_id), revision)
     folder, readout, modules = read_modules(path)
-    settings = _json(path / "config_sentence_transformers.json")
+    settings = optional_json(path / "config_sentence_transformers.json")
     prefix = (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
-    if prefix and any(_json(m / "config.json").get("include_prompt") is False for m in modules):
+    if prefix and any(optional_json(m / "config.json").get("include_prompt") is False for m in modules):
         raise Unsupported(f"model: {path} leaves its prompt out of the pooling, which is not supported")
     try:
         spec = read_encoder_spec(folder)
         params = _read(folder, spec, dtype)
-    except Unsupported:
+    except (Unsupported, fields.Refused):
         raise
     except ValueError as error:
         raise Unsupported(str(error)) from None
-    params["dense"] = [_read_dense(m, dtype) for m in modules if (m / "config.json").exists() and "in_features" in _json(m / "config.json")]
-    declared = _json(folder / "sentence_bert_config.json")
+    params["dense"] = [_read_dense(m, dtype) for m in modules if (m / "config.json").exists() and "in_features" in optional_json(m / "config.json")]
+    declared = optional_json(folder / "sentence_bert_config.json")
     limit = _limit(folder, spec, max_length, declared.get("max_seq_length"))
     tokenizer = _tokenizer(folder, limit)
     if declared.get("do_lower_case"):
@@ -120,13 +121,6 @@ def _special_tokens(backend: tokenizers.Tokenizer) -> dict[str, str]:
 # ---- reading directories ----------------------------------------------------------------------------------------------
 
 
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"model: {path} is not JSON ({error})") from None
-
-
 def _locate(name: str, revision: str | None) -> Path:
     path = Path(name).expanduser()
     return path if (path / "modules.json").exists() else huggingface.locate(name, revision)
@@ -139,7 +133,9 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
     """
     if not (path / "modules.json").exists():
         return path, Readout(), []
-    listed = json.loads((path / "modules.json").read_text(encoding="utf8"))
+    listed = fields.read_value(path / "modules.json")
+    if not isinstance(listed, list) or not all(isinstance(m, dict) and isinstance(m.get("type"), str) and isinstance(m.get("path"), str) for m in listed):
+        raise ValueError(f"model: modules.json of {path} lists no modules with type and path")
     kinds = [m["type"].rsplit(".", 1)[-1] for m in listed]
     folders = [path / m["path"] for m in listed]
     middle = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
@@ -147,7 +143,7 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
         raise Unsupported(
             f"model: the modules {', '.join(kinds)} of {path} are not supported; allowed are Transformer, Pooling, Dense and Normalize in this order"
         )
-    pooling = _json(folders[1] / "config.json")
+    pooling = optional_json(folders[1] / "config.json")
     chosen = pooling.get("pooling_mode")
     if chosen is None:
         old = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
@@ -159,7 +155,7 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
     activations = []
     for folder, kind in zip(folders, kinds, strict=True):
         if kind == "Dense":
-            config = _json(folder / "config.json")
+            config = optional_json(folder / "config.json")
             name = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
             if name not in DENSE_ACTIVATIONS or config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
                 raise Unsupported(
@@ -171,13 +167,13 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
 
 def _read(folder: Path, spec: EncoderSpec, dtype) -> dict:
     """Weights with "layers" as a list, so that programs take no slices of them."""
-    params = huggingface.read_arrays(folder, encoder_table(spec), spec.core.layers, dtype)
+    params = stored.read(stored.weights(folder), encoder_table(spec), spec.core.layers, dtype)
     return jax.tree.map(jnp.asarray, {**params, "layers": [transformer.layer(params["layers"], i) for i in range(spec.core.layers)]})
 
 
 def _read_dense(folder: Path, dtype) -> dict:
-    tensors = huggingface.Tensors(folder)
-    weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
+    weights = stored.weights(folder)
+    weight, bias = (stored.tensor(weights, name) for name in ("linear.weight", "linear.bias"))
     if weight is None:
         raise Unsupported(f"model: tensor linear.weight is missing from {folder}")
     return {"w": jnp.asarray(weight.T.astype(dtype)), "bias": jnp.zeros(len(weight), dtype) if bias is None else jnp.asarray(bias.astype(dtype))}
@@ -186,7 +182,7 @@ def _read_dense(folder: Path, dtype) -> dict:
 def _limit(folder: Path, spec: EncoderSpec, asked: int | None, declared: int | None) -> int:
     if asked is not None and not 3 <= asked <= spec.core.context:
         raise ValueError(f"max_length: {asked} tokens are not allowed; 3 to {spec.core.context}, the positions of {folder}")
-    own = _json(folder / "tokenizer_config.json").get("model_max_length") or spec.core.context
+    own = optional_json(folder / "tokenizer_config.json").get("model_max_length") or spec.core.context
     return int(min(spec.core.context, asked or declared or own))
 
 
@@ -199,7 +195,7 @@ def _tokenizer(folder: Path, limit: int) -> tokenizers.Tokenizer:
         backend = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
     else:
         raise ValueError(f"model: {folder} has no tokenizer.json; save the tokenizer beside the weights")
-    settings = _json(folder / "tokenizer_config.json")
+    settings = optional_json(folder / "tokenizer_config.json")
     end = settings.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
     if settings.get("add_eos_token") and end and backend.token_to_id(end) is not None and backend.encode("a").tokens[-1] != end:

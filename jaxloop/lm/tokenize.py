@@ -1,11 +1,12 @@
 """Tokenizers from tokenizer.json, without torch and without remote code."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
+
+from jaxloop.lm.fields import optional_json
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def load(path) -> Tokenizer:
         raise ValueError(f"model: {path} has no tokenizer.json; save the tokenizer beside the weights")
     backend.no_padding()
     backend.no_truncation()
-    settings = [_json(path / name) for name in ("generation_config.json", "config.json", "tokenizer_config.json")]
+    settings = [optional_json(path / name) for name in ("generation_config.json", "config.json", "tokenizer_config.json")]
     ends = _ends(backend, settings)
     if not ends:
         raise ValueError(f"model: the tokenizer of {path} has no EOS token, without which no text ends; set eos_token in its tokenizer_config.json")
@@ -74,10 +75,6 @@ def load(path) -> Tokenizer:
         backend, eos=ends[0], bos=_special(backend, settings, "bos"), pad=ends[0] if pad is None else pad, vocab_size=backend.get_vocab_size(),
         other_ends=ends[1:],
     )  # fmt: skip
-
-
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
 
 
 def _ends(backend, settings: list[dict]) -> tuple[int, ...]:

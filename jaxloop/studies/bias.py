@@ -214,7 +214,7 @@ class Prepared(NamedTuple):
 
 def prepare(settings: Settings) -> Prepared:
     """Reads articles, model description and classifier. Raises ValueError, one sentence, for anything with which a run could not succeed."""
-    from jaxloop.lm import huggingface, tokenize
+    from jaxloop.lm import huggingface
     from jaxloop.metrics import registry
     from jaxloop.recursion import driver
     from jaxloop.recursion.sources import Dataset
@@ -226,7 +226,7 @@ def prepare(settings: Settings) -> Prepared:
             raise ValueError(f"config.measure.metrics has '{name}', which needs {metric.needs[-1]}: only metrics of texts alone are taken here")
     select_devices(settings.run.platform, settings.run.devices)
     path = huggingface.locate(chain_setup.model_path(settings.models.pool[0]), (settings.models.revisions or (None,))[0])
-    spec, tokenizer = huggingface.read_spec(path), tokenize.load(path)
+    spec, tokenizer = huggingface.describe(path)
     code = bias_chains.codec(tokenizer)
     articles = bias_data.read(settings.data, code.encode, code.decode, settings.chain.block)
     classifier = bias_ready.check_classifier(settings, articles)
