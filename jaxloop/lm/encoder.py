@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
 
-from jaxloop.lm import attention, fields, huggingface, stored, transformer
+from jaxloop.lm import attention, fields, huggingface, stored, tokenizer_files, transformer
 from jaxloop.lm.encoder_spec import POOLINGS, EncoderSpec, encoder_config, encoder_table, read_encoder_spec
 from jaxloop.lm.fields import optional_json
 from jaxloop.lm.tokenize import clean
@@ -187,20 +187,12 @@ def _limit(folder: Path, spec: EncoderSpec, asked: int | None, declared: int | N
 
 
 def _tokenizer(folder: Path, limit: int) -> tokenizers.Tokenizer:
-    if (folder / "tokenizer.json").exists():
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    elif any((folder / name).exists() for name in ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")):
-        from transformers import AutoTokenizer
-
-        backend = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
-    else:
-        raise ValueError(f"model: {folder} has no tokenizer.json; save the tokenizer beside the weights")
+    backend = tokenizer_files.read(folder)
     settings = optional_json(folder / "tokenizer_config.json")
     end = settings.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
     if settings.get("add_eos_token") and end and backend.token_to_id(end) is not None and backend.encode("a").tokens[-1] != end:
         backend.post_processor = tokenizers.processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, backend.token_to_id(end))])
-    backend.no_padding()
     backend.enable_truncation(limit)
     return backend
 

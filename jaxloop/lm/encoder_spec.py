@@ -29,7 +29,7 @@ class EncoderSpec:
     head              "" none; "pooler": tanh layer on the first token, then labels (BERT); "dense": the same inside the head (RoBERTa, MPNet);
                       "relu": DistilBERT's; "last": labels from the last token (decoders)
     labels            names of the classes; () without a head
-    multi_label       the classes do not exclude each other: probabilities are sigmoids, not a softmax
+    multi_label       the classes do not exclude each other, or there is one: probabilities are sigmoids, not a softmax
     """
 
     core: Spec

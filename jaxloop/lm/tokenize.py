@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tokenizers
 
+from jaxloop.lm import fields, tokenizer_files
 from jaxloop.lm.fields import optional_json
 
 
@@ -55,18 +56,9 @@ def load(path) -> Tokenizer:
     Raises ValueError where there is no tokenizer, or none of config.json, generation_config.json and tokenizer_config.json names an EOS token.
     """
     path = Path(path)
-    file = path / "tokenizer.json"
-    if file.exists():
-        backend = tokenizers.Tokenizer.from_file(str(file))
-    elif (path / "vocab.json").exists() or (path / "tokenizer.model").exists():
-        from transformers import AutoTokenizer
-
-        backend = AutoTokenizer.from_pretrained(path, trust_remote_code=False).backend_tokenizer
-    else:
-        raise ValueError(f"model: {path} has no tokenizer.json; save the tokenizer beside the weights")
-    backend.no_padding()
-    backend.no_truncation()
-    settings = [optional_json(path / name) for name in ("generation_config.json", "config.json", "tokenizer_config.json")]
+    backend = tokenizer_files.read(path)
+    names = {key: value for key, value in tokenizer_files.named(path).items() if key != "extra"}
+    settings = [optional_json(path / "generation_config.json"), optional_json(path / "config.json"), names]
     ends = _ends(backend, settings)
     if not ends:
         raise ValueError(f"model: the tokenizer of {path} has no EOS token, without which no text ends; set eos_token in its tokenizer_config.json")
@@ -90,12 +82,14 @@ def _special(backend, settings: list[dict], kind: str) -> int | None:
 
 
 def _named(backend, values: dict, kind: str) -> tuple[int, ...]:
-    """The ids of a special token that one file names, by number or by content."""
-    numbers = values.get(f"{kind}_token_id")
-    numbers = numbers if isinstance(numbers, list) else [numbers]
-    if fine := tuple(n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and n >= 0):
+    """The ids of a special token that one file names, by number or by content. ValueError for what is neither."""
+    field = f"{kind}_token_id"
+    numbers = values.get(field)
+    numbers = [n for n in (numbers if isinstance(numbers, list) else [numbers]) if n is not None]
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+        fields.refuse(field, values[field], "token ids, whole numbers")
+    if fine := tuple(n for n in numbers if n >= 0):
         return fine
-    token = values.get(f"{kind}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    number = backend.token_to_id(token) if token else None
+    token = tokenizer_files.content(values.get(f"{kind}_token"))
+    number = None if token is None else backend.token_to_id(token)
     return () if number is None else (number,)

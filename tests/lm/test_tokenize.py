@@ -98,7 +98,7 @@ def test_every_end_is_read_in_the_order_of_generate(files, ends, folder, tmp_pat
     assert t.ends == ends and t.eos == ends[0]
 
 
-@pytest.mark.parametrize("files", [{}, {"config.json": {"eos_token_id": None}}, {"tokenizer_config.json": {"eos_token": "<absent>"}}])
+@pytest.mark.parametrize("files", [{}, {"config.json": {"eos_token_id": None}}, {"tokenizer_config.json": {"bos_token": "<s>"}}])
 def test_a_tokenizer_without_eos_is_refused(files, folder, tmp_path):
     with pytest.raises(ValueError, match="has no EOS token"):
         tokenize.load(write(tmp_path, folder, files))
