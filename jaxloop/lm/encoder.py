@@ -75,6 +75,7 @@ def load_encoder(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float
     declared = optional_json(folder / "sentence_bert_config.json")
     limit = _limit(folder, spec, max_length, declared.get("max_seq_length"))
     tokenizer = _tokenizer(folder, limit)
+    tokenizer_files.check_rows(tokenizer, spec.core.vocab, folder)
     if declared.get("do_lower_case"):
         steps = [tokenizers.normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
         tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
@@ -92,7 +93,9 @@ def load_classifier(
     path = huggingface.locate(str(path_or_hub_id), revision)
     spec = read_encoder_spec(path, head=True, labels=labels)
     limit = _limit(path, spec, max_length, None)
-    return Encoder(spec, _read(path, spec, dtype), _tokenizer(path, limit), limit, name=str(path_or_hub_id))
+    tokenizer = _tokenizer(path, limit)
+    tokenizer_files.check_rows(tokenizer, spec.core.vocab, path)
+    return Encoder(spec, _read(path, spec, dtype), tokenizer, limit, name=str(path_or_hub_id))
 
 
 def save_classifier(encoder: Encoder, path) -> None:

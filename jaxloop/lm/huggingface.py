@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxloop.lm import fields, stored, tokenize
+from jaxloop.lm import fields, stored, tokenize, tokenizer_files
 from jaxloop.lm.model_config import config, spec_of
 from jaxloop.lm.spec import Param, Spec, table
 from jaxloop.lm.tokenize import Tokenizer
@@ -125,13 +125,7 @@ def check_vocabulary(tokenizer: Tokenizer, spec: Spec, path) -> None:
     """Raises ValueError where the tokenizer has ids for which the model has no row."""
     if tokenizer.eos >= spec.vocab:
         raise ValueError(f"model: EOS token {tokenizer.eos} of {path} is outside the model's vocabulary of {spec.vocab}")
-    ids = tokenizer.backend.get_vocab(with_added_tokens=True)
-    last = max(ids, key=ids.__getitem__)
-    if ids[last] >= spec.vocab:
-        raise ValueError(
-            f"model: the tokenizer of {path} has token {last!r} with id {ids[last]}, the model's embeddings have {spec.vocab} rows; "
-            "resize the embeddings, or take the added tokens out of the tokenizer"
-        )
+    tokenizer_files.check_rows(tokenizer.backend, spec.vocab, path)
 
 
 def save(model: Model, path) -> None:

@@ -30,8 +30,8 @@ def read(folder: Path) -> tokenizers.Tokenizer:
     file = folder / "tokenizer.json"
     if file.exists():
         backend = _from_file(file)
-        _as_built(backend, folder, settings)
         _declared(backend, folder, settings)
+        _as_built(backend, folder, settings)
     elif any((folder / name).exists() for name in _VOCABULARIES):
         backend = _by_transformers(folder)
     else:
@@ -52,6 +52,17 @@ def named(folder: Path) -> dict[str, Any]:
     found = {name: settings[name] for name in NAMED if settings.get(name)}
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     return found | {"extra": list(extra.values()) if isinstance(extra, dict) else extra}
+
+
+def check_rows(backend: tokenizers.Tokenizer, rows: int, path) -> None:
+    """Raises `Refused` where the tokenizer has an id for which a table of embeddings with so many rows has none."""
+    ids = backend.get_vocab(with_added_tokens=True)
+    last = max(ids, key=ids.__getitem__)
+    if ids[last] >= rows:
+        raise Refused(
+            f"model: the tokenizer of {path} has token {last!r} with id {ids[last]}, the model's embeddings have {rows} rows; "
+            "resize the embeddings, or take the added tokens out of the tokenizer"
+        )
 
 
 def content(token: Any) -> str | None:
