@@ -30,6 +30,11 @@ class Tokenizer:
         """Every token that ends a text, what training appends first."""
         return (self.eos, *self.other_ends)
 
+    def describe_ends(self) -> str:
+        """What training appends to a text, and what else ends one, in words."""
+        names = [f"{self.backend.id_to_token(i)!r} ({i})" for i in self.ends]
+        return f"training appends {names[0]}; " + ("it alone ends a text" if len(names) == 1 else f"a text ends with any of {', '.join(names)}")
+
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Token ids of each text, in parallel over texts. Lone surrogates are read as U+FFFD."""
         ids = [e.ids for e in self.backend.encode_batch([clean(t) for t in texts], add_special_tokens=special)]

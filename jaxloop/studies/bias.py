@@ -4,6 +4,7 @@ settings -> prepare (articles, models, chains; everything that can be refused) -
 neurons/, metrics.csv, texts/ -> report.html
 """
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pydantic import Field
 import jaxloop
 from jaxloop import config
 from jaxloop.config import Count, NonNegative, Positive, Probability, Run, Section, Share, Text, Whole
-from jaxloop.studies import FAILED_CHAINS, running
+from jaxloop.studies import FAILED_CHAINS, identity, running
 
 if TYPE_CHECKING:
     from jaxloop.metrics.classifiers import Classifier
@@ -304,20 +305,23 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     running.keep_compiled(settings.run)
     prepared = prepare(settings)
     stored = settings.model_dump(mode="json")
-    with open_workdir(workdir, stored, may_change=("run", "title"), needs=bias_plan.disk(settings, prepared)) as place:
+    models = identity.of(settings)
+    with open_workdir(workdir, stored, may_change=("run", "title"), needs=bias_plan.disk(settings, prepared), identity=models) as place:
         ready = bias_ready.make(settings, prepared, place.path)
         code, load = bias_chains.codec(prepared.tokenizer), lambda name: bias_ready.base_model(settings, place.path)
         family = bias_chains.family(settings, prepared.articles, prepared.prompts, code, load, ready.direction)
         if processes()[0] == 0:
             base = bias_measure.base_values(settings, prepared, ready, family, place.path)
         measure = bias_measure.measuring(settings, prepared, ready, place.path)
-        result = driver.run(family, prepared.chains, prepared.data, prepared.driver, place.path, measure=measure, command=running.command_line(argv))
+        common = dataclasses.replace(prepared.driver, identity=identity.bases(models))
+        result = driver.run(family, prepared.chains, prepared.data, common, place.path, measure=measure, command=running.command_line(argv))
         if processes()[0] == 0:
             facts = [
                 ("command", running.command_line(argv)),
                 ("chains", chains_line(settings)),
                 ("articles", f"{len(prepared.articles.chosen):,} of {settings.data.source}, fingerprint {prepared.articles.fingerprint[:12]}"),
                 ("model", settings.models.pool[0]),
+                *((f"files of {name}", value) for name, value in models.items()),
                 ("versions", f"{len(prepared.chains) * settings.chain.generations:,}, {bias_plan.distinct(prepared):,} of them different"),
                 ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
                 ("device", devices()),
