@@ -139,7 +139,7 @@ def save(model: Model, path) -> None:
     spec = model.spec
     save_file(to_tensors(model.params, table(spec), spec.layers), work / "model.safetensors", metadata={"format": "pt"})
     t = model.tokenizer
-    ids = dict(eos_token_id=t.eos, bos_token_id=t.bos, pad_token_id=t.pad)
+    ids = dict(eos_token_id=list(t.ends) if t.other_ends else t.eos, bos_token_id=t.bos, pad_token_id=t.pad)
     (work / "config.json").write_text(
         json.dumps(config(spec) | ids | {"dtype": str(np.asarray(jax.tree.leaves(model.params)[0]).dtype)}, indent=2), encoding="utf8"
     )

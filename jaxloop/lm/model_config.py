@@ -15,7 +15,8 @@ HARMLESS = frozenset(
     """
     model_type architectures auto_map transformers_version _name_or_path name_or_path _commit_hash name license tags base_model library_name
     transformers.js_config custom_pipelines model_max_length seq_length max_sequence_length n_ctx unsloth_version unsloth_fixed
-    unsloth_model_type unsloth_optimized use_flash_attn is_llama_config
+    unsloth_model_type unsloth_optimized use_flash_attn use_flash_attention use_flash_attention_2 use_sdpa is_llama_config
+    version description author language model_name base_model_name padded_vocab_size bos_token eos_token pad_token unk_token cache_implementation
     dtype torch_dtype torchscript use_bfloat16 tf_legacy_loss xla_device pretraining_tp use_cache output_past keys_to_ignore_at_inference
     tie_encoder_decoder return_dict return_dict_in_generate output_attentions output_hidden_states output_scores tie_last_hidden_states chunk_size_feed_forward
     gradient_checkpointing _gradient_checkpointing attn_implementation _attn_implementation _attn_implementation_autoset _attn_implementation_internal
@@ -34,7 +35,8 @@ FIXED: dict[str, tuple] = {
     "is_encoder_decoder": (False,), "add_cross_attention": (False,), "cross_attention_hidden_size": (None,), "pruned_heads": ({},),
     "use_mrope": (False,), "rope_interleaved": (False,), "use_qk_norm": (False,), "qk_layernorm": (False,),
     "embedding_multiplier": (1, 1.0), "residual_multiplier": (1, 1.0), "logits_scaling": (1, 1.0), "logit_scale": (1, 1.0),
-    "parallel_residual": (False,), "use_parallel_residual": (False,), "alibi": (False,), "quantization_config": ({},),
+    "activation": ("swiglu",), "bias": (False,), "parallel_residual": (False,), "use_parallel_residual": (False,),
+    "alibi": (False,), "quantization_config": ({},),
 }  # fmt: skip
 
 _ACTIVATIONS = {
@@ -166,7 +168,8 @@ def _opt(c: Mapping, causal: bool) -> Spec:
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "max_position_embeddings", "do_layer_norm_before",
         "_remove_final_layer_norm", "word_embed_proj_dim", "activation_function", "enable_bias", "tie_word_embeddings",
     }  # fmt: skip
-    fixed = {"layer_norm_elementwise_affine": (True,), "is_causal": (True,), "is_decoder": (True, False)}
+    fixed: dict[str, tuple] = {"layer_norm_elementwise_affine": (True,), "is_causal": (True,), "is_decoder": (True, False)}
+    fixed |= {"learned_embeddings": (True,), "scale_embeddings": (False,)}
     fields.check_known(c, HARMLESS | known, FIXED | fixed, "opt models")
     d, heads = _heads(c, "hidden_size", "num_attention_heads")
     bias, first = fields.truth(c, "enable_bias", True), fields.truth(c, "do_layer_norm_before", True)

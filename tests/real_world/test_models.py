@@ -215,6 +215,8 @@ ROWS = [
     Row("GPT-2: cross-attention", "gpt2", (config(add_cross_attention=True),), "add_cross_attention = True"),
     Row("OPT: fields of all versions", "opt", (config(activation_dropout=0.0, layerdrop=0.0, prefix="</s>",
         dropout=0.1),), RIGHT),
+    Row("OPT: fields of Galactica", "opt", (config(learned_embeddings=True, scale_embeddings=False),), RIGHT),
+    Row("OPT: scaled embeddings", "opt", (config(scale_embeddings=True),), "scale_embeddings = True is not supported"),
     Row("OPT: an eps", "opt", (config(layer_norm_eps=1e-3),), "layer_norm_eps = 0.001 is not a field of opt",
         "ignores it"),
     *(Row(f"activation {a}", "llama", (config(hidden_act=a),), RIGHT) for a in ("gelu", "gelu_new", "gelu_fast",

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from jaxloop import lm
 from jaxloop.lm import tokenize
+from jaxloop.lm.spec import Spec, init
 from tests.real_world.support import RIGHT, Row, config, edit, refusal, remove, write
 
 TEXTS = ["the cat sat", " the cat", "x <new> y", "a<|im_end|>b", "hat's 12345 \n\n  x", "Ⅷ é", "", "the hat<new>"]
@@ -161,3 +164,9 @@ def test_every_end_of_the_first_file_that_names_one_stops(name, files, ends, sav
     if "generation_config.json" in files and files["generation_config.json"]["eos_token_id"] is not None:
         theirs = hf.GenerationConfig.from_pretrained(tmp_path).eos_token_id
         assert set(ends) == set(theirs if isinstance(theirs, list) else [theirs])
+    spec = Spec("llama", vocab=320, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=24, context=32)
+    lm.save(lm.Model(spec, init(jax.random.key(0), spec), found), tmp_path / "saved")
+    again = lm.load(tmp_path / "saved").tokenizer
+    assert (again.ends, again.pad, again.bos) == (found.ends, found.pad, found.bos)
+    theirs = hf.GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id
+    assert tuple(theirs if isinstance(theirs, list) else [theirs]) == ends
