@@ -52,6 +52,8 @@ def locate(name: str, revision: str | None = None) -> Path:
     Raises ValueError where there is neither."""
     path = Path(name).expanduser()
     if path.is_dir():
+        if not (path / "config.json").exists() and (path / stored.ADAPTER).exists():
+            raise ValueError(f"model: {name} holds an adapter ({stored.ADAPTER}) without its base; merge it into its base, and give that directory")
         if not (path / "config.json").exists():
             raise ValueError(f"model: {name} has no config.json; a Hugging Face model directory is needed")
         return path

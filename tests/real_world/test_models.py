@@ -274,6 +274,8 @@ ROWS = [
     Row("an adapter beside the model", "llama", (edit("adapter_config.json", peft_type="LORA", r=4,
         base_model_name_or_path="x"),),
         "holds an adapter too", "loads the adapter's base"),
+    Row("an adapter alone", "llama", (edit("adapter_config.json", peft_type="LORA"), remove("config.json")),
+        "holds an adapter .adapter_config.json. without its base", "loads the adapter's base"),
     Row("GPT-2 without prefix", "gpt2", (tensors(lambda t: {k.removeprefix("transformer."): v for k,
         v in t.items()}),), RIGHT),
     # Tensors that are not read.
@@ -325,7 +327,7 @@ def folder(tmp_path_factory):
 def test_a_model_is_right_or_refused(row, folder, tmp_path):
     path = make(row, folder(row.model), tmp_path / "model")
     if row.ours not in (RIGHT, "reads"):
-        for read in (lm.load, huggingface.describe):  # --validate refuses what a run would
+        for read in (lm.load, lambda path: huggingface.describe(huggingface.locate(str(path)))):  # --validate refuses what a run would
             with pytest.raises(ValueError) as caught:
                 read(path)
             refusal(caught.value, row.ours)
