@@ -61,7 +61,7 @@ def load_encoder(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float
     path = _locate(str(path_or_hub_id), revision)
     folder, readout, modules = read_modules(path)
     settings = optional_json(path / "config_sentence_transformers.json")
-    prefix = (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
+    prefix = fields.mapping(settings, "prompts").get(settings.get("default_prompt_name")) or ""
     if prefix and any(optional_json(m / "config.json").get("include_prompt") is False for m in modules):
         raise Unsupported(f"model: {path} leaves its prompt out of the pooling, which is not supported")
     try:
@@ -73,7 +73,7 @@ def load_encoder(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float
         raise Unsupported(str(error)) from None
     params["dense"] = [_read_dense(m, dtype) for m in modules if (m / "config.json").exists() and "in_features" in optional_json(m / "config.json")]
     declared = optional_json(folder / "sentence_bert_config.json")
-    limit = _limit(folder, spec, max_length, declared.get("max_seq_length"))
+    limit = _limit(folder, spec, max_length, fields.integer(declared, "max_seq_length", None))
     tokenizer = _tokenizer(folder, limit)
     tokenizer_files.check_rows(tokenizer, spec.core.vocab, folder)
     if declared.get("do_lower_case"):
@@ -185,7 +185,7 @@ def _read_dense(folder: Path, dtype) -> dict:
 def _limit(folder: Path, spec: EncoderSpec, asked: int | None, declared: int | None) -> int:
     if asked is not None and not 3 <= asked <= spec.core.context:
         raise ValueError(f"max_length: {asked} tokens are not allowed; 3 to {spec.core.context}, the positions of {folder}")
-    own = optional_json(folder / "tokenizer_config.json").get("model_max_length") or spec.core.context
+    own = fields.number(optional_json(folder / "tokenizer_config.json"), "model_max_length", spec.core.context, low=1)
     return int(min(spec.core.context, asked or declared or own))
 
 

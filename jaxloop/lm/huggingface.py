@@ -22,6 +22,7 @@ from jaxloop.lm.tokenize import Tokenizer
 from jaxloop.runtime.log import LOGGER
 
 HEAD = "lm_head.weight"
+_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "sentencepiece.bpe.model", "merges.txt", "vocab.txt"]  # of a repository on the hub
 
 
 class Model(NamedTuple):
@@ -62,7 +63,7 @@ def locate(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.json"])
+        found = snapshot_download(name, revision=revision, allow_patterns=_FILES)
     except Exception as error:
         raise ValueError(
             f"model: {name!r} is neither a directory here nor reachable on the hub ({type(error).__name__}); give a path to a downloaded model"
@@ -101,6 +102,8 @@ def _open(path: Path) -> _Opened:
     stored.check(weights, parameters, spec.layers)
     tokenizer = tokenize.load(path)
     check_vocabulary(tokenizer, spec, path)
+    if tokenizer.pad >= spec.vocab:  # never read, but looked up
+        tokenizer = dataclasses.replace(tokenizer, pad=tokenizer.eos)
     return _Opened(spec, tokenizer, weights, parameters)
 
 
@@ -125,8 +128,9 @@ def _tied(spec: Spec, weights: stored.Weights) -> tuple[Spec, tuple[Param, ...]]
 
 def check_vocabulary(tokenizer: Tokenizer, spec: Spec, path) -> None:
     """Raises ValueError where the tokenizer has ids for which the model has no row."""
-    if tokenizer.eos >= spec.vocab:
-        raise ValueError(f"model: EOS token {tokenizer.eos} of {path} is outside the model's vocabulary of {spec.vocab}")
+    for name, number in (("EOS", tokenizer.eos), ("BOS", tokenizer.bos)):
+        if number is not None and number >= spec.vocab:
+            raise ValueError(f"model: {name} token {number} of {path} is outside the model's vocabulary of {spec.vocab}")
     tokenizer_files.check_rows(tokenizer.backend, spec.vocab, path)
 
 

@@ -299,6 +299,8 @@ ROWS = [
     Row("a token beyond the table", "llama", (config(vocab_size=300),
         tensors(lambda t: {k: v[:300] if "embed" in k else v for k, v in t.items()})),
         r"has token '.*' with id 310, the model's embeddings have 300 rows", "an index error, or a token of another"),
+    Row("a padding token beyond the table", "llama", (edit("generation_config.json", pad_token_id=320), config(pad_token_id=320)), "reads", "an index error"),
+    Row("a first token beyond the table", "llama", (edit("generation_config.json", bos_token_id=320),), "BOS token 320 .* vocabulary of 320"),
     Row("a table with rows to spare", "llama", (config(vocab_size=384), tensors(lambda t: {k: np.pad(v, ((0, 64), (0,
         0))) if "embed" in k else v
         for k, v in t.items()})), RIGHT),
@@ -333,7 +335,7 @@ def test_a_model_is_right_or_refused(row, folder, tmp_path):
             refusal(caught.value, row.ours)
         return
     ours = lm.load(path)
-    assert huggingface.describe(path)[0] == ours.spec
+    assert huggingface.describe(path)[0] == ours.spec and ours.tokenizer.pad < ours.spec.vocab
     tokens = np.random.default_rng(0).integers(3, 320, (3, 60)).astype(np.int32)
     found = np.asarray(forward(ours.spec, ours.params, tokens))
     if row.ours == "reads":
