@@ -50,12 +50,21 @@ def _named(section: Mapping[str, Any], metrics: bool, above: str = "") -> Iterat
 
 
 def _of_metrics(names: list, field: str) -> Iterator[tuple[str, str]]:
-    from jaxloop.metrics import registry
-
-    for _, options in registry.validate([name for name in names if isinstance(name, str)]):
+    for _, options in map(_metric, names):
         for option, value in options.items():
             if option in FIELDS and isinstance(value, str):
                 yield field, value
+
+
+def _metric(name: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """(inputs, options) of a metric; nothing of those that a study has for itself."""
+    from jaxloop.metrics import registry
+
+    try:
+        ((_, options),) = registry.validate([name])
+    except (ValueError, AttributeError, TypeError):
+        return (), {}
+    return tuple(registry.needs([name])), options
 
 
 def _directory(name: str, revision: str | None) -> Path | None:
@@ -78,11 +87,11 @@ def _directory(name: str, revision: str | None) -> Path | None:
 def _defaults(settings) -> dict[str, str]:
     """Of the encoder and the detector that come with jaxloop, where a config leaves these fields open and reads them."""
     from jaxloop.lm import identity
-    from jaxloop.metrics import embed, quality, registry
+    from jaxloop.metrics import embed, quality
 
     found = {}
     names = [name for name in getattr(settings, "metrics", ()) if isinstance(name, str)]
-    embeds = not names or registry.needs(names) & {"embeddings", "reference_embeddings"}
+    embeds = not names or {need for name in names for need in _metric(name)[0]} & {"embeddings", "reference_embeddings"}
     if embeds and "embedder" in type(settings).model_fields and settings.embedder is None:
         try:
             found["embedder"] = identity.of_directory(embed.default_model())
