@@ -411,7 +411,10 @@ def _number(text: str) -> Any:
 
 
 def build(schema: type[Section], config: dict[str, Any]) -> Any:
-    """`config` as an instance of `schema`. Raises ValueError: one sentence about the first problem, and how many more there are."""
+    """`config` as an instance of `schema`; `identity`, which config.json of a run holds too (see `studies/identity.py`), is left out.
+
+    Raises ValueError: one sentence about the first problem, and how many more there are."""
+    config = {name: value for name, value in config.items() if name != "identity"}
     try:
         return schema.model_validate(config)
     except pydantic.ValidationError as error:

@@ -1,20 +1,17 @@
-"""LoRA adapters as a pytree with a leading chain axis; fusing them for compute; peft's file format.
+"""LoRA adapters as a pytree with a leading chain axis; fusing them for compute. Files: `peft_files.py`.
 
 Dimensions: C chains, L layers, D input width, O output width, R rank.
 An adapter is {target: {"a": [C, L, D, R], "b": [C, L, R, O]}} and adds `(alpha / R) (x a) b` to its projection.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
-from jaxloop.lm.spec import Spec, layer_prefix, site_widths, sites
+from jaxloop.lm.spec import Spec, site_widths, sites
 from jaxloop.runtime.setup_jit import setup_jit
 
 
@@ -140,65 +137,3 @@ def split(adapters: dict, chain: int) -> dict:
 def stack(adapters: list[dict]) -> dict:
     """Adapters of several chains with a leading chain axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
-
-
-def save_peft(path, spec: Spec, adapter: dict, lora: Lora, *, base: str = "") -> None:
-    """Write one chain's adapter (no chain axis) as a directory that `peft.PeftModel.from_pretrained` loads."""
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    tensors, modules = {}, {}
-    for parts in sites(spec).values():
-        for p in parts:
-            if p.name not in adapter:
-                continue
-            modules[p.module] = None
-            for i in range(spec.layers):
-                name = "base_model.model." + layer_prefix(spec).format(i=i) + p.module
-                tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(np.asarray(adapter[p.name]["a"][i], np.float32).T)
-                tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(np.asarray(adapter[p.name]["b"][i], np.float32).T)
-    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = dict(
-        peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-        target_modules=sorted(modules), bias="none", fan_in_fan_out=spec.architecture == "gpt2", inference_mode=True,
-        use_rslora=False, use_dora=False,
-    )  # fmt: skip
-    (path / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
-
-
-def load_peft(path, spec: Spec) -> tuple[dict, Lora]:
-    """One chain's adapter and its `Lora` from a peft directory (safetensors only).
-
-    Raises ValueError for pickled weights, another method than plain LoRA, or modules that the architecture does not have."""
-    path = Path(path)
-    if not (path / "adapter_model.safetensors").exists():
-        raise ValueError(f"adapter: {path} has no adapter_model.safetensors; pickled adapters are refused, save it with safe_serialization")
-    try:
-        config = json.loads((path / "adapter_config.json").read_text(encoding="utf8"))
-        tensors = load_file(path / "adapter_model.safetensors")
-    except Exception as error:
-        raise ValueError(f"adapter: the files of {path} cannot be read ({error})") from None
-    plainly = dict(peft_type="LORA", use_dora=False, use_rslora=False, bias="none", lora_bias=False, rank_pattern={}, alpha_pattern={})
-    for field, plain in plainly.items():
-        if (config.get(field) or plain) != plain:
-            raise ValueError(f"adapter: {field} = {config[field]!r} in {path} is not supported; allowed is {plain!r}")
-    adapter, used, rank = {}, set(), config["r"]
-    for site, parts in sites(spec).items():
-        for p in parts:
-            names = ["base_model.model." + layer_prefix(spec).format(i=i) + p.module for i in range(spec.layers)]
-            missing = [n for n in names if not {f"{n}.lora_A.weight", f"{n}.lora_B.weight"} <= set(tensors)]
-            if len(missing) == spec.layers:
-                continue
-            if missing:
-                raise ValueError(f"adapter: {missing[0]} has no factors in {path}, other layers have; adapters must be in every layer")
-            factors = {}
-            for factor, end, shape in (("a", "lora_A", (rank, site_widths(spec)[site][0])), ("b", "lora_B", (p.width, rank))):
-                keys = [f"{n}.{end}.weight" for n in names]
-                bad = [k for k in keys if tensors[k].shape != shape]
-                if bad:
-                    raise ValueError(f"adapter: tensor {bad[0]} of {path} has shape {tensors[bad[0]].shape}; {shape} is expected of this base model")
-                factors[factor] = jnp.asarray(np.stack([tensors[k].astype(np.float32).T for k in keys]))
-                used.update(keys)
-            adapter[p.name] = factors
-    if set(tensors) - used:
-        raise ValueError(f"adapter: {sorted(set(tensors) - used)[0]!r} in {path} is not a projection of {spec.architecture}")
-    return adapter, Lora(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(adapter), dropout=config.get("lora_dropout", 0.0))

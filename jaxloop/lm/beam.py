@@ -4,8 +4,8 @@ No cache is ever copied. The beams of a prompt share its prefilled cache; what t
 of ancestors says whose entry belongs to whom. A step's attention is one product of a prompt's beams with all their entries, masked by it.
 A prompt's result does not depend on the other prompts of its program, and equal prompts of a chain are searched once.
 
-Dimensions: C chains, R prompts in a program (chain-major), B beams, X = 2 B candidates, M most new tokens, P prompt cache length,
-G key/value heads, Q query heads per key/value head, K head size, V vocabulary.
+Dimensions: C chains, R prompts in a program (chain-major), B beams, E tokens that end a text, X = max(2, 1 + E) B candidates, M most new
+tokens, P prompt cache length, G key/value heads, Q query heads per key/value head, K head size, V vocabulary.
 """
 
 import functools
@@ -57,17 +57,17 @@ class Beam:
 
 
 def beam_search(
-    spec: Spec, params: dict, prompts: Sequence[Sequence[int]], *, beams: int, max_new_tokens: int, eos: int, pad: int = 0,
+    spec: Spec, params: dict, prompts: Sequence[Sequence[int]], *, beams: int, max_new_tokens: int, eos: int | tuple[int, ...], pad: int = 0,
     adapters: dict | None = None, lora: Lora = Lora(), length_penalty: float = 1.0, early_stopping: bool | str = False,
     repetition_penalty: float = 1.0, rows: int = 16, padded: int = 0,
 ) -> list[list[int]]:  # fmt: skip
-    """The best continuation of each prompt: generated tokens, with the closing EOS where there is one.
+    """The best continuation of each prompt: generated tokens, with the closing EOS (one of `eos`) where there is one.
 
     prompts: token ids, ragged, at least one each; with `adapters` (leading chain axis C), C equal runs of prompts, one run a chain.
     params: as loaded, or from `decode.unstack`. rows: prompts of a chain in one program; one is compiled for every padded prompt length,
-    whatever the number of prompts, eos, the penalties and early_stopping. padded: tokens that prompts are padded to at least, so that one
-    program serves prompts of many lengths. Other settings as in `Beam`. Raises ValueError for settings out of range, an empty prompt, a number
-    of prompts that the chains do not divide, and prompts that leave no room for max_new_tokens in the model's context.
+    whatever the number of prompts, which tokens end a text, the penalties and early_stopping. padded: tokens that prompts are padded to at
+    least, so that one program serves prompts of many lengths. Other settings as in `Beam`. Raises ValueError for settings out of range, an
+    empty prompt, a number of prompts that the chains do not divide, and prompts that leave no room for max_new_tokens in the model's context.
     """
     settings = Beam(beams, max_new_tokens, length_penalty, early_stopping, repetition_penalty)
     chains = 1 if adapters is None else jax.tree.leaves(adapters)[0].shape[0]
@@ -78,7 +78,8 @@ def beam_search(
     for i, prompt in enumerate(prompts):
         queues = work.setdefault(max(bucket(len(prompt) - 1, spec.context), padded - 1), [{} for _ in range(chains)])
         queues[i // each].setdefault(tuple(map(int, prompt)), []).append(i)
-    rules = _rules(settings, eos)
+    ends = np.array(eos, np.int32).reshape(-1)
+    rules = _rules(settings, ends)
     found: list[list[int]] = [[]] * len(prompts)
     for size, queues in sorted(work.items()):
         waiting = [list(q.items()) for q in queues]
@@ -90,7 +91,7 @@ def beam_search(
                     tokens[r, : len(prompt)], length[r], owners[r] = prompt, len(prompt), indices
             best = np.asarray(_search(spec, beams, repetition_penalty != 1, lora, rules, params, adapters, tokens, length))
             for r, indices in owners.items():
-                end = np.flatnonzero(best[r] == eos)
+                end = np.flatnonzero(np.isin(best[r], ends))
                 for i in indices:
                     found[i] = best[r, : end[0] + 1 if len(end) else None].tolist()
     return found
@@ -116,19 +117,19 @@ def _check(spec, settings, prompts, chains, rows):
 class _Rules(NamedTuple):
     """Settings that are data, not part of a program."""
 
-    eos: jax.Array  # []
+    ends: jax.Array  # [E]
     divisor: jax.Array  # [M + 1] length ** length_penalty
     reach: jax.Array  # [M + 1] divisor with which an open beam of each length is held against the finished texts
     until_full: jax.Array  # [] stop when B texts are finished, whatever the open beams promise
     penalty: jax.Array  # [] repetition penalty
 
 
-def _rules(settings: Beam, eos: int) -> _Rules:
+def _rules(settings: Beam, ends: np.ndarray) -> _Rules:
     divisor = np.arange(settings.max_new_tokens + 1, dtype=np.float64).clip(1) ** settings.length_penalty
     longest_is_best = settings.early_stopping == "never" and settings.length_penalty > 0
     reach = np.full_like(divisor, divisor[-1]) if longest_is_best else divisor
     f32 = np.float32
-    return _Rules(np.int32(eos), divisor.astype(f32), reach.astype(f32), np.bool_(settings.early_stopping is True), f32(settings.repetition_penalty))
+    return _Rules(ends, divisor.astype(f32), reach.astype(f32), np.bool_(settings.early_stopping is True), f32(settings.repetition_penalty))
 
 
 class _Open(NamedTuple):
@@ -229,12 +230,13 @@ def _select(rules: _Rules, logits, opened: _Open, done: _Done, improvable, t):
     log_p = jax.nn.log_softmax(logits, -1)
     if opened.seen is not None:
         log_p = jnp.where(opened.seen, log_p * rules.penalty, log_p)
-    # A beam gives at most X candidates to the X best of all, and one EOS: so at least B of them go on.
-    each, token = jax.lax.top_k(log_p, 2 * b)
-    score, index = jax.lax.top_k((each + opened.score[..., None]).reshape(rows, -1), 2 * b)
-    parent, token = index // (2 * b), _pick(token.reshape(rows, -1), index)
+    # A beam gives at most X candidates to the X best of all, and one for each EOS: so at least B of them go on.
+    candidates = max(2, 1 + rules.ends.shape[0]) * b
+    each, token = jax.lax.top_k(log_p, min(candidates, log_p.shape[-1]))
+    score, index = jax.lax.top_k((each + opened.score[..., None]).reshape(rows, -1), candidates)
+    parent, token = index // each.shape[-1], _pick(token.reshape(rows, -1), index)
     tokens = _pick(opened.tokens, parent).at[:, :, t].set(token)
-    ends = (token == rules.eos) | (t + 1 >= m)
+    ends = (token[..., None] == rules.ends[None, None]).any(-1) | (t + 1 >= m)
 
     going, best = jax.lax.top_k(score + ends.astype(jnp.float32) * NEVER, b)
     from_beam, last = _pick(parent, best), _pick(token, best)
@@ -244,7 +246,7 @@ def _select(rules: _Rules, logits, opened: _Open, done: _Done, improvable, t):
     opened = _Open(_pick(tokens, best), going, last, _pick(opened.ancestor, from_beam), seen)
 
     # Candidates beyond the first B only stand by for those that end; they finish nothing themselves.
-    finishes = ends & (jnp.arange(2 * b) < b)[None]
+    finishes = ends & (jnp.arange(candidates) < b)[None]
     closed = ~improvable[:, None] | (rules.until_full & done.real.all(-1, keepdims=True))
     final = score / rules.divisor[t + 1] + closed.astype(jnp.float32) * NEVER + (~finishes).astype(jnp.float32) * NEVER
     both = [jnp.concatenate(pair, 1) for pair in ((done.tokens, tokens), (done.score, final), (done.real, finishes))]

@@ -136,6 +136,12 @@ def capacities(shape: Shape) -> tuple[int, ...]:
     return tuple(math.ceil(full * share) + 1 for share in shares)
 
 
+def is_end(token, eos: int | tuple[int, ...] | None):
+    """Whether each token is (one of) `eos`, in the shape of `token`."""
+    ends = eos if isinstance(eos, tuple) else () if eos is None else (eos,)
+    return functools.reduce(jnp.logical_or, [token == end for end in ends], jnp.zeros(token.shape, bool))
+
+
 def unstack(params: dict) -> dict:
     """Weights with "layers" as a list: sliced once, outside the loop."""
     count = jax.tree.leaves(params["layers"])[0].shape[0]
@@ -192,12 +198,14 @@ def _layer(params, i):
 
 @functools.partial(jax.jit, static_argnames=("spec", "sampler", "shape", "eos", "mesh", "platform"))
 def decode(
-    spec: Spec, sampler: Sampler, shape: Shape, eos: int, params: dict, fused, prompts: Prompts, requests: Requests, jobs: Jobs, mesh=None, platform="cpu"
-) -> Written:
+    spec: Spec, sampler: Sampler, shape: Shape, eos: int | tuple[int, ...] | None, params: dict, fused, prompts: Prompts, requests: Requests,
+    jobs: Jobs, mesh=None, platform="cpu",
+) -> Written:  # fmt: skip
     """Write every request. `params` as from `unstack` (or stacked), `fused` adapters with block-diagonal b and C chains, or None.
 
     `requests` and `jobs` may be padded: requests outside every job are not written, jobs with first == end are skipped for nothing.
-    A text ends with EOS or at its limit. At the same (shape, sampler, padded sizes), a job's texts do not depend on the other jobs.
+    A text ends with `eos` (any of several; None: never) or at its limit. At the same (shape, sampler, padded sizes), a job's texts do not
+    depend on the other jobs.
     With `mesh`, everything but `params` is cut on its leading axis into one equal piece per device, with indices that count inside the
     piece; each device runs its own loop of `shape` slots and stops by itself. `platform`: what the program is made for.
     """
@@ -318,7 +326,7 @@ def advance(sampler, eos, requests: Requests, slots: Slots, logits_SV):
     keys = jax.random.wrap_key_data(requests.key[request], impl="threefry2x32")
     u = jax.vmap(lambda key, a: jax.random.uniform(jax.random.fold_in(key, a)))(keys, age)
     token = sampling.next_token(sampler, logits_SV, u, slots.seen)
-    ended = live & (token == eos)
+    ended = live & is_end(token, eos)
     done = live & (ended | (age + 1 >= requests.limit[request]))
     seen = slots.seen
     if sampler.needs_seen:

@@ -16,8 +16,9 @@ import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
 
-from jaxloop.lm import attention, huggingface, transformer
+from jaxloop.lm import attention, fields, huggingface, stored, tokenizer_files, transformer
 from jaxloop.lm.encoder_spec import POOLINGS, EncoderSpec, encoder_config, encoder_table, read_encoder_spec
+from jaxloop.lm.fields import optional_json
 from jaxloop.lm.target import Target
 from jaxloop.lm.tokenize import clean
 from jaxloop.runtime.devices import platform_of
@@ -61,21 +62,22 @@ def load_encoder(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float
     """
     path = _locate(str(path_or_hub_id), revision)
     folder, readout, modules = read_modules(path)
-    settings = _json(path / "config_sentence_transformers.json")
-    prefix = (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
-    if prefix and any(_json(m / "config.json").get("include_prompt") is False for m in modules):
+    settings = optional_json(path / "config_sentence_transformers.json")
+    prefix = fields.mapping(settings, "prompts").get(settings.get("default_prompt_name")) or ""
+    if prefix and any(optional_json(m / "config.json").get("include_prompt") is False for m in modules):
         raise Unsupported(f"model: {path} leaves its prompt out of the pooling, which is not supported")
     try:
         spec = read_encoder_spec(folder)
         params = _read(folder, spec, dtype)
-    except Unsupported:
+    except (Unsupported, fields.Refused):
         raise
     except ValueError as error:
         raise Unsupported(str(error)) from None
-    params["dense"] = [_read_dense(m, dtype) for m in modules if (m / "config.json").exists() and "in_features" in _json(m / "config.json")]
-    declared = _json(folder / "sentence_bert_config.json")
-    limit = _limit(folder, spec, max_length, declared.get("max_seq_length"))
+    params["dense"] = [_read_dense(m, dtype) for m in modules if (m / "config.json").exists() and "in_features" in optional_json(m / "config.json")]
+    declared = optional_json(folder / "sentence_bert_config.json")
+    limit = _limit(folder, spec, max_length, fields.integer(declared, "max_seq_length", None))
     tokenizer = _tokenizer(folder, limit)
+    tokenizer_files.check_rows(tokenizer, spec.core.vocab, folder)
     if declared.get("do_lower_case"):
         steps = [tokenizers.normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
         tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
@@ -93,7 +95,9 @@ def load_classifier(
     path = huggingface.locate(str(path_or_hub_id), revision)
     spec = read_encoder_spec(path, head=True, labels=labels)
     limit = _limit(path, spec, max_length, None)
-    return Encoder(spec, _read(path, spec, dtype), _tokenizer(path, limit), limit, name=str(path_or_hub_id))
+    tokenizer = _tokenizer(path, limit)
+    tokenizer_files.check_rows(tokenizer, spec.core.vocab, path)
+    return Encoder(spec, _read(path, spec, dtype), tokenizer, limit, name=str(path_or_hub_id))
 
 
 def save_classifier(encoder: Encoder, path) -> None:
@@ -122,13 +126,6 @@ def _special_tokens(backend: tokenizers.Tokenizer) -> dict[str, str]:
 # ---- reading directories ----------------------------------------------------------------------------------------------
 
 
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"model: {path} is not JSON ({error})") from None
-
-
 def _locate(name: str, revision: str | None) -> Path:
     path = Path(name).expanduser()
     return path if (path / "modules.json").exists() else huggingface.locate(name, revision)
@@ -141,7 +138,9 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
     """
     if not (path / "modules.json").exists():
         return path, Readout(), []
-    listed = json.loads((path / "modules.json").read_text(encoding="utf8"))
+    listed = fields.read_value(path / "modules.json")
+    if not isinstance(listed, list) or not all(isinstance(m, dict) and isinstance(m.get("type"), str) and isinstance(m.get("path"), str) for m in listed):
+        raise ValueError(f"model: modules.json of {path} lists no modules with type and path")
     kinds = [m["type"].rsplit(".", 1)[-1] for m in listed]
     folders = [path / m["path"] for m in listed]
     middle = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
@@ -149,7 +148,7 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
         raise Unsupported(
             f"model: the modules {', '.join(kinds)} of {path} are not supported; allowed are Transformer, Pooling, Dense and Normalize in this order"
         )
-    pooling = _json(folders[1] / "config.json")
+    pooling = optional_json(folders[1] / "config.json")
     chosen = pooling.get("pooling_mode")
     if chosen is None:
         old = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
@@ -161,7 +160,7 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
     activations = []
     for folder, kind in zip(folders, kinds, strict=True):
         if kind == "Dense":
-            config = _json(folder / "config.json")
+            config = optional_json(folder / "config.json")
             name = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
             if name not in DENSE_ACTIVATIONS or config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
                 raise Unsupported(
@@ -173,13 +172,13 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
 
 def _read(folder: Path, spec: EncoderSpec, dtype) -> dict:
     """Weights with "layers" as a list, so that programs take no slices of them."""
-    params = huggingface.read_arrays(folder, encoder_table(spec), spec.core.layers, dtype)
+    params = stored.read(stored.weights(folder), encoder_table(spec), spec.core.layers, dtype)
     return jax.tree.map(jnp.asarray, {**params, "layers": [transformer.layer(params["layers"], i) for i in range(spec.core.layers)]})
 
 
 def _read_dense(folder: Path, dtype) -> dict:
-    tensors = huggingface.Tensors(folder)
-    weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
+    weights = stored.weights(folder)
+    weight, bias = (stored.tensor(weights, name) for name in ("linear.weight", "linear.bias"))
     if weight is None:
         raise Unsupported(f"model: tensor linear.weight is missing from {folder}")
     return {"w": jnp.asarray(weight.T.astype(dtype)), "bias": jnp.zeros(len(weight), dtype) if bias is None else jnp.asarray(bias.astype(dtype))}
@@ -188,25 +187,17 @@ def _read_dense(folder: Path, dtype) -> dict:
 def _limit(folder: Path, spec: EncoderSpec, asked: int | None, declared: int | None) -> int:
     if asked is not None and not 3 <= asked <= spec.core.context:
         raise ValueError(f"max_length: {asked} tokens are not allowed; 3 to {spec.core.context}, the positions of {folder}")
-    own = _json(folder / "tokenizer_config.json").get("model_max_length") or spec.core.context
+    own = fields.number(optional_json(folder / "tokenizer_config.json"), "model_max_length", spec.core.context, low=1)
     return int(min(spec.core.context, asked or declared or own))
 
 
 def _tokenizer(folder: Path, limit: int) -> tokenizers.Tokenizer:
-    if (folder / "tokenizer.json").exists():
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    elif any((folder / name).exists() for name in ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")):
-        from transformers import AutoTokenizer
-
-        backend = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
-    else:
-        raise ValueError(f"model: {folder} has no tokenizer.json; save the tokenizer beside the weights")
-    settings = _json(folder / "tokenizer_config.json")
+    backend = tokenizer_files.read(folder)
+    settings = optional_json(folder / "tokenizer_config.json")
     end = settings.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
     if settings.get("add_eos_token") and end and backend.token_to_id(end) is not None and backend.encode("a").tokens[-1] != end:
         backend.post_processor = tokenizers.processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, backend.token_to_id(end))])
-    backend.no_padding()
     backend.encode_special_tokens = True  # texts are measured as texts, see lm/tokenize.py
     backend.enable_truncation(limit)
     return backend

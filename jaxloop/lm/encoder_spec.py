@@ -4,14 +4,14 @@ BERT, RoBERTa, MPNet and DistilBERT are post-norm blocks with learned positions 
 encoder too, causal or (as in embedding models made from Qwen2) with attention in both directions.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 
 from jaxloop.kernels.keys import fold_in
-from jaxloop.lm import huggingface
+from jaxloop.lm import fields, huggingface
+from jaxloop.lm.model_config import FIXED, HARMLESS, activation, check_quantised, config
 from jaxloop.lm.spec import Param, Source, Spec, nest, table
 
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")  # in the order in which several are joined
@@ -29,7 +29,7 @@ class EncoderSpec:
     head              "" none; "pooler": tanh layer on the first token, then labels (BERT); "dense": the same inside the head (RoBERTa, MPNet);
                       "relu": DistilBERT's; "last": labels from the last token (decoders)
     labels            names of the classes; () without a head
-    multi_label       the classes do not exclude each other: probabilities are sigmoids, not a softmax
+    multi_label       the classes do not exclude each other, or there is one: probabilities are sigmoids, not a softmax
     """
 
     core: Spec
@@ -142,56 +142,86 @@ def read_encoder_spec(path: Path, *, head: bool = False, labels=None) -> Encoder
     labels: names of the classes in the order of the head's outputs; by default those of the config. Raises ValueError, naming the field, for
     anything that would not be computed exactly.
     """
-    path = Path(path)
-    try:
-        c = json.loads((path / "config.json").read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: config.json of {path} cannot be read ({type(error).__name__})") from None
+    file = Path(path) / "config.json"
+    c = fields.read_json(file)
+    check_quantised(c, str(file))
     kind = _READ_AS.get(c.get("model_type"), c.get("model_type"))
     try:
-        spec = _BUILDERS[kind](c) if kind in _BUILDERS else _decoder(path, c)
+        spec = _BUILDERS[kind](c) if kind in _BUILDERS else _decoder(Path(path), c)
     except KeyError as error:
         raise ValueError(f"model: config.json of {path} has no field {error.args[0]!r}, which {kind} models need") from None
     if not head:
         return spec
-    names = {int(k): str(v) for k, v in (c.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
-    found = tuple(names[i] for i in sorted(names))
+    found, independent = read_labels(c, path)
     if labels is not None and len(labels) != len(found):
         raise ValueError(f"labels: {len(labels)} names for the {len(found)} classes of {path}; one each is needed")
     found = found if labels is None else tuple(map(str, labels))
-    return replace(spec, head=head_kind(spec), labels=found, multi_label=c.get("problem_type") == "multi_label_classification")
+    return replace(spec, head=head_kind(spec), labels=found, multi_label=independent)
 
 
-def _core(c: dict, kind: str, offset: int = 0, **names) -> Spec:
-    """`names`: the config's own name of a field where it is not BERT's."""
-    get = lambda field: c[names.get(field, field)]  # noqa: E731
-    if c.get("position_embedding_type", "absolute") != "absolute":
-        raise ValueError(f"model: position_embedding_type = {c['position_embedding_type']!r} is not supported; allowed: 'absolute'")
-    d, heads = get("hidden_size"), get("num_attention_heads")
+def read_labels(c: dict, path) -> tuple[tuple[str, ...], bool]:
+    """(names of the classes in the order of the outputs, whether their probabilities are sigmoids) of a classifier's config.json, as the
+    pipelines of `transformers` take it: one output is a sigmoid.
+
+    Raises ValueError for names that do not number 0, 1, 2, ..., for two of one name, and for a regression, whose outputs are no probabilities."""
+    listed, count = fields.mapping(c, "id2label"), fields.integer(c, "num_labels", None)
+    if not listed:
+        listed = {str(i): f"LABEL_{i}" for i in range(2 if count is None else count)}
+    if sorted(listed) != sorted(map(str, range(len(listed)))) or not all(isinstance(name, str) for name in listed.values()):
+        raise ValueError(f"model: id2label = {fields.short(listed)} of {path} must give every number from 0 to {len(listed) - 1} a name")
+    if count not in (None, len(listed)):
+        raise ValueError(f"model: num_labels = {count} of {path}, but id2label names {len(listed)} classes; they must agree")
+    names = tuple(listed[str(i)] for i in range(len(listed)))
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"model: id2label of {path} names two classes {twice!r}; every class needs its own name")
+    kind = fields.choice(c, "problem_type", ("single_label_classification", "multi_label_classification"), None)
+    if kind == "single_label_classification" and len(names) == 1:
+        raise ValueError(f"model: problem_type = {kind!r} of {path} needs at least two classes, and id2label names one")
+    return names, kind == "multi_label_classification" or len(names) == 1
+
+
+# Fields that do not change what an encoder gives, beside those of every model.
+_HARMLESS = HARMLESS | frozenset(
+    """pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type directionality tie_word_embeddings
+    sinusoidal_pos_embds tie_weights_ qa_dropout seq_classif_dropout _num_labels padding function_to_apply""".split()
+)
+_FIXED = FIXED | {"position_embedding_type": ("absolute",), "is_decoder": (False,), "is_causal": (False,)}
+_NAMES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "hidden_act")
+
+
+def _core(c: dict, kind: str, offset: int = 0, more: tuple[str, ...] = ("layer_norm_eps", "type_vocab_size"), **names) -> Spec:
+    """`names`: the config's own name of a field where it is not BERT's; `more`: fields that only some of the architectures have."""
+    own = {field: names.get(field, field) for field in _NAMES}
+    fixed = _FIXED if "layer_norm_eps" in more else _FIXED | {"layer_norm_eps": (1e-12,)}
+    fields.check_known(c, {*_HARMLESS, *own.values(), *more, "vocab_size", "max_position_embeddings"}, fixed, f"{kind} models")
+    d, heads, layers, mlp = (fields.integer(c, own[f]) for f in ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"))
+    if d % heads:
+        raise ValueError(f"model: {own['hidden_size']} = {d} is not a multiple of {own['num_attention_heads']} = {heads}, as it must be")
     return Spec(
-        architecture=kind, vocab=c["vocab_size"], width=d, layers=get("num_hidden_layers"), heads=heads, kv_heads=heads, head_size=d // heads,
-        mlp=get("intermediate_size"), context=c["max_position_embeddings"] - offset, norm="layer", norm_eps=c.get("layer_norm_eps", 1e-12),
-        norm_first=False, final_norm=False, activation=huggingface.activation(c, names.get("hidden_act", "hidden_act"), "gelu"), gated=False,
-        positions="learned", position_offset=offset, qkv_bias=True, o_bias=True, mlp_bias=True, init_scale=c.get("initializer_range", 0.02),
+        architecture=kind, vocab=fields.integer(c, "vocab_size"), width=d, layers=layers, heads=heads, kv_heads=heads, head_size=d // heads,
+        mlp=mlp, context=fields.integer(c, "max_position_embeddings", low=1 + offset) - offset, norm="layer",
+        norm_eps=fields.number(c, "layer_norm_eps", 1e-12, low=0), norm_first=False, final_norm=False,
+        activation=activation(c, own["hidden_act"], "gelu"), gated=False, positions="learned", position_offset=offset, qkv_bias=True, o_bias=True,
+        mlp_bias=True, init_scale=fields.number(c, "initializer_range", 0.02, low=0),
     )  # fmt: skip
 
 
 def _bert(c: dict) -> EncoderSpec:
-    if c.get("is_decoder"):
-        raise ValueError("model: is_decoder = True is not supported; allowed: False")
-    return EncoderSpec(_core(c, "bert"), token_types=c.get("type_vocab_size", 2))
+    return EncoderSpec(_core(c, "bert"), token_types=fields.integer(c, "type_vocab_size", 2))
 
 
 def _roberta(c: dict) -> EncoderSpec:
-    return EncoderSpec(_core(c, "roberta", c.get("pad_token_id", 1) + 1), token_types=c.get("type_vocab_size", 1))
+    return EncoderSpec(_core(c, "roberta", fields.integer(c, "pad_token_id", 1, low=0) + 1), token_types=fields.integer(c, "type_vocab_size", 1))
 
 
 def _mpnet(c: dict) -> EncoderSpec:
-    return EncoderSpec(_core(c, "mpnet", c.get("pad_token_id", 1) + 1), relative_buckets=c.get("relative_attention_num_buckets", 32))
+    core = _core(c, "mpnet", fields.integer(c, "pad_token_id", 1, low=0) + 1, ("layer_norm_eps", "relative_attention_num_buckets"))
+    return EncoderSpec(core, relative_buckets=fields.integer(c, "relative_attention_num_buckets", 32))
 
 
 def _distilbert(c: dict) -> EncoderSpec:
-    return EncoderSpec(_core(c, "distilbert", **_DISTILBERT))
+    return EncoderSpec(_core(c, "distilbert", more=(), **_DISTILBERT))
 
 
 _BUILDERS = {"bert": _bert, "roberta": _roberta, "mpnet": _mpnet, "distilbert": _distilbert}
@@ -203,7 +233,7 @@ def _decoder(path: Path, c: dict) -> EncoderSpec:
     if code and not code.endswith("modeling_qwen.Qwen2Model"):
         raise ValueError(f"model: {path} runs its own code {code!r}, which is not supported; models that transformers runs itself are")
     both = c.get("is_causal") is False or bool(code) and c.get("is_causal") is None
-    return EncoderSpec(huggingface.read_spec(path), embed_norm=False, causal=not both)
+    return EncoderSpec(huggingface.read_spec(path, causal=False), embed_norm=False, causal=not both)
 
 
 def encoder_config(spec: EncoderSpec) -> dict:
@@ -213,7 +243,7 @@ def encoder_config(spec: EncoderSpec) -> dict:
     extra |= dict(problem_type="multi_label_classification" if spec.multi_label else "single_label_classification")
     classes = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet", "distilbert": "DistilBert"}
     if core.architecture not in classes:
-        plain = huggingface.config(core)
+        plain = config(core)
         name = plain["architectures"][0].replace("ForCausalLM", "ForSequenceClassification").replace("LMHeadModel", "ForSequenceClassification")
         return plain | extra | dict(architectures=[name], is_causal=spec.causal)
     shape = dict(

@@ -26,6 +26,7 @@ from jaxloop.lm.spec import init
 from jaxloop.lm.target import target_of
 from jaxloop.lm.train import FitSettings
 from jaxloop.runtime.devices import side_by_side
+from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.setup_jit import setup_jit
 
 __all__ = ["FitResult", "FitSettings", "FitTask", "LossResult", "LossTask", "SampleResult", "SampleSettings", "SampleTask", "fit", "load", "loss", "sample"]
@@ -73,6 +74,8 @@ def load(base: str, *, revision: str | None = None, dtype: str = "float32", devi
     """The base model at a directory or hub id, on one device or, where there are several, on each of `devices`: chains are then shared out over
     them. Without `whole` it is cut over them instead, for a base that fits no single one."""
     model = load_model(base, revision=revision, dtype=jnp.dtype(dtype))
+    if model.tokenizer.other_ends:
+        LOGGER.info("%s: %s", base, model.tokenizer.describe_ends())
     return spread(model, devices) if whole or devices is None or len(devices) == 1 else cut(model, devices)
 
 

@@ -229,7 +229,7 @@ def _start(model, params, pool, tasks, ids, shape, settings, plan: Plan, mesh, c
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
     requests = decode.Requests(flat(which), flat(keys), np.full(len(call) * texts, settings.max_new_tokens, np.int32))
     jobs = decode.Jobs(flat(first), flat(end), flat(chain))
-    args = (model.spec, settings.sampler, shape, model.tokenizer.eos, params, pool, prompts, requests, jobs, mesh)
+    args = (model.spec, settings.sampler, shape, model.tokenizer.ends, params, pool, prompts, requests, jobs, mesh)
     if plan.engine == "rows":
         return decode_rows(*args, how=plan.how)
     return decode.decode(*args, platform=platform_of(params))
@@ -315,9 +315,9 @@ def _beam(model, tasks, ids, settings, tokens, ended):
         stacked = None if own or task.weights is None else adapters.stack([task.weights])
         made = beam_search(
             model.spec, params, ids[i], adapters=stacked, lora=settings.lora, beams=settings.beams, max_new_tokens=settings.max_new_tokens,
-            eos=model.tokenizer.eos, pad=model.tokenizer.pad, repetition_penalty=settings.repetition_penalty, rows=min(16, len(set(map(tuple, ids[i])))),
-            padded=settings.max_prompt,
+            eos=model.tokenizer.ends, pad=model.tokenizer.pad, repetition_penalty=settings.repetition_penalty,
+            rows=min(16, len(set(map(tuple, ids[i])))), padded=settings.max_prompt,
         )  # fmt: skip
         for row, out in enumerate(made):
             tokens[i][row] = np.asarray(out, np.int32)
-            ended[i][row] = len(out) > 0 and out[-1] == model.tokenizer.eos
+            ended[i][row] = len(out) > 0 and out[-1] in model.tokenizer.ends

@@ -1,7 +1,7 @@
 """Architectures as data: a frozen `Spec`, and one table per architecture that names every parameter.
 
 The table gives each parameter's shape, initialiser, sharding and Hugging Face name. Loading, saving, initialising, sharding and
-counting all read it; adding an architecture is adding a table (and, in `huggingface.py`, the reading of its config.json).
+counting all read it; adding an architecture is adding a table (and, in `model_config.py`, the reading of its config.json).
 
 Dimensions: D model, E embedding (D except in OPT-350m), F mlp, H query heads, G key/value heads, K head size, V vocabulary, P positions.
 """
@@ -13,16 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxloop.kernels.keys import fold_in
+from jaxloop.lm.rope import RopeScaling, Scaling
 
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's frequency scaling (`rope_type: llama3`)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
+__all__ = ["ARCHITECTURES", "Param", "Part", "RopeScaling", "Source", "Spec", "abstract", "count_parameters", "init", "layer_prefix", "nest",
+           "site_widths", "sites", "table"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Spec:
     positions: str = "rope"  # rope | learned
     position_offset: int = 0  # OPT's table starts two rows late
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: Scaling | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False

@@ -1,13 +1,15 @@
 """Tokenizers from tokenizer.json, without torch and without remote code."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
+
+from jaxloop.lm import fields, tokenizer_files
+from jaxloop.lm.fields import optional_json
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Tokenizer:
 
     `encode` adds the special tokens that the model was trained with in front of a text (Llama: BOS); EOS is never added. Text is text: "</s>"
     written in one is its characters, not the token, as with `split_special_tokens=True` in transformers; `reading_special` is for templates.
+    `eos` is what training appends to a text; `other_ends` end a text while decoding as it does.
     """
 
     backend: tokenizers.Tokenizer
@@ -23,6 +26,17 @@ class Tokenizer:
     bos: int | None
     pad: int
     vocab_size: int
+    other_ends: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Every token that ends a text, what training appends first."""
+        return (self.eos, *self.other_ends)
+
+    def describe_ends(self) -> str:
+        """What training appends to a text, and what else ends one, in words."""
+        names = [f"{self.backend.id_to_token(i)!r} ({i})" for i in self.ends]
+        return f"training appends {names[0]}; " + ("it alone ends a text" if len(names) == 1 else f"a text ends with any of {', '.join(names)}")
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Token ids of each text, in parallel over texts. Lone surrogates are read as U+FFFD."""
@@ -71,39 +85,41 @@ def load(path) -> Tokenizer:
     Raises ValueError where there is no tokenizer, or none of config.json, generation_config.json and tokenizer_config.json names an EOS token.
     """
     path = Path(path)
-    file = path / "tokenizer.json"
-    if file.exists():
-        backend = tokenizers.Tokenizer.from_file(str(file))
-    elif (path / "vocab.json").exists() or (path / "tokenizer.model").exists():
-        from transformers import AutoTokenizer
-
-        backend = AutoTokenizer.from_pretrained(path, trust_remote_code=False).backend_tokenizer
-    else:
-        raise ValueError(f"model: {path} has no tokenizer.json; save the tokenizer beside the weights")
-    backend.no_padding()
-    backend.no_truncation()
+    backend = tokenizer_files.read(path)
     backend.encode_special_tokens = True
-    settings = [_json(path / name) for name in ("generation_config.json", "config.json", "tokenizer_config.json")]
-    eos = _special(backend, settings, "eos")
-    if eos is None:
+    names = {key: value for key, value in tokenizer_files.named(path).items() if key != "extra"}
+    settings = [optional_json(path / "generation_config.json"), optional_json(path / "config.json"), names]
+    ends = _ends(backend, settings)
+    if not ends:
         raise ValueError(f"model: the tokenizer of {path} has no EOS token, without which no text ends; set eos_token in its tokenizer_config.json")
     pad = _special(backend, settings, "pad")
-    return Tokenizer(backend, eos=eos, bos=_special(backend, settings, "bos"), pad=eos if pad is None else pad, vocab_size=backend.get_vocab_size())
+    return Tokenizer(
+        backend, eos=ends[0], bos=_special(backend, settings, "bos"), pad=ends[0] if pad is None else pad, vocab_size=backend.get_vocab_size(),
+        other_ends=ends[1:],
+    )  # fmt: skip
 
 
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+def _ends(backend, settings: list[dict]) -> tuple[int, ...]:
+    """Every token that ends a text, as `transformers.generate` stops: all of the first file that names one. First comes the one that training
+    appends: the tokenizer's own, where it is among them, as chat models have it."""
+    found = next((ids for values in settings if (ids := _named(backend, values, "eos"))), ())
+    own = _named(backend, settings[-1], "eos")
+    return tuple(dict.fromkeys((*(i for i in own if i in found), *found)))
 
 
 def _special(backend, settings: list[dict], kind: str) -> int | None:
-    for values in settings:
-        number = values.get(f"{kind}_token_id")
-        if isinstance(number, list):
-            number = number[0] if number else None
-        if isinstance(number, int) and number >= 0:
-            return number
-        token = values.get(f"{kind}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if token and backend.token_to_id(token) is not None:
-            return backend.token_to_id(token)
-    return None
+    return next((ids[0] for values in settings if (ids := _named(backend, values, kind))), None)
+
+
+def _named(backend, values: dict, kind: str) -> tuple[int, ...]:
+    """The ids of a special token that one file names, by number or by content. ValueError for what is neither."""
+    field = f"{kind}_token_id"
+    numbers = values.get(field)
+    numbers = [n for n in (numbers if isinstance(numbers, list) else [numbers]) if n is not None]
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+        fields.refuse(field, values[field], "token ids, whole numbers")
+    if fine := tuple(n for n in numbers if n >= 0):
+        return fine
+    token = tokenizer_files.content(values.get(f"{kind}_token"))
+    number = None if token is None else backend.token_to_id(token)
+    return () if number is None else (number,)

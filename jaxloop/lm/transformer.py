@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloop.lm import attention, lean
+from jaxloop.lm import attention, lean, rope
 from jaxloop.lm.adapters import Lora, Summed, fuse
 from jaxloop.lm.row_kernels import LaneAdapter, Pool, adapt
 from jaxloop.lm.spec import Spec, sites
@@ -42,26 +42,14 @@ ACTIVATIONS = {
 }
 
 
-def rope_frequencies(spec: Spec):
-    """Angular frequency [K / 2] of each rotated pair, with Llama 3.1's scaling where the spec has it."""
-    f = spec.rope_theta ** (-jnp.arange(0, spec.head_size, 2, dtype=jnp.float32) / spec.head_size)
-    s = spec.rope_scaling
-    if s is None:
-        return f
-    length = 2 * jnp.pi / f
-    smooth = (s.original_context / length - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
-    mixed = (1 - smooth) * f / s.factor + smooth * f
-    low, high = s.original_context / s.low_freq_factor, s.original_context / s.high_freq_factor
-    return jnp.where(length > low, f / s.factor, jnp.where(length < high, f, mixed))
-
-
 def rope_tables(spec: Spec, positions_N):
     """cos and sin [N, K] (each half repeated) at integer positions [N], float32; None where positions are not rotary."""
     if spec.positions != "rope":
         return None
-    angle = positions_N.astype(jnp.float32)[:, None] * rope_frequencies(spec)[None]
-    angle = jnp.concatenate([angle, angle], -1)
-    return jnp.cos(angle), jnp.sin(angle)
+    angle = positions_N.astype(jnp.float32)[:, None] * rope.frequencies(spec.rope_theta, spec.head_size, spec.rope_scaling)[None]
+    angle, factor = jnp.concatenate([angle, angle], -1), rope.attention_factor(spec.rope_scaling)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
 
 def pieces(x, *widths: int):

@@ -89,7 +89,8 @@ def _encoder(name: str | None, max_length: int | None):
 
 
 def probabilities(classifier: Classifier, texts: Sequence[str], *, batch: int | None = None) -> np.ndarray:
-    """Probability of every class for every text, [n, C] float32: rows sum to 1, or are independent where classes do not exclude each other.
+    """Probability of every class for every text, [n, C] float32: rows sum to 1, or are independent where classes do not exclude each other (as
+    in the pipelines of transformers: sigmoids where problem_type is multi_label_classification, and where there is one output).
 
     batch is in padded tokens; None chooses for the device. No texts: [0, C]. A row depends on its own text alone.
     """
@@ -109,7 +110,9 @@ def probabilities(classifier: Classifier, texts: Sequence[str], *, batch: int | 
 
 
 def predict(classifier: Classifier, texts: Sequence[str], *, batch: int | None = None) -> list[str]:
-    """The likeliest class of every text."""
+    """The likeliest class of every text. ValueError where there is only one."""
+    if len(classifier.labels) == 1:
+        raise ValueError(f"the classifier has one output, {classifier.labels[0]!r}, so it chooses between no classes; take its probabilities.")
     return [classifier.labels[i] for i in probabilities(classifier, texts, batch=batch).argmax(1)]
 
 
@@ -260,9 +263,10 @@ def _means(chains) -> np.ndarray:
 
 
 def class_memberships(texts, model=None, label=None, labels=None, max_length=None):
-    """Whether a classifier gives each text the class `label`, 0 or 1: [chains] arrays [n]."""
+    """Whether a classifier gives each text the class `label`, 0 or 1: it is the likeliest, or, the only one, has half: [chains] arrays [n]."""
     corpus, shares, index = _of_label(texts, model, label, labels, max_length)
-    return _chains(corpus, (shares.argmax(1) == index).astype(np.float64))
+    chosen = shares.argmax(1) == index if shares.shape[1] > 1 else shares[:, 0] >= 0.5
+    return _chains(corpus, chosen.astype(np.float64))
 
 
 def class_share(texts, model=None, label=None, labels=None, max_length=None):

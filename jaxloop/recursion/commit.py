@@ -126,6 +126,7 @@ def _ledger_rows(run, generation, history, member, base, drawn, fitted, made):
     }
     about = {
         "base": base,
+        "base_sha256": run.settings.identity.get(base, ""),
         "fit": ledger.describe(effective(run.settings.fit, chain.fit, chain.workflow.start == "scratch")),
         "decoder": ledger.describe(effective(run.settings.sample, chain.sample)),
         "steps": fitted["steps"],
@@ -150,6 +151,7 @@ def about_run(run: Run, failed: Mapping[str, Mapping]) -> dict:
         "fit": json.loads(ledger.describe(run.settings.fit)),
         "sample": json.loads(ledger.describe(run.settings.sample)),
         "evaluate": run.settings.evaluate,
+        "identity": dict(run.settings.identity),
         "environment": dict(run.environment),
         "failed": dict(failed),
     }

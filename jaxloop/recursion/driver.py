@@ -52,6 +52,7 @@ class Settings:
     models_in_memory   base models held at once
     members_per_call   models of one base and settings that are fitted before anything of them is sealed; None: all
     measure_beside     measure models while the next ones are trained (in one process; not with bases that are cut over devices)
+    identity     {name of a base model: hash of its files}, for the ledger and the check when a run goes on
     free         fields of `fit` and `sample`, as "fit.x" and "sample.x", that may differ when a run is resumed
     """
 
@@ -65,6 +66,7 @@ class Settings:
     members_per_call: int | None = None
     measure_beside: bool = False
     free: tuple[str, ...] = ()
+    identity: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         for field, low in (("generations", 1), ("evaluate", 0), ("models_in_memory", 1), ("members_per_call", 1), ("keep", 1)):
@@ -295,6 +297,8 @@ def refuse_another(root, before, now, free):
     for field in ("fit", "sample"):
         found = differences({field: before[field]}, {field: now[field]})
         changed += [text for name, text in found.items() if not any(name == f or name.startswith(f + ".") for f in free)]
+    held = before.get("identity", {})  # a run from before it was kept has none
+    changed += [f"the files of {name} {held[name][:12]} -> {value[:12]}" for name, value in now["identity"].items() if held.get(name, value) != value]
     if before["evaluate"] != now["evaluate"]:
         changed.append(f"evaluate {before['evaluate']} -> {now['evaluate']}")
     if changed:

@@ -9,7 +9,8 @@ One row per generation, chain, entity and origin of items (source, generation an
     real_share_train                     share of human items in the training set that was drawn
     lineage_share                        share of the training set's ancestry that is human data from after generation 0: a human item
                                          counts 1 (0 if from generation 0), a synthetic item counts what its writer's training set has
-    base, start, fit, decoder            base model, what the weights started from, settings of training and of sampling (JSON)
+    base, base_sha256                    base model, and the hash of its files (weights, tokenizer, configs)
+    start, fit, decoder                  what the weights started from, settings of training and of sampling (JSON)
     steps, tokens_trained, loss, items_sampled, tokens_sampled      what was done (loss: the last step's)
     special_as_text                      rows of the training set that hold the name of a special token (such as "</s>"), which was read as text
     checkpoint, checkpoint_sha256        the weights, relative to the run directory ("" where training failed), and their checksum; the

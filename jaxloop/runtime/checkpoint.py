@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxloop.runtime.environment import version
+from jaxloop.runtime.environment import code, version
 from jaxloop.runtime.files import inside, sha256, sync, write_atomic
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import delete
@@ -231,7 +231,7 @@ def environment() -> dict[str, str]:
     """Versions and hardware that can change a result, for the manifest and the ledger."""
     device = jax.devices()[0]
     found = {"python": platform.python_version(), "platform": device.platform, "device": device.device_kind}
-    return found | {name: version(name) for name in _LIBRARIES}
+    return found | {name: version(name) for name in _LIBRARIES} | {"code": code()[:16]}
 
 
 def warn_of_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -1,5 +1,7 @@
 """What a bug report and a run's record need to know of the machine: versions, devices, commit; never a secret."""
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -83,6 +85,16 @@ def commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + (" + changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.TimeoutExpired):
         return "none"
+
+
+@functools.cache
+def code() -> str:
+    """SHA-256 over the package's modules: what computed a result, also where there is no commit."""
+    root, whole = pathlib.Path(jaxloop.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        data = file.read_bytes()
+        whole.update(f"{file.relative_to(root).as_posix()} {len(data)}\n".encode() + data)
+    return whole.hexdigest()
 
 
 def devices() -> str:

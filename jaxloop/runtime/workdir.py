@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import filelock
 
@@ -38,11 +39,13 @@ def open_workdir(
     may_raise: Sequence[str] = ("chain.generations",),
     needs: int = 0,
     console: bool = True,
+    identity: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Workdir]:
     """Opens (or makes) a run directory, holds its lock and writes its log for as long as the context lasts.
 
     config: nested dict of JSON values; secrets in it are never written. may_change: dotted fields that a later run may set otherwise;
-    may_raise: number fields that a later run may raise. needs: bytes that the run will write at most.
+    may_raise: number fields that a later run may raise. needs: bytes that the run will write at most. identity: {model: hash of its files},
+    kept in config.json under that name; a model that the run before had must be the same.
     Raises ValueError, one sentence, before anything is written, where the directory is not one of ours, cannot be written, is in use by
     another process (named), or was made with another config (the difference is shown); DiskFull where `needs` does not fit.
     """
@@ -54,7 +57,7 @@ def open_workdir(
     path = _checked(Path(path))
     if needs:
         require_space(path, needs, "this run")
-    wanted = stored_form(config)
+    wanted = _with_identity(path, stored_form(config), identity)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path / LOCK, timeout=0)
@@ -85,6 +88,20 @@ def open_workdir(
             LOGGER.warning("workdir is on a network file system (%s): its lock may not hold between machines", kind)
         barrier("workdir")
         yield Workdir(path, wanted, before is not None)
+
+
+def _with_identity(path: Path, wanted: dict, identity: Mapping[str, str]) -> dict:
+    """The config with the models of the run before and of this one. ValueError where one of them has other files by now."""
+    try:
+        before = json.loads((path / CONFIG).read_bytes()).get("identity") or {}
+    except (OSError, ValueError, AttributeError):
+        before = {}
+    for name, value in identity.items():
+        if before.get(name, value) != value:
+            old, new = (text.split()[0][:12] for text in (before[name], value))
+            raise ValueError(f"workdir={path}: was made with other files of {name} (SHA-256 {old}, now {new}); restore them, or use another workdir")
+    known = {**before, **identity}
+    return wanted | ({"identity": known} if known else {})
 
 
 def is_workdir(path: Path) -> bool:
@@ -172,7 +189,9 @@ def _read_config(path, wanted, may_change, may_raise):
     except ValueError:
         stored = None
     if stored is not None:
-        found = {field: text for field, text in differences(stored, wanted).items() if not _allowed(field, stored, wanted, may_change, may_raise)}
+        # Models are compared by now; a run from before they were kept has none.
+        bare = [{k: v for k, v in config.items() if k != "identity"} for config in (stored, wanted)]
+        found = {field: text for field, text in differences(*bare).items() if not _allowed(field, stored, wanted, may_change, may_raise)}
         if not found:
             return stored
     if _marked_digest(path) == _digest(wanted):

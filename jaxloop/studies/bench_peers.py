@@ -19,15 +19,15 @@ def _load(spec, lora, base, tree, settings):
     import torch
     import transformers
 
-    from jaxloop.lm import adapters
-    from jaxloop.lm.huggingface import config
+    from jaxloop.lm import adapters, peft_files
+    from jaxloop.lm.model_config import config
 
     device, dtype = _device_and_dtype(settings)
     names = transformers.AutoConfig.for_model(**config(spec))
     with tempfile.TemporaryDirectory() as folder, torch.device(device):
         net = transformers.AutoModelForCausalLM.from_config(names, dtype=dtype)
         _copy(net, spec, base)
-        adapters.save_peft(folder, spec, adapters.split(jax.device_get(tree), 0), lora)
+        peft_files.save_peft(folder, spec, adapters.split(jax.device_get(tree), 0), lora)
         net = peft.PeftModel.from_pretrained(net, folder, is_trainable=True)
     return net.to(device)
 

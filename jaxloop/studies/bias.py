@@ -4,6 +4,7 @@ settings -> prepare (articles, models, chains; everything that can be refused) -
 neurons/, metrics.csv, texts/ -> report.html
 """
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pydantic import Field
 import jaxloop
 from jaxloop import config
 from jaxloop.config import Count, NonNegative, Positive, Probability, Run, Section, Seed, Share, Text, Whole
-from jaxloop.studies import FAILED_CHAINS, running
+from jaxloop.studies import FAILED_CHAINS, identity, running
 
 if TYPE_CHECKING:
     from jaxloop.metrics.classifiers import Classifier
@@ -214,7 +215,7 @@ class Prepared(NamedTuple):
 
 def prepare(settings: Settings) -> Prepared:
     """Reads articles, model description and classifier. Raises ValueError, one sentence, for anything with which a run could not succeed."""
-    from jaxloop.lm import huggingface, tokenize
+    from jaxloop.lm import huggingface
     from jaxloop.metrics import registry
     from jaxloop.recursion import driver
     from jaxloop.recursion.sources import Dataset
@@ -226,7 +227,7 @@ def prepare(settings: Settings) -> Prepared:
             raise ValueError(f"config.measure.metrics has '{name}', which needs {metric.needs[-1]}: only metrics of texts alone are taken here")
     select_devices(settings.run.platform, settings.run.devices)
     path = huggingface.locate(chain_setup.model_path(settings.models.pool[0]), (settings.models.revisions or (None,))[0])
-    spec, tokenizer = huggingface.read_spec(path), tokenize.load(path)
+    spec, tokenizer = huggingface.describe(path)
     code = bias_chains.codec(tokenizer)
     articles = bias_data.read(settings.data, code.encode, code.decode, settings.chain.block)
     classifier = bias_ready.check_classifier(settings, articles)
@@ -306,20 +307,23 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     running.keep_compiled(settings.run)
     prepared = prepare(settings)
     stored = settings.model_dump(mode="json")
-    with open_workdir(workdir, stored, may_change=("run", "title"), needs=bias_plan.disk(settings, prepared)) as place:
+    models = identity.of(settings)
+    with open_workdir(workdir, stored, may_change=("run", "title"), needs=bias_plan.disk(settings, prepared), identity=models) as place:
         ready = bias_ready.make(settings, prepared, place.path)
         code, load = bias_chains.codec(prepared.tokenizer), lambda name: bias_ready.base_model(settings, place.path)
         family = bias_chains.family(settings, prepared.articles, prepared.prompts, code, load, ready.direction)
         if processes()[0] == 0:
             base = bias_measure.base_values(settings, prepared, ready, family, place.path)
         measure = bias_measure.measuring(settings, prepared, ready, place.path)
-        result = driver.run(family, prepared.chains, prepared.data, prepared.driver, place.path, measure=measure, command=running.command_line(argv))
+        common = dataclasses.replace(prepared.driver, identity=identity.bases(models))
+        result = driver.run(family, prepared.chains, prepared.data, common, place.path, measure=measure, command=running.command_line(argv))
         if processes()[0] == 0:
             facts = [
                 ("command", running.command_line(argv)),
                 ("chains", chains_line(settings)),
                 ("articles", f"{len(prepared.articles.chosen):,} of {settings.data.source}, fingerprint {prepared.articles.fingerprint[:12]}"),
                 ("model", settings.models.pool[0]),
+                *((f"files of {name}", value) for name, value in models.items()),
                 ("versions", f"{len(prepared.chains) * settings.chain.generations:,}, {bias_plan.distinct(prepared):,} of them different"),
                 ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
                 ("device", devices()),

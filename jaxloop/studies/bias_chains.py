@@ -85,7 +85,8 @@ def on_ids(model, *, ends: bool):
     plain = lambda rows: [list(map(int, row)) for row in rows]
     none = lambda rows: [False] * len(rows)
     coded = dict(encode=lambda rows, special=True: plain(rows), decode=plain, names_special=none)
-    tokenizer = SimpleNamespace(**coded, eos=t.eos if ends else None, bos=t.bos, pad=t.pad)
+    eos, stops = (t.eos, t.ends) if ends else (None, ())
+    tokenizer = SimpleNamespace(**coded, eos=eos, ends=stops, bos=t.bos, pad=t.pad)
     return model._replace(tokenizer=tokenizer)
 
 

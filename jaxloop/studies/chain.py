@@ -3,6 +3,7 @@
 settings -> prepare (data, models, chains; everything that can be refused) -> recursion.driver.run -> metrics.csv, texts/ -> report.html
 """
 
+import dataclasses
 import importlib
 import pathlib
 import time
@@ -14,7 +15,7 @@ from pydantic import Field
 
 import jaxloop
 from jaxloop.config import Chain, Data, Fit, Models, Run, Sample, Section, Text, allowed, fingerprint, suggestion
-from jaxloop.studies import FAILED_CHAINS, chain_setup, running
+from jaxloop.studies import FAILED_CHAINS, chain_setup, identity, running
 
 METRICS = ("cosine_diversity", "self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "held_out_loss", "text_length")
 
@@ -168,7 +169,8 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     stored = settings.model_dump(mode="json", exclude={"only"})
     # Texts that are on the disk can be measured in other ways; a run that goes on measures as it began.
     free = ("run", "title", "metrics", "reference") if settings.only else ("run", "title")
-    with open_workdir(workdir, stored, may_change=free, needs=0 if settings.only else _disk(settings, prepared)) as place:
+    models = identity.of(settings, metrics=settings.only is None)
+    with open_workdir(workdir, stored, may_change=free, needs=0 if settings.only else _disk(settings, prepared), identity=models) as place:
         if process > 0:
             barrier("the maps are made")
         measure = chain_measure.measuring(settings, prepared, place.path)
@@ -180,7 +182,8 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             importlib.import_module("jaxloop.studies.chain_report")
             return chain_measure.references(settings, prepared, place.path)
 
-        study = chain_setup.family(settings), prepared.chains, prepared.data, prepared.driver, place.path
+        common = dataclasses.replace(prepared.driver, identity=identity.bases(models))
+        study = chain_setup.family(settings), prepared.chains, prepared.data, common, place.path
         if settings.only:
             resumed, failed = None, _fill(settings, study, measure, running.command_line(argv)).failed
         else:
@@ -194,6 +197,8 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             ("chains", _chains_line(settings, prepared.chains)),
             *((f"data: {name}", f"{line}, fingerprint {prepared.data[name].fingerprint[:12]}") for name, line in prepared.found),
             ("models", ", ".join(settings.models.pool)),
+            *((f"files of {name}", value) for name, value in models.items()),
+            *((f"end of text: {name}", tokenizer.describe_ends()) for name, (_, tokenizer) in prepared.models.items()),
             ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
             ("device", devices()),
             ("config fingerprint", fingerprint(settings, ignore=("run", "title", "only"))),

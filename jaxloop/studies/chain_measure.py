@@ -36,7 +36,7 @@ def check(settings: "Settings") -> None:
     if "reference_losses" in needed and settings.reference is not None:
         from jaxloop.lm import huggingface
 
-        huggingface.read_spec(huggingface.locate(chain_setup.model_path(settings.reference)))
+        huggingface.describe(huggingface.locate(chain_setup.model_path(settings.reference)))
 
 
 def of_weights(names: Sequence[str]) -> list[str]:

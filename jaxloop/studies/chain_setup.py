@@ -149,12 +149,9 @@ def check_memory(settings: "Settings", models: Mapping[str, tuple]) -> None:
 
 def _describe(settings: "Settings", name: str) -> tuple:
     """(spec, tokenizer) of a model, its weights unread."""
-    from jaxloop.lm import huggingface, tokenize
+    from jaxloop.lm import huggingface
 
-    path = huggingface.locate(model_path(name), _revision(settings, name))
-    if not any(path.glob("*.safetensors")):
-        load_model(settings, name)  # says what is wrong with it
-    return huggingface.read_spec(path), tokenize.load(path)
+    return huggingface.describe(huggingface.locate(model_path(name), _revision(settings, name)))
 
 
 def _check_models(settings: "Settings", models: Mapping[str, tuple]) -> None:

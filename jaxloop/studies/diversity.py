@@ -4,6 +4,7 @@ settings -> prepare (data, models, cells; everything that can be refused) -> gen
 cell -> sets.csv, distances.csv, regressions.csv, metrics.csv -> report.html
 """
 
+import dataclasses
 import functools
 import pathlib
 import time
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 import jaxloop
 from jaxloop.config import fingerprint
-from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies import FAILED_CHAINS, identity
 from jaxloop.studies.diversity_settings import Settings
 
 __all__ = ["Settings", "check", "plan", "run"]
@@ -61,9 +62,11 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     running.keep_compiled(settings.run)
     prepared = diversity_setup.prepare(settings)
     chains = diversity_setup.chains(settings, prepared.cells)
-    needs = driver.disk_needed(chains, prepared.driver, weights_bytes(settings, prepared))
+    models = identity.of(settings)
+    common = dataclasses.replace(prepared.driver, identity=identity.bases(models))
+    needs = driver.disk_needed(chains, common, weights_bytes(settings, prepared))
     with (
-        open_workdir(workdir, settings.model_dump(mode="json"), may_change=("run", "title"), may_raise=(), needs=needs) as place,
+        open_workdir(workdir, settings.model_dump(mode="json"), may_change=("run", "title"), may_raise=(), needs=needs, identity=models) as place,
         stop_safely() as stop,
     ):
         generate = functools.partial(diversity_generate.pools, settings, prepared, place.path, stop)
@@ -77,7 +80,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
         data = diversity_setup.datasets(settings, prepared.cells, sets, pools)
         family, command = diversity_setup.family(settings), running.command_line(argv)
         measure = diversity_measure.measure(settings, prepared)
-        result = driver.run(family, chains, data, prepared.driver, place.path, measure=measure, stop=stop, command=command)
+        result = driver.run(family, chains, data, common, place.path, measure=measure, stop=stop, command=command)
         if processes()[0] == 0:
             facts = [
                 ("command", command),

@@ -179,13 +179,10 @@ def family_settings(settings: "Settings") -> tuple:
 
 def describe(settings: "Settings", name: str) -> tuple:
     """(spec, tokenizer) of a model, its weights unread."""
-    from jaxloop.lm import huggingface, tokenize
+    from jaxloop.lm import huggingface
 
     revision = dict(zip(settings.models.pool, settings.models.revisions, strict=False)).get(name)
-    path = huggingface.locate(chain_setup.model_path(name), revision)
-    if not any(path.glob("*.safetensors")):
-        chain_setup.load_model(settings, name)  # says what is wrong with it
-    return huggingface.read_spec(path), tokenize.load(path)
+    return huggingface.describe(huggingface.locate(chain_setup.model_path(name), revision))
 
 
 # ---- data -------------------------------------------------------------------------------------------------------------

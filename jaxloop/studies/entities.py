@@ -4,6 +4,7 @@ settings -> entities_setup.prepare (data, models, chains; everything that can be
 -> entities_measure.write_similarity -> entities_report.write: effects, the linear model's, the paper's, figures, report.html
 """
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pydantic import Field
 
 import jaxloop
 from jaxloop.config import Count, Fit, Models, NonNegative, Positive, Run, Sample, Section, Seed, Share, Text, Whole, fingerprint, suggestion
-from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies import FAILED_CHAINS, identity
 from jaxloop.studies.loops_config import Plan
 
 NO_DATA = "none"
@@ -218,12 +219,13 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     prepared = entities_setup.prepare(settings)
     stored = settings.model_dump(mode="json")
     free = {"may_change": ("run", "title", "theory", "plan", "together"), "may_raise": ("exchange.generations",)}
-    with open_workdir(workdir, stored, needs=entities_setup.disk(settings, prepared), **free) as place:
+    models = identity.of(settings)
+    with open_workdir(workdir, stored, needs=entities_setup.disk(settings, prepared), identity=models, **free) as place:
         result = driver.run(
             entities_setup.family(settings),
             prepared.chains,
             prepared.data,
-            prepared.driver,
+            dataclasses.replace(prepared.driver, identity=identity.bases(models)),
             place.path,
             measure=entities_measure.measure(settings, prepared),
             command=running.command_line(argv),

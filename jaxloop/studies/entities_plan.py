@@ -82,13 +82,14 @@ def _rest(settings, prepared, scored: int) -> list[tuple[str, str]]:
 def _assumed(settings: "Settings") -> list[tuple[str, str]]:
     """Counts alone, texts as long as the config assumes."""
     from jaxloop.lm import huggingface
+    from jaxloop.lm.model_config import spec_of
     from jaxloop.recursion import driver
     from jaxloop.recursion.sources import Dataset
 
     models = {}
     for name in settings.models.pool:
         if name in PUBLISHED:
-            models[name] = (huggingface._READERS[PUBLISHED[name]["model_type"]](PUBLISHED[name]), None)
+            models[name] = (spec_of(PUBLISHED[name]), None)
         else:
             models[name] = (huggingface.read_spec(huggingface.locate(chain_setup.model_path(name), None)), None)
     weights, mixing = entities_setup.weights_of(settings), entities_setup.mixing_of(settings)

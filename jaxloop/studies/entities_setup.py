@@ -152,11 +152,11 @@ def _check_reads(settings: "Settings", weights: Sequence[tuple], mixing) -> bool
 
 def _describe(settings: "Settings", name: str) -> tuple:
     """(spec, tokenizer) of a model, its weights unread."""
-    from jaxloop.lm import huggingface, tokenize
+    from jaxloop.lm import huggingface
 
     revision = dict(zip(settings.models.pool, settings.models.revisions, strict=False)).get(name)
     path = huggingface.locate(chain_setup.model_path(name), revision)
-    spec = huggingface.read_spec(path)
+    spec, tokenizer = huggingface.describe(path)
     s = settings.sample
     for field, tokens, what in (
         ("sample.max_new_tokens", s.max_prompt + s.max_new_tokens, f"a prompt of {s.max_prompt} and a text of {s.max_new_tokens}"),
@@ -164,7 +164,7 @@ def _describe(settings: "Settings", name: str) -> tuple:
     ):
         if tokens > spec.context:
             raise ValueError(f"config.{field}: {what} tokens do not fit the context of {name}, which is {spec.context} tokens")
-    return spec, tokenize.load(path)
+    return spec, tokenizer
 
 
 def _read(settings: "Settings", models, reads_public: bool) -> tuple:

@@ -4,6 +4,7 @@ settings -> sources (cleaned text) -> subsets (splits, clusters, mixtures) -> ch
 of clusters, properties.csv and members.parquet -> the analysis and its page.
 """
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jaxloop
 from jaxloop.config import fingerprint
-from jaxloop.studies import FAILED_CHAINS, running
+from jaxloop.studies import FAILED_CHAINS, identity, running
 from jaxloop.studies.loops_config import Settings, check_metrics, instruction
 
 __all__ = ["Settings", "check", "plan", "run"]
@@ -147,7 +148,8 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     prepared = prepare(settings)
     _enough(settings, prepared)
     stored = settings.model_dump(mode="json")
-    with open_workdir(workdir, stored, may_change=("run", "title", "plan"), needs=loops_plan.disk(settings, prepared)) as place:
+    models = identity.of(settings)
+    with open_workdir(workdir, stored, may_change=("run", "title", "plan"), needs=loops_plan.disk(settings, prepared), identity=models) as place:
         for source in prepared.sources.values():
             LOGGER.info(_source_line(source))
         if processes()[0] > 0:
@@ -167,7 +169,7 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
             chain_setup.family(settings),
             chains,
             data,
-            prepared.driver,
+            dataclasses.replace(prepared.driver, identity=identity.bases(models)),
             place.path,
             measure=loops_measure.measure(settings, lean),
             features=features(settings),

@@ -47,16 +47,16 @@ def describe(settings: Settings, name: str):
 
     Raises ValueError where it is none of these.
     """
-    from jaxloop.lm import huggingface, tokenize
+    from jaxloop.lm import huggingface
+    from jaxloop.lm.model_config import spec_of
     from jaxloop.studies import chain_setup
 
     path = Path(chain_setup.model_path(name)).expanduser()
     if not path.is_dir() and name in PUBLISHED:
-        return huggingface._READERS[PUBLISHED[name]["model_type"]](PUBLISHED[name]), None
+        return spec_of(PUBLISHED[name]), None
     path = huggingface.locate(str(path), chain_setup._revision(settings, name))
-    spec = huggingface.read_spec(path)
     here = any(path.glob("*.safetensors")) and (path / "tokenizer.json").exists()
-    return spec, tokenize.load(path) if here else None
+    return huggingface.describe(path) if here else (huggingface.read_spec(path), None)
 
 
 def table(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:

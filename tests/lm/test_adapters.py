@@ -240,8 +240,7 @@ def saved(loaded, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("peft_type", "ADALORA"), ("use_dora", True), ("use_rslora", True), ("bias", "all"), ("lora_bias", True)]
-    + [(f"{what}_pattern", {"q_proj": 2}) for what in ("rank", "alpha")],
+    [("peft_type", "ADALORA"), ("use_dora", True), ("bias", "all"), ("lora_bias", True), ("init_lora_weights", "pissa")],
 )
 def test_other_methods_than_plain_lora_are_refused(field, value, saved, loaded):
     file = saved / "adapter_config.json"

@@ -31,7 +31,8 @@ def generate(model, prompts, eos, pad=0, new=NEW, **settings):
         ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
     given = dict(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), do_sample=False, max_new_tokens=new)
     rows = model.generate(**given, eos_token_id=eos, pad_token_id=pad, **settings)[:, longest:].tolist()
-    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+    ends = [[i for i, token in enumerate(row) if token in np.atleast_1d(eos)] for row in rows]
+    return [row[: end[0] + 1] if end else row for row, end in zip(rows, ends, strict=True)]
 
 
 def search(model, prompts, eos, num_beams=4, new=NEW, **settings):
@@ -55,6 +56,18 @@ def test_equal_to_transformers_on_ragged_prompts_whether_eos_comes_early_or_not(
         assert search(ours, PROMPTS, eos) == expected
         lengths |= set(map(len, expected))
     assert len(lengths) > 1 and min(lengths) < NEW
+
+
+@pytest.mark.parametrize("settings", [{}, dict(early_stopping=True, num_beams=3)], ids=["default", "early"])
+def test_several_tokens_end_a_text_as_in_transformers(settings, checkpoint, loaded):
+    given, (theirs, ours) = dict(num_beams=4) | settings, (checkpoint("llama").torch, loaded("llama"))
+    common = frequent(generate(theirs, PROMPTS, 319, num_beams=4), 4)
+    seen = set()
+    for ends in (common[:2], common[1:4], [319, common[0]]):
+        expected = generate(theirs, PROMPTS, ends, **given)
+        assert search(ours, PROMPTS, tuple(ends), **given) == expected
+        seen |= {text[-1] for text in expected} & set(ends)
+    assert len(seen) > 2
 
 
 @pytest.mark.parametrize(

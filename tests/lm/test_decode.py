@@ -114,6 +114,26 @@ def test_a_job_writes_the_same_texts_alone_and_among_others():
         assert alone == {r: together[r] for r in mine}
 
 
+def test_a_text_ends_with_the_first_of_several_ends():
+    """Greedy, so a text that stops later, or never, begins with the one that stops first."""
+    params = init(jax.random.key(0), LLAMA)
+    shape = decode.Shape(lanes=1, slots=4, window=4, max_new_tokens=11, prompt=5, shared_prompt=False)
+    prompts = [[3], [4, 5], [6, 7, 8, 9, 10, 11], [1, 2, 3], [9, 9], [12, 13, 14, 15]]
+    cached = decode.prefill(LLAMA, params, None, *prompt_table(prompts, 6))
+    write = functools.partial(decode.decode, LLAMA, GREEDY, shape)
+    given = params, None, cached, requests_of(range(6), [11] * 6), jobs_of([(0, 6, 0)])
+    whole = write(None, *given)
+    assert whole.length.tolist() == [11] * 6 and not whole.ended.any()
+    chosen = {int(whole.tokens[0, 4]), int(whole.tokens[3, 6])}
+    for ends in (tuple(chosen), tuple(reversed([*chosen])), next(iter(chosen))):
+        out, wanted = write(ends, *given), set(ends) if isinstance(ends, tuple) else {ends}
+        for row in range(6):
+            text = whole.tokens[row].tolist()
+            stop = next((i + 1 for i, token in enumerate(text) if token in wanted), 11)
+            assert out.tokens[row, : out.length[row]].tolist() == text[:stop] and bool(out.ended[row]) == (text[stop - 1] in wanted)
+    assert len(chosen) == 2
+
+
 def test_sampling_follows_the_model_distribution():
     """First tokens of many rows pass a chi-square test against the probabilities of `forward`."""
     from scipy.stats import chisquare

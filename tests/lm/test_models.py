@@ -287,10 +287,9 @@ def test_a_missing_model_is_refused(tmp_path):
     [
         ("llama", dict(model_type="mamba"), "model_type 'mamba' .* is not supported; allowed are .*llama"),
         ("llama", dict(model_type=...), "model_type None"),
-        ("llama", dict(rope_parameters=dict(rope_type="yarn", factor=2.0, rope_theta=1e4)), "rope_type = 'yarn' is not supported"),
-        ("llama", dict(rope_parameters=None, rope_scaling=dict(type="linear", factor=2.0)), "rope_type = 'linear' is not supported"),
+        ("llama", dict(rope_parameters=dict(rope_type="su", factor=2.0, rope_theta=1e4)), "rope_type = 'su' is not supported"),
         ("llama", dict(hidden_act="relu6"), "hidden_act = 'relu6' is not supported"),
-        ("qwen2", dict(use_sliding_window=True), "use_sliding_window = True is not supported"),
+        ("qwen2", dict(use_sliding_window=True, layer_types=..., sliding_window=16, max_window_layers=1), "sliding_window = 16 is not supported"),
         ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx = True"),
         ("opt", dict(layer_norm_elementwise_affine=False), "layer_norm_elementwise_affine = False"),
         ("llama", dict(num_attention_heads=6), "shape"),
@@ -310,7 +309,7 @@ def test_a_config_that_would_not_be_computed_exactly_is_refused(name, fields, ma
 def test_a_broken_config_file_is_refused(copy):
     path = copy()
     (path / "config.json").write_text("{")
-    refused(path, "config.json .* cannot be read")
+    refused(path, "config.json cannot be read")
 
 
 def test_pickled_weights_are_refused_and_never_opened(copy):

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxloop.lm import adapters, neurons
+from jaxloop import lm
+from jaxloop.lm import neurons
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.train import FitSettings
 from tests.lm.random_adapters import random_adapters
@@ -126,7 +127,7 @@ def test_weights_equal_reductions_of_the_tensors_of_transformers(name, checkpoin
 def test_an_adapter_is_read_as_peft_merges_it(name, checkpoint, loaded, tmp_path):
     model, settings = loaded(name), FitSettings(lora=Lora(rank=4, alpha=8.0))
     adapter = jax.tree.map(lambda leaf: leaf[0], random_adapters(model.spec, settings.lora))
-    adapters.save_peft(tmp_path, model.spec, adapter, settings.lora)
+    lm.save_peft(tmp_path, model.spec, adapter, settings.lora)
 
     merged = peft.PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(checkpoint(name).path), tmp_path).merge_and_unload().eval()
     ids = model.tokenizer.encode(TEXTS)

@@ -80,7 +80,25 @@ def test_special_tokens_are_found_where_checkpoints_keep_them(files, expected, f
     assert (t.eos, t.bos, t.pad) == expected
 
 
-@pytest.mark.parametrize("files", [{}, {"config.json": {"eos_token_id": None}}, {"tokenizer_config.json": {"eos_token": "<absent>"}}])
+@pytest.mark.parametrize(
+    ("files", "ends"),
+    [
+        ({"config.json": {"eos_token_id": [2, 15]}}, (2, 15)),
+        ({"generation_config.json": {"eos_token_id": [15, 2, 15]}, "config.json": {"eos_token_id": 5}}, (15, 2)),
+        # A chat model's tokenizer says which of them closes a turn: training appends that one.
+        ({"generation_config.json": {"eos_token_id": [15, 2]}, "tokenizer_config.json": {"eos_token": "</s>"}}, (2, 15)),
+        # What stops `generate` wins over a tokenizer that says otherwise.
+        ({"generation_config.json": {"eos_token_id": 15}, "tokenizer_config.json": {"eos_token": "</s>"}}, (15,)),
+        ({"generation_config.json": {"eos_token_id": []}, "config.json": {"eos_token_id": [7, 8]}}, (7, 8)),
+        ({"generation_config.json": {}, "config.json": {}, "tokenizer_config.json": {"eos_token": "</s>"}}, (2,)),
+    ],
+)
+def test_every_end_is_read_in_the_order_of_generate(files, ends, folder, tmp_path):
+    t = tokenize.load(write(tmp_path, folder, files))
+    assert t.ends == ends and t.eos == ends[0]
+
+
+@pytest.mark.parametrize("files", [{}, {"config.json": {"eos_token_id": None}}, {"tokenizer_config.json": {"bos_token": "<s>"}}])
 def test_a_tokenizer_without_eos_is_refused(files, folder, tmp_path):
     with pytest.raises(ValueError, match="has no EOS token"):
         tokenize.load(write(tmp_path, folder, files))

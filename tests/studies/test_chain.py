@@ -291,3 +291,22 @@ def test_report_of_chains_without_texts(tmp_path):
     page = written(tmp_path, rows(generations=1))
     assert "What was written" not in page
     assert "What was written" in written(tmp_path, rows())
+
+
+def test_replaced_weights_refuse_the_resume_and_are_in_the_ledger(place, finished, tmp_path, capsys):
+    """The same path and names, other numbers in it: neither config nor texts show it."""
+    from safetensors.numpy import load_file, save_file
+
+    base = next(iter(json.loads((finished / "config.json").read_text())["models"]["pool"]))
+    file = (place / base if not pathlib.Path(base).is_absolute() else pathlib.Path(base)) / "model.safetensors"
+    known = json.loads((finished / "config.json").read_text())["identity"]
+    assert set(pd.read_parquet(finished / "ledger.parquet")["base_sha256"]) == {known[f"models.pool {base}"]}
+    assert "files of models.pool" in (finished / "report.html").read_text() and "training appends" in (finished / "report.html").read_text()
+    shutil.copytree(finished, tmp_path / "run")
+    before = file.read_bytes()
+    try:
+        save_file({k: v + np.asarray(1, v.dtype) for k, v in load_file(file).items()}, file)
+        code, out, err = call(capsys, f"--config={place / 'study.py'}", f"--workdir={tmp_path / 'run'}", "--config.chain.generations=3")
+    finally:
+        file.write_bytes(before)
+    assert code == 2 and err.count("\n") == 1 and "was made with other files of models.pool" in err and out == ""
