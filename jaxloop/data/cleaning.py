@@ -27,6 +27,7 @@ Row = dict
 Counter = Callable[[list[str]], Sequence[int]]
 
 _BATCH = 1024
+_AHEAD = 10_000
 _LINK = re.compile(r"http\S+")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -72,12 +73,25 @@ def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[
 
 
 def _counted(step, rows, counts):
+    columns = set(step.reads)
+
     def incoming():
+        # A column is one of the rows if one of the first `_AHEAD` has it; the others have no value there.
+        missing, seen, waiting = set(step.reads), {}, []
         for row in rows:
-            if not counts["in"]:
-                _require(row, step)
-            counts["in"] += 1
-            yield row
+            if missing:
+                seen |= dict.fromkeys(row)
+                missing.difference_update(row)
+                waiting.append(row)
+                if len(waiting) == _AHEAD:
+                    _require(seen, step)
+            if not missing:
+                for ready in waiting or [row]:
+                    counts["in"] += 1
+                    yield ready if ready.keys() >= columns else dict.fromkeys(step.reads) | ready
+                waiting = []
+        if waiting:
+            _require(seen, step)
 
     for row in step.run(incoming()):
         counts["out"] += 1

@@ -27,7 +27,7 @@ OPTIONS = ("no_header", "quotes", "no_quotes", "backslash", "spaces", "short_row
 _BLOCK = 1 << 22
 _ROWS = 1024
 _SAMPLE = 1 << 16
-_MANY_LINES = 500  # in one cell: more than a chapter has
+_MANY_LINES = 500  # in one cell: rows are seen among them even if some of their texts hold delimiters
 _FEW_LINES = 4  # between the first and the last of a cell: fewer may look like rows by chance
 _CSV_LOCK = threading.Lock()
 
@@ -265,11 +265,11 @@ def _swallows(table, cell):
     """Whether a cell looks as if a lone quotation mark had made one cell of many rows."""
     if not table.quoted or "quotes" in table.options or "\n" not in cell:
         return False
-    inside = cell.split("\n")[1:-1]
+    inside, parts = cell.split("\n")[1:-1], len(table.columns) - 1
+    alike = sum(line.count(table.delimiter) == parts for line in inside)
     if len(inside) > _MANY_LINES:
-        return True
-    parts = len(table.columns) - 1
-    return parts > 0 and len(inside) >= _FEW_LINES and all(line.count(table.delimiter) == parts for line in inside)
+        return 2 * alike > len(inside)
+    return parts > 0 and len(inside) >= _FEW_LINES and alike == len(inside)
 
 
 # ---- the strict way ---------------------------------------------------------------------------------------------------

@@ -139,29 +139,37 @@ def _json_lines(path, stream):
             number, offset = number + len(lines), offset + sum(map(len, lines))
             yield rows
             continue
-        for raw in lines:
-            number += 1
-            line = decoded(path, raw, number, offset)
-            offset += len(raw)
-            if line.strip():
-                yield [_row(path, _parse(path, line, number), f"line {number}", "line")]
+        rows = []
+        try:
+            for raw in lines:
+                number += 1
+                line = decoded(path, raw, number, offset)
+                offset += len(raw)
+                if line.strip():
+                    rows.append(_row(path, _parse(path, line, number), f"line {number}", "line"))
+        except ValueError:
+            # Who wants no more than these does not meet the error.
+            if rows:
+                yield rows
+            raise
+        if rows:
+            yield rows
 
 
 def _at_once(lines):
     """The rows of some lines of JSON if every line is one object; None where that is not sure."""
-    if not all(line.startswith(b'{"') and line.rstrip().endswith(b"}") for line in lines):
+    if not all(line.startswith(b"{") and line.rstrip().endswith(b"}") for line in lines):
         return None
     block = b",".join(lines)
     try:
         rows = json.loads(b"[" + block + b"]")
+        if len(rows) != len(lines) or not all(type(row) is dict for row in rows):
+            return None
+        # A key that stands more often than there are rows may be twice in one of them, of which the parser alone keeps the last.
+        often = any(block.count(json.dumps(key, ensure_ascii=False).encode("utf-8", "surrogatepass")) > len(rows) for key in rows[0])
+        return json.loads(b"[" + block + b"]", object_pairs_hook=_once) if often else rows
     except (ValueError, RecursionError):
         return None
-    if len(rows) != len(lines) or not all(type(row) is dict for row in rows):
-        return None
-    # A key that stands more often than there are rows may be twice in one of them, of which the parser keeps the last.
-    if any(block.count(json.dumps(key, ensure_ascii=False).encode("utf-8", "surrogatepass")) > len(rows) for key in rows[0]):
-        return None
-    return rows
 
 
 def _json(path, stream):

@@ -377,7 +377,8 @@ def _no_column(source, missing, seen, wanted):
     close = difflib.get_close_matches(str(column), list(map(str, seen)), 1, 0.6)
     is_table = reading.extension(source) in (".csv", ".tsv")
     known = (delimited.hint(list(seen)) if is_table else "") or (f"; did you mean {close[0]!r}" if close else "")
-    return f"{field} = {column!r}: '{source}' has the columns {', '.join(map(str, seen))}{known}."
+    names = [name if len(name) <= 40 else f"{name[:40]}…" for name in map(str, seen)]
+    return f"{field} = {column!r}: '{source}' has the columns {', '.join(names)}{known}."
 
 
 def _with_texts(stream, source, column, report):

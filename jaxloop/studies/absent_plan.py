@@ -37,7 +37,7 @@ def shapes(settings: Any, card: cards.Card | None, chains: int | None = None) ->
 
 def spec_of(name: str):
     """Shapes of a model: from its directory or the hub's cache, or the published ones where it is not here. Raises ValueError where it is neither."""
-    from jaxloop.lm import huggingface
+    from jaxloop.lm import huggingface, model_config
     from jaxloop.studies import chain_setup, diversity_plan, entities_plan, loops_plan
 
     published = loops_plan.PUBLISHED | entities_plan.PUBLISHED
@@ -46,7 +46,7 @@ def spec_of(name: str):
     except ValueError:
         known = diversity_plan.known_specs().get(diversity_plan.short(name))
         if name in published:
-            return huggingface._READERS[published[name]["model_type"]](published[name])
+            return model_config.spec_of(published[name])
         if known is None:
             raise
         return known

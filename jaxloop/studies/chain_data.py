@@ -72,7 +72,8 @@ def read(settings: "Settings", source: str, models: Mapping[str, tuple], *, whol
     mine = [texts[i] for i in kept]
     dataset = Dataset(mine, prompts, fingerprint=ledger.fingerprint(mine, prompts))
     said = ", ".join(f"{reason}: {number:,}" for reason, number in report.items())
-    line = f"{len(mine):,} human texts for the chains, {held} held out ({said})"
+    more = f" and {measured - held} more measured as human text" if measured > held else ""
+    line = f"{len(mine):,} human texts for the chains, {held} held out{more} ({said})"
     return Source(dataset, [texts[i] for i in apart[:held]], [texts[i] for i in apart[:measured]], of_held, line)
 
 

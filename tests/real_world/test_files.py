@@ -158,6 +158,10 @@ def jsonl_judge(path):
 
 
 JSON = [
+    Row("two rows on a line", text('{"text": "a"}{"text": "b"}\n', "a.jsonl"), None, "line 1 is not valid JSON"),
+    Row("two rows on a line, with a comma", text('{"text": "a"},{"text": "b"}\n', "a.jsonl"), None, "line 1 is not valid JSON"),
+    Row("a row on two lines", text('{"text":\n"a"}\n', "a.jsonl"), None, "line 1 is not valid JSON"),
+    Row("spaces and empty lines", text('{ "text" : "a" }\r\n\n  {"text": "b"}\n\n', "a.jsonl"), exactly("a", "b")),
     Row("a key that the first row lacks", lines({"id": 1}, {"id": 2, "text": "b"}, {"id": 3, "text": "c"}), exactly("b", "c")),
     Row("a key that no row has", lines({"tekst": "a"}, {"id": 2}), None, r"has the columns tekst, id; did you mean 'tekst'"),
     Row("a key twice", text('{"text": "a", "text": "b"}\n', "a.jsonl"), None, r"line 1 is not valid JSON \(an object has the key 'text' twice\)"),

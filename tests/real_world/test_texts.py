@@ -245,3 +245,12 @@ def test_cleaning_keeps_the_first_of_one_content():
     rows = [{"text": t} for t in ("A text.", "a  text", "Another", "A text.")]
     assert [r["text"] for r in cleaning.clean(rows, [cleaning.distinct(content=True)], report)] == ["A text.", "Another"]
     assert report["repeated content"]["dropped"] == 2
+
+
+def test_cleaning_finds_a_column_that_the_first_row_lacks():
+    rows = [{"id": 1}, {"id": 2, "body": "a b"}, {"body": None}, {"body": "c"}]
+    report = {}
+    found = list(cleaning.clean(rows, [cleaning.texts_from("body")], report))
+    assert [row["text"] for row in found] == ["a b", "c"] and report["no text"] == {"in": 4, "dropped": 2, "out": 2}
+    with pytest.raises(ValueError, match="reads the column 'bodi'; the rows have id, body"):
+        list(cleaning.clean(rows, [cleaning.texts_from("bodi")], {}))

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from jaxloop import config, lm
-from jaxloop.lm import bpe, huggingface
+from jaxloop.lm import bpe, model_config
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import init
 from jaxloop.studies import entities
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
         "llama": llama | heads | {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 128, "max_position_embeddings": 2048},
     }
     for i, (name, about) in enumerate(narrow.items()):
-        spec = huggingface._READERS[name](about | dict(num_hidden_layers=2))
+        spec = model_config.spec_of(about | dict(num_hidden_layers=2))
         lm.save(Model(spec, init(jax.random.key(i), spec), tokenizer), place / name)
     return place
 

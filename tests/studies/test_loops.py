@@ -164,14 +164,14 @@ def reduced(folder, name):
     import jax
 
     from jaxloop import lm
-    from jaxloop.lm import huggingface, tokenize
+    from jaxloop.lm import huggingface, model_config, tokenize
     from jaxloop.lm.spec import init
 
     fields = loops_plan.PUBLISHED[name]
     small = dict(vocab_size=300, hidden_size=32, num_hidden_layers=2, intermediate_size=48, head_dim=8, max_position_embeddings=128)
     groups = fields["num_attention_heads"] // fields["num_key_value_heads"]
     small |= dict(num_attention_heads=4, num_key_value_heads=max(1, 4 // groups))
-    spec = huggingface._READERS[fields["model_type"]]({**fields, **small})
+    spec = model_config.spec_of({**fields, **small})
     target = folder / "models" / name.split("/")[1]
     target.parent.mkdir(exist_ok=True)
     lm.save(huggingface.Model(spec, init(jax.random.key(0), spec), tokenize.load(folder / "base")), target)
