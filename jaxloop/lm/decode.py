@@ -16,6 +16,7 @@ G key/value heads, Q query heads per key/value head, K head size, P prompt cache
 ring, T blocks read.
 """
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from jaxloop.kernels.map_chains import AXIS
 from jaxloop.lm import attention, sampling, transformer
 from jaxloop.lm.sampling import Sampler
 from jaxloop.lm.spec import Spec
+from jaxloop.lm.target import Target
 
 HIDDEN = -1e9
 
@@ -148,12 +150,12 @@ def unstack(params: dict) -> dict:
     return {**params, "layers": [transformer.layer(params["layers"], i) for i in range(count)]}
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "mesh"))
-def prefill(spec: Spec, params: dict, fused, tokens, length, mesh=None) -> Prompts:
+@functools.partial(jax.jit, static_argnames=("spec", "mesh", "target"))
+def prefill(spec: Spec, params: dict, fused, tokens, length, mesh=None, target: Target = Target()) -> Prompts:
     """Cache prompts. tokens [Z, P + 1] right-padded, length [Z] real tokens (at least 1); `fused` adapters have C chains and Z is C equal runs.
 
     Padding beyond a prompt's length is cached too and hidden by `Prompts.length`. With `mesh` chains and prompts are shared out over devices."""
-    return over_devices(functools.partial(_prefill, spec), mesh, 1)(params, fused, tokens, length)
+    return over_devices(functools.partial(_prefill, spec, target), mesh, 1)(params, fused, tokens, length)
 
 
 def over_devices(run, mesh, shared):
@@ -168,7 +170,7 @@ def over_devices(run, mesh, shared):
     return mapped
 
 
-def _prefill(spec, params, fused, tokens, length) -> Prompts:
+def _prefill(spec, target, params, fused, tokens, length) -> Prompts:
     rows, time = tokens.shape[0], tokens.shape[1] - 1
     last = jnp.take_along_axis(tokens, (length - 1)[:, None], 1)[:, 0]
     k_L, v_L = [], []
@@ -176,7 +178,8 @@ def _prefill(spec, params, fused, tokens, length) -> Prompts:
         positions = jnp.broadcast_to(jnp.arange(time)[None], (rows, time)).reshape(-1)
         x = transformer.embed(spec, params, tokens[:, :time].reshape(-1), positions)
         tables = transformer.rope_tables(spec, positions)
-        whole = attention.causal(spec, rows, time, None)
+        # A TPU's kernel wants whole blocks of tokens, which few prompts have.
+        whole = attention.causal(spec, rows, time, None, None, dataclasses.replace(target, splash=False))
         for i in range(spec.layers):
 
             def attend(q, k, v):

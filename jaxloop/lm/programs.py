@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxloop.kernels.map_chains import AXIS, chain_mesh
@@ -163,7 +164,7 @@ def prefill(
     at, _, chains, params, fused = _writing(spec, sample, dtype, adapted, target, places(devices, cut_base), cut_base)
     count = chains * (1 if at.mesh is None else at.mesh.size)
     args = (spec, params, fused, _array((count, prompt), jnp.int32, at.cut), _array((count,), jnp.int32, at.cut))
-    return Program("prefill", decode.prefill, args, dict(mesh=at.mesh))
+    return Program("prefill", decode.prefill, args, dict(mesh=at.mesh, target=target))
 
 
 def decoding(
@@ -208,7 +209,7 @@ def _writing(spec, sample, dtype, adapted, target, at: Places, cut_base):
 def beams(spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, rows: int = 16, devices: Sequence[jax.Device] | None = None) -> Program:
     """`beam.beam_search` of one chain's adapter for `rows` prompts of `prompt` tokens (padded), on one device."""
     at = places(None if devices is None else devices[:1])
-    rules = beam._rules(beam.Beam(sample.beams, sample.max_new_tokens), 0)
+    rules = beam._rules(beam.Beam(sample.beams, sample.max_new_tokens), np.zeros(1, np.int32))
     rules = _at(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rules), at.whole)
     params, tree = _at(abstract(spec, jnp.dtype(dtype)), at.whole), _at(_adapters(spec, sample.lora, 1), at.whole)
     tokens, length = _array((rows, prompt), jnp.int32, at.whole), _array((rows,), jnp.int32, at.whole)

@@ -280,7 +280,7 @@ def _prompts(model, params, pool, ids, call: list[Device], shape, texts, plan: P
                     mine.setdefault(tuple(ids[job.task][row]), len(mine))
         each = 1 << (max(len(m) for m in found.values()) - 1).bit_length()
         rows = [((d * chains + c) * each + z, prompt) for (d, c), mine in found.items() for prompt, z in mine.items()]
-        cached = decode.prefill(model.spec, params, pool, *table(rows, len(call) * chains * each), mesh)
+        cached = decode.prefill(model.spec, params, pool, *table(rows, len(call) * chains * each), mesh, plan.target)
 
         def shared(d, task, row):
             c = call[d].chains.index(task) if chains > 1 else 0
@@ -295,7 +295,7 @@ def _prompts(model, params, pool, ids, call: list[Device], shape, texts, plan: P
         for start in range(0, max(map(len, rows)), shape.rows):
             some = [mine[start : start + shape.rows] for mine in rows]
             filled = [(d * shape.rows + r, ids[task][row]) for d, mine in enumerate(some) for r, (task, row) in enumerate(mine)]
-            parts.append(decode.prefill(model.spec, params, one, *table(filled, devices * shape.rows), mesh))
+            parts.append(decode.prefill(model.spec, params, one, *table(filled, devices * shape.rows), mesh, plan.target))
             index.update({(d, *pair): at + r for d, mine in enumerate(some) for r, pair in enumerate(mine)})
             at += shape.rows
     whole = -(-texts // shape.rows + plan.chains_per_call) * shape.rows

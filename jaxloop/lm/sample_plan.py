@@ -28,8 +28,9 @@ ROW_SHARE = 0.6  # of a device's memory for the caches of the slots
 @dataclass(frozen=True)
 class Plan:
     """engine: "rows" (`decode_rows`: a cache row for each slot, written by kernels) or "blocks" (`decode`). how: what computes the kernels of
-    "rows". The numbers: as in `SampleSettings`, none of them 0; texts_per_job None: by what each chain writes."""
+    "rows". The numbers: as in `SampleSettings`, none of them 0; texts_per_job None: by what each chain writes. target: of all its programs."""
 
+    target: Target
     engine: str
     how: str
     slots: int
@@ -59,7 +60,7 @@ def plan(settings, spec: Spec, target: Target, texts: Sequence[int], memory: int
     slots = settings.slots or (64 if fixed else _slots(settings, spec, engine, min(total, call), memory))
     lane_slots = settings.lane_slots or min(slots, 8 if fixed else max(4, min(LANE[engine], slots // together)))
     job = settings.texts_per_job or (None if target.platform == "cpu" else lane_slots * TEXTS_PER_SLOT["blocks"] // 2)
-    return Plan(engine, how, slots, lane_slots, job, call, together)
+    return Plan(target, engine, how, slots, lane_slots, job, call, together)
 
 
 def _slots(settings, spec, engine, total, memory):

@@ -228,7 +228,7 @@ def time_decode(settings: Settings, chains: int) -> tuple[dict, "Work"]:
     def ours():
         # The first call has nothing to write: what it takes is compiling.
         warm, nothing = bool(cached), [decode.Jobs(*map(np.zeros_like, shares[0]))]
-        cached[:] = [decode.prefill(spec, params, fused, prompt, np.full(len(prompt), settings.prompt, np.int32), mesh)]
+        cached[:] = [decode.prefill(spec, params, fused, prompt, np.full(len(prompt), settings.prompt, np.int32), mesh, target_of(spec, base, mesh))]
         made.clear()
         side_by_side(write, lambda _, written: made.append(written), shares if warm else nothing, programs)
 
