@@ -176,7 +176,7 @@ class Sample(Section):
     beams: Count = Field(4, description="beams of decoder `beam`")
     max_new_tokens: Count = Field(300, description="longest text, in tokens")
     engine: Literal["auto", "rows", "blocks"] = Field(
-        "auto", description="where caches lie: `rows` (one for each slot, a GPU's kernels), `blocks` (every other device)"
+        "auto", description="where caches lie: `rows` (one for each slot, accelerators), `blocks` (CPUs)"
     )
     slots: Count | None = Field(None, description="texts written at the same time per program; none: planned from the device and the work")
     lane_slots: Count | None = Field(None, description="slots that share one chain's adapter; none: planned")

@@ -3,8 +3,12 @@
 S rows, V categories, G blocks of W categories.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+LANES = 128  # of a TPU's registers
 
 
 def inverse_cdf(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:
@@ -15,19 +19,54 @@ def inverse_cdf(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:
     with weight, whatever the cumulative sums round to. Rows whose weights are all zero (or so small that the device takes
     them for zero, below 1.2e-38) give index 0.
     """
-    rows, size = weights_SV.shape
-    width = max(8, 1 << ((size - 1).bit_length() + 1) // 2)
-    blocks = -(-size // width)
-    padded = jnp.pad(weights_SV, ((0, 0), (0, blocks * width - size))) if blocks * width != size else weights_SV
-    w_SGW = padded.reshape(rows, blocks, width)
+    return jax.lax.platform_dependent(weights_SV, u_S, tpu=_on_tpu, default=_draw)
+
+
+def _draw(weights_SV, u_S):
+    width = _width(weights_SV.shape[1])
+    whole_SV = _whole(weights_SV, width)
+    w_SGW = whole_SV.reshape(whole_SV.shape[0], -1, width)
+    block_S, rest_S = _choose_block(w_SGW, u_S)
+    w_SW = _block(weights_SV if weights_SV.shape[1] >= width else whole_SV, block_S * width, width)
+    return block_S * width + _choose_entry(w_SW, rest_S)
+
+
+def _on_tpu(weights_SV, u_S):
+    """A TPU slices row by row, one after another: there the chosen block is what is left under a mask. Blocks that fill V need no padding, which
+    would be a copy."""
+    size = weights_SV.shape[1]
+    width = _width(size)
+    filling = math.gcd(width, size)
+    width = filling if filling >= LANES else width
+    whole_SV = _whole(weights_SV, width)
+    w_SGW = whole_SV.reshape(whole_SV.shape[0], -1, width)
+    block_S, rest_S = _choose_block(w_SGW, u_S)
+    chosen_SG = jnp.arange(w_SGW.shape[1], dtype=jnp.int32)[None] == block_S[:, None]
+    w_SW = jnp.where(chosen_SG[:, :, None], w_SGW, 0).sum(1)
+    return block_S * width + _choose_entry(w_SW, rest_S)
+
+
+def _width(size):
+    return max(8, 1 << ((size - 1).bit_length() + 1) // 2)
+
+
+def _whole(weights_SV, width):
+    """Weights of whole blocks."""
+    more = -weights_SV.shape[1] % width
+    return jnp.pad(weights_SV, ((0, 0), (0, more))) if more else weights_SV
+
+
+def _choose_block(w_SGW, u_S):
+    """The block in which the cumulative sum reaches its target, and what of the target is left for it."""
     sums_SG = w_SGW.sum(-1)
     upto_SG = jnp.cumsum(sums_SG, -1)
     target_S = u_S * upto_SG[:, -1]
     block_S = _with_weight(sums_SG, _first_above(upto_SG, target_S))
-    before_S = jnp.where(block_S > 0, _take(upto_SG, jnp.maximum(block_S - 1, 0)), 0)
-    w_SW = _block(weights_SV if size >= width else padded, block_S * width, width)
-    inside_S = _first_above(jnp.cumsum(w_SW, -1), target_S - before_S)
-    return block_S * width + _with_weight(w_SW, inside_S)
+    return block_S, target_S - jnp.where(block_S > 0, _take(upto_SG, jnp.maximum(block_S - 1, 0)), 0)
+
+
+def _choose_entry(w_SW, rest_S):
+    return _with_weight(w_SW, _first_above(jnp.cumsum(w_SW, -1), rest_S))
 
 
 def _block(weights_SV, start_S, width):

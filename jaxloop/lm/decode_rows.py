@@ -1,4 +1,5 @@
-"""Decoding on a GPU: `decode.decode` with each slot's cache in a row of its own, which kernels write in place and read as far as it has come.
+"""Decoding on accelerators: `decode.decode` with each slot's cache in a row of its own. On a GPU kernels write it in place and read it as far as it
+has come; on a TPU XLA alone writes all rows at one place, as rings, and reads them whole.
 
 Where `decode.py` cuts time into windows that all slots share, here nothing of a text depends on when it starts: token `age` of a slot lies at
 place `age` of its row. So slots of all lanes that hold one chain's adapter take texts from one queue, at any step, and only the end of a
@@ -44,7 +45,7 @@ def decode_rows(
     Args:
       pool: adapters as `row_kernels.pool` lays them out, or None.
       jobs: one for each chain that writes; several lanes may work on one job.
-      how: "pallas", "interpret" or "plain", as in `row_kernels.attend`.
+      how: "pallas", "interpret", "plain" or "ring", as in `row_kernels.attend`.
     Requests of one job may continue different prompts, whatever `shape.shared_prompt` says.
     """
     if not isinstance(params["layers"], list):
@@ -166,10 +167,14 @@ def _window(spec, sampler, shape, eos, how, params, pool, rope, prompts, request
     log = tuple(jnp.zeros((shape.window, shape.rows), t) for t in (jnp.int32, jnp.int32, jnp.int32, jnp.bool_, jnp.bool_))
     chain_A = jobs.chain[jnp.maximum(s.job_A, 0)]
     flat = None if pool is None else {site: _flat(one) for site, one in pool.items()}
+    if how == "ring" and pool is not None:  # XLA would copy a lane's adapters out of the pool in every step
+        held = [jax.tree.map(lambda leaf, i=i: leaf[chain_A * depth + i], flat) for i in range(depth)]
     refill = functools.partial(_refill, sampler, shape, prompts, requests, jobs)
 
     def adapter(i):
-        return None if pool is None else {site: LaneAdapter(one, chain_A * depth + i, how) for site, one in flat.items()}
+        if pool is None or how == "ring":
+            return None if pool is None else held[i]
+        return {site: LaneAdapter(one, chain_A * depth + i, how) for site, one in flat.items()}
 
     def step(carry):
         t, s, log = carry
@@ -177,7 +182,8 @@ def _window(spec, sampler, shape, eos, how, params, pool, rope, prompts, request
         age = jnp.where(live, s.slots.age, 0)
         length = jnp.where(live, prompts.length[s.prompt], 0)
         cos, sin = (None, None) if rope is None else (table[length + age] for table in rope)
-        now = Step(age=age, length=length, prompt=s.prompt, cos=cos, sin=sin)
+        at = (s.steps + t) % s.keys[0].shape[2] if how == "ring" else None
+        now = Step(age=age, length=length, prompt=s.prompt, cos=cos, sin=sin, at=at)
         keys, values = list(s.keys), list(s.values)
         x = transformer.embed(spec, params, s.slots.token, length + age)
         for i, w in enumerate(params["layers"]):

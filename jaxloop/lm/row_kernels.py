@@ -34,6 +34,7 @@ class Step(NamedTuple):
     prompt: jax.Array  # [S] which cached prompt
     cos: jax.Array | None  # [S, K / 2], None where positions are not rotary
     sin: jax.Array | None
+    at: jax.Array | None = None  # [] place that all slots write, for "ring"
 
 
 class Pool(NamedTuple):
@@ -78,9 +79,12 @@ def attend(qkv_SJK, cache_k, cache_v, prompt_k, prompt_v, step: Step, heads: int
       cache_k, cache_v: [S, G, M, K]; the new key (rotated) and value are written at `step.age`, in place where XLA may.
       prompt_k, prompt_v: [Z, G, P, K], keys rotated.
       heads: H.
-      how: "pallas", "interpret" (the kernel run by the interpreter, on any device) or "plain".
+      how: "pallas", "interpret" (the kernel run by the interpreter, on any device), "plain", or "ring": by XLA alone, and all slots write at `step.at`
+        of their rows, which then are rings. That needs no scatter, but what a row adds up, and so its rounding, begins anywhere in the ring.
     Returns: attended [S, H K], cache_k, cache_v.
     """
+    if how == "ring":
+        return _attend_ring(qkv_SJK, cache_k, cache_v, prompt_k, prompt_v, step, heads)
     if how == "plain":
         return attend_plain(qkv_SJK, cache_k, cache_v, prompt_k, prompt_v, step, heads)
     rows, groups = cache_k.shape[:2]
@@ -182,6 +186,32 @@ def attend_plain(qkv_SJK, cache_k, cache_v, prompt_k, prompt_v, step: Step, head
     values = jnp.where(seen[:, None, :, None], values, jnp.zeros_like(values))
     out = jnp.einsum("sgqm,sgmk->sgqk", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return out.astype(cache_k.dtype).reshape(rows, heads * size), cache_k, cache_v
+
+
+def _attend_ring(qkv_SJK, cache_k, cache_v, prompt_k, prompt_v, step: Step, heads: int):
+    rows, groups, longest, size = cache_k.shape
+    q, k, v = jnp.split(qkv_SJK, [heads, heads + groups], 1)
+    if step.cos is not None:
+        q, k = _turned(q, step), _turned(k, step)
+    cache_k, cache_v = (jax.lax.dynamic_update_slice(x, new[:, :, None], (0, 0, step.at, 0)) for x, new in ((cache_k, k), (cache_v, v)))
+    q = q.reshape(rows, groups, -1, size)
+    back = (step.at - jnp.arange(longest, dtype=jnp.int32)) % longest
+    parts = (
+        (prompt_k[step.prompt], prompt_v[step.prompt], jnp.arange(prompt_k.shape[2])[None] < step.length[:, None]),
+        (cache_k, cache_v, back[None] <= step.age[:, None]),
+    )
+    scores = []
+    for keys, _, seen in parts:
+        raw = jnp.einsum("sgqk,sgmk->sgqm", q, keys, preferred_element_type=jnp.float32) * size**-0.5
+        scores.append(jnp.where(seen[:, None, None], raw, -1e30))
+    top = jnp.maximum(*(x.max(-1, keepdims=True) for x in scores))
+    weights = [jnp.exp(x - top) for x in scores]
+    total = sum(w.sum(-1, keepdims=True) for w in weights)
+    made = [
+        jnp.einsum("sgqm,sgmk->sgqk", w.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        for w, (_, values, _) in zip(weights, parts, strict=True)
+    ]
+    return ((made[0] + made[1]) / total).astype(cache_k.dtype).reshape(rows, heads * size), cache_k, cache_v
 
 
 def _turned(x_SHK, step: Step):

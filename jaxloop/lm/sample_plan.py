@@ -27,7 +27,7 @@ ROW_SHARE = 0.6  # of a device's memory for the caches of the slots
 
 @dataclass(frozen=True)
 class Plan:
-    """engine: "rows" (`decode_rows`: a cache row for each slot, written by kernels) or "blocks" (`decode`). how: what computes the kernels of
+    """engine: "rows" (`decode_rows`: a cache row for each slot) or "blocks" (`decode`). how: what computes the kernels of
     "rows". The numbers: as in `SampleSettings`, none of them 0; texts_per_job None: by what each chain writes. target: of all its programs."""
 
     target: Target
@@ -81,7 +81,9 @@ def _power(n: int) -> int:
 
 def engine_of(settings, spec: Spec, target: Target) -> tuple[str, str]:
     """The engine that `settings.engine` chooses for a target, and what computes its kernels."""
-    if settings.engine == "rows" and target.platform != "gpu":
+    if target.platform == "tpu":
+        return ("blocks", "") if settings.engine == "blocks" else ("rows", "ring")
+    if settings.engine == "rows" and target.platform == "cpu":
         return "rows", "plain"
     fits = settings.engine != "blocks" and target.rows and row_kernels.fits(spec)
     if settings.engine == "rows" and not fits:

@@ -14,7 +14,7 @@ from jaxloop.lm.family import FitSettings, FitTask
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.sample import SampleSettings
 from jaxloop.lm.spec import Spec, init
-from jaxloop.lm.target import Target, target_of
+from jaxloop.lm.target import Target, complete, target_of
 from jaxloop.plan import absent, cards
 
 LORA = Lora(rank=4, alpha=4.0)
@@ -25,7 +25,7 @@ ENCODER = EncoderSpec(
          activation="gelu", norm_first=False, final_norm=False, qkv_bias=True, o_bias=True, mlp_bias=True), token_types=2,
 )  # fmt: skip
 WRITE = SampleSettings(lora=LORA, dtype="bfloat16", max_new_tokens=24, slots=16, texts_per_call=32, chains_per_call=2, window=8)
-TARGETS = {"cuda": Target("gpu", cudnn=True), "tpu": Target("tpu")}
+TARGETS = {"cuda": complete("gpu"), "tpu": complete("tpu")}
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,14 @@ def made(platform: str) -> list[programs.Program]:
 
 @pytest.mark.parametrize("platform", list(TARGETS))
 def test_every_program_is_lowered_for_hardware_that_is_absent(platform):
-    """For a GPU with cuDNN's attention in training and loss; for a TPU without. Nothing is compiled."""
+    """For a GPU with cuDNN's attention in training, loss and prefill; for a TPU without. Nothing is compiled."""
     attention = {}
     with absent.as_card(cards.CARDS["h100"] if platform == "cuda" else None):
         for program in made(platform):
             text = program.lower((platform,)).as_text()
             assert "stablehlo.dot_general" in text
             attention[program.name] = len(re.findall("cudnn", text)) > 0
-    assert attention == {name: platform == "cuda" and name in ("training", "loss") for name in attention} and len(attention) == 6
+    assert attention == {name: platform == "cuda" and name in ("training", "loss", "prefill") for name in attention} and len(attention) == 6
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -42,7 +42,8 @@ def test_what_is_given_stays():
 
 
 def test_engines():
-    assert engine_of(DEFAULT, LLAMA_1B, Target("tpu")) == ("blocks", "") == engine_of(DEFAULT, LLAMA_1B, Target("cpu"))
+    assert engine_of(DEFAULT, LLAMA_1B, Target("cpu")) == ("blocks", "") == engine_of(DEFAULT, LLAMA_1B, Target("gpu"))
+    assert engine_of(DEFAULT, LLAMA_1B, complete("gpu")) == ("rows", "pallas") and engine_of(DEFAULT, LLAMA_1B, Target("tpu")) == ("rows", "ring")
     assert engine_of(dataclasses.replace(DEFAULT, engine="rows"), LLAMA_1B, Target("cpu")) == ("rows", "plain")
     with pytest.raises(ValueError, match="sample.engine: 'paged' is not allowed; choose one of auto, rows, blocks"):
         SampleSettings(engine="paged")
