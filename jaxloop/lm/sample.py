@@ -143,7 +143,7 @@ def _pool(model, tasks, devices: list[Device], settings, plan: Plan):
     if mesh is not None:
         stacked = jax.device_put(stacked, NamedSharding(mesh, PartitionSpec(AXIS)))
     if plan.engine == "rows":
-        return _lay_out(model.spec, stacked, settings.lora.scale, jnp.dtype(settings.dtype))
+        return _lay_out(model.spec, stacked, settings.lora.scale, model.params["embed"].dtype)
     return _fuse(model.spec, stacked, settings.lora, jnp.dtype(settings.dtype))
 
 
@@ -157,10 +157,13 @@ def _write(model, params, adapted, tasks, ids, chosen, settings, longest, tokens
     devices = 1 if mesh is None else mesh.size
     device = next(iter(devices_of(model)))
     counts = sorted((len(ids[i]) for i in chosen), reverse=True)[::devices]
-    plan = plan_of(settings, model.spec, target_of(model.spec, model.params, mesh), counts, device_bytes(device))
+    shared = all(len(set(map(tuple, ids[i]))) <= FEW for i in chosen)
+    length = settings.max_prompt or batching.bucket(longest)
+    target, own = target_of(model.spec, model.params, mesh), 0 if shared else length
+    plan = plan_of(settings, model.spec, target, counts, device_bytes(device), own)
     while True:
         try:
-            return _write_with(model, params, adapted, tasks, ids, chosen, settings, plan, mesh, longest, tokens, ended)
+            return _write_with(model, params, adapted, tasks, ids, chosen, settings, plan, mesh, length, shared, tokens, ended)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -168,11 +171,9 @@ def _write(model, params, adapted, tasks, ids, chosen, settings, longest, tokens
             plan = dataclasses.replace(plan, slots=fewer, lane_slots=min(plan.lane_slots, fewer))
 
 
-def _write_with(model, params, adapted, tasks, ids, chosen, settings, plan: Plan, mesh, longest, tokens, ended):
+def _write_with(model, params, adapted, tasks, ids, chosen, settings, plan: Plan, mesh, length, shared, tokens, ended):
     """Run the decoding program over the rows of the chosen tasks; `adapted`: their weights are adapters."""
     devices = 1 if mesh is None else mesh.size
-    shared = all(len(set(map(tuple, ids[i]))) <= FEW for i in chosen)
-    length = settings.max_prompt or batching.bucket(longest)
     shape = decode.Shape(plan.lanes, -(-plan.slots // plan.lanes), settings.window, settings.max_new_tokens, length - 1, shared)
     size = (plan.chains_per_call if plan.lanes > 1 or not adapted else 1) * devices
     together = programs_on(model, settings.programs)

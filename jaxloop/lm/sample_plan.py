@@ -23,6 +23,7 @@ LEAST = 64  # and below which a step takes the same time whatever it writes
 TEXTS_PER_SLOT = {"rows": 24, "blocks": 48}  # so that the end of a call costs a tenth of it
 LANE = {"rows": 16, "blocks": 8}  # slots of a lane where there are no more chains than lanes; a lane that changes chains waits for its last text
 ROW_SHARE = 0.6  # of a device's memory for the caches of the slots
+PROMPT_SHARE = 0.1  # and for those of prompts that only one text has
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,21 @@ class Plan:
         return max(1, self.slots // self.lane_slots)
 
 
-def plan(settings, spec: Spec, target: Target, texts: Sequence[int], memory: int | None = None) -> Plan:
+def plan(settings, spec: Spec, target: Target, texts: Sequence[int], memory: int | None = None, own_prompts: int = 0) -> Plan:
     """The plan for chains that write `texts` texts each on one device.
 
     Args:
       settings: `SampleSettings`; every number that is not 0 stays.
       target: what the programs are made for.
       memory: bytes that programs may use on the device (None: not a limit).
+      own_prompts: tokens (padded) of the texts' prompts where each has its own, whose cache a call holds until it ends; 0 where they share a few.
     """
     engine, how = engine_of(settings, spec, target)
     fixed = target.platform == "cpu" and engine == "blocks"
     chains, total = max(1, len(texts)), max(1, sum(texts))
     call = settings.texts_per_call or (4096 if fixed else 65536)
+    if own_prompts and not fixed and not settings.texts_per_call:
+        call = _calls_with_prompts(settings, spec, own_prompts, memory)
     together = settings.chains_per_call or (16 if fixed else min(64, _power(chains)))
     slots = settings.slots or (64 if fixed else _slots(settings, spec, engine, min(total, call), memory))
     lane_slots = settings.lane_slots or min(slots, 8 if fixed else max(4, min(LANE[engine], slots // together)))
@@ -72,6 +76,12 @@ def _slots(settings, spec, engine, total, memory):
     # The blocks of the other engine lie in a ring and are gathered beside it.
     fit = int(ROW_SHARE * memory // (each * (1 if engine == "rows" else 2)))
     return max(1, min(wanted, _power(fit + 1) // 2))
+
+
+def _calls_with_prompts(settings, spec, tokens, memory):
+    """Texts of a call whose prompts have caches of their own."""
+    fit = math.inf if memory is None else PROMPT_SHARE * memory / (sizes_of(spec).cache * jnp.dtype(settings.dtype).itemsize * tokens)
+    return max(LEAST, int(min(4096, fit)))
 
 
 def _power(n: int) -> int:

@@ -35,6 +35,12 @@ def test_slots_follow_the_memory():
     assert [plan(rows, LLAMA_1B, Target("cpu"), [4000] * 64, memory=m * 10**9).slots for m in (4, 16, 80)] == [128, 512, 1024]
 
 
+def test_calls_are_small_where_every_text_has_its_own_prompt():
+    """512 tokens of a prompt are 16.8 MB of cache: a tenth of 80 GB holds 476 of them."""
+    made = [plan(dataclasses.replace(DEFAULT, engine="rows"), LLAMA_1B, Target(), [4000] * 16, 80 * 10**9, own) for own in (0, 16, 512)]
+    assert [m.texts_per_call for m in made] == [65536, 4096, 476] and made[2].slots == 64
+
+
 def test_what_is_given_stays():
     asked = dataclasses.replace(DEFAULT, slots=96, lane_slots=12, texts_per_job=40, texts_per_call=1000, chains_per_call=3)
     made = plan(asked, LLAMA_1B, Target("tpu"), [4000] * 64)
