@@ -45,7 +45,8 @@ class Tokenizer:
         try:
             encoded = self.backend.encode_batch([clean(t) for t in texts], add_special_tokens=special)
         except Exception as error:
-            raise ValueError(f"tokenizer: a text cannot be encoded ({str(error).splitlines()[0].split(': ')[-1]})") from None
+            reason = str(error).splitlines()[0].split(": ")[-1]
+            raise ValueError(f"tokenizer: a text cannot be encoded ({reason}); give the tokenizer a token for unknown words") from None
         return [_open_ended(e, self.eos) if special else e.ids for e in encoded]
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
