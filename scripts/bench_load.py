@@ -120,6 +120,8 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="drop the files from the system's cache before each measurement")
     parser.add_argument("--child", choices=("load", "read"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.repeats < 1 or args.gigabytes <= 0:
+        parser.error(f"--repeats {args.repeats} and --gigabytes {args.gigabytes:g} must be above 0")
     if args.child:
         print(json.dumps(child(args.child, args.folder, args.dtype)))
         return

@@ -63,6 +63,8 @@ def load_encoder(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float
     path = _locate(str(path_or_hub_id), revision)
     folder, readout, modules = read_modules(path)
     settings = optional_json(path / "config_sentence_transformers.json")
+    if (size := settings.get("truncate_dim")) is not None:
+        raise Unsupported(f"model: truncate_dim = {fields.short(size)} of {path}, which cuts embeddings, is not supported")
     prefix = fields.mapping(settings, "prompts").get(settings.get("default_prompt_name")) or ""
     if prefix and any(optional_json(m / "config.json").get("include_prompt") is False for m in modules):
         raise Unsupported(f"model: {path} leaves its prompt out of the pooling, which is not supported")

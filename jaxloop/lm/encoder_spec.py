@@ -184,7 +184,7 @@ def read_labels(c: dict, path) -> tuple[tuple[str, ...], bool]:
 # Fields that do not change what an encoder gives, beside those of every model.
 _HARMLESS = HARMLESS | frozenset(
     """pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type directionality tie_word_embeddings
-    sinusoidal_pos_embds tie_weights_ qa_dropout seq_classif_dropout _num_labels padding function_to_apply""".split()
+    sinusoidal_pos_embds tie_weights_ qa_dropout seq_classif_dropout padding function_to_apply""".split()
 )
 _FIXED = FIXED | {"position_embedding_type": ("absolute",), "is_decoder": (False,), "is_causal": (False,)}
 _NAMES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "hidden_act")

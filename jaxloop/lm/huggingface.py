@@ -130,7 +130,11 @@ def check_vocabulary(tokenizer: Tokenizer, spec: Spec, path) -> None:
     """Raises ValueError where the tokenizer has ids for which the model has no row."""
     for name, number in (("EOS", tokenizer.eos), ("BOS", tokenizer.bos)):
         if number is not None and number >= spec.vocab:
-            raise ValueError(f"model: {name} token {number} of {path} is outside the model's vocabulary of {spec.vocab}")
+            field = f"{name.lower()}_token_id"
+            raise ValueError(
+                f"model: {name} token {number} of {path} is outside the model's vocabulary of {spec.vocab}; "
+                f"set {field} in its config.json and generation_config.json, which may have a library's default"
+            )
     tokenizer_files.check_rows(tokenizer.backend, spec.vocab, path)
 
 

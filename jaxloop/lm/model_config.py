@@ -16,7 +16,7 @@ HARMLESS = frozenset(
     model_type architectures auto_map transformers_version _name_or_path name_or_path _commit_hash name license tags base_model library_name
     transformers.js_config custom_pipelines model_max_length seq_length max_sequence_length n_ctx unsloth_version unsloth_fixed
     unsloth_model_type unsloth_optimized use_flash_attn use_flash_attention use_flash_attention_2 use_sdpa is_llama_config
-    version description author language model_name base_model_name padded_vocab_size bos_token eos_token pad_token unk_token cache_implementation
+    version description author created_date language model_name base_model_name padded_vocab_size bos_token eos_token pad_token unk_token cache_implementation
     dtype torch_dtype torchscript use_bfloat16 tf_legacy_loss xla_device pretraining_tp use_cache output_past keys_to_ignore_at_inference
     tie_encoder_decoder return_dict return_dict_in_generate output_attentions output_hidden_states output_scores tie_last_hidden_states chunk_size_feed_forward
     gradient_checkpointing _gradient_checkpointing attn_implementation _attn_implementation _attn_implementation_autoset _attn_implementation_internal
@@ -25,7 +25,7 @@ HARMLESS = frozenset(
     max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p min_p
     repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    task_specific_params finetuning_task problem_type num_labels id2label label2id classifier_dropout classifier_dropout_prob sentence_transformers
+    task_specific_params finetuning_task problem_type num_labels _num_labels id2label label2id classifier_dropout classifier_dropout_prob sentence_transformers
     initializer_range init_std initializer_factor attention_dropout hidden_dropout attn_dropout resid_dropout embd_dropout hidden_dropout_prob
     attention_probs_dropout_prob dropout activation_dropout classif_dropout layerdrop resid_pdrop embd_pdrop attn_pdrop neftune_noise_alpha
     """.split()
@@ -151,7 +151,8 @@ def _gpt2(c: Mapping, causal: bool) -> Spec:
         "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
         "predict_special_tokens",
     }  # fmt: skip
-    fixed = {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "is_causal": (True,), "is_decoder": (True, False)}
+    fixed: dict[str, tuple] = {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "is_causal": (True,), "is_decoder": (True, False)}
+    fixed |= {"n_special": (0,)}  # rows of special tokens beyond vocab_size, in the files of the first versions
     fields.check_known(c, HARMLESS | known, FIXED | fixed, "gpt2 models")
     d, heads = _heads(c, "n_embd", "n_head")
     return Spec(

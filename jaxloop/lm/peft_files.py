@@ -166,9 +166,12 @@ def _in_layers(c: Mapping, module: str) -> bool:
     layers = [layers] if isinstance(layers, int) and not isinstance(layers, bool) else layers
     if not isinstance(layers, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in layers):
         fields.refuse("layers_to_transform", layers, "a number, or a list of numbers", "adapter")
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+        fields.refuse("layers_pattern", patterns, "a name, or a list of names", "adapter")
     if not layers:
         return True
-    for pattern in [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]:
+    for pattern in patterns or [r"[^.]*"]:
         try:
             found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
         except re.error:
@@ -202,4 +205,6 @@ def _stacked(found: Mapping[str, _Factors], c: Mapping, spec: Spec) -> tuple[dic
                     b[i, : f.a.shape[0]] = f.b.T if f.scale == scale else f.b.T * np.float32(f.scale / scale)
             adapter[p.name] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
     dropout = fields.number(c, "lora_dropout", 0.0, low=0, kind="adapter")
+    if dropout >= 1:
+        fields.refuse("lora_dropout", dropout, "a number of at least 0, below 1", "adapter")
     return adapter, Lora(rank=rank, alpha=alpha, targets=tuple(adapter), dropout=dropout)

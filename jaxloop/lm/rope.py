@@ -127,6 +127,8 @@ def read(c: Mapping[str, Any], size: int, context: int) -> dict[str, Any]:
     fields.choice({"rope_type": kind}, "rope_type", tuple(_KEYS))
     fields.check_known(r, (*_PLAIN, *_KEYS[kind]), {}, f"rope_type {kind!r}")
     theta = float(fields.number({"rope_theta": 10000.0, **_some(c, "rope_theta"), **_some(r, "rope_theta")}, "rope_theta", above=0))
+    if kind == "yarn" and theta == 1:
+        fields.refuse("rope_theta", theta, "any other positive number with yarn, which divides by its logarithm")
     if old and new.get("rope_theta", theta) != theta:
         raise ValueError(
             f"model: rope_scaling takes the place of rope_parameters, whose rope_theta = {new['rope_theta']!r} would be lost; "

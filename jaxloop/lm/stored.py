@@ -191,10 +191,17 @@ def _names(parameters: Sequence[Param], layers: int) -> Iterator[tuple]:
 
 
 def _missing(w: Weights, name: str):
-    module = _bare(name.rsplit(".", 1)[0])
-    near = next((t for t in w.where if _bare(t).startswith(module + ".")), None)
-    hint = f"; {near} is there instead, so the weights are quantised or those of an adapter: save them dequantised and merged" if near else ""
-    raise (Refused if near else ValueError)(f"model: tensor {name} is missing from {w.path}{hint}")
+    bare = _bare(name)
+    module, kind = bare.rsplit(".", 1)
+    prefixed = next((t for t in w.where if _bare(t) == bare or t.endswith(f".{name}")), None)
+    if prefixed:
+        raise Refused(f"model: tensor {name} is missing from {w.path}; {prefixed} is there instead, so a wrapper was saved: save the model inside it")
+    near = next((t for t in w.where if _bare(t).startswith(f"{module}.")), None) if kind == "weight" else None
+    if near:
+        reason = "the weights are quantised or those of an adapter: save them dequantised and merged"
+        raise Refused(f"model: tensor {name} is missing from {w.path}; {near} is there instead, so {reason}")
+    hint = "; config.json does not tie the head to the embeddings, so this is no language model" if bare == "lm_head.weight" else ""
+    raise ValueError(f"model: tensor {name} is missing from {w.path}{hint}")
 
 
 def _check_type(w: Weights, tensor: Stored):
@@ -284,7 +291,9 @@ def tensor(w: Weights, name: str) -> np.ndarray | None:
 
 
 def same(w: Weights, one: Stored, two: Stored) -> bool:
-    """Whether two tensors hold the same numbers; read block by block."""
+    """Whether two tensors hold the same numbers; read block by block. Raises `Refused` for a type that is no plain number."""
+    for tensor in (one, two):
+        _check_type(w, tensor)
     if one.shape != two.shape:
         return False
     with one.file.open("rb") as first, two.file.open("rb") as second:

@@ -39,10 +39,15 @@ class Tokenizer:
         return f"training appends {names[0]}; " + ("it alone ends a text" if len(names) == 1 else f"a text ends with any of {', '.join(names)}")
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-        """Token ids of each text, in parallel over texts. Lone surrogates are read as U+FFFD."""
-        ids = [e.ids for e in self.backend.encode_batch([clean(t) for t in texts], add_special_tokens=special)]
-        # Some tokenizers (BERT-like templates, OPT variants) close with EOS; a prompt must not.
-        return [i[:-1] if special and len(i) > 1 and i[-1] == self.eos else i for i in ids]
+        """Token ids of each text, in parallel over texts. Lone surrogates are read as U+FFFD.
+
+        ValueError where a text has a word for which the tokenizer has no token, nor one for unknown words."""
+        try:
+            encoded = self.backend.encode_batch([clean(t) for t in texts], add_special_tokens=special)
+        except Exception as error:
+            reason = str(error).splitlines()[0].split(": ")[-1]
+            raise ValueError(f"tokenizer: a text cannot be encoded ({reason}); give the tokenizer a token for unknown words") from None
+        return [_open_ended(e, self.eos) if special else e.ids for e in encoded]
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Text of each sequence, special tokens skipped, not stripped."""
@@ -57,6 +62,16 @@ class Tokenizer:
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text without special ones."""
         return [len(i) for i in self.encode(texts, special=False)]
+
+
+def _open_ended(encoded: tokenizers.Encoding, eos: int) -> list[int]:
+    """The ids without those that the tokenizer puts behind a text: BERT-like templates and some OPT variants close with EOS; a prompt must not."""
+    ids, added = encoded.ids, encoded.special_tokens_mask
+    if 0 in added:
+        return ids[: len(added) - added[::-1].index(0)]
+    while len(ids) > 1 and ids[-1] == eos:
+        ids = ids[:-1]
+    return ids
 
 
 def reading_special(tokenizer: Tokenizer) -> Tokenizer:
@@ -92,6 +107,7 @@ def load(path) -> Tokenizer:
     ends = _ends(backend, settings)
     if not ends:
         raise ValueError(f"model: the tokenizer of {path} has no EOS token, without which no text ends; set eos_token in its tokenizer_config.json")
+    tokenizer_files.make_special(backend, [backend.id_to_token(i) for i in ends])
     pad = _special(backend, settings, "pad")
     return Tokenizer(
         backend, eos=ends[0], bos=_special(backend, settings, "bos"), pad=ends[0] if pad is None else pad, vocab_size=backend.get_vocab_size(),

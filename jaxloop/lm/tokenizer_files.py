@@ -5,7 +5,7 @@ Two things are done otherwise. Merges are never dropped at random (`dropout`), s
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +161,17 @@ def _plain(text: str, special: bool) -> AddedToken:
     return AddedToken(text, rstrip=False, lstrip=False, normalized=not special, special=special)
 
 
-def _add_special(backend: tokenizers.Tokenizer, tokens: Iterable[Any], folder: Path) -> None:
+def make_special(backend: tokenizers.Tokenizer, texts: Collection[str | None]) -> None:
+    """Makes added tokens of these texts special where the file calls them ordinary, which would be read as tokens wherever a text has their names."""
+    for token in backend.get_added_tokens_decoder().values():
+        if token.content in texts and not token.special:
+            flags = dict(lstrip=token.lstrip, rstrip=token.rstrip, normalized=token.normalized, single_word=token.single_word)
+            backend.add_special_tokens([AddedToken(token.content, special=True, **flags)])
+
+
+def _add_special(backend: tokenizers.Tokenizer, tokens: Collection[Any], folder: Path) -> None:
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    make_special(backend, [content(token) for token in tokens])
     for token in tokens:
         text = content(token)
         if text is None:

@@ -292,3 +292,10 @@ def test_what_is_not_computed_is_refused(folder, tmp_path):
     odd.save(str(tmp_path / "odd"))
     with pytest.raises(E.Unsupported, match="LayerNorm"):
         E.load_encoder(tmp_path / "odd")
+    even = sentence_transformers.SentenceTransformer(modules=[transformer, readouts.Pooling(32)], device="cpu")
+    even.save(str(tmp_path / "cut"))
+    settings = json.loads((tmp_path / "cut" / "config_sentence_transformers.json").read_text()) | {"truncate_dim": 8}
+    (tmp_path / "cut" / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    assert sentence_transformers.SentenceTransformer(str(tmp_path / "cut"), device="cpu").encode(["a cat"]).shape == (1, 8)
+    with pytest.raises(E.Unsupported, match="truncate_dim = 8"):
+        E.load_encoder(tmp_path / "cut")

@@ -60,6 +60,8 @@ ROWS = [
     Row("layers_to_transform of GPT-2", "gpt2", (by_peft(target_modules=["c_attn", "c_proj"], layers_to_transform=[0],
         layers_pattern=["h"], fan_in_fan_out=True),),
         RIGHT),
+    Row("layers_to_transform, patterns and a layer that there is not", "llama", (by_peft(layers_to_transform=[1, 7],
+        layers_pattern=["h", "layers"]),), RIGHT),
     Row("exclude_modules", "llama", (by_peft(target_modules=LINEAR, exclude_modules=["layers.0.mlp.up_proj",
         "k_proj"]),), RIGHT),
     Row("exclude_modules, a pattern", "llama", (by_peft(target_modules=LINEAR,
@@ -98,8 +100,9 @@ ROWS = [
         use_qalora=True, arrow_config={"x": 1}, kasa_config={"beta": 1.0}, monteclora_config={}, use_bdlora=True,
             megatron_config={"a": 1},
         target_parameters=["experts"], something_new=3, r="4", r_=2.5, lora_alpha="16", use_rslora="yes",
-            lora_dropout="0", target_modules=7).items()
+            lora_dropout="0", target_modules=7, layers_pattern=3).items()
       if k != "r_"),
+    Row("a dropout of everything", "llama", (by_peft(), config(lora_dropout=1.0)), "lora_dropout = 1.0 is not supported; allowed: .* below 1"),
     Row("a rank that the file does not have", "llama", (by_peft(), config(r=5)),
         r"has shape \(4, 32\); \(5, 32\) is expected"),
     Row("a target without factors", "llama", (by_peft(), config(target_modules=["q_proj", "v_proj", "o_proj"])),

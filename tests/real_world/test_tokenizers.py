@@ -13,7 +13,7 @@ from jaxloop.lm import tokenize
 from jaxloop.lm.spec import Spec, init
 from tests.real_world.support import RIGHT, Row, config, edit, refusal, remove, write
 
-TEXTS = ["the cat sat", " the cat", "x <new> y", "a<|im_end|>b", "hat's 12345 \n\n  x", "Ⅷ é", "", "the hat<new>"]
+TEXTS = ["the cat sat", " the cat", "a</s>b <s>", "x <new> y", "a<|im_end|>b", "hat's 12345 \n\n  x", "Ⅷ é", "", "the hat<new>"]
 TRAINED = ["the cat sat on the mat and then the rat ran to the hat", "a model that reads what another model wrote reads less each time"]
 SIZE = 301
 
@@ -67,6 +67,14 @@ def lower(made):
     made.normalizer = normalizers.Lowercase()
 
 
+def ordinary(path):
+    """Special tokens as tokenizer.json of converted models may have them."""
+    made = json.loads((path / "tokenizer.json").read_text())
+    for entry in made["added_tokens"]:
+        entry["special"] = False
+    (path / "tokenizer.json").write_text(json.dumps(made))
+
+
 def words(path):
     model = json.loads((path / "tokenizer.json").read_text())["model"]
     (path / "vocab.json").write_text(json.dumps(model["vocab"]))
@@ -91,6 +99,7 @@ KINDS = [
     ("add_eos_token", (settings(add_eos_token=True),), RIGHT),
     ("BOS by the post-processor", (backend(bos_first),), RIGHT),
     ("an end that a word of the vocabulary is", (settings(eos_token="</s>", pad_token={"content": "<pad>", "__type": "AddedToken"}),), RIGHT),
+    ("special tokens that the file calls ordinary", (ordinary,), RIGHT),
     ("padding and truncation in the file", (backend(padded),), "once"),
     ("merges dropped at random", (backend(lots),), "once"),
     ("lower case by the file", (backend(lower),), RIGHT),
@@ -140,6 +149,45 @@ def test_a_tokenizer_is_right_or_refused(row, saved, tmp_path):
     split = ours.backend.encode_special_tokens  # whether the name of a special token in a text is that token or text
     assert found == [theirs(text, split_special_tokens=split).input_ids for text in TEXTS]
     assert ours.decode(found) == [theirs.decode(ids, skip_special_tokens=True) for ids in found]
+
+
+CLOSED = [
+    ("an end", processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]), [1]),
+    ("an end twice", processors.TemplateProcessing(single="<s> $A </s> </s>", special_tokens=[("<s>", 1), ("</s>", 2)]), [1]),
+    ("another token", processors.TemplateProcessing(single="$A <pad>", special_tokens=[("<pad>", 0)]), []),
+    ("RoBERTa", processors.RobertaProcessing(("</s>", 2), ("<s>", 1)), [1]),
+    ("BERT", processors.BertProcessing(("</s>", 2), ("<s>", 1)), [1]),
+    ("the end before the text", processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)]), [2]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("processor", "start"), [row[1:] for row in CLOSED], ids=[row[0] for row in CLOSED])
+def test_nothing_is_put_behind_a_prompt(processor, start, saved, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(saved.read_bytes())
+    edit("tokenizer_config.json", eos_token="</s>", bos_token="<s>", tokenizer_class="PreTrainedTokenizerFast")(tmp_path)
+    plain = hf.AutoTokenizer.from_pretrained(tmp_path)
+    backend(lambda made: setattr(made, "post_processor", processor))(tmp_path)
+    texts = [text for text in TEXTS if text]
+    assert tokenize.load(tmp_path).encode(texts) == [start + plain(text, split_special_tokens=True, add_special_tokens=False).input_ids for text in texts]
+
+
+def test_an_end_that_only_the_config_names_is_no_token_of_a_text(saved, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(saved.read_bytes())
+    ordinary(tmp_path)
+    config(eos_token_id=2)(tmp_path)
+    ours = tokenize.load(tmp_path)
+    (ids,) = ours.encode(["a</s>b"])
+    assert 2 not in ids and ours.decode([ids]) == ["a</s>b"] and ours.names_special(["a</s>b"]) == [True]
+
+
+def test_words_without_a_token_are_refused_in_one_sentence(tmp_path):
+    Tokenizer(models.WordLevel({"</s>": 0, "the": 1}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    edit("tokenizer_config.json", eos_token="</s>")(tmp_path)
+    ours = tokenize.load(tmp_path)
+    assert ours.encode(["the"]) == [[1]]
+    with pytest.raises(ValueError) as caught:
+        ours.encode(["rat"])
+    refusal(caught.value, r"tokenizer: a text cannot be encoded .Missing \[UNK\] token")
 
 
 # ---- where a text ends ------------------------------------------------------------------------------------------------
