@@ -77,9 +77,18 @@ def main() -> int:
     parser.add_argument("--mean", type=int, default=60)
     parser.add_argument("--longest", type=int, default=300)
     flags = parser.parse_args()
+    counts = flags.chains.split(",")
+    if not all(count.isdecimal() and int(count) for count in counts):
+        print(f"--chains={flags.chains}: must be whole numbers of at least 1, with commas", file=sys.stderr)
+        return 2
+    # The toy model's context holds a start and the longest text; lengths are at least 5.
+    for name, least, most in (("texts", 1, 1 << 24), ("slots", 0, 1 << 16), ("mean", 1, 1 << 16), ("longest", 5, TOY.context - 1)):
+        if not least <= getattr(flags, name) <= most:
+            print(f"--{name}={getattr(flags, name)}: must be from {least} to {most}", file=sys.stderr)
+            return 2
     rows = []
     print(f"{'engine':<8}{'chains':>7}{'texts':>8}{'slots':>7}{'lanes of':>10}{'calls':>7}{'steps':>9}{'occupancy':>11}")
-    for chains in map(int, flags.chains.split(",")):
+    for chains in map(int, counts):
         row = measure(flags.engine, chains, flags.texts, flags.slots, flags.mean, flags.longest)
         rows.append(row)
         print(

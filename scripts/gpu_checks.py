@@ -131,13 +131,22 @@ def missing(peer: bool) -> list[str]:
 
 
 def results(out: Path) -> dict[str, dict]:
-    """What earlier calls found, by name; the newest of each counts."""
+    """What earlier calls found, by name; the newest of each counts. A line that an interrupted call left half written does not."""
     path = out / "results.jsonl"
-    lines = path.read_text(encoding="utf8").splitlines() if path.exists() else []
-    return {row["name"]: row for row in map(json.loads, lines)}
+    lines = path.read_text(encoding="utf8", errors="replace").splitlines() if path.exists() else []
+    return {row["name"]: row for row in map(_object, lines) if row is not None and {"name", "ok", "found", "date"} <= set(row)}
 
 
-def run(check: Check, out: Path, limit: float) -> dict:
+def _object(line: str) -> dict | None:
+    """The JSON object of a line; None for any other line."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def run(check: Check, out: Path, limit: float, tiny: bool) -> dict:
     """Run one check for at most `limit` seconds; its result is in OUT/results.jsonl, and what it printed in OUT/NAME.out, when this returns."""
     command = [sys.executable, *(word.replace("OUT", str(out)) for word in check.command)]
     environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "cache"), **os.environ, "PYTHONPATH": str(ROOT)}
@@ -149,13 +158,18 @@ def run(check: Check, out: Path, limit: float) -> dict:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     lines = text.read_text(encoding="utf8", errors="replace").splitlines()
-    found = next((json.loads(line) for line in reversed(lines) if line.startswith("{") and line.endswith("}")), {"tail": " ".join(lines[-6:])[-400:]})
-    row = dict(name=check.name, ok=code == 0, seconds=round(time.time() - start, 1), date=str(datetime.date.today()), found=found)
+    found = next(filter(None, map(_object, reversed(lines))), {"tail": " ".join(lines[-6:])[-400:]})
+    row = dict(name=check.name, ok=code == 0, tiny=tiny, seconds=round(time.time() - start, 1), date=str(datetime.date.today()), found=found)
     if code:
         row["why"] = "out of time" if code == -signal.SIGKILL else " ".join(lines[-3:])[-400:]
-    with (out / "results.jsonl").open("a", encoding="utf8") as file:
-        file.write(json.dumps(row) + "\n")
+    kept = out / "results.jsonl"
+    before = kept.read_bytes() if kept.exists() else b""
+    with kept.open("a", encoding="utf8") as file:
+        file.write("\n" * (before[-1:] not in (b"", b"\n")) + json.dumps(row) + "\n")
     return row
 
 
@@ -165,7 +179,7 @@ def line(check: Check, row: dict) -> str:
         return f"failed: {row.get('why', '')}"
     try:
         figure, met = check.read(row["found"])
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         return f"its output cannot be read ({error})"
     verdict = "" if met is None else " (goal met)" if met else " (goal missed)"
     return f"{figure or 'ran'}{verdict}"
@@ -183,11 +197,17 @@ def table(rows: dict[str, dict], plan: Sequence[Check]) -> str:
     return "\n".join(out)
 
 
-def write(path: Path, text: str) -> None:
-    """Replace what stands between the two marks of a document. Raises ValueError where it has none."""
+def place(path: Path) -> str:
+    """A document that has both marks. Raises ValueError where it has not, OSError where it cannot be read."""
     whole = path.read_text(encoding="utf8")
     if START not in whole or END not in whole:
         raise ValueError(f"{path}: has no place for the rows; the lines {START} and {END} are expected")
+    return whole
+
+
+def write(path: Path, text: str) -> None:
+    """Replace what stands between the two marks of a document. Raises ValueError where it has none, OSError where it cannot be written."""
+    whole = place(path)
     head, _, rest = whole.partition(START)
     path.write_text(f"{head}{START}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf8")
 
@@ -207,6 +227,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     asked = arguments(argv)
     plan, out, end = checks(asked.tiny), Path(asked.out).absolute(), time.time() + 60 * asked.minutes
+    if not 0 <= asked.minutes < 1e6:
+        print(f"--minutes={asked.minutes:g}: must be a number of minutes, 0 or more", file=sys.stderr)
+        return 2
     names = [check.name for check in plan]
     chosen = asked.only.split(",") if asked.only else names
     unknown = [name for name in chosen if name not in names]
@@ -218,17 +241,36 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if asked.write:
         try:
-            write(Path(asked.write), table(results(out), plan))
+            place(Path(asked.write))
+            done = results(out)
+            if not done:
+                raise ValueError(f"--out={out}: has no results to write; run the checks first")
+            if toys := [name for name, row in done.items() if row.get("tiny")]:
+                raise ValueError(f"--out={out}: the results of {', '.join(toys)} are those of --tiny, which measures nothing")
+            write(Path(asked.write), table(done, plan))
         except ValueError as error:
             print(error, file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(f"{error.filename}: cannot be used ({error.strerror})", file=sys.stderr)
             return 2
         return 0
     lacking = missing(peer=False)
     if lacking:
         print(f"{', '.join(lacking)}: not installed here; scripts/gpu_checks.md says which wheels to bring", file=sys.stderr)
         return 2
-    out.mkdir(parents=True, exist_ok=True)
-    done, failed = {} if asked.again else results(out), 0
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".probe").write_text("")
+        (out / ".probe").unlink()
+        done, failed = results(out), 0
+    except OSError as error:
+        print(f"--out={asked.out}: cannot be written to ({error.strerror})", file=sys.stderr)
+        return 2
+    if other := [name for name, row in done.items() if row.get("tiny", False) != asked.tiny]:
+        print(f"--out={asked.out}: has results of {other[0]} {'without' if asked.tiny else 'with'} --tiny; choose another folder", file=sys.stderr)
+        return 2
+    done = {} if asked.again else done
     for check in (check for check in plan if check.name in chosen):
         if done.get(check.name, {}).get("ok"):
             print(f"{check.name:<12}has a result: {line(check, done[check.name])}", flush=True)
@@ -239,11 +281,15 @@ def main(argv: Sequence[str]) -> int:
             print(f"{check.name:<12}not run: {', '.join(lacking) + ' not installed' if lacking else f'{left:.0f} s are left'}", flush=True)
             failed += 1
             continue
-        row = run(check, out, min(left, 2.5 * check.seconds))
+        row = run(check, out, min(left, 2.5 * check.seconds), asked.tiny)
         failed += not row["ok"]
         print(f"{check.name:<12}{row['seconds']:>6.0f} s  {line(check, row)}", flush=True)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one was", file=sys.stderr)
+        sys.exit(1)

@@ -1,8 +1,10 @@
 """The checks for a GPU: order, resuming, time, rows of the document; the commands themselves run in the slow test, with a toy model."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,59 @@ def test_a_document_without_a_place_is_refused(tmp_path):
     (tmp_path / "a.md").write_text("nothing", encoding="utf8")
     done = run(f"--out={tmp_path}", f"--write={tmp_path / 'a.md'}")
     assert done.returncode == 2 and "has no place for the rows" in done.stderr
+
+
+def test_half_a_result_is_none(tmp_path):
+    """A call that was killed while it wrote: what it wrote before counts, and what comes later stands on a line of its own."""
+    (tmp_path / "results.jsonl").write_text(result("T1", rows=[row()]) + '{"name": "D1", "ok": tr', encoding="utf8")
+    done = run(f"--out={tmp_path}", "--only=T1,D1", "--minutes=0")
+    assert done.returncode == 1 and "T1          has a result" in done.stdout and "D1          not run" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--minutes=nan"], "--minutes=nan: must be a number of minutes"),
+        (["--minutes=-1"], "--minutes=-1: must be a number of minutes"),
+        (["--out=FILE/x"], "cannot be written to"),
+        (["--out=FILE"], "cannot be written to"),
+        (["--out=NEW", "--write=FILE"], "has no results to write"),
+        (["--out=TOY", "--write=FILE"], "the results of T1 are those of --tiny, which measures nothing"),
+        (["--out=TOY", "--only=T1"], "has results of T1 with --tiny; choose another folder"),
+        (["--out=REAL", "--tiny"], "has results of T1 without --tiny; choose another folder"),
+        (["--out=REAL", "--write=NEW/a.md"], "a.md: cannot be used (No such file or directory)"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(flags, said, tmp_path):
+    document = "before\n<!-- gpu: start -->\nold\n<!-- gpu: end -->\n"
+    (tmp_path / "FILE").write_text(document, encoding="utf8")
+    for name, tiny in (("TOY", True), ("REAL", False)):
+        (tmp_path / name).mkdir()
+        kept = json.loads(result("T1", rows=[row()])) | {"tiny": tiny}
+        (tmp_path / name / "results.jsonl").write_text(json.dumps(kept) + "\n", encoding="utf8")
+    places = {flag: flag.partition("=") for flag in flags}
+    done = run(*(f"{a}{b}{tmp_path / c}" if c[:1].isupper() and a != "--only" else flag for flag, (a, b, c) in places.items()))
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "FILE").read_text(encoding="utf8") == document
+
+
+def test_an_interrupted_check_leaves_no_process(tmp_path):
+    command = [sys.executable, SCRIPT, f"--out={tmp_path}", "--tiny", "--only=T1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 60
+        while not children.read_text().split() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        (child,) = children.read_text().split()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 1 and process.stderr.read().startswith("interrupted; the same command goes on")
+    assert not Path(f"/proc/{child}").exists() or Path(f"/proc/{child}/stat").read_text().split()[2] == "Z"
+
+
+@pytest.mark.parametrize("flag", ["--chains=16,x", "--longest=512"])
+def test_occupancy_refuses_bad_numbers(flag):
+    done = subprocess.run([sys.executable, SCRIPT.with_name("bench_occupancy.py"), flag], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"{flag}: must be") and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow

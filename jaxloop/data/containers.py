@@ -19,19 +19,23 @@ import pyarrow as pa
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _HEAD = 512
+_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ASIDE = ("__MACOSX/", ".DS_Store")
 # What readers of these formats raise on damaged input.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException, RuntimeError)
 
 
 def what(head: bytes) -> str:
-    """The kind of a file by its first bytes: gzip, bz2, xz, zstd, zip, parquet, lfs, html, utf-16, or plain."""
+    """The kind of a file by its first bytes: gzip, bz2, xz, zstd, zip, parquet, pdf, xls, lfs, html, utf-16, or plain."""
     for kind, mark in (
         ("gzip", b"\x1f\x8b"), ("bz2", b"BZh"), ("xz", b"\xfd7zXZ\x00"), ("zstd", b"\x28\xb5\x2f\xfd"), ("zip", b"PK\x03\x04"),
-        ("zip", b"PK\x05\x06"), ("parquet", b"PAR1"), ("lfs", b"version https://git-lfs"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"),
+        ("zip", b"PK\x05\x06"), ("parquet", b"PAR1"), ("pdf", b"%PDF-"), ("xls", _OFFICE),
+        ("lfs", b"version https://git-lfs"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"),
     ):  # fmt: skip
         if head.startswith(mark):
             return kind
+    if len(head) > 3 and head[:64].count(0) >= len(head[:64]) // 3:
+        return "utf-16"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return "html" if start.startswith((b"<!doctype html", b"<html")) else "plain"
 
@@ -42,6 +46,8 @@ def problem(head: bytes) -> str | None:
         "lfs": "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
         "html": "is a web page (HTML), not data; the download was probably an error page or the page about the file",
         "utf-16": "not UTF-8 at line 1, byte 0, but UTF-16 by its first bytes; convert the file to UTF-8 first",
+        "pdf": "is a PDF, not data; export its text first",
+        "xls": "is a file of an office program (Excel or Word), not data; export it as CSV first",
     }.get(what(head))
 
 
@@ -57,6 +63,9 @@ def inner_name(path: Path) -> str | None:
         return None
     with zipfile.ZipFile(path) as archive:
         names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith(_ASIDE) and not n.endswith(_ASIDE)]
+    names = [n for n in names if not n.rsplit("/", 1)[-1].startswith("._")]
+    if "[Content_Types].xml" in names:
+        raise ValueError(f"data.source = '{path}': {problem(_OFFICE)}.")
     if len(names) != 1:
         found = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise ValueError(f"data.source = '{path}': a zip is read where it holds one file, and this one holds {len(names)}{f' ({found})' if names else ''}.")
@@ -90,6 +99,8 @@ def _checked(path, stream):
         raise ValueError(f"data.source = '{path}': {bad}.")
     if not head:
         raise ValueError(f"data.source = '{path}': the file is empty.")
+    if what(head) in ("gzip", "bz2", "xz", "zstd", "zip"):
+        raise ValueError(f"data.source = '{path}': is compressed twice; unpack it once.")
     if what(head) == "parquet":
         raise ValueError(f"data.source = '{path}': is a parquet file under another name; call it .parquet.")
     return stream

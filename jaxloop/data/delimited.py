@@ -30,6 +30,7 @@ _SAMPLE = 1 << 16
 _MANY_LINES = 500  # in one cell: rows are seen among them even if some of their texts hold delimiters
 _FEW_LINES = 4  # between the first and the last of a cell: fewer may look like rows by chance
 _CSV_LOCK = threading.Lock()
+_NOTE = re.compile(r"sep=([,;|\t])\r?\n")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def batches(path: Path, stream: IO[bytes], *, tabs: bool, dialect: Dialect, colu
     """Columns of some rows at a time, in the order of the file.
 
     tabs: whether the file is called .tsv; columns: those that are needed, if it has them all (the others may come too).
-    Rows end as the header line does, with CR LF or with LF alone; any other carriage return is text.
+    Rows end as the header line does, with CR LF or with LF alone, or all with CR LF under a header that does not; any other carriage return is text.
     Raises ValueError, one sentence with the line, for rows that are not those of one table.
     """
     table = _table(path, stream.peek(_SAMPLE)[:_SAMPLE], tabs, dialect)
@@ -116,10 +117,16 @@ def _table(path, head, tabs, dialect):
     cut = lines.rfind("\n") + 1
     lines = lines[:cut] if cut and len(head) == _SAMPLE else lines
     own = "\t" if tabs else ","
-    delimiter = dialect.delimiter or _sniffed(lines, own)
+    # Spreadsheets note the delimiter in a first line of its own.
+    noted = _NOTE.match(lines)
+    delimiter = dialect.delimiter or (noted[1] if noted else _sniffed(lines, own))
     options = frozenset(dialect.options)
     quoted = "quotes" in options or (delimiter != "\t" and "no_quotes" not in options)
-    return _Table(path, delimiter, quoted, options, "\r\n" if lines.split("\n", 1)[0].endswith("\r") and "\n" in lines else "\n")
+    first, both, ends = lines.split("\n", 1)[0], lines.count("\r\n"), lines.count("\n")
+    table = _Table(path, delimiter, quoted, options, "\r\n" if ends and (first.endswith("\r") or 0 < both == ends - 1) else "\n")
+    if not ends and len(lines.split("\r")) > 2:
+        table.refuse("its lines end with carriage returns alone, as on old Macs; save it with ordinary line ends first")
+    return table
 
 
 def _sniffed(lines, own):
@@ -165,7 +172,7 @@ def _blocks(table, stream):
 def _with_columns(table, block, place):
     """The table with the names of its columns; `place` is then behind the header line."""
     at = dataclasses.replace(place)
-    names = next((row for row, _ in _rows(table, [block], at) if row), [])
+    names = next((row for row, _ in _rows(table, [block], at) if row and not _is_note(table, row)), [])
     if "no_header" in table.options:
         return dataclasses.replace(table, columns=tuple(map(str, range(len(names)))))
     place.line, place.offset = at.line, at.offset
@@ -175,6 +182,10 @@ def _with_columns(table, block, place):
         known = f"; a file without a header is read with {flag('no_header')}" if any(map(_like_data, names)) else ""
         table.refuse(f"the header line has {twice[0]!r} twice; name every column once{known}")
     return dataclasses.replace(table, columns=tuple(names))
+
+
+def _is_note(table, row):
+    return row in ([f"sep={table.delimiter}"], ["sep=", ""])
 
 
 def _like_data(name):

@@ -21,6 +21,7 @@ from jaxloop.runtime.tables import unescape
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _BATCH = 1024
 _BLOCK = 1 << 22
+_HEAD = 512
 
 
 def extension(path: str | Path) -> str | None:
@@ -65,6 +66,8 @@ def read_batches(path: str | Path, *, columns: Sequence[str] | None = None, dial
     if kind is None:
         allowed = f"{', '.join(EXTENSIONS)}, also with {', '.join(containers.COMPRESSED)}"
         raise ValueError(f"data.source = '{path}': not a file type that is read; allowed are {allowed}.")
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"data.source = '{path}': is a link to '{path.readlink()}', which is not there.")
     if not path.exists():
         raise ValueError(f"data.source = '{path}': there is no such file{_nearby(path)}.")
     readers = {".txt": _paragraphs, ".json": _json}
@@ -131,7 +134,12 @@ def _row(path, value, where, every):
 
 
 def _json_lines(path, stream):
-    """A block of lines at a time as one array, which the parser reads at once; line by line where that fails or says something else."""
+    """A block of lines at a time as one array, which the parser reads at once; line by line where that fails or says something else.
+
+    An array under the name of lines is read as `_json` reads it."""
+    if stream.peek(_HEAD)[:_HEAD].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        yield from _json(path, stream)
+        return
     number = offset = 0
     while lines := stream.readlines(_BLOCK):
         rows = _at_once(lines)
@@ -211,7 +219,7 @@ def _rest_of_json_lines(path, row, lines):
 
 
 def _columns(path, table: Mapping):
-    """Rows of one object: columns as lists, or what `DataFrame.to_json` writes (orient columns, split or table)."""
+    """Rows of one object: columns as lists, or what `DataFrame.to_json` writes (orient columns, index, split or table)."""
     refused = f"data.source = '{path}': holds one JSON object whose values are not equally long columns; give an array of objects."
     values = list(table.values())
     if {"columns", "data"} <= set(table) <= {"columns", "index", "data"} and all(isinstance(v, list) for v in values):
@@ -221,13 +229,17 @@ def _columns(path, table: Mapping):
         yield [dict(zip(map(str, table), row, strict=True)) for row in rows]
     elif set(table) == {"schema", "data"} and isinstance(table["data"], list) and all(isinstance(row, dict) for row in table["data"]):
         yield table["data"]
-    elif values and all(isinstance(v, dict) and v and list(v) == [str(i) for i in range(len(v))] for v in values):
-        table = {name: list(column.values()) for name, column in table.items()}
-        yield from _columns(path, table)
+    elif values and all(isinstance(v, dict) and v and list(v) == list(values[0]) for v in values) and _numbers(values[0]) != _numbers(table):
+        # A frame by columns, or by rows (orient index); which, its row numbers say.
+        yield [dict(zip(table, row, strict=True)) for row in zip(*(v.values() for v in values), strict=True)] if _numbers(values[0]) else values
     elif values and all(isinstance(v, list) and len(v) == len(values[0]) for v in values):
         yield dict(table)
     else:
         raise ValueError(refused)
+
+
+def _numbers(names):
+    return all(name.removeprefix("-").isdecimal() for name in names)
 
 
 def _kind(value):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from jaxloop.data import chat, containers, corpora, delimited, docs, reading
+from jaxloop.data import chat, containers, corpora, delimited, docs, folders, reading
 from jaxloop.data.delimited import Dialect
 from jaxloop.data.docs import fingerprint
 
@@ -18,9 +18,6 @@ __all__ = ["count_safely", "fingerprint", "identity", "is_here", "is_local", "la
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _BATCH = 1024
-# What lies beside data files and is none: papers that are .txt, and what `datasets` writes about a folder.
-_PAPERS = {"readme", "license", "licence", "notice", "copying", "changelog", "changes", "citation", "authors", "requirements", "sources"}
-_NOT_DATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "package.json", "croissant.json"}
 Batch = Mapping[str, list]
 
 
@@ -108,7 +105,7 @@ def load_texts(
         lost = ", ".join(f"{reason}: {count}" for reason, count in report.items() if reason != "rows" and count)
         raise ValueError(f"data.source = '{source}': the filters drop all of its {report['rows']} rows ({lost}).")
     if "prompt" in table:
-        _need_strings(table["prompt"], source, prompt_column)
+        _need_strings(table["prompt"], source, prompt_column or "prompt")
     table = {column: table[column] for column in ("text", "domain", "prompt", *keep_columns) if column in table}
     frame = pd.DataFrame({column: pd.Series(values, dtype=object) for column, values in table.items()})
     frame.attrs = {"source": source, "fingerprint": fingerprint(frame), "report": {**report, "kept": len(frame)}}
@@ -214,7 +211,7 @@ def _folder(source, columns, split, name, streaming, dialect):
     if any(os.path.exists(os.path.join(source, file)) for file in ("state.json", "dataset_dict.json")):
         yield from _grouped(_hub_rows(source, columns, split, name, None, streaming))
         return
-    _one_kind(source)
+    names = folders.data_files(source)
     import datasets
 
     try:
@@ -226,23 +223,14 @@ def _folder(source, columns, split, name, streaming, dialect):
     if not own or split not in files:
         yield from _grouped(_hub_rows(source, columns, split, name, None, streaming))
         return
+    folders.check_read(source, names, files)
+    seen: set[str] = set()
     for file in files[split]:
-        yield from reading.read_batches(file, columns=columns, dialect=dialect)
-
-
-def _one_kind(folder):
-    """Refuses a folder with data files of several kinds, of which `datasets` would read the most frequent."""
-    kinds: dict[str, list[str]] = {}
-    for place, inner, files in os.walk(folder):
-        inner[:] = sorted(n for n in inner if not n.startswith((".", "__")))
-        for file in sorted(files):
-            kind, stem = reading.extension(file), file.split(".")[0].lower()
-            aside = stem in _PAPERS if kind == ".txt" else file in _NOT_DATA
-            if kind and not aside and not file.startswith((".", "__")):
-                kinds.setdefault({".ndjson": ".jsonl"}.get(kind, kind), []).append(os.path.relpath(os.path.join(place, file), folder))
-    if len(kinds) > 1:
-        found = " and ".join(f"{len(files)} {kind} (as {files[0]})" for kind, files in sorted(kinds.items()))
-        raise ValueError(f"data.source = '{folder}': the folder holds files of several kinds, {found}; name one file, or a folder of one kind.")
+        for batch in reading.read_batches(file, columns=columns, dialect=dialect):
+            if isinstance(batch, Mapping) and (lacking := [c for c in columns or () if c in seen and c not in batch]):
+                raise ValueError(f"data.source = '{file}': has no column {lacking[0]!r}, which other files of its folder have.")
+            seen |= batch.keys() if isinstance(batch, Mapping) else {}.keys()
+            yield batch
 
 
 def _hub_rows(source, columns, split, name, revision, streaming):
@@ -352,7 +340,7 @@ def _inside(value, path, absent=None):
     for part in path:
         if isinstance(value, dict) and part in value:
             value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
             return absent

@@ -110,6 +110,8 @@ def sample(model: Model, tasks: Sequence[SampleTask], settings: SampleSettings) 
             f"sample.max_new_tokens: {settings.max_new_tokens} after a prompt of {longest} tokens exceed the context of "
             f"{model.name or model.spec.architecture}, {model.spec.context} tokens; lower it"
         )
+    if 0 < settings.max_prompt < longest:
+        raise ValueError(f"sample.max_prompt: {settings.max_prompt} is not allowed; the longest prompt has {longest} tokens")
     tokens: list[list] = [[None] * len(t.prompts) for t in tasks]
     ended: list[np.ndarray] = [np.zeros(len(t.prompts), bool) for t in tasks]
     if settings.decoder == "beam":

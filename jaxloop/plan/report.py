@@ -214,15 +214,20 @@ def encoder_rows(spec: EncoderSpec, at: Device, time: int = 256) -> Rows:
 
 
 def estimate(shapes: Shapes, card: Card) -> Rows:
-    """The arithmetic where there is no compiler: memory of the usual number of chains, and the least a step takes."""
+    """The arithmetic where there is no compiler: memory of the usual number of chains, or of as many as fit, and the least a step takes."""
     sizes, fit = sizes_of(shapes.spec, shapes.fit.lora), shapes.fit
     chains = min(fit.chains_at_once or micro_batch.default(card.platform), shapes.chains)
     frozen, width = fit.mode == "lora", jnp.dtype(fit.dtype).itemsize
     common = dict(base_width=jnp.dtype(shapes.dtype).itemsize, frozen=frozen, width=width, remat=fit.remat)
     needed = cost.training_memory(sizes, chains, fit.batch_size, shapes.time, **common)
+    while needed > card.room and chains > 1 and not fit.chains_at_once:
+        chains = chains // 2
+        needed = cost.training_memory(sizes, chains, fit.batch_size, shapes.time, **common)
+    over = f", {human_size(needed - card.room)} more than there is" if needed > card.room else ""
     tokens, peak = chains * fit.batch_size * shapes.time, card.peak if fit.dtype == "bfloat16" else card.peak32
     seconds = cost.training_flops(sizes, tokens, shapes.time, frozen=frozen) / peak
-    rows = [("training", f"{chains} chains in a program: about {human_size(needed)} of {human_size(card.room)}, a step at least {_number(1e3 * seconds)} ms")]
+    memory = f"about {human_size(needed)} of {human_size(card.room)}{over}"
+    rows = [("training", f"{chains} chain{'s' * (chains > 1)} in a program: {memory}, a step at least {_number(1e3 * seconds)} ms")]
     if shapes.sample is not None:
         writing, context = programs.writing_plan(shapes.spec, shapes.sample, complete(card.platform)), shapes.prompt + shapes.sample.max_new_tokens / 2
         slots, lanes = writing.slots, writing.lanes if frozen else 0

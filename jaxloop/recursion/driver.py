@@ -168,6 +168,8 @@ def run(
         )
         if found.manifests:
             refuse_another(root, found.manifests[-1]["about"], about_run(this, history.failed), settings.free)
+        if begun := checkpoint.study_of_parts(root, first):
+            refuse_another(root, begun, about_run(this, history.failed), settings.free)
         if process == 0:
             _settle(this, found, history)
             barrier("settled")
@@ -216,6 +218,8 @@ def _generation(this, generation, history, calls, end_before) -> _Waiting:
     """Makes a generation. end_before(at_once) ends the one before: at once, or if it is measured by now."""
     if generation:
         require_space(this.root, _size(this.root), f"generation {generation}")
+    if this.process == 0:
+        checkpoint.name_parts(this.root, generation, about_run(this, history.failed))
     plans, measuring = make(this, generation, calls, partial(end_before, False))
     end_before()
     assembled = assemble(this, generation, history, calls, plans) if this.process == 0 else None

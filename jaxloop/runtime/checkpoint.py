@@ -21,6 +21,7 @@ from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import delete
 
 DIRECTORY, MANIFEST, PARTS = "checkpoints", "manifest.json", "parts"
+_STUDY = "study.json"
 _FINISHED = re.compile(r"generation=(\d{4,})")
 _LIBRARIES = ("jax", "jaxlib", "numpy", "flax", "optax", "transformers", "tokenizers", "jaxloop")
 
@@ -181,6 +182,22 @@ def _tidy(root, generation, listed):
         name = str(path.relative_to(root))
         if not path.is_dir() and path.name != MANIFEST and name not in listed:
             delete(root, name)
+
+
+def name_parts(root: Path, generation: int, about: Mapping) -> None:
+    """Notes beside the parts of a generation that begins which study makes them, so that no other one takes them for its own."""
+    place = f"{unfinished(generation)}/{PARTS}"
+    (Path(root) / place).mkdir(parents=True, exist_ok=True)
+    if not (Path(root) / place / _STUDY).exists():
+        seal(root, f"{place}/{_STUDY}", [], about)
+
+
+def study_of_parts(root: Path, generation: int) -> dict | None:
+    """What `name_parts` noted of an unfinished generation; None where there is none, or nothing noted that is whole."""
+    try:
+        return verify(root, f"{unfinished(generation)}/{PARTS}/{_STUDY}")["about"]
+    except Damaged:
+        return None
 
 
 def keep_parts(root: Path, generation: int, *, clean: bool = True) -> dict[str, dict]:

@@ -289,7 +289,7 @@ def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]
     from jaxloop.studies import absent_plan, bias_plan
 
     if target is not None:
-        return [("chains", chains_line(settings)), *absent_plan.rows(settings, target)]
+        return [("chains", chains_line(settings)), *absent_plan.rows(settings, target, chains=len(settings.chain.setups) * len(settings.chain.seeds))]
     return [("chains", chains_line(settings)), *bias_plan.table(settings, prepare(settings))]
 
 

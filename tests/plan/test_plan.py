@@ -1,22 +1,26 @@
 """Plans for hardware that is absent: the cards, what is said where a compiler is missing, what fits, and what would make a model fit."""
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxloop.lm import programs
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.sample import SampleSettings
+from jaxloop.lm.sizes import sizes_of
 from jaxloop.lm.spec import Spec
 from jaxloop.lm.target import Target, complete
 from jaxloop.lm.train import FitSettings
 from jaxloop.plan import absent, account, cards, report
 from jaxloop.plan.cards import CARDS
 from jaxloop.plan.report import Device, Shapes
+from jaxloop.runtime import cost
 from tests.command import call
 
 QUICKSTART = str(Path(__file__).resolve().parents[2] / "configs" / "quickstart.py")
@@ -125,6 +129,22 @@ def test_arithmetic_stands_in_for_the_compiler():
     assert rows["training"].startswith("4 chains in a program: about ") and "16 slots" in rows["decoding"]
     planned = [programs.writing_plan(SPEC, SampleSettings(), complete(platform)).slots for platform in ("gpu", "tpu", "cpu")]
     assert planned == [1024, 1024, 64]
+
+
+def test_arithmetic_says_what_fits():
+    """As many chains as fit, by halves; what is asked for stays, and is said to be too much."""
+    card = CARDS["h100"]
+    at_most = lambda room: dataclasses.replace(card, memory=room, usable=1.0)  # noqa: E731
+    each = [dataclasses.replace(SHAPES.fit, chains_at_once=n) for n in (1, 2, 4)]
+    one, two, four = (dict(report.estimate(SHAPES._replace(fit=fit), card))["training"] for fit in each)
+    assert (one[:7], two[:8], four[:8]) == ("1 chain", "2 chains", "4 chains") and "more than there is" not in one
+    sizes = sizes_of(SHAPES.spec, SHAPES.fit.lora)
+    common = dict(base_width=jnp.dtype(SHAPES.dtype).itemsize, frozen=SHAPES.fit.mode == "lora", width=jnp.dtype(SHAPES.fit.dtype).itemsize)
+    need = [cost.training_memory(sizes, n, SHAPES.fit.batch_size, SHAPES.time, remat=SHAPES.fit.remat, **common) for n in (1, 2)]
+    for room, chains, over in ((need[1], "2 chains", False), (need[1] - 1, "1 chain ", False), (need[0] - 1, "1 chain ", True)):
+        said = dict(report.estimate(SHAPES, at_most(room)))["training"]
+        assert said.startswith(chains) and ("more than there is" in said) == over
+    assert "more than there is" in dict(report.estimate(SHAPES._replace(fit=each[2]), at_most(need[1])))["training"]
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,16 @@ CSV = [
     Row("Latin-1", text("text\ncafé\n".encode("latin-1")), None, r"not UTF-8 at line 2, byte 8 \(0xe9\)"),
     Row("NUL", text(b"text,n\na\0b,1\n"), exactly("a\0b")),
     Row("numbers in the text column", text("text,n\n1,2\n3,4\n"), csv_judge()),
+    Row("CR LF under a header with LF", text("n,text\n1,a\r\n2,b\r\n"), csv_judge()),
+    Row("LF under a header with CR LF", text("n,text\r\n1,a\n2,b\n"), csv_judge()),
+    Row("CR LF under a header with LF, more inside", text('n,text\n1,"a\r\nb"\r\n2,b\r\n'), csv_judge()),
+    Row("carriage returns alone", text("text,n\ra,1\rb,2\r"), None, "its lines end with carriage returns alone"),
+    Row("a spreadsheet's note of its delimiter", text("sep=;\nid;text\n1;a, b\n2;c\n"), csv_judge(sep=";", skiprows=1)),
+    Row("the same, with a comma", text("sep=,\r\nid,text\r\n1,a; b\r\n"), csv_judge(skiprows=1)),
+    Row("UTF-16 without its mark", text("text,n\na,1\n".encode("utf-16-le")), None, "UTF-16"),
+    Row("an old Excel file", text(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)), None, "is a file of an office program"),
+    Row("a PDF", text("%PDF-1.4\ntext\n", "a.txt"), None, "is a PDF"),
+    Row("a link to nothing", lambda folder: (folder / "a.csv").symlink_to(folder / "b.csv") or folder / "a.csv", None, "is a link to .*b.csv', which is not"),
 ]
 
 
@@ -197,6 +207,17 @@ JSON = [
     Row("an LFS pointer for parquet", text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "a.parquet"), None, "is a Git LFS pointer"),
     Row("a web page", text("\n<!DOCTYPE html>\n<html><body>404</body></html>", "a.csv"), None, "is a web page"),
     Row("a web page for parquet", text("<html><body>404</body></html>", "a.parquet"), None, "is a web page"),
+    Row("an array under the name of lines", text('[{"text": "a"}, {"text": "b"}]', "a.jsonl"), lambda p: pd.read_json(p)["text"].tolist()),
+    Row("the same, on several lines", text('[\n{"text": "a"},\n{"text": "b"}\n]\n', "a.jsonl"), lambda p: pd.read_json(p)["text"].tolist()),
+    Row("a filtered frame", lambda f: FRAME[FRAME.label == "l1"].to_json(f / "a.json") or f / "a.json", exactly(*TEXTS[1::2])),
+    Row("pandas' orient=index", lambda f: FRAME.to_json(f / "a.json", orient="index") or f / "a.json", exactly(*TEXTS)),
+    Row("rows by names of their own", text('{"x": {"text": "a"}, "y": {"text": "b"}}', "a.json"), None, "not equally long columns"),
+    Row("a place that is no number", lines({"a": ["x"]}), None, "data.text_column = 'a.²'", {"text_column": "a.²"}),
+    Row("messages as text in a .csv", frame_csv(frame=pd.DataFrame({"messages": [json.dumps(TURNS)] * 2})), exactly("Hello!", "Hello!")),
+    Row("messages by key", lines({"messages": {"role": ["user", "assistant"], "content": ["Hi", "Yo"]}}), exactly("Yo")),
+    Row("messages of numbers", lines({"messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": "Yo"}]}), exactly("Yo")),
+    Row("other names of the assistant", lines({"messages": [{"role": "human", "content": "Hi"}, {"role": "AI", "content": "Yo"}]}), exactly("Yo")),
+    Row("a prompt that is a number", lines({"prompt": 5, "completion": "A"}), None, "data.prompt_column = 'prompt': .* has int '5'"),
     Row("half a file", text('{"text": "a"}\n{"text": "b', "a.jsonl"), None, "line 2 is not valid JSON"),
 ]
 
@@ -222,6 +243,10 @@ PACKED = [
     Row("zip under its own name", packed("posts.zip", lambda data: zipped(data, "inner/posts.csv", "__MACOSX/._posts.csv")), exactly(*TEXTS)),
     Row("zip of two files", packed("a.csv.zip", lambda data: zipped(data, "a.csv", "b.csv")), None, r"holds 2 \(a.csv, b.csv\)"),
     Row("a gzip without its ending", packed("a.csv", gzip.compress), csv_judge(compression="gzip")),
+    Row("zip with a shadow of macOS", packed("a.zip", lambda data: zipped(data, "d/a.csv", "d/._a.csv")), exactly(*TEXTS)),
+    Row("an Excel file under another name", packed("a.csv", lambda data: zipped(data, "[Content_Types].xml", "xl/a.xml")), None, "office program"),
+    Row("a gzip in a gzip", packed("a.csv.gz", lambda data: gzip.compress(gzip.compress(data))), None, "is compressed twice"),
+    Row("a gzip in a zip", packed("a.zip", lambda data: zipped(gzip.compress(data), "a.csv.gz")), None, "is compressed twice"),
     Row("half a gzip", packed("a.csv.gz", lambda data: gzip.compress(data)[:-20]), None, "cannot be read"),
     Row("no gzip under its name", packed("a.csv.gz", lambda data: data), None, "cannot be read as .gz"),
     Row("parquet under another name", lambda f: pq.write_table(pa.table({"text": ["a"]}), f / "a.csv") or f / "a.csv", None, "is a parquet file"),
@@ -243,11 +268,18 @@ def folder_judge(path):
     return datasets.load_dataset(str(path), split="train")["text"][:]
 
 
+CARD = "---\nconfigs:\n- config_name: default\n  data_files: a.jsonl\n---\n"
 ONE, TWO = '{"text": "one"}\n', "text\ntwo\n"
 FOLDERS = [
     Row("one kind", files(a_dot_jsonl=ONE, b_dot_jsonl='{"text": "two"}\n'), folder_judge),
     Row("mixed kinds", files(a_dot_jsonl=ONE, b_dot_csv=TWO), None, r"files of several kinds, 1 .csv \(as b.csv\) and 1 .jsonl \(as a.jsonl\)"),
     Row("mixed kinds below", files(sub__a_dot_jsonl=ONE, b_dot_csv=TWO), None, "files of several kinds"),
+    Row("an ending in capitals", files(a_dot_jsonl=ONE, b_dot_JSONL=ONE), None, r"sorts some .*\(as a.jsonl\) and leaves out b.JSONL"),
+    Row("a file above the training file", files(data__train_dot_csv=TWO, b_dot_csv=TWO), None, r"sorts some .*\(as train.csv\) and leaves out b.csv"),
+    Row("splits", files(train_dot_csv=TWO, test_dot_csv=TWO), folder_judge),
+    Row("a spreadsheet beside the data", files(a_dot_jsonl=ONE, b_dot_xlsx="PK"), None, r"several kinds, 1 .jsonl \(as a.jsonl\) and 1 .xlsx"),
+    Row("a card that names the files", files(README_dot_md=CARD, a_dot_jsonl=ONE, b_dot_csv=TWO), folder_judge),
+    Row("a file without the column", files(a_dot_csv="text,n\none,1\n", b_dot_csv="txt,n\ntwo,2\n"), None, r"b.csv': has no column 'text', which other files"),
     Row("a licence beside the data", files(a_dot_jsonl=ONE, LICENSE_dot_txt="MIT"), exactly("one")),
     Row("no data", files(README_dot_md="hello"), None, "this folder has no data file"),
     Row("NA is a text in a folder too", files(a_dot_csv="text,n\nNA,1\nnull,2\n"), exactly("NA", "null")),

@@ -356,3 +356,24 @@ def test_time_left_is_work_left_times_measured_speed_without_the_first_run():
 
 def test_durations_are_said_in_words():
     assert [duration(s) for s in (5, 125, 3725)] == ["5 s", "2 min 05 s", "1 h 02 min"]
+
+
+def test_parts_of_an_unfinished_generation_belong_to_the_study_that_made_them(tmp_path):
+    """A run that broke off in its first generation, then other human texts under the same name: refused; with the old ones it goes on."""
+    chains, data, settings = u.study(2)
+
+    class Breaks(u.Unigram):
+        def sample(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "run", chains, data, settings, Breaks())
+    assert list((tmp_path / "run").glob("checkpoints/unfinished-generation=0000/*/*.fit.json"))
+    other = {name: dataclasses.replace(d, texts=[*d.texts[:-1], "another text"], fingerprint="") for name, d in data.items()}
+    with pytest.raises(ValueError, match="holds another study .data.posts .* -> .*; use another workdir"):
+        go(tmp_path / "run", chains, other, settings)
+    result, _ = go(tmp_path / "run", chains, data, settings)
+    whole, _ = go(tmp_path / "whole", chains, data, settings)
+    assert result.generations == whole.generations == 2
+    for chain in chains:
+        pd.testing.assert_frame_equal(texts(tmp_path / "run", chain, 1), texts(tmp_path / "whole", chain, 1))
