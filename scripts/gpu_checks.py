@@ -2,7 +2,7 @@
 
     python scripts/gpu_checks.py --out=gpu_checks                    # on the machine with the card; the same command again goes on
     python scripts/gpu_checks.py --out=gpu_checks --write            # the rows of BENCHMARKS.md, from the results; no card is needed
-    python scripts/gpu_checks.py --out=/tmp/trial --tiny             # the same path with a toy model, on any device
+    python scripts/gpu_checks.py --out=trial --tiny                  # the same path with a toy model, on any device
     python scripts/gpu_checks.py --list
 
 Each check is one command of its own, so that a failure or a lack of time costs that check alone. Compiled programs stay in OUT/cache: a second
