@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from jaxloop.lm.sample import SampleSettings
+from jaxloop.lm.sample import SampleSettings, SampleTask, sample
 from jaxloop.lm.sample_plan import calls, engine_of, plan, share_out
 from jaxloop.lm.spec import Spec
 from jaxloop.lm.target import Target, complete
@@ -75,3 +77,11 @@ def test_slots_are_busy(chains, texts, slots, least):
     done = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, check=True)
     (row,) = json.loads(done.stdout.splitlines()[-1])["rows"]
     assert row["occupancy"] >= least
+
+
+def test_a_prompt_longer_than_its_padding_is_refused():
+    """Before anything is compiled: a model without weights will do."""
+    tokenizer = SimpleNamespace(bos=0, eos=0, encode=lambda texts, **_: [[1] * len(text) for text in texts])
+    model = SimpleNamespace(tokenizer=tokenizer, spec=LLAMA_1B, name="m", params=None)
+    with pytest.raises(ValueError, match="^sample.max_prompt: 2 is not allowed; the longest prompt has 5 tokens$"):
+        sample(model, [SampleTask(None, None, ["ab", "abcde"], np.arange(2))], SampleSettings(max_prompt=2))
