@@ -20,6 +20,7 @@ import pydantic
 from pydantic import Field
 
 from jaxloop import catalogue
+from jaxloop.annotations import allowed, bare, options, section_of
 
 
 def _fraction(value: Any) -> Any:
@@ -175,9 +176,7 @@ class Sample(Section):
     repetition_penalty: Positive = Field(1.0, description="above 1: tokens already written become less likely")
     beams: Count = Field(4, description="beams of decoder `beam`")
     max_new_tokens: Count = Field(300, description="longest text, in tokens")
-    engine: Literal["auto", "rows", "blocks"] = Field(
-        "auto", description="where caches lie: `rows` (one for each slot, accelerators), `blocks` (CPUs)"
-    )
+    engine: Literal["auto", "rows", "blocks"] = Field("auto", description="where caches lie: `rows` (one for each slot, accelerators), `blocks` (CPUs)")
     slots: Count | None = Field(None, description="texts written at the same time per program; none: planned from the device and the work")
     lane_slots: Count | None = Field(None, description="slots that share one chain's adapter; none: planned")
     texts_per_job: Count | None = Field(None, description="texts of a chain that its slots write in a row, in `blocks`; none: planned")
@@ -284,8 +283,8 @@ def override(config: dict[str, Any], assignments: typing.Iterable[tuple[str, str
     config = copy.deepcopy(config)
     for path, text in assignments:
         annotation = _annotation(schema, path)
-        if _section_of(annotation):
-            fields = ", ".join(f"{path}.{name}" for name in _section_of(annotation).model_fields)
+        if section_of(annotation):
+            fields = ", ".join(f"{path}.{name}" for name in section_of(annotation).model_fields)
             raise ValueError(f"--config.{path}={text}: '{path}' is a section; set one of {fields}")
         *parents, leaf = path.split(".")
         node = config
@@ -302,21 +301,21 @@ def _annotation(schema: type[Section], path: str) -> Any:
     section, seen, annotation = schema, [], None
     for part in path.split("."):
         fields = section.model_fields if section else {}
-        entry = next((o for o in map(_bare, _options(annotation)) if typing.get_origin(o) is dict), None)
-        if part not in fields and entry and _section_of(typing.get_args(entry)[1]):  # a section for each name, such as `domains`
+        entry = next((o for o in map(bare, options(annotation)) if typing.get_origin(o) is dict), None)
+        if part not in fields and entry and section_of(typing.get_args(entry)[1]):  # a section for each name, such as `domains`
             annotation = typing.get_args(entry)[1]
             seen.append(part)
-            section = _section_of(annotation)
+            section = section_of(annotation)
             continue
         if part not in fields and entry:
-            value = _bare(typing.get_args(entry)[1])
+            value = bare(typing.get_args(entry)[1])
             return tuple[Any, ...] if typing.get_origin(value) is tuple else value
         if part not in fields:
             raise ValueError(f"--config.{path}: {_unknown(part, '.'.join(seen), section, schema)}")
         seen.append(part)
         field = fields[part]
         annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        section = _section_of(annotation)
+        section = section_of(annotation)
     return annotation
 
 
@@ -339,7 +338,7 @@ def field_names(schema: type[Section], prefix: str = "") -> list[str]:
     """Dotted names of all fields of a schema, sections opened."""
     names = []
     for name, field in schema.model_fields.items():
-        inner = _section_of(field.annotation)
+        inner = section_of(field.annotation)
         names += field_names(inner, f"{prefix}{name}.") if inner else [prefix + name]
     return names
 
@@ -351,7 +350,7 @@ def reference(schema: type[Section]) -> str:
         section: Any = schema
         for part in name.split("."):
             field = section.model_fields[part]
-            section = _section_of(field.annotation)
+            section = section_of(field.annotation)
         default = _shown(field.get_default())
         rows.append(f"| `{name}` | {default} | {allowed(_annotation(schema, name))} | {field.description} |")
     return "\n".join(rows)
@@ -365,37 +364,19 @@ def _shown(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
-    options = _options(annotation)
-    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
-
-
-def _options(annotation: Any) -> list[Any]:
-    """The members of a union, without Annotated wrappers around the union itself."""
-    if typing.get_origin(annotation) is Annotated and typing.get_origin(typing.get_args(annotation)[0]) in (typing.Union, types.UnionType):
-        annotation = typing.get_args(annotation)[0]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [inner for option in typing.get_args(annotation) for inner in _options(option)]
-    return [annotation]
-
-
-def _bare(annotation: Any) -> Any:
-    return _bare(typing.get_args(annotation)[0]) if typing.get_origin(annotation) is Annotated else annotation
-
-
 def _from_text(text: str, annotation: Any) -> Any:
-    options = [_bare(o) for o in _options(annotation)]
-    if any(o is type(None) or o is Any for o in options) and text.strip().lower() in ("none", "null", ""):
+    found = [bare(o) for o in options(annotation)]
+    if any(o is type(None) or o is Any for o in found) and text.strip().lower() in ("none", "null", ""):
         return None
-    if any(typing.get_origin(o) is tuple for o in options) and (str not in options or "," in text):
+    if any(typing.get_origin(o) is tuple for o in found) and (str not in found or "," in text):
         inside = text.strip()
         if inside[:1] + inside[-1:] in ("()", "[]"):
             inside = inside[1:-1]
         # A comma inside brackets belongs to its entry: knn_cosine_diversity(k=5), distinct_n_size_matched(n=2, size=500).
         items = [item.strip() for item in re.split(r",(?![^()]*\))", inside) if item.strip()]
-        inner = typing.get_args(next(o for o in options if typing.get_origin(o) is tuple))[0]
+        inner = typing.get_args(next(o for o in found if typing.get_origin(o) is tuple))[0]
         return [_from_text(item[1:-1] if item[:1] + item[-1:] in ("''", '""') else item, inner) for item in items]
-    return text if str in options else _number(text)
+    return text if str in found else _number(text)
 
 
 def _number(text: str) -> Any:
@@ -430,16 +411,16 @@ def _sentence(problem: dict[str, Any], schema: type[Section]) -> tuple[str, str]
     annotation: Any = schema
     parts: list[str] = []
     for part in problem["loc"]:
-        section = _section_of(annotation)
+        section = section_of(annotation)
         if section and part in section.model_fields:
             field = section.model_fields[part]
             annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
             parts.append(str(part))
         elif isinstance(part, int):
-            inner = next((o for o in map(_bare, _options(annotation)) if typing.get_origin(o) is tuple), None)
+            inner = next((o for o in map(bare, options(annotation)) if typing.get_origin(o) is tuple), None)
             annotation = typing.get_args(inner)[0] if inner else Any
             parts[-1] += f"[{part}]"
-        elif mapping := next((o for o in map(_bare, _options(annotation)) if typing.get_origin(o) is dict), None):
+        elif mapping := next((o for o in map(bare, options(annotation)) if typing.get_origin(o) is dict), None):
             annotation = typing.get_args(mapping)[1]
             parts.append(str(part))
         elif problem["type"] == "extra_forbidden":
@@ -453,56 +434,9 @@ def _sentence(problem: dict[str, Any], schema: type[Section]) -> tuple[str, str]
     value = problem["input"]
     shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
     text = f"{name} = {shown} is not allowed: {allowed(annotation)}"
-    choices = [c for o in map(_bare, _options(annotation)) if typing.get_origin(o) is Literal for c in typing.get_args(o)]
+    choices = [c for o in map(bare, options(annotation)) if typing.get_origin(o) is Literal for c in typing.get_args(o)]
     near = nearest(value, choices) if isinstance(value, str) else None
     return name, f"{text}; did you mean '{near}'?" if near else text
-
-
-def allowed(annotation: Any) -> str:
-    """What a field takes, in words: `a whole number of at least 1`, `one of sample, greedy, beam`, …"""
-    said = [_allowed(option) for option in _options(annotation)]
-    return " or ".join(dict.fromkeys(said))
-
-
-def _allowed(annotation: Any) -> str:
-    bounds: dict[str, Any] = {}
-    while typing.get_origin(annotation) is Annotated:
-        annotation, *extras = typing.get_args(annotation)
-        for extra in extras:
-            for item in [extra, *getattr(extra, "metadata", [])]:
-                bounds |= {k: getattr(item, k) for k in ("ge", "gt", "le", "lt", "min_length") if getattr(item, k, None) is not None}
-    if annotation is type(None):
-        return "none"
-    if typing.get_origin(annotation) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(annotation)))
-    if typing.get_origin(annotation) is tuple:
-        return f"a list{' of at least one entry' if bounds.get('min_length') else ''}, each {allowed(typing.get_args(annotation)[0])}"
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return "a section with " + ", ".join(annotation.model_fields)
-    if annotation is bool:
-        return "true or false"
-    if annotation is str:
-        return "text" if not bounds.get("min_length") else "text that is not empty"
-    if typing.get_origin(annotation) is dict:
-        value = typing.get_args(annotation)[1]
-        if section := _section_of(value):
-            return "a section for each name, with " + ", ".join(section.model_fields)
-        return "a section whose fields are lists of values" if typing.get_origin(_bare(value)) is tuple else "a section whose fields are values"
-    if annotation in (int, float):
-        return ("a whole number" if annotation is int else "a number") + _range(bounds)
-    return getattr(annotation, "__name__", str(annotation))
-
-
-def _range(bounds: dict[str, Any]) -> str:
-    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
-    if low is not None and high is not None:
-        low, high = (str(b) if isinstance(b, int) else f"{b:g}" for b in (low, high))
-        return f" from {low} to {high}" + (" (more than 0)" if "gt" in bounds else "") + (f" (less than {high})" if "lt" in bounds else "")
-    if "ge" in bounds:
-        return f" of at least {low:g}"
-    if "gt" in bounds:
-        return f" above {low:g}"
-    return f" of at most {high:g}" if high is not None else ""
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------------

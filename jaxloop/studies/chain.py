@@ -14,7 +14,8 @@ import pydantic
 from pydantic import Field
 
 import jaxloop
-from jaxloop.config import Chain, Data, Fit, Models, Run, Sample, Section, Text, allowed, fingerprint, suggestion
+from jaxloop.annotations import allowed
+from jaxloop.config import Chain, Data, Fit, Models, Run, Sample, Section, Text, fingerprint, suggestion
 from jaxloop.studies import FAILED_CHAINS, chain_setup, identity, running
 
 METRICS = ("cosine_diversity", "self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "held_out_loss", "text_length")

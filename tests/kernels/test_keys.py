@@ -5,7 +5,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from jaxloop import config
+from jaxloop import annotations, config
 from jaxloop.kernels.keys import chain_key
 from jaxloop.recursion.chains import make_chain
 from jaxloop.studies import STUDIES, load
@@ -47,7 +47,7 @@ def seed_fields():
 @pytest.mark.parametrize(("schema", "name"), list(seed_fields()))
 def test_every_field_that_is_a_seed(schema, name):
     annotation = config._annotation(schema, name)
-    assert "a whole number from 0 to 4294967295" in config.allowed(annotation)
+    assert "a whole number from 0 to 4294967295" in annotations.allowed(annotation)
     several = name.endswith("seeds")
     check = pydantic.TypeAdapter(annotation).validate_python
     for value in (0, 2**32 - 1):
