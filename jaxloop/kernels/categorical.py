@@ -23,27 +23,33 @@ def inverse_cdf(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:
 
 
 def _draw(weights_SV, u_S):
-    width = _width(weights_SV.shape[1])
-    whole_SV = _whole(weights_SV, width)
-    w_SGW = whole_SV.reshape(whole_SV.shape[0], -1, width)
-    block_S, rest_S = _choose_block(w_SGW, u_S)
-    w_SW = _block(weights_SV if weights_SV.shape[1] >= width else whole_SV, block_S * width, width)
-    return block_S * width + _choose_entry(w_SW, rest_S)
+    return _by_blocks(weights_SV, u_S, _width(weights_SV.shape[1]), _sliced)
 
 
 def _on_tpu(weights_SV, u_S):
     """A TPU slices row by row, one after another: there the chosen block is what is left under a mask. Blocks that fill V need no padding, which
     would be a copy."""
-    size = weights_SV.shape[1]
-    width = _width(size)
-    filling = math.gcd(width, size)
-    width = filling if filling >= LANES else width
+    width = _width(weights_SV.shape[1])
+    filling = math.gcd(width, weights_SV.shape[1])
+    return _by_blocks(weights_SV, u_S, filling if filling >= LANES else width, _masked)
+
+
+def _by_blocks(weights_SV, u_S, width, entries):
+    """`inverse_cdf` with blocks of `width`; `entries(weights_SV, w_SGW, block_S)` gives the weights [S, W] of each row's block."""
     whole_SV = _whole(weights_SV, width)
     w_SGW = whole_SV.reshape(whole_SV.shape[0], -1, width)
     block_S, rest_S = _choose_block(w_SGW, u_S)
+    w_SW = entries(weights_SV if weights_SV.shape[1] >= width else whole_SV, w_SGW, block_S)
+    return block_S * width + _with_weight(w_SW, _first_above(jnp.cumsum(w_SW, -1), rest_S))
+
+
+def _sliced(weights_SV, w_SGW, block_S):
+    return _block(weights_SV, block_S * w_SGW.shape[-1], w_SGW.shape[-1])
+
+
+def _masked(weights_SV, w_SGW, block_S):
     chosen_SG = jnp.arange(w_SGW.shape[1], dtype=jnp.int32)[None] == block_S[:, None]
-    w_SW = jnp.where(chosen_SG[:, :, None], w_SGW, 0).sum(1)
-    return block_S * width + _choose_entry(w_SW, rest_S)
+    return jnp.where(chosen_SG[:, :, None], w_SGW, 0).sum(1)
 
 
 def _width(size):
@@ -63,10 +69,6 @@ def _choose_block(w_SGW, u_S):
     target_S = u_S * upto_SG[:, -1]
     block_S = _with_weight(sums_SG, _first_above(upto_SG, target_S))
     return block_S, target_S - jnp.where(block_S > 0, _take(upto_SG, jnp.maximum(block_S - 1, 0)), 0)
-
-
-def _choose_entry(w_SW, rest_S):
-    return _with_weight(w_SW, _first_above(jnp.cumsum(w_SW, -1), rest_S))
 
 
 def _block(weights_SV, start_S, width):

@@ -6,7 +6,6 @@ Dimensions: C chains, S steps of a dispatch, B rows a chain, T time, N texts of 
 """
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -161,7 +160,7 @@ def prefill(
     spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, target: Target, adapted: bool = True, devices=None, cut_base: bool = False
 ) -> Program:
     """`decode.prefill` of one prompt of `prompt` tokens (padded) for each of a call's chains."""
-    at, _, chains, params, fused = _writing(spec, sample, dtype, adapted, target, places(devices, cut_base), cut_base)
+    at, _, chains, params, fused = _writing(spec, sample, dtype, adapted, target, places(devices, cut_base))
     count = chains * (1 if at.mesh is None else at.mesh.size)
     args = (spec, params, fused, _array((count, prompt), jnp.int32, at.cut), _array((count,), jnp.int32, at.cut))
     return Program("prefill", decode.prefill, args, dict(mesh=at.mesh, target=target))
@@ -171,7 +170,7 @@ def decoding(
     spec: Spec, sample: SampleSettings, prompt: int, *, dtype: str, target: Target, adapted: bool = True, devices=None, cut_base: bool = False
 ) -> Program:
     """`decode.decode` of a call of `sample.texts_per_call` texts, a device its own."""
-    at, planned, chains, params, fused = _writing(spec, sample, dtype, adapted, target, places(devices, cut_base), cut_base)
+    at, planned, chains, params, fused = _writing(spec, sample, dtype, adapted, target, places(devices, cut_base))
     many = 1 if at.mesh is None else at.mesh.size
     rows, n = planned.engine == "rows", planned.texts_per_call
     how = decode.Shape(planned.lanes, planned.slots // planned.lanes, sample.window, sample.max_new_tokens, prompt - 1)
@@ -188,10 +187,8 @@ def decoding(
     return Program("decoding", decode.decode, args, dict(mesh=at.mesh, platform=target.platform))
 
 
-def _writing(spec, sample, dtype, adapted, target, at: Places, cut_base):
+def _writing(spec, sample, dtype, adapted, target, at: Places):
     """(places, plan, chains of a call, weights, adapters as the engine has them or None), as `sample._write_with` has them."""
-    if cut_base:  # XLA cuts its own products over devices, but not a kernel of ours
-        sample = dataclasses.replace(sample, engine="blocks")
     planned = writing_plan(spec, sample, target)
     chains = (max(2, planned.chains_per_call) if planned.lanes > 1 else 1) if adapted else 1
     many = 1 if at.mesh is None else at.mesh.size

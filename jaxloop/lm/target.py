@@ -1,5 +1,6 @@
 """What a program is made for: a static argument, decided once where a program is called, never asked of the process deeper inside."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -22,6 +23,11 @@ class Target:
     splash: bool = False
     gate: bool = False
     rows: bool = False
+
+    @property
+    def for_a_cut_base(self) -> "Target":
+        """Without Pallas kernels, which XLA cannot cut over devices."""
+        return dataclasses.replace(self, splash=False, gate=False, rows=False)
 
 
 def target_of(spec: Spec, params, mesh=None) -> Target:

@@ -103,7 +103,7 @@ def model_rows(shapes: Shapes, at: Device) -> tuple[Rows, Best]:
         more, found, spent = _lines(program.name, program, at)
         rows, seconds = rows + more, seconds + spent
         if program.name == "decoding" and found is not None:
-            slots = programs.writing_plan(shapes.spec, shapes.sample, at.target).slots
+            slots = programs.writing_plan(shapes.spec, shapes.sample, common["target"]).slots
             written = slots / found.step.seconds
             rows[-1] = (rows[-1][0], f"{rows[-1][1]}; {slots} slots, {written:,.0f} tokens/s at best")
     return rows, Best(trained, written, seconds)
@@ -170,7 +170,8 @@ def training(shapes: Shapes, chains: int, at: Device) -> Program:
 def _where(shapes: Shapes, at: Device) -> dict:
     """On one device of a target, as chains that are shared out need no other; on all where the base is cut."""
     devices = absent.devices(at.card, at.card.devices) if shapes.cut_base and at.card is not None else at.devices
-    return dict(dtype=shapes.dtype, target=at.target, devices=devices, cut_base=shapes.cut_base)
+    target = at.target.for_a_cut_base if shapes.cut_base else at.target
+    return dict(dtype=shapes.dtype, target=target, devices=devices, cut_base=shapes.cut_base)
 
 
 def training_bytes(shapes: Shapes, at: Device) -> int:

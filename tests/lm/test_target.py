@@ -8,7 +8,7 @@ from jaxloop.lm import attention, target
 from jaxloop.lm.encoder import default_batch
 from jaxloop.lm.micro_batch import default
 from jaxloop.lm.spec import Spec, init
-from jaxloop.lm.target import Target, target_of
+from jaxloop.lm.target import Target, complete, target_of
 from jaxloop.runtime.devices import platform_of, programs_at_once
 
 SPEC = Spec("llama", vocab=64, width=32, layers=2, heads=2, kv_heads=2, head_size=16, mlp=64, context=64)
@@ -44,3 +44,7 @@ def test_sizes_follow_the_platform_that_is_named(platform, monkeypatch):
     assert default_batch(Weights()) == 65536 and default_batch({}) == 512
     assert default(platform) == 16 and default("cpu") == 1
     assert programs_at_once(platform) == 1 and programs_at_once() == programs_at_once("cpu") >= 1
+
+
+def test_a_base_that_is_cut_has_no_kernels_of_ours():
+    assert complete("gpu").for_a_cut_base == Target("gpu", cudnn=True) and complete("tpu").for_a_cut_base == Target("tpu")
