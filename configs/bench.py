@@ -1,4 +1,6 @@
-"""Microbenchmarks: training steps/s, useful tokens/s, texts/s against the number of chains; argument train, decode or chains."""
+"""Microbenchmarks: training steps/s, useful tokens/s, texts/s against the number of chains;
+argument train, decode or chains.
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,13 +1,23 @@
-"""Bias amplification (arXiv 2410.15234): GPT-2 continues 1,518 labelled articles, eleven generations; `:tiny` on two cores, `:classifier`, `:constrained`."""
+"""Bias amplification (arXiv 2410.15234): GPT-2 continues 1,518 labelled articles, eleven
+generations; `:tiny` on two cores, `:classifier`, `:constrained`.
+"""
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant="paper"):
-    """`paper`: the study as published. `classifier`: its classifier fitted here instead of loaded. `center`: chains that see centre articles alone
-    (the setup of its later version). `constrained`: greedy beside the constrained loss.
-    `tiny`: all six setups with a tiny base on presidents' speeches, four replicates each, in minutes."""
-    variants = {"paper": lambda c: c, "classifier": _classifier, "center": _center, "constrained": _constrained, "tiny": _tiny}
+    """`paper`: the study as published. `classifier`: its classifier fitted here instead of loaded.
+    `center`: chains that see centre articles alone (the setup of its later version). `constrained`:
+    greedy beside the constrained loss. `tiny`: all six setups with a tiny base on presidents'
+    speeches, four replicates each, in minutes.
+    """
+    variants = {
+        "paper": lambda c: c,
+        "classifier": _classifier,
+        "center": _center,
+        "constrained": _constrained,
+        "tiny": _tiny,
+    }
     if variant not in variants:
         raise ValueError(f"variant {variant!r} is not allowed; choose one of {', '.join(variants)}")
     return variants[variant](_paper())
@@ -19,7 +29,8 @@ def _paper():
     c.title = "Bias amplification in GPT-2"
 
     c.data = ConfigDict()
-    c.data.source = "data_public.csv"  # Webis-Bias-Flipper-18 (zenodo.org/records/3271061): bias, original_title, original_body
+    # Webis-Bias-Flipper-18 (zenodo.org/records/3271061): bias, original_title, original_body
+    c.data.source = "data_public.csv"
     c.data.labels = ("From the Right", "From the Left", "From the Center")
     c.data.per_label = 506
     c.data.short = "keep"  # the last block of an article is shorter anyway
@@ -33,7 +44,11 @@ def _paper():
 
     c.classifier = ConfigDict()
     c.classifier.model = "wu981526092/bias_classifier_roberta"
-    c.classifier.labels = ("From the Right", "From the Left", "From the Center")  # LABEL_0, LABEL_1, LABEL_2
+    c.classifier.labels = (
+        "From the Right",
+        "From the Left",
+        "From the Center",
+    )  # LABEL_0, LABEL_1, LABEL_2
     c.classifier.target = "From the Right"
     c.classifier.max_length = 500
 
@@ -45,10 +60,17 @@ def _paper():
 
 
 def _classifier(c):
-    """The recipe of section 4.3. The paper's fourth encoder, ALBERT, shares its layers' weights and is not read; MPNet stands in its place."""
+    """The recipe of section 4.3. The paper's fourth encoder, ALBERT, shares its layers' weights and
+    is not read; MPNet stands in its place.
+    """
     c.classifier.model = None
     c.classifier.labels = ()
-    c.classifier.encoders = ("distilbert-base-uncased", "bert-base-uncased", "microsoft/mpnet-base", "roberta-base")
+    c.classifier.encoders = (
+        "distilbert-base-uncased",
+        "bert-base-uncased",
+        "microsoft/mpnet-base",
+        "roberta-base",
+    )
     c.classifier.train = "all"
     c.classifier.max_length = 512
     return c
@@ -65,13 +87,18 @@ def _center(c):
 def _constrained(c):
     c.title = "A constraint on the bias projection"
     c.chain.setups = ("greedy", "constrained")
-    c.projection = ConfigDict(dict(direction="fit", toward="From the Right", away="From the Left", gam=1e4, per="direction"))
+    c.projection = ConfigDict(
+        dict(
+            direction="fit", toward="From the Right", away="From the Left", gam=1e4, per="direction"
+        )
+    )
     return c
 
 
 def _tiny(c):
-    """Passages of presidents' speeches, the first sentence as title; the label is the party, the classifier is
-    fitted on other passages."""
+    """Passages of presidents' speeches, the first sentence as title; the label is the party, the
+    classifier is fitted on other passages.
+    """
     c.title = "Bias amplification, tiny"
     c.data = ConfigDict()
     c.data.source = "jaxloop:speeches"
@@ -83,7 +110,9 @@ def _tiny(c):
     c.data.body_tokens = 64
 
     c.models.pool = ("jaxloop/assets/bases/gpt2",)
-    c.adapt = ConfigDict(dict(articles=600, epochs=2.0, batch_size=16, learning_rate=2e-3))  # the tiny bases know no politics
+    c.adapt = ConfigDict(
+        dict(articles=600, epochs=2.0, batch_size=16, learning_rate=2e-3)
+    )  # the tiny bases know no politics
     c.chain.generations = 5
     c.chain.seeds = (0, 1, 2, 3)
     c.chain.reading = "paper"
@@ -95,7 +124,12 @@ def _tiny(c):
 
     c.classifier = ConfigDict()
     c.classifier.target = "R"
-    c.classifier.encoders = (None, "jaxloop/assets/bases/llama", "jaxloop/assets/bases/gpt2", "jaxloop/assets/bases/opt")
+    c.classifier.encoders = (
+        None,
+        "jaxloop/assets/bases/llama",
+        "jaxloop/assets/bases/gpt2",
+        "jaxloop/assets/bases/opt",
+    )
     c.classifier.train = "head"
     c.classifier.texts = 900
     c.classifier.max_length = 128

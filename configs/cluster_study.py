@@ -1,11 +1,19 @@
-"""Which properties of human text go with the shift: chains on clusters of each dataset at r = 1/8 and 1/4 (section 4); argument paper or tiny."""
+"""Which properties of human text go with the shift: chains on clusters of each dataset at r = 1/8
+and 1/4 (section 4); argument paper or tiny.
+"""
 
 from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
     datasets = ("webis_reddit", "100M_tweets", "reddit_submissions", "wikipedia")
-    c = scales.config("clusters", "Properties of human text and the shift", scale, paper=datasets, tiny=("emotions", "speeches", "novels"))
+    c = scales.config(
+        "clusters",
+        "Properties of human text and the shift",
+        scale,
+        paper=datasets,
+        tiny=("emotions", "speeches", "novels"),
+    )
     c.chain.ratios = ("1/8", "1/4")
     c.chain.seeds = (0,)  # one chain per cluster and ratio, as in the released code
     c.quality_at = "ends"

@@ -1,11 +1,18 @@
-"""The shift in five datasets against the synthetic share (figures 2 and 3 of arXiv 2504.03814); argument paper or tiny."""
+"""The shift in five datasets against the synthetic share (figures 2 and 3 of arXiv 2504.03814);
+argument paper or tiny.
+"""
 
 from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
     c = scales.config(
-        "datasets", "The shift in several datasets", scale, paper=scales.PAPER, tiny=tuple(scales.TINY), keep=600
+        "datasets",
+        "The shift in several datasets",
+        scale,
+        paper=scales.PAPER,
+        tiny=tuple(scales.TINY),
+        keep=600,
     )
     c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
     if scale == "tiny":

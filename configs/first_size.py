@@ -1,10 +1,14 @@
-"""Generation 0 trained on 4,000 (the released code) or 8,000 human texts (the paper): relative scores divide by it; argument paper or tiny."""
+"""Generation 0 trained on 4,000 (the released code) or 8,000 human texts (the paper): relative
+scores divide by it; argument paper or tiny.
+"""
 
 from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("gen0_size", "The size of generation 0", scale, paper=("100M_tweets",), tiny=("emotions",))
+    c = scales.config(
+        "gen0_size", "The size of generation 0", scale, paper=("100M_tweets",), tiny=("emotions",)
+    )
     c.chain.ratios = ("1/8", "1/2", 1)
     c.chain.gen0_sizes = (4000, 8000)
     if scale == "tiny":

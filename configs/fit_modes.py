@@ -1,10 +1,18 @@
-"""Adapters, full fine-tuning and training from scratch in the same chains, at one learning rate; argument paper or tiny."""
+"""Adapters, full fine-tuning and training from scratch in the same chains, at one learning rate;
+argument paper or tiny.
+"""
 
 from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("fit_modes", "Adapters, full fine-tuning, from scratch", scale, paper=("100M_tweets",), tiny=("emotions",))
+    c = scales.config(
+        "fit_modes",
+        "Adapters, full fine-tuning, from scratch",
+        scale,
+        paper=("100M_tweets",),
+        tiny=("emotions",),
+    )
     c.chain.ratios = ("1/8", "1/2", 1)
     c.chain.factors = {"fit": {"mode": ("lora", "full", "scratch")}}
     if scale == "tiny":

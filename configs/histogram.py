@@ -1,4 +1,6 @@
-"""The biased histogram and its U-shape, in the literal reading, which cannot have one, and in one that has it."""
+"""The biased histogram and its U-shape, in the literal reading, which cannot have one, and in one
+that has it.
+"""
 
 from ml_collections import ConfigDict
 

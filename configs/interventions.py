@@ -1,10 +1,18 @@
-"""Choosing which synthetic texts enter the pool: the best, the most diverse, and the random control; argument paper or tiny."""
+"""Choosing which synthetic texts enter the pool: the best, the most diverse, and the random
+control; argument paper or tiny.
+"""
 
 from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("interventions", "Selection of synthetic text", scale, paper=("100M_tweets", "webis_reddit"), tiny=("emotions",))
+    c = scales.config(
+        "interventions",
+        "Selection of synthetic text",
+        scale,
+        paper=("100M_tweets", "webis_reddit"),
+        tiny=("emotions",),
+    )
     c.chain.ratios = ("1/4", "1/2", 1)
     c.chain.seeding = "paired"  # with the control: the same human texts, bases and draws
     c.interventions = dict(policies=("random", "quality", "diversity"), written=2.0)

@@ -1,10 +1,18 @@
-"""Chains on short, medium and long human text (a split that the paper made and did not publish); argument paper or tiny."""
+"""Chains on short, medium and long human text (a split that the paper made and did not publish);
+argument paper or tiny.
+"""
 
 from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("length_splits", "Short, medium and long human text", scale, paper=("webis_reddit", "100M_tweets"), tiny=("docs", "emotions"))
+    c = scales.config(
+        "length_splits",
+        "Short, medium and long human text",
+        scale,
+        paper=("webis_reddit", "100M_tweets"),
+        tiny=("docs", "emotions"),
+    )
     c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
     if scale == "tiny":
         c.chain.update(ratios=("1/4", 1))

@@ -1,4 +1,6 @@
-"""Linear models of four entities that read each other: closed form against drawn labels, relative efficiency and its optimum."""
+"""Linear models of four entities that read each other: closed form against drawn labels, relative
+efficiency and its optimum.
+"""
 
 from ml_collections import ConfigDict
 
@@ -9,7 +11,9 @@ def get_config():
     c.what = "linear"
     c.title = "Linear dynamics of four entities"
 
-    c.linear = ConfigDict()  # the setting that reproduces the relative-efficiency figure of arXiv 2505.21677 (inferred: the paper states K, d and rank)
+    # the setting that reproduces the relative-efficiency figure of arXiv 2505.21677 (inferred: the
+    # paper states K, d and rank)
+    c.linear = ConfigDict()
     c.linear.entities = 4
     c.linear.dim = 15
     c.linear.rank = 5

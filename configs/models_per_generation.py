@@ -4,7 +4,14 @@ from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("models_per_generation", "Models per generation", scale, paper=("webis_reddit",), tiny=("speeches",), keep=2000)
+    c = scales.config(
+        "models_per_generation",
+        "Models per generation",
+        scale,
+        paper=("webis_reddit",),
+        tiny=("speeches",),
+        keep=2000,
+    )
     c.chain.ratios = ("1/8", "1/4", "1/2", "3/4", 1)
     c.chain.models = (1, 2, 4, 10, 20)
     c.fit.update(steps=250, epochs=None)  # whatever the size of the pool

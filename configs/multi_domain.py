@@ -1,11 +1,19 @@
-"""Three domains in one chain: does one domain's text shift another's? (figure 4); argument paper or tiny."""
+"""Three domains in one chain: does one domain's text shift another's? (figure 4); argument paper or
+tiny.
+"""
 
 from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
     datasets = ("wikipedia", "webis_reddit", "100M_tweets")
-    c = scales.config("multi_domain", "Three domains in one chain", scale, paper=datasets, tiny=("novels", "emotions", "speeches"))
+    c = scales.config(
+        "multi_domain",
+        "Three domains in one chain",
+        scale,
+        paper=datasets,
+        tiny=("novels", "emotions", "speeches"),
+    )
     c.chain.ratios = ("1/8", "1/4")
     c.chain.seeds = (0,)
     c.chain.eval_texts = 480  # 160 of each domain
@@ -13,5 +21,7 @@ def get_config(scale="paper"):
     if scale == "tiny":
         c.chain.update(generations=4, eval_texts=48)
         scales.tiny_clusters(c)
-        c.clusters.count = 24  # 18 properties are told apart by more clusters, not by more chains of each
+        c.clusters.count = (
+            24  # 18 properties are told apart by more clusters, not by more chains of each
+        )
     return c

@@ -1,4 +1,6 @@
-"""Models that train on each other's text (arXiv 2505.21677): OPT-350m on SciQ and GSM8K, alpha and beta in {0, 1/2, 1}; :three, :llama, :tiny."""
+"""Models that train on each other's text (arXiv 2505.21677): OPT-350m on SciQ and GSM8K, alpha and
+beta in {0, 1/2, 1}; :three, :llama, :tiny.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,8 +8,9 @@ SCALES = ("paper", "three", "llama", "tiny")
 
 
 def get_config(scale: str = "paper"):
-    """paper: K = 2, OPT-350m; three: K = 3 with ARC (figure 7); llama: K = 2, Llama 3.2 1B; tiny: K = 3 on two
-    cores, from corpora in the box."""
+    """paper: K = 2, OPT-350m; three: K = 3 with ARC (figure 7); llama: K = 2, Llama 3.2 1B; tiny: K
+    = 3 on two cores, from corpora in the box.
+    """
     if scale not in SCALES:
         raise ValueError(f"scale '{scale}' is none of {', '.join(SCALES)}")
     return tiny() if scale == "tiny" else paper(scale)
@@ -19,7 +22,12 @@ def paper(scale):
     c.title = "Models that train on each other"
     c.entities = ("sciq", "gsm8k", "arc") if scale == "three" else ("sciq", "gsm8k")
     # The prompts are questions, the texts answers: the paper states no format.
-    c.tasks = ConfigDict({name: ConfigDict(dict(prompt="Question: {question}\nAnswer:", text=" {answer}")) for name in c.entities})
+    c.tasks = ConfigDict(
+        {
+            name: ConfigDict(dict(prompt="Question: {question}\nAnswer:", text=" {answer}"))
+            for name in c.entities
+        }
+    )
 
     c.public = ConfigDict()
     c.public.task = "bookcorpus"
@@ -68,12 +76,14 @@ def paper(scale):
 
 
 def tiny():
-    """Three entities with adapters of one tiny base: problems, presidents' speeches, two novels; BookCorpus' place
-    is taken by two other books."""
+    """Three entities with adapters of one tiny base: problems, presidents' speeches, two novels;
+    BookCorpus' place is taken by two other books.
+    """
     c = paper("tiny")
     c.title = "Models that train on each other, small"
     c.entities = ("gsm8k", "speeches", "novels")
-    # Prompts are the first words of a record, not whole questions: half of the time would go into reading those.
+    # Prompts are the first words of a record, not whole questions: half of the time would go into
+    # reading those.
     c.tasks = ConfigDict()
     c.tasks.gsm8k = ConfigDict(dict(source="jaxloop:gsm8k", prompt_words=8))
     c.tasks.speeches = ConfigDict(dict(task="text", source="jaxloop:speeches", prompt_words=8))
@@ -96,7 +106,9 @@ def tiny():
     c.fit.length_classes = 1
     c.fit.dtype = "float32"
 
-    c.sample.temperature = 0.5  # at 1 what a tiny model writes is mostly chance, and no two completions are alike
+    c.sample.temperature = (
+        0.5  # at 1 what a tiny model writes is mostly chance, and no two completions are alike
+    )
     c.sample.max_new_tokens = 24
     c.sample.max_prompt = 32
     c.sample.slots = 48

@@ -1,14 +1,24 @@
-"""Left and right texts in five mixes at r = 3/4: where does the lean of what is written go? argument paper or tiny."""
+"""Left and right texts in five mixes at r = 3/4: where does the lean of what is written go?
+argument paper or tiny.
+"""
 
 from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("political", "Political lean in recursive loops", scale, paper=("senator_tweets",), tiny=("speeches",), keep=3200)
+    c = scales.config(
+        "political",
+        "Political lean in recursive loops",
+        scale,
+        paper=("senator_tweets",),
+        tiny=("speeches",),
+        keep=3200,
+    )
     c.chain.ratios = ("3/4",)
     c.lean = dict(mixes=(100, 75, 50, 25, 0), homogeneous=True, judge=scales.LEAN)
     if scale == "tiny":
         c.chain.update(size=48, seeds=(0, 1, 2))
-        # A classifier fitted on the party labels in the judge's place: its leans are no round scores, so neutral is a range.
+        # A classifier fitted on the party labels in the judge's place: its leans are no round
+        # scores, so neutral is a range.
         c.lean.update(judge=None, fit_texts=2000, neutral=10.0)
     return c

@@ -1,4 +1,6 @@
-"""The four tiny bases of the repository, from scratch: a tokenizer and Llama, Qwen2, GPT-2 and OPT models on docstring prose."""
+"""The four tiny bases of the repository, from scratch: a tokenizer and Llama, Qwen2, GPT-2 and OPT
+models on docstring prose.
+"""
 
 from ml_collections import ConfigDict
 
@@ -16,7 +18,9 @@ def get_config():
     for name, sizes in dict(
         llama=dict(kv_heads=5, mlp=432),
         qwen2=dict(kv_heads=1, mlp=512),
-        gpt2=dict(kv_heads=5, mlp=640, steps=2000),  # learned positions take longer than rotary ones
+        gpt2=dict(
+            kv_heads=5, mlp=640, steps=2000
+        ),  # learned positions take longer than rotary ones
         opt=dict(kv_heads=5, mlp=640, steps=2000),
     ).items():
         c.bases[name] = ConfigDict(dict(architecture=name, width=160, layers=4, heads=5, **sizes))

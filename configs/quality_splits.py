@@ -5,7 +5,13 @@ from jaxloop.studies import loops_scales as scales
 
 def get_config(scale="paper"):
     datasets = ("webis_reddit", "100M_tweets", "reddit_submissions", "senator_tweets")
-    c = scales.config("quality_splits", "Human text of low and high quality", scale, paper=datasets, tiny=("speeches", "emotions"))
+    c = scales.config(
+        "quality_splits",
+        "Human text of low and high quality",
+        scale,
+        paper=datasets,
+        tiny=("speeches", "emotions"),
+    )
     c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
     c.splits = dict(levels=(20, 40, 60, 80))
     if scale == "tiny":

@@ -1,4 +1,6 @@
-"""Collapse in five minutes on two cores: r in {1/8, 1}, two seeds, ten generations, four tiny bases, the embedded `docs` text."""
+"""Collapse in five minutes on two cores: r in {1/8, 1}, two seeds, ten generations, four tiny
+bases, the embedded `docs` text.
+"""
 
 from ml_collections import ConfigDict
 
@@ -9,13 +11,16 @@ def get_config():
     c.title = "Collapse in five minutes"
 
     c.data = ConfigDict()
-    c.data.source = "docs"  # or jaxloop:speeches; or a file: .jsonl, .csv, .parquet, .txt; or a Hugging Face dataset id
+    # or jaxloop:speeches; or a file: .jsonl, .csv, .parquet, .txt; or a Hugging Face dataset id
+    c.data.source = "docs"
     c.data.instruction = "Write a paragraph of documentation."
     c.data.min_tokens = 16
     c.data.max_tokens = 96
 
     c.models = ConfigDict()
-    c.models.pool = tuple(f"jaxloop/assets/bases/{name}" for name in ("llama", "qwen2", "gpt2", "opt"))
+    c.models.pool = tuple(
+        f"jaxloop/assets/bases/{name}" for name in ("llama", "qwen2", "gpt2", "opt")
+    )
 
     c.chain = ConfigDict()
     c.chain.generations = 10
@@ -35,5 +40,12 @@ def get_config():
     c.sample = ConfigDict()
     c.sample.max_new_tokens = 64
 
-    c.metrics = ("cosine_diversity", "self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "held_out_loss", "text_length")
+    c.metrics = (
+        "cosine_diversity",
+        "self_bleu",
+        "distinct_n(n=1)",
+        "distinct_n(n=2)",
+        "held_out_loss",
+        "text_length",
+    )
     return c

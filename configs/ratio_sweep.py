@@ -1,10 +1,19 @@
-"""Quality and diversity against the share of synthetic text (figures 2, 3 of arXiv 2504.03814); argument paper or tiny."""
+"""Quality and diversity against the share of synthetic text (figures 2, 3 of arXiv 2504.03814);
+argument paper or tiny.
+"""
 
 from jaxloop.studies import loops_scales as scales
 
 
 def get_config(scale="paper"):
-    c = scales.config("ratio_sweep", "The shift against the synthetic share", scale, paper=("100M_tweets",), tiny=("emotions",), keep=1200)
+    c = scales.config(
+        "ratio_sweep",
+        "The shift against the synthetic share",
+        scale,
+        paper=("100M_tweets",),
+        tiny=("emotions",),
+        keep=1200,
+    )
     c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
     if scale == "tiny":
         c.chain.update(generations=8, size=48, eval_texts=64)

@@ -1,7 +1,9 @@
-"""The config files that come with jaxloop: where they lie, how a name finds one, and the list of them.
+"""The config files that come with jaxloop: where they lie, how a name finds one, and the list of
+them.
 
-In a clone they lie in `configs/` beside the package; an installed wheel carries them inside it. `--config=quickstart` and
-`--config=cluster_study:tiny` work from any folder; a path to a file of one's own always comes first.
+In a clone they lie in `configs/` beside the package; an installed wheel carries them inside it.
+`--config=quickstart` and `--config=cluster_study:tiny` work from any folder; a path to a file of
+one's own always comes first.
 """
 
 import ast
@@ -19,8 +21,10 @@ def shipped() -> pathlib.Path:
 
 
 def locate(spec: str) -> tuple[pathlib.Path, str | None]:
-    """(file, argument) of what stands after `--config=`: `path.py`, `path.py:argument`, or the name of a shipped config with or without
-    `configs/`, `.py` and `:argument`. The file need not exist: then it is the path that was meant."""
+    """(file, argument) of what stands after `--config=`: `path.py`, `path.py:argument`, or the name
+    of a shipped config with or without `configs/`, `.py` and `:argument`. The file need not exist:
+    then it is the path that was meant.
+    """
     path, argument = _split(spec)
     if path.exists() or path.is_absolute():
         return path, argument
@@ -37,25 +41,36 @@ def _split(spec: str) -> tuple[pathlib.Path, str | None]:
         path, argument = spec.split(".py:", 1)
         return pathlib.Path(path + ".py"), argument
     name, colon, argument = spec.partition(":")
-    if colon and not pathlib.Path(spec).exists() and not pathlib.PurePath(name).suffix and "/" not in name and "\\" not in name:
+    if (
+        colon
+        and not pathlib.Path(spec).exists()
+        and not pathlib.PurePath(name).suffix
+        and "/" not in name
+        and "\\" not in name
+    ):
         return pathlib.Path(name), argument
     return pathlib.Path(spec), None
 
 
 def siblings(path: pathlib.Path) -> list[str]:
-    """What a mistyped path may have meant: config files beside it, in `configs/` here, and the shipped ones by name."""
+    """What a mistyped path may have meant: config files beside it, in `configs/` here, and the
+    shipped ones by name.
+    """
     folders = dict.fromkeys([path.parent, pathlib.Path("configs")])
     files = [str(p) for folder in folders for p in sorted(folder.glob("*.py"))]
     return files or [p.stem for p in _files(shipped())]
 
 
 def rows() -> list[tuple[str, str]]:
-    """(what to write after `--config=`, first line of its docstring) of every config: those in `configs/` here, then shipped ones of other
-    names. The files are read, not executed."""
+    """(what to write after `--config=`, first line of its docstring) of every config: those in
+    `configs/` here, then shipped ones of other names. The files are read, not executed.
+    """
     here = pathlib.Path("configs")
     local = [(str(path), first_line(path)) for path in _files(here)]
     names = {pathlib.PurePath(name).stem for name, _ in local}
-    return local + [(path.stem, first_line(path)) for path in _files(shipped()) if path.stem not in names]
+    return local + [
+        (path.stem, first_line(path)) for path in _files(shipped()) if path.stem not in names
+    ]
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -1,8 +1,9 @@
 """The command line: parsing, the catalogue, the bug-report block, and how a refusal is shown.
 
-Exit codes: 0 done · 1 an error that is ours (traceback shown) · 2 bad input (one line on stderr) · 3 finished, but some chains failed
-(named in the report) · 4 finished, but a formula and a simulation disagree (flagged in the report) · 28 disk full (the generation before
-is intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
+Exit codes: 0 done · 1 an error that is ours (traceback shown) · 2 bad input (one line on stderr) ·
+3 finished, but some chains failed (named in the report) · 4 finished, but a formula and a
+simulation disagree (flagged in the report) · 28 disk full (the generation before is intact) · 130
+and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
 """
 
 import pathlib
@@ -54,9 +55,13 @@ class Command(NamedTuple):
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "config file, FILE.py or FILE.py:ARGUMENT", flag_values=values)
+    flags.DEFINE_string(
+        "config", None, "config file, FILE.py or FILE.py:ARGUMENT", flag_values=values
+    )
     flags.DEFINE_string("workdir", None, "directory that the run writes to", flag_values=values)
-    flags.DEFINE_string("for", None, "with --plan: hardware that need not be here", flag_values=values)
+    flags.DEFINE_string(
+        "for", None, "with --plan: hardware that need not be here", flag_values=values
+    )
     flags.DEFINE_bool("debug", False, "show the traceback of a refusal", flag_values=values)
     for action in ACTIONS:
         flags.DEFINE_bool(action, False, action, flag_values=values)
@@ -64,7 +69,9 @@ def _flags() -> flags.FlagValues:
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """The command of `sys.argv`. A command line that makes no sense ends the process: one line, exit code 2."""
+    """The command of `sys.argv`. A command line that makes no sense ends the process: one line,
+    exit code 2.
+    """
     flags.FLAGS.mark_as_parsed()  # absl's own flags keep their defaults; ours are not global
     logging.set_verbosity(logging.WARNING)
     try:
@@ -97,25 +104,37 @@ def _parse(argv: list[str]) -> Command:
         raise ValueError(f"--{asked[0]} and --{asked[1]} cannot be used together")
     action = asked[0] if asked else "run"
     if action in ("run", "fields", "validate", "plan") and not values.config:
-        raise ValueError("--config is missing: a config such as --config=quickstart (all of them: --list)")
+        raise ValueError(
+            "--config is missing: a config such as --config=quickstart (all of them: --list)"
+        )
     target = values["for"].value
     if target is not None and action != "plan":
         raise ValueError(f"--for={target} belongs to --plan: it says for what hardware the plan is")
     if action == "run" and not values.workdir:
-        raise ValueError("--workdir is missing: the directory to write to, such as --workdir=runs/first")
+        raise ValueError(
+            "--workdir is missing: the directory to write to, such as --workdir=runs/first"
+        )
     workdir = pathlib.Path(values.workdir) if values.workdir else None
-    return Command(action, values.config, tuple(overrides), workdir, tuple(argv), values.debug, target)
+    return Command(
+        action, values.config, tuple(overrides), workdir, tuple(argv), values.debug, target
+    )
 
 
 def _flag_hint(name: str, names: Sequence[str]) -> str:
     near = config.nearest(name, names)
     if near:
         return f"did you mean --{near}?"
-    return f"a field of the config is set with --config.{name}=…" if "." in name else f"there are --{', --'.join(names)}"
+    return (
+        f"a field of the config is set with --config.{name}=…"
+        if "." in name
+        else f"there are --{', --'.join(names)}"
+    )
 
 
 def _take_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Splits `--config.a.b=c`, `--config.a.b c` and the bare `--config.a.b` (true) from the other words."""
+    """Splits `--config.a.b=c`, `--config.a.b c` and the bare `--config.a.b` (true) from the other
+    words.
+    """
     rest, overrides, words = [], [], list(words)
     while words:
         word = words.pop(0)
@@ -132,7 +151,8 @@ def _take_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, st
     return rest, overrides
 
 
-# ---- refusing ---------------------------------------------------------------------------------------------------------
+# ---- refusing
+# ---------------------------------------------------------------------------------------------------------
 
 
 def refuse(error: BaseException | str, code: int = EXIT_REFUSED) -> NoReturn:
@@ -143,7 +163,9 @@ def refuse(error: BaseException | str, code: int = EXIT_REFUSED) -> NoReturn:
 
 
 def guarded(main: Callable[[Command], int], command: Command) -> int:
-    """`main(command)`, where a refusal of ours ends as one line and exit code 2. Anything else is an error of ours and keeps its traceback."""
+    """`main(command)`, where a refusal of ours ends as one line and exit code 2. Anything else is
+    an error of ours and keeps its traceback.
+    """
     try:
         return main(command)
     except KeyboardInterrupt:
@@ -157,7 +179,9 @@ def guarded(main: Callable[[Command], int], command: Command) -> int:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Raised by the toolkit itself, or by the file system: not by a library that was handed something wrong inside."""
+    """Raised by the toolkit itself, or by the file system: not by a library that was handed
+    something wrong inside.
+    """
     if isinstance(error, OSError):
         return error.filename is not None
     origin = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -176,10 +200,13 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{what:<{width}}  {amount}" for what, amount in rows)
 
 
-# ---- --list ---------------------------------------------------------------------------------------------------------
+# ---- --list
+# ---------------------------------------------------------------------------------------------------------
 
 
 def listing() -> str:
     """What can be run: the studies, and the config files with the first line of their docstrings."""
     kinds = [(name, study.line) for name, study in studies.STUDIES.items()]
-    return f"Studies (config.study)\n{table(kinds)}\n\nConfigs (--config=…)\n{table(catalogue.rows())}"
+    return (
+        f"Studies (config.study)\n{table(kinds)}\n\nConfigs (--config=…)\n{table(catalogue.rows())}"
+    )

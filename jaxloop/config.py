@@ -1,8 +1,8 @@
 """From a config file and command-line overrides to frozen, checked settings: once, at the edge.
 
-A config file is Python with `get_config(arg=None) -> ml_collections.ConfigDict`. It names what differs from the defaults
-below, which follow the code of arXiv 2504.03814. Every refusal is a `ValueError` of one sentence that names the field, the
-value and what is allowed.
+A config file is Python with `get_config(arg=None) -> ml_collections.ConfigDict`. It names what
+differs from the defaults below, which follow the code of arXiv 2504.03814. Every refusal is a
+`ValueError` of one sentence that names the field, the value and what is allowed.
 """
 
 import copy
@@ -41,22 +41,36 @@ def _not_bool(value: Any) -> Any:
 
 
 def _flat(value: Any) -> Any:
-    """{"fit": {"steps": [1, 2]}} -> {"fit.steps": [1, 2]}: names with dots cannot be fields of a ConfigDict."""
+    """{"fit": {"steps": [1, 2]}} -> {"fit.steps": [1, 2]}: names with dots cannot be fields of a
+    ConfigDict.
+    """
     if not isinstance(value, dict):
         return value
     out = {}
     for name, inner in value.items():
-        out |= {f"{name}.{k}": v for k, v in _flat(inner).items()} if isinstance(inner, dict) else {str(name): inner}
+        out |= (
+            {f"{name}.{k}": v for k, v in _flat(inner).items()}
+            if isinstance(inner, dict)
+            else {str(name): inner}
+        )
     return out
 
 
-Share = Annotated[float, pydantic.BeforeValidator(_fraction), pydantic.BeforeValidator(_not_bool), Field(ge=0, le=1)]
+Share = Annotated[
+    float,
+    pydantic.BeforeValidator(_fraction),
+    pydantic.BeforeValidator(_not_bool),
+    Field(ge=0, le=1),
+]
 Count = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=1)]
 Whole = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=0)]
-# As many as every generator of random numbers here takes (scikit-learn's and pandas' stop at 32 bits).
+# As many as every generator of random numbers here takes (scikit-learn's and pandas' stop at 32
+# bits).
 Seed = Annotated[int, pydantic.BeforeValidator(_not_bool), Field(ge=0, le=2**32 - 1)]
 Positive = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(ge=0, allow_inf_nan=False)]
+NonNegative = Annotated[
+    float, pydantic.BeforeValidator(_not_bool), Field(ge=0, allow_inf_nan=False)
+]
 Probability = Annotated[float, pydantic.BeforeValidator(_not_bool), Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -64,7 +78,9 @@ Text = Annotated[str, Field(min_length=1)]
 class Section(pydantic.BaseModel):
     """A frozen group of fields; a name it does not know is an error."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Data(Section):
@@ -72,30 +88,63 @@ class Data(Section):
 
     source: Text = Field(
         "docs",
-        description="`docs` or `jaxloop:NAME` (in the box), a .jsonl, .json, .csv, .tsv, .parquet or .txt file (also compressed), or a Hugging Face dataset id",
+        description="`docs` or `jaxloop:NAME` (in the box), a .jsonl, .json, .csv, .tsv, "
+        ".parquet or .txt file (also compressed), or a Hugging Face dataset id",
     )
     text_column: Text = Field(
-        "text", description="column that holds the text, dotted where nested; the default also finds `messages`, and `prompt` with `completion`"
+        "text",
+        description="column that holds the text, dotted where nested; the default also finds "
+        "`messages`, and `prompt` with `completion`",
     )
-    domain_column: Text | None = Field(None, description="column that holds the domain; none: the source is one domain (`docs`: the library)")
-    domains: tuple[Text, ...] = Field((), description="keep only these domains; empty: all (`docs`: the libraries that the tiny bases never saw)")
-    prompt_column: Text | None = Field(None, description="column that holds the instruction of a text; none: `instruction` is everyone's")
+    domain_column: Text | None = Field(
+        None,
+        description="column that holds the domain; none: the source is one domain (`docs`: the "
+        "library)",
+    )
+    domains: tuple[Text, ...] = Field(
+        (),
+        description="keep only these domains; empty: all (`docs`: the libraries that the tiny "
+        "bases never saw)",
+    )
+    prompt_column: Text | None = Field(
+        None,
+        description="column that holds the instruction of a text; none: `instruction` is "
+        "everyone's",
+    )
     instruction: Text = Field("Write a paragraph.", description="the instruction of every prompt")
-    delimiter: Text | None = Field(None, description="what parts the cells of a .csv or .tsv file; none: the one that fits, else comma or tab")
-    csv_options: tuple[Literal["no_header", "quotes", "no_quotes", "backslash", "spaces", "short_rows"], ...] = Field(
-        (), description="of .csv and .tsv files; a refusal names the one that reads what it found, see data/delimited.py"
+    delimiter: Text | None = Field(
+        None,
+        description="what parts the cells of a .csv or .tsv file; none: the one that fits, else "
+        "comma or tab",
+    )
+    csv_options: tuple[
+        Literal["no_header", "quotes", "no_quotes", "backslash", "spaces", "short_rows"], ...
+    ] = Field(
+        (),
+        description="of .csv and .tsv files; a refusal names the one that reads what it found, "
+        "see data/delimited.py",
     )
     duplicates: Literal["drop", "keep"] = Field(
-        "drop", description="texts equal but for case, spaces and punctuation: keep the first, or all; none is ever both held out and trained on"
+        "drop",
+        description="texts equal but for case, spaces and punctuation: keep the first, or all; "
+        "none is ever both held out and trained on",
     )
     long_prompts: Literal["refuse", "drop", "truncate_left"] = Field(
-        "refuse", description="prompts that leave no token of the answer to learn, or no room to write it: refused, dropped, or cut from the left"
+        "refuse",
+        description="prompts that leave no token of the answer to learn, or no room to write it: "
+        "refused, dropped, or cut from the left",
     )
     name: Text | None = Field(None, description="configuration of a Hugging Face dataset")
     split: Text = Field("train", description="split of a Hugging Face dataset")
     revision: Text | None = Field(None, description="commit of a Hugging Face dataset")
-    limit: Count | None = Field(None, description="stop reading after this many usable texts; none: read all")
-    min_tokens: Whole = Field(20, description="drop texts with this many tokens or fewer, as the first model of the pool counts them")
+    limit: Count | None = Field(
+        None, description="stop reading after this many usable texts; none: read all"
+    )
+    min_tokens: Whole = Field(
+        20,
+        description="drop texts with this many tokens or fewer, as the first model of the pool "
+        "counts them",
+    )
     max_tokens: Count = Field(200, description="drop texts with this many tokens or more")
 
 
@@ -103,104 +152,211 @@ class Models(Section):
     """The base models; every generation of a chain draws one of them, by its seed."""
 
     pool: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
-        ("jaxloop/assets/bases/llama", "jaxloop/assets/bases/qwen2", "jaxloop/assets/bases/gpt2", "jaxloop/assets/bases/opt"),
+        (
+            "jaxloop/assets/bases/llama",
+            "jaxloop/assets/bases/qwen2",
+            "jaxloop/assets/bases/gpt2",
+            "jaxloop/assets/bases/opt",
+        ),
         description="directories in Hugging Face format or hub ids",
     )
-    revisions: tuple[Text | None, ...] = Field((), description="one hub revision per model of the pool; empty: the latest")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the base weights")
+    revisions: tuple[Text | None, ...] = Field(
+        (), description="one hub revision per model of the pool; empty: the latest"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="number format of the base weights"
+    )
 
 
 class Chain(Section):
     """What a chain is, and which chains the study consists of: every ratio with every seed."""
 
-    generations: Count = Field(20, description="number of generations, generation 0 (human text only) included")
-    size: Count = Field(4000, description="texts added per generation, human and synthetic; also the size of every training set")
-    first_size: Count | None = Field(None, description="human texts that generation 0 trains on; none: `size`")
+    generations: Count = Field(
+        20, description="number of generations, generation 0 (human text only) included"
+    )
+    size: Count = Field(
+        4000,
+        description="texts added per generation, human and synthetic; also the size of every "
+        "training set",
+    )
+    first_size: Count | None = Field(
+        None, description="human texts that generation 0 trains on; none: `size`"
+    )
     ratios: Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
-        (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0), description="synthetic share of what a generation adds; `1/8` is understood"
+        (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
+        description="synthetic share of what a generation adds; `1/8` is understood",
     )
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field((0, 1, 2, 3, 4), description="one chain per ratio and seed")
-    workflow: Literal["fresh_human", "replace", "accumulate", "accumulate_subsample", "preserve", "window", "external"] = Field(
-        "fresh_human", description="what a generation trains on; see recursion/workflow.py"
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
+        (0, 1, 2, 3, 4), description="one chain per ratio and seed"
     )
+    workflow: Literal[
+        "fresh_human",
+        "replace",
+        "accumulate",
+        "accumulate_subsample",
+        "preserve",
+        "window",
+        "external",
+    ] = Field("fresh_human", description="what a generation trains on; see recursion/workflow.py")
     share: Share = Field(0.1, description="real share that workflow `preserve` keeps")
     window: Count = Field(1, description="generations that workflow `window` looks back")
-    external: Text | None = Field(None, description="file of synthetic texts for workflow `external`")
-    start: Literal["base", "previous", "scratch"] = Field("base", description="weights that a generation starts from")
+    external: Text | None = Field(
+        None, description="file of synthetic texts for workflow `external`"
+    )
+    start: Literal["base", "previous", "scratch"] = Field(
+        "base", description="weights that a generation starts from"
+    )
     factors: Annotated[dict[str, tuple[Any, ...]], pydantic.BeforeValidator(_flat)] = Field(
         {},
-        description="further factors, name -> values, crossed with ratios and seeds: `dataset` (sources), `bases` (models of the pool, each alone), "
-        "`size`, `share`, `k`, `start`, and fields of `fit` and `sample`, as in `--config.chain.factors.sample.temperature=1,1.5`",
+        description="further factors, name -> values, crossed with ratios and seeds: `dataset` "
+        "(sources), `bases` (models of the pool, each alone), "
+        "`size`, `share`, `k`, `start`, and fields of `fit` and `sample`, as in "
+        "`--config.chain.factors.sample.temperature=1,1.5`",
     )
     eval_texts: Count = Field(250, description="texts of every generation that are measured")
-    heldout_texts: Whole = Field(250, description="human texts, used by no chain, on which every generation's loss is measured; 0: none")
+    heldout_texts: Whole = Field(
+        250,
+        description="human texts, used by no chain, on which every generation's loss is "
+        "measured; 0: none",
+    )
 
 
 class Lora(Section):
     """Low-rank adapters."""
 
     rank: Count = Field(16, description="rank of every adapter")
-    alpha: Positive = Field(16.0, description="scale: the adapter's output is multiplied by alpha / rank")
-    targets: Text | tuple[Text, ...] = Field("all-linear", description="`all-linear`, or names of projections")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
+    alpha: Positive = Field(
+        16.0, description="scale: the adapter's output is multiplied by alpha / rank"
+    )
+    targets: Text | tuple[Text, ...] = Field(
+        "all-linear", description="`all-linear`, or names of projections"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout on the adapter's input"
+    )
 
 
 class Fit(Section):
     """How a generation is trained."""
 
-    mode: Literal["lora", "full", "scratch"] = Field("lora", description="adapters, all weights, or all weights from random ones")
+    mode: Literal["lora", "full", "scratch"] = Field(
+        "lora", description="adapters, all weights, or all weights from random ones"
+    )
     lora: Lora = Field(Lora(), description="see below")
-    steps: Count | None = Field(None, description="optimiser steps per generation; none: `epochs` decides")
-    epochs: Positive | None = Field(1.0, description="passes over the training set, where `steps` is none")
+    steps: Count | None = Field(
+        None, description="optimiser steps per generation; none: `epochs` decides"
+    )
+    epochs: Positive | None = Field(
+        1.0, description="passes over the training set, where `steps` is none"
+    )
     batch_size: Count = Field(16, description="texts per step and chain")
     learning_rate: Positive = Field(2e-4, description="peak learning rate of AdamW")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the learning rate falls to 0 after warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="how the learning rate falls to 0 after warm-up"
+    )
     warmup_steps: Whole = Field(1, description="steps of linear warm-up")
     weight_decay: NonNegative = Field(0.01, description="AdamW's weight decay")
-    clip: Positive | None = Field(1.0, description="largest gradient norm, per chain; none: no clipping")
-    max_length: Count = Field(256, description="tokens per training text, prompt included; longer ones are cut")
-    loss_on: Literal["response", "all"] = Field("response", description="tokens that the loss counts")
-    length_classes: Count = Field(4, description="padded lengths in one epoch, each compiled once: more of them waste less padding")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the computation")
-    remat: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
+    clip: Positive | None = Field(
+        1.0, description="largest gradient norm, per chain; none: no clipping"
+    )
+    max_length: Count = Field(
+        256, description="tokens per training text, prompt included; longer ones are cut"
+    )
+    loss_on: Literal["response", "all"] = Field(
+        "response", description="tokens that the loss counts"
+    )
+    length_classes: Count = Field(
+        4,
+        description="padded lengths in one epoch, each compiled once: more of them waste less "
+        "padding",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="number format of the computation"
+    )
+    remat: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, more time"
+    )
 
 
 class Sample(Section):
     """How a generation writes."""
 
-    decoder: Literal["sample", "greedy", "beam"] = Field("sample", description="random sampling, greedy, or beam search")
+    decoder: Literal["sample", "greedy", "beam"] = Field(
+        "sample", description="random sampling, greedy, or beam search"
+    )
     temperature: Positive = Field(1.5, description="applied before min_p")
-    min_p: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="drop tokens below this share of the likeliest one's probability")
-    top_p: Probability = Field(1.0, description="keep the likeliest tokens of this total probability")
+    min_p: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2, description="drop tokens below this share of the likeliest one's probability"
+    )
+    top_p: Probability = Field(
+        1.0, description="keep the likeliest tokens of this total probability"
+    )
     top_k: Whole = Field(0, description="keep this many tokens; 0: all")
-    repetition_penalty: Positive = Field(1.0, description="above 1: tokens already written become less likely")
+    repetition_penalty: Positive = Field(
+        1.0, description="above 1: tokens already written become less likely"
+    )
     beams: Count = Field(4, description="beams of decoder `beam`")
     max_new_tokens: Count = Field(300, description="longest text, in tokens")
-    engine: Literal["auto", "rows", "blocks"] = Field("auto", description="where caches lie: `rows` (one for each slot, accelerators), `blocks` (CPUs)")
-    slots: Count | None = Field(None, description="texts written at the same time per program; none: planned from the device and the work")
-    lane_slots: Count | None = Field(None, description="slots that share one chain's adapter; none: planned")
-    texts_per_job: Count | None = Field(None, description="texts of a chain that its slots write in a row, in `blocks`; none: planned")
-    texts_per_call: Count | None = Field(None, description="most texts in one call of the decoding program; none: planned")
-    chains_per_call: Count | None = Field(None, description="most chains in one call of the decoding program; none: planned")
+    engine: Literal["auto", "rows", "blocks"] = Field(
+        "auto",
+        description="where caches lie: `rows` (one for each slot, accelerators), `blocks` (CPUs)",
+    )
+    slots: Count | None = Field(
+        None,
+        description="texts written at the same time per program; none: planned from the device "
+        "and the work",
+    )
+    lane_slots: Count | None = Field(
+        None, description="slots that share one chain's adapter; none: planned"
+    )
+    texts_per_job: Count | None = Field(
+        None,
+        description="texts of a chain that its slots write in a row, in `blocks`; none: planned",
+    )
+    texts_per_call: Count | None = Field(
+        None, description="most texts in one call of the decoding program; none: planned"
+    )
+    chains_per_call: Count | None = Field(
+        None, description="most chains in one call of the decoding program; none: planned"
+    )
 
 
 class Run(Section):
     """Where and how it runs; nothing here changes a result beyond rounding."""
 
-    platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="`gpu` and `tpu` are refused where absent")
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = Field(
+        "auto", description="`gpu` and `tpu` are refused where absent"
+    )
     devices: Count | None = Field(None, description="devices to use; none: all")
     micro_batch: Count | None = Field(
-        None, description="chains in one program per device; none: as many as fit an accelerator, or measured on a CPU where that is worth it"
+        None,
+        description="chains in one program per device; none: as many as fit an accelerator, or "
+        "measured on a CPU where that is worth it",
     )
-    cut_base: bool = Field(False, description="cut the base over all devices instead of sharing out the chains: for bases larger than a device")
-    measure_beside: bool | None = Field(None, description="measure models while the next ones are trained; none: on a CPU")
-    keep_compiled: bool = Field(True, description="keep compiled programs in the cache folder (~/.cache/jaxloop, $JAXLOOP_CACHE) for the next run")
-    keep: Count | None = Field(2, description="newest generations whose adapters stay on disk; none: all")
+    cut_base: bool = Field(
+        False,
+        description="cut the base over all devices instead of sharing out the chains: for bases "
+        "larger than a device",
+    )
+    measure_beside: bool | None = Field(
+        None, description="measure models while the next ones are trained; none: on a CPU"
+    )
+    keep_compiled: bool = Field(
+        True,
+        description="keep compiled programs in the cache folder (~/.cache/jaxloop, "
+        "$JAXLOOP_CACHE) for the next run",
+    )
+    keep: Count | None = Field(
+        2, description="newest generations whose adapters stay on disk; none: all"
+    )
 
     @pydantic.model_validator(mode="after")
     def _apart(self) -> "Run":
         if self.measure_beside and self.cut_base:
-            raise ValueError("config.run.measure_beside = true with config.run.cut_base = true: programs on a base that is cut run one after another")
+            raise ValueError(
+                "config.run.measure_beside = true with config.run.cut_base = true: programs on a "
+                "base that is cut run one after another"
+            )
         return self
 
 
@@ -219,20 +375,31 @@ def suggestion(name: str, names: typing.Iterable[str]) -> str:
     return f"did you mean '{near}'?" if near else f"there are: {', '.join(names)}"
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------------
+# ---- reading
+# ----------------------------------------------------------------------------------------------------------
 
 
 def read_file(spec: str) -> dict[str, Any]:
-    """The ConfigDict of `path.py`, `path.py:argument` or a shipped config (see `catalogue.locate`) as a plain dict.
+    """The ConfigDict of `path.py`, `path.py:argument` or a shipped config (see `catalogue.locate`)
+    as a plain dict.
 
-    Raises ValueError where the file is missing, not UTF-8, not Python, or its `get_config` is missing or fails.
+    Raises ValueError where the file is missing, not UTF-8, not Python, or its `get_config` is
+    missing or fails.
     """
     path, argument = catalogue.locate(spec)
     where = f"--config={spec}"
     if not path.exists():
         siblings = catalogue.siblings(path)
-        near = nearest(str(path), siblings) or nearest(f"configs/{path.stem}.py", siblings) or nearest(path.stem, siblings)
-        hint = f"did you mean {near}?" if near else "a Python file of yours, or one of those that --list shows"
+        near = (
+            nearest(str(path), siblings)
+            or nearest(f"configs/{path.stem}.py", siblings)
+            or nearest(path.stem, siblings)
+        )
+        hint = (
+            f"did you mean {near}?"
+            if near
+            else "a Python file of yours, or one of those that --list shows"
+        )
         raise ValueError(f"{where}: there is no file {path}; {hint}")
     if path.is_dir() or path.suffix != ".py":
         raise ValueError(f"{where}: must be a Python file (.py) with get_config()")
@@ -257,9 +424,15 @@ def read_file(spec: str) -> dict[str, Any]:
             raise
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, str(path))
         what = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ValueError(f"{where}: {path}{f', line {line}' if line else ''}: {type(error).__name__}: {' '.join(what.split())}") from error
+        raise ValueError(
+            f"{where}: {path}{f', line {line}' if line else ''}: {type(error).__name__}: "
+            f"{' '.join(what.split())}"
+        ) from error
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ValueError(f"{where}: get_config() must return an ml_collections.ConfigDict, got {type(config).__name__}")
+        raise ValueError(
+            f"{where}: get_config() must return an ml_collections.ConfigDict, got "
+            f"{type(config).__name__}"
+        )
     return config.to_dict()
 
 
@@ -272,13 +445,18 @@ def _line_in(error: BaseException, filename: str) -> int | None:
     return line
 
 
-# ---- overriding -------------------------------------------------------------------------------------------------------
+# ---- overriding
+# -------------------------------------------------------------------------------------------------------
 
 
-def override(config: dict[str, Any], assignments: typing.Iterable[tuple[str, str]], schema: type[Section]) -> dict[str, Any]:
-    """`config` with every ("chain.generations", "5") applied; values are read as the schema's type of that field.
+def override(
+    config: dict[str, Any], assignments: typing.Iterable[tuple[str, str]], schema: type[Section]
+) -> dict[str, Any]:
+    """`config` with every ("chain.generations", "5") applied; values are read as the schema's type
+    of that field.
 
-    Lists are given with commas (`1/8,1`), brackets allowed; `none` empties an optional field. Raises ValueError.
+    Lists are given with commas (`1/8,1`), brackets allowed; `none` empties an optional field.
+    Raises ValueError.
     """
     config = copy.deepcopy(config)
     for path, text in assignments:
@@ -301,8 +479,12 @@ def _annotation(schema: type[Section], path: str) -> Any:
     section, seen, annotation = schema, [], None
     for part in path.split("."):
         fields = section.model_fields if section else {}
-        entry = next((o for o in map(bare, options(annotation)) if typing.get_origin(o) is dict), None)
-        if part not in fields and entry and section_of(typing.get_args(entry)[1]):  # a section for each name, such as `domains`
+        entry = next(
+            (o for o in map(bare, options(annotation)) if typing.get_origin(o) is dict), None
+        )
+        if (
+            part not in fields and entry and section_of(typing.get_args(entry)[1])
+        ):  # a section for each name, such as `domains`
             annotation = typing.get_args(entry)[1]
             seen.append(part)
             section = section_of(annotation)
@@ -314,13 +496,17 @@ def _annotation(schema: type[Section], path: str) -> Any:
             raise ValueError(f"--config.{path}: {_unknown(part, '.'.join(seen), section, schema)}")
         seen.append(part)
         field = fields[part]
-        annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        annotation = (
+            Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        )
         section = section_of(annotation)
     return annotation
 
 
 def _unknown(name: str, parent: str, section: type[Section] | None, schema: type[Section]) -> str:
-    """Says that `parent.name` does not exist, and what was probably meant, looking in the section first and then everywhere."""
+    """Says that `parent.name` does not exist, and what was probably meant, looking in the section
+    first and then everywhere.
+    """
     full = f"{parent}.{name}" if parent else name
     if section is None:
         return f"'{parent}' has no fields, so '{full}' cannot be set"
@@ -328,7 +514,9 @@ def _unknown(name: str, parent: str, section: type[Section] | None, schema: type
     if near is None:
         elsewhere = {p.split(".")[-1]: p for p in field_names(schema)}
         near = elsewhere.get(nearest(name, elsewhere) or "")
-        hint = f"did you mean '{near}'?" if near else f"there are: {', '.join(section.model_fields)}"
+        hint = (
+            f"did you mean '{near}'?" if near else f"there are: {', '.join(section.model_fields)}"
+        )
     else:
         hint = f"did you mean '{parent}.{near}'?" if parent else f"did you mean '{near}'?"
     return f"unknown field '{full}'; {hint}"
@@ -352,7 +540,9 @@ def reference(schema: type[Section]) -> str:
             field = section.model_fields[part]
             section = section_of(field.annotation)
         default = _shown(field.get_default())
-        rows.append(f"| `{name}` | {default} | {allowed(_annotation(schema, name))} | {field.description} |")
+        rows.append(
+            f"| `{name}` | {default} | {allowed(_annotation(schema, name))} | {field.description} |"
+        )
     return "\n".join(rows)
 
 
@@ -366,16 +556,24 @@ def _shown(value: Any) -> str:
 
 def _from_text(text: str, annotation: Any) -> Any:
     found = [bare(o) for o in options(annotation)]
-    if any(o is type(None) or o is Any for o in found) and text.strip().lower() in ("none", "null", ""):
+    if any(o is type(None) or o is Any for o in found) and text.strip().lower() in (
+        "none",
+        "null",
+        "",
+    ):
         return None
     if any(typing.get_origin(o) is tuple for o in found) and (str not in found or "," in text):
         inside = text.strip()
         if inside[:1] + inside[-1:] in ("()", "[]"):
             inside = inside[1:-1]
-        # A comma inside brackets belongs to its entry: knn_cosine_diversity(k=5), distinct_n_size_matched(n=2, size=500).
+        # A comma inside brackets belongs to its entry: knn_cosine_diversity(k=5),
+        # distinct_n_size_matched(n=2, size=500).
         items = [item.strip() for item in re.split(r",(?![^()]*\))", inside) if item.strip()]
         inner = typing.get_args(next(o for o in found if typing.get_origin(o) is tuple))[0]
-        return [_from_text(item[1:-1] if item[:1] + item[-1:] in ("''", '""') else item, inner) for item in items]
+        return [
+            _from_text(item[1:-1] if item[:1] + item[-1:] in ("''", '""') else item, inner)
+            for item in items
+        ]
     return text if str in found else _number(text)
 
 
@@ -388,19 +586,25 @@ def _number(text: str) -> Any:
     return text
 
 
-# ---- checking ---------------------------------------------------------------------------------------------------------
+# ---- checking
+# ---------------------------------------------------------------------------------------------------------
 
 
 def build(schema: type[Section], config: dict[str, Any]) -> Any:
-    """`config` as an instance of `schema`; `identity`, which config.json of a run holds too (see `studies/identity.py`), is left out.
+    """`config` as an instance of `schema`; `identity`, which config.json of a run holds too (see
+    `studies/identity.py`), is left out.
 
-    Raises ValueError: one sentence about the first problem, and how many more there are."""
+    Raises ValueError: one sentence about the first problem, and how many more there are.
+    """
     config = {name: value for name, value in config.items() if name != "identity"}
     try:
         return schema.model_validate(config)
     except pydantic.ValidationError as error:
         problems = error.errors(include_url=False)
-        sentences = {name.split("[")[0]: sentence for name, sentence in reversed([_sentence(p, schema) for p in problems])}
+        sentences = {
+            name.split("[")[0]: sentence
+            for name, sentence in reversed([_sentence(p, schema) for p in problems])
+        }
         more = f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""
         raise ValueError(_sentence(problems[0], schema)[1] + more) from None
 
@@ -414,13 +618,21 @@ def _sentence(problem: dict[str, Any], schema: type[Section]) -> tuple[str, str]
         section = section_of(annotation)
         if section and part in section.model_fields:
             field = section.model_fields[part]
-            annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+            annotation = (
+                Annotated[(field.annotation, *field.metadata)]
+                if field.metadata
+                else field.annotation
+            )
             parts.append(str(part))
         elif isinstance(part, int):
-            inner = next((o for o in map(bare, options(annotation)) if typing.get_origin(o) is tuple), None)
+            inner = next(
+                (o for o in map(bare, options(annotation)) if typing.get_origin(o) is tuple), None
+            )
             annotation = typing.get_args(inner)[0] if inner else Any
             parts[-1] += f"[{part}]"
-        elif mapping := next((o for o in map(bare, options(annotation)) if typing.get_origin(o) is dict), None):
+        elif mapping := next(
+            (o for o in map(bare, options(annotation)) if typing.get_origin(o) is dict), None
+        ):
             annotation = typing.get_args(mapping)[1]
             parts.append(str(part))
         elif problem["type"] == "extra_forbidden":
@@ -434,17 +646,26 @@ def _sentence(problem: dict[str, Any], schema: type[Section]) -> tuple[str, str]
     value = problem["input"]
     shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
     text = f"{name} = {shown} is not allowed: {allowed(annotation)}"
-    choices = [c for o in map(bare, options(annotation)) if typing.get_origin(o) is Literal for c in typing.get_args(o)]
+    choices = [
+        c
+        for o in map(bare, options(annotation))
+        if typing.get_origin(o) is Literal
+        for c in typing.get_args(o)
+    ]
     near = nearest(value, choices) if isinstance(value, str) else None
     return name, f"{text}; did you mean '{near}'?" if near else text
 
 
-# ---- writing ----------------------------------------------------------------------------------------------------------
+# ---- writing
+# ----------------------------------------------------------------------------------------------------------
 
 
 def to_json(settings: Section) -> str:
     """The settings as text that `json.loads` reads, in a fixed order."""
-    return json.dumps(settings.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=True) + "\n"
+    return (
+        json.dumps(settings.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=True)
+        + "\n"
+    )
 
 
 def fingerprint(settings: Section, ignore: typing.Iterable[str] = ()) -> str:

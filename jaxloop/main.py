@@ -1,4 +1,5 @@
-"""`python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first [--config.chain.generations=5 …]`
+"""`python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first
+[--config.chain.generations=5 …]`
 
 Kept short: reading is in `config`, the command line in `cli`, the work in `studies`.
 """
@@ -34,7 +35,13 @@ def main(command: cli.Command) -> int:
     if command.action == "validate":
         return cli.say("\n".join([*study.check(settings), f"{command.config} is valid"]))
     if command.action == "plan":
-        return cli.say(cli.table(study.plan(settings) if command.target is None else studies.plan_for(study, settings, command.target)))
+        return cli.say(
+            cli.table(
+                study.plan(settings)
+                if command.target is None
+                else studies.plan_for(study, settings, command.target)
+            )
+        )
     return study.run(settings, command.workdir, argv=command.argv)
 
 

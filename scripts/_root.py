@@ -1,4 +1,6 @@
-"""Imported first by every script: the package beside this folder is the one that runs, installed or not, from any folder."""
+"""Imported first by every script: the package beside this folder is the one that runs, installed or
+not, from any folder.
+"""
 
 import sys
 from pathlib import Path

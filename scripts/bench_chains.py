@@ -1,6 +1,7 @@
 """Chains: steps/s and texts/s against the number of chains.
 
-python scripts/bench_chains.py [--peer] [--size=llama-1b] [--dtype=bfloat16] [--chains=1,16] [...any field of configs/bench.py]
+python scripts/bench_chains.py [--peer] [--size=llama-1b] [--dtype=bfloat16] [--chains=1,16] [...any
+field of configs/bench.py]
 """
 
 import sys

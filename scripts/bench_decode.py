@@ -1,6 +1,7 @@
 """Decoding: useful sampled tokens/s on a mix of lengths with a long tail.
 
-python scripts/bench_decode.py [--peer] [--size=llama-1b] [--dtype=bfloat16] [--chains=1,16] [...any field of configs/bench.py]
+python scripts/bench_decode.py [--peer] [--size=llama-1b] [--dtype=bfloat16] [--chains=1,16] [...any
+field of configs/bench.py]
 """
 
 import sys

@@ -1,10 +1,14 @@
-"""Loading a model against reading its bytes once: seconds, side by side and in turn, and the most memory against what stays.
+"""Loading a model against reading its bytes once: seconds, side by side and in turn, and the most
+memory against what stays.
 
-    python scripts/bench_load.py [--gigabytes 1] [--dtype bfloat16] [--repeats 5] [--folder DIR] [--cold]
+    python scripts/bench_load.py [--gigabytes 1] [--dtype bfloat16] [--repeats 5] [--folder DIR]
+    [--cold]
 
-Makes (or takes, with --folder, from a run before) a sharded Llama directory of random bfloat16 weights. Each measurement is a process of its
-own: `load` is `jaxloop.lm.load`, `read` reads all bytes of the same files into memory that it keeps. Warm: the files are in the system's cache;
-with --cold they are dropped from it before each measurement. Prints a table and, as its last line, one JSON object.
+Makes (or takes, with --folder, from a run before) a sharded Llama directory of random bfloat16
+weights. Each measurement is a process of its own: `load` is `jaxloop.lm.load`, `read` reads all
+bytes of the same files into memory that it keeps. Warm: the files are in the system's cache; with
+--cold they are dropped from it before each measurement. Prints a table and, as its last line, one
+JSON object.
 """
 
 import argparse
@@ -28,13 +32,23 @@ VOCAB, WIDTH, MLP, HEADS, KV = 49152, 2048, 5632, 32, 8
 
 
 def make(folder: Path, gigabytes: float) -> None:
-    """A Llama of about that many bytes in bfloat16, in shards with an index, with a tokenizer of bytes."""
+    """A Llama of about that many bytes in bfloat16, in shards with an index, with a tokenizer of
+    bytes.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     from jaxloop.lm.model_config import config
     from jaxloop.lm.spec import Spec, count_parameters, table
 
-    shape = dict(vocab=VOCAB, width=WIDTH, heads=HEADS, kv_heads=KV, head_size=WIDTH // HEADS, mlp=MLP, context=2048)
+    shape = dict(
+        vocab=VOCAB,
+        width=WIDTH,
+        heads=HEADS,
+        kv_heads=KV,
+        head_size=WIDTH // HEADS,
+        mlp=MLP,
+        context=2048,
+    )
     one, two = (count_parameters(Spec("llama", layers=n, **shape)) for n in (1, 2))
     spec = Spec("llama", layers=max(1, round((gigabytes * 5e8 - one) / (two - one)) + 1), **shape)
     rng, where, held, number = np.random.default_rng(0), {}, {}, 0
@@ -50,17 +64,26 @@ def make(folder: Path, gigabytes: float) -> None:
         for i in range(spec.layers if p.path[0] == "layers" else 1):
             for source in p.sources:
                 rows = (*p.shape[:-1], source.width)
-                values = rng.integers(0x3C00, 0x3D00, rows[::-1] if p.transposed else rows, np.uint16)
+                values = rng.integers(
+                    0x3C00, 0x3D00, rows[::-1] if p.transposed else rows, np.uint16
+                )
                 held[source.name.format(i=i)] = values.view(ml_dtypes.bfloat16)
                 if sum(v.nbytes for v in held.values()) > SHARD:
                     close()
     if held:
         close()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
     (folder / "config.json").write_text(json.dumps(config(spec) | {"eos_token_id": 0}))
     letters = pre_tokenizers.ByteLevel.alphabet()
-    backend = Tokenizer(models.BPE({"<end>": 0} | {letter: i for i, letter in enumerate(sorted(letters), 1)}, []))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend = Tokenizer(
+        models.BPE({"<end>": 0} | {letter: i for i, letter in enumerate(sorted(letters), 1)}, [])
+    )
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     backend.save(str(folder / "tokenizer.json"))
 
 
@@ -79,7 +102,9 @@ def child(what: str, folder: Path, dtype: str) -> dict:
     from jaxloop import lm
 
     jax.device_put(np.zeros(8)).block_until_ready()  # the device is started before the clock
-    lm.load(Path(__file__).resolve().parents[1] / "jaxloop" / "assets" / "bases" / "llama")  # so is what loading imports
+    lm.load(
+        Path(__file__).resolve().parents[1] / "jaxloop" / "assets" / "bases" / "llama"
+    )  # so is what loading imports
     before, start, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
     if what == "load":
         kept = lm.load(folder, dtype=jax.numpy.dtype(dtype))
@@ -89,7 +114,12 @@ def child(what: str, folder: Path, dtype: str) -> dict:
         kept = [np.fromfile(file, np.uint8) for file in sorted(folder.glob("*.safetensors"))]
         stays = sum(part.nbytes for part in kept)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    return {"seconds": seconds, "cpu_seconds": cpu, "stays": stays, "peak": resident("VmHWM") - before}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "stays": stays,
+        "peak": resident("VmHWM") - before,
+    }
 
 
 def drop(folder: Path) -> None:
@@ -104,20 +134,47 @@ def drop(folder: Path) -> None:
 def measure(what: str, folder: Path, args) -> dict:
     if args.cold:
         drop(folder)
-    command = [sys.executable, __file__, f"--child={what}", f"--folder={folder}", f"--dtype={args.dtype}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=False)
+    command = [
+        sys.executable,
+        __file__,
+        f"--child={what}",
+        f"--folder={folder}",
+        f"--dtype={args.dtype}",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        check=False,
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=1.0, help="bytes of the weights in bfloat16")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the weights in memory")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--gigabytes", type=float, default=1.0, help="bytes of the weights in bfloat16"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+        help="of the weights in memory",
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the model is, or is made; none: a temporary folder")
-    parser.add_argument("--cold", action="store_true", help="drop the files from the system's cache before each measurement")
+    parser.add_argument(
+        "--folder", type=Path, help="where the model is, or is made; none: a temporary folder"
+    )
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="drop the files from the system's cache before each measurement",
+    )
     parser.add_argument("--child", choices=("load", "read"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.repeats < 1 or args.gigabytes <= 0:
@@ -139,13 +196,31 @@ def main() -> None:
     finally:
         if args.folder is None:
             shutil.rmtree(folder)
-    middle = {what: {key: statistics.median(r[key] for r in found) for key in found[0]} for what, found in rows.items()}
+    middle = {
+        what: {key: statistics.median(r[key] for r in found) for key in found[0]}
+        for what, found in rows.items()
+    }
     for what, row in middle.items():
-        print(f"{what}: {row['seconds']:.2f} s, {row['cpu_seconds']:.2f} s of processor, {row['stays'] / 1e9:.2f} GB stay, at most {row['peak'] / 1e9:.2f} GB")
-    ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(rows["load"], rows["read"], strict=True))
+        print(
+            f"{what}: {row['seconds']:.2f} s, {row['cpu_seconds']:.2f} s of processor, "
+            f"{row['stays'] / 1e9:.2f} GB stay, at most {row['peak'] / 1e9:.2f} GB"
+        )
+    ratio = statistics.median(
+        a["seconds"] / b["seconds"] for a, b in zip(rows["load"], rows["read"], strict=True)
+    )
     memory = statistics.median(r["peak"] / r["stays"] for r in rows["load"])
     print(f"load / read: {ratio:.2f}x the time, {memory:.2f}x of what stays at most")
-    print(json.dumps({"cold": args.cold, "dtype": args.dtype, "time_ratio": ratio, "memory_ratio": memory, "rows": rows}))
+    print(
+        json.dumps(
+            {
+                "cold": args.cold,
+                "dtype": args.dtype,
+                "time_ratio": ratio,
+                "memory_ratio": memory,
+                "rows": rows,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     python scripts/bench_metrics.py --peer --data posts.jsonl [more files]
 
-Prints a table (median of the repeats after one warm-up) and, as its last line, one JSON object. sacrebleu's loop over 2,000 texts takes
-minutes: --peer times `--peer-rows` of its rows, evenly spaced, against all the others, and scales up; --peer-full runs all of them.
---only=quickstart runs two generations of the quickstart and says which share of the second the metrics of texts are.
-On a machine that other work shares, --clock=cpu compares the processor time of both sides, which waiting for a core does not lengthen.
+Prints a table (median of the repeats after one warm-up) and, as its last line, one JSON object.
+sacrebleu's loop over 2,000 texts takes minutes: --peer times `--peer-rows` of its rows, evenly
+spaced, against all the others, and scales up; --peer-full runs all of them. --only=quickstart runs
+two generations of the quickstart and says which share of the second the metrics of texts are. On a
+machine that other work shares, --clock=cpu compares the processor time of both sides, which waiting
+for a core does not lengthen.
 """
 
 import argparse
@@ -22,15 +24,27 @@ import jax
 import numpy as np
 
 from jaxloop.data.sources import load_texts
-from jaxloop.metrics import REGISTRY, bleu, distances, evaluate, lexical, semantic, sentiment, tokens, validate, words
+from jaxloop.metrics import (
+    REGISTRY,
+    bleu,
+    distances,
+    evaluate,
+    lexical,
+    semantic,
+    sentiment,
+    tokens,
+    validate,
+    words,
+)
 
 PARTS = ("self_bleu", "texts", "embeddings", "encoder", "quickstart")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def timed(calls, now, repeats, enough):
-    """Seconds of each of repeats[i] runs of calls[i] after a warm-up, in turn, and the last results; a call whose warm-up takes enough[i]
-    seconds is not run again."""
+    """Seconds of each of repeats[i] runs of calls[i] after a warm-up, in turn, and the last
+    results; a call whose warm-up takes enough[i] seconds is not run again.
+    """
     seconds, results = [[] for _ in calls], [None for _ in calls]
     for number in range(max(repeats) + 1):
         for i, call in enumerate(calls):
@@ -42,21 +56,50 @@ def timed(calls, now, repeats, enough):
     return [s[1:] or s for s in seconds], results
 
 
-def row(args, name, call, repeats, peer=None, peer_name="", tolerance=None, scale=1.0, same=lambda ours: ours, enough=2.0):
-    """Times `call` and, if given and asked for, `peer` (whose seconds are multiplied by `scale`), in turn, compares their results, prints a line."""
+def row(
+    args,
+    name,
+    call,
+    repeats,
+    peer=None,
+    peer_name="",
+    tolerance=None,
+    scale=1.0,
+    same=lambda ours: ours,
+    enough=2.0,
+):
+    """Times `call` and, if given and asked for, `peer` (whose seconds are multiplied by `scale`),
+    in turn, compares their results, prints a line.
+    """
     peer = peer if args.peer else None
     both = [call, peer] if peer else [call]
     (seconds, *times), (ours, *theirs) = timed(both, args.now, (repeats, 3), (float("inf"), enough))
-    entry = {"name": name, "seconds": statistics.median(seconds), "least": min(seconds), "most": max(seconds), "repeats": repeats}
+    entry = {
+        "name": name,
+        "seconds": statistics.median(seconds),
+        "least": min(seconds),
+        "most": max(seconds),
+        "repeats": repeats,
+    }
     line = f"{name:<58}{entry['seconds']:>10.4f} s"
     if peer:
-        entry |= {"peer": peer_name, "peer_seconds": statistics.median(times[0]) * scale, "peer_repeats": len(times[0]), "peer_scaled_by": scale}
+        entry |= {
+            "peer": peer_name,
+            "peer_seconds": statistics.median(times[0]) * scale,
+            "peer_repeats": len(times[0]),
+            "peer_scaled_by": scale,
+        }
         entry["ratio"] = entry["peer_seconds"] / entry["seconds"]
         line += f"{entry['peer_seconds']:>12.3f} s {entry['ratio']:>10.1f}x  {peer_name}"
         if tolerance is not None:
-            entry["difference"] = float(np.abs(np.asarray(same(ours), float) - np.asarray(theirs[0], float)).max())
+            entry["difference"] = float(
+                np.abs(np.asarray(same(ours), float) - np.asarray(theirs[0], float)).max()
+            )
             if entry["difference"] > tolerance:
-                sys.exit(f"{name}: differs from {peer_name} by {entry['difference']:.3g}, more than {tolerance:g}")
+                sys.exit(
+                    f"{name}: differs from {peer_name} by {entry['difference']:.3g}, more than "
+                    f"{tolerance:g}"
+                )
             line += f", equal to {entry['difference']:.0e}"
     args.rows.append(entry)
     print(line, flush=True)
@@ -65,17 +108,36 @@ def row(args, name, call, repeats, peer=None, peer_name="", tolerance=None, scal
 
 def self_bleu_rows(texts, args):
     few, many = texts[: args.few], texts[: args.many]
-    index = np.arange(len(few)) if args.peer_full else np.linspace(0, len(few) - 1, args.peer_rows).astype(int)
+    index = (
+        np.arange(len(few))
+        if args.peer_full
+        else np.linspace(0, len(few) - 1, args.peer_rows).astype(int)
+    )
 
     def loop():
         from sacrebleu.metrics import BLEU
 
         metric = BLEU(effective_order=True)
-        return [metric.sentence_score(few[i], few[:i] + few[i + 1 :]).score / 100 for i in index.tolist()]
+        return [
+            metric.sentence_score(few[i], few[:i] + few[i + 1 :]).score / 100
+            for i in index.tolist()
+        ]
 
-    what = "sacrebleu's loop" + ("" if args.peer_full else f", {len(index)} of {len(few)} rows scaled up")
+    what = "sacrebleu's loop" + (
+        "" if args.peer_full else f", {len(index)} of {len(few)} rows scaled up"
+    )
     scale = len(few) / len(index)
-    row(args, f"self_bleu, {len(few):,} texts", lambda: bleu.self_bleu(few), args.repeats, loop, what, 1e-9, scale, lambda s: s[index])
+    row(
+        args,
+        f"self_bleu, {len(few):,} texts",
+        lambda: bleu.self_bleu(few),
+        args.repeats,
+        loop,
+        what,
+        1e-9,
+        scale,
+        lambda s: s[index],
+    )
 
     def cut():
         from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
@@ -84,7 +146,14 @@ def self_bleu_rows(texts, args):
         return [tokenizer(text.rstrip()).split() for text in many]
 
     repeats = max(3, args.repeats // 2)
-    own = row(args, f"13a tokens, {len(many):,} texts", lambda: tokens.tokens_13a(many), repeats, cut, "sacrebleu's tokenizer")
+    own = row(
+        args,
+        f"13a tokens, {len(many):,} texts",
+        lambda: tokens.tokens_13a(many),
+        repeats,
+        cut,
+        "sacrebleu's tokenizer",
+    )
     whole = row(args, f"self_bleu, {len(many):,} texts", lambda: bleu.self_bleu(many), repeats)
     args.rows[-1]["times_tokenising"] = whole / own
     print(f"    that is {whole / own:.2f} times its own tokenising of these texts")
@@ -102,7 +171,11 @@ def embedding_rows(args):
 
     def near(points, k, metric):
         def distance():
-            found = NearestNeighbors(n_neighbors=k + 1, metric=metric, n_jobs=-1).fit(points).kneighbors(points)[0]
+            found = (
+                NearestNeighbors(n_neighbors=k + 1, metric=metric, n_jobs=-1)
+                .fit(points)
+                .kneighbors(points)[0]
+            )
             return found[:, 1:].mean() if metric == "cosine" else np.log(found[:, k]).mean()
 
         return distance
@@ -129,7 +202,9 @@ def embedding_rows(args):
                     near(points, k, "euclidean"),
                     "scikit-learn",
                     1e-5,
-                    same=lambda ours, points=points, k=k: _mean_log_distance(ours, len(points), points.shape[1], k),
+                    same=lambda ours, points=points, k=k: _mean_log_distance(
+                        ours, len(points), points.shape[1], k
+                    ),
                 )
     row(
         args,
@@ -140,7 +215,15 @@ def embedding_rows(args):
         "scikit-learn",
         1e-5,
     )
-    row(args, f"cosine_diversity, {size}", lambda: semantic.cosine_diversity(x), args.repeats, lambda: _pairwise(x), "scikit-learn", 1e-6)
+    row(
+        args,
+        f"cosine_diversity, {size}",
+        lambda: semantic.cosine_diversity(x),
+        args.repeats,
+        lambda: _pairwise(x),
+        "scikit-learn",
+        1e-6,
+    )
     distance_rows(x, args)
 
 
@@ -158,11 +241,22 @@ def encoder_rows(texts, args):
     def encode():
         return model.encode(few, show_progress_bar=False, normalize_embeddings=True)
 
-    row(args, f"embed, MiniLM, {len(few):,} texts", lambda: embed(few), args.slow_repeats, encode, "sentence-transformers", 1e-4, enough=float("inf"))
+    row(
+        args,
+        f"embed, MiniLM, {len(few):,} texts",
+        lambda: embed(few),
+        args.slow_repeats,
+        encode,
+        "sentence-transformers",
+        1e-4,
+        enough=float("inf"),
+    )
 
 
 def quickstart_rows(args):
-    """Share of the processor time of a generation of the quickstart, on one of its bases, that the metrics of its texts take."""
+    """Share of the processor time of a generation of the quickstart, on one of its bases, that the
+    metrics of its texts take.
+    """
     from jaxloop import config
     from jaxloop.recursion import driver
     from jaxloop.runtime.workdir import open_workdir
@@ -173,7 +267,10 @@ def quickstart_rows(args):
     settings = config.build(chain.Settings, config.override(raw, changes, chain.Settings))
     prepared = chain_setup.prepare(settings)
     written, ends = {}, {}
-    with tempfile.TemporaryDirectory() as folder, open_workdir(f"{folder}/run", {}, console=False) as place:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_workdir(f"{folder}/run", {}, console=False) as place,
+    ):
         metrics = chain_measure.measuring(settings, prepared, place.path)
 
         def measure(model, generation, outcomes):
@@ -182,25 +279,59 @@ def quickstart_rows(args):
             ends[generation] = time.process_time()
             return found
 
-        driver.run(chain_setup.family(settings), prepared.chains, prepared.data, prepared.driver, place.path, measure=measure, progress=False)
+        driver.run(
+            chain_setup.family(settings),
+            prepared.chains,
+            prepared.data,
+            prepared.driver,
+            place.path,
+            measure=measure,
+            progress=False,
+        )
     generation = ends[1] - ends[0]  # the first generation compiles
-    asked = [name for name, (metric, _) in zip(settings.metrics, validate(settings.metrics), strict=True) if metric.needs == ("texts",)]
-    for what, names in ((f"the quickstart's {len(asked)}", asked), (f"all {len(of_texts())}", of_texts())):
-        seconds = row(args, f"{what} metrics of texts, {len(written[1])} chains", lambda names=names: evaluate(names, texts=written[1]), args.repeats)
+    asked = [
+        name
+        for name, (metric, _) in zip(settings.metrics, validate(settings.metrics), strict=True)
+        if metric.needs == ("texts",)
+    ]
+    for what, names in (
+        (f"the quickstart's {len(asked)}", asked),
+        (f"all {len(of_texts())}", of_texts()),
+    ):
+        seconds = row(
+            args,
+            f"{what} metrics of texts, {len(written[1])} chains",
+            lambda names=names: evaluate(names, texts=written[1]),
+            args.repeats,
+        )
         args.rows[-1]["share_of_a_generation"] = seconds / generation
-        print(f"    that is {seconds / generation:.2%} of a generation of the quickstart, which takes {generation:.1f} s of processor time")
+        print(
+            f"    that is {seconds / generation:.2%} of a generation of the quickstart, which "
+            f"takes {generation:.1f} s of processor time"
+        )
 
 
 def of_texts():
     """Names of the metrics that read texts alone and ask no model."""
     own = {module.__name__ for module in (bleu, lexical, sentiment)}
-    return [name for name, metric in REGISTRY.items() if metric.needs == ("texts",) and metric.function.__module__ in own]
+    return [
+        name
+        for name, metric in REGISTRY.items()
+        if metric.needs == ("texts",) and metric.function.__module__ in own
+    ]
 
 
 def _mean_log_distance(entropy, n, d, k):
     from scipy.special import digamma, gammaln
 
-    return (entropy - digamma(n) + digamma(k) - d / 2 * np.log(np.pi) + gammaln(d / 2 + 1) - d * np.log(2)) / d
+    return (
+        entropy
+        - digamma(n)
+        + digamma(k)
+        - d / 2 * np.log(np.pi)
+        + gammaln(d / 2 + 1)
+        - d * np.log(2)
+    ) / d
 
 
 def _pairwise(x):
@@ -225,10 +356,31 @@ def distance_rows(x, args):
         p, q = a.astype(np.float64), b.astype(np.float64)
         return np.sqrt(2 * cdist(p, q).mean() - cdist(p, p).mean() - cdist(q, q).mean())
 
-    row(args, f"frechet_distance, {size}", lambda: distances.frechet_distance(a, b), args.slow_repeats, frechet, "scipy sqrtm", 1e-5)
-    row(args, f"energy_distance, {size}", lambda: distances.energy_distance(a, b), args.slow_repeats, energy, "scipy cdist", 1e-6)
+    row(
+        args,
+        f"frechet_distance, {size}",
+        lambda: distances.frechet_distance(a, b),
+        args.slow_repeats,
+        frechet,
+        "scipy sqrtm",
+        1e-5,
+    )
+    row(
+        args,
+        f"energy_distance, {size}",
+        lambda: distances.energy_distance(a, b),
+        args.slow_repeats,
+        energy,
+        "scipy cdist",
+        1e-6,
+    )
     row(args, f"mmd2, {size}", lambda: distances.mmd2(a, b), args.slow_repeats)
-    row(args, f"sliced_wasserstein, {size}", lambda: distances.sliced_wasserstein(a, b), args.slow_repeats)
+    row(
+        args,
+        f"sliced_wasserstein, {size}",
+        lambda: distances.sliced_wasserstein(a, b),
+        args.slow_repeats,
+    )
 
 
 def text_rows(texts, args):
@@ -246,7 +398,15 @@ def text_rows(texts, args):
         tokenizer = NLTKWordTokenizer()
         return [len(tokenizer.tokenize(text)) for text in few]
 
-    row(args, f"positivity, {len(few):,} texts", lambda: sentiment.positivities(few), args.repeats, vader, "vaderSentiment", 0)
+    row(
+        args,
+        f"positivity, {len(few):,} texts",
+        lambda: sentiment.positivities(few),
+        args.repeats,
+        vader,
+        "vaderSentiment",
+        0,
+    )
     row(
         args,
         f"words, {len(few):,} texts",
@@ -261,22 +421,55 @@ def text_rows(texts, args):
     names = of_texts()
     what = f"{args.chains} chains x {args.eval_texts} texts"
     for name in names:
-        row(args, f"  {name}, {what}", lambda name=name: evaluate([name], texts=chains), args.repeats)
-    row(args, f"all {len(names)} metrics of texts, {what}", lambda: evaluate(names, texts=chains), args.repeats)
+        row(
+            args,
+            f"  {name}, {what}",
+            lambda name=name: evaluate([name], texts=chains),
+            args.repeats,
+        )
+    row(
+        args,
+        f"all {len(names)} metrics of texts, {what}",
+        lambda: evaluate(names, texts=chains),
+        args.repeats,
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=["docs"], help="text files (.jsonl, .csv, .parquet, .txt) or docs; text column: text")
-    parser.add_argument("--peer", action="store_true", help="also time the code that the results are held to, and check that they agree")
-    parser.add_argument("--peer-rows", type=int, default=40, help="rows of sacrebleu's loop that are timed")
-    parser.add_argument("--peer-full", action="store_true", help="time all rows of sacrebleu's loop")
-    parser.add_argument("--few", type=int, default=2000, help="texts against sacrebleu, vaderSentiment and NLTK")
-    parser.add_argument("--many", type=int, default=100_000, help="texts against the time of tokenising")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=["docs"],
+        help="text files (.jsonl, .csv, .parquet, .txt) or docs; text column: text",
+    )
+    parser.add_argument(
+        "--peer",
+        action="store_true",
+        help="also time the code that the results are held to, and check that they agree",
+    )
+    parser.add_argument(
+        "--peer-rows", type=int, default=40, help="rows of sacrebleu's loop that are timed"
+    )
+    parser.add_argument(
+        "--peer-full", action="store_true", help="time all rows of sacrebleu's loop"
+    )
+    parser.add_argument(
+        "--few", type=int, default=2000, help="texts against sacrebleu, vaderSentiment and NLTK"
+    )
+    parser.add_argument(
+        "--many", type=int, default=100_000, help="texts against the time of tokenising"
+    )
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--dimensions", type=int, default=384)
-    parser.add_argument("--chains", type=int, default=4, help="chains of one generation (quickstart: 4)")
-    parser.add_argument("--eval-texts", type=int, default=250, help="texts measured of each chain (quickstart: 250)")
+    parser.add_argument(
+        "--chains", type=int, default=4, help="chains of one generation (quickstart: 4)"
+    )
+    parser.add_argument(
+        "--eval-texts", type=int, default=250, help="texts measured of each chain (quickstart: 250)"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--slow-repeats", type=int, default=3)
     parser.add_argument("--embedded", type=int, default=1000, help="texts that are embedded")
@@ -289,8 +482,14 @@ def main():
         for source in args.data:
             texts += load_texts(source)["text"].tolist()
         if len(texts) < max(args.few, args.chains * args.eval_texts):
-            parser.error(f"--data has {len(texts)} texts, at least {max(args.few, args.chains * args.eval_texts)} are needed")
-        print(f"{len(texts):,} texts, {sum(map(len, texts)):,} characters; {jax.default_backend()}, {os.cpu_count()} cores")
+            parser.error(
+                f"--data has {len(texts)} texts, at least "
+                f"{max(args.few, args.chains * args.eval_texts)} are needed"
+            )
+        print(
+            f"{len(texts):,} texts, {sum(map(len, texts)):,} characters; "
+            f"{jax.default_backend()}, {os.cpu_count()} cores"
+        )
     print(f"{'':<58}{'ours':>12}{'theirs':>14}{'ratio':>12}")
     if "self_bleu" in args.only:
         self_bleu_rows(texts, args)
@@ -303,7 +502,15 @@ def main():
     if "quickstart" in args.only:
         args.clock, args.now = "cpu", CLOCKS["cpu"]
         quickstart_rows(args)
-    packages = ("jax", "numpy", "scipy", "scikit-learn", "pandas", "nltk", *(("sacrebleu",) if args.peer else ()))
+    packages = (
+        "jax",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "pandas",
+        "nltk",
+        *(("sacrebleu",) if args.peer else ()),
+    )
     facts = {
         "clock": args.clock,
         "backend": jax.default_backend(),

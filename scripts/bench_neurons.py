@@ -1,11 +1,13 @@
-"""How fast the neuron tests are, and with --peer how fast statsmodels is, one regression after another.
+"""How fast the neuron tests are, and with --peer how fast statsmodels is, one regression after
+another.
 
     python scripts/bench_neurons.py --peer
 
-Simulates the paper's study (66 versions of six setups; 2 tables of 12 x 768 neurons, 2 outcomes: 36,864 regressions of 60 rows), prints a
-table and, as its last line, one JSON object. Ours and the peer run in turn; the peer runs `--peer-rows` of the regressions, evenly spaced,
-whose time is scaled up, and the results must agree to 1e-8. --peer-full runs them all. --clock=cpu compares processor time, which waiting
-for a core on a shared machine does not lengthen.
+Simulates the paper's study (66 versions of six setups; 2 tables of 12 x 768 neurons, 2 outcomes:
+36,864 regressions of 60 rows), prints a table and, as its last line, one JSON object. Ours and the
+peer run in turn; the peer runs `--peer-rows` of the regressions, evenly spaced, whose time is
+scaled up, and the results must agree to 1e-8. --peer-full runs them all. --clock=cpu compares
+processor time, which waiting for a core on a shared machine does not lengthen.
 """
 
 import argparse
@@ -32,16 +34,30 @@ def simulate(args):
     rng = np.random.default_rng(0)
 
     def walk(*shape):
-        return rng.standard_normal((args.setups, args.generations, *shape)).cumsum(1).reshape(-1, *shape)
+        return (
+            rng.standard_normal((args.setups, args.generations, *shape))
+            .cumsum(1)
+            .reshape(-1, *shape)
+        )
 
-    tables = {"weight": 1e-3 * walk(args.layers, args.width) + 1, "activation": walk(args.layers, args.width)}
+    tables = {
+        "weight": 1e-3 * walk(args.layers, args.width) + 1,
+        "activation": walk(args.layers, args.width),
+    }
     outcomes = {"bias": 50 + 3 * walk(), "quality": 2 + 0.06 * walk()}
-    return tables, outcomes, np.repeat([f"setup {i}" for i in range(args.setups)], args.generations), np.tile(np.arange(args.generations), args.setups)
+    return (
+        tables,
+        outcomes,
+        np.repeat([f"setup {i}" for i in range(args.setups)], args.generations),
+        np.tile(np.arange(args.generations), args.setups),
+    )
 
 
 def differences(values, args):
     """Rows of the regressions, [n, ...]."""
-    return np.diff(values.reshape(args.setups, args.generations, -1), axis=1).reshape(args.setups * (args.generations - 1), -1)
+    return np.diff(values.reshape(args.setups, args.generations, -1), axis=1).reshape(
+        args.setups * (args.generations - 1), -1
+    )
 
 
 def clocked(call, now):
@@ -57,23 +73,35 @@ def peer(x, y, series, lags, chosen):
     out = []
     for r, j in chosen:
         fit = sm.OLS(y[:, r], sm.add_constant(x[:, j])).fit(
-            cov_type="hac-panel", cov_kwds=dict(groups=series, maxlags=lags, use_correction=False, df_correction=False)
+            cov_type="hac-panel",
+            cov_kwds=dict(groups=series, maxlags=lags, use_correction=False, df_correction=False),
         )
         out.append((fit.params[1], fit.bse[1], fit.tvalues[1], fit.pvalues[1]))
     return np.array(out)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", action="store_true", help="also time statsmodels, and check that it agrees")
-    parser.add_argument("--peer-rows", type=int, default=600, help="regressions of statsmodels that are timed in every repeat")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--peer", action="store_true", help="also time statsmodels, and check that it agrees"
+    )
+    parser.add_argument(
+        "--peer-rows",
+        type=int,
+        default=600,
+        help="regressions of statsmodels that are timed in every repeat",
+    )
     parser.add_argument("--peer-full", action="store_true", help="time all of them, once")
     parser.add_argument("--setups", type=int, default=6)
     parser.add_argument("--generations", type=int, default=11)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--lags", type=int, default=1)
-    parser.add_argument("--permutations", type=int, default=999, help="of the whole study, which is timed once")
+    parser.add_argument(
+        "--permutations", type=int, default=999, help="of the whole study, which is timed once"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     args = parser.parse_args()
@@ -84,24 +112,51 @@ def main():
     series = np.repeat(np.arange(args.setups), args.generations - 1)
     tests = x.shape[1] * y.shape[1]
     what = f"{tests:,} regressions of {len(x)} rows"
-    print(f"{what}, {args.lags} lag; {jax.default_backend()}, {os.cpu_count()} cores, {args.clock} time")
+    print(
+        f"{what}, {args.lags} lag; {jax.default_backend()}, {os.cpu_count()} cores, {args.clock} "
+        "time"
+    )
     first, fit = clocked(lambda: newey_west(x, y, series, lags=args.lags), now)
-    chosen = [divmod(int(k), x.shape[1]) for k in np.unique(np.linspace(0, tests - 1, tests if args.peer_full else min(tests, args.peer_rows)))]
+    chosen = [
+        divmod(int(k), x.shape[1])
+        for k in np.unique(
+            np.linspace(0, tests - 1, tests if args.peer_full else min(tests, args.peer_rows))
+        )
+    ]
     ours, theirs = [], []
     for repeat in range(args.repeats):
         ours.append(clocked(lambda: newey_west(x, y, series, lags=args.lags), now)[0])
         if args.peer and (repeat == 0 or not args.peer_full):
             seconds, values = clocked(lambda: peer(x, y, series, args.lags, chosen), now)
             theirs.append(seconds * tests / len(chosen))
-    entry = {"name": what, "seconds": statistics.median(ours), "least": min(ours), "most": max(ours), "first": first, "repeats": args.repeats}
+    entry = {
+        "name": what,
+        "seconds": statistics.median(ours),
+        "least": min(ours),
+        "most": max(ours),
+        "first": first,
+        "repeats": args.repeats,
+    }
     line = f"{what:<44}{entry['seconds']:>9.3f} s   first call, compilation included {first:.2f} s"
     if args.peer:
-        mine = np.array([[getattr(fit, name)[r, j] for name in ("slope", "se", "t", "p")] for r, j in chosen])
+        mine = np.array(
+            [[getattr(fit, name)[r, j] for name in ("slope", "se", "t", "p")] for r, j in chosen]
+        )
         worst = float(np.max(np.abs(mine / values - 1)))
-        entry |= {"peer": "statsmodels", "peer_seconds": statistics.median(theirs), "peer_rows": len(chosen), "peer_scaled_by": tests / len(chosen)}
-        entry |= {"ratio": entry["peer_seconds"] / entry["seconds"], "ratio_first": entry["peer_seconds"] / first, "difference": worst}
+        entry |= {
+            "peer": "statsmodels",
+            "peer_seconds": statistics.median(theirs),
+            "peer_rows": len(chosen),
+            "peer_scaled_by": tests / len(chosen),
+        }
+        entry |= {
+            "ratio": entry["peer_seconds"] / entry["seconds"],
+            "ratio_first": entry["peer_seconds"] / first,
+            "difference": worst,
+        }
         line += (
-            f"\n{'statsmodels, one after another':<44}{entry['peer_seconds']:>9.3f} s   {entry['ratio']:.0f}x ({entry['ratio_first']:.0f}x of the first call)"
+            f"\n{'statsmodels, one after another':<44}{entry['peer_seconds']:>9.3f} s   "
+            f"{entry['ratio']:.0f}x ({entry['ratio_first']:.0f}x of the first call)"
         )
         line += f", equal to {worst:.0e}"
         if worst > TOLERANCE:
@@ -110,14 +165,33 @@ def main():
     print(line, flush=True)
     for modes in (["differences"], ["differences", "levels"]):
         seconds, study = clocked(
-            lambda modes=modes: neuron_study(tables, outcomes, setups, generations, lags=args.lags, modes=modes, permutations=args.permutations), now
+            lambda modes=modes: neuron_study(
+                tables,
+                outcomes,
+                setups,
+                generations,
+                lags=args.lags,
+                modes=modes,
+                permutations=args.permutations,
+            ),
+            now,
         )
         name = f"study, {' and '.join(modes)}, {args.permutations} permutations"
-        rows.append({"name": name, "seconds": seconds, "regressions": tests * len(modes) * (1 + args.permutations)})
-        print(f"{name:<58}{seconds:>9.3f} s   {rows[-1]['regressions'] / seconds:,.0f} regressions/s", flush=True)
+        rows.append(
+            {
+                "name": name,
+                "seconds": seconds,
+                "regressions": tests * len(modes) * (1 + args.permutations),
+            }
+        )
+        print(
+            f"{name:<58}{seconds:>9.3f} s   {rows[-1]['regressions'] / seconds:,.0f} regressions/s",
+            flush=True,
+        )
     for row in study.counts[study.counts["rule"] == "p<alpha"].itertuples():
         print(
-            f"    {row.mode}, {row.relation}: {row.observed:,} of {row.tests:,} below 0.05, permutation null {row.null_mean:,.0f}, nominal {row.nominal:,.0f}"
+            f"    {row.mode}, {row.relation}: {row.observed:,} of {row.tests:,} below 0.05, "
+            f"permutation null {row.null_mean:,.0f}, nominal {row.nominal:,.0f}"
         )
     facts = {
         "clock": args.clock,

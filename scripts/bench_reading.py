@@ -2,10 +2,11 @@
 
     python scripts/bench_reading.py [--rows=1000000] [--formats csv jsonl]
 
-Writes a file of made-up posts (a text and a label a row) to a temporary folder and reads it in turn with `load_texts`, which checks every
-row, and with pandas: as `read_csv` and `read_json` come, and told to give Python strings (dtype=object), as `load_texts` does. Prints a
-table (least and median of the repeats after one warm-up) and, as its last line, one JSON object. --clock=cpu compares processor
-time, which waiting for a core does not lengthen.
+Writes a file of made-up posts (a text and a label a row) to a temporary folder and reads it in turn
+with `load_texts`, which checks every row, and with pandas: as `read_csv` and `read_json` come, and
+told to give Python strings (dtype=object), as `load_texts` does. Prints a table (least and median
+of the repeats after one warm-up) and, as its last line, one JSON object. --clock=cpu compares
+processor time, which waiting for a core does not lengthen.
 """
 
 import argparse
@@ -28,7 +29,15 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 def write(path: Path, rows: int, words: int, seed: int = 0) -> None:
     """A file of posts, some with commas, quotation marks, line ends and letters outside ASCII."""
     draw = random.Random(seed)
-    known = [f"word{i}" for i in range(500)] + ["the", "of", "and", "said,", '"quoted"', "naïve", "two\nlines"]
+    known = [f"word{i}" for i in range(500)] + [
+        "the",
+        "of",
+        "and",
+        "said,",
+        '"quoted"',
+        "naïve",
+        "two\nlines",
+    ]
     texts = [" ".join(draw.choices(known, k=words)) for _ in range(rows)]
     frame = pd.DataFrame({"text": texts, "label": draw.choices("ab", k=rows)})
     if path.suffix == ".csv":
@@ -41,8 +50,14 @@ def readers(path: Path) -> dict:
     """name -> a call that reads the file."""
     ours = {"load_texts": lambda: load_texts(path)}
     if path.suffix == ".csv":
-        return ours | {"pandas": lambda: pd.read_csv(path), "pandas, object": lambda: pd.read_csv(path, dtype=object, keep_default_na=False)}
-    return ours | {"pandas": lambda: pd.read_json(path, lines=True), "pandas, object": lambda: pd.read_json(path, lines=True, dtype=object)}
+        return ours | {
+            "pandas": lambda: pd.read_csv(path),
+            "pandas, object": lambda: pd.read_csv(path, dtype=object, keep_default_na=False),
+        }
+    return ours | {
+        "pandas": lambda: pd.read_json(path, lines=True),
+        "pandas, object": lambda: pd.read_json(path, lines=True, dtype=object),
+    }
 
 
 def measure(path: Path, repeats: int, now) -> list[dict]:
@@ -59,11 +74,16 @@ def measure(path: Path, repeats: int, now) -> list[dict]:
             texts[name] = frame["text"]
         if not number and any(list(found) != list(texts["load_texts"]) for found in texts.values()):
             raise SystemExit(f"{path.name}: the texts are not those that pandas reads")
-    return [{"reader": name, "least": min(s), "median": statistics.median(s)} for name, s in seconds.items()]
+    return [
+        {"reader": name, "least": min(s), "median": statistics.median(s)}
+        for name, s in seconds.items()
+    ]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--words", type=int, default=12, help="words of a text")
     parser.add_argument("--repeats", type=int, default=3)
@@ -80,11 +100,24 @@ def main():
             print(f"{kind}, {args.rows:,} rows, {path.stat().st_size / 1e6:,.0f} MB")
             for row in found:
                 row |= {"format": kind, "bytes": path.stat().st_size, "ratio": row["least"] / ours}
-                print(f"    {row['reader']:<20}{row['least']:>8.2f} s{row['median']:>10.2f} s{row['ratio']:>10.2f}x")
+                print(
+                    f"    {row['reader']:<20}{row['least']:>8.2f} s{row['median']:>10.2f} "
+                    f"s{row['ratio']:>10.2f}x"
+                )
             out += found
             path.unlink()
     versions = {p: version(p) for p in ("pandas", "pyarrow", "numpy")}
-    print(json.dumps({"benchmark": "reading", "clock": args.clock, "rows": args.rows, "versions": versions, "results": out}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "reading",
+                "clock": args.clock,
+                "rows": args.rows,
+                "versions": versions,
+                "results": out,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training: steps/s and tokens/s of many LoRA chains in one program.
 
-python scripts/bench_train.py [--peer] [--size=llama-1b] [--dtype=bfloat16] [--chains=1,16] [...any field of configs/bench.py]
+python scripts/bench_train.py [--peer] [--size=llama-1b] [--dtype=bfloat16] [--chains=1,16] [...any
+field of configs/bench.py]
 """
 
 import sys

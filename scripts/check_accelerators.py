@@ -1,13 +1,16 @@
-"""What XLA makes of our programs for accelerators that are not here: does it compile, does it fit, does a step do only what it must.
+"""What XLA makes of our programs for accelerators that are not here: does it compile, does it fit,
+does a step do only what it must.
 
     python scripts/check_accelerators.py --layers=2                         # every program for an H100 and eight TPU v5e, one and eight devices
     python scripts/check_accelerators.py --targets=h100 --only=training --devices=1 --layers=0      # all 16 layers of Llama-3.2-1B's shapes
     python scripts/check_accelerators.py --list
 
-Needs the compilers: pip install 'jaxloop-lm[plan-gpu]' or [plan-tpu]; no accelerator. Each program is made by the package's own code, compiled,
-and read as `jaxloop.plan.account` does. A row fails where the program does not compile, needs more memory than its bound, holds float32 logits of
-the whole batch, copies a whole layer's cache inside a step, scatters into a cache, or has a collective in a loop. Prints a table and, as its last
-line, one JSON object. Exit codes: 0 all passed, 1 not all did, 2 bad input or a missing compiler. Two layers take minutes, all of them an hour.
+Needs the compilers: pip install 'jaxloop-lm[plan-gpu]' or [plan-tpu]; no accelerator. Each program
+is made by the package's own code, compiled, and read as `jaxloop.plan.account` does. A row fails
+where the program does not compile, needs more memory than its bound, holds float32 logits of the
+whole batch, copies a whole layer's cache inside a step, scatters into a cache, or has a collective
+in a loop. Prints a table and, as its last line, one JSON object. Exit codes: 0 all passed, 1 not
+all did, 2 bad input or a missing compiler. Two layers take minutes, all of them an hour.
 """
 
 import argparse
@@ -22,7 +25,8 @@ import _root  # noqa: F401
 
 from jaxloop.plan import cards
 
-# GB of one device that a program may need, at 2 and at 16 layers, by platform; lines between. What is not named may need what the card gives.
+# GB of one device that a program may need, at 2 and at 16 layers, by platform; lines between. What
+# is not named may need what the card gives.
 BOUNDS = {
     ("gpu", "training"): (9.5, 55.0), ("gpu", "loss"): (2.2, 4.2), ("gpu", "prefill"): (0.9, 3.3), ("gpu", "decoding"): (3.0, 18.0),
     ("gpu", "beam"): (1.3, 5.8), ("gpu", "encoder"): (1.3, 1.3), ("tpu", "training"): (3.5, 13.0), ("tpu", "prefill"): (0.9, 3.3),
@@ -32,8 +36,10 @@ NAMES = ("training", "loss", "prefill", "decoding", "beam", "encoder", "metrics"
 
 
 class Case(NamedTuple):
-    """One program to compile: the elements of its whole batch's logits (0: it has none, or, beam search, adds float32 log-probabilities of few rows)
-    and the bytes of one layer's cache (0: it has none)."""
+    """One program to compile: the elements of its whole batch's logits (0: it has none, or, beam
+    search, adds float32 log-probabilities of few rows) and the bytes of one layer's cache (0: it
+    has none).
+    """
 
     make: Callable
     logits: int = 0
@@ -49,8 +55,9 @@ def sizes(layers: int):
 
 
 def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
-    """The programs by name: training of 8 chains of 8 rows of 512 tokens on a GPU, of one on a TPU; writing at the
-    defaults of a study, 1,024 slots and 300 tokens."""
+    """The programs by name: training of 8 chains of 8 rows of 512 tokens on a GPU, of one on a TPU;
+    writing at the defaults of a study, 1,024 slots and 300 tokens.
+    """
     from jaxloop.lm import programs
     from jaxloop.lm.adapters import Lora
     from jaxloop.lm.encoder_spec import read_encoder_spec
@@ -62,18 +69,39 @@ def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
     spec, lora, gpu = sizes(layers), Lora(rank=16, alpha=16.0), target.platform == "gpu"
     fit = FitSettings(lora=lora, batch_size=8, dtype="bfloat16", max_length=512)
     sample = SampleSettings(lora=lora, dtype="bfloat16")
-    many, one = dict(dtype="bfloat16", target=target, devices=devices), dict(dtype="bfloat16", target=target, devices=devices[:1])
+    many, one = (
+        dict(dtype="bfloat16", target=target, devices=devices),
+        dict(dtype="bfloat16", target=target, devices=devices[:1]),
+    )
     chains, writing = 8 if gpu else 1, programs.writing_plan(spec, sample, target)
-    slots, window = writing.slots, 2 * writing.slots * spec.kv_heads * sample.window * spec.head_size
+    slots, window = (
+        writing.slots,
+        2 * writing.slots * spec.kv_heads * sample.window * spec.head_size,
+    )
     searched = 2 * 16 * spec.kv_heads * sample.beams * sample.max_new_tokens * spec.head_size
     encoder = read_encoder_spec(default_model())
     return {
-        "training": [Case(lambda: programs.training(spec, fit, chains, 512, **many), chains * 8 * 511 * spec.vocab)],
+        "training": [
+            Case(
+                lambda: programs.training(spec, fit, chains, 512, **many),
+                chains * 8 * 511 * spec.vocab,
+            )
+        ],
         "loss": [Case(lambda: programs.loss(spec, fit, 512, **one), 32 * 511 * spec.vocab)],
         "prefill": [Case(lambda: programs.prefill(spec, sample, 32, **many))],
-        "decoding": [Case(lambda: programs.decoding(spec, sample, 32, **many), slots * spec.vocab, window)],
-        "beam": [Case(lambda: programs.beams(spec, sample, 32, dtype="bfloat16", devices=devices[:1]), 0, searched)],
-        "encoder": [Case(lambda: programs.encoding(encoder, 128, target=target, devices=devices[:1]))],
+        "decoding": [
+            Case(lambda: programs.decoding(spec, sample, 32, **many), slots * spec.vocab, window)
+        ],
+        "beam": [
+            Case(
+                lambda: programs.beams(spec, sample, 32, dtype="bfloat16", devices=devices[:1]),
+                0,
+                searched,
+            )
+        ],
+        "encoder": [
+            Case(lambda: programs.encoding(encoder, 128, target=target, devices=devices[:1]))
+        ],
         "metrics": [Case(lambda program=program: program) for program in kernels(devices[:1])],
     }
 
@@ -96,7 +124,10 @@ def check(card, name: str, case: Case, layers: int, devices: int) -> dict:
         row["program"] = program.name
         compiled = absent.compile_program(program, card)
     except Exception as error:  # whatever the compiler raises is a row that fails
-        return row | dict(seconds=time.perf_counter() - start, faults=[f"does not compile: {str(error).splitlines()[0][:200]}"])
+        return row | dict(
+            seconds=time.perf_counter() - start,
+            faults=[f"does not compile: {str(error).splitlines()[0][:200]}"],
+        )
     found = account.account(compiled.text, account.rates_of(card))
     faults, most = [], bound(card, name, layers)
     if compiled.memory > most:
@@ -105,12 +136,21 @@ def check(card, name: str, case: Case, layers: int, devices: int) -> dict:
         faults.append("holds float32 logits of the whole batch")
     copies = [c for c in found.copies if c.place == "step" and case.cache and c.bytes >= case.cache]
     faults += [f"copies a cache in its step: {c.shape}" for c in copies[:1]]
-    scattered = [s for s in found.scatters if case.cache and s.bytes >= case.cache and not s.shape.startswith("s32")]
+    scattered = [
+        s
+        for s in found.scatters
+        if case.cache and s.bytes >= case.cache and not s.shape.startswith("s32")
+    ]
     faults += [f"scatters into a cache: {s.shape}" for s in scattered[:1]]
     faults += [f"{c.op} in a loop: {c.shape}" for c in found.collectives[:1]]
     cycles = account.seconds_of_cycles(found.step, card.clock)
     return row | dict(
-        memory=compiled.memory, bound=int(most), compile_s=round(compiled.seconds, 1), cycles_ms=round(1e3 * cycles, 4), **account.as_row(found), faults=faults
+        memory=compiled.memory,
+        bound=int(most),
+        compile_s=round(compiled.seconds, 1),
+        cycles_ms=round(1e3 * cycles, 4),
+        **account.as_row(found),
+        faults=faults,
     )
 
 
@@ -121,7 +161,10 @@ def line(row: dict) -> str:
         return f"{head}{'; '.join(row['faults'])}"
     step = row["step"]
     numbers = f"{row['memory'] / 1e9:>8.2f}{row['compile_s']:>8.1f}{step['kernels']:>9,}{step['bytes'] / 1e9:>10.3f}{step['flops'] / 1e12:>10.3f}"
-    return f"{head}{numbers}{step['roofline_ms']:>10.3f}{row['cycles_ms']:>10.3f}  {'; '.join(row['faults']) or 'ok'}"
+    return (
+        f"{head}{numbers}{step['roofline_ms']:>10.3f}{row['cycles_ms']:>10.3f}  "
+        f"{'; '.join(row['faults']) or 'ok'}"
+    )
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -129,7 +172,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", default="h100,v5e-8", help=f"of {', '.join(cards.CARDS)}")
     parser.add_argument("--only", default=",".join(NAMES), help=f"programs, of {', '.join(NAMES)}")
-    parser.add_argument("--devices", default="1,8", help="numbers of devices; only training, prefill and decoding are shared out")
+    parser.add_argument(
+        "--devices",
+        default="1,8",
+        help="numbers of devices; only training, prefill and decoding are shared out",
+    )
     parser.add_argument("--layers", type=int, default=2, help="layers of the decoder; 0: all 16")
     parser.add_argument("--list", action="store_true", help="say what would be compiled")
     found = parser.parse_args(argv)
@@ -145,7 +192,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     except ValueError:
         raise ValueError(f"--devices={found.devices}: must be whole numbers with commas") from None
     if min(found.devices) < 1 or found.layers < 0:
-        raise ValueError("--devices and --layers: numbers of at least 1, and 0 for all layers, are allowed")
+        raise ValueError(
+            "--devices and --layers: numbers of at least 1, and 0 for all layers, are allowed"
+        )
     return found
 
 
@@ -176,7 +225,14 @@ def main(argv: Sequence[str]) -> int:
         return 2
     from jaxloop.lm.target import complete
 
-    print(f"{'target':<7}{'dev':>3}  {'program':<24}{'GB':>8}{'compile':>8}{'kernels':>9}{'GB/step':>10}{'TFLOP':>10}{'roof ms':>10}{'cycles':>10}  verdict")
+    print(
+        f"{'target':<7}{'dev':>3}  "
+        f"{'program':<24}{'GB':>8}{'compile':>8}{'kernels':>9}{'GB/step':>10}{'TFLOP':>10}{'roof ms':>10}{'cycles':>10} "
+        ""
+        ""
+        ""
+        " verdict"
+    )
     rows = []
     for name, count, program in work:
         card = cards.CARDS[name]
@@ -186,7 +242,11 @@ def main(argv: Sequence[str]) -> int:
             rows.append(check(card, program, case, asked.layers, count))
             print(line(rows[-1]), flush=True)
     failed = [row for row in rows if row["faults"]]
-    print(json.dumps(dict(what="accelerators", layers=asked.layers or 16, rows=rows, failed=len(failed))))
+    print(
+        json.dumps(
+            dict(what="accelerators", layers=asked.layers or 16, rows=rows, failed=len(failed))
+        )
+    )
     return 1 if failed else 0
 
 

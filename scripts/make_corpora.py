@@ -4,11 +4,11 @@
 
 FOLDER holds what jaxloop/assets/corpora/ORIGIN.md names as origins, one JSON object a line:
 presidential/paragraphs.jsonl (text, corpus, speech), aesop_fables/fables.jsonl (title, text),
-gutenberg_books/paragraphs.jsonl (text, book, chapter), gsm8k/gsm8k.jsonl (question, answer, split) and
-goemotions/comments.jsonl (text, emotions). The same raw data and the same pyarrow give the same files, byte for byte;
-another pyarrow gives the same texts. `--docs` makes the two parts of `docs` too, from the libraries that are
-installed, and LICENSES.txt from their licence files; without it they stay as they are, for other versions of the
-libraries have other texts.
+gutenberg_books/paragraphs.jsonl (text, book, chapter), gsm8k/gsm8k.jsonl (question, answer, split)
+and goemotions/comments.jsonl (text, emotions). The same raw data and the same pyarrow give the same
+files, byte for byte; another pyarrow gives the same texts. `--docs` makes the two parts of `docs`
+too, from the libraries that are installed, and LICENSES.txt from their licence files; without it
+they stay as they are, for other versions of the libraries have other texts.
 """
 
 import argparse
@@ -33,7 +33,8 @@ from jaxloop.runtime.files import write_atomic
 
 FOLDER = Path(corpora.__file__).resolve().parents[1] / "assets" / "corpora"
 
-# Who spoke, by the name in the raw data, and of which party; the same name twice is told apart by the year.
+# Who spoke, by the name in the raw data, and of which party; the same name twice is told apart by
+# the year.
 # Lincoln's second election was on
 # the ticket of the National Union, which his party had renamed itself for it.
 PRESIDENTS = {
@@ -77,16 +78,20 @@ PRESIDENTS = {
     "Biden": ("Joe Biden", "D"),
 }
 KINDS = {"inaugural": "Inaugural address", "state_union": "State of the Union address"}
-# Speeches since this year are a corpus of their own: before, the parties' names did not stand for left and right as
-# they do today.
+# Speeches since this year are a corpus of their own: before, the parties' names did not stand for
+# left and right as they do today.
 SINCE = 1981
 NOVELS = ("jane-austen_pride-and-prejudice", "mary-shelley_frankenstein")
-ADVENTURES = ("arthur-conan-doyle_the-adventures-of-sherlock-holmes", "h-g-wells_the-war-of-the-worlds")
+ADVENTURES = (
+    "arthur-conan-doyle_the-adventures-of-sherlock-holmes",
+    "h-g-wells_the-war-of-the-worlds",
+)
 PER_BOOK, COMMENTS = 900, 3000
 SPEECH_WORDS, BOOK_WORDS, COMMENT_WORDS = (40, 80), (25, 60), (14, 30)
 PROBLEM_WORDS = 72  # of question and answer together: what tiny models can hold
 LEFT_OUT = frozenset({"neutral", "anger", "annoyance", "disgust", "disapproval", "embarrassment"})
-# What vaderSentiment's raters found this bad, from -4 to 4, does not belong in comments that everybody is to read.
+# What vaderSentiment's raters found this bad, from -4 to 4, does not belong in comments that
+# everybody is to read.
 HARSHEST = -2.0
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 # People and places by handle, addresses, mark-up, and shouting.
@@ -95,12 +100,17 @@ _NO_COMMENT = re.compile(
     r"|[^\x20-\x7e’‘“”—–…]"
 )
 _WORD = re.compile(r"[a-z]+")
-_APACHE = "Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0), which is also jaxloop's own: see LICENSE"
+_APACHE = (
+    "Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0), which is also jaxloop's "
+    "own: see LICENSE"
+)
 _BUNDLED = re.compile(
-    r"\n(?:-{4,}\n+)?(?:={4,} \w|-{4,}\n+\w+\n|This binary|The (?:SciPy|NumPy) repository and source)|\n-{4,}\n",
+    r"\n(?:-{4,}\n+)?(?:={4,} \w|-{4,}\n+\w+\n|This binary|The (?:SciPy|NumPy) repository and "
+    r"source)|\n-{4,}\n",
     re.IGNORECASE,
 )
-# Slurs and obscenities, whole or within longer words, and (in comments alone) words of sex, drugs, violence,
+# Slurs and obscenities, whole or within longer words, and (in comments alone) words of sex, drugs,
+# violence,
 # politics and religion. Nobody wants
 # to read them in a program either: SHA-256, first ten hexadecimal digits.
 _LISTS = (Path(__file__).parent / "unwanted_words.txt").read_text().split("\n\n")
@@ -132,8 +142,9 @@ def decent(text: str) -> bool:
 
 
 def passages(text: str, low: int, high: int) -> Iterator[str]:
-    """Whole sentences in a row that have `low` to `high` words together, cut as soon as they have enough; what does
-    not fit is left out."""
+    """Whole sentences in a row that have `low` to `high` words together, cut as soon as they have
+    enough; what does not fit is left out.
+    """
     held: list[str] = []
     count = 0
     for sentence in sentences(text):
@@ -151,28 +162,47 @@ def passages(text: str, low: int, high: int) -> Iterator[str]:
 
 def spaced(items: Sequence, most: int) -> list:
     """At most so many of the items, evenly spaced."""
-    return [items[i * len(items) // most] for i in range(most)] if len(items) > most else list(items)
+    return (
+        [items[i * len(items) // most] for i in range(most)] if len(items) > most else list(items)
+    )
 
 
 def president(name: str, year: int) -> tuple[str, str]:
-    """(full name, party) of the speaker of a year. Raises ValueError for a name that is not among `PRESIDENTS`."""
+    """(full name, party) of the speaker of a year. Raises ValueError for a name that is not among
+    `PRESIDENTS`.
+    """
     found = PRESIDENTS.get(name)
     if found is None:
-        raise ValueError(f"speeches: {name!r} is not one of the presidents; known are {', '.join(PRESIDENTS)}.")
-    return found if isinstance(found, tuple) else found[max(since for since in found if since <= year)]
+        raise ValueError(
+            f"speeches: {name!r} is not one of the presidents; known are {', '.join(PRESIDENTS)}."
+        )
+    return (
+        found if isinstance(found, tuple) else found[max(since for since in found if since <= year)]
+    )
 
 
 def speeches(rows: Rows, wanted: Callable[[str, int], bool]) -> dict[str, list]:
-    """Passages of presidents' speeches: text, president, party, year, speech. wanted: of (kind, year)."""
+    """Passages of presidents' speeches: text, president, party, year, speech. wanted: of (kind,
+    year).
+    """
     found: dict[str, list] = {name: [] for name in ("text", "president", "party", "year", "speech")}
-    for (kind, speech), paragraphs in itertools.groupby(rows, lambda row: (row["corpus"], row["speech"])):
+    for (kind, speech), paragraphs in itertools.groupby(
+        rows, lambda row: (row["corpus"], row["speech"])
+    ):
         year, name = speech.split("-")[:2]
         if not wanted(kind, int(year)):
             continue
         who, party = president(name, int(year))
-        texts = [t for p in paragraphs for t in passages(p["text"].replace(" -- ", " – "), *SPEECH_WORDS) if decent(t)]
+        texts = [
+            t
+            for p in paragraphs
+            for t in passages(p["text"].replace(" -- ", " – "), *SPEECH_WORDS)
+            if decent(t)
+        ]
         for text in texts:
-            for column, value in zip(found, (text, who, party, int(year), KINDS[kind]), strict=True):
+            for column, value in zip(
+                found, (text, who, party, int(year), KINDS[kind]), strict=True
+            ):
                 found[column].append(value)
     return found
 
@@ -188,34 +218,48 @@ def books(rows: Rows, wanted: Sequence[str]) -> dict[str, list]:
     texts: dict[str, list[str]] = {name: [] for name in wanted}
     for (book, _), paragraphs in itertools.groupby(rows, lambda row: (row["book"], row["chapter"])):
         if book in texts:
-            texts[book] += [t for t in passages(" ".join(p["text"] for p in paragraphs), *BOOK_WORDS) if decent(t)]
+            texts[book] += [
+                t
+                for t in passages(" ".join(p["text"] for p in paragraphs), *BOOK_WORDS)
+                if decent(t)
+            ]
     found: dict[str, list] = {"text": [], "book": [], "author": []}
     for name, whole in texts.items():
         author, title = (
-            part.replace("-", " ").title().replace(" Of ", " of ").replace(" The ", " the ").replace(" And ", " and ")
+            part.replace("-", " ")
+            .title()
+            .replace(" Of ", " of ")
+            .replace(" The ", " the ")
+            .replace(" And ", " and ")
             for part in name.split("_")
         )
         for text in spaced(whole, PER_BOOK):
-            for column, value in zip(found, (text, title, author.replace("H G ", "H. G. ")), strict=True):
+            for column, value in zip(
+                found, (text, title, author.replace("H G ", "H. G. ")), strict=True
+            ):
                 found[column].append(value)
     return found
 
 
 def problems(rows: Rows) -> dict[str, list]:
-    """Short problems of grade-school mathematics: question, answer (worked out, without the notes for a calculator),
-    split."""
+    """Short problems of grade-school mathematics: question, answer (worked out, without the notes
+    for a calculator), split.
+    """
     found: dict[str, list] = {"question": [], "answer": [], "split": []}
     for row in rows:
         question, answer = clean(row["question"]), _CALCULATION.sub("", row["answer"]).strip()
-        if len(question.split()) + len(answer.split()) <= PROBLEM_WORDS and decent(question + " " + answer):
+        if len(question.split()) + len(answer.split()) <= PROBLEM_WORDS and decent(
+            question + " " + answer
+        ):
             for column, value in zip(found, (question, answer, row["split"]), strict=True):
                 found[column].append(value)
     return found
 
 
 def emotions(rows: Rows, harsh: Callable[[str], bool]) -> dict[str, list]:
-    """Comments that harm nobody: text, emotion (the first that raters named; comments of none are left out). harsh:
-    a word too bad to be in one."""
+    """Comments that harm nobody: text, emotion (the first that raters named; comments of none are
+    left out). harsh: a word too bad to be in one.
+    """
     found: dict[str, str] = {}
     for row in rows:
         text, named = clean(row["text"]), row["emotions"]
@@ -248,9 +292,12 @@ def read(path: Path) -> Iterator[dict]:
 def from_raw(raw: Path) -> dict[str, dict[str, list]]:
     """Every corpus but `docs`, columns by name."""
     return {
-        "speeches": speeches(read(raw / "presidential" / "paragraphs.jsonl"), lambda kind, year: year >= SINCE),
+        "speeches": speeches(
+            read(raw / "presidential" / "paragraphs.jsonl"), lambda kind, year: year >= SINCE
+        ),
         "inaugurals": speeches(
-            read(raw / "presidential" / "paragraphs.jsonl"), lambda kind, year: kind == "inaugural" and year < SINCE
+            read(raw / "presidential" / "paragraphs.jsonl"),
+            lambda kind, year: kind == "inaugural" and year < SINCE,
         ),
         "fables": fables(read(raw / "aesop_fables" / "fables.jsonl")),
         "novels": books(read(raw / "gutenberg_books" / "paragraphs.jsonl"), NOVELS),
@@ -261,7 +308,9 @@ def from_raw(raw: Path) -> dict[str, dict[str, list]]:
 
 
 def from_libraries() -> dict[str, dict[str, list]]:
-    """The two parts of `docs`, from the libraries that are installed. Raises ValueError where one of them is not."""
+    """The two parts of `docs`, from the libraries that are installed. Raises ValueError where one
+    of them is not.
+    """
     table = docs.load_installed(docs.LIBRARIES)
     parts = {"docs": docs.HELD_OUT, "docs_pretrain": docs.PRETRAIN}
     return {
@@ -277,7 +326,10 @@ def licences() -> str:
         if library == "python":
             text = next(
                 p
-                for p in (Path(sysconfig.get_path("stdlib")) / "LICENSE.txt", Path(sys.base_prefix) / "LICENSE")
+                for p in (
+                    Path(sysconfig.get_path("stdlib")) / "LICENSE.txt",
+                    Path(sys.base_prefix) / "LICENSE",
+                )
                 if p.exists()
             ).read_text()
         else:
@@ -285,15 +337,24 @@ def licences() -> str:
             mine = [
                 f
                 for f in files
-                if re.fullmatch(r"(LICEN[CS]E|COPYING)(\.txt|\.rst|\.md)?", f.name) and ".dist-info" in str(f.parent)
+                if re.fullmatch(r"(LICEN[CS]E|COPYING)(\.txt|\.rst|\.md)?", f.name)
+                and ".dist-info" in str(f.parent)
             ]
             text = min(mine, key=lambda f: (len(f.parts), str(f))).read_text(encoding="utf-8")
         # What follows is of parts in other languages, whose text is not here.
         text = text.strip() if library == "python" else _BUNDLED.split(text)[0].strip()
         found.setdefault(
-            _APACHE if "Version 2.0, January 2004" in text[:400] or "Apache License" in text[:400] else text, []
+            _APACHE
+            if "Version 2.0, January 2004" in text[:400] or "Apache License" in text[:400]
+            else text,
+            [],
         ).append(f"{library} {version}")
-    return f"\n\n{'=' * 100}\n\n".join(f"{', '.join(names)}\n\n{text}" for text, names in found.items()) + "\n"
+    return (
+        f"\n\n{'=' * 100}\n\n".join(
+            f"{', '.join(names)}\n\n{text}" for text, names in found.items()
+        )
+        + "\n"
+    )
 
 
 def to_parquet(columns: Mapping[str, Sequence]) -> bytes:
@@ -303,7 +364,9 @@ def to_parquet(columns: Mapping[str, Sequence]) -> bytes:
     sink = pa.BufferOutputStream()
     short = [name for name in columns if name not in long]
     encoding = {name: "DELTA_LENGTH_BYTE_ARRAY" for name in long}
-    packing = dict(compression="zstd", compression_level=22, use_dictionary=short, column_encoding=encoding)
+    packing = dict(
+        compression="zstd", compression_level=22, use_dictionary=short, column_encoding=encoding
+    )
     pq.write_table(
         table,
         sink,
@@ -337,23 +400,34 @@ def entry(columns: Mapping[str, Sequence], data: bytes) -> dict:
     }
 
 
-def write(made: Mapping[str, Mapping[str, Sequence]], folder: Path, about: Mapping[str, dict] | None = None) -> None:
-    """One parquet file a corpus, and index.json, in which what is not made stays as it was. about: more fields of an
-    entry."""
+def write(
+    made: Mapping[str, Mapping[str, Sequence]],
+    folder: Path,
+    about: Mapping[str, dict] | None = None,
+) -> None:
+    """One parquet file a corpus, and index.json, in which what is not made stays as it was. about:
+    more fields of an entry.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    index = json.loads((folder / "index.json").read_text()) if (folder / "index.json").exists() else {}
+    index = (
+        json.loads((folder / "index.json").read_text()) if (folder / "index.json").exists() else {}
+    )
     for name, columns in made.items():
         data = to_parquet(columns)
         write_atomic(folder / f"{name}.parquet", data)
         index[name] = entry(columns, data) | (about or {}).get(name, {})
-    write_atomic(folder / "index.json", (json.dumps(dict(sorted(index.items())), indent=1) + "\n").encode())
+    write_atomic(
+        folder / "index.json", (json.dumps(dict(sorted(index.items())), indent=1) + "\n").encode()
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--raw", type=Path, required=True, help="folder of the raw data")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the corpora")
-    parser.add_argument("--docs", action="store_true", help="make docs from the installed libraries too")
+    parser.add_argument(
+        "--docs", action="store_true", help="make docs from the installed libraries too"
+    )
     options = parser.parse_args(argv)
     made, about = from_raw(options.raw), {}
     if options.docs:

@@ -1,10 +1,12 @@
-"""Device-hours of the paper-scale regression study (1,600 chains of 20 generations, r = 1/8 and 1/4, four 1-2B bases) from measured rates.
+"""Device-hours of the paper-scale regression study (1,600 chains of 20 generations, r = 1/8 and
+1/4, four 1-2B bases) from measured rates.
 
     python scripts/project_study.py                                     # from the roofline of an assumed device
     python scripts/project_study.py --train=train.json --decode=decode.json   # from the JSON lines of the two benchmarks
 
-The rates that the benchmarks measured at Llama-3.2-1B's shapes are scaled to the other three bases by their FLOPs (training) and by their
-time on the roofline (decoding). Prints hours by phase and base and, as its last line, one JSON object.
+The rates that the benchmarks measured at Llama-3.2-1B's shapes are scaled to the other three bases
+by their FLOPs (training) and by their time on the roofline (decoding). Prints hours by phase and
+base and, as its last line, one JSON object.
 """
 
 import argparse
@@ -33,23 +35,48 @@ def rate(path: str | None, what: str) -> dict | None:
     """The last JSON line that a benchmark printed, or None where no file is given."""
     if path is None:
         return None
-    lines = [line for line in pathlib.Path(path).read_text(encoding="utf8").splitlines() if line.startswith("{")]
+    lines = [
+        line
+        for line in pathlib.Path(path).read_text(encoding="utf8").splitlines()
+        if line.startswith("{")
+    ]
     if not lines:
         raise SystemExit(f"{path}: has no JSON line of bench_{what}.py")
     return json.loads(lines[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", help="output of scripts/bench_train.py --size=llama-1b")
     parser.add_argument("--decode", help="output of scripts/bench_decode.py --size=llama-1b")
-    parser.add_argument("--flops", type=float, default=790e12, help="FLOP/s of a large bf16 product, where nothing was measured")
-    parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes/s of a large copy, where nothing was measured")
-    parser.add_argument("--share", type=float, default=0.4, help="share of the limit that is assumed, where nothing was measured")
+    parser.add_argument(
+        "--flops",
+        type=float,
+        default=790e12,
+        help="FLOP/s of a large bf16 product, where nothing was measured",
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        default=4.3e12,
+        help="bytes/s of a large copy, where nothing was measured",
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.4,
+        help="share of the limit that is assumed, where nothing was measured",
+    )
     parser.add_argument("--chains", type=int, default=1600)
     parser.add_argument("--generations", type=int, default=20)
-    parser.add_argument("--size", type=int, default=4000, help="texts per generation and training set")
-    parser.add_argument("--length", type=float, default=90, help="tokens of a training text, template included")
+    parser.add_argument(
+        "--size", type=int, default=4000, help="texts per generation and training set"
+    )
+    parser.add_argument(
+        "--length", type=float, default=90, help="tokens of a training text, template included"
+    )
     parser.add_argument("--written", type=float, default=60, help="tokens of a written text")
     parser.add_argument("--slots", type=int, default=512)
     a = parser.parse_args()
@@ -60,7 +87,13 @@ def main() -> None:
 
     def decode_floor(sizes, tokens):
         flops = decoding_flops(sizes, tokens, a.written) / a.flops
-        return max(flops, decoding_bytes(sizes, tokens / a.slots, a.slots, a.written, chains=a.slots // 8, width=2) / a.bandwidth)
+        return max(
+            flops,
+            decoding_bytes(
+                sizes, tokens / a.slots, a.slots, a.written, chains=a.slots // 8, width=2
+            )
+            / a.bandwidth,
+        )
 
     reference = sizes_of(BASES[REFERENCE], lora)
     train_share = train_floor(reference, 10**6) / (10**6 / trained["value"]) if trained else a.share
@@ -78,11 +111,26 @@ def main() -> None:
         score = fits * 250 * a.written * 2 * 1.5e9 / a.flops / train_share / 3600
         rows.append({"base": name, "train_h": train, "sample_h": sample, "score_h": score})
         total += train + sample + score
-        print(f"{name:<16}{train:>10.1f}{sample:>10.1f}{score:>10.1f}{train + sample + score:>10.1f}")
-    source = "measured" if trained and wrote else f"assumed at {a.share:.0%} of the limit where not measured"
+        print(
+            f"{name:<16}{train:>10.1f}{sample:>10.1f}{score:>10.1f}{train + sample + score:>10.1f}"
+        )
+    source = (
+        "measured"
+        if trained and wrote
+        else f"assumed at {a.share:.0%} of the limit where not measured"
+    )
     shares = f"training {train_share:.0%}, decoding {decode_share:.0%} of the limit"
-    print(f"{a.chains} chains x {a.generations} generations: {total:,.0f} device-hours ({source}; {shares})")
-    found = {"value": total, "unit": "device-hours", "train_share": train_share, "decode_share": decode_share, "measured": bool(trained and wrote)}
+    print(
+        f"{a.chains} chains x {a.generations} generations: {total:,.0f} device-hours ({source}; "
+        f"{shares})"
+    )
+    found = {
+        "value": total,
+        "unit": "device-hours",
+        "train_share": train_share,
+        "decode_share": decode_share,
+        "measured": bool(trained and wrote),
+    }
     print(json.dumps(found | {"rows": rows}))
 
 

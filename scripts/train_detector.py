@@ -2,9 +2,11 @@
 
     python scripts/train_detector.py --out jaxloop/assets/detector
 
-The sentences of the embedded `docs` that the tiny bases were trained on, each as it is or in one of three corruptions; the first blocks of
-a tiny base, fine-tuned to tell the four apart. Writes a directory in Hugging Face format with a README.md that holds the confusion matrices:
-of held-out sentences, and of libraries that neither the base nor the detector saw. About five minutes of one core.
+The sentences of the embedded `docs` that the tiny bases were trained on, each as it is or in one of
+three corruptions; the first blocks of a tiny base, fine-tuned to tell the four apart. Writes a
+directory in Hugging Face format with a README.md that holds the confusion matrices: of held-out
+sentences, and of libraries that neither the base nor the detector saw. About five minutes of one
+core.
 """
 
 import argparse
@@ -27,7 +29,9 @@ from jaxloop.metrics import classifiers, quality
 
 def sentences_of(libraries: Sequence[str]) -> list[str]:
     """Different sentences, of 4 to 60 words, of the paragraphs of some libraries."""
-    found = dict.fromkeys(s for text in docs.load(libraries)["text"] for s in quality.sentences(text))
+    found = dict.fromkeys(
+        s for text in docs.load(libraries)["text"] for s in quality.sentences(text)
+    )
     return [s for s in found if 4 <= len(s.split()) <= 60]
 
 
@@ -35,22 +39,35 @@ def first_blocks(base: str, layers: int, folder: Path) -> str:
     """A directory with the first `layers` blocks of a base."""
     model = lm.load(base)
     if not 1 <= layers <= model.spec.layers:
-        raise ValueError(f"layers is {layers}; allowed are 1 to {model.spec.layers}, the blocks of {base}.")
-    params = {**model.params, "layers": jax.tree.map(lambda leaf: leaf[:layers], model.params["layers"])}
-    lm.save(model._replace(spec=dataclasses.replace(model.spec, layers=layers), params=params), folder)
+        raise ValueError(
+            f"layers is {layers}; allowed are 1 to {model.spec.layers}, the blocks of {base}."
+        )
+    params = {
+        **model.params,
+        "layers": jax.tree.map(lambda leaf: leaf[:layers], model.params["layers"]),
+    }
+    lm.save(
+        model._replace(spec=dataclasses.replace(model.spec, layers=layers), params=params), folder
+    )
     return str(folder)
 
 
 def matrix(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
     """A confusion matrix in Markdown; rows are true classes."""
     rows = [["true \\ found", *names, "recall"], ["---"] * (len(names) + 2)]
-    rows += [[name, *(f"{n:,}" for n in row), f"{row[i] / max(1, sum(row)):.3f}"] for i, (name, row) in enumerate(zip(names, confusion, strict=True))]
+    rows += [
+        [name, *(f"{n:,}" for n in row), f"{row[i] / max(1, sum(row)):.3f}"]
+        for i, (name, row) in enumerate(zip(names, confusion, strict=True))
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def card(args, report: dict, outside: dict, counts: dict, parameters: int) -> str:
     train, _, test = report["split"]
-    flags = f"--layers {args.layers} --limit {args.limit} --epochs {args.epochs} --rate {args.rate:g} --seed {args.seed}"
+    flags = (
+        f"--layers {args.layers} --limit {args.limit} --epochs {args.epochs} --rate {args.rate:g} "
+        f"--seed {args.seed}"
+    )
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -85,7 +102,9 @@ results that are to be compared with the paper's name its detector: `text_qualit
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base", default="jaxloop/assets/bases/qwen2")
     parser.add_argument("--layers", type=int, default=2, help="blocks of the base that are kept")
@@ -100,19 +119,34 @@ def main() -> int:
     print(f"{len(real):,} sentences", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         encoder = first_blocks(args.base, args.layers, Path(folder) / "encoder")
-        settings = dict(train="all", epochs=args.epochs, learning_rate=args.rate, batch_size=32, max_length=48)
+        settings = dict(
+            train="all", epochs=args.epochs, learning_rate=args.rate, batch_size=32, max_length=48
+        )
         fitted = quality.fit_detector(real, encoder=encoder, seed=args.seed, **settings)
-    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float16), fitted.classifier.encoder.params)
-    classifiers.save_classifier(fitted.classifier._replace(encoder=fitted.classifier.encoder._replace(params=half)), args.out)
+    half = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.float16), fitted.classifier.encoder.params
+    )
+    classifiers.save_classifier(
+        fitted.classifier._replace(encoder=fitted.classifier.encoder._replace(params=half)),
+        args.out,
+    )
     detector = classifiers.load_classifier(str(args.out))
     texts, labels = quality.corrupted(sentences_of(docs.HELD_OUT)[:8000], args.seed)
     found = classifiers.probabilities(detector, texts).argmax(1)
     names = detector.labels
-    outside = classifiers.evaluation(np.array([names.index(label) for label in labels]), found, names)
+    outside = classifiers.evaluation(
+        np.array([names.index(label) for label in labels]), found, names
+    )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(detector.encoder.params))
     page = card(args, fitted.report, outside, fitted.report["counts"], parameters)
     (args.out / "README.md").write_text(page, encoding="utf8")
-    print(*(f"epoch {i + 1}: loss {e['loss']:.3f}, validation macro-F1 {e['macro_f1']:.3f}" for i, e in enumerate(fitted.report["log"])), sep="\n")
+    print(
+        *(
+            f"epoch {i + 1}: loss {e['loss']:.3f}, validation macro-F1 {e['macro_f1']:.3f}"
+            for i, e in enumerate(fitted.report["log"])
+        ),
+        sep="\n",
+    )
     print(page, f"{time.monotonic() - start:.0f} s", sep="\n")
     return 0
 

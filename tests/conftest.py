@@ -1,4 +1,6 @@
-"""Strict numerics for every test, four fake CPU devices, and the optional real data beside the repository."""
+"""Strict numerics for every test, four fake CPU devices, and the optional real data beside the
+repository.
+"""
 
 import importlib.metadata
 import os
@@ -6,7 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Matrices are small here: threads of BLAS and torch would wait for one another, and for those of the other worker, longer than they compute.
+# Matrices are small here: threads of BLAS and torch would wait for one another, and for those of
+# the other worker, longer than they compute.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,17 +23,20 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
-# A study under test may ask for the cache of compiled programs; the process would keep it for all later tests.
+# A study under test may ask for the cache of compiled programs; the process would keep it for all
+# later tests.
 jax.config.update("jax_enable_compilation_cache", False)
 
 OPTIMISED = os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
 
 
 def _start_jax():
-    """Starts JAX, up to jaxlib 0.11.0 without XLA:CPU's emitters of fused loops, which take as long as the rest of the
-    compiler where it takes its short way. From 0.11.1 on XLA knows no such flag, and ends a process that sets it.
+    """Starts JAX, up to jaxlib 0.11.0 without XLA:CPU's emitters of fused loops, which take as long
+    as the rest of the compiler where it takes its short way. From 0.11.1 on XLA knows no such flag,
+    and ends a process that sets it.
 
-    XLA reads the variable when JAX is first asked for devices. Subprocesses do not inherit it: they run what users run.
+    XLA reads the variable when JAX is first asked for devices. Subprocesses do not inherit it: they
+    run what users run.
     """
     before = os.environ.get("XLA_FLAGS")
     if Version(importlib.metadata.version("jaxlib")) < Version("0.11.1") and not OPTIMISED:
@@ -47,11 +53,13 @@ SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs(request):
-    """Most tests compile far longer than they run, so the compiler takes its short way there. Modules that hold the engine to torch are
-    compiled with all optimisations: `pytestmark = pytest.mark.optimised`. Subprocesses run what users run, and so do all tests with
+    """Most tests compile far longer than they run, so the compiler takes its short way there.
+    Modules that hold the engine to torch are compiled with all optimisations: `pytestmark =
+    pytest.mark.optimised`. Subprocesses run what users run, and so do all tests with
     JAXLOOP_TEST_OPTIMISED=1.
 
-    And all tests of a process compile more programs than the system has memory mappings for, so they are dropped now and then.
+    And all tests of a process compile more programs than the system has memory mappings for, so
+    they are dropped now and then.
     """
     full = request.node.get_closest_marker("optimised") is not None or OPTIMISED
     if full:
@@ -64,7 +72,9 @@ def _programs(request):
 
 @pytest.fixture
 def shared():
-    """`shared("data/gsm8k/gsm8k.jsonl")` is the path of optional real data; the test is skipped where it is absent."""
+    """`shared("data/gsm8k/gsm8k.jsonl")` is the path of optional real data; the test is skipped
+    where it is absent.
+    """
 
     def find(relative: str) -> Path:
         path = SHARED / relative

@@ -1,4 +1,6 @@
-"""A fresh clone of the repository in an empty folder, without a network, a cache or anything beside it."""
+"""A fresh clone of the repository in an empty folder, without a network, a cache or anything beside
+it.
+"""
 
 import os
 import pathlib
@@ -7,7 +9,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Configs that take no scale; all others are run at the scale `tiny`, without which they need models or data of a hub.
+# Configs that take no scale; all others are run at the scale `tiny`, without which they need models
+# or data of a hub.
 PLAIN = (
     "quickstart",
     "pretrain",
@@ -25,12 +28,18 @@ NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port
 def names() -> list[str]:
     """What can be run without a hub: every config, with the scale where it has one."""
     plain = {name.split(":")[0] for name in PLAIN}
-    tiny = [f"{path.stem}:tiny" for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in plain]
+    tiny = [
+        f"{path.stem}:tiny"
+        for path in sorted((ROOT / "configs").glob("*.py"))
+        if path.stem not in plain
+    ]
     return [*PLAIN, *tiny]
 
 
 def clone(folder: pathlib.Path) -> pathlib.Path:
-    """The files that git tracks, as they are now, below `folder`; without git, all but what tools leave behind."""
+    """The files that git tracks, as they are now, below `folder`; without git, all but what tools
+    leave behind.
+    """
     place = folder / "empty" / "jaxloop"
     if (ROOT / ".git").exists():
         found = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
@@ -39,7 +48,9 @@ def clone(folder: pathlib.Path) -> pathlib.Path:
             shutil.copy2(ROOT / name, place / name)
     else:
         shutil.copytree(
-            ROOT, place, ignore=shutil.ignore_patterns(".venv", "runs", "__pycache__", ".*_cache", "*.egg-info")
+            ROOT,
+            place,
+            ignore=shutil.ignore_patterns(".venv", "runs", "__pycache__", ".*_cache", "*.egg-info"),
         )
     return place
 
@@ -48,9 +59,21 @@ def python(place: pathlib.Path, *words, timeout: float) -> subprocess.CompletedP
     """`python words…` in a clone, with a home and caches of its own and no way out."""
     home = place.parent / "home"
     home.mkdir(exist_ok=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAXLOOP_", "XDG_", "HF_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("JAXLOOP_", "XDG_", "HF_"))
+    }
     nowhere = {
-        name: NOWHERE for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+        name: NOWHERE
+        for name in (
+            "http_proxy",
+            "https_proxy",
+            "all_proxy",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "ALL_PROXY",
+        )
     }
     own = {
         "HOME": str(home),
@@ -60,4 +83,11 @@ def python(place: pathlib.Path, *words, timeout: float) -> subprocess.CompletedP
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=place, env=kept | nowhere | own, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        command,
+        cwd=place,
+        env=kept | nowhere | own,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )

@@ -1,7 +1,9 @@
-"""Libraries that the tests compare with and that not everybody has installed: torch, peft, sentence-transformers.
+"""Libraries that the tests compare with and that not everybody has installed: torch, peft,
+sentence-transformers.
 
-`torch = peer("torch")` at the top of a test module imports nothing yet. The first test that touches `torch.something` imports it, or is
-skipped, saying what to install; the other tests of the module run. JAXLOOP_PEERS=required (as in .ci/run) turns the skip into a failure.
+`torch = peer("torch")` at the top of a test module imports nothing yet. The first test that touches
+`torch.something` imports it, or is skipped, saying what to install; the other tests of the module
+run. JAXLOOP_PEERS=required (as in .ci/run) turns the skip into a failure.
 """
 
 import importlib
@@ -13,7 +15,9 @@ INSTALL = "pip install '.[test,peers]'"
 
 
 def require(*names):
-    """Imports these modules and returns them; skips the test (or fails it, where peers are required) if one is not installed."""
+    """Imports these modules and returns them; skips the test (or fails it, where peers are
+    required) if one is not installed.
+    """
     modules = []
     for name in names:
         try:
@@ -31,11 +35,15 @@ class _Peer:
         self._names = names
 
     def __getattr__(self, attribute):
-        if attribute.startswith("_"):  # pytest looks at every name of a module while it collects tests
+        if attribute.startswith(
+            "_"
+        ):  # pytest looks at every name of a module while it collects tests
             raise AttributeError(attribute)
         return getattr(require(*self._names)[-1], attribute)
 
 
 def peer(name, *needs):
-    """The module `name`, imported when it is first used; `needs`: what must be importable too (transformers has models only beside torch)."""
+    """The module `name`, imported when it is first used; `needs`: what must be importable too
+    (transformers has models only beside torch).
+    """
     return _Peer(*needs, name)

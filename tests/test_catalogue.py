@@ -16,18 +16,25 @@ def empty(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["quickstart", "quickstart.py", "configs/quickstart.py", "configs/quickstart"])
+@pytest.mark.parametrize(
+    "name", ["quickstart", "quickstart.py", "configs/quickstart.py", "configs/quickstart"]
+)
 def test_a_shipped_config_is_found_by_name_from_any_folder(empty, name):
     assert config.read_file(name)["title"] == "Collapse in five minutes"
 
 
-@pytest.mark.parametrize("name", ["ratio_sweep:tiny", "ratio_sweep.py:tiny", "configs/ratio_sweep.py:tiny"])
+@pytest.mark.parametrize(
+    "name", ["ratio_sweep:tiny", "ratio_sweep.py:tiny", "configs/ratio_sweep.py:tiny"]
+)
 def test_a_shipped_config_takes_an_argument(empty, name):
     assert config.read_file(name)["tokens"] == "model"
 
 
 def test_a_file_of_ones_own_comes_first(empty):
-    own = '"""Mine."""\nfrom ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict(dict(title="mine"))\n'
+    own = (
+        '"""Mine."""\nfrom ml_collections import ConfigDict\ndef get_config():\n    return '
+        'ConfigDict(dict(title="mine"))\n'
+    )
     (empty / "configs").mkdir()
     (empty / "configs" / "quickstart.py").write_text(own)
     assert config.read_file("configs/quickstart.py") == {"title": "mine"}
@@ -37,7 +44,9 @@ def test_a_file_of_ones_own_comes_first(empty):
 
 def test_a_mistyped_name_says_which_was_meant(empty):
     for wrong in ("quickstat", "quickstat.py", "configs/quickstat.py"):
-        with pytest.raises(ValueError, match=rf"--config={wrong}: there is no file .*did you mean .*quickstart"):
+        with pytest.raises(
+            ValueError, match=rf"--config={wrong}: there is no file .*did you mean .*quickstart"
+        ):
             config.read_file(wrong)
     with pytest.raises(ValueError, match="or one of those that --list shows"):
         config.read_file("elsewhere/zzzzzzzz.py")
@@ -59,18 +68,31 @@ class Other(importlib.metadata.Distribution):
         self.summary = summary
 
     def read_text(self, filename):
-        return f"Metadata-Version: 2.1\nName: jaxloop\nVersion: 0.0.1\nSummary: {self.summary}\n" if filename == "METADATA" else None
+        return (
+            f"Metadata-Version: 2.1\nName: jaxloop\nVersion: 0.0.1\nSummary: {self.summary}\n"
+            if filename == "METADATA"
+            else None
+        )
 
     def locate_file(self, path):
         return path
 
 
 def test_the_other_project_of_this_name_is_detected(monkeypatch, capsys):
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: [Other(environment.SUMMARY), Other("Another library.")])
+    monkeypatch.setattr(
+        importlib.metadata,
+        "distributions",
+        lambda name: [Other(environment.SUMMARY), Other("Another library.")],
+    )
     code, out, err = call(capsys, "--list")
     assert code == 2 and out == "" and err.count("\n") == 1
-    assert "'jaxloop' 0.0.1 (Another library.) is installed beside 'jaxloop-lm'" in err and "pip uninstall -y jaxloop jaxloop-lm" in err
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: [Other(environment.SUMMARY)])  # a clone from before the new name
+    assert (
+        "'jaxloop' 0.0.1 (Another library.) is installed beside 'jaxloop-lm'" in err
+        and "pip uninstall -y jaxloop jaxloop-lm" in err
+    )
+    monkeypatch.setattr(
+        importlib.metadata, "distributions", lambda name: [Other(environment.SUMMARY)]
+    )  # a clone from before the new name
     assert call(capsys, "--list")[0] == 0
 
 
@@ -79,8 +101,14 @@ def test_the_name_is_that_of_pyproject():
 
     path = catalogue.PACKAGE.parent / "pyproject.toml"
     project = tomllib.loads(path.read_text())["project"]
-    assert (project["name"], project["description"]) == (environment.DISTRIBUTION, environment.SUMMARY)
-    assert environment.how_to_install("encoders") == "pip install 'jaxloop-lm[encoders]'" and "encoders" in project["optional-dependencies"]
+    assert (project["name"], project["description"]) == (
+        environment.DISTRIBUTION,
+        environment.SUMMARY,
+    )
+    assert (
+        environment.how_to_install("encoders") == "pip install 'jaxloop-lm[encoders]'"
+        and "encoders" in project["optional-dependencies"]
+    )
 
 
 def test_inside_a_wheel_the_configs_lie_in_the_package(tmp_path, monkeypatch):

@@ -26,7 +26,10 @@ def test_the_interpreter_that_is_given_is_used_and_another_program_is_refused(tm
     fake = tmp_path / "python3.12"
     fake.write_text("#!/bin/sh\necho 2.7\n")
     fake.chmod(0o755)
-    with pytest.raises(ValueError, match=f"--python={fake}: must be an interpreter of Python 3.11 to 3.14 .*, got 2.7"):
+    with pytest.raises(
+        ValueError,
+        match=f"--python={fake}: must be an interpreter of Python 3.11 to 3.14 .*, got 2.7",
+    ):
         cv.interpreters([fake])
 
 
@@ -41,10 +44,17 @@ def test_environments_without_a_python_are_left_out_unless_they_are_named():
 def test_pins_are_those_of_the_constraints_file_or_of_the_image():
     every = {e.name: e for e in cv.environments({})}
     constrained = cv.pins_of(every["3.11-pins"], torch=True)
-    assert any(p.startswith("jax==") for p in constrained) and any(p.startswith("torch==") for p in constrained)
-    without = [pin for name in ("3.11-pins", "image") for pin in cv.pins_of(every[name], torch=False)]
+    assert any(p.startswith("jax==") for p in constrained) and any(
+        p.startswith("torch==") for p in constrained
+    )
+    without = [
+        pin for name in ("3.11-pins", "image") for pin in cv.pins_of(every[name], torch=False)
+    ]
     assert without and not any(pin.startswith("torch==") for pin in without)
-    assert "jax==0.11.2" in cv.pins_of(every["image"], torch=False) and cv.pins_of(every["3.13-new"], torch=True) == []
+    assert (
+        "jax==0.11.2" in cv.pins_of(every["image"], torch=False)
+        and cv.pins_of(every["3.13-new"], torch=True) == []
+    )
 
 
 def test_pins_without_a_wheel_are_a_result(tmp_path, monkeypatch):
@@ -57,11 +67,15 @@ def test_pins_without_a_wheel_are_a_result(tmp_path, monkeypatch):
         return done(0)
 
     monkeypatch.setattr(cv, "call", call)
-    kept = cv.without_wheels(PYTHON, ["jax==0.10.2", "NumPy==2.4.6", "numba==0.68.1"], tmp_path, 10, [])
+    kept = cv.without_wheels(
+        PYTHON, ["jax==0.10.2", "NumPy==2.4.6", "numba==0.68.1"], tmp_path, 10, []
+    )
     assert kept == (["jax==0.10.2"], ["NumPy==2.4.6", "numba==0.68.1"])
 
 
-def test_an_environment_that_cannot_be_made_is_a_row_and_the_next_one_is_checked(tmp_path, monkeypatch, capsys):
+def test_an_environment_that_cannot_be_made_is_a_row_and_the_next_one_is_checked(
+    tmp_path, monkeypatch, capsys
+):
     def call(command, limit, environment=None):
         words = " ".join(map(str, command))
         if "-m pytest" in words:
@@ -69,14 +83,21 @@ def test_an_environment_that_cannot_be_made_is_a_row_and_the_next_one_is_checked
             suite = '<testsuite tests="9" failures="0" errors="0" skipped="2"/>'
             Path(report.partition("=")[2]).write_text(f"<testsuites>{suite}</testsuites>")
         elif "jaxloop.main" in words:
-            place = Path(next(w for w in map(str, command) if w.startswith("--workdir=")).partition("=")[2])
+            place = Path(
+                next(w for w in map(str, command) if w.startswith("--workdir=")).partition("=")[2]
+            )
             place.mkdir()
             for name in ("report.html", "metrics.csv", "ledger.parquet"):
                 (place / name).touch()
         elif "3.12-new" in words and "-e" in words:
             return done(1, "ERROR: no space")
         elif "importlib.metadata" in words:
-            return done(0, json.dumps({"Python": "3.12.1", "jax": "0.11.2", "numpy": "2.5.0", "torch": "none"}))
+            return done(
+                0,
+                json.dumps(
+                    {"Python": "3.12.1", "jax": "0.11.2", "numpy": "2.5.0", "torch": "none"}
+                ),
+            )
         return done(0, VERSION)
 
     monkeypatch.setattr(cv, "call", call)
@@ -87,7 +108,11 @@ def test_an_environment_that_cannot_be_made_is_a_row_and_the_next_one_is_checked
     assert cv.main(words) == 1
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     broken, image = last["rows"]
-    assert broken["wrong"] == ["pip: ERROR: no space"] and broken["study"] == "not run" and not last["passed"]
+    assert (
+        broken["wrong"] == ["pip: ERROR: no space"]
+        and broken["study"] == "not run"
+        and not last["passed"]
+    )
     assert (image["passed"], image["skipped"], image["study"], image["wrong"]) == (7, 2, "ok", [])
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
@@ -96,25 +121,33 @@ def test_an_environment_that_cannot_be_made_is_a_row_and_the_next_one_is_checked
 
 
 def test_failed_tests_and_a_failed_study_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(cv, "call", lambda *a: done(1, "FAILED tests/a.py::test_b - AssertionError\n1 failed in 2s"))
+    monkeypatch.setattr(
+        cv, "call", lambda *a: done(1, "FAILED tests/a.py::test_b - AssertionError\n1 failed in 2s")
+    )
     found, wrong = cv.run_tests(PYTHON, tmp_path, [], 2, 10)
     assert wrong == "tests: tests/a.py::test_b" and found["failures"] == ["tests/a.py::test_b"]
     assert cv.run_study(PYTHON, tmp_path, 10).startswith("study: exit code 1, ")
     monkeypatch.setattr(cv, "call", lambda *a: done(0))
-    assert cv.run_tests(PYTHON, tmp_path, [], 1, 10)[1] == "tests: no output"  # no passed test is no success
+    assert (
+        cv.run_tests(PYTHON, tmp_path, [], 1, 10)[1] == "tests: no output"
+    )  # no passed test is no success
     assert cv.run_study(PYTHON, tmp_path, 10) == "study: wrote no report.html"
 
 
 def test_counts_of_a_junit_file(tmp_path):
     path = tmp_path / "tests.xml"
-    path.write_text('<testsuites><testsuite tests="10" failures="1" errors="2" skipped="3"/></testsuites>')
+    path.write_text(
+        '<testsuites><testsuite tests="10" failures="1" errors="2" skipped="3"/></testsuites>'
+    )
     assert cv.counts(path) == {"passed": 4, "failed": 3, "skipped": 3}
     assert cv.counts(tmp_path / "none.xml") is None
 
 
 def test_the_table_is_renewed_row_by_row_between_its_markers():
     text = f"a\n{cv.START}\n{cv.END}\nb\n"
-    once = cv.renewed(text, [cv.line(row("image", jax="0.11.2")), cv.line(row("3.11-pins", jax="0.10.2"))])
+    once = cv.renewed(
+        text, [cv.line(row("image", jax="0.11.2")), cv.line(row("3.11-pins", jax="0.10.2"))]
+    )
     again = cv.renewed(once, [cv.line(row("image", jax="0.11.3"))])
     rows = [r.split("|")[1].strip() for r in again.splitlines() if r.startswith("|")]
     assert rows == ["environment", "---", "3.11-pins", "image"]

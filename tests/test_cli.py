@@ -1,4 +1,6 @@
-"""The command line as a person meets it: exit codes, one line per refusal, nothing heavy imported before it."""
+"""The command line as a person meets it: exit codes, one line per refusal, nothing heavy imported
+before it.
+"""
 
 import pathlib
 import subprocess
@@ -20,16 +22,31 @@ QUICKSTART = str(ROOT / "configs" / "quickstart.py")
     [
         (["--confg=x"], "--confg is not a flag; did you mean --config?"),
         (["--config.chain.size=5"], "--config is missing: a config such as"),
-        (["--chain.size=5", f"--config={QUICKSTART}"], "--chain.size is not a flag; a field of the config is set with --config.chain.size=…"),
+        (
+            ["--chain.size=5", f"--config={QUICKSTART}"],
+            "--chain.size is not a flag; a field of the config is set with --config.chain.size=…",
+        ),
         ([f"--config={QUICKSTART}"], "--workdir is missing: the directory to write to"),
         (["--workdir=x"], "--config is missing"),
         (["--config="], "--config is missing"),
         ([f"--config={QUICKSTART}", "--workdir=x", "run"], "'run' was not understood"),
-        ([f"--config={QUICKSTART}", "--validate", "--plan"], "--validate and --plan cannot be used together"),
+        (
+            [f"--config={QUICKSTART}", "--validate", "--plan"],
+            "--validate and --plan cannot be used together",
+        ),
         ([f"--config={QUICKSTART}", "--validate", "--config.=3"], "--config.=3: names no field"),
-        ([f"--config={QUICKSTART}", "--validate", "--config.fit.stesp", "3"], "--config.fit.stesp: unknown field 'fit.stesp'; did you mean 'fit.st"),
-        ([f"--config={QUICKSTART}", "--validate", "--config.chain.ratios=2"], "config.chain.ratios[0] = 2 is not allowed: a number from 0 to 1"),
-        (["--config=configs/nowhere.py", "--workdir=x"], "--config=configs/nowhere.py: there is no file"),
+        (
+            [f"--config={QUICKSTART}", "--validate", "--config.fit.stesp", "3"],
+            "--config.fit.stesp: unknown field 'fit.stesp'; did you mean 'fit.st",
+        ),
+        (
+            [f"--config={QUICKSTART}", "--validate", "--config.chain.ratios=2"],
+            "config.chain.ratios[0] = 2 is not allowed: a number from 0 to 1",
+        ),
+        (
+            ["--config=configs/nowhere.py", "--workdir=x"],
+            "--config=configs/nowhere.py: there is no file",
+        ),
         (["--debug=maybe"], "flag --debug=maybe"),
     ],
 )
@@ -42,7 +59,15 @@ def test_refusals_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, wo
 
 
 def test_override_forms():
-    words = ["--config=x.py", "--config.a.b=1=2", "--config.c", "3", "--config.d", "--workdir=w", "-config.e=-1"]
+    words = [
+        "--config=x.py",
+        "--config.a.b=1=2",
+        "--config.c",
+        "3",
+        "--config.d",
+        "--workdir=w",
+        "-config.e=-1",
+    ]
     command = cli.parse(["jaxloop", *words])
     assert command.overrides == (("a.b", "1=2"), ("c", "3"), ("d", "true"), ("e", "-1"))
     assert (command.action, command.config, command.workdir) == ("run", "x.py", pathlib.Path("w"))
@@ -65,17 +90,31 @@ def test_list_shows_studies_and_configs_without_running_them(capsys, tmp_path, m
     code, out, _ = call(capsys, "--list")
     rows = {line.split()[0]: line for line in out.splitlines() if line}
     assert code == 0 and "chain" in rows
-    assert rows["configs/good.py"].endswith("One line.") and "no description" in rows["configs/bare.py"]
+    assert (
+        rows["configs/good.py"].endswith("One line.")
+        and "no description" in rows["configs/bare.py"]
+    )
     assert "cannot be read" in rows["configs/broken.py"]
-    assert "quickstart" in rows and "configs/quickstart.py" not in rows  # a shipped one goes by its name
+    assert (
+        "quickstart" in rows and "configs/quickstart.py" not in rows
+    )  # a shipped one goes by its name
 
 
 def test_environment_hides_secrets():
     fake = "sk-planted-0123456789"
-    variables = {"HF_TOKEN": fake, "OPENAI_API_KEY": fake, "HF_ENDPOINT": f"https://me:{fake}@hub.example/x", "JAX_PLATFORMS": "cpu", "HOME": "/h"}
+    variables = {
+        "HF_TOKEN": fake,
+        "OPENAI_API_KEY": fake,
+        "HF_ENDPOINT": f"https://me:{fake}@hub.example/x",
+        "JAX_PLATFORMS": "cpu",
+        "HOME": "/h",
+    }
     rows = dict(environment.describe(variables))
     assert fake not in cli.table(list(rows.items()))
-    assert rows["HF_TOKEN"] == "(set, hidden)" and rows["HF_ENDPOINT"] == "https://(hidden)@hub.example/x"
+    assert (
+        rows["HF_TOKEN"] == "(set, hidden)"
+        and rows["HF_ENDPOINT"] == "https://(hidden)@hub.example/x"
+    )
     assert rows["JAX_PLATFORMS"] == "cpu" and "HOME" not in rows
     assert rows["jax"] == environment.version("jax") and "cpu" in rows["devices"]
     assert environment.version("no-such-distribution") == "not installed"
@@ -94,7 +133,9 @@ def test_a_refusal_is_told_from_an_error_of_ours(capsys, tmp_path):
     command = cli.parse(["jaxloop", "--list"])
     with pytest.raises(SystemExit) as end:
         cli.guarded(refuses, command)
-    assert end.value.code == 2 and capsys.readouterr().err.startswith("jaxloop: --config=nowhere.py")
+    assert end.value.code == 2 and capsys.readouterr().err.startswith(
+        "jaxloop: --config=nowhere.py"
+    )
     with pytest.raises(SystemExit):
         cli.guarded(disk, command)
     assert "No such file or directory" in capsys.readouterr().err
@@ -118,21 +159,42 @@ def test_a_refusal_is_told_from_an_error_of_ours(capsys, tmp_path):
 def test_refuse_survives_text_that_no_terminal_can_show(capsys):
     with pytest.raises(SystemExit) as end:
         cli.refuse(ValueError("text '\udcff'\nsecond line"))
-    assert end.value.code == 2 and capsys.readouterr().err == "jaxloop: text '\\udcff' second line\n"
+    assert (
+        end.value.code == 2 and capsys.readouterr().err == "jaxloop: text '\\udcff' second line\n"
+    )
 
 
 def test_typos_are_refused_before_jax_is_imported(tmp_path):
     code = (
         "import sys\nfrom jaxloop import main\n"
-        f"sys.argv = ['jaxloop', '--config={QUICKSTART}', '--workdir=w', '--config.chain.generations=none']\n"
-        "try:\n    main.run()\nexcept SystemExit as end:\n    print(end.code, [m for m in ('jax', 'torch', 'pandas') if m in sys.modules])\n"
+        f"sys.argv = ['jaxloop', '--config={QUICKSTART}', '--workdir=w', "
+        "'--config.chain.generations=none']\n"
+        "try:\n    main.run()\nexcept SystemExit as end:\n    print(end.code, [m for m in "
+        "('jax', 'torch', 'pandas') if m in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.stdout == "2 []\n"
-    assert done.stderr == "jaxloop: config.chain.generations = 'none' is not allowed: a whole number of at least 1\n"
+    assert (
+        done.stderr
+        == "jaxloop: config.chain.generations = 'none' is not allowed: a whole number of at "
+        "least 1\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_module_entry_point(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "jaxloop.main", "--list"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxloop.main", "--list"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and "configs/quickstart.py" in done.stdout and done.stderr == ""

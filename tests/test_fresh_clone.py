@@ -1,4 +1,6 @@
-"""What a newcomer has: a clone and no network. Configs that need no hub are valid there, as are the documents' commands."""
+"""What a newcomer has: a clone and no network. Configs that need no hub are valid there, as are the
+documents' commands.
+"""
 
 import json
 import pathlib
@@ -29,9 +31,12 @@ json.dump([cli.__file__, answers], open(sys.argv[2], "w"))
 
 
 def commands(text: str) -> list[list[str]]:
-    """The arguments of every `python -m jaxloop.main …` in the code blocks of a document, lines that end in a
-    backslash joined."""
-    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.startswith("    ")]
+    """The arguments of every `python -m jaxloop.main …` in the code blocks of a document, lines
+    that end in a backslash joined.
+    """
+    lines = [
+        line.strip() for line in text.replace("\\\n", " ").splitlines() if line.startswith("    ")
+    ]
     parts = [part for line in lines for part in line.split(" && ")]
     found = [re.fullmatch(r"(?:\.venv/bin/)?python -m jaxloop\.main (.*)", part) for part in parts]
     return [shlex.split(match[1], comments=True) for match in found if match]
@@ -50,7 +55,12 @@ def checked(words: list[str]) -> list[str]:
 
 def users_own(words: list[str]) -> set[str]:
     """The files and model directories that a command takes for granted: its user's own."""
-    values = [value for word in words if word.startswith("--config.") for value in word.partition("=")[2].split(",")]
+    values = [
+        value
+        for word in words
+        if word.startswith("--config.")
+        for value in word.partition("=")[2].split(",")
+    ]
     return {value for value in values if value.endswith(".jsonl") or value.startswith("path/to/")}
 
 
@@ -61,20 +71,33 @@ def answers(tmp_path_factory):
     place = fresh.clone(folder)
     texts = {name: (fresh.ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
     asked = [
-        [f"--config=configs/{name.replace(':', '.py:') if ':' in name else name + '.py'}", "--validate"]
+        [
+            f"--config=configs/{name.replace(':', '.py:') if ':' in name else name + '.py'}",
+            "--validate",
+        ]
         for name in fresh.names()
     ]
-    asked += [checked(words) for text in texts.values() for words in [*commands(text), *inline(text)]]
+    asked += [
+        checked(words) for text in texts.values() for words in [*commands(text), *inline(text)]
+    ]
     for name in set().union(*map(users_own, asked)):
         if name.endswith(".jsonl"):
-            line = "Number {n} of the posts that their writer read again, found good enough, and put in a file for others."
-            rows = [json.dumps({column: line.format(n=n) for column in ("text", "body")}) for n in range(3000)]
+            line = (
+                "Number {n} of the posts that their writer read again, found good enough, and put "
+                "in a file for others."
+            )
+            rows = [
+                json.dumps({column: line.format(n=n) for column in ("text", "body")})
+                for n in range(3000)
+            ]
             (place / name).write_text("\n".join(rows) + "\n")
         else:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).symlink_to(place / "jaxloop/assets/bases/llama")
     (folder / "asked.json").write_text(json.dumps(asked))
-    done = fresh.python(place, "-c", MANY, folder / "asked.json", folder / "answers.json", timeout=280)
+    done = fresh.python(
+        place, "-c", MANY, folder / "asked.json", folder / "answers.json", timeout=280
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     where, found = json.loads((folder / "answers.json").read_text())
     assert pathlib.Path(where).is_relative_to(place)
@@ -84,7 +107,11 @@ def answers(tmp_path_factory):
 def test_every_config_that_needs_no_hub_is_valid(answers):
     files = {path.stem for path in (fresh.ROOT / "configs").glob("*.py")}
     assert {name.split(":")[0] for name in fresh.names()} == files
-    refused = {words: answer for words, answer in answers.items() if "--validate" in words and answer[0] != 0}
+    refused = {
+        words: answer
+        for words, answer in answers.items()
+        if "--validate" in words and answer[0] != 0
+    }
     assert refused == {}
     said = answers[("--config=configs/quickstart.py", "--validate")][1]
     assert "configs/quickstart.py is valid" in said and "human texts for the chains" in said
@@ -96,7 +123,11 @@ def test_the_commands_of_the_documents_are_accepted(answers):
         found = [*commands(text), *inline(text)]
         assert len(found) >= 2
         for words in found:
-            assert answers[tuple(checked(words))][0] == 0, (name, words, answers[tuple(checked(words))])
+            assert answers[tuple(checked(words))][0] == 0, (
+                name,
+                words,
+                answers[tuple(checked(words))],
+            )
         # None is missed because it is written in another way.
         assert text.count("-m jaxloop.main") == len(found)
 

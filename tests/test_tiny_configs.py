@@ -28,7 +28,15 @@ def place(tmp_path_factory):
 def test_a_config_runs_to_its_end(place, tmp_path, name):
     file, _, scale = name.partition(":")
     path = f"--config=configs/{file}.py{':' * bool(scale)}{scale}"
-    done = fresh.python(place, "-m", "jaxloop.main", path, f"--workdir={tmp_path}", *FEWER.get(name, ()), timeout=3500)
+    done = fresh.python(
+        place,
+        "-m",
+        "jaxloop.main",
+        path,
+        f"--workdir={tmp_path}",
+        *FEWER.get(name, ()),
+        timeout=3500,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     if file == "pretrain":
         made = {path.parent.name for path in tmp_path.glob("bases/*/model.safetensors")}

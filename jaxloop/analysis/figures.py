@@ -15,32 +15,58 @@ from matplotlib.ticker import MaxNLocator
 
 # name -> (title, what it says); a name may have options: distinct_n(n=2)
 TITLES: dict[str, tuple[str, str]] = {
-    "cosine_diversity": ("Semantic diversity", "mean cosine distance between sentence embeddings of two texts"),
-    "knn_cosine_diversity": ("Local semantic diversity", "mean cosine distance to the nearest texts"),
+    "cosine_diversity": (
+        "Semantic diversity",
+        "mean cosine distance between sentence embeddings of two texts",
+    ),
+    "knn_cosine_diversity": (
+        "Local semantic diversity",
+        "mean cosine distance to the nearest texts",
+    ),
     "distinct_n": ("Distinct n-grams", "distinct word sequences / all of them"),
     "distinct_n(n=1)": ("Distinct words", "distinct words / all words"),
     "distinct_n(n=2)": ("Distinct word pairs", "distinct word pairs / all word pairs"),
-    "self_bleu": ("Self-BLEU", "how much of a text the other texts already say; higher is less diverse"),
+    "self_bleu": (
+        "Self-BLEU",
+        "how much of a text the other texts already say; higher is less diverse",
+    ),
     "lexical_diversity": ("Lexical diversity", "1 - self-BLEU"),
     "text_length": ("Length", "characters per text"),
     "held_out_loss": ("Held-out loss", "nats per token on human text that no chain has seen"),
     "held_out_perplexity": ("Held-out perplexity", "on human text that no chain has seen"),
     "own_perplexity": ("Own perplexity", "of a generation's texts under the model that wrote them"),
     "finished": ("Finished texts", "share of texts that ended by themselves"),
-    "type_token_ratio": ("Type-token ratio", "distinct words / words in the first 150 characters, mean over texts"),
+    "type_token_ratio": (
+        "Type-token ratio",
+        "distinct words / words in the first 150 characters, mean over texts",
+    ),
     "word_entropy": ("Word entropy", "nats, over all words of a generation"),
     "vocabulary_size": ("Vocabulary", "distinct words in a generation"),
     "quality": ("Quality", "0 to 100, as a judge scores it"),
     "share": ("Label share", "share of articles that the classifier gives the label"),
     "text_quality_index": ("Text quality index", "3 clean to 0 noise, mean over articles"),
-    "perplexity_base": ("Perplexity under the base", "of a generation's articles, mean over articles"),
-    "perplexity_own": ("Perplexity under the writer", "of a generation's articles, mean over articles"),
-    "projection": ("Bias projection", "derivative of the next generation's loss along the bias direction; below 0, a step adds to the bias"),
-    "bias_component": ("Bias component", "how far the weights have moved from the base along the bias direction"),
+    "perplexity_base": (
+        "Perplexity under the base",
+        "of a generation's articles, mean over articles",
+    ),
+    "perplexity_own": (
+        "Perplexity under the writer",
+        "of a generation's articles, mean over articles",
+    ),
+    "projection": (
+        "Bias projection",
+        "derivative of the next generation's loss along the bias direction; below 0, a step adds "
+        "to the bias",
+    ),
+    "bias_component": (
+        "Bias component",
+        "how far the weights have moved from the base along the bias direction",
+    ),
     "positivity": ("Positivity", "VADER compound, mean over texts"),
 }
 
-# From little synthetic text (blue) to much (red); each pair is the colour on a light and on a dark page.
+# From little synthetic text (blue) to much (red); each pair is the colour on a light and on a dark
+# page.
 _RAMP = (
     ("#1f6fb4", "#6cb3f0"),
     ("#2a9d8f", "#5fd0c2"),
@@ -74,14 +100,20 @@ STYLE = {
 
 
 def title(metric: str) -> tuple[str, str]:
-    """(title, what it says) of a metric; a name not in `TITLES` is its own title, options follow the title."""
+    """(title, what it says) of a metric; a name not in `TITLES` is its own title, options follow
+    the title.
+    """
     name, bracket, options = metric.partition("(")
-    heading, note = TITLES.get(metric) or TITLES.get(name) or (name.replace("_", " ").capitalize(), "")
+    heading, note = (
+        TITLES.get(metric) or TITLES.get(name) or (name.replace("_", " ").capitalize(), "")
+    )
     return (heading, note) if metric in TITLES or not bracket else (f"{heading} ({options}", note)
 
 
 def palette(count: int) -> list[tuple[str, str]]:
-    """`count` pairs (colour on light, colour on dark), spread over the ramp; repeats beyond its length."""
+    """`count` pairs (colour on light, colour on dark), spread over the ramp; repeats beyond its
+    length.
+    """
     if count <= 1:
         return [_RAMP[0]][:count]
     if count <= len(_RAMP):
@@ -90,17 +122,34 @@ def palette(count: int) -> list[tuple[str, str]]:
 
 
 def printable(text: object) -> str:
-    """`text` as something that every file and every page can show: lone surrogates, control and text-direction characters are spelled out."""
+    """`text` as something that every file and every page can show: lone surrogates, control and
+    text-direction characters are spelled out.
+    """
     pictures = {i: chr(0x2400 + i) for i in range(32) if i not in (9, 10)} | {127: "\u2421"}
     hidden = [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF]
     spelled = {i: f"\\u{i:04x}" for i in hidden}
-    return str(text).replace("\r\n", "\n").translate(pictures | spelled).encode("utf-8", "backslashreplace").decode("utf-8")
+    return (
+        str(text)
+        .replace("\r\n", "\n")
+        .translate(pictures | spelled)
+        .encode("utf-8", "backslashreplace")
+        .decode("utf-8")
+    )
 
 
-def curve(summary: pd.DataFrame, metric: str, *, reference: float | None = None, size: tuple[float, float] = (4.2, 2.7), titled: bool = True) -> Figure:
-    """One panel: the metric by generation, one line per value of `line`, a band of one standard error where there are replicates.
+def curve(
+    summary: pd.DataFrame,
+    metric: str,
+    *,
+    reference: float | None = None,
+    size: tuple[float, float] = (4.2, 2.7),
+    titled: bool = True,
+) -> Figure:
+    """One panel: the metric by generation, one line per value of `line`, a band of one standard
+    error where there are replicates.
 
-    summary: what `scores.by_generation` returns; reference: value of the metric on human text, drawn as a dotted line.
+    summary: what `scores.by_generation` returns; reference: value of the metric on human text,
+    drawn as a dotted line.
     """
     rows = summary[summary["metric"] == metric]
     names = list(summary["line"].cat.categories)
@@ -113,7 +162,15 @@ def curve(summary: pd.DataFrame, metric: str, *, reference: float | None = None,
             line = rows[rows["line"] == name]
             x, mean, se = (line[c].to_numpy(float) for c in ("generation", "mean", "se"))
             axes.fill_between(x, mean - se, mean + se, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(x, mean, color=colour, linewidth=1.8, marker=_MARKERS[i % len(_MARKERS)], markersize=3.6, label=printable(name))
+            axes.plot(
+                x,
+                mean,
+                color=colour,
+                linewidth=1.8,
+                marker=_MARKERS[i % len(_MARKERS)],
+                markersize=3.6,
+                label=printable(name),
+            )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(length=0)
@@ -122,12 +179,37 @@ def curve(summary: pd.DataFrame, metric: str, *, reference: float | None = None,
         gone = rows[rows["collapsed"] > 0] if "collapsed" in rows else rows[:0]
         for name, (colour, _) in zip(names, palette(len(names)), strict=True):
             at = gone.loc[gone["line"] == name, "generation"].to_numpy(float)
-            # On the lower edge, whatever the values are: a collapsed set has none that could be drawn.
-            axes.plot(at, np.full(len(at), 0.03), transform=axes.get_xaxis_transform(), color=colour, marker="x", markersize=5, linestyle="none")
+            # On the lower edge, whatever the values are: a collapsed set has none that could be
+            # drawn.
+            axes.plot(
+                at,
+                np.full(len(at), 0.03),
+                transform=axes.get_xaxis_transform(),
+                color=colour,
+                marker="x",
+                markersize=5,
+                linestyle="none",
+            )
         if len(gone):
-            axes.text(1, 0.06, "x: collapsed", transform=axes.transAxes, ha="right", fontsize=8, color=MUTED)
+            axes.text(
+                1,
+                0.06,
+                "x: collapsed",
+                transform=axes.transAxes,
+                ha="right",
+                fontsize=8,
+                color=MUTED,
+            )
         elif not rows["mean"].notna().any():
-            axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", va="center", color=MUTED)
+            axes.text(
+                0.5,
+                0.5,
+                "no value",
+                transform=axes.transAxes,
+                ha="center",
+                va="center",
+                color=MUTED,
+            )
             axes.set_yticks([])
         if titled:
             axes.set_title(printable(title(metric)[0]), loc="left", fontweight="bold", fontsize=11)
@@ -141,8 +223,12 @@ def style():
     return matplotlib.rc_context(STYLE)
 
 
-def panels(rows: int, columns: int, *, panel: tuple[float, float] = (3.4, 2.6), **options) -> tuple[Figure, np.ndarray]:
-    """An empty figure and its axes [rows, columns], each of the size `panel` in inches; to be called within `style`."""
+def panels(
+    rows: int, columns: int, *, panel: tuple[float, float] = (3.4, 2.6), **options
+) -> tuple[Figure, np.ndarray]:
+    """An empty figure and its axes [rows, columns], each of the size `panel` in inches; to be
+    called within `style`.
+    """
     figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for one in axes.flat:
@@ -150,12 +236,22 @@ def panels(rows: int, columns: int, *, panel: tuple[float, float] = (3.4, 2.6), 
     return figure, axes
 
 
-def mean_line(axes, table: pd.DataFrame, x: str, y: str, *, colour: str, name: str, marker: str = "o") -> None:
-    """Mean of y by x with a band of one standard error (sd / sqrt(n), ddof 1) where a mean is of several values."""
+def mean_line(
+    axes, table: pd.DataFrame, x: str, y: str, *, colour: str, name: str, marker: str = "o"
+) -> None:
+    """Mean of y by x with a band of one standard error (sd / sqrt(n), ddof 1) where a mean is of
+    several values.
+    """
     found = table.groupby(x)[y].agg(["mean", "sem"])
-    at, mean, se = found.index.to_numpy(float), found["mean"].to_numpy(float), found["sem"].fillna(0).to_numpy(float)
+    at, mean, se = (
+        found.index.to_numpy(float),
+        found["mean"].to_numpy(float),
+        found["sem"].fillna(0).to_numpy(float),
+    )
     axes.fill_between(at, mean - se, mean + se, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(at, mean, color=colour, linewidth=1.8, marker=marker, markersize=3.6, label=printable(name))
+    axes.plot(
+        at, mean, color=colour, linewidth=1.8, marker=marker, markersize=3.6, label=printable(name)
+    )
 
 
 def png(figure: Figure) -> bytes:
@@ -167,7 +263,8 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an `<svg>` element for a page that defines --ink, --muted, --grid and --c0, --c1, …; equal figures give equal text.
+    """The figure as an `<svg>` element for a page that defines --ink, --muted, --grid and --c0,
+    --c1, …; equal figures give equal text.
 
     name: prefix of the element ids, so that several figures can stand on one page.
     """
@@ -176,17 +273,22 @@ def svg(figure: Figure, name: str) -> str:
         figure.patch.set_alpha(0)
         for axes in figure.axes:
             axes.patch.set_alpha(0)
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        FigureCanvasSVG(figure).print_svg(
+            out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    # The size comes from the page, and a style element in an inline SVG would apply to the whole page.
+    # The size comes from the page, and a style element in an inline SVG would apply to the whole
+    # page.
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     opening, rest = text.split(">", 1)
     text = re.sub(r' (?:width|height)="[^"]*"', "", opening) + ' role="img">' + rest
     text = re.sub(r'(id="|url\(#|href="#)', lambda m: m[1] + name + "-", text)
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
     text = re.sub(r"\s*\n\s*", " ", text)
-    colours = {INK: "ink", MUTED: "muted", GRID: "grid"} | {light: colour_name(light) for light, _ in _RAMP}
+    colours = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
+        light: colour_name(light) for light, _ in _RAMP
+    }
     return re.sub("|".join(colours), lambda m: f"var(--{colours[m[0]]})", text)
 
 
@@ -197,16 +299,32 @@ def colour_name(light: str) -> str:
 
 def colours_css() -> Mapping[str, tuple[str, str]]:
     """CSS variable -> (colour on light, colour on dark) for everything that `svg` refers to."""
-    fixed = {"ink": (INK, "#e8eaed"), "muted": (MUTED, "#9aa3ad"), "grid": (GRID, "#31363d"), "paper": (_PAPER, "#15181c")}
+    fixed = {
+        "ink": (INK, "#e8eaed"),
+        "muted": (MUTED, "#9aa3ad"),
+        "grid": (GRID, "#31363d"),
+        "paper": (_PAPER, "#15181c"),
+    }
     return fixed | {colour_name(pair[0]): pair for pair in _RAMP}
 
 
-def write(metrics_summary: pd.DataFrame, folder: Path, references: Mapping[str, float] | None = None) -> list[Path]:
+def write(
+    metrics_summary: pd.DataFrame, folder: Path, references: Mapping[str, float] | None = None
+) -> list[Path]:
     """`folder`/<metric>.png for every metric of a summary; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for metric in dict.fromkeys(metrics_summary["metric"]):
         path = folder / (re.sub(r"[^\w.-]", "_", metric) + ".png")
-        path.write_bytes(png(curve(metrics_summary, metric, reference=(references or {}).get(metric), size=(6.4, 4.0))))
+        path.write_bytes(
+            png(
+                curve(
+                    metrics_summary,
+                    metric,
+                    reference=(references or {}).get(metric),
+                    size=(6.4, 4.0),
+                )
+            )
+        )
         paths.append(path)
     return paths

@@ -1,6 +1,8 @@
-"""One regression per neuron, all at once: slopes with Newey-West errors, and what they look like when outcomes are shuffled.
+"""One regression per neuron, all at once: slopes with Newey-West errors, and what they look like
+when outcomes are shuffled.
 
-Dimensions: n rows (versions, or their differences), J neurons, R outcomes, B permutations, L lags. Everything is computed in float64.
+Dimensions: n rows (versions, or their differences), J neurons, R outcomes, B permutations, L lags.
+Everything is computed in float64.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,9 @@ HELD = 1 << 23  # t values of permuted outcomes held at once
 
 
 class Fit(NamedTuple):
-    """y = a + b x of every neuron and outcome, each [R, J]. `flat`: the neuron or the outcome has no variance; then slope 0, se NaN, t 0, p 1."""
+    """y = a + b x of every neuron and outcome, each [R, J]. `flat`: the neuron or the outcome has
+    no variance; then slope 0, se NaN, t 0, p 1.
+    """
 
     r: np.ndarray
     slope: np.ndarray
@@ -27,20 +31,28 @@ class Fit(NamedTuple):
     flat: np.ndarray
 
 
-def newey_west(x_nJ, y_nR, series: Sequence[int] | None = None, *, lags: int = 1, size_J=None, size_R=None) -> Fit:
-    """Regresses every outcome on every neuron with a constant; standard errors by Newey and West (1987), Bartlett weights 1 - l / (L + 1),
-    no small-sample correction, two-sided p of the normal distribution: statsmodels' `OLS(...).fit(cov_type="HAC")`.
+def newey_west(
+    x_nJ, y_nR, series: Sequence[int] | None = None, *, lags: int = 1, size_J=None, size_R=None
+) -> Fit:
+    """Regresses every outcome on every neuron with a constant; standard errors by Newey and West
+    (1987), Bartlett weights 1 - l / (L + 1), no small-sample correction, two-sided p of the normal
+    distribution: statsmodels' `OLS(...).fit(cov_type="HAC")`.
 
-    x_nJ [n, J], y_nR [n, R] in any units; series [n]: integers, equal for rows of one uninterrupted series, which stand next to each other
-    in order of time. Products of residuals at a lag are taken inside a series (None: all rows are one series). size_J, size_R: largest magnitude of
-    the numbers that x and y were computed from (None: of their own); a spread below the rounding of these counts as none.
-    Raises ValueError for shapes that do not agree, values that are not finite, fewer than 3 rows, and lags that no series is longer than.
+    x_nJ [n, J], y_nR [n, R] in any units; series [n]: integers, equal for rows of one uninterrupted
+    series, which stand next to each other in order of time. Products of residuals at a lag are
+    taken inside a series (None: all rows are one series). size_J, size_R: largest magnitude of the
+    numbers that x and y were computed from (None: of their own); a spread below the rounding of
+    these counts as none. Raises ValueError for shapes that do not agree, values that are not
+    finite, fewer than 3 rows, and lags that no series is longer than.
     """
     x, y = _finite("x", x_nJ), _finite("y", y_nR)
     n = len(x)
     series = np.zeros(n, np.int64) if series is None else np.asarray(series)
     if x.ndim != 2 or y.ndim != 2 or len(y) != n or series.shape != (n,):
-        raise ValueError(f"x, y and series have shapes {x.shape}, {y.shape} and {series.shape}; [n, J], [n, R] and [n] are needed")
+        raise ValueError(
+            f"x, y and series have shapes {x.shape}, {y.shape} and {series.shape}; [n, J], [n, "
+            "R] and [n] are needed"
+        )
     if n < 3:
         raise ValueError(f"x has {n} rows, a slope and a constant need at least 3")
     check_lags(lags, longest(series))
@@ -48,8 +60,13 @@ def newey_west(x_nJ, y_nR, series: Sequence[int] | None = None, *, lags: int = 1
     flat = no_variance(y, size_R)[:, None] | still[None]
     weights = lag_weights(series, lags)
     with jax.enable_x64(True):
-        parts = [_fit(*blocks, jnp.asarray(y), jnp.asarray(weights)) for blocks in _blocks(x, still)]
-        r, slope, se = (np.concatenate([np.asarray(part[k]) for part in parts], -1)[:, : x.shape[1]] for k in range(3))
+        parts = [
+            _fit(*blocks, jnp.asarray(y), jnp.asarray(weights)) for blocks in _blocks(x, still)
+        ]
+        r, slope, se = (
+            np.concatenate([np.asarray(part[k]) for part in parts], -1)[:, : x.shape[1]]
+            for k in range(3)
+        )
     r, slope, se = np.where(flat, 0.0, r), np.where(flat, 0.0, slope), np.where(flat, np.nan, se)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(slope == 0, 0.0, slope / se)
@@ -57,11 +74,15 @@ def newey_west(x_nJ, y_nR, series: Sequence[int] | None = None, *, lags: int = 1
 
 
 def check_lags(lags: int, longest_series: int) -> None:
-    """Raises ValueError where `lags` is not an integer from 0 to below the length of the longest series."""
+    """Raises ValueError where `lags` is not an integer from 0 to below the length of the longest
+    series.
+    """
     if isinstance(lags, bool) or not isinstance(lags, int | np.integer) or lags < 0:
         raise ValueError(f"lags={lags!r}: must be an integer of at least 0")
     if lags >= longest_series:
-        raise ValueError(f"lags={lags}: no series is longer than {longest_series} rows, lags must be below that")
+        raise ValueError(
+            f"lags={lags}: no series is longer than {longest_series} rows, lags must be below that"
+        )
 
 
 def longest(series) -> int:
@@ -70,7 +91,9 @@ def longest(series) -> int:
 
 
 def lag_weights(series, lags: int) -> np.ndarray:
-    """[L + 1, n]: what the product of row t and row t - l counts in the long-run variance; 0 where the two are not of one series."""
+    """[L + 1, n]: what the product of row t and row t - l counts in the long-run variance; 0 where
+    the two are not of one series.
+    """
     weights = np.zeros((lags + 1, len(series)))
     weights[0] = 1.0
     for lag in range(1, lags + 1):
@@ -79,7 +102,9 @@ def lag_weights(series, lags: int) -> np.ndarray:
 
 
 def no_variance(x, size_J=None) -> np.ndarray:
-    """[J] True where x [n, J] varies by no more than the rounding of float64 numbers of its own size, or of `size_J`."""
+    """[J] True where x [n, J] varies by no more than the rounding of float64 numbers of its own
+    size, or of `size_J`.
+    """
     size = np.abs(x).max(0) if size_J is None else np.maximum(np.abs(x).max(0), size_J)
     return np.ptp(x, axis=0) <= 4 * np.finfo(np.float64).eps * size
 
@@ -87,7 +112,9 @@ def no_variance(x, size_J=None) -> np.ndarray:
 def _finite(name, values):
     values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():
-        raise ValueError(f"{name} holds {int((~np.isfinite(values)).sum())} values that are not finite")
+        raise ValueError(
+            f"{name} holds {int((~np.isfinite(values)).sum())} values that are not finite"
+        )
     return values
 
 
@@ -98,12 +125,17 @@ def _blocks(x, flat):
         piece, still = x[:, at : at + size], flat[at : at + size]
         missing = size - piece.shape[1]
         if missing:
-            piece, still = np.pad(piece, ((0, 0), (0, missing))), np.pad(still, (0, missing), constant_values=True)
+            piece, still = (
+                np.pad(piece, ((0, 0), (0, missing))),
+                np.pad(still, (0, missing), constant_values=True),
+            )
         yield jnp.asarray(piece), jnp.asarray(still)
 
 
 def _standard(x_nJ, flat_J):
-    """Columns with mean 0 and variance 1 (flat ones 0), and their standard deviations (flat ones 1)."""
+    """Columns with mean 0 and variance 1 (flat ones 0), and their standard deviations (flat ones
+    1).
+    """
     x = x_nJ - x_nJ.mean(0, keepdims=True)
     x = x - x.mean(0, keepdims=True)  # once more: the first mean is rounded
     sd = jnp.where(flat_J, 1.0, jnp.sqrt((x * x).mean(0)))
@@ -117,7 +149,9 @@ def _lagged(u, lag: int):
 
 @jax.jit
 def _fit(x_nJ, flat_J, y_nR, weights_Ln):
-    """Pearson r, slope and its standard error, each [R, J]. The bread of the sandwich is diagonal once x is centred."""
+    """Pearson r, slope and its standard error, each [R, J]. The bread of the sandwich is diagonal
+    once x is centred.
+    """
     n = x_nJ.shape[0]
     x, sx = _standard(x_nJ, flat_J)
     y, sy = _standard(y_nR, jnp.max(y_nR, 0) == jnp.min(y_nR, 0))
@@ -125,7 +159,10 @@ def _fit(x_nJ, flat_J, y_nR, weights_Ln):
     def one(y_n):
         r = y_n @ x / n
         u = x * (y_n[:, None] - r[None] * x)
-        meat = sum((weights_Ln[lag][:, None] * u * _lagged(u, lag)).sum(0) for lag in range(weights_Ln.shape[0]))
+        meat = sum(
+            (weights_Ln[lag][:, None] * u * _lagged(u, lag)).sum(0)
+            for lag in range(weights_Ln.shape[0])
+        )
         return r, jnp.sqrt(jnp.maximum(meat, 0.0)) / n
 
     r, se = jax.vmap(one, in_axes=1)(y)
@@ -134,10 +171,12 @@ def _fit(x_nJ, flat_J, y_nR, weights_Ln):
 
 
 def shuffled(y_nR, series, *, scheme: str, permutations: int, block: int, seed: int) -> np.ndarray:
-    """[B, n, R] outcomes whose rows are shuffled inside each series; the outcomes of a row stay together.
+    """[B, n, R] outcomes whose rows are shuffled inside each series; the outcomes of a row stay
+    together.
 
-    scheme: "permute" (any order: rows are exchangeable inside a series), "rotate" (a random rotation of each series, which keeps most of
-    its serial dependence, but has few arrangements), "signs" (deviations from the mean of the series change sign in blocks of `block` rows).
+    scheme: "permute" (any order: rows are exchangeable inside a series), "rotate" (a random
+    rotation of each series, which keeps most of its serial dependence, but has few arrangements),
+    "signs" (deviations from the mean of the series change sign in blocks of `block` rows).
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme={scheme!r}: allowed are {', '.join(SCHEMES)}")
@@ -147,21 +186,27 @@ def shuffled(y_nR, series, *, scheme: str, permutations: int, block: int, seed: 
         rows = np.flatnonzero(series == name)
         if scheme == "signs":
             mean = y[rows].mean(0)
-            signs = np.repeat(rng.choice([-1.0, 1.0], (permutations, -(-len(rows) // block))), block, axis=1)[:, : len(rows)]
+            signs = np.repeat(
+                rng.choice([-1.0, 1.0], (permutations, -(-len(rows) // block))), block, axis=1
+            )[:, : len(rows)]
             out[:, rows] = mean + signs[:, :, None] * (y[rows] - mean)
             continue
         if scheme == "permute":
             order = rng.permuted(np.tile(rows, (permutations, 1)), axis=1)
         else:
-            order = rows[(np.arange(len(rows)) + rng.integers(0, len(rows), (permutations, 1))) % len(rows)]
+            order = rows[
+                (np.arange(len(rows)) + rng.integers(0, len(rows), (permutations, 1))) % len(rows)
+            ]
         out[:, rows] = y[order]
     return out
 
 
 def null_statistics(x_nJ, y_BnR, series, *, lags: int, flat) -> Iterator[np.ndarray]:
-    """Squared t of every neuron for every permuted outcome, in pieces [b, R, J] along B; 0 where `flat` [R, J] (`Fit.flat`).
+    """Squared t of every neuron for every permuted outcome, in pieces [b, R, J] along B; 0 where
+    `flat` [R, J] (`Fit.flat`).
 
-    The meat of the sandwich is a quadratic form in y whose matrix is banded, so that all permutations are a few matrix products.
+    The meat of the sandwich is a quadratic form in y whose matrix is banded, so that all
+    permutations are a few matrix products.
     """
     y = np.asarray(y_BnR, np.float64)
     y = y - y.mean(1, keepdims=True)
@@ -171,23 +216,36 @@ def null_statistics(x_nJ, y_BnR, series, *, lags: int, flat) -> Iterator[np.ndar
     size = max(1, min(permutations, HELD // (outcomes * x_nJ.shape[1])))
     weights = lag_weights(np.asarray(series), lags)
     with jax.enable_x64(True):
-        designs = [_quadratic(*blocks, jnp.asarray(weights)) for blocks in _blocks(np.asarray(x_nJ, np.float64), flat.all(0))]
+        designs = [
+            _quadratic(*blocks, jnp.asarray(weights))
+            for blocks in _blocks(np.asarray(x_nJ, np.float64), flat.all(0))
+        ]
     for at in range(0, permutations, size):
         piece = y[at : at + size]
         filled = np.pad(piece, ((0, size - len(piece)), (0, 0), (0, 0))).reshape(size * outcomes, n)
         with jax.enable_x64(True):
-            t2 = np.concatenate([np.asarray(_null(jnp.asarray(filled), *design)) for design in designs], -1)
-        yield np.where(flat[None], 0.0, t2.reshape(size, outcomes, -1)[: len(piece), :, : x_nJ.shape[1]])
+            t2 = np.concatenate(
+                [np.asarray(_null(jnp.asarray(filled), *design)) for design in designs], -1
+            )
+        yield np.where(
+            flat[None], 0.0, t2.reshape(size, outcomes, -1)[: len(piece), :, : x_nJ.shape[1]]
+        )
 
 
 @jax.jit
 def _quadratic(x_nJ, flat_J, weights_Ln):
-    """What of the meat depends on x alone. With u = x (y - r x) and K the matrix of lag weights, u'Ku = (xy)'K(xy) - 2 r (xy)'K(xx) + r r (xx)'K(xx)."""
+    """What of the meat depends on x alone. With u = x (y - r x) and K the matrix of lag weights,
+    u'Ku = (xy)'K(xy) - 2 r (xy)'K(xx) + r r (xx)'K(xx).
+    """
     x, _ = _standard(x_nJ, flat_J)
     square = x * x
     lags = range(weights_Ln.shape[0])
     bands = jnp.concatenate([weights_Ln[lag][:, None] * x * _lagged(x, lag) for lag in lags])
-    forth = sum(weights_Ln[lag][:, None] * _lagged(square, lag) for lag in lags[1:]) if len(lags) > 1 else jnp.zeros_like(x)
+    forth = (
+        sum(weights_Ln[lag][:, None] * _lagged(square, lag) for lag in lags[1:])
+        if len(lags) > 1
+        else jnp.zeros_like(x)
+    )
     back = _back(square, weights_Ln) if len(lags) > 1 else jnp.zeros_like(x)
     spread = square + (forth + back) / 2
     return x, bands, x * spread, (square * spread).sum(0)
@@ -206,7 +264,9 @@ def _back(square, weights_Ln):
 def _null(y_Bn, x_nJ, bands_LnJ, cross_nJ, last_J):
     n = x_nJ.shape[0]
     r = y_Bn @ x_nJ / n
-    pairs = jnp.concatenate([y_Bn * _lagged(y_Bn.T, lag).T for lag in range(bands_LnJ.shape[0] // n)], -1)
+    pairs = jnp.concatenate(
+        [y_Bn * _lagged(y_Bn.T, lag).T for lag in range(bands_LnJ.shape[0] // n)], -1
+    )
     first = pairs @ bands_LnJ
     meat = first - 2 * r * (y_Bn @ cross_nJ) + r * r * last_J[None]
     floor = 1e-14 * jnp.maximum(jnp.abs(first), 1e-300)

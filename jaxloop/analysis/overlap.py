@@ -1,7 +1,8 @@
 """Clusters that share texts: how much, and regressions whose errors know it.
 
-Chains run on clusters of one dataset that hold the same texts are not independent. Where the part of an outcome that the predictors do not
-explain is a mean over the cluster's texts plus noise of the chain's own, the shared part of chains i and j has the covariance
+Chains run on clusters of one dataset that hold the same texts are not independent. Where the part
+of an outcome that the predictors do not explain is a mean over the cluster's texts plus noise of
+the chain's own, the shared part of chains i and j has the covariance
 
     G_ij = |A_i and A_j| / (|A_i| |A_j|)          ("texts"; two chains on one cluster, at two ratios say, share all of it)
 
@@ -9,10 +10,11 @@ and ordinary standard errors are too small wherever predictors overlap as well. 
 share nothing may correlate; clusters that overlap with the same third ones are near. That is a second component, the correlation matrix of
 C C with C_ij = |A_i and A_j| / sqrt(|A_i| |A_j|)          ("neighbours").
 
-`fit_overlap` takes y = X b + e, Cov(e) = s^2 (w_0 I + w_1 K_1 + ...). The weights are unknown: they are integrated over, uniform on the simplex,
-with their restricted likelihood, so that an interval also holds what is not known about them (a plug-in of the best weights would not). In
-simulations tests at 5 % reject 1 to 3 % of true null hypotheses where nothing is shared, 5 % where half of the error variance is, 7 % where nine
-tenths are; classical ones 5, 13 to 34 and 22 to 42 %.
+`fit_overlap` takes y = X b + e, Cov(e) = s^2 (w_0 I + w_1 K_1 + ...). The weights are unknown: they
+are integrated over, uniform on the simplex, with their restricted likelihood, so that an interval
+also holds what is not known about them (a plug-in of the best weights would not). In simulations
+tests at 5 % reject 1 to 3 % of true null hypotheses where nothing is shared, 5 % where half of the
+error variance is, 7 % where nine tenths are; classical ones 5, 13 to 34 and 22 to 42 %.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,9 @@ from jaxloop.analysis.regression import COEFFICIENTS, Fit, check_rows, standardi
 
 
 class Overlap(NamedTuple):
-    """Clusters of one dataset: names, and shared [c, c], how many texts each pair holds in common (diagonal: sizes)."""
+    """Clusters of one dataset: names, and shared [c, c], how many texts each pair holds in common
+    (diagonal: sizes).
+    """
 
     names: tuple[str, ...]
     shared: np.ndarray
@@ -63,23 +67,31 @@ Overlaps = Mapping[str, Overlap]
 
 
 def from_members(members: pd.DataFrame) -> dict[str, Overlap]:
-    """dataset -> overlap, from the columns dataset, cluster, row: one line per text of each cluster; repeats count once."""
+    """dataset -> overlap, from the columns dataset, cluster, row: one line per text of each
+    cluster; repeats count once.
+    """
     found = {}
     for dataset, rows in members.groupby("dataset", sort=False, observed=True):
         cluster, names = pd.factorize(rows["cluster"], sort=True)
         items, item = np.unique(rows["row"].to_numpy(), return_inverse=True)
-        held = sparse.csr_matrix((np.ones(len(rows)), (cluster, item)), shape=(len(names), len(items)))
+        held = sparse.csr_matrix(
+            (np.ones(len(rows)), (cluster, item)), shape=(len(names), len(items))
+        )
         held.data[:] = 1.0
         found[str(dataset)] = Overlap(tuple(map(str, names)), np.asarray((held @ held.T).todense()))
     return found
 
 
 def from_pairs(pairs: pd.DataFrame) -> dict[str, Overlap]:
-    """The same from the columns dataset, cluster_a, cluster_b, shared, size_a, size_b: one line per pair of clusters that share texts."""
+    """The same from the columns dataset, cluster_a, cluster_b, shared, size_a, size_b: one line per
+    pair of clusters that share texts.
+    """
     found = {}
     for dataset, rows in pairs.groupby("dataset", sort=False):
         a, b = rows["cluster_a"].astype(str), rows["cluster_b"].astype(str)
-        sizes = dict(zip(a, rows["size_a"], strict=True)) | dict(zip(b, rows["size_b"], strict=True))
+        sizes = dict(zip(a, rows["size_a"], strict=True)) | dict(
+            zip(b, rows["size_b"], strict=True)
+        )
         names = sorted(sizes)
         place = {name: i for i, name in enumerate(names)}
         shared = np.diag([float(sizes[name]) for name in names])
@@ -90,10 +102,14 @@ def from_pairs(pairs: pd.DataFrame) -> dict[str, Overlap]:
     return found
 
 
-def kernel(dataset: Sequence[str], cluster: Sequence[str], overlaps: Overlaps, kind: str = "texts") -> np.ndarray:
-    """Covariance [n, n] between chains, from the dataset and the cluster of each; zero across datasets, mean diagonal about 1.
+def kernel(
+    dataset: Sequence[str], cluster: Sequence[str], overlaps: Overlaps, kind: str = "texts"
+) -> np.ndarray:
+    """Covariance [n, n] between chains, from the dataset and the cluster of each; zero across
+    datasets, mean diagonal about 1.
 
-    kind: a matrix of `Overlap`: "texts", "neighbours" or "cosine". A cluster of which nothing is known shares with none but itself.
+    kind: a matrix of `Overlap`: "texts", "neighbours" or "cosine". A cluster of which nothing is
+    known shares with none but itself.
     """
     keys = list(zip(map(str, dataset), map(str, cluster), strict=True))
     distinct = list(dict.fromkeys(keys))
@@ -110,8 +126,9 @@ def kernel(dataset: Sequence[str], cluster: Sequence[str], overlaps: Overlaps, k
 
 
 def groups(cosine: np.ndarray, at: float = 0.5) -> np.ndarray:
-    """Group [n] of each chain: average linkage on 1 - K, cut where groups share less than `at` on average. Two chains on one cluster are
-    always in one group. ValueError for `at` outside (0, 1)."""
+    """Group [n] of each chain: average linkage on 1 - K, cut where groups share less than `at` on
+    average. Two chains on one cluster are always in one group. ValueError for `at` outside (0, 1).
+    """
     if not 0 < at < 1:
         raise ValueError(f"at={at}: must lie in (0, 1)")
     if len(cosine) < 2:
@@ -124,12 +141,15 @@ def groups(cosine: np.ndarray, at: float = 0.5) -> np.ndarray:
     return fcluster(linkage(squareform(distance, checks=False), "average"), 1 - at, "distance") - 1
 
 
-# ---- regression with such errors --------------------------------------------------------------------------------------
+# ---- regression with such errors
+# --------------------------------------------------------------------------------------
 
 
 class Mixture(NamedTuple):
-    """Posterior of coefficients of S outcomes: over the H points of the grid, weights [H, S], and t distributions with `df` degrees of freedom
-    around centres [H, P, S] with scales [H, P, S]. shared [S]: mean share of the error variance that overlap carries."""
+    """Posterior of coefficients of S outcomes: over the H points of the grid, weights [H, S], and t
+    distributions with `df` degrees of freedom around centres [H, P, S] with scales [H, P, S].
+    shared [S]: mean share of the error variance that overlap carries.
+    """
 
     weights: np.ndarray
     centres: np.ndarray
@@ -142,13 +162,19 @@ class Mixture(NamedTuple):
         return np.einsum("hs,hps->ps", self.weights, self.centres)
 
     def sd(self) -> np.ndarray:
-        """[P, S] standard deviation; the t's own variance df / (df - 2) included where there is one."""
+        """[P, S] standard deviation; the t's own variance df / (df - 2) included where there is
+        one.
+        """
         inner = self.scales**2 * (self.df / (self.df - 2) if self.df > 2 else 1.0)
-        return np.sqrt(np.einsum("hs,hps->ps", self.weights, inner + (self.centres - self.mean()) ** 2))
+        return np.sqrt(
+            np.einsum("hs,hps->ps", self.weights, inner + (self.centres - self.mean()) ** 2)
+        )
 
     def below(self, value: np.ndarray | float) -> np.ndarray:
         """Probability [P, S] that a coefficient is below `value` [P, S]."""
-        return np.einsum("hs,hps->ps", self.weights, stats.t.cdf((value - self.centres) / self.scales, self.df))
+        return np.einsum(
+            "hs,hps->ps", self.weights, stats.t.cdf((value - self.centres) / self.scales, self.df)
+        )
 
     def p(self) -> np.ndarray:
         """Two-sided p [P, S] of no effect."""
@@ -167,7 +193,9 @@ class Mixture(NamedTuple):
 
 
 def grid(kernels: int) -> np.ndarray:
-    """Weights [H, 1 + kernels] (own noise first) that are summed over: centres of cells of equal size of the simplex."""
+    """Weights [H, 1 + kernels] (own noise first) that are summed over: centres of cells of equal
+    size of the simplex.
+    """
     if kernels == 1:
         shared = (np.arange(25) + 0.5) / 25
         return np.stack([1 - shared, shared], axis=1)
@@ -178,7 +206,9 @@ def grid(kernels: int) -> np.ndarray:
 
 
 def mixture(x: np.ndarray, y: np.ndarray, kernels: Sequence[np.ndarray]) -> Mixture:
-    """Posterior of the coefficients of y [n, S] on x [n, P] (with its intercept) under errors of covariance w_0 I + sum_k w_k K_k."""
+    """Posterior of the coefficients of y [n, S] on x [n, P] (with its intercept) under errors of
+    covariance w_0 I + sum_k w_k K_k.
+    """
     n, p = x.shape
     df = n - p
     weights = grid(len(kernels))
@@ -193,20 +223,31 @@ def mixture(x: np.ndarray, y: np.ndarray, kernels: Sequence[np.ndarray]) -> Mixt
         inverse = scipy.linalg.solve_triangular(r, np.eye(p))
         centres.append(inverse @ projected)
         scales.append(np.sqrt((inverse**2).sum(1)[:, None] * rss / df))
-        logs.append(-np.log(np.diag(factor)).sum() - np.log(np.abs(np.diag(r))).sum() - df / 2 * np.log(rss))
+        logs.append(
+            -np.log(np.diag(factor)).sum() - np.log(np.abs(np.diag(r))).sum() - df / 2 * np.log(rss)
+        )
     logs = np.array(logs)
     posterior = np.exp(logs - logs.max(0))
     posterior /= posterior.sum(0)
-    return Mixture(posterior, np.array(centres), np.array(scales), df, (1 - weights[:, 0]) @ posterior)
+    return Mixture(
+        posterior, np.array(centres), np.array(scales), df, (1 - weights[:, 0]) @ posterior
+    )
 
 
 def fit_overlap(
-    y: Sequence[float], x: pd.DataFrame, kernels: Sequence[np.ndarray], *, name: str = "the fit", shown: Sequence[str] | None = None
+    y: Sequence[float],
+    x: pd.DataFrame,
+    kernels: Sequence[np.ndarray],
+    *,
+    name: str = "the fit",
+    shown: Sequence[str] | None = None,
 ) -> tuple[Fit, Mixture]:
-    """As `regression.fit_ols`, with errors that are shared in proportion to the overlap of clusters; and the posterior itself.
+    """As `regression.fit_ols`, with errors that are shared in proportion to the overlap of
+    clusters; and the posterior itself.
 
-    kernels: matrices [n, n] with ones on the diagonal (see `kernel`), each a component of the errors. R2 and F are nan. The coefficient's
-    degrees of freedom are n - p - 1. Raises ValueError as `fit_ols`.
+    kernels: matrices [n, n] with ones on the diagonal (see `kernel`), each a component of the
+    errors. R2 and F are nan. The coefficient's degrees of freedom are n - p - 1. Raises ValueError
+    as `fit_ols`.
     """
     y = np.asarray(y, float)
     if len(y) < x.shape[1] + 2:
@@ -215,9 +256,19 @@ def fit_overlap(
     check_rows(len(y), z, name)
     found = mixture(np.column_stack([z.to_numpy(float), np.ones(len(y))]), y[:, None], kernels)
     mean, sd = found.mean()[:-1, 0], found.sd()[:-1, 0]
-    columns = (list(x.columns), mean, sd, mean / sd, found.p()[:-1, 0], found.quantile(0.025)[:-1, 0], found.quantile(0.975)[:-1, 0])
+    columns = (
+        list(x.columns),
+        mean,
+        sd,
+        mean / sd,
+        found.p()[:-1, 0],
+        found.quantile(0.025)[:-1, 0],
+        found.quantile(0.975)[:-1, 0],
+    )
     table = pd.DataFrame(dict(zip(COEFFICIENTS, columns, strict=True)))
-    kept = table[table["term"].isin(list(x.columns) if shown is None else list(shown))].reset_index(drop=True)
+    kept = table[table["term"].isin(list(x.columns) if shown is None else list(shown))].reset_index(
+        drop=True
+    )
     nan = float("nan")
     scale = float(np.sqrt(((y - y.mean()) ** 2).sum() / (len(y) - 1)))
     return Fit(name, kept, len(y), tuple(x.columns), nan, nan, nan, nan, nan, scale), found

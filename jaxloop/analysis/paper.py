@@ -16,12 +16,23 @@ import pandas as pd
 
 @functools.cache
 def _table() -> pd.DataFrame:
-    text = importlib.resources.files(__package__).joinpath("paper_values.csv").read_text(encoding="utf-8")
-    return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values={"value": [""]}, dtype={"ratio": str, "level": str})
+    text = (
+        importlib.resources.files(__package__)
+        .joinpath("paper_values.csv")
+        .read_text(encoding="utf-8")
+    )
+    return pd.read_csv(
+        io.StringIO(text),
+        keep_default_na=False,
+        na_values={"value": [""]},
+        dtype={"ratio": str, "level": str},
+    )
 
 
 def values(item: str, **where: str) -> pd.DataFrame:
-    """Certain rows of one item that have a value, restricted by equality of columns (metric="quality", dataset="100M_tweets", ...)."""
+    """Certain rows of one item that have a value, restricted by equality of columns
+    (metric="quality", dataset="100M_tweets", ...).
+    """
     rows = _table()
     rows = rows[(rows["item"] == item) & (rows["certain"] == "yes") & rows["value"].notna()]
     for column, wanted in where.items():

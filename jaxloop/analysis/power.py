@@ -1,7 +1,9 @@
-"""Which effects a number of chains can show: power of the t test of one coefficient of a regression.
+"""Which effects a number of chains can show: power of the t test of one coefficient of a
+regression.
 
-A coefficient b per standard deviation of its predictor, in a regression of n chains on p predictors with residual standard deviation s, has the
-t statistic's noncentrality b sqrt(n / VIF) / s with n - p - 1 degrees of freedom.
+A coefficient b per standard deviation of its predictor, in a regression of n chains on p predictors
+with residual standard deviation s, has the t statistic's noncentrality b sqrt(n / VIF) / s with n -
+p - 1 degrees of freedom.
 """
 
 import numpy as np
@@ -17,18 +19,43 @@ def _check(residual_sd: float, vif: float, level: float) -> None:
         raise ValueError(f"level={level}: must lie in (0, 1)")
 
 
-def power(effect: float, n: int, predictors: int, residual_sd: float, *, vif: float = 1.0, level: float = 0.05) -> float:
-    """Probability that the two-sided t test at `level` rejects b = 0 when b = effect; 0 where n leaves no degrees of freedom."""
+def power(
+    effect: float,
+    n: int,
+    predictors: int,
+    residual_sd: float,
+    *,
+    vif: float = 1.0,
+    level: float = 0.05,
+) -> float:
+    """Probability that the two-sided t test at `level` rejects b = 0 when b = effect; 0 where n
+    leaves no degrees of freedom.
+    """
     _check(residual_sd, vif, level)
     df = n - predictors - 1
     if df < 1:
         return 0.0
-    # The two-sided t test is the F test with one degree of freedom, whose noncentral distribution is the better computed.
-    return float(stats.ncf.sf(stats.f.isf(level, 1, df), 1, df, effect**2 * n / vif / residual_sd**2)) if effect else level
+    # The two-sided t test is the F test with one degree of freedom, whose noncentral distribution
+    # is the better computed.
+    return (
+        float(stats.ncf.sf(stats.f.isf(level, 1, df), 1, df, effect**2 * n / vif / residual_sd**2))
+        if effect
+        else level
+    )
 
 
-def least_effect(n: int, predictors: int, residual_sd: float, *, vif: float = 1.0, level: float = 0.05, wanted: float = 0.8) -> float:
-    """The effect per standard deviation that is found with probability `wanted`; inf where n leaves no degrees of freedom."""
+def least_effect(
+    n: int,
+    predictors: int,
+    residual_sd: float,
+    *,
+    vif: float = 1.0,
+    level: float = 0.05,
+    wanted: float = 0.8,
+) -> float:
+    """The effect per standard deviation that is found with probability `wanted`; inf where n leaves
+    no degrees of freedom.
+    """
     _check(residual_sd, vif, level)
     if not level < wanted < 1:
         raise ValueError(f"wanted={wanted}: must lie between the level {level} and 1")
@@ -38,12 +65,26 @@ def least_effect(n: int, predictors: int, residual_sd: float, *, vif: float = 1.
     high = 1.0
     while power(high * unit, n, predictors, residual_sd, vif=vif, level=level) < wanted:
         high *= 2
-    found = optimize.brentq(lambda b: power(b * unit, n, predictors, residual_sd, vif=vif, level=level) - wanted, 1e-9, high)
+    found = optimize.brentq(
+        lambda b: power(b * unit, n, predictors, residual_sd, vif=vif, level=level) - wanted,
+        1e-9,
+        high,
+    )
     return float(found * unit)
 
 
-def chains_needed(effect: float, predictors: int, residual_sd: float, *, vif: float = 1.0, level: float = 0.05, wanted: float = 0.8) -> int:
-    """The fewest chains with which `effect` is found with probability `wanted`. ValueError for an effect of 0, which no number finds."""
+def chains_needed(
+    effect: float,
+    predictors: int,
+    residual_sd: float,
+    *,
+    vif: float = 1.0,
+    level: float = 0.05,
+    wanted: float = 0.8,
+) -> int:
+    """The fewest chains with which `effect` is found with probability `wanted`. ValueError for an
+    effect of 0, which no number finds.
+    """
     _check(residual_sd, vif, level)
     if not abs(effect) > 0:
         raise ValueError("effect=0: no number of chains finds it")
@@ -53,5 +94,11 @@ def chains_needed(effect: float, predictors: int, residual_sd: float, *, vif: fl
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if power(effect, middle, predictors, residual_sd, vif=vif, level=level) < wanted else (low, middle)
-    return low if power(effect, low, predictors, residual_sd, vif=vif, level=level) >= wanted else high
+        low, high = (
+            (middle, high)
+            if power(effect, middle, predictors, residual_sd, vif=vif, level=level) < wanted
+            else (low, middle)
+        )
+    return (
+        low if power(effect, low, predictors, residual_sd, vif=vif, level=level) >= wanted else high
+    )

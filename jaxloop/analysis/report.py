@@ -1,4 +1,6 @@
-"""One page per study: self-contained HTML that loads nothing, runs nothing and shows any text safely."""
+"""One page per study: self-contained HTML that loads nothing, runs nothing and shows any text
+safely.
+"""
 
 import importlib.resources
 import json
@@ -25,7 +27,9 @@ texts = pd.concat({str(p): pd.read_parquet(p) for p in sorted(pathlib.Path("text
 
 
 class Samples(NamedTuple):
-    """Texts of one chain: the same rows of its first and of its last generation. line: as `scores.with_lines` names it."""
+    """Texts of one chain: the same rows of its first and of its last generation. line: as
+    `scores.with_lines` names it.
+    """
 
     line: str
     chain: str
@@ -36,7 +40,9 @@ class Samples(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure of a `Section`, its title and what it says; `wide`: over the whole width of the page."""
+    """A figure of a `Section`, its title and what it says; `wide`: over the whole width of the
+    page.
+    """
 
     title: str
     note: str
@@ -88,29 +94,52 @@ def render(
 ) -> str:
     """The page as text; equal arguments give equal text.
 
-    metrics: tidy table (chain, factors, generation, metric, value); facts: (name, value) lines about the run; references: metric -> its
-    value on human text; sections: what the study shows of its own, before the curves of its metrics; headline: the metric of the tiles (None:
-    the first of `HEADLINES`); files: how the run's files are read, in Python. Metrics are shown in the order of their first appearance.
-    Texts longer than `LONGEST` characters are cut, and say so.
+    metrics: tidy table (chain, factors, generation, metric, value); facts: (name, value) lines
+    about the run; references: metric -> its value on human text; sections: what the study shows of
+    its own, before the curves of its metrics; headline: the metric of the tiles (None: the first of
+    `HEADLINES`); files: how the run's files are read, in Python. Metrics are shown in the order of
+    their first appearance. Texts longer than `LONGEST` characters are cut, and say so.
     """
     summary = scores.by_generation(metrics)
     lines = list(summary["line"].cat.categories)
     colours = [figures.colour_name(light) for light, _ in figures.palette(len(lines))]
-    key = [{"line": printable(line), "colour": colour} for line, colour in zip(lines, colours, strict=True)]
+    key = [
+        {"line": printable(line), "colour": colour}
+        for line, colour in zip(lines, colours, strict=True)
+    ]
     names = list(dict.fromkeys(metrics["metric"]))
-    relative, without = scores.relative(metrics).set_index(["metric", "line"]), scores.crossing(metrics)
-    gone = summary[summary["generation"] > int(metrics["generation"].max()) - scores.LAST] if len(metrics) else summary
-    relative = relative.assign(collapsed=gone.groupby(["metric", "line"], observed=True)["collapsed"].max().reindex(relative.index).fillna(0))
+    relative, without = (
+        scores.relative(metrics).set_index(["metric", "line"]),
+        scores.crossing(metrics),
+    )
+    gone = (
+        summary[summary["generation"] > int(metrics["generation"].max()) - scores.LAST]
+        if len(metrics)
+        else summary
+    )
+    relative = relative.assign(
+        collapsed=gone.groupby(["metric", "line"], observed=True)["collapsed"]
+        .max()
+        .reindex(relative.index)
+        .fillna(0)
+    )
     final = int(metrics["generation"].max()) if len(metrics) else 0
     values = summary.set_index(["metric", "line", "generation"])
     references = references or {}
-    environment = jinja2.Environment(autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(
+        importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    )
     page = template.render(
         title=printable(title),
         subtitle=printable(subtitle),
         colours=figures.colours_css(),
-        failures=[{"chain": printable(f.chain), "generation": f.generation, "reason": printable(f.reason)} for f in failures],
+        failures=[
+            {"chain": printable(f.chain), "generation": f.generation, "reason": printable(f.reason)}
+            for f in failures
+        ],
         chains=max(metrics["chain"].nunique(), len({f.chain for f in failures})),
         tiles=_tiles(relative, names if headline is None else [headline], lines, key, final),
         key=key,
@@ -119,7 +148,14 @@ def render(
         dotted=any(name in references for name in names),
         panels=[_panel(summary, name, i, references.get(name)) for i, name in enumerate(names)],
         window=_window(final),
-        scores=[{"title": printable(figures.title(n)[0]), "cells": [_cell(relative, (n, line), 3) for line in lines]} for n in names if n not in without]
+        scores=[
+            {
+                "title": printable(figures.title(n)[0]),
+                "cells": [_cell(relative, (n, line), 3) for line in lines],
+            }
+            for n in names
+            if n not in without
+        ]
         if final
         else [],
         without=[printable(figures.title(n)[0]) for n in without],
@@ -138,7 +174,9 @@ def _window(final: int) -> str:
     return f"{first} to {final}" if final > first else str(final)
 
 
-def _tiles(relative: pd.DataFrame, names: list[str], lines: list[str], key: list[dict], final: int) -> list[dict]:
+def _tiles(
+    relative: pd.DataFrame, names: list[str], lines: list[str], key: list[dict], final: int
+) -> list[dict]:
     name = next((n for n in HEADLINES if n in names), names[0] if names else None)
     if name is None or final == 0 or len(lines) > 12:
         return []
@@ -148,13 +186,21 @@ def _tiles(relative: pd.DataFrame, names: list[str], lines: list[str], key: list
         if (name, line) in relative.index and math.isfinite(relative.loc[(name, line), "mean"]):
             row = relative.loc[(name, line)]
             error = f"{100 * row['se']:.1f}" if math.isfinite(row["se"]) else ""
-            tiles.append(entry | {"value": f"{100 * row['mean']:.0f} %", "error": error, "note": printable(note)})
+            tiles.append(
+                entry
+                | {"value": f"{100 * row['mean']:.0f} %", "error": error, "note": printable(note)}
+            )
     return tiles
 
 
 def _section(section: Section, name: str) -> dict:
     drawings = [
-        {"title": printable(d.title), "note": printable(d.note), "svg": Markup(figures.svg(d.figure, f"{name}d{i}")), "wide": d.wide}
+        {
+            "title": printable(d.title),
+            "note": printable(d.note),
+            "svg": Markup(figures.svg(d.figure, f"{name}d{i}")),
+            "wide": d.wide,
+        }
         for i, d in enumerate(section.drawings)
     ]
     tables = [
@@ -167,11 +213,19 @@ def _section(section: Section, name: str) -> dict:
         for t in section.tables
     ]
     paragraphs = [printable(text) for text in section.paragraphs]
-    return {"title": printable(section.title), "note": printable(section.note), "drawings": drawings, "tables": tables, "paragraphs": paragraphs}
+    return {
+        "title": printable(section.title),
+        "note": printable(section.note),
+        "drawings": drawings,
+        "tables": tables,
+        "paragraphs": paragraphs,
+    }
 
 
 def _entry(value: object) -> str:
-    """A cell: a float with the digits that say something, `–` where it is no number, anything else as it is."""
+    """A cell: a float with the digits that say something, `–` where it is no number, anything else
+    as it is.
+    """
     if isinstance(value, float):
         return _number(value, value) if math.isfinite(value) else "–"
     return printable(value)
@@ -180,7 +234,11 @@ def _entry(value: object) -> str:
 def _panel(summary: pd.DataFrame, name: str, number: int, reference: float | None) -> dict:
     heading, note = figures.title(name)
     figure = figures.curve(summary, name, reference=reference, titled=False)
-    return {"title": printable(heading), "note": printable(note), "svg": Markup(figures.svg(figure, f"p{number}"))}
+    return {
+        "title": printable(heading),
+        "note": printable(note),
+        "svg": Markup(figures.svg(figure, f"p{number}")),
+    }
 
 
 def _cell(table: pd.DataFrame, at: tuple, decimals: int | None = None) -> dict:
@@ -191,7 +249,10 @@ def _cell(table: pd.DataFrame, at: tuple, decimals: int | None = None) -> dict:
     if not math.isfinite(mean):
         return {"mean": "collapsed" if collapsed else "–", "se": ""}
     some = f" ({collapsed} more collapsed)" if collapsed else ""
-    return {"mean": _number(mean, mean, decimals) + some, "se": _number(se, mean, decimals) if math.isfinite(se) else ""}
+    return {
+        "mean": _number(mean, mean, decimals) + some,
+        "se": _number(se, mean, decimals) if math.isfinite(se) else "",
+    }
 
 
 def _number(value: float, like: float, decimals: int | None = None) -> str:
@@ -222,5 +283,8 @@ def _short(text: str) -> str:
 
 
 def _table(values: pd.DataFrame, name: str, lines: list[str], final: int) -> dict:
-    rows = [{"generation": g, "cells": [_cell(values, (name, line, g)) for line in lines]} for g in range(final + 1)]
+    rows = [
+        {"generation": g, "cells": [_cell(values, (name, line, g)) for line in lines]}
+        for g in range(final + 1)
+    ]
     return {"title": printable(figures.title(name)[0]), "name": printable(name), "rows": rows}

@@ -1,4 +1,6 @@
-"""Instruction and text out of conversations: the columns `messages` (OpenAI, TRL), `conversations` (ShareGPT), `prompt` with `completion`."""
+"""Instruction and text out of conversations: the columns `messages` (OpenAI, TRL), `conversations`
+(ShareGPT), `prompt` with `completion`.
+"""
 
 import json
 from collections.abc import Collection, Mapping
@@ -14,18 +16,26 @@ def form_of(columns: Collection[str]) -> str | None:
 
 
 def pair(form: str, columns: Mapping[str, list]) -> tuple[list[str | None], list[str]]:
-    """(texts, instructions) of some rows. Of turns, the text is the last answer and the instruction all that was said before it, with an empty
-    line between; a row without an answer has no text (None). Turns may be a JSON text, as CSV files hold them, or lists by key, as `datasets` has
-    them in a Sequence."""
+    """(texts, instructions) of some rows. Of turns, the text is the last answer and the instruction
+    all that was said before it, with an empty line between; a row without an answer has no text
+    (None). Turns may be a JSON text, as CSV files hold them, or lists by key, as `datasets` has
+    them in a Sequence.
+    """
     if form == "completion":
-        return [_said(value) for value in columns["completion"]], [_said(value) or "" for value in columns["prompt"]]
+        return [_said(value) for value in columns["completion"]], [
+            _said(value) or "" for value in columns["prompt"]
+        ]
     pairs = [_last(turns) for turns in columns[form]]
     return [text for text, _ in pairs], [asked for _, asked in pairs]
 
 
 def _last(turns):
     turns = [turn for turn in _turns(turns) if isinstance(turn, Mapping)]
-    answers = [i for i, turn in enumerate(turns) if str(turn.get("role", turn.get("from"))).lower() in _WRITERS]
+    answers = [
+        i
+        for i, turn in enumerate(turns)
+        if str(turn.get("role", turn.get("from"))).lower() in _WRITERS
+    ]
     if not answers:
         return None, ""
     return _content(turns[answers[-1]]), _joined(turns[: answers[-1]])
@@ -37,18 +47,32 @@ def _turns(value):
             value = json.loads(value)
         except (ValueError, RecursionError):
             return []
-    if isinstance(value, Mapping) and value and all(isinstance(v, list) and len(v) == len(next(iter(value.values()))) for v in value.values()):
+    if (
+        isinstance(value, Mapping)
+        and value
+        and all(
+            isinstance(v, list) and len(v) == len(next(iter(value.values())))
+            for v in value.values()
+        )
+    ):
         return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
     return value if isinstance(value, list) else []
 
 
 def _said(value):
     """A text, or the contents of a list of turns."""
-    return _joined(value) if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value) else value
+    return (
+        _joined(value)
+        if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value)
+        else value
+    )
 
 
 def _joined(turns):
-    said = [value if value is None or isinstance(value, str) else str(value) for value in map(_content, turns)]
+    said = [
+        value if value is None or isinstance(value, str) else str(value)
+        for value in map(_content, turns)
+    ]
     return "\n\n".join(filter(None, said))
 
 

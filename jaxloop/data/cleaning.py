@@ -1,8 +1,9 @@
 """Cleaning rules as pure steps over streams of rows, and a report of what each step dropped.
 
-A row is a dict with the text under "text". A step never changes a row that it was given; steps that look at one row at a time hold one
-batch in memory, `distinct` 64 bits per text, `sample` two numbers per row that it keeps (the rows themselves wait in a temporary file).
-The datasets of the paper are sequences of such steps: `recipes.py`.
+A row is a dict with the text under "text". A step never changes a row that it was given; steps that
+look at one row at a time hold one batch in memory, `distinct` 64 bits per text, `sample` two
+numbers per row that it keeps (the rows themselves wait in a temporary file). The datasets of the
+paper are sequences of such steps: `recipes.py`.
 """
 
 import dataclasses
@@ -34,7 +35,9 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A named piece of cleaning: a function from a stream of rows to a stream of rows, and the columns that it reads."""
+    """A named piece of cleaning: a function from a stream of rows to a stream of rows, and the
+    columns that it reads.
+    """
 
     name: str
     run: Callable[[Iterator[Row]], Iterator[Row]]
@@ -47,15 +50,20 @@ def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[
     Args:
       rows: dicts; nothing is read before the first clean row is asked for.
       steps: applied in their order.
-      report: filled while the stream runs: {step name: {"in": rows, "dropped": rows, "out": rows}}, complete when it has ended.
+      report: filled while the stream runs: {step name: {"in": rows, "dropped": rows, "out": rows}},
+      complete when it has ended.
 
-    Raises: ValueError where a name occurs twice, where a row lacks a column that a step reads, and, at the end of the stream, where there
+    Raises: ValueError where a name occurs twice, where a row lacks a column that a step reads, and,
+    at the end of the stream, where there
       were no rows or a step dropped all that reached it.
     """
     names = [step.name for step in steps]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"cleaning: two steps are named {name!r}; every step needs its own name in the report.")
+            raise ValueError(
+                f"cleaning: two steps are named {name!r}; every step needs its own name in the "
+                "report."
+            )
     report.clear()
     report.update({name: {"in": 0, "dropped": 0, "out": 0} for name in names})
     stream = iter(rows)
@@ -66,17 +74,22 @@ def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[
         count += 1
         yield row
     if count == 0:
-        guilty = next((name for name, counts in report.items() if counts["in"] and not counts["out"]), None)
+        guilty = next(
+            (name for name, counts in report.items() if counts["in"] and not counts["out"]), None
+        )
         if guilty is None:
             raise ValueError("cleaning: there are no rows to clean.")
-        raise ValueError(f"cleaning: the rule {guilty!r} drops all {report[guilty]['in']} rows that reach it.")
+        raise ValueError(
+            f"cleaning: the rule {guilty!r} drops all {report[guilty]['in']} rows that reach it."
+        )
 
 
 def _counted(step, rows, counts):
     columns = set(step.reads)
 
     def incoming():
-        # A column is one of the rows if one of the first `_AHEAD` has it; the others have no value there.
+        # A column is one of the rows if one of the first `_AHEAD` has it; the others have no value
+        # there.
         missing, seen, waiting = set(step.reads), {}, []
         for row in rows:
             if missing:
@@ -103,7 +116,10 @@ def _counted(step, rows, counts):
 def _require(row, step):
     missing = [column for column in step.reads if column not in row]
     if missing:
-        raise ValueError(f"cleaning: the rule {step.name!r} reads the column {missing[0]!r}; the rows have {', '.join(map(str, row))}.")
+        raise ValueError(
+            f"cleaning: the rule {step.name!r} reads the column {missing[0]!r}; the rows have "
+            f"{', '.join(map(str, row))}."
+        )
 
 
 def report_table(report: Mapping) -> dict[str, list]:
@@ -116,7 +132,9 @@ def report_table(report: Mapping) -> dict[str, list]:
     }
 
 
-def rule(name: str, function: Callable[[Row], Row | None], reads: tuple[str, ...] = ("text",)) -> Step:
+def rule(
+    name: str, function: Callable[[Row], Row | None], reads: tuple[str, ...] = ("text",)
+) -> Step:
     """A step that turns each row into a row, or drops it (None)."""
     return Step(name, lambda rows: (new for new in map(function, rows) if new is not None), reads)
 
@@ -132,26 +150,36 @@ def keep(name: str, test: Callable[[Row], bool], reads: tuple[str, ...] = ("text
 
 
 def keep_batches(name: str, test: Callable[[list[str]], Sequence[bool]]) -> Step:
-    """A step that keeps the rows whose text passes a test that is made on a thousand texts at a time, such as a classifier."""
+    """A step that keeps the rows whose text passes a test that is made on a thousand texts at a
+    time, such as a classifier.
+    """
 
     def run(rows):
         while batch := list(itertools.islice(rows, _BATCH)):
             passed = test([row["text"] for row in batch])
             if len(passed) != len(batch):
-                raise ValueError(f"cleaning: the rule {name!r} gave {len(passed)} answers for {len(batch)} texts; it must give one per text.")
+                raise ValueError(
+                    f"cleaning: the rule {name!r} gave {len(passed)} answers for {len(batch)} "
+                    "texts; it must give one per text."
+                )
             yield from (row for row, ok in zip(batch, passed, strict=True) if ok)
 
     return Step(name, run)
 
 
 def texts_from(*columns: str, separator: str = "\n\n", strip: bool = False) -> Step:
-    """The text is what these columns hold, joined; an absent, null or empty one is passed over, and a row where all are null is dropped."""
+    """The text is what these columns hold, joined; an absent, null or empty one is passed over, and
+    a row where all are null is dropped.
+    """
 
     def function(row):
         parts = [row.get(column) for column in columns]
         for column, part in zip(columns, parts, strict=True):
             if part is not None and not isinstance(part, str):
-                raise ValueError(f"cleaning: the column {column!r} holds {type(part).__name__} {str(part)[:40]!r}; it must hold text.")
+                raise ValueError(
+                    f"cleaning: the column {column!r} holds {type(part).__name__} "
+                    f"{str(part)[:40]!r}; it must hold text."
+                )
         if all(part is None for part in parts):
             return None
         text = separator.join(part for part in parts if part)
@@ -167,7 +195,9 @@ def drop_links() -> Step:
 
 
 def strip_trailing_hashtags() -> Step:
-    r"""Hashtags that end a text are deleted, with the white space before each: `(\s*#\w+)+$`, in time linear in the text."""
+    r"""Hashtags that end a text are deleted, with the white space before each: `(\s*#\w+)+$`, in
+    time linear in the text.
+    """
     return rewrite("trailing hashtags deleted", without_trailing_hashtags)
 
 
@@ -180,7 +210,9 @@ def without_trailing_hashtags(text: str) -> str:
             start -= 1
         if start == end or not start or text[start - 1] != "#":
             return text[:end]
-        end = len(text[: start - 1].rstrip()) if text[start - 2 : start - 1].isspace() else start - 1
+        end = (
+            len(text[: start - 1].rstrip()) if text[start - 2 : start - 1].isspace() else start - 1
+        )
 
 
 def length(count: Counter, low: int, high: int | None, unit: str = "tokens") -> Step:
@@ -194,11 +226,21 @@ def length(count: Counter, low: int, high: int | None, unit: str = "tokens") -> 
 
 
 def before(date: str, column: str = "date") -> Step:
-    """Keeps rows dated before a day (YYYY-MM-DD). Dates are ISO text or datetimes; rows without one are dropped."""
+    """Keeps rows dated before a day (YYYY-MM-DD). Dates are ISO text or datetimes; rows without one
+    are dropped.
+    """
 
     def test(row):
         value = row[column]
-        day = "" if value is None else value if isinstance(value, str) else value.isoformat() if hasattr(value, "isoformat") else str(value)
+        day = (
+            ""
+            if value is None
+            else value
+            if isinstance(value, str)
+            else value.isoformat()
+            if hasattr(value, "isoformat")
+            else str(value)
+        )
         if day and not _DATE.match(day):
             raise ValueError(f"cleaning: the {column} {day[:40]!r} does not begin like 2020-05-31.")
         return "" < day[:10] < date
@@ -224,11 +266,15 @@ def delete(marks: Collection[str]) -> Step:
 
 def drop_containing(marks: Collection[str]) -> Step:
     """Drops texts that contain one of these strings."""
-    return keep(f"contains {' or '.join(marks)}", lambda row: not any(mark in row["text"] for mark in marks))
+    return keep(
+        f"contains {' or '.join(marks)}", lambda row: not any(mark in row["text"] for mark in marks)
+    )
 
 
 def cut_before(pattern: str, name: str) -> Step:
-    """Texts are cut before the first match of a pattern; texts of which nothing is left are dropped by the rules of length."""
+    """Texts are cut before the first match of a pattern; texts of which nothing is left are dropped
+    by the rules of length.
+    """
     compiled = re.compile(pattern, re.IGNORECASE)
 
     def function(text):
@@ -257,11 +303,16 @@ def strip_right() -> Step:
 def without(columns: Collection[str]) -> Step:
     """Columns are left out."""
     columns = frozenset(columns)
-    return rule(f"without {', '.join(sorted(columns))}", lambda row: {c: v for c, v in row.items() if c not in columns}, ())
+    return rule(
+        f"without {', '.join(sorted(columns))}",
+        lambda row: {c: v for c, v in row.items() if c not in columns},
+        (),
+    )
 
 
 def distinct(content: bool = False) -> Step:
-    """Keeps the first of equal texts, or, by `content`, of those that differ in case, spaces and punctuation at most.
+    """Keeps the first of equal texts, or, by `content`, of those that differ in case, spaces and
+    punctuation at most.
 
     Texts are compared by 64 bits of a hash: among 10 million, a false match has probability 3e-6.
     """
@@ -270,7 +321,10 @@ def distinct(content: bool = False) -> Step:
         seen = set()
         for row in rows:
             text = duplicates.content(row["text"]) if content else row["text"]
-            key = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+            key = int.from_bytes(
+                hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(),
+                "little",
+            )
             if key not in seen:
                 seen.add(key)
                 yield row
@@ -279,10 +333,12 @@ def distinct(content: bool = False) -> Step:
 
 
 def sample(count: int, seed: int, group: str | None = None) -> Step:
-    """Keeps a uniform sample of `count` rows (of each value of a column, if `group` names one), in random order; all where there are fewer.
+    """Keeps a uniform sample of `count` rows (of each value of a column, if `group` names one), in
+    random order; all where there are fewer.
 
-    Whether and where a row comes out is drawn from (seed, its number in the stream) alone. Rows wait in a temporary file, so that memory
-    grows with `count` by 48 bytes a row; values that are no JSON are turned into text.
+    Whether and where a row comes out is drawn from (seed, its number in the stream) alone. Rows
+    wait in a temporary file, so that memory grows with `count` by 48 bytes a row; values that are
+    no JSON are turned into text.
     """
     name = f"not in the sample of {count}" + (f" of each {group}" if group else "")
 
@@ -292,7 +348,10 @@ def sample(count: int, seed: int, group: str | None = None) -> Step:
             for index, row in enumerate(rows):
                 pool = chosen.setdefault(row[group] if group else None, _Smallest(count))
                 digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=16).digest()
-                priority, place = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+                priority, place = (
+                    int.from_bytes(digest[:8], "little"),
+                    int.from_bytes(digest[8:], "little"),
+                )
                 if priority < pool.bound:
                     offset = spool.seek(0, os.SEEK_END)
                     spool.write(json.dumps(row, default=str).encode() + b"\n")
@@ -307,7 +366,9 @@ def sample(count: int, seed: int, group: str | None = None) -> Step:
 
 
 class _Smallest:
-    """The `count` triples (priority, place, offset) with the smallest priorities seen so far; `bound` is what a newcomer must be below."""
+    """The `count` triples (priority, place, offset) with the smallest priorities seen so far;
+    `bound` is what a newcomer must be below.
+    """
 
     def __init__(self, count):
         self.count = count
@@ -327,14 +388,20 @@ class _Smallest:
 
     def rest(self):
         table = self.table[: self.size]
-        return table if self.size <= self.count else table[np.argpartition(table[:, 0], self.count - 1)[: self.count]]
+        return (
+            table
+            if self.size <= self.count
+            else table[np.argpartition(table[:, 0], self.count - 1)[: self.count]]
+        )
 
 
 def write_parquet(path: str | Path, rows: Iterable[Row], report: Mapping | None = None) -> int:
-    """Write a stream of rows to a parquet file (zstd, page checksums), some thousand rows in memory at a time; how many there were.
+    """Write a stream of rows to a parquet file (zstd, page checksums), some thousand rows in memory
+    at a time; how many there were.
 
-    The columns are those of the first row, in its order: text, or numbers. The file appears when it is whole. `report`, complete by then,
-    goes into its metadata under "cleaning". Lone surrogates are escaped as everywhere (`runtime/tables.py`).
+    The columns are those of the first row, in its order: text, or numbers. The file appears when it
+    is whole. `report`, complete by then, goes into its metadata under "cleaning". Lone surrogates
+    are escaped as everywhere (`runtime/tables.py`).
 
     Raises: ValueError where there are no rows or a later row has values of another type.
     """
@@ -355,14 +422,28 @@ def write_parquet(path: str | Path, rows: Iterable[Row], report: Mapping | None 
                     try:
                         table = pa.table(columns, schema=schema)
                     except (pa.ArrowException, TypeError) as error:
-                        raise ValueError(f"{path}: the rows from {count} on do not have one type per column ({error}).") from None
+                        raise ValueError(
+                            f"{path}: the rows from {count} on do not have one type per column "
+                            f"({error})."
+                        ) from None
                     if writer is None:
-                        schema = pa.schema([pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in table.schema])
+                        schema = pa.schema(
+                            [
+                                pa.field(
+                                    f.name, pa.string() if pa.types.is_null(f.type) else f.type
+                                )
+                                for f in table.schema
+                            ]
+                        )
                         table = table.cast(schema)
-                        writer = pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True)
+                        writer = pq.ParquetWriter(
+                            sink, schema, compression="zstd", write_page_checksum=True
+                        )
                     writer.write_table(table)
                     count += len(batch)
-                writer.add_key_value_metadata({"cleaning": json.dumps(report), "jaxloop.escaped": "1"})
+                writer.add_key_value_metadata(
+                    {"cleaning": json.dumps(report), "jaxloop.escaped": "1"}
+                )
             finally:
                 if writer is not None:
                     writer.close()

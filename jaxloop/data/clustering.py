@@ -1,12 +1,13 @@
-"""Clusters of a dataset by 120 clusterings of its embeddings (arXiv 2504.03814, section 4.2 and its code): 20 methods x 3 projections x 2
-treatments of noise.
+"""Clusters of a dataset by 120 clusterings of its embeddings (arXiv 2504.03814, section 4.2 and its
+code): 20 methods x 3 projections x 2 treatments of noise.
 
-Every clustering projects the embeddings to two dimensions (UMAP fitted on the first rows), clusters the projection of those rows, and gives
-every row of the dataset the label of its nearest clustered row. Out of each, clusters above a minimum size are drawn, and where there are too
-few, small ones are merged; a final subsample of all of them is what a study runs its chains on.
+Every clustering projects the embeddings to two dimensions (UMAP fitted on the first rows), clusters
+the projection of those rows, and gives every row of the dataset the label of its nearest clustered
+row. Out of each, clusters above a minimum size are drawn, and where there are too few, small ones
+are merged; a final subsample of all of them is what a study runs its chains on.
 
-`cluster_all` does the long part, on several processes, one file per clustering, and goes on where it was stopped; `select`, `final_sample`
-and `jaccard` are quick and write nothing.
+`cluster_all` does the long part, on several processes, one file per clustering, and goes on where
+it was stopped; `select`, `final_sample` and `jaccard` are quick and write nothing.
 """
 
 import dataclasses
@@ -29,7 +30,8 @@ from jaxloop.runtime.files import write_atomic
 NOISE = -1
 FIT_ROWS = 90_000
 MIN_DISTANCES = (1e-4, 1e-3, 1e-2)
-# The paper's text says 60,000; its code 80,000, which a chain at r = 1/8 needs (70,500 human posts).
+# The paper's text says 60,000; its code 80,000, which a chain at r = 1/8 needs (70,500 human
+# posts).
 MIN_SIZE = 80_000
 _TRANSFORM_ROWS = 10_000
 _SETTINGS = "settings.json"
@@ -39,7 +41,8 @@ _SETTINGS = "settings.json"
 class Method:
     """A clustering algorithm of scikit-learn with its parameters, as sorted pairs.
 
-    kind: "gmm", "kmeans", "dbscan" or "hdbscan"; name: as in the tables of a study, after the paper's parameters.
+    kind: "gmm", "kmeans", "dbscan" or "hdbscan"; name: as in the tables of a study, after the
+    paper's parameters.
     """
 
     name: str
@@ -49,8 +52,9 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One clustering: a method, UMAP's min_dist, and whether noise points are "kept" as a class of their own when rows are labelled, or
-    "removed", so that every row gets a cluster."""
+    """One clustering: a method, UMAP's min_dist, and whether noise points are "kept" as a class of
+    their own when rows are labelled, or "removed", so that every row gets a cluster.
+    """
 
     method: Method
     min_dist: float
@@ -64,9 +68,11 @@ class Configuration:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """A cluster that a study may use: rows of a dataset whose label in one clustering is one of `labels`.
+    """A cluster that a study may use: rows of a dataset whose label in one clustering is one of
+    `labels`.
 
-    kind: "direct" for one label, "far" or "random" for merged ones (the order of `labels` is that of the merging); size: in rows.
+    kind: "direct" for one label, "far" or "random" for merged ones (the order of `labels` is that
+    of the merging); size: in rows.
     """
 
     clustering: str
@@ -83,8 +89,8 @@ class Cluster:
 def methods(fit_rows: int = FIT_ROWS) -> tuple[Method, ...]:
     """The 20 methods of the paper, for projections of `fit_rows` points.
 
-    Below 90,000 points, the sizes that HDBSCAN and DBSCAN ask for shrink in proportion, and mixtures and k-means have at most one component
-    per ten points. Everything else is the paper's.
+    Below 90,000 points, the sizes that HDBSCAN and DBSCAN ask for shrink in proportion, and
+    mixtures and k-means have at most one component per ten points. Everything else is the paper's.
     """
     scale = min(1.0, fit_rows / FIT_ROWS)
 
@@ -95,37 +101,78 @@ def methods(fit_rows: int = FIT_ROWS) -> tuple[Method, ...]:
         return Method(f"{kind}-{label}", kind, tuple(sorted(parameters.items())))
 
     counts = (5, 10, 25, 50, 100, 1000)
-    found = [method(kind, k, components=min(k, max(2, fit_rows // 10))) for kind in ("gmm", "kmeans") for k in counts]
-    found += [method("dbscan", f"{eps}-{m}", eps=eps, min_samples=scaled(m, 3)) for eps, m in ((0.1, 50), (0.2, 100))]
-    sizes = ((5, 1, "eom"), (100, 1, "leaf"), (1000, 100, "leaf"), (1000, 1, "leaf"), (3000, 1, "leaf"), (3000, 100, "leaf"))
+    found = [
+        method(kind, k, components=min(k, max(2, fit_rows // 10)))
+        for kind in ("gmm", "kmeans")
+        for k in counts
+    ]
+    found += [
+        method("dbscan", f"{eps}-{m}", eps=eps, min_samples=scaled(m, 3))
+        for eps, m in ((0.1, 50), (0.2, 100))
+    ]
+    sizes = (
+        (5, 1, "eom"),
+        (100, 1, "leaf"),
+        (1000, 100, "leaf"),
+        (1000, 1, "leaf"),
+        (3000, 1, "leaf"),
+        (3000, 100, "leaf"),
+    )
     for size, samples, selection in sizes:
-        parameters = {"min_cluster_size": scaled(size, 5), "min_samples": scaled(samples, 1), "selection": selection}
+        parameters = {
+            "min_cluster_size": scaled(size, 5),
+            "min_samples": scaled(samples, 1),
+            "selection": selection,
+        }
         found.append(method("hdbscan", f"{size}-{samples}-{selection}", **parameters))
     return tuple(found)
 
 
 def configurations(
-    chosen: Sequence[Method] | None = None, min_distances: Sequence[float] = MIN_DISTANCES, noise: Sequence[str] = ("kept", "removed")
+    chosen: Sequence[Method] | None = None,
+    min_distances: Sequence[float] = MIN_DISTANCES,
+    noise: Sequence[str] = ("kept", "removed"),
 ) -> tuple[Configuration, ...]:
-    """All clusterings: every method with every projection and treatment of noise; by default the paper's 120.
+    """All clusterings: every method with every projection and treatment of noise; by default the
+    paper's 120.
 
     (The authors' script lists one command twice, 126 jobs in all, which leaves the same 120.)
     """
     for value in noise:
         if value not in ("kept", "removed"):
             raise ValueError(f"clusters.noise = {value!r} is not one of 'kept', 'removed'.")
-    return tuple(Configuration(*c) for c in itertools.product(methods() if chosen is None else chosen, min_distances, noise))
+    return tuple(
+        Configuration(*c)
+        for c in itertools.product(methods() if chosen is None else chosen, min_distances, noise)
+    )
 
 
-def project(embeddings: np.ndarray, min_dist: float, *, fit_rows: int = FIT_ROWS, seed: int = 0, neighbors: int = 5) -> np.ndarray:
-    """UMAP to two dimensions, cosine, fitted on the first `fit_rows` of the embeddings [N, D]; all rows projected: [N, 2] float32."""
+def project(
+    embeddings: np.ndarray,
+    min_dist: float,
+    *,
+    fit_rows: int = FIT_ROWS,
+    seed: int = 0,
+    neighbors: int = 5,
+) -> np.ndarray:
+    """UMAP to two dimensions, cosine, fitted on the first `fit_rows` of the embeddings [N, D]; all
+    rows projected: [N, 2] float32.
+    """
     import umap
 
     fit = np.asarray(embeddings[:fit_rows], np.float32)
     with warnings.catch_warnings():
-        # What is said here concerns speed, or rows without neighbours in a cosine graph, which UMAP places at random.
+        # What is said here concerns speed, or rows without neighbours in a cosine graph, which UMAP
+        # places at random.
         warnings.simplefilter("ignore")
-        reducer = umap.UMAP(n_components=2, metric="cosine", n_neighbors=neighbors, min_dist=min_dist, random_state=seed, n_jobs=1)
+        reducer = umap.UMAP(
+            n_components=2,
+            metric="cosine",
+            n_neighbors=neighbors,
+            min_dist=min_dist,
+            random_state=seed,
+            n_jobs=1,
+        )
         out = np.empty((len(embeddings), 2), np.float32)
         out[:fit_rows] = reducer.fit_transform(fit)
         for start in range(fit_rows, len(embeddings), _TRANSFORM_ROWS):
@@ -140,15 +187,20 @@ def cluster_points(points: np.ndarray, method: Method, seed: int = 0) -> np.ndar
 
     p = dict(method.parameters)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer distinct points than clusters, a mixture not converged: as in the paper's code
+        warnings.simplefilter(
+            "ignore"
+        )  # fewer distinct points than clusters, a mixture not converged: as in the paper's code
         if method.kind == "gmm":
-            labels = mixture.GaussianMixture(p["components"], random_state=seed).fit_predict(points.astype(np.float64))
+            labels = mixture.GaussianMixture(p["components"], random_state=seed).fit_predict(
+                points.astype(np.float64)
+            )
         elif method.kind == "kmeans":
             labels = cluster.MiniBatchKMeans(p["components"], random_state=seed).fit_predict(points)
         elif method.kind == "dbscan":
             labels = cluster.DBSCAN(eps=p["eps"], min_samples=p["min_samples"]).fit_predict(points)
         elif method.kind == "hdbscan":
-            # scikit-learn counts the point itself among its samples, the hdbscan package, whose numbers these are, does not.
+            # scikit-learn counts the point itself among its samples, the hdbscan package, whose
+            # numbers these are, does not.
             labels = cluster.HDBSCAN(
                 min_cluster_size=p["min_cluster_size"],
                 min_samples=min(p["min_samples"] + 1, len(points)),
@@ -156,19 +208,25 @@ def cluster_points(points: np.ndarray, method: Method, seed: int = 0) -> np.ndar
                 copy=True,
             ).fit_predict(points.astype(np.float64))
         else:
-            raise ValueError(f"clusters.methods: {method.kind!r} is not one of 'gmm', 'kmeans', 'dbscan', 'hdbscan'.")
+            raise ValueError(
+                f"clusters.methods: {method.kind!r} is not one of 'gmm', 'kmeans', 'dbscan', "
+                "'hdbscan'."
+            )
     return np.unique(np.append(labels, NOISE), return_inverse=True)[1][:-1].astype(np.int32) - 1
 
 
 def nearest_labels(points: np.ndarray, fitted_labels: np.ndarray, noise: str) -> np.ndarray:
-    """Labels [N] of all points [N, 2]: that of the nearest of the first n points, whose labels [n] are given.
+    """Labels [N] of all points [N, 2]: that of the nearest of the first n points, whose labels [n]
+    are given.
 
-    noise: "kept" gives the label `NOISE` where the nearest point is noise, "removed" looks for the nearest point that is none. Without any
-    cluster, all are noise.
+    noise: "kept" gives the label `NOISE` where the nearest point is noise, "removed" looks for the
+    nearest point that is none. Without any cluster, all are noise.
     """
     from scipy.spatial import cKDTree
 
-    index = np.arange(len(fitted_labels)) if noise == "kept" else np.flatnonzero(fitted_labels != NOISE)
+    index = (
+        np.arange(len(fitted_labels)) if noise == "kept" else np.flatnonzero(fitted_labels != NOISE)
+    )
     if not len(index):
         return np.full(len(points), NOISE, np.int32)
     out = np.empty(len(points), np.int32)
@@ -183,12 +241,19 @@ def nearest_labels(points: np.ndarray, fitted_labels: np.ndarray, noise: str) ->
 
 
 def centroids(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mean projection of the rows of every cluster: [K, 2] float64, NaN for a label that no row has."""
+    """Mean projection of the rows of every cluster: [K, 2] float64, NaN for a label that no row
+    has.
+    """
     kept = labels != NOISE
     size = int(labels.max(initial=NOISE)) + 1
     counts = np.bincount(labels[kept], minlength=size)
-    sums = np.stack([np.bincount(labels[kept], points[kept, axis].astype(np.float64), size) for axis in (0, 1)], axis=1)
-    return np.divide(sums, counts[:, None], out=np.full((size, 2), np.nan), where=counts[:, None] > 0)
+    sums = np.stack(
+        [np.bincount(labels[kept], points[kept, axis].astype(np.float64), size) for axis in (0, 1)],
+        axis=1,
+    )
+    return np.divide(
+        sums, counts[:, None], out=np.full((size, 2), np.nan), where=counts[:, None] > 0
+    )
 
 
 def cluster_all(
@@ -202,19 +267,25 @@ def cluster_all(
     jobs: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[str]:
-    """Compute what is missing of the clusterings of a dataset, one file each in `folder/labels`; the names of all, in order.
+    """Compute what is missing of the clusterings of a dataset, one file each in `folder/labels`;
+    the names of all, in order.
 
     Args:
-      embeddings: [N, D] float, finite; an array or a memory map (it is then read by every process, never copied whole).
-      folder: where the results go. It remembers the settings and a digest of the embeddings, and refuses others.
-      chosen: the clusterings; the paper's 120, their sizes scaled to `fit_rows`, when None. More may be asked for later.
+      embeddings: [N, D] float, finite; an array or a memory map (it is then read by every process,
+      never copied whole).
+      folder: where the results go. It remembers the settings and a digest of the embeddings, and
+      refuses others.
+      chosen: the clusterings; the paper's 120, their sizes scaled to `fit_rows`, when None. More
+      may be asked for later.
       fit_rows: how many rows UMAP and the clustering are fitted on (the first ones); at most N.
-      projections: "each" fits UMAP anew for every clustering, as the code does for the sake of diversity; "shared" once per min_dist.
+      projections: "each" fits UMAP anew for every clustering, as the code does for the sake of
+      diversity; "shared" once per min_dist.
       seed: of every projection and clustering, folded with its name.
       jobs: processes.
       progress: called with (done, total, name) after each.
 
-    Raises: ValueError for embeddings that are no finite matrix, fewer than 10 rows, or a folder made with other settings.
+    Raises: ValueError for embeddings that are no finite matrix, fewer than 10 rows, or a folder
+    made with other settings.
     """
     if projections not in ("each", "shared"):
         raise ValueError(f"clusters.projections = {projections!r} is not one of 'each', 'shared'.")
@@ -226,17 +297,35 @@ def cluster_all(
     names = [configuration.name for configuration in chosen]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"clusters: two clusterings are named {name!r}; give the methods different names.")
+            raise ValueError(
+                f"clusters: two clusterings are named {name!r}; give the methods different names."
+            )
     folder = Path(folder)
     (folder / "labels").mkdir(parents=True, exist_ok=True)
-    _remember(folder, {"embeddings": _digest(embeddings), "rows": rows, "fit_rows": fit_rows, "projections": projections, "seed": seed})
+    _remember(
+        folder,
+        {
+            "embeddings": _digest(embeddings),
+            "rows": rows,
+            "fit_rows": fit_rows,
+            "projections": projections,
+            "seed": seed,
+        },
+    )
     missing = [c for c in chosen if _stored(folder, c) is None]
     done = len(chosen) - len(missing)
     shared = sorted({c.min_dist for c in missing}) if projections == "shared" else []
-    tasks = [functools.partial(_project_to_file, embeddings, folder, d, fit_rows, seed) for d in shared if _projection(folder, d) is None]
+    tasks = [
+        functools.partial(_project_to_file, embeddings, folder, d, fit_rows, seed)
+        for d in shared
+        if _projection(folder, d) is None
+    ]
     for _ in _parallel(tasks, jobs):
         pass
-    tasks = [functools.partial(_cluster_to_file, embeddings, folder, c, fit_rows, projections, seed) for c in missing]
+    tasks = [
+        functools.partial(_cluster_to_file, embeddings, folder, c, fit_rows, projections, seed)
+        for c in missing
+    ]
     for name in _parallel(tasks, jobs):
         done += 1
         if progress is not None:
@@ -272,12 +361,18 @@ def _cluster_to_file(embeddings, folder, configuration, fit_rows, projections, s
         points = _projection(folder, configuration.min_dist)
     fitted = cluster_points(points[:fit_rows], configuration.method, own)
     labels = nearest_labels(points, fitted, configuration.noise)
-    _save(folder / "labels" / f"{configuration.name}.npz", labels=labels, centroids=centroids(points, labels))
+    _save(
+        folder / "labels" / f"{configuration.name}.npz",
+        labels=labels,
+        centroids=centroids(points, labels),
+    )
     return configuration.name
 
 
 def _project_to_file(embeddings, folder, min_dist, fit_rows, seed):
-    points = project(embeddings, min_dist, fit_rows=fit_rows, seed=_seed(seed, f"projection {min_dist:g}"))
+    points = project(
+        embeddings, min_dist, fit_rows=fit_rows, seed=_seed(seed, f"projection {min_dist:g}")
+    )
     _save(folder / f"projection_{min_dist:g}.npz", points=points)
 
 
@@ -287,14 +382,25 @@ def _projection(folder, min_dist):
 
 
 def _load(path, *names):
-    """Arrays of a file by their names, each byte checked against its CRC-32; None where the file is missing or damaged."""
+    """Arrays of a file by their names, each byte checked against its CRC-32; None where the file is
+    missing or damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return None
         with np.load(path, allow_pickle=False) as file:
             return tuple(file[name] for name in names)
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
         return None
 
 
@@ -311,7 +417,9 @@ def _parallel(tasks, jobs):
         return
     import joblib
 
-    yield from joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")(joblib.delayed(task)() for task in tasks)
+    yield from joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")(
+        joblib.delayed(task)() for task in tasks
+    )
 
 
 def _seed(seed, name):
@@ -321,7 +429,10 @@ def _seed(seed, name):
 def _check(embeddings):
     shape = np.shape(embeddings)
     if len(shape) != 2 or shape[0] < 10 or shape[1] < 2:
-        raise ValueError(f"embeddings: have the shape {shape}; they must be a matrix with a row for each of at least 10 texts.")
+        raise ValueError(
+            f"embeddings: have the shape {shape}; they must be a matrix with a row for each of "
+            "at least 10 texts."
+        )
     for start in range(0, shape[0], _TRANSFORM_ROWS):
         bad = ~np.isfinite(np.asarray(embeddings[start : start + _TRANSFORM_ROWS])).all(axis=1)
         if bad.any():
@@ -344,22 +455,43 @@ def _remember(folder, settings):
     try:
         before = json.loads(path.read_bytes())
     except ValueError:
-        raise ValueError(f"clusters: {path} is damaged; delete the folder to cluster again.") from None
+        raise ValueError(
+            f"clusters: {path} is damaged; delete the folder to cluster again."
+        ) from None
     for name, value in settings.items():
         if before.get(name) != value:
-            raise ValueError(f"clusters: {folder} was made with {name} = {before.get(name)!r}, not {value!r}; use another folder.")
+            raise ValueError(
+                f"clusters: {folder} was made with {name} = {before.get(name)!r}, not {value!r}; "
+                "use another folder."
+            )
 
 
-def select(clustering: str, labels: np.ndarray, centers: np.ndarray, *, min_size: int = MIN_SIZE, count: int = 10, seed: int = 0) -> list[Cluster]:
+def select(
+    clustering: str,
+    labels: np.ndarray,
+    centers: np.ndarray,
+    *,
+    min_size: int = MIN_SIZE,
+    count: int = 10,
+    seed: int = 0,
+) -> list[Cluster]:
     """Up to `count` clusters of one clustering [N labels, K centroids].
 
-    Direct ones, with more than `min_size` rows, are drawn at random. If there are too few, the small ones are merged in turns, "far" and
-    "random", until a merged one has at least `min_size` rows, as long as the rows that are left allow it. No cluster is used twice.
+    Direct ones, with more than `min_size` rows, are drawn at random. If there are too few, the
+    small ones are merged in turns, "far" and "random", until a merged one has at least `min_size`
+    rows, as long as the rows that are left allow it. No cluster is used twice.
     """
-    sizes = np.bincount(labels[labels != NOISE], minlength=len(centers)) if len(centers) else np.zeros(0, int)
+    sizes = (
+        np.bincount(labels[labels != NOISE], minlength=len(centers))
+        if len(centers)
+        else np.zeros(0, int)
+    )
     draw = random.Random(_seed(seed, clustering))
     large = np.flatnonzero(sizes > min_size).tolist()
-    found = [Cluster(clustering, "direct", (k,), int(sizes[k])) for k in draw.sample(large, min(count, len(large)))]
+    found = [
+        Cluster(clustering, "direct", (k,), int(sizes[k]))
+        for k in draw.sample(large, min(count, len(large)))
+    ]
     if len(large) >= count:
         return found
     rest = np.flatnonzero((sizes <= min_size) & (sizes > 0)).tolist()
@@ -375,8 +507,9 @@ def select(clustering: str, labels: np.ndarray, centers: np.ndarray, *, min_size
 
 
 def _merge(rest, sizes, centers, min_size):
-    """The first of `rest` and then, until they have `min_size` rows, the next (no centers) or that with the largest sum of distances to
-    all taken before."""
+    """The first of `rest` and then, until they have `min_size` rows, the next (no centers) or that
+    with the largest sum of distances to all taken before.
+    """
     merged, total = [rest[0]], int(sizes[rest[0]])
     others = list(rest[1:])
     distance = np.zeros(len(others))
@@ -393,14 +526,24 @@ def _merge(rest, sizes, centers, min_size):
 
 
 def select_all(
-    folder: str | Path, names: Sequence[str], *, min_size: int = MIN_SIZE, count: int = 10, seed: int = 0, needed: int | None = None
+    folder: str | Path,
+    names: Sequence[str],
+    *,
+    min_size: int = MIN_SIZE,
+    count: int = 10,
+    seed: int = 0,
+    needed: int | None = None,
 ) -> list[Cluster]:
     """`select` for each of the clusterings in a folder, one after the other.
 
-    Raises ValueError where no clustering has a cluster of that size, or `min_size` is less than the rows `needed` by a chain.
+    Raises ValueError where no clustering has a cluster of that size, or `min_size` is less than the
+    rows `needed` by a chain.
     """
     if needed is not None and min_size < needed:
-        raise ValueError(f"clusters.min_size = {min_size}: a chain needs {needed} human texts; choose at least {needed}, or shorter chains.")
+        raise ValueError(
+            f"clusters.min_size = {min_size}: a chain needs {needed} human texts; choose at "
+            f"least {needed}, or shorter chains."
+        )
     found, rows = [], 0
     for name in names:
         labels, centers = load_labels(folder, name)
@@ -408,15 +551,22 @@ def select_all(
         found += select(name, labels, centers, min_size=min_size, count=count, seed=seed)
     if not found:
         raise ValueError(
-            f"clusters.min_size = {min_size}: no cluster of the {len(names)} clusterings, merged or not, is that large "
+            f"clusters.min_size = {min_size}: no cluster of the {len(names)} clusterings, merged "
+            "or not, is that large "
             f"(the dataset has {rows} rows); choose a smaller size or more data."
         )
     return found
 
 
 def final_sample(clusters: Sequence[Cluster], count: int = 200, seed: int = 42) -> list[Cluster]:
-    """The clusters that a study uses: `random.sample` with Python's generator, seeded with 42 as in the code. All where there are fewer."""
-    return list(clusters) if len(clusters) <= count else random.Random(seed).sample(list(clusters), count)
+    """The clusters that a study uses: `random.sample` with Python's generator, seeded with 42 as in
+    the code. All where there are fewer.
+    """
+    return (
+        list(clusters)
+        if len(clusters) <= count
+        else random.Random(seed).sample(list(clusters), count)
+    )
 
 
 def members(cluster: Cluster, labels: np.ndarray) -> np.ndarray:
@@ -424,10 +574,14 @@ def members(cluster: Cluster, labels: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.isin(labels, cluster.labels))
 
 
-def jaccard(clusters: Sequence[Cluster], labels: Callable[[str], np.ndarray] | Mapping[str, np.ndarray]) -> np.ndarray:
-    """Overlap of every pair of clusters, |A and B| / |A or B|: [C, C] float64 with ones on the diagonal.
+def jaccard(
+    clusters: Sequence[Cluster], labels: Callable[[str], np.ndarray] | Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Overlap of every pair of clusters, |A and B| / |A or B|: [C, C] float64 with ones on the
+    diagonal.
 
-    labels: the labels [N] of a clustering by its name (`lambda name: load_labels(folder, name)[0]`), each asked for once.
+    labels: the labels [N] of a clustering by its name (`lambda name: load_labels(folder,
+    name)[0]`), each asked for once.
     """
     look_up = labels.__getitem__ if isinstance(labels, Mapping) else labels
     bits = [None] * len(clusters)
@@ -445,10 +599,19 @@ def jaccard(clusters: Sequence[Cluster], labels: Callable[[str], np.ndarray] | M
 
 
 def overlap_summary(overlap: np.ndarray) -> dict[str, float]:
-    """Of the pairs of different clusters: mean, median, largest overlap, and the share of pairs that overlap at all or by half."""
+    """Of the pairs of different clusters: mean, median, largest overlap, and the share of pairs
+    that overlap at all or by half.
+    """
     pairs = overlap[np.triu_indices(len(overlap), 1)]
     if not len(pairs):
-        return {"pairs": 0, "mean": 0.0, "median": 0.0, "largest": 0.0, "overlapping": 0.0, "by_half": 0.0}
+        return {
+            "pairs": 0,
+            "mean": 0.0,
+            "median": 0.0,
+            "largest": 0.0,
+            "overlapping": 0.0,
+            "by_half": 0.0,
+        }
     return {
         "pairs": len(pairs),
         "mean": float(pairs.mean()),

@@ -1,7 +1,8 @@
-"""The bytes of a local file as they are to be read: compressed or not, whatever its name says, and what is no data is named.
+"""The bytes of a local file as they are to be read: compressed or not, whatever its name says, and
+what is no data is named.
 
-What a file is, its first bytes say: a gzip that is called .jsonl is unpacked all the same. A Git LFS pointer or a web page saved in
-place of the file is refused as what it is.
+What a file is, its first bytes say: a gzip that is called .jsonl is unpacked all the same. A Git
+LFS pointer or a web page saved in place of the file is refused as what it is.
 """
 
 import bz2
@@ -22,11 +23,21 @@ _HEAD = 512
 _OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ASIDE = ("__MACOSX/", ".DS_Store")
 # What readers of these formats raise on damaged input.
-DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException, RuntimeError)
+DAMAGE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    pa.ArrowException,
+    RuntimeError,
+)
 
 
 def what(head: bytes) -> str:
-    """The kind of a file by its first bytes: gzip, bz2, xz, zstd, zip, parquet, pdf, xls, lfs, html, utf-16, or plain."""
+    """The kind of a file by its first bytes: gzip, bz2, xz, zstd, zip, parquet, pdf, xls, lfs,
+    html, utf-16, or plain.
+    """
     for kind, mark in (
         ("gzip", b"\x1f\x8b"), ("bz2", b"BZh"), ("xz", b"\xfd7zXZ\x00"), ("zstd", b"\x28\xb5\x2f\xfd"), ("zip", b"PK\x03\x04"),
         ("zip", b"PK\x05\x06"), ("parquet", b"PAR1"), ("pdf", b"%PDF-"), ("xls", _OFFICE),
@@ -41,11 +52,15 @@ def what(head: bytes) -> str:
 
 
 def problem(head: bytes) -> str | None:
-    """What is wrong with a file that begins like this, in half a sentence; None where it may be data."""
+    """What is wrong with a file that begins like this, in half a sentence; None where it may be
+    data.
+    """
     return {
         "lfs": "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
-        "html": "is a web page (HTML), not data; the download was probably an error page or the page about the file",
-        "utf-16": "not UTF-8 at line 1, byte 0, but UTF-16 by its first bytes; convert the file to UTF-8 first",
+        "html": "is a web page (HTML), not data; the download was probably an error page or the "
+        "page about the file",
+        "utf-16": "not UTF-8 at line 1, byte 0, but UTF-16 by its first bytes; convert the file "
+        "to UTF-8 first",
         "pdf": "is a PDF, not data; export its text first",
         "xls": "is a file of an office program (Excel or Word), not data; export it as CSV first",
     }.get(what(head))
@@ -58,23 +73,34 @@ def head_of(path: str | Path) -> bytes:
 
 
 def inner_name(path: Path) -> str | None:
-    """The one file in a zip; None for a file of another kind. Raises ValueError where there is not one."""
+    """The one file in a zip; None for a file of another kind. Raises ValueError where there is not
+    one.
+    """
     if what(head_of(path)) != "zip":
         return None
     with zipfile.ZipFile(path) as archive:
-        names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith(_ASIDE) and not n.endswith(_ASIDE)]
+        names = [
+            n
+            for n in archive.namelist()
+            if not n.endswith("/") and not n.startswith(_ASIDE) and not n.endswith(_ASIDE)
+        ]
     names = [n for n in names if not n.rsplit("/", 1)[-1].startswith("._")]
     if "[Content_Types].xml" in names:
         raise ValueError(f"data.source = '{path}': {problem(_OFFICE)}.")
     if len(names) != 1:
         found = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-        raise ValueError(f"data.source = '{path}': a zip is read where it holds one file, and this one holds {len(names)}{f' ({found})' if names else ''}.")
+        raise ValueError(
+            f"data.source = '{path}': a zip is read where it holds one file, and this one holds "
+            f"{len(names)}{f' ({found})' if names else ''}."
+        )
     return names[0]
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked. Raises ValueError, one sentence, for what is no data; `DAMAGE` while reading what is damaged."""
+    """The bytes of a file, unpacked. Raises ValueError, one sentence, for what is no data; `DAMAGE`
+    while reading what is damaged.
+    """
     kind = what(head_of(path))
     openers = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
     if kind == "zip":
@@ -88,7 +114,10 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             yield _checked(path, stream)
     else:
         if path.suffix.lower() in COMPRESSED and problem(head_of(path)) is None:
-            raise ValueError(f"data.source = '{path}': cannot be read as {path.suffix}, which its bytes are not; if it is unpacked already, rename it.")
+            raise ValueError(
+                f"data.source = '{path}': cannot be read as {path.suffix}, which its bytes are "
+                "not; if it is unpacked already, rename it."
+            )
         with open(path, "rb") as stream:
             yield _checked(path, stream)
 
@@ -102,5 +131,7 @@ def _checked(path, stream):
     if what(head) in ("gzip", "bz2", "xz", "zstd", "zip"):
         raise ValueError(f"data.source = '{path}': is compressed twice; unpack it once.")
     if what(head) == "parquet":
-        raise ValueError(f"data.source = '{path}': is a parquet file under another name; call it .parquet.")
+        raise ValueError(
+            f"data.source = '{path}': is a parquet file under another name; call it .parquet."
+        )
     return stream

@@ -1,7 +1,9 @@
-"""The corpora that come with jaxloop: real human text under free licences, cleaned, the same on every machine.
+"""The corpora that come with jaxloop: real human text under free licences, cleaned, the same on
+every machine.
 
-Wherever a source is asked for, `jaxloop:NAME` is one of them. Where each is from, under what licence, and how it was
-cleaned: jaxloop/assets/corpora/ORIGIN.md; scripts/make_corpora.py makes them again.
+Wherever a source is asked for, `jaxloop:NAME` is one of them. Where each is from, under what
+licence, and how it was cleaned: jaxloop/assets/corpora/ORIGIN.md; scripts/make_corpora.py makes
+them again.
 """
 
 import difflib
@@ -36,8 +38,9 @@ def names() -> tuple[str, ...]:
 
 
 def name_of(source: str) -> str:
-    """The name in `jaxloop:NAME`. Raises ValueError, with the names there are and the nearest, for one that is not
-    known."""
+    """The name in `jaxloop:NAME`. Raises ValueError, with the names there are and the nearest, for
+    one that is not known.
+    """
     name = source.removeprefix(PREFIX)
     if name not in names():
         close = difflib.get_close_matches(name, names(), 1, 0.5)
@@ -50,38 +53,47 @@ def name_of(source: str) -> str:
 
 
 def identity(name: str) -> str:
-    """A corpus and its content, in one word: another release of jaxloop may have other texts under the same name."""
+    """A corpus and its content, in one word: another release of jaxloop may have other texts under
+    the same name.
+    """
     return f"{PREFIX}{name}@{index()[name]['fingerprint'][:16]}"
 
 
 def read(name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a file in `index`, or some of its columns. Raises ValueError where the file is absent or not what
-    was shipped."""
+    """The table of a file in `index`, or some of its columns. Raises ValueError where the file is
+    absent or not what was shipped.
+    """
     path = FOLDER / f"{name}.parquet"
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"data.source = '{PREFIX}{name}': {path} cannot be read ({error.strerror or error}); install jaxloop again."
+            f"data.source = '{PREFIX}{name}': {path} cannot be read ({error.strerror or error}); "
+            "install jaxloop again."
         ) from error
     if hashlib.sha256(data).hexdigest() != index()[name]["sha256"]:
         raise ValueError(
-            f"data.source = '{PREFIX}{name}': {path} is damaged, its checksum is not that of index.json; "
+            f"data.source = '{PREFIX}{name}': {path} is damaged, its checksum is not that of "
+            "index.json; "
             "install jaxloop again."
         )
     return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
 
 
 def load(name: str) -> pd.DataFrame:
-    """A corpus as a table: str columns of dtype object, numbers as they are. Raises ValueError as `name_of` and
-    `read`."""
+    """A corpus as a table: str columns of dtype object, numbers as they are. Raises ValueError as
+    `name_of` and `read`.
+    """
     frame = read(name_of(name)).to_pandas()
-    return frame.astype({column: object for column in frame if not pd.api.types.is_numeric_dtype(frame[column])})
+    return frame.astype(
+        {column: object for column in frame if not pd.api.types.is_numeric_dtype(frame[column])}
+    )
 
 
 def rows(source: str, columns: Sequence[str] | None = None) -> Iterator[dict]:
-    """The rows of `jaxloop:NAME`, one dict each, in order; `columns`, where it has them all, spares the others.
-    Raises ValueError as `load`."""
+    """The rows of `jaxloop:NAME`, one dict each, in order; `columns`, where it has them all, spares
+    the others. Raises ValueError as `load`.
+    """
     name = name_of(source)
     chosen = columns if columns and set(columns) <= set(index()[name]["columns"]) else None
     for batch in read(name, chosen).to_batches(_BATCH):

@@ -1,8 +1,10 @@
-"""Rows of csv and tsv files: exactly as the file has them, or refused with what was found and the option that reads it.
+"""Rows of csv and tsv files: exactly as the file has them, or refused with what was found and the
+option that reads it.
 
-Blocks of whole rows are read by Arrow where their bytes show that it reads them as RFC 4180 has it: every quotation mark opens a cell,
-closes one, or is doubled inside one, and lines end in one way. Everything else goes through the csv module, which is strict and
-slower by ten times, and knows the line of what it refuses.
+Blocks of whole rows are read by Arrow where their bytes show that it reads them as RFC 4180 has it:
+every quotation mark opens a cell, closes one, or is doubled inside one, and lines end in one way.
+Everything else goes through the csv module, which is strict and slower by ten times, and knows the
+line of what it refuses.
 """
 
 import csv
@@ -27,7 +29,9 @@ OPTIONS = ("no_header", "quotes", "no_quotes", "backslash", "spaces", "short_row
 _BLOCK = 1 << 22
 _ROWS = 1024
 _SAMPLE = 1 << 16
-_MANY_LINES = 500  # in one cell: rows are seen among them even if some of their texts hold delimiters
+_MANY_LINES = (
+    500  # in one cell: rows are seen among them even if some of their texts hold delimiters
+)
 _FEW_LINES = 4  # between the first and the last of a cell: fewer may look like rows by chance
 _CSV_LOCK = threading.Lock()
 _NOTE = re.compile(r"sep=([,;|\t])\r?\n")
@@ -37,23 +41,38 @@ _NOTE = re.compile(r"sep=([,;|\t])\r?\n")
 class Dialect:
     """How cells are told apart.
 
-    delimiter: one character; none: by the lines themselves, where only one fits, else a comma (.csv) or a tab (.tsv).
-    options: of `OPTIONS`. `no_header`: the first line is a row, columns are called 0, 1, …; `quotes`, `no_quotes`: quotation marks enclose
-    cells, or are text (neither: text where tabs part the cells, else they enclose); `backslash`: a backslash takes the meaning from what
-    follows; `spaces`: spaces after a delimiter are no text; `short_rows`: cells missing at a row's end have no value.
-    Raises ValueError for what is none of these.
+    delimiter: one character; none: by the lines themselves, where only one fits, else a comma
+    (.csv) or a tab (.tsv). options: of `OPTIONS`. `no_header`: the first line is a row, columns are
+    called 0, 1, …; `quotes`, `no_quotes`: quotation marks enclose cells, or are text (neither: text
+    where tabs part the cells, else they enclose); `backslash`: a backslash takes the meaning from
+    what follows; `spaces`: spaces after a delimiter are no text; `short_rows`: cells missing at a
+    row's end have no value. Raises ValueError for what is none of these.
     """
 
     delimiter: str | None = None
     options: tuple[str, ...] = ()
 
     def __post_init__(self):
-        named = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
+        named = {
+            "tab": "\t",
+            "\\t": "\t",
+            "comma": ",",
+            "semicolon": ";",
+            "pipe": "|",
+            "space": " ",
+        }
         object.__setattr__(self, "delimiter", named.get(self.delimiter, self.delimiter))
-        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n\\\x1a' or ord(self.delimiter) > 127):
-            raise ValueError(f"data.delimiter = {self.delimiter!r} is not allowed: one ASCII character other than a quotation mark, or tab.")
+        if self.delimiter is not None and (
+            len(self.delimiter) != 1 or self.delimiter in '"\r\n\\\x1a' or ord(self.delimiter) > 127
+        ):
+            raise ValueError(
+                f"data.delimiter = {self.delimiter!r} is not allowed: one ASCII character other "
+                "than a quotation mark, or tab."
+            )
         if unknown := [o for o in self.options if o not in OPTIONS]:
-            raise ValueError(f"data.csv_options has {unknown[0]!r}, which is none of {', '.join(OPTIONS)}.")
+            raise ValueError(
+                f"data.csv_options has {unknown[0]!r}, which is none of {', '.join(OPTIONS)}."
+            )
         if {"quotes", "no_quotes"} <= set(self.options):
             raise ValueError("data.csv_options has both 'quotes' and 'no_quotes': one of them.")
 
@@ -78,12 +97,20 @@ def flag(option: str) -> str:
     return f"--config.data.csv_options={option}"
 
 
-def batches(path: Path, stream: IO[bytes], *, tabs: bool, dialect: Dialect, columns: Sequence[str] | None = None) -> Iterator[dict[str, list[str | None]]]:
+def batches(
+    path: Path,
+    stream: IO[bytes],
+    *,
+    tabs: bool,
+    dialect: Dialect,
+    columns: Sequence[str] | None = None,
+) -> Iterator[dict[str, list[str | None]]]:
     """Columns of some rows at a time, in the order of the file.
 
-    tabs: whether the file is called .tsv; columns: those that are needed, if it has them all (the others may come too).
-    Rows end as the header line does, with CR LF or with LF alone, or all with CR LF under a header that does not; any other carriage return is text.
-    Raises ValueError, one sentence with the line, for rows that are not those of one table.
+    tabs: whether the file is called .tsv; columns: those that are needed, if it has them all (the
+    others may come too). Rows end as the header line does, with CR LF or with LF alone, or all with
+    CR LF under a header that does not; any other carriage return is text. Raises ValueError, one
+    sentence with the line, for rows that are not those of one table.
     """
     table = _table(path, stream.peek(_SAMPLE)[:_SAMPLE], tabs, dialect)
     blocks = _blocks(table, stream)
@@ -94,7 +121,13 @@ def batches(path: Path, stream: IO[bytes], *, tabs: bool, dialect: Dialect, colu
             block = block[place.offset :]
             if not table.columns:
                 return
-        fast = _fast(table, block, [c for c in table.columns if c in columns] if columns and set(columns) <= set(table.columns) else table.columns)
+        fast = _fast(
+            table,
+            block,
+            [c for c in table.columns if c in columns]
+            if columns and set(columns) <= set(table.columns)
+            else table.columns,
+        )
         if fast is None:
             yield from _slow(table, itertools.chain([block], blocks), place)
             return
@@ -123,18 +156,31 @@ def _table(path, head, tabs, dialect):
     options = frozenset(dialect.options)
     quoted = "quotes" in options or (delimiter != "\t" and "no_quotes" not in options)
     first, both, ends = lines.split("\n", 1)[0], lines.count("\r\n"), lines.count("\n")
-    table = _Table(path, delimiter, quoted, options, "\r\n" if ends and (first.endswith("\r") or 0 < both == ends - 1) else "\n")
+    table = _Table(
+        path,
+        delimiter,
+        quoted,
+        options,
+        "\r\n" if ends and (first.endswith("\r") or 0 < both == ends - 1) else "\n",
+    )
     if not ends and len(lines.split("\r")) > 2:
-        table.refuse("its lines end with carriage returns alone, as on old Macs; save it with ordinary line ends first")
+        table.refuse(
+            "its lines end with carriage returns alone, as on old Macs; save it with ordinary "
+            "line ends first"
+        )
     return table
 
 
 def _sniffed(lines, own):
-    """The file's own delimiter, or the one other that parts every line of the sample into equally many cells, where its own does not."""
+    """The file's own delimiter, or the one other that parts every line of the sample into equally
+    many cells, where its own does not.
+    """
     widths = {mark: _widths(lines, mark) for mark in dict.fromkeys((own, ",", ";", "\t", "|"))}
     if widths[own] and min(widths[own]) > 1 and len(widths[own]) == 1:
         return own
-    fitting = [mark for mark, found in widths.items() if mark != own and len(found) == 1 and min(found) > 1]
+    fitting = [
+        mark for mark, found in widths.items() if mark != own and len(found) == 1 and min(found) > 1
+    ]
     return fitting[0] if len(fitting) == 1 else own
 
 
@@ -142,7 +188,13 @@ def _widths(lines, mark):
     """How many cells the rows have; empty where there are no two rows or they are no table."""
     quoting = csv.QUOTE_NONE if mark == "\t" else csv.QUOTE_MINIMAL
     try:
-        rows = [len(row) for row in itertools.islice(csv.reader(io.StringIO(lines), delimiter=mark, quoting=quoting), 200) if row]
+        rows = [
+            len(row)
+            for row in itertools.islice(
+                csv.reader(io.StringIO(lines), delimiter=mark, quoting=quoting), 200
+            )
+            if row
+        ]
     except csv.Error:
         return set()
     # The sample may end inside a quoted cell, so its last row does not count.
@@ -172,14 +224,21 @@ def _blocks(table, stream):
 def _with_columns(table, block, place):
     """The table with the names of its columns; `place` is then behind the header line."""
     at = dataclasses.replace(place)
-    names = next((row for row, _ in _rows(table, [block], at) if row and not _is_note(table, row)), [])
+    names = next(
+        (row for row, _ in _rows(table, [block], at) if row and not _is_note(table, row)), []
+    )
     if "no_header" in table.options:
         return dataclasses.replace(table, columns=tuple(map(str, range(len(names)))))
     place.line, place.offset = at.line, at.offset
-    # pandas' default writes the row numbers under no name: such columns are called as pandas calls them.
+    # pandas' default writes the row numbers under no name: such columns are called as pandas calls
+    # them.
     names = [name if name.strip() else f"Unnamed: {i}" for i, name in enumerate(names)]
     if twice := [name for name in names if names.count(name) > 1]:
-        known = f"; a file without a header is read with {flag('no_header')}" if any(map(_like_data, names)) else ""
+        known = (
+            f"; a file without a header is read with {flag('no_header')}"
+            if any(map(_like_data, names))
+            else ""
+        )
         table.refuse(f"the header line has {twice[0]!r} twice; name every column once{known}")
     return dataclasses.replace(table, columns=tuple(names))
 
@@ -193,25 +252,36 @@ def _like_data(name):
 
 
 def hint(columns: tuple[str, ...] | list[str]) -> str:
-    """What may be the matter with a file whose header has these names and not the one asked for; empty where nothing comes to mind."""
+    """What may be the matter with a file whose header has these names and not the one asked for;
+    empty where nothing comes to mind.
+    """
     names = list(map(str, columns))
     if len(names) == 1 and (marks := [m for m in ";\t|," if m in names[0]]):
         said = "tab" if marks[0] == "\t" else marks[0]
-        return f"; its first line looks as if {said!r} parted the cells: --config.data.delimiter={said}"
+        return (
+            f"; its first line looks as if {said!r} parted the cells: "
+            f"--config.data.delimiter={said}"
+        )
     if any(n.startswith('"') and n.endswith('"') and len(n) > 1 for n in names):
         return f"; its names stand in quotation marks, which {flag('quotes')} takes off"
     if any(n != n.lstrip() for n in names):
         return f"; some begin with a space, which {flag('spaces')} takes off"
     if any(map(_like_data, names)):
-        return f"; a file without a header is read with {flag('no_header')}, its columns are then called 0, 1, …"
+        return (
+            f"; a file without a header is read with {flag('no_header')}, its columns are then "
+            "called 0, 1, …"
+        )
     return ""
 
 
-# ---- the fast way -----------------------------------------------------------------------------------------------------
+# ---- the fast way
+# -----------------------------------------------------------------------------------------------------
 
 
 def _fast(table, block, wanted):
-    """The wanted columns of a block where Arrow reads it exactly as the csv module would, {} where it has no row; None where Arrow might not."""
+    """The wanted columns of a block where Arrow reads it exactly as the csv module would, {} where
+    it has no row; None where Arrow might not.
+    """
     if {"backslash", "spaces", "short_rows"} & table.options or b"\0" in block or b"\x1a" in block:
         return None
     lines, returns = block.count(b"\n"), block.count(b"\r")
@@ -221,12 +291,20 @@ def _fast(table, block, wanted):
         return None
     if table.quoted and not _well_quoted(np.frombuffer(block, np.uint8), ord(table.delimiter)):
         return None
-    convert = dict(column_types=dict.fromkeys(table.columns, pa.string()), strings_can_be_null=False)
+    convert = dict(
+        column_types=dict.fromkeys(table.columns, pa.string()), strings_can_be_null=False
+    )
     try:
         found = pc.read_csv(
             pa.BufferReader(block),
-            read_options=pc.ReadOptions(column_names=table.columns, block_size=len(block) + 1, use_threads=False),
-            parse_options=pc.ParseOptions(delimiter=table.delimiter, quote_char='"' if table.quoted else False, newlines_in_values=table.quoted),
+            read_options=pc.ReadOptions(
+                column_names=table.columns, block_size=len(block) + 1, use_threads=False
+            ),
+            parse_options=pc.ParseOptions(
+                delimiter=table.delimiter,
+                quote_char='"' if table.quoted else False,
+                newlines_in_values=table.quoted,
+            ),
             convert_options=pc.ConvertOptions(**convert, include_columns=wanted),
         )
     except pa.ArrowException:
@@ -234,7 +312,9 @@ def _fast(table, block, wanted):
     # Most blocks have as many lines as rows: no cell has a line end, so none swallowed other rows.
     if table.quoted and lines > found.num_rows:
         ends = [_line_ends(found.column(name)) for name in wanted]
-        if len(wanted) < len(table.columns) and lines > found.num_rows + sum(len(each) for each in ends):
+        if len(wanted) < len(table.columns) and lines > found.num_rows + sum(
+            len(each) for each in ends
+        ):
             return _fast(table, block, table.columns)
         for name, each in zip(wanted, ends, strict=True):
             several = np.flatnonzero(np.bincount(each) > _FEW_LINES) if len(each) else ()
@@ -250,7 +330,10 @@ def _line_ends(column):
     if data is None or not len(texts):
         return np.zeros(0, np.int64)
     offset_N = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    places = np.flatnonzero(np.frombuffer(data, np.uint8)[offset_N[0] : offset_N[-1]] == 10) + offset_N[0]
+    places = (
+        np.flatnonzero(np.frombuffer(data, np.uint8)[offset_N[0] : offset_N[-1]] == 10)
+        + offset_N[0]
+    )
     return np.searchsorted(offset_N, places, side="right") - 1
 
 
@@ -283,7 +366,8 @@ def _swallows(table, cell):
     return parts > 0 and len(inside) >= _FEW_LINES and alike == len(inside)
 
 
-# ---- the strict way ---------------------------------------------------------------------------------------------------
+# ---- the strict way
+# ---------------------------------------------------------------------------------------------------
 
 
 def _slow(table, blocks, place):
@@ -294,7 +378,11 @@ def _slow(table, blocks, place):
         try:
             for row, start in itertools.islice(rows, _ROWS):
                 if row:
-                    batch.append(_cells(table, row, start, place) if len(row) != width or any(map(_doubtful, row)) else row)
+                    batch.append(
+                        _cells(table, row, start, place)
+                        if len(row) != width or any(map(_doubtful, row))
+                        else row
+                    )
             done = not batch
         except ValueError as error:
             problem = error
@@ -309,7 +397,9 @@ def _doubtful(cell):
 
 
 def _cells(table, row, start, place):
-    """A row of as many cells as there are columns. Refuses one of other length, and cells that show that the file is to be read otherwise."""
+    """A row of as many cells as there are columns. Refuses one of other length, and cells that show
+    that the file is to be read otherwise.
+    """
     width, where = len(table.columns), f"the row that ends at line {place.line}"
     if len(row) < width and "short_rows" in table.options:
         row = [*row, *[None] * (width - len(row))]
@@ -318,20 +408,37 @@ def _cells(table, row, start, place):
     for cell in filter(None, row):
         if _swallows(table, cell):
             table.refuse(
-                f"a quotation mark in the row that begins at line {start} makes one cell of {cell.count(chr(10)) + 1:,} lines; "
-                f"if it is text read it with {flag('no_quotes')}, if the cell is that long with {flag('quotes')}"
+                f"a quotation mark in the row that begins at line {start} makes one cell of "
+                f"{cell.count(chr(10)) + 1:,} lines; "
+                f"if it is text read it with {flag('no_quotes')}, if the cell is that long with "
+                f"{flag('quotes')}"
             )
         # A cell that is not quoted stands in the file as it is.
-        spaced = table.quoted and "spaces" not in table.options and re.fullmatch(r' +".*"', cell, re.DOTALL)
+        spaced = (
+            table.quoted
+            and "spaces" not in table.options
+            and re.fullmatch(r' +".*"', cell, re.DOTALL)
+        )
         if spaced and f"{table.delimiter}{cell}" in "".join(place.row):
-            table.refuse(f"{where} has a space before a quotation mark, which {flag('spaces')} takes off")
-        if not table.quoted and "no_quotes" not in table.options and re.fullmatch(r'"(?:[^"]|"")*""(?:[^"]|"")*"', cell):
-            table.refuse(f"{where} has a cell in quotation marks; they enclose cells with {flag('quotes')}, and are text with {flag('no_quotes')}")
+            table.refuse(
+                f"{where} has a space before a quotation mark, which {flag('spaces')} takes off"
+            )
+        if (
+            not table.quoted
+            and "no_quotes" not in table.options
+            and re.fullmatch(r'"(?:[^"]|"")*""(?:[^"]|"")*"', cell)
+        ):
+            table.refuse(
+                f"{where} has a cell in quotation marks; they enclose cells with "
+                f"{flag('quotes')}, and are text with {flag('no_quotes')}"
+            )
     return row
 
 
 def _why(table, row):
-    """What may be the matter with a row of other length than the header's, and the option that reads it."""
+    """What may be the matter with a row of other length than the header's, and the option that
+    reads it.
+    """
     if any(cell.startswith(' "') for cell in row) and table.quoted:
         return f"; a space before a quotation mark is taken off with {flag('spaces')}"
     if any('\\"' in cell or cell.endswith("\\") for cell in row):
@@ -340,18 +447,29 @@ def _why(table, row):
         return f"; cells in quotation marks are read with {flag('quotes')}"
     if len(row) < len(table.columns):
         return f"; rows that lack cells at their end are read with {flag('short_rows')}"
-    return f"; a cell that holds a {table.delimiter!r} must stand in quotation marks" if table.quoted else ""
+    return (
+        f"; a cell that holds a {table.delimiter!r} must stand in quotation marks"
+        if table.quoted
+        else ""
+    )
 
 
 def _rows(table, blocks, place):
     """(cells, number of its first line) of each row; [] for an empty line."""
-    options = dict(delimiter=table.delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE)
+    options = dict(
+        delimiter=table.delimiter,
+        strict=True,
+        quoting=csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE,
+    )
     options |= dict(escapechar="\\") if "backslash" in table.options else {}
-    reader = csv.reader(_protected(table, blocks, place), skipinitialspace="spaces" in table.options, **options)
+    reader = csv.reader(
+        _protected(table, blocks, place), skipinitialspace="spaces" in table.options, **options
+    )
     while True:
         place.row.clear()
         start = place.line + 1
-        # The limit on a cell's size is one number for the whole process: raised for this row, then put back.
+        # The limit on a cell's size is one number for the whole process: raised for this row, then
+        # put back.
         with _CSV_LOCK:
             limit = csv.field_size_limit(sys.maxsize)
             try:
@@ -366,7 +484,13 @@ def _rows(table, blocks, place):
             table.refuse(_malformed(table, str(problem), start, place))
         if row is None:
             return
-        yield [cell.replace("\x1ar", "\r").replace("\x1az", "\x1a") if "\x1a" in cell else cell for cell in row], start
+        yield (
+            [
+                cell.replace("\x1ar", "\r").replace("\x1az", "\x1a") if "\x1a" in cell else cell
+                for cell in row
+            ],
+            start,
+        )
 
 
 def _malformed(table, message, start, place):
@@ -378,27 +502,42 @@ def _malformed(table, message, start, place):
         known = f"; a space before a quotation mark is taken off with {flag('spaces')}"
     if "unexpected end" in message:
         known = known or f"; if it is text read it with {flag('no_quotes')}"
-        return f"the row that begins at line {start} is not well-formed (a quotation mark opens a cell that never ends){known}"
+        return (
+            f"the row that begins at line {start} is not well-formed (a quotation mark opens a "
+            f"cell that never ends){known}"
+        )
     return f"line {place.line} is not well-formed ({message}){known}"
 
 
 def _protected(table, blocks, place):
-    """Lines of UTF-8 text. The csv module ends rows at carriage returns: they travel as U+001A "r", and U+001A itself as U+001A "z"."""
+    """Lines of UTF-8 text. The csv module ends rows at carriage returns: they travel as U+001A "r",
+    and U+001A itself as U+001A "z".
+    """
     for block in blocks:
         for raw in io.BytesIO(block):
             place.line += 1
             line = decoded(table.path, raw, place.line, place.offset)
             place.offset += len(raw)
             place.row.append(line)
-            end = table.row_end if line.endswith(table.row_end) else "\n" if line.endswith("\n") else ""
+            end = (
+                table.row_end
+                if line.endswith(table.row_end)
+                else "\n"
+                if line.endswith("\n")
+                else ""
+            )
             body = line.removesuffix(end)
             yield body.replace("\x1a", "\x1az").replace("\r", "\x1ar") + end
 
 
 def decoded(path: Path, raw: bytes, line: int, offset: int) -> str:
-    """A line of a UTF-8 file. Raises ValueError with the line and the byte, `offset` being that of the line's first."""
+    """A line of a UTF-8 file. Raises ValueError with the line and the byte, `offset` being that of
+    the line's first.
+    """
     try:
         return raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         where = f"line {line}, byte {offset + error.start} (0x{raw[error.start]:02x})"
-        raise ValueError(f"data.source = '{path}': not UTF-8 at {where}; convert the file to UTF-8 first.") from None
+        raise ValueError(
+            f"data.source = '{path}': not UTF-8 at {where}; convert the file to UTF-8 first."
+        ) from None

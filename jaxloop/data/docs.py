@@ -1,12 +1,14 @@
-"""The embedded dataset `docs`: human prose about software, which comes with jaxloop and is the same on every machine.
+"""The embedded dataset `docs`: human prose about software, which comes with jaxloop and is the same
+on every machine.
 
-Its records are the paragraphs in the docstrings of the Python standard library and of jaxloop's dependencies, of the
-versions that jaxloop/assets/corpora/ORIGIN.md names. They were read from the `.py` files with `ast` (nothing is
-imported), cleaned of code and mark-up (`prose.py`), and rid of near-duplicates across all libraries, so that a
-held-out library shares no templated sentence with the libraries that models were pretrained on. The domain of a
-record is its library.
+Its records are the paragraphs in the docstrings of the Python standard library and of jaxloop's
+dependencies, of the versions that jaxloop/assets/corpora/ORIGIN.md names. They were read from the
+`.py` files with `ast` (nothing is imported), cleaned of code and mark-up (`prose.py`), and rid of
+near-duplicates across all libraries, so that a held-out library shares no templated sentence with
+the libraries that models were pretrained on. The domain of a record is its library.
 
-`docs:installed` is the same extraction from the libraries that are installed here: with other versions, other texts.
+`docs:installed` is the same extraction from the libraries that are installed here: with other
+versions, other texts.
 """
 
 import ast
@@ -36,11 +38,13 @@ import pyarrow.parquet as pq
 from jaxloop.data import corpora, prose
 from jaxloop.runtime.files import cache_folder
 
-# Bases are pretrained on these (tqdm is not among them: its licence, the MPL, asks more of those who pass its text
-# on) ...
+# Bases are pretrained on these (tqdm is not among them: its licence, the MPL, asks more of those
+# who pass its text on) ...
 PRETRAIN = tuple(
-    "python numpy pandas jax transformers sklearn matplotlib mpl_toolkits datasets huggingface_hub flax optax orbax sentence_transformers "
-    "numba pydantic rich jinja2 fsspec etils absl umap pygments patsy joblib dateutil PIL pyparsing fontTools".split()
+    "python numpy pandas jax transformers sklearn matplotlib mpl_toolkits datasets "
+    "huggingface_hub flax optax orbax sentence_transformers "
+    "numba pydantic rich jinja2 fsspec etils absl umap pygments patsy joblib dateutil PIL "
+    "pyparsing fontTools".split()
 )
 # ... and studies fine-tune on these, which the bases never saw.
 HELD_OUT = ("scipy", "statsmodels", "networkx", "nltk")
@@ -61,7 +65,8 @@ _DISTRIBUTIONS = {
 }
 
 _SKIPPED_FOLDERS = frozenset(
-    "tests test testing _testing idle_test _vendor vendor vendored extern externals site-packages dist-packages __pycache__ _bundled "
+    "tests test testing _testing idle_test _vendor vendor vendored extern externals "
+    "site-packages dist-packages __pycache__ _bundled "
     "lib2to3 idlelib turtledemo encodings".split()
 )
 # transformers repeats one set of docstrings in each of its hundreds of model files.
@@ -75,24 +80,35 @@ _WORDS = re.compile(r"[a-z]+")
 
 
 def load(libraries=None):
-    """The dataset as it comes with jaxloop, or the part of it from some libraries, none of which need be installed.
+    """The dataset as it comes with jaxloop, or the part of it from some libraries, none of which
+    need be installed.
 
     Args:
-      libraries: names out of `LIBRARIES`; all when None. Rows keep the dataset's order, whatever the order here, and a
-        paragraph that an earlier library of `LIBRARIES` holds too is not repeated, whether or not that one is asked for.
+      libraries: names out of `LIBRARIES`; all when None. Rows keep the dataset's order, whatever
+      the order here, and a
+        paragraph that an earlier library of `LIBRARIES` holds too is not repeated, whether or not
+        that one is asked for.
 
-    Returns: DataFrame with columns text, domain (the library), module (where it was found) and id (of the text).
+    Returns: DataFrame with columns text, domain (the library), module (where it was found) and id
+    (of the text).
 
     Raises: ValueError for a library that is unknown.
     """
     wanted = set(_known(libraries, "docs"))
-    parts = [name for name, part in zip(corpora.DOCS, (HELD_OUT, PRETRAIN), strict=True) if wanted & set(part)]
-    table = pd.concat([corpora.read(name).to_pandas() for name in reversed(parts)], ignore_index=True).astype("str")
+    parts = [
+        name
+        for name, part in zip(corpora.DOCS, (HELD_OUT, PRETRAIN), strict=True)
+        if wanted & set(part)
+    ]
+    table = pd.concat(
+        [corpora.read(name).to_pandas() for name in reversed(parts)], ignore_index=True
+    ).astype("str")
     return _with_ids(table[table["domain"].isin(wanted)].reset_index(drop=True))
 
 
 def load_installed(libraries=None, *, cache=None):
-    """The dataset, or the part of it that comes from some libraries, from their sources as they are installed here.
+    """The dataset, or the part of it that comes from some libraries, from their sources as they are
+    installed here.
 
     Args:
       libraries: as in `load`; all that are installed when None.
@@ -108,21 +124,33 @@ def load_installed(libraries=None, *, cache=None):
         absent = [name for name in libraries if name not in there]
         if absent:
             one = len(absent) == 1
-            is_not = f"{'the library' if one else 'the libraries'} {', '.join(absent)} {'is' if one else 'are'} not installed here"
-            raise ValueError(f"docs:installed: {is_not}; install {'it' if one else 'them'}, or read 'docs', which needs none.")
+            is_not = (
+                f"{'the library' if one else 'the libraries'} {', '.join(absent)} "
+                f"{'is' if one else 'are'} not installed here"
+            )
+            raise ValueError(
+                f"docs:installed: {is_not}; install {'it' if one else 'them'}, or read 'docs', "
+                "which needs none."
+            )
     table = _cached(there, cache)
-    return table if libraries is None else table[table["domain"].isin(libraries)].reset_index(drop=True)
+    return (
+        table
+        if libraries is None
+        else table[table["domain"].isin(libraries)].reset_index(drop=True)
+    )
 
 
 def is_docs(source):
-    """Whether a source names this dataset: `docs`, `docs:scipy,numpy`, `docs:installed`, `docs:installed:scipy`,
-    each also after `jaxloop:`."""
+    """Whether a source names this dataset: `docs`, `docs:scipy,numpy`, `docs:installed`,
+    `docs:installed:scipy`, each also after `jaxloop:`.
+    """
     return re.fullmatch(r"(jaxloop:)?docs(:.*)?", str(source), re.DOTALL) is not None
 
 
 def parse(source):
-    """(whether the installed libraries are to be read, the libraries that are named or None) of a source that
-    `is_docs`."""
+    """(whether the installed libraries are to be read, the libraries that are named or None) of a
+    source that `is_docs`.
+    """
     parts = str(source).removeprefix(corpora.PREFIX).split(":", 1)
     rest = parts[1].strip() if len(parts) == 2 else ""
     installed = rest == INSTALLED or rest.startswith(f"{INSTALLED}:")
@@ -131,15 +159,17 @@ def parse(source):
 
 
 def read(source, libraries=None):
-    """The dataset as a source names it; libraries: those that are read where the source names none. Raises
-    ValueError as `load` and `load_installed`."""
+    """The dataset as a source names it; libraries: those that are read where the source names none.
+    Raises ValueError as `load` and `load_installed`.
+    """
     installed, named = parse(source)
     return (load_installed if installed else load)(named or libraries)
 
 
 def default_libraries(source):
-    """The libraries that studies read of a source: those that the bases never saw, where it is this dataset and
-    names none; else ()."""
+    """The libraries that studies read of a source: those that the bases never saw, where it is this
+    dataset and names none; else ().
+    """
     return HELD_OUT if is_docs(source) and parse(source)[1] is None else ()
 
 
@@ -158,21 +188,32 @@ def _known(libraries, source):
         if name not in LIBRARIES:
             close = difflib.get_close_matches(name, LIBRARIES, 1, 0.6)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"{source}: {name!r} is not one of its libraries{hint}; they are {', '.join(LIBRARIES)}.")
+            raise ValueError(
+                f"{source}: {name!r} is not one of its libraries{hint}; they are "
+                f"{', '.join(LIBRARIES)}."
+            )
     return libraries
 
 
 def fingerprint(frame):
-    """SHA-256 (hex) over the texts of a frame: equal texts in equal order, and nothing else, give equal fingerprints."""
+    """SHA-256 (hex) over the texts of a frame: equal texts in equal order, and nothing else, give
+    equal fingerprints.
+    """
     return digest_texts(frame["text"]).hexdigest()
 
 
 def build(libraries):
-    """The dataset of these libraries from their sources, deduplicated in the order given; half a minute of processor time for all of them."""
+    """The dataset of these libraries from their sources, deduplicated in the order given; half a
+    minute of processor time for all of them.
+    """
     collecting = gc.isenabled()
     gc.disable()  # syntax trees hold no cycles; the collector would take a quarter of the time
     try:
-        table = pd.DataFrame(list(deduplicate(_records(libraries))), columns=["text", "domain", "module"], dtype="str")
+        table = pd.DataFrame(
+            list(deduplicate(_records(libraries))),
+            columns=["text", "domain", "module"],
+            dtype="str",
+        )
     finally:
         if collecting:
             gc.enable()
@@ -186,28 +227,46 @@ def _with_ids(table):
 
 
 def _records(libraries):
-    """(text, library, module) of every paragraph, in order. Files are shared out to a process for each core."""
+    """(text, library, module) of every paragraph, in order. Files are shared out to a process for
+    each core.
+    """
     files = [(library, module, path) for library in libraries for module, path in _sources(library)]
     shares = min(os.cpu_count() or 1, 8, len(files) // FILES_WORTH_A_PROCESS + 1)
     with ExitStack() as stack:
-        waits = [_read_beside([str(path) for _, _, path in files[i::shares]], stack) for i in range(1, shares)]
+        waits = [
+            _read_beside([str(path) for _, _, path in files[i::shares]], stack)
+            for i in range(1, shares)
+        ]
         found = [_paragraphs(path) for _, _, path in files[::shares]]
         # Where a process failed its files are read here.
-        parts = [found, *(wait() or [_paragraphs(path) for _, _, path in files[i::shares]] for i, wait in enumerate(waits, 1))]
+        parts = [
+            found,
+            *(
+                wait() or [_paragraphs(path) for _, _, path in files[i::shares]]
+                for i, wait in enumerate(waits, 1)
+            ),
+        ]
     for k, (library, module, _) in enumerate(files):
         for text in parts[k % shares][k // shares]:
             yield text, library, module
 
 
 def _read_beside(paths, stack):
-    """Start a process that reads these files; the function returned waits for their paragraphs (None where it failed).
+    """Start a process that reads these files; the function returned waits for their paragraphs
+    (None where it failed).
 
-    Not by multiprocessing: a script of a user's that loads the dataset without a guard would run again in every process."""
+    Not by multiprocessing: a script of a user's that loads the dataset without a guard would run
+    again in every process.
+    """
     asked, said = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
     asked.write(json.dumps(paths).encode())
     asked.seek(0)
     code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _answer; _answer()"
-    process = stack.enter_context(subprocess.Popen([sys.executable, "-c", code], stdin=asked, stdout=said, stderr=subprocess.DEVNULL))
+    process = stack.enter_context(
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=asked, stdout=said, stderr=subprocess.DEVNULL
+        )
+    )
     stack.callback(process.kill)
 
     def wait():
@@ -243,7 +302,11 @@ def versions():
     found = {}
     for name in LIBRARIES:
         try:
-            found[name] = platform.python_version() if name == "python" else importlib.metadata.version(distribution(name))
+            found[name] = (
+                platform.python_version()
+                if name == "python"
+                else importlib.metadata.version(distribution(name))
+            )
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
@@ -252,7 +315,9 @@ def versions():
 def _cached(there, cache):
     if cache is False:
         return build(list(there))
-    extractor = hashlib.sha256(Path(__file__).read_bytes() + Path(prose.__file__).read_bytes()).hexdigest()
+    extractor = hashlib.sha256(
+        Path(__file__).read_bytes() + Path(prose.__file__).read_bytes()
+    ).hexdigest()
     key = hashlib.sha256(json.dumps([extractor, there]).encode()).hexdigest()[:16]
     path = (cache_folder() if cache is None else Path(cache)) / f"docs-{key}.parquet"
     table = _read_cache(path)
@@ -274,14 +339,19 @@ def _read_cache(path):
         problem = "its content does not match its checksum"
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         problem = (str(error).splitlines() or [type(error).__name__])[0]
-    warnings.warn(f"docs: the cache {path} is damaged ({problem}); extracting the dataset again.", stacklevel=2)
+    warnings.warn(
+        f"docs: the cache {path} is damaged ({problem}); extracting the dataset again.",
+        stacklevel=2,
+    )
     return None
 
 
 def _write_cache(table, path):
     """Write a cache file in one step; a folder that cannot be written costs the cache, not the run."""
     stored = pa.Table.from_pandas(table, preserve_index=False)
-    stored = stored.replace_schema_metadata({**(stored.schema.metadata or {}), b"content": _content(table)})
+    stored = stored.replace_schema_metadata(
+        {**(stored.schema.metadata or {}), b"content": _content(table)}
+    )
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -292,16 +362,24 @@ def _write_cache(table, path):
     except OSError as error:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
-        warnings.warn(f"docs: no cache at {path} ({error.strerror or error}); the next run extracts the dataset again.", stacklevel=2)
+        warnings.warn(
+            f"docs: no cache at {path} ({error.strerror or error}); the next run extracts the "
+            "dataset again.",
+            stacklevel=2,
+        )
 
 
 def _content(table):
     """What a cache file is checked against: a digest of all its columns."""
-    return "".join(digest_texts(table[column]).hexdigest() for column in ("text", "domain", "module", "id")).encode()
+    return "".join(
+        digest_texts(table[column]).hexdigest() for column in ("text", "domain", "module", "id")
+    ).encode()
 
 
 def _roots(library):
-    """Where a library's sources lie: a list of folders or single files; empty when it is not installed."""
+    """Where a library's sources lie: a list of folders or single files; empty when it is not
+    installed.
+    """
     if library == "python":
         return [Path(sysconfig.get_path("stdlib"))]
     spec = importlib.util.find_spec(library)
@@ -313,7 +391,9 @@ def _roots(library):
 
 
 def _sources(library):
-    """(module name, file) of the library's Python files, sorted by path; tests and vendored packages are left out."""
+    """(module name, file) of the library's Python files, sorted by path; tests and vendored
+    packages are left out.
+    """
     for root in _roots(library):
         if root.is_file():
             yield library, root
@@ -322,17 +402,26 @@ def _sources(library):
         for folder, folders, names in os.walk(root):
             folders[:] = [f for f in folders if f not in _SKIPPED_FOLDERS]
             relative = Path(folder).relative_to(root)
-            found += [relative / name for name in names if name.endswith(".py") and not name.startswith(_SKIPPED_FILES)]
+            found += [
+                relative / name
+                for name in names
+                if name.endswith(".py") and not name.startswith(_SKIPPED_FILES)
+            ]
         for path in sorted(found, key=lambda p: p.as_posix()):
             parts = [p for p in path.with_suffix("").parts if p != "__init__"]
-            yield ".".join([library, *parts] if library != "python" else parts or ["python"]), root / path
+            yield (
+                ".".join([library, *parts] if library != "python" else parts or ["python"]),
+                root / path,
+            )
 
 
 def _docstrings(path):
-    """The dedented documentation strings of a source file, in no particular nesting but always in the same order.
+    """The dedented documentation strings of a source file, in no particular nesting but always in
+    the same order.
 
-    Beside docstrings proper: multi-line strings that are assigned to a name or handed to a call or a decorator (`add_newdoc`, `doc`),
-    which is how NumPy, pandas and torch document what is written in C or generated. A file that does not parse has none.
+    Beside docstrings proper: multi-line strings that are assigned to a name or handed to a call or
+    a decorator (`add_newdoc`, `doc`), which is how NumPy, pandas and torch document what is written
+    in C or generated. A file that does not parse has none.
     """
     try:
         with warnings.catch_warnings():
@@ -352,7 +441,11 @@ def _docstrings(path):
             value = values.pop(0)
             if isinstance(value, ast.Constant):
                 text = value.value
-                if isinstance(text, str) and len(text) >= prose.MIN_CHARS and ("\n" in text or value is getattr(node, "value", None)):
+                if (
+                    isinstance(text, str)
+                    and len(text) >= prose.MIN_CHARS
+                    and ("\n" in text or value is getattr(node, "value", None))
+                ):
                     yield inspect.cleandoc(text)
             elif isinstance(value, ast.Call):
                 values += [*value.args, *(k.value for k in value.keywords)]
@@ -372,12 +465,15 @@ def _paragraphs(path):
 
 
 def deduplicate(records):
-    """Drop each record that repeats an earlier one, whole or nearly; `records` are tuples that begin with a text.
+    """Drop each record that repeats an earlier one, whole or nearly; `records` are tuples that
+    begin with a text.
 
-    Compared are lower-case words alone (no digits, no punctuation). A record is dropped when its first eight words, or more than 40% of
-    its five-word sequences, were seen in a record kept before. Yields the records kept, in order.
+    Compared are lower-case words alone (no digits, no punctuation). A record is dropped when its
+    first eight words, or more than 40% of its five-word sequences, were seen in a record kept
+    before. Yields the records kept, in order.
     """
-    # Hashes of integers, not the words: a set of millions of tuples would slow the garbage collector down, and with it the parsing.
+    # Hashes of integers, not the words: a set of millions of tuples would slow the garbage
+    # collector down, and with it the parsing.
     numbers, openings, shingles = {}, set(), set()
     for record in records:
         words = _WORDS.findall(record[0].lower())

@@ -11,7 +11,14 @@ from jaxloop.data.docs import digest_texts
 from jaxloop.runtime.files import require_space, write_atomic
 
 
-def cached_embeddings(texts: Sequence[str], embed: Callable[[list[str]], np.ndarray], folder: str | Path, *, name: str, batch: int = 1024) -> np.ndarray:
+def cached_embeddings(
+    texts: Sequence[str],
+    embed: Callable[[list[str]], np.ndarray],
+    folder: str | Path,
+    *,
+    name: str,
+    batch: int = 1024,
+) -> np.ndarray:
     """The embedding of every text, [N, D] float32, as a read-only memory map.
 
     Args:
@@ -21,7 +28,8 @@ def cached_embeddings(texts: Sequence[str], embed: Callable[[list[str]], np.ndar
       name: of the encoder, with whatever changes its result (revision, precision, maximum length).
       batch: texts per call of `embed`; what a kill can lose.
 
-    Raises: ValueError where there are no texts, or `embed` gives another number of rows, another width than before, or no finite numbers.
+    Raises: ValueError where there are no texts, or `embed` gives another number of rows, another
+    width than before, or no finite numbers.
     """
     if not len(texts):
         raise ValueError("embeddings: there are no texts.")
@@ -40,11 +48,21 @@ def cached_embeddings(texts: Sequence[str], embed: Callable[[list[str]], np.ndar
     for start in range(done, len(texts), batch):
         part = np.asarray(embed(list(texts[start : start + batch])), np.float32)
         expected = min(batch, len(texts) - start)
-        if part.ndim != 2 or len(part) != expected or (width is not None and part.shape[1] != width):
+        if (
+            part.ndim != 2
+            or len(part) != expected
+            or (width is not None and part.shape[1] != width)
+        ):
             wanted = f"({expected}, {width or 'D'})"
-            raise ValueError(f"embeddings: the encoder {name!r} gave the shape {part.shape} for {expected} texts; it must give {wanted}.")
+            raise ValueError(
+                f"embeddings: the encoder {name!r} gave the shape {part.shape} for {expected} "
+                f"texts; it must give {wanted}."
+            )
         if not np.isfinite(part).all():
-            raise ValueError(f"embeddings: the encoder {name!r} gave a number that is not finite for the texts from {start} on.")
+            raise ValueError(
+                f"embeddings: the encoder {name!r} gave a number that is not finite for the "
+                f"texts from {start} on."
+            )
         if width is None:
             width = part.shape[1]
             require_space(path, 4 * width * len(texts), "the embeddings")
@@ -54,9 +72,14 @@ def cached_embeddings(texts: Sequence[str], embed: Callable[[list[str]], np.ndar
             stream.truncate()
         done = start + expected
         if done < len(texts):
-            write_atomic(state_path, json.dumps({"name": name, "width": width, "done": done}).encode())
+            write_atomic(
+                state_path, json.dumps({"name": name, "width": width, "done": done}).encode()
+            )
     digest = _digest(path, done, width)
-    write_atomic(state_path, json.dumps({"name": name, "width": width, "done": done, "sha256": digest}).encode())
+    write_atomic(
+        state_path,
+        json.dumps({"name": name, "width": width, "done": done, "sha256": digest}).encode(),
+    )
     return np.memmap(path, np.float32, "r", shape=(done, width))
 
 

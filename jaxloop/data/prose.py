@@ -1,4 +1,6 @@
-"""Prose paragraphs of a docstring: the text that is left when code, tables, signatures and mark-up are taken away."""
+"""Prose paragraphs of a docstring: the text that is left when code, tables, signatures and mark-up
+are taken away.
+"""
 
 import re
 
@@ -7,12 +9,17 @@ MAX_CHARS = 1500
 
 # Sections (numpy style headings, Google style labels) whose body is not prose.
 _DROPPED_SECTIONS = frozenset(
-    "see also|references|reference|methods|signature|bibliography|source|inheritance|authors|author|history|changelog|license|copyright|contents|todo".split(
+    "see "
+    "also|references|reference|methods|signature|bibliography|source|inheritance|authors|author|history|changelog|license|copyright|contents|todo".split(
         "|"
     )
 )
-_KEPT_DIRECTIVES = frozenset("note warning tip important caution hint admonition attention topic rubric sidebar".split())
-_KEPT_FIELDS = frozenset("param parameter arg argument return returns raises raise key keyword ivar cvar var attr".split())
+_KEPT_DIRECTIVES = frozenset(
+    "note warning tip important caution hint admonition attention topic rubric sidebar".split()
+)
+_KEPT_FIELDS = frozenset(
+    "param parameter arg argument return returns raises raise key keyword ivar cvar var attr".split()
+)
 
 _UNDERLINE = re.compile(r"^\s*([-=~^\"'+*#._])\1{2,}\s*$")
 _DIRECTIVE = re.compile(r"^\s*\.\.(\s|$)")
@@ -20,8 +27,11 @@ _DIRECTIVE_NAME = re.compile(r"^\s*\.\.\s+([\w:-]+?)::\s*(.*)$")
 _LABEL = re.compile(r"^\s*([A-Z][A-Za-z /]{2,30})::?\s*$")
 _FIELD = re.compile(r"^\s*[:@](\w+)(?:\s+[^:]*)?:\s*")
 _BULLET = re.compile(r"^\s*(?:[-*+•]|\(?\d{1,2}[.)]|#\.|\[\d+\]|\(?[a-z]\))\s+")
-# "name : type", "name (type): description", "``name``: description", "name -- description", "arg1, arg2 : type"
-_TERM = re.compile(r"^\s*(?:\*{0,2}[\w`.\"'\[\]*,/-]+(?:\s*,\s*\*{0,2}[\w`.\"'*-]+)*)(?:\s*\([^()]*(?:\([^()]*\)[^()]*)*\))?\s*(?::|--|—|–)(?:\s+|$)")
+# "name : type", "name (type): description", "``name``: description", "name -- description", "arg1,
+# arg2 : type"
+_TERM = re.compile(
+    r"^\s*(?:\*{0,2}[\w`.\"'\[\]*,/-]+(?:\s*,\s*\*{0,2}[\w`.\"'*-]+)*)(?:\s*\([^()]*(?:\([^()]*\)[^()]*)*\))?\s*(?::|--|—|–)(?:\s+|$)"
+)
 _PARAMETER = re.compile(r"^\s*\S[^.]{0,60}?\s:(?:\s|$)")
 _TABLE = re.compile(r"^\s*(?:[+|]|={2,}\s+={2,}|-{2,}\s+-{2,})|\s\|\s|\S\s{4,}\S")
 
@@ -32,35 +42,54 @@ _BRACKET_NAME = re.compile(r"\[`~?([^\]`]+)`\]")
 _CITATION = re.compile(r"\s*\[#?[\w-]+\]_\b,?")
 _CODE = re.compile(r"``(.+?)``|`([^`]+)`_{0,2}")
 _BOLD = re.compile(r"(?<![\w*])(\*{1,2})(?=[^\s*])([^*]+?)(?<=[^\s*])\1(?![\w*])")
-_TAG = re.compile(r"</?(?:[a-z]|br|em|tip|code|pre|strong|kbd|div|span|frozen|original)/?>", re.IGNORECASE)
-_LEADING_LABEL = re.compile(r"^(?:Notes?|NOTE|Warning|WARNING|Returns?|Raises|Yields|Args|[Oo]ptional|Default|Deprecated|bool|int|float|str)\s?:\s+")
+_TAG = re.compile(
+    r"</?(?:[a-z]|br|em|tip|code|pre|strong|kbd|div|span|frozen|original)/?>", re.IGNORECASE
+)
+_LEADING_LABEL = re.compile(
+    r"^(?:Notes?|NOTE|Warning|WARNING|Returns?|Raises|Yields|Args|[Oo]ptional|Default|Deprecated|bool|int|float|str)\s?:\s+"
+)
 _DEFAULT = re.compile(r"\s*(?:\(|\b)[Dd]efaults?(?: value)?(?: is|:|=| to)?\s*:?\s*[^\s.]+\)?\.?$")
 _BANNED = re.compile(
-    r">>>|https?:|www\.|ftp:|\\|%\(|\{\{|\$|\|[^\s]|\bdef \w+\(|\bimport \w+|\breturn \w+$|[=<>]{2}|->|=>|\w\(\w*\)\.\w|\bTODO\b|\bFIXME\b"
-    r"|\bXXX\b|LICENSE|@\w+\.\w|\. \.|::|\{[^}]*\}|\S+_\S+_\S+_\S+_|[\[\]]\S*[\[\]]\S*[\[\]]|\d\s+\d[\d.]*\s+\d"
+    r">>>|https?:|www\.|ftp:|\\|%\(|\{\{|\$|\|[^\s]|\bdef \w+\(|\bimport \w+|\breturn "
+    r"\w+$|[=<>]{2}|->|=>|\w\(\w*\)\.\w|\bTODO\b|\bFIXME\b"
+    r"|\bXXX\b|LICENSE|@\w+\.\w|\. "
+    r"\.|::|\{[^}]*\}|\S+_\S+_\S+_\S+_|[\[\]]\S*[\[\]]\S*[\[\]]|\d\s+\d[\d.]*\s+\d"
     r"|#\s|\^|~~|\*\*|\w\.\w+/\w|<[\w-]+>|`|[^ -~\u00a1-\u024f\u2010-\u2026]"
 )
 _BANNED_ANY_CASE = re.compile(r"copyright|all rights reserved|licensed under", re.IGNORECASE)
 _NAME_MARK = re.compile(r"(?<![\w/])~\.?(?=[A-Za-z])|(?<![\w.])\.(?=[A-Za-z_]\w*\.[A-Z]|[A-Z]\w+)")
 _TYPE = re.compile(
     r"^(?:bool|boolean|int|integer|float|str|string|dict|list|tuple|callable|function|array|ndarray|array[-_]like|iterable|object)s?\b"
-    r"(?:(?:,| or|\s)+(?:bool|int|float|str|string|dict|list|tuple|callable|function|array|None|object|optional))*(?:\s*\([^()]*\))?[.,:;]*"
+    r"(?:(?:,| "
+    r"or|\s)+(?:bool|int|float|str|string|dict|list|tuple|callable|function|array|None|object|optional))*(?:\s*\([^()]*\))?[.,:;]*"
     r"\s+(?=[A-Z])"
 )
 # A citation that stands for a word: "see [1]_", "as in [2]_ and [3]_".
 _CITATION_AS_NOUN = re.compile(
-    r"(?:^|\b(?:see|in|by|from|of|and|with|to|for|or|than|also|on|the|is|are|that|following|per|after|but) |[.,] )\(?\[#?[\w-]+\]_\b", re.IGNORECASE
+    r"(?:^|\b(?:see|in|by|from|of|and|with|to|for|or|than|also|on|the|is|are|that|following|per|after|but) "
+    r""
+    r""
+    r""
+    r"|[.,] )\(?\[#?[\w-]+\]_\b",
+    re.IGNORECASE,
 )
-_FRAGMENT_OPENINGS = frozenset("and or where which with but so such as than for in to of is are".split())
+_FRAGMENT_OPENINGS = frozenset(
+    "and or where which with but so such as than for in to of is are".split()
+)
 _WORD = re.compile(r"^[(\"'“‘]*[A-Za-zÀ-ɏ]+(?:['’-][A-Za-zÀ-ɏ]+)*[)\"'”’.,;:!?]*$")
 _FUNCTION_WORDS = frozenset(
-    "a an the of to in on at by for with from as is are was were be been being it its this that these those and or but not if when which "
-    "who will would can could may might must should has have had do does than then there their they them he she his her you your we our "
-    "i no so into only also each any all both such where while other same more one two between over under after before because about how "
+    "a an the of to in on at by for with from as is are was were be been being it its this that "
+    "these those and or but not if when which "
+    "who will would can could may might must should has have had do does than then there their "
+    "they them he she his her you your we our "
+    "i no so into only also each any all both such where while other same more one two between "
+    "over under after before because about how "
     "what".split()
 )
 _SENTENCE_END = re.compile(r"[.!?][)\"'”’]*(?=\s|$)")
-_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|etc|Fig|Eq|Ref|resp|approx|al|No|Dr|St|Mr)|\b[A-Z])\.$")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|cf|vs|etc|Fig|Eq|Ref|resp|approx|al|No|Dr|St|Mr)|\b[A-Z])\.$"
+)
 
 
 def paragraphs(doc):
@@ -76,7 +105,9 @@ def _indent(line):
 
 
 def _blocks(lines):
-    """Lists of lines that belong together; code, tables, headings, directives and terms are left out."""
+    """Lists of lines that belong together; code, tables, headings, directives and terms are left
+    out.
+    """
     i, n = 0, len(lines)
     dropped_section = literal_after = body_indent = None
     block_indent = 0
@@ -172,7 +203,11 @@ def _blocks(lines):
             continue
         deeper = i + 1 < n and lines[i + 1].strip() and _indent(lines[i + 1]) > indent
         starts = not block or indent != body_indent
-        if _PARAMETER.match(line) and (deeper or not block) and not _SENTENCE_END.search(stripped[:-1]):
+        if (
+            _PARAMETER.match(line)
+            and (deeper or not block)
+            and not _SENTENCE_END.search(stripped[:-1])
+        ):
             if block:
                 yield block
             block = []
@@ -209,12 +244,16 @@ def _blocks(lines):
 
 
 def clean(text):
-    """The paragraph without inline mark-up, cut at its last full sentence; None when it does not read as English prose."""
+    """The paragraph without inline mark-up, cut at its last full sentence; None when it does not
+    read as English prose.
+    """
     text = " ".join(text.split())
     if len(text) < MIN_CHARS or not _SENTENCE_END.search(text):
         return None
     if "`" in text:
-        text = _ROLE.sub(lambda m: m.group(1).split(".")[-1] if "~" in m.group(0) else m.group(1), text)
+        text = _ROLE.sub(
+            lambda m: m.group(1).split(".")[-1] if "~" in m.group(0) else m.group(1), text
+        )
         text = _LINK.sub(r"\1", text)
         text = _MARKDOWN_LINK.sub(r"\1", text)
         text = _BRACKET_NAME.sub(r"\1", text)
@@ -240,7 +279,11 @@ def clean(text):
     function = sum(w.lower().strip("(),.;:\"'") in _FUNCTION_WORDS for w in words)
     if len(words) < 9 or function < 0.25 * len(words):
         return None
-    if sum(map(str.isalpha, text)) < 0.74 * len(text) or text.count("(") != text.count(")") or text.count('"') % 2:
+    if (
+        sum(map(str.isalpha, text)) < 0.74 * len(text)
+        or text.count("(") != text.count(")")
+        or text.count('"') % 2
+    ):
         return None
     if _BANNED.search(text) or _BANNED_ANY_CASE.search(text):
         return None

@@ -1,1 +1,3 @@
-"""What language models and simulators share: keys, the categorical sampler, the weighted likelihood, chain mapping, mixing."""
+"""What language models and simulators share: keys, the categorical sampler, the weighted
+likelihood, chain mapping, mixing.
+"""

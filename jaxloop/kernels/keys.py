@@ -1,6 +1,8 @@
-"""Every random draw is a `fold_in` of (chain seed, generation, phase, row): never of a slot, a batch position or a device.
+"""Every random draw is a `fold_in` of (chain seed, generation, phase, row): never of a slot, a
+batch position or a device.
 
-Threefry only: with `rbg` a vmapped draw differs from the same draw in a loop, so results would depend on grouping.
+Threefry only: with `rbg` a vmapped draw differs from the same draw in a loop, so results would
+depend on grouping.
 """
 
 import zlib
@@ -13,13 +15,17 @@ from jaxloop.runtime.setup_jit import setup_jit
 
 
 def chain_key(seed: int) -> jax.Array:
-    """Root key of a chain from its seed: all 64 bits of it, where `jax.random.key` reads 32 and makes one chain of 1 and 2^32 + 1.
+    """Root key of a chain from its seed: all 64 bits of it, where `jax.random.key` reads 32 and
+    makes one chain of 1 and 2^32 + 1.
 
-    Raises ValueError unless it is a whole number from 0 to 2^64 - 1. Below 2^32 it is the key that `jax.random.key` makes.
+    Raises ValueError unless it is a whole number from 0 to 2^64 - 1. Below 2^32 it is the key that
+    `jax.random.key` makes.
     """
     whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if not whole or not 0 <= seed < 2**64:
-        raise ValueError(f"seed={seed!r} is not allowed; it must be a whole number from 0 to 2**64 - 1")
+        raise ValueError(
+            f"seed={seed!r} is not allowed; it must be a whole number from 0 to 2**64 - 1"
+        )
     high, low = divmod(int(seed), 2**32)
     if not high:
         return jax.random.key(low, impl="threefry2x32")
@@ -27,12 +33,16 @@ def chain_key(seed: int) -> jax.Array:
 
 
 def fold_in(key: jax.Array, number) -> jax.Array:
-    """`jax.random.fold_in`, compiled once for all numbers: key [] and number [], an integer that may be traced."""
+    """`jax.random.fold_in`, compiled once for all numbers: key [] and number [], an integer that
+    may be traced.
+    """
     return _fold_in(key, number if isinstance(number, jax.Array) else np.uint32(number))
 
 
 def phase_key(key: jax.Array, generation, phase: str) -> jax.Array:
-    """Key of one phase ("plan", "fit", "sample", ...) of one generation; `generation` may be traced."""
+    """Key of one phase ("plan", "fit", "sample", ...) of one generation; `generation` may be
+    traced.
+    """
     return fold_in(fold_in(key, generation), zlib.crc32(phase.encode()))
 
 
@@ -77,7 +87,9 @@ def fold_each(keys: jax.Array, number) -> jax.Array:
 @setup_jit(inline=True)
 def rows_below(key: jax.Array, rows, limit) -> jax.Array:
     """`random_below` of each of `row_keys(key, rows)`: [n] int32 for rows [n] uint32."""
-    return jax.vmap(lambda row: jax.random.randint(jax.random.fold_in(key, row), (), 0, limit))(rows)
+    return jax.vmap(lambda row: jax.random.randint(jax.random.fold_in(key, row), (), 0, limit))(
+        rows
+    )
 
 
 @setup_jit(static_argnums=1, inline=True)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 def weighted_mean_loss(nll, weights=None, mask=None, axis=None):
     """`sum(w m nll) / sum(w m)` over `axis` (default: all), 0 where the weights sum to zero.
 
-    nll, weights and mask broadcast by shape beforehand (equal shapes); sums are taken in nll's own precision, at least float32.
-    Weighted maximum likelihood (bias_amplification, eq. 2) is its minimiser; unit weights give the mean log-loss.
+    nll, weights and mask broadcast by shape beforehand (equal shapes); sums are taken in nll's own
+    precision, at least float32. Weighted maximum likelihood (bias_amplification, eq. 2) is its
+    minimiser; unit weights give the mean log-loss.
     """
     nll = nll.astype(jnp.promote_types(nll.dtype, jnp.float32))
     w = jnp.ones_like(nll) if weights is None else weights.astype(nll.dtype)

@@ -1,7 +1,8 @@
 """Who reads whom: row-stochastic mixing matrices over K entities, and the mixing step itself.
 
-Row k of a mixing matrix says which share of entity k's synthetic data each entity wrote. `complete` is the paper's setting
-(multi_entity.md, section 1.1: weight alpha / K on every entity's synthetic set); `self_only` is K separate chains.
+Row k of a mixing matrix says which share of entity k's synthetic data each entity wrote. `complete`
+is the paper's setting (multi_entity.md, section 1.1: weight alpha / K on every entity's synthetic
+set); `self_only` is K separate chains.
 """
 
 import jax.numpy as jnp
@@ -53,7 +54,8 @@ def blocks(sizes) -> np.ndarray:
 
 
 def named(name: str, entities: int) -> np.ndarray:
-    """The matrix of that name at its defaults; "blocks" is two blocks, the first one the larger where K is odd.
+    """The matrix of that name at its defaults; "blocks" is two blocks, the first one the larger
+    where K is odd.
 
     Raises ValueError for another name.
     """
@@ -61,36 +63,54 @@ def named(name: str, entities: int) -> np.ndarray:
         raise ValueError(f"mixing={name!r}: must be one of {', '.join(NAMES)}")
     if name == "blocks":
         return blocks([size for size in (-(-entities // 2), entities // 2) if size])
-    return {"complete": complete, "ring": ring, "star": star, "self_only": self_only}[name](entities)
+    return {"complete": complete, "ring": ring, "star": star, "self_only": self_only}[name](
+        entities
+    )
 
 
 def check_mixing(matrix, entities: int) -> np.ndarray:
     """The matrix as float64 [K, K]. Raises ValueError where it is not row-stochastic or not K by K."""
     matrix = np.asarray(matrix, np.float64)
     if matrix.shape != (entities, entities):
-        raise ValueError(f"mixing: shape is {matrix.shape}, must be {(entities, entities)}, a row and a column per entity")
+        raise ValueError(
+            f"mixing: shape is {matrix.shape}, must be {(entities, entities)}, a row and a "
+            "column per entity"
+        )
     sums = matrix.sum(1)
     if not (matrix >= 0).all() or np.abs(sums - 1).max() > 1e-9:
-        raise ValueError(f"mixing: rows must be non-negative and sum to 1 (row-stochastic), sums are {sums.round(6).tolist()}")
+        raise ValueError(
+            "mixing: rows must be non-negative and sum to 1 (row-stochastic), sums are "
+            f"{sums.round(6).tolist()}"
+        )
     return matrix
 
 
 def mix(matrix, messages):
-    """The mixing step: what each entity reads, `sum_j matrix[k, j] messages[j]`; messages [K, ...] -> [K, ...]."""
+    """The mixing step: what each entity reads, `sum_j matrix[k, j] messages[j]`; messages [K, ...]
+    -> [K, ...].
+    """
     return jnp.tensordot(matrix, messages, axes=1)
 
 
 def allocate(total: int, weights) -> np.ndarray:
-    """Integer counts [K] that sum to `total`, as near to `total * weights / sum(weights)` as integers get (largest remainder,
-    ties to the lower index), so that no count is off by one or more.
+    """Integer counts [K] that sum to `total`, as near to `total * weights / sum(weights)` as
+    integers get (largest remainder, ties to the lower index), so that no count is off by one or
+    more.
 
     Raises ValueError for a negative total or weights that are negative or all zero.
     """
     weights = np.asarray(weights, np.float64)
     if total < 0:
         raise ValueError(f"total={total}: must be at least 0")
-    if weights.ndim != 1 or not (weights >= 0).all() or not weights.sum() > 0 or not np.isfinite(weights.sum()):
-        raise ValueError(f"weights={weights.tolist()}: must be non-negative numbers with a positive sum")
+    if (
+        weights.ndim != 1
+        or not (weights >= 0).all()
+        or not weights.sum() > 0
+        or not np.isfinite(weights.sum())
+    ):
+        raise ValueError(
+            f"weights={weights.tolist()}: must be non-negative numbers with a positive sum"
+        )
     quota = total * (weights / weights.sum())
     counts = np.floor(quota + 1e-9).astype(np.int64)
     rest = total - counts.sum()

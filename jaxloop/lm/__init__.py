@@ -1,4 +1,6 @@
-"""The language-model family: one decoder, batched adapters, training and sampling as pure functions."""
+"""The language-model family: one decoder, batched adapters, training and sampling as pure
+functions.
+"""
 
 from jaxloop.lm.adapters import Lora
 from jaxloop.lm.huggingface import Model, load, save

@@ -1,6 +1,8 @@
-"""Texts to token batches: the template, the loss mask, and length classes with a handful of padded shapes.
+"""Texts to token batches: the template, the loss mask, and length classes with a handful of padded
+shapes.
 
-A chain's batches depend on its own texts and key alone, so that its neighbours in a program cannot change its arithmetic.
+A chain's batches depend on its own texts and key alone, so that its neighbours in a program cannot
+change its arithmetic.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,26 @@ import numpy as np
 
 from jaxloop.lm.tokenize import Tokenizer
 
-BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+BUCKETS = (
+    16,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+    6144,
+    8192,
+)
 
 
 def bucket(length: int, limit: int | None = None) -> int:
@@ -21,7 +42,9 @@ def bucket(length: int, limit: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenised training texts of one chain: ids of each, and how many leading tokens (the prompt) carry no loss."""
+    """Tokenised training texts of one chain: ids of each, and how many leading tokens (the prompt)
+    carry no loss.
+    """
 
     ids: list[np.ndarray]
     prompt: np.ndarray
@@ -32,40 +55,65 @@ class Examples:
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts, each distinct prompt encoded once. An empty prompt is BOS, or EOS where the model has no BOS."""
+    """Token ids of prompts, each distinct prompt encoded once. An empty prompt is BOS, or EOS where
+    the model has no BOS.
+    """
     distinct = list(dict.fromkeys(prompts))
     start = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
     known = dict(zip(distinct, (ids or [start] for ids in tokenizer.encode(distinct))))
     return [known[p] for p in prompts]
 
 
-def encode_examples(tokenizer: Tokenizer, texts: Sequence[str], prompts: Sequence[str], *, max_length: int, loss_on: str = "response") -> Examples:
-    """`prompt + text + EOS`, cut at `max_length` tokens (a cut text loses its EOS, as in the paper's code); no EOS where the tokenizer has none.
+def encode_examples(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    prompts: Sequence[str],
+    *,
+    max_length: int,
+    loss_on: str = "response",
+) -> Examples:
+    """`prompt + text + EOS`, cut at `max_length` tokens (a cut text loses its EOS, as in the
+    paper's code); no EOS where the tokenizer has none.
 
-    loss_on: "response" (the text and EOS) or "all" (the prompt too)."""
+    loss_on: "response" (the text and EOS) or "all" (the prompt too).
+    """
     heads = encode_prompts(tokenizer, prompts)
     bodies = tokenizer.encode(texts, special=False)
     end = [] if tokenizer.eos is None else [tokenizer.eos]
     ids = [np.array((h + b + end)[:max_length], np.int32) for h, b in zip(heads, bodies)]
-    skipped = np.array([0 if loss_on == "all" else min(len(h), max_length) for h in heads], np.int64)
+    skipped = np.array(
+        [0 if loss_on == "all" else min(len(h), max_length) for h in heads], np.int64
+    )
     return Examples(ids, skipped)
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Steps that run in one program: padded length, and the example of each row (-1: an empty row), [steps, B]."""
+    """Steps that run in one program: padded length, and the example of each row (-1: an empty row),
+    [steps, B].
+    """
 
     time: int
     rows: np.ndarray
 
 
 def plan_dispatches(
-    lengths: np.ndarray, rng: np.random.Generator, *, batch_size: int, steps: int | None, epochs: float, classes: int, per_dispatch: int, limit: int
+    lengths: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    batch_size: int,
+    steps: int | None,
+    epochs: float,
+    classes: int,
+    per_dispatch: int,
+    limit: int,
 ) -> list[Dispatch]:
-    """Batches for all steps of a fit: every epoch shuffles, sorts by length into batches, and groups these into `classes` padded lengths; with one
-    class nothing is sorted and the batches are random, as a plain data loader draws them.
+    """Batches for all steps of a fit: every epoch shuffles, sorts by length into batches, and
+    groups these into `classes` padded lengths; with one class nothing is sorted and the batches are
+    random, as a plain data loader draws them.
 
-    Chains with equally many examples and the same padded lengths get the same sequence of shapes, so they can share programs.
+    Chains with equally many examples and the same padded lengths get the same sequence of shapes,
+    so they can share programs.
     """
     n = len(lengths)
     per_epoch = -(-n // batch_size)
@@ -77,10 +125,13 @@ def plan_dispatches(
         if total - done < per_epoch:
             order = order[: (total - done) * batch_size]
         length = np.where(order < 0, 0, lengths[order])
-        batches = (order if classes == 1 else order[np.argsort(-length, kind="stable")]).reshape(-1, batch_size)
+        batches = (order if classes == 1 else order[np.argsort(-length, kind="stable")]).reshape(
+            -1, batch_size
+        )
         groups = [g for g in np.array_split(batches, min(classes, len(batches))) if len(g)]
         cycles = max(-(-len(g) // per_dispatch) for g in groups)
-        # The order of the classes is the same for every chain: chains in step must ask for the same shapes.
+        # The order of the classes is the same for every chain: chains in step must ask for the same
+        # shapes.
         visit = np.random.default_rng((7919, epoch))
         chunks = [np.array_split(rng.permutation(g, axis=0), cycles) for g in groups]
         times = [bucket(int(lengths[g[g >= 0]].max()), limit) for g in groups]
@@ -93,7 +144,9 @@ def plan_dispatches(
     return out
 
 
-def fill(examples: Examples, dispatch: Dispatch, steps: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+def fill(
+    examples: Examples, dispatch: Dispatch, steps: int, pad: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and loss mask [steps, B, T] of a dispatch, right-padded, with idle steps at the end."""
     n, rows = dispatch.rows.shape
     tokens = np.full((steps, rows, dispatch.time), pad, np.int32)

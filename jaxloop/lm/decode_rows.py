@@ -1,12 +1,16 @@
-"""Decoding on accelerators: `decode.decode` with each slot's cache in a row of its own. On a GPU kernels write it in place and read it as far as it
-has come; on a TPU XLA alone writes all rows at one place, as rings, and reads them whole.
+"""Decoding on accelerators: `decode.decode` with each slot's cache in a row of its own. On a GPU
+kernels write it in place and read it as far as it has come; on a TPU XLA alone writes all rows at
+one place, as rings, and reads them whole.
 
-Where `decode.py` cuts time into windows that all slots share, here nothing of a text depends on when it starts: token `age` of a slot lies at
-place `age` of its row. So slots of all lanes that hold one chain's adapter take texts from one queue, at any step, and only the end of a
-chain's texts leaves slots idle. Windows remain for what need not happen in every step: lanes change chains, and tokens are filed.
+Where `decode.py` cuts time into windows that all slots share, here nothing of a text depends on
+when it starts: token `age` of a slot lies at place `age` of its row. So slots of all lanes that
+hold one chain's adapter take texts from one queue, at any step, and only the end of a chain's texts
+leaves slots idle. Windows remain for what need not happen in every step: lanes change chains, and
+tokens are filed.
 
-Dimensions: A lanes, B slots a lane, S = A B slots, W steps a window, N requests, J jobs, C chains, L layers, D model, H query heads,
-G key/value heads, K head size, M cached tokens of a slot, P prompt cache length, Z cached prompts, V vocabulary.
+Dimensions: A lanes, B slots a lane, S = A B slots, W steps a window, N requests, J jobs, C chains,
+L layers, D model, H query heads, G key/value heads, K head size, M cached tokens of a slot, P
+prompt cache length, Z cached prompts, V vocabulary.
 """
 
 import functools
@@ -38,7 +42,17 @@ class _State:
 
 @functools.partial(jax.jit, static_argnames=("spec", "sampler", "shape", "eos", "mesh", "how"))
 def decode_rows(
-    spec: Spec, sampler: Sampler, shape: Shape, eos, params: dict, pool, prompts: Prompts, requests: Requests, jobs: Jobs, mesh=None, how: str = "pallas"
+    spec: Spec,
+    sampler: Sampler,
+    shape: Shape,
+    eos,
+    params: dict,
+    pool,
+    prompts: Prompts,
+    requests: Requests,
+    jobs: Jobs,
+    mesh=None,
+    how: str = "pallas",
 ) -> Written:
     """Write every request; the arguments of `decode.decode`, but for these.
 
@@ -61,10 +75,15 @@ def _decode(spec, sampler, shape, eos, how, params, pool, prompts, requests, job
     prompts = prompts._replace(keys=_padded(prompts.keys), values=_padded(prompts.values))
     idle_S, free_A = jnp.full((shape.rows,), -1, jnp.int32), jnp.full((shape.lanes,), -1, jnp.int32)
     longest = row_kernels.cache_length(shape.max_new_tokens)
-    empty = [jnp.zeros((shape.rows, spec.kv_heads, longest, spec.head_size), dtype) for _ in range(2 * depth)]
+    empty = [
+        jnp.zeros((shape.rows, spec.kv_heads, longest, spec.head_size), dtype)
+        for _ in range(2 * depth)
+    ]
     seen = jnp.zeros((shape.rows, spec.vocab), bool) if sampler.needs_seen else None
     state = _State(
-        slots=Slots(token=jnp.zeros_like(idle_S), age=jnp.zeros_like(idle_S), request=idle_S, seen=seen),
+        slots=Slots(
+            token=jnp.zeros_like(idle_S), age=jnp.zeros_like(idle_S), request=idle_S, seen=seen
+        ),
         prompt=jnp.zeros_like(idle_S),
         job_A=free_A,
         next_J=jobs.first,
@@ -77,8 +96,12 @@ def _decode(spec, sampler, shape, eos, how, params, pool, prompts, requests, job
     )
     rope = _rope_halves(spec, shape)
     assign = functools.partial(_assign, sampler, shape, prompts, requests, jobs)
-    window = functools.partial(_window, spec, sampler, shape, eos, how, params, pool, rope, prompts, requests, jobs)
-    state = jax.lax.while_loop(lambda s: (s.slots.request >= 0).any(), lambda s: assign(window(s)), assign(state))
+    window = functools.partial(
+        _window, spec, sampler, shape, eos, how, params, pool, rope, prompts, requests, jobs
+    )
+    state = jax.lax.while_loop(
+        lambda s: (s.slots.request >= 0).any(), lambda s: assign(window(s)), assign(state)
+    )
     return Written(state.tokens[:n], state.length[:n], state.ended[:n], state.steps[None])
 
 
@@ -99,14 +122,18 @@ def _merged(spec, params, pool):
     widths = {site: tuple(part.width for part in parts) for site, parts in sites(spec).items()}
 
     def add(w, i):
-        return w | {site: row_kernels.merged(w[site], one.a[0, i], one.b[0, i], widths[site]) for site, one in pool.items()}
+        return w | {
+            site: row_kernels.merged(w[site], one.a[0, i], one.b[0, i], widths[site])
+            for site, one in pool.items()
+        }
 
     return params | {"layers": [add(w, i) for i, w in enumerate(params["layers"])]}
 
 
 def _logits(spec, params, x_SE):
-    """Logits [S, V] in float32, rounded to the model's dtype as those of `transformers` are: in bfloat16 half the bytes, which a step writes once
-    and reads twice."""
+    """Logits [S, V] in float32, rounded to the model's dtype as those of `transformers` are: in
+    bfloat16 half the bytes, which a step writes once and reads twice.
+    """
     return jnp.einsum("se,ve->sv", x_SE, transformer.head(spec, params)).astype(jnp.float32)
 
 
@@ -116,7 +143,9 @@ def _flat(one: Pool) -> Pool:
 
 
 def _assign(sampler, shape, prompts, requests, jobs, s: _State) -> _State:
-    """At a window's start: lanes whose job has no texts left, and none in their slots, go to where most texts are left for each lane."""
+    """At a window's start: lanes whose job has no texts left, and none in their slots, go to where
+    most texts are left for each lane.
+    """
     busy_A = (s.slots.request.reshape(shape.lanes, shape.slots) >= 0).any(-1)
     waiting_J = jobs.end - s.next_J
     keep_A = busy_A | ((s.job_A >= 0) & (waiting_J[jnp.maximum(s.job_A, 0)] > 0))
@@ -161,14 +190,23 @@ def _refill(sampler, shape, prompts, requests, jobs, s: _State) -> _State:
     return s.replace(slots=slots, prompt=prompt, next_J=s.next_J + taken_AJ.sum(0, dtype=jnp.int32))
 
 
-def _window(spec, sampler, shape, eos, how, params, pool, rope, prompts, requests, jobs, s: _State) -> _State:
+def _window(
+    spec, sampler, shape, eos, how, params, pool, rope, prompts, requests, jobs, s: _State
+) -> _State:
     """Up to W steps, and the filing of their tokens."""
     n, depth = requests.limit.shape[0], len(params["layers"])
-    log = tuple(jnp.zeros((shape.window, shape.rows), t) for t in (jnp.int32, jnp.int32, jnp.int32, jnp.bool_, jnp.bool_))
+    log = tuple(
+        jnp.zeros((shape.window, shape.rows), t)
+        for t in (jnp.int32, jnp.int32, jnp.int32, jnp.bool_, jnp.bool_)
+    )
     chain_A = jobs.chain[jnp.maximum(s.job_A, 0)]
     flat = None if pool is None else {site: _flat(one) for site, one in pool.items()}
-    if how == "ring" and pool is not None:  # XLA would copy a lane's adapters out of the pool in every step
-        held = [jax.tree.map(lambda leaf, i=i: leaf[chain_A * depth + i], flat) for i in range(depth)]
+    if (
+        how == "ring" and pool is not None
+    ):  # XLA would copy a lane's adapters out of the pool in every step
+        held = [
+            jax.tree.map(lambda leaf, i=i: leaf[chain_A * depth + i], flat) for i in range(depth)
+        ]
     refill = functools.partial(_refill, sampler, shape, prompts, requests, jobs)
 
     def adapter(i):
@@ -189,13 +227,25 @@ def _window(spec, sampler, shape, eos, how, params, pool, rope, prompts, request
         for i, w in enumerate(params["layers"]):
 
             def attend(qkv_SJK, i=i):
-                out, keys[i], values[i] = row_kernels.attend(qkv_SJK, keys[i], values[i], prompts.keys[i], prompts.values[i], now, spec.heads, how=how)
+                out, keys[i], values[i] = row_kernels.attend(
+                    qkv_SJK,
+                    keys[i],
+                    values[i],
+                    prompts.keys[i],
+                    prompts.values[i],
+                    now,
+                    spec.heads,
+                    how=how,
+                )
                 return out
 
             x = transformer.block(spec, w, adapter(i), x, attend, joined=True)
         logits = _logits(spec, params, transformer.finish(spec, params, x))
         slots, entry = decode.advance(sampler, eos, requests, s.slots.replace(age=age), logits)
-        log = tuple(jax.lax.dynamic_update_slice(a, b[None], (t, 0)) for a, b in zip(log, entry, strict=True))
+        log = tuple(
+            jax.lax.dynamic_update_slice(a, b[None], (t, 0))
+            for a, b in zip(log, entry, strict=True)
+        )
         return t + 1, refill(s.replace(slots=slots, keys=keys, values=values)), log
 
     def more(carry):

@@ -1,6 +1,8 @@
-"""JSON files of models, read by typed fields: what a field may hold is said where it is read, and no field is skipped.
+"""JSON files of models, read by typed fields: what a field may hold is said where it is read, and
+no field is skipped.
 
-Every function raises ValueError, one sentence with the field and its value, where a file does not hold what is asked for.
+Every function raises ValueError, one sentence with the field and its value, where a file does not
+hold what is asked for.
 """
 
 import json
@@ -11,17 +13,23 @@ from typing import Any
 
 
 class Refused(ValueError):
-    """Files that nobody should guess about, another library neither: quantised, ambiguous or damaged."""
+    """Files that nobody should guess about, another library neither: quantised, ambiguous or
+    damaged.
+    """
 
 
 NEEDED = object()  # the default of a field that has none: KeyError where it is missing
 
 
 def read_json(path: Path, kind: str = "model") -> dict[str, Any]:
-    """The object in a JSON file (a byte-order mark is skipped); `kind` begins the message where it is none."""
+    """The object in a JSON file (a byte-order mark is skipped); `kind` begins the message where it
+    is none.
+    """
     value = read_value(path, kind)
     if not isinstance(value, dict):
-        raise ValueError(f"{kind}: {path} cannot be read (it holds a {_kind(value)}, not an object)")
+        raise ValueError(
+            f"{kind}: {path} cannot be read (it holds a {_kind(value)}, not an object)"
+        )
     return value
 
 
@@ -33,7 +41,10 @@ def read_value(path: Path, kind: str = "model") -> Any:
     except RecursionError:
         raise ValueError(f"{kind}: {path} cannot be read (it is nested too deeply)") from None
     except ValueError as error:
-        raise ValueError(f"{kind}: {path} cannot be read ({what_it_is(text[:200]) or f'it is not JSON: {error}'})") from None
+        raise ValueError(
+            f"{kind}: {path} cannot be read "
+            f"({what_it_is(text[:200]) or f'it is not JSON: {error}'})"
+        ) from None
 
 
 def optional_json(path: Path, kind: str = "model") -> dict[str, Any]:
@@ -42,7 +53,9 @@ def optional_json(path: Path, kind: str = "model") -> dict[str, Any]:
 
 
 def what_it_is(start: str) -> str | None:
-    """In words, what a file that begins so is, where it is something that people have in place of the real file."""
+    """In words, what a file that begins so is, where it is something that people have in place of
+    the real file.
+    """
     head = start.lstrip("\ufeff \t\r\n").lower()
     if not head:
         return "it is empty"
@@ -88,7 +101,9 @@ def short(value) -> str:
 
 
 def given(c: Mapping, field: str, default):
-    """The value of a field; null is the default. KeyError, with the field's name, where it is `NEEDED` and absent."""
+    """The value of a field; null is the default. KeyError, with the field's name, where it is
+    `NEEDED` and absent.
+    """
     value = c.get(field)
     if value is None:
         if default is NEEDED:
@@ -97,7 +112,9 @@ def given(c: Mapping, field: str, default):
     return value
 
 
-def integer(c: Mapping, field: str, default: Any = NEEDED, *, low: int = 1, kind: str = "model") -> Any:
+def integer(
+    c: Mapping, field: str, default: Any = NEEDED, *, low: int = 1, kind: str = "model"
+) -> Any:
     """A whole number of at least `low`."""
     value = given(c, field, default)
     if value is default:
@@ -107,14 +124,28 @@ def integer(c: Mapping, field: str, default: Any = NEEDED, *, low: int = 1, kind
     return value
 
 
-def number(c: Mapping, field: str, default: Any = NEEDED, *, low: float = -math.inf, above: float = -math.inf, kind: str = "model") -> Any:
+def number(
+    c: Mapping,
+    field: str,
+    default: Any = NEEDED,
+    *,
+    low: float = -math.inf,
+    above: float = -math.inf,
+    kind: str = "model",
+) -> Any:
     """A finite number, at least `low` and greater than `above`."""
     value = given(c, field, default)
     if value is default:
         return value
     fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not fine or value < low or value <= above:
-        limit = f" of at least {low:g}" if low > -math.inf else f" above {above:g}" if above > -math.inf else ""
+        limit = (
+            f" of at least {low:g}"
+            if low > -math.inf
+            else f" above {above:g}"
+            if above > -math.inf
+            else ""
+        )
         refuse(field, value, f"a number{limit}", kind)
     return value
 
@@ -127,7 +158,9 @@ def truth(c: Mapping, field: str, default: Any = NEEDED, *, kind: str = "model")
     return value
 
 
-def choice(c: Mapping, field: str, allowed: Sequence, default: Any = NEEDED, *, kind: str = "model") -> Any:
+def choice(
+    c: Mapping, field: str, allowed: Sequence, default: Any = NEEDED, *, kind: str = "model"
+) -> Any:
     """One of the values `allowed`, of the same type."""
     value = given(c, field, default)
     if value is not default and not any(type(value) is type(a) and value == a for a in allowed):
@@ -146,20 +179,27 @@ def mapping(c: Mapping, field: str, *, kind: str = "model") -> dict[str, Any]:
 def numbers(c: Mapping, field: str, count: int, *, kind: str = "model") -> tuple[float, ...]:
     """A list of `count` positive numbers."""
     value = given(c, field, NEEDED)
-    fine = isinstance(value, list) and all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf for x in value)
+    fine = isinstance(value, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf for x in value
+    )
     if not fine or len(value) != count:
         refuse(field, value, f"a list of {count} positive numbers", kind)
     return tuple(float(x) for x in value)
 
 
-def check_known(c: Mapping, known: Collection[str], fixed: Mapping[str, tuple], owner: str, kind: str = "model") -> None:
-    """Refuses every field that is neither in `known` nor null, and values of `fixed` fields that are not among those allowed."""
+def check_known(
+    c: Mapping, known: Collection[str], fixed: Mapping[str, tuple], owner: str, kind: str = "model"
+) -> None:
+    """Refuses every field that is neither in `known` nor null, and values of `fixed` fields that
+    are not among those allowed.
+    """
     for field, value in c.items():
         if value is None or field in known:
             continue
         if field not in fixed:
             raise ValueError(
-                f"{kind}: {field} = {short(value)} is not a field of {owner} that jaxloop knows, so what it changes would be lost; "
+                f"{kind}: {field} = {short(value)} is not a field of {owner} that jaxloop knows, "
+                "so what it changes would be lost; "
                 "take it out if it changes nothing"
             )
         choice(c, field, fixed[field], kind=kind)

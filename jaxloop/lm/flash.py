@@ -1,4 +1,5 @@
-"""Causal attention by JAX's own kernel for TPUs (splash attention, in Pallas), which never holds scores of a whole row.
+"""Causal attention by JAX's own kernel for TPUs (splash attention, in Pallas), which never holds
+scores of a whole row.
 
 Dimensions: R rows, T time, H query heads, G key/value heads, K head size.
 """
@@ -14,7 +15,9 @@ BLOCK = 512  # queries, and keys, of one step of the kernel at most
 
 
 def causal(q_RTHK, k_RTGK, v_RTGK, *, interpret: bool = False):
-    """Causal attention [R, T, H, K]; H is a multiple of G. Differentiable once, backwards. `interpret`: step by step on any platform, for tests."""
+    """Causal attention [R, T, H, K]; H is a multiple of G. Differentiable once, backwards.
+    `interpret`: step by step on any platform, for tests.
+    """
     _, time, heads, width = q_RTHK.shape
     pad = -time % LANES
     # Keys after the last token are seen by none that is before them.
@@ -42,21 +45,32 @@ def _kernel(heads, time, interpret):
     )
     mask = masks.MultiHeadMask([masks.CausalMask((time, time))] * heads)
     blocks = kernel.BlockSizes(**dict.fromkeys(names, size))
-    return kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret)
+    return kernel.make_splash_mha(
+        mask, head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret
+    )
 
 
 @functools.cache
 def works(head_size: int) -> bool:
-    """Whether the kernel compiles on this process's TPU for this head size and agrees with XLA (forward and gradient, 2e-2 in bf16)."""
+    """Whether the kernel compiles on this process's TPU for this head size and agrees with XLA
+    (forward and gradient, 2e-2 in bf16).
+    """
     try:
         device, rng = jax.local_devices(backend="tpu")[0], np.random.default_rng(0)
         q, k, v = (
-            jax.device_put(jnp.asarray(rng.standard_normal((2, 200, n, head_size)), jnp.bfloat16), device)
+            jax.device_put(
+                jnp.asarray(rng.standard_normal((2, 200, n, head_size)), jnp.bfloat16), device
+            )
             for n in (4, 2, 2)
         )
-        plain = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
+        plain = functools.partial(
+            jax.nn.dot_product_attention, is_causal=True, implementation="xla"
+        )
         total = lambda attention, *qkv: (attention(*qkv).astype(jnp.float32) ** 2).sum()
-        found = [jax.jit(jax.grad(functools.partial(total, f), (0, 1, 2)))(q, k, v) for f in (causal, plain)]
+        found = [
+            jax.jit(jax.grad(functools.partial(total, f), (0, 1, 2)))(q, k, v)
+            for f in (causal, plain)
+        ]
         return all(
             bool(jnp.allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=2e-2, rtol=2e-2))
             for a, b in zip(*found)

@@ -1,4 +1,6 @@
-"""What a model is, whatever its directory is called: a hash of the files that decide what it computes."""
+"""What a model is, whatever its directory is called: a hash of the files that decide what it
+computes.
+"""
 
 from pathlib import Path
 
@@ -14,14 +16,21 @@ _READ = (
 
 
 def of_directory(path: Path) -> str:
-    """SHA-256 over config, tokenizer and weights of a model directory: a decoder, an encoder with its modules, or a classifier.
+    """SHA-256 over config, tokenizer and weights of a model directory: a decoder, an encoder with
+    its modules, or a classifier.
 
-    The same files under another name give the same value. Raises ValueError as `stored.weights` does."""
+    The same files under another name give the same value. Raises ValueError as `stored.weights`
+    does.
+    """
     path = Path(path)
     names = _files(path, "")
     if (path / "modules.json").exists():
         listed = fields.read_value(path / "modules.json")
-        for module in {m.get("path") for m in listed if isinstance(m, dict)} if isinstance(listed, list) else ():
+        for module in (
+            {m.get("path") for m in listed if isinstance(m, dict)}
+            if isinstance(listed, list)
+            else ()
+        ):
             if isinstance(module, str) and module and (path / module).is_dir():
                 names |= _files(path / module, f"{module}/")
     return digests.of_files(path, names)

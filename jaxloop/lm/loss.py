@@ -20,8 +20,10 @@ LEAN_CHUNK = 1 << 29  # the same of bfloat16 on an accelerator: 1 GB
 
 
 def token_nll(spec: Spec, params: dict, x_ND, targets_N):
-    """-log p(target) [N] in float32 from final hidden states, a chunk of tokens at a time. Where the head is frozen its part of the gradient is
-    made with the loss, from the same logits; where it is trained and there are several chunks, logits are made again in the gradient."""
+    """-log p(target) [N] in float32 from final hidden states, a chunk of tokens at a time. Where
+    the head is frozen its part of the gradient is made with the loss, from the same logits; where
+    it is trained and there are several chunks, logits are made again in the gradient.
+    """
     n = x_ND.shape[0]
     x_ND, head_VD = transformer.finish(spec, params, x_ND), transformer.head(spec, params)
     chunks = -(-n * spec.vocab // CHUNK)
@@ -41,7 +43,9 @@ def _plain_nll(x_ND, head_VD, targets_N):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _nll(again, x_ND, head_VD, targets_N):
-    """`again`: logits are made again in the gradient of a head that is trained, instead of being kept."""
+    """`again`: logits are made again in the gradient of a head that is trained, instead of being
+    kept.
+    """
     return _plain_nll(x_ND, head_VD, targets_N)
 
 
@@ -52,7 +56,9 @@ def _nll_jvp(again, at, moved):
     if not isinstance(dhead_VD, SymbolicZero):
         dx_ND = jnp.zeros_like(x_ND) if isinstance(dx_ND, SymbolicZero) else dx_ND
         plain = functools.partial(_plain_nll, targets_N=targets_N)
-        return jax.jvp(jax.checkpoint(plain) if again else plain, (x_ND, head_VD), (dx_ND, dhead_VD))
+        return jax.jvp(
+            jax.checkpoint(plain) if again else plain, (x_ND, head_VD), (dx_ND, dhead_VD)
+        )
     logits = transformer.logits(x_ND, head_VD)
     most_N1 = logits.max(-1, keepdims=True)
     share_NV = jnp.exp(logits - most_N1)
@@ -65,9 +71,13 @@ def _nll_jvp(again, at, moved):
 
 
 def lean_nll(spec: Spec, params: dict, x_ND, targets_N):
-    """-log p(target) [N] in float32 from final hidden states in bfloat16, for training with a frozen head on an accelerator: logits are rounded to
-    bfloat16 and read twice, once for their largest and their sum, which are taken in float32, once for the gradient of the states."""
-    return _lean_nll(transformer.finish(spec, params, x_ND), transformer.head(spec, params), targets_N)
+    """-log p(target) [N] in float32 from final hidden states in bfloat16, for training with a
+    frozen head on an accelerator: logits are rounded to bfloat16 and read twice, once for their
+    largest and their sum, which are taken in float32, once for the gradient of the states.
+    """
+    return _lean_nll(
+        transformer.finish(spec, params, x_ND), transformer.head(spec, params), targets_N
+    )
 
 
 @jax.custom_vjp
@@ -80,14 +90,20 @@ def _lean_forward(x_ND, head_VD, targets_N):
 
 
 def _lean_backward(gradient_ND, weight_N):
-    return (gradient_ND.astype(jnp.float32) * weight_N[:, None]).astype(gradient_ND.dtype), None, None
+    return (
+        (gradient_ND.astype(jnp.float32) * weight_N[:, None]).astype(gradient_ND.dtype),
+        None,
+        None,
+    )
 
 
 _lean_nll.defvjp(_lean_forward, _lean_backward)
 
 
 def _by_chunk(function, x_ND, head_VD, targets_N):
-    """function(x, head, targets) of chunks of tokens whose logits are `LEAN_CHUNK` numbers or fewer, in turn."""
+    """function(x, head, targets) of chunks of tokens whose logits are `LEAN_CHUNK` numbers or
+    fewer, in turn.
+    """
     n = x_ND.shape[0]
     chunks = -(-n * head_VD.shape[0] // LEAN_CHUNK)
     size = -(-n // chunks)
@@ -115,7 +131,9 @@ def _chunk_nll_and_gradient(x_ND, head_VD, targets_N):
 
 
 def _log_sum_exp(x_NV):
-    """log sum exp [N, 1] in float32, in one pass: (largest so far, sum of exp(x - largest)) of two runs give that of both."""
+    """log sum exp [N, 1] in float32, in one pass: (largest so far, sum of exp(x - largest)) of two
+    runs give that of both.
+    """
 
     def both(a, b):
         most = jnp.maximum(a[0], b[0])
@@ -127,22 +145,42 @@ def _log_sum_exp(x_NV):
     return (most_N + jnp.log(sum_N))[:, None]
 
 
-def row_nll(spec: Spec, params: dict, tokens_RT, *, fused=None, dropout=None, remat: bool = False, narrow: bool = False, target: Target = Target()):
-    """-log p of each token given those before it, [R, T - 1]: entry t belongs to token t + 1. `narrow`: by `lean_nll`."""
+def row_nll(
+    spec: Spec,
+    params: dict,
+    tokens_RT,
+    *,
+    fused=None,
+    dropout=None,
+    remat: bool = False,
+    narrow: bool = False,
+    target: Target = Target(),
+):
+    """-log p of each token given those before it, [R, T - 1]: entry t belongs to token t + 1.
+    `narrow`: by `lean_nll`.
+    """
     rows, time = tokens_RT.shape
-    x = transformer.hidden(spec, params, tokens_RT, fused=fused, dropout=dropout, remat=remat, target=target)
+    x = transformer.hidden(
+        spec, params, tokens_RT, fused=fused, dropout=dropout, remat=remat, target=target
+    )
     if narrow:
         # The last token of a row has none to predict; leaving it out would copy all others.
         following = jnp.roll(tokens_RT, -1, 1).reshape(-1)
-        return lean_nll(spec, params, x.reshape(rows * time, -1), following).reshape(rows, time)[:, :-1]
-    return token_nll(spec, params, x[:, :-1].reshape(rows * (time - 1), -1), tokens_RT[:, 1:].reshape(-1)).reshape(rows, time - 1)
+        return lean_nll(spec, params, x.reshape(rows * time, -1), following).reshape(rows, time)[
+            :, :-1
+        ]
+    return token_nll(
+        spec, params, x[:, :-1].reshape(rows * (time - 1), -1), tokens_RT[:, 1:].reshape(-1)
+    ).reshape(rows, time - 1)
 
 
 def chain_losses(
     spec: Spec, params: dict, tokens_CBT, mask_CBT, weights_CB, *, fused=None, dropout=None, remat: bool = False, narrow: bool = False,
     target: Target = Target(),
 ):  # fmt: skip
-    """Mean loss [C] of each chain over its tokens with `mask` True (a token is learned where its own mask is), weighted by sample."""
+    """Mean loss [C] of each chain over its tokens with `mask` True (a token is learned where its
+    own mask is), weighted by sample.
+    """
     chains, rows, time = tokens_CBT.shape
     how = dict(fused=fused, dropout=dropout, remat=remat, narrow=narrow, target=target)
     nll = row_nll(spec, params, tokens_CBT.reshape(-1, time), **how).reshape(chains, rows, time - 1)

@@ -1,6 +1,7 @@
 """config.json of decoders: read to a `Spec`, and written from one.
 
-Every field is on a list: it is applied, or only some values of it are allowed, or it does not change the logits. All others are refused by name.
+Every field is on a list: it is applied, or only some values of it are allowed, or it does not
+change the logits. All others are refused by name.
 """
 
 from collections.abc import Mapping
@@ -9,8 +10,9 @@ from typing import Any
 from jaxloop.lm import fields, rope
 from jaxloop.lm.spec import ARCHITECTURES, Spec
 
-# Fields that every architecture may have and that do not change the logits: names and versions, what `generate` and the heads of other tasks
-# read, dropout (of training only), how the library computes.
+# Fields that every architecture may have and that do not change the logits: names and versions,
+# what `generate` and the heads of other tasks read, dropout (of training only), how the library
+# computes.
 HARMLESS = frozenset(
     """
     model_type architectures auto_map transformers_version _name_or_path name_or_path _commit_hash name license tags base_model library_name
@@ -51,42 +53,71 @@ def activation(c: Mapping, field: str, default: str) -> str:
 
 
 def spec_of(c: Mapping[str, Any], *, where: str = "config.json", causal: bool = True) -> Spec:
-    """The `Spec` of a config.json's fields. `where` names the file in messages; with `causal`, is_causal = false is refused.
+    """The `Spec` of a config.json's fields. `where` names the file in messages; with `causal`,
+    is_causal = false is refused.
 
-    Raises ValueError, naming the field, for anything that the decoder would not compute exactly."""
+    Raises ValueError, naming the field, for anything that the decoder would not compute exactly.
+    """
     kind = c.get("model_type")
     if not isinstance(kind, str) or kind not in _READERS:
-        raise ValueError(f"model: model_type {kind!r} of {where} is not supported; allowed are {', '.join(ARCHITECTURES)}")
+        raise ValueError(
+            f"model: model_type {kind!r} of {where} is not supported; allowed are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
     check_quantised(c, where)
     try:
         return _READERS[kind](_aliased(c, kind), causal)
     except KeyError as error:
-        raise ValueError(f"model: {where} has no field {error.args[0]!r}, which {kind} models need") from None
+        raise ValueError(
+            f"model: {where} has no field {error.args[0]!r}, which {kind} models need"
+        ) from None
 
 
 def check_quantised(c: Mapping[str, Any], where: str) -> None:
-    """Raises `Refused` for a config.json that says that the weights are quantised, in the words of any of the libraries that do it."""
+    """Raises `Refused` for a config.json that says that the weights are quantised, in the words of
+    any of the libraries that do it.
+    """
     for field in ("quantization_config", "compression_config", "quantization", "hf_quant_config"):
         settings = c.get(field)
         if settings:
             known = settings if isinstance(settings, dict) else {}
-            method = known.get("quant_method") or known.get("quantization_method") or known.get("quant_algo") or "no name given"
-            raise fields.Refused(f"model: {field} of {where} says that the weights are quantised ({method}); save the model dequantised, without this field")
+            method = (
+                known.get("quant_method")
+                or known.get("quantization_method")
+                or known.get("quant_algo")
+                or "no name given"
+            )
+            raise fields.Refused(
+                f"model: {field} of {where} says that the weights are quantised ({method}); save "
+                "the model dequantised, without this field"
+            )
 
 
 def _aliased(c: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    """The fields under the architecture's own names; `transformers` takes GPT-2's under those of other models too."""
+    """The fields under the architecture's own names; `transformers` takes GPT-2's under those of
+    other models too.
+    """
     out = dict(c)
     for other, own in _ALIASES.get(kind, {}).items():
         if out.get(other) is not None and out.get(own) is not None and out[other] != out[own]:
-            raise ValueError(f"model: {other} = {out[other]!r} and {own} = {out[own]!r} stand for one thing; leave only the one that is meant")
+            raise ValueError(
+                f"model: {other} = {out[other]!r} and {own} = {out[own]!r} stand for one thing; "
+                "leave only the one that is meant"
+            )
         if other in out:
             value = out.pop(other)
             out[own] = value if out.get(own) is None else out[own]
     return out
 
 
-_ALIASES = {"gpt2": dict(hidden_size="n_embd", max_position_embeddings="n_positions", num_attention_heads="n_head", num_hidden_layers="n_layer")}
+_ALIASES = {
+    "gpt2": dict(
+        hidden_size="n_embd",
+        max_position_embeddings="n_positions",
+        num_attention_heads="n_head",
+        num_hidden_layers="n_layer",
+    )
+}
 
 
 def _heads(c: Mapping, width: str, heads: str) -> tuple[int, int]:
@@ -112,10 +143,16 @@ def _llama(c: Mapping, causal: bool) -> Spec:
     if size is None:
         size = _heads(c, "hidden_size", "num_attention_heads")[0] // heads
     if size % 2:
-        raise ValueError(f"model: head_dim = {size} is not supported; allowed: an even number, as positions turn pairs")
+        raise ValueError(
+            f"model: head_dim = {size} is not supported; allowed: an even number, as positions "
+            "turn pairs"
+        )
     kv_heads = fields.integer(c, "num_key_value_heads", heads)
     if heads % kv_heads:
-        raise ValueError(f"model: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}, as it must be")
+        raise ValueError(
+            f"model: num_attention_heads = {heads} is not a multiple of num_key_value_heads = "
+            f"{kv_heads}, as it must be"
+        )
     layers = fields.integer(c, "num_hidden_layers")
     context = fields.integer(c, "max_position_embeddings", 32768 if qwen else 2048)
     _check_windows(c, qwen, layers, context)
@@ -130,11 +167,20 @@ def _llama(c: Mapping, causal: bool) -> Spec:
 
 
 def _check_windows(c: Mapping, qwen: bool, layers: int, context: int) -> None:
-    """Attention within a window is not computed, so every window must hold the whole context, or serve no layer."""
+    """Attention within a window is not computed, so every window must hold the whole context, or
+    serve no layer.
+    """
     used = fields.truth(c, "use_sliding_window", not qwen)
-    window, first = fields.integer(c, "sliding_window", None), fields.integer(c, "max_window_layers", 28 if qwen else 0, low=0)
+    window, first = (
+        fields.integer(c, "sliding_window", None),
+        fields.integer(c, "max_window_layers", 28 if qwen else 0, low=0),
+    )
     types = fields.given(c, "layer_types", None)
-    if types is not None and (not isinstance(types, list) or len(types) != layers or not set(types) <= {"full_attention", "sliding_attention"}):
+    if types is not None and (
+        not isinstance(types, list)
+        or len(types) != layers
+        or not set(types) <= {"full_attention", "sliding_attention"}
+    ):
         fields.refuse("layer_types", types, f"{layers} times 'full_attention'")
     sliding = "sliding_attention" in types if types is not None else used and first < layers
     if not sliding:
@@ -142,7 +188,11 @@ def _check_windows(c: Mapping, qwen: bool, layers: int, context: int) -> None:
     if types is not None and (window is None or not used):
         fields.refuse("layer_types", types, f"{layers} times 'full_attention'")
     if window is not None and window < context:
-        fields.refuse("sliding_window", window, f"at least max_position_embeddings = {context}, or use_sliding_window = false")
+        fields.refuse(
+            "sliding_window",
+            window,
+            f"at least max_position_embeddings = {context}, or use_sliding_window = false",
+        )
 
 
 def _gpt2(c: Mapping, causal: bool) -> Spec:
@@ -151,8 +201,15 @@ def _gpt2(c: Mapping, causal: bool) -> Spec:
         "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
         "predict_special_tokens",
     }  # fmt: skip
-    fixed: dict[str, tuple] = {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "is_causal": (True,), "is_decoder": (True, False)}
-    fixed |= {"n_special": (0,)}  # rows of special tokens beyond vocab_size, in the files of the first versions
+    fixed: dict[str, tuple] = {
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "is_causal": (True,),
+        "is_decoder": (True, False),
+    }
+    fixed |= {
+        "n_special": (0,)
+    }  # rows of special tokens beyond vocab_size, in the files of the first versions
     fields.check_known(c, HARMLESS | known, FIXED | fixed, "gpt2 models")
     d, heads = _heads(c, "n_embd", "n_head")
     return Spec(
@@ -169,11 +226,18 @@ def _opt(c: Mapping, causal: bool) -> Spec:
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "max_position_embeddings", "do_layer_norm_before",
         "_remove_final_layer_norm", "word_embed_proj_dim", "activation_function", "enable_bias", "tie_word_embeddings",
     }  # fmt: skip
-    fixed: dict[str, tuple] = {"layer_norm_elementwise_affine": (True,), "is_causal": (True,), "is_decoder": (True, False)}
+    fixed: dict[str, tuple] = {
+        "layer_norm_elementwise_affine": (True,),
+        "is_causal": (True,),
+        "is_decoder": (True, False),
+    }
     fixed |= {"learned_embeddings": (True,), "scale_embeddings": (False,)}
     fields.check_known(c, HARMLESS | known, FIXED | fixed, "opt models")
     d, heads = _heads(c, "hidden_size", "num_attention_heads")
-    bias, first = fields.truth(c, "enable_bias", True), fields.truth(c, "do_layer_norm_before", True)
+    bias, first = (
+        fields.truth(c, "enable_bias", True),
+        fields.truth(c, "do_layer_norm_before", True),
+    )
     embed = fields.integer(c, "word_embed_proj_dim", d)
     return Spec(
         architecture="opt", vocab=fields.integer(c, "vocab_size"), width=d, layers=fields.integer(c, "num_hidden_layers"), heads=heads, kv_heads=heads,
@@ -204,7 +268,11 @@ def config(spec: Spec) -> dict[str, Any]:
             activation_function=spec.activation, enable_bias=spec.mlp_bias, tie_word_embeddings=spec.tied, init_std=spec.init_scale,
         )  # fmt: skip
     name = {"llama": "Llama", "qwen2": "Qwen2"}[spec.architecture]
-    bias = {} if spec.architecture == "qwen2" else dict(attention_bias=spec.qkv_bias, mlp_bias=spec.mlp_bias)
+    bias = (
+        {}
+        if spec.architecture == "qwen2"
+        else dict(attention_bias=spec.qkv_bias, mlp_bias=spec.mlp_bias)
+    )
     return dict(
         model_type=spec.architecture, architectures=[f"{name}ForCausalLM"], vocab_size=spec.vocab, hidden_size=spec.width,
         intermediate_size=spec.mlp, num_hidden_layers=spec.layers, num_attention_heads=spec.heads, num_key_value_heads=spec.kv_heads,

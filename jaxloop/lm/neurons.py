@@ -1,5 +1,6 @@
-"""What the neurons of a model version are: one weight and one mean activation per layer and coordinate of the residual stream
-(arXiv 2410.15234, section 5.4; 12 x 768 = 9,216 of them in GPT-2). `jaxloop.analysis.neurons` tests them.
+"""What the neurons of a model version are: one weight and one mean activation per layer and
+coordinate of the residual stream (arXiv 2410.15234, section 5.4; 12 x 768 = 9,216 of them in
+GPT-2). `jaxloop.analysis.neurons` tests them.
 
 Dimensions: V versions, L layers, R rows, T time, D model, F mlp.
 """
@@ -19,15 +20,18 @@ from jaxloop.lm.spec import Spec, sites
 from jaxloop.lm.target import target_of
 from jaxloop.lm.train import FitSettings
 
-# The paper does not say which tensor its weights are. `down` (c_proj, fc2, down_proj) writes the mlp's output into the stream, `up` (c_fc,
-# fc1, gate_proj with up_proj) reads from it; a matrix is reduced over the F side, by its length or its mean.
+# The paper does not say which tensor its weights are. `down` (c_proj, fc2, down_proj) writes the
+# mlp's output into the stream, `up` (c_fc, fc1, gate_proj with up_proj) reads from it; a matrix is
+# reduced over the F side, by its length or its mean.
 WEIGHTS = ("down_norm", "down_mean", "down_bias", "up_norm", "up_mean")
 AVERAGES = ("tokens", "texts", "released")
 
 
 class Reading(NamedTuple):
-    """Texts ready to be read by every version: batches of tokens [R, T] with the weight [R, T] of each token in the mean, which sum to at
-    most 1; how the mean is taken; numbers of texts and of tokens that enter it."""
+    """Texts ready to be read by every version: batches of tokens [R, T] with the weight [R, T] of
+    each token in the mean, which sum to at most 1; how the mean is taken; numbers of texts and of
+    tokens that enter it.
+    """
 
     batches: list[tuple[np.ndarray, np.ndarray]]
     average: str
@@ -35,27 +39,43 @@ class Reading(NamedTuple):
     tokens: int
 
 
-def check(spec: Spec, *, tensor: str = "down_norm", average: str = "tokens", max_length: int | None = None) -> None:
-    """Raises ValueError for a tensor that the architecture does not have, an unknown average, and a max_length outside 1 .. context."""
+def check(
+    spec: Spec, *, tensor: str = "down_norm", average: str = "tokens", max_length: int | None = None
+) -> None:
+    """Raises ValueError for a tensor that the architecture does not have, an unknown average, and a
+    max_length outside 1 .. context.
+    """
     if tensor not in WEIGHTS:
         raise ValueError(f"tensor={tensor!r}: allowed are {', '.join(WEIGHTS)}")
     if tensor == "down_bias" and not spec.mlp_bias:
         raise ValueError(
-            f"tensor={tensor!r}: this {spec.architecture} model has no bias in its mlp; choose one of {', '.join(t for t in WEIGHTS if t != tensor)}"
+            f"tensor={tensor!r}: this {spec.architecture} model has no bias in its mlp; choose "
+            f"one of {', '.join(t for t in WEIGHTS if t != tensor)}"
         )
     if average not in AVERAGES:
         raise ValueError(f"average={average!r}: allowed are {', '.join(AVERAGES)}")
     if max_length is not None and not 1 <= max_length <= spec.context:
-        raise ValueError(f"max_length={max_length}: must be between 1 and the model's context of {spec.context}")
+        raise ValueError(
+            f"max_length={max_length}: must be between 1 and the model's context of {spec.context}"
+        )
 
 
-def prepare(model: Model, texts: Sequence[str], *, max_length: int | None = None, rows: int = 8, average: str = "tokens") -> Reading:
-    """Tokenises the texts that every version reads, `rows` of similar length to a batch, each cut at max_length tokens (None: 512 or the
-    model's context).
+def prepare(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    max_length: int | None = None,
+    rows: int = 8,
+    average: str = "tokens",
+) -> Reading:
+    """Tokenises the texts that every version reads, `rows` of similar length to a batch, each cut
+    at max_length tokens (None: 512 or the model's context).
 
-    average: "tokens" (every token of every text counts the same), "texts" (mean over texts of their own means), or "released" (the paper's
-    code: arrays are cut to the shortest text, filled up with zeros and divided by texts x max_length, so that only the first tokens count
-    and all values shrink by the same factor). Raises ValueError as `check` does, without texts, and for a text without tokens.
+    average: "tokens" (every token of every text counts the same), "texts" (mean over texts of their
+    own means), or "released" (the paper's code: arrays are cut to the shortest text, filled up with
+    zeros and divided by texts x max_length, so that only the first tokens count and all values
+    shrink by the same factor). Raises ValueError as `check` does, without texts, and for a text
+    without tokens.
     """
     check(model.spec, average=average, max_length=max_length)
     limit = min(512, model.spec.context) if max_length is None else max_length
@@ -71,27 +91,49 @@ def prepare(model: Model, texts: Sequence[str], *, max_length: int | None = None
         shortest = min(len(i) for i in ids)
         ids = [i[:shortest] for i in ids]
     lengths = np.array([len(i) for i in ids])
-    share = {"tokens": np.full(len(ids), 1 / lengths.sum()), "texts": 1 / (len(ids) * lengths), "released": np.full(len(ids), 1 / (len(ids) * limit))}[average]
+    share = {
+        "tokens": np.full(len(ids), 1 / lengths.sum()),
+        "texts": 1 / (len(ids) * lengths),
+        "released": np.full(len(ids), 1 / (len(ids) * limit)),
+    }[average]
     examples = batching.Examples(ids, np.zeros(len(ids), np.int64))
     order, batches = np.argsort(lengths, kind="stable"), []
     for at in range(0, len(order), rows):
-        chosen = np.concatenate([order[at : at + rows], np.full(max(0, rows - len(order[at:])), -1, np.int64)])
-        dispatch = batching.Dispatch(batching.bucket(int(lengths[chosen[chosen >= 0]].max()), limit), chosen[None])
+        chosen = np.concatenate(
+            [order[at : at + rows], np.full(max(0, rows - len(order[at:])), -1, np.int64)]
+        )
+        dispatch = batching.Dispatch(
+            batching.bucket(int(lengths[chosen[chosen >= 0]].max()), limit), chosen[None]
+        )
         tokens, mask = batching.fill(examples, dispatch, 1, model.tokenizer.pad)
-        batches.append((tokens[0], np.where(mask[0], np.where(chosen < 0, 0.0, share[chosen])[:, None], 0.0)))
+        batches.append(
+            (tokens[0], np.where(mask[0], np.where(chosen < 0, 0.0, share[chosen])[:, None], 0.0))
+        )
     return Reading(batches, average, len(ids), int(lengths.sum()))
 
 
-def activations(model: Model, reading: Reading, version: Any = None, *, settings: FitSettings = FitSettings()) -> np.ndarray:
-    """Mean output of every block, [L, D] float64: the residual stream after it, before the final norm.
+def activations(
+    model: Model, reading: Reading, version: Any = None, *, settings: FitSettings = FitSettings()
+) -> np.ndarray:
+    """Mean output of every block, [L, D] float64: the residual stream after it, before the final
+    norm.
 
-    version: weights as training gives them, all of them or an adapter, without chain axis (None: the model's own); settings: the Lora of an
-    adapter and the dtype of the forward pass. Sums over a row's tokens are taken in float32, over rows and batches in float64."""
+    version: weights as training gives them, all of them or an adapter, without chain axis (None:
+    the model's own); settings: the Lora of an adapter and the dtype of the forward pass. Sums over
+    a row's tokens are taken in float32, over rows and batches in float64.
+    """
     params, fused = place(model, version, settings)
     total = np.zeros((model.spec.layers, model.spec.width))
     for tokens_RT, share_RT in reading.batches:
         scale = share_RT.max()  # so that float32 sums are of order one
-        rows_LRD = _row_sums(model.spec, target_of(model.spec, params), params, fused, tokens_RT, (share_RT / scale).astype(np.float32))
+        rows_LRD = _row_sums(
+            model.spec,
+            target_of(model.spec, params),
+            params,
+            fused,
+            tokens_RT,
+            (share_RT / scale).astype(np.float32),
+        )
         total += np.asarray(rows_LRD, np.float64).sum(1) * scale
     return total
 
@@ -107,11 +149,20 @@ def _row_sums(spec, target, params, fused, tokens_RT, share_RT):
     return transformer.hidden(spec, params, tokens_RT, fused=fused, watch=watch, target=target)[1]
 
 
-def weights(model: Model, version: Any = None, *, tensor: str = "down_norm", settings: FitSettings = FitSettings()) -> np.ndarray:
-    """The weight of every neuron, [L, D] float64; `version` and `settings` as in `activations`, an adapter being added to its base.
+def weights(
+    model: Model,
+    version: Any = None,
+    *,
+    tensor: str = "down_norm",
+    settings: FitSettings = FitSettings(),
+) -> np.ndarray:
+    """The weight of every neuron, [L, D] float64; `version` and `settings` as in `activations`, an
+    adapter being added to its base.
 
-    tensor: "down_norm" (L2 norm of what the mlp writes into a coordinate, the default), "down_mean", "down_bias", "up_norm" or "up_mean" (of
-    what the mlp reads from it; gate and up projection together). Raises ValueError as `check` does."""
+    tensor: "down_norm" (L2 norm of what the mlp writes into a coordinate, the default),
+    "down_mean", "down_bias", "up_norm" or "up_mean" (of what the mlp reads from it; gate and up
+    projection together). Raises ValueError as `check` does.
+    """
     check(model.spec, tensor=tensor)
     site, reduction = tensor.split("_")
     whole = model.params if version is None or "embed" not in version else version
@@ -132,7 +183,9 @@ def _matrix(spec, params, adapter, site, layer, settings) -> np.ndarray:
     at = 0
     for part in sites(spec)[site]:
         if adapter is not None and part.name in adapter:
-            a, b = (np.asarray(adapter[part.name][factor][layer], np.float64) for factor in ("a", "b"))
+            a, b = (
+                np.asarray(adapter[part.name][factor][layer], np.float64) for factor in ("a", "b")
+            )
             w[:, at : at + part.width] += settings.lora.scale * (a @ b)
         at += part.width
     return w
@@ -147,11 +200,14 @@ def tables(
     settings: FitSettings = FitSettings(),
     done=None,
 ) -> dict[str, np.ndarray]:
-    """{"weight": [V, L, D], "activation": [V, L, D]} of many versions, float64, for `analysis.neurons.neuron_study`.
+    """{"weight": [V, L, D], "activation": [V, L, D]} of many versions, float64, for
+    `analysis.neurons.neuron_study`.
 
-    versions: as `version` of `activations`, in any iterable; with a generator that loads one checkpoint at a time, one version is held at a
-    time, and what is kept of 66 versions of GPT-2 is 10 MB. done: called with the number of versions read so far.
-    Raises ValueError as `check` does, before anything is read."""
+    versions: as `version` of `activations`, in any iterable; with a generator that loads one
+    checkpoint at a time, one version is held at a time, and what is kept of 66 versions of GPT-2 is
+    10 MB. done: called with the number of versions read so far. Raises ValueError as `check` does,
+    before anything is read.
+    """
     check(model.spec, tensor=tensor)
     made: dict[str, list[np.ndarray]] = {"weight": [], "activation": []}
     for number, version in enumerate(versions, 1):

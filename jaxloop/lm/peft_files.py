@@ -1,6 +1,7 @@
 """Adapters as `peft` writes and reads them: adapter_config.json and adapter_model.safetensors.
 
-Every field of the config is on a list: it is applied, or only some values of it are allowed, or it does not change what the adapter computes.
+Every field of the config is on a list: it is applied, or only some values of it are allowed, or it
+does not change what the adapter computes.
 """
 
 import json
@@ -25,7 +26,8 @@ _KNOWN = frozenset(
     base_model_name_or_path revision inference_mode task_type auto_mapping peft_version megatron_core qalora_group_size runtime_config
     fan_in_fan_out eva_config ensure_weight_tying""".split()
 )
-# Starts that leave the base as it is; pissa, olora, corda and the like subtract from its weights, and the adapter is right beside those only.
+# Starts that leave the base as it is; pissa, olora, corda and the like subtract from its weights,
+# and the adapter is right beside those only.
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")
 _FIXED: dict[str, tuple] = {
     "peft_type": ("LORA",), "bias": ("none",), "use_dora": (False,), "use_qalora": (False,), "use_bdlora": (False,), "lora_bias": (False,),
@@ -33,11 +35,18 @@ _FIXED: dict[str, tuple] = {
     "target_parameters": ([],), "alora_invocation_tokens": ([],),
 }  # fmt: skip
 # What peft targets where the config names nothing.
-_TARGETS = {"llama": ["q_proj", "v_proj"], "qwen2": ["q_proj", "v_proj"], "opt": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
+_TARGETS = {
+    "llama": ["q_proj", "v_proj"],
+    "qwen2": ["q_proj", "v_proj"],
+    "opt": ["q_proj", "v_proj"],
+    "gpt2": ["c_attn"],
+}
 
 
 def save_peft(path, spec: Spec, adapter: dict, lora: Lora, *, base: str = "") -> None:
-    """Write one chain's adapter (no chain axis) as a directory that `peft.PeftModel.from_pretrained` loads."""
+    """Write one chain's adapter (no chain axis) as a directory that
+    `peft.PeftModel.from_pretrained` loads.
+    """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     tensors, modules = {}, {}
@@ -48,8 +57,12 @@ def save_peft(path, spec: Spec, adapter: dict, lora: Lora, *, base: str = "") ->
             modules[p.module] = None
             for i in range(spec.layers):
                 name = "base_model.model." + layer_prefix(spec).format(i=i) + p.module
-                tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(np.asarray(adapter[p.name]["a"][i], np.float32).T)
-                tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(np.asarray(adapter[p.name]["b"][i], np.float32).T)
+                tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(
+                    np.asarray(adapter[p.name]["a"][i], np.float32).T
+                )
+                tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(
+                    np.asarray(adapter[p.name]["b"][i], np.float32).T
+                )
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
     config = dict(
         peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
@@ -60,7 +73,9 @@ def save_peft(path, spec: Spec, adapter: dict, lora: Lora, *, base: str = "") ->
 
 
 class _Factors(NamedTuple):
-    """One module's factors as they are stored, A [R, D] and B [O, R], and what their product is multiplied by."""
+    """One module's factors as they are stored, A [R, D] and B [O, R], and what their product is
+    multiplied by.
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -70,23 +85,41 @@ class _Factors(NamedTuple):
 def load_peft(path, spec: Spec) -> tuple[dict, Lora]:
     """One chain's adapter and its `Lora` from a peft directory (safetensors only).
 
-    Modules may differ in rank and scale, and layers without an adapter may be among them: ranks are padded with zeros, other scales multiplied
+    Modules may differ in rank and scale, and layers without an adapter may be among them: ranks are
+    padded with zeros, other scales multiplied
     into B, and such layers have zeros, which training leaves as they are.
-    Raises ValueError for pickled weights, a field of the config that is not computed as peft does, and modules that are not those of its targets.
+    Raises ValueError for pickled weights, a field of the config that is not computed as peft does,
+    and modules that are not those of its targets.
     """
     path = Path(path)
     if not (path / WEIGHTS).exists():
-        raise ValueError(f"adapter: {path} has no {WEIGHTS}; pickled adapters are refused, save it with safe_serialization")
+        raise ValueError(
+            f"adapter: {path} has no {WEIGHTS}; pickled adapters are refused, save it with "
+            "safe_serialization"
+        )
     c = fields.read_json(path / CONFIG, "adapter")
     fields.check_known(c, _KNOWN, _FIXED, "LoRA adapters", "adapter")
-    weights = stored.Weights(path, {tensor.name: tensor for tensor in stored.header(path / WEIGHTS)})
-    places = {layer_prefix(spec).format(i=i) + p.module: p for parts in sites(spec).values() for p in parts for i in range(spec.layers)}
+    weights = stored.Weights(
+        path, {tensor.name: tensor for tensor in stored.header(path / WEIGHTS)}
+    )
+    places = {
+        layer_prefix(spec).format(i=i) + p.module: p
+        for parts in sites(spec).values()
+        for p in parts
+        for i in range(spec.layers)
+    }
     _check_names(weights, places, spec)
     targeted = [module for module in places if _is_target(c, module, spec)]
     _check_targets(weights, targeted, places)
-    found = {module: _factors(weights, c, module, places[module].width, _inside(spec, places[module])) for module in targeted}
+    found = {
+        module: _factors(weights, c, module, places[module].width, _inside(spec, places[module]))
+        for module in targeted
+    }
     if not found:
-        raise ValueError(f"adapter: target_modules = {fields.short(c.get('target_modules'))} of {path} names no projection of {spec.architecture}")
+        raise ValueError(
+            f"adapter: target_modules = {fields.short(c.get('target_modules'))} of {path} names "
+            f"no projection of {spec.architecture}"
+        )
     return _stacked(found, c, spec)
 
 
@@ -97,7 +130,9 @@ def _inside(spec: Spec, part) -> int:
 def _check_names(weights: stored.Weights, places: Mapping, spec: Spec) -> None:
     known = {f"{_PREFIX}{module}.lora_{factor}.weight" for module in places for factor in "AB"}
     if others := sorted(set(weights.where) - known):
-        raise ValueError(f"adapter: {others[0]!r} in {weights.path} is not a projection of {spec.architecture}")
+        raise ValueError(
+            f"adapter: {others[0]!r} in {weights.path} is not a projection of {spec.architecture}"
+        )
 
 
 def _check_targets(weights: stored.Weights, targeted: list[str], places: Mapping) -> None:
@@ -105,26 +140,39 @@ def _check_targets(weights: stored.Weights, targeted: list[str], places: Mapping
     for module in places:
         there = [f"{_PREFIX}{module}.lora_{factor}.weight" in weights.where for factor in "AB"]
         if module in targeted and not all(there):
-            raise ValueError(f"adapter: {module} has no factors in {weights.path}, and adapter_config.json targets it")
+            raise ValueError(
+                f"adapter: {module} has no factors in {weights.path}, and adapter_config.json "
+                "targets it"
+            )
         if module not in targeted and any(there):
-            raise ValueError(f"adapter: {module} has factors in {weights.path}, and adapter_config.json does not target it, so peft would leave them out")
+            raise ValueError(
+                f"adapter: {module} has factors in {weights.path}, and adapter_config.json does "
+                "not target it, so peft would leave them out"
+            )
 
 
 def _factors(weights: stored.Weights, c: Mapping, module: str, width: int, inside: int) -> _Factors:
     rank = fields.integer(_pattern(c, "rank_pattern", module, "r", 8), "r", kind="adapter")
-    alpha = fields.number(_pattern(c, "alpha_pattern", module, "lora_alpha", 8), "lora_alpha", above=0, kind="adapter")
+    alpha = fields.number(
+        _pattern(c, "alpha_pattern", module, "lora_alpha", 8), "lora_alpha", above=0, kind="adapter"
+    )
     out = []
     for factor, shape in (("A", (rank, inside)), ("B", (width, rank))):
         name = f"{_PREFIX}{module}.lora_{factor}.weight"
         if weights.where[name].shape != shape:
-            raise ValueError(f"adapter: tensor {name} of {weights.path} has shape {weights.where[name].shape}; {shape} is expected of this base model")
+            raise ValueError(
+                f"adapter: tensor {name} of {weights.path} has shape "
+                f"{weights.where[name].shape}; {shape} is expected of this base model"
+            )
         out.append(np.asarray(stored.tensor(weights, name)).astype(np.float32))
     root = fields.truth(c, "use_rslora", False, kind="adapter")
     return _Factors(*out, alpha / (math.sqrt(rank) if root else rank))
 
 
 def _pattern(c: Mapping, field: str, module: str, plain: str, default: int) -> dict[str, Any]:
-    """{plain: the value of the first pattern that a module's name ends with, or of the field itself}."""
+    """{plain: the value of the first pattern that a module's name ends with, or of the field
+    itself}.
+    """
     for pattern, value in fields.mapping(c, field, kind="adapter").items():
         if _matches(rf"(.*\.)?({pattern})", module, field):
             return {plain: value}
@@ -135,14 +183,24 @@ def _matches(pattern: str, module: str, field: str) -> bool:
     try:
         return re.fullmatch(pattern, module) is not None
     except re.error:
-        raise ValueError(f"adapter: {field} has a pattern {fields.short(pattern)} that is no regular expression") from None
+        raise ValueError(
+            f"adapter: {field} has a pattern {fields.short(pattern)} that is no regular expression"
+        ) from None
 
 
 def _is_target(c: Mapping, module: str, spec: Spec) -> bool:
     """Whether peft puts an adapter on the module of that name."""
     targets = fields.given(c, "target_modules", _TARGETS[spec.architecture])
-    for field, value in (("target_modules", targets), ("exclude_modules", c.get("exclude_modules"))):
-        if not (value is None or isinstance(value, str) or isinstance(value, list) and all(isinstance(x, str) for x in value)):
+    for field, value in (
+        ("target_modules", targets),
+        ("exclude_modules", c.get("exclude_modules")),
+    ):
+        if not (
+            value is None
+            or isinstance(value, str)
+            or isinstance(value, list)
+            and all(isinstance(x, str) for x in value)
+        ):
             fields.refuse(field, value, "a list of names, or a pattern", "adapter")
     excluded = fields.given(c, "exclude_modules", [])
     if excluded and _is_named(excluded, module, "exclude_modules"):
@@ -162,9 +220,14 @@ def _is_named(names, module: str, field: str) -> bool:
 
 def _in_layers(c: Mapping, module: str) -> bool:
     """Whether layers_to_transform, which holds for listed names only, leaves the module's layer in."""
-    layers, patterns = fields.given(c, "layers_to_transform", []), fields.given(c, "layers_pattern", [])
+    layers, patterns = (
+        fields.given(c, "layers_to_transform", []),
+        fields.given(c, "layers_pattern", []),
+    )
     layers = [layers] if isinstance(layers, int) and not isinstance(layers, bool) else layers
-    if not isinstance(layers, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in layers):
+    if not isinstance(layers, list) or not all(
+        isinstance(i, int) and not isinstance(i, bool) for i in layers
+    ):
         fields.refuse("layers_to_transform", layers, "a number, or a list of numbers", "adapter")
     patterns = [patterns] if isinstance(patterns, str) else patterns
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
@@ -175,7 +238,10 @@ def _in_layers(c: Mapping, module: str) -> bool:
         try:
             found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
         except re.error:
-            raise ValueError(f"adapter: layers_pattern has a pattern {fields.short(pattern)} that is no regular expression") from None
+            raise ValueError(
+                f"adapter: layers_pattern has a pattern {fields.short(pattern)} that is no "
+                "regular expression"
+            ) from None
         if found:
             return int(found[found.lastindex]) in layers
     return False
@@ -189,7 +255,9 @@ def _stacked(found: Mapping[str, _Factors], c: Mapping, spec: Spec) -> tuple[dic
     scales = [f.scale for f in found.values()]
     plain = plain_alpha / (math.sqrt(plain_rank) if root else plain_rank)
     scale = plain if plain in scales else scales[0]
-    alpha = float(plain_alpha) if rank == plain_rank and scale == plain and not root else scale * rank
+    alpha = (
+        float(plain_alpha) if rank == plain_rank and scale == plain and not root else scale * rank
+    )
     adapter = {}
     for site, parts in sites(spec).items():
         for p in parts:
@@ -202,7 +270,9 @@ def _stacked(found: Mapping[str, _Factors], c: Mapping, spec: Spec) -> tuple[dic
                 if name in found:
                     f = found[name]
                     a[i, :, : f.a.shape[0]] = f.a.T
-                    b[i, : f.a.shape[0]] = f.b.T if f.scale == scale else f.b.T * np.float32(f.scale / scale)
+                    b[i, : f.a.shape[0]] = (
+                        f.b.T if f.scale == scale else f.b.T * np.float32(f.scale / scale)
+                    )
             adapter[p.name] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
     dropout = fields.number(c, "lora_dropout", 0.0, low=0, kind="adapter")
     if dropout >= 1:

@@ -1,4 +1,6 @@
-"""The prompt template of the recursive-loops study (recursive_loops, section 1): no system prompt, no chat template."""
+"""The prompt template of the recursive-loops study (recursive_loops, section 1): no system prompt,
+no chat template.
+"""
 
 TEMPLATE = "### User:\n{instruction}\n### Assistant:\n"
 

@@ -1,4 +1,5 @@
-"""Rotary positions: the ways in which `transformers` scales their frequencies, read from both generations of config.json, and written.
+"""Rotary positions: the ways in which `transformers` scales their frequencies, read from both
+generations of config.json, and written.
 
 Dimensions: K head size.
 """
@@ -32,14 +33,18 @@ class Linear:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Frequencies that change beyond the model's context only, so within it those of the plain model (`rope_type: dynamic`)."""
+    """Frequencies that change beyond the model's context only, so within it those of the plain
+    model (`rope_type: dynamic`).
+    """
 
     factor: float
 
 
 @dataclass(frozen=True)
 class Yarn:
-    """Low frequencies interpolated, high ones kept, cosines and sines multiplied by `attention_factor` (arXiv 2309.00071; `rope_type: yarn`)."""
+    """Low frequencies interpolated, high ones kept, cosines and sines multiplied by
+    `attention_factor` (arXiv 2309.00071; `rope_type: yarn`).
+    """
 
     factor: float
     original_context: int
@@ -51,8 +56,10 @@ class Yarn:
 
 @dataclass(frozen=True)
 class LongRope:
-    """A factor for each frequency (arXiv 2402.13753; `rope_type: longrope`). Up to `original_context` tokens, which is then the context of the
-    model here, the short factors hold; beyond, `transformers` changes to the long ones in the middle of a text."""
+    """A factor for each frequency (arXiv 2402.13753; `rope_type: longrope`). Up to
+    `original_context` tokens, which is then the context of the model here, the short factors hold;
+    beyond, `transformers` changes to the long ones in the middle of a text.
+    """
 
     short: tuple[float, ...]
     long: tuple[float, ...]
@@ -69,9 +76,14 @@ def frequencies(theta: float, size: int, scaling: Scaling | None):
     match scaling:
         case RopeScaling() as s:
             length = 2 * jnp.pi / f
-            smooth = (s.original_context / length - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+            smooth = (s.original_context / length - s.low_freq_factor) / (
+                s.high_freq_factor - s.low_freq_factor
+            )
             mixed = (1 - smooth) * f / s.factor + smooth * f
-            low, high = s.original_context / s.low_freq_factor, s.original_context / s.high_freq_factor
+            low, high = (
+                s.original_context / s.low_freq_factor,
+                s.original_context / s.high_freq_factor,
+            )
             return jnp.where(length > low, f / s.factor, jnp.where(length < high, f, mixed))
         case Linear() as s:
             return f / s.factor
@@ -88,7 +100,9 @@ def _ramp(theta: float, size: int, s: Yarn):
     """0 where a frequency is kept, 1 where it is interpolated [K / 2]."""
 
     def dimension(rotations):
-        return size * math.log(s.original_context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+        return (
+            size * math.log(s.original_context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+        )
 
     low, high = dimension(s.beta_fast), dimension(s.beta_slow)
     low, high = (math.floor(low), math.ceil(high)) if s.truncate else (low, high)
@@ -102,7 +116,8 @@ def attention_factor(scaling: Scaling | None) -> float:
     return getattr(scaling, "attention_factor", 1.0)
 
 
-# ---- config.json ------------------------------------------------------------------------------------------------------
+# ---- config.json
+# ------------------------------------------------------------------------------------------------------
 
 _PLAIN = ("type", "rope_type", "rope_theta", "partial_rotary_factor")
 _KEYS = {
@@ -113,25 +128,45 @@ _KEYS = {
     "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "finetuned"),
     "longrope": ("factor", "short_factor", "long_factor", "original_max_position_embeddings", "attention_factor"),
 }  # fmt: skip
-CONFIG = ("rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings")
+CONFIG = (
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
 
 
 def read(c: Mapping[str, Any], size: int, context: int) -> dict[str, Any]:
-    """The fields rope_theta, rope_scaling and context of a `Spec` from a config.json of either generation, as `transformers` 5 takes it.
+    """The fields rope_theta, rope_scaling and context of a `Spec` from a config.json of either
+    generation, as `transformers` 5 takes it.
 
-    `rope_scaling`, where it is there, stands in place of all of `rope_parameters`. size: of a head; context: max_position_embeddings.
-    Raises ValueError for a kind, a setting or a value that would not be computed as `transformers` does, and KeyError for a missing setting."""
+    `rope_scaling`, where it is there, stands in place of all of `rope_parameters`. size: of a head;
+    context: max_position_embeddings. Raises ValueError for a kind, a setting or a value that would
+    not be computed as `transformers` does, and KeyError for a missing setting.
+    """
     new, old = fields.mapping(c, "rope_parameters"), fields.mapping(c, "rope_scaling")
     r = old or new
     kind = r.get("rope_type") or r.get("type") or "default"
     fields.choice({"rope_type": kind}, "rope_type", tuple(_KEYS))
     fields.check_known(r, (*_PLAIN, *_KEYS[kind]), {}, f"rope_type {kind!r}")
-    theta = float(fields.number({"rope_theta": 10000.0, **_some(c, "rope_theta"), **_some(r, "rope_theta")}, "rope_theta", above=0))
+    theta = float(
+        fields.number(
+            {"rope_theta": 10000.0, **_some(c, "rope_theta"), **_some(r, "rope_theta")},
+            "rope_theta",
+            above=0,
+        )
+    )
     if kind == "yarn" and theta == 1:
-        fields.refuse("rope_theta", theta, "any other positive number with yarn, which divides by its logarithm")
+        fields.refuse(
+            "rope_theta",
+            theta,
+            "any other positive number with yarn, which divides by its logarithm",
+        )
     if old and new.get("rope_theta", theta) != theta:
         raise ValueError(
-            f"model: rope_scaling takes the place of rope_parameters, whose rope_theta = {new['rope_theta']!r} would be lost; "
+            "model: rope_scaling takes the place of rope_parameters, whose rope_theta = "
+            f"{new['rope_theta']!r} would be lost; "
             "put the settings of rope_scaling into rope_parameters"
         )
     for where in (c, r):
@@ -140,9 +175,17 @@ def read(c: Mapping[str, Any], size: int, context: int) -> dict[str, Any]:
             fields.refuse("partial_rotary_factor", where["partial_rotary_factor"], "1")
     original = fields.integer(r, "original_max_position_embeddings", context)
     if c.get("original_max_position_embeddings") not in (None, original):
-        fields.refuse("original_max_position_embeddings", c["original_max_position_embeddings"], f"{original}, as in rope_parameters")
+        fields.refuse(
+            "original_max_position_embeddings",
+            c["original_max_position_embeddings"],
+            f"{original}, as in rope_parameters",
+        )
     if kind == "dynamic" and original != context:
-        fields.refuse("original_max_position_embeddings", original, f"{context}, which is max_position_embeddings")
+        fields.refuse(
+            "original_max_position_embeddings",
+            original,
+            f"{context}, which is max_position_embeddings",
+        )
     scaling, context = _scaling(kind, r, size, context, original)
     return dict(rope_theta=theta, rope_scaling=scaling, context=context)
 
@@ -151,7 +194,9 @@ def _some(c: Mapping, field: str) -> dict:
     return {field: c[field]} if c.get(field) is not None else {}
 
 
-def _scaling(kind: str, r: Mapping, size: int, context: int, original: int) -> tuple[Scaling | None, int]:
+def _scaling(
+    kind: str, r: Mapping, size: int, context: int, original: int
+) -> tuple[Scaling | None, int]:
     """(scaling, context)."""
     factor = None
     if kind in ("linear", "dynamic", "llama3"):
@@ -165,18 +210,33 @@ def _scaling(kind: str, r: Mapping, size: int, context: int, original: int) -> t
     if kind == "dynamic":
         return Dynamic(factor), context
     if kind == "llama3":
-        low, high = (float(fields.number(r, name, above=0)) for name in ("low_freq_factor", "high_freq_factor"))
+        low, high = (
+            float(fields.number(r, name, above=0))
+            for name in ("low_freq_factor", "high_freq_factor")
+        )
         if low == high:
             fields.refuse("high_freq_factor", high, "a number above low_freq_factor")
         return RopeScaling(factor, low, high, original), context
     if kind == "yarn":
-        fast, slow = (float(fields.number(r, name, default, low=0)) or default for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0)))
-        return Yarn(factor, original, _yarn_attention(r, factor), fast, slow, fields.truth(r, "truncate", True)), context
+        fast, slow = (
+            float(fields.number(r, name, default, low=0)) or default
+            for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0))
+        )
+        return Yarn(
+            factor,
+            original,
+            _yarn_attention(r, factor),
+            fast,
+            slow,
+            fields.truth(r, "truncate", True),
+        ), context
     if kind == "longrope":
         attention = fields.number(r, "attention_factor", None, low=0)
         if attention is None:
             attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-        short, long = (fields.numbers(r, name, size // 2) for name in ("short_factor", "long_factor"))
+        short, long = (
+            fields.numbers(r, name, size // 2) for name in ("short_factor", "long_factor")
+        )
         return LongRope(short, long, original, float(attention)), min(context, original)
     return None, context
 

@@ -1,7 +1,9 @@
-"""The next token from logits: repetition penalty, temperature, top_k, top_p, min_p, in the order of `transformers`, then one draw.
+"""The next token from logits: repetition penalty, temperature, top_k, top_p, min_p, in the order of
+`transformers`, then one draw.
 
-No step sorts the vocabulary: min_p is a comparison with the row's maximum, top_k and top_p search for their threshold by bisection on
-the bits of the logits, and the draw inverts the cumulative sum with one uniform a row. A row's arithmetic never reads another row.
+No step sorts the vocabulary: min_p is a comparison with the row's maximum, top_k and top_p search
+for their threshold by bisection on the bits of the logits, and the draw inverts the cumulative sum
+with one uniform a row. A row's arithmetic never reads another row.
 
 Dimensions: S rows (slots), V vocabulary.
 """
@@ -19,12 +21,13 @@ from jaxloop.kernels.categorical import inverse_cdf
 class Sampler:
     """How the next token is drawn. Hashable, so it can be a static argument of `jax.jit`.
 
-    temperature: divides the logits, > 0. min_p: tokens below min_p times the largest probability are cut (Nguyen et al. 2024), [0, 1].
-    top_p: the smallest set of most probable tokens whose mass is at least top_p is kept (Holtzman et al. 2020), (0, 1], 1 is off.
-    top_k: the k most probable tokens, and those that tie with the last of them, are kept; 0 is off.
-    repetition_penalty: logits of tokens already in the text (prompt included) are divided by it where positive and multiplied where
-    negative (Keskar et al. 2019), > 0, 1 is off. greedy: the most probable token, after the repetition penalty; the rest is not used.
-    Raises ValueError for a value outside its range.
+    temperature: divides the logits, > 0. min_p: tokens below min_p times the largest probability
+    are cut (Nguyen et al. 2024), [0, 1]. top_p: the smallest set of most probable tokens whose mass
+    is at least top_p is kept (Holtzman et al. 2020), (0, 1], 1 is off. top_k: the k most probable
+    tokens, and those that tie with the last of them, are kept; 0 is off. repetition_penalty: logits
+    of tokens already in the text (prompt included) are divided by it where positive and multiplied
+    where negative (Keskar et al. 2019), > 0, 1 is off. greedy: the most probable token, after the
+    repetition penalty; the rest is not used. Raises ValueError for a value outside its range.
     """
 
     temperature: float = 1.0
@@ -55,8 +58,12 @@ class Sampler:
         return self.repetition_penalty != 1
 
 
-def next_token(sampler: Sampler, logits_SV: jax.Array, u_S: jax.Array, seen_SV: jax.Array | None = None) -> jax.Array:
-    """Token [S] (int32) of each row from float32 logits [S, V] and uniforms [S] in [0, 1); `seen_SV` (bool) as in `weights`."""
+def next_token(
+    sampler: Sampler, logits_SV: jax.Array, u_S: jax.Array, seen_SV: jax.Array | None = None
+) -> jax.Array:
+    """Token [S] (int32) of each row from float32 logits [S, V] and uniforms [S] in [0, 1);
+    `seen_SV` (bool) as in `weights`.
+    """
     if sampler.greedy:
         return jnp.argmax(_penalised(sampler, logits_SV, seen_SV), -1).astype(jnp.int32)
     return inverse_cdf(weights(sampler, logits_SV, seen_SV), u_S).astype(jnp.int32)
@@ -65,8 +72,9 @@ def next_token(sampler: Sampler, logits_SV: jax.Array, u_S: jax.Array, seen_SV: 
 def weights(sampler: Sampler, logits_SV: jax.Array, seen_SV: jax.Array | None = None) -> jax.Array:
     """Unnormalised probabilities [S, V] of the next token, 1 for the most probable and 0 where cut.
 
-    logits_SV: float32, finite or -inf, with at least one finite in a row. seen_SV: bool, tokens already in the row's text; needed where
-    `sampler.needs_seen`. Equal, once normalised, to the softmax of what the logits processors of `transformers` return.
+    logits_SV: float32, finite or -inf, with at least one finite in a row. seen_SV: bool, tokens
+    already in the row's text; needed where `sampler.needs_seen`. Equal, once normalised, to the
+    softmax of what the logits processors of `transformers` return.
     """
     z_SV = _penalised(sampler, logits_SV, seen_SV)
     if sampler.greedy:
@@ -89,19 +97,26 @@ def _penalised(sampler, logits_SV, seen_SV):
     if not sampler.needs_seen:
         return logits_SV
     if seen_SV is None:
-        raise ValueError(f"repetition_penalty: {sampler.repetition_penalty!r} needs to know the tokens already in each text; pass seen_SV")
+        raise ValueError(
+            f"repetition_penalty: {sampler.repetition_penalty!r} needs to know the tokens "
+            "already in each text; pass seen_SV"
+        )
     p = sampler.repetition_penalty
     return jnp.where(seen_SV, jnp.where(logits_SV < 0, logits_SV * p, logits_SV / p), logits_SV)
 
 
 def _order(x_SV):
-    """Integers in the order of the floats: the bits, with those of negative numbers flipped; both zeros are one."""
+    """Integers in the order of the floats: the bits, with those of negative numbers flipped; both
+    zeros are one.
+    """
     bits = jax.lax.bitcast_convert_type(jnp.where(x_SV == 0, 0, x_SV), jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _edge(order_SV, mass_SV, target_S):
-    """Largest value of each row of `order_SV` at and above which the row's mass reaches its target; two bits a pass over the row."""
+    """Largest value of each row of `order_SV` at and above which the row's mass reaches its target;
+    two bits a pass over the row.
+    """
 
     def pass_over(i, edge_S):
         shift = (30 - 2 * i).astype(jnp.uint32)
@@ -120,18 +135,25 @@ def _signed(x_uint):
 
 
 def _nucleus(order_SV, w_SV, top_p):
-    """Weights of the smallest set of most probable tokens with at least top_p of the mass; of equal tokens at its edge, the last ones."""
+    """Weights of the smallest set of most probable tokens with at least top_p of the mass; of equal
+    tokens at its edge, the last ones.
+    """
     target_S = w_SV.sum(-1) * top_p
     edge_S = _edge(order_SV, w_SV, target_S)
     above_SV, at_SV = order_SV > edge_S[:, None], order_SV == edge_S[:, None]
     missing_S = target_S - jnp.where(above_SV, w_SV, 0).sum(-1)
     each_S = jnp.where(at_SV, w_SV, 0).max(-1)
-    wanted_S = jnp.maximum(jnp.ceil(missing_S / jnp.where(each_S > 0, each_S, 1)), 1).astype(jnp.int32)
+    wanted_S = jnp.maximum(jnp.ceil(missing_S / jnp.where(each_S > 0, each_S, 1)), 1).astype(
+        jnp.int32
+    )
 
     def cut_ties(w_SV):
         from_end_SV = jnp.flip(jnp.cumsum(jnp.flip(at_SV, -1), -1, dtype=jnp.int32), -1)
         return jnp.where(at_SV & (from_end_SV > wanted_S[:, None]), 0, w_SV)
 
     kept_SV = jnp.where(above_SV | at_SV, w_SV, 0)
-    # Ties at the edge are rare, and counting them costs a cumulative sum over the vocabulary. Rows without any pass through unchanged.
-    return jax.lax.cond((at_SV.sum(-1, dtype=jnp.int32) > wanted_S).any(), cut_ties, lambda w: w, kept_SV)
+    # Ties at the edge are rare, and counting them costs a cumulative sum over the vocabulary. Rows
+    # without any pass through unchanged.
+    return jax.lax.cond(
+        (at_SV.sum(-1, dtype=jnp.int32) > wanted_S).any(), cut_ties, lambda w: w, kept_SV
+    )

@@ -6,13 +6,22 @@ from jaxloop.runtime.cost import Sizes
 
 
 def sizes_of(spec: Spec, lora: Lora = Lora()) -> Sizes:
-    """Weights in the blocks and the head, adapter weights of one chain, numbers cached per token: from the parameter table."""
+    """Weights in the blocks and the head, adapter weights of one chain, numbers cached per token:
+    from the parameter table.
+    """
     widths, targets = site_widths(spec), target_names(spec, lora)
     return Sizes(
         body=spec.layers * sum(a * b for a, b in widths.values()),
         head=spec.vocab * (spec.embed_width or spec.width),
         total=count_parameters(spec),
-        adapter=spec.layers * lora.rank * sum(widths[site][0] + p.width for site, parts in sites(spec).items() for p in parts if p.name in targets),
+        adapter=spec.layers
+        * lora.rank
+        * sum(
+            widths[site][0] + p.width
+            for site, parts in sites(spec).items()
+            for p in parts
+            if p.name in targets
+        ),
         cache=2 * spec.layers * spec.kv_heads * spec.head_size,
         layers=spec.layers,
         attention_width=spec.heads * spec.head_size,

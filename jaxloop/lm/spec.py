@@ -1,9 +1,12 @@
-"""Architectures as data: a frozen `Spec`, and one table per architecture that names every parameter.
+"""Architectures as data: a frozen `Spec`, and one table per architecture that names every
+parameter.
 
-The table gives each parameter's shape, initialiser, sharding and Hugging Face name. Loading, saving, initialising, sharding and
-counting all read it; adding an architecture is adding a table (and, in `model_config.py`, the reading of its config.json).
+The table gives each parameter's shape, initialiser, sharding and Hugging Face name. Loading,
+saving, initialising, sharding and counting all read it; adding an architecture is adding a table
+(and, in `model_config.py`, the reading of its config.json).
 
-Dimensions: D model, E embedding (D except in OPT-350m), F mlp, H query heads, G key/value heads, K head size, V vocabulary, P positions.
+Dimensions: D model, E embedding (D except in OPT-350m), F mlp, H query heads, G key/value heads, K
+head size, V vocabulary, P positions.
 """
 
 from dataclasses import dataclass
@@ -62,9 +65,11 @@ class Source(NamedTuple):
 
 
 class Param(NamedTuple):
-    """A parameter: where it lives in the pytree, its shape without the layer axis, and the tensors it is made of.
+    """A parameter: where it lives in the pytree, its shape without the layer axis, and the tensors
+    it is made of.
 
-    `transposed`: the file holds [out, in] (torch.nn.Linear) and we hold [in, out]. `shard` names the axis that a `model` mesh axis cuts.
+    `transposed`: the file holds [out, in] (torch.nn.Linear) and we hold [in, out]. `shard` names
+    the axis that a `model` mesh axis cuts.
     """
 
     path: tuple[str, ...]
@@ -77,7 +82,9 @@ class Param(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One adapter target inside a fused projection: our name, its output width, and the module name in the file."""
+    """One adapter target inside a fused projection: our name, its output width, and the module name
+    in the file.
+    """
 
     name: str
     width: int
@@ -95,9 +102,15 @@ def sites(spec: Spec) -> dict[str, tuple[Part, ...]]:
             "down": (Part("down", spec.width, "mlp.c_proj"),),
         }
     out = "out_proj" if spec.architecture == "opt" else "o_proj"
-    up = {True: (("gate", "mlp.gate_proj"), ("up", "mlp.up_proj")), False: (("up", "fc1"),)}[spec.gated]
+    up = {True: (("gate", "mlp.gate_proj"), ("up", "mlp.up_proj")), False: (("up", "fc1"),)}[
+        spec.gated
+    ]
     return {
-        "qkv": (Part("q", q, "self_attn.q_proj"), Part("k", kv, "self_attn.k_proj"), Part("v", kv, "self_attn.v_proj")),
+        "qkv": (
+            Part("q", q, "self_attn.q_proj"),
+            Part("k", kv, "self_attn.k_proj"),
+            Part("v", kv, "self_attn.v_proj"),
+        ),
         "o": (Part("o", spec.width, f"self_attn.{out}"),),
         "up": tuple(Part(name, spec.mlp, module) for name, module in up),
         "down": (Part("down", spec.width, "mlp.down_proj" if spec.gated else "fc2"),),
@@ -115,26 +128,48 @@ def site_widths(spec: Spec) -> dict[str, tuple[int, int]]:
 
 
 def layer_prefix(spec: Spec) -> str:
-    return {"gpt2": "transformer.h.{i}.", "opt": "model.decoder.layers.{i}."}.get(spec.architecture, "model.layers.{i}.")
+    return {"gpt2": "transformer.h.{i}.", "opt": "model.decoder.layers.{i}."}.get(
+        spec.architecture, "model.layers.{i}."
+    )
 
 
 def table(spec: Spec) -> tuple[Param, ...]:
-    """Every parameter of the architecture; paths that start with "layers" carry a leading layer axis in the pytree."""
+    """Every parameter of the architecture; paths that start with "layers" carry a leading layer
+    axis in the pytree.
+    """
     d, prefix = spec.width, layer_prefix(spec)
     names = _NAMES[spec.architecture]
     embed = spec.embed_width or d
     params = [Param(("embed",), (spec.vocab, embed), (Source(names["embed"], embed),), shard=0)]
     if spec.positions == "learned":
-        params.append(Param(("position",), (spec.context + spec.position_offset, d), (Source(names["position"], d),)))
+        params.append(
+            Param(
+                ("position",),
+                (spec.context + spec.position_offset, d),
+                (Source(names["position"], d),),
+            )
+        )
     if embed != d:
         params += [
-            Param(("embed_in",), (embed, d), (Source("model.decoder.project_in.weight", d),), transposed=True),
-            Param(("embed_out",), (d, embed), (Source("model.decoder.project_out.weight", embed),), transposed=True),
+            Param(
+                ("embed_in",),
+                (embed, d),
+                (Source("model.decoder.project_in.weight", d),),
+                transposed=True,
+            ),
+            Param(
+                ("embed_out",),
+                (d, embed),
+                (Source("model.decoder.project_out.weight", embed),),
+                transposed=True,
+            ),
         ]
     if spec.final_norm:
         params += _norm(spec, ("norm",), names["norm"])
     if not spec.tied:
-        params.append(Param(("head",), (spec.vocab, embed), (Source("lm_head.weight", embed),), shard=0))
+        params.append(
+            Param(("head",), (spec.vocab, embed), (Source("lm_head.weight", embed),), shard=0)
+        )
     params += _norm(spec, ("layers", "norm1"), prefix + names["norm1"])
     params += _norm(spec, ("layers", "norm2"), prefix + names["norm2"])
     biased = {"qkv": spec.qkv_bias, "o": spec.o_bias, "up": spec.mlp_bias, "down": spec.mlp_bias}
@@ -142,10 +177,23 @@ def table(spec: Spec) -> tuple[Param, ...]:
         inside, out = site_widths(spec)[site]
         weights = tuple(Source(f"{prefix}{p.module}.weight", p.width) for p in parts)
         writes = site in ("o", "down")
-        params.append(Param(("layers", site), (inside, out), weights, transposed=spec.architecture != "gpt2", shard=0 if writes else 1, residual=writes))
+        params.append(
+            Param(
+                ("layers", site),
+                (inside, out),
+                weights,
+                transposed=spec.architecture != "gpt2",
+                shard=0 if writes else 1,
+                residual=writes,
+            )
+        )
         if biased[site]:
             biases = tuple(Source(f"{prefix}{p.module}.bias", p.width) for p in parts)
-            params.append(Param(("layers", f"{site}_bias"), (out,), biases, "zeros", shard=None if writes else 0))
+            params.append(
+                Param(
+                    ("layers", f"{site}_bias"), (out,), biases, "zeros", shard=None if writes else 0
+                )
+            )
     return tuple(params)
 
 
@@ -161,10 +209,17 @@ ARCHITECTURES = tuple(_NAMES)
 
 def _norm(spec, path, name):
     *above, last = path
-    scale = Param((*above, f"{last}_scale"), (spec.width,), (Source(f"{name}.weight", spec.width),), "ones")
+    scale = Param(
+        (*above, f"{last}_scale"), (spec.width,), (Source(f"{name}.weight", spec.width),), "ones"
+    )
     if spec.norm == "rms":
         return [scale]
-    return [scale, Param((*above, f"{last}_bias"), (spec.width,), (Source(f"{name}.bias", spec.width),), "zeros")]
+    return [
+        scale,
+        Param(
+            (*above, f"{last}_bias"), (spec.width,), (Source(f"{name}.bias", spec.width),), "zeros"
+        ),
+    ]
 
 
 def nest(flat: dict[tuple[str, ...], object]) -> dict:
@@ -179,8 +234,9 @@ def nest(flat: dict[tuple[str, ...], object]) -> dict:
 
 
 def init(key: jax.Array, spec: Spec, dtype=jnp.float32) -> dict:
-    """Random parameters as the architecture's own code initialises them: normal(0, init_scale), residual writers divided by
-    sqrt(2 layers), norms one, biases zero."""
+    """Random parameters as the architecture's own code initialises them: normal(0, init_scale),
+    residual writers divided by sqrt(2 layers), norms one, biases zero.
+    """
     flat = {}
     for i, p in enumerate(table(spec)):
         shape = (spec.layers, *p.shape) if p.path[0] == "layers" else p.shape
@@ -194,7 +250,14 @@ def init(key: jax.Array, spec: Spec, dtype=jnp.float32) -> dict:
 
 def abstract(spec: Spec, dtype=jnp.float32) -> dict:
     """The pytree of `jax.ShapeDtypeStruct` that `init` and loading produce."""
-    return nest({p.path: jax.ShapeDtypeStruct((spec.layers, *p.shape) if p.path[0] == "layers" else p.shape, dtype) for p in table(spec)})
+    return nest(
+        {
+            p.path: jax.ShapeDtypeStruct(
+                (spec.layers, *p.shape) if p.path[0] == "layers" else p.shape, dtype
+            )
+            for p in table(spec)
+        }
+    )
 
 
 def count_parameters(spec: Spec) -> int:

@@ -1,5 +1,25 @@
-"""Every measure of what a chain wrote: lexical, semantic, distances, losses; `registry` gives them names."""
+"""Every measure of what a chain wrote: lexical, semantic, distances, losses; `registry` gives them
+names.
+"""
 
-from jaxloop.metrics.registry import REGISTRY, Metric, Unavailable, available, evaluate, evaluate_texts, needs, validate
+from jaxloop.metrics.registry import (
+    REGISTRY,
+    Metric,
+    Unavailable,
+    available,
+    evaluate,
+    evaluate_texts,
+    needs,
+    validate,
+)
 
-__all__ = ["REGISTRY", "Metric", "Unavailable", "available", "evaluate", "evaluate_texts", "needs", "validate"]
+__all__ = [
+    "REGISTRY",
+    "Metric",
+    "Unavailable",
+    "available",
+    "evaluate",
+    "evaluate_texts",
+    "needs",
+    "validate",
+]

@@ -1,4 +1,6 @@
-"""Self-BLEU: how much of a text stands, n-gram by n-gram, in the others of its set. Exact, in time linear in the number of n-grams."""
+"""Self-BLEU: how much of a text stands, n-gram by n-gram, in the others of its set. Exact, in time
+linear in the number of n-grams.
+"""
 
 from collections.abc import Sequence
 
@@ -11,29 +13,38 @@ ORDER = 4
 
 
 def self_bleu(texts: Sequence[str] | Sequence[Sequence[str]] | Corpus):
-    """Sentence BLEU of each text against all the others, [n] float64 in [0, 1]; for a sequence of chains, a list of [n_c] arrays.
+    """Sentence BLEU of each text against all the others, [n] float64 in [0, 1]; for a sequence of
+    chains, a list of [n_c] arrays.
 
-    sacrebleu's definition: 13a tokens, case kept, orders 1 to 4 with equal weights, effective order, exponential smoothing, brevity
-    penalty against the closest reference length (ties: the shorter); the hypothesis is text i, its references are all other texts of
-    its chain, empty ones included. Equal to `sacrebleu.BLEU(effective_order=True).sentence_score(...).score / 100` to 1e-9.
-    A text with no word in common with the others, an empty text, and a single text without others score 0; [] gives an empty array.
-    Source: Zhu et al. 2018 (Texygen) for self-BLEU; arXiv 2504.03814 for these settings.
+    sacrebleu's definition: 13a tokens, case kept, orders 1 to 4 with equal weights, effective
+    order, exponential smoothing, brevity penalty against the closest reference length (ties: the
+    shorter); the hypothesis is text i, its references are all other texts of its chain, empty ones
+    included. Equal to `sacrebleu.BLEU(effective_order=True).sentence_score(...).score / 100` to
+    1e-9. A text with no word in common with the others, an empty text, and a single text without
+    others score 0; [] gives an empty array. Source: Zhu et al. 2018 (Texygen) for self-BLEU; arXiv
+    2504.03814 for these settings.
     """
     corpus = Corpus.of(texts)
     return corpus.by_text(scores_from_tokens(corpus.chain_tokens, corpus.owners))
 
 
 def scores_from_tokens(tokens: Tokens, chains: np.ndarray) -> np.ndarray:
-    """Self-BLEU of coded texts, [n] float64; `chains` [n] (sorted) says which texts are each other's references.
+    """Self-BLEU of coded texts, [n] float64; `chains` [n] (sorted) says which texts are each
+    other's references.
 
-    For text i an n-gram's clip is its largest count in any *other* text: the largest count over texts, or the second largest where text
-    i alone holds the largest. An n-gram found in one text only matches nothing, and nor does any longer n-gram around it, so each
-    order looks only at positions whose n-gram of the order before is shared by at least two texts.
+    For text i an n-gram's clip is its largest count in any *other* text: the largest count over
+    texts, or the second largest where text i alone holds the largest. An n-gram found in one text
+    only matches nothing, and nor does any longer n-gram around it, so each order looks only at
+    positions whose n-gram of the order before is shared by at least two texts.
     """
     lengths = tokens.lengths
     codes, size, owners = tokens.codes, tokens.size, tokens.owners
     at = np.arange(len(codes))
-    log_precision, orders, halvings = np.zeros(len(lengths)), np.zeros(len(lengths)), np.zeros(len(lengths))
+    log_precision, orders, halvings = (
+        np.zeros(len(lengths)),
+        np.zeros(len(lengths)),
+        np.zeros(len(lengths)),
+    )
     matched = np.zeros(len(lengths), bool)
     for order in range(1, ORDER + 1):
         matches, shared = _clipped_matches(codes, size, owners, len(lengths))
@@ -42,11 +53,15 @@ def scores_from_tokens(tokens: Tokens, chains: np.ndarray) -> np.ndarray:
         matched |= matches > 0
         halvings += has & (matches == 0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            step = np.where(matches > 0, np.log(matches / totals), -np.log(totals) - halvings * np.log(2))
+            step = np.where(
+                matches > 0, np.log(matches / totals), -np.log(totals) - halvings * np.log(2)
+            )
         log_precision += np.where(has, step, 0)
         orders += has
         if order < ORDER:
-            follows = shared[:-1] & shared[1:] & (at[1:] == at[:-1] + 1) & (owners[1:] == owners[:-1])
+            follows = (
+                shared[:-1] & shared[1:] & (at[1:] == at[:-1] + 1) & (owners[1:] == owners[:-1])
+            )
             index = np.flatnonzero(follows)
             codes, unique = factorize(codes[index].astype(np.int64) * size + codes[index + 1])
             size, owners, at = len(unique), owners[index], at[index]
@@ -57,12 +72,15 @@ def scores_from_tokens(tokens: Tokens, chains: np.ndarray) -> np.ndarray:
 
 
 def _clipped_matches(codes, size, owners, texts):
-    """Matched n-grams of each text [texts] int64, and for each n-gram position whether another text holds the n-gram too [T] bool."""
+    """Matched n-grams of each text [texts] int64, and for each n-gram position whether another text
+    holds the n-gram too [T] bool.
+    """
     if not len(codes):
         return np.zeros(texts, np.int64), np.zeros(0, bool)
     order, edges = group(codes, size)
     owner = owners[order]
-    # Grouping is stable and owners ascend: a repeat of an n-gram inside one text stands right behind its predecessor.
+    # Grouping is stable and owners ascend: a repeat of an n-gram inside one text stands right
+    # behind its predecessor.
     again = np.empty(len(codes), bool)
     again[0] = False
     np.equal(owner[1:], owner[:-1], out=again[1:])
@@ -73,7 +91,8 @@ def _clipped_matches(codes, size, owners, texts):
     shared = (holders > 1)[codes]
     matches = np.bincount(owners[shared], minlength=texts)
 
-    # So far every shared position counts. A text that holds an n-gram c > 1 times gets at most the largest count elsewhere.
+    # So far every shared position counts. A text that holds an n-gram c > 1 times gets at most the
+    # largest count elsewhere.
     run_at = np.flatnonzero(np.diff(again, prepend=-2) != 1)
     run_code, run_owner = again_code[run_at], owner[again[run_at]]
     run_count = np.diff(run_at, append=len(again)) + 1
@@ -86,18 +105,24 @@ def _clipped_matches(codes, size, owners, texts):
         top = run_count == np.repeat(largest, runs)
         alone = np.add.reduceat(top.astype(np.int64), gram_at) == 1
         second = np.maximum(np.maximum.reduceat(np.where(top, 0, run_count), gram_at), 1)
-        others = np.where(top & np.repeat(alone, runs), np.repeat(second, runs), np.repeat(largest, runs))
+        others = np.where(
+            top & np.repeat(alone, runs), np.repeat(second, runs), np.repeat(largest, runs)
+        )
         excess = np.maximum(run_count - others, 0)
         matches -= np.bincount(run_owner, excess, minlength=texts).astype(np.int64)
     return matches, shared
 
 
 def _closest_lengths(lengths, chains):
-    """Length of the text of the same chain, other than i itself, whose length is closest to i's (ties: the shorter): [n] float64."""
+    """Length of the text of the same chain, other than i itself, whose length is closest to i's
+    (ties: the shorter): [n] float64.
+    """
     reference = lengths.astype(np.float64)
     edges = np.append(np.flatnonzero(np.diff(chains, prepend=-1)), len(chains))
     for begin, end in zip(edges[:-1], edges[1:], strict=True):
-        unique, where, times = np.unique(lengths[begin:end], return_inverse=True, return_counts=True)
+        unique, where, times = np.unique(
+            lengths[begin:end], return_inverse=True, return_counts=True
+        )
         below = np.append(-np.inf, unique[:-1].astype(np.float64))
         above = np.append(unique[1:].astype(np.float64), np.inf)
         nearest = np.where(unique - below <= above - unique, below, above)
@@ -107,21 +132,33 @@ def _closest_lengths(lengths, chains):
 
 
 def lexical_diversity(texts: Sequence[str] | Sequence[Sequence[str]] | Corpus):
-    """1 - mean self-BLEU, in [0, 1]; higher is more diverse (arXiv 2504.03814). A float, or [c] float64 for chains.
+    """1 - mean self-BLEU, in [0, 1]; higher is more diverse (arXiv 2504.03814). A float, or [c]
+    float64 for chains.
 
-    As in the paper, texts are stripped and empty ones dropped first. Fewer than two texts left: 0, nothing differs from anything.
+    As in the paper, texts are stripped and empty ones dropped first. Fewer than two texts left: 0,
+    nothing differs from anything.
     """
     corpus = Corpus.of(texts)
-    blank = np.fromiter((not text or text.isspace() for text in corpus.texts), bool, len(corpus.texts))
+    blank = np.fromiter(
+        (not text or text.isspace() for text in corpus.texts), bool, len(corpus.texts)
+    )
     if blank.any():
-        kept = Corpus(tuple(tuple(text for text in chain if text and not text.isspace()) for chain in corpus.chains))
+        kept = Corpus(
+            tuple(
+                tuple(text for text in chain if text and not text.isspace())
+                for chain in corpus.chains
+            )
+        )
     else:
         kept = corpus
-    # Stripping changes no 13a token: white space at the end is dropped by the tokeniser, at the start it only separates.
+    # Stripping changes no 13a token: white space at the end is dropped by the tokeniser, at the
+    # start it only separates.
     diversity = 1 - kept.mean(scores_from_tokens(kept.chain_tokens, kept.owners))
     return corpus.by_chain(np.where(kept.sizes > 1, diversity, 0.0))
 
 
 def mean_self_bleu(texts: Sequence[str] | Sequence[Sequence[str]] | Corpus):
-    """Mean self-BLEU, in [0, 1]; higher is less diverse: 1 - `lexical_diversity`, with the same treatment of empty texts."""
+    """Mean self-BLEU, in [0, 1]; higher is less diverse: 1 - `lexical_diversity`, with the same
+    treatment of empty texts.
+    """
     return 1 - lexical_diversity(texts)

@@ -1,4 +1,5 @@
-"""Text classifiers: loaded from directories (toxicity, political bias, gibberish), or trained here on labelled texts.
+"""Text classifiers: loaded from directories (toxicity, political bias, gibberish), or trained here
+on labelled texts.
 
 Dimensions: n texts, C classes, E size of an embedding.
 """
@@ -17,7 +18,8 @@ from jaxloop.metrics.tokens import check_texts
 
 
 class Classifier(NamedTuple):
-    """Classes with what tells them apart: a fine-tuned encoder with its own head, or a linear head on frozen sentence embeddings.
+    """Classes with what tells them apart: a fine-tuned encoder with its own head, or a linear head
+    on frozen sentence embeddings.
 
     encoder   a `jaxloop.lm.encoder.Encoder`
     labels    names of the classes, in the order of the outputs
@@ -30,21 +32,28 @@ class Classifier(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A trained classifier, and the report of how it was trained and what it reaches (plain values, ready for JSON)."""
+    """A trained classifier, and the report of how it was trained and what it reaches (plain values,
+    ready for JSON).
+    """
 
     classifier: Classifier
     report: dict[str, Any]
 
 
-# ---- loading, saving, predicting --------------------------------------------------------------------------------------
+# ---- loading, saving, predicting
+# --------------------------------------------------------------------------------------
 
 
-def load_classifier(path: str, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> Classifier:
-    """A classifier from a directory or hub id: one that `save_classifier` wrote, or a sequence-classification model of Hugging Face.
+def load_classifier(
+    path: str, *, labels: Sequence[str] | None = None, max_length: int | None = None
+) -> Classifier:
+    """A classifier from a directory or hub id: one that `save_classifier` wrote, or a
+    sequence-classification model of Hugging Face.
 
     labels      names of the classes in the order of the outputs, where the config's own (LABEL_0, …) say nothing
     max_length  tokens of a text that are read
-    BERT, RoBERTa, MPNet, DistilBERT and the decoders of `jaxloop.lm` are read. ValueError for others, and for a path that does not exist.
+    BERT, RoBERTa, MPNet, DistilBERT and the decoders of `jaxloop.lm` are read. ValueError for
+    others, and for a path that does not exist.
     """
     from jaxloop.lm import encoder as encoders
 
@@ -55,14 +64,23 @@ def load_classifier(path: str, *, labels: Sequence[str] | None = None, max_lengt
     settings = json.loads((folder / "classifier.json").read_text(encoding="utf8"))
     names = tuple(settings["labels"] if labels is None else map(str, labels))
     if len(names) != len(settings["labels"]):
-        raise ValueError(f"labels: {len(names)} names for the {len(settings['labels'])} classes of {path}; one each is needed")
+        raise ValueError(
+            f"labels: {len(names)} names for the {len(settings['labels'])} classes of {path}; "
+            "one each is needed"
+        )
     from safetensors.numpy import load_file
 
-    return Classifier(_encoder(settings["encoder"], max_length or settings["max_length"]), names, load_file(folder / "head.safetensors"))
+    return Classifier(
+        _encoder(settings["encoder"], max_length or settings["max_length"]),
+        names,
+        load_file(folder / "head.safetensors"),
+    )
 
 
 def save_classifier(classifier: Classifier, path: str | Path) -> None:
-    """Write a classifier as a directory: a fine-tuned one in Hugging Face's form, a head with the name of the encoder that it stands on."""
+    """Write a classifier as a directory: a fine-tuned one in Hugging Face's form, a head with the
+    name of the encoder that it stands on.
+    """
     from jaxloop.lm import encoder as encoders
 
     if classifier.head is None:
@@ -85,14 +103,20 @@ def _encoder(name: str | None, max_length: int | None):
     from jaxloop.lm import encoder as encoders
     from jaxloop.metrics.embed import default_model
 
-    return encoders.load_encoder(str(default_model()) if name is None else name, max_length=max_length)
+    return encoders.load_encoder(
+        str(default_model()) if name is None else name, max_length=max_length
+    )
 
 
-def probabilities(classifier: Classifier, texts: Sequence[str], *, batch: int | None = None) -> np.ndarray:
-    """Probability of every class for every text, [n, C] float32: rows sum to 1, or are independent where classes do not exclude each other (as
-    in the pipelines of transformers: sigmoids where problem_type is multi_label_classification, and where there is one output).
+def probabilities(
+    classifier: Classifier, texts: Sequence[str], *, batch: int | None = None
+) -> np.ndarray:
+    """Probability of every class for every text, [n, C] float32: rows sum to 1, or are independent
+    where classes do not exclude each other (as in the pipelines of transformers: sigmoids where
+    problem_type is multi_label_classification, and where there is one output).
 
-    batch is in padded tokens; None chooses for the device. No texts: [0, C]. A row depends on its own text alone.
+    batch is in padded tokens; None chooses for the device. No texts: [0, C]. A row depends on its
+    own text alone.
     """
     from jaxloop.lm import encoder as encoders
     from jaxloop.lm.target import target_of
@@ -105,14 +129,24 @@ def probabilities(classifier: Classifier, texts: Sequence[str], *, batch: int | 
         share = np.exp(logits - logits.max(1, keepdims=True))
         return share / share.sum(1, keepdims=True)
     target = target_of(encoder.spec.core, encoder.params)
-    run = functools.partial(encoders.class_probabilities, encoder.spec, encoder.params, target=target)
-    return encoders.over_batches(run, encoders.token_ids(encoder, texts), limit=encoder.limit, batch=batch or encoders.default_batch(encoder.params))
+    run = functools.partial(
+        encoders.class_probabilities, encoder.spec, encoder.params, target=target
+    )
+    return encoders.over_batches(
+        run,
+        encoders.token_ids(encoder, texts),
+        limit=encoder.limit,
+        batch=batch or encoders.default_batch(encoder.params),
+    )
 
 
 def predict(classifier: Classifier, texts: Sequence[str], *, batch: int | None = None) -> list[str]:
     """The likeliest class of every text. ValueError where there is only one."""
     if len(classifier.labels) == 1:
-        raise ValueError(f"the classifier has one output, {classifier.labels[0]!r}, so it chooses between no classes; take its probabilities.")
+        raise ValueError(
+            f"the classifier has one output, {classifier.labels[0]!r}, so it chooses between no "
+            "classes; take its probabilities."
+        )
     return [classifier.labels[i] for i in probabilities(classifier, texts, batch=batch).argmax(1)]
 
 
@@ -122,12 +156,24 @@ def _features(encoder, texts, batch=None) -> np.ndarray:
     from jaxloop.lm.target import target_of
 
     target = target_of(encoder.spec.core, encoder.params)
-    run = functools.partial(encoders.sentence_embedding, encoder.spec, encoder.readout._replace(normalize=True), encoder.params, target=target)
-    values = encoders.over_batches(run, encoders.token_ids(encoder, texts), limit=encoder.limit, batch=batch or encoders.default_batch(encoder.params))
+    run = functools.partial(
+        encoders.sentence_embedding,
+        encoder.spec,
+        encoder.readout._replace(normalize=True),
+        encoder.params,
+        target=target,
+    )
+    values = encoders.over_batches(
+        run,
+        encoders.token_ids(encoder, texts),
+        limit=encoder.limit,
+        batch=batch or encoders.default_batch(encoder.params),
+    )
     return values * np.float32(values.shape[1] ** 0.5)
 
 
-# ---- training ---------------------------------------------------------------------------------------------------------
+# ---- training
+# ---------------------------------------------------------------------------------------------------------
 
 
 def fit_classifier(
@@ -154,15 +200,22 @@ def fit_classifier(
     epochs, batch_size, learning_rate   None: 30, 64, 3e-3 for a head; 5, 16, 2e-5 for fine-tuning (arXiv 2410.15234, 4.3)
     balanced       every batch draws the classes equally often (a weighted sampler, with replacement)
     shares         of training, validation and test, stratified by class
-    AdamW with a linear decay; after every epoch the macro-F1 on the validation texts decides which weights are kept. The report has the
-    counts, the loss and validation macro-F1 of every epoch and, on the test texts, accuracy, macro-F1, precision and recall by class, the
+    AdamW with a linear decay; after every epoch the macro-F1 on the validation texts decides which
+    weights are kept. The report has the
+    counts, the loss and validation macro-F1 of every epoch and, on the test texts, accuracy,
+    macro-F1, precision and recall by class, the
     confusion matrix (rows are true classes) and what always guessing the largest class would reach.
-    ValueError for lists of unequal lengths, fewer than two classes, or a class too small to be in all three parts.
+    ValueError for lists of unequal lengths, fewer than two classes, or a class too small to be in
+    all three parts.
     """
     texts, labels = check_texts(texts), [str(label) for label in labels]
     names = _check_labels(texts, labels, shares)
-    if train not in ("head", "all") and (isinstance(train, bool) or not isinstance(train, int) or train < 1):
-        raise ValueError(f"train is {train!r}; allowed are 'head', 'all' and a number of blocks, at least 1.")
+    if train not in ("head", "all") and (
+        isinstance(train, bool) or not isinstance(train, int) or train < 1
+    ):
+        raise ValueError(
+            f"train is {train!r}; allowed are 'head', 'all' and a number of blocks, at least 1."
+        )
     target = np.array([names.index(label) for label in labels], np.int32)
     parts = _split(target, shares, seed)
     head = train == "head"
@@ -174,9 +227,13 @@ def fit_classifier(
     from jaxloop.metrics import finetune
 
     if head:
-        classifier, epochs_log = finetune.fit_head(model, _features(model, texts), target, names, parts, **settings)
+        classifier, epochs_log = finetune.fit_head(
+            model, _features(model, texts), target, names, parts, **settings
+        )
     else:
-        classifier, epochs_log = finetune.fit_encoder(model, texts, target, names, parts, blocks=train, **settings)
+        classifier, epochs_log = finetune.fit_encoder(
+            model, texts, target, names, parts, blocks=train, **settings
+        )
     test = parts[2]
     found = probabilities(classifier, [texts[i] for i in test]).argmax(1)
     best = max(range(len(epochs_log)), key=lambda i: epochs_log[i]["macro_f1"])
@@ -189,15 +246,25 @@ def fit_classifier(
 
 def _check_labels(texts, labels, shares) -> tuple[str, ...]:
     if len(labels) != len(texts):
-        raise ValueError(f"labels: {len(labels)} labels for {len(texts)} texts; one each is needed.")
+        raise ValueError(
+            f"labels: {len(labels)} labels for {len(texts)} texts; one each is needed."
+        )
     if len(shares) != 3 or abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
-        raise ValueError(f"shares is {tuple(shares)}; three positive shares that sum to 1 are needed.")
+        raise ValueError(
+            f"shares is {tuple(shares)}; three positive shares that sum to 1 are needed."
+        )
     counts = Counter(labels)
     if len(counts) < 2:
-        raise ValueError(f"labels: {len(counts)} different class{'' if len(counts) == 1 else 'es'}; at least 2 are needed.")
+        raise ValueError(
+            f"labels: {len(counts)} different class{'' if len(counts) == 1 else 'es'}; at least "
+            "2 are needed."
+        )
     rarest, least = min(counts, key=counts.get), int(np.ceil(1 / min(shares)))
     if counts[rarest] < least:
-        raise ValueError(f"labels: the class {rarest!r} has {counts[rarest]} texts; at least {least} are needed, so that every part has one.")
+        raise ValueError(
+            f"labels: the class {rarest!r} has {counts[rarest]} texts; at least {least} are "
+            "needed, so that every part has one."
+        )
     return tuple(sorted(counts))
 
 
@@ -205,18 +272,35 @@ def _split(target: np.ndarray, shares, seed: int) -> tuple[np.ndarray, np.ndarra
     """Indices of training, validation and test, each with the classes in the same proportions."""
     from sklearn.model_selection import train_test_split
 
-    rest, test = train_test_split(np.arange(len(target)), test_size=shares[2], stratify=target, random_state=seed)
-    training, validation = train_test_split(rest, test_size=shares[1] / (shares[0] + shares[1]), stratify=target[rest], random_state=seed)
+    rest, test = train_test_split(
+        np.arange(len(target)), test_size=shares[2], stratify=target, random_state=seed
+    )
+    training, validation = train_test_split(
+        rest,
+        test_size=shares[1] / (shares[0] + shares[1]),
+        stratify=target[rest],
+        random_state=seed,
+    )
     return training, validation, test
 
 
 def evaluation(target: np.ndarray, found: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, macro-F1, scores by class and confusion matrix (rows: true classes) of class indices [n], by scikit-learn."""
-    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+    """Accuracy, macro-F1, scores by class and confusion matrix (rows: true classes) of class
+    indices [n], by scikit-learn.
+    """
+    from sklearn.metrics import (
+        accuracy_score,
+        confusion_matrix,
+        f1_score,
+        precision_recall_fscore_support,
+    )
 
     classes = np.arange(len(names))
     columns = precision_recall_fscore_support(target, found, labels=classes, zero_division=0)
-    by_class = {name: dict(precision=float(p), recall=float(r), f1=float(f), texts=int(n)) for name, p, r, f, n in zip(names, *columns, strict=True)}
+    by_class = {
+        name: dict(precision=float(p), recall=float(r), f1=float(f), texts=int(n))
+        for name, p, r, f, n in zip(names, *columns, strict=True)
+    }
     return dict(
         accuracy=float(accuracy_score(target, found)), macro_f1=float(f1_score(target, found, labels=classes, average="macro", zero_division=0)),
         by_class=by_class, confusion=confusion_matrix(target, found, labels=classes).tolist(),
@@ -229,7 +313,8 @@ def _majority(target, parts, names) -> dict[str, Any]:
     return dict(label=names[common], accuracy=found["accuracy"], macro_f1=found["macro_f1"])
 
 
-# ---- metrics ----------------------------------------------------------------------------------------------------------
+# ---- metrics
+# ----------------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=4)
@@ -238,18 +323,24 @@ def _kept(model: str, labels: tuple[str, ...] | None, max_length: int | None) ->
 
 
 @functools.lru_cache(maxsize=2)
-def _shares(texts: tuple[str, ...], model: str, labels: tuple[str, ...] | None, max_length: int | None) -> np.ndarray:
+def _shares(
+    texts: tuple[str, ...], model: str, labels: tuple[str, ...] | None, max_length: int | None
+) -> np.ndarray:
     """Kept, so that the metrics of one classifier run it once."""
     return probabilities(_kept(model, labels, max_length), texts)
 
 
 def _of_label(texts, model, label, labels, max_length) -> tuple[Corpus, np.ndarray, int]:
     if model is None:
-        raise ValueError("the classifier has no model; name one, as in class_share(model='…', label='…').")
+        raise ValueError(
+            "the classifier has no model; name one, as in class_share(model='…', label='…')."
+        )
     labels = None if labels is None else tuple(map(str, labels))
     names = _kept(model, labels, max_length).labels
     if label not in names:
-        raise ValueError(f"label is {label!r}; the classes of {model} are {', '.join(map(repr, names))}.")
+        raise ValueError(
+            f"label is {label!r}; the classes of {model} are {', '.join(map(repr, names))}."
+        )
     corpus = Corpus.of(texts)
     return corpus, _shares(tuple(corpus.texts), model, labels, max_length), names.index(label)
 
@@ -263,28 +354,36 @@ def _means(chains) -> np.ndarray:
 
 
 def class_memberships(texts, model=None, label=None, labels=None, max_length=None):
-    """Whether a classifier gives each text the class `label`, 0 or 1: it is the likeliest, or, the only one, has half: [chains] arrays [n]."""
+    """Whether a classifier gives each text the class `label`, 0 or 1: it is the likeliest, or, the
+    only one, has half: [chains] arrays [n].
+    """
     corpus, shares, index = _of_label(texts, model, label, labels, max_length)
     chosen = shares.argmax(1) == index if shares.shape[1] > 1 else shares[:, 0] >= 0.5
     return _chains(corpus, chosen.astype(np.float64))
 
 
 def class_share(texts, model=None, label=None, labels=None, max_length=None):
-    """Share of the texts that a classifier gives the class `label`, in [0, 1] (arXiv 2410.15234: articles labelled Right): [c] float64.
+    """Share of the texts that a classifier gives the class `label`, in [0, 1] (arXiv 2410.15234:
+    articles labelled Right): [c] float64.
 
-    model is the directory or hub id of a sequence classifier; labels names its classes in order where its config does not. No text: nan.
+    model is the directory or hub id of a sequence classifier; labels names its classes in order
+    where its config does not. No text: nan.
     """
     return _means(class_memberships(texts, model, label, labels, max_length))
 
 
 def class_probabilities(texts, model=None, label=None, labels=None, max_length=None):
-    """A classifier's probability of the class `label` for each text, in [0, 1]: [chains] arrays [n]."""
+    """A classifier's probability of the class `label` for each text, in [0, 1]: [chains] arrays
+    [n].
+    """
     corpus, shares, index = _of_label(texts, model, label, labels, max_length)
     return _chains(corpus, shares[:, index].astype(np.float64))
 
 
 def class_probability(texts, model=None, label=None, labels=None, max_length=None):
-    """Mean probability that a classifier gives the class `label`, in [0, 1]: [c] float64. Options as in `class_share`. No text: nan."""
+    """Mean probability that a classifier gives the class `label`, in [0, 1]: [c] float64. Options
+    as in `class_share`. No text: nan.
+    """
     return _means(class_probabilities(texts, model, label, labels, max_length))
 
 
@@ -294,8 +393,10 @@ def toxicities(texts, model=None, label="toxic", labels=None, max_length=None):
 
 
 def toxicity(texts, model=None, label="toxic", labels=None, max_length=None):
-    """Mean toxicity, a classifier's probability of the class "toxic", in [0, 1] (arXiv 2504.03814: detoxify's "original" model): [c] float64.
+    """Mean toxicity, a classifier's probability of the class "toxic", in [0, 1] (arXiv 2504.03814:
+    detoxify's "original" model): [c] float64.
 
-    model is a directory or hub id, such as unitary/toxic-bert, whose classes do not exclude each other. No text: nan.
+    model is a directory or hub id, such as unitary/toxic-bert, whose classes do not exclude each
+    other. No text: nan.
     """
     return class_probability(texts, model, label, labels, max_length)

@@ -12,20 +12,31 @@ from jaxloop.metrics.words import words
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """n texts of c chains. Tokens are coded on first use and kept; `single` remembers that one chain came without a chain axis."""
+    """n texts of c chains. Tokens are coded on first use and kept; `single` remembers that one
+    chain came without a chain axis.
+    """
 
     chains: tuple[tuple[str, ...], ...]
     single: bool = False
 
     @classmethod
     def of(cls, texts: "Sequence[str] | Sequence[Sequence[str]] | Corpus") -> "Corpus":
-        """A corpus from the texts of one chain, or from a sequence of chains. ValueError for anything but strings."""
+        """A corpus from the texts of one chain, or from a sequence of chains. ValueError for
+        anything but strings.
+        """
         if isinstance(texts, Corpus):
             return texts
         if not isinstance(texts, str | bytes):
             texts = list(texts)
-            if texts and all(hasattr(chain, "__iter__") and not isinstance(chain, str | bytes) for chain in texts):
-                return cls(tuple(tuple(check_texts(chain, f"texts[{index}]")) for index, chain in enumerate(texts)))
+            if texts and all(
+                hasattr(chain, "__iter__") and not isinstance(chain, str | bytes) for chain in texts
+            ):
+                return cls(
+                    tuple(
+                        tuple(check_texts(chain, f"texts[{index}]"))
+                        for index, chain in enumerate(texts)
+                    )
+                )
         return cls((tuple(check_texts(texts)),), single=True)
 
     @cached_property
@@ -55,8 +66,13 @@ class Corpus:
 
     @cached_property
     def words(self) -> Tokens:
-        """NLTK words of each chain's texts joined by spaces: one row a chain (see `words.words`), coded chain by chain."""
-        return per_chain(words([" ".join(chain) for chain in self.chains]), np.arange(len(self.chains), dtype=np.int32))
+        """NLTK words of each chain's texts joined by spaces: one row a chain (see `words.words`),
+        coded chain by chain.
+        """
+        return per_chain(
+            words([" ".join(chain) for chain in self.chains]),
+            np.arange(len(self.chains), dtype=np.int32),
+        )
 
     @cached_property
     def _prefixes(self) -> dict[int, Tokens]:
@@ -78,7 +94,9 @@ class Corpus:
         return float(values[0]) if self.single else values
 
     def by_text(self, values: np.ndarray):
-        """Values of texts [n] as they are asked for: the array for a single chain, else a list of arrays, one a chain."""
+        """Values of texts [n] as they are asked for: the array for a single chain, else a list of
+        arrays, one a chain.
+        """
         if self.single:
             return values
         return np.split(values, np.cumsum(self.sizes)[:-1]) if len(self.chains) else []

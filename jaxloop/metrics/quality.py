@@ -1,7 +1,9 @@
-"""The text quality index of arXiv 2410.15234: every sentence is clean, mildly wrong, word salad or noise, by a detector.
+"""The text quality index of arXiv 2410.15234: every sentence is clean, mildly wrong, word salad or
+noise, by a detector.
 
-The detector is any sequence classifier with these four classes, such as the paper's (madhurjindal/autonlp-Gibberish-Detector-492513457), or
-one that this module trains on real sentences and three controlled corruptions of them.
+The detector is any sequence classifier with these four classes, such as the paper's
+(madhurjindal/autonlp-Gibberish-Detector-492513457), or one that this module trains on real
+sentences and three controlled corruptions of them.
 """
 
 import functools
@@ -11,7 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxloop.metrics.classifiers import Classifier, Fitted, fit_classifier, load_classifier, probabilities
+from jaxloop.metrics.classifiers import (
+    Classifier,
+    Fitted,
+    fit_classifier,
+    load_classifier,
+    probabilities,
+)
 from jaxloop.metrics.corpus import Corpus
 from jaxloop.metrics.tokens import check_texts
 
@@ -23,24 +31,33 @@ _SWAPS = {
     "this": "these", "these": "this", "that": "those", "in": "of", "of": "to", "to": "for", "for": "at", "on": "by", "at": "on", "by": "with", "with": "in",
     "from": "to", "and": "but", "it": "its", "its": "it's", "they": "them", "he": "him", "she": "her", "we": "us", "I": "me", "you": "your", "not": "no",
 }  # fmt: skip
-_DROPPED = frozenset("a an the is are was were be been to of in on at by with for from and that this which it has have had will can".split())
+_DROPPED = frozenset(
+    "a an the is are was were be been to of in on at by with for from and that this which it has "
+    "have had will can".split()
+)
 
 
-# ---- sentences and their corruptions ----------------------------------------------------------------------------------
+# ---- sentences and their corruptions
+# ----------------------------------------------------------------------------------
 
 
 def sentences(text: str, split: str = "sentence") -> list[str]:
-    """The sentences of a text: cut behind . ! ? and at line ends; or, with split = "period", at every full stop, as the paper's code cuts."""
+    """The sentences of a text: cut behind . ! ? and at line ends; or, with split = "period", at
+    every full stop, as the paper's code cuts.
+    """
     if split not in ("sentence", "period"):
         raise ValueError(f"split is {split!r}; allowed are 'sentence' and 'period'.")
-    pieces = text.split(".") if split == "period" else re.split(r"(?<=[.!?…])[\"')\]]*\s+|[\r\n]+", text)
+    pieces = (
+        text.split(".") if split == "period" else re.split(r"(?<=[.!?…])[\"')\]]*\s+|[\r\n]+", text)
+    )
     return [piece for piece in (p.strip() for p in pieces) if piece]
 
 
 def corrupt(sentence: str, kind: str, rng: np.random.Generator) -> str:
     """A sentence made worse, as a class of `CLASSES`.
 
-    mild gibberish  a quarter of the words, at least two changes: function words dropped or exchanged, neighbours swapped, words doubled, endings
+    mild gibberish  a quarter of the words, at least two changes: function words dropped or
+    exchanged, neighbours swapped, words doubled, endings
                     changed
     word salad      its words in random order, no two neighbours left together where that is possible
     noise           every word is random letters, as many as it had
@@ -97,7 +114,9 @@ def _shuffle(words: list[str], rng: np.random.Generator) -> list[str]:
 
 
 def corrupted(real: Sequence[str], seed: int = 0) -> tuple[list[str], list[str]]:
-    """(texts, labels): every class from sentences of its own, so that a detector never sees one sentence in two states."""
+    """(texts, labels): every class from sentences of its own, so that a detector never sees one
+    sentence in two states.
+    """
     texts, labels = [], []
     for i, sentence in enumerate(real):
         kind = CLASSES[i % len(CLASSES)]
@@ -106,11 +125,20 @@ def corrupted(real: Sequence[str], seed: int = 0) -> tuple[list[str], list[str]]
     return texts, labels
 
 
-# ---- the detector -----------------------------------------------------------------------------------------------------
+# ---- the detector
+# -----------------------------------------------------------------------------------------------------
 
 
-def fit_detector(real: Sequence[str], *, encoder: str | None = None, train: str | int = 2, seed: int = 0, **settings) -> Fitted:
-    """Train a detector on real sentences and corruptions of them; the report has its confusion matrix on held-out ones.
+def fit_detector(
+    real: Sequence[str],
+    *,
+    encoder: str | None = None,
+    train: str | int = 2,
+    seed: int = 0,
+    **settings,
+) -> Fitted:
+    """Train a detector on real sentences and corruptions of them; the report has its confusion
+    matrix on held-out ones.
 
     real      sentences of at least four words, a hundred or more; shorter ones are left out
     encoder, train, settings   as in `classifiers.fit_classifier`
@@ -118,28 +146,40 @@ def fit_detector(real: Sequence[str], *, encoder: str | None = None, train: str 
     """
     kept = [s for s in dict.fromkeys(check_texts(real, "real")) if len(s.split()) >= 4]
     if len(kept) < 100:
-        raise ValueError(f"real: {len(kept)} different sentences of four words or more; at least 100 are needed.")
-    return fit_classifier(*corrupted(kept, seed), encoder=encoder, train=train, seed=seed, **settings)
+        raise ValueError(
+            f"real: {len(kept)} different sentences of four words or more; at least 100 are needed."
+        )
+    return fit_classifier(
+        *corrupted(kept, seed), encoder=encoder, train=train, seed=seed, **settings
+    )
 
 
 @functools.lru_cache(maxsize=2)
 def _detector(path: str | None) -> Classifier:
     found = load_classifier(str(default_detector()) if path is None else path)
     if unknown := [label for label in found.labels if label not in VALUES]:
-        raise ValueError(f"detector: the class {unknown[0]!r} of {path} has no quality value; known are {', '.join(VALUES)}.")
+        raise ValueError(
+            f"detector: the class {unknown[0]!r} of {path} has no quality value; known are "
+            f"{', '.join(VALUES)}."
+        )
     return found
 
 
 def default_detector() -> Path:
-    """The directory of the detector that comes with the toolkit: trained by `fit_detector` on the prose of `data.docs` (see its README.md)."""
+    """The directory of the detector that comes with the toolkit: trained by `fit_detector` on the
+    prose of `data.docs` (see its README.md).
+    """
     return Path(__file__).parent.parent / "assets" / "detector"
 
 
-# ---- the index --------------------------------------------------------------------------------------------------------
+# ---- the index
+# --------------------------------------------------------------------------------------------------------
 
 
 def text_qualities(texts, detector=None, reading="class", split="sentence"):
-    """The quality of each text, in [0, 3]: the mean over its sentences (see `text_quality_index`): [chains] arrays [n]. No sentence: 0."""
+    """The quality of each text, in [0, 3]: the mean over its sentences (see `text_quality_index`):
+    [chains] arrays [n]. No sentence: 0.
+    """
     if reading not in ("class", "confidence"):
         raise ValueError(f"reading is {reading!r}; allowed are 'class' and 'confidence'.")
     sentences("", split)  # refuses what is no split, whatever the texts
@@ -152,16 +192,24 @@ def text_qualities(texts, detector=None, reading="class", split="sentence"):
     best = shares.argmax(1)
     score = values[best] * (shares.max(1, initial=0) if reading == "confidence" else 1)
     known = dict(zip(flat, score.tolist(), strict=True))
-    means = np.array([np.mean([known[p] for p in text]) if text else 0.0 for text in pieces], np.float64)
+    means = np.array(
+        [np.mean([known[p] for p in text]) if text else 0.0 for text in pieces], np.float64
+    )
     return [means] if corpus.single else corpus.by_text(means)
 
 
 def text_quality_index(texts, detector=None, reading="class", split="sentence"):
-    """Mean quality of the texts' sentences, from 0 (noise) to 3 (clean) (arXiv 2410.15234, section 4.3): [c] float64.
+    """Mean quality of the texts' sentences, from 0 (noise) to 3 (clean) (arXiv 2410.15234, section
+    4.3): [c] float64.
 
-    A sentence that the detector finds clean counts 3, mildly wrong 2, word salad 1, noise 0. reading "confidence" multiplies this by the
-    probability of the class, as the paper's code does, so that a clean sentence of probability 0.9 counts 2.7; split "period" cuts texts
-    at full stops only, as that code does. Texts count equally, by the mean over their sentences; a text without any counts 0. detector is
-    a directory or hub id of a classifier with these classes; None takes the one that comes with the toolkit. No text: nan.
+    A sentence that the detector finds clean counts 3, mildly wrong 2, word salad 1, noise 0.
+    reading "confidence" multiplies this by the probability of the class, as the paper's code does,
+    so that a clean sentence of probability 0.9 counts 2.7; split "period" cuts texts at full stops
+    only, as that code does. Texts count equally, by the mean over their sentences; a text without
+    any counts 0. detector is a directory or hub id of a classifier with these classes; None takes
+    the one that comes with the toolkit. No text: nan.
     """
-    return np.array([v.mean() if len(v) else np.nan for v in text_qualities(texts, detector, reading, split)], np.float64)
+    return np.array(
+        [v.mean() if len(v) else np.nan for v in text_qualities(texts, detector, reading, split)],
+        np.float64,
+    )

@@ -1,7 +1,8 @@
-"""Diversity of embeddings: spread, neighbour distances, entropy. Blockwise, so that no n x n matrix is ever held.
+"""Diversity of embeddings: spread, neighbour distances, entropy. Blockwise, so that no n x n matrix
+is ever held.
 
-Every function takes points [n, d] and returns a float, or [c, n, d] and returns [c] float64; chains do not influence each other.
-N rows of all points, B rows of one block, D dimensions, K neighbours.
+Every function takes points [n, d] and returns a float, or [c, n, d] and returns [c] float64; chains
+do not influence each other. N rows of all points, B rows of one block, D dimensions, K neighbours.
 """
 
 from functools import partial
@@ -13,7 +14,9 @@ import numpy as np
 from jaxloop.runtime.devices import platform_of
 
 _BLOCK_ELEMENTS = 1 << 25  # distances held at a time
-_SELECT_IN_GRAPH = 128  # above this many neighbours XLA's top_k on a CPU loses to a partition in NumPy
+_SELECT_IN_GRAPH = (
+    128  # above this many neighbours XLA's top_k on a CPU loses to a partition in NumPy
+)
 _TREE_DIMENSIONS = 8
 _MARGIN = 8  # ranks on either side of k among which float32 may have misplaced the k-th neighbour
 _RANKABLE = 1e-2  # squared distances below this share of the squared norms are ranked in float64
@@ -21,10 +24,14 @@ CONSTANTS = ("package", "textbook")
 
 
 def check_points(points, name: str = "points") -> tuple[np.ndarray, bool]:
-    """Points as finite floating point [c, n, d], and whether they came without the chain axis. ValueError otherwise."""
+    """Points as finite floating point [c, n, d], and whether they came without the chain axis.
+    ValueError otherwise.
+    """
     array = np.asarray(points)
     if array.ndim not in (2, 3):
-        raise ValueError(f"{name} has shape {list(array.shape)}, [n, d] or [chains, n, d] is needed.")
+        raise ValueError(
+            f"{name} has shape {list(array.shape)}, [n, d] or [chains, n, d] is needed."
+        )
     if array.dtype.kind not in "fiu":
         array = array.astype(np.float32)
     if array.dtype.kind != "f":
@@ -47,15 +54,19 @@ def _check_k(k: int, n: int) -> int:
 
 
 def fold(values, single: bool):
-    """Values of chains [c] as they are asked for: a float where the chain axis was absent, else float64."""
+    """Values of chains [c] as they are asked for: a float where the chain axis was absent, else
+    float64.
+    """
     return float(values[0]) if single else np.asarray(values, np.float64)
 
 
 def cosine_diversity(points):
-    """Mean cosine distance 1 - cos(x_i, x_j) over all pairs i < j, in [0, n / (n - 1)] (arXiv 2504.03814).
+    """Mean cosine distance 1 - cos(x_i, x_j) over all pairs i < j, in [0, n / (n - 1)] (arXiv
+    2504.03814).
 
-    Not by pairs: sum_{i != j} cos = |sum_i u_i|^2 - sum_i |u_i|^2 with u = x / |x|, so the time is linear in n. A zero vector has cosine 0
-    to everything, as in scikit-learn. Fewer than two points: 0. All identical: 0. ValueError for NaN or infinity.
+    Not by pairs: sum_{i != j} cos = |sum_i u_i|^2 - sum_i |u_i|^2 with u = x / |x|, so the time is
+    linear in n. A zero vector has cosine 0 to everything, as in scikit-learn. Fewer than two
+    points: 0. All identical: 0. ValueError for NaN or infinity.
     """
     array, single = check_points(points)
     n = array.shape[1]
@@ -74,15 +85,22 @@ def cosine_diversity(points):
 
 
 def knn_cosine_diversity(points, k: int = 5):
-    """Mean over points of the mean cosine distance to the k nearest others, in [0, 2] (arXiv 2504.03814).
+    """Mean over points of the mean cosine distance to the k nearest others, in [0, 2] (arXiv
+    2504.03814).
 
-    The nearest others are those of largest cosine; a point itself is never among them, its duplicates are. A zero vector has cosine 0 to
-    everything. ValueError for k >= n, NaN or infinity.
+    The nearest others are those of largest cosine; a point itself is never among them, its
+    duplicates are. A zero vector has cosine 0 to everything. ValueError for k >= n, NaN or
+    infinity.
     """
     array, single = check_points(points)
     k = _check_k(k, array.shape[1])
     if k <= _SELECT_IN_GRAPH or platform_of() != "cpu":
-        means = np.stack([np.asarray(_mean_similarity(jnp.asarray(chain, jnp.float32), k, _rows(chain))) for chain in array])
+        means = np.stack(
+            [
+                np.asarray(_mean_similarity(jnp.asarray(chain, jnp.float32), k, _rows(chain)))
+                for chain in array
+            ]
+        )
     else:
         means = np.stack([_mean_similarity_on_host(chain.astype(np.float32), k) for chain in array])
     return fold(1 - means.mean(1, dtype=np.float64), single)
@@ -100,7 +118,9 @@ def _unit(x_ND):
 
 
 def _over_blocks(fn, n: int, rows: int):
-    """fn(row indices [rows]) -> [rows, ...], for all n rows, a block at a time; the last block overlaps the one before."""
+    """fn(row indices [rows]) -> [rows, ...], for all n rows, a block at a time; the last block
+    overlaps the one before.
+    """
     begins = jnp.minimum(jnp.arange(-(-n // rows)) * rows, n - rows)
     index = begins[:, None] + jnp.arange(rows)[None]
     values = jax.lax.map(fn, index)
@@ -109,7 +129,8 @@ def _over_blocks(fn, n: int, rows: int):
 
 
 def _top(x, k):
-    # A slice of top_k's result makes XLA on a CPU fall back to a full sort, twenty times slower: keep the slice out of its sight.
+    # A slice of top_k's result makes XLA on a CPU fall back to a full sort, twenty times slower:
+    # keep the slice out of its sight.
     return jax.lax.optimization_barrier(jax.lax.top_k(x, k))
 
 
@@ -138,7 +159,8 @@ def _mean_similarity_on_host(x_ND, k):
 
 
 def kth_neighbour_distances(points, k: int) -> np.ndarray:
-    """Euclidean distance of each point to its k-th nearest other, [n] or [c, n] float64. ValueError for k >= n, NaN or infinity.
+    """Euclidean distance of each point to its k-th nearest other, [n] or [c, n] float64. ValueError
+    for k >= n, NaN or infinity.
 
     At most eight dimensions: a k-d tree on a CPU, blocks of coordinate differences elsewhere. In more: candidates around rank k from
     |x|^2 + |y|^2 - 2 x.y in float32, whose distances are then computed from differences in float64; where a point's k-th distance is so
@@ -155,7 +177,10 @@ def kth_neighbour_distances(points, k: int) -> np.ndarray:
         distances = [KDTree(chain).query(chain, [k + 1], workers=-1)[0][:, 0] for chain in array]
     elif d <= _TREE_DIMENSIONS:
         with jax.enable_x64(True):
-            distances = [np.asarray(_kth_by_difference(jnp.asarray(chain), k, _rows(chain))) for chain in array]
+            distances = [
+                np.asarray(_kth_by_difference(jnp.asarray(chain), k, _rows(chain)))
+                for chain in array
+            ]
     elif k <= _SELECT_IN_GRAPH or not on_cpu:
         distances = [_kth_by_candidates(chain, k) for chain in array]
     else:
@@ -166,7 +191,9 @@ def kth_neighbour_distances(points, k: int) -> np.ndarray:
 @partial(jax.jit, static_argnames=("k", "rows"))
 def _kth_by_difference(x_ND, k, rows):
     def block(index_B):
-        squared_BN = sum((x_ND[index_B, i][:, None] - x_ND[:, i][None]) ** 2 for i in range(x_ND.shape[1]))
+        squared_BN = sum(
+            (x_ND[index_B, i][:, None] - x_ND[:, i][None]) ** 2 for i in range(x_ND.shape[1])
+        )
         squared_BN = squared_BN.at[jnp.arange(rows), index_B].set(jnp.inf)
         return jnp.sqrt(-_top(-squared_BN, k)[0][:, -1])
 
@@ -175,10 +202,13 @@ def _kth_by_difference(x_ND, k, rows):
 
 def _kth_by_candidates(x_ND, k):
     n = len(x_ND)
-    # Distances do not change with the origin, the cancellation in |x|^2 + |y|^2 - 2 x.y does: least around the mean.
+    # Distances do not change with the origin, the cancellation in |x|^2 + |y|^2 - 2 x.y does: least
+    # around the mean.
     x_ND = x_ND - x_ND.mean(0)
     first, last = max(0, k - 1 - _MARGIN), min(n - 1, k + _MARGIN)
-    candidates_NW = np.asarray(_ranked_neighbours(jnp.asarray(x_ND, jnp.float32), first, last, _rows(x_ND)))
+    candidates_NW = np.asarray(
+        _ranked_neighbours(jnp.asarray(x_ND, jnp.float32), first, last, _rows(x_ND))
+    )
     distance = np.empty(n)
     for begin in range(0, n, 512):
         rows = slice(begin, begin + 512)
@@ -192,7 +222,9 @@ def _kth_by_candidates(x_ND, k):
 
 @partial(jax.jit, static_argnames=("first", "last", "rows"))
 def _ranked_neighbours(x_ND, first, last, rows):
-    """Indices of the others of rank first to last - 1 (0: the nearest) of each point: [N, last - first]."""
+    """Indices of the others of rank first to last - 1 (0: the nearest) of each point: [N, last -
+    first].
+    """
     squares_N = (x_ND * x_ND).sum(-1)
 
     def block(index_B):
@@ -204,7 +236,9 @@ def _ranked_neighbours(x_ND, first, last, rows):
 
 
 def _kth_on_host(x_ND, k, index):
-    """Distance of the points `index` to their k-th nearest other, by products in float64; `x_ND` should be centred."""
+    """Distance of the points `index` to their k-th nearest other, by products in float64; `x_ND`
+    should be centred.
+    """
     squares, rows, kth = np.einsum("nd,nd->n", x_ND, x_ND), _rows(x_ND), [np.zeros(0)]
     for begin in range(0, len(index), rows):
         at = index[begin : begin + rows]
@@ -215,12 +249,14 @@ def _kth_on_host(x_ND, k, index):
 
 
 def kl_entropy(points, k: int = 50, constant: str = "package"):
-    """Kozachenko-Leonenko estimate of the differential entropy, in nats, any real number (arXiv 2504.03814).
+    """Kozachenko-Leonenko estimate of the differential entropy, in nats, any real number (arXiv
+    2504.03814).
 
-    constant="textbook": psi(n) - psi(k) + ln V_d + (d / n) sum_i ln r_i, with r_i the Euclidean distance to the k-th nearest other point
-    and V_d the volume of the unit ball. constant="package": the value of the package `entropy_estimators` that the paper used, with
-    ln(2 r_i), which is d ln 2 more. At least k + 1 copies of one point: -inf, as for a point mass; metrics.csv holds `-inf`, and reports
-    show it as collapsed. ValueError for k >= n or NaN.
+    constant="textbook": psi(n) - psi(k) + ln V_d + (d / n) sum_i ln r_i, with r_i the Euclidean
+    distance to the k-th nearest other point and V_d the volume of the unit ball.
+    constant="package": the value of the package `entropy_estimators` that the paper used, with ln(2
+    r_i), which is d ln 2 more. At least k + 1 copies of one point: -inf, as for a point mass;
+    metrics.csv holds `-inf`, and reports show it as collapsed. ValueError for k >= n or NaN.
     """
     if constant not in CONSTANTS:
         raise ValueError(f"constant is {constant!r}, one of {', '.join(CONSTANTS)} is needed.")
@@ -232,7 +268,10 @@ def kl_entropy(points, k: int = 50, constant: str = "package"):
     from scipy.special import digamma, gammaln
 
     ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
-    return fold(digamma(n) - digamma(k) + ball + spread + (d * np.log(2) if constant == "package" else 0.0), single)
+    return fold(
+        digamma(n) - digamma(k) + ball + spread + (d * np.log(2) if constant == "package" else 0.0),
+        single,
+    )
 
 
 def _covariances(array: np.ndarray) -> np.ndarray:
@@ -243,11 +282,14 @@ def _covariances(array: np.ndarray) -> np.ndarray:
 
 
 def gaussian_aic(points, regularisation: float = 1e-6):
-    """Akaike's criterion of one Gaussian with full covariance fitted to the points, any real number (arXiv 2504.03814).
+    """Akaike's criterion of one Gaussian with full covariance fitted to the points, any real number
+    (arXiv 2504.03814).
 
-    n (d ln 2 pi + ln det S + tr(S^-1 S_0)) + 2 p with S_0 the maximum-likelihood covariance, S = S_0 + regularisation * 1 and
-    p = d + d (d + 1) / 2: scikit-learn's `GaussianMixture(1, reg_covar=1e-6).aic`. The paper calls it Gaussianity, but it is 2 n times the
-    entropy of the moment-matched Gaussian, so a measure of spread and not of shape: see `negentropy`. No points: nan.
+    n (d ln 2 pi + ln det S + tr(S^-1 S_0)) + 2 p with S_0 the maximum-likelihood covariance, S =
+    S_0 + regularisation * 1 and p = d + d (d + 1) / 2: scikit-learn's `GaussianMixture(1,
+    reg_covar=1e-6).aic`. The paper calls it Gaussianity, but it is 2 n times the entropy of the
+    moment-matched Gaussian, so a measure of spread and not of shape: see `negentropy`. No points:
+    nan.
     """
     array, single = check_points(points)
     n, d = array.shape[1:]
@@ -261,12 +303,15 @@ def gaussian_aic(points, regularisation: float = 1e-6):
 
 
 def negentropy(points, k: int = 50):
-    """Entropy of the Gaussian with the points' mean and covariance, minus the points' own entropy, in nats; 0 for a Gaussian, else > 0.
+    """Entropy of the Gaussian with the points' mean and covariance, minus the points' own entropy,
+    in nats; 0 for a Gaussian, else > 0.
 
-    1/2 ln det(2 pi e S) - `kl_entropy(points, k, "textbook")`: what a measure of Gaussianity should be. Invariant to affine maps in the
-    limit; the estimate can fall below 0 by sampling error. Collapsed sets: inf with at least k + 1 copies of one point among others (the
-    points' own entropy is -inf, the Gaussian's is not), nan with all points identical or on a hyperplane (neither has one). metrics.csv
-    holds `inf` and `nan`, reports show both as collapsed. ValueError for k >= n or NaN.
+    1/2 ln det(2 pi e S) - `kl_entropy(points, k, "textbook")`: what a measure of Gaussianity should
+    be. Invariant to affine maps in the limit; the estimate can fall below 0 by sampling error.
+    Collapsed sets: inf with at least k + 1 copies of one point among others (the points' own
+    entropy is -inf, the Gaussian's is not), nan with all points identical or on a hyperplane
+    (neither has one). metrics.csv holds `inf` and `nan`, reports show both as collapsed. ValueError
+    for k >= n or NaN.
     """
     array, single = check_points(points)
     entropy = np.atleast_1d(kl_entropy(array, k, "textbook"))

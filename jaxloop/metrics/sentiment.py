@@ -1,4 +1,6 @@
-"""Positivity: the VADER compound score, with the lexicon and the rules of the `vaderSentiment` package."""
+"""Positivity: the VADER compound score, with the lexicon and the rules of the `vaderSentiment`
+package.
+"""
 
 import os
 import re
@@ -16,11 +18,15 @@ from jaxloop.metrics.corpus import Corpus
 _PARALLEL_FROM = 200_000  # distinct texts from which starting processes (seconds each) pays
 
 
-def positivities(texts: Sequence[str] | Sequence[Sequence[str]] | Corpus, processes: int | None = None):
-    """VADER compound score of each text, [n] in [-1, 1] (for a sequence of chains, a list of arrays); 0 for a text without known words.
+def positivities(
+    texts: Sequence[str] | Sequence[Sequence[str]] | Corpus, processes: int | None = None
+):
+    """VADER compound score of each text, [n] in [-1, 1] (for a sequence of chains, a list of
+    arrays); 0 for a text without known words.
 
-    Equal to `SentimentIntensityAnalyzer().polarity_scores(text)["compound"]` of vaderSentiment 3.3 (Hutto and Gilbert 2014): four
-    decimals. Equal texts are scored once. `processes` shares the work out; None takes one per core from 200,000 different texts on.
+    Equal to `SentimentIntensityAnalyzer().polarity_scores(text)["compound"]` of vaderSentiment 3.3
+    (Hutto and Gilbert 2014): four decimals. Equal texts are scored once. `processes` shares the
+    work out; None takes one per core from 200,000 different texts on.
     """
     if processes is not None and processes < 1:
         raise ValueError(f"processes is {processes}, at least 1 is needed.")
@@ -40,15 +46,21 @@ def positivities(texts: Sequence[str] | Sequence[Sequence[str]] | Corpus, proces
     return corpus.by_text(np.array(scores, np.float64)[np.array(index, np.int64)])
 
 
-def positivity(texts: Sequence[str] | Sequence[Sequence[str]] | Corpus, processes: int | None = None):
-    """Mean VADER compound score, in [-1, 1] (arXiv 2504.03814, positivity); see `positivities`. A float, or [c] float64. No texts: 0."""
+def positivity(
+    texts: Sequence[str] | Sequence[Sequence[str]] | Corpus, processes: int | None = None
+):
+    """Mean VADER compound score, in [-1, 1] (arXiv 2504.03814, positivity); see `positivities`. A
+    float, or [c] float64. No texts: 0.
+    """
     corpus = Corpus.of(texts)
     flat = positivities(Corpus((tuple(corpus.texts),), single=True), processes)
     return corpus.by_chain(corpus.mean(flat))
 
 
 class _Vader(NamedTuple):
-    """The package's analyser and tables, and what tells at once that none of its rules can touch a word."""
+    """The package's analyser and tables, and what tells at once that none of its rules can touch a
+    word.
+    """
 
     analyser: Any
     sentences: type
@@ -63,10 +75,21 @@ def _vader() -> _Vader:
     from vaderSentiment import vaderSentiment as package
 
     boosters = package.BOOSTER_DICT
-    triggers = frozenset(package.NEGATE) | boosters.keys() | {"no", "least", "never", "without", "so", "this"}
+    triggers = (
+        frozenset(package.NEGATE)
+        | boosters.keys()
+        | {"no", "least", "never", "without", "so", "this"}
+    )
     phrases = [*package.SPECIAL_CASES, *(words for words in boosters if " " in words), "n't"]
     pattern = re.compile("|".join(map(re.escape, phrases)))
-    return _Vader(package.SentimentIntensityAnalyzer(), package.SentiText, boosters, package.C_INCR, triggers, pattern)
+    return _Vader(
+        package.SentimentIntensityAnalyzer(),
+        package.SentiText,
+        boosters,
+        package.C_INCR,
+        triggers,
+        pattern,
+    )
 
 
 def _score_all(texts: Sequence[str]) -> list[float]:
@@ -74,10 +97,12 @@ def _score_all(texts: Sequence[str]) -> list[float]:
 
 
 def _score(text: str) -> float:
-    """The compound score, asking the package only about words of its lexicon, with the three words before and two after.
+    """The compound score, asking the package only about words of its lexicon, with the three words
+    before and two after.
 
-    Those are all that its rules look at; every other word has valence 0, and a word without a trigger or a phrase around it has the
-    valence of the lexicon. (The package walks over all words of the text again for every rule, so it is quadratic in the length.)
+    Those are all that its rules look at; every other word has valence 0, and a word without a
+    trigger or a phrase around it has the valence of the lexicon. (The package walks over all words
+    of the text again for every rule, so it is quadratic in the length.)
     """
     vader = _vader()
     analyser = vader.analyser
@@ -95,14 +120,20 @@ def _score(text: str) -> float:
         if lower[i] == "kind" and i + 1 < len(lower) and lower[i + 1] == "of":
             continue
         begin = max(0, i - 3)
-        plain = lower[i] != "no" and vader.triggers.isdisjoint(lower[begin:i]) and not vader.phrases.search(" ".join(lower[begin : i + 3]))
+        plain = (
+            lower[i] != "no"
+            and vader.triggers.isdisjoint(lower[begin:i])
+            and not vader.phrases.search(" ".join(lower[begin : i + 3]))
+        )
         if plain:
             valence = lexicon[lower[i]]
             if words[i].isupper() and sentences.is_cap_diff:
                 valence += vader.capitals if valence > 0 else -vader.capitals
             valences[i] = valence
         else:
-            window = SimpleNamespace(words_and_emoticons=words[begin : i + 3], is_cap_diff=sentences.is_cap_diff)
+            window = SimpleNamespace(
+                words_and_emoticons=words[begin : i + 3], is_cap_diff=sentences.is_cap_diff
+            )
             valences[i] = analyser.sentiment_valence(0, window, words[i], i - begin, [])[0]
     # Words of valence 0 change neither the sum nor what stands before and behind "but".
     if "but" in lower:

@@ -1,8 +1,10 @@
-"""Texts to integer-coded tokens and n-grams, a whole corpus at a time: the ground of every lexical metric.
+"""Texts to integer-coded tokens and n-grams, a whole corpus at a time: the ground of every lexical
+metric.
 
-A corpus is one buffer of UTF-8 bytes; token boundaries are found by comparisons on that buffer, tokens and n-grams get integer codes
-from hash tables over 64-bit keys. No Python object is made per token, so millions of texts take seconds and every code is exact:
-two tokens share a code only where all their bytes agree.
+A corpus is one buffer of UTF-8 bytes; token boundaries are found by comparisons on that buffer,
+tokens and n-grams get integer codes from hash tables over 64-bit keys. No Python object is made per
+token, so millions of texts take seconds and every code is exact: two tokens share a code only where
+all their bytes agree.
 """
 
 from collections.abc import Sequence
@@ -26,11 +28,15 @@ def _byte_classes() -> np.ndarray:
 
 
 _CLASSES = _byte_classes()
-# Characters beyond ASCII at which str.split() cuts, by their UTF-8 bytes: lead byte -> the continuations.
+# Characters beyond ASCII at which str.split() cuts, by their UTF-8 bytes: lead byte -> the
+# continuations.
 _WIDE_SPACES = (
     (0xC2, ((0x85,), (0xA0,))),
     (0xE1, ((0x9A, 0x80),)),
-    (0xE2, tuple((0x80, last) for last in (*range(0x80, 0x8B), 0xA8, 0xA9, 0xAF)) + ((0x81, 0x9F),)),
+    (
+        0xE2,
+        tuple((0x80, last) for last in (*range(0x80, 0x8B), 0xA8, 0xA9, 0xAF)) + ((0x81, 0x9F),),
+    ),
     (0xE3, ((0x80, 0x80),)),
 )
 _PADDING = 16  # bytes behind the buffer, so that an eight-byte read at its last byte stays inside
@@ -62,9 +68,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Spans:
-    """Byte ranges of the tokens of n texts inside one buffer: token t is buffer[starts[t] : ends[t]].
+    """Byte ranges of the tokens of n texts inside one buffer: token t is buffer[starts[t] :
+    ends[t]].
 
-    Text i begins at byte begins[i] and has the tokens offsets[i] to offsets[i + 1]; both arrays are [n + 1].
+    Text i begins at byte begins[i] and has the tokens offsets[i] to offsets[i + 1]; both arrays are
+    [n + 1].
     """
 
     buffer: np.ndarray
@@ -76,7 +84,10 @@ class Spans:
     def strings(self, index: np.ndarray) -> list[str]:
         """The tokens at `index` as strings."""
         raw = self.buffer.tobytes()
-        return [raw[a:b].decode("utf-8", "surrogatepass") for a, b in zip(self.starts[index].tolist(), self.ends[index].tolist(), strict=True)]
+        return [
+            raw[a:b].decode("utf-8", "surrogatepass")
+            for a, b in zip(self.starts[index].tolist(), self.ends[index].tolist(), strict=True)
+        ]
 
 
 def check_texts(texts: Sequence[str], name: str = "texts") -> list[str]:
@@ -86,12 +97,16 @@ def check_texts(texts: Sequence[str], name: str = "texts") -> list[str]:
     texts = list(texts)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"{name}[{index}] is {type(text).__name__} {text!r:.40}, a string is needed.")
+            raise ValueError(
+                f"{name}[{index}] is {type(text).__name__} {text!r:.40}, a string is needed."
+            )
     return texts
 
 
 def _buffer(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts joined by spaces as bytes [B], and where each text begins [n + 1] (the last entry is behind the last text)."""
+    """Texts joined by spaces as bytes [B], and where each text begins [n + 1] (the last entry is
+    behind the last text).
+    """
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     begins = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)) + 1, out=begins[1:])
@@ -112,7 +127,9 @@ def _classify(buffer: np.ndarray) -> np.ndarray:
     return classes
 
 
-def _cut(buffer: np.ndarray, begins: np.ndarray, space: np.ndarray, isolated: np.ndarray | None) -> Spans:
+def _cut(
+    buffer: np.ndarray, begins: np.ndarray, space: np.ndarray, isolated: np.ndarray | None
+) -> Spans:
     """Maximal runs of bytes that are no space, cut on both sides of isolated bytes."""
     solid = ~space
     opens = solid.copy()
@@ -120,7 +137,9 @@ def _cut(buffer: np.ndarray, begins: np.ndarray, space: np.ndarray, isolated: np
     closes = solid
     closes[:-1] &= space[1:] if isolated is None else (space | isolated)[1:] | isolated[:-1]
     starts = np.flatnonzero(opens)
-    return Spans(buffer, begins, starts, np.flatnonzero(closes) + 1, np.searchsorted(starts, begins))
+    return Spans(
+        buffer, begins, starts, np.flatnonzero(closes) + 1, np.searchsorted(starts, begins)
+    )
 
 
 def split_spaces(texts: Sequence[str]) -> Spans:
@@ -132,11 +151,15 @@ def split_spaces(texts: Sequence[str]) -> Spans:
 def split_13a(texts: Sequence[str]) -> Spans:
     """The 13a tokens of every text, equal to sacrebleu's `tokenizer_13a` on `text.rstrip()`.
 
-    The four rewriting rules of 13a, as a statement about bytes: ASCII punctuation other than ' , - . is a token of its own. A run of k
-    periods and commas is cut into single ones, but the last of them stays on a digit behind it if k is odd and a digit stands before
-    the run, or k is even and none does (the rules consume characters in pairs). A dash behind a digit is a token of its own.
+    The four rewriting rules of 13a, as a statement about bytes: ASCII punctuation other than ' , -
+    . is a token of its own. A run of k periods and commas is cut into single ones, but the last of
+    them stays on a digit behind it if k is odd and a digit stands before the run, or k is even and
+    none does (the rules consume characters in pairs). A dash behind a digit is a token of its own.
     """
-    texts = [_unescape(text) if "&" in text or "-\n" in text or "<skipped>" in text else text.rstrip() for text in texts]
+    texts = [
+        _unescape(text) if "&" in text or "-\n" in text or "<skipped>" in text else text.rstrip()
+        for text in texts
+    ]
     buffer, begins = _buffer(texts)
     classes = _classify(buffer)
     isolated = classes == _ISOLATED
@@ -157,14 +180,17 @@ def split_13a(texts: Sequence[str]) -> Spans:
 
 def _unescape(text: str) -> str:
     text = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
-    return text.replace("&quot;", '"').replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+    return (
+        text.replace("&quot;", '"').replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+    )
 
 
 def encode_spans(spans: Spans) -> tuple[Tokens, np.ndarray]:
     """Codes of the tokens, and the index of the first token with each code [size].
 
-    Eight bytes at a time: a token's code is the pair (code of its first bytes, its next eight bytes), numbered anew. A token's tail is
-    filled with 0xFF, which UTF-8 never holds, so a short token is never taken for a longer one with zero bytes.
+    Eight bytes at a time: a token's code is the pair (code of its first bytes, its next eight
+    bytes), numbered anew. A token's tail is filled with 0xFF, which UTF-8 never holds, so a short
+    token is never taken for a longer one with zero bytes.
     """
     words = np.ndarray((len(spans.buffer) - 7,), np.dtype("<u8"), buffer=spans.buffer, strides=(1,))
     lengths = spans.ends - spans.starts
@@ -183,7 +209,9 @@ def encode_spans(spans: Spans) -> tuple[Tokens, np.ndarray]:
             codes[rest] = [size + table.setdefault(raw[a:b], len(table)) for a, b in pairs]
             size += len(table)
             break
-        chunk, chunks = factorize(words[spans.starts[rest] + done] | fill[np.minimum(lengths[rest] - done, 8)])
+        chunk, chunks = factorize(
+            words[spans.starts[rest] + done] | fill[np.minimum(lengths[rest] - done, 8)]
+        )
         joint, unique = factorize(codes[rest].astype(np.int64) * len(chunks) + chunk)
         codes[rest] = joint + size
         size += len(unique)
@@ -216,14 +244,17 @@ def tokens_13a(texts: Sequence[str]) -> Tokens:
 
 
 def group(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stable order [T] that brings equal codes together, and where each code's block begins and ends in it [size + 1].
+    """Stable order [T] that brings equal codes together, and where each code's block begins and
+    ends in it [size + 1].
 
     By counting: time linear in T + size.
     """
     index = np.arange(len(codes), dtype=np.int32 if len(codes) < 2**31 else np.int64)
     from scipy import sparse
 
-    row = sparse.csr_array((index, codes, np.array([0, len(codes)], index.dtype)), shape=(1, max(size, 1)))
+    row = sparse.csr_array(
+        (index, codes, np.array([0, len(codes)], index.dtype)), shape=(1, max(size, 1))
+    )
     columns = row.tocsc()
     return columns.data, columns.indptr
 
@@ -245,7 +276,9 @@ def ngrams(tokens: Tokens, order: int) -> Tokens:
 
 
 def per_chain(tokens: Tokens, chains: np.ndarray) -> Tokens:
-    """Codes that also tell the chains apart: the same token in two chains gets two codes. `chains` [n] is the chain of each text."""
+    """Codes that also tell the chains apart: the same token in two chains gets two codes. `chains`
+    [n] is the chain of each text.
+    """
     if not len(chains) or not chains.any():
         return tokens
     codes, unique = factorize(chains[tokens.owners].astype(np.int64) * tokens.size + tokens.codes)

@@ -1,9 +1,11 @@
-"""The evaluation UMAP: one two-dimensional map per dataset, on which entropy and Gaussianity are measured.
+"""The evaluation UMAP: one two-dimensional map per dataset, on which entropy and Gaussianity are
+measured.
 
-Fitted once on human texts, stored with the run as plain arrays, and applied to what every generation wrote. Nothing is pickled: a pickled
-UMAP runs code when it is read, and does not survive a change of its library. What `transform` needs is the training points and
-their positions; the neighbours of new points are searched afresh (exactly, where umap-learn searches approximately), and the rest is
-umap-learn's own arithmetic.
+Fitted once on human texts, stored with the run as plain arrays, and applied to what every
+generation wrote. Nothing is pickled: a pickled UMAP runs code when it is read, and does not survive
+a change of its library. What `transform` needs is the training points and their positions; the
+neighbours of new points are searched afresh (exactly, where umap-learn searches approximately), and
+the rest is umap-learn's own arithmetic.
 """
 
 import io
@@ -42,7 +44,9 @@ class MapSettings:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationMap:
-    """A fitted map: training points [m, d] float32, their positions [m, 2] float32, the curve 1 / (1 + a r^(2b)), and the settings."""
+    """A fitted map: training points [m, d] float32, their positions [m, 2] float32, the curve 1 /
+    (1 + a r^(2b)), and the settings.
+    """
 
     points: np.ndarray
     positions: np.ndarray
@@ -56,44 +60,73 @@ class EvaluationMap:
 
 
 def fit_map(points, settings: MapSettings | None = None) -> EvaluationMap:
-    """UMAP of embeddings [n, d] under the cosine metric. The same points and settings give the same map on the same versions.
+    """UMAP of embeddings [n, d] under the cosine metric. The same points and settings give the same
+    map on the same versions.
 
     ValueError for fewer than neighbours + 2 points, for NaN, and for settings out of range.
     """
     settings = settings or MapSettings()
     if settings.neighbours < 2 or settings.limit < 1 or not 0 <= settings.min_dist <= 1:
-        raise ValueError(f"{settings} is out of range, neighbours >= 2, limit >= 1 and min_dist in [0, 1] are needed.")
+        raise ValueError(
+            f"{settings} is out of range, neighbours >= 2, limit >= 1 and min_dist in [0, 1] are "
+            "needed."
+        )
     array, single = check_points(points)
     if not single:
         raise ValueError(f"points have shape {list(array.shape)}, [n, d] is needed to fit a map.")
     array = np.ascontiguousarray(array[0, : settings.limit], np.float32)
     if len(array) < settings.neighbours + 2:
-        raise ValueError(f"points are {len(array)}, at least neighbours + 2 = {settings.neighbours + 2} are needed to fit a map.")
+        raise ValueError(
+            f"points are {len(array)}, at least neighbours + 2 = {settings.neighbours + 2} are "
+            "needed to fit a map."
+        )
     import umap
 
-    model = umap.UMAP(n_neighbors=settings.neighbours, min_dist=settings.min_dist, metric="cosine", random_state=settings.seed, n_jobs=1).fit(array)
-    return EvaluationMap(array, np.asarray(model.embedding_, np.float32), float(model._a), float(model._b), settings)
+    model = umap.UMAP(
+        n_neighbors=settings.neighbours,
+        min_dist=settings.min_dist,
+        metric="cosine",
+        random_state=settings.seed,
+        n_jobs=1,
+    ).fit(array)
+    return EvaluationMap(
+        array, np.asarray(model.embedding_, np.float32), float(model._a), float(model._b), settings
+    )
 
 
 def project(fitted: EvaluationMap, points) -> np.ndarray:
-    """Positions [n, 2] float32 of embeddings [n, d] on the map, as `UMAP.transform` gives them for exact neighbours.
+    """Positions [n, 2] float32 of embeddings [n, d] on the map, as `UMAP.transform` gives them for
+    exact neighbours.
 
-    A point starts at the mean of its neighbours' positions, weighted by membership, and is then moved by the layout's gradient steps
-    while the map stays fixed. The schedule depends on the set that is projected together: project one chain at a time. Equal points
-    get equal positions. No points: [0, 2]. ValueError for NaN or another number of dimensions.
+    A point starts at the mean of its neighbours' positions, weighted by membership, and is then
+    moved by the layout's gradient steps while the map stays fixed. The schedule depends on the set
+    that is projected together: project one chain at a time. Equal points get equal positions. No
+    points: [0, 2]. ValueError for NaN or another number of dimensions.
     """
     array, single = check_points(points)
     if not single or array.shape[2] != fitted.points.shape[1]:
-        raise ValueError(f"points have shape {list(np.shape(points))}, [n, {fitted.points.shape[1]}] is needed for this map.")
+        raise ValueError(
+            f"points have shape {list(np.shape(points))}, [n, {fitted.points.shape[1]}] is "
+            "needed for this map."
+        )
     if not array.shape[1]:
         return np.zeros((0, 2), np.float32)
     from umap.layouts import optimize_layout_euclidean
-    from umap.umap_ import INT32_MAX, INT32_MIN, compute_membership_strengths, init_graph_transform, make_epochs_per_sample, smooth_knn_dist
+    from umap.umap_ import (
+        INT32_MAX,
+        INT32_MIN,
+        compute_membership_strengths,
+        init_graph_transform,
+        make_epochs_per_sample,
+        smooth_knn_dist,
+    )
 
     k = fitted.settings.neighbours
     indices, distances = nearest(fitted.points, array[0].astype(np.float32), k)
     sigmas, rhos = smooth_knn_dist(distances, float(k), local_connectivity=0.0)
-    rows, columns, weights, _ = compute_membership_strengths(indices, distances, sigmas, rhos, bipartite=True)
+    rows, columns, weights, _ = compute_membership_strengths(
+        indices, distances, sigmas, rhos, bipartite=True
+    )
     graph = sparse.coo_matrix((weights, (rows, columns)), shape=(len(indices), len(fitted.points)))
     start = graph.tocsr()
     start.eliminate_zeros()
@@ -101,7 +134,11 @@ def project(fitted: EvaluationMap, points) -> np.ndarray:
     epochs = 100 if len(indices) <= 10_000 else 30
     graph.data[graph.data < graph.data.max() / epochs] = 0.0
     graph.eliminate_zeros()
-    state = np.random.RandomState(fitted.settings.seed).randint(INT32_MIN, INT32_MAX, 3).astype(np.int64)
+    state = (
+        np.random.RandomState(fitted.settings.seed)
+        .randint(INT32_MIN, INT32_MAX, 3)
+        .astype(np.int64)
+    )
     return optimize_layout_euclidean(
         positions,
         fitted.positions.copy(),
@@ -121,24 +158,35 @@ def project(fitted: EvaluationMap, points) -> np.ndarray:
 
 
 def nearest(points_MD: np.ndarray, queries_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k points of smallest cosine distance to each query, nearest first: indices [n, k] int32 and distances [n, k] float32.
+    """The k points of smallest cosine distance to each query, nearest first: indices [n, k] int32
+    and distances [n, k] float32.
 
-    Blockwise, so that no n x m matrix is held. The distances found are computed again in float64: the layout's steps amplify a last
-    digit, and so the map of a text would depend on the hardware. A zero vector is at distance 1 from everything. ValueError for k > m.
+    Blockwise, so that no n x m matrix is held. The distances found are computed again in float64:
+    the layout's steps amplify a last digit, and so the map of a text would depend on the hardware.
+    A zero vector is at distance 1 from everything. ValueError for k > m.
     """
     if not 1 <= k <= len(points_MD):
         raise ValueError(f"k is {k}, a number from 1 to the {len(points_MD)} points is needed.")
     rows = int(max(1, min(len(queries_ND), _BLOCK_ELEMENTS // len(points_MD))))
-    padded = np.pad(queries_ND, ((0, -len(queries_ND) % rows), (0, 0))).reshape(-1, rows, queries_ND.shape[1])
-    indices = np.asarray(_nearest(jnp.asarray(points_MD, jnp.float32), jnp.asarray(padded, jnp.float32), k))
+    padded = np.pad(queries_ND, ((0, -len(queries_ND) % rows), (0, 0))).reshape(
+        -1, rows, queries_ND.shape[1]
+    )
+    indices = np.asarray(
+        _nearest(jnp.asarray(points_MD, jnp.float32), jnp.asarray(padded, jnp.float32), k)
+    )
     indices = indices.reshape(-1, k)[: len(queries_ND)].astype(np.int32)
     distances = np.empty(indices.shape)
     for begin in range(0, len(indices), 4096):
         block = slice(begin, begin + 4096)
-        query, point = queries_ND[block].astype(np.float64), points_MD[indices[block]].astype(np.float64)
+        query, point = (
+            queries_ND[block].astype(np.float64),
+            points_MD[indices[block]].astype(np.float64),
+        )
         norms = np.linalg.norm(query, axis=-1)[:, None] * np.linalg.norm(point, axis=-1)
         products = np.einsum("nd,nkd->nk", query, point)
-        distances[block] = 1 - np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+        distances[block] = 1 - np.divide(
+            products, norms, out=np.zeros_like(products), where=norms > 0
+        )
     order = np.argsort(distances, axis=1, kind="stable")
     distances = np.take_along_axis(np.clip(distances, 0, None), order, 1)
     return np.take_along_axis(indices, order, 1), distances.astype(np.float32)
@@ -151,7 +199,10 @@ def _nearest(points_MD, queries_KND, k):
         return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1), 0)
 
     unit_MD = unit(points_MD)
-    return jax.lax.map(lambda q_ND: jax.lax.top_k(jnp.matmul(unit(q_ND), unit_MD.T, precision="highest"), k)[1], queries_KND)
+    return jax.lax.map(
+        lambda q_ND: jax.lax.top_k(jnp.matmul(unit(q_ND), unit_MD.T, precision="highest"), k)[1],
+        queries_KND,
+    )
 
 
 def save_map(fitted: EvaluationMap, path: str | Path) -> None:
@@ -160,7 +211,12 @@ def save_map(fitted: EvaluationMap, path: str | Path) -> None:
         raise ValueError(f"path is {str(path)!r}, a name that ends in .npz is needed.")
     header = json.dumps({"a": fitted.a, "b": fitted.b, "settings": asdict(fitted.settings)})
     stream = io.BytesIO()
-    np.savez(stream, points=fitted.points, positions=fitted.positions, header=np.frombuffer(header.encode(), np.uint8))
+    np.savez(
+        stream,
+        points=fitted.points,
+        positions=fitted.positions,
+        header=np.frombuffer(header.encode(), np.uint8),
+    )
     write_atomic(Path(path), stream.getvalue())
 
 
@@ -170,7 +226,13 @@ def load_map(path: str | Path) -> EvaluationMap:
         # numpy leaves a file open that it opened itself and found damaged
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
-            return EvaluationMap(file["points"], file["positions"], header["a"], header["b"], MapSettings(**header["settings"]))
+            return EvaluationMap(
+                file["points"],
+                file["positions"],
+                header["a"],
+                header["b"],
+                MapSettings(**header["settings"]),
+            )
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise

@@ -1,1 +1,3 @@
-"""What a compiler says of our programs on hardware that is absent: memory, kernels, bytes, arithmetic, rooflines."""
+"""What a compiler says of our programs on hardware that is absent: memory, kernels, bytes,
+arithmetic, rooflines.
+"""

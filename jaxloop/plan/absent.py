@@ -1,4 +1,6 @@
-"""Compiling for hardware that is absent: devices that only the compiler knows, and what it says of a program for them."""
+"""Compiling for hardware that is absent: devices that only the compiler knows, and what it says of
+a program for them.
+"""
 
 import contextlib
 import functools
@@ -18,18 +20,26 @@ from jaxloop.lm import programs
 from jaxloop.plan.cards import Card, target_config
 from jaxloop.runtime.environment import how_to_install
 
-# Without a device Triton cannot time its tiles and takes the smallest; products by cuBLAS are what a card's own choice is mostly.
+# Without a device Triton cannot time its tiles and takes the smallest; products by cuBLAS are what
+# a card's own choice is mostly.
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-_EXTRA = {"gpu": ("plan-gpu", "jax-cuda12-plugin", "cuda12-local"), "tpu": ("plan-tpu", "libtpu", "tpu")}
+_EXTRA = {
+    "gpu": ("plan-gpu", "jax-cuda12-plugin", "cuda12-local"),
+    "tpu": ("plan-tpu", "libtpu", "tpu"),
+}
 _CUDNN = 91000  # 9.10, as in `cards.target_config`
 
 
 class Missing(ValueError):
-    """The compiler for a platform is not installed, or belongs to another version of JAX; the message names the pip command."""
+    """The compiler for a platform is not installed, or belongs to another version of JAX; the
+    message names the pip command.
+    """
 
 
 class TooLarge(ValueError):
-    """The compiler refuses a program that needs more memory than the device has. needed: bytes, 0 where the compiler does not say."""
+    """The compiler refuses a program that needs more memory than the device has. needed: bytes, 0
+    where the compiler does not say.
+    """
 
     def __init__(self, message: str, needed: int = 0):
         super().__init__(message)
@@ -41,19 +51,30 @@ def check(platform: str) -> None:
     if platform == "cpu":
         return
     extra, package, of_jax = _EXTRA[platform]
-    wanted = [Requirement(line) for line in importlib.metadata.requires("jax") or [] if re.search(rf"extra == ['\"]{of_jax}['\"]", line)]
+    wanted = [
+        Requirement(line)
+        for line in importlib.metadata.requires("jax") or []
+        if re.search(rf"extra == ['\"]{of_jax}['\"]", line)
+    ]
     allowed = next((r.specifier for r in wanted if r.name == package), None)
     try:
         found = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        raise Missing(f"the compiler for a {platform.upper()} is not installed ({package}); {how_to_install(extra)} brings it") from None
+        raise Missing(
+            f"the compiler for a {platform.upper()} is not installed ({package}); "
+            f"{how_to_install(extra)} brings it"
+        ) from None
     if allowed is not None and not allowed.contains(found, prereleases=True):
-        raise Missing(f"{package} {found} does not belong to jax {jax.__version__}, which needs {allowed}; {how_to_install(extra)} brings it")
+        raise Missing(
+            f"{package} {found} does not belong to jax {jax.__version__}, which needs {allowed}; "
+            f"{how_to_install(extra)} brings it"
+        )
 
 
 def devices(card: Card | None, count: int = 1) -> list:
-    """`count` devices of a card that only the compiler knows; of this process where `card` is None. Raises `Missing`, and ValueError where a card
-    has no such number."""
+    """`count` devices of a card that only the compiler knows; of this process where `card` is None.
+    Raises `Missing`, and ValueError where a card has no such number.
+    """
     if card is None:
         here = jax.local_devices(backend="cpu")
         if count > len(here):
@@ -64,12 +85,17 @@ def devices(card: Card | None, count: int = 1) -> list:
         with _silence():
             return list(_topology(card, count))[:count]
     except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        raise Missing(f"the compiler for a {card.platform.upper()} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise Missing(
+            f"the compiler for a {card.platform.upper()} cannot be used here: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing reaches stderr inside: compilers report there, past Python, the devices that they do not find."""
+    """Nothing reaches stderr inside: compilers report there, past Python, the devices that they do
+    not find.
+    """
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -84,7 +110,9 @@ def _silence() -> Iterator[None]:
 @functools.cache
 def _topology(card: Card, count: int) -> tuple:
     if card.platform == "gpu":
-        found = topologies.get_topology_desc(card.name, "cuda", target_config=target_config(card), topology=f"1x1x{count}")
+        found = topologies.get_topology_desc(
+            card.name, "cuda", target_config=target_config(card), topology=f"1x1x{count}"
+        )
     elif count <= card.devices:  # all on one host, as in a machine of that name
         family, sides = card.topology.split(":")
         shape = [1 if count == 1 else int(n) for n in sides.split("x")]
@@ -96,8 +124,10 @@ def _topology(card: Card, count: int) -> tuple:
 
 
 class Compiled(NamedTuple):
-    """What the compiler says. Bytes are those of one device: `memory` all that must be there at once, of it arguments, results that are no
-    argument's memory, and temporary arrays. text: optimised HLO."""
+    """What the compiler says. Bytes are those of one device: `memory` all that must be there at
+    once, of it arguments, results that are no argument's memory, and temporary arrays. text:
+    optimised HLO.
+    """
 
     text: str
     memory: int
@@ -108,9 +138,12 @@ class Compiled(NamedTuple):
 
 
 def compile_program(program, card: Card | None, options: dict | None = None) -> Compiled:
-    """Compile a `lm.programs.Program` for the devices that its arguments name, those of `card` or of this process. Raises `TooLarge` where a TPU's
-    compiler refuses it for memory."""
-    options = dict(GPU_OPTIONS if card is not None and card.platform == "gpu" else {}) | dict(options or {})
+    """Compile a `lm.programs.Program` for the devices that its arguments name, those of `card` or
+    of this process. Raises `TooLarge` where a TPU's compiler refuses it for memory.
+    """
+    options = dict(GPU_OPTIONS if card is not None and card.platform == "gpu" else {}) | dict(
+        options or {}
+    )
     start = time.perf_counter()
     with as_card(card):
         lowered = program.lower()
@@ -121,14 +154,25 @@ def compile_program(program, card: Card | None, options: dict | None = None) -> 
     seconds = time.perf_counter() - start
     m = compiled.memory_analysis()
     results = m.output_size_in_bytes - m.alias_size_in_bytes
-    return Compiled(compiled.as_text(), programs.memory(compiled), m.argument_size_in_bytes, results, m.temp_size_in_bytes, seconds)
+    return Compiled(
+        compiled.as_text(),
+        programs.memory(compiled),
+        m.argument_size_in_bytes,
+        results,
+        m.temp_size_in_bytes,
+        seconds,
+    )
 
 
 def _described(card: Card):
-    """The mesh of no axes whose device is the card; nothing where JAX knows no absent devices (before 0.11) and Triton takes the newest."""
+    """The mesh of no axes whose device is the card; nothing where JAX knows no absent devices
+    (before 0.11) and Triton takes the newest.
+    """
     if not hasattr(jax.sharding, "AbstractDevice"):
         return contextlib.nullcontext()
-    device = jax.sharding.AbstractDevice(device_kind=card.kind, num_cores=card.fields["core_count"], platform="gpu")
+    device = jax.sharding.AbstractDevice(
+        device_kind=card.kind, num_cores=card.fields["core_count"], platform="gpu"
+    )
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
@@ -143,13 +187,18 @@ def _refusal(error: Exception, name: str) -> Exception:
     if found is None:
         return TooLarge(f"{name}: the compiler refuses it: {text.splitlines()[0]}")
     needed = int(float(found[1]) * _UNITS[found[2]])
-    return TooLarge(f"{name}: needs {found[1]}{found[2]} of {found[3]}{found[4]} bytes, says the compiler", needed)
+    return TooLarge(
+        f"{name}: needs {found[1]}{found[2]} of {found[3]}{found[4]} bytes, says the compiler",
+        needed,
+    )
 
 
 @contextlib.contextmanager
 def as_card(card: Card | None) -> Iterator[None]:
-    """Inside, JAX's front ends to cuDNN and to Triton answer for a card: they ask the process, which has no GPU. Newer versions of JAX can be told of
-    a device that is absent; cuDNN's front end has no parameter for that."""
+    """Inside, JAX's front ends to cuDNN and to Triton answer for a card: they ask the process,
+    which has no GPU. Newer versions of JAX can be told of a device that is absent; cuDNN's front
+    end has no parameter for that.
+    """
     if card is None or card.platform != "gpu":
         yield
         return

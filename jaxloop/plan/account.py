@@ -1,6 +1,8 @@
-"""The account of a compiled program: kernels run, bytes, FLOPs, the sum of their rooflines by kind, and what should not be in it.
+"""The account of a compiled program: kernels run, bytes, FLOPs, the sum of their rooflines by kind,
+and what should not be in it.
 
-A kernel's roofline is the larger of its bytes over the card's bandwidth and its FLOPs over the card's peak: no program is faster than the sum.
+A kernel's roofline is the larger of its bytes over the card's bandwidth and its FLOPs over the
+card's peak: no program is faster than the sum.
 """
 
 from collections import Counter
@@ -11,11 +13,20 @@ from typing import NamedTuple
 from jaxloop.plan import hlo, kernels
 from jaxloop.plan.hlo import Instruction, Module
 
-KINDS = ("large products", "thin products", "copies, slices, updates", "elementwise, reductions", "attention calls", "collectives")
+KINDS = (
+    "large products",
+    "thin products",
+    "copies, slices, updates",
+    "elementwise, reductions",
+    "attention calls",
+    "collectives",
+)
 
 
 class Rates(NamedTuple):
-    """Bytes/s of memory, FLOP/s of products in bfloat16, in float32, and in float32 at the highest precision (as in `cards.Card`)."""
+    """Bytes/s of memory, FLOP/s of products in bfloat16, in float32, and in float32 at the highest
+    precision (as in `cards.Card`).
+    """
 
     bandwidth: float
     peak: float
@@ -25,7 +36,9 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Totals:
-    """Of one execution: kernels, bytes read and written, FLOPs of products, seconds of rooflines by kind, XLA's cycles on a TPU."""
+    """Of one execution: kernels, bytes read and written, FLOPs of products, seconds of rooflines by
+    kind, XLA's cycles on a TPU.
+    """
 
     kernels: int = 0
     read: float = 0.0
@@ -44,12 +57,21 @@ class Totals:
 
     def plus(self, other: "Totals", times: int = 1) -> "Totals":
         """These and `times` the others."""
-        summed = {f: getattr(self, f) + times * getattr(other, f) for f in ("kernels", "read", "written", "flops", "cycles")}
-        return Totals(**summed, kinds=self.kinds + Counter({kind: times * value for kind, value in other.kinds.items()}))
+        summed = {
+            f: getattr(self, f) + times * getattr(other, f)
+            for f in ("kernels", "read", "written", "flops", "cycles")
+        }
+        return Totals(
+            **summed,
+            kinds=self.kinds
+            + Counter({kind: times * value for kind, value in other.kinds.items()}),
+        )
 
 
 class Loop(NamedTuple):
-    """A `while`: how deep inside others, its turns (None: known when it runs), the totals of one turn, and the JAX operation it comes from."""
+    """A `while`: how deep inside others, its turns (None: known when it runs), the totals of one
+    turn, and the JAX operation it comes from.
+    """
 
     body: str
     depth: int
@@ -59,7 +81,9 @@ class Loop(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An instruction that an account names. place: "once", "loop" (in a loop), or "step" (in a turn of `Account.step`'s loop)."""
+    """An instruction that an account names. place: "once", "loop" (in a loop), or "step" (in a turn
+    of `Account.step`'s loop).
+    """
 
     bytes: float
     shape: str
@@ -70,8 +94,10 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Account:
-    """total: the program run once, loops of unknown length turning once and conditionals taking their longest branch. loops: outermost first.
-    largest: arrays between kernels, by bytes; scatters, copies and collectives in loops (the copies by bytes): what is to be avoided."""
+    """total: the program run once, loops of unknown length turning once and conditionals taking
+    their longest branch. loops: outermost first. largest: arrays between kernels, by bytes;
+    scatters, copies and collectives in loops (the copies by bytes): what is to be avoided.
+    """
 
     total: Totals
     loops: tuple[Loop, ...]
@@ -82,9 +108,14 @@ class Account:
 
     @property
     def step(self) -> Totals:
-        """One turn of the innermost loop whose length is known only when it runs and that does most: a step of training or decoding. The whole
-        program where there is none."""
-        return max((loop.turn for loop in _steps(self.loops)), key=lambda turn: turn.seconds, default=self.total)
+        """One turn of the innermost loop whose length is known only when it runs and that does
+        most: a step of training or decoding. The whole program where there is none.
+        """
+        return max(
+            (loop.turn for loop in _steps(self.loops)),
+            key=lambda turn: turn.seconds,
+            default=self.total,
+        )
 
 
 def _steps(loops: Iterable[Loop]) -> list[Loop]:
@@ -102,13 +133,32 @@ def account(text: str, rates: Rates, *, keep: int = 10) -> Account:
     _find_loops(module, module.entry, 0, rates, known, loops, set())
     total = _totals(module, module.entry, rates, known)
     places = _places(module, loops)
-    named = [(i, name, place) for name, place in places.items() for i in module.computations[name].values()]
-    arrays = [_found(*each) for each in named if not hlo.is_free(each[0]) and not each[0].shape.startswith("(")]
+    named = [
+        (i, name, place)
+        for name, place in places.items()
+        for i in module.computations[name].values()
+    ]
+    arrays = [
+        _found(*each)
+        for each in named
+        if not hlo.is_free(each[0]) and not each[0].shape.startswith("(")
+    ]
     copies = [_found(*each) for each in named if each[2] != "once" and _is_copy(module, each[0])]
-    scatters = [_found(j, name, place) for i, name, place in named for j in _inside(module, i) if j.op == "scatter"]
-    collectives = [_found(*each) for each in named if each[2] != "once" and each[0].op.removesuffix("-start") in hlo.COLLECTIVES]
+    scatters = [
+        _found(j, name, place)
+        for i, name, place in named
+        for j in _inside(module, i)
+        if j.op == "scatter"
+    ]
+    collectives = [
+        _found(*each)
+        for each in named
+        if each[2] != "once" and each[0].op.removesuffix("-start") in hlo.COLLECTIVES
+    ]
     most = lambda found: tuple(sorted(found, key=lambda f: -f.bytes)[:keep])  # noqa: E731
-    return Account(total, tuple(loops), most(arrays), tuple(scatters), most(copies), tuple(collectives))
+    return Account(
+        total, tuple(loops), most(arrays), tuple(scatters), most(copies), tuple(collectives)
+    )
 
 
 def seconds_of_cycles(totals: Totals, clock: float) -> float:
@@ -127,7 +177,9 @@ def widest(text: str, dtype: str) -> int:
 
 
 def _found(i: Instruction, computation: str, place: str) -> Found:
-    return Found(hlo.size(i.shape), i.shape.split("{")[0], i.op, hlo.operation(i) or computation, place)
+    return Found(
+        hlo.size(i.shape), i.shape.split("{")[0], i.op, hlo.operation(i) or computation, place
+    )
 
 
 def _inside(module: Module, i: Instruction) -> Iterator[Instruction]:
@@ -140,7 +192,11 @@ def _is_copy(module: Module, i: Instruction) -> bool:
     """Whether a kernel does nothing but copy an array, whole."""
     if i.op in ("copy", "copy-start"):
         return True
-    return i.op == "fusion" and {j.op for j in _inside(module, i)} - {"parameter", "bitcast", "tuple"} == {"copy"}
+    return i.op == "fusion" and {j.op for j in _inside(module, i)} - {
+        "parameter",
+        "bitcast",
+        "tuple",
+    } == {"copy"}
 
 
 def _next(module: Module, i: Instruction) -> list[str]:
@@ -182,7 +238,15 @@ def _find_loops(module, computation, depth, rates, known, loops, seen) -> None:
     for i in module.computations[computation].values():
         for name in _next(module, i):
             if i.op == "while":
-                loops.append(Loop(name, depth, hlo.trips(module, i), _totals(module, name, rates, known), hlo.operation(i)))
+                loops.append(
+                    Loop(
+                        name,
+                        depth,
+                        hlo.trips(module, i),
+                        _totals(module, name, rates, known),
+                        hlo.operation(i),
+                    )
+                )
             _find_loops(module, name, depth + (i.op == "while"), rates, known, loops, seen)
 
 
@@ -194,7 +258,11 @@ def _totals(module: Module, computation: str, rates: Rates, known: dict[str, Tot
     for i in module.computations[computation].values():
         run = _next(module, i)
         if i.op == "while":
-            total = total.plus(_totals(module, run[0], rates, known), hlo.trips(module, i) or 1) if run else total
+            total = (
+                total.plus(_totals(module, run[0], rates, known), hlo.trips(module, i) or 1)
+                if run
+                else total
+            )
         elif i.op == "conditional":
             each = [_totals(module, name, rates, known) for name in run]
             total = total.plus(max(each, key=lambda t: t.seconds)) if each else total
@@ -228,18 +296,34 @@ def _kind(module: Module, i: Instruction, flops: float, computes: bool) -> str:
         return "large products" if computes else "thin products"
     inner = list(_inside(module, i))
     root = next((j for j in inner if j.root), inner[-1])
-    large = {j.op for j in inner if hlo.dimensions(j.shape) and j.op not in ("parameter", "constant", "bitcast", "tuple", "convert")}
+    large = {
+        j.op
+        for j in inner
+        if hlo.dimensions(j.shape)
+        and j.op not in ("parameter", "constant", "bitcast", "tuple", "convert")
+    }
     updates = root.op == "dynamic-update-slice"
-    moves = updates or i.op.removesuffix("-start") in hlo.MOVES or bool(large) and large <= hlo.MOVES
+    moves = (
+        updates or i.op.removesuffix("-start") in hlo.MOVES or bool(large) and large <= hlo.MOVES
+    )
     return "copies, slices, updates" if moves else "elementwise, reductions"
 
 
 def as_row(found: Account) -> dict:
-    """The account in numbers, for a line of JSON: bytes, FLOPs and milliseconds of the whole and of a step."""
+    """The account in numbers, for a line of JSON: bytes, FLOPs and milliseconds of the whole and of
+    a step.
+    """
 
     def numbers(t: Totals) -> dict:
         kinds = {kind: round(1e3 * t.kinds[kind], 4) for kind in KINDS if t.kinds[kind]}
-        return dict(kernels=t.kernels, bytes=int(t.bytes), flops=int(t.flops), roofline_ms=round(1e3 * t.seconds, 4), kinds_ms=kinds, cycles=t.cycles)
+        return dict(
+            kernels=t.kernels,
+            bytes=int(t.bytes),
+            flops=int(t.flops),
+            roofline_ms=round(1e3 * t.seconds, 4),
+            kinds_ms=kinds,
+            cycles=t.cycles,
+        )
 
     return dict(
         total=numbers(found.total), step=numbers(found.step), scatters=len(found.scatters), collectives_in_loops=len(found.collectives),

@@ -1,7 +1,8 @@
-"""Optimised HLO text, read: computations and instructions, what each kernel moves and computes, how often each loop turns.
+"""Optimised HLO text, read: computations and instructions, what each kernel moves and computes, how
+often each loop turns.
 
-The text is what `jax.stages.Compiled.as_text()` gives on a CPU, a GPU or a TPU. Bytes are those of the device's main memory: arrays that a TPU
-keeps on the chip (memory space 1) cost none.
+The text is what `jax.stages.Compiled.as_text()` gives on a CPU, a GPU or a TPU. Bytes are those of
+the device's main memory: arrays that a TPU keeps on the chip (memory space 1) cost none.
 """
 
 import re
@@ -16,16 +17,32 @@ WIDTH = dict(
     f8e4m3fn=1, f8e5m2=1, f8e4m3=1,
 )  # fmt: skip
 # What is no kernel: names, views and bookkeeping.
-FREE = frozenset("parameter tuple get-tuple-element bitcast constant after-all opt-barrier partition-id replica-id add-dependency get-dimension-size".split())
+FREE = frozenset(
+    "parameter tuple get-tuple-element bitcast constant after-all opt-barrier partition-id "
+    "replica-id add-dependency get-dimension-size".split()
+)
 # Custom calls of XLA for TPUs that are views or promises, not kernels.
 VIEWS = frozenset(("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer"))
-MOVES = frozenset("copy slice dynamic-slice dynamic-update-slice transpose broadcast reshape concatenate pad reverse iota bitcast-convert".split())
-COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast", "ragged-all-to-all")
+MOVES = frozenset(
+    "copy slice dynamic-slice dynamic-update-slice transpose broadcast reshape concatenate pad "
+    "reverse iota bitcast-convert".split()
+)
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "reduce-scatter",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,<=]*)\](\{[^}]*\})?")
 
 
 class Instruction(NamedTuple):
-    """One line of a computation. inside: the text between its parentheses; attributes: what follows them."""
+    """One line of a computation. inside: the text between its parentheses; attributes: what follows
+    them.
+    """
 
     name: str
     shape: str
@@ -56,10 +73,16 @@ def parse(text: str) -> Module:
                 entry = found[2] if found[1] else entry
             continue
         found = line_of.match(line)
-        if found and current is not None and (made := _instruction(found[2], found[3], bool(found[1]))):
+        if (
+            found
+            and current is not None
+            and (made := _instruction(found[2], found[3], bool(found[1])))
+        ):
             current[made.name] = made
     if entry is None:
-        raise ValueError("HLO text: there is no entry computation; give the text of a compiled program")
+        raise ValueError(
+            "HLO text: there is no entry computation; give the text of a compiled program"
+        )
     return Module(computations, entry)
 
 
@@ -71,7 +94,9 @@ def _instruction(name: str, rest: str, root: bool) -> Instruction | None:
         return None
     stop = _closing(rest, called.end() - 1)
     inside = rest[called.end() : stop - 1]
-    operands = () if called[1] in ("parameter", "constant") else tuple(re.findall(r"%([\w.\-]+)", inside))
+    operands = (
+        () if called[1] in ("parameter", "constant") else tuple(re.findall(r"%([\w.\-]+)", inside))
+    )
     return Instruction(name, shape, called[1], operands, inside, rest[stop:], root)
 
 
@@ -85,7 +110,8 @@ def _closing(text: str, at: int) -> int:
     return len(text)
 
 
-# ---- shapes and attributes --------------------------------------------------------------------------------------------
+# ---- shapes and attributes
+# --------------------------------------------------------------------------------------------
 
 
 def dimensions(shape: str) -> tuple[int, ...]:
@@ -101,7 +127,9 @@ def dtype(shape: str) -> str:
 
 
 def arrays(shape: str) -> Iterator[tuple[str, int, float]]:
-    """(dtype, elements, bytes) of every array of a shape; bytes are 0 where a TPU keeps it on the chip."""
+    """(dtype, elements, bytes) of every array of a shape; bytes are 0 where a TPU keeps it on the
+    chip.
+    """
     for kind, dims, layout in _ARRAY.findall(shape):
         count = 1
         for x in dims.split(","):
@@ -124,7 +152,9 @@ def branches(i: Instruction) -> list[str]:
     """The computations of a conditional."""
     if found := re.search(r"branch_computations=\{([^}]*)\}", i.attributes):
         return [name.strip().lstrip("%") for name in found[1].split(",")]
-    return [name for name in (called(i, "true_computation"), called(i, "false_computation")) if name]
+    return [
+        name for name in (called(i, "true_computation"), called(i, "false_computation")) if name
+    ]
 
 
 def operation(i: Instruction) -> str:
@@ -140,13 +170,17 @@ def cycles(i: Instruction) -> int:
 
 
 def trips(module: Module, i: Instruction) -> int | None:
-    """How often a `while` turns: as XLA says or, where its condition only compares a counter with a number, that number (counters of JAX's loops
-    start at 0). None where that is known only when it runs."""
+    """How often a `while` turns: as XLA says or, where its condition only compares a counter with a
+    number, that number (counters of JAX's loops start at 0). None where that is known only when it
+    runs.
+    """
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes):
         return int(found[1])
     condition = list(_all(module, called(i, "condition")))
     plain = all(j.op in (*FREE, "compare", "fusion", "call") for j in condition)
-    numbers = [int(j.inside) for j in condition if j.op == "constant" and re.fullmatch(r"\d+", j.inside)]
+    numbers = [
+        int(j.inside) for j in condition if j.op == "constant" and re.fullmatch(r"\d+", j.inside)
+    ]
     less = any(j.op == "compare" and "direction=LT" in j.attributes for j in condition)
     return numbers[0] if plain and less and len(numbers) == 1 else None
 
@@ -158,14 +192,17 @@ def _all(module: Module, computation: str | None) -> Iterator[Instruction]:
         yield from _all(module, called(i, "calls") or called(i, "to_apply"))
 
 
-# ---- what a kernel moves ----------------------------------------------------------------------------------------------
+# ---- what a kernel moves
+# ----------------------------------------------------------------------------------------------
 
 
 def traffic(module: Module, computation: str, i: Instruction) -> tuple[float, float]:
     """(bytes read, bytes written) by one kernel, every array once.
 
-    A slice or gather reads what it gives, an update in place and a scatter read and write what they change, and a fusion that only slices or
-    updates one of its parameters reads or writes that part of it."""
+    A slice or gather reads what it gives, an update in place and a scatter read and write what they
+    change, and a fusion that only slices or updates one of its parameters reads or writes that part
+    of it.
+    """
     local = module.computations[computation]
     if is_free(i) or i.op in ("while", "conditional", "call"):
         return 0.0, 0.0
@@ -186,7 +223,14 @@ def traffic(module: Module, computation: str, i: Instruction) -> tuple[float, fl
         return sum(map(of, i.operands)), sum(map(of, i.operands))
     ours = kernels.name_of(operation(i)) if i.op == "custom-call" else None
     if ours:
-        return kernels.moved(ours, _operands(local, i), [size(f"{kind}[{numbers}]{layout}") for kind, numbers, layout in _ARRAY.findall(i.shape)])
+        return kernels.moved(
+            ours,
+            _operands(local, i),
+            [
+                size(f"{kind}[{numbers}]{layout}")
+                for kind, numbers, layout in _ARRAY.findall(i.shape)
+            ],
+        )
     return sum(map(of, i.operands)), _results(i)
 
 
@@ -197,7 +241,9 @@ def _operands(local: dict[str, Instruction], i: Instruction) -> list[tuple[tuple
 
 
 def _transfer(i: Instruction) -> tuple[float, float]:
-    """Of an array, or a slice of one, that is on its way between memories: of its two ends, those that lie in the main one."""
+    """Of an array, or a slice of one, that is on its way between memories: of its two ends, those
+    that lie in the main one.
+    """
     first, second = _ARRAY.findall(i.shape)[:2]
     target, source = (first, second) if i.op == "copy-start" else (second, first)
     moved = size(f"{target[0]}[{target[1]}]")
@@ -205,7 +251,9 @@ def _transfer(i: Instruction) -> tuple[float, float]:
 
 
 def _results(i: Instruction) -> float:
-    """Bytes that an instruction gives, without the workspace that libraries ask for as a last result."""
+    """Bytes that an instruction gives, without the workspace that libraries ask for as a last
+    result.
+    """
     whole = size(i.shape)
     if i.op == "custom-call" and i.shape.startswith("("):
         *_, last = _ARRAY.findall(i.shape)
@@ -234,7 +282,9 @@ def _fusion_traffic(inner: dict[str, Instruction], i: Instruction, of) -> tuple[
         return source(j.operands[0]) if j is not None and j.op == "bitcast" else j
 
     root = next((j for j in inner.values() if j.root), None) or list(inner.values())[-1]
-    results = [source(name) for name in root.operands] if root.op == "tuple" else [source(root.name)]
+    results = (
+        [source(name) for name in root.operands] if root.op == "tuple" else [source(root.name)]
+    )
     written = changed = 0.0
     for r in results:
         if r is not None and r.op in ("dynamic-update-slice", "scatter"):
@@ -250,19 +300,26 @@ def _fusion_traffic(inner: dict[str, Instruction], i: Instruction, of) -> tuple[
         number = int(j.inside)
         whole = of(i.operands[number]) if number < len(i.operands) else size(j.shape)
         found = list(uses(j.name))
-        if found and all(at == 0 and u.op in ("dynamic-slice", "slice", "gather") for u, at in found):
+        if found and all(
+            at == 0 and u.op in ("dynamic-slice", "slice", "gather") for u, at in found
+        ):
             whole = min(whole, sum(size(u.shape) for u, _ in found))
-        elif found and all(at == 0 and u.op in ("dynamic-update-slice", "scatter") for u, at in found):
+        elif found and all(
+            at == 0 and u.op in ("dynamic-update-slice", "scatter") for u, at in found
+        ):
             whole = 0.0
         read += whole
     return read, written
 
 
-# ---- what a kernel computes -------------------------------------------------------------------------------------------
+# ---- what a kernel computes
+# -------------------------------------------------------------------------------------------
 
 
 def flops(module: Module, computation: str, i: Instruction) -> float:
-    """Operations of the products in one kernel, a multiplication and an addition being two. Other arithmetic is not counted: memory is its limit."""
+    """Operations of the products in one kernel, a multiplication and an addition being two. Other
+    arithmetic is not counted: memory is its limit.
+    """
     if i.op in ("dot", "convolution"):
         return _product(module.computations[computation], i)
     if i.op == "custom-call":
@@ -283,7 +340,9 @@ def library(i: Instruction) -> str:
 
 
 def is_free(i: Instruction) -> bool:
-    """Whether an instruction is no kernel: a view, bookkeeping, or the end of a transfer that is counted at its start."""
+    """Whether an instruction is no kernel: a view, bookkeeping, or the end of a transfer that is
+    counted at its start.
+    """
     return i.op in FREE or i.op.endswith("-done") or (i.op == "custom-call" and library(i) in VIEWS)
 
 
@@ -293,9 +352,21 @@ def is_product_call(i: Instruction) -> bool:
 
 
 def is_attention(i: Instruction) -> bool:
-    """Whether a custom call is a library's fused attention, or a Pallas kernel, which is what we use those for."""
+    """Whether a custom call is a library's fused attention, or a Pallas kernel, which is what we
+    use those for.
+    """
     name = library(i).lower()
-    return any(word in name for word in ("fmha", "attention", "tpu_custom_call", "mosaic", "triton_kernel", "xla.gpu.triton"))
+    return any(
+        word in name
+        for word in (
+            "fmha",
+            "attention",
+            "tpu_custom_call",
+            "mosaic",
+            "triton_kernel",
+            "xla.gpu.triton",
+        )
+    )
 
 
 def _product(local: dict[str, Instruction], i: Instruction) -> float:
@@ -304,30 +375,48 @@ def _product(local: dict[str, Instruction], i: Instruction) -> float:
         out *= n
     left, right = (local[name].shape if name in local else "" for name in i.operands[:2])
     summed = 1
-    if i.op == "convolution":  # a TPU's products: kernel axes other than the output's are summed, but for those that stand for a batch
+    if (
+        i.op == "convolution"
+    ):  # a TPU's products: kernel axes other than the output's are summed, but for those that stand for a batch
         labels = re.search(r"dim_labels=\w+_(\w+)->\w+", i.attributes)
-        window = dict(re.findall(r"(\w+)=([\d_x]+)", (re.search(r"window=\{([^}]*)\}", i.attributes) or [""])[0]))
+        window = dict(
+            re.findall(
+                r"(\w+)=([\d_x]+)", (re.search(r"window=\{([^}]*)\}", i.attributes) or [""])[0]
+            )
+        )
         dilated = [int(x) > 1 for x in window.get("lhs_dilate", "").split("x") if x]
         for label, n in zip(labels[1] if labels else "", dimensions(right)):
             batch = label.isdigit() and int(label) < len(dilated) and dilated[int(label)]
             summed *= 1 if label == "o" or batch else n
         return 2.0 * out * summed
-    axes = re.search(r"lhs_contracting_dims=\{([0-9,]*)\}", i.attributes) or re.search(r'"lhs_contracting_dimensions":\[([0-9",]*)\]', i.attributes)
+    axes = re.search(r"lhs_contracting_dims=\{([0-9,]*)\}", i.attributes) or re.search(
+        r'"lhs_contracting_dimensions":\[([0-9",]*)\]', i.attributes
+    )
     for axis in filter(None, (axes[1] if axes else "").replace('"', "").split(",")):
         summed *= dimensions(left)[int(axis)]
     return 2.0 * out * summed
 
 
 def _attention(local: dict[str, Instruction], i: Instruction) -> float:
-    """Of cuDNN's calls: two products of [T, S, K] for every row and head forward, five backward, half of it under a causal mask."""
-    shape = re.search(r'"intermediate_tensor_shape":\s*\{[^}]*?"dimensions":\s*\[([^\]]*)\]', i.attributes)
+    """Of cuDNN's calls: two products of [T, S, K] for every row and head forward, five backward,
+    half of it under a causal mask.
+    """
+    shape = re.search(
+        r'"intermediate_tensor_shape":\s*\{[^}]*?"dimensions":\s*\[([^\]]*)\]', i.attributes
+    )
     if not shape or not i.operands or i.operands[0] not in local:
         return 0.0
     count = 1
     for n in re.findall(r"\d+", shape[1]):
         count *= int(n)
     half = 0.5 if re.search(r'"mask_type":\s*"CAUSAL"', i.attributes) else 1.0
-    return 2.0 * count * dimensions(local[i.operands[0]].shape)[-1] * (5 if "Backward" in library(i) else 2) * half
+    return (
+        2.0
+        * count
+        * dimensions(local[i.operands[0]].shape)[-1]
+        * (5 if "Backward" in library(i) else 2)
+        * half
+    )
 
 
 def operand_type(module: Module, computation: str, i: Instruction) -> str:
@@ -336,7 +425,11 @@ def operand_type(module: Module, computation: str, i: Instruction) -> str:
     if i.op in ("dot", "convolution", "custom-call"):
         return dtype(local[i.operands[0]].shape) if i.operands and i.operands[0] in local else ""
     inside = called(i, "calls") if i.op in ("fusion", "async-start") else None
-    found = (operand_type(module, inside, j) for j in module.computations.get(inside or "", {}).values() if j.op in ("dot", "convolution", "fusion"))
+    found = (
+        operand_type(module, inside, j)
+        for j in module.computations.get(inside or "", {}).values()
+        if j.op in ("dot", "convolution", "fusion")
+    )
     return next((kind for kind in found if kind), "")
 
 
@@ -344,4 +437,6 @@ def is_exact(module: Module, i: Instruction) -> bool:
     """Whether a product in a kernel is asked for at the highest precision."""
     inside = called(i, "calls") if i.op in ("fusion", "async-start") else None
     mine = re.search(r'operand_precision(?:=\{|":\[")(\w+)', i.attributes)
-    return bool(mine and mine[1].lower() == "highest") or any(is_exact(module, j) for j in module.computations.get(inside or "", {}).values())
+    return bool(mine and mine[1].lower() == "highest") or any(
+        is_exact(module, j) for j in module.computations.get(inside or "", {}).values()
+    )

@@ -1,4 +1,6 @@
-"""Chains: a study is a product of factors; each combination is one chain, and all chains of a generation run together, base by base."""
+"""Chains: a study is a product of factors; each combination is one chain, and all chains of a
+generation run together, base by base.
+"""
 
 import hashlib
 import itertools
@@ -15,7 +17,17 @@ from jaxloop.recursion import workflow as workflows
 from jaxloop.recursion.workflow import Workflow
 
 BUILDERS = {
-    name: getattr(workflows, name) for name in ("replace", "accumulate", "accumulate_subsample", "fresh_human", "preserve", "window", "external", "exchange")
+    name: getattr(workflows, name)
+    for name in (
+        "replace",
+        "accumulate",
+        "accumulate_subsample",
+        "fresh_human",
+        "preserve",
+        "window",
+        "external",
+        "exchange",
+    )
 }
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,~-]*")
 
@@ -51,17 +63,32 @@ class ChainSpec:
 
     def __post_init__(self):
         if not _SAFE.fullmatch(self.id) or len(self.id) > 200:
-            raise ValueError(f"chain id {self.id!r}: must be letters, digits and . _ + , ~ - only, at most 200, beginning with a letter or digit")
+            raise ValueError(
+                f"chain id {self.id!r}: must be letters, digits and . _ + , ~ - only, at most "
+                "200, beginning with a letter or digit"
+            )
         if not self.bases:
             raise ValueError(f"bases: chain {self.id} has none, must name at least one base model")
         chain_key(self.seed)
         if not isinstance(self.dataset, str) and len(self.dataset) != self.workflow.entities:
-            raise ValueError(f"dataset: {len(self.dataset)} names for {self.workflow.entities} entities; give one, or one per entity")
+            raise ValueError(
+                f"dataset: {len(self.dataset)} names for {self.workflow.entities} entities; give "
+                "one, or one per entity"
+            )
         if self.workflow.start == "previous" and self.draw_base and len(set(self.bases)) > 1:
-            raise ValueError(f"start='previous': chain {self.id} draws from {len(self.bases)} base models; must have one, weights do not carry over")
-        for field, needed in (("public", self.workflow.exchange and self.workflow.exchange.public), ("external", self.workflow.external)):
+            raise ValueError(
+                f"start='previous': chain {self.id} draws from {len(self.bases)} base models; "
+                "must have one, weights do not carry over"
+            )
+        for field, needed in (
+            ("public", self.workflow.exchange and self.workflow.exchange.public),
+            ("external", self.workflow.external),
+        ):
             if needed and getattr(self, field) is None:
-                raise ValueError(f"{field}: workflow {self.workflow.name} reads a data set that chain {self.id} does not name")
+                raise ValueError(
+                    f"{field}: workflow {self.workflow.name} reads a data set that chain "
+                    f"{self.id} does not name"
+                )
 
     @property
     def key(self) -> jax.Array:
@@ -74,20 +101,27 @@ class ChainSpec:
 
 
 def base_of(chain: ChainSpec, generation: int, entity: int = 0) -> str:
-    """Base model of an entity in a generation: a seeded uniform draw from the chain's pool (recursive_loops.md, section 1), or a fixed one."""
+    """Base model of an entity in a generation: a seeded uniform draw from the chain's pool
+    (recursive_loops.md, section 1), or a fixed one.
+    """
     if not chain.draw_base or len(chain.bases) == 1:
         return chain.bases[entity % len(chain.bases)]
     key = fold_in(phase_key(chain.key, generation, "base"), entity)
     return chain.bases[int(random_below(key, len(chain.bases)))]
 
 
-def make_chain(values: Mapping[str, object], *, factors: Mapping[str, object] | None = None, id: str | None = None) -> ChainSpec:
+def make_chain(
+    values: Mapping[str, object],
+    *,
+    factors: Mapping[str, object] | None = None,
+    id: str | None = None,
+) -> ChainSpec:
     """A chain from plain values.
 
-    Fields of ChainSpec go by their names, "fit.x" and "sample.x" replace settings, "workflow" names a builder of workflow.py (default
-    "fresh_human"), and everything else is an argument of that builder (size, ratio, share, k, start, ...).
-    factors: the values that tell chains apart (default: all); the id is made of them unless given.
-    Raises ValueError naming the field.
+    Fields of ChainSpec go by their names, "fit.x" and "sample.x" replace settings, "workflow" names
+    a builder of workflow.py (default "fresh_human"), and everything else is an argument of that
+    builder (size, ratio, share, k, start, ...). factors: the values that tell chains apart
+    (default: all); the id is made of them unless given. Raises ValueError naming the field.
     """
     factors = dict(values if factors is None else factors)
     name = values.get("workflow", "fresh_human")
@@ -110,29 +144,55 @@ def make_chain(values: Mapping[str, object], *, factors: Mapping[str, object] | 
         try:
             flow = BUILDERS[name](**arguments)
         except TypeError as error:
-            raise ValueError(f"workflow={name!r}: {str(error).removeprefix(f'{name}() ')}") from error
+            raise ValueError(
+                f"workflow={name!r}: {str(error).removeprefix(f'{name}() ')}"
+            ) from error
     elif arguments:
         raise ValueError(f"{next(iter(arguments))}: not a field of a chain")
     missing = [field for field in ("dataset", "bases", "seed") if field not in own]
     if missing:
         raise ValueError(f"{missing[0]}: every chain needs one")
     pairs = {head: tuple(sorted(fields.items())) for head, fields in settings.items()}
-    shown = {k: "+".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in factors.items() if not isinstance(v, Workflow)}
-    return ChainSpec(id=id or chain_id(shown), workflow=flow, factors=tuple(sorted(shown.items())), **own, **pairs)
+    shown = {
+        k: "+".join(map(str, v)) if isinstance(v, list | tuple) else v
+        for k, v in factors.items()
+        if not isinstance(v, Workflow)
+    }
+    return ChainSpec(
+        id=id or chain_id(shown),
+        workflow=flow,
+        factors=tuple(sorted(shown.items())),
+        **own,
+        **pairs,
+    )
 
 
 def chain_id(factors: Mapping[str, object]) -> str:
-    """File name of a combination of factors: "dataset-docs_ratio-0.125_seed-0"; long or unsafe ones are cut and marked with a checksum."""
-    text = "_".join(f"{name}-{f'{value:g}' if isinstance(value, float) else value}" for name, value in factors.items()) or "chain"
+    """File name of a combination of factors: "dataset-docs_ratio-0.125_seed-0"; long or unsafe ones
+    are cut and marked with a checksum.
+    """
+    text = (
+        "_".join(
+            f"{name}-{f'{value:g}' if isinstance(value, float) else value}"
+            for name, value in factors.items()
+        )
+        or "chain"
+    )
     safe = re.sub(r"[^A-Za-z0-9._+,~-]+", "~", text).lstrip("._+,~-")[:120] or "chain"
     exact = all(not isinstance(v, float) or float(f"{v:g}") == v for v in factors.values())
-    return safe if safe == text and exact else f"{safe}~{hashlib.sha256(repr(sorted(factors.items())).encode()).hexdigest()[:8]}"
+    return (
+        safe
+        if safe == text and exact
+        else f"{safe}~{hashlib.sha256(repr(sorted(factors.items())).encode()).hexdigest()[:8]}"
+    )
 
 
 def product(factors: Mapping[str, Sequence], **common) -> list[ChainSpec]:
-    """All combinations of the factors' values, each one chain; `common` holds what all chains share (see `make_chain`).
+    """All combinations of the factors' values, each one chain; `common` holds what all chains share
+    (see `make_chain`).
 
-    Only factors with more than one value enter the id; all enter the tables. Raises ValueError where a factor has no value.
+    Only factors with more than one value enter the id; all enter the tables. Raises ValueError
+    where a factor has no value.
     """
     for name, values in factors.items():
         if isinstance(values, str) or not len(values):
@@ -141,7 +201,12 @@ def product(factors: Mapping[str, Sequence], **common) -> list[ChainSpec]:
     chains = []
     for combination in itertools.product(*factors.values()):
         values = dict(zip(factors, combination, strict=True))
-        short = {name: "+".join(map(str, values[name])) if isinstance(values[name], list | tuple) else values[name] for name in several}
+        short = {
+            name: "+".join(map(str, values[name]))
+            if isinstance(values[name], list | tuple)
+            else values[name]
+            for name in several
+        }
         chains.append(make_chain({**common, **values}, factors=values, id=chain_id(short)))
     return chains
 
@@ -165,7 +230,8 @@ class Group(NamedTuple):
 
 
 def groups(chains: Sequence[ChainSpec], generation: int, most: int | None = None) -> list[Group]:
-    """The calls of one generation, in an order that depends on nothing but the chains: base by base, members in the order of the study.
+    """The calls of one generation, in an order that depends on nothing but the chains: base by
+    base, members in the order of the study.
 
     most: members of a call at most, None: no limit.
     """
@@ -173,11 +239,18 @@ def groups(chains: Sequence[ChainSpec], generation: int, most: int | None = None
     for chain in chains:
         for entity in range(chain.workflow.entities):
             scratch = chain.workflow.start == "scratch"
-            found.setdefault((base_of(chain, generation, entity), scratch, chain.fit, chain.sample), []).append(Member(chain, entity))
+            found.setdefault(
+                (base_of(chain, generation, entity), scratch, chain.fit, chain.sample), []
+            ).append(Member(chain, entity))
     out = []
-    for (base, scratch, fit, sample), members in sorted(found.items(), key=lambda item: repr(item[0])):
+    for (base, scratch, fit, sample), members in sorted(
+        found.items(), key=lambda item: repr(item[0])
+    ):
         about = json.dumps([base, scratch, repr(fit), repr(sample)])
-        label = re.sub(r"[^A-Za-z0-9._-]+", "~", base.rstrip("/").split("/")[-1])[:40].lstrip(".") or "base"
+        label = (
+            re.sub(r"[^A-Za-z0-9._-]+", "~", base.rstrip("/").split("/")[-1])[:40].lstrip(".")
+            or "base"
+        )
         name = f"{label}~{hashlib.sha256(about.encode()).hexdigest()[:8]}"
         size = most or len(members)
         for number, at in enumerate(range(0, len(members), size)):

@@ -1,4 +1,6 @@
-"""From the sealed parts of a generation to a finished one: ledger, tables, texts, manifest; and back, when a run is resumed."""
+"""From the sealed parts of a generation to a finished one: ledger, tables, texts, manifest; and
+back, when a run is resumed.
+"""
 
 import dataclasses
 import json
@@ -22,7 +24,9 @@ FILLED = "metrics-"  # metrics-0001.parquet and so on: what `fill.fill` found la
 
 @dataclass
 class History:
-    """What earlier generations leave to later ones: chains that stopped {id: {generation, reason}}, and the lineage share of every writer."""
+    """What earlier generations leave to later ones: chains that stopped {id: {generation, reason}},
+    and the lineage share of every writer.
+    """
 
     failed: dict[str, dict] = field(default_factory=dict)
     lineage: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
@@ -30,23 +34,37 @@ class History:
     def read(self, root: Path, generation: int) -> None:
         """Takes in a finished generation."""
         place = checkpoint.finished(generation)
-        self.failed = checkpoint.read_manifest(root, f"{place}/{checkpoint.MANIFEST}")["about"]["failed"]
-        table = tables.read_parquet(root / place / "ledger.parquet", ["chain", "entity", "lineage_share"])
+        self.failed = checkpoint.read_manifest(root, f"{place}/{checkpoint.MANIFEST}")["about"][
+            "failed"
+        ]
+        table = tables.read_parquet(
+            root / place / "ledger.parquet", ["chain", "entity", "lineage_share"]
+        )
         for chain, entity, value in zip(*table.values(), strict=True):
             self.lineage.setdefault(chain, {})[generation, int(entity)] = float(value)
 
 
 class Assembled(NamedTuple):
-    """A generation that lacks its metrics only: its files, and the chains that have stopped by then {id: {generation, reason}}."""
+    """A generation that lacks its metrics only: its files, and the chains that have stopped by then
+    {id: {generation, reason}}.
+    """
 
     files: list[str]
     failed: dict[str, dict]
 
 
-def assemble(run: Run, generation: int, history: History, calls: Sequence[Group], plans: Mapping[Member, Plan]) -> Assembled:
-    """Ledger, losses and texts of a generation from the parts that all processes sealed, in an order that does not depend on them.
+def assemble(
+    run: Run,
+    generation: int,
+    history: History,
+    calls: Sequence[Group],
+    plans: Mapping[Member, Plan],
+) -> Assembled:
+    """Ledger, losses and texts of a generation from the parts that all processes sealed, in an
+    order that does not depend on them.
 
-    Raises DiskFull, and Damaged where a part is not whole. plans: those that are known; the others are drawn here.
+    Raises DiskFull, and Damaged where a part is not whole. plans: those that are known; the others
+    are drawn here.
     """
     run.stop.doing = f"writing generation {generation}"
     fits = _rows(run, generation, calls)
@@ -55,9 +73,17 @@ def assemble(run: Run, generation: int, history: History, calls: Sequence[Group]
     failed = dict(history.failed)
     for member, _ in order:
         if not fits[member]["finite"] and member.chain.id not in failed:
-            reason = f"the training loss of entity {member.entity} is not finite ({fits[member]['fault']})"
+            reason = (
+                f"the training loss of entity {member.entity} is not finite "
+                f"({fits[member]['fault']})"
+            )
             failed[member.chain.id] = {"generation": generation, "reason": reason}
-            LOGGER.error("chain %s stopped in generation %d: %s; the other chains go on", member.chain.id, generation, reason)
+            LOGGER.error(
+                "chain %s stopped in generation %d: %s; the other chains go on",
+                member.chain.id,
+                generation,
+                reason,
+            )
     place = checkpoint.unfinished(generation)
     files = [f"{place}/{name}" for name in ("ledger.parquet", "losses.parquet")]
     rows = []
@@ -67,34 +93,50 @@ def assemble(run: Run, generation: int, history: History, calls: Sequence[Group]
         drawn = booked(drawn, member.chain, run.data, run.settings.generations)
         rows += _ledger_rows(run, generation, history, member, base, drawn, fits[member], made)
         if name := fits[member].get("file"):
-            files += [name] if name.endswith(".safetensors") else _below(run.root, f"{place}/{stem(member)}.orbax")
+            files += (
+                [name]
+                if name.endswith(".safetensors")
+                else _below(run.root, f"{place}/{stem(member)}.orbax")
+            )
     for chain in run.chains:
         pieces = [samples.get((chain.id, entity)) for entity in range(chain.workflow.entities)]
         if all(piece is not None for piece in pieces):
             path = inside(run.root, texts_path(chain, generation))
             path.parent.mkdir(parents=True, exist_ok=True)
             wide = [{"generation": [generation] * len(piece["text"]), **piece} for piece in pieces]
-            # Chains without a selection have no such column, or, in the table of a call with others that have one, nothing in it.
+            # Chains without a selection have no such column, or, in the table of a call with others
+            # that have one, nothing in it.
             kept = [name for name in TEXT_COLUMNS if name != "selected" or chain.workflow.selection]
-            tables.write_parquet(path, tables.concatenate([{name: piece[name] for name in kept} for piece in wide]))
+            tables.write_parquet(
+                path, tables.concatenate([{name: piece[name] for name in kept} for piece in wide])
+            )
             files.append(texts_path(chain, generation))
     pairs = [(member.chain.id, member.entity) for member, _ in order]
     tables.write_parquet(run.root / files[0], ledger.columns(rows))
-    tables.write_parquet(run.root / files[1], tables.concatenate([losses[p] for p in pairs if p in losses]))
+    tables.write_parquet(
+        run.root / files[1], tables.concatenate([losses[p] for p in pairs if p in losses])
+    )
     return Assembled(files, failed)
 
 
 def finish(run: Run, generation: int, calls: Sequence[Group], made: Assembled) -> None:
-    """Adds the metrics to an assembled generation and commits it. Raises DiskFull, and Damaged where a part is not whole."""
+    """Adds the metrics to an assembled generation and commits it. Raises DiskFull, and Damaged
+    where a part is not whole.
+    """
     metrics = _gather(run, generation, calls, "measure") if run.measure is not None else {}
     pairs = [(member.chain.id, member.entity) for call in calls for member in call.members]
     table = f"{checkpoint.unfinished(generation)}/metrics.parquet"
-    tables.write_parquet(run.root / table, tables.concatenate([tidy([], run.chains), *(metrics[p] for p in pairs if p in metrics)]))
+    tables.write_parquet(
+        run.root / table,
+        tables.concatenate([tidy([], run.chains), *(metrics[p] for p in pairs if p in metrics)]),
+    )
     checkpoint.commit(run.root, generation, [*made.files, table], about_run(run, made.failed))
 
 
 def _parts(run, calls):
-    parts = [share(call, process, run.processes) for call in calls for process in range(run.processes)]
+    parts = [
+        share(call, process, run.processes) for call in calls for process in range(run.processes)
+    ]
     return [part for part in parts if part is not None]
 
 
@@ -108,7 +150,9 @@ def _rows(run, generation, calls):
 
 
 def _gather(run, generation, calls, step):
-    """{(chain id, entity): rows} of the tables that a step left in all parts: losses of "fit", texts of "sample", metrics of "measure"."""
+    """{(chain id, entity): rows} of the tables that a step left in all parts: losses of "fit",
+    texts of "sample", metrics of "measure".
+    """
     found = {}
     for part in _parts(run, calls):
         found |= split(tables.read_parquet(run.root / part_path(generation, part, step, "parquet")))
@@ -127,7 +171,9 @@ def _ledger_rows(run, generation, history, member, base, drawn, fitted, made):
     about = {
         "base": base,
         "base_sha256": run.settings.identity.get(base, ""),
-        "fit": ledger.describe(effective(run.settings.fit, chain.fit, chain.workflow.start == "scratch")),
+        "fit": ledger.describe(
+            effective(run.settings.fit, chain.fit, chain.workflow.start == "scratch")
+        ),
         "decoder": ledger.describe(effective(run.settings.sample, chain.sample)),
         "steps": fitted["steps"],
         "tokens_trained": fitted["tokens"],
@@ -140,7 +186,10 @@ def _ledger_rows(run, generation, history, member, base, drawn, fitted, made):
         "status": "ok" if fitted["finite"] else fitted["fault"],
         "environment": json.dumps(dict(run.environment), sort_keys=True),
     }
-    return [{"study": run.settings.study, **row} for row in ledger.rows(chain, generation, entity, drawn, shares, run.prints, about)]
+    return [
+        {"study": run.settings.study, **row}
+        for row in ledger.rows(chain, generation, entity, drawn, shares, run.prints, about)
+    ]
 
 
 def about_run(run: Run, failed: Mapping[str, Mapping]) -> dict:
@@ -158,18 +207,28 @@ def about_run(run: Run, failed: Mapping[str, Mapping]) -> dict:
 
 
 def read_metrics(root: Path, generation: int) -> dict[str, list]:
-    """The metrics of a finished generation, tidy columns: those measured when it was made, and those that were filled in later in their place."""
+    """The metrics of a finished generation, tidy columns: those measured when it was made, and
+    those that were filled in later in their place.
+    """
     place = checkpoint.finished(generation)
     listed = checkpoint.read_manifest(root, f"{place}/{checkpoint.MANIFEST}")["files"]
-    names = [f"{place}/metrics.parquet", *sorted(name for name in listed if name.startswith(f"{place}/{FILLED}"))]
+    names = [
+        f"{place}/metrics.parquet",
+        *sorted(name for name in listed if name.startswith(f"{place}/{FILLED}")),
+    ]
     table = tables.concatenate([tables.read_parquet(root / name) for name in names])
     # A key that comes again keeps its first place and takes its last row.
-    rows = {key: i for i, key in enumerate(zip(table["chain"], table["entity"], table["metric"], strict=True))}
+    rows = {
+        key: i
+        for i, key in enumerate(zip(table["chain"], table["entity"], table["metric"], strict=True))
+    }
     return {name: [values[i] for i in rows.values()] for name, values in table.items()}
 
 
 def describe_chain(chain: ChainSpec) -> str:
-    """The fields of a chain, and of its workflow, that differ from their defaults, as text that later versions write alike."""
+    """The fields of a chain, and of its workflow, that differ from their defaults, as text that
+    later versions write alike.
+    """
 
     def given(thing):
         out = {}
@@ -183,4 +242,6 @@ def describe_chain(chain: ChainSpec) -> str:
 
 
 def _below(root, name):
-    return sorted(str(path.relative_to(root)) for path in (Path(root) / name).rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(root)) for path in (Path(root) / name).rglob("*") if path.is_file()
+    )

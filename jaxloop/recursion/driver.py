@@ -1,11 +1,14 @@
-"""The generation loop, for any family: plan, gather texts, fit, sample, measure, write, seal; the same command goes on where it stopped.
+"""The generation loop, for any family: plan, gather texts, fit, sample, measure, write, seal; the
+same command goes on where it stopped.
 
 A family is an object (or module) with
     load(base) -> model
-    FitTask(key, texts, prompts, sample_weights, start), fit(model, tasks, settings) -> results with weights, steps, tokens, loss, finite
-    SampleTask(key, weights, prompts, rows), sample(model, tasks, settings) -> results with texts, tokens, finished
-All members of a generation that share a base model go into one call, in an order that depends on the study alone, so that a run that was
-killed and resumed repeats the same arithmetic.
+    FitTask(key, texts, prompts, sample_weights, start), fit(model, tasks, settings) -> results with
+    weights, steps, tokens, loss, finite
+    SampleTask(key, weights, prompts, rows), sample(model, tasks, settings) -> results with texts,
+    tokens, finished
+All members of a generation that share a base model go into one call, in an order that depends on
+the study alone, so that a run that was killed and resumed repeats the same arithmetic.
 """
 
 import dataclasses
@@ -69,7 +72,13 @@ class Settings:
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        for field, low in (("generations", 1), ("evaluate", 0), ("models_in_memory", 1), ("members_per_call", 1), ("keep", 1)):
+        for field, low in (
+            ("generations", 1),
+            ("evaluate", 0),
+            ("models_in_memory", 1),
+            ("members_per_call", 1),
+            ("keep", 1),
+        ):
             value = getattr(self, field)
             if field in ("keep", "members_per_call") and value is None:
                 continue
@@ -79,7 +88,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: generations that are on disk, chains that stopped {id: {generation, reason}}, the generation it was resumed after."""
+    """How a run ended: generations that are on disk, chains that stopped {id: {generation,
+    reason}}, the generation it was resumed after.
+    """
 
     generations: int
     failed: Mapping[str, Mapping]
@@ -87,22 +98,34 @@ class Result:
 
 
 def check(chains: Sequence[ChainSpec], data: Mapping[str, Dataset], settings: Settings) -> None:
-    """Raises ValueError, one sentence naming the field, where a study cannot run: no chain, two with one id, data missing or too few."""
+    """Raises ValueError, one sentence naming the field, where a study cannot run: no chain, two
+    with one id, data missing or too few.
+    """
     if not chains:
         raise ValueError("chains: there are none; every factor needs at least one value")
     seen: set[str] = set()
     for chain in chains:
         if chain.id in seen:
-            raise ValueError(f"chain id {chain.id!r}: stands for two chains; give a factor that tells them apart")
+            raise ValueError(
+                f"chain id {chain.id!r}: stands for two chains; give a factor that tells them apart"
+            )
         seen.add(chain.id)
         for name, _ in chain.factors:
             if name in RESERVED:
-                raise ValueError(f"factors.{name}: is a column of metrics.csv already; choose another name than {', '.join(RESERVED)}")
+                raise ValueError(
+                    f"factors.{name}: is a column of metrics.csv already; choose another name "
+                    f"than {', '.join(RESERVED)}"
+                )
         for field, changes in (("fit", chain.fit), ("sample", chain.sample)):
-            known = {f.name for f in dataclasses.fields(getattr(settings, field))} if changes else set()
+            known = (
+                {f.name for f in dataclasses.fields(getattr(settings, field))} if changes else set()
+            )
             for name, _ in changes:
                 if name not in known:
-                    raise ValueError(f"{field}.{name}: not a field of the {field} settings; these are {', '.join(sorted(known))}")
+                    raise ValueError(
+                        f"{field}.{name}: not a field of the {field} settings; these are "
+                        f"{', '.join(sorted(known))}"
+                    )
     check_data(chains, data, settings.generations)
 
 
@@ -119,13 +142,18 @@ def run(
     stop: Stop | None = None,
     command: str | None = None,
 ) -> Result:
-    """Runs a study to its last generation, or goes on with one; leaves ledger.parquet, metrics.csv, texts/ and checkpoints/ in `workdir`.
+    """Runs a study to its last generation, or goes on with one; leaves ledger.parquet, metrics.csv,
+    texts/ and checkpoints/ in `workdir`.
 
-    workdir: a run directory (`open_workdir`), held by the caller. measure(model, generation, outcomes: list[Outcome]) returns
-    {(chain id, entity): {metric: value}}. features(name, texts): what selection policies need of texts (see selection.NEEDS). progress:
-    show a bar (a line per step off a terminal). stop: the caller's `stop_safely()`; made here if not given. command: what resumes the run,
+    workdir: a run directory (`open_workdir`), held by the caller. measure(model, generation,
+    outcomes: list[Outcome]) returns
+    {(chain id, entity): {metric: value}}. features(name, texts): what selection policies need of
+    texts (see selection.NEEDS). progress:
+    show a bar (a line per step off a terminal). stop: the caller's `stop_safely()`; made here if
+    not given. command: what resumes the run,
     for the message after a signal (default: the command of this process).
-    Raises ValueError before any work where the study cannot run or is not the one in `workdir`, Stopped (exit code 143 or 130) after a
+    Raises ValueError before any work where the study cannot run or is not the one in `workdir`,
+    Stopped (exit code 143 or 130) after a
     signal, DiskFull where it does not fit, Damaged where nothing that was finished can be used.
     """
     root = Path(workdir)
@@ -134,7 +162,10 @@ def run(
     check(chains, data, settings)
     for chain in chains:
         if chain.workflow.selection and NEEDS[chain.workflow.selection.policy] and features is None:
-            raise ValueError(f"selection.policy={chain.workflow.selection.policy!r}: chain {chain.id} needs features of texts, which the study does not give")
+            raise ValueError(
+                f"selection.policy={chain.workflow.selection.policy!r}: chain {chain.id} needs "
+                "features of texts, which the study does not give"
+            )
     process, count = processes()
     if process > 0:
         barrier("settled")
@@ -145,7 +176,11 @@ def run(
         history.read(root, generation)
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_safely())
-        beside = stack.enter_context(one_thread()) if settings.measure_beside and measure is not None and count == 1 else None
+        beside = (
+            stack.enter_context(one_thread())
+            if settings.measure_beside and measure is not None and count == 1
+            else None
+        )
         # What is measured beside takes no time of its own.
         work = _work(chains, settings, first, history, measure if beside is None else None)
         totals = {kind: units / count for kind, units in work.items()}
@@ -155,11 +190,16 @@ def run(
             data=data,
             settings=settings,
             root=root,
-            prints={name: d.fingerprint or ledger.fingerprint(d.texts, d.prompts) for name, d in data.items()},
+            prints={
+                name: d.fingerprint or ledger.fingerprint(d.texts, d.prompts)
+                for name, d in data.items()
+            },
             environment=checkpoint.environment(),
             model=models_of(family, settings),
             measure=measure,
-            report=stack.enter_context(progress_bar(totals, settings.generations, show=progress and process == 0)),
+            report=stack.enter_context(
+                progress_bar(totals, settings.generations, show=progress and process == 0)
+            ),
             stop=stop,
             process=process,
             processes=count,
@@ -167,7 +207,9 @@ def run(
             beside=beside,
         )
         if found.manifests:
-            refuse_another(root, found.manifests[-1]["about"], about_run(this, history.failed), settings.free)
+            refuse_another(
+                root, found.manifests[-1]["about"], about_run(this, history.failed), settings.free
+            )
         if begun := checkpoint.study_of_parts(root, first):
             refuse_another(root, begun, about_run(this, history.failed), settings.free)
         if process == 0:
@@ -183,9 +225,21 @@ def run(
             for generation in range(first, settings.generations):
                 living = [chain for chain in chains if chain.id not in history.failed]
                 if not living:
-                    LOGGER.error("every chain has stopped; generations %d to %d are not run", generation, settings.generations - 1)
+                    LOGGER.error(
+                        "every chain has stopped; generations %d to %d are not run",
+                        generation,
+                        settings.generations - 1,
+                    )
                     break
-                waiting.append(_generation(this, generation, history, groups(living, generation, settings.members_per_call), end))
+                waiting.append(
+                    _generation(
+                        this,
+                        generation,
+                        history,
+                        groups(living, generation, settings.members_per_call),
+                        end,
+                    )
+                )
                 if beside is None:
                     end()
                 make_room(settle=end)
@@ -193,7 +247,11 @@ def run(
             end()
         except Stopped as signal:
             end()
-            LOGGER.warning("stopped by %s; what was finished is on disk, to go on: %s", signal.name, command or shlex.join(sys.orig_argv))
+            LOGGER.warning(
+                "stopped by %s; what was finished is on disk, to go on: %s",
+                signal.name,
+                command or shlex.join(sys.orig_argv),
+            )
             raise
     return Result(_done(root), dict(history.failed), last)
 
@@ -208,14 +266,18 @@ def _settle(this, found, history):
 
 
 class _Waiting(NamedTuple):
-    """A generation that is made but for measurements under way: `end()` waits for them and finishes it."""
+    """A generation that is made but for measurements under way: `end()` waits for them and finishes
+    it.
+    """
 
     measuring: list[Future]
     end: Callable
 
 
 def _generation(this, generation, history, calls, end_before) -> _Waiting:
-    """Makes a generation. end_before(at_once) ends the one before: at once, or if it is measured by now."""
+    """Makes a generation. end_before(at_once) ends the one before: at once, or if it is measured by
+    now.
+    """
     if generation:
         require_space(this.root, _size(this.root), f"generation {generation}")
     if this.process == 0:
@@ -242,7 +304,9 @@ def _generation(this, generation, history, calls, end_before) -> _Waiting:
 
 @contextmanager
 def one_thread():
-    """Context with `beside(work)` of a `Run`: one thread, for which at most two pieces of work wait."""
+    """Context with `beside(work)` of a `Run`: one thread, for which at most two pieces of work
+    wait.
+    """
     queue: list[Future] = []
     with ThreadPoolExecutor(1) as thread:
 
@@ -255,11 +319,19 @@ def one_thread():
         yield beside
 
 
-def disk_needed(chains: Sequence[ChainSpec], settings: Settings, weights_bytes: int, *, text_bytes: int = 300) -> int:
-    """Bytes that a run leaves at most, for the check before it starts: the weights that are kept (one generation more while it is being
-    made) and the texts. weights_bytes: of one model; text_bytes: of one text, its prompt and numbers."""
+def disk_needed(
+    chains: Sequence[ChainSpec], settings: Settings, weights_bytes: int, *, text_bytes: int = 300
+) -> int:
+    """Bytes that a run leaves at most, for the check before it starts: the weights that are kept
+    (one generation more while it is being made) and the texts. weights_bytes: of one model;
+    text_bytes: of one text, its prompt and numbers.
+    """
     members = sum(chain.workflow.entities for chain in chains)
-    held = settings.generations if settings.keep is None else min(settings.keep + 1, settings.generations)
+    held = (
+        settings.generations
+        if settings.keep is None
+        else min(settings.keep + 1, settings.generations)
+    )
     texts = sum(sample_rows(chain, settings) * chain.workflow.entities for chain in chains)
     return members * weights_bytes * held + (settings.generations + 1) * texts * text_bytes
 
@@ -280,7 +352,9 @@ def models_of(family, settings):
 
 
 def _work(chains, settings, first, history, measure):
-    """Units of each kind of step from generation `first` on: rows to train on, rows to write, models to measure."""
+    """Units of each kind of step from generation `first` on: rows to train on, rows to write,
+    models to measure.
+    """
     living = [c for c in chains if c.id not in history.failed]
     span = range(first, settings.generations)
     return {
@@ -300,18 +374,31 @@ def refuse_another(root, before, now, free):
                 changed.append(f"{field}.{name} {old[:200]} -> {new[:200]}")
     for field in ("fit", "sample"):
         found = differences({field: before[field]}, {field: now[field]})
-        changed += [text for name, text in found.items() if not any(name == f or name.startswith(f + ".") for f in free)]
+        changed += [
+            text
+            for name, text in found.items()
+            if not any(name == f or name.startswith(f + ".") for f in free)
+        ]
     held = before.get("identity", {})  # a run from before it was kept has none
-    changed += [f"the files of {name} {held[name][:12]} -> {value[:12]}" for name, value in now["identity"].items() if held.get(name, value) != value]
+    changed += [
+        f"the files of {name} {held[name][:12]} -> {value[:12]}"
+        for name, value in now["identity"].items()
+        if held.get(name, value) != value
+    ]
     if before["evaluate"] != now["evaluate"]:
         changed.append(f"evaluate {before['evaluate']} -> {now['evaluate']}")
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ValueError(f"workdir={root}: holds another study ({'; '.join(changed[:3])}{more}); use another workdir, or what it was made with")
+        raise ValueError(
+            f"workdir={root}: holds another study ({'; '.join(changed[:3])}{more}); use another "
+            "workdir, or what it was made with"
+        )
 
 
 def write_tables(root, count):
-    """ledger.parquet, metrics.csv and losses.parquet of generations 0..count-1, made anew from the sealed parts of each."""
+    """ledger.parquet, metrics.csv and losses.parquet of generations 0..count-1, made anew from the
+    sealed parts of each.
+    """
     places = [root / checkpoint.finished(generation) for generation in range(count)]
     read = lambda name: tables.concatenate([tables.read_parquet(place / name) for place in places])  # noqa: E731
     metrics = tables.concatenate([read_metrics(root, generation) for generation in range(count)])
@@ -326,14 +413,20 @@ def _done(root):
 
 
 def _size(root):
-    """Bytes that a generation needs while it is being made: half as much again as the last one that was finished, whose texts lie twice on the
-    disk for a moment, and the tables of the run, which are written anew before the old ones go."""
+    """Bytes that a generation needs while it is being made: half as much again as the last one that
+    was finished, whose texts lie twice on the disk for a moment, and the tables of the run, which
+    are written anew before the old ones go.
+    """
     done = _done(root)
     if not done:
         return 0
-    content = checkpoint.read_manifest(root, f"{checkpoint.finished(done - 1)}/{checkpoint.MANIFEST}")
+    content = checkpoint.read_manifest(
+        root, f"{checkpoint.finished(done - 1)}/{checkpoint.MANIFEST}"
+    )
     made = sum(-(-entry["bytes"] // BLOCK) * BLOCK for entry in content["files"].values())
-    return int(1.5 * made) + sum((root / name).stat().st_size for name in ("ledger.parquet", "losses.parquet", "metrics.csv"))
+    return int(1.5 * made) + sum(
+        (root / name).stat().st_size for name in ("ledger.parquet", "losses.parquet", "metrics.csv")
+    )
 
 
 def _prune(this, generation, history):
@@ -350,7 +443,13 @@ def _prune(this, generation, history):
             if history.failed.get(chain.id, {}).get("generation") == old + 1
             for entity in range(chain.workflow.entities)
         }
-        names = checkpoint.read_manifest(this.root, f"{checkpoint.finished(old)}/{checkpoint.MANIFEST}")["files"]
-        checkpoint.forget(this.root, old, [n for n in names if n.startswith(place) and not any(n.startswith(h) for h in held)])
+        names = checkpoint.read_manifest(
+            this.root, f"{checkpoint.finished(old)}/{checkpoint.MANIFEST}"
+        )["files"]
+        checkpoint.forget(
+            this.root,
+            old,
+            [n for n in names if n.startswith(place) and not any(n.startswith(h) for h in held)],
+        )
         if not held:
             delete(this.root, place)

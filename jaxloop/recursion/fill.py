@@ -1,4 +1,6 @@
-"""Metrics that the finished generations of a run lack, from the texts on disk: nothing is trained, nothing is sampled."""
+"""Metrics that the finished generations of a run lack, from the texts on disk: nothing is trained,
+nothing is sampled.
+"""
 
 import math
 import shlex
@@ -24,8 +26,10 @@ from jaxloop.runtime.workdir import MARKER
 
 
 class Filled(NamedTuple):
-    """What `fill` did: generations that are finished, chains that stopped in them {id: {generation, reason}}, values that it found, values
-    that are missing still, and metrics (sorted) of models whose weights are not on the disk any more."""
+    """What `fill` did: generations that are finished, chains that stopped in them {id: {generation,
+    reason}}, values that it found, values that are missing still, and metrics (sorted) of models
+    whose weights are not on the disk any more.
+    """
 
     generations: int
     failed: Mapping[str, Mapping]
@@ -48,12 +52,15 @@ def fill(
     stop: Stop | None = None,
     command: str | None = None,
 ) -> Filled:
-    """Computes those metrics out of `names` that a finished generation lacks (absent or nan), generation by generation, and writes metrics.csv.
+    """Computes those metrics out of `names` that a finished generation lacks (absent or nan),
+    generation by generation, and writes metrics.csv.
 
-    workdir: a run directory, held by the caller. measure(model, generation, outcomes, names) returns {(chain id, entity): {metric: value}};
-    model is None where no metric in the call is one of `of_weights`, those that need the model that wrote the texts: they are computed where
-    its weights are kept. The rest is as in `driver.run`. What a generation gained is sealed before the next is begun.
-    Raises ValueError where the directory holds no finished generation, or another study; Stopped, with what is done on disk, after a signal.
+    workdir: a run directory, held by the caller. measure(model, generation, outcomes, names)
+    returns {(chain id, entity): {metric: value}}; model is None where no metric in the call is one
+    of `of_weights`, those that need the model that wrote the texts: they are computed where its
+    weights are kept. The rest is as in `driver.run`. What a generation gained is sealed before the
+    next is begun. Raises ValueError where the directory holds no finished generation, or another
+    study; Stopped, with what is done on disk, after a signal.
     """
     root = Path(workdir)
     if not (root / MARKER).is_file():
@@ -61,7 +68,10 @@ def fill(
     driver.check(chains, data, settings)
     found = checkpoint.find(root)
     if found.last is None:
-        raise ValueError(f"workdir={root}: has no finished generation, so there are no texts to measure; run the study first")
+        raise ValueError(
+            f"workdir={root}: has no finished generation, so there are no texts to measure; run "
+            "the study first"
+        )
     counts, gone = [0, 0], set()
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_safely())
@@ -72,11 +82,18 @@ def fill(
             data=data,
             settings=settings,
             root=root,
-            prints={name: d.fingerprint or ledger.fingerprint(d.texts, d.prompts) for name, d in data.items()},
+            prints={
+                name: d.fingerprint or ledger.fingerprint(d.texts, d.prompts)
+                for name, d in data.items()
+            },
             environment=checkpoint.environment(),
             model=driver.models_of(family, settings),
             measure=measure,
-            report=stack.enter_context(progress_bar({"measure": models * len(found.manifests)}, len(found.manifests), show=progress)),
+            report=stack.enter_context(
+                progress_bar(
+                    {"measure": models * len(found.manifests)}, len(found.manifests), show=progress
+                )
+            ),
             stop=stop,
         )
         about = found.manifests[-1]["about"]
@@ -92,7 +109,11 @@ def fill(
                     _write(run, generation, rows)
                 stop.check()
         except Stopped as signal:
-            LOGGER.warning("stopped by %s; what was filled in is on disk, to go on: %s", signal.name, command or shlex.join(sys.orig_argv))
+            LOGGER.warning(
+                "stopped by %s; what was filled in is on disk, to go on: %s",
+                signal.name,
+                command or shlex.join(sys.orig_argv),
+            )
             raise
         finally:
             driver.write_tables(root, len(found.manifests))
@@ -100,9 +121,17 @@ def fill(
 
 
 def _generation(run, generation, living, failed, names, of_weights, counts, gone) -> list[dict]:
-    """Rows of the metrics that were found, and of those that were never heard of and are not found either."""
+    """Rows of the metrics that were found, and of those that were never heard of and are not found
+    either.
+    """
     table = read_metrics(run.root, generation)
-    before = dict(zip(zip(table["chain"], table["entity"], table["metric"], strict=True), table["value"], strict=True))
+    before = dict(
+        zip(
+            zip(table["chain"], table["entity"], table["metric"], strict=True),
+            table["value"],
+            strict=True,
+        )
+    )
     rows: list[dict] = []
     for call in groups(living, generation):
         together: dict[tuple[str, ...], list[tuple[Member, Outcome]]] = {}
@@ -110,14 +139,22 @@ def _generation(run, generation, living, failed, names, of_weights, counts, gone
         for member in call.members:
             if member.chain.id in failed:
                 continue
-            lacking = [name for name in names if not _known(before.get((member.chain.id, member.entity, name)))]
-            weights = _weights(run.root, generation, member) if set(lacking) & set(of_weights) else None
+            lacking = [
+                name
+                for name in names
+                if not _known(before.get((member.chain.id, member.entity, name)))
+            ]
+            weights = (
+                _weights(run.root, generation, member) if set(lacking) & set(of_weights) else None
+            )
             if weights is None:
                 gone.update(set(lacking) & set(of_weights))
                 counts[1] += len(set(lacking) & set(of_weights))
                 lacking = [name for name in lacking if name not in of_weights]
             if lacking:
-                together.setdefault(tuple(lacking), []).append((member, _outcome(run.root, generation, call.base, member, weights)))
+                together.setdefault(tuple(lacking), []).append(
+                    (member, _outcome(run.root, generation, call.base, member, weights))
+                )
         for lacking, members in together.items():
             run.stop.doing = f"measuring generation {generation}"
             model = run.model(call.base) if set(lacking) & set(of_weights) else None
@@ -125,12 +162,32 @@ def _generation(run, generation, living, failed, names, of_weights, counts, gone
             for member, _ in members:
                 new = values.get((member.chain.id, member.entity), {})
                 for name in lacking:
-                    value, key = float(new.get(name, math.nan)), (member.chain.id, member.entity, name)
+                    value, key = (
+                        float(new.get(name, math.nan)),
+                        (member.chain.id, member.entity, name),
+                    )
                     counts[0 if _known(value) else 1] += 1
                     if _known(value) or key not in before:
-                        common = {"study": run.settings.study, "chain": member.chain.id, **dict(member.chain.factors)}
-                        rows.append(common | {"entity": member.entity, "generation": generation, "metric": name, "value": value})
-        run.report("measure", len(call.members), now() - start, f"generation {generation}: measure, {len(call.members)} models of {call.base}")
+                        common = {
+                            "study": run.settings.study,
+                            "chain": member.chain.id,
+                            **dict(member.chain.factors),
+                        }
+                        rows.append(
+                            common
+                            | {
+                                "entity": member.entity,
+                                "generation": generation,
+                                "metric": name,
+                                "value": value,
+                            }
+                        )
+        run.report(
+            "measure",
+            len(call.members),
+            now() - start,
+            f"generation {generation}: measure, {len(call.members)} models of {call.base}",
+        )
     return rows
 
 
@@ -148,9 +205,22 @@ def _weights(root, generation, member):
 def _outcome(root, generation, base, member, weights) -> Outcome:
     table = tables.read_parquet(root / texts_path(member.chain, generation))
     pieces = split({"chain": [member.chain.id] * len(table["text"]), **table})
-    written = pieces.get((member.chain.id, member.entity), {"text": [], "prompt": [], "tokens": [], "finished": []})
-    texts, prompts, tokens, finished = (written[name] for name in ("text", "prompt", "tokens", "finished"))
-    return Outcome(member.chain, member.entity, base, weights, texts, prompts, np.asarray(tokens), np.asarray(finished))
+    written = pieces.get(
+        (member.chain.id, member.entity), {"text": [], "prompt": [], "tokens": [], "finished": []}
+    )
+    texts, prompts, tokens, finished = (
+        written[name] for name in ("text", "prompt", "tokens", "finished")
+    )
+    return Outcome(
+        member.chain,
+        member.entity,
+        base,
+        weights,
+        texts,
+        prompts,
+        np.asarray(tokens),
+        np.asarray(finished),
+    )
 
 
 def _write(run, generation, rows):

@@ -1,6 +1,7 @@
 """The ledger: which data, from where, trained which checkpoint, for how many steps.
 
-One row per generation, chain, entity and origin of items (source, generation and entity that they come from). The columns:
+One row per generation, chain, entity and origin of items (source, generation and entity that they
+come from). The columns:
 
     study, chain, generation, entity     the model that was trained
     source, from_generation, from_entity, count    how many items of its training set came from there
@@ -8,13 +9,15 @@ One row per generation, chain, entity and origin of items (source, generation an
     real_share_new                       share of human items among the new ones of this generation (h / N, exact)
     real_share_train                     share of human items in the training set that was drawn
     lineage_share                        share of the training set's ancestry that is human data from after generation 0: a human item
-                                         counts 1 (0 if from generation 0), a synthetic item counts what its writer's training set has
+                                         counts 1 (0 if from generation 0), a synthetic item counts
+                                         what its writer's training set has
     base, base_sha256                    base model, and the hash of its files (weights, tokenizer, configs)
     start, fit, decoder                  what the weights started from, settings of training and of sampling (JSON)
     steps, tokens_trained, loss, items_sampled, tokens_sampled      what was done (loss: the last step's)
     special_as_text                      rows of the training set that hold the name of a special token (such as "</s>"), which was read as text
     checkpoint, checkpoint_sha256        the weights, relative to the run directory ("" where training failed), and their checksum; the
-                                         file itself stays for as many generations as the study keeps
+                                         file itself stays for as many generations as the study
+                                         keeps
     status                               "ok" or why the chain stopped
     environment                          versions and hardware (JSON)
 """
@@ -31,7 +34,9 @@ from jaxloop.recursion.workflow import HUMAN, PUBLIC, SOURCES, SYNTHETIC, Plan, 
 
 
 def real_share_new(workflow: Workflow, generation: int, plan: Plan) -> float:
-    """Share of human (private or public) items among the items that are new in a generation; for generation 0 and an exchange, the share drawn."""
+    """Share of human (private or public) items among the items that are new in a generation; for
+    generation 0 and an exchange, the share drawn.
+    """
     if generation == 0 or workflow.exchange is not None:
         return real_share_train(plan)
     return workflow.human / (workflow.synthetic + workflow.human + workflow.external)
@@ -43,36 +48,69 @@ def real_share_train(plan: Plan) -> float:
 
 
 def lineage_share(plan: Plan, written: Mapping[tuple[int, int], float]) -> float:
-    """Share of a training set's ancestry that is human data from after generation 0; `written`[generation, entity] is that of each writer."""
+    """Share of a training set's ancestry that is human data from after generation 0;
+    `written`[generation, entity] is that of each writer.
+    """
     if not len(plan.source):
         return 0.0
     real = np.isin(plan.source, (HUMAN, PUBLIC)) & (plan.generation > 0)
     total = float(real.sum())
-    cells, counts = np.unique(np.stack([plan.generation, plan.entity])[:, plan.source == SYNTHETIC], axis=1, return_counts=True)
+    cells, counts = np.unique(
+        np.stack([plan.generation, plan.entity])[:, plan.source == SYNTHETIC],
+        axis=1,
+        return_counts=True,
+    )
     for (generation, entity), count in zip(cells.T.tolist(), counts.tolist(), strict=True):
         total += count * written[generation, entity]
     return total / len(plan.source)
 
 
 def origins(plan: Plan) -> list[dict]:
-    """[{source, from_generation, from_entity, count}] of a training set, in the order of source, generation and entity."""
-    cells, counts = np.unique(np.stack([plan.source, plan.generation, plan.entity]), axis=1, return_counts=True)
+    """[{source, from_generation, from_entity, count}] of a training set, in the order of source,
+    generation and entity.
+    """
+    cells, counts = np.unique(
+        np.stack([plan.source, plan.generation, plan.entity]), axis=1, return_counts=True
+    )
     return [
-        {"source": SOURCES[source], "from_generation": generation, "from_entity": entity, "count": count}
-        for (source, generation, entity), count in zip(cells.T.tolist(), counts.tolist(), strict=True)
+        {
+            "source": SOURCES[source],
+            "from_generation": generation,
+            "from_entity": entity,
+            "count": count,
+        }
+        for (source, generation, entity), count in zip(
+            cells.T.tolist(), counts.tolist(), strict=True
+        )
     ]
 
 
-def rows(chain: ChainSpec, generation: int, entity: int, plan: Plan, shares: Mapping[str, float], prints: Mapping[str, str], about: Mapping) -> list[dict]:
-    """Ledger rows of one model: one per origin of its items (one with source "" where it trained on nothing).
+def rows(
+    chain: ChainSpec,
+    generation: int,
+    entity: int,
+    plan: Plan,
+    shares: Mapping[str, float],
+    prints: Mapping[str, str],
+    about: Mapping,
+) -> list[dict]:
+    """Ledger rows of one model: one per origin of its items (one with source "" where it trained on
+    nothing).
 
-    shares: the three real shares; prints: fingerprints of the data sets by name; about: the columns that all rows of the model share.
+    shares: the three real shares; prints: fingerprints of the data sets by name; about: the columns
+    that all rows of the model share.
     """
     model = {"chain": chain.id, "generation": generation, "entity": entity}
     common = {**shares, "start": chain.workflow.start, **about}
     out = []
-    for origin in origins(plan) or [{"source": "", "from_generation": -1, "from_entity": -1, "count": 0}]:
-        named = {"human": chain.dataset_of(origin["from_entity"]), "public": chain.public, "external": chain.external}
+    for origin in origins(plan) or [
+        {"source": "", "from_generation": -1, "from_entity": -1, "count": 0}
+    ]:
+        named = {
+            "human": chain.dataset_of(origin["from_entity"]),
+            "public": chain.public,
+            "external": chain.external,
+        }
         name = named.get(origin["source"], "")
         out.append(model | origin | {"dataset": name, "data_sha256": prints.get(name, "")} | common)
     return out

@@ -1,4 +1,6 @@
-"""Progress over all generations, with the time that is left: a bar on a terminal, plain lines elsewhere."""
+"""Progress over all generations, with the time that is left: a bar on a terminal, plain lines
+elsewhere.
+"""
 
 import contextlib
 import sys
@@ -21,7 +23,8 @@ def duration(seconds: float) -> str:
 
 
 class Clock:
-    """Seconds per unit of work of each kind ("fit", "sample", "measure"), and from them the time that the rest takes.
+    """Seconds per unit of work of each kind ("fit", "sample", "measure"), and from them the time
+    that the rest takes.
 
     Of a kind that ran more than once the first time is left out: it holds the compilation.
     """
@@ -57,12 +60,19 @@ class Clock:
 
 @contextlib.contextmanager
 def progress(total: Mapping[str, float], generations: int, *, show: bool = True):
-    """Context with `report(kind, units, seconds, text)`, called whenever a step is done, by any thread; seconds None: it had been done before.
-    At the end a line says how long each kind took in all, if anything was done."""
+    """Context with `report(kind, units, seconds, text)`, called whenever a step is done, by any
+    thread; seconds None: it had been done before. At the end a line says how long each kind took in
+    all, if anything was done.
+    """
     clock, one = Clock(total), threading.Lock()
     whole = sum(total.values()) or 1.0
     live = show and sys.stderr.isatty()
-    shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.fields[left]}"))
+    shown = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TextColumn("{task.fields[left]}"),
+    )
     with Progress(*shown, console=Console(stderr=True), disable=not live) as bar:
         task = bar.add_task(f"{generations} generations", total=whole, left="")
 
@@ -70,14 +80,23 @@ def progress(total: Mapping[str, float], generations: int, *, show: bool = True)
             with one:
                 clock.skip(kind, units) if seconds is None else clock.done(kind, units, seconds)
                 left = clock.seconds_left()
-                ahead = "time left not known yet" if left is None else f"{duration(left)} left" if left else ""
+                ahead = (
+                    "time left not known yet"
+                    if left is None
+                    else f"{duration(left)} left"
+                    if left
+                    else ""
+                )
                 bar.update(task, advance=units if total[kind] else 0, description=text, left=ahead)
                 if show and seconds is not None:
                     LOGGER.info("%s: %s%s", text, duration(seconds), f"; {ahead}" if ahead else "")
 
         yield report
     if show and any(clock.spent.values()):
-        LOGGER.info("in all: %s", ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in clock.spent.items()))
+        LOGGER.info(
+            "in all: %s",
+            ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in clock.spent.items()),
+        )
 
 
 def now() -> float:

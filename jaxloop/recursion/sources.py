@@ -1,4 +1,6 @@
-"""From index plans to texts: data sets, a chain's own streams through them, and what earlier generations wrote."""
+"""From index plans to texts: data sets, a chain's own streams through them, and what earlier
+generations wrote.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,16 @@ import numpy as np
 
 from jaxloop.kernels.keys import chain_key, fold_in, phase_key, rows_below
 from jaxloop.recursion.chains import ChainSpec
-from jaxloop.recursion.workflow import EXTERNAL, HUMAN, PUBLIC, SYNTHETIC, Plan, external_needed, human_needed, human_rows
+from jaxloop.recursion.workflow import (
+    EXTERNAL,
+    HUMAN,
+    PUBLIC,
+    SYNTHETIC,
+    Plan,
+    external_needed,
+    human_needed,
+    human_rows,
+)
 from jaxloop.runtime.files import inside
 from jaxloop.runtime.tables import read_parquet
 
@@ -20,7 +31,8 @@ class Dataset:
 
     prompts         one for all texts, or one per text (already rendered: the family puts nothing around them)
     sample_prompts  prompts that generations answer, in turn (multi-domain: row i answers prompt i modulo their number);
-                    empty: the one prompt, or else prompts of texts drawn at random (multi_entity.md, section 3.1)
+                    empty: the one prompt, or else prompts of texts drawn at random
+                    (multi_entity.md, section 3.1)
     fingerprint     checksum of the data, for the ledger
     outside         rows that no person wrote, of a data set that is a mixture: the ledger books them as `external`
     """
@@ -37,37 +49,77 @@ class Dataset:
 
 
 def check_data(chains: Sequence[ChainSpec], data: Mapping[str, Dataset], generations: int) -> None:
-    """Raises ValueError, naming field and numbers, where a chain lacks a data set or the data set lacks items."""
+    """Raises ValueError, naming field and numbers, where a chain lacks a data set or the data set
+    lacks items.
+    """
     for chain in chains:
         flow = chain.workflow
-        for field, name in [("dataset", n) for n in _names(chain)] + [("public", chain.public), ("external", chain.external)]:
+        for field, name in [("dataset", n) for n in _names(chain)] + [
+            ("public", chain.public),
+            ("external", chain.external),
+        ]:
             if name is None:
                 continue
             if name not in data:
-                raise ValueError(f"{field}={name!r}: no such data set; there are {', '.join(sorted(data)) or 'none'}")
+                raise ValueError(
+                    f"{field}={name!r}: no such data set; there are "
+                    f"{', '.join(sorted(data)) or 'none'}"
+                )
             found = data[name]
             if not len(found.texts):
                 raise ValueError(f"{field}={name!r}: the data set is empty")
             if not isinstance(found.prompts, str) and len(found.prompts) != len(found.texts):
-                raise ValueError(f"{field}={name!r}: has {len(found.texts)} texts but {len(found.prompts)} prompts")
+                raise ValueError(
+                    f"{field}={name!r}: has {len(found.texts)} texts but {len(found.prompts)} "
+                    "prompts"
+                )
         for name, count in chain.probes:
             if name not in data or len(data[name].texts) < count:
-                there = f"has {len(data[name].texts):,} items" if name in data else "no such data set"
-                raise ValueError(f"probes: {name!r}: {there}, chain {chain.id} asks for the first {count:,}")
+                there = (
+                    f"has {len(data[name].texts):,} items" if name in data else "no such data set"
+                )
+                raise ValueError(
+                    f"probes: {name!r}: {there}, chain {chain.id} asks for the first {count:,}"
+                )
         for entity in range(flow.entities):
             name, rank, sharing = _place(chain, entity)
-            _enough("dataset", name, len(data[name].texts), _stream_length(chain, entity, generations) * sharing, chain, "human items", generations)
+            _enough(
+                "dataset",
+                name,
+                len(data[name].texts),
+                _stream_length(chain, entity, generations) * sharing,
+                chain,
+                "human items",
+                generations,
+            )
         if flow.external:
             needed = external_needed(flow, generations) * flow.entities
-            _enough("external", chain.external, len(data[chain.external].texts), needed, chain, "items", generations)
+            _enough(
+                "external",
+                chain.external,
+                len(data[chain.external].texts),
+                needed,
+                chain,
+                "items",
+                generations,
+            )
         if flow.exchange is not None and flow.exchange.public:
-            _enough("public", chain.public, len(data[chain.public].texts), flow.exchange.public, chain, "items", generations)
+            _enough(
+                "public",
+                chain.public,
+                len(data[chain.public].texts),
+                flow.exchange.public,
+                chain,
+                "items",
+                generations,
+            )
 
 
 def _enough(field, name, available, needed, chain, what, generations):
     if available < needed:
         raise ValueError(
-            f"{field}={name!r}: has {available:,} {what}, chain {chain.id} needs {needed:,} in {generations} generations; "
+            f"{field}={name!r}: has {available:,} {what}, chain {chain.id} needs {needed:,} in "
+            f"{generations} generations; "
             "take more data, fewer generations or a smaller size"
         )
 
@@ -91,13 +143,21 @@ def _stream_length(chain, entity, generations):
 
 @lru_cache(maxsize=1024)
 def _stream(seed: int, available: int, needed: int, rank: int, sharing: int) -> np.ndarray:
-    return human_rows(chain_key(seed), available, needed, entity=rank, entities=sharing).astype(np.int32)
+    return human_rows(chain_key(seed), available, needed, entity=rank, entities=sharing).astype(
+        np.int32
+    )
 
 
-def human_stream(chain: ChainSpec, data: Mapping[str, Dataset], generations: int, entity: int = 0) -> np.ndarray:
-    """Rows of the entity's data set in the order in which the chain uses them: generation 0's first, then each generation's fresh ones."""
+def human_stream(
+    chain: ChainSpec, data: Mapping[str, Dataset], generations: int, entity: int = 0
+) -> np.ndarray:
+    """Rows of the entity's data set in the order in which the chain uses them: generation 0's
+    first, then each generation's fresh ones.
+    """
     name, rank, sharing = _place(chain, entity)
-    return _stream(chain.seed, len(data[name].texts), _stream_length(chain, entity, generations), rank, sharing)
+    return _stream(
+        chain.seed, len(data[name].texts), _stream_length(chain, entity, generations), rank, sharing
+    )
 
 
 def human_texts(chain: ChainSpec, data: Mapping[str, Dataset], *, entity: int = 0) -> list[str]:
@@ -108,7 +168,9 @@ def human_texts(chain: ChainSpec, data: Mapping[str, Dataset], *, entity: int = 
 
 
 def booked(plan: Plan, chain: ChainSpec, data: Mapping[str, Dataset], generations: int) -> Plan:
-    """The plan (NumPy, valid rows only) as the ledger books it: rows of the human stream that are `outside` rows of their data set are external."""
+    """The plan (NumPy, valid rows only) as the ledger books it: rows of the human stream that are
+    `outside` rows of their data set are external.
+    """
     source = np.array(plan.source)
     for entity in range(chain.workflow.entities):
         outside = data[chain.dataset_of(entity)].outside
@@ -124,8 +186,12 @@ def texts_path(chain: ChainSpec, generation: int) -> str:
     return f"texts/chain={chain.id}/generation={generation:04d}.parquet"
 
 
-def materialise(plan: Plan, chain: ChainSpec, data: Mapping[str, Dataset], root: Path, generations: int) -> tuple[list[str], list[str]]:
-    """Texts and prompts of the rows of a plan (NumPy, valid rows only), read from the data sets and from texts/ in the run directory."""
+def materialise(
+    plan: Plan, chain: ChainSpec, data: Mapping[str, Dataset], root: Path, generations: int
+) -> tuple[list[str], list[str]]:
+    """Texts and prompts of the rows of a plan (NumPy, valid rows only), read from the data sets and
+    from texts/ in the run directory.
+    """
     texts, prompts = [""] * len(plan.source), [""] * len(plan.source)
 
     def fill(chosen, rows, found, prompt_of):
@@ -139,26 +205,53 @@ def materialise(plan: Plan, chain: ChainSpec, data: Mapping[str, Dataset], root:
         fill(chosen, stream[plan.index[chosen]].tolist(), human.texts, human.prompt)
     for generation in np.unique(plan.generation[plan.source == SYNTHETIC]).tolist():
         row = "row" if chain.workflow.selection is None else "selected"
-        written = read_parquet(inside(root, texts_path(chain, generation)), ["entity", row, "text", "prompt"])
-        place = {pair: i for i, pair in enumerate(zip(written["entity"].tolist(), written[row].tolist(), strict=True))}
+        written = read_parquet(
+            inside(root, texts_path(chain, generation)), ["entity", row, "text", "prompt"]
+        )
+        place = {
+            pair: i
+            for i, pair in enumerate(
+                zip(written["entity"].tolist(), written[row].tolist(), strict=True)
+            )
+        }
         chosen = np.flatnonzero((plan.source == SYNTHETIC) & (plan.generation == generation))
-        rows = [place[pair] for pair in zip(plan.entity[chosen].tolist(), plan.index[chosen].tolist(), strict=True)]
+        rows = [
+            place[pair]
+            for pair in zip(plan.entity[chosen].tolist(), plan.index[chosen].tolist(), strict=True)
+        ]
         fill(chosen, rows, written["text"], written["prompt"].__getitem__)
     if chain.external is not None and (plan.source == EXTERNAL).any():
         chosen = np.flatnonzero(plan.source == EXTERNAL)
         outside, flow = data[chain.external], chain.workflow
         key = phase_key(chain.key, 0, "external")
         needed, sharing = external_needed(flow, generations), flow.entities
-        streams = [human_rows(key, len(outside.texts), needed, entity=k, entities=sharing) for k in range(sharing)]
-        fill(chosen, [int(streams[k][i]) for k, i in zip(plan.entity[chosen], plan.index[chosen], strict=True)], outside.texts, outside.prompt)
+        streams = [
+            human_rows(key, len(outside.texts), needed, entity=k, entities=sharing)
+            for k in range(sharing)
+        ]
+        fill(
+            chosen,
+            [
+                int(streams[k][i])
+                for k, i in zip(plan.entity[chosen], plan.index[chosen], strict=True)
+            ],
+            outside.texts,
+            outside.prompt,
+        )
     if chain.public is not None and (plan.source == PUBLIC).any():
         chosen = np.flatnonzero(plan.source == PUBLIC)
-        fill(chosen, plan.index[chosen].tolist(), data[chain.public].texts, data[chain.public].prompt)
+        fill(
+            chosen, plan.index[chosen].tolist(), data[chain.public].texts, data[chain.public].prompt
+        )
     return texts, prompts
 
 
-def sampling_prompts(chain: ChainSpec, data: Mapping[str, Dataset], generation: int, entity: int, count: int) -> list[str]:
-    """The prompts [count] that an entity answers in a generation; prompt i does not depend on `count`."""
+def sampling_prompts(
+    chain: ChainSpec, data: Mapping[str, Dataset], generation: int, entity: int, count: int
+) -> list[str]:
+    """The prompts [count] that an entity answers in a generation; prompt i does not depend on
+    `count`.
+    """
     human = data[chain.dataset_of(entity)]
     turns = human.sample_prompts or ((human.prompts,) if isinstance(human.prompts, str) else ())
     if turns:
@@ -174,5 +267,7 @@ def probe_rows(chain: ChainSpec) -> int:
 
 
 def probe_prompts(chain: ChainSpec, data: Mapping[str, Dataset]) -> list[str]:
-    """The probes of a chain, the same for every entity and generation: set after set, the prompts of its first items."""
+    """The probes of a chain, the same for every entity and generation: set after set, the prompts
+    of its first items.
+    """
     return [data[name].prompt(row) for name, count in chain.probes for row in range(count)]

@@ -1,6 +1,8 @@
-"""`jaxloop cache --info` and `jaxloop cache --clear`: what jaxloop keeps in the user's cache folder, and taking it away again.
+"""`jaxloop cache --info` and `jaxloop cache --clear`: what jaxloop keeps in the user's cache
+folder, and taking it away again.
 
-Only what jaxloop itself puts there is counted or deleted, by its name; links are neither followed nor deleted.
+Only what jaxloop itself puts there is counted or deleted, by its name; links are neither followed
+nor deleted.
 """
 
 import difflib
@@ -28,8 +30,10 @@ _FILES = (
 
 
 class Entry(NamedTuple):
-    """One kind of thing in the folder: what it is, where it belongs, its files, how many of them count, bytes, seconds since the epoch of its
-    last use, and the folders that are ours and may go when they are empty."""
+    """One kind of thing in the folder: what it is, where it belongs, its files, how many of them
+    count, bytes, seconds since the epoch of its last use, and the folders that are ours and may go
+    when they are empty.
+    """
 
     what: str
     where: str
@@ -41,19 +45,26 @@ class Entry(NamedTuple):
 
 
 def asked(words: Sequence[str]) -> str:
-    """The action that follows `jaxloop cache`. Raises ValueError, one sentence, unless it is exactly one of `ACTIONS`."""
+    """The action that follows `jaxloop cache`. Raises ValueError, one sentence, unless it is
+    exactly one of `ACTIONS`.
+    """
     if len(words) == 1 and words[0] in ACTIONS:
         return words[0]
     allowed = "--info (what is kept) or --clear (delete it)"
     unknown = [word for word in words if word not in ACTIONS]
     if unknown:
         near = difflib.get_close_matches(unknown[0], ACTIONS, 1)
-        raise ValueError(f"cache {unknown[0]}: is not understood; {f'did you mean {near[0]}?' if near else f'allowed is {allowed}'}")
+        raise ValueError(
+            f"cache {unknown[0]}: is not understood; "
+            f"{f'did you mean {near[0]}?' if near else f'allowed is {allowed}'}"
+        )
     raise ValueError(f"cache {' '.join(words)}".rstrip() + f": needs exactly one of {allowed}")
 
 
 def act(words: Sequence[str], folder: Path | None = None) -> str:
-    """What `jaxloop cache WORDS` prints. folder: `cache_folder()` when None. Raises ValueError as `asked` and `clear` do."""
+    """What `jaxloop cache WORDS` prints. folder: `cache_folder()` when None. Raises ValueError as
+    `asked` and `clear` do.
+    """
     action, folder = asked(words), cache_folder() if folder is None else folder
     return info(folder) if action == "--info" else clear(folder)
 
@@ -62,24 +73,61 @@ def info(folder: Path) -> str:
     """A table of what is kept in `folder`: kind, environment or data set, number, size, last use."""
     found = entries(folder)
     rows = [("kept", "environment", "number", "size", "last use")]
-    rows += [(e.what, e.where, f"{e.count:,}", human_size(e.size), time.strftime("%Y-%m-%d %H:%M", time.localtime(e.used))) for e in found]
-    rows += [("in all", "", f"{sum(e.count for e in found):,}", human_size(sum(e.size for e in found)), "")]
+    rows += [
+        (
+            e.what,
+            e.where,
+            f"{e.count:,}",
+            human_size(e.size),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(e.used)),
+        )
+        for e in found
+    ]
+    rows += [
+        (
+            "in all",
+            "",
+            f"{sum(e.count for e in found):,}",
+            human_size(sum(e.size for e in found)),
+            "",
+        )
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(w) if i in (2, 3) else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    lines = [
+        "  ".join(
+            cell.rjust(w) if i in (2, 3) else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
     own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    note = [f"compiled programs are kept in JAX_COMPILATION_CACHE_DIR={own}, which is yours: it is not counted here and not cleared"] if own else []
+    note = (
+        [
+            f"compiled programs are kept in JAX_COMPILATION_CACHE_DIR={own}, which is yours: it "
+            "is not counted here and not cleared"
+        ]
+        if own
+        else []
+    )
     return "\n".join([f"folder: {folder}", *lines, *note])
 
 
 def clear(folder: Path) -> str:
-    """Deletes every file of `entries(folder)` but the answers of judges, then the folders that are empty, and says how much went.
+    """Deletes every file of `entries(folder)` but the answers of judges, then the folders that are
+    empty, and says how much went.
 
     Raises ValueError where `folder` is a link or belongs to someone else.
     """
     if folder.is_symlink():
-        raise ValueError(f"cache folder {folder}: is a link, which is not followed; name the folder itself in JAXLOOP_CACHE")
+        raise ValueError(
+            f"cache folder {folder}: is a link, which is not followed; name the folder itself in "
+            "JAXLOOP_CACHE"
+        )
     if folder.exists() and folder.stat().st_uid != os.getuid():
-        raise ValueError(f"cache folder {folder}: belongs to another user; only a folder of your own can be cleared")
+        raise ValueError(
+            f"cache folder {folder}: belongs to another user; only a folder of your own can be "
+            "cleared"
+        )
     count = size = kept = 0
     for entry in entries(folder):
         for path in entry.files:
@@ -99,7 +147,10 @@ def clear(folder: Path) -> str:
         if _is_folder(path) and not any(path.iterdir()):
             path.rmdir()
     answers = f"; {kept} with answers of judges, which may have cost money, stay" if kept else ""
-    return f"deleted {count:,} file{'' if count == 1 else 's'}, {human_size(size)}, from {folder}{answers}"
+    return (
+        f"deleted {count:,} file{'' if count == 1 else 's'}, {human_size(size)}, from "
+        f"{folder}{answers}"
+    )
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -126,13 +177,23 @@ def entries(folder: Path) -> list[Entry]:
 
 def _programs(folder: Path, where: str, folders: tuple[Path, ...]) -> Entry:
     files = [path for path in _sorted(folder) if _is_file(path) and _PROGRAM.fullmatch(path.name)]
-    return _entry("compiled programs", where, files, sum(path.name.endswith("-cache") for path in files), folders)
+    return _entry(
+        "compiled programs",
+        where,
+        files,
+        sum(path.name.endswith("-cache") for path in files),
+        folders,
+    )
 
 
 def _entry(what, where, files, count, folders=()) -> Entry:
     stats = [path.lstat() for path in files]
-    used = max((max(s.st_atime, s.st_mtime) for s in stats), default=0.0) or max((path.lstat().st_mtime for path in folders), default=0.0)
-    return Entry(what, where, tuple(files), count, sum(s.st_size for s in stats), used, tuple(folders))
+    used = max((max(s.st_atime, s.st_mtime) for s in stats), default=0.0) or max(
+        (path.lstat().st_mtime for path in folders), default=0.0
+    )
+    return Entry(
+        what, where, tuple(files), count, sum(s.st_size for s in stats), used, tuple(folders)
+    )
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path]]:

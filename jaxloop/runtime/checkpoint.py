@@ -1,7 +1,9 @@
-"""Finished generations: a directory each, sealed by a SHA-256 manifest over all of its files, verified before any of them is used.
+"""Finished generations: a directory each, sealed by a SHA-256 manifest over all of its files,
+verified before any of them is used.
 
-`checkpoints/unfinished-generation=0003/` is filled first, in parts that are sealed one by one, so that a killed run keeps the parts that it
-had finished. The manifest of the whole is written last and the directory renamed to `checkpoints/generation=0003/`: from then on it counts.
+`checkpoints/unfinished-generation=0003/` is filled first, in parts that are sealed one by one, so
+that a killed run keeps the parts that it had finished. The manifest of the whole is written last
+and the directory renamed to `checkpoints/generation=0003/`: from then on it counts.
 """
 
 import hashlib
@@ -27,7 +29,9 @@ _LIBRARIES = ("jax", "jaxlib", "numpy", "flax", "optax", "transformers", "tokeni
 
 
 class Damaged(ValueError):
-    """A manifest, or a file that it lists, is missing or not what it was; the message names the file."""
+    """A manifest, or a file that it lists, is missing or not what it was; the message names the
+    file.
+    """
 
 
 def finished(generation: int) -> str:
@@ -41,11 +45,19 @@ def unfinished(generation: int) -> str:
 
 
 def seal(
-    root: Path, manifest: str, files: Iterable[str], about: Mapping | None = None, *, moved: Mapping[str, str] | None = None, durable: bool = False
+    root: Path,
+    manifest: str,
+    files: Iterable[str],
+    about: Mapping | None = None,
+    *,
+    moved: Mapping[str, str] | None = None,
+    durable: bool = False,
 ) -> None:
-    """Writes a manifest: size and SHA-256 of each file (paths relative to the run directory), and `about` (JSON values).
+    """Writes a manifest: size and SHA-256 of each file (paths relative to the run directory), and
+    `about` (JSON values).
 
-    moved: {old prefix: new prefix} of paths that are to be renamed right after. durable: all of them survive a power cut, the manifest last.
+    moved: {old prefix: new prefix} of paths that are to be renamed right after. durable: all of
+    them survive a power cut, the manifest last.
     """
     listed, directories = {}, set()
     for name in sorted(files):
@@ -59,11 +71,17 @@ def seal(
     for directory in sorted(directories):
         sync(directory)
     inside(root, manifest).parent.mkdir(parents=True, exist_ok=True)
-    _write_manifest(root, manifest, {"format": 1, "about": dict(about or {}), "files": listed}, durable)
+    _write_manifest(
+        root, manifest, {"format": 1, "about": dict(about or {}), "files": listed}, durable
+    )
 
 
 def _write_manifest(root, manifest, content, durable=True):
-    write_atomic(inside(root, manifest), _with_checksum(json.dumps(content, indent=1)).encode(), durable=durable)
+    write_atomic(
+        inside(root, manifest),
+        _with_checksum(json.dumps(content, indent=1)).encode(),
+        durable=durable,
+    )
 
 
 def _with_checksum(body):
@@ -71,7 +89,9 @@ def _with_checksum(body):
 
 
 def verify(root: Path, manifest: str) -> dict:
-    """The manifest {"about", "files"}, after every file in it has been read and compared. Raises Damaged at the first that differs."""
+    """The manifest {"about", "files"}, after every file in it has been read and compared. Raises
+    Damaged at the first that differs.
+    """
     content = read_manifest(root, manifest)
     for name, entry in content["files"].items():
         try:
@@ -103,7 +123,9 @@ def read_manifest(root: Path, manifest: str) -> dict:
 
 
 def commit(root: Path, generation: int, files: Iterable[str], about: Mapping | None = None) -> None:
-    """Makes a generation count: seals `files` (those in `unfinished(generation)` and those elsewhere in the run directory) and renames."""
+    """Makes a generation count: seals `files` (those in `unfinished(generation)` and those
+    elsewhere in the run directory) and renames.
+    """
     source, target = unfinished(generation), finished(generation)
     seal(root, f"{source}/{MANIFEST}", files, about, moved={source: target}, durable=True)
     delete(root, target)
@@ -113,8 +135,10 @@ def commit(root: Path, generation: int, files: Iterable[str], about: Mapping | N
 
 
 class Found(NamedTuple):
-    """State of the generations of a run directory. `last`: the last one up to which everything verifies (None: nothing was ever finished),
-    `manifests`: of generations 0..last, `lost`: later ones that were finished once, `empty`: directories without content, `fault`: why."""
+    """State of the generations of a run directory. `last`: the last one up to which everything
+    verifies (None: nothing was ever finished), `manifests`: of generations 0..last, `lost`: later
+    ones that were finished once, `empty`: directories without content, `fault`: why.
+    """
 
     last: int | None
     manifests: list[dict]
@@ -124,8 +148,9 @@ class Found(NamedTuple):
 
 
 def find(root: Path) -> Found:
-    """Verifies generation after generation and changes nothing. Raises Damaged where generations were finished but not even generation 0
-    can be used: a run never starts over silently."""
+    """Verifies generation after generation and changes nothing. Raises Damaged where generations
+    were finished but not even generation 0 can be used: a run never starts over silently.
+    """
     place = Path(root) / DIRECTORY
     names = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
     there = {int(m[1]) for m in map(_FINISHED.fullmatch, names) if m}
@@ -142,24 +167,40 @@ def find(root: Path) -> Found:
         fault = f"{finished(len(manifests))} is missing"
     if not manifests and (lost or (Path(root) / "ledger.parquet").exists()):
         raise Damaged(
-            f"workdir={root}: generation 0 cannot be used ({fault or 'its checkpoint is gone'}), so nothing here can be continued; "
+            f"workdir={root}: generation 0 cannot be used ({fault or 'its checkpoint is gone'}), "
+            "so nothing here can be continued; "
             "restore its files, or give a new workdir"
         )
-    return Found(len(manifests) - 1 if manifests else None, manifests, lost, [g for g in later if g not in lost], fault)
+    return Found(
+        len(manifests) - 1 if manifests else None,
+        manifests,
+        lost,
+        [g for g in later if g not in lost],
+        fault,
+    )
 
 
 def settle(root: Path, found: Found) -> None:
-    """Prepares a run directory for going on: generations that cannot be used are set aside as `damaged-generation=…`, with one warning
-    that says what is lost; empty ones are named and removed, and so are unfinished ones other than the next; what a run that was killed
-    right after a commit had no time to remove is removed."""
+    """Prepares a run directory for going on: generations that cannot be used are set aside as
+    `damaged-generation=…`, with one warning that says what is lost; empty ones are named and
+    removed, and so are unfinished ones other than the next; what a run that was killed right after
+    a commit had no time to remove is removed.
+    """
     for generation in found.empty:
         LOGGER.info("ignored the empty directory %s", finished(generation))
         delete(root, finished(generation))
     following = 0 if found.last is None else found.last + 1
     if found.lost:
         lost = found.lost
-        shown = f"generation {lost[0]}" if len(lost) == 1 else f"generations {lost[0]} to {lost[-1]}"
-        LOGGER.warning("%s; %s will be computed again, going on after generation %d", found.fault, shown, found.last)
+        shown = (
+            f"generation {lost[0]}" if len(lost) == 1 else f"generations {lost[0]} to {lost[-1]}"
+        )
+        LOGGER.warning(
+            "%s; %s will be computed again, going on after generation %d",
+            found.fault,
+            shown,
+            found.last,
+        )
         for generation in lost:
             aside = f"{DIRECTORY}/damaged-generation={generation:04d}"
             delete(root, aside)
@@ -174,7 +215,9 @@ def settle(root: Path, found: Found) -> None:
 
 
 def _tidy(root, generation, listed):
-    """Removes what is left of the making of a finished generation: files that its manifest does not list, and a damaged copy."""
+    """Removes what is left of the making of a finished generation: files that its manifest does not
+    list, and a damaged copy.
+    """
     place = finished(generation)
     delete(root, f"{place}/{PARTS}")
     delete(root, f"{DIRECTORY}/damaged-generation={generation:04d}")
@@ -185,7 +228,9 @@ def _tidy(root, generation, listed):
 
 
 def name_parts(root: Path, generation: int, about: Mapping) -> None:
-    """Notes beside the parts of a generation that begins which study makes them, so that no other one takes them for its own."""
+    """Notes beside the parts of a generation that begins which study makes them, so that no other
+    one takes them for its own.
+    """
     place = f"{unfinished(generation)}/{PARTS}"
     (Path(root) / place).mkdir(parents=True, exist_ok=True)
     if not (Path(root) / place / _STUDY).exists():
@@ -193,7 +238,9 @@ def name_parts(root: Path, generation: int, about: Mapping) -> None:
 
 
 def study_of_parts(root: Path, generation: int) -> dict | None:
-    """What `name_parts` noted of an unfinished generation; None where there is none, or nothing noted that is whole."""
+    """What `name_parts` noted of an unfinished generation; None where there is none, or nothing
+    noted that is whole.
+    """
     try:
         return verify(root, f"{unfinished(generation)}/{PARTS}/{_STUDY}")["about"]
     except Damaged:
@@ -201,7 +248,9 @@ def study_of_parts(root: Path, generation: int) -> dict | None:
 
 
 def keep_parts(root: Path, generation: int, *, clean: bool = True) -> dict[str, dict]:
-    """{part: manifest} of the sealed parts of an unfinished generation that verify. The rest is named and, with `clean`, deleted."""
+    """{part: manifest} of the sealed parts of an unfinished generation that verify. The rest is
+    named and, with `clean`, deleted.
+    """
     place = Path(root) / unfinished(generation)
     if not place.is_dir():
         return {}
@@ -211,7 +260,9 @@ def keep_parts(root: Path, generation: int, *, clean: bool = True) -> dict[str, 
             kept[path.stem] = verify(root, f"{unfinished(generation)}/{PARTS}/{path.name}")
             files |= {str(path.relative_to(root)), *kept[path.stem]["files"]}
         except Damaged as error:
-            LOGGER.info("part %s of unfinished generation %d is not used: %s", path.stem, generation, error)
+            LOGGER.info(
+                "part %s of unfinished generation %d is not used: %s", path.stem, generation, error
+            )
     for path in sorted(place.rglob("*")) if clean else ():
         name = str(path.relative_to(root))
         if not path.is_dir() and name not in files:
@@ -220,7 +271,9 @@ def keep_parts(root: Path, generation: int, *, clean: bool = True) -> dict[str, 
 
 
 def add(root: Path, generation: int, files: Iterable[str]) -> None:
-    """Takes new files into a finished generation. They are on the disk already; they count as soon as the manifest lists them."""
+    """Takes new files into a finished generation. They are on the disk already; they count as soon
+    as the manifest lists them.
+    """
     manifest = f"{finished(generation)}/{MANIFEST}"
     content = read_manifest(root, manifest)
     for name in files:
@@ -232,7 +285,9 @@ def add(root: Path, generation: int, files: Iterable[str]) -> None:
 
 
 def forget(root: Path, generation: int, files: Iterable[str]) -> None:
-    """Takes files (adapters that no later generation needs) out of a finished generation, manifest first, so that it stays whole."""
+    """Takes files (adapters that no later generation needs) out of a finished generation, manifest
+    first, so that it stays whole.
+    """
     manifest = f"{finished(generation)}/{MANIFEST}"
     content = read_manifest(root, manifest)
     gone = set(files) & set(content["files"])
@@ -247,13 +302,27 @@ def forget(root: Path, generation: int, files: Iterable[str]) -> None:
 def environment() -> dict[str, str]:
     """Versions and hardware that can change a result, for the manifest and the ledger."""
     device = jax.devices()[0]
-    found = {"python": platform.python_version(), "platform": device.platform, "device": device.device_kind}
+    found = {
+        "python": platform.python_version(),
+        "platform": device.platform,
+        "device": device.device_kind,
+    }
     return found | {name: version(name) for name in _LIBRARIES} | {"code": code()[:16]}
 
 
 def warn_of_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Warns, once, of libraries or hardware that differ from those of the generations before; returns the differences."""
-    changed = [f"{k} {before.get(k, 'absent')} -> {now.get(k, 'absent')}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    """Warns, once, of libraries or hardware that differ from those of the generations before;
+    returns the differences.
+    """
+    changed = [
+        f"{k} {before.get(k, 'absent')} -> {now.get(k, 'absent')}"
+        for k in sorted({*before, *now})
+        if before.get(k) != now.get(k)
+    ]
     if changed:
-        LOGGER.warning("versions or hardware differ from the generations before (%s); results may differ in rounding", ", ".join(changed))
+        LOGGER.warning(
+            "versions or hardware differ from the generations before (%s); results may differ in "
+            "rounding",
+            ", ".join(changed),
+        )
     return changed

@@ -1,4 +1,6 @@
-"""SHA-256 of files that rarely change, computed once: a digest is kept for as long as the file's place, size, times and inode are the same."""
+"""SHA-256 of files that rarely change, computed once: a digest is kept for as long as the file's
+place, size, times and inode are the same.
+"""
 
 import contextlib
 import hashlib
@@ -16,7 +18,8 @@ def digest(file: Path) -> str:
     state = file.stat()
     if state.st_size <= SMALL:
         return sha256(file)
-    # ctime too: copying over a file and setting its old date back leaves size, mtime and inode as they were.
+    # ctime too: copying over a file and setting its old date back leaves size, mtime and inode as
+    # they were.
     now = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
     kept = cache_folder() / "digests" / f"{hashlib.sha256(str(file).encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -26,7 +29,11 @@ def digest(file: Path) -> str:
     made = sha256(file)
     with contextlib.suppress(OSError, ValueError):  # a cache that cannot be written only costs time
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, json.dumps({"file": str(file), "state": now, "sha256": made}).encode(), durable=False)
+        write_atomic(
+            kept,
+            json.dumps({"file": str(file), "state": now, "sha256": made}).encode(),
+            durable=False,
+        )
     return made
 
 

@@ -1,4 +1,6 @@
-"""What a bug report and a run's record need to know of the machine: versions, devices, commit; never a secret."""
+"""What a bug report and a run's record need to know of the machine: versions, devices, commit;
+never a secret.
+"""
 
 import functools
 import hashlib
@@ -15,22 +17,42 @@ import jaxloop
 from jaxloop.runtime.log import redact
 
 PACKAGES = (
-    "jax jaxlib flax optax orbax-checkpoint transformers tokenizers safetensors datasets pyarrow sentence-transformers torch numpy pandas "
+    "jax jaxlib flax optax orbax-checkpoint transformers tokenizers safetensors datasets pyarrow "
+    "sentence-transformers torch numpy pandas "
     "scipy scikit-learn statsmodels ml-collections pydantic matplotlib"
 ).split()
-DISTRIBUTION = "jaxloop-lm"  # what is installed; the name `jaxloop` belongs to another project on PyPI
-SUMMARY = "Recursive training of language models in JAX: many chains, one compiled program"  # as in pyproject.toml
+DISTRIBUTION = (
+    "jaxloop-lm"  # what is installed; the name `jaxloop` belongs to another project on PyPI
+)
+# as in pyproject.toml
+SUMMARY = "Recursive training of language models in JAX: many chains, one compiled program"
 SECRET = re.compile(r"token|key|secret|passw|credential|auth", re.IGNORECASE)
 
 
 def describe(variables: dict[str, str] | None = None) -> list[tuple[str, str]]:
-    """Versions, devices, commit and the variables that matter: what a bug report needs. Secrets are masked."""
-    rows = [(DISTRIBUTION, jaxloop.__version__), ("commit", commit()), ("system", platform.platform())]
-    rows += [("cores", str(os.cpu_count())), ("memory", _memory()), ("disk free here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB")]
+    """Versions, devices, commit and the variables that matter: what a bug report needs. Secrets are
+    masked.
+    """
+    rows = [
+        (DISTRIBUTION, jaxloop.__version__),
+        ("commit", commit()),
+        ("system", platform.platform()),
+    ]
+    rows += [
+        ("cores", str(os.cpu_count())),
+        ("memory", _memory()),
+        ("disk free here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"),
+    ]
     rows += versions()
     rows += [("devices", devices())]
     variables = dict(os.environ) if variables is None else variables
-    shown = {k: v for k, v in variables.items() if re.match(r"(JAX|XLA|CUDA|NVIDIA_VISIBLE|TPU|LIBTPU|HF|HUGGING|TRANSFORMERS|OPENAI|JAXLOOP)", k)}
+    shown = {
+        k: v
+        for k, v in variables.items()
+        if re.match(
+            r"(JAX|XLA|CUDA|NVIDIA_VISIBLE|TPU|LIBTPU|HF|HUGGING|TRANSFORMERS|OPENAI|JAXLOOP)", k
+        )
+    }
     rows += [(k, masked(k, v)) for k, v in sorted(shown.items())]
     return rows
 
@@ -46,18 +68,24 @@ def how_to_install(extra: str) -> str:
 
 
 def refuse_a_clash() -> None:
-    """Raises ValueError where the other project called `jaxloop` is installed too: it brings a package of the same name, whose files may have
-    replaced ours. (Metadata of this project from before it was called jaxloop-lm, such as an egg-info folder in a clone, is harmless.)"""
+    """Raises ValueError where the other project called `jaxloop` is installed too: it brings a
+    package of the same name, whose files may have replaced ours. (Metadata of this project from
+    before it was called jaxloop-lm, such as an egg-info folder in a clone, is harmless.)
+    """
     for other in importlib.metadata.distributions(name="jaxloop"):
         if other.metadata["Summary"] != SUMMARY:
             raise ValueError(
-                f"the distribution 'jaxloop' {other.version} ({other.metadata['Summary']}) is installed beside '{DISTRIBUTION}' and brings a "
-                f"package of the same name; run `pip uninstall -y jaxloop {DISTRIBUTION}` and install {DISTRIBUTION} again"
+                f"the distribution 'jaxloop' {other.version} ({other.metadata['Summary']}) is "
+                f"installed beside '{DISTRIBUTION}' and brings a "
+                f"package of the same name; run `pip uninstall -y jaxloop {DISTRIBUTION}` and "
+                f"install {DISTRIBUTION} again"
             )
 
 
 def masked(name: str, value: str) -> str:
-    """The value of a variable, hidden where its name says that it is secret; user names and passwords in URLs are always hidden."""
+    """The value of a variable, hidden where its name says that it is secret; user names and
+    passwords in URLs are always hidden.
+    """
     if SECRET.search(name):
         return "(set, hidden)"
     return redact(re.sub(r"(\w+://)[^/@\s]+@", r"\1(hidden)@", value))
@@ -72,17 +100,26 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """The commit the package runs from, `+ changes` where files differ from it, or `none` outside a clone."""
+    """The commit the package runs from, `+ changes` where files differ from it, or `none` outside a
+    clone.
+    """
     here = pathlib.Path(jaxloop.__file__).parent
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        if pathlib.Path(git("rev-parse", "--show-toplevel") or os.devnull).resolve() != here.parent.resolve():
+        if (
+            pathlib.Path(git("rev-parse", "--show-toplevel") or os.devnull).resolve()
+            != here.parent.resolve()
+        ):
             return "none"
-        return git("rev-parse", "--short=12", "HEAD") + (" + changes" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            " + changes" if git("status", "--porcelain", "-uno") else ""
+        )
     except (OSError, subprocess.TimeoutExpired):
         return "none"
 

@@ -1,4 +1,6 @@
-"""Files that are either whole or absent: atomic writes, checksums, paths that stay inside, a full disk said in one sentence."""
+"""Files that are either whole or absent: atomic writes, checksums, paths that stay inside, a full
+disk said in one sentence.
+"""
 
 import contextlib
 import errno
@@ -14,14 +16,18 @@ _FULL_TEXT = re.compile(r"no space left|quota exceeded|file too large", re.IGNOR
 
 
 class DiskFull(OSError):
-    """The disk (or quota) is full; the message says what is needed and what is free. Whatever was committed before is intact."""
+    """The disk (or quota) is full; the message says what is needed and what is free. Whatever was
+    committed before is intact.
+    """
 
     def __str__(self):
         return self.strerror
 
 
 def cache_folder() -> Path:
-    """The user's folder for what can be made again: $JAXLOOP_CACHE, else $XDG_CACHE_HOME/jaxloop, else ~/.cache/jaxloop."""
+    """The user's folder for what can be made again: $JAXLOOP_CACHE, else $XDG_CACHE_HOME/jaxloop,
+    else ~/.cache/jaxloop.
+    """
     if os.environ.get("JAXLOOP_CACHE"):
         return Path(os.environ["JAXLOOP_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -44,15 +50,22 @@ def existing_parent(path: Path) -> Path:
 
 
 def require_space(path: Path, needed: int, what: str) -> None:
-    """Raises DiskFull where fewer than `needed` bytes are free at `path` (which need not exist yet)."""
+    """Raises DiskFull where fewer than `needed` bytes are free at `path` (which need not exist
+    yet).
+    """
     free = shutil.disk_usage(existing_parent(path)).free
     if free < needed:
-        raise DiskFull(errno.ENOSPC, f"disk full: {what} needs {human_size(needed)}, {human_size(free)} are free in {path}")
+        raise DiskFull(
+            errno.ENOSPC,
+            f"disk full: {what} needs {human_size(needed)}, {human_size(free)} are free in {path}",
+        )
 
 
 @contextlib.contextmanager
 def full_disk_named(path: Path, needed: int, what: str):
-    """Turns a failed write for lack of space, whichever library met it, into DiskFull naming what is needed and what is free."""
+    """Turns a failed write for lack of space, whichever library met it, into DiskFull naming what
+    is needed and what is free.
+    """
     try:
         yield
     except DiskFull:
@@ -62,7 +75,10 @@ def full_disk_named(path: Path, needed: int, what: str):
             raise
         free = shutil.disk_usage(existing_parent(path)).free
         limit = " (or the limit on file size or quota is reached)" if free >= needed else ""
-        message = f"disk full: {what} needs {human_size(needed)}, {human_size(free)} are free in {Path(path).parent}{limit}"
+        message = (
+            f"disk full: {what} needs {human_size(needed)}, {human_size(free)} are free in "
+            f"{Path(path).parent}{limit}"
+        )
         raise DiskFull(errno.ENOSPC, message) from error
 
 
@@ -76,10 +92,12 @@ def sync(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Writes a file so that a reader, or a run killed at any moment, sees the old bytes or the new ones, never a part.
+    """Writes a file so that a reader, or a run killed at any moment, sees the old bytes or the new
+    ones, never a part.
 
-    durable: true also if the machine loses power; without it (for what can be made again) nothing waits for the disk.
-    Raises DiskFull where it does not fit; the old file is then still there."""
+    durable: true also if the machine loses power; without it (for what can be made again) nothing
+    waits for the disk. Raises DiskFull where it does not fit; the old file is then still there.
+    """
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     with full_disk_named(path, len(data), path.name):
@@ -104,7 +122,9 @@ def sha256(path: Path) -> str:
 
 
 def inside(root: Path, *parts: str) -> Path:
-    """`root/parts`, refused (ValueError) where it would leave `root` or pass through a symbolic link."""
+    """`root/parts`, refused (ValueError) where it would leave `root` or pass through a symbolic
+    link.
+    """
     relative = Path(*parts)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts:
         raise ValueError(f"path {str(relative)!r}: must be relative and stay inside {root}")
@@ -112,12 +132,16 @@ def inside(root: Path, *parts: str) -> Path:
     for part in relative.parts:
         here = here / part
         if here.is_symlink():
-            raise ValueError(f"path {str(here)!r}: is a symbolic link, which is not followed inside {root}")
+            raise ValueError(
+                f"path {str(here)!r}: is a symbolic link, which is not followed inside {root}"
+            )
     return here
 
 
 def remove(root: Path, *parts: str) -> None:
-    """Deletes one file or directory inside `root` (see `inside`); nothing where it is absent. Links inside it are unlinked, not followed."""
+    """Deletes one file or directory inside `root` (see `inside`); nothing where it is absent. Links
+    inside it are unlinked, not followed.
+    """
     target = inside(root, *parts)
     if target.is_dir():
         shutil.rmtree(target)

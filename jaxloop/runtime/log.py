@@ -9,17 +9,24 @@ from pathlib import Path
 
 LOGGER = logging.getLogger("jaxloop")
 HIDDEN = "(hidden)"
-_SECRET_NAME = re.compile(r"(^|_)(api_?key|secret|password|passwd|credentials?|auth|bearer|token|access_?key|private_?key)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(^|_)(api_?key|secret|password|passwd|credentials?|auth|bearer|token|access_?key|private_?key)$",
+    re.IGNORECASE,
+)
 _SECRET_VALUE = re.compile(r"\b(?:sk-|hf_|ghp_|github_pat_|xox[bap]-|AKIA)[A-Za-z0-9_\-]{12,}")
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a config field or environment variable of this name holds a secret ("api_key", "HF_TOKEN"; not "max_new_tokens")."""
+    """Whether a config field or environment variable of this name holds a secret ("api_key",
+    "HF_TOKEN"; not "max_new_tokens").
+    """
     return bool(_SECRET_NAME.search(name))
 
 
 def redact(text: str) -> str:
-    """The text without keys: values of secret environment variables, and what looks like a well-known kind of key."""
+    """The text without keys: values of secret environment variables, and what looks like a
+    well-known kind of key.
+    """
     for name, value in os.environ.items():
         if len(value) >= 8 and is_secret_name(name):
             text = text.replace(value, HIDDEN)
@@ -33,12 +40,14 @@ class _Plain(logging.Formatter):
 
 class _Quiet(logging.FileHandler):
     def handleError(self, record):
-        # A disk that is full is reported once by the writer that matters; run.log must not add a traceback per line.
+        # A disk that is full is reported once by the writer that matters; run.log must not add a
+        # traceback per line.
         self.setLevel(logging.CRITICAL + 1)
 
 
 class _Console(logging.StreamHandler):
-    # Looked up at every line: a progress bar puts its own stream in place of standard error while it is shown.
+    # Looked up at every line: a progress bar puts its own stream in place of standard error while
+    # it is shown.
     @property
     def stream(self):
         return sys.stderr
@@ -50,7 +59,9 @@ class _Console(logging.StreamHandler):
 
 @contextlib.contextmanager
 def run_log(path: Path, *, console: bool = True):
-    """Appends everything that the "jaxloop" logger says to a file while the context lasts, and warnings and infos to standard error."""
+    """Appends everything that the "jaxloop" logger says to a file while the context lasts, and
+    warnings and infos to standard error.
+    """
     handlers = [_Quiet(path, encoding="utf-8", errors="backslashreplace")]
     handlers[0].setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
     if console:

@@ -1,4 +1,6 @@
-"""SIGTERM and Ctrl-C: finish the step that is running, keep what it made, leave with a documented code. A second signal leaves at once."""
+"""SIGTERM and Ctrl-C: finish the step that is running, keep what it made, leave with a documented
+code. A second signal leaves at once.
+"""
 
 import contextlib
 import os
@@ -21,7 +23,9 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """Whether a signal has arrived; `check()` raises Stopped if so. Call it wherever everything done so far is on disk."""
+    """Whether a signal has arrived; `check()` raises Stopped if so. Call it wherever everything
+    done so far is on disk.
+    """
 
     def __init__(self):
         self.number = None
@@ -34,7 +38,9 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_safely():
-    """Context with a `Stop`. Outside the main thread signals cannot be caught and stay as they were."""
+    """Context with a `Stop`. Outside the main thread signals cannot be caught and stay as they
+    were.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -46,7 +52,10 @@ def stop_safely():
             _say(f"{name} again: leaving at once; what was finished is on disk")
             os._exit(128 + number)
         stop.number = number
-        _say(f"{name}: stopping after {stop.doing or 'the step that is running'}; a second signal leaves at once")
+        _say(
+            f"{name}: stopping after {stop.doing or 'the step that is running'}; a second signal "
+            "leaves at once"
+        )
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -59,4 +68,6 @@ def stop_safely():
 def _say(text):
     # print() may not be entered again from a handler that interrupted it; a plain write may.
     with contextlib.suppress(OSError):
-        os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"\n{text}\n".encode())
+        os.write(
+            sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"\n{text}\n".encode()
+        )

@@ -1,7 +1,9 @@
-"""Tables on disk: parquet for text (zstd, page checksums, lossless for any Python string), CSV for numbers.
+"""Tables on disk: parquet for text (zstd, page checksums, lossless for any Python string), CSV for
+numbers.
 
-Parquet text is UTF-8, which has no lone surrogates. In string columns a lone surrogate is written as U+001A and its four hexadecimal
-digits, and U+001A itself as U+001A and "001a"; every other text is stored as it is and can be read with pandas alone.
+Parquet text is UTF-8, which has no lone surrogates. In string columns a lone surrogate is written
+as U+001A and its four hexadecimal digits, and U+001A itself as U+001A and "001a"; every other text
+is stored as it is and can be read with pandas alone.
 """
 
 import csv
@@ -21,7 +23,9 @@ _ESCAPED = re.compile("\x1a([0-9a-f]{4})")
 
 
 def escape(text: str) -> str:
-    """The text with lone surrogates (and U+001A) written in characters that UTF-8 has; see the module."""
+    """The text with lone surrogates (and U+001A) written in characters that UTF-8 has; see the
+    module.
+    """
     return _UNSAFE.sub(lambda m: f"\x1a{ord(m[0]):04x}", text)
 
 
@@ -31,14 +35,18 @@ def unescape(text: str) -> str:
 
 
 def to_parquet(columns: Mapping[str, Sequence], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Parquet file of equally long columns: lists of str (or None), or of numbers, or NumPy arrays. Same columns, same bytes.
+    """Parquet file of equally long columns: lists of str (or None), or of numbers, or NumPy arrays.
+    Same columns, same bytes.
 
-    Raises ValueError where lengths differ."""
+    Raises ValueError where lengths differ.
+    """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns: lengths differ, {lengths}")
     table = pa.table({name: _array(values) for name, values in columns.items()})
-    table = table.replace_schema_metadata({escape(k): escape(v) for k, v in (metadata or {}).items()})
+    table = table.replace_schema_metadata(
+        {escape(k): escape(v) for k, v in (metadata or {}).items()}
+    )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue().to_pybytes()
@@ -55,21 +63,31 @@ def _array(values):
     return pa.array(values)
 
 
-def write_parquet(path: Path, columns: Mapping[str, Sequence], metadata: Mapping[str, str] | None = None, *, durable: bool = False) -> None:
+def write_parquet(
+    path: Path,
+    columns: Mapping[str, Sequence],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    durable: bool = False,
+) -> None:
     """`to_parquet`, written atomically (durable: see `write_atomic`)."""
     write_atomic(path, to_parquet(columns, metadata), durable=durable)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> dict[str, list | np.ndarray]:
-    """Columns of a table: lists of str (or None) for text, NumPy arrays for numbers (lists with None where some are missing).
+    """Columns of a table: lists of str (or None) for text, NumPy arrays for numbers (lists with
+    None where some are missing).
 
-    Raises ValueError, naming the file, where it is truncated or a page fails its checksum."""
+    Raises ValueError, naming the file, where it is truncated or a page fails its checksum.
+    """
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read(columns)
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})"
+        ) from error
     return {name: _plain(table[name]) for name in table.column_names}
 
 
@@ -87,12 +105,18 @@ def concatenate(tables: Sequence[Mapping[str, Sequence]]) -> dict[str, list]:
         length = len(next(iter(table.values()), ()))
         for name in names:
             values = table.get(name)
-            out[name].extend([None] * length if values is None else (values.tolist() if isinstance(values, np.ndarray) else list(values)))
+            out[name].extend(
+                [None] * length
+                if values is None
+                else (values.tolist() if isinstance(values, np.ndarray) else list(values))
+            )
     return out
 
 
 def to_csv(columns: Mapping[str, Sequence]) -> bytes:
-    """CSV (RFC 4180, "\\n" line ends) of columns; floats with as many digits as they need to be read back exactly, missing values empty."""
+    """CSV (RFC 4180, "\\n" line ends) of columns; floats with as many digits as they need to be
+    read back exactly, missing values empty.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)

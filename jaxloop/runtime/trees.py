@@ -1,4 +1,6 @@
-"""Weights on disk: nested dicts, lists and tuples of arrays, as safetensors, or through orbax where they are sharded over devices."""
+"""Weights on disk: nested dicts, lists and tuples of arrays, as safetensors, or through orbax where
+they are sharded over devices.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,15 +14,21 @@ from safetensors.numpy import save
 
 from jaxloop.runtime.files import full_disk_named, remove, require_space, write_atomic
 
-# NumPy has no name for these; safetensors' NumPy reader refuses them, so their bits travel as unsigned integers.
-_CARRIED = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}
+# NumPy has no name for these; safetensors' NumPy reader refuses them, so their bits travel as
+# unsigned integers.
+_CARRIED = {
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+}
 
 
 def save_tree(root: Path, stem: str, tree) -> list[str]:
-    """Writes a tree of weights to `root/stem.safetensors`, or to the directory `root/stem.orbax` where a leaf lies on several devices.
+    """Writes a tree of weights to `root/stem.safetensors`, or to the directory `root/stem.orbax`
+    where a leaf lies on several devices.
 
-    Returns the files written, relative to `root`; whoever lists them in a manifest syncs them. Raises TypeError for a node that is not a
-    dict with string keys, a list, a tuple, None, a number or an array, DiskFull where it does not fit.
+    Returns the files written, relative to `root`; whoever lists them in a manifest syncs them.
+    Raises TypeError for a node that is not a dict with string keys, a list, a tuple, None, a number
+    or an array, DiskFull where it does not fit.
     """
     leaves: dict = {}
     skeleton = _encode(tree, "", leaves)
@@ -31,15 +39,22 @@ def save_tree(root: Path, stem: str, tree) -> list[str]:
     for name, leaf in leaves.items():
         array = np.asarray(leaf, order="C")
         kinds[name] = array.dtype.name
-        arrays[name] = array.view(np.dtype(f"uint{8 * array.dtype.itemsize}")) if array.dtype.name in _CARRIED else array
-    # One entry only: safetensors writes several in an order that changes from file to file, and equal weights must give equal bytes.
+        arrays[name] = (
+            array.view(np.dtype(f"uint{8 * array.dtype.itemsize}"))
+            if array.dtype.name in _CARRIED
+            else array
+        )
+    # One entry only: safetensors writes several in an order that changes from file to file, and
+    # equal weights must give equal bytes.
     data = save(arrays, {"jaxloop": json.dumps({"tree": skeleton, "dtypes": kinds})})
     write_atomic(Path(root, f"{stem}.safetensors"), data, durable=False)
     return [f"{stem}.safetensors"]
 
 
 def load_tree(root: Path, stem: str):
-    """The tree that `save_tree` wrote, with NumPy leaves. Raises FileNotFoundError where there is none, ValueError where it is damaged."""
+    """The tree that `save_tree` wrote, with NumPy leaves. Raises FileNotFoundError where there is
+    none, ValueError where it is damaged.
+    """
     path = Path(root, f"{stem}.safetensors")
     if not path.exists():
         return _load_orbax(root, stem)
@@ -50,7 +65,13 @@ def load_tree(root: Path, stem: str):
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as weights ({error})") from error
     kinds = about["dtypes"]
-    return _decode(about["tree"], {name: a.view(_CARRIED[kinds[name]]) if kinds[name] in _CARRIED else a for name, a in arrays.items()})
+    return _decode(
+        about["tree"],
+        {
+            name: a.view(_CARRIED[kinds[name]]) if kinds[name] in _CARRIED else a
+            for name, a in arrays.items()
+        },
+    )
 
 
 def _encode(node, path, leaves):
@@ -59,7 +80,9 @@ def _encode(node, path, leaves):
     if isinstance(node, Mapping):
         if not all(isinstance(key, str) for key in node):
             raise TypeError(f"weights{path}: keys must be strings, not {sorted(map(str, node))}")
-        return {"dict": {key: _encode(value, f"{path}/{key}", leaves) for key, value in node.items()}}
+        return {
+            "dict": {key: _encode(value, f"{path}/{key}", leaves) for key, value in node.items()}
+        }
     if isinstance(node, list) or (isinstance(node, tuple) and not hasattr(node, "_fields")):
         kind = "list" if isinstance(node, list) else "tuple"
         return {kind: [_encode(value, f"{path}/{i}", leaves) for i, value in enumerate(node)]}
@@ -72,7 +95,10 @@ def _encode(node, path, leaves):
             name += "'"
         leaves[name] = node
         return {"array": name}
-    raise TypeError(f"weights{path}: {type(node).__name__} cannot be saved; use dicts, lists or tuples of arrays")
+    raise TypeError(
+        f"weights{path}: {type(node).__name__} cannot be saved; use dicts, lists or tuples of "
+        "arrays"
+    )
 
 
 def _decode(node, arrays):
@@ -97,10 +123,16 @@ def _save_orbax(root, stem, skeleton, leaves):
         if jax.process_index() == 0:
             remove(root, f"{stem}.orbax")
             target.mkdir()
-            write_atomic(target / "tree.json", json.dumps({"tree": skeleton, "names": list(leaves)}).encode(), durable=False)
+            write_atomic(
+                target / "tree.json",
+                json.dumps({"tree": skeleton, "names": list(leaves)}).encode(),
+                durable=False,
+            )
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(target / "state", numbered)
-    return [str(p.relative_to(Path(root).absolute())) for p in sorted(target.rglob("*")) if p.is_file()]
+    return [
+        str(p.relative_to(Path(root).absolute())) for p in sorted(target.rglob("*")) if p.is_file()
+    ]
 
 
 def _load_orbax(root, stem):
@@ -114,5 +146,9 @@ def _load_orbax(root, stem):
         with ocp.PyTreeCheckpointer() as checkpointer:
             state = checkpointer.restore(target / "state", restore_args=as_numpy)
     except Exception as error:
-        raise ValueError(f"{target}: cannot be read as weights ({str(error).splitlines()[0]})") from error
-    return _decode(about["tree"], {name: np.asarray(state[str(i)]) for i, name in enumerate(about["names"])})
+        raise ValueError(
+            f"{target}: cannot be read as weights ({str(error).splitlines()[0]})"
+        ) from error
+    return _decode(
+        about["tree"], {name: np.asarray(state[str(i)]) for i, name in enumerate(about["names"])}
+    )

@@ -1,1 +1,3 @@
-"""Models with a formula, run by the same plans and kernels as language models: linear dynamics of many entities, WMLE, and families."""
+"""Models with a formula, run by the same plans and kernels as language models: linear dynamics of
+many entities, WMLE, and families.
+"""

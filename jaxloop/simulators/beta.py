@@ -1,12 +1,15 @@
-"""Weighted maximum likelihood of Beta distributions, generation after generation (bias_amplification.md, sections 1 and 5).
+"""Weighted maximum likelihood of Beta distributions, generation after generation
+(bias_amplification.md, sections 1 and 5).
 
-Generation 0 fits N real draws weighted by the density of a pre-trained model; every later one fits N draws of the last fit, weighted by
-the last fit's own density (weighting="model", what the released code does), by the pre-trained model's again ("pretrained", the other
-reading of the paper's appendix) or not at all ("none", the control). A weight exponent lambda raises the density.
+Generation 0 fits N real draws weighted by the density of a pre-trained model; every later one fits
+N draws of the last fit, weighted by the last fit's own density (weighting="model", what the
+released code does), by the pre-trained model's again ("pretrained", the other reading of the
+paper's appendix) or not at all ("none", the control). A weight exponent lambda raises the density.
 
-With d = (alpha - 1, beta - 1) the weighted population is a Beta distribution again, d -> d + lambda d_weight, so that "model" doubles d
-every generation: it is sampling at temperature 1 / (1 + lambda) and fitting, pure sharpening. The mode stays where it is from generation 0
-on; the mean climbs to it from below.
+With d = (alpha - 1, beta - 1) the weighted population is a Beta distribution again, d -> d + lambda
+d_weight, so that "model" doubles d every generation: it is sampling at temperature 1 / (1 + lambda)
+and fitting, pure sharpening. The mode stays where it is from generation 0 on; the mean climbs to it
+from below.
 """
 
 from functools import lru_cache, partial
@@ -25,7 +28,9 @@ WEIGHTINGS = ("model", "pretrained", "none")
 
 
 class Fit(NamedTuple):
-    """A maximum-likelihood estimate: theta [2] = (alpha, beta), Newton steps taken, and whether the last one was below 1e-9 relative."""
+    """A maximum-likelihood estimate: theta [2] = (alpha, beta), Newton steps taken, and whether the
+    last one was below 1e-9 relative.
+    """
 
     theta: jax.Array
     steps: jax.Array
@@ -33,13 +38,15 @@ class Fit(NamedTuple):
 
 
 class Constraint(NamedTuple):
-    """The paper's constrained loss (section 5) instead of maximum likelihood: L_new = L - lam sum max(0, c_i)^2 + gam sum min(0, c_i)^2.
+    """The paper's constrained loss (section 5) instead of maximum likelihood: L_new = L - lam sum
+    max(0, c_i)^2 + gam sum min(0, c_i)^2.
 
-    c_i = u_i dL/dtheta_i is the bias projection per coordinate, u the direction of theta - unbiased at the start of a generation. At the
-    minimum of L every c_i is 0, so with lam = 0 a converged fit is the unconstrained one: the loss only acts on training that stops early,
-    which is why it comes as `steps` of gradient descent at rate `rate` from the model that the workflow's `start` names ("previous": the
-    last fit). And since its penalty vanishes at the biased minimum, descending it leads there sooner, not later. For lam > 0 it has no
-    lower bound.
+    c_i = u_i dL/dtheta_i is the bias projection per coordinate, u the direction of theta - unbiased
+    at the start of a generation. At the minimum of L every c_i is 0, so with lam = 0 a converged
+    fit is the unconstrained one: the loss only acts on training that stops early, which is why it
+    comes as `steps` of gradient descent at rate `rate` from the model that the workflow's `start`
+    names ("previous": the last fit). And since its penalty vanishes at the biased minimum,
+    descending it leads there sooner, not later. For lam > 0 it has no lower bound.
     """
 
     lam: float = 0.0
@@ -49,8 +56,17 @@ class Constraint(NamedTuple):
     rate: float = 1.0
 
 
-def population(*, real=(2.0, 2.0), pretrained=(3.0, 2.0), generations: int, weighting: str = "model", exponent: float = 1.0) -> np.ndarray:
-    """(alpha, beta) [T+1, 2] for N -> infinity. Raises ValueError where a weighted density cannot be normalised."""
+def population(
+    *,
+    real=(2.0, 2.0),
+    pretrained=(3.0, 2.0),
+    generations: int,
+    weighting: str = "model",
+    exponent: float = 1.0,
+) -> np.ndarray:
+    """(alpha, beta) [T+1, 2] for N -> infinity. Raises ValueError where a weighted density cannot
+    be normalised.
+    """
     _check(real, pretrained, generations, weighting, exponent)
     d, d_pre = np.asarray(real, float) - 1, np.asarray(pretrained, float) - 1
     t = np.arange(generations + 1)[:, None]
@@ -64,18 +80,37 @@ def population(*, real=(2.0, 2.0), pretrained=(3.0, 2.0), generations: int, weig
     return theta
 
 
-def asymptotic_cov(n: int, *, real=(2.0, 2.0), pretrained=(3.0, 2.0), generations: int, weighting: str = "model", exponent: float = 1.0) -> np.ndarray:
-    """Covariance [T+1, 2, 2] of the fits for large N (delta method; section 1.2): V' = (1 + lambda)^2 V + S / N and its like.
+def asymptotic_cov(
+    n: int,
+    *,
+    real=(2.0, 2.0),
+    pretrained=(3.0, 2.0),
+    generations: int,
+    weighting: str = "model",
+    exponent: float = 1.0,
+) -> np.ndarray:
+    """Covariance [T+1, 2, 2] of the fits for large N (delta method; section 1.2): V' = (1 +
+    lambda)^2 V + S / N and its like.
 
-    S = A^-1 B A^-1 with A = E[w] I(g), B = E[w^2] (I(h) + d d'), where g and h are the densities weighted once and twice and
-    d = E_h - E_g of the sufficient statistics. Raises ValueError for n < 2 and where weights have no second moment.
+    S = A^-1 B A^-1 with A = E[w] I(g), B = E[w^2] (I(h) + d d'), where g and h are the densities
+    weighted once and twice and d = E_h - E_g of the sufficient statistics. Raises ValueError for n
+    < 2 and where weights have no second moment.
     """
     _check(real, pretrained, generations, weighting, exponent)
     _check_n(n)
-    theta = population(real=real, pretrained=pretrained, generations=generations, weighting=weighting, exponent=exponent)
+    theta = population(
+        real=real,
+        pretrained=pretrained,
+        generations=generations,
+        weighting=weighting,
+        exponent=exponent,
+    )
     pre, real = np.asarray(pretrained, float), np.asarray(real, float)
     source = np.concatenate([real[None], theta[:-1]])
-    weight = {"model": np.concatenate([pre[None], theta[:-1]]) - 1, "pretrained": np.broadcast_to(pre - 1, theta.shape)}.get(weighting, 0 * theta)
+    weight = {
+        "model": np.concatenate([pre[None], theta[:-1]]) - 1,
+        "pretrained": np.broadcast_to(pre - 1, theta.shape),
+    }.get(weighting, 0 * theta)
     _integrable(source + 2 * exponent * weight, "weights of generation {} have no second moment")
     with jax.enable_x64(True):
         noise = np.asarray(_sandwich(*(jnp.asarray(x) for x in (source, exponent * weight)))) / n
@@ -85,8 +120,13 @@ def asymptotic_cov(n: int, *, real=(2.0, 2.0), pretrained=(3.0, 2.0), generation
     for t in range(generations + 1):
         growth = (1 + exponent) if weighting == "model" and t else 1.0
         spread = growth**2 * spread + noise[t]
-        # The error of the pre-trained fit enters every weight it is used for, always with the same sign.
-        share = 0.0 if weighting == "none" else growth * share + (exponent if weighting == "pretrained" or t == 0 else 0.0)
+        # The error of the pre-trained fit enters every weight it is used for, always with the same
+        # sign.
+        share = (
+            0.0
+            if weighting == "none"
+            else growth * share + (exponent if weighting == "pretrained" or t == 0 else 0.0)
+        )
         out.append(spread + share**2 * of_base)
     return np.array(out)
 
@@ -109,27 +149,52 @@ def simulate(
 ):
     """Fits of R chains, [R, T+1, 2] (alpha, beta); index 0 is generation 0. float64.
 
-    workflow: what a generation trains on (default: `replace(n)`, the paper, from the last fit where there is a constraint); report: also
-    return converged [R, T+1] (bool) and the Newton steps [R, T+1]. Raises ValueError for n < 2, parameters that are not positive, and a
-    workflow of another size.
+    workflow: what a generation trains on (default: `replace(n)`, the paper, from the last fit where
+    there is a constraint); report: also return converged [R, T+1] (bool) and the Newton steps [R,
+    T+1]. Raises ValueError for n < 2, parameters that are not positive, and a workflow of another
+    size.
     """
     _check(real, pretrained, generations, weighting, exponent)
     _check_n(n)
-    rule = workflows.replace(n, start="base" if constraint is None else "previous") if workflow is None else workflow
+    rule = (
+        workflows.replace(n, start="base" if constraint is None else "previous")
+        if workflow is None
+        else workflow
+    )
     if rule.initial != n:
         raise ValueError(f"workflow: generation 0 has {rule.initial} items, must have n={n}")
-    made = beta_family(tuple(map(float, real)), tuple(map(float, pretrained)), n, weighting, float(exponent), constraint)
-    out = families.run(made, rule, generations=generations, replicates=replicates, seed=seed, micro_batch=micro_batch, mesh=mesh)
+    made = beta_family(
+        tuple(map(float, real)),
+        tuple(map(float, pretrained)),
+        n,
+        weighting,
+        float(exponent),
+        constraint,
+    )
+    out = families.run(
+        made,
+        rule,
+        generations=generations,
+        replicates=replicates,
+        seed=seed,
+        micro_batch=micro_batch,
+        mesh=mesh,
+    )
     return (out["theta"], out["converged"], out["steps"]) if report else out["theta"]
 
 
 @lru_cache(maxsize=64)
-def beta_family(real, pretrained, n, weighting="model", exponent=1.0, constraint=None) -> families.Family:
-    """Beta distributions as a `Family`; items are logits log(x / (1 - x)), so that neither tail is rounded to 0 or 1.
+def beta_family(
+    real, pretrained, n, weighting="model", exponent=1.0, constraint=None
+) -> families.Family:
+    """Beta distributions as a `Family`; items are logits log(x / (1 - x)), so that neither tail is
+    rounded to 0 or 1.
 
     n: draws that the pre-trained model is fitted on, without weights.
     """
-    draw = lambda theta: lambda key, count: draw_logits(key, jnp.asarray(theta, jnp.result_type(float)), count)
+    draw = lambda theta: (
+        lambda key, count: draw_logits(key, jnp.asarray(theta, jnp.result_type(float)), count)
+    )
 
     def base(key):
         return fit_logits(draw(pretrained)(key, n))
@@ -141,25 +206,36 @@ def beta_family(real, pretrained, n, weighting="model", exponent=1.0, constraint
         return jnp.exp(log_w - log_w.max())
 
     def fit(key, items, weights, start=None):
-        return fit_logits(items, weights) if start is None else descend(start.theta, _statistics(items, weights), constraint)
+        return (
+            fit_logits(items, weights)
+            if start is None
+            else descend(start.theta, _statistics(items, weights), constraint)
+        )
 
     def measure(params, items):
         return {"theta": params.theta, "steps": params.steps, "converged": params.converged}
 
     weighted = None if weighting == "none" else weigh
     sample = lambda key, params, count: draw_logits(key, params.theta, count)
-    return families.Family(draw(real), fit, sample, measure, base, weighted, continues=constraint is not None, least=2)
+    return families.Family(
+        draw(real), fit, sample, measure, base, weighted, continues=constraint is not None, least=2
+    )
 
 
 def fit(x, weights=None) -> Fit:
-    """Weighted maximum-likelihood fit of data x [n] in (0, 1), weights [n] non-negative (default 1); float64 NumPy values.
+    """Weighted maximum-likelihood fit of data x [n] in (0, 1), weights [n] non-negative (default
+    1); float64 NumPy values.
 
-    Raises ValueError for fewer than 2 distinct values of positive weight, data at or beyond 0 or 1, and bad weights.
+    Raises ValueError for fewer than 2 distinct values of positive weight, data at or beyond 0 or 1,
+    and bad weights.
     """
     x = np.asarray(x, np.float64)
     weights = np.ones_like(x) if weights is None else np.asarray(weights, np.float64)
     if x.ndim != 1 or x.shape != weights.shape:
-        raise ValueError(f"x, weights: shapes are {x.shape} and {weights.shape}, must be one list of the same length each")
+        raise ValueError(
+            f"x, weights: shapes are {x.shape} and {weights.shape}, must be one list of the same "
+            "length each"
+        )
     _check_n(len(x))
     outside = ~((x > 0) & (x < 1))
     if outside.any():
@@ -167,14 +243,19 @@ def fit(x, weights=None) -> Fit:
     if not (np.isfinite(weights) & (weights >= 0)).all():
         raise ValueError("weights: must be finite numbers of at least 0")
     if len(np.unique(x[weights > 0])) < 2:
-        raise ValueError("x: needs at least 2 distinct values of positive weight, the likelihood has no maximum otherwise")
+        raise ValueError(
+            "x: needs at least 2 distinct values of positive weight, the likelihood has no "
+            "maximum otherwise"
+        )
     with jax.enable_x64(True):
         made = jax.jit(fit_logits)(jnp.asarray(np.log(x) - np.log1p(-x)), jnp.asarray(weights))
         return Fit(*(np.asarray(v) for v in made))
 
 
 def fit_logits(items, weights=None) -> Fit:
-    """As `fit`, pure jnp, from logits [n]: the sufficient statistics are weighted means of log x and log(1 - x)."""
+    """As `fit`, pure jnp, from logits [n]: the sufficient statistics are weighted means of log x
+    and log(1 - x).
+    """
     return newton(_statistics(items, weights))
 
 
@@ -183,7 +264,9 @@ def _statistics(items, weights):
 
 
 def newton(stats, *, most: int = 50) -> Fit:
-    """Solves psi(alpha) - psi(alpha + beta) = E log x, psi(beta) - psi(alpha + beta) = E log(1 - x) for stats [2]."""
+    """Solves psi(alpha) - psi(alpha + beta) = E log x, psi(beta) - psi(alpha + beta) = E log(1 - x)
+    for stats [2].
+    """
     p = jnp.exp(stats)
     # psi(x) is close to log(x - 1/2): with it the two equations are linear in alpha + beta.
     total = (1 - p.sum() / 2) / jnp.maximum(1 - p.sum(), jnp.finfo(p.dtype).tiny)
@@ -202,16 +285,21 @@ def newton(stats, *, most: int = 50) -> Fit:
 
 
 def loss(theta, stats):
-    """Mean negative log-likelihood of Beta(theta) where the (weighted) means of log x and log(1 - x) are stats [2]."""
+    """Mean negative log-likelihood of Beta(theta) where the (weighted) means of log x and log(1 -
+    x) are stats [2].
+    """
     return _betaln(theta) - ((theta - 1) * stats).sum()
 
 
 def bias_projection(theta, stats, unbiased=(2.0, 2.0)):
-    """(c, c_i [2]): projection of the gradient of `loss` at theta on the direction of theta - unbiased, and its parts (section 5).
+    """(c, c_i [2]): projection of the gradient of `loss` at theta on the direction of theta -
+    unbiased, and its parts (section 5).
 
     A negative c says that a gradient step lengthens the biased component. Pure jnp.
     """
-    parts = _direction(theta, jnp.asarray(unbiased, theta.dtype)) * (population_statistics(theta) - stats)
+    parts = _direction(theta, jnp.asarray(unbiased, theta.dtype)) * (
+        population_statistics(theta) - stats
+    )
     return parts.sum(), parts
 
 
@@ -224,24 +312,34 @@ def population_statistics(theta):
 def constrained_loss(theta, stats, direction, lam, gam):
     """L_new (see `Constraint`) with the unit vector `direction` [2] held fixed."""
     parts = direction * (population_statistics(theta) - stats)
-    return loss(theta, stats) - lam * (jnp.maximum(parts, 0) ** 2).sum() + gam * (jnp.minimum(parts, 0) ** 2).sum()
+    return (
+        loss(theta, stats)
+        - lam * (jnp.maximum(parts, 0) ** 2).sum()
+        + gam * (jnp.minimum(parts, 0) ** 2).sum()
+    )
 
 
 def descend(theta, stats, constraint: Constraint) -> Fit:
-    """`constraint.steps` steps of gradient descent on the constrained loss from theta; `converged` where the last one was below 1e-9."""
+    """`constraint.steps` steps of gradient descent on the constrained loss from theta; `converged`
+    where the last one was below 1e-9.
+    """
     direction = _direction(theta, jnp.asarray(constraint.unbiased, theta.dtype))
 
     def slope(theta):
         gradient = population_statistics(theta) - stats
         parts = direction * gradient
-        penalty = 2 * (constraint.gam * jnp.minimum(parts, 0) - constraint.lam * jnp.maximum(parts, 0))
+        penalty = 2 * (
+            constraint.gam * jnp.minimum(parts, 0) - constraint.lam * jnp.maximum(parts, 0)
+        )
         return gradient + _information(theta) @ (penalty * direction)
 
     def step(_, state):
         new = jnp.maximum(state.theta - constraint.rate * slope(state.theta), state.theta / 10)
         return Fit(new, state.steps + 1, (jnp.abs(new - state.theta) <= 1e-9 * state.theta).all())
 
-    return jax.lax.fori_loop(0, constraint.steps, step, Fit(theta, jnp.int32(0), jnp.asarray(False)))
+    return jax.lax.fori_loop(
+        0, constraint.steps, step, Fit(theta, jnp.int32(0), jnp.asarray(False))
+    )
 
 
 def _direction(theta, unbiased):
@@ -262,7 +360,8 @@ def _information(theta):
 
 
 def polygammas(x):
-    """Digamma and trigamma of x > 0, right to 1e-14: eight recurrence steps up, then the asymptotic series.
+    """Digamma and trigamma of x > 0, right to 1e-14: eight recurrence steps up, then the asymptotic
+    series.
 
     XLA's own take longer to compile than the rest of a Beta chain.
     """
@@ -270,8 +369,19 @@ def polygammas(x):
     for _ in range(8):
         value, slope, x = value - 1 / x, slope + 1 / (x * x), x + 1
     r = 1 / (x * x)
-    value += jnp.log(x) - 0.5 / x - r * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r * (1 / 132 - r * 691 / 32760)))))
-    slope += 1 / x + 0.5 * r + r / x * (1 / 6 - r * (1 / 30 - r * (1 / 42 - r * (1 / 30 - r * (5 / 66 - r * 691 / 2730)))))
+    value += (
+        jnp.log(x)
+        - 0.5 / x
+        - r
+        * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r * (1 / 132 - r * 691 / 32760)))))
+    )
+    slope += (
+        1 / x
+        + 0.5 * r
+        + r
+        / x
+        * (1 / 6 - r * (1 / 30 - r * (1 / 42 - r * (1 / 30 - r * (5 / 66 - r * 691 / 2730)))))
+    )
     return value, slope
 
 
@@ -281,7 +391,9 @@ def _betaln(theta):
 
 
 def _solve(m, v):
-    return jnp.stack([m[1, 1] * v[0] - m[0, 1] * v[1], m[0, 0] * v[1] - m[1, 0] * v[0]]) / (m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0])
+    return jnp.stack([m[1, 1] * v[0] - m[0, 1] * v[1], m[0, 0] * v[1] - m[1, 0] * v[0]]) / (
+        m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0]
+    )
 
 
 @jax.jit
@@ -298,7 +410,11 @@ def _check(real, pretrained, generations, weighting, exponent):
     for name, value in (("real", real), ("pretrained", pretrained)):
         if len(value) != 2 or not all(np.isfinite(v) and v > 0 for v in value):
             raise ValueError(f"{name}={tuple(value)}: must be two positive numbers, alpha and beta")
-    if isinstance(generations, bool) or not isinstance(generations, (int, np.integer)) or generations < 1:
+    if (
+        isinstance(generations, bool)
+        or not isinstance(generations, (int, np.integer))
+        or generations < 1
+    ):
         raise ValueError(f"generations={generations!r}: must be an integer of at least 1")
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting={weighting!r}: must be one of {', '.join(WEIGHTINGS)}")
@@ -314,4 +430,7 @@ def _check_n(n):
 def _integrable(theta, message):
     bad = np.flatnonzero(~(np.isfinite(theta) & (theta > 0)).all(1))
     if len(bad):
-        raise ValueError(f"{message.format(bad[0])}: its parameters would be {theta[bad[0]].tolist()}, which must be positive")
+        raise ValueError(
+            f"{message.format(bad[0])}: its parameters would be {theta[bad[0]].tolist()}, which "
+            "must be positive"
+        )

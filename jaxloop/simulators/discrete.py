@@ -1,4 +1,6 @@
-"""Categorical, Bernoulli and Poisson chains (multi_entity.md, section 4, item 3; peers: entropy until it dies out)."""
+"""Categorical, Bernoulli and Poisson chains (multi_entity.md, section 4, item 3; peers: entropy
+until it dies out).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,13 @@ from jaxloop.simulators.family import Family, choose, weighted_mean
 
 
 def discrete_family(probabilities, *, smoothing: float = 0.0, bias=None) -> Family:
-    """V categories; the model is the (weighted) histogram plus `smoothing` per category, times `bias` [V] if given, normalised.
+    """V categories; the model is the (weighted) histogram plus `smoothing` per category, times
+    `bias` [V] if given, normalised.
 
-    Items are category numbers (int32), params the probabilities [V]. Metrics: entropy (nats), zeros (categories of probability 0),
-    heterozygosity (1 - sum p^2) and unique (different categories among the written items).
-    Raises ValueError for probabilities that are negative or sum to nothing, and negative smoothing.
+    Items are category numbers (int32), params the probabilities [V]. Metrics: entropy (nats), zeros
+    (categories of probability 0), heterozygosity (1 - sum p^2) and unique (different categories
+    among the written items). Raises ValueError for probabilities that are negative or sum to
+    nothing, and negative smoothing.
     """
     real = _checked("probabilities", probabilities)
     if not isinstance(smoothing, jax.Array) and smoothing < 0:
@@ -48,11 +52,15 @@ def entropy(p):
 
 
 def bernoulli_family(p) -> Family:
-    """Coin flips; metrics: p (the estimate) and var (p (1 - p)). Raises ValueError for p outside [0, 1]."""
+    """Coin flips; metrics: p (the estimate) and var (p (1 - p)). Raises ValueError for p outside
+    [0, 1].
+    """
     if not isinstance(p, jax.Array) and not 0 <= p <= 1:
         raise ValueError(f"p={p}: must lie in [0, 1]")
     flip = lambda key, p, n: (jax.random.uniform(key, (n,)) < p).astype(jnp.result_type(float))
-    return _mean_family(lambda key, n: flip(key, p, n), flip, lambda m: {"p": m, "var": m * (1 - m)})
+    return _mean_family(
+        lambda key, n: flip(key, p, n), flip, lambda m: {"p": m, "var": m * (1 - m)}
+    )
 
 
 def poisson_family(rate) -> Family:
@@ -74,5 +82,7 @@ def _checked(name, values):
         return values
     values = np.asarray(values, float)
     if values.ndim != 1 or not (values >= 0).all() or not values.sum() > 0:
-        raise ValueError(f"{name}={values.tolist()}: must be non-negative numbers with a positive sum")
+        raise ValueError(
+            f"{name}={values.tolist()}: must be non-negative numbers with a positive sum"
+        )
     return values / values.sum()

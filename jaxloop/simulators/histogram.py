@@ -1,9 +1,12 @@
-"""The U-shape toy (recursive_loops.md, section 7): a biased histogram that is refitted on a mixture of its own output and human numbers.
+"""The U-shape toy (recursive_loops.md, section 7): a biased histogram that is refitted on a mixture
+of its own output and human numbers.
 
-Human numbers are uniform on 0..N ("overlap") or on the odd ones of them ("non-overlap"). A generation's model is the histogram of its
-N training points, plus `smoothing` per number, times a bias vector that favours even numbers. Without smoothing the even numbers of the
-non-overlap case have probability 0 for ever, so that the bias does nothing: the text's literal reading cannot give the U-shape. With
-smoothing 1e-3 and bias 100 the relative entropy has one, between a ratio of synthetic items of 0 and 1.
+Human numbers are uniform on 0..N ("overlap") or on the odd ones of them ("non-overlap"). A
+generation's model is the histogram of its N training points, plus `smoothing` per number, times a
+bias vector that favours even numbers. Without smoothing the even numbers of the non-overlap case
+have probability 0 for ever, so that the bias does nothing: the text's literal reading cannot give
+the U-shape. With smoothing 1e-3 and bias 100 the relative entropy has one, between a ratio of
+synthetic items of 0 and 1.
 """
 
 from collections.abc import Sequence
@@ -18,10 +21,14 @@ from jaxloop.simulators.discrete import discrete_family
 RATIOS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 
 
-def histogram_family(size: int = 100, *, bias=100.0, smoothing: float = 1e-3, overlap: bool = False) -> families.Family:
-    """Numbers 0..size. bias: strength on even numbers, or a vector [size + 1]. Metrics as `discrete_family`.
+def histogram_family(
+    size: int = 100, *, bias=100.0, smoothing: float = 1e-3, overlap: bool = False
+) -> families.Family:
+    """Numbers 0..size. bias: strength on even numbers, or a vector [size + 1]. Metrics as
+    `discrete_family`.
 
-    Raises ValueError for size below 1, a bias that is not positive or of another length, and negative smoothing.
+    Raises ValueError for size below 1, a bias that is not positive or of another length, and
+    negative smoothing.
     """
     probabilities, smoothing, vector = _vectors(size, bias, smoothing, overlap)
     return discrete_family(probabilities, smoothing=smoothing, bias=vector)
@@ -43,15 +50,18 @@ def _vectors(size, bias, smoothing, overlap):
 
 
 def toy_workflow(size: int, ratio: float, *, accumulate: bool) -> Workflow:
-    """int(ratio size) items of the model and fresh human ones; with accumulation, `size` of all those since generation 1 (the chains'
-    pool), without, only the newest."""
+    """int(ratio size) items of the model and fresh human ones; with accumulation, `size` of all
+    those since generation 1 (the chains' pool), without, only the newest.
+    """
     if accumulate:
         return fresh_human(size, ratio)
     return window(size, 1, ratio=ratio, real="never")
 
 
 class Column(NamedTuple):
-    """One column of the paper's figure: bias and smoothing as `histogram_family` has them, and whether human numbers overlap with the favoured ones."""
+    """One column of the paper's figure: bias and smoothing as `histogram_family` has them, and
+    whether human numbers overlap with the favoured ones.
+    """
 
     bias: float = 100.0
     smoothing: float = 1e-3
@@ -71,13 +81,25 @@ def simulate(
     seed: int = 0,
     mesh=None,
 ) -> dict[str, np.ndarray]:
-    """Metrics {name: [ratios, R, T+1]} of the toy: R = 50 chains per ratio, generations 0..19 (20 steps) in the paper.
+    """Metrics {name: [ratios, R, T+1]} of the toy: R = 50 chains per ratio, generations 0..19 (20
+    steps) in the paper.
 
-    `relative_entropy` is the entropy of the model over that of generation 0. Raises ValueError as `histogram_family`, and for ratios
-    outside [0, 1].
+    `relative_entropy` is the entropy of the model over that of generation 0. Raises ValueError as
+    `histogram_family`, and for ratios outside [0, 1].
     """
-    options = dict(size=size, ratios=ratios, accumulate=accumulate, generations=generations, replicates=replicates, seed=seed, mesh=mesh)
-    return {name: x[0] for name, x in simulate_columns([Column(bias, smoothing, overlap)], **options).items()}
+    options = dict(
+        size=size,
+        ratios=ratios,
+        accumulate=accumulate,
+        generations=generations,
+        replicates=replicates,
+        seed=seed,
+        mesh=mesh,
+    )
+    return {
+        name: x[0]
+        for name, x in simulate_columns([Column(bias, smoothing, overlap)], **options).items()
+    }
 
 
 def simulate_columns(
@@ -91,9 +113,14 @@ def simulate_columns(
     seed: int = 0,
     mesh=None,
 ) -> dict[str, np.ndarray]:
-    """As `simulate`, for several columns in one program per ratio: {name: [columns, ratios, R, T+1]}."""
+    """As `simulate`, for several columns in one program per ratio: {name: [columns, ratios, R,
+    T+1]}.
+    """
     models = [_vectors(size, *column) for column in columns]
-    setting = {name: np.stack([np.asarray(m[i]) for m in models]) for i, name in enumerate(("probabilities", "smoothing", "bias"))}
+    setting = {
+        name: np.stack([np.asarray(m[i]) for m in models])
+        for i, name in enumerate(("probabilities", "smoothing", "bias"))
+    }
     runs = [
         families.run(
             _of_setting,
@@ -112,4 +139,6 @@ def simulate_columns(
 
 
 def _of_setting(setting):
-    return discrete_family(setting["probabilities"], smoothing=setting["smoothing"], bias=setting["bias"])
+    return discrete_family(
+        setting["probabilities"], smoothing=setting["smoothing"], bias=setting["bias"]
+    )

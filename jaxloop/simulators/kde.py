@@ -1,4 +1,6 @@
-"""Kernel density estimates: every generation draws a training point and adds kernel noise (peers: Gaussian and tophat kernels)."""
+"""Kernel density estimates: every generation draws a training point and adds kernel noise (peers:
+Gaussian and tophat kernels).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,24 @@ RULES = ("scott", "silverman")
 KERNELS = ("gaussian", "tophat")
 
 
-def kde_family(dim: int = 1, *, bandwidth: float | str = 0.3, kernel: str = "gaussian", sd=1.0, centres=None, heldout: int = 64) -> Family:
-    """Real source: N(0, sd^2 I), or, with centres [m, dim], an even mixture of such normals around them.
+def kde_family(
+    dim: int = 1,
+    *,
+    bandwidth: float | str = 0.3,
+    kernel: str = "gaussian",
+    sd=1.0,
+    centres=None,
+    heldout: int = 64,
+) -> Family:
+    """Real source: N(0, sd^2 I), or, with centres [m, dim], an even mixture of such normals around
+    them.
 
-    bandwidth: a number h (kernel covariance h^2 I), or "scott" / "silverman" (the data's covariance times the rule's factor squared, as
-    SciPy has it). kernel: "gaussian", or "tophat" (uniform in a ball of radius h, or its image under the data's covariance).
-    Metrics: mean [d], var [d] (of the density: the data's, by n, plus the kernel's) and nll, the mean negative log-density at `heldout`
-    real points, the same for all chains. Raises ValueError for another rule or kernel, or a bandwidth that is not positive.
+    bandwidth: a number h (kernel covariance h^2 I), or "scott" / "silverman" (the data's covariance
+    times the rule's factor squared, as SciPy has it). kernel: "gaussian", or "tophat" (uniform in a
+    ball of radius h, or its image under the data's covariance). Metrics: mean [d], var [d] (of the
+    density: the data's, by n, plus the kernel's) and nll, the mean negative log-density at
+    `heldout` real points, the same for all chains. Raises ValueError for another rule or kernel, or
+    a bandwidth that is not positive.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel={kernel!r}: must be one of {', '.join(KERNELS)}")
@@ -28,7 +41,14 @@ def kde_family(dim: int = 1, *, bandwidth: float | str = 0.3, kernel: str = "gau
     def draw(key, n):
         noise, which = jax.random.split(key)
         x = sd * jax.random.normal(noise, (n, dim))
-        return x if centres is None else x + jnp.asarray(centres, x.dtype)[jax.random.randint(which, (n,), 0, len(centres), jnp.int32)]
+        return (
+            x
+            if centres is None
+            else x
+            + jnp.asarray(centres, x.dtype)[
+                jax.random.randint(which, (n,), 0, len(centres), jnp.int32)
+            ]
+        )
 
     def fit(key, items, weights):
         share = weights / weights.sum()
@@ -38,7 +58,9 @@ def kde_family(dim: int = 1, *, bandwidth: float | str = 0.3, kernel: str = "gau
         if not isinstance(bandwidth, str):
             return items, weights, jnp.eye(dim, dtype=items.dtype) * bandwidth
         count = 1 / (share @ share)
-        factor = count ** (-1 / (dim + 4)) * (1.0 if bandwidth == "scott" else ((dim + 2) / 4) ** (-1 / (dim + 4)))
+        factor = count ** (-1 / (dim + 4)) * (
+            1.0 if bandwidth == "scott" else ((dim + 2) / 4) ** (-1 / (dim + 4))
+        )
         return items, weights, cholesky(cov * count / (count - 1)) * factor
 
     def sample(key, params, n):
@@ -68,14 +90,21 @@ def kde_family(dim: int = 1, *, bandwidth: float | str = 0.3, kernel: str = "gau
         z = jnp.zeros((at.shape[0], points.shape[0], dim), at.dtype)
         away = at[:, None, :] - points[None, :, :]
         for i in range(dim):
-            z = z.at[:, :, i].set((away[:, :, i] - (z * root[i][None, None, :]).sum(2)) / root[i, i])
+            z = z.at[:, :, i].set(
+                (away[:, :, i] - (z * root[i][None, None, :]).sum(2)) / root[i, i]
+            )
         square = (z * z).sum(2)
         if kernel == "gaussian":
             log_kernel = -square / 2 - dim / 2 * jnp.log(2 * jnp.pi)
         else:
-            log_ball = dim / 2 * jnp.log(jnp.pi) - jax.scipy.special.gammaln(jnp.asarray(dim / 2 + 1, at.dtype))
+            log_ball = dim / 2 * jnp.log(jnp.pi) - jax.scipy.special.gammaln(
+                jnp.asarray(dim / 2 + 1, at.dtype)
+            )
             log_kernel = jnp.where(square <= 1, -log_ball, -jnp.inf)
         log_share = jnp.log(share)[None, :]
-        return jax.scipy.special.logsumexp(log_kernel + log_share, axis=1) - jnp.log(jnp.diagonal(root)).sum()
+        return (
+            jax.scipy.special.logsumexp(log_kernel + log_share, axis=1)
+            - jnp.log(jnp.diagonal(root)).sum()
+        )
 
     return Family(draw, fit, sample, measure, least=2)

@@ -1,4 +1,5 @@
-"""Designs and weights of the linear model with many entities, checked and brought into static shapes (multi_entity.md, section 1.1).
+"""Designs and weights of the linear model with many entities, checked and brought into static
+shapes (multi_entity.md, section 1.1).
 
 K entities, d features, T generations after generation 0.
 """
@@ -17,7 +18,8 @@ class Designs:
 
     private    one matrix [n_k, d] per entity (n_k may differ)
     public     [n_*, d]; None: no public data
-    synthetic  one matrix per entity, the same in every generation; or, per generation t = 1..T, one matrix per entity;
+    synthetic  one matrix per entity, the same in every generation; or, per generation t = 1..T, one
+    matrix per entity;
                None: every entity is prompted with its own private rows
     """
 
@@ -33,16 +35,31 @@ class Designs:
         public = np.zeros((0, d)) if self.public is None else _matrix("public", self.public)
         synthetic = private if self.synthetic is None else self.synthetic
         nested = np.ndim(synthetic[0][0]) == 2 if len(synthetic) and len(synthetic[0]) else False
-        groups = tuple(tuple(_matrix("synthetic", x) for x in group) for group in (synthetic if nested else (synthetic,)))
-        for name, matrices in (("private", private), ("public", (public,)), *(("synthetic", group) for group in groups)):
+        groups = tuple(
+            tuple(_matrix("synthetic", x) for x in group)
+            for group in (synthetic if nested else (synthetic,))
+        )
+        for name, matrices in (
+            ("private", private),
+            ("public", (public,)),
+            *(("synthetic", group) for group in groups),
+        ):
             for x in matrices:
                 if x.shape[1] != d:
-                    raise ValueError(f"{name}: a design has {x.shape[1]} columns, all must have the {d} of the first private one")
+                    raise ValueError(
+                        f"{name}: a design has {x.shape[1]} columns, all must have the {d} of "
+                        "the first private one"
+                    )
         for group in groups:
             if len(group) != len(private):
-                raise ValueError(f"synthetic: {len(group)} matrices for {len(private)} entities, must be one per entity")
+                raise ValueError(
+                    f"synthetic: {len(group)} matrices for {len(private)} entities, must be one "
+                    "per entity"
+                )
         if nested and len({tuple(x.shape[0] for x in group) for group in groups}) > 1:
-            raise ValueError("synthetic: row counts change with the generation, every entity must keep its own")
+            raise ValueError(
+                "synthetic: row counts change with the generation, every entity must keep its own"
+            )
         for name, value in (("private", private), ("public", public), ("synthetic", groups)):
             object.__setattr__(self, name, value)
 
@@ -60,19 +77,36 @@ class Designs:
         return len(self.synthetic) == 1
 
     def mvue_mse(self, sigma2: float) -> float:
-        """`sigma2 tr (S_* + sum_k S~_k)^-1`: error of the best unbiased estimate from all real data; NaN where they leave theta free."""
+        """`sigma2 tr (S_* + sum_k S~_k)^-1`: error of the best unbiased estimate from all real
+        data; NaN where they leave theta free.
+        """
         rows = np.concatenate([*self.private, self.public])
         values = np.linalg.svd(rows, compute_uv=False)
-        full = len(values) == self.dim and values[-1] > values[0] * max(rows.shape) * np.finfo(float).eps
+        full = (
+            len(values) == self.dim
+            and values[-1] > values[0] * max(rows.shape) * np.finfo(float).eps
+        )
         return float(sigma2 * (values**-2).sum()) if full else float("nan")
 
 
-def low_rank_designs(seed: int, *, entities: int = 4, dim: int = 15, rank: int = 5, public: int = 13, scale: float = 1.25) -> Designs:
-    """The setting that reproduces the relative-efficiency figure (multi_entity.md, section 1.8, inferred there): private rank x dim and
-    public rows iid N(0, 1), synthetic Gram matrices `scale` times the private ones."""
+def low_rank_designs(
+    seed: int,
+    *,
+    entities: int = 4,
+    dim: int = 15,
+    rank: int = 5,
+    public: int = 13,
+    scale: float = 1.25,
+) -> Designs:
+    """The setting that reproduces the relative-efficiency figure (multi_entity.md, section 1.8,
+    inferred there): private rank x dim and public rows iid N(0, 1), synthetic Gram matrices `scale`
+    times the private ones.
+    """
     rng = np.random.default_rng(seed)
     private = tuple(rng.normal(size=(rank, dim)) for _ in range(entities))
-    return Designs(private, rng.normal(size=(public, dim)), tuple(np.sqrt(scale) * x for x in private))
+    return Designs(
+        private, rng.normal(size=(public, dim)), tuple(np.sqrt(scale) * x for x in private)
+    )
 
 
 def _matrix(name, x):
@@ -102,7 +136,9 @@ class Setting(NamedTuple):
 
     @property
     def one_message(self) -> bool:
-        """Whether all entities read the same mixture in every generation, so that the d x d form holds."""
+        """Whether all entities read the same mixture in every generation, so that the d x d form
+        holds.
+        """
         reads = (self.alpha > 0)[:, :, None]
         return not (reads & (np.abs(self.who - self.who.max(1, keepdims=True)) > 1e-14)).any()
 
@@ -110,21 +146,31 @@ class Setting(NamedTuple):
 def setting(designs: Designs, *, alpha, beta, generations: int, mixing=None, joins=None) -> Setting:
     """Checks everything and expands it over generations and entities.
 
-    alpha, beta: a number, [T+1] per generation, or [T+1, K] or [1, K] per entity too; alpha at t=0 is not read, it is 0.
-    joins [K]: generation in which an entity fits its first model, reading what the others have written by then; those who have not
-      joined are left out of the mixing rows, which are scaled back to sum 1 (with nobody to read, alpha acts as 0).
+    alpha, beta: a number, [T+1] per generation, or [T+1, K] or [1, K] per entity too; alpha at t=0
+    is not read, it is 0. joins [K]: generation in which an entity fits its first model, reading
+    what the others have written by then; those who have not
+      joined are left out of the mixing rows, which are scaled back to sum 1 (with nobody to read,
+      alpha acts as 0).
     Raises ValueError.
     """
     k, t = designs.entities, generations
     if isinstance(t, bool) or not isinstance(t, (int, np.integer)) or t < 1:
         raise ValueError(f"generations={t!r}: must be an integer of at least 1")
     if not designs.fixed and len(designs.synthetic) < t:
-        raise ValueError(f"generations={t}: synthetic designs are given for {len(designs.synthetic)} generations only")
+        raise ValueError(
+            f"generations={t}: synthetic designs are given for {len(designs.synthetic)} "
+            "generations only"
+        )
     alpha, beta = _weights("alpha", alpha, t, k).copy(), _weights("beta", beta, t, k)
-    matrix = mixing_matrices.complete(k) if mixing is None else mixing_matrices.check_mixing(mixing, k)
+    matrix = (
+        mixing_matrices.complete(k) if mixing is None else mixing_matrices.check_mixing(mixing, k)
+    )
     joins = np.zeros(k, int) if joins is None else np.asarray(joins)
     if joins.shape != (k,) or joins.dtype.kind not in "iu" or joins.min() < 0 or joins.max() > t:
-        raise ValueError(f"joins={joins.tolist()}: must be {k} integers from 0 to generations={t}, one per entity")
+        raise ValueError(
+            f"joins={joins.tolist()}: must be {k} integers from 0 to generations={t}, one per "
+            "entity"
+        )
     steps = np.arange(t + 1)[:, None]
     present, readable = joins <= steps, joins <= steps - 1
     who = matrix * readable[:, None, :]
@@ -149,14 +195,23 @@ def _weights(name, value, t, k):
     check_unit(name, value)
     if value.ndim == 1 and value.shape == (t + 1,):
         value = value[:, None]
-    if value.ndim == 1 or value.ndim > 2 or any(n not in (1, full) for n, full in zip(value.shape, (t + 1, k), strict=False)):
-        raise ValueError(f"{name}: shape is {value.shape}, must be () or ({t + 1},) per generation or ({t + 1}, {k}) or (1, {k}) per entity")
+    if (
+        value.ndim == 1
+        or value.ndim > 2
+        or any(n not in (1, full) for n, full in zip(value.shape, (t + 1, k), strict=False))
+    ):
+        raise ValueError(
+            f"{name}: shape is {value.shape}, must be () or ({t + 1},) per generation or "
+            f"({t + 1}, {k}) or (1, {k}) per entity"
+        )
     return np.broadcast_to(value, (t + 1, k))
 
 
 def _null_projectors(designs, a, b, alpha, who):
-    """Which weights are positive decides the range of G, not how large they are, so it is found once per pattern and from the rows
-    themselves: no threshold is applied to a weighted Gram matrix."""
+    """Which weights are positive decides the range of G, not how large they are, so it is found
+    once per pattern and from the rows themselves: no threshold is applied to a weighted Gram
+    matrix.
+    """
     t, k = a.shape
     found, out = {}, np.zeros((t, k, designs.dim, designs.dim))
     for i in range(t):
@@ -165,8 +220,12 @@ def _null_projectors(designs, a, b, alpha, who):
             readers = tuple(np.flatnonzero(alpha[i, j] * who[i, j] > 0))
             pattern = (j, a[i, j] > 0, b[i, j] > 0, readers, written if readers else 0)
             if pattern not in found:
-                parts = [designs.private[j]] * int(a[i, j] > 0) + [designs.public] * int(b[i, j] > 0)
-                found[pattern] = _null_projector(parts + [designs.synthetic[written][m] for m in readers], designs.dim)
+                parts = [designs.private[j]] * int(a[i, j] > 0) + [designs.public] * int(
+                    b[i, j] > 0
+                )
+                found[pattern] = _null_projector(
+                    parts + [designs.synthetic[written][m] for m in readers], designs.dim
+                )
             out[i, j] = found[pattern]
     return out
 

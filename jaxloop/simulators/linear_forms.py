@@ -1,10 +1,13 @@
-"""Moments of the linear dynamics, in the block form of the paper and in an equal form of d x d matrices (multi_entity.md, section 1).
+"""Moments of the linear dynamics, in the block form of the paper and in an equal form of d x d
+matrices (multi_entity.md, section 1).
 
-Dimensions: K entities, d features. All functions are pure jnp on float64 arrays and trace under `jax.enable_x64(True)`.
+Dimensions: K entities, d features. All functions are pure jnp on float64 arrays and trace under
+`jax.enable_x64(True)`.
 
-`z` stands for the real statistics (X~_1'y~_1, ..., X~_K'y~_K, X_*'y_*), (K+1)d numbers with mean Sz theta and covariance sigma2 Sz,
-Sz = blkdiag(S~, S_*). Writing the fits as linear maps of z needs no pseudo-inverse of a Gram matrix: the paper's
-M_t blkdiag(S~^+, S_*^+) M_t' is (map) Sz (map)', and its Q S^+ Q' is the covariance of the synthetic label noise below.
+`z` stands for the real statistics (X~_1'y~_1, ..., X~_K'y~_K, X_*'y_*), (K+1)d numbers with mean Sz
+theta and covariance sigma2 Sz, Sz = blkdiag(S~, S_*). Writing the fits as linear maps of z needs no
+pseudo-inverse of a Gram matrix: the paper's M_t blkdiag(S~^+, S_*^+) M_t' is (map) Sz (map)', and
+its Q S^+ Q' is the covariance of the synthetic label noise below.
 """
 
 from typing import NamedTuple
@@ -41,12 +44,15 @@ def generalised_inverses(w: Weights, s: Grams):
     g = w.a[:, None, None] * s.private + w.b[:, None, None] * s.public[None] + mixed
     scale = jnp.trace(g, axis1=1, axis2=2) / g.shape[1]
     scale = jnp.where(scale > 0, scale, 1.0)[:, None, None]
-    # G is zero on the range of `null` and regular on its complement: filling the gap and taking the filling back is exact.
+    # G is zero on the range of `null` and regular on its complement: filling the gap and taking the
+    # filling back is exact.
     return (jax.vmap(spd_inverse)(g / scale + w.null) - w.null) / scale
 
 
 def block_step(w: Weights, s: Grams, sigma2):
-    """(P, Q, N): theta_t = P z + Q theta_{t-1} + noise of covariance N; shapes [K, d, K+1, d], [K, d, K, d], [K, d, K, d] (eq. 4)."""
+    """(P, Q, N): theta_t = P z + Q theta_{t-1} + noise of covariance N; shapes [K, d, K+1, d], [K,
+    d, K, d], [K, d, K, d] (eq. 4).
+    """
     k = w.a.shape[0]
     inverse = generalised_inverses(w, s)
     eye = jnp.eye(k, dtype=inverse.dtype)
@@ -58,7 +64,8 @@ def block_step(w: Weights, s: Grams, sigma2):
 
 
 def block_moments(w: Weights, s: Grams, theta, sigma2):
-    """Theorems 1 and 2 with the missing transpose and sigma2 put back; leaves of w and s have a leading generation axis (public has none).
+    """Theorems 1 and 2 with the missing transpose and sigma2 put back; leaves of w and s have a
+    leading generation axis (public has none).
 
     Returns mean [T+1, K, d] and cov [T+1, Kd, Kd].
     """
@@ -76,7 +83,9 @@ def block_moments(w: Weights, s: Grams, theta, sigma2):
 
 
 def block_limit(w: Weights, s: Grams, theta, sigma2):
-    """Limit of constant weights where rho(Q) < 1: M = (I - Q)^-1 P and C = Q C Q' + N. Returns mean [K, d], cov [Kd, Kd]."""
+    """Limit of constant weights where rho(Q) < 1: M = (I - Q)^-1 P and C = Q C Q' + N. Returns mean
+    [K, d], cov [Kd, Kd].
+    """
     k, d = w.a.shape[0], theta.shape[0]
     p, q, noise = block_step(w, s, sigma2)
     resolvent, spread, _ = doubling(q.reshape(k * d, k * d), noise.reshape(k * d, k * d))
@@ -93,9 +102,11 @@ def _moments_of(real, spread, s, theta, sigma2):
 
 
 def message_step(w: Weights, previous: Weights, inverse, s: Grams):
-    """One message m_t = sum_j w_j X_tj'y_tj that all entities read, as m_t = R m_{t-1} + B z + noise of covariance sigma2 W.
+    """One message m_t = sum_j w_j X_tj'y_tj that all entities read, as m_t = R m_{t-1} + B z +
+    noise of covariance sigma2 W.
 
-    inverse: the generalised inverses [K, d, d] of the generation before. Returns R [d, d], B [d, K+1, d], W [d, d].
+    inverse: the generalised inverses [K, d, d] of the generation before. Returns R [d, d], B [d,
+    K+1, d], W [d, d].
     """
     share = w.who.max(0)
     reads = share[:, None, None] * jnp.matmul(s.synthetic, inverse)
@@ -106,7 +117,9 @@ def message_step(w: Weights, previous: Weights, inverse, s: Grams):
 
 
 def message_moments(w: Weights, s: Grams, theta, sigma2):
-    """As `block_moments`, from d x d matrices, where all entities read the same mixture (multi_entity.md, section 1.7)."""
+    """As `block_moments`, from d x d matrices, where all entities read the same mixture
+    (multi_entity.md, section 1.7).
+    """
     k, d = w.a.shape[1], theta.shape[0]
 
     def step(carry, now):
@@ -115,10 +128,17 @@ def message_moments(w: Weights, s: Grams, theta, sigma2):
         real = jnp.einsum("xy,yjz->xjz", r, real) + b
         spread = _sandwich(r, spread) + sigma2 * noise
         inverse = generalised_inverses(now[0], Grams(s.private, s.public, now[1]))
-        return (now[0], inverse, real, spread), _from_message(now[0], inverse, real, spread, s, theta, sigma2)
+        return (now[0], inverse, real, spread), _from_message(
+            now[0], inverse, real, spread, s, theta, sigma2
+        )
 
     zero = jax.tree.map(lambda x: jnp.zeros_like(x[0]), w)
-    start = zero, jnp.zeros((k, d, d), theta.dtype), jnp.zeros((d, k + 1, d), theta.dtype), jnp.zeros((d, d), theta.dtype)
+    start = (
+        zero,
+        jnp.zeros((k, d, d), theta.dtype),
+        jnp.zeros((d, k + 1, d), theta.dtype),
+        jnp.zeros((d, d), theta.dtype),
+    )
     return jax.lax.scan(step, start, (w, s.synthetic))[1]
 
 
@@ -127,14 +147,21 @@ def message_limit(w: Weights, s: Grams, theta, sigma2):
     inverse = generalised_inverses(w, s)
     r, b, noise = message_step(w, w, inverse, s)
     resolvent, spread, _ = doubling(r, sigma2 * noise)
-    return _from_message(w, inverse, jnp.einsum("xy,yjz->xjz", resolvent, b), spread, s, theta, sigma2)
+    return _from_message(
+        w, inverse, jnp.einsum("xy,yjz->xjz", resolvent, b), spread, s, theta, sigma2
+    )
 
 
 def _from_message(w, inverse, real, spread, s, theta, sigma2):
-    """Fits G_k^+ (a_k z_k + b_k z_* + alpha_k m) of the message m = real z + noise of covariance spread."""
+    """Fits G_k^+ (a_k z_k + b_k z_* + alpha_k m) of the message m = real z + noise of covariance
+    spread.
+    """
     k, d = w.a.shape[0], theta.shape[0]
     own = jnp.concatenate([w.a[:, None] * jnp.eye(k, dtype=w.a.dtype), w.b[:, None]], 1)
-    read = jnp.einsum("kj,xy->kxjy", own, jnp.eye(d, dtype=w.a.dtype)) + w.alpha[:, None, None, None] * real[None]
+    read = (
+        jnp.einsum("kj,xy->kxjy", own, jnp.eye(d, dtype=w.a.dtype))
+        + w.alpha[:, None, None, None] * real[None]
+    )
     fit = jnp.einsum("kxz,kzjy->kxjy", inverse, read)
     heard = (w.alpha[:, None, None] * inverse).reshape(k * d, d)
     return _moments_of(fit.reshape(k * d, -1), _sandwich(heard, spread), s, theta, sigma2)
@@ -149,7 +176,9 @@ class Efficiency(NamedTuple):
 
 
 def message_efficiency(w: Weights, s: Grams, theta, sigma2):
-    """Only the error and the disagreement of the limit, in fewer products than `message_limit` and without covariances between entities."""
+    """Only the error and the disagreement of the limit, in fewer products than `message_limit` and
+    without covariances between entities.
+    """
     k = w.a.shape[0]
     inverse = generalised_inverses(w, s)
     r, b, noise = message_step(w, w, inverse, s)
@@ -161,19 +190,37 @@ def message_efficiency(w: Weights, s: Grams, theta, sigma2):
     heard = sigma2 * jnp.einsum("jxy,jzy->xz", moved, real) + spread
     a, b_, alpha = (x[:, None, None] for x in (w.a, w.b, w.alpha))
     cross = sigma2 * alpha * (a * moved[:k] + b_ * moved[k:])
-    inner = sigma2 * (a**2 * s.private + b_**2 * s.public[None]) + cross + cross.mT + alpha**2 * heard[None]
-    mean = jnp.matmul(inverse, jnp.einsum("kxy,y->kx", a * s.private + b_ * s.public[None], theta)[:, :, None])
-    mean = mean[:, :, 0] + jnp.einsum("kxy,y->kx", inverse * alpha, jnp.einsum("jxy,y->x", moved, theta))
+    inner = (
+        sigma2 * (a**2 * s.private + b_**2 * s.public[None])
+        + cross
+        + cross.mT
+        + alpha**2 * heard[None]
+    )
+    mean = jnp.matmul(
+        inverse, jnp.einsum("kxy,y->kx", a * s.private + b_ * s.public[None], theta)[:, :, None]
+    )
+    mean = mean[:, :, 0] + jnp.einsum(
+        "kxy,y->kx", inverse * alpha, jnp.einsum("jxy,y->x", moved, theta)
+    )
     spread_k = jnp.einsum("kxy,kyx->k", jnp.matmul(inverse, inverse), inner)
     joint = jnp.einsum("kxy->xy", alpha * inverse) / k
     average = jnp.matmul(joint[None], real)
-    average = jnp.concatenate([average[:k] + a * inverse / k, (average[k] + jnp.einsum("kxy->xy", b_ * inverse) / k)[None]])
-    spread_mean = sigma2 * jnp.einsum("jxy,jxy->", jnp.matmul(average, blocks), average) + jnp.einsum("xy,zy,zx->", spread, joint, joint)
+    average = jnp.concatenate(
+        [
+            average[:k] + a * inverse / k,
+            (average[k] + jnp.einsum("kxy->xy", b_ * inverse) / k)[None],
+        ]
+    )
+    spread_mean = sigma2 * jnp.einsum(
+        "jxy,jxy->", jnp.matmul(average, blocks), average
+    ) + jnp.einsum("xy,zy,zx->", spread, joint, joint)
     centre = mean.mean(0)
     disagreement = spread_k.mean() - spread_mean + ((mean - centre[None]) ** 2).sum(1).mean()
     mse = spread_k + ((mean - theta[None]) ** 2).sum(1)
     settled = radius < SPECTRAL_LIMIT
-    return Efficiency(radius, jnp.where(settled, mse, jnp.nan), jnp.where(settled, disagreement, jnp.nan))
+    return Efficiency(
+        radius, jnp.where(settled, mse, jnp.nan), jnp.where(settled, disagreement, jnp.nan)
+    )
 
 
 def block_efficiency(w: Weights, s: Grams, theta, sigma2):
@@ -185,17 +232,25 @@ def block_efficiency(w: Weights, s: Grams, theta, sigma2):
     mean, cov = _moments_of(resolvent @ p.reshape(k * d, -1), spread, s, theta, sigma2)
     wide = cov.reshape(k, d, k, d)
     total = jnp.einsum("kxkx->k", wide)
-    disagreement = total.mean() - jnp.einsum("kxlx->", wide) / k**2 + ((mean - mean.mean(0)[None]) ** 2).sum(1).mean()
+    disagreement = (
+        total.mean()
+        - jnp.einsum("kxlx->", wide) / k**2
+        + ((mean - mean.mean(0)[None]) ** 2).sum(1).mean()
+    )
     mse = total + ((mean - theta[None]) ** 2).sum(1)
     settled = radius < SPECTRAL_LIMIT
-    return Efficiency(radius, jnp.where(settled, mse, jnp.nan), jnp.where(settled, disagreement, jnp.nan))
+    return Efficiency(
+        radius, jnp.where(settled, mse, jnp.nan), jnp.where(settled, disagreement, jnp.nan)
+    )
 
 
 def doubling(r, noise, *, most: int = 40):
-    """Resolvent (I - r)^-1 = prod_i (I + r^(2^i)) and V = r V r' + noise by Smith's doubling, for a spectral radius below 1.
+    """Resolvent (I - r)^-1 = prod_i (I + r^(2^i)) and V = r V r' + noise by Smith's doubling, for a
+    spectral radius below 1.
 
-    The power of r is carried as (unit matrix, log of its norm), so that a radius above 1 ends the loop without an overflow (the results
-    are then meaningless). The last power is returned for `spectral_radius`.
+    The power of r is carried as (unit matrix, log of its norm), so that a radius above 1 ends the
+    loop without an overflow (the results are then meaningless). The last power is returned for
+    `spectral_radius`.
     """
     eye = jnp.eye(r.shape[0], dtype=r.dtype)
 
@@ -220,8 +275,8 @@ def doubling(r, noise, *, most: int = 40):
 def spectral_radius(i, unit, log_norm, *, most: int = 40):
     """lim |r^n|^(1/n), n = 2^i, from a power of r as `doubling` leaves it.
 
-    The ratio of successive norms converges like (second / largest eigenvalue)^n; where the two are complex conjugates it is bounded by a
-    constant^(1/n) instead: 1e-11 at i = 40.
+    The ratio of successive norms converges like (second / largest eigenvalue)^n; where the two are
+    complex conjugates it is bounded by a constant^(1/n) instead: 1e-11 at i = 40.
     """
 
     def unfinished(state):

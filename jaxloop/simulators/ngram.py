@@ -1,4 +1,6 @@
-"""n-gram models of characters, trained on windows of real text and then on their own (Suresh et al.: vocabulary dies out by fixation)."""
+"""n-gram models of characters, trained on windows of real text and then on their own (Suresh et
+al.: vocabulary dies out by fixation).
+"""
 
 from collections.abc import Sequence
 
@@ -12,11 +14,15 @@ from jaxloop.simulators.family import Family
 
 
 def encode(texts: Sequence[str], *, symbols: int = 40) -> tuple[np.ndarray, list[str]]:
-    """(ids int32 [characters], alphabet): the texts joined by newlines, lower-cased, as the `symbols` - 1 commonest characters and one,
-    the last of the alphabet, for all others. Raises ValueError where there is no text or fewer than 2 symbols."""
+    """(ids int32 [characters], alphabet): the texts joined by newlines, lower-cased, as the
+    `symbols` - 1 commonest characters and one, the last of the alphabet, for all others. Raises
+    ValueError where there is no text or fewer than 2 symbols.
+    """
     joined = "\n".join(texts).lower()
     if not joined or symbols < 2:
-        raise ValueError(f"texts, symbols={symbols}: need at least one character of text and 2 symbols")
+        raise ValueError(
+            f"texts, symbols={symbols}: need at least one character of text and 2 symbols"
+        )
     characters = np.array(list(joined))
     found, counts = np.unique(characters, return_counts=True)
     alphabet = found[np.argsort(-counts, kind="stable")][: symbols - 1].tolist()
@@ -24,26 +30,39 @@ def encode(texts: Sequence[str], *, symbols: int = 40) -> tuple[np.ndarray, list
     return np.array([place.get(c, len(alphabet)) for c in joined], np.int32), [*alphabet, "\ufffd"]
 
 
-def ngram_family(tokens, *, order: int = 2, length: int = 64, smoothing: float = 0.0, symbols: int | None = None) -> Family:
-    """Items are windows of `length` symbols [n, length] (int32), drawn from `tokens` [N] at random places; V = symbols, or largest + 1.
+def ngram_family(
+    tokens, *, order: int = 2, length: int = 64, smoothing: float = 0.0, symbols: int | None = None
+) -> Family:
+    """Items are windows of `length` symbols [n, length] (int32), drawn from `tokens` [N] at random
+    places; V = symbols, or largest + 1.
 
-    The model has the distribution of the first order - 1 symbols of a window and, for every such context, that of the next symbol (counts
-    plus `smoothing`, falling back on single symbols where a context was never seen). Metrics: entropy (nats per symbol given its context,
-    contexts weighted as in training), unigram_entropy, grams (different n-grams of positive count), vocabulary (different symbols), and
-    cross_entropy of real windows (the same for all chains) under the model mixed with 1e-3 of the uniform distribution.
-    Raises ValueError for an order below 1, windows longer than the text or not longer than the order, and V^order above 2^24.
+    The model has the distribution of the first order - 1 symbols of a window and, for every such
+    context, that of the next symbol (counts plus `smoothing`, falling back on single symbols where
+    a context was never seen). Metrics: entropy (nats per symbol given its context, contexts
+    weighted as in training), unigram_entropy, grams (different n-grams of positive count),
+    vocabulary (different symbols), and cross_entropy of real windows (the same for all chains)
+    under the model mixed with 1e-3 of the uniform distribution. Raises ValueError for an order
+    below 1, windows longer than the text or not longer than the order, and V^order above 2^24.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or len(tokens) == 0 or tokens.min() < 0:
         raise ValueError("tokens: must be a list of at least one non-negative integer")
     size = int(tokens.max()) + 1 if symbols is None else symbols
     if order < 1 or not order < length <= len(tokens):
-        raise ValueError(f"order={order}, length={length}: must be 1 <= order < length <= {len(tokens)}, the symbols of the text")
+        raise ValueError(
+            f"order={order}, length={length}: must be 1 <= order < length <= {len(tokens)}, the "
+            "symbols of the text"
+        )
     if tokens.max() >= size or size**order > 2**24:
-        raise ValueError(f"symbols={size}, order={order}: must exceed the largest token {tokens.max()}, with symbols^order at most 2^24")
+        raise ValueError(
+            f"symbols={size}, order={order}: must exceed the largest token {tokens.max()}, with "
+            "symbols^order at most 2^24"
+        )
     contexts = size ** (order - 1)
     stream = jnp.asarray(tokens, jnp.int32)
-    heldout = jnp.asarray(_windows(tokens, np.linspace(0, len(tokens) - length, 64).astype(int), length), jnp.int32)
+    heldout = jnp.asarray(
+        _windows(tokens, np.linspace(0, len(tokens) - length, 64).astype(int), length), jnp.int32
+    )
 
     def draw(key, n):
         start = jax.random.randint(key, (n,), 0, len(tokens) - length + 1, jnp.int32)
@@ -74,7 +93,9 @@ def ngram_family(tokens, *, order: int = 2, length: int = 64, smoothing: float =
     def sample(key, params, n):
         p = probabilities(params)
         u = jax.random.uniform(key, (n, length - order + 2), p.dtype)
-        context = inverse_cdf(jnp.broadcast_to(params[0][None], (n, contexts)), u[:, 0]).astype(jnp.int32)
+        context = inverse_cdf(jnp.broadcast_to(params[0][None], (n, contexts)), u[:, 0]).astype(
+            jnp.int32
+        )
         digits = [(context // size**i) % size for i in reversed(range(order - 1))]
 
         def step(context, u_n):

@@ -6,7 +6,8 @@
     plan(settings, target=None) -> list[(what, amount)]   optional: the table of `--plan`; `target`: of `--plan --for`, where the study has it
     run(settings, workdir, *, argv) -> int         the exit code
 
-and imports nothing heavy before one of its functions is called, so that `--list` and a typo in a config cost no start-up time.
+and imports nothing heavy before one of its functions is called, so that `--list` and a typo in a
+config cost no start-up time.
 """
 
 import importlib
@@ -28,12 +29,34 @@ class Study(NamedTuple):
 
 
 STUDIES: dict[str, Study] = {
-    "chain": Study("jaxloop.studies.chain", "language models trained on their predecessors' text, one chain per ratio and seed"),
-    "bias": Study("jaxloop.studies.bias", "language models that continue labelled articles, trained on their predecessors' continuations"),
-    "loops": Study("jaxloop.studies.loops", "the recursive-loops experiments: ratios, datasets, clusters, domains, quality, politics, interventions"),
-    "multi_entity": Study("jaxloop.studies.entities", "several language models that train on each other's text, with the linear model beside them"),
-    "diversity": Study("jaxloop.studies.diversity", "fine-tuning on generated data of seven levels of diversity, alone and mixed with real data"),
-    "theory": Study("jaxloop.studies.theory", "models with a formula: what the formulas say beside what simulations give"),
+    "chain": Study(
+        "jaxloop.studies.chain",
+        "language models trained on their predecessors' text, one chain per ratio and seed",
+    ),
+    "bias": Study(
+        "jaxloop.studies.bias",
+        "language models that continue labelled articles, trained on their predecessors' "
+        "continuations",
+    ),
+    "loops": Study(
+        "jaxloop.studies.loops",
+        "the recursive-loops experiments: ratios, datasets, clusters, domains, quality, "
+        "politics, interventions",
+    ),
+    "multi_entity": Study(
+        "jaxloop.studies.entities",
+        "several language models that train on each other's text, with the linear model beside "
+        "them",
+    ),
+    "diversity": Study(
+        "jaxloop.studies.diversity",
+        "fine-tuning on generated data of seven levels of diversity, alone and mixed with real "
+        "data",
+    ),
+    "theory": Study(
+        "jaxloop.studies.theory",
+        "models with a formula: what the formulas say beside what simulations give",
+    ),
     "pretrain": Study("jaxloop.studies.pretrain", "tokenizer and tiny base models from scratch"),
     "bench": Study("jaxloop.studies.bench", "microbenchmarks of training and decoding"),
 }
@@ -44,13 +67,20 @@ def load(name: object) -> ModuleType:
     if name is None:
         raise ValueError(f"config.study is missing: one of {', '.join(STUDIES)}")
     if name not in STUDIES:
-        raise ValueError(f"config.study = {name!r} is not a study; {config.suggestion(str(name), STUDIES)}")
+        raise ValueError(
+            f"config.study = {name!r} is not a study; {config.suggestion(str(name), STUDIES)}"
+        )
     return importlib.import_module(STUDIES[str(name)].module)
 
 
 def plan_for(study: ModuleType, settings: config.Section, target: str) -> list[tuple[str, str]]:
-    """The plan of a study for hardware that is absent. Raises ValueError for a study whose plan knows none."""
+    """The plan of a study for hardware that is absent. Raises ValueError for a study whose plan
+    knows none.
+    """
     if "target" not in inspect.signature(study.plan).parameters:
         known = "chain, loops, bias, multi_entity, diversity"
-        raise ValueError(f"--for={target}: a study of kind '{settings.study}' has no plan for hardware that is absent; those of kind {known} have")
+        raise ValueError(
+            f"--for={target}: a study of kind '{settings.study}' has no plan for hardware that "
+            f"is absent; those of kind {known} have"
+        )
     return study.plan(settings, target)

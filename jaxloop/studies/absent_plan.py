@@ -14,8 +14,9 @@ PROMPT = 32
 
 
 def shapes(settings: Any, card: cards.Card | None, chains: int | None = None) -> list["Shapes"]:
-    """The shapes of each base model's programs on a card (None: a CPU), at the longest padded lengths of the config. `chains`: of the study, where
-    it is known."""
+    """The shapes of each base model's programs on a card (None: a CPU), at the longest padded
+    lengths of the config. `chains`: of the study, where it is known.
+    """
     from jaxloop.config import Sample
     from jaxloop.lm.batching import bucket
     from jaxloop.lm.micro_batch import LIMIT
@@ -23,20 +24,39 @@ def shapes(settings: Any, card: cards.Card | None, chains: int | None = None) ->
     from jaxloop.studies import chain_setup
 
     writes = getattr(settings, "sample", None)
-    fit, sample = chain_setup.family_settings(SimpleNamespace(fit=settings.fit, sample=writes or Sample(), run=settings.run))
+    fit, sample = chain_setup.family_settings(
+        SimpleNamespace(fit=settings.fit, sample=writes or Sample(), run=settings.run)
+    )
     found = []
     for name in settings.models.pool:
         spec, prompt = spec_of(name), bucket(_prompt(settings, name))
         time = bucket(settings.fit.max_length, spec.context)
-        limit, devices = LIMIT["cpu" if card is None else "other"], 1 if card is None else card.devices
+        limit, devices = (
+            LIMIT["cpu" if card is None else "other"],
+            1 if card is None else card.devices,
+        )
         devices = 1 if settings.run.cut_base else devices
         most = min(limit, -(-(chains or limit * devices) // devices))
-        found.append(Shapes(name, spec, settings.models.dtype, fit, sample if writes else None, time, prompt, most, settings.run.cut_base))
+        found.append(
+            Shapes(
+                name,
+                spec,
+                settings.models.dtype,
+                fit,
+                sample if writes else None,
+                time,
+                prompt,
+                most,
+                settings.run.cut_base,
+            )
+        )
     return found
 
 
 def spec_of(name: str):
-    """Shapes of a model: from its directory or the hub's cache, or the published ones where it is not here. Raises ValueError where it is neither."""
+    """Shapes of a model: from its directory or the hub's cache, or the published ones where it is
+    not here. Raises ValueError where it is neither.
+    """
     from jaxloop.lm import huggingface, model_config
     from jaxloop.studies import chain_setup, diversity_plan, entities_plan, loops_plan
 
@@ -53,7 +73,9 @@ def spec_of(name: str):
 
 
 def _prompt(settings: Any, name: str) -> int:
-    """Tokens of the config's prompt: a block of a continued article, or counted, where the tokenizer is here, or assumed."""
+    """Tokens of the config's prompt: a block of a continued article, or counted, where the
+    tokenizer is here, or assumed.
+    """
     from pathlib import Path
 
     from jaxloop.lm import tokenize
@@ -69,11 +91,15 @@ def _prompt(settings: Any, name: str) -> int:
     return int(getattr(getattr(settings, "plan", None), "prompt_tokens", PROMPT))
 
 
-def rows(settings: Any, target: str, *, chains: int | None = None, work: "Work | None" = None) -> list[tuple[str, str]]:
-    """Lines of `--plan --for`: the target, each program's memory, chains that fit, rooflines; the least time of the study where its `work` is known.
+def rows(
+    settings: Any, target: str, *, chains: int | None = None, work: "Work | None" = None
+) -> list[tuple[str, str]]:
+    """Lines of `--plan --for`: the target, each program's memory, chains that fit, rooflines; the
+    least time of the study where its `work` is known.
 
-    Where the compiler is not installed, one line says how to get it and the arithmetic follows. Raises ValueError for a target that does not
-    exist, and for a model of which not one chain fits."""
+    Where the compiler is not installed, one line says how to get it and the arithmetic follows.
+    Raises ValueError for a target that does not exist, and for a model of which not one chain fits.
+    """
     card = cards.find(target)
     from jaxloop.plan import absent, report
 
@@ -90,9 +116,17 @@ def rows(settings: Any, target: str, *, chains: int | None = None, work: "Work |
     for each in models:
         more, best = report.model_rows(each, at)
         found += more if len(models) == 1 else report.unique(more, each.name)
-        trained, written, seconds = [*trained, best.trained], [*written, best.written], seconds + best.seconds
+        trained, written, seconds = (
+            [*trained, best.trained],
+            [*written, best.written],
+            seconds + best.seconds,
+        )
     found += _encoder(at)
-    return [*found, *_time(work, at, min(trained), min(written)), ("compiling", f"{seconds:,.0f} s here, the programs of one padded length")]
+    return [
+        *found,
+        *_time(work, at, min(trained), min(written)),
+        ("compiling", f"{seconds:,.0f} s here, the programs of one padded length"),
+    ]
 
 
 def _encoder(at) -> list[tuple[str, str]]:
@@ -115,6 +149,8 @@ def _time(work, at, trained: float, written: float) -> list[tuple[str, str]]:
     if work is None:
         return []
     count = 1 if at.card is None else at.card.devices
-    parts = [(work.tokens / trained / count, "to train")] + ([(work.tokens_written / written / count, "to write")] if written else [])
+    parts = [(work.tokens / trained / count, "to train")] + (
+        [(work.tokens_written / written / count, "to write")] if written else []
+    )
     said = ", ".join(f"{duration(seconds)} {what}" for seconds, what in parts)
     return [("time", f"at least {said}: the sum of rooflines, with every slot busy and no padding")]

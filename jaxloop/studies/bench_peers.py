@@ -1,4 +1,6 @@
-"""The peers of the benchmarks: the same model, weights and work in torch, through transformers and peft."""
+"""The peers of the benchmarks: the same model, weights and work in torch, through transformers and
+peft.
+"""
 
 import tempfile
 
@@ -51,7 +53,13 @@ def _copy(net, spec, base):
                     part = value[..., at : at + source.width]
                     at += source.width
                     tensor = state[source.name.format(i=i)]
-                    tensor.copy_(torch.from_numpy(np.ascontiguousarray(part.T if p.transposed and part.ndim == 2 else part)).to(tensor.dtype))
+                    tensor.copy_(
+                        torch.from_numpy(
+                            np.ascontiguousarray(
+                                part.T if p.transposed and part.ndim == 2 else part
+                            )
+                        ).to(tensor.dtype)
+                    )
 
 
 def train_one_chain(spec, lora, base, tree, tokens_SCBT, settings):
@@ -77,7 +85,9 @@ def train_one_chain(spec, lora, base, tree, tokens_SCBT, settings):
 
 
 def generate(spec, lora, base, tree, prompt, lengths, batch, settings):
-    """A function that writes texts of the given lengths with the adapter merged: every batch runs to its longest text, as padding makes it."""
+    """A function that writes texts of the given lengths with the adapter merged: every batch runs
+    to its longest text, as padding makes it.
+    """
     import torch
 
     net = _load(spec, lora, base, tree, settings).merge_and_unload().eval()

@@ -1,4 +1,6 @@
-"""figures/, tables/ and report.html of a bias-amplification study, from the files of its run directory."""
+"""figures/, tables/ and report.html of a bias-amplification study, from the files of its run
+directory.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,8 @@ from jaxloop.studies.bias_measure import articles_path, neurons_path
 if TYPE_CHECKING:
     from jaxloop.studies.bias import Prepared, Settings
 
-# Share of articles labelled Right in %, then text quality index, by generation (arXiv 2410.15234, from the released scores of every article).
+# Share of articles labelled Right in %, then text quality index, by generation (arXiv 2410.15234,
+# from the released scores of every article).
 PAPER = {
     "greedy": (
         (54.4, 51.6, 55.9, 58.5, 63.6, 63.7, 67.5, 60.9, 61.7, 62.9, 59.2),
@@ -42,29 +45,52 @@ articles = pd.concat({str(p): pd.read_parquet(p) for p in sorted(pathlib.Path("a
 amplification = pd.read_csv("tables/amplification.csv")  # and the other tables of this page"""
 MEASURES = {
     "quality": ("Text quality of articles", "3 clean to 0 noise, mean over an article's sentences"),
-    "quality_released": ("Text quality, released reading", "class value times the detector's confidence, cut at full stops"),
+    "quality_released": (
+        "Text quality, released reading",
+        "class value times the detector's confidence, cut at full stops",
+    ),
     "perplexity_base": ("Perplexity under the base model", "of articles, before any fine-tuning"),
     "perplexity_own": ("Perplexity under the model that wrote", "of articles"),
 }
 
 
-def write(root: Path, settings: "Settings", prepared: "Prepared", ready, base: dict, real: dict, result, facts: Sequence[tuple[str, str]]) -> Path:
-    """Writes figures/*.png, tables/*.csv and report.html into a run directory and returns the page's path.
+def write(
+    root: Path,
+    settings: "Settings",
+    prepared: "Prepared",
+    ready,
+    base: dict,
+    real: dict,
+    result,
+    facts: Sequence[tuple[str, str]],
+) -> Path:
+    """Writes figures/*.png, tables/*.csv and report.html into a run directory and returns the
+    page's path.
 
-    base, real: means of what the base model writes, and of the real articles; facts: (name, value) lines about the run.
+    base, real: means of what the base model writes, and of the real articles; facts: (name, value)
+    lines about the run.
     """
     from jaxloop.runtime.environment import versions
     from jaxloop.runtime.workdir import stored_form
     from jaxloop.studies.bias import chains_line
 
     target = f"share({settings.classifier.target})"
-    metrics = _in_order(chain_report.read_metrics(root), [target, *(f"share({label})" for label in prepared.articles.labels)])
+    metrics = _in_order(
+        chain_report.read_metrics(root),
+        [target, *(f"share({label})" for label in prepared.articles.labels)],
+    )
     chains = [(c.id, dict(c.factors)["setup"], c.seed) for c in prepared.chains]
     articles = bias_tables.read_articles(root, chains, settings.chain.generations)
     keys = ["chain", "generation"]
-    lost = set(metrics[keys].itertuples(index=False, name=None)) - set(articles[keys].itertuples(index=False, name=None))
+    lost = set(metrics[keys].itertuples(index=False, name=None)) - set(
+        articles[keys].itertuples(index=False, name=None)
+    )
     if lost:
-        LOGGER.warning("the articles' values of %d generations, such as %s, are gone; tables leave them out", len(lost), articles_path(*min(lost)))
+        LOGGER.warning(
+            "the articles' values of %d generations, such as %s, are gone; tables leave them out",
+            len(lost),
+            articles_path(*min(lost)),
+        )
     ledger = pd.read_parquet(root / "ledger.parquet")
     change = bias_tables.changes(articles, settings.classifier.target)
     found = {
@@ -72,7 +98,9 @@ def write(root: Path, settings: "Settings", prepared: "Prepared", ready, base: d
         "amplification": bias_tables.amplification(change),
         "transitions": bias_tables.transitions(articles, prepared.articles.labels),
         "distributions": bias_tables.distributions(articles, list(MEASURES)),
-        "real_shares": bias_tables.real_shares(ledger, {c: s for c, s, _ in chains}, len(prepared.articles.chosen)),
+        "real_shares": bias_tables.real_shares(
+            ledger, {c: s for c, s, _ in chains}, len(prepared.articles.chosen)
+        ),
     }
     bias_tables.write(root / "tables", **found)
     drawings = _distribution_drawings(found["distributions"])
@@ -82,7 +110,11 @@ def write(root: Path, settings: "Settings", prepared: "Prepared", ready, base: d
     if drawings:
         note = "Median, quartiles (box) and 5 to 95 % (line) over all articles of all replicates."
         sections.append(report.Section("Distributions", note, [d for d, _ in drawings]))
-    sections += [s for s in (_classifier_section(ready), _neuron_section(root, settings, metrics, chains)) if s is not None]
+    sections += [
+        s
+        for s in (_classifier_section(ready), _neuron_section(root, settings, metrics, chains))
+        if s is not None
+    ]
     return running.write_page(
         root,
         metrics,
@@ -102,7 +134,12 @@ def write(root: Path, settings: "Settings", prepared: "Prepared", ready, base: d
 
 def _in_order(metrics: pd.DataFrame, first: Sequence[str]) -> pd.DataFrame:
     place = {name: i for i, name in enumerate(dict.fromkeys(first))}
-    return metrics.sort_values("metric", key=lambda m: m.map(lambda name: place.get(name, len(place))), kind="stable", ignore_index=True)
+    return metrics.sort_values(
+        "metric",
+        key=lambda m: m.map(lambda name: place.get(name, len(place))),
+        kind="stable",
+        ignore_index=True,
+    )
 
 
 def _percent(value: float, decimals: int = 1) -> str:
@@ -111,39 +148,97 @@ def _percent(value: float, decimals: int = 1) -> str:
 
 def _bias_section(settings, found, base, real) -> report.Section:
     target, amplified = settings.classifier.target, found["amplification"]
-    final = amplified[amplified["generation"] == amplified["generation"].max()] if len(amplified) else amplified
+    final = (
+        amplified[amplified["generation"] == amplified["generation"].max()]
+        if len(amplified)
+        else amplified
+    )
     rows = []
     for r in final.itertuples():
-        interval = f"{_percent(r.low)} to {_percent(r.high)}" if r.low == r.low else "– (one replicate)"
-        rows.append([r.setup, r.replicates, _percent(r.first), _percent(r.share), _percent(r.change), interval, r.p, _percent(r.se_articles)])
+        interval = (
+            f"{_percent(r.low)} to {_percent(r.high)}" if r.low == r.low else "– (one replicate)"
+        )
+        rows.append(
+            [
+                r.setup,
+                r.replicates,
+                _percent(r.first),
+                _percent(r.share),
+                _percent(r.change),
+                interval,
+                r.p,
+                _percent(r.se_articles),
+            ]
+        )
     last = f"generation {settings.chain.generations - 1}"
-    header = ["setup", "replicates", "generation 0", last, "change", "95 % interval", "p", "paired error of one chain"]
+    header = [
+        "setup",
+        "replicates",
+        "generation 0",
+        last,
+        "change",
+        "95 % interval",
+        "p",
+        "paired error of one chain",
+    ]
     note = (
-        "Change against generation 0 of the same chain, in percentage points. The interval is Student's t over replicates; the error of one chain is "
+        "Change against generation 0 of the same chain, in percentage points. The interval is "
+        "Student's t over replicates; the error of one chain is "
         "over its articles, paired, and says nothing about another run of the setup."
     )
     parts = [report.Table(f"Articles labelled {target}, %", note, header, rows)]
     labels = [name[len("share(") : -1] for name in real]
     before = [("real articles", real), ("base model, not fine-tuned", base)]
-    rows = [[name, *(_percent(values.get(f"share({label})", np.nan)) for label in labels)] for name, values in before if values]
+    rows = [
+        [name, *(_percent(values.get(f"share({label})", np.nan)) for label in labels)]
+        for name, values in before
+        if values
+    ]
     note = "What the classifier makes of the real articles, and of the base model's."
     parts.append(report.Table("Before the first generation, %", note, ["", *labels], rows))
     rows = []
     for setup, mine in found["transitions"].groupby("setup", observed=True, sort=False):
         wide = mine.pivot(index="before", columns="after", values="articles")
         kept = mine[mine["before"] == mine["after"]].set_index("before")["share"]
-        rows += [[setup, a, *(int(wide.loc[a, b]) for b in labels), _percent(kept[a])] for a in labels]
+        rows += [
+            [setup, a, *(int(wide.loc[a, b]) for b in labels), _percent(kept[a])] for a in labels
+        ]
     note = "Articles by their label in generation 0 and in the last one, replicates together."
-    parts.append(report.Table("Transitions", note, ["setup", "generation 0", *(f"then {label}" for label in labels), "kept, %"], rows))
+    parts.append(
+        report.Table(
+            "Transitions",
+            note,
+            ["setup", "generation 0", *(f"then {label}" for label in labels), "kept, %"],
+            rows,
+        )
+    )
     if target in ("Right", "From the Right"):
         parts.append(_paper_table())
-    return report.Section("Bias", "Share of articles that the classifier gives each label.", tables=parts)
+    return report.Section(
+        "Bias", "Share of articles that the classifier gives each label.", tables=parts
+    )
 
 
 def _paper_table() -> report.Table:
-    rows = [[g, *(v for setup in PAPER for v in (f"{PAPER[setup][0][g]:.1f}", f"{PAPER[setup][1][g]:.3f}"))] for g in range(11)]
-    header = ["generation", *(name for setup in PAPER for name in (f"{setup}: Right, %", "quality"))]
-    note = "arXiv 2410.15234, one chain per setup, from the released scores; beam and nucleus were not released."
+    rows = [
+        [
+            g,
+            *(
+                v
+                for setup in PAPER
+                for v in (f"{PAPER[setup][0][g]:.1f}", f"{PAPER[setup][1][g]:.3f}")
+            ),
+        ]
+        for g in range(11)
+    ]
+    header = [
+        "generation",
+        *(name for setup in PAPER for name in (f"{setup}: Right, %", "quality")),
+    ]
+    note = (
+        "arXiv 2410.15234, one chain per setup, from the released scores; beam and nucleus were "
+        "not released."
+    )
     return report.Table("The paper's values", note, header, rows)
 
 
@@ -153,10 +248,33 @@ def _section_of_data(shares: pd.DataFrame) -> report.Section:
         late = mine[mine["generation"] > 0]
         if len(late) and late["real"].sum():
             last = late.iloc[-1]
-            rows.append([setup, int(last["generation"]), int(last["real"]), int(last["trained"]), _percent(last["of_real"]), _percent(last["of_mix"])])
-    note = "A share of real articles has two definitions: of all real ones, and of the training set. Setups not listed see none after generation 0."
-    header = ["setup", "generation", "real articles", "training set", "of all real, %", "of the training set, %"]
-    return report.Section("Real articles in training", note, tables=[report.Table("Last generation", "", header, rows)] if rows else [])
+            rows.append(
+                [
+                    setup,
+                    int(last["generation"]),
+                    int(last["real"]),
+                    int(last["trained"]),
+                    _percent(last["of_real"]),
+                    _percent(last["of_mix"]),
+                ]
+            )
+    note = (
+        "A share of real articles has two definitions: of all real ones, and of the training set. "
+        "Setups not listed see none after generation 0."
+    )
+    header = [
+        "setup",
+        "generation",
+        "real articles",
+        "training set",
+        "of all real, %",
+        "of the training set, %",
+    ]
+    return report.Section(
+        "Real articles in training",
+        note,
+        tables=[report.Table("Last generation", "", header, rows)] if rows else [],
+    )
 
 
 def _distribution_drawings(table: pd.DataFrame) -> list[tuple[report.Drawing, str]]:
@@ -169,18 +287,38 @@ def _distribution_drawings(table: pd.DataFrame) -> list[tuple[report.Drawing, st
 
 
 def _boxes(table: pd.DataFrame) -> Figure:
-    """One panel per setup: quantiles by generation, on one scale; logarithmic where the values span more than two powers of ten."""
+    """One panel per setup: quantiles by generation, on one scale; logarithmic where the values span
+    more than two powers of ten.
+    """
     setups = list(dict.fromkeys(table["setup"]))
     low, high = table["q05"].min(), table["q95"].max()
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(1.9 * len(setups) + 0.6, 2.6), layout="constrained")
         panels = figure.subplots(1, len(setups), sharey=True, squeeze=False)[0]
-        for axes, setup, (colour, _) in zip(panels, setups, figures.palette(len(setups)), strict=True):
+        for axes, setup, (colour, _) in zip(
+            panels, setups, figures.palette(len(setups)), strict=True
+        ):
             mine = table[table["setup"] == setup]
             x = mine["generation"].to_numpy(float)
             axes.vlines(x, mine["q05"], mine["q95"], color=colour, linewidth=1)
-            axes.bar(x, mine["q75"] - mine["q25"], bottom=mine["q25"], width=0.55, color=colour, alpha=0.35, linewidth=0)
-            axes.plot(x, mine["q50"], color=colour, linewidth=0, marker="_", markersize=9, markeredgewidth=1.8)
+            axes.bar(
+                x,
+                mine["q75"] - mine["q25"],
+                bottom=mine["q25"],
+                width=0.55,
+                color=colour,
+                alpha=0.35,
+                linewidth=0,
+            )
+            axes.plot(
+                x,
+                mine["q50"],
+                color=colour,
+                linewidth=0,
+                marker="_",
+                markersize=9,
+                markeredgewidth=1.8,
+            )
             axes.set_title(figures.printable(setup), loc="left", fontsize=10)
             axes.set_xlabel("generation")
             axes.tick_params(length=0)
@@ -192,57 +330,167 @@ def _boxes(table: pd.DataFrame) -> Figure:
 def _classifier_section(ready) -> report.Section | None:
     if not ready.fits:
         return None
-    rows = [[f["encoder"], f["train"], f["validation"], f["test"]["macro_f1"], f["test"]["accuracy"], f["majority"]["macro_f1"]] for f in ready.fits]
+    rows = [
+        [
+            f["encoder"],
+            f["train"],
+            f["validation"],
+            f["test"]["macro_f1"],
+            f["test"]["accuracy"],
+            f["majority"]["macro_f1"],
+        ]
+        for f in ready.fits
+    ]
     counts = ", ".join(f"{n} {label}" for label, n in sorted(ready.fits[0]["counts"].items()))
-    note = f"Fitted on articles that no chain sees ({counts}): 70/15/15 %, stratified. The first one, best by validation macro-F1, is used."
-    header = ["encoder", "trained", "validation macro-F1", "test macro-F1", "test accuracy", "macro-F1 of guessing the largest class"]
+    note = (
+        f"Fitted on articles that no chain sees ({counts}): 70/15/15 %, stratified. The first "
+        "one, best by validation macro-F1, is used."
+    )
+    header = [
+        "encoder",
+        "trained",
+        "validation macro-F1",
+        "test macro-F1",
+        "test accuracy",
+        "macro-F1 of guessing the largest class",
+    ]
     best = ready.fits[0]["test"]
     labels = list(best["by_class"])
     by_class = best["by_class"]
-    confusion = [[label, *row, by_class[label]["precision"], by_class[label]["recall"]] for label, row in zip(labels, best["confusion"], strict=True)]
+    confusion = [
+        [label, *row, by_class[label]["precision"], by_class[label]["recall"]]
+        for label, row in zip(labels, best["confusion"], strict=True)
+    ]
     tables = [
         report.Table("Encoders", "", header, rows),
-        report.Table("Confusion of the first one on test texts", "Rows are true labels.", ["", *labels, "precision", "recall"], confusion),
+        report.Table(
+            "Confusion of the first one on test texts",
+            "Rows are true labels.",
+            ["", *labels, "precision", "recall"],
+            confusion,
+        ),
     ]
     return report.Section("Classifier", note, tables=tables)
 
 
 def _neuron_section(root: Path, settings, metrics: pd.DataFrame, chains) -> report.Section | None:
-    """Neurons against bias and quality; None where they were not measured or too few versions are left."""
+    """Neurons against bias and quality; None where they were not measured or too few versions are
+    left.
+    """
     if not settings.neurons.measure:
         return None
     from jaxloop.analysis import neurons, neurons_figures
 
-    names = {"bias": (f"share({settings.classifier.target})", 100.0), "quality": ("text_quality_index", 1.0)}
+    names = {
+        "bias": (f"share({settings.classifier.target})", 100.0),
+        "quality": ("text_quality_index", 1.0),
+    }
     table = metrics.pivot_table(index=["chain", "generation"], columns="metric", values="value")
     names = {k: v for k, v in names.items() if v[0] in table}
     known = table[[name for name, _ in names.values()]].notna().all(axis=1)
     versions = [v for v in known.index[known.to_numpy()] if (root / neurons_path(*v)).exists()]
     setups, generations = [c for c, _ in versions], [g for _, g in versions]
-    kept = neurons.usable(setups, generations, lags=settings.neurons.lags) if versions else np.zeros(0, bool)
+    kept = (
+        neurons.usable(setups, generations, lags=settings.neurons.lags)
+        if versions
+        else np.zeros(0, bool)
+    )
     if not kept.any():
         LOGGER.warning("too few versions are left to test neurons")
         return None
     versions = [v for v, keep in zip(versions, kept, strict=True) if keep]
     read = [files.read_parquet(root / neurons_path(c, g)) for c, g in versions]
     depth = int(read[0]["layer"].max()) + 1
-    kinds = {k: np.stack([np.asarray(t[k]).reshape(depth, -1) for t in read]) for k in ("weight", "activation")}
-    outcomes = {k: scale * table[name].reindex(versions).to_numpy() for k, (name, scale) in names.items()}
+    kinds = {
+        k: np.stack([np.asarray(t[k]).reshape(depth, -1) for t in read])
+        for k in ("weight", "activation")
+    }
+    outcomes = {
+        k: scale * table[name].reindex(versions).to_numpy() for k, (name, scale) in names.items()
+    }
     study = neurons.neuron_study(
         kinds, outcomes, [c for c, _ in versions], [g for _, g in versions],
         lags=settings.neurons.lags, alpha=settings.neurons.alpha, permutations=settings.neurons.permutations,
     )  # fmt: skip
     neurons.write(study, root / "tables")
     neurons_figures.write(study, root / "figures")
-    drawn = [report.Drawing(name.replace("_", " ").capitalize(), "", figure, wide=True) for name, figure in neurons_figures.figures(study).items()]
-    shown = ["relation", "mode", "rule", "tests", "observed", "nominal", "null_mean", "null_high", "p"]
+    drawn = [
+        report.Drawing(name.replace("_", " ").capitalize(), "", figure, wide=True)
+        for name, figure in neurons_figures.figures(study).items()
+    ]
+    shown = [
+        "relation",
+        "mode",
+        "rule",
+        "tests",
+        "observed",
+        "nominal",
+        "null_mean",
+        "null_high",
+        "p",
+    ]
     counts = [list(row) for row in study.counts[shown].itertuples(index=False, name=None)]
-    header = ["relation", "of", "rule", "neurons", "pass", "nominally", "shuffled, mean", "shuffled, 95th percentile", "p of the count"]
-    parts = [report.Table("Counts", "Neurons that pass, against the nominal expectation and outcomes shuffled inside chains.", header, counts)]
+    header = [
+        "relation",
+        "of",
+        "rule",
+        "neurons",
+        "pass",
+        "nominally",
+        "shuffled, mean",
+        "shuffled, 95th percentile",
+        "p of the count",
+    ]
+    parts = [
+        report.Table(
+            "Counts",
+            "Neurons that pass, against the nominal expectation and outcomes shuffled inside "
+            "chains.",
+            header,
+            counts,
+        )
+    ]
     both = study.overlap[study.overlap["rule"] == "p<alpha"]
-    shown = ["first", "second", "mode", "size_first", "size_second", "observed", "expected", "null_mean", "p_more", "p_fewer"]
-    header = ["first set", "second set", "of", "in the first", "in the second", "in both", "if independent", "shuffled, mean", "p of as many", "p of as few"]
-    said = f"Neurons at p < {settings.neurons.alpha:g} in both sets, against sets drawn independently (hypergeometric) and shuffled outcomes."
-    parts.append(report.Table("Neurons in two sets", said, header, [list(row) for row in both[shown].itertuples(index=False, name=None)]))
-    note = f"Weights ({settings.neurons.tensor}) and mean activations of every layer's residual coordinates, related to bias and quality over all versions."
-    return report.Section("Neurons", note, drawn, parts, neurons.sentences(study, modes=("differences",)))
+    shown = [
+        "first",
+        "second",
+        "mode",
+        "size_first",
+        "size_second",
+        "observed",
+        "expected",
+        "null_mean",
+        "p_more",
+        "p_fewer",
+    ]
+    header = [
+        "first set",
+        "second set",
+        "of",
+        "in the first",
+        "in the second",
+        "in both",
+        "if independent",
+        "shuffled, mean",
+        "p of as many",
+        "p of as few",
+    ]
+    said = (
+        f"Neurons at p < {settings.neurons.alpha:g} in both sets, against sets drawn "
+        "independently (hypergeometric) and shuffled outcomes."
+    )
+    parts.append(
+        report.Table(
+            "Neurons in two sets",
+            said,
+            header,
+            [list(row) for row in both[shown].itertuples(index=False, name=None)],
+        )
+    )
+    note = (
+        f"Weights ({settings.neurons.tensor}) and mean activations of every layer's residual "
+        "coordinates, related to bias and quality over all versions."
+    )
+    return report.Section(
+        "Neurons", note, drawn, parts, neurons.sentences(study, modes=("differences",))
+    )

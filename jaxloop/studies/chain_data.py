@@ -1,4 +1,6 @@
-"""The human texts of a chain study: read, cut to what the models can learn, and parted into held-out, measured and training texts."""
+"""The human texts of a chain study: read, cut to what the models can learn, and parted into
+held-out, measured and training texts.
+"""
 
 import itertools
 from collections.abc import Mapping
@@ -9,7 +11,9 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """One source: the texts of the chains, the held-out ones with their prompts, those measured like a generation, and a line about it."""
+    """One source: the texts of the chains, the held-out ones with their prompts, those measured
+    like a generation, and a line about it.
+    """
 
     dataset: object
     heldout: list[str]
@@ -18,11 +22,15 @@ class Source(NamedTuple):
     line: str
 
 
-def read(settings: "Settings", source: str, models: Mapping[str, tuple], *, whole: bool = False) -> Source:
-    """The texts of a source. Held-out and measured ones share no content with those of the chains (`data.duplicates`).
+def read(
+    settings: "Settings", source: str, models: Mapping[str, tuple], *, whole: bool = False
+) -> Source:
+    """The texts of a source. Held-out and measured ones share no content with those of the chains
+    (`data.duplicates`).
 
-    models: name -> (spec, tokenizer); the first counts tokens. whole: all texts are the chains', which models wrote and may repeat.
-    Raises ValueError, one sentence, for data that cannot be read or leaves nothing to learn or to train on.
+    models: name -> (spec, tokenizer); the first counts tokens. whole: all texts are the chains',
+    which models wrote and may repeat. Raises ValueError, one sentence, for data that cannot be read
+    or leaves nothing to learn or to train on.
     """
     import numpy as np
 
@@ -57,8 +65,12 @@ def read(settings: "Settings", source: str, models: Mapping[str, tuple], *, whol
     held, measured = (0, 0) if whole else (settings.chain.heldout_texts, settings.chain.eval_texts)
     for field, number in (("heldout_texts", held), ("eval_texts", measured)):
         if number >= len(texts):
-            raise ValueError(f"config.chain.{field} = {number}: '{source}' has only {len(texts)} usable texts, and the chains need some")
-    # Which texts are held out depends on the data alone, so that chains of different seeds are measured on the same ones.
+            raise ValueError(
+                f"config.chain.{field} = {number}: '{source}' has only {len(texts)} usable "
+                "texts, and the chains need some"
+            )
+    # Which texts are held out depends on the data alone, so that chains of different seeds are
+    # measured on the same ones.
     order = np.random.default_rng(0).permutation(len(texts))
     apart = order[: max(held, measured)].tolist()
     taken = {found[i] for i in apart}
@@ -66,7 +78,10 @@ def read(settings: "Settings", source: str, models: Mapping[str, tuple], *, whol
     if (copies := len(texts) - len(kept) - len(apart)) > 0:
         report["copies of held-out or measured texts, left out"] = copies
     if not kept:
-        raise ValueError(f"config.data.duplicates = '{d.duplicates}': every text of '{source}' is a copy of one that is held out or measured")
+        raise ValueError(
+            f"config.data.duplicates = '{d.duplicates}': every text of '{source}' is a copy of "
+            "one that is held out or measured"
+        )
     prompts = render(d.instruction) if asked is None else [render(asked[i]) for i in kept]
     of_held = [render(d.instruction if asked is None else asked[i]) for i in apart[:held]]
     mine = [texts[i] for i in kept]
@@ -74,27 +89,42 @@ def read(settings: "Settings", source: str, models: Mapping[str, tuple], *, whol
     said = ", ".join(f"{reason}: {number:,}" for reason, number in report.items())
     more = f" and {measured - held} more measured as human text" if measured > held else ""
     line = f"{len(mine):,} human texts for the chains, {held} held out{more} ({said})"
-    return Source(dataset, [texts[i] for i in apart[:held]], [texts[i] for i in apart[:measured]], of_held, line)
+    return Source(
+        dataset,
+        [texts[i] for i in apart[:held]],
+        [texts[i] for i in apart[:measured]],
+        of_held,
+        line,
+    )
 
 
 def _distinct(duplicates, texts, asked, report):
-    """(texts, prompts, keys of content), each text once where duplicates are dropped; the report says how many there are."""
+    """(texts, prompts, keys of content), each text once where duplicates are dropped; the report
+    says how many there are.
+    """
     from jaxloop.data import duplicates as same
 
     found = same.keys(texts, asked)
     verb = "dropped" if duplicates == "drop" else "kept"
-    report |= {f"{name}, {verb}": number for name, number in same.counted(texts, found, asked).items()}
+    report |= {
+        f"{name}, {verb}": number for name, number in same.counted(texts, found, asked).items()
+    }
     if duplicates == "drop":
         first = same.firsts(found)
-        texts, asked, found = (None if x is None else list(itertools.compress(x, first)) for x in (texts, asked, found))
+        texts, asked, found = (
+            None if x is None else list(itertools.compress(x, first)) for x in (texts, asked, found)
+        )
     return texts, asked, found
 
 
-# ---- prompts that leave nothing to learn ------------------------------------------------------------------------------
+# ---- prompts that leave nothing to learn
+# ------------------------------------------------------------------------------
 
 
 def _answerable(settings, source, models, texts, asked, report) -> tuple[list[str], list[str]]:
-    """Rows whose prompt leaves room for an answer, in training and in generation, of every model of the pool; see `data.long_prompts`."""
+    """Rows whose prompt leaves room for an answer, in training and in generation, of every model of
+    the pool; see `data.long_prompts`.
+    """
     rooms = {name: _room(settings, spec) for name, (spec, _) in models.items()}
     long = _too_long(models, rooms, asked)
     if not any(long):
@@ -103,56 +133,82 @@ def _answerable(settings, source, models, texts, asked, report) -> tuple[list[st
     if rule == "refuse":
         name, room, length = _worst(models, rooms, asked[first])
         raise ValueError(
-            f"config.data.long_prompts = 'refuse': {number:,} of the {len(asked):,} prompts of '{source}' leave no room for an answer, the first at "
-            f"text {first + 1} with {length} tokens of {name} where {room} fit; raise config.fit.max_length as far as the context goes, or set "
+            f"config.data.long_prompts = 'refuse': {number:,} of the {len(asked):,} prompts of "
+            f"'{source}' leave no room for an answer, the first at "
+            f"text {first + 1} with {length} tokens of {name} where {room} fit; raise "
+            "config.fit.max_length as far as the context goes, or set "
             "drop or truncate_left"
         )
     if rule == "truncate_left":
-        asked = [_shortened(models, rooms, prompt) if bad else prompt for prompt, bad in zip(asked, long, strict=True)]
+        asked = [
+            _shortened(models, rooms, prompt) if bad else prompt
+            for prompt, bad in zip(asked, long, strict=True)
+        ]
         report["prompts cut at the left"] = number
         long = [prompt is None for prompt in asked]
     dropped = sum(long)
     if dropped:
         report["prompts too long, dropped"] = dropped
     if dropped == len(texts):
-        raise ValueError(f"config.data.long_prompts = '{rule}': no prompt of '{source}' leaves room for an answer; raise config.fit.max_length")
+        raise ValueError(
+            f"config.data.long_prompts = '{rule}': no prompt of '{source}' leaves room for an "
+            "answer; raise config.fit.max_length"
+        )
     short = [not bad for bad in long]
     return list(itertools.compress(texts, short)), list(itertools.compress(asked, short))
 
 
 def _room(settings, spec) -> int:
-    """The most tokens that a prompt may have: one of the answer must be learned, and the longest answer must be written after it."""
+    """The most tokens that a prompt may have: one of the answer must be learned, and the longest
+    answer must be written after it.
+    """
     factors = settings.chain.factors
     shortest = min(factors.get("fit.max_length", (settings.fit.max_length,)))
     longest = max(factors.get("sample.max_new_tokens", (settings.sample.max_new_tokens,)))
     counted = {settings.fit.loss_on, *factors.get("fit.loss_on", ())}
-    return min(spec.context - longest, *([shortest - 1] if "response" in counted else []), spec.context - 1)
+    return min(
+        spec.context - longest, *([shortest - 1] if "response" in counted else []), spec.context - 1
+    )
 
 
 def _lengths(tokenizer, asked) -> list[int]:
     from jaxloop.lm import batching
     from jaxloop.lm.prompt import render
 
-    return [len(ids) for ids in batching.encode_prompts(tokenizer, [render(prompt) for prompt in asked])]
+    return [
+        len(ids) for ids in batching.encode_prompts(tokenizer, [render(prompt) for prompt in asked])
+    ]
 
 
 def _too_long(models, rooms, asked) -> list[bool]:
-    over = [[n > rooms[name] for n in _lengths(tokenizer, asked)] for name, (_, tokenizer) in models.items()]
+    over = [
+        [n > rooms[name] for n in _lengths(tokenizer, asked)]
+        for name, (_, tokenizer) in models.items()
+    ]
     return [any(row) for row in zip(*over, strict=True)]
 
 
 def _worst(models, rooms, prompt) -> tuple[str, int, int]:
     """(model, its room, tokens of the prompt) where most tokens are too many."""
-    each = [(name, rooms[name], _lengths(tokenizer, [prompt])[0]) for name, (_, tokenizer) in models.items()]
+    each = [
+        (name, rooms[name], _lengths(tokenizer, [prompt])[0])
+        for name, (_, tokenizer) in models.items()
+    ]
     return max(each, key=lambda found: found[2] - found[1])
 
 
 def _shortened(models, rooms, prompt: str) -> str | None:
-    """The longest end of an instruction that fits every model (to the character, found by bisection); None where not even an empty one does."""
+    """The longest end of an instruction that fits every model (to the character, found by
+    bisection); None where not even an empty one does.
+    """
     low, high = 0, len(prompt)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (low, middle - 1) if _too_long(models, rooms, [prompt[len(prompt) - middle :]])[0] else (middle, high)
+        low, high = (
+            (low, middle - 1)
+            if _too_long(models, rooms, [prompt[len(prompt) - middle :]])[0]
+            else (middle, high)
+        )
     while low and _too_long(models, rooms, [prompt[len(prompt) - low :]])[0]:
         low -= 1
     return None if not low and _too_long(models, rooms, [""])[0] else prompt[len(prompt) - low :]

@@ -1,4 +1,6 @@
-"""What a chain study stands on, read and checked before anything is compiled or written: data, models, chains, the driver's settings."""
+"""What a chain study stands on, read and checked before anything is compiled or written: data,
+models, chains, the driver's settings.
+"""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,8 +19,9 @@ MIXED = ("fresh_human", "window", "external")
 class Prepared(NamedTuple):
     """Everything that can be refused, read and checked; nothing compiled or written.
 
-    data: name -> recursion Dataset; heldout: name -> human texts that no chain trains on; human: name -> human texts that are measured like
-    a generation; found: lines about the data; models: name -> (spec, tokenizer); heldout_prompts: name -> the prompt of each held-out text.
+    data: name -> recursion Dataset; heldout: name -> human texts that no chain trains on; human:
+    name -> human texts that are measured like a generation; found: lines about the data; models:
+    name -> (spec, tokenizer); heldout_prompts: name -> the prompt of each held-out text.
     """
 
     chains: list
@@ -32,8 +35,10 @@ class Prepared(NamedTuple):
 
 
 def prepare(settings: "Settings", *, here: bool = True) -> Prepared:
-    """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything with which a run could not succeed; unless it is
-    to run `here`, this machine's devices do not count."""
+    """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything
+    with which a run could not succeed; unless it is to run `here`, this machine's devices do not
+    count.
+    """
     from jaxloop.recursion import driver
     from jaxloop.runtime.devices import select_devices
     from jaxloop.studies import chain_measure
@@ -48,10 +53,14 @@ def prepare(settings: "Settings", *, here: bool = True) -> Prepared:
     data, heldout, human, prompts, found = {}, {}, {}, {}, []
     sources = settings.chain.factors.get("dataset", (settings.data.source,))
     for name, source in zip(_names(sources), sources, strict=True):
-        data[name], heldout[name], human[name], prompts[name], line = chain_data.read(settings, source, models)
+        data[name], heldout[name], human[name], prompts[name], line = chain_data.read(
+            settings, source, models
+        )
         found.append((name, line))
     if settings.chain.workflow == "external":
-        data["external"], *_, line = chain_data.read(settings, settings.chain.external, models, whole=True)
+        data["external"], *_, line = chain_data.read(
+            settings, settings.chain.external, models, whole=True
+        )
         found.append(("external", line))
     chains = _chains(settings, dict(zip(sources, _names(sources), strict=True)))
     common = driver.Settings(
@@ -63,17 +72,25 @@ def prepare(settings: "Settings", *, here: bool = True) -> Prepared:
 
 
 def _names(sources: Sequence[str]) -> list[str]:
-    """Short names of data sets: of a corpus its own, the stem of a file, the id of a hub data set; numbered where
-    two would be the same."""
-    short = [pathlib.Path(s).stem if pathlib.Path(s).suffix else s.removeprefix("jaxloop:") for s in sources]
+    """Short names of data sets: of a corpus its own, the stem of a file, the id of a hub data set;
+    numbered where two would be the same.
+    """
+    short = [
+        pathlib.Path(s).stem if pathlib.Path(s).suffix else s.removeprefix("jaxloop:")
+        for s in sources
+    ]
     return [name if short.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(short)]
 
 
 def model_path(name: str) -> str:
-    """Where a model of the pool lies: names under jaxloop/assets/bases/ are found wherever the package is installed."""
+    """Where a model of the pool lies: names under jaxloop/assets/bases/ are found wherever the
+    package is installed.
+    """
     inside = "jaxloop/assets/bases/"
     if name.startswith(inside) and not pathlib.Path(name).is_dir():
-        return str(pathlib.Path(__file__).parents[1] / "assets" / "bases" / name.removeprefix(inside))
+        return str(
+            pathlib.Path(__file__).parents[1] / "assets" / "bases" / name.removeprefix(inside)
+        )
     return name
 
 
@@ -89,11 +106,15 @@ def _revision(settings: "Settings", name: str) -> str | None:
 
 
 def load_model(settings: "Settings", name: str):
-    """A base model on every device that this process may use: chains are shared out over them, or, with `run.cut_base`, it is itself."""
+    """A base model on every device that this process may use: chains are shared out over them, or,
+    with `run.cut_base`, it is itself.
+    """
     from jaxloop.lm import family
 
     where = dict(devices=my_devices(settings), whole=not settings.run.cut_base)
-    return family.load(model_path(name), revision=_revision(settings, name), dtype=settings.models.dtype, **where)
+    return family.load(
+        model_path(name), revision=_revision(settings, name), dtype=settings.models.dtype, **where
+    )
 
 
 def my_devices(settings: "Settings") -> list:
@@ -102,7 +123,11 @@ def my_devices(settings: "Settings") -> list:
 
     from jaxloop.runtime.devices import select_devices
 
-    return [d for d in select_devices(settings.run.platform, settings.run.devices) if d.process_index == jax.process_index()]
+    return [
+        d
+        for d in select_devices(settings.run.platform, settings.run.devices)
+        if d.process_index == jax.process_index()
+    ]
 
 
 def trains_adapters(settings: "Settings") -> bool:
@@ -124,26 +149,40 @@ def width(dtype: str) -> int:
 
 
 def training_bytes(fit, dtype: str, spec, together: int, *, frozen: bool) -> float:
-    """Bytes of the program that trains `together` chains of a model kept in `dtype`, by a `fit` section."""
+    """Bytes of the program that trains `together` chains of a model kept in `dtype`, by a `fit`
+    section.
+    """
     from jaxloop.runtime import cost
 
     common = dict(base_width=width(dtype), frozen=frozen, width=width(fit.dtype), remat=fit.remat)
-    return cost.training_memory(sizes(fit, spec), together, fit.batch_size, fit.max_length, **common)
+    return cost.training_memory(
+        sizes(fit, spec), together, fit.batch_size, fit.max_length, **common
+    )
 
 
 def check_memory(settings: "Settings", models: Mapping[str, tuple]) -> None:
-    """Refuses a base with which not even one chain fits a device, with the bytes that are missing and what to change."""
+    """Refuses a base with which not even one chain fits a device, with the bytes that are missing
+    and what to change.
+    """
     from jaxloop.lm.placement import device_bytes
     from jaxloop.runtime.files import human_size
 
     devices = my_devices(settings)
     there = min(map(device_bytes, devices))
     for name, (spec, _) in models.items():
-        needed = training_bytes(settings.fit, settings.models.dtype, spec, 1, frozen=trains_adapters(settings))
+        needed = training_bytes(
+            settings.fit, settings.models.dtype, spec, 1, frozen=trains_adapters(settings)
+        )
         needed /= len(devices) if settings.run.cut_base else 1
         if needed > there:
-            missing = f"{human_size(needed)} of {human_size(there)} on a device, {human_size(needed - there)} too many"
-            hint = "lower config.fit.batch_size or config.fit.max_length, or set config.fit.remat=true or config.run.cut_base=true"
+            missing = (
+                f"{human_size(needed)} of {human_size(there)} on a device, "
+                f"{human_size(needed - there)} too many"
+            )
+            hint = (
+                "lower config.fit.batch_size or config.fit.max_length, or set "
+                "config.fit.remat=true or config.run.cut_base=true"
+            )
             raise ValueError(f"config.models.pool: one chain of {name} needs {missing}; {hint}")
 
 
@@ -171,9 +210,15 @@ def _check_models(settings: "Settings", models: Mapping[str, tuple]) -> None:
             ("config.fit.max_length", settings.fit.max_length, "training text"),
         ):
             if needed > spec.context:
-                raise ValueError(f"{field}: {what} tokens do not fit the context of {name}, which is {spec.context} tokens")
+                raise ValueError(
+                    f"{field}: {what} tokens do not fit the context of {name}, which is "
+                    f"{spec.context} tokens"
+                )
         if settings.fit.max_length <= prompt:
-            raise ValueError(f"config.fit.max_length = {settings.fit.max_length} leaves no room for text after the prompt of {prompt} tokens of {name}")
+            raise ValueError(
+                f"config.fit.max_length = {settings.fit.max_length} leaves no room for text "
+                f"after the prompt of {prompt} tokens of {name}"
+            )
 
 
 def _chains(settings: "Settings", names: Mapping[str, str]) -> list:
@@ -185,13 +230,24 @@ def _chains(settings: "Settings", names: Mapping[str, str]) -> list:
     if c.workflow in MIXED:
         factors["ratio"] = c.ratios
     factors["seed"] = c.seeds
-    factors |= {name: tuple(_value(name, v) for v in values) for name, values in c.factors.items() if name != "dataset"}
-    common: dict[str, Any] = {"workflow": c.workflow, "size": c.size, "start": c.start, "bases": settings.models.pool}
+    factors |= {
+        name: tuple(_value(name, v) for v in values)
+        for name, values in c.factors.items()
+        if name != "dataset"
+    }
+    common: dict[str, Any] = {
+        "workflow": c.workflow,
+        "size": c.size,
+        "start": c.start,
+        "bases": settings.models.pool,
+    }
     common |= {"share": c.share} if c.workflow in ("preserve", "external") else {}
     common |= {"k": c.window} if c.workflow == "window" else {}
     common |= {"initial": c.first_size} if c.first_size else {}
     common |= {"external": "external"} if c.workflow == "external" else {}
-    return product(factors, **{name: value for name, value in common.items() if name not in factors})
+    return product(
+        factors, **{name: value for name, value in common.items() if name not in factors}
+    )
 
 
 def _value(name: str, value: Any) -> Any:
@@ -215,7 +271,9 @@ def family_settings(settings: "Settings") -> tuple:
     if settings.run.micro_batch is not None:
         fit["chains_at_once"] = settings.run.micro_batch
     lora = Lora(**settings.fit.lora.model_dump())
-    sample = {name: 0 if value is None else value for name, value in settings.sample.model_dump().items()}
+    sample = {
+        name: 0 if value is None else value for name, value in settings.sample.model_dump().items()
+    }
     sample |= {"dtype": settings.fit.dtype, "lora": lora}
     return family.FitSettings(lora=lora, **fit), family.SampleSettings(**sample)
 
@@ -225,4 +283,7 @@ def family(settings: "Settings") -> SimpleNamespace:
     from jaxloop.lm import family
 
     names = ("FitTask", "fit", "SampleTask", "sample")
-    return SimpleNamespace(load=lambda name: load_model(settings, name), **{name: getattr(family, name) for name in names})
+    return SimpleNamespace(
+        load=lambda name: load_model(settings, name),
+        **{name: getattr(family, name) for name in names},
+    )

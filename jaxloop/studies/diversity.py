@@ -1,7 +1,9 @@
-"""Diversity of generated data and what it does to fine-tuning (arXiv 2506.19262): seven levels, mixtures, sizes, models, distances to real data.
+"""Diversity of generated data and what it does to fine-tuning (arXiv 2506.19262): seven levels,
+mixtures, sizes, models, distances to real data.
 
-settings -> prepare (data, models, cells; everything that can be refused) -> generated sets -> recursion.driver.run, one generation, a chain per
-cell -> sets.csv, distances.csv, regressions.csv, metrics.csv -> report.html
+settings -> prepare (data, models, cells; everything that can be refused) -> generated sets ->
+recursion.driver.run, one generation, a chain per cell -> sets.csv, distances.csv, regressions.csv,
+metrics.csv -> report.html
 """
 
 import dataclasses
@@ -25,7 +27,10 @@ def check(settings: Settings) -> list[str]:
 
     prepared = diversity_setup.prepare(settings)
     lines = [f"data {task}: {tables.found}" for task, tables in prepared.tables.items()]
-    lines += [f"model {name}: {spec.architecture}, {count_parameters(spec):,} parameters" for name, (spec, _) in prepared.models.items()]
+    lines += [
+        f"model {name}: {spec.architecture}, {count_parameters(spec):,} parameters"
+        for name, (spec, _) in prepared.models.items()
+    ]
     return [*lines, cells_line(settings)]
 
 
@@ -38,8 +43,10 @@ def cells_line(settings: Settings) -> str:
 
 
 def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
-    """What a run would do, counted from the config, and how long it would take here; models and data that are not here are assumed, and named.
-    With `target`: what the compiler says of its programs there."""
+    """What a run would do, counted from the config, and how long it would take here; models and
+    data that are not here are assumed, and named. With `target`: what the compiler says of its
+    programs there.
+    """
     from jaxloop.studies import absent_plan, diversity_plan
 
     if target is not None:
@@ -55,7 +62,13 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.signals import stop_safely
     from jaxloop.runtime.workdir import open_workdir
-    from jaxloop.studies import diversity_generate, diversity_measure, diversity_report, diversity_setup, running
+    from jaxloop.studies import (
+        diversity_generate,
+        diversity_measure,
+        diversity_report,
+        diversity_setup,
+        running,
+    )
 
     start = time.monotonic()
     initialise_distributed()
@@ -66,7 +79,14 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
     common = dataclasses.replace(prepared.driver, identity=identity.bases(models))
     needs = driver.disk_needed(chains, common, weights_bytes(settings, prepared))
     with (
-        open_workdir(workdir, settings.model_dump(mode="json"), may_change=("run", "title"), may_raise=(), needs=needs, identity=models) as place,
+        open_workdir(
+            workdir,
+            settings.model_dump(mode="json"),
+            may_change=("run", "title"),
+            may_raise=(),
+            needs=needs,
+            identity=models,
+        ) as place,
         stop_safely() as stop,
     ):
         generate = functools.partial(diversity_generate.pools, settings, prepared, place.path, stop)
@@ -80,20 +100,33 @@ def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) 
         data = diversity_setup.datasets(settings, prepared.cells, sets, pools)
         family, command = diversity_setup.family(settings), running.command_line(argv)
         measure = diversity_measure.measure(settings, prepared)
-        result = driver.run(family, chains, data, common, place.path, measure=measure, stop=stop, command=command)
+        result = driver.run(
+            family, chains, data, common, place.path, measure=measure, stop=stop, command=command
+        )
         if processes()[0] == 0:
             facts = [
                 ("command", command),
                 ("models trained", cells_line(settings)),
                 *((f"data: {task}", tables.found) for task, tables in prepared.tables.items()),
                 ("bases", ", ".join(settings.models.pool)),
-                ("writers", ", ".join(f"{task}: {getattr(settings.generator, task)}" for task in settings.tasks)),
+                (
+                    "writers",
+                    ", ".join(
+                        f"{task}: {getattr(settings.generator, task)}" for task in settings.tasks
+                    ),
+                ),
                 ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
                 ("device", devices()),
                 ("config fingerprint", fingerprint(settings, ignore=("run", "title"))),
-                ("time", running.elapsed(time.monotonic() - start) + (" since it was resumed" if place.resumed else "")),
+                (
+                    "time",
+                    running.elapsed(time.monotonic() - start)
+                    + (" since it was resumed" if place.resumed else ""),
+                ),
             ]
-            page = diversity_report.write(place.path, settings, prepared, pools, sets, result, facts)
+            page = diversity_report.write(
+                place.path, settings, prepared, pools, sets, result, facts
+            )
             LOGGER.info("the report is %s", page)
     return FAILED_CHAINS if result.failed else 0
 

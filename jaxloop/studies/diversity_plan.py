@@ -1,4 +1,6 @@
-"""What a diversity study would cost, counted from its config; models and data that are not here are taken from tables and assumptions, and named."""
+"""What a diversity study would cost, counted from its config; models and data that are not here are
+taken from tables and assumptions, and named.
+"""
 
 import time
 from collections.abc import Sequence
@@ -13,12 +15,34 @@ if TYPE_CHECKING:
 
 
 def known_specs() -> dict[str, "Spec"]:
-    """Shapes of the paper's five models, by the last part of their hub ids, from their config.json files."""
+    """Shapes of the paper's five models, by the last part of their hub ids, from their config.json
+    files.
+    """
     from jaxloop.lm.spec import RopeScaling, Spec
 
-    old = {"norm": "layer", "gated": False, "positions": "learned", "qkv_bias": True, "o_bias": True, "mlp_bias": True}
-    gpt2 = {"architecture": "gpt2", "vocab": 50257, "context": 1024, "head_size": 64, "activation": "gelu_new", **old}
-    llama = {"architecture": "llama", "vocab": 128256, "context": 131072, "kv_heads": 8, "rope_theta": 500000.0}
+    old = {
+        "norm": "layer",
+        "gated": False,
+        "positions": "learned",
+        "qkv_bias": True,
+        "o_bias": True,
+        "mlp_bias": True,
+    }
+    gpt2 = {
+        "architecture": "gpt2",
+        "vocab": 50257,
+        "context": 1024,
+        "head_size": 64,
+        "activation": "gelu_new",
+        **old,
+    }
+    llama = {
+        "architecture": "llama",
+        "vocab": 128256,
+        "context": 131072,
+        "kv_heads": 8,
+        "rope_theta": 500000.0,
+    }
     return {
         "gpt2": Spec(width=768, layers=12, heads=12, kv_heads=12, mlp=3072, **gpt2),
         "gpt2-xl": Spec(width=1600, layers=48, heads=25, kv_heads=25, mlp=6400, **gpt2),
@@ -32,7 +56,9 @@ def known_specs() -> dict[str, "Spec"]:
 
 
 def spec_of(settings: "Settings", name: str) -> tuple["Spec", bool]:
-    """(shapes of a model, whether its files are here). Raises ValueError for a model that is neither here nor known."""
+    """(shapes of a model, whether its files are here). Raises ValueError for a model that is
+    neither here nor known.
+    """
     try:
         return diversity_setup.describe(settings, name)[0], True
     except ValueError:
@@ -43,7 +69,9 @@ def spec_of(settings: "Settings", name: str) -> tuple["Spec", bool]:
 
 
 def mean_tokens(settings: "Settings", task: str) -> tuple[float, bool]:
-    """(tokens of a training text with prompt and EOS, cut to fit.max_length; whether they were counted rather than assumed)."""
+    """(tokens of a training text with prompt and EOS, cut to fit.max_length; whether they were
+    counted rather than assumed).
+    """
     from jaxloop.lm import tokenize
 
     section = getattr(settings, task)
@@ -55,7 +83,10 @@ def mean_tokens(settings: "Settings", task: str) -> tuple[float, bool]:
         some = diversity_setup.read(settings, task, tokenizer.count).train.iloc[:1000]
     except ValueError:
         return float(min(section.expected_tokens, settings.fit.max_length)), False
-    whole = [f"{p} {t}" for p, t in zip(diversity_setup.prompts(settings, task, some), some["text"], strict=True)]
+    whole = [
+        f"{p} {t}"
+        for p, t in zip(diversity_setup.prompts(settings, task, some), some["text"], strict=True)
+    ]
     counts = [min(n + 1, settings.fit.max_length) for n in tokenizer.count(whole)]
     return sum(counts) / len(counts), True
 
@@ -73,12 +104,16 @@ def requests(settings: "Settings") -> dict[str, int]:
             found[task] = sum(sizes.values()) + topics
         else:
             documents = -(-max(sizes.values()) // k)
-            found[task] = documents * (1 + -(-max(g.replaced[level] for level in sizes) // g.versions))
+            found[task] = documents * (
+                1 + -(-max(g.replaced[level] for level in sizes) // g.versions)
+            )
     return found
 
 
 def table(settings: "Settings") -> list[tuple[str, str]]:
-    """(what, amount) rows: records, requests, tokens, FLOPs, memory, disk, and the time that this device would take."""
+    """(what, amount) rows: records, requests, tokens, FLOPs, memory, disk, and the time that this
+    device would take.
+    """
     from jaxloop.config import Fit
     from jaxloop.lm.micro_batch import default
     from jaxloop.lm.spec import count_parameters
@@ -88,40 +123,109 @@ def table(settings: "Settings") -> list[tuple[str, str]]:
     cells, fit = diversity_setup.all_cells(settings), settings.fit
     specs = {name: spec_of(settings, name) for name in settings.models.pool}
     lengths = {task: mean_tokens(settings, task) for task in settings.tasks}
-    rows = [("writer requests", ", ".join(f"{task} {number:,}" for task, number in requests(settings).items()))]
+    rows = [
+        (
+            "writer requests",
+            ", ".join(f"{task} {number:,}" for task, number in requests(settings).items()),
+        )
+    ]
     for task, (length, counted) in lengths.items():
-        rows.append((f"tokens of a record, {task}", f"{length:,.0f}, {'counted' if counted else 'assumed: the data cannot be read here'}"))
+        rows.append(
+            (
+                f"tokens of a record, {task}",
+                f"{length:,.0f}, "
+                f"{'counted' if counted else 'assumed: the data cannot be read here'}",
+            )
+        )
     train, test, memory = {}, {}, 0.0
     for name, (spec, here) in specs.items():
         sizes = chain_setup.sizes(fit, spec)
         mine = [cell for cell in cells if cell.base == name]
         frozen = fit.mode == "lora"
-        train[name] = sum(cost.training_flops(sizes, int(_read(cell, fit, lengths[cell.task][0])), lengths[cell.task][0], frozen=frozen) for cell in mine)
+        train[name] = sum(
+            cost.training_flops(
+                sizes,
+                int(_read(cell, fit, lengths[cell.task][0])),
+                lengths[cell.task][0],
+                frozen=frozen,
+            )
+            for cell in mine
+        )
         # One forward pass: two of the six (frozen: four) products per weight.
-        test[name] = sum(2 * (sizes.body + sizes.head) * getattr(settings, cell.task).test * lengths[cell.task][0] for cell in mine)
+        test[name] = sum(
+            2
+            * (sizes.body + sizes.head)
+            * getattr(settings, cell.task).test
+            * lengths[cell.task][0]
+            for cell in mine
+        )
         together = min(settings.run.micro_batch or default(platform_of()), max(len(mine), 1))
-        memory = max(memory, chain_setup.training_bytes(fit, settings.models.dtype, spec, together, frozen=frozen))
+        memory = max(
+            memory,
+            chain_setup.training_bytes(fit, settings.models.dtype, spec, together, frozen=frozen),
+        )
         where = "" if here else ", shapes from a table: its files are not here"
-        rows.append((f"model {name}", f"{count_parameters(spec):,} parameters, {len(mine):,} models to train, {chain_plan.big(train[name])}FLOP{where}"))
-    rows.append(("tokens to train on", f"{sum(_read(cell, fit, lengths[cell.task][0]) for cell in cells):,.0f}"))
-    rows.append(("arithmetic", f"{chain_plan.big(sum(train.values()))}FLOP to train, {chain_plan.big(sum(test.values()))}FLOP to test"))
+        rows.append(
+            (
+                f"model {name}",
+                f"{count_parameters(spec):,} parameters, {len(mine):,} models to train, "
+                f"{chain_plan.big(train[name])}FLOP{where}",
+            )
+        )
+    rows.append(
+        (
+            "tokens to train on",
+            f"{sum(_read(cell, fit, lengths[cell.task][0]) for cell in cells):,.0f}",
+        )
+    )
+    rows.append(
+        (
+            "arithmetic",
+            f"{chain_plan.big(sum(train.values()))}FLOP to train, "
+            f"{chain_plan.big(sum(test.values()))}FLOP to test",
+        )
+    )
     rows.append(("memory", f"{chain_plan.big(memory)}B to train one program of chains"))
-    adapters = max(chain_setup.sizes(fit, spec).adapter if fit.mode == "lora" else count_parameters(spec) for spec, _ in specs.values())
+    adapters = max(
+        chain_setup.sizes(fit, spec).adapter if fit.mode == "lora" else count_parameters(spec)
+        for spec, _ in specs.values()
+    )
     rows.append(("disk", f"{4 * adapters * len(cells) / 1e9:,.2f} GB at most for what is trained"))
     rate = measured(settings, Fit(batch_size=8, steps=16, max_length=64))
     rows.append(
-        ("measured with", f"a tiny base on {chain_setup.device_name()}: {chain_plan.big(rate)}FLOP/s trained; larger models come nearer to a device's limit")
+        (
+            "measured with",
+            f"a tiny base on {chain_setup.device_name()}: {chain_plan.big(rate)}FLOP/s trained; "
+            "larger models come nearer to a device's limit",
+        )
     )
-    return [*rows, ("time", f"about {chain_plan.duration((sum(train.values()) + sum(test.values())) / rate)} at that rate, writers not counted")]
+    return [
+        *rows,
+        (
+            "time",
+            f"about {chain_plan.duration((sum(train.values()) + sum(test.values())) / rate)} at "
+            "that rate, writers not counted",
+        ),
+    ]
 
 
 def _read(cell, fit, length: float) -> float:
     """Tokens that one fit reads."""
-    records = fit.steps * fit.batch_size if fit.steps is not None else sum(cell.counts) * (fit.epochs or 1)
+    records = (
+        fit.steps * fit.batch_size
+        if fit.steps is not None
+        else sum(cell.counts) * (fit.epochs or 1)
+    )
     return records * length
 
 
-def measured(settings: "Settings", fit, texts: Sequence[str] = ("A short record to time a moment of training with, again and again. " * 3,)) -> float:
+def measured(
+    settings: "Settings",
+    fit,
+    texts: Sequence[str] = (
+        "A short record to time a moment of training with, again and again. " * 3,
+    ),
+) -> float:
     """FLOP/s that training a tiny base on this device gives; nothing of it is kept."""
     import dataclasses
     from types import SimpleNamespace
@@ -134,11 +238,16 @@ def measured(settings: "Settings", fit, texts: Sequence[str] = ("A short record 
     from jaxloop.runtime import cost
 
     model = family.load(chain_setup.model_path("jaxloop/assets/bases/llama"))
-    chosen = chain_setup.family_settings(SimpleNamespace(fit=fit, sample=Sample(), run=settings.run))[0]
+    chosen = chain_setup.family_settings(
+        SimpleNamespace(fit=fit, sample=Sample(), run=settings.run)
+    )[0]
     chosen = dataclasses.replace(chosen, length_classes=1)
     task = family.FitTask(jax.random.key(0), list(texts) * 128, [""] * 128 * len(texts))
     family.fit(model, [task], chosen)
     start = time.perf_counter()
     result = family.fit(model, [task], chosen)[0]
     seconds = time.perf_counter() - start
-    return cost.training_flops(sizes_of(model.spec, chosen.lora), result.tokens, fit.max_length) / seconds
+    return (
+        cost.training_flops(sizes_of(model.spec, chosen.lora), result.tokens, fit.max_length)
+        / seconds
+    )

@@ -1,4 +1,5 @@
-"""Transfer, damage and homogenisation of a multi-entity study with intervals over seeds, and what the paper reports of the same.
+"""Transfer, damage and homogenisation of a multi-entity study with intervals over seeds, and what
+the paper reports of the same.
 
 Everything is paired within a seed. At the last generation, against alpha = 0 at the same beta:
     transfer         loss on the other entities' tasks without exchange minus with it: positive where reading the others helps
@@ -23,26 +24,38 @@ SETTING = ["alpha", "beta"]
 
 
 def losses(metrics: pd.DataFrame, entities: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
-    """One row per chain, generation, model and task: columns chain, alpha, beta, seed, generation, model, task, own, value."""
+    """One row per chain, generation, model and task: columns chain, alpha, beta, seed, generation,
+    model, task, own, value.
+    """
     wanted = {task_loss(task): task for task in tasks}
     table = metrics[metrics["metric"].isin(wanted)]
     out = table[["chain", *SETTING, "seed", "generation"]].assign(
-        model=[entities[int(k)] for k in table["entity"]], task=table["metric"].map(wanted), value=table["value"].astype(float)
+        model=[entities[int(k)] for k in table["entity"]],
+        task=table["metric"].map(wanted),
+        value=table["value"].astype(float),
     )
     return out.assign(own=out["model"] == out["task"])
 
 
 def similarities(root: Path, metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row per chain, generation and corpus: columns chain, alpha, beta, seed, generation, set, value (mean over pairs); empty without any."""
+    """One row per chain, generation and corpus: columns chain, alpha, beta, seed, generation, set,
+    value (mean over pairs); empty without any.
+    """
     from jaxloop.runtime.tables import read_parquet
 
     found = []
     for path in sorted((root / FOLDER).glob("generation=*.parquet")):
-        found.append(pd.DataFrame(read_parquet(path)).assign(generation=int(path.stem.split("=")[1])))
+        found.append(
+            pd.DataFrame(read_parquet(path)).assign(generation=int(path.stem.split("=")[1]))
+        )
     columns = ["chain", *SETTING, "seed", "generation", "set", "value"]
     if not found:
         return pd.DataFrame(columns=columns)
-    table = pd.concat(found).groupby(["chain", "generation", "set"], as_index=False, sort=False)["value"].mean()
+    table = (
+        pd.concat(found)
+        .groupby(["chain", "generation", "set"], as_index=False, sort=False)["value"]
+        .mean()
+    )
     return table.merge(metrics[["chain", *SETTING, "seed"]].drop_duplicates(), on="chain")[columns]
 
 
@@ -53,37 +66,78 @@ def interval(values: Sequence[float]) -> tuple[float, float, float, int]:
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if len(values) < 2:
-        return (float(values[0]) if len(values) else float("nan"), float("nan"), float("nan"), len(values))
-    low, high = DescrStatsW(values).tconfint_mean() if np.ptp(values) > 0 else (values[0], values[0])
+        return (
+            float(values[0]) if len(values) else float("nan"),
+            float("nan"),
+            float("nan"),
+            len(values),
+        )
+    low, high = (
+        DescrStatsW(values).tconfint_mean() if np.ptp(values) > 0 else (values[0], values[0])
+    )
     return float(values.mean()), float(low), float(high), len(values)
 
 
-def by_chain(losses: pd.DataFrame, similarity: pd.DataFrame, entities: Sequence[str]) -> pd.DataFrame:
-    """One row per chain and generation: own, cross, spread (over the entities' tasks), public (NaN if not measured), similarity (mean over corpora)."""
+def by_chain(
+    losses: pd.DataFrame, similarity: pd.DataFrame, entities: Sequence[str]
+) -> pd.DataFrame:
+    """One row per chain and generation: own, cross, spread (over the entities' tasks), public (NaN
+    if not measured), similarity (mean over corpora).
+    """
     keys = ["chain", *SETTING, "seed", "generation"]
     private = losses[losses["task"].isin(entities)]
     mean = lambda rows, name: rows.groupby(keys, sort=False)["value"].mean().rename(name)
-    spread = private.groupby([*keys, "task"], sort=False)["value"].std(ddof=0).groupby(keys, sort=False).mean().rename("spread")
-    parts = [mean(private[private["own"]], "own"), mean(private[~private["own"]], "cross"), spread, mean(losses[~losses["task"].isin(entities)], "public")]
-    parts.append(mean(similarity, "similarity") if len(similarity) else pd.Series(dtype=float, name="similarity"))
+    spread = (
+        private.groupby([*keys, "task"], sort=False)["value"]
+        .std(ddof=0)
+        .groupby(keys, sort=False)
+        .mean()
+        .rename("spread")
+    )
+    parts = [
+        mean(private[private["own"]], "own"),
+        mean(private[~private["own"]], "cross"),
+        spread,
+        mean(losses[~losses["task"].isin(entities)], "public"),
+    ]
+    parts.append(
+        mean(similarity, "similarity")
+        if len(similarity)
+        else pd.Series(dtype=float, name="similarity")
+    )
     table = pd.concat(parts, axis=1)
     table.index = table.index.set_names(keys)
     return table.astype(float).reset_index()
 
 
 def effects(chains: pd.DataFrame, final: int) -> pd.DataFrame:
-    """Columns alpha, beta, effect, seed, value: one row per setting, effect and seed that reached generation `final`."""
+    """Columns alpha, beta, effect, seed, value: one row per setting, effect and seed that reached
+    generation `final`.
+    """
     rows = []
     ends = chains[chains["generation"] == final].set_index([*SETTING, "seed"])
     starts = chains[chains["generation"] == 0].set_index([*SETTING, "seed"])
     for at, end in ends.iterrows():
         alpha, beta, seed = at
         found = {"alike_since": end["similarity"] - starts["similarity"].get(at, np.nan)}
-        base = next((ends.loc[key] for key in ends.index if _is_zero(key[0]) and key[1] == beta and key[2] == seed), None)
+        base = next(
+            (
+                ends.loc[key]
+                for key in ends.index
+                if _is_zero(key[0]) and key[1] == beta and key[2] == seed
+            ),
+            None,
+        )
         if base is not None and not _is_zero(alpha):
             found |= {"transfer": base["cross"] - end["cross"], "damage": end["own"] - base["own"]}
-            found |= {"alike_losses": base["spread"] - end["spread"], "alike_outputs": end["similarity"] - base["similarity"]}
-        rows += [dict(zip([*SETTING, "seed"], at, strict=True), effect=name, value=float(value)) for name, value in found.items()]
+            found |= {
+                "alike_losses": base["spread"] - end["spread"],
+                "alike_outputs": end["similarity"] - base["similarity"],
+            }
+        rows += [
+            dict(zip([*SETTING, "seed"], at, strict=True), effect=name, value=float(value))
+            for name, value in found.items()
+        ]
     return pd.DataFrame(rows, columns=[*SETTING, "seed", "effect", "value"])
 
 
@@ -99,24 +153,48 @@ def summary(effects: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (effect, alpha, beta), part in effects.groupby(["effect", *SETTING], sort=False):
         mean, low, high, n = interval(part["value"])
-        rows.append({"effect": effect, "alpha": alpha, "beta": beta, "mean": mean, "low": low, "high": high, "n": n})
+        rows.append(
+            {
+                "effect": effect,
+                "alpha": alpha,
+                "beta": beta,
+                "mean": mean,
+                "low": low,
+                "high": high,
+                "n": n,
+            }
+        )
     return pd.DataFrame(rows, columns=["effect", *SETTING, "mean", "low", "high", "n"])
 
 
 def settings_by_generation(chains: pd.DataFrame, column: str) -> pd.DataFrame:
     """Columns alpha, beta, generation, mean, low, high, n of one column of `by_chain`."""
     rows = []
-    for (alpha, beta, generation), part in chains.dropna(subset=[column]).groupby([*SETTING, "generation"], sort=False):
+    for (alpha, beta, generation), part in chains.dropna(subset=[column]).groupby(
+        [*SETTING, "generation"], sort=False
+    ):
         mean, low, high, n = interval(part[column])
-        rows.append({"alpha": alpha, "beta": beta, "generation": generation, "mean": mean, "low": low, "high": high, "n": n})
+        rows.append(
+            {
+                "alpha": alpha,
+                "beta": beta,
+                "generation": generation,
+                "mean": mean,
+                "low": low,
+                "high": high,
+                "n": n,
+            }
+        )
     return pd.DataFrame(rows, columns=[*SETTING, "generation", "mean", "low", "high", "n"])
 
 
-# ---- the paper --------------------------------------------------------------------------------------------------------
+# ---- the paper
+# --------------------------------------------------------------------------------------------------------
 
 GRID = [(alpha, beta) for beta in (0.0, 0.5, 1.0) for alpha in (0.0, 0.5, 1.0)]
-# (model, task) -> loss at t = 0, then at the end for beta = 0, 1/2, 1 and within each alpha = 0, 1/2, 1; models by the name of their task.
-# Tables 3, 6 and 7 (K = 2), and figure 7 (K = 3), digitised.
+# (model, task) -> loss at t = 0, then at the end for beta = 0, 1/2, 1 and within each alpha = 0,
+# 1/2, 1; models by the name of their task. Tables 3, 6 and 7 (K = 2), and figure 7 (K = 3),
+# digitised.
 PAPER: Mapping[str, Mapping[tuple[str, str], Sequence[float]]] = {
     "Llama 3.2 1B, K = 2": {
         ("sciq", "sciq"): (2.8, 4.5, 3.2, 3.1, 2.9, 2.9, 3.0, 2.8, 2.8, 3.2),
@@ -151,17 +229,35 @@ PAPER_SIMILARITY = {
 
 
 def paper_changes(name: str, own: bool) -> dict[tuple[float, float], float]:
-    """(alpha, beta) -> mean change of the loss since t = 0, on the own tasks or on the others', of one of the paper's tables."""
-    rows = [np.asarray(row[1:]) - row[0] for (model, task), row in PAPER[name].items() if (model == task) == own]
+    """(alpha, beta) -> mean change of the loss since t = 0, on the own tasks or on the others', of
+    one of the paper's tables.
+    """
+    rows = [
+        np.asarray(row[1:]) - row[0]
+        for (model, task), row in PAPER[name].items()
+        if (model == task) == own
+    ]
     return dict(zip(GRID, np.mean(rows, axis=0).tolist(), strict=True))
 
 
 def changes(chains: pd.DataFrame, column: str, final: int) -> pd.DataFrame:
-    """Columns alpha, beta, mean, low, high, n of a column's change since generation 0 of the same chain."""
-    ends, starts = (chains[chains["generation"] == g].set_index("chain")[column] for g in (final, 0))
+    """Columns alpha, beta, mean, low, high, n of a column's change since generation 0 of the same
+    chain.
+    """
+    ends, starts = (
+        chains[chains["generation"] == g].set_index("chain")[column] for g in (final, 0)
+    )
     known = chains[["chain", *SETTING]].drop_duplicates().set_index("chain")
     table = known.assign(value=(ends - starts).reindex(known.index)).dropna(subset=["value"])
     rows = []
     for (alpha, beta), part in table.groupby(SETTING, sort=False):
-        rows.append(dict(zip((*SETTING, "mean", "low", "high", "n"), (alpha, beta, *interval(part["value"])), strict=True)))
+        rows.append(
+            dict(
+                zip(
+                    (*SETTING, "mean", "low", "high", "n"),
+                    (alpha, beta, *interval(part["value"])),
+                    strict=True,
+                )
+            )
+        )
     return pd.DataFrame(rows, columns=[*SETTING, "mean", "low", "high", "n"])

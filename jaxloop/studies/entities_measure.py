@@ -1,4 +1,6 @@
-"""What a multi-entity study measures: every model's loss on every task, and how alike the entities' completions are (multi_entity.md, section 3)."""
+"""What a multi-entity study measures: every model's loss on every task, and how alike the entities'
+completions are (multi_entity.md, section 3).
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -26,24 +28,39 @@ def base_loss(task: str) -> str:
 
 
 def measure(settings: "Settings", prepared: entities_setup.Prepared) -> Callable:
-    """The driver's `measure`: for every model `task_loss` of every test set, in nats per token, and the chosen metrics of what it wrote."""
+    """The driver's `measure`: for every model `task_loss` of every test set, in nats per token, and
+    the chosen metrics of what it wrote.
+    """
     from jaxloop.lm import family
     from jaxloop.metrics import registry
 
     texts = [text for some, _ in prepared.tests.values() for text in some]
     prompts = [prompt for _, some in prepared.tests.values() for prompt in some]
     ends = np.cumsum([len(some) for some, _ in prepared.tests.values()])
-    fit = dataclasses.replace(prepared.driver.fit, loss_on=settings.measure.loss_on or settings.fit.loss_on)
-    # Similarity is one number for all entities of a chain, whose models need not be measured together: see `write_similarity`.
+    fit = dataclasses.replace(
+        prepared.driver.fit, loss_on=settings.measure.loss_on or settings.fit.loss_on
+    )
+    # Similarity is one number for all entities of a chain, whose models need not be measured
+    # together: see `write_similarity`.
     chosen = settings.measure.metrics
-    names = [name for name, (metric, _) in zip(chosen, registry.validate(chosen), strict=True) if metric.needs == ("texts",)]
+    names = [
+        name
+        for name, (metric, _) in zip(chosen, registry.validate(chosen), strict=True)
+        if metric.needs == ("texts",)
+    ]
 
     def losses(model, weights: Sequence) -> list[list[float]]:
         tasks = [family.LossTask(one, texts, prompts) for one in weights]
         # All models score the same rows: what tells the tasks apart is their weights.
         found = _by_weights(lambda some: family.loss(model, some, fit), tasks)
         pieces = lambda x: np.split(np.asarray(x, np.float64), ends[:-1])
-        return [[n.sum() / max(t.sum(), 1) for n, t in zip(pieces(r.nats), pieces(r.tokens), strict=True)] for r in found]
+        return [
+            [
+                n.sum() / max(t.sum(), 1)
+                for n, t in zip(pieces(r.nats), pieces(r.tokens), strict=True)
+            ]
+            for r in found
+        ]
 
     def run(model, generation: int, outcomes: Sequence) -> dict:
         own = losses(model, [o.weights for o in outcomes])
@@ -52,8 +69,12 @@ def measure(settings: "Settings", prepared: entities_setup.Prepared) -> Callable
         bases = losses(model, [None])[0] if generation == 0 else []
         out = {}
         for i, o in enumerate(outcomes):
-            row = {task_loss(name): value for name, value in zip(prepared.tests, own[i], strict=True)}
-            row |= {base_loss(name): value for name, value in zip(prepared.tests, bases, strict=False)}
+            row = {
+                task_loss(name): value for name, value in zip(prepared.tests, own[i], strict=True)
+            }
+            row |= {
+                base_loss(name): value for name, value in zip(prepared.tests, bases, strict=False)
+            }
             row |= {name: float(found[i]) for name, found in values.items()}
             row["finished"] = float(o.finished[: o.chain.workflow.synthetic].mean())
             out[o.chain.id, o.entity] = row
@@ -69,11 +90,14 @@ def _by_weights(work, tasks):
     return [found[mark] for mark in marks]
 
 
-# ---- output similarity ------------------------------------------------------------------------------------------------
+# ---- output similarity
+# ------------------------------------------------------------------------------------------------
 
 
 class Completions(NamedTuple):
-    """What the entities of a chain made of the probes in one generation: corpus -> [entities][prompts] texts."""
+    """What the entities of a chain made of the probes in one generation: corpus ->
+    [entities][prompts] texts.
+    """
 
     chain: object
     by_set: dict[str, list[list[str]]]
@@ -108,14 +132,28 @@ def embeddings(settings: "Settings", found: Sequence[Completions]) -> list[dict[
     """corpus -> [entities, prompts, d] of each; equal texts are embedded once."""
     from jaxloop.metrics.embed import embed
 
-    distinct = list(dict.fromkeys(t for c in found for texts in c.by_set.values() for some in texts for t in some))
+    distinct = list(
+        dict.fromkeys(
+            t for c in found for texts in c.by_set.values() for some in texts for t in some
+        )
+    )
     points = embed(distinct, model=settings.measure.embedder)
     place = {text: i for i, text in enumerate(distinct)}
-    return [{name: np.stack([points[[place[t] for t in some]] for some in texts]) for name, texts in c.by_set.items()} for c in found]
+    return [
+        {
+            name: np.stack([points[[place[t] for t in some]] for some in texts])
+            for name, texts in c.by_set.items()
+        }
+        for c in found
+    ]
 
 
-def write_similarity(settings: "Settings", prepared: entities_setup.Prepared, root: Path, result) -> None:
-    """similarity/generation=*.parquet: mean cosine between two entities' completions, by chain, corpus and pair; what is there is kept."""
+def write_similarity(
+    settings: "Settings", prepared: entities_setup.Prepared, root: Path, result
+) -> None:
+    """similarity/generation=*.parquet: mean cosine between two entities' completions, by chain,
+    corpus and pair; what is there is kept.
+    """
     from jaxloop.metrics.distances import output_similarity
     from jaxloop.runtime.log import LOGGER
     from jaxloop.runtime.tables import write_parquet
@@ -127,23 +165,35 @@ def write_similarity(settings: "Settings", prepared: entities_setup.Prepared, ro
         path = root / FOLDER / f"generation={generation:04d}.parquet"
         if path.exists():
             continue
-        found = [c for chain in prepared.chains if (c := completions(root, chain, generation)) is not None]
+        found = [
+            c
+            for chain in prepared.chains
+            if (c := completions(root, chain, generation)) is not None
+        ]
         LOGGER.info("output similarity of generation %d", generation)
         columns: dict[str, list] = {name: [] for name in ("chain", "set", "one", "other", "value")}
         for c, points in zip(found, embeddings(settings, found) if found else (), strict=True):
             for name, array in points.items():
                 matrix = output_similarity(array)
                 for i, j in zip(*np.triu_indices(len(matrix), 1), strict=True):
-                    for column, value in zip(columns, (c.chain.id, name, int(i), int(j), float(matrix[i, j])), strict=True):
+                    for column, value in zip(
+                        columns,
+                        (c.chain.id, name, int(i), int(j), float(matrix[i, j])),
+                        strict=True,
+                    ):
                         columns[column].append(value)
         write_parquet(path, columns)
 
 
-def principal_components(settings: "Settings", prepared: entities_setup.Prepared, root: Path, last: int):
-    """Completions of the private corpora's probes in two dimensions: (panels, share of variance), or None.
+def principal_components(
+    settings: "Settings", prepared: entities_setup.Prepared, root: Path, last: int
+):
+    """Completions of the private corpora's probes in two dimensions: (panels, share of variance),
+    or None.
 
-    panels: [(alpha label, generation, [entities] points [n, 2])] of the first seed at the beta nearest to 1/2, in generation 0 and `last`; one
-    pair of axes for all, from the principal components of everything shown (the paper's figure 3).
+    panels: [(alpha label, generation, [entities] points [n, 2])] of the first seed at the beta
+    nearest to 1/2, in generation 0 and `last`; one pair of axes for all, from the principal
+    components of everything shown (the paper's figure 3).
     """
     from sklearn.decomposition import PCA
 
@@ -152,17 +202,33 @@ def principal_components(settings: "Settings", prepared: entities_setup.Prepared
         beta = dict(chain.factors)["beta"]
         betas[chain.id] = float("inf") if isinstance(beta, str) else abs(beta - 0.5)
     nearest = min(betas.values())
-    chosen = [chain for chain in prepared.chains if chain.seed == seed and betas[chain.id] == nearest and chain.probes]
-    found = [(c, g) for g in sorted({0, last}) for chain in chosen if (c := completions(root, chain, g)) is not None]
+    chosen = [
+        chain
+        for chain in prepared.chains
+        if chain.seed == seed and betas[chain.id] == nearest and chain.probes
+    ]
+    found = [
+        (c, g)
+        for g in sorted({0, last})
+        for chain in chosen
+        if (c := completions(root, chain, g)) is not None
+    ]
     if not found:
         return None
     arrays = [
-        np.concatenate([p for name, p in points.items() if name != entities_setup.PUBLIC] or [*points.values()], axis=1)
+        np.concatenate(
+            [p for name, p in points.items() if name != entities_setup.PUBLIC]
+            or [*points.values()],
+            axis=1,
+        )
         for points in embeddings(settings, [c for c, _ in found])
     ]
     flat = np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays])
     if len(flat) < 3:
         return None
     pca = PCA(2).fit(flat)
-    panels = [(dict(c.chain.factors)["alpha"], g, [pca.transform(points) for points in array]) for (c, g), array in zip(found, arrays, strict=True)]
+    panels = [
+        (dict(c.chain.factors)["alpha"], g, [pca.transform(points) for points in array])
+        for (c, g), array in zip(found, arrays, strict=True)
+    ]
     return panels, pca.explained_variance_ratio_

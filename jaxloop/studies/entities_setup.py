@@ -1,4 +1,6 @@
-"""What a multi-entity study stands on, read and checked before anything is compiled or written: corpora, models, chains, the driver's settings."""
+"""What a multi-entity study stands on, read and checked before anything is compiled or written:
+corpora, models, chains, the driver's settings.
+"""
 
 import dataclasses
 import hashlib
@@ -20,9 +22,10 @@ REQUESTS = 512
 class Prepared(NamedTuple):
     """Everything that can be refused, read and checked; nothing compiled or written.
 
-    chains: alpha by beta by seed; data: name -> recursion Dataset, the entities' and `public`; tests: name -> (texts, prompts) on which
-    losses are measured; found: lines about the data; models: name -> (spec, tokenizer); settings_of: chain id -> (alpha, beta) as `exchange`
-    takes them; mixing [K][K].
+    chains: alpha by beta by seed; data: name -> recursion Dataset, the entities' and `public`;
+    tests: name -> (texts, prompts) on which losses are measured; found: lines about the data;
+    models: name -> (spec, tokenizer); settings_of: chain id -> (alpha, beta) as `exchange` takes
+    them; mixing [K][K].
     """
 
     chains: list
@@ -41,18 +44,32 @@ class Prepared(NamedTuple):
 
 
 def prepare(settings: "Settings") -> Prepared:
-    """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything with which a run could not succeed."""
+    """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything
+    with which a run could not succeed.
+    """
     from jaxloop.metrics import registry
     from jaxloop.recursion import driver
     from jaxloop.runtime.devices import select_devices
 
-    for name, (metric, _) in zip(settings.measure.metrics, registry.validate(settings.measure.metrics), strict=True):
+    for name, (metric, _) in zip(
+        settings.measure.metrics, registry.validate(settings.measure.metrics), strict=True
+    ):
         if metric.needs == ("entity_embeddings",):
             if not settings.measure.probes or len(settings.entities) < 2:
-                which = "config.measure.probes = 0" if not settings.measure.probes else "config.entities has 1 entry"
-                raise ValueError(f"{which}: metric '{name}' needs at least two entities that complete the same prompts")
+                which = (
+                    "config.measure.probes = 0"
+                    if not settings.measure.probes
+                    else "config.entities has 1 entry"
+                )
+                raise ValueError(
+                    f"{which}: metric '{name}' needs at least two entities that complete the "
+                    "same prompts"
+                )
         elif metric.needs != ("texts",):
-            raise ValueError(f"config.measure.metrics has '{name}', which needs {', '.join(metric.needs)}: this study gives texts only")
+            raise ValueError(
+                f"config.measure.metrics has '{name}', which needs {', '.join(metric.needs)}: "
+                "this study gives texts only"
+            )
     mixing = mixing_of(settings)
     weights = weights_of(settings)
     reads_public = _check_reads(settings, weights, mixing)
@@ -65,7 +82,9 @@ def prepare(settings: "Settings") -> Prepared:
     data, tests, found = _read(settings, models, reads_public)
     chains, settings_of = make_chains(settings, data, weights, mixing)
     fit, sample = chain_setup.family_settings(settings)
-    sample = dataclasses.replace(sample, texts_per_call=min(REQUESTS, sample.texts_per_call or REQUESTS))
+    sample = dataclasses.replace(
+        sample, texts_per_call=min(REQUESTS, sample.texts_per_call or REQUESTS)
+    )
     common = driver.Settings(
         settings.exchange.generations,
         fit,
@@ -82,12 +101,16 @@ def prepare(settings: "Settings") -> Prepared:
 
 
 def mixing_of(settings: "Settings") -> tuple:
-    """The mixing matrix [K][K]. Raises ValueError for a name that is none, a wrong shape, or a row that does not sum to one."""
+    """The mixing matrix [K][K]. Raises ValueError for a name that is none, a wrong shape, or a row
+    that does not sum to one.
+    """
     from jaxloop.kernels import mixing
 
     chosen, k = settings.exchange.mixing, len(settings.entities)
     try:
-        matrix = mixing.named(chosen, k) if isinstance(chosen, str) else mixing.check_mixing(chosen, k)
+        matrix = (
+            mixing.named(chosen, k) if isinstance(chosen, str) else mixing.check_mixing(chosen, k)
+        )
     except ValueError as error:
         raise ValueError(f"config.exchange.{error}") from None
     return tuple(tuple(row) for row in matrix.tolist())
@@ -129,7 +152,9 @@ def _flow(settings: "Settings", alpha, beta, private: Sequence[int], public: int
 
 
 def _check_reads(settings: "Settings", weights: Sequence[tuple], mixing) -> bool:
-    """Refuses an entity without private data that is to read some; whether anybody ever reads the public corpus."""
+    """Refuses an entity without private data that is to read some; whether anybody ever reads the
+    public corpus.
+    """
     from jaxloop.recursion.workflow import exchange_weights
 
     public = False
@@ -140,12 +165,20 @@ def _check_reads(settings: "Settings", weights: Sequence[tuple], mixing) -> bool
         for k, name in enumerate(settings.entities):
             if real[:, k, 0].any() and not _has_data(settings, name):
                 generation = int(real[:, k, 0].nonzero()[0][0])
-                what = f"beta = {label(beta)}" if generation else f"initial_beta = {label(settings.exchange.initial_beta)}"
-                raise ValueError(f"config.tasks.{name}.task = 'none': entity {name} has no private data, so its beta must be 0 throughout, but {what}")
+                what = (
+                    f"beta = {label(beta)}"
+                    if generation
+                    else f"initial_beta = {label(settings.exchange.initial_beta)}"
+                )
+                raise ValueError(
+                    f"config.tasks.{name}.task = 'none': entity {name} has no private data, so "
+                    f"its beta must be 0 throughout, but {what}"
+                )
         for name, length in (("alphas", alpha), ("betas", beta)):
             if isinstance(length, tuple) and len(length) not in (1, settings.exchange.generations):
                 raise ValueError(
-                    f"config.exchange.{name} has a list of {len(length)} generations: must be one number, or {settings.exchange.generations} of them"
+                    f"config.exchange.{name} has a list of {len(length)} generations: must be "
+                    f"one number, or {settings.exchange.generations} of them"
                 )
     return public
 
@@ -159,11 +192,18 @@ def _describe(settings: "Settings", name: str) -> tuple:
     spec, tokenizer = huggingface.describe(path)
     s = settings.sample
     for field, tokens, what in (
-        ("sample.max_new_tokens", s.max_prompt + s.max_new_tokens, f"a prompt of {s.max_prompt} and a text of {s.max_new_tokens}"),
+        (
+            "sample.max_new_tokens",
+            s.max_prompt + s.max_new_tokens,
+            f"a prompt of {s.max_prompt} and a text of {s.max_new_tokens}",
+        ),
         ("fit.max_length", settings.fit.max_length, f"training texts of {settings.fit.max_length}"),
     ):
         if tokens > spec.context:
-            raise ValueError(f"config.{field}: {what} tokens do not fit the context of {name}, which is {spec.context} tokens")
+            raise ValueError(
+                f"config.{field}: {what} tokens do not fit the context of {name}, which is "
+                f"{spec.context} tokens"
+            )
     return spec, tokenizer
 
 
@@ -180,7 +220,10 @@ def _read(settings: "Settings", models, reads_public: bool) -> tuple:
         t = settings.public if name == PUBLIC else settings.task(name)
         if t.task == "none":
             if reads_public:
-                raise ValueError("config.public.task = 'none': the public corpus has weight 1 - beta, so every beta must be 1 where alpha is below 1")
+                raise ValueError(
+                    "config.public.task = 'none': the public corpus has weight 1 - beta, so "
+                    "every beta must be 1 where alpha is below 1"
+                )
             continue
         try:
             train, test = tasks.load(
@@ -196,17 +239,32 @@ def _read(settings: "Settings", models, reads_public: bool) -> tuple:
                 join_words=t.join_words,
                 held_out=settings.measure.test_texts,
                 limit=t.limit,
-                count_tokens=lambda texts: [max(counts) for counts in zip(*(tok.count(texts) for tok in tokenizers), strict=True)],
+                count_tokens=lambda texts: [
+                    max(counts)
+                    for counts in zip(*(tok.count(texts) for tok in tokenizers), strict=True)
+                ],
                 # A beginning-of-text token is not in the count.
                 max_prompt_tokens=min(settings.sample.max_prompt, settings.fit.max_length) - 2,
             )
         except ValueError as error:
-            raise ValueError(f"config.{'public' if name == PUBLIC else f'tasks.{name}'}: {error}") from None
+            raise ValueError(
+                f"config.{'public' if name == PUBLIC else f'tasks.{name}'}: {error}"
+            ) from None
         texts, prompts = list(train["text"]), list(train["prompt"])
         data[name] = Dataset(texts, prompts, fingerprint=ledger.fingerprint(texts, prompts))
         tests[name] = (list(test["text"]), list(test["prompt"]))
-        report = ", ".join(f"{reason}: {number:,}" for reason, number in train.attrs["report"].items() if reason != "kept")
-        found.append((name, f"{len(texts):,} training rows, {len(test):,} test rows ({report}), fingerprint {data[name].fingerprint[:12]}"))
+        report = ", ".join(
+            f"{reason}: {number:,}"
+            for reason, number in train.attrs["report"].items()
+            if reason != "kept"
+        )
+        found.append(
+            (
+                name,
+                f"{len(texts):,} training rows, {len(test):,} test rows ({report}), fingerprint "
+                f"{data[name].fingerprint[:12]}",
+            )
+        )
     return data, tests, found
 
 
@@ -222,7 +280,11 @@ def make_chains(settings: "Settings", data, weights: Sequence[tuple], mixing) ->
     public = len(data[PUBLIC].texts) if PUBLIC in data else 0
     private = [len(data[name].texts) if name in data else 0 for name in settings.entities]
     n = settings.measure.probes
-    probes = tuple((name, min(n, len(d.texts))) for name, d in data.items()) if n and len(settings.entities) > 1 else ()
+    probes = (
+        tuple((name, min(n, len(d.texts))) for name, d in data.items())
+        if n and len(settings.entities) > 1
+        else ()
+    )
     chains, settings_of = [], {}
     for alpha, beta in weights:
         flow = _flow(settings, alpha, beta, private, public, mixing)
@@ -250,7 +312,8 @@ def line(settings: "Settings", prepared: Prepared) -> str:
     mixing = e.mixing if isinstance(e.mixing, str) else "given"
     count = len(prepared.chains)
     return (
-        f"{count} chains of {k} entit{'ies' if k > 1 else 'y'}: {count // len(e.seeds)} settings of alpha and beta, mixing {mixing}, "
+        f"{count} chains of {k} entit{'ies' if k > 1 else 'y'}: {count // len(e.seeds)} settings "
+        f"of alpha and beta, mixing {mixing}, "
         f"{len(e.seeds)} seed{'s' if len(e.seeds) > 1 else ''}, {e.generations} generations"
     )
 
@@ -259,23 +322,34 @@ def weights_bytes(settings: "Settings", spec) -> int:
     """Bytes of one model's own weights on the disk."""
     from jaxloop.lm.spec import count_parameters
 
-    return 4 * (count_parameters(spec) if settings.fit.mode == "full" else chain_setup.sizes(settings.fit, spec).adapter)
+    return 4 * (
+        count_parameters(spec)
+        if settings.fit.mode == "full"
+        else chain_setup.sizes(settings.fit, spec).adapter
+    )
 
 
 def disk(settings: "Settings", prepared: Prepared) -> int:
     """Bytes that the run leaves at most."""
     from jaxloop.recursion import driver
 
-    return driver.disk_needed(prepared.chains, prepared.driver, max(weights_bytes(settings, spec) for spec, _ in prepared.models.values()), text_bytes=800)
+    return driver.disk_needed(
+        prepared.chains,
+        prepared.driver,
+        max(weights_bytes(settings, spec) for spec, _ in prepared.models.values()),
+        text_bytes=800,
+    )
 
 
-# ---- the family -------------------------------------------------------------------------------------------------------
+# ---- the family
+# -------------------------------------------------------------------------------------------------------
 
 
 def family(settings: "Settings") -> SimpleNamespace:
     """The language-model family; tasks that are equal in everything are done once.
 
-    Settings of one seed share generation 0, and where alpha is 1 beta changes nothing: a third of the paper's grid is the same arithmetic.
+    Settings of one seed share generation 0, and where alpha is 1 beta changes nothing: a third of
+    the paper's grid is the same arithmetic.
     """
     from jaxloop.lm import family as lm
 
@@ -318,7 +392,11 @@ def _feed(digest, thing) -> None:
         data = thing.encode("utf-8", "surrogatepass")
         digest.update(f"s{len(data)}:".encode() + data)
     elif hasattr(thing, "dtype"):
-        array = np.ascontiguousarray(jax.random.key_data(thing) if jax.dtypes.issubdtype(thing.dtype, jax.dtypes.prng_key) else thing)
+        array = np.ascontiguousarray(
+            jax.random.key_data(thing)
+            if jax.dtypes.issubdtype(thing.dtype, jax.dtypes.prng_key)
+            else thing
+        )
         digest.update(f"a{array.dtype}{array.shape}".encode())
         digest.update(array.view(np.uint8).data if array.size and array.ndim else array.tobytes())
     else:

@@ -1,4 +1,6 @@
-"""The models that decide a run's results, by their content: for config.json, the ledger and the check when a run goes on."""
+"""The models that decide a run's results, by their content: for config.json, the ledger and the
+check when a run goes on.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,9 +11,12 @@ FIELDS = ("pool", "embedder", "reference", "detector", "model", "encoder")
 
 
 def of(settings, *, metrics: bool = True) -> dict[str, str]:
-    """{"models.pool NAME": SHA-256 of its files} of every model directory that a config names, with the commit where the hub gave it.
+    """{"models.pool NAME": SHA-256 of its files} of every model directory that a config names, with
+    the commit where the hub gave it.
 
-    Models at an address, and names that are no directory here, have none. With `metrics` false, of what trains and writes only."""
+    Models at an address, and names that are no directory here, have none. With `metrics` false, of
+    what trains and writes only.
+    """
     from jaxloop.lm import identity
 
     found = {}
@@ -21,18 +26,26 @@ def of(settings, *, metrics: bool = True) -> dict[str, str]:
         if path is None:
             continue
         commit = identity.commit_of(path)
-        found[f"{field} {name}"] = identity.of_directory(path) + (f" (commit {commit})" if commit else "")
+        found[f"{field} {name}"] = identity.of_directory(path) + (
+            f" (commit {commit})" if commit else ""
+        )
     return found | (_defaults(settings) if metrics else {})
 
 
 def bases(found: Mapping[str, str]) -> dict[str, str]:
     """{name of a base model: its SHA-256} out of what `of` returned."""
-    return {key.removeprefix("models.pool "): value.split()[0] for key, value in found.items() if key.startswith("models.pool ")}
+    return {
+        key.removeprefix("models.pool "): value.split()[0]
+        for key, value in found.items()
+        if key.startswith("models.pool ")
+    }
 
 
 def _revisions(settings) -> dict[str, str]:
     models = getattr(settings, "models", None)
-    return dict(zip(getattr(models, "pool", ()), getattr(models, "revisions", ()) or (), strict=False))
+    return dict(
+        zip(getattr(models, "pool", ()), getattr(models, "revisions", ()) or (), strict=False)
+    )
 
 
 def _named(section: Mapping[str, Any], metrics: bool, above: str = "") -> Iterator[tuple[str, str]]:
@@ -68,7 +81,9 @@ def _metric(name: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:
 
 
 def _directory(name: str, revision: str | None) -> Path | None:
-    """Where a model lies: a directory, or the hub's cache, which holds it since the config was checked."""
+    """Where a model lies: a directory, or the hub's cache, which holds it since the config was
+    checked.
+    """
     from jaxloop.studies.chain_setup import model_path
 
     path = Path(model_path(name)).expanduser()
@@ -85,20 +100,27 @@ def _directory(name: str, revision: str | None) -> Path | None:
 
 
 def _defaults(settings) -> dict[str, str]:
-    """Of the encoder and the detector that come with jaxloop, where a config leaves these fields open and reads them."""
+    """Of the encoder and the detector that come with jaxloop, where a config leaves these fields
+    open and reads them.
+    """
     from jaxloop.lm import identity
     from jaxloop.metrics import embed, quality
 
     found = {}
     names = [name for name in getattr(settings, "metrics", ()) if isinstance(name, str)]
-    embeds = not names or {need for name in names for need in _metric(name)[0]} & {"embeddings", "reference_embeddings"}
+    embeds = not names or {need for name in names for need in _metric(name)[0]} & {
+        "embeddings",
+        "reference_embeddings",
+    }
     if embeds and "embedder" in type(settings).model_fields and settings.embedder is None:
         try:
             found["embedder"] = identity.of_directory(embed.default_model())
         except ValueError:  # not installed, and so not used
             pass
     measure = getattr(settings, "measure", None)
-    reads = any(name.startswith("text_quality") for name in names) or getattr(measure, "quality", False)
+    reads = any(name.startswith("text_quality") for name in names) or getattr(
+        measure, "quality", False
+    )
     if reads and getattr(measure, "detector", None) is None and quality.default_detector().is_dir():
         found["detector"] = identity.of_directory(quality.default_detector())
     return found

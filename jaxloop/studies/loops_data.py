@@ -1,7 +1,8 @@
-"""Human text of the recursive-loops experiments: cleaned once, kept in the cache folder, read as columns; and what is known of each text.
+"""Human text of the recursive-loops experiments: cleaned once, kept in the cache folder, read as
+columns; and what is known of each text.
 
-clean -> rows.parquet (with its report) -> `Source`: texts, labels -> quality, lean and embeddings, all asked for once and kept. Several
-experiments on the same data share all of it.
+clean -> rows.parquet (with its report) -> `Source`: texts, labels -> quality, lean and embeddings,
+all asked for once and kept. Several experiments on the same data share all of it.
 """
 
 import hashlib
@@ -18,7 +19,9 @@ from jaxloop.studies.loops_config import Domain, Settings, instruction
 
 
 class Texts(Sequence):
-    """Some rows of a text column, decoded when they are asked for: what many subsets of one dataset share is held once."""
+    """Some rows of a text column, decoded when they are asked for: what many subsets of one dataset
+    share is held once.
+    """
 
     def __init__(self, column, rows: np.ndarray | None = None):
         self._column = column
@@ -44,8 +47,9 @@ class Texts(Sequence):
 
 
 class Source(NamedTuple):
-    """A clean dataset. name: of the domain; prompt: rendered; report: {rule: {in, dropped, out}}; folder: where what is known of it is kept;
-    table: all its columns (Arrow)."""
+    """A clean dataset. name: of the domain; prompt: rendered; report: {rule: {in, dropped, out}};
+    folder: where what is known of it is kept; table: all its columns (Arrow).
+    """
 
     name: str
     texts: Texts
@@ -56,17 +60,22 @@ class Source(NamedTuple):
     table: Any
 
     def column(self, name: str) -> list:
-        """The values of a column beside the text. Raises ValueError where there is none of that name."""
+        """The values of a column beside the text. Raises ValueError where there is none of that
+        name.
+        """
         if name not in self.table.column_names:
-            raise ValueError(f"config.domains.{self.name}: has no column {name!r}; there are {', '.join(self.table.column_names)}")
+            raise ValueError(
+                f"config.domains.{self.name}: has no column {name!r}; there are "
+                f"{', '.join(self.table.column_names)}"
+            )
         return self.table[name].to_pylist()
 
 
 def read(settings: Settings, name: str, count_model=None) -> Source:
     """The clean rows of a domain, from the cache folder or, the first time, from its source.
 
-    count_model: counts tokens of the first model of the pool. Raises ValueError, one sentence, for a source that cannot be read, and where a
-    rule drops everything.
+    count_model: counts tokens of the first model of the pool. Raises ValueError, one sentence, for
+    a source that cannot be read, and where a rule drops everything.
     """
     import filelock
     import pyarrow.parquet as pq
@@ -85,7 +94,15 @@ def read(settings: Settings, name: str, count_model=None) -> Source:
     report = json.loads((pq.read_metadata(path).metadata or {}).get(b"cleaning", b"{}"))
     column = table["text"].combine_chunks().cast("large_string")
     texts = Texts(column)
-    return Source(name, texts, render(instruction(domain)), report, _fingerprint(folder, texts), folder, table.drop_columns(["text"]))
+    return Source(
+        name,
+        texts,
+        render(instruction(domain)),
+        report,
+        _fingerprint(folder, texts),
+        folder,
+        table.drop_columns(["text"]),
+    )
 
 
 def _fingerprint(folder: Path, texts: Texts) -> str:
@@ -103,7 +120,11 @@ def _counter(settings: Settings, domain: Domain, count_model):
     """What lengths are counted with; None for a dataset whose rules count no tokens."""
     from jaxloop.data import recipes
 
-    if domain.recipe in ("plain", "senator_tweets") and domain.min_tokens is None and domain.max_tokens is None:
+    if (
+        domain.recipe in ("plain", "senator_tweets")
+        and domain.min_tokens is None
+        and domain.max_tokens is None
+    ):
         return None
     if settings.tokens == "model":
         return count_model
@@ -112,7 +133,9 @@ def _counter(settings: Settings, domain: Domain, count_model):
     except ValueError as error:
         reason = str(error).removeprefix("count_tokens: ").split(";")[0]
         install = f"{how_to_install('tiktoken')} (it downloads the encoding)"
-        raise ValueError(f"config.tokens = 'cl100k': {reason}; {install}, or set config.tokens=model") from error
+        raise ValueError(
+            f"config.tokens = 'cl100k': {reason}; {install}, or set config.tokens=model"
+        ) from error
 
 
 def _key(settings: Settings, domain: Domain) -> str:
@@ -122,7 +145,9 @@ def _key(settings: Settings, domain: Domain) -> str:
     files = [sources.identity(source) for source in domain.source]
     counted = settings.tokens if settings.tokens == "cl100k" else settings.models.pool[0]
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
-    return hashlib.sha256(json.dumps(["distinct", fields, files, counted, settings.language], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        json.dumps(["distinct", fields, files, counted, settings.language], sort_keys=True).encode()
+    ).hexdigest()[:12]
 
 
 def _clean(settings: Settings, name: str, domain: Domain, counter, path: Path) -> None:
@@ -133,13 +158,17 @@ def _clean(settings: Settings, name: str, domain: Domain, counter, path: Path) -
         if domain.recipe == "plain":
             stream = _plain_rows(domain)
             steps = [cleaning.texts_from(domain.text_column)]
-            steps += [cleaning.without([domain.text_column])] if domain.text_column != "text" else []
+            steps += (
+                [cleaning.without([domain.text_column])] if domain.text_column != "text" else []
+            )
             steps.append(cleaning.distinct(content=True))
             stream = cleaning.clean(stream, steps, first)
         else:
             options = dict(domain.options)
             if settings.language is not None and domain.recipe == "100M_tweets":
-                options["is_english"] = lambda texts: score(settings, settings.language, path.parent)(texts) == 1
+                options["is_english"] = lambda texts: (
+                    score(settings, settings.language, path.parent)(texts) == 1
+                )
             stream = recipes.clean_dataset(
                 domain.recipe,
                 first,
@@ -154,13 +183,22 @@ def _clean(settings: Settings, name: str, domain: Domain, counter, path: Path) -
             )
         steps = []
         if domain.min_tokens is not None or domain.max_tokens is not None:
-            steps.append(cleaning.length(counter, -1 if domain.min_tokens is None else domain.min_tokens, domain.max_tokens, f"tokens of {settings.tokens}"))
+            steps.append(
+                cleaning.length(
+                    counter,
+                    -1 if domain.min_tokens is None else domain.min_tokens,
+                    domain.max_tokens,
+                    f"tokens of {settings.tokens}",
+                )
+            )
         steps += [cleaning.sample(domain.keep, 0)] if domain.keep is not None else []
         stream = cleaning.clean(_scalars(stream), steps, second)
         cleaning.write_parquet(path, _reported(stream, report, first, second), report)
     except ValueError as error:
         text = str(error)
-        raise ValueError(text if text.startswith(("data.", "config.")) else f"config.domains.{name}: {text}") from error
+        raise ValueError(
+            text if text.startswith(("data.", "config.")) else f"config.domains.{name}: {text}"
+        ) from error
 
 
 def _reported(stream, report, *parts):
@@ -176,7 +214,9 @@ def _plain_rows(domain: Domain):
     def rows():
         for source in domain.source:
             for split in domain.splits or ("train",):
-                yield from sources.rows(source, split=split, name=domain.name, revision=domain.revision, streaming=True)
+                yield from sources.rows(
+                    source, split=split, name=domain.name, revision=domain.revision, streaming=True
+                )
                 if sources.is_local(source):
                     break
 
@@ -184,16 +224,25 @@ def _plain_rows(domain: Domain):
 
 
 def _scalars(rows):
-    """Rows without what is neither text nor number (embeddings, nested lists), which parquet tables of texts do not hold."""
+    """Rows without what is neither text nor number (embeddings, nested lists), which parquet tables
+    of texts do not hold.
+    """
     for row in rows:
-        yield {name: value for name, value in row.items() if name == "text" or value is None or isinstance(value, str | int | float | bool)}
+        yield {
+            name: value
+            for name, value in row.items()
+            if name == "text" or value is None or isinstance(value, str | int | float | bool)
+        }
 
 
-# ---- what is known of each text ---------------------------------------------------------------------------------------
+# ---- what is known of each text
+# ---------------------------------------------------------------------------------------
 
 
 def score(settings: Settings, metric: str, folder: Path):
-    """A metric of single texts, by its name, whose answers are kept in `folder`: texts -> float64 [n], nan where there is none."""
+    """A metric of single texts, by its name, whose answers are kept in `folder`: texts -> float64
+    [n], nan where there is none.
+    """
     from jaxloop.data.annotation import remembered
     from jaxloop.metrics import registry
 
@@ -218,15 +267,25 @@ def embeddings(settings: Settings, source: Source) -> np.ndarray:
     from jaxloop.runtime.log import LOGGER
 
     LOGGER.info("embeddings of the %s texts of %s", f"{len(source.texts):,}", source.name)
-    return cached_embeddings(source.texts, lambda texts: embed(texts, model=settings.embedder), source.folder, name=settings.embedder or "MiniLM")
+    return cached_embeddings(
+        source.texts,
+        lambda texts: embed(texts, model=settings.embedder),
+        source.folder,
+        name=settings.embedder or "MiniLM",
+    )
 
 
 def evaluation_map(settings: Settings, source: Source, points: np.ndarray):
-    """The evaluation map of a dataset (recursive_loops.md, section 3.10), fitted once on its first embeddings and kept."""
+    """The evaluation map of a dataset (recursive_loops.md, section 3.10), fitted once on its first
+    embeddings and kept.
+    """
     from jaxloop.metrics import umap
 
     limit = min(settings.properties.map_rows, len(points))
-    path = source.folder / f"map-{hashlib.sha256(f'{settings.embedder}:{limit}'.encode()).hexdigest()[:12]}.npz"
+    path = (
+        source.folder
+        / f"map-{hashlib.sha256(f'{settings.embedder}:{limit}'.encode()).hexdigest()[:12]}.npz"
+    )
     if path.exists():
         try:
             return umap.load_map(path)

@@ -1,4 +1,6 @@
-"""What an experiment would cost, before any data are read: counted from the config, timed here or in hours of a device that it names."""
+"""What an experiment would cost, before any data are read: counted from the config, timed here or
+in hours of a device that it names.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +32,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 class _Assumed:
-    """A tokenizer's counts without a tokenizer: every text and prompt has the mean length that the config assumes."""
+    """A tokenizer's counts without a tokenizer: every text and prompt has the mean length that the
+    config assumes.
+    """
 
     def __init__(self, text: float, prompt: float):
         self.text, self.prompt = text, round(prompt)
@@ -43,7 +47,8 @@ class _Assumed:
 
 
 def describe(settings: Settings, name: str):
-    """(spec, tokenizer or None) of a model: from its directory, where config.json is enough, the hub's cache, or `PUBLISHED`.
+    """(spec, tokenizer or None) of a model: from its directory, where config.json is enough, the
+    hub's cache, or `PUBLISHED`.
 
     Raises ValueError where it is none of these.
     """
@@ -69,23 +74,55 @@ def table(settings: Settings, target: str | None = None) -> list[tuple[str, str]
     planned = loops_chains.expected(settings)
     described = {name: describe(settings, name) for name in settings.models.pool}
     here = all(tokenizer is not None for _, tokenizer in described.values())
-    common = driver.Settings(settings.chain.generations, *chain_setup.family_settings(settings), evaluate=settings.chain.eval_texts, keep=settings.run.keep)
+    common = driver.Settings(
+        settings.chain.generations,
+        *chain_setup.family_settings(settings),
+        evaluate=settings.chain.eval_texts,
+        keep=settings.run.keep,
+    )
     data, lengths = _data(settings, described, here)
     models = {name: (spec, lengths or tokenizer) for name, (spec, tokenizer) in described.items()}
-    prepared = SimpleNamespace(chains=[p.spec for p in planned], data=data, models=models, driver=common)
+    prepared = SimpleNamespace(
+        chains=[p.spec for p in planned], data=data, models=models, driver=common
+    )
     platform = chain_plan.platform_of(target)
-    shares = {name: chain_plan.work(settings, prepared, name, platform) for name in settings.models.pool}
+    shares = {
+        name: chain_plan.work(settings, prepared, name, platform) for name in settings.models.pool
+    }
     whole = chain_plan.Work(*map(sum, zip(*shares.values(), strict=True)))
-    rows = [("chains", loops.chains_line(settings, planned)), ("human texts per chain", f"{max(p.needed for p in planned):,} at most")]
-    rows += [("texts to train on", f"{whole.texts:,.0f}"), ("texts to write", f"{whole.written:,.0f}")]
+    rows = [
+        ("chains", loops.chains_line(settings, planned)),
+        ("human texts per chain", f"{max(p.needed for p in planned):,} at most"),
+    ]
     rows += [
-        ("tokens", f"{whole.tokens:,.0f} to train on, {whole.tokens_written:,.0f} to write if texts are as long as human ones{' (assumed)' if lengths else ''}")
+        ("texts to train on", f"{whole.texts:,.0f}"),
+        ("texts to write", f"{whole.written:,.0f}"),
+    ]
+    rows += [
+        (
+            "tokens",
+            f"{whole.tokens:,.0f} to train on, {whole.tokens_written:,.0f} to write if texts are "
+            f"as long as human ones{' (assumed)' if lengths else ''}",
+        )
     ]
     big = chain_plan.big
-    rows += [("arithmetic", f"{big(whole.train_flops)}FLOP to train, {big(whole.decode_flops)}FLOP and {big(whole.decode_bytes)}B read to write")]
-    rows += [(f"model {name}", chain_plan.described(settings, spec)) for name, (spec, _) in models.items()]
+    rows += [
+        (
+            "arithmetic",
+            f"{big(whole.train_flops)}FLOP to train, {big(whole.decode_flops)}FLOP and "
+            f"{big(whole.decode_bytes)}B read to write",
+        )
+    ]
+    rows += [
+        (f"model {name}", chain_plan.described(settings, spec))
+        for name, (spec, _) in models.items()
+    ]
     if target is not None:
-        return [*rows, *absent_plan.rows(settings, target, chains=len(planned), work=whole), ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most")]
+        return [
+            *rows,
+            *absent_plan.rows(settings, target, chains=len(planned), work=whole),
+            ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most"),
+        ]
     rows += [
         ("memory", f"{big(chain_plan.memory(settings, prepared))}B to train one program of chains"),
         ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most"),
@@ -96,7 +133,9 @@ def table(settings: Settings, target: str | None = None) -> list[tuple[str, str]
 
 
 def _data(settings: Settings, described, here: bool):
-    """(a data set to take lengths from, None), or one without texts and the lengths that are assumed."""
+    """(a data set to take lengths from, None), or one without texts and the lengths that are
+    assumed.
+    """
     from jaxloop.data.sources import is_here
     from jaxloop.recursion.sources import Dataset
     from jaxloop.studies import loops_data
@@ -106,7 +145,9 @@ def _data(settings: Settings, described, here: bool):
     if here and local:
         source = loops_data.read(settings, name, next(iter(described.values()))[1].count)
         return {name: Dataset(source.texts, source.prompt)}, None
-    return {name: Dataset(("",), instruction(settings.domains[name]))}, _Assumed(settings.plan.text_tokens, settings.plan.prompt_tokens)
+    return {name: Dataset(("",), instruction(settings.domains[name]))}, _Assumed(
+        settings.plan.text_tokens, settings.plan.prompt_tokens
+    )
 
 
 def _measured(settings: Settings, prepared, shares) -> list[tuple[str, str]]:
@@ -115,18 +156,33 @@ def _measured(settings: Settings, prepared, shares) -> list[tuple[str, str]]:
     name = settings.models.pool[0]
     first, trained, wrote = chain_plan.measure(settings, prepared, name)
     train = sum(s.train_flops for s in shares.values()) / trained
-    write = sum(s.tokens_written * chain_plan.decode_flops_per_token(settings, prepared, n) for n, s in shares.items()) / wrote
+    write = (
+        sum(
+            s.tokens_written * chain_plan.decode_flops_per_token(settings, prepared, n)
+            for n, s in shares.items()
+        )
+        / wrote
+    )
     compiling = first * len(shares)
     say = chain_plan.duration
     return [
-        ("measured with", f"{name} on {chain_setup.device_name()}: {chain_plan.big(trained)}FLOP/s trained, {chain_plan.big(wrote)}FLOP/s written"),
+        (
+            "measured with",
+            f"{name} on {chain_setup.device_name()}: {chain_plan.big(trained)}FLOP/s trained, "
+            f"{chain_plan.big(wrote)}FLOP/s written",
+        ),
         ("time", f"{say(train)} to train, {say(write)} to write, {say(compiling)} to compile"),
-        ("time in all", f"about {say(train + write + compiling)}, clustering and metrics not counted"),
+        (
+            "time in all",
+            f"about {say(train + write + compiling)}, clustering and metrics not counted",
+        ),
     ]
 
 
 def hours(settings: Settings, work) -> tuple[float, float]:
-    """Device-hours of training and of writing, at the shares of the device's limits that the config assumes."""
+    """Device-hours of training and of writing, at the shares of the device's limits that the config
+    assumes.
+    """
     p = settings.plan
     train = work.train_flops / (p.flops * p.train_share)
     write = max(work.decode_bytes / p.bandwidth, work.decode_flops / p.flops) / p.write_share
@@ -139,9 +195,14 @@ def _assumed(settings: Settings, work) -> list[tuple[str, str]]:
     return [
         (
             "assumed",
-            f"{p.text_tokens:g} tokens per text; {p.device} of {limits}, of which training reaches {p.train_share:.0%} and writing {p.write_share:.0%}",
+            f"{p.text_tokens:g} tokens per text; {p.device} of {limits}, of which training "
+            f"reaches {p.train_share:.0%} and writing {p.write_share:.0%}",
         ),
-        ("device-hours", f"{train:,.1f} to train, {write:,.1f} to write: about {train + write:,.0f} {p.device}-hours, clustering and metrics not counted"),
+        (
+            "device-hours",
+            f"{train:,.1f} to train, {write:,.1f} to write: about {train + write:,.0f} "
+            f"{p.device}-hours, clustering and metrics not counted",
+        ),
     ]
 
 
@@ -149,7 +210,14 @@ def disk(settings: Settings, prepared) -> int:
     """Bytes that a run leaves at most."""
     from jaxloop.studies import loops_chains
 
-    return _disk(settings, SimpleNamespace(chains=[p.spec for p in loops_chains.expected(settings)], models=prepared.models, driver=prepared.driver))
+    return _disk(
+        settings,
+        SimpleNamespace(
+            chains=[p.spec for p in loops_chains.expected(settings)],
+            models=prepared.models,
+            driver=prepared.driver,
+        ),
+    )
 
 
 def _disk(settings: Settings, prepared) -> int:

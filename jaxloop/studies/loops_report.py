@@ -1,4 +1,6 @@
-"""What an experiment leaves for the analysis, and its pages: report.html (what was run, curves, texts) and findings.html (the analysis)."""
+"""What an experiment leaves for the analysis, and its pages: report.html (what was run, curves,
+texts) and findings.html (the analysis).
+"""
 
 import json
 import math
@@ -17,14 +19,24 @@ LAST = 5
 LINES = 16
 
 
-def write_before(settings: Settings, sources: Mapping[str, Source], subsets: Sequence[Subset], planned: Sequence[Planned], root: Path) -> None:
-    """cleaning.csv, subsets.csv and chains.csv; of clusters also properties.csv, members.parquet and overlap_summary.csv."""
+def write_before(
+    settings: Settings,
+    sources: Mapping[str, Source],
+    subsets: Sequence[Subset],
+    planned: Sequence[Planned],
+    root: Path,
+) -> None:
+    """cleaning.csv, subsets.csv and chains.csv; of clusters also properties.csv, members.parquet
+    and overlap_summary.csv.
+    """
     from jaxloop.data.cleaning import report_table
     from jaxloop.runtime import tables
     from jaxloop.runtime.files import write_atomic
     from jaxloop.studies import loops_chains, loops_measure, loops_subsets
 
-    cleaning = [{"dataset": [s.name] * len(s.report), **report_table(s.report)} for s in sources.values()]
+    cleaning = [
+        {"dataset": [s.name] * len(s.report), **report_table(s.report)} for s in sources.values()
+    ]
     write_atomic(root / "cleaning.csv", tables.to_csv(tables.concatenate(cleaning)), durable=False)
     write_atomic(root / "subsets.csv", tables.to_csv(loops_subsets.table(subsets)), durable=False)
     write_atomic(root / "chains.csv", tables.to_csv(loops_chains.table(planned, {})), durable=False)
@@ -33,12 +45,27 @@ def write_before(settings: Settings, sources: Mapping[str, Source], subsets: Seq
         loops_measure.properties(settings, clusters, sources, root)
         loops_measure.check_properties(root)
         found = loops_subsets.overlap(clusters, sources)
-        columns = {name: [row[name] for row in found.values()] for name in next(iter(found.values()))}
-        write_atomic(root / "overlap_summary.csv", tables.to_csv({"dataset": list(found), **columns}), durable=False)
+        columns = {
+            name: [row[name] for row in found.values()] for name in next(iter(found.values()))
+        }
+        write_atomic(
+            root / "overlap_summary.csv",
+            tables.to_csv({"dataset": list(found), **columns}),
+            durable=False,
+        )
 
 
-def write_after(settings: Settings, planned: Sequence[Planned], failed: Mapping[str, Mapping], root: Path, facts, stored: Mapping) -> Path:
-    """chains.csv with what became of every chain, figures/, report.html and, by the analysis, tables/ and findings.html; the page's path."""
+def write_after(
+    settings: Settings,
+    planned: Sequence[Planned],
+    failed: Mapping[str, Mapping],
+    root: Path,
+    facts,
+    stored: Mapping,
+) -> Path:
+    """chains.csv with what became of every chain, figures/, report.html and, by the analysis,
+    tables/ and findings.html; the page's path.
+    """
     from jaxloop.runtime import tables
     from jaxloop.runtime.environment import commit, devices, versions
     from jaxloop.runtime.files import write_atomic
@@ -46,10 +73,15 @@ def write_after(settings: Settings, planned: Sequence[Planned], failed: Mapping[
     from jaxloop.runtime.workdir import stored_form
     from jaxloop.studies import loops_chains
 
-    write_atomic(root / "chains.csv", tables.to_csv(loops_chains.table(planned, failed)), durable=False)
+    write_atomic(
+        root / "chains.csv", tables.to_csv(loops_chains.table(planned, failed)), durable=False
+    )
     if settings.interventions.policies:
         write_atomic(root / "interventions.csv", tables.to_csv(interventions(root)), durable=False)
-    facts = [(name, redact(str(value))) for name, value in [*facts, ("commit", commit()), ("device", devices())]]
+    facts = [
+        (name, redact(str(value)))
+        for name, value in [*facts, ("commit", commit()), ("device", devices())]
+    ]
     path = _page(settings, planned, failed, root, facts, stored_form(stored), versions())
     return analyse(settings, root, facts, stored_form(stored), versions()) or path
 
@@ -97,19 +129,47 @@ def _sections(settings: Settings, planned: Sequence[Planned], root: Path) -> lis
         table = pd.read_csv(path, keep_default_na=False)
         return Table(title, note, list(table.columns), table.head(200).values.tolist())
 
-    tables = [read("cleaning.csv", "Cleaning", "Rows that reached each rule, that it dropped, and that it left.")]
-    tables += [read("overlap_summary.csv", "Overlap of clusters", "Jaccard index of the pairs of clusters of a dataset, which are no independent samples.")]
+    tables = [
+        read(
+            "cleaning.csv",
+            "Cleaning",
+            "Rows that reached each rule, that it dropped, and that it left.",
+        )
+    ]
+    tables += [
+        read(
+            "overlap_summary.csv",
+            "Overlap of clusters",
+            "Jaccard index of the pairs of clusters of a dataset, which are no independent "
+            "samples.",
+        )
+    ]
     if settings.kind not in ("whole", "clusters", "mixtures"):
-        tables += [read("subsets.csv", "Subsets", "Texts of each subset, and its mean quality, length or lean.")]
+        tables += [
+            read(
+                "subsets.csv",
+                "Subsets",
+                "Texts of each subset, and its mean quality, length or lean.",
+            )
+        ]
     if left_out := [p for p in planned if p.reason]:
-        tables += [Table("Chains left out", f"{len(left_out)} of {len(planned)} planned chains.", ["chain", "reason"], [[p.id, p.reason] for p in left_out])]
+        tables += [
+            Table(
+                "Chains left out",
+                f"{len(left_out)} of {len(planned)} planned chains.",
+                ["chain", "reason"],
+                [[p.id, p.reason] for p in left_out],
+            )
+        ]
     if (path := root / "lean_classifier.json").exists():
         tables += [_classifier_table(json.loads(path.read_bytes()))]
     sections = [Section("Human text", tables=[table for table in tables if table is not None])]
     if settings.interventions.policies:
         note = (
-            "Score of the last five generations relative to generation 0, minus that of the chain that takes as many texts at random from as many "
-            "written ones, with the same human texts, bases and draws; standard error and 95 % interval over pairs of chains (t)."
+            "Score of the last five generations relative to generation 0, minus that of the "
+            "chain that takes as many texts at random from as many "
+            "written ones, with the same human texts, bases and draws; standard error and 95 % "
+            "interval over pairs of chains (t)."
         )
         found = read("interventions.csv", "Difference from the random control", note)
         sections += [Section("Interventions", tables=[found])]
@@ -123,17 +183,22 @@ def _classifier_table(report: Mapping[str, Any]):
     for name, scored in test["by_class"].items():
         rows.append([name, scored["texts"], scored["precision"], scored["recall"], scored["f1"]])
     known, larger = test["accuracy"], report["majority"]["accuracy"]
-    note = f"Classifier of political lean on labelled texts that it never saw: accuracy {known:.3f}, always the larger class {larger:.3f}."
+    note = (
+        f"Classifier of political lean on labelled texts that it never saw: accuracy {known:.3f}, "
+        f"always the larger class {larger:.3f}."
+    )
     return Table("Lean", note, ["side", "texts", "precision", "recall", "F1"], rows)
 
 
 def interventions(root: Path) -> dict[str, list]:
-    """Columns of interventions.csv: for every metric, policy and other factor, the paired difference of relative scores to the random control.
+    """Columns of interventions.csv: for every metric, policy and other factor, the paired
+    difference of relative scores to the random control.
 
     Metrics that cross 0 in generation 0 have no relative scores and are left out.
 
-    A chain is paired with the control of the same dataset, ratio, seed and other factors. Columns: metric, factors but seed, selection, n
-    (pairs), control and policy (mean relative scores), difference, se, low, high (95 % t interval), p (paired t-test); nan below two pairs.
+    A chain is paired with the control of the same dataset, ratio, seed and other factors. Columns:
+    metric, factors but seed, selection, n (pairs), control and policy (mean relative scores),
+    difference, se, low, high (95 % t interval), p (paired t-test); nan below two pairs.
     """
     import numpy as np
     import pandas as pd
@@ -143,11 +208,17 @@ def interventions(root: Path) -> dict[str, list]:
     from jaxloop.studies import chain_report
 
     metrics = chain_report.read_metrics(root)
-    factors = metrics.drop_duplicates("chain").set_index("chain")[[c for c in metrics.columns if c not in scores.FIXED]]
-    relative = scores.relative_by_chain(metrics, LAST)[["metric", "chain", "value"]].join(factors, on="chain")
+    factors = metrics.drop_duplicates("chain").set_index("chain")[
+        [c for c in metrics.columns if c not in scores.FIXED]
+    ]
+    relative = scores.relative_by_chain(metrics, LAST)[["metric", "chain", "value"]].join(
+        factors, on="chain"
+    )
     relative = relative[~relative["metric"].isin(scores.crossing(metrics))]
     others = [c for c in factors.columns if c not in ("selection", "seed")]
-    wide = relative.pivot_table(index=["metric", *others, "seed"], columns="selection", values="value", observed=True)
+    wide = relative.pivot_table(
+        index=["metric", *others, "seed"], columns="selection", values="value", observed=True
+    )
     rows = []
     for key, group in wide.groupby(level=list(range(1 + len(others))), sort=True):
         for policy in [c for c in wide.columns if c != "random"]:
@@ -159,21 +230,54 @@ def interventions(root: Path) -> dict[str, list]:
             mean = float(gap.mean()) if n else math.nan
             p = float(2 * stats.t.sf(abs(mean) / se, n - 1)) if n > 1 and se > 0 else math.nan
             row = dict(zip(["metric", *others], key, strict=True)) | {"selection": policy, "n": n}
-            row |= {"control": float(pairs["random"].mean()) if n else math.nan, "policy": float(pairs[policy].mean()) if n else math.nan}
-            rows.append(row | {"difference": mean, "se": se, "low": mean - half, "high": mean + half, "p": p})
-    names = list(rows[0]) if rows else ["metric", *others, "selection", "n", "control", "policy", "difference", "se", "low", "high", "p"]
+            row |= {
+                "control": float(pairs["random"].mean()) if n else math.nan,
+                "policy": float(pairs[policy].mean()) if n else math.nan,
+            }
+            rows.append(
+                row
+                | {"difference": mean, "se": se, "low": mean - half, "high": mean + half, "p": p}
+            )
+    names = (
+        list(rows[0])
+        if rows
+        else [
+            "metric",
+            *others,
+            "selection",
+            "n",
+            "control",
+            "policy",
+            "difference",
+            "se",
+            "low",
+            "high",
+            "p",
+        ]
+    )
     return {name: [row[name] for row in rows] for name in names}
 
 
 def analyse(settings: Settings, root: Path, facts, stored: Mapping, versions) -> Path | None:
-    """The analysis of the experiment from the files of the run: tables/, figures/ and findings.html; None where the run is too small for it."""
+    """The analysis of the experiment from the files of the run: tables/, figures/ and
+    findings.html; None where the run is too small for it.
+    """
     from jaxloop.analysis import recursive_loops
     from jaxloop.runtime.log import LOGGER
 
     page, quality = EXPERIMENTS[settings.experiment].page, settings.quality.split("(")[0]
     neutral = (50 - settings.lean.neutral, 50 + settings.lean.neutral)
     try:
-        return recursive_loops.write_report(root, page, quality=quality, neutral=neutral, title=settings.title, facts=facts, config=stored, versions=versions)
+        return recursive_loops.write_report(
+            root,
+            page,
+            quality=quality,
+            neutral=neutral,
+            title=settings.title,
+            facts=facts,
+            config=stored,
+            versions=versions,
+        )
     except ValueError as error:
         LOGGER.warning("no findings.html: %s", error)
         return None

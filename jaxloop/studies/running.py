@@ -1,4 +1,6 @@
-"""What every study does around its own work: the cache of compiled programs, the lines that say how a run came about, its page."""
+"""What every study does around its own work: the cache of compiled programs, the lines that say how
+a run came about, its page.
+"""
 
 import concurrent.futures
 import contextlib
@@ -18,17 +20,24 @@ def keep_compiled(run) -> None:
 
 
 def measures_beside(run) -> bool:
-    """Whether models are measured while the next ones are trained, as the `run` section says or, where it does not, as suits the device: a CPU
-    has cores to spare; on an accelerator both would share the memory that training was given."""
+    """Whether models are measured while the next ones are trained, as the `run` section says or,
+    where it does not, as suits the device: a CPU has cores to spare; on an accelerator both would
+    share the memory that training was given.
+    """
     from jaxloop.runtime.devices import programs_at_once
 
-    return run.measure_beside if run.measure_beside is not None else programs_at_once() > 1 and not run.cut_base
+    return (
+        run.measure_beside
+        if run.measure_beside is not None
+        else programs_at_once() > 1 and not run.cut_base
+    )
 
 
 @contextlib.contextmanager
 def begun(work: Callable, beside: bool):
-    """Context with a function that returns what work() returns, which another thread does from now on if `beside`; otherwise it is done when
-    the function is called."""
+    """Context with a function that returns what work() returns, which another thread does from now
+    on if `beside`; otherwise it is done when the function is called.
+    """
     if not beside:
         yield work
         return
@@ -37,7 +46,9 @@ def begun(work: Callable, beside: bool):
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """The command that repeats a run, from `sys.argv`; it holds no path of the machine that the user did not write."""
+    """The command that repeats a run, from `sys.argv`; it holds no path of the machine that the
+    user did not write.
+    """
     return shlex.join(["python", "-m", "jaxloop.main", *argv[1:]])
 
 
@@ -45,7 +56,11 @@ def elapsed(seconds: float, resumed_after: int | None = None) -> str:
     """ "12 min 3 s since it was resumed after generation 4", in seconds of the clock."""
     from jaxloop.recursion.progress import duration
 
-    return duration(seconds) + (f" since it was resumed after generation {resumed_after}" if resumed_after is not None else "")
+    return duration(seconds) + (
+        f" since it was resumed after generation {resumed_after}"
+        if resumed_after is not None
+        else ""
+    )
 
 
 def dated(line: str) -> str:
@@ -55,7 +70,9 @@ def dated(line: str) -> str:
 
 
 def save_drawings(folder: Path, named: Mapping[str, object]) -> None:
-    """Writes `named` (file name without suffix -> report.Drawing) as PNG files into a folder, which is made."""
+    """Writes `named` (file name without suffix -> report.Drawing) as PNG files into a folder, which
+    is made.
+    """
     from jaxloop.analysis import figures
     from jaxloop.runtime.files import write_atomic
 
@@ -69,17 +86,35 @@ def slug(title: str) -> str:
     return "_".join("".join(ch if ch.isalnum() else " " for ch in title.lower()).split())
 
 
-def write_page(root: Path, metrics, *, subtitle: str, facts: Sequence[tuple[str, object]], failed: Mapping[str, Mapping] | None = None, **page) -> Path:
-    """Writes report.html into a run directory and returns its path; keys and tokens are left out of what is shown.
+def write_page(
+    root: Path,
+    metrics,
+    *,
+    subtitle: str,
+    facts: Sequence[tuple[str, object]],
+    failed: Mapping[str, Mapping] | None = None,
+    **page,
+) -> Path:
+    """Writes report.html into a run directory and returns its path; keys and tokens are left out of
+    what is shown.
 
-    metrics: the table behind the curves; failed: chain -> {generation, reason}; page: what else `analysis.report.render` takes.
+    metrics: the table behind the curves; failed: chain -> {generation, reason}; page: what else
+    `analysis.report.render` takes.
     """
     from jaxloop.analysis import report
     from jaxloop.runtime.files import write_atomic
     from jaxloop.runtime.log import redact
 
-    failures = [report.Failure(chain, int(why["generation"]), str(why["reason"])) for chain, why in (failed or {}).items()]
+    failures = [
+        report.Failure(chain, int(why["generation"]), str(why["reason"]))
+        for chain, why in (failed or {}).items()
+    ]
     shown = [(name, redact(str(value))) for name, value in facts]
     path = root / "report.html"
-    write_atomic(path, redact(report.render(metrics, subtitle=subtitle, failures=failures, facts=shown, **page)).encode("utf-8"))
+    write_atomic(
+        path,
+        redact(
+            report.render(metrics, subtitle=subtitle, failures=failures, facts=shown, **page)
+        ).encode("utf-8"),
+    )
     return path

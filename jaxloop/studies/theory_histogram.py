@@ -1,4 +1,6 @@
-"""The U-shape toy in both readings: literally, where the bias has nothing to act on, and with a little mass added, where the U-shape appears."""
+"""The U-shape toy in both readings: literally, where the bias has nothing to act on, and with a
+little mass added, where the U-shape appears.
+"""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,7 +33,9 @@ def columns(settings: "Settings") -> list[_Column]:
             _Column(reading, "unbiased", histogram.Column(1.0, smoothing, False)),
             _Column(reading, "biased, overlap", histogram.Column(h.bias, smoothing, True)),
             _Column(reading, "biased, no overlap", histogram.Column(h.bias, smoothing, False)),
-            _Column(reading, f"bias {h.weak:g}, no overlap", histogram.Column(h.weak, smoothing, False)),
+            _Column(
+                reading, f"bias {h.weak:g}, no overlap", histogram.Column(h.weak, smoothing, False)
+            ),
         ]
     return found
 
@@ -39,32 +43,63 @@ def columns(settings: "Settings") -> list[_Column]:
 def _draw(settings, accumulate, mesh, seed):
     """Metrics {name: [columns, ratios, R, T+1]} of a batch."""
     h = settings.histogram
-    options = dict(size=h.size, ratios=h.ratios, accumulate=accumulate, generations=h.generations, replicates=h.batch, mesh=mesh)
+    options = dict(
+        size=h.size,
+        ratios=h.ratios,
+        accumulate=accumulate,
+        generations=h.generations,
+        replicates=h.batch,
+        mesh=mesh,
+    )
     # Every ratio has a seed of its own, counted from this one.
-    return histogram.simulate_columns([c.column for c in columns(settings)], seed=seed * 64, **options)
+    return histogram.simulate_columns(
+        [c.column for c in columns(settings)], seed=seed * 64, **options
+    )
 
 
 def experiments(settings: "Settings", mesh=None) -> list[compare.Experiment]:
-    """What has a formula: sum p^2 in the literal reading without accumulation, and the entropy where no item is synthetic."""
+    """What has a formula: sum p^2 in the literal reading without accumulation, and the entropy
+    where no item is synthetic.
+    """
     h, t = settings.histogram, np.arange(settings.histogram.generations + 1)
     all_columns = columns(settings)
     place = {(c.reading, c.name): i for i, c in enumerate(all_columns)}
     plain = [place[reading, "biased, no overlap"] for reading in READINGS]
     human = np.where(np.arange(h.size + 1) % 2 == 0, 0.0, 1.0)
     human, vector = human / human.sum(), np.where(np.arange(h.size + 1) % 2 == 0, h.bias, 1.0)
-    entropies = [theory.histogram_entropy(n=h.size, source=human, smoothing=all_columns[i].column.smoothing, bias=vector) for i in plain]
+    entropies = [
+        theory.histogram_entropy(
+            n=h.size, source=human, smoothing=all_columns[i].column.smoothing, bias=vector
+        )
+        for i in plain
+    ]
     found = []
     for accumulate, row in ROWS.items():
         name = "Entropy without synthetic items"
-        quantities = [compare.Quantity(name, t, np.full(len(t), e), line=f"{r}, {row}") for e, r in zip(entropies, READINGS, strict=True)]
+        quantities = [
+            compare.Quantity(name, t, np.full(len(t), e), line=f"{r}, {row}")
+            for e, r in zip(entropies, READINGS, strict=True)
+        ]
         mixed = [] if accumulate else [i for i, r in enumerate(h.ratios) if r > 0][:6]
         for i in mixed:
-            exact = theory.mixed_homozygosity(t + 1, n=h.size, synthetic=int(h.ratios[i] * h.size), source=human)
-            quantities.append(compare.Quantity("Heterozygosity, literal reading", t, 1 - exact, line=f"r = {share(h.ratios[i])}"))
+            exact = theory.mixed_homozygosity(
+                t + 1, n=h.size, synthetic=int(h.ratios[i] * h.size), source=human
+            )
+            quantities.append(
+                compare.Quantity(
+                    "Heterozygosity, literal reading",
+                    t,
+                    1 - exact,
+                    line=f"r = {share(h.ratios[i])}",
+                )
+            )
 
         def draw(seed, accumulate=accumulate, mixed=mixed):
             out = _draw(settings, accumulate, mesh, seed)
-            return [*(out["entropy"][i, 0] for i in plain), *(out["heterozygosity"][plain[0], i] for i in mixed)]
+            return [
+                *(out["entropy"][i, 0] for i in plain),
+                *(out["heterozygosity"][plain[0], i] for i in mixed),
+            ]
 
         found.append(compare.Experiment(row.replace(" ", "_"), tuple(quantities), draw))
     return found
@@ -74,17 +109,28 @@ def _u_shape(settings, mesh) -> pd.DataFrame:
     """Relative entropy of the last generation: row, reading, column, ratio, mean, se, replicates."""
     h, rows = settings.histogram, []
     for accumulate, row in ROWS.items():
-        parts = [_draw(settings, accumulate, mesh, (settings.seed + 1) * 100_000 + i)["relative_entropy"][..., -1] for i in range(-(-h.replicates // h.batch))]
+        parts = [
+            _draw(settings, accumulate, mesh, (settings.seed + 1) * 100_000 + i)[
+                "relative_entropy"
+            ][..., -1]
+            for i in range(-(-h.replicates // h.batch))
+        ]
         last = np.concatenate(parts, 2)
         se = last.std(2, ddof=1) / np.sqrt(last.shape[2])
         for i, c in enumerate(columns(settings)):
             for j, ratio in enumerate(h.ratios):
-                rows.append((row, c.reading, c.name, ratio, last[i, j].mean(), se[i, j], last.shape[2]))
-    return pd.DataFrame(rows, columns=["row", "reading", "column", "ratio", "relative_entropy", "se", "replicates"])
+                rows.append(
+                    (row, c.reading, c.name, ratio, last[i, j].mean(), se[i, j], last.shape[2])
+                )
+    return pd.DataFrame(
+        rows, columns=["row", "reading", "column", "ratio", "relative_entropy", "se", "replicates"]
+    )
 
 
 def arms(curve: pd.DataFrame) -> tuple[float, float, float]:
-    """(fall, rise, ratio of the minimum): how many standard errors the ends of a curve lie above its lowest inner point."""
+    """(fall, rise, ratio of the minimum): how many standard errors the ends of a curve lie above
+    its lowest inner point.
+    """
     mean, se = curve["relative_entropy"].to_numpy(), curve["se"].to_numpy()
     low = 1 + int(mean[1:-1].argmin())
     z = lambda end: float((mean[end] - mean[low]) / max(np.hypot(se[end], se[low]), 1e-12))
@@ -92,47 +138,80 @@ def arms(curve: pd.DataFrame) -> tuple[float, float, float]:
 
 
 def conclude(settings: "Settings", mesh, checks):
-    """Both readings side by side, which of them has a U, and that the bias does nothing in the literal one."""
+    """Both readings side by side, which of them has a U, and that the bias does nothing in the
+    literal one.
+    """
     from jaxloop.studies.theory import Conclusion
 
     table = _u_shape(settings, mesh)
-    curve = lambda row, reading, column: table[(table["row"] == row) & (table["reading"] == reading) & (table["column"] == column)]
+    curve = lambda row, reading, column: table[
+        (table["row"] == row) & (table["reading"] == reading) & (table["column"] == column)
+    ]
     claims = []
     for row in ROWS.values():
-        biased, unbiased = (curve(row, "literal", name)["relative_entropy"].to_numpy() for name in ("biased, no overlap", "unbiased"))
-        spread = np.hypot(*(curve(row, "literal", name)["se"].to_numpy() for name in ("biased, no overlap", "unbiased")))
+        biased, unbiased = (
+            curve(row, "literal", name)["relative_entropy"].to_numpy()
+            for name in ("biased, no overlap", "unbiased")
+        )
+        spread = np.hypot(
+            *(
+                curve(row, "literal", name)["se"].to_numpy()
+                for name in ("biased, no overlap", "unbiased")
+            )
+        )
         gap = float((np.abs(biased - unbiased) / np.maximum(spread, 1e-12)).max())
         _, rise, _ = arms(curve(row, "literal", "biased, no overlap"))
         claims.append(
             compare.Claim(
-                f"Literal reading, {row}: numbers that people never write have probability 0 for ever, so that the bias changes nothing and there is no U",
-                f"biased and unbiased differ by at most {gap:.1f} standard errors; r = 1 lies {rise:+.1f} standard errors above the lowest inner point",
+                f"Literal reading, {row}: numbers that people never write have probability 0 for "
+                "ever, so that the bias changes nothing and there is no U",
+                f"biased and unbiased differ by at most {gap:.1f} standard errors; r = 1 lies "
+                f"{rise:+.1f} standard errors above the lowest inner point",
                 gap < WIDE and rise < WIDE,
             )
         )
         fall, rise, low = arms(curve(row, "smoothed", "biased, no overlap"))
         claims.append(
             compare.Claim(
-                f"Smoothed reading, {row}: the relative entropy has a U between only human and only synthetic numbers",
-                f"lowest at r = {share(low)}, the ends {fall:.0f} and {rise:.0f} standard errors above it",
+                f"Smoothed reading, {row}: the relative entropy has a U between only human and "
+                "only synthetic numbers",
+                f"lowest at r = {share(low)}, the ends {fall:.0f} and {rise:.0f} standard errors "
+                "above it",
                 fall > WIDE and rise > WIDE,
             )
         )
-        rises = {name: arms(curve(row, "smoothed", name))[1] for name in ("unbiased", "biased, overlap", f"bias {settings.histogram.weak:g}, no overlap")}
+        rises = {
+            name: arms(curve(row, "smoothed", name))[1]
+            for name in (
+                "unbiased",
+                "biased, overlap",
+                f"bias {settings.histogram.weak:g}, no overlap",
+            )
+        }
         claims.append(
             compare.Claim(
-                f"Smoothed reading, {row}: no U without bias, with a weaker one, or where people write all numbers",
-                "; ".join(f"{name}: r = 1 lies {z:+.1f} standard errors above the lowest inner point" for name, z in rises.items()),
+                f"Smoothed reading, {row}: no U without bias, with a weaker one, or where people "
+                "write all numbers",
+                "; ".join(
+                    f"{name}: r = 1 lies {z:+.1f} standard errors above the lowest inner point"
+                    for name, z in rises.items()
+                ),
                 max(rises.values()) < WIDE,
             )
         )
     note = (
-        "Relative entropy: entropy of the last generation over that of generation 0. The paper's text does not say how a number that was never seen "
+        "Relative entropy: entropy of the last generation over that of generation 0. The paper's "
+        "text does not say how a number that was never seen "
         "can be favoured. Taken literally it cannot: the upper row of panels has no U. With "
-        f"{settings.histogram.smoothing:g} added to every number and a factor of {settings.histogram.bias:g} on even ones it has; this is a reading of "
+        f"{settings.histogram.smoothing:g} added to every number and a factor of "
+        f"{settings.histogram.bias:g} on even ones it has; this is a reading of "
         "the paper, not its program, which is not public."
     )
-    section = report.Section("Two readings of the U-shape", note, (report.Drawing("U-shape", "± 2 standard errors", _figure(settings, table), True),))
+    section = report.Section(
+        "Two readings of the U-shape",
+        note,
+        (report.Drawing("U-shape", "± 2 standard errors", _figure(settings, table), True),),
+    )
     return Conclusion(claims, (section,), {"u_shape": table})
 
 
@@ -144,9 +223,17 @@ def _figure(settings, table):
             for j, name in enumerate(names):
                 top = axes[i, j]
                 for row, (colour, _) in zip(ROWS.values(), figures.palette(len(ROWS)), strict=True):
-                    c = table[(table["row"] == row) & (table["reading"] == reading) & (table["column"] == name)]
-                    x, mean, se = (c[k].to_numpy(float) for k in ("ratio", "relative_entropy", "se"))
-                    top.fill_between(x, mean - 2 * se, mean + 2 * se, color=colour, alpha=0.25, linewidth=0)
+                    c = table[
+                        (table["row"] == row)
+                        & (table["reading"] == reading)
+                        & (table["column"] == name)
+                    ]
+                    x, mean, se = (
+                        c[k].to_numpy(float) for k in ("ratio", "relative_entropy", "se")
+                    )
+                    top.fill_between(
+                        x, mean - 2 * se, mean + 2 * se, color=colour, alpha=0.25, linewidth=0
+                    )
                     top.plot(x, mean, color=colour, marker="o", markersize=3.4, label=row)
                 top.set_title(f"{reading}: {name}", loc="left", fontsize=9)
                 if i:

@@ -1,4 +1,6 @@
-"""The closed forms of `analysis.theory`, each against chains of the family that it is about, or against draws where it is about no chain."""
+"""The closed forms of `analysis.theory`, each against chains of the family that it is about, or
+against draws where it is about no chain.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,15 +21,30 @@ MOST_FITS = 5  # of chains whose squares have heavy tails
 
 def experiments(settings: "Settings", mesh=None) -> list[compare.Experiment]:
     """All comparisons of the config."""
-    return [*_regressions(settings, mesh), *_gaussians(settings, mesh), *_counts(settings, mesh), *_draws(settings)]
+    return [
+        *_regressions(settings, mesh),
+        *_gaussians(settings, mesh),
+        *_counts(settings, mesh),
+        *_draws(settings),
+    ]
 
 
-def _chain(settings, mesh, name, model, flow, quantities, read: Callable, fits=None) -> compare.Experiment:
-    """Chains of a family under a workflow; `read` turns its metrics {name: [R, T+1, ...]} into the samples of the quantities."""
+def _chain(
+    settings, mesh, name, model, flow, quantities, read: Callable, fits=None
+) -> compare.Experiment:
+    """Chains of a family under a workflow; `read` turns its metrics {name: [R, T+1, ...]} into the
+    samples of the quantities.
+    """
     s = settings.library
 
     def draw(seed):
-        options = dict(generations=(fits or s.fits) - 1, replicates=s.batch, seed=seed, mesh=mesh, micro_batch=500)
+        options = dict(
+            generations=(fits or s.fits) - 1,
+            replicates=s.batch,
+            seed=seed,
+            mesh=mesh,
+            micro_batch=500,
+        )
         return read(family.run(model, flow, **options))
 
     return compare.Experiment(name, tuple(quantities), draw)
@@ -35,93 +52,223 @@ def _chain(settings, mesh, name, model, flow, quantities, read: Callable, fits=N
 
 def _of(name, values, line="", tolerance=0.0):
     """A quantity at fits 1, 2, ..."""
-    return compare.Quantity(name, np.arange(1, len(values) + 1), values, axis="fit", line=line, tolerance=tolerance)
+    return compare.Quantity(
+        name, np.arange(1, len(values) + 1), values, axis="fit", line=line, tolerance=tolerance
+    )
 
 
-# ---- least squares on its own labels ------------------------------------------------------------------------------------
+# ---- least squares on its own labels
+# ------------------------------------------------------------------------------------
 
 
 def _regressions(settings, mesh):
-    s, fits, rng = settings.library, np.arange(1, settings.library.fits + 1), np.random.default_rng(settings.seed)
+    s, fits, rng = (
+        settings.library,
+        np.arange(1, settings.library.fits + 1),
+        np.random.default_rng(settings.seed),
+    )
     design, truth = rng.normal(size=(s.n, s.dim)), rng.normal(size=s.dim)
     trace = float(np.trace(np.linalg.inv(design.T @ design)))
-    fixed, fresh = (regression.regression_family(truth, sigma=SIGMA2**0.5, design=x) for x in (design, None))
+    fixed, fresh = (
+        regression.regression_family(truth, sigma=SIGMA2**0.5, design=x) for x in (design, None)
+    )
     error, name = lambda out: [out["error"]], "Squared error of least squares on its own labels"
     cases = (
-        ("replace", fixed, workflows.replace(s.n), theory.ols_replace(fits, trace=trace, sigma2=SIGMA2), "replace"),
-        ("accumulate", fixed, workflows.accumulate(s.n), theory.ols_accumulate(fits, trace=trace, sigma2=SIGMA2), "accumulate"),
-        ("fresh", fresh, workflows.accumulate(s.n), theory.ols_accumulate_fresh(fits, d=s.dim, samples=s.n, sigma2=SIGMA2), "accumulate, fresh covariates"),
+        (
+            "replace",
+            fixed,
+            workflows.replace(s.n),
+            theory.ols_replace(fits, trace=trace, sigma2=SIGMA2),
+            "replace",
+        ),
+        (
+            "accumulate",
+            fixed,
+            workflows.accumulate(s.n),
+            theory.ols_accumulate(fits, trace=trace, sigma2=SIGMA2),
+            "accumulate",
+        ),
+        (
+            "fresh",
+            fresh,
+            workflows.accumulate(s.n),
+            theory.ols_accumulate_fresh(fits, d=s.dim, samples=s.n, sigma2=SIGMA2),
+            "accumulate, fresh covariates",
+        ),
     )
-    found = [_chain(settings, mesh, f"regression_{short}", model, flow, [_of(name, values, line)], error) for short, model, flow, values, line in cases]
+    found = [
+        _chain(settings, mesh, f"regression_{short}", model, flow, [_of(name, values, line)], error)
+        for short, model, flow, values, line in cases
+    ]
     pinv = np.linalg.pinv(design)
 
     def multiple(seed):
         """Fit i sees i sets of labels of the last model, whose mean has i times less noise."""
-        noise = np.random.default_rng(seed).normal(size=(s.fits, s.batch, s.n)) * np.sqrt(SIGMA2 / fits)[:, None, None]
+        noise = (
+            np.random.default_rng(seed).normal(size=(s.fits, s.batch, s.n))
+            * np.sqrt(SIGMA2 / fits)[:, None, None]
+        )
         return [(np.cumsum(noise @ pinv.T, 0) ** 2).sum(2).T]
 
     found.append(
         compare.Experiment(
-            "regression_multiple", (_of(name, theory.ols_replace_multiple(fits, trace=trace, sigma2=SIGMA2), "replace, i sets at fit i"),), multiple
+            "regression_multiple",
+            (
+                _of(
+                    name,
+                    theory.ols_replace_multiple(fits, trace=trace, sigma2=SIGMA2),
+                    "replace, i sets at fit i",
+                ),
+            ),
+            multiple,
         )
     )
     return found
 
 
-# ---- Gaussian chains and kernel densities -------------------------------------------------------------------------------
+# ---- Gaussian chains and kernel densities
+# -------------------------------------------------------------------------------
 
 
 def _gaussians(settings, mesh):
     s = settings.library
     fits = np.arange(1, s.fits + 1)
-    mean, variance, distance = "Squared error of a Gaussian chain's mean", "Variance of a Gaussian chain", "Squared Wasserstein distance of a Gaussian chain"
+    mean, variance, distance = (
+        "Squared error of a Gaussian chain's mean",
+        "Variance of a Gaussian chain",
+        "Squared Wasserstein distance of a Gaussian chain",
+    )
     read = lambda out: [out["var"][:, :, 0], out["mean"][:, :, 0] ** 2]
     found = []
     for unbiased, line in ((True, "replace, unbiased"), (False, "replace, maximum likelihood")):
         exact = theory.gaussian_replace(fits, n=s.n, unbiased=unbiased)
-        quantities = [_of(variance, exact.variance, line), _of(mean, exact.mean_variance, line), _of(distance, exact.w2, line)]
+        quantities = [
+            _of(variance, exact.variance, line),
+            _of(mean, exact.mean_variance, line),
+            _of(distance, exact.w2, line),
+        ]
         if unbiased:
-            quantities.append(_of("Variance of a data point along a chain", theory.data_variance([s.n] * s.fits)[1:], "from generation 1 on"))
-        extra = (lambda out: [out["mean"][:, :, 0] ** 2 + out["var"][:, :, 0]]) if unbiased else (lambda out: [])
+            quantities.append(
+                _of(
+                    "Variance of a data point along a chain",
+                    theory.data_variance([s.n] * s.fits)[1:],
+                    "from generation 1 on",
+                )
+            )
+        extra = (
+            (lambda out: [out["mean"][:, :, 0] ** 2 + out["var"][:, :, 0]])
+            if unbiased
+            else (lambda out: [])
+        )
         all_of = lambda out, extra=extra: [*read(out), out["w2"], *extra(out)]
         name = f"gaussian_replace_{'unbiased' if unbiased else 'likelihood'}"
-        found.append(_chain(settings, mesh, name, gaussian.gaussian_family(unbiased=unbiased), workflows.replace(s.n), quantities, all_of))
+        found.append(
+            _chain(
+                settings,
+                mesh,
+                name,
+                gaussian.gaussian_family(unbiased=unbiased),
+                workflows.replace(s.n),
+                quantities,
+                all_of,
+            )
+        )
     kept = theory.accumulate_variance(fits, n=s.n)
     some = theory.accumulate_subsample(s.fits, n=s.n)
     model = gaussian.gaussian_family(unbiased=False)
     for name, flow, values, errors in (
         ("accumulate", workflows.accumulate(s.n), kept, 1 - kept),
-        ("accumulate, subsample", workflows.accumulate_subsample(s.n), some.variance, some.mean_error),
+        (
+            "accumulate, subsample",
+            workflows.accumulate_subsample(s.n),
+            some.variance,
+            some.mean_error,
+        ),
     ):
         quantities = [_of(variance, values, name), _of(mean, errors, name)]
-        found.append(_chain(settings, mesh, f"gaussian_{name.replace(', ', '_')}", model, flow, quantities, read))
+        found.append(
+            _chain(
+                settings, mesh, f"gaussian_{name.replace(', ', '_')}", model, flow, quantities, read
+            )
+        )
     blurred = theory.kde_variance(fits, n=s.n, bandwidth=BANDWIDTH)
     quantities = [_of("Variance of a kernel density chain", blurred, f"bandwidth {BANDWIDTH:g}")]
     density = kde.kde_family(bandwidth=BANDWIDTH, heldout=0)
-    return [*found, _chain(settings, mesh, "kernel_density", density, workflows.replace(s.n), quantities, lambda out: [out["var"][:, :, 0]])]
+    return [
+        *found,
+        _chain(
+            settings,
+            mesh,
+            "kernel_density",
+            density,
+            workflows.replace(s.n),
+            quantities,
+            lambda out: [out["var"][:, :, 0]],
+        ),
+    ]
 
 
-# ---- counts ---------------------------------------------------------------------------------------------------------------
+# ---- counts
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def _counts(settings, mesh):
-    s, fits, few = settings.library, np.arange(1, settings.library.fits + 1), np.arange(1, min(settings.library.fits, MOST_FITS) + 1)
+    s, fits, few = (
+        settings.library,
+        np.arange(1, settings.library.fits + 1),
+        np.arange(1, min(settings.library.fits, MOST_FITS) + 1),
+    )
     start, name = 1 - (P**2).sum(), "Heterozygosity of a categorical chain"
     # The first fit has already drawn once: both laws start from the real probabilities.
     categories, read = discrete.discrete_family(P), lambda out: [out["heterozygosity"]]
     drift = _of(name, start * theory.replace_heterozygosity(fits, n=s.n), "replace")
     kept = _of(name, start * theory.accumulate_variance(fits, n=s.n), "accumulate")
-    coin = _of("Variance of a coin's chain", theory.bernoulli_variance(few, p=COIN, n=s.n), f"p = {COIN:g}")
-    counts = _of("Variance of a Poisson chain", theory.poisson_variance(few, rate=RATE, n=s.n), f"rate {RATE:g}")
+    coin = _of(
+        "Variance of a coin's chain", theory.bernoulli_variance(few, p=COIN, n=s.n), f"p = {COIN:g}"
+    )
+    counts = _of(
+        "Variance of a Poisson chain",
+        theory.poisson_variance(few, rate=RATE, n=s.n),
+        f"rate {RATE:g}",
+    )
     return [
-        _chain(settings, mesh, "categorical_replace", categories, workflows.replace(s.n), [drift], read),
-        _chain(settings, mesh, "categorical_accumulate", categories, workflows.accumulate(s.n), [kept], read),
-        _chain(settings, mesh, "coin", discrete.bernoulli_family(COIN), workflows.replace(s.n), [coin], lambda out: [(out["p"] - COIN) ** 2], len(few)),
-        _chain(settings, mesh, "poisson", discrete.poisson_family(RATE), workflows.replace(s.n), [counts], lambda out: [(out["rate"] - RATE) ** 2], len(few)),
+        _chain(
+            settings, mesh, "categorical_replace", categories, workflows.replace(s.n), [drift], read
+        ),
+        _chain(
+            settings,
+            mesh,
+            "categorical_accumulate",
+            categories,
+            workflows.accumulate(s.n),
+            [kept],
+            read,
+        ),
+        _chain(
+            settings,
+            mesh,
+            "coin",
+            discrete.bernoulli_family(COIN),
+            workflows.replace(s.n),
+            [coin],
+            lambda out: [(out["p"] - COIN) ** 2],
+            len(few),
+        ),
+        _chain(
+            settings,
+            mesh,
+            "poisson",
+            discrete.poisson_family(RATE),
+            workflows.replace(s.n),
+            [counts],
+            lambda out: [(out["rate"] - RATE) ** 2],
+            len(few),
+        ),
     ]
 
 
-# ---- draws ----------------------------------------------------------------------------------------------------------------
+# ---- draws
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _draws(settings):
@@ -131,10 +278,17 @@ def _draws(settings):
     def fresh(seed):
         rng, mean = np.random.default_rng(seed), np.zeros((s.batch, len(weights)))
         for _ in range(60):
-            mean = weights * rng.normal(size=mean.shape) + (1 - weights) * (mean + rng.normal(size=mean.shape))
+            mean = weights * rng.normal(size=mean.shape) + (1 - weights) * (
+                mean + rng.normal(size=mean.shape)
+            )
         return [mean**2]
 
-    golden = compare.Quantity("Variance with fresh real data", weights, theory.fresh_real_variance(weights), axis="weight of real data")
+    golden = compare.Quantity(
+        "Variance with fresh real data",
+        weights,
+        theory.fresh_real_variance(weights),
+        axis="weight of real data",
+    )
     rows = np.array([s.n, 2 * s.n, 4 * s.n])
     wishart = [theory.wishart_trace(s.dim, int(n)) for n in rows]
 
@@ -156,15 +310,29 @@ def _draws(settings):
         for ratio in ratios:
             if ratio > 1:
                 x = rng.normal(size=(count, round(d / ratio), d))
-                inside = np.linalg.solve(x @ x.swapaxes(1, 2), np.einsum("rnx,rx->rn", x, w)[:, :, None])[:, :, 0]
+                inside = np.linalg.solve(
+                    x @ x.swapaxes(1, 2), np.einsum("rnx,rx->rn", x, w)[:, :, None]
+                )[:, :, 0]
                 w = np.einsum("rnx,rn->rx", x, inside)
             norms.append((w**2).sum(1) / start)
         return [np.stack(norms, 1)]
 
-    kept = _of("Norm left by overparametrised generators", theory.overparametrised_norm(ratios), "d / T = 2, 1, 4/3")
+    kept = _of(
+        "Norm left by overparametrised generators",
+        theory.overparametrised_norm(ratios),
+        "d / T = 2, 1, 4/3",
+    )
     return [
         compare.Experiment("fresh_real_data", (golden,), fresh),
-        compare.Experiment("wishart", (compare.Quantity("Trace of an inverse Wishart matrix", rows, wishart, axis="samples"),), designs),
+        compare.Experiment(
+            "wishart",
+            (
+                compare.Quantity(
+                    "Trace of an inverse Wishart matrix", rows, wishart, axis="samples"
+                ),
+            ),
+            designs,
+        ),
         compare.Experiment("overparametrised", (kept,), forgetful),
         compare.Experiment("ridge", (_ridge_quantity(),), _ridge_errors),
     ]
@@ -182,8 +350,16 @@ def _ridge_model():
 def _ridge_quantity():
     """Asymptotic in proportion: the spec found 0.1-4 % between formula and simulation at this size."""
     scales, w0 = _ridge_model()
-    values = [theory.ridge(n, covariance=scales, coefficients=w0, **RIDGE).error for n in GENERATORS]
-    return compare.Quantity("Test error of ridge regression after generators", GENERATORS, values, axis="generators", tolerance=0.04)
+    values = [
+        theory.ridge(n, covariance=scales, coefficients=w0, **RIDGE).error for n in GENERATORS
+    ]
+    return compare.Quantity(
+        "Test error of ridge regression after generators",
+        GENERATORS,
+        values,
+        axis="generators",
+        tolerance=0.04,
+    )
 
 
 def _ridge_errors(seed):
@@ -203,7 +379,8 @@ def _ridge_errors(seed):
     return [np.stack(errors, 1)]
 
 
-# ---- what is no mean ------------------------------------------------------------------------------------------------------
+# ---- what is no mean
+# ------------------------------------------------------------------------------------------------------
 
 
 def conclude(settings: "Settings", mesh, checks):
@@ -218,36 +395,64 @@ def conclude(settings: "Settings", mesh, checks):
     best = float(grid[values.argmin()])
     x = np.random.default_rng(settings.seed).normal(size=(2 * s.dim, s.dim))
     ratios = (0.1, 0.4, 2.0)
-    radii = [linear.closed_form(linear.Designs((x,), x, (x,)), np.ones(s.dim), alpha=r / (1 + r), beta=0.5, generations=1).spectral_radius for r in ratios]
-    gap = max(abs(found - theory.contraction_exact(r)) for found, r in zip(radii, ratios, strict=True))
+    radii = [
+        linear.closed_form(
+            linear.Designs((x,), x, (x,)),
+            np.ones(s.dim),
+            alpha=r / (1 + r),
+            beta=0.5,
+            generations=1,
+        ).spectral_radius
+        for r in ratios
+    ]
+    gap = max(
+        abs(found - theory.contraction_exact(r)) for found, r in zip(radii, ratios, strict=True)
+    )
     bounds = [theory.contraction_bound(r, convexity=1.0) for r in ratios if r < 0.5]
     eye = lambda scale: np.sqrt(scale) * np.eye(2)
-    settled = linear.limit(linear.Designs((eye(5.0),) * 4, eye(7.0), (eye(2.0),) * 4), np.ones(2), alpha=0.4, beta=0.3)
-    isotropic = theory.isotropic_limit(entities=4, d=2, private=5, public=7, synthetic=2, alpha=0.4, beta=0.3)
+    settled = linear.limit(
+        linear.Designs((eye(5.0),) * 4, eye(7.0), (eye(2.0),) * 4), np.ones(2), alpha=0.4, beta=0.3
+    )
+    isotropic = theory.isotropic_limit(
+        entities=4, d=2, private=5, public=7, synthetic=2, alpha=0.4, beta=0.3
+    )
     apart = float(abs(settled.mse[0] / isotropic.mse - 1))
     deviations = _collapse(settings, mesh)
     claims = [
         compare.Claim(
-            "The variance of an accumulating Gaussian chain has the limit sin(pi / sqrt n) / (pi / sqrt n)",
+            "The variance of an accumulating Gaussian chain has the limit sin(pi / sqrt n) / (pi "
+            "/ sqrt n)",
             f"{far[0]:.6f} after 100,000 fits, limit {far[1]:.6f}",
             abs(far[0] - far[1]) < 1e-4,
         ),
-        compare.Claim("Drawing n points from all that was accumulated levels off too, lower", f"{some:.4f} against {far[1]:.4f}", 0 < some < far[1]),
         compare.Claim(
-            "With fresh real data the best weight is 1 / golden ratio, and the variance there is the same number",
-            f"weight {best:.4f}, variance {values.min():.6f}",
-            abs(best - theory.GOLDEN_WEIGHT) < 1e-3 and abs(values.min() - theory.GOLDEN_WEIGHT) < 1e-6,
+            "Drawing n points from all that was accumulated levels off too, lower",
+            f"{some:.4f} against {far[1]:.4f}",
+            0 < some < far[1],
         ),
         compare.Claim(
-            "One entity with equal Gram matrices contracts by lambda / (1 + lambda) for every lambda; the general bound is larger, and ends at 1/2",
-            f"exact to {gap:.0e}; bounds {', '.join(f'{b:.3f}' for b in bounds)} against {', '.join(f'{r:.3f}' for r in radii[:2])}",
+            "With fresh real data the best weight is 1 / golden ratio, and the variance there is "
+            "the same number",
+            f"weight {best:.4f}, variance {values.min():.6f}",
+            abs(best - theory.GOLDEN_WEIGHT) < 1e-3
+            and abs(values.min() - theory.GOLDEN_WEIGHT) < 1e-6,
+        ),
+        compare.Claim(
+            "One entity with equal Gram matrices contracts by lambda / (1 + lambda) for every "
+            "lambda; the general bound is larger, and ends at 1/2",
+            f"exact to {gap:.0e}; bounds {', '.join(f'{b:.3f}' for b in bounds)} against "
+            f"{', '.join(f'{r:.3f}' for r in radii[:2])}",
             gap < 1e-10 and all(b > r for b, r in zip(bounds, radii, strict=False)),
         ),
         compare.Claim(
-            "Where designs have scaled orthogonal rows the limit for K entities follows from four numbers", f"relative difference {apart:.0e}", apart < 1e-10
+            "Where designs have scaled orthogonal rows the limit for K entities follows from "
+            "four numbers",
+            f"relative difference {apart:.0e}",
+            apart < 1e-10,
         ),
         compare.Claim(
-            "The probability that a Gaussian chain keeps a deviation above a threshold stays below exp(-k / (4 n - 1)) / threshold",
+            "The probability that a Gaussian chain keeps a deviation above a threshold stays "
+            "below exp(-k / (4 n - 1)) / threshold",
             f"largest share of the bound {deviations:.2f}",
             deviations <= 1,
         ),
@@ -256,9 +461,23 @@ def conclude(settings: "Settings", mesh, checks):
 
 
 def _collapse(settings, mesh):
-    """Largest ratio of the measured probability to its bound, n = 4, over 60 generations and three thresholds."""
+    """Largest ratio of the measured probability to its bound, n = 4, over 60 generations and three
+    thresholds.
+    """
     n, generations = 4, 60
-    options = dict(generations=generations, replicates=settings.library.batch, seed=settings.seed, mesh=mesh, micro_batch=500)
-    deviations = np.sqrt(family.run(gaussian.gaussian_family(), workflows.replace(n), **options)["var"][:, :, 0])
-    ratios = [(deviations > t).mean(0) / theory.collapse_probability(np.arange(generations + 1), n=n, threshold=t) for t in (0.1, 0.3, 1.0)]
+    options = dict(
+        generations=generations,
+        replicates=settings.library.batch,
+        seed=settings.seed,
+        mesh=mesh,
+        micro_batch=500,
+    )
+    deviations = np.sqrt(
+        family.run(gaussian.gaussian_family(), workflows.replace(n), **options)["var"][:, :, 0]
+    )
+    ratios = [
+        (deviations > t).mean(0)
+        / theory.collapse_probability(np.arange(generations + 1), n=n, threshold=t)
+        for t in (0.1, 0.3, 1.0)
+    ]
     return float(np.max(ratios))

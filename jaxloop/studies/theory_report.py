@@ -20,23 +20,56 @@ def verdict(rows: pd.DataFrame, claims: Sequence[compare.Claim]) -> str:
     """One sentence about all comparisons and claims."""
     flags, false = int(rows["flag"].sum()), sum(not c.holds for c in claims)
     chance = compare.by_chance(len(rows))
-    text = f"{flags} of {len(rows)} comparisons have |z| > {compare.FLAG:g} ({chance:.2g} expected by chance)"
+    text = (
+        f"{flags} of {len(rows)} comparisons have |z| > {compare.FLAG:g} ({chance:.2g} expected "
+        "by chance)"
+    )
     return f"{text}, {len(claims) - false} of {len(claims)} statements hold" if claims else text
 
 
-def write(root: Path, settings, rows: pd.DataFrame, checks: Sequence[compare.Check], conclusion, *, facts, config: Mapping, versions) -> Path:
+def write(
+    root: Path,
+    settings,
+    rows: pd.DataFrame,
+    checks: Sequence[compare.Check],
+    conclusion,
+    *,
+    facts,
+    config: Mapping,
+    versions,
+) -> Path:
     """Writes everything into a run directory and returns the page's path."""
-    for name, frame in {"table": rows, "claims": pd.DataFrame(conclusion.claims, columns=list(compare.Claim._fields)), **conclusion.tables}.items():
-        write_atomic(root / f"{name}.csv", to_csv({column: frame[column].tolist() for column in frame}))
+    for name, frame in {
+        "table": rows,
+        "claims": pd.DataFrame(conclusion.claims, columns=list(compare.Claim._fields)),
+        **conclusion.tables,
+    }.items():
+        write_atomic(
+            root / f"{name}.csv", to_csv({column: frame[column].tolist() for column in frame})
+        )
     summary = compare.summary(rows)
     found = compare.groups(checks)
-    drawings = [report.Drawing(name, _note(summary, name), compare.figure(group)) for name, group in found.items()]
-    sections = [
-        *([report.Section("Statements", tables=(_claims(conclusion.claims),))] if conclusion.claims else []),
-        *conclusion.sections,
-        report.Section("Analytic and empirical", _how(settings, rows), drawings, (_summary(summary), _worst(rows))),
+    drawings = [
+        report.Drawing(name, _note(summary, name), compare.figure(group))
+        for name, group in found.items()
     ]
-    running.save_drawings(root / "figures", {running.slug(d.title): d for s in sections for d in s.drawings})
+    sections = [
+        *(
+            [report.Section("Statements", tables=(_claims(conclusion.claims),))]
+            if conclusion.claims
+            else []
+        ),
+        *conclusion.sections,
+        report.Section(
+            "Analytic and empirical",
+            _how(settings, rows),
+            drawings,
+            (_summary(summary), _worst(rows)),
+        ),
+    ]
+    running.save_drawings(
+        root / "figures", {running.slug(d.title): d for s in sections for d in s.drawings}
+    )
     return running.write_page(
         root,
         pd.DataFrame(columns=["chain", "generation", "metric", "value"]),
@@ -46,28 +79,44 @@ def write(root: Path, settings, rows: pd.DataFrame, checks: Sequence[compare.Che
         config=config,
         versions=versions,
         sections=sections,
-        files=FILES + "".join(f'\n{name} = pd.read_csv("{name}.csv")' for name in conclusion.tables),
+        files=FILES
+        + "".join(f'\n{name} = pd.read_csv("{name}.csv")' for name in conclusion.tables),
     )
 
 
 def _how(settings, rows: pd.DataFrame) -> str:
     chance, few = compare.by_chance(len(rows)), compare.imprecise(rows, settings.wanted)
     text = (
-        f"Lines: the formula; dots: means over replicates, with a band of two standard errors; below: z, dotted at ±{compare.FLAG:g}, where a row is flagged. "
-        f"There are {len(rows)} comparisons: if every formula is right, {chance:.2g} flags are to be expected by chance. "
+        "Lines: the formula; dots: means over replicates, with a band of two standard errors; "
+        f"below: z, dotted at ±{compare.FLAG:g}, where a row is flagged. "
+        f"There are {len(rows)} comparisons: if every formula is right, {chance:.2g} flags are "
+        "to be expected by chance. "
         f"Rows of one experiment share their replicates, so that neighbouring dots err together."
     )
     if settings.replicates is None:
-        text += f" Replicates were drawn until the standard error was below {settings.wanted:.1%} of the quantity"
-        text += f", but for {len(few)} rows, which would need more than {settings.most:,}." if len(few) else " in every row."
+        text += (
+            f" Replicates were drawn until the standard error was below {settings.wanted:.1%} of "
+            "the quantity"
+        )
+        text += (
+            f", but for {len(few)} rows, which would need more than {settings.most:,}."
+            if len(few)
+            else " in every row."
+        )
     elif len(few):
-        text += f" In {len(few)} rows the standard error is above {settings.wanted:.1%} of the quantity: more replicates would say more."
+        text += (
+            f" In {len(few)} rows the standard error is above {settings.wanted:.1%} of the "
+            "quantity: more replicates would say more."
+        )
     return text
 
 
 def _note(summary: pd.DataFrame, name: str) -> str:
     row = summary.set_index("quantity").loc[name]
-    text = f"{row.replicates:,.0f} replicates; largest |z| {row.largest_z:.1f} of {row.comparisons:.0f}"
+    text = (
+        f"{row.replicates:,.0f} replicates; largest |z| {row.largest_z:.1f} of "
+        f"{row.comparisons:.0f}"
+    )
     return f"{text}; {row.tolerance:.2%} allowed to the formula" if row.tolerance else text
 
 
@@ -77,7 +126,15 @@ def _claims(claims: Sequence[compare.Claim]) -> report.Table:
 
 
 def _summary(summary: pd.DataFrame) -> report.Table:
-    header = ("quantity", "comparisons", "replicates", "largest standard error", "largest |z|", "allowed to the formula", "flags")
+    header = (
+        "quantity",
+        "comparisons",
+        "replicates",
+        "largest standard error",
+        "largest |z|",
+        "allowed to the formula",
+        "flags",
+    )
     rows = [
         (
             r.quantity,
@@ -107,4 +164,9 @@ def _worst(rows: pd.DataFrame) -> report.Table:
         )
         for r in worst.itertuples()
     ]
-    return report.Table(f"The {len(worst)} largest |z|", "", ("quantity", "at", "analytic", "empirical", "standard error", "z", ""), cells)
+    return report.Table(
+        f"The {len(worst)} largest |z|",
+        "",
+        ("quantity", "at", "analytic", "empirical", "standard error", "z", ""),
+        cells,
+    )

@@ -1,6 +1,8 @@
-"""The synthetic check: chains simulated with planted coefficients are found again by the whole analysis path, chains of pure noise are not.
+"""The synthetic check: chains simulated with planted coefficients are found again by the whole
+analysis path, chains of pure noise are not.
 
-Rates are means over independent worlds (clusters, properties, texts); their standard errors are those of the worlds.
+Rates are means over independent worlds (clusters, properties, texts); their standard errors are
+those of the worlds.
 """
 
 import numpy as np
@@ -16,7 +18,9 @@ BETA = np.array([0.03, -0.03, -0.01, 0.02, 0.0, 0.0])
 
 def build(tables, dependents=planted.DEPENDENTS):
     metrics, chains, properties, members = tables
-    return regression_tasks.build(metrics, chains, properties, overlap.from_members(members), dependents)
+    return regression_tasks.build(
+        metrics, chains, properties, overlap.from_members(members), dependents
+    )
 
 
 def covered(fit, truth):
@@ -24,19 +28,38 @@ def covered(fit, truth):
 
 
 def test_planted_coefficients_lie_in_their_intervals():
-    """Tidy tables in, coefficients out: 95 % intervals hold the planted values in 95 % of cases, within 4 standard errors of the worlds."""
+    """Tidy tables in, coefficients out: 95 % intervals hold the planted values in 95 % of cases,
+    within 4 standard errors of the worlds.
+    """
     shares = {"classical": [], "overlap": []}
     estimates = []
     for seed in range(12):
-        plain = build(planted.single(seed, datasets=("web",), beta=BETA, overlapping=False, noise=0.03))
-        shared = build(planted.single(seed + 100, datasets=("web",), beta=BETA, noise=0.02, shared=0.02))
+        plain = build(
+            planted.single(seed, datasets=("web",), beta=BETA, overlapping=False, noise=0.03)
+        )
+        shared = build(
+            planted.single(seed + 100, datasets=("web",), beta=BETA, noise=0.02, shared=0.02)
+        )
         whole = [t for t in plain.tasks if t.column == "All"]
-        shares["classical"].append(np.mean([covered(rg.fit_ols(*t.data("relative"), shown=t.shown), BETA) for t in plain.tasks if t not in whole]))
-        fits = [overlap.fit_overlap(*t.data("relative"), t.kernels, shown=t.shown)[0] for t in shared.tasks]
+        shares["classical"].append(
+            np.mean(
+                [
+                    covered(rg.fit_ols(*t.data("relative"), shown=t.shown), BETA)
+                    for t in plain.tasks
+                    if t not in whole
+                ]
+            )
+        )
+        fits = [
+            overlap.fit_overlap(*t.data("relative"), t.kernels, shown=t.shown)[0]
+            for t in shared.tasks
+        ]
         shares["overlap"].append(np.mean([covered(fit, BETA) for fit in fits]))
         estimates.append(np.mean([fit.coefficients["coefficient"] for fit in fits], axis=0))
     for values in shares.values():
-        assert abs(np.mean(values) - 0.95) < 4 * np.std(values, ddof=1) / np.sqrt(len(values)) + 0.005
+        assert (
+            abs(np.mean(values) - 0.95) < 4 * np.std(values, ddof=1) / np.sqrt(len(values)) + 0.005
+        )
         assert np.mean(values) > 0.9
     error = np.std(estimates, axis=0, ddof=1) / np.sqrt(len(estimates))
     assert (np.abs(np.mean(estimates, axis=0) - BETA) < 4.5 * error).all()
@@ -44,18 +67,26 @@ def test_planted_coefficients_lie_in_their_intervals():
 
 
 def test_planted_coefficients_come_out_of_the_tables():
-    tables = regression_tables.evaluate(build(planted.single(1, datasets=("web", "wiki"), beta=BETA, noise=0.005, count=30)).tasks)
+    tables = regression_tables.evaluate(
+        build(planted.single(1, datasets=("web", "wiki"), beta=BETA, noise=0.005, count=30)).tasks
+    )
     values, shades = regression_tables.table_1(tables.coefficients)
     for dependent in ("diversity", "quality"):
         np.testing.assert_allclose(values.loc[dependent, "All"], BETA, atol=0.006)
         assert shades.loc[dependent, "All"].tolist()[:2] == ["plus3", "minus3"]
-    assert (tables.fits["r2"] > 0.9).all() and tables.problems == [p for p in tables.problems if "bootstrap" in p]
-    least = tables.equivalence.query("column == 'All' and term == 'text_length' and errors == 'classical'")["least"]
+    assert (tables.fits["r2"] > 0.9).all() and tables.problems == [
+        p for p in tables.problems if "bootstrap" in p
+    ]
+    least = tables.equivalence.query(
+        "column == 'All' and term == 'text_length' and errors == 'classical'"
+    )["least"]
     assert (least < 0.01).all()  # no influence is shown, with a bound
 
 
 def rates(seed, shared, noise, *, outcomes=100, **world):
-    """Share of p < .05 among outcomes of pure noise, {column: (classical, overlap-aware)}, with the X and the kernels of the analysis path."""
+    """Share of p < .05 among outcomes of pure noise, {column: (classical, overlap-aware)}, with the
+    X and the kernels of the analysis path.
+    """
     rng = np.random.default_rng(seed + 1000)
     tables = planted.single(seed, datasets=("web",), **world)
     members = tables[3]
@@ -72,7 +103,9 @@ def rates(seed, shared, noise, *, outcomes=100, **world):
         se = np.sqrt(np.diag(np.linalg.inv(x.T @ x))[:, None] * ((y - x @ b) ** 2).sum(0) / df)
         classical = 2 * stats.t.sf(np.abs(b / se), df)
         first = rg.fit_ols(y[:, 0], task.x).coefficients
-        np.testing.assert_allclose(classical[:-1, 0], first["p"], rtol=1e-6)  # the loop below is the path's own test, many outcomes at a time
+        np.testing.assert_allclose(
+            classical[:-1, 0], first["p"], rtol=1e-6
+        )  # the loop below is the path's own test, many outcomes at a time
         aware = overlap.mixture(x, y, task.kernels).p() if task.kernels else classical
         shown = len(task.shown)
         found[task.column] = ((classical[:shown] < 0.05).mean(), (aware[:shown] < 0.05).mean())
@@ -82,7 +115,13 @@ def rates(seed, shared, noise, *, outcomes=100, **world):
 def mean_rates(worlds, **options):
     """{column: (mean, standard error) for classical and for overlap-aware errors} over worlds."""
     each = [rates(seed, **options) for seed in range(worlds)]
-    return {c: [(np.mean(v), np.std(v, ddof=1) / np.sqrt(worlds)) for v in zip(*(r[c] for r in each), strict=True)] for c in each[0]}
+    return {
+        c: [
+            (np.mean(v), np.std(v, ddof=1) / np.sqrt(worlds))
+            for v in zip(*(r[c] for r in each), strict=True)
+        ]
+        for c in each[0]
+    }
 
 
 def test_noise_on_disjoint_clusters_gives_five_percent():
@@ -96,7 +135,9 @@ def test_noise_on_disjoint_clusters_gives_five_percent():
 
 
 def test_noise_that_texts_share_misleads_classical_errors_and_not_overlap_aware_ones():
-    """Half of the noise belongs to the texts of a cluster: overlapping clusters, and two ratios on one cluster, share it."""
+    """Half of the noise belongs to the texts of a cluster: overlapping clusters, and two ratios on
+    one cluster, share it.
+    """
     for column, ((classical, _), (aware, se)) in mean_rates(12, shared=0.03, noise=0.03).items():
         assert classical > 0.10, column
         assert abs(aware - 0.05) < max(4 * se, 0.015), column
@@ -116,10 +157,17 @@ def test_noise_without_a_shared_part_on_overlapping_clusters_is_not_called_an_ef
 
 
 def test_ratio_coupling_is_seen_by_ancova():
-    """A property that raises generation 0 and nothing else: the ratio and the difference show an effect, ANCOVA does not."""
+    """A property that raises generation 0 and nothing else: the ratio and the difference show an
+    effect, ANCOVA does not.
+    """
     significant = {form: [] for form in regression_honest.FORMS}
     for seed in range(30):
-        task = build(planted.single(seed, datasets=("web",), ratios=(0.25,), overlapping=False, coupling=0.1, noise=0.03), {"quality": ("judge_quality",)})
+        task = build(
+            planted.single(
+                seed, datasets=("web",), ratios=(0.25,), overlapping=False, coupling=0.1, noise=0.03
+            ),
+            {"quality": ("judge_quality",)},
+        )
         for form in significant:
             fit = rg.fit_ols(*task.tasks[0].data(form), shown=["cosine_diversity"])
             significant[form].append(fit.coefficients["p"][0] < 0.05)
@@ -128,20 +176,34 @@ def test_ratio_coupling_is_seen_by_ancova():
 
 
 def test_domains_that_do_not_interact_are_shown_not_to():
-    tables = regression_tables.evaluate(build(planted.multi(2, beta=0.02, noise=0.01, count=40, sizes={"clusterings": 16})).tasks)
+    tables = regression_tables.evaluate(
+        build(planted.multi(2, beta=0.02, noise=0.01, count=40, sizes={"clusterings": 16})).tasks
+    )
     equivalence = tables.equivalence[tables.equivalence["errors"] == "overlap"]
-    own = equivalence["dependent"].str.partition("@")[2] == equivalence["term"].str.partition("@")[2]
+    own = (
+        equivalence["dependent"].str.partition("@")[2] == equivalence["term"].str.partition("@")[2]
+    )
     assert (len(equivalence), own.sum()) == (108, 36)
     assert (equivalence[~own]["p"] < 0.05).all() and equivalence[~own]["least"].max() < 0.02
     assert (equivalence[own]["p"] < 0.05).mean() < 0.2
     np.testing.assert_allclose(equivalence[own]["coefficient"], 0.02, atol=0.01)
-    crossed = regression_tables.evaluate(build(planted.multi(2, beta=0.02, cross=0.01, noise=0.01, count=40, sizes={"clusterings": 16})).tasks[:1])
-    rows = crossed.equivalence[(crossed.equivalence["errors"] == "overlap") & ~crossed.equivalence["term"].str.endswith("@reddit")]
+    crossed = regression_tables.evaluate(
+        build(
+            planted.multi(2, beta=0.02, cross=0.01, noise=0.01, count=40, sizes={"clusterings": 16})
+        ).tasks[:1]
+    )
+    rows = crossed.equivalence[
+        (crossed.equivalence["errors"] == "overlap")
+        & ~crossed.equivalence["term"].str.endswith("@reddit")
+    ]
     np.testing.assert_allclose(rows["coefficient"], 0.01, atol=0.008)
 
 
 @pytest.mark.slow
 def test_nearly_all_noise_shared_in_larger_studies():
-    for options in ({"shared": 0.03, "noise": 0.01}, {"shared": 0.03, "noise": 0.03, "count": 48, "sizes": {"clusterings": 16}}):
+    for options in (
+        {"shared": 0.03, "noise": 0.01},
+        {"shared": 0.03, "noise": 0.03, "count": 48, "sizes": {"clusterings": 16}},
+    ):
         for (classical, _), (aware, _) in mean_rates(12, **options).values():
             assert classical > 0.15 and 0.03 < aware < 0.09

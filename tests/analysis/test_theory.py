@@ -1,4 +1,6 @@
-"""Every closed form against a simulation: the engine's chains where a family exists, NumPy where the formula is about something else."""
+"""Every closed form against a simulation: the engine's chains where a family exists, NumPy where
+the formula is about something else.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from jaxloop.simulators.regression import regression_family
 
 
 def agrees(samples, expected, tolerance=0.0):
-    """Mean over replicates [R, n] within 4.5 standard errors of expected [n], beyond a relative tolerance of the formula."""
+    """Mean over replicates [R, n] within 4.5 standard errors of expected [n], beyond a relative
+    tolerance of the formula.
+    """
     samples, expected = np.asarray(samples), np.asarray(expected)
     se = samples.std(0, ddof=1) / np.sqrt(len(samples))
     away = np.maximum(np.abs(samples.mean(0) - expected) - tolerance * np.abs(expected), 0)
@@ -29,31 +33,49 @@ def design():
 def test_least_squares_replace_and_accumulate_on_one_design(design):
     trace = np.trace(np.linalg.inv(design.T @ design))
     family = regression_family([1.0, -2.0, 0.5], sigma=1.5, design=design)
-    for flow, formula in ((wf.replace(12), theory.ols_replace), (wf.accumulate(12), theory.ols_accumulate)):
+    for flow, formula in (
+        (wf.replace(12), theory.ols_replace),
+        (wf.accumulate(12), theory.ols_accumulate),
+    ):
         out = run(family, flow, generations=5, replicates=3000, seed=1)["error"]
         agrees(out, formula(np.arange(1, 7), trace=trace, sigma2=2.25))
 
 
 def test_least_squares_accumulate_on_fresh_designs():
-    out = run(regression_family([1.0, 0.0]), wf.accumulate(10), generations=4, replicates=3000, seed=2)["error"]
+    out = run(
+        regression_family([1.0, 0.0]), wf.accumulate(10), generations=4, replicates=3000, seed=2
+    )["error"]
     agrees(out, theory.ols_accumulate_fresh(np.arange(1, 6), d=2, samples=10))
-    assert (theory.ols_accumulate_fresh(np.arange(1, 400), d=2, samples=10) <= np.pi**2 / 6 * theory.wishart_trace(2, 10)).all()
+    assert (
+        theory.ols_accumulate_fresh(np.arange(1, 400), d=2, samples=10)
+        <= np.pi**2 / 6 * theory.wishart_trace(2, 10)
+    ).all()
 
 
 def test_least_squares_replace_multiple(design):
-    """Fit i sees i sets of labels of the last model on the same design, so that their mean has i times less noise."""
+    """Fit i sees i sets of labels of the last model on the same design, so that their mean has i
+    times less noise.
+    """
     rng, pinv = np.random.default_rng(3), np.linalg.pinv(design)
     errors, w = [], np.zeros((20000, 3))
     for i in range(1, 6):
         w = w + rng.normal(size=(20000, 12)) / np.sqrt(i) @ pinv.T
         errors.append((w**2).sum(1))
-    agrees(np.array(errors).T, theory.ols_replace_multiple(np.arange(1, 6), trace=np.trace(np.linalg.inv(design.T @ design))))
+    agrees(
+        np.array(errors).T,
+        theory.ols_replace_multiple(
+            np.arange(1, 6), trace=np.trace(np.linalg.inv(design.T @ design))
+        ),
+    )
 
 
 def test_wishart_trace():
     rng = np.random.default_rng(4)
     x = rng.normal(size=(20000, 14, 3))
-    agrees(np.trace(np.linalg.inv(np.einsum("rnx,rny->rxy", x, x)), axis1=1, axis2=2)[:, None], [theory.wishart_trace(3, 14)])
+    agrees(
+        np.trace(np.linalg.inv(np.einsum("rnx,rny->rxy", x, x)), axis1=1, axis2=2)[:, None],
+        [theory.wishart_trace(3, 14)],
+    )
 
 
 def _solve(gram, right):
@@ -77,23 +99,46 @@ def test_ridge_after_generators(generators, lam):
     rng = np.random.default_rng(5)
     d, samples, first = 60, 120, 150
     scales, w0 = np.geomspace(2, 0.2, d), rng.normal(size=d) / np.sqrt(d)
-    ours = theory.ridge(generators, covariance=scales, coefficients=w0, ridge=lam, samples=samples, first_samples=first, sigma2=0.25, first_sigma2=0.5)
+    ours = theory.ridge(
+        generators,
+        covariance=scales,
+        coefficients=w0,
+        ridge=lam,
+        samples=samples,
+        first_samples=first,
+        sigma2=0.25,
+        first_sigma2=0.5,
+    )
     drawn = _ridge_errors(rng, generators, scales, w0, lam, samples, first, 0.25, 0.5, 150)
     agrees(drawn, [ours.error], tolerance=0.04)
     assert ours.error == pytest.approx(ours.bias + ours.variance + ours.synthetic)
     df1 = (scales / (scales + ours.kappa)).sum()
     assert ours.kappa - lam == pytest.approx(ours.kappa * df1 / samples, abs=1e-10)
     if lam == 0:
-        plain = theory.ridgeless(generators, d=d, samples=samples, first_samples=first, sigma2=0.25, first_sigma2=0.5)
+        plain = theory.ridgeless(
+            generators, d=d, samples=samples, first_samples=first, sigma2=0.25, first_sigma2=0.5
+        )
         assert ours.error == pytest.approx(plain, rel=1e-9)
 
 
 def test_ridge_isotropic_form():
     """Section 4, item 2: rho = phi0/(1-phi0) [1/(1+k)^2 + phi k^2 / ((1+k)^2 ((1+k)^2 - phi))]."""
     d, samples, first = 30, 50, 70
-    ours = theory.ridge(1, covariance=np.ones(d), coefficients=np.zeros(d), ridge=0.4, samples=samples, first_samples=first, sigma2=1, first_sigma2=1)
+    ours = theory.ridge(
+        1,
+        covariance=np.ones(d),
+        coefficients=np.zeros(d),
+        ridge=0.4,
+        samples=samples,
+        first_samples=first,
+        sigma2=1,
+        first_sigma2=1,
+    )
     k, phi, phi0 = ours.kappa, d / samples, d / first
-    assert ours.synthetic == pytest.approx(phi0 / (1 - phi0) * (1 / (1 + k) ** 2 + phi * k**2 / (1 + k) ** 2 / ((1 + k) ** 2 - phi)), rel=1e-10)
+    assert ours.synthetic == pytest.approx(
+        phi0 / (1 - phi0) * (1 / (1 + k) ** 2 + phi * k**2 / (1 + k) ** 2 / ((1 + k) ** 2 - phi)),
+        rel=1e-10,
+    )
 
 
 def test_overparametrised_generators_forget():
@@ -103,7 +148,11 @@ def test_overparametrised_generators_forget():
     for t in rows:
         if t < d:
             x = rng.normal(size=(200, t, d))
-            w = np.einsum("rnx,rn->rx", x, _solve(np.einsum("rnx,rmx->rnm", x, x), np.einsum("rnx,rx->rn", x, w)))
+            w = np.einsum(
+                "rnx,rn->rx",
+                x,
+                _solve(np.einsum("rnx,rmx->rnm", x, x), np.einsum("rnx,rx->rn", x, w)),
+            )
         norms.append((w**2).sum(1) / start)
     agrees(np.transpose(norms), theory.overparametrised_norm([d / t for t in rows]))
 
@@ -111,32 +160,51 @@ def test_overparametrised_generators_forget():
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_gaussian_replace_chain(unbiased):
     n, fits = 6, np.arange(1, 8)
-    out = run(gaussian_family(unbiased=unbiased), wf.replace(n), generations=6, replicates=20000, seed=7)
+    out = run(
+        gaussian_family(unbiased=unbiased), wf.replace(n), generations=6, replicates=20000, seed=7
+    )
     expected = theory.gaussian_replace(fits, n=n, unbiased=unbiased)
     agrees(out["var"][:, :, 0], expected.variance)
     agrees(out["mean"][:, :, 0] ** 2, expected.mean_variance)
     agrees(out["w2"], expected.w2)
     if unbiased:
-        assert theory.w2_first_order([500] * 7) == pytest.approx(theory.gaussian_replace(fits, n=500).w2, rel=0.02)
+        assert theory.w2_first_order([500] * 7) == pytest.approx(
+            theory.gaussian_replace(fits, n=500).w2, rel=0.02
+        )
         points = out["mean"][:, :, 0] ** 2 + out["var"][:, :, 0]
         agrees(points, theory.data_variance([n] * 7)[1:])
     deviations = np.sqrt(out["var"][:, :, 0])
     for threshold in (0.3, 1.0):
-        assert ((deviations > threshold).mean(0) <= theory.collapse_probability(np.arange(7), n=n, threshold=threshold)).all()
+        assert (
+            (deviations > threshold).mean(0)
+            <= theory.collapse_probability(np.arange(7), n=n, threshold=threshold)
+        ).all()
 
 
 def test_gaussian_accumulate_and_its_limit():
     n = 10
-    out = run(gaussian_family(unbiased=False), wf.accumulate(n), generations=7, replicates=6000, seed=8)
+    out = run(
+        gaussian_family(unbiased=False), wf.accumulate(n), generations=7, replicates=6000, seed=8
+    )
     expected = theory.accumulate_variance(np.arange(1, 9), n=n)
     agrees(out["var"][:, :, 0], expected)
     agrees(out["mean"][:, :, 0] ** 2, 1 - expected)
-    assert theory.accumulate_variance(100_000, n=n) == pytest.approx(theory.accumulate_limit(n), rel=1e-5) == pytest.approx(0.843, abs=1e-3)
+    assert (
+        theory.accumulate_variance(100_000, n=n)
+        == pytest.approx(theory.accumulate_limit(n), rel=1e-5)
+        == pytest.approx(0.843, abs=1e-3)
+    )
 
 
 def test_gaussian_accumulate_subsample():
     n = 10
-    out = run(gaussian_family(unbiased=False), wf.accumulate_subsample(n), generations=7, replicates=8000, seed=9)
+    out = run(
+        gaussian_family(unbiased=False),
+        wf.accumulate_subsample(n),
+        generations=7,
+        replicates=8000,
+        seed=9,
+    )
     expected = theory.accumulate_subsample(8, n=n)
     agrees(out["var"][:, :, 0], expected.variance)
     agrees(out["mean"][:, :, 0] ** 2, expected.mean_error)
@@ -157,7 +225,9 @@ def test_drift_of_counts():
 
 
 def test_kernel_density_chain():
-    out = run(kde_family(bandwidth=0.4, heldout=0), wf.replace(9), generations=5, replicates=8000, seed=13)
+    out = run(
+        kde_family(bandwidth=0.4, heldout=0), wf.replace(9), generations=5, replicates=8000, seed=13
+    )
     agrees(out["var"][:, :, 0], theory.kde_variance(np.arange(1, 7), n=9, bandwidth=0.4))
 
 
@@ -165,29 +235,52 @@ def test_fresh_real_data_and_the_golden_ratio():
     rng, weights = np.random.default_rng(14), np.array([0.3, theory.GOLDEN_WEIGHT, 0.9])
     mean = np.zeros((20000, 3))
     for _ in range(60):
-        mean = weights * rng.normal(size=mean.shape) + (1 - weights) * (mean + rng.normal(size=mean.shape))
+        mean = weights * rng.normal(size=mean.shape) + (1 - weights) * (
+            mean + rng.normal(size=mean.shape)
+        )
     agrees(mean**2, theory.fresh_real_variance(weights))
     grid = np.linspace(0.05, 1, 2000)
     values = theory.fresh_real_variance(grid)
-    assert grid[values.argmin()] == pytest.approx(theory.GOLDEN_WEIGHT, abs=1e-3) and values.min() == pytest.approx(theory.GOLDEN_WEIGHT, abs=1e-6)
+    assert grid[values.argmin()] == pytest.approx(
+        theory.GOLDEN_WEIGHT, abs=1e-3
+    ) and values.min() == pytest.approx(theory.GOLDEN_WEIGHT, abs=1e-6)
 
 
 def test_contraction_of_one_entity_with_equal_designs():
     x = np.random.default_rng(15).normal(size=(6, 3))
     for ratio in (0.1, 0.4, 2.0):
-        found = linear.closed_form(linear.Designs((x,), x, (x,)), np.ones(3), alpha=ratio / (1 + ratio), beta=0.5, generations=1)
+        found = linear.closed_form(
+            linear.Designs((x,), x, (x,)),
+            np.ones(3),
+            alpha=ratio / (1 + ratio),
+            beta=0.5,
+            generations=1,
+        )
         assert found.spectral_radius == pytest.approx(theory.contraction_exact(ratio), rel=1e-10)
         if ratio < 0.5:
-            assert theory.contraction_bound(ratio, convexity=1.0) == pytest.approx(ratio / (1 - ratio)) and ratio / (1 - ratio) > found.spectral_radius
+            assert (
+                theory.contraction_bound(ratio, convexity=1.0) == pytest.approx(ratio / (1 - ratio))
+                and ratio / (1 - ratio) > found.spectral_radius
+            )
     assert theory.contraction_exact(np.inf) == 1.0
-    assert theory.contraction_bound(0.2, convexity=2.0, smoothness=1.0, distance=0.5) == pytest.approx(0.5 / (2 - 0.5))
+    assert theory.contraction_bound(
+        0.2, convexity=2.0, smoothness=1.0, distance=0.5
+    ) == pytest.approx(0.5 / (2 - 0.5))
 
 
 @pytest.mark.parametrize("entities,alpha,beta", [(4, 0.4, 0.3), (1, 0.5, 1.0), (3, 0.0, 0.0)])
 def test_isotropic_designs(entities, alpha, beta):
     eye = lambda s: np.sqrt(s) * np.eye(2)
-    found = linear.limit(linear.Designs((eye(5.0),) * entities, eye(7.0), (eye(2.0),) * entities), np.ones(2), alpha=alpha, beta=beta, sigma2=1.7)
-    ours = theory.isotropic_limit(entities=entities, d=2, private=5, public=7, synthetic=2, alpha=alpha, beta=beta, sigma2=1.7)
+    found = linear.limit(
+        linear.Designs((eye(5.0),) * entities, eye(7.0), (eye(2.0),) * entities),
+        np.ones(2),
+        alpha=alpha,
+        beta=beta,
+        sigma2=1.7,
+    )
+    ours = theory.isotropic_limit(
+        entities=entities, d=2, private=5, public=7, synthetic=2, alpha=alpha, beta=beta, sigma2=1.7
+    )
     np.testing.assert_allclose(found.mse, ours.mse, rtol=1e-10)
     assert found.disagreement == pytest.approx(ours.disagreement, rel=1e-9, abs=1e-12)
 
@@ -195,8 +288,13 @@ def test_isotropic_designs(entities, alpha, beta):
 def test_best_share_of_synthetic_data():
     best = theory.isotropic_best_q(entities=4, private=5, synthetic=2, weight=1.0)
     alphas = np.linspace(0.001, 0.99, 4001)
-    values = [theory.isotropic_limit(entities=4, d=1, private=5, public=7, synthetic=2, alpha=a, beta=1.0) for a in alphas]
-    assert values[np.argmin([v.mse for v in values])].spectral_radius == pytest.approx(best, abs=1e-3)
+    values = [
+        theory.isotropic_limit(entities=4, d=1, private=5, public=7, synthetic=2, alpha=a, beta=1.0)
+        for a in alphas
+    ]
+    assert values[np.argmin([v.mse for v in values])].spectral_radius == pytest.approx(
+        best, abs=1e-3
+    )
     assert theory.isotropic_best_q(entities=1, private=5, synthetic=2, weight=1.0) == 0
 
 
@@ -208,14 +306,28 @@ RIDGE = dict(covariance=[1], coefficients=[1], sigma2=1, first_sigma2=1)
     [
         (lambda: theory.wishart_trace(5, 6), r"samples=6: must be at least d \+ 2 = 7"),
         (lambda: theory.ols_replace(0, trace=1), "fits=0: must be at least 1"),
-        (lambda: theory.ridgeless(1, d=5, samples=5, first_samples=9, sigma2=1, first_sigma2=1), "must exceed d=5"),
-        (lambda: theory.ridge(1, ridge=0, samples=1, first_samples=3, **RIDGE), "ridge=0: must be positive"),
-        (lambda: theory.ridge(1, ridge=1, samples=1, first_samples=1, **RIDGE), "first_samples=1: must exceed"),
+        (
+            lambda: theory.ridgeless(1, d=5, samples=5, first_samples=9, sigma2=1, first_sigma2=1),
+            "must exceed d=5",
+        ),
+        (
+            lambda: theory.ridge(1, ridge=0, samples=1, first_samples=3, **RIDGE),
+            "ridge=0: must be positive",
+        ),
+        (
+            lambda: theory.ridge(1, ridge=1, samples=1, first_samples=1, **RIDGE),
+            "first_samples=1: must exceed",
+        ),
         (lambda: theory.gaussian_replace(1, n=1), "n=1: must be at least 2"),
         (lambda: theory.accumulate_limit(1), "n=1: must be at least 2"),
         (lambda: theory.contraction_bound(0.6, convexity=1.0), "holds below 1/2 only"),
         (lambda: theory.fresh_real_variance(0.0), r"weight=0.0: must lie in \(0, 1\]"),
-        (lambda: theory.isotropic_limit(entities=1, d=1, private=1, public=1, synthetic=1, alpha=1.0, beta=1), r"alpha=1.0: must lie in \[0, 1\)"),
+        (
+            lambda: theory.isotropic_limit(
+                entities=1, d=1, private=1, public=1, synthetic=1, alpha=1.0, beta=1
+            ),
+            r"alpha=1.0: must lie in \[0, 1\)",
+        ),
         (lambda: theory.collapse_probability(1, n=5, threshold=0), "threshold=0: must be positive"),
         (lambda: theory.poisson_variance(1, rate=-1, n=5), "rate=-1: must be positive"),
     ],

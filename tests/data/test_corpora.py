@@ -1,4 +1,6 @@
-"""The corpora that come with jaxloop: what is in the box is what ORIGIN.md says, and can be made again."""
+"""The corpora that come with jaxloop: what is in the box is what ORIGIN.md says, and can be made
+again.
+"""
 
 import importlib.util
 import json
@@ -20,10 +22,14 @@ LIMIT = 3_500_000
 
 
 def script():
-    spec = importlib.util.spec_from_file_location("make_corpora", ROOT / "scripts" / "make_corpora.py")
+    spec = importlib.util.spec_from_file_location(
+        "make_corpora", ROOT / "scripts" / "make_corpora.py"
+    )
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(spec.origin.removesuffix("make_corpora.py"))  # where it finds _root, as when it is run
+        patch.syspath_prepend(
+            spec.origin.removesuffix("make_corpora.py")
+        )  # where it finds _root, as when it is run
         spec.loader.exec_module(module)
     return module
 
@@ -31,7 +37,8 @@ def script():
 MAKE = script()
 
 
-# ---- what is in the box -------------------------------------------------------------------------------------------
+# ---- what is in the box
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", corpora.index())
@@ -39,7 +46,11 @@ def test_a_corpus_is_what_its_index_says(name):
     said, path = corpora.index()[name], corpora.FOLDER / f"{name}.parquet"
     frame = pd.read_parquet(path)
     columns = frame.to_dict("list")
-    assert (len(frame), list(frame), path.stat().st_size) == (said["rows"], said["columns"], said["bytes"])
+    assert (len(frame), list(frame), path.stat().st_size) == (
+        said["rows"],
+        said["columns"],
+        said["bytes"],
+    )
     assert docs.digest_texts(MAKE.texts(columns)).hexdigest() == said["fingerprint"]
     assert len(set(MAKE.texts(columns))) == len(frame) and not frame.isna().any(axis=None)
     if "text" in columns:
@@ -48,14 +59,22 @@ def test_a_corpus_is_what_its_index_says(name):
 
 def test_origin_names_every_corpus_with_its_rows_columns_and_fingerprint():
     lines = (corpora.FOLDER / "ORIGIN.md").read_text(encoding="utf-8").splitlines()
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    found = {row[0]: (row[1], row[2], row[7]) for row in table if len(row) == 8 and row[0] != "name"}
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("| ")
+    ]
+    found = {
+        row[0]: (row[1], row[2], row[7]) for row in table if len(row) == 8 and row[0] != "name"
+    }
     assert found == {
         name: (f"{said['rows']:,}", ", ".join(said["columns"]), said["fingerprint"])
         for name, said in corpora.index().items()
     }
     versions = {row[0]: row[1] for row in table if len(row) == 3 and row[0] != "library"}
-    assert versions == {k: v for name in corpora.DOCS for k, v in corpora.index()[name]["libraries"].items()}
+    assert versions == {
+        k: v for name in corpora.DOCS for k, v in corpora.index()[name]["libraries"].items()
+    }
     assert set(versions) == set(docs.LIBRARIES)
     licences = (corpora.FOLDER / "LICENSES.txt").read_text(encoding="utf-8")
     assert [name for name, version in versions.items() if f"{name} {version}" not in licences] == []
@@ -63,7 +82,12 @@ def test_origin_names_every_corpus_with_its_rows_columns_and_fingerprint():
 
 def test_all_corpora_together_are_small_and_hold_no_other_file():
     files = {path.name: path.stat().st_size for path in corpora.FOLDER.iterdir()}
-    assert set(files) == {"ORIGIN.md", "LICENSES.txt", "index.json", *(f"{name}.parquet" for name in corpora.index())}
+    assert set(files) == {
+        "ORIGIN.md",
+        "LICENSES.txt",
+        "index.json",
+        *(f"{name}.parquet" for name in corpora.index()),
+    }
     assert sum(files.values()) <= LIMIT
 
 
@@ -72,7 +96,10 @@ def test_speeches_are_passages_of_both_parties():
     assert frame["text"].str.split().str.len().between(40, 80).all()
     assert set(frame["party"]) == {"D", "R"} and frame["party"].value_counts().min() > 1000
     assert frame.groupby("president")["party"].nunique().eq(1).all() and frame["year"].min() == 1981
-    assert frame["speech"].value_counts().index.tolist() == ["State of the Union address", "Inaugural address"]
+    assert frame["speech"].value_counts().index.tolist() == [
+        "State of the Union address",
+        "Inaugural address",
+    ]
 
 
 def test_private_and_public_books_are_different_ones():
@@ -84,11 +111,16 @@ def test_no_text_holds_an_unwanted_word():
     for name in corpora.names():
         if name not in corpora.DOCS:
             assert all(map(MAKE.decent, MAKE.texts(corpora.load(name).to_dict("list"))))
-    words = {word for text in corpora.load("emotions")["text"] for word in MAKE._WORD.findall(text.lower())}
+    words = {
+        word
+        for text in corpora.load("emotions")["text"]
+        for word in MAKE._WORD.findall(text.lower())
+    }
     assert len(words) > 3000 and not {MAKE._hashed(word) for word in words} & MAKE.IN_COMMENTS
 
 
-# ---- docs ---------------------------------------------------------------------------------------------------------
+# ---- docs
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_docs_is_read_in_a_moment_and_needs_no_library(monkeypatch):
@@ -104,8 +136,13 @@ def test_docs_is_read_in_a_moment_and_needs_no_library(monkeypatch):
 def test_docs_from_what_is_installed_is_refused_at_once_where_a_library_is_not(monkeypatch):
     there = {name: "1" for name in docs.LIBRARIES if name != "nltk"}
     monkeypatch.setattr(docs, "versions", lambda: there)
-    monkeypatch.setattr(docs, "build", lambda libraries: pytest.fail("extracted before the names were looked at"))
-    said = r"docs:installed: the library nltk is not installed here; install it, or read 'docs', which needs none\.$"
+    monkeypatch.setattr(
+        docs, "build", lambda libraries: pytest.fail("extracted before the names were looked at")
+    )
+    said = (
+        r"docs:installed: the library nltk is not installed here; install it, or read 'docs', "
+        r"which needs none\.$"
+    )
     for ask in (
         lambda: docs.load_installed(["scipy", "nltk"]),
         lambda: load_texts("docs:installed:nltk"),
@@ -114,9 +151,13 @@ def test_docs_from_what_is_installed_is_refused_at_once_where_a_library_is_not(m
     ):
         with pytest.raises(ValueError, match=said):
             ask()
-    with pytest.raises(ValueError, match="docs:installed: 'nltkk' is not one of its libraries .did you mean 'nltk'"):
+    with pytest.raises(
+        ValueError, match="docs:installed: 'nltkk' is not one of its libraries .did you mean 'nltk'"
+    ):
         load_texts("docs:installed:nltkk")
-    with pytest.raises(ValueError, match="docs: 'nltkk' is not one of its libraries .did you mean 'nltk'"):
+    with pytest.raises(
+        ValueError, match="docs: 'nltkk' is not one of its libraries .did you mean 'nltk'"
+    ):
         load_texts("docs", domains=["nltkk"])
 
 
@@ -143,10 +184,13 @@ def test_docs_from_what_is_installed_is_the_extraction(monkeypatch, tmp_path):
     monkeypatch.setattr(docs, "LIBRARIES", ("jinja2",))
     monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path))
     frame = load_texts("docs:installed:jinja2")
-    assert frame.attrs["fingerprint"] == docs.fingerprint(docs.build(["jinja2"])) and len(frame) > 100
+    assert (
+        frame.attrs["fingerprint"] == docs.fingerprint(docs.build(["jinja2"])) and len(frame) > 100
+    )
 
 
-# ---- wherever a source is read ------------------------------------------------------------------------------------
+# ---- wherever a source is read
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -158,20 +202,25 @@ def test_docs_from_what_is_installed_is_the_extraction(monkeypatch, tmp_path):
     ],
 )
 def test_a_name_that_is_not_known_is_refused_with_the_list(name, said):
-    with pytest.raises(ValueError, match=rf"data.source = 'jaxloop:{name}': .*jaxloop:novels.*") as error:
+    with pytest.raises(
+        ValueError, match=rf"data.source = 'jaxloop:{name}': .*jaxloop:novels.*"
+    ) as error:
         load_texts(f"jaxloop:{name}")
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_loader_reads_columns_domains_and_its_fingerprint():
-    frame = load_texts("jaxloop:speeches", domain_column="party", domains=["R"], keep_columns=["president", "year"])
+    frame = load_texts(
+        "jaxloop:speeches", domain_column="party", domains=["R"], keep_columns=["president", "year"]
+    )
     assert set(frame["domain"]) == {"R"} and set(map(type, frame["year"])) == {int}
     whole = load_texts("jaxloop:speeches")
-    assert whole.attrs["fingerprint"] == corpora.index()["speeches"]["fingerprint"] and set(whole["domain"]) == {
-        "speeches"
-    }
+    assert whole.attrs["fingerprint"] == corpora.index()["speeches"]["fingerprint"] and set(
+        whole["domain"]
+    ) == {"speeches"}
     with pytest.raises(
-        ValueError, match="data.text_column = 'txt': .* has the columns text, president.*did you mean 'text'"
+        ValueError,
+        match="data.text_column = 'txt': .* has the columns text, president.*did you mean 'text'",
     ):
         load_texts("jaxloop:speeches", text_column="txt")
 
@@ -179,16 +228,23 @@ def test_the_loader_reads_columns_domains_and_its_fingerprint():
 def test_every_reader_of_sources_reads_them():
     train, test = tasks.load("gsm8k", source="jaxloop:gsm8k")
     assert len(train) + len(test) == corpora.index()["gsm8k"]["rows"] and len(test) > 100
-    assert train["prompt"].str.startswith("Question: ").all() and test["text"].str.contains("####").all()
+    assert (
+        train["prompt"].str.startswith("Question: ").all()
+        and test["text"].str.contains("####").all()
+    )
     train, test = tasks.load("text", source="jaxloop:adventures", held_out=24, prompt_words=8)
     assert len(test) == 24 and len(train) == corpora.index()["adventures"]["rows"] - 24
     fables = stories.read_stories("jaxloop:fables", count=2)
     assert set(fables["source"]) == {"fables"} and "The Fox and the Grapes" in set(fables["title"])
-    assert len(stories.read_qa("jaxloop:gsm8k", passage="none", split="test", split_column="split")) == len(
-        tasks.load("gsm8k", source="jaxloop:gsm8k")[1]
-    )
+    assert len(
+        stories.read_qa("jaxloop:gsm8k", passage="none", split="test", split_column="split")
+    ) == len(tasks.load("gsm8k", source="jaxloop:gsm8k")[1])
     report = {}
-    rows = list(recipes.clean_dataset("senator_tweets", report, source="jaxloop:speeches", splits=("train", "test")))
+    rows = list(
+        recipes.clean_dataset(
+            "senator_tweets", report, source="jaxloop:speeches", splits=("train", "test")
+        )
+    )
     assert len(rows) == corpora.index()["speeches"]["rows"]
 
 
@@ -200,7 +256,9 @@ def test_a_chain_study_crosses_and_reads_them(monkeypatch):
         ("chain.generations", "2"),
     ]
     words += [("chain.workflow", "external"), ("chain.external", "jaxloop:adventures")]
-    prepared = chain_setup.prepare(config.build(chain.Settings, config.override(raw, words, chain.Settings)))
+    prepared = chain_setup.prepare(
+        config.build(chain.Settings, config.override(raw, words, chain.Settings))
+    )
     assert set(prepared.data) == {"novels", "emotions", "external"}
     assert len(prepared.data["external"].texts) > 1700
 
@@ -223,14 +281,20 @@ def test_a_damaged_or_absent_file_is_refused(monkeypatch, tmp_path):
     damaged = bytearray((tmp_path / "fables.parquet").read_bytes())
     damaged[1000] ^= 1
     (tmp_path / "fables.parquet").write_bytes(damaged)
-    with pytest.raises(ValueError, match="data.source = 'jaxloop:fables': .* is damaged, .* install jaxloop again"):
+    with pytest.raises(
+        ValueError, match="data.source = 'jaxloop:fables': .* is damaged, .* install jaxloop again"
+    ):
         load_texts("jaxloop:fables")
     (tmp_path / "fables.parquet").unlink()
-    with pytest.raises(ValueError, match="data.source = 'jaxloop:fables': .* cannot be read .*; install jaxloop again"):
+    with pytest.raises(
+        ValueError,
+        match="data.source = 'jaxloop:fables': .* cannot be read .*; install jaxloop again",
+    ):
         load_texts("jaxloop:fables")
 
 
-# ---- how they are made --------------------------------------------------------------------------------------------
+# ---- how they are made
+# --------------------------------------------------------------------------------------------
 
 
 def test_passages_are_whole_sentences_of_the_words_asked_for():
@@ -257,9 +321,19 @@ def test_presidents_of_one_name_are_told_apart_by_the_year():
         ("Adams", 1825),
     ]
     found = [MAKE.president(*a) for a in asked]
-    assert [name.split()[0] for name, _ in found] == ["Theodore", "Franklin", "George", "George", "George", "John"]
+    assert [name.split()[0] for name, _ in found] == [
+        "Theodore",
+        "Franklin",
+        "George",
+        "George",
+        "George",
+        "John",
+    ]
     assert [party for _, party in found] == ["R", "D", "R", "R", "R", "D-R"]
-    assert [MAKE.president("Bush", year)[0] for year in (1992, 2001)] == ["George H. W. Bush", "George W. Bush"]
+    assert [MAKE.president("Bush", year)[0] for year in (1992, 2001)] == [
+        "George H. W. Bush",
+        "George W. Bush",
+    ]
     with pytest.raises(ValueError, match="'Nobody' is not one of the presidents"):
         MAKE.president("Nobody", 1900)
 
@@ -282,28 +356,45 @@ def test_comments_are_kept_or_left_out():
 
 def raw_data(folder):
     """One small file of each origin."""
-    sentence = "The people of this country have done a great deal of good work in all of these last years. "
+    sentence = (
+        "The people of this country have done a great deal of good work in all of these last "
+        "years. "
+    )
     many = " ".join(f"In the year {n} we went on. " + sentence * 3 for n in range(4))
     tables = {
         "presidential/paragraphs.jsonl": [
             {"text": many, "corpus": "inaugural", "speech": "1801-Jefferson"},
             {"text": many, "corpus": "state_union", "speech": "1991-Bush-1"},
-            {"text": many.replace("people", "workers"), "corpus": "state_union", "speech": "1993-Clinton"},
+            {
+                "text": many.replace("people", "workers"),
+                "corpus": "state_union",
+                "speech": "1993-Clinton",
+            },
         ],
-        "aesop_fables/fables.jsonl": [{"title": "The Fox", "text": f"A  Fox\nwent out. {sentence}"}],
+        "aesop_fables/fables.jsonl": [
+            {"title": "The Fox", "text": f"A  Fox\nwent out. {sentence}"}
+        ],
         "gutenberg_books/paragraphs.jsonl": [
             {"text": many.replace("people", name[:4]), "book": name, "chapter": "chapter-1"}
             for name in (*MAKE.NOVELS, "x_other", *MAKE.ADVENTURES)
         ],
         "gsm8k/gsm8k.jsonl": [
-            {"question": "What is  2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4", "split": "train"},
+            {
+                "question": "What is  2 + 2?",
+                "answer": "2 + 2 = <<2+2=4>>4\n#### 4",
+                "split": "train",
+            },
             {"question": sentence * 9, "answer": "1", "split": "train"},
         ],
-        "goemotions/comments.jsonl": [{"text": f"Thank you. {sentence}", "emotions": ["gratitude"], "id": "a"}],
+        "goemotions/comments.jsonl": [
+            {"text": f"Thank you. {sentence}", "emotions": ["gratitude"], "id": "a"}
+        ],
     }
     for name, rows in tables.items():
         (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (folder / name).write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     return folder
 
 
@@ -316,7 +407,9 @@ def test_the_script_makes_the_same_bytes_again_and_leaves_docs_alone(tmp_path):
         command = [sys.executable, ROOT / "scripts/make_corpora.py", f"--raw={raw}", f"--out={out}"]
         subprocess.run(command, check=True, cwd=ROOT, timeout=120, capture_output=True)
     files = sorted(path.name for path in outs[0].iterdir())
-    assert files == sorted(["index.json", *(f"{n}.parquet" for n in corpora.index() if n not in corpora.DOCS)])
+    assert files == sorted(
+        ["index.json", *(f"{n}.parquet" for n in corpora.index() if n not in corpora.DOCS)]
+    )
     assert all((outs[0] / name).read_bytes() == (outs[1] / name).read_bytes() for name in files)
     index = json.loads((outs[0] / "index.json").read_text())
     assert index["docs"] == corpora.index()["docs"]
@@ -325,12 +418,16 @@ def test_the_script_makes_the_same_bytes_again_and_leaves_docs_alone(tmp_path):
         "George H. W. Bush": "R",
         "Bill Clinton": "D",
     }
-    assert set(of["inaugurals"]["president"]) == {"Thomas Jefferson"} and set(of["inaugurals"]["year"]) == {1801}
+    assert set(of["inaugurals"]["president"]) == {"Thomas Jefferson"} and set(
+        of["inaugurals"]["year"]
+    ) == {1801}
     assert of["gsm8k"].to_dict("records") == [
         {"question": "What is 2 + 2?", "answer": "2 + 2 = 4\n#### 4", "split": "train"}
     ]
     assert of["fables"]["text"][0].startswith("A Fox went out. The people")
-    assert set(of["novels"]["book"]) == {"Pride and Prejudice", "Frankenstein"} and set(of["adventures"]["author"]) == {
+    assert set(of["novels"]["book"]) == {"Pride and Prejudice", "Frankenstein"} and set(
+        of["adventures"]["author"]
+    ) == {
         "Arthur Conan Doyle",
         "H. G. Wells",
     }
@@ -341,7 +438,10 @@ def test_the_script_makes_the_same_bytes_again_and_leaves_docs_alone(tmp_path):
 def test_the_real_corpora_are_made_again(shared):
     made = MAKE.from_raw(shared("data/presidential/paragraphs.jsonl").parents[1])
     for name, columns in made.items():
-        assert docs.digest_texts(MAKE.texts(columns)).hexdigest() == corpora.index()[name]["fingerprint"]
+        assert (
+            docs.digest_texts(MAKE.texts(columns)).hexdigest()
+            == corpora.index()[name]["fingerprint"]
+        )
         assert pd.DataFrame(columns).equals(
             pd.read_parquet(corpora.FOLDER / f"{name}.parquet").astype(pd.DataFrame(columns).dtypes)
         )

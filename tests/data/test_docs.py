@@ -1,4 +1,6 @@
-"""The embedded dataset: what the extractor keeps of a docstring, that nothing is said twice, and that its cache cannot lie."""
+"""The embedded dataset: what the extractor keeps of a docstring, that nothing is said twice, and
+that its cache cannot lie.
+"""
 
 import os
 import re
@@ -109,9 +111,12 @@ def test_google_and_sphinx_docstrings_leave_their_sentences():
         "Too short to keep.",
         "This is a sentence that has words enough to be kept but it never comes to an end",
         "x_1 y_2 z_3 = f(a_1, b_2) + g(c_3, d_4) * h(e_5) - the_end_of_it(a_1) / k(b_2).",
-        "Die Funktion berechnet den Mittelwert aller Werte und gibt ihn danach sofort wieder zurück.",
-        "The matrix is \\frac{1}{2} of the other one, as is shown in the paper by the same authors.",
-        "Copyright of this file is held by the authors of the package and by those who have helped.",
+        "Die Funktion berechnet den Mittelwert aller Werte und gibt ihn danach sofort wieder "
+        "zurück.",
+        "The matrix is \\frac{1}{2} of the other one, as is shown in the paper by the same "
+        "authors.",
+        "Copyright of this file is held by the authors of the package and by those who have "
+        "helped.",
         "Use the list [1, 2], [3, 4] and the other [5] so that the shape of it is as it has to be.",
     ],
 )
@@ -120,13 +125,28 @@ def test_what_is_not_english_prose_is_dropped(text):
 
 
 def test_near_duplicates_are_dropped_whatever_their_library():
-    base = "The number of jobs to run in parallel when the trees of the forest are grown from the samples."
+    base = (
+        "The number of jobs to run in parallel when the trees of the forest are grown from the "
+        "samples."
+    )
     records = [
         (base, "a"),
         (base.upper().replace(".", " !"), "b"),
-        ("The number of jobs to run in parallel, which is another way to go on after eight equal words.", "b"),
-        ("Here is the number of jobs to run in parallel when the trees of the forest are grown from data.", "b"),
-        ("A sentence about the weather in the mountains, which shares no five words with the others here.", "b"),
+        (
+            "The number of jobs to run in parallel, which is another way to go on after eight "
+            "equal words.",
+            "b",
+        ),
+        (
+            "Here is the number of jobs to run in parallel when the trees of the forest are "
+            "grown from data.",
+            "b",
+        ),
+        (
+            "A sentence about the weather in the mountains, which shares no five words with the "
+            "others here.",
+            "b",
+        ),
     ]
     assert [r[1] for r in docs.deduplicate(records)] == ["a", "b"]
 
@@ -150,7 +170,9 @@ def test_the_dataset_is_large_prose_and_split_for_pretraining(corpus):
 
 
 def test_held_out_libraries_share_next_to_nothing_with_the_pretraining_ones(corpus):
-    """Counted in another way than the extractor does: sequences of eight words, as a language model could memorise them."""
+    """Counted in another way than the extractor does: sequences of eight words, as a language model
+    could memorise them.
+    """
 
     def sequences(text):
         words = WORDS.findall(text.lower())
@@ -169,7 +191,9 @@ def test_libraries_are_chosen_by_name_and_a_wrong_name_is_refused(corpus):
     two = docs.load(("scipy", "nltk"))
     expected = corpus[corpus["domain"].isin(["scipy", "nltk"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(two, expected)
-    with pytest.raises(ValueError, match="'skipy' is not one of its libraries .did you mean 'scipy'"):
+    with pytest.raises(
+        ValueError, match="'skipy' is not one of its libraries .did you mean 'scipy'"
+    ):
         docs.load(["skipy"])
 
 
@@ -201,7 +225,9 @@ def test_another_version_of_a_library_is_another_cache_file(monkeypatch, tmp_pat
     small(monkeypatch)
     docs.load_installed(cache=tmp_path)
     versions = docs.versions()
-    monkeypatch.setattr(docs, "versions", lambda: {name: version + ".1" for name, version in versions.items()})
+    monkeypatch.setattr(
+        docs, "versions", lambda: {name: version + ".1" for name, version in versions.items()}
+    )
     docs.load_installed(cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -212,7 +238,9 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(monkeypatch, tmp_p
     blocked.write_text("not a folder")
     with pytest.warns(UserWarning, match="no cache at"):
         assert len(docs.load_installed(cache=blocked)) > 100
-    assert docs.fingerprint(docs.load_installed(cache=False)) == docs.fingerprint(docs.build(["jinja2"]))
+    assert docs.fingerprint(docs.load_installed(cache=False)) == docs.fingerprint(
+        docs.build(["jinja2"])
+    )
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -233,12 +261,23 @@ def test_fingerprint_sees_texts_and_their_order_alone():
     assert docs.fingerprint(frame) == same and len(same) == 64
     assert docs.fingerprint(frame[::-1]) != same
     assert docs.fingerprint(pd.DataFrame({"text": ["a", "bc"]})) != same
-    assert docs.fingerprint(pd.DataFrame({"text": pd.Series(["\ud800"], dtype=object)})) != docs.fingerprint(pd.DataFrame({"text": ["?"]}))
+    assert docs.fingerprint(
+        pd.DataFrame({"text": pd.Series(["\ud800"], dtype=object)})
+    ) != docs.fingerprint(pd.DataFrame({"text": ["?"]}))
 
 
 def test_extraction_imports_none_of_the_libraries():
-    code = "import sys; from jaxloop.data import docs; list(docs.extract('umap')); print(*sorted({'umap', 'numba', 'torch'} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    code = (
+        "import sys; from jaxloop.data import docs; list(docs.extract('umap')); "
+        "print(*sorted({'umap', 'numba', 'torch'} & set(sys.modules)))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )
     assert out.stdout.strip() == ""
 
 

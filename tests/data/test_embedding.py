@@ -32,7 +32,9 @@ def test_computed_once_and_gone_on_with(tmp_path):
     np.testing.assert_array_equal(found, embed(TEXTS).astype(np.float32))
     assert isinstance(found, np.memmap) and not found.flags.writeable
     never = Encoder(0)
-    np.testing.assert_array_equal(cached_embeddings(TEXTS, never, tmp_path, name="e", batch=4), found)
+    np.testing.assert_array_equal(
+        cached_embeddings(TEXTS, never, tmp_path, name="e", batch=4), found
+    )
 
 
 def test_stopped_before_the_first_batch_or_between_data_and_state(tmp_path):
@@ -82,4 +84,6 @@ def test_an_encoder_that_misbehaves_is_named(tmp_path):
         cached_embeddings(TEXTS, lambda t: embed(t) * np.nan, tmp_path, name="e")
     widths = iter([3, 2])
     with pytest.raises(ValueError, match=r"must give \(7, 3\)"):
-        cached_embeddings(TEXTS, lambda t: embed(t)[:, : next(widths)], tmp_path, name="e", batch=20)
+        cached_embeddings(
+            TEXTS, lambda t: embed(t)[:, : next(widths)], tmp_path, name="e", batch=20
+        )

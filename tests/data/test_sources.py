@@ -1,4 +1,6 @@
-"""Every kind of source: what comes out is what is in it, and what is wrong with it is said in one sentence."""
+"""Every kind of source: what comes out is what is in it, and what is wrong with it is said in one
+sentence.
+"""
 
 import csv
 import gzip
@@ -67,7 +69,9 @@ ALPHABET = [
 
 def fuzzed(seed, count=300, extra=()):
     draw = random.Random(seed)
-    return ["".join(draw.choices(ALPHABET + list(extra), k=draw.randint(0, 12))) for _ in range(count)]
+    return [
+        "".join(draw.choices(ALPHABET + list(extra), k=draw.randint(0, 12))) for _ in range(count)
+    ]
 
 
 def write_jsonl(path, texts):
@@ -75,7 +79,9 @@ def write_jsonl(path, texts):
 
 
 def write_raw_jsonl(path, texts):
-    path.write_bytes("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts).encode())
+    path.write_bytes(
+        "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts).encode()
+    )
 
 
 def write_json(path, texts):
@@ -154,9 +160,15 @@ def test_one_cell_limit_stays_as_it_was(tmp_path):
 
 def test_text_files_are_cut_at_blank_lines(tmp_path):
     path = tmp_path / "novel.txt"
-    path.write_bytes("\ufeffFirst line\r\nsecond line\r\n\r\n \t\r\nNext\u2028paragraph\n\n\nLast, without end".encode())
+    path.write_bytes(
+        "\ufeffFirst line\r\nsecond line\r\n\r\n \t\r\nNext\u2028paragraph\n\n\nLast, without end".encode()
+    )
     frame = load_texts(path)
-    assert frame["text"].tolist() == ["First line\nsecond line", "Next\u2028paragraph", "Last, without end"]
+    assert frame["text"].tolist() == [
+        "First line\nsecond line",
+        "Next\u2028paragraph",
+        "Last, without end",
+    ]
     assert set(frame["domain"]) == {"novel"}
 
 
@@ -242,7 +254,9 @@ def test_docs_is_a_source():
     expected = docs.load(["nltk", "networkx"])
     assert frame["text"].tolist() == expected["text"].tolist()[:3000]
     scipy = load_texts("docs", domains=["scipy"])
-    assert scipy.attrs["fingerprint"] == fingerprint(docs.load(["scipy"])) and set(scipy["domain"]) == {"scipy"}
+    assert scipy.attrs["fingerprint"] == fingerprint(docs.load(["scipy"])) and set(
+        scipy["domain"]
+    ) == {"scipy"}
     with pytest.raises(ValueError, match="did you mean 'numpy'"):
         load_texts("docs:nunpy")
 
@@ -264,13 +278,18 @@ def test_folders_that_datasets_reads(tmp_path, monkeypatch):
     assert load_texts(saved, split="test", domain_column="label")["domain"].tolist() == ["0"]
     for streaming in (False, True):
         assert load_texts(plain, streaming=streaming)["text"].tolist() == ["one", "two"]
-    with pytest.raises(ValueError, match=r"data.split = 'dev' is not one of its splits .*train.*test"):
+    with pytest.raises(
+        ValueError, match=r"data.split = 'dev' is not one of its splits .*train.*test"
+    ):
         load_texts(saved, split="dev")
     with pytest.raises(ValueError, match=r"data.split = 'dev' is not one of its splits"):
         load_texts(plain, split="dev")
     with pytest.raises(ValueError, match=r"data.name = 'tiny' is not one of its configurations"):
         load_texts(plain, name="tiny")
-    with pytest.raises(ValueError, match=r"data.text_column = 'txt': .* has the columns text, label; did you mean 'text'"):
+    with pytest.raises(
+        ValueError,
+        match=r"data.text_column = 'txt': .* has the columns text, label; did you mean 'text'",
+    ):
         load_texts(saved, text_column="txt")
     (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match=r"nothing': this folder has no data file"):
@@ -286,16 +305,27 @@ def test_hub_arguments_reach_datasets_and_no_remote_code_is_asked_for(monkeypatc
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     frame = load_texts("owner/data-set", split="test", name="en", revision="abc", streaming=True)
-    assert calls == [(("owner/data-set", "en"), {"split": "test", "revision": "abc", "streaming": True})]
+    assert calls == [
+        (("owner/data-set", "en"), {"split": "test", "revision": "abc", "streaming": True})
+    ]
     assert frame["text"].tolist() == ["a", "b"] and set(frame["domain"]) == {"data-set"}
 
 
 @pytest.mark.parametrize(
     "error, message",
     [
-        (datasets.exceptions.DatasetNotFoundError("gone"), "has no such dataset at revision 'v2', or it needs a login"),
-        (ConnectionError("Couldn't reach 'a/b' on the Hub (LocalEntryNotFoundError)"), "the Hugging Face hub cannot be reached"),
-        (RuntimeError("Dataset scripts are no longer supported, but found b.py"), "remote code is never run"),
+        (
+            datasets.exceptions.DatasetNotFoundError("gone"),
+            "has no such dataset at revision 'v2', or it needs a login",
+        ),
+        (
+            ConnectionError("Couldn't reach 'a/b' on the Hub (LocalEntryNotFoundError)"),
+            "the Hugging Face hub cannot be reached",
+        ),
+        (
+            RuntimeError("Dataset scripts are no longer supported, but found b.py"),
+            "remote code is never run",
+        ),
         (KeyError("surprise"), "`datasets` cannot read it .KeyError"),
     ],
 )
@@ -310,8 +340,14 @@ def test_hub_errors_are_one_sentence(monkeypatch, error, message):
 
 
 def test_an_unreachable_hub_is_named():
-    """Without a network (or with HF_HUB_OFFLINE, as the tests are run) the hub cannot be reached; with one it does not know the id."""
-    with pytest.raises(ValueError, match="the Hugging Face hub (cannot be reached and the dataset is not in the local cache|has no such)"):
+    """Without a network (or with HF_HUB_OFFLINE, as the tests are run) the hub cannot be reached;
+    with one it does not know the id.
+    """
+    with pytest.raises(
+        ValueError,
+        match="the Hugging Face hub (cannot be reached and the dataset is not in the local "
+        "cache|has no such)",
+    ):
         load_texts("nobody-at-all/no-such-dataset")
 
 
@@ -322,20 +358,30 @@ BAD = {
     "header.csv": (b"text,id\n", "the dataset is empty"),
     "blank.txt": (b"\n\n", "the dataset is empty"),
     "list.json": (b"[]", "the dataset is empty"),
-    "latin.jsonl": ('{"text": "one"}\n{"text": "café"}\n'.encode("latin-1"), r"not UTF-8 at line 2, byte 29 \(0xe9\)"),
+    "latin.jsonl": (
+        '{"text": "one"}\n{"text": "café"}\n'.encode("latin-1"),
+        r"not UTF-8 at line 2, byte 29 \(0xe9\)",
+    ),
     "latin.csv": ("text\nab\nçd\n".encode("latin-1"), r"not UTF-8 at line 3, byte 8 \(0xe7\)"),
     "latin.txt": (b"ab\n\n\xff\xfe", r"not UTF-8 at line 3, byte 4"),
     "latin.json": (b'[{"text": "\xe9"}]', "not UTF-8 at line 1, byte 11"),
     "utf16.csv": ("text\na\n".encode("utf-16"), "not UTF-8 at line 1, byte 0"),
-    "array.jsonl": (b'{"text": "a"}\n["b"]\n', "line 2 is a JSON array; every line must be an object"),
+    "array.jsonl": (
+        b'{"text": "a"}\n["b"]\n',
+        "line 2 is a JSON array; every line must be an object",
+    ),
     "half.jsonl": (b'{"text": "a"}\n{"text": "b', "line 2 is not valid JSON"),
     "number.json": (b"17", "holds a JSON number"),
     "uneven.json": (b'{"text": ["a", "b"],\n "id": [1]}', "not equally long columns"),
     "typed.jsonl": (
         b'{"text": "a"}\n{"text": ["b"]}\n',
-        r"data.text_column = 'text': row 2 of .* has list \"\['b'\]\" there; a text must be a string",
+        r"data.text_column = 'text': row 2 of .* has list \"\['b'\]\" there; a text must be a "
+        r"string",
     ),
-    "other.jsonl": (b'{"tekst": "a", "id": 1}\n', "data.text_column = 'text': .* has the columns tekst, id; did you mean 'tekst'"),
+    "other.jsonl": (
+        b'{"tekst": "a", "id": 1}\n',
+        "data.text_column = 'text': .* has the columns tekst, id; did you mean 'tekst'",
+    ),
     "none.jsonl": (b'{"text": null}\n', r"the filters drop all of its 1 rows \(no text: 1\)"),
     "ragged.csv": (b"text,id\na,1\nb\n", "the row that ends at line 3 has 1 cells, the header 2"),
     "open.csv": (b'text,id\n"a,1\nb,2\n', "is not well-formed"),
@@ -362,7 +408,13 @@ def test_bad_parquet_is_refused(tmp_path):
     pq.write_table(pa.table({"text": binary}), path)
     with pytest.raises(ValueError, match="column 'text' is not UTF-8"):
         load_texts(path)
-    pq.write_table(pa.table({"text": ["word " * 50] * 500}), path, write_page_checksum=True, compression="none", use_dictionary=False)
+    pq.write_table(
+        pa.table({"text": ["word " * 50] * 500}),
+        path,
+        write_page_checksum=True,
+        compression="none",
+        use_dictionary=False,
+    )
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
@@ -372,7 +424,9 @@ def test_bad_parquet_is_refused(tmp_path):
 
 def test_bad_arguments_are_refused(tmp_path):
     path = table(tmp_path / "a.parquet", text=["a b c"] * 3, label=["x", "x", "y"], n=[1, 2, 3])
-    with pytest.raises(ValueError, match=r"filters drop all of its 3 rows \(at most 20 tokens: 3\)"):
+    with pytest.raises(
+        ValueError, match=r"filters drop all of its 3 rows \(at most 20 tokens: 3\)"
+    ):
         load_texts(path, min_tokens=20, count_tokens=words)
     with pytest.raises(ValueError, match=r"\(at least 2 tokens: 3\)"):
         load_texts(path, max_tokens=2, count_tokens=words)
@@ -380,19 +434,31 @@ def test_bad_arguments_are_refused(tmp_path):
         load_texts(path, min_tokens=20)
     with pytest.raises(ValueError, match="data.limit = 0: must be at least 1"):
         load_texts(path, limit=0)
-    with pytest.raises(ValueError, match="data.domain_column = 'lable': .* columns text, label, n; did you mean 'label'"):
+    with pytest.raises(
+        ValueError,
+        match="data.domain_column = 'lable': .* columns text, label, n; did you mean 'label'",
+    ):
         load_texts(path, domain_column="lable")
-    with pytest.raises(ValueError, match="data.keep_columns = 'm': .* has the columns text, label, n"):
+    with pytest.raises(
+        ValueError, match="data.keep_columns = 'm': .* has the columns text, label, n"
+    ):
         load_texts(path, keep_columns=["m"])
-    with pytest.raises(ValueError, match="data.prompt_column = 'n': .* has int '1' there; a prompt must be a string"):
+    with pytest.raises(
+        ValueError,
+        match="data.prompt_column = 'n': .* has int '1' there; a prompt must be a string",
+    ):
         load_texts(path, prompt_column="n")
-    with pytest.raises(ValueError, match="data.domains: .* has no row of the domain 'z'; it has 'x', 'y'"):
+    with pytest.raises(
+        ValueError, match="data.domains: .* has no row of the domain 'z'; it has 'x', 'y'"
+    ):
         load_texts(path, domain_column="label", domains=["x", "z"])
     with pytest.raises(ValueError, match="neither 'docs', nor a file that exists"):
         load_texts("not a dataset/at all/really")
     with pytest.raises(ValueError, match="there is no such file, nor a folder"):
         load_texts(tmp_path / "no" / "a.csv")
-    with pytest.raises(ValueError, match=r"there is no such file; the nearest name is '.*a\.parquet'"):
+    with pytest.raises(
+        ValueError, match=r"there is no such file; the nearest name is '.*a\.parquet'"
+    ):
         load_texts(tmp_path / "a.parqet.parquet")
     with pytest.raises(ValueError, match="neither 'docs', nor a file that exists"):
         load_texts("typo.docx")
@@ -422,12 +488,19 @@ def test_real_files_are_read_as_pandas_reads_them(shared, name):
     path = shared(f"data/{name}")
     column, count = REAL[name]
     frame = load_texts(path, text_column=column)
-    reader = pd.read_csv if path.suffix == ".csv" else lambda p: pd.read_json(p, lines=True, dtype=False)
+    reader = (
+        pd.read_csv if path.suffix == ".csv" else lambda p: pd.read_json(p, lines=True, dtype=False)
+    )
     expected = reader(path)[column].tolist()
     assert len(frame) >= count and frame["text"].tolist() == expected
 
 
 def test_domains_of_a_real_file(shared):
-    frame = load_texts(shared("data/senate_tweets/tweets.jsonl"), domain_column="party", domains=["D", "R"], keep_columns=["senator", "date"])
+    frame = load_texts(
+        shared("data/senate_tweets/tweets.jsonl"),
+        domain_column="party",
+        domains=["D", "R"],
+        keep_columns=["senator", "date"],
+    )
     assert set(frame["domain"]) == {"D", "R"} and frame.attrs["report"]["other domains"] > 0
     assert frame["date"].str.match(r"\d{4}-\d\d-\d\d").all()

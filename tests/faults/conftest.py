@@ -14,7 +14,9 @@ from support import contents  # noqa: E402
 
 @pytest.fixture(autouse=True, scope="module")
 def hasty():
-    """A killed process loses nothing that it wrote, only a power cut does: no test but the one that looks at it waits for the disk."""
+    """A killed process loses nothing that it wrote, only a power cut does: no test but the one that
+    looks at it waits for the disk.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
@@ -22,7 +24,9 @@ def hasty():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing disturbed: its directory and its contents. Tests copy it and never write to it."""
+    """A run that nothing disturbed: its directory and its contents. Tests copy it and never write
+    to it.
+    """
     path = tmp_path_factory.mktemp("whole") / "run"
     study.run(path)
     return path, contents(path)

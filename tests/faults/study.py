@@ -1,7 +1,8 @@
-"""A small study as a program of its own, so that it can be killed: `python study.py WORKDIR [GENERATIONS [PAUSE [DIE_AT [BESIDE]]]]`.
+"""A small study as a program of its own, so that it can be killed: `python study.py WORKDIR
+[GENERATIONS [PAUSE [DIE_AT [BESIDE]]]]`.
 
-DIE_AT: the process kills itself with SIGKILL just before its DIE_AT-th change of the disk (rename, atomic write or removal).
-BESIDE: 1 measures models while the next ones are trained.
+DIE_AT: the process kills itself with SIGKILL just before its DIE_AT-th change of the disk (rename,
+atomic write or removal). BESIDE: 1 measures models while the next ones are trained.
 """
 
 import dataclasses
@@ -10,7 +11,10 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "recursion")]
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[2]),
+    str(Path(__file__).resolve().parents[1] / "recursion"),
+]
 import unigram  # noqa: E402
 
 from jaxloop.recursion import driver  # noqa: E402
@@ -26,11 +30,21 @@ def run(path, generations=4, pause=0.0, console=False, beside=False):
     settings = dataclasses.replace(settings, measure_beside=beside)
     config = {"chain": {"generations": generations}, "seed": 0}
     with open_workdir(path, config, console=console) as workdir:
-        return driver.run(unigram.Unigram(pause), chains, data, settings, workdir.path, measure=unigram.measure, progress=console)
+        return driver.run(
+            unigram.Unigram(pause),
+            chains,
+            data,
+            settings,
+            workdir.path,
+            measure=unigram.measure,
+            progress=console,
+        )
 
 
 def count_changes(at_change):
-    """Calls `at_change(n)` before the n-th change of the disk, from now on; returns what undoes this."""
+    """Calls `at_change(n)` before the n-th change of the disk, from now on; returns what undoes
+    this.
+    """
     originals = os.replace, os.rename, os.unlink, os.rmdir
     seen = [0]
 
@@ -51,7 +65,8 @@ def count_changes(at_change):
 
 
 def main(path, generations=4, pause=0.0, die_at=0, beside=0):
-    # A process that is killed loses nothing that it wrote; only a power cut does, so nothing here waits for the disk.
+    # A process that is killed loses nothing that it wrote; only a power cut does, so nothing here
+    # waits for the disk.
     os.fsync = lambda handle: None
     initialise_distributed(timeout=200)
     if int(die_at):

@@ -24,12 +24,18 @@ FREE = (workdir.LOG, workdir.LOCK, workdir.HOLDER)
 
 def contents(path):
     """{file: SHA-256} of everything a run leaves except its log and lock."""
-    return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.rglob("*")) if p.is_file() and p.name not in FREE}
+    return {
+        str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(path.rglob("*"))
+        if p.is_file() and p.name not in FREE
+    }
 
 
 def start(path, *arguments, **options):
     command = [sys.executable, str(HERE / "study.py"), str(path), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def log(path):

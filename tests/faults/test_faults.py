@@ -1,4 +1,6 @@
-"""What a run survives: each test is one line of the checklist of faults and what is expected of each."""
+"""What a run survives: each test is one line of the checklist of faults and what is expected of
+each.
+"""
 
 import os
 import random
@@ -16,7 +18,8 @@ from support import HERE, PARTS, contents, log, start, wait_for, warnings
 from jaxloop.recursion import driver
 from jaxloop.runtime import checkpoint, files, tables, trees, workdir
 
-# ---- 1: killed at any moment ------------------------------------------------------------------------------------------
+# ---- 1: killed at any moment
+# ------------------------------------------------------------------------------------------
 
 
 class Crash(BaseException):
@@ -24,7 +27,9 @@ class Crash(BaseException):
 
 
 def crash_at(path, moment, **options):
-    """Runs the study until its `moment`-th change of the disk; True if it was cut short there, with nothing of it tidied."""
+    """Runs the study until its `moment`-th change of the disk; True if it was cut short there, with
+    nothing of it tidied.
+    """
 
     def at_change(n):
         if n >= moment:
@@ -41,7 +46,9 @@ def crash_at(path, moment, **options):
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_cut_at_any_change_of_the_disk_the_same_command_gives_the_same_files(tmp_path, whole, beside):
+def test_cut_at_any_change_of_the_disk_the_same_command_gives_the_same_files(
+    tmp_path, whole, beside
+):
     """Whether models are measured in turn or beside, the files are the same."""
     _, expected = whole
     undo, seen = study.count_changes(lambda n: None)
@@ -49,10 +56,17 @@ def test_cut_at_any_change_of_the_disk_the_same_command_gives_the_same_files(tmp
     undo()
     total = seen[0]
     assert total > 100
-    moments = sorted({*range(1, total, 14 if beside else 7), *random.Random(0).sample(range(1, total + 1), 12), total})
+    moments = sorted(
+        {
+            *range(1, total, 14 if beside else 7),
+            *random.Random(0).sample(range(1, total + 1), 12),
+            total,
+        }
+    )
     for moment in moments:
         path = tmp_path / f"at-{moment}"
-        # Measured beside, the order of changes is not always the same, and so their number may be one less.
+        # Measured beside, the order of changes is not always the same, and so their number may be
+        # one less.
         assert crash_at(path, moment, beside=beside) or (beside and moment > total - 3)
         study.run(path, beside=beside)
         assert contents(path) == expected, moment
@@ -75,7 +89,9 @@ def test_everything_a_manifest_lists_is_on_the_disk_before_it_counts(tmp_path, m
     study.run(path, generations=2)
     assert len(renames) == 2
     for number, (source, before) in enumerate(renames):
-        listed = checkpoint.read_manifest(path, f"{checkpoint.finished(number)}/manifest.json")["files"]
+        listed = checkpoint.read_manifest(path, f"{checkpoint.finished(number)}/manifest.json")[
+            "files"
+        ]
         assert len(listed) == 4 + 4 + 3
         for name in listed:
             made = path / name.replace(checkpoint.finished(number), checkpoint.unfinished(number))
@@ -115,10 +131,14 @@ def test_sigkill_at_random_moments_three_times(tmp_path, whole):
     assert contents(path) == whole[1]
 
 
-# ---- 2: signals -------------------------------------------------------------------------------------------------------
+# ---- 2: signals
+# -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "code", "beside"), [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 1)])
+@pytest.mark.parametrize(
+    ("number", "code", "beside"),
+    [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 1)],
+)
 def test_signals_save_and_say_how_to_go_on(tmp_path, whole, number, code, beside):
     path = tmp_path / "run"
     process = start(path, 4, 0.1, 0, beside)
@@ -130,7 +150,9 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, whole, number, code, beside
     assert f"stopped by {signal.Signals(number).name}" in said and "Traceback" not in said
     command = said.split("to go on: ")[1].strip()
     assert str(HERE / "study.py") in command and str(path) in command
-    if beside:  # the generation before waits for its measurements and is finished, whose parts then go
+    if (
+        beside
+    ):  # the generation before waits for its measurements and is finished, whose parts then go
         assert (path / checkpoint.finished(0) / "manifest.json").is_file()
     else:
         assert len(list((path / "checkpoints").rglob("*.json"))) >= done_before
@@ -153,19 +175,29 @@ def test_a_second_signal_leaves_at_once_and_loses_nothing(tmp_path, whole):
     assert contents(path) == whole[1]
 
 
-# ---- 3 to 6: what lies on the disk is not what was written ------------------------------------------------------------
+# ---- 3 to 6: what lies on the disk is not what was written
+# ------------------------------------------------------------
 
 
 def test_temporary_and_empty_directories_are_named_ignored_and_never_chosen(tmp_path, whole):
     path = tmp_path / "run"
     study.run(path, generations=2)
-    for name in ("checkpoints/generation=0009", "checkpoints/.tmp-generation=0002", "checkpoints/unfinished-generation=0007/parts"):
+    for name in (
+        "checkpoints/generation=0009",
+        "checkpoints/.tmp-generation=0002",
+        "checkpoints/unfinished-generation=0007/parts",
+    ):
         (path / name).mkdir(parents=True)
     (path / "checkpoints/.tmp-generation=0002/half").write_bytes(b"x")
     (path / ".tmp-ledger.parquet").write_bytes(b"half")
     study.run(path)
     assert contents(path) == whole[1]
-    for name in ("generation=0009", ".tmp-generation=0002", "unfinished-generation=0007", ".tmp-ledger.parquet"):
+    for name in (
+        "generation=0009",
+        ".tmp-generation=0002",
+        "unfinished-generation=0007",
+        ".tmp-ledger.parquet",
+    ):
         assert name in log(path)
     assert not warnings(path)
 
@@ -194,7 +226,11 @@ def test_a_damaged_last_generation_falls_back_with_one_warning(tmp_path, whole, 
     study.run(path)
     assert contents(path) == whole[1]
     said = warnings(path)
-    assert len(said) == 1 and PARTS[part].split("/")[-1] in said[0] and "generation 3 will be computed again" in said[0]
+    assert (
+        len(said) == 1
+        and PARTS[part].split("/")[-1] in said[0]
+        and "generation 3 will be computed again" in said[0]
+    )
 
 
 def test_damage_in_the_middle_costs_everything_after_it(tmp_path, whole):
@@ -228,7 +264,9 @@ def test_every_kind_of_flipped_bit_is_refused_before_use(tmp_path, whole):
 
 
 @pytest.mark.parametrize("how", list(DAMAGE))
-@pytest.mark.parametrize("name", ["ledger.parquet", "metrics.csv", "losses.parquet", "config.json", workdir.MARKER])
+@pytest.mark.parametrize(
+    "name", ["ledger.parquet", "metrics.csv", "losses.parquet", "config.json", workdir.MARKER]
+)
 def test_tables_and_config_are_rebuilt(tmp_path, whole, name, how):
     path = tmp_path / "run"
     shutil.copytree(whole[0], path)
@@ -246,7 +284,10 @@ def test_a_damaged_first_generation_is_an_error_and_never_a_new_start(tmp_path, 
     shutil.copytree(whole[0], path)
     DAMAGE["truncated"](path / "checkpoints/generation=0000/ledger.parquet")
     before = contents(path)
-    with pytest.raises(ValueError, match="generation 0 cannot be used .checkpoints/generation=0000/ledger.parquet has"):
+    with pytest.raises(
+        ValueError,
+        match="generation 0 cannot be used .checkpoints/generation=0000/ledger.parquet has",
+    ):
         study.run(path)
     assert contents(path) == before
     shutil.rmtree(path / "checkpoints")
@@ -258,7 +299,9 @@ def test_damaged_parts_of_an_unfinished_generation_are_made_again(tmp_path, whol
     path = tmp_path / "run"
 
     def at_change(n):
-        if {".json", ".safetensors"} <= {p.suffix for p in (path / checkpoint.unfinished(2)).rglob("*.*")}:
+        if {".json", ".safetensors"} <= {
+            p.suffix for p in (path / checkpoint.unfinished(2)).rglob("*.*")
+        }:
             raise Crash
 
     undo, _ = study.count_changes(at_change)
@@ -266,14 +309,17 @@ def test_damaged_parts_of_an_unfinished_generation_are_made_again(tmp_path, whol
         study.run(path)
     undo()
     parts = sorted((path / checkpoint.unfinished(2)).rglob("*.*"))
-    assert any(p.suffix == ".json" for p in parts) and any(p.suffix == ".safetensors" for p in parts)
+    assert any(p.suffix == ".json" for p in parts) and any(
+        p.suffix == ".safetensors" for p in parts
+    )
     for part in parts[::2]:
         flip(part, 100)
     study.run(path)
     assert contents(path) == whole[1]
 
 
-# ---- 7 and 8: saving fails --------------------------------------------------------------------------------------------
+# ---- 7 and 8: saving fails
+# --------------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_fills_up_says_what_is_needed_and_keeps_the_generation_before(tmp_path, whole):
@@ -282,10 +328,20 @@ def test_a_disk_that_fills_up_says_what_is_needed_and_keeps_the_generation_befor
     before = {name: digest for name, digest in contents(path).items() if "generation=000" in name}
     small = min(p.stat().st_size for p in path.rglob("texts/*/*.parquet")) - 200
     code = f"import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, ({small}, {small}))"
-    script = f"{code}\nimport sys; sys.path.insert(0, {str(HERE)!r}); import study; sys.exit(study.main({str(path)!r}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    script = (
+        f"{code}\nimport sys; sys.path.insert(0, {str(HERE)!r}); import study; "
+        f"sys.exit(study.main({str(path)!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 28, done.stderr
-    assert "disk full: " in done.stderr and " needs " in done.stderr and " are free in " in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "disk full: " in done.stderr
+        and " needs " in done.stderr
+        and " are free in " in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert before.items() <= contents(path).items() and checkpoint.find(path).last == 1
     study.run(path)
     assert contents(path) == whole[1]
@@ -295,12 +351,16 @@ def test_the_check_before_a_generation_predicts_a_full_disk(tmp_path, monkeypatc
     path = tmp_path / "run"
     study.run(path, generations=2)
     before = contents(path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 500, 500))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 500, 500)
+    )
     with pytest.raises(files.DiskFull, match="disk full: generation 2 needs .* kB, 500 B are free"):
         study.run(path)
     monkeypatch.undo()
     after = contents(path)
-    assert {k: v for k, v in before.items() if k in after and k not in (workdir.MARKER, "config.json")}.items() <= after.items()
+    assert {
+        k: v for k, v in before.items() if k in after and k not in (workdir.MARKER, "config.json")
+    }.items() <= after.items()
     assert checkpoint.find(path).last == 1
     study.run(path)
     assert contents(path) == whole[1]
@@ -319,7 +379,9 @@ STAGES = {
 
 @pytest.mark.parametrize("stage", list(STAGES))
 @pytest.mark.parametrize("call", [1, 3])
-def test_an_error_while_saving_is_raised_at_once_and_latest_excludes_it(tmp_path, monkeypatch, whole, stage, call):
+def test_an_error_while_saving_is_raised_at_once_and_latest_excludes_it(
+    tmp_path, monkeypatch, whole, stage, call
+):
     path = tmp_path / "run"
     study.run(path, generations=2)
     module, name = STAGES[stage]
@@ -351,7 +413,9 @@ def test_a_failed_orbax_save_is_raised_at_once(tmp_path, monkeypatch):
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     mesh = Mesh(np.asarray(jax.devices()[:2]), ("x",))
-    spread = jax.device_put(np.arange(8.0, dtype=np.float32), NamedSharding(mesh, PartitionSpec("x")))
+    spread = jax.device_put(
+        np.arange(8.0, dtype=np.float32), NamedSharding(mesh, PartitionSpec("x"))
+    )
 
     def broken(*args, **kwargs):
         raise OSError(28, "No space left on device")

@@ -1,4 +1,6 @@
-"""Seeds: every one is a chain of its own, or refused; `jax.random.key` alone drops bits without a word."""
+"""Seeds: every one is a chain of its own, or refused; `jax.random.key` alone drops bits without a
+word.
+"""
 
 import jax
 import numpy as np
@@ -23,12 +25,20 @@ def test_all_bits_of_a_seed_count():
 
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**32 - 1])
 def test_seeds_of_32_bits_are_those_of_jax(seed):
-    assert data(seed) == tuple(np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))).tolist())
+    assert data(seed) == tuple(
+        np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))).tolist()
+    )
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, True, False, 1.0, 1.5, float("nan"), "1", None, np.float32(3), np.bool_(True)])
+@pytest.mark.parametrize(
+    "seed",
+    [-1, 2**64, True, False, 1.0, 1.5, float("nan"), "1", None, np.float32(3), np.bool_(True)],
+)
 def test_what_is_no_seed_is_refused(seed):
-    with pytest.raises(ValueError, match=r"^seed=.* is not allowed; it must be a whole number from 0 to 2\*\*64 - 1$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^seed=.* is not allowed; it must be a whole number from 0 to 2\*\*64 - 1$",
+    ):
         chain_key(seed)
     with pytest.raises(ValueError, match="^seed=.* is not allowed"):
         make_chain({"dataset": "a", "bases": "b", "size": 2, "ratio": 0.5, "seed": seed})
@@ -40,7 +50,9 @@ def seed_fields():
         schema = load(study).Settings
         for name in config.field_names(schema):
             leaf = name.rsplit(".", 1)[-1]
-            if leaf in ("seed", "seeds", "draw_seed") and name != "generator.seeds":  # examples in a prompt
+            if (
+                leaf in ("seed", "seeds", "draw_seed") and name != "generator.seeds"
+            ):  # examples in a prompt
                 yield pytest.param(schema, name, id=f"{study}-{name}")
 
 
@@ -59,5 +71,9 @@ def test_every_field_that_is_a_seed(schema, name):
 
 def test_a_seed_that_is_refused_in_a_config_is_named():
     chain = load("chain").Settings
-    with pytest.raises(ValueError, match=r"^config.chain.seeds\[1\] = 4294967297 is not allowed: a whole number from 0 to 4294967295$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^config.chain.seeds\[1\] = 4294967297 is not allowed: a whole number from 0 to "
+        r"4294967295$",
+    ):
         config.build(chain, {"chain": {"seeds": [1, 2**32 + 1]}})

@@ -13,7 +13,9 @@ CHAINS = 11
 
 
 def _chain(one):
-    """A little chain: a scan of matrix products with its own random draws and a data-dependent loop."""
+    """A little chain: a scan of matrix products with its own random draws and a data-dependent
+    loop.
+    """
     x, key = one
 
     def step(state, generation):
@@ -67,13 +69,21 @@ def test_devices_share_the_chains_without_communication():
     out = run(_args(8))
     assert mesh.shape["chains"] == 4 and len(out["last"].sharding.device_set) == 4
     compiled = run.lower(_args(8)).compile().as_text()
-    assert not [word for word in ("all-gather", "all-reduce", "collective-permute", "all-to-all") if word in compiled]
+    assert not [
+        word
+        for word in ("all-gather", "all-reduce", "collective-permute", "all-to-all")
+        if word in compiled
+    ]
 
 
 def test_whole_is_what_needs_no_padding():
     mesh = chain_mesh()
     assert [whole(n, micro_batch=4, mesh=mesh) for n in (1, 16, 17)] == [16, 16, 32]
-    assert [whole(n, micro_batch=4) for n in (1, 4, 5)] == [4, 4, 8] and whole(11) == 11 and whole(11, mesh=mesh) == 12
+    assert (
+        [whole(n, micro_batch=4) for n in (1, 4, 5)] == [4, 4, 8]
+        and whole(11) == 11
+        and whole(11, mesh=mesh) == 12
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +93,11 @@ def test_whole_is_what_needs_no_padding():
         ((jnp.zeros((0, 2)),), {}, "at least 1"),
         (jnp.zeros(()), {}, "same chain axis"),
         (jnp.zeros(3), {"micro_batch": 0}, "micro_batch=0: must be at least 1"),
-        (jnp.zeros(3), {"mesh": jax.sharding.Mesh(np.asarray(jax.devices()), ("data",))}, "'chains'"),
+        (
+            jnp.zeros(3),
+            {"mesh": jax.sharding.Mesh(np.asarray(jax.devices()), ("data",))},
+            "'chains'",
+        ),
     ],
 )
 def test_refusals(args, options, sentence):

@@ -1,4 +1,6 @@
-"""Small random-weight checkpoints of every supported architecture, made with `transformers` once a session."""
+"""Small random-weight checkpoints of every supported architecture, made with `transformers` once a
+session.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,16 @@ LLAMA = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_
              max_position_embeddings=64)  # fmt: skip
 OPT = dict(vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
            word_embed_proj_dim=32, do_layer_norm_before=True, dropout=0.0)  # fmt: skip
-GPT2 = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+GPT2 = dict(
+    vocab_size=VOCAB,
+    n_embd=32,
+    n_layer=2,
+    n_head=4,
+    n_positions=64,
+    resid_pdrop=0.0,
+    embd_pdrop=0.0,
+    attn_pdrop=0.0,
+)
 ROPE = dict(rope_type="default", rope_theta=10000.0)
 ROPE3 = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
              original_max_position_embeddings=16)  # fmt: skip
@@ -45,17 +56,33 @@ class Checkpoint(NamedTuple):
 def write_tokenizer(path):
     """A byte-level BPE tokenizer of `VOCAB` tokens with <pad>, <s> and </s> as tokens 0, 1 and 2."""
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    words = ["the cat sat on the mat and then the rat ran to the hat", "a model that reads what another model wrote reads less each time"]
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    words = [
+        "the cat sat on the mat and then the rat ran to the hat",
+        "a model that reads what another model wrote reads less each time",
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     backend.train_from_iterator(words * 4, trainer)
-    hf.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", bos_token="<s>", pad_token="<pad>").save_pretrained(path)
+    hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", bos_token="<s>", pad_token="<pad>"
+    ).save_pretrained(path)
 
 
 def make(name: str, seed: int = 0, **changes):
-    """The torch model of an entry of `CONFIGS`, every weight (norms and biases too) random and large enough to matter."""
+    """The torch model of an entry of `CONFIGS`, every weight (norms and biases too) random and
+    large enough to matter.
+    """
     config = CONFIGS[name]()
-    for field, value in dict(eos_token_id=EOS, bos_token_id=BOS, pad_token_id=PAD, **changes).items():
+    for field, value in dict(
+        eos_token_id=EOS, bos_token_id=BOS, pad_token_id=PAD, **changes
+    ).items():
         setattr(config, field, value)
     torch.manual_seed(seed)  # from_config draws too
     model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -89,7 +116,9 @@ def loaded(checkpoint):
     from jaxloop import lm
 
     models: dict[str, lm.Model] = {}
-    return lambda name: models[name] if name in models else models.setdefault(name, lm.load(checkpoint(name).path))
+    return lambda name: (
+        models[name] if name in models else models.setdefault(name, lm.load(checkpoint(name).path))
+    )
 
 
 @pytest.fixture(scope="session")

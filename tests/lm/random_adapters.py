@@ -9,6 +9,10 @@ from jaxloop.lm import adapters
 
 def random_adapters(spec, lora, chains=1):
     """Factors of `chains` chains, normal with a standard deviation of 0.2."""
-    shapes = jax.eval_shape(lambda: adapters.init(jax.random.split(jax.random.key(0), chains), spec, lora))
+    shapes = jax.eval_shape(
+        lambda: adapters.init(jax.random.split(jax.random.key(0), chains), spec, lora)
+    )
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes
+    )

@@ -42,7 +42,9 @@ def tokens(rows=3, time=12):
 
 def with_peft(base, targets, seed, path):
     """A peft model on a copy of `base` with random factors, also written to `path` by peft itself."""
-    config = peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=LORA.rank, lora_alpha=LORA.alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
     model = peft.get_peft_model(base, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -76,7 +78,9 @@ def test_two_chains_compute_what_peft_computes_for_each(name, base, loaded, tmp_
     def loss_and_grad(stacked):
         def loss(a):
             logits = lm.forward(model.spec, model.params, both, adapters=a, lora=lora)
-            nll = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :, :-1]), both[:, :, 1:, None], -1)
+            nll = -jnp.take_along_axis(
+                jax.nn.log_softmax(logits[:, :, :-1]), both[:, :, 1:, None], -1
+            )
             return nll.mean((1, 2, 3)).sum(), logits
 
         (_, logits), gradient = jax.value_and_grad(loss, has_aux=True)(stacked)
@@ -86,11 +90,21 @@ def test_two_chains_compute_what_peft_computes_for_each(name, base, loaded, tmp_
     for chain in range(2):
         ids = torch.from_numpy(both[chain].copy()).long()
         out = theirs[chain](input_ids=ids)
-        np.testing.assert_allclose(logits[chain], out.logits.detach().numpy(), atol=TOLERANCE, rtol=0)
-        torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-        lm.save_peft(tmp_path / "gradient", model.spec, adapters.split(gradient, chain), lora)  # under peft's names
+        np.testing.assert_allclose(
+            logits[chain], out.logits.detach().numpy(), atol=TOLERANCE, rtol=0
+        )
+        torch.nn.functional.cross_entropy(
+            out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        ).backward()
+        lm.save_peft(
+            tmp_path / "gradient", model.spec, adapters.split(gradient, chain), lora
+        )  # under peft's names
         ours = load_file(tmp_path / "gradient" / "adapter_model.safetensors")
-        named = {n.replace(".default", ""): p for n, p in theirs[chain].named_parameters() if "lora_" in n}
+        named = {
+            n.replace(".default", ""): p
+            for n, p in theirs[chain].named_parameters()
+            if "lora_" in n
+        }
         assert set(ours) == set(named)
         for key, p in named.items():
             expected = p.grad.numpy()
@@ -112,7 +126,12 @@ def test_peft_loads_what_we_save(name, targets, base, checkpoint, loaded, tmp_pa
         expected = theirs(input_ids=torch.from_numpy(tokens()).long()).logits.numpy()
     ours = forward(model.spec, model.params, tokens()[None], adapters=adapter, lora=lora)[0]
     np.testing.assert_allclose(ours, expected, atol=TOLERANCE, rtol=0)
-    assert np.abs(ours - checkpoint(name).torch(torch.from_numpy(tokens()).long()).logits.detach().numpy()).max() > 0.1
+    assert (
+        np.abs(
+            ours - checkpoint(name).torch(torch.from_numpy(tokens()).long()).logits.detach().numpy()
+        ).max()
+        > 0.1
+    )
     again, told = lm.load_peft(tmp_path, model.spec)
     jax.tree.map(np.testing.assert_array_equal, again, adapters.split(adapter, 0))
     assert (told.rank, told.alpha, told.dropout) == (3, 7, 0.1)
@@ -122,11 +141,15 @@ def test_peft_loads_what_we_save(name, targets, base, checkpoint, loaded, tmp_pa
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
 def test_fresh_adapters_change_nothing_and_start_as_peft_does(name, base, loaded):
     model, t = loaded(name), tokens()
-    fresh = jax.jit(lambda k: adapters.init(k, model.spec, LORA))(jax.random.split(jax.random.key(3), 2))
+    fresh = jax.jit(lambda k: adapters.init(k, model.spec, LORA))(
+        jax.random.split(jax.random.key(3), 2)
+    )
     both = forward(model.spec, model.params, np.stack([t, t]), adapters=fresh, lora=LORA)
     plain = base(name)(torch.from_numpy(t).long()).logits.detach().numpy()
     np.testing.assert_allclose(both[1], plain, atol=TOLERANCE, rtol=0)
-    theirs = peft.get_peft_model(base(name), peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    theirs = peft.get_peft_model(
+        base(name), peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     bounds = {}
     for key, p in theirs.named_parameters():
         if "lora_A" in key and ".0." in key:
@@ -160,29 +183,45 @@ def test_a_chain_is_initialised_by_its_own_key_alone(loaded):
 def test_the_forms_of_an_adapter_compute_the_same(name, targets, rows, loaded):
     model = loaded(name)
     parts = [p.name for group in sites(model.spec).values() for p in group]
-    lora = lm.Lora(rank=3, alpha=5.0, targets="all-linear" if targets == "all-linear" else tuple(parts[1::2]))
+    lora = lm.Lora(
+        rank=3, alpha=5.0, targets="all-linear" if targets == "all-linear" else tuple(parts[1::2])
+    )
     adapter = random_adapters(model.spec, lora, 2)
     w = transformer.layer(model.params["layers"], 1)
     each = {site: 3 if rows == "few" else w[site].shape[0] for site in sites(model.spec)}
-    inputs = {site: np.random.default_rng(2).standard_normal((2 * n, w[site].shape[0])).astype(np.float32) for site, n in each.items()}
+    inputs = {
+        site: np.random.default_rng(2).standard_normal((2 * n, w[site].shape[0])).astype(np.float32)
+        for site, n in each.items()
+    }
 
     @functools.partial(jax.jit, static_argnums=0)
     def apply(form, inputs):
         fused = adapters.fuse(model.spec, adapter, lora, jnp.float32, **dict.fromkeys(form, True))
-        parts = {site: transformer.linear(model.spec, site, w, transformer.adapter_layer(fused, 1), x) for site, x in inputs.items()}
-        assert all([y.shape[1] for y in parts[site]] == [p.width for p in group] for site, group in sites(model.spec).items())
+        parts = {
+            site: transformer.linear(model.spec, site, w, transformer.adapter_layer(fused, 1), x)
+            for site, x in inputs.items()
+        }
+        assert all(
+            [y.shape[1] for y in parts[site]] == [p.width for p in group]
+            for site, group in sites(model.spec).items()
+        )
         return {site: jnp.concatenate(each, -1) for site, each in parts.items()}
 
     forms = [apply(form, inputs) for form in ((), ("block_diagonal",), ("summed",))]
     for site, x in inputs.items():
         # By hand, in float64: the first half of the rows are chain 0's, the others chain 1's.
         n = each[site]
-        expected, at = x.astype(np.float64) @ np.asarray(w[site]) + np.asarray(w.get(f"{site}_bias", 0)), 0
+        expected, at = (
+            x.astype(np.float64) @ np.asarray(w[site]) + np.asarray(w.get(f"{site}_bias", 0)),
+            0,
+        )
         for p in sites(model.spec)[site]:
             if p.name in adapter:
                 f = jax.tree.map(lambda leaf: np.asarray(leaf[:, 1]), adapter[p.name])
                 for part, chain in ((slice(0, n), 0), (slice(n, 2 * n), 1)):
-                    expected[part, at : at + p.width] += 5 / 3 * x[part] @ f["a"][chain] @ f["b"][chain]
+                    expected[part, at : at + p.width] += (
+                        5 / 3 * x[part] @ f["a"][chain] @ f["b"][chain]
+                    )
             at += p.width
         for form in forms:
             np.testing.assert_allclose(form[site], expected, atol=1e-5, rtol=1e-5)
@@ -191,7 +230,9 @@ def test_the_forms_of_an_adapter_compute_the_same(name, targets, rows, loaded):
 def test_bfloat16_adapters_are_not_added_to_the_weights(loaded):
     """A sum in bfloat16 would lose adapters that are small against the weights."""
     model = loaded("llama")
-    fused = adapters.fuse(model.spec, random_adapters(model.spec, LORA, 1), LORA, jnp.bfloat16, summed=True)
+    fused = adapters.fuse(
+        model.spec, random_adapters(model.spec, LORA, 1), LORA, jnp.bfloat16, summed=True
+    )
     assert not any(isinstance(site, adapters.Summed) for site in fused.values())
 
 
@@ -200,7 +241,9 @@ def test_scanned_layers_apply_each_layer_its_own_adapter(loaded, monkeypatch):
     adapter = random_adapters(model.spec, LORA, 1)
     scanned = forward(model.spec, model.params, t, adapters=adapter, lora=LORA)
     monkeypatch.setattr(transformer, "UNROLL", model.spec.layers)
-    unrolled = jax.jit(functools.partial(lm.forward, model.spec, lora=LORA))(model.params, t, adapters=adapter)
+    unrolled = jax.jit(functools.partial(lm.forward, model.spec, lora=LORA))(
+        model.params, t, adapters=adapter
+    )
     np.testing.assert_allclose(scanned, unrolled, atol=2e-5, rtol=1e-5)
 
 
@@ -222,12 +265,18 @@ def test_targets_are_named_as_in_the_paper_or_as_in_the_file(name, targets, expe
 
 def test_unknown_targets_and_mismatched_chains_are_refused(loaded):
     model = loaded("gpt2")
-    with pytest.raises(ValueError, match="lora.targets: 'q_proj' is not a projection of gpt2; allowed are 'all-linear' or some of .*c_attn"):
+    with pytest.raises(
+        ValueError,
+        match="lora.targets: 'q_proj' is not a projection of gpt2; allowed are 'all-linear' or "
+        "some of .*c_attn",
+    ):
         adapters.target_names(model.spec, lm.Lora(targets=("c_attn", "q_proj")))
     adapter = random_adapters(model.spec, LORA, 2)
     for shape in ((3, 1, 4), (2, 4)):
         with pytest.raises(ValueError, match="adapters: 2 chains do not match tokens of shape"):
-            lm.forward(model.spec, model.params, jnp.ones(shape, jnp.int32), adapters=adapter, lora=LORA)
+            lm.forward(
+                model.spec, model.params, jnp.ones(shape, jnp.int32), adapters=adapter, lora=LORA
+            )
 
 
 @pytest.fixture
@@ -240,7 +289,13 @@ def saved(loaded, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("peft_type", "ADALORA"), ("use_dora", True), ("bias", "all"), ("lora_bias", True), ("init_lora_weights", "pissa")],
+    [
+        ("peft_type", "ADALORA"),
+        ("use_dora", True),
+        ("bias", "all"),
+        ("lora_bias", True),
+        ("init_lora_weights", "pissa"),
+    ],
 )
 def test_other_methods_than_plain_lora_are_refused(field, value, saved, loaded):
     file = saved / "adapter_config.json"
@@ -276,6 +331,14 @@ def test_bfloat16_adapters_of_peft_are_read(saved, loaded):
     spec = loaded("llama").spec
     exact, _ = lm.load_peft(saved, spec)
     file = saved / "adapter_model.safetensors"
-    torch_files.save_file({k: torch.from_numpy(v).bfloat16() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    torch_files.save_file(
+        {k: torch.from_numpy(v).bfloat16() for k, v in load_file(file).items()},
+        file,
+        metadata={"format": "pt"},
+    )
     rounded, _ = lm.load_peft(saved, spec)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16).astype(jnp.float32)), rounded, exact)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16).astype(jnp.float32)),
+        rounded,
+        exact,
+    )

@@ -1,4 +1,6 @@
-"""Encoders against torch: every architecture on random weights, whole sentence-transformers directories, classification heads, refusals."""
+"""Encoders against torch: every architecture on random weights, whole sentence-transformers
+directories, classification heads, refusals.
+"""
 
 import json
 from pathlib import Path
@@ -21,9 +23,22 @@ hf = peer("transformers", "torch")
 pytestmark = pytest.mark.optimised
 
 VOCAB = 300
-SMALL = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=300)
+SMALL = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=300,
+)
 QWEN = dict(
-    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=300
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=300,
 )
 CONFIGS = {
     "bert": lambda **k: hf.BertConfig(**SMALL | k),
@@ -33,12 +48,22 @@ CONFIGS = {
     "qwen2": lambda **k: hf.Qwen2Config(**QWEN | k),
     "qwen2-both": lambda **k: hf.Qwen2Config(**QWEN | dict(is_causal=False) | k),
 }  # fmt: skip
-TEXTS = ["a cat sat on the mat", "the rat", "", "x", "hat " * 40, "and then the rat ran to the hat of the cat", "é 😀 مرحبا"]
+TEXTS = [
+    "a cat sat on the mat",
+    "the rat",
+    "",
+    "x",
+    "hat " * 40,
+    "and then the rat ran to the hat of the cat",
+    "é 😀 مرحبا",
+]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`folder("bert")` is the directory of a random model, its torch model in eval mode beside it; `classes` adds a classification head."""
+    """`folder("bert")` is the directory of a random model, its torch model in eval mode beside it;
+    `classes` adds a classification head.
+    """
     made = {}
 
     def get(name: str, classes: int = 0, **changes):
@@ -48,7 +73,11 @@ def folder(tmp_path_factory):
             config = CONFIGS[name](**changes)
             if classes:
                 config.num_labels = classes
-            model = (hf.AutoModelForSequenceClassification if classes else hf.AutoModel).from_config(config).eval()
+            model = (
+                (hf.AutoModelForSequenceClassification if classes else hf.AutoModel)
+                .from_config(config)
+                .eval()
+            )
             with torch.no_grad():
                 for p in model.parameters():
                     p.add_(torch.randn(p.shape) * (0.15 if p.ndim > 1 else 0.3))
@@ -63,13 +92,22 @@ def folder(tmp_path_factory):
 
 def write_tokenizer(path: Path):
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     backend.train_from_iterator(
         ["the cat sat on the mat and then the rat ran to the hat"],
-        trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+        trainers.BpeTrainer(
+            vocab_size=VOCAB,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
     )
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
     tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
@@ -91,7 +129,9 @@ def batch(rows=3, time=7, seed=0):
 
 def padded(tokens, length, pad=1):
     real = np.arange(tokens.shape[1])[None] < length[:, None]
-    return torch.tensor(np.where(real, tokens, pad), dtype=torch.long), torch.tensor(real.astype(np.int64))
+    return torch.tensor(np.where(real, tokens, pad), dtype=torch.long), torch.tensor(
+        real.astype(np.int64)
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -108,20 +148,29 @@ def test_hidden_states_equal_torch(folder, name):
 
 
 def test_directions_differ(folder):
-    """Attention in both directions is read from the config: the first token's state depends on what follows, or does not."""
+    """Attention in both directions is read from the config: the first token's state depends on what
+    follows, or does not.
+    """
     for name, depends in (("qwen2", False), ("qwen2-both", True)):
         ours = E.load_encoder(folder(name)[0])
         tokens, length = batch(rows=1)
         other = tokens.copy()
         other[0, -1] = (other[0, -1] + 1) % VOCAB
-        first = [np.asarray(E.hidden(ours.spec, ours.params, jnp.asarray(t), jnp.asarray(length)))[0, 0] for t in (tokens, other)]
+        first = [
+            np.asarray(E.hidden(ours.spec, ours.params, jnp.asarray(t), jnp.asarray(length)))[0, 0]
+            for t in (tokens, other)
+        ]
         assert (np.abs(first[0] - first[1]).max() > 1e-4) == depends
 
 
 def test_gte_code_means_both_directions(folder, tmp_path):
-    """stella_en_1.5B_v5 names its own model code, whose attention is never causal, and its config says no more."""
+    """stella_en_1.5B_v5 names its own model code, whose attention is never causal, and its config
+    says no more.
+    """
     path, _ = folder("qwen2")
-    config = json.loads((path / "config.json").read_text()) | {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}}
+    config = json.loads((path / "config.json").read_text()) | {
+        "auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert not encoder_spec.read_encoder_spec(tmp_path).causal
     assert encoder_spec.read_encoder_spec(path).causal
@@ -133,7 +182,10 @@ def test_gte_code_means_both_directions(folder, tmp_path):
 def test_relative_buckets_equal_transformers(time):
     mpnet = peer("transformers.models.mpnet.modeling_mpnet", "torch")
     apart = torch.arange(time)[None] - torch.arange(time)[:, None]
-    assert (E.relative_buckets(time, 32, 128) == mpnet.MPNetEncoder.relative_position_bucket(apart).numpy()).all()
+    assert (
+        E.relative_buckets(time, 32, 128)
+        == mpnet.MPNetEncoder.relative_position_bucket(apart).numpy()
+    ).all()
 
 
 @pytest.mark.parametrize("mode", encoder_spec.POOLINGS)
@@ -143,7 +195,9 @@ def test_pooling_equals_sentence_transformers(mode):
     mask = torch.tensor((np.arange(6)[None] < length[:, None]).astype(np.int64))
     features = {"token_embeddings": torch.tensor(x), "attention_mask": mask}
     theirs = readouts.Pooling(8, pooling_mode=mode)(features)["sentence_embedding"].numpy()
-    np.testing.assert_allclose(np.asarray(E.pool(mode, jnp.asarray(x), jnp.asarray(length))), theirs, atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(E.pool(mode, jnp.asarray(x), jnp.asarray(length))), theirs, atol=1e-5
+    )
 
 
 MODULES = {
@@ -162,24 +216,40 @@ MODULES = {
 def test_directory_equals_sentence_transformers(folder, tmp_path, name):
     path, _ = folder(name)
     transformer = base.Transformer(str(path), max_seq_length=20)
-    theirs = sentence_transformers.SentenceTransformer(modules=[transformer, *MODULES[name]()], device="cpu")
+    theirs = sentence_transformers.SentenceTransformer(
+        modules=[transformer, *MODULES[name]()], device="cpu"
+    )
     theirs.save(str(tmp_path))
     expected = theirs.encode(TEXTS, show_progress_bar=False)
     ours = E.load_encoder(tmp_path)
     assert ours.limit == 20
     ids = E.token_ids(ours, TEXTS)
-    run = lambda tokens, length: E.sentence_embedding(ours.spec, ours.readout, ours.params, tokens, length)  # noqa: E731
+    run = lambda tokens, length: E.sentence_embedding(
+        ours.spec, ours.readout, ours.params, tokens, length
+    )  # noqa: E731
     found = E.over_batches(run, ids, limit=ours.limit, batch=40)
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
 def test_legacy_pooling_file(folder, tmp_path):
     (tmp_path / "modules.json").write_text(
-        json.dumps([{"path": "", "type": "sentence_transformers.models.Transformer"}, {"path": "p", "type": "sentence_transformers.models.Pooling"}])
+        json.dumps(
+            [
+                {"path": "", "type": "sentence_transformers.models.Transformer"},
+                {"path": "p", "type": "sentence_transformers.models.Pooling"},
+            ]
+        )
     )
     (tmp_path / "p").mkdir()
     (tmp_path / "p/config.json").write_text(
-        json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True, "pooling_mode_max_tokens": False})
+        json.dumps(
+            {
+                "word_embedding_dimension": 32,
+                "pooling_mode_mean_tokens": True,
+                "pooling_mode_cls_token": True,
+                "pooling_mode_max_tokens": False,
+            }
+        )
     )
     assert E.read_modules(tmp_path)[1] == E.Readout(("cls", "mean"))
 
@@ -187,11 +257,15 @@ def test_legacy_pooling_file(folder, tmp_path):
 def test_default_prompt_is_put_before_every_text(folder, tmp_path):
     path, _ = folder("bert")
     modules = [base.Transformer(str(path), max_seq_length=20), readouts.Pooling(32)]
-    theirs = sentence_transformers.SentenceTransformer(modules=modules, device="cpu", prompts={"about": "the mat: "}, default_prompt_name="about")
+    theirs = sentence_transformers.SentenceTransformer(
+        modules=modules, device="cpu", prompts={"about": "the mat: "}, default_prompt_name="about"
+    )
     theirs.save(str(tmp_path))
     ours = E.load_encoder(tmp_path)
     assert E.token_ids(ours, ["rat"]) == E.token_ids(ours._replace(prefix=""), ["the mat: rat"])
-    found = E.sentence_embedding(ours.spec, ours.readout, ours.params, *_rows(E.token_ids(ours, ["rat"])))
+    found = E.sentence_embedding(
+        ours.spec, ours.readout, ours.params, *_rows(E.token_ids(ours, ["rat"]))
+    )
     np.testing.assert_allclose(found, theirs.encode(["rat"], show_progress_bar=False), atol=2e-4)
 
 
@@ -207,7 +281,9 @@ def test_classification_heads_equal_torch(folder, name):
     ids, mask = padded(tokens, length)
     with torch.no_grad():
         theirs = model(input_ids=ids, attention_mask=mask).logits
-    found = np.asarray(E.class_logits(ours.spec, ours.params, jnp.asarray(tokens), jnp.asarray(length)))
+    found = np.asarray(
+        E.class_logits(ours.spec, ours.params, jnp.asarray(tokens), jnp.asarray(length))
+    )
     np.testing.assert_allclose(found, theirs.numpy(), atol=3e-4)
     shares = np.asarray(E.class_probabilities(ours.spec, ours.params, tokens, length))
     np.testing.assert_allclose(shares, theirs.softmax(-1).numpy(), atol=1e-4)
@@ -223,7 +299,11 @@ def test_labels_come_from_the_config_or_are_given(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     spec = encoder_spec.read_encoder_spec(tmp_path, head=True)
     assert spec.labels == ("clean", "mild", "noise") and spec.multi_label
-    assert encoder_spec.read_encoder_spec(tmp_path, head=True, labels=["a", "b", "c"]).labels == ("a", "b", "c")
+    assert encoder_spec.read_encoder_spec(tmp_path, head=True, labels=["a", "b", "c"]).labels == (
+        "a",
+        "b",
+        "c",
+    )
     with pytest.raises(ValueError, match="labels: 2 names for the 3 classes"):
         encoder_spec.read_encoder_spec(tmp_path, head=True, labels=["a", "b"])
 
@@ -234,24 +314,37 @@ def test_gamma_and_beta_are_read(folder, tmp_path):
 
     path, _ = folder("bert")
     tensors = load_file(path / "model.safetensors")
-    old = {f"bert.{k}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v for k, v in tensors.items()}
+    old = {
+        f"bert.{k}".replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): v
+        for k, v in tensors.items()
+    }
     assert set(old) & {"bert.embeddings.LayerNorm.gamma"}
     save_file(old, tmp_path / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((path / name).read_bytes())
     ours, renamed = E.load_encoder(path), E.load_encoder(tmp_path)
-    np.testing.assert_array_equal(ours.params["embed_norm_scale"], renamed.params["embed_norm_scale"])
-    np.testing.assert_array_equal(ours.params["layers"][1]["norm2_bias"], renamed.params["layers"][1]["norm2_bias"])
+    np.testing.assert_array_equal(
+        ours.params["embed_norm_scale"], renamed.params["embed_norm_scale"]
+    )
+    np.testing.assert_array_equal(
+        ours.params["layers"][1]["norm2_bias"], renamed.params["layers"][1]["norm2_bias"]
+    )
 
 
 def test_rows_do_not_depend_on_their_neighbours(folder):
     ours = E.load_encoder(folder("bert")[0])
-    run = lambda tokens, length: E.sentence_embedding(ours.spec, ours.readout, ours.params, tokens, length)  # noqa: E731
+    run = lambda tokens, length: E.sentence_embedding(
+        ours.spec, ours.readout, ours.params, tokens, length
+    )  # noqa: E731
     ids = E.token_ids(ours, TEXTS)
     together = E.over_batches(run, ids, limit=ours.limit, batch=64)
     for order in (range(len(ids)), reversed(range(len(ids)))):
         for i in order:
-            np.testing.assert_array_equal(E.over_batches(run, [ids[i]], limit=ours.limit, batch=64)[0], together[i])
+            np.testing.assert_array_equal(
+                E.over_batches(run, [ids[i]], limit=ours.limit, batch=64)[0], together[i]
+            )
 
 
 def test_long_texts_are_cut_as_the_tokenizer_says(folder):
@@ -272,7 +365,9 @@ def test_eos_is_added_where_the_tokenizer_asks_for_it(folder, tmp_path):
     backend = json.loads((tmp_path / "tokenizer.json").read_text()) | {"post_processor": None}
     (tmp_path / "tokenizer.json").write_text(json.dumps(backend))
     assert E.token_ids(E.load_encoder(tmp_path), ["a cat"])[0][-1] != 2
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"add_eos_token": True}
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {
+        "add_eos_token": True
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (ids,) = E.token_ids(E.load_encoder(tmp_path, max_length=5), ["a cat sat on the mat and then"])
     assert len(ids) == 5 and ids[-1] == 2
@@ -283,19 +378,29 @@ def test_what_is_not_computed_is_refused(folder, tmp_path):
         E.load_encoder(tmp_path / "none")
     path, _ = folder("bert")
     config = json.loads((path / "config.json").read_text())
-    for field, value in dict(model_type="t5", position_embedding_type="relative_key", is_decoder=True, hidden_act="mish").items():
+    for field, value in dict(
+        model_type="t5", position_embedding_type="relative_key", is_decoder=True, hidden_act="mish"
+    ).items():
         (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
         with pytest.raises(E.Unsupported, match=str(value)):
             E.load_encoder(tmp_path)
     transformer = base.Transformer(str(path))
-    odd = sentence_transformers.SentenceTransformer(modules=[transformer, readouts.Pooling(32), readouts.LayerNorm(32)], device="cpu")
+    odd = sentence_transformers.SentenceTransformer(
+        modules=[transformer, readouts.Pooling(32), readouts.LayerNorm(32)], device="cpu"
+    )
     odd.save(str(tmp_path / "odd"))
     with pytest.raises(E.Unsupported, match="LayerNorm"):
         E.load_encoder(tmp_path / "odd")
-    even = sentence_transformers.SentenceTransformer(modules=[transformer, readouts.Pooling(32)], device="cpu")
+    even = sentence_transformers.SentenceTransformer(
+        modules=[transformer, readouts.Pooling(32)], device="cpu"
+    )
     even.save(str(tmp_path / "cut"))
-    settings = json.loads((tmp_path / "cut" / "config_sentence_transformers.json").read_text()) | {"truncate_dim": 8}
+    settings = json.loads((tmp_path / "cut" / "config_sentence_transformers.json").read_text()) | {
+        "truncate_dim": 8
+    }
     (tmp_path / "cut" / "config_sentence_transformers.json").write_text(json.dumps(settings))
-    assert sentence_transformers.SentenceTransformer(str(tmp_path / "cut"), device="cpu").encode(["a cat"]).shape == (1, 8)
+    assert sentence_transformers.SentenceTransformer(str(tmp_path / "cut"), device="cpu").encode(
+        ["a cat"]
+    ).shape == (1, 8)
     with pytest.raises(E.Unsupported, match="truncate_dim = 8"):
         E.load_encoder(tmp_path / "cut")

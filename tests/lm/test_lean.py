@@ -1,4 +1,6 @@
-"""Training in bfloat16 as an accelerator runs it, on a CPU: torch in float32 as the referee, and the properties that every layout must keep."""
+"""Training in bfloat16 as an accelerator runs it, on a CPU: torch in float32 as the referee, and
+the properties that every layout must keep.
+"""
 
 import dataclasses
 import functools
@@ -26,7 +28,9 @@ peft = peer("peft", "torch")
 
 GPU = Target("gpu")
 LORA = Lora(rank=4, alpha=8.0)
-FIT = FitSettings(lora=LORA, dtype="bfloat16", batch_size=3, learning_rate=1e-2, steps_per_dispatch=4)
+FIT = FitSettings(
+    lora=LORA, dtype="bfloat16", batch_size=3, learning_rate=1e-2, steps_per_dispatch=4
+)
 FOUR = ["llama", "qwen2", "opt", "gpt2"]
 
 
@@ -39,14 +43,21 @@ def batch(chains, rows=3, time=24, seed=1):
     """Tokens, a mask with some of them left out, and weights of the samples, of every chain."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, 320, (chains, rows, time)).astype(np.int32)
-    return tokens, rng.random(tokens.shape) < 0.8, (0.5 + rng.random((chains, rows))).astype(np.float32)
+    return (
+        tokens,
+        rng.random(tokens.shape) < 0.8,
+        (0.5 + rng.random((chains, rows))).astype(np.float32),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 5))
 def gradient(spec, settings, base, weights, batch, target):
     """(losses [C], gradient of their sum)."""
 
-    keys, step = jax.random.split(jax.random.key(0), len(batch[0])), jnp.zeros(len(batch[0]), jnp.int32)
+    keys, step = (
+        jax.random.split(jax.random.key(0), len(batch[0])),
+        jnp.zeros(len(batch[0]), jnp.int32),
+    )
 
     def total(weights):
         each = train.losses(spec, settings, base, weights, *batch, keys, step, target)
@@ -58,12 +69,17 @@ def gradient(spec, settings, base, weights, batch, target):
 
 def far(a, b):
     """||a - b|| / ||b|| over all leaves of two trees."""
-    a, b = (np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)]) for tree in (a, b))
+    a, b = (
+        np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+        for tree in (a, b)
+    )
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
 def by_peft(model, checkpoint, weights, data, folder):
-    """(losses [C], gradients of their sum) of the same base, rounded to bfloat16, in float32, by transformers and peft."""
+    """(losses [C], gradients of their sum) of the same base, rounded to bfloat16, in float32, by
+    transformers and peft.
+    """
     exact = model._replace(params=jax.tree.map(lambda x: x.astype(jnp.float32), half(model.params)))
     lm.save(exact, folder / "base")
     losses, grads = [], []
@@ -79,14 +95,20 @@ def by_peft(model, checkpoint, weights, data, folder):
         loss = (each * use).sum() / use.sum()
         loss.backward()
         losses.append(float(loss.detach()))
-        named = {n.replace(".default", ""): p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}
+        named = {
+            n.replace(".default", ""): p.grad.numpy()
+            for n, p in net.named_parameters()
+            if p.grad is not None
+        }
         grads.append(named)
     return np.array(losses), grads
 
 
 @pytest.mark.parametrize("name", FOUR)
 def test_losses_and_gradients_are_those_of_torch_in_float32(name, loaded, checkpoint, tmp_path):
-    """bfloat16 keeps 8 bits: losses within 1e-2, each chain's gradient within 8e-2 of its norm, and no further off than twice what the plain form is."""
+    """bfloat16 keeps 8 bits: losses within 1e-2, each chain's gradient within 8e-2 of its norm, and
+    no further off than twice what the plain form is.
+    """
     model = loaded(name)._replace(name=name)
     weights, data = random_adapters(model.spec, LORA, 2), batch(2)
     losses, theirs = by_peft(model, checkpoint, weights, data, tmp_path)
@@ -96,32 +118,44 @@ def test_losses_and_gradients_are_those_of_torch_in_float32(name, loaded, checkp
         np.testing.assert_allclose(each, losses, atol=1e-2)
         assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(grads))
         for chain in range(2):
-            lm.save_peft(tmp_path / "gradient", model.spec, adapters.split(grads, chain), LORA)  # under peft's names
+            lm.save_peft(
+                tmp_path / "gradient", model.spec, adapters.split(grads, chain), LORA
+            )  # under peft's names
             ours = load_file(tmp_path / "gradient" / "adapter_model.safetensors")
             off[target, chain] = far(
-                [ours[key] for key in sorted(theirs[chain])], [theirs[chain][key] for key in sorted(theirs[chain])]
+                [ours[key] for key in sorted(theirs[chain])],
+                [theirs[chain][key] for key in sorted(theirs[chain])],
             )
     for chain in range(2):
         assert off[GPU, chain] < 8e-2 and off[GPU, chain] < 2 * off[Target(), chain], off
 
 
-@pytest.mark.parametrize("change", ["dropout", "some targets", "remat", "full", "stacked", "opt-350m", "float32 base"])
+@pytest.mark.parametrize(
+    "change", ["dropout", "some targets", "remat", "full", "stacked", "opt-350m", "float32 base"]
+)
 def test_every_way_to_train_computes_what_the_plain_form_does(change, loaded):
     """The same random numbers, the same weights: gradients within 5e-2 of their norm."""
-    model, target = loaded(change if "opt" in change else "llama"), Target("tpu") if change == "stacked" else GPU
+    model, target = (
+        loaded(change if "opt" in change else "llama"),
+        Target("tpu") if change == "stacked" else GPU,
+    )
     lora = dataclasses.replace(
         LORA,
         dropout=0.3 if change == "dropout" else 0.0,
         targets=("q", "up", "down") if change == "some targets" else "all-linear",
     )
-    settings = dataclasses.replace(FIT, lora=lora, mode="full" if change == "full" else "lora", remat=change == "remat")
+    settings = dataclasses.replace(
+        FIT, lora=lora, mode="full" if change == "full" else "lora", remat=change == "remat"
+    )
     base = None if change == "full" else half(model.params)
     weights = (
         jax.tree.map(lambda x: jnp.stack([x, x]), model.params)
         if change == "full"
         else random_adapters(model.spec, lora, 2)
     )
-    plain, ours = (gradient(model.spec, settings, base, weights, batch(2), t) for t in (Target(), target))
+    plain, ours = (
+        gradient(model.spec, settings, base, weights, batch(2), t) for t in (Target(), target)
+    )
     np.testing.assert_allclose(ours[0], plain[0], atol=1e-2)
     assert far(ours[1], plain[1]) < 5e-2
     exact = gradient(model.spec, settings, base, weights, batch(2, seed=2), target)
@@ -133,12 +167,18 @@ def test_layers_are_unrolled_or_scanned_as_the_target_has_it(loaded, monkeypatch
     model, weights, data = loaded("llama"), random_adapters(loaded("llama").spec, LORA, 1), batch(1)
     compute = jax.jit(gradient.__wrapped__, static_argnums=(0, 1, 5))
     text = lambda target: str(
-        jax.make_jaxpr(functools.partial(compute, model.spec, FIT, target=target))(half(model.params), weights, data)
+        jax.make_jaxpr(functools.partial(compute, model.spec, FIT, target=target))(
+            half(model.params), weights, data
+        )
     )
     count = lambda target: text(target).count(" scan[")
-    assert count(Target("tpu")) - count(GPU) == 2  # forwards and backwards; what is left goes over chunks of tokens
+    assert (
+        count(Target("tpu")) - count(GPU) == 2
+    )  # forwards and backwards; what is left goes over chunks of tokens
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), half(model.params))
-    _, exact = compute(model.spec, dataclasses.replace(FIT, dtype="float32"), exact, weights, data, Target())
+    _, exact = compute(
+        model.spec, dataclasses.replace(FIT, dtype="float32"), exact, weights, data, Target()
+    )
     off = [
         far(compute(model.spec, FIT, half(model.params), weights, data, target)[1], exact)
         for target in (Target(), GPU, Target("tpu"))
@@ -147,7 +187,9 @@ def test_layers_are_unrolled_or_scanned_as_the_target_has_it(loaded, monkeypatch
 
 
 def steps(model, target, chains, *, mesh=None, together=None, seeds=(0, 1, 2, 3), poison=None):
-    """Weights and losses after three steps of `chains` chains in bfloat16, chain c with the adapters and texts of seeds[c]."""
+    """Weights and losses after three steps of `chains` chains in bfloat16, chain c with the
+    adapters and texts of seeds[c].
+    """
     keys = jnp.stack([jax.random.key(s) for s in seeds[:chains]])
     start = adapters.init(keys, model.spec, LORA)
     if poison is not None:
@@ -160,7 +202,16 @@ def steps(model, target, chains, *, mesh=None, together=None, seeds=(0, 1, 2, 3)
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec(AXIS)))
         base = jax.device_put(base, NamedSharding(mesh, PartitionSpec()))
     state, log = train.train_steps(
-        model.spec, FIT, base, state, *batches, np.int32(3), np.int32(9), mesh, target=target, together=together
+        model.spec,
+        FIT,
+        base,
+        state,
+        *batches,
+        np.int32(3),
+        np.int32(9),
+        mesh,
+        target=target,
+        together=together,
     )
     return jax.device_get(state.weights), np.asarray(log)[:3]
 
@@ -170,7 +221,9 @@ def chain(tree, c):
 
 
 def test_a_chain_trains_the_same_whatever_its_neighbours_are(loaded):
-    """To the bit in one program, also beside a chain that is not a number; no second compilation; chains that take turns agree to rounding."""
+    """To the bit in one program, also beside a chain that is not a number; no second compilation;
+    chains that take turns agree to rounding.
+    """
     model = loaded("llama")
     before = train.train_steps._cache_size()
     weights, log = steps(model, GPU, 4)
@@ -193,13 +246,18 @@ def test_one_device_trains_what_four_do(loaded):
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_cross_entropy_over_a_large_vocabulary_is_torchs(narrow, monkeypatch):
-    """Llama 3's 128,256 words, chunks of 20 of 50 tokens, weights of the tokens' own; float32 to 1e-4, logits in bfloat16 to
-    0.13 nats of a token and 2e-2 of their mean; gradients to 1e-4 and 2e-2 of their norm."""
+    """Llama 3's 128,256 words, chunks of 20 of 50 tokens, weights of the tokens' own; float32 to
+    1e-4, logits in bfloat16 to 0.13 nats of a token and 2e-2 of their mean; gradients to 1e-4 and
+    2e-2 of their norm.
+    """
     n, d, v = 50, 16, 128256
     monkeypatch.setattr(loss, "LEAN_CHUNK" if narrow else "CHUNK", 20 * v)
     rng = np.random.default_rng(0)
     dtype = jnp.bfloat16 if narrow else jnp.float32
-    x, head = jnp.asarray(2 * rng.standard_normal((n, d)), dtype), jnp.asarray(rng.standard_normal((v, d)), dtype)
+    x, head = (
+        jnp.asarray(2 * rng.standard_normal((n, d)), dtype),
+        jnp.asarray(rng.standard_normal((v, d)), dtype),
+    )
     targets, weights = rng.integers(0, v, n).astype(np.int32), rng.random(n).astype(np.float32)
     spec = Spec(
         "llama",
@@ -223,7 +281,9 @@ def test_cross_entropy_over_a_large_vocabulary_is_torchs(narrow, monkeypatch):
 
     tx = torch.tensor(np.asarray(x, np.float32), requires_grad=True)
     each = torch.nn.functional.cross_entropy(
-        tx @ torch.tensor(np.asarray(head, np.float32)).T, torch.tensor(targets).long(), reduction="none"
+        tx @ torch.tensor(np.asarray(head, np.float32)).T,
+        torch.tensor(targets).long(),
+        reduction="none",
     )
     (each * torch.tensor(weights)).sum().backward()
     got, dx = ours(x, head)
@@ -235,10 +295,14 @@ def test_cross_entropy_over_a_large_vocabulary_is_torchs(narrow, monkeypatch):
 
 
 def test_logits_beyond_the_range_of_exp_have_a_loss():
-    """Rows whose logits span hundreds, with equal largest ones, targets far below, and all equal: torch's losses, to the rounding of logits (2^-8)."""
+    """Rows whose logits span hundreds, with equal largest ones, targets far below, and all equal:
+    torch's losses, to the rounding of logits (2^-8).
+    """
     rng = np.random.default_rng(1)
     head = jnp.asarray(np.concatenate([np.eye(8), rng.standard_normal((120, 8))]), jnp.bfloat16)
-    x = jnp.asarray([[300, 300, -300, 0, 0, 0, 0, 0], [-256, 0, 0, 0, 0, 0, 0, 256], [0] * 8], jnp.bfloat16)
+    x = jnp.asarray(
+        [[300, 300, -300, 0, 0, 0, 0, 0], [-256, 0, 0, 0, 0, 0, 0, 256], [0] * 8], jnp.bfloat16
+    )
     spec = Spec(
         "llama",
         vocab=128,
@@ -255,13 +319,17 @@ def test_logits_beyond_the_range_of_exp_have_a_loss():
     targets = np.array([2, 7, 5], np.int32)
     got = loss.lean_nll(spec, {"embed": head, "head": head}, x, targets)
     logits = torch.tensor(np.asarray(x, np.float32) @ np.asarray(head, np.float32).T)
-    exact = torch.nn.functional.cross_entropy(logits, torch.tensor(targets).long(), reduction="none")
+    exact = torch.nn.functional.cross_entropy(
+        logits, torch.tensor(targets).long(), reduction="none"
+    )
     np.testing.assert_allclose(got, exact.numpy(), rtol=2**-8, atol=1e-5)
 
 
 def test_tokens_are_drawn_in_float32_from_models_in_bfloat16():
-    """A tail of one in 2^17 under logits from bfloat16 states: its frequency over a million uniforms is what float32 theory says, and every word of it is
-    met. (Uniform numbers or sums in half precision know no step that small.)"""
+    """A tail of one in 2^17 under logits from bfloat16 states: its frequency over a million
+    uniforms is what float32 theory says, and every word of it is met. (Uniform numbers or sums in
+    half precision know no step that small.)
+    """
     v, d = 1024, 8
     head = jnp.zeros((v, d), jnp.bfloat16).at[0, 0].set(1.0)
     x = jnp.zeros((1, d), jnp.bfloat16).at[0, 0].set(11.75)
@@ -272,6 +340,8 @@ def test_tokens_are_drawn_in_float32_from_models_in_bfloat16():
     tail, n = 1 - p[0], 1 << 20
     u = (np.arange(n) + 0.5) / n
     draw = jax.jit(jax.vmap(lambda u: next_token(Sampler(), logits, u[None])[0]))
-    drawn = np.concatenate([np.asarray(draw(part)) for part in u.astype(np.float32).reshape(64, -1)])
+    drawn = np.concatenate(
+        [np.asarray(draw(part)) for part in u.astype(np.float32).reshape(64, -1)]
+    )
     assert abs((drawn > 0).mean() - tail) < 2e-2 * tail + 4 / n
     assert len(np.unique(drawn)) == v

@@ -22,7 +22,19 @@ hf = peer("transformers", "torch")
 
 pytestmark = pytest.mark.optimised
 
-NAMES = ["gpt2", "gpt2-inner", "opt", "opt-350m", "opt-plain", "llama", "smollm", "falcon3", "llama-bias", "qwen2", "deep"]
+NAMES = [
+    "gpt2",
+    "gpt2-inner",
+    "opt",
+    "opt-350m",
+    "opt-plain",
+    "llama",
+    "smollm",
+    "falcon3",
+    "llama-bias",
+    "qwen2",
+    "deep",
+]
 TOLERANCE = 2e-4  # absolute, float32, logits of order one to ten
 
 forward = jax.jit(lm.forward, static_argnums=0)
@@ -53,12 +65,18 @@ def test_logits_equal_those_of_transformers_padded_or_not(name, checkpoint, load
     model, (tokens, mask) = loaded(name), batch()
     theirs = torch_logits(checkpoint(name).torch, tokens)
     assert np.ptp(theirs) > 2  # the comparison has something to compare
-    np.testing.assert_allclose(forward(model.spec, model.params, tokens), theirs, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(
+        forward(model.spec, model.params, tokens), theirs, atol=TOLERANCE, rtol=0
+    )
     ours = np.asarray(forward(model.spec, model.params, tokens, mask=mask))
     assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours[mask], torch_logits(checkpoint(name).torch, tokens, mask)[mask], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(
+        ours[mask], torch_logits(checkpoint(name).torch, tokens, mask)[mask], atol=TOLERANCE, rtol=0
+    )
     # Right padding needs no mask: the real part of a right-padded row is the same without one.
-    np.testing.assert_allclose(forward(model.spec, model.params, tokens)[3, :9], ours[3, :9], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        forward(model.spec, model.params, tokens)[3, :9], ours[3, :9], atol=1e-5, rtol=0
+    )
 
 
 def test_bidirectional_leak_is_absent(loaded):
@@ -75,12 +93,22 @@ def test_saved_directory_is_read_by_transformers(name, loaded, checkpoint, tmp_p
     model, (tokens, _) = loaded(name), batch()
     lm.save(model, tmp_path / "saved")
     assert not list(tmp_path.glob("*.tmp"))
-    theirs, told = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    theirs, told = hf.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
     assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
     assert theirs.config.eos_token_id == 2
-    np.testing.assert_allclose(torch_logits(theirs.eval(), tokens), torch_logits(checkpoint(name).torch, tokens), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        torch_logits(theirs.eval(), tokens),
+        torch_logits(checkpoint(name).torch, tokens),
+        atol=1e-6,
+        rtol=0,
+    )
     text = "the cat sat"
-    assert hf.AutoTokenizer.from_pretrained(tmp_path / "saved")(text).input_ids == model.tokenizer.encode([text])[0]
+    assert (
+        hf.AutoTokenizer.from_pretrained(tmp_path / "saved")(text).input_ids
+        == model.tokenizer.encode([text])[0]
+    )
     again = lm.load(tmp_path / "saved")
     assert again.spec == model.spec
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
@@ -89,7 +117,9 @@ def test_saved_directory_is_read_by_transformers(name, loaded, checkpoint, tmp_p
 def test_saving_over_an_older_model_leaves_one_model(loaded, checkpoint, tmp_path):
     checkpoint("gpt2").torch.save_pretrained(tmp_path / "m", max_shard_size="30KB")
     lm.save(loaded("qwen2"), tmp_path / "m")
-    jax.tree.map(np.testing.assert_array_equal, lm.load(tmp_path / "m").params, loaded("qwen2").params)
+    jax.tree.map(
+        np.testing.assert_array_equal, lm.load(tmp_path / "m").params, loaded("qwen2").params
+    )
     hf.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
@@ -97,7 +127,10 @@ def test_saving_over_an_older_model_leaves_one_model(loaded, checkpoint, tmp_pat
 def test_many_safetensors_files_with_an_index(checkpoint, loaded, tmp_path):
     checkpoint("llama").torch.save_pretrained(tmp_path, max_shard_size="30KB")
     shutil.copy(checkpoint("llama").path / "tokenizer.json", tmp_path)
-    assert len(list(tmp_path.glob("*.safetensors"))) > 3 and (tmp_path / "model.safetensors.index.json").exists()
+    assert (
+        len(list(tmp_path.glob("*.safetensors"))) > 3
+        and (tmp_path / "model.safetensors.index.json").exists()
+    )
     jax.tree.map(np.testing.assert_array_equal, lm.load(tmp_path).params, loaded("llama").params)
     sorted(tmp_path.glob("*.safetensors"))[1].unlink()
     with pytest.raises(ValueError, match="named by model.safetensors.index.json, is missing"):
@@ -114,7 +147,14 @@ def test_other_safetensors_beside_the_model_are_not_read(copy, loaded):
 def test_config_files_of_older_transformers_are_read_alike(copy, loaded):
     path = copy("llama")
     rope = json.loads((path / "config.json").read_text())["rope_parameters"]
-    edit(path, rope_parameters=..., rope_theta=rope.pop("rope_theta"), rope_scaling=rope, dtype=..., torch_dtype="float32")
+    edit(
+        path,
+        rope_parameters=...,
+        rope_theta=rope.pop("rope_theta"),
+        rope_scaling=rope,
+        dtype=...,
+        torch_dtype="float32",
+    )
     assert lm.load(path).spec == loaded("llama").spec
     edit(path, rope_scaling=None)
     assert lm.load(path).spec.rope_scaling is None and lm.load(path).spec.rope_theta == 500000
@@ -131,7 +171,9 @@ def test_checkpoints_of_the_bare_model_have_no_prefix(name, checkpoint, loaded, 
 
 
 def test_saving_over_a_model_leaves_a_whole_one_at_every_moment(checkpoint, tmp_path, monkeypatch):
-    """Cut at each rename, what lies at the path is the old model or the new one, never a mixture; a model card stays."""
+    """Cut at each rename, what lies at the path is the old model or the new one, never a mixture; a
+    model card stays.
+    """
     first, second = lm.load(checkpoint("llama").path), lm.load(checkpoint("gpt2").path)
     real, cut_at = Path.replace, [99]
 
@@ -163,14 +205,21 @@ def test_bfloat16_is_loaded_and_saved_without_a_detour(checkpoint, tmp_path):
     model = lm.load(checkpoint("llama").path, dtype=jnp.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype(jnp.bfloat16)}
     exact = lm.load(checkpoint("llama").path).params
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b).astype(ml_dtypes.bfloat16)), model.params, exact)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(
+            np.asarray(a), np.asarray(b).astype(ml_dtypes.bfloat16)
+        ),
+        model.params,
+        exact,
+    )
     lm.save(model, tmp_path / "m")
     theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     assert theirs.dtype == torch.bfloat16
     tokens, _ = batch()
     ours = np.asarray(forward(model.spec, model.params, tokens))
     assert ours.dtype == np.float32
-    # Both round every product to 8 bits, in different places: compare with the float32 logits of the same rounded weights.
+    # Both round every product to 8 bits, in different places: compare with the float32 logits of
+    # the same rounded weights.
     reference = torch_logits(theirs.eval().float(), tokens)
     rounding = np.abs(torch_logits(theirs.bfloat16(), tokens) - reference).mean()
     assert np.abs(ours - reference).mean() < 1.5 * rounding
@@ -192,10 +241,18 @@ def test_rematerialised_layers_give_the_same_gradient(loaded):
 
     @functools.partial(jax.jit, static_argnums=1)
     def grad(params, remat):
-        return jax.grad(lambda p: (transformer.hidden(model.spec, p, tokens, remat=remat) ** 2).sum())(params)
+        return jax.grad(
+            lambda p: (transformer.hidden(model.spec, p, tokens, remat=remat) ** 2).sum()
+        )(params)
 
     plain, again = grad(model.params, False), grad(model.params, True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(np.abs(a).max())), plain, again)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-4, atol=1e-4 * float(np.abs(a).max())
+        ),
+        plain,
+        again,
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt-350m", "llama-bias", "falcon3"])
@@ -207,15 +264,30 @@ def test_gradients_of_all_weights_equal_those_of_torch(name, loaded, checkpoint,
     def grad(params):
         def loss(p):
             log_p = jax.nn.log_softmax(lm.forward(model.spec, p, tokens, mask=mask)[:, :-1])
-            return -(jnp.take_along_axis(log_p, tokens[:, 1:, None], -1)[..., 0] * use).sum() / use.sum()
+            return (
+                -(jnp.take_along_axis(log_p, tokens[:, 1:, None], -1)[..., 0] * use).sum()
+                / use.sum()
+            )
 
         return jax.grad(loss)(params)
 
-    lm.save(model._replace(params=grad(model.params)), tmp_path / "gradient")  # under the names of the file
+    lm.save(
+        model._replace(params=grad(model.params)), tmp_path / "gradient"
+    )  # under the names of the file
     ours, theirs = load_file(tmp_path / "gradient" / "model.safetensors"), checkpoint(name).torch
-    given = {} if name.startswith("opt") else dict(position_ids=torch.from_numpy(np.maximum(mask.cumsum(-1) - 1, 0)))
-    logits = theirs(torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask).long(), **given).logits
-    nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), torch.from_numpy(tokens[:, 1:]).long().flatten(), reduction="none")
+    given = (
+        {}
+        if name.startswith("opt")
+        else dict(position_ids=torch.from_numpy(np.maximum(mask.cumsum(-1) - 1, 0)))
+    )
+    logits = theirs(
+        torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask).long(), **given
+    ).logits
+    nll = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1),
+        torch.from_numpy(tokens[:, 1:]).long().flatten(),
+        reduction="none",
+    )
     theirs.zero_grad()
     ((nll * torch.from_numpy(use).flatten()).sum() / float(use.sum())).backward()
     compared = 0
@@ -235,10 +307,17 @@ def test_random_initialisation_has_the_statistics_of_the_architecture(name, load
     params = specs.init(jax.random.key(0), spec)
     assert jax.tree.structure(params) == jax.tree.structure(loaded(name).params)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, loaded(name).params)
-    assert specs.count_parameters(spec) == sum(p.numel() for p in checkpoint(name).torch.parameters())
+    assert specs.count_parameters(spec) == sum(
+        p.numel() for p in checkpoint(name).torch.parameters()
+    )
     assert abs(float(params["embed"].std()) / spec.init_scale - 1) < 0.05
-    assert abs(float(params["layers"]["down"].std()) * (2 * spec.layers) ** 0.5 / spec.init_scale - 1) < 0.1
-    assert float(params["layers"]["norm1_scale"].min()) == 1 and all(float(x.max()) == 0 for k, x in params["layers"].items() if k.endswith("_bias"))
+    assert (
+        abs(float(params["layers"]["down"].std()) * (2 * spec.layers) ** 0.5 / spec.init_scale - 1)
+        < 0.1
+    )
+    assert float(params["layers"]["norm1_scale"].min()) == 1 and all(
+        float(x.max()) == 0 for k, x in params["layers"].items() if k.endswith("_bias")
+    )
 
 
 def test_a_real_pretrained_model_continues_its_own_story(shared):
@@ -285,19 +364,43 @@ def test_a_missing_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "fields", "match"),
     [
-        ("llama", dict(model_type="mamba"), "model_type 'mamba' .* is not supported; allowed are .*llama"),
+        (
+            "llama",
+            dict(model_type="mamba"),
+            "model_type 'mamba' .* is not supported; allowed are .*llama",
+        ),
         ("llama", dict(model_type=...), "model_type None"),
-        ("llama", dict(rope_parameters=dict(rope_type="su", factor=2.0, rope_theta=1e4)), "rope_type = 'su' is not supported"),
+        (
+            "llama",
+            dict(rope_parameters=dict(rope_type="su", factor=2.0, rope_theta=1e4)),
+            "rope_type = 'su' is not supported",
+        ),
         ("llama", dict(hidden_act="relu6"), "hidden_act = 'relu6' is not supported"),
-        ("qwen2", dict(use_sliding_window=True, layer_types=..., sliding_window=16, max_window_layers=1), "sliding_window = 16 is not supported"),
-        ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx = True"),
+        (
+            "qwen2",
+            dict(use_sliding_window=True, layer_types=..., sliding_window=16, max_window_layers=1),
+            "sliding_window = 16 is not supported",
+        ),
+        (
+            "gpt2",
+            dict(scale_attn_by_inverse_layer_idx=True),
+            "scale_attn_by_inverse_layer_idx = True",
+        ),
         ("opt", dict(layer_norm_elementwise_affine=False), "layer_norm_elementwise_affine = False"),
         ("llama", dict(num_attention_heads=6), "shape"),
         ("llama", dict(hidden_size=...), "has no field 'hidden_size', which llama models need"),
-        ("llama", dict(rope_parameters=dict(rope_type="llama3", rope_theta=1e4)), "has no field 'factor'"),
+        (
+            "llama",
+            dict(rope_parameters=dict(rope_type="llama3", rope_theta=1e4)),
+            "has no field 'factor'",
+        ),
         ("llama", dict(num_hidden_layers=3), r"tensor model\.layers\.2\..* is missing"),
         ("llama", dict(tie_word_embeddings=False), "tensor lm_head.weight is missing"),
-        ("opt-350m", dict(word_embed_proj_dim=32), r"tensor .* has shape \(320, 16\); \(320, 32\) is expected"),
+        (
+            "opt-350m",
+            dict(word_embed_proj_dim=32),
+            r"tensor .* has shape \(320, 16\); \(320, 32\) is expected",
+        ),
     ],
 )
 def test_a_config_that_would_not_be_computed_exactly_is_refused(name, fields, match, copy):

@@ -1,4 +1,6 @@
-"""The programs as (function, abstract arguments): the same that training runs, lowered for other platforms, and what chooses their size."""
+"""The programs as (function, abstract arguments): the same that training runs, lowered for other
+platforms, and what chooses their size.
+"""
 
 import dataclasses
 import re
@@ -18,20 +20,42 @@ from jaxloop.lm.target import Target, complete, target_of
 from jaxloop.plan import absent, cards
 
 LORA = Lora(rank=4, alpha=4.0)
-FIT = FitSettings(lora=LORA, batch_size=2, max_length=32, steps_per_dispatch=2, length_classes=1, dtype="bfloat16")
-SPEC = Spec("llama", vocab=512, width=128, layers=2, heads=2, kv_heads=1, head_size=64, mlp=256, context=128)
+FIT = FitSettings(
+    lora=LORA, batch_size=2, max_length=32, steps_per_dispatch=2, length_classes=1, dtype="bfloat16"
+)
+SPEC = Spec(
+    "llama", vocab=512, width=128, layers=2, heads=2, kv_heads=1, head_size=64, mlp=256, context=128
+)
 ENCODER = EncoderSpec(
     Spec("bert", vocab=256, width=64, layers=2, heads=2, kv_heads=2, head_size=32, mlp=128, context=64, norm="layer", positions="learned", gated=False,
          activation="gelu", norm_first=False, final_norm=False, qkv_bias=True, o_bias=True, mlp_bias=True), token_types=2,
 )  # fmt: skip
-WRITE = SampleSettings(lora=LORA, dtype="bfloat16", max_new_tokens=24, slots=16, texts_per_call=32, chains_per_call=2, window=8)
+WRITE = SampleSettings(
+    lora=LORA,
+    dtype="bfloat16",
+    max_new_tokens=24,
+    slots=16,
+    texts_per_call=32,
+    chains_per_call=2,
+    window=8,
+)
 TARGETS = {"cuda": complete("gpu"), "tpu": complete("tpu")}
 
 
 @pytest.fixture(scope="module")
 def model():
     tokenizer = bpe.train(["The quick brown fox jumps over the lazy dog."], 264)
-    spec = Spec("llama", vocab=tokenizer.vocab_size, width=32, layers=2, heads=2, kv_heads=2, head_size=16, mlp=64, context=64)
+    spec = Spec(
+        "llama",
+        vocab=tokenizer.vocab_size,
+        width=32,
+        layers=2,
+        heads=2,
+        kv_heads=2,
+        head_size=16,
+        mlp=64,
+        context=64,
+    )
     return Model(spec, init(jax.random.key(0), spec, jnp.bfloat16), tokenizer)
 
 
@@ -49,14 +73,23 @@ def made(platform: str) -> list[programs.Program]:
 
 @pytest.mark.parametrize("platform", list(TARGETS))
 def test_every_program_is_lowered_for_hardware_that_is_absent(platform):
-    """For a GPU with cuDNN's attention in training, loss and prefill; for a TPU without. Nothing is compiled."""
+    """For a GPU with cuDNN's attention in training, loss and prefill; for a TPU without. Nothing is
+    compiled.
+    """
     attention = {}
     with absent.as_card(cards.CARDS["h100"] if platform == "cuda" else None):
         for program in made(platform):
             text = program.lower((platform,)).as_text()
             assert "stablehlo.dot_general" in text
             attention[program.name] = len(re.findall("cudnn", text)) > 0
-    assert attention == {name: platform == "cuda" and name in ("training", "loss", "prefill") for name in attention} and len(attention) == 6
+    assert (
+        attention
+        == {
+            name: platform == "cuda" and name in ("training", "loss", "prefill")
+            for name in attention
+        }
+        and len(attention) == 6
+    )
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -73,44 +106,96 @@ def test_the_training_program_is_the_one_that_a_fit_runs(model, devices, monkeyp
 
     monkeypatch.setattr(family.train, "train_steps", seen)
     fit = FitSettings(**{**FIT.__dict__, "steps": 2, "chains_at_once": 2})
-    family.fit(model, [FitTask(jax.random.key(i), ["a dog"] * 4, [""] * 4) for i in range(2 * devices)], fit)
+    family.fit(
+        model,
+        [FitTask(jax.random.key(i), ["a dog"] * 4, [""] * 4) for i in range(2 * devices)],
+        fit,
+    )
     time = 16
     found = programs.training_of(model, fit, 2, time)
     assert real.lower(*found.args, **found.kwargs).as_text() in ran
-    given = programs.training(model.spec, fit, 2, time, dtype="bfloat16", target=target_of(model.spec, model.params), devices=where)
+    given = programs.training(
+        model.spec,
+        fit,
+        2,
+        time,
+        dtype="bfloat16",
+        target=target_of(model.spec, model.params),
+        devices=where,
+    )
     assert real.lower(*given.args, **given.kwargs).as_text() in ran
 
 
 def test_a_base_that_is_cut_is_smaller_on_every_device(model):
-    """Four devices: the program of a fit, and those of the rest, with a quarter of the large weights each."""
+    """Four devices: the program of a fit, and those of the rest, with a quarter of the large
+    weights each.
+    """
     four = jax.devices()[:4]
-    spec = Spec("llama", vocab=512, width=128, layers=2, heads=4, kv_heads=4, head_size=32, mlp=256, context=64)
-    common, write = dict(dtype="float32", target=Target("cpu")), (spec, dataclasses.replace(WRITE, dtype="float32"), 16)
+    spec = Spec(
+        "llama",
+        vocab=512,
+        width=128,
+        layers=2,
+        heads=4,
+        kv_heads=4,
+        head_size=32,
+        mlp=256,
+        context=64,
+    )
+    common, write = (
+        dict(dtype="float32", target=Target("cpu")),
+        (spec, dataclasses.replace(WRITE, dtype="float32"), 16),
+    )
     fit = FitSettings(**{**FIT.__dict__, "dtype": "float32"})
     for make, args in ((programs.training, (spec, fit, 1, 16)), (programs.prefill, write)):
-        whole, cut = (make(*args, devices=devices, cut_base=len(devices) > 1, **common).lower().compile() for devices in (four[:1], four))
+        whole, cut = (
+            make(*args, devices=devices, cut_base=len(devices) > 1, **common).lower().compile()
+            for devices in (four[:1], four)
+        )
         # A quarter and what is not cut: norms, and adapters where the compiler leaves them whole.
-        assert cut.memory_analysis().argument_size_in_bytes < 0.5 * whole.memory_analysis().argument_size_in_bytes
+        assert (
+            cut.memory_analysis().argument_size_in_bytes
+            < 0.5 * whole.memory_analysis().argument_size_in_bytes
+        )
     for make, args in ((programs.loss, (spec, fit, 16)), (programs.decoding, write)):
-        assert "sdy.sharding" in make(*args, devices=four, cut_base=True, **common).lower().as_text()
+        assert (
+            "sdy.sharding" in make(*args, devices=four, cut_base=True, **common).lower().as_text()
+        )
     there = placement.cut(model, four)
     found = programs.training_of(there, FIT, 1, 16)
-    given = programs.training(model.spec, FIT, 1, 16, dtype="bfloat16", target=Target("cpu"), devices=four, cut_base=True)
+    given = programs.training(
+        model.spec, FIT, 1, 16, dtype="bfloat16", target=Target("cpu"), devices=four, cut_base=True
+    )
     assert found.lower().as_text() == given.lower().as_text()
 
 
 def test_as_many_chains_as_the_compiler_says_fit(model, monkeypatch, tmp_path):
-    """With a limit of memory that is made up: the largest number that fits, and a fit of that many chains needs no more."""
+    """With a limit of memory that is made up: the largest number that fits, and a fit of that many
+    chains needs no more.
+    """
     bytes_of = {c: micro_batch._program_bytes(model, FIT, 16, c) for c in (1, 2, 4, 8)}
     assert sorted(bytes_of.values()) == list(bytes_of.values())
-    for room, best in ((bytes_of[8], 8), (bytes_of[8] - 1, 4), (bytes_of[2], 2), (bytes_of[1], 1), (bytes_of[1] - 1, 1)):
+    for room, best in (
+        (bytes_of[8], 8),
+        (bytes_of[8] - 1, 4),
+        (bytes_of[2], 2),
+        (bytes_of[1], 1),
+        (bytes_of[1] - 1, 1),
+    ):
         assert micro_batch.fitting(model, FIT, 16, 8, room)[0] == best
-    assert micro_batch.fitting(model, FIT, 16, 6, bytes_of[8])[0] == 6  # no more than there are chains
-    assert micro_batch.fitting(model, FIT, 16, 8, 1 << 40) == (8, 0)  # fits by far: nothing is compiled
+    assert (
+        micro_batch.fitting(model, FIT, 16, 6, bytes_of[8])[0] == 6
+    )  # no more than there are chains
+    assert micro_batch.fitting(model, FIT, 16, 8, 1 << 40) == (
+        8,
+        0,
+    )  # fits by far: nothing is compiled
     monkeypatch.setattr(micro_batch, "platform_of", lambda params: "gpu")
     monkeypatch.setattr(micro_batch, "room", lambda model: bytes_of[4])
     monkeypatch.setattr(micro_batch, "cache_folder", lambda: tmp_path)
-    assert micro_batch.choose(model, FIT, 16, 10, 8) == 4 and (tmp_path / "micro_batch.json").exists()
+    assert (
+        micro_batch.choose(model, FIT, 16, 10, 8) == 4 and (tmp_path / "micro_batch.json").exists()
+    )
     monkeypatch.setattr(micro_batch, "fitting", None)  # the second time it is read
     assert micro_batch.choose(model, FIT, 16, 10, 8) == 4
 
@@ -118,10 +203,22 @@ def test_as_many_chains_as_the_compiler_says_fit(model, monkeypatch, tmp_path):
 def test_room_is_what_other_arrays_leave(model):
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     whole = micro_batch.SPARE * placement.device_bytes(jax.devices()[0])
-    assert held > 0 and micro_batch.room(placement.spread(model, jax.devices()[:1])) == int(whole)  # a CPU does not say what is in use
+    assert held > 0 and micro_batch.room(placement.spread(model, jax.devices()[:1])) == int(
+        whole
+    )  # a CPU does not say what is in use
 
 
-@pytest.mark.parametrize("each, most, room, best", [(10, 64, 5, 0), (10, 64, 105, 8), (10, 8, 1000, 8), (10, 1, 1000, 1), (10, 6, 70, 6), (10, 64, 15, 1)])
+@pytest.mark.parametrize(
+    "each, most, room, best",
+    [
+        (10, 64, 5, 0),
+        (10, 64, 105, 8),
+        (10, 8, 1000, 8),
+        (10, 1, 1000, 1),
+        (10, 6, 70, 6),
+        (10, 64, 15, 1),
+    ],
+)
 def test_the_largest_number_is_found_with_few_programs(each, most, room, best):
     asked = []
 
@@ -129,9 +226,16 @@ def test_the_largest_number_is_found_with_few_programs(each, most, room, best):
         asked.append(chains)
         return each * chains
 
-    assert micro_batch.largest(memory, room, most)[0] == best and len(asked) <= 3 and len(set(asked)) == len(asked)
+    assert (
+        micro_batch.largest(memory, room, most)[0] == best
+        and len(asked) <= 3
+        and len(set(asked)) == len(asked)
+    )
 
 
 def test_a_program_that_needs_more_than_its_neighbours_promise_is_halved():
     assert micro_batch.largest({1: 10, 2: 20, 16: 400, 8: 150}.__getitem__, 165, 64)[0] == 8
-    assert micro_batch.largest({1: 10, 2: 20, 4: 50}.__getitem__, 45, 64) == (2, {1: 10, 2: 20, 4: 50})
+    assert micro_batch.largest({1: 10, 2: 20, 4: 50}.__getitem__, 45, 64) == (
+        2,
+        {1: 10, 2: 20, 4: 50},
+    )

@@ -1,4 +1,6 @@
-"""The sampler against the logits processors of `transformers`, and its draws against its probabilities."""
+"""The sampler against the logits processors of `transformers`, and its draws against its
+probabilities.
+"""
 
 import dataclasses
 import functools
@@ -22,10 +24,14 @@ draw = jax.jit(next_token, static_argnums=0)
 
 
 def processed(sampler, logits, texts=None):
-    """Scores after transformers' processors, in the order of `GenerationMixin._get_logits_processor` (5.23, generation/utils.py)."""
+    """Scores after transformers' processors, in the order of
+    `GenerationMixin._get_logits_processor` (5.23, generation/utils.py).
+    """
     scores = torch.from_numpy(logits)
     if sampler.repetition_penalty != 1:
-        scores = hf.RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty)(torch.from_numpy(texts), scores)
+        scores = hf.RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty)(
+            torch.from_numpy(texts), scores
+        )
     if sampler.temperature != 1:
         scores = hf.TemperatureLogitsWarper(sampler.temperature)(None, scores)
     if sampler.top_k:
@@ -50,7 +56,10 @@ def normalised(w):
 def logits(rows=24, vocab=300, seed=0):
     """Rows from nearly flat to nearly one-hot, with cut (-inf) tokens in one of them."""
     rng = np.random.default_rng(seed)
-    x = (rng.standard_normal((rows, vocab)) * np.geomspace(0.2, 12, rows)[:, None] + rng.normal(0, 20, (rows, 1))).astype(np.float32)
+    x = (
+        rng.standard_normal((rows, vocab)) * np.geomspace(0.2, 12, rows)[:, None]
+        + rng.normal(0, 20, (rows, 1))
+    ).astype(np.float32)
     x[3, 10:200] = -np.inf
     x.setflags(write=False)
     return x
@@ -65,7 +74,10 @@ def seen(texts, vocab):
 GRID = [
     Sampler(**dict(zip(("temperature", "top_k", "top_p", "min_p"), values, strict=True)))
     for values in itertools.product((0.6, 1.0), (0, 1, 7), (0.05, 0.9, 1.0), (0.0, 0.1))
-] + [Sampler(temperature=1.7, top_k=10**6, min_p=1.0), Sampler(temperature=3.0, top_k=250, top_p=0.999)]
+] + [
+    Sampler(temperature=1.7, top_k=10**6, min_p=1.0),
+    Sampler(temperature=3.0, top_k=250, top_p=0.999),
+]
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -74,12 +86,16 @@ def test_weights_equal_the_probabilities_of_transformers_on_a_grid(part):
     for sampler in GRID[part::4]:
         ours, theirs = normalised(weigh(sampler, x)), probabilities(sampler, x.copy())
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0, err_msg=str(sampler))
-        tiny = np.finfo(np.float32).tiny / 1e-6  # below it, XLA flushes to zero what torch keeps as a denormal number
+        tiny = (
+            np.finfo(np.float32).tiny / 1e-6
+        )  # below it, XLA flushes to zero what torch keeps as a denormal number
         np.testing.assert_array_equal(ours > tiny, theirs > tiny, err_msg=str(sampler))
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.3, 5.0])
-@pytest.mark.parametrize("rest", [{}, dict(temperature=0.8, top_k=20, top_p=0.95, min_p=0.02), dict(greedy=True)])
+@pytest.mark.parametrize(
+    "rest", [{}, dict(temperature=0.8, top_k=20, top_p=0.95, min_p=0.02), dict(greedy=True)]
+)
 def test_repetition_penalty_comes_first_and_acts_once_on_a_token(penalty, rest):
     x = logits()
     texts = np.random.default_rng(1).integers(0, 300, (len(x), 60))
@@ -87,29 +103,59 @@ def test_repetition_penalty_comes_first_and_acts_once_on_a_token(penalty, rest):
     assert sampler.needs_seen and not Sampler(**rest).needs_seen
     mask = seen(texts, 300)
     if sampler.greedy:
-        expected = processed(dataclasses.replace(sampler, greedy=False), x.copy(), texts).argmax(-1).numpy()
+        expected = (
+            processed(dataclasses.replace(sampler, greedy=False), x.copy(), texts)
+            .argmax(-1)
+            .numpy()
+        )
         np.testing.assert_array_equal(draw(sampler, x, jnp.zeros(len(x)), mask), expected)
         np.testing.assert_array_equal(np.asarray(weigh(sampler, x, mask)).argmax(-1), expected)
     else:
-        np.testing.assert_allclose(normalised(weigh(sampler, x, mask)), probabilities(sampler, x.copy(), texts), atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(
+            normalised(weigh(sampler, x, mask)),
+            probabilities(sampler, x.copy(), texts),
+            atol=TOLERANCE,
+            rtol=0,
+        )
 
 
-@pytest.mark.parametrize("sampler", [Sampler(min_p=0.1), Sampler(top_p=0.9), Sampler(top_k=50), Sampler(temperature=0.7, top_k=2000, top_p=0.95)])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler(min_p=0.1),
+        Sampler(top_p=0.9),
+        Sampler(top_k=50),
+        Sampler(temperature=0.7, top_k=2000, top_p=0.95),
+    ],
+)
 def test_a_vocabulary_of_128k(sampler):
-    x = (np.random.default_rng(2).standard_normal((6, 128256)) * np.array([0.5, 1, 2, 3, 5, 8])[:, None]).astype(np.float32)
+    x = (
+        np.random.default_rng(2).standard_normal((6, 128256))
+        * np.array([0.5, 1, 2, 3, 5, 8])[:, None]
+    ).astype(np.float32)
     ours, theirs = normalised(weigh(sampler, x)), probabilities(sampler, x.copy())
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
-    # Sums over 128,256 terms round differently in float32, so one token at the edge of the nucleus may go either way.
+    # Sums over 128,256 terms round differently in float32, so one token at the edge of the nucleus
+    # may go either way.
     assert (np.abs((ours > 0).sum(-1) - (theirs > 0).sum(-1)) <= 1).all()
 
 
 @pytest.mark.parametrize("vocab", [12, 300])
 @pytest.mark.parametrize(
     "sampler",
-    [Sampler(top_k=5), Sampler(top_p=0.5), Sampler(top_p=0.01), Sampler(top_k=5, top_p=0.3), Sampler(min_p=1.0), Sampler(top_p=0.9, min_p=0.3)],
+    [
+        Sampler(top_k=5),
+        Sampler(top_p=0.5),
+        Sampler(top_p=0.01),
+        Sampler(top_k=5, top_p=0.3),
+        Sampler(min_p=1.0),
+        Sampler(top_p=0.9, min_p=0.3),
+    ],
 )
 def test_ties(sampler, vocab):
-    """Which of several equal tokens stay is not specified; how many stay, and how probable they are, is."""
+    """Which of several equal tokens stay is not specified; how many stay, and how probable they
+    are, is.
+    """
     x = np.round(np.random.default_rng(3).standard_normal((8, vocab))).astype(np.float32)
     x[0] = 0.0
     x[1] = np.where(np.arange(vocab) % 3 == 0, 0.0, -0.0)
@@ -167,7 +213,13 @@ def test_a_vanishing_temperature_is_greedy():
 
 @pytest.mark.parametrize(
     "sampler",
-    [Sampler(temperature=0.8, min_p=0.1), Sampler(top_p=0.9), Sampler(top_k=9, top_p=0.7), Sampler(repetition_penalty=1.2), Sampler(greedy=True)],
+    [
+        Sampler(temperature=0.8, min_p=0.1),
+        Sampler(top_p=0.9),
+        Sampler(top_k=9, top_p=0.7),
+        Sampler(repetition_penalty=1.2),
+        Sampler(greedy=True),
+    ],
 )
 def test_a_row_does_not_depend_on_its_neighbours(sampler):
     """Bit for bit, at the same compiled shape: other rows may hold ties, infinities or anything."""
@@ -179,8 +231,14 @@ def test_a_row_does_not_depend_on_its_neighbours(sampler):
     moved = [7, 0, 2]
     other[[3, 20, 11]], other_u, other_mask = x[moved], u[::-1].copy(), ~mask
     other_u[[3, 20, 11]], other_mask[[3, 20, 11]] = u[moved], mask[moved]
-    np.testing.assert_array_equal(np.asarray(weigh(sampler, x, mask))[moved], np.asarray(weigh(sampler, other, other_mask))[[3, 20, 11]])
-    np.testing.assert_array_equal(np.asarray(draw(sampler, x, u, mask))[moved], np.asarray(draw(sampler, other, other_u, other_mask))[[3, 20, 11]])
+    np.testing.assert_array_equal(
+        np.asarray(weigh(sampler, x, mask))[moved],
+        np.asarray(weigh(sampler, other, other_mask))[[3, 20, 11]],
+    )
+    np.testing.assert_array_equal(
+        np.asarray(draw(sampler, x, u, mask))[moved],
+        np.asarray(draw(sampler, other, other_u, other_mask))[[3, 20, 11]],
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +257,9 @@ def test_settings_out_of_range_are_refused_in_one_sentence(field, value):
 
 
 def test_a_penalty_without_the_texts_is_refused():
-    with pytest.raises(ValueError, match="repetition_penalty: 1.2 needs to know the tokens already in each text"):
+    with pytest.raises(
+        ValueError, match="repetition_penalty: 1.2 needs to know the tokens already in each text"
+    ):
         next_token(Sampler(repetition_penalty=1.2), jnp.zeros((1, 4)), jnp.zeros(1))
 
 

@@ -1,4 +1,6 @@
-"""Reading safetensors against the library's own reader: blocks, turned matrices, fused columns, every stored type; and headers that do not fit."""
+"""Reading safetensors against the library's own reader: blocks, turned matrices, fused columns,
+every stored type; and headers that do not fit.
+"""
 
 import json
 import struct
@@ -23,8 +25,15 @@ def test_tensors_are_read_turned_fused_and_converted(dtype, inside, block, tmp_p
     monkeypatch.setattr(stored, "BLOCK", block)
     rng, widths = np.random.default_rng(0), (16, 3, 8, 40)
     parts = [[f"{i}.part{k}.weight" for k in range(len(widths))] for i in range(2)]
-    tensors = {name: rng.standard_normal((w, inside)).astype(dtype) for names in parts for name, w in zip(names, widths, strict=True)}
-    tensors |= {"embed.weight": rng.standard_normal((7, inside)).astype(dtype), "scale.weight": rng.standard_normal(inside).astype(dtype)}
+    tensors = {
+        name: rng.standard_normal((w, inside)).astype(dtype)
+        for names in parts
+        for name, w in zip(names, widths, strict=True)
+    }
+    tensors |= {
+        "embed.weight": rng.standard_normal((7, inside)).astype(dtype),
+        "scale.weight": rng.standard_normal(inside).astype(dtype),
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     sources = tuple(Source(f"{{i}}.part{k}.weight", w) for k, w in enumerate(widths))
     table = [
@@ -36,10 +45,20 @@ def test_tensors_are_read_turned_fused_and_converted(dtype, inside, block, tmp_p
     for target in DTYPES:
         found = stored.read(stored.weights(tmp_path), table, 2, target)
         fused = np.stack([np.concatenate([known[name].T for name in names], -1) for names in parts])
-        expected = {"layers": {"fused": fused}, "embed": known["embed.weight"], "scale": known["scale.weight"]}
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), found, expected)
-        assert all(leaf.ctypes.data % 64 == 0 and leaf.dtype == target for leaf in jax.tree.leaves(found))
-    np.testing.assert_array_equal(stored.tensor(stored.weights(tmp_path), "embed.weight"), known["embed.weight"])
+        expected = {
+            "layers": {"fused": fused},
+            "embed": known["embed.weight"],
+            "scale": known["scale.weight"],
+        }
+        jax.tree.map(
+            lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), found, expected
+        )
+        assert all(
+            leaf.ctypes.data % 64 == 0 and leaf.dtype == target for leaf in jax.tree.leaves(found)
+        )
+    np.testing.assert_array_equal(
+        stored.tensor(stored.weights(tmp_path), "embed.weight"), known["embed.weight"]
+    )
 
 
 def written(path, entries, data=b"\0" * 16):
@@ -67,11 +86,21 @@ def test_a_header_that_does_not_fit_its_file_is_refused(entries, tmp_path):
 def test_a_header_that_fits_is_read(tmp_path):
     written(tmp_path / "model.safetensors", {"__metadata__": {"format": "pt"}, "a": FINE})
     (tensor,) = stored.header(tmp_path / "model.safetensors")
-    assert (tensor.name, tensor.dtype, tensor.shape, tensor.stop - tensor.start) == ("a", "F32", (4,), 16)
+    assert (tensor.name, tensor.dtype, tensor.shape, tensor.stop - tensor.start) == (
+        "a",
+        "F32",
+        (4,),
+        16,
+    )
 
 
 def test_equal_numbers_of_two_types_are_the_same(tmp_path):
     values = np.arange(600, dtype=np.float32)
-    save_file({"a": values, "b": values.astype(np.float16), "c": values + (values == 599)}, tmp_path / "model.safetensors")
+    save_file(
+        {"a": values, "b": values.astype(np.float16), "c": values + (values == 599)},
+        tmp_path / "model.safetensors",
+    )
     w = stored.weights(tmp_path)
-    assert stored.same(w, w.where["a"], w.where["b"]) and not stored.same(w, w.where["a"], w.where["c"])
+    assert stored.same(w, w.where["a"], w.where["b"]) and not stored.same(
+        w, w.where["a"], w.where["c"]
+    )

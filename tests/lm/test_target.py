@@ -1,4 +1,6 @@
-"""The platform a program is made for is an argument: what is traced follows it, whatever this process runs on."""
+"""The platform a program is made for is an argument: what is traced follows it, whatever this
+process runs on.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,9 @@ from jaxloop.lm.spec import Spec, init
 from jaxloop.lm.target import Target, complete, target_of
 from jaxloop.runtime.devices import platform_of, programs_at_once
 
-SPEC = Spec("llama", vocab=64, width=32, layers=2, heads=2, kv_heads=2, head_size=16, mlp=64, context=64)
+SPEC = Spec(
+    "llama", vocab=64, width=32, layers=2, heads=2, kv_heads=2, head_size=16, mlp=64, context=64
+)
 
 
 def test_the_target_is_that_of_the_devices_that_hold_the_weights():
@@ -21,11 +25,21 @@ def test_the_target_is_that_of_the_devices_that_hold_the_weights():
 
 def test_cudnn_is_asked_for_where_the_target_has_it_and_nowhere_else(monkeypatch):
     asked = []
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **how: (asked.append(how["implementation"]), v)[1])
+    monkeypatch.setattr(
+        jax.nn,
+        "dot_product_attention",
+        lambda q, k, v, **how: (asked.append(how["implementation"]), v)[1],
+    )
     x = jnp.zeros((8, 2, 16), jnp.bfloat16)
-    for made_for, dtype in ((Target("gpu"), x.dtype), (Target("gpu", cudnn=True), x.dtype), (Target("gpu", cudnn=True), jnp.float32)):
+    for made_for, dtype in (
+        (Target("gpu"), x.dtype),
+        (Target("gpu", cudnn=True), x.dtype),
+        (Target("gpu", cudnn=True), jnp.float32),
+    ):
         attention.causal(SPEC, 2, 4, None, target=made_for)(*[x.astype(dtype)] * 3)
-    attention.causal(SPEC, 2, 4, None, jnp.ones((2, 4), bool), Target("gpu", cudnn=True))(x, x, x)  # a mask of padding is XLA's
+    attention.causal(SPEC, 2, 4, None, jnp.ones((2, 4), bool), Target("gpu", cudnn=True))(
+        x, x, x
+    )  # a mask of padding is XLA's
     assert asked == ["cudnn"]
 
 
@@ -40,11 +54,16 @@ def test_sizes_follow_the_platform_that_is_named(platform, monkeypatch):
     class Weights:
         """Stands for weights on another device: only `platform_of` looks at it."""
 
-    monkeypatch.setattr("jaxloop.lm.encoder.platform_of", lambda params: platform if isinstance(params, Weights) else "cpu")
+    monkeypatch.setattr(
+        "jaxloop.lm.encoder.platform_of",
+        lambda params: platform if isinstance(params, Weights) else "cpu",
+    )
     assert default_batch(Weights()) == 65536 and default_batch({}) == 512
     assert default(platform) == 16 and default("cpu") == 1
     assert programs_at_once(platform) == 1 and programs_at_once() == programs_at_once("cpu") >= 1
 
 
 def test_a_base_that_is_cut_has_no_kernels_of_ours():
-    assert complete("gpu").for_a_cut_base == Target("gpu", cudnn=True) and complete("tpu").for_a_cut_base == Target("tpu")
+    assert complete("gpu").for_a_cut_base == Target("gpu", cudnn=True) and complete(
+        "tpu"
+    ).for_a_cut_base == Target("tpu")

@@ -33,7 +33,9 @@ def test_decoding_gives_the_text_back_without_special_tokens(folder):
     assert t.decode([[t.bos, *i, t.eos, t.pad] for i in ids]) == TEXTS
     assert t.decode([np.asarray(i, np.int32) for i in ids]) == TEXTS
     assert t.decode([[], [t.eos]]) == ["", ""]
-    assert t.decode([[*ids[0], 10**6]]) == [TEXTS[0]]  # embedding tables are often padded beyond the tokenizer
+    assert t.decode([[*ids[0], 10**6]]) == [
+        TEXTS[0]
+    ]  # embedding tables are often padded beyond the tokenizer
 
 
 def test_lone_surrogates_are_read_as_the_replacement_character(folder):
@@ -70,9 +72,30 @@ def write(path, folder, files):
     ("files", "expected"),
     [
         ({"config.json": {"eos_token_id": 2}}, (2, None, 2)),
-        ({"generation_config.json": {"eos_token_id": [5, 6]}, "config.json": {"eos_token_id": 2, "pad_token_id": 0}}, (5, None, 0)),
-        ({"tokenizer_config.json": {"eos_token": "</s>", "bos_token": {"content": "<s>"}, "pad_token": None}}, (2, 1, 2)),
-        ({"config.json": {"eos_token_id": None, "pad_token_id": -1}, "tokenizer_config.json": {"eos_token": "</s>", "pad_token": "<pad>"}}, (2, None, 0)),
+        (
+            {
+                "generation_config.json": {"eos_token_id": [5, 6]},
+                "config.json": {"eos_token_id": 2, "pad_token_id": 0},
+            },
+            (5, None, 0),
+        ),
+        (
+            {
+                "tokenizer_config.json": {
+                    "eos_token": "</s>",
+                    "bos_token": {"content": "<s>"},
+                    "pad_token": None,
+                }
+            },
+            (2, 1, 2),
+        ),
+        (
+            {
+                "config.json": {"eos_token_id": None, "pad_token_id": -1},
+                "tokenizer_config.json": {"eos_token": "</s>", "pad_token": "<pad>"},
+            },
+            (2, None, 0),
+        ),
     ],  # fmt: skip
 )
 def test_special_tokens_are_found_where_checkpoints_keep_them(files, expected, folder, tmp_path):
@@ -84,13 +107,44 @@ def test_special_tokens_are_found_where_checkpoints_keep_them(files, expected, f
     ("files", "ends"),
     [
         ({"config.json": {"eos_token_id": [2, 15]}}, (2, 15)),
-        ({"generation_config.json": {"eos_token_id": [15, 2, 15]}, "config.json": {"eos_token_id": 5}}, (15, 2)),
+        (
+            {
+                "generation_config.json": {"eos_token_id": [15, 2, 15]},
+                "config.json": {"eos_token_id": 5},
+            },
+            (15, 2),
+        ),
         # A chat model's tokenizer says which of them closes a turn: training appends that one.
-        ({"generation_config.json": {"eos_token_id": [15, 2]}, "tokenizer_config.json": {"eos_token": "</s>"}}, (2, 15)),
+        (
+            {
+                "generation_config.json": {"eos_token_id": [15, 2]},
+                "tokenizer_config.json": {"eos_token": "</s>"},
+            },
+            (2, 15),
+        ),
         # What stops `generate` wins over a tokenizer that says otherwise.
-        ({"generation_config.json": {"eos_token_id": 15}, "tokenizer_config.json": {"eos_token": "</s>"}}, (15,)),
-        ({"generation_config.json": {"eos_token_id": []}, "config.json": {"eos_token_id": [7, 8]}}, (7, 8)),
-        ({"generation_config.json": {}, "config.json": {}, "tokenizer_config.json": {"eos_token": "</s>"}}, (2,)),
+        (
+            {
+                "generation_config.json": {"eos_token_id": 15},
+                "tokenizer_config.json": {"eos_token": "</s>"},
+            },
+            (15,),
+        ),
+        (
+            {
+                "generation_config.json": {"eos_token_id": []},
+                "config.json": {"eos_token_id": [7, 8]},
+            },
+            (7, 8),
+        ),
+        (
+            {
+                "generation_config.json": {},
+                "config.json": {},
+                "tokenizer_config.json": {"eos_token": "</s>"},
+            },
+            (2,),
+        ),
     ],
 )
 def test_every_end_is_read_in_the_order_of_generate(files, ends, folder, tmp_path):
@@ -98,7 +152,10 @@ def test_every_end_is_read_in_the_order_of_generate(files, ends, folder, tmp_pat
     assert t.ends == ends and t.eos == ends[0]
 
 
-@pytest.mark.parametrize("files", [{}, {"config.json": {"eos_token_id": None}}, {"tokenizer_config.json": {"bos_token": "<s>"}}])
+@pytest.mark.parametrize(
+    "files",
+    [{}, {"config.json": {"eos_token_id": None}}, {"tokenizer_config.json": {"bos_token": "<s>"}}],
+)
 def test_a_tokenizer_without_eos_is_refused(files, folder, tmp_path):
     with pytest.raises(ValueError, match="has no EOS token"):
         tokenize.load(write(tmp_path, folder, files))
@@ -112,10 +169,17 @@ def test_a_directory_without_tokenizer_is_refused(tmp_path):
 def test_vocabulary_and_merges_without_tokenizer_json_as_opt_has_them(folder, tmp_path):
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(m if isinstance(m, str) else " ".join(m) for m in model["merges"]))
+    (tmp_path / "merges.txt").write_text(
+        "#version: 0.2\n"
+        + "\n".join(m if isinstance(m, str) else " ".join(m) for m in model["merges"])
+    )
     special = dict(bos_token="</s>", eos_token="</s>", pad_token="<pad>", unk_token="</s>")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(special | dict(tokenizer_class="GPT2Tokenizer", add_bos_token=True)))
-    (tmp_path / "config.json").write_text(json.dumps(dict(model_type="opt", eos_token_id=2, bos_token_id=2, pad_token_id=0)))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(special | dict(tokenizer_class="GPT2Tokenizer", add_bos_token=True))
+    )
+    (tmp_path / "config.json").write_text(
+        json.dumps(dict(model_type="opt", eos_token_id=2, bos_token_id=2, pad_token_id=0))
+    )
     t, theirs = tokenize.load(tmp_path), hf.AutoTokenizer.from_pretrained(tmp_path)
     assert t.eos == t.bos == 2
     assert t.encode(TEXTS) == [theirs(x).input_ids for x in TEXTS]
@@ -126,7 +190,9 @@ def test_a_closing_eos_is_not_part_of_a_prompt(folder):
 
     t = tokenize.load(folder)
     plain = t.encode(TEXTS)
-    t.backend.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    t.backend.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     assert t.encode(TEXTS) == [[1, *i] for i in plain]
     assert t.encode(TEXTS, special=False) == plain
 

@@ -1,4 +1,6 @@
-"""Texts for the metrics' tests: hostile ones made here, human ones from the optional data beside the repository."""
+"""Texts for the metrics' tests: hostile ones made here, human ones from the optional data beside
+the repository.
+"""
 
 import json
 import random
@@ -18,13 +20,29 @@ def hostile():
     """2,000 texts glued from pieces that tokenisers treat in special ways; some are empty."""
     draw = random.Random(0)
     glue = ["", " ", " ", "\n"]
-    texts = ["".join(draw.choice(SNIPPETS) + draw.choice(glue) for _ in range(draw.randint(0, 8))) for _ in range(1990)]
-    return texts + ["", " ", "\n", "abc-\n", "a-\nb", "<skip<skipped>ped>", "abcdefgh", "abcdefgh\0", "abcdefghi", "x" * 200]
+    texts = [
+        "".join(draw.choice(SNIPPETS) + draw.choice(glue) for _ in range(draw.randint(0, 8)))
+        for _ in range(1990)
+    ]
+    return texts + [
+        "",
+        " ",
+        "\n",
+        "abc-\n",
+        "a-\nb",
+        "<skip<skipped>ped>",
+        "abcdefgh",
+        "abcdefgh\0",
+        "abcdefghi",
+        "x" * 200,
+    ]
 
 
 @pytest.fixture
 def human(shared):
-    """human(folder_and_file, n): the first n texts of a file of the optional data, spread over the file."""
+    """human(folder_and_file, n): the first n texts of a file of the optional data, spread over the
+    file.
+    """
 
     def read(relative: str, n: int) -> list[str]:
         with shared(f"data/{relative}").open(encoding="utf-8") as file:
@@ -41,4 +59,8 @@ def tweets(human):
 
 @pytest.fixture
 def prose(human):
-    return human("reddit_top/selfposts.jsonl", 300) + human("gutenberg_books/paragraphs.jsonl", 500) + human("wikitext/paragraphs.jsonl", 300)
+    return (
+        human("reddit_top/selfposts.jsonl", 300)
+        + human("gutenberg_books/paragraphs.jsonl", 500)
+        + human("wikitext/paragraphs.jsonl", 300)
+    )

@@ -11,7 +11,12 @@ from jaxloop.metrics.bleu import lexical_diversity, mean_self_bleu, self_bleu
 
 def sacrebleu_loop(texts):
     bleu = BLEU(effective_order=True)
-    return np.array([bleu.sentence_score(t, texts[:i] + texts[i + 1 :]).score / 100 for i, t in enumerate(texts)])
+    return np.array(
+        [
+            bleu.sentence_score(t, texts[:i] + texts[i + 1 :]).score / 100
+            for i, t in enumerate(texts)
+        ]
+    )
 
 
 def test_equal_to_sacrebleu_on_human_text_with_duplicates_and_empty_texts(tweets, prose):
@@ -50,14 +55,19 @@ def test_a_chain_does_not_depend_on_the_others(hostile):
 def test_collapsed_output_has_stated_values():
     assert self_bleu([]).shape == (0,)
     assert self_bleu(["only one"]).tolist() == [0.0]
-    np.testing.assert_array_equal(lexical_diversity([[], ["one"], ["", "  "], ["same text"] * 5, ["same", "", "same"]]), [0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(
+        lexical_diversity([[], ["one"], ["", "  "], ["same text"] * 5, ["same", "", "same"]]),
+        [0, 0, 0, 0, 0],
+    )
     np.testing.assert_array_equal(mean_self_bleu([["a b", "c d"], ["a b", "a b"]]), [0, 1])
 
 
 def test_lexical_diversity_strips_and_drops_empty_texts_as_the_paper_does(tweets):
     texts = tweets[::60]
     want = 1 - sacrebleu_loop([t.strip() for t in texts]).mean()
-    assert lexical_diversity([f"  {t}\n" for t in texts] + ["", " \n"]) == pytest.approx(want, abs=1e-9)
+    assert lexical_diversity([f"  {t}\n" for t in texts] + ["", " \n"]) == pytest.approx(
+        want, abs=1e-9
+    )
 
 
 def test_time_grows_with_the_number_of_texts_and_not_with_its_square(human):

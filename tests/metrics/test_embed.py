@@ -1,4 +1,6 @@
-"""Sentence embeddings against sentence-transformers: MiniLM from its package, other directories, the fall-back, refusals."""
+"""Sentence embeddings against sentence-transformers: MiniLM from its package, other directories,
+the fall-back, refusals.
+"""
 
 import importlib.metadata
 import sys
@@ -15,7 +17,18 @@ base = peer("sentence_transformers.base.modules")
 readouts = peer("sentence_transformers.sentence_transformer.modules")
 hf = peer("transformers", "torch")
 
-ODD = ["", " ", "a", "word " * 400, "😀 مرحبا שלום", "tab\tand\nline", "don't — “quotes”", "\x00\u200b", "x" * 3000, "CAFÉ café"]
+ODD = [
+    "",
+    " ",
+    "a",
+    "word " * 400,
+    "😀 مرحبا שלום",
+    "tab\tand\nline",
+    "don't — “quotes”",
+    "\x00\u200b",
+    "x" * 3000,
+    "CAFÉ café",
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +57,11 @@ def test_minilm_equals_sentence_transformers(minilm):
 
 @pytest.mark.slow
 def test_minilm_on_a_thousand_real_texts(minilm, human):
-    texts = human("senate_tweets/tweets.jsonl", 400) + human("reddit_top/selfposts.jsonl", 300) + human("wikitext/paragraphs.jsonl", 300)
+    texts = (
+        human("senate_tweets/tweets.jsonl", 400)
+        + human("reddit_top/selfposts.jsonl", 300)
+        + human("wikitext/paragraphs.jsonl", 300)
+    )
     assert len(texts) >= 1000
     assert deviation(embed(texts), encode(minilm, texts)) < 1e-5
 
@@ -68,14 +85,29 @@ def test_no_texts():
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Directories of sentence-transformers models on a small random BERT with MiniLM's tokenizer; "norm" ends in a module that falls back."""
+    """Directories of sentence-transformers models on a small random BERT with MiniLM's tokenizer;
+    "norm" ends in a module that falls back.
+    """
     source, root = E.default_model(), tmp_path_factory.mktemp("small")
-    config = hf.BertConfig(vocab_size=30522, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=64)
+    config = hf.BertConfig(
+        vocab_size=30522,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+    )
     hf.BertModel(config).save_pretrained(root / "plain")
     hf.AutoTokenizer.from_pretrained(source).save_pretrained(root / "plain")
     for name, tail in dict(dense=[base.Dense(16, 8)], norm=[readouts.LayerNorm(16)]).items():
-        modules = [base.Transformer(str(root / "plain"), max_seq_length=32), readouts.Pooling(16, pooling_mode="cls"), *tail]
-        sentence_transformers.SentenceTransformer(modules=modules, device="cpu").save(str(root / name))
+        modules = [
+            base.Transformer(str(root / "plain"), max_seq_length=32),
+            readouts.Pooling(16, pooling_mode="cls"),
+            *tail,
+        ]
+        sentence_transformers.SentenceTransformer(modules=modules, device="cpu").save(
+            str(root / name)
+        )
     return root
 
 
@@ -85,15 +117,24 @@ def test_other_directories_and_the_fall_back(small, name):
     theirs = sentence_transformers.SentenceTransformer(str(small / name), device="cpu")
     for normalize in (True, False):
         expected = encode(theirs, texts, normalize_embeddings=normalize)
-        np.testing.assert_allclose(embed(texts, model=str(small / name), normalize=normalize), expected, atol=2e-5)
+        np.testing.assert_allclose(
+            embed(texts, model=str(small / name), normalize=normalize), expected, atol=2e-5
+        )
     assert embed([], model=str(small / name)).shape == (0, expected.shape[1])
     runs_in_jax = getattr(E.load_embedder(str(small / name)), "func", None) is E._by_jax
     assert runs_in_jax == (name == "dense")
 
 
 def test_a_directory_without_modules_is_mean_pooled(small):
-    theirs = sentence_transformers.SentenceTransformer(modules=[base.Transformer(str(small / "plain"), max_seq_length=64), readouts.Pooling(16)], device="cpu")
-    np.testing.assert_allclose(embed(["a cat", "dogs"], model=str(small / "plain"), normalize=False), encode(theirs, ["a cat", "dogs"]), atol=2e-5)
+    theirs = sentence_transformers.SentenceTransformer(
+        modules=[base.Transformer(str(small / "plain"), max_seq_length=64), readouts.Pooling(16)],
+        device="cpu",
+    )
+    np.testing.assert_allclose(
+        embed(["a cat", "dogs"], model=str(small / "plain"), normalize=False),
+        encode(theirs, ["a cat", "dogs"]),
+        atol=2e-5,
+    )
 
 
 def test_bad_input(tmp_path, monkeypatch):
@@ -108,7 +149,11 @@ def test_bad_input(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "unheard"}')
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "sentence_transformers", None)
-        with pytest.raises(ValueError, match=r"'unheard'.*sentence-transformers may load it: pip install 'jaxloop-lm\[encoders\]'"):
+        with pytest.raises(
+            ValueError,
+            match=r"'unheard'.*sentence-transformers may load it: pip install "
+            r"'jaxloop-lm\[encoders\]'",
+        ):
             embed(["a"], model=str(tmp_path))
 
     def missing(name):

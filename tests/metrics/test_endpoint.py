@@ -1,4 +1,6 @@
-"""Judges behind an OpenAI-compatible endpoint, on this machine's loopback: order, keys, cache, retries, scores, metrics."""
+"""Judges behind an OpenAI-compatible endpoint, on this machine's loopback: order, keys, cache,
+retries, scores, metrics.
+"""
 
 import contextlib
 import logging
@@ -26,7 +28,12 @@ def test_scores_come_back_in_order_and_equal_texts_are_asked_once(monkeypatch):
         assert found.score.tolist() == [float(len(t)) for t in texts]
         assert len(server.requests) == 29 and 1 < server.most <= 4
         path, body = server.requests[0]
-        assert path == "/v1/chat/completions" and body["model"] == "m" and body["temperature"] == 0.01 and body["top_logprobs"] == 20
+        assert (
+            path == "/v1/chat/completions"
+            and body["model"] == "m"
+            and body["temperature"] == 0.01
+            and body["top_logprobs"] == 20
+        )
         assert {h["Authorization"] for h in server.headers} == {"Bearer secret-key"}
 
 
@@ -59,7 +66,11 @@ def test_a_failed_run_keeps_what_was_answered(tmp_path):
 
     with Server(reply) as server:
         endpoint = server.endpoint(cache=str(tmp_path / "c.sqlite"), concurrency=1, retries=1)
-        with pytest.raises(Unreachable, match=r"m at http://127.0.0.1:\d+/v1 did not answer in 2 tries; the last one gave status 503"):
+        with pytest.raises(
+            Unreachable,
+            match=r"m at http://127.0.0.1:\d+/v1 did not answer in 2 tries; the last one gave "
+            r"status 503",
+        ):
             judge([f"text {i}" for i in range(10)], endpoint)
         # One request failed twice, and none was made after it.
         assert len(server.requests) == 5
@@ -69,13 +80,17 @@ def test_a_failed_run_keeps_what_was_answered(tmp_path):
 
 def test_passing_failures_are_tried_again():
     failures = [(429, {"Retry-After": "0"}, b""), (500, {}, b"x"), b"<html>not json</html>"]
-    with Server(lambda body, number: failures[number - 1] if number <= 3 else completion("12")) as server:
+    with Server(
+        lambda body, number: failures[number - 1] if number <= 3 else completion("12")
+    ) as server:
         assert judge(["x"], server.endpoint()).score.tolist() == [12]
         assert len(server.requests) == 4
 
 
 def test_retry_after_is_waited_for():
-    with Server(lambda body, number: (429, {"Retry-After": "1"}, b"") if number == 1 else completion("12")) as server:
+    with Server(
+        lambda body, number: (429, {"Retry-After": "1"}, b"") if number == 1 else completion("12")
+    ) as server:
         begin = time.monotonic()
         judge(["x"], server.endpoint(longest_wait=5.0))
         assert time.monotonic() - begin >= 1.0
@@ -90,11 +105,19 @@ def test_a_date_in_retry_after():
     assert [_retry_after(v) for v in (None, "soon", "-3", "nan", "inf", formatdate(0))] == [0.0] * 6
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "JAXLOOP_TEST_KEY"), (404, "status 404"), (302, "status 302")])
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "JAXLOOP_TEST_KEY"), (404, "status 404"), (302, "status 302")]
+)
 def test_refusals_are_final_and_redirects_not_followed(monkeypatch, status, said):
     monkeypatch.setenv("JAXLOOP_TEST_KEY", "secret-key")
     with Server(length_of_last_message) as other:
-        with Server(lambda body, number: (status, {"Location": other.url + "/chat/completions"}, b"secret-key?")) as server:
+        with Server(
+            lambda body, number: (
+                status,
+                {"Location": other.url + "/chat/completions"},
+                b"secret-key?",
+            )
+        ) as server:
             with pytest.raises(Unreachable, match=said) as caught:
                 judge(["x"], server.endpoint())
             assert len(server.requests) == 1 and not other.requests
@@ -126,7 +149,11 @@ def test_expected_score_where_numbers_are_one_token():
     with Server(lambda body, number: replies[body["messages"][-1]["content"]]) as server:
         found = judge(list("abcd"), server.endpoint(), POLITICAL_LEAN)
     weights = np.exp([-0.1, -3.0])
-    assert found.score[:2].tolist() == [42, 7] and found.unparsable.tolist() == [False, False, True, False] and found.none.tolist() == [False] * 3 + [True]
+    assert (
+        found.score[:2].tolist() == [42, 7]
+        and found.unparsable.tolist() == [False, False, True, False]
+        and found.none.tolist() == [False] * 3 + [True]
+    )
     assert found.expected[0] == pytest.approx((weights * [42, 60]).sum() / weights.sum())
     assert np.isnan(found.expected[2:]).all()
 
@@ -144,9 +171,15 @@ def test_one_token_replies_as_in_the_papers_code():
         completion("-", ("-", -0.1), ("50", -2.0)),
         completion("A", ("A", -0.1), ("B", -2.0)),
     ]
-    with Server(lambda body, number: replies["abc".index(body["messages"][-1]["content"])]) as server:
+    with Server(
+        lambda body, number: replies["abc".index(body["messages"][-1]["content"])]
+    ) as server:
         found = judge(list("abc"), server.endpoint(max_tokens=1), POLITICAL_LEAN)
-    assert found.score[0] == 70 and found.none.tolist() == [False, True, False] and found.unparsable.tolist() == [False, False, True]
+    assert (
+        found.score[0] == 70
+        and found.none.tolist() == [False, True, False]
+        and found.unparsable.tolist() == [False, False, True]
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,18 +196,28 @@ def test_settings_are_refused(changes, said):
 def test_a_cache_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "c").write_text("hello, this is no database at all, not even a little one")
     with pytest.raises(ValueError, match="endpoint.cache is .* cannot be used"):
-        complete(Endpoint("http://127.0.0.1:1/v1", "m", cache=str(tmp_path / "c")), [QUALITY.messages("x")])
+        complete(
+            Endpoint("http://127.0.0.1:1/v1", "m", cache=str(tmp_path / "c")),
+            [QUALITY.messages("x")],
+        )
 
 
-# ---- metrics ----------------------------------------------------------------------------------------------------------
+# ---- metrics
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_metrics_of_many_chains(tmp_path):
     replies = {"left": "10", "right": "90", "cat": "-1", "zzz": "what?"}
     chains = [["left", "right", "cat", "zzz"], ["right"], ["cat", "zzz"], []]
-    with Server(lambda body, number: completion(replies[body["messages"][-1]["content"]])) as server:
+    with Server(
+        lambda body, number: completion(replies[body["messages"][-1]["content"]])
+    ) as server:
         options = f"url={server.url!r}, model='m', cache={str(tmp_path / 'c.sqlite')!r}"
-        names = [f"judge_political_lean({options})", f"judge_not_political({options})", f"judge_unparsable(prompt='political_lean', {options})"]
+        names = [
+            f"judge_political_lean({options})",
+            f"judge_not_political({options})",
+            f"judge_unparsable(prompt='political_lean', {options})",
+        ]
         found = registry.evaluate(names, texts=chains)
         asked = len(server.requests)
         each = registry.evaluate_texts(names[:1], texts=chains)[names[0]]
@@ -186,7 +229,10 @@ def test_metrics_of_many_chains(tmp_path):
 
 
 def test_an_endpoint_that_is_down_leaves_the_other_metrics(tmp_path, caplog):
-    names = [f"judge_quality(url='http://127.0.0.1:9/v1', model='m', cache={str(tmp_path / 'c')!r})", "text_length"]
+    names = [
+        f"judge_quality(url='http://127.0.0.1:9/v1', model='m', cache={str(tmp_path / 'c')!r})",
+        "text_length",
+    ]
     with caplog.at_level(logging.WARNING), pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxloop.metrics.endpoint.random.uniform", lambda *_: 0.0)
         found = registry.evaluate(names, texts=[["one"], ["two", "x"]])

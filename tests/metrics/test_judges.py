@@ -1,4 +1,6 @@
-"""Judges: local models against transformers, replies, agreement with people against scipy. Judges behind an endpoint: test_endpoint.py."""
+"""Judges: local models against transformers, replies, agreement with people against scipy. Judges
+behind an endpoint: test_endpoint.py.
+"""
 
 import itertools
 import json
@@ -20,23 +22,52 @@ TEXTS = ["A cat sat on the mat.", "", "taxes, now! 😀 مرحبا", "x " * 40]
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}\n"
     "  {%- if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}\n"
-    "<{{ m.role }}>{{ m.content | trim }}</s>\n{% endfor %}{% if add_generation_prompt %}<judge>{% endif %}"
+    "<{{ m.role }}>{{ m.content | trim }}</s>\n{% endfor %}{% if add_generation_prompt "
+    "%}<judge>{% endif %}"
 )
 
 
-# ---- local models -----------------------------------------------------------------------------------------------------
+# ---- local models
+# -----------------------------------------------------------------------------------------------------
 
 
-def write_model(path, numbers: bool, seed: int = 0, template: str | None = TEMPLATE, context: int = 1024, first: str = "number"):
-    """A random Llama whose byte-level tokenizer has 0..100 as single tokens, or only digits. The token that it writes first after a prompt is
-    a number, "-", or a letter with every number far behind."""
+def write_model(
+    path,
+    numbers: bool,
+    seed: int = 0,
+    template: str | None = TEMPLATE,
+    context: int = 1024,
+    first: str = "number",
+):
+    """A random Llama whose byte-level tokenizer has 0..100 as single tokens, or only digits. The
+    token that it writes first after a prompt is a number, "-", or a letter with every number far
+    behind.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pairs = [(a, b) for a, b in itertools.product("123456789", "0123456789")] + [("10", "0")] if numbers else []
-    vocab = {piece: i for i, piece in enumerate(["<pad>", "<s>", "</s>", *alphabet, *(a + b for a, b in pairs)])}
+    pairs = (
+        [(a, b) for a, b in itertools.product("123456789", "0123456789")] + [("10", "0")]
+        if numbers
+        else []
+    )
+    vocab = {
+        piece: i
+        for i, piece in enumerate(["<pad>", "<s>", "</s>", *alphabet, *(a + b for a, b in pairs)])
+    }
     backend = Tokenizer(models.BPE(vocab, pairs))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True) for token in ("<pad>", "<s>", "</s>")])
-    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=template)
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    backend.add_special_tokens(
+        [AddedToken(token, special=True) for token in ("<pad>", "<s>", "</s>")]
+    )
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        chat_template=template,
+    )
     torch.manual_seed(seed)
     config = hf.LlamaConfig(
         vocab_size=len(vocab), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -49,9 +80,15 @@ def write_model(path, numbers: bool, seed: int = 0, template: str | None = TEMPL
         digits = [vocab[d] for d in "0123456789"] + [vocab[a + b] for a, b in pairs]
         model.lm_head.weight[digits] *= 4
         if first != "number":
-            text = tokenizer.apply_chat_template(POLITICAL_LEAN.messages("x"), tokenize=False, add_generation_prompt=True)
-            state = model.model(tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids).last_hidden_state[0, -1]
-            model.lm_head.weight[[vocab["-"]] if first == "minus" else digits] += state * (2.0 if first == "minus" else -2.0)
+            text = tokenizer.apply_chat_template(
+                POLITICAL_LEAN.messages("x"), tokenize=False, add_generation_prompt=True
+            )
+            state = model.model(
+                tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+            ).last_hidden_state[0, -1]
+            model.lm_head.weight[[vocab["-"]] if first == "minus" else digits] += state * (
+                2.0 if first == "minus" else -2.0
+            )
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return model, tokenizer
@@ -82,7 +119,15 @@ def first_distribution(model, tokenizer, messages):
         return model(ids).logits[0, -1].double().softmax(-1).numpy()
 
 
-@pytest.mark.parametrize(("first", "prompt"), [("number", QUALITY), ("number", POLITICAL_LEAN), ("minus", POLITICAL_LEAN), ("letter", QUALITY)])
+@pytest.mark.parametrize(
+    ("first", "prompt"),
+    [
+        ("number", QUALITY),
+        ("number", POLITICAL_LEAN),
+        ("minus", POLITICAL_LEAN),
+        ("letter", QUALITY),
+    ],
+)
 def test_first_token_scores_equal_the_torch_distribution(single, tmp_path, first, prompt):
     model, tokenizer, ours = single
     if first != "number":
@@ -106,7 +151,9 @@ def test_first_token_scores_equal_the_torch_distribution(single, tmp_path, first
         else:
             kinds.add("score")
             assert found.score[i] == int(top) and not found.none[i] and not found.unparsable[i]
-            assert found.expected[i] == pytest.approx((share * np.arange(101)).sum() / share.sum(), abs=2e-2)
+            assert found.expected[i] == pytest.approx(
+                (share * np.arange(101)).sum() / share.sum(), abs=2e-2
+            )
     assert {"number": "score", "minus": "none", "letter": "unparsable"}[first] in kinds
 
 
@@ -117,14 +164,20 @@ def test_number_tokens(single, digits):
 
 
 def test_short_replies_equal_generate(digits):
-    """Where numbers have several tokens, a few are written greedily, as transformers writes them, and parsed."""
+    """Where numbers have several tokens, a few are written greedily, as transformers writes them,
+    and parsed.
+    """
     model, tokenizer, ours = digits
     texts = texts_for(8)
     found = judge(texts, ours)
     for i, text in enumerate(texts):
-        prompt = tokenizer.apply_chat_template(QUALITY.messages(text), tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer.apply_chat_template(
+            QUALITY.messages(text), tokenize=False, add_generation_prompt=True
+        )
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)[0, ids.shape[1] :]
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6
+        )[0, ids.shape[1] :]
         value = parse_reply(tokenizer.decode(out, skip_special_tokens=True))
         assert found.unparsable[i] == (value is None)
         assert value is None or found.score[i] == value
@@ -133,7 +186,11 @@ def test_short_replies_equal_generate(digits):
 
 def test_chat_templates_render_as_in_transformers(single):
     _, tokenizer, ours = single
-    for messages in (QUALITY.messages("  a text\n"), POLITICAL_LEAN.messages("a {text}"), POLITICAL_LEAN.messages("x", "user")):
+    for messages in (
+        QUALITY.messages("  a text\n"),
+        POLITICAL_LEAN.messages("a {text}"),
+        POLITICAL_LEAN.messages("x", "user"),
+    ):
         theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert judges._render(ours, judges.chat_template(ours.name), messages) == theirs
     with pytest.raises(ValueError, match="cannot render messages of tool.*no tools.*role = 'user'"):
@@ -144,15 +201,22 @@ def test_a_model_without_template_reads_plain_lines(tmp_path):
     write_model(tmp_path, numbers=True, template=None)
     ours = lm.load(tmp_path)
     assert judges.chat_template(ours.name) is None
-    assert judges._render(ours, None, POLITICAL_LEAN.messages("vote")) == POLITICAL_LEAN.system + "\nvote\n"
+    assert (
+        judges._render(ours, None, POLITICAL_LEAN.messages("vote"))
+        == POLITICAL_LEAN.system + "\nvote\n"
+    )
 
 
 def test_long_texts_are_cut_and_small_contexts_refused(single, tmp_path):
     _, _, ours = single
     found = judge(["word " * 200_000, "short"], ours)
-    assert len(found.score) == 2 and (np.isfinite(found.score) | found.unparsable | found.none).all()
+    assert (
+        len(found.score) == 2 and (np.isfinite(found.score) | found.unparsable | found.none).all()
+    )
     write_model(tmp_path, numbers=True, context=128)
-    with pytest.raises(ValueError, match="quality prompt has .* no room for a text in the 128 tokens"):
+    with pytest.raises(
+        ValueError, match="quality prompt has .* no room for a text in the 128 tokens"
+    ):
         judge(["x"], lm.load(tmp_path))
 
 
@@ -162,7 +226,9 @@ def test_a_judgement_does_not_depend_on_the_other_texts(single):
     together = judge(texts, ours, batch=512)
     for i, text in enumerate(texts):
         alone = judge([text], ours, batch=512)
-        np.testing.assert_array_equal([alone.score[0], alone.expected[0]], [together.score[i], together.expected[i]])
+        np.testing.assert_array_equal(
+            [alone.score[0], alone.expected[0]], [together.score[i], together.expected[i]]
+        )
 
 
 def test_bad_input(single):
@@ -177,9 +243,13 @@ def test_bad_input(single):
 
 def test_prompts_are_the_papers():
     message = QUALITY.messages("{text} here")
-    assert [m["role"] for m in message] == ["system"] and "Post: {text} here\n\nReply ONLY with the integer score (0-100)." in message[0]["content"]
+    assert [m["role"] for m in message] == [
+        "system"
+    ] and "Post: {text} here\n\nReply ONLY with the integer score (0-100)." in message[0]["content"]
     system, user = POLITICAL_LEAN.messages("vote")
-    assert system["content"].endswith("(0-100 or -1). DO NOT reply with text. Here is the text:") and user == {"role": "user", "content": "vote"}
+    assert system["content"].endswith(
+        "(0-100 or -1). DO NOT reply with text. Here is the text:"
+    ) and user == {"role": "user", "content": "vote"}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +265,8 @@ def test_minus_one_only_where_the_prompt_allows_it():
     assert parse_reply("-1", none=True) == -1 and parse_reply("-2", none=True) is None
 
 
-# ---- metrics ----------------------------------------------------------------------------------------------------------
+# ---- metrics
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_local_model_by_name(single):
@@ -225,13 +296,22 @@ def test_a_judge_needs_a_model():
         registry.evaluate(["judge_quality(model='m', reading='median')"], texts=[["x"]])
 
 
-# ---- agreement with people --------------------------------------------------------------------------------------------
+# ---- agreement with people
+# --------------------------------------------------------------------------------------------
 
 
 def write_stories(path, stories=40, seed=0):
     rng = np.random.default_rng(seed)
-    gen = lambda: {g: {"text": " told " + "very " * int(rng.integers(0, 9)), "score": rng.integers(1, 6, 5).tolist()} for g in judges.GENERATORS}  # noqa: E731
-    data = {str(i): {"prompt": f"story {i}", "gold_response": "x", "gen": gen()} for i in range(stories)}
+    gen = lambda: {
+        g: {
+            "text": " told " + "very " * int(rng.integers(0, 9)),
+            "score": rng.integers(1, 6, 5).tolist(),
+        }
+        for g in judges.GENERATORS
+    }  # noqa: E731
+    data = {
+        str(i): {"prompt": f"story {i}", "gold_response": "x", "gen": gen()} for i in range(stories)
+    }
     path.write_text(json.dumps(data))
     return data
 
@@ -240,7 +320,9 @@ def test_validation_equals_scipy(tmp_path):
     data = write_stories(tmp_path / "mans.json")
     texts, human, story = judges.read_openmeva(tmp_path / "mans.json")
     assert (
-        len(texts) == 200 and texts[7] == data["1"]["prompt"] + data["1"]["gen"]["gpt_kg"]["text"] and human[7] == np.mean(data["1"]["gen"]["gpt_kg"]["score"])
+        len(texts) == 200
+        and texts[7] == data["1"]["prompt"] + data["1"]["gen"]["gpt_kg"]["text"]
+        and human[7] == np.mean(data["1"]["gen"]["gpt_kg"]["score"])
     )
     noise = np.random.default_rng(1).normal(0, 0.7, len(texts))
     scores = np.round(20 * (human + noise)).clip(0, 100)
@@ -248,8 +330,12 @@ def test_validation_equals_scipy(tmp_path):
     found = judges.validate_judge(lambda t: scores, tmp_path / "mans.json", draws=500)
     ok = np.isfinite(scores)
     assert (found.n, found.unparsable) == (198, 2)
-    assert found.pearson == pytest.approx(scipy.stats.pearsonr(scores[ok], human[ok]).statistic, abs=1e-12)
-    assert found.spearman == pytest.approx(scipy.stats.spearmanr(scores[ok], human[ok]).statistic, abs=1e-12)
+    assert found.pearson == pytest.approx(
+        scipy.stats.pearsonr(scores[ok], human[ok]).statistic, abs=1e-12
+    )
+    assert found.spearman == pytest.approx(
+        scipy.stats.spearmanr(scores[ok], human[ok]).statistic, abs=1e-12
+    )
     # The bootstrap of scipy, over stories, to the error of 500 draws.
     groups = [np.flatnonzero(ok & (story == s)) for s in range(40)]
 
@@ -257,7 +343,9 @@ def test_validation_equals_scipy(tmp_path):
         rows = np.concatenate([groups[i] for i in chosen])
         return scipy.stats.pearsonr(scores[rows], human[rows]).statistic
 
-    theirs = scipy.stats.bootstrap((np.arange(40),), statistic, n_resamples=500, vectorized=False, method="percentile", rng=0).confidence_interval
+    theirs = scipy.stats.bootstrap(
+        (np.arange(40),), statistic, n_resamples=500, vectorized=False, method="percentile", rng=0
+    ).confidence_interval
     assert found.pearson_interval == pytest.approx(tuple(theirs), abs=0.03)
     assert found.spearman_interval[0] < found.spearman < found.spearman_interval[1]
 
@@ -266,13 +354,24 @@ def test_validation_of_degenerate_judges(tmp_path):
     write_stories(tmp_path / "mans.json", 3)
     found = judges.validate_judge(lambda t: np.full(len(t), 50.0), tmp_path / "mans.json", draws=20)
     assert np.isnan([found.pearson, found.spearman, *found.pearson_interval]).all()
-    found = judges.validate_judge(lambda t: np.full(len(t), np.nan), tmp_path / "mans.json", draws=20)
+    found = judges.validate_judge(
+        lambda t: np.full(len(t), np.nan), tmp_path / "mans.json", draws=20
+    )
     assert (found.n, found.unparsable) == (0, 15) and np.isnan(found.pearson)
     with pytest.raises(ValueError, match=r"shape \[2\] for 15 texts"):
         judges.validate_judge(lambda t: np.zeros(2), tmp_path / "mans.json")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "nonsense", '{"0": {"prompt": "x"}}', '{"0": {"prompt": "x", "gen": {"gpt": {"text": "y", "score": []}}}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        "nonsense",
+        '{"0": {"prompt": "x"}}',
+        '{"0": {"prompt": "x", "gen": {"gpt": {"text": "y", "score": []}}}}',
+    ],
+)
 def test_files_of_another_form_are_refused(tmp_path, content):
     (tmp_path / "f.json").write_text(content)
     with pytest.raises(ValueError, match="OpenMEVA form|holds no stories"):

@@ -1,4 +1,6 @@
-"""Lexical measures against plain Python, NLTK, scipy and drawn samples; collapsed and hostile texts."""
+"""Lexical measures against plain Python, NLTK, scipy and drawn samples; collapsed and hostile
+texts.
+"""
 
 from collections import Counter
 
@@ -42,21 +44,30 @@ def test_size_matched_distinct_n_is_the_mean_over_draws():
     flat = np.array([hash(g) for row in grams(texts, 1) for g in row])
     draw = np.random.default_rng(0)
     means = [len(set(draw.choice(flat, 7, replace=False))) / 7 for _ in range(20_000)]
-    assert lx.distinct_n_size_matched(texts, 1, 7) == pytest.approx(np.mean(means), abs=4 * np.std(means) / np.sqrt(len(means)))
+    assert lx.distinct_n_size_matched(texts, 1, 7) == pytest.approx(
+        np.mean(means), abs=4 * np.std(means) / np.sqrt(len(means))
+    )
     # Drawing every n-gram is no draw.
-    assert lx.distinct_n_size_matched(texts, 1, len(flat)) == pytest.approx(lx.distinct_n(texts, 1), abs=1e-12)
+    assert lx.distinct_n_size_matched(texts, 1, len(flat)) == pytest.approx(
+        lx.distinct_n(texts, 1), abs=1e-12
+    )
     assert np.isnan(lx.distinct_n_size_matched(texts, 1, len(flat) + 1))
 
 
 def test_size_matching_removes_the_effect_of_the_corpus_size(tweets):
     small, large = tweets[:300], tweets[:1500]
     assert lx.distinct_n(small, 2) - lx.distinct_n(large, 2) > 0.05
-    assert abs(lx.distinct_n_size_matched(small, 2, 2000) - lx.distinct_n_size_matched(large, 2, 2000)) < 0.02
+    assert (
+        abs(lx.distinct_n_size_matched(small, 2, 2000) - lx.distinct_n_size_matched(large, 2, 2000))
+        < 0.02
+    )
 
 
 def test_distinct_n_by_context_sums_the_ratios_of_contexts():
     texts = ["a b c d e f", "a b c d e f", "x y z u v", "p q"]
-    assert lx.distinct_n_by_context(texts, ["one", "one", "two", "three"]) == pytest.approx(2 / 4 + 1 + 0)
+    assert lx.distinct_n_by_context(texts, ["one", "one", "two", "three"]) == pytest.approx(
+        2 / 4 + 1 + 0
+    )
     chains = lx.distinct_n_by_context([texts, texts[:2]], [[1, 1, 2, 3], [1, 2]])
     np.testing.assert_allclose(chains, [1.5, 2.0])
     # It scales with the number of contexts; the corpus-level ratio does not.
@@ -76,7 +87,9 @@ def test_type_token_ratio_is_over_nltks_words_of_a_prefix(characters):
 
 def test_word_entropy_and_vocabulary_are_scipys_over_nltks_words():
     counts = Counter(nltk_words(SENTENCES))
-    assert lx.word_entropy(SENTENCES) == pytest.approx(stats.entropy(list(counts.values())), rel=1e-12)
+    assert lx.word_entropy(SENTENCES) == pytest.approx(
+        stats.entropy(list(counts.values())), rel=1e-12
+    )
     assert lx.vocabulary_size(SENTENCES) == len(counts)
     assert lx.word_entropy(["a b c d"]) == pytest.approx(np.log(4), rel=1e-12)
 
@@ -92,14 +105,31 @@ def test_zipf_slope_is_the_regression_line_over_ranks(tweets):
 def test_ngram_ttr_is_guos_with_the_draw_replaced_by_its_mean(tweets):
     texts = tweets[:400]
     punctuation = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
-    tokens = [[t.lower() for t in WordPunctTokenizer().tokenize(text) if t not in punctuation] for text in texts]
+    tokens = [
+        [t.lower() for t in WordPunctTokenizer().tokenize(text) if t not in punctuation]
+        for text in texts
+    ]
     draw, want = np.random.default_rng(1), []
     for n in (1, 2, 3):
         table: dict = {}
-        flat = np.array([table.setdefault(tuple(t[i : i + n]), len(table)) for t in tokens for i in range(len(t) - n + 1)])
-        want.append(np.mean([len(np.unique(draw.choice(flat, 3000, replace=False))) / 3000 for _ in range(200)]))
+        flat = np.array(
+            [
+                table.setdefault(tuple(t[i : i + n]), len(table))
+                for t in tokens
+                for i in range(len(t) - n + 1)
+            ]
+        )
+        want.append(
+            np.mean(
+                [len(np.unique(draw.choice(flat, 3000, replace=False))) / 3000 for _ in range(200)]
+            )
+        )
     assert lx.ngram_ttr(texts, 3000) == pytest.approx(np.mean(want), abs=1e-3)
-    whole = [len({tuple(t[i : i + n]) for t in tokens for i in range(len(t) - n + 1)}) / sum(len(t) - n + 1 for t in tokens if len(t) >= n) for n in (1, 2, 3)]
+    whole = [
+        len({tuple(t[i : i + n]) for t in tokens for i in range(len(t) - n + 1)})
+        / sum(len(t) - n + 1 for t in tokens if len(t) >= n)
+        for n in (1, 2, 3)
+    ]
     assert lx.ngram_ttr(texts) == pytest.approx(np.mean(whole), abs=1e-12)
 
 
@@ -115,11 +145,15 @@ def test_memorised_ngrams_are_found_in_the_reference(tweets):
     texts, reference = tweets[:100] + tweets[500:520], tweets[90:510]
     known = {g for row in grams(reference, 4) for g in row}
     flat = [g for row in grams(texts, 4) for g in row]
-    assert lx.memorised_ngrams(texts, reference, 4) == pytest.approx(np.mean([g in known for g in flat]), abs=1e-15)
+    assert lx.memorised_ngrams(texts, reference, 4) == pytest.approx(
+        np.mean([g in known for g in flat]), abs=1e-15
+    )
     own = lx.memorised_ngrams([texts, texts], [texts, ["nothing of the kind"]], 4)
     np.testing.assert_array_equal(own, [1, 0])
     shared = lx.memorised_ngrams([texts, texts[:5]], reference, 4)
-    assert shared[0] == pytest.approx(lx.memorised_ngrams(texts, reference, 4)) and shared.shape == (2,)
+    assert shared[0] == pytest.approx(
+        lx.memorised_ngrams(texts, reference, 4)
+    ) and shared.shape == (2,)
     with pytest.raises(ValueError, match="reference_texts has 2 chains, texts has 3"):
         lx.memorised_ngrams([texts] * 3, [texts, texts], 4)
 
@@ -132,7 +166,15 @@ CORPUS_MEASURES = [
 
 @pytest.mark.parametrize("measure", CORPUS_MEASURES)
 def test_a_chain_has_the_same_value_alone_and_among_others(measure, hostile):
-    chains = [hostile[:200], ["one text"], [], hostile[100:400], ["", ""], ["same words here again"] * 4, SENTENCES]
+    chains = [
+        hostile[:200],
+        ["one text"],
+        [],
+        hostile[100:400],
+        ["", ""],
+        ["same words here again"] * 4,
+        SENTENCES,
+    ]
     together = measure(chains)
     assert together.shape == (len(chains),) and together.dtype == np.float64
     np.testing.assert_array_equal(together, [measure(chain) for chain in chains])

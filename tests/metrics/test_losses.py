@@ -14,7 +14,9 @@ def test_loss_is_per_token_and_perplexity_its_exponential():
     chains = [Result([2.0, 4.0], [1, 3]), ([0.0], [5]), Result([], []), ([0.0, 1.0], [0, 1])]
     np.testing.assert_allclose(ls.held_out_loss(chains), [1.5, 0, np.nan, 1])
     np.testing.assert_allclose(ls.perplexity(chains), np.exp([1.5, 0, np.nan, 1]))
-    np.testing.assert_allclose(ls.mean_text_perplexity(chains), [(np.exp(2) + np.exp(4 / 3)) / 2, 1, np.nan, np.e])
+    np.testing.assert_allclose(
+        ls.mean_text_perplexity(chains), [(np.exp(2) + np.exp(4 / 3)) / 2, 1, np.nan, np.e]
+    )
     np.testing.assert_allclose(ls.text_perplexities(chains)[3], [np.nan, np.e])
 
 
@@ -34,7 +36,10 @@ def test_tail_mass_is_the_share_of_tokens_below_the_probability():
 @pytest.mark.parametrize(
     "call, says",
     [
-        (lambda: ls.held_out_loss([([1.0], [1, 2])]), r"losses\[0\] has nats \[1\] and tokens \[2\]"),
+        (
+            lambda: ls.held_out_loss([([1.0], [1, 2])]),
+            r"losses\[0\] has nats \[1\] and tokens \[2\]",
+        ),
         (lambda: ls.tail_mass([[]], 1.5), "probability is 1.5, a number between 0 and 1"),
     ],
 )

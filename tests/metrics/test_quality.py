@@ -1,4 +1,6 @@
-"""The text quality index: corruptions that do what they say, both readings by hand, and the detector that comes with the toolkit."""
+"""The text quality index: corruptions that do what they say, both readings by hand, and the
+detector that comes with the toolkit.
+"""
 
 import re
 from collections import Counter
@@ -8,7 +10,16 @@ import pytest
 
 from jaxloop.metrics import quality, registry
 from jaxloop.metrics.classifiers import Classifier, load_classifier, probabilities
-from jaxloop.metrics.quality import CLASSES, corrupt, corrupted, default_detector, fit_detector, sentences, text_qualities, text_quality_index
+from jaxloop.metrics.quality import (
+    CLASSES,
+    corrupt,
+    corrupted,
+    default_detector,
+    fit_detector,
+    sentences,
+    text_qualities,
+    text_quality_index,
+)
 from tests.peers import peer
 
 torch = peer("torch")
@@ -31,7 +42,8 @@ def rng(*seed):
     return np.random.default_rng(seed)
 
 
-# ---- sentences and corruptions ----------------------------------------------------------------------------------------
+# ---- sentences and corruptions
+# ----------------------------------------------------------------------------------------
 
 
 def test_sentences():
@@ -49,11 +61,15 @@ def test_corruptions_do_what_they_say(seed):
         words = sentence.split()
         assert corrupt(sentence, "clean", rng(seed, i)) == sentence
         noise = corrupt(sentence, "noise", rng(seed, i)).split()
-        assert [len(w) for w in noise] == [len(w) for w in words] and set("".join(noise)) <= set("abcdefghijklmnopqrstuvwxyz")
+        assert [len(w) for w in noise] == [len(w) for w in words] and set("".join(noise)) <= set(
+            "abcdefghijklmnopqrstuvwxyz"
+        )
         salad = corrupt(sentence, "word salad", rng(seed, i)).split()
         assert Counter(salad) == Counter(words) and salad != words
         pairs = Counter(zip(words, words[1:], strict=False))
-        assert sum((Counter(zip(salad, salad[1:], strict=False)) & pairs).values()) <= len(words) / 4
+        assert (
+            sum((Counter(zip(salad, salad[1:], strict=False)) & pairs).values()) <= len(words) / 4
+        )
         mild = corrupt(sentence, "mild gibberish", rng(seed, i)).split()
         kept = sum((Counter(mild) & Counter(words)).values())
         assert mild != words and kept >= len(words) / 2
@@ -75,23 +91,37 @@ def test_every_class_has_sentences_of_its_own():
     assert corrupted(REAL, seed=3) == (texts, labels) and corrupted(REAL, seed=4)[0] != texts
 
 
-# ---- the index --------------------------------------------------------------------------------------------------------
+# ---- the index
+# --------------------------------------------------------------------------------------------------------
 
-SHARES = {"A clean one.": (0.9, 0.1, 0, 0), "Mild a bit.": (0.3, 0.6, 0.1, 0), "salad word.": (0, 0.2, 0.8, 0), "xq zzv.": (0, 0, 0.3, 0.7)}
+SHARES = {
+    "A clean one.": (0.9, 0.1, 0, 0),
+    "Mild a bit.": (0.3, 0.6, 0.1, 0),
+    "salad word.": (0, 0.2, 0.8, 0),
+    "xq zzv.": (0, 0, 0.3, 0.7),
+}
 
 
 @pytest.fixture
 def known(monkeypatch):
     """A detector with known probabilities."""
     monkeypatch.setattr(quality, "_detector", lambda path: Classifier(None, CLASSES))
-    monkeypatch.setattr(quality, "probabilities", lambda _, texts: np.array([SHARES[t] for t in texts], np.float32).reshape(-1, 4))
+    monkeypatch.setattr(
+        quality,
+        "probabilities",
+        lambda _, texts: np.array([SHARES[t] for t in texts], np.float32).reshape(-1, 4),
+    )
 
 
 def test_both_readings_by_hand(known):
     clean, mild, salad, noise = SHARES
     chains = [[f"{clean} {mild}", noise, ""], [salad], []]
     np.testing.assert_allclose(text_quality_index(chains), [(2.5 + 0 + 0) / 3, 1, np.nan])
-    np.testing.assert_allclose(text_quality_index(chains, reading="confidence"), [((2.7 + 1.2) / 2) / 3, 0.8, np.nan], rtol=1e-6)
+    np.testing.assert_allclose(
+        text_quality_index(chains, reading="confidence"),
+        [((2.7 + 1.2) / 2) / 3, 0.8, np.nan],
+        rtol=1e-6,
+    )
     each = text_qualities(chains, reading="confidence")
     np.testing.assert_allclose(each[0], [(2.7 + 1.2) / 2, 0, 0], rtol=1e-6)
     assert [len(values) for values in each] == [3, 1, 0]
@@ -102,44 +132,80 @@ def test_both_readings_by_hand(known):
 
 def test_a_detector_of_other_classes_is_refused(monkeypatch):
     quality._detector.cache_clear()
-    monkeypatch.setattr(quality, "load_classifier", lambda path: Classifier(None, ("spam", "clean")))
-    with pytest.raises(ValueError, match="detector: the class 'spam' of somewhere has no quality value; known are clean, mild gibberish"):
+    monkeypatch.setattr(
+        quality, "load_classifier", lambda path: Classifier(None, ("spam", "clean"))
+    )
+    with pytest.raises(
+        ValueError,
+        match="detector: the class 'spam' of somewhere has no quality value; known are clean, "
+        "mild gibberish",
+    ):
         text_quality_index([["x"]], detector="somewhere")
     quality._detector.cache_clear()
 
 
-# ---- the detector -----------------------------------------------------------------------------------------------------
+# ---- the detector
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_the_detector_grades_real_sentences_and_their_corruptions():
     names = ["text_quality_index", "text_quality_index(reading='confidence')"]
-    chains = [[corrupt(s, kind, rng(seed, i)) for seed in range(8) for i, s in enumerate(REAL)] for kind in CLASSES]
-    for values, step in zip(registry.evaluate(names, texts=chains).values(), (0.2, 0.1), strict=True):
-        assert values[0] > values[1] + step and values[1] > values[2] + 2 * step and values[2] > values[3] + 5 * step
-    index = registry.evaluate(names[:1], texts=[*chains, [], [""], ["😀 مرحبا שלום"], ["word " * 200_000]])[names[0]]
+    chains = [
+        [corrupt(s, kind, rng(seed, i)) for seed in range(8) for i, s in enumerate(REAL)]
+        for kind in CLASSES
+    ]
+    for values, step in zip(
+        registry.evaluate(names, texts=chains).values(), (0.2, 0.1), strict=True
+    ):
+        assert (
+            values[0] > values[1] + step
+            and values[1] > values[2] + 2 * step
+            and values[2] > values[3] + 5 * step
+        )
+    index = registry.evaluate(
+        names[:1], texts=[*chains, [], [""], ["😀 مرحبا שלום"], ["word " * 200_000]]
+    )[names[0]]
     assert index[0] > 2.3 and index[3] < 0.2
     assert np.isnan(index[4]) and index[5] == 0 and 0 <= index[6] <= 3 and 0 <= index[7] <= 3
-    np.testing.assert_array_equal(registry.evaluate(names[:1], texts=chains[:1])[names[0]], index[:1])
+    np.testing.assert_array_equal(
+        registry.evaluate(names[:1], texts=chains[:1])[names[0]], index[:1]
+    )
 
 
 def test_the_detector_is_a_model_of_transformers():
-    model = hf.AutoModelForSequenceClassification.from_pretrained(default_detector(), dtype=torch.float32).eval()
+    model = hf.AutoModelForSequenceClassification.from_pretrained(
+        default_detector(), dtype=torch.float32
+    ).eval()
     tokenizer = hf.AutoTokenizer.from_pretrained(default_detector())
     ours = load_classifier(str(default_detector()))
     assert set(ours.labels) == set(CLASSES) == set(model.config.id2label.values())
     found = probabilities(ours, REAL[:3])
     for text, shares in zip(REAL, found, strict=False):
         with torch.no_grad():
-            expected = model(**tokenizer(text, truncation=True, max_length=ours.encoder.limit, return_tensors="pt")).logits.softmax(-1)[0]
+            expected = model(
+                **tokenizer(
+                    text, truncation=True, max_length=ours.encoder.limit, return_tensors="pt"
+                )
+            ).logits.softmax(-1)[0]
         np.testing.assert_allclose(shares, expected.numpy(), atol=1e-4)
 
 
 def test_the_detector_is_small_and_its_card_says_what_it_reaches():
     files = {path.name: path.stat().st_size for path in default_detector().iterdir()}
-    assert sum(files.values()) < 3e6 and {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
+    assert sum(files.values()) < 3e6 and {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+    } <= set(files)
     card = (default_detector() / "README.md").read_text(encoding="utf8")
     assert "python scripts/train_detector.py --out jaxloop/assets/detector" in card
-    rows = re.findall(r"^\| (clean|mild gibberish|noise|word salad) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|", card, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (clean|mild gibberish|noise|word salad) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| "
+        r"([\d,]+) \|",
+        card,
+        re.MULTILINE,
+    )
     assert len(rows) == 8  # two confusion matrices
     for at in (0, 4):
         counts = np.array([[int(n.replace(",", "")) for n in row[1:]] for row in rows[at : at + 4]])
@@ -155,5 +221,8 @@ def test_training_a_detector():
 
 
 def test_too_few_sentences_are_refused():
-    with pytest.raises(ValueError, match="real: 20 different sentences of four words or more; at least 100 are needed"):
+    with pytest.raises(
+        ValueError,
+        match="real: 20 different sentences of four words or more; at least 100 are needed",
+    ):
         fit_detector([*REAL, *REAL, "three short words"])

@@ -9,12 +9,18 @@ import pytest
 from jaxloop import metrics
 from jaxloop.metrics import bleu, lexical, registry, semantic
 
-TEXTS = [["the cat sat on the mat", "a dog ran, and ran", "it rained all day long"], ["same text"] * 3, ["one", "", "two words"]]
+TEXTS = [
+    ["the cat sat on the mat", "a dog ran, and ran", "it rained all day long"],
+    ["same text"] * 3,
+    ["one", "", "two words"],
+]
 
 
 def embed(texts):
     """Letter counts: a stand-in for an encoder."""
-    return np.array([[text.count(c) + 0.1 for c in "aeinorst"] for text in texts], np.float32).reshape(-1, 8)
+    return np.array(
+        [[text.count(c) + 0.1 for c in "aeinorst"] for text in texts], np.float32
+    ).reshape(-1, 8)
 
 
 def project(points):
@@ -47,7 +53,13 @@ def by_options(name):
 
 
 def test_values_are_those_of_the_functions():
-    names = ["self_bleu", "distinct_n(n=2)", "cosine_diversity", "type_token_ratio(characters=4)", "text_length"]
+    names = [
+        "self_bleu",
+        "distinct_n(n=2)",
+        "cosine_diversity",
+        "type_token_ratio(characters=4)",
+        "text_length",
+    ]
     found = metrics.evaluate(names, texts=TEXTS, embeddings=embed)
     assert list(found) == names
     for name, want in zip(
@@ -74,11 +86,17 @@ def test_every_metric_is_documented_and_evaluates_within_its_range(name):
     assert found.shape == (3,) and found.dtype == np.float64
     least, largest = metric.range
     known = found[~np.isnan(found)]
-    assert (least is None or (known >= least - 1e-9).all()) and (largest is None or (known <= largest + 1e-9).all())
+    assert (least is None or (known >= least - 1e-9).all()) and (
+        largest is None or (known <= largest + 1e-9).all()
+    )
 
 
 @pytest.mark.parametrize("name", ALONE)
-@pytest.mark.parametrize("chain", [[], ["one text"], ["", "", ""], ["all alike"] * 60, ["😀 مرحبا"] * 2], ids=["none", "one", "empty", "alike", "emoji"])
+@pytest.mark.parametrize(
+    "chain",
+    [[], ["one text"], ["", "", ""], ["all alike"] * 60, ["😀 مرحبا"] * 2],
+    ids=["none", "one", "empty", "alike", "emoji"],
+)
 def test_collapsed_output_never_fails_and_leaves_the_other_chains_alone(name, chain):
     healthy = TEXTS[0]
     name = by_options(name)
@@ -89,8 +107,14 @@ def test_collapsed_output_never_fails_and_leaves_the_other_chains_alone(name, ch
 
 
 def test_values_of_texts_and_their_mean_agree():
-    names = [name for name in ALONE if metrics.REGISTRY[name].per_text and set(metrics.REGISTRY[name].needs) == {"texts"}]
-    assert {"self_bleu", "type_token_ratio", "text_length", "repetition", "positivity"} <= set(names)
+    names = [
+        name
+        for name in ALONE
+        if metrics.REGISTRY[name].per_text and set(metrics.REGISTRY[name].needs) == {"texts"}
+    ]
+    assert {"self_bleu", "type_token_ratio", "text_length", "repetition", "positivity"} <= set(
+        names
+    )
     texts = [chain for chain in TEXTS if all(chain)]
     each, mean = metrics.evaluate_texts(names, texts=texts), metrics.evaluate(names, texts=texts)
     for name in names:
@@ -109,15 +133,28 @@ def test_texts_are_embedded_once_and_only_if_asked_for():
 
     metrics.evaluate(["self_bleu", "text_length"], texts=TEXTS, embeddings=counted)
     assert calls == []
-    found = metrics.evaluate(["cosine_diversity", "frechet_distance", "kl_entropy(k=1)"], **{**inputs(TEXTS), "embeddings": counted})
+    found = metrics.evaluate(
+        ["cosine_diversity", "frechet_distance", "kl_entropy(k=1)"],
+        **{**inputs(TEXTS), "embeddings": counted},
+    )
     assert calls == [3, 9]  # the reference, then all chains
-    np.testing.assert_allclose(found["cosine_diversity"], [semantic.cosine_diversity(embed(chain)) for chain in TEXTS])
+    np.testing.assert_allclose(
+        found["cosine_diversity"], [semantic.cosine_diversity(embed(chain)) for chain in TEXTS]
+    )
     assert metrics.needs(["self_bleu"]) == {"texts"}
-    assert metrics.needs(["kl_entropy", "length_kl"]) == {"projection", "embeddings", "texts", "reference_texts"}
+    assert metrics.needs(["kl_entropy", "length_kl"]) == {
+        "projection",
+        "embeddings",
+        "texts",
+        "reference_texts",
+    }
 
 
 def test_every_chain_may_have_its_own_reference():
-    first, second = ["a cat and a dog", "two words", "rain"], ["trees", "it rained on them", "stone", "tar"]
+    first, second = (
+        ["a cat and a dog", "two words", "rain"],
+        ["trees", "it rained on them", "stone", "tar"],
+    )
     names = ["frechet_distance", "sliced_wasserstein", "length_kl"]
     calls = []
 
@@ -125,21 +162,38 @@ def test_every_chain_may_have_its_own_reference():
         calls.append(len(texts))
         return embed(texts)
 
-    found = metrics.evaluate(names, texts=TEXTS, embeddings=counted, reference_texts=[first, second, first])
+    found = metrics.evaluate(
+        names, texts=TEXTS, embeddings=counted, reference_texts=[first, second, first]
+    )
     assert calls == [3, 4, 9]
     for chain, reference in enumerate((first, second, first)):
-        alone = metrics.evaluate(names, texts=[TEXTS[chain]], embeddings=embed, reference_texts=reference)
+        alone = metrics.evaluate(
+            names, texts=[TEXTS[chain]], embeddings=embed, reference_texts=reference
+        )
         assert [found[name][chain] for name in names] == [alone[name][0] for name in names]
-    with pytest.raises(ValueError, match="different numbers of chains: reference_embeddings 2, embeddings 3"):
-        metrics.evaluate(["mmd2"], embeddings=[embed(chain) for chain in TEXTS], reference_embeddings=[embed(first), embed(second)])
+    with pytest.raises(
+        ValueError, match="different numbers of chains: reference_embeddings 2, embeddings 3"
+    ):
+        metrics.evaluate(
+            ["mmd2"],
+            embeddings=[embed(chain) for chain in TEXTS],
+            reference_embeddings=[embed(first), embed(second)],
+        )
 
 
 def test_every_chain_may_have_its_own_projection():
     points = [embed(chain) for chain in TEXTS[::2]]
     doubled = lambda x: 2 * project(x)  # noqa: E731
-    found = metrics.evaluate(["gaussian_aic"], embeddings=points, projection=[project, doubled])["gaussian_aic"]
+    found = metrics.evaluate(["gaussian_aic"], embeddings=points, projection=[project, doubled])[
+        "gaussian_aic"
+    ]
     for chain, to in enumerate((project, doubled)):
-        assert found[chain] == metrics.evaluate(["gaussian_aic"], embeddings=[points[chain]], projection=to)["gaussian_aic"][0]
+        assert (
+            found[chain]
+            == metrics.evaluate(["gaussian_aic"], embeddings=[points[chain]], projection=to)[
+                "gaussian_aic"
+            ][0]
+        )
     with pytest.raises(ValueError, match="different numbers of chains: projection 1, embeddings 2"):
         metrics.evaluate(["gaussian_aic"], embeddings=points, projection=[project])
 
@@ -166,14 +220,21 @@ def test_what_would_be_refused_later_is_refused_before(name, says):
 
 def test_checking_asks_no_endpoint_and_every_metric_alone_passes(monkeypatch, tmp_path):
     monkeypatch.setattr("jaxloop.metrics.endpoint._request", lambda *_: pytest.fail("asked"))
-    registry.check([f"judge_quality(model='m', url='http://127.0.0.1:9/v1', cache='{tmp_path / 'c'}')", *ALONE])
+    registry.check(
+        [f"judge_quality(model='m', url='http://127.0.0.1:9/v1', cache='{tmp_path / 'c'}')", *ALONE]
+    )
 
 
 def test_embeddings_may_be_given_for_chains_of_unequal_size():
     ragged = [embed(TEXTS[0]), embed(TEXTS[1][:2])]
     found = metrics.evaluate(["cosine_diversity", "knn_cosine_diversity(k=2)"], embeddings=ragged)
-    np.testing.assert_allclose(found["cosine_diversity"], [semantic.cosine_diversity(chain) for chain in ragged])
-    assert np.isnan(found["knn_cosine_diversity(k=2)"][1]) and found["knn_cosine_diversity(k=2)"][0] > 0
+    np.testing.assert_allclose(
+        found["cosine_diversity"], [semantic.cosine_diversity(chain) for chain in ragged]
+    )
+    assert (
+        np.isnan(found["knn_cosine_diversity(k=2)"][1])
+        and found["knn_cosine_diversity(k=2)"][0] > 0
+    )
 
 
 def test_a_metric_whose_backend_is_down_is_missing_and_the_others_are_computed(monkeypatch, caplog):
@@ -191,7 +252,11 @@ def test_a_metric_whose_backend_is_down_is_missing_and_the_others_are_computed(m
 @pytest.mark.parametrize(
     "names, given, says",
     [
-        (["self_blue"], {}, "metrics holds 'self_blue', which is no metric; the nearest name is 'self_bleu'."),
+        (
+            ["self_blue"],
+            {},
+            "metrics holds 'self_blue', which is no metric; the nearest name is 'self_bleu'.",
+        ),
         (["vocabulary"], {}, "the nearest name is 'vocabulary_size'."),
         ([7], {}, "metrics holds '7', which is no metric"),
         ("self_bleu", {}, "metrics is the string 'self_bleu', a list of names is needed."),
@@ -202,14 +267,42 @@ def test_a_metric_whose_backend_is_down_is_missing_and_the_others_are_computed(m
         (["distinct_n(n=open('x'))"], {}, "options are needed in the form"),
         (["distinct_n(n=0)"], {"texts": TEXTS}, "n is 0, a whole number of at least 1 is needed."),
         (["cosine_diversity"], {"texts": TEXTS}, "metric 'cosine_diversity' needs embeddings"),
-        (["kl_entropy"], {"texts": TEXTS, "embeddings": embed}, "metric 'kl_entropy' needs projection"),
+        (
+            ["kl_entropy"],
+            {"texts": TEXTS, "embeddings": embed},
+            "metric 'kl_entropy' needs projection",
+        ),
         (["kl_entropy"], {"projection": project}, "metric 'kl_entropy' needs embeddings"),
-        (["self_bleu"], {"texts": ["a", "b"]}, "texts holds strings, one list of strings for each chain is needed."),
-        (["self_bleu"], {"texts": [["a", None]]}, r"texts[0][1] is NoneType None, a string is needed."),
-        (["cosine_diversity"], {"embeddings": embed}, "embeddings is a function, so texts are needed to embed."),
-        (["cosine_diversity"], {"texts": TEXTS, "embeddings": lambda t: embed(t)[1:]}, "embeddings returned 8 rows for 9 texts"),
-        (["cosine_diversity"], {"embeddings": np.full((2, 5, 3), np.nan)}, "hold NaN or infinity, finite numbers are needed."),
-        (["self_bleu", "held_out_loss"], {"texts": TEXTS, "losses": [([1.0], [1])]}, "different numbers of chains: texts 3, losses 1."),
+        (
+            ["self_bleu"],
+            {"texts": ["a", "b"]},
+            "texts holds strings, one list of strings for each chain is needed.",
+        ),
+        (
+            ["self_bleu"],
+            {"texts": [["a", None]]},
+            r"texts[0][1] is NoneType None, a string is needed.",
+        ),
+        (
+            ["cosine_diversity"],
+            {"embeddings": embed},
+            "embeddings is a function, so texts are needed to embed.",
+        ),
+        (
+            ["cosine_diversity"],
+            {"texts": TEXTS, "embeddings": lambda t: embed(t)[1:]},
+            "embeddings returned 8 rows for 9 texts",
+        ),
+        (
+            ["cosine_diversity"],
+            {"embeddings": np.full((2, 5, 3), np.nan)},
+            "hold NaN or infinity, finite numbers are needed.",
+        ),
+        (
+            ["self_bleu", "held_out_loss"],
+            {"texts": TEXTS, "losses": [([1.0], [1])]},
+            "different numbers of chains: texts 3, losses 1.",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_sentence(names, given, says):

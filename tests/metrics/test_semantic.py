@@ -1,4 +1,6 @@
-"""Measures of embeddings against scikit-learn, scipy, NumPy brute force and distributions whose entropy is known."""
+"""Measures of embeddings against scikit-learn, scipy, NumPy brute force and distributions whose
+entropy is known.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,9 @@ def test_cosine_diversity_is_the_mean_over_pairs(points):
     want = [cosine_distances(chain.astype(np.float64))[pairs].mean() for chain in points]
     np.testing.assert_allclose(sm.cosine_diversity(points), want, atol=1e-12)
     assert sm.cosine_diversity(points[0]) == pytest.approx(want[0], abs=1e-12)
-    np.testing.assert_allclose(sm.cosine_diversity(jnp.asarray(points, jnp.bfloat16)), want, atol=1e-3)
+    np.testing.assert_allclose(
+        sm.cosine_diversity(jnp.asarray(points, jnp.bfloat16)), want, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("k", [1, 5, 50, 150, 399])
@@ -42,14 +46,18 @@ def test_knn_cosine_diversity_drops_the_point_itself_and_keeps_its_duplicates(po
 
 def test_knn_cosine_diversity_is_scikit_learns(points):
     near = NearestNeighbors(n_neighbors=6, metric="cosine", algorithm="brute").fit(points[0])
-    assert sm.knn_cosine_diversity(points[0], 5) == pytest.approx(near.kneighbors(points[0])[0][:, 1:].mean(), abs=1e-6)
+    assert sm.knn_cosine_diversity(points[0], 5) == pytest.approx(
+        near.kneighbors(points[0])[0][:, 1:].mean(), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("k", [1, 50, 200])
 @pytest.mark.parametrize("d", [1, 2, 9, 24])
 def test_neighbour_distances_are_scikit_learns(points, k, d):
     x = points[..., :d].astype(np.float64)
-    want = [NearestNeighbors(n_neighbors=k + 1).fit(chain).kneighbors(chain)[0][:, k] for chain in x]
+    want = [
+        NearestNeighbors(n_neighbors=k + 1).fit(chain).kneighbors(chain)[0][:, k] for chain in x
+    ]
     np.testing.assert_allclose(sm.kth_neighbour_distances(x, k), want, rtol=1e-7, atol=1e-7)
 
 
@@ -65,7 +73,9 @@ def test_blocks_of_differences_give_the_distances_of_the_tree(points):
 def test_near_duplicates_are_ranked_exactly(jitter):
     """120 texts that say almost the same, far from the mean: float32 products cannot rank them."""
     draw = np.random.default_rng(5)
-    x = np.concatenate([draw.standard_normal((80, 30)) * 5, 20 + jitter * draw.standard_normal((120, 30))])
+    x = np.concatenate(
+        [draw.standard_normal((80, 30)) * 5, 20 + jitter * draw.standard_normal((120, 30))]
+    )
     r = np.sort(np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1)), 1)
     for k in (1, 30, 100):
         # Products in float64 leave an absolute error of about 1e-16 |x|^2 in the squared distance.
@@ -73,10 +83,20 @@ def test_near_duplicates_are_ranked_exactly(jitter):
 
 
 def test_blocks_change_nothing(points, monkeypatch):
-    whole = sm.knn_cosine_diversity(points, 5), sm.knn_cosine_diversity(points, 200), sm.kth_neighbour_distances(points, 5)
+    whole = (
+        sm.knn_cosine_diversity(points, 5),
+        sm.knn_cosine_diversity(points, 200),
+        sm.kth_neighbour_distances(points, 5),
+    )
     monkeypatch.setattr(sm, "_BLOCK_ELEMENTS", 400 * 33)
     for before, after in zip(
-        whole, (sm.knn_cosine_diversity(points, 5), sm.knn_cosine_diversity(points, 200), sm.kth_neighbour_distances(points, 5)), strict=True
+        whole,
+        (
+            sm.knn_cosine_diversity(points, 5),
+            sm.knn_cosine_diversity(points, 200),
+            sm.kth_neighbour_distances(points, 5),
+        ),
+        strict=True,
     ):
         np.testing.assert_allclose(after, before, rtol=1e-6)
 
@@ -86,19 +106,33 @@ def test_kl_entropy_is_its_formula_with_both_constants(points, d, k):
     x = points[0, :, :d].astype(np.float64)
     n = len(x)
     r = np.sort(np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1)), 1)[:, k]
-    textbook = digamma(n) - digamma(k) + np.log(np.pi ** (d / 2) / gamma(d / 2 + 1)) + d * np.log(r).mean()
-    package = digamma(n) - digamma(k) + np.log(np.pi ** (d / 2) / gamma(d / 2 + 1)) + d / n * np.log(2 * r).sum()
+    textbook = (
+        digamma(n) - digamma(k) + np.log(np.pi ** (d / 2) / gamma(d / 2 + 1)) + d * np.log(r).mean()
+    )
+    package = (
+        digamma(n)
+        - digamma(k)
+        + np.log(np.pi ** (d / 2) / gamma(d / 2 + 1))
+        + d / n * np.log(2 * r).sum()
+    )
     assert sm.kl_entropy(x, k, "textbook") == pytest.approx(textbook, rel=1e-6)
     assert sm.kl_entropy(x, k) == pytest.approx(package, rel=1e-6)
-    assert sm.kl_entropy(x, k) - sm.kl_entropy(x, k, "textbook") == pytest.approx(d * np.log(2), abs=1e-12)
+    assert sm.kl_entropy(x, k) - sm.kl_entropy(x, k, "textbook") == pytest.approx(
+        d * np.log(2), abs=1e-12
+    )
 
 
 def test_kl_entropy_finds_the_entropy_of_known_distributions():
     draw = np.random.default_rng(1)
-    n = 20_000  # the estimator's standard error is about sqrt((psi'(k) + var(ln f)) / n) < 0.012 here
+    # the estimator's standard error is about sqrt((psi'(k) + var(ln f)) / n) < 0.012 here
+    n = 20_000
     gauss = draw.standard_normal((n, 2)) @ np.array([[2.0, 0.3], [0.0, 0.5]])
-    assert sm.kl_entropy(gauss, 5, "textbook") == pytest.approx(np.log(2 * np.pi * np.e) + np.log(1.0), abs=0.05)
-    assert sm.kl_entropy(draw.random((n, 2)) * 3, 5, "textbook") == pytest.approx(2 * np.log(3), abs=0.05)
+    assert sm.kl_entropy(gauss, 5, "textbook") == pytest.approx(
+        np.log(2 * np.pi * np.e) + np.log(1.0), abs=0.05
+    )
+    assert sm.kl_entropy(draw.random((n, 2)) * 3, 5, "textbook") == pytest.approx(
+        2 * np.log(3), abs=0.05
+    )
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])
@@ -116,13 +150,24 @@ def test_gaussian_aic_cannot_tell_a_square_from_a_gaussian_and_negentropy_can():
         x @= np.linalg.inv(np.linalg.cholesky(x.T @ x / len(x))).T
     assert sm.gaussian_aic(square) == pytest.approx(sm.gaussian_aic(gauss), rel=1e-6)
     assert abs(sm.negentropy(gauss, 50)) < 0.05
-    assert sm.negentropy(square, 5) == pytest.approx(np.log(2 * np.pi * np.e) - np.log(12), abs=0.05)
-    assert sm.negentropy(square @ np.array([[3.0, 1.0], [0.0, 0.2]]) + 7, 5) == pytest.approx(sm.negentropy(square, 5), abs=0.05)
+    assert sm.negentropy(square, 5) == pytest.approx(
+        np.log(2 * np.pi * np.e) - np.log(12), abs=0.05
+    )
+    assert sm.negentropy(square @ np.array([[3.0, 1.0], [0.0, 0.2]]) + 7, 5) == pytest.approx(
+        sm.negentropy(square, 5), abs=0.05
+    )
 
 
 @pytest.mark.parametrize(
     "measure",
-    [sm.cosine_diversity, lambda x: sm.knn_cosine_diversity(x, 5), lambda x: sm.knn_cosine_diversity(x, 300), sm.kl_entropy, sm.gaussian_aic, sm.negentropy],
+    [
+        sm.cosine_diversity,
+        lambda x: sm.knn_cosine_diversity(x, 5),
+        lambda x: sm.knn_cosine_diversity(x, 300),
+        sm.kl_entropy,
+        sm.gaussian_aic,
+        sm.negentropy,
+    ],
 )
 def test_a_chain_has_the_same_value_alone_and_among_others(points, measure):
     together = measure(points)
@@ -132,10 +177,17 @@ def test_a_chain_has_the_same_value_alone_and_among_others(points, measure):
 
 def test_collapsed_output_has_stated_values():
     same, zero = np.ones((60, 4), np.float32), np.zeros((60, 4), np.float32)
-    assert sm.cosine_diversity(same) == pytest.approx(0, abs=1e-12) and sm.cosine_diversity(zero) == 1
-    assert sm.knn_cosine_diversity(same, 5) == pytest.approx(0, abs=1e-6) and sm.knn_cosine_diversity(zero, 5) == 1
+    assert (
+        sm.cosine_diversity(same) == pytest.approx(0, abs=1e-12) and sm.cosine_diversity(zero) == 1
+    )
+    assert (
+        sm.knn_cosine_diversity(same, 5) == pytest.approx(0, abs=1e-6)
+        and sm.knn_cosine_diversity(zero, 5) == 1
+    )
     assert sm.kl_entropy(same, 50) == -np.inf and np.isnan(sm.negentropy(same, 50))
-    assert sm.gaussian_aic(same) == pytest.approx(60 * 4 * (np.log(2 * np.pi) + np.log(1e-6)) + 28, rel=1e-9)
+    assert sm.gaussian_aic(same) == pytest.approx(
+        60 * 4 * (np.log(2 * np.pi) + np.log(1e-6)) + 28, rel=1e-9
+    )
     assert sm.cosine_diversity(same[:1]) == sm.cosine_diversity(same[:0]) == 0
     assert np.isnan(sm.gaussian_aic(same[:0]))
 
@@ -148,7 +200,10 @@ def test_collapsed_output_has_stated_values():
         (lambda x: sm.kl_entropy(x, 2.5), "k is 2.5"),
         (lambda x: sm.kl_entropy(x, 3, "mine"), "constant is 'mine', one of package, textbook"),
         (lambda x: sm.cosine_diversity(x[0]), r"points has shape \[3\]"),
-        (lambda x: sm.cosine_diversity(np.where(x > x.max() - 1e-6, np.nan, x)), "points hold NaN or infinity"),
+        (
+            lambda x: sm.cosine_diversity(np.where(x > x.max() - 1e-6, np.nan, x)),
+            "points hold NaN or infinity",
+        ),
         (lambda x: sm.gaussian_aic(np.stack([x, x * np.inf])), "points of chain 1 hold NaN"),
     ],
 )

@@ -21,7 +21,16 @@ def test_equal_to_vader_on_human_text(tweets, prose, vader):
 
 
 def test_equal_to_vader_on_hostile_text(hostile, vader):
-    texts = [text.replace("\ud800", "") for text in hostile] + ["😀😀 x😀", "😀", " 😀", "GREAT", "kind of good", "no good", "!!! ???", "x" * 100_000]
+    texts = [text.replace("\ud800", "") for text in hostile] + [
+        "😀😀 x😀",
+        "😀",
+        " 😀",
+        "GREAT",
+        "kind of good",
+        "no good",
+        "!!! ???",
+        "x" * 100_000,
+    ]
     assert positivities(texts).tolist() == vader(texts)
 
 
@@ -29,13 +38,20 @@ def test_equal_to_vader_where_its_rules_interact(vader):
     draw = random.Random(0)
     lexicon = list(SentimentIntensityAnalyzer().lexicon)
     rules = (
-        "but BUT not never no without doubt so this least at very kind of sort the shit bomb or nor to die for yeah right isn't VERY "
+        "but BUT not never no without doubt so this least at very kind of sort the shit bomb or "
+        "nor to die for yeah right isn't VERY "
         "absolutely hardly bus stop hand mouth kiss death"
     ).split()
     texts = []
     for _ in range(8000):
-        words = [draw.choice(rules if draw.random() < 0.6 else lexicon) for _ in range(draw.randint(1, 10))]
-        texts.append(" ".join(w.upper() if draw.random() < 0.2 else w for w in words) + draw.choice(["", "!", "!!!!!", "??", " 😀"]))
+        words = [
+            draw.choice(rules if draw.random() < 0.6 else lexicon)
+            for _ in range(draw.randint(1, 10))
+        ]
+        texts.append(
+            " ".join(w.upper() if draw.random() < 0.2 else w for w in words)
+            + draw.choice(["", "!", "!!!!!", "??", " 😀"])
+        )
     assert positivities(texts).tolist() == vader(texts)
 
 

@@ -25,7 +25,11 @@ def test_neighbours_are_scikit_learns():
 
     points, queries = blobs(300, 1), blobs(70, 2)
     queries[3] = 0
-    distances, indices = NearestNeighbors(n_neighbors=7, metric="cosine", algorithm="brute").fit(points).kneighbors(queries)
+    distances, indices = (
+        NearestNeighbors(n_neighbors=7, metric="cosine", algorithm="brute")
+        .fit(points)
+        .kneighbors(queries)
+    )
     got_indices, got = um.nearest(points, queries, 7)
     kept = np.arange(70) != 3  # all are equally far from the zero vector
     np.testing.assert_array_equal(got_indices[kept], indices[kept])
@@ -41,7 +45,9 @@ def test_a_stored_map_is_read_back_without_pickle(tmp_path):
     np.testing.assert_array_equal(read.points, fitted.points)
     np.testing.assert_array_equal(read.positions, fitted.positions)
     with zipfile.ZipFile(tmp_path / "map.npz") as archive:
-        assert not any(archive.read(name)[:1] == b"\x80" for name in archive.namelist())  # how a pickle opens
+        assert not any(
+            archive.read(name)[:1] == b"\x80" for name in archive.namelist()
+        )  # how a pickle opens
 
 
 @pytest.mark.slow
@@ -72,9 +78,15 @@ def test_equal_texts_land_on_one_place_and_nothing_on_no_place():
         (lambda p: um.fit_map(p[None]), r"points have shape \[1, 200, 16\]"),
         (lambda p: um.fit_map(p, um.MapSettings(neighbours=1)), "neighbours=1.*is out of range"),
         (lambda p: um.fit_map(p * np.nan), "points hold NaN"),
-        (lambda p: um.project(random_map(p), p[:, :5]), r"points have shape \[200, 5\], \[n, 16\] is needed"),
+        (
+            lambda p: um.project(random_map(p), p[:, :5]),
+            r"points have shape \[200, 5\], \[n, 16\] is needed",
+        ),
         (lambda p: um.nearest(p, p, 201), "k is 201, a number from 1 to the 200 points"),
-        (lambda p: um.save_map(random_map(p), "map.pkl"), "path is 'map.pkl', a name that ends in .npz"),
+        (
+            lambda p: um.save_map(random_map(p), "map.pkl"),
+            "path is 'map.pkl', a name that ends in .npz",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, says):
@@ -101,12 +113,18 @@ def test_fit_and_projection_are_umap_learns(monkeypatch):
 
     points, queries = blobs(600, 1), blobs(150, 2)
     fitted = um.fit_map(points, um.MapSettings(limit=500))
-    reference = umap.UMAP(n_neighbors=5, min_dist=0.01, metric="cosine", random_state=0, transform_seed=0, n_jobs=1).fit(points[:500])
+    reference = umap.UMAP(
+        n_neighbors=5, min_dist=0.01, metric="cosine", random_state=0, transform_seed=0, n_jobs=1
+    ).fit(points[:500])
     np.testing.assert_array_equal(fitted.positions, reference.embedding_)
     want = reference.transform(queries)
-    # Most points land to the bit where umap-learn puts them; a last digit of a distance moves the others inside their neighbourhood ...
+    # Most points land to the bit where umap-learn puts them; a last digit of a distance moves the
+    # others inside their neighbourhood ...
     moved = np.linalg.norm(um.project(fitted, queries) - want, axis=1)
-    assert np.median(moved) < 1e-5 and moved.max() < 0.2 * np.linalg.norm(want - want.mean(0), axis=1).mean()
+    assert (
+        np.median(moved) < 1e-5
+        and moved.max() < 0.2 * np.linalg.norm(want - want.mean(0), axis=1).mean()
+    )
 
     def same_distances(points, queries, k):
         distances = pairwise_distances(queries, points, metric=reference._input_distance_func)

@@ -1,4 +1,6 @@
-"""The account of HLO text: programs written by hand, whose kernels, bytes and FLOPs are counted on paper, and small ones that XLA compiles here."""
+"""The account of HLO text: programs written by hand, whose kernels, bytes and FLOPs are counted on
+paper, and small ones that XLA compiles here.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -72,15 +74,28 @@ def test_a_loop_counts_its_body_as_often_as_it_turns_and_updates_in_place_what_t
     assert loop.turn.written == row + row + whole + number
     assert found.total.kernels == 20 and found.total.bytes == 5 * loop.turn.bytes
     assert found.total.seconds == pytest.approx(found.total.bytes / RATES.bandwidth)
-    assert [(c.bytes, c.place) for c in found.copies] == [(whole, "loop")] and not found.collectives and not found.scatters
-    assert found.total.kinds["copies, slices, updates"] == pytest.approx(5 * (2 * row + number + 2 * row + number + 2 * whole) / RATES.bandwidth)
+    assert (
+        [(c.bytes, c.place) for c in found.copies] == [(whole, "loop")]
+        and not found.collectives
+        and not found.scatters
+    )
+    assert found.total.kinds["copies, slices, updates"] == pytest.approx(
+        5 * (2 * row + number + 2 * row + number + 2 * whole) / RATES.bandwidth
+    )
 
 
 def test_a_loop_whose_length_is_known_only_when_it_runs_turns_once_and_is_the_step():
     open_ended = LOOP.replace("%n = s32[] constant(5)", "%n = s32[] get-tuple-element(%c), index=0")
     found = account.account(open_ended, RATES)
-    assert found.loops[0].trips is None and found.total == found.step and found.step.kernels == 4 and found.copies[0].place == "step"
-    said = LOOP.replace('metadata={op_name="jit(f)/while"}', 'backend_config={"known_trip_count":{"n":"7"}}')
+    assert (
+        found.loops[0].trips is None
+        and found.total == found.step
+        and found.step.kernels == 4
+        and found.copies[0].place == "step"
+    )
+    said = LOOP.replace(
+        'metadata={op_name="jit(f)/while"}', 'backend_config={"known_trip_count":{"n":"7"}}'
+    )
     assert account.account(said, RATES).total.kernels == 28
 
 
@@ -124,16 +139,29 @@ def test_library_calls_gathers_scatters_and_the_longest_branch():
     module = hlo.parse(GPU)
     main = module.computations["main"]
     gemm, fmha, rows, put = (main[name] for name in ("gemm", "fmha", "rows", "put"))
-    assert hlo.flops(module, "main", gemm) == 2 * 16 * 64 * 32 and hlo.operand_type(module, "main", gemm) == "bf16"
-    assert hlo.traffic(module, "main", gemm) == (2 * (16 * 32 + 32 * 64), 2 * 16 * 64)  # its workspace is no result
+    assert (
+        hlo.flops(module, "main", gemm) == 2 * 16 * 64 * 32
+        and hlo.operand_type(module, "main", gemm) == "bf16"
+    )
+    assert hlo.traffic(module, "main", gemm) == (
+        2 * (16 * 32 + 32 * 64),
+        2 * 16 * 64,
+    )  # its workspace is no result
     assert hlo.flops(module, "main", fmha) == 0.5 * 2 * 2 * (2 * 4 * 8 * 8) * 16
     assert hlo.traffic(module, "main", rows) == (2 * 5 * 64 + 4 * 5, 2 * 5 * 64)
     assert hlo.traffic(module, "main", put) == (2 * (2 * 5 * 64) + 4 * 5, 2 * 5 * 64)
     found = account.account(GPU, RATES)
     assert found.total.kernels == 7  # the longer branch has two
     assert found.total.flops == 2 * 16 * 64 * 32 + 2 * 2 * 4 * 8 * 8 * 16
-    assert set(found.total.kinds) == {"thin products", "attention calls", "elementwise, reductions", "collectives"}
-    assert [s.place for s in found.scatters] == ["once"] and not found.collectives  # the all-reduce is in no loop
+    assert set(found.total.kinds) == {
+        "thin products",
+        "attention calls",
+        "elementwise, reductions",
+        "collectives",
+    }
+    assert [s.place for s in found.scatters] == [
+        "once"
+    ] and not found.collectives  # the all-reduce is in no loop
     fast = account.account(GPU, RATES._replace(peak=1e3))
     assert fast.total.kinds["large products"] == pytest.approx(2 * 16 * 64 * 32 / 1e3)
 
@@ -160,8 +188,14 @@ def test_a_tpus_text_arrays_on_the_chip_cost_nothing_and_batches_are_not_summed(
     found = account.account(TPU, RATES)
     assert found.total.flops == 2 * 4 * 16 * 64 * 32 and found.total.cycles == 1500
     weights, left, out = 2 * 4 * 32 * 64, 2 * 4 * 16 * 32, 4 * 4 * 16 * 64
-    assert (found.total.read, found.total.written) == (weights + left, out)  # the weights are read once, into the chip
-    assert account.seconds_of_cycles(found.total, 1.5e9) == pytest.approx(1e-6) and found.total.kernels == 2
+    assert (found.total.read, found.total.written) == (
+        weights + left,
+        out,
+    )  # the weights are read once, into the chip
+    assert (
+        account.seconds_of_cycles(found.total, 1.5e9) == pytest.approx(1e-6)
+        and found.total.kernels == 2
+    )
 
 
 def test_products_in_float32_are_as_fast_as_their_precision():
@@ -174,12 +208,24 @@ ENTRY %main (a: f32[8,16], b: f32[16,32]) -> f32[8,32] {
 }
 """
     rates, flops = RATES._replace(bandwidth=1e12), 2 * 8 * 16 * 32
-    assert account.account(text, rates).total.kinds == {"large products": pytest.approx(flops / rates.peak32)}
+    assert account.account(text, rates).total.kinds == {
+        "large products": pytest.approx(flops / rates.peak32)
+    }
     exact = account.account(text.replace("default", "highest"), rates).total
-    assert exact.kinds == {"large products": pytest.approx(flops / rates.exact)} and exact.kernels == 1
-    asked = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest")).lower(jnp.zeros((64, 64)), jnp.zeros((64, 64))).compile().as_text()
+    assert (
+        exact.kinds == {"large products": pytest.approx(flops / rates.exact)} and exact.kernels == 1
+    )
+    asked = (
+        jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
+        .lower(jnp.zeros((64, 64)), jnp.zeros((64, 64)))
+        .compile()
+        .as_text()
+    )
     module = hlo.parse(asked)
-    assert any(hlo.is_exact(module, i) for i in module.computations[module.entry].values()) or "operand_precision" not in asked
+    assert (
+        any(hlo.is_exact(module, i) for i in module.computations[module.entry].values())
+        or "operand_precision" not in asked
+    )
 
 
 def test_text_that_is_no_program_is_refused():
@@ -187,7 +233,8 @@ def test_text_that_is_no_program_is_refused():
         hlo.parse("stablehlo.add")
 
 
-# ---- what XLA compiles here -------------------------------------------------------------------------------------------
+# ---- what XLA compiles here
+# -------------------------------------------------------------------------------------------
 
 
 def _text(function, *args):
@@ -195,16 +242,22 @@ def _text(function, *args):
 
 
 def test_products_in_a_scan_agree_with_xlas_own_count():
-    x, w = jax.ShapeDtypeStruct((32, 64), jnp.float32), jax.ShapeDtypeStruct((6, 64, 64), jnp.float32)
+    x, w = (
+        jax.ShapeDtypeStruct((32, 64), jnp.float32),
+        jax.ShapeDtypeStruct((6, 64, 64), jnp.float32),
+    )
 
     def scanned(x, w):
         return jax.lax.scan(lambda h, one: (jnp.tanh(h @ one), None), x, w)[0]
 
     found = account.account(_text(scanned, x, w), RATES)
     assert found.total.flops == 6 * 2 * 32 * 64 * 64 and found.loops[0].trips == 6
-    unrolled = jax.jit(lambda x, w: [x := jnp.tanh(x @ w[i]) for i in range(6)][-1]).lower(x, w).compile()
+    unrolled = (
+        jax.jit(lambda x, w: [x := jnp.tanh(x @ w[i]) for i in range(6)][-1]).lower(x, w).compile()
+    )
     assert account.account(unrolled.as_text(), RATES).total.flops == found.total.flops
-    # Each weight is read once and each state read and written at least once; what a CPU adds is copies of the loop's state.
+    # Each weight is read once and each state read and written at least once; what a CPU adds is
+    # copies of the loop's state.
     least = 4 * (6 * 64 * 64 + 2 * 6 * 32 * 64)
     assert least <= found.total.bytes <= 4 * least
 
@@ -213,7 +266,12 @@ def test_a_step_of_unknown_length_is_found_and_its_float32_arrays_are_seen():
     def steps(x, w, n):
         return jax.lax.fori_loop(0, n, lambda i, h: jax.nn.softmax(h @ w, -1), x)
 
-    text = _text(steps, jax.ShapeDtypeStruct((8, 256), jnp.float32), jax.ShapeDtypeStruct((256, 256), jnp.float32), np.int32(3))
+    text = _text(
+        steps,
+        jax.ShapeDtypeStruct((8, 256), jnp.float32),
+        jax.ShapeDtypeStruct((256, 256), jnp.float32),
+        np.int32(3),
+    )
     found = account.account(text, RATES)
     assert found.step.flops == 2 * 8 * 256 * 256 == found.total.flops
     assert account.widest(text, "f32") == 256 * 256 and account.widest(text, "bf16") == 0
@@ -223,25 +281,51 @@ def test_a_scatter_in_a_loop_and_collectives_in_a_loop_are_named():
     def writes(x, at):
         return jax.lax.fori_loop(0, 4, lambda i, h: h.at[at].add(1.0), x)
 
-    found = account.account(_text(writes, jax.ShapeDtypeStruct((64, 8), jnp.float32), jax.ShapeDtypeStruct((5,), jnp.int32)), RATES)
-    assert any(s.place in ("loop", "step") for s in found.scatters) or any(loop.trips == 5 for loop in found.loops)  # a CPU may make a loop of it
+    found = account.account(
+        _text(
+            writes,
+            jax.ShapeDtypeStruct((64, 8), jnp.float32),
+            jax.ShapeDtypeStruct((5,), jnp.int32),
+        ),
+        RATES,
+    )
+    assert any(s.place in ("loop", "step") for s in found.scatters) or any(
+        loop.trips == 5 for loop in found.loops
+    )  # a CPU may make a loop of it
     mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2])
     cut = jax.NamedSharding(mesh, jax.P("d"))
 
     def summed(x):
         return jax.lax.fori_loop(0, 3, lambda i, h: h + jax.lax.psum(h, "d"), x)
 
-    run = jax.jit(jax.shard_map(summed, mesh=mesh, in_specs=jax.P("d"), out_specs=jax.P("d"), check_vma=False))
+    run = jax.jit(
+        jax.shard_map(summed, mesh=mesh, in_specs=jax.P("d"), out_specs=jax.P("d"), check_vma=False)
+    )
     text = run.lower(jax.ShapeDtypeStruct((4, 16), jnp.float32, sharding=cut)).compile().as_text()
     assert [c.op for c in account.account(text, RATES).collectives] == ["all-reduce"]
 
 
 def test_our_kernels_are_counted_as_they_read():
-    """Caches of 320 tokens at the mean age of 80: a quarter of them; of a pool of 8 adapters the 2 that lanes use."""
+    """Caches of 320 tokens at the mean age of 80: a quarter of them; of a pool of 8 adapters the 2
+    that lanes use.
+    """
     cache, small = ((4, 2, 320, 64), 4.0 * 2 * 320 * 64 * 2), ((4, 12, 64), 4.0 * 12 * 64 * 2)
-    read, written = kernels.moved("attend_rows", [small, ((4,), 16.0), cache, cache], [100.0, cache[1], cache[1]])
+    read, written = kernels.moved(
+        "attend_rows", [small, ((4,), 16.0), cache, cache], [100.0, cache[1], cache[1]]
+    )
     assert read == small[1] + 16 + cache[1] / 2 and written == 100 + 2 * cache[1] / 320
-    a, b, x, y = ((8, 1, 32, 16), 8192.0), ((8, 16, 64), 16384.0), ((32, 32), 2048.0), ((32, 64), 4096.0)
-    assert kernels.moved("adapt_lanes", [((2,), 8.0), x, a, b, y], [4096.0]) == (8 + 2048 + 2048 + 4096 + 4096, 4096)
+    a, b, x, y = (
+        ((8, 1, 32, 16), 8192.0),
+        ((8, 16, 64), 16384.0),
+        ((32, 32), 2048.0),
+        ((32, 64), 4096.0),
+    )
+    assert kernels.moved("adapt_lanes", [((2,), 8.0), x, a, b, y], [4096.0]) == (
+        8 + 2048 + 2048 + 4096 + 4096,
+        4096,
+    )
     assert kernels.computed("adapt_lanes", [((2,), 8.0), x, a, b, y]) == 2 * 32 * 16 * (32 + 64)
-    assert kernels.name_of("jit(f)/while/body/adapt_lanes/pallas_call") == "adapt_lanes" and kernels.name_of("jit(f)/dot") is None
+    assert (
+        kernels.name_of("jit(f)/while/body/adapt_lanes/pallas_call") == "adapt_lanes"
+        and kernels.name_of("jit(f)/dot") is None
+    )

@@ -1,4 +1,6 @@
-"""Rows of the tables: an input that people bring, how it is made from random weights, and what becomes of it."""
+"""Rows of the tables: an input that people bring, how it is made from random weights, and what
+becomes of it.
+"""
 
 import json
 import re
@@ -18,8 +20,10 @@ TOLERANCE = 2e-4  # absolute, float32 logits of order one to ten
 
 
 class Row(NamedTuple):
-    """An input: its name, the random model it is made from, the changes to that model's directory, and what we do: `RIGHT` (what transformers
-    computes) or a pattern of the one sentence that refuses it. `theirs`: what transformers does where it is not the judge."""
+    """An input: its name, the random model it is made from, the changes to that model's directory,
+    and what we do: `RIGHT` (what transformers computes) or a pattern of the one sentence that
+    refuses it. `theirs`: what transformers does where it is not the judge.
+    """
 
     name: str
     model: str
@@ -46,14 +50,22 @@ def edit(file, **changes):
 
 def write(file, text):
     """Writes a file."""
-    return lambda path: (path / file).write_bytes(text if isinstance(text, bytes) else text.encode()) and None
+    return lambda path: (
+        (path / file).write_bytes(text if isinstance(text, bytes) else text.encode()) and None
+    )
 
 
 def tensors(function, file="model.safetensors", to=None):
-    """`function` of all tensors of a file, {name: array} to {name: array}, written to `to` (else in place)."""
+    """`function` of all tensors of a file, {name: array} to {name: array}, written to `to` (else in
+    place).
+    """
 
     def change(path: Path) -> None:
-        save_file({k: np.ascontiguousarray(v) for k, v in function(load_file(path / file)).items()}, path / (to or file), metadata={"format": "pt"})
+        save_file(
+            {k: np.ascontiguousarray(v) for k, v in function(load_file(path / file)).items()},
+            path / (to or file),
+            metadata={"format": "pt"},
+        )
 
     return change
 

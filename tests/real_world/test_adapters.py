@@ -1,4 +1,6 @@
-"""Adapters as people bring them: each computes what `peft` computes with it, or is refused in one sentence."""
+"""Adapters as people bring them: each computes what `peft` computes with it, or is refused in one
+sentence.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +10,17 @@ from jaxloop.lm import adapters
 from tests.lm.conftest import make as torch_model
 from tests.lm.conftest import write_tokenizer
 from tests.peers import peer
-from tests.real_world.support import RIGHT, TOLERANCE, Row, edit, forward, make, refusal, tensors, write
+from tests.real_world.support import (
+    RIGHT,
+    TOLERANCE,
+    Row,
+    edit,
+    forward,
+    make,
+    refusal,
+    tensors,
+    write,
+)
 
 torch = peer("torch")
 hf = peer("transformers", "torch")
@@ -24,7 +36,10 @@ def by_peft(**settings):
 
     def change(path):
         base = hf.AutoModelForCausalLM.from_pretrained(path.parent / "base")
-        given = dict(r=4, lora_alpha=10, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM") | settings
+        given = (
+            dict(r=4, lora_alpha=10, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+            | settings
+        )
         torch.manual_seed(0)
         model = peft.get_peft_model(base, peft.LoraConfig(**given))
         generator = torch.Generator().manual_seed(0)
@@ -79,7 +94,8 @@ ROWS = [
     # More than A and B.
     Row("activated LoRA", "llama", (by_peft(alora_invocation_tokens=[5, 6]),),
         "alora_invocation_tokens = .* is not supported"),
-    Row("DoRA", "llama", (by_peft(use_dora=True),), "use_dora = True is not supported; allowed: False"),
+    Row("DoRA", "llama", (by_peft(use_dora=True),), "use_dora = True is not supported; allowed: "
+        "False"),
     Row("modules_to_save", "llama", (by_peft(modules_to_save=["lm_head"]),),
         "modules_to_save = .'lm_head'. is not supported"),
     Row("biases", "llama", (by_peft(lora_bias=True),), "lora_bias = True"),
@@ -147,15 +163,26 @@ def test_an_adapter_is_right_or_refused(row, bases, tmp_path):
         return
     tokens = np.random.default_rng(0).integers(3, 320, (2, 24)).astype(np.int32)
     adapter, lora = lm.load_peft(path, base.spec)
-    found = np.asarray(forward(base.spec, base.params, tokens[None], adapters=adapters.stack([adapter]), lora=lora))[0]
-    theirs = peft.PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(folder), path).eval()
+    found = np.asarray(
+        forward(base.spec, base.params, tokens[None], adapters=adapters.stack([adapter]), lora=lora)
+    )[0]
+    theirs = peft.PeftModel.from_pretrained(
+        hf.AutoModelForCausalLM.from_pretrained(folder), path
+    ).eval()
     with torch.no_grad():
         expected = theirs(input_ids=torch.from_numpy(tokens).long()).logits.numpy()
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
-    assert np.abs(expected - np.asarray(forward(base.spec, base.params,
-        tokens))).max() > 0.1  # the adapter does something
+    assert (
+        np.abs(expected - np.asarray(forward(base.spec, base.params, tokens))).max() > 0.1
+    )  # the adapter does something
     lm.save_peft(tmp_path / "saved", base.spec, adapter, lora)
-    again = peft.PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(folder), tmp_path / "saved").eval()
+    again = peft.PeftModel.from_pretrained(
+        hf.AutoModelForCausalLM.from_pretrained(folder), tmp_path / "saved"
+    ).eval()
     with torch.no_grad():
-        np.testing.assert_allclose(again(input_ids=torch.from_numpy(tokens).long()).logits.numpy(), expected,
-            atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(
+            again(input_ids=torch.from_numpy(tokens).long()).logits.numpy(),
+            expected,
+            atol=TOLERANCE,
+            rtol=0,
+        )

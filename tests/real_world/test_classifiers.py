@@ -1,4 +1,6 @@
-"""Classifiers and sentence encoders as people bring them: each gives what the pipelines of `transformers` give, or is refused in one sentence."""
+"""Classifiers and sentence encoders as people bring them: each gives what the pipelines of
+`transformers` give, or is refused in one sentence.
+"""
 
 import numpy as np
 import pytest
@@ -14,11 +16,20 @@ hf = peer("transformers", "torch")
 
 TEXTS = ["the cat sat", "a rat", "hat " * 9, "x"]
 VOCAB = 300
-BERT = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=66)
+BERT = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=66,
+)
 CONFIGS = {
     "bert": lambda: hf.BertConfig(**BERT),
     "roberta": lambda: hf.RobertaConfig(**BERT | dict(type_vocab_size=1, pad_token_id=1)),
-    "distilbert": lambda: hf.DistilBertConfig(vocab_size=VOCAB, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=66),
+    "distilbert": lambda: hf.DistilBertConfig(
+        vocab_size=VOCAB, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=66
+    ),
     "qwen2": lambda: hf.Qwen2Config(**BERT | dict(num_key_value_heads=2, pad_token_id=1)),
 }
 
@@ -27,22 +38,40 @@ def outputs(count):
     """Another number of outputs of the head."""
 
     def change(t):
-        names = [k for k in t if k.startswith(("classifier.weight", "classifier.bias", "classifier.out_proj", "score"))]
+        names = [
+            k
+            for k in t
+            if k.startswith(
+                ("classifier.weight", "classifier.bias", "classifier.out_proj", "score")
+            )
+        ]
         rng = np.random.default_rng(0)
-        return t | {k: rng.standard_normal((count, *t[k].shape[1:]), np.float32) * (k.endswith("weight") + 0.1) for k in names}
+        return t | {
+            k: rng.standard_normal((count, *t[k].shape[1:]), np.float32)
+            * (k.endswith("weight") + 0.1)
+            for k in names
+        }
 
     return tensors(change)
 
 
 def labels(*names, **changes):
-    return config(id2label={str(i): n for i, n in enumerate(names)}, label2id={n: i for i, n in enumerate(names)}, **changes)
+    return config(
+        id2label={str(i): n for i, n in enumerate(names)},
+        label2id={n: i for i, n in enumerate(names)},
+        **changes,
+    )
 
 
 def int8(t):
     return {k: v.astype(np.int8) if v.ndim == 2 else v for k, v in t.items()}
 
 
-ONE, TWO, MULTI = labels("toxic"), labels("no", "yes"), dict(problem_type="multi_label_classification")
+ONE, TWO, MULTI = (
+    labels("toxic"),
+    labels("no", "yes"),
+    dict(problem_type="multi_label_classification"),
+)
 ROWS = [
     Row("one output", "bert", (outputs(1), ONE), RIGHT),
     Row("one output of RoBERTa", "roberta", (outputs(1), ONE), RIGHT),
@@ -75,7 +104,9 @@ ROWS = [
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """`folder("bert")`: a saved random sequence classifier with a tokenizer of 300 tokens; made once."""
+    """`folder("bert")`: a saved random sequence classifier with a tokenizer of 300 tokens; made
+    once.
+    """
     made = {}
 
     def get(name):
@@ -97,14 +128,26 @@ def write_tokenizer(path):
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters, special = pre_tokenizers.ByteLevel.alphabet(), ["<s>", "<pad>", "</s>", "<unk>"]
-    texts = ["the cat sat on the mat and then the rat ran to the hat", "a model that reads what another model wrote reads less each time"]
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=special, initial_alphabet=letters, show_progress=False)
+    texts = [
+        "the cat sat on the mat and then the rat ran to the hat",
+        "a model that reads what another model wrote reads less each time",
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=special, initial_alphabet=letters, show_progress=False
+    )
     backend.train_from_iterator(texts * 4, trainer)
     while backend.get_vocab_size() < VOCAB:
         backend.add_tokens([f"<spare{backend.get_vocab_size()}>"])
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
     backend.save(str(path / "tokenizer.json"))
-    edit("tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", pad_token="<pad>", model_max_length=60)(path)
+    edit(
+        "tokenizer_config.json",
+        tokenizer_class="PreTrainedTokenizerFast",
+        pad_token="<pad>",
+        model_max_length=60,
+    )(path)
     return path
 
 
@@ -118,11 +161,20 @@ def test_a_classifier_is_right_or_refused(row, folder, tmp_path):
         return
     ours = load_classifier(str(path))
     found = probabilities(ours, TEXTS)
-    theirs = hf.pipeline("text-classification", str(path), top_k=None, device="cpu", dtype=torch.float32)
+    theirs = hf.pipeline(
+        "text-classification", str(path), top_k=None, device="cpu", dtype=torch.float32
+    )
     for text, row_found in zip(TEXTS, found, strict=True):
-        expected = {entry["label"]: entry["score"] for entry in theirs([text], return_token_type_ids=False)[0]}
-        assert list(expected) == sorted(ours.labels, key=lambda label: -expected[label])  # the same names
-        np.testing.assert_allclose(row_found, [expected[label] for label in ours.labels], atol=1e-4, rtol=0)
+        expected = {
+            entry["label"]: entry["score"]
+            for entry in theirs([text], return_token_type_ids=False)[0]
+        }
+        assert list(expected) == sorted(
+            ours.labels, key=lambda label: -expected[label]
+        )  # the same names
+        np.testing.assert_allclose(
+            row_found, [expected[label] for label in ours.labels], atol=1e-4, rtol=0
+        )
     assert np.ptp(found[:, 0]) > 2e-4
 
 
@@ -131,9 +183,14 @@ def test_a_class_of_one_output_has_the_texts_with_half_its_probability(folder, t
     path = str(make(row, folder(row.model), tmp_path / "model"))
     classifier = load_classifier(path)
     shares = probabilities(classifier, TEXTS)[:, 0]
-    with pytest.raises(ValueError, match="has one output, 'toxic', so it chooses between no classes"):
+    with pytest.raises(
+        ValueError, match="has one output, 'toxic', so it chooses between no classes"
+    ):
         predict(classifier, TEXTS)
-    assert class_memberships([TEXTS], model=path, label="toxic")[0].tolist() == (shares >= 0.5).astype(float).tolist()
+    assert (
+        class_memberships([TEXTS], model=path, label="toxic")[0].tolist()
+        == (shares >= 0.5).astype(float).tolist()
+    )
 
 
 @pytest.mark.parametrize(

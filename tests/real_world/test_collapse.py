@@ -1,4 +1,6 @@
-"""Sets of texts that have collapsed: what their entropies are, how a report shows them, and outcomes that are no numbers."""
+"""Sets of texts that have collapsed: what their entropies are, how a report shows them, and
+outcomes that are no numbers.
+"""
 
 import re
 
@@ -25,16 +27,34 @@ SETS = {
 @pytest.mark.parametrize("name", SETS)
 def test_entropies_of_collapsed_sets_are_what_their_docstrings_say(name):
     points, entropy, negentropy = SETS[name]
-    for value, expected in ((semantic.kl_entropy(points, K), entropy), (semantic.negentropy(points, K), negentropy)):
-        assert np.isfinite(value) if expected is True else np.array_equal(value, expected, equal_nan=True)
-    for function, words in ((semantic.kl_entropy, ("-inf", "collapsed")), (semantic.negentropy, ("inf", "nan", "collapsed"))):
+    for value, expected in (
+        (semantic.kl_entropy(points, K), entropy),
+        (semantic.negentropy(points, K), negentropy),
+    ):
+        assert (
+            np.isfinite(value)
+            if expected is True
+            else np.array_equal(value, expected, equal_nan=True)
+        )
+    for function, words in (
+        (semantic.kl_entropy, ("-inf", "collapsed")),
+        (semantic.negentropy, ("inf", "nan", "collapsed")),
+    ):
         assert all(word in function.__doc__ for word in words)
 
 
 def metrics(values, name="kl_entropy"):
     """One line of chains; values: seed -> a value per generation."""
     rows = [
-        {"study": "chain", "chain": f"c{s}", "ratio": 1.0, "seed": s, "generation": g, "metric": name, "value": v}
+        {
+            "study": "chain",
+            "chain": f"c{s}",
+            "ratio": 1.0,
+            "seed": s,
+            "generation": g,
+            "metric": name,
+            "value": v,
+        }
         for s, each in values.items()
         for g, v in enumerate(each)
     ]
@@ -42,7 +62,16 @@ def metrics(values, name="kl_entropy"):
 
 
 def page(table):
-    return report.render(title="t", subtitle="s", metrics=table, samples=[], failures=[], facts=[], config={}, versions=[])
+    return report.render(
+        title="t",
+        subtitle="s",
+        metrics=table,
+        samples=[],
+        failures=[],
+        facts=[],
+        config={},
+        versions=[],
+    )
 
 
 @pytest.mark.parametrize("name", ["kl_entropy", "kl_entropy(k=5)", "negentropy"])
@@ -52,8 +81,14 @@ def test_a_collapsed_generation_is_shown_as_collapsed(name, gone):
     summary = scores.by_generation(table).set_index("generation")
     assert summary["collapsed"].tolist() == [0, 0, 2] and np.isnan(summary.loc[2, "mean"])
     cells = [c.strip() for c in re.findall(r"<td[^>]*>([^<]*)", page(table))]
-    assert cells.count("collapsed") == 2, "in the table of generations and in that of relative scores"
-    texts = [t.get_text() for axes in figures.curve(scores.by_generation(table), name).axes for t in axes.texts]
+    assert cells.count("collapsed") == 2, (
+        "in the table of generations and in that of relative scores"
+    )
+    texts = [
+        t.get_text()
+        for axes in figures.curve(scores.by_generation(table), name).axes
+        for t in axes.texts
+    ]
     assert "x: collapsed" in texts
 
 
@@ -74,7 +109,10 @@ def test_a_gap_stays_a_gap():
 def test_an_outcome_that_is_no_number_names_its_chains(bad):
     """statsmodels refuses with no name of a row, or gives NaN everywhere."""
     rng = np.random.default_rng(0)
-    x = pd.DataFrame({"a": rng.normal(size=30), "b": rng.normal(size=30)}, index=[f"chain-{i}" for i in range(30)])
+    x = pd.DataFrame(
+        {"a": rng.normal(size=30), "b": rng.normal(size=30)},
+        index=[f"chain-{i}" for i in range(30)],
+    )
     y = pd.Series(rng.normal(size=30), x.index)
     y.iloc[[4, 9]] = bad
     try:
@@ -82,17 +120,34 @@ def test_an_outcome_that_is_no_number_names_its_chains(bad):
     except Exception as error:
         theirs, said = None, str(error)
     assert (theirs is None and "chain-4" not in said) or not np.isfinite(theirs).any()
-    with pytest.raises(ValueError, match=r"^the fit: the outcome is no finite number for 2 of 30 chains, chain-4 \(.*\), chain-9 \(.*\); leave them out"):
+    with pytest.raises(
+        ValueError,
+        match=r"^the fit: the outcome is no finite number for 2 of 30 chains, chain-4 \(.*\), "
+        r"chain-9 \(.*\); leave them out",
+    ):
         fit_ols(y, x)
     with pytest.raises(ValueError, match="30 chains, 4 .*, 9 "):
         fit_ols(y.to_numpy(), x.reset_index(drop=True))
 
 
 def test_a_task_names_its_chains():
-    rows = pd.DataFrame({"chain": ["a", "b", "c"], "first": [1.0, 1.0, 1.0], "late": [1.0, 2.0, np.inf], "relative": [1.0, 2.0, np.inf]})
+    rows = pd.DataFrame(
+        {
+            "chain": ["a", "b", "c"],
+            "first": [1.0, 1.0, 1.0],
+            "late": [1.0, 2.0, np.inf],
+            "relative": [1.0, 2.0, np.inf],
+        }
+    )
     rows["difference"] = rows["late"] - rows["first"]
-    task = Task("diversity", "all", rows, pd.DataFrame({"p": [1.0, 2.0, 4.0]}), ("p",), (), np.arange(3))
-    with pytest.raises(ValueError, match=r"the fit of diversity \(all\), relative: the outcome is no finite number for 1 of 3 chains, c \(inf\)"):
+    task = Task(
+        "diversity", "all", rows, pd.DataFrame({"p": [1.0, 2.0, 4.0]}), ("p",), (), np.arange(3)
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"the fit of diversity \(all\), relative: the outcome is no finite number for 1 of "
+        r"3 chains, c \(inf\)",
+    ):
         task.data("relative")
 
 

@@ -1,4 +1,6 @@
-"""The files of a model are part of a run: replaced ones are refused, copied and touched ones are not."""
+"""The files of a model are part of a run: replaced ones are refused, copied and touched ones are
+not.
+"""
 
 import json
 import os
@@ -35,7 +37,13 @@ def replaced(path):
 
 @pytest.mark.parametrize(
     "change",
-    [replaced, config(x=2), edit("tokenizer.json", x=2), edit("generation_config.json", x=2), edit("added_tokens.json", x=3)],
+    [
+        replaced,
+        config(x=2),
+        edit("tokenizer.json", x=2),
+        edit("generation_config.json", x=2),
+        edit("added_tokens.json", x=3),
+    ],
     ids=["weights", "config", "tokenizer", "generation config", "an added file"],
 )
 def test_what_decides_a_result_changes_the_identity(change, model):
@@ -85,7 +93,11 @@ def test_a_run_with_other_files_is_refused_in_one_sentence(tmp_path):
     assert open_it(run, base="a" * 64, embedder="b" * 64).resumed
     assert open_it(run, base="a" * 64).config["identity"]["embedder"] == "b" * 64  # it stays known
     before = (run / "config.json").read_bytes()
-    with pytest.raises(ValueError, match=r"was made with other files of embedder \(SHA-256 bbbbbbbbbbbb, now cccccccccccc\); restore them") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"was made with other files of embedder \(SHA-256 bbbbbbbbbbbb, now "
+        r"cccccccccccc\); restore them",
+    ) as caught:
         open_it(run, base="a" * 64, embedder="c" * 64)
     assert "\n" not in str(caught.value) and (run / "config.json").read_bytes() == before
 
@@ -104,10 +116,20 @@ def test_every_model_that_a_config_names_is_found(model, monkeypatch, tmp_path):
 
     other = shutil.copytree(model, tmp_path / "classifier")
     monkeypatch.setattr(of_study, "_defaults", lambda settings: {})
-    raw = dict(models=dict(pool=[str(model)]), reference=str(other), metrics=[f"class_share(model='{other}', label='a')", "self_bleu"])
+    raw = dict(
+        models=dict(pool=[str(model)]),
+        reference=str(other),
+        metrics=[f"class_share(model='{other}', label='a')", "self_bleu"],
+    )
     found = of_study.of(configs.build(chain.Settings, raw))
     one = identity.of_directory(model)
-    assert found == {f"models.pool {model}": one, f"reference {other}": one, f"metrics {other}": one}
+    assert found == {
+        f"models.pool {model}": one,
+        f"reference {other}": one,
+        f"metrics {other}": one,
+    }
     assert of_study.bases(found) == {str(model): one}
     raw = raw | dict(embedder="nobody/here", metrics=["self_bleu"], reference=None)
-    assert list(of_study.of(configs.build(chain.Settings, raw), metrics=False)) == [f"models.pool {model}"]
+    assert list(of_study.of(configs.build(chain.Settings, raw), metrics=False)) == [
+        f"models.pool {model}"
+    ]

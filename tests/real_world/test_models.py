@@ -1,4 +1,6 @@
-"""Model directories as people bring them: each is computed as `transformers` computes it, or refused in one sentence."""
+"""Model directories as people bring them: each is computed as `transformers` computes it, or
+refused in one sentence.
+"""
 
 import json
 
@@ -12,7 +14,19 @@ from jaxloop.lm import huggingface
 from tests.lm.conftest import make as torch_model
 from tests.lm.conftest import write_tokenizer
 from tests.peers import peer
-from tests.real_world.support import RIGHT, TOLERANCE, Row, config, edit, forward, make, refusal, remove, tensors, write
+from tests.real_world.support import (
+    RIGHT,
+    TOLERANCE,
+    Row,
+    config,
+    edit,
+    forward,
+    make,
+    refusal,
+    remove,
+    tensors,
+    write,
+)
 
 torch = peer("torch")
 hf = peer("transformers", "torch")
@@ -20,14 +34,23 @@ hf = peer("transformers", "torch")
 Q = "model.layers.0.self_attn.q_proj"
 PLAIN = dict(rope_type="default", rope_theta=10000.0)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
-LONG = dict(rope_type="longrope", short_factor=[1.0, 1.5, 2.0, 4.0], long_factor=[2.0, 3.0, 4.0, 8.0])
-LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-    original_max_position_embeddings=16)
+LONG = dict(
+    rope_type="longrope", short_factor=[1.0, 1.5, 2.0, 4.0], long_factor=[2.0, 3.0, 4.0, 8.0]
+)
+LLAMA3 = dict(
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
 
 
 def new(**parameters):
     """Positions as transformers 5 writes them."""
-    return config(rope_parameters=dict(rope_theta=10000.0) | parameters, rope_scaling=..., rope_theta=...)
+    return config(
+        rope_parameters=dict(rope_theta=10000.0) | parameters, rope_scaling=..., rope_theta=...
+    )
 
 
 def old(theta=10000.0, **scaling):
@@ -58,13 +81,28 @@ def quantised(suffixes, dtype=np.int8, keep=False):
 
 
 def int8(t):
-    return {k: (np.clip(np.round(v / np.abs(v).max() * 127), -127, 127).astype(np.int8) if v.ndim == 2 else v) for k,
-        v in t.items()}
+    return {
+        k: (
+            np.clip(np.round(v / np.abs(v).max() * 127), -127, 127).astype(np.int8)
+            if v.ndim == 2
+            else v
+        )
+        for k, v in t.items()
+    }
 
 
 def head(seed=0):
     """Another output matrix than the embeddings, which config.json ties."""
-    return tensors(lambda t: t | {"lm_head.weight": np.random.default_rng(seed).standard_normal(t["model.embed_tokens.weight"].shape, np.float32)})
+    return tensors(
+        lambda t: (
+            t
+            | {
+                "lm_head.weight": np.random.default_rng(seed).standard_normal(
+                    t["model.embed_tokens.weight"].shape, np.float32
+                )
+            }
+        )
+    )
 
 
 def head_only(t):
@@ -76,14 +114,20 @@ def split(path):
     t = load_file(path / "model.safetensors")
     names = sorted(t)
     for i, some in enumerate((names[::2], names[1::2]), 1):
-        save_file({k: t[k] for k in some}, path / f"model-{i:05d}-of-00002.safetensors", metadata={"format": "pt"})
+        save_file(
+            {k: t[k] for k in some},
+            path / f"model-{i:05d}-of-00002.safetensors",
+            metadata={"format": "pt"},
+        )
     (path / "model.safetensors").unlink()
 
 
 def indexed(path):
     split(path)
     where = {k: f.name for f in sorted(path.glob("model-*.safetensors")) for k in load_file(f)}
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (path / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
 
 
 def backup(name):
@@ -91,7 +135,9 @@ def backup(name):
 
 
 def bare_copies(t):
-    return t | {k.removeprefix("model."): v + 1 for k, v in t.items() if k.startswith("model.layers.1.")}
+    return t | {
+        k.removeprefix("model."): v + 1 for k, v in t.items() if k.startswith("model.layers.1.")
+    }
 
 
 QUANTISED = "is stored as I8, as quantised weights are|quantised"
@@ -149,7 +195,8 @@ ROWS = [
         rope_theta=1e4),), RIGHT),
     Row("positions: yarn by hand, theta would be lost", "qwen2", (config(rope_parameters=PLAIN | dict(rope_theta=1e6),
         rope_scaling=YARN),),
-        "rope_scaling takes the place of rope_parameters, whose rope_theta = 1000000.0 would be lost",
+        "rope_scaling takes the place of rope_parameters, whose rope_theta = 1000000.0 would be "
+            "lost",
             "takes 10,000 without a word"),
     Row("positions: longrope", "smollm", (new(**LONG | dict(factor=4.0, original_max_position_embeddings=64)),), RIGHT),
     Row("positions: longrope, longer than its training", "smollm", (config(max_position_embeddings=256),
@@ -341,7 +388,10 @@ def folder(tmp_path_factory):
 def test_a_model_is_right_or_refused(row, folder, tmp_path):
     path = make(row, folder(row.model), tmp_path / "model")
     if row.ours not in (RIGHT, "reads"):
-        for read in (lm.load, lambda path: huggingface.describe(huggingface.locate(str(path)))):  # --validate refuses what a run would
+        for read in (
+            lm.load,
+            lambda path: huggingface.describe(huggingface.locate(str(path))),
+        ):  # --validate refuses what a run would
             with pytest.raises(ValueError) as caught:
                 read(path)
             refusal(caught.value, row.ours)
@@ -360,8 +410,9 @@ def test_a_model_is_right_or_refused(row, folder, tmp_path):
     lm.save(ours, tmp_path / "saved")  # and what we write of it is read alike
     again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32).eval()
     with torch.no_grad():
-        np.testing.assert_allclose(again(torch.from_numpy(tokens).long()).logits.numpy(), expected, atol=TOLERANCE,
-            rtol=0)
+        np.testing.assert_allclose(
+            again(torch.from_numpy(tokens).long()).logits.numpy(), expected, atol=TOLERANCE, rtol=0
+        )
 
 
 def test_rows_do_not_share_names():

@@ -1,4 +1,6 @@
-"""Texts as people bring them: names of special tokens inside, the same text twice, prompts that leave nothing to learn."""
+"""Texts as people bring them: names of special tokens inside, the same text twice, prompts that
+leave nothing to learn.
+"""
 
 import dataclasses
 import json
@@ -17,24 +19,47 @@ from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, init
 from jaxloop.studies import chain, chain_data, pretrain
 
-MARKED = ["He wrote </s> and went on.", "</s>", "<s>a</s><pad>", "a</s", "< /s>", "no marks", "</s></s> twice", "日本</s>語", "\n</s>\n"]
+MARKED = [
+    "He wrote </s> and went on.",
+    "</s>",
+    "<s>a</s><pad>",
+    "a</s",
+    "< /s>",
+    "no marks",
+    "</s></s> twice",
+    "日本</s>語",
+    "\n</s>\n",
+]
 
 
 def bpe(path, kind="byte"):
     """A tokenizer with <pad>, <s>, </s> as tokens 0, 1, 2, saved as transformers does."""
     parts = tokenizers.pre_tokenizers
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE() if kind == "byte" else tokenizers.models.WordLevel(unk_token="<pad>"))
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE()
+        if kind == "byte"
+        else tokenizers.models.WordLevel(unk_token="<pad>")
+    )
     special = ["<pad>", "<s>", "</s>"]
     words = ["he wrote and went on in Rome", "a man, a plan: no marks, twice"] * 4
     if kind == "byte":
-        backend.pre_tokenizer, backend.decoder = parts.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
-        trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=parts.ByteLevel.alphabet())
+        backend.pre_tokenizer, backend.decoder = (
+            parts.ByteLevel(add_prefix_space=False),
+            tokenizers.decoders.ByteLevel(),
+        )
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=300, special_tokens=special, initial_alphabet=parts.ByteLevel.alphabet()
+        )
     else:
         backend.pre_tokenizer = parts.Whitespace()
         trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=special)
     backend.train_from_iterator(words, trainer)
-    backend.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    hf.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", bos_token="<s>", pad_token="<pad>").save_pretrained(path)
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", bos_token="<s>", pad_token="<pad>"
+    ).save_pretrained(path)
     return path
 
 
@@ -43,8 +68,12 @@ def test_names_of_special_tokens_in_texts_are_text(kind, tmp_path):
     ours = tokenize.load(bpe(tmp_path, kind))
     theirs = hf.AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
     assert ours.encode(MARKED) == [theirs(text).input_ids for text in MARKED]
-    assert ours.encode(MARKED, special=False) == [theirs(text, add_special_tokens=False).input_ids for text in MARKED]
-    assert ours.count(MARKED) == [len(theirs(text, add_special_tokens=False).input_ids) for text in MARKED]
+    assert ours.encode(MARKED, special=False) == [
+        theirs(text, add_special_tokens=False).input_ids for text in MARKED
+    ]
+    assert ours.count(MARKED) == [
+        len(theirs(text, add_special_tokens=False).input_ids) for text in MARKED
+    ]
     assert not any({1, 2} & set(ids) for ids in ours.encode(MARKED, special=False))
     if kind == "byte":
         assert ours.decode(ours.encode(MARKED)) == MARKED
@@ -59,11 +88,17 @@ def test_only_the_template_gives_special_tokens_to_a_training_example(tmp_path):
 
 def test_rows_with_the_name_of_a_special_token_are_counted(tmp_path):
     ours = tokenize.load(bpe(tmp_path))
-    assert ours.names_special(MARKED) == [any(name in text for name in ("<pad>", "<s>", "</s>")) for text in MARKED]
-    spec = Spec("llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64)
+    assert ours.names_special(MARKED) == [
+        any(name in text for name in ("<pad>", "<s>", "</s>")) for text in MARKED
+    ]
+    spec = Spec(
+        "llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64
+    )
     model = Model(spec, init(jax.random.key(0), spec), ours)
     task = family.FitTask(jax.random.key(0), ["a </s> b", "plain", "c"], ["x", "y", "z <s>"])
-    (result,) = family.fit(model, [task], family.FitSettings(mode="full", steps=1, batch_size=2, max_length=32))
+    (result,) = family.fit(
+        model, [task], family.FitSettings(mode="full", steps=1, batch_size=2, max_length=32)
+    )
     assert result.special == 2
 
 
@@ -72,19 +107,33 @@ def test_a_template_has_its_special_tokens_and_the_text_in_it_none(tmp_path):
     reading = tokenize.reading_special(ours)
     theirs = hf.AutoTokenizer.from_pretrained(tmp_path)
     template = "<s>He wrote</s>{}</s>"
-    assert reading.encode([template], special=False) == [theirs(template, add_special_tokens=False).input_ids]
-    (ids,) = reading.encode([template.format(tokenize.as_text(ours, "no </s> mark <s>"))], special=False)
+    assert reading.encode([template], special=False) == [
+        theirs(template, add_special_tokens=False).input_ids
+    ]
+    (ids,) = reading.encode(
+        [template.format(tokenize.as_text(ours, "no </s> mark <s>"))], special=False
+    )
     assert ids.count(2) == 2 and ids.count(1) == 1
-    assert ours.encode([template], special=False) != reading.encode([template], special=False), "the first one must still read text as text"
+    assert ours.encode([template], special=False) != reading.encode([template], special=False), (
+        "the first one must still read text as text"
+    )
 
 
-# ---- the same text twice -------------------------------------------------------------------------------------------------
+# ---- the same text twice
+# -------------------------------------------------------------------------------------------------
 
 SAME = [
     ("A text.", "A text."), ("A text.", "a  TEXT!"), ("a\r\ntext", "a text"), ("naïve", "nai\u0308ve"), ("ﬁne", "fine"), ("Straße", "STRASSE"),
     ("“quoted”", '"quoted"'), ("trailing ", "trailing"), ("under_score", "under score"), ("...", "..."),
 ]  # fmt: skip
-OTHER = [("A text.", "A text too."), ("1.5", "25"), ("日本", "日本語"), ("...", "!!!"), ("", "."), ("cafe", "café")]
+OTHER = [
+    ("A text.", "A text too."),
+    ("1.5", "25"),
+    ("日本", "日本語"),
+    ("...", "!!!"),
+    ("", "."),
+    ("cafe", "café"),
+]
 
 
 @pytest.mark.parametrize(("a", "b"), SAME)
@@ -98,7 +147,10 @@ def test_texts_of_other_content(a, b):
 
 
 def test_an_answer_to_another_question_is_another_text():
-    assert duplicates.keys(["yes", "yes"], ["q1", "q2"])[0] != duplicates.keys(["yes", "yes"], ["q1", "q2"])[1]
+    assert (
+        duplicates.keys(["yes", "yes"], ["q1", "q2"])[0]
+        != duplicates.keys(["yes", "yes"], ["q1", "q2"])[1]
+    )
 
 
 def tokenizer(tmp_path):
@@ -116,13 +168,28 @@ def read(tmp_path, rows, *changes, specs=None):
         "fit": {"max_length": 64, "steps": 1},
         "sample": {"max_new_tokens": 8},
     }
-    settings = config.build(chain.Settings, config.override(raw, [tuple(c.split("=", 1)) for c in changes], chain.Settings))
-    spec = Spec("llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=128)
+    settings = config.build(
+        chain.Settings,
+        config.override(raw, [tuple(c.split("=", 1)) for c in changes], chain.Settings),
+    )
+    spec = Spec(
+        "llama",
+        vocab=300,
+        width=16,
+        layers=1,
+        heads=2,
+        kv_heads=2,
+        head_size=8,
+        mlp=32,
+        context=128,
+    )
     models = specs or {"a": (spec, tokenizer(tmp_path))}
     return chain_data.read(settings, str(path), models)
 
 
-REPEATED = [{"text": f"text number {i % 100}" + "!" * (i // 300) + " " * (i // 100 % 2)} for i in range(600)]
+REPEATED = [
+    {"text": f"text number {i % 100}" + "!" * (i // 300) + " " * (i // 100 % 2)} for i in range(600)
+]
 
 
 @pytest.mark.parametrize("rule", ["drop", "keep"])
@@ -131,46 +198,77 @@ def test_held_out_measured_and_training_texts_share_no_content(rule, tmp_path):
     found = read(tmp_path, REPEATED, f"data.duplicates={rule}")
     frame = pd.DataFrame(REPEATED)
     exact = int(frame["text"].duplicated().sum())
-    near = int(frame["text"].str.casefold().str.replace(r"[\W_]+", " ", regex=True).str.strip().duplicated().sum()) - exact
+    near = (
+        int(
+            frame["text"]
+            .str.casefold()
+            .str.replace(r"[\W_]+", " ", regex=True)
+            .str.strip()
+            .duplicated()
+            .sum()
+        )
+        - exact
+    )
     verb = "dropped" if rule == "drop" else "kept"
-    assert f"exact duplicates, {verb}: {exact}, near duplicates, {verb}: {near}" in found.line and exact + near == 500
+    assert (
+        f"exact duplicates, {verb}: {exact}, near duplicates, {verb}: {near}" in found.line
+        and exact + near == 500
+    )
     mine = set(duplicates.keys(found.dataset.texts))
     apart = set(duplicates.keys(found.human)) | set(duplicates.keys(found.heldout))
     assert not mine & apart and len(found.heldout) == 10 and len(found.human) == 20
     if rule == "drop":
         assert len(found.dataset.texts) == 80 == len(mine)
     else:
-        assert len(found.dataset.texts) == 600 - 20 - int(found.line.split("left out: ")[1].rstrip(")")) > 400
+        assert (
+            len(found.dataset.texts)
+            == 600 - 20 - int(found.line.split("left out: ")[1].rstrip(")"))
+            > 400
+        )
 
 
 def test_all_rows_of_one_content(tmp_path):
     same = [{"text": "the same text"}] * 50
     with pytest.raises(ValueError, match="has only 1 usable texts"):
         read(tmp_path, same)
-    with pytest.raises(ValueError, match="every text of .* is a copy of one that is held out or measured"):
+    with pytest.raises(
+        ValueError, match="every text of .* is a copy of one that is held out or measured"
+    ):
         read(tmp_path, same, "data.duplicates=keep")
 
 
 def test_without_duplicates_nothing_changes(tmp_path):
     rows = [{"text": f"text number {i}"} for i in range(60)]
     drop, keep = (read(tmp_path, rows, f"data.duplicates={rule}") for rule in ("drop", "keep"))
-    assert drop.dataset.texts == keep.dataset.texts and drop.heldout == keep.heldout and len(drop.dataset.texts) == 40
+    assert (
+        drop.dataset.texts == keep.dataset.texts
+        and drop.heldout == keep.heldout
+        and len(drop.dataset.texts) == 40
+    )
     order = np.random.default_rng(0).permutation(60)
     assert drop.heldout == [rows[i]["text"] for i in order[:10]]
 
 
-# ---- prompts that leave nothing to learn ---------------------------------------------------------------------------------
+# ---- prompts that leave nothing to learn
+# ---------------------------------------------------------------------------------
 
 
 def asked(every=10, words=200, count=100):
-    return [{"text": f"answer {i}", "q": f"question {i} " + ("so " * words if i % every == 0 else "")} for i in range(count)]
+    return [
+        {"text": f"answer {i}", "q": f"question {i} " + ("so " * words if i % every == 0 else "")}
+        for i in range(count)
+    ]
 
 
 BY = "data.prompt_column=q"
 
 
 def test_long_prompts_are_refused_with_the_number_and_what_helps(tmp_path):
-    with pytest.raises(ValueError, match=r"10 of the 100 prompts of .* the first at text 1 with \d+ tokens of a where 63 fit; .*drop or truncate_left") as said:
+    with pytest.raises(
+        ValueError,
+        match=r"10 of the 100 prompts of .* the first at text 1 with \d+ tokens of a where 63 "
+        r"fit; .*drop or truncate_left",
+    ) as said:
         read(tmp_path, asked(), BY)
     assert "\n" not in str(said.value)
 
@@ -182,14 +280,18 @@ def test_long_prompts_dropped(tmp_path):
 
 
 def test_long_prompts_cut_at_the_left(tmp_path):
-    """What is left is the longest end that fits, the template whole; the tokens after it are learned."""
+    """What is left is the longest end that fits, the template whole; the tokens after it are
+    learned.
+    """
     found = read(tmp_path, asked(), BY, "data.long_prompts=truncate_left")
     assert "prompts cut at the left: 10" in found.line and len(found.dataset.texts) == 80
     t = tokenizer(tmp_path)
     prompts = list(found.dataset.prompts)
     assert all(p.startswith("### User:\n") and p.endswith("\n### Assistant:\n") for p in prompts)
     made = batching.encode_examples(t, list(found.dataset.texts), prompts, max_length=64)
-    assert all(n > head for n, head in zip(made.lengths, made.prompt, strict=True)), "every row has a token that counts"
+    assert all(n > head for n, head in zip(made.lengths, made.prompt, strict=True)), (
+        "every row has a token that counts"
+    )
     cut = [head for prompt, head in zip(prompts, made.prompt, strict=True) if "so so" in prompt]
     assert cut and all(60 <= head <= 63 for head in cut)
 
@@ -197,16 +299,34 @@ def test_long_prompts_cut_at_the_left(tmp_path):
 @pytest.mark.parametrize("rule", ["drop", "truncate_left"])
 def test_no_prompt_that_leaves_room(rule, tmp_path):
     if rule == "drop":
-        with pytest.raises(ValueError, match="no prompt of .* leaves room for an answer; raise config.fit.max_length"):
+        with pytest.raises(
+            ValueError,
+            match="no prompt of .* leaves room for an answer; raise config.fit.max_length",
+        ):
             read(tmp_path, asked(every=1), BY, "data.long_prompts=drop")
     else:
-        assert "prompts cut at the left: 100" in read(tmp_path, asked(every=1), BY, "data.long_prompts=truncate_left").line
+        assert (
+            "prompts cut at the left: 100"
+            in read(tmp_path, asked(every=1), BY, "data.long_prompts=truncate_left").line
+        )
         with pytest.raises(ValueError, match="no prompt of .* leaves room for an answer"):
-            read(tmp_path, asked(every=1), BY, "data.long_prompts=truncate_left", "fit.max_length=8")
+            read(
+                tmp_path, asked(every=1), BY, "data.long_prompts=truncate_left", "fit.max_length=8"
+            )
 
 
 def test_the_context_of_every_model_counts(tmp_path):
-    spec = Spec("llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=128)
+    spec = Spec(
+        "llama",
+        vocab=300,
+        width=16,
+        layers=1,
+        heads=2,
+        kv_heads=2,
+        head_size=8,
+        mlp=32,
+        context=128,
+    )
     t = tokenizer(tmp_path)
     specs = {"large": (spec, t), "small": (dataclasses.replace(spec, context=70), t)}
     with pytest.raises(ValueError, match=r"with \d+ tokens of small where 62 fit"):
@@ -214,16 +334,18 @@ def test_the_context_of_every_model_counts(tmp_path):
 
 
 def test_instructions_of_messages_are_the_prompts(tmp_path):
-    turns = [[{"role": "user", "content": f"Say {i}"}, {"role": "assistant", "content": f"It is {i}"}] for i in range(50)]
+    turns = [
+        [{"role": "user", "content": f"Say {i}"}, {"role": "assistant", "content": f"It is {i}"}]
+        for i in range(50)
+    ]
     found = read(tmp_path, [{"messages": t} for t in turns])
     assert "read from messages: 50" in found.line
     number = found.dataset.texts[0].removeprefix("It is ")
     assert found.dataset.prompts[0] == f"### User:\nSay {number}\n### Assistant:\n"
 
 
-
-
-# ---- the other studies ---------------------------------------------------------------------------------------------------
+# ---- the other studies
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_tasks_train_on_no_copy_of_a_test_row(tmp_path):
@@ -231,7 +353,10 @@ def test_tasks_train_on_no_copy_of_a_test_row(tmp_path):
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train, test = tasks.load("text", source=str(tmp_path / "s.jsonl"), held_out=10, prompt_words=2)
     keys = [set(duplicates.keys(list(f["text"]), list(f["prompt"]))) for f in (train, test)]
-    assert not keys[0] & keys[1] and train.attrs["report"]["copies of test rows"] == 90 - len(train) > 0
+    assert (
+        not keys[0] & keys[1]
+        and train.attrs["report"]["copies of test rows"] == 90 - len(train) > 0
+    )
 
 
 def test_texts_of_one_content_are_held_out_together():
@@ -243,7 +368,10 @@ def test_texts_of_one_content_are_held_out_together():
 def test_cleaning_keeps_the_first_of_one_content():
     report = {}
     rows = [{"text": t} for t in ("A text.", "a  text", "Another", "A text.")]
-    assert [r["text"] for r in cleaning.clean(rows, [cleaning.distinct(content=True)], report)] == ["A text.", "Another"]
+    assert [r["text"] for r in cleaning.clean(rows, [cleaning.distinct(content=True)], report)] == [
+        "A text.",
+        "Another",
+    ]
     assert report["repeated content"]["dropped"] == 2
 
 
@@ -251,6 +379,10 @@ def test_cleaning_finds_a_column_that_the_first_row_lacks():
     rows = [{"id": 1}, {"id": 2, "body": "a b"}, {"body": None}, {"body": "c"}]
     report = {}
     found = list(cleaning.clean(rows, [cleaning.texts_from("body")], report))
-    assert [row["text"] for row in found] == ["a b", "c"] and report["no text"] == {"in": 4, "dropped": 2, "out": 2}
+    assert [row["text"] for row in found] == ["a b", "c"] and report["no text"] == {
+        "in": 4,
+        "dropped": 2,
+        "out": 2,
+    }
     with pytest.raises(ValueError, match="reads the column 'bodi'; the rows have id, body"):
         list(cleaning.clean(rows, [cleaning.texts_from("bodi")], {}))

@@ -1,4 +1,6 @@
-"""Tokenizers as people bring them: each gives the ids that `transformers` gives, the same ones every time, or is refused in one sentence."""
+"""Tokenizers as people bring them: each gives the ids that `transformers` gives, the same ones
+every time, or is refused in one sentence.
+"""
 
 import json
 from pathlib import Path
@@ -6,20 +8,51 @@ from pathlib import Path
 import jax
 import pytest
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from jaxloop import lm
 from jaxloop.lm import tokenize
 from jaxloop.lm.spec import Spec, init
 from tests.real_world.support import RIGHT, Row, config, edit, refusal, remove, write
 
-TEXTS = ["the cat sat", " the cat", "a</s>b <s>", "x <new> y", "a<|im_end|>b", "hat's 12345 \n\n  x", "Ⅷ é", "", "the hat<new>"]
-TRAINED = ["the cat sat on the mat and then the rat ran to the hat", "a model that reads what another model wrote reads less each time"]
+TEXTS = [
+    "the cat sat",
+    " the cat",
+    "a</s>b <s>",
+    "x <new> y",
+    "a<|im_end|>b",
+    "hat's 12345 \n\n  x",
+    "Ⅷ é",
+    "",
+    "the hat<new>",
+]
+TRAINED = [
+    "the cat sat on the mat and then the rat ran to the hat",
+    "a model that reads what another model wrote reads less each time",
+]
 SIZE = 301
 
 
 def token(text, special=False, **flags):
-    return dict(content=text, lstrip=False, rstrip=False, normalized=False, single_word=False, special=special) | flags
+    return (
+        dict(
+            content=text,
+            lstrip=False,
+            rstrip=False,
+            normalized=False,
+            single_word=False,
+            special=special,
+        )
+        | flags
+    )
 
 
 ALL = {str(i): token(text, True) for i, text in enumerate(("<pad>", "<s>", "</s>"))}
@@ -28,10 +61,21 @@ ALL = {str(i): token(text, True) for i, text in enumerate(("<pad>", "<s>", "</s>
 def trained():
     """A byte-level BPE of 301 tokens, with <pad>, <s> and </s> as tokens 0, 1 and 2."""
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     letters = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(TRAINED * 4, trainers.BpeTrainer(
-        vocab_size=SIZE, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=letters, show_progress=False))  # fmt: skip
+    backend.train_from_iterator(
+        TRAINED * 4,
+        trainers.BpeTrainer(
+            # fmt: skip
+            vocab_size=SIZE,
+            special_tokens=["<pad>", "<s>", "</s>"],
+            initial_alphabet=letters,
+            show_progress=False,
+        ),
+    )
     return backend
 
 
@@ -51,7 +95,9 @@ def backend(function):
 
 
 def bos_first(made):
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
 
 
 def lots(made):
@@ -146,7 +192,9 @@ def test_a_tokenizer_is_right_or_refused(row, saved, tmp_path):
     if row.ours == "once":  # what transformers draws, pads or cuts is not what a chain may do
         (tmp_path / "tokenizer.json").write_bytes(saved.read_bytes())
     theirs = hf.AutoTokenizer.from_pretrained(tmp_path)
-    split = ours.backend.encode_special_tokens  # whether the name of a special token in a text is that token or text
+    split = (
+        ours.backend.encode_special_tokens
+    )  # whether the name of a special token in a text is that token or text
     assert found == [theirs(text, split_special_tokens=split).input_ids for text in TEXTS]
     assert ours.decode(found) == [theirs.decode(ids, skip_special_tokens=True) for ids in found]
 
@@ -161,14 +209,24 @@ CLOSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("processor", "start"), [row[1:] for row in CLOSED], ids=[row[0] for row in CLOSED])
+@pytest.mark.parametrize(
+    ("processor", "start"), [row[1:] for row in CLOSED], ids=[row[0] for row in CLOSED]
+)
 def test_nothing_is_put_behind_a_prompt(processor, start, saved, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(saved.read_bytes())
-    edit("tokenizer_config.json", eos_token="</s>", bos_token="<s>", tokenizer_class="PreTrainedTokenizerFast")(tmp_path)
+    edit(
+        "tokenizer_config.json",
+        eos_token="</s>",
+        bos_token="<s>",
+        tokenizer_class="PreTrainedTokenizerFast",
+    )(tmp_path)
     plain = hf.AutoTokenizer.from_pretrained(tmp_path)
     backend(lambda made: setattr(made, "post_processor", processor))(tmp_path)
     texts = [text for text in TEXTS if text]
-    assert tokenize.load(tmp_path).encode(texts) == [start + plain(text, split_special_tokens=True, add_special_tokens=False).input_ids for text in texts]
+    assert tokenize.load(tmp_path).encode(texts) == [
+        start + plain(text, split_special_tokens=True, add_special_tokens=False).input_ids
+        for text in texts
+    ]
 
 
 def test_an_end_that_only_the_config_names_is_no_token_of_a_text(saved, tmp_path):
@@ -177,11 +235,17 @@ def test_an_end_that_only_the_config_names_is_no_token_of_a_text(saved, tmp_path
     config(eos_token_id=2)(tmp_path)
     ours = tokenize.load(tmp_path)
     (ids,) = ours.encode(["a</s>b"])
-    assert 2 not in ids and ours.decode([ids]) == ["a</s>b"] and ours.names_special(["a</s>b"]) == [True]
+    assert (
+        2 not in ids
+        and ours.decode([ids]) == ["a</s>b"]
+        and ours.names_special(["a</s>b"]) == [True]
+    )
 
 
 def test_words_without_a_token_are_refused_in_one_sentence(tmp_path):
-    Tokenizer(models.WordLevel({"</s>": 0, "the": 1}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(models.WordLevel({"</s>": 0, "the": 1}, unk_token="<unk>")).save(
+        str(tmp_path / "tokenizer.json")
+    )
     edit("tokenizer_config.json", eos_token="</s>")(tmp_path)
     ours = tokenize.load(tmp_path)
     assert ours.encode(["the"]) == [[1]]
@@ -190,7 +254,8 @@ def test_words_without_a_token_are_refused_in_one_sentence(tmp_path):
     refusal(caught.value, r"tokenizer: a text cannot be encoded .Missing \[UNK\] token")
 
 
-# ---- where a text ends ------------------------------------------------------------------------------------------------
+# ---- where a text ends
+# ------------------------------------------------------------------------------------------------
 
 ENDS = [
     ("a list in generation_config.json", {"generation_config.json": dict(eos_token_id=[15, 2])}, (15, 2)),
@@ -210,10 +275,15 @@ def test_every_end_of_the_first_file_that_names_one_stops(name, files, ends, sav
         edit(file, **values)(tmp_path)
     found = tokenize.load(tmp_path)
     assert found.ends == ends and found.eos == ends[0]
-    if "generation_config.json" in files and files["generation_config.json"]["eos_token_id"] is not None:
+    if (
+        "generation_config.json" in files
+        and files["generation_config.json"]["eos_token_id"] is not None
+    ):
         theirs = hf.GenerationConfig.from_pretrained(tmp_path).eos_token_id
         assert set(ends) == set(theirs if isinstance(theirs, list) else [theirs])
-    spec = Spec("llama", vocab=320, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=24, context=32)
+    spec = Spec(
+        "llama", vocab=320, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=24, context=32
+    )
     lm.save(lm.Model(spec, init(jax.random.key(0), spec), found), tmp_path / "saved")
     again = lm.load(tmp_path / "saved").tokenizer
     assert (again.ends, again.pad, again.bos) == (found.ends, found.pad, found.bos)

@@ -1,4 +1,6 @@
-"""Models measured while the next ones are trained: the same files, really at the same time, and errors that are not lost."""
+"""Models measured while the next ones are trained: the same files, really at the same time, and
+errors that are not lost.
+"""
 
 import dataclasses
 import threading
@@ -18,7 +20,9 @@ def beside(settings, **options):
     return dataclasses.replace(settings, measure_beside=True, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"start": "previous", "bases": ("small",)}], ids=["fresh", "previous"])
+@pytest.mark.parametrize(
+    "options", [{}, {"start": "previous", "bases": ("small",)}], ids=["fresh", "previous"]
+)
 @pytest.mark.parametrize("keep", [1, None])
 def test_files_are_those_of_a_run_that_measures_in_turn(tmp_path, options, keep):
     chains, data, settings = u.study(4, **options)
@@ -30,8 +34,16 @@ def test_files_are_those_of_a_run_that_measures_in_turn(tmp_path, options, keep)
 
 def test_a_chain_that_stops_does_so_in_the_same_generation(tmp_path):
     chains, data, settings = u.study(4, bases=("small",))
-    spoiled = dataclasses.replace(data["posts"], texts=tuple(t + (f" {u.BOMB}" if i % 40 == 0 else "") for i, t in enumerate(data["posts"].texts)))
-    results = [go(tmp_path / str(i), chains, {"posts": spoiled}, s)[0] for i, s in enumerate((settings, beside(settings)))]
+    spoiled = dataclasses.replace(
+        data["posts"],
+        texts=tuple(
+            t + (f" {u.BOMB}" if i % 40 == 0 else "") for i, t in enumerate(data["posts"].texts)
+        ),
+    )
+    results = [
+        go(tmp_path / str(i), chains, {"posts": spoiled}, s)[0]
+        for i, s in enumerate((settings, beside(settings)))
+    ]
     assert results[0].failed and results[0] == results[1]
     assert contents(tmp_path / "1") == contents(tmp_path / "0")
 
@@ -49,7 +61,9 @@ class Watched(u.Unigram):
 
 
 def test_a_generation_is_measured_while_the_next_one_is_trained(tmp_path):
-    """Every measurement waits for the training of the next generation to begin, which in turn it would never do."""
+    """Every measurement waits for the training of the next generation to begin, which in turn it
+    would never do.
+    """
     chains, data, settings = u.study(4, bases=("small",))
     family, met = Watched(), []
 
@@ -63,14 +77,18 @@ def test_a_generation_is_measured_while_the_next_one_is_trained(tmp_path):
 
 
 def test_a_generation_counts_only_once_it_is_measured(tmp_path):
-    """While its measurement is under way it is not finished, and the next one has no place among the finished ones either."""
+    """While its measurement is under way it is not finished, and the next one has no place among
+    the finished ones either.
+    """
     chains, data, settings = u.study(3, bases=("small",))
     family, seen = Watched(), []
 
     def measure(model, generation, outcomes):
         if generation < 2:
             assert family.begun[generation + 1].wait(WAIT)
-        seen.append(sorted(p.name for p in (tmp_path / "run" / checkpoint.DIRECTORY).glob("generation=*")))
+        seen.append(
+            sorted(p.name for p in (tmp_path / "run" / checkpoint.DIRECTORY).glob("generation=*"))
+        )
         return u.measure(model, generation, outcomes)
 
     go(tmp_path / "run", chains, data, beside(settings), family, measure)

@@ -1,4 +1,6 @@
-"""The generation loop against a reading of the specification in texts, with word counts for a model."""
+"""The generation loop against a reading of the specification in texts, with word counts for a
+model.
+"""
 
 import dataclasses
 from collections import Counter
@@ -19,8 +21,12 @@ from tests.recursion import unigram as u
 
 def go(path, chains, data, settings, family=None, measure=u.measure):
     family = family or u.Unigram()
-    with open_workdir(path, {"generations": settings.generations}, may_raise=("generations",), console=False) as workdir:
-        return driver.run(family, chains, data, settings, workdir.path, measure=measure, progress=False), family
+    with open_workdir(
+        path, {"generations": settings.generations}, may_raise=("generations",), console=False
+    ) as workdir:
+        return driver.run(
+            family, chains, data, settings, workdir.path, measure=measure, progress=False
+        ), family
 
 
 def texts(path, chain, generation):
@@ -84,7 +90,10 @@ def test_a_chain_alone_writes_what_it_writes_among_others(tmp_path):
     go(tmp_path / "all", chains, data, settings)
     go(tmp_path / "one", chains[2:3], data, settings)
     for generation in range(4):
-        pd.testing.assert_frame_equal(texts(tmp_path / "all", chains[2], generation), texts(tmp_path / "one", chains[2], generation))
+        pd.testing.assert_frame_equal(
+            texts(tmp_path / "all", chains[2], generation),
+            texts(tmp_path / "one", chains[2], generation),
+        )
 
 
 def test_tables_say_what_trained_what_and_can_be_read_with_pandas_alone(tmp_path):
@@ -98,19 +107,44 @@ def test_tables_say_what_trained_what_and_can_be_read_with_pandas_alone(tmp_path
             plan = wf.on_host(wf.plan(flow, chain.key, generation, generations=5))
             assert rows["count"].sum() == wf.train_size(flow, generation) == len(plan.source)
             assert rows[rows.source == "human"]["count"].sum() == (plan.source == wf.HUMAN).sum()
-            written[generation] = np.mean([float(g > 0) if s == wf.HUMAN else written[g] for s, g in zip(*plan[:2], strict=True)])
+            written[generation] = np.mean(
+                [
+                    float(g > 0) if s == wf.HUMAN else written[g]
+                    for s, g in zip(*plan[:2], strict=True)
+                ]
+            )
             one = rows.iloc[0]
             assert one.lineage_share == pytest.approx(written[generation], abs=1e-12)
             assert one.real_share_train == (plan.source == wf.HUMAN).mean()
             assert one.real_share_new == (1 if generation == 0 else flow.human / 24)
-            assert (one.base, one.start, one.steps, one.status) == (ch.base_of(chain, generation), "base", 2, "ok")
-            assert one.data_sha256 == (ledger.fingerprint(data["posts"].texts, data["posts"].prompts) if one.source == "human" else "")
+            assert (one.base, one.start, one.steps, one.status) == (
+                ch.base_of(chain, generation),
+                "base",
+                2,
+                "ok",
+            )
+            assert one.data_sha256 == (
+                ledger.fingerprint(data["posts"].texts, data["posts"].prompts)
+                if one.source == "human"
+                else ""
+            )
             assert one.tokens_sampled == 6 * one.items_sampled == 6 * max(flow.synthetic, 8)
     numbers = pd.read_csv(tmp_path / "run/metrics.csv")
-    assert list(numbers.columns) == ["study", "chain", "ratio", "seed", "entity", "generation", "metric", "value"]
+    assert list(numbers.columns) == [
+        "study",
+        "chain",
+        "ratio",
+        "seed",
+        "entity",
+        "generation",
+        "metric",
+        "value",
+    ]
     assert len(numbers) == 4 * 5 * 2 and numbers.ratio.dtype == float and numbers.seed.dtype == int
     words = " ".join(texts(tmp_path / "run", chains[0], 3).text).split()
-    value = numbers[(numbers.chain == chains[0].id) & (numbers.generation == 3) & (numbers.metric == "distinct")].value.item()
+    value = numbers[
+        (numbers.chain == chains[0].id) & (numbers.generation == 3) & (numbers.metric == "distinct")
+    ].value.item()
     assert value == len(set(words)) / len(words)
     losses = pd.read_parquet(tmp_path / "run/losses.parquet")
     assert len(losses) == 4 * 5 * 2 and set(losses.step) == {0, 1}
@@ -139,17 +173,28 @@ def test_a_chain_whose_loss_is_not_finite_stops_named_and_alone(tmp_path, caplog
     stopped = result.failed[chains[0].id]["generation"]
     assert "nan at step 1" in result.failed[chains[0].id]["reason"]
     log = (tmp_path / "run/run.log").read_text()
-    assert f"chain {chains[0].id} stopped in generation {stopped}" in log and "the other chains go on" in log
-    last_good = load_tree(tmp_path / f"run/checkpoints/generation={stopped - 1:04d}", f"adapters/chain={chains[0].id}")
+    assert (
+        f"chain {chains[0].id} stopped in generation {stopped}" in log
+        and "the other chains go on" in log
+    )
+    last_good = load_tree(
+        tmp_path / f"run/checkpoints/generation={stopped - 1:04d}", f"adapters/chain={chains[0].id}"
+    )
     assert np.isfinite(last_good["counts"]).all()
     table = pd.read_parquet(tmp_path / "run/ledger.parquet")
     mine = table[table.chain == chains[0].id]
-    assert mine.generation.max() == stopped and mine[mine.generation == stopped].status.str.contains("nan").all()
+    assert (
+        mine.generation.max() == stopped
+        and mine[mine.generation == stopped].status.str.contains("nan").all()
+    )
     numbers = pd.read_csv(tmp_path / "run/metrics.csv")
     assert numbers[numbers.chain == chains[0].id].generation.max() == stopped - 1
     for chain in chains[1:]:
         for generation in range(5):
-            pd.testing.assert_frame_equal(texts(tmp_path / "run", chain, generation), texts(tmp_path / "healthy", chain, generation))
+            pd.testing.assert_frame_equal(
+                texts(tmp_path / "run", chain, generation),
+                texts(tmp_path / "healthy", chain, generation),
+            )
     again, family = go(tmp_path / "run", chains, data | {"bomb": bomb}, settings)
     assert again.failed == result.failed and family.fits == []
 
@@ -159,7 +204,10 @@ def human_bomb(chain, data, generation):
     from jaxloop.recursion.sources import human_stream
 
     stream = human_stream(chain, data, 5)
-    at = stream[chain.workflow.initial + (generation - 1) * chain.workflow.human : chain.workflow.initial + generation * chain.workflow.human]
+    at = stream[
+        chain.workflow.initial + (generation - 1) * chain.workflow.human : chain.workflow.initial
+        + generation * chain.workflow.human
+    ]
     spoiled = list(data["posts"].texts)
     for row in at:
         spoiled[row] = f"{spoiled[row]} {u.BOMB}"
@@ -170,7 +218,11 @@ def test_when_every_chain_has_stopped_the_run_ends(tmp_path):
     chains, data, settings = u.study(4, ratios=(1.0,))
     spoiled = Dataset(tuple(f"{t} {u.BOMB}" for t in data["posts"].texts), "")
     result, family = go(tmp_path / "run", chains, {"posts": spoiled}, settings)
-    assert set(result.failed) == {c.id for c in chains} and len(family.fits) == 1 and not family.samples[0:]
+    assert (
+        set(result.failed) == {c.id for c in chains}
+        and len(family.fits) == 1
+        and not family.samples[0:]
+    )
     assert "every chain has stopped" in (tmp_path / "run/run.log").read_text()
 
 
@@ -181,7 +233,10 @@ def test_every_start_reaches_the_family(tmp_path, start):
     for generation, (_, (task,), fit) in enumerate(family.fits):
         assert fit.mode == ("scratch" if start == "scratch" else "counts")
         if start == "previous" and generation:
-            before = load_tree(tmp_path / f"run/checkpoints/generation={generation - 1:04d}", f"adapters/chain={chains[0].id}")
+            before = load_tree(
+                tmp_path / f"run/checkpoints/generation={generation - 1:04d}",
+                f"adapters/chain={chains[0].id}",
+            )
             np.testing.assert_array_equal(task.start["counts"], before["counts"])
         else:
             assert task.start is None
@@ -189,7 +244,9 @@ def test_every_start_reaches_the_family(tmp_path, start):
 
 def test_settings_of_a_chain_replace_those_of_the_study(tmp_path):
     chains, data, settings = u.study(2, seeds=(0,), ratios=(1.0,), bases=("small",))
-    chains += [dataclasses.replace(chains[0], id="long", sample=(("words", 9),), fit=(("smoothing", 0.5),))]
+    chains += [
+        dataclasses.replace(chains[0], id="long", sample=(("words", 9),), fit=(("smoothing", 0.5),))
+    ]
     _, family = go(tmp_path / "run", chains, data, settings)
     assert {len(t.split()) for t in texts(tmp_path / "run", chains[1], 1).text} == {9}
     assert {len(t.split()) for t in texts(tmp_path / "run", chains[0], 1).text} == {6}
@@ -205,7 +262,12 @@ def test_settings_of_a_chain_replace_those_of_the_study(tmp_path):
         {"workflow": "preserve", "share": 0.25},
         {"workflow": "window", "k": 2, "ratio": 0.5},
         {"workflow": "external", "share": 0.25, "ratio": 0.5, "external": "outside"},
-        {"workflow": "fresh_human", "ratio": 0.5, "entities": 2, "mixing": ((0.5, 0.5), (0.0, 1.0))},
+        {
+            "workflow": "fresh_human",
+            "ratio": 0.5,
+            "entities": 2,
+            "mixing": ((0.5, 0.5), (0.0, 1.0)),
+        },
         {"workflow": "fresh_human", "ratio": 0.5, "entities": 2, "shared": True},
     ],
     ids=lambda v: "-".join(map(str, [v["workflow"], *[k for k in v if k in ("mixing", "shared")]])),
@@ -213,34 +275,77 @@ def test_settings_of_a_chain_replace_those_of_the_study(tmp_path):
 def test_every_workflow_gives_the_family_the_texts_of_its_plan(tmp_path, values):
     outside = Dataset(tuple(f"outside{i} w01" for i in range(90)), "outside: ")
     chains = ch.product({"seed": [0, 1]}, dataset="posts", bases=("small",), size=12, **values)
-    data, settings = {"posts": u.human(), "outside": outside}, driver.Settings(4, u.FitSettings(), u.SampleSettings(), evaluate=4)
+    data, settings = (
+        {"posts": u.human(), "outside": outside},
+        driver.Settings(4, u.FitSettings(), u.SampleSettings(), evaluate=4),
+    )
     _, family = go(tmp_path / "run", chains, data, settings)
     rows_used = {c.id: {} for c in chains}
     for generation, call in enumerate(family.fits):
         members = ch.groups(chains, generation)[0].members
         for member, task in zip(members, call[1], strict=True):
-            plan = wf.on_host(wf.plan(member.chain.workflow, member.chain.key, generation, generations=4, entity=member.entity))
-            assert len(task.texts) == len(task.prompts) == wf.train_size(member.chain.workflow, generation)
-            for source, born, index, owner, text, prompt in zip(*plan[:4], task.texts, task.prompts, strict=True):
+            plan = wf.on_host(
+                wf.plan(
+                    member.chain.workflow,
+                    member.chain.key,
+                    generation,
+                    generations=4,
+                    entity=member.entity,
+                )
+            )
+            assert (
+                len(task.texts)
+                == len(task.prompts)
+                == wf.train_size(member.chain.workflow, generation)
+            )
+            for source, born, index, owner, text, prompt in zip(
+                *plan[:4], task.texts, task.prompts, strict=True
+            ):
                 if source == wf.SYNTHETIC:
                     written = texts(tmp_path / "run", member.chain, int(born))
-                    assert written[(written.entity == owner) & (written.row == index)].text.item() == text
+                    assert (
+                        written[(written.entity == owner) & (written.row == index)].text.item()
+                        == text
+                    )
                 elif source == wf.EXTERNAL:
                     assert text.startswith("outside") and prompt == "outside: "
                 else:
                     assert text.startswith("human") and prompt == "say something: "
-                    # One item of one stream is one row of the data set, and no row serves two items.
-                    assert rows_used[member.chain.id].setdefault(text, (int(owner), int(index))) == (int(owner), int(index))
+                    # One item of one stream is one row of the data set, and no row serves two
+                    # items.
+                    assert rows_used[member.chain.id].setdefault(
+                        text, (int(owner), int(index))
+                    ) == (int(owner), int(index))
     for chain in chains:
         assert len(set(rows_used[chain.id].values())) == len(rows_used[chain.id])
 
 
 def test_entities_that_exchange_read_private_public_and_each_other(tmp_path):
-    data = {name: Dataset(tuple(f"{name}{i}" for i in range(9)), tuple(f"Q{name}{i}? " for i in range(9))) for name in ("sciq", "gsm8k", "books")}
-    flow = {"workflow": "exchange", "alpha": 0.5, "beta": 0.5, "private": (9, 9), "public_size": 9, "synthetic": 6}
+    data = {
+        name: Dataset(
+            tuple(f"{name}{i}" for i in range(9)), tuple(f"Q{name}{i}? " for i in range(9))
+        )
+        for name in ("sciq", "gsm8k", "books")
+    }
+    flow = {
+        "workflow": "exchange",
+        "alpha": 0.5,
+        "beta": 0.5,
+        "private": (9, 9),
+        "public_size": 9,
+        "synthetic": 6,
+    }
     chain = ch.ChainSpec(
         "exchange",
-        wf.exchange(60, alpha=0.5, beta=0.5, private=flow["private"], public=9, synthetic=6, start="previous"),
+        wf.exchange(
+            60,
+            alpha=0.5,
+            beta=0.5,
+            private=flow["private"],
+            public=9,
+            synthetic=6,
+            start="previous",
+        ),
         ("sciq", "gsm8k"),
         0,
         ("small",),
@@ -250,7 +355,9 @@ def test_entities_that_exchange_read_private_public_and_each_other(tmp_path):
     _, family = go(tmp_path / "run", [chain], data, settings)
     for generation, (_, tasks, _) in enumerate(family.fits):
         for entity, task in enumerate(tasks):
-            heads = Counter(t.rstrip("0123456789") if not t.startswith("w") else "w" for t in task.texts)
+            heads = Counter(
+                t.rstrip("0123456789") if not t.startswith("w") else "w" for t in task.texts
+            )
             allowed = {chain.dataset[entity], "books"} | ({"w"} if generation else set())
             assert set(heads) == allowed
             for text, prompt in zip(task.texts, task.prompts, strict=True):
@@ -259,34 +366,64 @@ def test_entities_that_exchange_read_private_public_and_each_other(tmp_path):
         made = texts(tmp_path / "run", chain, 2)
         prompts = made[made.entity == entity].prompt
         assert len(prompts) == 6 and prompts.str.startswith(f"Q{name}").all()
-    assert sorted(p.name for p in (tmp_path / "run/checkpoints/generation=0002/adapters").iterdir()) == [
-        f"chain=exchange,entity={k}.safetensors" for k in (0, 1)
-    ]
+    assert sorted(
+        p.name for p in (tmp_path / "run/checkpoints/generation=0002/adapters").iterdir()
+    ) == [f"chain=exchange,entity={k}.safetensors" for k in (0, 1)]
 
 
 def test_every_entity_answers_the_probes_and_nobody_trains_on_the_answers(tmp_path):
-    data = {name: Dataset(tuple(f"{name}{i}" for i in range(9)), tuple(f"Q{name}{i}? " for i in range(9))) for name in ("sciq", "gsm8k", "books")}
-    flow = wf.exchange(30, alpha=1, beta=0, private=(9, 9), public=9, synthetic=6, initial_beta=1, start="previous")
+    data = {
+        name: Dataset(
+            tuple(f"{name}{i}" for i in range(9)), tuple(f"Q{name}{i}? " for i in range(9))
+        )
+        for name in ("sciq", "gsm8k", "books")
+    }
+    flow = wf.exchange(
+        30, alpha=1, beta=0, private=(9, 9), public=9, synthetic=6, initial_beta=1, start="previous"
+    )
     plain = ch.ChainSpec("chain", flow, ("sciq", "gsm8k"), 0, ("small",), public="books")
     asked = dataclasses.replace(plain, probes=(("gsm8k", 2), ("books", 3)))
     settings = driver.Settings(3, u.FitSettings(), u.SampleSettings(), evaluate=0)
     go(tmp_path / "plain", [plain], data, settings)
     go(tmp_path / "asked", [asked], data, settings)
     for generation in range(3):
-        without, made = texts(tmp_path / "plain", plain, generation), texts(tmp_path / "asked", asked, generation)
+        without, made = (
+            texts(tmp_path / "plain", plain, generation),
+            texts(tmp_path / "asked", asked, generation),
+        )
         for entity in range(2):
             mine = made[made.entity == entity]
-            assert mine.prompt.tolist()[6:] == ["Qgsm8k0? ", "Qgsm8k1? ", "Qbooks0? ", "Qbooks1? ", "Qbooks2? "]
+            assert mine.prompt.tolist()[6:] == [
+                "Qgsm8k0? ",
+                "Qgsm8k1? ",
+                "Qbooks0? ",
+                "Qbooks1? ",
+                "Qbooks2? ",
+            ]
             assert mine.text.tolist()[:6] == without[without.entity == entity].text.tolist()
-    with pytest.raises(ValueError, match="probes: 'books': has 9 items, chain chain asks for the first 10"):
-        go(tmp_path / "too-many", [dataclasses.replace(plain, probes=(("books", 10),))], data, settings)
+    with pytest.raises(
+        ValueError, match="probes: 'books': has 9 items, chain chain asks for the first 10"
+    ):
+        go(
+            tmp_path / "too-many",
+            [dataclasses.replace(plain, probes=(("books", 10),))],
+            data,
+            settings,
+        )
 
 
 def test_prompts_of_several_domains_are_answered_in_turn(tmp_path):
     chains, data, settings = u.study(2, ratios=(0.5,), seeds=(0,))
-    data = {"posts": dataclasses.replace(data["posts"], sample_prompts=("wikipedia", "reddit", "twitter"))}
+    data = {
+        "posts": dataclasses.replace(
+            data["posts"], sample_prompts=("wikipedia", "reddit", "twitter")
+        )
+    }
     go(tmp_path / "run", chains, data, settings)
-    assert texts(tmp_path / "run", chains[0], 0).prompt.tolist() == ["wikipedia", "reddit", "twitter"] * 4
+    assert (
+        texts(tmp_path / "run", chains[0], 0).prompt.tolist()
+        == ["wikipedia", "reddit", "twitter"] * 4
+    )
 
 
 def test_weights_of_older_generations_go_unless_they_are_to_be_kept(tmp_path):
@@ -294,7 +431,9 @@ def test_weights_of_older_generations_go_unless_they_are_to_be_kept(tmp_path):
     for keep, left in ((1, [4]), (2, [3, 4]), (None, [0, 1, 2, 3, 4])):
         path = tmp_path / f"keep-{keep}"
         go(path, chains, data, dataclasses.replace(settings, keep=keep))
-        assert [g for g in range(5) if (path / f"checkpoints/generation={g:04d}/adapters").exists()] == left
+        assert [
+            g for g in range(5) if (path / f"checkpoints/generation={g:04d}/adapters").exists()
+        ] == left
         again, _ = go(path, chains, data, dataclasses.replace(settings, keep=keep))
         assert again.resumed_after == 4
 
@@ -303,19 +442,43 @@ def test_disk_needed_bounds_what_a_run_leaves(tmp_path):
     chains, data, settings = u.study(5)
     go(tmp_path / "run", chains, data, settings)
     weights = max(p.stat().st_size for p in tmp_path.rglob("*.safetensors"))
-    used = sum(p.stat().st_size for kind in ("*.safetensors", "texts/*/*.parquet") for p in (tmp_path / "run").rglob(kind))
+    used = sum(
+        p.stat().st_size
+        for kind in ("*.safetensors", "texts/*/*.parquet")
+        for p in (tmp_path / "run").rglob(kind)
+    )
     assert used <= driver.disk_needed(chains, settings, weights, text_bytes=500)
 
 
 REFUSED = {
     "chains: there are none": lambda c, d, s: ([], d, s),
     "stands for two chains": lambda c, d, s: (c + c[:1], d, s),
-    "dataset='posts': no such data set; there are tweets": lambda c, d, s: (c, {"tweets": d["posts"]}, s),
+    "dataset='posts': no such data set; there are tweets": lambda c, d, s: (
+        c,
+        {"tweets": d["posts"]},
+        s,
+    ),
     "dataset='posts': the data set is empty": lambda c, d, s: (c, {"posts": Dataset(())}, s),
-    "dataset='posts': has 2 texts but 1 prompts": lambda c, d, s: (c, {"posts": Dataset(("a", "b"), ("p",))}, s),
-    "dataset='posts': has 95 human items, chain ratio-0.25_seed-0 needs 96 in 5 generations": lambda c, d, s: (c, {"posts": u.human(95)}, s),
-    "fit.learning_rat: not a field": lambda c, d, s: ([dataclasses.replace(c[0], fit=(("learning_rat", 1),))], d, s),
-    "factors.metric: is a column": lambda c, d, s: ([dataclasses.replace(c[0], factors=(("metric", 1),))], d, s),
+    "dataset='posts': has 2 texts but 1 prompts": lambda c, d, s: (
+        c,
+        {"posts": Dataset(("a", "b"), ("p",))},
+        s,
+    ),
+    "dataset='posts': has 95 human items, chain ratio-0.25_seed-0 needs 96 in 5 generations": lambda c, d, s: (
+        c,
+        {"posts": u.human(95)},
+        s,
+    ),
+    "fit.learning_rat: not a field": lambda c, d, s: (
+        [dataclasses.replace(c[0], fit=(("learning_rat", 1),))],
+        d,
+        s,
+    ),
+    "factors.metric: is a column": lambda c, d, s: (
+        [dataclasses.replace(c[0], factors=(("metric", 1),))],
+        d,
+        s,
+    ),
 }
 
 
@@ -333,7 +496,10 @@ def test_studies_that_cannot_run_are_refused_before_anything_is_written(tmp_path
 
 def test_needed_human_items_of_the_papers_chain_are_named():
     chains = ch.product({"ratio": [1 / 8]}, dataset="tweets", bases="small", size=4000, seed=0)
-    with pytest.raises(ValueError, match=r"has 60,000 human items, chain ratio-0.125 needs 70,500 in 20 generations"):
+    with pytest.raises(
+        ValueError,
+        match=r"has 60,000 human items, chain ratio-0.125 needs 70,500 in 20 generations",
+    ):
         driver.check(chains, {"tweets": Dataset(["x"] * 60_000)}, driver.Settings(20, None, None))
 
 
@@ -359,7 +525,9 @@ def test_durations_are_said_in_words():
 
 
 def test_parts_of_an_unfinished_generation_belong_to_the_study_that_made_them(tmp_path):
-    """A run that broke off in its first generation, then other human texts under the same name: refused; with the old ones it goes on."""
+    """A run that broke off in its first generation, then other human texts under the same name:
+    refused; with the old ones it goes on.
+    """
     chains, data, settings = u.study(2)
 
     class Breaks(u.Unigram):
@@ -369,11 +537,18 @@ def test_parts_of_an_unfinished_generation_belong_to_the_study_that_made_them(tm
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", chains, data, settings, Breaks())
     assert list((tmp_path / "run").glob("checkpoints/unfinished-generation=0000/*/*.fit.json"))
-    other = {name: dataclasses.replace(d, texts=[*d.texts[:-1], "another text"], fingerprint="") for name, d in data.items()}
-    with pytest.raises(ValueError, match="holds another study .data.posts .* -> .*; use another workdir"):
+    other = {
+        name: dataclasses.replace(d, texts=[*d.texts[:-1], "another text"], fingerprint="")
+        for name, d in data.items()
+    }
+    with pytest.raises(
+        ValueError, match="holds another study .data.posts .* -> .*; use another workdir"
+    ):
         go(tmp_path / "run", chains, other, settings)
     result, _ = go(tmp_path / "run", chains, data, settings)
     whole, _ = go(tmp_path / "whole", chains, data, settings)
     assert result.generations == whole.generations == 2
     for chain in chains:
-        pd.testing.assert_frame_equal(texts(tmp_path / "run", chain, 1), texts(tmp_path / "whole", chain, 1))
+        pd.testing.assert_frame_equal(
+            texts(tmp_path / "run", chain, 1), texts(tmp_path / "whole", chain, 1)
+        )

@@ -1,4 +1,6 @@
-"""Metrics that are filled in later: from texts on disk alone, sealed like the rest, and nothing is trained or sampled."""
+"""Metrics that are filled in later: from texts on disk alone, sealed like the rest, and nothing is
+trained or sampled.
+"""
 
 import dataclasses
 
@@ -23,9 +25,15 @@ def measure(model, generation, outcomes, names=NAMES, *, down=False):
     out = {}
     for o in outcomes:
         words = " ".join(o.texts).split()
-        values = {"distinct": len(set(words)) / max(len(words), 1), "judge": np.nan if down else float(len(words) + len(o.prompts)), "finished": 1.0}
+        values = {
+            "distinct": len(set(words)) / max(len(words), 1),
+            "judge": np.nan if down else float(len(words) + len(o.prompts)),
+            "finished": 1.0,
+        }
         if "total" in names:
-            values["total"] = np.nan if down else float(o.weights["counts"].sum() + model["prior"].sum())
+            values["total"] = (
+                np.nan if down else float(o.weights["counts"].sum() + model["prior"].sum())
+            )
         out[o.chain.id, o.entity] = values
     return out
 
@@ -41,11 +49,20 @@ def run(path, study, measure):
 
 def go(path, study, family=None, **options):
     with open_workdir(path, {"a": 1}, console=False) as place:
-        return fill(family or u.Unigram(), *study, place.path, **dict(measure=measure, names=NAMES, of_weights=("total",), progress=False) | options)
+        return fill(
+            family or u.Unigram(),
+            *study,
+            place.path,
+            **dict(measure=measure, names=NAMES, of_weights=("total",), progress=False) | options,
+        )
 
 
 def table(path):
-    return pd.read_csv(path / "metrics.csv").set_index(["chain", "generation", "metric"])["value"].sort_index()
+    return (
+        pd.read_csv(path / "metrics.csv")
+        .set_index(["chain", "generation", "metric"])["value"]
+        .sort_index()
+    )
 
 
 def test_missing_metrics_are_those_of_a_run_that_had_them(tmp_path):
@@ -56,17 +73,31 @@ def test_missing_metrics_are_those_of_a_run_that_had_them(tmp_path):
     assert table(tmp_path / "down").isna().sum() == 2 * 4 * 4
     family = u.Unigram()
     done = go(tmp_path / "down", study, family)
-    assert (done.generations, done.failed, done.found, done.missing, done.gone) == (4, {}, 32, 0, ())
+    assert (done.generations, done.failed, done.found, done.missing, done.gone) == (
+        4,
+        {},
+        32,
+        0,
+        (),
+    )
     assert not family.fits and not family.samples
-    pd.testing.assert_series_equal(table(tmp_path / "down"), table(tmp_path / "healthy"), check_exact=True)
-    # Sealed like the rest; a second call finds nothing to do, and the run itself goes on and keeps what was filled in.
+    pd.testing.assert_series_equal(
+        table(tmp_path / "down"), table(tmp_path / "healthy"), check_exact=True
+    )
+    # Sealed like the rest; a second call finds nothing to do, and the run itself goes on and keeps
+    # what was filled in.
     assert checkpoint.find(tmp_path / "down").last == 3
     before = (tmp_path / "down/metrics.csv").read_bytes()
-    assert go(tmp_path / "down", study, measure=None).found == 0 and (tmp_path / "down/metrics.csv").read_bytes() == before
+    assert (
+        go(tmp_path / "down", study, measure=None).found == 0
+        and (tmp_path / "down/metrics.csv").read_bytes() == before
+    )
     longer = chains, data, dataclasses.replace(study[2], generations=5)
     run(tmp_path / "down", longer, measure)
     run(tmp_path / "healthy", longer, measure)
-    pd.testing.assert_series_equal(table(tmp_path / "down"), table(tmp_path / "healthy"), check_exact=True)
+    pd.testing.assert_series_equal(
+        table(tmp_path / "down"), table(tmp_path / "healthy"), check_exact=True
+    )
 
 
 def test_metrics_of_weights_that_are_gone_stay_missing_and_are_named(tmp_path):
@@ -76,7 +107,9 @@ def test_metrics_of_weights_that_are_gone_stay_missing_and_are_named(tmp_path):
     values = table(tmp_path / "run")
     assert done.gone == ("total",) and (done.found, done.missing) == (4 * 4 + 4 * 2, 4 * 2)
     total = values[values.index.get_level_values("metric") == "total"]
-    assert (total.isna() == (total.index.get_level_values("generation") < 2)).all()  # two generations of weights are kept
+    assert (
+        total.isna() == (total.index.get_level_values("generation") < 2)
+    ).all()  # two generations of weights are kept
     family = u.Unigram()
     go(tmp_path / "run", study, family, names=("distinct", "judge"))
     assert family.loads == []
@@ -118,9 +151,16 @@ def test_a_signal_leaves_what_was_filled_in(tmp_path, caplog):
 
 def test_chains_that_stopped_are_measured_up_to_there(tmp_path):
     chains, data, settings = u.study(3)
-    spoiled, first = dataclasses.replace(chains[0], id="spoiled", dataset="spoiled"), set(human_texts(chains[0], data))
+    spoiled, first = (
+        dataclasses.replace(chains[0], id="spoiled", dataset="spoiled"),
+        set(human_texts(chains[0], data)),
+    )
     texts = [t if t in first else f"{t} {u.BOMB}" for t in data["posts"].texts]
-    study = [spoiled, *chains[1:]], data | {"spoiled": dataclasses.replace(data["posts"], texts=texts)}, settings
+    study = (
+        [spoiled, *chains[1:]],
+        data | {"spoiled": dataclasses.replace(data["posts"], texts=texts)},
+        settings,
+    )
     run(tmp_path / "run", study, down)
     done = go(tmp_path / "run", study, names=("judge",))
     assert set(done.failed) == {"spoiled"} and done.found == 1 + 3 * 3

@@ -23,7 +23,12 @@ def go(path, chains, data, settings):
 def test_the_ledger_books_what_no_person_wrote_as_external(tmp_path):
     _, _, settings = u.study(1)
     made = Dataset([f"made {i}" for i in range(6)], "", ("",))
-    mixed = Dataset([f"human {i}" for i in range(10)] + list(made.texts), "", ("",), outside=frozenset(range(10, 16)))
+    mixed = Dataset(
+        [f"human {i}" for i in range(10)] + list(made.texts),
+        "",
+        ("",),
+        outside=frozenset(range(10, 16)),
+    )
     flow = wf.replace(16, synthetic=0, human=1)
     values = {"workflow": flow, "dataset": "mixed", "bases": ("a",), "seed": 3, "external": "made"}
     chain = ch.make_chain(values, factors={"seed": 3})
@@ -42,7 +47,9 @@ def test_calls_of_a_few_chains_give_what_one_call_gives(tmp_path):
     family = go(tmp_path / "few", chains, data, replace(settings, members_per_call=2))
     assert max(len(call[1]) for call in family.fits) == 2
     assert (tmp_path / "one/metrics.csv").read_bytes() != b""
-    read = lambda name: pd.read_csv(tmp_path / name / "metrics.csv").sort_values(["chain", "generation", "metric"], ignore_index=True)  # noqa: E731
+    read = lambda name: pd.read_csv(tmp_path / name / "metrics.csv").sort_values(
+        ["chain", "generation", "metric"], ignore_index=True
+    )  # noqa: E731
     pd.testing.assert_frame_equal(read("one"), read("few"), check_exact=True)
 
 

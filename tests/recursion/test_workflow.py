@@ -1,4 +1,6 @@
-"""Plans against a brute-force reading of the specification: sets of named items, built one generation at a time."""
+"""Plans against a brute-force reading of the specification: sets of named items, built one
+generation at a time.
+"""
 
 from collections import Counter
 from functools import partial
@@ -24,11 +26,23 @@ EVERY = {
     "window_drawn": wf.window(N, 2, ratio=0.75, train=N, real="never"),
     "external": wf.external(N, 0.25, ratio=0.5),
     "initial": wf.fresh_human(N, 0.25, initial=2 * N),
-    "entities": wf.fresh_human(N, 0.5, entities=3, mixing=((0.5, 0.5, 0), (0, 1, 0), (0.2, 0.3, 0.5))),
+    "entities": wf.fresh_human(
+        N, 0.5, entities=3, mixing=((0.5, 0.5, 0), (0, 1, 0), (0.2, 0.3, 0.5))
+    ),
     "shared": wf.fresh_human(8, 0.5, entities=3, shared=True, initial=N, train=N),
-    "exchange": wf.exchange(N, alpha=0.5, beta=0.5, private=(20, 30), public=40, synthetic=12, initial_beta=1.0),
+    "exchange": wf.exchange(
+        N, alpha=0.5, beta=0.5, private=(20, 30), public=40, synthetic=12, initial_beta=1.0
+    ),
     "exchange_changing": wf.exchange(
-        N, alpha=((0, 0), (0.5, 0), (0, 1)), beta=(1, 0.5), private=(20, 30), public=40, synthetic=12, initial_beta=(1, 0), past=2, mixing=((0, 1), (0.5, 0.5))
+        N,
+        alpha=((0, 0), (0.5, 0), (0, 1)),
+        beta=(1, 0.5),
+        private=(20, 30),
+        public=40,
+        synthetic=12,
+        initial_beta=(1, 0),
+        past=2,
+        mixing=((0, 1), (0.5, 0.5)),
     ),
 }
 
@@ -39,7 +53,9 @@ def items(plan):
 
 
 def pool_by_reading(flow, generation, entity, writers):
-    """Items that the specification lets generation g >= 1 draw from; `writers` maps (generation, index) to who wrote the item."""
+    """Items that the specification lets generation g >= 1 draw from; `writers` maps (generation,
+    index) to who wrote the item.
+    """
     synthetic, human, external = flow.synthetic, flow.human, flow.external
     readers = range(flow.entities) if flow.shared else [entity]
     pool = set()
@@ -53,7 +69,9 @@ def pool_by_reading(flow, generation, entity, writers):
                 pool.add((wf.HUMAN, born, flow.initial + (born - 1) * human + i, reader))
             for i in range(external):
                 pool.add((wf.EXTERNAL, born, (born - 1) * external + i, reader))
-    keeps = flow.real == "always" or (flow.real == "window" and (flow.window is None or generation < flow.window))
+    keeps = flow.real == "always" or (
+        flow.real == "window" and (flow.window is None or generation < flow.window)
+    )
     if keeps:
         pool |= {(wf.HUMAN, 0, i, reader) for reader in readers for i in range(flow.initial)}
     return pool
@@ -89,13 +107,21 @@ def test_fresh_human_adds_exactly_int_ratio_size_and_never_repeats_a_human_item(
     assert (flow.synthetic, flow.human) == (int(ratio * size), size - int(ratio * size))
     seen = {}
     for generation in range(GENERATIONS):
-        for source, born, index, _ in items(wf.plan(flow, chain_key(1), generation, generations=GENERATIONS)):
+        for source, born, index, _ in items(
+            wf.plan(flow, chain_key(1), generation, generations=GENERATIONS)
+        ):
             if source == wf.HUMAN:
                 assert seen.setdefault(index, born) == born
                 assert 0 <= index < wf.human_needed(flow, GENERATIONS)
                 assert generation == 0 or (born >= 1 and index >= size)
-    first = Counter(source for source, *_ in items(wf.plan(flow, chain_key(1), 1, generations=GENERATIONS)))
-    assert first == Counter({wf.SYNTHETIC: int(ratio * size), wf.HUMAN: size - int(ratio * size)}) - Counter()
+    first = Counter(
+        source for source, *_ in items(wf.plan(flow, chain_key(1), 1, generations=GENERATIONS))
+    )
+    assert (
+        first
+        == Counter({wf.SYNTHETIC: int(ratio * size), wf.HUMAN: size - int(ratio * size)})
+        - Counter()
+    )
 
 
 def test_human_needed_is_the_table_of_the_paper():
@@ -110,13 +136,18 @@ def test_every_item_of_the_pool_is_drawn_with_probability_one_over_g():
     keys = jax.vmap(jax.random.key)(jnp.arange(chains))
     plans = jax.jit(jax.vmap(lambda k: wf.plan(flow, k, generation)))(keys)
     born = np.where(plans.source == wf.SYNTHETIC, plans.generation + 1, plans.generation)
-    slot = np.where(plans.source == wf.SYNTHETIC, plans.index, plans.index - flow.initial - (born - 1) * flow.human + flow.synthetic)
+    slot = np.where(
+        plans.source == wf.SYNTHETIC,
+        plans.index,
+        plans.index - flow.initial - (born - 1) * flow.human + flow.synthetic,
+    )
     counts = np.bincount(((born - 1) * 20 + slot).ravel(), minlength=80)
     assert counts.shape == (80,)
     expected = chains / generation
     z = (counts - expected) / np.sqrt(chains * 0.25 * 0.75)
     assert np.abs(z).max() < 4.5
-    # Draws are without replacement, so the counts of one chain sum to 20 and the statistic has 79 degrees of freedom scaled by 80/79.
+    # Draws are without replacement, so the counts of one chain sum to 20 and the statistic has 79
+    # degrees of freedom scaled by 80/79.
     assert 1e-3 < stats.chi2.sf((z**2).sum() * 79 / 80, 79) < 1 - 1e-3
     first_row = np.bincount(((born - 1) * 20 + slot)[:, 0], minlength=80)
     assert stats.chisquare(first_row).pvalue > 1e-3
@@ -135,12 +166,19 @@ def test_mixing_rows_are_the_shares_of_the_writers():
 @pytest.mark.parametrize("generation", [0, 1, 5])
 def test_exchange_draws_every_source_by_its_weight(generation):
     alpha, beta, first = 0.4, 0.25, 1.0
-    flow = wf.exchange(20_000, alpha=alpha, beta=beta, private=(7, 11), public=5, synthetic=3, initial_beta=first)
+    flow = wf.exchange(
+        20_000, alpha=alpha, beta=beta, private=(7, 11), public=5, synthetic=3, initial_beta=first
+    )
     for entity in range(2):
         plan = wf.on_host(wf.plan(flow, chain_key(9), generation, entity=entity))
         a, b = (0, first) if generation == 0 else (alpha, beta)
-        cells = Counter(zip(plan.source.tolist(), plan.entity.tolist(), plan.index.tolist(), strict=True))
-        expected = {(wf.HUMAN, entity, i): (1 - a) * b / flow.exchange.private[entity] for i in range(flow.exchange.private[entity])}
+        cells = Counter(
+            zip(plan.source.tolist(), plan.entity.tolist(), plan.index.tolist(), strict=True)
+        )
+        expected = {
+            (wf.HUMAN, entity, i): (1 - a) * b / flow.exchange.private[entity]
+            for i in range(flow.exchange.private[entity])
+        }
         expected |= {(wf.PUBLIC, 0, i): (1 - a) * (1 - b) / 5 for i in range(5)}
         expected |= {(wf.SYNTHETIC, j, i): a / 2 / 3 for j in range(2) for i in range(3)}
         expected = {cell: p for cell, p in expected.items() if p > 0}
@@ -151,7 +189,12 @@ def test_exchange_draws_every_source_by_its_weight(generation):
 
 
 def test_exchange_weights_change_with_generation_and_entity_and_mixing_says_who_is_read():
-    alpha, beta, first, mixing = ((0, 0), (0.5, 0.25), (0.0, 1.0)), (1.0, 0.5, 0.25, 0.75), (1.0, 0.0), ((0.0, 1.0), (0.5, 0.5))
+    alpha, beta, first, mixing = (
+        ((0, 0), (0.5, 0.25), (0.0, 1.0)),
+        (1.0, 0.5, 0.25, 0.75),
+        (1.0, 0.0),
+        ((0.0, 1.0), (0.5, 0.5)),
+    )
     flow = wf.exchange(
         20_000, alpha=alpha, beta=beta, private=(2, 3), public=4, synthetic=1, initial_beta=first, past=2, mixing=mixing
     )  # fmt: skip
@@ -160,14 +203,30 @@ def test_exchange_weights_change_with_generation_and_entity_and_mixing_says_who_
             a = alpha[min(generation, 2)][entity] if generation else 0.0
             b = beta[min(generation, 3)] if generation else first[entity]
             plan = wf.on_host(wf.plan(flow, chain_key(11), generation, entity=entity))
-            cells = Counter(zip(plan.source.tolist(), plan.entity.tolist(), plan.generation.tolist(), strict=True))
+            cells = Counter(
+                zip(
+                    plan.source.tolist(),
+                    plan.entity.tolist(),
+                    plan.generation.tolist(),
+                    strict=True,
+                )
+            )
             born = [g for g in (generation - 1, generation - 2) if g >= 0]
             expected = {(wf.HUMAN, entity, 0): (1 - a) * b, (wf.PUBLIC, 0, 0): (1 - a) * (1 - b)}
-            expected |= {(wf.SYNTHETIC, j, g): a * mixing[entity][j] / len(born) for j in range(2) for g in born}
+            expected |= {
+                (wf.SYNTHETIC, j, g): a * mixing[entity][j] / len(born)
+                for j in range(2)
+                for g in born
+            }
             expected = {cell: p for cell, p in expected.items() if p > 0}
             assert set(cells) == set(expected)
             if len(expected) > 1:
-                assert stats.chisquare([cells[c] for c in expected], 20_000 * np.asarray(list(expected.values()))).pvalue > 1e-3
+                assert (
+                    stats.chisquare(
+                        [cells[c] for c in expected], 20_000 * np.asarray(list(expected.values()))
+                    ).pvalue
+                    > 1e-3
+                )
 
 
 def test_a_constant_weight_is_one_number_however_it_is_written():
@@ -176,7 +235,9 @@ def test_a_constant_weight_is_one_number_however_it_is_written():
     assert flow == wf.exchange(64, alpha=(0.5, 0.5, 0.5), beta=((0.25, 0.25),), **common)
     everything = wf.exchange(64, alpha=0.5, beta=0.25, past=None, **common)
     for generation in (0, 1):
-        assert items(wf.plan(flow, chain_key(1), generation)) == items(wf.plan(everything, chain_key(1), generation))
+        assert items(wf.plan(flow, chain_key(1), generation)) == items(
+            wf.plan(everything, chain_key(1), generation)
+        )
     born = wf.on_host(wf.plan(everything, chain_key(1), 5))
     assert set(born.generation[born.source == wf.SYNTHETIC].tolist()) == set(range(5))
 
@@ -203,7 +264,9 @@ def test_scan_vmap_and_host_give_the_same_plan(name):
 def test_more_generations_change_no_plan_and_no_human_item():
     flow, key = wf.fresh_human(N, 0.25), chain_key(8)
     for generation in (1, 3):
-        assert items(wf.plan(flow, key, generation, generations=4)) == items(wf.plan(flow, key, generation, generations=9))
+        assert items(wf.plan(flow, key, generation, generations=4)) == items(
+            wf.plan(flow, key, generation, generations=9)
+        )
     short = wf.human_rows(key, 1000, wf.human_needed(flow, 4))
     longer = wf.human_rows(key, 1000, wf.human_needed(flow, 9))
     np.testing.assert_array_equal(short, longer[: len(short)])
@@ -231,11 +294,15 @@ def test_gather_returns_the_items_that_the_plan_names(drawn):
     flow = wf.external(N, 0.25, ratio=0.5) if drawn else EVERY["exchange"]
     k, stream = flow.entities, 400
     human = jnp.arange(k * stream).reshape(k, stream)
-    synthetic = 10_000 + jnp.arange(GENERATIONS * k * flow.synthetic).reshape(GENERATIONS, k, flow.synthetic)
+    synthetic = 10_000 + jnp.arange(GENERATIONS * k * flow.synthetic).reshape(
+        GENERATIONS, k, flow.synthetic
+    )
     external, public = 20_000 + jnp.arange(k * stream).reshape(k, stream), 30_000 + jnp.arange(40)
     plan = wf.plan(flow, chain_key(2), 4)
     got = wf.gather(plan, human=human, synthetic=synthetic, external=external, public=public)
-    for value, source, generation, index, entity, valid in zip(np.asarray(got), *(np.asarray(x) for x in plan), strict=True):
+    for value, source, generation, index, entity, valid in zip(
+        np.asarray(got), *(np.asarray(x) for x in plan), strict=True
+    ):
         want = {
             wf.HUMAN: human[entity, index],
             wf.SYNTHETIC: synthetic[generation, entity, index % flow.synthetic],
@@ -257,15 +324,40 @@ REFUSED = {
     "mixing: shape is (1, 1)": partial(wf.replace, 10, entities=2, mixing=((1.0,),)),
     "mixing: rows must": partial(wf.replace, 10, entities=2, mixing=((0.5, 0.4), (0, 1))),
     "alpha=2.0": partial(wf.exchange, 10, alpha=2, beta=0.5, private=(1, 1), public=1, synthetic=1),
-    "public=0": partial(wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 1), public=0, synthetic=1),
-    "alpha=2.0: must lie in [0, 1]": partial(wf.exchange, 10, alpha=(0.5, 2), beta=0.5, private=(1, 1), public=1, synthetic=1),
-    "beta=((0.5, 0.5, 0.1),)": partial(wf.exchange, 10, alpha=0.5, beta=((0.5, 0.5, 0.1),), private=(1, 1), public=1, synthetic=1),
-    "initial_beta=(1, 0, 1)": partial(wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 1), public=1, synthetic=1, initial_beta=(1, 0, 1)),
-    "past=0": partial(wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 1), public=1, synthetic=1, past=0),
-    "private=(1, 0): entity 1 has no private data but beta=0.5": partial(
-        wf.exchange, 10, alpha=0.5, beta=((1, 0), (0, 0), (0, 0.5)), private=(1, 0), public=1, synthetic=1
+    "public=0": partial(
+        wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 1), public=0, synthetic=1
     ),
-    "private=": partial(wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 0), public=1, synthetic=1),
+    "alpha=2.0: must lie in [0, 1]": partial(
+        wf.exchange, 10, alpha=(0.5, 2), beta=0.5, private=(1, 1), public=1, synthetic=1
+    ),
+    "beta=((0.5, 0.5, 0.1),)": partial(
+        wf.exchange, 10, alpha=0.5, beta=((0.5, 0.5, 0.1),), private=(1, 1), public=1, synthetic=1
+    ),
+    "initial_beta=(1, 0, 1)": partial(
+        wf.exchange,
+        10,
+        alpha=0.5,
+        beta=0.5,
+        private=(1, 1),
+        public=1,
+        synthetic=1,
+        initial_beta=(1, 0, 1),
+    ),
+    "past=0": partial(
+        wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 1), public=1, synthetic=1, past=0
+    ),
+    "private=(1, 0): entity 1 has no private data but beta=0.5": partial(
+        wf.exchange,
+        10,
+        alpha=0.5,
+        beta=((1, 0), (0, 0), (0, 0.5)),
+        private=(1, 0),
+        public=1,
+        synthetic=1,
+    ),
+    "private=": partial(
+        wf.exchange, 10, alpha=0.5, beta=0.5, private=(1, 0), public=1, synthetic=1
+    ),
     "preserved=11": partial(wf.replace, 10, preserved=11),
     "at least one new item": partial(wf.replace, 10, synthetic=0),
 }

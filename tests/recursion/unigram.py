@@ -1,4 +1,6 @@
-"""A family small enough to run hundreds of generations in a second: word counts, in NumPy. It keeps the driver's protocol exactly."""
+"""A family small enough to run hundreds of generations in a second: word counts, in NumPy. It keeps
+the driver's protocol exactly.
+"""
 
 import os
 import time
@@ -63,12 +65,20 @@ class SampleResult:
 
 
 class Unigram:
-    """Keeps what it was asked, so that tests can look at it. `pause`: seconds per call, for runs that are to be killed."""
+    """Keeps what it was asked, so that tests can look at it. `pause`: seconds per call, for runs
+    that are to be killed.
+    """
 
     FitTask, SampleTask = FitTask, SampleTask
 
     def __init__(self, pause: float = 0.0, collapsed: bool = False):
-        self.pause, self.collapsed, self.fits, self.samples, self.loads = pause, collapsed, [], [], []
+        self.pause, self.collapsed, self.fits, self.samples, self.loads = (
+            pause,
+            collapsed,
+            [],
+            [],
+            [],
+        )
 
     def load(self, base):
         self.loads.append(base)
@@ -79,14 +89,28 @@ class Unigram:
         self.fits.append((model["name"], tasks, settings))
         out = []
         for task in tasks:
-            counts = model["prior"] * settings.smoothing if task.start is None else task.start["counts"] * 0.5
+            counts = (
+                model["prior"] * settings.smoothing
+                if task.start is None
+                else task.start["counts"] * 0.5
+            )
             words = " ".join(task.texts).split()
-            counts = counts + np.bincount([WORDS.index(w) for w in words if w in WORDS], minlength=len(WORDS))
+            counts = counts + np.bincount(
+                [WORDS.index(w) for w in words if w in WORDS], minlength=len(WORDS)
+            )
             p = counts / counts.sum()
             loss = np.asarray([np.log(len(WORDS)), -(p * np.log(p)).sum()], np.float32)
             if any(BOMB in text for text in task.texts):
                 loss[1] = np.nan
-            out.append(FitResult({"counts": counts.astype(np.float32)}, 2, len(words), loss, bool(np.isfinite(loss).all())))
+            out.append(
+                FitResult(
+                    {"counts": counts.astype(np.float32)},
+                    2,
+                    len(words),
+                    loss,
+                    bool(np.isfinite(loss).all()),
+                )
+            )
         return out
 
     def sample(self, model, tasks, settings):
@@ -97,9 +121,17 @@ class Unigram:
             p = np.asarray(task.weights["counts"], np.float64)
             texts = []
             for row in task.rows:
-                draw = np.random.default_rng([*np.asarray(jax.random.key_data(task.key)).tolist(), int(row)])
-                texts.append("" if self.collapsed else " ".join(draw.choice(WORDS, settings.words, p=p / p.sum())))
-            out.append(SampleResult(texts, np.full(len(texts), settings.words), np.ones(len(texts), bool)))
+                draw = np.random.default_rng(
+                    [*np.asarray(jax.random.key_data(task.key)).tolist(), int(row)]
+                )
+                texts.append(
+                    ""
+                    if self.collapsed
+                    else " ".join(draw.choice(WORDS, settings.words, p=p / p.sum()))
+                )
+            out.append(
+                SampleResult(texts, np.full(len(texts), settings.words), np.ones(len(texts), bool))
+            )
         return out
 
 
@@ -108,21 +140,43 @@ def measure(model, generation, outcomes):
     out = {}
     for o in outcomes:
         words = " ".join(o.texts).split()
-        out[o.chain.id, o.entity] = {"distinct": len(set(words)) / max(len(words), 1), "length": float(np.mean([len(t) for t in o.texts]))}
+        out[o.chain.id, o.entity] = {
+            "distinct": len(set(words)) / max(len(words), 1),
+            "length": float(np.mean([len(t) for t in o.texts])),
+        }
     return out
 
 
 def human(count: int = 600, seed: int = 0) -> Dataset:
-    """Texts of six words; text i begins with its own number, which is no word of the family, so that it can be traced."""
+    """Texts of six words; text i begins with its own number, which is no word of the family, so
+    that it can be traced.
+    """
     draw = np.random.default_rng(seed)
-    return Dataset(tuple(f"human{i} " + " ".join(draw.choice(WORDS, 5)) for i in range(count)), "say something: ")
+    return Dataset(
+        tuple(f"human{i} " + " ".join(draw.choice(WORDS, 5)) for i in range(count)),
+        "say something: ",
+    )
 
 
 def study(generations: int = 5, ratios=(0.25, 1.0), seeds=(0, 1), size: int = 24, **common):
     """(chains, data, settings) of a small study with two base models."""
     given = {"dataset": "posts", "bases": ("small", "large"), "size": size} | common
     chains = product({"ratio": list(ratios), "seed": list(seeds)}, **given)
-    return chains, {"posts": human()}, Settings(generations, FitSettings(), SampleSettings(), evaluate=8)
+    return (
+        chains,
+        {"posts": human()},
+        Settings(generations, FitSettings(), SampleSettings(), evaluate=8),
+    )
 
 
-__all__ = ["BOMB", "FitSettings", "SampleSettings", "Unigram", "human", "measure", "os", "study", "wf"]
+__all__ = [
+    "BOMB",
+    "FitSettings",
+    "SampleSettings",
+    "Unigram",
+    "human",
+    "measure",
+    "os",
+    "study",
+    "wf",
+]

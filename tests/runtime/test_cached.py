@@ -50,8 +50,13 @@ def test_the_table_counts_what_is_kept(folder):
     here = next(words for name, words in rows.items() if name.endswith(compiled.environment()))
     assert here[3:6] == ["1", "1.0", "kB"]
     assert any("python3.14-jax0.12.0.1-jaxlib0.12.0.1-gpu-0a1b2c3d" in name for name in rows)
-    assert any("an earlier layout" in name and words[5:7] == ["1", "300"] for name, words in rows.items())
-    assert any(name.startswith("data set") and words[2:5] == [f"posts-{HEX[:12]}", "4", "340"] for name, words in rows.items())
+    assert any(
+        "an earlier layout" in name and words[5:7] == ["1", "300"] for name, words in rows.items()
+    )
+    assert any(
+        name.startswith("data set") and words[2:5] == [f"posts-{HEX[:12]}", "4", "340"]
+        for name, words in rows.items()
+    )
     assert rows["answers of judges"][3:7] == ["1", "30", "B", "2001-09-09"]
     assert rows["in all"][2:5] == [str(len(ours) - 1), "2.2", "kB"]
 
@@ -79,7 +84,9 @@ def test_nothing_is_left_of_a_folder_that_was_ours_alone(folder):
     cached.clear(place)
     assert list(place.iterdir()) == []
     place.rmdir()
-    assert cached.clear(place) == f"deleted 0 files, 0 B, from {place}" and cached.entries(place) == []
+    assert (
+        cached.clear(place) == f"deleted 0 files, 0 B, from {place}" and cached.entries(place) == []
+    )
 
 
 def test_links_are_neither_followed_nor_deleted(folder, tmp_path):
@@ -87,7 +94,11 @@ def test_links_are_neither_followed_nor_deleted(folder, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "jit_step-1-cache").write_text("theirs")
-    links = ["xla/python3.13-jax0.12.0-jaxlib0.12.0-cpu-0a1b2c3d", f"datasets/linked-{HEX[:12]}", f"datasets/posts-{HEX[:12]}/linked"]
+    links = [
+        "xla/python3.13-jax0.12.0-jaxlib0.12.0-cpu-0a1b2c3d",
+        f"datasets/linked-{HEX[:12]}",
+        f"datasets/posts-{HEX[:12]}/linked",
+    ]
     for name in links:
         (place / name).symlink_to(outside, target_is_directory=True)
     (place / "xla/jit_linked-1-cache").symlink_to(outside / "jit_step-1-cache")
@@ -120,7 +131,12 @@ def test_a_cache_of_the_users_own_is_said_and_left(folder, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     "words, reason",
-    [([], "needs exactly one of --info"), (["--claer"], "did you mean --clear?"), (["--info", "--clear"], "needs exactly one"), (["all"], "allowed is --info")],
+    [
+        ([], "needs exactly one of --info"),
+        (["--claer"], "did you mean --clear?"),
+        (["--info", "--clear"], "needs exactly one"),
+        (["all"], "allowed is --info"),
+    ],
 )
 def test_a_bad_use_is_one_sentence(words, reason):
     with pytest.raises(ValueError, match="^cache") as error:

@@ -31,8 +31,13 @@ def test_a_generation_counts_once_committed(root):
         make(root, generation)
     found = cp.find(root)
     assert found.last == 2 and [m["about"]["generation"] for m in found.manifests] == [0, 1, 2]
-    assert set(found.manifests[1]["files"]) == {"checkpoints/generation=0001/adapters/a.bin", "texts-1"}
-    assert sorted(p.name for p in (root / "checkpoints").iterdir()) == [f"generation=000{g}" for g in range(3)]
+    assert set(found.manifests[1]["files"]) == {
+        "checkpoints/generation=0001/adapters/a.bin",
+        "texts-1",
+    }
+    assert sorted(p.name for p in (root / "checkpoints").iterdir()) == [
+        f"generation=000{g}" for g in range(3)
+    ]
     assert not (root / "checkpoints/generation=0001/parts").exists()
 
 
@@ -48,9 +53,16 @@ DAMAGE = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
     "one bit": damage_bit,
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
-    "a link": lambda path: (path.rename(path.with_suffix(".old")), path.symlink_to(path.with_suffix(".old"))),
+    "a link": lambda path: (
+        path.rename(path.with_suffix(".old")),
+        path.symlink_to(path.with_suffix(".old")),
+    ),
 }
-FILES = ("checkpoints/generation=0001/adapters/a.bin", "checkpoints/generation=0001/manifest.json", "texts-1")
+FILES = (
+    "checkpoints/generation=0001/adapters/a.bin",
+    "checkpoints/generation=0001/manifest.json",
+    "texts-1",
+)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -63,7 +75,11 @@ def test_any_damage_falls_back_to_the_generation_before_and_says_what_is_lost(ro
     assert (found.last, found.lost) == (0, [1, 2, 3]) and name.split("/")[-1] in found.fault
     cp.settle(root, found)
     said = [line for line in (root / "run.log").read_text().splitlines() if "WARNING" in line]
-    assert len(said) == 1 and name in said[0] and "generations 1 to 3 will be computed again, going on after generation 0" in said[0]
+    assert (
+        len(said) == 1
+        and name in said[0]
+        and "generations 1 to 3 will be computed again, going on after generation 0" in said[0]
+    )
     assert cp.find(root).last == 0
     assert (root / "checkpoints/damaged-generation=0002/manifest.json").exists()
     (root / "texts-1").unlink(missing_ok=True)
@@ -76,14 +92,22 @@ def test_a_missing_generation_ends_the_line(root):
         make(root, generation)
     (root / "checkpoints/generation=0002").rename(root / "checkpoints/elsewhere")
     found = cp.find(root)
-    assert (found.last, found.lost, found.fault) == (1, [3], "checkpoints/generation=0002 is missing")
+    assert (found.last, found.lost, found.fault) == (
+        1,
+        [3],
+        "checkpoints/generation=0002 is missing",
+    )
 
 
 def test_without_generation_zero_nothing_starts_over(root):
     make(root, 0)
     make(root, 1)
     damage_bit(root / "texts-0")
-    with pytest.raises(cp.Damaged, match="generation 0 cannot be used .texts-0 fails its SHA-256 checksum.*nothing here can be continued"):
+    with pytest.raises(
+        cp.Damaged,
+        match="generation 0 cannot be used .texts-0 fails its SHA-256 checksum.*nothing here can "
+        "be continued",
+    ):
         cp.find(root)
     (root / "checkpoints").rename(root / "moved")
     (root / "ledger.parquet").write_bytes(b"rows")
@@ -93,7 +117,15 @@ def test_without_generation_zero_nothing_starts_over(root):
 
 def test_directories_that_are_not_generations_are_never_chosen(root):
     make(root, 0)
-    for name in ("generation=0001", "generation=9", "generation=0007", "9", ".tmp-generation=0001", "unfinished-generation=0005", "generation=00x1"):
+    for name in (
+        "generation=0001",
+        "generation=9",
+        "generation=0007",
+        "9",
+        ".tmp-generation=0001",
+        "unfinished-generation=0005",
+        "generation=00x1",
+    ):
         (root / "checkpoints" / name).mkdir()
     (root / "checkpoints/unfinished-generation=0001").mkdir()
     found = cp.find(root)
@@ -138,7 +170,10 @@ def test_sealed_parts_are_kept_and_the_rest_of_an_unfinished_generation_is_not(r
     (place / "adapters-b").write_bytes(b"content adapters-B")
     kept = cp.keep_parts(root, 2)
     assert {k: m["about"] for k, m in kept.items()} == {"a": {"n": 1}}
-    assert sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()) == ["adapters-a", "parts/a.json"]
+    assert sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()) == [
+        "adapters-a",
+        "parts/a.json",
+    ]
     assert "part b of unfinished generation 2 is not used" in (root / "run.log").read_text()
     assert cp.keep_parts(root, 3) == {}
 
@@ -156,11 +191,16 @@ def test_added_files_count_from_the_manifest_on(root):
     make(root, 0)
     (root / "checkpoints/generation=0000/late.bin").write_bytes(b"late")
     cp.settle(root, cp.find(root))
-    assert not (root / "checkpoints/generation=0000/late.bin").exists()  # a run that was killed before it was listed
+    assert not (
+        root / "checkpoints/generation=0000/late.bin"
+    ).exists()  # a run that was killed before it was listed
     (root / "checkpoints/generation=0000/late.bin").write_bytes(b"late")
     cp.add(root, 0, ["checkpoints/generation=0000/late.bin"])
     cp.settle(root, cp.find(root))
-    assert "checkpoints/generation=0000/late.bin" in cp.verify(root, "checkpoints/generation=0000/manifest.json")["files"]
+    assert (
+        "checkpoints/generation=0000/late.bin"
+        in cp.verify(root, "checkpoints/generation=0000/manifest.json")["files"]
+    )
     (root / "checkpoints/generation=0000/late.bin").write_bytes(b"l4te")
     with pytest.raises(cp.Damaged, match="late.bin fails its SHA-256"):
         cp.verify(root, "checkpoints/generation=0000/manifest.json")

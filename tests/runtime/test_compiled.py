@@ -1,4 +1,6 @@
-"""The compilation cache: filled by one process, read by the next, and never the reason that a run stops."""
+"""The compilation cache: filled by one process, read by the next, and never the reason that a run
+stops.
+"""
 
 import os
 import re
@@ -28,8 +30,18 @@ print(used, len(hits))
 
 
 def run(folder, **variables):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | variables
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(folder)], env=env, capture_output=True, text=True, timeout=120)
+    env = (
+        {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+        | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        | variables
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     used, hits = done.stdout.split()
     return used == "True", int(hits), done.stderr
@@ -40,7 +52,10 @@ def test_the_second_process_compiles_nothing_again(tmp_path):
     used, hits, _ = run(folder)
     assert used and hits == 0
     (place,) = folder.iterdir()
-    assert re.fullmatch(rf"python{sys.version_info.major}\.{sys.version_info.minor}-jax{jax.__version__}-jaxlib.+-cpu-[0-9a-f]{{8}}", place.name)
+    assert re.fullmatch(
+        rf"python{sys.version_info.major}\.{sys.version_info.minor}-jax{jax.__version__}-jaxlib.+-cpu-[0-9a-f]{{8}}",
+        place.name,
+    )
     assert any(path.name.endswith("-cache") for path in place.iterdir())
     assert all(path.stat().st_mode & 0o077 == 0 for path in (folder, place))
     used, hits, _ = run(folder)
@@ -52,7 +67,11 @@ def test_an_entry_that_cannot_be_read_is_compiled_again_without_a_warning(tmp_pa
     folder, own = tmp_path / "xla", tmp_path / "own"
     for variables in ({}, {"JAX_COMPILATION_CACHE_DIR": str(own)}):
         run(folder, **variables)
-        entries = [path for path in (own if variables else next(folder.iterdir())).iterdir() if path.name.endswith("-cache")]
+        entries = [
+            path
+            for path in (own if variables else next(folder.iterdir())).iterdir()
+            if path.name.endswith("-cache")
+        ]
         assert entries
         for path in entries:
             path.write_bytes(b"\x28\xb5\x2f\xfd of another Python")
@@ -64,13 +83,25 @@ def test_other_warnings_stay():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         compiled.hide_unreadable_entries()
-        warnings.warn("Error reading persistent compilation cache entry for 'jit_f': ValueError: damaged", stacklevel=1)
-        warnings.warn("Error writing persistent compilation cache entry for 'jit_f': OSError: no room", stacklevel=1)
+        warnings.warn(
+            "Error reading persistent compilation cache entry for 'jit_f': ValueError: damaged",
+            stacklevel=1,
+        )
+        warnings.warn(
+            "Error writing persistent compilation cache entry for 'jit_f': OSError: no room",
+            stacklevel=1,
+        )
         warnings.warn("something else", stacklevel=1)
-    assert [str(one.message).split(":")[0] for one in seen] == ["Error writing persistent compilation cache entry for 'jit_f'", "something else"]
+    assert [str(one.message).split(":")[0] for one in seen] == [
+        "Error writing persistent compilation cache entry for 'jit_f'",
+        "something else",
+    ]
 
 
-CPU = "processor\t: 0\nmodel name\t: AMD EPYC\ncpu MHz\t\t: 2596.1\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nmodel name\t: AMD EPYC\n"
+CPU = (
+    "processor\t: 0\nmodel name\t: AMD EPYC\ncpu MHz\t\t: 2596.1\nflags\t\t: fpu "
+    "avx2\n\nprocessor\t: 1\nmodel name\t: AMD EPYC\n"
+)
 
 
 def test_the_environment_is_that_of_the_cpus_model_and_features(tmp_path):
@@ -79,7 +110,10 @@ def test_the_environment_is_that_of_the_cpus_model_and_features(tmp_path):
         return compiled.environment(tmp_path / "cpuinfo")
 
     first = name(CPU)
-    assert name(CPU.replace("2596.1", "3100.0")) == first and name(CPU.replace("fpu avx2", "avx2 fpu")) == first
+    assert (
+        name(CPU.replace("2596.1", "3100.0")) == first
+        and name(CPU.replace("fpu avx2", "avx2 fpu")) == first
+    )
     others = [
         name(CPU.replace("avx2", "avx2 avx512f")),
         name(CPU.replace("AMD EPYC", "AMD EPYC 2")),
@@ -129,7 +163,9 @@ def test_programs_are_dropped_before_a_process_has_too_many():
         step(jnp.ones((rows, rows)))
     crowded, allowed = compiled.mappings()
     assert crowded > before + 80
-    assert not compiled.make_room((crowded + 50) / allowed) and compiled.mappings()[0] > crowded - 50
+    assert (
+        not compiled.make_room((crowded + 50) / allowed) and compiled.mappings()[0] > crowded - 50
+    )
     assert compiled.make_room((crowded - 50) / allowed) and compiled.mappings()[0] < crowded - 80
 
 

@@ -1,4 +1,6 @@
-"""Set-up programs: compiled the short way with the bits of the long way, the values of always, and the usual way where there is no other."""
+"""Set-up programs: compiled the short way with the bits of the long way, the values of always, and
+the usual way where there is no other.
+"""
 
 import functools
 from pathlib import Path
@@ -32,7 +34,17 @@ FLOWS = dict(
     window=workflow.window(16, 2, ratio=0.5),
     external=workflow.external(16, 0.25, ratio=0.5),
     mixed=workflow.replace(16, entities=2, mixing=((0.5, 0.5), (0.25, 0.75))),
-    exchange=workflow.exchange(32, alpha=0.3, beta=0.6, private=(20, 30), public=10, synthetic=16, entities=2, mixing=((0.5, 0.5), (0.5, 0.5)), past=2),
+    exchange=workflow.exchange(
+        32,
+        alpha=0.3,
+        beta=0.6,
+        private=(20, 30),
+        public=10,
+        synthetic=16,
+        entities=2,
+        mixing=((0.5, 0.5), (0.5, 0.5)),
+        past=2,
+    ),
 )
 
 
@@ -42,13 +54,17 @@ def spec_of(base):
 
 
 def adapters_of(base, chains, lora=adapters.Lora()):
-    return adapters.init(keys.stack_keys([keys.chain_key(seed) for seed in range(chains)]), spec_of(base), lora)
+    return adapters.init(
+        keys.stack_keys([keys.chain_key(seed) for seed in range(chains)]), spec_of(base), lora
+    )
 
 
 def given(base, chains, lora=adapters.Lora()):
     """Adapters that were drawn on the host, for programs that only read them."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda keys: adapters.init(keys, spec_of(base), lora), jax.random.split(KEY, chains))
+    shapes = jax.eval_shape(
+        lambda keys: adapters.init(keys, spec_of(base), lora), jax.random.split(KEY, chains)
+    )
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
@@ -59,32 +75,57 @@ def weights_of(base):
 PROGRAMS = {
     "fold_in": lambda: jax.random.key_data(keys.phase_key(KEY, 3, "fit")),
     "row_keys": lambda: jax.random.key_data(keys.row_keys(KEY, np.arange(300))),
-    "fold_each": lambda: jax.random.key_data(keys.fold_each(keys.row_keys(KEY, np.arange(5)), np.uint32(0))),
+    "fold_each": lambda: jax.random.key_data(
+        keys.fold_each(keys.row_keys(KEY, np.arange(5)), np.uint32(0))
+    ),
     "random_bits": lambda: [keys.random_bits(KEY, n) for n in (1, 7, 1000, 100_003)],
     "random_below": lambda: [keys.random_below(KEY, n) for n in (1, 4, 1000, 2**31 - 1)],
-    "rows_below": lambda: [keys.rows_below(KEY, np.arange(n, dtype=np.uint32), 977) for n in (1, 96, 4000)],
+    "rows_below": lambda: [
+        keys.rows_below(KEY, np.arange(n, dtype=np.uint32), 977) for n in (1, 96, 4000)
+    ],
     "random_order": lambda: [keys.random_order(KEY, n) for n in (1, 20, 5000)],
     "replicate_keys": lambda: jax.random.key_data(linear._replicate_keys(KEY, 37)),
     "simulated_keys": lambda: [jax.random.key_data(simulated._keys(KEY, 11, n)) for n in (None, 3)],
-    "ranks": lambda: [adapters_of("llama", 2, adapters.Lora(rank=rank, alpha=8.0, targets=("q", "v"))) for rank in (1, 3, 4, 8, 10)],
+    "ranks": lambda: [
+        adapters_of("llama", 2, adapters.Lora(rank=rank, alpha=8.0, targets=("q", "v")))
+        for rank in (1, 3, 4, 8, 10)
+    ],
     "together": lambda: adapters_of("gpt2", 4),
     "fresh": lambda: train._fresh(train.FitSettings(), given("gpt2", 2)),
-    "fuse": lambda: sample._fuse(spec_of("llama"), given("llama", 2), adapters.Lora(alpha=10.0), jnp.dtype("bfloat16")),
-    "fused": lambda: family._fused(spec_of("gpt2"), adapters.Lora(alpha=10.0), jnp.dtype("float32"), adapters.split(given("gpt2", 1), 0)),
+    "fuse": lambda: sample._fuse(
+        spec_of("llama"), given("llama", 2), adapters.Lora(alpha=10.0), jnp.dtype("bfloat16")
+    ),
+    "fused": lambda: family._fused(
+        spec_of("gpt2"),
+        adapters.Lora(alpha=10.0),
+        jnp.dtype("float32"),
+        adapters.split(given("gpt2", 1), 0),
+    ),
     "unstack": lambda: sample._unstacked(weights_of("opt")),
-    **{f"adapters {base}": functools.partial(adapters_of, base, 1) for base in ("llama", "qwen2", "gpt2", "opt")},
-    **{f"plan {name}": lambda flow=flow: [workflow.plan(flow, KEY, g, generations=4) for g in (0, 1, 3)] for name, flow in FLOWS.items()},
+    **{
+        f"adapters {base}": functools.partial(adapters_of, base, 1)
+        for base in ("llama", "qwen2", "gpt2", "opt")
+    },
+    **{
+        f"plan {name}": lambda flow=flow: [
+            workflow.plan(flow, KEY, g, generations=4) for g in (0, 1, 3)
+        ]
+        for name, flow in FLOWS.items()
+    },
 }
 
 
-# Half a minute each where the compiler takes the long way through Threefry; one of their kind is always tried.
+# Half a minute each where the compiler takes the long way through Threefry; one of their kind is
+# always tried.
 LONG = ("ranks", "together", "adapters llama", "adapters qwen2", "adapters opt")
 CASES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in PROGRAMS]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_short_way_has_the_bits_of_the_long_way(monkeypatch, name):
-    assert module.understood("cpu"), "the compiler takes the short way, or this test compares nothing"
+    assert module.understood("cpu"), (
+        "the compiler takes the short way, or this test compares nothing"
+    )
     short = jax.device_get(PROGRAMS[name]())
     monkeypatch.setattr(module, "understood", lambda platform: False)
     long = jax.device_get(PROGRAMS[name]())
@@ -99,12 +140,23 @@ def test_draws_are_those_of_always():
     assert jax.random.key_data(keys.phase_key(KEY, 3, "fit")).tolist() == [1426861124, 3625248749]
     assert workflow.human_rows(KEY, 1000, 8).tolist() == [938, 999, 784, 247, 249, 760, 530, 468]
     assert keys.random_order(KEY, 40)[:8].tolist() == [10, 9, 17, 12, 30, 37, 4, 33]
-    found = {base: np.asarray(jax.tree.leaves(adapters_of_two(base))[0]).ravel()[:3] for base in ("llama", "qwen2", "gpt2")}
-    np.testing.assert_allclose(found["llama"], [-0.010727936401963234, 0.0358898788690567, 0.019316546618938446], rtol=3e-7)
-    np.testing.assert_allclose(found["qwen2"], [-0.009854238480329514, 0.03296696022152901, 0.01774338074028492], rtol=3e-7)
-    np.testing.assert_allclose(found["gpt2"], [-0.008813899010419846, 0.02948654443025589, 0.01587016135454178], rtol=3e-7)
+    found = {
+        base: np.asarray(jax.tree.leaves(adapters_of_two(base))[0]).ravel()[:3]
+        for base in ("llama", "qwen2", "gpt2")
+    }
+    np.testing.assert_allclose(
+        found["llama"], [-0.010727936401963234, 0.0358898788690567, 0.019316546618938446], rtol=3e-7
+    )
+    np.testing.assert_allclose(
+        found["qwen2"], [-0.009854238480329514, 0.03296696022152901, 0.01774338074028492], rtol=3e-7
+    )
+    np.testing.assert_allclose(
+        found["gpt2"], [-0.008813899010419846, 0.02948654443025589, 0.01587016135454178], rtol=3e-7
+    )
     written = np.asarray(weights_of("llama")["embed"]).ravel()[:3]
-    np.testing.assert_allclose(written, [0.022280942648649216, 0.002832625759765506, -0.010449083521962166], rtol=1e-6)
+    np.testing.assert_allclose(
+        written, [0.022280942648649216, 0.002832625759765506, -0.010449083521962166], rtol=1e-6
+    )
 
 
 def adapters_of_two(base):
@@ -114,10 +166,14 @@ def adapters_of_two(base):
 def test_derived_keys_are_those_of_jax_random():
     own = lambda *path: functools.reduce(jax.random.fold_in, path, KEY)  # noqa: E731
     data = lambda key: jax.random.key_data(key).tolist()  # noqa: E731
-    assert all(data(keys.fold_in(KEY, n)) == data(own(n)) for n in (0, 1, 2**31 - 1, 2**31, 2**32 - 1))
+    assert all(
+        data(keys.fold_in(KEY, n)) == data(own(n)) for n in (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
+    )
     rows = np.array([0, 5, 2**32 - 1], np.uint32)
     assert data(keys.row_keys(KEY, rows)) == [data(own(row)) for row in rows]
-    assert keys.rows_below(KEY, rows, 977).tolist() == [int(jax.random.randint(own(row), (), 0, 977)) for row in rows]
+    assert keys.rows_below(KEY, rows, 977).tolist() == [
+        int(jax.random.randint(own(row), (), 0, 977)) for row in rows
+    ]
     stacked = keys.stack_keys([KEY, own(1)])
     assert stacked.dtype == KEY.dtype and data(stacked) == [data(KEY), data(own(1))]
 
@@ -132,7 +188,9 @@ def test_it_is_a_part_of_the_program_around_it():
 
 
 def test_it_is_a_part_of_a_program_whose_constants_are_computed_while_it_is_traced():
-    """Constants are no tracers there, which once sent a set-up program inside another to the compiler with options of its own."""
+    """Constants are no tracers there, which once sent a set-up program inside another to the
+    compiler with options of its own.
+    """
 
     def outer(x):
         with jax.ensure_compile_time_eval():
@@ -158,8 +216,15 @@ def test_a_compiler_that_does_not_know_the_options_is_asked_once(monkeypatch, ca
         with caplog.at_level("INFO", module.LOGGER.name):
             monkeypatch.setattr(module.LOGGER, "propagate", True)
             add = setup_jit(lambda x: x + 1)
-            assert add(jnp.ones(3)).tolist() == [2, 2, 2] and add(jnp.ones(4)).tolist() == [2, 2, 2, 2]
-        assert [record.message for record in caplog.records if "set-up programs" in record.message] == [caplog.records[0].message]
+            assert add(jnp.ones(3)).tolist() == [2, 2, 2] and add(jnp.ones(4)).tolist() == [
+                2,
+                2,
+                2,
+                2,
+            ]
+        assert [
+            record.message for record in caplog.records if "set-up programs" in record.message
+        ] == [caplog.records[0].message]
     finally:
         module.understood.cache_clear()
 
@@ -169,4 +234,7 @@ def test_other_platforms_compile_as_usual():
 
 
 def test_the_platform_is_that_of_the_arguments():
-    assert platform_of([1, None, KEY]) == "cpu" and platform_of([2]) == platform_of() == jax.default_backend()
+    assert (
+        platform_of([1, None, KEY]) == "cpu"
+        and platform_of([2]) == platform_of() == jax.default_backend()
+    )

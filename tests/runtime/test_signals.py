@@ -14,7 +14,9 @@ from jaxloop.runtime.signals import EXIT_INTERRUPTED, EXIT_TERMINATED, Stopped, 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)]
+)
 def test_a_signal_waits_for_the_next_safe_point(number, code, capfd):
     before = signal.getsignal(number)
     with stop_safely() as stop:
@@ -34,10 +36,17 @@ def test_the_second_signal_leaves_at_once():
     script = (
         "import os, signal, time; from jaxloop.runtime.signals import stop_safely\n"
         "with stop_safely():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+        "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM); "
+        "time.sleep(60)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=240, capture_output=True, text=True)
-    assert done.returncode == 143 and "leaving at once" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, timeout=240, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 143
+        and "leaving at once" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_outside_the_main_thread_nothing_is_caught():

@@ -1,4 +1,6 @@
-"""Text goes into parquet and comes back as it was; numbers go into CSV and come back exactly; a flipped bit is noticed."""
+"""Text goes into parquet and comes back as it was; numbers go into CSV and come back exactly; a
+flipped bit is noticed.
+"""
 
 import io
 
@@ -16,14 +18,21 @@ HOSTILE = [
 
 
 def test_any_text_survives_parquet(tmp_path):
-    write_atomic(tmp_path / "t.parquet", tables.to_parquet({"text": [*HOSTILE, None], "row": range(len(HOSTILE) + 1)}))
+    write_atomic(
+        tmp_path / "t.parquet",
+        tables.to_parquet({"text": [*HOSTILE, None], "row": range(len(HOSTILE) + 1)}),
+    )
     back = tables.read_parquet(tmp_path / "t.parquet")
-    assert back["text"] == [*HOSTILE, None] and back["row"].tolist() == list(range(len(HOSTILE) + 1))
+    assert back["text"] == [*HOSTILE, None] and back["row"].tolist() == list(
+        range(len(HOSTILE) + 1)
+    )
 
 
 def test_every_string_of_code_points_survives(tmp_path):
     draw = np.random.default_rng(0)
-    alphabet = [chr(c) for c in (0x1A, 0x61, 0x30, 0x64, 0xD800, 0xDBFF, 0xDC00, 0xDFFF, 0xE000, 0x1F600)]
+    alphabet = [
+        chr(c) for c in (0x1A, 0x61, 0x30, 0x64, 0xD800, 0xDBFF, 0xDC00, 0xDFFF, 0xE000, 0x1F600)
+    ]
     texts = ["".join(draw.choice(alphabet, size)) for size in draw.integers(0, 12, 3000)]
     assert [tables.unescape(tables.escape(t)) for t in texts] == texts
     assert len({tables.escape(t) for t in texts}) == len(set(texts))
@@ -32,14 +41,18 @@ def test_every_string_of_code_points_survives(tmp_path):
 
 
 def test_pandas_alone_reads_ordinary_text_as_it_is(tmp_path):
-    ordinary = [t for t in HOSTILE if not any(0xD800 <= ord(c) < 0xE000 or c == "\x1a" for c in t[:100])]
+    ordinary = [
+        t for t in HOSTILE if not any(0xD800 <= ord(c) < 0xE000 or c == "\x1a" for c in t[:100])
+    ]
     tables.write_parquet(tmp_path / "t.parquet", {"text": ordinary})
     assert pd.read_parquet(tmp_path / "t.parquet").text.tolist() == ordinary
 
 
 def test_equal_tables_are_equal_bytes():
     columns = {"a": ["x", None, "\ud800"], "n": np.arange(3), "f": [0.1, float("nan"), None]}
-    assert tables.to_parquet(columns) == tables.to_parquet({k: list(v) for k, v in columns.items()} | {"n": np.arange(3)})
+    assert tables.to_parquet(columns) == tables.to_parquet(
+        {k: list(v) for k, v in columns.items()} | {"n": np.arange(3)}
+    )
 
 
 def test_every_flipped_bit_is_noticed_or_harmless(tmp_path):
@@ -56,8 +69,13 @@ def test_every_flipped_bit_is_noticed_or_harmless(tmp_path):
             refused += 1
             assert "t.parquet" in str(error) and "\n" not in str(error)
             continue
-        same = back.keys() == columns.keys() and back["text"] == columns["text"] and back["row"].tolist() == list(range(200))
-        # Names and counts live in the footer, which has no checksum: the manifest's SHA-256 covers it. Values never change silently.
+        same = (
+            back.keys() == columns.keys()
+            and back["text"] == columns["text"]
+            and back["row"].tolist() == list(range(200))
+        )
+        # Names and counts live in the footer, which has no checksum: the manifest's SHA-256 covers
+        # it. Values never change silently.
         assert same or back.keys() != columns.keys() or len(back["row"]) != 200
     assert refused > 120
 
@@ -75,14 +93,22 @@ def test_columns_of_unequal_length_are_refused():
 
 
 def test_concatenation_fills_missing_columns():
-    joined = tables.concatenate([{"a": np.asarray([1, 2]), "t": ["x", "y"]}, {}, {"a": [3], "b": [0.5]}])
+    joined = tables.concatenate(
+        [{"a": np.asarray([1, 2]), "t": ["x", "y"]}, {}, {"a": [3], "b": [0.5]}]
+    )
     assert joined == {"a": [1, 2, 3], "t": ["x", "y", None], "b": [None, None, 0.5]}
 
 
 def test_numbers_survive_csv_and_rows_stay_rows():
     values = [0.1, 1 / 3, 1e-300, -0.0, float("inf"), float("nan"), None]
     names = ["plain", "a\rb", "a\nb", 'say "hi", twice', "\ud800", "=1+1", ""]
-    back = pd.read_csv(io.BytesIO(tables.to_csv({"name": names, "value": values, "count": range(7), "flag": [True] * 7})))
-    np.testing.assert_array_equal(back.value, np.asarray([np.nan if v is None else v for v in values]))
+    back = pd.read_csv(
+        io.BytesIO(
+            tables.to_csv({"name": names, "value": values, "count": range(7), "flag": [True] * 7})
+        )
+    )
+    np.testing.assert_array_equal(
+        back.value, np.asarray([np.nan if v is None else v for v in values])
+    )
     assert back["count"].tolist() == list(range(7)) and back.flag.all() and len(back) == 7
     assert [tables.unescape(n) for n in back.name.fillna("")] == names

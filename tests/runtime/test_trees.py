@@ -1,4 +1,6 @@
-"""Weights on disk: exact, equal bytes for equal weights, sharded or not, refused where they are not arrays."""
+"""Weights on disk: exact, equal bytes for equal weights, sharded or not, refused where they are not
+arrays.
+"""
 
 from typing import NamedTuple
 
@@ -16,7 +18,10 @@ from jaxloop.runtime import files, trees
 def tree():
     draw = np.random.default_rng(0)
     return {
-        "q": {"a": draw.normal(size=(2, 3)).astype(np.float32), "b": jnp.arange(4, dtype=jnp.bfloat16)},
+        "q": {
+            "a": draw.normal(size=(2, 3)).astype(np.float32),
+            "b": jnp.arange(4, dtype=jnp.bfloat16),
+        },
         "layers": [np.asarray(5, np.int32), (np.zeros((0, 2)), None)],
         "q/a": np.asarray([True, False]),
         "f8": np.arange(4).astype(ml_dtypes.float8_e4m3fn),
@@ -56,13 +61,18 @@ def test_safetensors_alone_reads_the_arrays(tmp_path):
 
 def test_sharded_weights_go_through_orbax_and_come_back_exactly(tmp_path):
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("x",))
-    spread = jax.device_put(np.arange(32, dtype=np.float32).reshape(8, 4), NamedSharding(mesh, PartitionSpec("x")))
+    spread = jax.device_put(
+        np.arange(32, dtype=np.float32).reshape(8, 4), NamedSharding(mesh, PartitionSpec("x"))
+    )
     made = {"w": spread, "b": [np.arange(3), jnp.ones(2, jnp.bfloat16)], "n": 3}
     written = trees.save_tree(tmp_path, "adapters/full", made)
     assert len(written) > 2 and all((tmp_path / name).is_file() for name in written)
     on_disk = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert on_disk == set(written)
-    same(trees.load_tree(tmp_path, "adapters/full"), jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, made))
+    same(
+        trees.load_tree(tmp_path, "adapters/full"),
+        jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, made),
+    )
 
 
 class Pair(NamedTuple):

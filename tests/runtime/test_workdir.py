@@ -1,4 +1,6 @@
-"""Run directories: whose they are, which config they hold, what is deleted in them, what is never written to them."""
+"""Run directories: whose they are, which config they hold, what is deleted in them, what is never
+written to them.
+"""
 
 import json
 import logging
@@ -14,7 +16,11 @@ import pytest
 from jaxloop.runtime import files, log, workdir
 from jaxloop.runtime.workdir import open_workdir
 
-CONFIG = {"chain": {"generations": 3, "ratios": (0.125, 1.0)}, "fit": {"lr": 2e-4, "max_new_tokens": 300}, "run": {"show": True}}
+CONFIG = {
+    "chain": {"generations": 3, "ratios": (0.125, 1.0)},
+    "fit": {"lr": 2e-4, "max_new_tokens": 300},
+    "run": {"show": True},
+}
 
 
 def changed(**fields):
@@ -40,10 +46,20 @@ def test_another_config_is_refused_with_the_difference_and_changes_nothing(tmp_p
     with open_workdir(tmp_path, CONFIG, console=False):
         pass
     before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(ValueError) as error, open_workdir(tmp_path, changed(fit__lr=1e-4, chain__ratios=[1.0], fit__new=1), console=False):
+    with (
+        pytest.raises(ValueError) as error,
+        open_workdir(
+            tmp_path, changed(fit__lr=1e-4, chain__ratios=[1.0], fit__new=1), console=False
+        ),
+    ):
         pass
     message = str(error.value)
-    for part in ("fit.lr 0.0002 -> 0.0001", "chain.ratios [0.125, 1.0] -> [1.0]", "fit.new (absent) -> 1", "use another workdir"):
+    for part in (
+        "fit.lr 0.0002 -> 0.0001",
+        "chain.ratios [0.125, 1.0] -> [1.0]",
+        "fit.new (absent) -> 1",
+        "use another workdir",
+    ):
         assert part in message
     assert "\n" not in message and (tmp_path / "config.json").read_bytes() == before
 
@@ -51,13 +67,21 @@ def test_another_config_is_refused_with_the_difference_and_changes_nothing(tmp_p
 def test_generations_may_be_raised_and_not_lowered_and_named_fields_may_change(tmp_path):
     with open_workdir(tmp_path, CONFIG, console=False):
         pass
-    with open_workdir(tmp_path, changed(chain__generations=5, run__show=False), may_change=("run",), console=False) as w:
+    with open_workdir(
+        tmp_path, changed(chain__generations=5, run__show=False), may_change=("run",), console=False
+    ) as w:
         assert w.config["chain"]["generations"] == 5
     assert json.loads((tmp_path / "config.json").read_text())["chain"]["generations"] == 5
     assert "chain.generations 3 -> 5" in (tmp_path / "run.log").read_text()
-    with pytest.raises(ValueError, match="chain.generations 5 -> 4"), open_workdir(tmp_path, changed(chain__generations=4), may_change=("run",)):
+    with (
+        pytest.raises(ValueError, match="chain.generations 5 -> 4"),
+        open_workdir(tmp_path, changed(chain__generations=4), may_change=("run",)),
+    ):
         pass
-    with pytest.raises(ValueError, match="run.show false -> true"), open_workdir(tmp_path, changed(chain__generations=5)):
+    with (
+        pytest.raises(ValueError, match="run.show false -> true"),
+        open_workdir(tmp_path, changed(chain__generations=5)),
+    ):
         pass
 
 
@@ -67,7 +91,10 @@ def test_a_damaged_config_is_written_again_only_from_the_config_it_was(tmp_path)
     whole = (tmp_path / "config.json").read_bytes()
     for damaged in (whole[:40], b"", whole.replace(b"0.0002", b"0.0003")):
         (tmp_path / "config.json").write_bytes(damaged)
-        with pytest.raises(ValueError, match="damaged|another config"), open_workdir(tmp_path, changed(fit__lr=1), console=False):
+        with (
+            pytest.raises(ValueError, match="damaged|another config"),
+            open_workdir(tmp_path, changed(fit__lr=1), console=False),
+        ):
             pass
         assert (tmp_path / "config.json").read_bytes() == damaged
         with open_workdir(tmp_path, CONFIG, console=False) as w:
@@ -76,16 +103,25 @@ def test_a_damaged_config_is_written_again_only_from_the_config_it_was(tmp_path)
     assert "was damaged" in (tmp_path / "run.log").read_text()
     (tmp_path / "checkpoints/generation=0000").mkdir(parents=True)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match="missing or damaged"), open_workdir(tmp_path, changed(fit__lr=1), console=False):
+    with (
+        pytest.raises(ValueError, match="missing or damaged"),
+        open_workdir(tmp_path, changed(fit__lr=1), console=False),
+    ):
         pass
 
 
 def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="is not empty and was not made by jaxloop"), open_workdir(tmp_path, CONFIG):
+    with (
+        pytest.raises(ValueError, match="is not empty and was not made by jaxloop"),
+        open_workdir(tmp_path, CONFIG),
+    ):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(ValueError, match="is a file"), open_workdir(tmp_path / "thesis.tex", CONFIG):
+    with (
+        pytest.raises(ValueError, match="is a file"),
+        open_workdir(tmp_path / "thesis.tex", CONFIG),
+    ):
         pass
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     with pytest.raises(ValueError, match="symbolic link"), open_workdir(tmp_path / "link", CONFIG):
@@ -100,7 +136,14 @@ def test_deletion_happens_only_inside_a_marked_directory(tmp_path):
         workdir.delete(outside, "keep.txt")
     with open_workdir(tmp_path / "run", CONFIG, console=False) as w:
         (w.path / "texts").symlink_to(outside, target_is_directory=True)
-        for parts in (("..", "outside", "keep.txt"), ("texts", "keep.txt"), ("texts",), (str(outside / "keep.txt"),), (), ("config.json",)):
+        for parts in (
+            ("..", "outside", "keep.txt"),
+            ("texts", "keep.txt"),
+            ("texts",),
+            (str(outside / "keep.txt"),),
+            (),
+            ("config.json",),
+        ):
             with pytest.raises(ValueError):
                 workdir.delete(w.path, *parts)
         (w.path / "gone").mkdir()
@@ -119,18 +162,30 @@ def test_half_written_files_are_named_and_removed(tmp_path):
     with open_workdir(tmp_path, CONFIG, console=False):
         assert not list(tmp_path.rglob(".tmp-*"))
     said = (tmp_path / "run.log").read_text()
-    assert "removed the unfinished file checkpoints/.tmp-a.parquet" in said and "removed the unfinished file .tmp-metrics.csv" in said
+    assert (
+        "removed the unfinished file checkpoints/.tmp-a.parquet" in said
+        and "removed the unfinished file .tmp-metrics.csv" in said
+    )
 
 
 def test_the_second_process_names_the_holder_and_a_dead_holder_is_replaced(tmp_path):
     script = (
         "import sys, time; from jaxloop.runtime.workdir import open_workdir\n"
-        f"with open_workdir({str(tmp_path / 'run')!r}, {{'a': 1}}, console=False): print('held', flush=True); time.sleep(60)"
+        f"with open_workdir({str(tmp_path / 'run')!r}, {{'a': 1}}, console=False): print('held', "
+        "flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as child:
         try:
             assert child.stdout.readline() == "held\n"
-            with pytest.raises(ValueError, match=rf"is in use by process {child.pid} on {socket.gethostname()} since 20"):
+            with pytest.raises(
+                ValueError,
+                match=rf"is in use by process {child.pid} on {socket.gethostname()} since 20",
+            ):
                 with open_workdir(tmp_path / "run", {"a": 1}):
                     pass
         finally:
@@ -159,15 +214,27 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path):
         if os.access(parent, os.W_OK) and parent != Path("/tmp"):
             parent.chmod(parent.stat().st_mode | 0o055)
     said = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "run", tmp_path / "run/below"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", script, tmp_path / "run", tmp_path / "run/below"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
     )
     lines = said.stdout.splitlines()
-    assert [line.split(": ", 1)[1] for line in lines] == ["cannot be written (permission denied)"] * 2, said.stderr
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        "cannot be written (permission denied)"
+    ] * 2, said.stderr
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 2_500_000, 2_500_000))
-    with pytest.raises(files.DiskFull, match=r"this run needs 3.0 GB, 2.5 MB are free"), open_workdir(tmp_path / "run", CONFIG, needs=3 * 10**9):
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 2_500_000, 2_500_000),
+    )
+    with (
+        pytest.raises(files.DiskFull, match=r"this run needs 3.0 GB, 2.5 MB are free"),
+        open_workdir(tmp_path / "run", CONFIG, needs=3 * 10**9),
+    ):
         pass
     assert not (tmp_path / "run").exists()
 
@@ -176,7 +243,15 @@ def test_no_key_reaches_config_or_log(tmp_path, monkeypatch):
     planted = "sk-abcdefghijklmnop1234567890"
     other = "plain-looking-value-of-a-secret"
     monkeypatch.setenv("JUDGE_API_KEY", other)
-    config = {"judge": {"api_key": "tiny", "token": [planted], "url": f"https://host/?k={planted}", "max_tokens": 7, "note": f"my {other}"}}
+    config = {
+        "judge": {
+            "api_key": "tiny",
+            "token": [planted],
+            "url": f"https://host/?k={planted}",
+            "max_tokens": 7,
+            "note": f"my {other}",
+        }
+    }
     with open_workdir(tmp_path, config, console=False) as w:
         log.LOGGER.error("failed with %s and %s", planted, other)
         try:
@@ -187,7 +262,11 @@ def test_no_key_reaches_config_or_log(tmp_path, monkeypatch):
     for path in tmp_path.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            assert planted.encode() not in content and other.encode() not in content and b"tiny" not in content
+            assert (
+                planted.encode() not in content
+                and other.encode() not in content
+                and b"tiny" not in content
+            )
     assert log.HIDDEN in (tmp_path / "run.log").read_text()
     with open_workdir(tmp_path, config, console=False) as w:
         assert w.resumed
@@ -204,7 +283,9 @@ def test_the_log_survives_text_that_is_not_utf8_and_a_full_disk(tmp_path, capsys
     assert not logging.getLogger("jaxloop").handlers
 
 
-@pytest.mark.parametrize("name", ["api_key", "HF_TOKEN", "password", "client_secret", "OPENAI_APIKEY"])
+@pytest.mark.parametrize(
+    "name", ["api_key", "HF_TOKEN", "password", "client_secret", "OPENAI_APIKEY"]
+)
 def test_names_of_secrets(name):
     assert log.is_secret_name(name)
     assert not log.is_secret_name(f"max_new_{name}s_count")
@@ -212,7 +293,14 @@ def test_names_of_secrets(name):
 
 def test_paths_stay_inside(tmp_path):
     (tmp_path / "link").symlink_to("/etc")
-    for parts in (("/etc/passwd",), ("..", "x"), ("a", "..", "..", "x"), ("link", "passwd"), ("link",), ("",)):
+    for parts in (
+        ("/etc/passwd",),
+        ("..", "x"),
+        ("a", "..", "..", "x"),
+        ("link", "passwd"),
+        ("link",),
+        ("",),
+    ):
         with pytest.raises(ValueError):
             files.inside(tmp_path, *parts)
     assert files.inside(tmp_path, "a/b", "c") == tmp_path / "a/b/c"
@@ -234,4 +322,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def test_sizes_are_said_in_words():
-    assert [files.human_size(n) for n in (12, 1500, 2.5e6, 3e9, 4e12)] == ["12 B", "1.5 kB", "2.5 MB", "3.0 GB", "4.0 TB"]
+    assert [files.human_size(n) for n in (12, 1500, 2.5e6, 3e9, 4e12)] == [
+        "12 B",
+        "1.5 kB",
+        "2.5 MB",
+        "3.0 GB",
+        "4.0 TB",
+    ]

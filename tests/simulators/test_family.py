@@ -1,4 +1,6 @@
-"""The engine: plans, sources, keys; the same items as a language-model chain; every workflow against a plain loop."""
+"""The engine: plans, sources, keys; the same items as a language-model chain; every workflow
+against a plain loop.
+"""
 
 import dataclasses
 
@@ -28,9 +30,13 @@ N, T = 8, 4
 
 
 def recorder(workflow, generations=T) -> Family:
-    """Items are (source, number): human items count up, written ones are numbered by the model's own count of fits. The fit keeps what it saw."""
+    """Items are (source, number): human items count up, written ones are numbered by the model's
+    own count of fits. The fit keeps what it saw.
+    """
     size = rows(workflow, generations)
-    label = lambda source, n, offset=0: jnp.stack([jnp.full(n, source, jnp.int32), jnp.arange(n, dtype=jnp.int32) + offset], 1)
+    label = lambda source, n, offset=0: jnp.stack(
+        [jnp.full(n, source, jnp.int32), jnp.arange(n, dtype=jnp.int32) + offset], 1
+    )
 
     def fit(key, items, weights, start):
         return jnp.concatenate([items, weights[:, None].astype(jnp.int32)], 1), start[1] + 1
@@ -47,7 +53,9 @@ def recorder(workflow, generations=T) -> Family:
 
 
 def expected(workflow, key, generation, entity, generations=T):
-    plan = jax.device_get(wf.plan(workflow, key, generation, generations=generations + 1, entity=entity))
+    plan = jax.device_get(
+        wf.plan(workflow, key, generation, generations=generations + 1, entity=entity)
+    )
     number = np.where(plan.source == wf.SYNTHETIC, plan.generation * 1000 + plan.index, plan.index)
     return np.stack([plan.source, number, plan.valid], 1)
 
@@ -83,14 +91,23 @@ def test_every_workflow_trains_on_what_the_plan_says(name):
 
 
 def test_a_simulated_chain_and_a_language_model_chain_train_on_the_same_items(tmp_path):
-    """A real (random) transformer through the driver, its training texts in order, against the index plan inside the simulators' scan."""
+    """A real (random) transformer through the driver, its training texts in order, against the
+    index plan inside the simulators' scan.
+    """
     words = [f"post {i} says {'yes' if i % 3 else 'no'} {i * 7 % 11}" for i in range(90)]
-    spec = Spec("llama", vocab=280, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=16, context=48)
+    spec = Spec(
+        "llama", vocab=280, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=16, context=48
+    )
     lm.save(Model(spec, init(jax.random.key(0), spec), bpe.train(words, 280)), tmp_path / "base")
     fitted = []
 
     class Recording:
-        FitTask, SampleTask, load, sample = language.FitTask, language.SampleTask, staticmethod(language.load), staticmethod(language.sample)
+        FitTask, SampleTask, load, sample = (
+            language.FitTask,
+            language.SampleTask,
+            staticmethod(language.load),
+            staticmethod(language.sample),
+        )
 
         @staticmethod
         def fit(model, tasks, settings):
@@ -105,13 +122,21 @@ def test_a_simulated_chain_and_a_language_model_chain_train_on_the_same_items(tm
     settings = driver.Settings(generations=3, fit=fit, sample=sample, evaluate=0)
     with open_workdir(tmp_path / "run", {"generations": 3}, console=False) as workdir:
         driver.run(Recording, [chain], data, settings, workdir.path, progress=False)
-    flow = dataclasses.replace(flow, start="previous")  # the recorder counts its fits; plans do not read `start`
+    flow = dataclasses.replace(
+        flow, start="previous"
+    )  # the recorder counts its fits; plans do not read `start`
     seen = run(recorder(flow, 2), flow, generations=2, keys=chain.key[None])["seen"][0]
     stream = human_stream(chain, data, 3)
-    written = [read_parquet(tmp_path / f"run/texts/chain=one/generation={g:04d}.parquet")["text"] for g in range(2)]
+    written = [
+        read_parquet(tmp_path / f"run/texts/chain=one/generation={g:04d}.parquet")["text"]
+        for g in range(2)
+    ]
     for g in range(3):
         items = [(source, number) for source, number, valid in seen[g].tolist() if valid]
-        texts = [words[stream[n]] if source == wf.HUMAN else written[n // 1000][n % 1000] for source, n in items]
+        texts = [
+            words[stream[n]] if source == wf.HUMAN else written[n // 1000][n % 1000]
+            for source, n in items
+        ]
         assert texts == list(fitted[g])
 
 
@@ -136,10 +161,14 @@ def test_chains_are_independent_of_their_number_and_of_devices(gaussian):
 
 
 def test_reading_in_order_is_what_gathering_by_plan_gives(gaussian):
-    """A window of one and a pool that never grows are the same plan; only the first is recognised as needing no gathering."""
+    """A window of one and a pool that never grows are the same plan; only the first is recognised
+    as needing no gathering.
+    """
     direct, gathered = wf.replace(12), wf.replace(12, train=12)
     assert reads_only_the_last(direct) and not reads_only_the_last(gathered)
-    assert not any(reads_only_the_last(flow) for name, flow in WORKFLOWS.items() if name != "replace")
+    assert not any(
+        reads_only_the_last(flow) for name, flow in WORKFLOWS.items() if name != "replace"
+    )
     key = chain_key(0)
     order = [np.asarray(wf.plan(gathered, key, g, generations=3).index) for g in (0, 1, 2)]
     assert (np.sort(order[1]) == np.arange(12)).all() and (order[0] == np.arange(12)).all()
@@ -150,7 +179,14 @@ def test_reading_in_order_is_what_gathering_by_plan_gives(gaussian):
 
 def test_settings_are_an_axis(gaussian):
     settings = {"sd": np.array([1.0, 2.0, 5.0])}
-    out = run(lambda s: gaussian_family(1, sd=s["sd"]), wf.replace(50), generations=1, replicates=40, settings=settings, seed=1)
+    out = run(
+        lambda s: gaussian_family(1, sd=s["sd"]),
+        wf.replace(50),
+        generations=1,
+        replicates=40,
+        settings=settings,
+        seed=1,
+    )
     assert out["var"].shape == (3, 40, 2, 1) and out["w2"].shape == (3, 40, 2)
     np.testing.assert_allclose(out["var"][:, :, 0, 0].mean(1), settings["sd"] ** 2, rtol=0.15)
     scaled = out["var"][:, :, 0, 0] / settings["sd"][:, None] ** 2
@@ -160,10 +196,22 @@ def test_settings_are_an_axis(gaussian):
 @pytest.mark.parametrize(
     "call,sentence",
     [
-        (lambda: run(gaussian_family(), wf.replace(5), generations=0), "generations=0: must be an integer of at least 1"),
-        (lambda: run(gaussian_family(), wf.replace(5), generations=1, replicates=0), "replicates=0"),
-        (lambda: run(gaussian_family(), wf.replace(1), generations=1), "generation 0 trains on N=1 items, this family needs at least 2"),
-        (lambda: run(gaussian_family(), wf.external(8, 0.5), generations=1), "workflow=external: has external items"),
+        (
+            lambda: run(gaussian_family(), wf.replace(5), generations=0),
+            "generations=0: must be an integer of at least 1",
+        ),
+        (
+            lambda: run(gaussian_family(), wf.replace(5), generations=1, replicates=0),
+            "replicates=0",
+        ),
+        (
+            lambda: run(gaussian_family(), wf.replace(1), generations=1),
+            "generation 0 trains on N=1 items, this family needs at least 2",
+        ),
+        (
+            lambda: run(gaussian_family(), wf.external(8, 0.5), generations=1),
+            "workflow=external: has external items",
+        ),
         (lambda: gaussian_family(0), "dim=0: must be at least 1"),
     ],
 )

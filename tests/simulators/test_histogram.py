@@ -7,7 +7,8 @@ from jaxloop.simulators import histogram
 from jaxloop.simulators.histogram import Column
 
 RATIOS = (0.0, 1 / 4, 1.0)
-# recursive_loops.md, section 7: relative entropy at these ratios for smoothing 1e-3 and bias 100 without overlap, SE .01-.04.
+# recursive_loops.md, section 7: relative entropy at these ratios for smoothing 1e-3 and bias 100
+# without overlap, SE .01-.04.
 SPEC = {False: [1.00, 0.14, 0.27], True: [1.00, 0.22, 0.37]}
 COLUMNS = {
     "smoothed": Column(),
@@ -23,7 +24,13 @@ COLUMNS = {
 def toy():
     """Relative entropy of the last generation [columns, ratios, R], without accumulation."""
     return dict(
-        zip(COLUMNS, histogram.simulate_columns(list(COLUMNS.values()), ratios=RATIOS, replicates=50, seed=2)["relative_entropy"][..., -1], strict=True)
+        zip(
+            COLUMNS,
+            histogram.simulate_columns(
+                list(COLUMNS.values()), ratios=RATIOS, replicates=50, seed=2
+            )["relative_entropy"][..., -1],
+            strict=True,
+        )
     )
 
 
@@ -43,15 +50,23 @@ def test_u_shape_of_the_smoothed_reading(toy):
 
 @pytest.mark.slow
 def test_u_shape_with_accumulation():
-    mean, se = _mean_se(histogram.simulate(ratios=RATIOS, accumulate=True, replicates=50, seed=2)["relative_entropy"][..., -1])
+    mean, se = _mean_se(
+        histogram.simulate(ratios=RATIOS, accumulate=True, replicates=50, seed=2)[
+            "relative_entropy"
+        ][..., -1]
+    )
     assert (np.abs(mean - SPEC[True]) < 4 * np.hypot(se, 0.025)).all()
     _has_u(mean, se)
 
 
 def test_without_smoothing_the_bias_does_nothing_and_there_is_no_u(toy):
-    """Non-overlap, literally: even numbers have no mass, so that every bias strength is the same rule."""
+    """Non-overlap, literally: even numbers have no mass, so that every bias strength is the same
+    rule.
+    """
     (mean, se), (plain, plain_se) = _mean_se(toy["literal"]), _mean_se(toy["literal, unbiased"])
-    assert (np.abs(mean - plain) < 4.5 * np.hypot(se, plain_se)).all() and (mean[2] < mean[:2] - 3 * se.max()).all()
+    assert (np.abs(mean - plain) < 4.5 * np.hypot(se, plain_se)).all() and (
+        mean[2] < mean[:2] - 3 * se.max()
+    ).all()
     same = [histogram.histogram_family(9, bias=b, smoothing=0.0) for b in (1.0, 100.0)]
     items, weights = np.array([1, 1, 3, 9, 7]), np.ones(5, np.float32)
     fits = [f.fit(None, items, weights) for f in same]

@@ -1,4 +1,6 @@
-"""Each family's fit and draws against SciPy, scikit-learn or plain counting, and each family under each workflow."""
+"""Each family's fit and draws against SciPy, scikit-learn or plain counting, and each family under
+each workflow.
+"""
 
 from collections import Counter
 
@@ -37,7 +39,9 @@ def test_small_factorisations():
     np.testing.assert_allclose(cholesky(jnp.asarray(full)), np.linalg.cholesky(full), atol=1e-12)
     root = np.asarray(cholesky(jnp.asarray(thin)))
     np.testing.assert_allclose(root @ root.T, thin, atol=1e-12)
-    np.testing.assert_allclose(spd_inverse(jnp.asarray(full)), np.linalg.inv(full), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        spd_inverse(jnp.asarray(full)), np.linalg.inv(full), rtol=1e-9, atol=1e-9
+    )
     np.testing.assert_array_equal(cholesky(jnp.zeros((2, 2))), np.zeros((2, 2)))
 
 
@@ -57,19 +61,32 @@ def test_gaussian_fit_and_draws(unbiased):
 
 
 def test_discrete_fit_and_draws():
-    family = discrete_family([0.5, 0.2, 0.0, 0.3], smoothing=0.5, bias=np.array([1.0, 2.0, 1.0, 1.0]))
+    family = discrete_family(
+        [0.5, 0.2, 0.0, 0.3], smoothing=0.5, bias=np.array([1.0, 2.0, 1.0, 1.0])
+    )
     items, weights = RNG.integers(0, 4, 50), RNG.uniform(size=50)
     counts = (np.bincount(items, weights, 4) + 0.5) * [1, 2, 1, 1]
-    np.testing.assert_allclose(family.fit(KEY, jnp.asarray(items, jnp.int32), jnp.asarray(weights)), counts / counts.sum(), rtol=1e-12)
+    np.testing.assert_allclose(
+        family.fit(KEY, jnp.asarray(items, jnp.int32), jnp.asarray(weights)),
+        counts / counts.sum(),
+        rtol=1e-12,
+    )
     drawn = np.bincount(family.draw(KEY, 20000), minlength=4)
-    assert drawn[2] == 0 and scipy.stats.chisquare(drawn[[0, 1, 3]], 20000 * np.array([0.5, 0.2, 0.3])).pvalue > 1e-3
+    assert (
+        drawn[2] == 0
+        and scipy.stats.chisquare(drawn[[0, 1, 3]], 20000 * np.array([0.5, 0.2, 0.3])).pvalue > 1e-3
+    )
     found = family.measure(jnp.asarray([0.5, 0.5, 0, 0]), jnp.asarray([0, 0, 3], jnp.int32))
-    assert {k: float(v) for k, v in found.items()} == pytest.approx({"entropy": np.log(2), "zeros": 2, "heterozygosity": 0.5, "unique": 2})
+    assert {k: float(v) for k, v in found.items()} == pytest.approx(
+        {"entropy": np.log(2), "zeros": 2, "heterozygosity": 0.5, "unique": 2}
+    )
 
 
 def test_coin_and_counts():
     items = RNG.poisson(2.0, 40).astype(float)
-    assert float(poisson_family(2.0).fit(KEY, jnp.asarray(items), jnp.ones(40))) == pytest.approx(items.mean())
+    assert float(poisson_family(2.0).fit(KEY, jnp.asarray(items), jnp.ones(40))) == pytest.approx(
+        items.mean()
+    )
     drawn = np.asarray(poisson_family(2.0).draw(KEY, 5000))
     assert abs(drawn.mean() - 2) < 5 * np.sqrt(2 / 5000) and abs(drawn.var() / 2 - 1) < 0.12
     flips = np.asarray(bernoulli_family(0.3).draw(KEY, 5000))
@@ -82,12 +99,16 @@ def test_kernel_density(rule):
     weights = RNG.uniform(0.2, 1, 25)
     family = kde_family(2, bandwidth=rule, heldout=20)
     params = family.fit(KEY, jnp.asarray(x), jnp.asarray(weights))
-    theirs = scipy.stats.gaussian_kde(x.T, weights=weights, bw_method=rule if isinstance(rule, str) else None)
+    theirs = scipy.stats.gaussian_kde(
+        x.T, weights=weights, bw_method=rule if isinstance(rule, str) else None
+    )
     root = np.asarray(params[2])
     if isinstance(rule, str):
         np.testing.assert_allclose(root @ root.T, theirs.covariance, rtol=1e-10)
         held = np.asarray(family.draw(jax.random.key(0), 20))
-        assert float(family.measure(params, None)["nll"]) == pytest.approx(-theirs.logpdf(held.T).mean(), rel=1e-10)
+        assert float(family.measure(params, None)["nll"]) == pytest.approx(
+            -theirs.logpdf(held.T).mean(), rel=1e-10
+        )
     else:
         np.testing.assert_allclose(root, 0.4 * np.eye(2))
     drawn = np.asarray(family.sample(KEY, params, 20000))
@@ -104,7 +125,9 @@ def test_tophat_kernel_is_a_density_and_what_is_drawn():
     assert drawn.var() == pytest.approx(float(family.measure(params, None)["var"][0]), rel=0.03)
     at = np.asarray(family.draw(jax.random.key(0), 1))[0, 0]
     density = ((np.abs(at - np.array([0.0, 0.2])) <= 0.5) / 1.0).mean()
-    assert float(family.measure(params, None)["nll"]) == pytest.approx(-np.log(density) if density else np.inf)
+    assert float(family.measure(params, None)["nll"]) == pytest.approx(
+        -np.log(density) if density else np.inf
+    )
 
 
 def test_mixture_em_is_scikit_learns():
@@ -114,7 +137,12 @@ def test_mixture_em_is_scikit_learns():
     start = family.base(KEY)
     ours = family.fit(KEY, jnp.asarray(x), jnp.ones(200), start)
     theirs = sklearn.mixture.GaussianMixture(
-        2, max_iter=12, tol=0, means_init=means, weights_init=[0.3, 0.7], precisions_init=np.linalg.inv(np.asarray(start.covs))
+        2,
+        max_iter=12,
+        tol=0,
+        means_init=means,
+        weights_init=[0.3, 0.7],
+        precisions_init=np.linalg.inv(np.asarray(start.covs)),
     )
     with pytest.warns(sklearn.exceptions.ConvergenceWarning):
         theirs.fit(x)
@@ -122,15 +150,24 @@ def test_mixture_em_is_scikit_learns():
     np.testing.assert_allclose(ours.means, theirs.means_, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(ours.covs, theirs.covariances_, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(
-        gmm.log_normal(jnp.asarray(x), ours.means[0], ours.covs[0]), scipy.stats.multivariate_normal(ours.means[0], ours.covs[0]).logpdf(x), rtol=1e-9
+        gmm.log_normal(jnp.asarray(x), ours.means[0], ours.covs[0]),
+        scipy.stats.multivariate_normal(ours.means[0], ours.covs[0]).logpdf(x),
+        rtol=1e-9,
     )
     grid = np.linspace(-9, 9, 361)
     points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
-    density = lambda m: sum(w * scipy.stats.multivariate_normal(c, s).pdf(points) for w, c, s in zip(*map(np.asarray, m), strict=True))
+    density = lambda m: sum(
+        w * scipy.stats.multivariate_normal(c, s).pdf(points)
+        for w, c, s in zip(*map(np.asarray, m), strict=True)
+    )
     area = (grid[1] - grid[0]) ** 2
-    assert float(family.measure(ours, None)["l2"]) == pytest.approx(((density(ours) - density(start)) ** 2).sum() * area, rel=1e-6)
+    assert float(family.measure(ours, None)["l2"]) == pytest.approx(
+        ((density(ours) - density(start)) ** 2).sum() * area, rel=1e-6
+    )
     drawn = np.asarray(family.sample(KEY, ours, 20000))
-    assert float(family.measure(ours, None)["trace"]) == pytest.approx(np.trace(np.cov(drawn.T)), rel=0.05)
+    assert float(family.measure(ours, None)["trace"]) == pytest.approx(
+        np.trace(np.cov(drawn.T)), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -150,29 +187,49 @@ def test_ngram_counts_and_draws(order):
         for i in range(length - order + 1):
             expected[tuple(row[i : i + order])] += w
     flat = np.asarray(counts).reshape((size,) * order)
-    assert {g: flat[g] for g in map(tuple, np.argwhere(flat))} == {g: n for g, n in expected.items() if n}
+    assert {g: flat[g] for g in map(tuple, np.argwhere(flat))} == {
+        g: n for g, n in expected.items() if n
+    }
     params = family.fit(KEY, jnp.asarray(items), jnp.ones(30))
     found = family.measure(params, None)
     p = np.asarray(params[1]) / np.maximum(np.asarray(params[1]).sum(1, keepdims=True), 1)
     conditional = scipy.stats.entropy(p, axis=1)[np.asarray(params[1]).sum(1) > 0]
     share = np.asarray(params[1]).sum(1)[np.asarray(params[1]).sum(1) > 0]
-    assert float(found["entropy"]) == pytest.approx((conditional * share).sum() / share.sum(), rel=1e-9)
+    assert float(found["entropy"]) == pytest.approx(
+        (conditional * share).sum() / share.sum(), rel=1e-9
+    )
     assert int(found["grams"]) == (np.asarray(params[1]) > 0).sum()
     written = np.asarray(family.sample(KEY, params, 400))
     assert written.shape == (400, length) and written.max() < size
     seen = {tuple(row[i : i + order]) for row in items.tolist() for i in range(length - order + 1)}
-    new = [tuple(row[i : i + order]) in seen for row in written.tolist() for i in range(length - order + 1)]
-    assert np.mean(new) > 0.97, "only what was counted is written, but for contexts at the end of a window"
+    new = [
+        tuple(row[i : i + order]) in seen
+        for row in written.tolist()
+        for i in range(length - order + 1)
+    ]
+    assert np.mean(new) > 0.97, (
+        "only what was counted is written, but for contexts at the end of a window"
+    )
 
 
 def test_ngram_model_of_real_text_loses_its_vocabulary(shared):
     import json
 
     lines = shared("data/aesop_fables").glob("*.jsonl")
-    texts = [json.loads(line)["text"] for path in lines for line in path.read_text().splitlines()[:60]]
+    texts = [
+        json.loads(line)["text"] for path in lines for line in path.read_text().splitlines()[:60]
+    ]
     tokens, alphabet = ngram.encode(texts, symbols=32)
-    out = run(ngram.ngram_family(tokens, order=3, length=48, symbols=len(alphabet)), wf.replace(60), generations=8, replicates=2, x64=False)
-    assert (out["grams"][:, -1] < 0.75 * out["grams"][:, 0]).all() and (out["entropy"][:, -1] < out["entropy"][:, 0]).all()
+    out = run(
+        ngram.ngram_family(tokens, order=3, length=48, symbols=len(alphabet)),
+        wf.replace(60),
+        generations=8,
+        replicates=2,
+        x64=False,
+    )
+    assert (out["grams"][:, -1] < 0.75 * out["grams"][:, 0]).all() and (
+        out["entropy"][:, -1] < out["entropy"][:, 0]
+    ).all()
     assert (out["cross_entropy"][:, -1] > out["cross_entropy"][:, 0]).all()
 
 
@@ -183,7 +240,9 @@ FAMILIES = {
     "poisson": lambda: poisson_family(3.0),
     "kde": lambda: kde_family(2, bandwidth="scott", heldout=4),
     "gmm": lambda: gmm.gmm_family([[-2.0, 0.0], [2.0, 0.0]], iterations=3),
-    "ngram": lambda: ngram.ngram_family(np.random.default_rng(0).integers(0, 5, 200), order=2, length=8),
+    "ngram": lambda: ngram.ngram_family(
+        np.random.default_rng(0).integers(0, 5, 200), order=2, length=8
+    ),
     "regression": lambda: regression_family([1.0, 2.0]),
     "histogram": lambda: histogram_family(12),
     "beta": lambda: beta_family((2.0, 2.0), (3.0, 2.0), 12),
@@ -212,7 +271,14 @@ def _runs(name, flow):
     for metric, values in out.items():
         assert values.shape[: len(shape)] == shape and np.isfinite(values).all(), metric
         first = values[:, 0].reshape(2, -1)
-        assert metric in ("zeros", "unique", "steps", "converged", "vocabulary", "grams") or not np.array_equal(first[0], first[1]), metric
+        assert metric in (
+            "zeros",
+            "unique",
+            "steps",
+            "converged",
+            "vocabulary",
+            "grams",
+        ) or not np.array_equal(first[0], first[1]), metric
 
 
 # A diagonal through the table in the fast suite, all of it in the slow one.
@@ -234,18 +300,33 @@ def test_every_family_under_every_workflow(name, flow):
         (lambda: discrete_family([1.0], smoothing=-1), "smoothing=-1: must be at least 0"),
         (lambda: bernoulli_family(1.5), r"p=1.5: must lie in \[0, 1\]"),
         (lambda: poisson_family(0), "rate=0: must be positive"),
-        (lambda: kde_family(bandwidth="wide"), "bandwidth='wide': must be a number, scott or silverman"),
+        (
+            lambda: kde_family(bandwidth="wide"),
+            "bandwidth='wide': must be a number, scott or silverman",
+        ),
         (lambda: kde_family(bandwidth=0), "bandwidth=0: must be positive"),
         (lambda: kde_family(kernel="box"), "kernel='box': must be one of gaussian, tophat"),
         (lambda: gmm.gmm_family([[0.0], [1.0]], weights=[1.0]), r"weights, sds: shapes are \(1,\)"),
         (lambda: gmm.gmm_family([[0.0]], sds=-1.0), "sds positive"),
         (lambda: gmm.gmm_family([[0.0]], iterations=0), "iterations=0: must be at least 1"),
         (lambda: ngram.encode([]), "need at least one character"),
-        (lambda: ngram.ngram_family([0, 1, 2], order=2, length=9), "order=2, length=9: must be 1 <= order < length <= 3"),
-        (lambda: ngram.ngram_family([0, 1, 2, 3], order=2, length=3, symbols=3), "symbols=3, order=2: must exceed the largest token 3"),
+        (
+            lambda: ngram.ngram_family([0, 1, 2], order=2, length=9),
+            "order=2, length=9: must be 1 <= order < length <= 3",
+        ),
+        (
+            lambda: ngram.ngram_family([0, 1, 2, 3], order=2, length=3, symbols=3),
+            "symbols=3, order=2: must exceed the largest token 3",
+        ),
         (lambda: ngram.ngram_family([-1, 1], order=1, length=2), "non-negative integer"),
-        (lambda: regression_family([1.0, 2.0], design=np.ones((4, 3))), r"design: shape is \(4, 3\), must be \[T, 2\]"),
-        (lambda: regression_family([1.0, 2.0], design=np.ones((4, 2))), "design: rank is 1, least squares needs 2"),
+        (
+            lambda: regression_family([1.0, 2.0], design=np.ones((4, 3))),
+            r"design: shape is \(4, 3\), must be \[T, 2\]",
+        ),
+        (
+            lambda: regression_family([1.0, 2.0], design=np.ones((4, 2))),
+            "design: rank is 1, least squares needs 2",
+        ),
         (lambda: histogram_family(0), "size=0: must be at least 1"),
         (lambda: histogram_family(4, bias=[1, 2]), "or 5 positive numbers"),
     ],

@@ -11,18 +11,32 @@ from jaxloop.lm import bpe
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, init
 
-WORDS = "the array of a function returns values shape matches input unless axis is given and result masked where data type float order copy view"
+WORDS = (
+    "the array of a function returns values shape matches input unless axis is given and result "
+    "masked where data type float order copy view"
+)
 
 
 @pytest.fixture(scope="package")
 def place(tmp_path_factory):
-    """A folder with human posts (posts.jsonl), a tiny random model (base) and a config of two chains (study.py)."""
+    """A folder with human posts (posts.jsonl), a tiny random model (base) and a config of two
+    chains (study.py).
+    """
     folder = tmp_path_factory.mktemp("study")
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS.split(), rng.integers(6, 20))).capitalize() + "." for _ in range(200)]
-    (folder / "posts.jsonl").write_text("\n".join(json.dumps({"text": t, "kind": "even" if len(t) % 2 == 0 else "odd"}) for t in texts))
+    texts = [
+        " ".join(rng.choice(WORDS.split(), rng.integers(6, 20))).capitalize() + "."
+        for _ in range(200)
+    ]
+    (folder / "posts.jsonl").write_text(
+        "\n".join(
+            json.dumps({"text": t, "kind": "even" if len(t) % 2 == 0 else "odd"}) for t in texts
+        )
+    )
     tokenizer = bpe.train(texts, 300)
-    spec = Spec("llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64)
+    spec = Spec(
+        "llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64
+    )
     lm.save(Model(spec, init(jax.random.key(0), spec), tokenizer), folder / "base")
     (folder / "study.py").write_text(f'''"""Two small chains."""
 from ml_collections import ConfigDict

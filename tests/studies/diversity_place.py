@@ -1,4 +1,6 @@
-"""A small diversity study on disk: ROCStories and NarrativeQA columns, a random one-layer model, an endpoint that answers what is asked."""
+"""A small diversity study on disk: ROCStories and NarrativeQA columns, a random one-layer model, an
+endpoint that answers what is asked.
+"""
 
 import json
 import re
@@ -14,31 +16,65 @@ from jaxloop.lm import bpe
 from jaxloop.lm.huggingface import Model
 from jaxloop.lm.spec import Spec, init
 
-NOUNS = "dog cat ship tree king river book lamp coat horse apple field tower wind stone bird".split()
+NOUNS = (
+    "dog cat ship tree king river book lamp coat horse apple field tower wind stone bird".split()
+)
 VERBS = "saw found lost kept moved opened called carried painted washed".split()
 
 
 def sentence(rng):
-    return f"The {rng.choice(NOUNS)} {rng.choice(VERBS)} the {rng.choice(NOUNS)} {rng.choice(VERBS)} by the {rng.choice(NOUNS)}."
+    return (
+        f"The {rng.choice(NOUNS)} {rng.choice(VERBS)} the {rng.choice(NOUNS)} {rng.choice(VERBS)} "
+        f"by the {rng.choice(NOUNS)}."
+    )
 
 
 def write(folder):
     """Data files, a tokenizer and a random model; returns the config's text."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 60), ("test", 20)):
-        rows = [{"storytitle": "t", **{f"sentence{i + 1}": sentence(rng) for i in range(5)}} for _ in range(count)]
-        (folder / f"stories-{split}.jsonl").write_text("\n".join(json.dumps(row | {"split": split}) for row in rows))
-    everything = (folder / "stories-train.jsonl").read_text() + "\n" + (folder / "stories-test.jsonl").read_text()
+        rows = [
+            {"storytitle": "t", **{f"sentence{i + 1}": sentence(rng) for i in range(5)}}
+            for _ in range(count)
+        ]
+        (folder / f"stories-{split}.jsonl").write_text(
+            "\n".join(json.dumps(row | {"split": split}) for row in rows)
+        )
+    everything = (
+        (folder / "stories-train.jsonl").read_text()
+        + "\n"
+        + (folder / "stories-test.jsonl").read_text()
+    )
     (folder / "stories.jsonl").write_text(everything)
     rows = []
     for d in range(8):
         document = {"id": f"d{d}", "summary": {"text": sentence(rng)}, "text": "no"}
         for _ in range(6):
-            question, answer = sentence(rng).replace(".", "?"), f"{rng.choice(NOUNS)} {rng.choice(NOUNS)}"
-            rows.append({"document": document, "question": {"text": question}, "answers": [{"text": answer}], "split": "test" if d > 5 else "train"})
+            question, answer = (
+                sentence(rng).replace(".", "?"),
+                f"{rng.choice(NOUNS)} {rng.choice(NOUNS)}",
+            )
+            rows.append(
+                {
+                    "document": document,
+                    "question": {"text": question},
+                    "answers": [{"text": answer}],
+                    "split": "test" if d > 5 else "train",
+                }
+            )
     (folder / "qa.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     tokenizer = bpe.train([everything, " ".join(VERBS)], 320)
-    spec = Spec("llama", vocab=320, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=192)
+    spec = Spec(
+        "llama",
+        vocab=320,
+        width=16,
+        layers=1,
+        heads=2,
+        kv_heads=2,
+        head_size=8,
+        mlp=32,
+        context=192,
+    )
     lm.save(Model(spec, init(jax.random.key(0), spec), tokenizer), folder / "base")
     return f'''"""A small diversity study."""
 from ml_collections import ConfigDict
@@ -78,15 +114,22 @@ class Answers:
         # The same answer to the same request, whenever it is made.
         rng = np.random.default_rng([ord(c) for c in number + prompt])
         if found := re.search(r"List (\d+) topics", prompt):
-            return "\n".join(f"{i + 1}. Topic {number.strip('.')[-4:]} {i}" for i in range(int(found[1])))
+            return "\n".join(
+                f"{i + 1}. Topic {number.strip('.')[-4:]} {i}" for i in range(int(found[1]))
+            )
         if found := re.search(r"about the topic: (.*)\.", prompt):
             return " ".join(f"{found[1]} {sentence(rng)}" for _ in range(5))
         if found := re.search(r"Say the following pair in (\d+) other ways", prompt):
             question = re.findall(r"Question: (.*)", prompt)[-1]
-            return "\n\n".join(f"Question: Again {i} {question}\nAnswer: so {i}" for i in range(int(found[1])))
+            return "\n\n".join(
+                f"Question: Again {i} {question}\nAnswer: so {i}" for i in range(int(found[1]))
+            )
         count = int(re.search(r"Write (\d+) new questions", prompt)[1])
         # One too few: the rest is asked for again.
-        return "\n".join(f"Question: {sentence(rng)[:-1]}?\nAnswer: the {rng.choice(NOUNS)}" for _ in range(max(1, count - 1)))
+        return "\n".join(
+            f"Question: {sentence(rng)[:-1]}?\nAnswer: the {rng.choice(NOUNS)}"
+            for _ in range(max(1, count - 1))
+        )
 
 
 @contextmanager

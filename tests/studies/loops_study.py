@@ -1,4 +1,6 @@
-"""A world for tests of the recursive-loops experiments: posts of two kinds, a random one-layer model, an encoder of letters."""
+"""A world for tests of the recursive-loops experiments: posts of two kinds, a random one-layer
+model, an encoder of letters.
+"""
 
 import json
 from pathlib import Path
@@ -29,10 +31,22 @@ def posts(count: int = 240, seed: int = 0) -> list[dict]:
 def build(folder: Path, count: int = 240) -> Path:
     """posts.jsonl, other.jsonl and two bases in a folder."""
     for name, seed in (("posts", 0), ("other", 1)):
-        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in posts(count, seed)))
+        (folder / f"{name}.jsonl").write_text(
+            "\n".join(json.dumps(row) for row in posts(count, seed))
+        )
     tokenizer = bpe.train([row["text"] for row in posts(count)], 300)
     for i, base in enumerate(("base", "second")):
-        spec = Spec("llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64)
+        spec = Spec(
+            "llama",
+            vocab=300,
+            width=16,
+            layers=1,
+            heads=2,
+            kv_heads=2,
+            head_size=8,
+            mlp=32,
+            context=64,
+        )
         lm.save(Model(spec, init(jax.random.key(i), spec), tokenizer), folder / base)
     return folder
 
@@ -52,7 +66,11 @@ def raw(folder: Path, **changes) -> dict:
         "metrics": ["cosine_diversity", "lexical_diversity", "text_length"],
     }
     for name, value in changes.items():
-        base[name] = {**base[name], **value} if isinstance(value, dict) and name in base and name != "domains" else value
+        base[name] = (
+            {**base[name], **value}
+            if isinstance(value, dict) and name in base and name != "domains"
+            else value
+        )
     return base
 
 
@@ -62,11 +80,16 @@ def settings(folder: Path, **changes) -> Settings:
 
 def write(path: Path, given: dict) -> Path:
     """A config file of a dict."""
-    path.write_text(f'"""A study of a test."""\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({given!r})\n')
+    path.write_text(
+        '"""A study of a test."""\nfrom ml_collections import ConfigDict\n\n\ndef '
+        f"get_config():\n    return ConfigDict({given!r})\n"
+    )
     return path
 
 
 def letters(texts, *_, **__) -> np.ndarray:
     """Embeddings by letters: [n, 26] float32 of length one."""
-    counts = np.array([[text.lower().count(chr(97 + i)) + 0.1 for i in range(26)] for text in texts], np.float32).reshape(-1, 26)
+    counts = np.array(
+        [[text.lower().count(chr(97 + i)) + 0.1 for i in range(26)] for text in texts], np.float32
+    ).reshape(-1, 26)
     return counts / np.linalg.norm(counts, axis=1, keepdims=True)

@@ -1,4 +1,6 @@
-"""Metrics of a chain study: every input that it can give, judges in its list, and `only=metrics` after a run whose judge was down."""
+"""Metrics of a chain study: every input that it can give, judges in its list, and `only=metrics`
+after a run whose judge was down.
+"""
 
 import re
 import shutil
@@ -22,14 +24,24 @@ from tests.metrics.server import Server, completion
 
 @pytest.fixture(scope="module")
 def judged(place, tmp_path_factory):
-    """(words of a command, address, its judge's name, run directory): a study whose judge never answered, and which finished all the same."""
+    """(words of a command, address, its judge's name, run directory): a study whose judge never
+    answered, and which finished all the same.
+    """
     folder = tmp_path_factory.mktemp("judged")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    judge = f"judge_quality(url='http://127.0.0.1:{port}/v1', model='m', cache='{folder / 'replies.sqlite'}')"
+    judge = (
+        f"judge_quality(url='http://127.0.0.1:{port}/v1', model='m', "
+        f"cache='{folder / 'replies.sqlite'}')"
+    )
     names = f"text_length,tail_mass(probability=0.0033),distinct_n_by_context(n=1),reference_perplexity,own_perplexity,{judge}"
-    words = ["jaxloop", f"--config={place / 'study.py'}", f"--workdir={folder / 'run'}", f"--config.metrics={names}"]
+    words = [
+        "jaxloop",
+        f"--config={place / 'study.py'}",
+        f"--workdir={folder / 'run'}",
+        f"--config.metrics={names}",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxloop.metrics.endpoint.random.uniform", lambda *_: 0.0)
         assert cli.guarded(main.main, cli.parse(words)) == 0
@@ -37,7 +49,11 @@ def judged(place, tmp_path_factory):
 
 
 def table(run):
-    return pd.read_csv(run / "metrics.csv").set_index(["chain", "generation", "metric"])["value"].sort_index()
+    return (
+        pd.read_csv(run / "metrics.csv")
+        .set_index(["chain", "generation", "metric"])["value"]
+        .sort_index()
+    )
 
 
 def missing(values):
@@ -46,7 +62,10 @@ def missing(values):
 
 def settings(words):
     command = cli.parse(words)
-    return config.build(chain.Settings, config.override(config.read_file(command.config), command.overrides, chain.Settings))
+    return config.build(
+        chain.Settings,
+        config.override(config.read_file(command.config), command.overrides, chain.Settings),
+    )
 
 
 def test_a_judge_that_is_down_is_missing_and_everything_else_is_there(judged):
@@ -75,12 +94,26 @@ def test_every_input_is_what_it_says(judged):
                 )
             )
             nats = np.concatenate(held.token_nats)
-            assert values[one.id, g, "tail_mass(probability=0.0033)"] == (nats > -np.log(0.0033)).mean()
+            assert (
+                values[one.id, g, "tail_mass(probability=0.0033)"]
+                == (nats > -np.log(0.0033)).mean()
+            )
             assert 0 < values[one.id, g, "tail_mass(probability=0.0033)"] < 1
-            assert values[one.id, g, "own_perplexity"] == pytest.approx(np.exp(own.nats.sum() / own.tokens.sum()), rel=1e-6)
-            assert values[one.id, g, "reference_perplexity"] == pytest.approx(np.exp(base.nats.sum() / base.tokens.sum()), rel=1e-6)
-            assert values[one.id, g, "distinct_n_by_context(n=1)"] == lexical.distinct_n_by_context([written["text"][:8]], [written["prompt"][:8]], 1)[0]
-    assert set(prepared.heldout_prompts[name]) == set(sampling_prompts(prepared.chains[0], prepared.data, 0, 0, 3))
+            assert values[one.id, g, "own_perplexity"] == pytest.approx(
+                np.exp(own.nats.sum() / own.tokens.sum()), rel=1e-6
+            )
+            assert values[one.id, g, "reference_perplexity"] == pytest.approx(
+                np.exp(base.nats.sum() / base.tokens.sum()), rel=1e-6
+            )
+            assert (
+                values[one.id, g, "distinct_n_by_context(n=1)"]
+                == lexical.distinct_n_by_context([written["text"][:8]], [written["prompt"][:8]], 1)[
+                    0
+                ]
+            )
+    assert set(prepared.heldout_prompts[name]) == set(
+        sampling_prompts(prepared.chains[0], prepared.data, 0, 0, 3)
+    )
 
 
 def test_only_metrics_fills_in_what_is_missing_and_trains_nothing(judged, tmp_path, monkeypatch):
@@ -104,7 +137,10 @@ def test_only_metrics_fills_in_what_is_missing_and_trains_nothing(judged, tmp_pa
     rest = before.index.get_level_values("metric") != judge
     pd.testing.assert_series_equal(after[rest], before[rest], check_exact=True)
     assert {path: path.read_bytes() for path in files} == files
-    assert "filled in 4 values of 2 finished generations; 0 are missing" in (copy / "run.log").read_text()
+    assert (
+        "filled in 4 values of 2 finished generations; 0 are missing"
+        in (copy / "run.log").read_text()
+    )
     assert (copy / "report.html").read_bytes() != (run / "report.html").read_bytes()
     # The run goes on from there as if nothing had been missing.
     monkeypatch.undo()
@@ -116,32 +152,60 @@ def test_only_metrics_measures_what_the_run_did_not_ask_for(judged, tmp_path):
     words, _, judge, run = judged
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    changed = [*words[:2], f"--workdir={copy}", "--config.metrics=text_length,word_entropy,held_out_loss"]
+    changed = [
+        *words[:2],
+        f"--workdir={copy}",
+        "--config.metrics=text_length,word_entropy,held_out_loss",
+    ]
     with pytest.raises(SystemExit) as refused:
         cli.guarded(main.main, cli.parse(changed))
     assert refused.value.code == 2
     assert cli.guarded(main.main, cli.parse([*changed, "--config.only=metrics"])) == 0
     values = table(copy)
-    assert missing(values) == [judge] and {"word_entropy", "held_out_loss"} <= set(values.index.get_level_values("metric"))
+    assert missing(values) == [judge] and {"word_entropy", "held_out_loss"} <= set(
+        values.index.get_level_values("metric")
+    )
     assert values["ratio-1", 0, "held_out_loss"] == pytest.approx(np.log(300), abs=0.2)
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--config.only=metrics"], "config.only = 'metrics': .* holds no run whose metrics could be filled in"),
+        (
+            ["--config.only=metrics"],
+            "config.only = 'metrics': .* holds no run whose metrics could be filled in",
+        ),
         (["--config.only=texts"], "config.only = 'texts' is not allowed: one of metrics"),
         (["--config.metrics=judge_quality"], "the quality judge has no model"),
         (["--config.metrics=judge_quality(model='m', url='host:80')"], "endpoint.url is 'host:80'"),
-        (["--config.metrics=class_share(model='/nowhere', label='x')"], "directory /nowhere does not exist"),
+        (
+            ["--config.metrics=class_share(model='/nowhere', label='x')"],
+            "directory /nowhere does not exist",
+        ),
         (["--config.metrics=tail_mass(probability=2)"], "probability is 2"),
-        (["--config.metrics=tail_mass", "--config.chain.heldout_texts=0"], "metric 'tail_mass' needs held-out texts"),
-        (["--config.metrics=reference_perplexity", "--config.reference=/nowhere"], "directory /nowhere does not exist"),
+        (
+            ["--config.metrics=tail_mass", "--config.chain.heldout_texts=0"],
+            "metric 'tail_mass' needs held-out texts",
+        ),
+        (
+            ["--config.metrics=reference_perplexity", "--config.reference=/nowhere"],
+            "directory /nowhere does not exist",
+        ),
     ],
 )
 def test_refusals(place, tmp_path, capsys, words, said):
     with pytest.raises(SystemExit) as refused:
-        cli.guarded(main.main, cli.parse(["jaxloop", f"--config={place / 'study.py'}", f"--workdir={tmp_path / 'run'}", *words]))
+        cli.guarded(
+            main.main,
+            cli.parse(
+                [
+                    "jaxloop",
+                    f"--config={place / 'study.py'}",
+                    f"--workdir={tmp_path / 'run'}",
+                    *words,
+                ]
+            ),
+        )
     error = capsys.readouterr().err
     assert refused.value.code == 2 and error.count("\n") == 1 and re.search(said, error)
     assert not (tmp_path / "run").exists()
@@ -155,8 +219,17 @@ def two_sets(place, tmp_path):
     (tmp_path / "second.jsonl").write_text("\n".join(lines[110:]))
 
     def make(metrics):
-        sources = f"--config.chain.factors.dataset={tmp_path / 'first.jsonl'},{tmp_path / 'second.jsonl'}"
-        return ["jaxloop", f"--config={place / 'study.py'}", f"--workdir={tmp_path / 'run'}", sources, "--config.chain.ratios=1", f"--config.metrics={metrics}"]
+        sources = (
+            f"--config.chain.factors.dataset={tmp_path / 'first.jsonl'},{tmp_path / 'second.jsonl'}"
+        )
+        return [
+            "jaxloop",
+            f"--config={place / 'study.py'}",
+            f"--workdir={tmp_path / 'run'}",
+            sources,
+            "--config.chain.ratios=1",
+            f"--config.metrics={metrics}",
+        ]
 
     return make, tmp_path / "run"
 
@@ -166,28 +239,49 @@ def test_each_chain_is_compared_with_its_own_data_set(two_sets):
     words = make("frechet_distance,length_kl")
     prepared = chain_setup.prepare(settings(words))
     measure = chain_measure.measuring(settings(words), prepared, run)
-    outcomes = [outcome(chain, [f"text {i} of {chain.id}" * (1 + i) for i in range(8)]) for chain in prepared.chains]
+    outcomes = [
+        outcome(chain, [f"text {i} of {chain.id}" * (1 + i) for i in range(8)])
+        for chain in prepared.chains
+    ]
     found = measure(None, 0, outcomes)
     for o in outcomes:
         human = prepared.human[o.chain.dataset]
         expected = distances.frechet_distance(embed(o.texts), embed(human))
         assert found[o.chain.id, 0]["frechet_distance"] == pytest.approx(float(expected), rel=1e-5)
-    assert len({values["frechet_distance"] for values in found.values()}) == 2 == len({values["length_kl"] for values in found.values()})
+    assert (
+        len({values["frechet_distance"] for values in found.values()})
+        == 2
+        == len({values["length_kl"] for values in found.values()})
+    )
 
 
 def outcome(chain, texts):
-    return Outcome(chain, 0, chain.bases[0], None, texts, ["Go."] * len(texts), np.ones(len(texts), int), np.ones(len(texts), bool))
+    return Outcome(
+        chain,
+        0,
+        chain.bases[0],
+        None,
+        texts,
+        ["Go."] * len(texts),
+        np.ones(len(texts), int),
+        np.ones(len(texts), bool),
+    )
 
 
 @pytest.mark.slow
-def test_the_evaluation_map_is_fitted_once_per_data_set_and_kept_with_the_run(two_sets, monkeypatch):
+def test_the_evaluation_map_is_fitted_once_per_data_set_and_kept_with_the_run(
+    two_sets, monkeypatch
+):
     from jaxloop.metrics import umap
 
     make, run = two_sets
     words = make("kl_entropy(k=2),gaussian_aic")
     assert cli.guarded(main.main, cli.parse(words)) == 0
     values = table(run)
-    assert values.notna().all() and len({values[c, 0, "gaussian_aic"] for c in values.index.levels[0]}) == 2
+    assert (
+        values.notna().all()
+        and len({values[c, 0, "gaussian_aic"] for c in values.index.levels[0]}) == 2
+    )
     maps = {p.name: p.read_bytes() for p in (run / "maps").iterdir()}
     assert set(maps) == {"first.npz", "second.npz"}
     one = umap.load_map(run / "maps/first.npz")

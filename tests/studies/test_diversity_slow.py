@@ -1,4 +1,6 @@
-"""The paper-scale config with random-weight models of the real architectures, and a run that is killed: both slow."""
+"""The paper-scale config with random-weight models of the real architectures, and a run that is
+killed: both slow.
+"""
 
 import dataclasses
 import json
@@ -27,11 +29,21 @@ EVERY = ("gpt2", "Llama-3.2-1B", "Llama-3.1-8B", "opt-1.3b", "gpt2-xl")
 
 
 def narrow(name, folder, tokenizer):
-    """A random model of the paper's architecture: its norms, positions, heads in groups, biases and ties, a small width and vocabulary."""
+    """A random model of the paper's architecture: its norms, positions, heads in groups, biases and
+    ties, a small width and vocabulary.
+    """
     whole = diversity_plan.known_specs()[name]
     group = whole.heads // whole.kv_heads
     small = dataclasses.replace(
-        whole, vocab=tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=max(1, 4 // group), head_size=8, mlp=64, context=min(whole.context, 1024)
+        whole,
+        vocab=tokenizer.vocab_size,
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=max(1, 4 // group),
+        head_size=8,
+        mlp=64,
+        context=min(whole.context, 1024),
     )
     lm.save(Model(small, init(jax.random.key(0), small, jnp.bfloat16), tokenizer), folder / name)
     return str(folder / name)
@@ -41,7 +53,10 @@ def test_the_paper_scale_config_with_narrow_models_and_few_records(tmp_path, cap
     dp.write(tmp_path)
     tokenizer = tokenize.load(tmp_path / "base")
     paths = dict(zip(EVERY, [narrow(name, tmp_path, tokenizer) for name in EVERY], strict=True))
-    three, others = ",".join(list(paths.values())[:3]), ",".join(paths[n] for n in ("opt-1.3b", "Llama-3.2-1B", "gpt2-xl"))
+    three, others = (
+        ",".join(list(paths.values())[:3]),
+        ",".join(paths[n] for n in ("opt-1.3b", "Llama-3.2-1B", "gpt2-xl")),
+    )
     answers = dp.Answers()
     with dp.endpoint(answers) as url:
         given = {
@@ -54,29 +69,75 @@ def test_the_paper_scale_config_with_narrow_models_and_few_records(tmp_path, cap
             "variable.story": 2, "sizes.qa": "6,12", "sizes.story": "6,12", "architectures.qa": 12, "architectures.story": 12,
         }  # fmt: skip
         words = [f"--config.{name}={value}" for name, value in given.items()]
-        command = ["jaxloop", f"--config={ROOT / 'configs/diversity.py'}", f"--workdir={tmp_path / 'run'}", *words]
+        command = [
+            "jaxloop",
+            f"--config={ROOT / 'configs/diversity.py'}",
+            f"--workdir={tmp_path / 'run'}",
+            *words,
+        ]
         assert cli.guarded(main.main, cli.parse(command)) == 0
     metrics = pd.read_csv(tmp_path / "run/metrics.csv")
-    assert metrics["value"].notna().all() and set(metrics["base"]) == set(EVERY) and set(metrics["level"]) == {"real", *(f"D{i}" for i in range(7))}
+    assert (
+        metrics["value"].notna().all()
+        and set(metrics["base"]) == set(EVERY)
+        and set(metrics["level"]) == {"real", *(f"D{i}" for i in range(7))}
+    )
     page = (tmp_path / "run/report.html").read_text()
-    for heading in ("Levels (section 4.2)", "Mixtures of one size", "Generated data added", "Sizes (section 4.4)", "Architectures (appendix D.1)"):
+    for heading in (
+        "Levels (section 4.2)",
+        "Mixtures of one size",
+        "Generated data added",
+        "Sizes (section 4.4)",
+        "Architectures (appendix D.1)",
+    ):
         assert heading in page
     fit = json.loads(pd.read_parquet(tmp_path / "run/ledger.parquet")["fit"].iloc[0])
-    assert (fit["lora"]["rank"], fit["lora"]["alpha"], fit["learning_rate"], fit["weight_decay"], fit["epochs"]) == (8, 16.0, 1e-4, 1e-4, 3.0)
+    assert (
+        fit["lora"]["rank"],
+        fit["lora"]["alpha"],
+        fit["learning_rate"],
+        fit["weight_decay"],
+        fit["epochs"],
+    ) == (8, 16.0, 1e-4, 1e-4, 3.0)
     checks = pd.read_csv(tmp_path / "run/sets.csv").set_index("set")["distinct_matched"]
     assert checks["qa-D0"] < checks["qa-D3"] < checks["qa-D6"]
 
 
 def test_killed_and_resumed_ends_where_an_undisturbed_run_does(tmp_path):
-    """Kills at moments of the generation and of the training; all that counts is equal byte for byte."""
-    (tmp_path / "study.py").write_text(dp.write(tmp_path).replace("keep_compiled=False", "keep_compiled=True"))
-    (tmp_path / "plain.jsonl").write_text("\n".join(json.dumps({"question": f"How many {n}?", "answer": f"{i} {n}"}) for i, n in enumerate(dp.NOUNS)))
-    variables = os.environ | {"JAXLOOP_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    """Kills at moments of the generation and of the training; all that counts is equal byte for
+    byte.
+    """
+    (tmp_path / "study.py").write_text(
+        dp.write(tmp_path).replace("keep_compiled=False", "keep_compiled=True")
+    )
+    (tmp_path / "plain.jsonl").write_text(
+        "\n".join(
+            json.dumps({"question": f"How many {n}?", "answer": f"{i} {n}"})
+            for i, n in enumerate(dp.NOUNS)
+        )
+    )
+    variables = os.environ | {
+        "JAXLOOP_CACHE": str(tmp_path / "cache"),
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
+    }
     with dp.endpoint(dp.Answers()) as url:
 
         def start(name):
-            command = [sys.executable, "-m", "jaxloop.main", f"--config={tmp_path / 'study.py'}", f"--workdir={tmp_path / name}"]
-            return subprocess.Popen([*command, f"--config.generator.url={url}"], cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True)
+            command = [
+                sys.executable,
+                "-m",
+                "jaxloop.main",
+                f"--config={tmp_path / 'study.py'}",
+                f"--workdir={tmp_path / name}",
+            ]
+            return subprocess.Popen(
+                [*command, f"--config.generator.url={url}"],
+                cwd=ROOT,
+                env=variables,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
 
         def wait(name, text, process):
             log = tmp_path / name / "run.log"
@@ -95,6 +156,12 @@ def test_killed_and_resumed_ends_where_an_undisturbed_run_does(tmp_path):
         process = start("whole")
         _, said = process.communicate(timeout=900)
         assert process.returncode == 0, said
-    for name in ("metrics.csv", "sets.csv", "distances.csv", "generated/qa-D0.parquet", "generated/story-D6.parquet"):
+    for name in (
+        "metrics.csv",
+        "sets.csv",
+        "distances.csv",
+        "generated/qa-D0.parquet",
+        "generated/story-D6.parquet",
+    ):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert (tmp_path / "killed/report.html").exists()

@@ -1,4 +1,6 @@
-"""A language-model study as a process of its own, killed and stopped: the same command ends where an undisturbed one does."""
+"""A language-model study as a process of its own, killed and stopped: the same command ends where
+an undisturbed one does.
+"""
 
 import os
 import random
@@ -15,10 +17,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def start(place, workdir, cache):
-    words = [f"--config={place / 'study.py'}", f"--workdir={workdir}", "--config.chain.generations=4", "--config.run.keep_compiled=true"]
+    words = [
+        f"--config={place / 'study.py'}",
+        f"--workdir={workdir}",
+        "--config.chain.generations=4",
+        "--config.run.keep_compiled=true",
+    ]
     variables = os.environ | {"JAXLOOP_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "jaxloop.main", *words]
-    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def result(workdir):
@@ -68,7 +77,10 @@ def test_stopped_says_how_to_go_on(place, tmp_path, undisturbed, number, code):
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
     assert process.returncode == code and "Traceback" not in said
-    assert "to go on: python -m jaxloop.main --config=" in said and f"--workdir={tmp_path / 'run'}" in said
+    assert (
+        "to go on: python -m jaxloop.main --config=" in said
+        and f"--workdir={tmp_path / 'run'}" in said
+    )
     process = start(place, tmp_path / "run", cache)
     _, said = process.communicate(timeout=900)
     assert process.returncode == 0 and result(tmp_path / "run") == expected

@@ -11,15 +11,24 @@ from tests.studies import loops_study as ls
 def source(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "cache"))
     ls.build(tmp_path)
-    return lambda **lean: (s := ls.settings(tmp_path, experiment="political", chain={"ratios": [0.75]}, lean=lean), loops_data.read(s, "posts", None))
+    return lambda **lean: (
+        s := ls.settings(tmp_path, experiment="political", chain={"ratios": [0.75]}, lean=lean),
+        loops_data.read(s, "posts", None),
+    )
 
 
-def test_the_classifier_sees_as_many_texts_of_each_side_which_no_chain_sees(source, tmp_path, monkeypatch):
+def test_the_classifier_sees_as_many_texts_of_each_side_which_no_chain_sees(
+    source, tmp_path, monkeypatch
+):
     settings, posts = source(fit_texts=40)
     rows, labels = loops_lean._labelled(settings, posts)
     party = np.array(posts.column("party"))
-    assert len(rows) == 40 == len(set(rows.tolist())) and [labels.count(side) for side in ("left", "right")] == [20, 20]
-    assert all((party[row] == "D") == (label == "left") for row, label in zip(rows, labels, strict=True))
+    assert len(rows) == 40 == len(set(rows.tolist())) and [
+        labels.count(side) for side in ("left", "right")
+    ] == [20, 20]
+    assert all(
+        (party[row] == "D") == (label == "left") for row, label in zip(rows, labels, strict=True)
+    )
     monkeypatch.setattr(loops_lean, "_classifier", lambda *_: None)
     monkeypatch.setattr(loops_lean, "scorer", lambda *_: lambda texts: np.full(len(texts), 50.0))
     free, lean = loops_lean.human(settings, posts, tmp_path)
@@ -31,7 +40,11 @@ def test_labels_that_are_missing_or_too_few_are_refused(source):
     with pytest.raises(ValueError, match="config.domains.posts: has no column 'side'; there are"):
         loops_lean._labelled(settings, posts)
     settings, posts = source(right="X")
-    with pytest.raises(ValueError, match="config.lean: column 'party' of posts has 120 texts labelled 'D' and 0 labelled 'X'; at least 20 of each"):
+    with pytest.raises(
+        ValueError,
+        match="config.lean: column 'party' of posts has 120 texts labelled 'D' and 0 labelled "
+        "'X'; at least 20 of each",
+    ):
         loops_lean._labelled(settings, posts)
 
 
@@ -55,8 +68,20 @@ def test_texts_of_two_kinds_are_told_apart_and_answers_are_kept(source, tmp_path
 def test_party_labels_of_real_tweets_are_learned(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "cache"))
     ls.build(tmp_path)
-    domains = {"senate_tweets": {"recipe": "senator_tweets", "source": [str(shared("data/senate_tweets/tweets.jsonl"))], "keep": 1200}}
-    settings = ls.settings(tmp_path, experiment="political", domains=domains, chain={"ratios": [0.75]}, lean={"fit_texts": 600})
+    domains = {
+        "senate_tweets": {
+            "recipe": "senator_tweets",
+            "source": [str(shared("data/senate_tweets/tweets.jsonl"))],
+            "keep": 1200,
+        }
+    }
+    settings = ls.settings(
+        tmp_path,
+        experiment="political",
+        domains=domains,
+        chain={"ratios": [0.75]},
+        lean={"fit_texts": 600},
+    )
     posts = loops_data.read(settings, "senate_tweets", None)
     rows, lean = loops_lean.human(settings, posts, tmp_path)
     party = np.array(posts.column("party"))[rows]
