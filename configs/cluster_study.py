@@ -2,7 +2,7 @@
 and 1/4 (section 4); argument paper or tiny.
 """
 
-from jaxloop.studies import loops_scales as scales
+from jaxloop.studies.recursive_loops import scales
 
 
 def get_config(scale="paper"):

@@ -1,6 +1,6 @@
 """One to twenty models per generation that share one pool (C.1, figure 9); argument paper or tiny."""
 
-from jaxloop.studies import loops_scales as scales
+from jaxloop.studies.recursive_loops import scales
 
 
 def get_config(scale="paper"):

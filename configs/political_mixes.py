@@ -2,7 +2,7 @@
 argument paper or tiny.
 """
 
-from jaxloop.studies import loops_scales as scales
+from jaxloop.studies.recursive_loops import scales
 
 
 def get_config(scale="paper"):

@@ -1,6 +1,6 @@
 """Chains on human text of one quality each (figures 10 and 11); argument paper or tiny."""
 
-from jaxloop.studies import loops_scales as scales
+from jaxloop.studies.recursive_loops import scales
 
 
 def get_config(scale="paper"):

@@ -15,9 +15,10 @@ from typing import NamedTuple, NoReturn
 
 from absl import flags, logging
 
-from jaxloop import catalogue, config, studies
-from jaxloop.runtime import cached
-from jaxloop.runtime.files import DiskFull
+from jaxloop import config, studies
+from jaxloop.config import catalogue
+from jaxloop.runtime import user_cache
+from jaxloop.runtime.atomic_io import DiskFull
 from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_INTERRUPTED, EXIT_REFUSED
 
 HELP = """jaxloop: recursive training of language models
@@ -84,7 +85,7 @@ def _parse(argv: list[str]) -> Command:
     if len(argv) == 1:
         return Command("help", None, (), None, tuple(argv))
     if argv[1] == "cache":
-        cached.asked(argv[2:])
+        user_cache.asked(argv[2:])
         return Command("cache", None, (), None, tuple(argv))
     rest, overrides = _take_overrides(argv[1:])
     rest = ["--help" if word == "-h" else word for word in rest]

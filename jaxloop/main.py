@@ -9,8 +9,8 @@ import sys
 from absl import app
 
 from jaxloop import cli, config, studies
-from jaxloop.plan import cards
-from jaxloop.runtime import cached, environment
+from jaxloop.accelerators import cards
+from jaxloop.runtime import environment, user_cache
 
 
 def main(command: cli.Command) -> int:
@@ -23,7 +23,7 @@ def main(command: cli.Command) -> int:
     if command.action == "env":
         return cli.say(cli.table(environment.describe()))
     if command.action == "cache":
-        return cli.say(cached.act(command.argv[2:]))
+        return cli.say(user_cache.act(command.argv[2:]))
     if command.target is not None:
         cards.find(command.target)
         cards.keep_to_the_cpu()

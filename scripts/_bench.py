@@ -3,7 +3,7 @@
 import sys
 
 from jaxloop import config
-from jaxloop.studies import bench
+from jaxloop.studies.bench import run as bench
 
 
 def main(what: str) -> int:

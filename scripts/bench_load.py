@@ -37,8 +37,8 @@ def make(folder: Path, gigabytes: float) -> None:
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from jaxloop.lm.model_config import config
-    from jaxloop.lm.spec import Spec, count_parameters, table
+    from jaxloop.lm.io.config_json import config
+    from jaxloop.lm.model.config import Spec, count_parameters, table
 
     shape = dict(
         vocab=VOCAB,

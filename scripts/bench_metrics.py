@@ -260,12 +260,14 @@ def quickstart_rows(args):
     from jaxloop import config
     from jaxloop.recursion import driver
     from jaxloop.runtime.workdir import open_workdir
-    from jaxloop.studies import chain, chain_measure, chain_setup
+    from jaxloop.studies.chain import measure as chain_measure
+    from jaxloop.studies.chain import prepare
+    from jaxloop.studies.chain import run as chain
 
     raw = config.read_file("configs/quickstart.py")
     changes = [("chain.generations", "2"), ("models.pool", raw["models"]["pool"][0])]
     settings = config.build(chain.Settings, config.override(raw, changes, chain.Settings))
-    prepared = chain_setup.prepare(settings)
+    prepared = prepare.prepare(settings)
     written, ends = {}, {}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -280,7 +282,7 @@ def quickstart_rows(args):
             return found
 
         driver.run(
-            chain_setup.family(settings),
+            prepare.family(settings),
             prepared.chains,
             prepared.data,
             prepared.driver,

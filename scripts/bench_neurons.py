@@ -22,8 +22,8 @@ import _root  # noqa: F401
 import jax
 import numpy as np
 
-from jaxloop.analysis.neurons import neuron_study
-from jaxloop.analysis.neurons_regression import newey_west
+from jaxloop.studies.bias_amplification.neuron_regression import newey_west
+from jaxloop.studies.bias_amplification.neuron_study import neuron_study
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TOLERANCE = 1e-8

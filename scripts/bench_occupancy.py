@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.lm import adapters, decode, row_kernels
-from jaxloop.lm.decode_rows import decode_rows
-from jaxloop.lm.sample import SampleSettings
-from jaxloop.lm.sample_plan import calls, plan, share_out
-from jaxloop.lm.sampling import Sampler
-from jaxloop.lm.spec import Spec, init
+from jaxloop.lm.generation import decode_loop, row_kernels
+from jaxloop.lm.generation.decode_rows import decode_rows
+from jaxloop.lm.generation.sampling import Sampler
+from jaxloop.lm.generation.scheduler import SampleSettings
+from jaxloop.lm.generation.slot_plan import calls, plan, share_out
+from jaxloop.lm.model import lora
+from jaxloop.lm.model.config import Spec, init
 from jaxloop.lm.target import Target
 
 TOY = Spec(
@@ -45,21 +46,19 @@ def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest
     made = plan(settings, TOY, Target("cpu" if engine == "rows" else "tpu"), [texts] * chains)
     ids = [[(1,)] * texts] * chains
     lengths = [lengths_of(texts, mean, longest, c) for c in range(chains)]
-    params = decode.unstack(init(jax.random.key(0), TOY))
-    tree = adapters.init(
+    params = decode_loop.unstack(init(jax.random.key(0), TOY))
+    tree = lora.init(
         jax.random.split(jax.random.key(1), made.chains_per_call),
         TOY,
-        adapters.Lora(rank=4, alpha=4.0),
+        lora.Lora(rank=4, alpha=4.0),
     )
-    shape = decode.Shape(made.lanes, made.slots // made.lanes, settings.window, longest, 0)
+    shape = decode_loop.Shape(made.lanes, made.slots // made.lanes, settings.window, longest, 0)
     if engine == "rows":
         pool = row_kernels.pool(TOY, tree, 1.0, jnp.float32)
     else:
-        pool = adapters.fuse(
-            TOY, tree, adapters.Lora(rank=4, alpha=4.0), jnp.float32, block_diagonal=True
-        )
+        pool = lora.fuse(TOY, tree, lora.Lora(rank=4, alpha=4.0), jnp.float32, block_diagonal=True)
     start = np.ones((made.chains_per_call, 1), np.int32)
-    prompts = decode.prefill(TOY, params, pool, start, np.ones(made.chains_per_call, np.int32))
+    prompts = decode_loop.prefill(TOY, params, pool, start, np.ones(made.chains_per_call, np.int32))
     steps = useful = programs = 0
     for at in range(0, chains, made.chains_per_call):
         chosen = list(range(at, min(chains, at + made.chains_per_call)))
@@ -71,7 +70,7 @@ def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest
             )
             ends = np.cumsum([len(job.rows) for job in device.jobs]).astype(np.int32)
             chain = np.array([device.chains.index(job.task) for job in device.jobs], np.int32)
-            jobs = decode.Jobs(np.concatenate([[0], ends[:-1]]).astype(np.int32), ends, chain)
+            jobs = decode_loop.Jobs(np.concatenate([[0], ends[:-1]]).astype(np.int32), ends, chain)
             prompt = np.repeat(chain, [len(job.rows) for job in device.jobs])
             keys = jax.random.key_data(jax.random.split(jax.random.key(at), len(rows)))
             args = (
@@ -82,10 +81,10 @@ def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest
                 params,
                 pool,
                 prompts,
-                decode.Requests(prompt, keys, rows),
+                decode_loop.Requests(prompt, keys, rows),
                 jobs,
             )
-            out = decode_rows(*args, how="plain") if engine == "rows" else decode.decode(*args)
+            out = decode_rows(*args, how="plain") if engine == "rows" else decode_loop.decode(*args)
             assert (np.asarray(out.length) == rows).all()
             steps, useful, programs = (
                 steps + int(out.steps[0]),

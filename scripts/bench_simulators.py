@@ -25,7 +25,7 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from jaxloop.kernels.map_chains import chain_mesh
+from jaxloop.core.map_chains import chain_mesh
 from jaxloop.simulators import beta, linear
 
 # the threads of NumPy's products spin for a while after a call, on cores that the next one needs

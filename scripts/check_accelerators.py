@@ -6,7 +6,7 @@ does a step do only what it must.
     python scripts/check_accelerators.py --list
 
 Needs the compilers: pip install 'jaxloop-lm[plan-gpu]' or [plan-tpu]; no accelerator. Each program
-is made by the package's own code, compiled, and read as `jaxloop.plan.account` does. A row fails
+is made by the package's own code, compiled, and read as `jaxloop.accelerators.account` does. A row fails
 where the program does not compile, needs more memory than its bound, holds float32 logits of the
 whole batch, copies a whole layer's cache inside a step, scatters into a cache, or has a collective
 in a loop. Prints a table and, as its last line, one JSON object. Exit codes: 0 all passed, 1 not
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import _root  # noqa: F401
 
-from jaxloop.plan import cards
+from jaxloop.accelerators import cards
 
 # GB of one device that a program may need, at 2 and at 16 layers, by platform; lines between. What
 # is not named may need what the card gives.
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
 def sizes(layers: int):
     """Llama-3.2-1B's shapes with so many layers (0: all 16)."""
-    from jaxloop.studies import bench
+    from jaxloop.studies.bench import run as bench
 
     spec = bench.spec_of(bench.Settings(size="llama-1b"))
     return dataclasses.replace(spec, layers=layers) if layers else spec
@@ -58,13 +58,13 @@ def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
     """The programs by name: training of 8 chains of 8 rows of 512 tokens on a GPU, of one on a TPU;
     writing at the defaults of a study, 1,024 slots and 300 tokens.
     """
+    from jaxloop.accelerators.metric_programs import kernels
     from jaxloop.lm import programs
-    from jaxloop.lm.adapters import Lora
-    from jaxloop.lm.encoder_spec import read_encoder_spec
-    from jaxloop.lm.sample import SampleSettings
-    from jaxloop.lm.train import FitSettings
+    from jaxloop.lm.encoder.config import read_encoder_spec
+    from jaxloop.lm.generation.scheduler import SampleSettings
+    from jaxloop.lm.model.lora import Lora
+    from jaxloop.lm.training.step import FitSettings
     from jaxloop.metrics.embed import default_model
-    from jaxloop.plan.metric_programs import kernels
 
     spec, lora, gpu = sizes(layers), Lora(rank=16, alpha=16.0), target.platform == "gpu"
     fit = FitSettings(lora=lora, batch_size=8, dtype="bfloat16", max_length=512)
@@ -115,7 +115,7 @@ def bound(card, name: str, layers: int) -> float:
 
 def check(card, name: str, case: Case, layers: int, devices: int) -> dict:
     """One row: what the compiler says, and `faults`, empty where all is well."""
-    from jaxloop.plan import absent, account
+    from jaxloop.accelerators import absent, account
 
     row = dict(target=card.name, devices=devices, program=name, layers=layers or 16)
     start = time.perf_counter()
@@ -216,7 +216,7 @@ def main(argv: Sequence[str]) -> int:
             print("\n".join(f"{target} x {count}: {name}" for target, count, name in work))
             return 0
         cards.keep_to_the_cpu()
-        from jaxloop.plan import absent
+        from jaxloop.accelerators import absent
 
         for target in asked.targets:
             absent.check(cards.CARDS[target].platform)

@@ -252,8 +252,8 @@ def check_sdist(work: Path, cache: Path, revision: str) -> dict:
     )
     tests = [
         "tests/test_cli.py",
-        "tests/test_config.py",
-        "tests/test_catalogue.py",
+        "tests/config/test_config.py",
+        "tests/config/test_catalogue.py",
         "tests/test_repository.py",
         "tests/recursion",
     ]

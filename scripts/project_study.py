@@ -15,10 +15,10 @@ import pathlib
 
 import _root  # noqa: F401
 
-from jaxloop.lm.adapters import Lora
-from jaxloop.lm.sizes import sizes_of
-from jaxloop.lm.spec import RopeScaling, Spec
-from jaxloop.runtime.cost import decoding_bytes, decoding_flops, training_flops
+from jaxloop.lm.model.config import RopeScaling, Spec
+from jaxloop.lm.model.lora import Lora
+from jaxloop.lm.model.sizes import sizes_of
+from jaxloop.runtime.roofline import decoding_bytes, decoding_flops, training_flops
 
 BASES = {
     "Llama-3.2-1B": Spec(

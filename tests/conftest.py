@@ -17,7 +17,7 @@ import jax
 import pytest
 from packaging.version import Version
 
-from jaxloop.runtime.compiled import make_room
+from jaxloop.runtime.compile_cache import make_room
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

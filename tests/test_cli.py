@@ -10,7 +10,7 @@ import pytest
 
 from jaxloop import cli
 from jaxloop.runtime import environment
-from jaxloop.runtime.files import DiskFull
+from jaxloop.runtime.atomic_io import DiskFull
 from tests.command import call
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxloop.data import corpora, prose
-from jaxloop.runtime.files import cache_folder
+from jaxloop.runtime.atomic_io import cache_folder
 
 # Bases are pretrained on these (tqdm is not among them: its licence, the MPL, asks more of those
 # who pass its text on) ...

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from jaxloop.data.qa_tasks import TASKS
 from jaxloop.data.sources import label, rows
-from jaxloop.data.tasks import TASKS
 
 PASSAGES = ("none", "summary", "full", "column")
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s+[\"'“‘(\[]*[A-Z0-9]|\s*$)")

@@ -2,10 +2,10 @@
 functions.
 """
 
-from jaxloop.lm.adapters import Lora
-from jaxloop.lm.huggingface import Model, load, save
-from jaxloop.lm.peft_files import load_peft, save_peft
-from jaxloop.lm.spec import Spec
-from jaxloop.lm.transformer import forward
+from jaxloop.lm.io.huggingface import Model, load, save
+from jaxloop.lm.io.peft_files import load_peft, save_peft
+from jaxloop.lm.model.config import Spec
+from jaxloop.lm.model.lora import Lora
+from jaxloop.lm.model.transformer import forward
 
 __all__ = ["Lora", "Model", "Spec", "forward", "load", "load_peft", "save", "save_peft"]

@@ -16,17 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxloop.kernels.keys import fold_each, stack_keys
-from jaxloop.kernels.map_chains import AXIS
-from jaxloop.lm import adapters, batching, micro_batch, projection, train
-from jaxloop.lm.huggingface import Model
-from jaxloop.lm.huggingface import load as load_model
-from jaxloop.lm.loss import row_nll
-from jaxloop.lm.placement import cut, devices_of, like, mesh_of, programs_on, spread
-from jaxloop.lm.sample import SampleResult, SampleSettings, SampleTask, sample
-from jaxloop.lm.spec import init
+from jaxloop.core.keys import fold_each, stack_keys
+from jaxloop.core.map_chains import AXIS
+from jaxloop.lm.generation.scheduler import SampleResult, SampleSettings, SampleTask, sample
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.io.huggingface import load as load_model
+from jaxloop.lm.model import lora as adapters
+from jaxloop.lm.model.config import init
+from jaxloop.lm.sharding import cut, devices_of, like, mesh_of, programs_on, spread
 from jaxloop.lm.target import target_of
-from jaxloop.lm.train import FitSettings
+from jaxloop.lm.training import autotune, batching, gradient_constraint
+from jaxloop.lm.training import step as train_step
+from jaxloop.lm.training.loss import row_nll
+from jaxloop.lm.training.step import FitSettings
 from jaxloop.runtime.devices import side_by_side
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.setup_jit import setup_jit
@@ -160,9 +162,7 @@ def fit(
     mesh = mesh_of(model)
     devices = 1 if mesh is None else mesh.size
     programs = programs_on(model)
-    size = settings.chains_at_once or micro_batch.choose(
-        model, settings, *_largest(works), len(works)
-    )
+    size = settings.chains_at_once or autotune.choose(model, settings, *_largest(works), len(works))
     results: dict[int, FitResult] = {}
 
     def start(lot):
@@ -189,9 +189,9 @@ def fit(
         try:
             side_by_side(start, take, lots, programs)
         except jax.errors.JaxRuntimeError as error:
-            if not micro_batch.is_out_of_memory(error):
+            if not autotune.is_out_of_memory(error):
                 raise
-            size = micro_batch.halved(
+            size = autotune.halved(
                 error,
                 size,
                 "run.micro_batch",
@@ -246,7 +246,7 @@ def _start_together(model, tasks, works, size, settings, mesh, direction):
     fill = [0] * (size - len(tasks))
     tasks_C, works_C = [*tasks, *(tasks[i] for i in fill)], [*works, *(works[i] for i in fill)]
     keys = stack_keys([t.key for t in tasks_C])
-    state = train.init_state(settings, _initial(model, tasks_C, keys, settings), keys)
+    state = train_step.init_state(settings, _initial(model, tasks_C, keys, settings), keys)
     if mesh is not None:
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec(AXIS)))
     elif len(places := devices_of(model)) == 1:
@@ -255,7 +255,7 @@ def _start_together(model, tasks, works, size, settings, mesh, direction):
         state = jax.device_put(state, next(iter(places)))
     base = model.params if settings.mode == "lora" else None
     if direction is not None:
-        projection.check(direction, jax.tree.map(lambda leaf: leaf[0], state.weights))
+        gradient_constraint.check(direction, jax.tree.map(lambda leaf: leaf[0], state.weights))
     total = sum(len(d.rows) for d in works[0].dispatches)
     logs = []
     steps = settings.steps_per_dispatch
@@ -271,7 +271,7 @@ def _start_together(model, tasks, works, size, settings, mesh, direction):
         batch, mask = (np.stack(x, 1) for x in zip(*parts))
         count = len(works[0].dispatches[number].rows)
         args = (state, batch, mask, sample, np.int32(count), np.int32(total), mesh, direction)
-        state, log = train.train_steps(
+        state, log = train_step.train_steps(
             model.spec, settings, base, *args, target=target_of(model.spec, model.params, mesh)
         )
         logs.append(log)

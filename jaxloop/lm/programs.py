@@ -17,17 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxloop.kernels.map_chains import AXIS, chain_mesh
-from jaxloop.lm import adapters, beam, decode, encoder, family, row_kernels, train
-from jaxloop.lm.decode_rows import decode_rows
-from jaxloop.lm.encoder_spec import EncoderSpec, encoder_table
-from jaxloop.lm.huggingface import Model
-from jaxloop.lm.placement import cuts, devices_of, mesh_of
-from jaxloop.lm.sample import SampleSettings
-from jaxloop.lm.sample_plan import Plan, plan
-from jaxloop.lm.spec import Spec, abstract, nest
+from jaxloop.core.map_chains import AXIS, chain_mesh
+from jaxloop.lm import family
+from jaxloop.lm.encoder import encoder
+from jaxloop.lm.encoder.config import EncoderSpec, encoder_table
+from jaxloop.lm.generation import beam, decode_loop, row_kernels
+from jaxloop.lm.generation.decode_rows import decode_rows
+from jaxloop.lm.generation.scheduler import SampleSettings
+from jaxloop.lm.generation.slot_plan import Plan, plan
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.model import lora as adapters
+from jaxloop.lm.model.config import Spec, abstract, nest
+from jaxloop.lm.sharding import cuts, devices_of, mesh_of
 from jaxloop.lm.target import Target, target_of
-from jaxloop.lm.train import FitSettings
+from jaxloop.lm.training import step as train_step
+from jaxloop.lm.training.step import FitSettings
 
 
 class Program(NamedTuple):
@@ -180,7 +184,7 @@ def _training(spec, fit, chains, time, base, target, at: Places) -> Program:
             None,
         )
     state = _at(
-        jax.eval_shape(functools.partial(train.init_state, fit), weights, _keys(count)), at.cut
+        jax.eval_shape(functools.partial(train_step.init_state, fit), weights, _keys(count)), at.cut
     )
     shape = (fit.steps_per_dispatch, count, fit.batch_size, time)
     # Batches come from the host, which leaves their place to the compiler.
@@ -191,7 +195,7 @@ def _training(spec, fit, chains, time, base, target, at: Places) -> Program:
     numbers = [jax.ShapeDtypeStruct((), jnp.int32)] * 2
     return Program(
         "training",
-        train.train_steps,
+        train_step.train_steps,
         (spec, fit, base, state, *batch, *numbers),
         dict(mesh=at.mesh, target=target),
     )
@@ -261,7 +265,7 @@ def prefill(
         _array((count, prompt), jnp.int32, at.cut),
         _array((count,), jnp.int32, at.cut),
     )
-    return Program("prefill", decode.prefill, args, dict(mesh=at.mesh, target=target))
+    return Program("prefill", decode_loop.prefill, args, dict(mesh=at.mesh, target=target))
 
 
 def decoding(
@@ -281,7 +285,7 @@ def decoding(
     )
     many = 1 if at.mesh is None else at.mesh.size
     rows, n = planned.engine == "rows", planned.texts_per_call
-    how = decode.Shape(
+    how = decode_loop.Shape(
         planned.lanes,
         planned.slots // planned.lanes,
         sample.window,
@@ -304,15 +308,15 @@ def decoding(
         )
     )
     prompts = jax.eval_shape(
-        lambda p, f, t, m: decode.prefill(spec, p, f, t, m, None), plain[0], each, *one
+        lambda p, f, t, m: decode_loop.prefill(spec, p, f, t, m, None), plain[0], each, *one
     )
-    requests = decode.Requests(
+    requests = decode_loop.Requests(
         *(
             jax.ShapeDtypeStruct(s, d)
             for s, d in (((n,), jnp.int32), ((n, 2), jnp.uint32), ((n,), jnp.int32))
         )
     )
-    jobs = decode.Jobs(
+    jobs = decode_loop.Jobs(
         *[jax.ShapeDtypeStruct((planned.chains_per_call if rows else n,), jnp.int32)] * 3
     )
     later = [
@@ -327,7 +331,9 @@ def decoding(
     args = (spec, sample.sampler, how, 0, params, fused, *later)
     if rows:
         return Program("decoding", decode_rows, args, dict(mesh=at.mesh, how=planned.how))
-    return Program("decoding", decode.decode, args, dict(mesh=at.mesh, platform=target.platform))
+    return Program(
+        "decoding", decode_loop.decode, args, dict(mesh=at.mesh, platform=target.platform)
+    )
 
 
 def _writing(spec, sample, dtype, adapted, target, at: Places):

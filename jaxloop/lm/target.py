@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.lm import flash, gate, row_kernels
-from jaxloop.lm.spec import Spec
+from jaxloop.lm.generation import row_kernels
+from jaxloop.lm.model import flash, gate
+from jaxloop.lm.model.config import Spec
 from jaxloop.runtime.devices import platform_of
 
 

@@ -21,7 +21,7 @@ class Classifier(NamedTuple):
     """Classes with what tells them apart: a fine-tuned encoder with its own head, or a linear head
     on frozen sentence embeddings.
 
-    encoder   a `jaxloop.lm.encoder.Encoder`
+    encoder   a `jaxloop.lm.encoder.encoder.Encoder`
     labels    names of the classes, in the order of the outputs
     head      {"w" [E, C], "bias" [C]} on embeddings of length sqrt(E); None where the encoder has the head of its architecture
     """
@@ -55,7 +55,7 @@ def load_classifier(
     BERT, RoBERTa, MPNet, DistilBERT and the decoders of `jaxloop.lm` are read. ValueError for
     others, and for a path that does not exist.
     """
-    from jaxloop.lm import encoder as encoders
+    from jaxloop.lm.encoder import encoder as encoders
 
     folder = Path(path).expanduser()
     if not (folder / "classifier.json").exists():
@@ -81,7 +81,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     """Write a classifier as a directory: a fine-tuned one in Hugging Face's form, a head with the
     name of the encoder that it stands on.
     """
-    from jaxloop.lm import encoder as encoders
+    from jaxloop.lm.encoder import encoder as encoders
 
     if classifier.head is None:
         encoders.save_classifier(classifier.encoder, path)
@@ -89,7 +89,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     from safetensors.numpy import save
 
     from jaxloop.metrics.embed import default_model
-    from jaxloop.runtime.files import write_atomic
+    from jaxloop.runtime.atomic_io import write_atomic
 
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
 
 
 def _encoder(name: str | None, max_length: int | None):
-    from jaxloop.lm import encoder as encoders
+    from jaxloop.lm.encoder import encoder as encoders
     from jaxloop.metrics.embed import default_model
 
     return encoders.load_encoder(
@@ -118,7 +118,7 @@ def probabilities(
     batch is in padded tokens; None chooses for the device. No texts: [0, C]. A row depends on its
     own text alone.
     """
-    from jaxloop.lm import encoder as encoders
+    from jaxloop.lm.encoder import encoder as encoders
     from jaxloop.lm.target import target_of
 
     texts, encoder = check_texts(texts), classifier.encoder
@@ -152,7 +152,7 @@ def predict(classifier: Classifier, texts: Sequence[str], *, batch: int | None =
 
 def _features(encoder, texts, batch=None) -> np.ndarray:
     """Embeddings [n, E] with a root mean square of 1."""
-    from jaxloop.lm import encoder as encoders
+    from jaxloop.lm.encoder import encoder as encoders
     from jaxloop.lm.target import target_of
 
     target = target_of(encoder.spec.core, encoder.params)
@@ -224,14 +224,14 @@ def fit_classifier(
         epochs=epochs or (30 if head else 5), batch_size=batch_size or (64 if head else 16), rate=learning_rate or (3e-3 if head else 2e-5),
         decay=weight_decay, balanced=balanced, seed=seed,
     )  # fmt: skip
-    from jaxloop.metrics import finetune
+    from jaxloop.metrics import classifier_fit
 
     if head:
-        classifier, epochs_log = finetune.fit_head(
+        classifier, epochs_log = classifier_fit.fit_head(
             model, _features(model, texts), target, names, parts, **settings
         )
     else:
-        classifier, epochs_log = finetune.fit_encoder(
+        classifier, epochs_log = classifier_fit.fit_encoder(
             model, texts, target, names, parts, blocks=train, **settings
         )
     test = parts[2]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.kernels.keys import chain_key
+from jaxloop.core.keys import chain_key
 from jaxloop.metrics.corpus import Corpus
 from jaxloop.metrics.semantic import check_points, fold
 

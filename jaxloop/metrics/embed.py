@@ -52,7 +52,7 @@ def load_embedder(
     model: str | None = None,
 ) -> Callable[[Sequence[str], int | None, bool], np.ndarray]:
     """`embed` of one model, kept loaded: (texts, batch, normalize) -> [n, d]."""
-    from jaxloop.lm.encoder import Unsupported, load_encoder
+    from jaxloop.lm.encoder.encoder import Unsupported, load_encoder
 
     name = str(default_model()) if model is None else str(model)
     try:
@@ -80,7 +80,7 @@ def default_model() -> Path:
 
 
 def _by_jax(encoder, texts, batch, normalize) -> np.ndarray:
-    from jaxloop.lm import encoder as encoders
+    from jaxloop.lm.encoder import encoder as encoders
     from jaxloop.lm.target import target_of
 
     readout = encoder.readout._replace(normalize=normalize or encoder.readout.normalize)

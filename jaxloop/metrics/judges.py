@@ -206,7 +206,7 @@ def _judgement(values: Sequence[int | None], expected) -> Judgement:
 
 
 def _by_model(texts, model, prompt: Prompt, role: str, batch) -> Judgement:
-    from jaxloop.lm.tokenize import as_text, reading_special
+    from jaxloop.lm.io.tokenizer import as_text, reading_special
 
     template = chat_template(model.name)
     if template is not None:
@@ -229,7 +229,7 @@ def chat_template(name: str) -> str | None:
     """The chat template in a model directory (chat_template.jinja, or tokenizer_config.json); None
     where it has none, or for a hub id not here.
     """
-    from jaxloop.lm import huggingface
+    from jaxloop.lm.io import huggingface
 
     try:
         folder = huggingface.locate(name) if name else None
@@ -334,7 +334,7 @@ def number_tokens(tokenizer) -> list[tuple[int, int, bool]]:
 
 
 def _first_tokens(model, prompts, tokens, none: bool, batch) -> Judgement:
-    from jaxloop.lm import encoder
+    from jaxloop.lm.encoder import encoder
 
     chosen = [(token, value) for token, value, _ in tokens if value >= 0 or none]
     ids, values = np.array([t for t, _ in chosen], np.int32), np.array([v for _, v in chosen])
@@ -364,7 +364,7 @@ def _program():
     import jax
     import jax.numpy as jnp
 
-    from jaxloop.lm import transformer
+    from jaxloop.lm.model import transformer
 
     @functools.partial(jax.jit, static_argnames=("spec", "target"))
     def next_token(spec, params, ids_K, tokens_RT, length_R, target):
@@ -432,7 +432,7 @@ def _judged(
 
 
 def _default_cache() -> Path:
-    from jaxloop.runtime.files import cache_folder
+    from jaxloop.runtime.atomic_io import cache_folder
 
     return cache_folder() / "judges.sqlite"
 

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import sparse
 
 from jaxloop.metrics.semantic import check_points
-from jaxloop.runtime.files import write_atomic
+from jaxloop.runtime.atomic_io import write_atomic
 
 _BLOCK_ELEMENTS = 1 << 25
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxloop.kernels.keys import chain_key, fold_in, phase_key, random_below
+from jaxloop.core.keys import chain_key, fold_in, phase_key, random_below
 from jaxloop.recursion import workflow as workflows
 from jaxloop.recursion.workflow import Workflow
 

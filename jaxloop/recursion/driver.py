@@ -25,16 +25,16 @@ from typing import Any, NamedTuple
 
 from jaxloop.recursion import ledger
 from jaxloop.recursion.chains import ChainSpec, Member, groups
-from jaxloop.recursion.commit import History, about_run, assemble, finish, read_metrics
+from jaxloop.recursion.finalise import History, about_run, assemble, finish, read_metrics
 from jaxloop.recursion.generation import Run, make, sample_rows, stem
 from jaxloop.recursion.progress import progress as progress_bar
 from jaxloop.recursion.selection import NEEDS
 from jaxloop.recursion.sources import Dataset, check_data
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import checkpoint, tables
-from jaxloop.runtime.compiled import make_room
+from jaxloop.runtime.atomic_io import require_space, write_atomic
+from jaxloop.runtime.compile_cache import make_room
 from jaxloop.runtime.devices import barrier, processes
-from jaxloop.runtime.files import require_space, write_atomic
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.signals import Stop, Stopped, stop_safely
 from jaxloop.runtime.workdir import MARKER, delete, differences

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxloop.kernels.keys import fold_in, phase_key
+from jaxloop.core.keys import fold_in, phase_key
 from jaxloop.recursion.chains import ChainSpec, Group, Member
 from jaxloop.recursion.progress import now
 from jaxloop.recursion.selection import ranks
@@ -26,7 +26,7 @@ from jaxloop.recursion.sources import (
     sampling_prompts,
 )
 from jaxloop.recursion.workflow import Plan, on_host, plan, train_size
-from jaxloop.runtime import checkpoint, tables, trees
+from jaxloop.runtime import checkpoint, tables, weights_io
 from jaxloop.runtime.devices import barrier
 from jaxloop.runtime.signals import Stop
 
@@ -247,7 +247,10 @@ def _fit(run: Run, generation: int, call: Group, plans, kept) -> dict[Member, Fi
         rows = found["about"]["rows"]
         return {
             member: Fitted(
-                trees.load_tree(run.root, f"{place}/{stem(member)}") if row["finite"] else None, row
+                weights_io.load_tree(run.root, f"{place}/{stem(member)}")
+                if row["finite"]
+                else None,
+                row,
             )
             for member, row in zip(call.members, rows, strict=True)
         }
@@ -292,7 +295,7 @@ def _fit(run: Run, generation: int, call: Group, plans, kept) -> dict[Member, Fi
             }
             row["special"] = int(getattr(result, "special", 0))
             if finite:
-                written = trees.save_tree(run.root, f"{place}/{stem(member)}", result.weights)
+                written = weights_io.save_tree(run.root, f"{place}/{stem(member)}", result.weights)
                 files += written
                 row["file"] = written[0]
             rows.append(row)
@@ -321,7 +324,7 @@ def _start(run, generation, member):
         checkpoint.unfinished(generation - 1) if waiting else checkpoint.finished(generation - 1)
     )
     try:
-        return trees.load_tree(run.root, f"{place}/{stem(member)}")
+        return weights_io.load_tree(run.root, f"{place}/{stem(member)}")
     except FileNotFoundError:
         raise ValueError(
             f"chain {member.chain.id}: starts from the weights of generation {generation - 1}, "

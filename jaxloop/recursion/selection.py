@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxloop.kernels.keys import fold_in, phase_key, random_order
+from jaxloop.core.keys import fold_in, phase_key, random_order
 
 POLICIES = ("random", "quality", "diversity")
 # What a policy must know of each text: `features(name, texts)` gives it.

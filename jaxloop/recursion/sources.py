@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxloop.kernels.keys import chain_key, fold_in, phase_key, rows_below
+from jaxloop.core.keys import chain_key, fold_in, phase_key, rows_below
 from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.workflow import (
     EXTERNAL,
@@ -21,7 +21,7 @@ from jaxloop.recursion.workflow import (
     human_needed,
     human_rows,
 )
-from jaxloop.runtime.files import inside
+from jaxloop.runtime.atomic_io import inside
 from jaxloop.runtime.tables import read_parquet
 
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.kernels.keys import phase_key, random_bits
-from jaxloop.kernels.mixing import check_mixing
+from jaxloop.core.keys import phase_key, random_bits
+from jaxloop.core.mixing import check_mixing
 from jaxloop.recursion.selection import Selection
 from jaxloop.runtime.setup_jit import setup_jit
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import jax
 
+from jaxloop.runtime.atomic_io import inside, sha256, sync, write_atomic
 from jaxloop.runtime.environment import code, version
-from jaxloop.runtime.files import inside, sha256, sync, write_atomic
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import delete
 

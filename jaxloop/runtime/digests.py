@@ -7,7 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from jaxloop.runtime.files import cache_folder, sha256, write_atomic
+from jaxloop.runtime.atomic_io import cache_folder, sha256, write_atomic
 
 SMALL = 1 << 20  # bytes up to which a file is read each time
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxloop.runtime.files import write_atomic
+from jaxloop.runtime.atomic_io import write_atomic
 
 _UNSAFE = re.compile("[\ud800-\udfff\x1a]")
 _ESCAPED = re.compile("\x1a([0-9a-f]{4})")

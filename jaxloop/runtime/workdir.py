@@ -15,8 +15,14 @@ from types import MappingProxyType
 
 import filelock
 
+from jaxloop.runtime.atomic_io import (
+    TEMPORARY,
+    existing_parent,
+    remove,
+    require_space,
+    write_atomic,
+)
 from jaxloop.runtime.devices import barrier, processes
-from jaxloop.runtime.files import TEMPORARY, existing_parent, remove, require_space, write_atomic
 from jaxloop.runtime.log import HIDDEN, LOGGER, is_secret_name, redact, run_log
 
 MARKER, LOCK, HOLDER, CONFIG, LOG = (

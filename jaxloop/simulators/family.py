@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.kernels.categorical import inverse_cdf
-from jaxloop.kernels.keys import chain_key, phase_key
-from jaxloop.kernels.likelihood import weighted_mean_loss
-from jaxloop.kernels.map_chains import map_chains, whole
+from jaxloop.core.categorical import inverse_cdf
+from jaxloop.core.keys import chain_key, phase_key
+from jaxloop.core.likelihood import weighted_mean_loss
+from jaxloop.core.map_chains import map_chains, whole
 from jaxloop.recursion.workflow import (
     SYNTHETIC,
     Plan,

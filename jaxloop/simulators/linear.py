@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.kernels.keys import chain_key, phase_key
-from jaxloop.kernels.map_chains import map_chains, whole
+from jaxloop.core.keys import chain_key, phase_key
+from jaxloop.core.map_chains import map_chains, whole
 from jaxloop.runtime.devices import side_by_side
 from jaxloop.runtime.setup_jit import setup_jit
 from jaxloop.simulators import linear_forms as forms

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxloop.kernels import mixing as mixing_matrices
+from jaxloop.core import mixing as mixing_matrices
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.kernels.categorical import inverse_cdf
+from jaxloop.core.categorical import inverse_cdf
 from jaxloop.simulators.discrete import entropy
 from jaxloop.simulators.family import Family
 

@@ -30,35 +30,37 @@ class Study(NamedTuple):
 
 STUDIES: dict[str, Study] = {
     "chain": Study(
-        "jaxloop.studies.chain",
+        "jaxloop.studies.chain.run",
         "language models trained on their predecessors' text, one chain per ratio and seed",
     ),
     "bias": Study(
-        "jaxloop.studies.bias",
+        "jaxloop.studies.bias_amplification.run",
         "language models that continue labelled articles, trained on their predecessors' "
         "continuations",
     ),
     "loops": Study(
-        "jaxloop.studies.loops",
+        "jaxloop.studies.recursive_loops.run",
         "the recursive-loops experiments: ratios, datasets, clusters, domains, quality, "
         "politics, interventions",
     ),
     "multi_entity": Study(
-        "jaxloop.studies.entities",
+        "jaxloop.studies.multi_entity.run",
         "several language models that train on each other's text, with the linear model beside "
         "them",
     ),
     "diversity": Study(
-        "jaxloop.studies.diversity",
+        "jaxloop.studies.diversity.run",
         "fine-tuning on generated data of seven levels of diversity, alone and mixed with real "
         "data",
     ),
     "theory": Study(
-        "jaxloop.studies.theory",
+        "jaxloop.studies.theory.run",
         "models with a formula: what the formulas say beside what simulations give",
     ),
-    "pretrain": Study("jaxloop.studies.pretrain", "tokenizer and tiny base models from scratch"),
-    "bench": Study("jaxloop.studies.bench", "microbenchmarks of training and decoding"),
+    "pretrain": Study(
+        "jaxloop.studies.pretrain.run", "tokenizer and tiny base models from scratch"
+    ),
+    "bench": Study("jaxloop.studies.bench.run", "microbenchmarks of training and decoding"),
 }
 
 

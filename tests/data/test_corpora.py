@@ -14,8 +14,10 @@ import pandas as pd
 import pytest
 
 from jaxloop import config
-from jaxloop.data import corpora, docs, load_texts, recipes, sources, stories, tasks
-from jaxloop.studies import chain, chain_setup
+from jaxloop.data import corpora, docs, load_texts, qa_tasks, sources, stories
+from jaxloop.studies.chain import prepare
+from jaxloop.studies.chain import run as chain
+from jaxloop.studies.recursive_loops.data import recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 3_500_000
@@ -226,19 +228,19 @@ def test_the_loader_reads_columns_domains_and_its_fingerprint():
 
 
 def test_every_reader_of_sources_reads_them():
-    train, test = tasks.load("gsm8k", source="jaxloop:gsm8k")
+    train, test = qa_tasks.load("gsm8k", source="jaxloop:gsm8k")
     assert len(train) + len(test) == corpora.index()["gsm8k"]["rows"] and len(test) > 100
     assert (
         train["prompt"].str.startswith("Question: ").all()
         and test["text"].str.contains("####").all()
     )
-    train, test = tasks.load("text", source="jaxloop:adventures", held_out=24, prompt_words=8)
+    train, test = qa_tasks.load("text", source="jaxloop:adventures", held_out=24, prompt_words=8)
     assert len(test) == 24 and len(train) == corpora.index()["adventures"]["rows"] - 24
     fables = stories.read_stories("jaxloop:fables", count=2)
     assert set(fables["source"]) == {"fables"} and "The Fox and the Grapes" in set(fables["title"])
     assert len(
         stories.read_qa("jaxloop:gsm8k", passage="none", split="test", split_column="split")
-    ) == len(tasks.load("gsm8k", source="jaxloop:gsm8k")[1])
+    ) == len(qa_tasks.load("gsm8k", source="jaxloop:gsm8k")[1])
     report = {}
     rows = list(
         recipes.clean_dataset(
@@ -256,7 +258,7 @@ def test_a_chain_study_crosses_and_reads_them(monkeypatch):
         ("chain.generations", "2"),
     ]
     words += [("chain.workflow", "external"), ("chain.external", "jaxloop:adventures")]
-    prepared = chain_setup.prepare(
+    prepared = prepare.prepare(
         config.build(chain.Settings, config.override(raw, words, chain.Settings))
     )
     assert set(prepared.data) == {"novels", "emotions", "external"}

@@ -18,8 +18,8 @@ sys.path[:0] = [
 import unigram  # noqa: E402
 
 from jaxloop.recursion import driver  # noqa: E402
+from jaxloop.runtime.atomic_io import DiskFull  # noqa: E402
 from jaxloop.runtime.devices import initialise_distributed  # noqa: E402
-from jaxloop.runtime.files import DiskFull  # noqa: E402
 from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_REFUSED  # noqa: E402
 from jaxloop.runtime.workdir import open_workdir  # noqa: E402
 

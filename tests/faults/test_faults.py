@@ -16,7 +16,7 @@ import study
 from support import HERE, PARTS, contents, log, start, wait_for, warnings
 
 from jaxloop.recursion import driver
-from jaxloop.runtime import checkpoint, files, tables, trees, workdir
+from jaxloop.runtime import atomic_io, checkpoint, tables, weights_io, workdir
 
 # ---- 1: killed at any moment
 # ------------------------------------------------------------------------------------------
@@ -354,7 +354,9 @@ def test_the_check_before_a_generation_predicts_a_full_disk(tmp_path, monkeypatc
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 500, 500)
     )
-    with pytest.raises(files.DiskFull, match="disk full: generation 2 needs .* kB, 500 B are free"):
+    with pytest.raises(
+        atomic_io.DiskFull, match="disk full: generation 2 needs .* kB, 500 B are free"
+    ):
         study.run(path)
     monkeypatch.undo()
     after = contents(path)
@@ -367,7 +369,7 @@ def test_the_check_before_a_generation_predicts_a_full_disk(tmp_path, monkeypatc
 
 
 STAGES = {
-    "weights": (trees, "save_tree"),
+    "weights": (weights_io, "save_tree"),
     "a table": (tables, "write_parquet"),
     "a manifest": (checkpoint, "seal"),
     "the rename": (os, "rename"),
@@ -421,5 +423,5 @@ def test_a_failed_orbax_save_is_raised_at_once(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "finalize", broken)
-    with pytest.raises(files.DiskFull, match="a.orbax needs 32 B"):
-        trees.save_tree(tmp_path, "a", {"w": spread})
+    with pytest.raises(atomic_io.DiskFull, match="a.orbax needs 32 B"):
+        weights_io.save_tree(tmp_path, "a", {"w": spread})

@@ -18,7 +18,7 @@ from support import LAST, PARTS, contents, log, start, wait_for, warnings
 
 from jaxloop.recursion import driver
 from jaxloop.recursion.sources import Dataset
-from jaxloop.runtime import checkpoint, tables, trees, workdir
+from jaxloop.runtime import checkpoint, tables, weights_io, workdir
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import open_workdir
 
@@ -271,7 +271,7 @@ def test_a_pickle_in_place_of_weights_is_never_loaded(tmp_path, whole):
     shutil.copytree(whole[0], path)
     (path / PARTS["weights"]).write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(ValueError, match="cannot be read as weights"):
-        trees.load_tree(path / LAST, "adapters/chain=ratio-1_seed-0")
+        weights_io.load_tree(path / LAST, "adapters/chain=ratio-1_seed-0")
     study.run(path)
     assert contents(path) == whole[1] and not (tmp_path / "exploded").exists()
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.lm import adapters
+from jaxloop.lm.model import lora as adapters
 
 
 def random_adapters(spec, lora, chains=1):

@@ -9,12 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm import adapters, batching, bpe, family, placement, sample_plan, train
-from jaxloop.lm.adapters import Lora
+from jaxloop.lm import family, sharding
 from jaxloop.lm.family import FitSettings, FitTask, LossTask, SampleSettings, SampleTask
-from jaxloop.lm.huggingface import Model
-from jaxloop.lm.spec import Spec, init
+from jaxloop.lm.generation import slot_plan
+from jaxloop.lm.io import bpe
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.model import lora
+from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.model.lora import Lora
 from jaxloop.lm.target import Target
+from jaxloop.lm.training import batching
+from jaxloop.lm.training import step as train_step
 from tests.peers import require
 
 WORDS = [
@@ -116,7 +121,7 @@ def test_programs_beside_each_other_train_what_one_after_another_do(model, monke
         ),
     )
     for programs in (1, 3):
-        monkeypatch.setattr(placement, "programs_at_once", lambda platform, count=programs: count)
+        monkeypatch.setattr(sharding, "programs_at_once", lambda platform, count=programs: count)
         made.append(family.fit(model, tasks, FIT))
     assert used == [(5, 1), (5, 3)]
     assert all(
@@ -156,8 +161,8 @@ def test_programs_beside_each_other_write_what_one_does(model, fitted):
     [(64, 2, 1, 3), (64, 2, 2, 4), (400, 2, 3, 3), (400, 8, 3, 2), (400, 12, 3, 1)],
 )
 def test_jobs_are_dealt_to_calls_that_are_even_and_small_enough(limit, lanes, together, calls):
-    jobs = [sample_plan.Job(0, np.arange(n)) for n in (16,) * 9 + (8, 8, 8)]
-    made = sample_plan.calls([sample_plan.Device([0], jobs)], limit, lanes, together)
+    jobs = [slot_plan.Job(0, np.arange(n)) for n in (16,) * 9 + (8, 8, 8)]
+    made = slot_plan.calls([slot_plan.Device([0], jobs)], limit, lanes, together)
     sizes = [sum(len(job.rows) for job in device.jobs) for (device,) in made]
     assert (
         len(made) == calls
@@ -171,10 +176,10 @@ def test_jobs_are_dealt_to_calls_that_are_even_and_small_enough(limit, lanes, to
     "texts, sizes", [(7, {7}), (8, {8}), (20, {8, 4}), (63, {28, 7}), (400, {32, 16})]
 )
 def test_a_chain_that_writes_more_than_there_are_slots_is_cut_into_jobs(model, texts, sizes):
-    plan = sample_plan.plan(
+    plan = slot_plan.plan(
         dataclasses.replace(SAMPLE, texts_per_job=0), model.spec, Target(), [texts]
     )
-    assert {len(job.rows) for job in sample_plan.jobs_of([[(1,)] * texts], 0, True, plan)} == sizes
+    assert {len(job.rows) for job in slot_plan.jobs_of([[(1,)] * texts], 0, True, plan)} == sizes
 
 
 @pytest.mark.parametrize("adapted", [True, False])
@@ -302,13 +307,13 @@ def test_chains_that_take_turns_in_a_program_train_as_all_at_once(model):
     vmapped.
     """
     keys, rng = jax.random.split(jax.random.key(5), 4), np.random.default_rng(1)
-    start = adapters.init(keys, model.spec, FIT.lora)
+    start = lora.init(keys, model.spec, FIT.lora)
     tokens = rng.integers(2, model.spec.vocab, (4, 4, 4, 12)).astype(np.int32)
     mask, weights = rng.random(tokens.shape) < 0.8, rng.random((4, 4, 4)).astype(np.float32)
 
     def trained(together):
-        state = train.init_state(FIT, jax.tree.map(jnp.copy, start), jnp.copy(keys))
-        return train.train_steps(
+        state = train_step.init_state(FIT, jax.tree.map(jnp.copy, start), jnp.copy(keys))
+        return train_step.train_steps(
             model.spec,
             FIT,
             model.params,
@@ -347,16 +352,16 @@ def test_training_equals_torch_adamw(model):
     settings = dataclasses.replace(
         FIT, steps=10, warmup_steps=3, clip=0.05, weight_decay=0.1, steps_per_dispatch=10
     )
-    start = adapters.init(jax.random.split(jax.random.key(4), 1), model.spec, settings.lora)
+    start = lora.init(jax.random.split(jax.random.key(4), 1), model.spec, settings.lora)
     rng = np.random.default_rng(0)
     tokens = rng.integers(2, model.spec.vocab, (10, 1, 4, 12)).astype(np.int32)
     mask = np.ones(tokens.shape, bool)
     mask[:, :, :2, 9:] = False
     mask[..., :3] = False
-    state = train.init_state(
+    state = train_step.init_state(
         settings, jax.tree.map(jnp.copy, start), jax.random.split(jax.random.key(0), 1)
     )
-    state, log = train.train_steps(
+    state, log = train_step.train_steps(
         model.spec,
         settings,
         model.params,
@@ -369,7 +374,7 @@ def test_training_equals_torch_adamw(model):
     )
     with tempfile.TemporaryDirectory() as folder:
         lm.save(model, f"{folder}/base")
-        lm.save_peft(f"{folder}/adapter", model.spec, adapters.split(start, 0), settings.lora)
+        lm.save_peft(f"{folder}/adapter", model.spec, lora.split(start, 0), settings.lora)
         net = peft.PeftModel.from_pretrained(
             transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/base"),
             f"{folder}/adapter",

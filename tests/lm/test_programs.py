@@ -9,15 +9,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxloop.lm import bpe, family, micro_batch, placement, programs, train
-from jaxloop.lm.adapters import Lora
-from jaxloop.lm.encoder_spec import EncoderSpec
+from jaxloop.accelerators import absent, cards
+from jaxloop.lm import family, programs, sharding
+from jaxloop.lm.encoder.config import EncoderSpec
 from jaxloop.lm.family import FitSettings, FitTask
-from jaxloop.lm.huggingface import Model
-from jaxloop.lm.sample import SampleSettings
-from jaxloop.lm.spec import Spec, init
+from jaxloop.lm.generation.scheduler import SampleSettings
+from jaxloop.lm.io import bpe
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.model.lora import Lora
 from jaxloop.lm.target import Target, complete, target_of
-from jaxloop.plan import absent, cards
+from jaxloop.lm.training import autotune
+from jaxloop.lm.training import step as train_step
 
 LORA = Lora(rank=4, alpha=4.0)
 FIT = FitSettings(
@@ -96,9 +99,9 @@ def test_every_program_is_lowered_for_hardware_that_is_absent(platform):
 def test_the_training_program_is_the_one_that_a_fit_runs(model, devices, monkeypatch):
     """So what was compiled to see its size is found in the cache of compiled programs."""
     where = jax.devices()[:devices]
-    model = placement.spread(model, where)
+    model = sharding.spread(model, where)
     ran = []
-    real = train.train_steps
+    real = train_step.train_steps
 
     def seen(*args, **kwargs):
         ran.append(real.lower(*args, **kwargs).as_text())
@@ -161,7 +164,7 @@ def test_a_base_that_is_cut_is_smaller_on_every_device(model):
         assert (
             "sdy.sharding" in make(*args, devices=four, cut_base=True, **common).lower().as_text()
         )
-    there = placement.cut(model, four)
+    there = sharding.cut(model, four)
     found = programs.training_of(there, FIT, 1, 16)
     given = programs.training(
         model.spec, FIT, 1, 16, dtype="bfloat16", target=Target("cpu"), devices=four, cut_base=True
@@ -173,7 +176,7 @@ def test_as_many_chains_as_the_compiler_says_fit(model, monkeypatch, tmp_path):
     """With a limit of memory that is made up: the largest number that fits, and a fit of that many
     chains needs no more.
     """
-    bytes_of = {c: micro_batch._program_bytes(model, FIT, 16, c) for c in (1, 2, 4, 8)}
+    bytes_of = {c: autotune._program_bytes(model, FIT, 16, c) for c in (1, 2, 4, 8)}
     assert sorted(bytes_of.values()) == list(bytes_of.values())
     for room, best in (
         (bytes_of[8], 8),
@@ -182,28 +185,24 @@ def test_as_many_chains_as_the_compiler_says_fit(model, monkeypatch, tmp_path):
         (bytes_of[1], 1),
         (bytes_of[1] - 1, 1),
     ):
-        assert micro_batch.fitting(model, FIT, 16, 8, room)[0] == best
-    assert (
-        micro_batch.fitting(model, FIT, 16, 6, bytes_of[8])[0] == 6
-    )  # no more than there are chains
-    assert micro_batch.fitting(model, FIT, 16, 8, 1 << 40) == (
+        assert autotune.fitting(model, FIT, 16, 8, room)[0] == best
+    assert autotune.fitting(model, FIT, 16, 6, bytes_of[8])[0] == 6  # no more than there are chains
+    assert autotune.fitting(model, FIT, 16, 8, 1 << 40) == (
         8,
         0,
     )  # fits by far: nothing is compiled
-    monkeypatch.setattr(micro_batch, "platform_of", lambda params: "gpu")
-    monkeypatch.setattr(micro_batch, "room", lambda model: bytes_of[4])
-    monkeypatch.setattr(micro_batch, "cache_folder", lambda: tmp_path)
-    assert (
-        micro_batch.choose(model, FIT, 16, 10, 8) == 4 and (tmp_path / "micro_batch.json").exists()
-    )
-    monkeypatch.setattr(micro_batch, "fitting", None)  # the second time it is read
-    assert micro_batch.choose(model, FIT, 16, 10, 8) == 4
+    monkeypatch.setattr(autotune, "platform_of", lambda params: "gpu")
+    monkeypatch.setattr(autotune, "room", lambda model: bytes_of[4])
+    monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
+    assert autotune.choose(model, FIT, 16, 10, 8) == 4 and (tmp_path / "micro_batch.json").exists()
+    monkeypatch.setattr(autotune, "fitting", None)  # the second time it is read
+    assert autotune.choose(model, FIT, 16, 10, 8) == 4
 
 
 def test_room_is_what_other_arrays_leave(model):
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    whole = micro_batch.SPARE * placement.device_bytes(jax.devices()[0])
-    assert held > 0 and micro_batch.room(placement.spread(model, jax.devices()[:1])) == int(
+    whole = autotune.SPARE * sharding.device_bytes(jax.devices()[0])
+    assert held > 0 and autotune.room(sharding.spread(model, jax.devices()[:1])) == int(
         whole
     )  # a CPU does not say what is in use
 
@@ -227,15 +226,15 @@ def test_the_largest_number_is_found_with_few_programs(each, most, room, best):
         return each * chains
 
     assert (
-        micro_batch.largest(memory, room, most)[0] == best
+        autotune.largest(memory, room, most)[0] == best
         and len(asked) <= 3
         and len(set(asked)) == len(asked)
     )
 
 
 def test_a_program_that_needs_more_than_its_neighbours_promise_is_halved():
-    assert micro_batch.largest({1: 10, 2: 20, 16: 400, 8: 150}.__getitem__, 165, 64)[0] == 8
-    assert micro_batch.largest({1: 10, 2: 20, 4: 50}.__getitem__, 45, 64) == (
+    assert autotune.largest({1: 10, 2: 20, 16: 400, 8: 150}.__getitem__, 165, 64)[0] == 8
+    assert autotune.largest({1: 10, 2: 20, 4: 50}.__getitem__, 45, 64) == (
         2,
         {1: 10, 2: 20, 4: 50},
     )

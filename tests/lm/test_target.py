@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxloop.lm import attention, target
-from jaxloop.lm.encoder import default_batch
-from jaxloop.lm.micro_batch import default
-from jaxloop.lm.spec import Spec, init
+from jaxloop.lm import target
+from jaxloop.lm.encoder.encoder import default_batch
+from jaxloop.lm.model import attention
+from jaxloop.lm.model.config import Spec, init
 from jaxloop.lm.target import Target, complete, target_of
+from jaxloop.lm.training.autotune import default
 from jaxloop.runtime.devices import platform_of, programs_at_once
 
 SPEC = Spec(
@@ -55,7 +56,7 @@ def test_sizes_follow_the_platform_that_is_named(platform, monkeypatch):
         """Stands for weights on another device: only `platform_of` looks at it."""
 
     monkeypatch.setattr(
-        "jaxloop.lm.encoder.platform_of",
+        "jaxloop.lm.encoder.encoder.platform_of",
         lambda params: platform if isinstance(params, Weights) else "cpu",
     )
     assert default_batch(Weights()) == 65536 and default_batch({}) == 512

@@ -10,8 +10,8 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import classification_report, confusion_matrix
 
-from jaxloop.lm import encoder as encoders
-from jaxloop.metrics import classifiers, finetune, registry
+from jaxloop.lm.encoder import encoder as encoders
+from jaxloop.metrics import classifier_fit, classifiers, registry
 from jaxloop.metrics.classifiers import (
     fit_classifier,
     load_classifier,
@@ -226,13 +226,13 @@ def test_training_is_a_function_of_its_seed(folder):
 def test_the_sampler_draws_classes_equally_often():
     target = np.array([0] * 900 + [1] * 90 + [2] * 10)
     rows = np.concatenate(
-        [finetune._draws(jax.random.key(i), target, 50, True).reshape(-1) for i in range(5)]
+        [classifier_fit._draws(jax.random.key(i), target, 50, True).reshape(-1) for i in range(5)]
     )
     counts = np.bincount(target[rows])
     assert (
         (counts - 5000 / 3) ** 2 / (5000 / 3)
     ).sum() < 13.8  # chi-square with 2 degrees of freedom at 0.001
-    plain = finetune._draws(jax.random.key(0), target, 50, False).reshape(-1)
+    plain = classifier_fit._draws(jax.random.key(0), target, 50, False).reshape(-1)
     assert sorted(plain) == list(range(1000))
 
 
@@ -249,7 +249,7 @@ def test_splits_are_stratified_and_disjoint():
 
 def test_the_best_epoch_is_kept():
     scores = {0: 0.2, 1: 0.9, 2: 0.5, 3: 0.9}
-    kept, log = finetune._best(
+    kept, log = classifier_fit._best(
         lambda weights: scores[int(weights)], lambda epoch: (jax.numpy.int32(epoch), 1.0 - epoch), 4
     )
     assert int(kept) == 1 and [e["macro_f1"] for e in log] == [0.2, 0.9, 0.5, 0.9]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxloop import lm
-from jaxloop.lm import adapters
+from jaxloop.lm.model import lora as adapters
 from tests.lm.conftest import make as torch_model
 from tests.lm.conftest import write_tokenizer
 from tests.peers import peer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from jaxloop.lm import encoder as encoders
+from jaxloop.lm.encoder import encoder as encoders
 from jaxloop.metrics.classifiers import class_memberships, load_classifier, predict, probabilities
 from tests.peers import peer
 from tests.real_world.support import RIGHT, Row, config, edit, make, refusal, tensors

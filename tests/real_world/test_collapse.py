@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
-from jaxloop.analysis import figures, report, scores
-from jaxloop.analysis.regression import check_outcome, fit_ols
-from jaxloop.analysis.regression_tasks import Task
 from jaxloop.metrics import semantic
+from jaxloop.reporting import figures, report, scores
+from jaxloop.studies.recursive_loops.analysis.regression import check_outcome, fit_ols
+from jaxloop.studies.recursive_loops.analysis.regression_tasks import Task
 
 K = 3
 SPREAD = np.random.default_rng(0).normal(size=(40, 2))

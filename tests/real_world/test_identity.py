@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxloop.lm import identity
+from jaxloop.lm.io import identity
 from jaxloop.runtime import digests
 from jaxloop.runtime.workdir import open_workdir
-from jaxloop.studies import identity as of_study
+from jaxloop.studies.common import identity as of_study
 from tests.real_world.support import config, edit, write
 
 
@@ -112,7 +112,7 @@ def test_a_run_from_before_identities_were_kept_goes_on(tmp_path):
 
 def test_every_model_that_a_config_names_is_found(model, monkeypatch, tmp_path):
     from jaxloop import config as configs
-    from jaxloop.studies import chain
+    from jaxloop.studies.chain import run as chain
 
     other = shutil.copytree(model, tmp_path / "classifier")
     monkeypatch.setattr(of_study, "_defaults", lambda settings: {})

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxloop import lm
-from jaxloop.lm import huggingface
+from jaxloop.lm.io import huggingface
 from tests.lm.conftest import make as torch_model
 from tests.lm.conftest import write_tokenizer
 from tests.peers import peer

@@ -13,11 +13,16 @@ import tokenizers
 import transformers as hf
 
 from jaxloop import config
-from jaxloop.data import cleaning, duplicates, tasks
-from jaxloop.lm import batching, family, tokenize
-from jaxloop.lm.huggingface import Model
-from jaxloop.lm.spec import Spec, init
-from jaxloop.studies import chain, chain_data, pretrain
+from jaxloop.data import duplicates, qa_tasks
+from jaxloop.lm import family
+from jaxloop.lm.io import tokenizer as tokenize
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.training import batching
+from jaxloop.studies.chain import data
+from jaxloop.studies.chain import run as chain
+from jaxloop.studies.pretrain import run as pretrain
+from jaxloop.studies.recursive_loops.data import cleaning
 
 MARKED = [
     "He wrote </s> and went on.",
@@ -184,7 +189,7 @@ def read(tmp_path, rows, *changes, specs=None):
         context=128,
     )
     models = specs or {"a": (spec, tokenizer(tmp_path))}
-    return chain_data.read(settings, str(path), models)
+    return data.read(settings, str(path), models)
 
 
 REPEATED = [
@@ -351,7 +356,9 @@ def test_instructions_of_messages_are_the_prompts(tmp_path):
 def test_tasks_train_on_no_copy_of_a_test_row(tmp_path):
     rows = [{"text": f"a story about number {i % 40} and more"} for i in range(100)]
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train, test = tasks.load("text", source=str(tmp_path / "s.jsonl"), held_out=10, prompt_words=2)
+    train, test = qa_tasks.load(
+        "text", source=str(tmp_path / "s.jsonl"), held_out=10, prompt_words=2
+    )
     keys = [set(duplicates.keys(list(f["text"]), list(f["prompt"]))) for f in (train, test)]
     assert (
         not keys[0] & keys[1]

@@ -19,8 +19,8 @@ from tokenizers import (
 )
 
 from jaxloop import lm
-from jaxloop.lm import tokenize
-from jaxloop.lm.spec import Spec, init
+from jaxloop.lm.io import tokenizer
+from jaxloop.lm.model.config import Spec, init
 from tests.real_world.support import RIGHT, Row, config, edit, refusal, remove, write
 
 TEXTS = [
@@ -183,10 +183,10 @@ def test_a_tokenizer_is_right_or_refused(row, saved, tmp_path):
         change(tmp_path)
     if row.ours not in (RIGHT, "once"):
         with pytest.raises(ValueError) as caught:
-            tokenize.load(tmp_path)
+            tokenizer.load(tmp_path)
         refusal(caught.value, row.ours)
         return
-    ours = tokenize.load(tmp_path)
+    ours = tokenizer.load(tmp_path)
     found = ours.encode(TEXTS)
     assert found == ours.encode(TEXTS) == [ours.encode([text])[0] for text in TEXTS]
     if row.ours == "once":  # what transformers draws, pads or cuts is not what a chain may do
@@ -223,7 +223,7 @@ def test_nothing_is_put_behind_a_prompt(processor, start, saved, tmp_path):
     plain = hf.AutoTokenizer.from_pretrained(tmp_path)
     backend(lambda made: setattr(made, "post_processor", processor))(tmp_path)
     texts = [text for text in TEXTS if text]
-    assert tokenize.load(tmp_path).encode(texts) == [
+    assert tokenizer.load(tmp_path).encode(texts) == [
         start + plain(text, split_special_tokens=True, add_special_tokens=False).input_ids
         for text in texts
     ]
@@ -233,7 +233,7 @@ def test_an_end_that_only_the_config_names_is_no_token_of_a_text(saved, tmp_path
     (tmp_path / "tokenizer.json").write_bytes(saved.read_bytes())
     ordinary(tmp_path)
     config(eos_token_id=2)(tmp_path)
-    ours = tokenize.load(tmp_path)
+    ours = tokenizer.load(tmp_path)
     (ids,) = ours.encode(["a</s>b"])
     assert (
         2 not in ids
@@ -247,7 +247,7 @@ def test_words_without_a_token_are_refused_in_one_sentence(tmp_path):
         str(tmp_path / "tokenizer.json")
     )
     edit("tokenizer_config.json", eos_token="</s>")(tmp_path)
-    ours = tokenize.load(tmp_path)
+    ours = tokenizer.load(tmp_path)
     assert ours.encode(["the"]) == [[1]]
     with pytest.raises(ValueError) as caught:
         ours.encode(["rat"])
@@ -273,7 +273,7 @@ def test_every_end_of_the_first_file_that_names_one_stops(name, files, ends, sav
     (tmp_path / "tokenizer.json").write_bytes(saved.read_bytes())
     for file, values in files.items():
         edit(file, **values)(tmp_path)
-    found = tokenize.load(tmp_path)
+    found = tokenizer.load(tmp_path)
     assert found.ends == ends and found.eos == ends[0]
     if (
         "generation_config.json" in files

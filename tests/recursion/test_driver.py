@@ -14,7 +14,7 @@ from jaxloop.recursion import driver, ledger
 from jaxloop.recursion import workflow as wf
 from jaxloop.recursion.progress import Clock, duration
 from jaxloop.recursion.sources import Dataset, human_texts
-from jaxloop.runtime.trees import load_tree
+from jaxloop.runtime.weights_io import load_tree
 from jaxloop.runtime.workdir import open_workdir
 from tests.recursion import unigram as u
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxloop.kernels.keys import chain_key
+from jaxloop.core.keys import chain_key
 from jaxloop.recursion import workflow as wf
 
 N, GENERATIONS = 48, 6

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.kernels import keys
-from jaxloop.lm import adapters, family, sample, train
-from jaxloop.lm.huggingface import read_spec
-from jaxloop.lm.spec import init
+from jaxloop.core import keys
+from jaxloop.lm import family
+from jaxloop.lm.generation import scheduler
+from jaxloop.lm.io.huggingface import read_spec
+from jaxloop.lm.model import lora as adapters
+from jaxloop.lm.model.config import init
+from jaxloop.lm.training import step as train_step
 from jaxloop.recursion import workflow
 from jaxloop.runtime import setup_jit as module
 from jaxloop.runtime.devices import platform_of
@@ -91,8 +94,8 @@ PROGRAMS = {
         for rank in (1, 3, 4, 8, 10)
     ],
     "together": lambda: adapters_of("gpt2", 4),
-    "fresh": lambda: train._fresh(train.FitSettings(), given("gpt2", 2)),
-    "fuse": lambda: sample._fuse(
+    "fresh": lambda: train_step._fresh(train_step.FitSettings(), given("gpt2", 2)),
+    "fuse": lambda: scheduler._fuse(
         spec_of("llama"), given("llama", 2), adapters.Lora(alpha=10.0), jnp.dtype("bfloat16")
     ),
     "fused": lambda: family._fused(
@@ -101,7 +104,7 @@ PROGRAMS = {
         jnp.dtype("float32"),
         adapters.split(given("gpt2", 1), 0),
     ),
-    "unstack": lambda: sample._unstacked(weights_of("opt")),
+    "unstack": lambda: scheduler._unstacked(weights_of("opt")),
     **{
         f"adapters {base}": functools.partial(adapters_of, base, 1)
         for base in ("llama", "qwen2", "gpt2", "opt")

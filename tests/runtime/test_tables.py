@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from jaxloop.runtime import tables
-from jaxloop.runtime.files import write_atomic
+from jaxloop.runtime.atomic_io import write_atomic
 
 HOSTILE = [
     "\ud800", "a\udfffb", "\udc80\udc81", "\ud83d\ude00", "\x00", "a\x00b", "a\rb", "a\r\nb", "\n", "NA", "null", "None", "nan", "", " ", "=1+1",

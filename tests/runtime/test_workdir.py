@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxloop.runtime import files, log, workdir
+from jaxloop.runtime import atomic_io, log, workdir
 from jaxloop.runtime.workdir import open_workdir
 
 CONFIG = {
@@ -232,7 +232,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(tmp_path, m
         lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 2_500_000, 2_500_000),
     )
     with (
-        pytest.raises(files.DiskFull, match=r"this run needs 3.0 GB, 2.5 MB are free"),
+        pytest.raises(atomic_io.DiskFull, match=r"this run needs 3.0 GB, 2.5 MB are free"),
         open_workdir(tmp_path / "run", CONFIG, needs=3 * 10**9),
     ):
         pass
@@ -302,27 +302,27 @@ def test_paths_stay_inside(tmp_path):
         ("",),
     ):
         with pytest.raises(ValueError):
-            files.inside(tmp_path, *parts)
-    assert files.inside(tmp_path, "a/b", "c") == tmp_path / "a/b/c"
+            atomic_io.inside(tmp_path, *parts)
+    assert atomic_io.inside(tmp_path, "a/b", "c") == tmp_path / "a/b/c"
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     import resource
 
     path = tmp_path / "table"
-    files.write_atomic(path, b"old")
+    atomic_io.write_atomic(path, b"old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(files.DiskFull, match=r"table needs 5.0 kB, .* are free in .*limit"):
-            files.write_atomic(path, b"x" * 5000)
+        with pytest.raises(atomic_io.DiskFull, match=r"table needs 5.0 kB, .* are free in .*limit"):
+            atomic_io.write_atomic(path, b"x" * 5000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["table"]
 
 
 def test_sizes_are_said_in_words():
-    assert [files.human_size(n) for n in (12, 1500, 2.5e6, 3e9, 4e12)] == [
+    assert [atomic_io.human_size(n) for n in (12, 1500, 2.5e6, 3e9, 4e12)] == [
         "12 B",
         "1.5 kB",
         "2.5 MB",

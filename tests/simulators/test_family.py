@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from jaxloop import lm
-from jaxloop.kernels import mixing
-from jaxloop.kernels.keys import chain_key
-from jaxloop.kernels.map_chains import chain_mesh
-from jaxloop.lm import bpe
+from jaxloop.core import mixing
+from jaxloop.core.keys import chain_key
+from jaxloop.core.map_chains import chain_mesh
 from jaxloop.lm import family as language
-from jaxloop.lm.huggingface import Model
-from jaxloop.lm.spec import Spec, init
+from jaxloop.lm.io import bpe
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.model.config import Spec, init
 from jaxloop.recursion import chains as ch
 from jaxloop.recursion import driver
 from jaxloop.recursion import workflow as wf

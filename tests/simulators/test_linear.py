@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from jaxloop.kernels import mixing
-from jaxloop.kernels.map_chains import chain_mesh
+from jaxloop.core import mixing
+from jaxloop.core.map_chains import chain_mesh
 from jaxloop.simulators import linear, linear_forms
 from jaxloop.simulators.linear import Designs, closed_form, low_rank_designs, simulate, sweep
 

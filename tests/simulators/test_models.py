@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 import sklearn.mixture
 
-from jaxloop.kernels import mixing
+from jaxloop.core import mixing
 from jaxloop.recursion import workflow as wf
 from jaxloop.simulators import gmm, ngram
 from jaxloop.simulators.beta import beta_family

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxloop import lm
-from jaxloop.lm import bpe
-from jaxloop.lm.huggingface import Model
-from jaxloop.lm.spec import Spec, init
+from jaxloop.lm.io import bpe
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.model.config import Spec, init
 
 WORDS = (
     "the array of a function returns values shape matches input unless axis is given and result "

@@ -14,8 +14,9 @@ import jax
 import pytest
 
 from jaxloop import cli, config, main
-from jaxloop.lm import family, placement
-from jaxloop.studies import chain, chain_setup
+from jaxloop.lm import family, sharding
+from jaxloop.studies.chain import prepare
+from jaxloop.studies.chain import run as chain
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,13 +91,13 @@ def test_more_devices_than_there_are(place, tmp_path, capsys):
 
 
 def test_a_chain_too_large_for_a_device_says_what_is_missing(place, monkeypatch):
-    monkeypatch.setattr(placement, "device_bytes", lambda device: 10_000)
+    monkeypatch.setattr(sharding, "device_bytes", lambda device: 10_000)
     with pytest.raises(
         ValueError,
         match=r"one chain of .*base needs [\d.]+ .?B of .* on a device, .* too many; lower "
         r"config.fit.batch_size.*cut_base",
     ):
-        chain_setup.prepare(settings(place))
+        prepare.prepare(settings(place))
 
 
 def test_measuring_beside_and_a_cut_base_exclude_each_other(place):

@@ -1,1 +1,0 @@
-"""From a run's tables to scores, figures and pages; imports no model."""

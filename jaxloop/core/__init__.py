@@ -1,0 +1,1 @@
+"""What every model of the package shares: keys, draws, likelihoods, mixing weights, mapping over chains."""

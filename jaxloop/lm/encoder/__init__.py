@@ -1,0 +1,1 @@
+"""Encoders for embeddings and classifiers."""

@@ -1,0 +1,1 @@
+"""Writing texts: sampling, the decoding loops, the scheduler of slots, beam search."""

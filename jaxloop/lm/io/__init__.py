@@ -1,0 +1,1 @@
+"""Model directories: config.json, safetensors, tokenizers, adapters of peft."""

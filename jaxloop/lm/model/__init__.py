@@ -1,0 +1,1 @@
+"""The decoder as pure functions: configuration, layers, attention, positions, LoRA."""

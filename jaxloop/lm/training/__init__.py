@@ -1,0 +1,1 @@
+"""Training: batches, loss, the step, how many chains fit in a program."""

@@ -1,0 +1,1 @@
+"""Microbenchmarks of training and decoding."""

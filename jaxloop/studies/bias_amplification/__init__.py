@@ -1,0 +1,1 @@
+"""The bias-amplification paper (arXiv 2410.15234)."""

@@ -1,0 +1,1 @@
+"""Language models trained on their predecessors' text."""

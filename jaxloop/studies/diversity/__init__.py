@@ -1,0 +1,1 @@
+"""The diversity paper (arXiv 2506.19262)."""

@@ -1,0 +1,414 @@
+"""What a diversity study measures: sets (Distinct-5, lengths, distances to real data) and models
+(test loss), and how the one explains the other.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from jaxloop.studies.diversity.sets import bodies, draw
+
+if TYPE_CHECKING:
+    from jaxloop.studies.diversity.config import Settings
+    from jaxloop.studies.diversity.prepare import Prepared
+
+DISTANCES = ("length_kl", "frechet_distance", "mmd2", "energy_distance", "sliced_wasserstein")
+LOSSES = ("test_loss_answer", "test_loss_all")
+N = 5
+# Distinct-5 above which sets have next to nothing to differ in.
+SATURATED = 0.98
+
+
+# ---- models
+# -----------------------------------------------------------------------------------------------------------
+
+
+def measure(settings: "Settings", prepared: "Prepared"):
+    """The driver's `measure`: token-mean cross-entropy on the real test set, in nats: answer tokens
+    (with EOS), and all tokens.
+    """
+    import dataclasses
+
+    from jaxloop.lm import family
+    from jaxloop.lm.training import batching
+    from jaxloop.studies.diversity.prepare import prompts
+
+    tests = {
+        task: (list(t.test["text"]), prompts(settings, task, t.test))
+        for task, t in prepared.tables.items()
+    }
+    everything = dataclasses.replace(prepared.driver.fit, loss_on="all")
+
+    def evaluate(model, generation: int, outcomes: Sequence) -> dict:
+        chosen = [tests[dict(o.chain.factors)["task"]] for o in outcomes]
+        results = family.loss(
+            model,
+            [family.LossTask(o.weights, *test) for o, test in zip(outcomes, chosen, strict=True)],
+            everything,
+        )
+        found: dict[tuple, dict[str, float]] = {}
+        for o, (_, asked), result in zip(outcomes, chosen, results, strict=True):
+            # The first token of a text is predicted from nothing and has no loss; a prompt that
+            # fills the whole length leaves no answer.
+            heads = [
+                max(len(ids), 1) - 1 for ids in batching.encode_prompts(model.tokenizer, asked)
+            ]
+            answers = np.concatenate(
+                [nats[head:] for nats, head in zip(result.token_nats, heads, strict=True)]
+            )
+            found[o.chain.id, o.entity] = dict(
+                zip(LOSSES, (_mean(answers), _mean(np.concatenate(result.token_nats))), strict=True)
+            )
+        return found
+
+    return evaluate
+
+
+def _mean(nats: np.ndarray) -> float:
+    return float(nats.mean()) if len(nats) else float("nan")
+
+
+# ---- sets
+# -------------------------------------------------------------------------------------------------------------
+
+
+def distinct(task: str, table: pd.DataFrame) -> float:
+    """Distinct-5 by the task's definition: question answering sums over contexts (equation 5),
+    stories are one corpus (equation 6).
+    """
+    from jaxloop.metrics.lexical import distinct_n, distinct_n_by_context
+
+    texts = bodies(table)
+    return float(
+        distinct_n_by_context(texts, list(table["context"]), N)
+        if task == "qa"
+        else distinct_n(texts, N)
+    )
+
+
+def fingerprint(table: pd.DataFrame) -> str:
+    """Twelve hex digits of a set's records, whatever their order."""
+    return hashlib.sha256(
+        "\n".join(sorted(bodies(table))).encode("utf-8", "surrogatepass")
+    ).hexdigest()[:12]
+
+
+def describe(sets: Mapping[str, tuple[str, pd.DataFrame]], count: Callable) -> pd.DataFrame:
+    """One row per set {name: (task, table)}: records, contexts, distinct, distinct_mean (per
+    context), distinct_matched, answer_tokens, print.
+
+    distinct_matched is the expected Distinct-5 of as many 5-grams as the smallest set of the task
+    has, drawn without replacement: it can be compared between sizes, which `distinct` cannot (it
+    falls with the size of a corpus, and a sum over contexts grows with their number).
+    """
+    from jaxloop.metrics.corpus import Corpus
+    from jaxloop.metrics.lexical import distinct_n_size_matched
+
+    rows = []
+    for name, (task, table) in sets.items():
+        value, number = distinct(task, table), table["context"].nunique()
+        tokens = np.mean(count(list(table["text"])))
+        grams = int(np.maximum(Corpus.of(bodies(table)).tokens.lengths - N + 1, 0).sum())
+        rows.append(
+            (
+                name,
+                task,
+                len(table),
+                number,
+                value,
+                value / number if task == "qa" else value,
+                grams,
+                float(tokens),
+                fingerprint(table),
+            )
+        )
+    found = pd.DataFrame(
+        rows,
+        columns=[
+            "set",
+            "task",
+            "records",
+            "contexts",
+            "distinct",
+            "distinct_mean",
+            "grams",
+            "answer_tokens",
+            "print",
+        ],
+    )
+    smallest = found[found["grams"] > 0].groupby("task")["grams"].min()
+    found["distinct_matched"] = [
+        float(distinct_n_size_matched(bodies(sets[row.set][1]), N, int(smallest[row.task])))
+        if row.grams
+        else float("nan")
+        for row in found.itertuples()
+    ]
+    return found
+
+
+def normalised(values: pd.Series) -> pd.Series:
+    """Values divided by the group's maximum, as the paper displays them."""
+    return values / values.max()
+
+
+def sample(table: pd.DataFrame, points: int, *names) -> pd.DataFrame:
+    """At most `points` records of a table, drawn by these names."""
+    return table.iloc[draw("points", *names).permutation(len(table))[:points]]
+
+
+def distances(
+    sets: Mapping[str, tuple[str, pd.DataFrame]],
+    real: Mapping[str, pd.DataFrame],
+    settings: "Settings",
+    embed: Callable | None = None,
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """(one row per set with the five distances of DISTANCES to the task's real data, the embeddings
+    by set name and as "<task>-real").
+
+    length_kl compares lengths of answers, the others embeddings of `bodies`, at most
+    `distances.points` of each side. Sets with equal records are measured once. The paper's Table 2
+    names neither distance nor space: none of these is claimed to be its own.
+    """
+    from jaxloop.metrics import distances as measures
+    from jaxloop.metrics.embed import embed as default
+
+    embed = embed or (lambda texts: default(texts, model=settings.distances.embedder))
+    drawn = {
+        f"{task}-real": sample(table, settings.distances.points, task, "real")
+        for task, table in real.items()
+    }
+    prints, chosen = {}, {}
+    for name, (_, table) in sets.items():
+        prints[name] = fingerprint(table)
+        chosen.setdefault(prints[name], name)
+    drawn |= {
+        name: sample(sets[name][1], settings.distances.points, prints[name])
+        for name in chosen.values()
+    }
+    texts = list(dict.fromkeys(text for table in drawn.values() for text in bodies(table)))
+    points = dict(zip(texts, np.asarray(embed(texts)), strict=True))
+    clouds = {
+        name: np.stack([points[text] for text in bodies(table)]) for name, table in drawn.items()
+    }
+    rows = {}
+    for name in chosen.values():
+        task = sets[name][0]
+        here, there = clouds[name], clouds[f"{task}-real"]
+        values = {
+            "length_kl": float(
+                measures.length_kl(list(sets[name][1]["text"]), list(real[task]["text"]))
+            )
+        }
+        for measure_name in DISTANCES[1:]:
+            values[measure_name] = (
+                float(getattr(measures, measure_name)(here, there))
+                if min(len(here), len(there)) > 1
+                else float("nan")
+            )
+        rows[prints[name]] = values
+    table = pd.DataFrame(
+        [
+            {
+                "set": name,
+                "task": sets[name][0],
+                "points": len(drawn[chosen[prints[name]]]),
+                **rows[prints[name]],
+            }
+            for name in sets
+        ]
+    )
+    return table, clouds | {name: clouds[chosen[prints[name]]] for name in sets}
+
+
+def flat(clouds: Mapping[str, np.ndarray], names: Sequence[str], how: str) -> dict[str, np.ndarray]:
+    """Positions [n, 2] of the clouds on one common plane: principal components, or UMAP, of all of
+    them together.
+    """
+    whole = np.concatenate([clouds[name] for name in names])
+    if how == "umap":
+        from jaxloop.metrics.umap import MapSettings, fit_map
+
+        places = fit_map(
+            whole, MapSettings(neighbours=min(15, len(whole) - 2), min_dist=0.1)
+        ).positions
+    else:
+        from sklearn.decomposition import PCA
+
+        places = PCA(2, random_state=0).fit_transform(whole)
+    return dict(
+        zip(
+            names,
+            np.split(places, np.cumsum([len(clouds[name]) for name in names])[:-1]),
+            strict=True,
+        )
+    )
+
+
+# ---- diversity against shift
+# ------------------------------------------------------------------------------------------
+
+
+def regressions(
+    cells: pd.DataFrame,
+    *,
+    outcome: str = "test_loss_answer",
+    diversity: str = "distinct_matched",
+    clusters: str = "print",
+) -> pd.DataFrame:
+    """Test loss regressed on diversity and on each distance, alone and together, over models that
+    were trained on generated data only.
+
+    cells: one row per model with task, kind ("levels" or "crossed"), the outcome, the diversity,
+    the five distances and `clusters`, the name of its training set. Both regressors in standard
+    deviations of the fitted rows. Columns task, kind, shift (the distance), models, sets,
+    correlation of both regressors, vif; and for each of diversity and shift: alone, together (nats
+    per standard deviation), low, high (95 %), p. Errors are clustered by training set (Liang and
+    Zeger), with t quantiles of sets - 1 degrees of freedom. A fit needs six sets, two different
+    values of either regressor, and regressors that are not the same; where it lacks these the row
+    says so with NaN.
+    """
+    import statsmodels.api as sm
+
+    rows = []
+    kinds = {"levels": ("levels",), "crossed": ("crossed",), "all": ("levels", "crossed")}
+    for task in dict.fromkeys(cells["task"]):
+        for kind, parts in kinds.items():
+            chosen = cells[(cells["task"] == task) & cells["kind"].isin(parts)]
+            if kind == "all" and chosen["kind"].nunique() < 2 or not len(chosen):
+                continue
+            for shift in DISTANCES:
+                rows.append(
+                    {"task": task, "kind": kind, "shift": shift}
+                    | _fit(sm, chosen, outcome, diversity, shift, clusters)
+                )
+    return pd.DataFrame(rows)
+
+
+def _fit(sm, cells, outcome, diversity, shift, clusters) -> dict[str, Any]:
+    used = cells[[outcome, diversity, shift, clusters]].replace([np.inf, -np.inf], np.nan).dropna()
+    sets = used[clusters].nunique()
+    out: dict[str, Any] = {"models": len(used), "sets": sets, "correlation": np.nan, "vif": np.nan}
+    spread = used[[diversity, shift]].std(ddof=1)
+    if sets < 6 or not (spread > 1e-12).all():
+        return out
+    x = (used[[diversity, shift]] - used[[diversity, shift]].mean()) / spread
+    r = float(np.corrcoef(x.T)[0, 1])
+    out["correlation"] = r
+    if abs(r) > 1 - 1e-9:
+        return out
+    out["vif"] = 1 / (1 - r**2)
+    groups = pd.factorize(used[clusters])[0]
+
+    def ols(columns):
+        model = sm.OLS(used[outcome].to_numpy(float), sm.add_constant(x[columns].to_numpy(float)))
+        return model.fit(
+            cov_type="cluster", cov_kwds={"groups": groups, "df_correction": True}, use_t=True
+        )
+
+    both = ols([diversity, shift])
+    bounds = both.conf_int(0.05)
+    for name, column, place in (("diversity", diversity, 1), ("shift", shift, 2)):
+        out[f"{name}_alone"] = float(ols([column]).params[1])
+        out[f"{name}_together"] = float(both.params[place])
+        out[f"{name}_low"], out[f"{name}_high"] = map(float, bounds[place])
+        out[f"{name}_p"] = float(both.pvalues[place])
+    return out
+
+
+# ---- the checks of the specification
+# ----------------------------------------------------------------------------------
+
+
+def checks(
+    settings: "Settings",
+    prepared: "Prepared",
+    pools: Mapping[str, tuple[str, pd.DataFrame]],
+    about: pd.DataFrame,
+) -> list[tuple[str, str, bool]]:
+    """(what, what was found, whether it holds) of the five checks of diversity.md, section 8, on
+    the sets of this run.
+    """
+    found = []
+    values = about.set_index("set")
+    for task, control, what in (
+        (
+            "qa",
+            [settings.generator.replaced[level] for level in range(7)],
+            "(a) Distinct-5 falls with the share of near-duplicates m_r / K",
+        ),
+        (
+            "story",
+            [-size for size in settings.generator.topic_sizes],
+            "(b) story Distinct-5 rises with the number of topics |T|",
+        ),
+    ):
+        names = [f"{task}-D{level}" for level in range(7) if f"{task}-D{level}" in pools]
+        if len(names) > 1:
+            numbers = [values.loc[name, "distinct_matched"] for name in names]
+            steps = np.diff(numbers)[np.diff([control[int(name[-1])] for name in names]) < 0]
+            rises = int((steps > 0).sum())
+            said = f"{rises} of {len(steps)} steps; {numbers[0]:.3f} to {numbers[-1]:.3f}"
+            if rises < len(steps) and min(numbers) > SATURATED:
+                said += (
+                    "; hardly five words in a row come twice in sets of this size, so it cannot "
+                    "be told: larger sets or a colder writer are needed"
+                )
+            elif rises < len(steps):
+                said += f"; the largest fall is {-min(steps):.3f}"
+            found.append(
+                (f"{what} ({getattr(settings.generator, task)})", said, rises == len(steps))
+            )
+    from jaxloop.studies.diversity.prepare import experiments
+
+    for name, cells in experiments(settings).items():
+        if name not in ("fixed", "variable"):
+            continue
+        kept = {cell.task: set() for cell in cells}
+        for cell in cells:
+            kept[cell.task].add(
+                sum(cell.counts) if settings_mixing(settings, name) == "fixed" else cell.counts.real
+            )
+        wanted = {task: set(getattr(getattr(settings, name), task)) for task in kept}
+        part = "all records" if settings_mixing(settings, name) == "fixed" else "real records"
+        found.append(
+            (
+                f"(c) {name} size keeps {part}",
+                "; ".join(f"{t}: {', '.join(map(str, sorted(k)))}" for t, k in kept.items()),
+                kept == wanted,
+            )
+        )
+    name = next((f"qa-D{level}" for level in reversed(range(7)) if f"qa-D{level}" in pools), None)
+    if name is not None:
+        table = pools[name][1]
+        order = list(dict.fromkeys(table["context"]))
+        some = [
+            distinct("qa", table[table["context"].isin(order[: k + 1])]) for k in range(len(order))
+        ]
+        error = max(abs(v / (k + 1) / (some[-1] / len(order)) - 1) for k, v in enumerate(some))
+        found.append(
+            (
+                "(d) equation 5 grows in proportion to the contexts",
+                f"{len(order)} contexts, off by at most {100 * error:.1f} %",
+                error < 0.25,
+            )
+        )
+    for task in settings.tasks:
+        group = about[about["set"].isin([f"{task}-D{level}" for level in range(7)])]
+        if len(group):
+            top = float(normalised(group["distinct"]).max())
+            found.append(
+                (
+                    f"(e) {task}: divided by the group's maximum, the maximum is 1",
+                    f"{top:g}",
+                    top == 1.0,
+                )
+            )
+    return found
+
+
+def settings_mixing(settings: "Settings", name: str) -> str:
+    """How an experiment mixes."""
+    return getattr(settings, name).mixing

@@ -1,0 +1,1 @@
+"""The multi-entity paper (arXiv 2505.21677)."""

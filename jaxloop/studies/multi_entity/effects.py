@@ -1,0 +1,263 @@
+"""Transfer, damage and homogenisation of a multi-entity study with intervals over seeds, and what
+the paper reports of the same.
+
+Everything is paired within a seed. At the last generation, against alpha = 0 at the same beta:
+    transfer         loss on the other entities' tasks without exchange minus with it: positive where reading the others helps
+    damage           loss on the own task with exchange minus without: positive where it hurts
+    alike_losses     standard deviation over the models of the loss on a task, mean over tasks, at alpha = 0 minus with exchange: positive where
+                     reading each other makes the models alike
+    alike_outputs    output similarity with exchange minus without, mean over corpora and pairs: positive where reading each other makes them alike
+And of every setting, without exchange too:
+    alike_since      output similarity at the last generation minus at generation 0 (the paper's table 4)
+Losses are in nats per token.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from jaxloop.studies.multi_entity.measure import FOLDER, task_loss
+
+SETTING = ["alpha", "beta"]
+
+
+def losses(metrics: pd.DataFrame, entities: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
+    """One row per chain, generation, model and task: columns chain, alpha, beta, seed, generation,
+    model, task, own, value.
+    """
+    wanted = {task_loss(task): task for task in tasks}
+    table = metrics[metrics["metric"].isin(wanted)]
+    out = table[["chain", *SETTING, "seed", "generation"]].assign(
+        model=[entities[int(k)] for k in table["entity"]],
+        task=table["metric"].map(wanted),
+        value=table["value"].astype(float),
+    )
+    return out.assign(own=out["model"] == out["task"])
+
+
+def similarities(root: Path, metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row per chain, generation and corpus: columns chain, alpha, beta, seed, generation, set,
+    value (mean over pairs); empty without any.
+    """
+    from jaxloop.runtime.tables import read_parquet
+
+    found = []
+    for path in sorted((root / FOLDER).glob("generation=*.parquet")):
+        found.append(
+            pd.DataFrame(read_parquet(path)).assign(generation=int(path.stem.split("=")[1]))
+        )
+    columns = ["chain", *SETTING, "seed", "generation", "set", "value"]
+    if not found:
+        return pd.DataFrame(columns=columns)
+    table = (
+        pd.concat(found)
+        .groupby(["chain", "generation", "set"], as_index=False, sort=False)["value"]
+        .mean()
+    )
+    return table.merge(metrics[["chain", *SETTING, "seed"]].drop_duplicates(), on="chain")[columns]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float, int]:
+    """(mean, low, high, n) of a 95 % t-interval over seeds; low and high are NaN for one value."""
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return (
+            float(values[0]) if len(values) else float("nan"),
+            float("nan"),
+            float("nan"),
+            len(values),
+        )
+    low, high = (
+        DescrStatsW(values).tconfint_mean() if np.ptp(values) > 0 else (values[0], values[0])
+    )
+    return float(values.mean()), float(low), float(high), len(values)
+
+
+def by_chain(
+    losses: pd.DataFrame, similarity: pd.DataFrame, entities: Sequence[str]
+) -> pd.DataFrame:
+    """One row per chain and generation: own, cross, spread (over the entities' tasks), public (NaN
+    if not measured), similarity (mean over corpora).
+    """
+    keys = ["chain", *SETTING, "seed", "generation"]
+    private = losses[losses["task"].isin(entities)]
+    mean = lambda rows, name: rows.groupby(keys, sort=False)["value"].mean().rename(name)
+    spread = (
+        private.groupby([*keys, "task"], sort=False)["value"]
+        .std(ddof=0)
+        .groupby(keys, sort=False)
+        .mean()
+        .rename("spread")
+    )
+    parts = [
+        mean(private[private["own"]], "own"),
+        mean(private[~private["own"]], "cross"),
+        spread,
+        mean(losses[~losses["task"].isin(entities)], "public"),
+    ]
+    parts.append(
+        mean(similarity, "similarity")
+        if len(similarity)
+        else pd.Series(dtype=float, name="similarity")
+    )
+    table = pd.concat(parts, axis=1)
+    table.index = table.index.set_names(keys)
+    return table.astype(float).reset_index()
+
+
+def effects(chains: pd.DataFrame, final: int) -> pd.DataFrame:
+    """Columns alpha, beta, effect, seed, value: one row per setting, effect and seed that reached
+    generation `final`.
+    """
+    rows = []
+    ends = chains[chains["generation"] == final].set_index([*SETTING, "seed"])
+    starts = chains[chains["generation"] == 0].set_index([*SETTING, "seed"])
+    for at, end in ends.iterrows():
+        alpha, beta, seed = at
+        found = {"alike_since": end["similarity"] - starts["similarity"].get(at, np.nan)}
+        base = next(
+            (
+                ends.loc[key]
+                for key in ends.index
+                if _is_zero(key[0]) and key[1] == beta and key[2] == seed
+            ),
+            None,
+        )
+        if base is not None and not _is_zero(alpha):
+            found |= {"transfer": base["cross"] - end["cross"], "damage": end["own"] - base["own"]}
+            found |= {
+                "alike_losses": base["spread"] - end["spread"],
+                "alike_outputs": end["similarity"] - base["similarity"],
+            }
+        rows += [
+            dict(zip([*SETTING, "seed"], at, strict=True), effect=name, value=float(value))
+            for name, value in found.items()
+        ]
+    return pd.DataFrame(rows, columns=[*SETTING, "seed", "effect", "value"])
+
+
+def _is_zero(alpha: object) -> bool:
+    try:
+        return float(alpha) == 0
+    except (TypeError, ValueError):
+        return False
+
+
+def summary(effects: pd.DataFrame) -> pd.DataFrame:
+    """Columns effect, alpha, beta, mean, low, high, n: 95 % t-intervals over seeds."""
+    rows = []
+    for (effect, alpha, beta), part in effects.groupby(["effect", *SETTING], sort=False):
+        mean, low, high, n = interval(part["value"])
+        rows.append(
+            {
+                "effect": effect,
+                "alpha": alpha,
+                "beta": beta,
+                "mean": mean,
+                "low": low,
+                "high": high,
+                "n": n,
+            }
+        )
+    return pd.DataFrame(rows, columns=["effect", *SETTING, "mean", "low", "high", "n"])
+
+
+def settings_by_generation(chains: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Columns alpha, beta, generation, mean, low, high, n of one column of `by_chain`."""
+    rows = []
+    for (alpha, beta, generation), part in chains.dropna(subset=[column]).groupby(
+        [*SETTING, "generation"], sort=False
+    ):
+        mean, low, high, n = interval(part[column])
+        rows.append(
+            {
+                "alpha": alpha,
+                "beta": beta,
+                "generation": generation,
+                "mean": mean,
+                "low": low,
+                "high": high,
+                "n": n,
+            }
+        )
+    return pd.DataFrame(rows, columns=[*SETTING, "generation", "mean", "low", "high", "n"])
+
+
+# ---- the paper
+# --------------------------------------------------------------------------------------------------------
+
+GRID = [(alpha, beta) for beta in (0.0, 0.5, 1.0) for alpha in (0.0, 0.5, 1.0)]
+# (model, task) -> loss at t = 0, then at the end for beta = 0, 1/2, 1 and within each alpha = 0,
+# 1/2, 1; models by the name of their task. Tables 3, 6 and 7 (K = 2), and figure 7 (K = 3),
+# digitised.
+PAPER: Mapping[str, Mapping[tuple[str, str], Sequence[float]]] = {
+    "Llama 3.2 1B, K = 2": {
+        ("sciq", "sciq"): (2.8, 4.5, 3.2, 3.1, 2.9, 2.9, 3.0, 2.8, 2.8, 3.2),
+        ("gsm8k", "gsm8k"): (1.2, 2.0, 1.9, 1.8, 1.2, 1.3, 1.9, 1.2, 1.2, 1.8),
+        ("sciq", "gsm8k"): (2.0, 2.9, 1.9, 1.7, 2.5, 1.4, 1.8, 2.6, 1.3, 1.7),
+        ("gsm8k", "sciq"): (3.7, 5.0, 3.1, 3.1, 4.2, 3.0, 3.0, 4.4, 2.9, 3.1),
+    },
+    "OPT-350m, K = 2": {
+        ("sciq", "sciq"): (3.3, 4.8, 3.6, 3.5, 3.3, 3.3, 3.5, 3.1, 3.2, 3.5),
+        ("gsm8k", "gsm8k"): (1.8, 2.6, 2.2, 2.1, 1.7, 1.7, 2.2, 1.5, 1.8, 2.2),
+        ("sciq", "gsm8k"): (3.1, 3.7, 2.2, 2.2, 3.5, 1.8, 2.2, 3.4, 1.8, 2.2),
+        ("gsm8k", "sciq"): (5.1, 5.6, 3.6, 3.5, 5.1, 3.5, 3.5, 5.4, 3.5, 3.4),
+    },
+    "OPT-350m, K = 3": {
+        ("sciq", "sciq"): (3.29, 4.85, 3.63, 3.50, 3.26, 3.33, 3.53, 3.10, 3.22, 3.54),
+        ("gsm8k", "sciq"): (5.08, 5.65, 3.61, 3.54, 5.32, 3.49, 3.53, 5.35, 3.48, 3.55),
+        ("arc", "sciq"): (3.70, 5.13, 3.65, 3.56, 3.89, 3.50, 3.57, 3.94, 3.48, 3.54),
+        ("sciq", "gsm8k"): (3.06, 3.69, 2.23, 2.26, 3.51, 1.88, 2.25, 3.38, 1.84, 2.26),
+        ("gsm8k", "gsm8k"): (1.79, 2.59, 2.20, 2.20, 1.59, 1.68, 2.29, 1.53, 1.60, 2.21),
+        ("arc", "gsm8k"): (2.98, 3.73, 2.26, 2.24, 3.44, 1.88, 2.24, 3.44, 1.84, 2.23),
+        ("sciq", "arc"): (3.30, 4.44, 3.20, 3.11, 3.61, 3.03, 3.10, 3.55, 3.00, 3.10),
+        ("gsm8k", "arc"): (3.97, 4.68, 3.21, 3.10, 4.22, 3.06, 3.09, 4.25, 3.07, 3.10),
+        ("arc", "arc"): (2.89, 4.29, 3.20, 3.07, 2.90, 2.90, 3.08, 2.87, 2.84, 3.06),
+    },
+}
+# Table 4: Llama, K = 2, beta = 1/2: corpus -> alpha -> (t = 0, t = 15).
+PAPER_SIMILARITY = {
+    "private 1": {0.0: (0.73, 0.70), 0.5: (0.73, 0.88), 1.0: (0.73, 0.86)},
+    "private 2": {0.0: (0.88, 0.79), 0.5: (0.88, 0.93), 1.0: (0.88, 0.94)},
+    "public": {0.0: (0.50, 0.59), 0.5: (0.50, 0.64), 1.0: (0.50, 0.58)},
+}
+
+
+def paper_changes(name: str, own: bool) -> dict[tuple[float, float], float]:
+    """(alpha, beta) -> mean change of the loss since t = 0, on the own tasks or on the others', of
+    one of the paper's tables.
+    """
+    rows = [
+        np.asarray(row[1:]) - row[0]
+        for (model, task), row in PAPER[name].items()
+        if (model == task) == own
+    ]
+    return dict(zip(GRID, np.mean(rows, axis=0).tolist(), strict=True))
+
+
+def changes(chains: pd.DataFrame, column: str, final: int) -> pd.DataFrame:
+    """Columns alpha, beta, mean, low, high, n of a column's change since generation 0 of the same
+    chain.
+    """
+    ends, starts = (
+        chains[chains["generation"] == g].set_index("chain")[column] for g in (final, 0)
+    )
+    known = chains[["chain", *SETTING]].drop_duplicates().set_index("chain")
+    table = known.assign(value=(ends - starts).reindex(known.index)).dropna(subset=["value"])
+    rows = []
+    for (alpha, beta), part in table.groupby(SETTING, sort=False):
+        rows.append(
+            dict(
+                zip(
+                    (*SETTING, "mean", "low", "high", "n"),
+                    (alpha, beta, *interval(part["value"])),
+                    strict=True,
+                )
+            )
+        )
+    return pd.DataFrame(rows, columns=[*SETTING, "mean", "low", "high", "n"])

@@ -1,0 +1,156 @@
+"""The linear model beside the language models: the same alpha, beta, K, mixing and generations
+(multi_entity.md, section 1).
+
+Squared errors and token losses have no common unit: what is compared are ranks of settings, and
+shapes of curves.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jaxloop.studies.multi_entity import prepare
+
+if TYPE_CHECKING:
+    from jaxloop.studies.multi_entity.run import Settings
+
+
+class Curves(NamedTuple):
+    """Means over designs by generation [T+1] of one setting: error on the own task and on the
+    others' (per row), disagreement; rho(Q).
+    """
+
+    own: np.ndarray
+    cross: np.ndarray
+    disagreement: np.ndarray
+    radius: float
+
+
+class Surface(NamedTuple):
+    """Limits on a fine grid, averaged over designs: relative efficiency and rho(Q) [A, B] at alpha
+    [A] and beta [B] (NaN where there is no limit).
+
+    best: (alpha, beta, efficiency) of the fine grid; coarse: the same of {0, 1/2, 1} x {0, 1/2, 1}
+    without alpha = 1, where there is none.
+    """
+
+    alpha: np.ndarray
+    beta: np.ndarray
+    efficiency: np.ndarray
+    radius: np.ndarray
+    best: tuple[float, float, float]
+    coarse: tuple[float, float, float]
+
+
+def designs_of(settings: "Settings") -> list[tuple]:
+    """(designs, theta) for every random draw."""
+    from jaxloop.simulators.linear import low_rank_designs
+
+    t = settings.theory
+    out = []
+    for seed in range(t.designs):
+        drawn = low_rank_designs(
+            seed,
+            entities=len(settings.entities),
+            dim=t.dim,
+            rank=t.rank,
+            public=t.public,
+            scale=t.scale,
+        )
+        theta = np.random.default_rng((seed, 1)).normal(size=t.dim)
+        out.append((drawn, theta / np.linalg.norm(theta) * np.sqrt(t.dim)))
+    return out
+
+
+def curves(
+    settings: "Settings", prepared: prepare.Prepared, generations: int
+) -> Mapping[tuple, Curves]:
+    """(alpha label, beta label) -> what the linear model says of it, for as many generations."""
+    from jaxloop.recursion.workflow import exchange_weights
+    from jaxloop.simulators.linear import closed_form
+
+    out = {}
+    for chain in prepared.chains:
+        factors = dict(chain.factors)
+        key = factors["alpha"], factors["beta"]
+        if key in out:
+            continue
+        alpha, real = exchange_weights(chain.workflow.exchange, len(settings.entities))
+        beta = np.where(alpha < 1, real[:, :, 0] / np.where(alpha < 1, 1 - alpha, 1), 0.0)
+        along = np.minimum(np.arange(max(generations, 2)), len(alpha) - 1)
+        moments = [
+            closed_form(
+                d,
+                theta,
+                alpha=alpha[along],
+                beta=beta[along],
+                generations=len(along) - 1,
+                mixing=prepared.mixing,
+            )
+            for d, theta in designs_of(settings)
+        ]
+        mean = np.mean([m.mspe for m in moments], axis=0)[:generations] / settings.theory.rank
+        k = len(settings.entities)
+        own = np.einsum("tkk->tk", mean).mean(1)
+        cross = (
+            (mean.sum((1, 2)) - k * own) / (k * (k - 1)) if k > 1 else np.full(len(mean), np.nan)
+        )
+        apart = np.mean([m.disagreement for m in moments], axis=0)[:generations]
+        out[key] = Curves(own, cross, apart, float(np.mean([m.spectral_radius for m in moments])))
+    return out
+
+
+def surface(settings: "Settings", prepared: prepare.Prepared) -> Surface | None:
+    """Relative efficiency on a fine grid; None where the real data leave theta undetermined."""
+    from jaxloop.simulators.linear import sweep
+
+    n = settings.theory.grid
+    fine = np.linspace(0.001, 0.99, n), np.linspace(0.0, 1.0, n)
+    coarse = (0.0, 0.5), (0.0, 0.5, 1.0)
+    made = [
+        [
+            sweep(d, theta, alpha=a, beta=b, mixing=prepared.mixing)
+            for d, theta in designs_of(settings)
+        ]
+        for a, b in (fine, coarse)
+    ]
+    scores = [np.mean([s.relative_efficiency.mean(2) for s in some], axis=0) for some in made]
+    if not np.isfinite(scores[0]).any():
+        return None
+    best = []
+    for (a, b), score in zip((fine, coarse), scores, strict=True):
+        i, j = np.unravel_index(np.nan_to_num(score, nan=-np.inf).argmax(), score.shape)
+        best.append((float(a[i]), float(b[j]), float(score[i, j])))
+    radius = np.mean([s.spectral_radius for s in made[0]], axis=0)
+    return Surface(*fine, scores[0], radius, *best)
+
+
+def distinct(settings: "Settings", values: Mapping[tuple, float]) -> dict[tuple, float]:
+    """`values` by (alpha, beta) with the settings of alpha = 1 as one, their mean: where generation
+    0 does not depend on beta, nothing in them does, and a rank correlation must not count one
+    setting as several.
+    """
+    if settings.exchange.initial_beta is None:
+        return dict(values)
+    groups: dict[tuple, list[float]] = {}
+    for (alpha, beta), value in values.items():
+        groups.setdefault((alpha, None if alpha == 1 else beta), []).append(value)
+    return {key: float(np.mean(some)) for key, some in groups.items()}
+
+
+def agreement(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float, int]:
+    """Kendall's tau-b of two lists, its p-value and how many pairs both have; NaN below three.
+    Values that differ by rounding are ties.
+    """
+    from scipy.stats import kendalltau
+
+    a, b = (
+        np.round(x / max(np.nanmax(np.abs(x), initial=0), 1e-300), 9)
+        for x in (np.asarray(ours, float), np.asarray(others, float))
+    )
+    both = np.isfinite(a) & np.isfinite(b)
+    if both.sum() < 3 or len(set(a[both])) < 2 or len(set(b[both])) < 2:
+        return float("nan"), float("nan"), int(both.sum())
+    found = kendalltau(a[both], b[both])
+    return float(found.statistic), float(found.pvalue), int(both.sum())

@@ -1,0 +1,1 @@
+"""Tokenizers and tiny base models from scratch."""

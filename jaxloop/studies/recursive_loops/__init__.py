@@ -1,0 +1,1 @@
+"""The recursive-loops paper (arXiv 2504.03814)."""

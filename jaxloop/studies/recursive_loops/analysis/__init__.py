@@ -1,0 +1,1 @@
+"""The regressions, figures and findings of the recursive-loops paper."""

@@ -1,0 +1,446 @@
+"""The config of a recursive-loops experiment (arXiv 2504.03814): sections, defaults at the paper's
+scale, and what does not go together.
+"""
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pydantic
+from pydantic import Field
+
+from jaxloop.config import (
+    Chain,
+    Count,
+    Fit,
+    Models,
+    NonNegative,
+    Positive,
+    Run,
+    Sample,
+    Section,
+    Seed,
+    Share,
+    Text,
+    Whole,
+    suggestion,
+)
+from jaxloop.recursion.selection import POLICIES
+
+
+class Experiment(NamedTuple):
+    """What an experiment varies. subsets: how the human data are cut; page: the name under which
+    its report is written.
+    """
+
+    subsets: str
+    page: str
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "ratio_sweep": Experiment("whole", "ratio_sweep"),
+    "datasets": Experiment("whole", "datasets"),
+    "clusters": Experiment("clusters", "clusters"),
+    "multi_domain": Experiment("mixtures", "multi_domain"),
+    "quality_splits": Experiment("quality", "quality_splits"),
+    "length_splits": Experiment("length", "length_splits"),
+    "political": Experiment("political", "political"),
+    "models_per_generation": Experiment("whole", "models_per_generation"),
+    "gen0_size": Experiment("whole", "gen0_size"),
+    "interventions": Experiment("whole", "interventions"),
+    "fit_modes": Experiment("whole", "fit_modes"),
+}
+RECIPES = (
+    "plain",
+    "100M_tweets",
+    "senator_tweets",
+    "reddit_submissions",
+    "webis_reddit",
+    "wikipedia",
+)
+
+
+class Domain(Section):
+    """A dataset and the one instruction of its texts."""
+
+    recipe: Literal[RECIPES] = Field(
+        "plain",
+        description="cleaning rules of one of the paper's datasets, or `plain`: the text column "
+        "as it is",
+    )
+    source: tuple[Text, ...] = Field(
+        (),
+        description="`jaxloop:NAME`, files, or a Hugging Face id; empty: where the recipe's "
+        "dataset is published",
+    )
+    splits: tuple[Text, ...] = Field(
+        (), description="splits of a Hugging Face dataset; empty: the recipe's own, or train"
+    )
+    name: Text | None = Field(None, description="configuration of a Hugging Face dataset")
+    revision: Text | None = Field(None, description="commit of a Hugging Face dataset")
+    rename: dict[str, Text] = Field({}, description="column of the source -> column of the recipe")
+    text_column: Text = Field("text", description="column that holds the text (`plain`)")
+    options: dict[str, Any] = Field(
+        {}, description="options of the recipe, see studies/recursive_loops/data/recipes.py"
+    )
+    instruction: Text | None = Field(
+        None, description="the prompt of every text; none: the recipe's own"
+    )
+    min_tokens: Whole | None = Field(
+        None, description="after the recipe's rules, drop texts with this many tokens or fewer"
+    )
+    max_tokens: Count | None = Field(
+        None, description="after the recipe's rules, drop texts with this many tokens or more"
+    )
+    limit: Count | None = Field(None, description="rows of the source that are read; none: all")
+    keep: Count | None = Field(
+        None, description="a random sample of so many clean texts; none: all"
+    )
+
+
+class Clusters(Section):
+    """Clusterings of every domain, and the clusters that chains are run on."""
+
+    count: Count = Field(
+        200, description="clusters per domain, drawn from all that are large enough"
+    )
+    min_size: Count = Field(80_000, description="texts that a cluster needs")
+    per_clustering: Count = Field(10, description="clusters taken from one clustering at most")
+    fit_rows: Annotated[int, Field(ge=10)] = Field(
+        90_000, description="texts that projections and clusterings are fitted on"
+    )
+    methods: tuple[Text, ...] = Field(
+        (),
+        description="names of the methods, as in studies/recursive_loops/data/clustering.py; empty: all 20",
+    )
+    min_distances: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
+        (1e-4, 1e-3, 1e-2), description="UMAP's min_dist"
+    )
+    noise: Annotated[tuple[Literal["kept", "removed"], ...], Field(min_length=1)] = Field(
+        ("kept", "removed"), description="treatments of noise points"
+    )
+    projections: Literal["each", "shared"] = Field(
+        "each", description="UMAP anew for every clustering, or once per min_dist"
+    )
+    jobs: Count = Field(1, description="processes")
+    seed: Seed = Field(0, description="of projections, clusterings and the drawing of clusters")
+    draw_seed: Seed = Field(42, description="of the final draw")
+
+
+class Properties(Section):
+    """How the properties of a cluster are measured, on texts drawn with replacement."""
+
+    texts: Count = Field(10_000, description="texts for all properties but the next")
+    lexical_texts: Count = Field(500, description="texts for lexical diversity")
+    map_rows: Count = Field(90_000, description="texts that the evaluation map is fitted on")
+    toxicity: Text | None = Field(
+        None, description="classifier of toxicity: a directory or hub id; none: not measured"
+    )
+
+
+class Splits(Section):
+    """Subsets by quality or length."""
+
+    levels: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
+        (20, 40, 60, 80), description="quality scores; a subset has exactly the score"
+    )
+    quantiles: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="cut at quantiles instead, for scores that are not round; length: 3 unless "
+        "given",
+    )
+
+
+class Lean(Section):
+    """Political lean of texts, from 0 (left) to 100 (right)."""
+
+    label_column: Text = Field(
+        "party", description="column of the domain with the labels that the classifier is fitted on"
+    )
+    left: Text = Field("D", description="label of the left")
+    right: Text = Field("R", description="label of the right")
+    fit_texts: Annotated[int, Field(ge=20)] = Field(
+        20_000, description="texts that the classifier is fitted on, which no chain sees"
+    )
+    train: Literal["head", "all"] = Field(
+        "head", description="fit a linear head on the embedder, or fine-tune all of it"
+    )
+    judge: Text | None = Field(
+        None,
+        description="metric of single texts that gives the lean instead, such as "
+        "judge_political_lean(model='...')",
+    )
+    neutral: Annotated[float, Field(ge=0, lt=50)] = Field(
+        0.0, description="texts within this distance of 50 belong to no side"
+    )
+    mixes: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(
+        (100, 75, 50, 25, 0), description="percentages of left texts"
+    )
+    homogeneous: bool = Field(
+        False, description="beside chains that draw their bases, chains of one base each"
+    )
+
+
+class Interventions(Section):
+    """Policies that choose which synthetic texts enter the pool."""
+
+    policies: tuple[Literal[POLICIES], ...] = Field(
+        (), description="one chain for each; `random` is the matched control of the others"
+    )
+    written: Annotated[float, Field(ge=1)] = Field(
+        2.0, description="texts written for each that is taken"
+    )
+    threshold: float | None = Field(
+        None, description="quality that is enough; none: the best are taken"
+    )
+
+
+class Plan(Section):
+    """Assumptions of `--plan` where the models or data are not here."""
+
+    text_tokens: Positive = Field(60.0, description="mean tokens of a text")
+    prompt_tokens: Positive = Field(14.0, description="tokens of the prompt")
+    device: Text = Field("H100", description="name of the device that is counted in")
+    flops: Positive = Field(989e12, description="its FLOP/s in bfloat16")
+    bandwidth: Positive = Field(3.35e12, description="its bytes/s")
+    train_share: Share = Field(0.3, description="share of the FLOP/s that training reaches")
+    write_share: Share = Field(
+        0.3,
+        description="share of the bytes/s, or of the FLOP/s where they limit, that writing reaches",
+    )
+
+
+class LoopChain(Chain):
+    """Chains of an experiment: the fields of a chain study, and what only these experiments vary."""
+
+    heldout_texts: Whole = Field(0, description="not used here: generated texts alone are measured")
+    gen0_sizes: tuple[Count, ...] = Field(
+        (), description="values of the size of generation 0; empty: `first_size`"
+    )
+    models: tuple[Count, ...] = Field(
+        (),
+        description="values of the number of models per generation that share one pool; empty: "
+        "one model, as elsewhere",
+    )
+    contribution: Annotated[Share, Field(gt=0)] = Field(
+        0.1, description="share of `size` that each of several models adds per generation"
+    )
+    seeding: Literal["independent", "paired"] = Field(
+        "independent",
+        description="`paired`: chains of one seed share their human stream and bases, whatever "
+        "their other factors",
+    )
+
+
+class Settings(Section):
+    """The config of a recursive-loops experiment."""
+
+    study: Literal["loops"] = Field("loops", description="which study this is a config of")
+    experiment: Literal[tuple(EXPERIMENTS)] = Field("ratio_sweep", description="what is varied")
+    title: Text = Field("Recursive loops", description="heading of the report")
+    domains: Annotated[dict[str, Domain], Field(min_length=1)] = Field(
+        {"posts": Domain(source=("posts.jsonl",))}, description="name -> dataset"
+    )
+    tokens: Literal["cl100k", "model"] = Field(
+        "cl100k",
+        description="what lengths are counted in: the paper's tiktoken encoding, or the first "
+        "model's tokenizer",
+    )
+    language: Text | None = Field(
+        None,
+        description="metric of single texts that is 1 for English, for recipes with such a rule; "
+        "none: py3langid",
+    )
+    quality: Text = Field(
+        "text_quality_index",
+        description="metric of single texts that is the quality of human and generated text",
+    )
+    quality_at: Literal["all", "ends"] = Field(
+        "all",
+        description="measure the quality of every generation, or of the first and the last five",
+    )
+    models: Models = Models()
+    chain: LoopChain = LoopChain()
+    fit: Fit = Fit()
+    sample: Sample = Sample()
+    clusters: Clusters = Clusters()
+    properties: Properties = Properties()
+    splits: Splits = Splits()
+    lean: Lean = Lean()
+    interventions: Interventions = Interventions()
+    metrics: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
+        ("cosine_diversity", "lexical_diversity", "positivity", "text_length"),
+        description="names of metrics beside quality; options in brackets",
+    )
+    embedder: Text | None = Field(
+        None,
+        description="sentence encoder: a directory or hub id; none: MiniLM, installed with jaxloop",
+    )
+    plan: Plan = Plan()
+    run: Run = Run()
+
+    @property
+    def kind(self) -> str:
+        """How the human data are cut into subsets."""
+        return EXPERIMENTS[self.experiment].subsets
+
+    @pydantic.model_validator(mode="after")
+    def _together(self) -> "Settings":
+        for name, domain in self.domains.items():
+            _check_domain(name, domain)
+        for section, field in (
+            ("chain", "ratios"),
+            ("chain", "seeds"),
+            ("chain", "models"),
+            ("chain", "gen0_sizes"),
+            ("lean", "mixes"),
+            ("splits", "levels"),
+            ("interventions", "policies"),
+        ):
+            values = getattr(getattr(self, section), field)
+            if len(set(values)) < len(values):
+                raise ValueError(
+                    f"config.{section}.{field} = {values} repeats a value: every entry must differ"
+                )
+        _check_chain(self)
+        _check_experiment(self)
+        return self
+
+
+def _check_domain(name: str, domain: Domain) -> None:
+    from jaxloop.studies.recursive_loops.data.recipes import RECIPES as KNOWN
+
+    where = f"config.domains.{name}"
+    if domain.instruction is None and domain.recipe not in KNOWN:
+        raise ValueError(
+            f"{where}.instruction is missing: a domain of recipe '{domain.recipe}' needs the "
+            "prompt of its texts"
+        )
+    if not domain.source and domain.recipe not in KNOWN:
+        raise ValueError(
+            f"{where}.source is missing: files or a Hugging Face id, which recipe "
+            f"'{domain.recipe}' does not know"
+        )
+    if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii():
+        raise ValueError(f"{where}: a domain's name is made of letters, digits, _ and -")
+    if (
+        domain.min_tokens is not None
+        and domain.max_tokens is not None
+        and domain.min_tokens + 1 >= domain.max_tokens
+    ):
+        raise ValueError(
+            f"{where}.min_tokens = {domain.min_tokens} leaves no text: must be below max_tokens "
+            f"= {domain.max_tokens} by more than 1"
+        )
+
+
+def _check_chain(settings: Settings) -> None:
+    from jaxloop.studies.chain.run import _check_factor
+
+    chain, fit, models = settings.chain, settings.fit, settings.models
+    if fit.steps is None and fit.epochs is None:
+        raise ValueError(
+            "config.fit.steps and config.fit.epochs are both none: one of them must be a number"
+        )
+    if models.revisions and len(models.revisions) != len(models.pool):
+        raise ValueError(
+            f"config.models.revisions has {len(models.revisions)} entries: must be empty or one "
+            f"per model ({len(models.pool)})"
+        )
+    if chain.workflow != "fresh_human":
+        raise ValueError(
+            f"config.chain.workflow = '{chain.workflow}' is not allowed here: these experiments "
+            "are of workflow 'fresh_human'"
+        )
+    if chain.heldout_texts:
+        raise ValueError(
+            f"config.chain.heldout_texts = {chain.heldout_texts} is not allowed here: must be 0, "
+            "generated texts alone are measured"
+        )
+    own = [
+        name
+        for name in chain.factors
+        if name != "start" and not name.startswith(("fit.", "sample."))
+    ]
+    if own:
+        raise ValueError(
+            f"config.chain.factors.{own[0]} is not a factor of these experiments; start and "
+            "fields of fit and sample are"
+        )
+    for name, values in chain.factors.items():
+        _check_factor(settings, name, values)
+
+
+def _check_experiment(settings: Settings) -> None:
+    chain, kind = settings.chain, settings.kind
+    for field, experiment in (("models", "models_per_generation"), ("gen0_sizes", "gen0_size")):
+        if settings.experiment == experiment and not getattr(chain, field):
+            raise ValueError(f"config.chain.{field} is empty: experiment '{experiment}' varies it")
+    if settings.experiment == "interventions" and (
+        len(settings.interventions.policies) < 2 or "random" not in settings.interventions.policies
+    ):
+        raise ValueError(
+            "config.interventions.policies must hold 'random', the matched control, and at least "
+            "one other"
+        )
+    if settings.interventions.policies and settings.chain.models:
+        raise ValueError(
+            "config.interventions.policies and config.chain.models cannot be varied together"
+        )
+    if kind == "mixtures" and len(settings.domains) < 2:
+        raise ValueError(
+            f"config.domains has {len(settings.domains)} entry: experiment 'multi_domain' needs "
+            "at least 2"
+        )
+    if kind == "political" and len(settings.domains) != 1:
+        raise ValueError(
+            f"config.domains has {len(settings.domains)} entries: experiment 'political' needs "
+            "exactly 1"
+        )
+    if kind == "quality" and not settings.splits.levels and settings.splits.quantiles is None:
+        raise ValueError(
+            "config.splits.levels is empty and config.splits.quantiles none: one of them says "
+            "how quality is cut"
+        )
+
+
+def check_metrics(settings: Settings) -> None:
+    """Raises ValueError for a metric that cannot be had from generated texts, or, where single
+    texts are scored, that they do not have.
+    """
+    from jaxloop.metrics import registry
+
+    for name, (metric, _) in zip(
+        settings.metrics, registry.validate(settings.metrics), strict=True
+    ):
+        if missing := [need for need in metric.needs if need not in ("texts", "embeddings")]:
+            raise ValueError(
+                f"config.metrics has '{name}', which needs {missing[0]}: these experiments "
+                "measure generated texts alone"
+            )
+    for field, name in (
+        ("language", settings.language),
+        ("quality", settings.quality),
+        ("lean.judge", settings.lean.judge),
+    ):
+        if name is not None and registry.validate([name])[0][0].per_text is None:
+            raise ValueError(
+                f"config.{field} = '{name}': must be a metric of single texts; "
+                f"{suggestion(name, [m.name for m in registry.REGISTRY.values() if m.per_text])}"
+            )
+
+
+def cluster_needed(settings: Settings) -> int:
+    """Human texts that the longest chain of a cluster takes from it (of a mixture: its share,
+    rounded up).
+    """
+    chain = settings.chain
+    sizes = chain.gen0_sizes or (chain.first_size or chain.size,)
+    human = max(chain.size - int(r * chain.size) for r in chain.ratios)
+    needed = max(sizes) + (chain.generations - 1) * human
+    return -(-needed // len(settings.domains)) if settings.kind == "mixtures" else needed
+
+
+def instruction(domain: Domain) -> str:
+    """The prompt of a domain's texts."""
+    from jaxloop.studies.recursive_loops.data.recipes import RECIPES as KNOWN
+
+    return domain.instruction or KNOWN[domain.recipe].instruction

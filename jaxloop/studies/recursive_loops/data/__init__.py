@@ -1,0 +1,1 @@
+"""From raw posts to clusters of the recursive-loops paper."""

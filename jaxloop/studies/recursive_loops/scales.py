@@ -1,0 +1,109 @@
+"""The two scales of the recursive-loops configs: `paper`, and `tiny`, which differs in sizes alone
+(of data, models, chains and tests).
+
+The tiny scale reads corpora that come with jaxloop; other text by flags, as in
+`--config.domains.emotions.source=posts.jsonl`.
+"""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+SCALES = ("paper", "tiny")
+POOL = (
+    "unsloth/Llama-3.2-1B",
+    "unsloth/Qwen2.5-1.5B",
+    "HuggingFaceTB/SmolLM-1.7B",
+    "tiiuae/Falcon3-1B-Base",
+)
+REVISIONS = ("8330ca72", "2d0a015f", "d7449ff7", "cb37ef35")
+JUDGE = "judge_quality(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
+ENGLISH = "judge_english(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
+LEAN = (
+    "judge_political_lean(model='meta-llama/Llama-3.3-70B-Instruct', "
+    "url='http://localhost:8000/v1')"
+)
+ENCODER = "dunzhang/stella_en_1.5B_v5"
+
+# The paper's datasets, where they are published (see studies/recursive_loops/data/recipes.py).
+PAPER = ("100M_tweets", "senator_tweets", "reddit_submissions", "webis_reddit", "wikipedia")
+# What stands in for them at the tiny scale: source, instruction. Of `docs`, the libraries that the
+# bases never saw.
+TINY = {
+    "emotions": ("jaxloop:emotions", "Generate a comment."),
+    "speeches": ("jaxloop:speeches", "Generate a passage of a speech."),
+    "novels": ("jaxloop:novels", "Generate a passage of a novel."),
+    "docs": ("docs:scipy,statsmodels,networkx,nltk", "Generate a paragraph of documentation."),
+}
+
+
+def config(
+    experiment: str,
+    title: str,
+    scale: str,
+    *,
+    paper: Sequence[str],
+    tiny: Sequence[str],
+    keep: int = 1000,
+) -> ConfigDict:
+    """A config with everything that the experiments share.
+
+    paper, tiny: names of the datasets at each scale; keep: texts of each at the tiny one. Raises
+    ValueError for an unknown scale.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale '{scale}' is not one of {', '.join(SCALES)}")
+    c = ConfigDict()
+    c.study = "loops"
+    c.experiment = experiment
+    c.title = title
+    c.domains = ConfigDict(
+        {name: dict(recipe=name) for name in paper}
+        if scale == "paper"
+        else {name: _tiny_domain(name, keep) for name in tiny}
+    )
+    (_paper if scale == "paper" else _tiny)(c)
+    return c
+
+
+def _tiny_domain(name: str, keep: int) -> dict:
+    source, instruction = TINY[name]
+    return dict(source=(source,), instruction=instruction, min_tokens=20, max_tokens=160, keep=keep)
+
+
+def _paper(c: ConfigDict) -> None:
+    c.models = ConfigDict(dict(pool=POOL, revisions=REVISIONS, dtype="bfloat16"))
+    c.chain = ConfigDict(dict(generations=20, size=4000, seeds=(0, 1, 2, 3, 4), eval_texts=250))
+    c.fit = ConfigDict(
+        dict(
+            epochs=1.0,
+            batch_size=16,
+            learning_rate=2e-4,
+            max_length=256,
+            dtype="bfloat16",
+            remat=True,
+        )
+    )
+    c.sample = ConfigDict(dict(max_new_tokens=300))
+    c.embedder = ENCODER
+    c.quality = JUDGE
+    c.language = ENGLISH
+    c.properties = ConfigDict(dict(toxicity="unitary/toxic-bert"))
+
+
+def _tiny(c: ConfigDict) -> None:
+    c.tokens = "model"
+    c.models = ConfigDict(dict(pool=("jaxloop/assets/bases/llama", "jaxloop/assets/bases/qwen2")))
+    c.chain = ConfigDict(dict(generations=5, size=32, seeds=(0, 1), eval_texts=32))
+    # Tiny bases take, and need, a larger rate than 1B models; one padded length is compiled sooner
+    # than four.
+    c.fit = ConfigDict(
+        dict(epochs=1.0, batch_size=16, learning_rate=4e-3, max_length=64, length_classes=1)
+    )
+    c.sample = ConfigDict(dict(max_new_tokens=40))
+
+
+def tiny_clusters(c: ConfigDict) -> None:
+    """Clusters and their properties in the sizes of the tiny scale."""
+    c.clusters = ConfigDict(dict(count=12, min_size=350, fit_rows=1000, projections="shared"))
+    c.properties = ConfigDict(dict(texts=300, lexical_texts=200, map_rows=1000))

@@ -1,0 +1,1 @@
+"""Models with a formula: what the formulas say beside what simulations give."""

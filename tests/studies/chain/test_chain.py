@@ -1,0 +1,522 @@
+"""The chain study through the command line: a whole run with a real (random, one-layer) model, what
+is refused before it, and its report.
+"""
+
+import dataclasses
+import html
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxloop import cli, config, main
+from jaxloop.runtime.tables import read_parquet
+from jaxloop.studies.chain import prepare
+from jaxloop.studies.chain import run as chain
+from jaxloop.studies.common import cost, report
+from tests.command import call
+
+
+def settings(place, *assignments):
+    raw = config.read_file(str(place / "study.py"))
+    return config.build(
+        chain.Settings,
+        config.override(raw, [tuple(a.split("=", 1)) for a in assignments], chain.Settings),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """The run directory of the two chains, made once."""
+    code = cli.guarded(
+        main.main,
+        cli.parse(["jaxloop", f"--config={place / 'study.py'}", f"--workdir={place / 'run'}"]),
+    )
+    assert code == 0
+    return place / "run"
+
+
+def test_a_run_leaves_what_the_readme_promises(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert {
+        "config.json",
+        "ledger.parquet",
+        "texts",
+        "metrics.csv",
+        "checkpoints",
+        "figures",
+        "report.html",
+        "run.log",
+    } <= names
+    metrics = pd.read_csv(finished / "metrics.csv")
+    assert list(metrics.columns) == [
+        "study",
+        "chain",
+        "dataset",
+        "ratio",
+        "seed",
+        "entity",
+        "generation",
+        "metric",
+        "value",
+    ]
+    assert len(metrics) == 2 * 2 * 5 and metrics["value"].notna().all()
+    assert set(metrics["metric"]) == {
+        "self_bleu",
+        "held_out_loss",
+        "text_length",
+        "memorised_ngrams(n=1)",
+        "finished",
+    }
+    ledger = pd.read_parquet(finished / "ledger.parquet")
+    second = ledger[ledger["generation"] == 1].groupby(["chain", "source"])["count"].sum().to_dict()
+    half, whole = "ratio-0.5", "ratio-1"
+    assert second == {(half, "human"): 8, (half, "synthetic"): 8, (whole, "synthetic"): 16}
+    assert config.build(
+        chain.Settings, json.loads((finished / "config.json").read_text())
+    ).chain.ratios == (0.5, 1)
+    figures = {p.stem for p in (finished / "figures").glob("*.png")}
+    assert {"self_bleu", "held_out_loss", "text_length", "finished"} <= figures
+
+
+def test_metrics_are_those_of_the_texts_and_of_the_model(place, finished):
+    metrics = pd.read_csv(finished / "metrics.csv").set_index(["chain", "generation", "metric"])[
+        "value"
+    ]
+    for name in ("ratio-0.5", "ratio-1"):
+        for g in (0, 1):
+            texts = read_parquet(finished / f"texts/chain={name}/generation={g:04d}.parquet")
+            assert metrics[name, g, "text_length"] == pytest.approx(
+                np.mean([len(t) for t in texts["text"][:8]]), rel=1e-12
+            )
+            assert metrics[name, g, "finished"] == np.mean(texts["finished"])
+    # Both chains have one seed and so one generation 0; a random model of 300 tokens is near ln 300
+    # nats per token.
+    assert metrics["ratio-0.5", 0, "held_out_loss"] == metrics["ratio-1", 0, "held_out_loss"]
+    assert metrics["ratio-1", 0, "held_out_loss"] == pytest.approx(np.log(300), abs=0.2)
+
+
+def test_held_out_texts_are_in_no_training_set(place):
+    prepared = prepare.prepare(settings(place))
+    name = next(iter(prepared.data))
+    assert len(prepared.heldout[name]) == 8 and len(prepared.data[name].texts) == 192
+    lines = [json.loads(line)["text"] for line in (place / "posts.jsonl").read_text().splitlines()]
+    assert sorted(prepared.heldout[name] + list(prepared.data[name].texts)) == sorted(lines)
+    other = prepare.prepare(settings(place, "chain.seeds=5,6"))
+    assert (
+        other.heldout == prepared.heldout
+        and other.data[name].fingerprint == prepared.data[name].fingerprint
+    )
+
+
+def test_the_report_says_what_was_run(finished):
+    page = (finished / "report.html").read_text()
+    assert (
+        "Two &lt;small&gt; chains" in page
+        and "2 chains: r in {1/2, 1}, 1 seed, 2 generations" in page
+    )
+    assert page.count("<svg") == 5 and page.count('class="text') == 2 * 8 + 2 * 10
+    first = read_parquet(finished / "texts/chain=ratio-1/generation=0000.parquet")["text"][0]
+    words = [w for w in re.findall(r"[A-Za-z]+", first) if len(w) > 2]
+    assert all(word in page for word in words)
+    assert re.search(r"fingerprint [0-9a-f]{12}", page)
+
+
+def test_the_code_that_the_report_offers_reads_the_files(finished, monkeypatch):
+    page = (finished / "report.html").read_text()
+    code = html.unescape(page[page.index("<pre>import pathlib") + 5 :].split("</pre>")[0])
+    monkeypatch.chdir(finished)
+    names = {}
+    exec(code, names)
+    assert (
+        len(names["metrics"]) == 20
+        and len(names["ledger"]) == 5
+        and len(names["texts"]) == 2 * 8 + 2 * 16
+    )
+
+
+def test_the_same_command_again_changes_nothing_and_more_generations_go_on(
+    place, finished, tmp_path, capsys
+):
+    copy = tmp_path / "moved"
+    shutil.copytree(finished, copy)
+    before = (copy / "metrics.csv").read_bytes()
+    code, _, err = call(capsys, f"--config={place / 'study.py'}", f"--workdir={copy}")
+    assert code == 0 and (copy / "metrics.csv").read_bytes() == before and "fit" not in err
+    code, _, _ = call(
+        capsys,
+        f"--config={place / 'study.py'}",
+        f"--workdir={copy}",
+        "--config.chain.generations=3",
+    )
+    after = pd.read_csv(copy / "metrics.csv")
+    assert code == 0 and after["generation"].max() == 2
+    first = pd.read_csv(finished / "metrics.csv")
+    pd.testing.assert_frame_equal(
+        after[after["generation"] < 2].reset_index(drop=True), first, check_exact=True
+    )
+    assert "resumed after generation 1" in (copy / "report.html").read_text()
+
+
+def test_another_config_is_refused_with_the_difference(place, finished, capsys):
+    before = (finished / "config.json").read_bytes()
+    code, out, err = call(
+        capsys, f"--config={place / 'study.py'}", f"--workdir={finished}", "--config.fit.steps=3"
+    )
+    assert code == 2 and err.count("\n") == 1 and "fit.steps 2 -> 3" in err and out == ""
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_validate_says_what_was_found(place, capsys):
+    code, out, _ = call(capsys, f"--config={place / 'study.py'}", "--validate")
+    assert code == 0 and out.splitlines()[-1] == f"{place / 'study.py'} is valid"
+    assert "192 human texts for the chains, 8 held out" in out
+    assert "2 chains: r in {1/2, 1}, 1 seed, 2 generations; the longest needs 24 human texts" in out
+
+
+def test_plan_counts_what_a_run_does_and_writes_nothing(
+    place, finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(capsys, f"--config={place / 'study.py'}", "--plan")
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
+    ledger = pd.read_parquet(finished / "ledger.parquet")
+    models = ledger.drop_duplicates(["chain", "generation", "entity"])
+    assert code == 0 and list(tmp_path.iterdir()) == []
+    assert rows["texts to train on"] == str(ledger["count"].sum()) and rows[
+        "texts to write"
+    ] == str(models["items_sampled"].sum())
+    assert float(rows["tokens to train on"].replace(",", "")) == pytest.approx(
+        models["tokens_trained"].sum(), rel=0.1
+    )
+    longest = int(re.search(r"([\d,]+) at most", rows["tokens to write"])[1].replace(",", ""))
+    assert int(models["tokens_sampled"].sum()) <= longest == 8 * models["items_sampled"].sum()
+    assert "GB at most" in rows["disk"]
+    assert re.search(r"FLOP/s trained, .*FLOP/s written", rows["measured with"]) and rows[
+        "time in all"
+    ].startswith("about ")
+
+
+def test_planned_work_adds_up_over_models(place):
+    one = settings(place, "fit.steps=none", "fit.epochs=2")
+    prepared = prepare.prepare(one)
+    alone = cost.work(one, prepared, one.models.pool[0])
+    # Per generation: 16 texts in each of two chains; two epochs read each text twice.
+    assert alone.texts == 64 and alone.written == 2 * (8 + 16)
+    assert alone.tokens == pytest.approx(
+        2 * 64 * cost._lengths(one, prepared, one.models.pool[0])[1]
+    )
+    half = [dataclasses.replace(chain, bases=(*chain.bases, "other")) for chain in prepared.chains]
+    assert cost.work(one, prepared._replace(chains=half), one.models.pool[0]).texts == 32
+
+
+def model_without(place, tmp_path, change):
+    folder = tmp_path / "model"
+    shutil.copytree(place / "base", folder)
+    change(folder)
+    return f"--config.models.pool={folder}"
+
+
+def no_eos(folder):
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        fields = json.loads((folder / name).read_text())
+        (folder / name).write_text(
+            json.dumps({k: v for k, v in fields.items() if not k.startswith("eos")})
+        )
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def unknown_type(folder):
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"model_type": "mamba"}))
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--config.data.text_column=txet"], r"data.text_column = 'txet': .*did you mean 'text'"),
+        (
+            ["--config.data.source={place}/post.jsonl"],
+            r"data.source = .*post.jsonl.* no such file.*posts.jsonl",
+        ),
+        (["--config.data.source={tmp}/empty.jsonl"], r"data.source = .*the file is empty"),
+        (["--config.data.source={tmp}/latin.txt"], r"data.source = .*not UTF-8 at line 1, byte 3"),
+        (["--config.data.min_tokens=79"], r"data.source = .*the filters drop all of its 200 rows"),
+        (
+            ["--config.data.domain_column=kind", "--config.data.domains=evn"],
+            r"data.domains: .*no row of the domain 'evn'; did you mean 'even'",
+        ),
+        (
+            ["--config.chain.heldout_texts=200"],
+            r"config.chain.heldout_texts = 200: .* has only 200 usable texts",
+        ),
+        (
+            ["--config.chain.heldout_texts=0"],
+            r"config.chain.heldout_texts = 0: metric 'held_out_loss' needs held-out texts",
+        ),
+        (
+            [
+                "--config.chain.size=4000",
+                "--config.chain.ratios=1/8",
+                "--config.chain.generations=20",
+            ],
+            r"dataset='posts': .*needs 70,500",
+        ),
+        (["--config.models.pool={tmp}/nowhere"], r"model: directory .*nowhere does not exist"),
+        (["--config.models.pool={tmp}"], r"model: .* has no config.json"),
+        (
+            ["--config.sample.max_new_tokens=60"],
+            r"config.sample.max_new_tokens: prompt of \d+ and text of 60 tokens do not fit .* 64 "
+            r"tokens",
+        ),
+        (
+            ["--config.fit.max_length=65"],
+            r"config.fit.max_length: training text tokens do not fit .* 64 tokens",
+        ),
+        (
+            ["--config.fit.max_length=9"],
+            r"config.fit.max_length = 9 leaves no room for text after the prompt",
+        ),
+        (["--config.run.platform=tpu"], r"platform=tpu: this machine has none"),
+        (["--config.run.devices=99"], r"devices=99: this run can use 1 to \d+ cpu devices"),
+        (
+            ["--config.metrics=self_blue"],
+            r"metrics holds 'self_blue', which is no metric; the nearest name is 'self_bleu'",
+        ),
+        (
+            ["--config.metrics=output_similarity"],
+            r"config.metrics has 'output_similarity', which needs entity_embeddings: .* of study "
+            r"'multi_entity' do$",
+        ),
+        (["--config.metrics=distinct_n(m=2)"], r"metrics holds .* has no option 'm'; it takes n"),
+        (["--config.metrics=cosine_diversity", "--config.embedder={tmp}/nowhere"], r"nowhere"),
+        (
+            ["--config.fit.lora.targets=query"],
+            r"lora.targets: 'query' is not a projection of llama",
+        ),
+    ],
+)
+def test_refusals_before_anything_is_compiled_or_written(place, tmp_path, capsys, words, said):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    words = [w.format(place=place, tmp=tmp_path) for w in words]
+    code, out, err = call(
+        capsys, f"--config={place / 'study.py'}", f"--workdir={tmp_path / 'run'}", *words
+    )
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("jaxloop: ") and re.search(said, err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (no_eos, "has no EOS token"),
+        (pickled, "never unpickled"),
+        (unknown_type, "model_type 'mamba'"),
+    ],
+)
+def test_refused_models(place, tmp_path, capsys, change, said):
+    code, out, err = call(
+        capsys,
+        f"--config={place / 'study.py'}",
+        f"--workdir={tmp_path / 'run'}",
+        model_without(place, tmp_path, change),
+    )
+    assert code == 2 and out == "" and err.count("\n") == 1 and said in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "assignments, count, expected",
+    [
+        (["chain.workflow=replace"], 1, dict(synthetic=16, human=0, window=1)),
+        (["chain.workflow=accumulate"], 1, dict(synthetic=16, real="always", train=None)),
+        (["chain.workflow=accumulate_subsample"], 1, dict(real="always", train=16)),
+        (["chain.workflow=preserve", "chain.share=1/4"], 1, dict(preserved=4)),
+        (
+            ["chain.workflow=window", "chain.window=3", "chain.ratios=1/2"],
+            1,
+            dict(window=3, synthetic=8, human=8),
+        ),
+        (
+            [
+                "chain.workflow=external",
+                "chain.external={place}/posts.jsonl",
+                "chain.share=1/4",
+                "chain.ratios=1/2",
+            ],
+            1,
+            dict(external=4, synthetic=6),
+        ),
+        (["chain.first_size=24", "chain.ratios=1/2"], 1, dict(initial=24, train=16)),
+        (["chain.start=scratch"], 2, dict(start="scratch")),
+        (["chain.factors.sample.temperature=1,1.5"], 4, {}),
+        (["chain.factors.size=16,32", "chain.seeds=0,1,2"], 12, {}),
+        (["chain.factors.bases={place}/base"], 2, {}),
+        (["chain.factors.fit.clip=none,1"], 4, {}),
+    ],
+)
+def test_every_workflow_and_factor_becomes_chains(place, assignments, count, expected):
+    prepared = prepare.prepare(settings(place, *(a.format(place=place) for a in assignments)))
+    assert len(prepared.chains) == count == len({c.id for c in prepared.chains})
+    for name, value in expected.items():
+        assert getattr(prepared.chains[0].workflow, name) == value
+
+
+def test_the_bases_in_the_box_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in chain.Settings().models.pool:
+        assert (pathlib.Path(prepare.model_path(name)) / "model.safetensors").exists()
+    assert prepare.model_path("../other/model") == "../other/model"
+
+
+def test_several_datasets_are_several_lines(place, tmp_path):
+    (tmp_path / "posts.jsonl").write_bytes((place / "posts.jsonl").read_bytes())
+    prepared = prepare.prepare(
+        settings(place, f"chain.factors.dataset={place}/posts.jsonl,{tmp_path}/posts.jsonl")
+    )
+    assert list(prepared.data) == ["posts-0", "posts-1"] and len(prepared.chains) == 4
+    assert {dict(c.factors)["dataset"] for c in prepared.chains} == {"posts-0", "posts-1"}
+
+
+def test_settings_reach_the_family(place):
+    changes = (
+        "fit.lora.rank=3",
+        "fit.lora.targets=q_proj,v_proj",
+        "fit.clip=none",
+        "fit.epochs=none",
+        "fit.schedule=cosine",
+    )
+    s = settings(place, *changes, "run.micro_batch=2")
+    fit, sample = prepare.family_settings(s)
+    assert (
+        fit.lora.rank,
+        fit.lora.targets,
+        fit.clip,
+        fit.steps,
+        fit.chains_at_once,
+        fit.schedule,
+    ) == (3, ("q_proj", "v_proj"), 0, 2, 2, "cosine")
+    assert sample.lora == fit.lora and (
+        sample.max_new_tokens,
+        sample.slots,
+        sample.min_p,
+        sample.temperature,
+    ) == (8, 8, 0.2, 1.5)
+
+
+# ---- the report from files alone
+# --------------------------------------------------------------------------------------
+
+
+def written(root, metrics, **options):
+    metrics.to_csv(root / "metrics.csv", index=False)
+    common = {
+        "title": "t",
+        "subtitle": "s",
+        "config": {},
+        "facts": [],
+        "versions": [],
+        "failed": {},
+    }
+    return report.write(root, **(common | options)).read_text()
+
+
+def rows(generations=3, **columns):
+    base = {
+        "study": "chain",
+        "chain": "a",
+        "dataset": "NA",
+        "ratio": 1.0,
+        "seed": 0,
+        "entity": 0,
+        "metric": "text_length",
+    }
+    return pd.DataFrame(
+        [base | columns | {"generation": g, "value": 10.0 - g} for g in range(generations)]
+    )
+
+
+def test_report_of_a_data_set_called_na_and_of_missing_values(tmp_path):
+    metrics = pd.concat(
+        [
+            rows(),
+            rows(chain="b", dataset="null"),
+            rows(chain="b", dataset="null", metric="quality").assign(value=np.nan),
+        ]
+    )
+    page = written(tmp_path, metrics)
+    assert "dataset = NA" in page and "dataset = null" in page and ">nan<" not in page
+    assert (tmp_path / "figures" / "quality.png").exists()
+
+
+def test_report_names_failures_and_hides_keys(tmp_path, monkeypatch):
+    fake = "sk-planted0123456789abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", fake)
+    failed = {"a": {"generation": 2, "reason": f"no answer for {fake}"}}
+    page = written(
+        tmp_path, rows(), failed=failed, facts=[("command", f"x --key={fake}")], config={"k": fake}
+    )
+    assert (
+        fake not in page
+        and "1 of 1 chain did not finish" in page
+        and "a, generation 2: no answer for (hidden)" in page
+    )
+
+
+def test_report_of_a_study_whose_chains_all_stopped_at_once(tmp_path):
+    failed = {"a": {"generation": 0, "reason": "the training loss is not finite"}}
+    page = written(tmp_path, rows().iloc[:0], failed=failed)
+    assert "1 of 1 chain did not finish" in page and "What was run" in page
+
+
+def test_report_of_chains_without_texts(tmp_path):
+    page = written(tmp_path, rows(generations=1))
+    assert "What was written" not in page
+    assert "What was written" in written(tmp_path, rows())
+
+
+def test_replaced_weights_refuse_the_resume_and_are_in_the_ledger(
+    place, finished, tmp_path, capsys
+):
+    """The same path and names, other numbers in it: neither config nor texts show it."""
+    from safetensors.numpy import load_file, save_file
+
+    base = next(iter(json.loads((finished / "config.json").read_text())["models"]["pool"]))
+    file = (
+        place / base if not pathlib.Path(base).is_absolute() else pathlib.Path(base)
+    ) / "model.safetensors"
+    known = json.loads((finished / "config.json").read_text())["identity"]
+    assert set(pd.read_parquet(finished / "ledger.parquet")["base_sha256"]) == {
+        known[f"models.pool {base}"]
+    }
+    assert (
+        "files of models.pool" in (finished / "report.html").read_text()
+        and "training appends" in (finished / "report.html").read_text()
+    )
+    shutil.copytree(finished, tmp_path / "run")
+    before = file.read_bytes()
+    try:
+        save_file({k: v + np.asarray(1, v.dtype) for k, v in load_file(file).items()}, file)
+        code, out, err = call(
+            capsys,
+            f"--config={place / 'study.py'}",
+            f"--workdir={tmp_path / 'run'}",
+            "--config.chain.generations=3",
+        )
+    finally:
+        file.write_bytes(before)
+    assert (
+        code == 2
+        and err.count("\n") == 1
+        and "was made with other files of models.pool" in err
+        and out == ""
+    )

@@ -1,0 +1,568 @@
+"""The multi-entity study on files: who reads whom, down to the letter; measures; the command line."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxloop import config, lm
+from jaxloop.lm.io import bpe
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.model.config import Spec, init
+from jaxloop.main import main
+from jaxloop.runtime import tables
+from jaxloop.studies.chain import prepare as chain_setup
+from jaxloop.studies.multi_entity import measure
+from jaxloop.studies.multi_entity import prepare as entities_setup
+from jaxloop.studies.multi_entity import run as entities
+
+WORDS = "the array of a function returns values shape matches input unless axis is given and result masked where data type float order copy view".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Question files one, two and other, a public file of texts, and a random one-layer model."""
+    place = tmp_path_factory.mktemp("entities")
+    rng = np.random.default_rng(0)
+    sentence = lambda low, high: " ".join(rng.choice(WORDS, rng.integers(low, high)))
+    everything = []
+    for name in ("one", "two", "other"):
+        rows = [
+            {
+                "question": sentence(2, 5),
+                "answer": sentence(3, 9),
+                "split": "test" if i % 5 == 0 else "train",
+            }
+            for i in range(60)
+        ]
+        (place / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        everything += [row["question"] + " " + row["answer"] for row in rows]
+    texts = [sentence(8, 16) for _ in range(60)]
+    (place / "public.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    spec = Spec(
+        "llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64
+    )
+    lm.save(
+        Model(spec, init(jax.random.key(0), spec), bpe.train(everything + texts, 300)),
+        place / "base",
+    )
+    return place
+
+
+def settings(folder, *assignments, **sections):
+    """Settings of a small study of the files `one` and `two`; a section given here is merged into
+    it, `tasks` takes its place.
+    """
+    raw = {
+        "study": "multi_entity",
+        "entities": ("one", "two"),
+        "tasks": {
+            name: {"task": "qa", "source": f"{folder}/{name}.jsonl", "prompt": "{question}:"}
+            for name in ("one", "two")
+        },
+        "public": {"task": "text", "source": f"{folder}/public.jsonl", "prompt_words": 3},
+        "exchange": {
+            "generations": 3,
+            "size": 16,
+            "synthetic": 10,
+            "alphas": (0, 0.5),
+            "betas": (0.5,),
+        },
+        "models": {"pool": (f"{folder}/base",)},
+        "fit": {
+            "mode": "lora",
+            "steps": 6,
+            "batch_size": 8,
+            "max_length": 32,
+            "learning_rate": 5e-2,
+            "length_classes": 1,
+            "warmup_steps": 1,
+        },
+        "sample": {"max_new_tokens": 8, "max_prompt": 16, "slots": 8},
+        "measure": {"test_texts": 6, "probes": 0},
+        "theory": {"designs": 2, "grid": 5},
+        "run": {"keep_compiled": False, "devices": 1},
+    }
+    for name, value in sections.items():
+        raw[name] = {**raw[name], **value} if isinstance(value, dict) and name != "tasks" else value
+    pairs = [a.split("=", 1) for a in assignments]
+    return config.build(entities.Settings, config.override(raw, pairs, entities.Settings))
+
+
+def ran(folder, root, *assignments, **sections):
+    """Runs a study; its texts {(alpha, entity, generation): [texts]} and metrics."""
+    s = settings(folder, *assignments, **sections)
+    assert entities.run(s, root) == 0
+    out = {}
+    for chain in entities_setup.prepare(s).chains:
+        for generation in range(s.exchange.generations):
+            table = tables.read_parquet(
+                root / f"texts/chain={chain.id}/generation={generation:04d}.parquet"
+            )
+            for entity in range(len(s.entities)):
+                mine = [
+                    t for t, e in zip(table["text"], table["entity"], strict=True) if e == entity
+                ]
+                out[dict(chain.factors)["alpha"], entity, generation] = mine
+    return out, pd.read_csv(root / "metrics.csv")
+
+
+def losses_of(metrics, alpha, entity):
+    rows = metrics[
+        (metrics.alpha == alpha)
+        & (metrics.entity == entity)
+        & metrics.metric.str.startswith("task_loss(task=one")
+    ]
+    return rows.sort_values("generation")["value"].tolist()
+
+
+# ---- who reads whom
+# ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(folder, tmp_path_factory):
+    return ran(folder, tmp_path_factory.mktemp("pair") / "run")
+
+
+def test_alpha_zero_has_exactly_no_effect_across_entities(folder, tmp_path, pair):
+    texts, metrics = pair
+    changed = {"one": {"task": "qa", "source": f"{folder}/one.jsonl", "prompt": "{question}:"}}
+    changed |= {"two": {"task": "qa", "source": f"{folder}/other.jsonl", "prompt": "{question}:"}}
+    others, other_metrics = ran(folder, tmp_path / "run", tasks=changed)
+    for generation in range(3):
+        assert texts[0.0, 0, generation] == others[0.0, 0, generation]
+        assert texts[0.0, 1, generation] != others[0.0, 1, generation]
+    # Where alpha is not zero, what the other entity trained on arrives one generation later.
+    assert texts[0.5, 0, 0] == others[0.5, 0, 0] and texts[0.5, 0, 2] != others[0.5, 0, 2]
+    assert (
+        losses_of(metrics, 0.0, 0) == losses_of(other_metrics, 0.0, 0)
+        and len(losses_of(metrics, 0.0, 0)) == 3
+    )
+    assert losses_of(metrics, 0.5, 0)[2] != losses_of(other_metrics, 0.5, 0)[2]
+
+
+def test_one_entity_is_a_chain_of_its_own_text_for_text(folder, tmp_path):
+    """K = 1 against the same plan carried out by hand, and against an entity that reads itself
+    alone beside another one.
+    """
+    from jaxloop.core.keys import chain_key, phase_key
+    from jaxloop.lm import family
+    from jaxloop.recursion import workflow as wf
+    from jaxloop.recursion.sources import human_stream, sampling_prompts
+
+    one = {"one": {"task": "qa", "source": f"{folder}/one.jsonl", "prompt": "{question}:"}}
+    s = settings(folder, "exchange.alphas=0.5", "exchange.past=none", entities=("one",), tasks=one)
+    prepared = entities_setup.prepare(s)
+    assert entities.run(s, tmp_path / "run") == 0
+    chain, data = prepared.chains[0], prepared.data
+    model, fit, sample = (
+        chain_setup.load_model(s, s.models.pool[0]),
+        prepared.driver.fit,
+        prepared.driver.sample,
+    )
+    written, weights = [], None
+    for generation in range(3):
+        plan = wf.on_host(wf.plan(chain.workflow, chain_key(0), generation, generations=3))
+        stream = human_stream(chain, data, 3)
+        texts, prompts = [], []
+        for source, born, index in zip(plan.source, plan.generation, plan.index, strict=True):
+            if source == wf.SYNTHETIC:
+                prompt, text = written[born][index]
+            else:
+                d, row = (
+                    (data["one"], stream[index]) if source == wf.HUMAN else (data["public"], index)
+                )
+                prompt, text = d.prompt(int(row)), d.texts[int(row)]
+            texts.append(text)
+            prompts.append(prompt)
+        key = jax.random.fold_in(phase_key(chain_key(0), generation, "fit"), 0)
+        weights = family.fit(model, [family.FitTask(key, texts, prompts, None, weights)], fit)[
+            0
+        ].weights
+        asked = sampling_prompts(chain, data, generation, 0, 10)
+        key = jax.random.fold_in(phase_key(chain_key(0), generation, "sample"), 0)
+        said = family.sample(
+            model, [family.SampleTask(key, weights, asked, np.arange(10))], sample
+        )[0].texts
+        written.append(list(zip(asked, said, strict=True)))
+        table = tables.read_parquet(
+            tmp_path / f"run/texts/chain={chain.id}/generation={generation:04d}.parquet"
+        )
+        assert list(zip(table["prompt"], table["text"], strict=True)) == written[-1]
+    beside, _ = ran(
+        folder,
+        tmp_path / "beside",
+        "exchange.alphas=0.5",
+        "exchange.past=none",
+        "exchange.mixing=self_only",
+    )
+    for generation in range(3):
+        assert beside[0.5, 0, generation] == [text for _, text in written[generation]]
+
+
+@pytest.mark.slow
+def test_entities_with_bases_of_their_own_and_full_fine_tuning(folder, tmp_path):
+    spec = Spec("gpt2", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64, norm="layer", activation="gelu_new", gated=False,
+                positions="learned", qkv_bias=True, o_bias=True, mlp_bias=True)  # fmt: skip
+    tokenizer = lm.load(folder / "base").tokenizer
+    lm.save(Model(spec, init(jax.random.key(1), spec), tokenizer), tmp_path / "other")
+    pool = (str(folder / "base"), str(tmp_path / "other"))
+    texts, metrics = ran(
+        folder,
+        tmp_path / "run",
+        models={"pool": pool},
+        fit={"mode": "full"},
+        exchange={"alphas": (0.5,), "generations": 2},
+    )
+    assert len(texts[0.5, 1, 1]) == 10 and metrics.value.notna().all()
+    ledger = pd.read_parquet(tmp_path / "run/ledger.parquet")
+    assert dict(zip(ledger.entity, ledger.base, strict=True)) == dict(enumerate(pool))
+    assert set(ledger[(ledger.generation == 1) & (ledger.source == "synthetic")].from_entity) == {
+        0,
+        1,
+    }
+
+
+# ---- measures
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
+    """Losses against `family.loss` one by one, similarity against cosines by hand, and the whole
+    page from the files.
+    """
+    from jaxloop.lm import family
+    from jaxloop.metrics import embed
+    from jaxloop.runtime import weights_io
+
+    def letters(texts, model=None, **_):
+        """An encoder that costs nothing: counts of letters."""
+        return np.array([[t.count(c) + 0.1 for c in "aeiou rstn"] for t in texts], np.float32)
+
+    monkeypatch.setattr(embed, "embed", letters)
+    monkeypatch.setattr(embed, "load_embedder", lambda model=None: letters)
+    changes = {
+        "measure": {
+            "probes": 4,
+            "similarity_every": 2,
+            "metrics": ("text_length", "output_similarity"),
+        },
+        "exchange": {"seeds": (0, 1)},
+    }
+    texts, metrics = ran(folder, tmp_path / "run", **changes)
+    # Prompts that are answered besides change nothing of what is trained on.
+    assert texts[0.5, 0, 2][:10] != [] and pair[0][0.5, 0, 2] is not None
+    s = settings(folder, **changes)
+    prepared = entities_setup.prepare(s)
+    chain = next(c for c in prepared.chains if dict(c.factors)["alpha"] == 0.5 and c.seed == 1)
+    weights = weights_io.load_tree(
+        tmp_path / "run", f"checkpoints/generation=0002/adapters/chain={chain.id},entity=1"
+    )
+    model = chain_setup.load_model(s, s.models.pool[0])
+    for name, (some, prompts) in prepared.tests.items():
+        result = family.loss(model, [family.LossTask(weights, some, prompts)], prepared.driver.fit)[
+            0
+        ]
+        found = metrics[
+            (metrics.chain == chain.id)
+            & (metrics.entity == 1)
+            & (metrics.generation == 2)
+            & (metrics.metric == f"task_loss(task={name})")
+        ]
+        np.testing.assert_allclose(found.value, result.nats.sum() / result.tokens.sum(), rtol=1e-5)
+    assert sorted(p.name for p in (tmp_path / "run/similarity").iterdir()) == [
+        "generation=0000.parquet",
+        "generation=0002.parquet",
+    ]
+    table = pd.read_parquet(tmp_path / "run/similarity/generation=0002.parquet")
+    found = measure.completions(tmp_path / "run", chain, 2)
+    for name in ("one", "two", "public"):
+        a, b = (letters(some) for some in found.by_set[name])
+        assert len(a) == 4
+        cosine = ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean()
+        row = table[(table.chain == chain.id) & (table.set == name)]
+        np.testing.assert_allclose(row.value, cosine, rtol=1e-5)
+        asked = tables.read_parquet(
+            tmp_path / f"run/texts/chain={chain.id}/generation=0002.parquet"
+        )
+        assert set(prepared.data[name].prompts[:4]) <= set(asked["prompt"])
+    page = (tmp_path / "run/report.html").read_text()
+    for words in (
+        "Transfer, damage, homogenisation",
+        "Every model on every task",
+        "Beside the linear model",
+        "Beside the paper",
+        "Completions in two dimensions",
+    ):
+        assert words in page
+    summary = pd.read_csv(tmp_path / "run/effects.csv")
+    assert (
+        set(summary.effect)
+        == {"transfer", "damage", "alike_losses", "alike_outputs", "alike_since"}
+        and (summary.n == 2).all()
+    )
+    assert (
+        len(pd.read_csv(tmp_path / "run/theory.csv")) == 2
+        and len(list((tmp_path / "run/figures").glob("*.png"))) >= 6
+    )
+
+
+def test_equal_tasks_are_done_once_and_others_are_not(folder):
+    seen = []
+
+    def work(tasks):
+        seen.append(len(tasks))
+        return [task["x"].sum() for task in tasks]
+
+    tasks = [
+        {"x": np.arange(3), "t": ["a", "b"]},
+        {"x": np.arange(3), "t": ["ab", ""]},
+        {"x": np.arange(3), "t": ["a", "b"]},
+        {"x": np.arange(3.0), "t": ["a", "b"]},
+    ]
+    assert entities_setup.once(work, tasks) == [3, 3, 3, 3] and seen == [3]
+    assert entities_setup.once(work, []) == []
+    marks = {
+        entities_setup.fingerprint(x)
+        for x in (
+            None,
+            0,
+            "0",
+            (),
+            [[]],
+            jax.random.key(0),
+            jax.random.key(1),
+            np.zeros((2, 1)),
+            np.zeros((1, 2)),
+        )
+    }
+    assert len(marks) == 9
+
+
+# ---- settings
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_mixing_and_changing_settings_become_chains(folder):
+    given = {"weights": ((0.25, 0.25, 0.5), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))}
+    prepared = entities_setup.prepare(settings(folder, exchange=given))
+    assert [prepared.settings_of[c.id] for c in prepared.chains] == [
+        (0.5, 0.5),
+        (1.0, 0.0),
+        (0.0, 1.0),
+    ]
+    matrix = ((0.0, 1.0), (0.5, 0.5))
+    s = settings(
+        folder,
+        exchange={
+            "mixing": matrix,
+            "alphas": (((0, 0), (0.5, 0), (0, 1)),),
+            "betas": (0.5, (1, 0.5, 0)),
+            "seeds": (3, 4),
+        },
+    )
+    prepared = entities_setup.prepare(s)
+    assert len(prepared.chains) == 4 and prepared.chains[0].workflow.mixing == matrix
+    assert prepared.chains[2].workflow.exchange.alpha == (
+        (0, 0),
+        (0.5, 0),
+        (0, 1),
+    ) and prepared.chains[2].workflow.exchange.beta == (1, 0.5, 0)
+    s = settings(folder, "exchange.alphas=0,1/4,1", "exchange.betas=0.5")
+    assert s.exchange.alphas == (0, 0.25, 1) and s.exchange.betas == (0.5,)
+    none = {
+        "one": {"task": "none"},
+        "two": {"task": "qa", "source": f"{folder}/two.jsonl", "prompt": "{question}:"},
+    }
+    s = settings(folder, tasks=none, exchange={"betas": (((0, 1),),), "initial_beta": (0, 1)})
+    prepared = entities_setup.prepare(s)
+    assert prepared.chains[0].workflow.exchange.private == (
+        0,
+        len(prepared.data["two"].texts),
+    ) and prepared.chains[0].dataset == ("public", "two")
+
+
+@pytest.mark.parametrize(
+    "sections, said",
+    [
+        (
+            {"tasks": {"one": {"task": "none"}}},
+            r"config.tasks.one.task = 'none': entity one has no private data, so its beta must "
+            r"be 0 throughout, but initial_beta = 1",
+        ),
+        (
+            {"tasks": {"one": {"task": "none"}}, "exchange": {"initial_beta": 0}},
+            r"config.tasks.one.task = 'none': entity one has no private data, so its beta must "
+            r"be 0 throughout, but beta = 0.5",
+        ),
+        (
+            {"exchange": {"weights": ((0.5, 0.4, 0.2),)}},
+            r"config.exchange.weights has \(0.5, 0.4, 0.2\): must be three weights .* that sum "
+            r"to 1, not 1.1",
+        ),
+        (
+            {"exchange": {"mixing": ((0.5, 0.4), (0, 1))}},
+            r"config.exchange.mixing: rows must be non-negative and sum to 1",
+        ),
+        (
+            {"exchange": {"mixing": "rign"}},
+            r"config.exchange.mixing='rign': must be one of complete, ring",
+        ),
+        (
+            {"exchange": {"alphas": (1.5,)}},
+            r"config.exchange.alphas\[0\].* = 1.5 is not allowed: .*a number from 0 to 1",
+        ),
+        (
+            {"exchange": {"alphas": ((0, 1),)}},
+            r"config.exchange.alphas has a list of 2 generations: must be one number, or 3 of them",
+        ),
+        (
+            {"exchange": {"alphas": (((0, 1, 1),),)}},
+            r"config.exchange: alpha=.* must be a number, one per generation, or a row of 2 per "
+            r"generation",
+        ),
+        (
+            {"exchange": {"initial_beta": (1, 1, 1)}},
+            r"config.exchange: initial_beta=.* must be a number or one per entity",
+        ),
+        (
+            {"public": {"task": "bookcorps"}},
+            r"config.public.task = 'bookcorps' is no task; did you mean 'bookcorpus'",
+        ),
+        (
+            {"public": {"task": "none"}},
+            r"config.public.task = 'none': the public corpus has weight 1 - beta, so every beta "
+            r"must be 1",
+        ),
+        ({"entities": ("one", "one")}, r"config.entities = \('one', 'one'\) repeats a value"),
+        (
+            {"entities": ("one", "sicq")},
+            r"config.entities has 'sicq', which is no known task and has no section "
+            r"config.tasks.sicq; did you mean 'sciq'",
+        ),
+        ({"entities": ("one",)}, r"config.tasks.two is the corpus of no entity"),
+        (
+            {"models": {"pool": ("a", "b", "c")}},
+            r"config.models.pool has 3 entries: must be one model for all, or one per entity \(2\)",
+        ),
+        (
+            {"sample": {"max_new_tokens": 60}},
+            r"config.sample.max_new_tokens: a prompt of 16 and a text of 60 tokens do not fit "
+            r"the context of .*, which is 64",
+        ),
+        (
+            {"measure": {"metrics": ("held_out_loss",)}},
+            r"config.measure.metrics has 'held_out_loss', which needs losses: this study gives "
+            r"texts only",
+        ),
+        (
+            {"measure": {"metrics": ("output_similarity",)}},
+            r"config.measure.probes = 0: metric 'output_similarity' needs at least two entities "
+            r"that complete",
+        ),
+        (
+            {"measure": {"test_texts": None}},
+            r"config.public: task 'text': .* no test split: give a test source, or how many",
+        ),
+    ],
+)
+def test_refusals(folder, sections, said):
+    if "tasks" in sections:
+        sections["tasks"] = {
+            **sections["tasks"],
+            "two": {"task": "qa", "source": f"{folder}/two.jsonl", "prompt": "{question}:"},
+        }
+    with pytest.raises(ValueError, match=said) as error:
+        entities_setup.prepare(settings(folder, **sections))
+    assert "\n" not in str(error.value)
+
+
+def test_no_data_can_be_said_on_the_command_line(folder):
+    with pytest.raises(
+        ValueError, match="entity one has no private data, so its beta must be 0 throughout"
+    ):
+        entities_setup.prepare(settings(folder, "tasks.one.task='none'"))
+
+
+def test_an_empty_private_corpus_is_refused_by_the_command(folder, tmp_path, capsys):
+    (tmp_path / "empty.jsonl").write_text('{"question": "q", "answer": "a", "split": "test"}\n')
+    (tmp_path / "study.py").write_text(f"""from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict({settings(folder, **{"public": {"limit": None}}).model_dump()!r})
+""")
+    from jaxloop import cli
+
+    words = [
+        "jaxloop",
+        f"--config={tmp_path}/study.py",
+        f"--workdir={tmp_path}/run",
+        f"--config.tasks.one.source={tmp_path}/empty.jsonl",
+    ]
+    with pytest.raises(SystemExit) as end:
+        cli.guarded(main, cli.parse(words))
+    err = capsys.readouterr().err
+    assert (
+        end.value.code == 2
+        and err.count("\n") == 1
+        and re.search(r"config.tasks.one: task 'qa': '.*empty.jsonl' leaves no row", err)
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_config_is_the_papers():
+    raw = config.read_file("configs/multi_entity.py")
+    s = config.build(entities.Settings, raw)
+    assert (
+        s.exchange.size,
+        s.fit.steps,
+        s.fit.batch_size,
+        s.fit.learning_rate,
+        s.fit.max_length,
+        s.exchange.generations,
+    ) == (12_500, 100, 4, 8e-6, 512, 15)
+    assert (
+        s.entities == ("sciq", "gsm8k")
+        and len(entities_setup.weights_of(s)) == 9
+        and s.fit.warmup_steps == int(np.ceil(0.025 * 100))
+    )
+    assert config.build(
+        entities.Settings, config.read_file("configs/multi_entity.py:three")
+    ).entities == ("sciq", "gsm8k", "arc")
+    tiny = config.build(entities.Settings, config.read_file("configs/multi_entity.py:tiny"))
+    assert (
+        len(tiny.entities) == 3
+        and len(entities_setup.weights_of(tiny)) == 9
+        and len(tiny.exchange.seeds) == 3
+        and tiny.exchange.generations == 6
+    )
+    with pytest.raises(ValueError, match="scale 'huge' is none of paper, three, llama, tiny"):
+        config.read_file("configs/multi_entity.py:huge")
+
+
+def test_plan_counts_and_measures(folder):
+    rows = dict(entities.plan(settings(folder)))
+    assert rows["chains"].startswith("2 chains of 2 entities") and rows["models"].startswith(
+        "4 in every generation, 12 in all"
+    )
+    assert rows["test rows to score"] == f"{18 * 4 * 3:,}" and "time in all" in rows
+
+
+@pytest.mark.parametrize(
+    "scale, millions, models",
+    [("paper", "331.2", 270), ("three", "331.2", 405), ("llama", "1,235.8", 270)],
+)
+def test_plan_at_full_scale_needs_neither_models_nor_data(scale, millions, models):
+    s = config.build(entities.Settings, config.read_file(f"configs/multi_entity.py:{scale}"))
+    rows = dict(entities.plan(s))
+    assert (
+        rows["models"].startswith(f"{models // 15} in every generation, {models} in all")
+        and "of which 100 x 4 are trained on" in rows["rows drawn"]
+    )
+    assert rows[f"model {s.models.pool[0]}"].endswith(f"{millions} M parameters") and rows[
+        "device-hours"
+    ].endswith("H100-hours")
+    assert rows["texts to write"] == f"{models * (2500 + 200 * (len(s.entities) + 1)):,}"
