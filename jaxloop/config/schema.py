@@ -83,6 +83,22 @@ class Section(pydantic.BaseModel):
     )
 
 
+# Of every section that names files.
+CsvOptions = tuple[
+    Literal["no_header", "quotes", "no_quotes", "backslash", "spaces", "short_rows"], ...
+]
+DELIMITER = Field(
+    None,
+    description="what parts the cells of a .csv or .tsv file; none: the one that fits, else "
+    "comma or tab",
+)
+CSV_OPTIONS = Field(
+    (),
+    description="of .csv and .tsv files; a refusal names the one that reads what it found, see "
+    "data/delimited.py",
+)
+
+
 class Data(Section):
     """Where human text comes from."""
 
@@ -112,18 +128,8 @@ class Data(Section):
         "everyone's",
     )
     instruction: Text = Field("Write a paragraph.", description="the instruction of every prompt")
-    delimiter: Text | None = Field(
-        None,
-        description="what parts the cells of a .csv or .tsv file; none: the one that fits, else "
-        "comma or tab",
-    )
-    csv_options: tuple[
-        Literal["no_header", "quotes", "no_quotes", "backslash", "spaces", "short_rows"], ...
-    ] = Field(
-        (),
-        description="of .csv and .tsv files; a refusal names the one that reads what it found, "
-        "see data/delimited.py",
-    )
+    delimiter: Text | None = DELIMITER
+    csv_options: CsvOptions = CSV_OPTIONS
     duplicates: Literal["drop", "keep"] = Field(
         "drop",
         description="texts equal but for case, spaces and punctuation: keep the first, or all; "

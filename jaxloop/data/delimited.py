@@ -3,8 +3,8 @@ option that reads it.
 
 Blocks of whole rows are read by Arrow where their bytes show that it reads them as RFC 4180 has it:
 every quotation mark opens a cell, closes one, or is doubled inside one, and lines end in one way.
-Everything else goes through the csv module, which is strict and slower by ten times, and knows the
-line of what it refuses.
+Every other block goes through the csv module, which is strict and slower by ten times, and knows
+the line of what it refuses.
 """
 
 import csv
@@ -14,10 +14,12 @@ import itertools
 import re
 import sys
 import threading
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +94,12 @@ class _Table:
         raise ValueError(f"data.source = '{self.path}': {problem}.")
 
 
+def in_section(message: str, section: str) -> str:
+    """A refusal, its fields and flags being those of another section of a config than `data`."""
+    message = re.sub(r"^data\.(delimiter|csv_options)\b", rf"config.{section}.\1", message)
+    return message.replace("--config.data.", f"--config.{section}.")
+
+
 def flag(option: str) -> str:
     """What to write on the command line for an option."""
     return f"--config.data.csv_options={option}"
@@ -113,27 +121,44 @@ def batches(
     sentence with the line, for rows that are not those of one table.
     """
     table = _table(path, stream.peek(_SAMPLE)[:_SAMPLE], tabs, dialect)
-    blocks = _blocks(table, stream)
     place = _Place()
-    for block in blocks:
-        if not table.columns:
-            table = _with_columns(table, block, place)
-            block = block[place.offset :]
-            if not table.columns:
-                return
-        fast = _fast(
-            table,
-            block,
-            [c for c in table.columns if c in columns]
-            if columns and set(columns) <= set(table.columns)
-            else table.columns,
-        )
+    blocks = _blocks(table, stream, place)
+    first = next(blocks, b"")
+    table = _with_columns(table, first, place)
+    if not table.columns:
+        return
+    wanted = (
+        [c for c in table.columns if c in columns]
+        if columns and set(columns) <= set(table.columns)
+        else table.columns
+    )
+
+    def read(block):
+        """What Arrow makes of a block, `place` then being behind it, or the block itself."""
+        fast = _fast(table, block, wanted)
         if fast is None:
-            yield from _slow(table, itertools.chain([block], blocks), place)
-            return
-        place.line, place.offset = place.line + block.count(b"\n"), place.offset + len(block)
-        if fast:
-            yield fast
+            return block
+        place.line, place.offset = place.line + fast.lines, place.offset + fast.size
+        return fast.rows
+
+    def read_next():
+        block = next(blocks, None)
+        return None if block is None else read(block)
+
+    # Arrow reads a block in a thread while the texts of the one before are made.
+    with ThreadPoolExecutor(1) as beside:
+        found = read(first[place.offset :])
+        while found is not None:
+            if isinstance(found, pa.Table):
+                coming = beside.submit(read_next)
+                if found.num_rows:
+                    yield {name: found.column(name).to_pylist() for name in wanted}
+                found = coming.result()
+            else:
+                yield from _slow(
+                    table, itertools.chain([found], blocks), place, place.offset + len(found)
+                )
+                found = read_next()
 
 
 @dataclass
@@ -201,24 +226,37 @@ def _widths(lines, mark):
     return set(rows[:-1] if len(rows) > 2 else rows) if len(rows) > 1 else set()
 
 
-def _blocks(table, stream):
-    """Pieces of the file that end where a line ends."""
-    rest = b""
+def _blocks(table, stream, place):
+    """Pieces of the file from `place` on that end where a line ends. They lie in one buffer: a
+    piece is gone when the next is asked for.
+    """
+    buffer, held, start = bytearray(_BLOCK), 0, 0
     while True:
-        try:
-            more = stream.read(_BLOCK)
-        except DAMAGE as error:
-            table.refuse(f"cannot be read ({getattr(error, 'strerror', None) or error})")
-        if not more:
-            break
-        cut = more.rfind(b"\n") + 1
-        if not cut:
-            rest += more
-            continue
-        yield rest + more[:cut]
-        rest = more[cut:]
-    if rest:
-        yield rest
+        used = place.offset - start
+        buffer[: held - used] = buffer[used:held]
+        held, start, cut = held - used, place.offset, 0
+        while not cut:
+            if held == len(buffer):
+                buffer = buffer + bytearray(len(buffer))
+            more = _fill(table, stream, memoryview(buffer)[held:])
+            held += more
+            cut = buffer.rfind(b"\n", 0, held) + 1 if held == len(buffer) else held
+            if not held:
+                return
+        yield memoryview(buffer)[:cut]
+
+
+def _fill(table, stream, room):
+    """How many bytes of the stream were put into `room`: all that it holds, except at the end of
+    the file.
+    """
+    count = 0
+    try:
+        while count < len(room) and (more := stream.readinto(room[count:])):
+            count += more
+    except DAMAGE as error:
+        table.refuse(f"cannot be read ({getattr(error, 'strerror', None) or error})")
+    return count
 
 
 def _with_columns(table, block, place):
@@ -278,27 +316,52 @@ def hint(columns: tuple[str, ...] | list[str]) -> str:
 # -----------------------------------------------------------------------------------------------------
 
 
+class _Read(NamedTuple):
+    """What Arrow has read of a block: its first `size` bytes, which are `lines` lines."""
+
+    rows: pa.Table
+    size: int
+    lines: int
+
+
 def _fast(table, block, wanted):
-    """The wanted columns of a block where Arrow reads it exactly as the csv module would, {} where
-    it has no row; None where Arrow might not.
+    """The rows that end in a block, of the wanted columns at least, where Arrow reads them exactly
+    as the csv module would; None where it might not.
     """
-    if {"backslash", "spaces", "short_rows"} & table.options or b"\0" in block or b"\x1a" in block:
+    if {"backslash", "spaces", "short_rows"} & table.options or block[: len(BOM_UTF8)] == BOM_UTF8:
         return None
-    lines, returns = block.count(b"\n"), block.count(b"\r")
-    if returns and (table.row_end == "\n" or returns != lines or block.count(b"\r\n") != lines):
+    bytes_N = np.frombuffer(block, np.uint8)
+    marks = np.flatnonzero(bytes_N == 34)
+    if table.quoted and len(marks) % 2:
+        # The last row goes on in the next block.
+        ends = np.flatnonzero(bytes_N == 10)
+        outside = ends[np.searchsorted(marks, ends) % 2 == 0]
+        bytes_N = bytes_N[: outside[-1] + 1 if len(outside) else 0]
+        marks = marks[: np.searchsorted(marks, len(bytes_N))]
+    lines = _lines(table, bytes_N)
+    if lines is None or not len(bytes_N):
         return None
-    if not table.quoted and b'""' in block:
+    if not (
+        _well_quoted(bytes_N, marks, ord(table.delimiter))
+        if table.quoted
+        else (np.diff(marks) > 1).all()
+    ):
         return None
-    if table.quoted and not _well_quoted(np.frombuffer(block, np.uint8), ord(table.delimiter)):
-        return None
+    # All of it is looked at, also in columns that are not wanted.
     convert = dict(
-        column_types=dict.fromkeys(table.columns, pa.string()), strings_can_be_null=False
+        column_types=dict.fromkeys(table.columns, pa.string()),
+        strings_can_be_null=False,
+        check_utf8=False,
     )
+    block = pa.py_buffer(block[: len(bytes_N)])
     try:
+        pa.LargeStringArray.from_buffers(
+            1, pa.py_buffer(np.array([0, len(bytes_N)])), block
+        ).validate(full=True)
         found = pc.read_csv(
             pa.BufferReader(block),
             read_options=pc.ReadOptions(
-                column_names=table.columns, block_size=len(block) + 1, use_threads=False
+                column_names=table.columns, block_size=len(bytes_N) + 1, use_threads=False
             ),
             parse_options=pc.ParseOptions(
                 delimiter=table.delimiter,
@@ -315,12 +378,34 @@ def _fast(table, block, wanted):
         if len(wanted) < len(table.columns) and lines > found.num_rows + sum(
             len(each) for each in ends
         ):
-            return _fast(table, block, table.columns)
+            return _fast(table, memoryview(block), table.columns)
         for name, each in zip(wanted, ends, strict=True):
             several = np.flatnonzero(np.bincount(each) > _FEW_LINES) if len(each) else ()
             if any(_swallows(table, found.column(name)[int(row)].as_py()) for row in several):
                 return None
-    return {name: found.column(name).to_pylist() for name in wanted} if found.num_rows else {}
+    return _Read(found, len(bytes_N), lines)
+
+
+def _lines(table, bytes_N):
+    """The number of line ends; None where there are NUL, U+001A, or carriage returns other than
+    before every line end.
+    """
+    lines = np.count_nonzero(bytes_N == 10)
+    controls = bytes_N < 32
+    if np.count_nonzero(controls) == lines:
+        return lines
+    at = np.flatnonzero(controls)
+    counts = np.bincount(bytes_N[at], minlength=32)
+    if counts[0] or counts[26]:
+        return None
+    if counts[13] and (
+        table.row_end == "\n"
+        or counts[13] != lines
+        or bytes_N[-1] == 13
+        or (bytes_N[at[bytes_N[at] == 13] + 1] != 10).any()
+    ):
+        return None
+    return lines
 
 
 def _line_ends(column):
@@ -337,11 +422,10 @@ def _line_ends(column):
     return np.searchsorted(offset_N, places, side="right") - 1
 
 
-def _well_quoted(bytes_N, delimiter):
-    """Whether every quotation mark opens a cell, closes one, or is doubled inside one."""
-    marks = np.flatnonzero(bytes_N == 34)
-    if len(marks) % 2:
-        return False
+def _well_quoted(bytes_N, marks, delimiter):
+    """Whether every quotation mark (at the places `marks`) opens a cell, closes one, or is doubled
+    inside one.
+    """
     opening, closing = marks[0::2], marks[1::2]
     edges = np.array([10, delimiter], np.uint8)
     before = bytes_N[np.maximum(opening - 1, 0)]
@@ -370,10 +454,12 @@ def _swallows(table, cell):
 # ---------------------------------------------------------------------------------------------------
 
 
-def _slow(table, blocks, place):
-    """The rest of a file through the csv module, some rows at a time."""
-    rows, width, done = _rows(table, blocks, place), len(table.columns), False
-    while not done:
+def _slow(table, blocks, place, until):
+    """Rows through the csv module, some at a time, up to the first that ends at byte `until` of the
+    file or behind it.
+    """
+    rows, width = _rows(table, blocks, place), len(table.columns)
+    while place.offset < until:
         batch, problem = [], None
         try:
             for row, start in itertools.islice(rows, _ROWS):
@@ -383,7 +469,8 @@ def _slow(table, blocks, place):
                         if len(row) != width or any(map(_doubtful, row))
                         else row
                     )
-            done = not batch
+                if place.offset >= until:
+                    break
         except ValueError as error:
             problem = error
         if batch:

@@ -283,12 +283,22 @@ def _answer():
     json.dump([_paragraphs(Path(path)) for path in json.load(sys.stdin)], sys.stdout)
 
 
-def digest_texts(texts):
-    """SHA-256 object over texts, each with its length, lone surrogates included."""
-    digest, texts = hashlib.sha256(), iter(texts)
-    while data := [text.encode("utf-8", "surrogatepass") for text in itertools.islice(texts, 4096)]:
-        lengths = map(int.to_bytes, map(len, data), itertools.repeat(8), itertools.repeat("little"))
-        digest.update(b"".join(itertools.chain.from_iterable(zip(lengths, data, strict=True))))
+def digest_texts(texts, digest=None):
+    """SHA-256 object over texts, each with its length in bytes of UTF-8 (eight, little-endian)
+    before it, lone surrogates included; `digest` is that of the texts before them.
+    """
+    digest, texts, heads = digest or hashlib.sha256(), iter(texts), {}
+    # A character of Latin-1 for each byte: texts of ASCII, which are most, are those already, and
+    # one encoding serves thousands.
+    while data := [
+        t if t.isascii() else t.encode("utf-8", "surrogatepass").decode("latin-1")
+        for t in itertools.islice(texts, 1024)
+    ]:
+        lengths = list(map(len, data))
+        heads |= {n: n.to_bytes(8, "little").decode("latin-1") for n in set(lengths) - heads.keys()}
+        both = [None] * (2 * len(data))
+        both[0::2], both[1::2] = map(heads.__getitem__, lengths), data
+        digest.update("".join(both).encode("latin-1"))
     return digest
 
 

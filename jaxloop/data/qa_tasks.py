@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from jaxloop.data import duplicates, sources
+from jaxloop.data.delimited import Dialect
 
 QUESTION, ANSWER = "Question: {question}\nAnswer:", " {answer}"
 
@@ -140,6 +141,7 @@ def load(
     limit: int | None = None,
     count_tokens: Callable[[list[str]], Sequence[int]] | None = None,
     max_prompt_tokens: int | None = None,
+    dialect: Dialect = Dialect(),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training rows and test rows of a task: two frames with columns prompt and text, in the order
     of the source.
@@ -150,6 +152,7 @@ def load(
     splits        names of the two splits: of the data set, or in the column `split` of a file (default: train and the task's). Without a test
                   split (None, or a file without that column) and without a test_source, `held_out`
                   rows go to the test, drawn at random, the same ones every time
+    dialect       of csv and tsv files
     prompt, text  formats over the fields of the task (default: the task's)
     prompt_words  the first so many words of prompt and text together are the prompt, the rest is
     the text; shorter ones are dropped
@@ -181,7 +184,14 @@ def load(
     place = source or known.source
     first, second = splits or ("train", known.test)
     joined = join_words if known.read is _plain else 0
-    options = {"known": known, "formats": formats, "words": prompt_words, "join": joined, **about}
+    options = {
+        "known": known,
+        "formats": formats,
+        "words": prompt_words,
+        "join": joined,
+        "dialect": dialect,
+        **about,
+    }
     # Where there is no test split, what is held out comes from the same rows: no more of a large
     # corpus is read than both need.
     most = (
@@ -236,12 +246,12 @@ def load(
 
 
 def _pairs(
-    task, place, split, *, known, formats, words, join, name, revision, most=None
+    task, place, split, *, known, formats, words, join, name, revision, dialect, most=None
 ) -> tuple[pd.DataFrame, bool]:
     """(prompts and texts of one split, `most` at most; whether the source has splits)."""
     rows, report, found, local = [], {"rows": 0}, {"split": False}, sources.is_local(place)
     hub = {} if local else {"name": name, "revision": revision, "streaming": most is not None}
-    stream = sources.rows(place, split=split or "train", **hub)
+    stream = sources.rows(place, split=split or "train", dialect=dialect, **hub)
     stream = _chosen(stream, split if local else None, known.subset if local else "", name, found)
     for number, row in enumerate(_joined(stream, join) if join else stream, 1):
         report["rows"] += 1

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from jaxloop.data import chat, containers, corpora, delimited, docs, folders, reading
@@ -122,10 +123,15 @@ def load_texts(
     if min_tokens is not None or max_tokens is not None:
         texts = _in_length(texts, min_tokens, max_tokens, count_tokens, report, low, high)
     table: dict[str, list] = {}
+    digest = docs.digest_texts(())
     for batch in texts:
-        room = None if limit is None else limit - len(table.get("text", ()))
+        if limit is not None:
+            room = limit - len(table.get("text", ()))
+            batch = {column: values[:room] for column, values in batch.items()}
         for column, values in batch.items():
-            table.setdefault(column, []).extend(values[:room])
+            table.setdefault(column, []).extend(values)
+        # While they are in the processor's cache.
+        docs.digest_texts(batch["text"], digest)
         if limit is not None and len(table["text"]) >= limit:
             break
     if report["rows"] == 0:
@@ -139,20 +145,30 @@ def load_texts(
         )
     if "prompt" in table:
         _need_strings(table["prompt"], source, prompt_column or "prompt")
-    table = {
-        column: table[column]
-        for column in ("text", "domain", "prompt", *keep_columns)
-        if column in table
-    }
-    frame = pd.DataFrame(
-        {column: pd.Series(values, dtype=object) for column, values in table.items()}
+    frame = _frame(
+        {
+            column: table[column]
+            for column in ("text", "domain", "prompt", *keep_columns)
+            if column in table
+        }
     )
     frame.attrs = {
         "source": source,
-        "fingerprint": fingerprint(frame),
+        "fingerprint": digest.hexdigest(),
         "report": {**report, "kept": len(frame)},
     }
     return frame
+
+
+def _frame(table):
+    """A frame of dtype object from equally long lists, filled in the form that pandas keeps, which
+    it then need not copy.
+    """
+    cells_CN = np.empty((len(table), len(table["text"])), object)
+    for row_N, values in zip(cells_CN, table.values(), strict=True):
+        # Unlike an assignment of the list, this never looks into lists among the values.
+        row_N[:] = np.fromiter(values, object, len(values))
+    return pd.DataFrame(cells_CN.T, columns=list(table), dtype=object, copy=False)
 
 
 def rows(
@@ -163,6 +179,7 @@ def rows(
     name: str | None = None,
     revision: str | None = None,
     streaming: bool = False,
+    dialect: Dialect = Dialect(),
 ) -> Iterator[dict]:
     """The rows of any source that `load_texts` knows, one dict each, in order; `columns`, where the
     source has them all, spares it the others.
@@ -170,7 +187,13 @@ def rows(
     Raises ValueError as `load_texts`; nothing is read before the first row is asked for.
     """
     for batch in batches(
-        source, columns=columns, split=split, name=name, revision=revision, streaming=streaming
+        source,
+        columns=columns,
+        split=split,
+        name=name,
+        revision=revision,
+        streaming=streaming,
+        dialect=dialect,
     ):
         if isinstance(batch, list):
             yield from batch

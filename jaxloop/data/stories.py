@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from jaxloop.data.delimited import Dialect
 from jaxloop.data.qa_tasks import TASKS
 from jaxloop.data.sources import label, rows
 
@@ -52,6 +53,7 @@ def read_stories(
     name: str | None = None,
     revision: str | None = None,
     limit: int | None = None,
+    dialect: Dialect = Dialect(),
 ) -> pd.DataFrame:
     """Stories of `count` sentences: columns beginning (all sentences but the last), ending (the
     last), title, source.
@@ -63,7 +65,8 @@ def read_stories(
     story for every `count` sentences in a row.
     split_column: the column of a file that names the split, where one file holds several; split,
     name, revision as in `load_texts`; limit: stop
-    after so many stories. `frame.attrs["report"]` counts rows, stories and what was left out.
+    after so many stories; dialect: of csv and tsv files. `frame.attrs["report"]` counts rows,
+    stories and what was left out.
     Raises ValueError, one sentence, for what cannot be read, a missing column, an empty sentence,
     or no story at all.
     """
@@ -73,7 +76,7 @@ def read_stories(
         )
     columns = [f"sentence{i + 1}" for i in range(count)]
     found, report = [], {"rows": 0, f"fewer than {count} sentences": 0}
-    for number, row in _rows(source, split, split_column, name, revision):
+    for number, row in _rows(source, split, split_column, name, revision, dialect):
         report["rows"] += 1
         title = str(row.get("storytitle") or row.get("title") or "")
         if set(columns) <= set(row):
@@ -128,6 +131,7 @@ def read_qa(
     name: str | None = None,
     revision: str | None = None,
     limit: int | None = None,
+    dialect: Dialect = Dialect(),
 ) -> pd.DataFrame:
     """Question-answer records: columns context (name of the document, "" where there is none),
     passage (its text, or ""), question, answer.
@@ -147,7 +151,7 @@ def read_qa(
         raise ValueError(f"qa.passage = {passage!r}: must be one of {', '.join(PASSAGES)}.")
     archive = _Archive(source, passage)
     found, report = [], {"rows": 0}
-    for number, row in _rows(source, split, split_column, name, revision):
+    for number, row in _rows(source, split, split_column, name, revision, dialect):
         report["rows"] += 1
         if isinstance(row.get("document"), dict):
             context, text, question, answer = _from_hub(row, passage)
@@ -203,10 +207,12 @@ def read_qa(
     return frame
 
 
-def _rows(source, split, split_column, name, revision) -> Iterator[tuple[int, dict]]:
+def _rows(source, split, split_column, name, revision, dialect) -> Iterator[tuple[int, dict]]:
     """(row number from 1 on, row) of a source; of those with a split column only the split's."""
     seen: set[str] = set()
-    for number, row in enumerate(rows(source, split=split, name=name, revision=revision), 1):
+    for number, row in enumerate(
+        rows(source, split=split, name=name, revision=revision, dialect=dialect), 1
+    ):
         if split_column is not None:
             if split_column not in row:
                 raise ValueError(

@@ -57,6 +57,7 @@ def read(
     import pandas as pd
 
     from jaxloop.data import load_texts
+    from jaxloop.data.delimited import Dialect
 
     more = (
         [settings.title_column]
@@ -65,7 +66,8 @@ def read(
     )
     columns = [settings.label_column, *(column for column in more if column is not None)]
     frame = load_texts(
-        settings.source, text_column=settings.body_column, keep_columns=columns, name=settings.name, split=settings.split, revision=settings.revision
+        settings.source, text_column=settings.body_column, keep_columns=columns, name=settings.name, split=settings.split, revision=settings.revision,
+        dialect=Dialect(settings.delimiter, settings.csv_options),
     )  # fmt: skip
     print_ = frame.attrs["fingerprint"]
     labels = frame[settings.label_column].map(lambda v: "" if v is None else str(v).strip())

@@ -17,7 +17,10 @@ from pydantic import Field
 import jaxloop
 from jaxloop import config
 from jaxloop.config import (
+    CSV_OPTIONS,
+    DELIMITER,
     Count,
+    CsvOptions,
     NonNegative,
     Positive,
     Probability,
@@ -77,6 +80,8 @@ class Data(Section):
     per_label: Count | None = Field(
         506, description="articles of each label, drawn with `seed`; none: all"
     )
+    delimiter: Text | None = DELIMITER
+    csv_options: CsvOptions = CSV_OPTIONS
     seed: Seed = Field(
         42, description="seed of the draw and of the order, the same for every chain"
     )

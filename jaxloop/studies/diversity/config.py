@@ -8,7 +8,10 @@ import pydantic
 from pydantic import Field
 
 from jaxloop.config import (
+    CSV_OPTIONS,
+    DELIMITER,
     Count,
+    CsvOptions,
     Fit,
     Lora,
     Models,
@@ -37,6 +40,8 @@ class Story(Section):
         ("mintujupally/ROCStories",),
         description="`jaxloop:NAME`, files or Hugging Face ids, read one after another",
     )
+    delimiter: Text | None = DELIMITER
+    csv_options: CsvOptions = CSV_OPTIONS
     text_column: Text = Field(
         "text",
         description="column of the story, where there are no columns sentence1, sentence2, …",
@@ -80,6 +85,8 @@ class QA(Section):
         "deepmind/narrativeqa",
         description="`jaxloop:NAME`, file or Hugging Face id: NarrativeQA, ARC, or columns",
     )
+    delimiter: Text | None = DELIMITER
+    csv_options: CsvOptions = CSV_OPTIONS
     passage: Literal["none", "summary", "full", "column"] = Field(
         "summary", description="document text in front of a question (not stated in the paper)"
     )

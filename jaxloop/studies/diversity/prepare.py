@@ -239,10 +239,16 @@ def read(settings: "Settings", task: str, count) -> Tables:
     """The records of a task, split. Raises ValueError as `data.stories` does, and where there are
     too few.
     """
-    return _read_story(settings, count) if task == "story" else _read_qa(settings, count)
+    from jaxloop.data.delimited import in_section
+
+    try:
+        return _read_story(settings, count) if task == "story" else _read_qa(settings, count)
+    except ValueError as error:
+        raise ValueError(in_section(str(error), task)) from None
 
 
 def _read_story(settings: "Settings", count) -> Tables:
+    from jaxloop.data.delimited import Dialect
     from jaxloop.data.stories import concatenate, read_stories
     from jaxloop.studies.diversity.sets import draw
 
@@ -251,6 +257,7 @@ def _read_story(settings: "Settings", count) -> Tables:
         "text_column": s.text_column,
         "count": s.sentences,
         "windows": s.windows,
+        "dialect": Dialect(s.delimiter, s.csv_options),
     }
 
     def table(sources, split, **more):
@@ -281,11 +288,16 @@ def _read_story(settings: "Settings", count) -> Tables:
 def _read_qa(settings: "Settings", count) -> Tables:
     import pandas as pd
 
+    from jaxloop.data.delimited import Dialect
     from jaxloop.data.stories import read_qa
     from jaxloop.studies.diversity.sets import contexts, draw
 
     s = settings.qa
-    options: dict[str, Any] = {"question_column": s.question_column, "passage": s.passage}
+    options: dict[str, Any] = {
+        "question_column": s.question_column,
+        "passage": s.passage,
+        "dialect": Dialect(s.delimiter, s.csv_options),
+    }
     options |= {
         "context_column": s.context_column,
         "passage_column": s.passage_column,

@@ -211,6 +211,7 @@ def _describe(settings: "Settings", name: str) -> tuple:
 def _read(settings: "Settings", models, reads_public: bool) -> tuple:
     """(data, tests, lines about them) of all corpora."""
     from jaxloop.data import qa_tasks as tasks
+    from jaxloop.data.delimited import Dialect, in_section
     from jaxloop.recursion import ledger
     from jaxloop.recursion.sources import Dataset
 
@@ -230,6 +231,7 @@ def _read(settings: "Settings", models, reads_public: bool) -> tuple:
             train, test = tasks.load(
                 t.task,
                 source=t.source,
+                dialect=Dialect(t.delimiter, t.csv_options),
                 name=t.name,
                 revision=t.revision,
                 test_source=t.test_source,
@@ -248,8 +250,10 @@ def _read(settings: "Settings", models, reads_public: bool) -> tuple:
                 max_prompt_tokens=min(settings.sample.max_prompt, settings.fit.max_length) - 2,
             )
         except ValueError as error:
+            section = "public" if name == PUBLIC else f"tasks.{name}"
+            said = in_section(str(error), section)
             raise ValueError(
-                f"config.{'public' if name == PUBLIC else f'tasks.{name}'}: {error}"
+                said if said.startswith("config.") else f"config.{section}: {said}"
             ) from None
         texts, prompts = list(train["text"]), list(train["prompt"])
         data[name] = Dataset(texts, prompts, fingerprint=ledger.fingerprint(texts, prompts))

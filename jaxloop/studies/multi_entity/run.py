@@ -17,7 +17,10 @@ from pydantic import Field
 
 import jaxloop
 from jaxloop.config import (
+    CSV_OPTIONS,
+    DELIMITER,
     Count,
+    CsvOptions,
     Fit,
     Models,
     NonNegative,
@@ -66,6 +69,8 @@ class Task(Section):
     source: Text | None = Field(
         None, description="`jaxloop:NAME`, file, folder or Hugging Face id; none: the task's own"
     )
+    delimiter: Text | None = DELIMITER
+    csv_options: CsvOptions = CSV_OPTIONS
     name: Text | None = Field(
         None,
         description="configuration of a Hugging Face dataset; none: the task's (ARC: ARC-Easy, "

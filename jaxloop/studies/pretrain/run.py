@@ -91,18 +91,16 @@ def split(texts: Sequence[str], share: float) -> list[bool]:
 
 def _read(settings: Settings):
     from jaxloop.data import docs, sources
+    from jaxloop.data.delimited import Dialect
 
     data = settings.data
     if docs.is_docs(data.source):
         frame = docs.read(data.source, data.domains or docs.PRETRAIN)
     else:
+        dialect = Dialect(data.delimiter, data.csv_options)
         frame = sources.load_texts(
-            data.source,
-            text_column=data.text_column,
-            split=data.split,
-            revision=data.revision,
-            limit=data.limit,
-        )
+            data.source, text_column=data.text_column, split=data.split, revision=data.revision, limit=data.limit, dialect=dialect
+        )  # fmt: skip
     held = split(frame["text"], data.held_out)
     if not any(held) or all(held):
         raise ValueError(

@@ -8,8 +8,11 @@ import pydantic
 from pydantic import Field
 
 from jaxloop.config import (
+    CSV_OPTIONS,
+    DELIMITER,
     Chain,
     Count,
+    CsvOptions,
     Fit,
     Models,
     NonNegative,
@@ -78,6 +81,8 @@ class Domain(Section):
     revision: Text | None = Field(None, description="commit of a Hugging Face dataset")
     rename: dict[str, Text] = Field({}, description="column of the source -> column of the recipe")
     text_column: Text = Field("text", description="column that holds the text (`plain`)")
+    delimiter: Text | None = DELIMITER
+    csv_options: CsvOptions = CSV_OPTIONS
     options: dict[str, Any] = Field(
         {}, description="options of the recipe, see studies/recursive_loops/data/recipes.py"
     )

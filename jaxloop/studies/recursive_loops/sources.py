@@ -151,6 +151,7 @@ def _key(settings: Settings, domain: Domain) -> str:
 
 
 def _clean(settings: Settings, name: str, domain: Domain, counter, path: Path) -> None:
+    from jaxloop.data import delimited
     from jaxloop.studies.recursive_loops.data import cleaning, recipes
 
     first, second, report = {}, {}, {}
@@ -179,6 +180,7 @@ def _clean(settings: Settings, name: str, domain: Domain, counter, path: Path) -
                 name=domain.name,
                 revision=domain.revision,
                 limit=domain.limit,
+                dialect=_dialect(domain),
                 **options,
             )
         steps = []
@@ -195,7 +197,7 @@ def _clean(settings: Settings, name: str, domain: Domain, counter, path: Path) -
         stream = cleaning.clean(_scalars(stream), steps, second)
         cleaning.write_parquet(path, _reported(stream, report, first, second), report)
     except ValueError as error:
-        text = str(error)
+        text = delimited.in_section(str(error), f"domains.{name}")
         raise ValueError(
             text if text.startswith(("data.", "config.")) else f"config.domains.{name}: {text}"
         ) from error
@@ -208,6 +210,12 @@ def _reported(stream, report, *parts):
         report |= part
 
 
+def _dialect(domain: Domain):
+    from jaxloop.data.delimited import Dialect
+
+    return Dialect(domain.delimiter, domain.csv_options)
+
+
 def _plain_rows(domain: Domain):
     from jaxloop.data import sources
 
@@ -215,7 +223,12 @@ def _plain_rows(domain: Domain):
         for source in domain.source:
             for split in domain.splits or ("train",):
                 yield from sources.rows(
-                    source, split=split, name=domain.name, revision=domain.revision, streaming=True
+                    source,
+                    split=split,
+                    name=domain.name,
+                    revision=domain.revision,
+                    streaming=True,
+                    dialect=_dialect(domain),
                 )
                 if sources.is_local(source):
                     break

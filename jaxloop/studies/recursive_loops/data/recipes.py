@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxloop.data import sources
+from jaxloop.data.delimited import Dialect
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.studies.recursive_loops.data import cleaning
 from jaxloop.studies.recursive_loops.data.cleaning import Counter, Row, Step
@@ -215,6 +216,7 @@ def clean_dataset(
     revision: str | None = None,
     streaming: bool = True,
     limit: int | None = None,
+    dialect: Dialect = Dialect(),
     **options,
 ) -> Iterator[Row]:
     """The clean rows of one of `RECIPES`, in a stream of bounded memory.
@@ -230,6 +232,7 @@ def clean_dataset(
       rename: {column of the source: column of the recipe}.
       name, revision, streaming: of a Hugging Face dataset.
       limit: read no more than this many rows.
+      dialect: of csv and tsv files.
       options: of the recipe's function.
 
     Raises: ValueError for an unknown dataset or option, a column that is missing, a source that
@@ -264,15 +267,20 @@ def clean_dataset(
     else:
         found = [source] if isinstance(source, str | Path) else list(source)
         splits = ("train",) if splits is None else splits
-    stream = _rows(found, splits, name, revision, streaming, rename or {}, recipe, dataset)
+    stream = _rows(found, splits, name, revision, streaming, rename or {}, recipe, dataset, dialect)
     return cleaning.clean(itertools.islice(stream, limit), steps, report)
 
 
-def _rows(found, splits, name, revision, streaming, rename, recipe, dataset):
+def _rows(found, splits, name, revision, streaming, rename, recipe, dataset, dialect):
     for source in found:
         for split in splits[:1] if sources.is_local(source) else splits:
             stream = sources.rows(
-                source, split=split, name=name, revision=revision, streaming=streaming
+                source,
+                split=split,
+                name=name,
+                revision=revision,
+                streaming=streaming,
+                dialect=dialect,
             )
             for number, row in enumerate(stream):
                 row = {rename.get(column, column): value for column, value in row.items()}
