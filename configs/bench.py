@@ -1,5 +1,6 @@
-"""Microbenchmarks: training steps/s, useful tokens/s, texts/s against the number of chains;
-argument train, decode or chains.
+"""Microbenchmarks of training and decoding against the number of chains.
+
+Steps/s, useful tokens/s and texts/s. Arguments: `:train`, `:decode`, `:chains`.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,7 @@
-"""Bias amplification (arXiv 2410.15234): GPT-2 continues 1,518 labelled articles, eleven
-generations; `:tiny` on two cores, `:classifier`, `:constrained`.
+"""Bias amplification (arXiv 2410.15234): GPT-2 continues labelled articles.
+
+1,518 articles, eleven generations. Arguments: `:tiny` for two cores, `:classifier`,
+`:constrained`.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +42,7 @@ def _paper():
     c.chain.generations = 11
     c.chain.setups = ("greedy", "beam", "nucleus", "overfit", "preserve", "accumulate")
     c.chain.seeds = (42, 43, 44, 45)  # the paper has one chain per setup, so no interval
-    c.chain.reading = "released"  # one training example per line; `paper`: whole articles
+    c.chain.variant = "released"  # one training example per line; `paper`: whole articles
 
     c.classifier = ConfigDict()
     c.classifier.model = "wu981526092/bias_classifier_roberta"
@@ -55,7 +57,7 @@ def _paper():
     c.measure = ConfigDict()
     c.measure.detector = "madhurjindal/autonlp-Gibberish-Detector-492513457"
     c.neurons = ConfigDict(dict(tensor="down_norm", average="tokens"))
-    c.run = ConfigDict(dict(micro_batch=4))  # chains of GPT-2 that are trained in one program
+    c.run = ConfigDict(dict(chains_per_program=4))
     return c
 
 
@@ -87,7 +89,7 @@ def _center(c):
 def _constrained(c):
     c.title = "A constraint on the bias projection"
     c.chain.setups = ("greedy", "constrained")
-    c.projection = ConfigDict(
+    c.gradient_constraint = ConfigDict(
         dict(
             direction="fit", toward="From the Right", away="From the Left", gam=1e4, per="direction"
         )
@@ -115,7 +117,7 @@ def _tiny(c):
     )  # the tiny bases know no politics
     c.chain.generations = 5
     c.chain.seeds = (0, 1, 2, 3)
-    c.chain.reading = "paper"
+    c.chain.variant = "paper"
     c.chain.block = 32
     c.chain.overfit_epochs = 5.0  # five times as many as the others, as in the paper
 
@@ -136,6 +138,6 @@ def _tiny(c):
 
     c.run = ConfigDict()
     c.measure = ConfigDict(dict(quality_articles=12))
-    c.projection = ConfigDict(dict(direction="fit", toward="R", away="D", texts=16))
+    c.gradient_constraint = ConfigDict(dict(direction="fit", toward="R", away="D", texts=16))
     c.neurons = ConfigDict(dict(texts=16, max_length=96))
     return c

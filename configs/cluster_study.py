@@ -1,5 +1,6 @@
-"""Which properties of human text go with the shift: chains on clusters of each dataset at r = 1/8
-and 1/4 (section 4); argument paper or tiny.
+"""Which properties of human text predict the shift: chains on clusters (section 4).
+
+Clusters of each dataset, r = 1/8 and 1/4. Scales: `:paper` (the default) and `:tiny`.
 """
 
 from jaxloop.studies.recursive_loops import scales

@@ -1,5 +1,6 @@
-"""The shift in five datasets against the synthetic share (figures 2 and 3 of arXiv 2504.03814);
-argument paper or tiny.
+"""The shift in five datasets against the synthetic share.
+
+Figures 2 and 3 of arXiv 2504.03814. Scales: `:paper` (the default) and `:tiny`.
 """
 
 from jaxloop.studies.recursive_loops import scales

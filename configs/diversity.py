@@ -1,5 +1,6 @@
-"""Diversity of generated data (arXiv 2506.19262): seven levels, mixtures, sizes, three model sizes,
-other architectures; `:tiny` on two cores.
+"""Diversity of generated data (arXiv 2506.19262): levels, mixtures, sizes, architectures.
+
+Seven levels of diversity, three model sizes. Argument: `:tiny` for two cores.
 """
 
 from ml_collections import ConfigDict
@@ -161,7 +162,7 @@ def _tiny(c):
     c.sizes = ConfigDict(dict(levels=(0, 6), qa=(18, 36), story=(48, 96), models=(gpt2,)))
     c.architectures = ConfigDict(dict(levels=(0, 6), ratios=(0.0, 1.0), qa=(36,), story=(48,)))
     c.control = ConfigDict(dict(qa=36, story=48, duplicates=(0.0, 0.5, 1.0), shifts=(0.0, 1.0)))
-    c.fit = ConfigDict(dict(batch_size=8, max_length=128, length_classes=2))
+    c.fit = ConfigDict(dict(batch_size=8, max_length=128, length_buckets=2))
     c.fit.learning_rate = (
         2e-3  # 1.7 M parameters take, and need, a larger one than the paper's models
     )

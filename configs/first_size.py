@@ -1,5 +1,6 @@
-"""Generation 0 trained on 4,000 (the released code) or 8,000 human texts (the paper): relative
-scores divide by it; argument paper or tiny.
+"""Generation 0 on 4,000 (the released code) or 8,000 human texts (the paper).
+
+Relative scores divide by it. Scales: `:paper` (the default) and `:tiny`.
 """
 
 from jaxloop.studies.recursive_loops import scales

@@ -1,5 +1,6 @@
-"""Adapters, full fine-tuning and training from scratch in the same chains, at one learning rate;
-argument paper or tiny.
+"""Adapters, full fine-tuning and training from scratch, at one learning rate.
+
+In the same chains. Scales: `:paper` (the default) and `:tiny`.
 """
 
 from jaxloop.studies.recursive_loops import scales

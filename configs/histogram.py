@@ -1,5 +1,6 @@
-"""The biased histogram and its U-shape, in the literal reading, which cannot have one, and in one
-that has it.
+"""The U-shape of a biased histogram, in both variants of the paper.
+
+The literal variant cannot have one; the other has it.
 """
 
 from ml_collections import ConfigDict

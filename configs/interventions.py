@@ -1,5 +1,6 @@
-"""Choosing which synthetic texts enter the pool: the best, the most diverse, and the random
-control; argument paper or tiny.
+"""Choosing which synthetic texts enter the pool: best, most diverse, random control.
+
+Scales: `:paper` (the default) and `:tiny`.
 """
 
 from jaxloop.studies.recursive_loops import scales

@@ -1,5 +1,6 @@
-"""Chains on short, medium and long human text (a split that the paper made and did not publish);
-argument paper or tiny.
+"""Chains on short, medium and long human text.
+
+A split that the paper made and did not publish. Scales: `:paper` (the default) and `:tiny`.
 """
 
 from jaxloop.studies.recursive_loops import scales

@@ -1,5 +1,6 @@
-"""Linear models of four entities that read each other: closed form against drawn labels, relative
-efficiency and its optimum.
+"""Linear models of four entities that read each other: closed form and simulation.
+
+Drawn labels, relative efficiency and its optimum.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,7 @@
-"""One to twenty models per generation that share one pool (C.1, figure 9); argument paper or tiny."""
+"""One to twenty models per generation that share one pool (C.1, figure 9).
+
+Scales: `:paper` (the default) and `:tiny`.
+"""
 
 from jaxloop.studies.recursive_loops import scales
 

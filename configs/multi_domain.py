@@ -1,5 +1,6 @@
-"""Three domains in one chain: does one domain's text shift another's? (figure 4); argument paper or
-tiny.
+"""Three domains in one chain: does the text of one shift another? (figure 4)
+
+Scales: `:paper` (the default) and `:tiny`.
 """
 
 from jaxloop.studies.recursive_loops import scales

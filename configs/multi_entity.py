@@ -1,5 +1,7 @@
-"""Models that train on each other's text (arXiv 2505.21677): OPT-350m on SciQ and GSM8K, alpha and
-beta in {0, 1/2, 1}; :three, :llama, :tiny.
+"""Models that train on each other's text (arXiv 2505.21677).
+
+OPT-350m on SciQ and GSM8K, alpha and beta in {0, 1/2, 1}. Arguments: `:three`, `:llama`,
+`:tiny`.
 """
 
 from ml_collections import ConfigDict
@@ -57,7 +59,7 @@ def paper(scale):
     c.fit.warmup_steps = 3
     c.fit.weight_decay = 0.0
     c.fit.max_length = 512
-    c.fit.loss_on = "all"
+    c.fit.completion_only = False
     c.fit.dtype = "bfloat16"
 
     # 32 bits of every weight of a model lie in the host's memory, twice.
@@ -103,7 +105,7 @@ def tiny():
     c.fit.learning_rate = 4e-3
     c.fit.warmup_steps = 1
     c.fit.max_length = 48
-    c.fit.length_classes = 1
+    c.fit.length_buckets = 1
     c.fit.dtype = "float32"
 
     c.sample.temperature = (

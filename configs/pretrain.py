@@ -1,5 +1,6 @@
-"""The four tiny bases of the repository, from scratch: a tokenizer and Llama, Qwen2, GPT-2 and OPT
-models on docstring prose.
+"""The four tiny base models from scratch, on docstring prose.
+
+A tokenizer and Llama, Qwen2, GPT-2 and OPT models.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,7 @@
-"""Chains on human text of one quality each (figures 10 and 11); argument paper or tiny."""
+"""Chains on human text of one quality each (figures 10 and 11).
+
+Scales: `:paper` (the default) and `:tiny`.
+"""
 
 from jaxloop.studies.recursive_loops import scales
 

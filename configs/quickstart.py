@@ -1,5 +1,6 @@
-"""Collapse in five minutes on two cores: r in {1/8, 1}, two seeds, ten generations, four tiny
-bases, the embedded `docs` text.
+"""Collapse in five minutes on two cores.
+
+r in {1/8, 1}, two seeds, ten generations, four tiny bases, the embedded `docs` text.
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +36,7 @@ def get_config():
     c.fit.batch_size = 16
     c.fit.learning_rate = 2e-3  # tiny bases take, and need, a larger one than 1B models
     c.fit.max_length = 96
-    c.fit.length_classes = 2  # each is compiled for each base: fewer of them start sooner
+    c.fit.length_buckets = 2  # each is compiled for each base: fewer of them start sooner
 
     c.sample = ConfigDict()
     c.sample.max_new_tokens = 64

@@ -1,5 +1,6 @@
-"""Quality and diversity against the share of synthetic text (figures 2, 3 of arXiv 2504.03814);
-argument paper or tiny.
+"""Quality and diversity against the share of synthetic text (figures 2 and 3).
+
+Of arXiv 2504.03814. Scales: `:paper` (the default) and `:tiny`.
 """
 
 from jaxloop.studies.recursive_loops import scales

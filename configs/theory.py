@@ -1,5 +1,6 @@
-"""The closed forms of the literature against simulation: replace, accumulate, subsample, ridge,
-Gaussian, categorical and kernel chains.
+"""The closed forms of the literature against simulation.
+
+Replace, accumulate, subsample, ridge, Gaussian, categorical and kernel chains.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,6 @@
-"""Weighted maximum likelihood of Beta distributions, both readings of the paper: pure sharpening,
-exactly and in chains of fits.
+"""Weighted maximum likelihood of Beta distributions, in both variants of the paper.
+
+Pure sharpening, exactly and in chains of fits.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The command line: parsing, the catalogue, the bug-report block, and how a refusal is shown.
+"""The command line: what is asked for, what is printed, and how a refusal is shown.
 
 Exit codes: 0 done · 1 an error that is ours (traceback shown) · 2 bad input (one line on stderr) ·
 3 finished, but some chains failed (named in the report) · 4 finished, but a formula and a
@@ -6,12 +6,14 @@ simulation disagree (flagged in the report) · 28 disk full (the generation befo
 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
 """
 
+import logging as standard_logging
 import pathlib
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import NoReturn
 
 from absl import flags, logging
 
@@ -23,33 +25,50 @@ from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_INTERRUPTED, EXIT_REFUS
 
 HELP = """jaxloop: recursive training of language models
 
-  python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first    run a study; the same command again resumes
-      --config.SECTION.FIELD=VALUE     change one field (lists with commas: --config.chain.ratios=1/8,1)
+  python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first
+                                   run a study; the same command again resumes it
+      --config.SECTION.FIELD=VALUE     change a field (lists: --config.chain.ratios=1/8,1)
       --config=FILE.py:ARGUMENT        give the config file an argument, such as a scale
-      --config=NAME[:ARGUMENT]         a config that comes with jaxloop (--list), from any folder
-  python -m jaxloop.main --config=FILE.py --validate      check the config, its data and its models; then stop
-  python -m jaxloop.main --config=FILE.py --plan          what it would cost: chains, tokens, memory, time; train nothing
-      --for=TARGET                     … on hardware that is absent: h100, h200, a100, v5e-8, v5p-8, v6e-8, or cpu; compiles, runs nothing
-  python -m jaxloop.main --list                           the studies and the configs
-  python -m jaxloop.main --config=FILE.py --fields        every field of the config: default, what is allowed, meaning
-  python -m jaxloop.main --env                            versions and devices, for a bug report
-  python -m jaxloop.main cache --info                     what is kept in the cache folder (compiled programs, data sets); --clear deletes it
+      --config=NAME[:ARGUMENT]         a config that comes with jaxloop, from any folder
       --debug                          show the traceback of a refusal
+  python -m jaxloop.main --config=FILE.py --validate
+                                   check the config, its data and its models; then stop
+  python -m jaxloop.main --config=FILE.py --plan
+                                   what it would cost: chains, tokens, memory, time; train nothing
+      --for=TARGET                     … on hardware that is absent: h100, h200, a100, v5e-8,
+                                       v5p-8, v6e-8, or cpu; compiles, runs nothing
+  python -m jaxloop.main --config=FILE.py --fields
+                                   every field of the config: default, what is allowed, meaning
+  python -m jaxloop.main --list    the studies and the configs
+  python -m jaxloop.main --env     versions and devices, for a bug report
+  python -m jaxloop.main cache --info
+                                   what is kept in the cache folder (compiled programs, data sets);
+                                   --clear deletes it
 
 Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed,
-4 a formula and a simulation disagree, 28 disk full, 130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
+4 a formula and a simulation disagree, 28 disk full,
+130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
 
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
 
 
-class Command(NamedTuple):
-    """One parsed command line."""
+@dataclass(frozen=True)
+class Command:
+    """One parsed command line.
+
+    Attributes:
+        action: "run", "cache", or one of `ACTIONS`.
+        argv: the whole command line.
+        config: what stands after `--config=`.
+        overrides: (dotted field, value as text) of every `--config.FIELD=VALUE`.
+        target: the hardware of `--plan --for`.
+    """
 
     action: str
-    config: str | None
-    overrides: tuple[tuple[str, str], ...]
-    workdir: pathlib.Path | None
     argv: tuple[str, ...]
+    config: str | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
+    workdir: pathlib.Path | None = None
     debug: bool = False
     target: str | None = None
 
@@ -70,11 +89,16 @@ def _flags() -> flags.FlagValues:
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """The command of `sys.argv`. A command line that makes no sense ends the process: one line,
-    exit code 2.
+    """Return the command of `sys.argv`.
+
+    A command line that makes no sense ends the process: one line on standard error, exit code 2.
     """
-    flags.FLAGS.mark_as_parsed()  # absl's own flags keep their defaults; ours are not global
+    # absl's own flags keep their defaults; ours are not global.
+    flags.FLAGS.mark_as_parsed()
     logging.set_verbosity(logging.WARNING)
+    # Warnings from before a run has its log are lines without the place in our code.
+    plain = standard_logging.Formatter("%(levelname)s %(name)s: %(message)s")
+    logging.get_absl_handler().setFormatter(plain)
     try:
         return _parse(list(argv))
     except ValueError as error:
@@ -83,65 +107,77 @@ def parse(argv: Sequence[str]) -> Command:
 
 def _parse(argv: list[str]) -> Command:
     if len(argv) == 1:
-        return Command("help", None, (), None, tuple(argv))
+        return Command("help", tuple(argv))
     if argv[1] == "cache":
-        user_cache.asked(argv[2:])
-        return Command("cache", None, (), None, tuple(argv))
-    rest, overrides = _take_overrides(argv[1:])
-    rest = ["--help" if word == "-h" else word for word in rest]
+        user_cache.requested_action(argv[2:])
+        return Command("cache", tuple(argv))
+    words, overrides = _take_overrides(argv[1:])
+    values = _read_flags([argv[0], *("--help" if word == "-h" else word for word in words)])
+    actions = [action for action in ACTIONS if values[action].value]
+    if len(actions) > 1:
+        raise ValueError(f"--{actions[0]} and --{actions[1]} cannot be used together")
+    command = Command(
+        action=actions[0] if actions else "run",
+        argv=tuple(argv),
+        config=values.config,
+        overrides=tuple(overrides),
+        workdir=pathlib.Path(values.workdir) if values.workdir else None,
+        debug=values.debug,
+        target=values["for"].value,
+    )
+    _check_complete(command)
+    return command
+
+
+def _read_flags(argv: list[str]) -> flags.FlagValues:
     values = _flags()
     try:
-        positional = values([argv[0], *rest])[1:]
+        positional = values(argv)[1:]
     except flags.Error as error:
         unknown = re.search(r"Unknown command line flag '([^']*)'", str(error))
         if not unknown:
             raise ValueError(" ".join(str(error).split())) from None
-        names = ["config", "workdir", *ACTIONS, "for", "debug"]
-        raise ValueError(f"--{unknown[1]} is not a flag; {_flag_hint(unknown[1], names)}") from None
+        raise ValueError(f"--{unknown[1]} is not a flag; {_flag_hint(unknown[1])}") from None
     if positional:
         raise ValueError(f"'{positional[0]}' was not understood; options start with --, see --help")
-    asked = [action for action in ACTIONS if values[action].value]
-    if len(asked) > 1:
-        raise ValueError(f"--{asked[0]} and --{asked[1]} cannot be used together")
-    action = asked[0] if asked else "run"
-    if action in ("run", "fields", "validate", "plan") and not values.config:
+    return values
+
+
+def _check_complete(command: Command) -> None:
+    if command.action in ("run", "fields", "validate", "plan") and not command.config:
         raise ValueError(
             "--config is missing: a config such as --config=quickstart (all of them: --list)"
         )
-    target = values["for"].value
-    if target is not None and action != "plan":
-        raise ValueError(f"--for={target} belongs to --plan: it says for what hardware the plan is")
-    if action == "run" and not values.workdir:
+    if command.target is not None and command.action != "plan":
+        raise ValueError(
+            f"--for={command.target} belongs to --plan: it says for what hardware the plan is"
+        )
+    if command.action == "run" and not command.workdir:
         raise ValueError(
             "--workdir is missing: the directory to write to, such as --workdir=runs/first"
         )
-    workdir = pathlib.Path(values.workdir) if values.workdir else None
-    return Command(
-        action, values.config, tuple(overrides), workdir, tuple(argv), values.debug, target
-    )
 
 
-def _flag_hint(name: str, names: Sequence[str]) -> str:
-    near = config.nearest(name, names)
-    if near:
+def _flag_hint(name: str) -> str:
+    names = ["config", "workdir", *ACTIONS, "for", "debug"]
+    if near := config.nearest(name, names):
         return f"did you mean --{near}?"
-    return (
-        f"a field of the config is set with --config.{name}=…"
-        if "." in name
-        else f"there are --{', --'.join(names)}"
-    )
+    if "." in name:
+        return f"a field of the config is set with --config.{name}=…"
+    return f"there are --{', --'.join(names)}"
 
 
-def _take_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Splits `--config.a.b=c`, `--config.a.b c` and the bare `--config.a.b` (true) from the other
-    words.
+def _take_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """(other words, overrides) of a command line.
+
+    Overrides are `--config.a.b=c`, `--config.a.b c`, and the bare `--config.a.b`, which is true.
     """
-    rest, overrides, words = [], [], list(words)
+    words, others, overrides = list(argv), [], []
     while words:
         word = words.pop(0)
         match = re.fullmatch(r"--?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
         if not match:
-            rest.append(word)
+            others.append(word)
             continue
         path, value = match.groups()
         if not path:
@@ -149,23 +185,20 @@ def _take_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, st
         if value is None:
             value = words.pop(0) if words and not words[0].startswith("-") else "true"
         overrides.append((path, value))
-    return rest, overrides
-
-
-# ---- refusing
-# ---------------------------------------------------------------------------------------------------------
+    return others, overrides
 
 
 def refuse(error: BaseException | str, code: int = EXIT_REFUSED) -> NoReturn:
-    """One line on stderr, and the end of the process."""
+    """Print one line on standard error and end the process."""
     line = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
     print(f"jaxloop: {line}", file=sys.stderr)
     sys.exit(code)
 
 
 def guarded(main: Callable[[Command], int], command: Command) -> int:
-    """`main(command)`, where a refusal of ours ends as one line and exit code 2. Anything else is
-    an error of ours and keeps its traceback.
+    """Return `main(command)`; a refusal of ours ends the process with one line and exit code 2.
+
+    Any other exception is an internal error and keeps its traceback.
     """
     try:
         return main(command)
@@ -180,9 +213,7 @@ def guarded(main: Callable[[Command], int], command: Command) -> int:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Raised by the toolkit itself, or by the file system: not by a library that was handed
-    something wrong inside.
-    """
+    """Whether jaxloop or the file system raised it, not a library that was called wrongly."""
     if isinstance(error, OSError):
         return error.filename is not None
     origin = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -190,24 +221,19 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def say(text: str) -> int:
-    """Prints and returns the exit code of success."""
+    """Print, and return the exit code of success."""
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
     return 0
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Two aligned columns."""
-    width = max((len(what) for what, _ in rows), default=0)
-    return "\n".join(f"{what:<{width}}  {amount}" for what, amount in rows)
-
-
-# ---- --list
-# ---------------------------------------------------------------------------------------------------------
+    """Return the rows as two aligned columns."""
+    width = max((len(left) for left, _ in rows), default=0)
+    return "\n".join(f"{left:<{width}}  {right}" for left, right in rows)
 
 
 def listing() -> str:
-    """What can be run: the studies, and the config files with the first line of their docstrings."""
-    kinds = [(name, study.line) for name, study in studies.STUDIES.items()]
-    return (
-        f"Studies (config.study)\n{table(kinds)}\n\nConfigs (--config=…)\n{table(catalogue.rows())}"
-    )
+    """Return what can be run: the studies and the configs, with a line on each."""
+    kinds = table([(name, entry.line) for name, entry in studies.STUDIES.items()])
+    configs = table(catalogue.rows())
+    return f"Studies (config.study)\n{kinds}\n\nConfigs (--config=…)\n{configs}"

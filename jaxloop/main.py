@@ -1,10 +1,7 @@
-"""`python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first
-[--config.chain.generations=5 …]`
+"""`python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first`
 
-Kept short: reading is in `config`, the command line in `cli`, the work in `studies`.
+Reading a config is in `config`, the command line in `cli`, the work in `studies`.
 """
-
-import sys
 
 from absl import app
 
@@ -14,8 +11,8 @@ from jaxloop.runtime import environment, user_cache
 
 
 def main(command: cli.Command) -> int:
-    """Carries out one parsed command and returns its exit code (see `cli`)."""
-    environment.refuse_a_clash()
+    """Carry out one parsed command and return its exit code (see `cli`)."""
+    environment.refuse_name_clash()
     if command.action == "help":
         return cli.say(cli.HELP)
     if command.action == "list":
@@ -23,32 +20,37 @@ def main(command: cli.Command) -> int:
     if command.action == "env":
         return cli.say(cli.table(environment.describe()))
     if command.action == "cache":
-        return cli.say(user_cache.act(command.argv[2:]))
+        return cli.say(user_cache.run_action(command.argv[2:]))
+    return _of_study(command)
+
+
+def _of_study(command: cli.Command) -> int:
+    """Show the fields of a config, check it, plan it, or run its study."""
+    assert command.config is not None  # `cli.parse` refuses a command without one
     if command.target is not None:
         cards.find(command.target)
         cards.keep_to_the_cpu()
     raw = config.read_file(command.config)
-    study = studies.load(raw.get("study"))
+    name = raw.get("study")
+    schema = studies.config_of(name)
     if command.action == "fields":
-        return cli.say(config.reference(study.Settings))
-    settings = config.build(study.Settings, config.override(raw, command.overrides, study.Settings))
+        return cli.say(config.reference(schema))
+    settings = config.build(schema, config.override(raw, command.overrides, schema))
+    if command.target is not None:
+        studies.check_target(name, command.target)
+    study = studies.load(name)
     if command.action == "validate":
         return cli.say("\n".join([*study.check(settings), f"{command.config} is valid"]))
     if command.action == "plan":
-        return cli.say(
-            cli.table(
-                study.plan(settings)
-                if command.target is None
-                else studies.plan_for(study, settings, command.target)
-            )
-        )
+        return cli.say(cli.table(study.plan(settings, command.target)))
+    assert command.workdir is not None  # as above
     return study.run(settings, command.workdir, argv=command.argv)
 
 
 def run() -> None:
-    """Console entry: refusals become one line on stderr and exit code 2."""
+    """Run the command of `sys.argv`; the console entry point, which ends the process."""
     app.run(lambda command: cli.guarded(main, command), flags_parser=cli.parse)
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    run()

@@ -13,8 +13,8 @@ def main(what: str) -> int:
         name, _, value = word.removeprefix("--").partition("=")
         flags.append((name.replace("-", "_"), value or "true"))
     try:
-        raw = config.override(config.read_file(f"configs/bench.py:{what}"), flags, bench.Settings)
-        settings = config.build(bench.Settings, raw)
+        raw = config.override(config.read_file(f"configs/bench.py:{what}"), flags, bench.CONFIG)
+        settings = config.build(bench.CONFIG, raw)
         bench.check(settings)
         bench.measure(settings)
     except ValueError as error:

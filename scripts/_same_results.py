@@ -53,6 +53,7 @@ LEFT_OUT = (
         r"config fingerprint",
         "names of config fields may change; config.json is compared where both have a value",
     ),
+    Left("fact", r"files of .*", "digests of the models' files, which not every page listed"),
     Left("fact", r"time", "a time"),
     Left("section", r"Config", "compared as config.json, where both have a value"),
     Left("section", r"Versions", "versions"),
@@ -60,6 +61,7 @@ LEFT_OUT = (
 )
 # Fields of settings may have another name or be new: the values that both sides have are compared.
 SETTINGS_FILES, SETTINGS_COLUMNS = ("config.json",), ("fit", "decoder")
+PLANNED = ("slots", "slots_per_adapter", "texts_per_job", "texts_per_call", "chains_per_call")
 KINDS = ("texts", "tables", "adapters", "other")
 _ABSENT = "(absent)"
 
@@ -201,7 +203,15 @@ def _shared_settings(before, after):
         loaded = json.loads(before), json.loads(after)
     except (TypeError, ValueError):
         return before, after
+    loaded = tuple(_unplanned(settings) for settings in loaded)
     return _shared(*loaded), _shared(*reversed(loaded))
+
+
+def _unplanned(settings):
+    """The settings with None where 0 says that a number is planned, as it did in version 0.1.0."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: None if name in PLANNED and not v else v for name, v in settings.items()}
 
 
 def same(one, other) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from jaxloop.data.sources import load_texts
-from jaxloop.metrics.classifiers import fit_classifier
+from jaxloop.metrics.classifier_training import fit_classifier
 
 
 def read(task: str, column: str, seed: int) -> tuple[str, pd.DataFrame]:

@@ -37,20 +37,22 @@ def make(folder: Path, gigabytes: float) -> None:
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from jaxloop.lm.io.config_json import config
-    from jaxloop.lm.model.config import Spec, count_parameters, table
+    from jaxloop.lm.io.config_json import config_fields
+    from jaxloop.lm.model.config import ModelConfig, count_parameters, table
 
     shape = dict(
-        vocab=VOCAB,
-        width=WIDTH,
-        heads=HEADS,
-        kv_heads=KV,
-        head_size=WIDTH // HEADS,
-        mlp=MLP,
-        context=2048,
+        vocab_size=VOCAB,
+        d_model=WIDTH,
+        num_heads=HEADS,
+        num_kv_heads=KV,
+        head_dim=WIDTH // HEADS,
+        d_ff=MLP,
+        max_seq_len=2048,
     )
-    one, two = (count_parameters(Spec("llama", layers=n, **shape)) for n in (1, 2))
-    spec = Spec("llama", layers=max(1, round((gigabytes * 5e8 - one) / (two - one)) + 1), **shape)
+    one, two = (count_parameters(ModelConfig("llama", num_layers=n, **shape)) for n in (1, 2))
+    model_config = ModelConfig(
+        "llama", num_layers=max(1, round((gigabytes * 5e8 - one) / (two - one)) + 1), **shape
+    )
     rng, where, held, number = np.random.default_rng(0), {}, {}, 0
 
     def close():
@@ -60,8 +62,8 @@ def make(folder: Path, gigabytes: float) -> None:
         where.update({name: f"model-{number:05d}.safetensors" for name in held})
         held = {}
 
-    for p in table(spec):
-        for i in range(spec.layers if p.path[0] == "layers" else 1):
+    for p in table(model_config):
+        for i in range(model_config.num_layers if p.path[0] == "layers" else 1):
             for source in p.sources:
                 rows = (*p.shape[:-1], source.width)
                 values = rng.integers(
@@ -75,7 +77,9 @@ def make(folder: Path, gigabytes: float) -> None:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": where})
     )
-    (folder / "config.json").write_text(json.dumps(config(spec) | {"eos_token_id": 0}))
+    (folder / "config.json").write_text(
+        json.dumps(config_fields(model_config) | {"eos_token_id": 0})
+    )
     letters = pre_tokenizers.ByteLevel.alphabet()
     backend = Tokenizer(
         models.BPE({"<end>": 0} | {letter: i for i, letter in enumerate(sorted(letters), 1)}, [])

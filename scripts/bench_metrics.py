@@ -13,8 +13,6 @@ for a core does not lengthen.
 import argparse
 import json
 import os
-import statistics
-import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -22,6 +20,7 @@ from importlib.metadata import version
 import _root  # noqa: F401
 import jax
 import numpy as np
+from _peer_rows import row
 
 from jaxloop.data.sources import load_texts
 from jaxloop.metrics import (
@@ -39,71 +38,6 @@ from jaxloop.metrics import (
 
 PARTS = ("self_bleu", "texts", "embeddings", "encoder", "quickstart")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-def timed(calls, now, repeats, enough):
-    """Seconds of each of repeats[i] runs of calls[i] after a warm-up, in turn, and the last
-    results; a call whose warm-up takes enough[i] seconds is not run again.
-    """
-    seconds, results = [[] for _ in calls], [None for _ in calls]
-    for number in range(max(repeats) + 1):
-        for i, call in enumerate(calls):
-            if number > repeats[i] or (seconds[i] and seconds[i][0] >= enough[i]):
-                continue
-            start = now()
-            results[i] = call()
-            seconds[i].append(now() - start)
-    return [s[1:] or s for s in seconds], results
-
-
-def row(
-    args,
-    name,
-    call,
-    repeats,
-    peer=None,
-    peer_name="",
-    tolerance=None,
-    scale=1.0,
-    same=lambda ours: ours,
-    enough=2.0,
-):
-    """Times `call` and, if given and asked for, `peer` (whose seconds are multiplied by `scale`),
-    in turn, compares their results, prints a line.
-    """
-    peer = peer if args.peer else None
-    both = [call, peer] if peer else [call]
-    (seconds, *times), (ours, *theirs) = timed(both, args.now, (repeats, 3), (float("inf"), enough))
-    entry = {
-        "name": name,
-        "seconds": statistics.median(seconds),
-        "least": min(seconds),
-        "most": max(seconds),
-        "repeats": repeats,
-    }
-    line = f"{name:<58}{entry['seconds']:>10.4f} s"
-    if peer:
-        entry |= {
-            "peer": peer_name,
-            "peer_seconds": statistics.median(times[0]) * scale,
-            "peer_repeats": len(times[0]),
-            "peer_scaled_by": scale,
-        }
-        entry["ratio"] = entry["peer_seconds"] / entry["seconds"]
-        line += f"{entry['peer_seconds']:>12.3f} s {entry['ratio']:>10.1f}x  {peer_name}"
-        if tolerance is not None:
-            entry["difference"] = float(
-                np.abs(np.asarray(same(ours), float) - np.asarray(theirs[0], float)).max()
-            )
-            if entry["difference"] > tolerance:
-                sys.exit(
-                    f"{name}: differs from {peer_name} by {entry['difference']:.3g}, more than "
-                    f"{tolerance:g}"
-                )
-            line += f", equal to {entry['difference']:.0e}"
-    args.rows.append(entry)
-    print(line, flush=True)
-    return entry["seconds"]
 
 
 def self_bleu_rows(texts, args):
@@ -263,10 +197,11 @@ def quickstart_rows(args):
     from jaxloop.studies.chain import measure as chain_measure
     from jaxloop.studies.chain import prepare
     from jaxloop.studies.chain import run as chain
+    from jaxloop.studies.common import models as base_models
 
     raw = config.read_file("configs/quickstart.py")
     changes = [("chain.generations", "2"), ("models.pool", raw["models"]["pool"][0])]
-    settings = config.build(chain.Settings, config.override(raw, changes, chain.Settings))
+    settings = config.build(chain.CONFIG, config.override(raw, changes, chain.CONFIG))
     prepared = prepare.prepare(settings)
     written, ends = {}, {}
     with (
@@ -282,7 +217,7 @@ def quickstart_rows(args):
             return found
 
         driver.run(
-            prepare.family(settings),
+            base_models.family(settings.models, settings.run),
             prepared.chains,
             prepared.data,
             prepared.driver,

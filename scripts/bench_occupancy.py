@@ -4,9 +4,9 @@ the real decoder on a toy model.
 python scripts/bench_occupancy.py [--engine=rows|blocks] [--chains=1,16,64] [--texts=4000]
 [--slots=0] [--mean=60] [--longest=300]
 
-Lengths are a log-normal mix with a long tail, as in `bench_decode.py`; jobs, calls, lanes and slots
-are those that a study on an accelerator would have. The result does not depend on the device that
-runs this.
+Lengths are a log-normal mix with a long tail, as in `bench_decode.py`; jobs, calls, adapter groups
+and slots are those that a study on an accelerator would have. The result does not depend on the
+device that runs this.
 """
 
 import argparse
@@ -18,18 +18,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.lm.generation import decode_loop, row_kernels
+from jaxloop.config import LoraConfig, SampleConfig
+from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.generation.decode_rows import decode_rows
+from jaxloop.lm.generation.jobs import share_out, split_into_calls
+from jaxloop.lm.generation.options import GenerateOptions
+from jaxloop.lm.generation.prefill import prefill, unstack_layers
+from jaxloop.lm.generation.row_adapters import pack_for_rows
 from jaxloop.lm.generation.sampling import Sampler
-from jaxloop.lm.generation.scheduler import SampleSettings
-from jaxloop.lm.generation.slot_plan import calls, plan, share_out
+from jaxloop.lm.generation.slot_plan import plan_slots
+from jaxloop.lm.generation.slots import DecodeShape, Jobs, Requests
 from jaxloop.lm.model import lora
-from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.lm.target import Target
 
-TOY = Spec(
-    "llama", vocab=64, width=32, layers=1, heads=2, kv_heads=1, head_size=16, mlp=32, context=512
+TOY = ModelConfig(
+    "llama",
+    vocab_size=64,
+    d_model=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    d_ff=32,
+    max_seq_len=512,
 )
+LORA = LoraConfig(rank=4, alpha=4.0)
 
 
 def lengths_of(count: int, mean: int, longest: int, seed: int) -> np.ndarray:
@@ -40,51 +54,52 @@ def lengths_of(count: int, mean: int, longest: int, seed: int) -> np.ndarray:
 
 def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest: int) -> dict:
     """Steps and occupancy of chains that write `texts` texts each."""
-    settings = SampleSettings(engine=engine, slots=slots, max_new_tokens=longest)
+    sample = SampleConfig(engine=engine, slots=slots or None, max_new_tokens=longest)
     # "rows" on a CPU is computed by jax.numpy, at the same steps as a GPU's kernels; "blocks" is
     # planned as for a TPU.
-    made = plan(settings, TOY, Target("cpu" if engine == "rows" else "tpu"), [texts] * chains)
+    target = Target("cpu" if engine == "rows" else "tpu")
+    plan = plan_slots(sample, TOY, target, [texts] * chains, dtype="float32")
     ids = [[(1,)] * texts] * chains
     lengths = [lengths_of(texts, mean, longest, c) for c in range(chains)]
-    params = decode_loop.unstack(init(jax.random.key(0), TOY))
+    params = unstack_layers(init(jax.random.key(0), TOY))
     tree = lora.init(
-        jax.random.split(jax.random.key(1), made.chains_per_call),
+        jax.random.split(jax.random.key(1), plan.chains_per_call),
         TOY,
-        lora.Lora(rank=4, alpha=4.0),
+        LORA,
     )
-    shape = decode_loop.Shape(made.lanes, made.slots // made.lanes, settings.window, longest, 0)
+    shape = DecodeShape(
+        num_groups=plan.num_groups,
+        slots_per_group=plan.slots // plan.num_groups,
+        window=GenerateOptions().window,
+        max_new_tokens=longest,
+        prompt_len=0,
+    )
     if engine == "rows":
-        pool = row_kernels.pool(TOY, tree, 1.0, jnp.float32)
+        pool = pack_for_rows(TOY, tree, jnp.float32)
     else:
-        pool = lora.fuse(TOY, tree, lora.Lora(rank=4, alpha=4.0), jnp.float32, block_diagonal=True)
-    start = np.ones((made.chains_per_call, 1), np.int32)
-    prompts = decode_loop.prefill(TOY, params, pool, start, np.ones(made.chains_per_call, np.int32))
+        pool = lora.pack_adapters(TOY, tree, jnp.float32, "block_diagonal")
+    start = np.ones((plan.chains_per_call, 1), np.int32)
+    prompts = prefill(TOY, params, pool, start, np.ones(plan.chains_per_call, np.int32))
     steps = useful = programs = 0
-    for at in range(0, chains, made.chains_per_call):
-        chosen = list(range(at, min(chains, at + made.chains_per_call)))
-        for (device,) in calls(
-            share_out(ids, chosen, True, made, 1), made.texts_per_call, made.lanes, 1
+    for at in range(0, chains, plan.chains_per_call):
+        chosen = list(range(at, min(chains, at + plan.chains_per_call)))
+        for (device,) in split_into_calls(
+            share_out(ids, chosen, True, plan, 1), plan.texts_per_call, plan.num_groups, 1
         ):
             rows = np.concatenate([lengths[job.task][job.rows] for job in device.jobs]).astype(
                 np.int32
             )
             ends = np.cumsum([len(job.rows) for job in device.jobs]).astype(np.int32)
             chain = np.array([device.chains.index(job.task) for job in device.jobs], np.int32)
-            jobs = decode_loop.Jobs(np.concatenate([[0], ends[:-1]]).astype(np.int32), ends, chain)
+            jobs = Jobs(np.concatenate([[0], ends[:-1]]).astype(np.int32), ends, chain)
             prompt = np.repeat(chain, [len(job.rows) for job in device.jobs])
             keys = jax.random.key_data(jax.random.split(jax.random.key(at), len(rows)))
-            args = (
-                TOY,
-                Sampler(greedy=True),
-                shape,
-                -1,
-                params,
-                pool,
-                prompts,
-                decode_loop.Requests(prompt, keys, rows),
-                jobs,
-            )
-            out = decode_rows(*args, how="plain") if engine == "rows" else decode_loop.decode(*args)
+            arrays = (TOY, params, pool, prompts, Requests(prompt, keys, rows), jobs)
+            static = dict(sampler=Sampler(greedy=True), shape=shape, eos=-1)
+            if engine == "rows":
+                out = decode_rows(*arrays, **static, implementation="plain")
+            else:
+                out = decode(*arrays, **static)
             assert (np.asarray(out.length) == rows).all()
             steps, useful, programs = (
                 steps + int(out.steps[0]),
@@ -92,9 +107,15 @@ def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest
                 programs + 1,
             )
     return {
-        "engine": engine, "chains": chains, "texts": texts, "slots": made.slots, "lane_slots": made.lane_slots, "calls": programs,
-        "steps": steps, "occupancy": useful / (steps * made.slots),
-    }  # fmt: skip
+        "engine": engine,
+        "chains": chains,
+        "texts": texts,
+        "slots": plan.slots,
+        "slots_per_adapter": plan.slots_per_adapter,
+        "calls": programs,
+        "steps": steps,
+        "occupancy": useful / (steps * plan.slots),
+    }
 
 
 def main() -> int:
@@ -120,7 +141,7 @@ def main() -> int:
         ("texts", 1, 1 << 24),
         ("slots", 0, 1 << 16),
         ("mean", 1, 1 << 16),
-        ("longest", 5, TOY.context - 1),
+        ("longest", 5, TOY.max_seq_len - 1),
     ):
         if not least <= getattr(flags, name) <= most:
             print(
@@ -129,13 +150,15 @@ def main() -> int:
             return 2
     rows = []
     print(
-        f"{'engine':<8}{'chains':>7}{'texts':>8}{'slots':>7}{'lanes of':>10}{'calls':>7}{'steps':>9}{'occupancy':>11}"
+        f"{'engine':<8}{'chains':>7}{'texts':>8}{'slots':>7}{'group':>10}"
+        f"{'calls':>7}{'steps':>9}{'occupancy':>11}"
     )
     for chains in map(int, counts):
         row = measure(flags.engine, chains, flags.texts, flags.slots, flags.mean, flags.longest)
         rows.append(row)
         print(
-            f"{row['engine']:<8}{chains:>7}{flags.texts:>8,}{row['slots']:>7}{row['lane_slots']:>10}{row['calls']:>7}{row['steps']:>9,}"
+            f"{row['engine']:<8}{chains:>7}{flags.texts:>8,}{row['slots']:>7}"
+            f"{row['slots_per_adapter']:>10}{row['calls']:>7}{row['steps']:>9,}"
             f"{row['occupancy']:>11.3f}",
             flush=True,
         )

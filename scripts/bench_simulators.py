@@ -35,7 +35,6 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 # ---- the peers
-# --------------------------------------------------------------------------------------------------------
 
 
 def weighted_rows(designs, alpha, beta, labels, written):
@@ -63,7 +62,10 @@ def linear_loop(designs, theta, alpha, beta, generations, replicates, seed=0):
     """One replicate after another: draw labels, stack weighted rows, np.linalg.lstsq."""
     rng = np.random.default_rng(seed)
     out = np.empty((replicates, generations + 1, designs.entities, designs.dim))
-    noisy = lambda x, w: x @ w + rng.standard_normal(len(x))
+
+    def noisy(x, w):
+        return x @ w + rng.standard_normal(len(x))
+
     for r in range(replicates):
         labels = [noisy(x, theta) for x in (*designs.private, designs.public)]
         for t in range(generations + 1):
@@ -128,7 +130,9 @@ def beta_loop(n, replicates, generations, seed=0):
     out = np.empty((replicates, generations + 1, 2))
 
     def fit(x, w, start):
-        objective = lambda p: -(w * scipy.stats.beta.logpdf(x, *p)).sum()
+        def objective(p):
+            return -(w * scipy.stats.beta.logpdf(x, *p)).sum()
+
         return scipy.optimize.minimize(
             objective, start, bounds=[(1e-6, None)] * 2, method="L-BFGS-B"
         ).x
@@ -143,7 +147,7 @@ def beta_loop(n, replicates, generations, seed=0):
 
 
 def beta_vectorised(n, replicates, generations, seed=0):
-    """NumPy's Beta draws [R, n] and Newton on the sufficient statistics of all replicates at once."""
+    """NumPy's Beta draws [R, n] and Newton on the statistics of all replicates at once."""
     rng = np.random.default_rng(seed)
     out = np.empty((replicates, generations + 1, 2))
 
@@ -194,11 +198,15 @@ def beta_vectorised(n, replicates, generations, seed=0):
 
 
 def sweep_loop(designs, theta, pairs):
-    """multi_entity.md, section 2, setting by setting: G, P, Q of K d rows, eigenvalues, (I - Q)^-1
-    P, a discrete Lyapunov equation. mse [n, K].
+    """The limits of arXiv 2505.21677, setting by setting: mse [n, K].
+
+    By G, P, Q of K d rows, eigenvalues, (I - Q)^-1 P, and a discrete Lyapunov equation.
     """
     k, d = designs.entities, designs.dim
-    gram = lambda group: [x.T @ x for x in group]
+
+    def gram(group):
+        return [x.T @ x for x in group]
+
     private, public, synthetic = (
         gram(designs.private),
         designs.public.T @ designs.public,
@@ -237,11 +245,14 @@ def sweep_loop(designs, theta, pairs):
 
 
 def sweep_reduced(designs, theta, pairs):
-    """The same limits from d x d matrices (multi_entity.md, section 1.7), setting by setting: what
+    """The same limits from d x d matrices, setting by setting: what
     a careful NumPy program would do.
     """
     k, d = designs.entities, designs.dim
-    gram = lambda group: np.stack([x.T @ x for x in group])
+
+    def gram(group):
+        return np.stack([x.T @ x for x in group])
+
     private, public, synthetic = (
         gram(designs.private),
         designs.public.T @ designs.public,
@@ -276,7 +287,6 @@ def sweep_reduced(designs, theta, pairs):
 
 
 # ---- timing
-# -----------------------------------------------------------------------------------------------------------
 
 
 def interleaved(args, calls):
@@ -294,7 +304,7 @@ def interleaved(args, calls):
 
 
 def report(rows, name, times, unit, goals):
-    """Prints and keeps one line per peer: the median time of both, the median ratio and the goal."""
+    """Prints and keeps a line per peer: the median time of both, the median ratio and the goal."""
     ours = statistics.median(times["jaxloop"])
     entry = {"name": name, "seconds": ours, "unit": unit, "peers": {}}
     print(f"{name:<62}{ours:>9.3f} s")

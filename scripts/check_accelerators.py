@@ -1,16 +1,19 @@
 """What XLA makes of our programs for accelerators that are not here: does it compile, does it fit,
 does a step do only what it must.
 
-    python scripts/check_accelerators.py --layers=2                         # every program for an H100 and eight TPU v5e, one and eight devices
-    python scripts/check_accelerators.py --targets=h100 --only=training --devices=1 --layers=0      # all 16 layers of Llama-3.2-1B's shapes
+    # every program for an H100 and eight TPU v5e, one and eight devices
+    python scripts/check_accelerators.py --layers=2
+    # all 16 layers of Llama-3.2-1B's shapes
+    python scripts/check_accelerators.py --targets=h100 --only=training --devices=1 --layers=0
     python scripts/check_accelerators.py --list
 
 Needs the compilers: pip install 'jaxloop-lm[plan-gpu]' or [plan-tpu]; no accelerator. Each program
-is made by the package's own code, compiled, and read as `jaxloop.accelerators.account` does. A row fails
-where the program does not compile, needs more memory than its bound, holds float32 logits of the
-whole batch, copies a whole layer's cache inside a step, scatters into a cache, or has a collective
-in a loop. Prints a table and, as its last line, one JSON object. Exit codes: 0 all passed, 1 not
-all did, 2 bad input or a missing compiler. Two layers take minutes, all of them an hour.
+is made by the package's own code, compiled, and read as `jaxloop.accelerators.account` does. A row
+fails where the program does not compile, needs more memory than its bound, holds float32 logits of
+the whole batch, copies a whole layer's cache inside a step, scatters into a cache, or has a
+collective in a loop. Prints a table and, as its last line, one JSON object. Exit codes: 0 all
+passed, 1 not all did, 2 bad input or a missing compiler. Two layers take minutes, all of them an
+hour.
 """
 
 import argparse
@@ -28,10 +31,16 @@ from jaxloop.accelerators import cards
 # GB of one device that a program may need, at 2 and at 16 layers, by platform; lines between. What
 # is not named may need what the card gives.
 BOUNDS = {
-    ("gpu", "training"): (9.5, 55.0), ("gpu", "loss"): (2.2, 4.2), ("gpu", "prefill"): (0.9, 3.3), ("gpu", "decoding"): (3.0, 18.0),
-    ("gpu", "beam"): (1.3, 5.8), ("gpu", "encoder"): (1.3, 1.3), ("tpu", "training"): (3.5, 13.0), ("tpu", "prefill"): (0.9, 3.3),
+    ("gpu", "training"): (9.5, 55.0),
+    ("gpu", "loss"): (2.2, 4.2),
+    ("gpu", "prefill"): (0.9, 3.3),
+    ("gpu", "decoding"): (3.0, 18.0),
+    ("gpu", "beam"): (1.3, 5.8),
+    ("gpu", "encoder"): (1.3, 1.3),
+    ("tpu", "training"): (3.5, 13.0),
+    ("tpu", "prefill"): (0.9, 3.3),
     ("tpu", "encoder"): (1.9, 1.9),
-}  # fmt: skip
+}
 NAMES = ("training", "loss", "prefill", "decoding", "beam", "encoder", "metrics")
 
 
@@ -48,10 +57,11 @@ class Case(NamedTuple):
 
 def sizes(layers: int):
     """Llama-3.2-1B's shapes with so many layers (0: all 16)."""
-    from jaxloop.studies.bench import run as bench
+    from jaxloop.studies.bench import setup
+    from jaxloop.studies.bench.config import BenchConfig
 
-    spec = bench.spec_of(bench.Settings(size="llama-1b"))
-    return dataclasses.replace(spec, layers=layers) if layers else spec
+    model_config = setup.model_config_of(BenchConfig(size="llama-1b"))
+    return dataclasses.replace(model_config, num_layers=layers) if layers else model_config
 
 
 def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
@@ -59,42 +69,71 @@ def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
     writing at the defaults of a study, 1,024 slots and 300 tokens.
     """
     from jaxloop.accelerators.metric_programs import kernels
+    from jaxloop.config import FitConfig, LoraConfig, SampleConfig
     from jaxloop.lm import programs
-    from jaxloop.lm.encoder.config import read_encoder_spec
-    from jaxloop.lm.generation.scheduler import SampleSettings
-    from jaxloop.lm.model.lora import Lora
-    from jaxloop.lm.training.step import FitSettings
+    from jaxloop.lm.encoder.config import read_encoder_config
+    from jaxloop.lm.generation.options import GenerateOptions
     from jaxloop.metrics.embed import default_model
 
-    spec, lora, gpu = sizes(layers), Lora(rank=16, alpha=16.0), target.platform == "gpu"
-    fit = FitSettings(lora=lora, batch_size=8, dtype="bfloat16", max_length=512)
-    sample = SampleSettings(lora=lora, dtype="bfloat16")
+    model_config, lora, gpu = (
+        sizes(layers),
+        LoraConfig(rank=16, alpha=16.0),
+        target.platform == "gpu",
+    )
+    fit = FitConfig(lora=lora, batch_size=8, dtype="bfloat16", max_length=512)
+    sample, options = SampleConfig(), GenerateOptions(lora=lora, dtype="bfloat16")
     many, one = (
         dict(dtype="bfloat16", target=target, devices=devices),
         dict(dtype="bfloat16", target=target, devices=devices[:1]),
     )
-    chains, writing = 8 if gpu else 1, programs.writing_plan(spec, sample, target)
+    chains = 8 if gpu else 1
+    writing = programs.generation_plan(model_config, sample, target, dtype="bfloat16")
     slots, window = (
         writing.slots,
-        2 * writing.slots * spec.kv_heads * sample.window * spec.head_size,
+        2 * writing.slots * model_config.num_kv_heads * options.window * model_config.head_dim,
     )
-    searched = 2 * 16 * spec.kv_heads * sample.beams * sample.max_new_tokens * spec.head_size
-    encoder = read_encoder_spec(default_model())
+    searched = (
+        2
+        * 16
+        * model_config.num_kv_heads
+        * sample.num_beams
+        * sample.max_new_tokens
+        * model_config.head_dim
+    )
+    encoder = read_encoder_config(default_model())
     return {
         "training": [
             Case(
-                lambda: programs.training(spec, fit, chains, 512, **many),
-                chains * 8 * 511 * spec.vocab,
+                lambda: programs.training(model_config, fit, chains, 512, **many),
+                chains * 8 * 511 * model_config.vocab_size,
             )
         ],
-        "loss": [Case(lambda: programs.loss(spec, fit, 512, **one), 32 * 511 * spec.vocab)],
-        "prefill": [Case(lambda: programs.prefill(spec, sample, 32, **many))],
+        "loss": [
+            Case(
+                lambda: programs.loss(model_config, fit, 512, **one),
+                32 * 511 * model_config.vocab_size,
+            )
+        ],
+        "prefill": [
+            Case(lambda: programs.prefill(model_config, sample, 32, options=options, **many))
+        ],
         "decoding": [
-            Case(lambda: programs.decoding(spec, sample, 32, **many), slots * spec.vocab, window)
+            Case(
+                lambda: programs.decoding(model_config, sample, 32, options=options, **many),
+                slots * model_config.vocab_size,
+                window,
+            )
         ],
         "beam": [
             Case(
-                lambda: programs.beams(spec, sample, 32, dtype="bfloat16", devices=devices[:1]),
+                lambda: programs.beams(
+                    model_config,
+                    sample,
+                    32,
+                    dtype="bfloat16",
+                    options=options,
+                    devices=devices[:1],
+                ),
                 0,
                 searched,
             )
@@ -160,7 +199,10 @@ def line(row: dict) -> str:
     if "step" not in row:
         return f"{head}{'; '.join(row['faults'])}"
     step = row["step"]
-    numbers = f"{row['memory'] / 1e9:>8.2f}{row['compile_s']:>8.1f}{step['kernels']:>9,}{step['bytes'] / 1e9:>10.3f}{step['flops'] / 1e12:>10.3f}"
+    numbers = (
+        f"{row['memory'] / 1e9:>8.2f}{row['compile_s']:>8.1f}{step['kernels']:>9,}"
+        f"{step['bytes'] / 1e9:>10.3f}{step['flops'] / 1e12:>10.3f}"
+    )
     return (
         f"{head}{numbers}{step['roofline_ms']:>10.3f}{row['cycles_ms']:>10.3f}  "
         f"{'; '.join(row['faults']) or 'ok'}"
@@ -203,8 +245,11 @@ def planned(asked: argparse.Namespace) -> list[tuple[str, int, str]]:
     shared = ("training", "prefill", "decoding")
     return [
         (target, count, name)
-        for target in asked.targets for count in asked.devices for name in asked.only if count == asked.devices[0] or name in shared
-    ]  # fmt: skip
+        for target in asked.targets
+        for count in asked.devices
+        for name in asked.only
+        if count == asked.devices[0] or name in shared
+    ]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -227,11 +272,8 @@ def main(argv: Sequence[str]) -> int:
 
     print(
         f"{'target':<7}{'dev':>3}  "
-        f"{'program':<24}{'GB':>8}{'compile':>8}{'kernels':>9}{'GB/step':>10}{'TFLOP':>10}{'roof ms':>10}{'cycles':>10} "
-        ""
-        ""
-        ""
-        " verdict"
+        f"{'program':<24}{'GB':>8}{'compile':>8}{'kernels':>9}{'GB/step':>10}{'TFLOP':>10}"
+        f"{'roof ms':>10}{'cycles':>10}  verdict"
     )
     rows = []
     for name, count, program in work:

@@ -1,10 +1,14 @@
 """What a newcomer's first minutes are like, and whether what is released works anywhere: run before
 every release.
 
-    python scripts/check_install.py                       both README commands word for word, then the wheel and the sdist
-    python scripts/check_install.py --only=quickstart     one part: quickstart, tests, wheel or sdist
-    python scripts/check_install.py --cache=FOLDER        keep pip's downloads there (a second run measures a warm cache)
-    python scripts/check_install.py --revision=COMMIT     the README commands of another commit, to compare with
+    # both README commands word for word, then the wheel and the sdist
+    python scripts/check_install.py
+    # one part: quickstart, tests, wheel or sdist
+    python scripts/check_install.py --only=quickstart
+    # keep pip's downloads there (a second run measures a warm cache)
+    python scripts/check_install.py --cache=FOLDER
+    # the README commands of another commit, to compare with
+    python scripts/check_install.py --revision=COMMIT
 
 Each README command runs in a fresh clone, with an empty home, no caches, none of this shell's
 settings, and packages from PyPI alone (folders of wheels and other settings of pip on this machine

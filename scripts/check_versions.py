@@ -1,7 +1,7 @@
 """Which versions of Python and of the libraries jaxloop runs on.
 
-    python scripts/check_versions.py                      # every environment that this machine has a Python for
-    python scripts/check_versions.py --list               # what there would be; makes nothing
+    python scripts/check_versions.py           # every environment that there is a Python for here
+    python scripts/check_versions.py --list    # what there would be; makes nothing
     python scripts/check_versions.py --only=3.13-new --tests=tests/runtime --torch=none
     python scripts/check_versions.py --folder=environments --write=BUILD.md
 
@@ -20,17 +20,17 @@ import datetime
 import json
 import os
 import re
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 import tomllib
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts._commands import call, counts, last_line  # noqa: E402
+
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # What an image with CUDA, Python 3.12 and recent libraries holds; patch versions are pip's choice.
 IMAGE = ("jax==0.11.2", "transformers==5.17.*", "torch==2.11.*", "numpy==2.5.*")
@@ -57,7 +57,7 @@ STUDY = (
     "--config.data.min_tokens=8 --config.chain.generations=2 --config.chain.size=32"
     " --config.chain.ratios=1 --config.chain.seeds=0"
     " --config.chain.eval_texts=8 --config.chain.heldout_texts=8 --config.fit.steps=2 "
-    "--config.fit.length_classes=1"
+    "--config.fit.length_buckets=1"
     " --config.sample.max_new_tokens=16 "
     "--config.models.pool=jaxloop/assets/bases/llama,jaxloop/assets/bases/gpt2"
 ).split()
@@ -74,43 +74,6 @@ class Environment:
     interpreter: Path | None
     constrained: bool = False
     pins: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """What a command left: exit code (None: it ran past its limit), output, wall and processor
-    seconds.
-    """
-
-    code: int | None
-    said: str
-    seconds: float
-    processor: float
-
-
-def call(command: list, limit: float, environment: dict | None = None) -> Done:
-    """Runs a command in the repository's root for at most `limit` seconds."""
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    try:
-        done = subprocess.run(
-            list(map(str, command)),
-            cwd=ROOT,
-            env=environment,
-            timeout=limit,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        code, said = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as error:
-        code, said = (
-            None,
-            (error.stdout or b"").decode(errors="replace") + f"\nstopped after {limit:g} s",
-        )
-    except OSError as error:
-        code, said = 127, str(error)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Done(code, said, time.monotonic() - start, sum(after[:2]) - sum(before[:2]))
 
 
 def version_of(interpreter: Path) -> str | None:
@@ -258,17 +221,6 @@ def install(
     return python, "", note
 
 
-def last_line(said: str) -> str:
-    """The last line that says what is wrong, else the last line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    wrong = [
-        line
-        for line in lines
-        if re.match(r"(ERROR|E |[\w.]*Error)\b", line) and "resolver" not in line
-    ]
-    return (wrong or lines or ["no output"])[-1]
-
-
 def versions(python: Path) -> dict[str, str]:
     """{"Python": "3.12.1", "jax": "0.11.2", …, "torch": "none"} of an environment."""
     code = (
@@ -287,25 +239,6 @@ def clean_environment(folder: Path) -> dict[str, str]:
     """
     kept = {k: v for k, v in os.environ.items() if k not in UNSET}
     return kept | {"JAXLOOP_CACHE": str(folder / "cache")}
-
-
-def counts(report: Path) -> dict[str, int] | None:
-    """Tests passed, failed (errors too) and skipped in a JUnit file; None where there is none that
-    can be read.
-    """
-    try:
-        suites = ElementTree.parse(report).getroot().iter("testsuite")
-        total = {key: 0 for key in ("tests", "failures", "errors", "skipped")}
-        for suite in suites:
-            total = {key: n + int(suite.get(key, 0)) for key, n in total.items()}
-    except (OSError, ElementTree.ParseError):
-        return None
-    failed = total["failures"] + total["errors"]
-    return {
-        "passed": total["tests"] - failed - total["skipped"],
-        "failed": failed,
-        "skipped": total["skipped"],
-    }
 
 
 def run_tests(
@@ -411,7 +344,8 @@ def renewed(text: str, lines: list[str]) -> str:
     old, after = rest.split(END)
     names = [e.name for e in environments({})]
     rows = {r.split("|")[1].strip(): r for r in [*old.splitlines(), *lines] if r.count("|") > 1}
-    return f"{before}{START}\n\n{table([rows[name] for name in names if name in rows])}\n\n{END}{after}"
+    kept = table([rows[name] for name in names if name in rows])
+    return f"{before}{START}\n\n{kept}\n\n{END}{after}"
 
 
 def parse(words: list[str]) -> argparse.Namespace:

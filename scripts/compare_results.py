@@ -21,6 +21,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,9 +32,12 @@ from pathlib import Path
 import _root
 import _same_results as same_results
 
-from jaxloop.runtime.files import cache_folder
+from jaxloop.runtime.atomic_io import cache_folder
 
 SIDE = "side.json"
+# Exit codes of runs that are complete: 4 where a formula and a simulation disagree, which they may
+# do at sizes as small as these.
+ENDINGS = (0, 4)
 # Two chains in a program, whatever a measurement says; every generation's adapters stay on disk.
 _CHAINS = "run.micro_batch=2 run.keep=none"
 _LOOPS = f"""{_CHAINS} chain.generations=2 chain.size=16 chain.eval_texts=16 chain.seeds=0
@@ -75,7 +79,7 @@ STUDIES = {
         "configs/diversity.py:tiny",
         f"""{_CHAINS} generated.levels=0,6 fixed.levels=0,6 fixed.ratios=1/2 variable.levels=1
         variable.ratios=0.4 sizes.levels= architectures.levels=0 architectures.qa=18
-        architectures.story=32 generator.adapt_texts=64 generator.adapt=1 story.train=32
+        architectures.story=32 story.train=32
         story.test=8 qa.test=8 generated.story=32 fixed.story=32 control.story=16
         control.qa=18 generated.qa=18 fixed.qa=18""",
     ),
@@ -110,6 +114,7 @@ class Side:
     spec: str
     results: Path
     checkout: Path | None
+    commit: str = ""
 
 
 def words_of(name: str) -> list[str]:
@@ -148,7 +153,7 @@ def side(spec: str, results: Path) -> Iterator[Side]:
             checkout = Path(scratch).resolve() / "checkout"
             _git("worktree", "add", "--detach", "--quiet", str(checkout), commit, check=True)
             try:
-                yield Side(spec, results, checkout)
+                yield Side(spec, results, checkout, commit)
             finally:
                 _git("worktree", "remove", "--force", str(checkout))
 
@@ -179,7 +184,8 @@ def environment(checkout: Path, cache: Path) -> dict[str, str]:
 def run(which: Side, names: Sequence[str]) -> None:
     """Runs the studies of one side, one after another; writes after each what became of them.
 
-    Raises ValueError where Python would import the package from elsewhere than the checkout.
+    Studies that a kept folder has of the same commit are not run again. Raises ValueError where it
+    has another program's, or Python would import the package from elsewhere than the checkout.
     """
     which.results.mkdir(parents=True, exist_ok=True)
     variables = environment(which.checkout, which.results / "cache")
@@ -188,8 +194,19 @@ def run(which: Side, names: Sequence[str]) -> None:
     found = done.stdout.strip() or _last_line(done)
     if not Path(found).is_relative_to(which.checkout):
         raise ValueError(f"{which.spec}: must be what `import jaxloop` finds, got {found}")
-    record = {"checkout": str(which.checkout), "results": str(which.results), "studies": {}}
+    record = {"commit": which.commit, "results": str(which.results), "studies": {}}
+    if (which.results / SIDE).is_file():
+        record = json.loads((which.results / SIDE).read_text(encoding="utf-8"))
+        if not which.commit or record["commit"] != which.commit:
+            raise ValueError(f"{which.results}: must be new, has results of {record['commit']}")
+    done_before = {
+        name for name, study in record["studies"].items() if study["words"] == words_of(name)
+    }
+    (which.results / SIDE).write_text(json.dumps(record, indent=1), encoding="utf-8")
     for name in names:
+        if name in done_before:
+            continue
+        shutil.rmtree(which.results / name, ignore_errors=True)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-m", "jaxloop.main", *words_of(name)]
         command.append(f"--workdir={which.results / name}")
@@ -200,6 +217,7 @@ def run(which: Side, names: Sequence[str]) -> None:
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         record["studies"][name] = {
             "words": words_of(name),
+            "checkout": str(which.checkout),
             "code": done.returncode,
             "last": _last_line(done),
             "cpu_s": spent,
@@ -222,8 +240,10 @@ def compared(name: str, sides: Sequence[Side], records: Sequence[Mapping]) -> sa
     for when, study in zip(("before", "after"), about, strict=True):
         if study is None:
             troubles.append(f"was not run {when}")
-        elif study["code"]:
+        elif study["code"] not in ENDINGS:
             troubles.append(f"ended with {study['code']} {when}: {study['last']}")
+    if all(about) and about[0]["code"] != about[1]["code"]:
+        troubles.append(f"ended with {about[0]['code']} before and {about[1]['code']} after")
     if all(about) and about[0]["words"] != about[1]["words"]:
         troubles.append("was run with other words before than after")
     if troubles:
@@ -235,10 +255,10 @@ def compared(name: str, sides: Sequence[Side], records: Sequence[Mapping]) -> sa
             (
                 (f"{record['results']}/{name}", "WORKDIR"),
                 (record["results"], "RESULTS"),
-                (record["checkout"], "CODE"),
+                (study["checkout"], "CODE"),
             ),
         )
-        for which, record in zip(sides, records, strict=True)
+        for which, record, study in zip(sides, records, about, strict=True)
     ]
     return same_results.compare(*runs)
 
@@ -274,13 +294,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep",
         metavar="DIR",
-        help="new folder that keeps the work directories: DIR/before, DIR/after",
+        help="keeps the work directories: DIR/before, DIR/after; of a revision, goes on there",
     )
     args = parser.parse_args(argv)
     try:
         names = chosen(args.only)
-        if args.keep and Path(args.keep).exists():
-            raise ValueError(f"--keep={args.keep}: is there already, must be a new folder")
+        made = args.keep and any(
+            (Path(args.keep) / w / SIDE).is_file() for w in ("before", "after")
+        )
+        if args.keep and Path(args.keep).exists() and not made:
+            raise ValueError(f"--keep={args.keep}: must be a new folder, or one that --keep made")
         with contextlib.ExitStack() as stack:
             folder = Path(
                 args.keep

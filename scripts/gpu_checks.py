@@ -1,9 +1,12 @@
 """Everything that a GPU is needed to know, in one command of at most ten minutes: most valuable
 first, each result kept as it comes.
 
-    python scripts/gpu_checks.py --out=gpu_checks                    # on the machine with the card; the same command again goes on
-    python scripts/gpu_checks.py --out=gpu_checks --write            # the rows of BENCHMARKS.md, from the results; no card is needed
-    python scripts/gpu_checks.py --out=trial --tiny                  # the same path with a toy model, on any device
+    # on the machine with the card; the same command again goes on
+    python scripts/gpu_checks.py --out=gpu_checks
+    # the rows of BENCHMARKS.md, from the results; no card is needed
+    python scripts/gpu_checks.py --out=gpu_checks --write
+    # the same path with a toy model, on any device
+    python scripts/gpu_checks.py --out=trial --tiny
     python scripts/gpu_checks.py --list
 
 Each check is one command of its own, so that a failure or a lack of time costs that check alone.
@@ -28,12 +31,15 @@ from typing import NamedTuple
 
 from _root import ROOT
 
-NEEDED = "jax flax optax orbax numpy scipy pandas pyarrow sklearn statsmodels safetensors tokenizers transformers datasets absl ml_collections pydantic".split()
+NEEDED = (
+    "jax flax optax orbax numpy scipy pandas pyarrow sklearn statsmodels safetensors tokenizers "
+    "transformers datasets absl ml_collections pydantic"
+).split()
 PEERS = ("torch", "peft")
 START, END = "<!-- gpu: start -->", "<!-- gpu: end -->"
 PROBES = (
-    "import json; from jaxloop.lm import gate, row_kernels; from jaxloop.lm.target import "
-    "cudnn_works; "
+    "import json; from jaxloop.lm.generation import row_kernels; "
+    "from jaxloop.lm.model import gate; from jaxloop.lm.target import cudnn_works; "
     "print(json.dumps(dict(cudnn=cudnn_works(64), gate=gate.works(), "
     "rows=row_kernels.works('bfloat16', 64))))"
 )
@@ -60,9 +66,9 @@ def checks(tiny: bool) -> tuple[Check, ...]:
     train, decode = ("scripts/bench_train.py", *size), ("scripts/bench_decode.py", *size)
     large = ("--batch_size=2", "--length=32") if tiny else ("--batch_size=8", "--length=512")
     many = (
-        ("--slots=32", "--lane_slots=4", "--chains=8", "--texts=256")
+        ("--slots=32", "--slots_per_adapter=4", "--chains=8", "--texts=256")
         if tiny
-        else ("--slots=1024", "--lane_slots=16", "--chains=64", "--texts=32768")
+        else ("--slots=1024", "--slots_per_adapter=16", "--chains=64", "--texts=32768")
     )
     small = (
         ("--slots=8", "--chains=1", "--texts=64")
@@ -73,9 +79,13 @@ def checks(tiny: bool) -> tuple[Check, ...]:
     window, few, one_batch = "--window=32", "--repeats=2", f"--batch_size={8 if tiny else 128}"
     project = ("scripts/project_study.py", "--train=OUT/T1.out", "--decode=OUT/D1.out")
     quickstart = (
-        "-m", "jaxloop.main", "--config=configs/quickstart.py", "--workdir=OUT/quickstart", "--config.chain.generations=2",
+        "-m",
+        "jaxloop.main",
+        "--config=configs/quickstart.py",
+        "--workdir=OUT/quickstart",
+        "--config.chain.generations=2",
         *(() if tiny else ("--config.run.platform=gpu",)),
-    )  # fmt: skip
+    )
     t1, d1, peer = (*train, *sixteen, *large), (*decode, *many, window), "--peer"
     t4 = (*train, "--chains=1,32", "--batch_size=2", "--length=256")
     alone = (*decode, *many[:2], "--chains=1", many[3], window)
@@ -387,88 +397,85 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str]) -> int:
-    asked = arguments(argv)
-    plan, out, end = (
-        checks(asked.tiny),
-        Path(asked.out).absolute(),
-        time.time() + 60 * asked.minutes,
-    )
-    if not 0 <= asked.minutes < 1e6:
-        print(
-            f"--minutes={asked.minutes:g}: must be a number of minutes, 0 or more", file=sys.stderr
+def _write_table(document: Path, out: Path, plan: Sequence[Check]) -> None:
+    """Raises ValueError or OSError where results or document cannot be used."""
+    place(document)
+    done = results(out)
+    if not done:
+        raise ValueError(f"--out={out}: has no results to write; run the checks first")
+    if toys := [name for name, row in done.items() if row.get("tiny")]:
+        raise ValueError(
+            f"--out={out}: the results of {', '.join(toys)} are those of --tiny, which "
+            "measures nothing"
         )
-        return 2
-    names = [check.name for check in plan]
-    chosen = asked.only.split(",") if asked.only else names
-    unknown = [name for name in chosen if name not in names]
-    if unknown:
-        print(f"--only={unknown[0]}: must be of {', '.join(names)}", file=sys.stderr)
-        return 2
-    if asked.list:
-        print("\n".join(f"{check.name:<12}{check.seconds:>5} s  {check.what}" for check in plan))
-        return 0
-    if asked.write:
-        try:
-            place(Path(asked.write))
-            done = results(out)
-            if not done:
-                raise ValueError(f"--out={out}: has no results to write; run the checks first")
-            if toys := [name for name, row in done.items() if row.get("tiny")]:
-                raise ValueError(
-                    f"--out={out}: the results of {', '.join(toys)} are those of --tiny, which "
-                    "measures nothing"
-                )
-            write(Path(asked.write), table(done, plan))
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
-        except OSError as error:
-            print(f"{error.filename}: cannot be used ({error.strerror})", file=sys.stderr)
-            return 2
-        return 0
-    lacking = missing(peer=False)
-    if lacking:
-        print(
+    write(document, table(done, plan))
+
+
+def _earlier_results(asked: argparse.Namespace, out: Path) -> dict:
+    """The results in `out`, which is made. Raises ValueError where they are no use here."""
+    if lacking := missing(peer=False):
+        raise ValueError(
             f"{', '.join(lacking)}: not installed here; scripts/gpu_checks.md says which wheels "
-            "to bring",
-            file=sys.stderr,
+            "to bring"
         )
-        return 2
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ".probe").write_text("")
         (out / ".probe").unlink()
-        done, failed = results(out), 0
+        done = results(out)
     except OSError as error:
-        print(f"--out={asked.out}: cannot be written to ({error.strerror})", file=sys.stderr)
-        return 2
+        raise ValueError(f"--out={asked.out}: cannot be written to ({error.strerror})") from None
     if other := [name for name, row in done.items() if row.get("tiny", False) != asked.tiny]:
-        print(
+        raise ValueError(
             f"--out={asked.out}: has results of {other[0]} {'without' if asked.tiny else 'with'} "
-            "--tiny; choose another folder",
-            file=sys.stderr,
+            "--tiny; choose another folder"
         )
+    return {} if asked.again else done
+
+
+def _run_check(check: Check, done: dict, out: Path, left: float, tiny: bool) -> bool:
+    """Runs one check in the `left` seconds, prints its line; whether it has a good result."""
+    if done.get(check.name, {}).get("ok"):
+        print(f"{check.name:<12}has a result: {line(check, done[check.name])}", flush=True)
+        return True
+    lacking = missing(check.peer)
+    if lacking or left < check.seconds * (0 if tiny else 0.6) or left < 5:
+        reason = f"{', '.join(lacking)} not installed" if lacking else f"{left:.0f} s are left"
+        print(f"{check.name:<12}not run: {reason}", flush=True)
+        return False
+    row = run(check, out, min(left, 2.5 * check.seconds), tiny)
+    print(f"{check.name:<12}{row['seconds']:>6.0f} s  {line(check, row)}", flush=True)
+    return row["ok"]
+
+
+def main(argv: Sequence[str]) -> int:
+    asked = arguments(argv)
+    plan, out = checks(asked.tiny), Path(asked.out).absolute()
+    end = time.time() + 60 * asked.minutes
+    names = [check.name for check in plan]
+    chosen = asked.only.split(",") if asked.only else names
+    try:
+        if not 0 <= asked.minutes < 1e6:
+            raise ValueError(f"--minutes={asked.minutes:g}: must be a number of minutes, 0 or more")
+        if unknown := [name for name in chosen if name not in names]:
+            raise ValueError(f"--only={unknown[0]}: must be of {', '.join(names)}")
+        if asked.list:
+            lines = (f"{check.name:<12}{check.seconds:>5} s  {check.what}" for check in plan)
+            print("\n".join(lines))
+            return 0
+        if asked.write:
+            _write_table(Path(asked.write), out, plan)
+            return 0
+        done = _earlier_results(asked, out)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
-    done = {} if asked.again else done
-    for check in (check for check in plan if check.name in chosen):
-        if done.get(check.name, {}).get("ok"):
-            print(f"{check.name:<12}has a result: {line(check, done[check.name])}", flush=True)
-            continue
-        left = end - time.time()
-        lacking = missing(check.peer)
-        if lacking or left < check.seconds * (0 if asked.tiny else 0.6) or left < 5:
-            print(
-                f"{check.name:<12}not run: "
-                f"{', '.join(lacking) + ' not installed' if lacking else f'{left:.0f} s are left'}",
-                flush=True,
-            )
-            failed += 1
-            continue
-        row = run(check, out, min(left, 2.5 * check.seconds), asked.tiny)
-        failed += not row["ok"]
-        print(f"{check.name:<12}{row['seconds']:>6.0f} s  {line(check, row)}", flush=True)
-    return 1 if failed else 0
+    except OSError as error:
+        print(f"{error.filename}: cannot be used ({error.strerror})", file=sys.stderr)
+        return 2
+    wanted = [check for check in plan if check.name in chosen]
+    passed = [_run_check(check, done, out, end - time.time(), asked.tiny) for check in wanted]
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

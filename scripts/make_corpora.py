@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxloop.data import corpora, docs
+from jaxloop.data.digest import digest_texts
 from jaxloop.data.stories import sentences
 from jaxloop.runtime.atomic_io import write_atomic
 
@@ -358,7 +359,7 @@ def licences() -> str:
 
 
 def to_parquet(columns: Mapping[str, Sequence]) -> bytes:
-    """The columns as one compressed group of rows: the smallest file that pandas reads by itself."""
+    """The columns as one compressed group of rows: the smallest file that pandas reads alone."""
     long = [name for name in columns if name in ("text", "question", "answer")]
     table = pa.table({name: pa.array(list(values)) for name, values in columns.items()})
     sink = pa.BufferOutputStream()
@@ -394,7 +395,7 @@ def entry(columns: Mapping[str, Sequence], data: bytes) -> dict:
     return {
         "rows": len(next(iter(columns.values()))),
         "columns": list(columns),
-        "fingerprint": docs.digest_texts(texts(columns)).hexdigest(),
+        "fingerprint": digest_texts(texts(columns)),
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }

@@ -1,8 +1,10 @@
 """Device-hours of the paper-scale regression study (1,600 chains of 20 generations, r = 1/8 and
 1/4, four 1-2B bases) from measured rates.
 
-    python scripts/project_study.py                                     # from the roofline of an assumed device
-    python scripts/project_study.py --train=train.json --decode=decode.json   # from the JSON lines of the two benchmarks
+    # from the roofline of an assumed device
+    python scripts/project_study.py
+    # from the JSON lines of the two benchmarks
+    python scripts/project_study.py --train=train.json --decode=decode.json
 
 The rates that the benchmarks measured at Llama-3.2-1B's shapes are scaled to the other three bases
 by their FLOPs (training) and by their time on the roofline (decoding). Prints hours by phase and
@@ -15,19 +17,16 @@ import pathlib
 
 import _root  # noqa: F401
 
-from jaxloop.lm.model.config import RopeScaling, Spec
-from jaxloop.lm.model.lora import Lora
+from jaxloop.config import LoraConfig
+from jaxloop.lm.io.config_json import parse_config
 from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.runtime.roofline import decoding_bytes, decoding_flops, training_flops
+from jaxloop.studies.common.published_models import PUBLISHED
 
 BASES = {
-    "Llama-3.2-1B": Spec(
-        "llama", vocab=128256, width=2048, layers=16, heads=32, kv_heads=8, head_size=64, mlp=8192, context=131072, rope_scaling=RopeScaling(32, 1, 4, 8192)
-    ),
-    "Qwen2.5-1.5B": Spec("qwen2", vocab=151936, width=1536, layers=28, heads=12, kv_heads=2, head_size=128, mlp=8960, context=32768, qkv_bias=True),
-    "SmolLM-1.7B": Spec("llama", vocab=49152, width=2048, layers=24, heads=32, kv_heads=32, head_size=64, mlp=8192, context=2048),
-    "Falcon3-1B": Spec("llama", vocab=131072, width=2048, layers=18, heads=8, kv_heads=4, head_size=256, mlp=8192, context=4096, tied=False),
-}  # fmt: skip
+    name: parse_config(PUBLISHED[name].config)
+    for name in ("Llama-3.2-1B", "Qwen2.5-1.5B", "SmolLM-1.7B", "Falcon3-1B-Base")
+}
 REFERENCE = "Llama-3.2-1B"
 
 
@@ -80,7 +79,7 @@ def main() -> None:
     parser.add_argument("--written", type=float, default=60, help="tokens of a written text")
     parser.add_argument("--slots", type=int, default=512)
     a = parser.parse_args()
-    lora, trained, wrote = Lora(), rate(a.train, "train"), rate(a.decode, "decode")
+    lora, trained, wrote = LoraConfig(), rate(a.train, "train"), rate(a.decode, "decode")
 
     def train_floor(sizes, tokens):
         return training_flops(sizes, tokens, a.length) / a.flops
@@ -103,8 +102,8 @@ def main() -> None:
     texts = a.size * (1 / 8 + 1 / 4) / 2
     rows, total = [], 0.0
     print(f"{'base':<16}{'train h':>10}{'sample h':>10}{'score h':>10}{'sum':>10}")
-    for name, spec in BASES.items():
-        sizes = sizes_of(spec, lora)
+    for name, model_config in BASES.items():
+        sizes = sizes_of(model_config, lora)
         train = fits * train_floor(sizes, int(a.size * a.length)) / train_share / 3600
         sample = fits * decode_floor(sizes, int(texts * a.written)) / decode_share / 3600
         # 250 texts of every generation through a 1.5 B encoder, forward only.

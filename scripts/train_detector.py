@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxloop import lm
 from jaxloop.data import docs
-from jaxloop.metrics import classifiers, quality
+from jaxloop.metrics import classifier_training, classifiers, detector_training, quality
 
 
 def sentences_of(libraries: Sequence[str]) -> list[str]:
@@ -38,16 +38,19 @@ def sentences_of(libraries: Sequence[str]) -> list[str]:
 def first_blocks(base: str, layers: int, folder: Path) -> str:
     """A directory with the first `layers` blocks of a base."""
     model = lm.load(base)
-    if not 1 <= layers <= model.spec.layers:
+    if not 1 <= layers <= model.config.num_layers:
         raise ValueError(
-            f"layers is {layers}; allowed are 1 to {model.spec.layers}, the blocks of {base}."
+            f"layers is {layers}; allowed are 1 to {model.config.num_layers}, the blocks of {base}."
         )
     params = {
         **model.params,
         "layers": jax.tree.map(lambda leaf: leaf[:layers], model.params["layers"]),
     }
     lm.save(
-        model._replace(spec=dataclasses.replace(model.spec, layers=layers), params=params), folder
+        model._replace(
+            model_config=dataclasses.replace(model.config, num_layers=layers), params=params
+        ),
+        folder,
     )
     return str(folder)
 
@@ -76,17 +79,23 @@ pipeline_tag: text-classification
 
 # jaxloop's text-quality detector
 
-Tells whole sentences (clean) from perturbed grammar (mild gibberish), shuffled words (word salad) and random letters (noise): the default of
-`text_quality_index`. {parameters:,} parameters: the first {args.layers} blocks of the tiny base `{Path(args.base).name}`, fine-tuned; float16 files.
+Tells whole sentences (clean) from perturbed grammar (mild gibberish), shuffled words (word salad) \
+and random letters (noise): the default of
+`text_quality_index`. {parameters:,} parameters: \
+the first {args.layers} blocks of the tiny base `{Path(args.base).name}`, fine-tuned; float16 files.
 
     python scripts/train_detector.py --out jaxloop/assets/detector {flags}
 
 | | |
 |---|---|
-| trained on | {train:,} sentences of the `docs` that the bases were trained on, every sentence in one of the four classes |
-| best epoch | {report["best_epoch"]} of {args.epochs}, by macro-F1 on {report["split"][1]:,} other sentences |
-| macro-F1, {test:,} held-out sentences | {report["test"]["macro_f1"]:.3f} (always the largest class: {report["majority"]["macro_f1"]:.3f}) |
-| macro-F1, {sum(map(sum, outside["confusion"])):,} sentences of {", ".join(docs.HELD_OUT)} | {outside["macro_f1"]:.3f} |
+| trained on | {train:,} sentences of the `docs` that the bases were trained on, \
+every sentence in one of the four classes |
+| best epoch | {report["best_epoch"]} of {args.epochs}, \
+by macro-F1 on {report["split"][1]:,} other sentences |
+| macro-F1, {test:,} held-out sentences | {report["test"]["macro_f1"]:.3f} \
+(always the largest class: {report["majority"]["macro_f1"]:.3f}) |
+| macro-F1, {sum(map(sum, outside["confusion"])):,} sentences of {", ".join(docs.HELD_OUT)} \
+| {outside["macro_f1"]:.3f} |
 
 Held-out sentences:
 
@@ -96,8 +105,10 @@ Libraries that neither the base nor the detector saw:
 
 {matrix(report["labels"], outside["confusion"])}
 
-It knows the prose of software documentation. On other prose read differences between texts of one kind, not the value of one text, and for
-results that are to be compared with the paper's name its detector: `text_quality_index(detector="madhurjindal/autonlp-Gibberish-Detector-492513457")`.
+It knows the prose of software documentation. On other prose read differences between \
+texts of one kind, not the value of one text, and for
+results that are to be compared with the paper's name its detector: \
+`text_quality_index(detector="madhurjindal/autonlp-Gibberish-Detector-492513457")`.
 """
 
 
@@ -122,7 +133,7 @@ def main() -> int:
         settings = dict(
             train="all", epochs=args.epochs, learning_rate=args.rate, batch_size=32, max_length=48
         )
-        fitted = quality.fit_detector(real, encoder=encoder, seed=args.seed, **settings)
+        fitted = detector_training.fit_detector(real, encoder=encoder, seed=args.seed, **settings)
     half = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, jnp.float16), fitted.classifier.encoder.params
     )
@@ -131,10 +142,10 @@ def main() -> int:
         args.out,
     )
     detector = classifiers.load_classifier(str(args.out))
-    texts, labels = quality.corrupted(sentences_of(docs.HELD_OUT)[:8000], args.seed)
+    texts, labels = detector_training.corrupted(sentences_of(docs.HELD_OUT)[:8000], args.seed)
     found = classifiers.probabilities(detector, texts).argmax(1)
     names = detector.labels
-    outside = classifiers.evaluation(
+    outside = classifier_training.evaluation(
         np.array([names.index(label) for label in labels]), found, names
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(detector.encoder.params))

@@ -32,15 +32,18 @@ OPTIMISED = os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
 
 def _start_jax():
     """Starts JAX, up to jaxlib 0.11.0 without XLA:CPU's emitters of fused loops, which take as long
-    as the rest of the compiler where it takes its short way. From 0.11.1 on XLA knows no such flag,
-    and ends a process that sets it.
+    as the rest of the compiler where it takes its short way, and without cutting a program into
+    parts to be compiled beside each other: the parts take a quarter more processor time than the
+    whole, and the cores have the other worker's tests to compile. From 0.11.1 on XLA knows no
+    emitters' flag, and ends a process that sets it.
 
     XLA reads the variable when JAX is first asked for devices. Subprocesses do not inherit it: they
     run what users run.
     """
     before = os.environ.get("XLA_FLAGS")
     if Version(importlib.metadata.version("jaxlib")) < Version("0.11.1") and not OPTIMISED:
-        os.environ["XLA_FLAGS"] = f"{before or ''} --xla_cpu_use_fusion_emitters=false".strip()
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{before or ''} {flags}".strip()
     jax.devices()
     os.environ.pop("XLA_FLAGS", None)
     if before is not None:
@@ -48,6 +51,8 @@ def _start_jax():
 
 
 _start_jax()
+# Fixtures of a folder or of all tests are made before a module says otherwise (see `_programs`).
+jax.config.update("jax_disable_most_optimizations", not OPTIMISED)
 SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
@@ -66,7 +71,7 @@ def _programs(request):
         jax.clear_caches()  # or a program that an earlier module compiled the short way would serve
     jax.config.update("jax_disable_most_optimizations", not full)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", not OPTIMISED)
     make_room(0.2)
 
 

@@ -1,4 +1,4 @@
-"""scripts/check_versions.py where pip only answers: environments, pins, the table, the exit code."""
+"""scripts/check_versions.py where pip only answers: environments, pins, table, exit code."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import _commands as commands
 from scripts import check_versions as cv
 
 PYTHON = Path(sys.executable)
@@ -14,7 +15,7 @@ VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def done(code, said=""):
-    return cv.Done(code, said, 1.0, 0.5)
+    return commands.Done(code, said, 1.0, 0.5)
 
 
 def row(name, **fields):
@@ -139,8 +140,8 @@ def test_counts_of_a_junit_file(tmp_path):
     path.write_text(
         '<testsuites><testsuite tests="10" failures="1" errors="2" skipped="3"/></testsuites>'
     )
-    assert cv.counts(path) == {"passed": 4, "failed": 3, "skipped": 3}
-    assert cv.counts(tmp_path / "none.xml") is None
+    assert commands.counts(path) == {"passed": 4, "failed": 3, "skipped": 3}
+    assert commands.counts(tmp_path / "none.xml") is None
 
 
 def test_the_table_is_renewed_row_by_row_between_its_markers():

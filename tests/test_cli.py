@@ -2,6 +2,7 @@
 before it.
 """
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -153,7 +154,7 @@ def test_a_refusal_is_told_from_an_error_of_ours(capsys, tmp_path):
     with pytest.raises(ValueError):
         cli.guarded(fails, command)
     with pytest.raises(ValueError):
-        cli.guarded(refuses, command._replace(debug=True))
+        cli.guarded(refuses, dataclasses.replace(command, debug=True))
 
 
 def test_refuse_survives_text_that_no_terminal_can_show(capsys):
@@ -198,3 +199,29 @@ def test_module_entry_point(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0 and "configs/quickstart.py" in done.stdout and done.stderr == ""
+
+
+def test_an_old_name_of_a_field_costs_one_line(tmp_path):
+    words = [
+        f"--config={QUICKSTART}",
+        "--workdir=w",
+        "--config.fit.clip=2",
+        "--config.fit.loss_on=all",
+        "--config.chain.size=0",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxloop.main", *words],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        "WARNING jaxloop: config.fit.clip is now called config.fit.max_grad_norm; the next release "
+        "refuses the old name",
+        "WARNING jaxloop: config.fit.loss_on is now called config.fit.completion_only; the next "
+        "release refuses the old name",
+        "jaxloop: config.chain.size = 0 is not allowed: a whole number of at least 1",
+    ]
+    assert list(tmp_path.iterdir()) == []

@@ -29,11 +29,26 @@ PAGE = """<html><style>p {{}}</style><h1>Collapse</h1><p>2 chains · {when}</p><
 
 def made(folder, **planted):
     """A small run directory; `planted` replaces values by name."""
-    p = dict(
-        text="the end", value=0.25, cell=4, weight=1.0, loss=float("nan"), words="It fell.",
-        data="9 texts", when="28 November 2026, 13:00", time="33 s", config=1, version="0.10",
-        seconds=1.5, machine="cpu", steps=4, log="a",
-    ) | planted  # fmt: skip
+    p = (
+        dict(
+            text="the end",
+            value=0.25,
+            cell=4,
+            weight=1.0,
+            loss=float("nan"),
+            words="It fell.",
+            data="9 texts",
+            when="28 November 2026, 13:00",
+            time="33 s",
+            config=1,
+            version="0.10",
+            seconds=1.5,
+            machine="cpu",
+            steps=4,
+            log="a",
+        )
+        | planted
+    )
     tables.write_parquet(_in(folder / TEXT), {"text": ["once", p["text"]], "tokens": [3, 4]})
     lines = {
         "metric": ["quality", "length"],
@@ -148,8 +163,14 @@ def test_two_equal_numbers_are_the_same_value_and_a_flag_is_no_number():
 def kept(folder, **about):
     """A side as --keep leaves it, with one study."""
     made(_in(folder / "wmle" / "x").parent)
-    study = {"words": cr.words_of("wmle"), "code": 0, "last": "", "cpu_s": 1.0} | about
-    record = {"checkout": "/a", "results": str(folder), "studies": {"wmle": study}}
+    study = {
+        "words": cr.words_of("wmle"),
+        "code": 0,
+        "last": "",
+        "cpu_s": 1.0,
+        "checkout": "/a",
+    } | about
+    record = {"commit": "", "results": str(folder), "studies": {"wmle": study}}
     (folder / cr.SIDE).write_text(json.dumps(record))
     return str(folder)
 
@@ -217,6 +238,15 @@ def test_both_sides_are_run_each_with_its_own_package(tmp_path, monkeypatch, cap
         cr.main([str(tmp_path / "kept" / "before"), checkout(broken, ends=3), "--only=wmle"]) == 1
     )
     assert last_line(capsys)["different"] == {"wmle": "ended with 3 after: "}
+    with pytest.raises(SystemExit):
+        cr.main([*sides, "--only=wmle", f"--keep={tmp_path / 'kept'}"])
+    assert "must be new, has results of" in capsys.readouterr().err
+    again = cr.Side("main", tmp_path / "again", one, "0123")
+    cr.run(again, ["wmle"])
+    (one / "jaxloop" / "main.py").write_text("raise SystemExit(5)")
+    cr.run(again, ["wmle", "theory"])
+    studies = json.loads((tmp_path / "again" / cr.SIDE).read_text())["studies"]
+    assert {name: study["code"] for name, study in studies.items()} == {"wmle": 0, "theory": 5}
     assert set((tmp_path / "cache").iterdir()) == {tmp_path / "cache" / "xla"}
 
 
@@ -228,7 +258,7 @@ def test_both_sides_are_run_each_with_its_own_package(tmp_path, monkeypatch, cap
             "no-such-revision: must be a git revision, a checkout of jaxloop, or a side",
         ),
         (["HEAD", "HEAD", "--only=no_study"], "--only=no_study: must be one of quickstart, "),
-        (["HEAD", "HEAD", "--keep=."], "--keep=.: is there already, must be a new folder"),
+        (["HEAD", "HEAD", "--keep=."], "--keep=.: must be a new folder, or one that --keep made"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(capsys, words, why):

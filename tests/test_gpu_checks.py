@@ -185,7 +185,7 @@ def test_occupancy_refuses_bad_numbers(flag):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_check_runs_with_a_toy_model(tmp_path):
-    """On a CPU: all but the probes, which find no GPU, and what needs packages that are not here."""
+    """On a CPU: all but the probes, which find no GPU, and what needs packages that we lack."""
     done = run(f"--out={tmp_path}", "--tiny", "--minutes=25")
     rows = {
         r["name"]: r

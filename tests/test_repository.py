@@ -43,7 +43,10 @@ def test_what_is_installed_by_default_brings_no_torch():
     declared = project["dependencies"] + [
         r for extra in project["optional-dependencies"].values() for r in extra
     ]
-    card = "jax flax optax orbax-checkpoint transformers datasets sentence-transformers numpy statsmodels absl-py".split()
+    card = (
+        "jax flax optax orbax-checkpoint transformers datasets sentence-transformers numpy "
+        "statsmodels absl-py"
+    ).split()
     assert [name for name in card if not any(r.startswith(name) for r in declared)] == []
     assert project["optional-dependencies"]["cuda"] == ["jax[cuda12]"]
 
@@ -52,7 +55,7 @@ def test_every_direct_dependency_is_pinned_in_the_constraints():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + [
         r
-        for extra in ("encoders", "test", "peers")
+        for extra in ("encoders", "test", "dev", "peers")
         for r in project["optional-dependencies"][extra]
     ]
     pinned = dict(
@@ -101,10 +104,13 @@ def test_ci_runs_the_readmes_test_command_in_a_new_environment(tmp_path):
     promised = (
         readme_commands()[1]
         .replace("'", "")
-        .replace("[test]", "[test,peers]")
+        .replace("[test]", "[test,peers,dev]")
         .split(" && .venv/bin/")[1:]
     )
-    assert calls == promised and calls[-1].startswith("python -m pytest")
+    gate = re.findall(r"entry: (.+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert len(gate) == 3
+    assert calls == [*promised[:-1], *gate, promised[-1]]
+    assert calls[-1].startswith("python -m pytest")
     assert not pathlib.Path(folder).exists() and not pathlib.Path(folder).is_relative_to(ROOT)
 
 

@@ -1,6 +1,4 @@
-"""Compiling for hardware that is absent: devices that only the compiler knows, and what it says of
-a program for them.
-"""
+"""Compile programs for hardware that is absent, with devices that only the compiler knows."""
 
 import contextlib
 import functools
@@ -9,8 +7,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -31,23 +29,26 @@ _CUDNN = 91000  # 9.10, as in `cards.target_config`
 
 
 class Missing(ValueError):
-    """The compiler for a platform is not installed, or belongs to another version of JAX; the
-    message names the pip command.
+    """The compiler for a platform is not installed, or belongs to another version of JAX.
+
+    The message names the pip command.
     """
 
 
 class TooLarge(ValueError):
-    """The compiler refuses a program that needs more memory than the device has. needed: bytes, 0
-    where the compiler does not say.
+    """The compiler refuses a program that needs more memory than the device has.
+
+    Attributes:
+        needed: bytes, 0 where the compiler does not say.
     """
 
-    def __init__(self, message: str, needed: int = 0):
+    def __init__(self, message: str, needed: int = 0) -> None:
         super().__init__(message)
         self.needed = needed
 
 
 def check(platform: str) -> None:
-    """Raises `Missing` where the compiler for a platform cannot be used. A CPU needs none."""
+    """Raise `Missing` where the compiler for a platform cannot be used; a CPU needs none."""
     if platform == "cpu":
         return
     extra, package, of_jax = _EXTRA[platform]
@@ -58,22 +59,25 @@ def check(platform: str) -> None:
     ]
     allowed = next((r.specifier for r in wanted if r.name == package), None)
     try:
-        found = importlib.metadata.version(package)
+        installed = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         raise Missing(
             f"the compiler for a {platform.upper()} is not installed ({package}); "
             f"{how_to_install(extra)} brings it"
         ) from None
-    if allowed is not None and not allowed.contains(found, prereleases=True):
+    if allowed is not None and not allowed.contains(installed, prereleases=True):
         raise Missing(
-            f"{package} {found} does not belong to jax {jax.__version__}, which needs {allowed}; "
-            f"{how_to_install(extra)} brings it"
+            f"{package} {installed} does not belong to jax {jax.__version__}, which needs "
+            f"{allowed}; {how_to_install(extra)} brings it"
         )
 
 
-def devices(card: Card | None, count: int = 1) -> list:
-    """`count` devices of a card that only the compiler knows; of this process where `card` is None.
-    Raises `Missing`, and ValueError where a card has no such number.
+def devices(card: Card | None, count: int = 1) -> list[Any]:
+    """Return `count` devices of a card that only the compiler knows, of this process for None.
+
+    Raises:
+        Missing: the compiler for the card cannot be used.
+        ValueError: there are not so many devices.
     """
     if card is None:
         here = jax.local_devices(backend="cpu")
@@ -93,40 +97,45 @@ def devices(card: Card | None, count: int = 1) -> list:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing reaches stderr inside: compilers report there, past Python, the devices that they do
-    not find.
-    """
+    """Let nothing reach stderr, where compilers report devices that they do not find."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nowhere)
 
 
 @functools.cache
-def _topology(card: Card, count: int) -> tuple:
+def _topology(card: Card, count: int) -> tuple[Any, ...]:
     if card.platform == "gpu":
-        found = topologies.get_topology_desc(
+        topology = topologies.get_topology_desc(
             card.name, "cuda", target_config=target_config(card), topology=f"1x1x{count}"
         )
     elif count <= card.devices:  # all on one host, as in a machine of that name
         family, sides = card.topology.split(":")
         shape = [1 if count == 1 else int(n) for n in sides.split("x")]
         name = f"{family}:{'x'.join(map(str, shape))}"
-        found = topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=(*shape, 1, 1)[:3])
+        bounds = (*shape, 1, 1)[:3]
+        topology = topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=bounds)
     else:
         raise ValueError(f"devices = {count}: {card.name} has {card.devices}")
-    return tuple(found.devices)
+    return tuple(topology.devices)
 
 
 class Compiled(NamedTuple):
-    """What the compiler says. Bytes are those of one device: `memory` all that must be there at
-    once, of it arguments, results that are no argument's memory, and temporary arrays. text:
-    optimised HLO.
+    """What the compiler says of a program; bytes are those of one device.
+
+    Attributes:
+        text: optimised HLO.
+        memory: bytes that must be there at once.
+        arguments: of them for arguments.
+        results: of them for results that do not lie in an argument's memory.
+        temporary: of them for temporary arrays.
+        seconds: that compiling took.
     """
 
     text: str
@@ -137,36 +146,43 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compile_program(program, card: Card | None, options: dict | None = None) -> Compiled:
-    """Compile a `lm.programs.Program` for the devices that its arguments name, those of `card` or
-    of this process. Raises `TooLarge` where a TPU's compiler refuses it for memory.
+def compile_program(
+    program: programs.Program, card: Card | None, options: Mapping[str, Any] | None = None
+) -> Compiled:
+    """Compile a program for the devices of its arguments: those of `card`, or of this process.
+
+    Args:
+        options: of the compiler, beside `GPU_OPTIONS` for a GPU.
+
+    Raises:
+        TooLarge: a TPU's compiler refuses the program for memory.
     """
-    options = dict(GPU_OPTIONS if card is not None and card.platform == "gpu" else {}) | dict(
-        options or {}
-    )
+    gpu_options = GPU_OPTIONS if card is not None and card.platform == "gpu" else {}
+    compiler_options = {**gpu_options, **(options or {})}
     start = time.perf_counter()
     with as_card(card):
         lowered = program.lower()
         try:
-            compiled = lowered.compile(compiler_options=options or None)
+            compiled = lowered.compile(compiler_options=compiler_options or None)
         except jax.errors.JaxRuntimeError as error:
             raise _refusal(error, program.name) from error
     seconds = time.perf_counter() - start
-    m = compiled.memory_analysis()
-    results = m.output_size_in_bytes - m.alias_size_in_bytes
+    sizes, text = compiled.memory_analysis(), compiled.as_text()
+    assert sizes is not None and text is not None  # every compiler here gives both
     return Compiled(
-        compiled.as_text(),
-        programs.memory(compiled),
-        m.argument_size_in_bytes,
-        results,
-        m.temp_size_in_bytes,
-        seconds,
+        text=text,
+        memory=programs.memory(compiled),
+        arguments=sizes.argument_size_in_bytes,
+        results=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        temporary=sizes.temp_size_in_bytes,
+        seconds=seconds,
     )
 
 
-def _described(card: Card):
-    """The mesh of no axes whose device is the card; nothing where JAX knows no absent devices
-    (before 0.11) and Triton takes the newest.
+def _described(card: Card) -> contextlib.AbstractContextManager[Any]:
+    """A mesh without axes whose device is the card.
+
+    Nothing before JAX 0.11, which knows no absent devices: Triton then assumes the newest.
     """
     if not hasattr(jax.sharding, "AbstractDevice"):
         return contextlib.nullcontext()
@@ -180,39 +196,44 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def _refusal(error: Exception, name: str) -> Exception:
+    """`TooLarge` where the compiler ran out of memory, else the error itself."""
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
         return error
-    found = re.search(r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", text)
-    if found is None:
+    match = re.search(r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", text)
+    if match is None:
         return TooLarge(f"{name}: the compiler refuses it: {text.splitlines()[0]}")
-    needed = int(float(found[1]) * _UNITS[found[2]])
+    needed = int(float(match[1]) * _UNITS[match[2]])
     return TooLarge(
-        f"{name}: needs {found[1]}{found[2]} of {found[3]}{found[4]} bytes, says the compiler",
+        f"{name}: needs {match[1]}{match[2]} of {match[3]}{match[4]} bytes, says the compiler",
         needed,
     )
 
 
 @contextlib.contextmanager
 def as_card(card: Card | None) -> Iterator[None]:
-    """Inside, JAX's front ends to cuDNN and to Triton answer for a card: they ask the process,
-    which has no GPU. Newer versions of JAX can be told of a device that is absent; cuDNN's front
-    end has no parameter for that.
+    """Let JAX's front ends to cuDNN and Triton answer for a card, while the context lasts.
+
+    They ask the process, which has no GPU. Newer versions of JAX can be told of a device that is
+    absent; cuDNN's front end has no parameter for that.
     """
     if card is None or card.platform != "gpu":
         yield
         return
+    # A private module, looked up only where a GPU is the target.
     from jax._src.cudnn import fused_attention_stablehlo as front
 
-    mine = card.fields["cuda_compute_capability"][:2]
+    capability_of_card = card.fields["cuda_compute_capability"][:2]
 
-    def asked(capability: str) -> tuple[int, ...]:
+    def numbers(capability: str) -> tuple[int, ...]:
         return tuple(map(int, capability.split(".")))
 
     answers = {
         "check_cudnn_version": lambda: _CUDNN,
-        "check_compute_capability": lambda capability: mine >= asked(capability),
-        "is_cuda_compute_capability_equal": lambda capability: mine == asked(capability),
+        "check_compute_capability": lambda capability: capability_of_card >= numbers(capability),
+        "is_cuda_compute_capability_equal": lambda capability: (
+            capability_of_card == numbers(capability)
+        ),
     }
     before = {name: getattr(front, name) for name in answers if hasattr(front, name)}
     try:

@@ -1,5 +1,4 @@
-"""The account of a compiled program: kernels run, bytes, FLOPs, the sum of their rooflines by kind,
-and what should not be in it.
+"""The account of a compiled program: its kernels, bytes, FLOPs, and the sum of their rooflines.
 
 A kernel's roofline is the larger of its bytes over the card's bandwidth and its FLOPs over the
 card's peak: no program is faster than the sum.
@@ -8,9 +7,10 @@ card's peak: no program is faster than the sum.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxloop.accelerators import hlo, kernels
+from jaxloop.accelerators.cards import Card
 from jaxloop.accelerators.hlo import Instruction, Module
 
 KINDS = (
@@ -24,9 +24,7 @@ KINDS = (
 
 
 class Rates(NamedTuple):
-    """Bytes/s of memory, FLOP/s of products in bfloat16, in float32, and in float32 at the highest
-    precision (as in `cards.Card`).
-    """
+    """Bytes/s and FLOP/s of a device, as in `cards.Card`."""
 
     bandwidth: float
     peak: float
@@ -36,8 +34,15 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Totals:
-    """Of one execution: kernels, bytes read and written, FLOPs of products, seconds of rooflines by
-    kind, XLA's cycles on a TPU.
+    """Totals of one execution.
+
+    Attributes:
+        kernels: how many run.
+        read: bytes.
+        written: bytes.
+        flops: of products.
+        cycles: XLA's estimate, on a TPU.
+        kinds: seconds of rooflines by kind, one of `KINDS`.
     """
 
     kernels: int = 0
@@ -49,28 +54,36 @@ class Totals:
 
     @property
     def seconds(self) -> float:
+        """The sum of the rooflines."""
         return sum(self.kinds.values())
 
     @property
     def bytes(self) -> float:
+        """Bytes read and written."""
         return self.read + self.written
 
     def plus(self, other: "Totals", times: int = 1) -> "Totals":
-        """These and `times` the others."""
-        summed = {
-            f: getattr(self, f) + times * getattr(other, f)
-            for f in ("kernels", "read", "written", "flops", "cycles")
-        }
+        """Return the sum of these and `times` the others."""
+        kinds = Counter({kind: times * seconds for kind, seconds in other.kinds.items()})
         return Totals(
-            **summed,
-            kinds=self.kinds
-            + Counter({kind: times * value for kind, value in other.kinds.items()}),
+            kernels=self.kernels + times * other.kernels,
+            read=self.read + times * other.read,
+            written=self.written + times * other.written,
+            flops=self.flops + times * other.flops,
+            cycles=self.cycles + times * other.cycles,
+            kinds=self.kinds + kinds,
         )
 
 
 class Loop(NamedTuple):
-    """A `while`: how deep inside others, its turns (None: known when it runs), the totals of one
-    turn, and the JAX operation it comes from.
+    """A `while` loop.
+
+    Attributes:
+        body: its computation.
+        depth: in how many other loops it is.
+        trips: how often it turns; None: known when it runs.
+        turn: the totals of one turn.
+        operation: the JAX operation that it comes from.
     """
 
     body: str
@@ -80,9 +93,11 @@ class Loop(NamedTuple):
     operation: str
 
 
-class Found(NamedTuple):
-    """An instruction that an account names. place: "once", "loop" (in a loop), or "step" (in a turn
-    of `Account.step`'s loop).
+class Finding(NamedTuple):
+    """An instruction that an account names.
+
+    Attributes:
+        place: "once", "loop" (in a loop), or "step" (in a turn of `Account.step`'s loop).
     """
 
     bytes: float
@@ -94,28 +109,33 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Account:
-    """total: the program run once, loops of unknown length turning once and conditionals taking
-    their longest branch. loops: outermost first. largest: arrays between kernels, by bytes;
-    scatters, copies and collectives in loops (the copies by bytes): what is to be avoided.
+    """What a program does; scatters, and copies and collectives in loops, are to be avoided.
+
+    Attributes:
+        total: the program run once, loops of unknown length turning once and conditionals taking
+            their longest branch.
+        loops: outermost first.
+        largest: arrays between kernels, by bytes.
+        copies: in loops, by bytes.
+        collectives: in loops.
     """
 
     total: Totals
     loops: tuple[Loop, ...]
-    largest: tuple[Found, ...]
-    scatters: tuple[Found, ...]
-    copies: tuple[Found, ...]
-    collectives: tuple[Found, ...]
+    largest: tuple[Finding, ...]
+    scatters: tuple[Finding, ...]
+    copies: tuple[Finding, ...]
+    collectives: tuple[Finding, ...]
 
     @property
     def step(self) -> Totals:
-        """One turn of the innermost loop whose length is known only when it runs and that does
-        most: a step of training or decoding. The whole program where there is none.
+        """A step of training or decoding.
+
+        It is one turn of the innermost loop whose length is known only when it runs and that does
+        most, or the whole program where there is none.
         """
-        return max(
-            (loop.turn for loop in _steps(self.loops)),
-            key=lambda turn: turn.seconds,
-            default=self.total,
-        )
+        turns = [loop.turn for loop in _steps(self.loops)]
+        return max(turns, key=lambda turn: turn.seconds, default=self.total)
 
 
 def _steps(loops: Iterable[Loop]) -> list[Loop]:
@@ -126,59 +146,76 @@ def _steps(loops: Iterable[Loop]) -> list[Loop]:
 
 
 def account(text: str, rates: Rates, *, keep: int = 10) -> Account:
-    """The account of optimised HLO text; `keep` arrays and copies are named."""
+    """Return the account of optimised HLO text, with the `keep` largest arrays and copies."""
     module = hlo.parse(text)
-    known: dict[str, Totals] = {}
+    totals_of: dict[str, Totals] = {}
     loops: list[Loop] = []
-    _find_loops(module, module.entry, 0, rates, known, loops, set())
-    total = _totals(module, module.entry, rates, known)
+    _find_loops(module, module.entry, 0, rates, totals_of, loops, set())
+    total = _totals(module, module.entry, rates, totals_of)
     places = _places(module, loops)
     named = [
-        (i, name, place)
+        (instruction, name, place)
         for name, place in places.items()
-        for i in module.computations[name].values()
+        for instruction in module.computations[name].values()
     ]
+    in_loops = [entry for entry in named if entry[2] != "once"]
     arrays = [
-        _found(*each)
-        for each in named
-        if not hlo.is_free(each[0]) and not each[0].shape.startswith("(")
+        _finding(*entry)
+        for entry in named
+        if not hlo.is_free(entry[0]) and not entry[0].shape.startswith("(")
     ]
-    copies = [_found(*each) for each in named if each[2] != "once" and _is_copy(module, each[0])]
+    copies = [_finding(*entry) for entry in in_loops if _is_copy(module, entry[0])]
+    collectives = [_finding(*entry) for entry in in_loops if _is_collective(entry[0])]
     scatters = [
-        _found(j, name, place)
-        for i, name, place in named
-        for j in _inside(module, i)
-        if j.op == "scatter"
+        _finding(inner, name, place)
+        for instruction, name, place in named
+        for inner in _inside(module, instruction)
+        if inner.op == "scatter"
     ]
-    collectives = [
-        _found(*each)
-        for each in named
-        if each[2] != "once" and each[0].op.removesuffix("-start") in hlo.COLLECTIVES
-    ]
-    most = lambda found: tuple(sorted(found, key=lambda f: -f.bytes)[:keep])  # noqa: E731
     return Account(
-        total, tuple(loops), most(arrays), tuple(scatters), most(copies), tuple(collectives)
+        total=total,
+        loops=tuple(loops),
+        largest=_largest(arrays, keep),
+        scatters=tuple(scatters),
+        copies=_largest(copies, keep),
+        collectives=tuple(collectives),
     )
 
 
+def _largest(findings: Sequence[Finding], keep: int) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: -finding.bytes)[:keep])
+
+
+def _is_collective(i: Instruction) -> bool:
+    return i.op.removesuffix("-start") in hlo.COLLECTIVES
+
+
 def seconds_of_cycles(totals: Totals, clock: float) -> float:
-    """XLA's own estimate for a TPU whose cores run at `clock` Hz."""
+    """Return XLA's own estimate for a TPU whose cores run at `clock` Hz."""
     return totals.cycles / clock if clock else 0.0
 
 
 def widest(text: str, dtype: str) -> int:
-    """Elements of the largest array of a dtype that stands between kernels."""
+    """Return the elements of the largest array of a dtype that stands between kernels."""
     module = hlo.parse(text)
-    found = (
-        count for name in _reached(module, module.entry) for i in module.computations[name].values() if not hlo.is_free(i)
-        for kind, count, _ in hlo.arrays(i.shape) if kind == dtype
-    )  # fmt: skip
-    return max(found, default=0)
+    counts = [
+        count
+        for name in _reached(module, module.entry)
+        for instruction in module.computations[name].values()
+        if not hlo.is_free(instruction)
+        for kind, count, _ in hlo.arrays(instruction.shape)
+        if kind == dtype
+    ]
+    return max(counts, default=0)
 
 
-def _found(i: Instruction, computation: str, place: str) -> Found:
-    return Found(
-        hlo.size(i.shape), i.shape.split("{")[0], i.op, hlo.operation(i) or computation, place
+def _finding(i: Instruction, computation: str, place: str) -> Finding:
+    return Finding(
+        bytes=hlo.size(i.shape),
+        shape=i.shape.split("{")[0],
+        op=i.op,
+        where=hlo.operation(i) or computation,
+        place=place,
     )
 
 
@@ -190,25 +227,22 @@ def _inside(module: Module, i: Instruction) -> Iterator[Instruction]:
 
 def _is_copy(module: Module, i: Instruction) -> bool:
     """Whether a kernel does nothing but copy an array, whole."""
-    if i.op in ("copy", "copy-start"):
-        return True
-    return i.op == "fusion" and {j.op for j in _inside(module, i)} - {
-        "parameter",
-        "bitcast",
-        "tuple",
-    } == {"copy"}
+    if i.op != "fusion":
+        return i.op in ("copy", "copy-start")
+    return {j.op for j in _inside(module, i)} - {"parameter", "bitcast", "tuple"} == {"copy"}
 
 
 def _next(module: Module, i: Instruction) -> list[str]:
     """The computations that an instruction runs as kernels of their own."""
-    if i.op == "while":
-        return [name for name in (hlo.called(i, "body"),) if name in module.computations]
     if i.op == "conditional":
         return hlo.branches(i)
-    if i.op == "call" or (i.op.endswith("-start") and hlo.called(i, "calls")):
-        name = hlo.called(i, "to_apply") or hlo.called(i, "calls")
-        return [name] if name in module.computations else []
-    return []
+    name = None
+    if i.op == "while":
+        name = hlo.called(i, "body")
+    elif i.op == "call" or i.op.endswith("-start"):
+        name = hlo.called(i, "calls")
+        name = hlo.called(i, "to_apply") or name if i.op == "call" or name else None
+    return [name] if name is not None and name in module.computations else []
 
 
 def _reached(module: Module, computation: str, seen: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -231,51 +265,54 @@ def _places(module: Module, loops: Sequence[Loop]) -> dict[str, str]:
     return places
 
 
-def _find_loops(module, computation, depth, rates, known, loops, seen) -> None:
+def _find_loops(
+    module: Module,
+    computation: str,
+    depth: int,
+    rates: Rates,
+    totals_of: dict[str, Totals],
+    loops: list[Loop],
+    seen: set[str],
+) -> None:
+    """Append the loops in a computation and in those that it runs, outermost first."""
     if computation in seen:
         return
     seen.add(computation)
     for i in module.computations[computation].values():
         for name in _next(module, i):
             if i.op == "while":
-                loops.append(
-                    Loop(
-                        name,
-                        depth,
-                        hlo.trips(module, i),
-                        _totals(module, name, rates, known),
-                        hlo.operation(i),
-                    )
+                loop = Loop(
+                    body=name,
+                    depth=depth,
+                    trips=hlo.trips(module, i),
+                    turn=_totals(module, name, rates, totals_of),
+                    operation=hlo.operation(i),
                 )
-            _find_loops(module, name, depth + (i.op == "while"), rates, known, loops, seen)
+                loops.append(loop)
+            _find_loops(module, name, depth + (i.op == "while"), rates, totals_of, loops, seen)
 
 
-def _totals(module: Module, computation: str, rates: Rates, known: dict[str, Totals]) -> Totals:
-    """Of one run of a computation, `known` holding those of others."""
-    if computation in known:
-        return known[computation]
+def _totals(module: Module, computation: str, rates: Rates, totals_of: dict[str, Totals]) -> Totals:
+    """Of one run of a computation; `totals_of` holds those of other computations."""
+    if computation in totals_of:
+        return totals_of[computation]
     total = Totals()
     for i in module.computations[computation].values():
-        run = _next(module, i)
-        if i.op == "while":
-            total = (
-                total.plus(_totals(module, run[0], rates, known), hlo.trips(module, i) or 1)
-                if run
-                else total
-            )
-        elif i.op == "conditional":
-            each = [_totals(module, name, rates, known) for name in run]
-            total = total.plus(max(each, key=lambda t: t.seconds)) if each else total
-        elif run:
-            total = total.plus(_totals(module, run[0], rates, known))
-        elif not hlo.is_free(i):
+        each = [_totals(module, name, rates, totals_of) for name in _next(module, i)]
+        if i.op == "conditional" and each:
+            total = total.plus(max(each, key=lambda branch: branch.seconds))
+        elif i.op == "while" and each:
+            total = total.plus(each[0], hlo.trips(module, i) or 1)
+        elif each:
+            total = total.plus(each[0])
+        elif i.op not in ("while", "conditional") and not hlo.is_free(i):
             total = total.plus(kernel(module, computation, i, rates))
-    known[computation] = total
+    totals_of[computation] = total
     return total
 
 
 def kernel(module: Module, computation: str, i: Instruction, rates: Rates) -> Totals:
-    """The totals of one kernel."""
+    """Return the totals of one kernel."""
     read, written = hlo.traffic(module, computation, i)
     flops = hlo.flops(module, computation, i)
     peak = rates.peak
@@ -283,17 +320,34 @@ def kernel(module: Module, computation: str, i: Instruction, rates: Rates) -> To
         peak = rates.exact if hlo.is_exact(module, i) else rates.peak32
     moving, computing = (read + written) / rates.bandwidth, flops / peak
     kind = _kind(module, i, flops, computing >= moving)
-    return Totals(1, read, written, flops, hlo.cycles(i), Counter({kind: max(moving, computing)}))
+    return Totals(
+        kernels=1,
+        read=read,
+        written=written,
+        flops=flops,
+        cycles=hlo.cycles(i),
+        kinds=Counter({kind: max(moving, computing)}),
+    )
 
 
 def _kind(module: Module, i: Instruction, flops: float, computes: bool) -> str:
-    if i.op.removesuffix("-start") in hlo.COLLECTIVES:
+    if _is_collective(i):
         return "collectives"
-    ours = kernels.name_of(hlo.operation(i)) if i.op == "custom-call" else None
-    if ours == "attend_rows" or ours is None and i.op == "custom-call" and hlo.is_attention(i):
+    if _is_attention(i):
         return "attention calls"
     if flops:
         return "large products" if computes else "thin products"
+    return _kind_without_products(module, i)
+
+
+def _is_attention(i: Instruction) -> bool:
+    if i.op != "custom-call":
+        return False
+    ours = kernels.name_of(hlo.operation(i))
+    return ours == "attend_rows" or (ours is None and hlo.is_attention(i))
+
+
+def _kind_without_products(module: Module, i: Instruction) -> str:
     inner = list(_inside(module, i))
     root = next((j for j in inner if j.root), inner[-1])
     large = {
@@ -309,28 +363,30 @@ def _kind(module: Module, i: Instruction, flops: float, computes: bool) -> str:
     return "copies, slices, updates" if moves else "elementwise, reductions"
 
 
-def as_row(found: Account) -> dict:
-    """The account in numbers, for a line of JSON: bytes, FLOPs and milliseconds of the whole and of
-    a step.
-    """
-
-    def numbers(t: Totals) -> dict:
-        kinds = {kind: round(1e3 * t.kinds[kind], 4) for kind in KINDS if t.kinds[kind]}
-        return dict(
-            kernels=t.kernels,
-            bytes=int(t.bytes),
-            flops=int(t.flops),
-            roofline_ms=round(1e3 * t.seconds, 4),
-            kinds_ms=kinds,
-            cycles=t.cycles,
-        )
-
-    return dict(
-        total=numbers(found.total), step=numbers(found.step), scatters=len(found.scatters), collectives_in_loops=len(found.collectives),
-        largest_copy_in_loops=int(found.copies[0].bytes) if found.copies else 0, largest_array=int(found.largest[0].bytes) if found.largest else 0,
-    )  # fmt: skip
+def as_row(program: Account) -> dict[str, Any]:
+    """Return the account in numbers, for a line of JSON: bytes, FLOPs and milliseconds."""
+    return {
+        "total": _numbers(program.total),
+        "step": _numbers(program.step),
+        "scatters": len(program.scatters),
+        "collectives_in_loops": len(program.collectives),
+        "largest_copy_in_loops": int(program.copies[0].bytes) if program.copies else 0,
+        "largest_array": int(program.largest[0].bytes) if program.largest else 0,
+    }
 
 
-def rates_of(card) -> Rates:
-    """The rates of a `cards.Card`."""
+def _numbers(totals: Totals) -> dict[str, Any]:
+    milliseconds = {kind: 1e3 * totals.kinds[kind] for kind in KINDS if totals.kinds[kind]}
+    return {
+        "kernels": totals.kernels,
+        "bytes": int(totals.bytes),
+        "flops": int(totals.flops),
+        "roofline_ms": round(1e3 * totals.seconds, 4),
+        "kinds_ms": {kind: round(ms, 4) for kind, ms in milliseconds.items()},
+        "cycles": totals.cycles,
+    }
+
+
+def rates_of(card: Card) -> Rates:
+    """Return the rates of a card."""
     return Rates(card.bandwidth, card.peak, card.peak32, card.exact)

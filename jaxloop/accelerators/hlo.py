@@ -1,21 +1,26 @@
-"""Optimised HLO text, read: computations and instructions, what each kernel moves and computes, how
-often each loop turns.
+"""Read optimised HLO text: instructions, what kernels move and compute, trip counts of loops.
 
 The text is what `jax.stages.Compiled.as_text()` gives on a CPU, a GPU or a TPU. Bytes are those of
 the device's main memory: arrays that a TPU keeps on the chip (memory space 1) cost none.
 """
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from jaxloop.accelerators import kernels
 
 # Bytes of one number; of those not named here 4. Sub-byte numbers are packed.
-WIDTH = dict(
-    pred=1, s8=1, u8=1, s16=2, u16=2, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8, c64=8, c128=16, token=0, s4=0.5, u4=0.5,
-    f8e4m3fn=1, f8e5m2=1, f8e4m3=1,
-)  # fmt: skip
+WIDTH = {
+    **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2", "f8e4m3"), 1.0),
+    **dict.fromkeys(("s16", "u16", "bf16", "f16"), 2.0),
+    **dict.fromkeys(("s32", "u32", "f32"), 4.0),
+    **dict.fromkeys(("s64", "u64", "f64", "c64"), 8.0),
+    "c128": 16.0,
+    "token": 0.0,
+    **dict.fromkeys(("s4", "u4"), 0.5),
+}
 # What is no kernel: names, views and bookkeeping.
 FREE = frozenset(
     "parameter tuple get-tuple-element bitcast constant after-all opt-barrier partition-id "
@@ -40,8 +45,12 @@ _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,<=]*)\](\{[^}]*\})?")
 
 
 class Instruction(NamedTuple):
-    """One line of a computation. inside: the text between its parentheses; attributes: what follows
-    them.
+    """One line of a computation.
+
+    Attributes:
+        inside: the text between its parentheses.
+        attributes: the text after them.
+        root: whether it is the computation's result.
     """
 
     name: str
@@ -54,31 +63,36 @@ class Instruction(NamedTuple):
 
 
 class Module(NamedTuple):
-    """{computation: {instruction: it}}, in the order of the text, and the name of the entry."""
+    """Computations by name, with their instructions by name, and the name of the entry."""
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
 
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (\(.*\) -> .*)?\{\s*(/\*.*\*/)?$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+
+
 def parse(text: str) -> Module:
-    """The module of an HLO text. Raises ValueError where the text has no entry computation."""
+    """Return the module of an HLO text.
+
+    Raises:
+        ValueError: the text has no entry computation.
+    """
     computations: dict[str, dict[str, Instruction]] = {}
     current, entry = None, None
-    head = re.compile(r"^(ENTRY )?%?([\w.\-]+) (\(.*\) -> .*)?\{\s*(/\*.*\*/)?$")
-    line_of = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
     for line in text.splitlines():
         if not line.startswith(" "):
-            if found := head.match(line):
-                current = computations.setdefault(found[2], {})
-                entry = found[2] if found[1] else entry
+            if head := _HEAD.match(line):
+                current = computations.setdefault(head[2], {})
+                entry = head[2] if head[1] else entry
             continue
-        found = line_of.match(line)
-        if (
-            found
-            and current is not None
-            and (made := _instruction(found[2], found[3], bool(found[1])))
-        ):
-            current[made.name] = made
+        match = _LINE.match(line)
+        if match is None or current is None:
+            continue
+        instruction = _instruction(match[2], match[3], bool(match[1]))
+        if instruction is not None:
+            current[instruction.name] = instruction
     if entry is None:
         raise ValueError(
             "HLO text: there is no entry computation; give the text of a compiled program"
@@ -111,24 +125,24 @@ def _closing(text: str, at: int) -> int:
 
 
 # ---- shapes and attributes
-# --------------------------------------------------------------------------------------------
 
 
 def dimensions(shape: str) -> tuple[int, ...]:
-    """Of the first array of a shape."""
-    found = _ARRAY.search(shape)
-    return tuple(int(x.replace("<=", "")) for x in found[2].split(",") if x) if found else ()
+    """Return the dimensions of the first array of a shape."""
+    match = _ARRAY.search(shape)
+    return tuple(int(x.replace("<=", "")) for x in match[2].split(",") if x) if match else ()
 
 
 def dtype(shape: str) -> str:
-    """Of the first array of a shape."""
-    found = _ARRAY.search(shape)
-    return found[1] if found else ""
+    """Return the dtype of the first array of a shape."""
+    match = _ARRAY.search(shape)
+    return match[1] if match else ""
 
 
 def arrays(shape: str) -> Iterator[tuple[str, int, float]]:
-    """(dtype, elements, bytes) of every array of a shape; bytes are 0 where a TPU keeps it on the
-    chip.
+    """Yield (dtype, elements, bytes) of every array of a shape.
+
+    Bytes are 0 where a TPU keeps the array on the chip.
     """
     for kind, dims, layout in _ARRAY.findall(shape):
         count = 1
@@ -138,44 +152,45 @@ def arrays(shape: str) -> Iterator[tuple[str, int, float]]:
 
 
 def size(shape: str) -> float:
-    """Bytes of a shape in the device's main memory."""
+    """Return the bytes of a shape in the device's main memory."""
     return sum(width for _, _, width in arrays(shape))
 
 
 def called(i: Instruction, key: str) -> str | None:
-    """The computation that an attribute such as `calls=` names."""
-    found = re.search(rf"\b{key}=%?([\w.\-]+)", i.attributes)
-    return found[1] if found else None
+    """Return the computation that an attribute such as `calls=` names, or None."""
+    match = re.search(rf"\b{key}=%?([\w.\-]+)", i.attributes)
+    return match[1] if match else None
 
 
 def branches(i: Instruction) -> list[str]:
-    """The computations of a conditional."""
-    if found := re.search(r"branch_computations=\{([^}]*)\}", i.attributes):
-        return [name.strip().lstrip("%") for name in found[1].split(",")]
+    """Return the computations of a conditional."""
+    if match := re.search(r"branch_computations=\{([^}]*)\}", i.attributes):
+        return [name.strip().lstrip("%") for name in match[1].split(",")]
     return [
         name for name in (called(i, "true_computation"), called(i, "false_computation")) if name
     ]
 
 
 def operation(i: Instruction) -> str:
-    """The JAX operation that an instruction comes from; "" where the text does not say."""
-    found = re.search(r'op_name="([^"]*)"', i.attributes)
-    return found[1] if found else ""
+    """Return the JAX operation that an instruction comes from, "" where the text does not say."""
+    match = re.search(r'op_name="([^"]*)"', i.attributes)
+    return match[1] if match else ""
 
 
 def cycles(i: Instruction) -> int:
-    """XLA's own estimate for a TPU, in cycles of its clock; 0 where there is none."""
-    found = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
-    return int(found[1]) if found else 0
+    """Return XLA's own estimate for a TPU in cycles of its clock, 0 where there is none."""
+    match = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
+    return int(match[1]) if match else 0
 
 
 def trips(module: Module, i: Instruction) -> int | None:
-    """How often a `while` turns: as XLA says or, where its condition only compares a counter with a
-    number, that number (counters of JAX's loops start at 0). None where that is known only when it
-    runs.
+    """Return how often a `while` turns, None where that is known only when it runs.
+
+    It is what XLA says or, where the condition only compares a counter with a number, that number:
+    counters of JAX's loops start at 0.
     """
-    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes):
-        return int(found[1])
+    if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes):
+        return int(match[1])
     condition = list(_all(module, called(i, "condition")))
     plain = all(j.op in (*FREE, "compare", "fusion", "call") for j in condition)
     numbers = [
@@ -193,11 +208,10 @@ def _all(module: Module, computation: str | None) -> Iterator[Instruction]:
 
 
 # ---- what a kernel moves
-# ----------------------------------------------------------------------------------------------
 
 
 def traffic(module: Module, computation: str, i: Instruction) -> tuple[float, float]:
-    """(bytes read, bytes written) by one kernel, every array once.
+    """Return (bytes read, bytes written) by one kernel, every array once.
 
     A slice or gather reads what it gives, an update in place and a scatter read and write what they
     change, and a fusion that only slices or updates one of its parameters reads or writes that part
@@ -206,7 +220,10 @@ def traffic(module: Module, computation: str, i: Instruction) -> tuple[float, fl
     local = module.computations[computation]
     if is_free(i) or i.op in ("while", "conditional", "call"):
         return 0.0, 0.0
-    of = lambda name: size(local[name].shape) if name in local else 0.0  # noqa: E731
+
+    def of(name: str) -> float:
+        return size(local[name].shape) if name in local else 0.0
+
     inner = module.computations.get(called(i, "calls") or "") if i.op == "fusion" else None
     if inner:
         return _fusion_traffic(inner, i, of)
@@ -241,19 +258,16 @@ def _operands(local: dict[str, Instruction], i: Instruction) -> list[tuple[tuple
 
 
 def _transfer(i: Instruction) -> tuple[float, float]:
-    """Of an array, or a slice of one, that is on its way between memories: of its two ends, those
-    that lie in the main one.
-    """
+    """`traffic` of moving an array between memories: of its two ends, those in the main memory."""
     first, second = _ARRAY.findall(i.shape)[:2]
     target, source = (first, second) if i.op == "copy-start" else (second, first)
     moved = size(f"{target[0]}[{target[1]}]")
-    return tuple(0.0 if "S(1)" in layout else moved for layout in (source[2], target[2]))
+    read, written = (0.0 if "S(1)" in layout else moved for layout in (source[2], target[2]))
+    return read, written
 
 
 def _results(i: Instruction) -> float:
-    """Bytes that an instruction gives, without the workspace that libraries ask for as a last
-    result.
-    """
+    """Bytes of an instruction's results, without the workspace that libraries add as the last."""
     whole = size(i.shape)
     if i.op == "custom-call" and i.shape.startswith("("):
         *_, last = _ARRAY.findall(i.shape)
@@ -262,63 +276,82 @@ def _results(i: Instruction) -> float:
     return whole
 
 
-def _fusion_traffic(inner: dict[str, Instruction], i: Instruction, of) -> tuple[float, float]:
-    users: dict[str, list[tuple[Instruction, int]]] = {}
-    for j in inner.values():
-        for at, name in enumerate(j.operands):
-            users.setdefault(name, []).append((j, at))
+_UPDATES = ("dynamic-update-slice", "scatter")
+_PARTS = ("dynamic-slice", "slice", "gather")
 
-    def uses(name):
-        """Who uses a value, through views."""
-        for j, at in users.get(name, ()):
-            if j.op == "bitcast":
-                yield from uses(j.name)
-            else:
-                yield j, at
 
-    def source(name):
-        """The value behind views."""
-        j = inner.get(name)
-        return source(j.operands[0]) if j is not None and j.op == "bitcast" else j
-
-    root = next((j for j in inner.values() if j.root), None) or list(inner.values())[-1]
-    results = (
-        [source(name) for name in root.operands] if root.op == "tuple" else [source(root.name)]
-    )
+def _fusion_traffic(
+    inner: dict[str, Instruction], i: Instruction, of: Callable[[str], float]
+) -> tuple[float, float]:
+    """`traffic` of a fusion: its instructions are `inner`, `of` gives the bytes of an operand."""
     written = changed = 0.0
-    for r in results:
-        if r is not None and r.op in ("dynamic-update-slice", "scatter"):
-            part = inner[r.operands[1 if r.op == "dynamic-update-slice" else -1]]
+    for result in _fusion_results(inner):
+        if result.op in _UPDATES:
+            part = inner[result.operands[1 if result.op == "dynamic-update-slice" else -1]]
             written += size(part.shape)
-            changed += size(part.shape) if r.op == "scatter" else 0.0
-        elif r is not None:
-            written += size(r.shape)
+            changed += size(part.shape) if result.op == "scatter" else 0.0
+        else:
+            written += size(result.shape)
+    users = _users(inner)
     read = changed
-    for j in inner.values():
-        if j.op != "parameter":
-            continue
-        number = int(j.inside)
-        whole = of(i.operands[number]) if number < len(i.operands) else size(j.shape)
-        found = list(uses(j.name))
-        if found and all(
-            at == 0 and u.op in ("dynamic-slice", "slice", "gather") for u, at in found
-        ):
-            whole = min(whole, sum(size(u.shape) for u, _ in found))
-        elif found and all(
-            at == 0 and u.op in ("dynamic-update-slice", "scatter") for u, at in found
-        ):
-            whole = 0.0
-        read += whole
+    for parameter in (j for j in inner.values() if j.op == "parameter"):
+        number = int(parameter.inside)
+        whole = of(i.operands[number]) if number < len(i.operands) else size(parameter.shape)
+        read += _read_of_parameter(whole, list(_uses(users, parameter.name)))
     return read, written
 
 
+def _fusion_results(inner: dict[str, Instruction]) -> list[Instruction]:
+    """What a fusion gives, behind views."""
+    root = next((j for j in inner.values() if j.root), None) or list(inner.values())[-1]
+    names = root.operands if root.op == "tuple" else (root.name,)
+    results = [_source(inner, name) for name in names]
+    return [result for result in results if result is not None]
+
+
+def _source(inner: dict[str, Instruction], name: str) -> Instruction | None:
+    """The instruction behind views."""
+    j = inner.get(name)
+    return _source(inner, j.operands[0]) if j is not None and j.op == "bitcast" else j
+
+
+Users = dict[str, list[tuple[Instruction, int]]]
+
+
+def _users(inner: dict[str, Instruction]) -> Users:
+    """{name: (instruction that takes it, as which operand)}."""
+    users: Users = {}
+    for j in inner.values():
+        for position, name in enumerate(j.operands):
+            users.setdefault(name, []).append((j, position))
+    return users
+
+
+def _uses(users: Users, name: str) -> Iterator[tuple[Instruction, int]]:
+    """Who uses a value, through views, and as which operand."""
+    for j, position in users.get(name, ()):
+        if j.op == "bitcast":
+            yield from _uses(users, j.name)
+        else:
+            yield j, position
+
+
+def _read_of_parameter(whole: float, uses: list[tuple[Instruction, int]]) -> float:
+    """Bytes that a fusion reads of a parameter of `whole` bytes."""
+    if uses and all(position == 0 and user.op in _PARTS for user, position in uses):
+        return min(whole, sum(size(user.shape) for user, _ in uses))
+    if uses and all(position == 0 and user.op in _UPDATES for user, position in uses):
+        return 0.0
+    return whole
+
+
 # ---- what a kernel computes
-# -------------------------------------------------------------------------------------------
 
 
 def flops(module: Module, computation: str, i: Instruction) -> float:
-    """Operations of the products in one kernel, a multiplication and an addition being two. Other
-    arithmetic is not counted: memory is its limit.
+    """Return the FLOPs of the products in one kernel, two for each multiplication and addition.
+
+    Other arithmetic is not counted: memory is its limit.
     """
     if i.op in ("dot", "convolution"):
         return _product(module.computations[computation], i)
@@ -329,31 +362,38 @@ def flops(module: Module, computation: str, i: Instruction) -> float:
         if is_attention(i):
             return _attention(module.computations[computation], i)
         return _product(module.computations[computation], i) if is_product_call(i) else 0.0
-    inside = called(i, "calls") if i.op in ("fusion", "async-start") else None
-    return sum(flops(module, inside, j) for j in module.computations.get(inside or "", {}).values())
+    inside = _called_by_fusion(i)
+    return sum(flops(module, inside, j) for j in module.computations.get(inside, {}).values())
+
+
+def _called_by_fusion(i: Instruction) -> str:
+    """The computation inside a fusion or an asynchronous call, "" of other instructions."""
+    return called(i, "calls") or "" if i.op in ("fusion", "async-start") else ""
 
 
 def library(i: Instruction) -> str:
-    """The name of the library routine or Pallas kernel that a custom call runs."""
-    found = re.search(r'custom_call_target="([^"]+)"', i.attributes)
-    return found[1] if found else ""
+    """Return the library routine or Pallas kernel that a custom call runs, or ""."""
+    match = re.search(r'custom_call_target="([^"]+)"', i.attributes)
+    return match[1] if match else ""
 
 
 def is_free(i: Instruction) -> bool:
-    """Whether an instruction is no kernel: a view, bookkeeping, or the end of a transfer that is
-    counted at its start.
+    """Say whether an instruction is no kernel.
+
+    That is a view, bookkeeping, or the end of a transfer, which is counted at its start.
     """
     return i.op in FREE or i.op.endswith("-done") or (i.op == "custom-call" and library(i) in VIEWS)
 
 
 def is_product_call(i: Instruction) -> bool:
-    """Whether a custom call is a matrix product of a library."""
+    """Say whether a custom call is a matrix product of a library."""
     return any(word in library(i).lower() for word in ("gemm", "matmul"))
 
 
 def is_attention(i: Instruction) -> bool:
-    """Whether a custom call is a library's fused attention, or a Pallas kernel, which is what we
-    use those for.
+    """Say whether a custom call is a library's fused attention or a Pallas kernel.
+
+    Attention is what we use Pallas kernels of libraries for.
     """
     name = library(i).lower()
     return any(
@@ -370,73 +410,69 @@ def is_attention(i: Instruction) -> bool:
 
 
 def _product(local: dict[str, Instruction], i: Instruction) -> float:
-    out = 1
-    for n in dimensions(i.shape):
-        out *= n
     left, right = (local[name].shape if name in local else "" for name in i.operands[:2])
-    summed = 1
-    if (
-        i.op == "convolution"
-    ):  # a TPU's products: kernel axes other than the output's are summed, but for those that stand for a batch
-        labels = re.search(r"dim_labels=\w+_(\w+)->\w+", i.attributes)
-        window = dict(
-            re.findall(
-                r"(\w+)=([\d_x]+)", (re.search(r"window=\{([^}]*)\}", i.attributes) or [""])[0]
-            )
-        )
-        dilated = [int(x) > 1 for x in window.get("lhs_dilate", "").split("x") if x]
-        for label, n in zip(labels[1] if labels else "", dimensions(right)):
-            batch = label.isdigit() and int(label) < len(dilated) and dilated[int(label)]
-            summed *= 1 if label == "o" or batch else n
-        return 2.0 * out * summed
+    outputs = math.prod(dimensions(i.shape))
+    if i.op == "convolution":
+        return 2.0 * outputs * _summed_by_convolution(i, right)
     axes = re.search(r"lhs_contracting_dims=\{([0-9,]*)\}", i.attributes) or re.search(
         r'"lhs_contracting_dimensions":\[([0-9",]*)\]', i.attributes
     )
-    for axis in filter(None, (axes[1] if axes else "").replace('"', "").split(",")):
-        summed *= dimensions(left)[int(axis)]
-    return 2.0 * out * summed
+    contracted = (axes[1] if axes else "").replace('"', "").split(",")
+    return 2.0 * outputs * math.prod(dimensions(left)[int(axis)] for axis in contracted if axis)
+
+
+def _summed_by_convolution(i: Instruction, kernel: str) -> int:
+    """Terms of each sum of a convolution, which is how a TPU's products are written.
+
+    The kernel's axes are summed but for the output's, and those that stand for a batch.
+    """
+    labels = re.search(r"dim_labels=\w+_(\w+)->\w+", i.attributes)
+    windows = re.search(r"window=\{([^}]*)\}", i.attributes)
+    window = dict(re.findall(r"(\w+)=([\d_x]+)", windows[0] if windows else ""))
+    dilated = [int(x) > 1 for x in window.get("lhs_dilate", "").split("x") if x]
+    summed = 1
+    for label, n in zip(labels[1] if labels else "", dimensions(kernel)):
+        batch = label.isdigit() and int(label) < len(dilated) and dilated[int(label)]
+        summed *= 1 if label == "o" or batch else n
+    return summed
 
 
 def _attention(local: dict[str, Instruction], i: Instruction) -> float:
-    """Of cuDNN's calls: two products of [T, S, K] for every row and head forward, five backward,
-    half of it under a causal mask.
+    """FLOPs of a call to cuDNN's attention.
+
+    Forward it is two products of [T, S, K] for every row and head, backward five; half of that
+    under a causal mask.
     """
     shape = re.search(
         r'"intermediate_tensor_shape":\s*\{[^}]*?"dimensions":\s*\[([^\]]*)\]', i.attributes
     )
     if not shape or not i.operands or i.operands[0] not in local:
         return 0.0
-    count = 1
-    for n in re.findall(r"\d+", shape[1]):
-        count *= int(n)
+    scores = math.prod(int(n) for n in re.findall(r"\d+", shape[1]))
+    head_dim = dimensions(local[i.operands[0]].shape)[-1]
+    products = 5 if "Backward" in library(i) else 2
     half = 0.5 if re.search(r'"mask_type":\s*"CAUSAL"', i.attributes) else 1.0
-    return (
-        2.0
-        * count
-        * dimensions(local[i.operands[0]].shape)[-1]
-        * (5 if "Backward" in library(i) else 2)
-        * half
-    )
+    return 2.0 * scores * head_dim * products * half
 
 
 def operand_type(module: Module, computation: str, i: Instruction) -> str:
-    """The dtype of what the (first) product in a kernel multiplies; "" where there is none."""
+    """Return the dtype of what the first product in a kernel multiplies, "" where there is none."""
     local = module.computations[computation]
     if i.op in ("dot", "convolution", "custom-call"):
         return dtype(local[i.operands[0]].shape) if i.operands and i.operands[0] in local else ""
-    inside = called(i, "calls") if i.op in ("fusion", "async-start") else None
-    found = (
+    inside = _called_by_fusion(i)
+    kinds = (
         operand_type(module, inside, j)
-        for j in module.computations.get(inside or "", {}).values()
+        for j in module.computations.get(inside, {}).values()
         if j.op in ("dot", "convolution", "fusion")
     )
-    return next((kind for kind in found if kind), "")
+    return next((kind for kind in kinds if kind), "")
 
 
 def is_exact(module: Module, i: Instruction) -> bool:
-    """Whether a product in a kernel is asked for at the highest precision."""
-    inside = called(i, "calls") if i.op in ("fusion", "async-start") else None
-    mine = re.search(r'operand_precision(?:=\{|":\[")(\w+)', i.attributes)
-    return bool(mine and mine[1].lower() == "highest") or any(
-        is_exact(module, j) for j in module.computations.get(inside or "", {}).values()
+    """Say whether a product in a kernel is computed at the highest precision."""
+    inside = _called_by_fusion(i)
+    precision = re.search(r'operand_precision(?:=\{|":\[")(\w+)', i.attributes)
+    return bool(precision and precision[1].lower() == "highest") or any(
+        is_exact(module, j) for j in module.computations.get(inside, {}).values()
     )

@@ -1,60 +1,68 @@
-"""The metrics' own kernels as programs, at the sizes of a generation: N texts with embeddings of D
-numbers, and their two-dimensional map.
+"""The metrics' own compiled kernels as programs, at the sizes of a generation.
+
+N texts have embeddings of D numbers, and places on a two-dimensional map.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxloop.lm.programs import Program, places
 from jaxloop.metrics import distances, semantic, umap
 
 
-def kernels(devices=None, *, texts: int = 4000, width: int = 384) -> list[Program]:
-    """Mean similarity of neighbours, neighbours in the embedding and on the map, kernel distances,
-    projections, nearest points of a map; on one device.
+def kernels(
+    devices: Sequence[jax.Device] | None = None, *, texts: int = 4000, width: int = 384
+) -> list[Program]:
+    """Return the programs of the metrics, on one device.
+
+    They are the mean similarity of neighbours, neighbours in the embedding and on the map, kernel
+    distances, projections, and nearest points of a map.
+
+    Args:
+        devices: the first is used; none: JAX's default.
+        texts: N.
+        width: D.
     """
     at = places(None if devices is None else list(devices)[:1])
 
-    def array(*shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=at.whole)
+    def array(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=at.replicated)
 
-    rows = min(texts, 1024, max(1, semantic._BLOCK_ELEMENTS // texts))
-    points, flat = array(texts, width), array(texts, 2, dtype=jnp.float64)
+    def array64(*shape: int) -> jax.ShapeDtypeStruct:
+        return array(*shape, dtype=jnp.float64)
+
+    rows = min(texts, 1024, max(1, semantic.BLOCK_ELEMENTS // texts))
+    points, flat = array(texts, width), array64(texts, 2)
     blocks = -(-texts // rows)
-    cuts = [
-        array(2 * texts, dtype=jnp.int64),
-        array(2 * texts, dtype=jnp.int64),
-        array(2 * texts, dtype=jnp.float64),
-    ]
-    wide = [
-        array(texts, width, dtype=jnp.float64),
-        array(texts, width, dtype=jnp.float64),
-        array(width, 128, dtype=jnp.float64),
-    ]
-    kernel = [
-        array(blocks, rows, width, dtype=jnp.float64),
+    index = array(2 * texts, dtype=jnp.int64)
+    wide = (array64(texts, width), array64(texts, width), array64(width, 128))
+    pairs = (
+        array64(blocks, rows, width),
         array(blocks, rows, dtype=jnp.bool_),
-        array(texts, width, dtype=jnp.float64),
-    ]
+        array64(texts, width),
+    )
     return [
-        Program("metric: similarity", semantic._mean_similarity, (points, 5, rows), {}),
-        Program("metric: neighbours", semantic._ranked_neighbours, (points, 40, 60, rows), {}),
+        Program("metric: similarity", semantic.mean_similarity, (points, 5, rows), {}),
+        Program("metric: neighbours", semantic.ranked_neighbours, (points, 40, 60, rows), {}),
         Program(
-            "metric: map distances", semantic._kth_by_difference, (flat, 50, rows), {}, x64=True
+            "metric: map distances", semantic.kth_by_difference, (flat, 50, rows), {}, x64=True
         ),
         Program(
             "metric: kernel distance",
-            distances._kernel_sum,
-            (*kernel, array(dtype=jnp.float64), "gaussian"),
+            distances.kernel_sum,
+            (*pairs, array64(), "gaussian"),
             {},
             x64=True,
         ),
         Program(
             "metric: projections",
-            distances._sliced,
-            (*wide, *cuts, array(dtype=jnp.float64)),
+            distances.sliced_distance,
+            (*wide, index, index, array64(2 * texts), array64()),
             {},
             x64=True,
         ),
-        Program("metric: map", umap._nearest, (points, array(blocks, rows, width), 15), {}),
+        Program("metric: map", umap.nearest_points, (points, array(blocks, rows, width), 15), {}),
     ]

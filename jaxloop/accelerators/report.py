@@ -1,10 +1,7 @@
-"""What a target would do with a study's programs: memory, chains that fit, compile seconds and
-rooflines, as lines of a plan.
-"""
+"""The lines of `--plan --for`: memory, chains that fit, compile seconds and rooflines."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +9,18 @@ import jax.numpy as jnp
 from jaxloop.accelerators import absent, account
 from jaxloop.accelerators.account import Account, Rates, Totals
 from jaxloop.accelerators.cards import Card
+from jaxloop.config import FitConfig, SampleConfig
 from jaxloop.lm import programs
-from jaxloop.lm.encoder.config import EncoderSpec
-from jaxloop.lm.generation.scheduler import SampleSettings
-from jaxloop.lm.model.config import Spec
+from jaxloop.lm.encoder.config import EncoderConfig
+from jaxloop.lm.generation.options import GenerateOptions
+from jaxloop.lm.generation.slot_plan import SlotPlan
+from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.lm.programs import Program
 from jaxloop.lm.sharding import device_bytes
 from jaxloop.lm.target import Target, complete
 from jaxloop.lm.training import autotune
-from jaxloop.lm.training.step import FitSettings
+from jaxloop.lm.training.step import TrainOptions
 from jaxloop.runtime import roofline
 from jaxloop.runtime.atomic_io import human_size
 from jaxloop.runtime.log import LOGGER
@@ -30,38 +29,54 @@ Rows = list[tuple[str, str]]
 
 
 class Shapes(NamedTuple):
-    """The programs of one base model. time: tokens of a training row, prompt: of a padded prompt;
-    chains: how many a program may hold at most; dtype: of the base. sample: None where nothing is
-    written. cut_base: the base is cut over all devices of a target.
+    """The programs of one base model.
+
+    Attributes:
+        dtype: of the base.
+        sample: None where nothing is generated.
+        time: tokens of a training row.
+        prompt: tokens of a padded prompt.
+        chains: how many a program may hold at most.
+        shard_base: whether the base is sharded over all devices of a target.
     """
 
     name: str
-    spec: Spec
+    model_config: ModelConfig
     dtype: str
-    fit: FitSettings
-    sample: SampleSettings | None
+    fit: FitConfig
+    sample: SampleConfig | None
     time: int
     prompt: int
     chains: int
-    cut_base: bool = False
+    shard_base: bool = False
+    train_options: TrainOptions = TrainOptions()
+    generate_options: GenerateOptions = GenerateOptions()
 
 
 class Device(NamedTuple):
-    """A target as a plan uses it: its card (None: this CPU), a device for the compiler, the bytes
-    that programs may use, and its rates.
+    """A target as a plan uses it.
+
+    Attributes:
+        card: None for this CPU.
+        devices: for the compiler.
+        room: bytes that programs may use on one device.
     """
 
     name: str
     card: Card | None
-    devices: list
+    devices: list[Any]
     room: int
     rates: Rates
     target: Target
 
 
 class Best(NamedTuple):
-    """The fastest that a target can be, by rooflines: tokens/s of training and of writing on one
-    device (0: not counted), compile seconds.
+    """The fastest that a target can be, by rooflines.
+
+    Attributes:
+        trained: tokens/s of training on one device.
+        written: tokens/s of generation on one device; 0: not counted.
+        seconds: of compiling.
     """
 
     trained: float
@@ -70,23 +85,22 @@ class Best(NamedTuple):
 
 
 def device(name: str, card: Card | None, dtype: str) -> Device:
-    """The target of that name. Raises `absent.Missing` where its compiler is not installed."""
-    found = absent.devices(card)
-    if card is None:
-        limits = roofline.measure_limits(jnp.dtype(dtype))
-        return Device(
-            name,
-            None,
-            found,
-            device_bytes(found[0]),
-            Rates(limits.bandwidth, limits.flops, limits.flops, limits.flops),
-            Target("cpu"),
-        )
-    return Device(name, card, found, card.room, account.rates_of(card), complete(card.platform))
+    """Return the target of a name; None for the card: this CPU, measured in `dtype`.
+
+    Raises:
+        absent.Missing: the compiler for the card is not installed.
+    """
+    devices = absent.devices(card)
+    if card is not None:
+        rates = account.rates_of(card)
+        return Device(name, card, devices, card.room, rates, complete(card.platform))
+    limits = roofline.measure_limits(jnp.dtype(dtype))
+    rates = Rates(limits.bandwidth, limits.flops, limits.flops, limits.flops)
+    return Device(name, None, devices, device_bytes(devices[0]), rates, Target("cpu"))
 
 
-def told(at: Device) -> tuple[str, str]:
-    """The line that says what a target is."""
+def target_row(at: Device) -> tuple[str, str]:
+    """Return the line that says what a target is."""
     if at.card is None:
         return (
             "target",
@@ -107,74 +121,77 @@ def told(at: Device) -> tuple[str, str]:
 
 
 def compiled(program: Program, at: Device) -> tuple[absent.Compiled, Account]:
-    """What the compiler says of a program for a target, and the program's account. Raises
-    `absent.TooLarge`.
+    """Return what the compiler says of a program for a target, and the program's account.
+
+    Raises:
+        absent.TooLarge: the compiler refuses the program for memory.
     """
     LOGGER.info("compiling %s for %s", program.name, at.name)
-    found = absent.compile_program(program, at.card)
-    return found, account.account(found.text, at.rates)
+    result = absent.compile_program(program, at.card)
+    return result, account.account(result.text, at.rates)
 
 
 def model_rows(shapes: Shapes, at: Device) -> tuple[Rows, Best]:
-    """Lines of all programs of a base model, and the best that they allow. Raises ValueError where
-    not one chain fits, with what would help.
+    """Return the lines of all programs of a base model, and the best that they allow.
+
+    Raises:
+        ValueError: not one chain fits; the sentence says what would help.
     """
     rows, trained, seconds = _training(shapes, at)
-    common = _where(shapes, at)
-    others = [programs.loss(shapes.spec, shapes.fit, shapes.time, **common)]
     written = 0.0
-    if shapes.sample is not None:
-        adapted = shapes.fit.mode == "lora"
-        if shapes.sample.decoder == "beam":
-            others.append(
-                programs.beams(
-                    shapes.spec,
-                    shapes.sample,
-                    shapes.prompt,
-                    dtype=shapes.dtype,
-                    devices=at.devices,
-                )
-            )
-        else:
-            writing = (shapes.spec, shapes.sample, shapes.prompt)
-            others += [
-                make(*writing, adapted=adapted, **common)
-                for make in (programs.prefill, programs.decoding)
-            ]
-    for program in others:
-        more, found, spent = _lines(program.name, program, at)
-        rows, seconds = rows + more, seconds + spent
-        if program.name == "decoding" and found is not None:
-            slots = programs.writing_plan(shapes.spec, shapes.sample, common["target"]).slots
-            written = slots / found.step.seconds
-            rows[-1] = (
-                rows[-1][0],
-                f"{rows[-1][1]}; {slots} slots, {written:,.0f} tokens/s at best",
-            )
+    for program in _other_programs(shapes, at):
+        lines, counted, compile_seconds = _lines(program.name, program, at)
+        rows, seconds = rows + lines, seconds + compile_seconds
+        if program.name == "decoding" and counted is not None and shapes.sample is not None:
+            target = _placement(shapes, at)["target"]
+            slots = _generation_plan(shapes, shapes.sample, target).slots
+            written = slots / counted.step.seconds
+            label, amount = rows[-1]
+            rows[-1] = (label, f"{amount}; {slots} slots, {written:,.0f} tokens/s at best")
     return rows, Best(trained, written, seconds)
+
+
+def _other_programs(shapes: Shapes, at: Device) -> list[Program]:
+    """The programs of a base model beside training: of the loss, and of generation."""
+    placement = _placement(shapes, at)
+    loss = programs.loss(shapes.model_config, shapes.fit, shapes.time, **placement)
+    if shapes.sample is None:
+        return [loss]
+    generation = (shapes.model_config, shapes.sample, shapes.prompt)
+    options = shapes.generate_options
+    if shapes.sample.decoder == "beam":
+        return [
+            loss,
+            programs.beams(*generation, dtype=shapes.dtype, options=options, devices=at.devices),
+        ]
+    adapted = shapes.fit.mode == "lora"
+    return [
+        loss,
+        programs.prefill(*generation, adapted=adapted, options=options, **placement),
+        programs.decoding(*generation, adapted=adapted, options=options, **placement),
+    ]
+
+
+def _generation_plan(shapes: Shapes, sample: SampleConfig, target: Target) -> SlotPlan:
+    dtype = shapes.generate_options.dtype
+    return programs.generation_plan(shapes.model_config, sample, target, dtype=dtype)
 
 
 def _lines(label: str, program: Program, at: Device) -> tuple[Rows, Account | None, float]:
     """(lines, account, compile seconds) of a program; one line where it does not fit."""
     try:
-        found, counted = compiled(program, at)
+        result, counted = compiled(program, at)
     except absent.TooLarge as error:
         return [(label, f"does not fit: {error}")], None, 0.0
-    fits = (
-        ""
-        if found.memory <= at.room
-        else f", {human_size(found.memory - at.room)} more than there is"
+    over = ""
+    if result.memory > at.room:
+        over = f", {human_size(result.memory - at.room)} more than there is"
+    parts = f"arguments {human_size(result.arguments)}, temporary {human_size(result.temporary)}"
+    amount = (
+        f"{human_size(result.memory)} a device{over} ({parts}), compiled in {result.seconds:,.0f} s"
     )
-    parts = f"arguments {human_size(found.arguments)}, temporary {human_size(found.temporary)}"
-    rows = [
-        (
-            label,
-            f"{human_size(found.memory)} a device{fits} ({parts}), compiled in "
-            f"{found.seconds:,.0f} s",
-        ),
-        (f"{label} step", step(counted.step, at)),
-    ]
-    return rows, counted, found.seconds
+    rows = [(label, amount), (f"{label} step", step(counted.step, at))]
+    return rows, counted, result.seconds
 
 
 def _number(value: float) -> str:
@@ -183,75 +200,88 @@ def _number(value: float) -> str:
 
 
 def step(totals: Totals, at: Device) -> str:
-    """A step in words: its roofline, by kinds, and what it moves."""
+    """Return a step in words: its roofline, by kinds, and what it moves."""
     kinds = ", ".join(f"{kind} {_number(1e3 * s)}" for kind, s in totals.kinds.most_common())
-    clock = (
-        f"; {_number(1e3 * account.seconds_of_cycles(totals, at.card.clock))} ms by XLA's cycles"
-        if totals.cycles and at.card
-        else ""
-    )
+    cycles = ""
+    if totals.cycles and at.card:
+        milliseconds = 1e3 * account.seconds_of_cycles(totals, at.card.clock)
+        cycles = f"; {_number(milliseconds)} ms by XLA's cycles"
     return (
-        f"at least {_number(1e3 * totals.seconds)} ms ({kinds}){clock}; {totals.kernels:,} "
+        f"at least {_number(1e3 * totals.seconds)} ms ({kinds}){cycles}; {totals.kernels:,} "
         f"kernels, {_number(totals.bytes / 1e9)} GB"
     )
 
 
 def _training(shapes: Shapes, at: Device) -> tuple[Rows, float, float]:
     """(lines, best tokens/s, compile seconds) of training with as many chains as fit."""
-    made: dict[int, tuple[absent.Compiled, Account]] = {}
+    results: dict[int, tuple[absent.Compiled, Account]] = {}
 
     def memory(chains: int) -> int:
         try:
-            made[chains] = compiled(training(shapes, chains, at), at)
+            results[chains] = compiled(training(shapes, chains, at), at)
         except absent.TooLarge as error:
             return max(error.needed, at.room + 1)
-        return made[chains][0].memory
+        return results[chains][0].memory
 
-    if shapes.fit.chains_at_once:
-        most, found = (
-            shapes.fit.chains_at_once,
-            {shapes.fit.chains_at_once: memory(shapes.fit.chains_at_once)},
-        )
-        most = most if found[most] <= at.room else 0
+    if wanted := shapes.train_options.chains_per_program:
+        needed = {wanted: memory(wanted)}
+        most = wanted if needed[wanted] <= at.room else 0
     else:
-        most, found = autotune.largest(memory, at.room, shapes.chains)
+        most, needed = autotune.largest(memory, at.room, shapes.chains)
     if not most:
-        raise ValueError(
-            refusal(shapes, at, min(found.values()), lambda changed: training_bytes(changed, at))
-        )
-    program, counted = made[most]
-    each = ", ".join(f"{chains}: {human_size(size)}" for chains, size in sorted(found.items()))
-    tokens = most * shapes.fit.batch_size * shapes.time
+        least = min(needed.values())
+        raise ValueError(refusal(shapes, at, least, lambda other: training_bytes(other, at)))
+    result, counted = results[most]
+    each = ", ".join(f"{chains}: {human_size(size)}" for chains, size in sorted(needed.items()))
+    tokens_per_second = most * shapes.fit.batch_size * shapes.time / counted.step.seconds
     rows = [
-        ("training", f"{most} chain{'s' * (most > 1)} in a program of {shapes.fit.batch_size} x "
-            f"{shapes.time} tokens each fit ({each}), "
-         f"compiled in {program.seconds:,.0f} s"),
-        ("training step", f"{step(counted.step, at)}; {tokens / counted.step.seconds:,.0f} "
-            "tokens/s at best"),
-    ]  # fmt: skip
-    return rows, tokens / counted.step.seconds, sum(c.seconds for c, _ in made.values())
+        (
+            "training",
+            f"{most} chain{'s' * (most > 1)} in a program of {shapes.fit.batch_size} x "
+            f"{shapes.time} tokens each fit ({each}), compiled in {result.seconds:,.0f} s",
+        ),
+        (
+            "training step",
+            f"{step(counted.step, at)}; {tokens_per_second:,.0f} tokens/s at best",
+        ),
+    ]
+    return rows, tokens_per_second, sum(compilation.seconds for compilation, _ in results.values())
 
 
 def training(shapes: Shapes, chains: int, at: Device) -> Program:
-    """The training program of `chains` chains."""
-    return programs.training(shapes.spec, shapes.fit, chains, shapes.time, **_where(shapes, at))
-
-
-def _where(shapes: Shapes, at: Device) -> dict:
-    """On one device of a target, as chains that are shared out need no other; on all where the base
-    is cut.
-    """
-    devices = (
-        absent.devices(at.card, at.card.devices)
-        if shapes.cut_base and at.card is not None
-        else at.devices
+    """Return the training program of `chains` chains."""
+    placement = _placement(shapes, at)
+    return programs.training(
+        shapes.model_config,
+        shapes.fit,
+        chains,
+        shapes.time,
+        options=shapes.train_options,
+        **placement,
     )
-    target = at.target.for_a_cut_base if shapes.cut_base else at.target
-    return dict(dtype=shapes.dtype, target=target, devices=devices, cut_base=shapes.cut_base)
+
+
+def _placement(shapes: Shapes, at: Device) -> dict[str, Any]:
+    """The devices of a program, as keyword arguments of the makers in `lm.programs`.
+
+    One device of a target, as chains on other devices need no communication; all of them where the
+    base is sharded.
+    """
+    devices, target = at.devices, at.target
+    if shapes.shard_base:
+        target = target.for_sharded_base
+        if at.card is not None:
+            devices = absent.devices(at.card, at.card.devices)
+    return {
+        "dtype": shapes.dtype,
+        "target": target,
+        "devices": devices,
+        "shard_base": shapes.shard_base,
+    }
 
 
 def training_bytes(shapes: Shapes, at: Device) -> int:
-    """Bytes that training one chain needs on a target."""
+    """Return the bytes that training one chain needs on a target."""
     try:
         return absent.compile_program(training(shapes, 1, at), at.card).memory
     except absent.TooLarge as error:
@@ -259,101 +289,119 @@ def training_bytes(shapes: Shapes, at: Device) -> int:
 
 
 def refusal(shapes: Shapes, at: Device, needed: int, memory: Callable[[Shapes], int]) -> str:
-    """The sentence for a model that does not fit with one chain: what is missing, and which single
-    change, tried one by one, would make it fit. `memory`: bytes of one chain with other shapes.
+    """Return the sentence for a model of which not even one chain fits.
+
+    It says what is missing, and which single change would make it fit; they are tried one by one.
+
+    Args:
+        needed: bytes of one chain.
+        memory: gives the bytes of one chain with other shapes.
     """
-    fit, rank = shapes.fit, shapes.fit.lora.rank
-    short, lower = max(1, shapes.time // 2), fit.mode == "lora" and rank > 1
-    changed = {
-        "config.fit.remat=true": None if fit.remat else dataclasses.replace(fit, remat=True),
-        "config.fit.dtype=bfloat16 with config.models.dtype=bfloat16": None if fit.dtype == "bfloat16" else dataclasses.replace(fit, dtype="bfloat16"),
-        f"config.fit.lora.rank={rank // 2}": dataclasses.replace(fit, lora=dataclasses.replace(fit.lora, rank=rank // 2)) if lower else None,
-        f"config.fit.max_length={short}": dataclasses.replace(fit, max_length=short),
-    }  # fmt: skip
-    helps = []
-    for name, other in changed.items():
-        if other is not None:
-            dtype = "bfloat16" if "models.dtype" in name else shapes.dtype
-            time = short if "max_length" in name else shapes.time
-            helps += (
-                [name]
-                if memory(shapes._replace(fit=other, dtype=dtype, time=time)) <= at.room
-                else []
-            )
-    several = (
-        at.card is not None and at.card.devices > 1 and fit.mode == "lora" and not shapes.cut_base
-    )
-    if several and memory(shapes._replace(cut_base=True)) <= at.room:
-        helps.append("config.run.cut_base=true")
-    missing = (
-        f"one chain of {shapes.name} needs {human_size(needed)} of {human_size(at.room)} on "
-        f"{at.name}, {human_size(needed - at.room)} too many"
-    )
+    helps = [name for name, other in _changes(shapes, at).items() if memory(other) <= at.room]
+    if helps:
+        advice = f"{' or '.join(helps)} would make it fit"
+    else:
+        advice = f"no single one of {', '.join(_CHANGEABLE)} makes it fit"
     return (
-        f"config.models.pool: {missing}; "
-        f"{' or '.join(helps) + ' would make it fit' if helps else 'no single one of ' + ', '.join(_ALL) + ' makes it fit'}"
+        f"config.models.pool: one chain of {shapes.name} needs {human_size(needed)} of "
+        f"{human_size(at.room)} on {at.name}, {human_size(needed - at.room)} too many; {advice}"
     )
 
 
-_ALL = ("fit.remat", "fit.dtype", "fit.lora.rank", "fit.max_length", "run.cut_base")
+_CHANGEABLE = ("fit.remat", "fit.dtype", "fit.lora.rank", "fit.max_length", "run.shard_base")
 
 
-def encoder_rows(spec: EncoderSpec, at: Device, time: int = 256) -> Rows:
-    """Lines of a batch of the sentence encoder."""
-    return _lines(
-        "encoder",
-        programs.encoding(spec, min(time, spec.core.context), target=at.target, devices=at.devices),
-        at,
-    )[0]
+def _changes(shapes: Shapes, at: Device) -> dict[str, Shapes]:
+    """{what to set: the shapes with it} of single changes that may need less memory."""
+    fit, rank, shorter = shapes.fit, shapes.fit.lora.rank, max(1, shapes.time // 2)
+    changes: dict[str, Shapes] = {}
+    if not fit.remat:
+        less = fit.replace(remat=True)
+        changes["config.fit.remat=true"] = shapes._replace(fit=less)
+    if fit.dtype != "bfloat16":
+        less = fit.replace(dtype="bfloat16")
+        changes["config.fit.dtype=bfloat16 with config.models.dtype=bfloat16"] = shapes._replace(
+            fit=less, dtype="bfloat16"
+        )
+    if fit.mode == "lora" and rank > 1:
+        less = fit.replace(lora=fit.lora.replace(rank=rank // 2))
+        changes[f"config.fit.lora.rank={rank // 2}"] = shapes._replace(fit=less)
+    less = fit.replace(max_length=shorter)
+    changes[f"config.fit.max_length={shorter}"] = shapes._replace(fit=less, time=shorter)
+    several = at.card is not None and at.card.devices > 1
+    if several and fit.mode == "lora" and not shapes.shard_base:
+        changes["config.run.shard_base=true"] = shapes._replace(shard_base=True)
+    return changes
+
+
+def encoder_rows(encoder_config: EncoderConfig, at: Device, time: int = 256) -> Rows:
+    """Return the lines of a batch of the sentence encoder, of `time` tokens at most."""
+    length = min(time, encoder_config.core.max_seq_len)
+    program = programs.encoding(encoder_config, length, target=at.target, devices=at.devices)
+    return _lines("encoder", program, at)[0]
 
 
 def estimate(shapes: Shapes, card: Card) -> Rows:
-    """The arithmetic where there is no compiler: memory of the usual number of chains, or of as
-    many as fit, and the least a step takes.
+    """Return the arithmetic where there is no compiler.
+
+    It is the memory of the usual number of chains, or of as many as fit, and the least time of a
+    step.
     """
-    sizes, fit = sizes_of(shapes.spec, shapes.fit.lora), shapes.fit
-    chains = min(fit.chains_at_once or autotune.default(card.platform), shapes.chains)
-    frozen, width = fit.mode == "lora", jnp.dtype(fit.dtype).itemsize
-    common = dict(
-        base_width=jnp.dtype(shapes.dtype).itemsize, frozen=frozen, width=width, remat=fit.remat
-    )
-    needed = roofline.training_memory(sizes, chains, fit.batch_size, shapes.time, **common)
-    while needed > card.room and chains > 1 and not fit.chains_at_once:
-        chains = chains // 2
-        needed = roofline.training_memory(sizes, chains, fit.batch_size, shapes.time, **common)
-    over = f", {human_size(needed - card.room)} more than there is" if needed > card.room else ""
-    tokens, peak = (
-        chains * fit.batch_size * shapes.time,
-        card.peak if fit.dtype == "bfloat16" else card.peak32,
-    )
-    seconds = roofline.training_flops(sizes, tokens, shapes.time, frozen=frozen) / peak
-    memory = f"about {human_size(needed)} of {human_size(card.room)}{over}"
-    rows = [
-        (
-            "training",
-            f"{chains} chain{'s' * (chains > 1)} in a program: {memory}, a step at least "
-            f"{_number(1e3 * seconds)} ms",
-        )
-    ]
+    rows = [_estimated_training(shapes, card)]
     if shapes.sample is not None:
-        writing, context = (
-            programs.writing_plan(shapes.spec, shapes.sample, complete(card.platform)),
-            shapes.prompt + shapes.sample.max_new_tokens / 2,
-        )
-        slots, lanes = writing.slots, writing.lanes if frozen else 0
-        moved = roofline.decoding_bytes(
-            sizes, 1, slots, context, chains=lanes, width=jnp.dtype(shapes.sample.dtype).itemsize
-        )
-        rows.append(
-            (
-                "decoding",
-                f"{slots} slots: a step at least {_number(1e3 * moved / card.bandwidth)} ms, "
-                f"{_number(moved / 1e9)} GB read",
-            )
-        )
+        rows.append(_estimated_decoding(shapes, shapes.sample, card))
     return rows
 
 
-def unique(rows: Sequence[tuple[str, str]], name: str) -> Rows:
-    """Lines of one of several models, said so."""
+def _estimated_training(shapes: Shapes, card: Card) -> tuple[str, str]:
+    sizes, fit = sizes_of(shapes.model_config, shapes.fit.lora), shapes.fit
+    frozen = fit.mode == "lora"
+
+    def memory(chains: int) -> float:
+        return roofline.training_memory(
+            sizes,
+            chains,
+            fit.batch_size,
+            shapes.time,
+            base_width=jnp.dtype(shapes.dtype).itemsize,
+            frozen=frozen,
+            width=jnp.dtype(fit.dtype).itemsize,
+            remat=fit.remat,
+        )
+
+    wanted = shapes.train_options.chains_per_program
+    chains = min(wanted or autotune.default(card.platform), shapes.chains)
+    while memory(chains) > card.room and chains > 1 and not wanted:
+        chains = chains // 2
+    needed = memory(chains)
+    over = f", {human_size(needed - card.room)} more than there is" if needed > card.room else ""
+    tokens = chains * fit.batch_size * shapes.time
+    peak = card.peak if fit.dtype == "bfloat16" else card.peak32
+    seconds = roofline.training_flops(sizes, tokens, shapes.time, frozen=frozen) / peak
+    return (
+        "training",
+        f"{chains} chain{'s' * (chains > 1)} in a program: about {human_size(needed)} of "
+        f"{human_size(card.room)}{over}, a step at least {_number(1e3 * seconds)} ms",
+    )
+
+
+def _estimated_decoding(shapes: Shapes, sample: SampleConfig, card: Card) -> tuple[str, str]:
+    plan = _generation_plan(shapes, sample, complete(card.platform))
+    moved = roofline.decoding_bytes(
+        sizes_of(shapes.model_config, shapes.fit.lora),
+        steps=1,
+        rows=plan.slots,
+        context=shapes.prompt + sample.max_new_tokens / 2,
+        chains=plan.num_groups if shapes.fit.mode == "lora" else 0,
+        width=jnp.dtype(shapes.generate_options.dtype).itemsize,
+    )
+    return (
+        "decoding",
+        f"{plan.slots} slots: a step at least {_number(1e3 * moved / card.bandwidth)} ms, "
+        f"{_number(moved / 1e9)} GB read",
+    )
+
+
+def rows_of_model(rows: Sequence[tuple[str, str]], name: str) -> Rows:
+    """Return the lines of one of several models, with its name in each."""
     return [(f"{label}, {name}", amount) for label, amount in rows]

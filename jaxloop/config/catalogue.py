@@ -1,7 +1,6 @@
-"""The config files that come with jaxloop: where they lie, how a name finds one, and the list of
-them.
+"""The config files that come with jaxloop: where they are, and how a name finds one.
 
-In a clone they lie in `configs/` beside the package; an installed wheel carries them inside it.
+In a clone they are in `configs/` beside the package; an installed wheel carries them inside it.
 `--config=quickstart` and `--config=cluster_study:tiny` work from any folder; a path to a file of
 one's own always comes first.
 """
@@ -15,24 +14,28 @@ PACKAGE = pathlib.Path(jaxloop.__file__).parent
 
 
 def shipped() -> pathlib.Path:
-    """The folder of the shipped configs."""
+    """Return the folder of the shipped configs."""
     inside = PACKAGE / "configs"
     return inside if inside.is_dir() else PACKAGE.parent / "configs"
 
 
 def locate(spec: str) -> tuple[pathlib.Path, str | None]:
-    """(file, argument) of what stands after `--config=`: `path.py`, `path.py:argument`, or the name
-    of a shipped config with or without `configs/`, `.py` and `:argument`. The file need not exist:
-    then it is the path that was meant.
+    """Return the file and the argument that `--config=` names.
+
+    The file need not exist: then it is the path that was probably meant.
+
+    Args:
+        spec: `path.py`, `path.py:argument`, or the name of a shipped config with or without
+            `configs/`, `.py` and `:argument`.
     """
     path, argument = _split(spec)
     if path.exists() or path.is_absolute():
         return path, argument
     parts = path.parts
     if len(parts) == 1 or (len(parts) == 2 and parts[0] == "configs"):
-        found = shipped() / path.with_suffix(".py").name
-        if found.exists():
-            return found, argument
+        file = shipped() / path.with_suffix(".py").name
+        if file.exists():
+            return file, argument
     return path, argument
 
 
@@ -41,20 +44,16 @@ def _split(spec: str) -> tuple[pathlib.Path, str | None]:
         path, argument = spec.split(".py:", 1)
         return pathlib.Path(path + ".py"), argument
     name, colon, argument = spec.partition(":")
-    if (
-        colon
-        and not pathlib.Path(spec).exists()
-        and not pathlib.PurePath(name).suffix
-        and "/" not in name
-        and "\\" not in name
-    ):
+    is_path = pathlib.PurePath(name).suffix or "/" in name or "\\" in name
+    if colon and not is_path and not pathlib.Path(spec).exists():
         return pathlib.Path(name), argument
     return pathlib.Path(spec), None
 
 
 def siblings(path: pathlib.Path) -> list[str]:
-    """What a mistyped path may have meant: config files beside it, in `configs/` here, and the
-    shipped ones by name.
+    """Return the names of configs that a mistyped path may have meant.
+
+    They are the config files beside it and in `configs/` here, or else the shipped ones.
     """
     folders = dict.fromkeys([path.parent, pathlib.Path("configs")])
     files = [str(p) for folder in folders for p in sorted(folder.glob("*.py"))]
@@ -62,14 +61,17 @@ def siblings(path: pathlib.Path) -> list[str]:
 
 
 def rows() -> list[tuple[str, str]]:
-    """(what to write after `--config=`, first line of its docstring) of every config: those in
-    `configs/` here, then shipped ones of other names. The files are read, not executed.
+    """Return (what to write after `--config=`, first line of its docstring) of every config.
+
+    Configs in `configs/` here come first, then shipped ones with other names. The files are read,
+    not executed.
     """
-    here = pathlib.Path("configs")
-    local = [(str(path), first_line(path)) for path in _files(here)]
-    names = {pathlib.PurePath(name).stem for name, _ in local}
-    return local + [
-        (path.stem, first_line(path)) for path in _files(shipped()) if path.stem not in names
+    local = _files(pathlib.Path("configs"))
+    names = {path.stem for path in local}
+    others = [path for path in _files(shipped()) if path.stem not in names]
+    return [
+        *((str(path), first_line(path)) for path in local),
+        *((path.stem, first_line(path)) for path in others),
     ]
 
 
@@ -78,7 +80,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def first_line(path: pathlib.Path) -> str:
-    """The first line of a Python file's docstring, or in brackets why there is none."""
+    """Return the first line of a Python file's docstring, or in brackets why it has none."""
     try:
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no description)"
     except (SyntaxError, ValueError) as error:

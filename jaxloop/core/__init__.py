@@ -1,1 +1,1 @@
-"""What every model of the package shares: keys, draws, likelihoods, mixing weights, mapping over chains."""
+"""What language models and simulators share: keys, draws, likelihoods, mapping over chains."""

@@ -1,116 +1,124 @@
-"""Draws from unnormalised weights by inverting the cumulative sum: one uniform a row, no sort, no
-Gumbel field.
+"""Draws from unnormalised weights by inverting the cumulative sum: one uniform per row.
 
 S rows, V categories, G blocks of W categories.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-LANES = 128  # of a TPU's registers
+# Numbers in a row of a TPU's registers.
+LANES = 128
 
 
 def inverse_cdf(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:
-    """Index [S] drawn with probability `weights / sum(weights)` from uniforms `u_S` in [0, 1).
+    """Return indices [S] drawn with probability `weights / sum(weights)`.
 
-    The cumulative sum is taken over about sqrt(V) blocks and then inside the chosen block, so it
-    reads the weights once and holds no [S, V] cumulative array. A category of weight zero is never
-    drawn: block and category are chosen among those with weight, whatever the cumulative sums round
-    to. Rows whose weights are all zero (or so small that the device takes them for zero, below
-    1.2e-38) give index 0.
+    The cumulative sum is taken over about sqrt(V) blocks and then inside the chosen block, so that
+    the weights are read once and no [S, V] cumulative array is held. A category of weight zero is
+    never drawn: block and category are chosen among those with weight, whatever the cumulative sums
+    round to. Rows whose weights are all zero (or so small that the device takes them for zero,
+    below 1.2e-38) give index 0.
+
+    Args:
+        weights_SV: non-negative.
+        u_S: uniform in [0, 1).
     """
     return jax.lax.platform_dependent(weights_SV, u_S, tpu=_on_tpu, default=_draw)
 
 
-def _draw(weights_SV, u_S):
+def _draw(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:
     return _by_blocks(weights_SV, u_S, _width(weights_SV.shape[1]), _sliced)
 
 
-def _on_tpu(weights_SV, u_S):
-    """A TPU slices row by row, one after another: there the chosen block is what is left under a
-    mask. Blocks that fill V need no padding, which would be a copy.
+def _on_tpu(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:
+    """`_draw` for a TPU, which slices rows one after another: blocks are chosen by a mask instead.
+
+    Blocks that fill V need no padding, which would be a copy.
     """
     width = _width(weights_SV.shape[1])
     filling = math.gcd(width, weights_SV.shape[1])
     return _by_blocks(weights_SV, u_S, filling if filling >= LANES else width, _masked)
 
 
-def _by_blocks(weights_SV, u_S, width, entries):
-    """`inverse_cdf` with blocks of `width`; `entries(weights_SV, w_SGW, block_S)` gives the weights
-    [S, W] of each row's block.
+def _by_blocks(
+    weights_SV: jax.Array,
+    u_S: jax.Array,
+    width: int,
+    entries: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """`inverse_cdf` with blocks of `width` categories.
+
+    `entries(weights_SV, w_SGW, block_S)` is `_sliced` or `_masked`: it gives the weights [S, W] of
+    each row's chosen block.
     """
-    whole_SV = _whole(weights_SV, width)
-    w_SGW = whole_SV.reshape(whole_SV.shape[0], -1, width)
+    padded_SV = _pad_to_blocks(weights_SV, width)
+    w_SGW = padded_SV.reshape(padded_SV.shape[0], -1, width)
     block_S, rest_S = _choose_block(w_SGW, u_S)
-    w_SW = entries(weights_SV if weights_SV.shape[1] >= width else whole_SV, w_SGW, block_S)
+    w_SW = entries(weights_SV if weights_SV.shape[1] >= width else padded_SV, w_SGW, block_S)
     return block_S * width + _with_weight(w_SW, _first_above(jnp.cumsum(w_SW, -1), rest_S))
 
 
-def _sliced(weights_SV, w_SGW, block_S):
+def _sliced(weights_SV: jax.Array, w_SGW: jax.Array, block_S: jax.Array) -> jax.Array:
     return _block(weights_SV, block_S * w_SGW.shape[-1], w_SGW.shape[-1])
 
 
-def _masked(weights_SV, w_SGW, block_S):
+def _masked(weights_SV: jax.Array, w_SGW: jax.Array, block_S: jax.Array) -> jax.Array:
     chosen_SG = jnp.arange(w_SGW.shape[1], dtype=jnp.int32)[None] == block_S[:, None]
     return jnp.where(chosen_SG[:, :, None], w_SGW, 0).sum(1)
 
 
-def _width(size):
+def _width(size: int) -> int:
+    """Categories in a block of about sqrt(size), a power of two."""
     return max(8, 1 << ((size - 1).bit_length() + 1) // 2)
 
 
-def _whole(weights_SV, width):
-    """Weights of whole blocks."""
+def _pad_to_blocks(weights_SV: jax.Array, width: int) -> jax.Array:
+    """The weights with zeros up to a whole number of blocks."""
     more = -weights_SV.shape[1] % width
     return jnp.pad(weights_SV, ((0, 0), (0, more))) if more else weights_SV
 
 
-def _choose_block(w_SGW, u_S):
-    """The block in which the cumulative sum reaches its target, and what of the target is left for
-    it.
-    """
+def _choose_block(w_SGW: jax.Array, u_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The block in which the cumulative sum reaches its target, and the target inside it."""
     sums_SG = w_SGW.sum(-1)
     upto_SG = jnp.cumsum(sums_SG, -1)
     target_S = u_S * upto_SG[:, -1]
     block_S = _with_weight(sums_SG, _first_above(upto_SG, target_S))
-    return block_S, target_S - jnp.where(
-        block_S > 0, _take(upto_SG, jnp.maximum(block_S - 1, 0)), 0
-    )
+    before_S = jnp.where(block_S > 0, _take(upto_SG, jnp.maximum(block_S - 1, 0)), 0)
+    return block_S, target_S - before_S
 
 
-def _block(weights_SV, start_S, width):
-    """The entries [S, W] of each row from its start on, zeros where the row has ended.
+def _block(weights_SV: jax.Array, start_S: jax.Array, width: int) -> jax.Array:
+    """The entries [S, W] of each row from its start on, zeros after its end.
 
-    Sliced out of the weights as they lie: to gather from the padded blocks, CPU and TPU copy all
-    the weights first.
+    They are sliced out of the unpadded weights: CPU and TPU would copy all weights to gather from
+    the padded blocks.
     """
     beyond_S = jnp.maximum(start_S - (weights_SV.shape[1] - width), 0)
     w_SW = _slices(weights_SV, start_S - beyond_S, width)
-    return (
-        w_SW
-        if weights_SV.shape[1] % width == 0
-        else _slices(jnp.pad(w_SW, ((0, 0), (0, width))), beyond_S, width)
-    )
+    if weights_SV.shape[1] % width == 0:
+        return w_SW
+    return _slices(jnp.pad(w_SW, ((0, 0), (0, width))), beyond_S, width)
 
 
-def _slices(x_SV, start_S, width):
-    return jax.vmap(lambda x_V, start: jax.lax.dynamic_slice(x_V, (start,), (width,)))(
-        x_SV, start_S
-    )
+def _slices(x_SV: jax.Array, start_S: jax.Array, width: int) -> jax.Array:
+    def slice_row(x_V: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(x_V, (start,), (width,))
+
+    return jax.vmap(slice_row)(x_SV, start_S)
 
 
-def _first_above(upto_SG, target_S):
-    """First index whose cumulative weight exceeds the target, clipped to the last one that adds
-    weight.
-    """
+def _first_above(upto_SG: jax.Array, target_S: jax.Array) -> jax.Array:
+    """The first index whose cumulative weight exceeds the target, at most the last with weight."""
     index = (upto_SG <= target_S[:, None]).sum(-1).astype(jnp.int32)
     reached = (upto_SG < upto_SG[:, -1:]).sum(-1).astype(jnp.int32)
     return jnp.minimum(index, reached)
 
 
-def _with_weight(w_SG, index_S):
+def _with_weight(w_SG: jax.Array, index_S: jax.Array) -> jax.Array:
     """The first index from the given one on that has weight, else the last one before it, else 0.
 
     XLA adds up prefixes in a tree, so they move by a rounding over entries of weight zero: the
@@ -125,5 +133,5 @@ def _with_weight(w_SG, index_S):
     return jnp.where(nearest_S < size, nearest_S, 2 * size - nearest_S)
 
 
-def _take(x_SG, index_S):
+def _take(x_SG: jax.Array, index_S: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x_SG, index_S[:, None], 1)[:, 0]

@@ -1,25 +1,34 @@
-"""Every random draw is a `fold_in` of (chain seed, generation, phase, row): never of a slot, a
-batch position or a device.
+"""Keys of random draws: each is a `fold_in` of (chain seed, generation, phase, row).
+
+None depends on a slot, a batch position or a device.
 
 Threefry only: with `rbg` a vmapped draw differs from the same draw in a loop, so results would
 depend on grouping.
 """
 
 import zlib
+from collections.abc import Sequence
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxloop.runtime.setup_jit import setup_jit
 
+# A number [] that may be traced.
+Integer: TypeAlias = int | np.integer | jax.Array
+
 
 def chain_key(seed: int) -> jax.Array:
-    """Root key of a chain from its seed: all 64 bits of it, where `jax.random.key` reads 32 and
-    makes one chain of 1 and 2^32 + 1.
+    """Return the root key of a chain, made of all 64 bits of its seed.
 
-    Raises ValueError unless it is a whole number from 0 to 2^64 - 1. Below 2^32 it is the key that
-    `jax.random.key` makes.
+    `jax.random.key` reads 32 bits, and so gives the seeds 1 and 2^32 + 1 one key; below 2^32 its
+    key is returned.
+
+    Raises:
+        ValueError: the seed is not a whole number from 0 to 2^64 - 1.
     """
     whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if not whole or not 0 <= seed < 2**64:
@@ -29,32 +38,33 @@ def chain_key(seed: int) -> jax.Array:
     high, low = divmod(int(seed), 2**32)
     if not high:
         return jax.random.key(low, impl="threefry2x32")
-    return jax.random.wrap_key_data(np.array([high, low], np.uint32), impl="threefry2x32")
+    return _wrap_key_data(np.array([high, low], np.uint32), "threefry2x32")
 
 
-def fold_in(key: jax.Array, number) -> jax.Array:
-    """`jax.random.fold_in`, compiled once for all numbers: key [] and number [], an integer that
-    may be traced.
-    """
+def fold_in(key: jax.Array, number: Integer) -> jax.Array:
+    """Return `jax.random.fold_in(key, number)` [], compiled once for all numbers."""
     return _fold_in(key, number if isinstance(number, jax.Array) else np.uint32(number))
 
 
-def phase_key(key: jax.Array, generation, phase: str) -> jax.Array:
-    """Key of one phase ("plan", "fit", "sample", ...) of one generation; `generation` may be
-    traced.
-    """
+def phase_key(key: jax.Array, generation: Integer, phase: str) -> jax.Array:
+    """Return the key [] of one phase ("plan", "fit", "sample", ...) of one generation."""
     return fold_in(fold_in(key, generation), zlib.crc32(phase.encode()))
 
 
-def row_keys(key: jax.Array, rows) -> jax.Array:
-    """Keys [n] of the rows (item ids, [n] integers) of a phase."""
+def row_keys(key: jax.Array, rows: ArrayLike) -> jax.Array:
+    """Return the keys [n] of the rows [n] of a phase, whose ids are integers."""
     return _row_keys(key, jnp.asarray(rows, jnp.uint32))
 
 
-def stack_keys(keys) -> jax.Array:
-    """Keys [] of one kind as one array [n], without a program."""
+def stack_keys(keys: Sequence[jax.Array]) -> jax.Array:
+    """Return n keys [] of one kind as one array [n], without running a program."""
     data = np.stack([np.asarray(jax.random.key_data(key)) for key in keys])
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys[0]))
+    return _wrap_key_data(data, jax.random.key_impl(keys[0]))
+
+
+def _wrap_key_data(data: np.ndarray, impl: Any) -> jax.Array:
+    # NumPy arrays are taken too, which the annotation of wrap_key_data does not say.
+    return jax.random.wrap_key_data(cast(jax.Array, data), impl=impl)
 
 
 # Inlined, so that a program that derives keys is the same as if it had called jax.random itself.
@@ -62,31 +72,31 @@ _fold_in = setup_jit(jax.random.fold_in, inline=True)
 
 
 @setup_jit(inline=True)
-def _row_keys(key, rows):
+def _row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 @setup_jit(static_argnums=1, inline=True)
 def random_bits(key: jax.Array, count: int) -> jax.Array:
-    """32 random bits for each of `count` items: [count] uint32."""
+    """Return 32 random bits for each of `count` items: [count] uint32."""
     return jax.random.bits(key, (count,), jnp.uint32)
 
 
 @setup_jit(inline=True)
-def random_below(key: jax.Array, limit) -> jax.Array:
-    """A uniform integer [] in [0, limit), int32 (limit of at least 1)."""
+def random_below(key: jax.Array, limit: Integer) -> jax.Array:
+    """Return a uniform integer [] in [0, limit), int32, for a limit of at least 1."""
     return jax.random.randint(key, (), 0, limit)
 
 
 @setup_jit(inline=True)
-def fold_each(keys: jax.Array, number) -> jax.Array:
-    """`fold_in` of `number` [] uint32 into each of the keys [n]."""
+def fold_each(keys: jax.Array, number: Integer) -> jax.Array:
+    """Return the keys [n] with `number` [] uint32 folded into each."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 @setup_jit(inline=True)
-def rows_below(key: jax.Array, rows, limit) -> jax.Array:
-    """`random_below` of each of `row_keys(key, rows)`: [n] int32 for rows [n] uint32."""
+def rows_below(key: jax.Array, rows: jax.Array, limit: Integer) -> jax.Array:
+    """Return `random_below` of each of `row_keys(key, rows)`: [n] int32 for rows [n] uint32."""
     return jax.vmap(lambda row: jax.random.randint(jax.random.fold_in(key, row), (), 0, limit))(
         rows
     )
@@ -94,5 +104,5 @@ def rows_below(key: jax.Array, rows, limit) -> jax.Array:
 
 @setup_jit(static_argnums=1, inline=True)
 def random_order(key: jax.Array, count: int) -> jax.Array:
-    """A uniform permutation of range(count): [count] int32."""
+    """Return a uniform permutation of range(count): [count] int32."""
     return jax.random.permutation(key, count)

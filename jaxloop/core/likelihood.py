@@ -1,14 +1,28 @@
-"""The weighted likelihood: WMLE in the simulators, the weighted loss of language models."""
+"""The weighted log-likelihood that simulators and the losses of language models share."""
 
+import jax
 import jax.numpy as jnp
 
 
-def weighted_mean_loss(nll, weights=None, mask=None, axis=None):
-    """`sum(w m nll) / sum(w m)` over `axis` (default: all), 0 where the weights sum to zero.
+def weighted_mean_loss(
+    nll: jax.Array,
+    weights: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    axis: int | tuple[int, ...] | None = None,
+) -> jax.Array:
+    """Return `sum(w m nll) / sum(w m)` over `axis`, and 0 where the weights sum to 0.
 
-    nll, weights and mask broadcast by shape beforehand (equal shapes); sums are taken in nll's own
-    precision, at least float32. Weighted maximum likelihood (bias_amplification, eq. 2) is its
-    minimiser; unit weights give the mean log-loss.
+    The weighted maximum-likelihood estimate minimises it; unit weights give the mean log-loss. Sums
+    are taken in nll's precision, at least float32.
+
+    Args:
+        nll: negative log-likelihoods, of any shape.
+        weights: w, of the same shape; None: 1 everywhere.
+        mask: m, of the same shape; None: 1 everywhere.
+        axis: axis or axes to sum over; None: all.
+
+    Source:
+        bias_amplification, eq. 2.
     """
     nll = nll.astype(jnp.promote_types(nll.dtype, jnp.float32))
     w = jnp.ones_like(nll) if weights is None else weights.astype(nll.dtype)

@@ -1,39 +1,44 @@
-"""Who reads whom: row-stochastic mixing matrices over K entities, and the mixing step itself.
+"""Mixing matrices: which entity trains on the text of which, and the mixing step.
 
-Row k of a mixing matrix says which share of entity k's synthetic data each entity wrote. `complete`
-is the paper's setting (multi_entity.md, section 1.1: weight alpha / K on every entity's synthetic
-set); `self_only` is K separate chains.
+Row k of a mixing matrix [K, K] sums to 1: its entries are the shares of entity k's synthetic data
+that each entity generated. `complete` is the setting of arXiv 2505.21677 (weight alpha / K on every
+entity's synthetic set); `self_only` is K separate chains.
 """
 
+from collections.abc import Callable, Sequence
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 NAMES = ("complete", "ring", "star", "blocks", "self_only")
 
 
 def complete(entities: int) -> np.ndarray:
-    """[K, K]: everyone reads everyone equally."""
+    """Return [K, K]: every entity reads all equally."""
     return np.full((entities, entities), 1.0 / entities)
 
 
 def self_only(entities: int) -> np.ndarray:
-    """[K, K]: everyone reads only itself."""
+    """Return [K, K]: every entity reads itself only."""
     return np.eye(entities)
 
 
 def ring(entities: int, *, own: float = 1 / 3) -> np.ndarray:
-    """[K, K]: `own` on itself, the rest halved between the two neighbours on a circle."""
-    _share("own", own)
+    """Return [K, K]: `own` on itself, the rest halved between the two neighbours on a circle."""
+    _check_share("own", own)
     eye = np.eye(entities)
     return own * eye + (1 - own) / 2 * (np.roll(eye, 1, axis=1) + np.roll(eye, -1, axis=1))
 
 
 def star(entities: int, *, own: float = 1 / 2, hub: int = 0) -> np.ndarray:
-    """[K, K]: the hub reads everyone equally, every other entity itself (`own`) and the hub.
+    """Return [K, K]: the hub reads all equally, every other entity itself (`own`) and the hub.
 
-    Raises ValueError where hub is no entity.
+    Raises:
+        ValueError: `hub` is no entity, or `own` is no share.
     """
-    _share("own", own)
+    _check_share("own", own)
     if not 0 <= hub < entities:
         raise ValueError(f"hub={hub}: must be one of the {entities} entities, 0 to {entities - 1}")
     matrix = own * np.eye(entities)
@@ -42,8 +47,8 @@ def star(entities: int, *, own: float = 1 / 2, hub: int = 0) -> np.ndarray:
     return matrix
 
 
-def blocks(sizes) -> np.ndarray:
-    """[K, K], K = sum(sizes): complete inside each block, nothing between blocks."""
+def blocks(sizes: Sequence[int]) -> np.ndarray:
+    """Return [K, K], K = sum(sizes): complete inside each block, nothing between blocks."""
     if len(sizes) == 0 or min(sizes) < 1:
         raise ValueError(f"sizes={list(sizes)}: every block needs at least one entity")
     matrix = np.zeros((sum(sizes),) * 2)
@@ -54,22 +59,32 @@ def blocks(sizes) -> np.ndarray:
 
 
 def named(name: str, entities: int) -> np.ndarray:
-    """The matrix of that name at its defaults; "blocks" is two blocks, the first one the larger
-    where K is odd.
+    """Return the matrix of a name in `NAMES` at its defaults.
 
-    Raises ValueError for another name.
+    "blocks" is two blocks, the first one the larger where K is odd.
+
+    Raises:
+        ValueError: the name is another one.
     """
     if name not in NAMES:
         raise ValueError(f"mixing={name!r}: must be one of {', '.join(NAMES)}")
     if name == "blocks":
         return blocks([size for size in (-(-entities // 2), entities // 2) if size])
-    return {"complete": complete, "ring": ring, "star": star, "self_only": self_only}[name](
-        entities
-    )
+    makers: dict[str, Callable[[int], np.ndarray]] = {
+        "complete": complete,
+        "ring": ring,
+        "star": star,
+        "self_only": self_only,
+    }
+    return makers[name](entities)
 
 
-def check_mixing(matrix, entities: int) -> np.ndarray:
-    """The matrix as float64 [K, K]. Raises ValueError where it is not row-stochastic or not K by K."""
+def check_mixing(matrix: ArrayLike, entities: int) -> np.ndarray:
+    """Return the matrix as float64 [K, K].
+
+    Raises:
+        ValueError: it is not K by K, or its rows do not sum to 1.
+    """
     matrix = np.asarray(matrix, np.float64)
     if matrix.shape != (entities, entities):
         raise ValueError(
@@ -85,39 +100,11 @@ def check_mixing(matrix, entities: int) -> np.ndarray:
     return matrix
 
 
-def mix(matrix, messages):
-    """The mixing step: what each entity reads, `sum_j matrix[k, j] messages[j]`; messages [K, ...]
-    -> [K, ...].
-    """
+def mix(matrix: jax.Array, messages: jax.Array) -> jax.Array:
+    """Return what each entity reads, `sum_j matrix[k, j] messages[j]`: [K, ...] as `messages`."""
     return jnp.tensordot(matrix, messages, axes=1)
 
 
-def allocate(total: int, weights) -> np.ndarray:
-    """Integer counts [K] that sum to `total`, as near to `total * weights / sum(weights)` as
-    integers get (largest remainder, ties to the lower index), so that no count is off by one or
-    more.
-
-    Raises ValueError for a negative total or weights that are negative or all zero.
-    """
-    weights = np.asarray(weights, np.float64)
-    if total < 0:
-        raise ValueError(f"total={total}: must be at least 0")
-    if (
-        weights.ndim != 1
-        or not (weights >= 0).all()
-        or not weights.sum() > 0
-        or not np.isfinite(weights.sum())
-    ):
-        raise ValueError(
-            f"weights={weights.tolist()}: must be non-negative numbers with a positive sum"
-        )
-    quota = total * (weights / weights.sum())
-    counts = np.floor(quota + 1e-9).astype(np.int64)
-    rest = total - counts.sum()
-    counts[np.argsort(-(quota - counts), kind="stable")[:rest]] += 1
-    return counts
-
-
-def _share(field, value):
+def _check_share(field: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{field}={value}: must lie in [0, 1]")

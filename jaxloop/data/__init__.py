@@ -1,6 +1,6 @@
 """Human text: sources, the embedded dataset, cleaning rules, clusters."""
 
-from jaxloop.data.docs import fingerprint
+from jaxloop.data.digest import fingerprint
 from jaxloop.data.sources import load_texts, rows
 
 __all__ = ["fingerprint", "load_texts", "rows"]

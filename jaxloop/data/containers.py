@@ -1,8 +1,7 @@
-"""The bytes of a local file as they are to be read: compressed or not, whatever its name says, and
-what is no data is named.
+"""Opens a local file and unpacks it if it is compressed, whatever its name says.
 
-What a file is, its first bytes say: a gzip that is called .jsonl is unpacked all the same. A Git
-LFS pointer or a web page saved in place of the file is refused as what it is.
+The first bytes decide what a file is: a gzip file that is called .jsonl is unpacked too. A Git LFS
+pointer or a web page that was saved in place of the file is refused, and the error says so.
 """
 
 import bz2
@@ -11,14 +10,22 @@ import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import pyarrow as pa
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_OPENERS: dict[str, Callable[[Path], Any]] = {
+    "gzip": gzip.open,
+    "bz2": bz2.open,
+    "xz": lzma.open,
+}
+# A buffered stream, of which the next bytes can be seen before they are read; `gzip`, `bz2` and
+# `lzma` have classes of their own for it.
+Peekable = Any
 _HEAD = 512
 _OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ASIDE = ("__MACOSX/", ".DS_Store")
@@ -34,15 +41,28 @@ DAMAGE = (
 )
 
 
+_MARKS = (
+    ("gzip", b"\x1f\x8b"),
+    ("bz2", b"BZh"),
+    ("xz", b"\xfd7zXZ\x00"),
+    ("zstd", b"\x28\xb5\x2f\xfd"),
+    ("zip", b"PK\x03\x04"),
+    ("zip", b"PK\x05\x06"),
+    ("parquet", b"PAR1"),
+    ("pdf", b"%PDF-"),
+    ("xls", _OFFICE),
+    ("lfs", b"version https://git-lfs"),
+    ("utf-16", b"\xff\xfe"),
+    ("utf-16", b"\xfe\xff"),
+)
+
+
 def what(head: bytes) -> str:
-    """The kind of a file by its first bytes: gzip, bz2, xz, zstd, zip, parquet, pdf, xls, lfs,
-    html, utf-16, or plain.
+    """Return the kind of a file by its first bytes.
+
+    It is gzip, bz2, xz, zstd, zip, parquet, pdf, xls, lfs, html, utf-16, or plain.
     """
-    for kind, mark in (
-        ("gzip", b"\x1f\x8b"), ("bz2", b"BZh"), ("xz", b"\xfd7zXZ\x00"), ("zstd", b"\x28\xb5\x2f\xfd"), ("zip", b"PK\x03\x04"),
-        ("zip", b"PK\x05\x06"), ("parquet", b"PAR1"), ("pdf", b"%PDF-"), ("xls", _OFFICE),
-        ("lfs", b"version https://git-lfs"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"),
-    ):  # fmt: skip
+    for kind, mark in _MARKS:
         if head.startswith(mark):
             return kind
     if len(head) > 3 and head[:64].count(0) >= len(head[:64]) // 3:
@@ -52,9 +72,7 @@ def what(head: bytes) -> str:
 
 
 def problem(head: bytes) -> str | None:
-    """What is wrong with a file that begins like this, in half a sentence; None where it may be
-    data.
-    """
+    """Return why a file with this beginning is no data, as half a sentence; None if it may be."""
     return {
         "lfs": "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
         "html": "is a web page (HTML), not data; the download was probably an error page or the "
@@ -67,14 +85,16 @@ def problem(head: bytes) -> str | None:
 
 
 def head_of(path: str | Path) -> bytes:
-    """The first bytes of a file."""
+    """Return the first bytes of a file."""
     with open(path, "rb") as stream:
         return stream.read(_HEAD)
 
 
 def inner_name(path: Path) -> str | None:
-    """The one file in a zip; None for a file of another kind. Raises ValueError where there is not
-    one.
+    """Return the name of the only file in a zip; None for a file that is no zip.
+
+    Raises:
+        ValueError: the zip does not hold one file.
     """
     if what(head_of(path)) != "zip":
         return None
@@ -97,20 +117,23 @@ def inner_name(path: Path) -> str | None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked. Raises ValueError, one sentence, for what is no data; `DAMAGE`
-    while reading what is damaged.
+def opened(path: Path) -> Iterator[Peekable]:
+    """Open the bytes of a file, unpacked.
+
+    Reading what is damaged raises an exception of `DAMAGE`.
+
+    Raises:
+        ValueError: in one sentence, for what is no data.
     """
     kind = what(head_of(path))
-    openers = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
     if kind == "zip":
-        with zipfile.ZipFile(path) as archive, archive.open(inner_name(path)) as stream:
+        with zipfile.ZipFile(path) as archive, archive.open(inner_name(path) or "") as stream:
             yield _checked(path, io.BufferedReader(stream))
     elif kind == "zstd":
         with pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream:
             yield _checked(path, io.BufferedReader(stream))
-    elif kind in openers:
-        with openers[kind](path) as stream:
+    elif kind in _OPENERS:
+        with _OPENERS[kind](path) as stream:
             yield _checked(path, stream)
     else:
         if path.suffix.lower() in COMPRESSED and problem(head_of(path)) is None:
@@ -122,7 +145,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             yield _checked(path, stream)
 
 
-def _checked(path, stream):
+def _checked(path: Path, stream: Peekable) -> Peekable:
+    """The stream; ValueError if its first bytes show that it is no data."""
     head = stream.peek(_HEAD)[:_HEAD]
     if bad := problem(head):
         raise ValueError(f"data.source = '{path}': {bad}.")

@@ -1,9 +1,8 @@
-"""The corpora that come with jaxloop: real human text under free licences, cleaned, the same on
-every machine.
+"""The corpora that come with jaxloop: real human text under free licences, cleaned.
 
-Wherever a source is asked for, `jaxloop:NAME` is one of them. Where each is from, under what
-licence, and how it was cleaned: jaxloop/assets/corpora/ORIGIN.md; scripts/make_corpora.py makes
-them again.
+They are the same on every machine. Wherever a source is asked for, `jaxloop:NAME` is one of them.
+Where each is from, under what licence, and how it was cleaned: jaxloop/assets/corpora/ORIGIN.md;
+scripts/make_corpora.py makes them again.
 """
 
 import difflib
@@ -13,33 +12,40 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxloop.data.batches import ROWS_OF_A_BATCH, Row
+
 PREFIX = "jaxloop:"
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "corpora"
 # The embedded documentation lies in two files, which `data.docs` reads as one dataset.
 DOCS = ("docs", "docs_pretrain")
-_BATCH = 1024
 
 
 @functools.cache
-def index() -> Mapping[str, Mapping]:
-    """What is known of every file: name -> rows, columns, fingerprint (SHA-256 over the texts, as
-    `data.fingerprint`), bytes, sha256 (of the file)."""
+def index() -> Mapping[str, Mapping[str, Any]]:
+    """Return {name of a file: facts about it}.
+
+    The facts are rows, columns, fingerprint (SHA-256 over the texts, as `digest.fingerprint`),
+    bytes, and sha256 (of the file).
+    """
     return json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
 
 
 def names() -> tuple[str, ...]:
-    """What may stand after `jaxloop:`."""
+    """Return the names that may follow `jaxloop:`."""
     return tuple(name for name in index() if name != DOCS[1])
 
 
 def name_of(source: str) -> str:
-    """The name in `jaxloop:NAME`. Raises ValueError, with the names there are and the nearest, for
-    one that is not known.
+    """Return the name in `jaxloop:NAME`.
+
+    Raises:
+        ValueError: the name is not known; the message lists the names and the nearest one.
     """
     name = source.removeprefix(PREFIX)
     if name not in names():
@@ -53,15 +59,18 @@ def name_of(source: str) -> str:
 
 
 def identity(name: str) -> str:
-    """A corpus and its content, in one word: another release of jaxloop may have other texts under
-    the same name.
+    """Return a word that identifies a corpus and its content.
+
+    Another release of jaxloop may have other texts under the same name.
     """
     return f"{PREFIX}{name}@{index()[name]['fingerprint'][:16]}"
 
 
 def read(name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a file in `index`, or some of its columns. Raises ValueError where the file is
-    absent or not what was shipped.
+    """Return the table of a file in `index`, or some of its columns.
+
+    Raises:
+        ValueError: the file is absent or not what was shipped.
     """
     path = FOLDER / f"{name}.parquet"
     try:
@@ -81,20 +90,26 @@ def read(name: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def load(name: str) -> pd.DataFrame:
-    """A corpus as a table: str columns of dtype object, numbers as they are. Raises ValueError as
-    `name_of` and `read`.
+    """Return a corpus as a table: str columns of dtype object, numbers as they are.
+
+    Raises:
+        ValueError: as `name_of` and `read`.
     """
     frame = read(name_of(name)).to_pandas()
-    return frame.astype(
-        {column: object for column in frame if not pd.api.types.is_numeric_dtype(frame[column])}
-    )
+    texts = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]
+    return frame.astype(dict.fromkeys(texts, object))
 
 
-def rows(source: str, columns: Sequence[str] | None = None) -> Iterator[dict]:
-    """The rows of `jaxloop:NAME`, one dict each, in order; `columns`, where it has them all, spares
-    the others. Raises ValueError as `load`.
+def rows(source: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Yield the rows of `jaxloop:NAME`, one dict each, in order.
+
+    Args:
+        columns: if the corpus has all of these, only they are read.
+
+    Raises:
+        ValueError: as `load`.
     """
     name = name_of(source)
     chosen = columns if columns and set(columns) <= set(index()[name]["columns"]) else None
-    for batch in read(name, chosen).to_batches(_BATCH):
+    for batch in read(name, chosen).to_batches(ROWS_OF_A_BATCH):
         yield from batch.to_pylist()

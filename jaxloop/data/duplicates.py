@@ -1,4 +1,4 @@
-"""Which texts are the same text: by their content, not by their bytes."""
+"""Finds duplicate texts by their content, not by their bytes."""
 
 import hashlib
 import re
@@ -9,37 +9,42 @@ _BETWEEN = re.compile(r"[\W_]+")
 
 
 def content(text: str) -> str:
-    """What a text says: its letters and digits in Unicode's compatible form, small, with one space
-    for what stands between them.
+    """Return the content of a text: its letters and digits in lower case, with single spaces.
 
-    A text of signs alone is its signs. Texts of one content differ in case, spaces, punctuation and
-    Unicode form at most.
+    They are in Unicode's compatibility form (NFKC). The content of a text that has neither letters
+    nor digits is its signs. Texts with equal content differ only in case, spaces, punctuation or
+    Unicode form.
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
     return _BETWEEN.sub(" ", plain).strip() or " ".join(plain.split())
 
 
 def keys(texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[bytes]:
-    """A key of 128 bits of the content of each text, with its prompt where there are prompts: equal
-    keys, one text.
+    """Return a 128-bit hash of the content of each text; equal texts have equal keys.
+
+    If there are prompts, the content includes that of the prompt.
     """
     parts = [texts] if prompts is None else [texts, prompts]
     return [_digest("\x00".join(map(content, row))) for row in zip(*parts, strict=True)]
 
 
-def _digest(text):
+def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def firsts(found: Sequence[bytes]) -> list[bool]:
-    """True for the first row of each key."""
+def firsts(keys: Sequence[bytes]) -> list[bool]:
+    """Return True for the first row of each key."""
     seen: set[bytes] = set()
-    return [key not in seen and not seen.add(key) for key in found]
+    first = []
+    for key in keys:
+        first.append(key not in seen)
+        seen.add(key)
+    return first
 
 
 def counted(
-    texts: Sequence[str], found: Sequence[bytes], prompts: Sequence[str] | None = None
+    texts: Sequence[str], keys: Sequence[bytes], prompts: Sequence[str] | None = None
 ) -> dict[str, int]:
-    """How many rows repeat an earlier one to the letter, and how many in content alone."""
+    """Return how many rows repeat an earlier one exactly, and how many only in content."""
     rows = len(set(texts)) if prompts is None else len(set(zip(texts, prompts, strict=True)))
-    return {"exact duplicates": len(texts) - rows, "near duplicates": rows - len(set(found))}
+    return {"exact duplicates": len(texts) - rows, "near duplicates": rows - len(set(keys))}

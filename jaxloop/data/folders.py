@@ -1,4 +1,4 @@
-"""The data files of a folder: which there are, and whether all of them are read."""
+"""Finds the data files of a folder, and checks that all of them are read."""
 
 import itertools
 import os
@@ -7,38 +7,26 @@ from pathlib import Path
 
 from jaxloop.data import reading
 
-# What lies beside data files and is none: papers that are .txt, and what `datasets` writes about a
+# Files beside data files that are not data: .txt documents, and what `datasets` writes about a
 # folder.
-_PAPERS = {
-    "readme",
-    "license",
-    "licence",
-    "notice",
-    "copying",
-    "changelog",
-    "changes",
-    "citation",
-    "authors",
-    "requirements",
-    "sources",
-}
-_NOT_DATA = {
-    "dataset_info.json",
-    "dataset_infos.json",
-    "state.json",
-    "dataset_dict.json",
-    "package.json",
-    "croissant.json",
-}
+_PAPERS = frozenset(
+    "readme license licence notice copying changelog changes citation authors requirements "
+    "sources".split()
+)
+_NOT_DATA = frozenset(
+    "dataset_info.json dataset_infos.json state.json dataset_dict.json package.json "
+    "croissant.json".split()
+)
 _FOREIGN = (".xlsx", ".xls", ".ods", ".feather", ".orc", ".avro")
 
 
 def data_files(folder: str) -> list[str] | None:
-    """The data files of a folder, as paths from it. None where the folder's card lists its files:
-    then it decides what is read.
+    """Return the data files of a folder, as paths from it.
 
-    Raises ValueError where they are of several kinds, of which `datasets` would read the most
-    frequent.
+    None if the folder's card (README.md) lists its files: then the card decides what is read.
+
+    Raises:
+        ValueError: the files are of several kinds; `datasets` would read only the most frequent.
     """
     if _lists_files(folder):
         return None
@@ -46,62 +34,74 @@ def data_files(folder: str) -> list[str] | None:
     for place, inner, files in os.walk(folder):
         inner[:] = sorted(n for n in inner if not n.startswith((".", "__")))
         for file in sorted(files):
-            kind, stem = reading.extension(file) or _foreign(file), file.split(".")[0].lower()
-            aside = stem in _PAPERS if kind == ".txt" else file in _NOT_DATA
-            if kind and not aside and not file.startswith((".", "__")):
-                kinds.setdefault({".ndjson": ".jsonl"}.get(kind, kind), []).append(
-                    os.path.relpath(os.path.join(place, file), folder)
-                )
+            if kind := _kind(file):
+                path = os.path.relpath(os.path.join(place, file), folder)
+                kinds.setdefault(kind, []).append(path)
     if len(kinds) > 1:
-        found = " and ".join(
+        listed = " and ".join(
             f"{len(files)} {kind} (as {files[0]})" for kind, files in sorted(kinds.items())
         )
         raise ValueError(
-            f"data.source = '{folder}': the folder holds files of several kinds, {found}; name "
+            f"data.source = '{folder}': the folder holds files of several kinds, {listed}; name "
             "one file, or a folder of one kind."
         )
-    return [name for found in kinds.values() for name in found]
+    return [name for files in kinds.values() for name in files]
+
+
+def _kind(file: str) -> str | None:
+    """The kind of a data file, by its name; None for a file that is not data."""
+    if file.startswith((".", "__")):
+        return None
+    kind = reading.extension(file) or _foreign(file)
+    if kind == ".txt":
+        is_data = file.split(".")[0].lower() not in _PAPERS
+    else:
+        is_data = file not in _NOT_DATA
+    if not is_data:
+        return None
+    return ".jsonl" if kind == ".ndjson" else kind
 
 
 def check_read(
     folder: str, names: Sequence[str] | None, files: Mapping[str, Sequence[str]]
 ) -> None:
-    """Raises ValueError where `datasets`, which sorts files into splits by their names, leaves out
-    one of the data files of a folder.
+    """Check that `datasets`, which sorts files into splits by their names, leaves out none.
 
-    names: of `data_files`; files: split -> paths, as `datasets` found them.
+    Args:
+        folder: the folder.
+        names: what `data_files` returned.
+        files: {split: paths}, as `datasets` found them.
+
+    Raises:
+        ValueError: a file is left out; the message names the first.
     """
     read = {
         os.path.realpath(file): os.path.basename(file) for part in files.values() for file in part
     }
-    if left := [
+    left_out = [
         name for name in names or () if os.path.realpath(os.path.join(folder, name)) not in read
-    ]:
-        others = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        known = (
-            "of the data files in the folder `datasets` sorts some into splits by their names "
-            f"(as {min(read.values())}) and leaves out {left[0]}{others}"
-        )
+    ]
+    if left_out:
+        others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         raise ValueError(
-            f"data.source = '{folder}': {known}; name one file, or give all of them names of one "
-            "form."
+            f"data.source = '{folder}': of the data files in the folder `datasets` sorts some into "
+            f"splits by their names (as {min(read.values())}) and leaves out {left_out[0]}"
+            f"{others}; name one file, or give all of them names of one form."
         )
 
 
-def _foreign(name):
-    """The ending of a table of a kind that is not read; None for other files."""
+def _foreign(name: str) -> str | None:
+    """The extension of a table whose kind cannot be read; None for other files."""
     return next((kind for kind in _FOREIGN if name.lower().endswith(kind)), None)
 
 
-def _lists_files(folder):
-    """Whether the folder's README.md says in its head, as on the hub, which files make up the data
-    set.
-    """
+def _lists_files(folder: str) -> bool:
+    """Whether the folder's README.md says in its head which files make up the data set."""
     try:
         lines = Path(folder, "README.md").read_text(encoding="utf8", errors="replace").splitlines()
     except OSError:
         return False
-    return lines[:1] == ["---"] and any(
-        line.startswith("configs:")
-        for line in itertools.takewhile(lambda line: line != "---", lines[1:])
-    )
+    if lines[:1] != ["---"]:
+        return False
+    head = itertools.takewhile(lambda line: line != "---", lines[1:])
+    return any(line.startswith("configs:") for line in head)

@@ -1,22 +1,23 @@
-"""Question-answering tasks and plain corpora as pairs (prompt, text), by Hugging Face id or local
-file, with the formats stated.
+"""Reads question-answering tasks and plain corpora as pairs (prompt, text).
 
-A task is read row by row into named fields (question, answer, choices, ...); two format strings
-make the prompt and the text of them. The multi-entity study (arXiv 2505.21677) names its data sets
-but neither their formats nor ARC's subset nor how BookCorpus is cut into prompts and continuations:
-what stands here are defaults, and everything can be given.
+They come from a Hugging Face id or a local file. Each row is read into named fields (question,
+answer, choices, ...), of which two format strings make the prompt and the text. The multi-entity
+study (arXiv 2505.21677) names its data sets, but neither their formats, nor ARC's subset, nor how
+BookCorpus is cut into prompts and continuations: these are defaults here, and all can be set.
 """
 
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from jaxloop.data import duplicates, sources
-from jaxloop.data.delimited import Dialect
+from jaxloop.data import duplicates, filters, sources
+from jaxloop.data.batches import Report, Row, counted
+from jaxloop.data.dialect import Dialect
 
 QUESTION, ANSWER = "Question: {question}\nAnswer:", " {answer}"
 
@@ -24,28 +25,31 @@ QUESTION, ANSWER = "Question: {question}\nAnswer:", " {answer}"
 class Task(NamedTuple):
     """Where a task comes from, how its rows are read, and its default formats.
 
-    source, name, revision   Hugging Face id, configuration and revision; source "" where a file must be given
-    read                     row -> fields that formats may name; ValueError where the row has no answer
-    prompt, text             format strings over these fields
-    subset                   column of a local file that holds the configuration
-    test                     name of the test split; None: there is none, test rows are held out of the others
+    Attributes:
+        source: Hugging Face id; "" where a file must be given.
+        name, revision: its configuration and revision.
+        read: function from a row to the fields that formats may name; it raises ValueError if the
+            row has no answer.
+        prompt, text: format strings over these fields.
+        subset: column of a local file that holds the configuration.
+        test: name of the test split; None: there is none, and test rows are held out of the others.
     """
 
     source: str
     name: str | None
     revision: str | None
-    read: Callable[[Mapping], dict]
+    read: Callable[[Mapping[str, Any]], dict[str, str]]
     prompt: str
     text: str
     subset: str = ""
     test: str | None = "test"
 
 
-def _qa(row: Mapping) -> dict:
+def _qa(row: Mapping[str, Any]) -> dict[str, str]:
     return {"question": _text(row, "question"), "answer": _text(row, "answer")}
 
 
-def _sciq(row: Mapping) -> dict:
+def _sciq(row: Mapping[str, Any]) -> dict[str, str]:
     wrong = [_text(row, f"distractor{i}") for i in (1, 2, 3)]
     return {
         "question": _text(row, "question"),
@@ -55,7 +59,7 @@ def _sciq(row: Mapping) -> dict:
     }
 
 
-def _gsm8k(row: Mapping) -> dict:
+def _gsm8k(row: Mapping[str, Any]) -> dict[str, str]:
     answer = _text(row, "answer")
     solution, _, final = answer.partition("####")
     return {
@@ -66,25 +70,18 @@ def _gsm8k(row: Mapping) -> dict:
     }
 
 
-def _arc(row: Mapping) -> dict:
-    """Rows of the hub (choices {text, label}, answerKey) and of files with a list of choices and
-    the index `gold`.
+def _arc(row: Mapping[str, Any]) -> dict[str, str]:
+    """Read rows of the hub, and of files with a list of choices and the index of the right one.
+
+    The hub's have choices {text, label} and answerKey, the files' the index `gold`.
     """
     choices = row.get("choices")
-    texts = list(choices["text"]) if isinstance(choices, Mapping) else list(choices or ())
-    labels = (
-        list(choices["label"])
-        if isinstance(choices, Mapping)
-        else list(string.ascii_uppercase[: len(texts)])
-    )
-    key = row.get(
-        "answerKey",
-        None
-        if row.get("gold") is None
-        else labels[int(row["gold"])]
-        if int(row["gold"]) < len(labels)
-        else None,
-    )
+    if isinstance(choices, Mapping):
+        texts, labels = list(choices["text"]), list(choices["label"])
+    else:
+        texts = list(choices or ())
+        labels = list(string.ascii_uppercase[: len(texts)])
+    key = row.get("answerKey", _label_at(labels, row.get("gold")))
     if key not in labels:
         raise ValueError("has no answer among its choices")
     lettered = "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
@@ -96,11 +93,15 @@ def _arc(row: Mapping) -> dict:
     }
 
 
-def _plain(row: Mapping) -> dict:
+def _label_at(labels: Sequence[str], place: Any) -> str | None:
+    return None if place is None or int(place) >= len(labels) else labels[int(place)]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, str]:
     return {"text": _text(row, "text")}
 
 
-def _text(row: Mapping, column: str) -> str:
+def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(
@@ -143,180 +144,264 @@ def load(
     max_prompt_tokens: int | None = None,
     dialect: Dialect = Dialect(),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training rows and test rows of a task: two frames with columns prompt and text, in the order
-    of the source.
+    """Return training rows and test rows of a task: columns prompt and text, in the source's order.
 
-    task          a name of `TASKS`: sciq, gsm8k, arc, bookcorpus; qa and text for any file with columns question and answer, or text
-    source        a file, folder or Hugging Face id instead of the task's own; name, revision: of a Hugging Face data set (default: the task's)
-    test_source   where the test rows are, if not in `source`
-    splits        names of the two splits: of the data set, or in the column `split` of a file (default: train and the task's). Without a test
-                  split (None, or a file without that column) and without a test_source, `held_out`
-                  rows go to the test, drawn at random, the same ones every time
-    dialect       of csv and tsv files
-    prompt, text  formats over the fields of the task (default: the task's)
-    prompt_words  the first so many words of prompt and text together are the prompt, the rest is
-    the text; shorter ones are dropped
-    join_words    for plain text: rows are joined with a space until they have this many words; 0: each is a text
-    held_out      test rows at most; None: all of the test split
-    limit         training rows at most
-    max_prompt_tokens   rows whose prompt is longer are dropped; needs count_tokens
-    `attrs["report"]` of both frames counts what was read and dropped. Raises ValueError in one
-    sentence: no such task, a row without an
-    answer (its number is named), a format that names no field, nothing left.
+    `attrs["report"]` of both frames counts what was read and dropped.
+
+    Args:
+        task: a name of `TASKS`: sciq, gsm8k, arc, bookcorpus; qa and text for any file with columns
+            question and answer, or text.
+        source: a file, folder or Hugging Face id instead of the task's own.
+        name, revision: of a Hugging Face data set (default: the task's).
+        dialect: of csv and tsv files.
+        test_source: where the test rows are, if not in `source`.
+        splits: names of the two splits: of the data set, or in the column `split` of a file
+            (default: train and the task's). Without a test split (None, or a file without that
+            column) and without a test_source, `held_out` rows go to the test, drawn at random, the
+            same ones every time.
+        prompt, text: formats over the fields of the task (default: the task's).
+        prompt_words: the first so many words of prompt and text together are the prompt, the rest
+            is the text; shorter ones are dropped.
+        join_words: for plain text: rows are joined with a space until they have this many words; 0:
+            each is a text.
+        held_out: test rows at most; None: all of the test split.
+        limit: training rows at most.
+        max_prompt_tokens: rows whose prompt is longer are dropped; needs count_tokens.
+
+    Raises:
+        ValueError: in one sentence: no such task, a row without an answer (its number is named), a
+            format that names no field, nothing left.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r}: must be one of {', '.join(TASKS)}")
     known = TASKS[task]
-    if not (source or known.source):
+    place = source or known.source
+    if not place:
         raise ValueError(
             f"task {task!r}: has no source of its own; give a file or a Hugging Face id"
         )
-    if max_prompt_tokens is not None and count_tokens is None:
+    longest = _longest_prompt(max_prompt_tokens, count_tokens)
+    training_split, test_split = splits or ("train", known.test)
+    reader = _Reader(
+        task=task,
+        known=known,
+        prompt=known.prompt if prompt is None else prompt,
+        text=known.text if text is None else text,
+        name=name or (known.name if source is None or known.subset else None),
+        revision=revision or (known.revision if source is None else None),
+        prompt_words=prompt_words,
+        join_words=join_words if known.read is _plain else 0,
+        dialect=dialect,
+    )
+    # Where there is no test split, what is held out comes from the same rows: no more of a large
+    # corpus is read than both need.
+    most = None
+    if limit is not None and test_split is None and longest is None:
+        most = limit + (held_out or 0)
+    pairs = reader.read(place, training_split, most)
+    if test_source is not None or (pairs.has_splits and test_split is not None):
+        train, train_report = pairs.table, pairs.report
+        test = reader.read(test_source or place, test_split, None).table
+        if test_source is None and not len(test):
+            raise ValueError(
+                f"task {task!r}: '{place}' has no row of split '{test_split}'; name the split, or "
+                "give a test source"
+            )
+    else:
+        train, test, copies = _divided(pairs.table, held_out, task, place)
+        train_report = pairs.report | copies
+    rows = _Limits(task, place, longest)
+    return (
+        rows.apply(train, limit, train_report),
+        rows.apply(test, held_out, {"rows": len(test)}),
+    )
+
+
+class _LongestPrompt(NamedTuple):
+    tokens: int
+    count_tokens: filters.CountTokens
+
+
+def _longest_prompt(
+    tokens: int | None, count_tokens: filters.CountTokens | None
+) -> _LongestPrompt | None:
+    if tokens is None:
+        return None
+    if count_tokens is None:
         raise ValueError(
             "max_prompt_tokens needs count_tokens, a function that counts the tokens of a list "
             "of texts"
         )
-    formats = (known.prompt if prompt is None else prompt, known.text if text is None else text)
-    about = {
-        "name": name or (known.name if source is None or known.subset else None),
-        "revision": revision or (known.revision if source is None else None),
-    }
-    place = source or known.source
-    first, second = splits or ("train", known.test)
-    joined = join_words if known.read is _plain else 0
-    options = {
-        "known": known,
-        "formats": formats,
-        "words": prompt_words,
-        "join": joined,
-        "dialect": dialect,
-        **about,
-    }
-    # Where there is no test split, what is held out comes from the same rows: no more of a large
-    # corpus is read than both need.
-    most = (
-        limit + (held_out or 0)
-        if limit is not None and second is None and max_prompt_tokens is None
-        else None
-    )
-    copies: dict[str, int] = {}
-    whole, has_splits = _pairs(task, place, first, most=most, **options)
-    if test_source is not None or (has_splits and second is not None):
-        train, test = whole, _pairs(task, test_source or place, second, **options)[0]
-        if test_source is None and not len(test):
-            raise ValueError(
-                f"task {task!r}: '{place}' has no row of split '{second}'; name the split, or "
-                "give a test source"
-            )
-    else:
-        if held_out is None or not 0 < held_out < len(whole):
-            raise ValueError(
-                f"task {task!r}: '{place}' has {len(whole):,} rows and no test split: give a "
-                "test source, or how many of them are held out for the test"
-            )
-        order = np.random.default_rng(0).permutation(len(whole))
-        train, test = whole.iloc[np.sort(order[held_out:])], whole.iloc[order[:held_out]]
-        # Test sets that somebody published stay what they are; of rows that are parted here, none
-        # is on both sides.
-        keys = np.array(duplicates.keys(list(whole["text"]), list(whole["prompt"])), object)
-        copied = np.isin(keys[np.sort(order[held_out:])], keys[order[:held_out]])
-        train, copies = (
-            train[~copied],
-            {"copies of test rows": int(copied.sum())} if copied.any() else {},
+    return _LongestPrompt(tokens, count_tokens)
+
+
+def _divided(
+    whole: pd.DataFrame, held_out: int | None, task: str, place: str
+) -> tuple[pd.DataFrame, pd.DataFrame, Report]:
+    """Training rows, `held_out` random test rows, and how many copies of these were dropped.
+
+    Published test sets are not changed. Where rows are divided here, no text is on both sides.
+    """
+    if held_out is None or not 0 < held_out < len(whole):
+        raise ValueError(
+            f"task {task!r}: '{place}' has {len(whole):,} rows and no test split: give a "
+            "test source, or how many of them are held out for the test"
         )
-    made = []
-    for frame, most in ((train, limit), (test, held_out)):
-        report = dict(whole.attrs["report"]) | copies if frame is train else {"rows": len(frame)}
+    order = np.random.default_rng(0).permutation(len(whole))
+    training_rows, test_rows = np.sort(order[held_out:]), order[:held_out]
+    keys = np.array(duplicates.keys(list(whole["text"]), list(whole["prompt"])), object)
+    copied = np.isin(keys[training_rows], keys[test_rows])
+    report = {"copies of test rows": int(copied.sum())} if copied.any() else {}
+    return whole.iloc[training_rows[~copied]], whole.iloc[test_rows], report
+
+
+class _Limits(NamedTuple):
+    """The limits on the rows of a task."""
+
+    task: str
+    place: str
+    longest: _LongestPrompt | None
+
+    def apply(self, frame: pd.DataFrame, most: int | None, report: Report) -> pd.DataFrame:
+        """The first `most` rows whose prompts are short enough."""
+        report = dict(report)
         frame = frame.reset_index(drop=True)
-        if max_prompt_tokens is not None and len(frame):
-            fits = (
-                np.asarray(sources.count_safely(count_tokens, frame["prompt"])) <= max_prompt_tokens
-            )
-            report[f"prompt longer than {max_prompt_tokens} tokens"] = int((~fits).sum())
+        if self.longest is not None and len(frame):
+            tokens = self.longest.tokens
+            counts = filters.count_safely(self.longest.count_tokens, list(frame["prompt"]))
+            fits = np.array([count <= tokens for count in counts], bool)
+            report[f"prompt longer than {tokens} tokens"] = int((~fits).sum())
             frame = frame[fits].reset_index(drop=True)
         frame = frame.iloc[:most] if most is not None else frame
         if not len(frame):
-            raise ValueError(
-                f"task {task!r}: '{place}' leaves no row "
-                f"({', '.join(f'{k}: {v}' for k, v in report.items())})"
-            )
-        frame.attrs = {"source": place, "report": report | {"kept": len(frame)}}
-        made.append(frame)
-    return made[0], made[1]
+            reasons = ", ".join(f"{reason}: {rows}" for reason, rows in report.items())
+            raise ValueError(f"task {self.task!r}: '{self.place}' leaves no row ({reasons})")
+        frame.attrs = {"source": self.place, "report": report | {"kept": len(frame)}}
+        return frame
 
 
-def _pairs(
-    task, place, split, *, known, formats, words, join, name, revision, dialect, most=None
-) -> tuple[pd.DataFrame, bool]:
-    """(prompts and texts of one split, `most` at most; whether the source has splits)."""
-    rows, report, found, local = [], {"rows": 0}, {"split": False}, sources.is_local(place)
-    hub = {} if local else {"name": name, "revision": revision, "streaming": most is not None}
-    stream = sources.rows(place, split=split or "train", dialect=dialect, **hub)
-    stream = _chosen(stream, split if local else None, known.subset if local else "", name, found)
-    for number, row in enumerate(_joined(stream, join) if join else stream, 1):
-        report["rows"] += 1
-        try:
-            fields = {
-                k: v for k, v in row.items() if isinstance(v, str | int | float)
-            } | known.read(row)
-        except ValueError as error:
-            raise ValueError(f"task {task!r}: row {number} of '{place}' {error}") from None
-        pair = _format(task, formats, fields)
-        if words:
-            pair = _cut(pair[0] + pair[1], words)
-            if pair is None:
-                report[f"at most {words} words"] = report.get(f"at most {words} words", 0) + 1
-                continue
-        rows.append(pair)
-        if len(rows) == most:
-            break
-    frame = pd.DataFrame(
-        {
-            "prompt": pd.Series([p for p, _ in rows], dtype=object),
-            "text": pd.Series([t for _, t in rows], dtype=object),
-        }
-    )
-    frame.attrs = {"report": report}
-    return frame, found["split"] or not local
+class _Pairs(NamedTuple):
+    """Prompts and texts of one split, and whether the source has splits."""
+
+    table: pd.DataFrame
+    report: Report
+    has_splits: bool
 
 
-def _chosen(stream: Iterator[dict], split, subset, name, found) -> Iterator[dict]:
-    for row in stream:
-        if split is not None and "split" in row:
-            found["split"] = True
-            if row["split"] != split:
-                continue
-        if subset and name and row.get(subset, name) != name:
-            continue
-        yield row
+@dataclass
+class _SplitColumn:
+    """Selects the rows of a split in a local file, by its column `split`.
 
-
-def _joined(stream: Iterator[dict], words: int) -> Iterator[dict]:
-    """Texts of at least `words` words; what is left at the end is a text too if it has half as
-    many.
+    `seen`: whether the file has such a column.
     """
-    held: list[str] = []
+
+    split: str | None
+    subset: str
+    name: str | None
+    seen: bool = field(default=False)
+
+    def rows(self, stream: Iterable[Row]) -> Iterator[Row]:
+        for row in stream:
+            if self.split is not None and "split" in row:
+                self.seen = True
+                if row["split"] != self.split:
+                    continue
+            if self.subset and self.name and row.get(self.subset, self.name) != self.name:
+                continue
+            yield row
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How rows of a source become pairs: see `load`."""
+
+    task: str
+    known: Task
+    prompt: str
+    text: str
+    name: str | None
+    revision: str | None
+    prompt_words: int
+    join_words: int
+    dialect: Dialect
+
+    def read(self, place: str, split: str | None, most: int | None) -> _Pairs:
+        """Read the pairs of one split, `most` at most."""
+        local = sources.is_local(place)
+        chosen = _SplitColumn(
+            split=split if local else None,
+            subset=self.known.subset if local else "",
+            name=self.name,
+        )
+        stream = chosen.rows(
+            sources.rows(
+                place,
+                split=split or "train",
+                name=None if local else self.name,
+                revision=None if local else self.revision,
+                streaming=not local and most is not None,
+                dialect=self.dialect,
+            )
+        )
+        if self.join_words:
+            stream = _joined(stream, self.join_words)
+        report: Report = {"rows": 0}
+        prompts: list[str] = []
+        texts: list[str] = []
+        for number, row in enumerate(stream, 1):
+            report["rows"] += 1
+            pair = self._pair(place, number, row)
+            if pair is None:
+                counted(report, f"at most {self.prompt_words} words", 1)
+                continue
+            prompts.append(pair[0])
+            texts.append(pair[1])
+            if len(texts) == most:
+                break
+        table = pd.DataFrame(
+            {"prompt": pd.Series(prompts, dtype=object), "text": pd.Series(texts, dtype=object)}
+        )
+        return _Pairs(table, report, chosen.seen or not local)
+
+    def _pair(self, place: str, number: int, row: Row) -> tuple[str, str] | None:
+        """The prompt and the text of a row; None where it has too few words."""
+        fields = {k: v for k, v in row.items() if isinstance(v, str | int | float)}
+        try:
+            fields |= self.known.read(row)
+        except ValueError as error:
+            raise ValueError(f"task {self.task!r}: row {number} of '{place}' {error}") from None
+        prompt, text = (self._format(form, fields) for form in (self.prompt, self.text))
+        return _cut(prompt + text, self.prompt_words) if self.prompt_words else (prompt, text)
+
+    def _format(self, form: str, fields: Mapping[str, Any]) -> str:
+        try:
+            return form.format(**fields)
+        except (KeyError, IndexError, ValueError) as error:
+            named = error.args[0] if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"task {self.task!r}: a format names {named!r}, which is no field of it; there are "
+                f"{', '.join(sorted(map(str, fields)))}"
+            ) from None
+
+
+def _joined(stream: Iterable[Row], words: int) -> Iterator[Row]:
+    """Texts of at least `words` words, joined from rows.
+
+    What is left at the end is a text too if it has half as many.
+    """
+    parts: list[str] = []
+    count = 0
     for row in stream:
-        held.append(_text(row, "text").strip())
-        if sum(len(t.split()) for t in held) >= words:
-            yield {"text": " ".join(held)}
-            held = []
-    if sum(len(t.split()) for t in held) * 2 >= words:
-        yield {"text": " ".join(held)}
-
-
-def _format(task, formats, fields) -> tuple[str, str]:
-    try:
-        return formats[0].format(**fields), formats[1].format(**fields)
-    except (KeyError, IndexError, ValueError) as error:
-        named = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(
-            f"task {task!r}: a format names {named!r}, which is no field of it; there are "
-            f"{', '.join(sorted(map(str, fields)))}"
-        ) from None
+        parts.append(_text(row, "text").strip())
+        count += len(parts[-1].split())
+        if count >= words:
+            yield {"text": " ".join(parts)}
+            parts, count = [], 0
+    if count * 2 >= words:
+        yield {"text": " ".join(parts)}
 
 
 def _cut(text: str, words: int) -> tuple[str, str] | None:
-    """The first `words` words, and the rest with the space before it; None where there is no rest."""
+    """The first `words` words, and the rest with the space before it; None if there is no rest."""
     match = re.match(rf"\s*(?:\S+\s+){{{words - 1}}}\S+(?=\s+\S)", text)
     return None if match is None else (text[: match.end()].lstrip(), text[match.end() :])

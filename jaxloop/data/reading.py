@@ -1,52 +1,52 @@
-"""Rows of local files, in batches and without loss: jsonl, json, csv, tsv, parquet and txt,
-compressed (gz, bz2, xz, zst, zip) or not.
+"""Reads the rows of local files, in batches and without loss.
 
-Every reader holds some thousand rows in memory. Texts come out as they are in the file: "NA",
-"null" and "" stay strings, NUL, carriage returns and escaped lone surrogates survive, and a line
-may be of any length. What is not valid UTF-8 or not well-formed is refused with the file and the
-line.
+The formats are jsonl, json, csv, tsv, parquet and txt, compressed (gz, bz2, xz, zst, zip) or not.
+A reader holds a few thousand rows in memory. Texts are yielded as they are in the file: "NA",
+"null" and "" stay strings, NUL, carriage returns and escaped lone surrogates are kept, and a line
+may have any length. If a file is not valid UTF-8 or not well-formed, the error names the file and
+the line.
 """
 
 import difflib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxloop.data import containers, delimited
-from jaxloop.data.delimited import Dialect, decoded
+from jaxloop.data.batches import ROWS_OF_A_BATCH, Batch, Columns, Row
+from jaxloop.data.containers import Peekable
+from jaxloop.data.delimited_rows import decoded
+from jaxloop.data.dialect import Dialect
 from jaxloop.runtime.tables import unescape
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
-_BATCH = 1024
 _BLOCK = 1 << 22
 _HEAD = 512
 
 
 def extension(path: str | Path) -> str | None:
-    """The known extension of a file name (lower case, `.gz` and the like left out); None for any
-    other name.
+    """Return the extension of a file name, in lower case; None if it is not in `EXTENSIONS`.
+
+    `.gz` and other extensions of compression are skipped.
     """
-    suffixes = [s.lower() for s in Path(path).suffixes]
-    if suffixes and suffixes[-1] in containers.COMPRESSED:
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    compressed = bool(suffixes) and suffixes[-1] in containers.COMPRESSED
+    if compressed:
         suffixes.pop()
-        return (
-            suffixes[-1]
-            if suffixes and suffixes[-1] in EXTENSIONS and suffixes[-1] != ".parquet"
-            else None
-        )
-    return suffixes[-1] if suffixes and suffixes[-1] in EXTENSIONS else None
+    if not suffixes or suffixes[-1] not in EXTENSIONS:
+        return None
+    return None if compressed and suffixes[-1] == ".parquet" else suffixes[-1]
 
 
 def read_rows(
     path: str | Path, *, columns: Sequence[str] | None = None, dialect: Dialect = Dialect()
-) -> Iterator[dict]:
-    """The rows of a file in their order, each a dict from column to value; arguments and errors as
-    `read_batches`.
-    """
+) -> Iterator[Row]:
+    """Yield the rows of a file in their order; arguments and errors as of `read_batches`."""
     for batch in read_batches(path, columns=columns, dialect=dialect):
         if isinstance(batch, list):
             yield from batch
@@ -57,28 +57,55 @@ def read_rows(
 
 def read_batches(
     path: str | Path, *, columns: Sequence[str] | None = None, dialect: Dialect = Dialect()
-) -> Iterator[dict[str, list] | list[dict]]:
-    """Some rows of a file at a time, in their order: columns where all rows have the same, rows
-    where each has its own (JSON).
+) -> Iterator[Batch]:
+    """Yield the rows of a file in batches, in their order.
 
-    Text of csv, tsv and txt is str; `txt` has the column text alone.
+    A batch is columns if all rows have the same columns, else rows (JSON). Values of csv, tsv and
+    txt are str; txt has only the column text.
 
     Args:
-      path: a file with one of `EXTENSIONS`, to which a compression may be added (not to parquet),
-      or a zip that holds one. columns: of parquet, csv and tsv, the columns that are needed, if the
-      file has all of them; other formats yield whole rows. dialect: of csv and tsv.
+        path: a file with one of `EXTENSIONS`, to which a compression may be added (not to parquet),
+            or a zip that holds one.
+        columns: the columns that are needed; parquet, csv and tsv files that have all of them are
+            spared the others; other formats yield whole rows.
+        dialect: of csv and tsv.
 
-    Raises: ValueError, naming the file and the line, where the file is absent, empty, of another
-    kind, not UTF-8 or malformed.
+    Raises:
+        ValueError: naming the file and the line: the file is absent, empty, of another kind, not
+            UTF-8 or malformed.
     """
     path = Path(path)
+    kind = _kind_of_file(path)
+    try:
+        if kind == ".parquet":
+            yield from _parquet(path, columns)
+            return
+        with containers.opened(path) as stream:
+            if kind in (".csv", ".tsv"):
+                yield from delimited.batches(
+                    path, stream, tabs=kind == ".tsv", dialect=dialect, columns=columns
+                )
+            elif kind == ".txt":
+                yield from _paragraphs(path, stream)
+            elif kind == ".json":
+                yield from _json(path, stream)
+            else:
+                yield from _json_lines(path, stream)
+    except containers.DAMAGE as error:
+        raise ValueError(
+            f"data.source = '{path}': cannot be read ({getattr(error, 'strerror', None) or error})."
+        ) from error
+
+
+def _kind_of_file(path: Path) -> str:
+    """The file's extension out of `EXTENSIONS`; ValueError if it is absent or of another kind."""
     if path.exists() and not path.is_file():
         raise ValueError(f"data.source = '{path}': is not a file.")
-    kind = extension(path)
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"data.source = '{path}': the file is empty.")
+    kind = extension(path)
     if kind is None and path.is_file() and path.suffix.lower() == ".zip":
-        kind = extension(_inside(path))
+        kind = extension(_name_inside(path))
     if kind is None:
         allowed = f"{', '.join(EXTENSIONS)}, also with {', '.join(containers.COMPRESSED)}"
         raise ValueError(
@@ -90,32 +117,17 @@ def read_batches(
         )
     if not path.exists():
         raise ValueError(f"data.source = '{path}': there is no such file{_nearby(path)}.")
-    readers = {".txt": _paragraphs, ".json": _json}
-    try:
-        if kind == ".parquet":
-            yield from _parquet(path, columns)
-        else:
-            with containers.opened(path) as stream:
-                if kind in (".csv", ".tsv"):
-                    yield from delimited.batches(
-                        path, stream, tabs=kind == ".tsv", dialect=dialect, columns=columns
-                    )
-                else:
-                    yield from readers.get(kind, _json_lines)(path, stream)
-    except containers.DAMAGE as error:
-        raise ValueError(
-            f"data.source = '{path}': cannot be read ({getattr(error, 'strerror', None) or error})."
-        ) from error
+    return kind
 
 
-def _inside(path):
+def _name_inside(path: Path) -> str:
     try:
         return containers.inner_name(path) or path.name
     except containers.DAMAGE as error:
         raise ValueError(f"data.source = '{path}': cannot be read ({error}).") from error
 
 
-def _nearby(path):
+def _nearby(path: Path) -> str:
     if not path.parent.is_dir():
         return f", nor a folder '{path.parent}'"
     names = [p.name for p in path.parent.iterdir() if extension(p)]
@@ -123,7 +135,7 @@ def _nearby(path):
     return f"; the nearest name is '{path.parent / close[0]}'" if close else ""
 
 
-def _lines(path, stream):
+def _lines(path: Path, stream: Peekable) -> Iterator[tuple[int, str]]:
     """(line number, text with its line end) of a UTF-8 file; lines end at "\\n" alone."""
     offset = 0
     for number, raw in enumerate(stream, 1):
@@ -132,32 +144,28 @@ def _lines(path, stream):
         yield number, line
 
 
-def _parse(path, line, number):
+def _parse(path: Path, line: str, number: int) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=_once)
+        return json.loads(line, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        problem = f"{error.msg} at character {error.colno}"
     except (ValueError, RecursionError) as error:
-        problem = (
-            f"{error.msg} at character {error.colno}"
-            if isinstance(error, json.JSONDecodeError)
-            else str(error).splitlines()[0]
-        )
-        raise ValueError(
-            f"data.source = '{path}': line {number} is not valid JSON ({problem})."
-        ) from None
+        problem = str(error).splitlines()[0]
+    raise ValueError(f"data.source = '{path}': line {number} is not valid JSON ({problem}).")
 
 
-def _once(pairs):
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object; ValueError where it has a key twice."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(
-            f"an object has the key {next(n for n in names if names.count(n) > 1)!r} twice"
-        )
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {repeated!r} twice")
     return row
 
 
-def _row(path, value, where, every):
-    """A row: an object, or a string, which is a text."""
+def _row(path: Path, value: Any, where: str, every: str) -> Row:
+    """A row from a JSON value: an object, or a string, which becomes the text of a row."""
     if isinstance(value, str):
         return {"text": value}
     if not isinstance(value, dict):
@@ -168,11 +176,11 @@ def _row(path, value, where, every):
     return value
 
 
-def _json_lines(path, stream):
-    """A block of lines at a time as one array, which the parser reads at once; line by line where
-    that fails or says something else.
+def _json_lines(path: Path, stream: Peekable) -> Iterator[list[Row]]:
+    """Yield the rows of a file with a JSON object on each line.
 
-    An array under the name of lines is read as `_json` reads it.
+    A block of lines is parsed at once, as one array; line by line if that fails or if it is not
+    sure that the result is the same. A file that is one array instead is read as by `_json`.
     """
     if stream.peek(_HEAD)[:_HEAD].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         yield from _json(path, stream)
@@ -180,28 +188,35 @@ def _json_lines(path, stream):
     number = offset = 0
     while lines := stream.readlines(_BLOCK):
         rows = _at_once(lines)
-        if rows is not None:
-            number, offset = number + len(lines), offset + sum(map(len, lines))
+        if rows is None:
+            yield from _line_by_line(path, lines, number, offset)
+        else:
             yield rows
-            continue
-        rows = []
-        try:
-            for raw in lines:
-                number += 1
-                line = decoded(path, raw, number, offset)
-                offset += len(raw)
-                if line.strip():
-                    rows.append(_row(path, _parse(path, line, number), f"line {number}", "line"))
-        except ValueError:
-            # Who wants no more than these does not meet the error.
-            if rows:
-                yield rows
-            raise
+        number, offset = number + len(lines), offset + sum(map(len, lines))
+
+
+def _line_by_line(
+    path: Path, lines: Iterable[bytes], number: int, offset: int
+) -> Iterator[list[Row]]:
+    """Yield the rows of some lines; number, offset: how many lines and bytes come before them."""
+    rows: list[Row] = []
+    try:
+        for raw in lines:
+            number += 1
+            line = decoded(path, raw, number, offset)
+            offset += len(raw)
+            if line.strip():
+                rows.append(_row(path, _parse(path, line, number), f"line {number}", "line"))
+    except ValueError:
+        # The rows before the error are yielded first, since the caller may need no more than these.
         if rows:
             yield rows
+        raise
+    if rows:
+        yield rows
 
 
-def _at_once(lines):
+def _at_once(lines: list[bytes]) -> list[Row] | None:
     """The rows of some lines of JSON if every line is one object; None where that is not sure."""
     if not all(line.startswith(b"{") and line.rstrip().endswith(b"}") for line in lines):
         return None
@@ -212,19 +227,19 @@ def _at_once(lines):
             return None
         # A key that stands more often than there are rows may be twice in one of them, of which the
         # parser alone keeps the last.
-        often = any(
-            block.count(json.dumps(key, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-            > len(rows)
-            for key in rows[0]
-        )
-        return json.loads(b"[" + block + b"]", object_pairs_hook=_once) if often else rows
+        keys = (json.dumps(key, ensure_ascii=False) for key in rows[0])
+        if any(block.count(key.encode("utf-8", "surrogatepass")) > len(rows) for key in keys):
+            return json.loads(b"[" + block + b"]", object_pairs_hook=_object)
+        return rows
     except (ValueError, RecursionError):
         return None
 
 
-def _json(path, stream):
-    """An array of objects or of strings, one object of equally long columns or in a form that
-    pandas writes, or (as many archives are named) one object per line.
+def _json(path: Path, stream: Peekable) -> Iterator[Any]:
+    """Yield the rows of a .json file.
+
+    It is an array of objects or of strings, a single object (equally long columns, or a form that
+    pandas writes), or one object per line, since many such archives are named .json.
     """
     lines = _lines(path, stream)
     first = next(((n, line) for n, line in lines if line.strip()), None)
@@ -241,85 +256,86 @@ def _json(path, stream):
             return
     value = _parse(path, first[1] + "".join(line for _, line in lines), first[0])
     if isinstance(value, dict):
-        yield from _columns(path, value)
+        yield _columns(path, value)
         return
     if not isinstance(value, list):
         raise ValueError(
             f"data.source = '{path}': holds a JSON {_kind(value)}; it must hold an array of "
             "objects."
         )
-    for start in range(0, len(value), _BATCH):
-        rows = enumerate(value[start : start + _BATCH], start)
+    for start in range(0, len(value), ROWS_OF_A_BATCH):
+        rows = enumerate(value[start : start + ROWS_OF_A_BATCH], start)
         yield [_row(path, row, f"entry {index} of the array", "entry") for index, row in rows]
 
 
-def _rest_of_json_lines(path, row, lines):
+def _rest_of_json_lines(path: Path, row: Row, lines: Iterator[tuple[int, str]]) -> Iterator[Batch]:
     rest = ((n, line) for n, line in lines if line.strip())
     second = next(rest, None)
     if second is None and row and all(isinstance(v, list | dict) for v in row.values()):
-        yield from _columns(path, row)
+        yield _columns(path, row)
         return
     yield [row]
     for number, line in itertools.chain([] if second is None else [second], rest):
         yield [_row(path, _parse(path, line, number), f"line {number}", "line")]
 
 
-def _columns(path, table: Mapping):
-    """Rows of one object: columns as lists, or what `DataFrame.to_json` writes (orient columns,
-    index, split or table).
-    """
-    refused = (
-        f"data.source = '{path}': holds one JSON object whose values are not equally long "
-        "columns; give an array of objects."
-    )
+def _columns(path: Path, table: Row) -> Batch:
+    """The rows in a single object: columns as lists, or what `DataFrame.to_json` writes."""
     values = list(table.values())
-    if {"columns", "data"} <= set(table) <= {"columns", "index", "data"} and all(
-        isinstance(v, list) for v in values
-    ):
-        table, rows = table["columns"], table["data"]
-        if not all(isinstance(row, list) and len(row) == len(table) for row in rows) or len(
-            set(map(str, table))
-        ) < len(table):
-            raise ValueError(refused)
-        yield [dict(zip(map(str, table), row, strict=True)) for row in rows]
-    elif (
-        set(table) == {"schema", "data"}
-        and isinstance(table["data"], list)
-        and all(isinstance(row, dict) for row in table["data"])
-    ):
-        yield table["data"]
-    elif (
-        values
-        and all(isinstance(v, dict) and v and list(v) == list(values[0]) for v in values)
-        and _numbers(values[0]) != _numbers(table)
-    ):
+    batch: Batch | None = None
+    if {"columns", "data"} <= set(table) <= {"columns", "index", "data"} and _all(list, values):
+        batch = _split_frame(table["columns"], table["data"])
+    elif set(table) == {"schema", "data"} and _all(dict, table["data"]):
+        batch = table["data"]
+    elif _all(dict, values) and _is_frame(table, values):
         # A frame by columns, or by rows (orient index); which, its row numbers say.
-        yield (
-            [
-                dict(zip(table, row, strict=True))
-                for row in zip(*(v.values() for v in values), strict=True)
-            ]
-            if _numbers(values[0])
-            else values
+        batch = values
+        if _numbers(values[0]):
+            rows = zip(*(column.values() for column in values), strict=True)
+            batch = [dict(zip(table, row, strict=True)) for row in rows]
+    elif values and _all(list, values) and len(set(map(len, values))) == 1:
+        batch = dict(table)
+    if batch is None:
+        raise ValueError(
+            f"data.source = '{path}': holds one JSON object whose values are not equally long "
+            "columns; give an array of objects."
         )
-    elif values and all(isinstance(v, list) and len(v) == len(values[0]) for v in values):
-        yield dict(table)
-    else:
-        raise ValueError(refused)
+    return batch
 
 
-def _numbers(names):
+def _all(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+def _split_frame(names: list[Any], rows: list[Any]) -> list[Row] | None:
+    """What `to_json(orient="split")` writes; None where it is no table."""
+    columns = list(map(str, names))
+    if len(set(columns)) < len(columns):
+        return None
+    if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+        return None
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _is_frame(table: Row, values: list[Row]) -> bool:
+    """Whether all values have the same keys, and of these and the names one are row numbers."""
+    alike = bool(values) and all(value and list(value) == list(values[0]) for value in values)
+    return alike and _numbers(values[0]) != _numbers(table)
+
+
+def _numbers(names: Iterable[str]) -> bool:
     return all(name.removeprefix("-").isdecimal() for name in names)
 
 
-def _kind(value):
+def _kind(value: object) -> str:
     names = {list: "array", dict: "object", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
 
 
-def _paragraphs(path, stream):
-    """Blocks of lines that empty lines part."""
-    block, texts = [], []
+def _paragraphs(path: Path, stream: Peekable) -> Iterator[Columns]:
+    """Yield the blocks of lines that are separated by empty lines."""
+    block: list[str] = []
+    texts: list[str] = []
     for _, line in _lines(path, stream):
         line = line.removesuffix("\n").removesuffix("\r")
         if line.strip():
@@ -327,14 +343,16 @@ def _paragraphs(path, stream):
         elif block:
             texts.append("\n".join(block))
             block = []
-            if len(texts) == _BATCH:
+            if len(texts) == ROWS_OF_A_BATCH:
                 yield {"text": texts}
                 texts = []
-    if texts or block:
-        yield {"text": texts + (["\n".join(block)] if block else [])}
+    if block:
+        texts.append("\n".join(block))
+    if texts:
+        yield {"text": texts}
 
 
-def _parquet(path, columns):
+def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Columns]:
     if bad := containers.problem(containers.head_of(path)):
         raise ValueError(f"data.source = '{path}': {bad}.")
     try:
@@ -347,22 +365,17 @@ def _parquet(path, columns):
             )
         # Where a column asked for is not there, whole rows tell the caller what the file has
         # instead.
-        chosen = (
-            [name for name in names if name in columns]
-            if columns and set(columns) <= set(names)
-            else names
-        )
+        chosen = names
+        if columns and set(columns) <= set(names):
+            chosen = [name for name in names if name in columns]
         escaped = b"jaxloop.escaped" in (file.metadata.metadata or {})
         labels = class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
-        for batch in file.iter_batches(_BATCH, columns=chosen):
-            found = {
-                name: _values(path, batch.column(i), name, escaped)
-                for i, name in enumerate(batch.schema.names)
-            }
-            yield {
-                name: named(values, labels[name]) if name in labels else values
-                for name, values in found.items()
-            }
+        for batch in file.iter_batches(ROWS_OF_A_BATCH, columns=chosen):
+            table = {}
+            for i, name in enumerate(batch.schema.names):
+                values = _values(path, batch.column(i), name, escaped)
+                table[name] = named(values, labels[name]) if name in labels else values
+            yield table
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
             f"data.source = '{path}': cannot be read as parquet "
@@ -371,11 +384,15 @@ def _parquet(path, columns):
 
 
 def class_names(metadata: bytes | None) -> dict[str, list[str]]:
-    """The names of the classes of each column that `datasets` wrote as a ClassLabel, from the
-    metadata that it leaves in a file.
+    """Return the names of the classes of each column that `datasets` wrote as a ClassLabel.
+
+    Args:
+        metadata: what `datasets` writes into a parquet file's metadata.
     """
     try:
-        features = json.loads(metadata or b"{}").get("info", {}).get("features", {})
+        features: Mapping[str, Any] = (
+            json.loads(metadata or b"{}").get("info", {}).get("features", {})
+        )
     except ValueError:
         return {}
     return {
@@ -385,19 +402,20 @@ def class_names(metadata: bytes | None) -> dict[str, list[str]]:
     }
 
 
-def named(values: list, names: Sequence[str]) -> list:
-    """Class numbers by their names; -1 is how `datasets` writes that there is none."""
-    return [
-        None
-        if v is None or v == -1
-        else names[v]
-        if isinstance(v, int) and 0 <= v < len(names)
-        else v
-        for v in values
-    ]
+def named(values: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """Return class numbers by their names; -1 is how `datasets` writes that there is none."""
+    texts: list[Any] = []
+    for value in values:
+        if value == -1:
+            texts.append(None)
+        elif isinstance(value, int) and 0 <= value < len(names):
+            texts.append(names[value])
+        else:
+            texts.append(value)
+    return texts
 
 
-def _values(path, column, name, escaped):
+def _values(path: Path, column: pa.Array, name: str, escaped: bool) -> list[Any]:
     try:
         values = column.to_pylist()
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):

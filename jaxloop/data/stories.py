@@ -1,9 +1,8 @@
-"""Stories and question-answer records: ROCStories and NarrativeQA as their archives and the hub
-have them, ARC, prose, or plain columns.
+"""Reads stories and question-answer records as tables, for the diversity study.
 
-A story becomes a beginning and its last sentence, a question-answer record a question, an answer
-and (where it has one) the document that it is about; both as tables that the diversity study (arXiv
-2506.19262) trains on.
+It reads ROCStories and NarrativeQA, from their archives or the hub, ARC, prose, and plain columns.
+A story becomes a beginning and a last sentence. A question-answer record becomes a question, an
+answer and, if it has one, the document that it is about. The study is arXiv 2506.19262.
 """
 
 import csv
@@ -11,35 +10,39 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from jaxloop.data.delimited import Dialect
+from jaxloop.data.batches import Report, Row
+from jaxloop.data.dialect import Dialect
 from jaxloop.data.qa_tasks import TASKS
 from jaxloop.data.sources import label, rows
 
 PASSAGES = ("none", "summary", "full", "column")
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s+[\"'“‘(\[]*[A-Z0-9]|\s*$)")
 _ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Rev|Hon|Capt|Col|Gen|Lt|Messrs|vs|etc|e\.g|i\.e|No|Mt)|\b[A-Z])\.$"
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Rev|Hon|Capt|Col|Gen|Lt|Messrs|vs|etc|e\.g|i\.e|No|Mt)"
+    r"|\b[A-Z])\.$"
 )
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of English prose, white space collapsed. Abbreviations such as "Mr." and
-    initials end none.
+    """Return the sentences of English prose, with white space collapsed.
+
+    Abbreviations such as "Mr." and initials do not end a sentence.
     """
     text = " ".join(text.split())
-    found, begin = [], 0
+    pieces, begin = [], 0
     for match in _END.finditer(text):
-        if _ABBREVIATION.search(text[begin : match.end()]) and match.end() < len(text):
-            continue
-        found.append(text[begin : match.end()].strip())
-        begin = match.end()
+        end = match.end()
+        if end == len(text) or not _ABBREVIATION.search(text[begin:end]):
+            pieces.append(text[begin:end].strip())
+            begin = end
     if text[begin:].strip():
-        found.append(text[begin:].strip())
-    return found
+        pieces.append(text[begin:].strip())
+    return pieces
 
 
 def read_stories(
@@ -55,67 +58,80 @@ def read_stories(
     limit: int | None = None,
     dialect: Dialect = Dialect(),
 ) -> pd.DataFrame:
-    """Stories of `count` sentences: columns beginning (all sentences but the last), ending (the
-    last), title, source.
+    """Return stories of `count` sentences.
 
     Rows with the columns sentence1 … sentence`count` (ROCStories' files; storytitle or title is the
-    title) are taken as they are. Of other rows
-    `text_column` is cut into sentences; texts with fewer are left out, longer ones give their first
-    `count` sentences, or with `windows` one
-    story for every `count` sentences in a row.
-    split_column: the column of a file that names the split, where one file holds several; split,
-    name, revision as in `load_texts`; limit: stop
-    after so many stories; dialect: of csv and tsv files. `frame.attrs["report"]` counts rows,
-    stories and what was left out.
-    Raises ValueError, one sentence, for what cannot be read, a missing column, an empty sentence,
-    or no story at all.
+    title) are taken as they are. Of other rows `text_column` is cut into sentences; texts with
+    fewer are left out, longer ones give their first `count` sentences.
+
+    Args:
+        windows: longer texts give one story for every `count` sentences in a row.
+        split_column: the column of a file that names the split, where one file holds several.
+        split, name, revision: as in `load_texts`.
+        limit: stop after so many stories.
+        dialect: of csv and tsv files.
+
+    Returns:
+        Columns beginning (all sentences but the last), ending (the last), title, source.
+        `frame.attrs["report"]` counts rows, stories and what was left out.
+
+    Raises:
+        ValueError: in one sentence: what cannot be read, a missing column, an empty sentence, or no
+            story at all.
     """
     if count < 2:
         raise ValueError(
             f"story.sentences = {count}: must be at least 2, a beginning and an ending."
         )
     columns = [f"sentence{i + 1}" for i in range(count)]
-    found, report = [], {"rows": 0, f"fewer than {count} sentences": 0}
+    too_short = f"fewer than {count} sentences"
+    stories: list[tuple[str, str, str]] = []
+    report: Report = {"rows": 0, too_short: 0}
     for number, row in _rows(source, split, split_column, name, revision, dialect):
         report["rows"] += 1
         title = str(row.get("storytitle") or row.get("title") or "")
         if set(columns) <= set(row):
-            parts = [_clean(row[c]) for c in columns]
-            if not all(parts):
-                empty = columns[[bool(p) for p in parts].index(False)]
-                raise ValueError(
-                    f"story.sources: row {number} of '{source}' has no {empty}; a story needs "
-                    f"{count} sentences."
-                )
-            pieces = [parts]
+            pieces = [_sentence_columns(row, columns, number, source)]
+        elif text_column in row:
+            pieces = _windows(sentences(_clean(row[text_column])), count, windows)
+            report[too_short] += not pieces
         else:
-            if text_column not in row:
-                raise ValueError(
-                    f"story.text_column = {text_column!r}: '{source}' has neither it nor "
-                    f"sentence1 to sentence{count}, but {', '.join(map(str, row))}."
-                )
-            parts = sentences(_clean(row[text_column]))
-            steps = (
-                range(0, len(parts) - count + 1, count)
-                if windows
-                else range(min(1, max(0, len(parts) - count + 1)))
+            raise ValueError(
+                f"story.text_column = {text_column!r}: '{source}' has neither it nor "
+                f"sentence1 to sentence{count}, but {', '.join(map(str, row))}."
             )
-            pieces = [parts[i : i + count] for i in steps]
-            report[f"fewer than {count} sentences"] += not pieces
-        found += [(" ".join(p[:-1]), p[-1], title) for p in pieces]
-        if limit is not None and len(found) >= limit:
+        stories += [(" ".join(piece[:-1]), piece[-1], title) for piece in pieces]
+        if limit is not None and len(stories) >= limit:
             break
-    if not found:
+    if not stories:
         raise ValueError(
             f"story.sources: '{source}' has no story of {count} sentences among its "
             f"{report['rows']} rows."
         )
-    found = found[:limit]
-    frame = pd.DataFrame(found, columns=["beginning", "ending", "title"], dtype=object).assign(
-        source=label(source)
-    )
-    frame.attrs["report"] = report | {"stories": len(found)}
+    stories = stories[:limit]
+    frame = pd.DataFrame(stories, columns=["beginning", "ending", "title"], dtype=object)
+    frame = frame.assign(source=label(source))
+    frame.attrs["report"] = report | {"stories": len(stories)}
     return frame
+
+
+def _sentence_columns(
+    row: Row, columns: Sequence[str], number: int, source: str | Path
+) -> list[str]:
+    parts = [_clean(row[column]) for column in columns]
+    for column, part in zip(columns, parts, strict=True):
+        if not part:
+            raise ValueError(
+                f"story.sources: row {number} of '{source}' has no {column}; a story needs "
+                f"{len(columns)} sentences."
+            )
+    return parts
+
+
+def _windows(parts: list[str], count: int, several: bool) -> list[list[str]]:
+    """The first `count` sentences; if `several`, all consecutive groups of `count`."""
+    starts = range(0, len(parts) - count + 1, count)
+    return [parts[i : i + count] for i in (starts if several else starts[:1])]
 
 
 def read_qa(
@@ -133,86 +149,123 @@ def read_qa(
     limit: int | None = None,
     dialect: Dialect = Dialect(),
 ) -> pd.DataFrame:
-    """Question-answer records: columns context (name of the document, "" where there is none),
-    passage (its text, or ""), question, answer.
+    """Return question-answer records.
 
     Understood are NarrativeQA on the hub (`document`, `question` and `answers` with texts inside)
-    and as its archive has it (qaps.csv, beside
-    it summaries.csv and, for the full text, tmp/<document_id>.content); ARC (`choices` with `gold`
-    or `answerKey`); and plain columns. Of several
-    answers the first counts.
-    passage: "none", "summary" or "full" (of NarrativeQA), or "column": the text of
-    `passage_column`, which also names the context unless
-    `context_column` does. Other arguments as in `read_stories`.
-    Raises ValueError, one sentence, for what cannot be read, a missing column or passage, and a
-    record without question or answer.
+    and as its archive has it (qaps.csv, beside it summaries.csv and, for the full text,
+    tmp/<document_id>.content); ARC (`choices` with `gold` or `answerKey`); and plain columns. Of
+    several answers the first counts.
+
+    Args:
+        passage: "none", "summary" or "full" (of NarrativeQA), or "column": the text of
+            `passage_column`, which also names the context unless `context_column` does.
+        split, split_column, name, revision, limit, dialect: as in `read_stories`.
+
+    Returns:
+        Columns context (name of the document, "" where there is none), passage (its text, or ""),
+        question, answer. `frame.attrs["report"]` counts rows, records and contexts.
+
+    Raises:
+        ValueError: in one sentence: what cannot be read, a missing column or passage, and a record
+            without question or answer.
     """
     if passage not in PASSAGES:
         raise ValueError(f"qa.passage = {passage!r}: must be one of {', '.join(PASSAGES)}.")
     archive = _Archive(source, passage)
-    found, report = [], {"rows": 0}
+    columns = _QAColumns(question_column, answer_column, context_column, passage_column)
+    records: list[_Record] = []
+    report: Report = {"rows": 0}
     for number, row in _rows(source, split, split_column, name, revision, dialect):
         report["rows"] += 1
         if isinstance(row.get("document"), dict):
-            context, text, question, answer = _from_hub(row, passage)
+            record = _from_hub(row, passage)
         elif {"document_id", "answer1"} <= set(row):
-            context, question, answer = row["document_id"], row.get("question"), row["answer1"]
-            text = archive.text(context)
+            text = archive.text(row["document_id"])
+            record = _record(row["document_id"], text, row.get("question"), row["answer1"])
         else:
-            missing = [
-                c
-                for c in (question_column, context_column, passage_column)
-                if c is not None and c not in row
-            ]
-            if answer_column not in row and "choices" not in row:
-                missing.append(answer_column)
-            if missing:
-                raise ValueError(
-                    f"qa.source: '{source}' has no column {missing[0]!r}, but "
-                    f"{', '.join(map(str, row))}."
-                )
-            question, answer = (
-                row[question_column],
-                _choice(row)
-                if "choices" in row and answer_column not in row
-                else row[answer_column],
-            )
-            text = _clean(row[passage_column]) if passage == "column" and passage_column else ""
-            context = str(row[context_column]) if context_column else text
-        question, answer = (
-            _clean(question),
-            _clean(answer[0] if isinstance(answer, list | tuple) and len(answer) else answer),
-        )
-        if not question:
-            raise ValueError(
-                f"qa.source: record {number} of '{source}' has no question; every record needs one."
-            )
-        if not answer:
-            raise ValueError(
-                f"qa.source: record {number} of '{source}' ({question[:60]!r}) has no answer; "
-                "every record needs one."
-            )
-        found.append((context, text, question, answer))
-        if limit is not None and len(found) >= limit:
+            record = _from_columns(row, columns, passage, source)
+        _check_record(record, number, source)
+        records.append(record)
+        if limit is not None and len(records) >= limit:
             break
-    if not found:
+    if not records:
         raise ValueError(f"qa.source: '{source}' has no record.")
-    frame = pd.DataFrame(found, columns=["context", "passage", "question", "answer"], dtype=object)
+    frame = pd.DataFrame(records, columns=list(_Record._fields), dtype=object)
     if passage == "column" and not context_column:
         # A passage names its own context; a number is a handier name.
+        passages = dict.fromkeys(frame["passage"])
         frame["context"] = frame["passage"].map(
-            {text: f"passage-{i}" for i, text in enumerate(dict.fromkeys(frame["passage"]))}
+            {text: f"passage-{i}" for i, text in enumerate(passages)}
         )
-    frame.attrs["report"] = report | {"records": len(found), "contexts": frame["context"].nunique()}
+    frame.attrs["report"] = report | {
+        "records": len(records),
+        "contexts": frame["context"].nunique(),
+    }
     return frame
 
 
-def _rows(source, split, split_column, name, revision, dialect) -> Iterator[tuple[int, dict]]:
-    """(row number from 1 on, row) of a source; of those with a split column only the split's."""
+class _Record(NamedTuple):
+    context: str
+    passage: str
+    question: str
+    answer: str
+
+
+class _QAColumns(NamedTuple):
+    """Names of the columns of plain files; None where there is none."""
+
+    question: str
+    answer: str
+    context: str | None
+    passage: str | None
+
+
+def _record(context: str, passage: str, question: Any, answer: Any) -> _Record:
+    """A record, white space collapsed; of several answers the first."""
+    if isinstance(answer, list | tuple) and answer:
+        answer = answer[0]
+    return _Record(context, passage, _clean(question), _clean(answer))
+
+
+def _check_record(record: _Record, number: int, source: str | Path) -> None:
+    if not record.question:
+        raise ValueError(
+            f"qa.source: record {number} of '{source}' has no question; every record needs one."
+        )
+    if not record.answer:
+        raise ValueError(
+            f"qa.source: record {number} of '{source}' ({record.question[:60]!r}) has no answer; "
+            "every record needs one."
+        )
+
+
+def _from_columns(row: Row, columns: _QAColumns, passage: str, source: str | Path) -> _Record:
+    named = (columns.question, columns.context, columns.passage)
+    missing = [name for name in named if name is not None and name not in row]
+    if columns.answer not in row and "choices" not in row:
+        missing.append(columns.answer)
+    if missing:
+        raise ValueError(
+            f"qa.source: '{source}' has no column {missing[0]!r}, but {', '.join(map(str, row))}."
+        )
+    answer = row[columns.answer] if columns.answer in row else _choice(row)
+    text = _clean(row[columns.passage]) if passage == "column" and columns.passage else ""
+    context = str(row[columns.context]) if columns.context else text
+    return _record(context, text, row[columns.question], answer)
+
+
+def _rows(
+    source: str | Path,
+    split: str,
+    split_column: str | None,
+    name: str | None,
+    revision: str | None,
+    dialect: Dialect,
+) -> Iterator[tuple[int, Row]]:
+    """Yield (row number from 1 on, row); with a split column only the rows of the split."""
     seen: set[str] = set()
-    for number, row in enumerate(
-        rows(source, split=split, name=name, revision=revision, dialect=dialect), 1
-    ):
+    stream = rows(source, split=split, name=name, revision=revision, dialect=dialect)
+    for number, row in enumerate(stream, 1):
         if split_column is not None:
             if split_column not in row:
                 raise ValueError(
@@ -230,41 +283,33 @@ def _rows(source, split, split_column, name, revision, dialect) -> Iterator[tupl
         )
 
 
-def _clean(value) -> str:
-    return (
-        ""
-        if value is None
-        else " ".join(value.split())
-        if isinstance(value, str)
-        else ""
-        if isinstance(value, list | tuple | dict)
-        else str(value)
-    )
+def _clean(value: Any) -> str:
+    """A text with white space collapsed; "" for what is no single value."""
+    if value is None or isinstance(value, list | tuple | dict):
+        return ""
+    return " ".join(value.split()) if isinstance(value, str) else str(value)
 
 
-def _from_hub(row, passage):
+def _from_hub(row: Row, passage: str) -> _Record:
     document, question = row["document"], row.get("question")
-    summary = document.get("summary")
-    text = {
-        "summary": summary.get("text") if isinstance(summary, dict) else summary,
-        "full": document.get("text"),
-    }.get(passage, "")
+    text: Any = ""
+    if passage in ("summary", "full"):
+        text = document.get("summary" if passage == "summary" else "text")
+        if isinstance(text, dict) and passage == "summary":
+            text = text.get("text")
+        if not text:
+            raise ValueError(
+                f"qa.passage = {passage!r}: document {document.get('id')!r} has none; choose "
+                f"another of {', '.join(PASSAGES)}."
+            )
+    if isinstance(question, dict):
+        question = question.get("text")
     answers = [a.get("text") if isinstance(a, dict) else a for a in row.get("answers") or ()]
-    if passage in ("summary", "full") and not text:
-        raise ValueError(
-            f"qa.passage = {passage!r}: document {document.get('id')!r} has none; choose another "
-            f"of {', '.join(PASSAGES)}."
-        )
-    return (
-        str(document.get("id")),
-        _clean(text),
-        question.get("text") if isinstance(question, dict) else question,
-        answers[:1],
-    )
+    return _record(str(document.get("id")), _clean(text), question, answers[:1])
 
 
-def _choice(row) -> str | None:
-    """The right answer of a multiple-choice record, as `tasks` reads ARC; None where it has none."""
+def _choice(row: Row) -> str | None:
+    """The right answer of a multiple-choice record, as `qa_tasks` reads ARC; None without one."""
     try:
         return TASKS["arc"].read(row)["answer"]
     except ValueError:
@@ -272,10 +317,11 @@ def _choice(row) -> str | None:
 
 
 class _Archive:
-    """The texts beside qaps.csv, read when one is asked for."""
+    """The document texts in the files beside qaps.csv, each read when it is asked for."""
 
-    def __init__(self, source, passage):
-        self.folder, self.passage, self.summaries = Path(str(source)).parent, passage, None
+    def __init__(self, source: str | Path, passage: str) -> None:
+        self.folder, self.passage = Path(str(source)).parent, passage
+        self.summaries: dict[str, str] | None = None
 
     def text(self, document: str) -> str:
         if self.passage == "summary":
@@ -310,7 +356,7 @@ def _summaries(path: Path) -> dict[str, str]:
 
 
 def concatenate(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Tables of several sources as one, their reports added up."""
+    """Return the tables of several sources as one; their reports are added up."""
     frames = list(frames)
     report: dict[str, int] = {}
     for frame in frames:
@@ -322,12 +368,17 @@ def concatenate(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def word_topics(texts: Sequence[str], count: int) -> tuple[list[str], list[int]]:
-    """(topics, topic of each text): the `count` words that most texts hold, words of more than a
-    tenth of them left out, and for each text the one that tells most about it (by TF-IDF; -1: none
-    of them). A stand-in for topics that nobody named.
+    """Return topics of texts for a data set that names none: each topic is a word.
 
-    Raises ValueError where the texts have fewer such words.
+    Returns:
+        The `count` words that occur in most texts, without words that occur in more than a tenth of
+        them; and for each text the index of the word with the highest TF-IDF in it (-1: none of
+        them occurs).
+
+    Raises:
+        ValueError: the texts have fewer such words.
     """
+    # sklearn takes a second to import.
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(
@@ -351,10 +402,11 @@ def word_topics(texts: Sequence[str], count: int) -> tuple[list[str], list[int]]
 
 
 def opening(text: str, words: int) -> tuple[str, str]:
-    """The first `words` words of a text and the rest, which begins with the white space between;
-    ("", text) where the first sentence has no more.
+    """Return the first `words` words of a text, and the rest with the white space before it.
+
+    ("", text) if the first sentence has no more than `words` words.
     """
-    found = re.match(rf"\s*(?:\S+\s+){{{words - 1}}}\S+", text)
-    if found is None or found.end() >= len(sentences(text)[0]):
+    match = re.match(rf"\s*(?:\S+\s+){{{words - 1}}}\S+", text)
+    if match is None or match.end() >= len(sentences(text)[0]):
         return "", text
-    return text[: found.end()], text[found.end() :]
+    return text[: match.end()], text[match.end() :]

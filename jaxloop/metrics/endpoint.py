@@ -1,8 +1,8 @@
-"""Chat completions from any OpenAI-compatible endpoint: bounded concurrency, retries, timeouts, and
-a cache so that nothing is paid for twice.
+"""Asks OpenAI-compatible endpoints for chat completions.
 
-Only the standard library is used. The key is read from the environment when a request is made; it
-is in no object, no cache and no message.
+Concurrency is bounded, requests have timeouts and are retried, and a cache makes sure that nothing
+is paid for twice. Only the standard library is used. The API key is read from the environment when
+a request is made; it is kept in no object, no cache and no message.
 """
 
 import contextlib
@@ -18,31 +18,41 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-_PASSING = frozenset(
-    {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
-)  # statuses after which trying again may help
+# Statuses after which trying again may help.
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529})
 _LONGEST_REPLY = 1 << 22
+# The least that a number of an endpoint may be.
+_LEAST: dict[str, float] = {
+    "concurrency": 1,
+    "timeout": 1e-3,
+    "retries": 0,
+    "longest_wait": 0,
+    "temperature": 0,
+    "max_tokens": 1,
+    "top_logprobs": 0,
+}
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where chat completions come from, and how they are asked for.
+    """An endpoint and the parameters of requests to it.
 
-    url             up to and without "/chat/completions", such as "http://localhost:8000/v1"
-    model           the served model's name
-    key             the environment variable that holds the key; no header is sent where it is unset
-    concurrency     requests in flight at once
-    timeout         seconds that one request may stay silent
-    retries         tries after the first that fail before the endpoint counts as unreachable
-    longest_wait    seconds between two tries, at most
-    temperature, max_tokens, top_logprobs   of the request; top_logprobs 0 asks for none
-    cache           SQLite file of replies by content; None keeps nothing
+    Attributes:
+        url: without "/chat/completions", such as "http://localhost:8000/v1".
+        model: the served model's name.
+        key: the environment variable that holds the key; no header is sent where it is unset.
+        concurrency: requests in flight at once.
+        timeout: seconds that one request may stay silent.
+        retries: tries after the first that fail before the endpoint counts as unreachable.
+        longest_wait: seconds between two tries, at most.
+        temperature, max_tokens, top_logprobs: of the request; top_logprobs 0 asks for none.
+        cache: SQLite file of replies by content; None keeps nothing.
     """
 
     url: str
@@ -57,7 +67,7 @@ class Endpoint:
     top_logprobs: int = 20
     cache: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(
@@ -71,15 +81,7 @@ class Endpoint:
             )
         if not self.model:
             raise ValueError("endpoint.model is empty, the name of a served model is needed.")
-        for name, least in dict(
-            concurrency=1,
-            timeout=1e-3,
-            retries=0,
-            longest_wait=0,
-            temperature=0,
-            max_tokens=1,
-            top_logprobs=0,
-        ).items():
+        for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise ValueError(
                     f"endpoint.{name} is {getattr(self, name)}, at least {least} is needed."
@@ -87,8 +89,9 @@ class Endpoint:
 
 
 class Reply(NamedTuple):
-    """What the model wrote, and the likeliest first tokens with their log-probabilities, where the
-    endpoint tells them.
+    """What the model wrote.
+
+    first: the likeliest first tokens with their log-probabilities, where the endpoint tells them.
     """
 
     text: str
@@ -96,63 +99,83 @@ class Reply(NamedTuple):
 
 
 class Unreachable(RuntimeError):
-    """The endpoint refused, or did not answer within its retries. What was answered before is in
-    the cache.
+    """The endpoint refused, or did not answer within its retries.
+
+    What was answered before is in the cache.
     """
 
 
-def complete(endpoint: Endpoint, conversations: Sequence[Sequence[dict]]) -> list[Reply]:
-    """A reply to every conversation (lists of {"role", "content"}), in order; equal conversations
-    are asked once.
+def complete(
+    endpoint: Endpoint, conversations: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[Reply]:
+    """Return a reply to every conversation, in order; equal conversations are asked once.
 
     Replies of the cache cost nothing. Statuses that pass (429, 5xx, …), silence and broken
     connections are tried again after a wait that doubles, with jitter, and is never shorter than
-    the Retry-After of the answer. Raises `Unreachable`, after which no new request is made, when
-    retries are used up or the endpoint refuses (a wrong key, an unknown model).
+    the Retry-After of the answer.
+
+    Args:
+        conversations: lists of {"role", "content"}.
+
+    Raises:
+        Unreachable: retries are used up, or the endpoint refuses (a wrong key, an unknown model);
+            no new request is made after that.
     """
     bodies = [_body(endpoint, conversation) for conversation in conversations]
     keys = [hashlib.sha256(f"{endpoint.url}\n{body}".encode()).hexdigest() for body in bodies]
-    wanted = dict(zip(keys, bodies, strict=True))
+    body_of = dict(zip(keys, bodies, strict=True))
     with _Cache(endpoint.cache) as cache:
-        found = cache.read(wanted)
-        todo = [key for key in wanted if key not in found]
-        stop = threading.Event()
-
-        def ask(key):
-            try:
-                reply = _request(endpoint, wanted[key], stop)
-                cache.write(key, reply)
-            except BaseException:
-                stop.set()  # before this thread takes the next request
-                raise
-            return key, reply
-
-        with ThreadPoolExecutor(max(1, min(endpoint.concurrency, len(todo)))) as pool:
-            futures = [pool.submit(ask, key) for key in todo]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            # Ctrl-C and a failed request alike: what waits is dropped, what is asked already is
-            # kept
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-            failures = [f.exception() for f in futures if not f.cancelled() and f.exception()]
-            if failures:
-                # The first cause, not what the others say once they were stopped.
-                raise next((e for e in failures if not isinstance(e, _Stopped)), failures[0])
-            found |= dict(f.result() for f in futures)
-    return [found[key] for key in keys]
+        replies = cache.read(body_of)
+        missing = {key: body for key, body in body_of.items() if key not in replies}
+        replies |= _ask_all(endpoint, missing, cache)
+    return [replies[key] for key in keys]
 
 
-def _body(endpoint: Endpoint, conversation) -> str:
-    body = dict(
-        model=endpoint.model,
-        messages=list(conversation),
-        temperature=endpoint.temperature,
-        max_tokens=endpoint.max_tokens,
-    )
+def _ask_all(endpoint: Endpoint, bodies: Mapping[str, str], cache: "_Cache") -> dict[str, Reply]:
+    """Replies to {key: body}, `concurrency` at a time; each is in the cache as it arrives."""
+    stop = threading.Event()
+
+    def ask(key: str) -> Reply:
+        try:
+            reply = _request(endpoint, bodies[key], stop)
+            cache.write(key, reply)
+        except BaseException:
+            stop.set()  # before this thread takes the next request
+            raise
+        return reply
+
+    with ThreadPoolExecutor(max(1, min(endpoint.concurrency, len(bodies)))) as pool:
+        futures = {key: pool.submit(ask, key) for key in bodies}
+        try:
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+        # Ctrl-C and a failed request alike: what waits is dropped, what is asked already is kept.
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    if failure := _first_cause(futures.values()):
+        raise failure
+    return {key: future.result() for key, future in futures.items()}
+
+
+def _first_cause(futures: Iterable[Future[Reply]]) -> BaseException | None:
+    """The first failure other than `_Stopped`, which follows from it."""
+    failures = []
+    for future in futures:
+        if not future.cancelled() and (failure := future.exception()):
+            failures.append(failure)
+    causes = [failure for failure in failures if not isinstance(failure, _Stopped)]
+    return next(iter([*causes, *failures]), None)
+
+
+def _body(endpoint: Endpoint, conversation: Sequence[Mapping[str, Any]]) -> str:
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": list(conversation),
+        "temperature": endpoint.temperature,
+        "max_tokens": endpoint.max_tokens,
+    }
     if endpoint.top_logprobs:
-        body |= dict(logprobs=True, top_logprobs=endpoint.top_logprobs)
+        body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
     return json.dumps(body, sort_keys=True)  # ASCII, so lone surrogates pass as escapes
 
 
@@ -163,7 +186,7 @@ class _Stopped(Unreachable):
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect is an error: following one would hand the key to another host."""
 
-    def redirect_request(self, *args, **kwargs):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
 
 
@@ -171,47 +194,57 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def _request(endpoint: Endpoint, body: str, stop: threading.Event) -> Reply:
-    address = endpoint.url.rstrip("/") + "/chat/completions"
     where = f"{endpoint.model} at {endpoint.url}"
+    failure = _Failure("")
     for attempt in range(endpoint.retries + 1):
         if stop.is_set():
             raise _Stopped(f"{where} is not asked any more.")
-        headers = {"Content-Type": "application/json", "User-Agent": "jaxloop"}
-        if secret := os.environ.get(endpoint.key, "").strip():
-            headers["Authorization"] = f"Bearer {secret}"
-        least = 0.0
-        try:
-            with _OPENER.open(
-                urllib.request.Request(address, body.encode(), headers), timeout=endpoint.timeout
-            ) as answer:
-                return _parse(answer.read(_LONGEST_REPLY))
-        except urllib.error.HTTPError as error:
-            with contextlib.closing(error):
-                if error.code not in _PASSING:
-                    hint = (
-                        f"; the key is read from the environment variable {endpoint.key}"
-                        if error.code in (401, 403)
-                        else ""
-                    )
-                    raise Unreachable(f"{where} refuses with status {error.code}{hint}.") from None
-                problem, least = (
-                    f"status {error.code}",
-                    _retry_after(error.headers.get("Retry-After")),
-                )
-        except ValueError as error:
-            problem = f"a reply that is no chat completion ({error})"
-        except (
-            OSError
-        ) as error:  # no connection, a broken one, or silence; URLError and timeouts are OSErrors
-            problem = str(getattr(error, "reason", error)) or type(error).__name__
-        except Exception as error:  # a broken HTTP message
-            problem = type(error).__name__
+        answer = _try(endpoint, body, where)
+        if isinstance(answer, Reply):
+            return answer
+        failure = answer
         if attempt < endpoint.retries:
             backoff = min(endpoint.longest_wait, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
-            stop.wait(min(endpoint.longest_wait, least) + backoff if least else backoff)
+            stop.wait(min(endpoint.longest_wait, failure.retry_after) + backoff)
     raise Unreachable(
-        f"{where} did not answer in {endpoint.retries + 1} tries; the last one gave {problem}."
+        f"{where} did not answer in {endpoint.retries + 1} tries; the last one gave "
+        f"{failure.problem}."
     )
+
+
+class _Failure(NamedTuple):
+    """What went wrong, and the seconds that the endpoint asks to be left alone."""
+
+    problem: str
+    retry_after: float = 0.0
+
+
+def _try(endpoint: Endpoint, body: str, where: str) -> Reply | _Failure:
+    """One request. Raises `Unreachable` where trying again cannot help."""
+    address = endpoint.url.rstrip("/") + "/chat/completions"
+    headers = {"Content-Type": "application/json", "User-Agent": "jaxloop"}
+    if secret := os.environ.get(endpoint.key, "").strip():
+        headers["Authorization"] = f"Bearer {secret}"
+    request = urllib.request.Request(address, body.encode(), headers)
+    try:
+        with _OPENER.open(request, timeout=endpoint.timeout) as answer:
+            return _parse(answer.read(_LONGEST_REPLY))
+    except urllib.error.HTTPError as error:
+        with contextlib.closing(error):
+            if error.code not in _PASSING:
+                hint = ""
+                if error.code in (401, 403):
+                    hint = f"; the key is read from the environment variable {endpoint.key}"
+                raise Unreachable(f"{where} refuses with status {error.code}{hint}.") from None
+            wait = _retry_after(error.headers.get("Retry-After"))
+            return _Failure(f"status {error.code}", wait)
+    except ValueError as error:
+        return _Failure(f"a reply that is no chat completion ({error})")
+    # No connection, a broken one, or silence; URLError and timeouts are OSErrors.
+    except OSError as error:
+        return _Failure(str(getattr(error, "reason", error)) or type(error).__name__)
+    except Exception as error:  # a broken HTTP message
+        return _Failure(type(error).__name__)
 
 
 def _retry_after(value: str | None) -> float:
@@ -233,14 +266,9 @@ def _parse(data: bytes) -> Reply:
     try:
         choice = json.loads(data)["choices"][0]
         text = choice["message"]["content"] or ""
-        content = (choice.get("logprobs") or {}).get("content") or []
-        first = (
-            tuple(
-                (str(t["token"]), float(t["logprob"])) for t in content[0].get("top_logprobs") or ()
-            )
-            if content
-            else ()
-        )
+        tokens = (choice.get("logprobs") or {}).get("content") or [{}]
+        likeliest = tokens[0].get("top_logprobs") or ()
+        first = tuple((str(t["token"]), float(t["logprob"])) for t in likeliest)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__} {error}") from None
     if not isinstance(text, str):
@@ -249,12 +277,11 @@ def _parse(data: bytes) -> Reply:
 
 
 class _Cache:
-    """Replies by content, in SQLite: each is there for good as soon as `write` returns. The request
-    is kept only as its hash.
-    """
+    """An SQLite file {hash of a request: reply}; a reply is stored durably once `write` returns."""
 
-    def __init__(self, path: str | None):
-        self.lock, self.db = threading.Lock(), None
+    def __init__(self, path: str | None) -> None:
+        self.lock = threading.Lock()
+        self.db: sqlite3.Connection | None = None
         if path is None:
             return
         file = Path(path).expanduser()
@@ -273,21 +300,23 @@ class _Cache:
                 f"endpoint.cache is {path!r}, which cannot be used as a SQLite file ({error})."
             ) from None
 
-    def __enter__(self):
+    def __enter__(self) -> "_Cache":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.db is not None:
             self.db.close()
 
-    def read(self, keys) -> dict[str, Reply]:
-        found = {}
-        for key in keys if self.db is not None else ():
+    def read(self, keys: Iterable[str]) -> dict[str, Reply]:
+        replies: dict[str, Reply] = {}
+        if self.db is None:
+            return replies
+        for key in keys:
             row = self.db.execute("SELECT reply FROM replies WHERE request = ?", (key,)).fetchone()
             if row:
                 text, first = json.loads(row[0])
-                found[key] = Reply(text, tuple((token, value) for token, value in first))
-        return found
+                replies[key] = Reply(text, tuple((token, value) for token, value in first))
+        return replies
 
     def write(self, key: str, reply: Reply) -> None:
         if self.db is not None:

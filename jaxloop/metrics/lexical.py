@@ -1,4 +1,4 @@
-"""Diversity and repetition of words: measures that need nothing but the texts.
+"""Diversity and repetition of words: metrics that need nothing but the texts.
 
 Every function takes the texts of one chain (a sequence of strings) and returns a float, or a
 sequence of chains and returns [chains] float64, and never lets one chain's value depend on another
@@ -10,55 +10,55 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from jaxloop.metrics.corpus import Corpus
+from jaxloop.metrics.base import NOT_NEGATIVE, TEXTS, TEXTS_AND_REFERENCE, UNIT_INTERVAL, Metric
+from jaxloop.metrics.corpus import ChainValues, Corpus, Texts, TextValues, check_reference
 from jaxloop.metrics.tokens import Tokens, factorize, ngrams, per_chain
 from jaxloop.metrics.words import word_punct
 
-Texts = Sequence[str] | Sequence[Sequence[str]] | Corpus
 
-
-def text_lengths(texts: Texts):
+def text_lengths(texts: Texts) -> TextValues:
     """Length of each text in characters, [n] float64 (or a list of arrays, one a chain)."""
     corpus = Corpus.of(texts)
-    return corpus.by_text(np.fromiter(map(len, corpus.texts), np.float64, len(corpus.texts)))
+    return corpus.by_text(_lengths(corpus))
 
 
-def text_length(texts: Texts):
+def text_length(texts: Texts) -> ChainValues:
     """Mean length in characters, >= 0 (arXiv 2504.03814). No texts: 0."""
     corpus = Corpus.of(texts)
-    return corpus.by_chain(
-        corpus.mean(np.fromiter(map(len, corpus.texts), np.float64, len(corpus.texts)))
-    )
+    return corpus.by_chain(corpus.mean(_lengths(corpus)))
 
 
-def type_token_ratios(texts: Texts, characters: int = 150):
-    """Different words / words among the first `characters` characters of each text, [n] in [0, 1];
+def _lengths(corpus: Corpus) -> np.ndarray:
+    return np.fromiter(map(len, corpus.texts), np.float64, len(corpus.texts))
+
+
+def type_token_ratios(texts: Texts, characters: int = 150) -> TextValues:
+    """Different words / words in the first `characters` characters of each text: [n] in [0, 1].
+
     0 for a text without words.
     """
-    if characters < 1:
-        raise ValueError(f"characters is {characters}, at least 1 is needed.")
+    _at_least_one("characters", characters)
     corpus = Corpus.of(texts)
     return corpus.by_text(_distinct_shares(corpus.prefix_words(characters)))
 
 
-def type_token_ratio(texts: Texts, characters: int = 150):
-    """Mean over texts of (different words / words) in the first 150 characters, in [0, 1] (arXiv
-    2504.03814).
+def type_token_ratio(texts: Texts, characters: int = 150) -> ChainValues:
+    """Mean over texts of (different words / words) in the first 150 characters, in [0, 1].
 
-    The released code cuts at 150 characters, the paper says 200: `characters` chooses. Words are
-    NLTK's (`words.words`), case kept. A text without words counts as 0; no texts: 0.
+    Source: arXiv 2504.03814. The released code cuts at 150 characters, the paper says 200:
+    `characters` chooses. Words are NLTK's (`words.words`), case kept. A text without words counts
+    as 0; no texts: 0.
     """
-    if characters < 1:
-        raise ValueError(f"characters is {characters}, at least 1 is needed.")
+    _at_least_one("characters", characters)
     corpus = Corpus.of(texts)
     return corpus.by_chain(corpus.mean(_distinct_shares(corpus.prefix_words(characters))))
 
 
-def word_entropy(texts: Texts):
-    """Shannon entropy of the word frequencies of all texts joined by spaces, in nats, >= 0 (arXiv
-    2504.03814).
+def word_entropy(texts: Texts) -> ChainValues:
+    """Shannon entropy of the word frequencies of all texts, in nats, >= 0 (arXiv 2504.03814).
 
-    H = -sum_w p_w ln p_w over NLTK's words, case kept. One word only, or none: 0.
+    Texts are joined by spaces. H = -sum_w p_w ln p_w over NLTK's words, case kept. One word only,
+    or none: 0.
     """
     corpus = Corpus.of(texts)
     counts, chain, total = _frequencies(corpus.words)
@@ -67,21 +67,22 @@ def word_entropy(texts: Texts):
     return corpus.by_chain(np.maximum(entropy, 0.0))
 
 
-def vocabulary_size(texts: Texts):
-    """How many different words (NLTK's, case kept) a chain's texts hold, >= 0. It grows with the
-    number of texts.
+def vocabulary_size(texts: Texts) -> ChainValues:
+    """Number of different words (NLTK's, case kept) in a chain's texts, >= 0.
+
+    It grows with the number of texts.
     """
     corpus = Corpus.of(texts)
     _, chain, total = _frequencies(corpus.words)
     return corpus.by_chain(np.bincount(chain, minlength=len(total)).astype(np.float64))
 
 
-def zipf_slope(texts: Texts):
-    """Slope of ln(frequency) on ln(rank) of the words, least squares over all ranks; about -1 in
-    human text, 0 if all are equally frequent.
+def zipf_slope(texts: Texts) -> ChainValues:
+    """Slope of ln(frequency) on ln(rank) of the words, least squares over all ranks, <= 0.
 
-    Words are NLTK's, case kept; ties get consecutive ranks. Steeper (more negative) is more
-    concentrated on few words. Fewer than two different words: nan, there is no slope.
+    It is about -1 in human text, 0 if all words are equally frequent. Words are NLTK's, case kept;
+    ties get consecutive ranks. Steeper (more negative) is more concentrated on few words. Fewer
+    than two different words: nan, there is no slope.
     """
     corpus = Corpus.of(texts)
     counts, chain, total = _frequencies(corpus.words)
@@ -90,61 +91,66 @@ def zipf_slope(texts: Texts):
     types = np.bincount(chain, minlength=len(total))
     rank = np.arange(len(counts)) - np.repeat(np.cumsum(types) - types, types) + 1
     x, y = np.log(rank), np.log(counts)
-    mean = lambda v: (np.bincount(chain, v, minlength=len(total)) / np.maximum(types, 1))[chain]  # noqa: E731
-    dx, dy = x - mean(x), y - mean(y)
+
+    def chain_sum(values):
+        return np.bincount(chain, values, minlength=len(total))
+
+    dx, dy = (v - (chain_sum(v) / np.maximum(types, 1))[chain] for v in (x, y))
     with np.errstate(invalid="ignore"):
-        slope = np.bincount(chain, dx * dy, minlength=len(total)) / np.bincount(
-            chain, dx * dx, minlength=len(total)
-        )
+        slope = chain_sum(dx * dy) / chain_sum(dx * dx)
     return corpus.by_chain(np.where(types > 1, slope, np.nan))
 
 
-def distinct_n(texts: Texts, n: int = 5):
-    """Different n-grams / n-grams over all texts of a chain, in [0, 1] (arXiv 2506.19262, equations
-    4 and 6).
+def distinct_n(texts: Texts, n: int = 5) -> ChainValues:
+    """Different n-grams / n-grams over all texts of a chain, in [0, 1].
 
-    n-grams of 13a tokens, case kept, never across two texts. The ratio falls with the size of the
-    corpus: compare equal sizes, or use `distinct_n_size_matched`. No n-gram at all: 0.
+    Source: arXiv 2506.19262, equations 4 and 6. n-grams of 13a tokens, case kept, never across two
+    texts. The ratio falls with the size of the corpus: compare equal sizes, or use
+    `distinct_n_size_matched`. No n-gram at all: 0.
     """
     corpus = Corpus.of(texts)
     counts, chain, total = _frequencies(_chain_ngrams(corpus, n))
     return corpus.by_chain(np.bincount(chain, minlength=len(total)) / np.maximum(total, 1))
 
 
-def distinct_n_size_matched(texts: Texts, n: int = 5, size: int = 1000):
-    """Expected distinct-n of `size` n-grams drawn without replacement from a chain's n-grams, in
-    [0, 1]: exact, no draw is made.
+def distinct_n_size_matched(texts: Texts, n: int = 5, size: int = 1000) -> ChainValues:
+    """Expected distinct-n of `size` n-grams drawn without replacement, in [0, 1].
 
-    E = (1 / size) sum_g [1 - C(N - c_g, size) / C(N, size)] with c_g the count of n-gram g and N
-    their sum (rarefaction, Hurlbert 1971). Chains of different lengths can be compared. Fewer than
-    `size` n-grams: nan.
+    It is exact, no draw is made: E = (1 / size) sum_g [1 - C(N - c_g, size) / C(N, size)] with c_g
+    the count of n-gram g and N their sum (rarefaction, Hurlbert 1971). Chains of different lengths
+    can be compared. Fewer than `size` n-grams: nan.
     """
-    if size < 1:
-        raise ValueError(f"size is {size}, at least 1 n-gram is needed.")
+    _at_least_one("size", size, " n-gram")
     corpus = Corpus.of(texts)
     return corpus.by_chain(_rarefied(_chain_ngrams(corpus, n), size, short=np.nan) / size)
 
 
 def distinct_n_by_context(
     texts: Texts, contexts: Sequence[Hashable] | Sequence[Sequence[Hashable]], n: int = 5
-):
-    """Sum over contexts of distinct-n of the texts of that context, in [0, contexts] (arXiv
-    2506.19262, equation 5).
+) -> ChainValues:
+    """Sum over contexts of distinct-n of the texts of that context, in [0, contexts].
 
-    `contexts` names the context of every text (for question answering: the document; the text is
-    question and answer, without the document). The sum grows with the number of contexts; divide by
-    it for a mean. ValueError if the lengths differ.
+    Source: arXiv 2506.19262, equation 5. The sum grows with the number of contexts; divide by it
+    for a mean.
+
+    Args:
+        contexts: the context of every text (for question answering: the document; the text is
+            question and answer, without the document).
+
+    Raises:
+        ValueError: the lengths differ.
     """
     corpus = Corpus.of(texts)
-    given = [list(contexts)] if corpus.single else [list(chain) for chain in contexts]
-    sizes = [len(chain) for chain in given]
+    of_chains = [contexts] if corpus.single else contexts
+    keys = [list(chain) for chain in of_chains]  # type: ignore[call-overload]  # single decides
+    sizes = [len(chain) for chain in keys]
     if sizes != corpus.sizes.tolist():
         raise ValueError(
             f"contexts has {sizes} entries, one for each text is needed: {corpus.sizes.tolist()}."
         )
     table: dict[tuple[int, Hashable], int] = {}
     group = np.array(
-        [table.setdefault((c, key), len(table)) for c, chain in enumerate(given) for key in chain],
+        [table.setdefault((c, key), len(table)) for c, chain in enumerate(keys) for key in chain],
         np.int32,
     )
     rows = ngrams(per_chain(corpus.tokens, group), _order(n))
@@ -155,77 +161,75 @@ def distinct_n_by_context(
     return corpus.by_chain(np.bincount(chain, ratio, minlength=len(corpus.chains)))
 
 
-def ngram_ttr(texts: Texts, sample: int = 200_000):
-    """Mean of the type-token ratios of 1-, 2- and 3-grams, each over at most `sample` n-grams of a
-    chain, in [0, 1] (arXiv 2311.09807).
+def ngram_ttr(texts: Texts, sample: int = 200_000) -> ChainValues:
+    """Mean of the type-token ratios of 1-, 2- and 3-grams of a chain, in [0, 1].
 
-    Guo et al.: WordPunct tokens, lower-case, single punctuation marks dropped, n-grams inside a
-    text, 200,000 drawn at random. Here the expectation over all such draws is taken (see
-    `distinct_n_size_matched`), so there is no seed. An order without n-grams counts as 0.
+    Each is over at most `sample` n-grams. Guo et al. (arXiv 2311.09807): WordPunct tokens,
+    lower-case, single punctuation marks dropped, n-grams inside a text, 200,000 drawn at random.
+    Here the expectation over all such draws is taken (see `distinct_n_size_matched`), so there is
+    no seed. An order without n-grams counts as 0.
     """
-    if sample < 1:
-        raise ValueError(f"sample is {sample}, at least 1 n-gram is needed.")
+    _at_least_one("sample", sample, " n-gram")
     corpus = Corpus.of(texts)
     tokens = per_chain(word_punct(corpus.texts), corpus.owners)
     ratios = []
     for n in (1, 2, 3):
         rows = ngrams(tokens, n)
-        total = np.bincount(corpus.owners, rows.lengths, minlength=len(corpus.chains))
-        chain_rows = Tokens(
-            rows.codes, np.concatenate([[0], np.cumsum(total)]).astype(np.int64), rows.size
-        )
-        ratios.append(_rarefied(chain_rows, sample) / np.clip(total, 1, sample))
+        of_chains = _rows_of_chains(rows, corpus)
+        ratios.append(_rarefied(of_chains, sample) / np.clip(of_chains.lengths, 1, sample))
     return corpus.by_chain(np.mean(ratios, 0))
 
 
-def repetitions(texts: Texts, n: int = 4):
-    """Share of each text's n-grams that repeat an earlier n-gram of the same text, [n] in [0, 1); 0
-    for a text without n-grams.
+def repetitions(texts: Texts, n: int = 4) -> TextValues:
+    """Share of each text's n-grams that repeat an earlier one of the text: [n] in [0, 1).
+
+    0 for a text without n-grams.
     """
     corpus = Corpus.of(texts)
     return corpus.by_text(_repetitions(corpus, n))
 
 
-def repetition(texts: Texts, n: int = 4):
-    """Mean over texts of 1 - (different n-grams / n-grams) inside the text, in [0, 1): seq-rep-n of
-    Welleck et al. 2020 (arXiv 1908.04319).
+def repetition(texts: Texts, n: int = 4) -> ChainValues:
+    """Mean over texts of 1 - (different n-grams / n-grams) inside the text, in [0, 1).
 
-    n-grams of 13a tokens. A text that loops tends to 1. Texts shorter than n tokens count as 0; no
-    texts: 0.
+    seq-rep-n of Welleck et al. 2020 (arXiv 1908.04319), n-grams of 13a tokens. A text that loops
+    tends to 1. Texts shorter than n tokens count as 0; no texts: 0.
     """
     corpus = Corpus.of(texts)
     return corpus.by_chain(corpus.mean(_repetitions(corpus, n)))
 
 
-def memorised_ngrams(texts: Texts, reference_texts: Texts, n: int = 10):
-    """Share of a chain's n-grams that stand word for word in the reference (its training texts,
-    say), in [0, 1].
+def memorised_ngrams(texts: Texts, reference_texts: Texts, n: int = 10) -> ChainValues:
+    """Share of a chain's n-grams that stand word for word in the reference, in [0, 1].
 
-    n-grams of 13a tokens, every position counted, never across two texts. `reference_texts` is one
-    set for all chains, or one set for each chain. No n-gram: 0. Cf. Taori and Hashimoto 2022 (arXiv
-    2209.03942).
+    The reference is, say, its training texts. n-grams of 13a tokens, every position counted, never
+    across two texts. No n-gram: 0. Cf. Taori and Hashimoto 2022 (arXiv 2209.03942).
+
+    Args:
+        reference_texts: one set for all chains, or one set for each chain.
     """
     corpus, reference = Corpus.of(texts), Corpus.of(reference_texts)
-    if not reference.single and len(reference.chains) != len(corpus.chains):
-        raise ValueError(
-            f"reference_texts has {len(reference.chains)} chains, texts has "
-            f"{len(corpus.chains)}: the same number is needed."
-        )
-    own, chains = len(corpus.texts), len(corpus.chains)
+    check_reference(reference, corpus)
+    count, chains = len(corpus.texts), len(corpus.chains)
     both = Corpus((tuple(corpus.texts + reference.texts),), single=True)
     rows = ngrams(both.tokens, _order(n))
-    owners = rows.owners
-    mine = owners < own
-    chain = corpus.owners[owners[mine]].astype(np.int64)
+    generated = rows.owners < count
+    chain = corpus.owners[rows.owners[generated]].astype(np.int64)
+    codes, reference_codes = rows.codes[generated], rows.codes[~generated]
     if reference.single:
-        known = np.zeros(max(rows.size, 1), bool)
-        known[rows.codes[~mine]] = True
-        hit = known[rows.codes[mine]]
+        in_reference = np.zeros(max(rows.size, 1), bool)
+        in_reference[reference_codes] = True
+        memorised = in_reference[codes]
     else:
-        place = reference.owners[owners[~mine] - own].astype(np.int64)
-        hit = np.isin(chain * rows.size + rows.codes[mine], place * rows.size + rows.codes[~mine])
+        of_chain = reference.owners[rows.owners[~generated] - count].astype(np.int64)
+        memorised = np.isin(chain * rows.size + codes, of_chain * rows.size + reference_codes)
     total = np.bincount(chain, minlength=chains)
-    return corpus.by_chain(np.bincount(chain, hit, minlength=chains) / np.maximum(total, 1))
+    return corpus.by_chain(np.bincount(chain, memorised, minlength=chains) / np.maximum(total, 1))
+
+
+def _at_least_one(name: str, value: int, unit: str = "") -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}, at least 1{unit} is needed.")
 
 
 def _order(n: int) -> int:
@@ -236,14 +240,19 @@ def _order(n: int) -> int:
 
 def _chain_ngrams(corpus: Corpus, n: int) -> Tokens:
     """The n-grams of each chain, one row a chain."""
-    rows = ngrams(corpus.chain_tokens, _order(n))
+    return _rows_of_chains(ngrams(corpus.chain_tokens, _order(n)), corpus)
+
+
+def _rows_of_chains(rows: Tokens, corpus: Corpus) -> Tokens:
+    """Tokens of texts as one row for each chain."""
     total = np.bincount(corpus.owners, rows.lengths, minlength=len(corpus.chains)).astype(np.int64)
     return Tokens(rows.codes, np.concatenate([[0], np.cumsum(total)]).astype(np.int64), rows.size)
 
 
 def _counts(rows: Tokens, groups: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count of every code [size], and the group it is in [size]; codes must not be shared between
-    groups.
+    """Count of every code [size], and the group it is in [size].
+
+    Codes must not be shared between groups.
     """
     owner = np.zeros(rows.size, np.int64)
     owner[rows.codes] = groups[rows.owners]
@@ -251,14 +260,13 @@ def _counts(rows: Tokens, groups: np.ndarray, number: int) -> tuple[np.ndarray, 
 
 
 def _frequencies(rows: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of tokens with one row a chain: count of every code, its chain, and the tokens of each chain."""
+    """Of tokens with one row a chain: count of every code, its chain, and each chain's tokens."""
     counts, chain = _counts(rows, np.arange(len(rows.lengths)), len(rows.lengths))
     return counts, chain, rows.lengths
 
 
 def _rarefied(rows: Tokens, size: int, short: float | None = None) -> np.ndarray:
-    """Expected number of different codes among `size` drawn without replacement from each row,
-    [rows] float64.
+    """Expected number of different codes among `size` drawn without replacement: [rows] float64.
 
     A row with fewer than `size` codes: all of them are taken, or the value is `short`.
     """
@@ -266,20 +274,26 @@ def _rarefied(rows: Tokens, size: int, short: float | None = None) -> np.ndarray
     expected = np.zeros(len(total))
     order = np.argsort(chain, kind="stable")
     edges = np.searchsorted(chain[order], np.arange(len(total) + 1))
-    for row, all_ in enumerate(total.tolist()):
-        held, times = np.unique(counts[order[edges[row] : edges[row + 1]]], return_counts=True)
-        if all_ < size and short is not None:
+    for row, drawable in enumerate(total.tolist()):
+        in_row = counts[order[edges[row] : edges[row + 1]]]
+        if drawable < size and short is not None:
             expected[row] = short
-        elif all_ <= size:
-            expected[row] = times.sum()
+        elif drawable <= size:
+            expected[row] = len(in_row)
         else:
-            # ln of C(all - c, size) / C(all, size) for c = 1, 2, ..., as a running sum of ln((all -
-            # size - i) / (all - i)).
-            i = np.arange(held[-1], dtype=np.float64)
-            with np.errstate(divide="ignore"):
-                missed = np.cumsum(np.log(np.maximum(all_ - size - i, 0) / (all_ - i)))
-            expected[row] = (times * -np.expm1(missed[held - 1])).sum()
+            expected[row] = _expected_different(in_row, drawable, size)
     return expected
+
+
+def _expected_different(counts: np.ndarray, total: int, size: int) -> float:
+    """Expected number of different codes among `size` of `total` with these counts [codes]."""
+    distinct, times = np.unique(counts, return_counts=True)
+    # ln of C(total - c, size) / C(total, size) for c = 1, 2, ..., as a running sum of
+    # ln((total - size - i) / (total - i)).
+    i = np.arange(distinct[-1], dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        missed = np.cumsum(np.log(np.maximum(total - size - i, 0) / (total - i)))
+    return (times * -np.expm1(missed[distinct - 1])).sum()
 
 
 def _distinct_shares(rows: Tokens) -> np.ndarray:
@@ -292,3 +306,18 @@ def _distinct_shares(rows: Tokens) -> np.ndarray:
 def _repetitions(corpus: Corpus, n: int) -> np.ndarray:
     rows = ngrams(corpus.tokens, _order(n))
     return np.where(rows.lengths > 0, 1 - _distinct_shares(rows), 0.0)
+
+
+METRICS = (
+    Metric("distinct_n", distinct_n, TEXTS, UNIT_INTERVAL),
+    Metric("distinct_n_size_matched", distinct_n_size_matched, TEXTS, UNIT_INTERVAL),
+    Metric("distinct_n_by_context", distinct_n_by_context, ("texts", "contexts"), NOT_NEGATIVE),
+    Metric("type_token_ratio", type_token_ratio, TEXTS, UNIT_INTERVAL, per_text=type_token_ratios),
+    Metric("ngram_ttr", ngram_ttr, TEXTS, UNIT_INTERVAL),
+    Metric("word_entropy", word_entropy, TEXTS, NOT_NEGATIVE, "nats"),
+    Metric("vocabulary_size", vocabulary_size, TEXTS, NOT_NEGATIVE, "words"),
+    Metric("text_length", text_length, TEXTS, NOT_NEGATIVE, "characters", per_text=text_lengths),
+    Metric("zipf_slope", zipf_slope, TEXTS, (None, 0)),
+    Metric("repetition", repetition, TEXTS, UNIT_INTERVAL, per_text=repetitions),
+    Metric("memorised_ngrams", memorised_ngrams, TEXTS_AND_REFERENCE, UNIT_INTERVAL),
+)

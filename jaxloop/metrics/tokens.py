@@ -1,5 +1,4 @@
-"""Texts to integer-coded tokens and n-grams, a whole corpus at a time: the ground of every lexical
-metric.
+"""Turns texts into integer-coded tokens and n-grams, a whole corpus at a time.
 
 A corpus is one buffer of UTF-8 bytes; token boundaries are found by comparisons on that buffer,
 tokens and n-grams get integer codes from hash tables over 64-bit keys. No Python object is made per
@@ -11,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+from scipy import sparse
 
 _PLAIN, _SPACE, _ISOLATED, _PERIOD, _DIGIT, _DASH = range(6)
 
@@ -46,9 +47,10 @@ _PADDING = 16  # bytes behind the buffer, so that an eight-byte read at its last
 class Tokens:
     """Coded tokens of n texts, T tokens in all.
 
-    codes    [T] int32 in [0, size): equal codes, equal tokens
-    offsets  [n + 1] int64: text i holds codes[offsets[i] : offsets[i + 1]]
-    size     how many different tokens there are
+    Attributes:
+        codes: [T] int32 in [0, size): equal codes, equal tokens.
+        offsets: [n + 1] int64: text i holds codes[offsets[i] : offsets[i + 1]].
+        size: how many different tokens there are.
     """
 
     codes: np.ndarray
@@ -68,11 +70,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Spans:
-    """Byte ranges of the tokens of n texts inside one buffer: token t is buffer[starts[t] :
-    ends[t]].
+    """Byte ranges of the tokens of n texts inside one buffer.
 
-    Text i begins at byte begins[i] and has the tokens offsets[i] to offsets[i + 1]; both arrays are
-    [n + 1].
+    Token t is buffer[starts[t] : ends[t]]. Text i begins at byte begins[i] and has the tokens
+    offsets[i] to offsets[i + 1]; both arrays are [n + 1].
     """
 
     buffer: np.ndarray
@@ -82,7 +83,7 @@ class Spans:
     offsets: np.ndarray
 
     def strings(self, index: np.ndarray) -> list[str]:
-        """The tokens at `index` as strings."""
+        """Return the tokens at `index` as strings."""
         raw = self.buffer.tobytes()
         return [
             raw[a:b].decode("utf-8", "surrogatepass")
@@ -91,7 +92,11 @@ class Spans:
 
 
 def check_texts(texts: Sequence[str], name: str = "texts") -> list[str]:
-    """`texts` as a list. ValueError if it is one string, or holds anything but strings."""
+    """Return `texts` as a list.
+
+    Raises:
+        ValueError: it is one string, or holds anything but strings.
+    """
     if isinstance(texts, str | bytes):
         raise ValueError(f"{name} is one string, a sequence of strings is needed.")
     texts = list(texts)
@@ -104,8 +109,9 @@ def check_texts(texts: Sequence[str], name: str = "texts") -> list[str]:
 
 
 def _buffer(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts joined by spaces as bytes [B], and where each text begins [n + 1] (the last entry is
-    behind the last text).
+    """Texts joined by spaces as bytes [B], and where each text begins [n + 1].
+
+    The last entry is behind the last text.
     """
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     begins = np.zeros(len(encoded) + 1, np.int64)
@@ -143,13 +149,13 @@ def _cut(
 
 
 def split_spaces(texts: Sequence[str]) -> Spans:
-    """`str.split()` of every text."""
+    """Return `str.split()` of every text."""
     buffer, begins = _buffer(texts)
     return _cut(buffer, begins, _classify(buffer) == _SPACE, None)
 
 
 def split_13a(texts: Sequence[str]) -> Spans:
-    """The 13a tokens of every text, equal to sacrebleu's `tokenizer_13a` on `text.rstrip()`.
+    """Return the 13a tokens of every text: sacrebleu's `tokenizer_13a` of `text.rstrip()`.
 
     The four rewriting rules of 13a, as a statement about bytes: ASCII punctuation other than ' , -
     . is a token of its own. A run of k periods and commas is cut into single ones, but the last of
@@ -186,7 +192,7 @@ def _unescape(text: str) -> str:
 
 
 def encode_spans(spans: Spans) -> tuple[Tokens, np.ndarray]:
-    """Codes of the tokens, and the index of the first token with each code [size].
+    """Return codes of the tokens, and the index of the first token with each code [size].
 
     Eight bytes at a time: a token's code is the pair (code of its first bytes, its next eight
     bytes), numbered anew. A token's tail is filled with 0xFF, which UTF-8 never holds, so a short
@@ -223,9 +229,7 @@ def encode_spans(spans: Spans) -> tuple[Tokens, np.ndarray]:
 
 
 def factorize(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of 64-bit keys in order of first appearance, and the keys by code."""
-    import pandas as pd
-
+    """Return codes of 64-bit keys in order of first appearance, and the keys by code."""
     codes, unique = pd.factorize(keys)
     return codes.astype(np.int32) if len(keys) < 2**31 else codes, unique
 
@@ -239,19 +243,17 @@ def _renumber(codes: np.ndarray, size: int) -> tuple[np.ndarray, int]:
 
 
 def tokens_13a(texts: Sequence[str]) -> Tokens:
-    """13a tokens of every text (see `split_13a`), coded."""
+    """Return the 13a tokens of every text (see `split_13a`), coded."""
     return encode_spans(split_13a(texts))[0]
 
 
 def group(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stable order [T] that brings equal codes together, and where each code's block begins and
-    ends in it [size + 1].
+    """Sort codes [T] stably by counting, in time linear in T + size.
 
-    By counting: time linear in T + size.
+    Returns the order [T] that brings equal codes together, and the edges [size + 1]: code v is at
+    the places edges[v] to edges[v + 1] of it.
     """
     index = np.arange(len(codes), dtype=np.int32 if len(codes) < 2**31 else np.int64)
-    from scipy import sparse
-
     row = sparse.csr_array(
         (index, codes, np.array([0, len(codes)], index.dtype)), shape=(1, max(size, 1))
     )
@@ -260,8 +262,8 @@ def group(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ngrams(tokens: Tokens, order: int) -> Tokens:
-    """The n-grams of every text, coded: text i has max(0, length - order + 1) of them."""
-    codes, size, at = tokens.codes, tokens.size, None
+    """Return the n-grams of every text, coded: text i has max(0, length - order + 1) of them."""
+    codes, size = tokens.codes, tokens.size
     lengths = tokens.lengths
     for n in range(2, order + 1):
         left = np.maximum(lengths - n + 2, 0)  # how many (n-1)-grams each text has
@@ -276,8 +278,10 @@ def ngrams(tokens: Tokens, order: int) -> Tokens:
 
 
 def per_chain(tokens: Tokens, chains: np.ndarray) -> Tokens:
-    """Codes that also tell the chains apart: the same token in two chains gets two codes. `chains`
-    [n] is the chain of each text.
+    """Return codes that also tell chains apart: one token in two chains gets two codes.
+
+    Args:
+        chains: the chain of each text [n].
     """
     if not len(chains) or not chains.any():
         return tokens

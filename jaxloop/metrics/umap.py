@@ -1,11 +1,10 @@
-"""The evaluation UMAP: one two-dimensional map per dataset, on which entropy and Gaussianity are
-measured.
+"""The evaluation UMAP: a two-dimensional map on which entropy and Gaussianity are measured.
 
-Fitted once on human texts, stored with the run as plain arrays, and applied to what every
-generation wrote. Nothing is pickled: a pickled UMAP runs code when it is read, and does not survive
-a change of its library. What `transform` needs is the training points and their positions; the
-neighbours of new points are searched afresh (exactly, where umap-learn searches approximately), and
-the rest is umap-learn's own arithmetic.
+There is one per dataset, fitted once on human texts, stored with the run as plain arrays, and
+applied to what every generation wrote. Nothing is pickled: a pickled UMAP runs code when it is
+read, and does not survive a change of its library. What `transform` needs is the training points
+and their positions; the neighbours of new points are searched afresh (exactly, where umap-learn
+searches approximately), and the rest is umap-learn's own arithmetic.
 """
 
 import io
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
-from jaxloop.metrics.semantic import check_points
+from jaxloop.metrics.semantic import Points, check_points
 from jaxloop.runtime.atomic_io import write_atomic
 
 _BLOCK_ELEMENTS = 1 << 25
@@ -30,10 +29,11 @@ _BLOCK_ELEMENTS = 1 << 25
 class MapSettings:
     """Parameters of the map, with the values of arXiv 2504.03814 (whose map was not seeded).
 
-    limit       embeddings that the map is fitted on: the first ones
-    neighbours  n_neighbors of UMAP
-    min_dist    least distance between positions
-    seed        of the fit and of every projection
+    Attributes:
+        limit: embeddings that the map is fitted on: the first ones.
+        neighbours: n_neighbors of UMAP.
+        min_dist: least distance between positions.
+        seed: of the fit and of every projection.
     """
 
     limit: int = 90_000
@@ -44,8 +44,9 @@ class MapSettings:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationMap:
-    """A fitted map: training points [m, d] float32, their positions [m, 2] float32, the curve 1 /
-    (1 + a r^(2b)), and the settings.
+    """A fitted map: training points [m, d] float32 and their positions [m, 2] float32.
+
+    a, b: of the layout's curve 1 / (1 + a r^(2b)).
     """
 
     points: np.ndarray
@@ -54,16 +55,18 @@ class EvaluationMap:
     b: float
     settings: MapSettings
 
-    def __call__(self, points) -> np.ndarray:
-        """`project(self, points)`."""
+    def __call__(self, points: Points) -> np.ndarray:
+        """Return `project(self, points)`."""
         return project(self, points)
 
 
-def fit_map(points, settings: MapSettings | None = None) -> EvaluationMap:
-    """UMAP of embeddings [n, d] under the cosine metric. The same points and settings give the same
-    map on the same versions.
+def fit_map(points: Points, settings: MapSettings | None = None) -> EvaluationMap:
+    """Fit UMAP to embeddings [n, d] under the cosine metric.
 
-    ValueError for fewer than neighbours + 2 points, for NaN, and for settings out of range.
+    The same points and settings give the same map on the same versions.
+
+    Raises:
+        ValueError: fewer than neighbours + 2 points, NaN, or settings out of range.
     """
     settings = settings or MapSettings()
     if settings.neighbours < 2 or settings.limit < 1 or not 0 <= settings.min_dist <= 1:
@@ -80,6 +83,7 @@ def fit_map(points, settings: MapSettings | None = None) -> EvaluationMap:
             f"points are {len(array)}, at least neighbours + 2 = {settings.neighbours + 2} are "
             "needed to fit a map."
         )
+    # umap compiles with numba, which takes seconds to import.
     import umap
 
     model = umap.UMAP(
@@ -89,19 +93,21 @@ def fit_map(points, settings: MapSettings | None = None) -> EvaluationMap:
         random_state=settings.seed,
         n_jobs=1,
     ).fit(array)
-    return EvaluationMap(
-        array, np.asarray(model.embedding_, np.float32), float(model._a), float(model._b), settings
-    )
+    # UMAP has no public names for what it fitted its curve to.
+    a, b = float(model._a), float(model._b)  # noqa: SLF001
+    return EvaluationMap(array, np.asarray(model.embedding_, np.float32), a, b, settings)
 
 
-def project(fitted: EvaluationMap, points) -> np.ndarray:
-    """Positions [n, 2] float32 of embeddings [n, d] on the map, as `UMAP.transform` gives them for
-    exact neighbours.
+def project(fitted: EvaluationMap, points: Points) -> np.ndarray:
+    """Return positions [n, 2] float32 of embeddings [n, d] on the map.
 
-    A point starts at the mean of its neighbours' positions, weighted by membership, and is then
-    moved by the layout's gradient steps while the map stays fixed. The schedule depends on the set
-    that is projected together: project one chain at a time. Equal points get equal positions. No
-    points: [0, 2]. ValueError for NaN or another number of dimensions.
+    They are those of `UMAP.transform` for exact neighbours. A point starts at the mean of its
+    neighbours' positions, weighted by membership, and is then moved by the layout's gradient steps
+    while the map stays fixed. The schedule depends on the set that is projected together: project
+    one chain at a time. Equal points get equal positions. No points: [0, 2].
+
+    Raises:
+        ValueError: NaN, or another number of dimensions than the map's.
     """
     array, single = check_points(points)
     if not single or array.shape[2] != fitted.points.shape[1]:
@@ -111,6 +117,7 @@ def project(fitted: EvaluationMap, points) -> np.ndarray:
         )
     if not array.shape[1]:
         return np.zeros((0, 2), np.float32)
+    # umap compiles with numba, which takes seconds to import.
     from umap.layouts import optimize_layout_euclidean
     from umap.umap_ import (
         INT32_MAX,
@@ -158,12 +165,12 @@ def project(fitted: EvaluationMap, points) -> np.ndarray:
 
 
 def nearest(points_MD: np.ndarray, queries_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k points of smallest cosine distance to each query, nearest first: indices [n, k] int32
-    and distances [n, k] float32.
+    """Return the k points of smallest cosine distance to each query, nearest first.
 
-    Blockwise, so that no n x m matrix is held. The distances found are computed again in float64:
-    the layout's steps amplify a last digit, and so the map of a text would depend on the hardware.
-    A zero vector is at distance 1 from everything. ValueError for k > m.
+    Indices [n, k] int32 and distances [n, k] float32. Blockwise, so that no n x m matrix is held.
+    The distances found are computed again in float64: the layout's steps amplify a last digit, and
+    so the map of a text would depend on the hardware. A zero vector is at distance 1 from
+    everything. ValueError for k > m.
     """
     if not 1 <= k <= len(points_MD):
         raise ValueError(f"k is {k}, a number from 1 to the {len(points_MD)} points is needed.")
@@ -172,16 +179,14 @@ def nearest(points_MD: np.ndarray, queries_ND: np.ndarray, k: int) -> tuple[np.n
         -1, rows, queries_ND.shape[1]
     )
     indices = np.asarray(
-        _nearest(jnp.asarray(points_MD, jnp.float32), jnp.asarray(padded, jnp.float32), k)
+        nearest_points(jnp.asarray(points_MD, jnp.float32), jnp.asarray(padded, jnp.float32), k)
     )
     indices = indices.reshape(-1, k)[: len(queries_ND)].astype(np.int32)
     distances = np.empty(indices.shape)
     for begin in range(0, len(indices), 4096):
         block = slice(begin, begin + 4096)
-        query, point = (
-            queries_ND[block].astype(np.float64),
-            points_MD[indices[block]].astype(np.float64),
-        )
+        query = queries_ND[block].astype(np.float64)
+        point = points_MD[indices[block]].astype(np.float64)
         norms = np.linalg.norm(query, axis=-1)[:, None] * np.linalg.norm(point, axis=-1)
         products = np.einsum("nd,nkd->nk", query, point)
         distances[block] = 1 - np.divide(
@@ -193,16 +198,19 @@ def nearest(points_MD: np.ndarray, queries_ND: np.ndarray, k: int) -> tuple[np.n
 
 
 @partial(jax.jit, static_argnames="k")
-def _nearest(points_MD, queries_KND, k):
+def nearest_points(points_MD: jax.Array, queries_KND: jax.Array, k: int) -> jax.Array:
+    """Indices [K, N, k] of the k nearest points to each query, blocks K at a time."""
+
     def unit(x):
         norm = jnp.sqrt((x * x).sum(-1, keepdims=True))
         return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1), 0)
 
     unit_MD = unit(points_MD)
-    return jax.lax.map(
-        lambda q_ND: jax.lax.top_k(jnp.matmul(unit(q_ND), unit_MD.T, precision="highest"), k)[1],
-        queries_KND,
-    )
+
+    def of_block(queries_ND):
+        return jax.lax.top_k(jnp.matmul(unit(queries_ND), unit_MD.T, precision="highest"), k)[1]
+
+    return jax.lax.map(of_block, queries_KND)
 
 
 def save_map(fitted: EvaluationMap, path: str | Path) -> None:

@@ -1,111 +1,125 @@
-"""Metrics that the finished generations of a run lack, from the texts on disk: nothing is trained,
-nothing is sampled.
+"""Computes metrics that the finished generations of a run lack, from the texts on disk.
+
+Nothing is trained and nothing is generated.
 """
 
 import math
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
-from jaxloop.recursion import driver, ledger
-from jaxloop.recursion.chains import ChainSpec, Member, groups
-from jaxloop.recursion.finalise import FILLED, about_run, read_metrics
-from jaxloop.recursion.generation import Outcome, Run, split, stem, tidy
+from jaxloop.recursion import driver
+from jaxloop.recursion.chains import ChainSpec, FitGroup, Member, groups
+from jaxloop.recursion.family import Family, FitT, GenerateT, ModelOutput, ModelT
+from jaxloop.recursion.finalise import BACKFILLED, about_run, read_metrics, write_tables
+from jaxloop.recursion.parts import (
+    metric_row,
+    model_output,
+    no_texts,
+    rows_by_member,
+    tidy,
+    weights_stem,
+)
 from jaxloop.recursion.progress import now
 from jaxloop.recursion.progress import progress as progress_bar
+from jaxloop.recursion.run import Failure, Run, RunSettings, Values, check_workdir, make_run
 from jaxloop.recursion.sources import Dataset, texts_path
 from jaxloop.runtime import checkpoint, tables, weights_io
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.signals import Stop, Stopped, stop_safely
-from jaxloop.runtime.workdir import MARKER
 
 
-class Filled(NamedTuple):
-    """What `fill` did: generations that are finished, chains that stopped in them {id: {generation,
-    reason}}, values that it found, values that are missing still, and metrics (sorted) of models
-    whose weights are not on the disk any more.
+class MeasureNamed(Protocol):
+    """Computes the named metrics of models of one base in one generation.
+
+    `model` is the base model; None where none of the names is in `of_weights`.
+    """
+
+    def __call__(
+        self, model: Any, generation: int, outputs: Sequence[ModelOutput], names: Sequence[str], /
+    ) -> Values: ...
+
+
+class BackfillResult(NamedTuple):
+    """What `backfill` did.
+
+    generations  number of finished generations
+    failed       chains that stopped in them, by id
+    computed     number of values that were computed
+    missing      number of values that are still missing
+    unavailable  metrics (sorted) that need weights which are not on the disk any more
     """
 
     generations: int
-    failed: Mapping[str, Mapping]
-    found: int
+    failed: Mapping[str, Failure]
+    computed: int
     missing: int
-    gone: tuple[str, ...]
+    unavailable: tuple[str, ...]
 
 
-def fill(
-    family,
+def backfill(
+    family: Family[ModelT, FitT, GenerateT],
     chains: Sequence[ChainSpec],
     data: Mapping[str, Dataset],
-    settings: driver.Settings,
+    settings: RunSettings[FitT, GenerateT],
     workdir: str | Path,
     *,
-    measure: Callable,
+    measure: MeasureNamed,
     names: Sequence[str],
     of_weights: Collection[str] = (),
     progress: bool = True,
     stop: Stop | None = None,
     command: str | None = None,
-) -> Filled:
-    """Computes those metrics out of `names` that a finished generation lacks (absent or nan),
-    generation by generation, and writes metrics.csv.
+) -> BackfillResult:
+    """Compute the metrics among `names` that finished generations lack, and write metrics.csv anew.
 
-    workdir: a run directory, held by the caller. measure(model, generation, outcomes, names)
-    returns {(chain id, entity): {metric: value}}; model is None where no metric in the call is one
-    of `of_weights`, those that need the model that wrote the texts: they are computed where its
-    weights are kept. The rest is as in `driver.run`. What a generation gained is sealed before the
-    next is begun. Raises ValueError where the directory holds no finished generation, or another
-    study; Stopped, with what is done on disk, after a signal.
+    A metric is lacking where it has no row or is nan. The new values of a generation are on the
+    disk before the next generation is measured.
+
+    Args:
+        workdir: a run directory that the caller opened with `open_workdir`.
+        measure: computes the named metrics of models.
+        names: the metrics that are wanted.
+        of_weights: those of them that need the model that generated the texts; they are computed
+            only where its weights are still on the disk.
+        family, chains, data, settings, progress, stop, command: as in `driver.run`.
+
+    Raises:
+        ValueError: the directory holds no finished generation, or another study.
+        Stopped: a signal came; what is done is on disk.
     """
     root = Path(workdir)
-    if not (root / MARKER).is_file():
-        raise ValueError(f"workdir={root}: is not an open run directory")
+    check_workdir(root)
     driver.check(chains, data, settings)
-    found = checkpoint.find(root)
-    if found.last is None:
+    state = checkpoint.scan(root)
+    if state.last is None:
         raise ValueError(
             f"workdir={root}: has no finished generation, so there are no texts to measure; run "
             "the study first"
         )
-    counts, gone = [0, 0], set()
+    finished = len(state.manifests)
+    models = sum(chain.workflow.entities for chain in chains)
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_safely())
-        models = sum(chain.workflow.entities for chain in chains)
-        run = Run(
-            family=family,
-            chains=tuple(chains),
-            data=data,
-            settings=settings,
-            root=root,
-            prints={
-                name: d.fingerprint or ledger.fingerprint(d.texts, d.prompts)
-                for name, d in data.items()
-            },
-            environment=checkpoint.environment(),
-            model=driver.models_of(family, settings),
-            measure=measure,
-            report=stack.enter_context(
-                progress_bar(
-                    {"measure": models * len(found.manifests)}, len(found.manifests), show=progress
-                )
-            ),
-            stop=stop,
+        report = stack.enter_context(
+            progress_bar({"measure": models * finished}, finished, show=progress)
         )
-        about = found.manifests[-1]["about"]
-        driver.refuse_another(root, about, about_run(run, about["failed"]), settings.free)
-        checkpoint.settle(root, found)
-        failed: Mapping[str, Mapping] = {}
+        run = make_run(family, chains, data, settings, root, report=report, stop=stop)
+        about = state.manifests[-1]["about"]
+        driver.refuse_another_study(run, about, about_run(run, about["failed"]))
+        checkpoint.recover(root, state)
+        tally = _Tally(measure, tuple(names), frozenset(of_weights))
+        failed: Mapping[str, Failure] = {}
         try:
-            for generation, manifest in enumerate(found.manifests):
+            for generation, manifest in enumerate(state.manifests):
                 living = [chain for chain in chains if chain.id not in failed]
                 failed = manifest["about"]["failed"]
-                rows = _generation(run, generation, living, failed, names, of_weights, counts, gone)
-                if rows:
+                measurable = _Generation(run, generation, living, failed)
+                if rows := _backfill_generation(measurable, tally):
                     _write(run, generation, rows)
                 stop.check()
         except Stopped as signal:
@@ -116,117 +130,140 @@ def fill(
             )
             raise
         finally:
-            driver.write_tables(root, len(found.manifests))
-    return Filled(len(found.manifests), dict(failed), counts[0], counts[1], tuple(sorted(gone)))
-
-
-def _generation(run, generation, living, failed, names, of_weights, counts, gone) -> list[dict]:
-    """Rows of the metrics that were found, and of those that were never heard of and are not found
-    either.
-    """
-    table = read_metrics(run.root, generation)
-    before = dict(
-        zip(
-            zip(table["chain"], table["entity"], table["metric"], strict=True),
-            table["value"],
-            strict=True,
-        )
+            write_tables(root, finished)
+    return BackfillResult(
+        generations=finished,
+        failed=dict(failed),
+        computed=tally.computed,
+        missing=tally.missing,
+        unavailable=tuple(sorted(tally.unavailable)),
     )
-    rows: list[dict] = []
-    for call in groups(living, generation):
-        together: dict[tuple[str, ...], list[tuple[Member, Outcome]]] = {}
+
+
+@dataclass
+class _Tally:
+    """Which metrics are wanted, and how many values were computed or are still missing."""
+
+    measure: MeasureNamed
+    names: tuple[str, ...]
+    of_weights: frozenset[str]
+    computed: int = 0
+    missing: int = 0
+    unavailable: set[str] = field(default_factory=set)
+
+
+class _Generation(NamedTuple):
+    """A finished generation with the chains that were alive in it.
+
+    `failed` holds those that had failed by its end.
+    """
+
+    run: Run
+    number: int
+    living: Sequence[ChainSpec]
+    failed: Mapping[str, Failure]
+
+
+def _backfill_generation(generation: _Generation, tally: _Tally) -> list[dict[str, Any]]:
+    """Rows of the metrics that were computed, and of those that had no row and could not be."""
+    run, number = generation.run, generation.number
+    table = read_metrics(run.root, number)
+    keys = zip(table["chain"], table["entity"], table["metric"], strict=True)
+    before = dict(zip(keys, table["value"], strict=True))
+    rows: list[dict[str, Any]] = []
+    for group in groups(generation.living, number):
         start = now()
-        for member in call.members:
-            if member.chain.id in failed:
-                continue
-            lacking = [
-                name
-                for name in names
-                if not _known(before.get((member.chain.id, member.entity, name)))
-            ]
-            weights = (
-                _weights(run.root, generation, member) if set(lacking) & set(of_weights) else None
-            )
-            if weights is None:
-                gone.update(set(lacking) & set(of_weights))
-                counts[1] += len(set(lacking) & set(of_weights))
-                lacking = [name for name in lacking if name not in of_weights]
-            if lacking:
-                together.setdefault(tuple(lacking), []).append(
-                    (member, _outcome(run.root, generation, call.base, member, weights))
-                )
-        for lacking, members in together.items():
-            run.stop.doing = f"measuring generation {generation}"
-            model = run.model(call.base) if set(lacking) & set(of_weights) else None
-            values = run.measure(model, generation, [outcome for _, outcome in members], lacking)
-            for member, _ in members:
-                new = values.get((member.chain.id, member.entity), {})
-                for name in lacking:
-                    value, key = (
-                        float(new.get(name, math.nan)),
-                        (member.chain.id, member.entity, name),
-                    )
-                    counts[0 if _known(value) else 1] += 1
-                    if _known(value) or key not in before:
-                        common = {
-                            "study": run.settings.study,
-                            "chain": member.chain.id,
-                            **dict(member.chain.factors),
-                        }
-                        rows.append(
-                            common
-                            | {
-                                "entity": member.entity,
-                                "generation": generation,
-                                "metric": name,
-                                "value": value,
-                            }
-                        )
+        lacking = _lacking(generation, group, before, tally)
+        for names, outputs in lacking.items():
+            run.stop.doing = f"measuring generation {number}"
+            model = run.load(group.base) if set(names) & tally.of_weights else None
+            values = tally.measure(model, number, outputs, names)
+            rows += _new_rows(generation, outputs, names, values, before, tally)
         run.report(
             "measure",
-            len(call.members),
+            len(group.members),
             now() - start,
-            f"generation {generation}: measure, {len(call.members)} models of {call.base}",
+            f"generation {number}: measure, {len(group.members)} models of {group.base}",
         )
     return rows
 
 
-def _known(value) -> bool:
+def _lacking(
+    generation: _Generation,
+    group: FitGroup,
+    before: Mapping[tuple[str, int, str], float],
+    tally: _Tally,
+) -> dict[tuple[str, ...], list[ModelOutput]]:
+    """Models of a group by the names of the metrics that they lack and that can be computed."""
+    run, number = generation.run, generation.number
+    lacking: dict[tuple[str, ...], list[ModelOutput]] = {}
+    for member in group.members:
+        chain, entity = member
+        if chain.id in generation.failed:
+            continue
+        names = [
+            name for name in tally.names if not _is_known(before.get((chain.id, entity, name)))
+        ]
+        of_weights = tally.of_weights & set(names)
+        weights = _weights(run.root, number, member) if of_weights else None
+        if weights is None:
+            tally.unavailable |= of_weights
+            tally.missing += len(of_weights)
+            names = [name for name in names if name not in of_weights]
+        if names:
+            output = _read_output(run.root, number, group.base, member, weights)
+            lacking.setdefault(tuple(names), []).append(output)
+    return lacking
+
+
+def _new_rows(
+    generation: _Generation,
+    outputs: Sequence[ModelOutput],
+    names: Sequence[str],
+    values: Values,
+    before: Mapping[tuple[str, int, str], float],
+    tally: _Tally,
+) -> Iterator[dict[str, Any]]:
+    for output in outputs:
+        member = Member(output.chain, output.entity)
+        computed = values.get((output.chain.id, output.entity), {})
+        for name in names:
+            value = float(computed.get(name, math.nan))
+            if _is_known(value):
+                tally.computed += 1
+            else:
+                tally.missing += 1
+            if _is_known(value) or (output.chain.id, output.entity, name) not in before:
+                yield metric_row(generation.run, generation.number, member, name, value)
+
+
+def _is_known(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
 
 
-def _weights(root, generation, member):
+def _weights(root: Path, generation: int, member: Member) -> Any:
+    """A model's weights; None where they are not on the disk any more."""
+    place = checkpoint.finished(generation)
     try:
-        return weights_io.load_tree(root, f"{checkpoint.finished(generation)}/{stem(member)}")
+        return weights_io.load_tree(root, f"{place}/{weights_stem(member)}")
     except FileNotFoundError:
         return None
 
 
-def _outcome(root, generation, base, member, weights) -> Outcome:
-    table = tables.read_parquet(root / texts_path(member.chain, generation))
-    pieces = split({"chain": [member.chain.id] * len(table["text"]), **table})
-    written = pieces.get(
-        (member.chain.id, member.entity), {"text": [], "prompt": [], "tokens": [], "finished": []}
-    )
-    texts, prompts, tokens, finished = (
-        written[name] for name in ("text", "prompt", "tokens", "finished")
-    )
-    return Outcome(
-        member.chain,
-        member.entity,
-        base,
-        weights,
-        texts,
-        prompts,
-        np.asarray(tokens),
-        np.asarray(finished),
-    )
+def _read_output(
+    root: Path, generation: int, base: str, member: Member, weights: Any
+) -> ModelOutput:
+    chain, entity = member
+    table = tables.read_parquet(root / texts_path(chain, generation))
+    rows = rows_by_member({"chain": [chain.id] * len(table["text"]), **table})
+    return model_output(member, base, weights, rows.get((chain.id, entity), no_texts()))
 
 
-def _write(run, generation, rows):
+def _write(run: Run, generation: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add a table of metrics to a finished generation."""
     place = checkpoint.finished(generation)
-    listed = checkpoint.read_manifest(run.root, f"{place}/{checkpoint.MANIFEST}")["files"]
-    number = 1 + sum(name.startswith(f"{place}/{FILLED}") for name in listed)
-    path = f"{place}/{FILLED}{number:04d}.parquet"
+    files = checkpoint.read_manifest(run.root, f"{place}/{checkpoint.MANIFEST}")["files"]
+    number = 1 + sum(name.startswith(f"{place}/{BACKFILLED}") for name in files)
+    path = f"{place}/{BACKFILLED}{number:04d}.parquet"
     tables.write_parquet(run.root / path, tidy(rows, run.chains), durable=True)
-    checkpoint.add(run.root, generation, [path])
+    checkpoint.add_files(run.root, generation, [path])

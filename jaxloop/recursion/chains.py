@@ -1,5 +1,6 @@
-"""Chains: a study is a product of factors; each combination is one chain, and all chains of a
-generation run together, base by base.
+"""Chains: a study is a product of factors, and each combination of their values is one chain.
+
+All chains of a generation run together, base by base.
 """
 
 import hashlib
@@ -8,44 +9,34 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxloop.core.keys import chain_key, fold_in, phase_key, random_below
-from jaxloop.recursion import workflow as workflows
-from jaxloop.recursion.workflow import Workflow
+from jaxloop.recursion.workflow import BUILDERS, Workflow
 
-BUILDERS = {
-    name: getattr(workflows, name)
-    for name in (
-        "replace",
-        "accumulate",
-        "accumulate_subsample",
-        "fresh_human",
-        "preserve",
-        "window",
-        "external",
-        "exchange",
-    )
-}
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,~-]*")
 
 
 @dataclass(frozen=True)
 class ChainSpec:
-    """One chain. Two chains with equal fields give equal results, whatever else runs beside them.
+    """One chain. Two chains with equal fields give equal results, whatever else is in the study.
 
     id         names its files; letters, digits and . _ + , ~ - only
     workflow   what each generation trains on
     dataset    the human data: one name, or one per entity
     seed       every random draw of the chain comes from it
-    bases      names or paths of base models: with `draw_base` each generation (and entity) draws one of them, seeded, as the paper does;
+    bases      names or paths of base models
+    draw_base  each generation (and entity) draws one of the bases, seeded, as the paper does;
                without it entity k always has bases[k modulo their number]
     factors    (name, value) pairs that tell it apart in tables, sorted by name
     public, external   data sets of workflows that read those sources
-    fit, sample        (field, value) pairs that replace fields of the study's settings for this chain
-    probes             (data set, n) pairs: prompts of its first n items that every model answers too, after the texts that are trained on
+    fit, sample        (field, value) pairs that replace fields of the study's settings
+    probes     (data set, n) pairs: prompts of its first n items that every model answers too, after
+               the texts that are trained on
+
+    The names of the fields are stored with a run; renaming one makes its directory another study's.
     """
 
     id: str
@@ -61,7 +52,7 @@ class ChainSpec:
     sample: tuple[tuple[str, object], ...] = ()
     probes: tuple[tuple[str, int], ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not _SAFE.fullmatch(self.id) or len(self.id) > 200:
             raise ValueError(
                 f"chain id {self.id!r}: must be letters, digits and . _ + , ~ - only, at most "
@@ -101,13 +92,18 @@ class ChainSpec:
 
 
 def base_of(chain: ChainSpec, generation: int, entity: int = 0) -> str:
-    """Base model of an entity in a generation: a seeded uniform draw from the chain's pool
-    (recursive_loops.md, section 1), or a fixed one.
+    """Return the name of the base model that an entity has in a generation.
+
+    With `draw_base` it is a seeded uniform draw from the chain's bases (arXiv 2504.03814),
+    otherwise the same in every generation.
     """
     if not chain.draw_base or len(chain.bases) == 1:
         return chain.bases[entity % len(chain.bases)]
     key = fold_in(phase_key(chain.key, generation, "base"), entity)
     return chain.bases[int(random_below(key, len(chain.bases)))]
+
+
+_CHAIN_FIELDS = ("dataset", "bases", "seed", "draw_base", "public", "external", "probes")
 
 
 def make_chain(
@@ -118,96 +114,106 @@ def make_chain(
 ) -> ChainSpec:
     """A chain from plain values.
 
-    Fields of ChainSpec go by their names, "fit.x" and "sample.x" replace settings, "workflow" names
-    a builder of workflow.py (default "fresh_human"), and everything else is an argument of that
-    builder (size, ratio, share, k, start, ...). factors: the values that tell chains apart
-    (default: all); the id is made of them unless given. Raises ValueError naming the field.
+    Args:
+        values: fields of `ChainSpec` go by their names; "fit.x" and "sample.x" replace settings;
+            "workflow" names a builder of workflow.py (default "fresh_human"); everything else is
+            an argument of that builder (size, ratio, share, k, start, ...).
+        factors: the values that tell the study's chains apart; default: all values.
+        id: name of the chain's files; default: made from the factors by `chain_id`.
+
+    Raises:
+        ValueError: a value is missing or wrong; the message names the field.
     """
-    factors = dict(values if factors is None else factors)
-    name = values.get("workflow", "fresh_human")
-    if isinstance(name, Workflow):
-        flow, name = name, None
-    elif name not in BUILDERS:
-        raise ValueError(f"workflow={name!r}: must be one of {', '.join(BUILDERS)}")
-    own, settings, arguments = {}, {"fit": {}, "sample": {}}, {}
+    fields: dict[str, Any] = {}
+    settings: dict[str, dict[str, object]] = {"fit": {}, "sample": {}}
+    arguments: dict[str, object] = {}
     for field, value in values.items():
-        head, _, tail = field.partition(".")
-        if tail and head in settings:
-            settings[head][tail] = value
-        elif field in ("dataset", "bases", "seed", "draw_base", "public", "external", "probes"):
-            own[field] = tuple(value) if isinstance(value, list) else value
+        section, _, name = field.partition(".")
+        if name and section in settings:
+            settings[section][name] = value
+        elif field in _CHAIN_FIELDS:
+            fields[field] = tuple(value) if isinstance(value, list) else value
         elif field != "workflow":
             arguments[field] = value
-    if isinstance(own.get("bases"), str):
-        own["bases"] = (own["bases"],)
-    if name is not None:
-        try:
-            flow = BUILDERS[name](**arguments)
-        except TypeError as error:
-            raise ValueError(
-                f"workflow={name!r}: {str(error).removeprefix(f'{name}() ')}"
-            ) from error
-    elif arguments:
-        raise ValueError(f"{next(iter(arguments))}: not a field of a chain")
-    missing = [field for field in ("dataset", "bases", "seed") if field not in own]
+    if isinstance(fields.get("bases"), str):
+        fields["bases"] = (fields["bases"],)
+    flow = _build_workflow(values.get("workflow", "fresh_human"), arguments)
+    missing = [field for field in ("dataset", "bases", "seed") if field not in fields]
     if missing:
         raise ValueError(f"{missing[0]}: every chain needs one")
-    pairs = {head: tuple(sorted(fields.items())) for head, fields in settings.items()}
     shown = {
-        k: "+".join(map(str, v)) if isinstance(v, list | tuple) else v
-        for k, v in factors.items()
-        if not isinstance(v, Workflow)
+        name: _plain(value)
+        for name, value in (values if factors is None else factors).items()
+        if not isinstance(value, Workflow)
     }
     return ChainSpec(
         id=id or chain_id(shown),
         workflow=flow,
         factors=tuple(sorted(shown.items())),
-        **own,
-        **pairs,
+        fit=tuple(sorted(settings["fit"].items())),
+        sample=tuple(sorted(settings["sample"].items())),
+        **fields,
     )
+
+
+def _build_workflow(workflow: object, arguments: Mapping[str, object]) -> Workflow:
+    """The workflow of a name and its arguments, or the workflow itself."""
+    if isinstance(workflow, Workflow):
+        if arguments:
+            raise ValueError(f"{next(iter(arguments))}: not a field of a chain")
+        return workflow
+    if not isinstance(workflow, str) or workflow not in BUILDERS:
+        raise ValueError(f"workflow={workflow!r}: must be one of {', '.join(BUILDERS)}")
+    try:
+        return BUILDERS[workflow](**arguments)
+    except TypeError as error:
+        reason = str(error).removeprefix(f"{workflow}() ")
+        raise ValueError(f"workflow={workflow!r}: {reason}") from error
+
+
+def _plain(value: object) -> object:
+    """A value of a factor as it stands in tables: lists joined by "+"."""
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def chain_id(factors: Mapping[str, object]) -> str:
-    """File name of a combination of factors: "dataset-docs_ratio-0.125_seed-0"; long or unsafe ones
-    are cut and marked with a checksum.
+    """File name of a combination of factors: "dataset-docs_ratio-0.125_seed-0".
+
+    Long names and unsafe characters are cut, and a checksum is added.
     """
-    text = (
-        "_".join(
-            f"{name}-{f'{value:g}' if isinstance(value, float) else value}"
-            for name, value in factors.items()
-        )
-        or "chain"
-    )
+    pieces = [
+        f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}"
+        for name, value in factors.items()
+    ]
+    text = "_".join(pieces) or "chain"
     safe = re.sub(r"[^A-Za-z0-9._+,~-]+", "~", text).lstrip("._+,~-")[:120] or "chain"
     exact = all(not isinstance(v, float) or float(f"{v:g}") == v for v in factors.values())
-    return (
-        safe
-        if safe == text and exact
-        else f"{safe}~{hashlib.sha256(repr(sorted(factors.items())).encode()).hexdigest()[:8]}"
-    )
+    if safe == text and exact:
+        return safe
+    return f"{safe}~{hashlib.sha256(repr(sorted(factors.items())).encode()).hexdigest()[:8]}"
 
 
-def product(factors: Mapping[str, Sequence], **common) -> list[ChainSpec]:
-    """All combinations of the factors' values, each one chain; `common` holds what all chains share
-    (see `make_chain`).
+def product(factors: Mapping[str, Sequence[object]], **common: object) -> list[ChainSpec]:
+    """All combinations of the factors' values, each one chain.
 
-    Only factors with more than one value enter the id; all enter the tables. Raises ValueError
-    where a factor has no value.
+    Only factors with more than one value enter the id; all enter the tables.
+
+    Args:
+        factors: values by name.
+        common: what all chains share, see `make_chain`.
+
+    Raises:
+        ValueError: a factor has no value.
     """
-    for name, values in factors.items():
-        if isinstance(values, str) or not len(values):
-            raise ValueError(f"factors.{name}={values!r}: must be a list of at least one value")
-    several = [name for name, values in factors.items() if len(values) > 1] or list(factors)
+    for name, levels in factors.items():
+        if isinstance(levels, str) or not len(levels):
+            raise ValueError(f"factors.{name}={levels!r}: must be a list of at least one value")
+    several = [name for name, levels in factors.items() if len(levels) > 1] or list(factors)
     chains = []
     for combination in itertools.product(*factors.values()):
         values = dict(zip(factors, combination, strict=True))
-        short = {
-            name: "+".join(map(str, values[name]))
-            if isinstance(values[name], list | tuple)
-            else values[name]
-            for name in several
-        }
-        chains.append(make_chain({**common, **values}, factors=values, id=chain_id(short)))
+        name = chain_id({name: _plain(values[name]) for name in several})
+        chains.append(make_chain({**common, **values}, factors=values, id=name))
     return chains
 
 
@@ -218,8 +224,14 @@ class Member(NamedTuple):
     entity: int
 
 
-class Group(NamedTuple):
-    """The members of one generation that share a base model and settings: one call of the family."""
+class FitGroup(NamedTuple):
+    """Models of one generation that share a base model and settings: one call of the family.
+
+    name     name of its files
+    base     name of the base model
+    scratch  whether the models start from random weights
+    fit, sample   (field, value) pairs that replace fields of the study's settings
+    """
 
     name: str
     base: str
@@ -229,31 +241,47 @@ class Group(NamedTuple):
     members: tuple[Member, ...]
 
 
-def groups(chains: Sequence[ChainSpec], generation: int, most: int | None = None) -> list[Group]:
-    """The calls of one generation, in an order that depends on nothing but the chains: base by
-    base, members in the order of the study.
+def groups(
+    chains: Sequence[ChainSpec], generation: int, max_members: int | None = None
+) -> list[FitGroup]:
+    """Return the groups of one generation, base by base, members in the order of the study.
 
-    most: members of a call at most, None: no limit.
+    The order depends on the chains alone.
+
+    Args:
+        chains: those that have not stopped.
+        generation: its number.
+        max_members: most members of a group; None: no limit.
     """
-    found: dict[tuple, list[Member]] = {}
+    members_of: dict[tuple[Any, ...], list[Member]] = {}
     for chain in chains:
+        scratch = chain.workflow.start == "scratch"
         for entity in range(chain.workflow.entities):
-            scratch = chain.workflow.start == "scratch"
-            found.setdefault(
-                (base_of(chain, generation, entity), scratch, chain.fit, chain.sample), []
-            ).append(Member(chain, entity))
-    out = []
-    for (base, scratch, fit, sample), members in sorted(
-        found.items(), key=lambda item: repr(item[0])
-    ):
-        about = json.dumps([base, scratch, repr(fit), repr(sample)])
-        label = (
-            re.sub(r"[^A-Za-z0-9._-]+", "~", base.rstrip("/").split("/")[-1])[:40].lstrip(".")
-            or "base"
-        )
-        name = f"{label}~{hashlib.sha256(about.encode()).hexdigest()[:8]}"
-        size = most or len(members)
-        for number, at in enumerate(range(0, len(members), size)):
-            part = name if most is None else f"{name}.{number:04d}"
-            out.append(Group(part, base, scratch, fit, sample, tuple(members[at : at + size])))
-    return out
+            key = base_of(chain, generation, entity), scratch, chain.fit, chain.sample
+            members_of.setdefault(key, []).append(Member(chain, entity))
+    fit_groups = []
+    for key in sorted(members_of, key=repr):
+        base, scratch, fit, sample = key
+        members, name = members_of[key], _group_name(base, scratch, fit, sample)
+        size = max_members or len(members)
+        for number, start in enumerate(range(0, len(members), size)):
+            group = FitGroup(
+                name=name if max_members is None else f"{name}.{number:04d}",
+                base=base,
+                scratch=scratch,
+                fit=fit,
+                sample=sample,
+                members=tuple(members[start : start + size]),
+            )
+            fit_groups.append(group)
+    return fit_groups
+
+
+def _group_name(base: str, scratch: bool, fit: object, sample: object) -> str:
+    """File name of a group: the end of the base's name, and a checksum.
+
+    The checksum is of all that tells the groups of a generation apart.
+    """
+    label = re.sub(r"[^A-Za-z0-9._-]+", "~", base.rstrip("/").split("/")[-1])[:40].lstrip(".")
+    content = json.dumps([base, scratch, repr(fit), repr(sample)])
+    return f"{label or 'base'}~{hashlib.sha256(content.encode()).hexdigest()[:8]}"

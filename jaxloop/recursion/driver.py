@@ -1,105 +1,285 @@
-"""The generation loop, for any family: plan, gather texts, fit, sample, measure, write, seal; the
-same command goes on where it stopped.
+"""The generation loop, for any family of models: draw, fit, generate, measure, finalise.
 
-A family is an object (or module) with
-    load(base) -> model
-    FitTask(key, texts, prompts, sample_weights, start), fit(model, tasks, settings) -> results with
-    weights, steps, tokens, loss, finite
-    SampleTask(key, weights, prompts, rows), sample(model, tasks, settings) -> results with texts,
-    tokens, finished
-All members of a generation that share a base model go into one call, in an order that depends on
-the study alone, so that a run that was killed and resumed repeats the same arithmetic.
+Called again with the same arguments, it goes on where it stopped.
+
+`family.py` says what a family is, `workflow.py` what a generation trains on, `generation.py` makes
+one generation, `finalise.py` puts it on the disk. The order of everything depends on the study
+alone, so that a run that was killed and resumed repeats the same arithmetic.
 """
 
 import dataclasses
 import shlex
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxloop.recursion import ledger
-from jaxloop.recursion.chains import ChainSpec, Member, groups
-from jaxloop.recursion.finalise import History, about_run, assemble, finish, read_metrics
-from jaxloop.recursion.generation import Run, make, sample_rows, stem
+from jaxloop.recursion.chains import ChainSpec, FitGroup, Member, groups
+from jaxloop.recursion.family import Family, FamilySettings, FitT, GenerateT, ModelT, field_names
+from jaxloop.recursion.finalise import Assembled, History, about_run, assemble, finish, write_tables
+from jaxloop.recursion.generation import make
+from jaxloop.recursion.old_names import current_run_info
+from jaxloop.recursion.parts import weights_stem
 from jaxloop.recursion.progress import progress as progress_bar
-from jaxloop.recursion.selection import NEEDS
+from jaxloop.recursion.run import (
+    Failure,
+    Features,
+    Measure,
+    Run,
+    RunSettings,
+    background_thread,
+    check_workdir,
+    make_run,
+    sample_rows,
+)
+from jaxloop.recursion.selection import FEATURE_OF
 from jaxloop.recursion.sources import Dataset, check_data
 from jaxloop.recursion.workflow import train_size
-from jaxloop.runtime import checkpoint, tables
-from jaxloop.runtime.atomic_io import require_space, write_atomic
+from jaxloop.runtime import checkpoint
+from jaxloop.runtime.atomic_io import require_space
 from jaxloop.runtime.compile_cache import make_room
 from jaxloop.runtime.devices import barrier, processes
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.signals import Stop, Stopped, stop_safely
-from jaxloop.runtime.workdir import MARKER, delete, differences
+from jaxloop.runtime.workdir import delete, differences
+
+__all__ = ["RunResult", "RunSettings", "check", "disk_needed", "refuse_another_study", "run"]
 
 # Files take whole blocks of the disk.
 BLOCK = 4096
+# Columns of metrics.csv that are no factors.
 RESERVED = ("study", "chain", "entity", "generation", "metric", "value")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What all chains of a study share.
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
 
-    generations  G, generation 0 included
-    fit, sample  the family's own settings (frozen dataclasses)
-    evaluate     texts that each model writes at least, for `measure`
-    keep         newest generations whose weights stay on disk (at least 1; None: all); those of a chain that failed stay too
-    models_in_memory   base models held at once
-    members_per_call   models of one base and settings that are fitted before anything of them is sealed; None: all
-    measure_beside     measure models while the next ones are trained (in one process; not with bases that are cut over devices)
-    identity     {name of a base model: hash of its files}, for the ledger and the check when a run goes on
-    free         fields of `fit` and `sample`, as "fit.x" and "sample.x", that may differ when a run is resumed
+    generations    number of finished generations
+    failed         chains that stopped, by id
+    resumed_after  last generation that an earlier run had finished; None: the run began anew
     """
 
     generations: int
-    fit: Any
-    sample: Any
-    evaluate: int = 250
-    keep: int | None = 2
-    study: str = "chain"
-    models_in_memory: int = 4
-    members_per_call: int | None = None
-    measure_beside: bool = False
-    free: tuple[str, ...] = ()
-    identity: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
-
-    def __post_init__(self):
-        for field, low in (
-            ("generations", 1),
-            ("evaluate", 0),
-            ("models_in_memory", 1),
-            ("members_per_call", 1),
-            ("keep", 1),
-        ):
-            value = getattr(self, field)
-            if field in ("keep", "members_per_call") and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{field}={value!r}: must be an integer of at least {low}")
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended: generations that are on disk, chains that stopped {id: {generation,
-    reason}}, the generation it was resumed after.
-    """
-
-    generations: int
-    failed: Mapping[str, Mapping]
+    failed: Mapping[str, Failure]
     resumed_after: int | None
 
 
-def check(chains: Sequence[ChainSpec], data: Mapping[str, Dataset], settings: Settings) -> None:
-    """Raises ValueError, one sentence naming the field, where a study cannot run: no chain, two
-    with one id, data missing or too few.
+def run(
+    family: Family[ModelT, FitT, GenerateT],
+    chains: Sequence[ChainSpec],
+    data: Mapping[str, Dataset],
+    settings: RunSettings[FitT, GenerateT],
+    workdir: str | Path,
+    *,
+    measure: Measure | None = None,
+    features: Features | None = None,
+    progress: bool = True,
+    stop: Stop | None = None,
+    command: str | None = None,
+) -> RunResult:
+    """Run a study to its last generation, or go on with one.
+
+    Leaves ledger.parquet, metrics.csv, losses.parquet, texts/ and checkpoints/ in `workdir`.
+
+    Args:
+        family: loads, fits and generates with one kind of model.
+        chains: all chains of the study.
+        data: data sets by name.
+        settings: what all chains share.
+        workdir: a run directory that the caller opened with `open_workdir`.
+        measure: computes metrics; None: nothing is measured.
+        features: computes the features of texts by which selection policies choose.
+        progress: show a progress bar (where stderr is no terminal, a line per step).
+        stop: the caller's `stop_safely()`; made here if not given.
+        command: shell command that resumes the run, for the message after a signal; default: the
+            command of this process.
+
+    Raises:
+        ValueError: the study cannot run, or is not the one in `workdir`; nothing was done.
+        Stopped: a signal came (exit code 143 or 130).
+        DiskFull: the disk is full.
+        CorruptCheckpointError: nothing that was finished can be used.
+    """
+    root = Path(workdir)
+    check_workdir(root)
+    check(chains, data, settings)
+    _check_features(chains, features)
+    process, process_count = processes()
+    if process > 0:
+        barrier("settled")
+    state = checkpoint.scan(root)
+    first = 0 if state.last is None else state.last + 1
+    history = History()
+    for generation in range(first):
+        history.read(root, generation)
+    overlap = settings.overlap_eval and measure is not None and process_count == 1
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(stop_safely())
+        # What is measured in the background takes no time of its own.
+        work = _work(chains, settings, first, history, measured=bool(measure and not overlap))
+        bar = progress_bar(
+            {kind: units / process_count for kind, units in work.items()},
+            settings.generations,
+            show=progress and process == 0,
+        )
+        this = make_run(
+            family,
+            chains,
+            data,
+            settings,
+            root,
+            report=stack.enter_context(bar),
+            stop=stop,
+            measure=measure,
+            features=features,
+            process=process,
+            processes=process_count,
+            in_background=stack.enter_context(background_thread()) if overlap else None,
+        )
+        _resume(this, state, history)
+        pending = PendingGeneration(this, history)
+        try:
+            _run_generations(this, first, history, pending)
+        except Stopped as signal:
+            pending.finish()
+            LOGGER.warning(
+                "stopped by %s; what was finished is on disk, to go on: %s",
+                signal.name,
+                command or shlex.join(sys.orig_argv),
+            )
+            raise
+    return RunResult(_finished_count(root), dict(history.failed), state.last)
+
+
+class PendingGeneration:
+    """Holds the newest generation until its models are measured, then finalises it.
+
+    With `overlap_eval` they are measured while the models of the next generation are trained.
+    """
+
+    def __init__(self, run: Run, history: History):
+        self._run = run
+        self._history = history
+        self._pending: _Pending | None = None
+
+    def hold(
+        self,
+        generation: int,
+        fit_groups: Sequence[FitGroup],
+        assembled: Assembled | None,
+        measuring: list[Future],
+    ) -> None:
+        """Take a generation that only lacks its metrics and its final manifest.
+
+        `assembled` is None in every process but process 0.
+        """
+        self._pending = _Pending(generation, fit_groups, assembled, measuring)
+
+    def finish_if_measured(self) -> None:
+        """Finish the generation, if there is one, unless measurements are under way."""
+        if self._pending and all(future.done() for future in self._pending.measuring):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the measurements of the generation, if there is one, and finalise it."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        run, generation = self._run, pending.generation
+        for future in pending.measuring:
+            future.result()
+        if pending.assembled is not None:
+            finish(run, generation, pending.fit_groups, pending.assembled)
+            write_tables(run.root, generation + 1)
+        barrier(f"generation {generation} is finished")
+        self._history.read(run.root, generation)
+        if run.process == 0:
+            _prune_weights(run, generation, self._history)
+
+
+class _Pending(NamedTuple):
+    generation: int
+    fit_groups: Sequence[FitGroup]
+    assembled: Assembled | None
+    measuring: list[Future]
+
+
+def _run_generations(run: Run, first: int, history: History, pending: PendingGeneration) -> None:
+    """Make the generations from `first` on, until the last or until no chain is left."""
+    settings = run.settings
+    for generation in range(first, settings.generations):
+        living = [chain for chain in run.chains if chain.id not in history.failed]
+        if not living:
+            LOGGER.error(
+                "every chain has stopped; generations %d to %d are not run",
+                generation,
+                settings.generations - 1,
+            )
+            break
+        fit_groups = groups(living, generation, settings.members_per_group)
+        _make_generation(run, generation, fit_groups, history, pending)
+        if run.in_background is None:
+            pending.finish()
+        make_room(before=pending.finish)
+        run.stop.check()
+    pending.finish()
+
+
+def _make_generation(
+    run: Run,
+    generation: int,
+    fit_groups: Sequence[FitGroup],
+    history: History,
+    pending: PendingGeneration,
+) -> None:
+    """Make a generation up to its measurements, while the one before is finished."""
+    if generation:
+        require_space(run.root, _disk_of_generation(run.root), f"generation {generation}")
+    if run.process == 0:
+        checkpoint.write_run_info(run.root, generation, about_run(run, history.failed))
+    made = make(run, generation, fit_groups, after_step=pending.finish_if_measured)
+    pending.finish()
+    assembled = None
+    if run.process == 0:
+        assembled = assemble(run, generation, history, fit_groups, made.plans)
+        if run.in_background is not None:
+            history.failed = assembled.failed
+    pending.hold(generation, fit_groups, assembled, made.measuring)
+
+
+def _resume(run: Run, state: checkpoint.CheckpointState, history: History) -> None:
+    """Refuse another study's directory, and prepare it for going on."""
+    now = about_run(run, history.failed)
+    if state.manifests:
+        refuse_another_study(run, state.manifests[-1]["about"], now)
+    if begun := checkpoint.read_run_info(run.root, len(state.manifests)):
+        refuse_another_study(run, begun, now)
+    if run.process > 0:
+        return
+    checkpoint.recover(run.root, state)
+    if state.last is not None:
+        before = state.manifests[-1]["about"]["environment"]
+        checkpoint.warn_of_changes(before, run.environment)
+        LOGGER.info("going on after generation %d", state.last)
+        _prune_weights(run, state.last, history)
+        write_tables(run.root, state.last + 1)
+    barrier("settled")
+
+
+# ---- what is refused
+
+
+def check(
+    chains: Sequence[ChainSpec], data: Mapping[str, Dataset], settings: RunSettings[Any, Any]
+) -> None:
+    """Check that a study can run.
+
+    Raises:
+        ValueError: there is no chain, two chains have one id, a factor or a field has a name that
+            is not allowed, or a data set is missing or too small.
     """
     if not chains:
         raise ValueError("chains: there are none; every factor needs at least one value")
@@ -116,340 +296,182 @@ def check(chains: Sequence[ChainSpec], data: Mapping[str, Dataset], settings: Se
                     f"factors.{name}: is a column of metrics.csv already; choose another name "
                     f"than {', '.join(RESERVED)}"
                 )
-        for field, changes in (("fit", chain.fit), ("sample", chain.sample)):
-            known = (
-                {f.name for f in dataclasses.fields(getattr(settings, field))} if changes else set()
-            )
-            for name, _ in changes:
-                if name not in known:
-                    raise ValueError(
-                        f"{field}.{name}: not a field of the {field} settings; these are "
-                        f"{', '.join(sorted(known))}"
-                    )
+        if chain.fit:
+            _check_fields("fit", settings.fit, chain.fit)
+        if chain.sample:
+            _check_fields("sample", settings.sample, chain.sample)
     check_data(chains, data, settings.generations)
 
 
-def run(
-    family,
-    chains: Sequence[ChainSpec],
-    data: Mapping[str, Dataset],
-    settings: Settings,
-    workdir: str | Path,
-    *,
-    measure: Callable | None = None,
-    features: Callable | None = None,
-    progress: bool = True,
-    stop: Stop | None = None,
-    command: str | None = None,
-) -> Result:
-    """Runs a study to its last generation, or goes on with one; leaves ledger.parquet, metrics.csv,
-    texts/ and checkpoints/ in `workdir`.
-
-    workdir: a run directory (`open_workdir`), held by the caller. measure(model, generation,
-    outcomes: list[Outcome]) returns
-    {(chain id, entity): {metric: value}}. features(name, texts): what selection policies need of
-    texts (see selection.NEEDS). progress:
-    show a bar (a line per step off a terminal). stop: the caller's `stop_safely()`; made here if
-    not given. command: what resumes the run,
-    for the message after a signal (default: the command of this process).
-    Raises ValueError before any work where the study cannot run or is not the one in `workdir`,
-    Stopped (exit code 143 or 130) after a
-    signal, DiskFull where it does not fit, Damaged where nothing that was finished can be used.
-    """
-    root = Path(workdir)
-    if not (root / MARKER).is_file():
-        raise ValueError(f"workdir={root}: is not an open run directory")
-    check(chains, data, settings)
-    for chain in chains:
-        if chain.workflow.selection and NEEDS[chain.workflow.selection.policy] and features is None:
+def _check_fields(
+    section: str, settings: FamilySettings, changes: Sequence[tuple[str, object]]
+) -> None:
+    fields = field_names(settings)
+    for name, _ in changes:
+        if name not in fields:
             raise ValueError(
-                f"selection.policy={chain.workflow.selection.policy!r}: chain {chain.id} needs "
+                f"{section}.{name}: not a field of the {section} settings; these are "
+                f"{', '.join(sorted(fields))}"
+            )
+
+
+def _check_features(chains: Sequence[ChainSpec], features: Features | None) -> None:
+    for chain in chains:
+        selection = chain.workflow.selection
+        if selection and FEATURE_OF[selection.policy] and features is None:
+            raise ValueError(
+                f"selection.policy={selection.policy!r}: chain {chain.id} needs "
                 "features of texts, which the study does not give"
             )
-    process, count = processes()
-    if process > 0:
-        barrier("settled")
-    found = checkpoint.find(root)
-    last, first = found.last, 0 if found.last is None else found.last + 1
-    history = History()
-    for generation in range(first):
-        history.read(root, generation)
-    with ExitStack() as stack:
-        stop = stop or stack.enter_context(stop_safely())
-        beside = (
-            stack.enter_context(one_thread())
-            if settings.measure_beside and measure is not None and count == 1
-            else None
-        )
-        # What is measured beside takes no time of its own.
-        work = _work(chains, settings, first, history, measure if beside is None else None)
-        totals = {kind: units / count for kind, units in work.items()}
-        this = Run(
-            family=family,
-            chains=tuple(chains),
-            data=data,
-            settings=settings,
-            root=root,
-            prints={
-                name: d.fingerprint or ledger.fingerprint(d.texts, d.prompts)
-                for name, d in data.items()
-            },
-            environment=checkpoint.environment(),
-            model=models_of(family, settings),
-            measure=measure,
-            report=stack.enter_context(
-                progress_bar(totals, settings.generations, show=progress and process == 0)
-            ),
-            stop=stop,
-            process=process,
-            processes=count,
-            features=features,
-            beside=beside,
-        )
-        if found.manifests:
-            refuse_another(
-                root, found.manifests[-1]["about"], about_run(this, history.failed), settings.free
-            )
-        if begun := checkpoint.study_of_parts(root, first):
-            refuse_another(root, begun, about_run(this, history.failed), settings.free)
-        if process == 0:
-            _settle(this, found, history)
-            barrier("settled")
-        waiting: list[_Waiting] = []
-
-        def end(at_once=True):
-            while waiting and (at_once or all(future.done() for future in waiting[0].measuring)):
-                waiting.pop().end()
-
-        try:
-            for generation in range(first, settings.generations):
-                living = [chain for chain in chains if chain.id not in history.failed]
-                if not living:
-                    LOGGER.error(
-                        "every chain has stopped; generations %d to %d are not run",
-                        generation,
-                        settings.generations - 1,
-                    )
-                    break
-                waiting.append(
-                    _generation(
-                        this,
-                        generation,
-                        history,
-                        groups(living, generation, settings.members_per_call),
-                        end,
-                    )
-                )
-                if beside is None:
-                    end()
-                make_room(settle=end)
-                stop.check()
-            end()
-        except Stopped as signal:
-            end()
-            LOGGER.warning(
-                "stopped by %s; what was finished is on disk, to go on: %s",
-                signal.name,
-                command or shlex.join(sys.orig_argv),
-            )
-            raise
-    return Result(_done(root), dict(history.failed), last)
 
 
-def _settle(this, found, history):
-    checkpoint.settle(this.root, found)
-    if found.manifests:
-        checkpoint.warn_of_changes(found.manifests[-1]["about"]["environment"], this.environment)
-        LOGGER.info("going on after generation %d", found.last)
-        _prune(this, found.last, history)
-        write_tables(this.root, found.last + 1)
+def refuse_another_study(run: Run, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that a run directory holds this study, whatever its config.json says.
 
+    Args:
+        run: the run that is to go on.
+        before: what `about_run` returned when the directory was written.
+        now: what it returns now.
 
-class _Waiting(NamedTuple):
-    """A generation that is made but for measurements under way: `end()` waits for them and finishes
-    it.
+    Raises:
+        ValueError: the directory holds another study; the message names the first differences.
     """
-
-    measuring: list[Future]
-    end: Callable
-
-
-def _generation(this, generation, history, calls, end_before) -> _Waiting:
-    """Makes a generation. end_before(at_once) ends the one before: at once, or if it is measured by
-    now.
-    """
-    if generation:
-        require_space(this.root, _size(this.root), f"generation {generation}")
-    if this.process == 0:
-        checkpoint.name_parts(this.root, generation, about_run(this, history.failed))
-    plans, measuring = make(this, generation, calls, partial(end_before, False))
-    end_before()
-    assembled = assemble(this, generation, history, calls, plans) if this.process == 0 else None
-    if this.beside is not None:
-        history.failed = assembled.failed
-
-    def end():
-        for future in measuring:
-            future.result()
-        if this.process == 0:
-            finish(this, generation, calls, assembled)
-            write_tables(this.root, generation + 1)
-        barrier(f"generation {generation} is finished")
-        history.read(this.root, generation)
-        if this.process == 0:
-            _prune(this, generation, history)
-
-    return _Waiting(measuring, end)
-
-
-@contextmanager
-def one_thread():
-    """Context with `beside(work)` of a `Run`: one thread, for which at most two pieces of work
-    wait.
-    """
-    queue: list[Future] = []
-    with ThreadPoolExecutor(1) as thread:
-
-        def beside(work):
-            while len(queue) > 2:
-                wait([queue.pop(0)])
-            queue.append(thread.submit(work))
-            return queue[-1]
-
-        yield beside
-
-
-def disk_needed(
-    chains: Sequence[ChainSpec], settings: Settings, weights_bytes: int, *, text_bytes: int = 300
-) -> int:
-    """Bytes that a run leaves at most, for the check before it starts: the weights that are kept
-    (one generation more while it is being made) and the texts. weights_bytes: of one model;
-    text_bytes: of one text, its prompt and numbers.
-    """
-    members = sum(chain.workflow.entities for chain in chains)
-    held = (
-        settings.generations
-        if settings.keep is None
-        else min(settings.keep + 1, settings.generations)
-    )
-    texts = sum(sample_rows(chain, settings) * chain.workflow.entities for chain in chains)
-    return members * weights_bytes * held + (settings.generations + 1) * texts * text_bytes
-
-
-def models_of(family, settings):
-    """base -> model, the last few of them held."""
-    held: OrderedDict[str, Any] = OrderedDict()
-
-    def model(base):
-        if base not in held:
-            while len(held) >= settings.models_in_memory:
-                held.popitem(last=False)
-            held[base] = family.load(base)
-        held.move_to_end(base)
-        return held[base]
-
-    return model
-
-
-def _work(chains, settings, first, history, measure):
-    """Units of each kind of step from generation `first` on: rows to train on, rows to write,
-    models to measure.
-    """
-    living = [c for c in chains if c.id not in history.failed]
-    span = range(first, settings.generations)
-    return {
-        "fit": sum(train_size(c.workflow, g) * c.workflow.entities for c in living for g in span),
-        "sample": sum(sample_rows(c, settings) * c.workflow.entities for c in living) * len(span),
-        "measure": sum(c.workflow.entities for c in living) * len(span) * (measure is not None),
-    }
-
-
-def refuse_another(root, before, now, free):
-    """Another study must not be continued in this directory, whatever config.json says."""
-    changed = []
-    for field in ("chains", "data"):
-        for name in sorted({*before[field], *now[field]}):
-            if before[field].get(name) != now[field].get(name):
-                old, new = (side[field].get(name, "absent") for side in (before, now))
-                changed.append(f"{field}.{name} {old[:200]} -> {new[:200]}")
-    for field in ("fit", "sample"):
-        found = differences({field: before[field]}, {field: now[field]})
-        changed += [
-            text
-            for name, text in found.items()
-            if not any(name == f or name.startswith(f + ".") for f in free)
-        ]
-    held = before.get("identity", {})  # a run from before it was kept has none
+    before = current_run_info(before)
+    changed = [
+        *_changed_entries(before, now),
+        *_changed_settings(before, now, run.settings.resumable_fields),
+    ]
+    identity = before.get("identity", {})  # absent in runs of versions that did not store it
     changed += [
-        f"the files of {name} {held[name][:12]} -> {value[:12]}"
+        f"the files of {name} {identity[name][:12]} -> {value[:12]}"
         for name, value in now["identity"].items()
-        if held.get(name, value) != value
+        if identity.get(name, value) != value
     ]
     if before["evaluate"] != now["evaluate"]:
         changed.append(f"evaluate {before['evaluate']} -> {now['evaluate']}")
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ValueError(
-            f"workdir={root}: holds another study ({'; '.join(changed[:3])}{more}); use another "
-            "workdir, or what it was made with"
+            f"workdir={run.root}: holds another study ({'; '.join(changed[:3])}{more}); use "
+            "another workdir, or what it was made with"
         )
 
 
-def write_tables(root, count):
-    """ledger.parquet, metrics.csv and losses.parquet of generations 0..count-1, made anew from the
-    sealed parts of each.
+def _changed_entries(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Chains and data sets that differ, as text."""
+    changed = []
+    for field in ("chains", "data"):
+        for name in sorted({*before[field], *now[field]}):
+            if before[field].get(name) != now[field].get(name):
+                old, new = (side[field].get(name, "absent") for side in (before, now))
+                changed.append(f"{field}.{name} {old[:200]} -> {new[:200]}")
+    return changed
+
+
+def _changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], resumable_fields: Sequence[str]
+) -> list[str]:
+    """Settings of the family that differ and may not, as text."""
+    changed = []
+    for section in ("fit", "sample"):
+        texts = differences({section: before[section]}, {section: now[section]})
+        for name, text in texts.items():
+            if not any(name == f or name.startswith(f + ".") for f in resumable_fields):
+                changed.append(text)
+    return changed
+
+
+# ---- sizes
+
+
+def disk_needed(
+    chains: Sequence[ChainSpec],
+    settings: RunSettings[Any, Any],
+    weights_bytes: int,
+    *,
+    text_bytes: int = 300,
+) -> int:
+    """Return an upper bound on the bytes that a run needs on the disk.
+
+    Counted are the texts, and the weights that are kept, with those of the generation that is being
+    made.
+
+    Args:
+        chains, settings: as in `run`.
+        weights_bytes: bytes of one model's weights.
+        text_bytes: bytes of one text with its prompt and its numbers.
     """
-    places = [root / checkpoint.finished(generation) for generation in range(count)]
-    read = lambda name: tables.concatenate([tables.read_parquet(place / name) for place in places])  # noqa: E731
-    metrics = tables.concatenate([read_metrics(root, generation) for generation in range(count)])
-    tables.write_parquet(root / "ledger.parquet", read("ledger.parquet"))
-    tables.write_parquet(root / "losses.parquet", read("losses.parquet"))
-    write_atomic(root / "metrics.csv", tables.to_csv(metrics), durable=False)
+    models = sum(chain.workflow.entities for chain in chains)
+    kept = settings.generations
+    if settings.keep is not None:
+        kept = min(settings.keep + 1, settings.generations)
+    texts = sum(sample_rows(chain, settings) * chain.workflow.entities for chain in chains)
+    return models * weights_bytes * kept + (settings.generations + 1) * texts * text_bytes
 
 
-def _done(root):
-    """Generations that are finished."""
+def _work(
+    chains: Sequence[ChainSpec],
+    settings: RunSettings[Any, Any],
+    first: int,
+    history: History,
+    *,
+    measured: bool,
+) -> dict[str, int]:
+    """Units of work of each kind of step from generation `first` on, for the progress bar.
+
+    They are rows to train on ("fit"), rows to generate ("sample") and models to measure
+    ("measure").
+    """
+    span = range(first, settings.generations)
+    work = {"fit": 0, "sample": 0, "measure": 0}
+    for chain in chains:
+        if chain.id in history.failed:
+            continue
+        entities = chain.workflow.entities
+        work["fit"] += sum(train_size(chain.workflow, g) for g in span) * entities
+        work["sample"] += sample_rows(chain, settings) * entities * len(span)
+        work["measure"] += entities * len(span) * measured
+    return work
+
+
+def _finished_count(root: Path) -> int:
     return len(list((root / checkpoint.DIRECTORY).glob("generation=*")))
 
 
-def _size(root):
-    """Bytes that a generation needs while it is being made: half as much again as the last one that
-    was finished, whose texts lie twice on the disk for a moment, and the tables of the run, which
-    are written anew before the old ones go.
+def _disk_of_generation(root: Path) -> int:
+    """Estimate the bytes that a generation needs on the disk while it is being made.
+
+    It needs 1.5 times the size of the last finished generation, because its texts lie on the disk
+    twice for a moment, and the size of the run's tables, because each is written anew before the
+    old one is deleted. The estimate for generation 0 is 0.
     """
-    done = _done(root)
-    if not done:
+    finished = _finished_count(root)
+    if not finished:
         return 0
-    content = checkpoint.read_manifest(
-        root, f"{checkpoint.finished(done - 1)}/{checkpoint.MANIFEST}"
-    )
-    made = sum(-(-entry["bytes"] // BLOCK) * BLOCK for entry in content["files"].values())
-    return int(1.5 * made) + sum(
-        (root / name).stat().st_size for name in ("ledger.parquet", "losses.parquet", "metrics.csv")
-    )
+    last = f"{checkpoint.finished(finished - 1)}/{checkpoint.MANIFEST}"
+    files = checkpoint.read_manifest(root, last)["files"].values()
+    last_bytes = sum(-(-file["bytes"] // BLOCK) * BLOCK for file in files)
+    run_tables = ("ledger.parquet", "losses.parquet", "metrics.csv")
+    return int(1.5 * last_bytes) + sum((root / name).stat().st_size for name in run_tables)
 
 
-def _prune(this, generation, history):
-    """Weights of older generations go, except the last good ones of chains that have stopped."""
-    if this.settings.keep is None:
+def _prune_weights(run: Run, generation: int, history: History) -> None:
+    """Delete weights of older generations, except the last good ones of stopped chains."""
+    if run.settings.keep is None:
         return
-    for old in range(generation - this.settings.keep + 1):
-        place = f"{checkpoint.finished(old)}/adapters/"
-        if not (this.root / place).is_dir():
+    for old in range(generation - run.settings.keep + 1):
+        place = checkpoint.finished(old)
+        folder = f"{place}/adapters/"
+        if not (run.root / folder).is_dir():
             continue
-        held = {
-            f"{checkpoint.finished(old)}/{stem(Member(chain, entity))}."
-            for chain in this.chains
-            if history.failed.get(chain.id, {}).get("generation") == old + 1
+        kept = tuple(
+            f"{place}/{weights_stem(Member(chain, entity))}."
+            for chain in run.chains
+            if chain.id in history.failed and history.failed[chain.id]["generation"] == old + 1
             for entity in range(chain.workflow.entities)
-        }
-        names = checkpoint.read_manifest(
-            this.root, f"{checkpoint.finished(old)}/{checkpoint.MANIFEST}"
-        )["files"]
-        checkpoint.forget(
-            this.root,
-            old,
-            [n for n in names if n.startswith(place) and not any(n.startswith(h) for h in held)],
         )
-        if not held:
-            delete(this.root, place)
+        files = checkpoint.read_manifest(run.root, f"{place}/{checkpoint.MANIFEST}")["files"]
+        pruned = [n for n in files if n.startswith(folder) and not n.startswith(kept)]
+        checkpoint.remove_files(run.root, old, pruned)
+        if not kept:
+            delete(run.root, folder)

@@ -1,42 +1,55 @@
-"""From the sealed parts of a generation to a finished one: ledger, tables, texts, manifest; and
-back, when a run is resumed.
+"""Finalising a generation: its parts become ledger, losses, texts, metrics and a manifest.
+
+Also here: what is read back from finished generations when a run is resumed (`History`), and the
+tables of a whole run (`write_tables`).
 """
 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxloop.recursion import ledger
-from jaxloop.recursion.chains import ChainSpec, Group, Member
-from jaxloop.recursion.generation import Run, draw, effective, part_path, share, split, stem, tidy
-from jaxloop.recursion.sources import booked, texts_path
-from jaxloop.recursion.workflow import Plan
+from jaxloop.recursion.chains import ChainSpec, FitGroup, Member
+from jaxloop.recursion.generation import draw_plan
+from jaxloop.recursion.parts import (
+    Columns,
+    FitRow,
+    part_path,
+    process_share,
+    rows_by_member,
+    tidy,
+    weights_stem,
+)
+from jaxloop.recursion.plan import IndexPlan
+from jaxloop.recursion.run import Failure, Run, effective
+from jaxloop.recursion.sources import as_booked, texts_path
 from jaxloop.runtime import checkpoint, tables
-from jaxloop.runtime.atomic_io import inside
+from jaxloop.runtime.atomic_io import inside, write_atomic
 from jaxloop.runtime.log import LOGGER
 
 TEXT_COLUMNS = ("generation", "entity", "row", "text", "prompt", "tokens", "finished", "selected")
-FILLED = "metrics-"  # metrics-0001.parquet and so on: what `fill.fill` found later
+# metrics-0001.parquet and so on: what `backfill` added to a finished generation.
+BACKFILLED = "metrics-"
 
 
-@dataclass
+@dataclasses.dataclass
 class History:
-    """What earlier generations leave to later ones: chains that stopped {id: {generation, reason}},
-    and the lineage share of every writer.
+    """What earlier generations leave to later ones.
+
+    failed   chains that have stopped, by id
+    lineage  {chain id: {(generation, entity): share}}: see `ledger.lineage_share`
     """
 
-    failed: dict[str, dict] = field(default_factory=dict)
-    lineage: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
+    failed: dict[str, Failure] = dataclasses.field(default_factory=dict)
+    lineage: dict[str, dict[tuple[int, int], float]] = dataclasses.field(default_factory=dict)
 
     def read(self, root: Path, generation: int) -> None:
-        """Takes in a finished generation."""
+        """Add a finished generation, read from its files."""
         place = checkpoint.finished(generation)
-        self.failed = checkpoint.read_manifest(root, f"{place}/{checkpoint.MANIFEST}")["about"][
-            "failed"
-        ]
+        manifest = checkpoint.read_manifest(root, f"{place}/{checkpoint.MANIFEST}")
+        self.failed = manifest["about"]["failed"]
         table = tables.read_parquet(
             root / place / "ledger.parquet", ["chain", "entity", "lineage_share"]
         )
@@ -45,158 +58,91 @@ class History:
 
 
 class Assembled(NamedTuple):
-    """A generation that lacks its metrics only: its files, and the chains that have stopped by then
-    {id: {generation, reason}}.
+    """A generation that lacks only its metrics.
+
+    files   its files, relative to the run directory
+    failed  chains that have stopped by then, by id
     """
 
     files: list[str]
-    failed: dict[str, dict]
+    failed: dict[str, Failure]
 
 
 def assemble(
     run: Run,
     generation: int,
     history: History,
-    calls: Sequence[Group],
-    plans: Mapping[Member, Plan],
+    groups: Sequence[FitGroup],
+    plans: Mapping[Member, IndexPlan],
 ) -> Assembled:
-    """Ledger, losses and texts of a generation from the parts that all processes sealed, in an
-    order that does not depend on them.
+    """Write ledger, losses and texts of a generation from the parts of all processes.
 
-    Raises DiskFull, and Damaged where a part is not whole. plans: those that are known; the others
-    are drawn here.
+    The order of rows depends on the chains alone.
+
+    Args:
+        run: the run.
+        generation: its number.
+        history: what earlier generations left.
+        groups: all groups of the generation.
+        plans: index plans that were drawn already; those of other processes' members are drawn
+            here.
+
+    Raises:
+        DiskFull: the disk is full.
+        CorruptCheckpointError: a part is missing or damaged.
     """
     run.stop.doing = f"writing generation {generation}"
-    fits = _rows(run, generation, calls)
-    samples, losses = (_gather(run, generation, calls, step) for step in ("sample", "fit"))
-    order = [(member, call.base) for call in calls for member in call.members]
-    failed = dict(history.failed)
-    for member, _ in order:
-        if not fits[member]["finite"] and member.chain.id not in failed:
-            reason = (
-                f"the training loss of entity {member.entity} is not finite "
-                f"({fits[member]['fault']})"
-            )
-            failed[member.chain.id] = {"generation": generation, "reason": reason}
-            LOGGER.error(
-                "chain %s stopped in generation %d: %s; the other chains go on",
-                member.chain.id,
-                generation,
-                reason,
-            )
+    fits = _fit_rows(run, generation, groups)
+    texts = _gather_tables(run, generation, groups, "sample")
+    losses = _gather_tables(run, generation, groups, "fit")
+    members = [(member, group.base) for group in groups for member in group.members]
+    failed = _failures(generation, history, {member: fits[member] for member, _ in members})
     place = checkpoint.unfinished(generation)
-    files = [f"{place}/{name}" for name in ("ledger.parquet", "losses.parquet")]
-    rows = []
-    for member, base in order:
-        made = samples.get((member.chain.id, member.entity))
-        drawn = plans[member] if member in plans else draw(run, member, generation)
-        drawn = booked(drawn, member.chain, run.data, run.settings.generations)
-        rows += _ledger_rows(run, generation, history, member, base, drawn, fits[member], made)
-        if name := fits[member].get("file"):
-            files += (
-                [name]
-                if name.endswith(".safetensors")
-                else _below(run.root, f"{place}/{stem(member)}.orbax")
-            )
+    files = [f"{place}/ledger.parquet", f"{place}/losses.parquet"]
+    rows: list[dict[str, Any]] = []
+    for member, base in members:
+        plan = plans[member] if member in plans else draw_plan(run, member, generation)
+        booked = as_booked(plan, member.chain, run.data, run.settings.generations)
+        generated = texts.get((member.chain.id, member.entity))
+        rows += _ledger_rows(
+            run, generation, history, member, base, booked, fits[member], generated
+        )
+        files += _weight_files(run, generation, member, fits[member])
     for chain in run.chains:
-        pieces = [samples.get((chain.id, entity)) for entity in range(chain.workflow.entities)]
-        if all(piece is not None for piece in pieces):
-            path = inside(run.root, texts_path(chain, generation))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            wide = [{"generation": [generation] * len(piece["text"]), **piece} for piece in pieces]
-            # Chains without a selection have no such column, or, in the table of a call with others
-            # that have one, nothing in it.
-            kept = [name for name in TEXT_COLUMNS if name != "selected" or chain.workflow.selection]
-            tables.write_parquet(
-                path, tables.concatenate([{name: piece[name] for name in kept} for piece in wide])
-            )
-            files.append(texts_path(chain, generation))
-    pairs = [(member.chain.id, member.entity) for member, _ in order]
+        files += _write_texts(run, generation, chain, texts)
+    names = [(member.chain.id, member.entity) for member, _ in members]
     tables.write_parquet(run.root / files[0], ledger.columns(rows))
     tables.write_parquet(
-        run.root / files[1], tables.concatenate([losses[p] for p in pairs if p in losses])
+        run.root / files[1],
+        tables.concatenate([losses[name] for name in names if name in losses]),
     )
     return Assembled(files, failed)
 
 
-def finish(run: Run, generation: int, calls: Sequence[Group], made: Assembled) -> None:
-    """Adds the metrics to an assembled generation and commits it. Raises DiskFull, and Damaged
-    where a part is not whole.
+def finish(run: Run, generation: int, groups: Sequence[FitGroup], assembled: Assembled) -> None:
+    """Add the metrics to an assembled generation and finalise it.
+
+    Raises:
+        DiskFull: the disk is full.
+        CorruptCheckpointError: a part is missing or damaged.
     """
-    metrics = _gather(run, generation, calls, "measure") if run.measure is not None else {}
-    pairs = [(member.chain.id, member.entity) for call in calls for member in call.members]
+    metrics: dict[tuple[str, int], Columns] = {}
+    if run.measure is not None:
+        metrics = _gather_tables(run, generation, groups, "measure")
+    names = [(member.chain.id, member.entity) for group in groups for member in group.members]
     table = f"{checkpoint.unfinished(generation)}/metrics.parquet"
-    tables.write_parquet(
-        run.root / table,
-        tables.concatenate([tidy([], run.chains), *(metrics[p] for p in pairs if p in metrics)]),
+    measured = [metrics[name] for name in names if name in metrics]
+    tables.write_parquet(run.root / table, tables.concatenate([tidy([], run.chains), *measured]))
+    checkpoint.finalise(
+        run.root, generation, [*assembled.files, table], about_run(run, assembled.failed)
     )
-    checkpoint.commit(run.root, generation, [*made.files, table], about_run(run, made.failed))
 
 
-def _parts(run, calls):
-    parts = [
-        share(call, process, run.processes) for call in calls for process in range(run.processes)
-    ]
-    return [part for part in parts if part is not None]
-
-
-def _rows(run, generation, calls):
-    """{member: row of its fit} of all parts."""
-    rows = {}
-    for part in _parts(run, calls):
-        manifest = checkpoint.read_manifest(run.root, part_path(generation, part, "fit", "json"))
-        rows |= dict(zip(part.members, manifest["about"]["rows"], strict=True))
-    return rows
-
-
-def _gather(run, generation, calls, step):
-    """{(chain id, entity): rows} of the tables that a step left in all parts: losses of "fit",
-    texts of "sample", metrics of "measure".
-    """
-    found = {}
-    for part in _parts(run, calls):
-        found |= split(tables.read_parquet(run.root / part_path(generation, part, step, "parquet")))
-    return found
-
-
-def _ledger_rows(run, generation, history, member, base, drawn, fitted, made):
-    chain, entity = member
-    place, target = checkpoint.unfinished(generation), checkpoint.finished(generation)
-    held = fitted.get("file")
-    shares = {
-        "real_share_new": ledger.real_share_new(chain.workflow, generation, drawn),
-        "real_share_train": ledger.real_share_train(drawn),
-        "lineage_share": ledger.lineage_share(drawn, history.lineage.get(chain.id, {})),
-    }
-    about = {
-        "base": base,
-        "base_sha256": run.settings.identity.get(base, ""),
-        "fit": ledger.describe(
-            effective(run.settings.fit, chain.fit, chain.workflow.start == "scratch")
-        ),
-        "decoder": ledger.describe(effective(run.settings.sample, chain.sample)),
-        "steps": fitted["steps"],
-        "tokens_trained": fitted["tokens"],
-        "loss": fitted["loss"],
-        "special_as_text": fitted.get("special", 0),
-        "items_sampled": 0 if made is None else len(made["text"]),
-        "tokens_sampled": 0 if made is None else sum(made["tokens"]),
-        "checkpoint": target + held[len(place) :] if held else "",
-        "checkpoint_sha256": checkpoint.sha256(run.root / held) if held else "",
-        "status": "ok" if fitted["finite"] else fitted["fault"],
-        "environment": json.dumps(dict(run.environment), sort_keys=True),
-    }
-    return [
-        {"study": run.settings.study, **row}
-        for row in ledger.rows(chain, generation, entity, drawn, shares, run.prints, about)
-    ]
-
-
-def about_run(run: Run, failed: Mapping[str, Mapping]) -> dict:
+def about_run(run: Run, failed: Mapping[str, Failure]) -> dict[str, Any]:
     """What a manifest says of the run: enough to refuse another study in the same directory."""
     return {
         "chains": {chain.id: describe_chain(chain) for chain in run.chains},
-        "data": dict(run.prints),
+        "data": dict(run.fingerprints),
         "fit": json.loads(ledger.describe(run.settings.fit)),
         "sample": json.loads(ledger.describe(run.settings.sample)),
         "evaluate": run.settings.evaluate,
@@ -206,42 +152,191 @@ def about_run(run: Run, failed: Mapping[str, Mapping]) -> dict:
     }
 
 
-def read_metrics(root: Path, generation: int) -> dict[str, list]:
-    """The metrics of a finished generation, tidy columns: those measured when it was made, and
-    those that were filled in later in their place.
+def describe_chain(chain: ChainSpec) -> str:
+    """The fields of a chain, and of its workflow, that differ from their defaults, as JSON.
+
+    A field that a later version adds changes nothing as long as it has its default.
+    """
+    return json.dumps(_changed_fields(chain), sort_keys=True, default=repr)
+
+
+def read_metrics(root: Path, generation: int) -> Columns:
+    """Return the metrics of a finished generation, as columns with one value per row.
+
+    Values that were backfilled replace those measured when the generation was made.
     """
     place = checkpoint.finished(generation)
-    listed = checkpoint.read_manifest(root, f"{place}/{checkpoint.MANIFEST}")["files"]
-    names = [
-        f"{place}/metrics.parquet",
-        *sorted(name for name in listed if name.startswith(f"{place}/{FILLED}")),
-    ]
-    table = tables.concatenate([tables.read_parquet(root / name) for name in names])
-    # A key that comes again keeps its first place and takes its last row.
-    rows = {
-        key: i
-        for i, key in enumerate(zip(table["chain"], table["entity"], table["metric"], strict=True))
-    }
+    files = checkpoint.read_manifest(root, f"{place}/{checkpoint.MANIFEST}")["files"]
+    backfilled = sorted(name for name in files if name.startswith(f"{place}/{BACKFILLED}"))
+    table = tables.concatenate(
+        [tables.read_parquet(root / name) for name in (f"{place}/metrics.parquet", *backfilled)]
+    )
+    # Duplicate keys: the last value wins, the first position is kept.
+    keys = zip(table["chain"], table["entity"], table["metric"], strict=True)
+    rows = {key: i for i, key in enumerate(keys)}
     return {name: [values[i] for i in rows.values()] for name, values in table.items()}
 
 
-def describe_chain(chain: ChainSpec) -> str:
-    """The fields of a chain, and of its workflow, that differ from their defaults, as text that
-    later versions write alike.
+def write_tables(root: Path, count: int) -> None:
+    """Write ledger.parquet, losses.parquet and metrics.csv of a run anew.
+
+    They hold the finished generations 0 to count-1.
     """
-
-    def given(thing):
-        out = {}
-        for f in dataclasses.fields(thing):
-            value = getattr(thing, f.name)
-            if value != f.default:
-                out[f.name] = given(value) if dataclasses.is_dataclass(value) else value
-        return out
-
-    return json.dumps(given(chain), sort_keys=True, default=repr)
+    for name in ("ledger.parquet", "losses.parquet"):
+        parts = [
+            tables.read_parquet(root / checkpoint.finished(generation) / name)
+            for generation in range(count)
+        ]
+        tables.write_parquet(root / name, tables.concatenate(parts))
+    write_metrics(root, count)
 
 
-def _below(root, name):
-    return sorted(
-        str(path.relative_to(root)) for path in (Path(root) / name).rglob("*") if path.is_file()
-    )
+def write_metrics(root: Path, count: int) -> None:
+    """Write metrics.csv of the run anew, from the finished generations 0 to count-1."""
+    metrics = tables.concatenate([read_metrics(root, generation) for generation in range(count)])
+    write_atomic(root / "metrics.csv", tables.to_csv(metrics), durable=False)
+
+
+# ---- parts
+
+
+def _all_parts(run: Run, groups: Sequence[FitGroup]) -> list[FitGroup]:
+    """The groups as the processes of the cluster shared them."""
+    shares = [
+        process_share(group, process, run.processes)
+        for group in groups
+        for process in range(run.processes)
+    ]
+    return [share for share in shares if share is not None]
+
+
+def _fit_rows(run: Run, generation: int, groups: Sequence[FitGroup]) -> dict[Member, FitRow]:
+    rows: dict[Member, FitRow] = {}
+    for part in _all_parts(run, groups):
+        manifest = checkpoint.read_manifest(run.root, part_path(generation, part, "fit", "json"))
+        rows |= dict(zip(part.members, manifest["about"]["rows"], strict=True))
+    return rows
+
+
+def _gather_tables(
+    run: Run, generation: int, groups: Sequence[FitGroup], step: str
+) -> dict[tuple[str, int], Columns]:
+    """Rows of the tables that a step left in all parts, by (chain id, entity).
+
+    They are losses of "fit", texts of "sample", metrics of "measure".
+    """
+    rows: dict[tuple[str, int], Columns] = {}
+    for part in _all_parts(run, groups):
+        path = run.root / part_path(generation, part, step, "parquet")
+        rows |= rows_by_member(tables.read_parquet(path))
+    return rows
+
+
+def _failures(
+    generation: int, history: History, fits: Mapping[Member, FitRow]
+) -> dict[str, Failure]:
+    """Chains that have stopped, those that stop in this generation included, which are logged."""
+    failed = dict(history.failed)
+    for (chain, entity), row in fits.items():
+        if row["finite"] or chain.id in failed:
+            continue
+        reason = f"the training loss of entity {entity} is not finite ({row['fault']})"
+        failed[chain.id] = {"generation": generation, "reason": reason}
+        LOGGER.error(
+            "chain %s stopped in generation %d: %s; the other chains go on",
+            chain.id,
+            generation,
+            reason,
+        )
+    return failed
+
+
+# ---- files of a generation
+
+
+def _weight_files(run: Run, generation: int, member: Member, row: FitRow) -> list[str]:
+    """Files of a model's weights, relative to the run directory; none where training failed."""
+    name = row.get("file")
+    if not name:
+        return []
+    if name.endswith(".safetensors"):
+        return [name]
+    folder = run.root / f"{checkpoint.unfinished(generation)}/{weights_stem(member)}.orbax"
+    return sorted(str(path.relative_to(run.root)) for path in folder.rglob("*") if path.is_file())
+
+
+def _write_texts(
+    run: Run,
+    generation: int,
+    chain: ChainSpec,
+    texts: Mapping[tuple[str, int], Columns],
+) -> list[str]:
+    """Write the texts of a chain, where all of its models have generated; return the file."""
+    pieces = [texts.get((chain.id, entity)) for entity in range(chain.workflow.entities)]
+    # Chains without a selection have no such column or, in the table of a group with others that
+    # have one, nothing in it.
+    names = [name for name in TEXT_COLUMNS if name != "selected" or chain.workflow.selection]
+    columns: list[Columns] = []
+    for piece in pieces:
+        if piece is None:
+            return []
+        piece = {"generation": [generation] * len(piece["text"]), **piece}
+        columns.append({name: piece[name] for name in names})
+    name = texts_path(chain, generation)
+    path = inside(run.root, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables.write_parquet(path, tables.concatenate(columns))
+    return [name]
+
+
+def _ledger_rows(
+    run: Run,
+    generation: int,
+    history: History,
+    member: Member,
+    base: str,
+    plan: IndexPlan,
+    fit: FitRow,
+    texts: Columns | None,
+) -> list[dict[str, Any]]:
+    chain, entity = member
+    settings = run.settings
+    shares = {
+        "real_share_new": ledger.real_share_new(chain.workflow, generation, plan),
+        "real_share_train": ledger.real_share_train(plan),
+        "lineage_share": ledger.lineage_share(plan, history.lineage.get(chain.id, {})),
+    }
+    file = fit.get("file", "")
+    # The directory of the generation is renamed when it is finalised.
+    final_file = file.replace(checkpoint.unfinished(generation), checkpoint.finished(generation), 1)
+    scratch = chain.workflow.start == "scratch"
+    about = {
+        "base": base,
+        "base_sha256": settings.identity.get(base, ""),
+        "fit": ledger.describe(effective(settings.fit, chain.fit, scratch)),
+        "decoder": ledger.describe(effective(settings.sample, chain.sample)),
+        "steps": fit["steps"],
+        "tokens_trained": fit["tokens"],
+        "loss": fit["loss"],
+        "special_as_text": fit.get("special", 0),
+        "items_sampled": 0 if texts is None else len(texts["text"]),
+        "tokens_sampled": 0 if texts is None else sum(texts["tokens"]),
+        "checkpoint": final_file,
+        "checkpoint_sha256": checkpoint.sha256(run.root / file) if file else "",
+        "status": "ok" if fit["finite"] else fit["fault"],
+        "environment": json.dumps(dict(run.environment), sort_keys=True),
+    }
+    rows = ledger.rows(chain, generation, entity, plan, shares, run.fingerprints, about)
+    return [{"study": settings.study, **row} for row in rows]
+
+
+def _changed_fields(thing: Any) -> dict[str, Any]:
+    """Fields of a dataclass that differ from their defaults, nested dataclasses likewise."""
+    changed = {}
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        if value != field.default:
+            changed[field.name] = (
+                _changed_fields(value) if dataclasses.is_dataclass(value) else value
+            )
+    return changed

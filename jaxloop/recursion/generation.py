@@ -1,173 +1,124 @@
-"""One generation, call by call: fit, sample, measure; each step of a call is sealed on the disk as
-soon as it is done.
+"""One generation: groups of models are fitted, generate texts and are measured.
 
-In a cluster every process makes its share of the members of each call, on its own devices; the
-first one writes what concerns all.
+Each of these steps leaves a *part* on the disk as soon as it is done: a table, and a manifest with
+checksums. A run that is resumed in the middle of a generation repeats only the steps whose part is
+missing. In a cluster every process makes its share of the members of each group, on its own
+devices; `finalise` puts the parts of all processes together.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from jaxloop.core.keys import fold_in, phase_key
-from jaxloop.recursion.chains import ChainSpec, Group, Member
+from jaxloop.recursion.chains import FitGroup, Member
+from jaxloop.recursion.family import FitResult, FitTask, GenerateResult, GenerateTask, ModelOutput
+from jaxloop.recursion.parts import (
+    Columns,
+    FitRow,
+    metric_row,
+    model_output,
+    no_texts,
+    part_path,
+    process_share,
+    rows_by_member,
+    tidy,
+    weights_stem,
+)
+from jaxloop.recursion.plan import IndexPlan, index_plan, on_host
 from jaxloop.recursion.progress import now
+from jaxloop.recursion.run import Run, effective, sample_rows
 from jaxloop.recursion.selection import ranks
 from jaxloop.recursion.sources import (
-    Dataset,
     materialise,
     probe_prompts,
     probe_rows,
     sampling_prompts,
 )
-from jaxloop.recursion.workflow import Plan, on_host, plan, train_size
+from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import checkpoint, tables, weights_io
 from jaxloop.runtime.devices import barrier
-from jaxloop.runtime.signals import Stop
+
+# {"GROUP.STEP": manifest} of the parts that an earlier run has left.
+Parts = Mapping[str, dict[str, Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """What one model made, as `measure` sees it. Texts [n] with the prompts they answer, tokens
-    [n], finished [n]; weights as the family has them.
-    """
-
-    chain: ChainSpec
-    entity: int
-    base: str
-    weights: Any
-    texts: list[str]
-    prompts: list[str]
-    tokens: np.ndarray
-    finished: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Everything that stays the same from generation to generation. beside(work): a Future of
-    `work`, which another thread does; None: nothing is done beside.
-    """
-
-    family: Any
-    chains: tuple[ChainSpec, ...]
-    data: Mapping[str, Dataset]
-    settings: Any
-    root: Path
-    prints: Mapping[str, str]
-    environment: Mapping[str, str]
-    model: Callable[[str], Any]
-    measure: Callable | None
-    report: Callable
-    stop: Stop
-    process: int = 0
-    processes: int = 1
-    features: Callable | None = None
-    beside: Callable | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """A trained model: its weights (None where training failed) and the row that the part's
-    manifest keeps.
-    """
+class FittedModel:
+    """A trained model: its weights (None where training failed) and its row in the manifest."""
 
     weights: Any
-    row: Mapping
+    row: FitRow
 
 
-def stem(member: Member) -> str:
-    """Path of a model's weights inside its generation's directory, without extension."""
-    several = f",entity={member.entity}" if member.chain.workflow.entities > 1 else ""
-    return f"adapters/chain={member.chain.id}{several}"
+class Generated(NamedTuple):
+    """A generation whose models are trained and have generated their texts.
 
-
-def sample_rows(chain: ChainSpec, settings) -> int:
-    """Texts that each model writes: what the next generation trains on (or chooses from), or what
-    is measured, whichever is more. The models that share a pool are measured together, each with
-    its part.
-    """
-    flow = chain.workflow
-    measured = -(-settings.evaluate // flow.entities) if flow.shared else settings.evaluate
-    return max(
-        flow.selection.candidates if flow.selection else flow.synthetic, measured
-    ) + probe_rows(chain)
-
-
-def effective(settings, changes: Sequence[tuple[str, object]], scratch: bool = False):
-    """The study's settings with a chain's own values; mode "scratch" where the chain starts from
-    random weights.
-    """
-    changes = dict(changes)
-    if scratch and hasattr(settings, "mode"):
-        changes["mode"] = "scratch"
-    return dataclasses.replace(settings, **changes) if changes else settings
-
-
-def share(call: Group, process: int, processes: int) -> Group | None:
-    """The part of a call that one process of a cluster makes; None where nothing is left for it."""
-    members = call.members[process::processes]
-    if not members:
-        return None
-    return (
-        call
-        if processes == 1
-        else call._replace(name=f"{call.name}.{process}of{processes}", members=members)
-    )
-
-
-class Made(NamedTuple):
-    """A generation whose models are trained and have written: the plans of this process's members,
-    and measurements still under way.
+    plans      index plans of this process's members
+    measuring  measurements that may still be running in the background
     """
 
-    plans: dict[Member, Plan]
+    plans: dict[Member, IndexPlan]
     measuring: list[Future]
 
 
 def make(
-    run: Run, generation: int, calls: Sequence[Group], between: Callable = lambda: None
-) -> Made:
-    """Fits, samples and measures this process's share of the calls of a generation; what they made
-    lies in sealed parts on the disk.
+    run: Run,
+    generation: int,
+    groups: Sequence[FitGroup],
+    after_step: Callable[[], None] = lambda: None,
+) -> Generated:
+    """Fit, generate and measure this process's share of the groups of a generation.
 
-    between() is called whenever models are trained and whenever they have written. Raises Stopped
-    at the next sealed step after a signal, DiskFull, and whatever the family raises.
+    The results are parts on the disk. `after_step` is called after each group's fit and after each
+    group's generation of texts.
+
+    Raises:
+        Stopped: after the step in which a signal came.
+        DiskFull: the disk is full.
     """
+    parts = _begin(run, generation)
+    plans: dict[Member, IndexPlan] = {}
+    measuring: list[Future] = []
+    for whole_group in groups:
+        group = process_share(whole_group, run.process, run.processes)
+        if group is None:
+            continue
+        plans |= {member: draw_plan(run, member, generation) for member in group.members}
+        fitted = _fit(run, generation, group, plans, parts)
+        after_step()
+        finite = {member: model for member, model in fitted.items() if model.row["finite"]}
+        texts = _generate(run, generation, group, finite, parts)
+        after_step()
+        measuring += _measure(run, generation, group, finite, texts, parts)
+    barrier(f"generation {generation} is made")
+    return Generated(plans, measuring)
+
+
+def _begin(run: Run, generation: int) -> Parts:
+    """The usable parts that an earlier run has left. Only process 0 deletes the others."""
+    parts: Parts = {}
     if run.process == 0:
-        kept = checkpoint.keep_parts(run.root, generation)
-        (run.root / checkpoint.unfinished(generation) / checkpoint.PARTS).mkdir(
-            parents=True, exist_ok=True
-        )
+        parts = checkpoint.verified_parts(run.root, generation)
+        folder = run.root / checkpoint.unfinished(generation) / checkpoint.PARTS
+        folder.mkdir(parents=True, exist_ok=True)
     barrier(f"generation {generation} begins")
     if run.process > 0:
-        kept = checkpoint.keep_parts(run.root, generation, clean=False)
-    made = Made({}, [])
-    for call in calls:
-        mine = share(call, run.process, run.processes)
-        if mine is None:
-            continue
-        made.plans.update({member: draw(run, member, generation) for member in mine.members})
-        fitted = _fit(run, generation, mine, made.plans, kept)
-        between()
-        good = [member for member in mine.members if fitted[member].row["finite"]]
-        written = _sample(run, generation, mine, good, fitted, kept)
-        between()
-        if run.measure is not None:
-            made.measuring.extend(_measure(run, generation, mine, good, fitted, written, kept))
-    barrier(f"generation {generation} is made")
-    return made
+        parts = checkpoint.verified_parts(run.root, generation, clean=False)
+    return parts
 
 
-def draw(run: Run, member: Member, generation: int) -> Plan:
-    """The plan of a member, valid rows only, as NumPy arrays."""
+def draw_plan(run: Run, member: Member, generation: int) -> IndexPlan:
+    """The index plan of a member: valid rows only, as NumPy arrays."""
     chain, entity = member
     return on_host(
-        plan(
+        index_plan(
             chain.workflow,
             chain.key,
             generation,
@@ -177,154 +128,146 @@ def draw(run: Run, member: Member, generation: int) -> Plan:
     )
 
 
-def part_path(generation: int, call: Group, step: str, suffix: str) -> str:
-    """Where a step ("fit", "sample", "measure") of a call leaves its manifest ("json") or table
-    ("parquet"), relative to the run directory.
+# ---- steps
+
+
+class _Step(NamedTuple):
+    """A step of a group.
+
+    name      "fit", "sample" or "measure"
+    manifest  path of its manifest, relative to the run directory
+    table     path of its table, relative to the run directory
+    units     how much work it is, for the progress bar
+    title     what the progress bar shows
+    done      its manifest, read from the disk, where an earlier run has done it; else None
     """
-    return f"{checkpoint.unfinished(generation)}/{checkpoint.PARTS}/{call.name}.{step}.{suffix}"
+
+    name: str
+    manifest: str
+    table: str
+    units: int
+    title: str
+    done: dict[str, Any] | None
 
 
-def split(table: Mapping[str, Sequence]) -> dict[tuple[str, int], dict[str, list]]:
-    """Rows of a table by (chain id, entity)."""
-    columns = {
-        name: values.tolist() if isinstance(values, np.ndarray) else list(values)
-        for name, values in table.items()
-    }
-    place: dict[tuple[str, int], list[int]] = {}
-    for i, pair in enumerate(zip(columns.get("chain", ()), columns.get("entity", ()), strict=True)):
-        place.setdefault(pair, []).append(i)
-    return {
-        pair: {name: [values[i] for i in at] for name, values in columns.items()}
-        for pair, at in place.items()
-    }
-
-
-def _part(run, generation, call, step, kept):
-    """(manifest of a sealed step or None, its manifest's path, path of its table)."""
-    found = kept.get(f"{call.name}.{step}")
-    if found is not None and found["about"]["members"] != _members(call):
-        found = None
-    return (
-        found,
-        part_path(generation, call, step, "json"),
-        part_path(generation, call, step, "parquet"),
+def _step(run: Run, generation: int, group: FitGroup, name: str, units: int, parts: Parts) -> _Step:
+    done = parts.get(f"{group.name}.{name}")
+    if done is not None and done["about"]["members"] != _member_names(group):
+        done = None
+    count = f"{len(group.members)} chain{'s' if len(group.members) > 1 else ''}"
+    step = _Step(
+        name=name,
+        manifest=part_path(generation, group, name, "json"),
+        table=part_path(generation, group, name, "parquet"),
+        units=units,
+        title=(
+            f"generation {generation} of {run.settings.generations}: {name}, {count} on "
+            f"{Path(group.base).name}"
+        ),
+        done=done,
     )
+    if done is not None:
+        run.report(name, units, None, step.title)
+    return step
 
 
-def _members(call):
-    return [[member.chain.id, member.entity] for member in call.members]
+def _member_names(group: FitGroup) -> list[list[Any]]:
+    return [[member.chain.id, member.entity] for member in group.members]
 
 
-def _describe(run, generation, call, step):
-    count = f"{len(call.members)} chain{'s' if len(call.members) > 1 else ''}"
-    return (
-        f"generation {generation} of {run.settings.generations}: {step}, {count} on "
-        f"{Path(call.base).name}"
-    )
+def _timed(run: Run, step: _Step, work: Callable[[], T]) -> T:
+    start = now()
+    result = work()
+    run.report(step.name, step.units, now() - start, step.title)
+    return result
 
 
-def _step(run, generation, call, step, units, work):
-    """Runs one step, times it, and stops after it if a signal has come."""
-    run.stop.doing = f"the {step} step of {call.base} in generation {generation}"
-    result = _timed(run, generation, call, step, units, work)
+def _stoppable(run: Run, generation: int, group: FitGroup, step: _Step, work: Callable[[], T]) -> T:
+    """Do the work of a step, and stop after it if a signal has come."""
+    run.stop.doing = f"the {step.name} step of {group.base} in generation {generation}"
+    result = _timed(run, step, work)
     run.stop.check()
     return result
 
 
-def _timed(run, generation, call, step, units, work):
-    start = now()
-    result = work()
-    run.report(step, units, now() - start, _describe(run, generation, call, step))
-    return result
+# ---- fit
 
 
-def _fit(run: Run, generation: int, call: Group, plans, kept) -> dict[Member, Fitted]:
-    found, manifest, table = _part(run, generation, call, "fit", kept)
-    place = checkpoint.unfinished(generation)
-    units = sum(train_size(member.chain.workflow, generation) for member in call.members)
-    if found is not None:
-        run.report("fit", units, None, _describe(run, generation, call, "fit"))
-        rows = found["about"]["rows"]
-        return {
-            member: Fitted(
-                weights_io.load_tree(run.root, f"{place}/{stem(member)}")
-                if row["finite"]
-                else None,
-                row,
-            )
-            for member, row in zip(call.members, rows, strict=True)
-        }
-
-    def work():
-        tasks = []
-        for member in call.members:
-            texts, prompts = materialise(
-                plans[member], member.chain, run.data, run.root, run.settings.generations
-            )
-            key = fold_in(phase_key(member.chain.key, generation, "fit"), member.entity)
-            tasks.append(
-                run.family.FitTask(
-                    key=key,
-                    texts=texts,
-                    prompts=prompts,
-                    sample_weights=None,
-                    start=_start(run, generation, member),
-                )
-            )
-        settings = effective(run.settings.fit, call.fit, call.scratch)
-        results = run.family.fit(run.model(call.base), tasks, settings)
-        rows, files, losses = [], [], {"chain": [], "entity": [], "step": [], "loss": []}
-        for member, result in zip(call.members, results, strict=True):
-            loss = np.asarray(result.loss, np.float32).reshape(-1)
-            bad = np.flatnonzero(~np.isfinite(loss))
-            finite = bool(result.finite) and not len(bad)
-            fault = (
-                ""
-                if finite
-                else f"{loss[bad[0]]} at step {bad[0]}"
-                if len(bad)
-                else "the weights are not finite"
-            )
-            last = float(loss[-1]) if len(loss) else None
-            row = {
-                "steps": int(result.steps),
-                "tokens": int(result.tokens),
-                "loss": last,
-                "finite": finite,
-                "fault": fault,
-            }
-            row["special"] = int(getattr(result, "special", 0))
-            if finite:
-                written = weights_io.save_tree(run.root, f"{place}/{stem(member)}", result.weights)
-                files += written
-                row["file"] = written[0]
-            rows.append(row)
-            losses["chain"] += [member.chain.id] * len(loss)
-            losses["entity"] += [member.entity] * len(loss)
-            losses["step"] += range(len(loss))
-            losses["loss"] += loss.tolist()
-        tables.write_parquet(run.root / table, losses)
-        checkpoint.seal(
-            run.root, manifest, [*files, table], {"members": _members(call), "rows": rows}
-        )
-        return {
-            m: Fitted(result.weights if row["finite"] else None, row)
-            for m, result, row in zip(call.members, results, rows, strict=True)
-        }
-
-    return _step(run, generation, call, "fit", units, work)
+def _fit(
+    run: Run,
+    generation: int,
+    group: FitGroup,
+    plans: Mapping[Member, IndexPlan],
+    parts: Parts,
+) -> dict[Member, FittedModel]:
+    units = sum(train_size(member.chain.workflow, generation) for member in group.members)
+    step = _step(run, generation, group, "fit", units, parts)
+    if step.done is not None:
+        return _load_fitted(run, generation, group, step.done["about"]["rows"])
+    work = partial(_fit_and_save, run, generation, group, plans, step)
+    return _stoppable(run, generation, group, step, work)
 
 
-def _start(run, generation, member):
+def _load_fitted(
+    run: Run, generation: int, group: FitGroup, rows: Sequence[FitRow]
+) -> dict[Member, FittedModel]:
+    fitted = {}
+    for member, row in zip(group.members, rows, strict=True):
+        place = f"{checkpoint.unfinished(generation)}/{weights_stem(member)}"
+        weights = weights_io.load_tree(run.root, place) if row["finite"] else None
+        fitted[member] = FittedModel(weights, row)
+    return fitted
+
+
+def _fit_and_save(
+    run: Run,
+    generation: int,
+    group: FitGroup,
+    plans: Mapping[Member, IndexPlan],
+    step: _Step,
+) -> dict[Member, FittedModel]:
+    tasks = [_fit_task(run, generation, member, plans[member]) for member in group.members]
+    settings = effective(run.settings.fit, group.fit, group.scratch)
+    results = run.family.fit(run.load(group.base), tasks, settings)
+    fitted: dict[Member, FittedModel] = {}
+    files: list[str] = []
+    for member, result in zip(group.members, results, strict=True):
+        row = _fit_row(result)
+        if row["finite"]:
+            place = f"{checkpoint.unfinished(generation)}/{weights_stem(member)}"
+            saved = weights_io.save_tree(run.root, place, result.weights)
+            files += saved
+            row["file"] = saved[0]
+        fitted[member] = FittedModel(result.weights if row["finite"] else None, row)
+    tables.write_parquet(run.root / step.table, _losses(group.members, results))
+    rows = [model.row for model in fitted.values()]
+    about = {"members": _member_names(group), "rows": rows}
+    checkpoint.write_manifest(run.root, step.manifest, [*files, step.table], about)
+    return fitted
+
+
+def _fit_task(run: Run, generation: int, member: Member, plan: IndexPlan) -> FitTask:
+    chain = member.chain
+    texts, prompts = materialise(plan, chain, run.data, run.root, run.settings.generations)
+    return FitTask(
+        key=fold_in(phase_key(chain.key, generation, "fit"), member.entity),
+        texts=texts,
+        prompts=prompts,
+        sample_weights=None,
+        start=_previous_weights(run, generation, member),
+    )
+
+
+def _previous_weights(run: Run, generation: int, member: Member) -> Any:
+    """Weights to go on from; None where the chain starts every generation afresh."""
     if generation == 0 or member.chain.workflow.start != "previous":
         return None
-    # The generation before may still wait for its measurements.
-    waiting = (run.root / checkpoint.unfinished(generation - 1)).is_dir()
-    place = (
-        checkpoint.unfinished(generation - 1) if waiting else checkpoint.finished(generation - 1)
-    )
+    # The generation before is not finished while its models are still being measured.
+    place = checkpoint.unfinished(generation - 1)
+    if not (run.root / place).is_dir():
+        place = checkpoint.finished(generation - 1)
     try:
-        return weights_io.load_tree(run.root, f"{place}/{stem(member)}")
+        return weights_io.load_tree(run.root, f"{place}/{weights_stem(member)}")
     except FileNotFoundError:
         raise ValueError(
             f"chain {member.chain.id}: starts from the weights of generation {generation - 1}, "
@@ -333,121 +276,163 @@ def _start(run, generation, member):
         ) from None
 
 
-def _sample(
-    run: Run, generation: int, call: Group, good: Sequence[Member], fitted, kept
-) -> dict[Member, dict]:
-    found, manifest, table = _part(run, generation, call, "sample", kept)
-    units = sum(sample_rows(member.chain, run.settings) for member in call.members)
-
-    def work():
-        tasks = []
-        for member in good:
-            count = sample_rows(member.chain, run.settings)
-            key = fold_in(phase_key(member.chain.key, generation, "sample"), member.entity)
-            written = count - probe_rows(member.chain)
-            prompts = sampling_prompts(
-                member.chain, run.data, generation, member.entity, written
-            ) + probe_prompts(member.chain, run.data)
-            tasks.append(
-                run.family.SampleTask(
-                    key=key, weights=fitted[member].weights, prompts=prompts, rows=np.arange(count)
-                )
-            )
-        settings = effective(run.settings.sample, call.sample)
-        results = run.family.sample(run.model(call.base), tasks, settings) if tasks else []
-        parts = []
-        for member, task, result in zip(good, tasks, results, strict=True):
-            count = len(task.prompts)
-            part = {
-                "chain": [member.chain.id] * count,
-                "entity": np.full(count, member.entity),
-                "row": np.arange(count),
-                "text": list(result.texts),
-                "prompt": list(task.prompts),
-                "tokens": np.asarray(result.tokens, np.int64),
-                "finished": np.asarray(result.finished, bool),
-            }
-            flow = member.chain.workflow
-            if flow.selection is not None:
-                part["selected"] = ranks(
-                    flow.selection,
-                    member.chain.key,
-                    generation,
-                    member.entity,
-                    flow.synthetic,
-                    part["text"],
-                    run.features,
-                )
-            parts.append(part)
-        tables.write_parquet(run.root / table, tables.concatenate(parts))
-        checkpoint.seal(run.root, manifest, [table], {"members": _members(call)})
-
-    if found is not None:
-        run.report("sample", units, None, _describe(run, generation, call, "sample"))
-    else:
-        _step(run, generation, call, "sample", units, work)
-    written = split(tables.read_parquet(run.root / table))
+def _fit_row(result: FitResult) -> FitRow:
+    """What the manifest says of a fitted model, its file excepted."""
+    loss = _loss(result)
+    bad = np.flatnonzero(~np.isfinite(loss))
+    fault = ""
+    if len(bad):
+        fault = f"{loss[bad[0]]} at step {bad[0]}"
+    elif not result.finite:
+        fault = "the weights are not finite"
     return {
-        member: written.get(
-            (member.chain.id, member.entity),
-            {"text": [], "prompt": [], "tokens": [], "finished": []},
-        )
-        for member in good
+        "steps": int(result.steps),
+        "tokens": int(result.tokens),
+        "loss": float(loss[-1]) if len(loss) else None,
+        "finite": not fault,
+        "fault": fault,
+        "special": int(result.special),
     }
 
 
-def _measure(run: Run, generation: int, call: Group, good, fitted, written, kept) -> list[Future]:
-    found, manifest, table = _part(run, generation, call, "measure", kept)
-    step = run, generation, call, "measure", len(call.members)
-    if found is not None:
-        run.report("measure", len(call.members), None, _describe(run, generation, call, "measure"))
+def _losses(members: Sequence[Member], results: Sequence[FitResult]) -> Columns:
+    """Table of the training loss of every update of every model."""
+    columns: Columns = {"chain": [], "entity": [], "step": [], "loss": []}
+    for member, result in zip(members, results, strict=True):
+        loss = _loss(result).tolist()
+        columns["chain"] += [member.chain.id] * len(loss)
+        columns["entity"] += [member.entity] * len(loss)
+        columns["step"] += range(len(loss))
+        columns["loss"] += loss
+    return columns
+
+
+def _loss(result: FitResult) -> np.ndarray:
+    return np.asarray(result.loss, np.float32).reshape(-1)
+
+
+# ---- generate
+
+
+def _generate(
+    run: Run,
+    generation: int,
+    group: FitGroup,
+    finite: Mapping[Member, FittedModel],
+    parts: Parts,
+) -> dict[Member, Columns]:
+    """The columns of the table of texts, of every model."""
+    units = sum(sample_rows(member.chain, run.settings) for member in group.members)
+    # Parts, like the phase of the key and the config section, are called "sample".
+    step = _step(run, generation, group, "sample", units, parts)
+    if step.done is None:
+        work = partial(_generate_and_save, run, generation, group, finite, step)
+        _stoppable(run, generation, group, step, work)
+    saved = rows_by_member(tables.read_parquet(run.root / step.table))
+    return {member: saved.get((member.chain.id, member.entity), no_texts()) for member in finite}
+
+
+def _generate_and_save(
+    run: Run,
+    generation: int,
+    group: FitGroup,
+    finite: Mapping[Member, FittedModel],
+    step: _Step,
+) -> None:
+    tasks = [
+        _generate_task(run, generation, member, model.weights) for member, model in finite.items()
+    ]
+    settings = effective(run.settings.sample, group.sample)
+    results: Sequence[GenerateResult] = []
+    if tasks:
+        results = run.family.generate(run.load(group.base), tasks, settings)
+    texts = [
+        _text_columns(run, generation, member, task, result)
+        for member, task, result in zip(finite, tasks, results, strict=True)
+    ]
+    tables.write_parquet(run.root / step.table, tables.concatenate(texts))
+    about = {"members": _member_names(group)}
+    checkpoint.write_manifest(run.root, step.manifest, [step.table], about)
+
+
+def _generate_task(run: Run, generation: int, member: Member, weights: Any) -> GenerateTask:
+    chain, entity = member
+    count = sample_rows(chain, run.settings)
+    prompts = sampling_prompts(chain, run.data, generation, entity, count - probe_rows(chain))
+    return GenerateTask(
+        key=fold_in(phase_key(chain.key, generation, "sample"), entity),
+        weights=weights,
+        prompts=prompts + probe_prompts(chain, run.data),
+        rows=np.arange(count),
+    )
+
+
+def _text_columns(
+    run: Run, generation: int, member: Member, task: GenerateTask, result: GenerateResult
+) -> dict[str, tables.Column]:
+    chain, entity = member
+    count = len(task.prompts)
+    texts = list(result.texts)
+    columns: dict[str, tables.Column] = {
+        "chain": [chain.id] * count,
+        "entity": np.full(count, entity),
+        "row": np.arange(count),
+        "text": texts,
+        "prompt": list(task.prompts),
+        "tokens": np.asarray(result.tokens, np.int64),
+        "finished": np.asarray(result.finished, bool),
+    }
+    flow = chain.workflow
+    if flow.selection is not None:
+        columns["selected"] = ranks(
+            flow.selection, chain.key, generation, entity, flow.synthetic, texts, run.features
+        )
+    return columns
+
+
+# ---- measure
+
+
+def _measure(
+    run: Run,
+    generation: int,
+    group: FitGroup,
+    finite: Mapping[Member, FittedModel],
+    texts: Mapping[Member, Columns],
+    parts: Parts,
+) -> list[Future]:
+    """Measure the models of a group, or have them measured in the background."""
+    if run.measure is None:
         return []
-    model = run.model(call.base) if written else None
-
-    def work():
-        outcomes = [
-            Outcome(
-                m.chain,
-                m.entity,
-                call.base,
-                fitted[m].weights,
-                w["text"],
-                w["prompt"],
-                np.asarray(w["tokens"]),
-                np.asarray(w["finished"]),
-            )
-            for m, w in written.items()
-        ]
-        values = run.measure(model, generation, outcomes) if outcomes else {}
-        rows = []
-        for member in good:
-            common = {
-                "study": run.settings.study,
-                "chain": member.chain.id,
-                **dict(member.chain.factors),
-            }
-            common |= {"entity": member.entity, "generation": generation}
-            for metric, value in values.get((member.chain.id, member.entity), {}).items():
-                rows.append(common | {"metric": metric, "value": float(value)})
-        tables.write_parquet(run.root / table, tidy(rows, run.chains))
-        checkpoint.seal(run.root, manifest, [table], {"members": _members(call)})
-
-    if run.beside is not None:
-        return [run.beside(lambda: _timed(*step, work))]
-    _step(*step, work)
+    step = _step(run, generation, group, "measure", len(group.members), parts)
+    if step.done is not None:
+        return []
+    model = run.load(group.base) if texts else None
+    outputs = [
+        model_output(member, group.base, finite[member].weights, columns)
+        for member, columns in texts.items()
+    ]
+    work = partial(_measure_and_save, run, generation, group, model, outputs, step)
+    if run.in_background is not None:
+        return [run.in_background(partial(_timed, run, step, work))]
+    _stoppable(run, generation, group, step, work)
     return []
 
 
-def tidy(rows: Sequence[Mapping], chains: Sequence[ChainSpec]) -> dict[str, list]:
-    """Tidy columns; a factor has one type in all chains of the study, text where any value is text."""
-    names = list(dict.fromkeys(name for chain in chains for name, _ in chain.factors))
-    out = {}
-    for name in ["study", "chain", *names, "entity", "generation", "metric", "value"]:
-        values = [row.get(name) for row in rows]
-        kinds = {type(v) for chain in chains for k, v in chain.factors if k == name}
-        if name in names and not kinds <= {int, float}:
-            values = [v if v is None else str(v) for v in values]
-        elif name in names and float in kinds:
-            values = [v if v is None else float(v) for v in values]
-        out[name] = values
-    return out
+def _measure_and_save(
+    run: Run,
+    generation: int,
+    group: FitGroup,
+    model: Any,
+    outputs: Sequence[ModelOutput],
+    step: _Step,
+) -> None:
+    values = run.measure(model, generation, outputs) if run.measure and outputs else {}
+    rows = [
+        metric_row(run, generation, Member(output.chain, output.entity), metric, float(value))
+        for output in outputs
+        for metric, value in values.get((output.chain.id, output.entity), {}).items()
+    ]
+    tables.write_parquet(run.root / step.table, tidy(rows, run.chains))
+    about = {"members": _member_names(group)}
+    checkpoint.write_manifest(run.root, step.manifest, [step.table], about)

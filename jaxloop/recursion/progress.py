@@ -1,12 +1,11 @@
-"""Progress over all generations, with the time that is left: a bar on a terminal, plain lines
-elsewhere.
-"""
+"""Progress over all generations with the time left: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -15,38 +14,39 @@ from jaxloop.runtime.log import LOGGER
 
 
 def duration(seconds: float) -> str:
-    """`3725` as "1 h 02 min", `125` as "2 min 05 s"."""
+    """Write `3725` as "1 h 02 min", `125` as "2 min 05 s"."""
     seconds = int(round(seconds))
     if seconds >= 3600:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
+    if seconds >= 60:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds} s"
 
 
 class Clock:
-    """Seconds per unit of work of each kind ("fit", "sample", "measure"), and from them the time
-    that the rest takes.
+    """Estimates the time left from the seconds per unit of work of each kind of step.
 
-    Of a kind that ran more than once the first time is left out: it holds the compilation.
+    The first time of a kind that ran more than once is left out: it includes the compilation.
     """
 
-    def __init__(self, total: Mapping[str, float]):
+    def __init__(self, total: Mapping[str, float]) -> None:
         self.left = dict(total)
         self.runs: dict[str, list[tuple[float, float]]] = {kind: [] for kind in total}
         self.spent = dict.fromkeys(total, 0.0)
 
     def skip(self, kind: str, units: float) -> None:
-        """Work that an earlier run has done."""
+        """Take off work that an earlier run has done."""
         self.left[kind] = max(0.0, self.left[kind] - units)
 
     def done(self, kind: str, units: float, seconds: float) -> None:
-        """Work that was just done."""
+        """Take off work that was just done, and its time."""
         self.skip(kind, units)
         self.spent[kind] += seconds
         if units:
             self.runs[kind].append((units, seconds))
 
     def seconds_left(self) -> float | None:
-        """Estimate; None while a kind that is still to come has not been timed."""
+        """Return the estimate; None while a kind that is still to come has not been timed."""
         total = 0.0
         for kind, left in self.left.items():
             if not left:
@@ -58,38 +58,52 @@ class Clock:
         return total
 
 
-@contextlib.contextmanager
-def progress(total: Mapping[str, float], generations: int, *, show: bool = True):
-    """Context with `report(kind, units, seconds, text)`, called whenever a step is done, by any
-    thread; seconds None: it had been done before. At the end a line says how long each kind took in
-    all, if anything was done.
+class Report(Protocol):
+    """Tells the progress bar that a step is done. Any thread may call it.
+
+    kind     kind of step, a key of the totals
+    units    units of work that were done
+    seconds  time that they took; None: an earlier run had done them
+    text     what is shown
     """
-    clock, one = Clock(total), threading.Lock()
-    whole = sum(total.values()) or 1.0
+
+    def __call__(self, kind: str, units: float, seconds: float | None, text: str, /) -> None: ...
+
+
+@contextlib.contextmanager
+def progress(
+    total: Mapping[str, float], generations: int, *, show: bool = True
+) -> Iterator[Report]:
+    """Context with a progress bar: yields the function that is called whenever a step is done.
+
+    At the end a line says how long each kind of step took in all, if anything was done.
+
+    Args:
+        total: units of work by kind of step.
+        generations: for the bar's title.
+        show: whether to show anything.
+    """
+    clock, lock = Clock(total), threading.Lock()
     live = show and sys.stderr.isatty()
-    shown = (
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:3.0f}%"),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*shown, console=Console(stderr=True), disable=not live) as bar:
-        task = bar.add_task(f"{generations} generations", total=whole, left="")
+    with Progress(*columns, console=Console(stderr=True), disable=not live) as bar:
+        task = bar.add_task(f"{generations} generations", total=sum(total.values()) or 1.0, left="")
 
         def report(kind: str, units: float, seconds: float | None, text: str) -> None:
-            with one:
-                clock.skip(kind, units) if seconds is None else clock.done(kind, units, seconds)
-                left = clock.seconds_left()
-                ahead = (
-                    "time left not known yet"
-                    if left is None
-                    else f"{duration(left)} left"
-                    if left
-                    else ""
-                )
-                bar.update(task, advance=units if total[kind] else 0, description=text, left=ahead)
+            with lock:
+                if seconds is None:
+                    clock.skip(kind, units)
+                else:
+                    clock.done(kind, units, seconds)
+                left = _time_left(clock)
+                bar.update(task, advance=units if total[kind] else 0, description=text, left=left)
                 if show and seconds is not None:
-                    LOGGER.info("%s: %s%s", text, duration(seconds), f"; {ahead}" if ahead else "")
+                    LOGGER.info("%s: %s%s", text, duration(seconds), f"; {left}" if left else "")
 
         yield report
     if show and any(clock.spent.values()):
@@ -99,6 +113,13 @@ def progress(total: Mapping[str, float], generations: int, *, show: bool = True)
         )
 
 
+def _time_left(clock: Clock) -> str:
+    left = clock.seconds_left()
+    if left is None:
+        return "time left not known yet"
+    return f"{duration(left)} left" if left else ""
+
+
 def now() -> float:
-    """Seconds of a clock that never goes back."""
+    """Return the seconds of a clock that never goes back."""
     return time.monotonic()

@@ -1,8 +1,9 @@
-"""Which of the texts that a generation wrote enter the pool: the interventions on synthetic text
-that arXiv 2504.03814 leaves open.
+"""Which of the texts that a model generated enter the pool.
 
-A generation writes `candidates` texts, of which a policy picks as many as the workflow takes.
-Whatever the policy, the same number is written and the same number enters the pool, so that
+These are interventions on synthetic text, which arXiv 2504.03814 leaves open.
+
+A model generates `candidates` texts, of which a policy picks as many as the workflow takes.
+Whatever the policy, the same number is generated and the same number enters the pool, so that
 "random" is the matched control of the others.
 """
 
@@ -15,24 +16,29 @@ import numpy as np
 from jaxloop.core.keys import fold_in, phase_key, random_order
 
 POLICIES = ("random", "quality", "diversity")
-# What a policy must know of each text: `features(name, texts)` gives it.
-NEEDS = {"random": None, "quality": "quality", "diversity": "embeddings"}
+# The feature of texts by which a policy chooses.
+FEATURE_OF: dict[str, str | None] = {
+    "random": None,
+    "quality": "quality",
+    "diversity": "embeddings",
+}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How texts are chosen from `candidates` written ones.
+    """How texts are chosen from the first `candidates` that a model generates.
 
-    policy     "random": a uniform draw; "quality": those of at least `threshold` in random order, then the best of the others, best first;
-               "diversity": greedily the text farthest (in cosine distance) from all chosen before
-    threshold  of policy "quality"; None: simply the best
+    policy     "random": a uniform draw; "quality": those of at least `threshold` in random order,
+               then the others, best first; "diversity": greedily the text farthest (in cosine
+               distance) from all chosen before
+    threshold  lowest quality that policy "quality" prefers; None: it takes the best
     """
 
     policy: str
     candidates: int
     threshold: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(
                 f"selection.policy={self.policy!r}: must be one of {', '.join(POLICIES)}"
@@ -50,12 +56,18 @@ class Selection:
 def choose(
     selection: Selection, key: jax.Array, count: int, features: np.ndarray | None = None
 ) -> np.ndarray:
-    """`count` of the `selection.candidates` candidates [n], in the order in which they enter the
-    pool: int64 [count].
+    """Choose `count` candidates; return their numbers [count] (int64) in the order of the pool.
 
-    features: quality [n] (nan, where there is none, counts as the worst) or embeddings [n, D]; None
-    for "random". Ties are broken at random. Raises ValueError for more than there are, or features
-    that do not fit.
+    Ties are broken at random.
+
+    Args:
+        selection: how, and from how many candidates n.
+        key: JAX key.
+        count: at most n.
+        features: quality [n] (nan counts as the worst), or embeddings [n, D]; None for "random".
+
+    Raises:
+        ValueError: `count` is too large, or the features do not fit.
     """
     n = selection.candidates
     if not 0 <= count <= n:
@@ -64,7 +76,8 @@ def choose(
     if selection.policy == "random":
         return shuffled[:count]
     features = np.asarray(features, np.float64)
-    if len(features) != n or features.ndim != (1 if selection.policy == "quality" else 2):
+    dimensions = 1 if selection.policy == "quality" else 2
+    if features.ndim != dimensions or len(features) != n:
         raise ValueError(
             f"selection: policy {selection.policy!r} got features of shape {features.shape} for "
             f"{n} candidates"
@@ -72,16 +85,16 @@ def choose(
     if selection.policy == "diversity":
         return shuffled[_farthest(features[shuffled], count)]
     quality = np.where(np.isnan(features), -np.inf, features)[shuffled]
-    rank = (
-        -quality
-        if selection.threshold is None
-        else np.where(quality >= selection.threshold, -np.inf, -quality)
-    )
+    rank = -quality
+    if selection.threshold is not None:
+        rank = np.where(quality >= selection.threshold, -np.inf, rank)
     return shuffled[np.argsort(rank, kind="stable")[:count]]
 
 
 def _farthest(points_ND: np.ndarray, count: int) -> np.ndarray:
-    """Gonzalez' greedy order: the first point, then always the one whose nearest chosen point is
+    """Numbers [count] of points in Gonzalez' greedy order.
+
+    It begins with the first point; then comes always the one whose nearest chosen point is
     farthest.
     """
     norm = np.linalg.norm(points_ND, axis=1, keepdims=True)
@@ -101,16 +114,26 @@ def ranks(
     entity: int,
     count: int,
     texts: Sequence[str],
-    features: Callable | None,
-):
-    """Place in the pool of each text [len(texts)] that an entity wrote, -1 for those left out; only
-    the first `candidates` are eligible.
+    features: Callable[[str, Sequence[str]], np.ndarray] | None,
+) -> np.ndarray:
+    """Place in the pool of each text [n] that an entity generated: int64 [n], -1 if left out.
 
-    features(name, texts) gives the quality or the embeddings of the candidates.
+    Only the first `candidates` are eligible.
+
+    Args:
+        selection: how `count` texts are chosen.
+        chain_key: key of the chain.
+        generation, entity: generation and entity of the model that generated the texts.
+        count: places in the pool.
+        texts: all that were generated.
+        features: (name, texts [n]) -> quality [n] or embeddings [n, D]; may be None where the
+            policy needs none.
     """
-    need = NEEDS[selection.policy]
-    known = features(need, list(texts[: selection.candidates])) if need else None
+    name = FEATURE_OF[selection.policy]
+    values = None
+    if name is not None and features is not None:
+        values = features(name, list(texts[: selection.candidates]))
     key = fold_in(phase_key(chain_key, generation, "select"), entity)
     places = np.full(len(texts), -1, np.int64)
-    places[choose(selection, key, count, known)] = np.arange(count)
+    places[choose(selection, key, count, values)] = np.arange(count)
     return places

@@ -1,25 +1,27 @@
-"""From index plans to texts: data sets, a chain's own streams through them, and what earlier
-generations wrote.
+"""From index plans to texts, which are read from data sets and from earlier generations' texts/.
+
+A chain reads the human data set as a *stream*: rows in a random order of the chain's own, each of
+them once. An index plan holds positions in that stream.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxloop.core.keys import chain_key, fold_in, phase_key, rows_below
 from jaxloop.recursion.chains import ChainSpec
+from jaxloop.recursion.plan import IndexPlan, human_rows
 from jaxloop.recursion.workflow import (
     EXTERNAL,
     HUMAN,
     PUBLIC,
     SYNTHETIC,
-    Plan,
     external_needed,
     human_needed,
-    human_rows,
 )
 from jaxloop.runtime.atomic_io import inside
 from jaxloop.runtime.tables import read_parquet
@@ -29,12 +31,13 @@ from jaxloop.runtime.tables import read_parquet
 class Dataset:
     """Texts with the prompts that they answer.
 
-    prompts         one for all texts, or one per text (already rendered: the family puts nothing around them)
-    sample_prompts  prompts that generations answer, in turn (multi-domain: row i answers prompt i modulo their number);
-                    empty: the one prompt, or else prompts of texts drawn at random
-                    (multi_entity.md, section 3.1)
-    fingerprint     checksum of the data, for the ledger
-    outside         rows that no person wrote, of a data set that is a mixture: the ledger books them as `external`
+    prompts         one for all texts, or one per text; final: the family puts nothing around them
+    sample_prompts  prompts that generations answer, in turn (multi-domain: row i answers prompt i
+                    modulo their number); empty: the one prompt, or else prompts of texts drawn at
+                    random (arXiv 2505.21677)
+    fingerprint     checksum of the data, for the ledger; "": computed when a run begins
+    outside         numbers of the rows that no person wrote, where human and other texts are mixed
+                    in one data set: the ledger counts them as `external`
     """
 
     texts: Sequence[str]
@@ -47,117 +50,118 @@ class Dataset:
         """Prompt that text `row` answers."""
         return self.prompts if isinstance(self.prompts, str) else self.prompts[row]
 
+    def items(self, rows: np.ndarray) -> Iterator[tuple[str, str]]:
+        """Texts and prompts of rows [n]."""
+        for row in rows.tolist():
+            yield self.texts[row], self.prompt(row)
+
 
 def check_data(chains: Sequence[ChainSpec], data: Mapping[str, Dataset], generations: int) -> None:
-    """Raises ValueError, naming field and numbers, where a chain lacks a data set or the data set
-    lacks items.
+    """Check that every chain has its data sets and that they hold enough items.
+
+    Raises:
+        ValueError: one is missing, empty or too small; the message names the field and the numbers.
     """
     for chain in chains:
-        flow = chain.workflow
-        for field, name in [("dataset", n) for n in _names(chain)] + [
-            ("public", chain.public),
-            ("external", chain.external),
-        ]:
-            if name is None:
-                continue
-            if name not in data:
-                raise ValueError(
-                    f"{field}={name!r}: no such data set; there are "
-                    f"{', '.join(sorted(data)) or 'none'}"
-                )
-            found = data[name]
-            if not len(found.texts):
-                raise ValueError(f"{field}={name!r}: the data set is empty")
-            if not isinstance(found.prompts, str) and len(found.prompts) != len(found.texts):
-                raise ValueError(
-                    f"{field}={name!r}: has {len(found.texts)} texts but {len(found.prompts)} "
-                    "prompts"
-                )
-        for name, count in chain.probes:
-            if name not in data or len(data[name].texts) < count:
-                there = (
-                    f"has {len(data[name].texts):,} items" if name in data else "no such data set"
-                )
-                raise ValueError(
-                    f"probes: {name!r}: {there}, chain {chain.id} asks for the first {count:,}"
-                )
-        for entity in range(flow.entities):
-            name, rank, sharing = _place(chain, entity)
-            _enough(
-                "dataset",
-                name,
-                len(data[name].texts),
-                _stream_length(chain, entity, generations) * sharing,
-                chain,
-                "human items",
-                generations,
+        _check_datasets(chain, data)
+        _check_sizes(chain, data, generations)
+
+
+def _check_datasets(chain: ChainSpec, data: Mapping[str, Dataset]) -> None:
+    """Raises ValueError where a data set that a chain names is absent, empty or malformed."""
+    names = (chain.dataset,) if isinstance(chain.dataset, str) else chain.dataset
+    fields: list[tuple[str, str | None]] = [("dataset", name) for name in names]
+    fields += [("public", chain.public), ("external", chain.external)]
+    for field, name in fields:
+        if name is None:
+            continue
+        if name not in data:
+            raise ValueError(
+                f"{field}={name!r}: no such data set; there are {', '.join(sorted(data)) or 'none'}"
             )
-        if flow.external:
-            needed = external_needed(flow, generations) * flow.entities
-            _enough(
-                "external",
-                chain.external,
-                len(data[chain.external].texts),
-                needed,
-                chain,
-                "items",
-                generations,
+        dataset = data[name]
+        if not len(dataset.texts):
+            raise ValueError(f"{field}={name!r}: the data set is empty")
+        if not isinstance(dataset.prompts, str) and len(dataset.prompts) != len(dataset.texts):
+            raise ValueError(
+                f"{field}={name!r}: has {len(dataset.texts)} texts but {len(dataset.prompts)} "
+                "prompts"
             )
-        if flow.exchange is not None and flow.exchange.public:
-            _enough(
-                "public",
-                chain.public,
-                len(data[chain.public].texts),
-                flow.exchange.public,
-                chain,
-                "items",
-                generations,
+    for name, count in chain.probes:
+        if name not in data or len(data[name].texts) < count:
+            available = "no such data set"
+            if name in data:
+                available = f"has {len(data[name].texts):,} items"
+            raise ValueError(
+                f"probes: {name!r}: {available}, chain {chain.id} asks for the first {count:,}"
             )
 
 
-def _enough(field, name, available, needed, chain, what, generations):
-    if available < needed:
-        raise ValueError(
-            f"{field}={name!r}: has {available:,} {what}, chain {chain.id} needs {needed:,} in "
-            f"{generations} generations; "
-            "take more data, fewer generations or a smaller size"
-        )
+def _check_sizes(chain: ChainSpec, data: Mapping[str, Dataset], generations: int) -> None:
+    """Raises ValueError where a data set has fewer items than the chain uses."""
+    flow = chain.workflow
+    needs: list[tuple[str, str | None, str, int]] = []
+    for entity in range(flow.entities):
+        reader = _reader(chain, entity)
+        needed = _stream_length(chain, entity, generations) * reader.readers
+        needs.append(("dataset", reader.dataset, "human items", needed))
+    if flow.external:
+        needed = external_needed(flow, generations) * flow.entities
+        needs.append(("external", chain.external, "items", needed))
+    if flow.exchange is not None and flow.exchange.public:
+        needs.append(("public", chain.public, "items", flow.exchange.public))
+    for field, name, items, needed in needs:
+        available = 0 if name is None else len(data[name].texts)
+        if available < needed:
+            raise ValueError(
+                f"{field}={name!r}: has {available:,} {items}, chain {chain.id} needs "
+                f"{needed:,} in {generations} generations; "
+                "take more data, fewer generations or a smaller size"
+            )
 
 
-def _names(chain):
-    return (chain.dataset,) if isinstance(chain.dataset, str) else chain.dataset
+class _Reader(NamedTuple):
+    """An entity as a reader of its data set.
+
+    dataset  name of the data set
+    rank     its rank among the entities that read the same data set
+    readers  how many entities read it
+    """
+
+    dataset: str
+    rank: int
+    readers: int
 
 
-def _place(chain, entity):
-    """(data set, rank among the entities that read it, how many read it)."""
+def _reader(chain: ChainSpec, entity: int) -> _Reader:
     name = chain.dataset_of(entity)
-    sharing = [k for k in range(chain.workflow.entities) if chain.dataset_of(k) == name]
-    return name, sharing.index(entity), len(sharing)
+    readers = [k for k in range(chain.workflow.entities) if chain.dataset_of(k) == name]
+    return _Reader(name, readers.index(entity), len(readers))
 
 
-def _stream_length(chain, entity, generations):
+def _stream_length(chain: ChainSpec, entity: int, generations: int) -> int:
     if chain.workflow.exchange is not None:
         return chain.workflow.exchange.private[entity]
     return human_needed(chain.workflow, generations)
 
 
 @lru_cache(maxsize=1024)
-def _stream(seed: int, available: int, needed: int, rank: int, sharing: int) -> np.ndarray:
-    return human_rows(chain_key(seed), available, needed, entity=rank, entities=sharing).astype(
-        np.int32
-    )
+def _stream(seed: int, available: int, needed: int, rank: int, readers: int) -> np.ndarray:
+    rows = human_rows(chain_key(seed), available, needed, entity=rank, entities=readers)
+    return rows.astype(np.int32)
 
 
 def human_stream(
     chain: ChainSpec, data: Mapping[str, Dataset], generations: int, entity: int = 0
 ) -> np.ndarray:
-    """Rows of the entity's data set in the order in which the chain uses them: generation 0's
-    first, then each generation's fresh ones.
+    """Return the rows (int32) of an entity's data set in the order in which the chain uses them.
+
+    Generation 0's come first, then each generation's fresh ones.
     """
-    name, rank, sharing = _place(chain, entity)
-    return _stream(
-        chain.seed, len(data[name].texts), _stream_length(chain, entity, generations), rank, sharing
-    )
+    reader = _reader(chain, entity)
+    available = len(data[reader.dataset].texts)
+    needed = _stream_length(chain, entity, generations)
+    return _stream(chain.seed, available, needed, reader.rank, reader.readers)
 
 
 def human_texts(chain: ChainSpec, data: Mapping[str, Dataset], *, entity: int = 0) -> list[str]:
@@ -167,18 +171,36 @@ def human_texts(chain: ChainSpec, data: Mapping[str, Dataset], *, entity: int = 
     return [texts[row] for row in rows]
 
 
-def booked(plan: Plan, chain: ChainSpec, data: Mapping[str, Dataset], generations: int) -> Plan:
-    """The plan (NumPy, valid rows only) as the ledger books it: rows of the human stream that are
-    `outside` rows of their data set are external.
+def as_booked(
+    plan: IndexPlan, chain: ChainSpec, data: Mapping[str, Dataset], generations: int
+) -> IndexPlan:
+    """Return a plan (as from `on_host`) with the sources that the ledger counts.
+
+    Human rows that are `outside` rows of their data set become external.
     """
     source = np.array(plan.source)
     for entity in range(chain.workflow.entities):
         outside = data[chain.dataset_of(entity)].outside
-        chosen = np.flatnonzero((plan.source == HUMAN) & (plan.entity == entity)) if outside else ()
+        if not outside:
+            continue
+        chosen = _rows_of(plan, HUMAN, entity=entity)
         if len(chosen):
-            rows = human_stream(chain, data, generations, entity)[plan.index[chosen]]
+            stream = human_stream(chain, data, generations, entity)
+            rows = stream[np.asarray(plan.position)[chosen]]
             source[chosen[np.isin(rows, list(outside))]] = EXTERNAL
     return plan._replace(source=source)
+
+
+def _rows_of(
+    plan: IndexPlan, source: int, *, entity: int | None = None, generation: int | None = None
+) -> np.ndarray:
+    """Rows of a plan with a source and, where given, an entity or generation."""
+    chosen = np.asarray(plan.source) == source
+    if entity is not None:
+        chosen &= np.asarray(plan.entity) == entity
+    if generation is not None:
+        chosen &= np.asarray(plan.generation) == generation
+    return np.flatnonzero(chosen)
 
 
 def texts_path(chain: ChainSpec, generation: int) -> str:
@@ -187,75 +209,76 @@ def texts_path(chain: ChainSpec, generation: int) -> str:
 
 
 def materialise(
-    plan: Plan, chain: ChainSpec, data: Mapping[str, Dataset], root: Path, generations: int
+    plan: IndexPlan, chain: ChainSpec, data: Mapping[str, Dataset], root: Path, generations: int
 ) -> tuple[list[str], list[str]]:
-    """Texts and prompts of the rows of a plan (NumPy, valid rows only), read from the data sets and
-    from texts/ in the run directory.
+    """Return the texts and prompts of the rows of a plan (as from `on_host`).
+
+    They are read from the data sets and from texts/ in the run directory `root`.
     """
     texts, prompts = [""] * len(plan.source), [""] * len(plan.source)
 
-    def fill(chosen, rows, found, prompt_of):
-        for i, row in zip(chosen, rows, strict=True):
-            texts[i], prompts[i] = found[row], prompt_of(row)
+    def put(rows: np.ndarray, items: Iterable[tuple[str, str]]) -> None:
+        for row, (text, prompt) in zip(rows.tolist(), items, strict=True):
+            texts[row], prompts[row] = text, prompt
 
-    for entity in np.unique(plan.entity[plan.source == HUMAN]).tolist():
-        chosen = np.flatnonzero((plan.source == HUMAN) & (plan.entity == entity))
-        human = data[chain.dataset_of(entity)]
-        stream = human_stream(chain, data, generations, entity)
-        fill(chosen, stream[plan.index[chosen]].tolist(), human.texts, human.prompt)
-    for generation in np.unique(plan.generation[plan.source == SYNTHETIC]).tolist():
-        row = "row" if chain.workflow.selection is None else "selected"
-        written = read_parquet(
-            inside(root, texts_path(chain, generation)), ["entity", row, "text", "prompt"]
-        )
-        place = {
-            pair: i
-            for i, pair in enumerate(
-                zip(written["entity"].tolist(), written[row].tolist(), strict=True)
-            )
-        }
-        chosen = np.flatnonzero((plan.source == SYNTHETIC) & (plan.generation == generation))
-        rows = [
-            place[pair]
-            for pair in zip(plan.entity[chosen].tolist(), plan.index[chosen].tolist(), strict=True)
-        ]
-        fill(chosen, rows, written["text"], written["prompt"].__getitem__)
-    if chain.external is not None and (plan.source == EXTERNAL).any():
-        chosen = np.flatnonzero(plan.source == EXTERNAL)
-        outside, flow = data[chain.external], chain.workflow
-        key = phase_key(chain.key, 0, "external")
-        needed, sharing = external_needed(flow, generations), flow.entities
-        streams = [
-            human_rows(key, len(outside.texts), needed, entity=k, entities=sharing)
-            for k in range(sharing)
-        ]
-        fill(
-            chosen,
-            [
-                int(streams[k][i])
-                for k, i in zip(plan.entity[chosen], plan.index[chosen], strict=True)
-            ],
-            outside.texts,
-            outside.prompt,
-        )
-    if chain.public is not None and (plan.source == PUBLIC).any():
-        chosen = np.flatnonzero(plan.source == PUBLIC)
-        fill(
-            chosen, plan.index[chosen].tolist(), data[chain.public].texts, data[chain.public].prompt
-        )
+    position, entities = np.asarray(plan.position), np.asarray(plan.entity)
+    for entity in range(chain.workflow.entities):
+        rows = _rows_of(plan, HUMAN, entity=entity)
+        if len(rows):
+            stream = human_stream(chain, data, generations, entity)
+            put(rows, data[chain.dataset_of(entity)].items(stream[position[rows]]))
+    synthetic = np.asarray(plan.source) == SYNTHETIC
+    for generation in np.unique(np.asarray(plan.generation)[synthetic]).tolist():
+        rows = _rows_of(plan, SYNTHETIC, generation=generation)
+        put(rows, _generated(chain, generation, root, entities[rows], position[rows]))
+    rows = _rows_of(plan, EXTERNAL)
+    if len(rows) and chain.external is not None:
+        outside = data[chain.external]
+        streams = _external_streams(chain, len(outside.texts), generations)
+        put(rows, outside.items(streams[entities[rows], position[rows]]))
+    rows = _rows_of(plan, PUBLIC)
+    if len(rows) and chain.public is not None:
+        put(rows, data[chain.public].items(position[rows]))
     return texts, prompts
+
+
+def _generated(
+    chain: ChainSpec, generation: int, root: Path, entities: np.ndarray, positions: np.ndarray
+) -> Iterator[tuple[str, str]]:
+    """Texts and prompts that the models of a generation wrote, by entity and position."""
+    number = "row" if chain.workflow.selection is None else "selected"
+    path = inside(root, texts_path(chain, generation))
+    table = read_parquet(path, ["entity", number, "text", "prompt"])
+    keys = zip(
+        np.asarray(table["entity"]).tolist(), np.asarray(table[number]).tolist(), strict=True
+    )
+    rows = {key: row for row, key in enumerate(keys)}
+    for key in zip(entities.tolist(), positions.tolist(), strict=True):
+        yield table["text"][rows[key]], table["prompt"][rows[key]]
+
+
+def _external_streams(chain: ChainSpec, available: int, generations: int) -> np.ndarray:
+    """Rows [K, needed] of the external data set, a stream for each entity."""
+    key, entities = phase_key(chain.key, 0, "external"), chain.workflow.entities
+    needed = external_needed(chain.workflow, generations)
+    return np.stack(
+        [human_rows(key, available, needed, entity=k, entities=entities) for k in range(entities)]
+    )
 
 
 def sampling_prompts(
     chain: ChainSpec, data: Mapping[str, Dataset], generation: int, entity: int, count: int
 ) -> list[str]:
-    """The prompts [count] that an entity answers in a generation; prompt i does not depend on
-    `count`.
+    """Return the prompts [count] that an entity answers in a generation.
+
+    Prompt i does not depend on `count`.
     """
     human = data[chain.dataset_of(entity)]
-    turns = human.sample_prompts or ((human.prompts,) if isinstance(human.prompts, str) else ())
-    if turns:
-        return [turns[i % len(turns)] for i in range(count)]
+    in_turn = human.sample_prompts
+    if not in_turn and isinstance(human.prompts, str):
+        in_turn = (human.prompts,)
+    if in_turn:
+        return [in_turn[i % len(in_turn)] for i in range(count)]
     key = fold_in(phase_key(chain.key, generation, "prompts"), entity)
     drawn = np.asarray(rows_below(key, np.arange(count, dtype=np.uint32), len(human.texts)))
     return [human.prompt(row) for row in drawn.tolist()]
@@ -267,7 +290,8 @@ def probe_rows(chain: ChainSpec) -> int:
 
 
 def probe_prompts(chain: ChainSpec, data: Mapping[str, Dataset]) -> list[str]:
-    """The probes of a chain, the same for every entity and generation: set after set, the prompts
-    of its first items.
+    """Return the prompts of a chain's probes, the same for every entity and generation.
+
+    They are those of the first items of one data set after another.
     """
     return [data[name].prompt(row) for name, count in chain.probes for row in range(count)]

@@ -1,1 +1,1 @@
-"""Figures, tables and pages of a run."""
+"""Figures and HTML reports, and the summaries of metrics that they show."""

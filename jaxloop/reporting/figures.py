@@ -1,19 +1,22 @@
-"""Figures as matplotlib draws them: PNG files, and inline SVG that takes its colours from the page."""
+"""Figures by matplotlib: PNG files, and inline SVG that takes its colours from the page."""
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# name -> (title, what it says); a name may have options: distinct_n(n=2)
+# Metric -> (title, one sentence on its meaning); a name may have options, as in distinct_n(n=2).
 TITLES: dict[str, tuple[str, str]] = {
     "cosine_diversity": (
         "Semantic diversity",
@@ -77,7 +80,7 @@ _RAMP = (
 )
 INK, MUTED, GRID, _PAPER = "#1b1f24", "#6a737d", "#e3e6ea", "#ffffff"
 _MARKERS = "osD^vP"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "text.parse_math": False,
@@ -100,19 +103,21 @@ STYLE = {
 
 
 def title(metric: str) -> tuple[str, str]:
-    """(title, what it says) of a metric; a name not in `TITLES` is its own title, options follow
-    the title.
+    """Return the title of a metric, and a sentence on its meaning ("" if there is none).
+
+    A name that is not in `TITLES` is its own title; options follow the title.
     """
+    if metric in TITLES:
+        return TITLES[metric]
     name, bracket, options = metric.partition("(")
-    heading, note = (
-        TITLES.get(metric) or TITLES.get(name) or (name.replace("_", " ").capitalize(), "")
-    )
-    return (heading, note) if metric in TITLES or not bracket else (f"{heading} ({options}", note)
+    heading, note = TITLES.get(name, (name.replace("_", " ").capitalize(), ""))
+    return (f"{heading} ({options}" if bracket else heading), note
 
 
 def palette(count: int) -> list[tuple[str, str]]:
-    """`count` pairs (colour on light, colour on dark), spread over the ramp; repeats beyond its
-    length.
+    """Return `count` pairs (colour on a light page, on a dark page), spread over the colour ramp.
+
+    They repeat if there are more than the ramp has.
     """
     if count <= 1:
         return [_RAMP[0]][:count]
@@ -122,8 +127,9 @@ def palette(count: int) -> list[tuple[str, str]]:
 
 
 def printable(text: object) -> str:
-    """`text` as something that every file and every page can show: lone surrogates, control and
-    text-direction characters are spelled out.
+    """Return `text` with lone surrogates, control and text-direction characters as escapes.
+
+    So every file and every page can show it.
     """
     pictures = {i: chr(0x2400 + i) for i in range(32) if i not in (9, 10)} | {127: "\u2421"}
     hidden = [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF]
@@ -145,72 +151,30 @@ def curve(
     size: tuple[float, float] = (4.2, 2.7),
     titled: bool = True,
 ) -> Figure:
-    """One panel: the metric by generation, one line per value of `line`, a band of one standard
-    error where there are replicates.
+    """Return one panel: the metric by generation, one line per value of `line`.
 
-    summary: what `scores.by_generation` returns; reference: value of the metric on human text,
-    drawn as a dotted line.
+    A band shows one standard error where there are replicates.
+
+    Args:
+        summary: what `scores.by_generation` returns.
+        reference: value of the metric on human text, drawn as a dotted line.
+        size: in inches.
     """
     rows = summary[summary["metric"] == metric]
     names = list(summary["line"].cat.categories)
+    colours = [light for light, _ in palette(len(names))]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         if reference is not None and reference == reference:
             axes.axhline(reference, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
-        for i, (name, (colour, _)) in enumerate(zip(names, palette(len(names)), strict=True)):
-            line = rows[rows["line"] == name]
-            x, mean, se = (line[c].to_numpy(float) for c in ("generation", "mean", "se"))
-            axes.fill_between(x, mean - se, mean + se, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(
-                x,
-                mean,
-                color=colour,
-                linewidth=1.8,
-                marker=_MARKERS[i % len(_MARKERS)],
-                markersize=3.6,
-                label=printable(name),
-            )
+        _draw_lines(axes, rows, names, colours)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(length=0)
         axes.margins(x=0.03)
         axes.set_xlabel("generation")
-        gone = rows[rows["collapsed"] > 0] if "collapsed" in rows else rows[:0]
-        for name, (colour, _) in zip(names, palette(len(names)), strict=True):
-            at = gone.loc[gone["line"] == name, "generation"].to_numpy(float)
-            # On the lower edge, whatever the values are: a collapsed set has none that could be
-            # drawn.
-            axes.plot(
-                at,
-                np.full(len(at), 0.03),
-                transform=axes.get_xaxis_transform(),
-                color=colour,
-                marker="x",
-                markersize=5,
-                linestyle="none",
-            )
-        if len(gone):
-            axes.text(
-                1,
-                0.06,
-                "x: collapsed",
-                transform=axes.transAxes,
-                ha="right",
-                fontsize=8,
-                color=MUTED,
-            )
-        elif not rows["mean"].notna().any():
-            axes.text(
-                0.5,
-                0.5,
-                "no value",
-                transform=axes.transAxes,
-                ha="center",
-                va="center",
-                color=MUTED,
-            )
-            axes.set_yticks([])
+        _mark_collapsed(axes, rows, names, colours)
         if titled:
             axes.set_title(printable(title(metric)[0]), loc="left", fontweight="bold", fontsize=11)
             if len(names) > 1:
@@ -218,16 +182,64 @@ def curve(
         return figure
 
 
-def style():
-    """The look of every figure, as a context: `with figures.style(): ...`."""
+def _draw_lines(
+    axes: Axes, rows: pd.DataFrame, names: Sequence[str], colours: Sequence[str]
+) -> None:
+    for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        line = rows[rows["line"] == name]
+        x, mean, se = (line[c].to_numpy(float) for c in ("generation", "mean", "se"))
+        axes.fill_between(x, mean - se, mean + se, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(
+            x,
+            mean,
+            color=colour,
+            linewidth=1.8,
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=3.6,
+            label=printable(name),
+        )
+
+
+def _mark_collapsed(
+    axes: Axes, rows: pd.DataFrame, names: Sequence[str], colours: Sequence[str]
+) -> None:
+    """Mark the generations whose set of texts has collapsed, or write that there is no value.
+
+    The marks are on the lower edge, since a collapsed set has no value that could be drawn.
+    """
+    gone = rows[rows["collapsed"] > 0] if "collapsed" in rows else rows[:0]
+    for name, colour in zip(names, colours, strict=True):
+        at = gone.loc[gone["line"] == name, "generation"].to_numpy(float)
+        axes.plot(
+            at,
+            np.full(len(at), 0.03),
+            transform=axes.get_xaxis_transform(),
+            color=colour,
+            marker="x",
+            markersize=5,
+            linestyle="none",
+        )
+    where = axes.transAxes
+    if len(gone):
+        axes.text(1, 0.06, "x: collapsed", transform=where, ha="right", fontsize=8, color=MUTED)
+    elif not rows["mean"].notna().any():
+        axes.text(0.5, 0.5, "no value", transform=where, ha="center", va="center", color=MUTED)
+        axes.set_yticks([])
+
+
+def style() -> AbstractContextManager[None]:
+    """Return the look of every figure, as a context: `with figures.style(): ...`."""
     return matplotlib.rc_context(STYLE)
 
 
 def panels(
-    rows: int, columns: int, *, panel: tuple[float, float] = (3.4, 2.6), **options
+    rows: int, columns: int, *, panel: tuple[float, float] = (3.4, 2.6), **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """An empty figure and its axes [rows, columns], each of the size `panel` in inches; to be
-    called within `style`.
+    """Return an empty figure and its axes [rows, columns]; to be called within `style`.
+
+    Args:
+        panel: the size of each in inches.
+        options: of matplotlib's `Figure.subplots`.
     """
     figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
@@ -237,17 +249,15 @@ def panels(
 
 
 def mean_line(
-    axes, table: pd.DataFrame, x: str, y: str, *, colour: str, name: str, marker: str = "o"
+    axes: Axes, table: pd.DataFrame, x: str, y: str, *, colour: str, name: str, marker: str = "o"
 ) -> None:
-    """Mean of y by x with a band of one standard error (sd / sqrt(n), ddof 1) where a mean is of
-    several values.
+    """Draw the mean of y at each x, with a band of one standard error where there are several y.
+
+    The standard error is sd / sqrt(n), ddof 1.
     """
-    found = table.groupby(x)[y].agg(["mean", "sem"])
-    at, mean, se = (
-        found.index.to_numpy(float),
-        found["mean"].to_numpy(float),
-        found["sem"].fillna(0).to_numpy(float),
-    )
+    means = table.groupby(x)[y].agg(["mean", "sem"])
+    at = means.index.to_numpy(float)
+    mean, se = means["mean"].to_numpy(float), means["sem"].fillna(0).to_numpy(float)
     axes.fill_between(at, mean - se, mean + se, color=colour, alpha=0.18, linewidth=0)
     axes.plot(
         at, mean, color=colour, linewidth=1.8, marker=marker, markersize=3.6, label=printable(name)
@@ -255,7 +265,7 @@ def mean_line(
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file; equal figures give equal bytes."""
+    """Return the figure as a PNG file; equal figures give equal bytes."""
     out = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         FigureCanvasAgg(figure).print_png(out, metadata={"Software": None}, pil_kwargs=None)
@@ -263,10 +273,12 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an `<svg>` element for a page that defines --ink, --muted, --grid and --c0,
-    --c1, …; equal figures give equal text.
+    """Return the figure as an `<svg>` element; equal figures give equal text.
 
-    name: prefix of the element ids, so that several figures can stand on one page.
+    It is for a page that defines the CSS variables of `colours_css`.
+
+    Args:
+        name: prefix of the element ids, so that several figures can stand on one page.
     """
     out = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -293,12 +305,12 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def colour_name(light: str) -> str:
-    """The CSS variable, without dashes, of a colour of the ramp."""
+    """Return the name of the CSS variable of a colour (as on a light page), without dashes."""
     return "c" + light.lstrip("#")
 
 
 def colours_css() -> Mapping[str, tuple[str, str]]:
-    """CSS variable -> (colour on light, colour on dark) for everything that `svg` refers to."""
+    """Return {CSS variable: (colour on light, colour on dark)} for all that `svg` refers to."""
     fixed = {
         "ink": (INK, "#e8eaed"),
         "muted": (MUTED, "#9aa3ad"),
@@ -311,20 +323,13 @@ def colours_css() -> Mapping[str, tuple[str, str]]:
 def write(
     metrics_summary: pd.DataFrame, folder: Path, references: Mapping[str, float] | None = None
 ) -> list[Path]:
-    """`folder`/<metric>.png for every metric of a summary; returns the paths."""
+    """Write `folder`/<metric>.png for every metric of a summary, and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for metric in dict.fromkeys(metrics_summary["metric"]):
         path = folder / (re.sub(r"[^\w.-]", "_", metric) + ".png")
-        path.write_bytes(
-            png(
-                curve(
-                    metrics_summary,
-                    metric,
-                    reference=(references or {}).get(metric),
-                    size=(6.4, 4.0),
-                )
-            )
-        )
+        reference = (references or {}).get(metric)
+        figure = curve(metrics_summary, metric, reference=reference, size=(6.4, 4.0))
+        path.write_bytes(png(figure))
         paths.append(path)
     return paths

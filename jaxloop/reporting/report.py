@@ -1,11 +1,9 @@
-"""One page per study: self-contained HTML that loads nothing, runs nothing and shows any text
-safely.
-"""
+"""One page per study: self-contained HTML that loads nothing, runs nothing and is safe to open."""
 
 import importlib.resources
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -20,15 +18,21 @@ LONGEST = 2000
 # The first of these that was measured is the headline.
 HEADLINES = ("cosine_diversity", "lexical_diversity", "distinct_n(n=2)", "distinct_n", "self_bleu")
 # How the files of a run of chains are read.
-FILES = """import pathlib, pandas as pd
-metrics = pd.read_csv("metrics.csv")        # study, chain, its factors, entity, generation, metric, value
-ledger = pd.read_parquet("ledger.parquet")  # which data, from where, trained which model, for how many steps
-texts = pd.concat({str(p): pd.read_parquet(p) for p in sorted(pathlib.Path("texts").rglob("*.parquet"))})  # every text that was written"""
+FILES = (
+    "import pathlib, pandas as pd\n"
+    'metrics = pd.read_csv("metrics.csv")        '
+    "# study, chain, its factors, entity, generation, metric, value\n"
+    'ledger = pd.read_parquet("ledger.parquet")  '
+    "# which data, from where, trained which model, for how many steps\n"
+    "texts = pd.concat({str(p): pd.read_parquet(p) for p in "
+    'sorted(pathlib.Path("texts").rglob("*.parquet"))})  # every text that was written'
+)
 
 
 class Samples(NamedTuple):
-    """Texts of one chain: the same rows of its first and of its last generation. line: as
-    `scores.with_lines` names it.
+    """Texts of one chain: the same rows of its first and of its last generation.
+
+    line: as `scores.with_lines` names it.
     """
 
     line: str
@@ -40,8 +44,9 @@ class Samples(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure of a `Section`, its title and what it says; `wide`: over the whole width of the
-    page.
+    """A figure of a `Section`, with its title and a note.
+
+    wide: whether it takes the whole width of the page.
     """
 
     title: str
@@ -51,7 +56,7 @@ class Drawing(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of a `Section`: a row is a list of cells, text or numbers, the first one a heading."""
+    """A table of a `Section`; a row is a list of cells (text or numbers), the first its heading."""
 
     title: str
     note: str
@@ -60,7 +65,7 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What a study shows of its own: paragraphs, figures, then tables, under a heading."""
+    """A part of the page that a study adds: a heading, paragraphs, figures, then tables."""
 
     title: str
     note: str = ""
@@ -70,7 +75,7 @@ class Section(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A chain that stopped: in which generation, and why."""
+    """A chain that stopped, in which generation, and the reason."""
 
     chain: str
     generation: int
@@ -84,7 +89,7 @@ def render(
     subtitle: str = "",
     samples: Sequence[Samples] = (),
     failures: Sequence[Failure] = (),
-    facts: Sequence[tuple[str, str]] = (),
+    run_info: Sequence[tuple[str, str]] = (),
     config: Mapping[str, Any] | None = None,
     versions: Sequence[tuple[str, str]] = (),
     references: Mapping[str, float] | None = None,
@@ -92,40 +97,21 @@ def render(
     headline: str | None = None,
     files: str = FILES,
 ) -> str:
-    """The page as text; equal arguments give equal text.
+    """Return the page as text; equal arguments give equal text.
 
-    metrics: tidy table (chain, factors, generation, metric, value); facts: (name, value) lines
-    about the run; references: metric -> its value on human text; sections: what the study shows of
-    its own, before the curves of its metrics; headline: the metric of the tiles (None: the first of
-    `HEADLINES`); files: how the run's files are read, in Python. Metrics are shown in the order of
-    their first appearance. Texts longer than `LONGEST` characters are cut, and say so.
+    Metrics are shown in the order of their first appearance. Texts longer than `LONGEST` characters
+    are cut, and say so.
+
+    Args:
+        metrics: tidy table (chain, factors, generation, metric, value).
+        run_info: (name, value) lines about the run.
+        references: {metric: its value on human text}.
+        sections: parts that the study adds before the curves of its metrics.
+        headline: the metric of the boxes at the top; None: the first of `HEADLINES` that there is.
+        files: Python code that reads the run's files, shown on the page.
     """
-    summary = scores.by_generation(metrics)
-    lines = list(summary["line"].cat.categories)
-    colours = [figures.colour_name(light) for light, _ in figures.palette(len(lines))]
-    key = [
-        {"line": printable(line), "colour": colour}
-        for line, colour in zip(lines, colours, strict=True)
-    ]
-    names = list(dict.fromkeys(metrics["metric"]))
-    relative, without = (
-        scores.relative(metrics).set_index(["metric", "line"]),
-        scores.crossing(metrics),
-    )
-    gone = (
-        summary[summary["generation"] > int(metrics["generation"].max()) - scores.LAST]
-        if len(metrics)
-        else summary
-    )
-    relative = relative.assign(
-        collapsed=gone.groupby(["metric", "line"], observed=True)["collapsed"]
-        .max()
-        .reindex(relative.index)
-        .fillna(0)
-    )
-    final = int(metrics["generation"].max()) if len(metrics) else 0
-    values = summary.set_index(["metric", "line", "generation"])
-    references = references or {}
+    measured = _measured(metrics, references or {})
+    names = measured.names
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined
     )
@@ -141,27 +127,18 @@ def render(
             for f in failures
         ],
         chains=max(metrics["chain"].nunique(), len({f.chain for f in failures})),
-        tiles=_tiles(relative, names if headline is None else [headline], lines, key, final),
-        key=key,
+        tiles=_tiles(measured, names if headline is None else [headline]),
+        key=measured.key,
         sections=[_section(section, f"s{i}") for i, section in enumerate(sections)],
-        banded=bool((summary["n"] > 1).any()),
-        dotted=any(name in references for name in names),
-        panels=[_panel(summary, name, i, references.get(name)) for i, name in enumerate(names)],
-        window=_window(final),
-        scores=[
-            {
-                "title": printable(figures.title(n)[0]),
-                "cells": [_cell(relative, (n, line), 3) for line in lines],
-            }
-            for n in names
-            if n not in without
-        ]
-        if final
-        else [],
-        without=[printable(figures.title(n)[0]) for n in without],
+        banded=bool((measured.summary["n"] > 1).any()),
+        dotted=any(name in measured.references for name in names),
+        panels=[_panel(measured, name, i) for i, name in enumerate(names)],
+        window=_window(measured.final),
+        scores=_relative_scores(measured),
+        without=[printable(figures.title(name)[0]) for name in measured.crossing],
         samples=[_samples(s) for s in samples],
-        tables=[_table(values, name, lines, final) for name in names],
-        facts=[(printable(name), printable(value)) for name, value in facts],
+        tables=[_table(measured, name) for name in names],
+        run_info=[(printable(name), printable(value)) for name, value in run_info],
         config=printable(json.dumps(config or {}, indent=2, ensure_ascii=False, default=str)),
         versions=[(printable(name), printable(value)) for name, value in versions],
         files=printable(files),
@@ -169,31 +146,94 @@ def render(
     return page + "\n"
 
 
+class _Measured(NamedTuple):
+    """The metrics of a run, summarised.
+
+    Attributes:
+        names: of the metrics, in the order of their first appearance.
+        lines: names of lines.
+        key: line and colour of each, as the page shows them.
+        final: the last generation.
+        summary: `scores.by_generation`.
+        relative: `scores.relative` by metric and line, with collapsed replicates of late
+            generations.
+        crossing: metrics of which no relative score is shown.
+        references: metric -> its value on human text.
+    """
+
+    names: list[str]
+    lines: list[str]
+    key: list[dict[str, str]]
+    final: int
+    summary: pd.DataFrame
+    relative: pd.DataFrame
+    crossing: list[str]
+    references: Mapping[str, float]
+
+
+def _measured(metrics: pd.DataFrame, references: Mapping[str, float]) -> _Measured:
+    summary = scores.by_generation(metrics)
+    lines = list(summary["line"].cat.categories)
+    key = []
+    for line, (light, _) in zip(lines, figures.palette(len(lines)), strict=True):
+        key.append({"line": printable(line), "colour": figures.colour_name(light)})
+    relative = scores.relative(metrics).set_index(["metric", "line"])
+    final = int(metrics["generation"].max()) if len(metrics) else 0
+    late = summary[summary["generation"] > final - scores.LAST] if len(metrics) else summary
+    collapsed = late.groupby(["metric", "line"], observed=True)["collapsed"].max()
+    return _Measured(
+        names=list(dict.fromkeys(metrics["metric"])),
+        lines=lines,
+        key=key,
+        final=final,
+        summary=summary,
+        relative=relative.assign(collapsed=collapsed.reindex(relative.index).fillna(0)),
+        crossing=scores.crossing(metrics),
+        references=references,
+    )
+
+
+def _relative_scores(measured: _Measured) -> list[dict[str, Any]]:
+    if not measured.final:
+        return []
+    rows = []
+    for name in measured.names:
+        if name not in measured.crossing:
+            cells = [_cell(measured.relative, (name, line), 3) for line in measured.lines]
+            rows.append({"title": printable(figures.title(name)[0]), "cells": cells})
+    return rows
+
+
 def _window(final: int) -> str:
     first = max(final - scores.LAST + 1, 1)
     return f"{first} to {final}" if final > first else str(final)
 
 
-def _tiles(
-    relative: pd.DataFrame, names: list[str], lines: list[str], key: list[dict], final: int
-) -> list[dict]:
+def _tiles(measured: _Measured, names: Sequence[str]) -> list[dict[str, str]]:
     name = next((n for n in HEADLINES if n in names), names[0] if names else None)
-    if name is None or final == 0 or len(lines) > 12:
+    if name is None or measured.final == 0 or len(measured.lines) > 12:
         return []
-    note = f"of generation 0's {figures.title(name)[0].lower()}, generations {_window(final)}"
+    of = f"of generation 0's {figures.title(name)[0].lower()}"
+    note = printable(f"{of}, generations {_window(measured.final)}")
     tiles = []
-    for line, entry in zip(lines, key, strict=True):
-        if (name, line) in relative.index and math.isfinite(relative.loc[(name, line), "mean"]):
-            row = relative.loc[(name, line)]
-            error = f"{100 * row['se']:.1f}" if math.isfinite(row["se"]) else ""
-            tiles.append(
-                entry
-                | {"value": f"{100 * row['mean']:.0f} %", "error": error, "note": printable(note)}
-            )
+    for line, entry in zip(measured.lines, measured.key, strict=True):
+        mean, se = _mean_and_error(measured.relative, (name, line))
+        if math.isfinite(mean):
+            error = f"{100 * se:.1f}" if math.isfinite(se) else ""
+            tiles.append(entry | {"value": f"{100 * mean:.0f} %", "error": error, "note": note})
     return tiles
 
 
-def _section(section: Section, name: str) -> dict:
+def _mean_and_error(table: pd.DataFrame, at: tuple[Hashable, ...]) -> tuple[float, float]:
+    """The columns mean and se of one row; nan where there is no such row."""
+    if at not in table.index:
+        return math.nan, math.nan
+    place = table.index.get_loc(at)
+    mean, se = (table[column].to_numpy(float)[place] for column in ("mean", "se"))
+    return float(mean), float(se)
+
+
+def _section(section: Section, name: str) -> dict[str, Any]:
     drawings = [
         {
             "title": printable(d.title),
@@ -223,17 +263,17 @@ def _section(section: Section, name: str) -> dict:
 
 
 def _entry(value: object) -> str:
-    """A cell: a float with the digits that say something, `–` where it is no number, anything else
-    as it is.
-    """
+    """A cell as text: a float with its significant digits, `–` for nan, anything else as it is."""
     if isinstance(value, float):
         return _number(value, value) if math.isfinite(value) else "–"
     return printable(value)
 
 
-def _panel(summary: pd.DataFrame, name: str, number: int, reference: float | None) -> dict:
+def _panel(measured: _Measured, name: str, number: int) -> dict[str, Any]:
     heading, note = figures.title(name)
-    figure = figures.curve(summary, name, reference=reference, titled=False)
+    figure = figures.curve(
+        measured.summary, name, reference=measured.references.get(name), titled=False
+    )
     return {
         "title": printable(heading),
         "note": printable(note),
@@ -241,11 +281,13 @@ def _panel(summary: pd.DataFrame, name: str, number: int, reference: float | Non
     }
 
 
-def _cell(table: pd.DataFrame, at: tuple, decimals: int | None = None) -> dict:
+def _cell(
+    table: pd.DataFrame, at: tuple[Hashable, ...], decimals: int | None = None
+) -> dict[str, str]:
     if at not in table.index:
         return {"mean": "–", "se": ""}
-    row = table.loc[at]
-    mean, se, collapsed = row["mean"], row["se"], int(row.get("collapsed", 0))
+    mean, se = _mean_and_error(table, at)
+    collapsed = int(table["collapsed"].to_numpy()[table.index.get_loc(at)])
     if not math.isfinite(mean):
         return {"mean": "collapsed" if collapsed else "–", "se": ""}
     some = f" ({collapsed} more collapsed)" if collapsed else ""
@@ -256,7 +298,7 @@ def _cell(table: pd.DataFrame, at: tuple, decimals: int | None = None) -> dict:
 
 
 def _number(value: float, like: float, decimals: int | None = None) -> str:
-    """`value` with the decimals that show four significant digits of `like`, or with so many."""
+    """`value` with `decimals` decimals; None: as many as show four significant digits of `like`."""
     if decimals is not None and abs(like) < 1e4:
         return f"{value:.{decimals}f}"
     scale = abs(like)
@@ -266,7 +308,7 @@ def _number(value: float, like: float, decimals: int | None = None) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def _samples(s: Samples) -> dict:
+def _samples(s: Samples) -> dict[str, Any]:
     rows = [(_short(a), _short(b)) for a, b in zip(s.first, s.last, strict=False)]
     return {
         "line": printable(s.line),
@@ -282,9 +324,10 @@ def _short(text: str) -> str:
     return shown if len(text) <= LONGEST else f"{shown}… ({len(text) - LONGEST:,} more characters)"
 
 
-def _table(values: pd.DataFrame, name: str, lines: list[str], final: int) -> dict:
-    rows = [
-        {"generation": g, "cells": [_cell(values, (name, line, g)) for line in lines]}
-        for g in range(final + 1)
-    ]
+def _table(measured: _Measured, name: str) -> dict[str, Any]:
+    values = measured.summary.set_index(["metric", "line", "generation"])
+    rows = []
+    for generation in range(measured.final + 1):
+        cells = [_cell(values, (name, line, generation)) for line in measured.lines]
+        rows.append({"generation": generation, "cells": cells})
     return {"title": printable(figures.title(name)[0]), "name": printable(name), "rows": rows}

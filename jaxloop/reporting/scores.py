@@ -1,43 +1,44 @@
-"""Summaries of a tidy metrics table: means over seeds by generation, and scores relative to
-generation 0.
+"""Summaries of a tidy metrics table: means over seeds, and scores relative to generation 0.
 
 A metrics table has the columns chain, generation, metric, value and one column per factor (ratio,
-seed, …). Chains that differ only in `seed` are replicates of one *line*; every other factor with
-more than one value tells lines apart. Of a chain with several entities the mean over entities is
-taken.
+seed, …). Chains that differ only in `seed` are replicates of one *line* (a curve of a figure);
+lines differ in the other factors that have more than one value. If a chain has several entities,
+the mean over them is taken.
 """
 
 import fractions
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 FIXED = ("study", "chain", "entity", "generation", "metric", "value")
 LAST = 5
-# Metrics whose value for a collapsed set of texts is infinite or undefined, as their docstrings
-# say.
+# Metrics whose value for a collapsed set of texts is infinite or undefined (see their docstrings).
 COLLAPSING = ("kl_entropy", "negentropy")
 
 
 def factors(metrics: pd.DataFrame) -> list[str]:
-    """The factor columns that tell lines apart: those that vary, without `seed`; `ratio` alone
-    where none does.
+    """Return the factor columns in which lines differ.
+
+    They are those with several values, without `seed`; `ratio` alone if there are none.
     """
     names = [c for c in metrics.columns if c not in FIXED and c != "seed"]
     varying = [c for c in names if metrics[c].nunique(dropna=False) > 1]
     return varying or [c for c in names if c == "ratio"]
 
 
-def label(factor: str, value: object) -> str:
-    """`r = 1/8`, `dataset = docs`."""
+def label(factor: str, value: Any) -> str:
+    """Return a factor with its value as text: `r = 1/8`, `dataset = docs`."""
     if factor == "ratio":
         return f"r = {share(float(value))}"
     return f"{factor} = {value:g}" if isinstance(value, float) else f"{factor} = {value}"
 
 
 def share(value: float) -> str:
-    """0.125 -> `1/8`; what is no short fraction stays a decimal."""
+    """Return a ratio as text: 0.125 as `1/8`, a decimal number where no short fraction fits."""
     if not math.isfinite(value):
         return str(value)
     nearest = fractions.Fraction(value).limit_denominator(64)
@@ -45,8 +46,9 @@ def share(value: float) -> str:
 
 
 def with_lines(metrics: pd.DataFrame) -> pd.DataFrame:
-    """`metrics` with an ordered categorical column `line`, in the order of the factors' values;
-    values that are not finite become NaN.
+    """Return `metrics` with an ordered categorical column `line`.
+
+    Lines are in the order of the factors' values. Values that are not finite become NaN.
     """
     names = factors(metrics)
     table = metrics.assign(
@@ -54,40 +56,42 @@ def with_lines(metrics: pd.DataFrame) -> pd.DataFrame:
     )
     if "entity" in table and table["entity"].nunique() > 1:
         keys = [c for c in table.columns if c not in ("entity", "value")]
-        table = table.groupby(keys, sort=False, dropna=False, as_index=False)["value"].mean()
+        means = table.groupby(keys, sort=False, dropna=False)["value"].mean()
+        table = means.reset_index()
     if not names:
         return table.assign(line=pd.Categorical(["all chains"] * len(table), ordered=True))
-    settings = (
-        table[names]
-        .drop_duplicates()
-        .sort_values(names, key=lambda c: c if c.dtype.kind in "biuf" else c.astype(str))
-    )
-    texts = [
-        ", ".join(label(f, v) for f, v in zip(names, row, strict=True))
-        for row in settings.itertuples(index=False, name=None)
-    ]
-    of = dict(zip(settings.itertuples(index=False, name=None), texts, strict=True))
-    rows = [of[row] for row in table[names].itertuples(index=False, name=None)]
-    return table.assign(
-        line=pd.Categorical(rows, categories=list(dict.fromkeys(texts)), ordered=True)
-    )
+    settings = table[names].drop_duplicates().sort_values(names, key=_sortable)
+    line_of = {}
+    for row in settings.itertuples(index=False, name=None):
+        line_of[row] = ", ".join(map(label, names, row))
+    lines = [line_of[row] for row in table[names].itertuples(index=False, name=None)]
+    categories = list(dict.fromkeys(line_of.values()))
+    return table.assign(line=pd.Categorical(lines, categories=categories, ordered=True))
 
 
-def _mean_se(groups) -> pd.DataFrame:
+def _sortable(column: pd.Series) -> pd.Series:
+    """Numbers as they are, everything else as text."""
+    return column if column.dtype.kind in "biuf" else column.astype(str)
+
+
+def _mean_se(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean, number and standard error (sd / sqrt(n), ddof 1; NaN for n = 1) of `value`."""
+    groups = table.groupby(list(by), observed=True, sort=True)
     table = groups["value"].agg(["mean", "count", "std"]).rename(columns={"count": "n"})
     table["se"] = np.where(table["n"] > 1, table["std"] / np.sqrt(table["n"].clip(lower=1)), np.nan)
     return table.drop(columns="std").reset_index()
 
 
 def by_generation(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Columns metric, line, generation, mean, n, se, collapsed: mean and standard error (sd /
-    sqrt(n), ddof 1; NaN for n = 1) over replicates.
+    """Return mean and standard error over replicates, by generation.
 
-    collapsed: how many replicates have the value of a collapsed set of texts, which is no number
-    (`COLLAPSING`); means are without them.
+    Returns:
+        Columns metric, line, generation, mean, n, se (sd / sqrt(n), ddof 1; NaN for n = 1) and
+        collapsed: how many replicates have the value of a collapsed set of texts (see
+        `collapsed`); the mean is without them.
     """
     by = ["metric", "line", "generation"]
-    table = _mean_se(with_lines(metrics).groupby(by, observed=True, sort=True))
+    table = _mean_se(with_lines(metrics), by)
     flags = with_lines(metrics.assign(value=collapsed(metrics).astype(float)))
     flags = flags.assign(value=(flags["value"] > 0).astype(int))
     return table.assign(
@@ -96,8 +100,9 @@ def by_generation(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def collapsed(metrics: pd.DataFrame) -> pd.Series:
-    """Whether each value is that of a collapsed set: infinite, or for the entropies that are
-    undefined there, NaN.
+    """Return for each value whether it is that of a collapsed set of texts.
+
+    Such a value is infinite, or NaN for the entropies that are undefined there (`COLLAPSING`).
     """
     value = pd.to_numeric(metrics["value"], errors="coerce")
     name = metrics["metric"].map(lambda metric: str(metric).partition("(")[0])
@@ -105,47 +110,44 @@ def collapsed(metrics: pd.DataFrame) -> pd.Series:
 
 
 def relative_by_chain(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
-    """Columns metric, line, chain, value: mean over the last `last` generations / generation 0 of
-    the same chain (recursive_loops, sections 0 and 5).
+    """Return the mean over the last `last` generations / generation 0, for each chain.
 
-    With fewer than last + 1 generations, all but generation 0 are averaged. A chain that lacks
-    generation 0, has 0 there, or stopped before the study's last generation has NaN.
+    Columns metric, line, chain, value; as in the released code of arXiv 2504.03814. With fewer than
+    last + 1 generations, all but generation 0 are averaged. The value is NaN for a chain that lacks
+    generation 0, has 0 there, or stopped before the study's last generation.
     """
     ends = first_and_late(with_lines(metrics), ["metric", "line", "chain"], last)
     return (ends["late"] / ends["first"].where(ends["first"] != 0)).rename("value").reset_index()
 
 
 def crossing(metrics: pd.DataFrame) -> list[str]:
-    """Metrics whose values of generation 0 lie on both sides of 0: a score relative to them says
-    nothing.
+    """Return the metrics whose values in generation 0 lie on both sides of 0.
+
+    A score relative to such values has no meaning.
     """
-    first = metrics[metrics["generation"] == 0].assign(
-        value=lambda t: pd.to_numeric(t["value"], errors="coerce")
-    )
+    first = metrics[metrics["generation"] == 0]
+    first = first.assign(value=pd.to_numeric(first["value"], errors="coerce"))
     ends = first.groupby("metric", sort=False)["value"].agg(["min", "max"])
     return list(ends.index[(ends["min"] < 0) & (ends["max"] > 0)])
 
 
 def first_and_late(table: pd.DataFrame, keys: list[str], last: int = LAST) -> pd.DataFrame:
-    """By `keys`, for chains that have a generation 0: `first`, its value, and `late`, the mean over
-    the last `last` generations.
+    """Return the first and the late value of every chain that has a generation 0.
 
-    late is NaN for a chain that has no value in the table's last generation. Generation 0 is never
-    part of it.
+    The index is `keys`. Columns: `first`, the value of generation 0, and `late`, the mean over the
+    last `last` generations without generation 0; late is NaN for a chain that has no value in the
+    table's last generation.
     """
     final = int(table["generation"].max()) if len(table) else 0
     last = min(last, max(final, 1))
     first = table[table["generation"] == 0].set_index(keys)["value"]
-    late = table[(table["generation"] > final - last) & (table["generation"] > 0)].groupby(
-        keys, observed=True
-    )["value"]
+    late = table[(table["generation"] > final - last) & (table["generation"] > 0)]
+    mean = late.groupby(keys, observed=True)["value"].mean().reindex(first.index)
     ends = table[table["generation"] == final].set_index(keys)["value"]
-    mean = late.mean().reindex(first.index).where(ends.reindex(first.index).notna())
+    mean = mean.where(ends.reindex(first.index).notna())
     return pd.DataFrame({"first": first, "late": mean})
 
 
 def relative(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
-    """Columns metric, line, mean, n, se of `relative_by_chain` over replicates."""
-    return _mean_se(
-        relative_by_chain(metrics, last).groupby(["metric", "line"], observed=True, sort=True)
-    )
+    """Return columns metric, line, mean, n, se of `relative_by_chain` over replicates."""
+    return _mean_se(relative_by_chain(metrics, last), ["metric", "line"])

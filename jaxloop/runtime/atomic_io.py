@@ -1,6 +1,4 @@
-"""Files that are either whole or absent: atomic writes, checksums, paths that stay inside, a full
-disk said in one sentence.
-"""
+"""Files that are whole or absent: atomic writes, checksums, contained paths, full disks."""
 
 import contextlib
 import errno
@@ -8,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
@@ -16,17 +15,19 @@ _FULL_TEXT = re.compile(r"no space left|quota exceeded|file too large", re.IGNOR
 
 
 class DiskFull(OSError):
-    """The disk (or quota) is full; the message says what is needed and what is free. Whatever was
-    committed before is intact.
+    """The disk or the quota is full; the message says what is needed and what is free.
+
+    Everything that was written before is intact.
     """
 
-    def __str__(self):
-        return self.strerror
+    def __str__(self) -> str:
+        return self.strerror or ""
 
 
 def cache_folder() -> Path:
-    """The user's folder for what can be made again: $JAXLOOP_CACHE, else $XDG_CACHE_HOME/jaxloop,
-    else ~/.cache/jaxloop.
+    """Return the user's folder for what can be computed again.
+
+    It is $JAXLOOP_CACHE, else $XDG_CACHE_HOME/jaxloop, else ~/.cache/jaxloop.
     """
     if os.environ.get("JAXLOOP_CACHE"):
         return Path(os.environ["JAXLOOP_CACHE"])
@@ -35,7 +36,7 @@ def cache_folder() -> Path:
 
 
 def human_size(count: float) -> str:
-    """`1234567` as "1.2 MB" (powers of ten)."""
+    """Return a number of bytes as text, "1.2 MB" for 1234567 (powers of ten)."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -44,15 +45,13 @@ def human_size(count: float) -> str:
 
 
 def existing_parent(path: Path) -> Path:
-    """The path itself, or the nearest directory above it that exists."""
+    """Return the path itself, or the nearest directory above it that exists."""
     path = Path(path).absolute()
     return path if path.exists() or path.parent == path else existing_parent(path.parent)
 
 
 def require_space(path: Path, needed: int, what: str) -> None:
-    """Raises DiskFull where fewer than `needed` bytes are free at `path` (which need not exist
-    yet).
-    """
+    """Raise DiskFull where fewer than `needed` bytes are free at `path`, which need not exist."""
     free = shutil.disk_usage(existing_parent(path)).free
     if free < needed:
         raise DiskFull(
@@ -62,9 +61,12 @@ def require_space(path: Path, needed: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def full_disk_named(path: Path, needed: int, what: str):
-    """Turns a failed write for lack of space, whichever library met it, into DiskFull naming what
-    is needed and what is free.
+def raise_disk_full(path: Path, needed: int, what: str) -> Iterator[None]:
+    """Turn any library's error for lack of space into DiskFull, inside this context.
+
+    Args:
+        needed: bytes that are to be written, for the message.
+        what: what is written, for the message.
     """
     try:
         yield
@@ -83,7 +85,7 @@ def full_disk_named(path: Path, needed: int, what: str):
 
 
 def sync(path: Path) -> None:
-    """Makes the content of a file, or the names in a directory, survive a power cut."""
+    """Flush the content of a file, or the names in a directory, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -92,15 +94,18 @@ def sync(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Writes a file so that a reader, or a run killed at any moment, sees the old bytes or the new
-    ones, never a part.
+    """Write a file so that readers and killed runs see the old bytes or the new ones, never a part.
 
-    durable: true also if the machine loses power; without it (for what can be made again) nothing
-    waits for the disk. Raises DiskFull where it does not fit; the old file is then still there.
+    Args:
+        durable: whether that holds when the machine loses power too; otherwise nothing waits for
+            the disk.
+
+    Raises:
+        DiskFull: the bytes do not fit; the old file is still there.
     """
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    with full_disk_named(path, len(data), path.name):
+    with raise_disk_full(path, len(data), path.name):
         try:
             with open(temporary, "wb") as stream:
                 stream.write(data)
@@ -116,14 +121,16 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def inside(root: Path, *parts: str) -> Path:
-    """`root/parts`, refused (ValueError) where it would leave `root` or pass through a symbolic
-    link.
+    """Return `root/parts`.
+
+    Raises:
+        ValueError: the path would leave `root` or pass through a symbolic link.
     """
     relative = Path(*parts)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts:
@@ -139,8 +146,9 @@ def inside(root: Path, *parts: str) -> Path:
 
 
 def remove(root: Path, *parts: str) -> None:
-    """Deletes one file or directory inside `root` (see `inside`); nothing where it is absent. Links
-    inside it are unlinked, not followed.
+    """Delete one file or directory inside `root` (see `inside`), if it is there.
+
+    Links inside it are unlinked, not followed.
     """
     target = inside(root, *parts)
     if target.is_dir():

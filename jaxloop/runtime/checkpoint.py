@@ -1,9 +1,9 @@
-"""Finished generations: a directory each, sealed by a SHA-256 manifest over all of its files,
-verified before any of them is used.
+"""Checkpoints of generations: a directory each, with a SHA-256 manifest over all of its files.
 
-`checkpoints/unfinished-generation=0003/` is filled first, in parts that are sealed one by one, so
-that a killed run keeps the parts that it had finished. The manifest of the whole is written last
-and the directory renamed to `checkpoints/generation=0003/`: from then on it counts.
+The directory is `checkpoints/unfinished-generation=0003/` at first. It is filled in parts with a
+manifest each, so that a killed run keeps the parts that it had finished. The manifest of the whole
+is written last, and the directory is renamed to `checkpoints/generation=0003/`: only then the
+generation is finished. Manifests are verified before their files are used.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 
 from jaxloop.runtime.atomic_io import inside, sha256, sync, write_atomic
-from jaxloop.runtime.environment import code, version
+from jaxloop.runtime.environment import source_hash, version
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import delete
 
@@ -28,23 +28,21 @@ _FINISHED = re.compile(r"generation=(\d{4,})")
 _LIBRARIES = ("jax", "jaxlib", "numpy", "flax", "optax", "transformers", "tokenizers", "jaxloop")
 
 
-class Damaged(ValueError):
-    """A manifest, or a file that it lists, is missing or not what it was; the message names the
-    file.
-    """
+class CorruptCheckpointError(ValueError):
+    """A manifest, or a file that it lists, is missing or has changed; the file is named."""
 
 
 def finished(generation: int) -> str:
-    """Directory of a finished generation, relative to the run directory."""
+    """Return the directory of a finished generation, relative to the run directory."""
     return f"{DIRECTORY}/generation={generation:04d}"
 
 
 def unfinished(generation: int) -> str:
-    """Directory in which a generation is being made, relative to the run directory."""
+    """Return the directory in which a generation is made, relative to the run directory."""
     return f"{DIRECTORY}/unfinished-generation={generation:04d}"
 
 
-def seal(
+def write_manifest(
     root: Path,
     manifest: str,
     files: Iterable[str],
@@ -53,13 +51,18 @@ def seal(
     moved: Mapping[str, str] | None = None,
     durable: bool = False,
 ) -> None:
-    """Writes a manifest: size and SHA-256 of each file (paths relative to the run directory), and
-    `about` (JSON values).
+    """Write a manifest: size and SHA-256 of each file, and `about`.
 
-    moved: {old prefix: new prefix} of paths that are to be renamed right after. durable: all of
-    them survive a power cut, the manifest last.
+    Args:
+        root: the run directory.
+        manifest: path of the manifest, relative to `root`.
+        files: paths relative to `root`.
+        about: JSON values to keep with it.
+        moved: {old prefix: new prefix} of paths that are renamed right after.
+        durable: whether all files are flushed to the disk, the manifest last.
     """
-    listed, directories = {}, set()
+    listed: dict[str, dict] = {}
+    directories: set[Path] = set()
     for name in sorted(files):
         path = inside(root, name)
         for old, new in (moved or {}).items():
@@ -71,12 +74,12 @@ def seal(
     for directory in sorted(directories):
         sync(directory)
     inside(root, manifest).parent.mkdir(parents=True, exist_ok=True)
-    _write_manifest(
+    _store_manifest(
         root, manifest, {"format": 1, "about": dict(about or {}), "files": listed}, durable
     )
 
 
-def _write_manifest(root, manifest, content, durable=True):
+def _store_manifest(root: Path, manifest: str, content: dict, durable: bool = True) -> None:
     write_atomic(
         inside(root, manifest),
         _with_checksum(json.dumps(content, indent=1)).encode(),
@@ -84,13 +87,15 @@ def _write_manifest(root, manifest, content, durable=True):
     )
 
 
-def _with_checksum(body):
+def _with_checksum(body: str) -> str:
     return f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n"
 
 
 def verify(root: Path, manifest: str) -> dict:
-    """The manifest {"about", "files"}, after every file in it has been read and compared. Raises
-    Damaged at the first that differs.
+    """Return the manifest {"about", "files"} after comparing every file that it lists.
+
+    Raises:
+        CorruptCheckpointError: a file is missing or differs; the first one is named.
     """
     content = read_manifest(root, manifest)
     for name, entry in content["files"].items():
@@ -98,46 +103,63 @@ def verify(root: Path, manifest: str) -> dict:
             path = inside(root, name)
             size = path.stat().st_size
         except FileNotFoundError:
-            raise Damaged(f"{name} is missing") from None
+            raise CorruptCheckpointError(f"{name} is missing") from None
         except ValueError as error:
-            raise Damaged(str(error)) from None
+            raise CorruptCheckpointError(str(error)) from None
         if size != entry["bytes"]:
-            raise Damaged(f"{name} has {size} bytes instead of {entry['bytes']}")
+            raise CorruptCheckpointError(f"{name} has {size} bytes instead of {entry['bytes']}")
         if sha256(path) != entry["sha256"]:
-            raise Damaged(f"{name} fails its SHA-256 checksum")
+            raise CorruptCheckpointError(f"{name} fails its SHA-256 checksum")
     return content
 
 
 def read_manifest(root: Path, manifest: str) -> dict:
-    """The manifest alone, its own checksum compared. Raises Damaged."""
+    """Return the manifest after comparing its own checksum alone.
+
+    Raises:
+        CorruptCheckpointError: it is missing or differs.
+    """
     try:
         text = inside(root, manifest).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise Damaged(f"{manifest} is missing") from None
+        raise CorruptCheckpointError(f"{manifest} is missing") from None
     except (UnicodeDecodeError, ValueError) as error:
-        raise Damaged(f"{manifest} cannot be read ({error})") from None
+        raise CorruptCheckpointError(f"{manifest} cannot be read ({error})") from None
     body = text.removesuffix("\n").rpartition("\n")[0]
     if text != _with_checksum(body):
-        raise Damaged(f"{manifest} fails its own checksum")
+        raise CorruptCheckpointError(f"{manifest} fails its own checksum")
     return json.loads(body)
 
 
-def commit(root: Path, generation: int, files: Iterable[str], about: Mapping | None = None) -> None:
-    """Makes a generation count: seals `files` (those in `unfinished(generation)` and those
-    elsewhere in the run directory) and renames.
+def finalise(
+    root: Path, generation: int, files: Iterable[str], about: Mapping | None = None
+) -> None:
+    """Finish a generation: write its manifest, then rename its directory.
+
+    Args:
+        root: the run directory.
+        generation: its number.
+        files: all files of the generation, relative to `root`; they lie in `unfinished(generation)`
+            or elsewhere in the run directory, such as texts/.
+        about: JSON values to keep in the manifest.
     """
     source, target = unfinished(generation), finished(generation)
-    seal(root, f"{source}/{MANIFEST}", files, about, moved={source: target}, durable=True)
+    write_manifest(root, f"{source}/{MANIFEST}", files, about, moved={source: target}, durable=True)
     delete(root, target)
     os.rename(inside(root, source), inside(root, target))
     sync(inside(root, DIRECTORY))
     _tidy(root, generation, read_manifest(root, f"{target}/{MANIFEST}")["files"])
 
 
-class Found(NamedTuple):
-    """State of the generations of a run directory. `last`: the last one up to which everything
-    verifies (None: nothing was ever finished), `manifests`: of generations 0..last, `lost`: later
-    ones that were finished once, `empty`: directories without content, `fault`: why.
+class CheckpointState(NamedTuple):
+    """The generations of a run directory.
+
+    Attributes:
+        last: the last generation for which it and all earlier ones verify; None: none was finished.
+        manifests: manifests of generations 0 to `last`.
+        lost: later generations that had been finished but cannot be used.
+        empty: later generations whose directory has no content.
+        fault: what is wrong with the first generation that cannot be used, or None.
     """
 
     last: int | None
@@ -147,31 +169,36 @@ class Found(NamedTuple):
     fault: str | None
 
 
-def find(root: Path) -> Found:
-    """Verifies generation after generation and changes nothing. Raises Damaged where generations
-    were finished but not even generation 0 can be used: a run never starts over silently.
+def scan(root: Path) -> CheckpointState:
+    """Find the last generation that a run can go on after, by verifying one after another.
+
+    Nothing on the disk is changed.
+
+    Raises:
+        CorruptCheckpointError: generations were finished, but not even generation 0 can be used: a
+            run never starts over silently.
     """
     place = Path(root) / DIRECTORY
     names = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
-    there = {int(m[1]) for m in map(_FINISHED.fullmatch, names) if m}
+    numbers = {int(m[1]) for m in map(_FINISHED.fullmatch, names) if m}
     manifests: list[dict] = []
     fault = None
-    while len(manifests) in there and fault is None:
+    while len(manifests) in numbers and fault is None:
         try:
             manifests.append(verify(root, f"{finished(len(manifests))}/{MANIFEST}"))
-        except Damaged as error:
+        except CorruptCheckpointError as error:
             fault = str(error)
-    later = sorted(g for g in there if g >= len(manifests))
+    later = sorted(g for g in numbers if g >= len(manifests))
     lost = [g for g in later if any((Path(root) / finished(g)).iterdir())]
     if lost and fault is None:
         fault = f"{finished(len(manifests))} is missing"
     if not manifests and (lost or (Path(root) / "ledger.parquet").exists()):
-        raise Damaged(
+        raise CorruptCheckpointError(
             f"workdir={root}: generation 0 cannot be used ({fault or 'its checkpoint is gone'}), "
             "so nothing here can be continued; "
             "restore its files, or give a new workdir"
         )
-    return Found(
+    return CheckpointState(
         len(manifests) - 1 if manifests else None,
         manifests,
         lost,
@@ -180,43 +207,46 @@ def find(root: Path) -> Found:
     )
 
 
-def settle(root: Path, found: Found) -> None:
-    """Prepares a run directory for going on: generations that cannot be used are set aside as
-    `damaged-generation=…`, with one warning that says what is lost; empty ones are named and
-    removed, and so are unfinished ones other than the next; what a run that was killed right after
-    a commit had no time to remove is removed.
+def recover(root: Path, state: CheckpointState) -> None:
+    """Prepare a run directory for going on after `state.last`.
+
+    Generations that cannot be used are renamed to `damaged-generation=…`, with one warning that
+    says what is lost. Empty ones are logged and removed, and so are unfinished ones other than the
+    next, and what a run that was killed right after `finalise` had no time to remove.
     """
-    for generation in found.empty:
+    for generation in state.empty:
         LOGGER.info("ignored the empty directory %s", finished(generation))
         delete(root, finished(generation))
-    following = 0 if found.last is None else found.last + 1
-    if found.lost:
-        lost = found.lost
-        shown = (
-            f"generation {lost[0]}" if len(lost) == 1 else f"generations {lost[0]} to {lost[-1]}"
-        )
-        LOGGER.warning(
-            "%s; %s will be computed again, going on after generation %d",
-            found.fault,
-            shown,
-            found.last,
-        )
-        for generation in lost:
-            aside = f"{DIRECTORY}/damaged-generation={generation:04d}"
-            delete(root, aside)
-            os.rename(inside(root, finished(generation)), inside(root, aside))
-        sync(Path(root) / DIRECTORY)
+    if state.lost:
+        _set_aside(root, state)
+    following = 0 if state.last is None else state.last + 1
     for path in sorted((Path(root) / DIRECTORY).glob("unfinished-generation=*")):
         if path.name != Path(unfinished(following)).name:
             LOGGER.info("removed %s, which is not the generation that comes next", path.name)
             delete(root, f"{DIRECTORY}/{path.name}")
-    for generation, content in enumerate(found.manifests):
+    for generation, content in enumerate(state.manifests):
         _tidy(root, generation, content["files"])
 
 
-def _tidy(root, generation, listed):
-    """Removes what is left of the making of a finished generation: files that its manifest does not
-    list, and a damaged copy.
+def _set_aside(root: Path, state: CheckpointState) -> None:
+    first, last = state.lost[0], state.lost[-1]
+    LOGGER.warning(
+        "%s; %s will be computed again, going on after generation %d",
+        state.fault,
+        f"generation {first}" if first == last else f"generations {first} to {last}",
+        state.last,
+    )
+    for generation in state.lost:
+        aside = f"{DIRECTORY}/damaged-generation={generation:04d}"
+        delete(root, aside)
+        os.rename(inside(root, finished(generation)), inside(root, aside))
+    sync(Path(root) / DIRECTORY)
+
+
+def _tidy(root: Path, generation: int, listed: Mapping[str, dict]) -> None:
+    """Remove what a finished generation does not need any more.
+
+    That is its parts, files that its manifest does not list, and a damaged earlier copy.
     """
     place = finished(generation)
     delete(root, f"{place}/{PARTS}")
@@ -227,39 +257,40 @@ def _tidy(root, generation, listed):
             delete(root, name)
 
 
-def name_parts(root: Path, generation: int, about: Mapping) -> None:
-    """Notes beside the parts of a generation that begins which study makes them, so that no other
-    one takes them for its own.
+def write_run_info(root: Path, generation: int, about: Mapping) -> None:
+    """Write which study makes a generation, next to its parts and before the first of them.
+
+    Another study that finds the parts is then refused.
     """
     place = f"{unfinished(generation)}/{PARTS}"
     (Path(root) / place).mkdir(parents=True, exist_ok=True)
     if not (Path(root) / place / _STUDY).exists():
-        seal(root, f"{place}/{_STUDY}", [], about)
+        write_manifest(root, f"{place}/{_STUDY}", [], about)
 
 
-def study_of_parts(root: Path, generation: int) -> dict | None:
-    """What `name_parts` noted of an unfinished generation; None where there is none, or nothing
-    noted that is whole.
-    """
+def read_run_info(root: Path, generation: int) -> dict | None:
+    """Return what `write_run_info` wrote for an unfinished generation; None if there is none."""
     try:
         return verify(root, f"{unfinished(generation)}/{PARTS}/{_STUDY}")["about"]
-    except Damaged:
+    except CorruptCheckpointError:
         return None
 
 
-def keep_parts(root: Path, generation: int, *, clean: bool = True) -> dict[str, dict]:
-    """{part: manifest} of the sealed parts of an unfinished generation that verify. The rest is
-    named and, with `clean`, deleted.
+def verified_parts(root: Path, generation: int, *, clean: bool = True) -> dict[str, dict]:
+    """Return {part: manifest} of the parts of an unfinished generation that verify.
+
+    The other parts are logged and, with `clean`, deleted.
     """
     place = Path(root) / unfinished(generation)
     if not place.is_dir():
         return {}
-    kept, files = {}, set()
+    verified: dict[str, dict] = {}
+    files: set[str] = set()
     for path in sorted((place / PARTS).glob("*.json")):
         try:
-            kept[path.stem] = verify(root, f"{unfinished(generation)}/{PARTS}/{path.name}")
-            files |= {str(path.relative_to(root)), *kept[path.stem]["files"]}
-        except Damaged as error:
+            verified[path.stem] = verify(root, f"{unfinished(generation)}/{PARTS}/{path.name}")
+            files |= {str(path.relative_to(root)), *verified[path.stem]["files"]}
+        except CorruptCheckpointError as error:
             LOGGER.info(
                 "part %s of unfinished generation %d is not used: %s", path.stem, generation, error
             )
@@ -267,13 +298,11 @@ def keep_parts(root: Path, generation: int, *, clean: bool = True) -> dict[str, 
         name = str(path.relative_to(root))
         if not path.is_dir() and name not in files:
             delete(root, name)
-    return kept
+    return verified
 
 
-def add(root: Path, generation: int, files: Iterable[str]) -> None:
-    """Takes new files into a finished generation. They are on the disk already; they count as soon
-    as the manifest lists them.
-    """
+def add_files(root: Path, generation: int, files: Iterable[str]) -> None:
+    """List new files, which are on the disk already, in a finished generation's manifest."""
     manifest = f"{finished(generation)}/{MANIFEST}"
     content = read_manifest(root, manifest)
     for name in files:
@@ -281,38 +310,44 @@ def add(root: Path, generation: int, files: Iterable[str]) -> None:
         sync(path)
         sync(path.parent)
         content["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    _write_manifest(root, manifest, content)
+    _store_manifest(root, manifest, content)
 
 
-def forget(root: Path, generation: int, files: Iterable[str]) -> None:
-    """Takes files (adapters that no later generation needs) out of a finished generation, manifest
-    first, so that it stays whole.
+def remove_files(root: Path, generation: int, files: Iterable[str]) -> None:
+    """Remove files, such as adapters that no later generation needs, from a finished generation.
+
+    The manifest is written first, so that the generation stays whole.
     """
     manifest = f"{finished(generation)}/{MANIFEST}"
     content = read_manifest(root, manifest)
-    gone = set(files) & set(content["files"])
-    if not gone:
+    removed = set(files) & set(content["files"])
+    if not removed:
         return
-    content["files"] = {name: entry for name, entry in content["files"].items() if name not in gone}
-    _write_manifest(root, manifest, content)
-    for name in sorted(gone):
+    content["files"] = {
+        name: entry for name, entry in content["files"].items() if name not in removed
+    }
+    _store_manifest(root, manifest, content)
+    for name in sorted(removed):
         delete(root, name)
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware that can change a result, for the manifest and the ledger."""
+    """Return the versions and hardware that can change a result, for manifest and ledger."""
     device = jax.devices()[0]
-    found = {
+    machine = {
         "python": platform.python_version(),
         "platform": device.platform,
         "device": device.device_kind,
     }
-    return found | {name: version(name) for name in _LIBRARIES} | {"code": code()[:16]}
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return {**machine, **libraries, "code": source_hash()[:16]}
 
 
 def warn_of_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Warns, once, of libraries or hardware that differ from those of the generations before;
-    returns the differences.
+    """Log one warning of libraries or hardware that differ from those of earlier generations.
+
+    Returns:
+        The differences, "name old -> new".
     """
     changed = [
         f"{k} {before.get(k, 'absent')} -> {now.get(k, 'absent')}"

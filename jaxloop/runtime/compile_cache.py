@@ -1,7 +1,4 @@
-"""Compiled programs: kept between runs (what took a minute to compile takes a second when the run
-is resumed or repeated), and dropped from the memory of a process before they are so many that it
-would die of them.
-"""
+"""Compiled programs: kept on disk between runs, dropped from memory before they are too many."""
 
 import gc
 import hashlib
@@ -20,11 +17,14 @@ from jaxloop.runtime.log import LOGGER
 
 
 def environment(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Name of the folder for programs of this environment: Python's minor version, jax, jaxlib,
-    platform, and a hash of the CPU's model and features.
+    """Return the name of the cache folder of this environment; JAX's backend is started.
 
-    Python 3.14 packs programs in another way than earlier ones, and code for one CPU may be an
-    illegal instruction to another. Starts JAX's backend. `cpuinfo`: Linux's description of the CPU.
+    It holds Python's minor version, jax, jaxlib, platform, and a hash of the CPU's model and
+    features: Python 3.14 packs programs in another way than earlier ones, and code for one CPU may
+    be an illegal instruction to another.
+
+    Args:
+        cpuinfo: Linux's description of the CPU.
     """
     try:
         backend = jax.default_backend()
@@ -36,14 +36,12 @@ def environment(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _cpu(cpuinfo: Path) -> list[str]:
-    """What tells kinds of CPU apart: the machine, its model and what it can do, without what
-    changes from minute to minute.
-    """
-    found = [platform.machine(), platform.processor()]
+    """What distinguishes kinds of CPU, without what changes over time (such as frequencies)."""
+    machine = [platform.machine(), platform.processor()]
     try:
         first = cpuinfo.read_text(encoding="utf8", errors="replace").split("\n\n")[0]
     except OSError:
-        return found
+        return machine
     names = (
         "vendor_id",
         "cpu family",
@@ -57,40 +55,29 @@ def _cpu(cpuinfo: Path) -> list[str]:
         "CPU part",
     )
     lines = re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", first, re.MULTILINE)
-    return found + [
+    return machine + [
         f"{name}={' '.join(sorted(value.split()))}" for name, value in lines if name in names
     ]
 
 
 def keep_compiled_programs(folder: Path) -> bool:
-    """Turns on JAX's persistent compilation cache in `folder`/`environment()` (made for its owner
-    alone: programs in it are run unchecked).
+    """Turn on JAX's persistent compilation cache in `folder`/`environment()`.
 
-    Where JAX_COMPILATION_CACHE_DIR is set that one is used as it is, and
-    JAX_ENABLE_COMPILATION_CACHE=false still turns it off. An entry that cannot be read is compiled
-    again, without a warning. Returns whether a cache is in use; a folder that cannot be written
-    costs the cache, not the run.
+    The folder is made for its owner alone, since programs in it are run unchecked. Where
+    JAX_COMPILATION_CACHE_DIR is set, that one is used as it is, and
+    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. An entry that cannot be read is compiled
+    again, without a warning.
+
+    Returns:
+        Whether a cache is in use; a folder that cannot be written costs the cache, not the run.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    # jax adds its options as attributes at run time.
+    if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return False
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        for path in (folder, folder / environment()):
-            try:
-                path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            except OSError as error:
-                LOGGER.warning(
-                    "compiled programs are not kept: %s cannot be made (%s)",
-                    path,
-                    error.strerror or error,
-                )
-                return False
-            if not os.access(path, os.W_OK | os.X_OK) or path.stat().st_uid != os.getuid():
-                LOGGER.warning(
-                    "compiled programs are not kept: %s is not a folder of yours that can be "
-                    "written",
-                    path,
-                )
-                return False
+        path = folder / environment()
+        if not (_made_for_owner(folder) and _made_for_owner(path)):
+            return False
         jax.config.update("jax_compilation_cache_dir", str(path))
     hide_unreadable_entries()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -98,9 +85,27 @@ def keep_compiled_programs(folder: Path) -> bool:
     return True
 
 
+def _made_for_owner(path: Path) -> bool:
+    """Make a folder for this user alone; whether it can be used."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        LOGGER.warning(
+            "compiled programs are not kept: %s cannot be made (%s)", path, error.strerror or error
+        )
+        return False
+    if not os.access(path, os.W_OK | os.X_OK) or path.stat().st_uid != os.getuid():
+        LOGGER.warning(
+            "compiled programs are not kept: %s is not a folder of yours that can be written", path
+        )
+        return False
+    return True
+
+
 def hide_unreadable_entries() -> None:
-    """Silences JAX's warning of an entry that it cannot read: another version of Python may have
-    written it, and it is compiled again.
+    """Silence JAX's warning of a cache entry that it cannot read.
+
+    Another version of Python may have written it; it is compiled again.
     """
     warnings.filterwarnings(
         "ignore", message="Error reading persistent compilation cache entry", category=UserWarning
@@ -108,8 +113,9 @@ def hide_unreadable_entries() -> None:
 
 
 def mappings() -> tuple[int, int]:
-    """(memory mappings of this process, how many the kernel allows); (0, 1) where the system does
-    not say.
+    """Return (memory mappings of this process, how many the kernel allows).
+
+    (0, 1) where the system does not say.
     """
     try:
         with open("/proc/self/maps", "rb") as lines:
@@ -118,20 +124,26 @@ def mappings() -> tuple[int, int]:
         return 0, 1
 
 
-def make_room(share: float = 0.5, settle: Callable = lambda: None) -> bool:
-    """Drops every compiled program of this process if its memory mappings exceed `share` of what
-    the kernel allows; whether it did.
+def make_room(share: float = 0.5, before: Callable[[], object] | None = None) -> bool:
+    """Drop all compiled programs of this process where it has too many memory mappings.
 
-    XLA maps three pieces of memory for each piece of a CPU program and checks none: a process that
-    has compiled some thousands of programs dies of a segmentation fault in the compiler at Linux's
-    65,530 mappings. Programs that are used again are compiled again, or read from the cache;
-    results do not change. settle() is called first where that is to happen: afterwards no other
-    thread may compile.
+    XLA maps three pieces of memory for each piece of a CPU program and does not check that mapping
+    works: a process that has compiled some thousands of programs dies of a segmentation fault in
+    the compiler at Linux's limit of 65,530 mappings. Programs that are used again are compiled
+    again, or read from the cache; results do not change.
+
+    Args:
+        share: share of the mappings that the kernel allows, above which programs are dropped.
+        before: called before programs are dropped; from then on no other thread may compile.
+
+    Returns:
+        Whether they were dropped.
     """
     used, allowed = mappings()
     if used <= share * allowed:
         return False
-    settle()
+    if before is not None:
+        before()
     jax.clear_caches()
     gc.collect()
     LOGGER.info(

@@ -1,6 +1,4 @@
-"""What a bug report and a run's record need to know of the machine: versions, devices, commit;
-never a secret.
-"""
+"""Versions, devices and commit, for bug reports and the record of a run; never a secret."""
 
 import functools
 import hashlib
@@ -21,56 +19,51 @@ PACKAGES = (
     "sentence-transformers torch numpy pandas "
     "scipy scikit-learn statsmodels ml-collections pydantic matplotlib"
 ).split()
-DISTRIBUTION = (
-    "jaxloop-lm"  # what is installed; the name `jaxloop` belongs to another project on PyPI
-)
-# as in pyproject.toml
+# What is installed: the name `jaxloop` belongs to another project on PyPI.
+DISTRIBUTION = "jaxloop-lm"
+# As in pyproject.toml.
 SUMMARY = "Recursive training of language models in JAX: many chains, one compiled program"
-SECRET = re.compile(r"token|key|secret|passw|credential|auth", re.IGNORECASE)
+_VARIABLES = re.compile(
+    r"(JAX|XLA|CUDA|NVIDIA_VISIBLE|TPU|LIBTPU|HF|HUGGING|TRANSFORMERS|OPENAI|JAXLOOP)"
+)
+_SECRET = re.compile(r"token|key|secret|passw|credential|auth", re.IGNORECASE)
 
 
 def describe(variables: dict[str, str] | None = None) -> list[tuple[str, str]]:
-    """Versions, devices, commit and the variables that matter: what a bug report needs. Secrets are
-    masked.
+    """Return (what, value) of versions, devices, commit and the environment variables that matter.
+
+    Args:
+        variables: the environment; None: that of this process. Secrets in it are masked.
     """
-    rows = [
+    variables = dict(os.environ) if variables is None else variables
+    return [
         (DISTRIBUTION, jaxloop.__version__),
-        ("commit", commit()),
+        ("commit", git_commit()),
         ("system", platform.platform()),
-    ]
-    rows += [
         ("cores", str(os.cpu_count())),
         ("memory", _memory()),
         ("disk free here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"),
+        *versions(),
+        ("devices", describe_devices()),
+        *((k, masked(k, v)) for k, v in sorted(variables.items()) if _VARIABLES.match(k)),
     ]
-    rows += versions()
-    rows += [("devices", devices())]
-    variables = dict(os.environ) if variables is None else variables
-    shown = {
-        k: v
-        for k, v in variables.items()
-        if re.match(
-            r"(JAX|XLA|CUDA|NVIDIA_VISIBLE|TPU|LIBTPU|HF|HUGGING|TRANSFORMERS|OPENAI|JAXLOOP)", k
-        )
-    }
-    rows += [(k, masked(k, v)) for k, v in sorted(shown.items())]
-    return rows
 
 
 def versions() -> list[tuple[str, str]]:
-    """(distribution, version) of what a result can depend on."""
+    """Return (distribution, version) of what a result can depend on."""
     return [("python", sys.version.split()[0]), *((name, version(name)) for name in PACKAGES)]
 
 
 def how_to_install(extra: str) -> str:
-    """The command that brings what an extra of ours holds, as it is said in a refusal."""
+    """Return the command that installs an extra of ours, for refusals."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
-def refuse_a_clash() -> None:
-    """Raises ValueError where the other project called `jaxloop` is installed too: it brings a
-    package of the same name, whose files may have replaced ours. (Metadata of this project from
-    before it was called jaxloop-lm, such as an egg-info folder in a clone, is harmless.)
+def refuse_name_clash() -> None:
+    """Raise ValueError where the other project called `jaxloop` is installed too.
+
+    It brings a package of the same name, whose files may have replaced ours. Metadata of this
+    project from before it was called jaxloop-lm, such as an egg-info folder, is harmless.
     """
     for other in importlib.metadata.distributions(name="jaxloop"):
         if other.metadata["Summary"] != SUMMARY:
@@ -83,61 +76,60 @@ def refuse_a_clash() -> None:
 
 
 def masked(name: str, value: str) -> str:
-    """The value of a variable, hidden where its name says that it is secret; user names and
-    passwords in URLs are always hidden.
+    """Return the value of a variable, hidden where its name says that it is secret.
+
+    User names and passwords in URLs are always hidden.
     """
-    if SECRET.search(name):
+    if _SECRET.search(name):
         return "(set, hidden)"
     return redact(re.sub(r"(\w+://)[^/@\s]+@", r"\1(hidden)@", value))
 
 
 def version(package: str) -> str:
-    """The installed version of a distribution, or `not installed`."""
+    """Return the installed version of a distribution, or `not installed`."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
-def commit() -> str:
-    """The commit the package runs from, `+ changes` where files differ from it, or `none` outside a
-    clone.
+def git_commit() -> str:
+    """Return the commit that the package runs from, `none` outside a clone.
+
+    ` + changes` follows where files differ from it.
     """
-    here = pathlib.Path(jaxloop.__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
+    package = pathlib.Path(jaxloop.__file__).parent
     try:
-        if (
-            pathlib.Path(git("rev-parse", "--show-toplevel") or os.devnull).resolve()
-            != here.parent.resolve()
-        ):
+        top = pathlib.Path(_git(package, "rev-parse", "--show-toplevel") or os.devnull)
+        if top.resolve() != package.parent.resolve():
             return "none"
-        return git("rev-parse", "--short=12", "HEAD") + (
-            " + changes" if git("status", "--porcelain", "-uno") else ""
-        )
+        changes = " + changes" if _git(package, "status", "--porcelain", "-uno") else ""
+        return _git(package, "rev-parse", "--short=12", "HEAD") + changes
     except (OSError, subprocess.TimeoutExpired):
         return "none"
 
 
+def _git(folder: pathlib.Path, *words: str) -> str:
+    """What a git command prints, "" where it fails."""
+    command = ["git", "-C", str(folder), *words]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    return process.stdout.strip() if process.returncode == 0 else ""
+
+
 @functools.cache
-def code() -> str:
-    """SHA-256 over the package's modules: what computed a result, also where there is no commit."""
-    root, whole = pathlib.Path(jaxloop.__file__).parent, hashlib.sha256()
+def source_hash() -> str:
+    """Return the SHA-256 over the package's modules, which also tells code without a commit."""
+    root, digest = pathlib.Path(jaxloop.__file__).parent, hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         data = file.read_bytes()
-        whole.update(f"{file.relative_to(root).as_posix()} {len(data)}\n".encode() + data)
-    return whole.hexdigest()
+        digest.update(f"{file.relative_to(root).as_posix()} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
 
 
-def devices() -> str:
-    """The devices that JAX sees, as `2 x cpu (cpu)`, or why it sees none."""
+def describe_devices() -> str:
+    """Return the devices that JAX sees, as `2 x cpu (cpu)`, or why it sees none."""
     try:
-        import jax
+        import jax  # slow to import, and this module stands before `--list`
 
         kinds = [f"{d.platform} ({d.device_kind})" for d in jax.devices()]
     except Exception as error:  # a broken accelerator set-up is what a bug report is about

@@ -1,25 +1,31 @@
-"""What a training or decoding step must do at least: FLOPs, bytes, memory; and what this machine
-can do at most, measured.
+"""Roofline: the FLOPs and bytes that a step needs at least, and this machine's measured limits.
 
-Shares of the limit quoted in BENCHMARKS.md (MFU for training, bandwidth share for decoding) are
-ratios of these. Everything here takes plain sizes, so that it stands below the models; `Sizes` of a
-decoder come from its parameter table.
+The shares in BENCHMARKS.md (MFU of training, bandwidth share of decoding) are ratios of these.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxloop.runtime.devices import platform_of
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A decoder in numbers. body: weights of all linear projections in the blocks; head: vocabulary
-    x embedding; rank_weights: adapter weights of one chain; width_kv: numbers cached per token
-    (keys and values, all layers); layers, heads x head size for attention.
+    """A decoder in numbers of weights.
+
+    Attributes:
+        body: weights of all linear projections in the blocks.
+        head: weights of the output matrix, vocabulary x embedding.
+        total: weights of the whole model.
+        adapter: weights of the adapters of one chain.
+        cache: numbers cached per token, keys and values of all layers.
+        layers: number of blocks.
+        attention_width: heads x head size.
     """
 
     body: int
@@ -32,9 +38,11 @@ class Sizes:
 
 
 def training_flops(sizes: Sizes, tokens: int, length: float, *, frozen: bool = True) -> float:
-    """FLOPs of `tokens` trained tokens in rows of `length`: 2 per weight forward, 2 for the input
-    gradient, and 2 for the weight gradient of what is trained (adapters, or everything); causal
-    attention counts half of the full square, twice as much again backward.
+    """Return the FLOPs of training on `tokens` tokens in rows of `length`.
+
+    Per weight 2 forward, 2 for the input gradient, and 2 for the weight gradient of what is
+    trained: adapters on a `frozen` base, or everything. Causal attention counts half of the full
+    square, and twice that again backward.
     """
     dense = sizes.body + sizes.head
     attention = 2 * 2 * sizes.layers * sizes.attention_width * length / 2
@@ -44,7 +52,7 @@ def training_flops(sizes: Sizes, tokens: int, length: float, *, frozen: bool = T
 
 
 def decoding_flops(sizes: Sizes, tokens: int, context: float, *, adapted: bool = True) -> float:
-    """FLOPs to write `tokens` tokens after `context` cached ones on average."""
+    """Return the FLOPs of generating `tokens` tokens after `context` cached ones on average."""
     return tokens * (
         2 * (sizes.body + sizes.head + (sizes.adapter if adapted else 0))
         + 4 * sizes.layers * sizes.attention_width * context
@@ -52,16 +60,15 @@ def decoding_flops(sizes: Sizes, tokens: int, context: float, *, adapted: bool =
 
 
 def decoding_bytes(
-    sizes: Sizes, steps: int, rows: int, context: float, *, chains: int, width: int
+    sizes: Sizes, steps: float, rows: int, context: float, *, chains: int, width: int
 ) -> float:
-    """Bytes that `steps` decoding steps of `rows` rows must read: all weights and the adapters once
-    a step, each row's live cache; `width` bytes a number.
+    """Return the bytes that `steps` decoding steps of `rows` rows must read.
+
+    Each step reads all weights and adapters, and each row's cache of `context` tokens on average;
+    a number has `width` bytes.
     """
-    return (
-        width
-        * steps
-        * (sizes.body + sizes.head + chains * sizes.adapter + rows * context * sizes.cache)
-    )
+    weights = sizes.body + sizes.head + chains * sizes.adapter
+    return width * steps * (weights + rows * context * sizes.cache)
 
 
 def training_memory(
@@ -75,47 +82,67 @@ def training_memory(
     width: int = 4,
     remat: bool = False,
 ) -> float:
-    """Bytes of a training program of `chains` chains of [rows, length] tokens: weights, gradients
-    and AdamW moments in float32, and the activations kept for the gradient (numbers of the model's
-    width per token and layer: about 34 without remat, 2 with; in bfloat16, as accelerators are
-    programmed, about 24 without).
+    """Return the bytes of a training program of `chains` chains of [rows, length] tokens.
+
+    Weights, gradients and AdamW moments are in float32. Activations that are kept for the gradient
+    are numbers of the model's width per token and layer: 2 with `remat`, else about 34, or 24 in
+    bfloat16 as accelerators are programmed.
+
+    Args:
+        base_width: bytes of a number of the frozen base.
+        frozen: whether adapters on a frozen base are trained, or everything.
+        width: bytes of a number of the computation.
     """
     trained = chains * (sizes.adapter if frozen else sizes.total)
     base = base_width * sizes.total if frozen else 0
-    kept = 2 if remat else 34 if width > 2 else 24
+    if remat:
+        activations = 2
+    else:
+        activations = 34 if width > 2 else 24
     width_model = sizes.attention_width
-    return base + 16 * trained + width * chains * rows * length * sizes.layers * width_model * kept
+    return (
+        base
+        + 16 * trained
+        + width * chains * rows * length * sizes.layers * width_model * activations
+    )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured ceilings of one device: FLOP/s of a large matrix product and bytes/s of a large copy
-    (read plus written).
+    """Measured limits of one device.
+
+    Attributes:
+        flops: FLOP/s of a large matrix product.
+        bandwidth: bytes/s of a large copy, read plus written.
     """
 
     flops: float
     bandwidth: float
 
     def or_better(self, other: "Limits") -> "Limits":
-        """The higher of two measurements."""
+        """Return the higher of two measurements, of each limit."""
         return Limits(max(self.flops, other.flops), max(self.bandwidth, other.bandwidth))
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a program did in each second: FLOPs, and bytes that it had to read (0: not counted)."""
+    """FLOPs and bytes per second that a program needed at least (bytes 0: not counted)."""
 
     flops: float
     bytes: float = 0.0
 
     def share(self, limits: Limits) -> float:
-        """Of the limit that is nearer: 1 at the roofline."""
+        """Return the share that is used of the limit that is nearer; 1 is the roofline."""
         return max(self.flops / limits.flops, self.bytes / limits.bandwidth)
 
 
-def measure_limits(dtype=jnp.float32, *, size: int | None = None, seconds: float = 0.5) -> Limits:
-    """Time a [size, size] product and a copy of about half a gigabyte (64 MiB on a CPU) for about
-    `seconds` each; the best repeat counts.
+def measure_limits(
+    dtype: DTypeLike = jnp.float32, *, size: int | None = None, seconds: float = 0.5
+) -> Limits:
+    """Measure the limits of JAX's default device; the best repeat counts.
+
+    A [size, size] product and a copy of half a gigabyte (64 MiB on a CPU) run for about `seconds`
+    each.
     """
     large = platform_of() != "cpu"
     size = size or (8192 if large else 1536)
@@ -129,7 +156,8 @@ def measure_limits(dtype=jnp.float32, *, size: int | None = None, seconds: float
     return Limits(flops, bandwidth)
 
 
-def _best(run, args, seconds: float) -> float:
+def _best(run: Callable, args: Sequence[jax.Array], seconds: float) -> float:
+    """The seconds of the fastest repeat."""
     jax.block_until_ready(run(*args))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:

@@ -1,5 +1,6 @@
-"""SIGTERM and Ctrl-C: finish the step that is running, keep what it made, leave with a documented
-code. A second signal leaves at once.
+"""SIGTERM and Ctrl-C: finish and keep the running step, then leave with a documented code.
+
+A second signal leaves at once.
 """
 
 import contextlib
@@ -7,6 +8,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from types import FrameType
 
 EXIT_REFUSED = 2
 EXIT_DISK_FULL = 28
@@ -15,7 +18,11 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class Stopped(SystemExit):
-    """Raised at the first safe point after SIGTERM (exit code 143) or Ctrl-C (130)."""
+    """Raised at the first safe point after SIGTERM (exit code 143) or Ctrl-C (130).
+
+    Attributes:
+        name: "SIGTERM" or "SIGINT".
+    """
 
     def __init__(self, number: int):
         super().__init__(128 + number)
@@ -23,36 +30,41 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """Whether a signal has arrived; `check()` raises Stopped if so. Call it wherever everything
-    done so far is on disk.
+    """Whether a signal has arrived.
+
+    Attributes:
+        number: the signal's number, or None.
+        doing: what is under way, for the message of the first signal.
     """
 
-    def __init__(self):
-        self.number = None
-        self.doing = None
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.doing: str | None = None
 
     def check(self) -> None:
+        """Raise Stopped if a signal has arrived; to be called where all work done is on disk."""
         if self.number is not None:
             raise Stopped(self.number)
 
 
 @contextlib.contextmanager
-def stop_safely():
-    """Context with a `Stop`. Outside the main thread signals cannot be caught and stay as they
-    were.
+def stop_safely() -> Iterator[Stop]:
+    """Record signals in a `Stop` while the context lasts.
+
+    Outside the main thread signals cannot be caught and stay as they were.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def handle(number, frame):
+    def handle(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if stop.number is not None:
-            _say(f"{name} again: leaving at once; what was finished is on disk")
+            _write_stderr(f"{name} again: leaving at once; what was finished is on disk")
             os._exit(128 + number)
         stop.number = number
-        _say(
+        _write_stderr(
             f"{name}: stopping after {stop.doing or 'the step that is running'}; a second signal "
             "leaves at once"
         )
@@ -65,7 +77,7 @@ def stop_safely():
             signal.signal(number, handler)
 
 
-def _say(text):
+def _write_stderr(text: str) -> None:
     # print() may not be entered again from a handler that interrupted it; a plain write may.
     with contextlib.suppress(OSError):
         os.write(

@@ -1,5 +1,4 @@
-"""Tables on disk: parquet for text (zstd, page checksums, lossless for any Python string), CSV for
-numbers.
+"""Tables on disk: parquet, lossless for any Python string, and CSV for numbers.
 
 Parquet text is UTF-8, which has no lone surrogates. In string columns a lone surrogate is written
 as U+001A and its four hexadecimal digits, and U+001A itself as U+001A and "001a"; every other text
@@ -11,6 +10,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,25 +20,28 @@ from jaxloop.runtime.atomic_io import write_atomic
 
 _UNSAFE = re.compile("[\ud800-\udfff\x1a]")
 _ESCAPED = re.compile("\x1a([0-9a-f]{4})")
+# A column: str or None, or numbers.
+Column = Sequence[Any] | np.ndarray
 
 
 def escape(text: str) -> str:
-    """The text with lone surrogates (and U+001A) written in characters that UTF-8 has; see the
-    module.
-    """
+    """Return the text with lone surrogates and U+001A written as this module's docstring says."""
     return _UNSAFE.sub(lambda m: f"\x1a{ord(m[0]):04x}", text)
 
 
 def unescape(text: str) -> str:
-    """Inverse of `escape`."""
+    """Undo `escape`."""
     return _ESCAPED.sub(lambda m: chr(int(m[1], 16)), text)
 
 
-def to_parquet(columns: Mapping[str, Sequence], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Parquet file of equally long columns: lists of str (or None), or of numbers, or NumPy arrays.
-    Same columns, same bytes.
+def to_parquet(columns: Mapping[str, Column], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the bytes of a parquet file (zstd, page checksums); equal columns give equal bytes.
 
-    Raises ValueError where lengths differ.
+    Args:
+        columns: equally long lists of str or None, lists of numbers, or NumPy arrays.
+
+    Raises:
+        ValueError: their lengths differ.
     """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -52,7 +55,7 @@ def to_parquet(columns: Mapping[str, Sequence], metadata: Mapping[str, str] | No
     return sink.getvalue().to_pybytes()
 
 
-def _array(values):
+def _array(values: Sequence | np.ndarray) -> pa.Array:
     if isinstance(values, np.ndarray) and values.dtype != object:
         return pa.array(values)
     values = list(values)
@@ -65,20 +68,23 @@ def _array(values):
 
 def write_parquet(
     path: Path,
-    columns: Mapping[str, Sequence],
+    columns: Mapping[str, Column],
     metadata: Mapping[str, str] | None = None,
     *,
     durable: bool = False,
 ) -> None:
-    """`to_parquet`, written atomically (durable: see `write_atomic`)."""
+    """Write what `to_parquet` returns, atomically; `durable` as in `write_atomic`."""
     write_atomic(path, to_parquet(columns, metadata), durable=durable)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> dict[str, list | np.ndarray]:
-    """Columns of a table: lists of str (or None) for text, NumPy arrays for numbers (lists with
-    None where some are missing).
+    """Return the columns of a table, all of them or those named.
 
-    Raises ValueError, naming the file, where it is truncated or a page fails its checksum.
+    Text is a list of str and None, numbers are a NumPy array, or a list with None where some are
+    missing.
+
+    Raises:
+        ValueError: the file, which is named, is truncated or a page fails its checksum.
     """
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read(columns)
@@ -88,34 +94,33 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> dict[str, 
         raise ValueError(
             f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})"
         ) from error
-    return {name: _plain(table[name]) for name in table.column_names}
+    return {name: _values(table[name]) for name in table.column_names}
 
 
-def _plain(column):
+def _values(column: pa.ChunkedArray) -> list | np.ndarray:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return [None if v is None else unescape(v) for v in column.to_pylist()]
     return column.to_pylist() if column.null_count else column.to_numpy()
 
 
-def concatenate(tables: Sequence[Mapping[str, Sequence]]) -> dict[str, list]:
-    """Rows of several tables one after the other; a column that a table lacks is None there."""
+def concatenate(tables: Sequence[Mapping[str, Column]]) -> dict[str, list]:
+    """Return the rows of several tables in order; a column that a table lacks is None there."""
     names = list(dict.fromkeys(name for table in tables for name in table))
-    out = {name: [] for name in names}
+    out: dict[str, list] = {name: [] for name in names}
     for table in tables:
         length = len(next(iter(table.values()), ()))
         for name in names:
             values = table.get(name)
-            out[name].extend(
-                [None] * length
-                if values is None
-                else (values.tolist() if isinstance(values, np.ndarray) else list(values))
-            )
+            if values is None:
+                values = [None] * length
+            out[name].extend(values.tolist() if isinstance(values, np.ndarray) else values)
     return out
 
 
-def to_csv(columns: Mapping[str, Sequence]) -> bytes:
-    """CSV (RFC 4180, "\\n" line ends) of columns; floats with as many digits as they need to be
-    read back exactly, missing values empty.
+def to_csv(columns: Mapping[str, Column]) -> bytes:
+    """Return the columns as CSV (RFC 4180, line ends of "\\n").
+
+    Floats have as many digits as reading them back exactly needs; missing values are empty.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -125,7 +130,7 @@ def to_csv(columns: Mapping[str, Sequence]) -> bytes:
     return stream.getvalue().encode()
 
 
-def _cell(value):
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, str):

@@ -1,5 +1,4 @@
-"""`jaxloop cache --info` and `jaxloop cache --clear`: what jaxloop keeps in the user's cache
-folder, and taking it away again.
+"""`jaxloop cache --info` and `--clear`: what jaxloop keeps in the user's cache folder.
 
 Only what jaxloop itself puts there is counted or deleted, by its name; links are neither followed
 nor deleted.
@@ -10,8 +9,8 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from jaxloop.runtime.atomic_io import cache_folder, human_size
 
@@ -29,10 +28,18 @@ _FILES = (
 )
 
 
-class Entry(NamedTuple):
-    """One kind of thing in the folder: what it is, where it belongs, its files, how many of them
-    count, bytes, seconds since the epoch of its last use, and the folders that are ours and may go
-    when they are empty.
+@dataclass(frozen=True)
+class Entry:
+    """One kind of thing in the folder.
+
+    Attributes:
+        what: kind of thing, such as "compiled programs".
+        where: the environment or data set that it belongs to, or "".
+        files: its files.
+        count: number of programs, or of files where the kind is another.
+        size: bytes of all files.
+        used: time of the last use, in seconds since the epoch.
+        folders: folders of ours that are deleted too once they are empty.
     """
 
     what: str
@@ -44,9 +51,11 @@ class Entry(NamedTuple):
     folders: tuple[Path, ...] = ()
 
 
-def asked(words: Sequence[str]) -> str:
-    """The action that follows `jaxloop cache`. Raises ValueError, one sentence, unless it is
-    exactly one of `ACTIONS`.
+def requested_action(words: Sequence[str]) -> str:
+    """Return the action that follows `jaxloop cache`.
+
+    Raises:
+        ValueError: it is not exactly one of `ACTIONS`.
     """
     if len(words) == 1 and words[0] in ACTIONS:
         return words[0]
@@ -54,69 +63,58 @@ def asked(words: Sequence[str]) -> str:
     unknown = [word for word in words if word not in ACTIONS]
     if unknown:
         near = difflib.get_close_matches(unknown[0], ACTIONS, 1)
-        raise ValueError(
-            f"cache {unknown[0]}: is not understood; "
-            f"{f'did you mean {near[0]}?' if near else f'allowed is {allowed}'}"
-        )
+        hint = f"did you mean {near[0]}?" if near else f"allowed is {allowed}"
+        raise ValueError(f"cache {unknown[0]}: is not understood; {hint}")
     raise ValueError(f"cache {' '.join(words)}".rstrip() + f": needs exactly one of {allowed}")
 
 
-def act(words: Sequence[str], folder: Path | None = None) -> str:
-    """What `jaxloop cache WORDS` prints. folder: `cache_folder()` when None. Raises ValueError as
-    `asked` and `clear` do.
+def run_action(words: Sequence[str], folder: Path | None = None) -> str:
+    """Return what `jaxloop cache WORDS` prints, after doing it.
+
+    Args:
+        folder: the cache folder; None: `cache_folder()`.
+
+    Raises:
+        ValueError: as `requested_action` and `clear` raise it.
     """
-    action, folder = asked(words), cache_folder() if folder is None else folder
+    action = requested_action(words)
+    folder = cache_folder() if folder is None else folder
     return info(folder) if action == "--info" else clear(folder)
 
 
 def info(folder: Path) -> str:
-    """A table of what is kept in `folder`: kind, environment or data set, number, size, last use."""
-    found = entries(folder)
+    """Return a table of what is kept in `folder`."""
+    kinds = entries(folder)
     rows = [("kept", "environment", "number", "size", "last use")]
-    rows += [
-        (
-            e.what,
-            e.where,
-            f"{e.count:,}",
-            human_size(e.size),
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(e.used)),
-        )
-        for e in found
-    ]
-    rows += [
-        (
-            "in all",
-            "",
-            f"{sum(e.count for e in found):,}",
-            human_size(sum(e.size for e in found)),
-            "",
-        )
-    ]
+    for entry in kinds:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        rows.append((entry.what, entry.where, f"{entry.count:,}", human_size(entry.size), used))
+    count, size = sum(e.count for e in kinds), sum(e.size for e in kinds)
+    rows.append(("in all", "", f"{count:,}", human_size(size), ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(w) if i in (2, 3) else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+    lines = [f"folder: {folder}", *(_aligned(row, widths) for row in rows)]
+    if jax_folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        lines.append(
+            f"compiled programs are kept in JAX_COMPILATION_CACHE_DIR={jax_folder}, which is "
+            "yours: it is not counted here and not cleared"
+        )
+    return "\n".join(lines)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    """A line of the table; its third and fourth column are numbers."""
+    cells = [
+        cell.rjust(width) if column in (2, 3) else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
-    own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    note = (
-        [
-            f"compiled programs are kept in JAX_COMPILATION_CACHE_DIR={own}, which is yours: it "
-            "is not counted here and not cleared"
-        ]
-        if own
-        else []
-    )
-    return "\n".join([f"folder: {folder}", *lines, *note])
+    return "  ".join(cells).rstrip()
 
 
 def clear(folder: Path) -> str:
-    """Deletes every file of `entries(folder)` but the answers of judges, then the folders that are
-    empty, and says how much went.
+    """Delete what is kept in `folder` but the answers of judges, and say how much that was.
 
-    Raises ValueError where `folder` is a link or belongs to someone else.
+    Raises:
+        ValueError: `folder` is a link or belongs to someone else.
     """
     if folder.is_symlink():
         raise ValueError(
@@ -128,51 +126,58 @@ def clear(folder: Path) -> str:
             f"cache folder {folder}: belongs to another user; only a folder of your own can be "
             "cleared"
         )
-    count = size = kept = 0
+    count = size = answers = 0
     for entry in entries(folder):
-        for path in entry.files:
-            if _ANSWERS.fullmatch(path.name):
-                kept += 1
-                continue
-            try:
-                freed = path.lstat().st_size
-                path.unlink()
-            except FileNotFoundError:
-                continue
-            count, size = count + 1, size + freed
+        paid = [path for path in entry.files if _ANSWERS.fullmatch(path.name)]
+        freed = [_delete(path) for path in entry.files if path not in paid]
+        answers += len(paid)
+        count += sum(deleted for deleted, _ in freed)
+        size += sum(freed_bytes for _, freed_bytes in freed)
         for path in entry.folders:
-            if not any(path.iterdir()):
-                path.rmdir()
+            _remove_if_empty(path)
     for path in (folder / "xla", folder / "datasets"):
-        if _is_folder(path) and not any(path.iterdir()):
-            path.rmdir()
-    answers = f"; {kept} with answers of judges, which may have cost money, stay" if kept else ""
-    return (
-        f"deleted {count:,} file{'' if count == 1 else 's'}, {human_size(size)}, from "
-        f"{folder}{answers}"
-    )
+        if _is_folder(path):
+            _remove_if_empty(path)
+    stay = f"; {answers} with answers of judges, which may have cost money, stay" if answers else ""
+    files = "file" if count == 1 else "files"
+    return f"deleted {count:,} {files}, {human_size(size)}, from {folder}{stay}"
+
+
+def _delete(path: Path) -> tuple[int, int]:
+    """(1, its bytes), or (0, 0) where another process deleted the file before."""
+    try:
+        size = path.lstat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0, 0
+    return 1, size
+
+
+def _remove_if_empty(path: Path) -> None:
+    if not any(path.iterdir()):
+        path.rmdir()
 
 
 def entries(folder: Path) -> list[Entry]:
-    """What jaxloop keeps in `folder`; empty where that is no folder of its user."""
+    """Return what jaxloop keeps in `folder`; nothing where that is no folder."""
     if not folder.is_dir():
         return []
-    found = []
+    kinds: list[Entry] = []
     if _is_folder(programs := folder / "xla"):
         for path in _sorted(programs):
             if _is_folder(path) and _ENVIRONMENT.fullmatch(path.name):
-                found.append(_programs(path, path.name, (path,)))
-        found.append(_programs(programs, "an earlier layout", ()))
+                kinds.append(_programs(path, path.name, (path,)))
+        kinds.append(_programs(programs, "an earlier layout", ()))
     if _is_folder(datasets := folder / "datasets"):
         for path in _sorted(datasets):
             if _is_folder(path) and _DATASET.fullmatch(path.name):
                 files, folders = _below(path)
-                found.append(_entry("data set", path.name, files, len(files), folders))
+                kinds.append(_entry("data set", path.name, files, len(files), folders))
     here = [path for path in _sorted(folder) if _is_file(path)]
     for pattern, what in _FILES:
         files = [path for path in here if pattern.fullmatch(path.name)]
-        found.append(_entry(what, "", files, len(files)))
-    return [entry for entry in found if entry.files or entry.folders]
+        kinds.append(_entry(what, "", files, len(files)))
+    return [entry for entry in kinds if entry.files or entry.folders]
 
 
 def _programs(folder: Path, where: str, folders: tuple[Path, ...]) -> Entry:
@@ -186,13 +191,20 @@ def _programs(folder: Path, where: str, folders: tuple[Path, ...]) -> Entry:
     )
 
 
-def _entry(what, where, files, count, folders=()) -> Entry:
+def _entry(
+    what: str, where: str, files: Sequence[Path], count: int, folders: Sequence[Path] = ()
+) -> Entry:
     stats = [path.lstat() for path in files]
-    used = max((max(s.st_atime, s.st_mtime) for s in stats), default=0.0) or max(
-        (path.lstat().st_mtime for path in folders), default=0.0
-    )
+    used = max((max(s.st_atime, s.st_mtime) for s in stats), default=0.0)
+    used = used or max((path.lstat().st_mtime for path in folders), default=0.0)
     return Entry(
-        what, where, tuple(files), count, sum(s.st_size for s in stats), used, tuple(folders)
+        what=what,
+        where=where,
+        files=tuple(files),
+        count=count,
+        size=sum(s.st_size for s in stats),
+        used=used,
+        folders=tuple(folders),
     )
 
 

@@ -1,10 +1,9 @@
-"""Weights on disk: nested dicts, lists and tuples of arrays, as safetensors, or through orbax where
-they are sharded over devices.
-"""
+"""Pytrees of weights on disk: as safetensors, or through orbax where they are sharded."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -12,69 +11,74 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from jaxloop.runtime.atomic_io import full_disk_named, remove, require_space, write_atomic
+from jaxloop.runtime.atomic_io import raise_disk_full, remove, require_space, write_atomic
 
-# NumPy has no name for these; safetensors' NumPy reader refuses them, so their bits travel as
-# unsigned integers.
-_CARRIED = {
+# Types that NumPy lacks. safetensors' NumPy reader refuses them, so they are stored as unsigned
+# integers of the same bits.
+_STORED_AS_BITS = {
     name: np.dtype(getattr(ml_dtypes, name))
     for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 }
 
 
-def save_tree(root: Path, stem: str, tree) -> list[str]:
-    """Writes a tree of weights to `root/stem.safetensors`, or to the directory `root/stem.orbax`
-    where a leaf lies on several devices.
+def save_tree(root: Path, stem: str, tree: Any) -> list[str]:
+    """Write weights to `root/stem.safetensors`, or to `root/stem.orbax/` where a leaf is sharded.
 
-    Returns the files written, relative to `root`; whoever lists them in a manifest syncs them.
-    Raises TypeError for a node that is not a dict with string keys, a list, a tuple, None, a number
-    or an array, DiskFull where it does not fit.
+    The files are not flushed to the disk: `checkpoint.write_manifest` does that.
+
+    Args:
+        tree: nested dicts with string keys, lists and tuples of None, numbers, text and arrays.
+
+    Returns:
+        The files written, relative to `root`.
+
+    Raises:
+        TypeError: the tree holds something else.
+        DiskFull: it does not fit.
     """
-    leaves: dict = {}
+    leaves: dict[str, Any] = {}
     skeleton = _encode(tree, "", leaves)
     Path(root, stem).parent.mkdir(parents=True, exist_ok=True)
     if any(isinstance(x, jax.Array) and len(x.sharding.device_set) > 1 for x in leaves.values()):
         return _save_orbax(root, stem, skeleton, leaves)
-    arrays, kinds = {}, {}
+    arrays, dtypes = {}, {}
     for name, leaf in leaves.items():
         array = np.asarray(leaf, order="C")
-        kinds[name] = array.dtype.name
-        arrays[name] = (
-            array.view(np.dtype(f"uint{8 * array.dtype.itemsize}"))
-            if array.dtype.name in _CARRIED
-            else array
-        )
+        dtypes[name] = array.dtype.name
+        if array.dtype.name in _STORED_AS_BITS:
+            array = array.view(np.dtype(f"uint{8 * array.dtype.itemsize}"))
+        arrays[name] = array
     # One entry only: safetensors writes several in an order that changes from file to file, and
     # equal weights must give equal bytes.
-    data = save(arrays, {"jaxloop": json.dumps({"tree": skeleton, "dtypes": kinds})})
+    data = save(arrays, {"jaxloop": json.dumps({"tree": skeleton, "dtypes": dtypes})})
     write_atomic(Path(root, f"{stem}.safetensors"), data, durable=False)
     return [f"{stem}.safetensors"]
 
 
-def load_tree(root: Path, stem: str):
-    """The tree that `save_tree` wrote, with NumPy leaves. Raises FileNotFoundError where there is
-    none, ValueError where it is damaged.
+def load_tree(root: Path, stem: str) -> Any:
+    """Return the tree that `save_tree` wrote, with NumPy leaves.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: its file is damaged.
     """
     path = Path(root, f"{stem}.safetensors")
     if not path.exists():
         return _load_orbax(root, stem)
     try:
         with safe_open(path, framework="numpy") as stream:
-            about = json.loads((stream.metadata() or {})["jaxloop"])
+            header = json.loads((stream.metadata() or {})["jaxloop"])
             arrays = {name: stream.get_tensor(name) for name in stream.keys()}
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as weights ({error})") from error
-    kinds = about["dtypes"]
-    return _decode(
-        about["tree"],
-        {
-            name: a.view(_CARRIED[kinds[name]]) if kinds[name] in _CARRIED else a
-            for name, a in arrays.items()
-        },
-    )
+    for name, dtype in header["dtypes"].items():
+        if dtype in _STORED_AS_BITS:
+            arrays[name] = arrays[name].view(_STORED_AS_BITS[dtype])
+    return _decode(header["tree"], arrays)
 
 
-def _encode(node, path, leaves):
+def _encode(node: Any, path: str, leaves: dict[str, Any]) -> Any:
+    """The structure of a tree as JSON values; its arrays are put into `leaves` by name."""
     if node is None:
         return None
     if isinstance(node, Mapping):
@@ -101,7 +105,8 @@ def _encode(node, path, leaves):
     )
 
 
-def _decode(node, arrays):
+def _decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Undo `_encode`: the tree, with its arrays taken from `arrays` by name."""
     if node is None:
         return None
     ((kind, value),) = node.items()
@@ -112,14 +117,14 @@ def _decode(node, arrays):
     return arrays[value] if kind == "array" else value
 
 
-def _save_orbax(root, stem, skeleton, leaves):
-    import orbax.checkpoint as ocp
+def _save_orbax(root: Path, stem: str, skeleton: Any, leaves: dict[str, Any]) -> list[str]:
+    import orbax.checkpoint as ocp  # slow to import, and for sharded weights only
 
     target = Path(root, f"{stem}.orbax").absolute()
     needed = sum(x.nbytes for x in leaves.values() if hasattr(x, "nbytes"))
     require_space(target, needed, target.name)
     numbered = dict(zip(map(str, range(len(leaves))), leaves.values(), strict=True))
-    with full_disk_named(target, needed, target.name):
+    with raise_disk_full(target, needed, target.name):
         if jax.process_index() == 0:
             remove(root, f"{stem}.orbax")
             target.mkdir()
@@ -135,12 +140,12 @@ def _save_orbax(root, stem, skeleton, leaves):
     ]
 
 
-def _load_orbax(root, stem):
-    import orbax.checkpoint as ocp
+def _load_orbax(root: Path, stem: str) -> Any:
+    import orbax.checkpoint as ocp  # slow to import, and for sharded weights only
 
     target = Path(root, f"{stem}.orbax").absolute()
-    about = json.loads((target / "tree.json").read_bytes())
-    numbered = {str(i): 0 for i in range(len(about["names"]))}
+    header = json.loads((target / "tree.json").read_bytes())
+    numbered = {str(i): 0 for i in range(len(header["names"]))}
     as_numpy = {key: ocp.RestoreArgs(restore_type=np.ndarray) for key in numbered}
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
@@ -149,6 +154,5 @@ def _load_orbax(root, stem):
         raise ValueError(
             f"{target}: cannot be read as weights ({str(error).splitlines()[0]})"
         ) from error
-    return _decode(
-        about["tree"], {name: np.asarray(state[str(i)]) for i, name in enumerate(about["names"])}
-    )
+    arrays = {name: np.asarray(state[str(i)]) for i, name in enumerate(header["names"])}
+    return _decode(header["tree"], arrays)

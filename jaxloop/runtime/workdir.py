@@ -1,6 +1,4 @@
-"""The directory of a run: one process at a time, one config for good, nothing deleted that a run
-did not make.
-"""
+"""The directory of a run: one process at a time, one config, and no file of others deleted."""
 
 import contextlib
 import datetime
@@ -8,10 +6,11 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import filelock
 
@@ -23,7 +22,7 @@ from jaxloop.runtime.atomic_io import (
     write_atomic,
 )
 from jaxloop.runtime.devices import barrier, processes
-from jaxloop.runtime.log import HIDDEN, LOGGER, is_secret_name, redact, run_log
+from jaxloop.runtime.log import LOGGER, REDACTED, is_secret_name, redact, run_log
 
 MARKER, LOCK, HOLDER, CONFIG, LOG = (
     ".jaxloop",
@@ -37,8 +36,12 @@ _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "gpfs", "beeg
 
 @dataclass(frozen=True)
 class Workdir:
-    """An open run directory. `config` is what config.json holds; `resumed` says that it was there
-    before.
+    """An open run directory.
+
+    Attributes:
+        path: its absolute path.
+        config: what config.json holds.
+        resumed: whether an earlier run has used the directory.
     """
 
     path: Path
@@ -56,17 +59,25 @@ def open_workdir(
     needs: int = 0,
     console: bool = True,
     identity: Mapping[str, str] = MappingProxyType({}),
+    update: Callable[[dict], dict] = dict,
 ) -> Iterator[Workdir]:
-    """Opens (or makes) a run directory, holds its lock and writes its log for as long as the
-    context lasts.
+    """Open or make a run directory; hold its lock and write its log while the context lasts.
 
-    config: nested dict of JSON values; secrets in it are never written. may_change: dotted fields
-    that a later run may set otherwise; may_raise: number fields that a later run may raise. needs:
-    bytes that the run will write at most. identity: {model: hash of its files}, kept in config.json
-    under that name; a model that the run before had must be the same. Raises ValueError, one
-    sentence, before anything is written, where the directory is not one of ours, cannot be written,
-    is in use by another process (named), or was made with another config (the difference is shown);
-    DiskFull where `needs` does not fit.
+    Args:
+        config: nested dict of JSON values; secrets in it are never written.
+        may_change: dotted fields that a later run may set otherwise.
+        may_raise: dotted number fields that a later run may raise.
+        needs: bytes that the run will write at most.
+        console: whether the log goes to standard error too.
+        identity: {model: hash of its files}, kept in config.json under "identity"; a model that an
+            earlier run had must be the same.
+        update: gives the config.json of an earlier version its current field names.
+
+    Raises:
+        ValueError: the directory is not a run's, cannot be written, is in use by another process,
+            which is named, or was made with another config, whose differences are named; nothing
+            has been written then.
+        DiskFull: `needs` does not fit.
     """
     if processes()[0] > 0:
         # The first process of a cluster holds the directory for all of them.
@@ -79,44 +90,22 @@ def open_workdir(
     if needs:
         require_space(path, needs, "this run")
     wanted = _with_identity(path, stored_form(config), identity)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path / LOCK, timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise ValueError(f"workdir={path}: is in use by {_holder(path)}") from None
-    except OSError as error:
-        raise ValueError(
-            f"workdir={path}: cannot be written ({error.strerror or error})"
-        ) from error
+    lock = _acquire_lock(path)
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
-        before = _read_config(path, wanted, may_change, may_raise)
+        stored = _read_config(path, wanted, may_change, may_raise, update)
         try:
             (path / MARKER).touch()
             stack.enter_context(run_log(path / LOG, console=console))
         except OSError as error:
-            raise ValueError(
-                f"workdir={path}: cannot be written ({error.strerror or error})"
-            ) from error
-        _take(path)
+            raise _not_writable(path, error) from error
+        _write_holder(path)
         stack.callback((path / HOLDER).unlink, missing_ok=True)
-        if before != wanted:
+        if stored != wanted:
             write_atomic(path / CONFIG, json.dumps(wanted, indent=2).encode())
-            if before == {}:
-                LOGGER.warning(
-                    "%s was damaged; it is written again from this run's config, which has the "
-                    "recorded checksum",
-                    path / CONFIG,
-                )
-            elif before is not None:
-                LOGGER.info(
-                    "config changed where it may: %s",
-                    "; ".join(differences(before, wanted).values()),
-                )
-        write_atomic(
-            path / MARKER, json.dumps({"format": 1, "config_sha256": _digest(wanted)}).encode()
-        )
+            _log_config_change(path, update(stored) if stored else stored, wanted)
+        marker = json.dumps({"format": 1, "config_sha256": _digest(wanted)})
+        write_atomic(path / MARKER, marker.encode())
         clean_temporary(path)
         if (kind := _filesystem(path)) in _NETWORK:
             LOGGER.warning(
@@ -124,12 +113,45 @@ def open_workdir(
                 kind,
             )
         barrier("workdir")
-        yield Workdir(path, wanted, before is not None)
+        yield Workdir(path, wanted, stored is not None)
+
+
+def _acquire_lock(path: Path) -> filelock.BaseFileLock:
+    """Make the directory and take its lock, or refuse."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path / LOCK, timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(f"workdir={path}: is in use by {_holder(path)}") from None
+    except OSError as error:
+        raise _not_writable(path, error) from error
+    return lock
+
+
+def _not_writable(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"workdir={path}: cannot be written ({error.strerror or error})")
+
+
+def _log_config_change(path: Path, before: dict | None, wanted: dict) -> None:
+    """Log why config.json is written: `before` as `_read_config` returns it, in current names."""
+    if before == {}:
+        LOGGER.warning(
+            "%s was damaged; it is written again from this run's config, which has the recorded "
+            "checksum",
+            path / CONFIG,
+        )
+    elif before is not None and before != wanted:
+        LOGGER.info(
+            "config changed where it may: %s", "; ".join(differences(before, wanted).values())
+        )
 
 
 def _with_identity(path: Path, wanted: dict, identity: Mapping[str, str]) -> dict:
-    """The config with the models of the run before and of this one. ValueError where one of them
-    has other files by now.
+    """The config with the file hashes of the earlier run's models and of this run's.
+
+    Raises:
+        ValueError: a model's files have changed since the earlier run.
     """
     try:
         before = json.loads((path / CONFIG).read_bytes()).get("identity") or {}
@@ -142,18 +164,20 @@ def _with_identity(path: Path, wanted: dict, identity: Mapping[str, str]) -> dic
                 f"workdir={path}: was made with other files of {name} (SHA-256 {old}, now "
                 f"{new}); restore them, or use another workdir"
             )
-    known = {**before, **identity}
-    return wanted | ({"identity": known} if known else {})
+    models = {**before, **identity}
+    return wanted | ({"identity": models} if models else {})
 
 
 def is_workdir(path: Path) -> bool:
-    """Whether the directory was made by a run."""
+    """Say whether a run made the directory."""
     return (Path(path) / MARKER).is_file()
 
 
 def delete(path: Path, *parts: str) -> None:
-    """Deletes `path/parts`; ValueError unless `path` is a run directory and the target lies inside
-    it.
+    """Delete `path/parts`.
+
+    Raises:
+        ValueError: `path` is no run directory, or the target lies outside it.
     """
     if not is_workdir(path):
         raise ValueError(f"workdir={path}: has no {MARKER} file, so nothing in it is deleted")
@@ -165,40 +189,44 @@ def delete(path: Path, *parts: str) -> None:
 
 
 def clean_temporary(path: Path) -> list[str]:
-    """Removes, and names in the log, what a killed run left half-written; returns the names,
-    relative to the run directory.
+    """Remove what a killed run left half-written, and log it.
+
+    Returns:
+        The names, relative to the run directory.
     """
-    left = []
-    for directory, names, files in os.walk(path, followlinks=False):
-        found = [n for n in names + files if n.startswith(TEMPORARY)]
-        left += [str((Path(directory) / n).relative_to(path)) for n in found]
-        names[:] = [n for n in names if not n.startswith(TEMPORARY)]
-    for name in sorted(left):
+    unfinished = []
+    for directory, folders, files in os.walk(path, followlinks=False):
+        for name in (*folders, *files):
+            if name.startswith(TEMPORARY):
+                unfinished.append(str((Path(directory) / name).relative_to(path)))
+        folders[:] = [name for name in folders if not name.startswith(TEMPORARY)]
+    for name in sorted(unfinished):
         delete(path, name)
         LOGGER.info("removed the unfinished file %s", name)
-    return sorted(left)
+    return sorted(unfinished)
 
 
 def stored_form(config: Mapping) -> dict:
-    """The config as config.json gives it back, with secrets hidden."""
+    """Return the config as config.json gives it back, with secrets hidden."""
 
-    def hide(value, name=""):
+    def hide(value: Any, name: str = "") -> Any:
         if isinstance(value, Mapping):
             return {str(k): hide(v, str(k)) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [hide(v, name) for v in value]
         if isinstance(value, str):
-            return HIDDEN if value and is_secret_name(name) else redact(value)
+            return REDACTED if value and is_secret_name(name) else redact(value)
         return value
 
     return json.loads(json.dumps(hide(config)))
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> dict[str, str]:
-    """{dotted field: "field old -> new"} for every field whose value differs; a field that one side
-    lacks is "(absent)".
+    """Return {dotted field: "field old -> new"} of every field whose value differs.
+
+    A field that one side lacks is "(absent)" there.
     """
-    out = {}
+    out: dict[str, str] = {}
     for name in dict.fromkeys([*old, *new]):
         a, b = old.get(name, "(absent)"), new.get(name, "(absent)")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
@@ -208,12 +236,13 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> dict[str, str]:
     return out
 
 
-def _short(value):
+def _short(value: Any) -> str:
     text = value if value == "(absent)" else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _checked(path):
+def _checked(path: Path) -> Path:
+    """The absolute path of a directory that a run may write to."""
     if path.is_symlink():
         raise ValueError(
             f"workdir={path}: is a symbolic link; give the directory that it points to"
@@ -230,10 +259,18 @@ def _checked(path):
     return path
 
 
-def _read_config(path, wanted, may_change, may_raise):
-    """The stored config, None where there is none, {} where it must be written again; refuses one
-    that differs where it may not.
+def _read_config(
+    path: Path,
+    wanted: dict,
+    may_change: Sequence[str],
+    may_raise: Sequence[str],
+    update: Callable[[dict], dict],
+) -> dict | None:
+    """The stored config, None where there is none, {} where it must be written again.
+
+    One that differs where it may not is refused.
     """
+    changes: dict[str, str] = {}
     try:
         stored = json.loads((path / CONFIG).read_bytes())
         if not isinstance(stored, dict):
@@ -245,14 +282,15 @@ def _read_config(path, wanted, may_change, may_raise):
     except ValueError:
         stored = None
     if stored is not None:
-        # Models are compared by now; a run from before they were kept has none.
-        bare = [{k: v for k, v in config.items() if k != "identity"} for config in (stored, wanted)]
-        found = {
+        current = update(stored)
+        changes = {
             field: text
-            for field, text in differences(*bare).items()
-            if not _allowed(field, stored, wanted, may_change, may_raise)
+            for field, text in differences(
+                _without_identity(current), _without_identity(wanted)
+            ).items()
+            if not _may_differ(field, current, wanted, may_change, may_raise)
         }
-        if not found:
+        if not changes:
             return stored
     if _marked_digest(path) == _digest(wanted):
         return {}
@@ -261,16 +299,23 @@ def _read_config(path, wanted, may_change, may_raise):
             f"workdir={path}: its {CONFIG} is missing or damaged and this run's config is not "
             "the one recorded; restore the file"
         )
-    shown = "; ".join(list(found.values())[:5]) + (
-        f"; and {len(found) - 5} more" if len(found) > 5 else ""
-    )
+    shown = "; ".join(list(changes.values())[:5])
+    if len(changes) > 5:
+        shown += f"; and {len(changes) - 5} more"
     raise ValueError(
         f"workdir={path}: was made with another config ({shown}); use another workdir, or the "
         "old values"
     )
 
 
-def _allowed(field, stored, wanted, may_change, may_raise):
+def _without_identity(config: dict) -> dict:
+    """The config without the hashes of its models, which `_with_identity` has compared already."""
+    return {name: value for name, value in config.items() if name != "identity"}
+
+
+def _may_differ(
+    field: str, stored: dict, wanted: dict, may_change: Sequence[str], may_raise: Sequence[str]
+) -> bool:
     if any(field == name or field.startswith(name + ".") for name in may_change):
         return True
     if field not in may_raise:
@@ -282,25 +327,27 @@ def _allowed(field, stored, wanted, may_change, may_raise):
     )
 
 
-def _at(config, field):
+def _at(config: Any, field: str) -> Any:
+    """The value at a dotted field, or None."""
     for name in field.split("."):
         config = config.get(name) if isinstance(config, Mapping) else None
     return config
 
 
-def _digest(config):
+def _digest(config: Mapping) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def _marked_digest(path):
+def _marked_digest(path: Path) -> str | None:
+    """The checksum of the config that the marker file holds."""
     try:
         return json.loads((path / MARKER).read_bytes()).get("config_sha256")
     except (OSError, ValueError, AttributeError):
         return None
 
 
-def _take(path):
-    """Writes who holds the lock; says so where the holder before did not leave it tidily."""
+def _write_holder(path: Path) -> None:
+    """Write who holds the lock, and warn where the last holder did not end properly."""
     if (path / HOLDER).exists():
         LOGGER.warning(
             "the last run in this workdir did not end properly (%s); its lock is taken over",
@@ -313,7 +360,7 @@ def _take(path):
     )
 
 
-def _holder(path):
+def _holder(path: Path) -> str:
     try:
         who = json.loads((path / HOLDER).read_bytes())
         return f"process {who['pid']} on {who['host']} since {who['since']}"
@@ -321,8 +368,8 @@ def _holder(path):
         return "another process"
 
 
-def _filesystem(path):
-    """Type of the file system (Linux; "" elsewhere)."""
+def _filesystem(path: Path) -> str:
+    """Type of the file system on Linux, "" elsewhere."""
     best, kind = "", ""
     with contextlib.suppress(OSError):
         for line in Path("/proc/mounts").read_text(errors="replace").splitlines():

@@ -1,5 +1,5 @@
 """Weighted maximum likelihood of Beta distributions, generation after generation
-(bias_amplification.md, sections 1 and 5).
+(arXiv 2410.15234, sections 3.1 and 3.2, appendix A).
 
 Generation 0 fits N real draws weighted by the density of a pre-trained model; every later one fits
 N draws of the last fit, weighted by the last fit's own density (weighting="model", what the
@@ -12,13 +12,16 @@ and fitting, pure sharpening. The mode stays where it is from generation 0 on; t
 from below.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln
+from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from jaxloop.recursion import workflow as workflows
 from jaxloop.simulators import family as families
@@ -38,7 +41,7 @@ class Fit(NamedTuple):
 
 
 class Constraint(NamedTuple):
-    """The paper's constrained loss (section 5) instead of maximum likelihood: L_new = L - lam sum
+    """The paper's constrained loss (section 3.1) instead of maximum likelihood: L_new = L - lam sum
     max(0, c_i)^2 + gam sum min(0, c_i)^2.
 
     c_i = u_i dL/dtheta_i is the bias projection per coordinate, u the direction of theta - unbiased
@@ -58,8 +61,8 @@ class Constraint(NamedTuple):
 
 def population(
     *,
-    real=(2.0, 2.0),
-    pretrained=(3.0, 2.0),
+    real: Sequence[float] = (2.0, 2.0),
+    pretrained: Sequence[float] = (3.0, 2.0),
     generations: int,
     weighting: str = "model",
     exponent: float = 1.0,
@@ -83,13 +86,13 @@ def population(
 def asymptotic_cov(
     n: int,
     *,
-    real=(2.0, 2.0),
-    pretrained=(3.0, 2.0),
+    real: Sequence[float] = (2.0, 2.0),
+    pretrained: Sequence[float] = (3.0, 2.0),
     generations: int,
     weighting: str = "model",
     exponent: float = 1.0,
 ) -> np.ndarray:
-    """Covariance [T+1, 2, 2] of the fits for large N (delta method; section 1.2): V' = (1 +
+    """Covariance [T+1, 2, 2] of the fits for large N (delta method): V' = (1 +
     lambda)^2 V + S / N and its like.
 
     S = A^-1 B A^-1 with A = E[w] I(g), B = E[w^2] (I(h) + d d'), where g and h are the densities
@@ -105,8 +108,8 @@ def asymptotic_cov(
         weighting=weighting,
         exponent=exponent,
     )
-    pre, real = np.asarray(pretrained, float), np.asarray(real, float)
-    source = np.concatenate([real[None], theta[:-1]])
+    pre = np.asarray(pretrained, float)
+    source = np.concatenate([np.asarray(real, float)[None], theta[:-1]])
     weight = {
         "model": np.concatenate([pre[None], theta[:-1]]) - 1,
         "pretrained": np.broadcast_to(pre - 1, theta.shape),
@@ -136,17 +139,17 @@ def simulate(
     n: int,
     replicates: int,
     generations: int,
-    real=(2.0, 2.0),
-    pretrained=(3.0, 2.0),
+    real: Sequence[float] = (2.0, 2.0),
+    pretrained: Sequence[float] = (3.0, 2.0),
     weighting: str = "model",
     exponent: float = 1.0,
     seed: int = 0,
     constraint: Constraint | None = None,
-    workflow=None,
+    workflow: workflows.Workflow | None = None,
     report: bool = False,
-    micro_batch: int | None = 32,
-    mesh=None,
-):
+    batch_size: int | None = 32,
+    mesh: Mesh | None = None,
+) -> Any:
     """Fits of R chains, [R, T+1, 2] (alpha, beta); index 0 is generation 0. float64.
 
     workflow: what a generation trains on (default: `replace(n)`, the paper, from the last fit where
@@ -177,7 +180,7 @@ def simulate(
         generations=generations,
         replicates=replicates,
         seed=seed,
-        micro_batch=micro_batch,
+        batch_size=batch_size,
         mesh=mesh,
     )
     return (out["theta"], out["converged"], out["steps"]) if report else out["theta"]
@@ -185,44 +188,56 @@ def simulate(
 
 @lru_cache(maxsize=64)
 def beta_family(
-    real, pretrained, n, weighting="model", exponent=1.0, constraint=None
-) -> families.Family:
-    """Beta distributions as a `Family`; items are logits log(x / (1 - x)), so that neither tail is
-    rounded to 0 or 1.
+    real: tuple[float, ...],
+    pretrained: tuple[float, ...],
+    n: int,
+    weighting: str = "model",
+    exponent: float = 1.0,
+    constraint: Constraint | None = None,
+) -> families.ArrayFamily:
+    """Beta distributions as an `ArrayFamily`.
+
+    Items are logits log(x / (1 - x)), so that neither tail is rounded to 0 or 1.
 
     n: draws that the pre-trained model is fitted on, without weights.
     """
-    draw = lambda theta: (
-        lambda key, count: draw_logits(key, jnp.asarray(theta, jnp.result_type(float)), count)
-    )
 
-    def base(key):
-        return fit_logits(draw(pretrained)(key, n))
+    def draw_from(theta: tuple[float, ...], key: jax.Array, count: int) -> jax.Array:
+        return draw_logits(key, jnp.asarray(theta, jnp.result_type(float)), count)
 
-    def weigh(base, previous, items):
+    def base(key: jax.Array) -> Fit:
+        return fit_logits(draw_from(pretrained, key, n))
+
+    def weigh(base: Fit, previous: Fit, items: jax.Array) -> jax.Array:
         model = {"model": previous, "pretrained": base}[weighting].theta
         log_x, log_rest = _logs(items)
         log_w = exponent * ((model[0] - 1) * log_x + (model[1] - 1) * log_rest)
         return jnp.exp(log_w - log_w.max())
 
-    def fit(key, items, weights, start=None):
-        return (
-            fit_logits(items, weights)
-            if start is None
-            else descend(start.theta, _statistics(items, weights), constraint)
-        )
+    def fit(key: jax.Array, items: jax.Array, weights: jax.Array, start: Fit | None = None) -> Fit:
+        if start is None or constraint is None:
+            return fit_logits(items, weights)
+        return descend(start.theta, _statistics(items, weights), constraint)
 
-    def measure(params, items):
+    def sample(key: jax.Array, params: Fit, count: int) -> jax.Array:
+        return draw_logits(key, params.theta, count)
+
+    def measure(params: Fit, items: jax.Array) -> dict[str, jax.Array]:
         return {"theta": params.theta, "steps": params.steps, "converged": params.converged}
 
-    weighted = None if weighting == "none" else weigh
-    sample = lambda key, params, count: draw_logits(key, params.theta, count)
-    return families.Family(
-        draw(real), fit, sample, measure, base, weighted, continues=constraint is not None, least=2
+    return families.ArrayFamily(
+        draw=partial(draw_from, real),
+        fit=fit,
+        sample=sample,
+        measure=measure,
+        base=base,
+        weigh=None if weighting == "none" else weigh,
+        continues=constraint is not None,
+        least=2,
     )
 
 
-def fit(x, weights=None) -> Fit:
+def fit(x: ArrayLike, weights: ArrayLike | None = None) -> Fit:
     """Weighted maximum-likelihood fit of data x [n] in (0, 1), weights [n] non-negative (default
     1); float64 NumPy values.
 
@@ -248,11 +263,11 @@ def fit(x, weights=None) -> Fit:
             "maximum otherwise"
         )
     with jax.enable_x64(True):
-        made = jax.jit(fit_logits)(jnp.asarray(np.log(x) - np.log1p(-x)), jnp.asarray(weights))
-        return Fit(*(np.asarray(v) for v in made))
+        fitted = jax.jit(fit_logits)(jnp.asarray(np.log(x) - np.log1p(-x)), jnp.asarray(weights))
+        return jax.tree.map(np.asarray, fitted)
 
 
-def fit_logits(items, weights=None) -> Fit:
+def fit_logits(items: jax.Array, weights: jax.Array | None = None) -> Fit:
     """As `fit`, pure jnp, from logits [n]: the sufficient statistics are weighted means of log x
     and log(1 - x).
     """
@@ -263,7 +278,7 @@ def _statistics(items, weights):
     return jnp.stack([families.weighted_mean(x, weights) for x in _logs(items)])
 
 
-def newton(stats, *, most: int = 50) -> Fit:
+def newton(stats: jax.Array, *, most: int = 50) -> Fit:
     """Solves psi(alpha) - psi(alpha + beta) = E log x, psi(beta) - psi(alpha + beta) = E log(1 - x)
     for stats [2].
     """
@@ -284,16 +299,18 @@ def newton(stats, *, most: int = 50) -> Fit:
     return jax.lax.while_loop(unfinished, step, Fit(start, jnp.int32(0), jnp.asarray(False)))
 
 
-def loss(theta, stats):
+def loss(theta: jax.Array, stats: jax.Array) -> jax.Array:
     """Mean negative log-likelihood of Beta(theta) where the (weighted) means of log x and log(1 -
     x) are stats [2].
     """
     return _betaln(theta) - ((theta - 1) * stats).sum()
 
 
-def bias_projection(theta, stats, unbiased=(2.0, 2.0)):
+def bias_projection(
+    theta: jax.Array, stats: jax.Array, unbiased: Sequence[float] = (2.0, 2.0)
+) -> tuple[jax.Array, jax.Array]:
     """(c, c_i [2]): projection of the gradient of `loss` at theta on the direction of theta -
-    unbiased, and its parts (section 5).
+    unbiased, and its parts (section 3.1).
 
     A negative c says that a gradient step lengthens the biased component. Pure jnp.
     """
@@ -303,13 +320,15 @@ def bias_projection(theta, stats, unbiased=(2.0, 2.0)):
     return parts.sum(), parts
 
 
-def population_statistics(theta):
+def population_statistics(theta: jax.Array) -> jax.Array:
     """E log x and E log(1 - x) [2] of Beta(theta): `stats` of an infinite sample."""
     value = polygammas(jnp.append(theta, theta.sum()))[0]
     return value[:2] - value[2]
 
 
-def constrained_loss(theta, stats, direction, lam, gam):
+def constrained_loss(
+    theta: jax.Array, stats: jax.Array, direction: jax.Array, lam: float, gam: float
+) -> jax.Array:
     """L_new (see `Constraint`) with the unit vector `direction` [2] held fixed."""
     parts = direction * (population_statistics(theta) - stats)
     return (
@@ -319,7 +338,7 @@ def constrained_loss(theta, stats, direction, lam, gam):
     )
 
 
-def descend(theta, stats, constraint: Constraint) -> Fit:
+def descend(theta: jax.Array, stats: jax.Array, constraint: Constraint) -> Fit:
     """`constraint.steps` steps of gradient descent on the constrained loss from theta; `converged`
     where the last one was below 1e-9.
     """
@@ -359,7 +378,7 @@ def _information(theta):
     return jnp.diag(slope[:2]) - slope[2]
 
 
-def polygammas(x):
+def polygammas(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Digamma and trigamma of x > 0, right to 1e-14: eight recurrence steps up, then the asymptotic
     series.
 

@@ -18,7 +18,7 @@ STEPS = 128
 _PLACES, _SHARES = np.polynomial.legendre.leggauss(64)
 
 
-def draw_logits(key, theta, count: int):
+def draw_logits(key: jax.Array, theta: jax.Array, count: int) -> jax.Array:
     """`count` independent logits of Beta(theta) draws, theta [2] = (alpha, beta) float64; draw i
     depends on (key, theta, i) alone.
 
@@ -32,7 +32,7 @@ def draw_logits(key, theta, count: int):
     )
 
 
-def transport(theta, z):
+def transport(theta: jax.Array, z: jax.Array) -> jax.Array:
     """Logits g(z) [n] of Beta(theta) at standard normal values z [n]."""
     # Terms as large as the first parameter cancel below: 1 - x is Beta(b, a), so the smaller
     # parameter can come first.
@@ -47,7 +47,7 @@ def transport(theta, z):
     return sign * (c[0] + off * (c[1] + off * (c[2] + off * (c[3] + off * c[4]))))
 
 
-def _nodes(theta):
+def _nodes(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
     """z of the middle node, and Taylor coefficients [2 STEPS + 1, 5] of g at nodes REACH / STEPS
     apart, lowest first.
 

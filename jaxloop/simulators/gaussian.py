@@ -1,29 +1,38 @@
-"""Gaussian chains: d dimensions, full covariance, maximum likelihood or unbiased variance
-(multi_entity.md, section 4, items 3 and 4).
-"""
+"""Gaussian chains: d dimensions, full covariance, maximum likelihood or unbiased variance."""
 
 import jax
 import jax.numpy as jnp
 
-from jaxloop.simulators.family import Family
+from jaxloop.simulators.family import ArrayFamily, Scalar
 from jaxloop.simulators.small_linalg import cholesky
 
+Params = tuple[jax.Array, jax.Array]
 
-def gaussian_family(dim: int = 1, *, mean=0.0, sd=1.0, unbiased: bool = True) -> Family:
-    """N(mean, sd^2 I) in `dim` dimensions; mean and sd may be traced. unbiased: divide by n - 1,
-    else maximum likelihood (by n).
 
-    Metrics: mean [d], var [d] (diagonal of the covariance), trace (/ (d sd^2)), log_det (of the
-    covariance / sd^2; -inf where singular) and, in one dimension, w2 (squared 2-Wasserstein
-    distance to the real distribution). Raises ValueError for dim below 1.
+def gaussian_family(
+    dim: int = 1, *, mean: Scalar = 0.0, sd: Scalar = 1.0, unbiased: bool = True
+) -> ArrayFamily:
+    """A normal distribution N(mean, sd^2 I) in `dim` dimensions; mean and sd may be traced.
+
+    Params are (mean [d], covariance [d, d]). Metrics: mean [d], var [d] (diagonal of the
+    covariance), trace (/ (d sd^2)), log_det (of the covariance / sd^2; -inf where singular) and, in
+    one dimension, w2 (squared 2-Wasserstein distance to the real distribution).
+
+    Args:
+        dim: at least 1.
+        mean, sd: of the real distribution.
+        unbiased: estimate the covariance with n - 1, else by maximum likelihood, with n.
+
+    Raises:
+        ValueError: `dim` is below 1.
     """
     if dim < 1:
         raise ValueError(f"dim={dim}: must be at least 1")
 
-    def draw(key, n):
+    def draw(key: jax.Array, n: int) -> jax.Array:
         return mean + sd * jax.random.normal(key, (n, dim))
 
-    def fit(key, items, weights):
+    def fit(key: jax.Array, items: jax.Array, weights: jax.Array) -> Params:
         total = weights.sum()
         centre = weights @ items / total
         away = items - centre[None]
@@ -31,11 +40,11 @@ def gaussian_family(dim: int = 1, *, mean=0.0, sd=1.0, unbiased: bool = True) ->
         divisor = total - (weights @ weights) / total if unbiased else total
         return centre, (weights[:, None] * away).T @ away / divisor
 
-    def sample(key, params, n):
+    def sample(key: jax.Array, params: Params, n: int) -> jax.Array:
         centre, cov = params
         return centre[None] + jax.random.normal(key, (n, dim)) @ cholesky(cov).T
 
-    def measure(params, items):
+    def measure(params: Params, items: jax.Array) -> dict[str, jax.Array]:
         centre, cov = params
         var = jnp.diagonal(cov)
         out = {
@@ -48,4 +57,4 @@ def gaussian_family(dim: int = 1, *, mean=0.0, sd=1.0, unbiased: bool = True) ->
             out["w2"] = (centre[0] - mean) ** 2 + (jnp.sqrt(jnp.maximum(var[0], 0)) - sd) ** 2
         return out
 
-    return Family(draw, fit, sample, measure, least=2 if unbiased else 1)
+    return ArrayFamily(draw, fit, sample, measure, least=2 if unbiased else 1)

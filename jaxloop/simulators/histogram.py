@@ -1,4 +1,4 @@
-"""The U-shape toy (recursive_loops.md, section 7): a biased histogram that is refitted on a mixture
+"""The U-shape toy (arXiv 2504.03814, C.3): a biased histogram that is refitted on a mixture
 of its own output and human numbers.
 
 Human numbers are uniform on 0..N ("overlap") or on the odd ones of them ("non-overlap"). A
@@ -9,10 +9,13 @@ the U-shape. With smoothing 1e-3 and bias 100 the relative entropy has one, betw
 synthetic items of 0 and 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from jaxloop.recursion.workflow import Workflow, fresh_human, window
 from jaxloop.simulators import family as families
@@ -22,8 +25,8 @@ RATIOS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 
 
 def histogram_family(
-    size: int = 100, *, bias=100.0, smoothing: float = 1e-3, overlap: bool = False
-) -> families.Family:
+    size: int = 100, *, bias: ArrayLike = 100.0, smoothing: float = 1e-3, overlap: bool = False
+) -> families.ArrayFamily:
     """Numbers 0..size. bias: strength on even numbers, or a vector [size + 1]. Metrics as
     `discrete_family`.
 
@@ -34,7 +37,9 @@ def histogram_family(
     return discrete_family(probabilities, smoothing=smoothing, bias=vector)
 
 
-def _vectors(size, bias, smoothing, overlap):
+def _vectors(
+    size: int, bias: ArrayLike, smoothing: float, overlap: bool
+) -> tuple[np.ndarray, float, np.ndarray]:
     """(probabilities of human numbers [size + 1], smoothing, bias [size + 1]), checked."""
     if size < 1:
         raise ValueError(f"size={size}: must be at least 1")
@@ -42,7 +47,10 @@ def _vectors(size, bias, smoothing, overlap):
     even = numbers % 2 == 0
     vector = np.where(even, bias, 1.0) if np.ndim(bias) == 0 else np.asarray(bias, float)
     if vector.shape != numbers.shape or not (vector > 0).all():
-        raise ValueError(f"bias={bias}: must be a positive number or {size + 1} positive numbers")
+        raise ValueError(
+            f"bias={np.asarray(bias).tolist()}: must be a positive number or {size + 1} positive "
+            "numbers"
+        )
     if not smoothing >= 0:
         raise ValueError(f"smoothing={smoothing}: must be at least 0")
     human = np.where(even & (not overlap), 0.0, 1.0)
@@ -71,15 +79,15 @@ class Column(NamedTuple):
 def simulate(
     *,
     size: int = 100,
-    ratios=RATIOS,
-    bias=100.0,
+    ratios: Sequence[float] = RATIOS,
+    bias: float = 100.0,
     smoothing: float = 1e-3,
     overlap: bool = False,
     accumulate: bool = False,
     generations: int = 19,
     replicates: int = 50,
     seed: int = 0,
-    mesh=None,
+    mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """Metrics {name: [ratios, R, T+1]} of the toy: R = 50 chains per ratio, generations 0..19 (20
     steps) in the paper.
@@ -87,7 +95,8 @@ def simulate(
     `relative_entropy` is the entropy of the model over that of generation 0. Raises ValueError as
     `histogram_family`, and for ratios outside [0, 1].
     """
-    options = dict(
+    columns = simulate_columns(
+        [Column(bias, smoothing, overlap)],
         size=size,
         ratios=ratios,
         accumulate=accumulate,
@@ -96,22 +105,19 @@ def simulate(
         seed=seed,
         mesh=mesh,
     )
-    return {
-        name: x[0]
-        for name, x in simulate_columns([Column(bias, smoothing, overlap)], **options).items()
-    }
+    return {name: x[0] for name, x in columns.items()}
 
 
 def simulate_columns(
     columns: Sequence[Column],
     *,
     size: int = 100,
-    ratios=RATIOS,
+    ratios: Sequence[float] = RATIOS,
     accumulate: bool = False,
     generations: int = 19,
     replicates: int = 50,
     seed: int = 0,
-    mesh=None,
+    mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """As `simulate`, for several columns in one program per ratio: {name: [columns, ratios, R,
     T+1]}.
@@ -138,7 +144,7 @@ def simulate_columns(
     return out
 
 
-def _of_setting(setting):
+def _of_setting(setting: Mapping[str, jax.Array]) -> families.ArrayFamily:
     return discrete_family(
         setting["probabilities"], smoothing=setting["smoothing"], bias=setting["bias"]
     )

@@ -4,53 +4,56 @@ Gaussian and tophat kernels).
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
-from jaxloop.simulators.family import Family, choose
+from jaxloop.simulators.family import ArrayFamily, Scalar, choose
 from jaxloop.simulators.small_linalg import cholesky
 
 RULES = ("scott", "silverman")
 KERNELS = ("gaussian", "tophat")
+# Training points [n, d], their weights [n], and the square root of the kernel's covariance [d, d].
+Params = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def kde_family(
     dim: int = 1,
     *,
-    bandwidth: float | str = 0.3,
+    bandwidth: Scalar | str = 0.3,
     kernel: str = "gaussian",
-    sd=1.0,
-    centres=None,
+    sd: Scalar = 1.0,
+    centres: ArrayLike | None = None,
     heldout: int = 64,
-) -> Family:
-    """Real source: N(0, sd^2 I), or, with centres [m, dim], an even mixture of such normals around
-    them.
+) -> ArrayFamily:
+    """A kernel density estimate of normal data in `dim` dimensions.
 
-    bandwidth: a number h (kernel covariance h^2 I), or "scott" / "silverman" (the data's covariance
-    times the rule's factor squared, as SciPy has it). kernel: "gaussian", or "tophat" (uniform in a
-    ball of radius h, or its image under the data's covariance). Metrics: mean [d], var [d] (of the
-    density: the data's, by n, plus the kernel's) and nll, the mean negative log-density at
-    `heldout` real points, the same for all chains. Raises ValueError for another rule or kernel, or
-    a bandwidth that is not positive.
+    Metrics: mean [d], var [d] (of the density: the data's, by n, plus the kernel's) and nll, the
+    mean negative log-density at `heldout` real points, the same for all chains.
+
+    Args:
+        dim: number of dimensions d.
+        bandwidth: a number h (kernel covariance h^2 I), or "scott" / "silverman" (the data's
+            covariance times the rule's factor squared, as SciPy has it).
+        kernel: "gaussian", or "tophat" (uniform in a ball of radius h, or its image under the
+            data's covariance).
+        sd: of the real source N(0, sd^2 I).
+        centres: [m, d]; the real source is an even mixture of such normals around them.
+        heldout: number of real points for nll; 0: no nll.
+
+    Raises:
+        ValueError: the rule or kernel is unknown, or the bandwidth is not positive.
     """
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel={kernel!r}: must be one of {', '.join(KERNELS)}")
-    if isinstance(bandwidth, str) and bandwidth not in RULES:
-        raise ValueError(f"bandwidth={bandwidth!r}: must be a number, {' or '.join(RULES)}")
-    if not isinstance(bandwidth, (str, jax.Array)) and not bandwidth > 0:
-        raise ValueError(f"bandwidth={bandwidth}: must be positive")
+    _check(kernel, bandwidth)
 
-    def draw(key, n):
+    def draw(key: jax.Array, n: int) -> jax.Array:
         noise, which = jax.random.split(key)
         x = sd * jax.random.normal(noise, (n, dim))
-        return (
-            x
-            if centres is None
-            else x
-            + jnp.asarray(centres, x.dtype)[
-                jax.random.randint(which, (n,), 0, len(centres), jnp.int32)
-            ]
-        )
+        if centres is None:
+            return x
+        means = jnp.asarray(centres, x.dtype)
+        return x + means[jax.random.randint(which, (n,), 0, len(means), jnp.int32)]
 
-    def fit(key, items, weights):
+    def fit(key: jax.Array, items: jax.Array, weights: jax.Array) -> Params:
         share = weights / weights.sum()
         centre = share @ items
         away = items - centre[None]
@@ -58,53 +61,66 @@ def kde_family(
         if not isinstance(bandwidth, str):
             return items, weights, jnp.eye(dim, dtype=items.dtype) * bandwidth
         count = 1 / (share @ share)
-        factor = count ** (-1 / (dim + 4)) * (
-            1.0 if bandwidth == "scott" else ((dim + 2) / 4) ** (-1 / (dim + 4))
-        )
+        rule = 1.0 if bandwidth == "scott" else ((dim + 2) / 4) ** (-1 / (dim + 4))
+        factor = count ** (-1 / (dim + 4)) * rule
         return items, weights, cholesky(cov * count / (count - 1)) * factor
 
-    def sample(key, params, n):
+    def sample(key: jax.Array, params: Params, n: int) -> jax.Array:
         items, weights, root = params
         which, noise = jax.random.split(key)
-        return items[choose(which, weights, n)] + _kernel_noise(noise, n, items.dtype) @ root.T
+        return items[choose(which, weights, n)] + kernel_noise(noise, n, items.dtype) @ root.T
 
-    def _kernel_noise(key, n, dtype):
+    def kernel_noise(key: jax.Array, n: int, dtype: np.dtype) -> jax.Array:
         z = jax.random.normal(key, (n, dim), dtype)
         if kernel == "gaussian":
             return z
         u = jax.random.uniform(jax.random.fold_in(key, 1), (n, 1), dtype)
         return z / jnp.sqrt((z * z).sum(1, keepdims=True)) * u ** (1 / dim)
 
-    def measure(params, items):
+    def measure(params: Params, items: jax.Array) -> dict[str, jax.Array]:
         points, weights, root = params
         share = weights / weights.sum()
         centre = share @ points
         spread = (root * root).sum(1) * (1.0 if kernel == "gaussian" else 1 / (dim + 2))
         out = {"mean": centre, "var": share @ (points - centre[None]) ** 2 + spread}
         if heldout:
-            out["nll"] = -_log_density(draw(jax.random.key(0), heldout), points, share, root).mean()
+            real = draw(jax.random.key(0), heldout)
+            out["nll"] = -_log_density(real, points, share, root, kernel).mean()
         return out
 
-    def _log_density(at, points, share, root):
-        # Rows of root^-1 (x - y), by forward substitution: root is triangular and small.
-        z = jnp.zeros((at.shape[0], points.shape[0], dim), at.dtype)
-        away = at[:, None, :] - points[None, :, :]
-        for i in range(dim):
-            z = z.at[:, :, i].set(
-                (away[:, :, i] - (z * root[i][None, None, :]).sum(2)) / root[i, i]
-            )
-        square = (z * z).sum(2)
-        if kernel == "gaussian":
-            log_kernel = -square / 2 - dim / 2 * jnp.log(2 * jnp.pi)
-        else:
-            log_ball = dim / 2 * jnp.log(jnp.pi) - jax.scipy.special.gammaln(
-                jnp.asarray(dim / 2 + 1, at.dtype)
-            )
-            log_kernel = jnp.where(square <= 1, -log_ball, -jnp.inf)
-        log_share = jnp.log(share)[None, :]
-        return (
-            jax.scipy.special.logsumexp(log_kernel + log_share, axis=1)
-            - jnp.log(jnp.diagonal(root)).sum()
-        )
+    return ArrayFamily(draw, fit, sample, measure, least=2)
 
-    return Family(draw, fit, sample, measure, least=2)
+
+def _check(kernel: str, bandwidth: Scalar | str) -> None:
+    """Refuse an unknown kernel or rule, and a bandwidth that is not positive."""
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel={kernel!r}: must be one of {', '.join(KERNELS)}")
+    if isinstance(bandwidth, str) and bandwidth not in RULES:
+        raise ValueError(f"bandwidth={bandwidth!r}: must be a number, {' or '.join(RULES)}")
+    if not isinstance(bandwidth, (str, jax.Array)) and not bandwidth > 0:
+        raise ValueError(f"bandwidth={bandwidth}: must be positive")
+
+
+def _log_density(
+    at: jax.Array, points: jax.Array, share: jax.Array, root: jax.Array, kernel: str
+) -> jax.Array:
+    """Return log-densities [m] at `at` [m, d], from points [n, d], shares [n] and root [d, d]."""
+    dim = points.shape[1]
+    # Rows of root^-1 (x - y), by forward substitution: root is triangular and small.
+    z = jnp.zeros((at.shape[0], points.shape[0], dim), at.dtype)
+    away = at[:, None, :] - points[None, :, :]
+    for i in range(dim):
+        z = z.at[:, :, i].set((away[:, :, i] - (z * root[i][None, None, :]).sum(2)) / root[i, i])
+    square = (z * z).sum(2)
+    if kernel == "gaussian":
+        log_kernel = -square / 2 - dim / 2 * jnp.log(2 * jnp.pi)
+    else:
+        log_ball = dim / 2 * jnp.log(jnp.pi) - jax.scipy.special.gammaln(
+            jnp.asarray(dim / 2 + 1, at.dtype)
+        )
+        log_kernel = jnp.where(square <= 1, -log_ball, -jnp.inf)
+    log_share = jnp.log(share)[None, :]
+    return (
+        jax.scipy.special.logsumexp(log_kernel + log_share, axis=1)
+        - jnp.log(jnp.diagonal(root)).sum()
+    )

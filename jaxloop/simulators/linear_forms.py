@@ -1,5 +1,5 @@
 """Moments of the linear dynamics, in the block form of the paper and in an equal form of d x d
-matrices (multi_entity.md, section 1).
+matrices (arXiv 2505.21677).
 
 Dimensions: K entities, d features. All functions are pure jnp on float64 arrays and trace under
 `jax.enable_x64(True)`.
@@ -38,7 +38,7 @@ class Weights(NamedTuple):
     null: jax.Array
 
 
-def generalised_inverses(w: Weights, s: Grams):
+def generalised_inverses(w: Weights, s: Grams) -> jax.Array:
     """Moore-Penrose inverses [K, d, d] of G_k = a_k S~_k + b_k S_* + alpha_k sum_j who_kj S_j."""
     mixed = jnp.einsum("kj,jxy->kxy", w.alpha[:, None] * w.who, s.synthetic)
     g = w.a[:, None, None] * s.private + w.b[:, None, None] * s.public[None] + mixed
@@ -49,7 +49,9 @@ def generalised_inverses(w: Weights, s: Grams):
     return (jax.vmap(spd_inverse)(g / scale + w.null) - w.null) / scale
 
 
-def block_step(w: Weights, s: Grams, sigma2):
+def block_step(
+    w: Weights, s: Grams, sigma2: float | jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(P, Q, N): theta_t = P z + Q theta_{t-1} + noise of covariance N; shapes [K, d, K+1, d], [K,
     d, K, d], [K, d, K, d] (eq. 4).
     """
@@ -63,7 +65,9 @@ def block_step(w: Weights, s: Grams, sigma2):
     return jnp.concatenate([p_private, p_public], 2), q, noise
 
 
-def block_moments(w: Weights, s: Grams, theta, sigma2):
+def block_moments(
+    w: Weights, s: Grams, theta: jax.Array, sigma2: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Theorems 1 and 2 with the missing transpose and sigma2 put back; leaves of w and s have a
     leading generation axis (public has none).
 
@@ -82,7 +86,9 @@ def block_moments(w: Weights, s: Grams, theta, sigma2):
     return jax.lax.scan(step, start, (w, s.synthetic))[1]
 
 
-def block_limit(w: Weights, s: Grams, theta, sigma2):
+def block_limit(
+    w: Weights, s: Grams, theta: jax.Array, sigma2: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Limit of constant weights where rho(Q) < 1: M = (I - Q)^-1 P and C = Q C Q' + N. Returns mean
     [K, d], cov [Kd, Kd].
     """
@@ -101,7 +107,9 @@ def _moments_of(real, spread, s, theta, sigma2):
     return mean.reshape(k, d), (cov + cov.T) / 2
 
 
-def message_step(w: Weights, previous: Weights, inverse, s: Grams):
+def message_step(
+    w: Weights, previous: Weights, inverse: jax.Array, s: Grams
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One message m_t = sum_j w_j X_tj'y_tj that all entities read, as m_t = R m_{t-1} + B z +
     noise of covariance sigma2 W.
 
@@ -116,9 +124,12 @@ def message_step(w: Weights, previous: Weights, inverse, s: Grams):
     return r, jnp.concatenate([private, public], 1), jnp.einsum("j,jxy->xy", share**2, s.synthetic)
 
 
-def message_moments(w: Weights, s: Grams, theta, sigma2):
-    """As `block_moments`, from d x d matrices, where all entities read the same mixture
-    (multi_entity.md, section 1.7).
+def message_moments(
+    w: Weights, s: Grams, theta: jax.Array, sigma2: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """As `block_moments`, from d x d matrices, where all entities read the same mixture.
+
+    This form is derived here; the paper has the block form.
     """
     k, d = w.a.shape[1], theta.shape[0]
 
@@ -142,7 +153,9 @@ def message_moments(w: Weights, s: Grams, theta, sigma2):
     return jax.lax.scan(step, start, (w, s.synthetic))[1]
 
 
-def message_limit(w: Weights, s: Grams, theta, sigma2):
+def message_limit(
+    w: Weights, s: Grams, theta: jax.Array, sigma2: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """As `block_limit`, from d x d matrices."""
     inverse = generalised_inverses(w, s)
     r, b, noise = message_step(w, w, inverse, s)
@@ -168,14 +181,14 @@ def _from_message(w, inverse, real, spread, s, theta, sigma2):
 
 
 class Efficiency(NamedTuple):
-    """rho(Q) [] and, where it is below 1, the limits: mse [K] and disagreement [] (NaN otherwise)."""
+    """rho(Q) [] and, where it is below 1, the limits mse [K] and disagreement [], else NaN."""
 
     spectral_radius: jax.Array
     mse: jax.Array
     disagreement: jax.Array
 
 
-def message_efficiency(w: Weights, s: Grams, theta, sigma2):
+def message_efficiency(w: Weights, s: Grams, theta: jax.Array, sigma2: jax.Array) -> Efficiency:
     """Only the error and the disagreement of the limit, in fewer products than `message_limit` and
     without covariances between entities.
     """
@@ -223,7 +236,7 @@ def message_efficiency(w: Weights, s: Grams, theta, sigma2):
     )
 
 
-def block_efficiency(w: Weights, s: Grams, theta, sigma2):
+def block_efficiency(w: Weights, s: Grams, theta: jax.Array, sigma2: jax.Array) -> Efficiency:
     """As `message_efficiency`, for any mixing matrix."""
     k, d = w.a.shape[0], theta.shape[0]
     p, q, noise = block_step(w, s, sigma2)
@@ -244,7 +257,13 @@ def block_efficiency(w: Weights, s: Grams, theta, sigma2):
     )
 
 
-def doubling(r, noise, *, most: int = 40):
+# i, M and log |r^(2^i)|, where r^(2^i) = |r^(2^i)| M.
+Power = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def doubling(
+    r: jax.Array, noise: jax.Array, *, most: int = 40
+) -> tuple[jax.Array, jax.Array, Power]:
     """Resolvent (I - r)^-1 = prod_i (I + r^(2^i)) and V = r V r' + noise by Smith's doubling, for a
     spectral radius below 1.
 
@@ -272,7 +291,9 @@ def doubling(r, noise, *, most: int = 40):
     return resolvent, v, (i, unit, log_norm)
 
 
-def spectral_radius(i, unit, log_norm, *, most: int = 40):
+def spectral_radius(
+    i: jax.Array, unit: jax.Array, log_norm: jax.Array, *, most: int = 40
+) -> jax.Array:
     """lim |r^n|^(1/n), n = 2^i, from a power of r as `doubling` leaves it.
 
     The ratio of successive norms converges like (second / largest eigenvalue)^n; where the two are

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxloop.core.categorical import inverse_cdf
 from jaxloop.simulators.discrete import entropy
-from jaxloop.simulators.family import Family
+from jaxloop.simulators.family import ArrayFamily
 
 
 def encode(texts: Sequence[str], *, symbols: int = 40) -> tuple[np.ndarray, list[str]]:
@@ -30,9 +31,18 @@ def encode(texts: Sequence[str], *, symbols: int = 40) -> tuple[np.ndarray, list
     return np.array([place.get(c, len(alphabet)) for c in joined], np.int32), [*alphabet, "\ufffd"]
 
 
+# Counts of first contexts [contexts], and of the symbol after each context [contexts, V].
+Params = tuple[jax.Array, jax.Array]
+
+
 def ngram_family(
-    tokens, *, order: int = 2, length: int = 64, smoothing: float = 0.0, symbols: int | None = None
-) -> Family:
+    tokens: ArrayLike,
+    *,
+    order: int = 2,
+    length: int = 64,
+    smoothing: float = 0.0,
+    symbols: int | None = None,
+) -> ArrayFamily:
     """Items are windows of `length` symbols [n, length] (int32), drawn from `tokens` [N] at random
     places; V = symbols, or largest + 1.
 
@@ -48,41 +58,32 @@ def ngram_family(
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or len(tokens) == 0 or tokens.min() < 0:
         raise ValueError("tokens: must be a list of at least one non-negative integer")
     size = int(tokens.max()) + 1 if symbols is None else symbols
-    if order < 1 or not order < length <= len(tokens):
-        raise ValueError(
-            f"order={order}, length={length}: must be 1 <= order < length <= {len(tokens)}, the "
-            "symbols of the text"
-        )
-    if tokens.max() >= size or size**order > 2**24:
-        raise ValueError(
-            f"symbols={size}, order={order}: must exceed the largest token {tokens.max()}, with "
-            "symbols^order at most 2^24"
-        )
+    _check_sizes(tokens, order=order, length=length, size=size)
     contexts = size ** (order - 1)
     stream = jnp.asarray(tokens, jnp.int32)
     heldout = jnp.asarray(
         _windows(tokens, np.linspace(0, len(tokens) - length, 64).astype(int), length), jnp.int32
     )
 
-    def draw(key, n):
+    def draw(key: jax.Array, n: int) -> jax.Array:
         start = jax.random.randint(key, (n,), 0, len(tokens) - length + 1, jnp.int32)
         return stream[start[:, None] + jnp.arange(length, dtype=jnp.int32)[None, :]]
 
-    def context_of(items):
+    def context_of(items: jax.Array) -> jax.Array:
         """Number of the context before each symbol from `order - 1` on, [n, length - order + 1]."""
         number = jnp.zeros((items.shape[0], length - order + 1), jnp.int32)
         for i in range(order - 1):
             number = number * size + items[:, i : i + length - order + 1]
         return number
 
-    def fit(key, items, weights):
+    def fit(key: jax.Array, items: jax.Array, weights: jax.Array) -> Params:
         before, after = context_of(items), items[:, order - 1 :]
         each = jnp.broadcast_to(weights[:, None], before.shape)
         counts = jnp.zeros((contexts, size), weights.dtype).at[before, after].add(each)
         first = jnp.zeros(contexts, weights.dtype).at[before[:, 0]].add(weights)
         return first, counts
 
-    def probabilities(params):
+    def probabilities(params: Params) -> jax.Array:
         _, counts = params
         single = counts.sum(0) + smoothing
         single = single / single.sum()
@@ -90,7 +91,7 @@ def ngram_family(
         total = rows.sum(1, keepdims=True)
         return jnp.where(total > 0, rows / jnp.where(total > 0, total, 1), single[None, :])
 
-    def sample(key, params, n):
+    def sample(key: jax.Array, params: Params, n: int) -> jax.Array:
         p = probabilities(params)
         u = jax.random.uniform(key, (n, length - order + 2), p.dtype)
         context = inverse_cdf(jnp.broadcast_to(params[0][None], (n, contexts)), u[:, 0]).astype(
@@ -98,14 +99,14 @@ def ngram_family(
         )
         digits = [(context // size**i) % size for i in reversed(range(order - 1))]
 
-        def step(context, u_n):
+        def step(context: jax.Array, u_n: jax.Array) -> tuple[jax.Array, jax.Array]:
             symbol = inverse_cdf(p[context], u_n).astype(jnp.int32)
             return (context * size + symbol) % contexts, symbol
 
         _, rest = jax.lax.scan(step, context, u[:, 1:].T)
         return jnp.concatenate([*(x[:, None] for x in digits), rest.T], 1)
 
-    def measure(params, items):
+    def measure(params: Params, items: jax.Array) -> dict[str, jax.Array]:
         _, counts = params
         p = probabilities(params)
         single = counts.sum(0)
@@ -120,8 +121,21 @@ def ngram_family(
             "cross_entropy": -jnp.log(q[before, after]).mean(),
         }
 
-    return Family(draw, fit, sample, measure)
+    return ArrayFamily(draw, fit, sample, measure)
 
 
-def _windows(tokens, starts, length):
+def _check_sizes(tokens: np.ndarray, *, order: int, length: int, size: int) -> None:
+    if order < 1 or not order < length <= len(tokens):
+        raise ValueError(
+            f"order={order}, length={length}: must be 1 <= order < length <= {len(tokens)}, the "
+            "symbols of the text"
+        )
+    if tokens.max() >= size or size**order > 2**24:
+        raise ValueError(
+            f"symbols={size}, order={order}: must exceed the largest token {tokens.max()}, with "
+            "symbols^order at most 2^24"
+        )
+
+
+def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     return tokens[starts[:, None] + np.arange(length)[None, :]]

@@ -1,5 +1,4 @@
-"""Factorisations of one small symmetric matrix, for functions that are vmapped over thousands of
-them.
+"""Factorisations of one small symmetric matrix, for functions that are vmapped over thousands.
 
 Not `jnp.linalg`: on CPU the batched LAPACK calls of jaxlib 0.10 wait for the thread pool that runs
 them and deadlock when two devices call them at once. These are rank-one updates, which vectorise
@@ -10,13 +9,11 @@ import jax
 import jax.numpy as jnp
 
 
-def spd_inverse(x):
-    """Inverse of a symmetric positive definite [d, d] with entries of order 1; no pivoting is
-    needed.
-    """
+def spd_inverse(x: jax.Array) -> jax.Array:
+    """Inverse of a symmetric positive definite [d, d] with entries of order 1, without pivoting."""
     eye = jnp.eye(x.shape[-1], dtype=x.dtype)
 
-    def eliminate(i, x):
+    def eliminate(i: jax.Array, x: jax.Array) -> jax.Array:
         # A rank-one update: [i, i] -> -1/p, [i, j] -> x_ij / p, [j, k] -> x_jk - x_ji x_ik / p.
         # After all of them x is -inverse.
         column = x[:, i] - eye[i]
@@ -29,7 +26,7 @@ def spd_inverse(x):
     return -jax.lax.fori_loop(0, x.shape[-1], eliminate, x)
 
 
-def cholesky(x):
+def cholesky(x: jax.Array) -> jax.Array:
     """Lower triangular L [d, d] with L L' = x, for a symmetric positive semi-definite x of any rank
     (zero columns where a pivot vanishes).
     """
@@ -37,7 +34,7 @@ def cholesky(x):
     below = jnp.arange(d)
     floor = jnp.finfo(x.dtype).eps * d * jnp.max(jnp.diagonal(x), initial=0)
 
-    def column(i, state):
+    def column(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         rest, factor = state
         pivot = rest[i, i]
         good = pivot > floor

@@ -59,7 +59,8 @@ ENTRY %main (a: f32[8,128], w: bf16[64,128]) -> (s32[], f32[8,128]) {
   %w = bf16[64,128]{1,0} parameter(1)
   %start = s32[] constant(0)
   %init = (s32[], f32[8,128]{1,0}) tuple(%start, %a)
-  ROOT %loop = (s32[], f32[8,128]{1,0}) while(%init), condition=%condition, body=%body, metadata={op_name="jit(f)/while"}
+  ROOT %loop = (s32[], f32[8,128]{1,0}) while(%init), condition=%condition, body=%body, \
+metadata={op_name="jit(f)/while"}
 }
 """
 
@@ -117,22 +118,31 @@ GPU = """HloModule calls, is_scheduled=true
   ROOT %twice = bf16[16,64]{1,0} fusion(%once), kind=kLoop, calls=%double
 }
 
-ENTRY %main (x: bf16[16,32], w: bf16[32,64], q: bf16[2,8,4,16], i: s32[5], u: bf16[5,64], k: s32[]) -> bf16[16,64] {
+ENTRY %main (x: bf16[16,32], w: bf16[32,64], q: bf16[2,8,4,16], i: s32[5], u: bf16[5,64], k: \
+s32[]) -> bf16[16,64] {
   %x = bf16[16,32]{1,0} parameter(0)
   %w = bf16[32,64]{1,0} parameter(1)
   %q = bf16[2,8,4,16]{3,2,1,0} parameter(2)
   %i = s32[5]{0} parameter(3)
   %u = bf16[5,64]{1,0} parameter(4)
   %k = s32[] parameter(5)
-  %gemm = (bf16[16,64]{1,0}, s8[4194304]{0}) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %gemm = (bf16[16,64]{1,0}, s8[4194304]{0}) custom-call(%x, %w), \
+custom_call_target="__cublas$lt$matmul", \
+backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]\
+,"rhs_contracting_dimensions":["0"]}}}
   %y = bf16[16,64]{1,0} get-tuple-element(%gemm), index=0
-  %fmha = (bf16[2,8,4,16]{3,1,2,0}, u8[0]{0}) custom-call(%q, %q, %q), custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "4", "8", "8"]}, "mask_type": "CAUSAL"}}
-  %rows = bf16[5,64]{1,0} gather(%y, %i), offset_dims={1}, collapsed_slice_dims={0}, start_index_map={0}, index_vector_dim=1, slice_sizes={1,64}
-  %put = bf16[16,64]{1,0} scatter(%y, %i, %u), update_window_dims={1}, inserted_window_dims={0}, scatter_dims_to_operand_dims={0}, index_vector_dim=1, to_apply=%double
+  %fmha = (bf16[2,8,4,16]{3,1,2,0}, u8[0]{0}) custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": \
+{"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "4", "8", "8"]}, \
+"mask_type": "CAUSAL"}}
+  %rows = bf16[5,64]{1,0} gather(%y, %i), offset_dims={1}, collapsed_slice_dims={0}, \
+start_index_map={0}, index_vector_dim=1, slice_sizes={1,64}
+  %put = bf16[16,64]{1,0} scatter(%y, %i, %u), update_window_dims={1}, inserted_window_dims={0}, \
+scatter_dims_to_operand_dims={0}, index_vector_dim=1, to_apply=%double
   %all = bf16[16,64]{1,0} all-reduce(%put), replica_groups={}, to_apply=%double
   ROOT %chosen = bf16[16,64]{1,0} conditional(%k, %all, %all), branch_computations={%first, %second}
 }
-"""  # noqa: E501
+"""
 
 
 def test_library_calls_gathers_scatters_and_the_longest_branch():
@@ -171,15 +181,18 @@ TPU = """HloModule chip, is_scheduled=true
 %batched (l: bf16[4,16,32], r: bf16[4,32,64]) -> f32[4,16,64] {
   %l = bf16[4,16,32]{2,1,0:T(8,128)(2,1)} parameter(0)
   %r = bf16[4,32,64]{2,1,0:T(8,128)(2,1)S(1)} parameter(1)
-  ROOT %conv = f32[4,16,64]{2,1,0:T(8,128)} convolution(%l, %r), window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf
+  ROOT %conv = f32[4,16,64]{2,1,0:T(8,128)} convolution(%l, %r), \
+window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf
 }
 
 ENTRY %main (a: bf16[4,16,32], b: bf16[4,32,64]) -> f32[4,16,64] {
   %a = bf16[4,16,32]{2,1,0:T(8,128)(2,1)} parameter(0)
   %b = bf16[4,32,64]{2,1,0:T(8,128)(2,1)} parameter(1)
-  %go = (bf16[4,32,64]{2,1,0:T(8,128)(2,1)S(1)}, bf16[4,32,64]{2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%b)
+  %go = (bf16[4,32,64]{2,1,0:T(8,128)(2,1)S(1)}, \
+bf16[4,32,64]{2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%b)
   %here = bf16[4,32,64]{2,1,0:T(8,128)(2,1)S(1)} copy-done(%go)
-  ROOT %y = f32[4,16,64]{2,1,0:T(8,128)} fusion(%a, %here), kind=kOutput, calls=%batched, backend_config={"window_config":{"estimated_cycles":"1500"}}
+  ROOT %y = f32[4,16,64]{2,1,0:T(8,128)} fusion(%a, %here), kind=kOutput, calls=%batched, \
+backend_config={"window_config":{"estimated_cycles":"1500"}}
 }
 """
 
@@ -204,7 +217,8 @@ ENTRY %main (a: f32[8,16], b: f32[16,32]) -> f32[8,32] {
   %a = f32[8,16]{1,0} parameter(0)
   %b = f32[16,32]{1,0} parameter(1)
   %view = f32[16,32]{1,0} custom-call(%b), custom_call_target="ConcatBitcast"
-  ROOT %y = f32[8,32]{1,0} dot(%a, %view), lhs_contracting_dims={1}, rhs_contracting_dims={0}, operand_precision={default,default}
+  ROOT %y = f32[8,32]{1,0} dot(%a, %view), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
+operand_precision={default,default}
 }
 """
     rates, flops = RATES._replace(bandwidth=1e12), 2 * 8 * 16 * 32
@@ -234,7 +248,6 @@ def test_text_that_is_no_program_is_refused():
 
 
 # ---- what XLA compiles here
-# -------------------------------------------------------------------------------------------
 
 
 def _text(function, *args):
@@ -320,12 +333,12 @@ def test_our_kernels_are_counted_as_they_read():
         ((32, 32), 2048.0),
         ((32, 64), 4096.0),
     )
-    assert kernels.moved("adapt_lanes", [((2,), 8.0), x, a, b, y], [4096.0]) == (
+    assert kernels.moved("adapt_groups", [((2,), 8.0), x, a, b, y], [4096.0]) == (
         8 + 2048 + 2048 + 4096 + 4096,
         4096,
     )
-    assert kernels.computed("adapt_lanes", [((2,), 8.0), x, a, b, y]) == 2 * 32 * 16 * (32 + 64)
+    assert kernels.computed("adapt_groups", [((2,), 8.0), x, a, b, y]) == 2 * 32 * 16 * (32 + 64)
     assert (
-        kernels.name_of("jit(f)/while/body/adapt_lanes/pallas_call") == "adapt_lanes"
+        kernels.name_of("jit(f)/while/body/adapt_groups/pallas_call") == "adapt_groups"
         and kernels.name_of("jit(f)/dot") is None
     )

@@ -15,26 +15,43 @@ import pytest
 from jaxloop.accelerators import absent, account, cards, report
 from jaxloop.accelerators.cards import CARDS
 from jaxloop.accelerators.report import Device, Shapes
+from jaxloop.config import FitConfig, LoraConfig, SampleConfig
 from jaxloop.lm import programs
-from jaxloop.lm.generation.scheduler import SampleSettings
-from jaxloop.lm.model.config import Spec
-from jaxloop.lm.model.lora import Lora
+from jaxloop.lm.generation.options import GenerateOptions
+from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.lm.target import Target, complete
-from jaxloop.lm.training.step import FitSettings
+from jaxloop.lm.training.step import TrainOptions
 from jaxloop.runtime import roofline
 from tests.command import call
 
 QUICKSTART = str(Path(__file__).resolve().parents[2] / "configs" / "quickstart.py")
-LORA = Lora(rank=4, alpha=4.0)
-SPEC = Spec(
-    "llama", vocab=512, width=64, layers=2, heads=2, kv_heads=2, head_size=32, mlp=128, context=128
+LORA = LoraConfig(rank=4, alpha=4.0)
+CONFIG = ModelConfig(
+    "llama",
+    vocab_size=512,
+    d_model=64,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=32,
+    d_ff=128,
+    max_seq_len=128,
 )
-FIT = FitSettings(lora=LORA, batch_size=2, max_length=32, steps_per_dispatch=2)
-WRITE = SampleSettings(
-    lora=LORA, max_new_tokens=16, slots=16, texts_per_call=32, chains_per_call=2, window=8
+FIT = FitConfig(lora=LORA, batch_size=2, max_length=32)
+WRITE = SampleConfig(max_new_tokens=16, slots=16, texts_per_call=32, chains_per_call=2)
+SHAPES = Shapes(
+    "tiny",
+    CONFIG,
+    "float32",
+    FIT,
+    WRITE,
+    32,
+    16,
+    4,
+    train_options=TrainOptions(steps_per_call=2),
+    generate_options=GenerateOptions(lora=LORA, window=8),
 )
-SHAPES = Shapes("tiny", SPEC, "float32", FIT, WRITE, 32, 16, 4)
 
 
 def here(room: int) -> Device:
@@ -165,7 +182,7 @@ def test_a_model_that_does_not_fit_with_one_chain_is_refused_with_what_would_hel
 
     def memory(changed):
         differs = dict(
-            cut=changed.cut_base,
+            cut=changed.shard_base,
             remat=changed.fit.remat,
             dtype=changed.dtype == "bfloat16",
             rank=changed.fit.lora.rank == 2,
@@ -181,10 +198,10 @@ def test_a_model_that_does_not_fit_with_one_chain_is_refused_with_what_would_hel
     )
     needs |= dict(cut=10_000_000, remat=10_000_001, length=10_000_001)
     assert report.refusal(SHAPES, at, 12_500_000, memory).endswith(
-        "; config.run.cut_base=true would make it fit"
+        "; config.run.shard_base=true would make it fit"
     )
     assert (
-        "no single one of fit.remat, fit.dtype, fit.lora.rank, fit.max_length, run.cut_base "
+        "no single one of fit.remat, fit.dtype, fit.lora.rank, fit.max_length, run.shard_base "
         "makes it fit" in report.refusal(SHAPES, here(1), 10**9, lambda changed: 10**12)
     )
     monkeypatch.setattr(report, "training_bytes", lambda changed, at: 2)
@@ -199,7 +216,7 @@ def test_arithmetic_stands_in_for_the_compiler():
         and "16 slots" in rows["decoding"]
     )
     planned = [
-        programs.writing_plan(SPEC, SampleSettings(), complete(platform)).slots
+        programs.generation_plan(CONFIG, SampleConfig(), complete(platform)).slots
         for platform in ("gpu", "tpu", "cpu")
     ]
     assert planned == [1024, 1024, 64]
@@ -208,17 +225,21 @@ def test_arithmetic_stands_in_for_the_compiler():
 def test_arithmetic_says_what_fits():
     """As many chains as fit, by halves; what is asked for stays, and is said to be too much."""
     card = CARDS["h100"]
-    at_most = lambda room: dataclasses.replace(card, memory=room, usable=1.0)  # noqa: E731
-    each = [dataclasses.replace(SHAPES.fit, chains_at_once=n) for n in (1, 2, 4)]
+
+    def at_most(room):
+        return dataclasses.replace(card, memory=room, usable=1.0)
+
+    each = [dataclasses.replace(SHAPES.train_options, chains_per_program=n) for n in (1, 2, 4)]
     one, two, four = (
-        dict(report.estimate(SHAPES._replace(fit=fit), card))["training"] for fit in each
+        dict(report.estimate(SHAPES._replace(train_options=options), card))["training"]
+        for options in each
     )
     assert (one[:7], two[:8], four[:8]) == (
         "1 chain",
         "2 chains",
         "4 chains",
     ) and "more than there is" not in one
-    sizes = sizes_of(SHAPES.spec, SHAPES.fit.lora)
+    sizes = sizes_of(SHAPES.model_config, SHAPES.fit.lora)
     common = dict(
         base_width=jnp.dtype(SHAPES.dtype).itemsize,
         frozen=SHAPES.fit.mode == "lora",
@@ -239,7 +260,9 @@ def test_arithmetic_says_what_fits():
         assert said.startswith(chains) and ("more than there is" in said) == over
     assert (
         "more than there is"
-        in dict(report.estimate(SHAPES._replace(fit=each[2]), at_most(need[1])))["training"]
+        in dict(report.estimate(SHAPES._replace(train_options=each[2]), at_most(need[1])))[
+            "training"
+        ]
     )
 
 
@@ -262,7 +285,7 @@ def test_a_study_without_language_models_has_no_such_plan(capsys):
     assert (
         code == 2
         and "a study of kind 'theory' has no plan for hardware that is absent; those of kind "
-        "chain, loops"
+        "chain, bias, loops"
         in err
         and err.count("\n") == 1
     )
@@ -318,7 +341,7 @@ def test_the_compilers_of_absent_hardware_where_they_are_installed(name):
     except absent.Missing as missing:
         pytest.skip(str(missing))
     at = Device(name, card, devices, card.room, account.rates_of(card), complete(card.platform))
-    fit = FitSettings(**{**FIT.__dict__, "dtype": "bfloat16"})
+    fit = FIT.replace(dtype="bfloat16")
     shapes = SHAPES._replace(fit=fit, dtype="bfloat16")
     few, many = (
         absent.compile_program(report.training(shapes, chains, at), card) for chains in (1, 4)

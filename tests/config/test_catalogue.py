@@ -43,6 +43,11 @@ def test_a_file_of_ones_own_comes_first(empty):
     assert "configs/quickstart.py" in names and "quickstart" not in names and "ratio_sweep" in names
 
 
+def test_every_shipped_config_is_described_in_one_sentence(empty):
+    lines = dict(catalogue.rows())
+    assert len(lines) > 15 and {n: line for n, line in lines.items() if line[-1] not in ".?)"} == {}
+
+
 def test_a_mistyped_name_says_which_was_meant(empty):
     for wrong in ("quickstat", "quickstat.py", "configs/quickstat.py"):
         with pytest.raises(
@@ -56,7 +61,7 @@ def test_a_mistyped_name_says_which_was_meant(empty):
 def test_models_of_shipped_configs_are_found_from_any_folder(empty, capsys):
     code, out, err = call(capsys, "--config=pretrain", "--fields")
     assert code == 0, err
-    from jaxloop.studies.chain.prepare import model_path
+    from jaxloop.studies.common.models import model_path
 
     for name in config.read_file("quickstart")["models"]["pool"]:
         assert (catalogue.PACKAGE / "assets").as_posix() in model_path(name)

@@ -2,15 +2,14 @@
 refused.
 """
 
-import json
 import pathlib
 
 import pydantic
 import pytest
 
 from jaxloop import config
-from jaxloop.studies import STUDIES, load
-from jaxloop.studies.chain.run import Settings
+from jaxloop.studies import STUDIES, config_of
+from jaxloop.studies.chain.config import ChainConfig as Settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -50,7 +49,7 @@ def test_defaults_are_the_paper():
         2e-4,
         1,
     )
-    assert (s.fit.weight_decay, s.fit.max_length, s.fit.loss_on) == (0.01, 256, "response")
+    assert (s.fit.weight_decay, s.fit.max_length, s.fit.completion_only) == (0.01, 256, True)
     assert (s.sample.temperature, s.sample.min_p, s.sample.top_p, s.sample.top_k) == (
         1.5,
         0.2,
@@ -63,12 +62,12 @@ def test_defaults_are_the_paper():
 
 def test_settings_are_frozen_and_do_not_share_the_dict_they_came_from():
     raw = {"chain": {"seeds": [1, 2]}}
-    s = settings(raw, "chain.seeds=3,4", "fit.clip=none")
+    s = settings(raw, "chain.seeds=3,4", "fit.max_grad_norm=none")
     assert raw == {"chain": {"seeds": [1, 2]}}
-    assert s.chain.seeds == (3, 4) and s.fit.clip is None
+    assert s.chain.seeds == (3, 4) and s.fit.max_grad_norm is None
     with pytest.raises(pydantic.ValidationError):
         s.chain.size = 1
-    assert s == settings({}, "chain.seeds=3,4", "fit.clip=none")
+    assert s == settings({}, "chain.seeds=3,4", "fit.max_grad_norm=none")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +100,7 @@ def test_settings_are_frozen_and_do_not_share_the_dict_they_came_from():
             {"sample.temperature": (1, 1.5)},
         ),
         ("chain.factors.dataset=docs,a.jsonl", "chain.factors", {"dataset": ("docs", "a.jsonl")}),
+        ("chain.factors.fit.remat=true,False", "chain.factors", {"fit.remat": (True, False)}),
         ("chain.factors.fit.mode=(lora, full)", "chain.factors", {"fit.mode": ("lora", "full")}),
     ],
 )
@@ -112,7 +112,7 @@ def test_override_reads_text_as_the_type_of_the_field(assignment, path, value):
 
 
 def test_sections_by_name_are_overridden_field_by_field():
-    from jaxloop.studies.pretrain.run import Settings as Pretrain
+    from jaxloop.studies.pretrain.config import PretrainConfig as Pretrain
 
     raw = {"bases": {"llama": {"width": 40}}}
     pairs = [("bases.llama.layers", "2"), ("bases.opt.architecture", "opt")]
@@ -193,7 +193,10 @@ def test_sections_by_name_are_overridden_field_by_field():
             "config.fit.mode = 'loar' is not allowed: one of lora, full, scratch; did you mean "
             "'lora'?",
         ),
-        ("fit.clip=-1", "config.fit.clip = -1 is not allowed: a number above 0 or none"),
+        (
+            "fit.max_grad_norm=-1",
+            "config.fit.max_grad_norm = -1 is not allowed: a number above 0 or none",
+        ),
         (
             "fit.learning_rate=inf",
             "config.fit.learning_rate = inf is not allowed: a number above 0",
@@ -229,6 +232,10 @@ def test_sections_by_name_are_overridden_field_by_field():
             "chain.factors.fit.mode=lora,ful",
             "config.chain.factors.fit.mode has 'ful', which is not allowed: one of lora, full, "
             "scratch",
+        ),
+        (
+            "chain.factors.fit.remat=1",
+            "config.chain.factors.fit.remat has 1, which is not allowed: true or false",
         ),
         (
             "chain.factors.size=100,0",
@@ -357,23 +364,25 @@ def test_missing_files_and_arguments(tmp_path):
 
 
 def test_studies_are_found_by_name():
-    assert load("chain").Settings is Settings
-    assert refusal(load, "chan") == "config.study = 'chan' is not a study; did you mean 'chain'?"
-    assert refusal(load, None).startswith("config.study is missing: one of chain")
+    assert config_of("chain") is Settings
+    assert (
+        refusal(config_of, "chan") == "config.study = 'chan' is not a study; did you mean 'chain'?"
+    )
+    assert refusal(config_of, None).startswith("config.study is missing: one of chain")
 
 
 def test_fingerprint_follows_every_field_but_the_ignored_sections():
     base = config.fingerprint(settings(), ignore=["run"])
-    assert base == config.fingerprint(settings({}, "run.micro_batch=2"), ignore=["run"])
+    assert base == config.fingerprint(settings({}, "run.chains_per_program=2"), ignore=["run"])
     assert base != config.fingerprint(settings({}, "fit.lora.rank=8"), ignore=["run"])
-    assert config.build(Settings, json.loads(config.to_json(settings()))) == settings()
+    assert config.build(Settings, settings().model_dump(mode="json")) == settings()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
 def test_every_config_builds(path):
     raw = config.read_file(str(path))
     assert raw["study"] in STUDIES
-    config.build(load(raw["study"]).Settings, raw)
+    config.build(config_of(raw["study"]), raw)
 
 
 def test_configs_readme_names_every_config():
@@ -396,3 +405,14 @@ def test_config_dict_references_and_placeholders_are_resolved(tmp_path):
         "c.a = ml.config_dict.placeholder(int)\n    c.b = 2\n    c.d = c.get_ref('b') * 3",
     ).replace("from ml_collections", "import ml_collections as ml\nfrom ml_collections")
     assert config.read_file(write(tmp_path, text)) == {"study": "chain", "a": None, "b": 2, "d": 6}
+
+
+def test_a_section_is_copied_with_other_values_that_are_checked():
+    fit = settings().fit
+    other = fit.replace(batch_size=4, lora=fit.lora.replace(rank=8))
+    assert (other.batch_size, other.lora.rank, other.lora.scale) == (4, 8, 2.0)
+    assert (fit.batch_size, fit.lora.scale) == (16, 1.0) and other.epochs == fit.epochs
+    assert hash(other) == hash(fit.replace(batch_size=4, lora=other.lora)) != hash(fit)
+    said = refusal(lambda: fit.replace(mode="qlora"))
+    assert said.startswith("mode: 'qlora' is not allowed; ") and "'scratch'" in said
+    assert refusal(lambda: fit.replace(speed=2)).startswith("speed: 2 is not allowed; ")

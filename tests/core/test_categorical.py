@@ -111,7 +111,7 @@ def test_weights_that_are_all_zero_give_index_zero():
 )
 @pytest.mark.parametrize("vocab", [50, 1024])
 def test_no_token_that_a_filter_cut(sampler, vocab):
-    """Uniforms on the boundaries between kept tokens, 256 rows a call, as in the file's first test."""
+    """Uniforms on the boundaries between kept tokens, 256 rows a call, as in the first test."""
     logits = (2 * np.random.default_rng(1).standard_normal((256, vocab))).astype(np.float32)
     kept = np.asarray(jax.jit(weights, static_argnums=0)(sampler, logits))
     upto = np.cumsum(kept, -1) / kept.sum(-1, keepdims=True)

@@ -11,7 +11,7 @@ from jaxloop import config
 from jaxloop.config import annotations
 from jaxloop.core.keys import chain_key
 from jaxloop.recursion.chains import make_chain
-from jaxloop.studies import STUDIES, load
+from jaxloop.studies import STUDIES, config_of
 
 
 def data(seed):
@@ -48,7 +48,7 @@ def test_what_is_no_seed_is_refused(seed):
 def seed_fields():
     """(study, dotted name) of every field of every study whose name says that it is a seed."""
     for study in STUDIES:
-        schema = load(study).Settings
+        schema = config_of(study)
         for name in config.field_names(schema):
             leaf = name.rsplit(".", 1)[-1]
             if (
@@ -59,7 +59,7 @@ def seed_fields():
 
 @pytest.mark.parametrize(("schema", "name"), list(seed_fields()))
 def test_every_field_that_is_a_seed(schema, name):
-    annotation = config._annotation(schema, name)
+    annotation = config.annotation_at(schema, name)
     assert "a whole number from 0 to 4294967295" in annotations.allowed(annotation)
     several = name.endswith("seeds")
     check = pydantic.TypeAdapter(annotation).validate_python
@@ -71,7 +71,7 @@ def test_every_field_that_is_a_seed(schema, name):
 
 
 def test_a_seed_that_is_refused_in_a_config_is_named():
-    chain = load("chain").Settings
+    chain = config_of("chain")
     with pytest.raises(
         ValueError,
         match=r"^config.chain.seeds\[1\] = 4294967297 is not allowed: a whole number from 0 to "

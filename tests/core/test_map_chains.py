@@ -1,11 +1,11 @@
-"""map_chains: the same numbers as a loop, whatever the micro-batch and the devices."""
+"""map_chains: the same numbers as a loop, whatever the batch and the devices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.core.map_chains import chain_mesh, map_chains, whole
+from jaxloop.core.map_chains import chain_mesh, map_chains, padded_count
 
 pytestmark = pytest.mark.optimised
 
@@ -39,11 +39,11 @@ def reference():
     return [jax.jit(_chain)((x[i], keys[i])) for i in range(CHAINS)]
 
 
-@pytest.mark.parametrize("micro_batch", [None, 1, 4, 16])
+@pytest.mark.parametrize("batch_size", [None, 1, 4, 16])
 @pytest.mark.parametrize("devices", [None, 1, 4])
-def test_equals_a_loop_over_chains(reference, micro_batch, devices):
+def test_equals_a_loop_over_chains(reference, batch_size, devices):
     mesh = None if devices is None else chain_mesh(jax.devices()[:devices])
-    out = jax.jit(lambda a: map_chains(_chain, a, micro_batch=micro_batch, mesh=mesh))(_args())
+    out = jax.jit(lambda a: map_chains(_chain, a, batch_size=batch_size, mesh=mesh))(_args())
     for i, expected in enumerate(reference):
         np.testing.assert_allclose(out["last"][i], expected["last"], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(out["sums"][i], expected["sums"], rtol=1e-4, atol=1e-5)
@@ -52,9 +52,9 @@ def test_equals_a_loop_over_chains(reference, micro_batch, devices):
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_chain_does_not_depend_on_its_neighbours(devices):
-    """Bit for bit at a given micro-batch: alone, in other company, at another place in the batch."""
+    """Bit for bit at a given batch: alone, in other company, at another place in the batch."""
     mesh = chain_mesh(jax.devices()[:devices])
-    run = jax.jit(lambda a: map_chains(_chain, a, micro_batch=4, mesh=mesh))
+    run = jax.jit(lambda a: map_chains(_chain, a, batch_size=4, mesh=mesh))
     x, keys = _args()
     together = run((x, keys))
     for few in ([0], [6], [10, 3, 0, 9, 1]):
@@ -65,7 +65,7 @@ def test_a_chain_does_not_depend_on_its_neighbours(devices):
 
 def test_devices_share_the_chains_without_communication():
     mesh = chain_mesh()
-    run = jax.jit(lambda a: map_chains(_chain, a, micro_batch=1, mesh=mesh))
+    run = jax.jit(lambda a: map_chains(_chain, a, batch_size=1, mesh=mesh))
     out = run(_args(8))
     assert mesh.shape["chains"] == 4 and len(out["last"].sharding.device_set) == 4
     compiled = run.lower(_args(8)).compile().as_text()
@@ -78,11 +78,11 @@ def test_devices_share_the_chains_without_communication():
 
 def test_whole_is_what_needs_no_padding():
     mesh = chain_mesh()
-    assert [whole(n, micro_batch=4, mesh=mesh) for n in (1, 16, 17)] == [16, 16, 32]
+    assert [padded_count(n, batch_size=4, mesh=mesh) for n in (1, 16, 17)] == [16, 16, 32]
     assert (
-        [whole(n, micro_batch=4) for n in (1, 4, 5)] == [4, 4, 8]
-        and whole(11) == 11
-        and whole(11, mesh=mesh) == 12
+        [padded_count(n, batch_size=4) for n in (1, 4, 5)] == [4, 4, 8]
+        and padded_count(11) == 11
+        and padded_count(11, mesh=mesh) == 12
     )
 
 
@@ -92,7 +92,7 @@ def test_whole_is_what_needs_no_padding():
         ((jnp.zeros((3, 2)), jnp.zeros(2)), {}, "same chain axis"),
         ((jnp.zeros((0, 2)),), {}, "at least 1"),
         (jnp.zeros(()), {}, "same chain axis"),
-        (jnp.zeros(3), {"micro_batch": 0}, "micro_batch=0: must be at least 1"),
+        (jnp.zeros(3), {"batch_size": 0}, "batch_size=0: must be at least 1"),
         (
             jnp.zeros(3),
             {"mesh": jax.sharding.Mesh(np.asarray(jax.devices()), ("data",))},

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from jaxloop import config
-from jaxloop.data import corpora, docs, load_texts, qa_tasks, sources, stories
+from jaxloop.data import corpora, docs, docs_extraction, load_texts, qa_tasks, sources, stories
+from jaxloop.data.digest import digest_texts, fingerprint
 from jaxloop.studies.chain import prepare
 from jaxloop.studies.chain import run as chain
 from jaxloop.studies.recursive_loops.data import recipes
@@ -40,7 +41,6 @@ MAKE = script()
 
 
 # ---- what is in the box
-# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", corpora.index())
@@ -53,10 +53,10 @@ def test_a_corpus_is_what_its_index_says(name):
         said["columns"],
         said["bytes"],
     )
-    assert docs.digest_texts(MAKE.texts(columns)).hexdigest() == said["fingerprint"]
+    assert digest_texts(MAKE.texts(columns)) == said["fingerprint"]
     assert len(set(MAKE.texts(columns))) == len(frame) and not frame.isna().any(axis=None)
     if "text" in columns:
-        assert docs.fingerprint(frame) == said["fingerprint"]
+        assert fingerprint(frame) == said["fingerprint"]
 
 
 def test_origin_names_every_corpus_with_its_rows_columns_and_fingerprint():
@@ -122,7 +122,6 @@ def test_no_text_holds_an_unwanted_word():
 
 
 # ---- docs
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_docs_is_read_in_a_moment_and_needs_no_library(monkeypatch):
@@ -139,7 +138,9 @@ def test_docs_from_what_is_installed_is_refused_at_once_where_a_library_is_not(m
     there = {name: "1" for name in docs.LIBRARIES if name != "nltk"}
     monkeypatch.setattr(docs, "versions", lambda: there)
     monkeypatch.setattr(
-        docs, "build", lambda libraries: pytest.fail("extracted before the names were looked at")
+        docs_extraction,
+        "build",
+        lambda libraries: pytest.fail("extracted before the names were looked at"),
     )
     said = (
         r"docs:installed: the library nltk is not installed here; install it, or read 'docs', "
@@ -187,12 +188,12 @@ def test_docs_from_what_is_installed_is_the_extraction(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path))
     frame = load_texts("docs:installed:jinja2")
     assert (
-        frame.attrs["fingerprint"] == docs.fingerprint(docs.build(["jinja2"])) and len(frame) > 100
+        frame.attrs["fingerprint"] == fingerprint(docs_extraction.build(["jinja2"]))
+        and len(frame) > 100
     )
 
 
 # ---- wherever a source is read
-# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_a_chain_study_crosses_and_reads_them(monkeypatch):
     ]
     words += [("chain.workflow", "external"), ("chain.external", "jaxloop:adventures")]
     prepared = prepare.prepare(
-        config.build(chain.Settings, config.override(raw, words, chain.Settings))
+        config.build(chain.CONFIG, config.override(raw, words, chain.CONFIG))
     )
     assert set(prepared.data) == {"novels", "emotions", "external"}
     assert len(prepared.data["external"].texts) > 1700
@@ -296,7 +297,6 @@ def test_a_damaged_or_absent_file_is_refused(monkeypatch, tmp_path):
 
 
 # ---- how they are made
-# --------------------------------------------------------------------------------------------
 
 
 def test_passages_are_whole_sentences_of_the_words_asked_for():
@@ -440,10 +440,7 @@ def test_the_script_makes_the_same_bytes_again_and_leaves_docs_alone(tmp_path):
 def test_the_real_corpora_are_made_again(shared):
     made = MAKE.from_raw(shared("data/presidential/paragraphs.jsonl").parents[1])
     for name, columns in made.items():
-        assert (
-            docs.digest_texts(MAKE.texts(columns)).hexdigest()
-            == corpora.index()[name]["fingerprint"]
-        )
+        assert digest_texts(MAKE.texts(columns)) == corpora.index()[name]["fingerprint"]
         assert pd.DataFrame(columns).equals(
             pd.read_parquet(corpora.FOLDER / f"{name}.parquet").astype(pd.DataFrame(columns).dtypes)
         )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxloop.data import containers, delimited, reading
-from jaxloop.data.delimited import Dialect
+from jaxloop.data import containers, delimited, delimited_arrow, reading
+from jaxloop.data.dialect import Dialect
 from tests.real_world import test_files
 
 DIALECTS = [
@@ -41,10 +41,15 @@ def outcome(open_stream, name, dialect, columns=None):
 
 
 class Ways:
-    """`delimited._fast`, counted, or not there at all."""
+    """`delimited_arrow.read_block`, counted, or not there at all."""
 
     def __init__(self, monkeypatch):
-        self.patch, self.real, self.taken, self.declined = monkeypatch, delimited._fast, 0, 0
+        self.patch, self.real, self.taken, self.declined = (
+            monkeypatch,
+            delimited_arrow.read_block,
+            0,
+            0,
+        )
 
     def __call__(self, table, block, wanted):
         found = self.real(table, block, wanted)
@@ -53,9 +58,9 @@ class Ways:
         return found
 
     def both(self, *args):
-        self.patch.setattr(delimited, "_fast", lambda table, block, wanted: None)
+        self.patch.setattr(delimited_arrow, "read_block", lambda table, block, wanted: None)
         slow = outcome(*args)
-        self.patch.setattr(delimited, "_fast", self)
+        self.patch.setattr(delimited_arrow, "read_block", self)
         return outcome(*args), slow
 
 
@@ -206,9 +211,9 @@ def test_what_arrow_has_read_does_not_lie_in_the_buffer(monkeypatch):
     monkeypatch.setattr(delimited, "_BLOCK", 1000)
     data = "text,n\n" + "".join(f"text {i},{i}\n" for i in range(2000))
     tables = []
-    real = delimited._fast
+    real = delimited_arrow.read_block
     monkeypatch.setattr(
-        delimited, "_fast", lambda *args: (tables.append(real(*args)), tables[-1])[1]
+        delimited_arrow, "read_block", lambda *args: (tables.append(real(*args)), tables[-1])[1]
     )
     list(
         delimited.batches(

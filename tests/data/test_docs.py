@@ -12,7 +12,8 @@ import time
 import pandas as pd
 import pytest
 
-from jaxloop.data import docs, prose
+from jaxloop.data import docs, docs_extraction, prose
+from jaxloop.data.digest import fingerprint
 
 WORDS = re.compile(r"[a-z]+")
 
@@ -87,7 +88,8 @@ def test_google_and_sphinx_docstrings_leave_their_sentences():
 
     :param port: The port on which the server listens, as it was given to its command line.
     :type port: int
-    :returns: A :class:`~package.Connection` that is closed again when the ``with`` block is left [1]_.
+    :returns: A :class:`~package.Connection` that is closed again when the ``with`` \
+block is left [1]_.
 
     - The first of the points in the list, which has enough words to be a paragraph.
 
@@ -148,7 +150,7 @@ def test_near_duplicates_are_dropped_whatever_their_library():
             "b",
         ),
     ]
-    assert [r[1] for r in docs.deduplicate(records)] == ["a", "b"]
+    assert [r[1] for r in docs_extraction.deduplicate(records)] == ["a", "b"]
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +219,7 @@ def test_the_cache_is_verified_and_rebuilt(monkeypatch, tmp_path):
             pd.testing.assert_frame_equal(docs.load_installed(cache=tmp_path), first)
     file.write_bytes(b"")
     with pytest.warns(UserWarning, match="is damaged"):
-        assert docs.fingerprint(docs.load_installed(cache=tmp_path)) == docs.fingerprint(first)
+        assert fingerprint(docs.load_installed(cache=tmp_path)) == fingerprint(first)
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
 
 
@@ -238,8 +240,8 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(monkeypatch, tmp_p
     blocked.write_text("not a folder")
     with pytest.warns(UserWarning, match="no cache at"):
         assert len(docs.load_installed(cache=blocked)) > 100
-    assert docs.fingerprint(docs.load_installed(cache=False)) == docs.fingerprint(
-        docs.build(["jinja2"])
+    assert fingerprint(docs.load_installed(cache=False)) == fingerprint(
+        docs_extraction.build(["jinja2"])
     )
 
 
@@ -257,18 +259,18 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 def test_fingerprint_sees_texts_and_their_order_alone():
     frame = pd.DataFrame({"text": ["ab", "c"], "domain": ["x", "y"]})
-    same = docs.fingerprint(frame.assign(domain="z"))
-    assert docs.fingerprint(frame) == same and len(same) == 64
-    assert docs.fingerprint(frame[::-1]) != same
-    assert docs.fingerprint(pd.DataFrame({"text": ["a", "bc"]})) != same
-    assert docs.fingerprint(
-        pd.DataFrame({"text": pd.Series(["\ud800"], dtype=object)})
-    ) != docs.fingerprint(pd.DataFrame({"text": ["?"]}))
+    same = fingerprint(frame.assign(domain="z"))
+    assert fingerprint(frame) == same and len(same) == 64
+    assert fingerprint(frame[::-1]) != same
+    assert fingerprint(pd.DataFrame({"text": ["a", "bc"]})) != same
+    assert fingerprint(pd.DataFrame({"text": pd.Series(["\ud800"], dtype=object)})) != fingerprint(
+        pd.DataFrame({"text": ["?"]})
+    )
 
 
 def test_extraction_imports_none_of_the_libraries():
     code = (
-        "import sys; from jaxloop.data import docs; list(docs.extract('umap')); "
+        "import sys; from jaxloop.data import docs_extraction as ex; list(ex.extract('umap')); "
         "print(*sorted({'umap', 'numba', 'torch'} & set(sys.modules)))"
     )
     out = subprocess.run(

@@ -1,4 +1,4 @@
-"""Tasks as prompts and texts: files with the columns of the hub, real files, and what is refused."""
+"""Tasks as prompts and texts: files as on the hub, real files, and what is refused."""
 
 import json
 

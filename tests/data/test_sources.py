@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxloop.data import docs, fingerprint, load_texts, reading
-from jaxloop.data.delimited import Dialect
+from jaxloop.data.dialect import Dialect
 from jaxloop.data.sources import rows
 
 HOSTILE = [
@@ -161,7 +161,10 @@ def test_one_cell_limit_stays_as_it_was(tmp_path):
 def test_text_files_are_cut_at_blank_lines(tmp_path):
     path = tmp_path / "novel.txt"
     path.write_bytes(
-        "\ufeffFirst line\r\nsecond line\r\n\r\n \t\r\nNext\u2028paragraph\n\n\nLast, without end".encode()
+        (
+            "\ufeffFirst line\r\nsecond line\r\n\r\n \t\r\n"
+            "Next\u2028paragraph\n\n\nLast, without end"
+        ).encode()
     )
     frame = load_texts(path)
     assert frame["text"].tolist() == [

@@ -1,4 +1,4 @@
-"""Stories and question-answer records: every layout on files of its columns, and what is refused."""
+"""Stories and question-answer records: every layout on small files, and what is refused."""
 
 import csv
 import json

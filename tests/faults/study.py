@@ -27,7 +27,7 @@ from jaxloop.runtime.workdir import open_workdir  # noqa: E402
 def run(path, generations=4, pause=0.0, console=False, beside=False):
     """The study in a run directory, started or resumed."""
     chains, data, settings = unigram.study(generations, bases=("large", "small"))
-    settings = dataclasses.replace(settings, measure_beside=beside)
+    settings = dataclasses.replace(settings, overlap_eval=beside)
     config = {"chain": {"generations": generations}, "seed": 0}
     with open_workdir(path, config, console=console) as workdir:
         return driver.run(

@@ -15,11 +15,10 @@ import pytest
 import study
 from support import HERE, PARTS, contents, log, start, wait_for, warnings
 
-from jaxloop.recursion import driver
+from jaxloop.recursion import finalise
 from jaxloop.runtime import atomic_io, checkpoint, tables, weights_io, workdir
 
 # ---- 1: killed at any moment
-# ------------------------------------------------------------------------------------------
 
 
 class Crash(BaseException):
@@ -132,7 +131,6 @@ def test_sigkill_at_random_moments_three_times(tmp_path, whole):
 
 
 # ---- 2: signals
-# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +174,6 @@ def test_a_second_signal_leaves_at_once_and_loses_nothing(tmp_path, whole):
 
 
 # ---- 3 to 6: what lies on the disk is not what was written
-# ------------------------------------------------------------
 
 
 def test_temporary_and_empty_directories_are_named_ignored_and_never_chosen(tmp_path, whole):
@@ -254,13 +251,13 @@ def test_every_kind_of_flipped_bit_is_refused_before_use(tmp_path, whole):
         flip(path / name, int(draw.integers(8 * len(content) - 8)))
         found = None
         try:
-            found = checkpoint.find(path)
-        except checkpoint.Damaged as error:
+            found = checkpoint.scan(path)
+        except checkpoint.CorruptCheckpointError as error:
             assert "generation=0000" in name and name.split("/")[-1] in str(error)
         if found is not None:
             assert found.last < 3 and found.fault and name.split("/")[-1] in found.fault
         (path / name).write_bytes(content)
-    assert checkpoint.find(path).last == 3
+    assert checkpoint.scan(path).last == 3
 
 
 @pytest.mark.parametrize("how", list(DAMAGE))
@@ -319,7 +316,6 @@ def test_damaged_parts_of_an_unfinished_generation_are_made_again(tmp_path, whol
 
 
 # ---- 7 and 8: saving fails
-# --------------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_fills_up_says_what_is_needed_and_keeps_the_generation_before(tmp_path, whole):
@@ -342,7 +338,7 @@ def test_a_disk_that_fills_up_says_what_is_needed_and_keeps_the_generation_befor
         and " are free in " in done.stderr
         and "Traceback" not in done.stderr
     )
-    assert before.items() <= contents(path).items() and checkpoint.find(path).last == 1
+    assert before.items() <= contents(path).items() and checkpoint.scan(path).last == 1
     study.run(path)
     assert contents(path) == whole[1]
 
@@ -363,7 +359,7 @@ def test_the_check_before_a_generation_predicts_a_full_disk(tmp_path, monkeypatc
     assert {
         k: v for k, v in before.items() if k in after and k not in (workdir.MARKER, "config.json")
     }.items() <= after.items()
-    assert checkpoint.find(path).last == 1
+    assert checkpoint.scan(path).last == 1
     study.run(path)
     assert contents(path) == whole[1]
 
@@ -371,11 +367,11 @@ def test_the_check_before_a_generation_predicts_a_full_disk(tmp_path, monkeypatc
 STAGES = {
     "weights": (weights_io, "save_tree"),
     "a table": (tables, "write_parquet"),
-    "a manifest": (checkpoint, "seal"),
+    "a manifest": (checkpoint, "write_manifest"),
     "the rename": (os, "rename"),
     "the directory": (checkpoint, "sync"),
-    "the tables of the run": (driver, "write_atomic"),
-    "old weights": (checkpoint, "forget"),
+    "the tables of the run": (finalise, "write_atomic"),
+    "old weights": (checkpoint, "remove_files"),
 }
 
 
@@ -403,7 +399,7 @@ def test_an_error_while_saving_is_raised_at_once_and_latest_excludes_it(
     else:
         assert calls[0] < call
     monkeypatch.undo()
-    found = checkpoint.find(path)
+    found = checkpoint.scan(path)
     assert found.last >= 1 and not found.lost
     study.run(path)
     assert contents(path) == whole[1]

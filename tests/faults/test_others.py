@@ -23,7 +23,6 @@ from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import open_workdir
 
 # ---- 9 to 12: another run, another version, another process, another place
-# --------------------------------------------
 
 
 CHANGES = {
@@ -70,7 +69,7 @@ def test_fields_that_change_no_result_may_differ(tmp_path, whole):
     shutil.copytree(whole[0], path)
     chains, data, settings = u.study(4, bases=("large", "small"))
     settings = dataclasses.replace(
-        settings, fit=u.FitSettings(smoothing=0.5), free=("fit.smoothing",)
+        settings, fit=u.FitSettings(smoothing=0.5), resumable_fields=("fit.smoothing",)
     )
     with open_workdir(path, {"chain": {"generations": 4}, "seed": 0}, console=False) as w:
         assert driver.run(u.Unigram(), chains, data, settings, w.path).resumed_after == 3
@@ -118,7 +117,6 @@ def test_a_run_directory_that_was_moved_or_copied_goes_on(tmp_path, whole, how):
 
 
 # ---- 13 to 15: what models and data can do
-# ----------------------------------------------------------------------------
 
 
 class Broken(u.Unigram):
@@ -128,8 +126,8 @@ class Broken(u.Unigram):
         results = super().fit(model, tasks, settings)
         for i in range(len(tasks)):
             if i == 1 and len(self.fits) == 1:
-                results[i] = dataclasses.replace(
-                    results[i], weights={"counts": np.full(40, np.inf, np.float32)}, finite=False
+                results[i] = results[i]._replace(
+                    weights={"counts": np.full(40, np.inf, np.float32)}, finite=False
                 )
         return results
 
@@ -192,10 +190,10 @@ HOSTILE = (
 class Hostile(u.Unigram):
     """Writes what nobody wants to read back."""
 
-    def sample(self, model, tasks, settings):
-        results = super().sample(model, tasks, settings)
+    def generate(self, model, tasks, settings):
+        results = super().generate(model, tasks, settings)
         return [
-            dataclasses.replace(r, texts=[HOSTILE[i % len(HOSTILE)] for i in range(len(r.texts))])
+            r._replace(texts=[HOSTILE[i % len(HOSTILE)] for i in range(len(r.texts))])
             for r in results
         ]
 
@@ -218,7 +216,6 @@ def test_hostile_text_reaches_the_next_generation_as_it_was(tmp_path):
 
 
 # ---- 19 and 20: secrets, links, pickles, repetition
-# -------------------------------------------------------------------
 
 
 def test_no_key_is_found_anywhere_in_a_run_directory(tmp_path, monkeypatch):
@@ -308,7 +305,7 @@ def test_a_cluster_that_was_killed_is_resumed_by_one_process(tmp_path, whole):
         process.kill()
     for process in both:
         process.communicate()
-    assert any(".0of2" in p.name for p in path.rglob("*.json")) and checkpoint.find(path).last == 1
+    assert any(".0of2" in p.name for p in path.rglob("*.json")) and checkpoint.scan(path).last == 1
     study.run(path)
     assert contents(path) == whole[1]
 

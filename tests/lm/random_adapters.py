@@ -7,10 +7,10 @@ import numpy as np
 from jaxloop.lm.model import lora as adapters
 
 
-def random_adapters(spec, lora, chains=1):
+def random_adapters(config, lora, chains=1):
     """Factors of `chains` chains, normal with a standard deviation of 0.2."""
     shapes = jax.eval_shape(
-        lambda: adapters.init(jax.random.split(jax.random.key(0), chains), spec, lora)
+        lambda: adapters.init(jax.random.split(jax.random.key(0), chains), config, lora)
     )
     rng = np.random.default_rng(0)
     return jax.tree.map(

@@ -3,6 +3,7 @@ platforms, and what chooses their size.
 """
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -10,66 +11,84 @@ import jax.numpy as jnp
 import pytest
 
 from jaxloop.accelerators import absent, cards
+from jaxloop.config import FitConfig, LoraConfig, SampleConfig
 from jaxloop.lm import family, programs, sharding
-from jaxloop.lm.encoder.config import EncoderSpec
-from jaxloop.lm.family import FitSettings, FitTask
-from jaxloop.lm.generation.scheduler import SampleSettings
+from jaxloop.lm.encoder.config import EncoderConfig
+from jaxloop.lm.family import FitTask, GenerateOptions, TrainOptions
 from jaxloop.lm.io import bpe
 from jaxloop.lm.io.huggingface import Model
-from jaxloop.lm.model.config import Spec, init
-from jaxloop.lm.model.lora import Lora
+from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.lm.target import Target, complete, target_of
 from jaxloop.lm.training import autotune
-from jaxloop.lm.training import step as train_step
+from jaxloop.lm.training import fit as fitting
 
-LORA = Lora(rank=4, alpha=4.0)
-FIT = FitSettings(
-    lora=LORA, batch_size=2, max_length=32, steps_per_dispatch=2, length_classes=1, dtype="bfloat16"
+LORA = LoraConfig(rank=4, alpha=4.0)
+FIT = FitConfig(lora=LORA, batch_size=2, max_length=32, length_buckets=1, dtype="bfloat16")
+TRAIN = TrainOptions(steps_per_call=2)
+CONFIG = ModelConfig(
+    "llama",
+    vocab_size=512,
+    d_model=128,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=64,
+    d_ff=256,
+    max_seq_len=128,
 )
-SPEC = Spec(
-    "llama", vocab=512, width=128, layers=2, heads=2, kv_heads=1, head_size=64, mlp=256, context=128
+ENCODER = EncoderConfig(
+    ModelConfig(
+        "bert",
+        vocab_size=256,
+        d_model=64,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=32,
+        d_ff=128,
+        max_seq_len=64,
+        norm="layer",
+        positions="learned",
+        gated=False,
+        activation="gelu",
+        norm_first=False,
+        final_norm=False,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+    ),
+    token_types=2,
 )
-ENCODER = EncoderSpec(
-    Spec("bert", vocab=256, width=64, layers=2, heads=2, kv_heads=2, head_size=32, mlp=128, context=64, norm="layer", positions="learned", gated=False,
-         activation="gelu", norm_first=False, final_norm=False, qkv_bias=True, o_bias=True, mlp_bias=True), token_types=2,
-)  # fmt: skip
-WRITE = SampleSettings(
-    lora=LORA,
-    dtype="bfloat16",
-    max_new_tokens=24,
-    slots=16,
-    texts_per_call=32,
-    chains_per_call=2,
-    window=8,
-)
+WRITE = SampleConfig(max_new_tokens=24, slots=16, texts_per_call=32, chains_per_call=2)
+GENERATE = GenerateOptions(lora=LORA, dtype="bfloat16", window=8)
 TARGETS = {"cuda": complete("gpu"), "tpu": complete("tpu")}
 
 
 @pytest.fixture(scope="module")
 def model():
     tokenizer = bpe.train(["The quick brown fox jumps over the lazy dog."], 264)
-    spec = Spec(
+    config = ModelConfig(
         "llama",
-        vocab=tokenizer.vocab_size,
-        width=32,
-        layers=2,
-        heads=2,
-        kv_heads=2,
-        head_size=16,
-        mlp=64,
-        context=64,
+        vocab_size=tokenizer.vocab_size,
+        d_model=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        d_ff=64,
+        max_seq_len=64,
     )
-    return Model(spec, init(jax.random.key(0), spec, jnp.bfloat16), tokenizer)
+    return Model(config, init(jax.random.key(0), config, jnp.bfloat16), tokenizer)
 
 
 def made(platform: str) -> list[programs.Program]:
     common = dict(dtype="bfloat16", target=TARGETS[platform])
     return [
-        programs.training(SPEC, FIT, 2, 32, **common),
-        programs.loss(SPEC, FIT, 32, rows=4, **common),
-        programs.prefill(SPEC, WRITE, 16, **common),
-        programs.decoding(SPEC, WRITE, 16, **common),
-        programs.beams(SPEC, WRITE, 16, rows=2, dtype="bfloat16"),
+        programs.training(CONFIG, FIT, 2, 32, options=TRAIN, **common),
+        programs.loss(CONFIG, FIT, 32, rows=4, **common),
+        programs.prefill(CONFIG, WRITE, 16, options=GENERATE, **common),
+        programs.decoding(CONFIG, WRITE, 16, options=GENERATE, **common),
+        programs.beams(CONFIG, WRITE, 16, options=GENERATE, rows=2, dtype="bfloat16"),
         programs.encoding(ENCODER, 32, rows=4, target=TARGETS[platform]),
     ]
 
@@ -99,31 +118,33 @@ def test_every_program_is_lowered_for_hardware_that_is_absent(platform):
 def test_the_training_program_is_the_one_that_a_fit_runs(model, devices, monkeypatch):
     """So what was compiled to see its size is found in the cache of compiled programs."""
     where = jax.devices()[:devices]
-    model = sharding.spread(model, where)
+    model = sharding.replicate(model, where)
     ran = []
-    real = train_step.train_steps
+    real = fitting.train_steps
 
     def seen(*args, **kwargs):
         ran.append(real.lower(*args, **kwargs).as_text())
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(family.train, "train_steps", seen)
-    fit = FitSettings(**{**FIT.__dict__, "steps": 2, "chains_at_once": 2})
+    monkeypatch.setattr(fitting, "train_steps", seen)
+    fit, options = FIT.replace(steps=2), dataclasses.replace(TRAIN, chains_per_program=2)
     family.fit(
         model,
         [FitTask(jax.random.key(i), ["a dog"] * 4, [""] * 4) for i in range(2 * devices)],
         fit,
+        options,
     )
     time = 16
-    found = programs.training_of(model, fit, 2, time)
+    found = programs.training_of(model, fit, options, 2, time)
     assert real.lower(*found.args, **found.kwargs).as_text() in ran
     given = programs.training(
-        model.spec,
+        model.config,
         fit,
         2,
         time,
         dtype="bfloat16",
-        target=target_of(model.spec, model.params),
+        target=target_of(model.config, model.params),
+        options=options,
         devices=where,
     )
     assert real.lower(*given.args, **given.kwargs).as_text() in ran
@@ -134,25 +155,28 @@ def test_a_base_that_is_cut_is_smaller_on_every_device(model):
     weights each.
     """
     four = jax.devices()[:4]
-    spec = Spec(
+    config = ModelConfig(
         "llama",
-        vocab=512,
-        width=128,
-        layers=2,
-        heads=4,
-        kv_heads=4,
-        head_size=32,
-        mlp=256,
-        context=64,
+        vocab_size=512,
+        d_model=128,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=32,
+        d_ff=256,
+        max_seq_len=64,
     )
     common, write = (
         dict(dtype="float32", target=Target("cpu")),
-        (spec, dataclasses.replace(WRITE, dtype="float32"), 16),
+        (config, WRITE, 16),
     )
-    fit = FitSettings(**{**FIT.__dict__, "dtype": "float32"})
-    for make, args in ((programs.training, (spec, fit, 1, 16)), (programs.prefill, write)):
+    fit, generate = FIT.replace(dtype="float32"), dataclasses.replace(GENERATE, dtype="float32")
+    training = functools.partial(programs.training, options=TRAIN)
+    prefill = functools.partial(programs.prefill, options=generate)
+    decoding = functools.partial(programs.decoding, options=generate)
+    for make, args in ((training, (config, fit, 1, 16)), (prefill, write)):
         whole, cut = (
-            make(*args, devices=devices, cut_base=len(devices) > 1, **common).lower().compile()
+            make(*args, devices=devices, shard_base=len(devices) > 1, **common).lower().compile()
             for devices in (four[:1], four)
         )
         # A quarter and what is not cut: norms, and adapters where the compiler leaves them whole.
@@ -160,14 +184,22 @@ def test_a_base_that_is_cut_is_smaller_on_every_device(model):
             cut.memory_analysis().argument_size_in_bytes
             < 0.5 * whole.memory_analysis().argument_size_in_bytes
         )
-    for make, args in ((programs.loss, (spec, fit, 16)), (programs.decoding, write)):
+    for make, args in ((programs.loss, (config, fit, 16)), (decoding, write)):
         assert (
-            "sdy.sharding" in make(*args, devices=four, cut_base=True, **common).lower().as_text()
+            "sdy.sharding" in make(*args, devices=four, shard_base=True, **common).lower().as_text()
         )
-    there = sharding.cut(model, four)
-    found = programs.training_of(there, FIT, 1, 16)
+    there = sharding.shard(model, four)
+    found = programs.training_of(there, FIT, TRAIN, 1, 16)
     given = programs.training(
-        model.spec, FIT, 1, 16, dtype="bfloat16", target=Target("cpu"), devices=four, cut_base=True
+        model.config,
+        FIT,
+        1,
+        16,
+        dtype="bfloat16",
+        target=Target("cpu"),
+        options=TRAIN,
+        devices=four,
+        shard_base=True,
     )
     assert found.lower().as_text() == given.lower().as_text()
 
@@ -176,7 +208,7 @@ def test_as_many_chains_as_the_compiler_says_fit(model, monkeypatch, tmp_path):
     """With a limit of memory that is made up: the largest number that fits, and a fit of that many
     chains needs no more.
     """
-    bytes_of = {c: autotune._program_bytes(model, FIT, 16, c) for c in (1, 2, 4, 8)}
+    bytes_of = {c: autotune.program_bytes(model, FIT, TRAIN, 16, c) for c in (1, 2, 4, 8)}
     assert sorted(bytes_of.values()) == list(bytes_of.values())
     for room, best in (
         (bytes_of[8], 8),
@@ -185,24 +217,29 @@ def test_as_many_chains_as_the_compiler_says_fit(model, monkeypatch, tmp_path):
         (bytes_of[1], 1),
         (bytes_of[1] - 1, 1),
     ):
-        assert autotune.fitting(model, FIT, 16, 8, room)[0] == best
-    assert autotune.fitting(model, FIT, 16, 6, bytes_of[8])[0] == 6  # no more than there are chains
-    assert autotune.fitting(model, FIT, 16, 8, 1 << 40) == (
+        assert autotune.fitting(model, FIT, TRAIN, 16, 8, room)[0] == best
+    assert (
+        autotune.fitting(model, FIT, TRAIN, 16, 6, bytes_of[8])[0] == 6
+    )  # no more than there are chains
+    assert autotune.fitting(model, FIT, TRAIN, 16, 8, 1 << 40) == (
         8,
         0,
     )  # fits by far: nothing is compiled
     monkeypatch.setattr(autotune, "platform_of", lambda params: "gpu")
     monkeypatch.setattr(autotune, "room", lambda model: bytes_of[4])
     monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path)
-    assert autotune.choose(model, FIT, 16, 10, 8) == 4 and (tmp_path / "micro_batch.json").exists()
+    assert (
+        autotune.choose(model, FIT, TRAIN, 16, 10, 8) == 4
+        and (tmp_path / "micro_batch.json").exists()
+    )
     monkeypatch.setattr(autotune, "fitting", None)  # the second time it is read
-    assert autotune.choose(model, FIT, 16, 10, 8) == 4
+    assert autotune.choose(model, FIT, TRAIN, 16, 10, 8) == 4
 
 
 def test_room_is_what_other_arrays_leave(model):
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    whole = autotune.SPARE * sharding.device_bytes(jax.devices()[0])
-    assert held > 0 and autotune.room(sharding.spread(model, jax.devices()[:1])) == int(
+    whole = autotune.USABLE_SHARE * sharding.device_bytes(jax.devices()[0])
+    assert held > 0 and autotune.room(sharding.replicate(model, jax.devices()[:1])) == int(
         whole
     )  # a CPU does not say what is in use
 

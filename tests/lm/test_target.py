@@ -9,19 +9,27 @@ import pytest
 from jaxloop.lm import target
 from jaxloop.lm.encoder.encoder import default_batch
 from jaxloop.lm.model import attention
-from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.lm.target import Target, complete, target_of
 from jaxloop.lm.training.autotune import default
 from jaxloop.runtime.devices import platform_of, programs_at_once
 
-SPEC = Spec(
-    "llama", vocab=64, width=32, layers=2, heads=2, kv_heads=2, head_size=16, mlp=64, context=64
+CONFIG = ModelConfig(
+    "llama",
+    vocab_size=64,
+    d_model=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=16,
+    d_ff=64,
+    max_seq_len=64,
 )
 
 
 def test_the_target_is_that_of_the_devices_that_hold_the_weights():
-    params = init(jax.random.key(0), SPEC)
-    assert target_of(SPEC, params) == Target("cpu", cudnn=False) and platform_of(params) == "cpu"
+    params = init(jax.random.key(0), CONFIG)
+    assert target_of(CONFIG, params) == Target("cpu", cudnn=False) and platform_of(params) == "cpu"
 
 
 def test_cudnn_is_asked_for_where_the_target_has_it_and_nowhere_else(monkeypatch):
@@ -37,8 +45,8 @@ def test_cudnn_is_asked_for_where_the_target_has_it_and_nowhere_else(monkeypatch
         (Target("gpu", cudnn=True), x.dtype),
         (Target("gpu", cudnn=True), jnp.float32),
     ):
-        attention.causal(SPEC, 2, 4, None, target=made_for)(*[x.astype(dtype)] * 3)
-    attention.causal(SPEC, 2, 4, None, jnp.ones((2, 4), bool), Target("gpu", cudnn=True))(
+        attention.causal(CONFIG, 2, 4, None, target=made_for)(*[x.astype(dtype)] * 3)
+    attention.causal(CONFIG, 2, 4, None, jnp.ones((2, 4), bool), Target("gpu", cudnn=True))(
         x, x, x
     )  # a mask of padding is XLA's
     assert asked == ["cudnn"]
@@ -65,6 +73,6 @@ def test_sizes_follow_the_platform_that_is_named(platform, monkeypatch):
 
 
 def test_a_base_that_is_cut_has_no_kernels_of_ours():
-    assert complete("gpu").for_a_cut_base == Target("gpu", cudnn=True) and complete(
+    assert complete("gpu").for_sharded_base == Target("gpu", cudnn=True) and complete(
         "tpu"
-    ).for_a_cut_base == Target("tpu")
+    ).for_sharded_base == Target("tpu")

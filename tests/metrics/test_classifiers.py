@@ -10,10 +10,10 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import classification_report, confusion_matrix
 
-from jaxloop.lm.encoder import encoder as encoders
-from jaxloop.metrics import classifier_fit, classifiers, registry
+from jaxloop.lm.encoder import files as encoder_files
+from jaxloop.metrics import classifier_fit, registry
+from jaxloop.metrics.classifier_training import fit_classifier, split_rows
 from jaxloop.metrics.classifiers import (
-    fit_classifier,
     load_classifier,
     predict,
     probabilities,
@@ -133,7 +133,6 @@ def test_saved_encoders_load_in_transformers(folder, tmp_path, name):
 
 
 # ---- training
-# ---------------------------------------------------------------------------------------------------------
 
 
 def labelled(n, seed=0):
@@ -173,7 +172,8 @@ def test_training_learns_and_reports_what_it_reaches(folder, train, rate, tmp_pa
     json.dumps(report)
 
     target = np.array([names.index(label) for label in labels])
-    training, _, test = classifiers._split(target, (0.7, 0.15, 0.15), 0)
+    rows = split_rows(target, tuple(names), (0.7, 0.15, 0.15), 0)
+    training, test = rows.training, rows.test
     found = predict(fitted.classifier, [texts[i] for i in test])
     truth = [labels[i] for i in test]
     assert report["test"]["confusion"] == confusion_matrix(truth, found, labels=names).tolist()
@@ -197,7 +197,7 @@ def test_training_learns_and_reports_what_it_reaches(folder, train, rate, tmp_pa
 
 def test_only_the_last_blocks_are_trained(folder):
     texts, labels = labelled(60)
-    before = encoders.load_encoder(folder("bert")[0]).params
+    before = encoder_files.load_encoder(folder("bert")[0]).params
     after = fit_classifier(
         texts,
         labels,
@@ -215,9 +215,11 @@ def test_only_the_last_blocks_are_trained(folder):
 
 def test_training_is_a_function_of_its_seed(folder):
     texts, labels = labelled(80)
-    fit = lambda seed: fit_classifier(
-        texts, labels, encoder=folder("bert")[0], epochs=2, max_length=16, seed=seed
-    ).classifier.head["w"]  # noqa: E731
+
+    def fit(seed):
+        options = {"encoder": folder("bert")[0], "epochs": 2, "max_length": 16, "seed": seed}
+        return fit_classifier(texts, labels, **options).classifier.head["w"]
+
     first = fit(3)
     np.testing.assert_array_equal(fit(3), first)
     assert (fit(4) != first).any()
@@ -226,19 +228,23 @@ def test_training_is_a_function_of_its_seed(folder):
 def test_the_sampler_draws_classes_equally_often():
     target = np.array([0] * 900 + [1] * 90 + [2] * 10)
     rows = np.concatenate(
-        [classifier_fit._draws(jax.random.key(i), target, 50, True).reshape(-1) for i in range(5)]
+        [
+            classifier_fit.draw_batches(jax.random.key(i), target, 50, True).reshape(-1)
+            for i in range(5)
+        ]
     )
     counts = np.bincount(target[rows])
     assert (
         (counts - 5000 / 3) ** 2 / (5000 / 3)
     ).sum() < 13.8  # chi-square with 2 degrees of freedom at 0.001
-    plain = classifier_fit._draws(jax.random.key(0), target, 50, False).reshape(-1)
+    plain = classifier_fit.draw_batches(jax.random.key(0), target, 50, False).reshape(-1)
     assert sorted(plain) == list(range(1000))
 
 
 def test_splits_are_stratified_and_disjoint():
     target = np.array([0] * 200 + [1] * 100 + [2] * 20)
-    parts = classifiers._split(target, (0.7, 0.15, 0.15), 0)
+    rows = split_rows(target, ("a", "b", "c"), (0.7, 0.15, 0.15), 0)
+    parts = [rows.training, rows.validation, rows.test]
     assert sorted(np.concatenate(parts)) == list(range(320))
     assert [np.bincount(target[p]).tolist() for p in parts] == [
         [140, 70, 14],
@@ -249,8 +255,13 @@ def test_splits_are_stratified_and_disjoint():
 
 def test_the_best_epoch_is_kept():
     scores = {0: 0.2, 1: 0.9, 2: 0.5, 3: 0.9}
-    kept, log = classifier_fit._best(
-        lambda weights: scores[int(weights)], lambda epoch: (jax.numpy.int32(epoch), 1.0 - epoch), 4
+
+    def train_epoch(state, epoch):
+        return classifier_fit.TrainState(jax.numpy.int32(epoch), None), 1.0 - epoch
+
+    start = classifier_fit.TrainState(jax.numpy.int32(-1), None)
+    kept, log = classifier_fit.best_epoch(
+        train_epoch, lambda weights: scores[int(weights)], start, 4
     )
     assert int(kept) == 1 and [e["macro_f1"] for e in log] == [0.2, 0.9, 0.5, 0.9]
 
@@ -285,7 +296,6 @@ def test_party_of_senators(shared):
 
 
 # ---- metrics
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_metrics_of_many_chains(folder):

@@ -12,7 +12,8 @@ import pytest
 
 from jaxloop.metrics import registry
 from jaxloop.metrics.endpoint import Endpoint, Unreachable, complete
-from jaxloop.metrics.judges import POLITICAL_LEAN, QUALITY, judge
+from jaxloop.metrics.judge_replies import POLITICAL_LEAN, QUALITY
+from jaxloop.metrics.judges import judge
 from tests.metrics.server import Server, completion
 
 
@@ -184,10 +185,16 @@ def test_one_token_replies_as_in_the_papers_code():
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [(dict(url="localhost:80"), "begins with http"), (dict(url="http://me:pw@host/v1"), "environment variable"), (dict(model=""), "model is empty"),
-     (dict(concurrency=0), "concurrency is 0"), (dict(timeout=0), "timeout is 0"), (dict(retries=-1), "retries is -1"),
-     (dict(temperature=float("nan")), "temperature is nan")],
-)  # fmt: skip
+    [
+        (dict(url="localhost:80"), "begins with http"),
+        (dict(url="http://me:pw@host/v1"), "environment variable"),
+        (dict(model=""), "model is empty"),
+        (dict(concurrency=0), "concurrency is 0"),
+        (dict(timeout=0), "timeout is 0"),
+        (dict(retries=-1), "retries is -1"),
+        (dict(temperature=float("nan")), "temperature is nan"),
+    ],
+)
 def test_settings_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         Endpoint(**dict(url="http://host/v1", model="m") | changes)
@@ -203,7 +210,6 @@ def test_a_cache_that_is_no_database_is_refused(tmp_path):
 
 
 # ---- metrics
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_metrics_of_many_chains(tmp_path):

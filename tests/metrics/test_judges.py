@@ -1,18 +1,22 @@
-"""Judges: local models against transformers, replies, agreement with people against scipy. Judges
-behind an endpoint: test_endpoint.py.
-"""
+"""Judges: local models against transformers. Judges behind an endpoint: test_endpoint.py."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
-import scipy.stats
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from jaxloop import lm
-from jaxloop.metrics import judges, registry
-from jaxloop.metrics.judges import POLITICAL_LEAN, QUALITY, judge, parse_reply
+from jaxloop.metrics import judge_model, judges, registry
+from jaxloop.metrics.corpus import Corpus
+from jaxloop.metrics.judge_replies import (
+    ENGLISH,
+    POLITICAL_LEAN,
+    QUALITY,
+    judgement,
+    parse_reply,
+)
+from jaxloop.metrics.judges import judge
 from tests.peers import peer
 
 torch = peer("torch")
@@ -28,7 +32,6 @@ TEMPLATE = (
 
 
 # ---- local models
-# -----------------------------------------------------------------------------------------------------
 
 
 def write_model(
@@ -70,9 +73,17 @@ def write_model(
     )
     torch.manual_seed(seed)
     config = hf.LlamaConfig(
-        vocab_size=len(vocab), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=context, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(vocab),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     model = hf.LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -158,9 +169,9 @@ def test_first_token_scores_equal_the_torch_distribution(single, tmp_path, first
 
 
 def test_number_tokens(single, digits):
-    singles = {v for _, v, spaced in judges.number_tokens(single[2].tokenizer) if not spaced}
+    singles = {v for _, v, spaced in judge_model.number_tokens(single[2].tokenizer) if not spaced}
     assert singles == {*range(101), -1}
-    assert {v for _, v, _ in judges.number_tokens(digits[2].tokenizer)} == {*range(10), -1}
+    assert {v for _, v, _ in judge_model.number_tokens(digits[2].tokenizer)} == {*range(10), -1}
 
 
 def test_short_replies_equal_generate(digits):
@@ -192,17 +203,17 @@ def test_chat_templates_render_as_in_transformers(single):
         POLITICAL_LEAN.messages("x", "user"),
     ):
         theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert judges._render(ours, judges.chat_template(ours.name), messages) == theirs
+        assert judge_model.render(ours, judge_model.chat_template(ours.name), messages) == theirs
     with pytest.raises(ValueError, match="cannot render messages of tool.*no tools.*role = 'user'"):
-        judges._render(ours, TEMPLATE, [{"role": "tool", "content": "x"}])
+        judge_model.render(ours, TEMPLATE, [{"role": "tool", "content": "x"}])
 
 
 def test_a_model_without_template_reads_plain_lines(tmp_path):
     write_model(tmp_path, numbers=True, template=None)
     ours = lm.load(tmp_path)
-    assert judges.chat_template(ours.name) is None
+    assert judge_model.chat_template(ours.name) is None
     assert (
-        judges._render(ours, None, POLITICAL_LEAN.messages("vote"))
+        judge_model.render(ours, None, POLITICAL_LEAN.messages("vote"))
         == POLITICAL_LEAN.system + "\nvote\n"
     )
 
@@ -241,37 +252,12 @@ def test_bad_input(single):
         judge(["x"], ours, role="boss")
 
 
-def test_prompts_are_the_papers():
-    message = QUALITY.messages("{text} here")
-    assert [m["role"] for m in message] == [
-        "system"
-    ] and "Post: {text} here\n\nReply ONLY with the integer score (0-100)." in message[0]["content"]
-    system, user = POLITICAL_LEAN.messages("vote")
-    assert system["content"].endswith(
-        "(0-100 or -1). DO NOT reply with text. Here is the text:"
-    ) and user == {"role": "user", "content": "vote"}
-
-
-@pytest.mark.parametrize(
-    ("reply", "score"),
-    [("85", 85), (" 0\n", 0), ("100.", 100), ("70/100", 70), ("42\nbecause", 42), ("101", None), ("-1", None), ("8 5", None), ("85 because", None), ("", None),
-     ("about 70", None), ("7.5", None), ("٤٢", None), ("-5", None), ("1e2", None)],
-)  # fmt: skip
-def test_replies_are_parsed_and_never_guessed(reply, score):
-    assert parse_reply(reply) == score
-
-
-def test_minus_one_only_where_the_prompt_allows_it():
-    assert parse_reply("-1", none=True) == -1 and parse_reply("-2", none=True) is None
-
-
 # ---- metrics
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_local_model_by_name(single):
     ours = single[2]
-    name = f"judge_quality(model={ours.name!r}, reading='expected')"
+    name = f"judge_quality(model={ours.name!r}, variant='expected')"
     texts = texts_for(12)
     (found,) = registry.evaluate([name], texts=[texts])[name]
     assert found == pytest.approx(np.nanmean(judge(texts, ours).expected))
@@ -279,8 +265,8 @@ def test_a_local_model_by_name(single):
 
 def test_the_judge_of_language_says_yes_or_no(monkeypatch):
     def answered(texts, prompt, *backend):
-        assert prompt is judges.ENGLISH and "{text}" in prompt.system
-        return judges.Corpus.of(texts), judges._judgement([1, 0, None, 70], np.full(4, np.nan))
+        assert prompt is ENGLISH and "{text}" in prompt.system
+        return Corpus.of(texts), judgement([1, 0, None, 70], np.full(4, np.nan))
 
     monkeypatch.setattr(judges, "_ask", answered)
     name = "judge_english(model='m')"
@@ -292,92 +278,5 @@ def test_the_judge_of_language_says_yes_or_no(monkeypatch):
 def test_a_judge_needs_a_model():
     with pytest.raises(ValueError, match="the quality judge has no model"):
         registry.evaluate(["judge_quality"], texts=[["x"]])
-    with pytest.raises(ValueError, match="reading is 'median'"):
-        registry.evaluate(["judge_quality(model='m', reading='median')"], texts=[["x"]])
-
-
-# ---- agreement with people
-# --------------------------------------------------------------------------------------------
-
-
-def write_stories(path, stories=40, seed=0):
-    rng = np.random.default_rng(seed)
-    gen = lambda: {
-        g: {
-            "text": " told " + "very " * int(rng.integers(0, 9)),
-            "score": rng.integers(1, 6, 5).tolist(),
-        }
-        for g in judges.GENERATORS
-    }  # noqa: E731
-    data = {
-        str(i): {"prompt": f"story {i}", "gold_response": "x", "gen": gen()} for i in range(stories)
-    }
-    path.write_text(json.dumps(data))
-    return data
-
-
-def test_validation_equals_scipy(tmp_path):
-    data = write_stories(tmp_path / "mans.json")
-    texts, human, story = judges.read_openmeva(tmp_path / "mans.json")
-    assert (
-        len(texts) == 200
-        and texts[7] == data["1"]["prompt"] + data["1"]["gen"]["gpt_kg"]["text"]
-        and human[7] == np.mean(data["1"]["gen"]["gpt_kg"]["score"])
-    )
-    noise = np.random.default_rng(1).normal(0, 0.7, len(texts))
-    scores = np.round(20 * (human + noise)).clip(0, 100)
-    scores[[3, 50]] = np.nan
-    found = judges.validate_judge(lambda t: scores, tmp_path / "mans.json", draws=500)
-    ok = np.isfinite(scores)
-    assert (found.n, found.unparsable) == (198, 2)
-    assert found.pearson == pytest.approx(
-        scipy.stats.pearsonr(scores[ok], human[ok]).statistic, abs=1e-12
-    )
-    assert found.spearman == pytest.approx(
-        scipy.stats.spearmanr(scores[ok], human[ok]).statistic, abs=1e-12
-    )
-    # The bootstrap of scipy, over stories, to the error of 500 draws.
-    groups = [np.flatnonzero(ok & (story == s)) for s in range(40)]
-
-    def statistic(chosen):
-        rows = np.concatenate([groups[i] for i in chosen])
-        return scipy.stats.pearsonr(scores[rows], human[rows]).statistic
-
-    theirs = scipy.stats.bootstrap(
-        (np.arange(40),), statistic, n_resamples=500, vectorized=False, method="percentile", rng=0
-    ).confidence_interval
-    assert found.pearson_interval == pytest.approx(tuple(theirs), abs=0.03)
-    assert found.spearman_interval[0] < found.spearman < found.spearman_interval[1]
-
-
-def test_validation_of_degenerate_judges(tmp_path):
-    write_stories(tmp_path / "mans.json", 3)
-    found = judges.validate_judge(lambda t: np.full(len(t), 50.0), tmp_path / "mans.json", draws=20)
-    assert np.isnan([found.pearson, found.spearman, *found.pearson_interval]).all()
-    found = judges.validate_judge(
-        lambda t: np.full(len(t), np.nan), tmp_path / "mans.json", draws=20
-    )
-    assert (found.n, found.unparsable) == (0, 15) and np.isnan(found.pearson)
-    with pytest.raises(ValueError, match=r"shape \[2\] for 15 texts"):
-        judges.validate_judge(lambda t: np.zeros(2), tmp_path / "mans.json")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[]",
-        "{}",
-        "nonsense",
-        '{"0": {"prompt": "x"}}',
-        '{"0": {"prompt": "x", "gen": {"gpt": {"text": "y", "score": []}}}}',
-    ],
-)
-def test_files_of_another_form_are_refused(tmp_path, content):
-    (tmp_path / "f.json").write_text(content)
-    with pytest.raises(ValueError, match="OpenMEVA form|holds no stories"):
-        judges.read_openmeva(tmp_path / "f.json", ["gpt"])
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="none.json cannot be read"):
-        judges.read_openmeva(tmp_path / "none.json")
+    with pytest.raises(ValueError, match="variant is 'median'"):
+        registry.evaluate(["judge_quality(model='m', variant='median')"], texts=[["x"]])

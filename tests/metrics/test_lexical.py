@@ -159,9 +159,17 @@ def test_memorised_ngrams_are_found_in_the_reference(tweets):
 
 
 CORPUS_MEASURES = [
-    lx.text_length, lx.type_token_ratio, lx.word_entropy, lx.vocabulary_size, lx.zipf_slope, lx.distinct_n, lx.ngram_ttr, lx.repetition,
-    lambda texts: lx.distinct_n_size_matched(texts, 2, 5), lambda texts: lx.memorised_ngrams(texts, ["a b c d e f g h i j k l"]),
-]  # fmt: skip
+    lx.text_length,
+    lx.type_token_ratio,
+    lx.word_entropy,
+    lx.vocabulary_size,
+    lx.zipf_slope,
+    lx.distinct_n,
+    lx.ngram_ttr,
+    lx.repetition,
+    lambda texts: lx.distinct_n_size_matched(texts, 2, 5),
+    lambda texts: lx.memorised_ngrams(texts, ["a b c d e f g h i j k l"]),
+]
 
 
 @pytest.mark.parametrize("measure", CORPUS_MEASURES)

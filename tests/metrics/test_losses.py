@@ -7,7 +7,7 @@ import pytest
 
 from jaxloop.metrics import losses as ls
 
-Result = namedtuple("Result", "nats tokens")
+Result = namedtuple("Result", "nll tokens")
 
 
 def test_loss_is_per_token_and_perplexity_its_exponential():
@@ -38,7 +38,7 @@ def test_tail_mass_is_the_share_of_tokens_below_the_probability():
     [
         (
             lambda: ls.held_out_loss([([1.0], [1, 2])]),
-            r"losses\[0\] has nats \[1\] and tokens \[2\]",
+            r"losses\[0\] has nll \[1\] and tokens \[2\]",
         ),
         (lambda: ls.tail_mass([[]], 1.5), "probability is 1.5, a number between 0 and 1"),
     ],

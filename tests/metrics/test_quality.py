@@ -1,4 +1,4 @@
-"""The text quality index: corruptions that do what they say, both readings by hand, and the
+"""The text quality index: corruptions that do what they say, both variants by hand, and the
 detector that comes with the toolkit.
 """
 
@@ -10,12 +10,9 @@ import pytest
 
 from jaxloop.metrics import quality, registry
 from jaxloop.metrics.classifiers import Classifier, load_classifier, probabilities
+from jaxloop.metrics.detector_training import CLASSES, corrupt, corrupted, fit_detector
 from jaxloop.metrics.quality import (
-    CLASSES,
-    corrupt,
-    corrupted,
     default_detector,
-    fit_detector,
     sentences,
     text_qualities,
     text_quality_index,
@@ -25,16 +22,22 @@ from tests.peers import peer
 torch = peer("torch")
 hf = peer("transformers", "torch")
 
-PROSE = """The function returns a new array with the same shape as the input. It raises an error if the axis is out of bounds.
-Missing values are ignored when the mean is computed. Each row of the table holds one observation and its weight. The default is to use all
-of the available cores. A smaller step makes the result more accurate but takes longer. If no seed is given, the generator is started from
-the clock. The method was first described in a paper about the spread of diseases. Two lists are equal when they hold the same elements in the
-same order. The file is closed as soon as the block is left. It is an error to change the size of a dictionary while it is being read. The
-first argument is the name of the column that should be sorted. Most of the work is done in a separate thread, so the caller does not have to
-wait. The distance between two points is the length of the line that joins them. This option has no effect on other systems. Values that lie
-outside of the given range are set to the nearest bound. The solver stops when the change of the solution is below the tolerance. Every class
-has a method that gives its name as a string. The matrix must be square and all of its eigenvalues must be positive. A warning is shown once
-for each place from which the function is called."""
+PROSE = """The function returns a new array with the same shape as the input. It raises an error
+if the axis is out of bounds. Missing values are ignored when the mean is computed.
+Each row of the table holds one observation and its weight. The default is to use all
+of the available cores. A smaller step makes the result more accurate but takes
+longer. If no seed is given, the generator is started from the clock. The method was
+first described in a paper about the spread of diseases. Two lists are equal when
+they hold the same elements in the same order. The file is closed as soon as the
+block is left. It is an error to change the size of a dictionary while it is being
+read. The first argument is the name of the column that should be sorted. Most of the
+work is done in a separate thread, so the caller does not have to wait. The distance
+between two points is the length of the line that joins them. This option has no
+effect on other systems. Values that lie outside of the given range are set to the
+nearest bound. The solver stops when the change of the solution is below the
+tolerance. Every class has a method that gives its name as a string. The matrix must
+be square and all of its eigenvalues must be positive. A warning is shown once for
+each place from which the function is called."""
 REAL = [" ".join(s.split()) for s in sentences(PROSE.replace("\n", " "))]
 
 
@@ -43,7 +46,6 @@ def rng(*seed):
 
 
 # ---- sentences and corruptions
-# ----------------------------------------------------------------------------------------
 
 
 def test_sentences():
@@ -92,7 +94,6 @@ def test_every_class_has_sentences_of_its_own():
 
 
 # ---- the index
-# --------------------------------------------------------------------------------------------------------
 
 SHARES = {
     "A clean one.": (0.9, 0.1, 0, 0),
@@ -113,21 +114,21 @@ def known(monkeypatch):
     )
 
 
-def test_both_readings_by_hand(known):
+def test_both_variants_by_hand(known):
     clean, mild, salad, noise = SHARES
     chains = [[f"{clean} {mild}", noise, ""], [salad], []]
     np.testing.assert_allclose(text_quality_index(chains), [(2.5 + 0 + 0) / 3, 1, np.nan])
     np.testing.assert_allclose(
-        text_quality_index(chains, reading="confidence"),
+        text_quality_index(chains, variant="confidence"),
         [((2.7 + 1.2) / 2) / 3, 0.8, np.nan],
         rtol=1e-6,
     )
-    each = text_qualities(chains, reading="confidence")
+    each = text_qualities(chains, variant="confidence")
     np.testing.assert_allclose(each[0], [(2.7 + 1.2) / 2, 0, 0], rtol=1e-6)
     assert [len(values) for values in each] == [3, 1, 0]
     np.testing.assert_allclose(text_qualities([clean, noise])[0], [3, 0])
-    with pytest.raises(ValueError, match="reading is 'mean'; allowed are 'class' and 'confidence'"):
-        text_quality_index(chains, reading="mean")
+    with pytest.raises(ValueError, match="variant is 'mean'; allowed are 'class' and 'confidence'"):
+        text_quality_index(chains, variant="mean")
 
 
 def test_a_detector_of_other_classes_is_refused(monkeypatch):
@@ -145,11 +146,10 @@ def test_a_detector_of_other_classes_is_refused(monkeypatch):
 
 
 # ---- the detector
-# -----------------------------------------------------------------------------------------------------
 
 
 def test_the_detector_grades_real_sentences_and_their_corruptions():
-    names = ["text_quality_index", "text_quality_index(reading='confidence')"]
+    names = ["text_quality_index", "text_quality_index(variant='confidence')"]
     chains = [
         [corrupt(s, kind, rng(seed, i)) for seed in range(8) for i, s in enumerate(REAL)]
         for kind in CLASSES

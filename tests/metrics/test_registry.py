@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxloop import metrics
-from jaxloop.metrics import bleu, lexical, registry, semantic
+from jaxloop.metrics import base, bleu, lexical, registry, semantic
 
 TEXTS = [
     ["the cat sat on the mat", "a dog ran, and ran", "it rained all day long"],
@@ -40,7 +40,7 @@ def inputs(texts):
         "losses": [pair] * chains,
         "own_losses": [pair] * chains,
         "reference_losses": [pair] * chains,
-        "token_nats": [[np.ones(3)]] * chains,
+        "token_nll": [[np.ones(3)]] * chains,
     }
 
 
@@ -80,7 +80,7 @@ def test_values_are_those_of_the_functions():
 def test_every_metric_is_documented_and_evaluates_within_its_range(name):
     metric = metrics.REGISTRY[name]
     assert len(metrics.available()[name]) > 30
-    assert set(metric.needs) <= set(registry.INPUTS)
+    assert set(metric.needs) <= set(base.INPUTS)
     assert all(default is not inspect.Parameter.empty for default in metric.options.values())
     found = metrics.evaluate([by_options(name)], **inputs(TEXTS))[by_options(name)]
     assert found.shape == (3,) and found.dtype == np.float64
@@ -172,7 +172,7 @@ def test_every_chain_may_have_its_own_reference():
         )
         assert [found[name][chain] for name in names] == [alone[name][0] for name in names]
     with pytest.raises(
-        ValueError, match="different numbers of chains: reference_embeddings 2, embeddings 3"
+        ValueError, match="different numbers of chains: embeddings 3, reference_embeddings 2"
     ):
         metrics.evaluate(
             ["mmd2"],
@@ -309,3 +309,19 @@ def test_what_cannot_be_evaluated_is_refused_in_one_sentence(names, given, says)
     with pytest.raises(ValueError) as error:
         metrics.evaluate(names, **given)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_old_name_of_an_option_is_accepted_with_a_warning(caplog):
+    old, new = (f"text_quality_index({name}='confidence')" for name in ("reading", "variant"))
+    registry._warn_of_old_option.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        (request, again), (current,) = registry.validate([old, f" {old}"]), registry.validate([new])
+    assert request == again == current and request.options == {"variant": "confidence"}
+    assert caplog.text.count("the option reading is now called variant") == 1
+    with pytest.raises(ValueError, match="old and the current name of one option"):
+        registry.validate(["text_quality_index(reading='class', variant='class')"])
+
+
+def test_every_group_lists_its_metrics_and_no_name_is_given_twice():
+    names = [metric.name for group in registry.GROUPS for metric in group.METRICS]
+    assert sorted(names) == sorted(set(names)) == sorted(registry.REGISTRY)

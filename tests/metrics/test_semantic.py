@@ -16,7 +16,7 @@ from jaxloop.metrics import semantic as sm
 
 @pytest.fixture
 def points():
-    """Three chains of 400 points in 24 dimensions: off centre, with duplicates and a zero vector."""
+    """Three chains of 400 points in 24 dimensions: off centre, duplicates, a zero vector."""
     draw = np.random.default_rng(0)
     x = draw.standard_normal((3, 400, 24)).astype(np.float32) + 0.4
     x[1, 7] = 0
@@ -65,7 +65,7 @@ def test_blocks_of_differences_give_the_distances_of_the_tree(points):
     # What a GPU runs in few dimensions, run here; 37 rows a block leave a last block that overlaps.
     x = points[0, :, :2].astype(np.float64) + 100
     with jax.enable_x64(True):
-        got = sm._kth_by_difference(jnp.asarray(x), 5, 37)
+        got = sm.kth_by_difference(jnp.asarray(x), 5, 37)
     np.testing.assert_allclose(got, sm.kth_neighbour_distances(x, 5), rtol=1e-12)
 
 
@@ -88,7 +88,7 @@ def test_blocks_change_nothing(points, monkeypatch):
         sm.knn_cosine_diversity(points, 200),
         sm.kth_neighbour_distances(points, 5),
     )
-    monkeypatch.setattr(sm, "_BLOCK_ELEMENTS", 400 * 33)
+    monkeypatch.setattr(sm, "BLOCK_ELEMENTS", 400 * 33)
     for before, after in zip(
         whole,
         (

@@ -90,4 +90,4 @@ def refusal(error: ValueError, pattern: str) -> None:
     assert "\n" not in text and not re.search(r"\b\w*(Error|Exception)\b", text), text
 
 
-forward = jax.jit(lm.forward, static_argnames=("spec", "lora"))
+forward = jax.jit(lm.forward, static_argnames="config")

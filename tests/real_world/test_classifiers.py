@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from jaxloop.lm.encoder import encoder as encoders
+from jaxloop.lm.encoder import files as encoder_files
 from jaxloop.metrics.classifiers import class_memberships, load_classifier, predict, probabilities
 from tests.peers import peer
 from tests.real_world.support import RIGHT, Row, config, edit, make, refusal, tensors
@@ -76,30 +76,136 @@ ROWS = [
     Row("one output", "bert", (outputs(1), ONE), RIGHT),
     Row("one output of RoBERTa", "roberta", (outputs(1), ONE), RIGHT),
     Row("one output of a decoder", "qwen2", (outputs(1), ONE), RIGHT),
-    Row("one output, said to be of several classes", "distilbert", (outputs(1), labels("toxic", **MULTI)), RIGHT),
+    Row(
+        "one output, said to be of several classes",
+        "distilbert",
+        (outputs(1), labels("toxic", **MULTI)),
+        RIGHT,
+    ),
     Row("two outputs", "bert", (outputs(2), TWO), RIGHT),
     Row("two outputs, no names", "bert", (outputs(2), config(id2label=..., label2id=...)), RIGHT),
-    Row("three outputs, their number alone", "bert", (outputs(3), config(id2label=..., label2id=..., num_labels=3)), RIGHT),
-    Row("two outputs that do not exclude each other", "roberta", (outputs(2), labels("a", "b", **MULTI)), RIGHT),
-    Row("said to be one of several", "bert", (outputs(3), labels("a", "b", "c", problem_type="single_label_classification")), RIGHT),
-    Row("a regression", "bert", (outputs(1), labels("score", problem_type="regression")), "problem_type = 'regression' is not supported", "gives scores"),
-    Row("one output, one of several", "bert", (outputs(1), labels("x", problem_type="single_label_classification")), "needs at least two classes"),
-    Row("a gap in the names", "bert", (outputs(2), config(id2label={"0": "a", "2": "b"})), "must give every number from 0 to 1 a name", "a key is missing"),
-    Row("names for more classes than outputs", "bert", (outputs(2), labels("a", "b", "c")), r"classifier.weight has shape .* is expected"),
-    Row("one name twice", "bert", (outputs(2), config(id2label={"0": "a", "1": "a"})), "names two classes 'a'", "one hides the other"),
+    Row(
+        "three outputs, their number alone",
+        "bert",
+        (outputs(3), config(id2label=..., label2id=..., num_labels=3)),
+        RIGHT,
+    ),
+    Row(
+        "two outputs that do not exclude each other",
+        "roberta",
+        (outputs(2), labels("a", "b", **MULTI)),
+        RIGHT,
+    ),
+    Row(
+        "said to be one of several",
+        "bert",
+        (outputs(3), labels("a", "b", "c", problem_type="single_label_classification")),
+        RIGHT,
+    ),
+    Row(
+        "a regression",
+        "bert",
+        (outputs(1), labels("score", problem_type="regression")),
+        "problem_type = 'regression' is not supported",
+        "gives scores",
+    ),
+    Row(
+        "one output, one of several",
+        "bert",
+        (outputs(1), labels("x", problem_type="single_label_classification")),
+        "needs at least two classes",
+    ),
+    Row(
+        "a gap in the names",
+        "bert",
+        (outputs(2), config(id2label={"0": "a", "2": "b"})),
+        "must give every number from 0 to 1 a name",
+        "a key is missing",
+    ),
+    Row(
+        "names for more classes than outputs",
+        "bert",
+        (outputs(2), labels("a", "b", "c")),
+        r"classifier.weight has shape .* is expected",
+    ),
+    Row(
+        "one name twice",
+        "bert",
+        (outputs(2), config(id2label={"0": "a", "1": "a"})),
+        "names two classes 'a'",
+        "one hides the other",
+    ),
     Row("numbers as names", "bert", (outputs(2), config(id2label={"0": 1, "1": 2})), "id2label = "),
-    Row("another number of labels", "bert", (outputs(2), labels("a", "b", num_labels=5)), "num_labels = 5 .* id2label names 2 classes", "LABEL_0 to LABEL_4"),
+    Row(
+        "another number of labels",
+        "bert",
+        (outputs(2), labels("a", "b", num_labels=5)),
+        "num_labels = 5 .* id2label names 2 classes",
+        "LABEL_0 to LABEL_4",
+    ),
     Row("int8 weights", "bert", (outputs(2), TWO, tensors(int8)), "is stored as I8", "casts them"),
-    Row("int8 weights of a decoder", "qwen2", (outputs(2), TWO, tensors(int8)), "is stored as I8", "casts them"),
-    Row("quantization_config", "roberta", (outputs(2), TWO, config(quantization_config=dict(quant_method="gptq"))), "quantised .gptq"),
-    Row("relative positions", "bert", (outputs(2), TWO, config(position_embedding_type="relative_key")), "position_embedding_type = 'relative_key'"),
-    Row("a field of another model", "bert", (outputs(2), TWO, config(embedding_size=16)), "embedding_size = 16 is not a field of bert"),
-    Row("a number as text", "bert", (outputs(2), TWO, config(layer_norm_eps="1e-12")), "layer_norm_eps = '1e-12' is not supported"),
-    Row("fields that change nothing", "bert", (outputs(2), TWO, config(gradient_checkpointing=False, pooler_type="x", hidden_dropout_prob=0.3,
-        position_embedding_type="absolute", classifier_dropout=None, _num_labels=2, padding="max_length")), RIGHT),
-    Row("tokens beyond the table", "bert", (outputs(2), TWO, edit("added_tokens.json", **{"<new>": VOCAB})), "has token '<new>' with id 300, .* 300 rows"),
-    Row("an adapter beside it", "bert", (outputs(2), TWO, edit("adapter_config.json", r=4)), "holds an adapter too"),
-]  # fmt: skip
+    Row(
+        "int8 weights of a decoder",
+        "qwen2",
+        (outputs(2), TWO, tensors(int8)),
+        "is stored as I8",
+        "casts them",
+    ),
+    Row(
+        "quantization_config",
+        "roberta",
+        (outputs(2), TWO, config(quantization_config=dict(quant_method="gptq"))),
+        "quantised .gptq",
+    ),
+    Row(
+        "relative positions",
+        "bert",
+        (outputs(2), TWO, config(position_embedding_type="relative_key")),
+        "position_embedding_type = 'relative_key'",
+    ),
+    Row(
+        "a field of another model",
+        "bert",
+        (outputs(2), TWO, config(embedding_size=16)),
+        "embedding_size = 16 is not a field of bert",
+    ),
+    Row(
+        "a number as text",
+        "bert",
+        (outputs(2), TWO, config(layer_norm_eps="1e-12")),
+        "layer_norm_eps = '1e-12' is not supported",
+    ),
+    Row(
+        "fields that change nothing",
+        "bert",
+        (
+            outputs(2),
+            TWO,
+            config(
+                gradient_checkpointing=False,
+                pooler_type="x",
+                hidden_dropout_prob=0.3,
+                position_embedding_type="absolute",
+                classifier_dropout=None,
+                _num_labels=2,
+                padding="max_length",
+            ),
+        ),
+        RIGHT,
+    ),
+    Row(
+        "tokens beyond the table",
+        "bert",
+        (outputs(2), TWO, edit("added_tokens.json", **{"<new>": VOCAB})),
+        "has token '<new>' with id 300, .* 300 rows",
+    ),
+    Row(
+        "an adapter beside it",
+        "bert",
+        (outputs(2), TWO, edit("adapter_config.json", r=4)),
+        "holds an adapter too",
+    ),
+]
 
 
 @pytest.fixture(scope="session")
@@ -205,6 +311,6 @@ def test_sentence_encoders_refuse_what_no_library_should_guess(changes, match, f
     """Not `Unsupported`, after which sentence-transformers would be asked."""
     path = make(Row("", "bert", changes, match), folder("bert"), tmp_path / "model")
     with pytest.raises(ValueError, match=match) as caught:
-        encoders.load_encoder(path)
-    assert not isinstance(caught.value, encoders.Unsupported)
+        encoder_files.load_encoder(path)
+    assert not isinstance(caught.value, encoder_files.Unsupported)
     refusal(caught.value, match)

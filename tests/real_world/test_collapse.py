@@ -68,7 +68,7 @@ def page(table):
         metrics=table,
         samples=[],
         failures=[],
-        facts=[],
+        run_info=[],
         config={},
         versions=[],
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxloop import lm
+from jaxloop.config import SampleConfig
 from jaxloop.lm import family
 from tests.lm.conftest import make, write_tokenizer
 from tests.peers import peer
@@ -54,11 +55,11 @@ def test_every_end_stops_a_text(decoder, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     model = lm.load(tmp_path)
     assert set(model.tokenizer.ends) == set(ends)
-    task = family.SampleTask(jax.random.key(0), None, PROMPTS, np.arange(len(PROMPTS)))
-    asked = family.SampleSettings(
-        decoder=decoder, max_new_tokens=NEW, beams=3, slots=8, texts_per_call=8
+    task = family.GenerateTask(jax.random.key(0), None, PROMPTS, np.arange(len(PROMPTS)))
+    asked = SampleConfig(
+        decoder=decoder, max_new_tokens=NEW, num_beams=3, slots=8, texts_per_call=8
     )
-    (written,) = family.sample(model, [task], asked)
+    (written,) = family.generate(model, [task], asked)
     expected = generated(tmp_path, ids)
     stop = [
         next((i + 1 for i, token in enumerate(text) if token in ends), NEW) for text in expected

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxloop.data import load_texts
-from jaxloop.data.delimited import OPTIONS, Dialect
+from jaxloop.data.dialect import OPTIONS, Dialect
 
 RIGHT = "right"
 TEXTS = [
@@ -857,7 +857,6 @@ def test_bad_dialects(options, message):
 
 
 # ---- both ways of reading a csv file
-# -----------------------------------------------------------------------------------
 
 ALPHABET = [
     "a",

@@ -121,7 +121,7 @@ def test_every_model_that_a_config_names_is_found(model, monkeypatch, tmp_path):
         reference=str(other),
         metrics=[f"class_share(model='{other}', label='a')", "self_bleu"],
     )
-    found = of_study.of(configs.build(chain.Settings, raw))
+    found = of_study.of(configs.build(chain.CONFIG, raw))
     one = identity.of_directory(model)
     assert found == {
         f"models.pool {model}": one,
@@ -130,6 +130,6 @@ def test_every_model_that_a_config_names_is_found(model, monkeypatch, tmp_path):
     }
     assert of_study.bases(found) == {str(model): one}
     raw = raw | dict(embedder="nobody/here", metrics=["self_bleu"], reference=None)
-    assert list(of_study.of(configs.build(chain.Settings, raw), metrics=False)) == [
+    assert list(of_study.of(configs.build(chain.CONFIG, raw), metrics=False)) == [
         f"models.pool {model}"
     ]

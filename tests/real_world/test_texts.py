@@ -13,15 +13,17 @@ import tokenizers
 import transformers as hf
 
 from jaxloop import config
+from jaxloop.config import FitConfig
 from jaxloop.data import duplicates, qa_tasks
 from jaxloop.lm import family
 from jaxloop.lm.io import tokenizer as tokenize
 from jaxloop.lm.io.huggingface import Model
-from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.lm.training import batching
 from jaxloop.studies.chain import data
 from jaxloop.studies.chain import run as chain
-from jaxloop.studies.pretrain import run as pretrain
+from jaxloop.studies.common.models import BaseModel
+from jaxloop.studies.pretrain import prepare as pretrain
 from jaxloop.studies.recursive_loops.data import cleaning
 
 MARKED = [
@@ -96,13 +98,21 @@ def test_rows_with_the_name_of_a_special_token_are_counted(tmp_path):
     assert ours.names_special(MARKED) == [
         any(name in text for name in ("<pad>", "<s>", "</s>")) for text in MARKED
     ]
-    spec = Spec(
-        "llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64
+    model_config = ModelConfig(
+        "llama",
+        vocab_size=300,
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=32,
+        max_seq_len=64,
     )
-    model = Model(spec, init(jax.random.key(0), spec), ours)
+    model = Model(model_config, init(jax.random.key(0), model_config), ours)
     task = family.FitTask(jax.random.key(0), ["a </s> b", "plain", "c"], ["x", "y", "z <s>"])
     (result,) = family.fit(
-        model, [task], family.FitSettings(mode="full", steps=1, batch_size=2, max_length=32)
+        model, [task], FitConfig(mode="full", steps=1, batch_size=2, max_length=32)
     )
     assert result.special == 2
 
@@ -125,12 +135,19 @@ def test_a_template_has_its_special_tokens_and_the_text_in_it_none(tmp_path):
 
 
 # ---- the same text twice
-# -------------------------------------------------------------------------------------------------
 
 SAME = [
-    ("A text.", "A text."), ("A text.", "a  TEXT!"), ("a\r\ntext", "a text"), ("naïve", "nai\u0308ve"), ("ﬁne", "fine"), ("Straße", "STRASSE"),
-    ("“quoted”", '"quoted"'), ("trailing ", "trailing"), ("under_score", "under score"), ("...", "..."),
-]  # fmt: skip
+    ("A text.", "A text."),
+    ("A text.", "a  TEXT!"),
+    ("a\r\ntext", "a text"),
+    ("naïve", "nai\u0308ve"),
+    ("ﬁne", "fine"),
+    ("Straße", "STRASSE"),
+    ("“quoted”", '"quoted"'),
+    ("trailing ", "trailing"),
+    ("under_score", "under score"),
+    ("...", "..."),
+]
 OTHER = [
     ("A text.", "A text too."),
     ("1.5", "25"),
@@ -174,21 +191,21 @@ def read(tmp_path, rows, *changes, specs=None):
         "sample": {"max_new_tokens": 8},
     }
     settings = config.build(
-        chain.Settings,
-        config.override(raw, [tuple(c.split("=", 1)) for c in changes], chain.Settings),
+        chain.CONFIG,
+        config.override(raw, [tuple(c.split("=", 1)) for c in changes], chain.CONFIG),
     )
-    spec = Spec(
+    model_config = ModelConfig(
         "llama",
-        vocab=300,
-        width=16,
-        layers=1,
-        heads=2,
-        kv_heads=2,
-        head_size=8,
-        mlp=32,
-        context=128,
+        vocab_size=300,
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=32,
+        max_seq_len=128,
     )
-    models = specs or {"a": (spec, tokenizer(tmp_path))}
+    models = specs or {"a": BaseModel(model_config, tokenizer(tmp_path))}
     return data.read(settings, str(path), models)
 
 
@@ -255,7 +272,6 @@ def test_without_duplicates_nothing_changes(tmp_path):
 
 
 # ---- prompts that leave nothing to learn
-# ---------------------------------------------------------------------------------
 
 
 def asked(every=10, words=200, count=100):
@@ -321,19 +337,22 @@ def test_no_prompt_that_leaves_room(rule, tmp_path):
 
 
 def test_the_context_of_every_model_counts(tmp_path):
-    spec = Spec(
+    model_config = ModelConfig(
         "llama",
-        vocab=300,
-        width=16,
-        layers=1,
-        heads=2,
-        kv_heads=2,
-        head_size=8,
-        mlp=32,
-        context=128,
+        vocab_size=300,
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=32,
+        max_seq_len=128,
     )
     t = tokenizer(tmp_path)
-    specs = {"large": (spec, t), "small": (dataclasses.replace(spec, context=70), t)}
+    specs = {
+        "large": BaseModel(model_config, t),
+        "small": BaseModel(dataclasses.replace(model_config, max_seq_len=70), t),
+    }
     with pytest.raises(ValueError, match=r"with \d+ tokens of small where 62 fit"):
         read(tmp_path, asked(), BY, "fit.max_length=70", specs=specs)
 
@@ -350,7 +369,6 @@ def test_instructions_of_messages_are_the_prompts(tmp_path):
 
 
 # ---- the other studies
-# ---------------------------------------------------------------------------------------------------
 
 
 def test_tasks_train_on_no_copy_of_a_test_row(tmp_path):

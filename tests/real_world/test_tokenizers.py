@@ -20,7 +20,7 @@ from tokenizers import (
 
 from jaxloop import lm
 from jaxloop.lm.io import tokenizer
-from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.model.config import ModelConfig, init
 from tests.real_world.support import RIGHT, Row, config, edit, refusal, remove, write
 
 TEXTS = [
@@ -69,7 +69,6 @@ def trained():
     backend.train_from_iterator(
         TRAINED * 4,
         trainers.BpeTrainer(
-            # fmt: skip
             vocab_size=SIZE,
             special_tokens=["<pad>", "<s>", "</s>"],
             initial_alphabet=letters,
@@ -129,42 +128,129 @@ def words(path):
     (path / "tokenizer.json").unlink()
 
 
-CLASSES = [("PreTrainedTokenizerFast", "llama"), ("LlamaTokenizerFast", "llama"), ("GPT2Tokenizer", "gpt2"), ("GPT2TokenizerFast", "opt"),
-           ("Qwen2Tokenizer", "qwen2"), (..., "gpt2"), (..., "qwen2"), (..., "llama")]  # fmt: skip
+CLASSES = [
+    ("PreTrainedTokenizerFast", "llama"),
+    ("LlamaTokenizerFast", "llama"),
+    ("GPT2Tokenizer", "gpt2"),
+    ("GPT2TokenizerFast", "opt"),
+    ("Qwen2Tokenizer", "qwen2"),
+    (..., "gpt2"),
+    (..., "qwen2"),
+    (..., "llama"),
+]
 KINDS = [
     ("plain", (), RIGHT),
-    ("a token in added_tokens_decoder alone", (settings(added_tokens_decoder=ALL | {"301": token("<new>")}),), RIGHT),
-    ("a special one", (settings(added_tokens_decoder=ALL | {"301": token("<|im_end|>", True)}),), RIGHT),
-    ("one that takes the space before it", (settings(added_tokens_decoder=ALL | {"301": token("<new>", lstrip=True)}),), RIGHT),
+    (
+        "a token in added_tokens_decoder alone",
+        (settings(added_tokens_decoder=ALL | {"301": token("<new>")}),),
+        RIGHT,
+    ),
+    (
+        "a special one",
+        (settings(added_tokens_decoder=ALL | {"301": token("<|im_end|>", True)}),),
+        RIGHT,
+    ),
+    (
+        "one that takes the space before it",
+        (settings(added_tokens_decoder=ALL | {"301": token("<new>", lstrip=True)}),),
+        RIGHT,
+    ),
     ("a token in added_tokens.json alone", (edit("added_tokens.json", **{"<new>": 301}),), RIGHT),
     ("two of them", (edit("added_tokens.json", **{"<|im_end|>": 302, "<new>": 301}),), RIGHT),
-    ("a special one in added_tokens.json", (edit("added_tokens.json", **{"<|im_end|>": 301}), settings(extra_special_tokens=["<|im_end|>"])), RIGHT),
-    ("named in special_tokens_map.json", (edit("special_tokens_map.json", eos_token="<|im_end|>"), edit("added_tokens.json", **{"<|im_end|>": 301})), RIGHT),
+    (
+        "a special one in added_tokens.json",
+        (
+            edit("added_tokens.json", **{"<|im_end|>": 301}),
+            settings(extra_special_tokens=["<|im_end|>"]),
+        ),
+        RIGHT,
+    ),
+    (
+        "named in special_tokens_map.json",
+        (
+            edit("special_tokens_map.json", eos_token="<|im_end|>"),
+            edit("added_tokens.json", **{"<|im_end|>": 301}),
+        ),
+        RIGHT,
+    ),
     ("a space before every text", (settings(add_prefix_space=True),), RIGHT),
     ("add_bos_token", (settings(add_bos_token=True),), RIGHT),
     ("add_eos_token", (settings(add_eos_token=True),), RIGHT),
     ("BOS by the post-processor", (backend(bos_first),), RIGHT),
-    ("an end that a word of the vocabulary is", (settings(eos_token="</s>", pad_token={"content": "<pad>", "__type": "AddedToken"}),), RIGHT),
+    (
+        "an end that a word of the vocabulary is",
+        (settings(eos_token="</s>", pad_token={"content": "<pad>", "__type": "AddedToken"}),),
+        RIGHT,
+    ),
     ("special tokens that the file calls ordinary", (ordinary,), RIGHT),
     ("padding and truncation in the file", (backend(padded),), "once"),
     ("merges dropped at random", (backend(lots),), "once"),
     ("lower case by the file", (backend(lower),), RIGHT),
-    ("an id that is taken", (settings(added_tokens_decoder=ALL | {"7": token("<new>")}),), "gives the token '<new>' the id 7, the tokenizer itself 301"),
-    ("an id with a gap", (edit("added_tokens.json", **{"<new>": 400}),), "gives the token '<new>' the id 400, the tokenizer itself 301"),
-    ("an id as text", (edit("added_tokens.json", **{"<new>": "301"}),), "<new> = '301' is not supported; allowed: a whole number"),
-]  # fmt: skip
+    (
+        "an id that is taken",
+        (settings(added_tokens_decoder=ALL | {"7": token("<new>")}),),
+        "gives the token '<new>' the id 7, the tokenizer itself 301",
+    ),
+    (
+        "an id with a gap",
+        (edit("added_tokens.json", **{"<new>": 400}),),
+        "gives the token '<new>' the id 400, the tokenizer itself 301",
+    ),
+    (
+        "an id as text",
+        (edit("added_tokens.json", **{"<new>": "301"}),),
+        "<new> = '301' is not supported; allowed: a whole number",
+    ),
+]
 ROWS = [
-    *(Row(f"{name}, {kind} as {label}", kind, (settings(tokenizer_class=label), *changes), ours) for name, changes, ours in KINDS for label, kind in CLASSES),
-    Row("vocabulary and merges", "gpt2", (words, settings(unk_token="</s>", tokenizer_class="GPT2Tokenizer")), RIGHT),
-    Row("cut short", "llama", (lambda p: (p / "tokenizer.json").write_text((p / "tokenizer.json").read_text()[:500]) and None,),
-        "tokenizer.json cannot be read .it is not JSON"),
-    Row("a Git LFS pointer", "llama", (write("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0"),), "it is a Git LFS pointer"),
+    *(
+        Row(f"{name}, {kind} as {label}", kind, (settings(tokenizer_class=label), *changes), ours)
+        for name, changes, ours in KINDS
+        for label, kind in CLASSES
+    ),
+    Row(
+        "vocabulary and merges",
+        "gpt2",
+        (words, settings(unk_token="</s>", tokenizer_class="GPT2Tokenizer")),
+        RIGHT,
+    ),
+    Row(
+        "cut short",
+        "llama",
+        (
+            lambda p: (
+                (p / "tokenizer.json").write_text((p / "tokenizer.json").read_text()[:500]) and None
+            ),
+        ),
+        "tokenizer.json cannot be read .it is not JSON",
+    ),
+    Row(
+        "a Git LFS pointer",
+        "llama",
+        (write("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0"),),
+        "it is a Git LFS pointer",
+    ),
     Row("a web page", "llama", (write("tokenizer.json", "<!DOCTYPE html>"),), "it is a web page"),
-    Row("another JSON", "llama", (write("tokenizer.json", "{}"),), "is no file of the tokenizers library"),
-    Row("settings that are no JSON", "llama", (write("tokenizer_config.json", "{,"),), "tokenizer_config.json cannot be read .it is not JSON"),
-    Row("an end that is no number", "llama", (config(eos_token_id="2"),), "eos_token_id = '2' is not supported; allowed: token ids"),
+    Row(
+        "another JSON",
+        "llama",
+        (write("tokenizer.json", "{}"),),
+        "is no file of the tokenizers library",
+    ),
+    Row(
+        "settings that are no JSON",
+        "llama",
+        (write("tokenizer_config.json", "{,"),),
+        "tokenizer_config.json cannot be read .it is not JSON",
+    ),
+    Row(
+        "an end that is no number",
+        "llama",
+        (config(eos_token_id="2"),),
+        "eos_token_id = '2' is not supported; allowed: token ids",
+    ),
     Row("no tokenizer", "llama", (remove("tokenizer.json"),), "has no tokenizer.json"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="session")
@@ -200,13 +286,33 @@ def test_a_tokenizer_is_right_or_refused(row, saved, tmp_path):
 
 
 CLOSED = [
-    ("an end", processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]), [1]),
-    ("an end twice", processors.TemplateProcessing(single="<s> $A </s> </s>", special_tokens=[("<s>", 1), ("</s>", 2)]), [1]),
-    ("another token", processors.TemplateProcessing(single="$A <pad>", special_tokens=[("<pad>", 0)]), []),
+    (
+        "an end",
+        processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        ),
+        [1],
+    ),
+    (
+        "an end twice",
+        processors.TemplateProcessing(
+            single="<s> $A </s> </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        ),
+        [1],
+    ),
+    (
+        "another token",
+        processors.TemplateProcessing(single="$A <pad>", special_tokens=[("<pad>", 0)]),
+        [],
+    ),
     ("RoBERTa", processors.RobertaProcessing(("</s>", 2), ("<s>", 1)), [1]),
     ("BERT", processors.BertProcessing(("</s>", 2), ("<s>", 1)), [1]),
-    ("the end before the text", processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)]), [2]),
-]  # fmt: skip
+    (
+        "the end before the text",
+        processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)]),
+        [2],
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -255,17 +361,34 @@ def test_words_without_a_token_are_refused_in_one_sentence(tmp_path):
 
 
 # ---- where a text ends
-# ------------------------------------------------------------------------------------------------
 
 ENDS = [
-    ("a list in generation_config.json", {"generation_config.json": dict(eos_token_id=[15, 2])}, (15, 2)),
+    (
+        "a list in generation_config.json",
+        {"generation_config.json": dict(eos_token_id=[15, 2])},
+        (15, 2),
+    ),
     ("a list in config.json", {"config.json": dict(eos_token_id=[2, 15])}, (2, 15)),
-    ("generation_config.json before config.json", {"generation_config.json": dict(eos_token_id=9), "config.json": dict(eos_token_id=[2, 15])}, (9,)),
-    ("a chat model: the tokenizer's own first",
-     {"generation_config.json": dict(eos_token_id=[15, 2]), "tokenizer_config.json": dict(eos_token="</s>")}, (2, 15)),
+    (
+        "generation_config.json before config.json",
+        {"generation_config.json": dict(eos_token_id=9), "config.json": dict(eos_token_id=[2, 15])},
+        (9,),
+    ),
+    (
+        "a chat model: the tokenizer's own first",
+        {
+            "generation_config.json": dict(eos_token_id=[15, 2]),
+            "tokenizer_config.json": dict(eos_token="</s>"),
+        },
+        (2, 15),
+    ),
     ("the tokenizer alone", {"tokenizer_config.json": dict(eos_token="</s>")}, (2,)),
-    ("null", {"generation_config.json": dict(eos_token_id=None), "config.json": dict(eos_token_id=[7])}, (7,)),
-]  # fmt: skip
+    (
+        "null",
+        {"generation_config.json": dict(eos_token_id=None), "config.json": dict(eos_token_id=[7])},
+        (7,),
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "files", "ends"), ENDS, ids=[name for name, *_ in ENDS])
@@ -281,10 +404,18 @@ def test_every_end_of_the_first_file_that_names_one_stops(name, files, ends, sav
     ):
         theirs = hf.GenerationConfig.from_pretrained(tmp_path).eos_token_id
         assert set(ends) == set(theirs if isinstance(theirs, list) else [theirs])
-    spec = Spec(
-        "llama", vocab=320, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=24, context=32
+    config = ModelConfig(
+        "llama",
+        vocab_size=320,
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=24,
+        max_seq_len=32,
     )
-    lm.save(lm.Model(spec, init(jax.random.key(0), spec), found), tmp_path / "saved")
+    lm.save(lm.Model(config, init(jax.random.key(0), config), found), tmp_path / "saved")
     again = lm.load(tmp_path / "saved").tokenizer
     assert (again.ends, again.pad, again.bos) == (found.ends, found.pad, found.bos)
     theirs = hf.GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id

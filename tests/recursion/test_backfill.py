@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from jaxloop.recursion import driver
-from jaxloop.recursion.backfill import fill
+from jaxloop.recursion.backfill import backfill
 from jaxloop.recursion.finalise import read_metrics
 from jaxloop.recursion.sources import human_texts
 from jaxloop.runtime import checkpoint
@@ -32,7 +32,7 @@ def measure(model, generation, outcomes, names=NAMES, *, down=False):
         }
         if "total" in names:
             values["total"] = (
-                np.nan if down else float(o.weights["counts"].sum() + model["prior"].sum())
+                np.nan if down else float(o.weights["counts"].sum() + model.prior.sum())
             )
         out[o.chain.id, o.entity] = values
     return out
@@ -49,7 +49,7 @@ def run(path, study, measure):
 
 def go(path, study, family=None, **options):
     with open_workdir(path, {"a": 1}, console=False) as place:
-        return fill(
+        return backfill(
             family or u.Unigram(),
             *study,
             place.path,
@@ -73,7 +73,7 @@ def test_missing_metrics_are_those_of_a_run_that_had_them(tmp_path):
     assert table(tmp_path / "down").isna().sum() == 2 * 4 * 4
     family = u.Unigram()
     done = go(tmp_path / "down", study, family)
-    assert (done.generations, done.failed, done.found, done.missing, done.gone) == (
+    assert (done.generations, done.failed, done.computed, done.missing, done.unavailable) == (
         4,
         {},
         32,
@@ -86,10 +86,10 @@ def test_missing_metrics_are_those_of_a_run_that_had_them(tmp_path):
     )
     # Sealed like the rest; a second call finds nothing to do, and the run itself goes on and keeps
     # what was filled in.
-    assert checkpoint.find(tmp_path / "down").last == 3
+    assert checkpoint.scan(tmp_path / "down").last == 3
     before = (tmp_path / "down/metrics.csv").read_bytes()
     assert (
-        go(tmp_path / "down", study, measure=None).found == 0
+        go(tmp_path / "down", study, measure=None).computed == 0
         and (tmp_path / "down/metrics.csv").read_bytes() == before
     )
     longer = chains, data, dataclasses.replace(study[2], generations=5)
@@ -105,7 +105,10 @@ def test_metrics_of_weights_that_are_gone_stay_missing_and_are_named(tmp_path):
     run(tmp_path / "run", study, down)
     done = go(tmp_path / "run", study)
     values = table(tmp_path / "run")
-    assert done.gone == ("total",) and (done.found, done.missing) == (4 * 4 + 4 * 2, 4 * 2)
+    assert done.unavailable == ("total",) and (done.computed, done.missing) == (
+        4 * 4 + 4 * 2,
+        4 * 2,
+    )
     total = values[values.index.get_level_values("metric") == "total"]
     assert (
         total.isna() == (total.index.get_level_values("generation") < 2)
@@ -163,14 +166,14 @@ def test_chains_that_stopped_are_measured_up_to_there(tmp_path):
     )
     run(tmp_path / "run", study, down)
     done = go(tmp_path / "run", study, names=("judge",))
-    assert set(done.failed) == {"spoiled"} and done.found == 1 + 3 * 3
+    assert set(done.failed) == {"spoiled"} and done.computed == 1 + 3 * 3
     assert table(tmp_path / "run").xs("judge", level="metric").notna().all()
 
 
 def test_refusals(tmp_path):
     study = u.study(2)
     with pytest.raises(ValueError, match="is not an open run directory"):
-        fill(u.Unigram(), *study, tmp_path, measure=measure, names=NAMES)
+        backfill(u.Unigram(), *study, tmp_path, measure=measure, names=NAMES)
     with pytest.raises(ValueError, match="has no finished generation"):
         go(tmp_path / "run", study)
     run(tmp_path / "run", study, down)

@@ -38,12 +38,12 @@ def test_every_kind_of_factor_reaches_its_place():
         "share": [0.25],
         "start": ["previous"],
         "fit.learning_rate": [1e-4],
-        "sample.beams": [3],
+        "sample.num_beams": [3],
         "seed": [1],
     }
     (made,) = ch.product(factors, dataset="posts", bases=["a"], size=16)
     assert made.workflow == wf.preserve(16, 0.25, start="previous")
-    assert made.fit == (("learning_rate", 1e-4),) and made.sample == (("beams", 3),)
+    assert made.fit == (("learning_rate", 1e-4),) and made.sample == (("num_beams", 3),)
 
 
 def test_ids_are_safe_and_never_shared_by_different_values():

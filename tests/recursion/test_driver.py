@@ -1,4 +1,4 @@
-"""The generation loop against a reading of the specification in texts, with word counts for a
+"""The generation loop against the same loop written with texts, with word counts for a
 model.
 """
 
@@ -12,6 +12,7 @@ import pytest
 from jaxloop.recursion import chains as ch
 from jaxloop.recursion import driver, ledger
 from jaxloop.recursion import workflow as wf
+from jaxloop.recursion.plan import index_plan, on_host
 from jaxloop.recursion.progress import Clock, duration
 from jaxloop.recursion.sources import Dataset, human_texts
 from jaxloop.runtime.weights_io import load_tree
@@ -104,7 +105,7 @@ def test_tables_say_what_trained_what_and_can_be_read_with_pandas_alone(tmp_path
         flow, written = chain.workflow, {}
         for generation in range(5):
             rows = table[(table.chain == chain.id) & (table.generation == generation)]
-            plan = wf.on_host(wf.plan(flow, chain.key, generation, generations=5))
+            plan = on_host(index_plan(flow, chain.key, generation, generations=5))
             assert rows["count"].sum() == wf.train_size(flow, generation) == len(plan.source)
             assert rows[rows.source == "human"]["count"].sum() == (plan.source == wf.HUMAN).sum()
             written[generation] = np.mean(
@@ -277,15 +278,15 @@ def test_every_workflow_gives_the_family_the_texts_of_its_plan(tmp_path, values)
     chains = ch.product({"seed": [0, 1]}, dataset="posts", bases=("small",), size=12, **values)
     data, settings = (
         {"posts": u.human(), "outside": outside},
-        driver.Settings(4, u.FitSettings(), u.SampleSettings(), evaluate=4),
+        driver.RunSettings(4, u.FitSettings(), u.SampleSettings(), evaluate=4),
     )
     _, family = go(tmp_path / "run", chains, data, settings)
     rows_used = {c.id: {} for c in chains}
     for generation, call in enumerate(family.fits):
         members = ch.groups(chains, generation)[0].members
         for member, task in zip(members, call[1], strict=True):
-            plan = wf.on_host(
-                wf.plan(
+            plan = on_host(
+                index_plan(
                     member.chain.workflow,
                     member.chain.key,
                     generation,
@@ -351,7 +352,7 @@ def test_entities_that_exchange_read_private_public_and_each_other(tmp_path):
         ("small",),
         public="books",
     )
-    settings = driver.Settings(3, u.FitSettings(), u.SampleSettings(), evaluate=0)
+    settings = driver.RunSettings(3, u.FitSettings(), u.SampleSettings(), evaluate=0)
     _, family = go(tmp_path / "run", [chain], data, settings)
     for generation, (_, tasks, _) in enumerate(family.fits):
         for entity, task in enumerate(tasks):
@@ -383,7 +384,7 @@ def test_every_entity_answers_the_probes_and_nobody_trains_on_the_answers(tmp_pa
     )
     plain = ch.ChainSpec("chain", flow, ("sciq", "gsm8k"), 0, ("small",), public="books")
     asked = dataclasses.replace(plain, probes=(("gsm8k", 2), ("books", 3)))
-    settings = driver.Settings(3, u.FitSettings(), u.SampleSettings(), evaluate=0)
+    settings = driver.RunSettings(3, u.FitSettings(), u.SampleSettings(), evaluate=0)
     go(tmp_path / "plain", [plain], data, settings)
     go(tmp_path / "asked", [asked], data, settings)
     for generation in range(3):
@@ -450,6 +451,7 @@ def test_disk_needed_bounds_what_a_run_leaves(tmp_path):
     assert used <= driver.disk_needed(chains, settings, weights, text_bytes=500)
 
 
+TOO_FEW = "dataset='posts': has 95 human items, chain ratio-0.25_seed-0 needs 96 in 5 generations"
 REFUSED = {
     "chains: there are none": lambda c, d, s: ([], d, s),
     "stands for two chains": lambda c, d, s: (c + c[:1], d, s),
@@ -464,7 +466,7 @@ REFUSED = {
         {"posts": Dataset(("a", "b"), ("p",))},
         s,
     ),
-    "dataset='posts': has 95 human items, chain ratio-0.25_seed-0 needs 96 in 5 generations": lambda c, d, s: (
+    TOO_FEW: lambda c, d, s: (
         c,
         {"posts": u.human(95)},
         s,
@@ -500,13 +502,15 @@ def test_needed_human_items_of_the_papers_chain_are_named():
         ValueError,
         match=r"has 60,000 human items, chain ratio-0.125 needs 70,500 in 20 generations",
     ):
-        driver.check(chains, {"tweets": Dataset(["x"] * 60_000)}, driver.Settings(20, None, None))
+        driver.check(
+            chains, {"tweets": Dataset(["x"] * 60_000)}, driver.RunSettings(20, None, None)
+        )
 
 
 @pytest.mark.parametrize("field", ["generations", "evaluate", "keep", "models_in_memory"])
 def test_bad_settings_are_refused(field):
     with pytest.raises(ValueError, match=f"{field}=-1: must be an integer"):
-        driver.Settings(**{"generations": 2, "fit": None, "sample": None, field: -1})
+        driver.RunSettings(**{"generations": 2, "fit": None, "sample": None, field: -1})
 
 
 def test_time_left_is_work_left_times_measured_speed_without_the_first_run():
@@ -531,7 +535,7 @@ def test_parts_of_an_unfinished_generation_belong_to_the_study_that_made_them(tm
     chains, data, settings = u.study(2)
 
     class Breaks(u.Unigram):
-        def sample(self, *args, **kwargs):
+        def generate(self, *args, **kwargs):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -44,16 +44,19 @@ def test_the_ledger_books_what_no_person_wrote_as_external(tmp_path):
 def test_calls_of_a_few_chains_give_what_one_call_gives(tmp_path):
     chains, data, settings = u.study(3)
     go(tmp_path / "one", chains, data, settings)
-    family = go(tmp_path / "few", chains, data, replace(settings, members_per_call=2))
+    family = go(tmp_path / "few", chains, data, replace(settings, members_per_group=2))
     assert max(len(call[1]) for call in family.fits) == 2
     assert (tmp_path / "one/metrics.csv").read_bytes() != b""
-    read = lambda name: pd.read_csv(tmp_path / name / "metrics.csv").sort_values(
-        ["chain", "generation", "metric"], ignore_index=True
-    )  # noqa: E731
+
+    def read(name):
+        return pd.read_csv(tmp_path / name / "metrics.csv").sort_values(
+            ["chain", "generation", "metric"], ignore_index=True
+        )
+
     pd.testing.assert_frame_equal(read("one"), read("few"), check_exact=True)
 
 
 def test_calls_without_members_are_refused():
     _, _, settings = u.study(1)
-    with pytest.raises(ValueError, match="members_per_call=0: must be an integer of at least 1"):
-        replace(settings, members_per_call=0)
+    with pytest.raises(ValueError, match="members_per_group=0: must be an integer of at least 1"):
+        replace(settings, members_per_group=0)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from jaxloop.recursion import driver
+from jaxloop.recursion.run import background_thread
 from jaxloop.runtime import checkpoint
 from tests.faults.support import contents
 from tests.recursion import unigram as u
@@ -17,7 +17,7 @@ WAIT = 60  # seconds, in which what is to happen at the same time has long happe
 
 
 def beside(settings, **options):
-    return dataclasses.replace(settings, measure_beside=True, **options)
+    return dataclasses.replace(settings, overlap_eval=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def beside(settings, **options):
 @pytest.mark.parametrize("keep", [1, None])
 def test_files_are_those_of_a_run_that_measures_in_turn(tmp_path, options, keep):
     chains, data, settings = u.study(4, **options)
-    settings = dataclasses.replace(settings, keep=keep, members_per_call=1)
+    settings = dataclasses.replace(settings, keep=keep, members_per_group=1)
     go(tmp_path / "turn", chains, data, settings)
     go(tmp_path / "beside", chains, data, beside(settings))
     assert contents(tmp_path / "beside") == contents(tmp_path / "turn")
@@ -119,10 +119,10 @@ def test_few_pieces_of_work_wait():
         assert go_on.wait(WAIT)
         done.append(1)
 
-    with driver.one_thread() as give:
+    with background_thread() as submit:
         for _ in range(3):
-            give(work)
-        fourth = threading.Thread(target=give, args=(work,))
+            submit(work)
+        fourth = threading.Thread(target=submit, args=(work,))
         fourth.start()
         fourth.join(0.3)
         assert fourth.is_alive() and not done

@@ -91,7 +91,7 @@ def features(name, texts):
 
 
 def go(path, specs, generations=4):
-    settings = driver.Settings(generations, u.FitSettings(), u.SampleSettings(), evaluate=8)
+    settings = driver.RunSettings(generations, u.FitSettings(), u.SampleSettings(), evaluate=8)
     family = u.Unigram()
     with open_workdir(
         path, {"generations": generations}, may_raise=("generations",), console=False
@@ -187,7 +187,7 @@ def test_bad_input_is_refused(make, said):
 
 
 def test_a_policy_without_its_features_is_refused_before_anything_is_written(tmp_path):
-    settings = driver.Settings(2, u.FitSettings(), u.SampleSettings(), evaluate=8)
+    settings = driver.RunSettings(2, u.FitSettings(), u.SampleSettings(), evaluate=8)
     with open_workdir(tmp_path / "run", {}, console=False) as place:
         with pytest.raises(ValueError, match="selection.policy='quality': chain .* needs features"):
             driver.run(

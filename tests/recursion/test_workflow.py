@@ -1,4 +1,4 @@
-"""Plans against a brute-force reading of the specification: sets of named items, built one
+"""Plans against a brute-force reading of the workflows' definitions: sets of named items, built one
 generation at a time.
 """
 
@@ -13,6 +13,7 @@ from scipy import stats
 
 from jaxloop.core.keys import chain_key
 from jaxloop.recursion import workflow as wf
+from jaxloop.recursion.plan import IndexPlan, gather, human_rows, index_plan, on_host, plan_rows
 
 N, GENERATIONS = 48, 6
 RATIOS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
@@ -48,12 +49,12 @@ EVERY = {
 
 
 def items(plan):
-    plan = wf.on_host(plan)
+    plan = on_host(plan)
     return list(zip(*(x.tolist() for x in plan[:4]), strict=True))
 
 
 def pool_by_reading(flow, generation, entity, writers):
-    """Items that the specification lets generation g >= 1 draw from; `writers` maps (generation,
+    """Items that the definition lets generation g >= 1 draw from; `writers` maps (generation,
     index) to who wrote the item.
     """
     synthetic, human, external = flow.synthetic, flow.human, flow.external
@@ -83,7 +84,7 @@ def test_every_training_set_is_what_the_specification_says(name):
     for entity in range(flow.entities):
         writers = {}
         for generation in range(GENERATIONS):
-            got = items(wf.plan(flow, key, generation, generations=GENERATIONS, entity=entity))
+            got = items(index_plan(flow, key, generation, generations=GENERATIONS, entity=entity))
             assert len(set(got)) == len(got)
             if generation == 0:
                 assert got == [(wf.HUMAN, 0, i, entity) for i in range(flow.initial)]
@@ -108,14 +109,14 @@ def test_fresh_human_adds_exactly_int_ratio_size_and_never_repeats_a_human_item(
     seen = {}
     for generation in range(GENERATIONS):
         for source, born, index, _ in items(
-            wf.plan(flow, chain_key(1), generation, generations=GENERATIONS)
+            index_plan(flow, chain_key(1), generation, generations=GENERATIONS)
         ):
             if source == wf.HUMAN:
                 assert seen.setdefault(index, born) == born
                 assert 0 <= index < wf.human_needed(flow, GENERATIONS)
                 assert generation == 0 or (born >= 1 and index >= size)
     first = Counter(
-        source for source, *_ in items(wf.plan(flow, chain_key(1), 1, generations=GENERATIONS))
+        source for source, *_ in items(index_plan(flow, chain_key(1), 1, generations=GENERATIONS))
     )
     assert (
         first
@@ -134,12 +135,12 @@ def test_human_needed_is_the_table_of_the_paper():
 def test_every_item_of_the_pool_is_drawn_with_probability_one_over_g():
     flow, generation, chains = wf.fresh_human(20, 0.25), 4, 3000
     keys = jax.vmap(jax.random.key)(jnp.arange(chains))
-    plans = jax.jit(jax.vmap(lambda k: wf.plan(flow, k, generation)))(keys)
+    plans = jax.jit(jax.vmap(lambda k: index_plan(flow, k, generation)))(keys)
     born = np.where(plans.source == wf.SYNTHETIC, plans.generation + 1, plans.generation)
     slot = np.where(
         plans.source == wf.SYNTHETIC,
-        plans.index,
-        plans.index - flow.initial - (born - 1) * flow.human + flow.synthetic,
+        plans.position,
+        plans.position - flow.initial - (born - 1) * flow.human + flow.synthetic,
     )
     counts = np.bincount(((born - 1) * 20 + slot).ravel(), minlength=80)
     assert counts.shape == (80,)
@@ -157,7 +158,7 @@ def test_mixing_rows_are_the_shares_of_the_writers():
     mixing = ((0.5, 0.5, 0.0), (0.0, 1.0, 0.0), (0.2, 0.3, 0.5))
     flow = wf.replace(4000, entities=3, mixing=mixing)
     for entity in range(3):
-        owners = wf.on_host(wf.plan(flow, chain_key(5), 2, entity=entity)).entity
+        owners = on_host(index_plan(flow, chain_key(5), 2, entity=entity)).entity
         shares = np.bincount(owners, minlength=3) / 4000
         assert np.abs(shares - mixing[entity]).max() < 4 * np.sqrt(0.25 / 4000)
         assert (shares[np.asarray(mixing[entity]) == 0] == 0).all()
@@ -170,10 +171,10 @@ def test_exchange_draws_every_source_by_its_weight(generation):
         20_000, alpha=alpha, beta=beta, private=(7, 11), public=5, synthetic=3, initial_beta=first
     )
     for entity in range(2):
-        plan = wf.on_host(wf.plan(flow, chain_key(9), generation, entity=entity))
+        plan = on_host(index_plan(flow, chain_key(9), generation, entity=entity))
         a, b = (0, first) if generation == 0 else (alpha, beta)
         cells = Counter(
-            zip(plan.source.tolist(), plan.entity.tolist(), plan.index.tolist(), strict=True)
+            zip(plan.source.tolist(), plan.entity.tolist(), plan.position.tolist(), strict=True)
         )
         expected = {
             (wf.HUMAN, entity, i): (1 - a) * b / flow.exchange.private[entity]
@@ -196,13 +197,21 @@ def test_exchange_weights_change_with_generation_and_entity_and_mixing_says_who_
         ((0.0, 1.0), (0.5, 0.5)),
     )
     flow = wf.exchange(
-        20_000, alpha=alpha, beta=beta, private=(2, 3), public=4, synthetic=1, initial_beta=first, past=2, mixing=mixing
-    )  # fmt: skip
+        20_000,
+        alpha=alpha,
+        beta=beta,
+        private=(2, 3),
+        public=4,
+        synthetic=1,
+        initial_beta=first,
+        past=2,
+        mixing=mixing,
+    )
     for generation in range(6):
         for entity in range(2):
             a = alpha[min(generation, 2)][entity] if generation else 0.0
             b = beta[min(generation, 3)] if generation else first[entity]
-            plan = wf.on_host(wf.plan(flow, chain_key(11), generation, entity=entity))
+            plan = on_host(index_plan(flow, chain_key(11), generation, entity=entity))
             cells = Counter(
                 zip(
                     plan.source.tolist(),
@@ -235,10 +244,10 @@ def test_a_constant_weight_is_one_number_however_it_is_written():
     assert flow == wf.exchange(64, alpha=(0.5, 0.5, 0.5), beta=((0.25, 0.25),), **common)
     everything = wf.exchange(64, alpha=0.5, beta=0.25, past=None, **common)
     for generation in (0, 1):
-        assert items(wf.plan(flow, chain_key(1), generation)) == items(
-            wf.plan(everything, chain_key(1), generation)
+        assert items(index_plan(flow, chain_key(1), generation)) == items(
+            index_plan(everything, chain_key(1), generation)
         )
-    born = wf.on_host(wf.plan(everything, chain_key(1), 5))
+    born = on_host(index_plan(everything, chain_key(1), 5))
     assert set(born.generation[born.source == wf.SYNTHETIC].tolist()) == set(range(5))
 
 
@@ -249,44 +258,44 @@ def test_scan_vmap_and_host_give_the_same_plan(name):
 
     def chain(key):
         def step(carry, generation):
-            return carry, wf.plan(flow, key, generation, generations=GENERATIONS)
+            return carry, index_plan(flow, key, generation, generations=GENERATIONS)
 
         return jax.lax.scan(step, 0, jnp.arange(GENERATIONS))[1]
 
     together = jax.jit(jax.vmap(chain))(keys)
-    assert together.valid.shape == (3, GENERATIONS, wf.plan_rows(flow, GENERATIONS))
+    assert together.valid.shape == (3, GENERATIONS, plan_rows(flow, GENERATIONS))
     for c in range(3):
         for generation in range(GENERATIONS):
-            alone = wf.plan(flow, keys[c], generation, generations=GENERATIONS)
-            assert items(alone) == items(wf.Plan(*(x[c, generation] for x in together)))
+            alone = index_plan(flow, keys[c], generation, generations=GENERATIONS)
+            assert items(alone) == items(IndexPlan(*(x[c, generation] for x in together)))
 
 
 def test_more_generations_change_no_plan_and_no_human_item():
     flow, key = wf.fresh_human(N, 0.25), chain_key(8)
     for generation in (1, 3):
-        assert items(wf.plan(flow, key, generation, generations=4)) == items(
-            wf.plan(flow, key, generation, generations=9)
+        assert items(index_plan(flow, key, generation, generations=4)) == items(
+            index_plan(flow, key, generation, generations=9)
         )
-    short = wf.human_rows(key, 1000, wf.human_needed(flow, 4))
-    longer = wf.human_rows(key, 1000, wf.human_needed(flow, 9))
+    short = human_rows(key, 1000, wf.human_needed(flow, 4))
+    longer = human_rows(key, 1000, wf.human_needed(flow, 9))
     np.testing.assert_array_equal(short, longer[: len(short)])
     assert len(set(longer.tolist())) == len(longer)
 
 
 def test_human_rows_are_a_uniform_sample_and_streams_of_entities_are_disjoint():
-    draws = np.stack([wf.human_rows(chain_key(s), 30, 10) for s in range(1500)])
+    draws = np.stack([human_rows(chain_key(s), 30, 10) for s in range(1500)])
     assert (np.sort(draws, axis=1)[:, 1:] > np.sort(draws, axis=1)[:, :-1]).all()
     z = (np.bincount(draws.ravel(), minlength=30) - 500) / np.sqrt(1500 / 3 * 2 / 3)
     assert np.abs(z).max() < 4.5
     assert stats.chisquare(np.bincount(draws[:, 0], minlength=30)).pvalue > 1e-3
-    streams = [wf.human_rows(chain_key(0), 40, 13, entity=k, entities=3).tolist() for k in range(3)]
+    streams = [human_rows(chain_key(0), 40, 13, entity=k, entities=3).tolist() for k in range(3)]
     assert len(set(sum(streams, []))) == 39
 
 
 def test_too_few_human_items_names_what_the_chain_needs():
     needed = wf.human_needed(wf.fresh_human(4000, 1 / 8), 20)
     with pytest.raises(ValueError, match=r"60,000 human items: this chain needs 70,500"):
-        wf.human_rows(chain_key(0), 60_000, needed)
+        human_rows(chain_key(0), 60_000, needed)
 
 
 @pytest.mark.parametrize("drawn", [False, True])
@@ -298,8 +307,8 @@ def test_gather_returns_the_items_that_the_plan_names(drawn):
         GENERATIONS, k, flow.synthetic
     )
     external, public = 20_000 + jnp.arange(k * stream).reshape(k, stream), 30_000 + jnp.arange(40)
-    plan = wf.plan(flow, chain_key(2), 4)
-    got = wf.gather(plan, human=human, synthetic=synthetic, external=external, public=public)
+    plan = index_plan(flow, chain_key(2), 4)
+    got = gather(plan, human=human, synthetic=synthetic, external=external, public=public)
     for value, source, generation, index, entity, valid in zip(
         np.asarray(got), *(np.asarray(x) for x in plan), strict=True
     ):
@@ -374,4 +383,4 @@ def test_bad_workflows_are_refused_in_one_sentence(message):
 
 def test_traced_generation_without_a_bound_is_refused():
     with pytest.raises(ValueError, match="generations: must be given"):
-        jax.jit(lambda g: wf.plan(wf.replace(4), chain_key(0), g))(1)
+        jax.jit(lambda g: index_plan(wf.replace(4), chain_key(0), g))(1)

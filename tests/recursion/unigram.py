@@ -1,18 +1,18 @@
-"""A family small enough to run hundreds of generations in a second: word counts, in NumPy. It keeps
-the driver's protocol exactly.
-"""
+"""A family small enough to run hundreds of generations in a second: word counts, in NumPy."""
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxloop.recursion import workflow as wf
 from jaxloop.recursion.chains import product
-from jaxloop.recursion.driver import Settings
+from jaxloop.recursion.family import FitResult, FitTask, GenerateResult, GenerateTask
+from jaxloop.recursion.run import RunSettings
 from jaxloop.recursion.sources import Dataset
 
 WORDS = tuple(f"w{i:02d}" for i in range(40))
@@ -31,66 +31,36 @@ class SampleSettings:
     words: int = 6
 
 
-@dataclass(frozen=True, eq=False)
-class FitTask:
-    key: Any
-    texts: list
-    prompts: list
-    sample_weights: Any
-    start: Any
+class Model(NamedTuple):
+    """A base model: pseudo-counts [words]."""
 
-
-@dataclass(frozen=True, eq=False)
-class SampleTask:
-    key: Any
-    weights: Any
-    prompts: list
-    rows: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class FitResult:
-    weights: Any
-    steps: int
-    tokens: int
-    loss: np.ndarray
-    finite: bool
-
-
-@dataclass(frozen=True, eq=False)
-class SampleResult:
-    texts: list
-    tokens: np.ndarray
-    finished: np.ndarray
+    name: str
+    prior: np.ndarray
 
 
 class Unigram:
-    """Keeps what it was asked, so that tests can look at it. `pause`: seconds per call, for runs
-    that are to be killed.
+    """A `recursion.family.Family` that keeps what it was asked, so that tests can look at it.
+
+    pause: seconds per call, for runs that are to be killed. collapsed: it generates empty texts.
     """
 
-    FitTask, SampleTask = FitTask, SampleTask
+    def __init__(self, pause: float = 0.0, collapsed: bool = False) -> None:
+        self.pause, self.collapsed = pause, collapsed
+        self.loads: list[str] = []
+        self.fits: list[tuple[str, Sequence[FitTask], FitSettings]] = []
+        self.samples: list[tuple[str, Sequence[GenerateTask], SampleSettings]] = []
 
-    def __init__(self, pause: float = 0.0, collapsed: bool = False):
-        self.pause, self.collapsed, self.fits, self.samples, self.loads = (
-            pause,
-            collapsed,
-            [],
-            [],
-            [],
-        )
-
-    def load(self, base):
+    def load(self, base: str) -> Model:
         self.loads.append(base)
-        return {"name": base, "prior": np.linspace(1, 2, len(WORDS)) * (1 + len(base) % 3)}
+        return Model(base, np.linspace(1, 2, len(WORDS)) * (1 + len(base) % 3))
 
-    def fit(self, model, tasks, settings):
+    def fit(self, model: Model, tasks: Sequence[FitTask], settings: FitSettings) -> list[FitResult]:
         time.sleep(self.pause)
-        self.fits.append((model["name"], tasks, settings))
+        self.fits.append((model.name, tasks, settings))
         out = []
         for task in tasks:
             counts = (
-                model["prior"] * settings.smoothing
+                model.prior * settings.smoothing
                 if task.start is None
                 else task.start["counts"] * 0.5
             )
@@ -113,9 +83,11 @@ class Unigram:
             )
         return out
 
-    def sample(self, model, tasks, settings):
+    def generate(
+        self, model: Model, tasks: Sequence[GenerateTask], settings: SampleSettings
+    ) -> list[GenerateResult]:
         time.sleep(self.pause)
-        self.samples.append((model["name"], tasks, settings))
+        self.samples.append((model.name, tasks, settings))
         out = []
         for task in tasks:
             p = np.asarray(task.weights["counts"], np.float64)
@@ -130,7 +102,9 @@ class Unigram:
                     else " ".join(draw.choice(WORDS, settings.words, p=p / p.sum()))
                 )
             out.append(
-                SampleResult(texts, np.full(len(texts), settings.words), np.ones(len(texts), bool))
+                GenerateResult(
+                    texts, np.full(len(texts), settings.words), np.ones(len(texts), bool)
+                )
             )
         return out
 
@@ -165,7 +139,7 @@ def study(generations: int = 5, ratios=(0.25, 1.0), seeds=(0, 1), size: int = 24
     return (
         chains,
         {"posts": human()},
-        Settings(generations, FitSettings(), SampleSettings(), evaluate=8),
+        RunSettings(generations, FitSettings(), SampleSettings(), evaluate=8),
     )
 
 

@@ -70,7 +70,6 @@ def page(metrics=None, **options):
 
 
 # ---- scores
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_metric_that_crosses_zero_has_no_relative_score():
@@ -202,7 +201,6 @@ def test_ratios_are_written_as_people_say_them():
 
 
 # ---- figures
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_curve_draws_the_means_the_bands_and_the_reference():
@@ -264,7 +262,6 @@ def test_palette_separates_what_it_can():
 
 
 # ---- page
-# -------------------------------------------------------------------------------------------------------------
 
 
 def samples(texts, line="r = 1"):
@@ -272,9 +269,9 @@ def samples(texts, line="r = 1"):
 
 
 def test_the_page_shows_what_was_run():
-    facts = [("command", "python -m jaxloop.main"), ("data", "docs")]
+    run_info = [("command", "python -m jaxloop.main"), ("data", "docs")]
     text, seen = page(
-        facts=facts,
+        run_info=run_info,
         config={"chain": {"size": 256}},
         versions=[("jax", "0.10.2")],
         subtitle="4 chains",
@@ -294,7 +291,7 @@ def test_the_page_shows_what_was_run():
     ):
         assert expected in words
     assert seen.elements.count("svg") == 2 and "did not finish" not in words
-    assert page(facts=facts)[0] == page(facts=facts)[0]
+    assert page(run_info=run_info)[0] == page(run_info=run_info)[0]
 
 
 def test_the_page_shows_the_numbers():
@@ -324,7 +321,7 @@ def test_hostile_text_is_shown_and_does_nothing():
         metrics,
         title=HOSTILE,
         subtitle=HOSTILE,
-        facts=[(HOSTILE, HOSTILE)],
+        run_info=[(HOSTILE, HOSTILE)],
         config={HOSTILE: [HOSTILE]},
         versions=[(HOSTILE, HOSTILE)],
         samples=samples([HOSTILE, "", "x" * 10**6]),

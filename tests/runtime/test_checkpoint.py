@@ -22,14 +22,14 @@ def make(root, generation, text=b"some text"):
     (place / cp.PARTS).mkdir()
     (root / f"texts-{generation}").write_bytes(text)
     names = [f"{cp.unfinished(generation)}/adapters/a.bin", f"texts-{generation}"]
-    cp.commit(root, generation, names, {"generation": generation})
+    cp.finalise(root, generation, names, {"generation": generation})
 
 
 def test_a_generation_counts_once_committed(root):
-    assert cp.find(root) == cp.Found(None, [], [], [], None)
+    assert cp.scan(root) == cp.CheckpointState(None, [], [], [], None)
     for generation in range(3):
         make(root, generation)
-    found = cp.find(root)
+    found = cp.scan(root)
     assert found.last == 2 and [m["about"]["generation"] for m in found.manifests] == [0, 1, 2]
     assert set(found.manifests[1]["files"]) == {
         "checkpoints/generation=0001/adapters/a.bin",
@@ -71,27 +71,27 @@ def test_any_damage_falls_back_to_the_generation_before_and_says_what_is_lost(ro
     for generation in range(4):
         make(root, generation)
     DAMAGE[how](root / name)
-    found = cp.find(root)
+    found = cp.scan(root)
     assert (found.last, found.lost) == (0, [1, 2, 3]) and name.split("/")[-1] in found.fault
-    cp.settle(root, found)
+    cp.recover(root, found)
     said = [line for line in (root / "run.log").read_text().splitlines() if "WARNING" in line]
     assert (
         len(said) == 1
         and name in said[0]
         and "generations 1 to 3 will be computed again, going on after generation 0" in said[0]
     )
-    assert cp.find(root).last == 0
+    assert cp.scan(root).last == 0
     assert (root / "checkpoints/damaged-generation=0002/manifest.json").exists()
     (root / "texts-1").unlink(missing_ok=True)
     make(root, 1)
-    assert cp.find(root).last == 1 and not (root / "checkpoints/damaged-generation=0001").exists()
+    assert cp.scan(root).last == 1 and not (root / "checkpoints/damaged-generation=0001").exists()
 
 
 def test_a_missing_generation_ends_the_line(root):
     for generation in range(4):
         make(root, generation)
     (root / "checkpoints/generation=0002").rename(root / "checkpoints/elsewhere")
-    found = cp.find(root)
+    found = cp.scan(root)
     assert (found.last, found.lost, found.fault) == (
         1,
         [3],
@@ -104,15 +104,15 @@ def test_without_generation_zero_nothing_starts_over(root):
     make(root, 1)
     damage_bit(root / "texts-0")
     with pytest.raises(
-        cp.Damaged,
+        cp.CorruptCheckpointError,
         match="generation 0 cannot be used .texts-0 fails its SHA-256 checksum.*nothing here can "
         "be continued",
     ):
-        cp.find(root)
+        cp.scan(root)
     (root / "checkpoints").rename(root / "moved")
     (root / "ledger.parquet").write_bytes(b"rows")
-    with pytest.raises(cp.Damaged, match="its checkpoint is gone"):
-        cp.find(root)
+    with pytest.raises(cp.CorruptCheckpointError, match="its checkpoint is gone"):
+        cp.scan(root)
 
 
 def test_directories_that_are_not_generations_are_never_chosen(root):
@@ -128,9 +128,9 @@ def test_directories_that_are_not_generations_are_never_chosen(root):
     ):
         (root / "checkpoints" / name).mkdir()
     (root / "checkpoints/unfinished-generation=0001").mkdir()
-    found = cp.find(root)
+    found = cp.scan(root)
     assert (found.last, found.lost, found.empty) == (0, [], [1, 7])
-    cp.settle(root, found)
+    cp.recover(root, found)
     said = (root / "run.log").read_text()
     for name in ("generation=0001", "generation=0007", "unfinished-generation=0005"):
         assert name in said and not (root / "checkpoints" / name).exists()
@@ -142,8 +142,8 @@ def test_a_manifest_may_not_name_files_outside(root):
     path = root / "checkpoints/generation=0000/manifest.json"
     content = cp.read_manifest(root, "checkpoints/generation=0000/manifest.json")
     content["files"]["../../etc/passwd"] = {"bytes": 1, "sha256": ""}
-    cp._write_manifest(root, str(path.relative_to(root)), content)
-    with pytest.raises(cp.Damaged, match="must be relative and stay inside"):
+    cp._store_manifest(root, str(path.relative_to(root)), content)
+    with pytest.raises(cp.CorruptCheckpointError, match="must be relative and stay inside"):
         cp.verify(root, "checkpoints/generation=0000/manifest.json")
 
 
@@ -155,7 +155,7 @@ def test_every_flipped_bit_of_a_manifest_is_refused(root):
         damaged = bytearray(whole)
         damaged[draw.integers(len(whole) - 1)] ^= 1 << draw.integers(8)
         path.write_bytes(bytes(damaged))
-        with pytest.raises(cp.Damaged):
+        with pytest.raises(cp.CorruptCheckpointError):
             cp.read_manifest(root, "checkpoints/generation=0000/manifest.json")
 
 
@@ -165,44 +165,44 @@ def test_sealed_parts_are_kept_and_the_rest_of_an_unfinished_generation_is_not(r
     for name in ("adapters-a", "adapters-b", "parts/table"):
         (place / name).write_bytes(b"content " + name.encode())
     at = cp.unfinished(2)
-    cp.seal(root, f"{at}/parts/a.json", [f"{at}/adapters-a"], {"n": 1})
-    cp.seal(root, f"{at}/parts/b.json", [f"{at}/adapters-b"], {"n": 2})
+    cp.write_manifest(root, f"{at}/parts/a.json", [f"{at}/adapters-a"], {"n": 1})
+    cp.write_manifest(root, f"{at}/parts/b.json", [f"{at}/adapters-b"], {"n": 2})
     (place / "adapters-b").write_bytes(b"content adapters-B")
-    kept = cp.keep_parts(root, 2)
+    kept = cp.verified_parts(root, 2)
     assert {k: m["about"] for k, m in kept.items()} == {"a": {"n": 1}}
     assert sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()) == [
         "adapters-a",
         "parts/a.json",
     ]
     assert "part b of unfinished generation 2 is not used" in (root / "run.log").read_text()
-    assert cp.keep_parts(root, 3) == {}
+    assert cp.verified_parts(root, 3) == {}
 
 
 def test_forgotten_weights_leave_a_generation_that_verifies(root):
     make(root, 0)
-    cp.forget(root, 0, ["checkpoints/generation=0000/adapters/a.bin", "not/listed"])
+    cp.remove_files(root, 0, ["checkpoints/generation=0000/adapters/a.bin", "not/listed"])
     assert not (root / "checkpoints/generation=0000/adapters/a.bin").exists()
     assert set(cp.verify(root, "checkpoints/generation=0000/manifest.json")["files"]) == {"texts-0"}
-    cp.forget(root, 0, ["not/listed"])
-    assert cp.find(root).last == 0
+    cp.remove_files(root, 0, ["not/listed"])
+    assert cp.scan(root).last == 0
 
 
 def test_added_files_count_from_the_manifest_on(root):
     make(root, 0)
     (root / "checkpoints/generation=0000/late.bin").write_bytes(b"late")
-    cp.settle(root, cp.find(root))
+    cp.recover(root, cp.scan(root))
     assert not (
         root / "checkpoints/generation=0000/late.bin"
     ).exists()  # a run that was killed before it was listed
     (root / "checkpoints/generation=0000/late.bin").write_bytes(b"late")
-    cp.add(root, 0, ["checkpoints/generation=0000/late.bin"])
-    cp.settle(root, cp.find(root))
+    cp.add_files(root, 0, ["checkpoints/generation=0000/late.bin"])
+    cp.recover(root, cp.scan(root))
     assert (
         "checkpoints/generation=0000/late.bin"
         in cp.verify(root, "checkpoints/generation=0000/manifest.json")["files"]
     )
     (root / "checkpoints/generation=0000/late.bin").write_bytes(b"l4te")
-    with pytest.raises(cp.Damaged, match="late.bin fails its SHA-256"):
+    with pytest.raises(cp.CorruptCheckpointError, match="late.bin fails its SHA-256"):
         cp.verify(root, "checkpoints/generation=0000/manifest.json")
 
 

@@ -20,8 +20,11 @@ PROGRAM = """
 import sys, pathlib, jax, jax.numpy as jnp
 from jax import monitoring
 hits = []
-monitoring.register_event_listener(lambda name, **kw: hits.append(name) if name == "/jax/compilation_cache/cache_hits" else None)
-from jaxloop.runtime.compiled import keep_compiled_programs
+def count(name, **kw):
+    if name == "/jax/compilation_cache/cache_hits":
+        hits.append(name)
+monitoring.register_event_listener(count)
+from jaxloop.runtime.compile_cache import keep_compiled_programs
 used = keep_compiled_programs(pathlib.Path(sys.argv[1]))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((64, 64))).block_until_ready()

@@ -6,28 +6,36 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxloop.config import LoraConfig
 from jaxloop.lm.model import lora
-from jaxloop.lm.model.config import Spec, abstract, init
-from jaxloop.lm.model.lora import Lora
+from jaxloop.lm.model.config import ModelConfig, abstract, init
 from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.lm.training.loss import row_nll
 from jaxloop.runtime import roofline
 
-SPEC = Spec(
-    "llama", vocab=1000, width=64, layers=2, heads=4, kv_heads=2, head_size=16, mlp=96, context=256
+CONFIG = ModelConfig(
+    "llama",
+    vocab_size=1000,
+    d_model=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    d_ff=96,
+    max_seq_len=256,
 )
 
 
 def test_sizes_by_hand():
-    sizes = sizes_of(SPEC, Lora(rank=8))
+    sizes = sizes_of(CONFIG, LoraConfig(rank=8))
     layer = 64 * (64 + 32 + 32) + 64 * 64 + 64 * 192 + 96 * 64
     assert sizes.body == 2 * layer and sizes.head == 64000
     assert sizes.adapter == 2 * 8 * (
         (64 + 64) + (64 + 32) * 2 + (64 + 64) + (64 + 96) * 2 + (96 + 64)
     )
     assert sizes.cache == 2 * 2 * 2 * 16
-    assert sizes.total == sum(leaf.size for leaf in jax.tree.leaves(abstract(SPEC)))
-    tree = lora.init(jax.random.split(jax.random.key(0), 1), SPEC, Lora(rank=8))
+    assert sizes.total == sum(leaf.size for leaf in jax.tree.leaves(abstract(CONFIG)))
+    tree = lora.init(jax.random.split(jax.random.key(0), 1), CONFIG, LoraConfig(rank=8))
     assert sizes.adapter == sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
@@ -35,18 +43,18 @@ def test_llama_1b_adapters_are_the_published_size():
     """11.3 M adapter weights at rank 16 on all projections of Llama-3.2-1B; 32 KB of bf16 cache per
     token.
     """
-    spec = Spec(
+    model_config = ModelConfig(
         "llama",
-        vocab=128256,
-        width=2048,
-        layers=16,
-        heads=32,
-        kv_heads=8,
-        head_size=64,
-        mlp=8192,
-        context=4096,
+        vocab_size=128256,
+        d_model=2048,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        d_ff=8192,
+        max_seq_len=4096,
     )
-    sizes = sizes_of(spec)
+    sizes = sizes_of(model_config)
     assert sizes.adapter == 11_272_192 and 2 * sizes.cache == 32768
     assert sizes.body == pytest.approx(973e6, rel=1e-3) and sizes.head == pytest.approx(
         263e6, rel=2e-3
@@ -60,20 +68,20 @@ def test_memory_of_a_training_program_agrees_with_the_compiler():
     an H100 (8 and 4 chains; it holds the state of eight more, and of twelve) and for a TPU v5e (1
     chain), within a fifth.
     """
-    spec = Spec(
+    model_config = ModelConfig(
         "llama",
-        vocab=128256,
-        width=2048,
-        layers=16,
-        heads=32,
-        kv_heads=8,
-        head_size=64,
-        mlp=8192,
-        context=4096,
+        vocab_size=128256,
+        d_model=2048,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        d_ff=8192,
+        max_seq_len=4096,
     )
     for chains, compiled in ((8, 52.4e9), (4, 31.6e9), (1, 10.9e9)):
         assert roofline.training_memory(
-            sizes_of(spec), chains, 8, 512, base_width=2, width=2
+            sizes_of(model_config), chains, 8, 512, base_width=2, width=2
         ) == pytest.approx(compiled, rel=0.2), chains
 
 
@@ -83,12 +91,12 @@ def test_forward_flops_agree_with_the_compiler():
     """
     tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32)
     compiled = (
-        jax.jit(lambda p, t: row_nll(SPEC, p, t))
-        .lower(init(jax.random.key(0), SPEC), tokens)
+        jax.jit(lambda p, t: row_nll(CONFIG, p, t))
+        .lower(init(jax.random.key(0), CONFIG), tokens)
         .compile()
     )
     counted = compiled.cost_analysis()["flops"]
-    sizes = sizes_of(SPEC)
+    sizes = sizes_of(CONFIG)
     dense = 4 * 64 * 2 * sizes.body + 4 * 63 * 2 * sizes.head
     attention = 4 * 64 * 4 * sizes.layers * sizes.attention_width * 64
     assert counted == pytest.approx(dense + attention, rel=0.05)
@@ -98,7 +106,7 @@ def test_forward_flops_agree_with_the_compiler():
 
 
 def test_decoding_counts():
-    sizes = sizes_of(SPEC)
+    sizes = sizes_of(CONFIG)
     assert roofline.decoding_flops(sizes, 10, 0, adapted=False) == 20 * (sizes.body + sizes.head)
     one, two = (roofline.decoding_bytes(sizes, 1, rows, 50, chains=1, width=4) for rows in (1, 2))
     assert two - one == 4 * 50 * sizes.cache

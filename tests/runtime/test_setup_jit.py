@@ -10,19 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxloop.config import FitConfig, LoraConfig
 from jaxloop.core import keys
-from jaxloop.lm import family
-from jaxloop.lm.generation import scheduler
-from jaxloop.lm.io.huggingface import read_spec
+from jaxloop.lm.generation import decode_call, scheduler
+from jaxloop.lm.io.huggingface import read_model_config
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model.config import init
+from jaxloop.lm.training import evaluate
 from jaxloop.lm.training import step as train_step
 from jaxloop.recursion import workflow
+from jaxloop.recursion.plan import human_rows, index_plan
 from jaxloop.runtime import setup_jit as module
 from jaxloop.runtime.devices import platform_of
 from jaxloop.runtime.setup_jit import setup_jit
 from jaxloop.simulators import family as simulated
-from jaxloop.simulators import linear
+from jaxloop.simulators import linear_simulation
 
 pytestmark = pytest.mark.optimised
 
@@ -52,27 +54,29 @@ FLOWS = dict(
 
 
 @functools.cache
-def spec_of(base):
-    return read_spec(BASES / base)
+def model_config_of(base):
+    return read_model_config(BASES / base)
 
 
-def adapters_of(base, chains, lora=adapters.Lora()):
+def adapters_of(base, chains, lora=LoraConfig()):
     return adapters.init(
-        keys.stack_keys([keys.chain_key(seed) for seed in range(chains)]), spec_of(base), lora
+        keys.stack_keys([keys.chain_key(seed) for seed in range(chains)]),
+        model_config_of(base),
+        lora,
     )
 
 
-def given(base, chains, lora=adapters.Lora()):
+def given(base, chains, lora=LoraConfig()):
     """Adapters that were drawn on the host, for programs that only read them."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(
-        lambda keys: adapters.init(keys, spec_of(base), lora), jax.random.split(KEY, chains)
+        lambda keys: adapters.init(keys, model_config_of(base), lora), jax.random.split(KEY, chains)
     )
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
 def weights_of(base):
-    return init(KEY, spec_of(base))
+    return init(KEY, model_config_of(base))
 
 
 PROGRAMS = {
@@ -87,31 +91,34 @@ PROGRAMS = {
         keys.rows_below(KEY, np.arange(n, dtype=np.uint32), 977) for n in (1, 96, 4000)
     ],
     "random_order": lambda: [keys.random_order(KEY, n) for n in (1, 20, 5000)],
-    "replicate_keys": lambda: jax.random.key_data(linear._replicate_keys(KEY, 37)),
+    "replicate_keys": lambda: jax.random.key_data(linear_simulation.replicate_keys(KEY, 37)),
     "simulated_keys": lambda: [jax.random.key_data(simulated._keys(KEY, 11, n)) for n in (None, 3)],
     "ranks": lambda: [
-        adapters_of("llama", 2, adapters.Lora(rank=rank, alpha=8.0, targets=("q", "v")))
+        adapters_of("llama", 2, LoraConfig(rank=rank, alpha=8.0, targets=("q", "v")))
         for rank in (1, 3, 4, 8, 10)
     ],
     "together": lambda: adapters_of("gpt2", 4),
-    "fresh": lambda: train_step._fresh(train_step.FitSettings(), given("gpt2", 2)),
-    "fuse": lambda: scheduler._fuse(
-        spec_of("llama"), given("llama", 2), adapters.Lora(alpha=10.0), jnp.dtype("bfloat16")
+    "fresh": lambda: train_step._init_optimizer(
+        FitConfig(), train_step.TrainOptions(), given("gpt2", 2).weights
     ),
-    "fused": lambda: family._fused(
-        spec_of("gpt2"),
-        adapters.Lora(alpha=10.0),
+    "fuse": lambda: decode_call._pack_block_diagonal(
+        model_config_of("llama"),
+        given("llama", 2, LoraConfig(alpha=10.0)),
+        jnp.dtype("bfloat16"),
+    ),
+    "fused": lambda: evaluate._pack(
+        model_config_of("gpt2"),
         jnp.dtype("float32"),
-        adapters.split(given("gpt2", 1), 0),
+        adapters.split(given("gpt2", 1, LoraConfig(alpha=10.0)), 0),
     ),
-    "unstack": lambda: scheduler._unstacked(weights_of("opt")),
+    "unstack": lambda: scheduler._unstack_base(weights_of("opt")),
     **{
         f"adapters {base}": functools.partial(adapters_of, base, 1)
         for base in ("llama", "qwen2", "gpt2", "opt")
     },
     **{
         f"plan {name}": lambda flow=flow: [
-            workflow.plan(flow, KEY, g, generations=4) for g in (0, 1, 3)
+            index_plan(flow, KEY, g, generations=4) for g in (0, 1, 3)
         ]
         for name, flow in FLOWS.items()
     },
@@ -141,7 +148,7 @@ def test_the_short_way_has_the_bits_of_the_long_way(monkeypatch, name):
 def test_draws_are_those_of_always():
     """Values of the release before; whoever changes them changes every chain."""
     assert jax.random.key_data(keys.phase_key(KEY, 3, "fit")).tolist() == [1426861124, 3625248749]
-    assert workflow.human_rows(KEY, 1000, 8).tolist() == [938, 999, 784, 247, 249, 760, 530, 468]
+    assert human_rows(KEY, 1000, 8).tolist() == [938, 999, 784, 247, 249, 760, 530, 468]
     assert keys.random_order(KEY, 40)[:8].tolist() == [10, 9, 17, 12, 30, 37, 4, 33]
     found = {
         base: np.asarray(jax.tree.leaves(adapters_of_two(base))[0]).ravel()[:3]
@@ -163,12 +170,18 @@ def test_draws_are_those_of_always():
 
 
 def adapters_of_two(base):
-    return adapters.init(keys.stack_keys([KEY, keys.chain_key(8)]), spec_of(base), adapters.Lora())
+    return adapters.init(
+        keys.stack_keys([KEY, keys.chain_key(8)]), model_config_of(base), LoraConfig()
+    )
 
 
 def test_derived_keys_are_those_of_jax_random():
-    own = lambda *path: functools.reduce(jax.random.fold_in, path, KEY)  # noqa: E731
-    data = lambda key: jax.random.key_data(key).tolist()  # noqa: E731
+    def own(*path):
+        return functools.reduce(jax.random.fold_in, path, KEY)
+
+    def data(key):
+        return jax.random.key_data(key).tolist()
+
     assert all(
         data(keys.fold_in(KEY, n)) == data(own(n)) for n in (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
     )
@@ -197,16 +210,16 @@ def test_it_is_a_part_of_a_program_whose_constants_are_computed_while_it_is_trac
 
     def outer(x):
         with jax.ensure_compile_time_eval():
-            plan = workflow.plan(FLOWS["replace"], KEY, 1, generations=4)
-            return x + plan.index.sum(dtype=jnp.int32)
+            plan = index_plan(FLOWS["replace"], KEY, 1, generations=4)
+            return x + plan.position.sum(dtype=jnp.int32)
 
-    expected = workflow.plan(FLOWS["replace"], KEY, 1, generations=4).index.sum()
+    expected = index_plan(FLOWS["replace"], KEY, 1, generations=4).position.sum()
     assert int(jax.jit(outer)(jnp.int32(3))) == 3 + int(expected)
     assert int(jax.vmap(outer)(jnp.arange(2, dtype=jnp.int32))[1]) == 1 + int(expected)
 
 
 def test_the_options_reach_the_compiler(monkeypatch):
-    monkeypatch.setattr(module, "SHORT", {"cpu": {"xla_no_such_option": 1}})
+    monkeypatch.setattr(module, "FAST_COMPILE", {"cpu": {"xla_no_such_option": 1}})
     monkeypatch.setattr(module, "understood", lambda platform: True)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
         setup_jit(lambda x: x + 1)(jnp.ones(3))
@@ -214,7 +227,7 @@ def test_the_options_reach_the_compiler(monkeypatch):
 
 def test_a_compiler_that_does_not_know_the_options_is_asked_once(monkeypatch, caplog):
     module.understood.cache_clear()
-    monkeypatch.setattr(module, "SHORT", {"cpu": {"xla_no_such_option": 1}})
+    monkeypatch.setattr(module, "FAST_COMPILE", {"cpu": {"xla_no_such_option": 1}})
     try:
         with caplog.at_level("INFO", module.LOGGER.name):
             monkeypatch.setattr(module.LOGGER, "propagate", True)

@@ -12,9 +12,34 @@ from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import write_atomic
 
 HOSTILE = [
-    "\ud800", "a\udfffb", "\udc80\udc81", "\ud83d\ude00", "\x00", "a\x00b", "a\rb", "a\r\nb", "\n", "NA", "null", "None", "nan", "", " ", "=1+1",
-    "<script>alert('x')</script>", '"quoted", "twice""', "\x1a", "\x1ad800", "\x1a001a", "\\ud800", "x" * 1_000_000, "é", "😀", "\ufeffbom", "\u2028",
-]  # fmt: skip
+    "\ud800",
+    "a\udfffb",
+    "\udc80\udc81",
+    "\ud83d\ude00",
+    "\x00",
+    "a\x00b",
+    "a\rb",
+    "a\r\nb",
+    "\n",
+    "NA",
+    "null",
+    "None",
+    "nan",
+    "",
+    " ",
+    "=1+1",
+    "<script>alert('x')</script>",
+    '"quoted", "twice""',
+    "\x1a",
+    "\x1ad800",
+    "\x1a001a",
+    "\\ud800",
+    "x" * 1_000_000,
+    "é",
+    "😀",
+    "\ufeffbom",
+    "\u2028",
+]
 
 
 def test_any_text_survives_parquet(tmp_path):

@@ -141,7 +141,7 @@ def test_a_cache_of_the_users_own_is_said_and_left(folder, tmp_path, monkeypatch
 )
 def test_a_bad_use_is_one_sentence(words, reason):
     with pytest.raises(ValueError, match="^cache") as error:
-        user_cache.asked(words)
+        user_cache.requested_action(words)
     assert reason in str(error.value) and "\n" not in str(error.value)
 
 

@@ -267,7 +267,7 @@ def test_no_key_reaches_config_or_log(tmp_path, monkeypatch):
                 and other.encode() not in content
                 and b"tiny" not in content
             )
-    assert log.HIDDEN in (tmp_path / "run.log").read_text()
+    assert log.REDACTED in (tmp_path / "run.log").read_text()
     with open_workdir(tmp_path, config, console=False) as w:
         assert w.resumed
 

@@ -1,5 +1,7 @@
-"""WMLE of Beta distributions: against SciPy's optimiser and quadrature, the spec's table, and its
-own asymptotic covariance.
+"""WMLE of Beta distributions.
+
+Against SciPy's optimiser and quadrature, a table of the population limit, and its own asymptotic
+covariance.
 """
 
 import jax
@@ -15,7 +17,7 @@ from jaxloop.simulators import beta
 
 NEWTON = jax.jit(beta.newton)
 
-# bias_amplification.md, section 1.1: t, alpha, beta, mean, P(X > .5).
+# Population limit: t, alpha, beta, mean, P(X > .5).
 TABLE = [
     (0, 4, 3, 0.57143, 0.6562),
     (1, 7, 5, 0.58333, 0.7256),
@@ -65,12 +67,15 @@ def test_population_is_the_projection_of_the_weighted_density(weighting, exponen
     source = np.vstack([[2.0, 2.0], path[:-1]])
     for t in range(3):
         weigh = (3.0, 2.0) if weighting == "pretrained" or t == 0 else path[t - 1]
-        density = lambda x, t=t, weigh=weigh: (
-            scipy.stats.beta.pdf(x, *source[t]) * scipy.stats.beta.pdf(x, *weigh) ** exponent
-        )
-        integral = lambda g, density=density: scipy.integrate.quad(
-            lambda x: density(x) * g(x), 0, 1, epsabs=1e-13, epsrel=1e-13, limit=200
-        )[0]
+
+        def density(x, t=t, weigh=weigh):
+            return scipy.stats.beta.pdf(x, *source[t]) * scipy.stats.beta.pdf(x, *weigh) ** exponent
+
+        def integral(g, density=density):
+            return scipy.integrate.quad(
+                lambda x: density(x) * g(x), 0, 1, epsabs=1e-13, epsrel=1e-13, limit=200
+            )[0]
+
         total = integral(lambda x: 1.0)
         stats = np.array([integral(np.log), integral(lambda x: np.log1p(-x))]) / total
         with jax.enable_x64(True):
@@ -86,7 +91,10 @@ def test_fit_maximises_the_weighted_likelihood(a, b, n):
     w = rng.uniform(0, 2, n)
     found = beta.fit(x, w)
     assert found.converged and found.steps < 12
-    objective = lambda p: -(w * scipy.stats.beta.logpdf(x, *np.exp(p))).sum() / w.sum()
+
+    def objective(p):
+        return -(w * scipy.stats.beta.logpdf(x, *np.exp(p))).sum() / w.sum()
+
     best = scipy.optimize.minimize(
         objective,
         np.log(found.theta) + 0.3,
@@ -157,9 +165,10 @@ def test_bias_projection_coefficient():
     """
     path = beta.population(generations=6)
     with jax.enable_x64(True):
-        project = lambda theta, target: beta.bias_projection(
-            jnp.asarray(theta, float), _statistics(target)
-        )
+
+        def project(theta, target):
+            return beta.bias_projection(jnp.asarray(theta, float), _statistics(target))
+
         c, parts = project((3.0, 2.0), (4.0, 3.0))
         assert float(c) == pytest.approx(0.0333, abs=5e-5) and float(parts.sum()) == pytest.approx(
             float(c)
@@ -180,11 +189,15 @@ def test_constrained_loss_leads_to_the_same_place_and_there_sooner(chains):
     target = (7.0, 5.0)
     with jax.enable_x64(True):
         start, stats = jnp.asarray([4.0, 3.0]), _statistics(target)
-        away = lambda **options: float(
-            jnp.linalg.norm(
-                beta.descend(start, stats, beta.Constraint(steps=30, rate=2.0, **options)).theta - 2
+
+        def away(**options):
+            return float(
+                jnp.linalg.norm(
+                    beta.descend(start, stats, beta.Constraint(steps=30, rate=2.0, **options)).theta
+                    - 2
+                )
             )
-        )
+
         hurried = [away(gam=g) for g in (0.0, 1.0, 5.0)]
         assert (
             np.all(np.diff(hurried) > 1e-3) and hurried[0] > float(jnp.linalg.norm(start - 2)) + 0.5
@@ -194,9 +207,10 @@ def test_constrained_loss_leads_to_the_same_place_and_there_sooner(chains):
         np.testing.assert_allclose(done.theta, target, rtol=1e-5)
         # One step of length rate is the numerical gradient of the loss.
         u = np.array([2.0, 1.0]) / np.sqrt(5)
-        value = lambda theta, lam, gam: float(
-            beta.constrained_loss(jnp.asarray(theta), stats, jnp.asarray(u), lam, gam)
-        )
+
+        def value(theta, lam, gam):
+            return float(beta.constrained_loss(jnp.asarray(theta), stats, jnp.asarray(u), lam, gam))
+
         for lam, gam in ((0.0, 3.0), (2.0, 0.0)):
             for place in ((4.0, 3.0), (9.0, 6.0)):
                 away = np.array(place) - u
@@ -212,10 +226,13 @@ def test_constrained_loss_leads_to_the_same_place_and_there_sooner(chains):
                 np.testing.assert_allclose(
                     np.array(place) - np.asarray(one), slope, rtol=1e-4, atol=1e-8
                 )
-    options = dict(n=400, replicates=8, generations=3, seed=6, micro_batch=8)
+    options = dict(n=400, replicates=8, generations=3, seed=6, batch_size=8)
     hurried = beta.simulate(constraint=beta.Constraint(gam=5.0, steps=10, rate=2.0), **options)
     plain = beta.simulate(constraint=beta.Constraint(gam=0.0, steps=10, rate=2.0), **options)
-    reach = lambda theta: np.linalg.norm(theta - 2, axis=2).mean(0)
+
+    def reach(theta):
+        return np.linalg.norm(theta - 2, axis=2).mean(0)
+
     assert (reach(hurried)[1:] > reach(plain)[1:]).all() and (
         reach(plain)[1:] < reach(chains[0])[1:4]
     ).all()

@@ -10,38 +10,43 @@ import numpy as np
 import pytest
 
 from jaxloop import lm
+from jaxloop.config import FitConfig, SampleConfig
 from jaxloop.core import mixing
 from jaxloop.core.keys import chain_key
 from jaxloop.core.map_chains import chain_mesh
 from jaxloop.lm import family as language
 from jaxloop.lm.io import bpe
 from jaxloop.lm.io.huggingface import Model
-from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.recursion import chains as ch
 from jaxloop.recursion import driver
 from jaxloop.recursion import workflow as wf
+from jaxloop.recursion.family import FamilyFunctions
+from jaxloop.recursion.plan import index_plan
 from jaxloop.recursion.sources import Dataset, human_stream
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.runtime.workdir import open_workdir
-from jaxloop.simulators.family import Family, reads_only_the_last, rows, run
+from jaxloop.simulators.family import ArrayFamily, reads_only_the_last, rows, run
 from jaxloop.simulators.gaussian import gaussian_family
 
 N, T = 8, 4
 
 
-def recorder(workflow, generations=T) -> Family:
+def recorder(workflow, generations=T) -> ArrayFamily:
     """Items are (source, number): human items count up, written ones are numbered by the model's
     own count of fits. The fit keeps what it saw.
     """
     size = rows(workflow, generations)
-    label = lambda source, n, offset=0: jnp.stack(
-        [jnp.full(n, source, jnp.int32), jnp.arange(n, dtype=jnp.int32) + offset], 1
-    )
+
+    def label(source, n, offset=0):
+        return jnp.stack(
+            [jnp.full(n, source, jnp.int32), jnp.arange(n, dtype=jnp.int32) + offset], 1
+        )
 
     def fit(key, items, weights, start):
         return jnp.concatenate([items, weights[:, None].astype(jnp.int32)], 1), start[1] + 1
 
-    return Family(
+    return ArrayFamily(
         draw=lambda key, n: label(wf.HUMAN, n),
         fit=fit,
         sample=lambda key, params, n: label(wf.SYNTHETIC, n, 1000 * params[1]),
@@ -54,9 +59,11 @@ def recorder(workflow, generations=T) -> Family:
 
 def expected(workflow, key, generation, entity, generations=T):
     plan = jax.device_get(
-        wf.plan(workflow, key, generation, generations=generations + 1, entity=entity)
+        index_plan(workflow, key, generation, generations=generations + 1, entity=entity)
     )
-    number = np.where(plan.source == wf.SYNTHETIC, plan.generation * 1000 + plan.index, plan.index)
+    number = np.where(
+        plan.source == wf.SYNTHETIC, plan.generation * 1000 + plan.position, plan.position
+    )
     return np.stack([plan.source, number, plan.valid], 1)
 
 
@@ -95,33 +102,36 @@ def test_a_simulated_chain_and_a_language_model_chain_train_on_the_same_items(tm
     index plan inside the simulators' scan.
     """
     words = [f"post {i} says {'yes' if i % 3 else 'no'} {i * 7 % 11}" for i in range(90)]
-    spec = Spec(
-        "llama", vocab=280, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=16, context=48
+    model_config = ModelConfig(
+        "llama",
+        vocab_size=280,
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=16,
+        max_seq_len=48,
     )
-    lm.save(Model(spec, init(jax.random.key(0), spec), bpe.train(words, 280)), tmp_path / "base")
+    lm.save(
+        Model(model_config, init(jax.random.key(0), model_config), bpe.train(words, 280)),
+        tmp_path / "base",
+    )
     fitted = []
 
-    class Recording:
-        FitTask, SampleTask, load, sample = (
-            language.FitTask,
-            language.SampleTask,
-            staticmethod(language.load),
-            staticmethod(language.sample),
-        )
+    def fit(model, tasks, settings):
+        fitted.extend(task.texts for task in tasks)
+        return language.fit(model, tasks, settings)
 
-        @staticmethod
-        def fit(model, tasks, settings):
-            fitted.extend(task.texts for task in tasks)
-            return language.fit(model, tasks, settings)
-
+    recording = FamilyFunctions(language.load, fit, language.generate)
     flow = wf.fresh_human(N, 0.5)
     chain = ch.ChainSpec("one", flow, "posts", 7, (str(tmp_path / "base"),))
     data = {"posts": Dataset(words, "Go. ")}
-    fit = language.FitSettings(steps=1, batch_size=4, learning_rate=1e-3, max_length=32)
-    sample = language.SampleSettings(max_new_tokens=6, slots=4)
-    settings = driver.Settings(generations=3, fit=fit, sample=sample, evaluate=0)
+    fit = FitConfig(steps=1, batch_size=4, learning_rate=1e-3, max_length=32)
+    sample = SampleConfig(max_new_tokens=6, slots=4)
+    settings = driver.RunSettings(generations=3, fit=fit, sample=sample, evaluate=0)
     with open_workdir(tmp_path / "run", {"generations": 3}, console=False) as workdir:
-        driver.run(Recording, [chain], data, settings, workdir.path, progress=False)
+        driver.run(recording, [chain], data, settings, workdir.path, progress=False)
     flow = dataclasses.replace(
         flow, start="previous"
     )  # the recorder counts its fits; plans do not read `start`
@@ -147,7 +157,7 @@ def gaussian():
 
 def test_chains_are_independent_of_their_number_and_of_devices(gaussian):
     flow = wf.window(16, 2)
-    options = dict(generations=2, seed=5, micro_batch=2)
+    options = dict(generations=2, seed=5, batch_size=2)
     many = run(gaussian, flow, replicates=7, **options)
     few = run(gaussian, flow, replicates=2, **options)
     spread = run(gaussian, flow, replicates=7, mesh=chain_mesh(), **options)
@@ -170,7 +180,7 @@ def test_reading_in_order_is_what_gathering_by_plan_gives(gaussian):
         reads_only_the_last(flow) for name, flow in WORKFLOWS.items() if name != "replace"
     )
     key = chain_key(0)
-    order = [np.asarray(wf.plan(gathered, key, g, generations=3).index) for g in (0, 1, 2)]
+    order = [np.asarray(index_plan(gathered, key, g, generations=3).position) for g in (0, 1, 2)]
     assert (np.sort(order[1]) == np.arange(12)).all() and (order[0] == np.arange(12)).all()
     a, b = (run(gaussian, flow, generations=2, keys=key[None]) for flow in (direct, gathered))
     for name in a:

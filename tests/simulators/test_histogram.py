@@ -7,8 +7,8 @@ from jaxloop.simulators import histogram
 from jaxloop.simulators.histogram import Column
 
 RATIOS = (0.0, 1 / 4, 1.0)
-# recursive_loops.md, section 7: relative entropy at these ratios for smoothing 1e-3 and bias 100
-# without overlap, SE .01-.04.
+# Toy model of arXiv 2504.03814, C.3: relative entropy at these ratios for smoothing 1e-3 and bias
+# 100 without overlap, SE .01-.04.
 SPEC = {False: [1.00, 0.14, 0.27], True: [1.00, 0.22, 0.37]}
 COLUMNS = {
     "smoothed": Column(),

@@ -1,4 +1,4 @@
-"""Linear dynamics: against the spec's algorithm written out in NumPy, against least squares on
+"""Linear dynamics: against the algorithm written out in NumPy, against least squares on
 drawn labels, against printed figures.
 """
 
@@ -19,7 +19,10 @@ T = 5  # generations of most tests, so that they share compiled programs
 
 def _designs(k=3, d=4, private=2, public=3, synthetic=3, generations=None, seed=0):
     rng = np.random.default_rng(seed)
-    draw = lambda n: tuple(rng.normal(size=(n + i, d)) for i in range(k))
+
+    def draw(n):
+        return tuple(rng.normal(size=(n + i, d)) for i in range(k))
+
     fakes = (
         draw(synthetic)
         if generations is None
@@ -29,7 +32,7 @@ def _designs(k=3, d=4, private=2, public=3, synthetic=3, generations=None, seed=
 
 
 def _paper(designs, theta, alpha, beta, sigma2, generations, matrix=None):
-    """Section 2 of the spec with pseudo-inverses, the transpose and sigma2 in place; alpha, beta
+    """The algorithm with pseudo-inverses, the transpose and sigma2 in place; alpha, beta
     are numbers.
     """
     k, d = designs.entities, designs.dim
@@ -79,10 +82,12 @@ def _least_squares(
     joins = np.zeros(k, int) if joins is None else joins
     alpha = np.broadcast_to(alpha, (generations + 1, k))
     out = np.full((replicates, generations + 1, k, d), np.nan)
-    noisy = lambda x, w: (
-        x @ np.broadcast_to(w, (replicates, d)).T
-        + np.sqrt(sigma2) * rng.normal(size=(len(x), replicates))
-    )
+
+    def noisy(x, w):
+        return x @ np.broadcast_to(w, (replicates, d)).T + np.sqrt(sigma2) * rng.normal(
+            size=(len(x), replicates)
+        )
+
     y, y_public = [noisy(x, theta) for x in designs.private], noisy(designs.public, theta)
     for t in range(generations + 1):
         group = designs.synthetic[0 if designs.fixed else max(t - 1, 0)]
@@ -212,7 +217,7 @@ def test_spectral_radius_of_repeated_complex_defective_nilpotent_and_large(matri
 
 
 def test_synthetic_data_can_diverge():
-    """The exact counterexample of the spec: rho(Q) = 1.15 and the variance explodes; the same
+    """An exact counterexample: rho(Q) = 1.15 and the variance explodes; the same
     private data with equal synthetic designs settle.
     """
     roots = [
@@ -244,7 +249,10 @@ def test_synthetic_data_can_diverge():
 def test_isotropic_closed_form():
     """Section 1.7: MSE and disagreement of K entities with scaled orthogonal designs."""
     k, d, n, public, m, alpha, beta, sigma2 = 4, 3, 5.0, 7.0, 2.0, 0.4, 0.3, 1.7
-    eye = lambda s: np.sqrt(s) * np.eye(d)
+
+    def eye(s):
+        return np.sqrt(s) * np.eye(d)
+
     ours = linear.limit(
         Designs((eye(n),) * k, eye(public), (eye(m),) * k),
         np.ones(d),
@@ -337,7 +345,7 @@ def test_self_only_is_k_separate_chains():
 
 def test_simulation_does_not_depend_on_neighbours_or_devices():
     designs, theta = _designs(d=3)
-    options = dict(alpha=np.linspace(0, 0.9, 4), beta=0.5, generations=3, seed=11, micro_batch=8)
+    options = dict(alpha=np.linspace(0, 0.9, 4), beta=0.5, generations=3, seed=11, batch_size=8)
     many = simulate(designs, theta, replicates=21, **options)
     np.testing.assert_array_equal(simulate(designs, theta, replicates=3, **options), many[:3])
     np.testing.assert_allclose(
@@ -352,9 +360,9 @@ def test_sweep_equals_single_settings_and_devices_agree():
     designs, theta = _designs(k=2, private=1, public=2)
     grid = dict(alpha=[0.0, 0.001, 0.4, 0.95, 1.0], beta=[0.0, 0.3, 1.0])
     for matrix in (None, mixing.ring(2)):
-        ours = sweep(designs, theta, mixing=matrix, micro_batch=4, **grid)
+        ours = sweep(designs, theta, mixing=matrix, batch_size=4, **grid)
         if matrix is None:
-            spread = sweep(designs, theta, micro_batch=4, mesh=chain_mesh(), **grid)
+            spread = sweep(designs, theta, batch_size=4, mesh=chain_mesh(), **grid)
             for name, values in ours._asdict().items():
                 np.testing.assert_allclose(getattr(spread, name), values, rtol=1e-10, atol=1e-15)
         for i, alpha in enumerate(grid["alpha"]):
@@ -374,22 +382,28 @@ def test_sweep_equals_single_settings_and_devices_agree():
                     )
 
 
-# Section 1.8, digitised: relative efficiency at alpha .001, .103, ..., .99 of models 1 to 4, two in
+# Section 1.8, digitised: relative efficiency at alpha .001, .103, ..., .99 of models 1 to 4, one in
 # a line, for beta = .1, .5, .9.
 FIGURE_2 = np.loadtxt(
     """
-    0.149 0.295 0.331 0.341 0.339 0.325 0.301 0.262 0.202 0.109 0.017  0.122 0.334 0.363 0.366 0.356 0.338 0.309 0.266 0.203 0.109 0.017
-    0.075 0.306 0.339 0.348 0.344 0.329 0.303 0.263 0.202 0.109 0.017  0.056 0.303 0.340 0.348 0.342 0.327 0.300 0.260 0.200 0.108 0.017
-    0.213 0.420 0.536 0.597 0.623 0.621 0.590 0.525 0.415 0.230 0.035  0.168 0.465 0.575 0.627 0.646 0.639 0.605 0.538 0.423 0.233 0.035
-    0.098 0.461 0.561 0.616 0.639 0.635 0.603 0.536 0.423 0.233 0.035  0.095 0.433 0.558 0.612 0.630 0.621 0.587 0.522 0.413 0.230 0.035
-    0.199 0.542 0.609 0.603 0.568 0.519 0.459 0.388 0.296 0.161 0.024  0.168 0.611 0.653 0.636 0.595 0.540 0.475 0.397 0.300 0.161 0.024
-    0.109 0.565 0.610 0.600 0.570 0.526 0.470 0.399 0.303 0.163 0.024  0.096 0.532 0.599 0.598 0.567 0.518 0.458 0.385 0.293 0.160 0.024
+    0.149 0.295 0.331 0.341 0.339 0.325 0.301 0.262 0.202 0.109 0.017
+    0.122 0.334 0.363 0.366 0.356 0.338 0.309 0.266 0.203 0.109 0.017
+    0.075 0.306 0.339 0.348 0.344 0.329 0.303 0.263 0.202 0.109 0.017
+    0.056 0.303 0.340 0.348 0.342 0.327 0.300 0.260 0.200 0.108 0.017
+    0.213 0.420 0.536 0.597 0.623 0.621 0.590 0.525 0.415 0.230 0.035
+    0.168 0.465 0.575 0.627 0.646 0.639 0.605 0.538 0.423 0.233 0.035
+    0.098 0.461 0.561 0.616 0.639 0.635 0.603 0.536 0.423 0.233 0.035
+    0.095 0.433 0.558 0.612 0.630 0.621 0.587 0.522 0.413 0.230 0.035
+    0.199 0.542 0.609 0.603 0.568 0.519 0.459 0.388 0.296 0.161 0.024
+    0.168 0.611 0.653 0.636 0.595 0.540 0.475 0.397 0.300 0.161 0.024
+    0.109 0.565 0.610 0.600 0.570 0.526 0.470 0.399 0.303 0.163 0.024
+    0.096 0.532 0.599 0.598 0.567 0.518 0.458 0.385 0.293 0.160 0.024
     """.splitlines()
 ).reshape(3, 4, 11)
 
 
 def test_relative_efficiency_figure():
-    """The setting that the spec infers, averaged over designs, against the digitised figure; and
+    """The setting that was inferred, averaged over designs, against the digitised figure; and
     where the optimum lies on a fine grid.
     """
     grid = np.linspace(0.001, 0.99, 30)[[0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 29]]

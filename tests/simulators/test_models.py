@@ -156,10 +156,13 @@ def test_mixture_em_is_scikit_learns():
     )
     grid = np.linspace(-9, 9, 361)
     points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
-    density = lambda m: sum(
-        w * scipy.stats.multivariate_normal(c, s).pdf(points)
-        for w, c, s in zip(*map(np.asarray, m), strict=True)
-    )
+
+    def density(m):
+        return sum(
+            w * scipy.stats.multivariate_normal(c, s).pdf(points)
+            for w, c, s in zip(*map(np.asarray, m), strict=True)
+        )
+
     area = (grid[1] - grid[0]) ** 2
     assert float(family.measure(ours, None)["l2"]) == pytest.approx(
         ((density(ours) - density(start)) ** 2).sum() * area, rel=1e-6

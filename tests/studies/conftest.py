@@ -9,7 +9,7 @@ import pytest
 from jaxloop import lm
 from jaxloop.lm.io import bpe
 from jaxloop.lm.io.huggingface import Model
-from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.model.config import ModelConfig, init
 
 WORDS = (
     "the array of a function returns values shape matches input unless axis is given and result "
@@ -34,10 +34,18 @@ def place(tmp_path_factory):
         )
     )
     tokenizer = bpe.train(texts, 300)
-    spec = Spec(
-        "llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64
+    model_config = ModelConfig(
+        "llama",
+        vocab_size=300,
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=32,
+        max_seq_len=64,
     )
-    lm.save(Model(spec, init(jax.random.key(0), spec), tokenizer), folder / "base")
+    lm.save(Model(model_config, init(jax.random.key(0), model_config), tokenizer), folder / "base")
     (folder / "study.py").write_text(f'''"""Two small chains."""
 from ml_collections import ConfigDict
 
@@ -45,9 +53,20 @@ def get_config():
     c = ConfigDict()
     c.study = "chain"
     c.title = "Two <small> chains"
-    c.data = ConfigDict(dict(source="{folder}/posts.jsonl", min_tokens=5, max_tokens=80, instruction="Go."))
+    c.data = ConfigDict(
+        dict(source="{folder}/posts.jsonl", min_tokens=5, max_tokens=80, instruction="Go.")
+    )
     c.models = ConfigDict(dict(pool=("{folder}/base",)))
-    c.chain = ConfigDict(dict(generations=2, size=16, ratios=("1/2", 1), seeds=(0,), eval_texts=8, heldout_texts=8))
+    c.chain = ConfigDict(
+        dict(
+            generations=2,
+            size=16,
+            ratios=("1/2", 1),
+            seeds=(0,),
+            eval_texts=8,
+            heldout_texts=8,
+        )
+    )
     c.fit = ConfigDict(dict(steps=2, batch_size=4, max_length=48))
     c.sample = ConfigDict(dict(max_new_tokens=8, slots=8))
     c.run = ConfigDict(dict(keep_compiled=False))

@@ -1,4 +1,4 @@
-"""Every study that reads files takes the options of csv files, and a refusal names its own field."""
+"""Every study that reads files takes the options of csv files; a refusal names its own field."""
 
 import csv
 from types import SimpleNamespace
@@ -7,12 +7,13 @@ import pytest
 
 from jaxloop import config
 from jaxloop.studies.bias_amplification import articles as bias_data
-from jaxloop.studies.bias_amplification import run as bias
-from jaxloop.studies.diversity import prepare as diversity_setup
+from jaxloop.studies.bias_amplification import config as bias_config
+from jaxloop.studies.diversity import records
 from jaxloop.studies.diversity.config import QA, Story
+from jaxloop.studies.multi_entity import config as entities_config
 from jaxloop.studies.multi_entity import prepare as entities_setup
-from jaxloop.studies.multi_entity import run as entities
-from jaxloop.studies.pretrain import run as pretrain
+from jaxloop.studies.pretrain import prepare as pretrain
+from jaxloop.studies.pretrain.config import PretrainConfig, PretrainData
 from jaxloop.studies.recursive_loops import sources
 from tests.studies.recursive_loops import loops_study
 
@@ -51,7 +52,7 @@ def reads(tmp_path):
     )
 
     def of_bias(**options):
-        data = bias.Data(
+        data = bias_config.ArticlesConfig(
             source=articles,
             title_column="title",
             body_column="body",
@@ -59,12 +60,7 @@ def reads(tmp_path):
             short="keep",
             **options,
         )
-        read = bias_data.read(
-            data,
-            lambda texts: [t.split() for t in texts],
-            lambda rows: [" ".join(row) for row in rows],
-            4,
-        )
+        read = bias_data.read_articles(data, Words(), 4)
         return read.chosen["body"].tolist()
 
     def of_loops(**options):
@@ -74,7 +70,7 @@ def reads(tmp_path):
         )
 
     def of_entities(**options):
-        task = entities.Task(task="qa", source=pairs, test_split=None, **options)
+        task = entities_config.Task(task="qa", source=pairs, test_split=None, **options)
         settings = SimpleNamespace(
             entities=(),
             public=task,
@@ -105,7 +101,7 @@ def reads(tmp_path):
                 test=2,
                 **(options if task == "qa" else {}),
             )
-            tables = diversity_setup.read(
+            tables = records.read(
                 SimpleNamespace(story=story, qa=qa),
                 task,
                 lambda texts: [len(t.split()) for t in texts],
@@ -115,15 +111,28 @@ def reads(tmp_path):
         return read
 
     def of_pretrain(**options):
-        frame, _ = pretrain._read(
-            SimpleNamespace(data=pretrain.PretrainData(source=posts, held_out=0.3, **options))
-        )
+        data = PretrainData(source=posts, held_out=0.3, **options)
+        frame, _ = pretrain.read(PretrainConfig(data=data))
         return frame["text"].tolist()
 
     return {
-        "bias": ("data", of_bias), "loops": ("domains.posts", of_loops), "entities": ("public", of_entities), "pretrain": ("data", of_pretrain),
-        "story": ("story", of_diversity("story")), "qa": ("qa", of_diversity("qa")),
-    }  # fmt: skip
+        "bias": ("data", of_bias),
+        "loops": ("domains.posts", of_loops),
+        "entities": ("public", of_entities),
+        "pretrain": ("data", of_pretrain),
+        "story": ("story", of_diversity("story")),
+        "qa": ("qa", of_diversity("qa")),
+    }
+
+
+class Words:
+    """Texts to words and back."""
+
+    def encode(self, texts):
+        return [t.split() for t in texts]
+
+    def decode(self, rows):
+        return [" ".join(row) for row in rows]
 
 
 @pytest.mark.parametrize("study", ["bias", "loops", "entities", "pretrain", "story", "qa"])
@@ -143,6 +152,6 @@ def test_options_of_csv_files(study, reads, tmp_path, monkeypatch):
 
 
 def test_the_fields_are_those_of_the_readers():
-    from jaxloop.data.delimited import OPTIONS
+    from jaxloop.data.dialect import OPTIONS
 
     assert config.CsvOptions.__args__[0].__args__ == OPTIONS

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def settings(place, *assignments):
-    raw = config.override(config.read_file(str(place / "study.py")), assignments, chain.Settings)
-    return config.build(chain.Settings, raw)
+    raw = config.override(config.read_file(str(place / "study.py")), assignments, chain.CONFIG)
+    return config.build(chain.CONFIG, raw)
 
 
 def start(place, workdir, *flags, **variables):
@@ -95,7 +95,7 @@ def test_a_chain_too_large_for_a_device_says_what_is_missing(place, monkeypatch)
     with pytest.raises(
         ValueError,
         match=r"one chain of .*base needs [\d.]+ .?B of .* on a device, .* too many; lower "
-        r"config.fit.batch_size.*cut_base",
+        r"config.fit.batch_size.*shard_base",
     ):
         prepare.prepare(settings(place))
 
@@ -103,10 +103,10 @@ def test_a_chain_too_large_for_a_device_says_what_is_missing(place, monkeypatch)
 def test_measuring_beside_and_a_cut_base_exclude_each_other(place):
     with pytest.raises(
         ValueError,
-        match="config.run.measure_beside = true with config.run.cut_base = true: .*one after "
+        match="config.run.overlap_eval = true with config.run.shard_base = true: .*one after "
         "another",
     ):
-        settings(place, ("run.measure_beside", "true"), ("run.cut_base", "true"))
+        settings(place, ("run.overlap_eval", "true"), ("run.shard_base", "true"))
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -130,7 +130,7 @@ def test_nothing_is_compiled_after_the_first_generation(place, tmp_path, monkeyp
             place,
             ("chain.generations", "5"),
             ("run.devices", "1"),
-            ("run.measure_beside", str(beside).lower()),
+            ("run.overlap_eval", str(beside).lower()),
         )
         assert chain.run(chosen, tmp_path / "run") == 0
     finally:

@@ -1,20 +1,22 @@
-"""Encoders as data: the block of `spec.Spec` with what encoders add around it, and one table of
+"""Encoders as data: the block of `ModelConfig` with what encoders add around it, and one table of
 parameters per architecture.
 
 BERT, RoBERTa, MPNet and DistilBERT are post-norm blocks with learned positions and a norm on the
-embeddings; any decoder of `spec.py` is an encoder too, causal or (as in embedding models made from
-Qwen2) with attention in both directions.
+embeddings. Any decoder of `ModelConfig` is an encoder too, causal or (as in embedding models made
+from Qwen2) with attention in both directions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxloop.core.keys import fold_in
 from jaxloop.lm.io import huggingface, json_fields
-from jaxloop.lm.io.config_json import FIXED, HARMLESS, activation, check_quantised, config
-from jaxloop.lm.model.config import Param, Source, Spec, nest, table
+from jaxloop.lm.io.config_json import FIXED, HARMLESS, activation, check_quantised, config_fields
+from jaxloop.lm.model.config import ModelConfig, Param, Source, nest, table
 
 POOLINGS = (
     "cls",
@@ -27,22 +29,24 @@ POOLINGS = (
 
 
 @dataclass(frozen=True)
-class EncoderSpec:
+class EncoderConfig:
     """Everything static about an encoder.
 
     core              the blocks: width, layers, heads, norms, activation, positions
     token_types       rows of the token-type table; 0: there is none
     embed_norm        whether the summed embeddings are normalised
     relative_buckets  buckets of MPNet's relative position bias, over distances to
-    `relative_distance`; 0: no bias
+                      `relative_distance`; 0: no bias
     causal            whether a token sees only those before it
-    head              "" none; "pooler": tanh layer on the first token, then labels (BERT); "dense": the same inside the head (RoBERTa, MPNet);
+    head              "" none; "pooler": tanh layer on the first token, then labels (BERT);
+                      "dense": the same inside the head (RoBERTa, MPNet);
                       "relu": DistilBERT's; "last": labels from the last token (decoders)
     labels            names of the classes; () without a head
-    multi_label       the classes do not exclude each other, or there is one: probabilities are sigmoids, not a softmax
+    multi_label       the classes do not exclude each other, or there is one: probabilities are
+                      sigmoids, not a softmax
     """
 
-    core: Spec
+    core: ModelConfig
     token_types: int = 0
     embed_norm: bool = True
     relative_buckets: int = 0
@@ -55,19 +59,36 @@ class EncoderSpec:
 
 # Names of one layer's modules (qkv, o, norm1, up, down, norm2), the layer's prefix, and the prefix
 # of the whole encoder.
-_BERT = dict(
-    layer="encoder.layer.{i}.", qkv=("attention.self.query", "attention.self.key", "attention.self.value"), o="attention.output.dense",
-    norm1="attention.output.LayerNorm", up="intermediate.dense", down="output.dense", norm2="output.LayerNorm",
-)  # fmt: skip
-_MODULES = {
+_BERT: dict[str, Any] = dict(
+    layer="encoder.layer.{i}.",
+    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
+    o="attention.output.dense",
+    norm1="attention.output.LayerNorm",
+    up="intermediate.dense",
+    down="output.dense",
+    norm2="output.LayerNorm",
+)
+_MODULES: dict[str, dict[str, Any]] = {
     "bert": _BERT | dict(prefix="bert."),
     "roberta": _BERT | dict(prefix="roberta."),
-    "mpnet": _BERT | dict(prefix="mpnet.", qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"), o="attention.attn.o", norm1="attention.LayerNorm"),
-    "distilbert": dict(
-        prefix="distilbert.", layer="transformer.layer.{i}.", qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"), o="attention.out_lin",
-        norm1="sa_layer_norm", up="ffn.lin1", down="ffn.lin2", norm2="output_layer_norm",
+    "mpnet": _BERT
+    | dict(
+        prefix="mpnet.",
+        qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        o="attention.attn.o",
+        norm1="attention.LayerNorm",
     ),
-}  # fmt: skip
+    "distilbert": dict(
+        prefix="distilbert.",
+        layer="transformer.layer.{i}.",
+        qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        o="attention.out_lin",
+        norm1="sa_layer_norm",
+        up="ffn.lin1",
+        down="ffn.lin2",
+        norm2="output_layer_norm",
+    ),
+}
 _HEADS = {"bert": "pooler", "roberta": "dense", "mpnet": "dense", "distilbert": "relu"}
 _READ_AS = {"xlm-roberta": "roberta", "camembert": "roberta"}
 ARCHITECTURES = (*_MODULES, *_READ_AS)
@@ -80,69 +101,79 @@ _DISTILBERT = dict(
 )
 
 
-def encoder_table(spec: EncoderSpec) -> tuple[Param, ...]:
+def encoder_table(config: EncoderConfig) -> tuple[Param, ...]:
     """Every parameter of the encoder and of its classification head; paths that start with "layers"
     carry a leading layer axis.
     """
-    kind = spec.core.architecture
+    kind = config.core.architecture
     params = (
-        _block_table(spec)
+        _block_table(config)
         if kind in _MODULES
-        else tuple(p for p in table(spec.core) if p.path != ("head",))
+        else tuple(p for p in table(config.core) if p.path != ("head",))
     )
-    return (*params, *_head_table(spec))
+    return (*params, *_head_table(config))
 
 
-def _block_table(spec: EncoderSpec) -> tuple[Param, ...]:
-    core, names = spec.core, _MODULES[spec.core.architecture]
-    d, inner = core.width, core.heads * core.head_size
+def _block_table(config: EncoderConfig) -> tuple[Param, ...]:
+    core, names = config.core, _MODULES[config.core.architecture]
+    d, inner = core.d_model, core.num_heads * core.head_dim
     before, layer = names["prefix"] + "embeddings.", names["prefix"] + names["layer"]
     params = [
         Param(
-            ("embed",), (core.vocab, d), (Source(before + "word_embeddings.weight", d),), shard=0
+            ("embed",),
+            (core.vocab_size, d),
+            (Source(before + "word_embeddings.weight", d),),
+            shard=0,
         ),
         Param(
             ("position",),
-            (core.context + core.position_offset, d),
+            (core.max_seq_len + core.position_offset, d),
             (Source(before + "position_embeddings.weight", d),),
         ),
     ]
-    if spec.token_types:
+    if config.token_types:
         params.append(
             Param(
                 ("token_type",),
-                (spec.token_types, d),
+                (config.token_types, d),
                 (Source(before + "token_type_embeddings.weight", d),),
             )
         )
     params += _norm(("embed_norm",), before + "LayerNorm", d)
-    if spec.relative_buckets:
+    if config.relative_buckets:
         name = names["prefix"] + "encoder.relative_attention_bias.weight"
         params.append(
-            Param(("relative",), (spec.relative_buckets, core.heads), (Source(name, core.heads),))
+            Param(
+                ("relative",),
+                (config.relative_buckets, core.num_heads),
+                (Source(name, core.num_heads),),
+            )
         )
     params += _linear(("layers", "qkv"), [layer + name for name in names["qkv"]], d, inner)
     params += _linear(("layers", "o"), [layer + names["o"]], inner, d)
     params += _norm(("layers", "norm1"), layer + names["norm1"], d)
-    params += _linear(("layers", "up"), [layer + names["up"]], d, core.mlp)
-    params += _linear(("layers", "down"), [layer + names["down"]], core.mlp, d)
+    params += _linear(("layers", "up"), [layer + names["up"]], d, core.d_ff)
+    params += _linear(("layers", "down"), [layer + names["down"]], core.d_ff, d)
     params += _norm(("layers", "norm2"), layer + names["norm2"], d)
     return tuple(params)
 
 
-def _head_table(spec: EncoderSpec) -> tuple[Param, ...]:
-    d, classes = spec.core.width, len(spec.labels)
+def _head_table(config: EncoderConfig) -> tuple[Param, ...]:
+    d, classes = config.core.d_model, len(config.labels)
     dense, out = {
-        "": (None, None), "pooler": (_MODULES["bert"]["prefix"] + "pooler.dense", "classifier"), "dense": ("classifier.dense", "classifier.out_proj"),
-        "relu": ("pre_classifier", "classifier"), "last": (None, "score"),
-    }[spec.head]  # fmt: skip
+        "": (None, None),
+        "pooler": (_MODULES["bert"]["prefix"] + "pooler.dense", "classifier"),
+        "dense": ("classifier.dense", "classifier.out_proj"),
+        "relu": ("pre_classifier", "classifier"),
+        "last": (None, "score"),
+    }[config.head]
     params = _linear(("head", "dense"), [dense], d, d) if dense else []
     if out:
-        params += _linear(("head", "out"), [out], d, classes)[: 1 if spec.head == "last" else 2]
+        params += _linear(("head", "out"), [out], d, classes)[: 1 if config.head == "last" else 2]
     return tuple(params)
 
 
-def _linear(path, names, inside, out) -> list[Param]:
+def _linear(path: tuple[str, ...], names: list[str], inside: int, out: int) -> list[Param]:
     *above, last = path
     weights, biases = (
         tuple(Source(f"{name}.{kind}", out) for name in names) for kind in ("weight", "bias")
@@ -153,7 +184,7 @@ def _linear(path, names, inside, out) -> list[Param]:
     ]
 
 
-def _norm(path, name, width) -> list[Param]:
+def _norm(path: tuple[str, ...], name: str, width: int) -> list[Param]:
     *above, last = path
     return [
         Param((*above, f"{last}_scale"), (width,), (Source(f"{name}.weight", width),), "ones"),
@@ -161,26 +192,28 @@ def _norm(path, name, width) -> list[Param]:
     ]
 
 
-def head_kind(spec: EncoderSpec) -> str:
+def head_kind(config: EncoderConfig) -> str:
     """The kind of classification head that the architecture's own code has (see
-    `EncoderSpec.head`).
+    `EncoderConfig.head`).
     """
-    return _HEADS.get(spec.core.architecture, "last")
+    return _HEADS.get(config.core.architecture, "last")
 
 
-def init_head(key: jax.Array, spec: EncoderSpec) -> dict:
+def init_head(key: jax.Array, config: EncoderConfig) -> dict:
     """A random classification head, as the architecture's own code initialises it: normal(0,
     init_scale), biases zero.
     """
     flat = {}
-    for i, p in enumerate(_head_table(spec)):
-        scale = spec.core.init_scale if p.init == "normal" else 0.0
+    for i, p in enumerate(_head_table(config)):
+        scale = config.core.init_scale if p.init == "normal" else 0.0
         flat[p.path] = scale * jax.random.normal(fold_in(key, i), p.shape)
     return nest(flat)["head"]
 
 
-def read_encoder_spec(path: Path, *, head: bool = False, labels=None) -> EncoderSpec:
-    """The `EncoderSpec` of a directory's config.json, with its sequence-classification head if
+def read_encoder_config(
+    path: str | Path, *, head: bool = False, labels: Sequence[str] | None = None
+) -> EncoderConfig:
+    """The `EncoderConfig` of a directory's config.json, with its sequence-classification head if
     `head`.
 
     labels: names of the classes in the order of the head's outputs; by default those of the config.
@@ -189,15 +222,15 @@ def read_encoder_spec(path: Path, *, head: bool = False, labels=None) -> Encoder
     file = Path(path) / "config.json"
     c = json_fields.read_json(file)
     check_quantised(c, str(file))
-    kind = _READ_AS.get(c.get("model_type"), c.get("model_type"))
+    kind = _READ_AS.get(str(c.get("model_type")), c.get("model_type"))
     try:
-        spec = _BUILDERS[kind](c) if kind in _BUILDERS else _decoder(Path(path), c)
+        config = _BUILDERS[kind](c) if kind in _BUILDERS else _decoder(Path(path), c)
     except KeyError as error:
         raise ValueError(
             f"model: config.json of {path} has no field {error.args[0]!r}, which {kind} models need"
         ) from None
     if not head:
-        return spec
+        return config
     found, independent = read_labels(c, path)
     if labels is not None and len(labels) != len(found):
         raise ValueError(
@@ -205,10 +238,10 @@ def read_encoder_spec(path: Path, *, head: bool = False, labels=None) -> Encoder
             "needed"
         )
     found = found if labels is None else tuple(map(str, labels))
-    return replace(spec, head=head_kind(spec), labels=found, multi_label=independent)
+    return replace(config, head=head_kind(config), labels=found, multi_label=independent)
 
 
-def read_labels(c: dict, path) -> tuple[tuple[str, ...], bool]:
+def read_labels(c: dict[str, Any], path: str | Path) -> tuple[tuple[str, ...], bool]:
     """(names of the classes in the order of the outputs, whether their probabilities are sigmoids)
     of a classifier's config.json, as the pipelines of `transformers` take it: one output is a
     sigmoid.
@@ -223,8 +256,8 @@ def read_labels(c: dict, path) -> tuple[tuple[str, ...], bool]:
         isinstance(name, str) for name in listed.values()
     ):
         raise ValueError(
-            f"model: id2label = {json_fields.short(listed)} of {path} must give every number from 0 "
-            f"to {len(listed) - 1} a name"
+            f"model: id2label = {json_fields.short(listed)} of {path} must give every number "
+            f"from 0 to {len(listed) - 1} a name"
         )
     if count not in (None, len(listed)):
         raise ValueError(
@@ -250,8 +283,10 @@ def read_labels(c: dict, path) -> tuple[tuple[str, ...], bool]:
 
 # Fields that do not change what an encoder gives, beside those of every model.
 _HARMLESS = HARMLESS | frozenset(
-    """pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type directionality tie_word_embeddings
-    sinusoidal_pos_embds tie_weights_ qa_dropout seq_classif_dropout padding function_to_apply""".split()
+    """pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head
+    pooler_type directionality tie_word_embeddings
+    sinusoidal_pos_embds tie_weights_ qa_dropout seq_classif_dropout padding
+    function_to_apply""".split()
 )
 _FIXED = FIXED | {
     "position_embedding_type": ("absolute",),
@@ -272,8 +307,8 @@ def _core(
     kind: str,
     offset: int = 0,
     more: tuple[str, ...] = ("layer_norm_eps", "type_vocab_size"),
-    **names,
-) -> Spec:
+    **names: str,
+) -> ModelConfig:
     """`names`: the config's own name of a field where it is not BERT's; `more`: fields that only
     some of the architectures have.
     """
@@ -294,46 +329,62 @@ def _core(
             f"model: {own['hidden_size']} = {d} is not a multiple of "
             f"{own['num_attention_heads']} = {heads}, as it must be"
         )
-    return Spec(
-        architecture=kind, vocab=json_fields.integer(c, "vocab_size"), width=d, layers=layers, heads=heads, kv_heads=heads, head_size=d // heads,
-        mlp=mlp, context=json_fields.integer(c, "max_position_embeddings", low=1 + offset) - offset, norm="layer",
-        norm_eps=json_fields.number(c, "layer_norm_eps", 1e-12, low=0), norm_first=False, final_norm=False,
-        activation=activation(c, own["hidden_act"], "gelu"), gated=False, positions="learned", position_offset=offset, qkv_bias=True, o_bias=True,
-        mlp_bias=True, init_scale=json_fields.number(c, "initializer_range", 0.02, low=0),
-    )  # fmt: skip
+    return ModelConfig(
+        architecture=kind,
+        vocab_size=json_fields.integer(c, "vocab_size"),
+        d_model=d,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=d // heads,
+        d_ff=mlp,
+        max_seq_len=json_fields.integer(c, "max_position_embeddings", low=1 + offset) - offset,
+        norm="layer",
+        norm_eps=json_fields.number(c, "layer_norm_eps", 1e-12, low=0),
+        norm_first=False,
+        final_norm=False,
+        activation=activation(c, own["hidden_act"], "gelu"),
+        gated=False,
+        positions="learned",
+        position_offset=offset,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        init_scale=json_fields.number(c, "initializer_range", 0.02, low=0),
+    )
 
 
-def _bert(c: dict) -> EncoderSpec:
-    return EncoderSpec(_core(c, "bert"), token_types=json_fields.integer(c, "type_vocab_size", 2))
+def _bert(c: dict) -> EncoderConfig:
+    return EncoderConfig(_core(c, "bert"), token_types=json_fields.integer(c, "type_vocab_size", 2))
 
 
-def _roberta(c: dict) -> EncoderSpec:
-    return EncoderSpec(
+def _roberta(c: dict) -> EncoderConfig:
+    return EncoderConfig(
         _core(c, "roberta", json_fields.integer(c, "pad_token_id", 1, low=0) + 1),
         token_types=json_fields.integer(c, "type_vocab_size", 1),
     )
 
 
-def _mpnet(c: dict) -> EncoderSpec:
+def _mpnet(c: dict) -> EncoderConfig:
     core = _core(
         c,
         "mpnet",
         json_fields.integer(c, "pad_token_id", 1, low=0) + 1,
         ("layer_norm_eps", "relative_attention_num_buckets"),
     )
-    return EncoderSpec(
+    return EncoderConfig(
         core, relative_buckets=json_fields.integer(c, "relative_attention_num_buckets", 32)
     )
 
 
-def _distilbert(c: dict) -> EncoderSpec:
-    return EncoderSpec(_core(c, "distilbert", more=(), **_DISTILBERT))
+def _distilbert(c: dict) -> EncoderConfig:
+    return EncoderConfig(_core(c, "distilbert", 0, (), **_DISTILBERT))
 
 
 _BUILDERS = {"bert": _bert, "roberta": _roberta, "mpnet": _mpnet, "distilbert": _distilbert}
 
 
-def _decoder(path: Path, c: dict) -> EncoderSpec:
+def _decoder(path: Path, c: dict) -> EncoderConfig:
     """A decoder as an encoder: both directions where its config says `is_causal: false`, or names
     gte-Qwen2's own model code, whose default that is.
     """
@@ -344,34 +395,42 @@ def _decoder(path: Path, c: dict) -> EncoderSpec:
             "transformers runs itself are"
         )
     both = c.get("is_causal") is False or bool(code) and c.get("is_causal") is None
-    return EncoderSpec(huggingface.read_spec(path, causal=False), embed_norm=False, causal=not both)
+    return EncoderConfig(
+        huggingface.read_model_config(path, causal=False), embed_norm=False, causal=not both
+    )
 
 
-def encoder_config(spec: EncoderSpec) -> dict:
+def encoder_config_fields(config: EncoderConfig) -> dict:
     """The config.json of an encoder with its classification head, as `transformers` reads it."""
-    core = spec.core
+    core = config.core
     extra = dict(
-        id2label={str(i): name for i, name in enumerate(spec.labels)},
-        label2id={name: i for i, name in enumerate(spec.labels)},
+        id2label={str(i): name for i, name in enumerate(config.labels)},
+        label2id={name: i for i, name in enumerate(config.labels)},
     )
     extra |= dict(
         problem_type="multi_label_classification"
-        if spec.multi_label
+        if config.multi_label
         else "single_label_classification"
     )
     classes = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet", "distilbert": "DistilBert"}
     if core.architecture not in classes:
-        plain = config(core)
+        plain = config_fields(core)
         name = (
             plain["architectures"][0]
             .replace("ForCausalLM", "ForSequenceClassification")
             .replace("LMHeadModel", "ForSequenceClassification")
         )
-        return plain | extra | dict(architectures=[name], is_causal=spec.causal)
+        return plain | extra | dict(architectures=[name], is_causal=config.causal)
     shape = dict(
-        hidden_size=core.width, num_hidden_layers=core.layers, num_attention_heads=core.heads, intermediate_size=core.mlp, hidden_act=core.activation,
-        max_position_embeddings=core.context + core.position_offset, layer_norm_eps=core.norm_eps, initializer_range=core.init_scale,
-    )  # fmt: skip
+        hidden_size=core.d_model,
+        num_hidden_layers=core.num_layers,
+        num_attention_heads=core.num_heads,
+        intermediate_size=core.d_ff,
+        hidden_act=core.activation,
+        max_position_embeddings=core.max_seq_len + core.position_offset,
+        layer_norm_eps=core.norm_eps,
+        initializer_range=core.init_scale,
+    )
     if core.architecture == "distilbert":
         shape = {
             _DISTILBERT.get(name, name): value
@@ -379,14 +438,14 @@ def encoder_config(spec: EncoderSpec) -> dict:
             if name != "layer_norm_eps"
         }
     elif core.architecture == "mpnet":
-        shape |= dict(relative_attention_num_buckets=spec.relative_buckets)
+        shape |= dict(relative_attention_num_buckets=config.relative_buckets)
     else:
-        shape |= dict(type_vocab_size=spec.token_types)
+        shape |= dict(type_vocab_size=config.token_types)
     pad = core.position_offset - 1 if core.position_offset else 0
     return dict(
         model_type=core.architecture,
         architectures=[f"{classes[core.architecture]}ForSequenceClassification"],
-        vocab_size=core.vocab,
+        vocab_size=core.vocab_size,
         pad_token_id=pad,
         **shape,
         **extra,

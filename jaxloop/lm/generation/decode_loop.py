@@ -1,392 +1,315 @@
-"""Decoding: many texts of many chains through a fixed set of slots, in one compiled loop.
+"""The decoding loop with a cache in blocks: many texts of many chains in one compiled program.
 
-Slots come in lanes. A lane holds one adapter and works through one job: a run of requests (texts to
-write) of one chain, whose order and timing depend on nothing outside the job. A slot whose text
-ends takes its job's next request in the same step; a lane whose job is done takes the next job at
-the next window.
+This is continuous batching with one adapter per chain. A fixed number of slots each generate one
+text at a time. Slots come in adapter groups: a group holds the adapter of one chain and works
+through one job, which is a run of that chain's requests. Each step of the loop runs the model on
+the last token of every slot and samples the next one. A slot whose text ends takes its job's next
+request in the same step. Every W steps, at a window's start, groups whose job is done take the next
+job, with its adapter and its prompt cache.
 
-The cache is written without scatters. Time is cut into windows of W steps; all slots write step t
-of the current window at index t (one `dynamic_update_slice`), and a finished window goes whole into
-a ring of windows. A row sees an entry if it lies no more than `age` steps back, so a slot needs no
-clearing when it starts a new text. A row's share of a window is a block. At each window's start the
-blocks that some row is old enough to see are listed, oldest rows having most, and gathered behind
-the S blocks of the current window; attention is one product over that list, whose padded length is
-the smallest of a few `capacities` that suffices. So short texts do not pay for long ones. A row's
-sums run over its own blocks in their order in time, wherever they stand in the list, so they do not
-depend on the other rows.
+Which request runs when depends only on its job, so a job's texts do not depend on the other jobs.
+`kv_blocks` says how keys and values are kept; `decode_rows` is the engine for accelerators.
 
-Dimensions: A lanes, B slots a lane, S = A B slots, W steps a window, M most new tokens, N requests,
-J jobs, C chains, L layers, D model, G key/value heads, Q query heads per key/value head, K head
-size, P prompt cache length, Z cached prompts, V vocabulary, R windows in the ring, T blocks read.
+Dimensions: A adapter groups, B slots of a group, S = A B slots, W steps of a window, M most new
+tokens, N requests, J jobs, C chains, L layers, G key/value heads, Q query heads per key/value head,
+K head size, P prompt cache length, V vocabulary, T blocks read.
 """
 
-import dataclasses
 import functools
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from jaxloop.core.map_chains import AXIS
-from jaxloop.lm.generation import sampling
+from jaxloop.lm.generation import kv_blocks, slots
+from jaxloop.lm.generation.kv_blocks import KVRing
+from jaxloop.lm.generation.prefill import unstack_layers
 from jaxloop.lm.generation.sampling import Sampler
-from jaxloop.lm.model import attention, transformer
-from jaxloop.lm.model.config import Spec
-from jaxloop.lm.target import Target
+from jaxloop.lm.generation.slots import (
+    Completions,
+    DecodeShape,
+    Jobs,
+    Outputs,
+    PromptCache,
+    Requests,
+    Slots,
+    StepLog,
+)
+from jaxloop.lm.model import rotary, transformer
+from jaxloop.lm.model.config import ModelConfig
 
-HIDDEN = -1e9
+
+class _Groups(struct.PyTreeNode):
+    """What each adapter group holds."""
+
+    job: jax.Array  # [A]
+    next: jax.Array  # [A] next request of the job
+    end: jax.Array  # [A] end of the job's requests
+    prompt: jax.Array  # [A] or [S] prompt whose cache is held, -1 for none
+    keys: list[jax.Array]  # L x [A or S, G, P, K]
+    values: list[jax.Array]
+    adapter: Sequence[dict[str, Any] | None]  # L x {projection: {"a": [A, ...], "b": [A, ...]}}
+
+
+class _State(struct.PyTreeNode):
+    """What the loop carries from window to window."""
+
+    slots: Slots
+    groups: _Groups
+    next_job: jax.Array  # []
+    ring: KVRing
+    outputs: Outputs
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Compiled shape of a decoding program. `shared_prompt`: all requests of a job continue one
-    prompt, whose cache the lane holds once; otherwise each slot holds its own, and slots are
-    refilled at window boundaries only.
-    """
+class _Static:
+    """What is fixed when the program is compiled."""
 
-    lanes: int
-    slots: int
-    window: int
-    max_new_tokens: int
-    prompt: int
-    shared_prompt: bool = True
-
-    @property
-    def rows(self) -> int:
-        return self.lanes * self.slots
+    config: ModelConfig
+    sampler: Sampler
+    shape: DecodeShape
+    eos: int | tuple[int, ...] | None
+    platform: str
 
 
-class Prompts(NamedTuple):
-    """Cached prompts, all but their last token: that one is the first input of the loop."""
+class _Inputs(NamedTuple):
+    """Arrays that the loop only reads."""
 
-    keys: list  # L x [Z, G, P, K], rotated
-    values: list  # L x [Z, G, P, K]
-    length: jax.Array  # [Z] cached tokens
-    last: jax.Array  # [Z] last prompt token
-    tokens: jax.Array  # [Z, P + 1] whole prompt, padded with `last`
-
-
-class Requests(NamedTuple):
-    """Texts to write, in the order of their jobs."""
-
-    prompt: jax.Array  # [N] index of its prompt
-    key: jax.Array  # [N, 2] threefry key data
-    limit: jax.Array  # [N] most new tokens
+    params: dict[str, Any]
+    adapters: dict[str, Any] | None
+    rope: tuple[jax.Array, ...] | None  # cosines and sines of every position
+    prompts: PromptCache
+    requests: Requests
+    jobs: Jobs
 
 
-class Jobs(NamedTuple):
-    """Runs of requests [first, end) that one lane writes with one chain's adapter; empty runs are
-    padding.
-    """
+class _StepCarry(NamedTuple):
+    """What the steps of a window carry."""
 
-    first: jax.Array  # [J]
-    end: jax.Array  # [J]
-    chain: jax.Array  # [J]
-
-
-class Written(NamedTuple):
-    """What a call wrote. `steps` counts loop steps: useful share = length.sum() / (steps.sum() *
-    S).
-    """
-
-    tokens: jax.Array  # [N, M]
-    length: jax.Array  # [N] sampled tokens, EOS included
-    ended: jax.Array  # [N] whether it ended with EOS
-    steps: jax.Array  # [1], or one per device
-
-
-@struct.dataclass
-class Slots:
-    """The texts that are being written."""
-
-    token: jax.Array  # [S] next input
-    age: jax.Array  # [S] tokens of the row before it, prompt cache not counted
-    request: jax.Array  # [S] -1 when idle
-    seen: jax.Array | None  # [S, V] tokens already in the text, for the repetition penalty
-
-
-@struct.dataclass
-class _Lanes:
-    job: jax.Array  # [A]
-    next: jax.Array  # [A] next request of the job
-    end: jax.Array  # [A]
-    prompt: jax.Array  # [A] or [S] prompt whose cache is held
-    keys: list  # L x [A or S, G, P, K]
-    values: list
-    adapter: list  # L x {site: {"a": [A, D, nR], "b": [A, nR, O]}}
-
-
-@struct.dataclass
-class _State:
+    step: jax.Array  # [] steps of the window done
+    keys: list[jax.Array]  # L x [T, G, W, K]
+    values: list[jax.Array]
     slots: Slots
-    lanes: _Lanes
-    next_job: jax.Array
-    windows: jax.Array  # windows finished
-    store_k: list  # L x [windows, S, G, W, K]
-    store_v: list
-    tokens: jax.Array  # [N + 1, M]
-    length: jax.Array  # [N + 1]
-    ended: jax.Array  # [N + 1]
+    next_A: jax.Array
+    log: StepLog
+
+
+class _WindowResult(NamedTuple):
+    """What a window made: keys and values of its own blocks, L x [S, G, W, K]."""
+
+    keys: list[jax.Array]
+    values: list[jax.Array]
+    slots: Slots
+    next_A: jax.Array
+    log: StepLog
     steps: jax.Array
 
 
-def ring(shape: Shape) -> int:
-    """Windows that a row can look back on."""
-    return -(-(shape.max_new_tokens - 1) // shape.window)
-
-
-def capacities(shape: Shape) -> tuple[int, ...]:
-    """Blocks of earlier windows that a program may read, fewest first; the last one holds every row
-    at its oldest and always suffices.
-
-    On the mix of lengths of the papers (mean a fifth of the longest, long tail) rows need a fifth
-    of all blocks, give or take a tenth of that; texts that all run to the end need half, and more
-    only while they start together. One block more stands for "none".
-    """
-    full = shape.rows * ring(shape)
-    shares = (
-        (1.0,) if ring(shape) < 3 else (0.5, 1.0) if ring(shape) < 6 else (0.2, 0.28, 0.55, 1.0)
-    )
-    return tuple(math.ceil(full * share) + 1 for share in shares)
-
-
-def is_end(token, eos: int | tuple[int, ...] | None):
-    """Whether each token is (one of) `eos`, in the shape of `token`."""
-    ends = eos if isinstance(eos, tuple) else () if eos is None else (eos,)
-    return functools.reduce(
-        jnp.logical_or, [token == end for end in ends], jnp.zeros(token.shape, bool)
-    )
-
-
-def unstack(params: dict) -> dict:
-    """Weights with "layers" as a list: sliced once, outside the loop."""
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    return {**params, "layers": [transformer.layer(params["layers"], i) for i in range(count)]}
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "mesh", "target"))
-def prefill(
-    spec: Spec, params: dict, fused, tokens, length, mesh=None, target: Target = Target()
-) -> Prompts:
-    """Cache prompts. tokens [Z, P + 1] right-padded, length [Z] real tokens (at least 1); `fused`
-    adapters have C chains and Z is C equal runs.
-
-    Padding beyond a prompt's length is cached too and hidden by `Prompts.length`. With `mesh`
-    chains and prompts are shared out over devices.
-    """
-    return over_devices(functools.partial(_prefill, spec, target), mesh, 1)(
-        params, fused, tokens, length
-    )
-
-
-def over_devices(run, mesh, shared):
-    """`run` on every device of the mesh: the first `shared` arguments whole, the others and the
-    results cut on their leading axis.
-    """
-    if mesh is None:
-        return run
-
-    def mapped(*args):
-        specs = (P(),) * shared + (P(AXIS),) * (len(args) - shared)
-        return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)(
-            *args
-        )
-
-    return mapped
-
-
-def _prefill(spec, target, params, fused, tokens, length) -> Prompts:
-    rows, time = tokens.shape[0], tokens.shape[1] - 1
-    last = jnp.take_along_axis(tokens, (length - 1)[:, None], 1)[:, 0]
-    k_L, v_L = [], []
-    if time:
-        positions = jnp.broadcast_to(jnp.arange(time)[None], (rows, time)).reshape(-1)
-        x = transformer.embed(spec, params, tokens[:, :time].reshape(-1), positions)
-        tables = transformer.rope_tables(spec, positions)
-        # A TPU's kernel wants whole blocks of tokens, which few prompts have.
-        whole = attention.causal(
-            spec, rows, time, None, None, dataclasses.replace(target, splash=False)
-        )
-        for i in range(spec.layers):
-
-            def attend(q, k, v):
-                if tables is not None:
-                    q, k = transformer.rotate(q, *tables), transformer.rotate(k, *tables)
-                for store, x in ((k_L, k), (v_L, v)):
-                    store.append(
-                        x.reshape(rows, time, spec.kv_heads, spec.head_size).swapaxes(1, 2)
-                    )
-                return whole(q, k, v)
-
-            x = transformer.block(
-                spec,
-                _layer(params, i),
-                None if fused is None else transformer.adapter_layer(fused, i),
-                x,
-                attend,
-            )
-    else:
-        k_L = v_L = [
-            jnp.zeros((rows, spec.kv_heads, 0, spec.head_size), params["embed"].dtype)
-        ] * spec.layers
-    return Prompts(k_L, v_L, length - 1, last, tokens)
-
-
-def _layer(params, i):
-    return (
-        params["layers"][i]
-        if isinstance(params["layers"], list)
-        else transformer.layer(params["layers"], i)
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "sampler", "shape", "eos", "mesh", "platform"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "sampler", "shape", "eos", "mesh", "platform")
+)
 def decode(
-    spec: Spec, sampler: Sampler, shape: Shape, eos: int | tuple[int, ...] | None, params: dict, fused, prompts: Prompts, requests: Requests,
-    jobs: Jobs, mesh=None, platform="cpu",
-) -> Written:  # fmt: skip
-    """Write every request. `params` as from `unstack` (or stacked), `fused` adapters with
-    block-diagonal b and C chains, or None.
+    config: ModelConfig,
+    params: dict[str, Any],
+    adapters: dict[str, Any] | None,
+    prompts: PromptCache,
+    requests: Requests,
+    jobs: Jobs,
+    *,
+    sampler: Sampler,
+    shape: DecodeShape,
+    eos: int | tuple[int, ...] | None,
+    mesh: Mesh | None = None,
+    platform: str = "cpu",
+) -> Completions:
+    """Generate the text of every request.
 
-    `requests` and `jobs` may be padded: requests outside every job are not written, jobs with first
-    == end are skipped for nothing.
-    A text ends with `eos` (any of several; None: never) or at its limit. At the same (shape,
-      sampler, padded sizes), a job's texts do not
-    depend on the other jobs.
-    With `mesh`, everything but `params` is cut on its leading axis into one equal piece per device,
-    with indices that count inside the
-    piece; each device runs its own loop of `shape` slots and stops by itself. `platform`: what the
-    program is made for.
+    A text ends with an EOS or at its limit. With the same (shape, sampler, padded sizes), a job's
+    texts do not depend on the other jobs.
+
+    Args:
+        config: config of the model.
+        params: weights, as from `unstack_layers` or stacked.
+        adapters: packed adapters of C chains with block-diagonal b, or None.
+        prompts: caches, as from `prefill`.
+        requests: padded; requests outside every job are not generated.
+        jobs: padded at the end by jobs with first == end.
+        sampler: how a token is drawn.
+        shape: static shape of the program.
+        eos: token or tokens that end a text; None: none does.
+        mesh: devices over which everything but `params` is sharded on its leading axis, with
+            indices that count inside a device's piece. Each device runs its own loop of `shape`
+            slots and stops by itself.
+        platform: what the program is compiled for.
     """
     if not isinstance(params["layers"], list):
-        params = unstack(params)
-    return over_devices(functools.partial(_decode, spec, sampler, shape, eos, platform), mesh, 1)(
-        params, fused, prompts, requests, jobs
-    )
+        params = unstack_layers(params)
+    static = _Static(config, sampler, shape, eos, platform)
+    run = slots.map_over_devices(functools.partial(_decode, static), mesh, 1)
+    return run(params, adapters, prompts, requests, jobs)
 
 
-def _decode(spec, sampler, shape, eos, platform, params, fused, prompts, requests, jobs) -> Written:
-    n = requests.limit.shape[0]
-    if fused is not None and shape.lanes == 1 and jax.tree.leaves(fused)[0].shape[0] == 1:
-        params, fused = _merged(params, fused), None
-    depth, dtype = len(params["layers"]), params["embed"].dtype
-    empty = jnp.zeros(
-        (max(1, ring(shape)), shape.rows, spec.kv_heads, shape.window, spec.head_size), dtype
+@jax.named_scope("decode")
+def _decode(
+    static: _Static,
+    params: dict[str, Any],
+    adapters: dict[str, Any] | None,
+    prompts: PromptCache,
+    requests: Requests,
+    jobs: Jobs,
+) -> Completions:
+    shape = static.shape
+    if adapters is not None and shape.num_groups == 1 and _num_chains(adapters) == 1:
+        params, adapters = _merge_adapter(params, adapters), None
+    # Sines and cosines are looked up: XLA would fuse them into their readers and compute them again
+    # for every head of every layer.
+    positions = jnp.arange(shape.prompt_len + shape.max_new_tokens + 1)
+    inputs = _Inputs(
+        params=params,
+        adapters=adapters,
+        rope=rotary.rope_tables(static.config, positions),
+        prompts=prompts,
+        requests=requests,
+        jobs=jobs,
     )
-    holders = shape.lanes if shape.shared_prompt else shape.rows
-    cache = jnp.zeros((holders, *prompts.keys[0].shape[1:]), dtype)
-    idle = jnp.zeros((shape.lanes,), jnp.int32)
-    none = jnp.full((shape.rows,), -1, jnp.int32)
-    seen = jnp.zeros((shape.rows, spec.vocab), bool) if sampler.needs_seen else None
-    lanes = _Lanes(
-        job=idle,
-        next=idle,
-        end=idle,
+
+    def run_and_assign(state):
+        return _assign_jobs(static, inputs, _run_window(static, inputs, state))
+
+    state = _assign_jobs(static, inputs, _first_state(static, inputs))
+    state = jax.lax.while_loop(lambda s: (s.slots.request >= 0).any(), run_and_assign, state)
+    return slots.completions(state.outputs)
+
+
+def _num_chains(adapters: Any) -> int:
+    return jax.tree.leaves(adapters)[0].shape[0]
+
+
+def _first_state(static: _Static, inputs: _Inputs) -> _State:
+    """All slots and groups idle."""
+    config, shape = static.config, static.shape
+    depth, dtype = len(inputs.params["layers"]), inputs.params["embed"].dtype
+    idle_A = jnp.zeros((shape.num_groups,), jnp.int32)
+    holders = shape.num_groups if shape.shared_prompt else shape.num_slots
+    cache = jnp.zeros((holders, *inputs.prompts.keys[0].shape[1:]), dtype)
+    groups = _Groups(
+        job=idle_A,
+        next=idle_A,
+        end=idle_A,
         prompt=jnp.full((holders,), -1, jnp.int32),
         keys=[cache] * depth,
         values=[cache] * depth,
-        adapter=_lane_adapters(fused, idle, depth),
+        adapter=_group_adapters(inputs.adapters, idle_A, depth),
     )
-    state = _State(
-        slots=Slots(token=jnp.zeros_like(none), age=jnp.zeros_like(none), request=none, seen=seen),
-        lanes=lanes,
+    return _State(
+        slots=slots.idle_slots(shape, static.sampler, config.vocab_size),
+        groups=groups,
         next_job=jnp.int32(0),
-        windows=jnp.int32(0),
-        store_k=[empty] * depth,
-        store_v=[empty] * depth,
-        tokens=jnp.zeros((n + 1, shape.max_new_tokens), jnp.int32),
-        length=jnp.zeros((n + 1,), jnp.int32),
-        ended=jnp.zeros((n + 1,), bool),
-        steps=jnp.int32(0),
+        ring=kv_blocks.empty_ring(shape, depth, config.num_kv_heads, config.head_dim, dtype),
+        outputs=slots.empty_outputs(inputs.requests.limit.shape[0], shape.max_new_tokens),
     )
-    # Sines and cosines are looked up: XLA would fuse them into their readers and take each anew for
-    # every head of every layer.
-    rope = transformer.rope_tables(spec, jnp.arange(shape.prompt + shape.max_new_tokens + 1))
-    advance = functools.partial(
-        _window, spec, sampler, shape, eos, platform, params, rope, prompts, requests
-    )
-    assign = functools.partial(_assign, sampler, shape, fused, prompts, requests, jobs)
-    state = jax.lax.while_loop(
-        lambda s: (s.slots.request >= 0).any(), lambda s: assign(advance(s)), assign(state)
-    )
-    return Written(state.tokens[:n], state.length[:n], state.ended[:n], state.steps[None])
 
 
-def _merged(params, fused):
-    """Weights of the one chain that a call writes for, W + a b: with a single adapter nothing is
-    shared, and the sum costs one step or two.
+def _merge_adapter(params, adapters):
+    """Merge the adapter of the only chain that a call generates for: W + a b.
+
+    No other chain needs the base's weights then, and the sum costs only as much as a step or two.
     """
 
-    def add(w, i):
-        return w | {
-            site: (
-                w[site]
-                + jnp.einsum(
-                    "dr,ro->do", f["a"][0, i], f["b"][0, i], preferred_element_type=jnp.float32
-                )
-            ).astype(w[site].dtype)
-            for site, f in fused.items()
-        }
+    def merge(weights, i):
+        merged = {}
+        for projection, adapter in adapters.items():
+            a_DR, b_RO = adapter.a[0, i], adapter.b[0, i]
+            w_DO = weights[projection]
+            delta_DO = jnp.einsum("dr,ro->do", a_DR, b_RO, preferred_element_type=jnp.float32)
+            merged[projection] = (w_DO + delta_DO).astype(w_DO.dtype)
+        return weights | merged
 
-    return params | {"layers": [add(w, i) for i, w in enumerate(params["layers"])]}
+    return params | {"layers": [merge(weights, i) for i, weights in enumerate(params["layers"])]}
 
 
-def _lane_adapters(fused, chain_A, depth):
-    """Adapters of the lanes by layer. One chain needs no copies: its adapter serves all rows in one
-    product.
+def _group_adapters(adapters, chain_A, depth):
+    """Adapters of the groups, by layer.
+
+    The adapter of a single chain needs no copies: it serves all slots in one product.
     """
-    if fused is None:
+    if adapters is None:
         return [None] * depth
-    single = jax.tree.leaves(fused)[0].shape[0] == 1
-    mine = fused if single else jax.tree.map(lambda leaf: leaf[chain_A], fused)
-    return [transformer.adapter_layer(mine, i) for i in range(depth)]
+    if _num_chains(adapters) > 1:
+        adapters = jax.tree.map(lambda leaf: leaf[chain_A], adapters)
+    return [transformer.adapter_layer(adapters, i) for i in range(depth)]
 
 
-def _assign(sampler, shape, fused, prompts, requests, jobs, s: _State) -> _State:
-    """At a window's start: free lanes take jobs, idle slots take requests, and the lanes' adapters
-    and prompt caches follow.
+def _assign_jobs(static: _Static, inputs: _Inputs, state: _State) -> _State:
+    """Assign work at a window's start.
+
+    Groups that are done take the next jobs, idle slots take requests of their groups' jobs, and the
+    adapters and prompt caches of the groups are replaced where these changed.
     """
-    lanes, slots = s.lanes, s.slots
-    busy_A = (slots.request.reshape(shape.lanes, shape.slots) >= 0).any(-1) | (
-        lanes.next < lanes.end
-    )
-    # Skip empty (padding) jobs by counting real ones only: padding is always at the end.
-    real = (jobs.end > jobs.first).sum(dtype=jnp.int32)
-    take_A = ~busy_A & (s.next_job + _rank(~busy_A) < real)
-    job_A = jnp.where(
-        take_A, jnp.minimum(s.next_job + _rank(~busy_A), jobs.first.shape[0] - 1), lanes.job
-    )
-    next_A = jnp.where(take_A, jobs.first[job_A], lanes.next)
-    end_A = jnp.where(take_A, jobs.end[job_A], lanes.end)
-    slots, next_A, fresh_S = _refill(shape, slots, slots.request < 0, next_A, end_A)
+    shape, groups, jobs = static.shape, state.groups, inputs.jobs
+    live_AB = state.slots.request.reshape(shape.num_groups, shape.slots_per_group) >= 0
+    busy_A = live_AB.any(-1) | (groups.next < groups.end)
+    # Padding is always at the end, so counting the real jobs is enough to skip it.
+    num_jobs = (jobs.end > jobs.first).sum(dtype=jnp.int32)
+    wanted_A = state.next_job + _rank(~busy_A)
+    takes_A = ~busy_A & (wanted_A < num_jobs)
+    job_A = jnp.where(takes_A, jnp.minimum(wanted_A, jobs.first.shape[0] - 1), groups.job)
+    next_A = jnp.where(takes_A, jobs.first[job_A], groups.next)
+    end_A = jnp.where(takes_A, jobs.end[job_A], groups.end)
+    after, next_A, fresh_S = _refill(shape, state.slots, next_A, end_A)
     if shape.shared_prompt:
-        held = jnp.where(take_A, requests.prompt[jobs.first[job_A]], lanes.prompt)
-        start_S = jnp.repeat(held, shape.slots)
+        of_job_A = inputs.requests.prompt[jobs.first[job_A]]
+        prompt = jnp.where(takes_A, of_job_A, groups.prompt)
+        prompt_S = jnp.repeat(prompt, shape.slots_per_group)
     else:
-        held = jnp.where(fresh_S, requests.prompt[jnp.maximum(slots.request, 0)], lanes.prompt)
-        start_S = held
-    slots = begin(sampler, prompts, slots, fresh_S, start_S)
-    depth = len(lanes.keys)
-    keys, values = jax.lax.cond(
-        (held != lanes.prompt).any(),
-        lambda: ([k[held] for k in prompts.keys], [v[held] for v in prompts.values]),
-        lambda: (lanes.keys, lanes.values),
+        of_request_S = inputs.requests.prompt[jnp.maximum(after.request, 0)]
+        prompt = jnp.where(fresh_S, of_request_S, groups.prompt)
+        prompt_S = prompt
+    after = slots.start_requests(inputs.prompts, after, fresh_S, prompt_S)
+    keys, values = _prompt_caches(inputs.prompts, groups, prompt)
+    groups = _Groups(
+        job=job_A,
+        next=next_A,
+        end=end_A,
+        prompt=prompt,
+        keys=keys,
+        values=values,
+        adapter=_assigned_adapters(inputs, groups, takes_A, job_A),
     )
-    adapter = lanes.adapter
-    if fused is not None and jax.tree.leaves(fused)[0].shape[0] > 1:
-        adapter = jax.lax.cond(
-            take_A.any(),
-            lambda: _lane_adapters(fused, jobs.chain[job_A], depth),
-            lambda: lanes.adapter,
-        )
-    lanes = _Lanes(
-        job=job_A, next=next_A, end=end_A, prompt=held, keys=keys, values=values, adapter=adapter
-    )
-    return s.replace(slots=slots, lanes=lanes, next_job=s.next_job + take_A.sum(dtype=jnp.int32))
+    next_job = state.next_job + takes_A.sum(dtype=jnp.int32)
+    return state.replace(slots=after, groups=groups, next_job=next_job)
+
+
+def _prompt_caches(
+    prompts: PromptCache, groups: _Groups, prompt: jax.Array
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Keys and values of the prompts [A or S], copied only where one of them changed."""
+
+    def copy():
+        return [k[prompt] for k in prompts.keys], [v[prompt] for v in prompts.values]
+
+    def keep():
+        return groups.keys, groups.values
+
+    return jax.lax.cond((prompt != groups.prompt).any(), copy, keep)
+
+
+def _assigned_adapters(
+    inputs: _Inputs, groups: _Groups, takes_A: jax.Array, job_A: jax.Array
+) -> Sequence[dict[str, Any] | None]:
+    """The groups' adapters by layer, copied only where a group took a job."""
+    adapters, depth = inputs.adapters, len(groups.keys)
+    if adapters is None or _num_chains(adapters) == 1:
+        return groups.adapter
+
+    def copy():
+        return _group_adapters(adapters, inputs.jobs.chain[job_A], depth)
+
+    return jax.lax.cond(takes_A.any(), copy, lambda: groups.adapter)
 
 
 def _rank(flag):
@@ -394,266 +317,148 @@ def _rank(flag):
     return jnp.cumsum(flag.astype(jnp.int32), -1) - 1
 
 
-def _refill(shape, slots, free_S, next_A, end_A):
-    """Free slots take their lane's next requests in slot order. Returns slots (request set, -1
-    where none is left), next, and who took one.
+def _refill(
+    shape: DecodeShape, state: Slots, next_A: jax.Array, end_A: jax.Array
+) -> tuple[Slots, jax.Array, jax.Array]:
+    """Idle slots take their group's next requests in slot order.
+
+    Returns the slots, the groups' next requests [A], and which slots took one [S].
     """
-    free = free_S.reshape(shape.lanes, shape.slots)
-    wanted = next_A[:, None] + _rank(free)
-    got = free & (wanted < end_A[:, None])
-    request = jnp.where(
-        got, wanted, jnp.where(free, -1, slots.request.reshape(free.shape))
-    ).reshape(-1)
-    return slots.replace(request=request), next_A + got.sum(-1, dtype=jnp.int32), got.reshape(-1)
+    free_AB = (state.request < 0).reshape(shape.num_groups, shape.slots_per_group)
+    request_AB = state.request.reshape(free_AB.shape)
+    wanted_AB = next_A[:, None] + _rank(free_AB)
+    takes_AB = free_AB & (wanted_AB < end_A[:, None])
+    request_AB = jnp.where(takes_AB, wanted_AB, jnp.where(free_AB, -1, request_AB))
+    next_A = next_A + takes_AB.sum(-1, dtype=jnp.int32)
+    return state.replace(request=request_AB.reshape(-1)), next_A, takes_AB.reshape(-1)
 
 
-def advance(sampler, eos, requests: Requests, slots: Slots, logits_SV):
-    """The slots after a step, and what it wrote: request, age, token, whether the slot is live and
-    whether its text ended, each [S].
+def _run_window(static: _Static, inputs: _Inputs, state: _State) -> _State:
+    """Run up to W steps.
+
+    The number of blocks that are read is chosen first, because it is static. Then they are
+    gathered, the steps run, and the window's own blocks and tokens are stored.
     """
-    age, live, request = slots.age, slots.request >= 0, jnp.maximum(slots.request, 0)
-    keys = jax.random.wrap_key_data(requests.key[request], impl="threefry2x32")
-    u = jax.vmap(lambda key, a: jax.random.uniform(jax.random.fold_in(key, a)))(keys, age)
-    token = sampling.next_token(sampler, logits_SV, u, slots.seen)
-    ended = live & is_end(token, eos)
-    done = live & (ended | (age + 1 >= requests.limit[request]))
-    seen = slots.seen
-    if sampler.needs_seen:
-        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
-    after = Slots(token=token, age=age + 1, request=jnp.where(done, -1, slots.request), seen=seen)
-    return after, (request, age, token, live, ended)
-
-
-def begin(sampler, prompts, slots, fresh_S, prompt_S):
-    """Put the slots in `fresh_S` at the last token of their prompts."""
-    token = jnp.where(fresh_S, prompts.last[jnp.maximum(prompt_S, 0)], slots.token)
-    seen = slots.seen
-    if sampler.needs_seen:
-        whole = prompts.tokens[jnp.maximum(prompt_S, 0)]
-        rows = jnp.arange(whole.shape[0])[:, None]
-        seen = jnp.where(fresh_S[:, None], jnp.zeros_like(seen).at[rows, whole].set(True), seen)
-    return slots.replace(token=token, age=jnp.where(fresh_S, 0, slots.age), seen=seen)
-
-
-def _window(
-    spec, sampler, shape, eos, platform, params, rope, prompts, requests, s: _State
-) -> _State:
-    """Up to W steps. Chooses the capacity, gathers the blocks that are read, runs the steps, and
-    files the window's cache and tokens.
-    """
-    n = requests.limit.shape[0]
-    count_S = jnp.where(s.slots.request >= 0, -(-s.slots.age // shape.window), 0)
-    options = capacities(shape)
-    choice = (count_S.sum(dtype=jnp.int32) >= jnp.array(options[:-1], jnp.int32)).sum(
-        dtype=jnp.int32
-    )
-    run = [
-        functools.partial(
-            _steps, spec, sampler, shape, eos, platform, params, rope, prompts, requests, option
-        )
-        for option in options
-    ]
-    cur_k, cur_v, slots, lane_next, log, steps = jax.lax.switch(choice, run, s, count_S)
-    at = s.windows % len(s.store_k[0])
-    file = lambda store, cur: jax.lax.dynamic_update_slice(store, cur[None], (at, 0, 0, 0, 0))  # noqa: E731
-    request, age, token, live, ended = log
-    row, column = jnp.where(live, request, n), jnp.where(live, age, 0)
-    return s.replace(
-        slots=slots,
-        lanes=s.lanes.replace(next=lane_next),
-        windows=s.windows + 1,
-        store_k=[file(a, b) for a, b in zip(s.store_k, cur_k)],
-        store_v=[file(a, b) for a, b in zip(s.store_v, cur_v)],
-        tokens=s.tokens.at[row, column].set(token),
-        length=s.length.at[row].max(column + 1),
-        ended=s.ended.at[row].max(ended),
-        steps=s.steps + steps,
-    )
-
-
-class _Blocks(NamedTuple):
-    """The blocks that a window reads: first every row's own of the current window, then those of
-    earlier windows, row by row.
-    """
-
-    keys: list  # L x [T, G, W, K]
-    values: list
-    row: jax.Array  # [T] whose it is
-    back: (
-        jax.Array
-    )  # [T, W] steps from each entry to step 0 of the current window; below 0 in the current one
-    # [S, 1 + R] where a row's blocks stand, latest first; the last block, which nobody sees, where
-    # it has none
-    table: jax.Array
-
-
-def _gather_blocks(shape, capacity, s: _State, count_S) -> _Blocks:
-    rows, last = shape.rows, shape.rows + capacity - 1
-    end_S = jnp.cumsum(count_S, dtype=jnp.int32)
-    listed = jnp.arange(capacity, dtype=jnp.int32)
-    row = jnp.minimum((end_S[None] <= listed[:, None]).sum(-1, dtype=jnp.int32), rows - 1)
-    ago = jnp.where(
-        listed < end_S[-1], listed - (end_S - count_S)[row] + 1, 2 * shape.max_new_tokens
-    )
-    everyone = jnp.arange(rows, dtype=jnp.int32)
-    row, ago = jnp.concatenate([everyone, row]), jnp.concatenate([jnp.zeros_like(everyone), ago])
-    # The current window starts from whatever the ring holds at its place: finite numbers, seen by
-    # nobody before they are overwritten.
-    at = (s.windows - ago) % len(s.store_k[0]) * rows + row
-    back = ago[:, None] * shape.window - jnp.arange(shape.window, dtype=jnp.int32)[None]
-    ages = jnp.arange(ring(shape), dtype=jnp.int32)[None]
-    table = jnp.where(ages < count_S[:, None], rows + (end_S - count_S)[:, None] + ages, last)
-    read = lambda store: store.reshape(-1, *store.shape[2:])[at]  # noqa: E731
-    return _Blocks(
-        [read(k) for k in s.store_k],
-        [read(v) for v in s.store_v],
-        row,
-        back,
-        jnp.concatenate([everyone[:, None], table], 1),
+    shape = static.shape
+    earlier_S = -(-state.slots.age // shape.window)
+    earlier_S = jnp.where(state.slots.request >= 0, earlier_S, 0)
+    buckets = kv_blocks.block_count_buckets(shape)
+    too_small = earlier_S.sum(dtype=jnp.int32) >= jnp.array(buckets[:-1], jnp.int32)
+    branches = [functools.partial(_steps, static, inputs, bucket) for bucket in buckets]
+    window = jax.lax.switch(too_small.sum(dtype=jnp.int32), branches, state, earlier_S)
+    return state.replace(
+        slots=window.slots,
+        groups=state.groups.replace(next=window.next_A),
+        ring=kv_blocks.store_window(state.ring, window.keys, window.values),
+        outputs=slots.file_log(state.outputs, window.log, window.steps),
     )
 
 
 def _steps(
-    spec,
-    sampler,
-    shape,
-    eos,
-    platform,
-    params,
-    rope,
-    prompts,
-    requests,
-    capacity,
-    s: _State,
-    count_S,
-):
-    """The steps of one window with room for `capacity` blocks of earlier ones."""
-    blocks = _gather_blocks(shape, capacity, s, count_S)
-    lanes, rows = s.lanes, shape.rows
-    prompt_length = prompts.length[jnp.maximum(lanes.prompt, 0)]  # [A or S]
-    length_S = jnp.repeat(prompt_length, shape.slots) if shape.shared_prompt else prompt_length
-    log = tuple(
-        jnp.zeros((shape.window, rows), t)
-        for t in (jnp.int32, jnp.int32, jnp.int32, jnp.bool_, jnp.bool_)
+    static: _Static, inputs: _Inputs, block_count: int, state: _State, earlier_S: jax.Array
+) -> _WindowResult:
+    """The steps of one window with room for `block_count` blocks of earlier ones."""
+    shape, prompts, groups = static.shape, inputs.prompts, state.groups
+    blocks = kv_blocks.gather_blocks(shape, block_count, state.ring, earlier_S)
+    prompt_len = prompts.length[jnp.maximum(groups.prompt, 0)]  # [A or S]
+    prompt_len_S = prompt_len
+    if shape.shared_prompt:
+        prompt_len_S = jnp.repeat(prompt_len, shape.slots_per_group)
+    model_step = functools.partial(
+        _model_step, static, inputs, blocks, groups, prompt_len, prompt_len_S
     )
 
-    def step(carry):
-        t, cur_k, cur_v, slots, next_A, log = carry
-        age = slots.age
-        position = length_S + age
-        x = transformer.embed(spec, params, slots.token, position)
-        tables = None if rope is None else tuple(table[position] for table in rope)
-        far = blocks.back + t
-        seen_TW = (far >= 0) & (far <= age[blocks.row][:, None])
-        new_k, new_v = list(cur_k), list(cur_v)
-        for i, w in enumerate(params["layers"]):
-
-            def attend(q, k, v):
-                if tables is not None:
-                    q, k = transformer.rotate(q, *tables), transformer.rotate(k, *tables)
-                new_k[i] = jax.lax.dynamic_update_slice(cur_k[i], k[:, :, None], (0, 0, t, 0))  # noqa: B023
-                new_v[i] = jax.lax.dynamic_update_slice(cur_v[i], v[:, :, None], (0, 0, t, 0))  # noqa: B023
-                q = _held(platform, q).reshape(rows, spec.kv_heads, -1, spec.head_size)
-                prompt = _prompt_scores(shape, q, lanes.keys[i], prompt_length)  # noqa: B023
-                return (
-                    _attend(shape, blocks, q, new_k[i], new_v[i], seen_TW, prompt, lanes.values[i])
-                    .astype(q.dtype)
-                    .reshape(rows, -1)
-                )  # noqa: B023
-
-            x = transformer.block(spec, w, lanes.adapter[i], x, attend)
-        logits = transformer.project(spec, params, transformer.finish(spec, params, x))
-        slots, entry = advance(sampler, eos, requests, slots, logits)
-        log = tuple(
-            jax.lax.dynamic_update_slice(a, b[None], (t, 0))
-            for a, b in zip(log, entry, strict=True)
+    def step(carry: _StepCarry) -> _StepCarry:
+        logits_SV, keys, values = model_step(carry)
+        after, entry = slots.sample_step(
+            static.sampler, static.eos, inputs.requests, carry.slots, logits_SV
         )
+        log, next_A = slots.write_log(carry.log, carry.step, entry), carry.next_A
         if shape.shared_prompt:
-            slots, next_A, fresh = _refill(shape, slots, slots.request < 0, next_A, lanes.end)
-            slots = begin(sampler, prompts, slots, fresh, jnp.repeat(lanes.prompt, shape.slots))
-        return t + 1, new_k, new_v, slots, next_A, log
+            after, next_A, fresh_S = _refill(shape, after, next_A, groups.end)
+            prompt_S = jnp.repeat(groups.prompt, shape.slots_per_group)
+            after = slots.start_requests(prompts, after, fresh_S, prompt_S)
+        return _StepCarry(carry.step + 1, keys, values, after, next_A, log)
 
-    def more(carry):
-        return (carry[0] < shape.window) & (carry[3].request >= 0).any()
+    def goes_on(carry: _StepCarry) -> jax.Array:
+        return (carry.step < shape.window) & (carry.slots.request >= 0).any()
 
-    t, cur_k, cur_v, slots, next_A, log = jax.lax.while_loop(
-        more, step, (jnp.int32(0), blocks.keys, blocks.values, s.slots, lanes.next, log)
+    first = _StepCarry(
+        step=jnp.int32(0),
+        keys=blocks.keys,
+        values=blocks.values,
+        slots=state.slots,
+        next_A=groups.next,
+        log=slots.empty_log(shape),
     )
-    return [k[:rows] for k in cur_k], [v[:rows] for v in cur_v], slots, next_A, log, t
+    last = jax.lax.while_loop(goes_on, step, first)
+    return _WindowResult(
+        keys=[k[: shape.num_slots] for k in last.keys],
+        values=[v[: shape.num_slots] for v in last.values],
+        slots=last.slots,
+        next_A=last.next_A,
+        log=last.log,
+        steps=last.step,
+    )
 
 
-def _held(platform, x):
-    """x, computed once. All blocks of a row read its query, and a CPU would rotate it again for
-    each: XLA drops barriers there, but a product is never fused into its readers.
+@jax.named_scope("decode_step")
+def _model_step(
+    static: _Static,
+    inputs: _Inputs,
+    blocks: kv_blocks.KVBlocks,
+    groups: _Groups,
+    prompt_len: jax.Array,
+    prompt_len_S: jax.Array,
+    carry: _StepCarry,
+) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
+    """Run the model on the last token of every slot.
+
+    Returns logits [S, V], and the blocks of keys and of values with the new ones, by layer.
+    """
+    config, shape, step = static.config, static.shape, carry.step
+    age_S = carry.slots.age
+    position_S = prompt_len_S + age_S
+    x_SD = transformer.embed(config, inputs.params, carry.slots.token, position_S)
+    rope = None
+    if inputs.rope is not None:
+        rope = tuple(table[position_S] for table in inputs.rope)
+    steps_back_TW = blocks.steps_back + step
+    seen_TW = (steps_back_TW >= 0) & (steps_back_TW <= age_S[blocks.slot][:, None])
+    keys, values = list(carry.keys), list(carry.values)
+
+    def attend(i, q, k, v):
+        if rope is not None:
+            q, k = rotary.rotate(q, *rope), rotary.rotate(k, *rope)
+        keys[i] = jax.lax.dynamic_update_slice(keys[i], k[:, :, None], (0, 0, step, 0))
+        values[i] = jax.lax.dynamic_update_slice(values[i], v[:, :, None], (0, 0, step, 0))
+        q = _computed_once(static.platform, q)
+        q_SGQK = q.reshape(shape.num_slots, config.num_kv_heads, -1, config.head_dim)
+        out = kv_blocks.attend_blocks(
+            shape,
+            blocks,
+            q_SGQK,
+            keys[i],
+            values[i],
+            seen_TW,
+            kv_blocks.prompt_scores(shape, q_SGQK, groups.keys[i], prompt_len),
+            groups.values[i],
+        )
+        return out.astype(q.dtype).reshape(shape.num_slots, -1)
+
+    for i, weights in enumerate(inputs.params["layers"]):
+        attend_i = functools.partial(attend, i)
+        x_SD = transformer.block(config, weights, groups.adapter[i], x_SD, attend_i)
+    x_SD = transformer.final_norm(config, inputs.params, x_SD)
+    return transformer.lm_logits(config, inputs.params, x_SD), keys, values
+
+
+def _computed_once(platform, x):
+    """x, in a form that XLA does not compute again for each of its readers.
+
+    All blocks of a slot read its query, and a CPU would rotate it again for each. There XLA drops
+    barriers, but it never fuses a product into its readers.
     """
     if platform != "cpu":
         return jax.lax.optimization_barrier(x)
     return x @ jnp.eye(x.shape[-1], dtype=x.dtype)
-
-
-def _attend(shape, blocks: _Blocks, q_SGQK, keys, values, seen_TW, prompt, prompt_values):
-    """Attention output [S, G, Q, K] in float32 over a row's blocks and its prompt; `prompt`: masked
-    scores [S, G, Q, P].
-    """
-    scores = (
-        jnp.einsum("tgqk,tgwk->tgqw", q_SGQK[blocks.row], keys, preferred_element_type=jnp.float32)
-        * q_SGQK.shape[-1] ** -0.5
-    )
-    scores = jnp.where(seen_TW[:, None, None], scores, HIDDEN)
-    top = jnp.maximum(
-        _over_rows(blocks, scores.max(-1), jnp.maximum), prompt.max(-1, initial=HIDDEN)
-    )
-    weight = jnp.exp(scores - top[blocks.row][..., None])
-    value = jnp.einsum(
-        "tgqw,tgwk->tgqk", weight.astype(values.dtype), values, preferred_element_type=jnp.float32
-    )
-    total, value = _over_rows(blocks, weight.sum(-1), jnp.add), _over_rows(blocks, value, jnp.add)
-    if prompt.shape[-1]:
-        weight = jnp.exp(prompt - top[..., None])
-        total = total + weight.sum(-1)
-        value = value + _by_lane(
-            shape,
-            weight.astype(prompt_values.dtype),
-            lambda w: jnp.einsum(
-                "agxp,agpk->agxk", w, prompt_values, preferred_element_type=jnp.float32
-            ),
-        )
-    return value / total[..., None]
-
-
-def _over_rows(blocks: _Blocks, x, combine):
-    """[T, ...] of blocks to [S, ...] of rows, block after block in time. A chain of gathers fuses;
-    a scatter would add in any order on a GPU.
-    """
-    return functools.reduce(combine, (x[blocks.table[:, j]] for j in range(blocks.table.shape[1])))
-
-
-def _prompt_scores(shape, q_SGQK, keys, length):
-    """Masked scores [S, G, Q, P] against the prompt cache: one per lane, read by all its slots in
-    one product, or one per slot.
-    """
-    seen = jnp.arange(keys.shape[2])[None] < length[:, None]
-
-    def score(q):
-        raw = (
-            jnp.einsum("agxk,agpk->agxp", q, keys, preferred_element_type=jnp.float32)
-            * q_SGQK.shape[-1] ** -0.5
-        )
-        return jnp.where(seen[:, None, None], raw, HIDDEN)
-
-    return _by_lane(shape, q_SGQK, score)
-
-
-def _by_lane(shape, x, run):
-    """`run` on [S, G, Q, ...] with the slots of a lane side by side, [A, G, B Q, ...], where they
-    share a prompt cache.
-    """
-    if not shape.shared_prompt:
-        return run(x)
-    s, g, q = x.shape[:3]
-    y = run(
-        x.reshape(shape.lanes, shape.slots, g, q, -1)
-        .swapaxes(1, 2)
-        .reshape(shape.lanes, g, shape.slots * q, -1)
-    )
-    return y.reshape(shape.lanes, g, shape.slots, q, -1).swapaxes(1, 2).reshape(s, g, q, -1)

@@ -1,263 +1,401 @@
-"""Decoding on accelerators: `decode.decode` with each slot's cache in a row of its own. On a GPU
-kernels write it in place and read it as far as it has come; on a TPU XLA alone writes all rows at
-one place, as rings, and reads them whole.
+"""The decoding loop with a cache in rows: `decode_loop.decode` for accelerators.
 
-Where `decode.py` cuts time into windows that all slots share, here nothing of a text depends on
-when it starts: token `age` of a slot lies at place `age` of its row. So slots of all lanes that
-hold one chain's adapter take texts from one queue, at any step, and only the end of a chain's texts
-leaves slots idle. Windows remain for what need not happen in every step: lanes change chains, and
-tokens are filed.
+Each slot has a cache row of its own. On a GPU, kernels write the row in place and read only the
+part that is filled (`row_attention`, `row_adapters`). On a TPU there are no such kernels: XLA
+writes all rows at the same index, so that each row is a ring, and reads whole rows.
 
-Dimensions: A lanes, B slots a lane, S = A B slots, W steps a window, N requests, J jobs, C chains,
-L layers, D model, H query heads, G key/value heads, K head size, M cached tokens of a slot, P
-prompt cache length, Z cached prompts, V vocabulary.
+A text does not depend on the step at which it starts: on a GPU, token `age` of a slot lies at index
+`age` of its row. So the slots of all adapter groups that hold one chain's adapter take texts from
+one queue, at any step, and slots are idle only when a chain has no more texts. What need not happen
+in every step happens at the end of a window: groups change chains, and the sampled tokens are
+copied to the outputs.
+
+Dimensions: A adapter groups, B slots of a group, S = A B slots, W steps of a window, N requests,
+J jobs, C chains, L layers, D model, H query heads, G key/value heads, K head size, M cached tokens
+of a slot, P prompt cache length, Z cached prompts, V vocabulary.
 """
 
 import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
-from jaxloop.lm.generation import decode_loop, row_kernels
-from jaxloop.lm.generation.decode_loop import Jobs, Prompts, Requests, Shape, Slots, Written
-from jaxloop.lm.generation.row_kernels import LaneAdapter, Pool, Step
+from jaxloop.lm.generation import row_adapters, row_attention, slots
+from jaxloop.lm.generation.prefill import unstack_layers
+from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter
+from jaxloop.lm.generation.row_attention import RowStep
 from jaxloop.lm.generation.sampling import Sampler
-from jaxloop.lm.model import transformer
-from jaxloop.lm.model.config import Spec, sites
+from jaxloop.lm.generation.slots import (
+    Completions,
+    DecodeShape,
+    Jobs,
+    Outputs,
+    PromptCache,
+    Requests,
+    Slots,
+    StepLog,
+)
+from jaxloop.lm.model import rotary, transformer
+from jaxloop.lm.model.config import ModelConfig, fused_projections
 
 
-@struct.dataclass
-class _State:
+class _State(struct.PyTreeNode):
+    """What the loop carries from step to step."""
+
     slots: Slots
     prompt: jax.Array  # [S] prompt of the slot's text
     job_A: jax.Array  # -1 when free
     next_J: jax.Array  # next request of each job
-    keys: list  # L x [S, G, M, K]
-    values: list
-    tokens: jax.Array  # [N + 1, most new tokens]
-    length: jax.Array  # [N + 1]
-    ended: jax.Array  # [N + 1]
-    steps: jax.Array
+    keys: list[jax.Array]  # L x [S, G, M, K]
+    values: list[jax.Array]
+    outputs: Outputs
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "sampler", "shape", "eos", "mesh", "how"))
+@dataclass(frozen=True)
+class _Static:
+    """What is fixed when the program is compiled."""
+
+    config: ModelConfig
+    sampler: Sampler
+    shape: DecodeShape
+    eos: int | tuple[int, ...] | None
+    implementation: str
+
+
+class _Inputs(NamedTuple):
+    """Arrays that the loop only reads."""
+
+    params: dict[str, Any]
+    adapters: dict[str, RowAdapter] | None
+    rope: tuple[jax.Array, ...] | None  # cosines and sines [positions, K / 2]
+    prompts: PromptCache
+    requests: Requests
+    jobs: Jobs
+
+
+class _GroupAdapters(NamedTuple):
+    """The adapters that a window's groups use."""
+
+    flat: dict[str, RowAdapter]  # chains and layers in one axis
+    chain_A: jax.Array
+    depth: int
+    copies_L: list[dict[str, RowAdapter]] | None  # [A, ...] of each layer, for "ring"
+
+
+class _StepCarry(NamedTuple):
+    """What the steps of a window carry."""
+
+    step: jax.Array  # [] steps of the window done
+    state: _State
+    log: StepLog
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "sampler", "shape", "eos", "mesh", "implementation")
+)
 def decode_rows(
-    spec: Spec,
-    sampler: Sampler,
-    shape: Shape,
-    eos,
-    params: dict,
-    pool,
-    prompts: Prompts,
+    config: ModelConfig,
+    params: dict[str, Any],
+    adapters: dict[str, RowAdapter] | None,
+    prompts: PromptCache,
     requests: Requests,
     jobs: Jobs,
-    mesh=None,
-    how: str = "pallas",
-) -> Written:
-    """Write every request; the arguments of `decode.decode`, but for these.
+    *,
+    sampler: Sampler,
+    shape: DecodeShape,
+    eos: int | tuple[int, ...] | None,
+    mesh: Mesh | None = None,
+    implementation: str = "pallas",
+) -> Completions:
+    """Generate the text of every request.
+
+    The arguments are those of `decode_loop.decode`, except for these.
 
     Args:
-      pool: adapters as `row_kernels.pool` lays them out, or None.
-      jobs: one for each chain that writes; several lanes may work on one job.
-      how: "pallas", "interpret", "plain" or "ring", as in `row_kernels.attend`.
-    Requests of one job may continue different prompts, whatever `shape.shared_prompt` says.
+        adapters: adapters of C chains as `row_adapters.pack_for_rows` packs them, or None.
+        jobs: one for each chain that generates; several groups may work on one job. Requests of a
+            job may continue different prompts, whatever `shape.shared_prompt` says.
+        implementation: "pallas", "interpret", "plain" or "ring", as in `row_attention.attend`.
     """
     if not isinstance(params["layers"], list):
-        params = decode_loop.unstack(params)
-    run = functools.partial(_decode, spec, sampler, shape, eos, how)
-    return decode_loop.over_devices(run, mesh, 1)(params, pool, prompts, requests, jobs)
+        params = unstack_layers(params)
+    static = _Static(config, sampler, shape, eos, implementation)
+    run = slots.map_over_devices(functools.partial(_decode, static), mesh, 1)
+    return run(params, adapters, prompts, requests, jobs)
 
 
-def _decode(spec, sampler, shape, eos, how, params, pool, prompts, requests, jobs) -> Written:
-    n, depth, dtype = requests.limit.shape[0], len(params["layers"]), params["embed"].dtype
-    if pool is not None and shape.lanes == 1 and jax.tree.leaves(pool)[0].shape[0] == 1:
-        params, pool = _merged(spec, params, pool), None
-    prompts = prompts._replace(keys=_padded(prompts.keys), values=_padded(prompts.values))
-    idle_S, free_A = jnp.full((shape.rows,), -1, jnp.int32), jnp.full((shape.lanes,), -1, jnp.int32)
-    longest = row_kernels.cache_length(shape.max_new_tokens)
-    empty = [
-        jnp.zeros((shape.rows, spec.kv_heads, longest, spec.head_size), dtype)
-        for _ in range(2 * depth)
-    ]
-    seen = jnp.zeros((shape.rows, spec.vocab), bool) if sampler.needs_seen else None
-    state = _State(
-        slots=Slots(
-            token=jnp.zeros_like(idle_S), age=jnp.zeros_like(idle_S), request=idle_S, seen=seen
+@jax.named_scope("decode")
+def _decode(
+    static: _Static,
+    params: dict[str, Any],
+    adapters: dict[str, RowAdapter] | None,
+    prompts: PromptCache,
+    requests: Requests,
+    jobs: Jobs,
+) -> Completions:
+    config, shape = static.config, static.shape
+    if adapters is not None and shape.num_groups == 1 and _num_chains(adapters) == 1:
+        params, adapters = _merge_adapter(config, params, adapters), None
+    inputs = _Inputs(
+        params=params,
+        adapters=adapters,
+        rope=_rope_halves(config, shape),
+        prompts=prompts._replace(
+            keys=_pad_to_blocks(prompts.keys), values=_pad_to_blocks(prompts.values)
         ),
-        prompt=jnp.zeros_like(idle_S),
-        job_A=free_A,
-        next_J=jobs.first,
-        keys=empty[:depth],
-        values=empty[depth:],
-        tokens=jnp.zeros((n + 1, shape.max_new_tokens), jnp.int32),
-        length=jnp.zeros((n + 1,), jnp.int32),
-        ended=jnp.zeros((n + 1,), bool),
-        steps=jnp.int32(0),
+        requests=requests,
+        jobs=jobs,
     )
-    rope = _rope_halves(spec, shape)
-    assign = functools.partial(_assign, sampler, shape, prompts, requests, jobs)
-    window = functools.partial(
-        _window, spec, sampler, shape, eos, how, params, pool, rope, prompts, requests, jobs
-    )
-    state = jax.lax.while_loop(
-        lambda s: (s.slots.request >= 0).any(), lambda s: assign(window(s)), assign(state)
-    )
-    return Written(state.tokens[:n], state.length[:n], state.ended[:n], state.steps[None])
+
+    def run_and_assign(state):
+        return _assign_jobs(static, inputs, _run_window(static, inputs, state))
+
+    state = _assign_jobs(static, inputs, _first_state(static, inputs))
+    state = jax.lax.while_loop(lambda s: (s.slots.request >= 0).any(), run_and_assign, state)
+    return slots.completions(state.outputs)
 
 
-def _padded(caches):
+def _num_chains(adapters: Any) -> int:
+    return jax.tree.leaves(adapters)[0].shape[0]
+
+
+def _first_state(static: _Static, inputs: _Inputs) -> _State:
+    """All slots and groups idle."""
+    config, shape = static.config, static.shape
+    depth, dtype = len(inputs.params["layers"]), inputs.params["embed"].dtype
+    cache_len = row_attention.cache_length(shape.max_new_tokens)
+    size = (shape.num_slots, config.num_kv_heads, cache_len, config.head_dim)
+    idle = slots.idle_slots(shape, static.sampler, config.vocab_size)
+    return _State(
+        slots=idle,
+        prompt=jnp.zeros_like(idle.request),
+        job_A=jnp.full((shape.num_groups,), -1, jnp.int32),
+        next_J=inputs.jobs.first,
+        keys=[jnp.zeros(size, dtype) for _ in range(depth)],
+        values=[jnp.zeros(size, dtype) for _ in range(depth)],
+        outputs=slots.empty_outputs(inputs.requests.limit.shape[0], shape.max_new_tokens),
+    )
+
+
+def _pad_to_blocks(caches):
     """Prompt caches of whole blocks."""
-    more = row_kernels.prompt_length(caches[0].shape[2]) - caches[0].shape[2]
-    return [jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) if more else x for x in caches]
+    cache_len = caches[0].shape[2]
+    more = row_attention.prompt_length(cache_len) - cache_len
+    if not more:
+        return caches
+    return [jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in caches]
 
 
-def _rope_halves(spec, shape):
-    """cos and sin [positions, K / 2], or None: both halves of `transformer.rope_tables` are equal."""
-    tables = transformer.rope_tables(spec, jnp.arange(shape.prompt + shape.max_new_tokens + 1))
-    return None if tables is None else tuple(table[:, : spec.head_size // 2] for table in tables)
+def _rope_halves(config, shape):
+    """cos and sin [positions, K / 2], or None: half of `rope_tables`, whose halves are equal."""
+    positions = jnp.arange(shape.prompt_len + shape.max_new_tokens + 1)
+    tables = rotary.rope_tables(config, positions)
+    if tables is None:
+        return None
+    return tuple(table[:, : config.head_dim // 2] for table in tables)
 
 
-def _merged(spec, params, pool):
-    """Weights of the one chain that a call writes for, W + a b."""
-    widths = {site: tuple(part.width for part in parts) for site, parts in sites(spec).items()}
+def _merge_adapter(config, params, adapters):
+    """Weights W + a b of the one chain that a call generates for."""
+    widths = {
+        projection: tuple(target.width for target in targets)
+        for projection, targets in fused_projections(config).items()
+    }
 
-    def add(w, i):
-        return w | {
-            site: row_kernels.merged(w[site], one.a[0, i], one.b[0, i], widths[site])
-            for site, one in pool.items()
+    def merge(weights, i):
+        merged = {
+            projection: row_adapters.merge(
+                weights[projection], adapter.a[0, i], adapter.b[0, i], widths[projection]
+            )
+            for projection, adapter in adapters.items()
         }
+        return weights | merged
 
-    return params | {"layers": [add(w, i) for i, w in enumerate(params["layers"])]}
+    return params | {"layers": [merge(weights, i) for i, weights in enumerate(params["layers"])]}
 
 
-def _logits(spec, params, x_SE):
-    """Logits [S, V] in float32, rounded to the model's dtype as those of `transformers` are: in
-    bfloat16 half the bytes, which a step writes once and reads twice.
+def _logits(config, params, x_SE):
+    """Logits [S, V] in float32, rounded to the model's dtype first, as those of `transformers` are.
+
+    In bfloat16 that is half the bytes, which a step writes once and reads twice.
     """
-    return jnp.einsum("se,ve->sv", x_SE, transformer.head(spec, params)).astype(jnp.float32)
+    head_VE = transformer.lm_head(config, params)
+    return jnp.einsum("se,ve->sv", x_SE, head_VE).astype(jnp.float32)
 
 
-def _flat(one: Pool) -> Pool:
-    """Chains and layers in one axis."""
-    return Pool(*(leaf.reshape(-1, *leaf.shape[2:]) for leaf in one))
+def _chains_and_layers_in_one_axis(adapter: RowAdapter) -> RowAdapter:
+    return RowAdapter(*(leaf.reshape(-1, *leaf.shape[2:]) for leaf in adapter))
 
 
-def _assign(sampler, shape, prompts, requests, jobs, s: _State) -> _State:
-    """At a window's start: lanes whose job has no texts left, and none in their slots, go to where
-    most texts are left for each lane.
+def _assign_jobs(static: _Static, inputs: _Inputs, state: _State) -> _State:
+    """Assign groups to jobs at a window's start.
+
+    A group is free when its slots are idle and its job has no texts left. Each free group takes the
+    job that has most waiting texts per group.
     """
-    busy_A = (s.slots.request.reshape(shape.lanes, shape.slots) >= 0).any(-1)
-    waiting_J = jobs.end - s.next_J
-    keep_A = busy_A | ((s.job_A >= 0) & (waiting_J[jnp.maximum(s.job_A, 0)] > 0))
-    job_A = jnp.where(keep_A, s.job_A, -1)
-    numbers_J = jnp.arange(waiting_J.shape[0], dtype=jnp.int32)
+    shape = static.shape
+    busy_A = (state.slots.request.reshape(shape.num_groups, shape.slots_per_group) >= 0).any(-1)
+    waiting_J = inputs.jobs.end - state.next_J
+    has_texts_A = (state.job_A >= 0) & (waiting_J[jnp.maximum(state.job_A, 0)] > 0)
+    job_A = jnp.where(busy_A | has_texts_A, state.job_A, -1)
+    jobs_J = jnp.arange(waiting_J.shape[0], dtype=jnp.int32)
 
     def choose():
-        lanes_J = (job_A[:, None] == numbers_J[None]).sum(0, dtype=jnp.int32)
+        groups_J = (job_A[:, None] == jobs_J[None]).sum(0, dtype=jnp.int32)
 
-        def one(a, carry):
-            job_A, lanes_J = carry
-            share_J = waiting_J.astype(jnp.float32) / (lanes_J + 1).astype(jnp.float32)
+        def choose_one(a, carry):
+            job_A, groups_J = carry
+            share_J = waiting_J.astype(jnp.float32) / (groups_J + 1).astype(jnp.float32)
             best = jnp.argmax(share_J).astype(jnp.int32)
             takes = (job_A[a] < 0) & (share_J[best] > 0)
             job_A = job_A.at[a].set(jnp.where(takes, best, job_A[a]))
-            return job_A, lanes_J.at[best].add(takes.astype(jnp.int32))
+            return job_A, groups_J.at[best].add(takes.astype(jnp.int32))
 
-        return jax.lax.fori_loop(0, shape.lanes, one, (job_A, lanes_J))[0]
+        return jax.lax.fori_loop(0, shape.num_groups, choose_one, (job_A, groups_J))[0]
 
-    job_A = jax.lax.cond((job_A < 0).any() & (waiting_J > 0).any(), choose, lambda: job_A)
-    return _refill(sampler, shape, prompts, requests, jobs, s.replace(job_A=job_A))
+    some_free = (job_A < 0).any() & (waiting_J > 0).any()
+    job_A = jax.lax.cond(some_free, choose, lambda: job_A)
+    return _refill(static, inputs, state.replace(job_A=job_A))
 
 
-def _refill(sampler, shape, prompts, requests, jobs, s: _State) -> _State:
-    """Idle slots take the next texts of their lanes' jobs, in slot order."""
-    idle_AB = (s.slots.request < 0).reshape(shape.lanes, shape.slots) & (s.job_A >= 0)[:, None]
-    before_BB = jnp.tril(jnp.ones((shape.slots, shape.slots), bool), -1)
-    same_AA = s.job_A[:, None] == s.job_A[None]
-    earlier_AA = same_AA & (jnp.arange(shape.lanes)[:, None] > jnp.arange(shape.lanes)[None])
+def _refill(static: _Static, inputs: _Inputs, state: _State) -> _State:
+    """Idle slots take the next texts of their groups' jobs, in slot order."""
+    shape, jobs = static.shape, inputs.jobs
+    idle_AB = (state.slots.request < 0).reshape(shape.num_groups, shape.slots_per_group)
+    idle_AB = idle_AB & (state.job_A >= 0)[:, None]
+    before_BB = jnp.tril(jnp.ones((shape.slots_per_group, shape.slots_per_group), bool), -1)
+    same_job_AA = state.job_A[:, None] == state.job_A[None]
+    groups_A = jnp.arange(shape.num_groups)
+    earlier_AA = same_job_AA & (groups_A[:, None] > groups_A[None])
     idle_A = idle_AB.sum(-1, dtype=jnp.int32)
     rank_AB = (idle_AB[:, None, :] & before_BB[None]).sum(-1, dtype=jnp.int32)
     rank_AB = rank_AB + jnp.where(earlier_AA, idle_A[None], 0).sum(-1, dtype=jnp.int32)[:, None]
-    job_A = jnp.maximum(s.job_A, 0)
-    wanted_AB = s.next_J[job_A][:, None] + rank_AB
+    job_A = jnp.maximum(state.job_A, 0)
+    wanted_AB = state.next_J[job_A][:, None] + rank_AB
     fresh_S = (idle_AB & (wanted_AB < jobs.end[job_A][:, None])).reshape(-1)
-    request = jnp.where(fresh_S, wanted_AB.reshape(-1), s.slots.request)
-    prompt = jnp.where(fresh_S, requests.prompt[jnp.maximum(request, 0)], s.prompt)
-    numbers_J = jnp.arange(jobs.end.shape[0], dtype=jnp.int32)
+    request = jnp.where(fresh_S, wanted_AB.reshape(-1), state.slots.request)
+    prompt = jnp.where(fresh_S, inputs.requests.prompt[jnp.maximum(request, 0)], state.prompt)
+    jobs_J = jnp.arange(jobs.end.shape[0], dtype=jnp.int32)
     taken_A = fresh_S.reshape(idle_AB.shape).sum(-1, dtype=jnp.int32)
-    taken_AJ = jnp.where(s.job_A[:, None] == numbers_J[None], taken_A[:, None], 0)
-    slots = decode_loop.begin(sampler, prompts, s.slots.replace(request=request), fresh_S, prompt)
-    return s.replace(slots=slots, prompt=prompt, next_J=s.next_J + taken_AJ.sum(0, dtype=jnp.int32))
-
-
-def _window(
-    spec, sampler, shape, eos, how, params, pool, rope, prompts, requests, jobs, s: _State
-) -> _State:
-    """Up to W steps, and the filing of their tokens."""
-    n, depth = requests.limit.shape[0], len(params["layers"])
-    log = tuple(
-        jnp.zeros((shape.window, shape.rows), t)
-        for t in (jnp.int32, jnp.int32, jnp.int32, jnp.bool_, jnp.bool_)
+    taken_AJ = jnp.where(state.job_A[:, None] == jobs_J[None], taken_A[:, None], 0)
+    after = slots.start_requests(
+        inputs.prompts, state.slots.replace(request=request), fresh_S, prompt
     )
-    chain_A = jobs.chain[jnp.maximum(s.job_A, 0)]
-    flat = None if pool is None else {site: _flat(one) for site, one in pool.items()}
-    if (
-        how == "ring" and pool is not None
-    ):  # XLA would copy a lane's adapters out of the pool in every step
-        held = [
-            jax.tree.map(lambda leaf, i=i: leaf[chain_A * depth + i], flat) for i in range(depth)
-        ]
-    refill = functools.partial(_refill, sampler, shape, prompts, requests, jobs)
+    next_J = state.next_J + taken_AJ.sum(0, dtype=jnp.int32)
+    return state.replace(slots=after, prompt=prompt, next_J=next_J)
 
-    def adapter(i):
-        if pool is None or how == "ring":
-            return None if pool is None else held[i]
-        return {site: LaneAdapter(one, chain_A * depth + i, how) for site, one in flat.items()}
 
-    def step(carry):
-        t, s, log = carry
-        live = s.slots.request >= 0
-        age = jnp.where(live, s.slots.age, 0)
-        length = jnp.where(live, prompts.length[s.prompt], 0)
-        cos, sin = (None, None) if rope is None else (table[length + age] for table in rope)
-        at = (s.steps + t) % s.keys[0].shape[2] if how == "ring" else None
-        now = Step(age=age, length=length, prompt=s.prompt, cos=cos, sin=sin, at=at)
-        keys, values = list(s.keys), list(s.values)
-        x = transformer.embed(spec, params, s.slots.token, length + age)
-        for i, w in enumerate(params["layers"]):
+def _run_window(static: _Static, inputs: _Inputs, state: _State) -> _State:
+    """Run up to W steps, and copy their tokens to the outputs."""
+    shape = static.shape
+    adapters = _group_adapters(static, inputs, state)
 
-            def attend(qkv_SJK, i=i):
-                out, keys[i], values[i] = row_kernels.attend(
-                    qkv_SJK,
-                    keys[i],
-                    values[i],
-                    prompts.keys[i],
-                    prompts.values[i],
-                    now,
-                    spec.heads,
-                    how=how,
-                )
-                return out
-
-            x = transformer.block(spec, w, adapter(i), x, attend, joined=True)
-        logits = _logits(spec, params, transformer.finish(spec, params, x))
-        slots, entry = decode_loop.advance(sampler, eos, requests, s.slots.replace(age=age), logits)
-        log = tuple(
-            jax.lax.dynamic_update_slice(a, b[None], (t, 0))
-            for a, b in zip(log, entry, strict=True)
+    def step(carry: _StepCarry) -> _StepCarry:
+        state = carry.state
+        live_S = state.slots.request >= 0
+        age_S = jnp.where(live_S, state.slots.age, 0)
+        logits_SV, keys, values = _model_step(static, inputs, adapters, carry, live_S, age_S)
+        after, entry = slots.sample_step(
+            static.sampler,
+            static.eos,
+            inputs.requests,
+            state.slots.replace(age=age_S),
+            logits_SV,
         )
-        return t + 1, refill(s.replace(slots=slots, keys=keys, values=values)), log
+        log = slots.write_log(carry.log, carry.step, entry)
+        state = _refill(static, inputs, state.replace(slots=after, keys=keys, values=values))
+        return _StepCarry(carry.step + 1, state, log)
 
-    def more(carry):
-        return (carry[0] < shape.window) & (carry[1].slots.request >= 0).any()
+    def goes_on(carry: _StepCarry) -> jax.Array:
+        return (carry.step < shape.window) & (carry.state.slots.request >= 0).any()
 
-    t, s, log = jax.lax.while_loop(more, step, (jnp.int32(0), s, log))
-    request, age, token, live, ended = log
-    row, column = jnp.where(live, request, n), jnp.where(live, age, 0)
-    return s.replace(
-        tokens=s.tokens.at[row, column].set(token),
-        length=s.length.at[row].max(column + 1),
-        ended=s.ended.at[row].max(ended),
-        steps=s.steps + t,
-    )
+    first = _StepCarry(jnp.int32(0), state, slots.empty_log(shape))
+    last = jax.lax.while_loop(goes_on, step, first)
+    outputs = slots.file_log(last.state.outputs, last.log, last.step)
+    return last.state.replace(outputs=outputs)
+
+
+def _group_adapters(static: _Static, inputs: _Inputs, state: _State) -> _GroupAdapters | None:
+    """The adapters of a window's groups; None: there are none.
+
+    For "ring" they are copied once a window, since XLA would copy them in every step.
+    """
+    if inputs.adapters is None:
+        return None
+    depth = len(inputs.params["layers"])
+    chain_A = inputs.jobs.chain[jnp.maximum(state.job_A, 0)]
+    flat = {
+        projection: _chains_and_layers_in_one_axis(adapter)
+        for projection, adapter in inputs.adapters.items()
+    }
+    copies_L = None
+    if static.implementation == "ring":
+        copies_L = [_entries(flat, chain_A * depth + i) for i in range(depth)]
+    return _GroupAdapters(flat, chain_A, depth, copies_L)
+
+
+def _entries(adapters, entry_A):
+    return jax.tree.map(lambda leaf: leaf[entry_A], adapters)
+
+
+def _layer_adapter(
+    static: _Static, adapters: _GroupAdapters | None, i: int
+) -> dict[str, Any] | None:
+    """The groups' adapters in one layer."""
+    if adapters is None:
+        return None
+    if adapters.copies_L is not None:
+        return adapters.copies_L[i]
+    entry_A = adapters.chain_A * adapters.depth + i
+    return {
+        projection: GroupAdapter(adapter, entry_A, static.implementation)
+        for projection, adapter in adapters.flat.items()
+    }
+
+
+@jax.named_scope("decode_step")
+def _model_step(
+    static: _Static,
+    inputs: _Inputs,
+    adapters: _GroupAdapters | None,
+    carry: _StepCarry,
+    live_S: jax.Array,
+    age_S: jax.Array,
+) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
+    """The model on the last token of every slot: logits [S, V], keys and values."""
+    config, params, prompts = static.config, inputs.params, inputs.prompts
+    state = carry.state
+    length_S = jnp.where(live_S, prompts.length[state.prompt], 0)
+    cos, sin = None, None
+    if inputs.rope is not None:
+        cos, sin = (table[length_S + age_S] for table in inputs.rope)
+    at = None
+    if static.implementation == "ring":
+        at = (state.outputs.steps + carry.step) % state.keys[0].shape[2]
+    now = RowStep(age=age_S, length=length_S, prompt=state.prompt, cos=cos, sin=sin, at=at)
+    keys, values = list(state.keys), list(state.values)
+
+    def attend(i, qkv_SJK):
+        out, keys[i], values[i] = row_attention.attend(
+            qkv_SJK,
+            keys[i],
+            values[i],
+            prompts.keys[i],
+            prompts.values[i],
+            now,
+            config.num_heads,
+            implementation=static.implementation,
+        )
+        return out
+
+    x_SD = transformer.embed(config, params, state.slots.token, length_S + age_S)
+    for i, weights in enumerate(params["layers"]):
+        attend_i = functools.partial(attend, i)
+        adapter = _layer_adapter(static, adapters, i)
+        x_SD = transformer.block(config, weights, adapter, x_SD, attend_i, joined=True)
+    logits_SV = _logits(config, params, transformer.final_norm(config, params, x_SD))
+    return logits_SV, keys, values

@@ -1,5 +1,6 @@
-"""The prompt template of the recursive-loops study (recursive_loops, section 1): no system prompt,
-no chat template.
+"""The prompt template of the recursive-loops study (arXiv 2504.03814, released code).
+
+It has no system prompt and is no chat template.
 """
 
 TEMPLATE = "### User:\n{instruction}\n### Assistant:\n"

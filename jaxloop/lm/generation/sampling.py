@@ -1,5 +1,7 @@
-"""The next token from logits: repetition penalty, temperature, top_k, top_p, min_p, in the order of
-`transformers`, then one draw.
+"""The next token from logits.
+
+Repetition penalty, temperature, top_k, top_p and min_p are applied in the order of `transformers`;
+then one token is drawn.
 
 No step sorts the vocabulary: min_p is a comparison with the row's maximum, top_k and top_p search
 for their threshold by bisection on the bits of the logits, and the draw inverts the cumulative sum
@@ -9,11 +11,13 @@ Dimensions: S rows (slots), V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from jaxloop.config.sections import SampleConfig
 from jaxloop.core.categorical import inverse_cdf
 
 
@@ -21,13 +25,21 @@ from jaxloop.core.categorical import inverse_cdf
 class Sampler:
     """How the next token is drawn. Hashable, so it can be a static argument of `jax.jit`.
 
-    temperature: divides the logits, > 0. min_p: tokens below min_p times the largest probability
-    are cut (Nguyen et al. 2024), [0, 1]. top_p: the smallest set of most probable tokens whose mass
-    is at least top_p is kept (Holtzman et al. 2020), (0, 1], 1 is off. top_k: the k most probable
-    tokens, and those that tie with the last of them, are kept; 0 is off. repetition_penalty: logits
-    of tokens already in the text (prompt included) are divided by it where positive and multiplied
-    where negative (Keskar et al. 2019), > 0, 1 is off. greedy: the most probable token, after the
-    repetition penalty; the rest is not used. Raises ValueError for a value outside its range.
+    Attributes:
+        temperature: divides the logits, > 0.
+        min_p: tokens below min_p times the largest probability are cut (Nguyen et al. 2024), in
+            [0, 1].
+        top_p: the smallest set of most probable tokens whose mass is at least top_p is kept
+            (Holtzman et al. 2020), in (0, 1]; 1 is off.
+        top_k: the k most probable tokens, and those that tie with the last of them, are kept; 0 is
+            off.
+        repetition_penalty: logits of tokens already in the text, prompt included, are divided by it
+            where positive and multiplied where negative (Keskar et al. 2019), > 0; 1 is off.
+        greedy: take the most probable token after the repetition penalty; the other fields are then
+            not used.
+
+    Raises:
+        ValueError: a value outside its range.
     """
 
     temperature: float = 1.0
@@ -37,20 +49,19 @@ class Sampler:
     repetition_penalty: float = 1.0
     greedy: bool = False
 
-    def __post_init__(self):
-        positive, share = (lambda x: 0 < x < math.inf), (lambda x: 0 <= x <= 1)
+    def __post_init__(self) -> None:
         hint = "; for the most probable token use greedy decoding" if self.temperature == 0 else ""
-        for field, allowed, fine in (
-            ("temperature", f"a finite number above 0{hint}", positive),
-            ("min_p", "a number in [0, 1]", share),
-            ("top_p", "a number in (0, 1]", lambda x: 0 < x <= 1),
-            ("top_k", "an integer from 0 (off) up", lambda x: x == int(x) and x >= 0),
-            ("repetition_penalty", "a finite number above 0", positive),
-        ):
-            value = getattr(self, field)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or math.isnan(value) or math.isinf(value) or not fine(value):
-                raise ValueError(f"{field}: {value!r} is not allowed; it must be {allowed}")
+        self._require("temperature", f"a finite number above 0{hint}", lambda x: x > 0)
+        self._require("min_p", "a number in [0, 1]", lambda x: 0 <= x <= 1)
+        self._require("top_p", "a number in (0, 1]", lambda x: 0 < x <= 1)
+        self._require("top_k", "an integer from 0 (off) up", lambda x: x == int(x) and x >= 0)
+        self._require("repetition_penalty", "a finite number above 0", lambda x: x > 0)
+
+    def _require(self, field: str, allowed: str, in_range: Callable[[float], bool]) -> None:
+        value = getattr(self, field)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not in_range(value):
+            raise ValueError(f"{field}: {value!r} is not allowed; it must be {allowed}")
 
     @property
     def needs_seen(self) -> bool:
@@ -58,11 +69,28 @@ class Sampler:
         return self.repetition_penalty != 1
 
 
+def sampler_of(sample: SampleConfig) -> Sampler:
+    """The sampler of a config's `sample` section."""
+    return Sampler(
+        temperature=sample.temperature,
+        min_p=sample.min_p,
+        top_p=sample.top_p,
+        top_k=sample.top_k,
+        repetition_penalty=sample.repetition_penalty,
+        greedy=sample.decoder == "greedy",
+    )
+
+
 def next_token(
     sampler: Sampler, logits_SV: jax.Array, u_S: jax.Array, seen_SV: jax.Array | None = None
 ) -> jax.Array:
-    """Token [S] (int32) of each row from float32 logits [S, V] and uniforms [S] in [0, 1);
-    `seen_SV` (bool) as in `weights`.
+    """Return the next token [S] (int32) of each row.
+
+    Args:
+        sampler: how it is drawn.
+        logits_SV: float32.
+        u_S: uniform in [0, 1).
+        seen_SV: as in `weights`.
     """
     if sampler.greedy:
         return jnp.argmax(_penalised(sampler, logits_SV, seen_SV), -1).astype(jnp.int32)
@@ -70,11 +98,18 @@ def next_token(
 
 
 def weights(sampler: Sampler, logits_SV: jax.Array, seen_SV: jax.Array | None = None) -> jax.Array:
-    """Unnormalised probabilities [S, V] of the next token, 1 for the most probable and 0 where cut.
+    """Return the unnormalised probabilities [S, V] of the next token.
 
-    logits_SV: float32, finite or -inf, with at least one finite in a row. seen_SV: bool, tokens
-    already in the row's text; needed where `sampler.needs_seen`. Equal, once normalised, to the
-    softmax of what the logits processors of `transformers` return.
+    They are 1 for the most probable token and 0 for tokens that are cut. Once normalised, they
+    equal the softmax of what the logits processors of `transformers` return.
+
+    Args:
+        sampler: how tokens are drawn.
+        logits_SV: float32, finite or -inf, with at least one finite in a row.
+        seen_SV: bool, tokens already in the row's text; needed where `sampler.needs_seen`.
+
+    Raises:
+        ValueError: `seen_SV` is needed and None.
     """
     z_SV = _penalised(sampler, logits_SV, seen_SV)
     if sampler.greedy:
@@ -106,16 +141,18 @@ def _penalised(sampler, logits_SV, seen_SV):
 
 
 def _order(x_SV):
-    """Integers in the order of the floats: the bits, with those of negative numbers flipped; both
-    zeros are one.
+    """Integers in the same order as the floats x.
+
+    They are the bits, with those of negative numbers flipped; both zeros are the same integer.
     """
     bits = jax.lax.bitcast_convert_type(jnp.where(x_SV == 0, 0, x_SV), jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _edge(order_SV, mass_SV, target_S):
-    """Largest value of each row of `order_SV` at and above which the row's mass reaches its target;
-    two bits a pass over the row.
+    """The largest integer of each row such that the entries from it up have the target's mass.
+
+    Each pass over a row of `order_SV` finds two of its bits.
     """
 
     def pass_over(i, edge_S):
@@ -135,8 +172,9 @@ def _signed(x_uint):
 
 
 def _nucleus(order_SV, w_SV, top_p):
-    """Weights of the smallest set of most probable tokens with at least top_p of the mass; of equal
-    tokens at its edge, the last ones.
+    """Keep the weights of the smallest set of most probable tokens with at least top_p of the mass.
+
+    Where some of several equally probable tokens are needed, the last of them are kept.
     """
     target_S = w_SV.sum(-1) * top_p
     edge_S = _edge(order_SV, w_SV, target_S)

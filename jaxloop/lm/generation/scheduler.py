@@ -1,525 +1,297 @@
-"""Writing the texts of many chains: requests to jobs, prompts to caches, one decoding program,
-tokens to texts.
-
-Dimensions: as in `decode.py`.
-"""
+"""Generating the texts of many chains: with which weights, in how many slots, in which calls."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from jaxloop.core.keys import row_keys
+from jaxloop.config.sections import SampleConfig
 from jaxloop.core.map_chains import AXIS
-from jaxloop.lm.generation import decode_loop, row_kernels
 from jaxloop.lm.generation.beam import beam_search
-from jaxloop.lm.generation.decode_rows import decode_rows
-from jaxloop.lm.generation.sampling import Sampler
-from jaxloop.lm.generation.slot_plan import ENGINES, Device, Plan, calls, share_out
-from jaxloop.lm.generation.slot_plan import plan as plan_of
+from jaxloop.lm.generation.decode_call import (
+    DecodeBatch,
+    GeneratedText,
+    pack_call_adapters,
+    start_call,
+    texts_of_call,
+)
+from jaxloop.lm.generation.jobs import DeviceCall, PromptIds, share_out, split_into_calls
+from jaxloop.lm.generation.options import GenerateOptions
+from jaxloop.lm.generation.prefill import unstack_layers
+from jaxloop.lm.generation.slot_plan import plan_slots
+from jaxloop.lm.generation.slots import Completions
 from jaxloop.lm.io.huggingface import Model
-from jaxloop.lm.model import lora as adapters
-from jaxloop.lm.model.lora import Lora
-from jaxloop.lm.sharding import device_bytes, devices_of, like, mesh_of, programs_on
+from jaxloop.lm.model import lora
+from jaxloop.lm.sharding import device_bytes, devices_of, mesh_of, place_like, programs_on
 from jaxloop.lm.target import target_of
 from jaxloop.lm.training import batching
-from jaxloop.lm.training.autotune import halved, is_out_of_memory
-from jaxloop.runtime.devices import platform_of, side_by_side
+from jaxloop.recursion.family import GenerateResult, GenerateTask
+from jaxloop.runtime.devices import run_concurrently
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.memory import halve_after_out_of_memory, is_out_of_memory
 from jaxloop.runtime.setup_jit import setup_jit
 
-FEW = 8  # distinct prompts of a chain up to which their caches are shared by its rows
+# Most distinct prompts of a chain for which its rows share prompt caches.
+MAX_SHARED_PROMPTS = 8
+
+_unstack_base = setup_jit(unstack_layers)
 
 
-@dataclass(frozen=True)
-class SampleSettings:
-    """How a generation writes. Defaults follow the code of the recursive-loops study (section 1).
+def generate(
+    model: Model,
+    tasks: Sequence[GenerateTask],
+    sample: SampleConfig,
+    options: GenerateOptions = GenerateOptions(),
+) -> list[GenerateResult]:
+    """Generate every task's texts, one per prompt.
 
-    decoder: "sample", "greedy" or "beam". engine: where caches lie, "rows" (a GPU's kernels),
-    "blocks", or "auto". slots: texts written at the same time, in lanes of `lane_slots` that hold
-    one adapter each. programs: how many write at the same time on one device, each with its own
-    slots (0: one for every core of a CPU, at most 8, and 1 elsewhere). window: steps between two
-    refills of lanes. texts_per_job: texts of a chain that one lane writes in a row, in "blocks".
-    texts_per_call and chains_per_call are the padded sizes of a program. max_prompt: padded prompt
-    length in tokens (0: the smallest bucket that fits). Numbers that are 0 are planned
-    (`sample_plan`). None of these changes what is drawn, only how fast; where `slots` is planned,
-    products of another height may round differently.
+    A text depends on its task's key and weights, its row number and its prompt. `sample.slots` and
+    the other sizes change the speed, not what is drawn; but with another number of slots, matrix
+    products may round differently.
+
+    Args:
+        model: the base model.
+        tasks: their weights are None (the base model itself), an adapter as `options.lora`
+            describes it, or a tree with "embed", which replaces all weights.
+        sample: how texts are drawn.
+        options: everything else.
+
+    Raises:
+        ValueError: a prompt and `max_new_tokens` do not fit the model's context, or a prompt is
+            longer than `options.prompt_len`.
     """
-
-    decoder: str = "sample"
-    temperature: float = 1.5
-    min_p: float = 0.2
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    beams: int = 4
-    max_new_tokens: int = 300
-    dtype: str = "float32"
-    lora: Lora = Lora()
-    engine: str = "auto"
-    slots: int = 0
-    lane_slots: int = 0
-    programs: int = 0
-    window: int = 16
-    texts_per_job: int = 0
-    texts_per_call: int = 0
-    chains_per_call: int = 0
-    max_prompt: int = 0
-
-    def __post_init__(self):
-        if self.decoder not in ("sample", "greedy", "beam"):
-            raise ValueError(
-                f"sample.decoder: {self.decoder!r} is not allowed; choose one of sample, greedy, "
-                "beam"
+    prompt_ids = [batching.encode_prompts(model.tokenizer, task.prompts) for task in tasks]
+    _check_lengths(model, prompt_ids, sample, options)
+    if sample.decoder == "beam":
+        texts = _search_beams(model, tasks, prompt_ids, sample, options)
+    else:
+        texts = _decode(model, tasks, prompt_ids, sample, options)
+    by_row = {(text.task, text.row): text for text in texts}
+    results = []
+    for i, task in enumerate(tasks):
+        of_task = [by_row[i, row] for row in range(len(task.prompts))]
+        results.append(
+            GenerateResult(
+                texts=model.tokenizer.decode([text.without_eos for text in of_task]),
+                tokens=np.array([len(text.tokens) for text in of_task], np.int64),
+                finished=np.array([text.ended for text in of_task], bool),
             )
-        if self.engine not in ENGINES:
-            raise ValueError(
-                f"sample.engine: {self.engine!r} is not allowed; choose one of {', '.join(ENGINES)}"
-            )
-        for name in ("beams", "max_new_tokens", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"sample.{name}: {getattr(self, name)} is not allowed; at least 1")
-        for name in (
-            "slots",
-            "lane_slots",
-            "programs",
-            "texts_per_job",
-            "texts_per_call",
-            "chains_per_call",
-            "max_prompt",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"sample.{name}: {getattr(self, name)} is not allowed; at least 1, or 0 to "
-                    "have it planned"
-                )
-        _ = self.sampler
-
-    @property
-    def sampler(self) -> Sampler:
-        return Sampler(
-            self.temperature,
-            self.min_p,
-            self.top_p,
-            self.top_k,
-            self.repetition_penalty,
-            greedy=self.decoder == "greedy",
         )
+    return results
 
 
-class SampleTask(NamedTuple):
-    """Texts for one chain to write: one per prompt [n]; `rows` [n] name the rows, so that their
-    random numbers are their own.
-    """
-
-    key: jax.Array
-    weights: Any
-    prompts: Sequence[str]
-    rows: np.ndarray
-
-
-class SampleResult(NamedTuple):
-    """Texts [n] (special tokens dropped, not stripped), sampled tokens [n] (EOS included), and
-    whether each ended by itself.
-    """
-
-    texts: list[str]
-    tokens: np.ndarray
-    finished: np.ndarray
-
-
-def sample(
-    model: Model, tasks: Sequence[SampleTask], settings: SampleSettings
-) -> list[SampleResult]:
-    """Write every task's texts. Raises ValueError where a prompt and `max_new_tokens` do not fit
-    the model's context.
-    """
-    ids = [batching.encode_prompts(model.tokenizer, t.prompts) for t in tasks]
-    longest = max((len(p) for task in ids for p in task), default=1)
-    if longest + settings.max_new_tokens > model.spec.context:
+def _check_lengths(
+    model: Model, prompt_ids: PromptIds, sample: SampleConfig, options: GenerateOptions
+) -> None:
+    longest = _longest(prompt_ids)
+    if longest + sample.max_new_tokens > model.config.max_seq_len:
         raise ValueError(
-            f"sample.max_new_tokens: {settings.max_new_tokens} after a prompt of {longest} "
+            f"sample.max_new_tokens: {sample.max_new_tokens} after a prompt of {longest} "
             "tokens exceed the context of "
-            f"{model.name or model.spec.architecture}, {model.spec.context} tokens; lower it"
+            f"{model.name or model.config.architecture}, {model.config.max_seq_len} tokens; "
+            "lower it"
         )
-    if 0 < settings.max_prompt < longest:
+    if options.prompt_len is not None and options.prompt_len < longest:
         raise ValueError(
-            f"sample.max_prompt: {settings.max_prompt} is not allowed; the longest prompt has "
+            f"sample.max_prompt: {options.prompt_len} is not allowed; the longest prompt has "
             f"{longest} tokens"
         )
-    tokens: list[list] = [[None] * len(t.prompts) for t in tasks]
-    ended: list[np.ndarray] = [np.zeros(len(t.prompts), bool) for t in tasks]
-    if settings.decoder == "beam":
-        _beam(model, tasks, ids, settings, tokens, ended)
-    else:
-        own = [i for i, t in enumerate(tasks) if t.weights is not None and "embed" in t.weights]
-        for i in own:  # all weights are the chain's own: nothing to share, one chain after another
-            params = like(
-                model,
-                jax.tree.map(lambda w: jnp.asarray(w).astype(settings.dtype), tasks[i].weights),
-            )
-            _write(
-                model,
-                decode_loop.unstack(params),
-                False,
-                tasks,
-                ids,
-                [i],
-                settings,
-                longest,
-                tokens,
-                ended,
-            )
-        for adapted in (False, True):
-            chosen = [
-                i
-                for i, t in enumerate(tasks)
-                if i not in own and (t.weights is not None) == adapted
-            ]
-            if chosen:
-                _write(
-                    model,
-                    _unstacked(model.params),
-                    adapted,
-                    tasks,
-                    ids,
-                    chosen,
-                    settings,
-                    longest,
-                    tokens,
-                    ended,
-                )
-    out = []
-    for i in range(len(tasks)):
-        bare = [t[:-1] if done else t for t, done in zip(tokens[i], ended[i])]
-        out.append(
-            SampleResult(
-                model.tokenizer.decode(bare),
-                np.array([len(t) for t in tokens[i]], np.int64),
-                ended[i],
-            )
-        )
-    return out
 
 
-_unstacked = setup_jit(decode_loop.unstack)
+def _longest(prompt_ids: PromptIds) -> int:
+    return max((len(prompt) for task in prompt_ids for prompt in task), default=1)
 
 
-def _pool(model, tasks, devices: list[Device], settings, plan: Plan):
-    """Adapters of a call's chains, `chains_per_call` places a device (at least two, so that one
-    chain runs as among others).
+def has_all_weights(weights: Any) -> bool:
+    """Whether a chain's weights are all of a model's, not an adapter."""
+    return weights is not None and "embed" in weights
+
+
+def _decode(
+    model: Model,
+    tasks: Sequence[GenerateTask],
+    prompt_ids: PromptIds,
+    sample: SampleConfig,
+    options: GenerateOptions,
+) -> list[GeneratedText]:
+    """Generate all texts by sampling, or greedily.
+
+    Chains that have full weights of their own share nothing, so they go first, one after another.
+    Then come all chains that use the base model as it is, then all that use it with adapters.
     """
-    places = max(2, plan.chains_per_call) if plan.lanes > 1 else 1
-    some = tasks[next(d.chains[0] for d in devices if d.chains)].weights
-    padded = [
-        w
-        for d in devices
-        for w in [*(tasks[i].weights for i in d.chains), *([some] * (places - len(d.chains)))]
-    ]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
-    mesh = mesh_of(model)
-    if mesh is not None:
-        stacked = jax.device_put(stacked, NamedSharding(mesh, PartitionSpec(AXIS)))
-    if plan.engine == "rows":
-        return _lay_out(model.spec, stacked, settings.lora.scale, model.params["embed"].dtype)
-    return _fuse(model.spec, stacked, settings.lora, jnp.dtype(settings.dtype))
+    texts: list[GeneratedText] = []
+    decode_with = functools.partial(
+        _decode_with,
+        model=model,
+        tasks=tasks,
+        prompt_ids=prompt_ids,
+        sample=sample,
+        options=options,
+    )
+    complete = [i for i, task in enumerate(tasks) if has_all_weights(task.weights)]
+    for i in complete:
+        weights = place_like(model, _cast(tasks[i].weights, options.dtype))
+        texts += decode_with(unstack_layers(weights), [i], adapted=False)
+    others = [i for i in range(len(tasks)) if i not in complete]
+    for adapted in (False, True):
+        chosen = [i for i in others if (tasks[i].weights is not None) == adapted]
+        if chosen:
+            texts += decode_with(_unstack_base(model.params), chosen, adapted=adapted)
+    return texts
 
 
-_fuse = setup_jit(functools.partial(adapters.fuse, block_diagonal=True), static_argnums=(0, 2, 3))
-_lay_out = setup_jit(row_kernels.pool, static_argnums=(0, 2, 3))
+def _cast(weights: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda w: jnp.asarray(w).astype(dtype), weights)
 
 
-def _write(model, params, adapted, tasks, ids, chosen, settings, longest, tokens, ended):
-    """`_write_with` as many slots as the device's memory holds: half as many after each lack of it."""
-    mesh = mesh_of(model) if params is not None and _on_mesh(params) else None
-    devices = 1 if mesh is None else mesh.size
-    device = next(iter(devices_of(model)))
-    counts = sorted((len(ids[i]) for i in chosen), reverse=True)[::devices]
-    shared = all(len(set(map(tuple, ids[i]))) <= FEW for i in chosen)
-    length = settings.max_prompt or batching.bucket(longest)
-    target, own = target_of(model.spec, model.params, mesh), 0 if shared else length
-    plan = plan_of(settings, model.spec, target, counts, device_bytes(device), own)
+def _decode_with(
+    params: dict[str, Any],
+    chosen: Sequence[int],
+    *,
+    adapted: bool,
+    model: Model,
+    tasks: Sequence[GenerateTask],
+    prompt_ids: PromptIds,
+    sample: SampleConfig,
+    options: GenerateOptions,
+) -> list[GeneratedText]:
+    """Generate the texts of the chosen tasks with `params`.
+
+    The number of slots is halved each time that the device runs out of memory.
+    """
+    mesh = mesh_of(model) if _on_mesh(params) else None
+    num_devices = 1 if mesh is None else mesh.size
+    counts = sorted((len(prompt_ids[i]) for i in chosen), reverse=True)[::num_devices]
+    shared = all(len(set(map(tuple, prompt_ids[i]))) <= MAX_SHARED_PROMPTS for i in chosen)
+    prompt_len = options.prompt_len or batching.bucket(_longest(prompt_ids))
+    plan = plan_slots(
+        sample,
+        model.config,
+        target_of(model.config, model.params, mesh),
+        counts,
+        dtype=options.dtype,
+        memory=device_bytes(next(iter(devices_of(model)))),
+        own_prompt_len=0 if shared else prompt_len,
+    )
+    batch = DecodeBatch(
+        model=model,
+        params=params,
+        adapted=adapted,
+        tasks=tasks,
+        prompt_ids=prompt_ids,
+        sample=sample,
+        options=options,
+        plan=plan,
+        prompt_len=prompt_len,
+        shared_prompts=shared,
+        mesh=mesh,
+    )
     while True:
         try:
-            return _write_with(
-                model,
-                params,
-                adapted,
-                tasks,
-                ids,
-                chosen,
-                settings,
-                plan,
-                mesh,
-                length,
-                shared,
-                tokens,
-                ended,
-            )
+            return _run_calls(batch, chosen)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            fewer = halved(
+            slots = halve_after_out_of_memory(
                 error,
-                plan.slots,
+                batch.plan.slots,
                 "sample.slots",
                 "lower sample.max_new_tokens or choose a smaller base",
             )
-            plan = dataclasses.replace(plan, slots=fewer, lane_slots=min(plan.lane_slots, fewer))
+            plan = dataclasses.replace(
+                batch.plan,
+                slots=slots,
+                slots_per_adapter=min(batch.plan.slots_per_adapter, slots),
+            )
+            batch = dataclasses.replace(batch, plan=plan)
 
 
-def _write_with(
-    model,
-    params,
-    adapted,
-    tasks,
-    ids,
-    chosen,
-    settings,
-    plan: Plan,
-    mesh,
-    length,
-    shared,
-    tokens,
-    ended,
-):
-    """Run the decoding program over the rows of the chosen tasks; `adapted`: their weights are
-    adapters.
-    """
-    devices = 1 if mesh is None else mesh.size
-    shape = decode_loop.Shape(
-        plan.lanes,
-        -(-plan.slots // plan.lanes),
-        settings.window,
-        settings.max_new_tokens,
-        length - 1,
-        shared,
-    )
-    size = (plan.chains_per_call if plan.lanes > 1 or not adapted else 1) * devices
-    together = programs_on(model, settings.programs)
-    done = _Done(tokens, ended, steps=[])
-    for at in range(0, len(chosen), size):
-        work = share_out(ids, chosen[at : at + size], shared, plan, devices)
-        pool = _pool(model, tasks, work, settings, plan) if adapted else None
-        side_by_side(
-            functools.partial(_start, model, params, pool, tasks, ids, shape, settings, plan, mesh),
-            functools.partial(_take, done),
-            calls(work, plan.texts_per_call, plan.lanes, together),
-            together,
-        )
-    _tell(done, [tokens[i] for i in chosen], shape)
-
-
-class _Done(NamedTuple):
-    """Where programs put what they wrote, and the steps that each device ran."""
-
-    tokens: list
-    ended: list
-    steps: list
-
-
-def _tell(done: _Done, tokens, shape):
-    """The share of the slots' steps that wrote a token of a text, in run.log."""
-    steps, texts = sum(done.steps), sum(map(len, tokens))
-    useful = sum(len(text) for mine in tokens for text in mine)
-    if steps:
-        share = useful / (steps * shape.rows)
-        LOGGER.info(
-            "decoding: %s texts in %d slots, %s steps, occupancy %.2f",
-            f"{texts:,}",
-            shape.rows,
-            f"{steps:,}",
-            share,
-        )
-
-
-def _on_mesh(params) -> bool:
+def _on_mesh(params: dict[str, Any]) -> bool:
     sharding = jax.tree.leaves(params)[0].sharding
     return isinstance(sharding, NamedSharding) and AXIS in sharding.mesh.axis_names
 
 
-def _start(
-    model, params, pool, tasks, ids, shape, settings, plan: Plan, mesh, call: list[Device]
-) -> decode_loop.Written:
-    """Start one program: all devices' jobs, every array padded to the same size on each device."""
-    texts = max(
-        [_padded(plan, call), *(sum(len(job.rows) for job in device.jobs) for device in call)]
-    )
-    prompts, prompt_of = _prompts(model, params, pool, ids, call, shape, texts, plan, mesh)
-    keys, which = np.zeros((len(call), texts, 2), np.uint32), np.zeros((len(call), texts), np.int32)
-    places = (
-        max(plan.chains_per_call, max(len(device.jobs) for device in call))
-        if plan.engine == "rows"
-        else texts
-    )
-    first, end, chain = (np.zeros((len(call), places), np.int32) for _ in range(3))
-    for d, device in enumerate(call):
-        at = 0
-        for j, job in enumerate(device.jobs):
-            n, task = len(job.rows), tasks[job.task]
-            keys[d, at : at + n] = np.asarray(
-                _row_key_data(task.key, np.asarray(task.rows)[job.rows].astype(np.uint32))
-            )
-            which[d, at : at + n] = [prompt_of(d, job.task, row) for row in job.rows]
-            first[d, j], end[d, j], chain[d, j] = at, at + n, device.chains.index(job.task)
-            at += n
-    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-    requests = decode_loop.Requests(
-        flat(which), flat(keys), np.full(len(call) * texts, settings.max_new_tokens, np.int32)
-    )
-    jobs = decode_loop.Jobs(flat(first), flat(end), flat(chain))
-    args = (
-        model.spec,
-        settings.sampler,
-        shape,
-        model.tokenizer.ends,
-        params,
-        pool,
-        prompts,
-        requests,
-        jobs,
-        mesh,
-    )
-    if plan.engine == "rows":
-        return decode_rows(*args, how=plan.how)
-    return decode_loop.decode(*args, platform=platform_of(params))
+def _run_calls(batch: DecodeBatch, chosen: Sequence[int]) -> list[GeneratedText]:
+    """Generate the texts of the chosen tasks.
 
-
-def _padded(plan: Plan, call: list[Device]) -> int:
-    """Texts to which a call's arrays are padded. Calls of a plan have one size where it is small;
-    else the next power of two will do.
+    As many chains run together as a call has places for their adapters, in as many calls as their
+    texts need.
     """
-    most = max(sum(len(job.rows) for job in device.jobs) for device in call)
-    return (
-        plan.texts_per_call
-        if plan.texts_per_call <= 4096
-        else min(plan.texts_per_call, max(4096, 1 << (most - 1).bit_length()))
+    plan = batch.plan
+    chains = plan.chains_per_call if plan.num_groups > 1 or not batch.adapted else 1
+    chains *= batch.num_devices
+    concurrent = programs_on(batch.model, batch.options.concurrent_programs or 0)
+    texts: list[GeneratedText] = []
+    steps: list[int] = []
+    for at in range(0, len(chosen), chains):
+        devices = share_out(
+            batch.prompt_ids,
+            chosen[at : at + chains],
+            batch.shared_prompts,
+            plan,
+            batch.num_devices,
+        )
+        adapters = pack_call_adapters(batch, devices) if batch.adapted else None
+
+        def take(call: list[DeviceCall], completions: Completions) -> None:
+            steps.extend(completions.steps.tolist())
+            texts.extend(list(texts_of_call(call, completions)))
+
+        calls = split_into_calls(devices, plan.texts_per_call, plan.num_groups, concurrent)
+        start = functools.partial(start_call, batch, adapters)
+        run_concurrently(start, take, calls, concurrent)
+    _log_occupancy(texts, sum(steps), batch.shape.num_slots)
+    return texts
+
+
+def _log_occupancy(texts: Sequence[GeneratedText], steps: int, num_slots: int) -> None:
+    """Log the share of slots' steps that sampled a token of a text; in others the slot was idle."""
+    if not steps:
+        return
+    sampled = sum(len(text.tokens) for text in texts)
+    LOGGER.info(
+        "decoding: %s texts in %d slots, %s steps, occupancy %.2f",
+        f"{len(texts):,}",
+        num_slots,
+        f"{steps:,}",
+        sampled / (steps * num_slots),
     )
 
 
-def _take(done: _Done, call: list[Device], made: decode_loop.Written):
-    """What a program wrote, to the rows of its tasks."""
-    done.steps.extend(made.steps.tolist())
-    texts = len(made.length) // len(call)
-    for d, device in enumerate(call):
-        at = d * texts
-        for job in device.jobs:
-            for row in job.rows:
-                done.tokens[job.task][row] = made.tokens[at, : made.length[at]]
-                done.ended[job.task][row] = made.ended[at]
-                at += 1
-
-
-def _row_key_data(key, rows):
-    return jax.random.key_data(row_keys(key, rows))
-
-
-def _prompts(model, params, pool, ids, call: list[Device], shape, texts, plan: Plan, mesh):
-    """Cached prompts of a call and a function (device, task, row) -> index on the device.
-
-    Shared: the distinct prompts of each chain, as many places for every chain. Otherwise one per
-    request, chain after chain.
-    """
-    pad, width = model.tokenizer.pad, shape.prompt + 1
-
-    def table(rows, count):
-        out, length = np.full((count, width), pad, np.int32), np.ones(count, np.int32)
-        for r, prompt in rows:
-            out[r, : len(prompt)], out[r, len(prompt) :], length[r] = (
-                prompt,
-                prompt[-1],
-                len(prompt),
-            )
-        return out, length
-
-    if shape.shared_prompt:
-        chains = 1 if pool is None else jax.tree.leaves(pool)[0].shape[0] // len(call)
-        found: dict[tuple[int, int], dict[tuple, int]] = {}
-        for d, device in enumerate(call):
-            for job in device.jobs:
-                mine = found.setdefault((d, device.chains.index(job.task) if chains > 1 else 0), {})
-                for row in job.rows if plan.engine == "rows" else job.rows[:1]:
-                    mine.setdefault(tuple(ids[job.task][row]), len(mine))
-        each = 1 << (max(len(m) for m in found.values()) - 1).bit_length()
-        rows = [
-            ((d * chains + c) * each + z, prompt)
-            for (d, c), mine in found.items()
-            for prompt, z in mine.items()
-        ]
-        cached = decode_loop.prefill(
-            model.spec, params, pool, *table(rows, len(call) * chains * each), mesh, plan.target
-        )
-
-        def shared(d, task, row):
-            c = call[d].chains.index(task) if chains > 1 else 0
-            return c * each + found[d, c][tuple(ids[task][row])]
-
-        return cached, shared
-    index, parts, at = {}, [], 0
-    devices = len(call)
-    for c in range(max(len(device.chains) for device in call)):
-        rows = [
-            [
-                (job.task, row)
-                for job in device.jobs
-                if device.chains.index(job.task) == c
-                for row in job.rows
-            ]
-            for device in call
-        ]
-        one = (
-            None
-            if pool is None
-            else jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:])[:, c], pool)
-        )  # noqa: B023
-        for start in range(0, max(map(len, rows)), shape.rows):
-            some = [mine[start : start + shape.rows] for mine in rows]
-            filled = [
-                (d * shape.rows + r, ids[task][row])
-                for d, mine in enumerate(some)
-                for r, (task, row) in enumerate(mine)
-            ]
-            parts.append(
-                decode_loop.prefill(
-                    model.spec, params, one, *table(filled, devices * shape.rows), mesh, plan.target
-                )
-            )
-            index.update(
-                {(d, *pair): at + r for d, mine in enumerate(some) for r, pair in enumerate(mine)}
-            )
-            at += shape.rows
-    whole = -(-texts // shape.rows + plan.chains_per_call) * shape.rows
-
-    def join(*pieces):
-        on_device = jnp.concatenate([x.reshape(devices, -1, *x.shape[1:]) for x in pieces], 1)
-        padded = jnp.pad(
-            on_device, [(0, 0), (0, max(0, whole - at))] + [(0, 0)] * (on_device.ndim - 2)
-        )
-        return padded.reshape(-1, *padded.shape[2:])
-
-    return jax.tree.map(join, *parts), lambda d, task, row: index[d, task, row]
-
-
-def _beam(model, tasks, ids, settings, tokens, ended):
+def _search_beams(
+    model: Model,
+    tasks: Sequence[GenerateTask],
+    prompt_ids: PromptIds,
+    sample: SampleConfig,
+    options: GenerateOptions,
+) -> list[GeneratedText]:
+    """All texts, by beam search, one chain after another."""
+    texts = []
     for i, task in enumerate(tasks):
-        own = task.weights is not None and "embed" in task.weights
-        params = (
-            jax.tree.map(lambda w: jnp.asarray(w).astype(settings.dtype), task.weights)
-            if own
-            else model.params
+        params, adapters = model.params, None
+        if has_all_weights(task.weights):
+            params = _cast(task.weights, options.dtype)
+        elif task.weights is not None:
+            adapters = lora.stack([lora.as_adapter(task.weights, options.lora)])
+        found = beam_search(
+            model.config,
+            params,
+            prompt_ids[i],
+            num_beams=sample.num_beams,
+            max_new_tokens=sample.max_new_tokens,
+            eos=model.tokenizer.ends,
+            pad=model.tokenizer.pad,
+            adapters=adapters,
+            repetition_penalty=sample.repetition_penalty,
+            rows=min(16, len(set(map(tuple, prompt_ids[i])))),
+            prompt_len=options.prompt_len or 0,
         )
-        stacked = None if own or task.weights is None else adapters.stack([task.weights])
-        made = beam_search(
-            model.spec, params, ids[i], adapters=stacked, lora=settings.lora, beams=settings.beams, max_new_tokens=settings.max_new_tokens,
-            eos=model.tokenizer.ends, pad=model.tokenizer.pad, repetition_penalty=settings.repetition_penalty,
-            rows=min(16, len(set(map(tuple, ids[i])))), padded=settings.max_prompt,
-        )  # fmt: skip
-        for row, out in enumerate(made):
-            tokens[i][row] = np.asarray(out, np.int32)
-            ended[i][row] = len(out) > 0 and out[-1] in model.tokenizer.ends
+        for row, tokens in enumerate(found):
+            ended = len(tokens) > 0 and tokens[-1] in model.tokenizer.ends
+            texts.append(GeneratedText(i, row, np.asarray(tokens, np.int32), ended))
+    return texts

@@ -1,7 +1,7 @@
 """Reading and writing Hugging Face model directories: config.json, safetensors, tokenizer.json.
 Weights are never unpickled.
 
-Dimensions: as in `spec.py`.
+Dimensions: as in `config.py`.
 """
 
 import dataclasses
@@ -9,18 +9,19 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from jaxloop.lm.io import json_fields, safetensors_files, tokenizer_files
 from jaxloop.lm.io import tokenizer as tokenize
-from jaxloop.lm.io.config_json import config, spec_of
+from jaxloop.lm.io.config_json import config_fields, parse_config
 from jaxloop.lm.io.tokenizer import Tokenizer
-from jaxloop.lm.model.config import Param, Spec, table
+from jaxloop.lm.model.config import ModelConfig, Param, table
 from jaxloop.runtime.log import LOGGER
 
 HEAD = "lm_head.weight"
@@ -38,13 +39,15 @@ _FILES = [
 class Model(NamedTuple):
     """A base model: its static description, its weights, its tokenizer, and where it came from."""
 
-    spec: Spec
+    config: ModelConfig
     params: dict
     tokenizer: Tokenizer
     name: str = ""
 
 
-def load(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float32) -> Model:
+def load(
+    path_or_hub_id: str | Path, *, revision: str | None = None, dtype: DTypeLike = jnp.float32
+) -> Model:
     """Load a decoder from a local directory or the Hugging Face hub.
 
     path_or_hub_id: a directory, or an id such as "HuggingFaceTB/SmolLM-1.7B" (then `revision` picks
@@ -56,10 +59,10 @@ def load(path_or_hub_id, *, revision: str | None = None, dtype=jnp.float32) -> M
     path = locate(str(path_or_hub_id), revision)
     opened = _open(path)
     arrays = safetensors_files.read(
-        opened.weights, opened.parameters, opened.spec.layers, jnp.dtype(dtype)
+        opened.weights, opened.parameters, opened.config.num_layers, jnp.dtype(dtype)
     )
     return Model(
-        opened.spec, jax.tree.map(jax.device_put, arrays), opened.tokenizer, str(path_or_hub_id)
+        opened.config, jax.tree.map(jax.device_put, arrays), opened.tokenizer, str(path_or_hub_id)
     )
 
 
@@ -73,8 +76,8 @@ def locate(name: str, revision: str | None = None) -> Path:
     if path.is_dir():
         if not (path / "config.json").exists() and (path / safetensors_files.ADAPTER).exists():
             raise ValueError(
-                f"model: {name} holds an adapter ({safetensors_files.ADAPTER}) without its base; merge it "
-                "into its base, and give that directory"
+                f"model: {name} holds an adapter ({safetensors_files.ADAPTER}) without its base; "
+                "merge it into its base, and give that directory"
             )
         if not (path / "config.json").exists():
             raise ValueError(
@@ -83,6 +86,7 @@ def locate(name: str, revision: str | None = None) -> Path:
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 and "/" in name:
         raise ValueError(f"model: directory {name} does not exist")
+    # Takes half a second to import, and models that lie here do not need it.
     from huggingface_hub import snapshot_download
 
     try:
@@ -95,86 +99,90 @@ def locate(name: str, revision: str | None = None) -> Path:
     return Path(found)
 
 
-def read_spec(path, *, causal: bool = True) -> Spec:
-    """The `Spec` that config.json of a model directory describes, whatever weights lie beside it.
+def read_model_config(path: str | Path, *, causal: bool = True) -> ModelConfig:
+    """Read the config.json of a model directory, whatever weights lie beside it.
+
     With `causal`, is_causal = false is refused.
 
     Raises ValueError, naming the field, for anything that the decoder would not compute exactly.
     """
     file = Path(path) / "config.json"
-    return spec_of(json_fields.read_json(file), where=str(file), causal=causal)
+    return parse_config(json_fields.read_json(file), where=str(file), causal=causal)
 
 
 class _Opened(NamedTuple):
     """A model directory, its weights unread: what they are read with."""
 
-    spec: Spec
+    config: ModelConfig
     tokenizer: Tokenizer
     weights: safetensors_files.Weights
     parameters: tuple[Param, ...]
 
 
-def describe(path) -> tuple[Spec, Tokenizer]:
-    """(spec, tokenizer) of a model directory, everything checked that `load` would refuse:
-    config.json, tokenizer, and of the weights the headers, so that it takes no time. Raises as
-    `load`.
+def describe(path: str | Path) -> tuple[ModelConfig, Tokenizer]:
+    """Return config and tokenizer of a model directory.
+
+    Everything is checked that `load` would refuse; of the weights only the headers are read, so
+    that it takes no time. Raises as `load`.
     """
     opened = _open(Path(path))
-    return opened.spec, opened.tokenizer
+    return opened.config, opened.tokenizer
 
 
 def _open(path: Path) -> _Opened:
-    spec = read_spec(path)
+    config = read_model_config(path)
     weights = safetensors_files.weights(path)
-    spec, parameters = _tied(spec, weights)
-    safetensors_files.check(weights, parameters, spec.layers)
+    config, parameters = _tied(config, weights)
+    safetensors_files.check(weights, parameters, config.num_layers)
     tokenizer = tokenize.load(path)
-    check_vocabulary(tokenizer, spec, path)
-    if tokenizer.pad >= spec.vocab:  # never read, but looked up
+    check_vocabulary(tokenizer, config, path)
+    if tokenizer.pad >= config.vocab_size:  # never read, but looked up
         tokenizer = dataclasses.replace(tokenizer, pad=tokenizer.eos)
-    return _Opened(spec, tokenizer, weights, parameters)
+    return _Opened(config, tokenizer, weights, parameters)
 
 
-def _tied(spec: Spec, weights: safetensors_files.Weights) -> tuple[Spec, tuple[Param, ...]]:
-    """The spec, and its parameters, with the output matrix that the file holds: as in
+def _tied(
+    config: ModelConfig, weights: safetensors_files.Weights
+) -> tuple[ModelConfig, tuple[Param, ...]]:
+    """The config, and its parameters, with the output matrix that the file holds: as in
     `transformers` 5, a head beside other embeddings is read although config.json ties them, and one
     that stands for both is both.
     """
-    parameters = table(spec)
-    head = safetensors_files.find(weights, HEAD) if spec.tied else None
+    parameters = table(config)
+    head = safetensors_files.find(weights, HEAD) if config.tie_word_embeddings else None
     if head is None:
-        return spec, parameters
+        return config, parameters
     embed = next(p for p in parameters if p.path == ("embed",))
     there = safetensors_files.find(weights, embed.sources[0].name)
     if there is None:
         only = embed._replace(sources=(embed.sources[0]._replace(name=HEAD),))
-        return spec, tuple(only if p is embed else p for p in parameters)
+        return config, tuple(only if p is embed else p for p in parameters)
     if safetensors_files.same(weights, there, head):
-        return spec, parameters
+        return config, parameters
     LOGGER.warning(
         "%s holds another lm_head.weight than its embeddings although its config.json ties them; "
         "the head is read",
         weights.path,
     )
-    own = dataclasses.replace(spec, tied=False)
+    own = dataclasses.replace(config, tie_word_embeddings=False)
     return own, table(own)
 
 
-def check_vocabulary(tokenizer: Tokenizer, spec: Spec, path) -> None:
+def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: str | Path) -> None:
     """Raises ValueError where the tokenizer has ids for which the model has no row."""
     for name, number in (("EOS", tokenizer.eos), ("BOS", tokenizer.bos)):
-        if number is not None and number >= spec.vocab:
+        if number is not None and number >= config.vocab_size:
             field = f"{name.lower()}_token_id"
             raise ValueError(
                 f"model: {name} token {number} of {path} is outside the model's vocabulary of "
-                f"{spec.vocab}; "
+                f"{config.vocab_size}; "
                 f"set {field} in its config.json and generation_config.json, which may have a "
                 "library's default"
             )
-    tokenizer_files.check_rows(tokenizer.backend, spec.vocab, path)
+    tokenizer_files.check_rows(tokenizer.backend, config.vocab_size, path)
 
 
-def save(model: Model, path) -> None:
+def save(model: Model, path: str | Path) -> None:
     """Write `model` as a directory (config.json, model.safetensors, tokenizer files) that
     `transformers` loads.
 
@@ -184,9 +192,9 @@ def save(model: Model, path) -> None:
     path = Path(path)
     work = path.with_name(path.name + ".tmp")
     work.mkdir(parents=True, exist_ok=True)
-    spec = model.spec
+    config = model.config
     save_file(
-        to_tensors(model.params, table(spec), spec.layers),
+        to_tensors(model.params, table(config), config.num_layers),
         work / "model.safetensors",
         metadata={"format": "pt"},
     )
@@ -196,7 +204,9 @@ def save(model: Model, path) -> None:
     )
     (work / "config.json").write_text(
         json.dumps(
-            config(spec) | ids | {"dtype": str(np.asarray(jax.tree.leaves(model.params)[0]).dtype)},
+            config_fields(config)
+            | ids
+            | {"dtype": str(np.asarray(jax.tree.leaves(model.params)[0]).dtype)},
             indent=2,
         ),
         encoding="utf8",
@@ -219,14 +229,14 @@ def save(model: Model, path) -> None:
 
 def to_tensors(params: dict, parameters: Sequence[Param], layers: int) -> dict[str, np.ndarray]:
     """The tensors of a file, by their Hugging Face names, from the pytree of `parameters`: the
-    inverse of `stored.read`.
+    inverse of `safetensors_files.read`.
     """
     tensors = {}
     for p in parameters:
-        leaf = params
+        node: Any = params
         for name in p.path:
-            leaf = leaf[name]
-        leaf = np.asarray(leaf)
+            node = node[name]
+        leaf = np.asarray(node)
         for i in range(layers if p.path[0] == "layers" else 1):
             value, at = (leaf[i] if p.path[0] == "layers" else leaf), 0
             for source in p.sources:

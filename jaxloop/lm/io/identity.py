@@ -9,10 +9,23 @@ from jaxloop.runtime import digests
 
 # Files that are read, where they are there; not model cards, logs and weights of other formats.
 _READ = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model", "sentencepiece.bpe.model", "chat_template.jinja", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json", "classifier.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "classifier.json",
+)
 
 
 def of_directory(path: Path) -> str:

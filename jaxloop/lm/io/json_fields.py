@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Refused(ValueError):
@@ -84,25 +84,26 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _kind(value) -> str:
+def _kind(value: Any) -> str:
     names = {dict: "object", list: "list", str: "string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "number")
 
 
-def refuse(field: str, value, allowed: str, kind: str = "model"):
-    """Raises the sentence for a value that is not allowed."""
+def refuse(field: str, value: Any, allowed: str, kind: str = "model") -> NoReturn:
+    """Raise ValueError with the sentence for a value that is not allowed."""
     raise ValueError(f"{kind}: {field} = {short(value)} is not supported; allowed: {allowed}")
 
 
-def short(value) -> str:
-    """A value as it is shown in a message."""
+def short(value: Any) -> str:
+    """Return a value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def given(c: Mapping, field: str, default):
-    """The value of a field; null is the default. KeyError, with the field's name, where it is
-    `NEEDED` and absent.
+def given(c: Mapping, field: str, default: Any) -> Any:
+    """Return the value of a field; null is the default.
+
+    Raises KeyError, with the field's name, if the default is `NEEDED` and there is no value.
     """
     value = c.get(field)
     if value is None:

@@ -15,25 +15,43 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxloop.lm.io import json_fields, safetensors_files
-from jaxloop.lm.model.config import Spec, layer_prefix, site_widths, sites
-from jaxloop.lm.model.lora import Lora
+from jaxloop.config.sections import LoraConfig
+from jaxloop.lm.io import json_fields, safetensors_files, safetensors_header
+from jaxloop.lm.model.config import (
+    LoraTarget,
+    ModelConfig,
+    fused_projections,
+    layer_prefix,
+    projection_widths,
+)
+from jaxloop.lm.model.lora import Adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _KNOWN = frozenset(
-    """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern rank_pattern alpha_pattern use_rslora
-    base_model_name_or_path revision inference_mode task_type auto_mapping peft_version megatron_core qalora_group_size runtime_config
+    """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern
+    rank_pattern alpha_pattern use_rslora base_model_name_or_path revision inference_mode
+    task_type auto_mapping peft_version megatron_core qalora_group_size runtime_config
     fan_in_fan_out eva_config ensure_weight_tying""".split()
 )
 # Starts that leave the base as it is; pissa, olora, corda and the like subtract from its weights,
 # and the adapter is right beside those only.
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")
 _FIXED: dict[str, tuple] = {
-    "peft_type": ("LORA",), "bias": ("none",), "use_dora": (False,), "use_qalora": (False,), "use_bdlora": (False,), "lora_bias": (False,),
-    "modules_to_save": ([],), "init_lora_weights": _STARTS, "loftq_config": ({},), "layer_replication": ([],), "trainable_token_indices": ([], {}),
-    "target_parameters": ([],), "alora_invocation_tokens": ([],),
-}  # fmt: skip
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False,),
+    "use_qalora": (False,),
+    "use_bdlora": (False,),
+    "lora_bias": (False,),
+    "modules_to_save": ([],),
+    "init_lora_weights": _STARTS,
+    "loftq_config": ({},),
+    "layer_replication": ([],),
+    "trainable_token_indices": ([], {}),
+    "target_parameters": ([],),
+    "alora_invocation_tokens": ([],),
+}
 # What peft targets where the config names nothing.
 _TARGETS = {
     "llama": ["q_proj", "v_proj"],
@@ -43,20 +61,21 @@ _TARGETS = {
 }
 
 
-def save_peft(path, spec: Spec, adapter: dict, lora: Lora, *, base: str = "") -> None:
+def save_peft(path: str | Path, config: ModelConfig, adapter: Adapter, *, base: str = "") -> None:
     """Write one chain's adapter (no chain axis) as a directory that
     `peft.PeftModel.from_pretrained` loads.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    tensors, modules = {}, {}
-    for parts in sites(spec).values():
+    tensors: dict[str, np.ndarray] = {}
+    modules: set[str] = set()
+    for parts in fused_projections(config).values():
         for p in parts:
             if p.name not in adapter:
                 continue
-            modules[p.module] = None
-            for i in range(spec.layers):
-                name = "base_model.model." + layer_prefix(spec).format(i=i) + p.module
+            modules.add(p.module)
+            for i in range(config.num_layers):
+                name = "base_model.model." + layer_prefix(config).format(i=i) + p.module
                 tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(
                     np.asarray(adapter[p.name]["a"][i], np.float32).T
                 )
@@ -64,12 +83,21 @@ def save_peft(path, spec: Spec, adapter: dict, lora: Lora, *, base: str = "") ->
                     np.asarray(adapter[p.name]["b"][i], np.float32).T
                 )
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = dict(
-        peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-        target_modules=sorted(modules), bias="none", fan_in_fan_out=spec.architecture == "gpt2", inference_mode=True,
-        use_rslora=False, use_dora=False,
-    )  # fmt: skip
-    (path / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
+    fields = dict(
+        peft_type="LORA",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=adapter.config.rank,
+        lora_alpha=adapter.config.alpha,
+        lora_dropout=adapter.config.dropout,
+        target_modules=sorted(modules),
+        bias="none",
+        fan_in_fan_out=config.architecture == "gpt2",
+        inference_mode=True,
+        use_rslora=False,
+        use_dora=False,
+    )
+    (path / "adapter_config.json").write_text(json.dumps(fields, indent=2), encoding="utf8")
 
 
 class _Factors(NamedTuple):
@@ -82,8 +110,8 @@ class _Factors(NamedTuple):
     scale: float
 
 
-def load_peft(path, spec: Spec) -> tuple[dict, Lora]:
-    """One chain's adapter and its `Lora` from a peft directory (safetensors only).
+def load_peft(path: str | Path, config: ModelConfig) -> Adapter:
+    """Read one chain's adapter from a peft directory (safetensors only).
 
     Modules may differ in rank and scale, and layers without an adapter may be among them: ranks are
     padded with zeros, other scales multiplied
@@ -100,38 +128,42 @@ def load_peft(path, spec: Spec) -> tuple[dict, Lora]:
     c = json_fields.read_json(path / CONFIG, "adapter")
     json_fields.check_known(c, _KNOWN, _FIXED, "LoRA adapters", "adapter")
     weights = safetensors_files.Weights(
-        path, {tensor.name: tensor for tensor in safetensors_files.header(path / WEIGHTS)}
+        path, {tensor.name: tensor for tensor in safetensors_header.header(path / WEIGHTS)}
     )
     places = {
-        layer_prefix(spec).format(i=i) + p.module: p
-        for parts in sites(spec).values()
+        layer_prefix(config).format(i=i) + p.module: p
+        for parts in fused_projections(config).values()
         for p in parts
-        for i in range(spec.layers)
+        for i in range(config.num_layers)
     }
-    _check_names(weights, places, spec)
-    targeted = [module for module in places if _is_target(c, module, spec)]
+    _check_names(weights, places, config)
+    targeted = [module for module in places if _is_target(c, module, config)]
     _check_targets(weights, targeted, places)
     found = {
-        module: _factors(weights, c, module, places[module].width, _inside(spec, places[module]))
+        module: _factors(weights, c, module, places[module].width, _inside(config, places[module]))
         for module in targeted
     }
     if not found:
         raise ValueError(
-            f"adapter: target_modules = {json_fields.short(c.get('target_modules'))} of {path} names "
-            f"no projection of {spec.architecture}"
+            f"adapter: target_modules = {json_fields.short(c.get('target_modules'))} of {path} "
+            f"names no projection of {config.architecture}"
         )
-    return _stacked(found, c, spec)
+    return _stacked(found, c, config)
 
 
-def _inside(spec: Spec, part) -> int:
-    return next(site_widths(spec)[site][0] for site, parts in sites(spec).items() if part in parts)
+def _inside(config: ModelConfig, part: LoraTarget) -> int:
+    return next(
+        projection_widths(config)[projection][0]
+        for projection, parts in fused_projections(config).items()
+        if part in parts
+    )
 
 
-def _check_names(weights: safetensors_files.Weights, places: Mapping, spec: Spec) -> None:
+def _check_names(weights: safetensors_files.Weights, places: Mapping, config: ModelConfig) -> None:
     known = {f"{_PREFIX}{module}.lora_{factor}.weight" for module in places for factor in "AB"}
     if others := sorted(set(weights.where) - known):
         raise ValueError(
-            f"adapter: {others[0]!r} in {weights.path} is not a projection of {spec.architecture}"
+            f"adapter: {others[0]!r} in {weights.path} is not a projection of {config.architecture}"
         )
 
 
@@ -170,7 +202,8 @@ def _factors(
             )
         out.append(np.asarray(safetensors_files.tensor(weights, name)).astype(np.float32))
     root = json_fields.truth(c, "use_rslora", False, kind="adapter")
-    return _Factors(*out, alpha / (math.sqrt(rank) if root else rank))
+    a, b = out
+    return _Factors(a, b, alpha / (math.sqrt(rank) if root else rank))
 
 
 def _pattern(c: Mapping, field: str, module: str, plain: str, default: int) -> dict[str, Any]:
@@ -188,13 +221,14 @@ def _matches(pattern: str, module: str, field: str) -> bool:
         return re.fullmatch(pattern, module) is not None
     except re.error:
         raise ValueError(
-            f"adapter: {field} has a pattern {json_fields.short(pattern)} that is no regular expression"
+            f"adapter: {field} has a pattern {json_fields.short(pattern)} that is no "
+            "regular expression"
         ) from None
 
 
-def _is_target(c: Mapping, module: str, spec: Spec) -> bool:
+def _is_target(c: Mapping, module: str, config: ModelConfig) -> bool:
     """Whether peft puts an adapter on the module of that name."""
-    targets = json_fields.given(c, "target_modules", _TARGETS[spec.architecture])
+    targets = json_fields.given(c, "target_modules", _TARGETS[config.architecture])
     for field, value in (
         ("target_modules", targets),
         ("exclude_modules", c.get("exclude_modules")),
@@ -216,14 +250,14 @@ def _is_target(c: Mapping, module: str, spec: Spec) -> bool:
     return _is_named(targets, module, "target_modules") and _in_layers(c, module)
 
 
-def _is_named(names, module: str, field: str) -> bool:
+def _is_named(names: str | list[str], module: str, field: str) -> bool:
     if isinstance(names, str):
         return _matches(names, module, field)
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def _in_layers(c: Mapping, module: str) -> bool:
-    """Whether layers_to_transform, which holds for listed names only, leaves the module's layer in."""
+    """Whether layers_to_transform, which holds for listed names only, includes the module's."""
     layers, patterns = (
         json_fields.given(c, "layers_to_transform", []),
         json_fields.given(c, "layers_pattern", []),
@@ -249,12 +283,12 @@ def _in_layers(c: Mapping, module: str) -> bool:
                 "regular expression"
             ) from None
         if found:
-            return int(found[found.lastindex]) in layers
+            return int(found.groups()[-1]) in layers
     return False
 
 
-def _stacked(found: Mapping[str, _Factors], c: Mapping, spec: Spec) -> tuple[dict, Lora]:
-    """(adapter, Lora) with one rank and one scale for all modules."""
+def _stacked(found: Mapping[str, _Factors], c: Mapping, config: ModelConfig) -> Adapter:
+    """The adapter with one rank and one scale for all modules."""
     rank = max(f.a.shape[0] for f in found.values())
     plain_rank, plain_alpha = json_fields.given(c, "r", 8), json_fields.given(c, "lora_alpha", 8)
     root = json_fields.given(c, "use_rslora", False)
@@ -264,14 +298,18 @@ def _stacked(found: Mapping[str, _Factors], c: Mapping, spec: Spec) -> tuple[dic
     alpha = (
         float(plain_alpha) if rank == plain_rank and scale == plain and not root else scale * rank
     )
+    if scale <= 0:  # kept in b: a config's alpha is above 0
+        scale, alpha = 1.0, float(rank)
     adapter = {}
-    for site, parts in sites(spec).items():
+    for projection, parts in fused_projections(config).items():
         for p in parts:
-            names = [layer_prefix(spec).format(i=i) + p.module for i in range(spec.layers)]
+            names = [layer_prefix(config).format(i=i) + p.module for i in range(config.num_layers)]
             if not any(name in found for name in names):
                 continue
-            a = np.zeros((spec.layers, site_widths(spec)[site][0], rank), np.float32)
-            b = np.zeros((spec.layers, rank, p.width), np.float32)
+            a = np.zeros(
+                (config.num_layers, projection_widths(config)[projection][0], rank), np.float32
+            )
+            b = np.zeros((config.num_layers, rank, p.width), np.float32)
             for i, name in enumerate(names):
                 if name in found:
                     f = found[name]
@@ -283,4 +321,5 @@ def _stacked(found: Mapping[str, _Factors], c: Mapping, spec: Spec) -> tuple[dic
     dropout = json_fields.number(c, "lora_dropout", 0.0, low=0, kind="adapter")
     if dropout >= 1:
         json_fields.refuse("lora_dropout", dropout, "a number of at least 0, below 1", "adapter")
-    return adapter, Lora(rank=rank, alpha=alpha, targets=tuple(adapter), dropout=dropout)
+    lora = LoraConfig(rank=rank, alpha=alpha, targets=tuple(adapter), dropout=dropout)
+    return Adapter(adapter, lora)

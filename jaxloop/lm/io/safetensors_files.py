@@ -1,39 +1,29 @@
-"""The safetensors files of a model directory: which of them hold its weights, their headers, and
-reading them.
+"""The safetensors files of a model directory: which of them hold its weights, and reading them.
 
 Headers are read and checked without the weights: missing tensors, other shapes, quantised types and
 ambiguous files cost nothing to find. Weights are read with as many bytes beside them as a block of
 a tensor has, each written once, to where it stays.
 """
 
-import json
 import math
 import os
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from jaxloop.lm.io import json_fields
 from jaxloop.lm.io.json_fields import Refused
+from jaxloop.lm.io.safetensors_header import DTYPES, Stored, header
 from jaxloop.lm.model.config import Param, nest
 from jaxloop.runtime.log import LOGGER
 
 WHOLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
-DTYPES = {
-    "F64": np.dtype("float64"),
-    "F32": np.dtype("float32"),
-    "F16": np.dtype("float16"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-_BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-         "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8, "BOOL": 8,
-         "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}  # fmt: skip
+
 _PREFIXES = (
     "transformer.",
     "model.",
@@ -43,22 +33,13 @@ _PREFIXES = (
     "mpnet.",
     "distilbert.",
 )
+
 # Tables that old versions of transformers stored beside the weights, and compute anew today.
 _BUFFERS = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias|attention\.bias)$"
 )
+
 BLOCK = 8 << 20  # bytes of a tensor that are read, and turned, at once
-
-
-class Stored(NamedTuple):
-    """A tensor in a file: its type by the format's name, and its bytes [start, stop)."""
-
-    file: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 class Weights(NamedTuple):
@@ -68,8 +49,7 @@ class Weights(NamedTuple):
     where: dict[str, Stored]
 
 
-# ---- which files, and their headers
-# -----------------------------------------------------------------------------------
+# ---- which files
 
 
 def weights(path: Path) -> Weights:
@@ -152,61 +132,7 @@ def _shards(path: Path, found: list[Path]) -> list[Path]:
     return found
 
 
-def header(file: Path) -> list[Stored]:
-    """The tensors of one file. Raises `Refused` where its header does not fit the file."""
-
-    def damaged(reason):
-        return Refused(f"model: the safetensors of {file} cannot be read ({reason})")
-
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            start = opened.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if len(start) < 8 or length + 8 > size or length > 100_000_000:
-                text = (start + opened.read(200)).decode("utf8", "replace")
-                raise damaged(json_fields.what_it_is(text) or "it is cut short, or no such file")
-            text = opened.read(length)
-    except OSError as error:
-        raise damaged(error.strerror) from None
-    try:
-        entries = json.loads(text, object_pairs_hook=_once)
-        entries.pop("__metadata__", None)
-        out = [_entry(file, name, entry, 8 + length) for name, entry in entries.items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise damaged("its header is damaged") from None
-    end = 8 + length
-    for tensor in sorted(out, key=lambda t: (t.start, t.stop)):
-        if tensor.start != end or (tensor.stop - tensor.start) * 8 != math.prod(
-            tensor.shape
-        ) * _BITS.get(tensor.dtype, 0):
-            raise damaged(f"the bytes of tensor {tensor.name} are not where its header says")
-        end = tensor.stop
-    if end != size:
-        raise damaged(f"it has {size:,} bytes and its header speaks of {end:,}")
-    return out
-
-
-def _once(pairs):
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        raise ValueError("a name twice")
-    return out
-
-
-def _entry(file, name, entry, base) -> Stored:
-    dtype, shape, (start, stop) = (
-        entry["dtype"],
-        tuple(map(int, entry["shape"])),
-        entry["data_offsets"],
-    )
-    if dtype not in _BITS or min(shape, default=0) < 0 or not 0 <= start <= stop:
-        raise ValueError("an entry that is none")
-    return Stored(file, name, dtype, shape, base + start, base + stop)
-
-
 # ---- finding and checking tensors
-# -------------------------------------------------------------------------------------
 
 
 def find(w: Weights, name: str) -> Stored | None:
@@ -240,9 +166,7 @@ def check(w: Weights, parameters: Sequence[Param], layers: int) -> None:
     """
     used = set()
     for p, source, name in _names(parameters, layers):
-        tensor = find(w, name)
-        if tensor is None:
-            _missing(w, name)
+        tensor = _needed(w, name)
         _check_type(w, tensor)
         shape = (*p.shape[:-1], source.width)
         turned = tensor.shape[::-1] if p.transposed and len(tensor.shape) == 2 else tensor.shape
@@ -262,7 +186,14 @@ def _names(parameters: Sequence[Param], layers: int) -> Iterator[tuple]:
                 yield p, source, source.name.format(i=i)
 
 
-def _missing(w: Weights, name: str):
+def _needed(w: Weights, name: str) -> Stored:
+    tensor = find(w, name)
+    if tensor is None:
+        _missing(w, name)
+    return tensor
+
+
+def _missing(w: Weights, name: str) -> NoReturn:
     bare = _bare(name)
     module, kind = bare.rsplit(".", 1)
     prefixed = next((t for t in w.where if _bare(t) == bare or t.endswith(f".{name}")), None)
@@ -291,7 +222,7 @@ def _missing(w: Weights, name: str):
     raise ValueError(f"model: tensor {name} is missing from {w.path}{hint}")
 
 
-def _check_type(w: Weights, tensor: Stored):
+def _check_type(w: Weights, tensor: Stored) -> None:
     if tensor.dtype not in DTYPES:
         raise Refused(
             f"model: tensor {tensor.name} of {w.path} is stored as {tensor.dtype}, as quantised "
@@ -306,15 +237,13 @@ def _bare(name: str) -> str:
     return name
 
 
-def _check_others(w: Weights, parameters: Sequence[Param], layers: int, used: set[str]):
+def _check_others(w: Weights, parameters: Sequence[Param], layers: int, used: set[str]) -> None:
     """What the model does not read must not belong to it."""
     modules = {_bare(name.rsplit(".", 1)[0]) for _, _, name in _names(parameters, layers)} | {
         "lm_head"
     }
-    block = next(
-        (p.sources[0].name.split("{i}")[0] for p in parameters if p.path[0] == "layers"), None
-    )
-    block = None if block is None else re.compile(re.escape(_bare(block)) + r"(\d+)\.")
+    prefixes = [p.sources[0].name.split("{i}")[0] for p in parameters if p.path[0] == "layers"]
+    block = re.compile(re.escape(_bare(prefixes[0])) + r"(\d+)\.") if prefixes else None
     more = set()
     for name in w.where.keys() - used:
         bare = _bare(name)
@@ -344,15 +273,16 @@ def _above(name: str) -> set[str]:
 
 
 # ---- reading
-# ----------------------------------------------------------------------------------------------------------
 
 
-def read(w: Weights, parameters: Sequence[Param], layers: int, dtype) -> dict:
+def read(w: Weights, parameters: Sequence[Param], layers: int, dtype: DTypeLike) -> dict[str, Any]:
     """The pytree of `parameters` as NumPy arrays, which JAX may take over without a copy. Raises as
     `check`.
     """
     check(w, parameters, layers)
-    dtype, out, work = np.dtype(dtype), {}, []
+    dtype = np.dtype(dtype)
+    out: dict[tuple[str, ...], np.ndarray] = {}
+    work: list[tuple[Stored, np.ndarray]] = []
     for p in parameters:
         whole = empty((layers, *p.shape) if p.path[0] == "layers" else p.shape, dtype)
         out[p.path] = whole
@@ -360,7 +290,7 @@ def read(w: Weights, parameters: Sequence[Param], layers: int, dtype) -> dict:
             at = 0
             for source in p.sources:
                 part = (whole[i] if p.path[0] == "layers" else whole)[..., at : at + source.width]
-                tensor = find(w, source.name.format(i=i))
+                tensor = _needed(w, source.name.format(i=i))
                 work.append((tensor, part.T if p.transposed and part.ndim == 2 else part))
                 at += source.width
     # In the order of the files, so that a disk reads them from their beginnings to their ends.
@@ -407,16 +337,18 @@ def same(w: Weights, one: Stored, two: Stored) -> bool:
         count, step = math.prod(one.shape), BLOCK // 8
         for at in range(0, count, step):
             a, b = (
-                np.frombuffer(f.read(min(step, count - at) * DTYPES[t.dtype].itemsize), DTYPES[t.dtype])
+                np.frombuffer(
+                    f.read(min(step, count - at) * DTYPES[t.dtype].itemsize), DTYPES[t.dtype]
+                )
                 for f, t in ((first, one), (second, two))
-            )  # fmt: skip
+            )
             if not np.array_equal(a.astype(np.float64), b.astype(np.float64)):
                 return False
     return True
 
 
-def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An array that begins where XLA wants arrays to begin, so that JAX takes it over on a CPU."""
+def empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Return an array aligned as XLA wants it, so that JAX takes it over on a CPU."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
@@ -442,7 +374,7 @@ def _read_into(descriptor: int, tensor: Stored, out: np.ndarray) -> None:
 
 
 def _fill(descriptor: int, buffer: np.ndarray, tensor: Stored, skip: int = 0) -> None:
-    view, done = memoryview(buffer), 0
+    view, done = memoryview(buffer.data), 0
     while done < len(view):
         got = os.preadv(descriptor, [view[done : done + (1 << 30)]], tensor.start + skip + done)
         if got == 0:

@@ -118,7 +118,7 @@ def clean(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def load(path) -> Tokenizer:
+def load(path: str | Path) -> Tokenizer:
     """The tokenizer of a model directory: tokenizer.json, or what `transformers` can build from
     vocab and merges files.
 
@@ -143,12 +143,16 @@ def load(path) -> Tokenizer:
     tokenizer_files.make_special(backend, [backend.id_to_token(i) for i in ends])
     pad = _special(backend, settings, "pad")
     return Tokenizer(
-        backend, eos=ends[0], bos=_special(backend, settings, "bos"), pad=ends[0] if pad is None else pad, vocab_size=backend.get_vocab_size(),
+        backend,
+        eos=ends[0],
+        bos=_special(backend, settings, "bos"),
+        pad=ends[0] if pad is None else pad,
+        vocab_size=backend.get_vocab_size(),
         other_ends=ends[1:],
-    )  # fmt: skip
+    )
 
 
-def _ends(backend, settings: list[dict]) -> tuple[int, ...]:
+def _ends(backend: tokenizers.Tokenizer, settings: list[dict]) -> tuple[int, ...]:
     """Every token that ends a text, as `transformers.generate` stops: all of the first file that
     names one. First comes the one that training appends: the tokenizer's own, where it is among
     them, as chat models have it.
@@ -158,11 +162,11 @@ def _ends(backend, settings: list[dict]) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*(i for i in own if i in found), *found)))
 
 
-def _special(backend, settings: list[dict], kind: str) -> int | None:
+def _special(backend: tokenizers.Tokenizer, settings: list[dict], kind: str) -> int | None:
     return next((ids[0] for values in settings if (ids := _named(backend, values, kind))), None)
 
 
-def _named(backend, values: dict, kind: str) -> tuple[int, ...]:
+def _named(backend: tokenizers.Tokenizer, values: dict, kind: str) -> tuple[int, ...]:
     """The ids of a special token that one file names, by number or by content. ValueError for what
     is neither.
     """

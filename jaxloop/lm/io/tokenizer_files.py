@@ -22,8 +22,8 @@ _VOCABULARIES = ("vocab.json", "tokenizer.model", "vocab.txt", "sentencepiece.bp
 _BY_MODEL = {"gpt2": "GPT2Tokenizer", "opt": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer"}
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
-        r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)  # fmt: skip
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def read(folder: Path) -> tokenizers.Tokenizer:
@@ -61,7 +61,7 @@ def named(folder: Path) -> dict[str, Any]:
     return found | {"extra": list(extra.values()) if isinstance(extra, dict) else extra}
 
 
-def check_rows(backend: tokenizers.Tokenizer, rows: int, path) -> None:
+def check_rows(backend: tokenizers.Tokenizer, rows: int, path: str | Path) -> None:
     """Raises `Refused` where the tokenizer has an id for which a table of embeddings with so many
     rows has none.
     """
@@ -97,6 +97,7 @@ def _from_file(file: Path) -> tokenizers.Tokenizer:
 
 
 def _by_transformers(folder: Path) -> tokenizers.Tokenizer:
+    # Takes seconds to import, and a tokenizer.json needs none of it.
     from transformers import AutoTokenizer
 
     try:
@@ -109,7 +110,6 @@ def _by_transformers(folder: Path) -> tokenizers.Tokenizer:
 
 
 # ---- classes that transformers builds anew
-# ----------------------------------------------------------------------------
 
 
 def _as_built(backend: tokenizers.Tokenizer, folder: Path, settings: dict) -> None:
@@ -120,7 +120,7 @@ def _as_built(backend: tokenizers.Tokenizer, folder: Path, settings: dict) -> No
     name = (
         settings.get("tokenizer_class")
         or config.get("tokenizer_class")
-        or _BY_MODEL.get(config.get("model_type"), "")
+        or _BY_MODEL.get(str(config.get("model_type")), "")
     )
     prefix = bool(json_fields.truth(settings, "add_prefix_space", False, kind="tokenizer"))
     state = [
@@ -137,7 +137,9 @@ def _as_built(backend: tokenizers.Tokenizer, folder: Path, settings: dict) -> No
     )
 
 
-def _needs_building(name: str, prefix: bool, normalizer, cut, decoder) -> bool:
+def _needs_building(
+    name: str, prefix: bool, normalizer: dict | None, cut: dict | None, decoder: dict | None
+) -> bool:
     plain = (decoder or {}).get("type") == "ByteLevel"
     if name == "GPT2Tokenizer":
         return not (plain and normalizer is None and _is_byte_level(cut, prefix, True))
@@ -170,7 +172,6 @@ def _is_byte_level(step: dict | None, prefix: bool, regex: bool) -> bool:
 
 
 # ---- tokens that stand beside tokenizer.json
-# --------------------------------------------------------------------------
 
 
 def _declared(backend: tokenizers.Tokenizer, folder: Path, settings: dict) -> None:
@@ -242,7 +243,8 @@ def _add_special(backend: tokenizers.Tokenizer, tokens: Collection[Any], folder:
         text = content(token)
         if text is None:
             raise Refused(
-                f"tokenizer: {json_fields.short(token)} among the special tokens of {folder} is no token"
+                f"tokenizer: {json_fields.short(token)} among the special tokens of {folder} "
+                "is no token"
             )
         if text not in known:
             known.add(text)

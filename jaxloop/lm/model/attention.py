@@ -1,89 +1,121 @@
-"""Attention over whole sequences, causal or in both directions: XLA everywhere, cuDNN's or a TPU's
-kernel where the target has it.
+"""Attention over whole sequences, causal or in both directions.
 
-Dimensions: R rows, T time, H query heads, G key/value heads, Q = H / G, K head size.
+XLA computes it everywhere, cuDNN's or a TPU's kernel where the target has one.
+
+Dimensions: R rows, T tokens of a row, N = R T, H query heads, G key/value heads, K head size.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxloop.lm.model import flash
-from jaxloop.lm.model.config import Spec
+from jaxloop.lm.model.config import ModelConfig
+from jaxloop.lm.model.rotary import rotate
 from jaxloop.lm.target import Target
 
+MASK_VALUE = -1e9  # score of a key that a query does not see
 
-def causal(spec: Spec, rows: int, time: int, tables, mask=None, target: Target = Target()):
-    """`attend` for `transformer.block` over [rows, time] tokens laid out row by row. `tables` are
-    the rotary cos and sin or None.
+RopeTables = tuple[jax.Array, jax.Array]
+# attend(q [N, H, K], k [N, G, K], v [N, G, K]) -> [N, H K]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def causal(
+    config: ModelConfig,
+    rows: int,
+    seq_len: int,
+    tables: RopeTables | None,
+    mask_RT: jax.Array | None = None,
+    target: Target = Target(),
+) -> Attend:
+    """Return the causal `attend` for `transformer.block`, over tokens laid out row by row.
+
+    Args:
+        config: the architecture.
+        rows: R.
+        seq_len: T.
+        tables: cosines and sines, as from `rotary.rope_tables`; None: positions are not rotary.
+        mask_RT: True at real tokens; None: all are real.
+        target: device and kernels that the program is compiled for.
     """
-    from jaxloop.lm.model.transformer import rotate
-
-    cudnn, splash = mask is None and target.cudnn, mask is None and target.splash
+    cudnn = mask_RT is None and target.cudnn
+    splash = mask_RT is None and target.splash
 
     def attend(q, k, v):
         if tables is not None:
             q, k = rotate(q, *tables), rotate(k, *tables)
         if (cudnn or splash) and q.dtype == jnp.bfloat16:
-            qkv = (x.reshape(rows, time, -1, spec.head_size) for x in (q, k, v))
-            out = (
-                flash.causal(*qkv)
-                if splash
-                else jax.nn.dot_product_attention(*qkv, is_causal=True, implementation="cudnn")
-            )
-            return out.reshape(rows * time, -1)
-        return _by_heads(spec, rows, time, q, k, v, _causal_keys(time, mask))
+            qkv = [x.reshape(rows, seq_len, -1, config.head_dim) for x in (q, k, v)]
+            if splash:
+                out = flash.causal(*qkv)
+            else:
+                out = jax.nn.dot_product_attention(*qkv, is_causal=True, implementation="cudnn")
+            return out.reshape(rows * seq_len, -1)
+        return _by_heads(config, rows, seq_len, q, k, v, _causal_keys(seq_len, mask_RT))
 
     return attend
 
 
-def bidirectional(spec: Spec, rows: int, time: int, tables, mask_RT, bias_HTT=None):
-    """`attend` in which every token sees every real one. `mask_RT` is True at real tokens;
-    `bias_HTT` is added to the scores of all rows.
+def bidirectional(
+    config: ModelConfig,
+    rows: int,
+    seq_len: int,
+    tables: RopeTables | None,
+    mask_RT: jax.Array,
+    bias_HTT: jax.Array | None = None,
+) -> Attend:
+    """Return `attend` in which every token sees every real one.
+
+    Args:
+        config: the architecture.
+        rows: R.
+        seq_len: T.
+        tables: cosines and sines, as from `rotary.rope_tables`; None: positions are not rotary.
+        mask_RT: True at real tokens.
+        bias_HTT: added to the scores of all rows.
     """
-    from jaxloop.lm.model.transformer import rotate
 
     def attend(q, k, v):
         if tables is not None:
             q, k = rotate(q, *tables), rotate(k, *tables)
-        return _by_heads(spec, rows, time, q, k, v, mask_RT[:, None, None, :], bias_HTT)
+        return _by_heads(config, rows, seq_len, q, k, v, mask_RT[:, None, None, :], bias_HTT)
 
     return attend
 
 
-def _by_heads(spec, rows, time, q, k, v, seen, bias_HTT=None):
+def _by_heads(config, rows, seq_len, q, k, v, seen, bias_HTT=None):
     """Heads before time: the batched products then read contiguous [T, K] panels."""
-    q_heads = spec.heads // spec.kv_heads
-    q = q.reshape(rows, time, spec.kv_heads, q_heads, spec.head_size).transpose(0, 2, 3, 1, 4)
-    k = k.reshape(rows, time, spec.kv_heads, spec.head_size).transpose(0, 2, 1, 3)
-    v = v.reshape(rows, time, spec.kv_heads, spec.head_size).transpose(0, 2, 1, 3)
-    if q_heads == 1:
+    groups, size = config.num_kv_heads, config.head_dim
+    per_group = config.num_heads // groups
+    q = q.reshape(rows, seq_len, groups, per_group, size).transpose(0, 2, 3, 1, 4)
+    k = k.reshape(rows, seq_len, groups, size).transpose(0, 2, 1, 3)
+    v = v.reshape(rows, seq_len, groups, size).transpose(0, 2, 1, 3)
+    if per_group == 1:
         out = _softmax_attention(q[:, :, 0], k, v, seen, bias_HTT)[:, :, None]
     else:
-        k, v = (jnp.repeat(x, q_heads, axis=1) for x in (k, v))
-        out = _softmax_attention(q.reshape(rows, spec.heads, time, -1), k, v, seen, bias_HTT)
-    return (
-        out.reshape(rows, spec.heads, time, spec.head_size)
-        .transpose(0, 2, 1, 3)
-        .reshape(rows * time, -1)
-    )
+        k, v = (jnp.repeat(x, per_group, axis=1) for x in (k, v))
+        q = q.reshape(rows, config.num_heads, seq_len, -1)
+        out = _softmax_attention(q, k, v, seen, bias_HTT)
+    out = out.reshape(rows, config.num_heads, seq_len, size).transpose(0, 2, 1, 3)
+    return out.reshape(rows * seq_len, -1)
 
 
-def _causal_keys(time: int, mask_RT):
+def _causal_keys(seq_len: int, mask_RT: jax.Array | None) -> jax.Array:
     """Which keys a query sees: none after itself, none that is padding."""
-    seen = jnp.tril(jnp.ones((time, time), bool))[None, None]
+    seen = jnp.tril(jnp.ones((seq_len, seq_len), bool))[None, None]
     if mask_RT is None:
         return seen
     # A padded query sees itself, so that no row of the softmax is empty.
-    return (seen & mask_RT[:, None, None, :]) | jnp.eye(time, dtype=bool)[None, None]
+    return (seen & mask_RT[:, None, None, :]) | jnp.eye(seq_len, dtype=bool)[None, None]
 
 
 def _softmax_attention(q_RHTK, k_RHTK, v_RHTK, seen, bias_HTT=None):
-    """Scores and softmax in float32; keys that are not seen are hidden."""
-    scores = (
-        jnp.einsum("rhtk,rhsk->rhts", q_RHTK, k_RHTK, preferred_element_type=jnp.float32)
-        * q_RHTK.shape[-1] ** -0.5
-    )
+    """Scores and softmax in float32."""
+    scores_RHTT = jnp.einsum("rhtk,rhsk->rhts", q_RHTK, k_RHTK, preferred_element_type=jnp.float32)
+    scores_RHTT = scores_RHTT * q_RHTK.shape[-1] ** -0.5
     if bias_HTT is not None:
-        scores = scores + bias_HTT[None].astype(jnp.float32)
-    weights = jax.nn.softmax(jnp.where(seen, scores, -1e9), -1).astype(v_RHTK.dtype)
-    return jnp.einsum("rhts,rhsk->rhtk", weights, v_RHTK)
+        scores_RHTT = scores_RHTT + bias_HTT[None].astype(jnp.float32)
+    weights_RHTT = jax.nn.softmax(jnp.where(seen, scores_RHTT, MASK_VALUE), -1)
+    return jnp.einsum("rhts,rhsk->rhtk", weights_RHTT.astype(v_RHTK.dtype), v_RHTK)

@@ -1,24 +1,31 @@
-"""A gated activation and the adapters' thin products beside it in one kernel for NVIDIA GPUs
-(Pallas, by Triton): [N, F] arrays are read and written once, where thin products of their own would
-read or write them six times more.
+"""A gated activation together with the adapters' products, in one kernel for NVIDIA GPUs.
 
-Dimensions: C chains, N tokens of all chains, F mlp, R ranks of gate and up together, S rank of
-down.
+Written in Pallas, compiled by Triton. Arrays [N, F] are read and written once; with kernels of
+their own the adapters' products would read or write them six more times.
+
+Dimensions: C chains, N tokens of all chains, F width of the mlp, R ranks of gate and up together,
+S rank of down.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 
-TOKENS, COLUMNS = 64, 64  # of the tile that a program holds in registers
+TOKENS, COLUMNS = 64, 64  # sides of the tile that a program holds in registers
 RANKS = (16, 32, 64)
+
+Activation = Callable[[jax.Array], jax.Array]
 
 
 def fits(chains: int, tokens: int, mlp: int, *ranks: int) -> bool:
-    """Whether the kernels can cut these sizes into their tiles, whose sides are powers of two of at
-    least 16.
+    """Return whether these sizes divide into the kernels' tiles.
+
+    Sides of tiles are powers of two of at least 16.
     """
     return (
         tokens % (chains * TOKENS) == 0
@@ -27,8 +34,29 @@ def fits(chains: int, tokens: int, mlp: int, *ranks: int) -> bool:
     )
 
 
-def forward(act, g_NF, u_NF, z_CNR, bg_CRF, bu_CRF, a_CFS, *, interpret: bool = False):
-    """(h [N, F], h A [C, N / C, S]) with h = act(g + z Bg) (u + z Bu), in the dtype of the inputs."""
+def forward(
+    act: Activation,
+    g_NF: jax.Array,
+    u_NF: jax.Array,
+    z_CNR: jax.Array,
+    bg_CRF: jax.Array,
+    bu_CRF: jax.Array,
+    a_CFS: jax.Array,
+    *,
+    interpret: bool = False,
+) -> list[jax.Array]:
+    """Return h = act(g + z Bg) (u + z Bu) [N, F] and h A [C, N / C, S], in the inputs' dtype.
+
+    Args:
+        act: the activation.
+        g_NF: output of the gate projection, without its adapter.
+        u_NF: output of the up projection, without its adapter.
+        z_CNR: x A of gate and up.
+        bg_CRF: B of gate.
+        bu_CRF: B of up.
+        a_CFS: A of down.
+        interpret: run the kernel step by step on any platform, for tests.
+    """
     thin = jax.ShapeDtypeStruct((*z_CNR.shape[:2], a_CFS.shape[-1]), g_NF.dtype)
     return _call(
         functools.partial(_forward, act),
@@ -41,9 +69,22 @@ def forward(act, g_NF, u_NF, z_CNR, bg_CRF, bu_CRF, a_CFS, *, interpret: bool = 
 
 
 def backward(
-    act, dh_NF, g_NF, u_NF, dz_CNS, z_CNR, bg_CRF, bu_CRF, a_CFS, *, interpret: bool = False
-):
-    """(dg [N, F], du [N, F], dg Bg' + du Bu' [C, N / C, R]) where the gradient of h is dh + dz A'."""
+    act: Activation,
+    dh_NF: jax.Array,
+    g_NF: jax.Array,
+    u_NF: jax.Array,
+    dz_CNS: jax.Array,
+    z_CNR: jax.Array,
+    bg_CRF: jax.Array,
+    bu_CRF: jax.Array,
+    a_CFS: jax.Array,
+    *,
+    interpret: bool = False,
+) -> list[jax.Array]:
+    """Return dg [N, F], du [N, F] and dg Bg' + du Bu' [C, N / C, R].
+
+    The gradient of h is dh + dz A'. The other arguments are those of `forward`.
+    """
     inputs = (dh_NF, g_NF, u_NF), (dz_CNS, z_CNR), (bg_CRF, bu_CRF, a_CFS)
     return _call(functools.partial(_backward, act), *inputs, (g_NF, u_NF, z_CNR), interpret)
 
@@ -88,8 +129,6 @@ def _backward(
 
 
 def _columns(i):
-    from jax.experimental import pallas as pl
-
     return pl.ds(i * COLUMNS, COLUMNS)
 
 
@@ -98,12 +137,11 @@ def _dot(x, y):
 
 
 def _call(kernel, wide, thin, of_chain, out, interpret):
-    """`kernel` in [C, N / C / TOKENS] programs: of `wide` [N, F], `thin` [C, N / C, R] and `out`
-    (like either) each sees its tokens, of `of_chain` [C, ...] what is its chain's.
-    """
-    from jax.experimental import pallas as pl
-    from jax.experimental.pallas import triton
+    """Run `kernel` as a grid of [C, N / C / TOKENS] programs, each for a block of a chain's tokens.
 
+    A program sees its tokens of the arrays `wide` [N, F], `thin` [C, N / C, R] and `out` (shaped
+    like either), and its chain's entry of the arrays `of_chain` [C, ...].
+    """
     chains, tokens, _ = thin[0].shape
     blocks = tokens // TOKENS
 
@@ -126,12 +164,17 @@ def _call(kernel, wide, thin, of_chain, out, interpret):
 
 @functools.cache
 def works() -> bool:
-    """Whether the kernels compile on this process's GPU and agree with XLA (2e-2 in bfloat16)."""
+    """Return whether the kernels run on this process's GPU and agree with XLA.
+
+    They are compared on random numbers in bfloat16, within 2e-2.
+    """
     try:
         device, rng = jax.local_devices(backend="gpu")[0], np.random.default_rng(0)
-        draw = lambda *shape: jax.device_put(
-            jnp.asarray(0.5 * rng.standard_normal(shape), jnp.bfloat16), device
-        )
+
+        def draw(*shape):
+            values = jnp.asarray(0.5 * rng.standard_normal(shape), jnp.bfloat16)
+            return jax.device_put(values, device)
+
         dh, g, u, dz, z = (
             draw(256, 128),
             draw(256, 128),
@@ -155,17 +198,29 @@ def _float32(arrays):
     return [x.astype(jnp.float32) for x in arrays]
 
 
-def plainly(act, dh_NF, g_NF, u_NF, dz_CNS, z_CNR, bg_CRF, bu_CRF, a_CFS):
-    """What `forward` and `backward` return, by XLA: (h, h A, dg, du, dg Bg' + du Bu')."""
-    chains = lambda x: x.reshape(z_CNR.shape[0], -1, x.shape[-1])
+def plainly(
+    act: Activation,
+    dh_NF: jax.Array,
+    g_NF: jax.Array,
+    u_NF: jax.Array,
+    dz_CNS: jax.Array,
+    z_CNR: jax.Array,
+    bg_CRF: jax.Array,
+    bu_CRF: jax.Array,
+    a_CFS: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Return h, h A, dg, du and dg Bg' + du Bu' of `forward` and `backward`, computed by XLA."""
+
+    def by_chain(x):
+        return x.reshape(z_CNR.shape[0], -1, x.shape[-1])
 
     def active(g, u):
         return act(g + jnp.einsum("cnr,crf->cnf", z_CNR, bg_CRF)) * (
             u + jnp.einsum("cnr,crf->cnf", z_CNR, bu_CRF)
         )
 
-    h, pull = jax.vjp(active, chains(g_NF), chains(u_NF))
-    dg, du = pull(chains(dh_NF) + jnp.einsum("cns,cfs->cnf", dz_CNS, a_CFS))
+    h, pull = jax.vjp(active, by_chain(g_NF), by_chain(u_NF))
+    dg, du = pull(by_chain(dh_NF) + jnp.einsum("cns,cfs->cnf", dz_CNS, a_CFS))
     up = jnp.einsum("cnf,crf->cnr", dg, bg_CRF) + jnp.einsum("cnf,crf->cnr", du, bu_CRF)
-    flat = lambda x: x.reshape(g_NF.shape)
-    return flat(h), jnp.einsum("cnf,cfs->cns", h, a_CFS), flat(dg), flat(du), up
+    thin = jnp.einsum("cnf,cfs->cns", h, a_CFS)
+    return h.reshape(g_NF.shape), thin, dg.reshape(g_NF.shape), du.reshape(g_NF.shape), up

@@ -1,178 +1,291 @@
-"""LoRA adapters as a pytree with a leading chain axis; fusing them for compute. Files:
-`peft_files.py`.
+"""LoRA adapters: their weights with their settings, and how they are packed for computing.
 
-Dimensions: C chains, L layers, D input width, O output width, R rank.
-An adapter is {target: {"a": [C, L, D, R], "b": [C, L, R, O]}} and adds `(alpha / R) (x a) b` to its
+`lm/io/peft_files.py` reads and writes them as files of peft.
+
+Dimensions: C chains, L layers, D inputs, O outputs, R rank, n targets with an adapter in a fused
 projection.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.typing import DTypeLike
 
-from jaxloop.lm.model.config import Spec, site_widths, sites
+from jaxloop.config.sections import LoraConfig
+from jaxloop.lm.model.config import (
+    LoraTarget,
+    ModelConfig,
+    fused_projections,
+    projection_widths,
+)
 from jaxloop.runtime.setup_jit import setup_jit
 
+Layout = Literal["split", "mergeable", "block_diagonal", "padded"]
 
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters. `targets`: "all-linear" (every projection of the block) or names, ours (q,
-    k, v, o, gate, up, down, qkv) or Hugging Face's (q_proj, c_attn, fc1, ...). `dropout` acts on
-    the adapter's input, in training only.
+
+@dataclass(frozen=True, eq=False)
+class Adapter(Mapping[str, dict[str, jax.Array]]):
+    """The weights of an adapter with the settings that say what they mean.
+
+    It adds `(alpha / rank) (x a) b` to each targeted projection. It is a pytree whose leaves are
+    the weights, and a mapping from target to weights, so that it can be saved like any tree of
+    weights.
+
+    Attributes:
+        weights: {target: {"a": [L, D, R], "b": [L, R, O]}}, or with a leading chain axis C.
+        config: rank, alpha, targets and dropout.
     """
 
-    rank: int = 16
-    alpha: float = 16.0
-    targets: tuple[str, ...] | str = "all-linear"
-    dropout: float = 0.0
+    weights: dict[str, dict[str, jax.Array]]
+    config: LoraConfig
 
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
+    def __getitem__(self, target: str) -> dict[str, jax.Array]:
+        return self.weights[target]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
-def target_names(spec: Spec, lora: Lora) -> tuple[str, ...]:
-    """Our names of the targeted projections.
+jax.tree_util.register_dataclass(Adapter, data_fields=["weights"], meta_fields=["config"])
 
-    Raises ValueError for a name that the architecture does not have."""
-    parts = [part for group in sites(spec).values() for part in group]
+
+def target_names(config: ModelConfig, lora: LoraConfig) -> tuple[str, ...]:
+    """Return our names of the targeted projections.
+
+    Raises:
+        ValueError: a name that the architecture does not have.
+    """
+    targets = [target for group in fused_projections(config).values() for target in group]
     if lora.targets == "all-linear":
-        return tuple(p.name for p in parts)
+        return tuple(target.name for target in targets)
     wanted = (lora.targets,) if isinstance(lora.targets, str) else tuple(lora.targets)
-    known = {alias: p.name for p in parts for alias in (p.name, p.module, p.module.split(".")[-1])}
-    # GPT-2 calls both writers c_proj; peft matches both, and so do we.
-    several = {"c_proj": ("o", "down")} if spec.architecture == "gpt2" else {}
-    bad = [name for name in wanted if name not in known and name not in several]
-    if bad:
-        raise ValueError(
-            f"lora.targets: {bad[0]!r} is not a projection of {spec.architecture}; allowed are "
-            f"'all-linear' or some of {sorted(known)}"
-        )
-    chosen = {n for name in wanted for n in several.get(name, (known.get(name),))}
-    return tuple(p.name for p in parts if p.name in chosen)
+    names = {
+        alias: target.name
+        for target in targets
+        for alias in (target.name, target.module, target.module.split(".")[-1])
+    }
+    aliases: dict[str, tuple[str, ...]] = {alias: (name,) for alias, name in names.items()}
+    if config.architecture == "gpt2":
+        # GPT-2 calls both modules that write into the residual stream c_proj; peft matches both.
+        aliases["c_proj"] = ("o", "down")
+    for name in wanted:
+        if name not in aliases:
+            raise ValueError(
+                f"lora.targets: {name!r} is not a projection of {config.architecture}; allowed "
+                f"are 'all-linear' or some of {sorted(names)}"
+            )
+    chosen = {name for alias in wanted for name in aliases[alias]}
+    return tuple(target.name for target in targets if target.name in chosen)
 
 
 @setup_jit(static_argnums=(1, 2))
-def init(keys: jax.Array, spec: Spec, lora: Lora) -> dict:
-    """Fresh adapters for the chains of `keys` [C]: a uniform in +-1/sqrt(D) (peft's Kaiming rule),
-    b zero; float32.
+def init(keys: jax.Array, config: ModelConfig, lora: LoraConfig) -> Adapter:
+    """Return fresh float32 adapters [C, ...] of the chains of `keys` [C].
+
+    a is uniform in +-1/sqrt(D) (peft's Kaiming rule), b is zero.
     """
-    names = target_names(spec, lora)
-    tree = {}
-    for site, parts in sites(spec).items():
-        inside, _ = site_widths(spec)[site]
-        for part in parts:
-            if part.name not in names:
-                continue
-            number = sum(ord(c) << (8 * i) for i, c in enumerate(part.name[:3]))
-
-            def draw(
-                key, number=number, shape=(spec.layers, inside, lora.rank), limit=inside**-0.5
-            ):
-                return jax.random.uniform(
-                    jax.random.fold_in(key, number), shape, minval=-limit, maxval=limit
-                )
-
-            tree[part.name] = {
-                "a": jax.vmap(draw)(keys),
-                "b": jnp.zeros((keys.shape[0], spec.layers, lora.rank, part.width)),
-            }
-    return tree
+    names = target_names(config, lora)
+    weights = {}
+    for projection, targets in fused_projections(config).items():
+        inputs, _ = projection_widths(config)[projection]
+        for target in targets:
+            if target.name in names:
+                weights[target.name] = _init_target(keys, target, config.num_layers, inputs, lora)
+    return Adapter(weights, lora)
 
 
-class Summed(NamedTuple):
-    """A site's adapter which `transformer.linear` may add to the base's weights, where that is less
-    work: in float32, as bfloat16 would lose it.
+def _init_target(
+    keys: jax.Array, target: LoraTarget, layers: int, inputs: int, lora: LoraConfig
+) -> dict[str, jax.Array]:
+    # Each target's stream is numbered by the letters of its name.
+    number = sum(ord(letter) << (8 * i) for i, letter in enumerate(target.name[:3]))
+    limit = inputs**-0.5
 
-    `a` [C, L, n R, D] is transposed: its gradient is then a product with few rows, which takes a
-    half to a quarter of the time of one with few columns. `b` has one [C, L, R, O], or None, for
-    each part.
+    def draw(key):
+        key, shape = jax.random.fold_in(key, number), (layers, inputs, lora.rank)
+        return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+    return {
+        "a": jax.vmap(draw)(keys),
+        "b": jnp.zeros((keys.shape[0], layers, lora.rank, target.width)),
+    }
+
+
+class SplitLora(NamedTuple):
+    """A projection's adapter with a B for each target, the general layout."""
+
+    a: jax.Array  # [C, L, D, n R]
+    b: tuple[jax.Array | None, ...]  # [C, L, R, O] of each target; None: it has no adapter
+
+
+class BlockDiagonalLora(NamedTuple):
+    """A projection's adapter with one B for all targets: for generation.
+
+    It costs a few more multiplications than `SplitLora` and far fewer kernels.
     """
 
-    a: jax.Array
-    b: tuple
+    a: jax.Array  # [C, L, D, n R]
+    b: jax.Array  # [C, L, n R, sum of O]
 
 
-class Parts(NamedTuple):
-    """A site's adapter as `lean.linear` takes it, float32: `a` [C, L, D, n R] of all its targets,
-    and `b` with one [C, L, n R, O] for each part, whose rows of other targets are zero (None where
-    a part is not targeted). No product then needs a slice of x A.
+class PackedLora(NamedTuple):
+    """A projection's adapter that may be merged into the base's weights: for training in float32.
+
+    A is transposed: its gradient is then a product with few rows, which takes a half to a quarter
+    of the time of one with few columns.
     """
 
-    a: jax.Array
-    b: tuple
+    a: jax.Array  # [C, L, n R, D]
+    b: tuple[jax.Array | None, ...]  # [C, L, R, O] of each target; None: it has no adapter
 
 
-def fuse(
-    spec: Spec,
-    adapters: dict,
-    lora: Lora,
-    dtype,
-    *,
-    block_diagonal: bool = False,
-    summed: bool = False,
-    parts: bool = False,
-) -> dict:
-    """Adapters grouped by fused projection: {site: {"a": [C, L, D, n R], "b": ..., }} with the
-    scale folded into b.
+class PaddedLora(NamedTuple):
+    """A projection's float32 adapter as `lean.linear` takes it: no product needs a slice of x A."""
 
-    One product with `a` serves all targets of a site. `b` is a tuple with one entry per part (None
-    where it is not targeted), or, with `block_diagonal`, one matrix [C, L, n R, O], which costs a
-    few more multiplications and far fewer kernels: for decoding. With `summed` and in float32,
-    {site: `Summed`}: for training. With `parts`, {site: `Parts`}: for training in bfloat16 on an
-    accelerator.
+    a: jax.Array  # [C, L, D, n R]
+    # [C, L, n R, O] of each target, zero in the rows of other targets; None: it has no adapter
+    b: tuple[jax.Array | None, ...]
+
+
+# {projection: its adapter}, of all layers [C, L, ...] or of one [C, ...].
+PackedAdapters = Mapping[str, Any]
+
+
+def pack_adapters(
+    config: ModelConfig, adapters: Adapter, dtype: DTypeLike, layout: Layout = "split"
+) -> dict[str, Any]:
+    """Group adapters by fused projection, with their scale multiplied into b.
+
+    One product with a then serves all targets of a projection.
+
+    Args:
+        config: the architecture.
+        adapters: those of C chains, leaves [C, L, ...].
+        dtype: dtype of the forward pass.
+        layout: "split" (general), "block_diagonal" (for generation), "mergeable" (for training; in
+            bfloat16, where a merged weight would lose the adapter to rounding, it means "split") or
+            "padded" (for training in bfloat16 on an accelerator).
+
+    Returns:
+        {projection: `SplitLora`, `BlockDiagonalLora`, `PackedLora` or `PaddedLora`}.
     """
-    fused = {}
-    for site, group in sites(spec).items():
-        present = [p for p in group if p.name in adapters]
-        if not present:
-            continue
-        if parts:
-            fused[site] = _parts(adapters, group, present, lora)
-            continue
-        a = jnp.concatenate([adapters[p.name]["a"] for p in present], -1).astype(dtype)
-        b = tuple(
-            (adapters[p.name]["b"] * lora.scale).astype(dtype) if p.name in adapters else None
-            for p in group
-        )
-        if summed and dtype == jnp.float32:
-            fused[site] = Summed(a.swapaxes(-1, -2), b)
-            continue
-        if block_diagonal:
-            rows = []
-            start = np.cumsum([0] + [p.width for p in group])
-            for p, w, left in zip(group, b, start[:-1], strict=True):
-                if w is not None:
-                    rows.append(
-                        jnp.pad(
-                            w,
-                            ((0, 0), (0, 0), (0, 0), (int(left), int(start[-1] - left - p.width))),
-                        )
-                    )
-            b = jnp.concatenate(rows, -2)
-        fused[site] = {"a": a, "b": b}
-    return fused
+    packed: dict[str, Any] = {}
+    for projection, targets in fused_projections(config).items():
+        if any(target.name in adapters for target in targets):
+            packed[projection] = _pack_projection(adapters, targets, jnp.dtype(dtype), layout)
+    return packed
 
 
-def _parts(adapters, group, present, lora) -> Parts:
-    b, rows = [], [p.name for p in present]
-    for p in group:
-        if p.name not in adapters:
-            b.append(None)
+def _pack_projection(
+    adapters: Adapter, targets: Sequence[LoraTarget], dtype: jnp.dtype, layout: Layout
+) -> SplitLora | BlockDiagonalLora | PackedLora | PaddedLora:
+    adapted = [target for target in targets if target.name in adapters]
+    a = jnp.concatenate([adapters[target.name]["a"] for target in adapted], -1)
+    b = [
+        adapters[target.name]["b"] * adapters.config.scale if target in adapted else None
+        for target in targets
+    ]
+    if layout == "padded":
+        return PaddedLora(a, _padded(b))
+    a = a.astype(dtype)
+    b = [None if x is None else x.astype(dtype) for x in b]
+    if layout == "mergeable" and dtype == jnp.float32:
+        return PackedLora(a.swapaxes(-1, -2), tuple(b))
+    if layout == "block_diagonal":
+        return BlockDiagonalLora(a, _block_diagonal(b, targets))
+    return SplitLora(a, tuple(b))
+
+
+def _padded(b: Sequence[jax.Array | None]) -> tuple[jax.Array | None, ...]:
+    """b of each target with rows for the ranks of all targets, zero in those of the others."""
+    total = sum(x.shape[-2] for x in b if x is not None)
+    padded: list[jax.Array | None] = []
+    start = 0
+    for x in b:
+        if x is None:
+            padded.append(None)
             continue
-        at, after = rows.index(p.name) * lora.rank, (len(rows) - 1 - rows.index(p.name)) * lora.rank
-        b.append(jnp.pad(adapters[p.name]["b"] * lora.scale, ((0, 0), (0, 0), (at, after), (0, 0))))
-    return Parts(jnp.concatenate([adapters[p.name]["a"] for p in present], -1), tuple(b))
+        end = start + x.shape[-2]
+        padded.append(jnp.pad(x, ((0, 0), (0, 0), (start, total - end), (0, 0))))
+        start = end
+    return tuple(padded)
 
 
-def split(adapters: dict, chain: int) -> dict:
-    """The adapter of one chain, without the chain axis."""
+def _block_diagonal(b: Sequence[jax.Array | None], targets: Sequence[LoraTarget]) -> jax.Array:
+    """b of all targets as one matrix, zero outside the block of each target."""
+    total = sum(target.width for target in targets)
+    rows = []
+    start = 0
+    for x, target in zip(b, targets, strict=True):
+        end = start + target.width
+        if x is not None:
+            rows.append(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (start, total - end))))
+        start = end
+    return jnp.concatenate(rows, -2)
+
+
+def as_adapter(weights: Mapping[str, Any], config: LoraConfig) -> Adapter:
+    """Return weights as an `Adapter`.
+
+    An adapter is returned as it is. A plain tree, as checkpoints hold it, gets the settings
+    `config`.
+
+    Raises:
+        ValueError: the rank of a plain tree differs from that of `config`.
+    """
+    if isinstance(weights, Adapter):
+        return weights
+    for target, factors in weights.items():
+        rank = factors["a"].shape[-1]
+        if rank != config.rank:
+            raise ValueError(
+                f"lora.rank: {config.rank} is not allowed for weights of {target} with rank {rank}"
+            )
+    return Adapter(dict(weights), config)
+
+
+def plain_weights(weights: Any) -> Any:
+    """Return the weights of an adapter without its settings, and other trees as they are."""
+    return weights.weights if isinstance(weights, Adapter) else weights
+
+
+def split(adapters: Adapter, chain: int) -> Adapter:
+    """Return the adapter of one chain, without the chain axis."""
     return jax.tree.map(lambda leaf: leaf[chain], adapters)
 
 
-def stack(adapters: list[dict]) -> dict:
-    """Adapters of several chains with a leading chain axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+def stack(adapters: Sequence[Adapter], array_module: ModuleType = jnp) -> Adapter:
+    """Return adapters of several chains with a leading chain axis.
+
+    Args:
+        adapters: one for each chain.
+        array_module: `jax.numpy`, or `numpy` to stack on the host.
+
+    Raises:
+        ValueError: their ranks, alphas or targets differ.
+    """
+    config, first = adapters[0].config, adapters[0]
+    for adapter in adapters:
+        for field in ("rank", "alpha"):
+            values = getattr(config, field), getattr(adapter.config, field)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"adapters: lora.{field} is {values[0]} of one chain and {values[1]} of "
+                    "another; chains of one call need the same"
+                )
+        if set(adapter) != set(first):
+            raise ValueError(
+                f"adapters: lora.targets are {sorted(first)} of one chain and {sorted(adapter)} "
+                "of another; chains of one call need the same"
+            )
+    weights = jax.tree.map(
+        lambda *leaves: array_module.stack(leaves), *[adapter.weights for adapter in adapters]
+    )
+    return Adapter(weights, config)

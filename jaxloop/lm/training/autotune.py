@@ -1,5 +1,7 @@
-"""How many chains train in one program: on a CPU measured once per shape and kept on disk; on an
-accelerator as many as the compiler says fit.
+"""Chooses how many chains train in one program.
+
+On a CPU that is measured once per shape and kept on disk; on an accelerator it is as many as fit,
+according to the compiler.
 
 More chains fill an accelerator; on a CPU they fall out of its caches. The number changes no result
 beyond rounding. Where memory runs out all the same, it is halved.
@@ -9,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,127 +18,144 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxloop.config.sections import FitConfig
+from jaxloop.lm import programs
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.model import lora
 from jaxloop.lm.model.config import init
 from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.lm.sharding import device_bytes, devices_of, mesh_of
 from jaxloop.lm.target import target_of
-from jaxloop.lm.training import step as train_step
-from jaxloop.lm.training.step import FitSettings
+from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, train_steps
 from jaxloop.runtime import roofline
 from jaxloop.runtime.atomic_io import cache_folder, human_size, write_atomic
 from jaxloop.runtime.devices import platform_of
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.memory import is_out_of_memory
 
-# FLOPs of a generation's fits from which a measurement (some compilations) pays: about a minute's
+# FLOPs of one `fit` above which measuring, which compiles several programs, pays: about a minute's
 # work of a CPU.
-WORTH = 5e12
-LIMIT = {"cpu": 4, "other": 64}
-SPARE = 0.95  # of an accelerator's memory: its allocator cannot fill every gap
+WORTH_MEASURING = 5e12
+MAX_CHAINS = {"cpu": 4, "other": 64}
+USABLE_SHARE = 0.95  # of an accelerator's memory: its allocator cannot fill every gap
 
 
 def default(platform: str) -> int:
-    """Chains in one program before anything is measured or compiled: one on a CPU, whose caches
-    hold no more, sixteen elsewhere.
+    """Return the chains in one program before anything is measured or compiled.
+
+    It is one on a CPU, whose caches hold no more, and sixteen elsewhere.
     """
     return 1 if platform == "cpu" else 16
 
 
-def choose(model: Model, settings: FitSettings, time_: int, steps: int, chains: int) -> int:
-    """Chains in one program. On an accelerator: as many as fit (see `fitting`). On a CPU: as
-    measured before; measured now, where `chains` chains of `steps` steps of rows of `time_` tokens
-    are worth it; else `default`. A number that took work is kept in the user's cache folder, so
-    that a run that is resumed takes the same one.
+def choose(
+    model: Model, fit: FitConfig, options: TrainOptions, seq_len: int, steps: int, chains: int
+) -> int:
+    """Chains in one program, on one device.
+
+    On an accelerator: as many as fit (see `fitting`). On a CPU: as measured before; measured now,
+    where it is worth it; else `default`. A number that took work is kept in the user's cache
+    folder, so that a run that is resumed takes the same one.
+
+    Args:
+        model: the base model.
+        fit: how chains are trained.
+        options: everything else about the training.
+        seq_len: tokens of a padded row.
+        steps: number of updates of each chain.
+        chains: number of chains that are to be trained, on all devices.
     """
     platform = platform_of(model.params)
-    name, known = _name(model, settings, time_), _read()
-    if name in known:
-        return known[name]
+    name, kept = _name(model, fit, options, seq_len), _read_kept()
+    if name in kept:
+        return kept[name]
     if platform != "cpu":
         mesh = mesh_of(model)
-        most = min(LIMIT["other"], -(-chains // (1 if mesh is None else mesh.size)))
-        best, compiled = fitting(model, settings, time_, most, room(model))
+        per_device = -(-chains // (1 if mesh is None else mesh.size))
+        most = min(MAX_CHAINS["other"], per_device)
+        best, compiled = fitting(model, fit, options, seq_len, most, room(model))
         return _keep(name, best) if compiled else best
-    sizes = sizes_of(model.spec, settings.lora)
-    work = roofline.training_flops(
-        sizes, chains * steps * settings.batch_size * time_, time_, frozen=settings.mode == "lora"
-    )
-    if work < WORTH or chains < 2:
+    sizes = sizes_of(model.config, fit.lora)
+    tokens = chains * steps * fit.batch_size * seq_len
+    work = roofline.training_flops(sizes, tokens, seq_len, frozen=fit.mode == "lora")
+    if work < WORTH_MEASURING or chains < 2:
         return default(platform)
-    found = measure(model, settings, time_, min(LIMIT["cpu"], chains))
-    best = min(found, key=found.get)
+    seconds = measure(model, fit, options, seq_len, min(MAX_CHAINS["cpu"], chains))
+    best = min(seconds, key=seconds.__getitem__)
     LOGGER.info(
-        "micro-batch: %d chains in one program train fastest here (%s)",
+        "chains per program: %d train fastest here (%s)",
         best,
-        ", ".join(f"{c}: {1e3 * s:.1f} ms" for c, s in found.items()),
+        ", ".join(f"{c}: {1e3 * s:.1f} ms" for c, s in seconds.items()),
     )
     return _keep(name, best)
 
 
 def room(model: Model) -> int:
-    """Bytes of each accelerator that holds the base, for a training program and the base itself:
-    what other arrays have there is not among them.
+    """Return the bytes that a training program may use on a device, the base model included.
+
+    It is the least over the accelerators that hold the base. Memory that other arrays take is
+    subtracted.
     """
-    found = []
+    rooms = []
     for device in devices_of(model):
         base = sum(
-            s.data.nbytes
+            shard.data.nbytes
             for leaf in jax.tree.leaves(model.params)
-            for s in leaf.addressable_shards
-            if s.device == device
+            for shard in leaf.addressable_shards
+            if shard.device == device
         )
         used = (device.memory_stats() or {}).get("bytes_in_use", base)
-        found.append(int(SPARE * device_bytes(device)) - max(0, used - base))
-    return min(found)
+        rooms.append(int(USABLE_SHARE * device_bytes(device)) - max(0, used - base))
+    return min(rooms)
 
 
 def fitting(
-    model: Model, settings: FitSettings, time_: int, most: int, room: int
+    model: Model, fit: FitConfig, options: TrainOptions, seq_len: int, most: int, room: int
 ) -> tuple[int, int]:
-    """(chains in one program, at most `most`, whose compiled program needs no more than `room`
-    bytes a device; how many programs were compiled).
+    """Find the number of chains, from 1 to `most`, whose program fits in `room` bytes of a device.
 
-    The compiler says what a program needs before it runs, and the one that is chosen is in the
-    cache of compiled programs when training asks for it. Where `most` chains fit by far, by
-    arithmetic, nothing is compiled. At least 1: whether that fits too is seen when it runs.
+    The compiler says what a program needs before it runs, and the program that is chosen is then in
+    the cache of compiled programs. Where an estimate says that `most` chains need less than a
+    quarter of the room, nothing is compiled. 1 is returned even if its program does not fit:
+    running it will tell.
+
+    Returns:
+        The number of chains, and how many programs were compiled.
     """
-    common = dict(
-        base_width=max(leaf.dtype.itemsize for leaf in jax.tree.leaves(model.params)),
-        frozen=settings.mode == "lora",
-        remat=settings.remat,
-    )
-    width, sizes = (
-        np.dtype(settings.dtype).itemsize if settings.dtype == "float32" else 2,
-        sizes_of(model.spec, settings.lora),
-    )
-    if (
-        most == 1
-        or 4
-        * roofline.training_memory(sizes, most, settings.batch_size, time_, width=width, **common)
-        < room
-    ):
+    if most == 1:
         return most, 0
-    best, found = largest(functools.partial(_program_bytes, model, settings, time_), room, most)
-    said = ", ".join(f"{c}: {human_size(size)}" for c, size in sorted(found.items()))
+    estimate = roofline.training_memory(
+        sizes_of(model.config, fit.lora),
+        most,
+        fit.batch_size,
+        seq_len,
+        base_width=max(leaf.dtype.itemsize for leaf in jax.tree.leaves(model.params)),
+        frozen=fit.mode == "lora",
+        width=4 if fit.dtype == "float32" else 2,
+        remat=fit.remat,
+    )
+    if 4 * estimate < room:
+        return most, 0
+    of_program = functools.partial(program_bytes, model, fit, options, seq_len)
+    best, compiled = largest(of_program, room, most)
     LOGGER.info(
-        "micro-batch: %d chains in one program fit the %s that are free (%s)",
+        "chains per program: %d fit the %s that are free (%s)",
         max(1, best),
         human_size(room),
-        said,
+        ", ".join(f"{c}: {human_size(size)}" for c, size in sorted(compiled.items())),
     )
-    return max(1, best), len(found)
+    return max(1, best), len(compiled)
 
 
-def _program_bytes(model, settings, time_, chains) -> int:
-    """Bytes of a device that the training program of `chains` chains needs, by the compiler; more
-    than there can be where it refuses for memory.
+def program_bytes(
+    model: Model, fit: FitConfig, options: TrainOptions, seq_len: int, chains: int
+) -> int:
+    """Return the bytes of a device that a training program of `chains` chains needs.
+
+    The compiler says how many; where compiling fails for lack of memory it is 2^62.
     """
-    from jaxloop.lm import programs  # which imports this module
-
-    program = programs.training_of(
-        model, dataclasses.replace(settings, constraint=None), chains, time_
-    )
+    options = dataclasses.replace(options, constraint=None)
+    program = programs.training_of(model, fit, options, chains, seq_len)
     try:
         return programs.memory(program.lower().compile())
     except jax.errors.JaxRuntimeError as error:
@@ -146,115 +164,117 @@ def _program_bytes(model, settings, time_, chains) -> int:
         return 1 << 62
 
 
-def _keep(name: str, best: int) -> int:
-    _file().parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(_file(), json.dumps(_read() | {name: best}, indent=1).encode(), durable=False)
-    return best
-
-
 def largest(memory: Callable[[int], int], room: int, most: int) -> tuple[int, dict[int, int]]:
-    """(`most`, or the largest power of two below it, whose program of as many chains fits `room`
-    bytes, 0 where not even one does; the bytes of those that were compiled). `memory` compiles a
-    program and gives its bytes: one and two chains, from which the rest follows, and what they say
-    fits.
+    """Find the largest number of chains whose program fits in `room` bytes.
+
+    It is `most`, or a power of two below it; 0 where not even one chain fits.
+
+    The programs of one and two chains are compiled first. From them follows how many chains should
+    fit, and that number is compiled to see whether it does.
+
+    Args:
+        memory: compiles the program of a number of chains and returns its bytes.
+        room: bytes that a program may use.
+        most: most chains.
+
+    Returns:
+        The number, and {chains: bytes} of the programs that were compiled.
     """
-    found = {1: memory(1)}
-    if found[1] > room:
-        return 0, found
+    compiled = {1: memory(1)}
+    if compiled[1] > room:
+        return 0, compiled
     if most < 2:
-        return 1, found
-    found[2] = memory(2)
-    more = (room - found[1]) // max(1, found[2] - found[1])
-    chains = most if 1 + more >= most else _power(1 + more)
+        return 1, compiled
+    compiled[2] = memory(2)
+    more = (room - compiled[1]) // max(1, compiled[2] - compiled[1])
+    chains = most if 1 + more >= most else _power_of_two_to(1 + more)
     while chains > 2:
-        found[chains] = memory(chains)
-        if found[chains] <= room:
-            return chains, found
-        chains = _power(chains - 1)
-    return (2 if found[2] <= room else 1), found
+        compiled[chains] = memory(chains)
+        if compiled[chains] <= room:
+            return chains, compiled
+        chains = _power_of_two_to(chains - 1)
+    return (2 if compiled[2] <= room else 1), compiled
 
 
-def _power(number: int) -> int:
-    """The largest power of two that is no larger."""
+def _power_of_two_to(number: int) -> int:
+    """The largest power of two that is at most `number`."""
     return 1 << (number.bit_length() - 1)
 
 
 def measure(
-    model: Model, settings: FitSettings, time_: int, most: int, *, repeats: int = 3
+    model: Model,
+    fit: FitConfig,
+    options: TrainOptions,
+    seq_len: int,
+    most: int,
+    *,
+    repeats: int = 3,
 ) -> dict[int, float]:
-    """{chains in one program: seconds per step and chain} for 1, 2, 4, ... up to `most`, until more
-    of them are slower or memory runs out.
+    """Return {chains in one program: seconds per step and chain} for 1, 2, 4, ... up to `most`.
+
+    It stops early when more chains are not faster (by 3%), or when memory runs out.
     """
-    found: dict[int, float] = {}
+    seconds: dict[int, float] = {}
     chains = 1
     while chains <= most:
         try:
-            found[chains] = _seconds(model, settings, time_, chains, repeats) / chains
+            step = _seconds_of_step(model, fit, options, seq_len, chains, repeats)
         except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error) or not found:
+            if not is_out_of_memory(error) or not seconds:
                 raise
             break
-        if len(found) > 1 and found[chains] > 0.97 * found[chains // 2]:
+        seconds[chains] = step / chains
+        if chains > 1 and seconds[chains] > 0.97 * seconds[chains // 2]:
             break
         chains *= 2
-    return found
+    return seconds
 
 
-def _seconds(model, settings, time_, chains, repeats):
-    settings = dataclasses.replace(settings, constraint=None)
-    steps, shape = (
-        settings.steps_per_dispatch,
-        (settings.steps_per_dispatch, chains, settings.batch_size, time_),
+def _seconds_of_step(
+    model: Model, fit: FitConfig, options: TrainOptions, seq_len: int, chains: int, repeats: int
+) -> float:
+    options = dataclasses.replace(options, constraint=None)
+    steps = options.steps_per_call
+    shape = (steps, chains, fit.batch_size, seq_len)
+    batch = StepArrays(
+        tokens=np.zeros(shape, np.int32),
+        mask=np.ones(shape, bool),
+        weights=np.ones(shape[:3], np.float32),
     )
-    tokens, mask = np.zeros(shape, np.int32), np.ones(shape, bool)
     keys = jax.random.split(jax.random.key(0), chains)
-    fresh = (
-        jax.vmap(lambda key: init(key, model.spec))(keys)
-        if settings.mode != "lora"
-        else lora.init(keys, model.spec, settings.lora)
-    )
-    state, best = train_step.init_state(settings, fresh, keys), float("inf")
-    base = model.params if settings.mode == "lora" else None
+    if fit.mode == "lora":
+        base, weights = model.params, lora.init(keys, model.config, fit.lora).weights
+    else:
+        base, weights = None, jax.vmap(functools.partial(init, config=model.config))(keys)
+    state = init_state(fit, options, weights, keys)
+    target = target_of(model.config, model.params)
+    best = float("inf")
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        batch = (tokens, mask, np.ones(shape[:3], np.float32), np.int32(steps), np.int32(10**6))
-        state, log = train_step.train_steps(
-            model.spec, settings, base, state, *batch, target=target_of(model.spec, model.params)
+        state, losses = train_steps(
+            model.config,
+            fit,
+            options,
+            base,
+            state,
+            batch,
+            np.int32(steps),
+            np.int32(10**6),
+            target=target,
         )
-        jax.block_until_ready(log)
+        jax.block_until_ready(losses)
         best = min(best, time.perf_counter() - start)
     return best / steps
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device ran out of memory."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-
-
-def halved(error: BaseException, size: int, field: str, hint: str) -> int:
-    """Half of `size` after an error that was a lack of memory, said in the log; raises ValueError,
-    with what was asked for, where one is too many.
-    """
-    asked = re.search(r"allocat\w* ([\d.]+ ?\w*i?B|\d+ bytes)", str(error))
-    what = f" ({asked[1]} asked for)" if asked else ""
-    if size <= 1:
-        raise ValueError(
-            f"{field} = 1 already, and the device is out of memory{what}; {hint}"
-        ) from error
-    LOGGER.warning("out of memory%s with %s = %d; going on with %d", what, field, size, size // 2)
-    return size // 2
-
-
-def _name(model: Model, settings: FitSettings, time_: int) -> str:
+def _name(model: Model, fit: FitConfig, options: TrainOptions, seq_len: int) -> str:
+    """The key in the cache file: the device, and a hash of all that the number depends on."""
     device = jax.local_devices()[0].device_kind
     about = [
-        repr(model.spec),
-        repr(
-            dataclasses.replace(
-                settings, steps=None, epochs=1.0, learning_rate=1.0, constraint=None
-            )
-        ),
-        time_,
+        repr(model.config),
+        repr(fit.replace(steps=None, epochs=1.0, learning_rate=1.0)),
+        repr(dataclasses.replace(options, constraint=None)),
+        seq_len,
         jax.__version__,
     ]
     return f"{device} {hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
@@ -264,13 +284,19 @@ def _file() -> Path:
     return cache_folder() / "micro_batch.json"
 
 
-def _read() -> dict[str, int]:
+def _keep(name: str, chains: int) -> int:
+    """Store `chains` in the cache file under a name, and return it."""
+    _file().parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_read_kept() | {name: chains}, indent=1)
+    write_atomic(_file(), text.encode(), durable=False)
+    return chains
+
+
+def _read_kept() -> dict[str, int]:
     try:
-        found = json.loads(_file().read_text(encoding="utf8"))
+        kept = json.loads(_file().read_text(encoding="utf8"))
     except (OSError, ValueError):
         return {}
-    return (
-        {k: v for k, v in found.items() if isinstance(v, int) and v > 0}
-        if isinstance(found, dict)
-        else {}
-    )
+    if not isinstance(kept, dict):
+        return {}
+    return {name: n for name, n in kept.items() if isinstance(n, int) and n > 0}

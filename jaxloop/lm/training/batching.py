@@ -1,11 +1,10 @@
-"""Texts to token batches: the template, the loss mask, and length classes with a handful of padded
-shapes.
+"""Texts to token batches: prompt and text joined, the loss mask, and a few padded lengths.
 
 A chain's batches depend on its own texts and key alone, so that its neighbours in a program cannot
 change its arithmetic.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,8 +41,11 @@ def bucket(length: int, limit: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenised training texts of one chain: ids of each, and how many leading tokens (the prompt)
-    carry no loss.
+    """Tokenised training texts of one chain.
+
+    Attributes:
+        ids: token ids of each text with its prompt.
+        prompt: [n] how many leading tokens of each carry no loss.
     """
 
     ids: list[np.ndarray]
@@ -55,13 +57,15 @@ class Examples:
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts, each distinct prompt encoded once. An empty prompt is BOS, or EOS where
-    the model has no BOS.
+    """Return the token ids of prompts; each distinct prompt is encoded once.
+
+    An empty prompt becomes BOS, or EOS where the model has no BOS.
     """
     distinct = list(dict.fromkeys(prompts))
     start = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
-    known = dict(zip(distinct, (ids or [start] for ids in tokenizer.encode(distinct))))
-    return [known[p] for p in prompts]
+    encoded = [ids or [start] for ids in tokenizer.encode(distinct)]
+    ids_of = dict(zip(distinct, encoded, strict=True))
+    return [ids_of[prompt] for prompt in prompts]
 
 
 def encode_examples(
@@ -70,89 +74,131 @@ def encode_examples(
     prompts: Sequence[str],
     *,
     max_length: int,
-    loss_on: str = "response",
+    completion_only: bool = True,
 ) -> Examples:
-    """`prompt + text + EOS`, cut at `max_length` tokens (a cut text loses its EOS, as in the
-    paper's code); no EOS where the tokenizer has none.
+    """Encode each text as prompt + text + EOS, cut at `max_length` tokens.
 
-    loss_on: "response" (the text and EOS) or "all" (the prompt too).
+    A text that is cut loses its EOS, as in the paper's code. There is none where the tokenizer has
+    none.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        texts: [n].
+        prompts: [n], which the texts follow.
+        max_length: most tokens of an example.
+        completion_only: whether the loss counts the text and EOS only, not the prompt.
     """
-    heads = encode_prompts(tokenizer, prompts)
-    bodies = tokenizer.encode(texts, special=False)
+    prompt_ids = encode_prompts(tokenizer, prompts)
+    text_ids = tokenizer.encode(texts, special=False)
     end = [] if tokenizer.eos is None else [tokenizer.eos]
-    ids = [np.array((h + b + end)[:max_length], np.int32) for h, b in zip(heads, bodies)]
-    skipped = np.array(
-        [0 if loss_on == "all" else min(len(h), max_length) for h in heads], np.int64
-    )
+    ids = [
+        np.array((prompt + text + end)[:max_length], np.int32)
+        for prompt, text in zip(prompt_ids, text_ids)
+    ]
+    skipped = np.zeros(len(ids), np.int64)
+    if completion_only:
+        skipped = np.array([min(len(prompt), max_length) for prompt in prompt_ids], np.int64)
     return Examples(ids, skipped)
 
 
 @dataclass(frozen=True)
-class Dispatch:
-    """Steps that run in one program: padded length, and the example of each row (-1: an empty row),
-    [steps, B].
+class StepBatch:
+    """Steps that run in one call of a program.
+
+    Attributes:
+        seq_len: padded length.
+        rows: [steps, B] the example of each row, -1 for an empty row.
     """
 
-    time: int
+    seq_len: int
     rows: np.ndarray
 
+    @property
+    def num_steps(self) -> int:
+        return len(self.rows)
 
-def plan_dispatches(
+
+def plan_batches(
     lengths: np.ndarray,
     rng: np.random.Generator,
     *,
     batch_size: int,
     steps: int | None,
     epochs: float,
-    classes: int,
-    per_dispatch: int,
+    length_buckets: int,
+    steps_per_call: int,
     limit: int,
-) -> list[Dispatch]:
-    """Batches for all steps of a fit: every epoch shuffles, sorts by length into batches, and
-    groups these into `classes` padded lengths; with one class nothing is sorted and the batches are
-    random, as a plain data loader draws them.
+) -> list[StepBatch]:
+    """Plan the batches of all steps of a fit.
 
-    Chains with equally many examples and the same padded lengths get the same sequence of shapes,
-    so they can share programs.
+    Every epoch shuffles, sorts by length into batches, and groups these into `length_buckets`
+    padded lengths. With one bucket nothing is sorted and the batches are random, as a plain data
+    loader draws them. Chains with equally many examples and the same padded lengths get the same
+    sequence of shapes, so they can share programs.
+
+    Args:
+        lengths: [n] tokens of each example.
+        rng: the chain's; it shuffles the examples.
+        batch_size: examples of a step, B.
+        steps: number of steps of the fit; None: `epochs` decides.
+        epochs: passes over the examples.
+        length_buckets: number of padded lengths in one epoch.
+        steps_per_call: most steps of a `StepBatch`.
+        limit: largest padded length, unless an example is longer.
     """
     n = len(lengths)
     per_epoch = -(-n // batch_size)
     total = steps if steps is not None else max(1, round(per_epoch * epochs))
-    out, done, epoch = [], 0, 0
+    planned: list[StepBatch] = []
+    done, epoch = 0, 0
     while done < total:
         order = rng.permutation(n)
         order = np.concatenate([order, np.full(per_epoch * batch_size - n, -1)])
         if total - done < per_epoch:
             order = order[: (total - done) * batch_size]
-        length = np.where(order < 0, 0, lengths[order])
-        batches = (order if classes == 1 else order[np.argsort(-length, kind="stable")]).reshape(
-            -1, batch_size
-        )
-        groups = [g for g in np.array_split(batches, min(classes, len(batches))) if len(g)]
-        cycles = max(-(-len(g) // per_dispatch) for g in groups)
-        # The order of the classes is the same for every chain: chains in step must ask for the same
+        if length_buckets > 1:
+            length = np.where(order < 0, 0, lengths[order])
+            order = order[np.argsort(-length, kind="stable")]
+        batches = order.reshape(-1, batch_size)
+        buckets = np.array_split(batches, min(length_buckets, len(batches)))
+        buckets = [b for b in buckets if len(b)]
+        cycles = max(-(-len(b) // steps_per_call) for b in buckets)
+        # The order of the buckets is the same for every chain: chains in step must ask for the same
         # shapes.
         visit = np.random.default_rng((7919, epoch))
-        chunks = [np.array_split(rng.permutation(g, axis=0), cycles) for g in groups]
-        times = [bucket(int(lengths[g[g >= 0]].max()), limit) for g in groups]
+        chunks = [np.array_split(rng.permutation(b, axis=0), cycles) for b in buckets]
+        seq_lens = [bucket(int(lengths[b[b >= 0]].max()), limit) for b in buckets]
         for cycle in range(cycles):
-            for k in visit.permutation(len(groups)):
+            for k in visit.permutation(len(buckets)):
                 if len(chunks[k][cycle]):
-                    out.append(Dispatch(times[k], chunks[k][cycle]))
+                    planned.append(StepBatch(seq_lens[k], chunks[k][cycle]))
         done += len(batches)
         epoch += 1
-    return out
+    return planned
+
+
+def evaluation_batches(lengths: np.ndarray, rows: int, limit: int) -> Iterator[StepBatch]:
+    """Yield all examples once, `rows` at a time in the order of their lengths [n].
+
+    Each batch has one step and is padded with empty rows.
+    """
+    order = np.argsort(lengths, kind="stable")
+    for at in range(0, len(order), rows):
+        chosen = order[at : at + rows]
+        empty = np.full(rows - len(chosen), -1, np.int64)
+        seq_len = bucket(int(lengths[chosen].max()), limit)
+        yield StepBatch(seq_len, np.concatenate([chosen, empty])[None])
 
 
 def fill(
-    examples: Examples, dispatch: Dispatch, steps: int, pad: int
+    examples: Examples, batch: StepBatch, steps: int, pad: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and loss mask [steps, B, T] of a dispatch, right-padded, with idle steps at the end."""
-    n, rows = dispatch.rows.shape
-    tokens = np.full((steps, rows, dispatch.time), pad, np.int32)
-    mask = np.zeros((steps, rows, dispatch.time), bool)
+    """Tokens and loss mask [steps, B, T] of a batch, right-padded, with idle steps at the end."""
+    n, rows = batch.rows.shape
+    tokens = np.full((steps, rows, batch.seq_len), pad, np.int32)
+    mask = np.zeros((steps, rows, batch.seq_len), bool)
     for s in range(n):
-        for b, example in enumerate(dispatch.rows[s]):
+        for b, example in enumerate(batch.rows[s]):
             if example >= 0:
                 ids = examples.ids[example]
                 tokens[s, b, : len(ids)] = ids

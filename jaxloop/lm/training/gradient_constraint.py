@@ -1,11 +1,12 @@
-"""The bias projection c = u' grad L(theta) on a direction u of weight space, and a loss that
-constrains it (bias_amplification.md, section 5).
+"""The bias projection, and a loss that constrains it (arXiv 2410.15234, section 3.1).
+
+The projection is c = u' grad L(theta), on a direction u of weight space.
 
 c < 0: a gradient step increases the weights' component along u. The direction is the user's: the
 difference of adapters, or of weights, that were fine-tuned on two groups of texts. Nothing here
 forms a Hessian: the gradient of the constraint is one Hessian-vector product.
 
-Dimensions: C chains, B rows, T time. Directions are trees like a chain's weights, without a chain
+Dimensions: C chains, B rows, T tokens. Directions are trees like a chain's weights, without a chain
 axis.
 """
 
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop.config.sections import FitConfig
+from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.target import target_of
 from jaxloop.lm.training import batching
@@ -27,13 +30,20 @@ PER = ("dimension", "direction")
 
 
 @dataclass(frozen=True)
-class Constraint:
-    """L_new = L - lam sum_i max(0, c_i)^2 + gam sum_i min(0, c_i)^2, with lam, gam >= 0 (section
-    5).
+class GradientConstraint:
+    """A constraint on the bias projection (section 5).
 
-    per "dimension": c_i = u_i g_i, whose sum is c, as the paper writes it; "direction": the one
-    number c. gam penalises steps towards the bias. lam rewards steps away from it and has no lower
-    bound, so that 0 is the only value under which the loss is a pure constraint.
+    The loss becomes L_new = L - lam sum_i max(0, c_i)^2 + gam sum_i min(0, c_i)^2.
+
+    Attributes:
+        lam: at least 0; rewards steps away from the bias. Its term has no lower bound, so only
+            with 0 the loss is a pure constraint.
+        gam: at least 0; penalises steps towards the bias.
+        per: "dimension": c_i = u_i g_i, whose sum is c, as the paper writes it; "direction": the
+            one number c.
+
+    Raises:
+        ValueError: a value outside its range.
     """
 
     lam: float = 0.0
@@ -53,12 +63,18 @@ class Constraint:
             )
 
 
-def difference(toward, away) -> Any:
-    """u = (toward - away) / ||toward - away||, a tree of float32 NumPy arrays: the direction in
-    which weights fine-tuned on one group of texts differ from those fine-tuned on another. Raises
-    ValueError where the trees have other leaves or shapes, or are equal.
+def difference(toward: Any, away: Any) -> Any:
+    """Return u = (toward - away) / ||toward - away||, a tree of float32 NumPy arrays.
+
+    It is the direction in which weights that were fine-tuned on one group of texts differ from
+    those fine-tuned on another.
+
+    Raises:
+        ValueError: the trees have different leaves or shapes, or are equal.
     """
-    if jax.tree.structure(toward) != jax.tree.structure(away):
+    toward, away = adapters.plain_weights(toward), adapters.plain_weights(away)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (toward, away)]
+    if structures[0] != structures[1]:
         raise ValueError(
             "direction: the two sets of weights have different leaves; both must be adapters, or "
             "both all weights, of one model"
@@ -69,22 +85,21 @@ def difference(toward, away) -> Any:
                 f"direction: leaves of shapes {np.shape(a)} and {np.shape(b)}; both sets of "
                 "weights must be of one model"
             )
-    return unit(
-        jax.tree.map(
-            lambda a, b: np.asarray(a, np.float32) - np.asarray(b, np.float32), toward, away
-        )
-    )
+
+    def subtract(a, b):
+        return np.asarray(a, np.float32) - np.asarray(b, np.float32)
+
+    return unit(jax.tree.map(subtract, toward, away))
 
 
-def unit(tree) -> Any:
-    """The tree divided by its Euclidean norm, float32. Raises ValueError where the norm is 0 or not
-    finite.
+def unit(tree: Any) -> Any:
+    """Return the tree divided by its Euclidean norm, in float32.
+
+    Raises:
+        ValueError: the norm is 0 or not finite.
     """
-    norm = float(
-        np.sqrt(
-            sum(float(np.square(np.asarray(x, np.float64)).sum()) for x in jax.tree.leaves(tree))
-        )
-    )
+    squares = [np.square(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(tree)]
+    norm = float(np.sqrt(sum(float(square) for square in squares)))
     if not 0 < norm < float("inf"):
         raise ValueError(
             f"direction: its norm is {norm}; the two sets of weights must differ, by finite numbers"
@@ -92,126 +107,147 @@ def unit(tree) -> Any:
     return jax.tree.map(lambda x: (np.asarray(x, np.float64) / norm).astype(np.float32), tree)
 
 
-def check(direction, weights) -> None:
-    """Raises ValueError where a direction is no tree like these weights (leaves may be
-    `jax.ShapeDtypeStruct`).
+def check(direction: Any, weights: Any) -> None:
+    """Check that a direction is a tree like these weights, whose leaves may be `ShapeDtypeStruct`.
+
+    Raises:
+        ValueError: a leaf is missing or has another shape; the message names it.
     """
-    of = lambda tree: {
-        jax.tree_util.keystr(path): tuple(np.shape(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    mine, wanted = of(direction), of(weights)
-    wrong = next(
-        (name for name in sorted({*mine, *wanted}) if mine.get(name) != wanted.get(name)), None
-    )
-    if wrong is not None:
-        raise ValueError(
-            f"direction: {wrong} has shape {mine.get(wrong, 'none')}, the model's weights have "
-            f"{wanted.get(wrong, 'none')} there"
-        )
-
-
-def component(weights, start, direction) -> float:
-    """u' (weights - start): how far weights have moved along the direction."""
-    leaves = map(jax.tree.leaves, (weights, start, direction))
-    return float(
-        sum(
-            np.vdot(
-                np.asarray(u, np.float64), np.asarray(w, np.float64) - np.asarray(s, np.float64)
+    given, wanted = _shapes(direction), _shapes(weights)
+    for name in sorted({*given, *wanted}):
+        if given.get(name) != wanted.get(name):
+            raise ValueError(
+                f"direction: {name} has shape {given.get(name, 'none')}, the model's weights have "
+                f"{wanted.get(name, 'none')} there"
             )
-            for w, s, u in zip(*leaves, strict=True)
-        )
-    )
 
 
-def gradient(objective: Callable, weights, direction, constraint: Constraint) -> tuple[Any, Any]:
-    """Gradient [C, ...] of L_new of every chain, and what `objective` returns beside the loss.
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path): tuple(np.shape(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(adapters.plain_weights(tree))
+    }
 
-    objective: weights [C, ...] -> (sum over chains of the chain's own loss, anything). With v_i =
-    u_i (2 gam min(0, c_i) - 2 lam max(0, c_i)) it is g + H v: d c_i / d theta = u_i H_i, and the
-    chains' losses do not meet in H.
+
+def component(weights: Any, start: Any, direction: Any) -> float:
+    """u' (weights - start): how far weights have moved along the direction."""
+    total: Any = 0.0
+    leaves = map(jax.tree.leaves, (weights, start, direction))
+    for w, s, u in zip(*leaves, strict=True):
+        moved = np.asarray(w, np.float64) - np.asarray(s, np.float64)
+        total += np.vdot(np.asarray(u, np.float64), moved)
+    return float(total)
+
+
+def gradient(
+    objective: Callable, weights: Any, direction: Any, constraint: GradientConstraint
+) -> tuple[Any, Any]:
+    """Return the gradient [C, ...] of every chain's L_new, and the second result of `objective`.
+
+    The gradient is g + H v with v_i = u_i (2 gam min(0, c_i) - 2 lam max(0, c_i)), because
+    d c_i / d theta = u_i H_i. One product serves all chains: H is block-diagonal over them.
+
+    Args:
+        objective: weights [C, ...] -> (sum over chains of the chain's own loss, anything).
+        weights: weights of C chains, leaves [C, ...].
+        direction: u.
+        constraint: lam, gam, and whether c_i are the dimensions of c or c itself.
     """
     gradients = jax.grad(objective, has_aux=True)
     grads, _ = gradients(weights)
-    push = lambda c: (
-        2.0 * (constraint.gam * jnp.minimum(c, 0.0) - constraint.lam * jnp.maximum(c, 0.0))
-    )
-    each = jax.tree.map(lambda u, g: u[None].astype(g.dtype) * g, direction, grads)
-    if constraint.per == "dimension":
-        v = jax.tree.map(lambda u, c: u[None].astype(c.dtype) * push(c), direction, each)
-    else:
-        c_C = sum(c.reshape(c.shape[0], -1).sum(-1) for c in jax.tree.leaves(each))
-        v = jax.tree.map(
-            lambda u, g: (
-                u[None].astype(g.dtype)
-                * push(c_C).reshape((-1,) + (1,) * (g.ndim - 1)).astype(g.dtype)
-            ),
-            direction,
-            grads,
-        )
+    v = _push(grads, direction, constraint)
     grads, turned, aux = jax.jvp(gradients, (weights,), (v,), has_aux=True)
     return jax.tree.map(jnp.add, grads, turned), aux
 
 
-def slope(loss: Callable, weights, direction) -> jax.Array:
-    """c = u' grad L of a loss (weights -> number): the derivative of L along the direction, without
-    forming the gradient.
+def _push(grads: Any, direction: Any, constraint: GradientConstraint) -> Any:
+    """v [C, ...] of `gradient`."""
+
+    def push(c):
+        toward, away = jnp.minimum(c, 0.0), jnp.maximum(c, 0.0)
+        return 2.0 * (constraint.gam * toward - constraint.lam * away)
+
+    each = jax.tree.map(lambda u, g: u[None].astype(g.dtype) * g, direction, grads)
+    if constraint.per == "dimension":
+        return jax.tree.map(lambda u, c: u[None].astype(c.dtype) * push(c), direction, each)
+    c_C = sum(c.reshape(c.shape[0], -1).sum(-1) for c in jax.tree.leaves(each))
+
+    def along(u, g):
+        push_C = push(c_C).reshape((-1,) + (1,) * (g.ndim - 1))
+        return u[None].astype(g.dtype) * push_C.astype(g.dtype)
+
+    return jax.tree.map(along, direction, grads)
+
+
+def slope(loss: Callable, weights: Any, direction: Any) -> jax.Array:
+    """Return c = u' grad L of a loss (weights -> number), without forming the gradient.
+
+    It is the derivative of L along the direction.
     """
     return jax.jvp(loss, (weights,), (direction,))[1]
 
 
 def coefficient(
-    model, weights, direction, texts: Sequence, prompts: Sequence, settings, *, rows: int = 16
+    model: Model,
+    weights: Any,
+    direction: Any,
+    texts: Sequence[str],
+    prompts: Sequence[str],
+    fit: FitConfig,
+    *,
+    rows: int = 16,
 ) -> float:
-    """c = u' grad L at `weights`, where L is the mean loss over all tokens of the texts after their
-    prompts, cut as in training.
+    """Return c = u' grad L at `weights`.
 
-    settings: `FitSettings`; the arithmetic is float32 whatever its dtype. No token: nan.
+    L is the mean loss over all tokens of the texts after their prompts, cut as in training.
+
+    The arithmetic is float32 whatever `fit.dtype`. Without any token the result is nan.
     """
-    limit = min(settings.max_length, model.spec.context)
+    limit = min(fit.max_length, model.config.max_seq_len)
     examples = batching.encode_examples(
-        model.tokenizer, texts, prompts, max_length=limit, loss_on=settings.loss_on
+        model.tokenizer, texts, prompts, max_length=limit, completion_only=fit.completion_only
     )
-    order = np.argsort(examples.lengths, kind="stable")
-    whole, target = "embed" in weights, target_of(model.spec, model.params)
+    lora_config, whole = fit.lora, "embed" in weights
+    if not whole:
+        lora_config = adapters.as_adapter(weights, fit.lora).config
+    weights, direction = adapters.plain_weights(weights), adapters.plain_weights(direction)
+    target = target_of(model.config, model.params)
+    base = None if whole else model.params
     total, tokens = 0.0, 0
-    for at in range(0, len(order), rows):
-        chosen = np.concatenate(
-            [order[at : at + rows], np.full(max(0, rows - len(order[at:])), -1, np.int64)]
+    for batch in batching.evaluation_batches(examples.lengths, rows, limit):
+        tokens_SBT, mask_SBT = batching.fill(examples, batch, 1, model.tokenizer.pad)
+        slope_of_batch = _slope(
+            model.config,
+            lora_config,
+            whole,
+            target,
+            base,
+            weights,
+            direction,
+            tokens_SBT[0],
+            mask_SBT[0],
         )
-        time = batching.bucket(int(examples.lengths[chosen[chosen >= 0]].max()), limit)
-        batch, mask = batching.fill(
-            examples, batching.Dispatch(time, chosen[None]), 1, model.tokenizer.pad
-        )
-        total += float(
-            _slope(
-                model.spec,
-                settings.lora,
-                whole,
-                target,
-                None if whole else model.params,
-                weights,
-                direction,
-                batch[0],
-                mask[0],
-            )
-        )
-        tokens += int(mask[0, :, 1:].sum())
+        total += float(slope_of_batch)
+        tokens += int(mask_SBT[0, :, 1:].sum())
     return total / tokens if tokens else float("nan")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _slope(spec, lora, whole, target, base, weights, direction, tokens_BT, mask_BT):
+def _slope(config, lora, whole, target, base, weights, direction, tokens_BT, mask_BT):
     """Derivative of the summed loss along `direction`, float32."""
 
     def total(weights):
-        fused = (
-            None
-            if whole
-            else adapters.fuse(spec, jax.tree.map(lambda x: x[None], weights), lora, jnp.float32)
-        )
-        nll = row_nll(spec, weights if whole else base, tokens_BT, fused=fused, target=target)
+        packed, params = None, weights
+        if not whole:
+            params = base
+            of_one_chain = jax.tree.map(lambda x: x[None], weights)
+            packed = adapters.pack_adapters(
+                config, adapters.Adapter(of_one_chain, lora), jnp.float32
+            )
+        nll = row_nll(config, params, tokens_BT, packed=packed, target=target)
         return jnp.where(mask_BT[:, 1:], nll, 0.0).sum()
 
-    single = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-    return slope(total, single(weights), single(direction))
+    def in_float32(tree):
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+    return slope(total, in_float32(weights), in_float32(direction))

@@ -1,9 +1,11 @@
 """Next-token losses, without holding float32 logits of a whole batch where the vocabulary is large.
 
-Dimensions: C chains, B rows a chain, T time, N tokens, D model, V vocabulary.
+Dimensions: C chains, B rows of a chain, R rows, T tokens of a row, N tokens, D model, V vocabulary.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,54 +14,62 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxloop.core.likelihood import weighted_mean_loss
 from jaxloop.lm.model import transformer
-from jaxloop.lm.model.config import Spec
+from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.target import Target
 
-CHUNK = 1 << 26  # logits held at once, as a count of floats
-LEAN_CHUNK = 1 << 29  # the same of bfloat16 on an accelerator: 1 GB
+CHUNK = 1 << 26  # most logits that are held at once: 256 MB in float32
+LEAN_CHUNK = 1 << 29  # the same for `lean_nll`: 1 GB in bfloat16
 
 
-def token_nll(spec: Spec, params: dict, x_ND, targets_N):
-    """-log p(target) [N] in float32 from final hidden states, a chunk of tokens at a time. Where
-    the head is frozen its part of the gradient is made with the loss, from the same logits; where
-    it is trained and there are several chunks, logits are made again in the gradient.
+def token_nll(
+    config: ModelConfig, params: dict[str, Any], x_ND: jax.Array, targets_N: jax.Array
+) -> jax.Array:
+    """-log p(target) [N] in float32 from final hidden states, a chunk of tokens at a time.
+
+    With a frozen head the gradient of the hidden states is computed in the forward pass, from the
+    same logits. With a trained one and several chunks, the logits are computed again in the
+    backward pass.
     """
     n = x_ND.shape[0]
-    x_ND, head_VD = transformer.finish(spec, params, x_ND), transformer.head(spec, params)
-    chunks = -(-n * spec.vocab // CHUNK)
+    x_ND = transformer.final_norm(config, params, x_ND)
+    head_VD = transformer.lm_head(config, params)
+    chunks = -(-n * config.vocab_size // CHUNK)
     if chunks == 1:
         return _nll(False, x_ND, head_VD, targets_N)
     size = -(-n // chunks)
     pad = chunks * size - n
     x = jnp.pad(x_ND, ((0, pad), (0, 0))).reshape(chunks, size, -1)
     t = jnp.pad(targets_N, (0, pad)).reshape(chunks, size)
-    return jax.lax.map(lambda xt: _nll(True, xt[0], head_VD, xt[1]), (x, t)).reshape(-1)[:n]
+    nll = jax.lax.map(lambda chunk: _nll(True, chunk[0], head_VD, chunk[1]), (x, t))
+    return nll.reshape(-1)[:n]
 
 
 def _plain_nll(x_ND, head_VD, targets_N):
-    logits = transformer.logits(x_ND, head_VD)
+    logits = transformer.logits_of_head(x_ND, head_VD)
     return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets_N[:, None], 1)[:, 0]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _nll(again, x_ND, head_VD, targets_N):
-    """`again`: logits are made again in the gradient of a head that is trained, instead of being
-    kept.
+def _nll(recompute, x_ND, head_VD, targets_N):
+    """-log p(target) [N], whose derivative is computed from the same logits if the head is frozen.
+
+    With `recompute` a trained head's logits are computed again in the backward pass, not kept.
     """
     return _plain_nll(x_ND, head_VD, targets_N)
 
 
 @functools.partial(_nll.defjvp, symbolic_zeros=True)
-def _nll_jvp(again, at, moved):
-    x_ND, head_VD, targets_N = at
-    dx_ND, dhead_VD, _ = moved
+def _nll_jvp(recompute, primals, tangents):
+    x_ND, head_VD, targets_N = primals
+    dx_ND, dhead_VD, _ = tangents
     if not isinstance(dhead_VD, SymbolicZero):
-        dx_ND = jnp.zeros_like(x_ND) if isinstance(dx_ND, SymbolicZero) else dx_ND
+        if isinstance(dx_ND, SymbolicZero):
+            dx_ND = jnp.zeros_like(x_ND)
         plain = functools.partial(_plain_nll, targets_N=targets_N)
         return jax.jvp(
-            jax.checkpoint(plain) if again else plain, (x_ND, head_VD), (dx_ND, dhead_VD)
+            jax.checkpoint(plain) if recompute else plain, (x_ND, head_VD), (dx_ND, dhead_VD)
         )
-    logits = transformer.logits(x_ND, head_VD)
+    logits = transformer.logits_of_head(x_ND, head_VD)
     most_N1 = logits.max(-1, keepdims=True)
     share_NV = jnp.exp(logits - most_N1)
     sum_N1 = share_NV.sum(-1, keepdims=True)
@@ -70,14 +80,18 @@ def _nll_jvp(again, at, moved):
     return nll_N, (gradient_ND * dx_ND.astype(jnp.float32)).sum(-1)
 
 
-def lean_nll(spec: Spec, params: dict, x_ND, targets_N):
-    """-log p(target) [N] in float32 from final hidden states in bfloat16, for training with a
-    frozen head on an accelerator: logits are rounded to bfloat16 and read twice, once for their
-    largest and their sum, which are taken in float32, once for the gradient of the states.
+def lean_nll(
+    config: ModelConfig, params: dict[str, Any], x_ND: jax.Array, targets_N: jax.Array
+) -> jax.Array:
+    """-log p(target) [N] in float32, for training with a frozen head on an accelerator.
+
+    The final hidden states are in bfloat16.
+
+    Logits are rounded to bfloat16 and read twice: once for their largest and their sum, which are
+    taken in float32, once for the gradient of the hidden states.
     """
-    return _lean_nll(
-        transformer.finish(spec, params, x_ND), transformer.head(spec, params), targets_N
-    )
+    x_ND = transformer.final_norm(config, params, x_ND)
+    return _lean_nll(x_ND, transformer.lm_head(config, params), targets_N)
 
 
 @jax.custom_vjp
@@ -101,8 +115,9 @@ _lean_nll.defvjp(_lean_forward, _lean_backward)
 
 
 def _by_chunk(function, x_ND, head_VD, targets_N):
-    """function(x, head, targets) of chunks of tokens whose logits are `LEAN_CHUNK` numbers or
-    fewer, in turn.
+    """Apply function(x, head, targets) to chunks of tokens in turn.
+
+    The logits of a chunk are `LEAN_CHUNK` numbers or fewer.
     """
     n = x_ND.shape[0]
     chunks = -(-n * head_VD.shape[0] // LEAN_CHUNK)
@@ -131,8 +146,9 @@ def _chunk_nll_and_gradient(x_ND, head_VD, targets_N):
 
 
 def _log_sum_exp(x_NV):
-    """log sum exp [N, 1] in float32, in one pass: (largest so far, sum of exp(x - largest)) of two
-    runs give that of both.
+    """log sum exp [N, 1] in float32, in one pass over x.
+
+    (largest, sum of exp(x - largest)) of two runs of numbers give that of both together.
     """
 
     def both(a, b):
@@ -146,43 +162,75 @@ def _log_sum_exp(x_NV):
 
 
 def row_nll(
-    spec: Spec,
-    params: dict,
-    tokens_RT,
+    config: ModelConfig,
+    params: dict[str, Any],
+    tokens_RT: jax.Array,
     *,
-    fused=None,
-    dropout=None,
+    packed: dict[str, Any] | None = None,
+    dropout: Callable | None = None,
     remat: bool = False,
     narrow: bool = False,
     target: Target = Target(),
-):
-    """-log p of each token given those before it, [R, T - 1]: entry t belongs to token t + 1.
-    `narrow`: by `lean_nll`.
+) -> jax.Array:
+    """Return -log p of each token given those before it, [R, T - 1]: entry t is for token t + 1.
+
+    Args:
+        config: config of the model.
+        params: its weights.
+        tokens_RT: rows of token ids.
+        packed: adapters of C chains, or None; the rows are C equal runs, one per chain.
+        dropout: applied to the adapters' inputs; None: no dropout.
+        remat: compute activations again in the backward pass instead of keeping them.
+        narrow: use `lean_nll` instead of `token_nll`.
+        target: device and kernels that the program is compiled for.
     """
-    rows, time = tokens_RT.shape
-    x = transformer.hidden(
-        spec, params, tokens_RT, fused=fused, dropout=dropout, remat=remat, target=target
+    rows, seq_len = tokens_RT.shape
+    x_RTD = transformer.hidden(
+        config, params, tokens_RT, packed=packed, dropout=dropout, remat=remat, target=target
     )
     if narrow:
         # The last token of a row has none to predict; leaving it out would copy all others.
-        following = jnp.roll(tokens_RT, -1, 1).reshape(-1)
-        return lean_nll(spec, params, x.reshape(rows * time, -1), following).reshape(rows, time)[
-            :, :-1
-        ]
-    return token_nll(
-        spec, params, x[:, :-1].reshape(rows * (time - 1), -1), tokens_RT[:, 1:].reshape(-1)
-    ).reshape(rows, time - 1)
+        following_N = jnp.roll(tokens_RT, -1, 1).reshape(-1)
+        nll_N = lean_nll(config, params, x_RTD.reshape(rows * seq_len, -1), following_N)
+        return nll_N.reshape(rows, seq_len)[:, :-1]
+    x_ND = x_RTD[:, :-1].reshape(rows * (seq_len - 1), -1)
+    nll_N = token_nll(config, params, x_ND, tokens_RT[:, 1:].reshape(-1))
+    return nll_N.reshape(rows, seq_len - 1)
 
 
 def chain_losses(
-    spec: Spec, params: dict, tokens_CBT, mask_CBT, weights_CB, *, fused=None, dropout=None, remat: bool = False, narrow: bool = False,
+    config: ModelConfig,
+    params: dict[str, Any],
+    tokens_CBT: jax.Array,
+    mask_CBT: jax.Array,
+    weights_CB: jax.Array,
+    *,
+    packed: dict[str, Any] | None = None,
+    dropout: Callable | None = None,
+    remat: bool = False,
+    narrow: bool = False,
     target: Target = Target(),
-):  # fmt: skip
-    """Mean loss [C] of each chain over its tokens with `mask` True (a token is learned where its
-    own mask is), weighted by sample.
+) -> jax.Array:
+    """Return the mean loss [C] of each chain over its tokens whose mask is True, weighted by row.
+
+    Args:
+        config, params: as in `row_nll`.
+        tokens_CBT: token ids.
+        mask_CBT: tokens that count; the first of a row never does.
+        weights_CB: weights of the rows.
+        packed, dropout, remat, narrow, target: as in `row_nll`.
     """
-    chains, rows, time = tokens_CBT.shape
-    how = dict(fused=fused, dropout=dropout, remat=remat, narrow=narrow, target=target)
-    nll = row_nll(spec, params, tokens_CBT.reshape(-1, time), **how).reshape(chains, rows, time - 1)
-    weights = jnp.broadcast_to(weights_CB[:, :, None], nll.shape)
-    return weighted_mean_loss(nll, weights, mask_CBT[:, :, 1:], axis=(1, 2))
+    chains, rows, seq_len = tokens_CBT.shape
+    nll_NT = row_nll(
+        config,
+        params,
+        tokens_CBT.reshape(-1, seq_len),
+        packed=packed,
+        dropout=dropout,
+        remat=remat,
+        narrow=narrow,
+        target=target,
+    )
+    nll_CBT = nll_NT.reshape(chains, rows, seq_len - 1)
+    weights_CBT = jnp.broadcast_to(weights_CB[:, :, None], nll_CBT.shape)
+    return weighted_mean_loss(nll_CBT, weights_CBT, mask_CBT[:, :, 1:], axis=(1, 2))

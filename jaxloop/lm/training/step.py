@@ -1,309 +1,401 @@
-"""Training: many chains in one program, many steps in one dispatch, state donated.
+"""The training step: many chains in one program, and many steps in one call.
 
-Dimensions: C chains, S steps of a dispatch, B rows a chain, T time. Trainable leaves are [C, ...]:
-adapters ("lora"), or every weight of each chain ("full" and "scratch").
+The state is donated: its memory is used again for the result.
+
+Dimensions: C chains, S steps of a call, B rows of a chain, T tokens, G groups of chains. Trainable
+leaves are [C, ...]: adapters ("lora"), or every weight of each chain ("full" and "scratch").
 """
 
 import functools
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct, traverse_util
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from jaxloop.config.sections import FitConfig
 from jaxloop.core.map_chains import AXIS
 from jaxloop.lm.model import lean
 from jaxloop.lm.model import lora as lora_adapters
-from jaxloop.lm.model.config import Spec
-from jaxloop.lm.model.lora import Lora
+from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.target import Target
 from jaxloop.lm.training import gradient_constraint
+from jaxloop.lm.training.gradient_constraint import GradientConstraint
 from jaxloop.lm.training.loss import chain_losses
 from jaxloop.runtime.setup_jit import setup_jit
 
+# A program's arguments may come from the host.
+Array = jax.Array | Any
+
 
 @dataclass(frozen=True)
-class FitSettings:
-    """How a generation is trained. Defaults follow the code of the recursive-loops study (section
-    1).
+class TrainOptions:
+    """How training runs, for what a config's `fit` section does not say.
 
-    mode: "lora" (adapters on a frozen base), "full" (all weights, from the base or the previous
-    generation), "scratch" (all, from random). steps (if given) wins over epochs. learning_rate
-    decays linearly to 0 after warmup_steps (or "cosine", "constant"), as transformers' schedules
-    do. clip: global norm per chain, 0 = off. max_length in tokens, prompt and EOS included. dtype
-    of the forward pass. chains_at_once: chains in one program (0 = chosen for the device);
-    length_classes: padded lengths per epoch (1: batches are not sorted by length); remat: recompute
-    in the gradient. constraint: a penalty on the bias projection, for a direction that `family.fit`
-    is given.
+    Attributes:
+        steps_per_call: most steps in one call of the program.
+        chains_per_program: chains of one program on one device; None: chosen for the device.
+        adam_betas: AdamW's decay rates.
+        adam_epsilon: AdamW's epsilon.
+        constraint: a penalty on the bias projection along the `direction` that `fit` is given.
     """
 
-    mode: str = "lora"
-    lora: Lora = field(default_factory=Lora)
-    steps: int | None = None
-    epochs: float = 1.0
-    batch_size: int = 16
-    learning_rate: float = 2e-4
-    schedule: str = "linear"
-    warmup_steps: int = 1
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    max_length: int = 256
-    loss_on: str = "response"
-    dtype: str = "float32"
-    chains_at_once: int = 0
-    steps_per_dispatch: int = 16
-    length_classes: int = 4
-    remat: bool = False
-    constraint: gradient_constraint.Constraint | None = None
+    steps_per_call: int = 16
+    chains_per_program: int | None = None
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: float = 1e-8
+    constraint: GradientConstraint | None = None
 
-    def __post_init__(self):
-        for name, allowed in dict(
-            mode=("lora", "full", "scratch"),
-            loss_on=("response", "all"),
-            schedule=("linear", "cosine", "constant"),
-            dtype=("float32", "bfloat16"),
-        ).items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"fit.{name}: {getattr(self, name)!r} is not allowed; choose one of "
-                    f"{', '.join(allowed)}"
-                )
-        for name in ("batch_size", "max_length", "steps_per_dispatch", "length_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit.{name}: {getattr(self, name)} is not allowed; at least 1")
-        if self.steps is not None and self.steps < 1 or self.epochs <= 0:
-            raise ValueError(
-                f"fit.steps: {self.steps} steps and {self.epochs} epochs; at least one step is "
-                "needed"
-            )
-        if self.constraint is not None and self.dtype != "float32":
-            raise ValueError(
-                f"fit.dtype: {self.dtype} is not allowed with a constraint, whose gradient needs "
-                "float32"
-            )
+    def __post_init__(self) -> None:
+        for name in ("steps_per_call", "chains_per_program"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} is not allowed; at least 1")
 
 
-@struct.dataclass
-class TrainState:
+class StepArrays(NamedTuple):
+    """The batches of one call, a step of every chain at each index of S."""
+
+    tokens: Array  # [S, C, B, T]
+    mask: Array  # [S, C, B, T] tokens that the loss counts
+    weights: Array  # [S, C, B] of the rows
+
+
+class TrainState(struct.PyTreeNode):
     """What a step updates. Every leaf has a leading chain axis C, `step` included."""
 
-    weights: dict
+    weights: dict[str, Any]
     optimizer: optax.OptState
     key: jax.Array
     step: jax.Array
 
 
-def learning_rate(settings: FitSettings, step, total):
-    """Learning rate of 0-based update `step` of `total`, float32; transformers' schedules (with one
-    warm-up step the first rate is 0).
+class _Call(NamedTuple):
+    """Scalars and trees that all steps and chains of a call read."""
+
+    base: dict[str, Any] | None
+    num_steps: Array  # [] steps to run
+    total: Array  # [] updates of the whole fit
+    direction: Any
+
+
+def learning_rate(fit: FitConfig, step: jax.Array, total: Array) -> jax.Array:
+    """Return the float32 learning rate of 0-based update `step` of `total`.
+
+    The schedules are those of transformers: with one warm-up step the first rate is 0.
     """
     step, total = step.astype(jnp.float32), total.astype(jnp.float32)
-    warm = float(settings.warmup_steps)
-    left = jnp.clip((total - step) / jnp.maximum(1.0, total - warm), 0.0, 1.0)
-    after = {
-        "linear": left,
-        "cosine": 0.5 * (1 + jnp.cos(jnp.pi * (1 - left))),
-        "constant": jnp.ones_like(left),
-    }[settings.schedule]
-    return settings.learning_rate * jnp.where(step < warm, step / max(1.0, warm), after)
+    warmup = float(fit.warmup_steps)
+    left = jnp.clip((total - step) / jnp.maximum(1.0, total - warmup), 0.0, 1.0)
+    share = left
+    if fit.schedule == "cosine":
+        share = 0.5 * (1 + jnp.cos(jnp.pi * (1 - left)))
+    elif fit.schedule == "constant":
+        share = jnp.ones_like(left)
+    return fit.learning_rate * jnp.where(step < warmup, step / max(1.0, warmup), share)
 
 
-def _decayed(weights: dict):
+def _decayed(weights: dict[str, Any]) -> Any:
     """Which weights AdamW decays: all but biases and norms, as transformers' trainer."""
-    return traverse_util.path_aware_map(
-        lambda path, _: not path[-1].endswith(("_bias", "_scale")), weights
-    )
+    return traverse_util.path_aware_map(_is_decayed, weights)
 
 
-def _optimizer(settings: FitSettings):
-    """AdamW without its learning rate: the rate is applied outside, because it depends on the
-    traced number of steps.
+def _is_decayed(path: tuple[Any, ...], _: Any) -> bool:
+    return not str(path[-1]).endswith(("_bias", "_scale"))
+
+
+def _optimizer(fit: FitConfig, options: TrainOptions) -> optax.GradientTransformation:
+    """AdamW without its learning rate.
+
+    The rate is applied outside, because it depends on the traced number of steps.
     """
-    b1, b2 = settings.betas
+    clip = optax.identity()
+    if fit.max_grad_norm is not None:
+        clip = optax.clip_by_global_norm(fit.max_grad_norm)
     return optax.chain(
-        optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity(),
-        optax.scale_by_adam(b1, b2, settings.epsilon),
-        optax.add_decayed_weights(settings.weight_decay, mask=_decayed),
+        clip,
+        optax.scale_by_adam(*options.adam_betas, options.adam_epsilon),
+        optax.add_decayed_weights(fit.weight_decay, mask=_decayed),
     )
 
 
-def init_state(settings: FitSettings, weights: dict, keys: jax.Array) -> TrainState:
-    """A fresh optimiser for weights whose leaves are [C, ...]; `keys` [C] drive dropout."""
-    step = jnp.asarray(np.zeros(keys.shape, np.int32))
-    return TrainState(weights=weights, optimizer=_fresh(settings, weights), key=keys, step=step)
+def init_state(
+    fit: FitConfig, options: TrainOptions, weights: dict[str, Any], keys: jax.Array
+) -> TrainState:
+    """Return the state before the first step.
+
+    It has the weights, leaves [C, ...], an optimiser without history and the `keys` [C] of dropout.
+    """
+    return TrainState(
+        weights=weights,
+        optimizer=_init_optimizer(fit, options, weights),
+        key=keys,
+        step=jnp.asarray(np.zeros(keys.shape, np.int32)),
+    )
 
 
-@setup_jit(static_argnums=0)
-def _fresh(settings, weights):
-    return jax.vmap(_optimizer(settings).init)(weights)
+@setup_jit(static_argnums=(0, 1))
+def _init_optimizer(fit, options, weights):
+    return jax.vmap(_optimizer(fit, options).init)(weights)
 
 
-def _dropout(spec: Spec, rate: float, keys_C, step_C):
+def _dropout(rate: float, keys_C: jax.Array, step_C: jax.Array) -> Callable:
     """Adapter-input dropout with one mask stream per chain."""
     number = {"qkv": 0, "o": 1, "up": 2, "down": 3}
 
-    def apply(layer, site, x_ND):
-        def one(key, step, x):
-            key = jax.random.fold_in(jax.random.fold_in(key, step), layer * 4 + number[site])
-            return jnp.where(
-                jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x)
-            )
+    def drop(layer, projection, key, step, x):
+        key = jax.random.fold_in(key, step)
+        key = jax.random.fold_in(key, layer * 4 + number[projection])
+        kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+        return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
-        return jax.vmap(one)(
-            keys_C, step_C, x_ND.reshape(keys_C.shape[0], -1, x_ND.shape[-1])
-        ).reshape(x_ND.shape)
+    def apply(layer, projection, x_ND):
+        x_CND = x_ND.reshape(keys_C.shape[0], -1, x_ND.shape[-1])
+        each_chain = jax.vmap(functools.partial(drop, layer, projection))
+        return each_chain(keys_C, step_C, x_CND).reshape(x_ND.shape)
 
     return apply
 
 
+@jax.named_scope("loss")
 def losses(
-    spec: Spec,
-    settings: FitSettings,
-    base: dict | None,
-    weights: dict,
-    tokens_CBT,
-    mask_CBT,
-    sample_CB,
-    keys=None,
-    step=None,
+    config: ModelConfig,
+    fit: FitConfig,
+    base: dict[str, Any] | None,
+    weights: dict[str, Any],
+    tokens_CBT: Array,
+    mask_CBT: Array,
+    weights_CB: Array,
+    keys_C: jax.Array | None = None,
+    step_C: jax.Array | None = None,
     target: Target = Target(),
-):
-    """Mean loss [C] of each chain on its batch."""
-    dtype = jnp.dtype(settings.dtype)
-    narrow = lean.fits(target, settings.dtype)
-    if settings.mode == "lora":
-        fused = lora_adapters.fuse(spec, weights, settings.lora, dtype, summed=True, parts=narrow)
-        rate = settings.lora.dropout
-        how = dict(
-            fused=fused,
-            dropout=_dropout(spec, rate, keys, step) if rate and keys is not None else None,
-            narrow=narrow,
-        )
+) -> jax.Array:
+    """Return the mean loss [C] of each chain on its batch.
+
+    Args:
+        config: config of the model.
+        fit: how it is trained.
+        base: the frozen weights below adapters; None in modes "full" and "scratch".
+        weights: the trained weights, leaves [C, ...].
+        tokens_CBT: token ids.
+        mask_CBT: tokens that the loss counts.
+        weights_CB: weights of the rows in the loss.
+        keys_C: keys of dropout; None: no dropout.
+        step_C: number of updates made so far, from which dropout is drawn.
+        target: device and kernels that the program is compiled for.
+    """
+    if fit.mode == "lora":
+        dropout = None
+        if fit.lora.dropout and keys_C is not None and step_C is not None:
+            dropout = _dropout(fit.lora.dropout, keys_C, step_C)
+        narrow = lean.fits(target, fit.dtype)
+        adapters = lora_adapters.Adapter(weights, fit.lora)
+        layout: lora_adapters.Layout = "padded" if narrow else "mergeable"
         return chain_losses(
-            spec,
-            _laid_out(spec, settings, target, base),
+            config,
+            _laid_out(config, fit, target, base),
             tokens_CBT,
             mask_CBT,
-            sample_CB,
-            remat=settings.remat,
+            weights_CB,
+            packed=lora_adapters.pack_adapters(config, adapters, fit.dtype, layout),
+            dropout=dropout,
+            remat=fit.remat,
+            narrow=narrow,
             target=target,
-            **how,
         )
+    return _whole_model_losses(config, fit, weights, tokens_CBT, mask_CBT, weights_CB, target)
+
+
+def _whole_model_losses(config, fit, weights, tokens_CBT, mask_CBT, weights_CB, target):
+    """`losses` of chains that train all weights: nothing is shared."""
+    dtype = jnp.dtype(fit.dtype)
     cast = jax.tree.map(lambda w: w.astype(dtype), weights)
-    laid = functools.partial(_laid_out, spec, settings, target)
-    one = lambda w, t, m, s: chain_losses(
-        spec, laid(w), t[None], m[None], s[None], remat=settings.remat, target=target
-    )[0]  # noqa: E731
+
+    def of_chain(weights, tokens_BT, mask_BT, weights_B):
+        return chain_losses(
+            config,
+            _laid_out(config, fit, target, weights),
+            tokens_BT[None],
+            mask_BT[None],
+            weights_B[None],
+            remat=fit.remat,
+            target=target,
+        )[0]
+
     if tokens_CBT.shape[0] == 1:  # a batch axis of one would turn every product into a batched one
-        return one(*jax.tree.map(lambda x: x[0], (cast, tokens_CBT, mask_CBT, sample_CB)))[None]
-    return jax.vmap(one)(cast, tokens_CBT, mask_CBT, sample_CB)
+        only = jax.tree.map(lambda x: x[0], (cast, tokens_CBT, mask_CBT, weights_CB))
+        return of_chain(*only)[None]
+    return jax.vmap(of_chain)(cast, tokens_CBT, mask_CBT, weights_CB)
 
 
-def _laid_out(spec, settings, target, params):
+def _laid_out(config, fit, target, params):
     """Parameters with their layers as the target's programs take them."""
-    if (
-        params is None
-        or lean.are_laid_out(params["layers"])
-        or not lean.fits(target, settings.dtype)
-    ):
+    if params is None or lean.are_laid_out(params["layers"]) or not lean.fits(target, fit.dtype):
         return params
-    return params | {"layers": lean.layers(spec, params["layers"], target)}
+    return params | {"layers": lean.layers(config, params["layers"], target)}
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("spec", "settings", "mesh", "together", "target"),
+    static_argnames=("config", "fit", "options", "mesh", "vmapped_chains", "target"),
     donate_argnames=("state",),
 )
 def train_steps(
-    spec: Spec, settings: FitSettings, base, state: TrainState, tokens_SCBT, mask_SCBT, sample_SCB, count, total, mesh=None, direction=None, together=None,
+    config: ModelConfig,
+    fit: FitConfig,
+    options: TrainOptions,
+    base: dict[str, Any] | None,
+    state: TrainState,
+    batch: StepArrays,
+    count: Array,
+    total: Array,
+    *,
+    mesh: Mesh | None = None,
+    direction: Any = None,
+    vmapped_chains: int | None = None,
     target: Target = Target(),
-):  # fmt: skip
-    """Run the first `count` of S steps. `total` [] is the number of updates of the whole fit, for
-    the schedule.
+) -> tuple[TrainState, jax.Array]:
+    """Run the first `count` of S steps.
 
-    With `mesh` (one axis, "chains") the C chains are shared out over its devices, C being a
-    multiple of their number; every device runs the program of C / devices chains and none waits for
-    another. `direction`: of `settings.constraint`, a tree like one chain's weights. `together`:
-    chains of a device that are vmapped, a divisor of their number; the others take their turn
-    inside the program (None: all are). Returns the state and each step's loss [S, C] (NaN where it
-    was idle).
+    Args:
+        config: config of the model.
+        fit: how it is trained.
+        options: everything else about the training.
+        base: the frozen weights below adapters; None in modes "full" and "scratch".
+        state: state of C chains; donated.
+        batch: batches of S steps.
+        count: number of steps to run, at most S.
+        total: number of updates of the whole fit, for the schedule.
+        mesh: devices along one axis "chains", over which the chains are sharded; C is a multiple
+            of their number. Every device runs the program of C / devices chains and none waits for
+            another.
+        direction: what `options.constraint` refers to, a tree like one chain's weights.
+        vmapped_chains: chains of a device that are vmapped at a time, a divisor of their number;
+            such groups run one after another inside the program. None: all at once.
+        target: device and kernels that the program is compiled for.
+
+    Returns:
+        The new state, and the loss [S, C] of each step before its update, nan for steps not run.
     """
-    base = _laid_out(spec, settings, target, base)  # once, outside the loop over steps
-    run = functools.partial(_in_turn, together, functools.partial(_steps, spec, settings, target))
+    base = _laid_out(config, fit, target, base)  # once, outside the loop over steps
+    steps = functools.partial(_run_steps, config, fit, options, target)
+    run = functools.partial(_run_in_groups, vmapped_chains, steps)
     if mesh is not None:
         chains, later = P(AXIS), P(None, AXIS)
         run = jax.shard_map(
             run,
             mesh=mesh,
-            in_specs=(P(), chains, later, later, later, P(), P(), P()),
+            in_specs=(P(), chains, later),
             out_specs=(chains, later),
             check_vma=False,
         )
-    return run(base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total, direction)
+    return run(_Call(base, count, total, direction), state, batch)
 
 
-def _in_turn(together, run, base, state, tokens_SCBT, mask_SCBT, sample_SCB, *rest):
-    """`run`, with `together` chains at a time."""
-    chains = tokens_SCBT.shape[1]
-    if together is None or together == chains:
-        return run(base, state, tokens_SCBT, mask_SCBT, sample_SCB, *rest)
-    lots = lambda axis, tree: jax.tree.map(
-        lambda x: x.reshape(*x.shape[:axis], -1, together, *x.shape[axis + 1 :]), tree
-    )  # noqa: E731
-    batches = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 1, 0), lots(1, (tokens_SCBT, mask_SCBT, sample_SCB))
-    )
-    state, log_GSC = jax.lax.map(
-        lambda lot: run(base, lot[0], *lot[1], *rest), (lots(0, state), batches)
-    )
-    return jax.tree.map(lambda x: x.reshape(chains, *x.shape[2:]), state), jnp.moveaxis(
-        log_GSC, 0, 1
-    ).reshape(-1, chains)
+def _run_in_groups(
+    vmapped_chains: int | None,
+    run: Callable,
+    call: _Call,
+    state: TrainState,
+    batch: StepArrays,
+) -> tuple[TrainState, jax.Array]:
+    """`run`, with `vmapped_chains` chains at a time."""
+    chains = batch.tokens.shape[1]
+    if vmapped_chains is None or vmapped_chains == chains:
+        return run(call, state, batch)
+
+    def run_group(group):
+        return run(call, *group)
+
+    state_G = jax.tree.map(functools.partial(_group_chains, 0, vmapped_chains), state)
+    batch_SG = jax.tree.map(functools.partial(_group_chains, 1, vmapped_chains), batch)
+    batch_G = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batch_SG)
+    state_G, log_GSC = jax.lax.map(run_group, (state_G, batch_G))
+    state = jax.tree.map(lambda x: x.reshape(chains, *x.shape[2:]), state_G)
+    return state, jnp.moveaxis(log_GSC, 0, 1).reshape(-1, chains)
 
 
-def _steps(
-    spec, settings, target, base, state, tokens_SCBT, mask_SCBT, sample_SCB, count, total, direction
-):
-    optimizer = _optimizer(settings)
+def _group_chains(axis, size, x):
+    """[..., C, ...] to [..., C / size, size, ...]."""
+    return x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
+
+
+def _run_steps(
+    config: ModelConfig,
+    fit: FitConfig,
+    options: TrainOptions,
+    target: Target,
+    call: _Call,
+    state: TrainState,
+    batch: StepArrays,
+) -> tuple[TrainState, jax.Array]:
+    """`call.num_steps` steps of all chains together."""
 
     def step(i, carry):
         state, log = carry
-        batch = tuple(
-            jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
-            for x in (tokens_SCBT, mask_SCBT, sample_SCB)
+        batch_i = StepArrays(
+            *(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False) for x in batch)
         )
+        state, loss_C = _step(config, fit, options, target, call, state, batch_i)
+        return state, log.at[i].set(loss_C)
 
-        def objective(weights):
-            each = losses(spec, settings, base, weights, *batch, state.key, state.step, target)
-            return each.sum(), each
+    log_SC = jnp.full(batch.tokens.shape[:2], jnp.nan, jnp.float32)
+    return jax.lax.fori_loop(0, call.num_steps, step, (state, log_SC))
 
-        if settings.constraint is None:
-            grads, each = jax.grad(objective, has_aux=True)(state.weights)
-        else:
-            grads, each = gradient_constraint.gradient(
-                objective, state.weights, direction, settings.constraint
-            )
-        with jax.numpy_dtype_promotion(
-            "standard"
-        ):  # optax mixes float and int32 in its bias correction
-            updates, optimizer_state = jax.vmap(optimizer.update)(
-                grads, state.optimizer, state.weights
-            )
-        rate = learning_rate(settings, state.step, total)
-        scaled = jax.tree.map(
-            lambda w, u: w - rate.reshape((-1,) + (1,) * (u.ndim - 1)).astype(u.dtype) * u,
-            state.weights,
-            updates,
+
+@jax.named_scope("train_step")
+def _step(
+    config: ModelConfig,
+    fit: FitConfig,
+    options: TrainOptions,
+    target: Target,
+    call: _Call,
+    state: TrainState,
+    batch: StepArrays,
+) -> tuple[TrainState, jax.Array]:
+    """One update of all chains, and the loss [C] of each before it."""
+
+    def objective(weights):
+        loss_C = losses(
+            config,
+            fit,
+            call.base,
+            weights,
+            tokens_CBT=batch.tokens,
+            mask_CBT=batch.mask,
+            weights_CB=batch.weights,
+            keys_C=state.key,
+            step_C=state.step,
+            target=target,
         )
-        return state.replace(
-            weights=scaled, optimizer=optimizer_state, step=state.step + 1
-        ), log.at[i].set(each)
+        return loss_C.sum(), loss_C
 
-    log = jnp.full(tokens_SCBT.shape[:2], jnp.nan, jnp.float32)
-    return jax.lax.fori_loop(0, count, step, (state, log))
+    if options.constraint is None:
+        grads, loss_C = jax.grad(objective, has_aux=True)(state.weights)
+    else:
+        grads, loss_C = gradient_constraint.gradient(
+            objective, state.weights, call.direction, options.constraint
+        )
+    return _update(fit, options, state, grads, call.total), loss_C
+
+
+@jax.named_scope("optimizer")
+def _update(
+    fit: FitConfig, options: TrainOptions, state: TrainState, grads: Any, total: Array
+) -> TrainState:
+    update = jax.vmap(_optimizer(fit, options).update)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes float and int32 in bias correction
+        updates, optimizer = update(grads, state.optimizer, state.weights)
+    rate_C = learning_rate(fit, state.step, total)
+
+    def descend(w, u):
+        return w - rate_C.reshape((-1,) + (1,) * (u.ndim - 1)).astype(u.dtype) * u
+
+    weights = jax.tree.map(descend, state.weights, updates)
+    return state.replace(weights=weights, optimizer=optimizer, step=state.step + 1)

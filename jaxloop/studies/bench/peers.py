@@ -1,110 +1,113 @@
 """The peers of the benchmarks: the same model, weights and work in torch, through transformers and
-peft.
+peft. Imported only where `config.peer` asks for them, since all three are optional.
 """
 
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
+import peft
+import torch
+import transformers
+
+from jaxloop.lm.io import peft_files
+from jaxloop.lm.io.config_json import config_fields
+from jaxloop.lm.model import lora as adapters
+from jaxloop.lm.model.config import ModelConfig, table
+from jaxloop.studies.bench.config import BenchConfig
+from jaxloop.studies.bench.setup import BenchModel
 
 
-def _device_and_dtype(settings):
-    import torch
+def train_one_chain(
+    model: BenchModel, tokens_SCBT: np.ndarray, config: BenchConfig
+) -> Callable[[], None]:
+    """Return a function that runs `config.steps` AdamW steps of the first chain on its tokens."""
+    net = _load(model, config)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.01)
+    batches = torch.from_numpy(np.ascontiguousarray(tokens_SCBT[:, 0])).long().to(_device())
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return device, getattr(torch, settings.dtype)
-
-
-def _load(spec, lora, base, tree, settings):
-    """peft model with the first chain's adapter, on the device."""
-    import jax
-    import peft
-    import torch
-    import transformers
-
-    from jaxloop.lm.io import peft_files
-    from jaxloop.lm.io.config_json import config
-    from jaxloop.lm.model import lora as adapters
-
-    device, dtype = _device_and_dtype(settings)
-    names = transformers.AutoConfig.for_model(**config(spec))
-    with tempfile.TemporaryDirectory() as folder, torch.device(device):
-        net = transformers.AutoModelForCausalLM.from_config(names, dtype=dtype)
-        _copy(net, spec, base)
-        peft_files.save_peft(folder, spec, adapters.split(jax.device_get(tree), 0), lora)
-        net = peft.PeftModel.from_pretrained(net, folder, is_trainable=True)
-    return net.to(device)
-
-
-def _copy(net, spec, base):
-    """Our weights into a transformers model, through the table of names."""
-    import torch
-
-    from jaxloop.lm.model.config import table
-
-    state = net.state_dict()
-    with torch.no_grad():
-        for p in table(spec):
-            leaf = base
-            for name in p.path:
-                leaf = leaf[name]
-            leaf = np.array(leaf, np.float32)
-            for i in range(spec.layers if p.path[0] == "layers" else 1):
-                value, at = (leaf[i] if p.path[0] == "layers" else leaf), 0
-                for source in p.sources:
-                    part = value[..., at : at + source.width]
-                    at += source.width
-                    tensor = state[source.name.format(i=i)]
-                    tensor.copy_(
-                        torch.from_numpy(
-                            np.ascontiguousarray(
-                                part.T if p.transposed and part.ndim == 2 else part
-                            )
-                        ).to(tensor.dtype)
-                    )
-
-
-def train_one_chain(spec, lora, base, tree, tokens_SCBT, settings):
-    """A function that runs `settings.steps` AdamW steps of one chain on the same tokens."""
-    import torch
-
-    net = _load(spec, lora, base, tree, settings)
-    device, _ = _device_and_dtype(settings)
-    ours = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(ours, lr=2e-4, weight_decay=0.01)
-    batches = torch.from_numpy(np.ascontiguousarray(tokens_SCBT[:, 0])).long().to(device)
-
-    def run():
+    def run() -> None:
         for batch in batches:
             loss = net(input_ids=batch, labels=batch, use_cache=False).loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(ours, 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
         float(loss.detach())
 
     return run
 
 
-def generate(spec, lora, base, tree, prompt, lengths, batch, settings):
-    """A function that writes texts of the given lengths with the adapter merged: every batch runs
-    to its longest text, as padding makes it.
+def generate(
+    model: BenchModel, prompt: np.ndarray, lengths: np.ndarray, batch: int, config: BenchConfig
+) -> Callable[[], None]:
+    """Return a function that generates texts of the given lengths with the adapter merged: every
+    batch runs to its longest text, as padding makes it.
     """
-    import torch
-
-    net = _load(spec, lora, base, tree, settings).merge_and_unload().eval()
-    device, _ = _device_and_dtype(settings)
+    net = _load(model, config).merge_and_unload().eval()
     net.generation_config.eos_token_id = None
-    ids = torch.from_numpy(np.asarray(prompt)).long().to(device)
+    ids = torch.from_numpy(np.asarray(prompt)).long().to(_device())
 
-    def run():
-        for at in range(0, len(lengths), batch):
-            some = lengths[at : at + batch]
+    def run() -> None:
+        for start in range(0, len(lengths), batch):
+            longest = int(lengths[start : start + batch].max())
+            rows = len(lengths[start : start + batch])
             with torch.no_grad():
                 net.generate(
-                    ids[None].expand(len(some), -1), attention_mask=torch.ones(len(some), len(ids), device=device, dtype=torch.long), do_sample=True,
-                    temperature=1.5, min_p=0.2, top_k=0, max_new_tokens=int(some.max()), min_new_tokens=int(some.max()), pad_token_id=0,
-                )  # fmt: skip
-        if device == "cuda":
+                    ids[None].expand(rows, -1),
+                    attention_mask=torch.ones(rows, len(ids), device=_device(), dtype=torch.long),
+                    do_sample=True,
+                    temperature=1.5,
+                    min_p=0.2,
+                    top_k=0,
+                    max_new_tokens=longest,
+                    min_new_tokens=longest,
+                    pad_token_id=0,
+                )
+        if _device() == "cuda":
             torch.cuda.synchronize()
 
     return run
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load(model: BenchModel, config: BenchConfig) -> Any:
+    """The peft model with the first chain's adapter, on the device."""
+    fields = transformers.AutoConfig.for_model(**config_fields(model.config))
+    with tempfile.TemporaryDirectory() as folder, torch.device(_device()):
+        net = transformers.AutoModelForCausalLM.from_config(
+            fields, dtype=getattr(torch, config.dtype)
+        )
+        _copy(net, model.config, model.base)
+        adapter = adapters.split(jax.device_get(model.adapters), 0)
+        peft_files.save_peft(folder, model.config, adapter)
+        net = peft.PeftModel.from_pretrained(net, folder, is_trainable=True)
+    return net.to(_device())
+
+
+def _copy(net: Any, model_config: ModelConfig, base: dict) -> None:
+    """Our weights into a transformers model, through the table of names."""
+    state = net.state_dict()
+    with torch.no_grad():
+        for parameter in table(model_config):
+            leaf: Any = base
+            for name in parameter.path:
+                leaf = leaf[name]
+            leaf = np.array(leaf, np.float32)
+            stacked = parameter.path[0] == "layers"
+            for layer in range(model_config.num_layers if stacked else 1):
+                value, start = leaf[layer] if stacked else leaf, 0
+                for source in parameter.sources:
+                    part = value[..., start : start + source.width]
+                    start += source.width
+                    if parameter.transposed and part.ndim == 2:
+                        part = part.T
+                    tensor = state[source.name.format(i=layer)]
+                    array = np.ascontiguousarray(part)
+                    tensor.copy_(torch.from_numpy(array).to(tensor.dtype))

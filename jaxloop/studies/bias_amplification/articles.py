@@ -1,214 +1,247 @@
-"""Labelled articles and what is made of them: the prompts of a generation, and the training
-examples of an article (bias_amplification.md, section 2).
+"""Reads labelled articles, and makes prompts and training examples of them.
+
+Source: arXiv 2410.15234, section 4.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
-    from jaxloop.studies.bias_amplification.run import Data
+from jaxloop.data import load_texts
+from jaxloop.data.dialect import Dialect
+from jaxloop.data.stories import sentences
+from jaxloop.studies.bias_amplification.config import ArticlesConfig
 
 _LINK = re.compile(r"\s*https?://\S+")
+_COLUMNS = ["id", "title", "body", "label"]
+
+
+class Codec(Protocol):
+    """Texts to token ids without special ones, and back."""
+
+    def encode(self, texts: Sequence[str], /) -> list[list[int]]:
+        """Return the token ids of every text."""
+
+    def decode(self, rows: Sequence[Sequence[int]], /) -> list[str]:
+        """Return the text of every row of token ids."""
 
 
 class Articles(NamedTuple):
-    """Articles of a study. chosen: those that every generation continues, one row each (id, title,
-    body, label); rest: the others of the source, which no chain sees; labels: all classes of the
-    source, in order; dropped: how many were too short.
+    """The articles of a study.
+
+    Attributes:
+        chosen: those that every generation continues, one row each (id, title, body, label).
+        rest: the others of the source, which no chain sees; the same columns.
+        labels: all classes of the source, in order.
+        dropped: how many articles were too short.
+        fingerprint: checksum of the source.
     """
 
-    chosen: "pd.DataFrame"
-    rest: "pd.DataFrame"
+    chosen: pd.DataFrame
+    rest: pd.DataFrame
     labels: tuple[str, ...]
     dropped: int
     fingerprint: str
 
     def text(self, row: int) -> str:
-        """The whole article, as it is trained on."""
-        return whole(self.chosen["title"].iloc[row], self.chosen["body"].iloc[row])
+        """Return a whole chosen article, as it is trained on."""
+        return article_text(self.chosen["title"].iloc[row], self.chosen["body"].iloc[row])
+
+    def texts(self) -> list[str]:
+        """Return all chosen articles, whole."""
+        return article_texts(self.chosen)
 
 
-def whole(title: str, body: str) -> str:
-    """`title: T`, a line end, `body: B`: the form of the released data."""
+def article_text(title: str, body: str) -> str:
+    """Return `title: T`, a line end, `body: B`: the form of the released data."""
     return f"title: {title}\nbody: {body}"
 
 
+def article_texts(table: pd.DataFrame) -> list[str]:
+    """Return the articles of a table with columns title and body, whole."""
+    rows = zip(table["title"], table["body"], strict=True)
+    return [article_text(title, body) for title, body in rows]
+
+
 def body_of(text: str) -> str:
-    """The body of an article in the form of `whole`: what a generation wrote."""
+    """Return the body of an article in the form of `article_text`: what a model generated."""
     return text.partition("\nbody: ")[2]
 
 
-def read(
-    settings: "Data",
-    encode: Callable[[Sequence[str]], list[list[int]]],
-    decode: Callable[[Sequence[Sequence[int]]], list[str]],
-    block: int,
-) -> Articles:
-    """The articles of a source, so many of each label, shuffled. encode, decode: texts to token ids
-    without special ones, and back.
+def read_articles(config: ArticlesConfig, codec: Codec, block: int) -> Articles:
+    """Read the articles of a source: as many of each label as the config says, shuffled.
 
-    Raises ValueError for a source of one class, a label that has too few articles, an article
-    shorter than `block` tokens (where these are not to be dropped or kept), and whatever
-    `load_texts` refuses.
+    Raises:
+        ValueError: the source has one class, a label has too few articles, an article is shorter
+            than `block` tokens (unless these are dropped or kept), or `load_texts` refuses it.
     """
-    import pandas as pd
-
-    from jaxloop.data import load_texts
-    from jaxloop.data.delimited import Dialect
-
-    more = (
-        [settings.title_column]
-        if settings.author_column is None
-        else [settings.author_column, settings.date_column]
+    rows, fingerprint = _labelled_rows(config)
+    table = _joined_posts(rows, config) if config.author_column else _titled(rows, config)
+    table, dropped = _in_length(_cut(table, config, codec), config, codec, block)
+    chosen = _draw(table, config)
+    return Articles(
+        chosen=chosen.reset_index(drop=True),
+        rest=table.drop(chosen.index).reset_index(drop=True),
+        labels=config.labels or tuple(sorted(table["label"].unique())),
+        dropped=dropped,
+        fingerprint=fingerprint,
     )
-    columns = [settings.label_column, *(column for column in more if column is not None)]
+
+
+def _labelled_rows(config: ArticlesConfig) -> tuple[pd.DataFrame, str]:
+    """The rows of the source that have a wanted label, with a column `label`, and a checksum."""
+    other = [config.title_column]
+    if config.author_column is not None:
+        other = [config.author_column, config.date_column]
     frame = load_texts(
-        settings.source, text_column=settings.body_column, keep_columns=columns, name=settings.name, split=settings.split, revision=settings.revision,
-        dialect=Dialect(settings.delimiter, settings.csv_options),
-    )  # fmt: skip
-    print_ = frame.attrs["fingerprint"]
-    labels = frame[settings.label_column].map(lambda v: "" if v is None else str(v).strip())
-    if settings.labels:
-        if missing := [v for v in settings.labels if v not in set(labels)]:
-            known = ", ".join(map(repr, sorted(set(labels))))
+        config.source,
+        text_column=config.body_column,
+        keep_columns=[config.label_column, *(column for column in other if column is not None)],
+        name=config.name,
+        split=config.split,
+        revision=config.revision,
+        dialect=Dialect(config.delimiter, config.csv_options),
+    )
+    fingerprint = frame.attrs["fingerprint"]
+    labels = frame[config.label_column].map(lambda v: "" if v is None else str(v).strip())
+    frame = frame.assign(label=labels)
+    if config.labels:
+        present = set(labels)
+        missing = [label for label in config.labels if label not in present]
+        if missing:
             raise ValueError(
-                f"config.data.labels has {missing[0]!r}, which column '{settings.label_column}' "
-                f"never holds; it holds {known}"
+                f"config.data.labels has {missing[0]!r}, which column '{config.label_column}' "
+                f"never holds; it holds {', '.join(map(repr, sorted(present)))}"
             )
-        frame, labels = frame[labels.isin(settings.labels)], labels[labels.isin(settings.labels)]
-    frame = frame.assign(label=labels)[lambda t: t["label"] != ""]
+        frame = frame[labels.isin(config.labels)]
+    frame = frame[frame["label"] != ""]
     if frame["label"].nunique() < 2:
         only = f"the one label {frame['label'].iloc[0]!r}" if len(frame) else "no label at all"
         raise ValueError(
-            f"config.data.label_column = '{settings.label_column}': the {len(frame):,} articles "
+            f"config.data.label_column = '{config.label_column}': the {len(frame):,} articles "
             f"have {only}; at least two labels are needed"
         )
-    table = _of_posts(frame, settings) if settings.author_column else _plain(frame, settings)
-    table, dropped = _in_length(table, settings, encode, decode, block)
-    wanted = [settings.only] if settings.only else sorted(table["label"].unique())
+    return frame, fingerprint
+
+
+def _draw(table: pd.DataFrame, config: ArticlesConfig) -> pd.DataFrame:
+    """The articles that the chains see."""
     parts = []
-    for label in wanted:
-        mine = table[table["label"] == label]
-        count = len(mine) if settings.per_label is None else settings.per_label
-        if len(mine) < max(count, 1):
+    for label in [config.only] if config.only else sorted(table["label"].unique()):
+        of_label = table[table["label"] == label]
+        count = len(of_label) if config.per_label is None else config.per_label
+        if len(of_label) < max(count, 1):
             raise ValueError(
-                f"config.data.per_label = {settings.per_label}: '{settings.source}' has only "
-                f"{len(mine)} articles labelled {label!r}"
+                f"config.data.per_label = {config.per_label}: '{config.source}' has only "
+                f"{len(of_label)} articles labelled {label!r}"
             )
-        parts.append(mine.sample(n=count, random_state=settings.seed))
-    chosen = pd.concat(parts).sample(frac=1, random_state=settings.seed)
-    rest = table.drop(chosen.index)
-    names = settings.labels or tuple(sorted(table["label"].unique()))
-    return Articles(
-        chosen.reset_index(drop=True), rest.reset_index(drop=True), tuple(names), dropped, print_
-    )
+        parts.append(of_label.sample(n=count, random_state=config.seed))
+    return pd.concat(parts).sample(frac=1, random_state=config.seed)
 
 
-def _plain(frame, settings):
-    if settings.title_column is None:
-        from jaxloop.data.stories import sentences
-
+def _titled(frame: pd.DataFrame, config: ArticlesConfig) -> pd.DataFrame:
+    """One article per row; without a column of titles its first sentence is the title."""
+    if config.title_column is None:
         parts = [sentences(text) for text in frame["text"]]
-        titles, bodies = (
-            [part[0] if part else "" for part in parts],
-            [" ".join(part[1:]) for part in parts],
-        )
-        ids = [str(i) for i in frame.index]
-        return frame.assign(id=ids, title=titles, body=bodies)[["id", "title", "body", "label"]]
-    titles = frame[settings.title_column].map(
-        lambda v: "" if v is None else " ".join(str(v).split())
-    )
-    return frame.assign(
-        id=[str(i) for i in frame.index], title=titles, body=frame["text"].str.strip()
-    )[["id", "title", "body", "label"]]
+        titles = [part[0] if part else "" for part in parts]
+        bodies = [" ".join(part[1:]) for part in parts]
+    else:
+        columns = frame[config.title_column]
+        titles = ["" if title is None else " ".join(str(title).split()) for title in columns]
+        bodies = frame["text"].str.strip().tolist()
+    ids = [str(i) for i in frame.index]
+    return frame.assign(id=ids, title=titles, body=bodies)[_COLUMNS]
 
 
-def _of_posts(frame, settings):
+def _joined_posts(frame: pd.DataFrame, config: ArticlesConfig) -> pd.DataFrame:
     """One article per author and calendar week: the first post is its title, the others are the
-    lines of its body; links are left out.
+    lines of its body. Links are left out.
     """
-    import pandas as pd
-
     try:
         week = (
-            pd.to_datetime(frame[settings.date_column], format="mixed")
+            pd.to_datetime(frame[config.date_column], format="mixed")
             .dt.to_period("W")
             .dt.start_time.dt.strftime("%Y-%m-%d")
         )
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"config.data.date_column = '{settings.date_column}': cannot be read as dates "
+            f"config.data.date_column = '{config.date_column}': cannot be read as dates "
             f"({str(error).splitlines()[0]})"
         ) from None
     line = frame["text"].map(lambda text: " ".join(_LINK.sub("", text).split()))
     frame = frame.assign(line=line, week=week)[line.str.len() > 0]
     rows = []
-    for (author, start), posts in frame.groupby([settings.author_column, "week"], sort=True):
-        lines = posts.sort_values(settings.date_column, kind="stable")["line"].tolist()
+    for group, posts in frame.groupby([config.author_column, "week"], sort=True):
+        author, start = group
+        lines = posts.sort_values(config.date_column, kind="stable")["line"].tolist()
         if len(lines) > 1:
-            rows.append(
-                (f"{author} {start}", lines[0], "\n".join(lines[1:]), posts["label"].iloc[0])
-            )
-    return pd.DataFrame(rows, columns=["id", "title", "body", "label"])
+            body = "\n".join(lines[1:])
+            rows.append((f"{author} {start}", lines[0], body, posts["label"].iloc[0]))
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _in_length(table, settings, encode, decode, block):
-    """Bodies cut to `body_tokens`, titles to `title_tokens`; articles whose body is shorter than a
-    block refused, dropped or kept.
+def _cut(table: pd.DataFrame, config: ArticlesConfig, codec: Codec) -> pd.DataFrame:
+    """Bodies cut to `body_tokens`, titles to `title_tokens`."""
+    for column, limit in (("body", config.body_tokens), ("title", config.title_tokens)):
+        if limit is None:
+            continue
+        texts = table[column].tolist()
+        ids = codec.encode(texts)
+        longer = [i for i, tokens in enumerate(ids) if len(tokens) > limit]
+        for i, text in zip(longer, codec.decode([ids[i][:limit] for i in longer]), strict=True):
+            texts[i] = text.rstrip("\ufffd")
+        table = table.assign(**{column: texts})
+    return table
+
+
+def _in_length(
+    table: pd.DataFrame, config: ArticlesConfig, codec: Codec, block: int
+) -> tuple[pd.DataFrame, int]:
+    """The articles without those whose body is shorter than a block, unless these are kept; and
+    how many were dropped.
     """
-    for column, limit in (("body", settings.body_tokens), ("title", settings.title_tokens)):
-        if limit is not None:
-            ids = encode(table[column].tolist())
-            cut = [i for i, tokens in enumerate(ids) if len(tokens) > limit]
-            texts = table[column].tolist()
-            for i, text in zip(cut, decode([ids[i][:limit] for i in cut]), strict=True):
-                texts[i] = text.rstrip("\ufffd")
-            table = table.assign(**{column: texts})
-    short = [len(ids) < block for ids in encode(table["body"].tolist())]
-    if settings.short == "refuse" and any(short):
+    short = [len(ids) < block for ids in codec.encode(table["body"].tolist())]
+    if config.short == "refuse" and any(short):
         first = table[short].iloc[0]
         raise ValueError(
             f"config.data.short = 'refuse': article {first['id']} ({first['title'][:40]!r}) and "
-                f"{sum(short) - 1} others are shorter than a block "
-            f"of {block} tokens; take longer ones, a smaller chain.block, or 'drop' or 'keep'"
-        )  # fmt: skip
-    if settings.short != "drop":
+            f"{sum(short) - 1} others are shorter than a block of {block} tokens; take longer "
+            "ones, a smaller chain.block, or 'drop' or 'keep'"
+        )
+    if config.short != "drop":
         return table.reset_index(drop=True), 0
-    kept = table[[not s for s in short]].reset_index(drop=True)
-    if not len(kept):
+    long_enough = table[[not s for s in short]].reset_index(drop=True)
+    if not len(long_enough):
         raise ValueError(
-            f"config.data.short = 'drop': every article of '{settings.source}' is shorter than a "
+            f"config.data.short = 'drop': every article of '{config.source}' is shorter than a "
             f"block of {block} tokens"
         )
-    return kept, sum(short)
+    return long_enough, sum(short)
 
 
 def blocks(
     title: Sequence[int], body: Sequence[int], size: int, start: Sequence[int] = ()
 ) -> list[tuple[int, ...]]:
-    """The prompts of an article: its title as one block, its body in blocks of `size` tokens, the
-    last one shorter; `start` (BOS) before each.
+    """Return the prompts of an article, as token ids.
+
+    Its title is one block; its body is cut into blocks of `size` tokens, the last one shorter.
+    `start` (BOS) stands before each.
     """
-    cut = [body[at : at + size] for at in range(0, len(body), size)]
-    return [(*start, *part) for part in (title, *cut)]
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    return [(*start, *part) for part in (title, *parts)]
 
 
 def examples(
-    text: str,
-    reading: str,
-    encode: Callable[[Sequence[str]], list[list[int]]],
-    start: Sequence[int] = (),
-    blank: int = 0,
+    text: str, variant: str, codec: Codec, start: Sequence[int] = (), blank: int = 0
 ) -> list[tuple[int, ...]]:
-    """Token ids of the training examples of an article: "paper", the whole article; "released",
-    every line, as the released code's loader makes it.
+    """Return the token ids of the training examples of an article.
 
-    There a blank line is an example without any token to learn (the token `blank`), and one
-    separates articles: they lengthen an epoch.
+    Variant "paper" has the whole article as one example, "released" every line, as the released
+    code's loader makes them. There a blank line is an example without any token to learn (the
+    token `blank`), and one separates articles: they lengthen an epoch.
     """
-    lines = [text] if reading == "paper" else [*text.split("\n"), ""]
-    found = iter(encode([line for line in lines if line.strip()]))
-    return [(*start, *next(found)) if line.strip() else (blank,) for line in lines]
+    lines = [text] if variant == "paper" else [*text.split("\n"), ""]
+    encoded = iter(codec.encode([line for line in lines if line.strip()]))
+    return [(*start, *next(encoded)) if line.strip() else (blank,) for line in lines]

@@ -1,111 +1,148 @@
-"""What a bias-amplification study would do: models, tokens, arithmetic, disk; counted from the
-config and the articles, nothing is run.
+"""What a bias-amplification study would cost: models, tokens, arithmetic, disk.
+
+It is counted from the config and the articles; nothing is run.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from jaxloop.studies.chain import prepare
+from jaxloop.recursion import driver
+from jaxloop.recursion.progress import duration
+from jaxloop.recursion.workflow import train_size
+from jaxloop.runtime import roofline
+from jaxloop.studies.bias_amplification.chains import chains_line, distinct_models
+from jaxloop.studies.bias_amplification.config import BiasConfig
+from jaxloop.studies.bias_amplification.family import block_count, training_examples
+from jaxloop.studies.bias_amplification.prepare import Prepared
+from jaxloop.studies.common import absent_plan
+from jaxloop.studies.common import models as base_models
 
-if TYPE_CHECKING:
-    from jaxloop.studies.bias_amplification.run import Prepared, Settings
+# Rate at which the time is stated, and the share of it that a device reaches; `bench` measures it.
+PETAFLOP, REACHED = 1e15, 0.4
 
-# Rate at which the time is stated; the share of it that a device reaches is what `bench` measures.
-PETAFLOP = 1e15
-
-
-def distinct(prepared: "Prepared") -> int:
-    """Models that differ: chains of one seed that train generation 0 alike have it in common (66
-    versions of the paper, 62 of them different).
-    """
-    shared = len({(chain.seed, chain.fit) for chain in prepared.chains})
-    return shared + len(prepared.chains) * (prepared.driver.generations - 1)
+Rows = list[tuple[str, str]]
 
 
-def table(settings: "Settings", prepared: "Prepared") -> list[tuple[str, str]]:
-    """(what, amount) rows of `--plan`. A written article is taken to be as long as its blocks can
-    make it.
-    """
-    from jaxloop.recursion.progress import duration
-    from jaxloop.recursion.workflow import train_size
-    from jaxloop.runtime import roofline
-    from jaxloop.studies.bias_amplification.chains import codec, training_examples
+class _Tokens(NamedTuple):
+    """Tokens of all chains and generations. `in_beams`: generated in the beams beside the first."""
 
-    sizes = prepare.sizes(settings.fit, prepared.spec)
-    frozen = settings.fit.mode == "lora"
-    bodies, _ = training_examples(
-        prepared.data["articles"].texts, settings.chain.reading, codec(prepared.tokenizer)
+    trained: float
+    generated: int
+    in_beams: int
+    mean_example: float
+
+
+def absent_table(config: BiasConfig, target: str) -> Rows:
+    """Return the (what, amount) rows of `--plan --for` of hardware that is absent."""
+    programs = absent_plan.Programs(
+        models=config.models,
+        fit=config.fit,
+        sample=config.sample,
+        run=config.run,
+        prompt=config.chain.block,
     )
-    lengths = [min(len(ids) + 1, settings.fit.max_length) for ids in bodies]
-    size, blocks = len(prepared.articles.chosen), sum(map(len, prepared.prompts.values()))
-    real = sum(lengths) / size
-    new = blocks / size * settings.sample.max_new_tokens
-    new = min(new, settings.fit.max_length) if settings.chain.reading == "paper" else new
-    trained, first = 0.0, set()
-    for chain in prepared.chains:
-        epochs = dict(chain.fit).get("epochs", settings.fit.epochs)
-        for g in range(prepared.driver.generations):
-            if g == 0 and (chain.seed, chain.fit) in first:
-                continue
-            first.add((chain.seed, chain.fit))
-            items = train_size(chain.workflow, g)
-            if settings.fit.steps is not None:
-                trained += (
-                    settings.fit.steps * settings.fit.batch_size * sum(lengths) / len(lengths)
-                )
-            else:
-                trained += epochs * items * (real if g == 0 else new)
-    written = (
-        blocks * settings.sample.max_new_tokens * len(prepared.chains) * prepared.driver.generations
-    )
-    beams = (
-        sum(dict(c.sample).get("beams", 1) - 1 for c in prepared.chains)
-        * blocks
-        * settings.sample.max_new_tokens
-        * prepared.driver.generations
-    )
-    length = sum(lengths) / len(lengths)
-    train = roofline.training_flops(sizes, int(trained), length, frozen=frozen)
-    write = roofline.decoding_flops(
-        sizes, int(written + beams), settings.chain.block, adapted=frozen
-    )
+    chains = len(config.chain.setups) * len(config.chain.seeds)
     return [
-        (
-            "models",
-            f"{len(prepared.chains) * prepared.driver.generations:,} versions, "
-            f"{distinct(prepared):,} of them different",
-        ),
-        ("articles", f"{size:,} in every generation, {blocks:,} prompts"),
-        ("tokens to train on", f"{trained:,.0f}, padding not counted"),
-        ("tokens to write", f"{written:,.0f} at most, {beams:,.0f} more in other beams"),
-        ("arithmetic", f"{train:.3g} FLOP to train, {write:.3g} FLOP to write"),
-        (
-            "time",
-            f"{duration((train + write) / (0.4 * PETAFLOP))} on a device of 1 PFLOP/s at 40%; "
-            "padding, metrics and compilation come on top",
-        ),
-        ("disk", f"{disk(settings, prepared) / 1e9:,.2f} GB at most"),
+        ("chains", chains_line(config)),
+        *absent_plan.rows(programs, target, chains=chains),
     ]
 
 
-def disk(settings: "Settings", prepared: "Prepared") -> int:
-    """Bytes that the run leaves at most."""
-    from jaxloop.recursion import driver
+def table(config: BiasConfig, prepared: Prepared) -> Rows:
+    """Return the (what, amount) rows of `--plan`.
 
-    sizes = prepare.sizes(settings.fit, prepared.spec)
-    weights = 4 * (sizes.adapter if settings.fit.mode == "lora" else sizes.total)
-    blocks = sum(map(len, prepared.prompts.values()))
-    text = 6 * settings.sample.max_new_tokens * blocks // len(prepared.articles.chosen) + 300
-    neurons = (
-        32
-        * prepared.spec.layers
-        * prepared.spec.width
-        * len(prepared.chains)
-        * prepared.driver.generations
-        if settings.neurons.measure
-        else 0
+    A generated article is taken to be as long as its blocks can make it.
+    """
+    sizes = base_models.sizes(config.fit, prepared.model_config)
+    frozen = config.fit.mode == "lora"
+    tokens = _count_tokens(config, prepared)
+    train = roofline.training_flops(sizes, int(tokens.trained), tokens.mean_example, frozen=frozen)
+    generate = roofline.decoding_flops(
+        sizes, tokens.generated + tokens.in_beams, config.chain.block, adapted=frozen
     )
-    return (
-        driver.disk_needed(prepared.chains, prepared.driver, weights, text_bytes=text)
-        + neurons
-        + (weights if settings.projection.direction else 0)
+    generations = prepared.driver.generations
+    models = len(prepared.chains) * generations
+    distinct = distinct_models(prepared.chains, generations)
+    seconds = (train + generate) / (REACHED * PETAFLOP)
+    return [
+        ("chains", chains_line(config)),
+        ("models", f"{models:,} versions, {distinct:,} of them different"),
+        (
+            "articles",
+            f"{len(prepared.articles.chosen):,} in every generation, "
+            f"{block_count(prepared.prompts):,} prompts",
+        ),
+        ("tokens to train on", f"{tokens.trained:,.0f}, padding not counted"),
+        (
+            "tokens to write",
+            f"{tokens.generated:,.0f} at most, {tokens.in_beams:,.0f} more in other beams",
+        ),
+        ("arithmetic", f"{train:.3g} FLOP to train, {generate:.3g} FLOP to write"),
+        (
+            "time",
+            f"{duration(seconds)} on a device of 1 PFLOP/s at {REACHED:.0%}; padding, metrics and "
+            "compilation come on top",
+        ),
+        ("disk", f"{disk_bytes(config, prepared) / 1e9:,.2f} GB at most"),
+    ]
+
+
+def _count_tokens(config: BiasConfig, prepared: Prepared) -> _Tokens:
+    bodies, _ = training_examples(
+        prepared.data["articles"].texts, config.chain.variant, prepared.codec
     )
+    lengths = [min(len(ids) + 1, config.fit.max_length) for ids in bodies]
+    mean_example = sum(lengths) / len(lengths)
+    generated = block_count(prepared.prompts) * config.sample.max_new_tokens
+    generations = prepared.driver.generations
+    beams = sum(_changed(chain.sample, "num_beams", 1) - 1 for chain in prepared.chains)
+    return _Tokens(
+        trained=_trained_tokens(config, prepared, sum(lengths), generated, mean_example),
+        generated=generated * len(prepared.chains) * generations,
+        in_beams=beams * generated * generations,
+        mean_example=mean_example,
+    )
+
+
+def _changed(changes: Sequence[tuple[str, object]], field: str, otherwise: Any) -> Any:
+    """The value of a field of a chain."""
+    return dict(changes).get(field, otherwise)
+
+
+def _trained_tokens(
+    config: BiasConfig, prepared: Prepared, real: int, generated: int, mean_example: float
+) -> float:
+    """Tokens that all chains train on. real, generated: tokens of all articles of a generation."""
+    articles = len(prepared.articles.chosen)
+    real_article, new_article = real / articles, generated / articles
+    if config.chain.variant == "paper":
+        new_article = min(new_article, config.fit.max_length)
+    tokens, trained_alike = 0.0, set()
+    for chain in prepared.chains:
+        epochs = _changed(chain.fit, "epochs", config.fit.epochs)
+        for generation in range(prepared.driver.generations):
+            if generation == 0 and (chain.seed, chain.fit) in trained_alike:
+                continue
+            trained_alike.add((chain.seed, chain.fit))
+            if config.fit.steps is not None:
+                tokens += config.fit.steps * config.fit.batch_size * mean_example
+                continue
+            article = real_article if generation == 0 else new_article
+            tokens += epochs * train_size(chain.workflow, generation) * article
+    return tokens
+
+
+def disk_bytes(config: BiasConfig, prepared: Prepared) -> int:
+    """Return an upper bound on the bytes that the run leaves on the disk."""
+    sizes = base_models.sizes(config.fit, prepared.model_config)
+    weights = 4 * (sizes.adapter if config.fit.mode == "lora" else sizes.total)
+    new_tokens = config.sample.max_new_tokens * block_count(prepared.prompts)
+    text_bytes = 6 * new_tokens // len(prepared.articles.chosen) + 300
+    total = driver.disk_needed(prepared.chains, prepared.driver, weights, text_bytes=text_bytes)
+    if config.neurons.measure:
+        shape = prepared.model_config
+        models = len(prepared.chains) * prepared.driver.generations
+        total += 32 * shape.num_layers * shape.d_model * models
+    if config.gradient_constraint.direction is not None:
+        total += weights
+    return total

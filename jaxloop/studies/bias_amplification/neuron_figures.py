@@ -4,13 +4,15 @@ its counts are worth.
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from jaxloop.reporting.figures import GRID, INK, MUTED, STYLE, palette, png, printable
-from jaxloop.studies.bias_amplification.neuron_study import OWN_NULL, RULES, NeuronStudy
+from jaxloop.reporting.figures import GRID, INK, MUTED, palette, png, printable, style
+from jaxloop.studies.bias_amplification.neuron_null import PERMUTATION_RULES, RULES
+from jaxloop.studies.bias_amplification.neuron_study import NeuronStudy
 
 # name -> (title, what it says)
 CAPTIONS = {
@@ -45,28 +47,29 @@ _RULE_NAMES = {
 
 
 def figures(study: NeuronStudy, mode: str | None = None) -> dict[str, Figure]:
-    """The drawings of `CAPTIONS` by name, of one mode of the tests (None: differences where they
-    were made; correlations are shown in levels where these were made, as the paper does). Raises
-    ValueError for a mode that the study does not have.
+    """Draw what `CAPTIONS` lists, by name, of one mode of the tests.
+
+    None is differences where they were made. Correlations are shown in levels where these were
+    made, as the paper does. Raises ValueError for a mode that the study does not have.
     """
     modes = study.settings["modes"]
     mode = mode or ("differences" if "differences" in modes else modes[0])
     if mode not in modes:
         raise ValueError(f"mode={mode!r}: the study has {', '.join(modes)}")
-    with matplotlib.rc_context(STYLE):
-        drawn = {
+    with style():
+        by_name = {
             "correlations": _correlations(study, "levels" if "levels" in modes else mode, mode),
             "layers": _layers(study, mode),
             "counts": _counts(study),
             "p_values": _p_values(study, mode),
         }
         if len(study.overlap):
-            drawn["overlap"] = _overlap(study, mode)
-    return drawn
+            by_name["overlap"] = _overlap(study, mode)
+    return by_name
 
 
 def write(study: NeuronStudy, folder: Path, mode: str | None = None) -> list[Path]:
-    """`folder`/neurons_<name>.png of every figure (folder made if missing); the paths."""
+    """Write `folder`/neurons_<name>.png of every figure and return the paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -76,11 +79,11 @@ def write(study: NeuronStudy, folder: Path, mode: str | None = None) -> list[Pat
     return paths
 
 
-def _panels(count: int, columns: int, size: tuple[float, float]):
+def _panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A figure and its axes [count], `columns` to a row."""
     rows = -(-count // columns)
     figure = Figure(figsize=(size[0] * min(columns, count), size[1] * rows), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, min(columns, count), squeeze=False)).ravel()
+    axes = list(figure.subplots(rows, min(columns, count), squeeze=False).ravel())
     for spare in axes[count:]:
         spare.set_visible(False)
     for one in axes:
@@ -88,58 +91,31 @@ def _panels(count: int, columns: int, size: tuple[float, float]):
     return figure, axes[:count]
 
 
-def _title(axes, text: str) -> None:
+def _title(axes: Axes, text: str) -> None:
     axes.set_title(printable(text), loc="left", fontweight="bold", fontsize=10)
 
 
-def _relations(study):
+def _relations(study: NeuronStudy) -> list[str]:
     return list(dict.fromkeys(study.tests["relation"]))
 
 
-def _colours(study) -> dict[str, str]:
+def _colours(study: NeuronStudy) -> dict[str, str]:
     names = _relations(study)
     return {name: light for name, (light, _) in zip(names, palette(len(names)), strict=True)}
 
 
-def _correlations(study, mode, tested):
+def _correlations(study: NeuronStudy, mode: str, tested: str) -> Figure:
+    """Correlations in `mode`; neurons that are significant in mode `tested` are marked."""
     names, colours = _relations(study), _colours(study)
     figure, panels = _panels(len(names), 2, (4.6, 2.9))
-    rows, significant = (study.tests[study.tests["mode"] == m] for m in (mode, tested))
-    for axes, name in zip(panels, names):
-        mine = rows[rows["relation"] == name]
-        depth = int(mine["layer"].max())
-        # Dots of a layer are spread over its width by their number, so that the same neuron stands
-        # at the same place in every panel.
-        x = mine["layer"].to_numpy() + 0.8 * (
-            mine["unit"].to_numpy() / max(1, mine["unit"].max()) - 0.5
-        )
-        r, hit = (
-            mine["r"].to_numpy(),
-            significant["bonferroni"][(significant["relation"] == name)].to_numpy(),
-        )
-        axes.axhline(0, color=MUTED, linewidth=0.8)
-        axes.plot(
-            x[~hit],
-            r[~hit],
-            ".",
-            color=colours[name],
-            alpha=0.7,
-            markersize=1.8,
-            markeredgewidth=0,
-            rasterized=True,
-        )
-        axes.plot(
-            x[hit],
-            r[hit],
-            "o",
-            color=colours[name],
-            markersize=3,
-            markeredgecolor=INK,
-            markeredgewidth=0.4,
-            rasterized=True,
-        )
+    for axes, name in zip(panels, names, strict=True):
+        of_relation = study.tests[study.tests["relation"] == name]
+        rows = of_relation[of_relation["mode"] == mode]
+        r = rows["r"].to_numpy()
+        significant = of_relation.loc[of_relation["mode"] == tested, "bonferroni"].to_numpy()
+        _draw_dots(axes, rows, significant, colours[name])
         axes.set_ylim(-1.02, 1.02)
-        axes.set_xlim(0.4, depth + 0.6)
+        axes.set_xlim(0.4, int(rows["layer"].max()) + 0.6)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("layer")
@@ -148,16 +124,47 @@ def _correlations(study, mode, tested):
     return figure
 
 
-def _layers(study, mode):
+def _draw_dots(axes: Axes, rows: pd.DataFrame, significant: np.ndarray, colour: str) -> None:
+    # Dots of a layer are spread over its width by their number, so that the same neuron stands
+    # at the same place in every panel.
+    unit = rows["unit"].to_numpy()
+    x = rows["layer"].to_numpy() + 0.8 * (unit / max(1, unit.max()) - 0.5)
+    r = rows["r"].to_numpy()
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.plot(
+        x[~significant],
+        r[~significant],
+        ".",
+        color=colour,
+        alpha=0.7,
+        markersize=1.8,
+        markeredgewidth=0,
+        rasterized=True,
+    )
+    axes.plot(
+        x[significant],
+        r[significant],
+        "o",
+        color=colour,
+        markersize=3,
+        markeredgecolor=INK,
+        markeredgewidth=0.4,
+        rasterized=True,
+    )
+
+
+def _layers(study: NeuronStudy, mode: str) -> Figure:
     names, colours = _relations(study), _colours(study)
     figure, panels = _panels(len(names), 2, (4.6, 2.5))
     rows = study.layers[(study.layers["mode"] == mode) & (study.layers["rule"] == "p<alpha")]
     chance = study.counts[
         (study.counts["mode"] == mode) & (study.counts["rule"] == "p<alpha")
     ].set_index("relation")
-    for axes, name in zip(panels, names):
-        mine = rows[rows["relation"] == name]
-        layer, total, positive = (mine[c].to_numpy() for c in ("layer", "significant", "positive"))
+    for axes, name in zip(panels, names, strict=True):
+        of_relation = rows[rows["relation"] == name]
+        layer, total, positive = (
+            of_relation[column].to_numpy() for column in ("layer", "significant", "positive")
+        )
         axes.bar(layer, positive, color=colours[name], width=0.72, label="positive slope")
         axes.bar(
             layer,
@@ -168,11 +175,9 @@ def _layers(study, mode):
             width=0.72,
             label="negative slope",
         )
-        expected = (
-            chance.loc[name, "null_mean"]
-            if chance.loc[name, "null_mean"] == chance.loc[name, "null_mean"]
-            else chance.loc[name, "nominal"]
-        )
+        expected = float(chance["null_mean"][name])
+        if np.isnan(expected):
+            expected = float(chance["nominal"][name])
         axes.axhline(
             expected / len(layer),
             color=INK,
@@ -199,52 +204,22 @@ def _layers(study, mode):
     return figure
 
 
-def _counts(study):
+def _counts(study: NeuronStudy) -> Figure:
     """One panel per mode and rule that has a null, relations below each other, logarithmic with a
     place for 0.
     """
-    modes, names, colours = study.settings["modes"], _relations(study), _colours(study)
-    figure, panels = _panels(
-        len(modes),
-        1,
-        (
-            7.4,
-            0.9
-            + 0.26
-            * len(names)
-            * (len(RULES) + len(OWN_NULL) * (study.settings["permutations"] > 0)),
-        ),
-    )
-    for axes, mode in zip(panels, modes):
-        rows, labels, at = study.counts[study.counts["mode"] == mode], [], 0.0
-        for rule in dict.fromkeys(rows["rule"]):
-            for name in names:
-                row = rows[(rows["rule"] == rule) & (rows["relation"] == name)].iloc[0]
-                if row["null_high"] == row["null_high"]:
-                    axes.barh(
-                        at, row["null_high"], height=0.8, color=MUTED, alpha=0.25, linewidth=0
-                    )
-                if row["nominal"] == row["nominal"]:
-                    axes.plot([row["nominal"]] * 2, [at - 0.4, at + 0.4], color=INK, linewidth=1.2)
-                axes.plot(
-                    row["observed"],
-                    at,
-                    "o",
-                    color=colours[name],
-                    markersize=5,
-                    clip_on=False,
-                    zorder=3,
-                )
-                axes.annotate(
-                    f"{row['observed']:,}",
-                    (row["observed"], at),
-                    (7, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=7.5,
-                    color=INK,
-                )
-                labels.append((at, f"{name}, {_RULE_NAMES[rule]}"))
+    modes, names = study.settings["modes"], _relations(study)
+    rules = len(RULES)
+    if study.settings["permutations"]:
+        rules += len(PERMUTATION_RULES)
+    figure, panels = _panels(len(modes), 1, (7.4, 0.9 + 0.26 * len(names) * rules))
+    for axes, mode in zip(panels, modes, strict=True):
+        rows = study.counts[study.counts["mode"] == mode]
+        labels, at = [], 0.0
+        for rule, of_rule in rows.groupby("rule", sort=False):
+            for name, colour in _colours(study).items():
+                _draw_count(axes, of_rule[of_rule["relation"] == name].iloc[0], at, colour)
+                labels.append((at, f"{name}, {_RULE_NAMES[str(rule)]}"))
                 at += 1
             at += 0.5
         axes.set_xscale("symlog", linthresh=1)
@@ -258,7 +233,25 @@ def _counts(study):
     return figure
 
 
-def _p_values(study, mode):
+def _draw_count(axes: Axes, row: pd.Series, at: float, colour: str) -> None:
+    """One line of the panel: a count, its nominal expectation, and the band of shuffled ones."""
+    if not np.isnan(row["null_high"]):
+        axes.barh(at, row["null_high"], height=0.8, color=MUTED, alpha=0.25, linewidth=0)
+    if not np.isnan(row["nominal"]):
+        axes.plot([row["nominal"]] * 2, [at - 0.4, at + 0.4], color=INK, linewidth=1.2)
+    axes.plot(row["observed"], at, "o", color=colour, markersize=5, clip_on=False, zorder=3)
+    axes.annotate(
+        f"{row['observed']:,}",
+        (row["observed"], at),
+        (7, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+        color=INK,
+    )
+
+
+def _p_values(study: NeuronStudy, mode: str) -> Figure:
     names, colours = _relations(study), _colours(study)
     with_null = study.settings["permutations"] > 0
     figure, panels = _panels(1 + with_null, 2, (4.4, 3.3))
@@ -287,7 +280,7 @@ def _p_values(study, mode):
     return figure
 
 
-def _overlap(study, mode):
+def _overlap(study: NeuronStudy, mode: str) -> Figure:
     rows = study.overlap[(study.overlap["mode"] == mode) & (study.overlap["rule"] == "p<alpha")]
     figure, (axes,) = _panels(1, 1, (7.4, 0.9 + 0.36 * len(rows)))
     y = np.arange(len(rows))

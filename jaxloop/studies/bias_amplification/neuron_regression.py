@@ -5,17 +5,18 @@ Dimensions: n rows (versions, or their differences), J neurons, R outcomes, B pe
 Everything is computed in float64.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
 SCHEMES = ("permute", "rotate", "signs")
 BLOCK = 1 << 12  # neurons in one program, at most: what a core's cache holds
-HELD = 1 << 23  # t values of permuted outcomes held at once
+MAX_NULL_VALUES = 1 << 23  # t values of permuted outcomes in memory at once
 
 
 class Fit(NamedTuple):
@@ -32,40 +33,56 @@ class Fit(NamedTuple):
 
 
 def newey_west(
-    x_nJ, y_nR, series: Sequence[int] | None = None, *, lags: int = 1, size_J=None, size_R=None
+    x_nJ: ArrayLike,
+    y_nR: ArrayLike,
+    series: ArrayLike | None = None,
+    *,
+    lags: int = 1,
+    size_J: np.ndarray | None = None,
+    size_R: np.ndarray | None = None,
 ) -> Fit:
-    """Regresses every outcome on every neuron with a constant; standard errors by Newey and West
-    (1987), Bartlett weights 1 - l / (L + 1), no small-sample correction, two-sided p of the normal
-    distribution: statsmodels' `OLS(...).fit(cov_type="HAC")`.
+    """Regress every outcome on every neuron with a constant.
 
-    x_nJ [n, J], y_nR [n, R] in any units; series [n]: integers, equal for rows of one uninterrupted
-    series, which stand next to each other in order of time. Products of residuals at a lag are
-    taken inside a series (None: all rows are one series). size_J, size_R: largest magnitude of the
-    numbers that x and y were computed from (None: of their own); a spread below the rounding of
-    these counts as none. Raises ValueError for shapes that do not agree, values that are not
-    finite, fewer than 3 rows, and lags that no series is longer than.
+    Standard errors are those of Newey and West (1987) with Bartlett weights 1 - l / (L + 1) and no
+    small-sample correction, p is two-sided of the normal distribution: statsmodels'
+    `OLS(...).fit(cov_type="HAC")`.
+
+    Args:
+        x_nJ: neurons, in any unit.
+        y_nR: outcomes, in any unit.
+        series: [n] integers, equal for rows of one uninterrupted series, which stand next to each
+            other in order of time; None: all rows are one series. Products of residuals at a lag
+            are taken inside a series.
+        lags: L.
+        size_J: largest magnitude of the numbers that x was computed from (None: its own); a spread
+            below their rounding counts as none.
+        size_R: the same of y.
+
+    Raises:
+        ValueError: shapes that do not agree, values that are not finite, fewer than 3 rows, or
+            lags that no series is longer than.
     """
     x, y = _finite("x", x_nJ), _finite("y", y_nR)
     n = len(x)
-    series = np.zeros(n, np.int64) if series is None else np.asarray(series)
-    if x.ndim != 2 or y.ndim != 2 or len(y) != n or series.shape != (n,):
+    series_n = np.zeros(n, np.int64) if series is None else np.asarray(series)
+    if x.ndim != 2 or y.ndim != 2 or len(y) != n or series_n.shape != (n,):
         raise ValueError(
-            f"x, y and series have shapes {x.shape}, {y.shape} and {series.shape}; [n, J], [n, "
+            f"x, y and series have shapes {x.shape}, {y.shape} and {series_n.shape}; [n, J], [n, "
             "R] and [n] are needed"
         )
     if n < 3:
         raise ValueError(f"x has {n} rows, a slope and a constant need at least 3")
-    check_lags(lags, longest(series))
+    check_lags(lags, longest_series(series_n))
     still = no_variance(x, size_J)
     flat = no_variance(y, size_R)[:, None] | still[None]
-    weights = lag_weights(series, lags)
+    weights = lag_weights(series_n, lags)
     with jax.enable_x64(True):
         parts = [
             _fit(*blocks, jnp.asarray(y), jnp.asarray(weights)) for blocks in _blocks(x, still)
         ]
         r, slope, se = (
-            np.concatenate([np.asarray(part[k]) for part in parts], -1)[:, : x.shape[1]]
-            for k in range(3)
+            np.concatenate([np.asarray(piece) for piece in pieces], -1)[:, : x.shape[1]]
+            for pieces in zip(*parts, strict=True)
         )
     r, slope, se = np.where(flat, 0.0, r), np.where(flat, 0.0, slope), np.where(flat, np.nan, se)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -73,26 +90,26 @@ def newey_west(
     return Fit(r, slope, se, t, 2 * ndtr(-np.abs(t)), flat)
 
 
-def check_lags(lags: int, longest_series: int) -> None:
-    """Raises ValueError where `lags` is not an integer from 0 to below the length of the longest
-    series.
+def check_lags(lags: int, rows: int) -> None:
+    """Raise ValueError where `lags` is not an integer from 0 to below `rows`, the length of the
+    longest series.
     """
     if isinstance(lags, bool) or not isinstance(lags, int | np.integer) or lags < 0:
         raise ValueError(f"lags={lags!r}: must be an integer of at least 0")
-    if lags >= longest_series:
+    if lags >= rows:
         raise ValueError(
-            f"lags={lags}: no series is longer than {longest_series} rows, lags must be below that"
+            f"lags={lags}: no series is longer than {rows} rows, lags must be below that"
         )
 
 
-def longest(series) -> int:
-    """Rows of the longest series."""
+def longest_series(series: np.ndarray) -> int:
+    """Return the rows of the longest series."""
     return int(np.unique(series, return_counts=True)[1].max())
 
 
-def lag_weights(series, lags: int) -> np.ndarray:
-    """[L + 1, n]: what the product of row t and row t - l counts in the long-run variance; 0 where
-    the two are not of one series.
+def lag_weights(series: np.ndarray, lags: int) -> np.ndarray:
+    """Return [L + 1, n]: what the product of row t and row t - l counts in the long-run variance;
+    0 where the two are not of one series.
     """
     weights = np.zeros((lags + 1, len(series)))
     weights[0] = 1.0
@@ -101,38 +118,37 @@ def lag_weights(series, lags: int) -> np.ndarray:
     return weights
 
 
-def no_variance(x, size_J=None) -> np.ndarray:
-    """[J] True where x [n, J] varies by no more than the rounding of float64 numbers of its own
-    size, or of `size_J`.
+def no_variance(x: np.ndarray, size_J: np.ndarray | None = None) -> np.ndarray:
+    """Return [J], True where x [n, J] varies by no more than rounding.
+
+    That is the rounding of float64 numbers of its own size, or of `size_J`.
     """
     size = np.abs(x).max(0) if size_J is None else np.maximum(np.abs(x).max(0), size_J)
     return np.ptp(x, axis=0) <= 4 * np.finfo(np.float64).eps * size
 
 
-def _finite(name, values):
-    values = np.asarray(values, np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"{name} holds {int((~np.isfinite(values)).sum())} values that are not finite"
-        )
-    return values
+def _finite(name: str, values: ArrayLike) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    broken = int((~np.isfinite(array)).sum())
+    if broken:
+        raise ValueError(f"{name} holds {broken} values that are not finite")
+    return array
 
 
-def _blocks(x, flat):
+def _blocks(x: np.ndarray, flat: np.ndarray) -> Iterator[tuple[jax.Array, jax.Array]]:
     """x and flat in pieces of one size, the last filled up with neurons that are flat."""
-    size = -(-x.shape[1] // -(-x.shape[1] // BLOCK))
+    count = -(-x.shape[1] // BLOCK)
+    size = -(-x.shape[1] // count)
     for at in range(0, x.shape[1], size):
         piece, still = x[:, at : at + size], flat[at : at + size]
         missing = size - piece.shape[1]
         if missing:
-            piece, still = (
-                np.pad(piece, ((0, 0), (0, missing))),
-                np.pad(still, (0, missing), constant_values=True),
-            )
+            piece = np.pad(piece, ((0, 0), (0, missing)))
+            still = np.pad(still, (0, missing), constant_values=True)
         yield jnp.asarray(piece), jnp.asarray(still)
 
 
-def _standard(x_nJ, flat_J):
+def _standard(x_nJ: jax.Array, flat_J: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Columns with mean 0 and variance 1 (flat ones 0), and their standard deviations (flat ones
     1).
     """
@@ -142,13 +158,15 @@ def _standard(x_nJ, flat_J):
     return jnp.where(flat_J[None], 0.0, x / sd[None]), sd
 
 
-def _lagged(u, lag: int):
+def _lagged(u: jax.Array, lag: int) -> jax.Array:
     """u [n, ...] of `lag` rows before, 0 where there is none."""
     return u if lag == 0 else jnp.concatenate([jnp.zeros_like(u[:lag]), u[:-lag]])
 
 
 @jax.jit
-def _fit(x_nJ, flat_J, y_nR, weights_Ln):
+def _fit(
+    x_nJ: jax.Array, flat_J: jax.Array, y_nR: jax.Array, weights_Ln: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Pearson r, slope and its standard error, each [R, J]. The bread of the sandwich is diagonal
     once x is centred.
     """
@@ -156,7 +174,7 @@ def _fit(x_nJ, flat_J, y_nR, weights_Ln):
     x, sx = _standard(x_nJ, flat_J)
     y, sy = _standard(y_nR, jnp.max(y_nR, 0) == jnp.min(y_nR, 0))
 
-    def one(y_n):
+    def one(y_n: jax.Array) -> tuple[jax.Array, jax.Array]:
         r = y_n @ x / n
         u = x * (y_n[:, None] - r[None] * x)
         meat = sum(
@@ -170,55 +188,56 @@ def _fit(x_nJ, flat_J, y_nR, weights_Ln):
     return r, r * scale, se * scale
 
 
-def shuffled(y_nR, series, *, scheme: str, permutations: int, block: int, seed: int) -> np.ndarray:
-    """[B, n, R] outcomes whose rows are shuffled inside each series; the outcomes of a row stay
-    together.
+def shuffled(
+    y_nR: ArrayLike, series: ArrayLike, *, scheme: str, permutations: int, block: int, seed: int
+) -> np.ndarray:
+    """Return [B, n, R] outcomes whose rows are shuffled inside each series.
 
-    scheme: "permute" (any order: rows are exchangeable inside a series), "rotate" (a random
-    rotation of each series, which keeps most of its serial dependence, but has few arrangements),
-    "signs" (deviations from the mean of the series change sign in blocks of `block` rows).
+    The outcomes of a row stay together. Schemes: "permute" (any order: rows are exchangeable inside
+    a series), "rotate" (a random rotation of each series, which keeps most of its serial
+    dependence, but has few arrangements), "signs" (deviations from the mean of the series change
+    sign in blocks of `block` rows).
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme={scheme!r}: allowed are {', '.join(SCHEMES)}")
-    y, rng = np.asarray(y_nR, np.float64), np.random.default_rng(seed)
+    y, series_n = np.asarray(y_nR, np.float64), np.asarray(series)
+    rng = np.random.default_rng(seed)
     out = np.empty((permutations, *y.shape))
-    for name in dict.fromkeys(np.asarray(series).tolist()):
-        rows = np.flatnonzero(series == name)
+    for name in dict.fromkeys(series_n.tolist()):
+        rows = np.flatnonzero(series_n == name)
         if scheme == "signs":
             mean = y[rows].mean(0)
-            signs = np.repeat(
-                rng.choice([-1.0, 1.0], (permutations, -(-len(rows) // block))), block, axis=1
-            )[:, : len(rows)]
-            out[:, rows] = mean + signs[:, :, None] * (y[rows] - mean)
-            continue
-        if scheme == "permute":
-            order = rng.permuted(np.tile(rows, (permutations, 1)), axis=1)
+            blocks = -(-len(rows) // block)
+            signs = np.repeat(rng.choice([-1.0, 1.0], (permutations, blocks)), block, axis=1)
+            out[:, rows] = mean + signs[:, : len(rows), None] * (y[rows] - mean)
+        elif scheme == "permute":
+            out[:, rows] = y[rng.permuted(np.tile(rows, (permutations, 1)), axis=1)]
         else:
-            order = rows[
-                (np.arange(len(rows)) + rng.integers(0, len(rows), (permutations, 1))) % len(rows)
-            ]
-        out[:, rows] = y[order]
+            turns = rng.integers(0, len(rows), (permutations, 1))
+            out[:, rows] = y[rows[(np.arange(len(rows)) + turns) % len(rows)]]
     return out
 
 
-def null_statistics(x_nJ, y_BnR, series, *, lags: int, flat) -> Iterator[np.ndarray]:
-    """Squared t of every neuron for every permuted outcome, in pieces [b, R, J] along B; 0 where
-    `flat` [R, J] (`Fit.flat`).
+def null_statistics(
+    x_nJ: ArrayLike, y_BnR: ArrayLike, series: ArrayLike, *, lags: int, flat: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yield the squared t of every neuron for every permuted outcome, in pieces [b, R, J] along B;
+    0 where `flat` [R, J] (`Fit.flat`).
 
     The meat of the sandwich is a quadratic form in y whose matrix is banded, so that all
     permutations are a few matrix products.
     """
-    y = np.asarray(y_BnR, np.float64)
+    x, y = np.asarray(x_nJ, np.float64), np.asarray(y_BnR, np.float64)
     y = y - y.mean(1, keepdims=True)
     sd = y.std(1, keepdims=True)
     y = np.moveaxis(np.divide(y, sd, out=np.zeros_like(y), where=sd > 0), 2, 1)  # [B, R, n]
     permutations, outcomes, n = y.shape
-    size = max(1, min(permutations, HELD // (outcomes * x_nJ.shape[1])))
+    size = max(1, min(permutations, MAX_NULL_VALUES // (outcomes * x.shape[1])))
     weights = lag_weights(np.asarray(series), lags)
     with jax.enable_x64(True):
         designs = [
             _quadratic(*blocks, jnp.asarray(weights))
-            for blocks in _blocks(np.asarray(x_nJ, np.float64), flat.all(0))
+            for blocks in _blocks(x, np.asarray(flat.all(0)))
         ]
     for at in range(0, permutations, size):
         piece = y[at : at + size]
@@ -227,13 +246,14 @@ def null_statistics(x_nJ, y_BnR, series, *, lags: int, flat) -> Iterator[np.ndar
             t2 = np.concatenate(
                 [np.asarray(_null(jnp.asarray(filled), *design)) for design in designs], -1
             )
-        yield np.where(
-            flat[None], 0.0, t2.reshape(size, outcomes, -1)[: len(piece), :, : x_nJ.shape[1]]
-        )
+        t2_BRJ = t2.reshape(size, outcomes, -1)[: len(piece), :, : x.shape[1]]
+        yield np.where(flat[None], 0.0, t2_BRJ)
 
 
 @jax.jit
-def _quadratic(x_nJ, flat_J, weights_Ln):
+def _quadratic(
+    x_nJ: jax.Array, flat_J: jax.Array, weights_Ln: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """What of the meat depends on x alone. With u = x (y - r x) and K the matrix of lag weights,
     u'Ku = (xy)'K(xy) - 2 r (xy)'K(xx) + r r (xx)'K(xx).
     """
@@ -241,17 +261,18 @@ def _quadratic(x_nJ, flat_J, weights_Ln):
     square = x * x
     lags = range(weights_Ln.shape[0])
     bands = jnp.concatenate([weights_Ln[lag][:, None] * x * _lagged(x, lag) for lag in lags])
-    forth = (
-        sum(weights_Ln[lag][:, None] * _lagged(square, lag) for lag in lags[1:])
-        if len(lags) > 1
-        else jnp.zeros_like(x)
-    )
-    back = _back(square, weights_Ln) if len(lags) > 1 else jnp.zeros_like(x)
+    forth = back = jnp.zeros_like(x)
+    if len(lags) > 1:
+        forth = sum(
+            (weights_Ln[lag][:, None] * _lagged(square, lag) for lag in lags[2:]),
+            start=weights_Ln[1][:, None] * _lagged(square, 1),
+        )
+        back = _back(square, weights_Ln)
     spread = square + (forth + back) / 2
     return x, bands, x * spread, (square * spread).sum(0)
 
 
-def _back(square, weights_Ln):
+def _back(square: jax.Array, weights_Ln: jax.Array) -> jax.Array:
     """Sum over lags of weight[t + l] square[t + l]: the other half of the symmetric K."""
     total = jnp.zeros_like(square)
     for lag in range(1, weights_Ln.shape[0]):
@@ -261,7 +282,13 @@ def _back(square, weights_Ln):
 
 
 @jax.jit
-def _null(y_Bn, x_nJ, bands_LnJ, cross_nJ, last_J):
+def _null(
+    y_Bn: jax.Array,
+    x_nJ: jax.Array,
+    bands_LnJ: jax.Array,
+    cross_nJ: jax.Array,
+    last_J: jax.Array,
+) -> jax.Array:
     n = x_nJ.shape[0]
     r = y_Bn @ x_nJ / n
     pairs = jnp.concatenate(

@@ -1,13 +1,14 @@
-"""Tables of a bias-amplification study from the values of its articles: amplification with
-intervals, transitions, real shares, distributions.
+"""Tables of a bias-amplification study, made from the values of its articles.
 
-Two errors answer two questions. Over replicates (seeds): would the setup, run again, amplify? Over
-articles, paired: would this chain's models move other articles the same way? The paper has one
-chain per setup and can only give the second.
+They show amplification with intervals, transitions, real shares and distributions. There are two
+kinds of standard errors, for two questions. Over replicates (seeds): would the setup amplify if it
+was run again? Over articles, paired: would this chain's models change other articles in the same
+way? The paper has one chain per setup and can only give the second.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,230 +16,230 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import write_atomic
+from jaxloop.studies.bias_amplification.paths import articles_path
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+ARTICLES = ["chain", "setup", "seed", "generation", "id", "label"]
+CHANGES = ["setup", "seed", "chain", "generation", "first", "share", "change", "se", "n"]
+AMPLIFICATION = [
+    "setup",
+    "generation",
+    "replicates",
+    "first",
+    "share",
+    "change",
+    "low",
+    "high",
+    "p",
+    "se_articles",
+]
+TRANSITIONS = ["setup", "before", "after", "articles", "share"]
+DISTRIBUTIONS = [
+    "setup",
+    "generation",
+    "measure",
+    "n",
+    "mean",
+    *(f"q{round(100 * quantile):02d}" for quantile in QUANTILES),
+]
+REAL_SHARES = ["setup", "generation", "real", "trained", "of_real", "of_mix"]
+
+Row = dict[str, Any]
 
 
 def read_articles(
     root: Path, chains: Sequence[tuple[str, str, int]], generations: int
 ) -> pd.DataFrame:
-    """The values of all articles: columns chain, setup, seed, generation, id, label and whatever
-    was measured. chains: (id, setup, seed) each; a generation that a chain did not reach is absent.
+    """Read the values of all articles of the chains (id, setup, seed): columns `ARTICLES` and
+    whatever was measured. A generation that a chain did not reach is absent.
     """
-    from jaxloop.studies.bias_amplification.measure import articles_path
-
     parts = []
     for chain, setup, seed in chains:
         for generation in range(generations):
             path = root / articles_path(chain, generation)
             if path.exists():
+                values = pd.DataFrame(tables.read_parquet(path))
                 parts.append(
-                    pd.DataFrame(tables.read_parquet(path)).assign(
-                        chain=chain, setup=setup, seed=seed, generation=generation
-                    )
+                    values.assign(chain=chain, setup=setup, seed=seed, generation=generation)
                 )
-    columns = ["chain", "setup", "seed", "generation", "id", "label"]
     if not parts:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=ARTICLES)
     table = pd.concat(parts, ignore_index=True)
-    order = pd.CategoricalDtype(list(dict.fromkeys(setup for _, setup, _ in chains)), ordered=True)
-    return table[columns + [c for c in table.columns if c not in columns]].astype({"setup": order})
+    setups = list(dict.fromkeys(setup for _, setup, _ in chains))
+    measured = [column for column in table.columns if column not in ARTICLES]
+    order = pd.CategoricalDtype(setups, ordered=True)
+    return table[ARTICLES + measured].astype({"setup": order})
 
 
 def changes(articles: pd.DataFrame, target: str) -> pd.DataFrame:
-    """Of every chain and generation g >= 1: share of articles labelled `target` minus that of
-    generation 0 of the same chain, and its standard error over articles, paired: sd of the
-    differences / sqrt(n). Columns setup, seed, chain, generation, first, share, change, se, n.
+    """Return the change of every chain and generation g >= 1: columns `CHANGES`.
 
-    Unpaired, the variances of both shares would add; an article that keeps its label adds nothing
-    here.
+    It is the share of articles labelled `target` minus that of generation 0 of the same chain. Its
+    standard error over articles is paired: sd of the differences / sqrt(n). Unpaired, the variances
+    of both shares would add; an article that keeps its label adds nothing here.
     """
     rows = []
-    for (setup, seed, chain), mine in articles.groupby(
-        ["setup", "seed", "chain"], observed=True, sort=True
-    ):
-        hits = (mine["label"] == target).astype(float)
-        wide = mine.assign(hit=hits).pivot(index="id", columns="generation", values="hit")
-        if 0 not in wide:
+    groups = articles.groupby(["setup", "seed", "chain"], observed=True, sort=True)
+    for (setup, seed, chain), of_chain in groups:
+        hits = (of_chain["label"] == target).astype(float)
+        by_generation = of_chain.assign(hit=hits).pivot(
+            index="id", columns="generation", values="hit"
+        )
+        generations = sorted(int(g) for g in of_chain["generation"].unique())
+        if 0 not in generations:
             continue
-        for generation in wide.columns[wide.columns > 0]:
-            pair = wide[[0, generation]].dropna()
-            d = (pair[generation] - pair[0]).to_numpy()
-            se = float(d.std(ddof=1) / np.sqrt(len(d))) if len(d) > 1 else np.nan
-            rows.append(
-                (
-                    setup,
-                    seed,
-                    chain,
-                    int(generation),
-                    float(pair[0].mean()),
-                    float(pair[generation].mean()),
-                    float(d.mean()),
-                    se,
-                    len(d),
-                )
-            )
-    return pd.DataFrame(
-        rows,
-        columns=["setup", "seed", "chain", "generation", "first", "share", "change", "se", "n"],
-    )
+        for generation in generations[1:]:
+            row = _change(by_generation[[0, generation]].dropna().to_numpy())
+            head = {"setup": setup, "seed": seed, "chain": chain, "generation": generation}
+            rows.append(head | row)
+    return pd.DataFrame(rows, columns=CHANGES)
+
+
+def _change(hits: np.ndarray) -> Row:
+    """The change between two generations. hits: [n, 2], 1 where an article has the target label."""
+    first, last = hits[:, 0], hits[:, 1]
+    difference = last - first
+    n = len(difference)
+    return {
+        "first": float(first.mean()),
+        "share": float(last.mean()),
+        "change": float(difference.mean()),
+        "se": float(difference.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
+        "n": n,
+    }
 
 
 def amplification(change: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
-    """Per setup and generation: mean change over replicates with its t interval at 1 - alpha, the p
-    of no change, and the paired standard error of one chain (root mean square over replicates).
-    Columns setup, generation, replicates, first, share, change, low, high, p, se_articles.
+    """Return the mean change of every setup and generation over replicates: columns
+    `AMPLIFICATION`.
 
-    Interval and p are NaN with one replicate, and p where replicates do not differ.
+    low and high: its t interval at 1 - alpha; p of no change; se_articles: the paired standard
+    error of one chain (root mean square over replicates). Interval and p are NaN with one
+    replicate, and p where replicates do not differ.
     """
     rows = []
-    for (setup, generation), mine in change.groupby(
-        ["setup", "generation"], observed=True, sort=False
-    ):
-        values = DescrStatsW(mine["change"].to_numpy())
+    groups = change.groupby(["setup", "generation"], observed=True, sort=False)
+    for (setup, _), replicates in groups:
+        values = DescrStatsW(replicates["change"].to_numpy())
         low = high = p = np.nan
-        if len(mine) > 1:
+        if len(replicates) > 1:
             low, high = values.tconfint_mean(alpha)
             p = float(values.ttest_mean(0)[1]) if values.std > 0 else np.nan
-        error = float(np.sqrt(np.mean(np.square(mine["se"]))))
         rows.append(
-            (
-                setup,
-                int(generation),
-                len(mine),
-                mine["first"].mean(),
-                mine["share"].mean(),
-                mine["change"].mean(),
-                low,
-                high,
-                p,
-                error,
-            )
+            {
+                "setup": setup,
+                "generation": int(replicates["generation"].iloc[0]),
+                "replicates": len(replicates),
+                "first": replicates["first"].mean(),
+                "share": replicates["share"].mean(),
+                "change": replicates["change"].mean(),
+                "low": low,
+                "high": high,
+                "p": p,
+                "se_articles": float(np.sqrt(np.mean(np.square(replicates["se"])))),
+            }
         )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "setup",
-            "generation",
-            "replicates",
-            "first",
-            "share",
-            "change",
-            "low",
-            "high",
-            "p",
-            "se_articles",
-        ],
-    )
+    return pd.DataFrame(rows, columns=AMPLIFICATION)
 
 
 def transitions(
     articles: pd.DataFrame, labels: Sequence[str], first: int = 0, last: int | None = None
 ) -> pd.DataFrame:
-    """What became of the articles of each label: columns setup, before, after, articles, share (of
-    those with `before`), replicates pooled.
+    """Return how many articles of each label had which label later; replicates are pooled.
 
-    Only articles of chains that have both generations (last: the newest) count.
+    Columns `TRANSITIONS`; share is the share among the articles with label `before`. Only chains
+    that have both generations count. last: the later generation; None: the newest.
     """
     if last is None:
         last = int(articles["generation"].max()) if len(articles) else 0
     keys = ["setup", "chain", "id"]
     before, after = (
-        articles[articles["generation"] == g].set_index(keys)["label"] for g in (first, last)
+        articles[articles["generation"] == generation].set_index(keys)["label"]
+        for generation in (first, last)
     )
     pairs = (
         before.to_frame("before").join(after.rename("after"), how="inner").dropna().reset_index()
     )
     rows = []
-    for setup, mine in pairs.groupby("setup", observed=True, sort=False):
-        counts = pd.crosstab(mine["before"], mine["after"]).reindex(
-            index=labels, columns=labels, fill_value=0
+    for setup, of_setup in pairs.groupby("setup", observed=True, sort=False):
+        counts = (
+            pd.crosstab(of_setup["before"], of_setup["after"])
+            .reindex(index=list(labels), columns=list(labels), fill_value=0)
+            .to_numpy()
         )
-        for a in labels:
-            for b in labels:
-                total = int(counts.loc[a].sum())
+        for label, of_label in zip(labels, counts, strict=True):
+            total = int(of_label.sum())
+            for other, count in zip(labels, of_label, strict=True):
                 rows.append(
-                    (
-                        setup,
-                        a,
-                        b,
-                        int(counts.loc[a, b]),
-                        counts.loc[a, b] / total if total else np.nan,
-                    )
+                    {
+                        "setup": setup,
+                        "before": label,
+                        "after": other,
+                        "articles": int(count),
+                        "share": count / total if total else np.nan,
+                    }
                 )
-    return pd.DataFrame(rows, columns=["setup", "before", "after", "articles", "share"])
+    return pd.DataFrame(rows, columns=TRANSITIONS)
 
 
 def distributions(articles: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Quantiles of each measured column by setup and generation, replicates pooled: columns setup,
-    generation, measure, n, mean, q05 … q95.
+    """Return quantiles of each measured column by setup and generation, replicates pooled: columns
+    `DISTRIBUTIONS`.
     """
     rows = []
-    for name in (c for c in columns if c in articles):
-        for (setup, generation), mine in articles.groupby(
-            ["setup", "generation"], observed=True, sort=True
-        )[name]:
-            known = mine.dropna().to_numpy(float)
-            marks = np.quantile(known, QUANTILES) if len(known) else [np.nan] * len(QUANTILES)
-            rows.append(
-                (
-                    setup,
-                    int(generation),
-                    name,
-                    len(known),
-                    known.mean() if len(known) else np.nan,
-                    *marks,
-                )
-            )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "setup",
-            "generation",
-            "measure",
-            "n",
-            "mean",
-            *(f"q{round(100 * q):02d}" for q in QUANTILES),
-        ],
-    )
+    for name in columns:
+        if name not in articles:
+            continue
+        groups = articles.groupby(["setup", "generation"], observed=True, sort=True)
+        for (setup, _), group in groups:
+            generation = int(group["generation"].iloc[0])
+            defined = group[name].dropna().to_numpy(float)
+            mean, quantiles = np.nan, [np.nan] * len(QUANTILES)
+            if len(defined):
+                mean, quantiles = defined.mean(), list(np.quantile(defined, QUANTILES))
+            numbers = [setup, generation, name, len(defined), mean, *quantiles]
+            rows.append(dict(zip(DISTRIBUTIONS, numbers, strict=True)))
+    return pd.DataFrame(rows, columns=DISTRIBUTIONS)
 
 
 def real_shares(ledger: pd.DataFrame, setups: Mapping[str, str], size: int) -> pd.DataFrame:
-    """Real articles in every generation's training set, by both definitions: their number over that
-    of all real articles (the paper's "10 %"), and over the training set (9.1 % of the same 152
-    articles). setups: chain -> setup. Columns setup, generation, real, trained, of_real, of_mix.
+    """Return the share of real articles in every generation's training set: columns `REAL_SHARES`.
+
+    There are two definitions: their number over that of all real articles (of_real, the paper's
+    "10 %"), and over the training set (of_mix, 9.1 % of the same 152 articles).
+
+    Args:
+        ledger: of the run.
+        setups: {chain: setup}.
+        size: number of real articles.
     """
     rows = []
     table = ledger.assign(setup=ledger["chain"].map(setups))
-    for (setup, generation), mine in table.groupby(["setup", "generation"], sort=False):
-        one = mine[mine["chain"] == mine["chain"].iloc[0]]
-        real, trained = (
-            int(one.loc[one["source"] == "human", "count"].sum()),
-            int(one["count"].sum()),
-        )
+    for (setup, _), of_setup in table.groupby(["setup", "generation"], sort=False):
+        one_chain = of_setup[of_setup["chain"] == of_setup["chain"].iloc[0]]
+        real = int(one_chain.loc[one_chain["source"] == "human", "count"].sum())
+        trained = int(one_chain["count"].sum())
         rows.append(
-            (
-                setup,
-                int(generation),
-                real,
-                trained,
-                real / size,
-                real / trained if trained else np.nan,
-            )
+            {
+                "setup": setup,
+                "generation": int(of_setup["generation"].iloc[0]),
+                "real": real,
+                "trained": trained,
+                "of_real": real / size,
+                "of_mix": real / trained if trained else np.nan,
+            }
         )
-    return pd.DataFrame(
-        rows, columns=["setup", "generation", "real", "trained", "of_real", "of_mix"]
-    )
+    return pd.DataFrame(rows, columns=REAL_SHARES)
 
 
 def write(folder: Path, **named: pd.DataFrame) -> None:
-    """`folder`/<name>.csv of every table."""
+    """Write every table as `folder`/<name>.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in named.items():
-        columns = {
-            c: table[c].astype(str).tolist()
-            if isinstance(table[c].dtype, pd.CategoricalDtype)
-            else table[c].tolist()
-            for c in table
-        }
+        columns = {str(column): _plain(values) for column, values in table.items()}
         write_atomic(folder / f"{name}.csv", tables.to_csv(columns), durable=False)
+
+
+def _plain(values: pd.Series) -> list:
+    is_category = isinstance(values.dtype, pd.CategoricalDtype)
+    return (values.astype(str) if is_category else values).tolist()

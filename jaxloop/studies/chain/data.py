@@ -1,152 +1,199 @@
-"""The human texts of a chain study: read, cut to what the models can learn, and parted into
-held-out, measured and training texts.
+"""The human texts of a chain study.
+
+They are read, reduced to those that the models can learn from, and divided into texts that the
+chains train on, held-out texts, and texts that are measured like a generation.
 """
 
 import itertools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from jaxloop.studies.chain.run import Settings
+import numpy as np
+
+from jaxloop.data import docs, load_texts
+from jaxloop.data import duplicates as duplicate_texts
+from jaxloop.data.dialect import Dialect
+from jaxloop.lm.generation.prompt import render
+from jaxloop.lm.io.tokenizer import Tokenizer
+from jaxloop.lm.model.config import ModelConfig
+from jaxloop.lm.training import batching
+from jaxloop.recursion import ledger
+from jaxloop.recursion.sources import Dataset
+from jaxloop.studies.chain.config import ChainConfig
+from jaxloop.studies.common.models import BaseModel
 
 
 class Source(NamedTuple):
-    """One source: the texts of the chains, the held-out ones with their prompts, those measured
-    like a generation, and a line about it.
+    """The texts of one data source.
+
+    Attributes:
+        dataset: the texts that chains train on, with their prompts.
+        heldout: the texts that losses are computed on.
+        human: the texts that are measured as generated ones are, for comparison.
+        heldout_prompts: rendered prompts of `heldout`.
+        line: a description with the numbers of texts, for the log and the report.
     """
 
-    dataset: object
+    dataset: Dataset
     heldout: list[str]
     human: list[str]
     heldout_prompts: list[str]
     line: str
 
 
+class Rows(NamedTuple):
+    """Texts, and the instructions that they answer (None: the config's, for all)."""
+
+    texts: list[str]
+    prompts: list[str] | None
+
+    def selected(self, chosen: Sequence[bool]) -> "Rows":
+        """Return the rows for which `chosen` is true."""
+        prompts = None if self.prompts is None else list(itertools.compress(self.prompts, chosen))
+        return Rows(list(itertools.compress(self.texts, chosen)), prompts)
+
+    def rendered(self, rows: Sequence[int], instruction: str) -> list[str]:
+        """Return the rendered prompts of the rows with these indices.
+
+        instruction: the instruction of every row, where rows have none of their own.
+        """
+        if self.prompts is None:
+            return [render(instruction)] * len(rows)
+        return [render(self.prompts[i]) for i in rows]
+
+
 def read(
-    settings: "Settings", source: str, models: Mapping[str, tuple], *, whole: bool = False
+    config: ChainConfig, source: str, bases: Mapping[str, BaseModel], *, whole: bool = False
 ) -> Source:
-    """The texts of a source. Held-out and measured ones share no content with those of the chains
-    (`data.duplicates`).
+    """Read the texts of a source and divide them.
 
-    models: name -> (spec, tokenizer); the first counts tokens. whole: all texts are the chains',
-    which models wrote and may repeat. Raises ValueError, one sentence, for data that cannot be read
-    or leaves nothing to learn or to train on.
+    No held-out or measured text has the same content as a text that chains train on (see
+    `data.duplicates`).
+
+    Args:
+        config: the study's config.
+        source: a file, folder, corpus or hub id, as `config.data.source`.
+        bases: models of the pool by name; the tokenizer of the first counts tokens.
+        whole: give all texts to the chains and keep duplicates, for texts that models generated.
+
+    Raises:
+        ValueError: the data cannot be read, or leave nothing to learn or to train on.
     """
-    import numpy as np
-
-    from jaxloop.data import docs, load_texts
-    from jaxloop.data.delimited import Dialect
-    from jaxloop.lm.generation.prompt import render
-    from jaxloop.recursion import ledger
-    from jaxloop.recursion.sources import Dataset
-
-    d, count = settings.data, next(iter(models.values()))[1].count
+    data, chain = config.data, config.chain
     frame = load_texts(
         source,
-        text_column=d.text_column,
-        prompt_column=d.prompt_column,
-        domain_column=d.domain_column,
-        domains=d.domains or docs.default_libraries(source),
-        name=d.name,
-        split=d.split,
-        revision=d.revision,
-        limit=d.limit,
-        min_tokens=d.min_tokens,
-        max_tokens=d.max_tokens,
-        count_tokens=count,
-        dialect=Dialect(d.delimiter, d.csv_options),
+        text_column=data.text_column,
+        prompt_column=data.prompt_column,
+        domain_column=data.domain_column,
+        domains=data.domains or docs.default_libraries(source),
+        name=data.name,
+        split=data.split,
+        revision=data.revision,
+        limit=data.limit,
+        min_tokens=data.min_tokens,
+        max_tokens=data.max_tokens,
+        count_tokens=next(iter(bases.values())).tokenizer.count,
+        dialect=Dialect(data.delimiter, data.csv_options),
     )
     report = dict(frame.attrs["report"])
     report.pop("kept")
-    texts, asked = list(frame["text"]), list(frame["prompt"]) if "prompt" in frame else None
-    if asked is not None:
-        texts, asked = _answerable(settings, source, models, texts, asked, report)
-    texts, asked, found = _distinct("keep" if whole else d.duplicates, texts, asked, report)
-    held, measured = (0, 0) if whole else (settings.chain.heldout_texts, settings.chain.eval_texts)
-    for field, number in (("heldout_texts", held), ("eval_texts", measured)):
-        if number >= len(texts):
+    rows = Rows(list(frame["text"]), list(frame["prompt"]) if "prompt" in frame else None)
+    if rows.prompts is not None:
+        rows = _answerable(config, source, bases, rows.texts, rows.prompts, report)
+    rows, keys = _distinct("keep" if whole else data.duplicates, rows, report)
+    heldout, measured = (0, 0) if whole else (chain.heldout_texts, chain.eval_texts)
+    for field, number in (("heldout_texts", heldout), ("eval_texts", measured)):
+        if number >= len(rows.texts):
             raise ValueError(
-                f"config.chain.{field} = {number}: '{source}' has only {len(texts)} usable "
+                f"config.chain.{field} = {number}: '{source}' has only {len(rows.texts)} usable "
                 "texts, and the chains need some"
             )
     # Which texts are held out depends on the data alone, so that chains of different seeds are
     # measured on the same ones.
-    order = np.random.default_rng(0).permutation(len(texts))
-    apart = order[: max(held, measured)].tolist()
-    taken = {found[i] for i in apart}
-    kept = [i for i in range(len(texts)) if found[i] not in taken]
-    if (copies := len(texts) - len(kept) - len(apart)) > 0:
+    order = np.random.default_rng(0).permutation(len(rows.texts))
+    apart = order[: max(heldout, measured)].tolist()
+    keys_apart = {keys[i] for i in apart}
+    trained = [i for i in range(len(rows.texts)) if keys[i] not in keys_apart]
+    copies = len(rows.texts) - len(trained) - len(apart)
+    if copies > 0:
         report["copies of held-out or measured texts, left out"] = copies
-    if not kept:
+    if not trained:
         raise ValueError(
-            f"config.data.duplicates = '{d.duplicates}': every text of '{source}' is a copy of "
+            f"config.data.duplicates = '{data.duplicates}': every text of '{source}' is a copy of "
             "one that is held out or measured"
         )
-    prompts = render(d.instruction) if asked is None else [render(asked[i]) for i in kept]
-    of_held = [render(d.instruction if asked is None else asked[i]) for i in apart[:held]]
-    mine = [texts[i] for i in kept]
-    dataset = Dataset(mine, prompts, fingerprint=ledger.fingerprint(mine, prompts))
-    said = ", ".join(f"{reason}: {number:,}" for reason, number in report.items())
-    more = f" and {measured - held} more measured as human text" if measured > held else ""
-    line = f"{len(mine):,} human texts for the chains, {held} held out{more} ({said})"
+    texts = [rows.texts[i] for i in trained]
+    prompts: str | list[str] = render(data.instruction)
+    if rows.prompts is not None:
+        prompts = rows.rendered(trained, data.instruction)
+    dataset = Dataset(texts, prompts, fingerprint=ledger.fingerprint(texts, prompts))
+    counted = ", ".join(f"{reason}: {number:,}" for reason, number in report.items())
+    more = f" and {measured - heldout} more measured as human text" if measured > heldout else ""
     return Source(
-        dataset,
-        [texts[i] for i in apart[:held]],
-        [texts[i] for i in apart[:measured]],
-        of_held,
-        line,
+        dataset=dataset,
+        heldout=[rows.texts[i] for i in apart[:heldout]],
+        human=[rows.texts[i] for i in apart[:measured]],
+        heldout_prompts=rows.rendered(apart[:heldout], data.instruction),
+        line=f"{len(texts):,} human texts for the chains, {heldout} held out{more} ({counted})",
     )
 
 
-def _distinct(duplicates, texts, asked, report):
-    """(texts, prompts, keys of content), each text once where duplicates are dropped; the report
-    says how many there are.
-    """
-    from jaxloop.data import duplicates as same
+def _distinct(
+    duplicates: str, rows: Rows, report: dict[str, int]
+) -> tuple[Rows, Sequence[Hashable]]:
+    """(rows, keys of their content), without duplicates if they are to be dropped.
 
-    found = same.keys(texts, asked)
+    The number of duplicates is added to `report`.
+    """
+    keys = duplicate_texts.keys(rows.texts, rows.prompts)
     verb = "dropped" if duplicates == "drop" else "kept"
-    report |= {
-        f"{name}, {verb}": number for name, number in same.counted(texts, found, asked).items()
-    }
-    if duplicates == "drop":
-        first = same.firsts(found)
-        texts, asked, found = (
-            None if x is None else list(itertools.compress(x, first)) for x in (texts, asked, found)
-        )
-    return texts, asked, found
+    for name, number in duplicate_texts.counted(rows.texts, keys, rows.prompts).items():
+        report[f"{name}, {verb}"] = number
+    if duplicates != "drop":
+        return rows, keys
+    first = duplicate_texts.firsts(keys)
+    return rows.selected(first), list(itertools.compress(keys, first))
 
 
-# ---- prompts that leave nothing to learn
-# ------------------------------------------------------------------------------
+# ---- prompts that leave no room for an answer
 
 
-def _answerable(settings, source, models, texts, asked, report) -> tuple[list[str], list[str]]:
-    """Rows whose prompt leaves room for an answer, in training and in generation, of every model of
-    the pool; see `data.long_prompts`.
+def _answerable(
+    config: ChainConfig,
+    source: str,
+    bases: Mapping[str, BaseModel],
+    texts: list[str],
+    prompts: list[str],
+    report: dict[str, int],
+) -> Rows:
+    """Rows whose prompt leaves room for an answer, with every model of the pool.
+
+    There must be room in training and in generation. What happens to the other rows is set by
+    `config.data.long_prompts`.
     """
-    rooms = {name: _room(settings, spec) for name, (spec, _) in models.items()}
-    long = _too_long(models, rooms, asked)
-    if not any(long):
-        return texts, asked
-    rule, number, first = settings.data.long_prompts, sum(long), long.index(True)
+    rooms = {name: _room(config, base.config) for name, base in bases.items()}
+    too_long = _too_long(bases, rooms, prompts)
+    if not any(too_long):
+        return Rows(texts, prompts)
+    rule, number, first = config.data.long_prompts, sum(too_long), too_long.index(True)
     if rule == "refuse":
-        name, room, length = _worst(models, rooms, asked[first])
+        name, room, length = _worst(bases, rooms, prompts[first])
         raise ValueError(
-            f"config.data.long_prompts = 'refuse': {number:,} of the {len(asked):,} prompts of "
+            f"config.data.long_prompts = 'refuse': {number:,} of the {len(prompts):,} prompts of "
             f"'{source}' leave no room for an answer, the first at "
             f"text {first + 1} with {length} tokens of {name} where {room} fit; raise "
             "config.fit.max_length as far as the context goes, or set "
             "drop or truncate_left"
         )
     if rule == "truncate_left":
-        asked = [
-            _shortened(models, rooms, prompt) if bad else prompt
-            for prompt, bad in zip(asked, long, strict=True)
+        shortened = [
+            _shortened(bases, rooms, prompt) if long else prompt
+            for prompt, long in zip(prompts, too_long, strict=True)
         ]
         report["prompts cut at the left"] = number
-        long = [prompt is None for prompt in asked]
-    dropped = sum(long)
+        too_long = [prompt is None for prompt in shortened]
+        prompts = [prompt or "" for prompt in shortened]
+    dropped = sum(too_long)
     if dropped:
         report["prompts too long, dropped"] = dropped
     if dropped == len(texts):
@@ -154,61 +201,67 @@ def _answerable(settings, source, models, texts, asked, report) -> tuple[list[st
             f"config.data.long_prompts = '{rule}': no prompt of '{source}' leaves room for an "
             "answer; raise config.fit.max_length"
         )
-    short = [not bad for bad in long]
-    return list(itertools.compress(texts, short)), list(itertools.compress(asked, short))
+    return Rows(texts, prompts).selected([not long for long in too_long])
 
 
-def _room(settings, spec) -> int:
-    """The most tokens that a prompt may have: one of the answer must be learned, and the longest
-    answer must be written after it.
+def _room(config: ChainConfig, model_config: ModelConfig) -> int:
+    """The most tokens that a prompt may have.
+
+    At least one token of the answer must remain to be learned, and the longest answer must fit
+    behind the prompt in generation.
     """
-    factors = settings.chain.factors
-    shortest = min(factors.get("fit.max_length", (settings.fit.max_length,)))
-    longest = max(factors.get("sample.max_new_tokens", (settings.sample.max_new_tokens,)))
-    counted = {settings.fit.loss_on, *factors.get("fit.loss_on", ())}
-    return min(
-        spec.context - longest, *([shortest - 1] if "response" in counted else []), spec.context - 1
-    )
+    factors = config.chain.factors
+    shortest = min(factors.get("fit.max_length", (config.fit.max_length,)))
+    longest = max(factors.get("sample.max_new_tokens", (config.sample.max_new_tokens,)))
+    room = min(model_config.max_seq_len - longest, model_config.max_seq_len - 1)
+    if config.fit.completion_only or True in factors.get("fit.completion_only", ()):
+        room = min(room, shortest - 1)
+    return room
 
 
-def _lengths(tokenizer, asked) -> list[int]:
-    from jaxloop.lm.generation.prompt import render
-    from jaxloop.lm.training import batching
-
-    return [
-        len(ids) for ids in batching.encode_prompts(tokenizer, [render(prompt) for prompt in asked])
-    ]
+def _lengths(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[int]:
+    """The tokens of each rendered prompt."""
+    rendered = [render(prompt) for prompt in prompts]
+    return [len(ids) for ids in batching.encode_prompts(tokenizer, rendered)]
 
 
-def _too_long(models, rooms, asked) -> list[bool]:
+def _too_long(
+    bases: Mapping[str, BaseModel], rooms: Mapping[str, int], prompts: Sequence[str]
+) -> list[bool]:
+    """Whether each prompt is too long for any of the models."""
     over = [
-        [n > rooms[name] for n in _lengths(tokenizer, asked)]
-        for name, (_, tokenizer) in models.items()
+        [length > rooms[name] for length in _lengths(base.tokenizer, prompts)]
+        for name, base in bases.items()
     ]
-    return [any(row) for row in zip(*over, strict=True)]
+    return [any(of_models) for of_models in zip(*over, strict=True)]
 
 
-def _worst(models, rooms, prompt) -> tuple[str, int, int]:
-    """(model, its room, tokens of the prompt) where most tokens are too many."""
-    each = [
-        (name, rooms[name], _lengths(tokenizer, [prompt])[0])
-        for name, (_, tokenizer) in models.items()
-    ]
-    return max(each, key=lambda found: found[2] - found[1])
+def _worst(
+    bases: Mapping[str, BaseModel], rooms: Mapping[str, int], prompt: str
+) -> tuple[str, int, int]:
+    """(model, its room, tokens of the prompt) of the model whose room the prompt exceeds most."""
+    lengths = {name: _lengths(base.tokenizer, [prompt])[0] for name, base in bases.items()}
+    worst = max(lengths, key=lambda name: lengths[name] - rooms[name])
+    return worst, rooms[worst], lengths[worst]
 
 
-def _shortened(models, rooms, prompt: str) -> str | None:
-    """The longest end of an instruction that fits every model (to the character, found by
-    bisection); None where not even an empty one does.
+def _shortened(bases: Mapping[str, BaseModel], rooms: Mapping[str, int], prompt: str) -> str | None:
+    """The longest end of an instruction that fits every model, found by bisection over characters.
+
+    None where not even an empty instruction fits.
     """
+
+    def fits(length: int) -> bool:
+        return not _too_long(bases, rooms, [prompt[len(prompt) - length :]])[0]
+
     low, high = 0, len(prompt)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (
-            (low, middle - 1)
-            if _too_long(models, rooms, [prompt[len(prompt) - middle :]])[0]
-            else (middle, high)
-        )
-    while low and _too_long(models, rooms, [prompt[len(prompt) - low :]])[0]:
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    # Tokens do not grow steadily with characters, so the end that was found may not fit.
+    while low and not fits(low):
         low -= 1
-    return None if not low and _too_long(models, rooms, [""])[0] else prompt[len(prompt) - low :]
+    return prompt[len(prompt) - low :] if low or fits(0) else None

@@ -1,73 +1,62 @@
-"""The metrics of a chain study: what each of them is given, of the models, of the texts and of the
-human data; in a run, and afterwards.
+"""The metrics of a chain study: the inputs that they are given, during a run and afterwards.
+
+Inputs come from the models, from the generated texts and from the human data.
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from jaxloop.studies.chain import prepare
+import numpy as np
 
-if TYPE_CHECKING:
-    from jaxloop.studies.chain.run import Settings
+from jaxloop.config import FitConfig
+from jaxloop.lm import Model, family
+from jaxloop.metrics import registry, umap
+from jaxloop.metrics.embed import embed
+from jaxloop.recursion.family import ModelOutput
+from jaxloop.recursion.run import effective
+from jaxloop.runtime.atomic_io import inside
+from jaxloop.runtime.log import LOGGER
+from jaxloop.studies.chain.config import ChainConfig
+from jaxloop.studies.chain.prepare import Prepared
+from jaxloop.studies.common.models import load_model
 
-# What a chain study can hand to a metric (see metrics.registry.INPUTS).
-INPUTS = (
-    "texts",
-    "contexts",
-    "embeddings",
-    "projection",
-    "reference_texts",
-    "reference_embeddings",
-    "losses",
-    "own_losses",
-    "reference_losses",
-    "token_nats",
-)
-# What it cannot, because the models of different chains have nothing in common: which study can.
-ELSEWHERE = {
-    "entity_embeddings": "it compares models that complete the same prompts, as the entities of "
-    "study 'multi_entity' do"
-}
-# Of these, what needs the model that wrote the texts.
-OF_WEIGHTS = frozenset({"losses", "own_losses", "token_nats"})
+# Inputs of metrics that need the model that generated the texts.
+OF_WEIGHTS = frozenset({"losses", "own_losses", "token_nll"})
+
+Values = dict[tuple[str, int], dict[str, float]]
 
 
-def check(settings: "Settings") -> None:
-    """Raises ValueError, one sentence, for a metric that is none, that a chain study cannot feed,
-    or whose options, model or address are wrong.
-    """
-    from jaxloop.metrics import registry
+class Measure(Protocol):
+    """The function that the driver and `recursion.backfill` call to measure trained models."""
 
-    for name, (metric, _) in zip(
-        settings.metrics, registry.validate(settings.metrics), strict=True
-    ):
-        if missing := [need for need in metric.needs if need not in INPUTS]:
-            raise ValueError(
-                f"config.metrics has '{name}', which needs {missing[0]}: "
-                f"{ELSEWHERE.get(missing[0], 'a chain study cannot give it')}"
-            )
-        if {"losses", "token_nats"} & set(metric.needs) and not settings.chain.heldout_texts:
-            raise ValueError(
-                f"config.chain.heldout_texts = 0: metric '{name}' needs held-out texts"
-            )
-    registry.check(settings.metrics)
-    needed = registry.needs(settings.metrics)
-    if needed & {"embeddings", "reference_embeddings"}:
-        from jaxloop.metrics.embed import load_embedder
+    def __call__(
+        self,
+        model: Model | None,
+        generation: int,
+        outputs: Sequence[ModelOutput],
+        names: Sequence[str] = ...,
+    ) -> Values:
+        """Return {(chain id, entity): {metric: value}}.
 
-        load_embedder(settings.embedder)
-    if "reference_losses" in needed and settings.reference is not None:
-        from jaxloop.lm.io import huggingface
+        Args:
+            model: the base that the weights of `outputs` belong to; None if no metric needs it.
+            generation: its number, from 0.
+            outputs: texts and weights of the models that were trained together.
+            names: the metrics; by default those of the config.
+        """
 
-        huggingface.describe(huggingface.locate(prepare.model_path(settings.reference)))
+
+class HumanInputs(Protocol):
+    """A function that gives the inputs of metrics that need no trained model."""
+
+    def __call__(self, needed: set[str], datasets: Sequence[str]) -> dict[str, Any]:
+        """Return {input: one value for each of `datasets`, or a function}."""
 
 
 def of_weights(names: Sequence[str]) -> list[str]:
-    """Those metrics that need the model that wrote the texts."""
-    from jaxloop.metrics import registry
-
+    """Return those metrics that need the model that generated the texts."""
     return [
         name
         for name, (metric, _) in zip(names, registry.validate(names), strict=True)
@@ -75,41 +64,43 @@ def of_weights(names: Sequence[str]) -> list[str]:
     ]
 
 
-def human_inputs(settings: "Settings", prepared: prepare.Prepared, root: Path) -> Callable:
-    """inputs(needed, names [chains] of data sets): the inputs of metrics that come from no model,
-    each made once and only if needed.
+def human_inputs(config: ChainConfig, prepared: Prepared, root: Path) -> HumanInputs:
+    """Return a function that gives metrics the inputs that are made from human data.
+
+    Each input is computed once, and only if a metric needs it.
     """
-    from jaxloop.metrics.embed import embed
+    embed_texts = functools.partial(embed, model=config.embedder)
 
-    by = functools.partial(embed, model=settings.embedder)
-    reference = functools.cache(lambda name: by(prepared.human[name]))
-    projection = functools.cache(
-        lambda name: _map(root, name, lambda limit: by(prepared.data[name].texts[:limit]))
-    )
+    @functools.cache
+    def reference(name: str) -> np.ndarray:
+        return embed_texts(prepared.sources[name].human)
 
-    def inputs(needed: set[str], names: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    @functools.cache
+    def projection(name: str) -> umap.EvaluationMap:
+        texts = prepared.data[name].texts
+        return _map(root, name, lambda limit: embed_texts(texts[:limit]))
+
+    def inputs(needed: set[str], datasets: Sequence[str]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
         if "reference_texts" in needed:
-            found["reference_texts"] = [prepared.human[name] for name in names]
+            values["reference_texts"] = [prepared.sources[name].human for name in datasets]
         if needed & {"embeddings", "reference_embeddings"}:
-            found["embeddings"] = by
+            values["embeddings"] = embed_texts
         if "reference_embeddings" in needed:
-            found["reference_embeddings"] = [reference(name) for name in names]
+            values["reference_embeddings"] = [reference(name) for name in datasets]
         if "projection" in needed:
-            found["projection"] = [projection(name) for name in names]
-        return found
+            values["projection"] = [projection(name) for name in datasets]
+        return values
 
     return inputs
 
 
-def _map(root: Path, name: str, embeddings: Callable):
-    """The evaluation UMAP of a data set: the one in the run directory (maps/), or one fitted on its
-    first texts and left there.
-    """
-    from jaxloop.metrics import umap
-    from jaxloop.runtime.atomic_io import inside
-    from jaxloop.runtime.log import LOGGER
+def _map(root: Path, name: str, embeddings: Callable[[int], np.ndarray]) -> umap.EvaluationMap:
+    """The evaluation UMAP of a data set.
 
+    It is read from maps/ in the run directory, or fitted on the first texts and written there.
+    embeddings: function(n) -> embeddings [n, d] of the first n texts.
+    """
     path = inside(root, "maps", f"{name.replace('/', '~')}.npz")
     if path.exists():
         try:
@@ -123,85 +114,90 @@ def _map(root: Path, name: str, embeddings: Callable):
     return fitted
 
 
-def measuring(settings: "Settings", prepared: prepare.Prepared, root: Path) -> Callable:
-    """measure(model, generation, outcomes, names=settings.metrics), as `recursion.driver` and
-    `recursion.backfill` call it: the metrics of every model of a generation, and the share of its texts
-    that ended by themselves. The evaluation UMAPs are made here, before any training.
-    """
-    from jaxloop.lm import family
-    from jaxloop.metrics import registry
-    from jaxloop.recursion.generation import effective
+def measuring(config: ChainConfig, prepared: Prepared, root: Path) -> Measure:
+    """Return the function that computes the metrics of every model of a generation.
 
-    human = human_inputs(settings, prepared, root)
-    human(registry.needs(settings.metrics) & {"projection"}, list(prepared.human))
-    reference = functools.cache(
-        lambda: prepare.load_model(settings, settings.reference or settings.models.pool[0])
-    )
-    count = settings.chain.eval_texts
+    It adds the value `finished`: the share of the model's texts that ended by themselves. The
+    evaluation UMAPs are made here, before any training.
+    """
+    human = human_inputs(config, prepared, root)
+    human(registry.needs(config.metrics) & {"projection"}, list(prepared.sources))
+    count = config.chain.eval_texts
+
+    @functools.cache
+    def reference() -> Model:
+        name = config.reference or config.models.pool[0]
+        return load_model(config.models, config.run, name)
 
     def measure(
-        model, generation: int, outcomes: Sequence, names: Sequence[str] = settings.metrics
-    ) -> dict:
+        model: Model | None,
+        generation: int,
+        outputs: Sequence[ModelOutput],
+        names: Sequence[str] = config.metrics,
+    ) -> Values:
         needed = registry.needs(names)
-        sets = [o.chain.dataset_of(o.entity) for o in outcomes]
-        inputs: dict[str, Any] = human(needed, sets)
-        inputs["texts"] = [o.texts[:count] for o in outcomes]
-        inputs["contexts"] = prompts = [o.prompts[:count] for o in outcomes]
+        datasets = [output.chain.dataset_of(output.entity) for output in outputs]
+        texts = [output.texts[:count] for output in outputs]
+        prompts = [output.prompts[:count] for output in outputs]
+        inputs = human(needed, datasets) | {"texts": texts, "contexts": prompts}
         # Models that are measured together were trained together, with the same settings.
-        fit = effective(
-            prepared.driver.fit,
-            outcomes[0].chain.fit,
-            outcomes[0].chain.workflow.start == "scratch",
-        )
-
-        def losses(judge, weights, texts, prompts):
-            tasks = [
-                family.LossTask(w, t, p) for w, t, p in zip(weights, texts, prompts, strict=True)
-            ]
-            return family.loss(judge, tasks, fit)
-
-        own = [o.weights for o in outcomes]
-        if {"losses", "token_nats"} & needed:
-            inputs["losses"] = losses(
+        chain = outputs[0].chain
+        fit = effective(prepared.driver.fit, chain.fit, chain.workflow.start == "scratch")
+        weights = [output.weights for output in outputs]
+        if {"losses", "token_nll"} & needed:
+            sources = [prepared.sources[name] for name in datasets]
+            inputs["losses"] = _losses(
                 model,
-                own,
-                *zip(
-                    *((prepared.heldout[name], prepared.heldout_prompts[name]) for name in sets),
-                    strict=True,
-                ),
+                weights,
+                [source.heldout for source in sources],
+                [source.heldout_prompts for source in sources],
+                fit,
             )
-            inputs["token_nats"] = [found.token_nats for found in inputs["losses"]]
+            inputs["token_nll"] = [loss.token_nll for loss in inputs["losses"]]
         if "own_losses" in needed:
-            inputs["own_losses"] = losses(model, own, inputs["texts"], prompts)
+            inputs["own_losses"] = _losses(model, weights, texts, prompts, fit)
         if "reference_losses" in needed:
-            inputs["reference_losses"] = losses(
-                reference(), [None] * len(outcomes), inputs["texts"], prompts
-            )
-        values = registry.evaluate(names, **inputs)
+            base = [None] * len(outputs)
+            inputs["reference_losses"] = _losses(reference(), base, texts, prompts, fit)
+        values: dict[str, Any] = {**registry.evaluate(names, **inputs)}
         values["finished"] = [
-            o.finished.mean() if len(o.finished) else float("nan") for o in outcomes
+            output.finished.mean() if len(output.finished) else float("nan") for output in outputs
         ]
         return {
-            (o.chain.id, o.entity): {name: float(found[i]) for name, found in values.items()}
-            for i, o in enumerate(outcomes)
+            (output.chain.id, output.entity): {
+                name: float(of_outcomes[i]) for name, of_outcomes in values.items()
+            }
+            for i, output in enumerate(outputs)
         }
 
     return measure
 
 
-def references(settings: "Settings", prepared: prepare.Prepared, root: Path) -> dict[str, float]:
-    """The metrics of texts on human text, as many as are measured of a generation; where there are
-    several data sets there is no one value.
-    """
-    from jaxloop.metrics import registry
+def _losses(
+    model: Model | None,
+    weights: Sequence[Any],
+    texts: Sequence[Sequence[str]],
+    prompts: Sequence[Sequence[str]],
+    fit: FitConfig,
+) -> list[family.LossResult]:
+    """Losses of each list of texts after its prompts, under its weights (None: the base's own)."""
+    if model is None:
+        raise ValueError("metrics: losses need the model that generated the texts")
+    tasks = [family.LossTask(*task) for task in zip(weights, texts, prompts, strict=True)]
+    return family.loss(model, tasks, fit)
 
-    names = [
-        name
-        for name in settings.metrics
-        if not registry.needs([name]) & (OF_WEIGHTS | {"reference_losses", "contexts"})
-    ]
-    if len(prepared.human) > 1:
+
+def references(config: ChainConfig, prepared: Prepared, root: Path) -> dict[str, float]:
+    """Return {metric: its value on human text}, for the metrics that need no trained model.
+
+    As many texts are measured as of a generation. Empty where there are several data sets, since
+    the report has room for one value per metric only.
+    """
+    if len(prepared.sources) > 1:
         return {}
-    inputs = human_inputs(settings, prepared, root)(registry.needs(names), list(prepared.human))
-    found = registry.evaluate(names, texts=list(prepared.human.values()), **inputs)
-    return {name: float(value[0]) for name, value in found.items()}
+    not_here = OF_WEIGHTS | {"reference_losses", "contexts"}
+    names = [name for name in config.metrics if not registry.needs([name]) & not_here]
+    inputs = human_inputs(config, prepared, root)(registry.needs(names), list(prepared.sources))
+    texts = [source.human for source in prepared.sources.values()]
+    values = registry.evaluate(names, texts=texts, **inputs)
+    return {name: float(value[0]) for name, value in values.items()}

@@ -1,364 +1,189 @@
-"""Chains of language models: human text in, driver, metrics per generation, figures and a report
-out (recursive_loops.md, section 1).
+"""Chains of language models, each trained on its predecessors' text (arXiv 2504.03814).
 
-settings -> prepare (data, models, chains; everything that can be refused) -> recursion.driver.run
--> metrics.csv, texts/ -> report.html
+The steps are: `prepare` reads data and models, plans the chains and refuses what cannot be run;
+`recursion.driver.run` trains, generates and measures, and writes metrics.csv and texts/; at the end
+figures and report.html are written.
 """
 
-import dataclasses
+import functools
 import importlib
-import pathlib
-import time
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import pydantic
-from pydantic import Field
-
-import jaxloop
-from jaxloop.config import (
-    Chain,
-    Data,
-    Fit,
-    Models,
-    Run,
-    Sample,
-    Section,
-    Text,
-    fingerprint,
-    suggestion,
-)
-from jaxloop.config.annotations import allowed
+from jaxloop.recursion import driver
+from jaxloop.recursion.backfill import backfill
+from jaxloop.runtime.devices import barrier, processes
+from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.workdir import is_workdir
 from jaxloop.studies import FAILED_CHAINS
-from jaxloop.studies.chain import prepare
-from jaxloop.studies.common import identity
-from jaxloop.studies.common import run as running
+from jaxloop.studies.chain import cost, measure
+from jaxloop.studies.chain.config import CONFIG, ChainConfig
+from jaxloop.studies.chain.prepare import Prepared, chains_line, prepare, texts_needed
+from jaxloop.studies.common import models as base_models
+from jaxloop.studies.common import run as common
 
-METRICS = (
-    "cosine_diversity",
-    "self_bleu",
-    "distinct_n(n=1)",
-    "distinct_n(n=2)",
-    "held_out_loss",
-    "text_length",
-)
+__all__ = ["CONFIG", "check", "plan", "run"]
 
-
-class Settings(Section):
-    """The config of a chain study."""
-
-    study: Literal["chain"] = Field("chain", description="which study this is a config of")
-    title: Text = Field("Recursive training", description="heading of the report")
-    data: Data = Data()
-    models: Models = Models()
-    chain: Chain = Chain()
-    fit: Fit = Fit()
-    sample: Sample = Sample()
-    metrics: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
-        METRICS, description="names of metrics, options in brackets"
-    )
-    embedder: Text | None = Field(
-        None,
-        description="sentence encoder of the semantic metrics: a directory or hub id; none: "
-        "MiniLM, installed with jaxloop",
-    )
-    reference: Text | None = Field(
-        None,
-        description="fixed model of the metrics that need one (`reference_perplexity`): a "
-        "directory or hub id; none: the first of `models.pool`",
-    )
-    only: Literal["metrics"] | None = Field(
-        None,
-        description="`metrics`: train and write nothing, but compute the metrics that finished "
-        "generations lack, from the texts on disk",
-    )
-    run: Run = Run()
-
-    @pydantic.model_validator(mode="after")
-    def _together(self) -> "Settings":
-        data, fit, chain, models = self.data, self.fit, self.chain, self.models
-        if data.min_tokens >= data.max_tokens:
-            raise ValueError(
-                f"config.data.min_tokens = {data.min_tokens} leaves no text: must be below "
-                f"data.max_tokens = {data.max_tokens}"
-            )
-        if fit.steps is None and fit.epochs is None:
-            raise ValueError(
-                "config.fit.steps and config.fit.epochs are both none: one of them must be a number"
-            )
-        if models.revisions and len(models.revisions) != len(models.pool):
-            raise ValueError(
-                f"config.models.revisions has {len(models.revisions)} entries: must be empty or "
-                f"one per model ({len(models.pool)})"
-            )
-        for name in ("ratios", "seeds"):
-            values = getattr(chain, name)
-            if len(set(values)) < len(values):
-                raise ValueError(
-                    f"config.chain.{name} = {values} repeats a value: every entry must differ"
-                )
-        if chain.workflow == "external" and chain.external is None:
-            raise ValueError(
-                "config.chain.external is missing: workflow 'external' needs a file of texts"
-            )
-        for name, values in chain.factors.items():
-            _check_factor(self, name, values)
-        return self
+Context = common.RunContext[ChainConfig, Prepared]
+# Fields of the config that belong to one call and are not stored with the run.
+UNSTORED = frozenset({"only"})
 
 
-_FACTORS: dict[str, tuple[type[Section], str]] = {
-    "dataset": (Data, "source"),
-    "bases": (Data, "source"),
-    "size": (Chain, "size"),
-    "share": (Chain, "share"),
-    "k": (Chain, "window"),
-    "start": (Chain, "start"),
-    **{f"fit.{name}": (Fit, name) for name in Fit.model_fields if name != "lora"},
-    **{f"sample.{name}": (Sample, name) for name in Sample.model_fields},
-}
-
-
-def _check_factor(settings: Settings, name: str, values: Sequence) -> None:
-    if name not in _FACTORS:
-        raise ValueError(
-            f"config.chain.factors.{name} is not a factor; {suggestion(name, _FACTORS)}"
-        )
-    section, field = _FACTORS[name]
-    info = section.model_fields[field]
-    annotation = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
-    for value in values:
-        try:
-            pydantic.TypeAdapter(annotation).validate_python(value)
-        except pydantic.ValidationError:
-            raise ValueError(
-                f"config.chain.factors.{name} has {value!r}, which is not allowed: "
-                f"{allowed(annotation)}"
-            ) from None
-    if not values or len({repr(v) for v in values}) < len(values):
-        raise ValueError(
-            f"config.chain.factors.{name} = {list(values)}: must be a list of at least one "
-            "value, no value twice"
-        )
-    if name == "bases" and (unknown := [v for v in values if v not in settings.models.pool]):
-        raise ValueError(
-            f"config.chain.factors.bases has {unknown[0]!r}, which is not in config.models.pool; "
-            f"{suggestion(unknown[0], settings.models.pool)}"
-        )
-
-
-# ---- the study
-# --------------------------------------------------------------------------------------------------------
-
-
-def check(settings: Settings) -> list[str]:
-    """Lines about the data, the models and the chains, once all of them have been found good."""
-    prepared = prepare.prepare(settings)
-    lines = [f"data {name}: {line}" for name, line in prepared.found]
-    lines += [
-        f"model {name}: {spec.architecture}, {_parameters(spec):,} parameters"
-        for name, (spec, _) in prepared.models.items()
-    ]
-    needed = max(_needed(settings, chain) for chain in prepared.chains)
+def check(config: ChainConfig) -> list[str]:
+    """Check the data, the models and the chains, and return lines that describe them."""
+    prepared = prepare(config)
     return [
-        *lines,
-        f"{_chains_line(settings, prepared.chains)}; the longest needs {needed:,} human texts",
+        *(f"data {name}: {line}" for name, line in prepared.data_lines),
+        *(base_models.model_line(name, base.config) for name, base in prepared.bases.items()),
+        f"{chains_line(config, prepared.chains)}; the longest needs "
+        f"{texts_needed(prepared):,} human texts",
     ]
 
 
-def _parameters(spec) -> int:
-    from jaxloop.lm.model.config import count_parameters
+def plan(config: ChainConfig, target: str | None = None) -> list[tuple[str, str]]:
+    """Return (what, amount) rows: what a run would do and how long it would take.
 
-    return count_parameters(spec)
-
-
-def _needed(settings: Settings, chain) -> int:
-    from jaxloop.recursion.workflow import human_needed
-
-    return human_needed(chain.workflow, settings.chain.generations)
-
-
-def _chains_line(settings: Settings, chains: Sequence) -> str:
-    from jaxloop.reporting.scores import share
-
-    c = settings.chain
-    parts = (
-        [f"r in {{{', '.join(share(r) for r in c.ratios)}}}"]
-        if c.workflow in prepare.MIXED
-        else [c.workflow]
-    )
-    parts += [f"{len(values)} values of {name}" for name, values in c.factors.items()]
-    parts += [
-        f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}",
-        f"{c.generations} generation{'s' if c.generations > 1 else ''}",
-    ]
-    return f"{len(chains)} chain{'s' if len(chains) > 1 else ''}: {', '.join(parts)}"
-
-
-def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
-    """What a run would do, counted, and how long it would take here, from a short measurement,
-    nothing of which is kept; or on `target`, by what the compiler says.
+    The time is measured on this machine for a moment, or is an estimate of the compiler for the
+    absent hardware `target`.
     """
-    from jaxloop.studies.common import cost
-
-    running.keep_compiled(settings.run)
-    prepared = prepare.prepare(settings, here=target is None)
-    rows = [("chains", _chains_line(settings, prepared.chains))]
-    rows += [
-        (
-            "human texts per chain",
-            f"{max(_needed(settings, chain) for chain in prepared.chains):,} at most",
-        )
-    ]
-    return [
-        *rows,
-        *cost.table(settings, prepared, target),
-        ("disk", f"{_disk(settings, prepared) / 1e9:,.2f} GB at most"),
-    ]
+    common.keep_compiled(config.run)
+    return cost.table(config, prepare(config, here=target is None), target)
 
 
-def _disk(settings: Settings, prepared: prepare.Prepared) -> int:
-    """Bytes that the run leaves at most."""
-    from jaxloop.lm.model.config import site_widths
-    from jaxloop.recursion import driver
+def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
+    """Run the whole study, or the rest of it; with `config.only` compute missing metrics alone.
 
-    def weights(spec) -> int:
-        if not prepare.trains_adapters(settings):
-            return 4 * _parameters(spec)
-        return (
-            4
-            * spec.layers
-            * settings.fit.lora.rank
-            * sum(a + b for a, b in site_widths(spec).values())
-            * 2
-        )
-
-    return driver.disk_needed(
-        prepared.chains, prepared.driver, max(weights(spec) for spec, _ in prepared.models.values())
-    )
-
-
-def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
-    """The whole study, or the rest of one, or with `only` the metrics that it lacks; 0, or
-    `FAILED_CHAINS` where some chains stopped.
+    Returns 0, or `FAILED_CHAINS` where some chains stopped.
     """
-    from jaxloop.recursion import driver
-    from jaxloop.runtime.devices import barrier, initialise_distributed, processes
-    from jaxloop.runtime.environment import commit, devices, versions
-    from jaxloop.runtime.log import LOGGER
-    from jaxloop.runtime.workdir import is_workdir, open_workdir, stored_form
-    from jaxloop.studies.chain import measure as chain_measure
+    if config.only is None:
+        steps = common.Steps(prepare, cost.disk_bytes, _train, unstored_fields=UNSTORED)
+    else:
+        _check_backfill(config, workdir)
+        steps = common.Steps(
+            prepare,
+            lambda config, prepared: 0,
+            _backfill,
+            # Texts on the disk may be measured with other metrics; a run that is resumed keeps its
+            # own.
+            changeable_fields=("metrics", "reference"),
+            unstored_fields=UNSTORED,
+            identify_metrics=False,
+        )
+    return common.run_study(steps, config, workdir, argv=argv)
 
-    start = time.monotonic()
-    initialise_distributed()
-    process, count = processes()
-    if settings.only and count > 1:
+
+def _check_backfill(config: ChainConfig, workdir: Path) -> None:
+    count = processes()[1]
+    if count > 1:
         raise ValueError(
-            f"config.only = '{settings.only}' is the work of one process, and these are {count}: "
+            f"config.only = '{config.only}' is the work of one process, and these are {count}: "
             "start it without the others"
         )
-    if settings.only and not is_workdir(workdir):
+    if not is_workdir(workdir):
         raise ValueError(
-            f"config.only = '{settings.only}': {workdir} holds no run whose metrics could be "
+            f"config.only = '{config.only}': {workdir} holds no run whose metrics could be "
             "filled in"
         )
-    running.keep_compiled(settings.run)
-    prepared = prepare.prepare(settings)
-    stored = settings.model_dump(mode="json", exclude={"only"})
-    # Texts that are on the disk can be measured in other ways; a run that goes on measures as it
-    # began.
-    free = ("run", "title", "metrics", "reference") if settings.only else ("run", "title")
-    models = identity.of(settings, metrics=settings.only is None)
-    with open_workdir(
-        workdir,
-        stored,
-        may_change=free,
-        needs=0 if settings.only else _disk(settings, prepared),
-        identity=models,
-    ) as place:
-        if process > 0:
-            barrier("the maps are made")
-        measure = chain_measure.measuring(settings, prepared, place.path)
-        if process == 0:
-            barrier("the maps are made")
 
-        def references():
-            # The page's libraries take as long to load as the page to draw: beside training it
-            # costs nothing.
-            importlib.import_module("jaxloop.studies.common.report")
-            return chain_measure.references(settings, prepared, place.path)
 
-        common = dataclasses.replace(prepared.driver, identity=identity.bases(models))
-        study = prepare.family(settings), prepared.chains, prepared.data, common, place.path
-        if settings.only:
-            resumed, failed = (
-                None,
-                _fill(settings, study, measure, running.command_line(argv)).failed,
-            )
-        else:
-            with running.begun(
-                references, prepared.driver.measure_beside and process == 0
-            ) as references:
-                result = driver.run(*study, measure=measure, command=running.command_line(argv))
-            resumed, failed = result.resumed_after, result.failed
-        if process > 0:
-            return FAILED_CHAINS if failed else 0
-        facts = [
-            ("command", running.command_line(argv)),
-            ("chains", _chains_line(settings, prepared.chains)),
-            *(
-                (f"data: {name}", f"{line}, fingerprint {prepared.data[name].fingerprint[:12]}")
-                for name, line in prepared.found
-            ),
-            ("models", ", ".join(settings.models.pool)),
-            *((f"files of {name}", value) for name, value in models.items()),
-            *(
-                (f"end of text: {name}", tokenizer.describe_ends())
-                for name, (_, tokenizer) in prepared.models.items()
-            ),
-            ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
-            ("device", devices()),
-            ("config fingerprint", fingerprint(settings, ignore=("run", "title", "only"))),
-            ("time", running.elapsed(time.monotonic() - start, resumed)),
-        ]
-        from jaxloop.studies.common import report
+def _train(context: Context) -> common.Outcome:
+    """Train the chains from the generation that they have reached to the last one."""
+    config, prepared = context.config, context.prepared
+    if not context.is_first_process:
+        barrier("the maps are made")
+    measured = measure.measuring(config, prepared, context.root)
+    if context.is_first_process:
+        barrier("the maps are made")
 
-        page = report.write(
-            place.path,
-            title=settings.title,
-            subtitle=_chains_line(settings, prepared.chains),
-            config=stored_form(stored),
-            facts=facts,
-            versions=versions(),
-            failed=failed,
-            references=references(),
+    def references() -> dict[str, float]:
+        # Importing matplotlib and pandas takes as long as drawing the report. Done here, while
+        # models train, it costs no time.
+        importlib.import_module("jaxloop.studies.chain.report")
+        return measure.references(config, prepared, context.root)
+
+    in_background = prepared.driver.overlap_eval and context.is_first_process
+    with common.started(references, in_background) as human_values:
+        result = driver.run(
+            base_models.family(config.models, config.fit, config.run),
+            prepared.chains,
+            prepared.data,
+            context.driver_settings(prepared.driver),
+            context.root,
+            measure=measured,
+            command=context.command,
         )
-        LOGGER.info("the report is %s", page)
-    return FAILED_CHAINS if failed else 0
+    return common.trained(
+        result,
+        run_info=_run_info(context),
+        write_report=functools.partial(_write_report, context, human_values, result.failed),
+    )
 
 
-def _fill(settings: Settings, study: tuple, measure, command: str):
-    """The metrics that finished generations lack, from what is on the disk."""
-    from jaxloop.recursion.backfill import fill
-    from jaxloop.runtime.log import LOGGER
-    from jaxloop.studies.chain import measure as chain_measure
-
-    done = fill(
-        *study,
-        measure=measure,
-        names=settings.metrics,
-        of_weights=chain_measure.of_weights(settings.metrics),
-        command=command,
+def _backfill(context: Context) -> common.Outcome:
+    """Compute the metrics that finished generations lack, from the texts and weights on disk."""
+    config, prepared = context.config, context.prepared
+    done = backfill(
+        base_models.family(config.models, config.fit, config.run),
+        prepared.chains,
+        prepared.data,
+        context.driver_settings(prepared.driver),
+        context.root,
+        measure=measure.measuring(config, prepared, context.root),
+        names=config.metrics,
+        of_weights=measure.of_weights(config.metrics),
+        command=context.command,
     )
     LOGGER.info(
         "filled in %d values of %d finished generations; %d are missing",
-        done.found,
+        done.computed,
         done.generations,
         done.missing,
     )
-    if done.gone:
+    if done.unavailable:
         LOGGER.warning(
             "%s: the weights of older generations are not kept (config.run.keep), so these stay "
             "missing there",
-            ", ".join(done.gone),
+            ", ".join(done.unavailable),
         )
-    return done
+    human_values = functools.partial(measure.references, config, prepared, context.root)
+    return common.Outcome(
+        write_report=functools.partial(_write_report, context, human_values, done.failed),
+        run_info=_run_info(context),
+        exit_code=FAILED_CHAINS if done.failed else 0,
+    )
+
+
+def _run_info(context: Context) -> common.RunInfo:
+    config, prepared = context.config, context.prepared
+    return [
+        ("chains", chains_line(config, prepared.chains)),
+        *(
+            (f"data: {name}", f"{line}, fingerprint {prepared.data[name].fingerprint[:12]}")
+            for name, line in prepared.data_lines
+        ),
+        ("models", ", ".join(config.models.pool)),
+        *(
+            (f"end of text: {name}", base.tokenizer.describe_ends())
+            for name, base in prepared.bases.items()
+        ),
+    ]
+
+
+def _write_report(
+    context: Context,
+    human_values: Callable[[], dict[str, float]],
+    failed: Mapping[str, Mapping[str, Any]],
+    page: common.PageInputs,
+) -> Path:
+    # matplotlib and pandas take seconds to load, which a check or a plan does not need.
+    from jaxloop.studies.chain import report
+
+    return report.write(
+        context.root,
+        title=context.config.title,
+        subtitle=chains_line(context.config, context.prepared.chains),
+        page=page,
+        failed=failed,
+        references=human_values(),
+    )

@@ -1,159 +1,163 @@
-"""`--plan --for=TARGET`: a study's own programs, compiled for hardware that is absent."""
+"""`--plan --for=TARGET`: a study's programs compiled for hardware that is absent from here."""
 
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from pathlib import Path
 
-from jaxloop.accelerators import cards
-
-if TYPE_CHECKING:
-    from jaxloop.accelerators.report import Shapes
-    from jaxloop.studies.common.cost import Work
+from jaxloop.accelerators import absent, cards, report
+from jaxloop.config import FitConfig, ModelsConfig, RunConfig, SampleConfig
+from jaxloop.lm.encoder.config import read_encoder_config
+from jaxloop.lm.generation.prompt import render
+from jaxloop.lm.io import config_json, huggingface, tokenizer
+from jaxloop.lm.model.config import ModelConfig
+from jaxloop.lm.training.autotune import MAX_CHAINS
+from jaxloop.lm.training.batching import bucket
+from jaxloop.metrics.embed import default_model
+from jaxloop.studies.common import published_models
+from jaxloop.studies.common.cost import Cost, Rows, duration
+from jaxloop.studies.common.models import generate_options, model_path, train_options
 
 # Tokens of a prompt where neither the config nor a tokenizer says.
-PROMPT = 32
+PROMPT_TOKENS = 32
 
 
-def shapes(settings: Any, card: cards.Card | None, chains: int | None = None) -> list["Shapes"]:
-    """The shapes of each base model's programs on a card (None: a CPU), at the longest padded
-    lengths of the config. `chains`: of the study, where it is known.
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What decides the shapes of a study's programs.
+
+    Attributes:
+        models: section of the study's config, as are `fit`, `sample` and `run`.
+        sample: None where nothing is generated.
+        prompt: tokens of a prompt, or an instruction, whose tokens the model's tokenizer counts if
+            its files are on this machine.
     """
-    from jaxloop.accelerators.report import Shapes
-    from jaxloop.config import Sample
-    from jaxloop.lm.training.autotune import LIMIT
-    from jaxloop.lm.training.batching import bucket
-    from jaxloop.studies.chain import prepare
 
-    writes = getattr(settings, "sample", None)
-    fit, sample = prepare.family_settings(
-        SimpleNamespace(fit=settings.fit, sample=writes or Sample(), run=settings.run)
-    )
+    models: ModelsConfig
+    fit: FitConfig
+    sample: SampleConfig | None
+    run: RunConfig
+    prompt: int | str = PROMPT_TOKENS
+
+
+def shapes(
+    study: Programs, card: cards.Card | None, chains: int | None = None
+) -> list[report.Shapes]:
+    """Return the shapes of each base model's programs at the longest padded lengths of the config.
+
+    Args:
+        study: what decides the shapes.
+        card: the accelerator; None for a CPU.
+        chains: how many chains the study has; None where that is not known.
+    """
+    limit = MAX_CHAINS["cpu" if card is None else "other"]
+    devices = 1 if card is None or study.run.shard_base else card.devices
+    most = min(limit, -(-(chains or limit * devices) // devices))
     found = []
-    for name in settings.models.pool:
-        spec, prompt = spec_of(name), bucket(_prompt(settings, name))
-        time = bucket(settings.fit.max_length, spec.context)
-        limit, devices = (
-            LIMIT["cpu" if card is None else "other"],
-            1 if card is None else card.devices,
-        )
-        devices = 1 if settings.run.cut_base else devices
-        most = min(limit, -(-(chains or limit * devices) // devices))
+    for name in study.models.pool:
+        config = model_config_of(name)
         found.append(
-            Shapes(
-                name,
-                spec,
-                settings.models.dtype,
-                fit,
-                sample if writes else None,
-                time,
-                prompt,
-                most,
-                settings.run.cut_base,
+            report.Shapes(
+                name=name,
+                model_config=config,
+                dtype=study.models.dtype,
+                fit=study.fit,
+                train_options=train_options(study.run),
+                sample=study.sample,
+                generate_options=generate_options(study.fit),
+                time=bucket(study.fit.max_length, config.max_seq_len),
+                prompt=bucket(_prompt_tokens(study.prompt, name)),
+                chains=most,
+                shard_base=study.run.shard_base,
             )
         )
     return found
 
 
-def spec_of(name: str):
-    """Shapes of a model: from its directory or the hub's cache, or the published ones where it is
-    not here. Raises ValueError where it is neither.
-    """
-    from jaxloop.lm.io import config_json, huggingface
-    from jaxloop.studies.chain import prepare
-    from jaxloop.studies.diversity import cost as diversity_plan
-    from jaxloop.studies.multi_entity import cost as entities_plan
-    from jaxloop.studies.recursive_loops import cost as loops_plan
+def model_config_of(name: str) -> ModelConfig:
+    """Return the shapes of a model, from its directory or the hub's cache.
 
-    published = loops_plan.PUBLISHED | entities_plan.PUBLISHED
+    Where the model is in neither, the shapes come from `published_models`. Raises ValueError where
+    it is not listed there either.
+    """
     try:
-        return huggingface.read_spec(huggingface.locate(prepare.model_path(name), None))
+        return huggingface.read_model_config(huggingface.locate(model_path(name), None))
     except ValueError:
-        known = diversity_plan.known_specs().get(diversity_plan.short(name))
-        if name in published:
-            return config_json.spec_of(published[name])
-        if known is None:
+        published = published_models.by_short_name(name)
+        if published is None:
             raise
-        return known
+        return config_json.parse_config(published)
 
 
-def _prompt(settings: Any, name: str) -> int:
-    """Tokens of the config's prompt: a block of a continued article, or counted, where the
-    tokenizer is here, or assumed.
-    """
-    from pathlib import Path
-
-    from jaxloop.lm.generation.prompt import render
-    from jaxloop.lm.io import tokenizer
-    from jaxloop.studies.chain import prepare
-
-    if block := getattr(getattr(settings, "chain", None), "block", None):
-        return block
-    text = getattr(getattr(settings, "data", None), "instruction", None)
-    path = Path(prepare.model_path(name))
-    if text is not None and (path / "tokenizer.json").exists():
-        return max(1, len(tokenizer.load(path).encode([render(text)])[0]))
-    return int(getattr(getattr(settings, "plan", None), "prompt_tokens", PROMPT))
+def _prompt_tokens(prompt: int | str, model: str) -> int:
+    """Tokens of a prompt, as a model's tokenizer counts them where it is here."""
+    if isinstance(prompt, int):
+        return prompt
+    path = Path(model_path(model))
+    if not (path / "tokenizer.json").exists():
+        return PROMPT_TOKENS
+    return max(1, len(tokenizer.load(path).encode([render(prompt)])[0]))
 
 
 def rows(
-    settings: Any, target: str, *, chains: int | None = None, work: "Work | None" = None
-) -> list[tuple[str, str]]:
-    """Lines of `--plan --for`: the target, each program's memory, chains that fit, rooflines; the
-    least time of the study where its `work` is known.
+    study: Programs, target: str, *, chains: int | None = None, total: Cost | None = None
+) -> Rows:
+    """Return the (what, amount) rows of `--plan --for`.
 
-    Where the compiler is not installed, one line says how to get it and the arithmetic follows.
+    They give the target, the memory of each program, the chains that fit and the rooflines, and
+    where the `total` cost is known, the least time that the study takes. Where the target's
+    compiler is not installed, one row says how to get it and estimates by arithmetic follow.
     Raises ValueError for a target that does not exist, and for a model of which not one chain fits.
     """
     card = cards.find(target)
-    from jaxloop.accelerators import absent, report
-
-    models = shapes(settings, card, chains)
+    models = shapes(study, card, chains)
     try:
-        at = report.device(target, card, settings.fit.dtype)
+        device = report.device(target, card, study.fit.dtype)
     except absent.Missing as error:
+        if card is None:  # a CPU needs no compiler that could be missing
+            raise
         found = [("compiler", f"{error}; meanwhile, by arithmetic:")]
-        for each in models:
-            more = report.estimate(each, card)
-            found += more if len(models) == 1 else report.unique(more, each.name)
+        for model in models:
+            found += _of_model(report.estimate(model, card), model.name, models)
         return found
-    found, trained, written, seconds = [report.told(at)], [], [], 0.0
-    for each in models:
-        more, best = report.model_rows(each, at)
-        found += more if len(models) == 1 else report.unique(more, each.name)
-        trained, written, seconds = (
-            [*trained, best.trained],
-            [*written, best.written],
-            seconds + best.seconds,
-        )
-    found += _encoder(at)
-    return [
-        *found,
-        *_time(work, at, min(trained), min(written)),
-        ("compiling", f"{seconds:,.0f} s here, the programs of one padded length"),
-    ]
+    found, best = [report.target_row(device)], []
+    for model in models:
+        lines, fastest = report.model_rows(model, device)
+        found += _of_model(lines, model.name, models)
+        best.append(fastest)
+    found += _encoder(device)
+    if total is not None:
+        trained = min(rates.trained for rates in best)
+        generated = min(rates.written for rates in best)
+        found.append(_least_time(total, device, trained, generated))
+    seconds = sum(rates.seconds for rates in best)
+    return [*found, ("compiling", f"{seconds:,.0f} s here, the programs of one padded length")]
 
 
-def _encoder(at) -> list[tuple[str, str]]:
-    """Lines of the default sentence encoder, where it is installed."""
-    from jaxloop.accelerators import report
-    from jaxloop.lm.encoder.config import read_encoder_spec
-    from jaxloop.metrics.embed import default_model
+def _of_model(lines: Rows, name: str, models: list[report.Shapes]) -> Rows:
+    """The rows of one model, with its name in front where there are several models."""
+    return lines if len(models) == 1 else report.rows_of_model(lines, name)
 
+
+def _encoder(device: report.Device) -> Rows:
+    """The rows of the default sentence encoder; none where it is not installed."""
     try:
         path = default_model()
     except ValueError:
         return []
-    return report.encoder_rows(read_encoder_spec(path), at)
+    return report.encoder_rows(read_encoder_config(path), device)
 
 
-def _time(work, at, trained: float, written: float) -> list[tuple[str, str]]:
-    """The least time of a study on all devices of a target."""
-    from jaxloop.studies.common.cost import duration
+def _least_time(
+    total: Cost, device: report.Device, trained: float, generated: float
+) -> tuple[str, str]:
+    """The row with the least time of a study on all devices of a target.
 
-    if work is None:
-        return []
-    count = 1 if at.card is None else at.card.devices
-    parts = [(work.tokens / trained / count, "to train")] + (
-        [(work.tokens_written / written / count, "to write")] if written else []
+    trained, generated: tokens/s that one device trains on and generates at best.
+    """
+    count = 1 if device.card is None else device.card.devices
+    parts = [f"{duration(total.train_tokens / trained / count)} to train"]
+    if generated:
+        parts.append(f"{duration(total.generated_tokens / generated / count)} to write")
+    return (
+        "time",
+        f"at least {', '.join(parts)}: the sum of rooflines, with every slot busy and no padding",
     )
-    said = ", ".join(f"{duration(seconds)} {what}" for seconds, what in parts)
-    return [("time", f"at least {said}: the sum of rooflines, with every slot busy and no padding")]

@@ -1,280 +1,377 @@
-"""What a chain study would cost: counted from the config and the data, timed by training and
-sampling one of its models for a moment.
+"""What the chains of a study would cost.
+
+Texts, tokens, FLOPs and bytes are counted from a `Workload`; speed is measured by training one of
+its models and generating with it for a moment.
 """
 
+import dataclasses
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from jaxloop.studies.chain import prepare
-from jaxloop.studies.common import absent_plan
+import jax
+import numpy as np
 
-if TYPE_CHECKING:
-    from jaxloop.studies.chain.run import Settings
+from jaxloop.accelerators import cards
+from jaxloop.config import FitConfig, ModelsConfig, RunConfig, SampleConfig
+from jaxloop.lm import family
+from jaxloop.lm.model.config import ModelConfig
+from jaxloop.lm.programs import generation_plan
+from jaxloop.lm.target import complete
+from jaxloop.lm.training import autotune
+from jaxloop.recursion import driver, progress
+from jaxloop.recursion.chains import ChainSpec
+from jaxloop.recursion.run import sample_rows
+from jaxloop.recursion.sources import Dataset
+from jaxloop.recursion.workflow import train_size
+from jaxloop.runtime import devices, environment, roofline
+from jaxloop.studies.common import models as base_models
 
 # Chains that the measurement runs together, at most: what one program holds by default.
-TOGETHER = 16
+MEASURED_CHAINS = 16
+# Texts that mean lengths are taken over, and prompts that the measurement generates from, at most.
+COUNTED_TEXTS = 1000
+MEASURED_TEXTS = 128
+
+Rows = list[tuple[str, str]]
 
 
-class Work(NamedTuple):
-    """One base model's share of a study, all generations: items of its training sets and tokens
-    read from them, texts and tokens written, FLOPs and bytes of both.
+class TokenCounter(Protocol):
+    """The part of a tokenizer that counting uses."""
 
-    Each generation draws its base from the pool, so the share is an expectation; with one base it
-    is exact.
+    def count(self, texts: Sequence[str]) -> Sequence[float]:
+        """Return the tokens of each text."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Everything that decides the cost of a study's chains.
+
+    Attributes:
+        models: section of the study's config, as are `fit`, `sample` and `run`.
+        start: the weights that a generation starts from, as `config.chain.start`.
+        generation_size: texts of a generation.
+        chains: the chains as `recursion.driver.run` is given them.
+        driver: the settings that `recursion.driver.run` is given.
+        bases: {model of the pool: (its shapes, its tokenizer or assumed lengths)}.
+        dataset: lengths are counted on its texts and its first prompt.
     """
 
-    texts: float
-    tokens: float
-    written: float
-    tokens_written: float
+    models: ModelsConfig
+    fit: FitConfig
+    sample: SampleConfig
+    run: RunConfig
+    start: str
+    generation_size: int
+    chains: Sequence[ChainSpec]
+    driver: driver.RunSettings
+    bases: Mapping[str, tuple[ModelConfig, TokenCounter]]
+    dataset: Dataset
+
+    @property
+    def frozen(self) -> bool:
+        """Whether adapters are trained beside a frozen base."""
+        return base_models.trains_adapters(self.fit, self.start)
+
+
+class Cost(NamedTuple):
+    """What one base model costs over all generations of a study.
+
+    Each generation draws its base from the pool, so this is an expectation; with one base it is
+    exact.
+
+    Attributes:
+        train_texts: items of its training sets.
+        train_tokens: tokens that training reads from them.
+        generated_texts: texts that it generates.
+        generated_tokens: tokens of these texts.
+        train_flops: FLOPs of training.
+        decode_flops: FLOPs of generating.
+        decode_bytes: bytes that generating reads from memory.
+    """
+
+    train_texts: float
+    train_tokens: float
+    generated_texts: float
+    generated_tokens: float
     train_flops: float
     decode_flops: float
     decode_bytes: float
 
 
-def table(
-    settings: "Settings", prepared: prepare.Prepared, target: str | None = None
-) -> list[tuple[str, str]]:
-    """(what, amount) rows: texts, tokens, FLOPs, bytes, memory, and the time that this device, or
-    `target`, would take.
+class Speed(NamedTuple):
+    """Measured speed: seconds of compiling, FLOP/s of training, FLOP/s of generating."""
+
+    compile_seconds: float
+    train_flops: float
+    decode_flops: float
+
+
+class Lengths(NamedTuple):
+    """Mean tokens of a human text.
+
+    Attributes:
+        whole: with its prompt and EOS.
+        trained: the same, cut to `fit.max_length`.
+        text: with EOS, without its prompt.
     """
-    platform = platform_of(target)
-    shares = {name: work(settings, prepared, name, platform) for name in settings.models.pool}
-    whole = Work(*map(sum, zip(*shares.values(), strict=True)))
-    rows = [
-        ("texts to train on", f"{whole.texts:,.0f}"),
-        ("texts to write", f"{whole.written:,.0f}"),
-    ]
-    rows += [("tokens to train on", f"{whole.tokens:,.0f}")]
-    longest = whole.written * settings.sample.max_new_tokens
-    rows += [
+
+    whole: float
+    trained: float
+    text: float
+
+
+def count_rows(work: Workload, total: Cost) -> Rows:
+    """Return (what, amount) rows: texts, tokens, FLOPs, bytes and the models."""
+    longest = total.generated_texts * work.sample.max_new_tokens
+    return [
+        *text_rows(total),
+        ("tokens to train on", f"{total.train_tokens:,.0f}"),
         (
             "tokens to write",
-            f"{whole.tokens_written:,.0f} if texts are as long as human ones, {longest:,.0f} at "
+            f"{total.generated_tokens:,.0f} if texts are as long as human ones, {longest:,.0f} at "
             "most",
-        )
+        ),
+        arithmetic_row(total),
+        *model_rows(work),
     ]
-    rows += [
-        (
-            "arithmetic",
-            f"{big(whole.train_flops)}FLOP to train, {big(whole.decode_flops)}FLOP and "
-            f"{big(whole.decode_bytes)}B read to write",
-        )
+
+
+def text_rows(total: Cost) -> Rows:
+    """Return the rows of the texts to train on and to write."""
+    return [
+        ("texts to train on", f"{total.train_texts:,.0f}"),
+        ("texts to write", f"{total.generated_texts:,.0f}"),
     ]
-    for name, (spec, _) in prepared.models.items():
-        rows.append((f"model {name}", described(settings, spec)))
-    if target is not None:
-        return [*rows, *absent_plan.rows(settings, target, chains=len(prepared.chains), work=whole)]
-    rows += [("memory", f"{big(memory(settings, prepared))}B to train one program of chains")]
-    name = settings.models.pool[0]
-    first, trained, wrote = measure(settings, prepared, name)
-    # The other models are slower in the ratio of their arithmetic.
-    train_seconds = sum(s.train_flops for s in shares.values()) / trained
-    write_seconds = (
-        sum(
-            s.tokens_written * decode_flops_per_token(settings, prepared, n)
-            for n, s in shares.items()
-        )
-        / wrote
+
+
+def arithmetic_row(total: Cost, more: str = "") -> tuple[str, str]:
+    """Return the row of FLOPs and bytes; more: words that are added at its end."""
+    return (
+        "arithmetic",
+        f"{big(total.train_flops)}FLOP to train, {big(total.decode_flops)}FLOP and "
+        f"{big(total.decode_bytes)}B read to write{more}",
     )
-    compiled = first * len(shares)
-    rows += [
+
+
+def model_rows(work: Workload) -> Rows:
+    """Return a row for each base model."""
+    return [
+        (f"model {name}", described(work.fit, shape)) for name, (shape, _) in work.bases.items()
+    ]
+
+
+def memory_row(work: Workload, of: str = "chains") -> tuple[str, str]:
+    """Return the row of the memory of the largest training program; of: what it trains."""
+    return "memory", f"{big(memory(work))}B to train one program of {of}"
+
+
+def measured_rows(work: Workload, shares: Mapping[str, Cost], not_counted: str) -> Rows:
+    """Return the rows of the time that this device would take.
+
+    Only the first model is measured, for a moment; the others are taken to reach the same FLOP/s.
+    not_counted: what the time leaves out, in words.
+    """
+    name = work.models.pool[0]
+    speed = measure(work, name)
+    train = sum(cost.train_flops for cost in shares.values()) / speed.train_flops
+    flops = sum(
+        cost.generated_tokens * decode_flops_per_token(work, base) for base, cost in shares.items()
+    )
+    generate = flops / speed.decode_flops
+    compiling = speed.compile_seconds * len(shares)
+    return [
         (
             "measured with",
-            f"{name} on {prepare.device_name()}: {big(trained)}FLOP/s trained, "
-            f"{big(wrote)}FLOP/s written",
-        )
-    ]
-    rows += [
+            f"{name} on {environment.describe_devices()}: {big(speed.train_flops)}FLOP/s trained, "
+            f"{big(speed.decode_flops)}FLOP/s written",
+        ),
         (
             "time",
-            f"{duration(train_seconds)} to train, {duration(write_seconds)} to write, "
-            f"{duration(compiled)} to compile",
-        )
-    ]
-    return [
-        *rows,
+            f"{duration(train)} to train, {duration(generate)} to write, "
+            f"{duration(compiling)} to compile",
+        ),
         (
             "time in all",
-            f"about {duration(train_seconds + write_seconds + compiled)}, metrics not counted",
+            f"about {duration(train + generate + compiling)}, {not_counted} not counted",
         ),
     ]
+
+
+# ---- counting
 
 
 def platform_of(target: str | None) -> str:
-    """The platform of a target, or of the process."""
-    from jaxloop.accelerators import cards
-    from jaxloop.runtime import devices
+    """Return the platform ("cpu", "gpu", "tpu") of a target; None: of this process."""
+    if target is None:
+        return devices.platform_of()
+    card = cards.find(target)
+    return "cpu" if card is None else card.platform
 
-    card = None if target is None else cards.find(target)
-    return devices.platform_of() if target is None else "cpu" if card is None else card.platform
 
+def costs(work: Workload, platform: str | None = None) -> dict[str, Cost]:
+    """Return {model of the pool: its cost}.
 
-def work(
-    settings: "Settings", prepared: prepare.Prepared, name: str, platform: str | None = None
-) -> Work:
-    """The share of one model of the pool, written with the slots of a platform (None: the process's
-    own).
+    platform: whose number of decoding slots counts; None: the platform of this process.
     """
-    from jaxloop.lm.programs import writing_plan
-    from jaxloop.lm.target import complete
-    from jaxloop.recursion.generation import sample_rows
-    from jaxloop.recursion.workflow import train_size
-    from jaxloop.runtime import roofline
+    return {name: _cost(work, name, platform or platform_of(None)) for name in work.models.pool}
 
-    generations = range(settings.chain.generations)
-    mine = [(chain, 1 / len(chain.bases)) for chain in prepared.chains if name in chain.bases]
-    texts = sum(
+
+def total_cost(shares: Mapping[str, Cost]) -> Cost:
+    """Return the sum of the models' costs; shares: what `costs` returned."""
+    return Cost(*map(sum, zip(*shares.values(), strict=True)))
+
+
+def _cost(work: Workload, name: str, platform: str) -> Cost:
+    generations = range(work.driver.generations)
+    # (chain, the part of its generations that train this model)
+    parts = [(chain, 1 / len(chain.bases)) for chain in work.chains if name in chain.bases]
+    train_texts = sum(
         part * chain.workflow.entities * train_size(chain.workflow, g)
-        for chain, part in mine
+        for chain, part in parts
         for g in generations
     )
-    written = sum(
-        part * chain.workflow.entities * sample_rows(chain, prepared.driver) for chain, part in mine
+    generated = sum(
+        part * chain.workflow.entities * sample_rows(chain, work.driver) for chain, part in parts
     ) * len(generations)
-    fitted, length, bare = _lengths(settings, prepared, name)
-    if settings.fit.steps is not None:
-        read = (
-            sum(part * chain.workflow.entities for chain, part in mine)
-            * len(generations)
-            * settings.fit.steps
-            * settings.fit.batch_size
-        )
+    if work.fit.steps is None:
+        read = train_texts * (work.fit.epochs or 1)
     else:
-        read = texts * (settings.fit.epochs or 1)
-    spec, frozen = prepared.models[name][0], prepare.trains_adapters(settings)
-    sizes = prepare.sizes(settings.fit, spec)
-    tokens = read * length
-    out = written * min(bare, settings.sample.max_new_tokens)
-    context = fitted - bare + bare / 2
-    planned = writing_plan(spec, prepared.driver.sample, complete(platform or platform_of(None)))
-    rows = planned.slots
-    return Work(
-        texts,
-        tokens,
-        written,
-        out,
-        roofline.training_flops(sizes, int(tokens), length, frozen=frozen),
-        roofline.decoding_flops(sizes, int(out), context),
-        roofline.decoding_bytes(
+        fits = sum(part * chain.workflow.entities for chain, part in parts) * len(generations)
+        read = fits * work.fit.steps * work.fit.batch_size
+    shape, tokens = work.bases[name][0], lengths(work, name)
+    sizes = base_models.sizes(work.fit, shape)
+    train_tokens = read * tokens.trained
+    generated_tokens = generated * min(tokens.text, work.sample.max_new_tokens)
+    context = tokens.whole - tokens.text + tokens.text / 2
+    planned = generation_plan(shape, work.driver.sample, complete(platform), dtype=work.fit.dtype)
+    return Cost(
+        train_texts=train_texts,
+        train_tokens=train_tokens,
+        generated_texts=generated,
+        generated_tokens=generated_tokens,
+        train_flops=roofline.training_flops(
+            sizes, int(train_tokens), tokens.trained, frozen=work.frozen
+        ),
+        decode_flops=roofline.decoding_flops(sizes, int(generated_tokens), context),
+        decode_bytes=roofline.decoding_bytes(
             sizes,
-            out / rows,
-            rows,
+            generated_tokens / planned.slots,
+            planned.slots,
             context,
-            chains=planned.lanes,
-            width=prepare.width(settings.fit.dtype),
+            chains=planned.num_groups,
+            width=base_models.dtype_bytes(work.fit.dtype),
         ),
     )
 
 
-def memory(settings: "Settings", prepared: prepare.Prepared) -> float:
-    """Bytes of the largest training program."""
-    from jaxloop.lm.training.autotune import default
+def lengths(work: Workload, name: str) -> Lengths:
+    """Return the mean lengths of the texts that a model trains on, as its tokenizer counts them."""
+    tokenizer, data = work.bases[name][1], work.dataset
+    counts = tokenizer.count(list(data.texts[:COUNTED_TEXTS]))
+    prompt = len(tokenizer.encode([data.prompt(0)])[0])
+    cut = [min(count + prompt + 1, work.fit.max_length) for count in counts]
+    text = sum(counts) / len(counts) + 1
+    return Lengths(whole=text + prompt, trained=sum(cut) / len(cut), text=text)
 
-    frozen = prepare.trains_adapters(settings)
-    together = min(settings.run.micro_batch or default(platform_of(None)), len(prepared.chains))
+
+def memory(work: Workload) -> float:
+    """Return the bytes of the largest training program."""
+    together = min(
+        work.run.chains_per_program or autotune.default(platform_of(None)), len(work.chains)
+    )
     return max(
-        prepare.training_bytes(settings.fit, settings.models.dtype, spec, together, frozen=frozen)
-        for spec, _ in prepared.models.values()
+        base_models.training_bytes(work.fit, work.models.dtype, shape, together, frozen=work.frozen)
+        for shape, _ in work.bases.values()
     )
 
 
-def measure(
-    settings: "Settings", prepared: prepare.Prepared, name: str
-) -> tuple[float, float, float]:
-    """(seconds that compiling took, FLOP/s of training, FLOP/s of writing) of one model, both on as
-    many chains as run together.
+def decode_flops_per_token(work: Workload, name: str) -> float:
+    """Return the FLOPs of generating one token in the middle of a text."""
+    tokens = lengths(work, name)
+    sizes = base_models.sizes(work.fit, work.bases[name][0])
+    return roofline.decoding_flops(sizes, 1, tokens.whole - tokens.text / 2)
+
+
+# ---- measuring
+
+
+def measure(work: Workload, name: str) -> Speed:
+    """Train one model and generate with it for a moment, and return the speed of both.
+
+    It uses as many chains as would run together. Nothing of it is kept.
     """
-    import dataclasses
-
-    import jax
-    import numpy as np
-
-    from jaxloop.lm import family
-    from jaxloop.runtime import roofline
-    from jaxloop.runtime.devices import programs_at_once
-
-    model, spec = prepare.load_model(settings, name), prepared.models[name][0]
-    data = next(iter(prepared.data.values()))
-    count = min(
-        TOGETHER if platform_of(None) != "cpu" else max(2, programs_at_once()), len(prepared.chains)
-    )
-    fit = prepared.driver.fit
-    if fit.steps is not None and fit.steps > fit.steps_per_dispatch:
-        fit = dataclasses.replace(fit, steps=fit.steps_per_dispatch)
-    rows = min(len(data.texts), fit.steps_per_dispatch * fit.batch_size)
+    model = base_models.load_model(work.models, work.run, name)
+    data = work.dataset
+    together = MEASURED_CHAINS if platform_of(None) != "cpu" else max(2, devices.programs_at_once())
+    count = min(together, len(work.chains))
+    fit, options = work.fit, base_models.train_options(work.run)
+    if fit.steps is not None:
+        fit = fit.replace(steps=min(fit.steps, options.steps_per_call))
+    rows = min(len(data.texts), options.steps_per_call * fit.batch_size)
     texts, prompts = list(data.texts[:rows]), [data.prompt(i) for i in range(rows)]
     keys = jax.random.split(jax.random.key(0), count)
-    tasks = [
+    fit_tasks = [
         family.FitTask(key=key, texts=texts, prompts=prompts, sample_weights=None, start=None)
         for key in keys
     ]
-    fit_first, fit_again, results = _twice(lambda: family.fit(model, tasks, fit))
-    tokens = sum(result.tokens for result in results)
-    ask = [data.prompt(0)] * min(settings.chain.size, 128)
-    writers = [
-        family.SampleTask(key=k, weights=r.weights, prompts=ask, rows=np.arange(len(ask)))
-        for k, r in zip(keys, results, strict=True)
+    fitted = _timed(lambda: family.fit(model, fit_tasks, fit, options))
+    asked = [data.prompt(0)] * min(work.generation_size, MEASURED_TEXTS)
+    sample_tasks = [
+        family.GenerateTask(
+            key=key, weights=result.weights, prompts=asked, rows=np.arange(len(asked))
+        )
+        for key, result in zip(keys, fitted.results, strict=True)
     ]
-    sample_first, sample_again, written = _twice(
-        lambda: family.sample(model, writers, prepared.driver.sample)
+    generate_options = base_models.generate_options(work.fit)
+    sampled = _timed(
+        lambda: family.generate(model, sample_tasks, work.driver.sample, generate_options)
     )
-    frozen = prepare.trains_adapters(settings)
-    sizes, (_, length, _) = (
-        prepare.sizes(settings.fit, spec),
-        _lengths(settings, prepared, name),
+    sizes = base_models.sizes(work.fit, work.bases[name][0])
+    train_flops = roofline.training_flops(
+        sizes,
+        sum(result.tokens for result in fitted.results),
+        lengths(work, name).trained,
+        frozen=work.frozen,
     )
-    trained = roofline.training_flops(sizes, tokens, length, frozen=frozen) / fit_again
-    wrote = (
-        sum(int(w.tokens.sum()) for w in written)
-        * decode_flops_per_token(settings, prepared, name)
-        / sample_again
+    generated = sum(int(result.tokens.sum()) for result in sampled.results)
+    return Speed(
+        compile_seconds=fitted.compile_seconds + sampled.compile_seconds,
+        train_flops=train_flops / fitted.seconds,
+        decode_flops=generated * decode_flops_per_token(work, name) / sampled.seconds,
     )
-    return max(0.0, fit_first - fit_again) + max(0.0, sample_first - sample_again), trained, wrote
 
 
-def _twice(run) -> tuple[float, float, Sequence]:
-    """Seconds of the first and of the second call, and what the second gave."""
+class _Timed(NamedTuple):
+    compile_seconds: float
+    seconds: float
+    results: Sequence[Any]
+
+
+def _timed(call: Callable[[], Sequence[Any]]) -> _Timed:
+    """Call twice. The second call is timed; what the first one took longer is compiling."""
     start = time.perf_counter()
-    run()
+    call()
     middle = time.perf_counter()
-    result = run()
-    return middle - start, time.perf_counter() - middle, result
+    results = call()
+    seconds = time.perf_counter() - middle
+    return _Timed(max(0.0, middle - start - seconds), seconds, results)
 
 
-def _lengths(
-    settings: "Settings", prepared: prepare.Prepared, name: str
-) -> tuple[float, float, float]:
-    """Mean tokens of a human text with prompt and EOS, the same cut to `fit.max_length`, and of the
-    text with EOS alone.
-    """
-    tokenizer = prepared.models[name][1]
-    data = next(iter(prepared.data.values()))
-    counts = tokenizer.count(list(data.texts[:1000]))
-    prompt = len(tokenizer.encode([data.prompt(0)])[0])
-    cut = [min(c + prompt + 1, settings.fit.max_length) for c in counts]
-    bare = sum(counts) / len(counts) + 1
-    return bare + prompt, sum(cut) / len(cut), bare
+# ---- words
 
 
-def decode_flops_per_token(settings: "Settings", prepared: prepare.Prepared, name: str) -> float:
-    """FLOP of a written token at the middle of a text."""
-    from jaxloop.runtime import roofline
-
-    whole, _, bare = _lengths(settings, prepared, name)
-    return roofline.decoding_flops(
-        prepare.sizes(settings.fit, prepared.models[name][0]), 1, whole - bare / 2
-    )
-
-
-def described(settings: "Settings", spec) -> str:
-    """ "llama, 1.7 M parameters" of a model."""
-    return f"{spec.architecture}, {prepare.sizes(settings.fit, spec).total / 1e6:,.1f} M parameters"
+def described(fit: FitConfig, shape: ModelConfig) -> str:
+    """Return a model in words, such as "llama, 1.7 M parameters"."""
+    total = base_models.sizes(fit, shape).total
+    return f"{shape.architecture}, {total / 1e6:,.1f} M parameters"
 
 
 def big(value: float) -> str:
-    """`3.2e12` as "3.2 T", for a unit to follow."""
+    """Return `3.2e12` as "3.2 T", for a unit to follow."""
     for unit in ("", "k", "M", "G", "T", "P"):
         if abs(value) < 1000:
             return f"{value:.3g} {unit}"
@@ -283,7 +380,5 @@ def big(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as hours where they are many, else as the progress lines say them."""
-    from jaxloop.recursion import progress
-
+    """Return seconds as hours where they are many, else as the progress lines say them."""
     return f"{seconds / 3600:,.0f} h" if seconds > 360_000 else progress.duration(seconds)

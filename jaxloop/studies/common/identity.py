@@ -1,27 +1,34 @@
-"""The models that decide a run's results, by their content: for config.json, the ledger and the
-check when a run goes on.
+"""Hashes of the models that decide a run's results.
+
+They go into config.json and the ledger, and are compared when a run is resumed.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxloop.config import Section
+from jaxloop.lm.io import identity
+from jaxloop.metrics import embed, quality, registry
+from jaxloop.studies.common.models import model_path
+
 # Fields of configs, and options of metrics, that name a model.
 FIELDS = ("pool", "embedder", "reference", "detector", "model", "encoder")
 
 
-def of(settings, *, metrics: bool = True) -> dict[str, str]:
-    """{"models.pool NAME": SHA-256 of its files} of every model directory that a config names, with
-    the commit where the hub gave it.
+def of(config: Section, *, metrics: bool = True) -> dict[str, str]:
+    """Return {"FIELD NAME": SHA-256 of its files} for every model directory that a config names.
 
-    Models at an address, and names that are no directory here, have none. With `metrics` false, of
-    what trains and writes only.
+    A key is, for example, "models.pool path/to/model". The commit follows the hash where the model
+    came from the hub. Models behind an address, and names that are no directory here, are left out.
+
+    Args:
+        config: the whole config of a study.
+        metrics: whether to include the models that only metrics use.
     """
-    from jaxloop.lm.io import identity
-
     found = {}
-    revisions = _revisions(settings)
-    for field, name in _named(settings.model_dump(mode="json"), metrics):
+    revisions = _revisions(config)
+    for field, name in _named(config.model_dump(mode="json"), metrics):
         path = _directory(name, revisions.get(name) if field == "models.pool" else None)
         if path is None:
             continue
@@ -29,11 +36,11 @@ def of(settings, *, metrics: bool = True) -> dict[str, str]:
         found[f"{field} {name}"] = identity.of_directory(path) + (
             f" (commit {commit})" if commit else ""
         )
-    return found | (_defaults(settings) if metrics else {})
+    return found | (_defaults(config) if metrics else {})
 
 
 def bases(found: Mapping[str, str]) -> dict[str, str]:
-    """{name of a base model: its SHA-256} out of what `of` returned."""
+    """Return {name of a base model: its SHA-256}; found: what `of` returned."""
     return {
         key.removeprefix("models.pool "): value.split()[0]
         for key, value in found.items()
@@ -41,15 +48,15 @@ def bases(found: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _revisions(settings) -> dict[str, str]:
-    models = getattr(settings, "models", None)
+def _revisions(config: Section) -> dict[str, str]:
+    models = getattr(config, "models", None)
     return dict(
         zip(getattr(models, "pool", ()), getattr(models, "revisions", ()) or (), strict=False)
     )
 
 
 def _named(section: Mapping[str, Any], metrics: bool, above: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted field, name of a model)."""
+    """Pairs (dotted field, name of a model) of a config as nested dicts; above: dotted prefix."""
     for key, value in section.items():
         field = f"{above}{key}"
         if isinstance(value, Mapping):
@@ -70,9 +77,7 @@ def _of_metrics(names: list, field: str) -> Iterator[tuple[str, str]]:
 
 
 def _metric(name: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:
-    """(inputs, options) of a metric; nothing of those that a study has for itself."""
-    from jaxloop.metrics import registry
-
+    """(inputs, options) of a metric; both empty for a metric that is not in the registry."""
     try:
         ((_, options),) = registry.validate([name])
     except (ValueError, AttributeError, TypeError):
@@ -81,16 +86,13 @@ def _metric(name: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:
 
 
 def _directory(name: str, revision: str | None) -> Path | None:
-    """Where a model lies: a directory, or the hub's cache, which holds it since the config was
-    checked.
-    """
-    from jaxloop.studies.chain.prepare import model_path
-
+    """The directory of a model, or None; a model of the hub is in its cache by now."""
     path = Path(model_path(name)).expanduser()
     if path.is_dir():
         return path
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
         return None
+    # Only ids of the hub need it, and it is slow to load.
     from huggingface_hub import snapshot_download
 
     try:
@@ -99,25 +101,19 @@ def _directory(name: str, revision: str | None) -> Path | None:
         return None
 
 
-def _defaults(settings) -> dict[str, str]:
-    """Of the encoder and the detector that come with jaxloop, where a config leaves these fields
-    open and reads them.
-    """
-    from jaxloop.lm.io import identity
-    from jaxloop.metrics import embed, quality
-
+def _defaults(config: Section) -> dict[str, str]:
+    """Hashes of the default encoder and detector, where a config uses them without naming them."""
     found = {}
-    names = [name for name in getattr(settings, "metrics", ()) if isinstance(name, str)]
-    embeds = not names or {need for name in names for need in _metric(name)[0]} & {
-        "embeddings",
-        "reference_embeddings",
-    }
-    if embeds and "embedder" in type(settings).model_fields and settings.embedder is None:
+    names = [name for name in getattr(config, "metrics", ()) if isinstance(name, str)]
+    needs = {need for name in names for need in _metric(name)[0]}
+    embeds = not names or needs & {"embeddings", "reference_embeddings"}
+    is_open = "embedder" in type(config).model_fields and getattr(config, "embedder", None) is None
+    if embeds and is_open:
         try:
             found["embedder"] = identity.of_directory(embed.default_model())
         except ValueError:  # not installed, and so not used
             pass
-    measure = getattr(settings, "measure", None)
+    measure = getattr(config, "measure", None)
     reads = any(name.startswith("text_quality") for name in names) or getattr(
         measure, "quality", False
     )

@@ -1,16 +1,21 @@
-"""figures/ and report.html of a chain study, from the files of its run directory alone."""
+"""What the reports of all studies share.
 
-import math
+Metrics and texts are read back from the run directory, figures and report.html are written into it.
+"""
+
+import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from jaxloop.reporting import figures, report, scores
+from jaxloop.runtime.atomic_io import write_atomic
+from jaxloop.runtime.log import redact
 from jaxloop.runtime.tables import read_parquet, unescape
-from jaxloop.studies.common import run as running
 
-# In this order; a metric that is not listed comes after them.
+# Order of metrics in a report; a metric that is not listed comes after these.
 ORDER = (
     "cosine_diversity",
     "lexical_diversity",
@@ -21,11 +26,15 @@ ORDER = (
     "held_out_loss",
     "text_length",
 )
+# Texts of a generation that a report shows.
 TEXTS = 10
 
 
 def read_metrics(root: Path) -> pd.DataFrame:
-    """metrics.csv with every text column as it was written ("NA" is a text) and numbers as numbers."""
+    """Read metrics.csv of a run directory, its rows sorted by metric (see `ORDER`).
+
+    Text columns keep their text ("NA" is not a missing value); `value` is numeric.
+    """
     table = pd.read_csv(
         root / "metrics.csv", keep_default_na=False, na_values={"value": ["", "nan"]}
     )
@@ -42,24 +51,26 @@ def read_metrics(root: Path) -> pd.DataFrame:
 
 
 def read_texts(root: Path, chain: str, generation: int) -> list[str]:
-    """The texts that a chain wrote in a generation, in the order of their rows; empty where the
-    file is absent.
+    """Read the texts that a chain wrote in one generation, in the order of their rows.
+
+    An empty list where the file is absent.
     """
     path = root / f"texts/chain={chain}/generation={generation:04d}.parquet"
     return list(read_parquet(path, ["text"])["text"]) if path.exists() else []
 
 
-def side_by_side(root: Path, metrics: pd.DataFrame) -> list[report.Samples]:
-    """For every line the first chain that reached the last generation, or the one that came
-    furthest: its first and last texts.
+def first_and_last_texts(root: Path, metrics: pd.DataFrame) -> list[report.Samples]:
+    """Return texts of the first and the last generation for every curve of the figures.
+
+    They come from the first of the curve's chains that reached the latest generation.
     """
     table = scores.with_lines(metrics)
-    found = []
+    samples = []
     for line in table["line"].cat.categories:
         reached = table[table["line"] == line].groupby("chain", sort=False)["generation"].max()
         if len(reached) and reached.max() > 0:
             chain, last = reached.idxmax(), int(reached.max())
-            found.append(
+            samples.append(
                 report.Samples(
                     line,
                     chain,
@@ -69,37 +80,54 @@ def side_by_side(root: Path, metrics: pd.DataFrame) -> list[report.Samples]:
                     read_texts(root, chain, last)[:TEXTS],
                 )
             )
-    return found
+    return samples
 
 
-def write(
+def dated(line: str) -> str:
+    """Return a line with the present time after it, as the report shows it under its title."""
+    now = datetime.datetime.now().astimezone()
+    return f"{line} · {now.day} {now:%B %Y, %H:%M}"
+
+
+def slug(title: str) -> str:
+    """Return a title as a file name: lower case, other characters than letters and digits as _."""
+    return "_".join("".join(ch if ch.isalnum() else " " for ch in title.lower()).split())
+
+
+def save_drawings(folder: Path, drawings: Mapping[str, report.Drawing]) -> None:
+    """Write PNG files into a folder, which is created; drawings: {file name without .png: ...}."""
+    folder.mkdir(exist_ok=True)
+    for name, drawing in drawings.items():
+        write_atomic(folder / f"{name}.png", figures.png(drawing.figure), durable=False)
+
+
+def write_page(
     root: Path,
+    metrics: pd.DataFrame,
     *,
-    title: str,
     subtitle: str,
-    config: Mapping,
-    facts: Sequence[tuple[str, str]],
-    versions: Sequence[tuple[str, str]],
-    failed: Mapping[str, Mapping],
-    references: Mapping[str, float] | None = None,
+    run_info: Sequence[tuple[str, object]],
+    failed: Mapping[str, Mapping[str, Any]] | None = None,
+    **page: Any,
 ) -> Path:
-    """Writes figures/*.png and report.html into a run directory and returns the page's path.
+    """Write report.html into a run directory and return its path.
 
-    failed: chain -> {generation, reason}; references: metric -> its value on human text. Keys and
-    tokens are left out of what is shown.
+    Secrets (API keys, access tokens) are removed from what it shows.
+
+    Args:
+        root: the run directory.
+        metrics: the table behind the curves.
+        subtitle: the line under the title.
+        run_info: (name, value) lines about the run.
+        failed: {chain: {"generation": ..., "reason": ...}}.
+        page: further arguments of `reporting.report.render`.
     """
-    metrics = read_metrics(root)
-    known = {name: value for name, value in (references or {}).items() if math.isfinite(value)}
-    figures.write(scores.by_generation(metrics), root / "figures", known)
-    return running.write_page(
-        root,
-        metrics,
-        title=title,
-        subtitle=running.dated(subtitle),
-        samples=side_by_side(root, metrics),
-        failed=failed,
-        facts=facts,
-        config=config,
-        versions=versions,
-        references=known,
-    )
+    failures = [
+        report.Failure(chain, int(why["generation"]), str(why["reason"]))
+        for chain, why in (failed or {}).items()
+    ]
+    shown = [(name, redact(str(value))) for name, value in run_info]
+    text = report.render(metrics, subtitle=subtitle, failures=failures, run_info=shown, **page)
+    path = root / "report.html"
+    write_atomic(path, redact(text).encode("utf-8"))
+    return path

@@ -1,44 +1,246 @@
-"""What every study does around its own work: the cache of compiled programs, the lines that say how
-a run came about, its page.
+"""What every run of a study has in common: `run_study`.
+
+A study's `run` passes a `Steps` to `run_study`: how its inputs are read and checked (`prepare`),
+how many bytes it leaves on the disk (`disk_bytes`), and its own work (`execute`), which returns an
+`Outcome` with a function that writes the report. `run_study` takes care of the run directory, the
+manifest, the cache of compiled programs, the hashes of the models' files, the facts about the run
+in the report, and the exit code. So a study that trains chains is
+
+    def run(config, workdir, *, argv=()):
+        return run_study(Steps(prepare, disk_bytes, execute), config, workdir, argv=argv)
+
+    def execute(context):
+        settings = context.driver_settings(...)
+        result = driver.run(..., settings, context.root, command=context.command)
+        return trained(result, run_info=[("chains", ...)], write_report=...)
+
+Studies also differ in which fields of the config may be changed when a run is resumed, which may
+be raised, and which are not stored with the run: these are further fields of `Steps`.
 """
 
 import concurrent.futures
 import contextlib
-import datetime
+import dataclasses
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jaxloop
+from jaxloop.config import RunConfig, Section, fingerprint, stored_names
+from jaxloop.recursion import driver
+from jaxloop.recursion.progress import duration
+from jaxloop.runtime import environment
+from jaxloop.runtime.atomic_io import cache_folder
+from jaxloop.runtime.compile_cache import keep_compiled_programs
+from jaxloop.runtime.devices import initialise_distributed, processes, programs_at_once
+from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.workdir import open_workdir, stored_form
+from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies.common import identity
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Section)
+P = TypeVar("P")
+
+RunInfo = list[tuple[str, str]]
 
 
-def keep_compiled(run) -> None:
-    """Turns on the cache of compiled programs where the `run` section of a config asks for it."""
-    from jaxloop.runtime.atomic_io import cache_folder
-    from jaxloop.runtime.compile_cache import keep_compiled_programs
+class PageInputs(NamedTuple):
+    """What every report shows of its run.
 
+    Attributes:
+        run_info: (name, value) lines.
+        config: the config as it is stored in config.json.
+        versions: (library, version) pairs.
+    """
+
+    run_info: RunInfo
+    config: Mapping[str, Any]
+    versions: Sequence[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a study's own work ended.
+
+    Attributes:
+        write_report: writes the report and returns its path; None: there is no report.
+        run_info: (name, value) lines that the study adds to the report.
+        exit_code: 0, `FAILED_CHAINS` or `DISAGREES` (see `jaxloop.studies`).
+        resumed_after: the last generation that was finished when the run was resumed; None: it
+            was not resumed, or has no generations.
+        resumed: whether a run without generations was resumed.
+        summary: words for the log, in front of the report's path.
+    """
+
+    write_report: Callable[[PageInputs], Path] | None = None
+    run_info: Sequence[tuple[str, str]] = ()
+    exit_code: int = 0
+    resumed_after: int | None = None
+    resumed: bool = False
+    summary: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunContext(Generic[C, P]):
+    """An open run: the argument of a study's `execute`.
+
+    Attributes:
+        config: the study's config.
+        prepared: what `Steps.prepare` returned.
+        root: the run directory.
+        command: the command that repeats the run.
+        models: {model: hash of its files}.
+        resumed: whether the run was begun before.
+        is_first_process: whether this process writes the files of the study.
+    """
+
+    config: C
+    prepared: P
+    root: Path
+    command: str
+    models: Mapping[str, str]
+    resumed: bool
+    is_first_process: bool
+
+    def driver_settings(self, settings: driver.RunSettings) -> driver.RunSettings:
+        """Return a driver's settings with the hashes of the base models filled in."""
+        return dataclasses.replace(settings, identity=identity.bases(self.models))
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps(Generic[C, P]):
+    """A study's own part of a run.
+
+    Attributes:
+        prepare: function(config) that reads the inputs and raises ValueError for what cannot be
+            run; it writes nothing.
+        disk_bytes: function(config, prepared) -> an upper bound on the bytes that the run leaves.
+        execute: does the work; it is called in every process of a cluster.
+        free_fields: dotted fields that change no result: a resumed run may change them, and the
+            config's fingerprint ignores them.
+        changeable_fields: further fields that a resumed run may change.
+        raisable_fields: numbers that a resumed run may raise.
+        unstored_fields: fields that belong to one call and are not stored with the run.
+        identify_metrics: whether the models of metrics must be the same when the run is resumed.
+    """
+
+    prepare: Callable[[C], P]
+    disk_bytes: Callable[[C, P], int]
+    execute: Callable[[RunContext[C, P]], Outcome]
+    free_fields: Sequence[str] = ("run", "title")
+    changeable_fields: Sequence[str] = ()
+    raisable_fields: Sequence[str] = ("chain.generations",)
+    unstored_fields: frozenset[str] = frozenset()
+    identify_metrics: bool = True
+
+
+def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[str] = ()) -> int:
+    """Run a study, or the rest of one, and return its exit code.
+
+    Raises ValueError before anything is written if the run cannot succeed or is not the one in
+    `workdir`, DiskFull where it does not fit the disk.
+    """
+    start = time.monotonic()
+    initialise_distributed()
+    keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
+    prepared = steps.prepare(config)
+    stored = config.model_dump(mode="json", exclude=set(steps.unstored_fields))
+    models = identity.of(config, metrics=steps.identify_metrics)
+    with open_workdir(
+        workdir,
+        stored,
+        may_change=(*steps.free_fields, *steps.changeable_fields),
+        may_raise=steps.raisable_fields,
+        needs=steps.disk_bytes(config, prepared),
+        identity=models,
+        update=stored_names(type(config)),
+    ) as place:
+        context = RunContext(
+            config=config,
+            prepared=prepared,
+            root=place.path,
+            command=command_line(argv),
+            models=models,
+            resumed=place.resumed,
+            is_first_process=processes()[0] == 0,
+        )
+        outcome = steps.execute(context)
+        if context.is_first_process and outcome.write_report is not None:
+            page = outcome.write_report(
+                PageInputs(
+                    run_info=_run_info(steps, context, outcome, time.monotonic() - start),
+                    config=stored_form(stored),
+                    versions=environment.versions(),
+                )
+            )
+            summary = f"{outcome.summary}; " if outcome.summary else ""
+            LOGGER.info("%sthe report is %s", summary, page)
+    return outcome.exit_code
+
+
+def _run_info(
+    steps: Steps[C, P], context: RunContext[C, P], outcome: Outcome, seconds: float
+) -> RunInfo:
+    """The (name, value) lines about a run that its report shows."""
+    ignored = {*steps.free_fields, *steps.unstored_fields}
+    return [
+        ("command", context.command),
+        *outcome.run_info,
+        *((f"files of {name}", value) for name, value in context.models.items()),
+        ("code", f"jaxloop {jaxloop.__version__}, commit {environment.git_commit()}"),
+        ("device", environment.describe_devices()),
+        ("config fingerprint", fingerprint(context.config, ignore=ignored)),
+        ("time", elapsed(seconds, outcome.resumed_after, resumed=outcome.resumed)),
+    ]
+
+
+def trained(
+    result: driver.RunResult,
+    *,
+    run_info: Sequence[tuple[str, str]],
+    write_report: Callable[[PageInputs], Path],
+    all_chains: bool = True,
+) -> Outcome:
+    """Return the outcome of a study from what the driver returned.
+
+    Its exit code is `FAILED_CHAINS` if some chains stopped, or not `all_chains` were run.
+    """
+    return Outcome(
+        write_report=write_report,
+        run_info=run_info,
+        exit_code=FAILED_CHAINS if result.failed or not all_chains else 0,
+        resumed_after=result.resumed_after,
+    )
+
+
+def keep_compiled(run: RunConfig) -> None:
+    """Turn on the cache of compiled programs where the `run` section of a config asks for it."""
     if run.keep_compiled:
         keep_compiled_programs(cache_folder() / "xla")
 
 
-def measures_beside(run) -> bool:
-    """Whether models are measured while the next ones are trained, as the `run` section says or,
-    where it does not, as suits the device: a CPU has cores to spare; on an accelerator both would
-    share the memory that training was given.
-    """
-    from jaxloop.runtime.devices import programs_at_once
+def overlaps_eval(run: RunConfig) -> bool:
+    """Return whether models are measured while the next ones are trained.
 
-    return (
-        run.measure_beside
-        if run.measure_beside is not None
-        else programs_at_once() > 1 and not run.cut_base
-    )
+    `run.overlap_eval` decides; if it is none, the device does: a CPU has cores to spare, but on an
+    accelerator both would share the memory that training was given.
+    """
+    if run.overlap_eval is not None:
+        return run.overlap_eval
+    return programs_at_once() > 1 and not run.shard_base
 
 
 @contextlib.contextmanager
-def begun(work: Callable, beside: bool):
-    """Context with a function that returns what work() returns, which another thread does from now
-    on if `beside`; otherwise it is done when the function is called.
+def started(work: Callable[[], T], in_background: bool) -> Iterator[Callable[[], T]]:
+    """Context that gives a function which returns what work() returns.
+
+    With `in_background` another thread starts the work at once; otherwise it is done when the
+    function is called.
     """
-    if not beside:
+    if not in_background:
         yield work
         return
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
@@ -46,75 +248,20 @@ def begun(work: Callable, beside: bool):
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """The command that repeats a run, from `sys.argv`; it holds no path of the machine that the
-    user did not write.
+    """Return the command that repeats a run; argv: `sys.argv`.
+
+    It contains no path of the machine that the user did not type.
     """
     return shlex.join(["python", "-m", "jaxloop.main", *argv[1:]])
 
 
-def elapsed(seconds: float, resumed_after: int | None = None) -> str:
-    """ "12 min 3 s since it was resumed after generation 4", in seconds of the clock."""
-    from jaxloop.recursion.progress import duration
+def elapsed(seconds: float, after: int | None = None, *, resumed: bool = False) -> str:
+    """Return a duration in words: "12 min 3 s since it was resumed after generation 4".
 
-    return duration(seconds) + (
-        f" since it was resumed after generation {resumed_after}"
-        if resumed_after is not None
-        else ""
-    )
-
-
-def dated(line: str) -> str:
-    """A line and the time of now, as the pages show them under their title."""
-    now = datetime.datetime.now().astimezone()
-    return f"{line} · {now.day} {now:%B %Y, %H:%M}"
-
-
-def save_drawings(folder: Path, named: Mapping[str, object]) -> None:
-    """Writes `named` (file name without suffix -> report.Drawing) as PNG files into a folder, which
-    is made.
+    after: the generation after which the run was resumed; resumed: whether a run without
+    generations was.
     """
-    from jaxloop.reporting import figures
-    from jaxloop.runtime.atomic_io import write_atomic
-
-    folder.mkdir(exist_ok=True)
-    for name, drawing in named.items():
-        write_atomic(folder / f"{name}.png", figures.png(drawing.figure), durable=False)
-
-
-def slug(title: str) -> str:
-    """A title as a file name: lower case, one underscore for whatever is no letter or digit."""
-    return "_".join("".join(ch if ch.isalnum() else " " for ch in title.lower()).split())
-
-
-def write_page(
-    root: Path,
-    metrics,
-    *,
-    subtitle: str,
-    facts: Sequence[tuple[str, object]],
-    failed: Mapping[str, Mapping] | None = None,
-    **page,
-) -> Path:
-    """Writes report.html into a run directory and returns its path; keys and tokens are left out of
-    what is shown.
-
-    metrics: the table behind the curves; failed: chain -> {generation, reason}; page: what else
-    `reporting.report.render` takes.
-    """
-    from jaxloop.reporting import report
-    from jaxloop.runtime.atomic_io import write_atomic
-    from jaxloop.runtime.log import redact
-
-    failures = [
-        report.Failure(chain, int(why["generation"]), str(why["reason"]))
-        for chain, why in (failed or {}).items()
-    ]
-    shown = [(name, redact(str(value))) for name, value in facts]
-    path = root / "report.html"
-    write_atomic(
-        path,
-        redact(
-            report.render(metrics, subtitle=subtitle, failures=failures, facts=shown, **page)
-        ).encode("utf-8"),
-    )
-    return path
+    words = duration(seconds)
+    if resumed or after is not None:
+        words += " since it was resumed"
+    return words if after is None else f"{words} after generation {after}"

@@ -1,8 +1,9 @@
-"""The config of the diversity study: defaults are those of arXiv 2506.19262 where it states them;
-where it does not, the field says so.
+"""The config of the diversity study.
+
+Defaults are those of arXiv 2506.19262; where it states none, the field's description says so.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -12,13 +13,13 @@ from jaxloop.config import (
     DELIMITER,
     Count,
     CsvOptions,
-    Fit,
-    Lora,
-    Models,
+    FitConfig,
+    LoraConfig,
+    ModelsConfig,
     NonNegative,
     Positive,
     Probability,
-    Run,
+    RunConfig,
     Section,
     Seed,
     Share,
@@ -27,7 +28,8 @@ from jaxloop.config import (
     suggestion,
 )
 
-TASKS = ("qa", "story")
+TaskName = Literal["qa", "story"]
+TASKS: tuple[TaskName, ...] = ("qa", "story")
 Level = Annotated[int, Field(ge=0, le=6)]
 Seven = Annotated[tuple[Whole, ...], Field(min_length=7, max_length=7)]
 EXPERIMENTS = ("generated", "fixed", "variable", "sizes", "architectures")
@@ -292,28 +294,28 @@ class Distances(Section):
     )
 
 
-def _fit(**changes) -> Fit:
-    paper = {
-        "lora": Lora(rank=8, alpha=16.0),
+def _fit(**changes: Any) -> FitConfig:
+    paper: dict[str, Any] = {
+        "lora": LoraConfig(rank=8, alpha=16.0),
         "epochs": 3.0,
         "learning_rate": 1e-4,
         "weight_decay": 1e-4,
         "max_length": 1024,
     }
-    return Fit(**(paper | changes))
+    return FitConfig(**(paper | changes))
 
 
-class Settings(Section):
+class DiversityConfig(Section):
     """The config of a diversity study."""
 
     study: Literal["diversity"] = Field("diversity", description="which study this is a config of")
     title: Text = Field("Diversity of generated data", description="heading of the report")
-    tasks: Annotated[tuple[Literal["qa", "story"], ...], Field(min_length=1)] = Field(
+    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] = Field(
         TASKS, description="tasks that are run"
     )
     qa: QA = QA()
     story: Story = Story()
-    models: Models = Models()
+    models: ModelsConfig = ModelsConfig()
     generator: Generator = Generator()
     control: Control = Control()
     generated: Grid = Field(
@@ -329,7 +331,7 @@ class Settings(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
         (0, 1, 2), description="every cell once per seed: its records, their order, the adapter"
     )
-    fit: Fit = Field(
+    fit: FitConfig = Field(
         _fit(),
         description="as every section `fit`; of the paper: rank 8, alpha 16, 1e-4, weight decay "
         "1e-4, 3 epochs",
@@ -339,10 +341,10 @@ class Settings(Section):
         16,
         description="models that are trained, measured and sealed together: what a kill can lose",
     )
-    run: Run = Run()
+    run: RunConfig = RunConfig()
 
     @pydantic.model_validator(mode="after")
-    def _together(self) -> "Settings":
+    def _together(self) -> "DiversityConfig":
         if self.models.revisions and len(self.models.revisions) != len(self.models.pool):
             raise ValueError(
                 f"config.models.revisions has {len(self.models.revisions)} entries: must be "
@@ -376,7 +378,7 @@ class Settings(Section):
         return self
 
 
-def _check_grid(settings: Settings, name: str, grid: Grid) -> None:
+def _check_grid(settings: DiversityConfig, name: str, grid: Grid) -> None:
     if not grid.levels:
         return
     for field in ("levels", "ratios", "qa", "story", "models"):
@@ -403,7 +405,7 @@ def _check_grid(settings: Settings, name: str, grid: Grid) -> None:
         )
 
 
-def _check_generator(settings: Settings) -> None:
+def _check_generator(settings: DiversityConfig) -> None:
     g = settings.generator
     kinds = {task: getattr(g, task) for task in settings.tasks}
     if "model" in kinds.values() and g.model is None:
@@ -435,3 +437,6 @@ def _check_generator(settings: Settings) -> None:
                 f"config.generator.{field} lacks {needed}: must hold it, the writer is told "
                 "nothing else"
             )
+
+
+CONFIG = DiversityConfig

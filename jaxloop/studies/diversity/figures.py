@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxloop.reporting import figures
@@ -12,7 +13,7 @@ from jaxloop.reporting.report import Drawing
 LOSS = "test_loss_answer"
 
 
-def _axes(size: tuple[float, float] = (4.2, 2.7)):
+def _axes(size: tuple[float, float] = (4.2, 2.7)) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.tick_params(length=0)
@@ -20,14 +21,14 @@ def _axes(size: tuple[float, float] = (4.2, 2.7)):
 
 
 def _band(
-    axes, table: pd.DataFrame, x: str, y: str, colour: str, name: str, marker: str = "o"
+    axes: Axes, table: pd.DataFrame, x: str, y: str, colour: str, name: str, marker: str = "o"
 ) -> None:
     """Mean of y over replicates at every x, with a bar of one standard error."""
-    found = table.groupby(x)[y].agg(["mean", "sem"]).sort_index()
+    summary = table.groupby(x)[y].agg(["mean", "sem"]).sort_index()
     axes.errorbar(
-        found.index,
-        found["mean"],
-        yerr=found["sem"].fillna(0),
+        summary.index,
+        summary["mean"],
+        yerr=summary["sem"].fillna(0),
         color=colour,
         linewidth=1.6,
         marker=marker,
@@ -39,15 +40,14 @@ def _band(
 
 def _colours(names: Sequence) -> dict:
     # The ramp has six colours and the study seven levels.
-    found = (
-        [light for light, _ in figures.palette(len(names))]
-        if len(names) != 7
-        else [*(light for light, _ in figures.palette(6)), figures.INK]
-    )
-    return dict(zip(names, found, strict=True))
+    if len(names) == 7:
+        colours = [*(light for light, _ in figures.palette(6)), figures.INK]
+    else:
+        colours = [light for light, _ in figures.palette(len(names))]
+    return dict(zip(names, colours, strict=True))
 
 
-def _legend(axes, many: bool) -> None:
+def _legend(axes: Axes, many: bool) -> None:
     if many:
         axes.legend(frameon=False, fontsize=7, labelcolor=figures.INK)
 
@@ -63,17 +63,18 @@ def _styled(make: Callable) -> Callable:
 
 @_styled
 def levels(rows: pd.DataFrame, sources: pd.DataFrame, task: str) -> Figure:
-    """Figures 2 and 3: bars of Distinct-5 over its maximum and, on a second axis, test loss by
-    level, one line per base.
+    """Draw figures 2 and 3.
+
+    Bars: Distinct-5 over its maximum. Lines, on a second axis: test loss by level, one per base.
     """
     figure, axes = _axes()
     rows = rows.assign(place=pd.to_numeric(rows["level"].str.removeprefix("D"), errors="coerce"))
     drawn = rows.dropna(subset="place")
     values = sources.set_index("set")["distinct"]
     places = sorted(int(p) for p in drawn["place"].unique())
-    known = [p for p in places if f"{task}-D{p}" in values.index]
-    height = np.array([values[f"{task}-D{p}"] for p in known])
-    axes.bar(known, height / height.max(), color=figures.GRID, width=0.7)
+    measured = [p for p in places if f"{task}-D{p}" in values.index]
+    height = np.array([values[f"{task}-D{p}"] for p in measured])
+    axes.bar(measured, height / height.max(), color=figures.GRID, width=0.7)
     axes.set_ylabel("Distinct-5 / maximum")
     axes.set_xticks(places, [f"D{p}" for p in places])
     right = axes.twinx()
@@ -82,9 +83,9 @@ def levels(rows: pd.DataFrame, sources: pd.DataFrame, task: str) -> Figure:
     right.set_ylabel("test loss")
     bases = list(dict.fromkeys(rows["base"]))
     for base, colour in _colours(bases).items():
-        mine = rows[rows["base"] == base]
-        _band(right, mine.dropna(subset="place"), "place", LOSS, colour, base)
-        real = mine[mine["level"] == "real"][LOSS]
+        base_rows = rows[rows["base"] == base]
+        _band(right, base_rows.dropna(subset="place"), "place", LOSS, colour, base)
+        real = base_rows[base_rows["level"] == "real"][LOSS]
         if len(real):
             right.axhline(real.mean(), color=colour, linewidth=1, linestyle=(0, (1, 2)))
     _legend(right, len(bases) > 1)
@@ -99,23 +100,24 @@ def by_ratio(
     value: str = LOSS,
     label: str = "test loss",
 ) -> list[Drawing]:
-    """Figures 4 to 7: a value by mixing ratio, one line per level; one drawing per task, base and
-    size.
+    """Draw figures 4 to 7: a value by mixing ratio, one line per level.
+
+    Returns one drawing per task, base and size.
     """
     drawings = []
     for task in tasks:
-        mine = rows[rows["task"] == task] if len(rows) else rows
-        for base in dict.fromkeys(mine["base"]) if len(mine) else ():
-            group = mine[mine["base"] == base]
-            found = [level for level in sorted(set(group["level"])) if level.startswith("D")]
+        task_rows = rows[rows["task"] == task] if len(rows) else rows
+        for base in dict.fromkeys(task_rows["base"]) if len(task_rows) else ():
+            group = task_rows[task_rows["base"] == base]
+            level_names = [level for level in sorted(set(group["level"])) if level.startswith("D")]
             figure, axes = _axes()
-            for level, colour in _colours(found).items():
+            for level, colour in _colours(level_names).items():
                 # Real data alone are where every level begins.
                 line = group[group["level"].isin([level, "real"])]
                 _band(axes, line, "rho", value, colour, level)
             axes.set_xlabel("mixing ratio rho")
             axes.set_ylabel(label)
-            _legend(axes, len(found) > 1)
+            _legend(axes, len(level_names) > 1)
             what = f"{names[task]}, {base}"
             drawings.append(
                 Drawing(
@@ -129,17 +131,17 @@ def by_ratio(
 
 @_styled
 def scatter(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) -> list[Drawing]:
-    """Figure 6 of appendix D.2: test loss against the diversity of the mixture, by base."""
+    """Draw figure 6 of appendix D.2: test loss against the diversity of the mixture, by base."""
     drawings = []
     for task in tasks:
-        mine = rows[rows["task"] == task] if len(rows) else rows
-        if len(mine) < 3:
+        task_rows = rows[rows["task"] == task] if len(rows) else rows
+        if len(task_rows) < 3:
             continue
         figure, axes = _axes()
-        bases = list(dict.fromkeys(mine["base"]))
+        bases = list(dict.fromkeys(task_rows["base"]))
         notes = []
         for base, colour in _colours(bases).items():
-            group = mine[mine["base"] == base]
+            group = task_rows[task_rows["base"] == base]
             axes.scatter(
                 group["distinct"], group[LOSS], s=12, color=colour, label=base, linewidths=0
             )
@@ -162,42 +164,47 @@ def scatter(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) 
 
 @_styled
 def by_size(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) -> list[Drawing]:
-    """Figures 8 and 9: test loss by size of the set, one line per level; one drawing per task and
-    base.
+    """Draw figures 8 and 9: test loss by size of the set, one line per level.
+
+    Returns one drawing per task and base.
     """
     drawings = []
     for task in tasks:
-        mine = rows[rows["task"] == task] if len(rows) else rows
-        for base in dict.fromkeys(mine["base"]) if len(mine) else ():
-            group = mine[mine["base"] == base].assign(records=lambda t: t["real"] + t["generated"])
-            found = sorted(set(group["level"]))
+        task_rows = rows[rows["task"] == task] if len(rows) else rows
+        for base in dict.fromkeys(task_rows["base"]) if len(task_rows) else ():
+            group = task_rows[task_rows["base"] == base].assign(
+                records=lambda t: t["real"] + t["generated"]
+            )
+            level_names = sorted(set(group["level"]))
             figure, axes = _axes()
-            for level, colour in _colours(found).items():
+            for level, colour in _colours(level_names).items():
                 _band(axes, group[group["level"] == level], "records", LOSS, colour, level)
             axes.set_xlabel("records")
             axes.set_ylabel("test loss")
-            _legend(axes, len(found) > 1)
+            _legend(axes, len(level_names) > 1)
             drawings.append(Drawing(f"{names[task]}, {base}", "", figure))
     return drawings
 
 
 @_styled
 def by_base(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) -> list[Drawing]:
-    """Appendix D.1: test loss by level, one line per base, each less its own loss after real data
-    where there is one.
+    """Draw appendix D.1: test loss by level, one line per base.
+
+    Where every base was also trained on real data, that loss is subtracted.
     """
     drawings = []
     for task in tasks:
-        mine = rows[rows["task"] == task] if len(rows) else rows
-        if not len(mine):
+        task_rows = rows[rows["task"] == task] if len(rows) else rows
+        if not len(task_rows):
             continue
         figure, axes = _axes()
         places = set()
         less = all(
-            (mine[mine["base"] == base]["level"] == "real").any() for base in set(mine["base"])
+            (task_rows[task_rows["base"] == base]["level"] == "real").any()
+            for base in set(task_rows["base"])
         )
-        for base, colour in _colours(list(dict.fromkeys(mine["base"]))).items():
-            group = mine[mine["base"] == base]
+        for base, colour in _colours(list(dict.fromkeys(task_rows["base"]))).items():
+            group = task_rows[task_rows["base"] == base]
             zero = group[group["level"] == "real"][LOSS].mean() if less else 0.0
             line = group[group["level"].str.startswith("D")]
             line = line.assign(
@@ -214,20 +221,21 @@ def by_base(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) 
 
 @_styled
 def crossed(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) -> list[Drawing]:
-    """Test loss of the crossed sets by share of near-duplicates, one line per share of records from
-    elsewhere.
+    """Draw the test loss of crossed sets by share of near-duplicates.
+
+    One line per share of records from elsewhere.
     """
     drawings = []
     for task in tasks:
-        mine = rows[rows["task"] == task] if len(rows) else rows
-        if not len(mine):
+        task_rows = rows[rows["task"] == task] if len(rows) else rows
+        if not len(task_rows):
             continue
         figure, axes = _axes()
-        shifts = sorted(set(mine["shift"]))
+        shifts = sorted(set(task_rows["shift"]))
         for shift, colour in _colours(shifts).items():
             _band(
                 axes,
-                mine[mine["shift"] == shift],
+                task_rows[task_rows["shift"] == shift],
                 "duplicates",
                 LOSS,
                 colour,
@@ -242,7 +250,7 @@ def crossed(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) 
 
 @_styled
 def lengths(tables: Mapping[str, pd.DataFrame], count: Callable) -> Figure:
-    """Histograms of answer lengths in tokens: real data filled, the levels as lines."""
+    """Draw histograms of answer lengths in tokens: real data filled, the levels as lines."""
     figure, axes = _axes()
     tokens = {name: np.array(count(list(table["text"]))) for name, table in tables.items()}
     edges = np.linspace(0, max(np.percentile(np.concatenate(list(tokens.values())), 99), 1), 21)
@@ -262,18 +270,17 @@ def lengths(tables: Mapping[str, pd.DataFrame], count: Callable) -> Figure:
 
 @_styled
 def clouds(flat: Mapping[str, np.ndarray]) -> Figure:
-    """Embeddings on a plane, real data in grey."""
+    """Draw embeddings on a plane, real data in grey."""
     figure, axes = _axes((4.2, 3.4))
     others = [name for name in flat if not name.endswith("-real")]
     for name in flat:
         if name.endswith("-real"):
-            axes.scatter(
-                *flat[name].T, s=9, color=figures.MUTED, alpha=0.5, linewidths=0, label="real"
-            )
+            x, y = flat[name].T
+            axes.scatter(x, y, s=9, color=figures.MUTED, alpha=0.5, linewidths=0, label="real")
     for name, colour in _colours(others).items():
-        axes.scatter(
-            *flat[name].T, s=9, color=colour, alpha=0.6, linewidths=0, label=name.split("-")[1]
-        )
+        x, y = flat[name].T
+        level = name.split("-")[1]
+        axes.scatter(x, y, s=9, color=colour, alpha=0.6, linewidths=0, label=level)
     axes.set_xticks([])
     axes.set_yticks([])
     _legend(axes, True)

@@ -1,19 +1,28 @@
-"""What a diversity study measures: sets (Distinct-5, lengths, distances to real data) and models
-(test loss), and how the one explains the other.
+"""What a diversity study measures of sets and of models, and how the one explains the other.
+
+Of sets: Distinct-5, lengths, distances to real data. Of models: test loss.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from jaxloop.lm import family
+from jaxloop.lm.training import batching
+from jaxloop.metrics import distances as measures
+from jaxloop.metrics.corpus import Corpus
+from jaxloop.metrics.embed import embed as default
+from jaxloop.metrics.lexical import distinct_n, distinct_n_by_context, distinct_n_size_matched
+from jaxloop.metrics.umap import MapSettings, fit_map
+from jaxloop.recursion.family import ModelOutput
+from jaxloop.recursion.run import Measure
+from jaxloop.studies.diversity.cells import experiments
+from jaxloop.studies.diversity.config import DiversityConfig
+from jaxloop.studies.diversity.prepare import Prepared, prompts
 from jaxloop.studies.diversity.sets import bodies, draw
-
-if TYPE_CHECKING:
-    from jaxloop.studies.diversity.config import Settings
-    from jaxloop.studies.diversity.prepare import Prepared
 
 DISTANCES = ("length_kl", "frechet_distance", "mmd2", "energy_distance", "sliced_wasserstein")
 LOSSES = ("test_loss_answer", "test_loss_all")
@@ -23,33 +32,29 @@ SATURATED = 0.98
 
 
 # ---- models
-# -----------------------------------------------------------------------------------------------------------
 
 
-def measure(settings: "Settings", prepared: "Prepared"):
-    """The driver's `measure`: token-mean cross-entropy on the real test set, in nats: answer tokens
-    (with EOS), and all tokens.
+def measure(settings: DiversityConfig, prepared: Prepared) -> Measure:
+    """Return the driver's `measure`: token-mean test loss in nats on the real test set.
+
+    Once over answer tokens (with EOS) and once over all tokens.
     """
-    import dataclasses
-
-    from jaxloop.lm import family
-    from jaxloop.lm.training import batching
-    from jaxloop.studies.diversity.prepare import prompts
-
     tests = {
         task: (list(t.test["text"]), prompts(settings, task, t.test))
         for task, t in prepared.tables.items()
     }
-    everything = dataclasses.replace(prepared.driver.fit, loss_on="all")
+    everything = prepared.driver.fit.replace(completion_only=False)
 
-    def evaluate(model, generation: int, outcomes: Sequence) -> dict:
-        chosen = [tests[dict(o.chain.factors)["task"]] for o in outcomes]
+    def evaluate(
+        model: Any, generation: int, outcomes: Sequence[ModelOutput]
+    ) -> dict[tuple[str, int], dict[str, float]]:
+        chosen = [tests[str(dict(o.chain.factors)["task"])] for o in outcomes]
         results = family.loss(
             model,
             [family.LossTask(o.weights, *test) for o, test in zip(outcomes, chosen, strict=True)],
             everything,
         )
-        found: dict[tuple, dict[str, float]] = {}
+        losses: dict[tuple[str, int], dict[str, float]] = {}
         for o, (_, asked), result in zip(outcomes, chosen, results, strict=True):
             # The first token of a text is predicted from nothing and has no loss; a prompt that
             # fills the whole length leaves no answer.
@@ -57,12 +62,12 @@ def measure(settings: "Settings", prepared: "Prepared"):
                 max(len(ids), 1) - 1 for ids in batching.encode_prompts(model.tokenizer, asked)
             ]
             answers = np.concatenate(
-                [nats[head:] for nats, head in zip(result.token_nats, heads, strict=True)]
+                [nats[head:] for nats, head in zip(result.token_nll, heads, strict=True)]
             )
-            found[o.chain.id, o.entity] = dict(
-                zip(LOSSES, (_mean(answers), _mean(np.concatenate(result.token_nats))), strict=True)
+            losses[o.chain.id, o.entity] = dict(
+                zip(LOSSES, (_mean(answers), _mean(np.concatenate(result.token_nll))), strict=True)
             )
-        return found
+        return losses
 
     return evaluate
 
@@ -72,41 +77,36 @@ def _mean(nats: np.ndarray) -> float:
 
 
 # ---- sets
-# -------------------------------------------------------------------------------------------------------------
 
 
 def distinct(task: str, table: pd.DataFrame) -> float:
-    """Distinct-5 by the task's definition: question answering sums over contexts (equation 5),
-    stories are one corpus (equation 6).
-    """
-    from jaxloop.metrics.lexical import distinct_n, distinct_n_by_context
+    """Return Distinct-5 by the task's definition.
 
+    Question answering sums over contexts (equation 5), stories are one corpus (equation 6).
+    """
     texts = bodies(table)
-    return float(
-        distinct_n_by_context(texts, list(table["context"]), N)
-        if task == "qa"
-        else distinct_n(texts, N)
-    )
+    if task == "qa":
+        return float(distinct_n_by_context(texts, list(table["context"]), N))
+    return float(distinct_n(texts, N))
 
 
 def fingerprint(table: pd.DataFrame) -> str:
-    """Twelve hex digits of a set's records, whatever their order."""
+    """Return twelve hex digits that identify a set's records in any order."""
     return hashlib.sha256(
         "\n".join(sorted(bodies(table))).encode("utf-8", "surrogatepass")
     ).hexdigest()[:12]
 
 
 def describe(sets: Mapping[str, tuple[str, pd.DataFrame]], count: Callable) -> pd.DataFrame:
-    """One row per set {name: (task, table)}: records, contexts, distinct, distinct_mean (per
-    context), distinct_matched, answer_tokens, print.
+    """Return one row per set {name: (task, table)}.
+
+    Columns: set, task, records, contexts, distinct, distinct_mean (per context), grams,
+    answer_tokens, print, distinct_matched.
 
     distinct_matched is the expected Distinct-5 of as many 5-grams as the smallest set of the task
     has, drawn without replacement: it can be compared between sizes, which `distinct` cannot (it
     falls with the size of a corpus, and a sum over contexts grows with their number).
     """
-    from jaxloop.metrics.corpus import Corpus
-    from jaxloop.metrics.lexical import distinct_n_size_matched
-
     rows = []
     for name, (task, table) in sets.items():
         value, number = distinct(task, table), table["context"].nunique()
@@ -125,7 +125,7 @@ def describe(sets: Mapping[str, tuple[str, pd.DataFrame]], count: Callable) -> p
                 fingerprint(table),
             )
         )
-    found = pd.DataFrame(
+    summary = pd.DataFrame(
         rows,
         columns=[
             "set",
@@ -139,48 +139,53 @@ def describe(sets: Mapping[str, tuple[str, pd.DataFrame]], count: Callable) -> p
             "print",
         ],
     )
-    smallest = found[found["grams"] > 0].groupby("task")["grams"].min()
-    found["distinct_matched"] = [
-        float(distinct_n_size_matched(bodies(sets[row.set][1]), N, int(smallest[row.task])))
-        if row.grams
+    smallest = summary[summary["grams"] > 0].groupby("task")["grams"].min().to_dict()
+    summary["distinct_matched"] = [
+        float(distinct_n_size_matched(bodies(sets[name][1]), N, int(smallest[task])))
+        if grams
         else float("nan")
-        for row in found.itertuples()
+        for name, task, grams in zip(
+            summary["set"].tolist(),
+            summary["task"].tolist(),
+            summary["grams"].tolist(),
+            strict=True,
+        )
     ]
-    return found
+    return summary
 
 
 def normalised(values: pd.Series) -> pd.Series:
-    """Values divided by the group's maximum, as the paper displays them."""
+    """Return values divided by the group's maximum, as the paper displays them."""
     return values / values.max()
 
 
-def sample(table: pd.DataFrame, points: int, *names) -> pd.DataFrame:
-    """At most `points` records of a table, drawn by these names."""
+def sample(table: pd.DataFrame, points: int, *names: object) -> pd.DataFrame:
+    """Return at most `points` records of a table, drawn by these names."""
     return table.iloc[draw("points", *names).permutation(len(table))[:points]]
 
 
 def distances(
     sets: Mapping[str, tuple[str, pd.DataFrame]],
     real: Mapping[str, pd.DataFrame],
-    settings: "Settings",
+    settings: DiversityConfig,
     embed: Callable | None = None,
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """(one row per set with the five distances of DISTANCES to the task's real data, the embeddings
-    by set name and as "<task>-real").
+    """Return a table of distances to the task's real data, and the embeddings.
+
+    The table has one row per set with the columns of DISTANCES. Embeddings [n, d] are by set name
+    and as "<task>-real".
 
     length_kl compares lengths of answers, the others embeddings of `bodies`, at most
     `distances.points` of each side. Sets with equal records are measured once. The paper's Table 2
     names neither distance nor space: none of these is claimed to be its own.
     """
-    from jaxloop.metrics import distances as measures
-    from jaxloop.metrics.embed import embed as default
-
     embed = embed or (lambda texts: default(texts, model=settings.distances.embedder))
     drawn = {
         f"{task}-real": sample(table, settings.distances.points, task, "real")
         for task, table in real.items()
     }
-    prints, chosen = {}, {}
+    prints: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     for name, (_, table) in sets.items():
         prints[name] = fingerprint(table)
         chosen.setdefault(prints[name], name)
@@ -224,17 +229,17 @@ def distances(
 
 
 def flat(clouds: Mapping[str, np.ndarray], names: Sequence[str], how: str) -> dict[str, np.ndarray]:
-    """Positions [n, 2] of the clouds on one common plane: principal components, or UMAP, of all of
-    them together.
+    """Return positions [n, 2] of the clouds on one common plane.
+
+    The plane is that of the principal components, or of UMAP, of all clouds together.
     """
     whole = np.concatenate([clouds[name] for name in names])
     if how == "umap":
-        from jaxloop.metrics.umap import MapSettings, fit_map
-
         places = fit_map(
             whole, MapSettings(neighbours=min(15, len(whole) - 2), min_dist=0.1)
         ).positions
     else:
+        # scikit-learn takes seconds to import, which other commands do without.
         from sklearn.decomposition import PCA
 
         places = PCA(2, random_state=0).fit_transform(whole)
@@ -248,7 +253,6 @@ def flat(clouds: Mapping[str, np.ndarray], names: Sequence[str], how: str) -> di
 
 
 # ---- diversity against shift
-# ------------------------------------------------------------------------------------------
 
 
 def regressions(
@@ -258,8 +262,9 @@ def regressions(
     diversity: str = "distinct_matched",
     clusters: str = "print",
 ) -> pd.DataFrame:
-    """Test loss regressed on diversity and on each distance, alone and together, over models that
-    were trained on generated data only.
+    """Regress test loss on diversity and on each distance, alone and together.
+
+    Over models that were trained on generated data only.
 
     cells: one row per model with task, kind ("levels" or "crossed"), the outcome, the diversity,
     the five distances and `clusters`, the name of its training set. Both regressors in standard
@@ -270,6 +275,7 @@ def regressions(
     values of either regressor, and regressors that are not the same; where it lacks these the row
     says so with NaN.
     """
+    # statsmodels takes seconds to import, which other commands do without.
     import statsmodels.api as sm
 
     rows = []
@@ -287,7 +293,9 @@ def regressions(
     return pd.DataFrame(rows)
 
 
-def _fit(sm, cells, outcome, diversity, shift, clusters) -> dict[str, Any]:
+def _fit(
+    sm: Any, cells: pd.DataFrame, outcome: str, diversity: str, shift: str, clusters: str
+) -> dict[str, Any]:
     used = cells[[outcome, diversity, shift, clusters]].replace([np.inf, -np.inf], np.nan).dropna()
     sets = used[clusters].nunique()
     out: dict[str, Any] = {"models": len(used), "sets": sets, "correlation": np.nan, "vif": np.nan}
@@ -318,21 +326,33 @@ def _fit(sm, cells, outcome, diversity, shift, clusters) -> dict[str, Any]:
     return out
 
 
-# ---- the checks of the specification
-# ----------------------------------------------------------------------------------
+# ---- checks of the paper's claims
+
+# (what, what the sets show, whether it holds)
+Check = tuple[str, str, bool]
+# Name of a set -> (task, table).
+Pools = Mapping[str, tuple[str, pd.DataFrame]]
 
 
-def checks(
-    settings: "Settings",
-    prepared: "Prepared",
-    pools: Mapping[str, tuple[str, pd.DataFrame]],
-    about: pd.DataFrame,
-) -> list[tuple[str, str, bool]]:
-    """(what, what was found, whether it holds) of the five checks of diversity.md, section 8, on
-    the sets of this run.
+def checks(settings: DiversityConfig, pools: Pools, about: pd.DataFrame) -> list[Check]:
+    """Return the checks of what arXiv 2506.19262 claims, on the sets of this run.
+
+    Args:
+        pools: the generated sets.
+        about: their `describe`.
     """
-    found = []
-    values = about.set_index("set")
+    return [
+        *_level_checks(settings, pools, about),
+        *_size_checks(settings),
+        *_context_checks(pools),
+        *_maximum_checks(settings, about),
+    ]
+
+
+def _level_checks(settings: DiversityConfig, pools: Pools, about: pd.DataFrame) -> list[Check]:
+    """Checks (a) and (b): Distinct-5 rises where the generator's control of diversity says so."""
+    distinct_of = dict(zip(about["set"].tolist(), about["distinct_matched"].tolist(), strict=True))
+    rows: list[Check] = []
     for task, control, what in (
         (
             "qa",
@@ -345,70 +365,70 @@ def checks(
             "(b) story Distinct-5 rises with the number of topics |T|",
         ),
     ):
-        names = [f"{task}-D{level}" for level in range(7) if f"{task}-D{level}" in pools]
-        if len(names) > 1:
-            numbers = [values.loc[name, "distinct_matched"] for name in names]
-            steps = np.diff(numbers)[np.diff([control[int(name[-1])] for name in names]) < 0]
-            rises = int((steps > 0).sum())
-            said = f"{rises} of {len(steps)} steps; {numbers[0]:.3f} to {numbers[-1]:.3f}"
-            if rises < len(steps) and min(numbers) > SATURATED:
-                said += (
-                    "; hardly five words in a row come twice in sets of this size, so it cannot "
-                    "be told: larger sets or a colder writer are needed"
-                )
-            elif rises < len(steps):
-                said += f"; the largest fall is {-min(steps):.3f}"
-            found.append(
-                (f"{what} ({getattr(settings.generator, task)})", said, rises == len(steps))
+        levels = [level for level in range(7) if f"{task}-D{level}" in pools]
+        if len(levels) < 2:
+            continue
+        values = np.array([distinct_of[f"{task}-D{level}"] for level in levels], float)
+        # Only between levels whose control differs is anything expected.
+        steps = np.diff(values)[np.diff([control[level] for level in levels]) < 0]
+        rises = int((steps > 0).sum())
+        result = f"{rises} of {len(steps)} steps; {values[0]:.3f} to {values[-1]:.3f}"
+        if rises < len(steps) and values.min() > SATURATED:
+            result += (
+                "; hardly five words in a row come twice in sets of this size, so it cannot "
+                "be told: larger sets or a colder writer are needed"
             )
-    from jaxloop.studies.diversity.prepare import experiments
+        elif rises < len(steps):
+            result += f"; the largest fall is {-min(steps):.3f}"
+        generator = getattr(settings.generator, task)
+        rows.append((f"{what} ({generator})", result, rises == len(steps)))
+    return rows
 
+
+def _size_checks(settings: DiversityConfig) -> list[Check]:
+    """Check (c): mixtures of an experiment keep the size that the config gives."""
+    rows: list[Check] = []
     for name, cells in experiments(settings).items():
         if name not in ("fixed", "variable"):
             continue
-        kept = {cell.task: set() for cell in cells}
+        is_fixed = settings_mixing(settings, name) == "fixed"
+        sizes: dict[str, set[int]] = {}
         for cell in cells:
-            kept[cell.task].add(
-                sum(cell.counts) if settings_mixing(settings, name) == "fixed" else cell.counts.real
-            )
-        wanted = {task: set(getattr(getattr(settings, name), task)) for task in kept}
-        part = "all records" if settings_mixing(settings, name) == "fixed" else "real records"
-        found.append(
-            (
-                f"(c) {name} size keeps {part}",
-                "; ".join(f"{t}: {', '.join(map(str, sorted(k)))}" for t, k in kept.items()),
-                kept == wanted,
-            )
-        )
+            size = sum(cell.counts) if is_fixed else cell.counts.real
+            sizes.setdefault(cell.task, set()).add(size)
+        expected = {task: set(getattr(getattr(settings, name), task)) for task in sizes}
+        part = "all records" if is_fixed else "real records"
+        result = "; ".join(f"{task}: {', '.join(map(str, sorted(n)))}" for task, n in sizes.items())
+        rows.append((f"(c) {name} size keeps {part}", result, sizes == expected))
+    return rows
+
+
+def _context_checks(pools: Pools) -> list[Check]:
+    """Check (d), on the most diverse question-answer set: its Distinct-5 is a sum over contexts."""
     name = next((f"qa-D{level}" for level in reversed(range(7)) if f"qa-D{level}" in pools), None)
-    if name is not None:
-        table = pools[name][1]
-        order = list(dict.fromkeys(table["context"]))
-        some = [
-            distinct("qa", table[table["context"].isin(order[: k + 1])]) for k in range(len(order))
-        ]
-        error = max(abs(v / (k + 1) / (some[-1] / len(order)) - 1) for k, v in enumerate(some))
-        found.append(
-            (
-                "(d) equation 5 grows in proportion to the contexts",
-                f"{len(order)} contexts, off by at most {100 * error:.1f} %",
-                error < 0.25,
-            )
-        )
+    if name is None:
+        return []
+    table = pools[name][1]
+    order = list(dict.fromkeys(table["context"]))
+    sums = [distinct("qa", table[table["context"].isin(order[: k + 1])]) for k in range(len(order))]
+    per_context = sums[-1] / len(order)
+    error = max(abs(value / (k + 1) / per_context - 1) for k, value in enumerate(sums))
+    what = "(d) equation 5 grows in proportion to the contexts"
+    return [(what, f"{len(order)} contexts, off by at most {100 * error:.1f} %", error < 0.25)]
+
+
+def _maximum_checks(settings: DiversityConfig, about: pd.DataFrame) -> list[Check]:
+    """Check (e): values divided by the group's maximum have the maximum 1."""
+    rows: list[Check] = []
     for task in settings.tasks:
         group = about[about["set"].isin([f"{task}-D{level}" for level in range(7)])]
         if len(group):
             top = float(normalised(group["distinct"]).max())
-            found.append(
-                (
-                    f"(e) {task}: divided by the group's maximum, the maximum is 1",
-                    f"{top:g}",
-                    top == 1.0,
-                )
-            )
-    return found
+            what = f"(e) {task}: divided by the group's maximum, the maximum is 1"
+            rows.append((what, f"{top:g}", top == 1.0))
+    return rows
 
 
-def settings_mixing(settings: "Settings", name: str) -> str:
-    """How an experiment mixes."""
+def settings_mixing(settings: DiversityConfig, name: str) -> str:
+    """Return how an experiment mixes, "fixed" or "variable"."""
     return getattr(settings, name).mixing

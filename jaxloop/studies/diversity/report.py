@@ -1,23 +1,24 @@
-"""tables, figures/ and report.html of a diversity study: the paper's figures, its Table 2 beside
-five labelled distances, diversity against shift.
+"""Writes tables, figures/ and report.html of a diversity study.
+
+They show the paper's figures, its Table 2 beside five named distances, and diversity against shift.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from jaxloop.recursion.chains import chain_id
 from jaxloop.reporting import report
-from jaxloop.studies.common import report as chain_report
-from jaxloop.studies.common import run as running
+from jaxloop.studies.common import report as common_report
+from jaxloop.studies.common.run import PageInputs
 from jaxloop.studies.diversity import figures, measure, prepare
+from jaxloop.studies.diversity.cells import all_cells, experiments, short
+from jaxloop.studies.diversity.config import DiversityConfig
 from jaxloop.studies.diversity.measure import DISTANCES
-
-if TYPE_CHECKING:
-    from jaxloop.studies.diversity.config import Settings
-    from jaxloop.studies.diversity.prepare import Prepared
+from jaxloop.studies.diversity.prepare import Prepared
+from jaxloop.studies.diversity.results import Results, gather, rows_of
 
 # Table 2 of arXiv 2506.19262: an unnamed distance to real data, D0 to D6.
 PAPER_TABLE_2 = {
@@ -27,155 +28,68 @@ PAPER_TABLE_2 = {
 NAMES = {"qa": "Question answering", "story": "Stories"}
 
 
-def gather(
-    root: Path,
-    settings: "Settings",
-    prepared: "Prepared",
-    pools: Mapping[str, pd.DataFrame],
-    sets: Mapping[str, pd.DataFrame],
-) -> dict:
-    """Measures the sets and writes sets.csv, distances.csv and regressions.csv; everything that the
-    page shows.
-
-    pools, sets: generated and training sets by name. Of every model's losses, joined with its set:
-    `cells`.
-    """
-    count = next(iter(prepared.models.values()))[1].count
-    tables = prepared.tables
-    by_pool = {f"{task}-real": (task, tables[task].train) for task in tables} | {
-        name: (name.split("-")[0], table) for name, table in pools.items()
-    }
-    about_pools = measure.describe(by_pool, count).assign(kind="source")
-    task_of = {cell.set_name: cell.task for cell in prepared.cells}
-    about_sets = measure.describe(
-        {name: (task_of[name], table) for name, table in sets.items()}, count
-    ).assign(kind="training set")
-    about = pd.concat([about_pools, about_sets], ignore_index=True)
-    about.to_csv(root / "sets.csv", index=False)
-
-    alone = {cell.set_name for cell in prepared.cells if cell.counts.real == 0}
-    compared = {f"{task}-test": (task, tables[task].test) for task in tables} | {
-        name: entry for name, entry in by_pool.items() if not name.endswith("-real")
-    }
-    compared |= {name: (task_of[name], sets[name]) for name in sets if name in alone}
-    distances, clouds = measure.distances(
-        compared, {task: t.train for task, t in tables.items()}, settings
-    )
-    distances.to_csv(root / "distances.csv", index=False)
-
-    cells = model_table(root, prepared, about_sets, distances)
-    generated = cells[cells["set"].isin(alone)].assign(
-        kind=lambda t: np.where(t["level"] == "crossed", "crossed", "levels")
-    )
-    fits = measure.regressions(generated) if len(generated) else pd.DataFrame()
-    fits.to_csv(root / "regressions.csv", index=False)
-    entries = {name: entry for name, entry in by_pool.items() if not name.endswith("-real")}
-    checked = measure.checks(settings, prepared, entries, about_pools)
-    return {
-        "pools": about_pools,
-        "sets": about_sets,
-        "distances": distances,
-        "clouds": clouds,
-        "cells": cells,
-        "fits": fits,
-        "checks": checked,
-        "count": count,
-    }
-
-
-def model_table(
-    root: Path, prepared: "Prepared", about: pd.DataFrame, distances: pd.DataFrame
-) -> pd.DataFrame:
-    """One row per trained model: its factors, its test losses, and the measures of its training
-    set.
-    """
-    metrics = chain_report.read_metrics(root)
-    losses = metrics.pivot_table(index="chain", columns="metric", values="value", aggfunc="first")
-    rows = []
-    several = {name for name in ("base",) if len({cell.base for cell in prepared.cells}) > 1}
-    for cell, chain in zip(prepared.cells, _chain_ids(prepared, several), strict=True):
-        if chain in losses.index:
-            rows.append(
-                {
-                    "chain": chain,
-                    "set": cell.set_name,
-                    **cell.factors,
-                    **losses.loc[chain].to_dict(),
-                }
-            )
-    table = pd.DataFrame(rows)
-    table = table.merge(about.drop(columns=["task", "kind"]), on="set", how="left")
-    return table.merge(distances.drop(columns=["task", "points"]), on="set", how="left")
-
-
-def _chain_ids(prepared, several):
-    from jaxloop.recursion.chains import chain_id
-
-    return [
-        (chain_id({"base": prepare.short(c.base)}) + "_" if several else "") + c.set_name
-        for c in prepared.cells
-    ]
+# What a section shows: drawings, tables and a note.
+Parts = tuple[list[report.Drawing], list[report.Table], str]
 
 
 def write(
     root: Path,
-    settings: "Settings",
-    prepared: "Prepared",
+    settings: DiversityConfig,
+    prepared: Prepared,
     pools: Mapping[str, pd.DataFrame],
     sets: Mapping[str, pd.DataFrame],
-    result,
-    facts: Sequence[tuple[str, str]],
+    *,
+    failed: Mapping[str, Mapping],
+    page: PageInputs,
 ) -> Path:
-    """Writes the tables, figures/*.png and report.html into a run directory and returns the page's
+    """Write the tables, figures/*.png and report.html into a run directory and return the page's
     path.
     """
-    from jaxloop.runtime.environment import versions
-    from jaxloop.runtime.workdir import stored_form
 
-    found = gather(root, settings, prepared, pools, sets)
-    sections = [_checks(found)]
+    results = gather(root, settings, prepared, pools, sets)
+    sections = [_checks(results)]
     for name, make in (
-        ("Levels (section 4.2)", _levels), ("Mixtures of one size (section 4.3)", _fixed), ("Generated data added to real data (section 4.3)", _variable),
-        ("Sizes (section 4.4)", _sizes), ("Architectures (appendix D.1)", _architectures), ("Diversity against shift", _disentangled),
-    ):  # fmt: skip
-        drawings, tables, note = make(settings, prepared, found)
+        ("Levels (section 4.2)", _levels),
+        ("Mixtures of one size (section 4.3)", _fixed),
+        ("Generated data added to real data (section 4.3)", _variable),
+        ("Sizes (section 4.4)", _sizes),
+        ("Architectures (appendix D.1)", _architectures),
+        ("Diversity against shift", _disentangled),
+    ):
+        drawings, tables, note = make(settings, results)
         if drawings or tables:
             sections.append(report.Section(name, note, drawings, tables))
-    sections.append(_sources(settings, prepared, pools, found))
+    sections.append(_sources(settings, prepared, pools, results))
     named = {
-        f"{running.slug(s.title)}-{running.slug(d.title)}": d for s in sections for d in s.drawings
+        f"{common_report.slug(s.title)}-{common_report.slug(d.title)}": d
+        for s in sections
+        for d in s.drawings
     }
-    running.save_drawings(root / "figures", named)
-    return running.write_page(
+    common_report.save_drawings(root / "figures", named)
+    return common_report.write_page(
         root,
         pd.DataFrame({name: [] for name in ("chain", "generation", "metric", "value")}),
         title=settings.title,
-        subtitle=running.dated(f"{len(prepared.cells):,} models fine-tuned"),
-        failed=result.failed,
-        facts=facts,
-        config=stored_form(settings.model_dump(mode="json")),
-        versions=versions(),
+        subtitle=common_report.dated(f"{len(prepared.cells):,} models fine-tuned"),
+        failed=failed,
+        run_info=page.run_info,
+        config=page.config,
+        versions=page.versions,
         sections=sections,
     )
 
 
-def _of(found: Mapping, settings: "Settings", name: str) -> pd.DataFrame:
+def _of(results: Results, settings: DiversityConfig, name: str) -> pd.DataFrame:
     """The rows of an experiment's models."""
-    from jaxloop.recursion.chains import chain_id
 
-    cells = prepare.experiments(settings).get(name, [])
-    several = len({c.base for c in prepare.all_cells(settings)}) > 1
-    ids = [
-        (chain_id({"base": prepare.short(c.base)}) + "_" if several else "") + c.set_name
-        for c in cells
-    ]
-    return found["cells"][found["cells"]["chain"].isin(ids)]
+    cells = experiments(settings).get(name, [])
+    several = len({c.base for c in all_cells(settings)}) > 1
+    ids = [(chain_id({"base": short(c.base)}) + "_" if several else "") + c.set_name for c in cells]
+    return results.cells[results.cells["chain"].isin(ids)]
 
 
-def _checks(found) -> report.Section:
-    rows = [
-        (what, value, "holds" if ok else "does not hold") for what, value, ok in found["checks"]
-    ]
+def _checks(results: Results) -> report.Section:
+    rows = [(what, value, "holds" if ok else "does not hold") for what, value, ok in results.checks]
     note = (
         "What must be true of the sets whoever writes them, found on the sets of this run. Sizes "
         "are matched where they differ."
@@ -187,21 +101,23 @@ def _checks(found) -> report.Section:
     )
 
 
-def _levels(settings, prepared, found):
-    rows = _of(found, settings, "generated")
+def _levels(settings: DiversityConfig, results: Results) -> Parts:
+    rows = _of(results, settings, "generated")
     drawings = []
     for task in settings.tasks:
-        mine = rows[rows["task"] == task]
-        for size in sorted(set((mine["real"] + mine["generated"]).tolist())):
-            group = mine[(mine["real"] + mine["generated"]) == size]
+        task_rows = rows[rows["task"] == task]
+        for size in sorted(set((task_rows["real"] + task_rows["generated"]).tolist())):
+            group = task_rows[(task_rows["real"] + task_rows["generated"]) == size]
             if group["level"].str.startswith("D").any():
                 drawings.append(
                     report.Drawing(
-                        f"{NAMES[task]}, {size:,} records", "Bars: Distinct-5 of the level, divided by the largest. Lines: test "
-                            "loss on answers, "
-                        "mean and standard error over seeds; dotted: fine-tuned on real data.", figures.levels(group, found["pools"], task),
+                        f"{NAMES[task]}, {size:,} records",
+                        "Bars: Distinct-5 of the level, divided by the largest. Lines: test "
+                        "loss on answers, "
+                        "mean and standard error over seeds; dotted: fine-tuned on real data.",
+                        figures.levels(group, results.pools, task),
                     )
-                )  # fmt: skip
+                )
     return (
         drawings,
         _loss_tables(rows, "level"),
@@ -212,14 +128,14 @@ def _levels(settings, prepared, found):
 def _loss_tables(rows: pd.DataFrame, by: str) -> list[report.Table]:
     tables = []
     for task in dict.fromkeys(rows["task"]) if len(rows) else ():
-        mine = rows[rows["task"] == task]
+        task_rows = rows[rows["task"] == task]
         keys = (
             ["base", "real", "generated", by]
             if by not in ("real", "generated")
             else ["base", "level", "real", "generated"]
         )
         lines = []
-        for key, group in mine.groupby(keys, sort=True):
+        for key, group in task_rows.groupby(keys, sort=True):
             values = [_pair(group[m]) for m in measure.LOSSES]
             lines.append(
                 (
@@ -257,8 +173,8 @@ def _pair(values: pd.Series) -> str:
     return f"{mean:.4f}" + (f" ± {error:.4f}" if error == error else "")
 
 
-def _fixed(settings, prepared, found):
-    rows = _of(found, settings, "fixed")
+def _fixed(settings: DiversityConfig, results: Results) -> Parts:
+    rows = _of(results, settings, "fixed")
     drawings = figures.by_ratio(rows, settings.tasks, NAMES)
     return (
         drawings,
@@ -268,8 +184,8 @@ def _fixed(settings, prepared, found):
     )
 
 
-def _variable(settings, prepared, found):
-    rows = _of(found, settings, "variable")
+def _variable(settings: DiversityConfig, results: Results) -> Parts:
+    rows = _of(results, settings, "variable")
     drawings = figures.by_ratio(rows, settings.tasks, NAMES)
     drawings += figures.by_ratio(
         rows,
@@ -286,8 +202,8 @@ def _variable(settings, prepared, found):
     )
 
 
-def _sizes(settings, prepared, found):
-    rows = _of(found, settings, "sizes")
+def _sizes(settings: DiversityConfig, results: Results) -> Parts:
+    rows = _of(results, settings, "sizes")
     return (
         figures.by_size(rows, settings.tasks, NAMES),
         _loss_tables(rows, "level"),
@@ -295,8 +211,8 @@ def _sizes(settings, prepared, found):
     )
 
 
-def _architectures(settings, prepared, found):
-    rows = _of(found, settings, "architectures")
+def _architectures(settings: DiversityConfig, results: Results) -> Parts:
+    rows = _of(results, settings, "architectures")
     note = (
         "Test loss on answers relative to the same base fine-tuned on real data, where that was "
         "run; else as it is."
@@ -304,8 +220,8 @@ def _architectures(settings, prepared, found):
     return figures.by_base(rows, settings.tasks, NAMES), _loss_tables(rows, "level"), note
 
 
-def _disentangled(settings, prepared, found):
-    rows, fits = found["cells"], found["fits"]
+def _disentangled(settings: DiversityConfig, results: Results) -> Parts:
+    rows, fits = results.cells, results.fits
     drawings = (
         figures.crossed(rows[rows["level"] == "crossed"], settings.tasks, NAMES)
         if len(rows)
@@ -314,7 +230,7 @@ def _disentangled(settings, prepared, found):
     tables = []
     if len(fits) and "diversity_together" in fits:
         lines = []
-        for r in fits.itertuples():
+        for r in rows_of(fits):
             if r.sets < 6 or r.diversity_together != r.diversity_together:
                 lines.append(
                     (
@@ -333,13 +249,34 @@ def _disentangled(settings, prepared, found):
                 )
                 continue
             lines.append(
-                (NAMES[r.task], r.kind, r.shift, r.models, r.sets, r.correlation, r.vif, f"{r.diversity_alone:+.4f}",
-                 f"{r.diversity_together:+.4f} ({r.diversity_low:+.4f} to "
-                     f"{r.diversity_high:+.4f})", f"{r.shift_alone:+.4f}",
-                 f"{r.shift_together:+.4f} ({r.shift_low:+.4f} to {r.shift_high:+.4f})")
-            )  # fmt: skip
-        header = ("task", "sets of", "shift is", "models", "sets", "correlation", "VIF", "diversity alone", "diversity, shift held (95 %)", "shift alone",
-                  "shift, diversity held (95 %)")  # fmt: skip
+                (
+                    NAMES[r.task],
+                    r.kind,
+                    r.shift,
+                    r.models,
+                    r.sets,
+                    r.correlation,
+                    r.vif,
+                    f"{r.diversity_alone:+.4f}",
+                    f"{r.diversity_together:+.4f} ({r.diversity_low:+.4f} to "
+                    f"{r.diversity_high:+.4f})",
+                    f"{r.shift_alone:+.4f}",
+                    f"{r.shift_together:+.4f} ({r.shift_low:+.4f} to {r.shift_high:+.4f})",
+                )
+            )
+        header = (
+            "task",
+            "sets of",
+            "shift is",
+            "models",
+            "sets",
+            "correlation",
+            "VIF",
+            "diversity alone",
+            "diversity, shift held (95 %)",
+            "shift alone",
+            "shift, diversity held (95 %)",
+        )
         note = (
             "Ordinary least squares of the test loss on answers on size-matched Distinct-5 and "
             "on a distance to real data: nats per standard deviation, errors "
@@ -355,34 +292,39 @@ def _disentangled(settings, prepared, found):
     return drawings, tables, note
 
 
-def _sources(settings, prepared, pools, found) -> report.Section:
+def _sources(
+    settings: DiversityConfig,
+    prepared: prepare.Prepared,
+    pools: Mapping[str, pd.DataFrame],
+    results: Results,
+) -> report.Section:
     drawings = []
     for task in settings.tasks:
-        mine = {
+        task_pools = {
             name.split("-")[1]: table
             for name, table in pools.items()
             if name.startswith(f"{task}-")
         }
-        if not mine:
+        if not task_pools:
             continue
         real = prepared.tables[task].train
         drawings.append(
             report.Drawing(
-                f"{NAMES[task]}: length of answers", "Tokens of the answer (the last sentence), "
-                    "share of records; grey: real data.",
-                figures.lengths({"real": real, **mine}, found["count"]),
+                f"{NAMES[task]}: length of answers",
+                "Tokens of the answer (the last sentence), share of records; grey: real data.",
+                figures.lengths({"real": real, **task_pools}, results.count_tokens),
             )
-        )  # fmt: skip
+        )
         names = [
             f"{task}-real",
-            *(f"{task}-{level}" for level in ("D0", "D3", "D6") if level in mine),
+            *(f"{task}-{level}" for level in ("D0", "D3", "D6") if level in task_pools),
         ]
         names += (
-            [f"{task}-{level}" for level in mine if f"{task}-{level}" not in names]
+            [f"{task}-{level}" for level in task_pools if f"{task}-{level}" not in names]
             if len(names) == 1
             else []
         )
-        flat = measure.flat(found["clouds"], names, settings.distances.picture)
+        flat = measure.flat(results.clouds, names, settings.distances.picture)
         how = "two principal components" if settings.distances.picture == "pca" else "UMAP"
         note = (
             f"Sentence embeddings of whole records, {how} of all sets together; the paper does "
@@ -390,7 +332,7 @@ def _sources(settings, prepared, pools, found) -> report.Section:
         )
         drawings.append(report.Drawing(f"{NAMES[task]}: embeddings", note, figures.clouds(flat)))
     lines = []
-    for r in found["distances"].itertuples():
+    for r in rows_of(results.distances):
         if r.set.endswith("-test") or r.set in pools:
             level = "real test records" if r.set.endswith("-test") else r.set.split("-")[1]
             paper = PAPER_TABLE_2[r.task][int(level[1])] if level[0] == "D" else float("nan")
@@ -411,9 +353,9 @@ def _sources(settings, prepared, pools, found) -> report.Section:
         "The paper names neither its distance nor its space, and no distance here claims to be "
         "it. The first row of a task is what sampling alone makes."
     )
-    about = found["pools"]
+    about = results.pools
     rows = []
-    for r in about.itertuples():
+    for r in rows_of(about):
         group = about[(about["task"] == r.task) & (about["set"] != f"{r.task}-real")]["distinct"]
         share = (
             r.distinct / group.max() if len(group) and not r.set.endswith("-real") else float("nan")
@@ -442,13 +384,13 @@ def _sources(settings, prepared, pools, found) -> report.Section:
         "size matched",
         "tokens of an answer",
     )
-    told = (
+    matched_note = (
         "Distinct-5 as each task defines it: question answering sums over contexts (equation 5), "
         "stories are one corpus (equation 6)."
     )
     tables = [
         report.Table("Distances to real data (Table 2)", note, header, lines),
-        report.Table("Diversity of the sources", told, columns, rows),
+        report.Table("Diversity of the sources", matched_note, columns, rows),
     ]
     return report.Section(
         "The generated sets",

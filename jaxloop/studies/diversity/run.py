@@ -1,137 +1,145 @@
-"""Diversity of generated data and what it does to fine-tuning (arXiv 2506.19262): seven levels,
-mixtures, sizes, models, distances to real data.
+"""How the diversity of generated data affects fine-tuning (arXiv 2506.19262).
 
-settings -> prepare (data, models, cells; everything that can be refused) -> generated sets ->
-recursion.driver.run, one generation, a chain per cell -> sets.csv, distances.csv, regressions.csv,
-metrics.csv -> report.html
+Seven levels of diversity, mixtures, sizes, models, and distances to real data are compared. The
+steps are: `prepare` reads data and models, plans the cells (models to train) and refuses what
+cannot be run; the sets are generated; `recursion.driver.run` trains one generation, with a chain
+for each cell; then sets.csv, distances.csv, regressions.csv, metrics.csv and report.html are
+written.
 """
 
-import dataclasses
 import functools
-import pathlib
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import jaxloop
-from jaxloop.config import fingerprint
-from jaxloop.studies import FAILED_CHAINS
-from jaxloop.studies.common import identity
-from jaxloop.studies.diversity.config import Settings
+import pandas as pd
 
-__all__ = ["Settings", "check", "plan", "run"]
+from jaxloop.lm.model.config import count_parameters
+from jaxloop.recursion import driver
+from jaxloop.runtime.devices import barrier
+from jaxloop.runtime.signals import Stop, stop_safely
+from jaxloop.studies.common import absent_plan
+from jaxloop.studies.common import models as base_models
+from jaxloop.studies.common import run as common
+from jaxloop.studies.diversity import cost, generate, measure, report
+from jaxloop.studies.diversity import prepare as inputs
+from jaxloop.studies.diversity.cells import all_cells, experiments
+from jaxloop.studies.diversity.config import CONFIG, DiversityConfig
+from jaxloop.studies.diversity.prepare import Prepared
+
+__all__ = ["CONFIG", "check", "plan", "run"]
+
+Context = common.RunContext[DiversityConfig, Prepared]
+Tables = Mapping[str, pd.DataFrame]
 
 
-def check(settings: Settings) -> list[str]:
-    """Lines about the data, the models and the cells, once all of them have been found good."""
-    from jaxloop.lm.model.config import count_parameters
-    from jaxloop.studies.diversity import prepare as diversity_setup
-
-    prepared = diversity_setup.prepare(settings)
-    lines = [f"data {task}: {tables.found}" for task, tables in prepared.tables.items()]
+def check(config: DiversityConfig) -> list[str]:
+    """Return lines about the data, the models and the cells. Raises ValueError as a run would."""
+    prepared = inputs.prepare(config)
+    lines = [f"data {task}: {tables.summary}" for task, tables in prepared.tables.items()]
     lines += [
-        f"model {name}: {spec.architecture}, {count_parameters(spec):,} parameters"
-        for name, (spec, _) in prepared.models.items()
+        f"model {name}: {model_config.architecture}, {count_parameters(model_config):,} parameters"
+        for name, (model_config, _) in prepared.models.items()
     ]
-    return [*lines, cells_line(settings)]
+    return [*lines, _cells_line(config)]
 
 
-def cells_line(settings: Settings) -> str:
-    """How many models which experiments train."""
-    from jaxloop.studies.diversity.prepare import all_cells, experiments
+def plan(config: DiversityConfig, target: str | None = None) -> list[tuple[str, str]]:
+    """Return what a run would cost, counted from the config.
 
-    parts = ", ".join(f"{name} {len(cells)}" for name, cells in experiments(settings).items())
-    return f"{len(all_cells(settings)):,} models to train ({parts}; shared ones counted once)"
-
-
-def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
-    """What a run would do, counted from the config, and how long it would take here; models and
-    data that are not here are assumed, and named. With `target`: what the compiler says of its
-    programs there.
+    Models and data that are not here are assumed, and named. With `target`: what the compiler says
+    of the programs there.
     """
-    from jaxloop.studies.common import absent_plan
-    from jaxloop.studies.diversity import cost
+    models = ("models to train", _cells_line(config))
+    if target is None:
+        return [models, *cost.table(config)]
+    programs = absent_plan.Programs(
+        models=config.models, fit=config.fit, sample=None, run=config.run
+    )
+    return [models, *absent_plan.rows(programs, target)]
 
-    if target is not None:
-        return [("models to train", cells_line(settings)), *absent_plan.rows(settings, target)]
-    return [("models to train", cells_line(settings)), *cost.table(settings)]
+
+def run(config: DiversityConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
+    """Run the whole study, or the rest of it.
+
+    Returns 0, or `FAILED_CHAINS` where some models did not train.
+    """
+    steps = common.Steps(inputs.prepare, _disk_bytes, _generate_and_train, raisable_fields=())
+    return common.run_study(steps, config, workdir, argv=argv)
 
 
-def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
-    """The whole study, or the rest of one; 0, or `FAILED_CHAINS` where some models did not train."""
-    from jaxloop.recursion import driver
-    from jaxloop.runtime.devices import barrier, initialise_distributed, processes
-    from jaxloop.runtime.environment import commit, devices
-    from jaxloop.runtime.log import LOGGER
-    from jaxloop.runtime.signals import stop_safely
-    from jaxloop.runtime.workdir import open_workdir
-    from jaxloop.studies.common import run as running
-    from jaxloop.studies.diversity import generate as diversity_generate
-    from jaxloop.studies.diversity import measure as diversity_measure
-    from jaxloop.studies.diversity import prepare as diversity_setup
-    from jaxloop.studies.diversity import report
-
-    start = time.monotonic()
-    initialise_distributed()
-    running.keep_compiled(settings.run)
-    prepared = diversity_setup.prepare(settings)
-    chains = diversity_setup.chains(settings, prepared.cells)
-    models = identity.of(settings)
-    common = dataclasses.replace(prepared.driver, identity=identity.bases(models))
-    needs = driver.disk_needed(chains, common, weights_bytes(settings, prepared))
-    with (
-        open_workdir(
-            workdir,
-            settings.model_dump(mode="json"),
-            may_change=("run", "title"),
-            may_raise=(),
-            needs=needs,
-            identity=models,
-        ) as place,
-        stop_safely() as stop,
-    ):
-        generate = functools.partial(diversity_generate.pools, settings, prepared, place.path, stop)
-        if processes()[0] > 0:
-            barrier("generated sets")  # the first process makes them, the others read them
-        pools = generate()
-        if processes()[0] == 0:
-            diversity_generate.save(place.path, pools)
-            barrier("generated sets")
-        sets = diversity_generate.training_sets(settings, prepared, pools)
-        data = diversity_setup.datasets(settings, prepared.cells, sets, pools)
-        family, command = diversity_setup.family(settings), running.command_line(argv)
-        measure = diversity_measure.measure(settings, prepared)
+def _generate_and_train(context: Context) -> common.Outcome:
+    config, prepared = context.config, context.prepared
+    with stop_safely() as stop:
+        pools = _pools(context, stop)
+        sets = generate.training_sets(config, prepared, pools)
         result = driver.run(
-            family, chains, data, common, place.path, measure=measure, stop=stop, command=command
+            inputs.family(config),
+            inputs.chains(config, prepared.cells),
+            inputs.datasets(config, prepared.cells, sets, pools),
+            context.driver_settings(prepared.driver),
+            context.root,
+            measure=measure.measure(config, prepared),
+            stop=stop,
+            command=context.command,
         )
-        if processes()[0] == 0:
-            facts = [
-                ("command", command),
-                ("models trained", cells_line(settings)),
-                *((f"data: {task}", tables.found) for task, tables in prepared.tables.items()),
-                ("bases", ", ".join(settings.models.pool)),
-                (
-                    "writers",
-                    ", ".join(
-                        f"{task}: {getattr(settings.generator, task)}" for task in settings.tasks
-                    ),
-                ),
-                ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
-                ("device", devices()),
-                ("config fingerprint", fingerprint(settings, ignore=("run", "title"))),
-                (
-                    "time",
-                    running.elapsed(time.monotonic() - start)
-                    + (" since it was resumed" if place.resumed else ""),
-                ),
-            ]
-            page = report.write(place.path, settings, prepared, pools, sets, result, facts)
-            LOGGER.info("the report is %s", page)
-    return FAILED_CHAINS if result.failed else 0
+    writers = (f"{task}: {getattr(config.generator, task)}" for task in config.tasks)
+    return common.trained(
+        result,
+        run_info=[
+            ("models trained", _cells_line(config)),
+            *((f"data: {task}", tables.summary) for task, tables in prepared.tables.items()),
+            ("bases", ", ".join(config.models.pool)),
+            ("writers", ", ".join(writers)),
+        ],
+        write_report=functools.partial(_write_report, context, pools, sets, result),
+    )
 
 
-def weights_bytes(settings: Settings, prepared) -> int:
+def _pools(context: Context, stop: Stop) -> dict[str, pd.DataFrame]:
+    """The generated sets, which the first process writes and the others read."""
+    if not context.is_first_process:
+        barrier("generated sets")
+    pools = generate.pools(context.config, context.prepared, context.root, stop)
+    if context.is_first_process:
+        generate.save(context.root, pools)
+        barrier("generated sets")
+    return pools
+
+
+def _write_report(
+    context: Context,
+    pools: Tables,
+    sets: Tables,
+    result: driver.RunResult,
+    page: common.PageInputs,
+) -> Path:
+    return report.write(
+        context.root,
+        context.config,
+        context.prepared,
+        pools,
+        sets,
+        failed=result.failed,
+        page=page,
+    )
+
+
+def _disk_bytes(config: DiversityConfig, prepared: Prepared) -> int:
+    chains = inputs.chains(config, prepared.cells)
+    return driver.disk_needed(chains, prepared.driver, _weights_bytes(config, prepared))
+
+
+def _cells_line(config: DiversityConfig) -> str:
+    """How many models each experiment trains."""
+    counts = {name: len(cells) for name, cells in experiments(config).items()}
+    parts = ", ".join(f"{name} {count}" for name, count in counts.items())
+    total = len(all_cells(config))
+    return f"{total:,} models to train ({parts}; shared ones counted once)"
+
+
+def _weights_bytes(config: DiversityConfig, prepared: Prepared) -> int:
     """Bytes of one trained model on disk, of the largest base."""
-    from jaxloop.studies.chain import prepare as chain_setup
-
-    sizes = [chain_setup.sizes(settings.fit, spec) for spec, _ in prepared.models.values()]
-    return 4 * max(s.adapter if settings.fit.mode == "lora" else s.total for s in sizes)
+    sizes = [
+        base_models.sizes(config.fit, model_config) for model_config, _ in prepared.models.values()
+    ]
+    return 4 * max(s.adapter if config.fit.mode == "lora" else s.total for s in sizes)

@@ -1,16 +1,14 @@
-"""Training sets of the diversity study as pure functions: which rows, which near-duplicates, how
-much of what (arXiv 2506.19262, section 3.2).
+"""Builds the training sets of the diversity study by pure functions.
 
-A set is a table with the columns context (the document or block that a record belongs to), passage,
-  head (question, or all sentences but the
-last), text (answer, or the last sentence), topic and origin ("real", "generated", "paraphrase",
-"repeat", "outside"); a training set has the
-column part ("real" or "generated") besides. Draws are NumPy generators
-seeded with names, so that no draw depends on another.
+They choose rows, near-duplicates and shares (arXiv 2506.19262, section 3.2). A set is a table with
+the columns context (the document or block that a record belongs to), passage, head (question, or
+all sentences but the last), text (answer, or the last sentence), topic and origin ("real",
+"generated", "paraphrase", "repeat", "outside"); a training set also has the column part ("real" or
+"generated"). Draws are NumPy generators seeded with names, so that no draw depends on another.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +16,8 @@ import pandas as pd
 
 COLUMNS = ("context", "passage", "head", "text", "topic", "origin")
 LEVELS = tuple(range(7))
+# (row of a table, version) -> (head, text).
+Paraphrase = Callable[[int, int], tuple[str, str]]
 
 
 class Counts(NamedTuple):
@@ -28,8 +28,9 @@ class Counts(NamedTuple):
 
 
 class Replacement(NamedTuple):
-    """Which records of a context are replaced: slot [m_r] by version [m_r] of the paraphrases of
-    record source [m_r].
+    """Which records of a context are replaced.
+
+    Slot [m_r] gets version [m_r] of the paraphrases of record source [m_r].
     """
 
     slot: np.ndarray
@@ -37,13 +38,15 @@ class Replacement(NamedTuple):
     version: np.ndarray
 
 
-def draw(*names) -> np.random.Generator:
-    """A generator that these names, and nothing else, decide."""
+def draw(*names: object) -> np.random.Generator:
+    """Return a generator that is seeded with these names and nothing else."""
     return np.random.default_rng([zlib.crc32(repr(name).encode()) for name in names])
 
 
 def mixture(rho: float, mixing: str, size: int) -> Counts:
-    """Real and generated records at mixing ratio rho = generated / (generated + real), equation 7.
+    """Return how many real and generated records a mixture has (equation 7).
+
+    rho = generated / (generated + real).
 
     mixing "fixed": `size` records in all; "variable": `size` real ones, to which rho / (1 - rho) as
     many generated ones are added. Raises ValueError for rho outside [0, 1], and for rho = 1 at
@@ -63,8 +66,9 @@ def mixture(rho: float, mixing: str, size: int) -> Counts:
 def replacement(
     records: int, replaced: int, versions: int, rng: np.random.Generator
 ) -> Replacement:
-    """Equations 2 and 3 in one context of K records: m_r = `replaced` of them give way to
-    paraphrases of m_r / m_p of them (m_p = `versions`).
+    """Choose which of K records of a context are replaced, and by what (equations 2 and 3).
+
+    m_r = `replaced` records give way to paraphrases of m_r / m_p of them (m_p = `versions`).
 
     The sources are among the replaced records, so each is there as its paraphrases alone. With one
     generator state, the sources and slots of a smaller m_r are among those of a larger one. More to
@@ -77,10 +81,11 @@ def replacement(
 
 
 def paraphrased(
-    table: pd.DataFrame, replaced: int, versions: int, paraphrase, *names
+    table: pd.DataFrame, replaced: int, versions: int, paraphrase: Paraphrase, *names: object
 ) -> pd.DataFrame:
-    """A set with near-duplicates: in every context `replacement`, texts by `paraphrase(row of the
-    table, version) -> (head, text)`.
+    """Return a set with near-duplicates, `replacement` in every context.
+
+    Their texts are `paraphrase(row of the table, version) -> (head, text)`.
     """
     heads, texts, origins = list(table["head"]), list(table["text"]), list(table["origin"])
     for context, rows in contexts(table).items():
@@ -91,43 +96,50 @@ def paraphrased(
     return table.assign(head=heads, text=texts, origin=origins)
 
 
-def sources(table: pd.DataFrame, replaced: int, versions: int, *names) -> list[tuple[int, int]]:
-    """(row, version) of every paraphrase that `paraphrased` asks for, in order, each once."""
-    asked: dict[tuple[int, int], None] = {}
+def sources(
+    table: pd.DataFrame, replaced: int, versions: int, *names: object
+) -> list[tuple[int, int]]:
+    """Return each (row, version) that `paraphrased` asks for once, in order."""
+    pairs: dict[tuple[int, int], None] = {}
     for context, rows in contexts(table).items():
         chosen = replacement(len(rows), replaced, versions, draw(*names, context))
-        asked |= dict.fromkeys(
+        pairs |= dict.fromkeys(
             zip(rows[chosen.source].tolist(), chosen.version.tolist(), strict=True)
         )
-    return list(asked)
+    return list(pairs)
 
 
 def contexts(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Rows of every context, contexts in order of appearance."""
+    """Return the rows of every context, contexts in order of appearance."""
+    if not len(table):
+        return {}
     codes, names = pd.factorize(table["context"])
     order = np.argsort(codes, kind="stable")
-    return (
-        dict(zip(names, np.split(order, np.flatnonzero(np.diff(codes[order])) + 1), strict=True))
-        if len(table)
-        else {}
-    )
+    starts = np.flatnonzero(np.diff(codes[order])) + 1
+    return dict(zip(names, np.split(order, starts), strict=True))
 
 
 def round_robin(table: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Rows in an order whose every beginning holds the contexts evenly: one record of each, then a
-    second, …; contexts and records shuffled.
+    """Return rows in an order of which every beginning holds the contexts evenly.
+
+    One record of each context, then a second, and so on; contexts and records are shuffled.
 
     Where every record has the same context it is a plain shuffle.
     """
     groups = [rng.permutation(rows) for rows in contexts(table).values()]
     groups = [groups[i] for i in rng.permutation(len(groups))]
-    turn = np.concatenate([np.arange(len(rows)) for rows in groups]) if groups else np.zeros(0, int)
-    return np.concatenate(groups)[np.argsort(turn, kind="stable")] if groups else turn
+    if not groups:
+        return np.zeros(0, int)
+    turn = np.concatenate([np.arange(len(rows)) for rows in groups])
+    return np.concatenate(groups)[np.argsort(turn, kind="stable")]
 
 
-def mix(real: pd.DataFrame, generated: pd.DataFrame, counts: Counts, *names) -> pd.DataFrame:
-    """`counts` records of both; with the same names, the records of a smaller count are among those
-    of a larger one.
+def mix(
+    real: pd.DataFrame, generated: pd.DataFrame, counts: Counts, *names: object
+) -> pd.DataFrame:
+    """Return a training set of `counts` real and generated records.
+
+    With the same names, the records of a smaller count are among those of a larger one.
 
     Raises ValueError where there are too few.
     """
@@ -148,45 +160,54 @@ def mix(real: pd.DataFrame, generated: pd.DataFrame, counts: Counts, *names) -> 
 
 
 def near_duplicate(text: str, share: float, rng: np.random.Generator) -> str:
-    """`text` with about `share` of its words taken out, one at least where there are two; share 0:
-    the text itself.
+    """Return `text` without about `share` of its words.
+
+    At least one word goes where there are two. Share 0 returns the text itself.
     """
     words = text.split()
     if share == 0 or len(words) < 2:
         return text
-    gone = rng.choice(
+    dropped = rng.choice(
         len(words), min(len(words) - 1, max(1, round(share * len(words)))), replace=False
     )
-    return " ".join(w for i, w in enumerate(words) if i not in set(gone.tolist()))
+    return " ".join(w for i, w in enumerate(words) if i not in set(dropped.tolist()))
 
 
-def edited(table: pd.DataFrame, share: float, *names):
-    """A `paraphrase` for `paraphrased` that needs no model: the head as a `near_duplicate`, the
-    text as it is.
+def edited(table: pd.DataFrame, share: float, *names: object) -> Paraphrase:
+    """Return a `paraphrase` for `paraphrased` that needs no model.
+
+    The head becomes a `near_duplicate`; the text stays as it is.
     """
+    heads, texts = table["head"].tolist(), table["text"].tolist()
 
     def paraphrase(row: int, version: int) -> tuple[str, str]:
-        return near_duplicate(table["head"].iat[row], share, draw(*names, row, version)), table[
-            "text"
-        ].iat[row]
+        return near_duplicate(heads[row], share, draw(*names, row, version)), texts[row]
 
     return paraphrase
 
 
 def topical_rows(
-    topics: Sequence[int], size: int, kept: int, repertoire: int, rng: np.random.Generator
+    topics: Sequence[int] | np.ndarray,
+    size: int,
+    num_topics: int,
+    repertoire: int,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows [size], version [size]) of a set of `kept` topics, each with at most `repertoire`
-    different stories, drawn as evenly as can be.
+    """Return (rows [size], version [size]) of a set of `num_topics` topics.
+
+    Each topic has at most `repertoire` different stories; topics are drawn as evenly as can be.
 
     topics: the topic of each story of the pool, from 0 on (-1: none). Version 0 is a story's first
-    appearance, 1 its first repeat, …. So min(size, stories of the kept topics) stories are
+    appearance, 1 its first repeat, …. So min(size, stories of these topics) stories are
     different. With one generator state, smaller topic sets are inside larger ones.
     """
-    topics = np.asarray(topics)
-    order = rng.permutation(topics.max() + 1)[:kept]
-    held = [rng.permutation(np.flatnonzero(topics == topic)) for topic in range(topics.max() + 1)]
-    lists = [held[topic][:repertoire] for topic in order]
+    topic_of = np.asarray(topics)
+    topic_count = topic_of.max() + 1
+    order = rng.permutation(topic_count)[:num_topics]
+    stories_of = [
+        rng.permutation(np.flatnonzero(topic_of == topic)) for topic in range(topic_count)
+    ]
+    lists = [stories_of[topic][:repertoire] for topic in order]
     turn = np.concatenate([np.arange(len(rows)) for rows in lists])
     stories = np.concatenate(lists)[np.argsort(turn, kind="stable")]
     number = np.arange(size)
@@ -195,17 +216,15 @@ def topical_rows(
 
 def topical(
     pool: pd.DataFrame,
-    topics: Sequence[int],
+    topics: Sequence[int] | np.ndarray,
     size: int,
-    kept: int,
+    num_topics: int,
     repertoire: int,
     share: float,
-    *names,
+    *names: object,
 ) -> pd.DataFrame:
-    """The set of `topical_rows`; repeats are near-duplicates (`near_duplicate`) of the stories that
-    they repeat.
-    """
-    rows, versions = topical_rows(topics, size, kept, repertoire, draw(*names))
+    """Return the set of `topical_rows`. Repeats are near-duplicates of the stories they repeat."""
+    rows, versions = topical_rows(topics, size, num_topics, repertoire, draw(*names))
     table = pool.iloc[rows].reset_index(drop=True)
     heads = [
         head if version == 0 else near_duplicate(head, share, draw(*names, int(row), int(version)))
@@ -225,18 +244,20 @@ def crossed(
     shift: float,
     versions: int,
     share: float,
-    *names,
+    *names: object,
 ) -> pd.DataFrame:
-    """`size` records in which the share of near-duplicates and the share of records from elsewhere
-    are set apart from each other.
+    """Return `size` records in which near-duplicates and records from elsewhere vary independently.
 
     round(shift size) different records come from `outside`, the others from `pool`; of both, the
     share `duplicates` gives way to near-duplicates, `versions` of each source. Diversity and shift
-    are so crossed by design, which real generators confound (diversity.md, section 6).
+    are so crossed by design, which real generators confound (arXiv 2506.19262, table 2).
     """
-    away = round(shift * size)
+    outside_count = round(shift * size)
     parts = []
-    for name, table, count in (("pool", pool, size - away), ("outside", outside, away)):
+    for name, table, count in (
+        ("pool", pool, size - outside_count),
+        ("outside", outside, outside_count),
+    ):
         if len(table) < count:
             raise ValueError(
                 f"control: a set needs {count:,} {name} records, there are {len(table):,}."
@@ -260,9 +281,12 @@ def crossed(
 
 
 def clusters(texts: Sequence[str], count: int, seed: int = 0) -> np.ndarray:
-    """Topic [n] of each text: k-means on the first 50 singular directions of TF-IDF, `count`
-    clusters, numbered by size. Same texts, same topics.
+    """Return the topic [n] of each text, numbered by size.
+
+    k-means on the first 50 singular directions of TF-IDF, `count` clusters. Equal texts give equal
+    topics.
     """
+    # scikit-learn (these four) takes seconds to import, which other commands do without.
     from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -277,7 +301,8 @@ def clusters(texts: Sequence[str], count: int, seed: int = 0) -> np.ndarray:
 
 
 def bodies(table: pd.DataFrame) -> list[str]:
-    """What diversity and distance are measured on: question and answer, or the whole story; never
-    the document (section 2 of the spec).
+    """Return the texts that diversity and distance are measured on.
+
+    Question and answer, or the whole story; never the document.
     """
     return [f"{head} {text}" for head, text in zip(table["head"], table["text"], strict=True)]

@@ -1,92 +1,101 @@
-"""Transfer, damage and homogenisation of a multi-entity study with intervals over seeds, and what
-the paper reports of the same.
+"""Transfer, damage and homogenisation of a multi-entity study, and the paper's values of them.
 
-Everything is paired within a seed. At the last generation, against alpha = 0 at the same beta:
-    transfer         loss on the other entities' tasks without exchange minus with it: positive where reading the others helps
+Intervals are over seeds. Everything is paired within a seed. At the last generation, compared with
+alpha = 0 at the same beta:
+    transfer         loss on the other entities' tasks without exchange minus with it: positive
+                     where reading the others helps
     damage           loss on the own task with exchange minus without: positive where it hurts
-    alike_losses     standard deviation over the models of the loss on a task, mean over tasks, at alpha = 0 minus with exchange: positive where
-                     reading each other makes the models alike
-    alike_outputs    output similarity with exchange minus without, mean over corpora and pairs: positive where reading each other makes them alike
+    alike_losses     standard deviation over the models of the loss on a task, mean over tasks, at
+                     alpha = 0 minus with exchange: positive where reading each other makes the
+                     models alike
+    alike_outputs    output similarity with exchange minus without, mean over corpora and pairs:
+                     positive where reading each other makes them alike
 And of every setting, without exchange too:
-    alike_since      output similarity at the last generation minus at generation 0 (the paper's table 4)
+    alike_since      output similarity at the last generation minus at generation 0 (the paper's
+                     table 4)
 Losses are in nats per token.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from jaxloop.runtime.tables import read_parquet
 from jaxloop.studies.multi_entity.measure import FOLDER, task_loss
 
 SETTING = ["alpha", "beta"]
 
 
 def losses(metrics: pd.DataFrame, entities: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
-    """One row per chain, generation, model and task: columns chain, alpha, beta, seed, generation,
-    model, task, own, value.
+    """Return one row per chain, generation, model and task.
+
+    Columns: chain, alpha, beta, seed, generation, model, task, own, value.
     """
-    wanted = {task_loss(task): task for task in tasks}
-    table = metrics[metrics["metric"].isin(wanted)]
+    task_of = {task_loss(task): task for task in tasks}
+    table = metrics[metrics["metric"].isin(task_of)]
     out = table[["chain", *SETTING, "seed", "generation"]].assign(
         model=[entities[int(k)] for k in table["entity"]],
-        task=table["metric"].map(wanted),
+        task=table["metric"].map(task_of),
         value=table["value"].astype(float),
     )
     return out.assign(own=out["model"] == out["task"])
 
 
 def similarities(root: Path, metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row per chain, generation and corpus: columns chain, alpha, beta, seed, generation, set,
-    value (mean over pairs); empty without any.
-    """
-    from jaxloop.runtime.tables import read_parquet
+    """Return one row per chain, generation and corpus.
 
-    found = []
+    Columns: chain, alpha, beta, seed, generation, set, value (mean over pairs). Empty if none was
+    measured.
+    """
+    frames = []
     for path in sorted((root / FOLDER).glob("generation=*.parquet")):
-        found.append(
+        frames.append(
             pd.DataFrame(read_parquet(path)).assign(generation=int(path.stem.split("=")[1]))
         )
     columns = ["chain", *SETTING, "seed", "generation", "set", "value"]
-    if not found:
+    if not frames:
         return pd.DataFrame(columns=columns)
     table = (
-        pd.concat(found)
+        pd.concat(frames)
         .groupby(["chain", "generation", "set"], as_index=False, sort=False)["value"]
         .mean()
     )
     return table.merge(metrics[["chain", *SETTING, "seed"]].drop_duplicates(), on="chain")[columns]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float, int]:
-    """(mean, low, high, n) of a 95 % t-interval over seeds; low and high are NaN for one value."""
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float, int]:
+    """Return (mean, low, high, n) of a 95 % t-interval; low and high are NaN for one value."""
+    # statsmodels takes seconds to import, which other commands do without.
     from statsmodels.stats.weightstats import DescrStatsW
 
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
-        return (
-            float(values[0]) if len(values) else float("nan"),
-            float("nan"),
-            float("nan"),
-            len(values),
-        )
-    low, high = (
-        DescrStatsW(values).tconfint_mean() if np.ptp(values) > 0 else (values[0], values[0])
-    )
-    return float(values.mean()), float(low), float(high), len(values)
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    if len(finite) < 2:
+        mean = float(finite[0]) if len(finite) else float("nan")
+        return mean, float("nan"), float("nan"), len(finite)
+    low, high = finite[0], finite[0]
+    if np.ptp(finite) > 0:
+        low, high = DescrStatsW(finite).tconfint_mean()
+    return float(finite.mean()), float(low), float(high), len(finite)
 
 
 def by_chain(
     losses: pd.DataFrame, similarity: pd.DataFrame, entities: Sequence[str]
 ) -> pd.DataFrame:
-    """One row per chain and generation: own, cross, spread (over the entities' tasks), public (NaN
-    if not measured), similarity (mean over corpora).
+    """Return one row per chain and generation.
+
+    Columns: own, cross, spread (over the entities' tasks), public (NaN if not measured), similarity
+    (mean over corpora).
     """
     keys = ["chain", *SETTING, "seed", "generation"]
     private = losses[losses["task"].isin(entities)]
-    mean = lambda rows, name: rows.groupby(keys, sort=False)["value"].mean().rename(name)
+
+    def mean(rows: pd.DataFrame, name: str) -> pd.Series:
+        return rows.groupby(keys, sort=False)["value"].mean().rename(name)
+
     spread = (
         private.groupby([*keys, "task"], sort=False)["value"]
         .std(ddof=0)
@@ -111,48 +120,56 @@ def by_chain(
 
 
 def effects(chains: pd.DataFrame, final: int) -> pd.DataFrame:
-    """Columns alpha, beta, effect, seed, value: one row per setting, effect and seed that reached
-    generation `final`.
+    """Return one row per setting, effect and seed that reached generation `final`.
+
+    Columns: alpha, beta, seed, effect, value.
     """
     rows = []
     ends = chains[chains["generation"] == final].set_index([*SETTING, "seed"])
     starts = chains[chains["generation"] == 0].set_index([*SETTING, "seed"])
-    for at, end in ends.iterrows():
+    # The index has three levels, which the stubs of pandas do not know.
+    keys = cast("list[tuple[Any, Any, Any]]", ends.index.tolist())
+    end_of = [(key, end) for key, (_, end) in zip(keys, ends.iterrows(), strict=True)]
+    for at, end in end_of:
         alpha, beta, seed = at
-        found = {"alike_since": end["similarity"] - starts["similarity"].get(at, np.nan)}
+        effect_values = {"alike_since": end["similarity"] - starts["similarity"].get(at, np.nan)}
         base = next(
             (
-                ends.loc[key]
-                for key in ends.index
+                other
+                for key, other in end_of
                 if _is_zero(key[0]) and key[1] == beta and key[2] == seed
             ),
             None,
         )
         if base is not None and not _is_zero(alpha):
-            found |= {"transfer": base["cross"] - end["cross"], "damage": end["own"] - base["own"]}
-            found |= {
+            effect_values |= {
+                "transfer": base["cross"] - end["cross"],
+                "damage": end["own"] - base["own"],
+            }
+            effect_values |= {
                 "alike_losses": base["spread"] - end["spread"],
                 "alike_outputs": end["similarity"] - base["similarity"],
             }
         rows += [
             dict(zip([*SETTING, "seed"], at, strict=True), effect=name, value=float(value))
-            for name, value in found.items()
+            for name, value in effect_values.items()
         ]
     return pd.DataFrame(rows, columns=[*SETTING, "seed", "effect", "value"])
 
 
 def _is_zero(alpha: object) -> bool:
     try:
-        return float(alpha) == 0
+        # Not a number: refused by float, and so no zero.
+        return float(cast(Any, alpha)) == 0
     except (TypeError, ValueError):
         return False
 
 
 def summary(effects: pd.DataFrame) -> pd.DataFrame:
-    """Columns effect, alpha, beta, mean, low, high, n: 95 % t-intervals over seeds."""
+    """Return 95 % t-intervals over seeds: columns effect, alpha, beta, mean, low, high, n."""
     rows = []
     for (effect, alpha, beta), part in effects.groupby(["effect", *SETTING], sort=False):
-        mean, low, high, n = interval(part["value"])
+        mean, low, high, n = interval(part["value"].to_numpy(float))
         rows.append(
             {
                 "effect": effect,
@@ -168,12 +185,12 @@ def summary(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def settings_by_generation(chains: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Columns alpha, beta, generation, mean, low, high, n of one column of `by_chain`."""
+    """Return columns alpha, beta, generation, mean, low, high, n of a column of `by_chain`."""
     rows = []
     for (alpha, beta, generation), part in chains.dropna(subset=[column]).groupby(
         [*SETTING, "generation"], sort=False
     ):
-        mean, low, high, n = interval(part[column])
+        mean, low, high, n = interval(part[column].to_numpy(float))
         rows.append(
             {
                 "alpha": alpha,
@@ -188,8 +205,13 @@ def settings_by_generation(chains: pd.DataFrame, column: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*SETTING, "generation", "mean", "low", "high", "n"])
 
 
+def means(table: pd.DataFrame) -> dict[tuple[Any, Any], float]:
+    """Return (alpha, beta) -> mean of a table with these columns."""
+    keys = zip(table["alpha"].tolist(), table["beta"].tolist(), strict=True)
+    return dict(zip(keys, table["mean"].tolist(), strict=True))
+
+
 # ---- the paper
-# --------------------------------------------------------------------------------------------------------
 
 GRID = [(alpha, beta) for beta in (0.0, 0.5, 1.0) for alpha in (0.0, 0.5, 1.0)]
 # (model, task) -> loss at t = 0, then at the end for beta = 0, 1/2, 1 and within each alpha = 0,
@@ -229,8 +251,9 @@ PAPER_SIMILARITY = {
 
 
 def paper_changes(name: str, own: bool) -> dict[tuple[float, float], float]:
-    """(alpha, beta) -> mean change of the loss since t = 0, on the own tasks or on the others', of
-    one of the paper's tables.
+    """Return (alpha, beta) -> mean change of the loss since t = 0 in one of the paper's tables.
+
+    Over the own tasks, or over the others'.
     """
     rows = [
         np.asarray(row[1:]) - row[0]
@@ -241,21 +264,22 @@ def paper_changes(name: str, own: bool) -> dict[tuple[float, float], float]:
 
 
 def changes(chains: pd.DataFrame, column: str, final: int) -> pd.DataFrame:
-    """Columns alpha, beta, mean, low, high, n of a column's change since generation 0 of the same
-    chain.
+    """Return columns alpha, beta, mean, low, high, n of a column's change since generation 0.
+
+    Changes are taken within a chain.
     """
     ends, starts = (
         chains[chains["generation"] == g].set_index("chain")[column] for g in (final, 0)
     )
-    known = chains[["chain", *SETTING]].drop_duplicates().set_index("chain")
-    table = known.assign(value=(ends - starts).reindex(known.index)).dropna(subset=["value"])
+    settings = chains[["chain", *SETTING]].drop_duplicates().set_index("chain")
+    table = settings.assign(value=(ends - starts).reindex(settings.index)).dropna(subset=["value"])
     rows = []
     for (alpha, beta), part in table.groupby(SETTING, sort=False):
         rows.append(
             dict(
                 zip(
                     (*SETTING, "mean", "low", "high", "n"),
-                    (alpha, beta, *interval(part["value"])),
+                    (alpha, beta, *interval(part["value"].to_numpy(float))),
                     strict=True,
                 )
             )

@@ -1,17 +1,20 @@
-"""Figures of a multi-entity study. Colour is beta, line style alpha; bands and bars are 95 %
-t-intervals over seeds.
+"""Figures of a multi-entity study.
+
+Colour is beta, line style alpha; bands and bars are 95 % t-intervals over seeds.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxloop.reporting import figures
 from jaxloop.reporting.figures import MUTED, printable
 from jaxloop.studies.multi_entity import effects as entities_effects
+from jaxloop.studies.multi_entity.linear_theory import Surface
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))
 EFFECTS = {
@@ -23,14 +26,14 @@ EFFECTS = {
 }
 
 
-def _number(value: object) -> float:
+def _number(value: float | str) -> float:
     try:
         return float(value)
     except ValueError:
         return float("nan")
 
 
-def _styles(table) -> dict[tuple, tuple[str, object]]:
+def _styles(table: pd.DataFrame) -> dict[tuple, tuple[str, object]]:
     """(alpha, beta) -> colour by beta, dashes by alpha."""
     pairs = list(dict.fromkeys(zip(table["alpha"], table["beta"], strict=True)))
     alphas, betas = (list(dict.fromkeys(p[i] for p in pairs)) for i in (0, 1))
@@ -41,29 +44,26 @@ def _styles(table) -> dict[tuple, tuple[str, object]]:
     }
 
 
-def _name(alpha, beta) -> str:
-    return (
-        f"α {alpha:g}, β {beta:g}"
-        if isinstance(alpha, float) and isinstance(beta, float)
-        else f"α {alpha}, β {beta}"
-    )
+def _name(alpha: float | str, beta: float | str) -> str:
+    if isinstance(alpha, float) and isinstance(beta, float):
+        return f"α {alpha:g}, β {beta:g}"
+    return f"α {alpha}, β {beta}"
 
 
 def _places(values: Sequence) -> dict:
-    """Where the values of alpha stand on an axis: at their number, or one after another where one
-    is a list.
+    """Where the values of alpha stand on an axis.
+
+    At their number, or one after another where one of them is a list.
     """
     numbers = {v: _number(v) for v in dict.fromkeys(values)}
-    return (
-        numbers
-        if all(np.isfinite(list(numbers.values())))
-        else {v: float(i) for i, v in enumerate(numbers)}
-    )
+    if all(np.isfinite(list(numbers.values()))):
+        return numbers
+    return {v: float(i) for i, v in enumerate(numbers)}
 
 
-def _by_alpha(axes, table: pd.DataFrame) -> None:
+def _by_alpha(axes: Axes, table: pd.DataFrame) -> None:
     """mean, low, high of a table by alpha, one line per beta."""
-    places, betas = _places(table["alpha"]), list(dict.fromkeys(table["beta"]))
+    places, betas = _places(table["alpha"].tolist()), list(dict.fromkeys(table["beta"]))
     for i, (beta, (colour, _)) in enumerate(zip(betas, figures.palette(len(betas)), strict=True)):
         rows = table[table["beta"] == beta]
         x = np.array([places[a] for a in rows["alpha"]]) + (i - (len(betas) - 1) / 2) * 0.02
@@ -88,7 +88,7 @@ def _by_alpha(axes, table: pd.DataFrame) -> None:
     axes.set_xlabel("alpha")
 
 
-def _legend(figure: Figure, axes, columns: int = 6) -> None:
+def _legend(figure: Figure, axes: Axes, columns: int = 6) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(
@@ -102,7 +102,7 @@ def _legend(figure: Figure, axes, columns: int = 6) -> None:
 
 
 def effects(summary: pd.DataFrame) -> Figure:
-    """The effects by alpha, one line per beta."""
+    """Draw the effects by alpha, one line per beta."""
     with figures.style():
         names = [
             name for name in EFFECTS if summary.loc[summary["effect"] == name, "mean"].notna().any()
@@ -117,7 +117,7 @@ def effects(summary: pd.DataFrame) -> Figure:
 
 
 def matrix(losses: pd.DataFrame, entities: Sequence[str], tasks: Sequence[str]) -> Figure:
-    """Loss of every model (row) on every task (column) by generation, a line per setting."""
+    """Draw the loss of every model (row) on every task (column), a line per setting."""
     with figures.style():
         figure, axes = figures.panels(
             len(entities), len(tasks), panel=(2.9, 2.2), sharex=True, sharey="col"
@@ -151,7 +151,7 @@ def matrix(losses: pd.DataFrame, entities: Sequence[str], tasks: Sequence[str]) 
 
 
 def similarity(table: pd.DataFrame) -> Figure:
-    """Output similarity of every corpus by generation, a line per setting."""
+    """Draw the output similarity of every corpus by generation, a line per setting."""
     with figures.style():
         sets = list(dict.fromkeys(table["set"]))
         figure, axes = figures.panels(1, len(sets), panel=(3.0, 2.7), sharey=True)
@@ -164,7 +164,7 @@ def similarity(table: pd.DataFrame) -> Figure:
         return figure
 
 
-def _lines(axes, summary: pd.DataFrame) -> None:
+def _lines(axes: Axes, summary: pd.DataFrame) -> None:
     for (alpha, beta), (colour, dash) in _styles(summary).items():
         rows = summary[(summary["alpha"] == alpha) & (summary["beta"] == beta)].sort_values(
             "generation"
@@ -186,8 +186,9 @@ def _lines(axes, summary: pd.DataFrame) -> None:
 
 
 def components(panels: Sequence[tuple], entities: Sequence[str]) -> Figure:
-    """Completions in two dimensions: generations below each other, alphas side by side, a colour
-    per entity.
+    """Draw completions in two dimensions.
+
+    Generations below each other, alphas side by side, a colour per entity.
     """
     with figures.style():
         alphas, generations = (list(dict.fromkeys(p[i] for p in panels)) for i in (0, 1))
@@ -215,8 +216,9 @@ def components(panels: Sequence[tuple], entities: Sequence[str]) -> Figure:
 
 
 def beside(chains: pd.DataFrame, linear: Mapping) -> Figure:
-    """Language models left, linear model right: own tasks, the others' tasks, similarity against
-    disagreement.
+    """Draw the language models on the left and the linear model on the right.
+
+    Rows: own tasks, the others' tasks, similarity against disagreement.
     """
     with figures.style():
         rows = [
@@ -251,18 +253,18 @@ def beside(chains: pd.DataFrame, linear: Mapping) -> Figure:
         return figure
 
 
-def surface(found) -> Figure:
-    """Relative efficiency and spectral radius of the linear model over alpha and beta."""
+def surface(limits: Surface) -> Figure:
+    """Draw relative efficiency and spectral radius of the linear model over alpha and beta."""
     with figures.style():
         figure, axes = figures.panels(1, 2, panel=(4.2, 3.2))
         for one, (title, values) in zip(
             axes[0],
-            (("Relative efficiency", found.efficiency), ("rho(Q)", found.radius)),
+            (("Relative efficiency", limits.efficiency), ("rho(Q)", limits.radius)),
             strict=True,
         ):
             lines = one.contour(
-                found.alpha,
-                found.beta,
+                limits.alpha,
+                limits.beta,
                 np.ma.masked_invalid(values).T,
                 levels=9,
                 colors=[c for c, _ in figures.palette(6)],
@@ -270,14 +272,14 @@ def surface(found) -> Figure:
             )
             one.clabel(lines, fontsize=7)
             one.plot(
-                *found.best[:2],
+                *limits.best[:2],
                 "o",
                 fillstyle="none",
                 markersize=10,
                 color=figures.INK,
                 clip_on=False,
             )
-            one.plot(*found.coarse[:2], "x", markersize=8, color=figures.INK, clip_on=False)
+            one.plot(*limits.coarse[:2], "x", markersize=8, color=figures.INK, clip_on=False)
             one.set_title(title, loc="left", fontsize=10)
             one.set_xlabel("alpha")
             one.set_ylabel("beta")
@@ -285,9 +287,7 @@ def surface(found) -> Figure:
 
 
 def paper(ours: Mapping[str, pd.DataFrame]) -> Figure:
-    """Change of loss since generation 0 by setting: this run with intervals, and the paper's
-    tables.
-    """
+    """Draw the change of loss since generation 0 by setting: this run and the paper's tables."""
     with figures.style():
         figure, axes = figures.panels(1, 2, panel=(4.4, 3.2))
         colours = [colour for colour, _ in figures.palette(4)]

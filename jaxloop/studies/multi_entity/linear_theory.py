@@ -1,24 +1,25 @@
-"""The linear model beside the language models: the same alpha, beta, K, mixing and generations
-(multi_entity.md, section 1).
+"""The linear model of arXiv 2505.21677, to compare with the language models.
 
-Squared errors and token losses have no common unit: what is compared are ranks of settings, and
-shapes of curves.
+It has the same alpha, beta, K, mixing and generations. Squared errors and token losses have no
+common unit, so only ranks of settings and shapes of curves are compared.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
+from scipy.stats import kendalltau
 
+from jaxloop.recursion.workflow import Exchange, exchange_weights
+from jaxloop.simulators.linear import closed_form, low_rank_designs, sweep
 from jaxloop.studies.multi_entity import prepare
-
-if TYPE_CHECKING:
-    from jaxloop.studies.multi_entity.run import Settings
+from jaxloop.studies.multi_entity.config import EntitiesConfig
 
 
 class Curves(NamedTuple):
-    """Means over designs by generation [T+1] of one setting: error on the own task and on the
-    others' (per row), disagreement; rho(Q).
+    """Means over designs of one setting, by generation [T+1].
+
+    Squared error per row on the own task and on the others', disagreement, and rho(Q).
     """
 
     own: np.ndarray
@@ -28,8 +29,9 @@ class Curves(NamedTuple):
 
 
 class Surface(NamedTuple):
-    """Limits on a fine grid, averaged over designs: relative efficiency and rho(Q) [A, B] at alpha
-    [A] and beta [B] (NaN where there is no limit).
+    """Limits on a fine grid, averaged over designs.
+
+    Relative efficiency and rho(Q) [A, B] at alpha [A] and beta [B]; NaN where there is no limit.
 
     best: (alpha, beta, efficiency) of the fine grid; coarse: the same of {0, 1/2, 1} x {0, 1/2, 1}
     without alpha = 1, where there is none.
@@ -43,10 +45,8 @@ class Surface(NamedTuple):
     coarse: tuple[float, float, float]
 
 
-def designs_of(settings: "Settings") -> list[tuple]:
-    """(designs, theta) for every random draw."""
-    from jaxloop.simulators.linear import low_rank_designs
-
+def designs_of(settings: EntitiesConfig) -> list[tuple]:
+    """Return (designs, theta) of every random draw."""
     t = settings.theory
     out = []
     for seed in range(t.designs):
@@ -64,19 +64,18 @@ def designs_of(settings: "Settings") -> list[tuple]:
 
 
 def curves(
-    settings: "Settings", prepared: prepare.Prepared, generations: int
+    settings: EntitiesConfig, prepared: prepare.Prepared, generations: int
 ) -> Mapping[tuple, Curves]:
-    """(alpha label, beta label) -> what the linear model says of it, for as many generations."""
-    from jaxloop.recursion.workflow import exchange_weights
-    from jaxloop.simulators.linear import closed_form
-
+    """Return (alpha label, beta label) -> the curves of the linear model over `generations`."""
     out = {}
     for chain in prepared.chains:
         factors = dict(chain.factors)
         key = factors["alpha"], factors["beta"]
         if key in out:
             continue
-        alpha, real = exchange_weights(chain.workflow.exchange, len(settings.entities))
+        # Every chain of this study is one of exchange.
+        sets = cast(Exchange, chain.workflow.exchange)
+        alpha, real = exchange_weights(sets, len(settings.entities))
         beta = np.where(alpha < 1, real[:, :, 0] / np.where(alpha < 1, 1 - alpha, 1), 0.0)
         along = np.minimum(np.arange(max(generations, 2)), len(alpha) - 1)
         moments = [
@@ -101,35 +100,34 @@ def curves(
     return out
 
 
-def surface(settings: "Settings", prepared: prepare.Prepared) -> Surface | None:
-    """Relative efficiency on a fine grid; None where the real data leave theta undetermined."""
-    from jaxloop.simulators.linear import sweep
-
+def surface(settings: EntitiesConfig, prepared: prepare.Prepared) -> Surface | None:
+    """Return relative efficiency on a fine grid; None if the real data leave theta undetermined."""
     n = settings.theory.grid
     fine = np.linspace(0.001, 0.99, n), np.linspace(0.0, 1.0, n)
     coarse = (0.0, 0.5), (0.0, 0.5, 1.0)
-    made = [
+    sweeps = [
         [
             sweep(d, theta, alpha=a, beta=b, mixing=prepared.mixing)
             for d, theta in designs_of(settings)
         ]
         for a, b in (fine, coarse)
     ]
-    scores = [np.mean([s.relative_efficiency.mean(2) for s in some], axis=0) for some in made]
+    scores = [np.mean([s.relative_efficiency.mean(2) for s in some], axis=0) for some in sweeps]
     if not np.isfinite(scores[0]).any():
         return None
     best = []
     for (a, b), score in zip((fine, coarse), scores, strict=True):
         i, j = np.unravel_index(np.nan_to_num(score, nan=-np.inf).argmax(), score.shape)
-        best.append((float(a[i]), float(b[j]), float(score[i, j])))
-    radius = np.mean([s.spectral_radius for s in made[0]], axis=0)
+        best.append((float(np.asarray(a)[i]), float(np.asarray(b)[j]), float(score[i, j])))
+    radius = np.mean([s.spectral_radius for s in sweeps[0]], axis=0)
     return Surface(*fine, scores[0], radius, *best)
 
 
-def distinct(settings: "Settings", values: Mapping[tuple, float]) -> dict[tuple, float]:
-    """`values` by (alpha, beta) with the settings of alpha = 1 as one, their mean: where generation
-    0 does not depend on beta, nothing in them does, and a rank correlation must not count one
-    setting as several.
+def distinct(settings: EntitiesConfig, values: Mapping[tuple, float]) -> dict[tuple, float]:
+    """Return `values` by (alpha, beta) with the settings of alpha = 1 as one, their mean.
+
+    If generation 0 does not depend on beta, these settings do not either, and a rank correlation
+    must not count one setting as several.
     """
     if settings.exchange.initial_beta is None:
         return dict(values)
@@ -140,11 +138,10 @@ def distinct(settings: "Settings", values: Mapping[tuple, float]) -> dict[tuple,
 
 
 def agreement(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float, int]:
-    """Kendall's tau-b of two lists, its p-value and how many pairs both have; NaN below three.
-    Values that differ by rounding are ties.
-    """
-    from scipy.stats import kendalltau
+    """Return Kendall's tau-b of two lists, its p-value, and how many pairs both have.
 
+    tau and p are NaN below three pairs. Values that differ by rounding are ties.
+    """
     a, b = (
         np.round(x / max(np.nanmax(np.abs(x), initial=0), 1e-300), 9)
         for x in (np.asarray(ours, float), np.asarray(others, float))
@@ -152,5 +149,5 @@ def agreement(ours: Sequence[float], others: Sequence[float]) -> tuple[float, fl
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 3 or len(set(a[both])) < 2 or len(set(b[both])) < 2:
         return float("nan"), float("nan"), int(both.sum())
-    found = kendalltau(a[both], b[both])
-    return float(found.statistic), float(found.pvalue), int(both.sum())
+    result = kendalltau(a[both], b[both])
+    return float(result.statistic), float(result.pvalue), int(both.sum())

@@ -1,45 +1,55 @@
-"""What a multi-entity study measures: every model's loss on every task, and how alike the entities'
-completions are (multi_entity.md, section 3).
+"""What a multi-entity study measures (arXiv 2505.21677).
+
+It is every model's loss on every task, and how similar the entities' completions are.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxloop.lm import family
+from jaxloop.metrics import registry
+from jaxloop.metrics.distances import output_similarity
+from jaxloop.metrics.embed import embed
+from jaxloop.recursion.chains import ChainSpec
+from jaxloop.recursion.driver import RunResult
+from jaxloop.recursion.family import ModelOutput
+from jaxloop.recursion.run import Measure
+from jaxloop.recursion.sources import probe_rows, texts_path
+from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.tables import read_parquet, write_parquet
 from jaxloop.studies.multi_entity import prepare
-
-if TYPE_CHECKING:
-    from jaxloop.studies.multi_entity.run import Settings
+from jaxloop.studies.multi_entity.config import EntitiesConfig
 
 FOLDER = "similarity"
+# (alpha label, generation, [entities] points [n, 2]).
+Panel = tuple[float | str, int, list[np.ndarray]]
 
 
 def task_loss(task: str) -> str:
-    """Name of the metric: token-mean test loss on a task."""
+    """Return the metric's name of the token-mean test loss on a task."""
     return f"task_loss(task={task})"
 
 
 def base_loss(task: str) -> str:
-    """Name of the metric: the same of the base model, before any training; in generation 0 alone."""
+    """Return the metric's name of the untrained base model's task loss, in generation 0 only."""
     return f"base_loss(task={task})"
 
 
-def measure(settings: "Settings", prepared: prepare.Prepared) -> Callable:
-    """The driver's `measure`: for every model `task_loss` of every test set, in nats per token, and
-    the chosen metrics of what it wrote.
-    """
-    from jaxloop.lm import family
-    from jaxloop.metrics import registry
+def measure(settings: EntitiesConfig, prepared: prepare.Prepared) -> Measure:
+    """Return the driver's `measure`.
 
+    It gives the `task_loss` of every test set in nats per token, and the config's metrics of texts.
+    """
     texts = [text for some, _ in prepared.tests.values() for text in some]
     prompts = [prompt for _, some in prepared.tests.values() for prompt in some]
     ends = np.cumsum([len(some) for some, _ in prepared.tests.values()])
-    fit = dataclasses.replace(
-        prepared.driver.fit, loss_on=settings.measure.loss_on or settings.fit.loss_on
-    )
+    completion_only = settings.measure.completion_only
+    if completion_only is None:
+        completion_only = settings.fit.completion_only
+    fit = settings.fit.replace(completion_only=completion_only)
     # Similarity is one number for all entities of a chain, whose models need not be measured
     # together: see `write_similarity`.
     chosen = settings.measure.metrics
@@ -49,20 +59,15 @@ def measure(settings: "Settings", prepared: prepare.Prepared) -> Callable:
         if metric.needs == ("texts",)
     ]
 
-    def losses(model, weights: Sequence) -> list[list[float]]:
+    def losses(model: Any, weights: Sequence[Any]) -> list[list[float]]:
         tasks = [family.LossTask(one, texts, prompts) for one in weights]
         # All models score the same rows: what tells the tasks apart is their weights.
-        found = _by_weights(lambda some: family.loss(model, some, fit), tasks)
-        pieces = lambda x: np.split(np.asarray(x, np.float64), ends[:-1])
-        return [
-            [
-                n.sum() / max(t.sum(), 1)
-                for n, t in zip(pieces(r.nats), pieces(r.tokens), strict=True)
-            ]
-            for r in found
-        ]
+        results = _by_weights(lambda some: family.loss(model, some, fit), tasks)
+        return [_mean_losses(result, ends) for result in results]
 
-    def run(model, generation: int, outcomes: Sequence) -> dict:
+    def run(
+        model: Any, generation: int, outcomes: Sequence[ModelOutput]
+    ) -> dict[tuple[str, int], dict[str, float]]:
         own = losses(model, [o.weights for o in outcomes])
         written = [o.texts[: o.chain.workflow.synthetic] for o in outcomes]
         values = registry.evaluate(names, texts=written) if names else {}
@@ -75,7 +80,7 @@ def measure(settings: "Settings", prepared: prepare.Prepared) -> Callable:
             row |= {
                 base_loss(name): value for name, value in zip(prepared.tests, bases, strict=False)
             }
-            row |= {name: float(found[i]) for name, found in values.items()}
+            row |= {name: float(column[i]) for name, column in values.items()}
             row["finished"] = float(o.finished[: o.chain.workflow.synthetic].mean())
             out[o.chain.id, o.entity] = row
         return out
@@ -83,58 +88,66 @@ def measure(settings: "Settings", prepared: prepare.Prepared) -> Callable:
     return run
 
 
-def _by_weights(work, tasks):
+def _mean_losses(result: family.LossResult, ends: np.ndarray) -> list[float]:
+    """Token-mean loss of each test set; set i ends before row ends[i]."""
+    nll, tokens = (
+        np.split(np.asarray(rows, np.float64), ends[:-1]) for rows in (result.nll, result.tokens)
+    )
+    return [n.sum() / max(t.sum(), 1) for n, t in zip(nll, tokens, strict=True)]
+
+
+def _by_weights(
+    work: Callable[[list[family.LossTask]], Sequence[family.LossResult]],
+    tasks: Sequence[family.LossTask],
+) -> list[family.LossResult]:
     marks = [prepare.fingerprint(task.weights) for task in tasks]
     chosen = {mark: task for mark, task in zip(reversed(marks), reversed(tasks), strict=True)}
-    found = dict(zip(chosen, work(list(chosen.values())), strict=True))
-    return [found[mark] for mark in marks]
+    results = dict(zip(chosen, work(list(chosen.values())), strict=True))
+    return [results[mark] for mark in marks]
 
 
 # ---- output similarity
-# ------------------------------------------------------------------------------------------------
 
 
 class Completions(NamedTuple):
-    """What the entities of a chain made of the probes in one generation: corpus ->
-    [entities][prompts] texts.
+    """The entities' completions of the probes of a chain in one generation.
+
+    by_set: corpus -> [entities][prompts] texts.
     """
 
-    chain: object
+    chain: ChainSpec
     by_set: dict[str, list[list[str]]]
 
 
-def generations_of(settings: "Settings", last: int) -> list[int]:
-    """Generations whose similarity is measured."""
+def generations_of(settings: EntitiesConfig, last: int) -> list[int]:
+    """Return the generations whose similarity is measured."""
     return sorted({*range(0, last + 1, settings.measure.similarity_every), last})
 
 
-def completions(root: Path, chain, generation: int) -> Completions | None:
-    """The completions of one chain, from texts/; None where the chain had stopped."""
-    from jaxloop.recursion.sources import probe_rows, texts_path
-    from jaxloop.runtime.tables import read_parquet
-
+def completions(root: Path, chain: ChainSpec, generation: int) -> Completions | None:
+    """Return the completions of a chain from texts/; None where the chain had stopped."""
     path = root / texts_path(chain, generation)
     if not path.exists():
         return None
     table = read_parquet(path, ["entity", "row", "text"])
-    mine: list[list[str]] = [[] for _ in range(chain.workflow.entities)]
+    texts_of: list[list[str]] = [[] for _ in range(chain.workflow.entities)]
     for entity, text in zip(table["entity"], table["text"], strict=True):
-        mine[int(entity)].append(text)
+        texts_of[int(entity)].append(text)
     total = probe_rows(chain)
-    answers, at, out = [texts[len(texts) - total :] for texts in mine], 0, {}
+    answers, at, out = [texts[len(texts) - total :] for texts in texts_of], 0, {}
     for name, count in chain.probes:
         out[name] = [texts[at : at + count] for texts in answers]
         at += count
     return Completions(chain, out)
 
 
-def embeddings(settings: "Settings", found: Sequence[Completions]) -> list[dict[str, np.ndarray]]:
-    """corpus -> [entities, prompts, d] of each; equal texts are embedded once."""
-    from jaxloop.metrics.embed import embed
-
+def embeddings(
+    settings: EntitiesConfig, completed: Sequence[Completions]
+) -> list[dict[str, np.ndarray]]:
+    """Return corpus -> embeddings [entities, prompts, d] of each. Equal texts are embedded once."""
     distinct = list(
         dict.fromkeys(
-            t for c in found for texts in c.by_set.values() for some in texts for t in some
+            t for c in completed for texts in c.by_set.values() for some in texts for t in some
         )
     )
     points = embed(distinct, model=settings.measure.embedder)
@@ -144,18 +157,17 @@ def embeddings(settings: "Settings", found: Sequence[Completions]) -> list[dict[
             name: np.stack([points[[place[t] for t in some]] for some in texts])
             for name, texts in c.by_set.items()
         }
-        for c in found
+        for c in completed
     ]
 
 
-def write_similarity(settings: "Settings", prepared: prepare.Prepared, root: Path, result) -> None:
-    """similarity/generation=*.parquet: mean cosine between two entities' completions, by chain,
-    corpus and pair; what is there is kept.
-    """
-    from jaxloop.metrics.distances import output_similarity
-    from jaxloop.runtime.log import LOGGER
-    from jaxloop.runtime.tables import write_parquet
+def write_similarity(
+    settings: EntitiesConfig, prepared: prepare.Prepared, root: Path, result: RunResult
+) -> None:
+    """Write similarity/generation=*.parquet, unless it exists.
 
+    Mean cosine between two entities' completions, by chain, corpus and pair.
+    """
     if not prepared.chains[0].probes:
         return
     (root / FOLDER).mkdir(exist_ok=True)
@@ -163,14 +175,16 @@ def write_similarity(settings: "Settings", prepared: prepare.Prepared, root: Pat
         path = root / FOLDER / f"generation={generation:04d}.parquet"
         if path.exists():
             continue
-        found = [
+        completed = [
             c
             for chain in prepared.chains
             if (c := completions(root, chain, generation)) is not None
         ]
         LOGGER.info("output similarity of generation %d", generation)
         columns: dict[str, list] = {name: [] for name in ("chain", "set", "one", "other", "value")}
-        for c, points in zip(found, embeddings(settings, found) if found else (), strict=True):
+        for c, points in zip(
+            completed, embeddings(settings, completed) if completed else (), strict=True
+        ):
             for name, array in points.items():
                 matrix = output_similarity(array)
                 for i, j in zip(*np.triu_indices(len(matrix), 1), strict=True):
@@ -183,47 +197,56 @@ def write_similarity(settings: "Settings", prepared: prepare.Prepared, root: Pat
         write_parquet(path, columns)
 
 
-def principal_components(settings: "Settings", prepared: prepare.Prepared, root: Path, last: int):
-    """Completions of the private corpora's probes in two dimensions: (panels, share of variance),
-    or None.
+def principal_components(
+    settings: EntitiesConfig, prepared: prepare.Prepared, root: Path, last: int
+) -> tuple[list[Panel], np.ndarray] | None:
+    """Return the private probes' completions in two dimensions: (panels, share of variance), or
+    None.
 
     panels: [(alpha label, generation, [entities] points [n, 2])] of the first seed at the beta
     nearest to 1/2, in generation 0 and `last`; one pair of axes for all, from the principal
     components of everything shown (the paper's figure 3).
     """
+    # scikit-learn takes seconds to import, and most calls draw nothing.
     from sklearn.decomposition import PCA
 
-    seed, betas = prepared.chains[0].seed, {}
+    seed = prepared.chains[0].seed
+    distance_to_half: dict[str, float] = {}
     for chain in prepared.chains:
-        beta = dict(chain.factors)["beta"]
-        betas[chain.id] = float("inf") if isinstance(beta, str) else abs(beta - 0.5)
-    nearest = min(betas.values())
+        beta = prepare.label(prepared.settings_of[chain.id][1])
+        # A beta that changes over generations is no point to be near.
+        distance_to_half[chain.id] = float("inf") if isinstance(beta, str) else abs(beta - 0.5)
+    nearest = min(distance_to_half.values())
     chosen = [
         chain
         for chain in prepared.chains
-        if chain.seed == seed and betas[chain.id] == nearest and chain.probes
+        if chain.seed == seed and distance_to_half[chain.id] == nearest and chain.probes
     ]
-    found = [
+    completed = [
         (c, g)
         for g in sorted({0, last})
         for chain in chosen
         if (c := completions(root, chain, g)) is not None
     ]
-    if not found:
+    if not completed:
         return None
     arrays = [
         np.concatenate(
             [p for name, p in points.items() if name != prepare.PUBLIC] or [*points.values()],
             axis=1,
         )
-        for points in embeddings(settings, [c for c, _ in found])
+        for points in embeddings(settings, [c for c, _ in completed])
     ]
     flat = np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays])
     if len(flat) < 3:
         return None
     pca = PCA(2).fit(flat)
     panels = [
-        (dict(c.chain.factors)["alpha"], g, [pca.transform(points) for points in array])
-        for (c, g), array in zip(found, arrays, strict=True)
+        (
+            prepare.label(prepared.settings_of[c.chain.id][0]),
+            g,
+            [pca.transform(points) for points in array],
+        )
+        for (c, g), array in zip(completed, arrays, strict=True)
     ]
     return panels, pca.explained_variance_ratio_

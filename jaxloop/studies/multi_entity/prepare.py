@@ -1,42 +1,65 @@
-"""What a multi-entity study stands on, read and checked before anything is compiled or written:
-corpora, models, chains, the driver's settings.
+"""Reads and checks what a multi-entity study needs, before anything is compiled or written.
+
+That is the corpora, the models, the chains and the driver's settings.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
-from jaxloop.studies.chain import prepare as chain_setup
+import jax
+import numpy as np
+
+from jaxloop.core import mixing as mixing_matrices
+from jaxloop.data import qa_tasks
+from jaxloop.data.dialect import Dialect, in_section
+from jaxloop.lm.model.config import ModelConfig, count_parameters
+from jaxloop.metrics import registry
+from jaxloop.metrics.embed import load_embedder
+from jaxloop.recursion import driver, ledger
+from jaxloop.recursion.chains import ChainSpec, chain_id
+from jaxloop.recursion.driver import RunSettings
+from jaxloop.recursion.family import FamilyFunctions
+from jaxloop.recursion.sources import Dataset
+from jaxloop.recursion.workflow import Exchange, Workflow, exchange, exchange_weights
+from jaxloop.runtime.devices import select_devices
+from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as running
-
-if TYPE_CHECKING:
-    from jaxloop.studies.multi_entity.run import Settings
+from jaxloop.studies.multi_entity.config import NO_DATA, EntitiesConfig
 
 PUBLIC = "public"
+# alpha or beta: a number, one per generation, or a row of one per entity per generation.
+Weight = float | tuple[float | tuple[float, ...], ...]
+# Rows [K][K] that sum to one.
+Mixing = tuple[tuple[float, ...], ...]
 # Requests of a decoding program: every one has a prompt of its own, whose cache is held.
 REQUESTS = 512
 
 
 class Prepared(NamedTuple):
-    """Everything that can be refused, read and checked; nothing compiled or written.
+    """Everything that a run needs, read and checked; nothing is compiled or written.
 
-    chains: alpha by beta by seed; data: name -> recursion Dataset, the entities' and `public`;
-    tests: name -> (texts, prompts) on which losses are measured; found: lines about the data;
-    models: name -> (spec, tokenizer); settings_of: chain id -> (alpha, beta) as `exchange` takes
-    them; mixing [K][K].
+    Attributes:
+        chains: one for each alpha, beta and seed.
+        data: {name: training data} of the entities' corpora and of `public`.
+        tests: {name: (texts, prompts)} on which losses are measured.
+        data_lines: (name, line) descriptions of the data.
+        models: {name: (model_config, tokenizer)}.
+        driver: what `recursion.driver.run` is given.
+        settings_of: {chain id: (alpha, beta)}, as `config.exchange` has them.
+        mixing: the mixing matrix [K][K].
     """
 
-    chains: list
-    data: dict
+    chains: list[ChainSpec]
+    data: dict[str, Dataset]
     tests: dict[str, tuple[list[str], list[str]]]
-    found: list[tuple[str, str]]
+    data_lines: list[tuple[str, str]]
     models: dict[str, tuple]
-    driver: Any
-    settings_of: dict[str, tuple]
-    mixing: tuple
+    driver: RunSettings
+    settings_of: dict[str, tuple[Weight, Weight]]
+    mixing: Mixing
 
     @property
     def private(self) -> list[str]:
@@ -44,14 +67,8 @@ class Prepared(NamedTuple):
         return [name for name in self.data if name != PUBLIC]
 
 
-def prepare(settings: "Settings") -> Prepared:
-    """Reads the data and the models' descriptions. Raises ValueError, one sentence, for anything
-    with which a run could not succeed.
-    """
-    from jaxloop.metrics import registry
-    from jaxloop.recursion import driver
-    from jaxloop.runtime.devices import select_devices
-
+def prepare(settings: EntitiesConfig) -> Prepared:
+    """Read the data and the models' descriptions. Raises ValueError if the run cannot succeed."""
     for name, (metric, _) in zip(
         settings.measure.metrics, registry.validate(settings.measure.metrics), strict=True
     ):
@@ -76,63 +93,64 @@ def prepare(settings: "Settings") -> Prepared:
     reads_public = _check_reads(settings, weights, mixing)
     select_devices(settings.run.platform, settings.run.devices)
     if settings.measure.probes and len(settings.entities) > 1:
-        from jaxloop.metrics.embed import load_embedder
-
         load_embedder(settings.measure.embedder)
     models = {name: _describe(settings, name) for name in settings.models.pool}
-    data, tests, found = _read(settings, models, reads_public)
+    data, tests, data_lines = _read(settings, models, reads_public)
     chains, settings_of = make_chains(settings, data, weights, mixing)
-    fit, sample = chain_setup.family_settings(settings)
-    sample = dataclasses.replace(
-        sample, texts_per_call=min(REQUESTS, sample.texts_per_call or REQUESTS)
-    )
-    common = driver.Settings(
+    texts_per_call = min(REQUESTS, settings.sample.texts_per_call or REQUESTS)
+    common = driver.RunSettings(
         settings.exchange.generations,
-        fit,
-        sample,
+        settings.fit,
+        settings.sample.replace(texts_per_call=texts_per_call),
         evaluate=0,
         keep=settings.run.keep,
         study=settings.study,
-        members_per_call=settings.together,
-        measure_beside=running.measures_beside(settings.run),
-        free=("fit.chains_at_once", "sample.texts_per_call"),
+        members_per_group=settings.together,
+        overlap_eval=running.overlaps_eval(settings.run),
+        resumable_fields=("sample.texts_per_call",),
     )
     driver.check(chains, data, common)
-    return Prepared(chains, data, tests, found, models, common, settings_of, mixing)
+    return Prepared(chains, data, tests, data_lines, models, common, settings_of, mixing)
 
 
-def mixing_of(settings: "Settings") -> tuple:
-    """The mixing matrix [K][K]. Raises ValueError for a name that is none, a wrong shape, or a row
-    that does not sum to one.
+def mixing_of(settings: EntitiesConfig) -> Mixing:
+    """Return the mixing matrix [K][K].
+
+    Raises ValueError for an unknown name, a wrong shape, or a row that does not sum to one.
     """
-    from jaxloop.core import mixing
-
     chosen, k = settings.exchange.mixing, len(settings.entities)
     try:
         matrix = (
-            mixing.named(chosen, k) if isinstance(chosen, str) else mixing.check_mixing(chosen, k)
+            mixing_matrices.named(chosen, k)
+            if isinstance(chosen, str)
+            else mixing_matrices.check_mixing(chosen, k)
         )
     except ValueError as error:
         raise ValueError(f"config.exchange.{error}") from None
     return tuple(tuple(row) for row in matrix.tolist())
 
 
-def weights_of(settings: "Settings") -> list[tuple]:
-    """(alpha, beta) of every setting, in order."""
+def weights_of(settings: EntitiesConfig) -> list[tuple[Weight, Weight]]:
+    """Return (alpha, beta) of every setting, in order."""
     e = settings.exchange
     if e.weights:
         return [(w[2], w[0] / (w[0] + w[1]) if w[0] + w[1] else 0.0) for w in e.weights]
     return [(alpha, beta) for alpha in e.alphas for beta in e.betas]
 
 
-def _has_data(settings: "Settings", name: str) -> bool:
-    from jaxloop.studies.multi_entity.run import NO_DATA
+def _has_data(settings: EntitiesConfig, name: str) -> bool:
 
     return settings.task(name).task != NO_DATA
 
 
-def _flow(settings: "Settings", alpha, beta, private: Sequence[int], public: int, mixing):
-    from jaxloop.recursion.workflow import exchange
+def _flow(
+    settings: EntitiesConfig,
+    alpha: Weight,
+    beta: Weight,
+    private: Sequence[int],
+    public: int,
+    mixing: Mixing,
+) -> Workflow:
 
     e = settings.exchange
     try:
@@ -152,16 +170,18 @@ def _flow(settings: "Settings", alpha, beta, private: Sequence[int], public: int
         raise ValueError(f"config.exchange: {error}") from None
 
 
-def _check_reads(settings: "Settings", weights: Sequence[tuple], mixing) -> bool:
-    """Refuses an entity without private data that is to read some; whether anybody ever reads the
-    public corpus.
-    """
-    from jaxloop.recursion.workflow import exchange_weights
+def _check_reads(
+    settings: EntitiesConfig, weights: Sequence[tuple[Weight, Weight]], mixing: Mixing
+) -> bool:
+    """Return whether any entity ever reads the public corpus.
 
+    Raises ValueError for an entity that is to read private data and has none.
+    """
     public = False
     for alpha, beta in weights:
         sets = _flow(settings, alpha, beta, [1] * len(settings.entities), 1, mixing).exchange
-        _, real = exchange_weights(sets, len(settings.entities))
+        # `_flow` makes workflows of exchange only.
+        _, real = exchange_weights(cast(Exchange, sets), len(settings.entities))
         public |= bool(real[:, :, 1].any())
         for k, name in enumerate(settings.entities):
             if real[:, k, 0].any() and not _has_data(settings, name):
@@ -184,13 +204,9 @@ def _check_reads(settings: "Settings", weights: Sequence[tuple], mixing) -> bool
     return public
 
 
-def _describe(settings: "Settings", name: str) -> tuple:
-    """(spec, tokenizer) of a model, its weights unread."""
-    from jaxloop.lm.io import huggingface
-
-    revision = dict(zip(settings.models.pool, settings.models.revisions, strict=False)).get(name)
-    path = huggingface.locate(chain_setup.model_path(name), revision)
-    spec, tokenizer = huggingface.describe(path)
+def _describe(settings: EntitiesConfig, name: str) -> tuple:
+    """(model_config, tokenizer) of a model, its weights unread."""
+    model_config, tokenizer = base_models.describe(settings.models, name)
     s = settings.sample
     for field, tokens, what in (
         (
@@ -200,23 +216,22 @@ def _describe(settings: "Settings", name: str) -> tuple:
         ),
         ("fit.max_length", settings.fit.max_length, f"training texts of {settings.fit.max_length}"),
     ):
-        if tokens > spec.context:
+        if tokens > model_config.max_seq_len:
             raise ValueError(
                 f"config.{field}: {what} tokens do not fit the context of {name}, which is "
-                f"{spec.context} tokens"
+                f"{model_config.max_seq_len} tokens"
             )
-    return spec, tokenizer
+    return model_config, tokenizer
 
 
-def _read(settings: "Settings", models, reads_public: bool) -> tuple:
+def _read(
+    settings: EntitiesConfig, models: Mapping[str, tuple], reads_public: bool
+) -> tuple[dict[str, Dataset], dict[str, tuple[list[str], list[str]]], list[tuple[str, str]]]:
     """(data, tests, lines about them) of all corpora."""
-    from jaxloop.data import qa_tasks as tasks
-    from jaxloop.data.delimited import Dialect, in_section
-    from jaxloop.recursion import ledger
-    from jaxloop.recursion.sources import Dataset
-
     tokenizers = {id(t.backend): t for _, t in models.values()}.values()
-    data, tests, found = {}, {}, []
+    data: dict[str, Dataset] = {}
+    tests: dict[str, tuple[list[str], list[str]]] = {}
+    lines: list[tuple[str, str]] = []
     names = [name for name in settings.entities if _has_data(settings, name)]
     for name in [*names, PUBLIC]:
         t = settings.public if name == PUBLIC else settings.task(name)
@@ -228,8 +243,9 @@ def _read(settings: "Settings", models, reads_public: bool) -> tuple:
                 )
             continue
         try:
-            train, test = tasks.load(
-                t.task,
+            train, test = qa_tasks.load(
+                # `settings.task` gives every section of an entity its task's name.
+                str(t.task),
                 source=t.source,
                 dialect=Dialect(t.delimiter, t.csv_options),
                 name=t.name,
@@ -251,9 +267,9 @@ def _read(settings: "Settings", models, reads_public: bool) -> tuple:
             )
         except ValueError as error:
             section = "public" if name == PUBLIC else f"tasks.{name}"
-            said = in_section(str(error), section)
+            message = in_section(str(error), section)
             raise ValueError(
-                said if said.startswith("config.") else f"config.{section}: {said}"
+                message if message.startswith("config.") else f"config.{section}: {message}"
             ) from None
         texts, prompts = list(train["text"]), list(train["prompt"])
         data[name] = Dataset(texts, prompts, fingerprint=ledger.fingerprint(texts, prompts))
@@ -263,25 +279,28 @@ def _read(settings: "Settings", models, reads_public: bool) -> tuple:
             for reason, number in train.attrs["report"].items()
             if reason != "kept"
         )
-        found.append(
+        lines.append(
             (
                 name,
                 f"{len(texts):,} training rows, {len(test):,} test rows ({report}), fingerprint "
                 f"{data[name].fingerprint[:12]}",
             )
         )
-    return data, tests, found
+    return data, tests, lines
 
 
-def label(weight) -> float | str:
-    """A weight as a factor of tables: a number, or text where it changes."""
+def label(weight: Weight | None) -> float | str:
+    """Return a weight as a factor of tables: a number, or text where it changes."""
     return float(weight) if isinstance(weight, int | float) else json.dumps(weight)
 
 
-def make_chains(settings: "Settings", data, weights: Sequence[tuple], mixing) -> tuple[list, dict]:
-    """One ChainSpec per setting and seed, and each one's alpha and beta."""
-    from jaxloop.recursion.chains import ChainSpec, chain_id
-
+def make_chains(
+    settings: EntitiesConfig,
+    data: Mapping[str, Dataset],
+    weights: Sequence[tuple[Weight, Weight]],
+    mixing: Mixing,
+) -> tuple[list[ChainSpec], dict[str, tuple[Weight, Weight]]]:
+    """Return one ChainSpec per setting and seed, and {chain id: (alpha, beta)}."""
     public = len(data[PUBLIC].texts) if PUBLIC in data else 0
     private = [len(data[name].texts) if name in data else 0 for name in settings.entities]
     n = settings.measure.probes
@@ -311,8 +330,8 @@ def make_chains(settings: "Settings", data, weights: Sequence[tuple], mixing) ->
     return chains, settings_of
 
 
-def line(settings: "Settings", prepared: Prepared) -> str:
-    """The study in one line."""
+def line(settings: EntitiesConfig, prepared: Prepared) -> str:
+    """Return the study in one line."""
     e, k = settings.exchange, len(settings.entities)
     mixing = e.mixing if isinstance(e.mixing, str) else "given"
     count = len(prepared.chains)
@@ -323,52 +342,49 @@ def line(settings: "Settings", prepared: Prepared) -> str:
     )
 
 
-def weights_bytes(settings: "Settings", spec) -> int:
-    """Bytes of one model's own weights on the disk."""
-    from jaxloop.lm.model.config import count_parameters
-
+def weights_bytes(settings: EntitiesConfig, model_config: ModelConfig) -> int:
+    """Return the bytes of one model's own weights on disk."""
     return 4 * (
-        count_parameters(spec)
+        count_parameters(model_config)
         if settings.fit.mode == "full"
-        else chain_setup.sizes(settings.fit, spec).adapter
+        else base_models.sizes(settings.fit, model_config).adapter
     )
 
 
-def disk(settings: "Settings", prepared: Prepared) -> int:
-    """Bytes that the run leaves at most."""
-    from jaxloop.recursion import driver
-
+def disk(settings: EntitiesConfig, prepared: Prepared) -> int:
+    """Return an upper bound on the bytes that the run leaves on the disk."""
     return driver.disk_needed(
         prepared.chains,
         prepared.driver,
-        max(weights_bytes(settings, spec) for spec, _ in prepared.models.values()),
+        max(weights_bytes(settings, model_config) for model_config, _ in prepared.models.values()),
         text_bytes=800,
     )
 
 
 # ---- the family
-# -------------------------------------------------------------------------------------------------------
 
 
-def family(settings: "Settings") -> SimpleNamespace:
-    """The language-model family; tasks that are equal in everything are done once.
+def family(settings: EntitiesConfig) -> FamilyFunctions:
+    """Return the language-model family. Tasks that are equal in everything are done once.
 
     Settings of one seed share generation 0, and where alpha is 1 beta changes nothing: a third of
     the paper's grid is the same arithmetic.
     """
-    from jaxloop.lm import family as lm
+    models = base_models.family(settings.models, settings.fit, settings.run)
+    options = dataclasses.replace(models.generate_options, prompt_len=settings.sample.max_prompt)
+    models = dataclasses.replace(models, generate_options=options)
 
-    return SimpleNamespace(
-        load=lambda name: chain_setup.load_model(settings, name),
-        FitTask=lm.FitTask,
-        SampleTask=lm.SampleTask,
-        fit=lambda model, tasks, given: once(lambda some: lm.fit(model, some, given), tasks),
-        sample=lambda model, tasks, given: once(lambda some: lm.sample(model, some, given), tasks),
-    )
+    def fit(model, tasks, config):
+        return once(lambda distinct: models.fit(model, distinct, config), tasks)
+
+    def generate(model, tasks, config):
+        return once(lambda distinct: models.generate(model, distinct, config), tasks)
+
+    return FamilyFunctions(load=models.load, fit=fit, generate=generate)
 
 
 def once(work: Callable, tasks: Sequence) -> list:
-    """`work(tasks)`, a result per task, with equal tasks handed over once."""
+    """Return the result of `work` for each task, with equal tasks handed over once."""
     prints = [fingerprint(task) for task in tasks]
     place = {mark: i for i, mark in enumerate(dict.fromkeys(prints))}
     first = {mark: task for mark, task in zip(reversed(prints), reversed(tasks), strict=True)}
@@ -377,17 +393,14 @@ def once(work: Callable, tasks: Sequence) -> list:
 
 
 def fingerprint(thing: Any) -> bytes:
-    """Checksum of a task: nested tuples, lists and dicts of arrays, keys, texts and numbers."""
+    """Return a checksum of a task: nested tuples, lists, dicts of arrays, keys, texts, numbers."""
     digest = hashlib.blake2b(digest_size=16)
     _feed(digest, thing)
     return digest.digest()
 
 
-def _feed(digest, thing) -> None:
-    import jax
-    import numpy as np
-
-    if isinstance(thing, dict):
+def _feed(digest: "hashlib.blake2b", thing: Any) -> None:
+    if isinstance(thing, Mapping):
         thing = [item for name in sorted(thing) for item in (name, thing[name])]
     if isinstance(thing, list | tuple):
         digest.update(f"[{len(thing)}".encode())

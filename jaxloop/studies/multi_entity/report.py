@@ -1,10 +1,10 @@
-"""figures/ and report.html of a multi-entity study, from the files of its run directory and the
-linear model.
+"""Writes figures/ and report.html of a multi-entity study.
+
+They are made from the files of the run directory and the linear model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,28 +12,24 @@ import pandas as pd
 from jaxloop.reporting import report
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.tables import to_csv
-from jaxloop.studies.common import report as chain_report
-from jaxloop.studies.common import run as running
+from jaxloop.studies.common import report as common_report
+from jaxloop.studies.common.run import PageInputs
 from jaxloop.studies.multi_entity import effects, figures, linear_theory, measure, prepare
-
-if TYPE_CHECKING:
-    from jaxloop.studies.multi_entity.run import Settings
+from jaxloop.studies.multi_entity.config import EntitiesConfig
 
 TEXTS = 6
 
 
 def write(
-    settings: "Settings",
+    settings: EntitiesConfig,
     prepared: prepare.Prepared,
     root: Path,
     *,
-    config: Mapping,
-    facts: Sequence[tuple[str, str]],
-    versions: Sequence[tuple[str, str]],
+    page: PageInputs,
     failed: Mapping[str, Mapping],
 ) -> Path:
-    """Writes effects.csv, theory.csv, figures/*.png and report.html into a run directory and
-    returns the page's path.
+    """Write effects.csv, theory.csv, figures/*.png and report.html into a run directory and return
+    the page's path.
     """
     metrics = read_metrics(root)
     losses = effects.losses(metrics, settings.entities, list(prepared.tests))
@@ -50,33 +46,35 @@ def write(
             _paper(settings, chains, final),
         ]
     named = {
-        f"{i}-{j}-{running.slug(d.title)}": d
+        f"{i}-{j}-{common_report.slug(d.title)}": d
         for i, s in enumerate(sections)
         for j, d in enumerate(s.drawings)
     }
-    running.save_drawings(root / "figures", named)
-    return running.write_page(
+    common_report.save_drawings(root / "figures", named)
+    return common_report.write_page(
         root,
         curves(metrics, chains),
         title=settings.title,
-        subtitle=running.dated(prepare.line(settings, prepared)),
+        subtitle=common_report.dated(prepare.line(settings, prepared)),
         samples=samples(settings, prepared, root, final),
         failed=failed,
-        facts=facts,
-        config=config,
-        versions=versions,
+        run_info=page.run_info,
+        config=page.config,
+        versions=page.versions,
         sections=sections,
         headline="loss_on_other_tasks",
     )
 
 
 def read_metrics(root: Path) -> pd.DataFrame:
-    """metrics.csv, alpha and beta as numbers where they are."""
-    table = chain_report.read_metrics(root)
-    return table.assign(**{name: [_number(v) for v in table[name]] for name in effects.SETTING})
+    """Return metrics.csv with alpha and beta as numbers where they are."""
+    table = common_report.read_metrics(root)
+    for name in effects.SETTING:
+        table[name] = [_number(v) for v in table[name].tolist()]
+    return table
 
 
-def _number(value: object) -> object:
+def _number(value: float | str) -> float | str:
     try:
         return float(value)
     except ValueError:
@@ -84,8 +82,9 @@ def _number(value: object) -> object:
 
 
 def curves(metrics: pd.DataFrame, chains: pd.DataFrame) -> pd.DataFrame:
-    """The tidy table of the curves by generation: own, cross and public loss, similarity, then the
-    metrics of the texts (mean over entities).
+    """Return the tidy table of the curves by generation.
+
+    Metrics: own, cross and public loss, similarity, then those of the texts (mean over entities).
     """
     names = {
         "own": "loss_on_own_tasks",
@@ -110,50 +109,55 @@ def _shown(weight: object) -> str:
 
 
 def samples(
-    settings: "Settings", prepared: prepare.Prepared, root: Path, final: int
+    settings: EntitiesConfig, prepared: prepare.Prepared, root: Path, final: int
 ) -> list[report.Samples]:
-    """Of every setting, the first chain's completions of the first probes: all entities in
-    generation 0 and in the last one they reached.
+    """Return completions of the first probes by the first seed's chain of every setting.
+
+    All entities, in generation 0 and in the last one.
     """
     out = []
     for chain in prepared.chains:
         factors = dict(chain.factors)
         if chain.seed != prepared.chains[0].seed or not chain.probes:
             continue
-        found = [measure.completions(root, chain, g) for g in (0, final)]
-        if None in found or final == 0:
+        first = measure.completions(root, chain, 0)
+        last = measure.completions(root, chain, final)
+        if first is None or last is None or final == 0:
             continue
-        texts = [
-            [
-                f"{e}: {some[0]}"
-                for name, by in c.by_set.items()
-                for e, some in zip(settings.entities, by, strict=True)
-            ][:TEXTS]
-            for c in found
-        ]
         out.append(
             report.Samples(
                 f"alpha = {factors['alpha']}, beta = {factors['beta']}",
                 chain.id,
                 0,
-                texts[0],
+                _first_texts(settings, first),
                 final,
-                texts[1],
+                _first_texts(settings, last),
             )
         )
     return out
 
 
+def _first_texts(settings: EntitiesConfig, completions: measure.Completions) -> list[str]:
+    """The entities' completions of the first probe of every corpus, at most TEXTS of them."""
+    lines = [
+        f"{entity}: {texts[0]}"
+        for by_entity in completions.by_set.values()
+        for entity, texts in zip(settings.entities, by_entity, strict=True)
+    ]
+    return lines[:TEXTS]
+
+
 # ---- sections
-# ---------------------------------------------------------------------------------------------------------
 
 
-def _effects(settings, root: Path, chains: pd.DataFrame, final: int) -> report.Section:
+def _effects(
+    settings: EntitiesConfig, root: Path, chains: pd.DataFrame, final: int
+) -> report.Section:
     summary = effects.summary(effects.effects(chains, final))
     write_atomic(
         root / "effects.csv", to_csv({name: summary[name].tolist() for name in summary.columns})
     )
-    known = summary[np.isfinite(summary["mean"])]
+    finite = summary[np.isfinite(summary["mean"])]
     order = list(figures.EFFECTS)
     rows = [
         [
@@ -164,10 +168,15 @@ def _effects(settings, root: Path, chains: pd.DataFrame, final: int) -> report.S
             f"{r.low:+.3f} to {r.high:+.3f}" if np.isfinite(r.low) else "–",
             r.n,
         ]
-        for r in known.sort_values(
+        for r in finite.sort_values(
             "effect", key=lambda names: names.map(order.index), kind="stable"
         ).itertuples()
     ]
+    drawings = []
+    if len(rows):
+        figure = figures.effects(summary)
+        caption = "by alpha, one line per beta"
+        drawings.append(report.Drawing("Effects of exchange", caption, figure, wide=True))
     return report.Section(
         "Transfer, damage, homogenisation",
         f"At generation {final}, paired within a seed. Transfer: loss on the other entities' "
@@ -177,16 +186,7 @@ def _effects(settings, root: Path, chains: pd.DataFrame, final: int) -> report.S
         "models differ in their loss on one task than at alpha = 0; of outputs: output "
         "similarity minus that at alpha = 0, and, since generation 0, "
         "minus that of the same models then. Bars are 95 % t-intervals over seeds.",
-        [
-            report.Drawing(
-                "Effects of exchange",
-                "by alpha, one line per beta",
-                figures.effects(summary),
-                wide=True,
-            )
-        ]
-        if len(rows)
-        else [],
+        drawings,
         [
             report.Table(
                 "All effects",
@@ -198,7 +198,9 @@ def _effects(settings, root: Path, chains: pd.DataFrame, final: int) -> report.S
     )
 
 
-def _matrix(settings, metrics: pd.DataFrame, losses: pd.DataFrame, final: int) -> report.Section:
+def _matrix(
+    settings: EntitiesConfig, metrics: pd.DataFrame, losses: pd.DataFrame, final: int
+) -> report.Section:
     tasks = list(dict.fromkeys(losses["task"]))
     ends = (
         losses[losses["generation"] == final]
@@ -250,7 +252,11 @@ def _matrix(settings, metrics: pd.DataFrame, losses: pd.DataFrame, final: int) -
 
 
 def _similarity(
-    settings, prepared, root: Path, similarity: pd.DataFrame, final: int
+    settings: EntitiesConfig,
+    prepared: prepare.Prepared,
+    root: Path,
+    similarity: pd.DataFrame,
+    final: int,
 ) -> list[report.Section]:
     if not len(similarity):
         return []
@@ -263,9 +269,9 @@ def _similarity(
             wide=True,
         )
     ]
-    found = measure.principal_components(settings, prepared, root, final)
-    if found is not None:
-        panels, explained = found
+    projection = measure.principal_components(settings, prepared, root, final)
+    if projection is not None:
+        panels, explained = projection
         note = (
             f"first seed, beta nearest 1/2; the two axes hold {100 * explained.sum():.0f} % of "
             "the variance of all points shown"
@@ -285,20 +291,25 @@ def _similarity(
     return [report.Section("Output similarity", note, drawings)]
 
 
-def _theory(settings, prepared, root: Path, chains: pd.DataFrame, final: int) -> report.Section:
+def _theory(
+    settings: EntitiesConfig,
+    prepared: prepare.Prepared,
+    root: Path,
+    chains: pd.DataFrame,
+    final: int,
+) -> report.Section:
     linear = linear_theory.curves(settings, prepared, final + 1)
     surface = linear_theory.surface(settings, prepared)
-    rows, ours, theirs = [], {}, {}
+    rows: list[list[object]] = []
+    ours: dict[str, list[float]] = {}
+    theirs: dict[str, list[float]] = {}
     for name, column, of in (
         ("loss on own tasks / error on own tasks", "own", lambda c: c.own[-1]),
         ("loss on the others' tasks / error there", "cross", lambda c: c.cross[-1]),
         ("output similarity / minus disagreement", "similarity", lambda c: -c.disagreement[-1]),
     ):
-        means = {
-            (r.alpha, r.beta): r.mean
-            for r in effects.settings_by_generation(chains, column).itertuples()
-            if r.generation == final
-        }
+        by_generation = effects.settings_by_generation(chains, column)
+        means = effects.means(by_generation[by_generation["generation"] == final])
         ours[column] = [means.get(key, np.nan) for key in linear]
         theirs[column] = [of(c) for c in linear.values()]
         tau, p, n = linear_theory.agreement(
@@ -332,7 +343,7 @@ def _theory(settings, prepared, root: Path, chains: pd.DataFrame, final: int) ->
             wide=True,
         )
     ]
-    said = ""
+    best_line = ""
     if surface is not None:
         drawings.append(
             report.Drawing(
@@ -344,7 +355,7 @@ def _theory(settings, prepared, root: Path, chains: pd.DataFrame, final: int) ->
             )
         )
         (a, b, best), (ca, cb, coarse) = surface.best, surface.coarse
-        said = (
+        best_line = (
             f" On the fine grid the relative efficiency is largest at alpha = {a:.2f}, beta = "
             f"{b:.2f} ({best:.3f}); among 0, 1/2 and 1 at "
             f"alpha = {ca:g}, beta = {cb:g} ({coarse:.3f}): which pair is best is a statement "
@@ -360,7 +371,7 @@ def _theory(settings, prepared, root: Path, chains: pd.DataFrame, final: int) ->
         f"The same alpha, beta, mixing and number of entities, in closed form: d = {t.dim}, "
         f"{t.rank} private and {t.public} public rows, mean over "
         f"{t.designs} random designs. Values have no common unit, so ranks of settings are "
-        "compared." + said,
+        "compared." + best_line,
         drawings,
         [
             report.Table(
@@ -380,18 +391,18 @@ def _theory(settings, prepared, root: Path, chains: pd.DataFrame, final: int) ->
     )
 
 
-def _paper(settings, chains: pd.DataFrame, final: int) -> report.Section:
+def _paper(settings: EntitiesConfig, chains: pd.DataFrame, final: int) -> report.Section:
     ours = {column: effects.changes(chains, column, final) for column in ("own", "cross")}
     rows = []
     for name in effects.PAPER:
         for column, own in (("own", True), ("cross", False)):
             paper = effects.paper_changes(name, own)
-            means = {(r.alpha, r.beta): r.mean for r in ours[column].itertuples()}
-            mine = {key: means.get(key, np.nan) for key in paper}
+            means = effects.means(ours[column])
+            our_changes = {key: means.get(key, np.nan) for key in paper}
             tau, p, n = linear_theory.agreement(
                 *(
                     list(linear_theory.distinct(settings, values).values())
-                    for values in (mine, paper)
+                    for values in (our_changes, paper)
                 )
             )
             where = "own tasks" if own else "others' tasks"
@@ -404,8 +415,9 @@ def _paper(settings, chains: pd.DataFrame, final: int) -> report.Section:
                 ]
             )
     table = [
-        [corpus, *(f"{a:.2f} → {b:.2f}" for a, b in by.values())] for corpus, by in effects.PAPER_SIMILARITY.items()
-    ]  # fmt: skip
+        [corpus, *(f"{a:.2f} → {b:.2f}" for a, b in by.values())]
+        for corpus, by in effects.PAPER_SIMILARITY.items()
+    ]
     return report.Section(
         "Beside the paper",
         "Change of the loss since generation 0, of this run (bars: 95 % intervals over seeds) "

@@ -1,416 +1,95 @@
-"""K language models that train on each other's text: private and public corpora, any mixing, theory
-beside it (multi_entity.md, section 3).
+"""K language models (entities) that train on each other's text (arXiv 2505.21677).
 
-settings -> entities_setup.prepare (data, models, chains; everything that can be refused) ->
-recursion.driver.run -> metrics.csv, texts/ -> entities_measure.write_similarity ->
-entities_report.write: effects, the linear model's, the paper's, figures, report.html
+They have private corpora and a public one, and any mixing matrix. The steps are: `prepare` reads
+data and models, plans the chains and refuses what cannot be run; `recursion.driver.run` runs them
+and writes metrics.csv and texts/; then the similarity of what entities write is measured; at the
+end effects, the linear model's and the paper's beside them, figures and report.html are written.
 """
 
-import dataclasses
-import pathlib
-import time
+import functools
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from pathlib import Path
 
-import pydantic
-from pydantic import Field
+from jaxloop.lm.model.config import count_parameters
+from jaxloop.recursion import driver
+from jaxloop.studies.common import absent_plan
+from jaxloop.studies.common import run as common
+from jaxloop.studies.multi_entity import cost, measure, report
+from jaxloop.studies.multi_entity import prepare as inputs
+from jaxloop.studies.multi_entity.config import CONFIG, EntitiesConfig
+from jaxloop.studies.multi_entity.prepare import Prepared
 
-import jaxloop
-from jaxloop.config import (
-    CSV_OPTIONS,
-    DELIMITER,
-    Count,
-    CsvOptions,
-    Fit,
-    Models,
-    NonNegative,
-    Positive,
-    Run,
-    Sample,
-    Section,
-    Seed,
-    Share,
-    Text,
-    Whole,
-    fingerprint,
-    suggestion,
-)
-from jaxloop.studies import FAILED_CHAINS
-from jaxloop.studies.common import identity
-from jaxloop.studies.recursive_loops.config import Plan
+__all__ = ["CONFIG", "check", "plan", "run"]
 
-NO_DATA = "none"
+Context = common.RunContext[EntitiesConfig, Prepared]
 
 
-def _one(value: Any) -> Any:
-    """[[0.5]] -> 0.5: on the command line every entry could be a list."""
-    inner = value
-    while isinstance(inner, list | tuple) and len(inner) == 1:
-        inner = inner[0]
-    return value if isinstance(inner, list | tuple) else inner
-
-
-def _unquoted(value: Any) -> Any:
-    """'none' -> none: on the command line `none` alone is no value at all."""
-    return value.strip("'\"") if isinstance(value, str) else value
-
-
-Weight = Annotated[Share | tuple[Share | tuple[Share, ...], ...], pydantic.BeforeValidator(_one)]
-
-
-class Task(Section):
-    """A corpus: where it is, and how a row becomes a prompt and the text that follows it."""
-
-    task: Annotated[Text | None, pydantic.BeforeValidator(_unquoted)] = Field(
-        None,
-        description="sciq, gsm8k, arc, bookcorpus, qa or text; none: as the section is called; "
-        "`'none'`: no data",
-    )
-    source: Text | None = Field(
-        None, description="`jaxloop:NAME`, file, folder or Hugging Face id; none: the task's own"
-    )
-    delimiter: Text | None = DELIMITER
-    csv_options: CsvOptions = CSV_OPTIONS
-    name: Text | None = Field(
-        None,
-        description="configuration of a Hugging Face dataset; none: the task's (ARC: ARC-Easy, "
-        "the paper does not say)",
-    )
-    revision: Text | None = Field(None, description="commit of a Hugging Face dataset")
-    test_source: Text | None = Field(
-        None, description="where the test rows are, if not in `source`"
-    )
-    train_split: Text = Field("train", description="split of the training rows")
-    test_split: Text | None = Field(
-        "test", description="split of the test rows; none: `measure.test_texts` rows are held out"
-    )
-    prompt: str | None = Field(
-        None, description="format of the prompt over the task's fields; none: the task's"
-    )
-    text: str | None = Field(
-        None, description="format of the text that follows it; none: the task's"
-    )
-    prompt_words: Whole = Field(
-        0,
-        description="above 0: the first so many words of prompt and text are the prompt, the "
-        "rest is the text",
-    )
-    join_words: Whole = Field(
-        0, description="plain text: short rows are joined until they have so many words"
-    )
-    limit: Count | None = Field(None, description="training rows at most; none: all")
-
-
-class Exchange(Section):
-    """Who reads what: one chain per alpha, beta and seed."""
-
-    generations: Count = Field(15, description="number of generations, generation 0 included")
-    size: Count = Field(12_500, description="rows drawn for every training set")
-    alphas: Annotated[tuple[Weight, ...], Field(min_length=1)] = Field(
-        (0.0, 0.5, 1.0),
-        description="weight of synthetic text; an entry may be a list by generation, or rows of "
-        "one per entity",
-    )
-    betas: Annotated[tuple[Weight, ...], Field(min_length=1)] = Field(
-        (0.0, 0.5, 1.0),
-        description="weight of the private corpus in the real part, the rest is public; entries "
-        "as in `alphas`",
-    )
-    weights: tuple[tuple[Share, ...], ...] = Field(
-        (),
-        description="instead of alphas and betas: triples (private, public, synthetic) of sum 1, "
-        "a setting each",
-    )
-    initial_beta: Share | tuple[Share, ...] | None = Field(
-        1.0,
-        description="private weight at generation 0, or one per entity; none: beta (the theory). "
-        "The paper's losses at t = 0 do not depend on beta",
-    )
-    mixing: Text | tuple[tuple[Share, ...], ...] = Field(
-        "complete",
-        description="complete (the paper), ring, star, blocks, self_only, or a matrix: row k is "
-        "whose text entity k reads",
-    )
-    synthetic: Count = Field(
-        2500, description="texts that every entity writes per generation (not stated in the paper)"
-    )
-    past: Count | None = Field(
-        1, description="generations whose synthetic text is read, the newest first; none: all"
-    )
-    start: Literal["base", "previous"] = Field(
-        "previous", description="weights that a generation starts from"
-    )
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
-        (0,), description="one chain per setting and seed"
-    )
-
-
-class EntityFit(Fit):
-    """How a generation is trained; the defaults are the paper's (section 3.1), where it states
-    them.
-    """
-
-    mode: Literal["lora", "full"] = Field("full", description="adapters or all weights")
-    steps: Count | None = Field(
-        100, description="optimiser steps per generation; none: `epochs` decides"
-    )
-    batch_size: Count = Field(
-        4, description="texts per step and model (the paper: 2, gradients of two batches added)"
-    )
-    learning_rate: Positive = Field(8e-6, description="peak learning rate of AdamW")
-    warmup_steps: Whole = Field(3, description="steps of linear warm-up (the paper: ratio 0.025)")
-    weight_decay: NonNegative = Field(
-        0.0, description="AdamW's weight decay (not stated in the paper)"
-    )
-    max_length: Count = Field(
-        512, description="tokens per training text, prompt included; longer ones are cut"
-    )
-    loss_on: Literal["response", "all"] = Field(
-        "all", description="tokens that the loss counts (not stated in the paper)"
-    )
-
-
-class EntitySample(Sample):
-    """How a generation writes; the paper states none of it: plain sampling."""
-
-    temperature: Positive = Field(1.0, description="applied before min_p")
-    min_p: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="drop tokens below this share of the likeliest one's probability"
-    )
-    max_new_tokens: Count = Field(128, description="longest text, in tokens")
-    max_prompt: Annotated[int, Field(ge=4)] = Field(
-        256, description="longest prompt, in tokens: rows with longer ones are dropped"
-    )
-
-
-class Measure(Section):
-    """What is measured of every model."""
-
-    test_texts: Count | None = Field(
-        None,
-        description="test rows of every task at most; none: all (a corpus without a test split "
-        "needs a number)",
-    )
-    loss_on: Literal["response", "all"] | None = Field(
-        None, description="tokens that the test loss counts; none: as `fit.loss_on`"
-    )
-    probes: Whole = Field(
-        200,
-        description="prompts of every corpus, its first ones, that all models complete for "
-        "output similarity; 0: none",
-    )
-    similarity_every: Count = Field(
-        1, description="output similarity in every so many generations, the first and last always"
-    )
-    embedder: Text | None = Field(
-        None,
-        description="sentence encoder: a directory or hub id (not stated in the paper); none: "
-        "MiniLM, installed with jaxloop",
-    )
-    metrics: tuple[Text, ...] = Field(
-        ("distinct_n(n=2)", "text_length"),
-        description="metrics of the synthetic texts, options in brackets, and "
-        "`output_similarity` of the probes",
-    )
-
-
-class Theory(Section):
-    """The linear model drawn beside the language models: the same alpha, beta, K and mixing
-    (multi_entity.md, section 1).
-    """
-
-    dim: Count = Field(15, description="features")
-    rank: Count = Field(5, description="private rows of an entity")
-    public: Whole = Field(13, description="public rows")
-    scale: Positive = Field(1.25, description="synthetic Gram matrix / private one")
-    designs: Count = Field(6, description="random designs that are averaged over")
-    grid: Annotated[int, Field(ge=3)] = Field(
-        30, description="values of alpha and of beta on the fine grid"
-    )
-
-
-class Settings(Section):
-    """The config of a multi-entity study."""
-
-    study: Literal["multi_entity"] = Field(
-        "multi_entity", description="which study this is a config of"
-    )
-    title: Text = Field("Models that train on each other", description="heading of the report")
-    entities: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
-        ("sciq", "gsm8k"), description="entities by the name of their private corpus, in order"
-    )
-    tasks: dict[str, Task] = Field(
-        {},
-        description="a section per private corpus; one that is called as a known task may be "
-        "left out",
-    )
-    public: Task = Field(
-        Task(task="bookcorpus", prompt_words=16, join_words=128, limit=100_000, test_split=None),
-        description="see below",
-    )
-    exchange: Exchange = Field(Exchange(), description="see below")
-    models: Models = Field(Models(pool=("facebook/opt-350m",)), description="see below")
-    fit: EntityFit = EntityFit()
-    sample: EntitySample = EntitySample()
-    measure: Measure = Measure()
-    together: Count | None = Field(
-        None,
-        description="models that are trained before any of them is written to the disk, which "
-        "bounds host memory; none: all",
-    )
-    theory: Theory = Theory()
-    plan: Plan = Plan(text_tokens=110.0, prompt_tokens=50.0)
-    run: Run = Run()
-
-    @pydantic.model_validator(mode="after")
-    def _together(self) -> "Settings":
-        from jaxloop.data.qa_tasks import TASKS
-
-        k = len(self.entities)
-        for name, values in (("entities", self.entities), ("exchange.seeds", self.exchange.seeds)):
-            if len(set(values)) < len(values):
-                raise ValueError(
-                    f"config.{name} = {values} repeats a value: every entry must differ"
-                )
-        for name in self.entities:
-            if name not in self.tasks and name not in TASKS:
-                raise ValueError(
-                    f"config.entities has '{name}', which is no known task and has no section "
-                    f"config.tasks.{name}; {suggestion(name, TASKS)}"
-                )
-        for name in self.tasks:
-            if name not in self.entities:
-                raise ValueError(
-                    f"config.tasks.{name} is the corpus of no entity; "
-                    f"{suggestion(name, self.entities)}"
-                )
-        for name, task in [
-            *((f"tasks.{n}", self.task(n)) for n in self.entities),
-            ("public", self.public),
-        ]:
-            if task.task not in (*TASKS, NO_DATA):
-                raise ValueError(
-                    f"config.{name}.task = {task.task!r} is no task; "
-                    f"{suggestion(str(task.task), (*TASKS, NO_DATA))}"
-                )
-        if len(self.models.pool) not in (1, k):
-            raise ValueError(
-                f"config.models.pool has {len(self.models.pool)} entries: must be one model for "
-                f"all, or one per entity ({k})"
-            )
-        if self.models.revisions and len(self.models.revisions) != len(self.models.pool):
-            raise ValueError(
-                f"config.models.revisions has {len(self.models.revisions)} entries: must be "
-                f"empty or one per model ({len(self.models.pool)})"
-            )
-        for row in self.exchange.weights:
-            if len(row) != 3 or abs(sum(row) - 1) > 1e-9:
-                shares = ", ".join(f"{x:g}" for x in row)
-                raise ValueError(
-                    f"config.exchange.weights has ({shares}): must be three weights (private, "
-                    f"public, synthetic) that sum to 1, not {sum(row):g}"
-                )
-        if self.fit.steps is None and self.fit.epochs is None:
-            raise ValueError(
-                "config.fit.steps and config.fit.epochs are both none: one of them must be a number"
-            )
-        return self
-
-    def task(self, name: str) -> Task:
-        """The corpus of an entity, with the name of its task filled in."""
-        task = self.tasks.get(name, Task())
-        return task if task.task else task.model_copy(update={"task": name})
-
-
-# ---- the study
-# --------------------------------------------------------------------------------------------------------
-
-
-def check(settings: Settings) -> list[str]:
-    """Lines about the corpora, the models and the chains, once all of them have been found good."""
-    from jaxloop.lm.model.config import count_parameters
-    from jaxloop.studies.multi_entity import prepare
-
-    prepared = prepare.prepare(settings)
-    lines = [f"data {name}: {line}" for name, line in prepared.found]
+def check(config: EntitiesConfig) -> list[str]:
+    """Return lines about corpora, models and chains. Raises ValueError as a run would."""
+    prepared = inputs.prepare(config)
+    lines = [f"data {name}: {line}" for name, line in prepared.data_lines]
     lines += [
-        f"model {name}: {spec.architecture}, {count_parameters(spec):,} parameters"
-        for name, (spec, _) in prepared.models.items()
+        f"model {name}: {model_config.architecture}, {count_parameters(model_config):,} parameters"
+        for name, (model_config, _) in prepared.models.items()
     ]
-    return [*lines, prepare.line(settings, prepared)]
+    return [*lines, inputs.line(config, prepared)]
 
 
-def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
-    """What a run would do, counted; timed here by a short measurement where models and data are
-    here, else in hours of a device. With `target`: what the compiler says of its programs there.
+def plan(config: EntitiesConfig, target: str | None = None) -> list[tuple[str, str]]:
+    """Return what a run would cost.
+
+    Timed by a short measurement where models and data are here, else in hours of a device. With
+    `target`: what the compiler says of the programs there.
     """
-    from jaxloop.studies.common import absent_plan
-    from jaxloop.studies.common import run as running
-    from jaxloop.studies.multi_entity import cost
-
     if target is not None:
-        return absent_plan.rows(settings, target)
-    running.keep_compiled(settings.run)
-    return cost.table(settings)
-
-
-def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
-    """The whole study, or the rest of one; 0, or `FAILED_CHAINS` where some chains stopped."""
-    from jaxloop.recursion import driver
-    from jaxloop.runtime.devices import initialise_distributed, processes
-    from jaxloop.runtime.environment import commit, devices, versions
-    from jaxloop.runtime.log import LOGGER
-    from jaxloop.runtime.workdir import open_workdir, stored_form
-    from jaxloop.studies.common import run as running
-    from jaxloop.studies.multi_entity import measure as entities_measure
-    from jaxloop.studies.multi_entity import prepare, report
-
-    start = time.monotonic()
-    initialise_distributed()
-    running.keep_compiled(settings.run)
-    prepared = prepare.prepare(settings)
-    stored = settings.model_dump(mode="json")
-    free = {
-        "may_change": ("run", "title", "theory", "plan", "together"),
-        "may_raise": ("exchange.generations",),
-    }
-    models = identity.of(settings)
-    with open_workdir(
-        workdir, stored, needs=prepare.disk(settings, prepared), identity=models, **free
-    ) as place:
-        result = driver.run(
-            prepare.family(settings),
-            prepared.chains,
-            prepared.data,
-            dataclasses.replace(prepared.driver, identity=identity.bases(models)),
-            place.path,
-            measure=entities_measure.measure(settings, prepared),
-            command=running.command_line(argv),
+        programs = absent_plan.Programs(
+            models=config.models, fit=config.fit, sample=config.sample, run=config.run
         )
-        if processes()[0] > 0:
-            return FAILED_CHAINS if result.failed else 0
-        entities_measure.write_similarity(settings, prepared, place.path, result)
-        facts = [
-            ("command", running.command_line(argv)),
-            ("chains", prepare.line(settings, prepared)),
-            *((f"data: {name}", line) for name, line in prepared.found),
-            ("models", ", ".join(settings.models.pool)),
-            ("code", f"jaxloop {jaxloop.__version__}, commit {commit()}"),
-            ("device", devices()),
-            (
-                "config fingerprint",
-                fingerprint(settings, ignore=("run", "title", "theory", "plan", "together")),
-            ),
-            ("time", running.elapsed(time.monotonic() - start, result.resumed_after)),
-        ]
-        page = report.write(
-            settings,
-            prepared,
-            place.path,
-            config=stored_form(stored),
-            facts=facts,
-            versions=versions(),
-            failed=result.failed,
-        )
-        LOGGER.info("the report is %s", page)
-    return FAILED_CHAINS if result.failed else 0
+        return absent_plan.rows(programs, target)
+    common.keep_compiled(config.run)
+    return cost.table(config)
+
+
+def run(config: EntitiesConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
+    """Run the whole study, or the rest of it.
+
+    Returns 0, or `FAILED_CHAINS` where some chains stopped.
+    """
+    steps = common.Steps(
+        inputs.prepare,
+        inputs.disk,
+        _train,
+        free_fields=("run", "title", "theory", "plan", "together"),
+        raisable_fields=("exchange.generations",),
+    )
+    return common.run_study(steps, config, workdir, argv=argv)
+
+
+def _train(context: Context) -> common.Outcome:
+    config, prepared = context.config, context.prepared
+    result = driver.run(
+        inputs.family(config),
+        prepared.chains,
+        prepared.data,
+        context.driver_settings(prepared.driver),
+        context.root,
+        measure=measure.measure(config, prepared),
+        command=context.command,
+    )
+    if context.is_first_process:
+        measure.write_similarity(config, prepared, context.root, result)
+    return common.trained(
+        result,
+        run_info=[
+            ("chains", inputs.line(config, prepared)),
+            *((f"data: {name}", line) for name, line in prepared.data_lines),
+            ("models", ", ".join(config.models.pool)),
+        ],
+        write_report=functools.partial(_write_report, context, result),
+    )
+
+
+def _write_report(context: Context, result: driver.RunResult, page: common.PageInputs) -> Path:
+    return report.write(
+        context.config, context.prepared, context.root, page=page, failed=result.failed
+    )

@@ -1,1 +1,1 @@
-"""The recursive-loops paper (arXiv 2504.03814)."""
+"""The experiments of "Recursive Training Loops in LLMs" (arXiv 2504.03814)."""

@@ -1,8 +1,9 @@
-"""The config of a recursive-loops experiment (arXiv 2504.03814): sections, defaults at the paper's
-scale, and what does not go together.
+"""The config of a recursive-loops experiment (arXiv 2504.03814).
+
+Defaults are those of the paper. Combinations of fields that do not go together are refused here.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -10,61 +11,68 @@ from pydantic import Field
 from jaxloop.config import (
     CSV_OPTIONS,
     DELIMITER,
-    Chain,
+    ChainSection,
     Count,
     CsvOptions,
-    Fit,
-    Models,
+    FitConfig,
+    ModelsConfig,
     NonNegative,
-    Positive,
-    Run,
-    Sample,
+    RunConfig,
+    SampleConfig,
     Section,
     Seed,
     Share,
     Text,
     Whole,
-    suggestion,
 )
-from jaxloop.recursion.selection import POLICIES
+from jaxloop.studies.common.config import (
+    PlanAssumptions,
+    check_distinct,
+    check_duration,
+    check_revisions,
+)
+from jaxloop.studies.common.factors import check_factors
 
-
-class Experiment(NamedTuple):
-    """What an experiment varies. subsets: how the human data are cut; page: the name under which
-    its report is written.
-    """
-
-    subsets: str
-    page: str
-
-
-EXPERIMENTS: dict[str, Experiment] = {
-    "ratio_sweep": Experiment("whole", "ratio_sweep"),
-    "datasets": Experiment("whole", "datasets"),
-    "clusters": Experiment("clusters", "clusters"),
-    "multi_domain": Experiment("mixtures", "multi_domain"),
-    "quality_splits": Experiment("quality", "quality_splits"),
-    "length_splits": Experiment("length", "length_splits"),
-    "political": Experiment("political", "political"),
-    "models_per_generation": Experiment("whole", "models_per_generation"),
-    "gen0_size": Experiment("whole", "gen0_size"),
-    "interventions": Experiment("whole", "interventions"),
-    "fit_modes": Experiment("whole", "fit_modes"),
+ExperimentName = Literal[
+    "ratio_sweep",
+    "datasets",
+    "clusters",
+    "multi_domain",
+    "quality_splits",
+    "length_splits",
+    "political",
+    "models_per_generation",
+    "gen0_size",
+    "interventions",
+    "fit_modes",
+]
+# How the human data are cut into subsets.
+SubsetKind = Literal["whole", "clusters", "mixtures", "quality", "length", "political"]
+# An experiment that is not listed takes whole datasets.
+_SUBSETS: dict[ExperimentName, SubsetKind] = {
+    "clusters": "clusters",
+    "multi_domain": "mixtures",
+    "quality_splits": "quality",
+    "length_splits": "length",
+    "political": "political",
 }
-RECIPES = (
+# Cleaning rules: `plain`, or those of one of the paper's datasets, as `data.recipes.RECIPES`.
+RecipeName = Literal[
     "plain",
     "100M_tweets",
     "senator_tweets",
     "reddit_submissions",
     "webis_reddit",
     "wikipedia",
-)
+]
+# As `recursion.selection.POLICIES`.
+PolicyName = Literal["random", "quality", "diversity"]
 
 
 class Domain(Section):
     """A dataset and the one instruction of its texts."""
 
-    recipe: Literal[RECIPES] = Field(
+    recipe: RecipeName = Field(
         "plain",
         description="cleaning rules of one of the paper's datasets, or `plain`: the text column "
         "as it is",
@@ -114,7 +122,8 @@ class Clusters(Section):
     )
     methods: tuple[Text, ...] = Field(
         (),
-        description="names of the methods, as in studies/recursive_loops/data/clustering.py; empty: all 20",
+        description="names of the methods, as in studies/recursive_loops/data/clustering.py; "
+        "empty: all 20",
     )
     min_distances: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
         (1e-4, 1e-3, 1e-2), description="UMAP's min_dist"
@@ -154,8 +163,8 @@ class Splits(Section):
     )
 
 
-class Lean(Section):
-    """Political lean of texts, from 0 (left) to 100 (right)."""
+class PoliticalLeaning(Section):
+    """Political leaning of texts, from 0 (left) to 100 (right)."""
 
     label_column: Text = Field(
         "party", description="column of the domain with the labels that the classifier is fitted on"
@@ -187,7 +196,7 @@ class Lean(Section):
 class Interventions(Section):
     """Policies that choose which synthetic texts enter the pool."""
 
-    policies: tuple[Literal[POLICIES], ...] = Field(
+    policies: tuple[PolicyName, ...] = Field(
         (), description="one chain for each; `random` is the matched control of the others"
     )
     written: Annotated[float, Field(ge=1)] = Field(
@@ -198,23 +207,8 @@ class Interventions(Section):
     )
 
 
-class Plan(Section):
-    """Assumptions of `--plan` where the models or data are not here."""
-
-    text_tokens: Positive = Field(60.0, description="mean tokens of a text")
-    prompt_tokens: Positive = Field(14.0, description="tokens of the prompt")
-    device: Text = Field("H100", description="name of the device that is counted in")
-    flops: Positive = Field(989e12, description="its FLOP/s in bfloat16")
-    bandwidth: Positive = Field(3.35e12, description="its bytes/s")
-    train_share: Share = Field(0.3, description="share of the FLOP/s that training reaches")
-    write_share: Share = Field(
-        0.3,
-        description="share of the bytes/s, or of the FLOP/s where they limit, that writing reaches",
-    )
-
-
-class LoopChain(Chain):
-    """Chains of an experiment: the fields of a chain study, and what only these experiments vary."""
+class LoopChain(ChainSection):
+    """Chains of an experiment: fields of a chain study, and those that experiments alone vary."""
 
     heldout_texts: Whole = Field(0, description="not used here: generated texts alone are measured")
     gen0_sizes: tuple[Count, ...] = Field(
@@ -235,11 +229,13 @@ class LoopChain(Chain):
     )
 
 
-class Settings(Section):
+class LoopsConfig(Section):
     """The config of a recursive-loops experiment."""
 
+    OLD_NAMES: ClassVar = {"lean": "political_leaning"}
+
     study: Literal["loops"] = Field("loops", description="which study this is a config of")
-    experiment: Literal[tuple(EXPERIMENTS)] = Field("ratio_sweep", description="what is varied")
+    experiment: ExperimentName = Field("ratio_sweep", description="what is varied")
     title: Text = Field("Recursive loops", description="heading of the report")
     domains: Annotated[dict[str, Domain], Field(min_length=1)] = Field(
         {"posts": Domain(source=("posts.jsonl",))}, description="name -> dataset"
@@ -262,14 +258,14 @@ class Settings(Section):
         "all",
         description="measure the quality of every generation, or of the first and the last five",
     )
-    models: Models = Models()
+    models: ModelsConfig = ModelsConfig()
     chain: LoopChain = LoopChain()
-    fit: Fit = Fit()
-    sample: Sample = Sample()
+    fit: FitConfig = FitConfig()
+    sample: SampleConfig = SampleConfig()
     clusters: Clusters = Clusters()
     properties: Properties = Properties()
     splits: Splits = Splits()
-    lean: Lean = Lean()
+    political_leaning: PoliticalLeaning = PoliticalLeaning()
     interventions: Interventions = Interventions()
     metrics: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
         ("cosine_diversity", "lexical_diversity", "positivity", "text_length"),
@@ -279,47 +275,46 @@ class Settings(Section):
         None,
         description="sentence encoder: a directory or hub id; none: MiniLM, installed with jaxloop",
     )
-    plan: Plan = Plan()
-    run: Run = Run()
+    plan: PlanAssumptions = PlanAssumptions()
+    run: RunConfig = RunConfig()
 
     @property
-    def kind(self) -> str:
+    def subset_kind(self) -> SubsetKind:
         """How the human data are cut into subsets."""
-        return EXPERIMENTS[self.experiment].subsets
+        return _SUBSETS.get(self.experiment, "whole")
 
     @pydantic.model_validator(mode="after")
-    def _together(self) -> "Settings":
+    def _together(self) -> "LoopsConfig":
         for name, domain in self.domains.items():
             _check_domain(name, domain)
-        for section, field in (
-            ("chain", "ratios"),
-            ("chain", "seeds"),
-            ("chain", "models"),
-            ("chain", "gen0_sizes"),
-            ("lean", "mixes"),
-            ("splits", "levels"),
-            ("interventions", "policies"),
-        ):
-            values = getattr(getattr(self, section), field)
-            if len(set(values)) < len(values):
-                raise ValueError(
-                    f"config.{section}.{field} = {values} repeats a value: every entry must differ"
-                )
+        check_distinct(
+            {
+                "chain.ratios": self.chain.ratios,
+                "chain.seeds": self.chain.seeds,
+                "chain.models": self.chain.models,
+                "chain.gen0_sizes": self.chain.gen0_sizes,
+                "political_leaning.mixes": self.political_leaning.mixes,
+                "splits.levels": self.splits.levels,
+                "interventions.policies": self.interventions.policies,
+            }
+        )
         _check_chain(self)
         _check_experiment(self)
+        _check_interventions(self)
         return self
 
 
-def _check_domain(name: str, domain: Domain) -> None:
-    from jaxloop.studies.recursive_loops.data.recipes import RECIPES as KNOWN
+CONFIG = LoopsConfig
 
+
+def _check_domain(name: str, domain: Domain) -> None:
     where = f"config.domains.{name}"
-    if domain.instruction is None and domain.recipe not in KNOWN:
+    if domain.instruction is None and domain.recipe == "plain":
         raise ValueError(
             f"{where}.instruction is missing: a domain of recipe '{domain.recipe}' needs the "
             "prompt of its texts"
         )
-    if not domain.source and domain.recipe not in KNOWN:
+    if not domain.source and domain.recipe == "plain":
         raise ValueError(
             f"{where}.source is missing: files or a Hugging Face id, which recipe "
             f"'{domain.recipe}' does not know"
@@ -337,19 +332,10 @@ def _check_domain(name: str, domain: Domain) -> None:
         )
 
 
-def _check_chain(settings: Settings) -> None:
-    from jaxloop.studies.chain.run import _check_factor
-
-    chain, fit, models = settings.chain, settings.fit, settings.models
-    if fit.steps is None and fit.epochs is None:
-        raise ValueError(
-            "config.fit.steps and config.fit.epochs are both none: one of them must be a number"
-        )
-    if models.revisions and len(models.revisions) != len(models.pool):
-        raise ValueError(
-            f"config.models.revisions has {len(models.revisions)} entries: must be empty or one "
-            f"per model ({len(models.pool)})"
-        )
+def _check_chain(config: LoopsConfig) -> None:
+    chain = config.chain
+    check_duration(config.fit)
+    check_revisions(config.models)
     if chain.workflow != "fresh_human":
         raise ValueError(
             f"config.chain.workflow = '{chain.workflow}' is not allowed here: these experiments "
@@ -360,92 +346,47 @@ def _check_chain(settings: Settings) -> None:
             f"config.chain.heldout_texts = {chain.heldout_texts} is not allowed here: must be 0, "
             "generated texts alone are measured"
         )
-    own = [
+    unknown = [
         name
         for name in chain.factors
         if name != "start" and not name.startswith(("fit.", "sample."))
     ]
-    if own:
+    if unknown:
         raise ValueError(
-            f"config.chain.factors.{own[0]} is not a factor of these experiments; start and "
+            f"config.chain.factors.{unknown[0]} is not a factor of these experiments; start and "
             "fields of fit and sample are"
         )
-    for name, values in chain.factors.items():
-        _check_factor(settings, name, values)
+    check_factors(chain.factors, config.models.pool)
 
 
-def _check_experiment(settings: Settings) -> None:
-    chain, kind = settings.chain, settings.kind
+def _check_experiment(config: LoopsConfig) -> None:
+    chain, kind, domains = config.chain, config.subset_kind, len(config.domains)
     for field, experiment in (("models", "models_per_generation"), ("gen0_sizes", "gen0_size")):
-        if settings.experiment == experiment and not getattr(chain, field):
+        if config.experiment == experiment and not getattr(chain, field):
             raise ValueError(f"config.chain.{field} is empty: experiment '{experiment}' varies it")
-    if settings.experiment == "interventions" and (
-        len(settings.interventions.policies) < 2 or "random" not in settings.interventions.policies
-    ):
+    if kind == "mixtures" and domains < 2:
         raise ValueError(
-            "config.interventions.policies must hold 'random', the matched control, and at least "
-            "one other"
+            f"config.domains has {domains} entry: experiment 'multi_domain' needs at least 2"
         )
-    if settings.interventions.policies and settings.chain.models:
+    if kind == "political" and domains != 1:
         raise ValueError(
-            "config.interventions.policies and config.chain.models cannot be varied together"
+            f"config.domains has {domains} entries: experiment 'political' needs exactly 1"
         )
-    if kind == "mixtures" and len(settings.domains) < 2:
-        raise ValueError(
-            f"config.domains has {len(settings.domains)} entry: experiment 'multi_domain' needs "
-            "at least 2"
-        )
-    if kind == "political" and len(settings.domains) != 1:
-        raise ValueError(
-            f"config.domains has {len(settings.domains)} entries: experiment 'political' needs "
-            "exactly 1"
-        )
-    if kind == "quality" and not settings.splits.levels and settings.splits.quantiles is None:
+    if kind == "quality" and not config.splits.levels and config.splits.quantiles is None:
         raise ValueError(
             "config.splits.levels is empty and config.splits.quantiles none: one of them says "
             "how quality is cut"
         )
 
 
-def check_metrics(settings: Settings) -> None:
-    """Raises ValueError for a metric that cannot be had from generated texts, or, where single
-    texts are scored, that they do not have.
-    """
-    from jaxloop.metrics import registry
-
-    for name, (metric, _) in zip(
-        settings.metrics, registry.validate(settings.metrics), strict=True
-    ):
-        if missing := [need for need in metric.needs if need not in ("texts", "embeddings")]:
-            raise ValueError(
-                f"config.metrics has '{name}', which needs {missing[0]}: these experiments "
-                "measure generated texts alone"
-            )
-    for field, name in (
-        ("language", settings.language),
-        ("quality", settings.quality),
-        ("lean.judge", settings.lean.judge),
-    ):
-        if name is not None and registry.validate([name])[0][0].per_text is None:
-            raise ValueError(
-                f"config.{field} = '{name}': must be a metric of single texts; "
-                f"{suggestion(name, [m.name for m in registry.REGISTRY.values() if m.per_text])}"
-            )
-
-
-def cluster_needed(settings: Settings) -> int:
-    """Human texts that the longest chain of a cluster takes from it (of a mixture: its share,
-    rounded up).
-    """
-    chain = settings.chain
-    sizes = chain.gen0_sizes or (chain.first_size or chain.size,)
-    human = max(chain.size - int(r * chain.size) for r in chain.ratios)
-    needed = max(sizes) + (chain.generations - 1) * human
-    return -(-needed // len(settings.domains)) if settings.kind == "mixtures" else needed
-
-
-def instruction(domain: Domain) -> str:
-    """The prompt of a domain's texts."""
-    from jaxloop.studies.recursive_loops.data.recipes import RECIPES as KNOWN
-
-    return domain.instruction or KNOWN[domain.recipe].instruction
+def _check_interventions(config: LoopsConfig) -> None:
+    policies = config.interventions.policies
+    if config.experiment == "interventions" and (len(policies) < 2 or "random" not in policies):
+        raise ValueError(
+            "config.interventions.policies must hold 'random', the matched control, and at least "
+            "one other"
+        )
+    if policies and config.chain.models:
+        raise ValueError(
+            "config.interventions.policies and config.chain.models cannot be varied together"
+        )

@@ -1,336 +1,263 @@
-"""What is measured of generated text, generation by generation, and of the human text that a
-cluster holds.
-"""
+"""What is measured of generated text, generation by generation."""
 
 import functools
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxloop.studies.recursive_loops import sources as loops_data
-from jaxloop.studies.recursive_loops.config import Settings
-from jaxloop.studies.recursive_loops.sources import Source
-from jaxloop.studies.recursive_loops.subsets import Subset
+from jaxloop.metrics import embed as embedding
+from jaxloop.metrics import registry
+from jaxloop.recursion import finalise
+from jaxloop.recursion.chains import ChainSpec
+from jaxloop.recursion.family import ModelOutput
+from jaxloop.recursion.parts import tidy
+from jaxloop.recursion.sources import Dataset, human_texts, texts_path
+from jaxloop.runtime import checkpoint, tables
+from jaxloop.studies.recursive_loops.config import LoopsConfig
+from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer
 
+# Last generations whose quality is measured if `config.quality_at` is "ends".
 LAST = 5
-# Human texts of a chain's generation 0 whose lean is the chain's initial one (recursive_loops.md,
-# section 6.2).
+# How many human texts of a chain's generation 0 give its initial leaning (arXiv 2504.03814, x axis
+# of figure 5b).
 HUMAN_SCORED = 250
 
+Values = dict[str, float]
 
-def names_at(settings: Settings, generation: int) -> list[str]:
-    """Metrics of a generation: quality is left out of the middle where the config says so (section
-    1, evaluation sample).
+
+def names_at(config: LoopsConfig, generation: int) -> list[str]:
+    """Return the names of the metrics of a generation.
+
+    With `config.quality_at` = "ends" the generations in between lack the quality metric.
     """
-    ends = generation == 0 or generation >= settings.chain.generations - LAST
-    quality = settings.quality_at == "all" or ends
-    return [
-        *settings.metrics,
-        *([settings.quality] if quality and settings.quality not in settings.metrics else []),
-    ]
+    at_ends = generation == 0 or generation >= config.chain.generations - LAST
+    names = list(config.metrics)
+    if config.quality not in names and (config.quality_at == "all" or at_ends):
+        names.append(config.quality)
+    return names
 
 
-def measure(settings: Settings, lean: Callable | None):
-    """The driver's `measure`. Chains of several models that share a pool are measured together,
-    later (`merged`).
+def measure(config: LoopsConfig, leaning: TextScorer | None) -> Callable[..., dict]:
+    """Return the driver's `measure`.
+
+    It leaves out chains of several models, which share a pool and are measured together after the
+    run (`measure_shared`). leaning: scores the political leaning of texts; None: not measured.
     """
 
-    def run(model, generation: int, outcomes: Sequence) -> dict:
-        alone = [o for o in outcomes if o.chain.workflow.entities == 1]
-        found = evaluate(settings, generation, [o.texts for o in alone], lean)
+    def run(model: Any, generation: int, outputs: Sequence[ModelOutput]) -> dict:
+        alone = [output for output in outputs if output.chain.workflow.entities == 1]
+        values = evaluate(config, generation, [output.texts for output in alone], leaning)
         return {
-            (o.chain.id, o.entity): values | {"finished": _mean(o.finished)}
-            for o, values in zip(alone, found, strict=True)
+            (output.chain.id, output.entity): measured | {"finished": _mean(output.finished)}
+            for output, measured in zip(alone, values, strict=True)
         }
 
     return run
 
 
 def evaluate(
-    settings: Settings, generation: int, texts: Sequence[Sequence[str]], lean: Callable | None
-) -> list[dict[str, float]]:
-    """Metrics of each of [chains] lists of texts. Of several domains, each metric of the texts of
-    each: `<metric>@<domain>` (text i answers the prompt of domain i modulo their number).
-    """
-    from jaxloop.metrics import registry
-    from jaxloop.metrics.embed import embed
+    config: LoopsConfig,
+    generation: int,
+    texts: Sequence[Sequence[str]],
+    leaning: TextScorer | None,
+) -> list[Values]:
+    """Return {metric: value} for each chain's list of texts.
 
+    With several domains every metric is computed for the texts of each domain, and is called
+    `<metric>@<domain>`. Text i belongs to domain i modulo the number of domains.
+    """
     if not texts:
         return []
-    names, domains = names_at(settings, generation), list(settings.domains)
-    several = settings.kind == "mixtures"
-    cut = [list(t[: settings.chain.eval_texts]) for t in texts]
-    pieces = [
-        part
-        for t in cut
-        for part in ([t[i :: len(domains)] for i in range(len(domains))] if several else [t])
-    ]
+    names = names_at(config, generation)
+    samples = [list(chain_texts[: config.chain.eval_texts]) for chain_texts in texts]
+    if config.subset_kind == "mixtures":
+        values = _by_domain(config, names, samples)
+    else:
+        values = _metrics(config, names, samples)
+    if leaning is not None:
+        for measured, leanings in zip(values, _leanings(samples, leaning), strict=True):
+            measured |= leaning_shares(config, leanings)
+    return values
+
+
+def _metrics(
+    config: LoopsConfig, names: Sequence[str], samples: Sequence[Sequence[str]]
+) -> list[Values]:
+    """Metrics of each list of texts."""
     values = registry.evaluate(
-        names, texts=pieces, embeddings=functools.partial(embed, model=settings.embedder)
+        names,
+        texts=samples,
+        embeddings=functools.partial(embedding.embed, model=config.embedder),
     )
-    # One question for all chains: full batches, and each text of several chains asked once.
-    leans = (
-        None
-        if lean is None
-        else np.split(
-            lean([text for t in cut for text in t]), np.cumsum([len(t) for t in cut])[:-1]
+    return [{name: float(values[name][i]) for name in names} for i in range(len(samples))]
+
+
+def _by_domain(
+    config: LoopsConfig, names: Sequence[str], samples: Sequence[Sequence[str]]
+) -> list[Values]:
+    """Metrics of each list of texts, separately for the texts of each domain."""
+    domains = list(config.domains)
+    parts = [sample[i :: len(domains)] for sample in samples for i in range(len(domains))]
+    values = iter(_metrics(config, names, parts))
+    by_sample = []
+    for _ in samples:
+        of_domains = {domain: next(values) for domain in domains}
+        by_sample.append(
+            {f"{name}@{domain}": of_domains[domain][name] for name in names for domain in domains}
         )
-    )
-    out = []
-    for i in range(len(texts)):
-        if several:
-            at = range(i * len(domains), (i + 1) * len(domains))
-            out.append(
-                {
-                    f"{name}@{domain}": float(values[name][j])
-                    for name in names
-                    for j, domain in zip(at, domains, strict=True)
-                }
-            )
-        else:
-            out.append({name: float(values[name][i]) for name in names})
-        if leans is not None:
-            out[-1] |= leaning(settings, leans[i])
-    return out
+    return by_sample
 
 
-def leaning(settings: Settings, values: np.ndarray) -> dict[str, float]:
-    """Mean lean of the texts that have one, and the shares of left, right and neutral or
-    non-political texts among all.
+def _leanings(samples: Sequence[Sequence[str]], leaning: TextScorer) -> list[np.ndarray]:
+    """The leaning of every text, by list.
+
+    One call for all chains: full batches, and a text that several chains have is scored once.
     """
-    known, band = values[~np.isnan(values)], settings.lean.neutral
-    count = max(len(values), 1)
-    left, right = (known < 50 - band).sum() / count, (known > 50 + band).sum() / count
+    scores = leaning([text for sample in samples for text in sample])
+    return np.split(scores, np.cumsum([len(sample) for sample in samples])[:-1])
+
+
+def leaning_shares(config: LoopsConfig, leanings: np.ndarray) -> Values:
+    """Return the mean leaning of the political texts, and the shares of each side among all texts.
+
+    The neutral share includes texts that are not political. leanings: [texts], from 0 (left) to 100
+    (right); nan for a text that is not political.
+    """
+    political, neutral = leanings[~np.isnan(leanings)], config.political_leaning.neutral
+    count = max(len(leanings), 1)
+    left = (political < 50 - neutral).sum() / count
+    right = (political > 50 + neutral).sum() / count
     return {
-        "political_lean": _mean(known),
+        "political_lean": _mean(political),
         "left_share": float(left),
         "right_share": float(right),
         "neutral_share": float(1 - left - right),
     }
 
 
-def _mean(values) -> float:
+def _mean(values: np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else math.nan
 
 
 # ---- after the chains
-# -------------------------------------------------------------------------------------------------
 
 
-def merged(
-    settings: Settings, chains: Sequence, root: Path, generations: int, lean: Callable | None
-) -> None:
-    """Measures the texts of models that share a pool together, as many of each model, shuffled;
-    seals what a generation lacks.
+class _SharedTexts(NamedTuple):
+    """Texts of a chain's models, which share a pool, and whether each text ended by itself."""
 
-    Generations that are measured already are not read again.
-    """
-    from jaxloop.recursion import finalise
-    from jaxloop.recursion.sources import texts_path
-    from jaxloop.runtime import tables
-
-    shared = [chain for chain in chains if chain.workflow.entities > 1]
-    for generation in range(generations if shared else 0):
-        known = finalise.read_metrics(root, generation)
-        done = set(zip(known["chain"], known["metric"], strict=True))
-        first = names_at(settings, generation)[0]
-        todo = [
-            c
-            for c in shared
-            if (c.id, first) not in done and (root / texts_path(c, generation)).exists()
-        ]
-        texts, ended = [], []
-        for chain in todo:
-            table = tables.read_parquet(
-                root / texts_path(chain, generation), ["entity", "row", "text", "finished"]
-            )
-            each = -(-settings.chain.eval_texts // chain.workflow.entities)
-            rows = np.flatnonzero(np.asarray(table["row"]) < each)
-            rows = np.random.default_rng([chain.seed, generation]).permutation(rows)[
-                : settings.chain.eval_texts
-            ]
-            texts.append([table["text"][i] for i in rows])
-            ended.append(_mean(np.asarray(table["finished"])[rows]))
-        found = evaluate(settings, generation, texts, lean)
-        if todo:
-            _seal(
-                root,
-                generation,
-                [(c, v | {"finished": e}) for c, v, e in zip(todo, found, ended, strict=True)],
-                chains,
-            )
+    chain: ChainSpec
+    texts: list[str]
+    finished: np.ndarray
 
 
-def _seal(
-    root: Path, generation: int, found: Sequence[tuple[Any, Mapping[str, float]]], chains: Sequence
-) -> None:
-    from jaxloop.recursion import finalise
-    from jaxloop.recursion.generation import tidy
-    from jaxloop.runtime import checkpoint, tables
-
-    rows = []
-    for chain, values in found:
-        common = {
-            "study": "loops",
-            "chain": chain.id,
-            **dict(chain.factors),
-            "entity": 0,
-            "generation": generation,
-        }
-        rows += [common | {"metric": name, "value": value} for name, value in values.items()]
-    place = checkpoint.finished(generation)
-    listed = checkpoint.read_manifest(root, f"{place}/{checkpoint.MANIFEST}")["files"]
-    number = 1 + sum(name.startswith(f"{place}/{finalise.FILLED}") for name in listed)
-    path = f"{place}/{finalise.FILLED}{number:04d}.parquet"
-    tables.write_parquet(root / path, tidy(rows, chains), durable=True)
-    checkpoint.add(root, generation, [path])
-
-
-def text_scores(
-    settings: Settings,
-    chains: Sequence,
-    data: Mapping[str, Any],
+def measure_shared(
+    config: LoopsConfig,
+    chains: Sequence[ChainSpec],
     root: Path,
     generations: int,
-    lean: Callable,
+    leaning: TextScorer | None,
 ) -> None:
-    """text_scores.parquet: the lean of every measured text, and, as generation -1, of the human
-    texts that a chain began with.
+    """Measure chains of several models that share a pool, after the run.
+
+    The same number of texts of each model is taken and shuffled; the values are added to the
+    finished generations in the run directory `root`. Generations that have them are not read again.
     """
-    from jaxloop.recursion.sources import human_texts, texts_path
-    from jaxloop.runtime import tables
-
-    out: dict[str, list] = {"chain": [], "generation": [], "metric": [], "value": []}
-
-    def add(chain, generation, values):
-        out["chain"] += [chain.id] * len(values)
-        out["generation"] += [generation] * len(values)
-        out["metric"] += ["political_lean"] * len(values)
-        out["value"] += values.tolist()
-
-    for chain in chains:
-        add(chain, -1, lean(human_texts(chain, data)[:HUMAN_SCORED]))
-        for generation in range(generations):
-            if (path := root / texts_path(chain, generation)).exists():
-                add(
-                    chain,
-                    generation,
-                    lean(tables.read_parquet(path, ["text"])["text"][: settings.chain.eval_texts]),
-                )
-    tables.write_parquet(root / "text_scores.parquet", out)
+    shared = [chain for chain in chains if chain.workflow.entities > 1]
+    for generation in range(generations if shared else 0):
+        metrics = finalise.read_metrics(root, generation)
+        measured = set(zip(metrics["chain"], metrics["metric"], strict=True))
+        first = names_at(config, generation)[0]
+        samples = [
+            _shared_texts(config, chain, generation, root)
+            for chain in shared
+            if (chain.id, first) not in measured and (root / texts_path(chain, generation)).exists()
+        ]
+        values = evaluate(config, generation, [sample.texts for sample in samples], leaning)
+        rows = []
+        for sample, of_sample in zip(samples, values, strict=True):
+            of_sample["finished"] = _mean(sample.finished)
+            rows += _metric_rows(sample.chain, generation, of_sample)
+        if samples:
+            _add_metrics(root, generation, rows, chains)
 
 
-# ---- properties of clusters
-# -------------------------------------------------------------------------------------------
-
-
-def properties(
-    settings: Settings, subsets: Sequence[Subset], sources: Mapping[str, Source], root: Path
-) -> None:
-    """properties.csv and members.parquet of clusters; each cluster's row is kept as soon as it is
-    measured.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from jaxloop.runtime import tables
-    from jaxloop.runtime.atomic_io import write_atomic
-    from jaxloop.runtime.log import LOGGER
-
-    rows, partial = [], root / ".tmp-members.parquet"
-    schema = pa.schema([("dataset", pa.string()), ("cluster", pa.string()), ("row", pa.int64())])
-    with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
-        for name, source in sources.items():
-            mine = [s for s in subsets if s.dataset == name]
-            row_of = _Properties(settings, source, root)
-            for subset in mine:
-                (_, members) = subset.parts[0]
-                rows.append(
-                    {
-                        "dataset": name,
-                        "cluster": subset.factors["cluster"],
-                        **subset.about,
-                        **row_of(subset),
-                    }
-                )
-                labels = {
-                    "dataset": [name] * len(members),
-                    "cluster": [subset.factors["cluster"]] * len(members),
-                }
-                writer.write_table(pa.table({**labels, "row": members}, schema=schema))
-            LOGGER.info("properties of %d clusters of %s", len(mine), name)
-    partial.replace(root / "members.parquet")
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    write_atomic(
-        root / "properties.csv",
-        tables.to_csv({c: [row.get(c) for row in rows] for c in columns}),
-        durable=False,
+def _shared_texts(
+    config: LoopsConfig, chain: ChainSpec, generation: int, root: Path
+) -> _SharedTexts:
+    columns = ["entity", "row", "text", "finished"]
+    table = tables.read_parquet(root / texts_path(chain, generation), columns)
+    each = -(-config.chain.eval_texts // chain.workflow.entities)
+    rows = np.flatnonzero(np.asarray(table["row"]) < each)
+    shuffled = np.random.default_rng([chain.seed, generation]).permutation(rows)
+    chosen = shuffled[: config.chain.eval_texts]
+    return _SharedTexts(
+        chain=chain,
+        texts=[table["text"][i] for i in chosen],
+        finished=np.asarray(table["finished"])[chosen],
     )
 
 
-def check_properties(root: Path) -> None:
-    """Raises ValueError for a predictor of the regressions that is the same for every cluster in
-    properties.csv: no fit could have it.
+def _metric_rows(chain: ChainSpec, generation: int, values: Values) -> list[dict[str, Any]]:
+    common = {
+        "study": "loops",
+        "chain": chain.id,
+        **dict(chain.factors),
+        "entity": 0,
+        "generation": generation,
+    }
+    return [common | {"metric": name, "value": value} for name, value in values.items()]
+
+
+def _add_metrics(
+    root: Path, generation: int, rows: list[dict[str, Any]], chains: Sequence[ChainSpec]
+) -> None:
+    """Add a file of metrics to a finished generation and its manifest."""
+    folder = checkpoint.finished(generation)
+    files = checkpoint.read_manifest(root, f"{folder}/{checkpoint.MANIFEST}")["files"]
+    prefix = f"{folder}/{finalise.BACKFILLED}"
+    number = 1 + sum(name.startswith(prefix) for name in files)
+    path = f"{prefix}{number:04d}.parquet"
+    tables.write_parquet(root / path, tidy(rows, chains), durable=True)
+    checkpoint.add_files(root, generation, [path])
+
+
+def write_text_scores(
+    config: LoopsConfig,
+    chains: Sequence[ChainSpec],
+    data: Mapping[str, Dataset],
+    root: Path,
+    generations: int,
+    leaning: TextScorer,
+) -> None:
+    """Write text_scores.parquet: the leaning of every measured text.
+
+    Generation -1 holds the human texts that a chain began with.
     """
-    import pandas as pd
-
-    from jaxloop.studies.recursive_loops.analysis import regression_tasks
-
-    table = pd.read_csv(root / "properties.csv")
-    names, _ = regression_tasks.measured(table)
-    for name in names:
-        values = pd.to_numeric(table[name], errors="coerce").dropna().to_numpy(float)
-        if np.ptp(values) <= 1e-12 * max(1.0, np.abs(values).max()):
-            raise ValueError(
-                f"{root / 'properties.csv'}: {name} is {values[0]:g} for all {len(values)} "
-                "clusters; a predictor of the regressions must vary"
-            )
+    columns: dict[str, list] = {"chain": [], "generation": [], "metric": [], "value": []}
+    for chain in chains:
+        for generation, texts in _scored_texts(config, chain, data, root, generations):
+            values = leaning(texts).tolist()
+            columns["chain"] += [chain.id] * len(values)
+            columns["generation"] += [generation] * len(values)
+            columns["metric"] += ["political_lean"] * len(values)
+            columns["value"] += values
+    tables.write_parquet(root / "text_scores.parquet", columns)
 
 
-class _Properties:
-    """Properties of the clusters of one dataset; what they share is made when the first of them is
-    not on disk yet.
-    """
-
-    def __init__(self, settings: Settings, source: Source, root: Path):
-        self.settings, self.source, self.folder = settings, source, root / "properties"
-        self.folder.mkdir(exist_ok=True)
-
-    @functools.cached_property
-    def shared(self):
-        points = loops_data.embeddings(self.settings, self.source)
-        toxic = self.settings.properties.toxicity
-        name = toxic and f"toxicity(model={toxic!r})"
-        return (
-            points,
-            loops_data.evaluation_map(self.settings, self.source, points),
-            loops_data.quality(self.settings, self.source),
-            loops_data.score(self.settings, name, self.source.folder)(self.source.texts)
-            if name
-            else None,
-        )
-
-    def __call__(self, subset: Subset) -> dict[str, float]:
-        from jaxloop.runtime.atomic_io import write_atomic
-        from jaxloop.studies.recursive_loops.properties import cluster_properties
-
-        path = self.folder / f"{subset.name}.json"
+def _scored_texts(
+    config: LoopsConfig,
+    chain: ChainSpec,
+    data: Mapping[str, Dataset],
+    root: Path,
+    generations: int,
+) -> Iterable[tuple[int, list[str]]]:
+    """(generation, its texts) of a chain; generation -1: its human texts."""
+    yield -1, human_texts(chain, data)[:HUMAN_SCORED]
+    for generation in range(generations):
+        path = root / texts_path(chain, generation)
         if path.exists():
-            return json.loads(path.read_bytes())
-        points, projection, quality, toxicity = self.shared
-        rows = subset.parts[0][1]
-        found = cluster_properties(
-            list(self.source.texts.take(rows)),
-            embeddings=points[rows],
-            projection=projection,
-            quality=quality[rows],
-            toxicity=None if toxicity is None else toxicity[rows],
-            sample=self.settings.properties.texts,
-            lexical_sample=self.settings.properties.lexical_texts,
-        )
-        write_atomic(path, json.dumps(found).encode(), durable=False)
-        return found
+            texts = tables.read_parquet(path, ["text"])["text"]
+            yield generation, list(texts[: config.chain.eval_texts])

@@ -1,5 +1,6 @@
-"""Political lean of texts from 0 (left) to 100 (right): by a classifier fitted on the labels of
-some human texts, or by a judge.
+"""Political leaning of texts, from 0 (left) to 100 (right).
+
+It is given by a classifier that is fitted on labelled human texts, or by a judge.
 """
 
 import hashlib
@@ -8,62 +9,66 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxloop.metrics import classifier_training, classifiers
+from jaxloop.runtime.atomic_io import write_atomic
+from jaxloop.runtime.log import LOGGER
 from jaxloop.studies.recursive_loops import sources
-from jaxloop.studies.recursive_loops.config import Settings
+from jaxloop.studies.recursive_loops.config import LoopsConfig
+from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered
 from jaxloop.studies.recursive_loops.sources import Source
 
 
-def human(settings: Settings, source: Source, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(rows that chains may use, lean of each): the texts that the classifier was fitted on are
-    left out.
+def human(config: LoopsConfig, source: Source, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row numbers [n] of the texts that chains may use, and the leaning of each [n].
 
-    Raises ValueError where the labels are missing or too few.
+    The texts that the classifier was fitted on are left out. folder: the run directory, which gets
+    the classifier's report. Raises ValueError where the labels are missing or too few.
     """
-    if settings.lean.judge is not None:
+    if config.political_leaning.judge is not None:
         rows = np.arange(len(source.texts))
     else:
-        used, _ = _labelled(settings, source)
-        rows = np.setdiff1d(np.arange(len(source.texts)), used)
-        _classifier(settings, source, folder)
-    lean = scorer(settings, source, folder)
-    return rows, lean(source.texts.take(rows))
+        fitted_on, _ = _labelled(config, source)
+        rows = np.setdiff1d(np.arange(len(source.texts)), fitted_on)
+        _classifier(config, source, folder)
+    return rows, scorer(config, source, folder)(source.texts.take(rows))
 
 
-def scorer(settings: Settings, source: Source, folder: Path):
-    """texts -> lean [n], nan where a judge finds a text not political; what human texts were found
-    is kept with the dataset.
+def scorer(config: LoopsConfig, source: Source, folder: Path) -> TextScorer:
+    """Return the function that gives the leaning [n] of n texts.
+
+    It is nan for a text that a judge finds not political. The leanings are cached in the dataset's
+    folder. folder: the run directory, which gets the classifier's report.
     """
-    from jaxloop.studies.recursive_loops.data.answer_cache import remembered
+    if config.political_leaning.judge is not None:
+        return sources.score(config.political_leaning.judge, source.folder)
+    place = _classifier(config, source, folder)
+    classifier = classifiers.load_classifier(str(place))
+    right = classifier.labels.index("right")
 
-    if settings.lean.judge is not None:
-        return sources.score(settings, settings.lean.judge, source.folder)
-    from jaxloop.metrics import classifiers
+    def leaning(texts: list[str]) -> np.ndarray:
+        return 100.0 * classifiers.probabilities(classifier, texts)[:, right].astype(np.float64)
 
-    place = _classifier(settings, source, folder)
-    found = classifiers.load_classifier(str(place))
-    right = found.labels.index("right")
     name = f"lean {hashlib.sha256((place / 'report.json').read_bytes()).hexdigest()[:16]}"
-    return remembered(
-        lambda texts: 100.0 * classifiers.probabilities(found, texts)[:, right].astype(np.float64),
-        source.folder / "answers.sqlite",
-        name=name,
-    )
+    return remembered(leaning, source.folder / "answers.sqlite", name=name)
 
 
-def _labelled(settings: Settings, source: Source) -> tuple[np.ndarray, list[str]]:
-    """Rows that the classifier is fitted on, as many of each side, and their classes."""
-    lean = settings.lean
-    labels = np.array([str(value) for value in source.column(lean.label_column)], object)
+def _labelled(config: LoopsConfig, source: Source) -> tuple[np.ndarray, list[str]]:
+    """Row numbers of the texts that the classifier is fitted on, and their labels.
+
+    There are as many of the left as of the right.
+    """
+    options = config.political_leaning
+    labels = np.array([str(value) for value in source.column(options.label_column)], object)
     sides = {
-        "left": np.flatnonzero(labels == lean.left),
-        "right": np.flatnonzero(labels == lean.right),
+        "left": np.flatnonzero(labels == options.left),
+        "right": np.flatnonzero(labels == options.right),
     }
-    each = min(lean.fit_texts // 2, *(len(rows) // 2 for rows in sides.values()))
+    each = min(options.fit_texts // 2, *(len(rows) // 2 for rows in sides.values()))
     if each < 10:
         raise ValueError(
-            f"config.lean: column '{lean.label_column}' of {source.name} has "
-            f"{len(sides['left'])} texts labelled '{lean.left}' and "
-            f"{len(sides['right'])} labelled '{lean.right}'; at least 20 of each are needed"
+            f"config.political_leaning: column '{options.label_column}' of {source.name} has "
+            f"{len(sides['left'])} texts labelled '{options.left}' and "
+            f"{len(sides['right'])} labelled '{options.right}'; at least 20 of each are needed"
         )
     rng = np.random.default_rng(0)
     chosen = {side: np.sort(rng.permutation(rows)[:each]) for side, rows in sides.items()}
@@ -72,37 +77,28 @@ def _labelled(settings: Settings, source: Source) -> tuple[np.ndarray, list[str]
     ]
 
 
-def _classifier(settings: Settings, source: Source, folder: Path) -> Path:
-    """The directory of the classifier, fitted where it is not there yet; a copy of its report lies
-    in the run's folder.
-    """
-    from jaxloop.metrics import classifiers
-    from jaxloop.runtime.atomic_io import write_atomic
-    from jaxloop.runtime.log import LOGGER
+def _classifier(config: LoopsConfig, source: Source, folder: Path) -> Path:
+    """Fit the classifier if there is none yet, and return its directory.
 
-    key = hashlib.sha256(
-        json.dumps(
-            [
-                settings.lean.model_dump(
-                    include={"label_column", "left", "right", "fit_texts", "train"}
-                ),
-                settings.embedder,
-            ]
-        ).encode()
+    A copy of its report is written into the run directory `folder`.
+    """
+    fields = config.political_leaning.model_dump(
+        include={"label_column", "left", "right", "fit_texts", "train"}
     )
+    key = hashlib.sha256(json.dumps([fields, config.embedder]).encode())
     place = source.folder / f"lean-{key.hexdigest()[:12]}"
     if not (place / "report.json").exists():
-        rows, labels = _labelled(settings, source)
+        rows, labels = _labelled(config, source)
         LOGGER.info(
             "fitting a classifier of political lean on %s texts of %s",
             f"{len(rows):,}",
             source.name,
         )
-        fitted = classifiers.fit_classifier(
+        fitted = classifier_training.fit_classifier(
             list(source.texts.take(rows)),
             labels,
-            encoder=settings.embedder,
-            train=settings.lean.train,
+            encoder=config.embedder,
+            train=config.political_leaning.train,
         )
         classifiers.save_classifier(fitted.classifier, place)
         write_atomic(place / "report.json", json.dumps(fitted.report, indent=1).encode())

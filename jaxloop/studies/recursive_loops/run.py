@@ -1,292 +1,160 @@
-"""The experiments of "Recursive Training Loops in LLMs" (arXiv 2504.03814; recursive_loops.md): one
-study, one config each.
+"""The experiments of "Recursive Training Loops in LLMs" (arXiv 2504.03814), one config for each.
 
-settings -> sources (cleaned text) -> subsets (splits, clusters, mixtures) -> chains ->
-recursion.driver.run -> metrics.csv, chains.csv and, of clusters, properties.csv and members.parquet
--> the analysis and its page.
+The steps are: `sources` cleans the data, `subsets` cuts them (splits, clusters, mixtures), `chains`
+plans the chains, `recursion.driver.run` runs them and writes metrics.csv; chains.csv is written
+too, and for clusters properties.csv and members.parquet. Then `analysis` writes tables, figures and
+the report.
 """
 
-import dataclasses
-import pathlib
-import time
-from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import jaxloop
-from jaxloop.config import fingerprint
-from jaxloop.studies import FAILED_CHAINS
-from jaxloop.studies.common import identity
-from jaxloop.studies.common import run as running
-from jaxloop.studies.recursive_loops.config import Settings, check_metrics, instruction
+import numpy as np
 
-__all__ = ["Settings", "check", "plan", "run"]
+from jaxloop.metrics import embed as embedding
+from jaxloop.metrics import registry
+from jaxloop.recursion import driver
+from jaxloop.runtime.devices import barrier
+from jaxloop.runtime.log import LOGGER
+from jaxloop.studies.common import models as base_models
+from jaxloop.studies.common import run as common
+from jaxloop.studies.recursive_loops import (
+    chains,
+    cost,
+    input_tables,
+    measure,
+    political_leaning,
+    subsets,
+)
+from jaxloop.studies.recursive_loops.chains import Planned
+from jaxloop.studies.recursive_loops.config import CONFIG, LoopsConfig
+from jaxloop.studies.recursive_loops.prepare import Prepared, prepare
+from jaxloop.studies.recursive_loops.sources import source_line
+
+__all__ = ["CONFIG", "check", "plan", "run"]
+
+Context = common.RunContext[LoopsConfig, Prepared]
 
 
-class Prepared(NamedTuple):
-    """What is known before subsets are cut: clean sources by domain, models name -> (spec,
-    tokenizer), and the driver's settings.
+def check(config: LoopsConfig) -> list[str]:
+    """Check the data and the chains, and return lines that describe them.
+
+    Clusters and splits are not made here.
     """
-
-    sources: Mapping[str, Any]
-    models: Mapping[str, tuple]
-    driver: Any
-
-
-def prepare(settings: Settings) -> Prepared:
-    """Reads models' descriptions and cleans the data. Raises ValueError, one sentence, for anything
-    with which a run could not begin.
-    """
-    from jaxloop.metrics.embed import load_embedder
-    from jaxloop.recursion import driver
-    from jaxloop.runtime.devices import select_devices
-    from jaxloop.studies.chain import prepare as chain_setup
-    from jaxloop.studies.recursive_loops import chains as loops_chains
-    from jaxloop.studies.recursive_loops import sources as loops_data
-    from jaxloop.studies.recursive_loops import subsets as loops_subsets
-
-    check_metrics(settings)
-    if settings.kind in ("clusters", "mixtures"):
-        loops_subsets.check_size(settings)
-        loops_subsets.clustering_methods(settings, settings.clusters.fit_rows)
-    loops_chains.expected(settings)
-    select_devices(settings.run.platform, settings.run.devices)
-    load_embedder(settings.embedder)
-    models = {name: chain_setup._describe(settings, name) for name in settings.models.pool}
-    for text in dict.fromkeys(map(instruction, settings.domains.values())):
-        chain_setup._check_models(
-            SimpleNamespace(
-                fit=settings.fit, sample=settings.sample, data=SimpleNamespace(instruction=text)
-            ),
-            models,
-        )
-    count = next(iter(models.values()))[1].count
-    sources = {name: loops_data.read(settings, name, count) for name in settings.domains}
-    common = driver.Settings(
-        settings.chain.generations,
-        *chain_setup.family_settings(settings),
-        evaluate=settings.chain.eval_texts,
-        keep=settings.run.keep,
-        study="loops",
-        measure_beside=running.measures_beside(settings.run),
-        free=("fit.chains_at_once",),
-    )
-    return Prepared(sources, models, common)
-
-
-def check(settings: Settings) -> list[str]:
-    """Lines about the data, the models and the chains, once all of them have been found good.
-    Clusters and splits are not made yet.
-    """
-    from jaxloop.studies.recursive_loops import chains as loops_chains
-
-    prepared = prepare(settings)
-    lines = [_source_line(source) for source in prepared.sources.values()]
-    _enough(settings, prepared)
-    planned = loops_chains.expected(settings)
+    prepared = prepare(config)
+    needed = max(one.needed for one in prepared.planned)
     return [
-        *lines,
-        f"{chains_line(settings, planned)}; the longest needs {max(p.needed for p in planned):,} "
-        "human texts",
+        *(f"data {name}: {source_line(source)}" for name, source in prepared.sources.items()),
+        f"{chains.chains_line(config, prepared.planned)}; the longest needs {needed:,} human texts",
     ]
 
 
-def _source_line(source) -> str:
-    dropped = ", ".join(
-        f"{rule}: {counts['dropped']:,}"
-        for rule, counts in source.report.items()
-        if counts["dropped"]
-    )
-    read = next(iter(source.report.values()))["in"] if source.report else len(source.texts)
-    return (
-        f"data {source.name}: {len(source.texts):,} of {read:,} texts ({dropped or 'none dropped'})"
-    )
+def plan(config: LoopsConfig, target: str | None = None) -> list[tuple[str, str]]:
+    """Return (what, amount) rows: what a run would do and how long it would take.
 
-
-def _enough(settings: Settings, prepared: Prepared) -> None:
-    """Refuses data that are too few whatever the subsets turn out to be: for a chain, or for a
-    single cluster.
+    The time is measured on this machine if the models are here, else it is in hours of
+    `config.plan.device`. For the absent hardware `target` it is an estimate of the compiler.
     """
-    from jaxloop.studies.recursive_loops import chains as loops_chains
-    from jaxloop.studies.recursive_loops import subsets as loops_subsets
-
-    if settings.kind == "whole":
-        loops_chains.plan(settings, loops_subsets.build(settings, prepared.sources, pathlib.Path()))
-    if settings.kind in ("clusters", "mixtures"):
-        for name, source in prepared.sources.items():
-            if len(source.texts) < settings.clusters.min_size:
-                raise ValueError(
-                    f"config.clusters.min_size = {settings.clusters.min_size}: {name} has "
-                    f"{len(source.texts):,} texts; must be at most that"
-                )
-        _enough_chains(settings)
+    return cost.table(config, target)
 
 
-def _enough_chains(settings: Settings) -> None:
-    """Refuses a study of clusters whose largest regression could not be fitted: over all chains (of
-    several domains: each domain's outcome).
+def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
+    """Run the whole experiment, or the rest of one.
+
+    Returns 0, or `FAILED_CHAINS` where some chains stopped or were left out.
     """
-    from jaxloop.studies.recursive_loops import chains as loops_chains
-    from jaxloop.studies.recursive_loops.analysis import regression
-
-    domains, predictors = len(settings.domains), len(regression.PROPERTIES)
-    combinations = len(loops_chains.combinations(settings))
-    clusters = settings.clusters.count
-    if settings.kind == "mixtures":
-        predictors *= domains
-    else:
-        clusters, predictors = clusters * domains, predictors + domains - 1
-    # Chains of one cluster that differ in their ratio have the same properties: only more clusters
-    # tell properties apart.
-    varied = len(settings.chain.ratios) > 1
-    for count, what, needed in (
-        (clusters, "clusters", predictors),
-        (clusters * combinations, "chains", predictors + varied),
-    ):
-        if count < needed + 2:
-            raise ValueError(
-                f"config.clusters.count = {settings.clusters.count}: that makes {count} {what} "
-                f"for a regression on {needed} "
-                f"{'properties' if what == 'clusters' else 'predictors'} and an intercept; must "
-                f"make at least {needed + 2}"
-            )
+    steps = common.Steps(prepare, cost.disk_bytes, _execute, free_fields=("run", "title", "plan"))
+    return common.run_study(steps, config, workdir, argv=argv)
 
 
-def chains_line(settings: Settings, planned: Sequence) -> str:
-    """How many chains of what."""
-    from jaxloop.reporting.scores import share
+def _execute(context: Context) -> common.Outcome:
+    """Run the chains from the generation that they have reached to the last; write the tables."""
+    config, prepared = context.config, context.prepared
+    for name, source in prepared.sources.items():
+        LOGGER.info("data %s: %s", name, source_line(source))
+    planned = _plan_chains(context)
+    for one in planned:
+        if one.reason:
+            LOGGER.warning("chain %s is left out: %s", one.id, one.reason)
+    specs = chains.specs(planned)
+    data = chains.datasets(planned, prepared.sources)
+    leaning = None
+    if config.subset_kind == "political":
+        (source,) = prepared.sources.values()
+        leaning = political_leaning.scorer(config, source, context.root)
+    result = driver.run(
+        base_models.family(config.models, config.fit, config.run),
+        specs,
+        data,
+        context.driver_settings(prepared.driver),
+        context.root,
+        measure=measure.measure(config, leaning),
+        features=features(config) if config.interventions.policies else None,
+        command=context.command,
+    )
+    if context.is_first_process:
+        count = result.generations
+        measure.measure_shared(config, specs, context.root, count, leaning)
+        driver.write_tables(context.root, count)
+        if leaning is not None:
+            measure.write_text_scores(config, specs, data, context.root, count, leaning)
+    return common.trained(
+        result,
+        run_info=_run_info(context, planned),
+        write_report=functools.partial(_write_report, context, planned, result.failed),
+        all_chains=len(specs) == len(planned),
+    )
 
-    c = settings.chain
-    subsets = len({p.subset.name for p in planned})
-    cut = {
-        "whole": "dataset",
-        "clusters": "cluster",
-        "mixtures": "mixture",
-        "quality": "split",
-        "length": "split",
-        "political": "mix",
-    }[settings.kind]
-    parts = [
-        f"{subsets} {cut}{'s' if subsets > 1 and cut != 'mix' else 'es' if subsets > 1 else ''}",
-        f"r in {{{', '.join(share(r) for r in c.ratios)}}}",
+
+def _plan_chains(context: Context) -> list[Planned]:
+    """Make the subsets, plan the chains and write the tables that exist before a run.
+
+    The first process makes the subsets; the others wait and read what it has cached.
+    """
+    config, sources = context.config, context.prepared.sources
+    if not context.is_first_process:
+        barrier("subsets are made")
+    all_subsets = subsets.build(config, sources, context.root)
+    planned = chains.leave_out_short(config, chains.plan(config, all_subsets))
+    if context.is_first_process:
+        input_tables.write(config, sources, all_subsets, planned, context.root)
+        barrier("subsets are made")
+    return planned
+
+
+def _run_info(context: Context, planned: Sequence[Planned]) -> common.RunInfo:
+    config, sources = context.config, context.prepared.sources
+    return [
+        ("chains", chains.chains_line(config, planned)),
+        *((f"data: {name}", source_line(source)) for name, source in sources.items()),
+        ("models", ", ".join(config.models.pool)),
     ]
-    ratios = {"dataset", "ratio", "seed"} | {name for p in planned for name in p.subset.factors}
-    varied = {
-        name: {repr(p.factors[name]) for p in planned if name in p.factors}
-        for p in planned
-        for name in p.factors
-        if name not in ratios
-    }
-    parts += [f"{len(values)} values of {name}" for name, values in varied.items()]
-    parts += [
-        f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}",
-        f"{c.generations} generations",
-    ]
-    out = sum(1 for p in planned if p.reason)
-    return f"{len(planned)} chains: {', '.join(parts)}" + (
-        f" ({out} left out, their subsets have too few texts)" if out else ""
-    )
 
 
-def plan(settings: Settings, target: str | None = None) -> list[tuple[str, str]]:
-    """What a run would do, counted, and its time: measured here where the models are, in hours of
-    `plan.device` where they are not, or by what the compiler says of `target`.
+def _write_report(
+    context: Context,
+    planned: Sequence[Planned],
+    failed: Mapping[str, Mapping[str, Any]],
+    page: common.PageInputs,
+) -> Path:
+    # matplotlib and statsmodels take seconds to load, which a check or a plan does not need.
+    from jaxloop.studies.recursive_loops import report
+
+    return report.write(context.config, planned, failed, context.root, page)
+
+
+def features(config: LoopsConfig) -> Callable[[str, Sequence[str]], np.ndarray]:
+    """Return the function that computes features of texts for selection policies.
+
+    It takes a name and n texts: "quality" gives [n], by the config's metric; "embeddings" [n, d].
     """
-    from jaxloop.studies.recursive_loops import cost
 
-    return cost.table(settings, target)
-
-
-def run(settings: Settings, workdir: pathlib.Path, *, argv: Sequence[str] = ()) -> int:
-    """The whole experiment, or the rest of one; 0, or `FAILED_CHAINS` where some chains stopped or
-    were left out.
-    """
-    from jaxloop.recursion import driver
-    from jaxloop.runtime.devices import barrier, initialise_distributed, processes
-    from jaxloop.runtime.log import LOGGER
-    from jaxloop.runtime.workdir import open_workdir
-    from jaxloop.studies.chain import prepare as chain_setup
-    from jaxloop.studies.recursive_loops import chains as loops_chains
-    from jaxloop.studies.recursive_loops import cost, measure, political_leaning, report
-    from jaxloop.studies.recursive_loops import subsets as loops_subsets
-
-    start = time.monotonic()
-    initialise_distributed()
-    running.keep_compiled(settings.run)
-    prepared = prepare(settings)
-    _enough(settings, prepared)
-    stored = settings.model_dump(mode="json")
-    models = identity.of(settings)
-    with open_workdir(
-        workdir,
-        stored,
-        may_change=("run", "title", "plan"),
-        needs=cost.disk(settings, prepared),
-        identity=models,
-    ) as place:
-        for source in prepared.sources.values():
-            LOGGER.info(_source_line(source))
-        if processes()[0] > 0:
-            barrier("subsets are made")
-        subsets = loops_subsets.build(settings, prepared.sources, place.path)
-        planned = loops_chains.plan(settings, subsets)
-        if processes()[0] == 0:
-            report.write_before(settings, prepared.sources, subsets, planned, place.path)
-            barrier("subsets are made")
-        for one in planned:
-            if one.reason:
-                LOGGER.warning("chain %s is left out: %s", one.id, one.reason)
-        chains = [p.spec for p in planned if p.spec is not None]
-        data = loops_chains.datasets(settings, planned, prepared.sources)
-        lean = (
-            political_leaning.scorer(settings, next(iter(prepared.sources.values())), place.path)
-            if settings.kind == "political"
-            else None
-        )
-        result = driver.run(
-            chain_setup.family(settings),
-            chains,
-            data,
-            dataclasses.replace(prepared.driver, identity=identity.bases(models)),
-            place.path,
-            measure=measure.measure(settings, lean),
-            features=features(settings),
-            command=running.command_line(argv),
-        )
-        if processes()[0] == 0:
-            measure.merged(settings, chains, place.path, result.generations, lean)
-            driver.write_tables(place.path, result.generations)
-            if lean is not None:
-                measure.text_scores(settings, chains, data, place.path, result.generations, lean)
-            facts = [
-                ("command", running.command_line(argv)),
-                ("chains", chains_line(settings, planned)),
-                *(
-                    (f"data: {s.name}", _source_line(s).split(": ", 1)[1])
-                    for s in prepared.sources.values()
-                ),
-                ("models", ", ".join(settings.models.pool)),
-                ("code", f"jaxloop {jaxloop.__version__}"),
-                ("config fingerprint", fingerprint(settings, ignore=("run", "title", "plan"))),
-                ("time", running.elapsed(time.monotonic() - start, result.resumed_after)),
-            ]
-            page = report.write_after(settings, planned, result.failed, place.path, facts, stored)
-            LOGGER.info("the report is %s", page)
-    left_out = any(p.spec is None for p in planned)
-    return FAILED_CHAINS if result.failed or left_out else 0
-
-
-def features(settings: Settings):
-    """What selection policies read of texts: quality by the config's metric, or embeddings."""
-
-    def find(name: str, texts: Sequence[str]):
-        from jaxloop.metrics import registry
-        from jaxloop.metrics.embed import embed
-
+    def features_of(name: str, texts: Sequence[str]) -> np.ndarray:
         if name == "quality":
-            return registry.evaluate_texts([settings.quality], texts=[list(texts)])[
-                settings.quality
-            ][0]
-        return embed(list(texts), model=settings.embedder)
+            scores = registry.evaluate_texts([config.quality], texts=[list(texts)])
+            return scores[config.quality][0]
+        return embedding.embed(list(texts), model=config.embedder)
 
-    return find if settings.interventions.policies else None
+    return features_of

@@ -1,8 +1,7 @@
-"""The two scales of the recursive-loops configs: `paper`, and `tiny`, which differs in sizes alone
-(of data, models, chains and tests).
+"""The two scales of the recursive-loops configs: `paper` and `tiny`.
 
-The tiny scale reads corpora that come with jaxloop; other text by flags, as in
-`--config.domains.emotions.source=posts.jsonl`.
+They differ only in the sizes of data, models, chains and tests. The tiny scale reads corpora that
+come with jaxloop; flags such as `--config.domains.emotions.source=posts.jsonl` give it other text.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ POOL = (
 REVISIONS = ("8330ca72", "2d0a015f", "d7449ff7", "cb37ef35")
 JUDGE = "judge_quality(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
 ENGLISH = "judge_english(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
-LEAN = (
+LEANING = (
     "judge_political_lean(model='meta-llama/Llama-3.3-70B-Instruct', "
     "url='http://localhost:8000/v1')"
 )
@@ -27,8 +26,8 @@ ENCODER = "dunzhang/stella_en_1.5B_v5"
 
 # The paper's datasets, where they are published (see studies/recursive_loops/data/recipes.py).
 PAPER = ("100M_tweets", "senator_tweets", "reddit_submissions", "webis_reddit", "wikipedia")
-# What stands in for them at the tiny scale: source, instruction. Of `docs`, the libraries that the
-# bases never saw.
+# The datasets of the tiny scale: (source, instruction). Of `docs` only libraries are read that the
+# tiny bases were not trained on.
 TINY = {
     "emotions": ("jaxloop:emotions", "Generate a comment."),
     "speeches": ("jaxloop:speeches", "Generate a passage of a speech."),
@@ -46,10 +45,17 @@ def config(
     tiny: Sequence[str],
     keep: int = 1000,
 ) -> ConfigDict:
-    """A config with everything that the experiments share.
+    """Return a config with everything that the experiments share.
 
-    paper, tiny: names of the datasets at each scale; keep: texts of each at the tiny one. Raises
-    ValueError for an unknown scale.
+    Args:
+        experiment: as `config.experiment`.
+        title: heading of the report.
+        scale: "paper" or "tiny".
+        paper: names of the datasets at the paper's scale, out of `PAPER`.
+        tiny: names of the datasets at the tiny scale, out of `TINY`.
+        keep: texts of each dataset at the tiny scale.
+
+    Raises ValueError for an unknown scale.
     """
     if scale not in SCALES:
         raise ValueError(f"scale '{scale}' is not one of {', '.join(SCALES)}")
@@ -95,15 +101,15 @@ def _tiny(c: ConfigDict) -> None:
     c.tokens = "model"
     c.models = ConfigDict(dict(pool=("jaxloop/assets/bases/llama", "jaxloop/assets/bases/qwen2")))
     c.chain = ConfigDict(dict(generations=5, size=32, seeds=(0, 1), eval_texts=32))
-    # Tiny bases take, and need, a larger rate than 1B models; one padded length is compiled sooner
-    # than four.
+    # Tiny bases need a larger learning rate than 1B models. One padded length (length_buckets=1)
+    # compiles faster than four.
     c.fit = ConfigDict(
-        dict(epochs=1.0, batch_size=16, learning_rate=4e-3, max_length=64, length_classes=1)
+        dict(epochs=1.0, batch_size=16, learning_rate=4e-3, max_length=64, length_buckets=1)
     )
     c.sample = ConfigDict(dict(max_new_tokens=40))
 
 
 def tiny_clusters(c: ConfigDict) -> None:
-    """Clusters and their properties in the sizes of the tiny scale."""
+    """Set the sizes of clusters and of their properties to the tiny scale."""
     c.clusters = ConfigDict(dict(count=12, min_size=350, fit_rows=1000, projections="shared"))
     c.properties = ConfigDict(dict(texts=300, lexical_texts=200, map_rows=1000))

@@ -1,67 +1,101 @@
-"""Human text of the recursive-loops experiments: cleaned once, kept in the cache folder, read as
-columns; and what is known of each text.
+"""Human text of the recursive-loops experiments, with the scores and embeddings of each text.
 
-clean -> rows.parquet (with its report) -> `Source`: texts, labels -> quality, lean and embeddings,
-all asked for once and kept. Several experiments on the same data share all of it.
+A dataset is cleaned once, into rows.parquet in the cache folder, and read from there as a `Source`.
+Quality, political leaning and embeddings of its texts are computed once too and kept beside it.
+Experiments on the same data share all of this.
 """
 
+import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
+import filelock
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from jaxloop.data import dialect
+from jaxloop.data import sources as data_sources
+from jaxloop.data.digest import digest_texts
+from jaxloop.lm.generation.prompt import render
+from jaxloop.metrics import embed as embedding
+from jaxloop.metrics import registry, umap
+from jaxloop.runtime.atomic_io import cache_folder, write_atomic
 from jaxloop.runtime.environment import how_to_install
-from jaxloop.studies.recursive_loops.config import Domain, Settings, instruction
+from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.tables import unescape
+from jaxloop.studies.recursive_loops.config import Domain, LoopsConfig
+from jaxloop.studies.recursive_loops.data import cleaning, recipes
+from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered
+from jaxloop.studies.recursive_loops.data.embedding_cache import cached_embeddings
+
+Row = dict[str, Any]
+# {rule: {"in": rows, "dropped": rows, "out": rows}}
+CleaningReport = dict[str, dict[str, int]]
+# A function from texts to their numbers of tokens.
+Counter = Callable[[list[str]], Sequence[int]]
 
 
-class Texts(Sequence):
-    """Some rows of a text column, decoded when they are asked for: what many subsets of one dataset
-    share is held once.
+class Texts(Sequence[str]):
+    """Some rows of a text column, decoded when they are read.
+
+    All subsets of a dataset share one column in memory.
     """
 
-    def __init__(self, column, rows: np.ndarray | None = None):
+    def __init__(self, column: pa.LargeStringArray, rows: np.ndarray | None = None):
         self._column = column
         self._rows = np.arange(len(column)) if rows is None else np.asarray(rows, np.int64)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index):
-        from jaxloop.runtime.tables import unescape
-
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [unescape(text) for text in self._column.take(self._rows[index]).to_pylist()]
         return unescape(self._column[int(self._rows[index])].as_py())
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), 8192):
             yield from self[start : start + 8192]
 
     def take(self, rows: np.ndarray) -> "Texts":
-        """The texts at these places."""
+        """Return the texts at these positions, as another view of the column."""
         return Texts(self._column, self._rows[rows])
 
 
 class Source(NamedTuple):
-    """A clean dataset. name: of the domain; prompt: rendered; report: {rule: {in, dropped, out}};
-    folder: where what is known of it is kept; table: all its columns (Arrow).
+    """A cleaned dataset.
+
+    Attributes:
+        name: the domain, as in `config.domains`.
+        texts: the cleaned texts.
+        prompt: the rendered prompt, the same for every text.
+        report: what the cleaning dropped.
+        fingerprint: SHA-256 of the texts.
+        folder: the cache folder, which also holds scores and embeddings of the texts.
+        table: the columns beside the text.
     """
 
     name: str
     texts: Texts
     prompt: str
-    report: dict[str, dict[str, int]]
+    report: CleaningReport
     fingerprint: str
     folder: Path
-    table: Any
+    table: pa.Table
 
-    def column(self, name: str) -> list:
-        """The values of a column beside the text. Raises ValueError where there is none of that
-        name.
+    def column(self, name: str) -> list[Any]:
+        """Return the values of a column beside the text.
+
+        Raises ValueError where there is none of that name.
         """
         if name not in self.table.column_names:
             raise ValueError(
@@ -71,62 +105,63 @@ class Source(NamedTuple):
         return self.table[name].to_pylist()
 
 
-def read(settings: Settings, name: str, count_model=None) -> Source:
-    """The clean rows of a domain, from the cache folder or, the first time, from its source.
+def instruction(domain: Domain) -> str:
+    """Return the instruction that all texts of a domain answer."""
+    return domain.instruction or recipes.RECIPES[domain.recipe].instruction
 
-    count_model: counts tokens of the first model of the pool. Raises ValueError, one sentence, for
-    a source that cannot be read, and where a rule drops everything.
+
+def source_line(source: Source) -> str:
+    """Return a line that says how many texts were read, kept, and dropped by each rule."""
+    dropped = ", ".join(
+        f"{rule}: {counts['dropped']:,}"
+        for rule, counts in source.report.items()
+        if counts["dropped"]
+    )
+    rows = next(iter(source.report.values()))["in"] if source.report else len(source.texts)
+    return f"{len(source.texts):,} of {rows:,} texts ({dropped or 'none dropped'})"
+
+
+def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> Source:
+    """Return the cleaned texts of a domain, from the cache folder or, the first time, its source.
+
+    count_model: counts tokens as the first model of the pool does. Raises ValueError, one sentence,
+    for a source that cannot be read, and where a rule drops everything.
     """
-    import filelock
-    import pyarrow.parquet as pq
-
-    from jaxloop.lm.generation.prompt import render
-    from jaxloop.runtime.atomic_io import cache_folder
-
-    domain = settings.domains[name]
-    folder = cache_folder() / "datasets" / f"{name}-{_key(settings, domain)}"
+    domain = config.domains[name]
+    folder = cache_folder() / "datasets" / f"{name}-{_key(config, domain)}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.parquet"
     with filelock.FileLock(folder / ".lock"):
         if not path.exists():
-            _clean(settings, name, domain, _counter(settings, domain, count_model), path)
+            _clean(config, name, domain, _counter(config, domain, count_model), path)
     table = pq.read_table(path, memory_map=True)
     report = json.loads((pq.read_metadata(path).metadata or {}).get(b"cleaning", b"{}"))
     column = table["text"].combine_chunks().cast("large_string")
     texts = Texts(column)
     return Source(
-        name,
-        texts,
-        render(instruction(domain)),
-        report,
-        _fingerprint(folder, texts),
-        folder,
-        table.drop_columns(["text"]),
+        name=name,
+        texts=texts,
+        prompt=render(instruction(domain)),
+        report=report,
+        fingerprint=_fingerprint(folder, texts),
+        folder=folder,
+        table=table.drop_columns(["text"]),
     )
 
 
 def _fingerprint(folder: Path, texts: Texts) -> str:
-    """SHA-256 of the texts, in order; kept, for it takes a while where they are many."""
-    from jaxloop.data.docs import digest_texts
-    from jaxloop.runtime.atomic_io import write_atomic
-
+    """SHA-256 of the texts in their order; kept in a file, since many texts take long to hash."""
     path = folder / "fingerprint"
     if not path.exists():
-        write_atomic(path, digest_texts(texts).hexdigest().encode())
+        write_atomic(path, digest_texts(texts).encode())
     return path.read_text()
 
 
-def _counter(settings: Settings, domain: Domain, count_model):
-    """What lengths are counted with; None for a dataset whose rules count no tokens."""
-    from jaxloop.studies.recursive_loops.data import recipes
-
-    if (
-        domain.recipe in ("plain", "senator_tweets")
-        and domain.min_tokens is None
-        and domain.max_tokens is None
-    ):
+def _counter(config: LoopsConfig, domain: Domain, count_model: Counter | None) -> Counter | None:
+    """The function that counts tokens; None for a dataset whose rules need no token counts."""
+    if domain.recipe in ("plain", "senator_tweets") and not _limits_length(domain):
         return None
-    if settings.tokens == "model":
+    if config.tokens == "model":
         return count_model
     try:
         return recipes.cl100k_counter()
@@ -138,38 +173,34 @@ def _counter(settings: Settings, domain: Domain, count_model):
         ) from error
 
 
-def _key(settings: Settings, domain: Domain) -> str:
-    """What the clean rows depend on."""
-    from jaxloop.data import sources
+def _limits_length(domain: Domain) -> bool:
+    return domain.min_tokens is not None or domain.max_tokens is not None
 
-    files = [sources.identity(source) for source in domain.source]
-    counted = settings.tokens if settings.tokens == "cl100k" else settings.models.pool[0]
+
+def _key(config: LoopsConfig, domain: Domain) -> str:
+    """A hash of everything that the clean rows depend on."""
+    files = [data_sources.identity(source) for source in domain.source]
+    counted = config.tokens if config.tokens == "cl100k" else config.models.pool[0]
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
     return hashlib.sha256(
-        json.dumps(["distinct", fields, files, counted, settings.language], sort_keys=True).encode()
+        json.dumps(["distinct", fields, files, counted, config.language], sort_keys=True).encode()
     ).hexdigest()[:12]
 
 
-def _clean(settings: Settings, name: str, domain: Domain, counter, path: Path) -> None:
-    from jaxloop.data import delimited
-    from jaxloop.studies.recursive_loops.data import cleaning, recipes
-
-    first, second, report = {}, {}, {}
+def _clean(
+    config: LoopsConfig, name: str, domain: Domain, counter: Counter | None, path: Path
+) -> None:
+    """Write the clean rows of a domain as a parquet file, with the report of the cleaning."""
+    first: CleaningReport = {}
+    second: CleaningReport = {}
+    report: CleaningReport = {}
     try:
         if domain.recipe == "plain":
-            stream = _plain_rows(domain)
-            steps = [cleaning.texts_from(domain.text_column)]
-            steps += (
-                [cleaning.without([domain.text_column])] if domain.text_column != "text" else []
-            )
-            steps.append(cleaning.distinct(content=True))
-            stream = cleaning.clean(stream, steps, first)
+            stream = cleaning.clean(_plain_rows(domain), _plain_steps(domain), first)
         else:
             options = dict(domain.options)
-            if settings.language is not None and domain.recipe == "100M_tweets":
-                options["is_english"] = lambda texts: (
-                    score(settings, settings.language, path.parent)(texts) == 1
-                )
+            if config.language is not None and domain.recipe == "100M_tweets":
+                options["is_english"] = _is_english(config.language, path.parent)
             stream = recipes.clean_dataset(
                 domain.recipe,
                 first,
@@ -183,46 +214,64 @@ def _clean(settings: Settings, name: str, domain: Domain, counter, path: Path) -
                 dialect=_dialect(domain),
                 **options,
             )
-        steps = []
-        if domain.min_tokens is not None or domain.max_tokens is not None:
-            steps.append(
-                cleaning.length(
-                    counter,
-                    -1 if domain.min_tokens is None else domain.min_tokens,
-                    domain.max_tokens,
-                    f"tokens of {settings.tokens}",
-                )
-            )
-        steps += [cleaning.sample(domain.keep, 0)] if domain.keep is not None else []
+        steps = _common_steps(config, domain, counter)
         stream = cleaning.clean(_scalars(stream), steps, second)
         cleaning.write_parquet(path, _reported(stream, report, first, second), report)
     except ValueError as error:
-        text = delimited.in_section(str(error), f"domains.{name}")
-        raise ValueError(
-            text if text.startswith(("data.", "config.")) else f"config.domains.{name}: {text}"
-        ) from error
+        text = dialect.in_section(str(error), f"domains.{name}")
+        if not text.startswith(("data.", "config.")):
+            text = f"config.domains.{name}: {text}"
+        raise ValueError(text) from error
 
 
-def _reported(stream, report, *parts):
-    """The stream; the reports of its parts are complete, and one, when it has ended."""
+def _plain_steps(domain: Domain) -> list[cleaning.Step]:
+    steps = [cleaning.texts_from(domain.text_column)]
+    if domain.text_column != "text":
+        steps.append(cleaning.without([domain.text_column]))
+    return [*steps, cleaning.distinct(content=True)]
+
+
+def _common_steps(
+    config: LoopsConfig, domain: Domain, counter: Counter | None
+) -> list[cleaning.Step]:
+    """Steps that follow the rules of every recipe."""
+    steps = []
+    if counter is not None and _limits_length(domain):
+        least = -1 if domain.min_tokens is None else domain.min_tokens
+        unit = f"tokens of {config.tokens}"
+        steps.append(cleaning.length(counter, least, domain.max_tokens, unit))
+    if domain.keep is not None:
+        steps.append(cleaning.sample(domain.keep, 0))
+    return steps
+
+
+def _is_english(metric: str, folder: Path) -> Callable[[Sequence[str]], np.ndarray]:
+    is_one = score(metric, folder)
+
+    def is_english(texts: Sequence[str]) -> np.ndarray:
+        return is_one(texts) == 1
+
+    return is_english
+
+
+def _reported(
+    stream: Iterable[Row], report: CleaningReport, *parts: CleaningReport
+) -> Iterator[Row]:
+    """The stream unchanged; at its end the parts, then complete, are merged into `report`."""
     yield from stream
     for part in parts:
         report |= part
 
 
-def _dialect(domain: Domain):
-    from jaxloop.data.delimited import Dialect
-
-    return Dialect(domain.delimiter, domain.csv_options)
+def _dialect(domain: Domain) -> dialect.Dialect:
+    return dialect.Dialect(domain.delimiter, domain.csv_options)
 
 
-def _plain_rows(domain: Domain):
-    from jaxloop.data import sources
-
-    def rows():
+def _plain_rows(domain: Domain) -> Iterator[Row]:
+    def rows() -> Iterator[Row]:
         for source in domain.source:
             for split in domain.splits or ("train",):
-                yield from sources.rows(
+                yield from data_sources.rows(
                     source,
                     split=split,
                     name=domain.name,
@@ -230,15 +279,16 @@ def _plain_rows(domain: Domain):
                     streaming=True,
                     dialect=_dialect(domain),
                 )
-                if sources.is_local(source):
+                if data_sources.is_local(source):
                     break
 
     return itertools.islice(rows(), domain.limit)
 
 
-def _scalars(rows):
-    """Rows without what is neither text nor number (embeddings, nested lists), which parquet tables
-    of texts do not hold.
+def _scalars(rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows without values that are neither text nor number, such as embeddings and nested lists.
+
+    The parquet tables of texts cannot hold these.
     """
     for row in rows:
         yield {
@@ -248,57 +298,44 @@ def _scalars(rows):
         }
 
 
-# ---- what is known of each text
-# ---------------------------------------------------------------------------------------
+# ---- scores and embeddings of each text
 
 
-def score(settings: Settings, metric: str, folder: Path):
-    """A metric of single texts, by its name, whose answers are kept in `folder`: texts -> float64
-    [n], nan where there is none.
-    """
-    from jaxloop.metrics import registry
-    from jaxloop.studies.recursive_loops.data.answer_cache import remembered
+def score(metric: str, folder: Path) -> TextScorer:
+    """Return the metric of single texts that has this name; its values are cached in `folder`."""
 
-    def ask(texts):
+    def ask(texts: list[str]) -> np.ndarray:
         return registry.evaluate_texts([metric], texts=[texts])[metric][0]
 
     return remembered(ask, folder / "answers.sqlite", name=metric)
 
 
-def quality(settings: Settings, source: Source) -> np.ndarray:
-    """Quality of every text of a dataset: float64 [n], nan where the judge gives none."""
-    from jaxloop.runtime.log import LOGGER
-
+def quality(config: LoopsConfig, source: Source) -> np.ndarray:
+    """Return the quality of every text of a dataset, [n] float64; nan for a text without one."""
     LOGGER.info("quality of the %s texts of %s", f"{len(source.texts):,}", source.name)
-    return score(settings, settings.quality, source.folder)(source.texts)
+    return score(config.quality, source.folder)(source.texts)
 
 
-def embeddings(settings: Settings, source: Source) -> np.ndarray:
-    """Embeddings of every text of a dataset, [n, D] float32, a memory map."""
-    from jaxloop.metrics.embed import embed
-    from jaxloop.runtime.log import LOGGER
-    from jaxloop.studies.recursive_loops.data.embedding_cache import cached_embeddings
-
+def embeddings(config: LoopsConfig, source: Source) -> np.ndarray:
+    """Return the embeddings of every text of a dataset, [n, D] float32, as a memory map."""
     LOGGER.info("embeddings of the %s texts of %s", f"{len(source.texts):,}", source.name)
     return cached_embeddings(
         source.texts,
-        lambda texts: embed(texts, model=settings.embedder),
+        functools.partial(embedding.embed, model=config.embedder),
         source.folder,
-        name=settings.embedder or "MiniLM",
+        name=config.embedder or "MiniLM",
     )
 
 
-def evaluation_map(settings: Settings, source: Source, points: np.ndarray):
-    """The evaluation map of a dataset (recursive_loops.md, section 3.10), fitted once on its first
-    embeddings and kept.
+def evaluation_map(config: LoopsConfig, source: Source, points: np.ndarray) -> umap.EvaluationMap:
+    """Return the evaluation map of a dataset: the UMAP for metrics of entropy and Gaussianity.
+
+    It is fitted once on the first `config.properties.map_rows` embeddings, as in the released code
+    of arXiv 2504.03814, and kept in the cache folder. points: the embeddings [n, D].
     """
-    from jaxloop.metrics import umap
-
-    limit = min(settings.properties.map_rows, len(points))
-    path = (
-        source.folder
-        / f"map-{hashlib.sha256(f'{settings.embedder}:{limit}'.encode()).hexdigest()[:12]}.npz"
-    )
+    limit = min(config.properties.map_rows, len(points))
+    key = hashlib.sha256(f"{config.embedder}:{limit}".encode()).hexdigest()[:12]
+    path = source.folder / f"map-{key}.npz"
     if path.exists():
         try:
             return umap.load_map(path)

@@ -1,30 +1,38 @@
-"""The subsets of human text that chains of an experiment read: whole datasets, clusters, mixtures
-of them, splits, political mixes.
+"""The subsets of human text that the chains of an experiment read.
+
+They are whole datasets, clusters, mixtures of clusters, splits, or political mixes.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxloop.config import suggestion
+from jaxloop.runtime.log import LOGGER
+from jaxloop.studies.recursive_loops import political_leaning
 from jaxloop.studies.recursive_loops import sources as loops_data
-from jaxloop.studies.recursive_loops.config import Settings, cluster_needed
+from jaxloop.studies.recursive_loops.config import LoopsConfig
+from jaxloop.studies.recursive_loops.data import cluster_choice, clustering
+from jaxloop.studies.recursive_loops.data.clustering import Method
 from jaxloop.studies.recursive_loops.sources import Source
 
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Rows of one domain, or of several.
+    """Some rows of one domain, or of several.
 
-    name       unique in the study; names files
-    dataset    the domain, "" for several
-    factors    what tells it from the others of its kind, for the tables
-    parts      (domain, rows) pairs; several are mixed in equal shares
-    about      further columns of the table of clusters
-    mixed_of   the clusters of a mixture
+    Attributes:
+        name: unique in the study; files are named after it.
+        dataset: the domain; "" if there are several.
+        factors: what distinguishes it from the study's other subsets, for the tables.
+        parts: (domain, row numbers) pairs; several are mixed in equal shares.
+        about: further columns of subsets.csv and properties.csv.
+        mixed_of: the clusters of a mixture.
     """
 
     name: str
@@ -36,60 +44,61 @@ class Subset:
 
     @property
     def clusters(self) -> tuple["Subset", ...]:
-        """The clusters that it is, or is mixed of."""
+        """This subset if it is a cluster, or the clusters of a mixture; empty for other subsets."""
         return self.mixed_of or ((self,) if "cluster" in self.factors else ())
 
     @property
     def size(self) -> int:
-        """Texts that a chain can draw from: of a mixture, as many from every part as the smallest
-        has.
+        """How many texts a chain can draw from.
+
+        A mixture takes as many from every part as its smallest part has.
         """
         return len(self.parts) * min((len(rows) for _, rows in self.parts), default=0)
 
 
-def placeholders(settings: Settings) -> list[Subset]:
-    """The subsets that the config asks for, before any data are read: names and factors alone.
-    Splits may turn out to be fewer.
+def placeholders(config: LoopsConfig) -> list[Subset]:
+    """Return the subsets that the config asks for with names and factors, but without rows.
+
+    No data are read.
     """
-    names = list(settings.domains)
-    if settings.kind == "clusters":
-        return [_cluster(name, i) for name in names for i in range(settings.clusters.count)]
-    if settings.kind == "mixtures":
+    names = list(config.domains)
+    if config.subset_kind == "clusters":
+        return [_cluster(name, i) for name in names for i in range(config.clusters.count)]
+    if config.subset_kind == "mixtures":
         return [
             _mixture(i, {name: _cluster(name, i) for name in names})
-            for i in range(settings.clusters.count)
+            for i in range(config.clusters.count)
         ]
-    if settings.kind == "political":
+    if config.subset_kind == "political":
         return [
             Subset(_mix_name(left), names[0], {"mix": _mix_name(left)})
-            for left in settings.lean.mixes
+            for left in config.political_leaning.mixes
         ]
-    if settings.kind in ("quality", "length"):
-        factor = f"{settings.kind}_level"
+    if config.subset_kind in ("quality", "length"):
+        factor = f"{config.subset_kind}_level"
         return [
             Subset(f"{name}.{label}", name, {factor: label})
             for name in names
-            for label in _labels(settings)
+            for label in _labels(config)
         ]
     return [Subset(name, name, {}) for name in names]
 
 
-def build(settings: Settings, sources: Mapping[str, Source], folder: Path) -> list[Subset]:
-    """The subsets with their rows. `folder` (of the run) gets the classifier of political lean.
+def build(config: LoopsConfig, sources: Mapping[str, Source], folder: Path) -> list[Subset]:
+    """Return the subsets with their rows.
 
-    Raises ValueError, one sentence, where the data do not have what the experiment asks for.
+    folder: the run directory, for the report of the classifier of political leaning. Raises
+    ValueError, one sentence, where the data do not have what the experiment asks for.
     """
-    if settings.kind in ("clusters", "mixtures"):
-        found = {name: clusters(settings, source) for name, source in sources.items()}
-        return (
-            [c for group in found.values() for c in group]
-            if settings.kind == "clusters"
-            else mixtures(settings, found)
-        )
-    if settings.kind == "political":
-        return mixes(settings, next(iter(sources.values())), folder)
-    if settings.kind in ("quality", "length"):
-        return [subset for source in sources.values() for subset in splits(settings, source)]
+    if config.subset_kind == "clusters":
+        of_sources = [clusters(config, source) for source in sources.values()]
+        return list(itertools.chain.from_iterable(of_sources))
+    if config.subset_kind == "mixtures":
+        return mixtures(config, {name: clusters(config, s) for name, s in sources.items()})
+    if config.subset_kind == "political":
+        return mixes(config, next(iter(sources.values())), folder)
+    if config.subset_kind in ("quality", "length"):
+        return [subset for source in sources.values() for subset in splits(config, source)]
     return [
         Subset(name, name, {}, ((name, np.arange(len(source.texts))),))
         for name, source in sources.items()
@@ -97,122 +106,130 @@ def build(settings: Settings, sources: Mapping[str, Source], folder: Path) -> li
 
 
 # ---- clusters
-# ---------------------------------------------------------------------------------------------------------
 
 
-def _cluster(dataset: str, i: int, **known) -> Subset:
-    return Subset(f"{dataset}.c{i:03d}", dataset, {"cluster": f"c{i:03d}"}, **known)
+def _cluster(dataset: str, i: int) -> Subset:
+    return Subset(f"{dataset}.c{i:03d}", dataset, {"cluster": f"c{i:03d}"})
 
 
-def clusters(settings: Settings, source: Source) -> list[Subset]:
-    """The clusters of a dataset (recursive_loops.md, section 4): all clusterings, those that are
-    large enough, the final draw.
+def clusters(config: LoopsConfig, source: Source) -> list[Subset]:
+    """Return the clusters of a dataset that chains are run on.
+
+    They are drawn from the clusters of all clusterings that are large enough. Raises ValueError
+    where there are too few. Source: arXiv 2504.03814, section 4.2 and its released code.
     """
-    from jaxloop.runtime.log import LOGGER
-    from jaxloop.studies.recursive_loops.data import clustering
-
-    c = settings.clusters
-    needed = check_size(settings)
-    points = loops_data.embeddings(settings, source)
-    fit_rows = min(c.fit_rows, len(points))
-    chosen = clustering.configurations(
-        clustering_methods(settings, fit_rows), c.min_distances, c.noise
+    options = config.clusters
+    needed = check_size(config)
+    points = loops_data.embeddings(config, source)
+    fit_rows = min(options.fit_rows, len(points))
+    configurations = clustering.configurations(
+        clustering_methods(config, fit_rows), options.min_distances, options.noise
     )
-    key = hashlib.sha256(
-        repr((settings.embedder, fit_rows, c.projections, c.seed)).encode()
-    ).hexdigest()[:12]
-    place = source.folder / f"clusters-{key}"
-    LOGGER.info("%d clusterings of %s", len(chosen), source.name)
+    key = repr((config.embedder, fit_rows, options.projections, options.seed))
+    folder = source.folder / f"clusters-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    LOGGER.info("%d clusterings of %s", len(configurations), source.name)
     names = clustering.cluster_all(
         points,
-        place,
-        chosen,
+        folder,
+        configurations,
         fit_rows=fit_rows,
-        projections=c.projections,
-        seed=c.seed,
-        jobs=c.jobs,
-        progress=_progress(source.name),
+        projections=options.projections,
+        seed=options.seed,
+        jobs=options.jobs,
+        progress=_log_progress(source.name),
     )
-    candidates = clustering.select_all(
-        place, names, min_size=c.min_size, count=c.per_clustering, seed=c.seed, needed=needed
+    candidates = cluster_choice.select_all(
+        folder,
+        names,
+        min_size=options.min_size,
+        count=options.per_clustering,
+        seed=options.seed,
+        needed=needed,
     )
-    final = clustering.final_sample(candidates, c.count, c.draw_seed)
-    if len(final) < c.count:
+    chosen = cluster_choice.final_sample(candidates, options.count, options.draw_seed)
+    if len(chosen) < options.count:
         raise ValueError(
-            f"config.clusters.count = {c.count}: {source.name} has {len(final)} clusters of at "
-            f"least {c.min_size} texts; ask for fewer or smaller ones"
+            f"config.clusters.count = {options.count}: {source.name} has {len(chosen)} clusters "
+            f"of at least {options.min_size} texts; ask for fewer or smaller ones"
         )
-    out = []
-    for i, one in enumerate(final):
-        rows = clustering.members(one, clustering.load_labels(place, one.clustering)[0])
+    subsets = []
+    for i, cluster in enumerate(chosen):
+        labels, _ = clustering.load_labels(folder, cluster.clustering)
+        rows = cluster_choice.members(cluster, labels)
         about = {
             "size": len(rows),
-            "kind": one.kind,
-            "clustering": one.clustering,
+            "kind": cluster.kind,
+            "clustering": cluster.clustering,
             "candidates": len(candidates),
         }
-        out.append(_cluster(source.name, i, parts=((source.name, rows),), about=about))
-    return out
+        name = _cluster(source.name, i)
+        subsets.append(replace(name, parts=((source.name, rows),), about=about))
+    return subsets
 
 
-def check_size(settings: Settings) -> int:
-    """Texts that the longest chain of a cluster needs. Raises ValueError where a cluster of the
-    smallest size has fewer.
+def texts_needed(config: LoopsConfig) -> int:
+    """Return how many human texts a chain takes from one cluster at most.
+
+    With mixtures that is one cluster's share of what the chain needs, rounded up.
     """
-    needed = cluster_needed(settings)
-    if settings.clusters.min_size < needed:
+    chain = config.chain
+    sizes = chain.gen0_sizes or (chain.first_size or chain.size,)
+    human = max(chain.size - int(r * chain.size) for r in chain.ratios)
+    needed = max(sizes) + (chain.generations - 1) * human
+    return -(-needed // len(config.domains)) if config.subset_kind == "mixtures" else needed
+
+
+def check_size(config: LoopsConfig) -> int:
+    """Return `texts_needed`. Raises ValueError where it exceeds `config.clusters.min_size`."""
+    needed = texts_needed(config)
+    if config.clusters.min_size < needed:
         raise ValueError(
-            f"config.clusters.min_size = {settings.clusters.min_size}: the longest chain needs "
+            f"config.clusters.min_size = {config.clusters.min_size}: the longest chain needs "
             f"{needed:,} human texts of a cluster; "
             f"must be at least {needed}, or chains shorter or smaller"
         )
     return needed
 
 
-def clustering_methods(settings: Settings, fit_rows: int):
-    """The chosen methods. Raises ValueError for a name that is none."""
-    from jaxloop.config import suggestion
-    from jaxloop.studies.recursive_loops.data import clustering
+def clustering_methods(config: LoopsConfig, fit_rows: int) -> tuple[Method, ...]:
+    """Return the clustering methods that the config names, for projections of `fit_rows` points.
 
-    known = {method.name: method for method in clustering.methods(fit_rows)}
-    for name in settings.clusters.methods:
-        if name not in known:
+    Raises ValueError for a name that no method has.
+    """
+    methods = {method.name: method for method in clustering.methods(fit_rows)}
+    for name in config.clusters.methods:
+        if name not in methods:
             raise ValueError(
                 f"config.clusters.methods has '{name}', which is no method; "
-                f"{suggestion(name, known)}"
+                f"{suggestion(name, methods)}"
             )
-    return tuple(known[name] for name in settings.clusters.methods or known)
+    return tuple(methods[name] for name in config.clusters.methods or methods)
 
 
-def _progress(name):
-    from jaxloop.runtime.log import LOGGER
-
-    def say(done, total, clustering):
+def _log_progress(dataset: str) -> Callable[[int, int, str], None]:
+    def log(done: int, total: int, clustering_name: str) -> None:
         if done == total or done % 10 == 0:
-            LOGGER.info("%s: %d of %d clusterings", name, done, total)
+            LOGGER.info("%s: %d of %d clusterings", dataset, done, total)
 
-    return say
+    return log
 
 
 def overlap(
     subsets: Sequence[Subset], sources: Mapping[str, Source]
 ) -> dict[str, dict[str, float]]:
-    """Of each dataset, how much its clusters overlap (Jaccard): see `clustering.overlap_summary`."""
-    from jaxloop.studies.recursive_loops.data import clustering
+    """Return how much the clusters of each dataset overlap (Jaccard).
 
-    out = {}
+    {dataset: `cluster_choice.overlap_summary` of its clusters}.
+    """
+    summaries = {}
     for name, source in sources.items():
-        mine = [subset.parts[0][1] for subset in subsets if subset.dataset == name]
-        labels = {str(i): np.zeros(len(source.texts), np.int8) for i in range(len(mine))}
-        for i, rows in enumerate(mine):
-            labels[str(i)][rows] = 1
-        own = [clustering.Cluster(str(i), "direct", (1,), len(rows)) for i, rows in enumerate(mine)]
-        out[name] = clustering.overlap_summary(clustering.jaccard(own, labels))
-    return out
+        clusters_rows = [subset.parts[0][1] for subset in subsets if subset.dataset == name]
+        matrix = cluster_choice.jaccard_of_rows(clusters_rows, len(source.texts))
+        summaries[name] = cluster_choice.overlap_summary(matrix)
+    return summaries
 
 
 # ---- mixtures
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _mixture(i: int, parts: Mapping[str, Subset]) -> Subset:
@@ -226,122 +243,125 @@ def _mixture(i: int, parts: Mapping[str, Subset]) -> Subset:
     )
 
 
-def mixtures(settings: Settings, found: Mapping[str, Sequence[Subset]]) -> list[Subset]:
-    """One cluster of every domain each, paired at random: each domain's clusters are in the random
-    order of their draw.
+def mixtures(config: LoopsConfig, of_domains: Mapping[str, Sequence[Subset]]) -> list[Subset]:
+    """Return mixtures: subsets that each have one cluster of every domain.
+
+    The pairing is random, since the clusters of each domain come in random order.
     """
     return [
-        _mixture(i, {name: group[i] for name, group in found.items()})
-        for i in range(settings.clusters.count)
+        _mixture(i, {name: group[i] for name, group in of_domains.items()})
+        for i in range(config.clusters.count)
     ]
 
 
 # ---- splits
-# -----------------------------------------------------------------------------------------------------------
 
 
-def _labels(settings: Settings) -> list:
-    s = settings.splits
-    if settings.kind == "length":
-        count = s.quantiles or 3
-        return {2: ["short", "long"], 3: ["short", "medium", "long"]}.get(count) or [
-            f"L{i + 1}" for i in range(count)
-        ]
-    return (
-        [f"Q{i + 1}" for i in range(s.quantiles)]
-        if s.quantiles
-        else [int(v) if v == int(v) else v for v in s.levels]
-    )
+def _labels(config: LoopsConfig) -> list[str | int | float]:
+    """Names of the levels of quality or length in the tables."""
+    options = config.splits
+    if config.subset_kind == "length":
+        count = options.quantiles or 3
+        if count == 2:
+            return ["short", "long"]
+        if count == 3:
+            return ["short", "medium", "long"]
+        return [f"L{i + 1}" for i in range(count)]
+    if options.quantiles:
+        return [f"Q{i + 1}" for i in range(options.quantiles)]
+    return [int(level) if level == int(level) else level for level in options.levels]
 
 
-def splits(settings: Settings, source: Source) -> list[Subset]:
-    """Subsets of a dataset by quality (texts with exactly a score, or between quantiles) or by
-    quantiles of length in characters.
+def splits(config: LoopsConfig, source: Source) -> list[Subset]:
+    """Return the subsets of a dataset by quality or by length.
+
+    Quality: texts that have exactly a score, or that lie between quantiles. Length: texts between
+    quantiles of the number of characters. Raises ValueError where no text has one of the scores.
     """
-    factor, labels = f"{settings.kind}_level", _labels(settings)
-    values = (
-        loops_data.quality(settings, source)
-        if settings.kind == "quality"
-        else np.array([len(text) for text in source.texts], np.float64)
-    )
-    if settings.kind == "quality" and settings.splits.quantiles is None:
-        groups = [np.flatnonzero(values == level) for level in settings.splits.levels]
+    labels = _labels(config)
+    if config.subset_kind == "quality":
+        values = loops_data.quality(config, source)
+    else:
+        values = np.array([len(text) for text in source.texts], np.float64)
+    if config.subset_kind == "quality" and config.splits.quantiles is None:
+        groups = [np.flatnonzero(values == level) for level in config.splits.levels]
         if not any(len(rows) for rows in groups):
             raise ValueError(
-                f"config.splits.levels = {settings.splits.levels}: no text of {source.name} has "
-                f"one of these scores under '{settings.quality}'; "
+                f"config.splits.levels = {config.splits.levels}: no text of {source.name} has "
+                f"one of these scores under '{config.quality}'; "
                 "set splits.quantiles for scores that are not round"
             )
     else:
         groups = _between_quantiles(values, len(labels))
-    about = [
-        {"size": len(rows), "mean": float(values[rows].mean()) if len(rows) else float("nan")}
-        for rows in groups
-    ]
     return [
-        Subset(f"{source.name}.{n}", source.name, {factor: n}, ((source.name, r),), a)
-        for n, r, a in zip(labels, groups, about, strict=True)
+        Subset(
+            name=f"{source.name}.{label}",
+            dataset=source.name,
+            factors={f"{config.subset_kind}_level": label},
+            parts=((source.name, rows),),
+            about={
+                "size": len(rows),
+                "mean": float(values[rows].mean()) if len(rows) else float("nan"),
+            },
+        )
+        for label, rows in zip(labels, groups, strict=True)
     ]
 
 
 def _between_quantiles(values: np.ndarray, count: int) -> list[np.ndarray]:
-    """Rows in `count` groups of (nearly) equal size, from the smallest values to the largest; ties
-    keep the order of the rows, nan none.
+    """Row numbers in `count` groups of (nearly) equal size, the smallest values [n] first.
+
+    Equal values keep the order of their rows. Rows whose value is nan are in no group.
     """
-    known = np.flatnonzero(~np.isnan(values))
-    return [
-        np.sort(part)
-        for part in np.array_split(known[np.argsort(values[known], kind="stable")], count)
-    ]
+    rows = np.flatnonzero(~np.isnan(values))
+    by_value = rows[np.argsort(values[rows], kind="stable")]
+    return [np.sort(part) for part in np.array_split(by_value, count)]
 
 
 # ---- political mixes
-# --------------------------------------------------------------------------------------------------
 
 
 def _mix_name(left: int) -> str:
     return f"{left}l{100 - left}r"
 
 
-def mixes(settings: Settings, source: Source, folder: Path) -> list[Subset]:
-    """Mixes of left and right texts of one size (recursive_loops.md, section 6.2): the first rows
-    of each side, not shuffled.
-    """
-    from jaxloop.studies.recursive_loops import political_leaning
+def mixes(config: LoopsConfig, source: Source, folder: Path) -> list[Subset]:
+    """Return mixes of left and right texts, all of the same size.
 
-    rows, lean = political_leaning.human(settings, source, folder)
-    band = settings.lean.neutral
-    left, right = rows[lean < 50 - band], rows[lean > 50 + band]
+    They take the first rows of each side without shuffling, as in the released code of arXiv
+    2504.03814. Raises ValueError where a side has no text.
+    """
+    rows, leaning = political_leaning.human(config, source, folder)
+    neutral = config.political_leaning.neutral
+    left, right = rows[leaning < 50 - neutral], rows[leaning > 50 + neutral]
     size = min(len(left), len(right))
     if not size:
         raise ValueError(
-            f"config.lean: {source.name} has {len(left)} texts of the left and {len(right)} of "
-            "the right; both sides are needed"
+            f"config.political_leaning: {source.name} has {len(left)} texts of the left and "
+            f"{len(right)} of the right; both sides are needed"
         )
-    out = []
-    for share in settings.lean.mixes:
+    subsets = []
+    for share in config.political_leaning.mixes:
         chosen = np.concatenate([left[: size * share // 100], right[: size * (100 - share) // 100]])
-        about = {"size": len(chosen), "mean": float(lean[np.isin(rows, chosen)].mean())}
-        out.append(
+        mean = float(leaning[np.isin(rows, chosen)].mean())
+        subsets.append(
             Subset(
-                _mix_name(share),
-                source.name,
-                {"mix": _mix_name(share)},
-                ((source.name, np.sort(chosen)),),
-                about,
+                name=_mix_name(share),
+                dataset=source.name,
+                factors={"mix": _mix_name(share)},
+                parts=((source.name, np.sort(chosen)),),
+                about={"size": len(chosen), "mean": mean},
             )
         )
-    return out
+    return subsets
 
 
 def table(subsets: Sequence[Subset]) -> dict[str, list]:
-    """Columns of subsets.csv: every subset with its factors, size and what else is known of it."""
-    names = list(dict.fromkeys(name for s in subsets for name in (*s.factors, *s.about)))
-    out: dict[str, list] = {
-        "subset": [s.name for s in subsets],
-        "dataset": [s.dataset for s in subsets],
+    """Return the columns of subsets.csv: the factors, size and `about` of every subset."""
+    names = dict.fromkeys([n for s in subsets for n in (*s.factors, *s.about)] + ["size"])
+    rows = [{**subset.factors, "size": subset.size, **subset.about} for subset in subsets]
+    columns: dict[str, list] = {
+        "subset": [subset.name for subset in subsets],
+        "dataset": [subset.dataset for subset in subsets],
     }
-    return out | {
-        name: [{**s.factors, "size": s.size, **s.about}.get(name) for s in subsets]
-        for name in dict.fromkeys([*names, "size"])
-    }
+    return columns | {name: [row.get(name) for row in rows] for name in names}

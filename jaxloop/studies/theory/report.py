@@ -1,24 +1,31 @@
 """table.csv, claims.csv, figures/ and report.html of a comparison of formulas with simulations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from jaxloop.reporting import report
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.tables import to_csv
-from jaxloop.studies.common import run as running
+from jaxloop.studies.common import report as common_report
+from jaxloop.studies.common.run import PageInputs
 from jaxloop.studies.theory import compare
+from jaxloop.studies.theory.config import TheoryConfig
 
+# Rows of the table of the largest |z|.
 WORST = 12
-FILES = """import pandas as pd
-table = pd.read_csv("table.csv")    # study, quantity, line, axis, at, analytic, empirical, se, z, replicates, tolerance, flag
-claims = pd.read_csv("claims.csv")  # statement, numbers, holds"""
+FILES = (
+    "import pandas as pd\n"
+    'table = pd.read_csv("table.csv")    # study, quantity, line, axis, at, analytic, empirical, '
+    "se, z, replicates, tolerance, flag\n"
+    'claims = pd.read_csv("claims.csv")  # statement, numbers, holds'
+)
 
 
 def verdict(rows: pd.DataFrame, claims: Sequence[compare.Claim]) -> str:
-    """One sentence about all comparisons and claims."""
+    """Return one sentence about all comparisons and claims."""
     flags, false = int(rows["flag"].sum()), sum(not c.holds for c in claims)
     chance = compare.by_chance(len(rows))
     text = (
@@ -30,95 +37,107 @@ def verdict(rows: pd.DataFrame, claims: Sequence[compare.Claim]) -> str:
 
 def write(
     root: Path,
-    settings,
+    config: TheoryConfig,
     rows: pd.DataFrame,
     checks: Sequence[compare.Check],
-    conclusion,
+    conclusion: compare.Conclusion,
     *,
-    facts,
-    config: Mapping,
-    versions,
+    page: PageInputs,
 ) -> Path:
-    """Writes everything into a run directory and returns the page's path."""
-    for name, frame in {
-        "table": rows,
-        "claims": pd.DataFrame(conclusion.claims, columns=list(compare.Claim._fields)),
-        **conclusion.tables,
-    }.items():
-        write_atomic(
-            root / f"{name}.csv", to_csv({column: frame[column].tolist() for column in frame})
-        )
-    summary = compare.summary(rows)
-    found = compare.groups(checks)
-    drawings = [
-        report.Drawing(name, _note(summary, name), compare.figure(group))
-        for name, group in found.items()
-    ]
+    """Write everything into a run directory and return the page's path.
+
+    Args:
+        root: the run directory.
+        config: of the study.
+        rows: `compare.table` of the checks.
+        checks: all comparisons.
+        conclusion: what the kind of models adds.
+        page: what the page shows of the run.
+    """
+    claims = pd.DataFrame(conclusion.claims, columns=list(compare.Claim._fields))
+    for name, frame in {"table": rows, "claims": claims, **conclusion.tables}.items():
+        columns = {str(column): values.tolist() for column, values in frame.items()}
+        write_atomic(root / f"{name}.csv", to_csv(columns))
     sections = [
-        *(
-            [report.Section("Statements", tables=(_claims(conclusion.claims),))]
-            if conclusion.claims
-            else []
-        ),
+        *_statements(conclusion.claims),
         *conclusion.sections,
-        report.Section(
-            "Analytic and empirical",
-            _how(settings, rows),
-            drawings,
-            (_summary(summary), _worst(rows)),
-        ),
+        _comparisons(config, rows, checks),
     ]
-    running.save_drawings(
-        root / "figures", {running.slug(d.title): d for s in sections for d in s.drawings}
+    common_report.save_drawings(
+        root / "figures",
+        {
+            common_report.slug(drawing.title): drawing
+            for section in sections
+            for drawing in section.drawings
+        },
     )
-    return running.write_page(
+    return common_report.write_page(
         root,
         pd.DataFrame(columns=["chain", "generation", "metric", "value"]),
-        title=settings.title,
+        title=config.title,
         subtitle=verdict(rows, conclusion.claims),
-        facts=facts,
-        config=config,
-        versions=versions,
+        run_info=page.run_info,
+        config=page.config,
+        versions=page.versions,
         sections=sections,
         files=FILES
         + "".join(f'\n{name} = pd.read_csv("{name}.csv")' for name in conclusion.tables),
     )
 
 
-def _how(settings, rows: pd.DataFrame) -> str:
-    chance, few = compare.by_chance(len(rows)), compare.imprecise(rows, settings.wanted)
+def _statements(claims: Sequence[compare.Claim]) -> list[report.Section]:
+    return [report.Section("Statements", tables=(_claims(claims),))] if claims else []
+
+
+def _comparisons(
+    config: TheoryConfig, rows: pd.DataFrame, checks: Sequence[compare.Check]
+) -> report.Section:
+    summary = compare.summary(rows)
+    drawings = [
+        report.Drawing(name, _note(summary, name), compare.figure(group))
+        for name, group in compare.groups(checks).items()
+    ]
+    tables = (_summary(summary), _worst(rows))
+    return report.Section("Analytic and empirical", _how(config, rows), drawings, tables)
+
+
+def _how(config: TheoryConfig, rows: pd.DataFrame) -> str:
+    flags, imprecise = compare.by_chance(len(rows)), compare.imprecise(rows, config.wanted)
     text = (
         "Lines: the formula; dots: means over replicates, with a band of two standard errors; "
         f"below: z, dotted at ±{compare.FLAG:g}, where a row is flagged. "
-        f"There are {len(rows)} comparisons: if every formula is right, {chance:.2g} flags are "
+        f"There are {len(rows)} comparisons: if every formula is right, {flags:.2g} flags are "
         "to be expected by chance. "
-        f"Rows of one experiment share their replicates, so that neighbouring dots err together."
+        "Rows of one experiment share their replicates, so that neighbouring dots err together."
     )
-    if settings.replicates is None:
+    if config.replicates is None:
         text += (
-            f" Replicates were drawn until the standard error was below {settings.wanted:.1%} of "
+            f" Replicates were drawn until the standard error was below {config.wanted:.1%} of "
             "the quantity"
         )
+        if len(imprecise):
+            return (
+                f"{text}, but for {len(imprecise)} rows, which would need more than "
+                f"{config.most:,}."
+            )
+        return f"{text} in every row."
+    if len(imprecise):
         text += (
-            f", but for {len(few)} rows, which would need more than {settings.most:,}."
-            if len(few)
-            else " in every row."
-        )
-    elif len(few):
-        text += (
-            f" In {len(few)} rows the standard error is above {settings.wanted:.1%} of the "
+            f" In {len(imprecise)} rows the standard error is above {config.wanted:.1%} of the "
             "quantity: more replicates would say more."
         )
     return text
 
 
 def _note(summary: pd.DataFrame, name: str) -> str:
-    row = summary.set_index("quantity").loc[name]
+    row = summary[summary["quantity"] == name].iloc[0]
     text = (
-        f"{row.replicates:,.0f} replicates; largest |z| {row.largest_z:.1f} of "
-        f"{row.comparisons:.0f}"
+        f"{row['replicates']:,.0f} replicates; largest |z| {row['largest_z']:.1f} of "
+        f"{row['comparisons']:.0f}"
     )
-    return f"{text}; {row.tolerance:.2%} allowed to the formula" if row.tolerance else text
+    if row["tolerance"]:
+        text += f"; {row['tolerance']:.2%} allowed to the formula"
+    return text
 
 
 def _claims(claims: Sequence[compare.Claim]) -> report.Table:
@@ -138,15 +157,15 @@ def _summary(summary: pd.DataFrame) -> report.Table:
     )
     rows = [
         (
-            r.quantity,
-            r.comparisons,
-            f"{r.replicates:,}",
-            "–" if r.relative_se != r.relative_se else f"{r.relative_se:.2%}",
-            f"{r.largest_z:.2f}",
-            f"{r.tolerance:.2%}",
-            r.flags,
+            row["quantity"],
+            int(row["comparisons"]),
+            f"{row['replicates']:,}",
+            "–" if np.isnan(row["relative_se"]) else f"{row['relative_se']:.2%}",
+            f"{row['largest_z']:.2f}",
+            f"{row['tolerance']:.2%}",
+            int(row["flags"]),
         )
-        for r in summary.itertuples()
+        for _, row in summary.iterrows()
     ]
     return report.Table("By quantity", "Every row is in table.csv.", header, rows)
 
@@ -155,19 +174,15 @@ def _worst(rows: pd.DataFrame) -> report.Table:
     worst = rows.sort_values("z", key=lambda z: -z.abs(), na_position="first").head(WORST)
     cells = [
         (
-            f"{r.quantity}{f' ({r.line})' if r.line else ''}",
-            f"{r.axis} {r.at:g}",
-            f"{r.analytic:.6g}",
-            f"{r.empirical:.6g}",
-            f"{r.se:.2g}",
-            f"{r.z:.2f}",
-            "flagged" if r.flag else "",
+            f"{row['quantity']} ({row['line']})" if row["line"] else row["quantity"],
+            f"{row['axis']} {row['at']:g}",
+            f"{row['analytic']:.6g}",
+            f"{row['empirical']:.6g}",
+            f"{row['se']:.2g}",
+            f"{row['z']:.2f}",
+            "flagged" if row["flag"] else "",
         )
-        for r in worst.itertuples()
+        for _, row in worst.iterrows()
     ]
-    return report.Table(
-        f"The {len(worst)} largest |z|",
-        "",
-        ("quantity", "at", "analytic", "empirical", "standard error", "z", ""),
-        cells,
-    )
+    header = ("quantity", "at", "analytic", "empirical", "standard error", "z", "")
+    return report.Table(f"The {len(worst)} largest |z|", "", header, cells)

@@ -1,18 +1,21 @@
 """WMLE of Beta distributions: the population recursion and its sampling error against chains of
-fits, in both readings of the paper.
+fits, in both variants of the paper.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import scipy.special
 import scipy.stats
+from jax.sharding import Mesh
 
 from jaxloop.simulators import beta
-from jaxloop.studies.theory import compare
-
-if TYPE_CHECKING:
-    from jaxloop.studies.theory.run import Settings
+from jaxloop.studies.theory.compare import Check, Claim, Conclusion, Experiment, Quantity
+from jaxloop.studies.theory.config import TheoryConfig, WmleConfig
 
 LINES = {
     "model": "weighted by the last fit (released code)",
@@ -21,21 +24,19 @@ LINES = {
 }
 
 
-def experiments(settings: "Settings", mesh=None) -> list[compare.Experiment]:
-    """All comparisons of the config. Raises ValueError as `beta.population` does."""
-    w = settings.wmle
-    found = [
-        make(settings, name, mesh) for name in w.weightings for make in (_chains, _sampling_error)
+def experiments(config: TheoryConfig, mesh: Mesh | None = None) -> list[Experiment]:
+    """Return all comparisons of the config. Raises ValueError as `beta.population` does."""
+    w = config.wmle
+    experiments = [
+        make(config, name, mesh) for name in w.weightings for make in (_chains, _sampling_error)
     ]
-    return (
-        [*found, _constrained(settings, mesh)]
-        if "model" in w.weightings and w.exponent == 1
-        else found
-    )
+    if "model" in w.weightings and w.exponent == 1:
+        experiments.append(_constrained(config, mesh))
+    return experiments
 
 
-def _options(settings, weighting):
-    w = settings.wmle
+def _options(config: TheoryConfig, weighting: str) -> dict[str, Any]:
+    w = config.wmle
     return dict(
         real=w.real,
         pretrained=w.pretrained,
@@ -45,7 +46,7 @@ def _options(settings, weighting):
     )
 
 
-def _shapes(theta):
+def _shapes(theta: np.ndarray) -> dict[str, np.ndarray]:
     """{name: value} of Beta(theta), theta [..., 2]."""
     a, b = theta[..., 0], theta[..., 1]
     return {
@@ -56,14 +57,16 @@ def _shapes(theta):
     }
 
 
-def _modes(theta):
+def _modes(theta: np.ndarray) -> np.ndarray:
     return (theta[..., 0] - 1) / (theta.sum(-1) - 2)
 
 
-def _simulated(settings, n, options, mesh, seed):
+def _simulated(
+    config: TheoryConfig, n: int, options: Mapping[str, Any], mesh: Mesh | None, seed: int
+) -> np.ndarray:
     """Fits [R, T+1, 2] of a batch. Raises FloatingPointError where Newton did not converge."""
     theta, converged, _ = beta.simulate(
-        n=n, replicates=settings.wmle.batch, seed=seed, report=True, mesh=mesh, **options
+        n=n, replicates=config.wmle.batch, seed=seed, report=True, mesh=mesh, **options
     )
     if not converged.all():
         raise FloatingPointError(
@@ -72,21 +75,21 @@ def _simulated(settings, n, options, mesh, seed):
     return theta
 
 
-def _chains(settings, weighting, mesh):
+def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experiment:
     """Where chains are on average."""
-    w, line = settings.wmle, LINES[weighting]
-    options, t = _options(settings, weighting), np.arange(w.generations + 1)
+    w, line = config.wmle, LINES[weighting]
+    options, t = _options(config, weighting), np.arange(w.generations + 1)
     path, tolerance = beta.population(**options), w.order / w.n
     quantities = [
-        compare.Quantity(name, t, values, line=line, tolerance=tolerance)
+        Quantity.of(name, t, values, line=line, tolerance=tolerance)
         for name, values in _shapes(path).items()
     ]
     peaked, shifts = bool((path > 1).all()), weighting == "model"
     if peaked:
-        quantities.append(compare.Quantity("Mode", t, _modes(path), line=line, tolerance=tolerance))
+        quantities.append(Quantity.of("Mode", t, _modes(path), line=line, tolerance=tolerance))
     if shifts:
         quantities.append(
-            compare.Quantity(
+            Quantity.of(
                 "Bias projection coefficient",
                 t,
                 _coefficients(path, options),
@@ -95,24 +98,24 @@ def _chains(settings, weighting, mesh):
             )
         )
 
-    def draw(seed):
-        theta = _simulated(settings, w.n, options, mesh, seed)
+    def draw(seed: int) -> list[np.ndarray]:
+        theta = _simulated(config, w.n, options, mesh, seed)
         return [
             *_shapes(theta).values(),
             *([_modes(theta)] if peaked else []),
             *([_coefficients(theta, options)] if shifts else []),
         ]
 
-    return compare.Experiment(f"chains__{weighting}", tuple(quantities), draw)
+    return Experiment(f"chains__{weighting}", tuple(quantities), draw)
 
 
-def _sampling_error(settings, weighting, mesh):
+def _sampling_error(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experiment:
     """How far chains are apart."""
-    w, options = settings.wmle, _options(settings, weighting)
+    w, options = config.wmle, _options(config, weighting)
     sd = np.sqrt(np.diagonal(beta.asymptotic_cov(w.error_n, **options), axis1=1, axis2=2))
     t, tolerance = np.arange(w.generations + 1), w.order / w.error_n
     quantities = [
-        compare.Quantity(
+        Quantity.of(
             f"Standard deviation of {name} between chains, N = {w.error_n:,}",
             t,
             sd[:, i],
@@ -122,50 +125,56 @@ def _sampling_error(settings, weighting, mesh):
         for i, name in enumerate(("alpha", "beta"))
     ]
 
-    def draw(seed):
-        theta = _simulated(settings, w.error_n, options, mesh, seed)
+    def draw(seed: int) -> list[np.ndarray]:
+        theta = _simulated(config, w.error_n, options, mesh, seed)
         # Means of these are the standard deviation, to first order in its error; n / (n - 1) is for
         # the mean that is subtracted.
         away = (theta - theta.mean(0)) ** 2 * (w.batch / (w.batch - 1))
         return [sd[:, i] + (away[:, :, i] - sd[:, i] ** 2) / (2 * sd[:, i]) for i in (0, 1)]
 
-    return compare.Experiment(f"sampling_error__{weighting}", tuple(quantities), draw)
+    return Experiment(f"sampling_error__{weighting}", tuple(quantities), draw)
 
 
-def _coefficients(theta, options):
-    """c_t (section 5) at theta [..., 2] for the population that its own next fit has: d -> (1 +
-    lambda) d; theta_unb is the real distribution.
+def _coefficients(theta: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
+    """The bias projection c_t (arXiv 2410.15234, section 3.1) at theta [..., 2].
+
+    It is that of the population which its own next fit has: d -> (1 + lambda) d; theta_unb is the
+    real distribution.
     """
-    import jax
-    import jax.numpy as jnp
+
+    def coefficient(one: jax.Array) -> jax.Array:
+        next_fit = 1 + (1 + options["exponent"]) * (one - 1)
+        statistics = beta.population_statistics(next_fit)
+        return beta.bias_projection(one, statistics, options["real"])[0]
 
     with jax.enable_x64(True):
         flat = jnp.asarray(theta.reshape(-1, 2), jnp.float64)
-        follow = lambda one: beta.population_statistics(1 + (1 + options["exponent"]) * (one - 1))
-        found = jax.jit(
-            jax.vmap(lambda one: beta.bias_projection(one, follow(one), options["real"])[0])
-        )(flat)
-    return np.asarray(found).reshape(theta.shape[:-1])
+        values = jax.jit(jax.vmap(coefficient))(flat)
+    return np.asarray(values).reshape(theta.shape[:-1])
 
 
-def _constrained(settings, mesh):
+def _constrained(config: TheoryConfig, mesh: Mesh | None) -> Experiment:
     """Training that stops early, with the constrained loss and without: the same recursion on
     expectations, for n -> infinity.
     """
-    w = settings.wmle
-    options, t = _options(settings, "model"), np.arange(w.generations + 1)
+    w = config.wmle
+    options, t = _options(config, "model"), np.arange(w.generations + 1)
+    real = (w.real[0], w.real[1])
     kinds = {
-        f"L_new, gamma = {w.gam:g}": beta.Constraint(0.0, w.gam, w.real, w.steps, w.rate),
-        "plain loss": beta.Constraint(0.0, 0.0, w.real, w.steps, w.rate),
+        f"L_new, gamma = {w.gam:g}": beta.Constraint(0.0, w.gam, real, w.steps, w.rate),
+        "plain loss": beta.Constraint(0.0, 0.0, real, w.steps, w.rate),
     }
-    reach = lambda theta: np.linalg.norm(theta - np.asarray(w.real), axis=-1)
+
+    def reach(theta: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(theta - np.asarray(w.real), axis=-1)
+
     name = f"Distance from the real parameters after {w.steps} gradient steps"
     quantities = [
-        compare.Quantity(name, t, reach(_descent(c, options)), line=line, tolerance=w.order / w.n)
+        Quantity.of(name, t, reach(_descent(c, options)), line=line, tolerance=w.order / w.n)
         for line, c in kinds.items()
     ]
 
-    def draw(seed):
+    def draw(seed: int) -> list[np.ndarray]:
         return [
             reach(
                 beta.simulate(
@@ -175,22 +184,19 @@ def _constrained(settings, mesh):
             for c in kinds.values()
         ]
 
-    return compare.Experiment("constrained", tuple(quantities), draw)
+    return Experiment("constrained", tuple(quantities), draw)
 
 
-def _descent(constraint, options):
+def _descent(constraint: beta.Constraint, options: Mapping[str, Any]) -> np.ndarray:
     """[T+1, 2]: `beta.descend` on the statistics of an infinite sample, from the pre-trained model
     on.
     """
-    import jax
-    import jax.numpy as jnp
+
+    @jax.jit
+    def move(theta: jax.Array, target: jax.Array) -> jax.Array:
+        return beta.descend(theta, beta.population_statistics(target), constraint).theta
 
     with jax.enable_x64(True):
-        move = jax.jit(
-            lambda theta, target: (
-                beta.descend(theta, beta.population_statistics(target), constraint).theta
-            )
-        )
         pre, real = (jnp.asarray(x, jnp.float64) for x in (options["pretrained"], options["real"]))
         path = [move(pre, real + pre - 1)]
         for _ in range(options["generations"]):
@@ -198,83 +204,80 @@ def _descent(constraint, options):
     return np.asarray(path)
 
 
-def conclude(settings: "Settings", mesh, checks):
-    """What section 1 of the spec proves, with the numbers of this config."""
-    from jaxloop.studies.theory.run import Conclusion
-
-    w = settings.wmle
-    claims, frames = [], []
-    for weighting in w.weightings:
-        path = beta.population(**_options(settings, weighting))
-        frame = pd.DataFrame(
-            {
-                "weighting": weighting,
-                "generation": np.arange(len(path)),
-                "alpha": path[:, 0],
-                "beta": path[:, 1],
-            }
-        )
-        frame["mean"], frame["above_half"] = (
-            path[:, 0] / path.sum(1),
-            scipy.stats.beta.sf(0.5, *path.T),
-        )
-        frame["kl_to_real"] = [_divergence(p, w.real) for p in path]
-        frame["kl_to_pretrained"] = [_divergence(p, w.pretrained) for p in path]
-        frames.append(frame)
-    population = pd.concat(frames, ignore_index=True)
-    if "model" in w.weightings:
-        claims += _sharpening(settings)
-    if "pretrained" in w.weightings:
-        path = beta.population(**_options(settings, "pretrained"))
-        steps = np.diff(path, axis=0)
-        claims.append(
-            compare.Claim(
-                "Weighted by the pre-trained model every time, parameters grow by a constant, "
-                "not by a factor, and the mean goes to that model's mode",
-                f"alpha + {steps[0, 0]:g}, beta + {steps[0, 1]:g} per generation; mean "
-                f"{path[0, 0] / path[0].sum():.4f} to {path[-1, 0] / path[-1].sum():.4f}, "
-                f"mode of the pre-trained model {_modes(np.array(w.pretrained)):.4f}",
-                bool(np.allclose(steps, steps[:1])),
-            )
-        )
-    if "none" in w.weightings:
-        path, sd = (
-            beta.population(**_options(settings, "none")),
-            np.sqrt(
-                np.diagonal(
-                    beta.asymptotic_cov(w.n, **_options(settings, "none")), axis1=1, axis2=2
-                )
-            ),
-        )
-        claims.append(
-            compare.Claim(
-                "Without weights parameters stay where they are on average only: a chain is a "
-                "random walk, its deviation grows with the root of the fits",
-                f"alpha {path[-1, 0]:g} ± {sd[0, 0]:.4f} after one fit, ± {sd[-1, 0]:.4f} after "
-                f"{len(path)}",
-                bool(
-                    np.allclose(sd[-1], sd[0] * np.sqrt(len(path))) and np.allclose(path, path[:1])
-                ),
-            )
-        )
-    return Conclusion(claims, (), {"population": population})
+def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -> Conclusion:
+    """Return what is proved of weighted maximum likelihood, with the numbers of this config."""
+    weightings = config.wmle.weightings
+    claims: list[Claim] = []
+    if "model" in weightings:
+        claims += _sharpening(config)
+    if "pretrained" in weightings:
+        claims.append(_constant_growth(config))
+    if "none" in weightings:
+        claims.append(_random_walk(config))
+    frames = [_population_table(config, weighting) for weighting in weightings]
+    return Conclusion(claims, (), {"population": pd.concat(frames, ignore_index=True)})
 
 
-def _sharpening(settings):
-    w = settings.wmle
-    path = beta.population(**_options(settings, "model"))
+def _population_table(config: TheoryConfig, weighting: str) -> pd.DataFrame:
+    path = beta.population(**_options(config, weighting))
+    return pd.DataFrame(
+        {
+            "weighting": weighting,
+            "generation": np.arange(len(path)),
+            "alpha": path[:, 0],
+            "beta": path[:, 1],
+            "mean": path[:, 0] / path.sum(1),
+            "above_half": scipy.stats.beta.sf(0.5, *path.T),
+            "kl_to_real": [_divergence(shape, config.wmle.real) for shape in path],
+            "kl_to_pretrained": [_divergence(shape, config.wmle.pretrained) for shape in path],
+        }
+    )
+
+
+def _constant_growth(config: TheoryConfig) -> Claim:
+    path = beta.population(**_options(config, "pretrained"))
+    steps = np.diff(path, axis=0)
+    mode = _modes(np.array(config.wmle.pretrained))
+    return Claim(
+        "Weighted by the pre-trained model every time, parameters grow by a constant, not by a "
+        "factor, and the mean goes to that model's mode",
+        f"alpha + {steps[0, 0]:g}, beta + {steps[0, 1]:g} per generation; mean "
+        f"{path[0, 0] / path[0].sum():.4f} to {path[-1, 0] / path[-1].sum():.4f}, mode of the "
+        f"pre-trained model {mode:.4f}",
+        bool(np.allclose(steps, steps[:1])),
+    )
+
+
+def _random_walk(config: TheoryConfig) -> Claim:
+    options = _options(config, "none")
+    path = beta.population(**options)
+    covariance = beta.asymptotic_cov(config.wmle.n, **options)
+    sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    grows_with_root = np.allclose(sd[-1], sd[0] * np.sqrt(len(path)))
+    return Claim(
+        "Without weights parameters stay where they are on average only: a chain is a random walk, "
+        "its deviation grows with the root of the fits",
+        f"alpha {path[-1, 0]:g} ± {sd[0, 0]:.4f} after one fit, ± {sd[-1, 0]:.4f} after "
+        f"{len(path)}",
+        bool(grows_with_root and np.allclose(path, path[:1])),
+    )
+
+
+def _sharpening(config: TheoryConfig) -> list[Claim]:
+    w = config.wmle
+    path = beta.population(**_options(config, "model"))
     d, factor = path - 1, 1 + w.exponent
     mode = d[:, 0] / d.sum(1)
     gap = float(np.abs(d[1:] - factor * d[:-1]).max() / np.abs(d).max())
     claims = [
-        compare.Claim(
+        Claim(
             "Weighting by the last fit is pure sharpening: (alpha - 1, beta - 1) is multiplied "
             f"by {factor:g} in every generation, which is sampling at "
             f"temperature {1 / factor:.3g} and refitting, and nothing else",
             f"largest deviation {gap:.0e}",
             gap < 1e-9,
         ),
-        compare.Claim(
+        Claim(
             "The mode is fixed from generation 0 on",
             f"{mode[0]:.6f}, largest change {np.ptp(mode):.0e}",
             float(np.ptp(mode)) < 1e-12,
@@ -291,26 +294,26 @@ def _sharpening(settings):
     return [*claims, *_about_the_mean(w, path)] if biased else claims
 
 
-def _about_the_mean(w, path):
-    """What the default setting is about, on the side of 1/2 that the pre-trained model is biased
-    to.
-    """
+def _about_the_mean(w: WmleConfig, path: np.ndarray) -> list[Claim]:
+    """The claims about the side of 1/2 to which the pre-trained model is biased."""
     side = 0 if w.pretrained[0] > w.pretrained[1] else 1
-    sided = lambda theta: np.asarray(theta, float)[..., [side, 1 - side]]
-    path, pre = sided(path), sided(w.pretrained)
+    path, pre = (np.asarray(theta, float)[..., [side, 1 - side]] for theta in (path, w.pretrained))
     far = 1 + (path[-1] - 1) * 2.0**40
     mean, above = path[:, 0] / path.sum(1), scipy.stats.beta.sf(0.5, *path.T)
-    pre_mean, pre_above, limit = (
-        pre[0] / pre.sum(),
-        scipy.stats.beta.sf(0.5, *pre),
-        far[0] / far.sum(),
-    )
-    first = np.flatnonzero(above > pre_above)
+    pre_mean, pre_above = pre[0] / pre.sum(), scipy.stats.beta.sf(0.5, *pre)
+    limit = far[0] / far.sum()
+    beyond = np.flatnonzero(above > pre_above)
+    when = "beyond it after more generations"
+    if len(beyond):
+        when = f"first beyond it in generation {beyond[0]}"
     tail, below = (("P(X > 1/2)", "below"), ("P(X < 1/2)", "above"))[side]
-    shown = (lambda x: f"{x:.5f}") if side == 0 else (lambda x: f"{1 - x:.5f}")
+
+    def shown(mean: float) -> str:
+        return f"{mean if side == 0 else 1 - mean:.5f}"
+
     share = (mean[0] - 0.5) / (limit - 0.5)
     return [
-        compare.Claim(
+        Claim(
             f"The mean is {below} the pre-trained model's in every generation and reaches it, "
             "the fixed mode, in the limit only: measured by the mean, the "
             "bias never exceeds the pre-trained one",
@@ -318,17 +321,13 @@ def _about_the_mean(w, path):
             f"limit {shown(limit)}",
             bool((mean < pre_mean).all() and abs(limit - pre_mean) < 1e-9),
         ),
-        compare.Claim(
+        Claim(
             f"Measured by {tail} it does exceed the pre-trained one",
-            f"pre-trained {pre_above:.4f}; generation 0 {above[0]:.4f}, last {above[-1]:.4f}"
-            + (
-                f"; first beyond it in generation {first[0]}"
-                if len(first)
-                else "; beyond it after more generations"
-            ),
+            f"pre-trained {pre_above:.4f}; generation 0 {above[0]:.4f}, last {above[-1]:.4f}; "
+            f"{when}",
             bool(scipy.stats.beta.sf(0.5, *far) > pre_above),
         ),
-        compare.Claim(
+        Claim(
             "Most of the mean's shift happens in generation 0, before any recursion",
             f"{share:.0%} of {limit - 0.5:.3f}",
             bool(share > 0.5),
@@ -336,15 +335,13 @@ def _about_the_mean(w, path):
     ]
 
 
-def _divergence(p, q):
+def _divergence(p: Sequence[float], q: Sequence[float]) -> float:
     """KL(Beta(p) || Beta(q))."""
-    from scipy.special import betaln, digamma
-
     (a, b), (c, d) = p, q
     return (
-        betaln(c, d)
-        - betaln(a, b)
-        + (a - c) * digamma(a)
-        + (b - d) * digamma(b)
-        + (c - a + d - b) * digamma(a + b)
+        scipy.special.betaln(c, d)
+        - scipy.special.betaln(a, b)
+        + (a - c) * scipy.special.digamma(a)
+        + (b - d) * scipy.special.digamma(b)
+        + (c - a + d - b) * scipy.special.digamma(a + b)
     )

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from jaxloop.lm.encoder import config as encoder_config
 from jaxloop.lm.encoder import encoder as E
+from jaxloop.lm.encoder import files
 from tests.peers import peer
 
 sentence_transformers = peer("sentence_transformers")
@@ -44,10 +45,18 @@ CONFIGS = {
     "bert": lambda **k: hf.BertConfig(**SMALL | k),
     "roberta": lambda **k: hf.RobertaConfig(**SMALL | dict(type_vocab_size=1, pad_token_id=1) | k),
     "mpnet": lambda **k: hf.MPNetConfig(**SMALL | k),
-    "distilbert": lambda **k: hf.DistilBertConfig(vocab_size=VOCAB, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=300, **k),
+    "distilbert": lambda **k: hf.DistilBertConfig(
+        vocab_size=VOCAB,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=48,
+        max_position_embeddings=300,
+        **k,
+    ),
     "qwen2": lambda **k: hf.Qwen2Config(**QWEN | k),
     "qwen2-both": lambda **k: hf.Qwen2Config(**QWEN | dict(is_causal=False) | k),
-}  # fmt: skip
+}
 TEXTS = [
     "a cat sat on the mat",
     "the rat",
@@ -137,12 +146,12 @@ def padded(tokens, length, pad=1):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hidden_states_equal_torch(folder, name):
     path, model = folder(name)
-    ours = E.load_encoder(path)
+    ours = files.load_encoder(path)
     tokens, length = batch()
     ids, mask = padded(tokens, length)
     with torch.no_grad():
         theirs = model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
-    found = np.asarray(E.hidden(ours.spec, ours.params, jnp.asarray(tokens), jnp.asarray(length)))
+    found = np.asarray(E.hidden(ours.config, ours.params, jnp.asarray(tokens), jnp.asarray(length)))
     real = mask.numpy().astype(bool)
     assert np.abs(found - theirs)[real].max() < 2e-4
 
@@ -152,12 +161,14 @@ def test_directions_differ(folder):
     follows, or does not.
     """
     for name, depends in (("qwen2", False), ("qwen2-both", True)):
-        ours = E.load_encoder(folder(name)[0])
+        ours = files.load_encoder(folder(name)[0])
         tokens, length = batch(rows=1)
         other = tokens.copy()
         other[0, -1] = (other[0, -1] + 1) % VOCAB
         first = [
-            np.asarray(E.hidden(ours.spec, ours.params, jnp.asarray(t), jnp.asarray(length)))[0, 0]
+            np.asarray(E.hidden(ours.config, ours.params, jnp.asarray(t), jnp.asarray(length)))[
+                0, 0
+            ]
             for t in (tokens, other)
         ]
         assert (np.abs(first[0] - first[1]).max() > 1e-4) == depends
@@ -172,10 +183,10 @@ def test_gte_code_means_both_directions(folder, tmp_path):
         "auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert not encoder_config.read_encoder_spec(tmp_path).causal
-    assert encoder_config.read_encoder_spec(path).causal
+    assert not encoder_config.read_encoder_config(tmp_path).causal
+    assert encoder_config.read_encoder_config(path).causal
     (tmp_path / "config.json").write_text(json.dumps(config | {"is_causal": True}))
-    assert encoder_config.read_encoder_spec(tmp_path).causal
+    assert encoder_config.read_encoder_config(tmp_path).causal
 
 
 @pytest.mark.parametrize("time", [2, 17, 260])
@@ -208,8 +219,11 @@ MODULES = {
         base.Dense(32, 24),
         base.Dense(24, 5, bias=False, activation_function=torch.nn.Identity()),
     ],
-    "qwen2-both": lambda: [readouts.Pooling(32, pooling_mode="mean"), base.Dense(32, 24, activation_function=torch.nn.Identity())],
-}  # fmt: skip
+    "qwen2-both": lambda: [
+        readouts.Pooling(32, pooling_mode="mean"),
+        base.Dense(32, 24, activation_function=torch.nn.Identity()),
+    ],
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -221,12 +235,13 @@ def test_directory_equals_sentence_transformers(folder, tmp_path, name):
     )
     theirs.save(str(tmp_path))
     expected = theirs.encode(TEXTS, show_progress_bar=False)
-    ours = E.load_encoder(tmp_path)
+    ours = files.load_encoder(tmp_path)
     assert ours.limit == 20
     ids = E.token_ids(ours, TEXTS)
-    run = lambda tokens, length: E.sentence_embedding(
-        ours.spec, ours.readout, ours.params, tokens, length
-    )  # noqa: E731
+
+    def run(tokens, length):
+        return E.sentence_embedding(ours.config, ours.readout, ours.params, tokens, length)
+
     found = E.over_batches(run, ids, limit=ours.limit, batch=40)
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
@@ -251,7 +266,7 @@ def test_legacy_pooling_file(folder, tmp_path):
             }
         )
     )
-    assert E.read_modules(tmp_path)[1] == E.Readout(("cls", "mean"))
+    assert files.read_modules(tmp_path)[1] == E.Readout(("cls", "mean"))
 
 
 def test_default_prompt_is_put_before_every_text(folder, tmp_path):
@@ -261,10 +276,10 @@ def test_default_prompt_is_put_before_every_text(folder, tmp_path):
         modules=modules, device="cpu", prompts={"about": "the mat: "}, default_prompt_name="about"
     )
     theirs.save(str(tmp_path))
-    ours = E.load_encoder(tmp_path)
+    ours = files.load_encoder(tmp_path)
     assert E.token_ids(ours, ["rat"]) == E.token_ids(ours._replace(prefix=""), ["the mat: rat"])
     found = E.sentence_embedding(
-        ours.spec, ours.readout, ours.params, *_rows(E.token_ids(ours, ["rat"]))
+        ours.config, ours.readout, ours.params, *_rows(E.token_ids(ours, ["rat"]))
     )
     np.testing.assert_allclose(found, theirs.encode(["rat"], show_progress_bar=False), atol=2e-4)
 
@@ -276,18 +291,18 @@ def _rows(ids):
 @pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "distilbert", "qwen2"])
 def test_classification_heads_equal_torch(folder, name):
     path, model = folder(name, classes=3, pad_token_id=1)
-    ours = E.load_classifier(path)
+    ours = files.load_classifier(path)
     tokens, length = batch(seed=2)
     ids, mask = padded(tokens, length)
     with torch.no_grad():
         theirs = model(input_ids=ids, attention_mask=mask).logits
     found = np.asarray(
-        E.class_logits(ours.spec, ours.params, jnp.asarray(tokens), jnp.asarray(length))
+        E.class_logits(ours.config, ours.params, jnp.asarray(tokens), jnp.asarray(length))
     )
     np.testing.assert_allclose(found, theirs.numpy(), atol=3e-4)
-    shares = np.asarray(E.class_probabilities(ours.spec, ours.params, tokens, length))
+    shares = np.asarray(E.class_probabilities(ours.config, ours.params, tokens, length))
     np.testing.assert_allclose(shares, theirs.softmax(-1).numpy(), atol=1e-4)
-    assert ours.spec.labels == ("LABEL_0", "LABEL_1", "LABEL_2") and not ours.spec.multi_label
+    assert ours.config.labels == ("LABEL_0", "LABEL_1", "LABEL_2") and not ours.config.multi_label
 
 
 def test_labels_come_from_the_config_or_are_given(folder, tmp_path):
@@ -297,15 +312,17 @@ def test_labels_come_from_the_config_or_are_given(folder, tmp_path):
         "problem_type": "multi_label_classification",
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    spec = encoder_config.read_encoder_spec(tmp_path, head=True)
-    assert spec.labels == ("clean", "mild", "noise") and spec.multi_label
-    assert encoder_config.read_encoder_spec(tmp_path, head=True, labels=["a", "b", "c"]).labels == (
+    config = encoder_config.read_encoder_config(tmp_path, head=True)
+    assert config.labels == ("clean", "mild", "noise") and config.multi_label
+    assert encoder_config.read_encoder_config(
+        tmp_path, head=True, labels=["a", "b", "c"]
+    ).labels == (
         "a",
         "b",
         "c",
     )
     with pytest.raises(ValueError, match="labels: 2 names for the 3 classes"):
-        encoder_config.read_encoder_spec(tmp_path, head=True, labels=["a", "b"])
+        encoder_config.read_encoder_config(tmp_path, head=True, labels=["a", "b"])
 
 
 def test_gamma_and_beta_are_read(folder, tmp_path):
@@ -324,7 +341,7 @@ def test_gamma_and_beta_are_read(folder, tmp_path):
     save_file(old, tmp_path / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((path / name).read_bytes())
-    ours, renamed = E.load_encoder(path), E.load_encoder(tmp_path)
+    ours, renamed = files.load_encoder(path), files.load_encoder(tmp_path)
     np.testing.assert_array_equal(
         ours.params["embed_norm_scale"], renamed.params["embed_norm_scale"]
     )
@@ -334,10 +351,11 @@ def test_gamma_and_beta_are_read(folder, tmp_path):
 
 
 def test_rows_do_not_depend_on_their_neighbours(folder):
-    ours = E.load_encoder(folder("bert")[0])
-    run = lambda tokens, length: E.sentence_embedding(
-        ours.spec, ours.readout, ours.params, tokens, length
-    )  # noqa: E731
+    ours = files.load_encoder(folder("bert")[0])
+
+    def run(tokens, length):
+        return E.sentence_embedding(ours.config, ours.readout, ours.params, tokens, length)
+
     ids = E.token_ids(ours, TEXTS)
     together = E.over_batches(run, ids, limit=ours.limit, batch=64)
     for order in (range(len(ids)), reversed(range(len(ids)))):
@@ -348,13 +366,13 @@ def test_rows_do_not_depend_on_their_neighbours(folder):
 
 
 def test_long_texts_are_cut_as_the_tokenizer_says(folder):
-    ours = E.load_encoder(folder("roberta")[0])
+    ours = files.load_encoder(folder("roberta")[0])
     assert ours.limit == 64  # model_max_length of the tokenizer, below the 298 positions
     (ids,) = E.token_ids(ours, ["cat " * 500])
     assert len(ids) == 64 and ids[0] == 0 and ids[-1] == 2
-    assert E.load_encoder(folder("roberta")[0], max_length=9).limit == 9
+    assert files.load_encoder(folder("roberta")[0], max_length=9).limit == 9
     with pytest.raises(ValueError, match="max_length: 299 tokens are not allowed; 3 to 298"):
-        E.load_encoder(folder("roberta")[0], max_length=299)
+        files.load_encoder(folder("roberta")[0], max_length=299)
 
 
 def test_eos_is_added_where_the_tokenizer_asks_for_it(folder, tmp_path):
@@ -364,33 +382,35 @@ def test_eos_is_added_where_the_tokenizer_asks_for_it(folder, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     backend = json.loads((tmp_path / "tokenizer.json").read_text()) | {"post_processor": None}
     (tmp_path / "tokenizer.json").write_text(json.dumps(backend))
-    assert E.token_ids(E.load_encoder(tmp_path), ["a cat"])[0][-1] != 2
+    assert E.token_ids(files.load_encoder(tmp_path), ["a cat"])[0][-1] != 2
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {
         "add_eos_token": True
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    (ids,) = E.token_ids(E.load_encoder(tmp_path, max_length=5), ["a cat sat on the mat and then"])
+    (ids,) = E.token_ids(
+        files.load_encoder(tmp_path, max_length=5), ["a cat sat on the mat and then"]
+    )
     assert len(ids) == 5 and ids[-1] == 2
 
 
 def test_what_is_not_computed_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
-        E.load_encoder(tmp_path / "none")
+        files.load_encoder(tmp_path / "none")
     path, _ = folder("bert")
     config = json.loads((path / "config.json").read_text())
     for field, value in dict(
         model_type="t5", position_embedding_type="relative_key", is_decoder=True, hidden_act="mish"
     ).items():
         (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
-        with pytest.raises(E.Unsupported, match=str(value)):
-            E.load_encoder(tmp_path)
+        with pytest.raises(files.Unsupported, match=str(value)):
+            files.load_encoder(tmp_path)
     transformer = base.Transformer(str(path))
     odd = sentence_transformers.SentenceTransformer(
         modules=[transformer, readouts.Pooling(32), readouts.LayerNorm(32)], device="cpu"
     )
     odd.save(str(tmp_path / "odd"))
-    with pytest.raises(E.Unsupported, match="LayerNorm"):
-        E.load_encoder(tmp_path / "odd")
+    with pytest.raises(files.Unsupported, match="LayerNorm"):
+        files.load_encoder(tmp_path / "odd")
     even = sentence_transformers.SentenceTransformer(
         modules=[transformer, readouts.Pooling(32)], device="cpu"
     )
@@ -402,5 +422,5 @@ def test_what_is_not_computed_is_refused(folder, tmp_path):
     assert sentence_transformers.SentenceTransformer(str(tmp_path / "cut"), device="cpu").encode(
         ["a cat"]
     ).shape == (1, 8)
-    with pytest.raises(E.Unsupported, match="truncate_dim = 8"):
-        E.load_encoder(tmp_path / "cut")
+    with pytest.raises(files.Unsupported, match="truncate_dim = 8"):
+        files.load_encoder(tmp_path / "cut")

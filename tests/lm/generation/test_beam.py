@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxloop import lm
-from jaxloop.lm.generation import beam, decode_loop
+from jaxloop.lm.generation import beam
+from jaxloop.lm.generation.prefill import unstack_layers
 from jaxloop.lm.model import lora
 from tests.peers import peer
 
@@ -46,7 +47,13 @@ def generate(model, prompts, eos, pad=0, new=NEW, **settings):
 def search(model, prompts, eos, num_beams=4, new=NEW, **settings):
     given = dict(rows=4) | settings
     return beam.beam_search(
-        model.spec, model.params, prompts, beams=num_beams, max_new_tokens=new, eos=eos, **given
+        model.config,
+        model.params,
+        prompts,
+        num_beams=num_beams,
+        max_new_tokens=new,
+        eos=eos,
+        **given,
     )
 
 
@@ -141,21 +148,21 @@ def test_chains_with_their_own_adapters_equal_peft(checkpoint, loaded, tmp_path)
                 if "lora_B" in key:
                     p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
         model.save_pretrained(tmp_path)
-        read.append(lm.load_peft(tmp_path, ours.spec))
+        read.append(lm.load_peft(tmp_path, ours.config))
         expected += generate(model.eval(), prompts, 7, num_beams=4)
-    stacked = lora.stack([a for a, _ in read])
-    assert search(ours, prompts + prompts, 7, adapters=stacked, lora=read[0][1]) == expected
+    stacked = lora.stack(read)
+    assert search(ours, prompts + prompts, 7, adapters=stacked) == expected
     assert expected[:5] != expected[5:]
 
 
 def test_one_program_serves_every_call_of_a_padded_length(checkpoint, loaded):
     ours, theirs = loaded("llama"), checkpoint("llama").torch
     expected = generate(theirs, [*PROMPTS, LONG], 319, num_beams=4)
-    beam._search.clear_cache()
+    beam.beam_program.clear_cache()
     assert (
         search(ours, PROMPTS, 319) == expected[:-1]
     )  # eight prompts of 1 to 17 tokens, four at a time
-    assert beam._search._cache_size() == 1
+    assert beam.beam_program._cache_size() == 1
     assert search(ours, PROMPTS[2:3], 319) == expected[2:3]
     eos = frequent(expected, 1)[0]
     patient, hasty = (
@@ -164,23 +171,23 @@ def test_one_program_serves_every_call_of_a_padded_length(checkpoint, loaded):
     )
     assert search(ours, PROMPTS, eos, **patient) != search(ours, PROMPTS, eos, **hasty)
     assert search(ours, PROMPTS[::-1] * 3, eos) == search(ours, PROMPTS, eos)[::-1] * 3
-    unstacked = ours._replace(params=decode_loop.unstack(ours.params))
-    assert beam._search._cache_size() == 1
+    unstacked = ours._replace(params=unstack_layers(ours.params))
+    assert beam.beam_program._cache_size() == 1
     assert search(ours, [LONG, *PROMPTS], 319) == [expected[-1], *expected[:-1]]
-    assert beam._search._cache_size() == 2
+    assert beam.beam_program._cache_size() == 2
     assert search(unstacked, PROMPTS, 319) == expected[:-1]
 
 
 def test_prompts_of_many_lengths_share_one_program_where_they_are_padded_alike(checkpoint, loaded):
-    beam._search.clear_cache()
+    beam.beam_program.clear_cache()
     expected = generate(checkpoint("gpt2").torch, [*PROMPTS, LONG], 319, num_beams=4)
-    assert search(loaded("gpt2"), [*PROMPTS, LONG], 319, padded=33) == expected
-    assert beam._search._cache_size() == 1
+    assert search(loaded("gpt2"), [*PROMPTS, LONG], 319, prompt_len=33) == expected
+    assert beam.beam_program._cache_size() == 1
 
 
 def test_equal_prompts_are_searched_once(loaded, monkeypatch):
-    calls, real = [], beam._search
-    monkeypatch.setattr(beam, "_search", lambda *a: calls.append(1) or real(*a))
+    calls, real = [], beam.beam_program
+    monkeypatch.setattr(beam, "beam_program", lambda *a: calls.append(1) or real(*a))
     once = search(loaded("llama"), PROMPTS[:2], 319)
     assert search(loaded("llama"), PROMPTS[:2] * 50, 319) == once * 50
     assert len(calls) == 2
@@ -208,9 +215,10 @@ def test_the_context_may_be_filled_to_its_last_token(checkpoint, loaded):
     [
         (
             dict(num_beams=1),
-            "beams: 1 is not allowed; it must be an integer from 2 up; one beam is greedy decoding",
+            "num_beams: 1 is not allowed; it must be an integer from 2 up; "
+            "one beam is greedy decoding",
         ),
-        (dict(num_beams=161), "beams: 161 is more than half the model's vocabulary of 320"),
+        (dict(num_beams=161), "num_beams: 161 is more than half the model's vocabulary of 320"),
         (dict(new=0), "max_new_tokens: 0 is not allowed"),
         (dict(length_penalty=float("nan")), "length_penalty: nan is not allowed"),
         (
@@ -232,7 +240,7 @@ def test_prompts_that_cannot_be_continued_are_refused(loaded):
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
         search(ours, [[3], []], 2)
     shapes = jax.eval_shape(
-        lambda: lora.init(jax.random.split(jax.random.key(0), 2), ours.spec, lm.Lora())
+        lambda: lora.init(jax.random.split(jax.random.key(0), 2), ours.config, lm.LoraConfig())
     )
     stacked = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
     with pytest.raises(ValueError, match="3 prompts are not divisible among 2 chains"):

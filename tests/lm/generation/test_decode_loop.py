@@ -10,39 +10,46 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm.generation import decode_loop
+from jaxloop.config import LoraConfig
+from jaxloop.lm.generation import decode_loop, kv_blocks
+from jaxloop.lm.generation.prefill import prefill, unstack_layers
 from jaxloop.lm.generation.sampling import Sampler
+from jaxloop.lm.generation.slots import DecodeShape, Jobs, Requests
+from jaxloop.lm.model import config as model_config
 from jaxloop.lm.model import lora, transformer
-from jaxloop.lm.model.config import Spec, init
-from jaxloop.lm.model.lora import Lora
+from jaxloop.lm.model.config import ModelConfig
+from jaxloop.runtime.setup_jit import setup_jit
 
 pytestmark = pytest.mark.optimised
 
-LLAMA = Spec(
+# What is only read here: drawn by programs that are compiled the short way.
+init = setup_jit(model_config.init, static_argnums=1)
+normal = setup_jit(jax.random.normal, static_argnums=1)
+
+LLAMA = ModelConfig(
     "llama",
-    vocab=97,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_size=8,
-    mlp=48,
-    context=128,
+    vocab_size=97,
+    d_model=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_ff=48,
+    max_seq_len=128,
     init_scale=0.3,
 )
-GPT2 = Spec(
+GPT2 = ModelConfig(
     "gpt2",
-    vocab=97,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=4,
-    head_size=8,
-    mlp=64,
-    context=128,
+    vocab_size=97,
+    d_model=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=8,
+    d_ff=64,
+    max_seq_len=128,
     norm="layer",
     activation="gelu_new",
-    # fmt: skip
     gated=False,
     positions="learned",
     qkv_bias=True,
@@ -50,33 +57,38 @@ GPT2 = Spec(
     mlp_bias=True,
     init_scale=0.3,
 )
-LORA = Lora(rank=4, alpha=8.0)
+LORA = LoraConfig(rank=4, alpha=8.0)
 GREEDY = Sampler(greedy=True)
 
 
-def strong_adapters(spec, chains, seed=1):
+def strong_adapters(config, chains, seed=1):
     """Adapters whose b is as large as the base, so that chains differ strongly."""
-    tree = lora.init(jax.random.split(jax.random.key(seed), chains), spec, LORA)
+    tree = lora.init(jax.random.split(jax.random.key(seed), chains), config, LORA)
     keys = iter(jax.random.split(jax.random.key(seed + 1), 64))
-    return {
-        name: {"a": f["a"], "b": 0.5 * jax.random.normal(next(keys), f["b"].shape)}
-        for name, f in tree.items()
+    weights = {
+        name: {"a": f["a"], "b": 0.5 * normal(next(keys), f["b"].shape)} for name, f in tree.items()
     }
+    return lora.Adapter(weights, LORA)
 
 
-def fused(spec, tree):
-    return lora.fuse(spec, tree, LORA, jnp.float32, block_diagonal=True)
+def packed(config, tree):
+    return lora.pack_adapters(config, tree, jnp.float32, "block_diagonal")
+
+
+def decode(config, sampler, shape, eos, *arrays, loop=decode_loop.decode, **more):
+    """The texts of a decoding loop; `arrays`: weights, adapters, prompts, requests, jobs."""
+    return loop(config, *arrays, sampler=sampler, shape=shape, eos=eos, **more)
 
 
 def jobs_of(runs, padding=2):
     """Jobs from (first, end, chain) rows."""
     table = np.array([*runs, *([(0, 0, 0)] * padding)], np.int32)
-    return decode_loop.Jobs(*(jnp.asarray(c) for c in table.T))
+    return Jobs(*(jnp.asarray(c) for c in table.T))
 
 
 def requests_of(prompt, limit, seed=0):
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), len(prompt)))
-    return decode_loop.Requests(jnp.asarray(prompt, jnp.int32), keys, jnp.asarray(limit, jnp.int32))
+    return Requests(jnp.asarray(prompt, jnp.int32), keys, jnp.asarray(limit, jnp.int32))
 
 
 def prompt_table(prompts, width):
@@ -85,18 +97,18 @@ def prompt_table(prompts, width):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(spec, params, tokens, tree):
-    return transformer.forward(spec, params, tokens, adapters=tree, lora=LORA)
+def forward(config, params, tokens, tree):
+    return transformer.forward(config, params, tokens, adapters=tree)
 
 
-def greedy_by_forward(spec, params, prompt, count, tree=None):
+def greedy_by_forward(config, params, prompt, count, tree=None):
     ids = list(prompt)
     for _ in range(count):
         padded = np.zeros((1, 1, 48) if tree is not None else (1, 48), np.int32)
         padded[..., : len(ids)] = ids
         ids.append(
             int(
-                np.asarray(forward(spec, params, padded, tree))
+                np.asarray(forward(config, params, padded, tree))
                 .reshape(48, -1)[len(ids) - 1]
                 .argmax()
             )
@@ -104,25 +116,25 @@ def greedy_by_forward(spec, params, prompt, count, tree=None):
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("spec", [LLAMA, GPT2], ids=["llama", "gpt2"])
-def test_greedy_equals_forward_with_refills_windows_and_adapters(spec):
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_greedy_equals_forward_with_refills_windows_and_adapters(config):
     """Ragged limits force refills at every phase of a window; texts outlive all levels; each chain
     has its own prompt and adapter.
     """
-    params, tree = init(jax.random.key(0), spec), strong_adapters(spec, 3)
-    shape = decode_loop.Shape(lanes=2, slots=3, window=4, max_new_tokens=33, prompt=7)
+    params, tree = init(jax.random.key(0), config), strong_adapters(config, 3)
+    shape = DecodeShape(num_groups=2, slots_per_group=3, window=4, max_new_tokens=33, prompt_len=7)
     prompts = [[1, 2, 3], [5, 6, 7, 8, 9, 10, 11, 12], [20]]
-    cached = decode_loop.prefill(spec, params, fused(spec, tree), *prompt_table(prompts, 8))
+    cached = prefill(config, params, packed(config, tree), *prompt_table(prompts, 8))
     limit = [33, 3, 17, 9, 1, 26, 31, 5, 12, 33, 2]
     chain = [0] * 5 + [1] * 4 + [2] * 2
     runs = [(0, 5, 0), (5, 9, 1), (9, 11, 2)]
-    out = decode_loop.decode(
-        spec,
+    out = decode(
+        config,
         GREEDY,
         shape,
         -1,
         params,
-        fused(spec, tree),
+        packed(config, tree),
         cached,
         requests_of(chain, limit),
         jobs_of(runs),
@@ -131,20 +143,25 @@ def test_greedy_equals_forward_with_refills_windows_and_adapters(spec):
     for row, (c, n) in enumerate(zip(chain, limit)):
         one = jax.tree.map(lambda leaf: leaf[c : c + 1], tree)  # noqa: B023
         assert out.tokens[row, :n].tolist() == greedy_by_forward(
-            spec, params, prompts[c], n, one
+            config, params, prompts[c], n, one
         ), row
 
 
 def test_per_row_prompts_equal_forward():
     """Ragged prompts, one per row, and a base without adapters."""
     params = init(jax.random.key(0), LLAMA)
-    shape = decode_loop.Shape(
-        lanes=1, slots=4, window=4, max_new_tokens=11, prompt=5, shared_prompt=False
+    shape = DecodeShape(
+        num_groups=1,
+        slots_per_group=4,
+        window=4,
+        max_new_tokens=11,
+        prompt_len=5,
+        shared_prompt=False,
     )
     prompts = [[3], [4, 5], [6, 7, 8, 9, 10, 11], [1, 2, 3], [9, 9], [12, 13, 14, 15]]
-    cached = decode_loop.prefill(LLAMA, params, None, *prompt_table(prompts, 6))
+    cached = prefill(LLAMA, params, None, *prompt_table(prompts, 6))
     limit = [11, 2, 7, 11, 5, 9]
-    out = decode_loop.decode(
+    out = decode(
         LLAMA,
         GREEDY,
         shape,
@@ -159,20 +176,18 @@ def test_per_row_prompts_equal_forward():
         assert out.tokens[row, :n].tolist() == greedy_by_forward(LLAMA, params, prompts[row], n)
 
 
-def sampled(spec, params, tree, shape, runs, rows, eos=5):
+def sampled(config, params, tree, shape, runs, rows, eos=5):
     """Texts of every row of `rows` (row -> chain) written under `runs`."""
     chains = jax.tree.leaves(tree)[0].shape[0]
-    cached = decode_loop.prefill(
-        spec, params, fused(spec, tree), *prompt_table([[1, 2, 3]] * chains, 4)
-    )
+    cached = prefill(config, params, packed(config, tree), *prompt_table([[1, 2, 3]] * chains, 4))
     requests = requests_of([rows.get(r, 0) for r in range(48)], [shape.max_new_tokens] * 48)
-    out = decode_loop.decode(
-        spec,
+    out = decode(
+        config,
         Sampler(temperature=1.5, min_p=0.05),
         shape,
         eos,
         params,
-        fused(spec, tree),
+        packed(config, tree),
         cached,
         requests,
         jobs_of(runs, 6 - len(runs)),
@@ -182,7 +197,7 @@ def sampled(spec, params, tree, shape, runs, rows, eos=5):
 
 def test_a_job_writes_the_same_texts_alone_and_among_others():
     params, tree = init(jax.random.key(0), LLAMA), strong_adapters(LLAMA, 4)
-    shape = decode_loop.Shape(lanes=2, slots=4, window=4, max_new_tokens=40, prompt=3)
+    shape = DecodeShape(num_groups=2, slots_per_group=4, window=4, max_new_tokens=40, prompt_len=3)
     runs = [(0, 16, 2), (16, 26, 0), (26, 33, 1), (33, 44, 3)]
     rows = {r: c for first, end, c in runs for r in range(first, end)}
     together = sampled(LLAMA, params, tree, shape, runs, rows)
@@ -199,12 +214,17 @@ def test_a_job_writes_the_same_texts_alone_and_among_others():
 def test_a_text_ends_with_the_first_of_several_ends():
     """Greedy, so a text that stops later, or never, begins with the one that stops first."""
     params = init(jax.random.key(0), LLAMA)
-    shape = decode_loop.Shape(
-        lanes=1, slots=4, window=4, max_new_tokens=11, prompt=5, shared_prompt=False
+    shape = DecodeShape(
+        num_groups=1,
+        slots_per_group=4,
+        window=4,
+        max_new_tokens=11,
+        prompt_len=5,
+        shared_prompt=False,
     )
     prompts = [[3], [4, 5], [6, 7, 8, 9, 10, 11], [1, 2, 3], [9, 9], [12, 13, 14, 15]]
-    cached = decode_loop.prefill(LLAMA, params, None, *prompt_table(prompts, 6))
-    write = functools.partial(decode_loop.decode, LLAMA, GREEDY, shape)
+    cached = prefill(LLAMA, params, None, *prompt_table(prompts, 6))
+    write = functools.partial(decode, LLAMA, GREEDY, shape)
     given = params, None, cached, requests_of(range(6), [11] * 6), jobs_of([(0, 6, 0)])
     whole = write(None, *given)
     assert whole.length.tolist() == [11] * 6 and not whole.ended.any()
@@ -225,10 +245,10 @@ def test_sampling_follows_the_model_distribution():
     from scipy.stats import chisquare
 
     params = init(jax.random.key(0), LLAMA)
-    shape = decode_loop.Shape(lanes=1, slots=64, window=4, max_new_tokens=1, prompt=3)
-    cached = decode_loop.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    shape = DecodeShape(num_groups=1, slots_per_group=64, window=4, max_new_tokens=1, prompt_len=3)
+    cached = prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
     n = 6000
-    out = decode_loop.decode(
+    out = decode(
         LLAMA,
         Sampler(temperature=1.3),
         shape,
@@ -243,7 +263,7 @@ def test_sampling_follows_the_model_distribution():
         jax.nn.softmax(transformer.forward(LLAMA, params, np.array([[1, 2, 3]]))[0, -1] / 1.3),
         np.float64,
     )
-    seen = np.bincount(out.tokens[:, 0], minlength=LLAMA.vocab)
+    seen = np.bincount(out.tokens[:, 0], minlength=LLAMA.vocab_size)
     large = expected * n >= 5
     counts, means = (
         np.append(seen[large], seen[~large].sum()),
@@ -257,10 +277,10 @@ def test_repetition_penalty_sees_prompt_and_text():
     prompt's.
     """
     params = init(jax.random.key(0), LLAMA)
-    shape = decode_loop.Shape(lanes=1, slots=2, window=4, max_new_tokens=20, prompt=3)
-    cached = decode_loop.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    shape = DecodeShape(num_groups=1, slots_per_group=2, window=4, max_new_tokens=20, prompt_len=3)
+    cached = prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
     sampler = Sampler(greedy=True, repetition_penalty=1e6)
-    out = decode_loop.decode(
+    out = decode(
         LLAMA,
         sampler,
         shape,
@@ -279,9 +299,9 @@ def test_repetition_penalty_sees_prompt_and_text():
 
 def test_useful_share_is_counted_in_steps():
     params = init(jax.random.key(0), LLAMA)
-    shape = decode_loop.Shape(lanes=1, slots=4, window=4, max_new_tokens=8, prompt=3)
-    cached = decode_loop.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
-    out = decode_loop.decode(
+    shape = DecodeShape(num_groups=1, slots_per_group=4, window=4, max_new_tokens=8, prompt_len=3)
+    cached = prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    out = decode(
         LLAMA,
         GREEDY,
         shape,
@@ -295,36 +315,43 @@ def test_useful_share_is_counted_in_steps():
     assert int(out.steps.sum()) == 16
 
 
-def test_the_last_capacity_holds_every_block():
+def test_the_last_bucket_holds_every_block():
     for window, longest in ((4, 1), (4, 5), (16, 300), (32, 300), (32, 33), (8, 64)):
-        shape = decode_loop.Shape(1, 10, window, longest, 0)
-        assert (
-            decode_loop.ring(shape) * window
-            >= longest - 1
-            > (decode_loop.ring(shape) - 1) * window - 1
+        shape = DecodeShape(
+            num_groups=1,
+            slots_per_group=10,
+            window=window,
+            max_new_tokens=longest,
+            prompt_len=0,
         )
-        found = decode_loop.capacities(shape)
-        assert found[-1] == 10 * decode_loop.ring(shape) + 1 and list(found) == sorted(set(found))
+        assert (
+            kv_blocks.ring_windows(shape) * window
+            >= longest - 1
+            > (kv_blocks.ring_windows(shape) - 1) * window - 1
+        )
+        found = kv_blocks.block_count_buckets(shape)
+        assert found[-1] == 10 * kv_blocks.ring_windows(shape) + 1 and list(found) == sorted(
+            set(found)
+        )
 
 
 @pytest.mark.parametrize("lengths", [[1, 2, 3, 38] * 3, [38] * 12], ids=["few old rows", "all old"])
-def test_every_capacity_writes_the_same(lengths, monkeypatch):
+def test_every_bucket_writes_the_same(lengths, monkeypatch):
     """Padding the list of blocks changes nothing: with room for all blocks always, texts are the
     same to the last token.
     """
     params, tree = init(jax.random.key(0), LLAMA), strong_adapters(LLAMA, 2)
-    shape = decode_loop.Shape(lanes=2, slots=4, window=4, max_new_tokens=40, prompt=3)
-    pool = fused(LLAMA, tree)
-    cached = decode_loop.prefill(LLAMA, params, pool, *prompt_table([[1, 2, 3], [4, 5]], 4))
+    shape = DecodeShape(num_groups=2, slots_per_group=4, window=4, max_new_tokens=40, prompt_len=3)
+    pool = packed(LLAMA, tree)
+    cached = prefill(LLAMA, params, pool, *prompt_table([[1, 2, 3], [4, 5]], 4))
     asked = requests_of([0] * 6 + [1] * 6, lengths), jobs_of([(0, 6, 0), (6, 12, 1)])
     sampler = Sampler(temperature=1.5, min_p=0.05)
-    several = decode_loop.decode(LLAMA, sampler, shape, -1, params, pool, cached, *asked)
-    monkeypatch.setattr(
-        decode_loop, "capacities", lambda shape: (shape.rows * decode_loop.ring(shape) + 1,)
-    )
-    whole = jax.jit(functools.partial(decode_loop._decode, LLAMA, sampler, shape, -1, "cpu"))(
-        decode_loop.unstack(params), pool, cached, *asked
-    )
+    several = decode(LLAMA, sampler, shape, -1, params, pool, cached, *asked)
+    every_block = shape.num_slots * kv_blocks.ring_windows(shape) + 1
+    monkeypatch.setattr(kv_blocks, "block_count_buckets", lambda shape: (every_block,))
+    static = dict(sampler=sampler, shape=shape, eos=-1)
+    again = jax.jit(functools.partial(decode_loop.decode.__wrapped__, LLAMA, **static))
+    whole = again(unstack_layers(params), pool, cached, *asked)
     np.testing.assert_array_equal(several.tokens, whole.tokens)
     assert several.length.tolist() == lengths
 
@@ -334,10 +361,10 @@ def test_bfloat16():
     its precision (0.05 of logits near 1).
     """
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), init(jax.random.key(0), LLAMA))
-    shape = decode_loop.Shape(lanes=1, slots=2, window=4, max_new_tokens=20, prompt=3)
-    cached = decode_loop.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    shape = DecodeShape(num_groups=1, slots_per_group=2, window=4, max_new_tokens=20, prompt_len=3)
+    cached = prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
     assert cached.keys[-1].dtype == jnp.bfloat16
-    out = decode_loop.decode(
+    out = decode(
         LLAMA,
         GREEDY,
         shape,
@@ -356,7 +383,7 @@ def test_bfloat16():
 
 def test_no_recompile_for_other_contents():
     params, tree = init(jax.random.key(0), LLAMA), strong_adapters(LLAMA, 4)
-    shape = decode_loop.Shape(lanes=2, slots=4, window=4, max_new_tokens=40, prompt=3)
+    shape = DecodeShape(num_groups=2, slots_per_group=4, window=4, max_new_tokens=40, prompt_len=3)
     sampled(LLAMA, params, tree, shape, [(0, 5, 1)], {0: 1})
     before = decode_loop.decode._cache_size()
     sampled(LLAMA, params, tree, shape, [(0, 9, 3), (9, 12, 2)], {3: 3, 10: 2})

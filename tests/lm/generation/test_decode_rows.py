@@ -1,5 +1,5 @@
 """Decoding with a cache row for every slot: the kernels against jax.numpy, the loop against
-`forward` and `decode.decode`.
+`forward` and `decode_loop.decode`.
 """
 
 import jax
@@ -9,18 +9,21 @@ import pytest
 
 from jaxloop.lm.generation import decode_loop, row_kernels
 from jaxloop.lm.generation.decode_rows import decode_rows
-from jaxloop.lm.generation.row_kernels import LaneAdapter, Pool, Step
+from jaxloop.lm.generation.prefill import prefill
+from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt, pack_for_rows
+from jaxloop.lm.generation.row_attention import RowStep, attend
 from jaxloop.lm.generation.sampling import Sampler
+from jaxloop.lm.generation.slots import DecodeShape
 from jaxloop.lm.model import transformer
-from jaxloop.lm.model.config import init
 from tests.lm.generation.test_decode_loop import (
     GPT2,
     GREEDY,
     LLAMA,
-    LORA,
-    fused,
+    decode,
     greedy_by_forward,
+    init,
     jobs_of,
+    packed,
     prompt_table,
     requests_of,
     strong_adapters,
@@ -29,8 +32,8 @@ from tests.lm.generation.test_decode_loop import (
 pytestmark = pytest.mark.optimised
 
 
-def pool_of(spec, tree):
-    return row_kernels.pool(spec, tree, LORA.scale, jnp.float32)
+def pool_of(config, tree):
+    return pack_for_rows(config, tree, jnp.float32)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -43,14 +46,17 @@ def test_attention_kernel(dtype, rotary):
     behind a slot's last token is not a number.
     """
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), dtype)
+
     slots, heads, groups, size, longest, prompt = 6, 6, 2, 32, 128, 16
     age = jnp.asarray([0, 1, 63, 64, 100, 127], jnp.int32)
     nothing = jnp.where(jnp.arange(longest)[None] < age[:, None], 0.0, jnp.nan).astype(dtype)[
         :, None, :, None
     ]
     angle = rng.standard_normal((slots, size // 2)).astype(np.float32)
-    step = Step(
+    step = RowStep(
         age=age,
         length=jnp.asarray([16, 0, 5, 3, 16, 9], jnp.int32),
         prompt=jnp.asarray([0, 1, 2, 0, 1, 2], jnp.int32),
@@ -58,11 +64,14 @@ def test_attention_kernel(dtype, rotary):
         sin=jnp.sin(angle) if rotary else None,
     )
     args = (
-        draw(slots, heads + 2 * groups, size), draw(slots, groups, longest, size) + nothing, draw(slots, groups, longest, size) + nothing,
-        draw(3, groups, prompt, size), draw(3, groups, prompt, size),
-    )  # fmt: skip
+        draw(slots, heads + 2 * groups, size),
+        draw(slots, groups, longest, size) + nothing,
+        draw(slots, groups, longest, size) + nothing,
+        draw(3, groups, prompt, size),
+        draw(3, groups, prompt, size),
+    )
     run = jax.jit(
-        lambda how, *args: row_kernels.attend(*args, step, heads, how=how), static_argnums=0
+        lambda how, *args: attend(*args, step, heads, implementation=how), static_argnums=0
     )
     (plain, *caches), (kernel, *others) = run("plain", *args), run("interpret", *args)
     for a, b in zip(caches, others, strict=True):
@@ -77,20 +86,21 @@ def test_attention_kernel(dtype, rotary):
 
 @pytest.mark.parametrize("slots", [1, 5, 16, 24])
 def test_adapter_kernel(slots):
-    """Parts of several widths, lanes that are no power of two: within 1e-4 of sums near 100,
+    """Parts of several widths, groups that are no power of two: within 1e-4 of sums near 100,
     float32.
     """
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     widths, entry = (64, 32, 32), jnp.asarray([4, 0, 6], jnp.int32)
     pool, x, y = (
-        Pool(draw(7, 3, 96, 16), draw(7, 16, 128)),
+        RowAdapter(draw(7, 3, 96, 16), draw(7, 16, 128)),
         draw(3 * slots, 96),
         draw(3 * slots, 128),
     )
-    run = jax.jit(
-        lambda how: row_kernels.adapt(x, y, LaneAdapter(pool, entry, how), widths), static_argnums=0
-    )
+    run = jax.jit(lambda how: adapt(x, y, GroupAdapter(pool, entry, how), widths), static_argnums=0)
     plain, kernel = run("plain"), run("interpret")
     by_hand = y[slots] + jnp.concatenate(
         [
@@ -107,7 +117,10 @@ def test_adapter_kernel_with_gate_and_with_the_stream():
     float32.
     """
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     x, y, stream, entry = (
         draw(12, 96),
         draw(12, 128),
@@ -115,65 +128,66 @@ def test_adapter_kernel_with_gate_and_with_the_stream():
         jnp.asarray([4, 0, 6], jnp.int32),
     )
     two, one = (
-        Pool(draw(7, 2, 96, 16), draw(7, 16, 128)),
-        Pool(draw(7, 1, 96, 16), draw(7, 16, 128)),
+        RowAdapter(draw(7, 2, 96, 16), draw(7, 16, 128)),
+        RowAdapter(draw(7, 1, 96, 16), draw(7, 16, 128)),
     )
     gated = jax.jit(
-        lambda how: row_kernels.adapt(x, y, LaneAdapter(two, entry, how), (64, 64), gated=True),
+        lambda how: adapt(x, y, GroupAdapter(two, entry, how), (64, 64), gated=True),
         static_argnums=0,
     )
     added = jax.jit(
-        lambda how: row_kernels.adapt(x, y, LaneAdapter(one, entry, how), (128,), added_NO=stream),
+        lambda how: adapt(x, y, GroupAdapter(one, entry, how), (128,), added_NO=stream),
         static_argnums=0,
     )
-    gate, up = jnp.split(row_kernels.adapt(x, y, LaneAdapter(two, entry, "plain"), (64, 64)), 2, -1)
+    gate, up = jnp.split(adapt(x, y, GroupAdapter(two, entry, "plain"), (64, 64)), 2, -1)
     for run, by_hand in (
         (gated, jax.nn.silu(gate) * up),
-        (added, stream + row_kernels.adapt(x, y, LaneAdapter(one, entry, "plain"), (128,))),
+        (added, stream + adapt(x, y, GroupAdapter(one, entry, "plain"), (128,))),
     ):
         for how in ("plain", "interpret"):
             np.testing.assert_allclose(run(how), by_hand, atol=1e-5 * float(jnp.abs(by_hand).max()))
 
 
 @pytest.mark.parametrize("how", ["plain", "interpret", "ring"])
-@pytest.mark.parametrize("spec", [LLAMA, GPT2], ids=["llama", "gpt2"])
-def test_greedy_equals_forward(spec, how):
-    """Ragged limits, prompts and adapters; lanes that share a chain and lanes that change theirs."""
-    params, tree = init(jax.random.key(0), spec), strong_adapters(spec, 3)
-    shape = decode_loop.Shape(lanes=2, slots=3, window=4, max_new_tokens=33, prompt=7)
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_greedy_equals_forward(config, how):
+    """Ragged limits, prompts and adapters; groups that share a chain, and that change theirs."""
+    params, tree = init(jax.random.key(0), config), strong_adapters(config, 3)
+    shape = DecodeShape(num_groups=2, slots_per_group=3, window=4, max_new_tokens=33, prompt_len=7)
     prompts = [[1, 2, 3], [5, 6, 7, 8, 9, 10, 11, 12], [20]]
-    cached = decode_loop.prefill(spec, params, pool_of(spec, tree), *prompt_table(prompts, 8))
+    cached = prefill(config, params, pool_of(config, tree), *prompt_table(prompts, 8))
     limit = [33, 3, 17, 9, 1, 26, 31, 5, 12, 33, 2]
     chain = [0] * 5 + [1] * 4 + [2] * 2
     runs = [(0, 5, 0), (5, 9, 1), (9, 11, 2)]
-    out = decode_rows(
-        spec,
+    out = decode(
+        config,
         GREEDY,
         shape,
         -1,
         params,
-        pool_of(spec, tree),
+        pool_of(config, tree),
         cached,
         requests_of(chain, limit),
         jobs_of(runs),
-        how=how,
+        loop=decode_rows,
+        implementation=how,
     )
     assert out.length.tolist() == limit
     for row, (c, n) in enumerate(zip(chain, limit)):
         one = jax.tree.map(lambda leaf: leaf[c : c + 1], tree)  # noqa: B023
         assert out.tokens[row, :n].tolist() == greedy_by_forward(
-            spec, params, prompts[c], n, one
+            config, params, prompts[c], n, one
         ), row
 
 
 def test_one_chain_is_merged_and_prompts_may_differ_within_a_job():
     params, tree = init(jax.random.key(0), LLAMA), strong_adapters(LLAMA, 1)
-    shape = decode_loop.Shape(lanes=1, slots=4, window=4, max_new_tokens=11, prompt=5)
+    shape = DecodeShape(num_groups=1, slots_per_group=4, window=4, max_new_tokens=11, prompt_len=5)
     prompts = [[3], [4, 5], [6, 7, 8, 9, 10, 11], [1, 2, 3], [9, 9], [12, 13, 14, 15]]
     limit = [11, 2, 7, 11, 5, 9]
     for adapter, pool in ((None, None), (tree, pool_of(LLAMA, tree))):
-        cached = decode_loop.prefill(LLAMA, params, pool, *prompt_table(prompts, 6))
-        out = decode_rows(
+        cached = prefill(LLAMA, params, pool, *prompt_table(prompts, 6))
+        out = decode(
             LLAMA,
             GREEDY,
             shape,
@@ -183,7 +197,8 @@ def test_one_chain_is_merged_and_prompts_may_differ_within_a_job():
             cached,
             requests_of(range(6), limit),
             jobs_of([(0, 6, 0)]),
-            how="plain",
+            loop=decode_rows,
+            implementation="plain",
         )
         for row, n in enumerate(limit):
             assert out.tokens[row, :n].tolist() == greedy_by_forward(
@@ -191,7 +206,7 @@ def test_one_chain_is_merged_and_prompts_may_differ_within_a_job():
             )
 
 
-SHAPE = decode_loop.Shape(lanes=3, slots=4, window=4, max_new_tokens=40, prompt=3)
+SHAPE = DecodeShape(num_groups=3, slots_per_group=4, window=4, max_new_tokens=40, prompt_len=3)
 RUNS = [(0, 16, 2), (16, 26, 0), (26, 33, 1), (33, 44, 3)]
 
 
@@ -201,11 +216,11 @@ def sampled(runs, loop, adapters, seed=1, **more):
     chain = np.zeros(48, int)
     for first, end, c in RUNS:
         chain[first:end] = c
-    cached = decode_loop.prefill(LLAMA, params, pool, *prompt_table([[1, 2, 3]] * 4, 4))
+    cached = prefill(LLAMA, params, pool, *prompt_table([[1, 2, 3]] * 4, 4))
     asked = requests_of(chain, [SHAPE.max_new_tokens] * 48), jobs_of(runs, 6 - len(runs))
-    out = loop(
-        LLAMA, Sampler(temperature=1.5, min_p=0.05), SHAPE, 5, params, pool, cached, *asked, **more
-    )
+    sampler = Sampler(temperature=1.5, min_p=0.05)
+    arrays = (params, pool, cached, *asked)
+    out = decode(LLAMA, sampler, SHAPE, 5, *arrays, loop=loop, **more)
     rows = [r for first, end, _ in runs for r in range(first, end)]
     return {r: (out.tokens[r, : out.length[r]].tolist(), bool(out.ended[r])) for r in rows}
 
@@ -215,28 +230,28 @@ def test_a_chain_writes_the_same_texts_alone_and_among_others(how):
     """To the bit with a row for each slot; with rings sums begin elsewhere, which in float32
     changes none of these draws.
     """
-    together = sampled(RUNS, decode_rows, pool_of, how=how)
+    together = sampled(RUNS, decode_rows, pool_of, implementation=how)
     assert (
         len({str(t) for t, _ in together.values()}) > 30
         and len({len(t) for t, _ in together.values()}) > 5
     )
     for run in RUNS:
-        alone = sampled([run], decode_rows, pool_of, how=how)
+        alone = sampled([run], decode_rows, pool_of, implementation=how)
         assert alone == {r: together[r] for r in range(run[0], run[1])}
 
 
 def test_the_same_texts_as_on_a_cpu():
-    assert sampled(RUNS, decode_rows, pool_of, how="plain") == sampled(
-        RUNS, decode_loop.decode, fused
+    assert sampled(RUNS, decode_rows, pool_of, implementation="plain") == sampled(
+        RUNS, decode_loop.decode, packed
     )
 
 
 def test_repetition_penalty_sees_prompt_and_text():
     params = init(jax.random.key(0), LLAMA)
-    shape = decode_loop.Shape(lanes=1, slots=2, window=4, max_new_tokens=20, prompt=3)
-    cached = decode_loop.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    shape = DecodeShape(num_groups=1, slots_per_group=2, window=4, max_new_tokens=20, prompt_len=3)
+    cached = prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
     sampler = Sampler(greedy=True, repetition_penalty=1e6)
-    out = decode_rows(
+    out = decode(
         LLAMA,
         sampler,
         shape,
@@ -246,7 +261,8 @@ def test_repetition_penalty_sees_prompt_and_text():
         cached,
         requests_of([0] * 3, [20, 13, 20]),
         jobs_of([(0, 3, 0)]),
-        how="plain",
+        loop=decode_rows,
+        implementation="plain",
     )
     for row, n in enumerate((20, 13, 20)):
         text = out.tokens[row, :n].tolist()
@@ -259,10 +275,10 @@ def test_bfloat16():
     again; 0.05 holds both.
     """
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), init(jax.random.key(0), LLAMA))
-    shape = decode_loop.Shape(lanes=1, slots=2, window=4, max_new_tokens=20, prompt=3)
-    cached = decode_loop.prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
+    shape = DecodeShape(num_groups=1, slots_per_group=2, window=4, max_new_tokens=20, prompt_len=3)
+    cached = prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
     for how in ("plain", "interpret"):
-        out = decode_rows(
+        out = decode(
             LLAMA,
             GREEDY,
             shape,
@@ -272,7 +288,8 @@ def test_bfloat16():
             cached,
             requests_of([0] * 2, [20, 20]),
             jobs_of([(0, 2, 0)]),
-            how=how,
+            loop=decode_rows,
+            implementation=how,
         )
         logits = transformer.forward(
             LLAMA, params, jnp.concatenate([jnp.array([1, 2, 3]), out.tokens[0]])[None]
@@ -281,15 +298,15 @@ def test_bfloat16():
         assert (chosen >= logits.max(-1) - 0.05).all()
 
 
-def test_idle_slots_are_few_where_lanes_share_a_chain():
-    """8 slots in 2 lanes, one chain of 64 texts of 1 to 30 tokens: nothing idles before the last
+def test_idle_slots_are_few_where_groups_share_a_chain():
+    """8 slots in 2 groups, one chain of 64 texts of 1 to 30 tokens: nothing idles before the last
     text has begun, windows aside.
     """
     params, tree = init(jax.random.key(0), LLAMA), strong_adapters(LLAMA, 2)
-    shape = decode_loop.Shape(lanes=2, slots=4, window=4, max_new_tokens=30, prompt=3)
+    shape = DecodeShape(num_groups=2, slots_per_group=4, window=4, max_new_tokens=30, prompt_len=3)
     pool, limit = pool_of(LLAMA, tree), np.random.default_rng(0).integers(1, 31, 64)
-    cached = decode_loop.prefill(LLAMA, params, pool, *prompt_table([[1, 2, 3]] * 2, 4))
-    out = decode_rows(
+    cached = prefill(LLAMA, params, pool, *prompt_table([[1, 2, 3]] * 2, 4))
+    out = decode(
         LLAMA,
         GREEDY,
         shape,
@@ -299,7 +316,8 @@ def test_idle_slots_are_few_where_lanes_share_a_chain():
         cached,
         requests_of([1] * 64, limit),
         jobs_of([(0, 64, 1)]),
-        how="plain",
+        loop=decode_rows,
+        implementation="plain",
     )
     assert out.length.tolist() == limit.tolist()
     assert int(out.steps[0]) <= limit.sum() / 8 + 30
@@ -307,3 +325,20 @@ def test_idle_slots_are_few_where_lanes_share_a_chain():
 
 def test_architectures_that_the_kernels_do_not_fit():
     assert row_kernels.fits(LLAMA) is False  # heads of 8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_probe_of_a_gpu_finds_that_the_kernels_agree(dtype, monkeypatch):
+    """With the interpreter in place of a GPU; and not where a kernel is wrong."""
+    device = jax.devices()[0]
+    assert row_kernels.agree(dtype, 32, "interpret", device)
+    real = row_kernels.attend
+
+    def wrong(*args, **more):
+        out, *caches = real(*args, **more)
+        return (out * (1.5 if more["implementation"] == "interpret" else 1.0), *caches)
+
+    monkeypatch.setattr(row_kernels, "attend", wrong)
+    row_kernels.probe_attend.clear_cache()
+    assert not row_kernels.agree(dtype, 32, "interpret", device)
+    row_kernels.probe_attend.clear_cache()

@@ -244,11 +244,23 @@ def test_a_row_does_not_depend_on_its_neighbours(sampler):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("temperature", 0), ("temperature", -1.0), ("temperature", float("inf")), ("temperature", float("nan")), ("temperature", "1"),
-        ("min_p", -0.1), ("min_p", 1.1), ("top_p", 0), ("top_p", 1.01), ("top_p", None), ("top_k", -1), ("top_k", 2.5), ("top_k", True),
-        ("repetition_penalty", 0), ("repetition_penalty", -1),
+        ("temperature", 0),
+        ("temperature", -1.0),
+        ("temperature", float("inf")),
+        ("temperature", float("nan")),
+        ("temperature", "1"),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("top_p", 0),
+        ("top_p", 1.01),
+        ("top_p", None),
+        ("top_k", -1),
+        ("top_k", 2.5),
+        ("top_k", True),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", -1),
     ],
-)  # fmt: skip
+)
 def test_settings_out_of_range_are_refused_in_one_sentence(field, value):
     with pytest.raises(ValueError, match=f"^{field}: .* is not allowed; it must be a") as caught:
         Sampler(**{field: value})

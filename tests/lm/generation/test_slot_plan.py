@@ -1,4 +1,4 @@
-"""Slots, lanes, jobs and calls: the plan, and that slots are busy where the plan says so."""
+"""Slots, adapter groups, jobs and calls: the plan, and that slots are busy where it says so."""
 
 import dataclasses
 import json
@@ -10,89 +10,92 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxloop.lm.generation.scheduler import SampleSettings, SampleTask, sample
-from jaxloop.lm.generation.slot_plan import calls, engine_of, plan, share_out
-from jaxloop.lm.model.config import Spec
+from jaxloop.config import SampleConfig
+from jaxloop.lm.generation.jobs import share_out, split_into_calls
+from jaxloop.lm.generation.options import GenerateOptions
+from jaxloop.lm.generation.scheduler import generate
+from jaxloop.lm.generation.slot_plan import choose_engine, plan_slots
+from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.target import Target, complete
+from jaxloop.recursion.family import GenerateTask
 
-LLAMA_1B = Spec(
+LLAMA_1B = ModelConfig(
     "llama",
-    vocab=128256,
-    width=2048,
-    layers=16,
-    heads=32,
-    kv_heads=8,
-    head_size=64,
-    mlp=8192,
-    context=4096,
+    vocab_size=128256,
+    d_model=2048,
+    num_layers=16,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=64,
+    d_ff=8192,
+    max_seq_len=4096,
 )
-DEFAULT = SampleSettings(dtype="bfloat16")
+DEFAULT = SampleConfig()
+ROWS = SampleConfig(engine="rows")
+
+
+def plan(sample, target, texts, **more):
+    return plan_slots(sample, LLAMA_1B, target, texts, dtype="bfloat16", **more)
+
+
+def engine(sample, target, config=LLAMA_1B):
+    return choose_engine(sample, config, target, "bfloat16")
 
 
 def test_on_a_cpu_nothing_follows_the_work():
     for texts in ([3], [4000] * 64):
-        made = plan(SampleSettings(), LLAMA_1B, Target("cpu"), texts)
+        made = plan(DEFAULT, Target("cpu"), texts)
         assert (
             made.engine,
             made.slots,
-            made.lane_slots,
+            made.slots_per_adapter,
             made.texts_per_call,
             made.chains_per_call,
         ) == ("blocks", 64, 8, 4096, 16)
 
 
 @pytest.mark.parametrize(
-    "chains, slots, lane_slots",
+    "chains, slots, slots_per_adapter",
     [(1, 128, 16), (4, 512, 16), (16, 1024, 16), (64, 1024, 16), (100, 1024, 16)],
 )
-def test_slots_follow_the_texts(chains, slots, lane_slots):
-    made = plan(
-        dataclasses.replace(DEFAULT, engine="rows"),
-        LLAMA_1B,
-        Target("cpu"),
-        [4000] * chains,
-        memory=80 * 10**9,
-    )
-    assert (made.slots, made.lane_slots) == (slots, lane_slots) and made.chains_per_call == min(
-        64, 1 << (chains - 1).bit_length()
-    )
+def test_slots_follow_the_texts(chains, slots, slots_per_adapter):
+    made = plan(ROWS, Target("cpu"), [4000] * chains, memory=80 * 10**9)
+    assert (made.slots, made.slots_per_adapter) == (
+        slots,
+        slots_per_adapter,
+    ) and made.chains_per_call == min(64, 1 << (chains - 1).bit_length())
 
 
 def test_slots_follow_the_memory():
     """A slot of 320 tokens holds 16 layers x 8 heads x 64 x 2 x 2 bytes x 320 = 10.5 MB of cache:
     16 GB hold 512 with 0.6 of it, 80 GB more than are of use.
     """
-    rows = dataclasses.replace(DEFAULT, engine="rows")
     assert [
-        plan(rows, LLAMA_1B, Target("cpu"), [4000] * 64, memory=m * 10**9).slots
-        for m in (4, 16, 80)
+        plan(ROWS, Target("cpu"), [4000] * 64, memory=m * 10**9).slots for m in (4, 16, 80)
     ] == [128, 512, 1024]
 
 
 def test_calls_are_small_where_every_text_has_its_own_prompt():
     """512 tokens of a prompt are 16.8 MB of cache: a tenth of 80 GB holds 476 of them."""
     made = [
-        plan(
-            dataclasses.replace(DEFAULT, engine="rows"),
-            LLAMA_1B,
-            Target(),
-            [4000] * 16,
-            80 * 10**9,
-            own,
-        )
+        plan(ROWS, Target(), [4000] * 16, memory=80 * 10**9, own_prompt_len=own)
         for own in (0, 16, 512)
     ]
     assert [m.texts_per_call for m in made] == [65536, 4096, 476] and made[2].slots == 64
 
 
 def test_what_is_given_stays():
-    asked = dataclasses.replace(
-        DEFAULT, slots=96, lane_slots=12, texts_per_job=40, texts_per_call=1000, chains_per_call=3
+    asked = DEFAULT.replace(
+        slots=96,
+        slots_per_adapter=12,
+        texts_per_job=40,
+        texts_per_call=1000,
+        chains_per_call=3,
     )
-    made = plan(asked, LLAMA_1B, Target("tpu"), [4000] * 64)
+    made = plan(asked, Target("tpu"), [4000] * 64)
     assert (
         made.slots,
-        made.lane_slots,
+        made.slots_per_adapter,
         made.texts_per_job,
         made.texts_per_call,
         made.chains_per_call,
@@ -100,38 +103,24 @@ def test_what_is_given_stays():
 
 
 def test_engines():
-    assert (
-        engine_of(DEFAULT, LLAMA_1B, Target("cpu"))
-        == ("blocks", "")
-        == engine_of(DEFAULT, LLAMA_1B, Target("gpu"))
-    )
-    assert engine_of(DEFAULT, LLAMA_1B, complete("gpu")) == ("rows", "pallas") and engine_of(
-        DEFAULT, LLAMA_1B, Target("tpu")
-    ) == ("rows", "ring")
-    assert engine_of(dataclasses.replace(DEFAULT, engine="rows"), LLAMA_1B, Target("cpu")) == (
-        "rows",
-        "plain",
-    )
-    with pytest.raises(
-        ValueError, match="sample.engine: 'paged' is not allowed; choose one of auto, rows, blocks"
-    ):
-        SampleSettings(engine="paged")
+    assert engine(DEFAULT, Target("cpu")) == ("blocks", "") == engine(DEFAULT, Target("gpu"))
+    assert engine(DEFAULT, complete("gpu")) == ("rows", "pallas")
+    assert engine(DEFAULT, Target("tpu")) == ("rows", "ring")
+    assert engine(ROWS, Target("cpu")) == ("rows", "plain")
+    said = "^engine: 'paged' is not allowed; .*'auto', 'rows' or 'blocks'$"
+    with pytest.raises(ValueError, match=said):
+        DEFAULT.replace(engine="paged")
     with pytest.raises(
         ValueError, match="sample.engine: 'rows' is not possible with this model on this GPU"
     ):
-        engine_of(
-            dataclasses.replace(DEFAULT, engine="rows"),
-            dataclasses.replace(LLAMA_1B, head_size=80),
-            complete("gpu"),
-        )
+        engine(ROWS, complete("gpu"), dataclasses.replace(LLAMA_1B, head_dim=80))
 
 
 def test_every_text_is_written_once_in_calls_that_are_small_enough():
-    made = plan(dataclasses.replace(DEFAULT, engine="rows"), LLAMA_1B, Target("cpu"), [4000] * 20)
+    made = plan(ROWS, Target("cpu"), [4000] * 20)
     ids = [[(1,)] * 4000] * 20
-    parts = calls(
-        share_out(ids, list(range(20)), True, made, 1), made.texts_per_call, made.lanes, 1
-    )
+    devices = share_out(ids, list(range(20)), True, made, 1)
+    parts = split_into_calls(devices, made.texts_per_call, made.num_groups, 1)
     rows = sorted(
         (job.task, int(row)) for (device,) in parts for job in device.jobs for row in job.rows
     )
@@ -164,12 +153,13 @@ def test_a_prompt_longer_than_its_padding_is_refused():
     tokenizer = SimpleNamespace(
         bos=0, eos=0, encode=lambda texts, **_: [[1] * len(text) for text in texts]
     )
-    model = SimpleNamespace(tokenizer=tokenizer, spec=LLAMA_1B, name="m", params=None)
+    model = SimpleNamespace(tokenizer=tokenizer, config=LLAMA_1B, name="m", params=None)
     with pytest.raises(
         ValueError, match="^sample.max_prompt: 2 is not allowed; the longest prompt has 5 tokens$"
     ):
-        sample(
+        generate(
             model,
-            [SampleTask(None, None, ["ab", "abcde"], np.arange(2))],
-            SampleSettings(max_prompt=2),
+            [GenerateTask(None, None, ["ab", "abcde"], np.arange(2))],
+            DEFAULT,
+            GenerateOptions(prompt_len=2),
         )

@@ -66,16 +66,16 @@ def test_logits_equal_those_of_transformers_padded_or_not(name, checkpoint, load
     theirs = torch_logits(checkpoint(name).torch, tokens)
     assert np.ptp(theirs) > 2  # the comparison has something to compare
     np.testing.assert_allclose(
-        forward(model.spec, model.params, tokens), theirs, atol=TOLERANCE, rtol=0
+        forward(model.config, model.params, tokens), theirs, atol=TOLERANCE, rtol=0
     )
-    ours = np.asarray(forward(model.spec, model.params, tokens, mask=mask))
+    ours = np.asarray(forward(model.config, model.params, tokens, mask=mask))
     assert ours.dtype == np.float32
     np.testing.assert_allclose(
         ours[mask], torch_logits(checkpoint(name).torch, tokens, mask)[mask], atol=TOLERANCE, rtol=0
     )
     # Right padding needs no mask: the real part of a right-padded row is the same without one.
     np.testing.assert_allclose(
-        forward(model.spec, model.params, tokens)[3, :9], ours[3, :9], atol=1e-5, rtol=0
+        forward(model.config, model.params, tokens)[3, :9], ours[3, :9], atol=1e-5, rtol=0
     )
 
 
@@ -83,7 +83,7 @@ def test_bidirectional_leak_is_absent(loaded):
     model, (tokens, _) = loaded("llama"), batch()
     changed = tokens.copy()
     changed[:, 12:] = 7
-    a, b = (np.asarray(forward(model.spec, model.params, t)) for t in (tokens, changed))
+    a, b = (np.asarray(forward(model.config, model.params, t)) for t in (tokens, changed))
     np.testing.assert_array_equal(a[:, :12], b[:, :12])
     assert np.abs(a[:, 12:] - b[:, 12:]).max() > 0.1
 
@@ -110,7 +110,7 @@ def test_saved_directory_is_read_by_transformers(name, loaded, checkpoint, tmp_p
         == model.tokenizer.encode([text])[0]
     )
     again = lm.load(tmp_path / "saved")
-    assert again.spec == model.spec
+    assert again.config == model.config
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
 
 
@@ -155,9 +155,9 @@ def test_config_files_of_older_transformers_are_read_alike(copy, loaded):
         dtype=...,
         torch_dtype="float32",
     )
-    assert lm.load(path).spec == loaded("llama").spec
+    assert lm.load(path).config == loaded("llama").config
     edit(path, rope_scaling=None)
-    assert lm.load(path).spec.rope_scaling is None and lm.load(path).spec.rope_theta == 500000
+    assert lm.load(path).config.rope_scaling is None and lm.load(path).config.rope_theta == 500000
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama"])
@@ -197,7 +197,7 @@ def test_saving_over_a_model_leaves_a_whole_one_at_every_moment(checkpoint, tmp_
         except KeyboardInterrupt:
             assert moment < 2
         there = place if place.exists() else place.with_name("model.old")
-        assert lm.load(there).spec == (second if moment == 2 else first).spec
+        assert lm.load(there).config == (second if moment == 2 else first).config
         assert (there / "README.md").read_text() == "card" and (moment == 1) == (there != place)
 
 
@@ -216,7 +216,7 @@ def test_bfloat16_is_loaded_and_saved_without_a_detour(checkpoint, tmp_path):
     theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     assert theirs.dtype == torch.bfloat16
     tokens, _ = batch()
-    ours = np.asarray(forward(model.spec, model.params, tokens))
+    ours = np.asarray(forward(model.config, model.params, tokens))
     assert ours.dtype == np.float32
     # Both round every product to 8 bits, in different places: compare with the float32 logits of
     # the same rounded weights.
@@ -229,10 +229,10 @@ def test_bfloat16_is_loaded_and_saved_without_a_detour(checkpoint, tmp_path):
 
 def test_scanned_layers_equal_unrolled_ones(loaded, monkeypatch):
     model, (tokens, mask) = loaded("deep"), batch()
-    assert model.spec.layers > transformer.UNROLL
-    scanned = forward(model.spec, model.params, tokens, mask=mask)
-    monkeypatch.setattr(transformer, "UNROLL", model.spec.layers)
-    unrolled = jax.jit(functools.partial(lm.forward, model.spec))(model.params, tokens, mask=mask)
+    assert model.config.num_layers > transformer.UNROLL
+    scanned = forward(model.config, model.params, tokens, mask=mask)
+    monkeypatch.setattr(transformer, "UNROLL", model.config.num_layers)
+    unrolled = jax.jit(functools.partial(lm.forward, model.config))(model.params, tokens, mask=mask)
     np.testing.assert_allclose(scanned, unrolled, atol=1e-5, rtol=0)
 
 
@@ -242,7 +242,7 @@ def test_rematerialised_layers_give_the_same_gradient(loaded):
     @functools.partial(jax.jit, static_argnums=1)
     def grad(params, remat):
         return jax.grad(
-            lambda p: (transformer.hidden(model.spec, p, tokens, remat=remat) ** 2).sum()
+            lambda p: (transformer.hidden(model.config, p, tokens, remat=remat) ** 2).sum()
         )(params)
 
     plain, again = grad(model.params, False), grad(model.params, True)
@@ -263,7 +263,7 @@ def test_gradients_of_all_weights_equal_those_of_torch(name, loaded, checkpoint,
     @jax.jit
     def grad(params):
         def loss(p):
-            log_p = jax.nn.log_softmax(lm.forward(model.spec, p, tokens, mask=mask)[:, :-1])
+            log_p = jax.nn.log_softmax(lm.forward(model.config, p, tokens, mask=mask)[:, :-1])
             return (
                 -(jnp.take_along_axis(log_p, tokens[:, 1:, None], -1)[..., 0] * use).sum()
                 / use.sum()
@@ -303,16 +303,21 @@ def test_gradients_of_all_weights_equal_those_of_torch(name, loaded, checkpoint,
 
 @pytest.mark.parametrize("name", ["gpt2", "opt-350m", "falcon3", "qwen2"])
 def test_random_initialisation_has_the_statistics_of_the_architecture(name, loaded, checkpoint):
-    spec = loaded(name).spec
-    params = specs.init(jax.random.key(0), spec)
+    config = loaded(name).config
+    params = specs.init(jax.random.key(0), config)
     assert jax.tree.structure(params) == jax.tree.structure(loaded(name).params)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, loaded(name).params)
-    assert specs.count_parameters(spec) == sum(
+    assert specs.count_parameters(config) == sum(
         p.numel() for p in checkpoint(name).torch.parameters()
     )
-    assert abs(float(params["embed"].std()) / spec.init_scale - 1) < 0.05
+    assert abs(float(params["embed"].std()) / config.init_scale - 1) < 0.05
     assert (
-        abs(float(params["layers"]["down"].std()) * (2 * spec.layers) ** 0.5 / spec.init_scale - 1)
+        abs(
+            float(params["layers"]["down"].std())
+            * (2 * config.num_layers) ** 0.5
+            / config.init_scale
+            - 1
+        )
         < 0.1
     )
     assert float(params["layers"]["norm1_scale"].min()) == 1 and all(
@@ -327,7 +332,7 @@ def test_a_real_pretrained_model_continues_its_own_story(shared):
     length, tokens = 96, np.zeros((1, 96), np.int32)
     tokens[0, 0] = model.tokenizer.bos
     for t in range(1, length):
-        tokens[0, t] = int(forward(model.spec, model.params, tokens)[0, t - 1].argmax())
+        tokens[0, t] = int(forward(model.config, model.params, tokens)[0, t - 1].argmax())
     assert model.tokenizer.decode([tokens[0]])[0].startswith(story)
 
 
@@ -459,4 +464,4 @@ def test_an_eos_outside_the_vocabulary_is_refused(copy):
 def test_a_sequence_longer_than_the_context_is_refused(loaded):
     model = loaded("gpt2")
     with pytest.raises(ValueError, match="tokens: 65 tokens exceed the model's context of 64"):
-        lm.forward(model.spec, model.params, jnp.ones((1, 65), jnp.int32))
+        lm.forward(model.config, model.params, jnp.ones((1, 65), jnp.int32))

@@ -1,4 +1,4 @@
-"""Reading safetensors against the library's own reader: blocks, turned matrices, fused columns,
+"""Reading safetensors against the library's own reader: blocks, turned matrices, packed columns,
 every stored type; and headers that do not fit.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxloop.lm.io import safetensors_files
+from jaxloop.lm.io import safetensors_files, safetensors_header
 from jaxloop.lm.io.json_fields import Refused
 from jaxloop.lm.model.config import Param, Source
 
@@ -44,9 +44,11 @@ def test_tensors_are_read_turned_fused_and_converted(dtype, inside, block, tmp_p
     known = load_file(tmp_path / "model.safetensors")
     for target in DTYPES:
         found = safetensors_files.read(safetensors_files.weights(tmp_path), table, 2, target)
-        fused = np.stack([np.concatenate([known[name].T for name in names], -1) for names in parts])
+        packed = np.stack(
+            [np.concatenate([known[name].T for name in names], -1) for names in parts]
+        )
         expected = {
-            "layers": {"fused": fused},
+            "layers": {"fused": packed},
             "embed": known["embed.weight"],
             "scale": known["scale.weight"],
         }
@@ -73,20 +75,30 @@ FINE = dict(dtype="F32", shape=[4], data_offsets=[0, 16])
 @pytest.mark.parametrize(
     "entries",
     [
-        {"a": FINE | dict(data_offsets=[0, 12])}, {"a": FINE | dict(data_offsets=[4, 20])}, {"a": FINE | dict(shape=[5])}, {"a": FINE | dict(shape=[-4])},
-        {"a": FINE | dict(dtype="F33")}, {"a": FINE, "b": FINE}, {"a": 7}, {"a": FINE | dict(data_offsets=[0])}, b"[]", b"{", b'{"a": {}, "a": {}}', {},
+        {"a": FINE | dict(data_offsets=[0, 12])},
+        {"a": FINE | dict(data_offsets=[4, 20])},
+        {"a": FINE | dict(shape=[5])},
+        {"a": FINE | dict(shape=[-4])},
+        {"a": FINE | dict(dtype="F33")},
+        {"a": FINE, "b": FINE},
+        {"a": 7},
+        {"a": FINE | dict(data_offsets=[0])},
+        b"[]",
+        b"{",
+        b'{"a": {}, "a": {}}',
+        {},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_header_that_does_not_fit_its_file_is_refused(entries, tmp_path):
     written(tmp_path / "model.safetensors", entries)
     with pytest.raises(Refused, match="safetensors of .* cannot be read"):
-        safetensors_files.header(tmp_path / "model.safetensors")
+        safetensors_header.header(tmp_path / "model.safetensors")
 
 
 def test_a_header_that_fits_is_read(tmp_path):
     written(tmp_path / "model.safetensors", {"__metadata__": {"format": "pt"}, "a": FINE})
-    (tensor,) = safetensors_files.header(tmp_path / "model.safetensors")
+    (tensor,) = safetensors_header.header(tmp_path / "model.safetensors")
     assert (tensor.name, tensor.dtype, tensor.shape, tensor.stop - tensor.start) == (
         "a",
         "F32",

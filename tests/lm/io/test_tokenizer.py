@@ -10,9 +10,15 @@ from jaxloop.lm.generation import prompt
 from jaxloop.lm.io import tokenizer
 
 TEXTS = [
-    "the cat sat on the mat", "", " leading", "naïve façade — 日本語 🙂", "line\nbreak\r\n\ttab", "x" * 300,
-    "NUL \x00 inside", "<script>alert(1)</script>",
-]  # fmt: skip
+    "the cat sat on the mat",
+    "",
+    " leading",
+    "naïve façade — 日本語 🙂",
+    "line\nbreak\r\n\ttab",
+    "x" * 300,
+    "NUL \x00 inside",
+    "<script>alert(1)</script>",
+]
 
 
 @pytest.fixture
@@ -97,7 +103,7 @@ def write(path, folder, files):
             },
             (2, None, 0),
         ),
-    ],  # fmt: skip
+    ],
 )
 def test_special_tokens_are_found_where_checkpoints_keep_them(files, expected, folder, tmp_path):
     t = tokenizer.load(write(tmp_path, folder, files))

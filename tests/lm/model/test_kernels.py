@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxloop.config import FitConfig, LoraConfig
 from jaxloop.lm import programs
 from jaxloop.lm.model import attention, flash, gate, lean, transformer
 from jaxloop.lm.model import lora as adapters
-from jaxloop.lm.model.config import Spec, init
-from jaxloop.lm.model.lora import Lora
+from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.lm.target import Target, complete
-from jaxloop.lm.training.step import FitSettings
 from tests.lm.random_adapters import random_adapters
 
 
@@ -27,10 +26,13 @@ def value_and_gradient(function, *args):
     """function(*args), and the gradient of a sum of it with weights of its own."""
     out = jax.eval_shape(function, *args)
     along = draw(9, *(x.shape for x in jax.tree.leaves(out)))
-    total = lambda *args: sum(
-        (y.astype(jnp.float32) * w).sum()
-        for y, w in zip(jax.tree.leaves(function(*args)), along, strict=True)
-    )
+
+    def total(*args):
+        return sum(
+            (y.astype(jnp.float32) * w).sum()
+            for y, w in zip(jax.tree.leaves(function(*args)), along, strict=True)
+        )
+
     return jax.jit(
         lambda *args: (function(*args), jax.grad(total, tuple(range(len(args))))(*args))
     )(*args)
@@ -40,24 +42,24 @@ def value_and_gradient(function, *args):
     "time, heads, groups, width", [(128, 4, 2, 64), (200, 2, 2, 64), (40, 4, 1, 128)]
 )
 def test_splash_attention_is_plain_attention(time, heads, groups, width):
-    """Whole blocks, times that are padded, one key for each query and for several: float32 to 1e-4."""
+    """Whole blocks, padded lengths, one key for each query and for several: float32 to 1e-4."""
     qkv = draw(0, (2, time, heads, width), (2, time, groups, width), (2, time, groups, width))
     ours = value_and_gradient(functools.partial(flash.causal, interpret=True), *qkv)
-    spec = Spec(
+    config = ModelConfig(
         "llama",
-        vocab=8,
-        width=8,
-        layers=1,
-        heads=heads,
-        kv_heads=groups,
-        head_size=width,
-        mlp=8,
-        context=time,
+        vocab_size=8,
+        d_model=8,
+        num_layers=1,
+        num_heads=heads,
+        num_kv_heads=groups,
+        head_dim=width,
+        d_ff=8,
+        max_seq_len=time,
     )
 
     def plain(q, k, v):
         flat = (x.reshape(2 * time, -1, width) for x in (q, k, v))
-        return attention.causal(spec, 2, time, None)(*flat).reshape(q.shape)
+        return attention.causal(config, 2, time, None)(*flat).reshape(q.shape)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4),
@@ -69,8 +71,16 @@ def test_splash_attention_is_plain_attention(time, heads, groups, width):
 def test_splash_attention_is_asked_for_where_the_target_has_it(monkeypatch):
     asked = []
     monkeypatch.setattr(flash, "causal", lambda q, k, v: (asked.append(q.shape), v)[1])
-    spec = Spec(
-        "llama", vocab=8, width=32, layers=1, heads=2, kv_heads=2, head_size=16, mlp=8, context=8
+    config = ModelConfig(
+        "llama",
+        vocab_size=8,
+        d_model=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        d_ff=8,
+        max_seq_len=8,
     )
     x = jnp.zeros((8, 2, 16), jnp.bfloat16)
     for target, dtype in (
@@ -78,8 +88,10 @@ def test_splash_attention_is_asked_for_where_the_target_has_it(monkeypatch):
         (Target("tpu", splash=True), x.dtype),
         (Target("tpu", splash=True), jnp.float32),
     ):
-        attention.causal(spec, 2, 4, None, target=target)(*[x.astype(dtype)] * 3)
-    attention.causal(spec, 2, 4, None, jnp.ones((2, 4), bool), Target("tpu", splash=True))(x, x, x)
+        attention.causal(config, 2, 4, None, target=target)(*[x.astype(dtype)] * 3)
+    attention.causal(config, 2, 4, None, jnp.ones((2, 4), bool), Target("tpu", splash=True))(
+        x, x, x
+    )
     assert asked == [(2, 4, 2, 16)]
 
 
@@ -123,20 +135,20 @@ def test_a_gated_mlp_by_kernels_is_that_of_products():
     """A block in bfloat16, chains with adapters of their own on all projections: outputs and
     gradients as near to float32 as the plain ones.
     """
-    spec = Spec(
+    config = ModelConfig(
         "llama",
-        vocab=8,
-        width=32,
-        layers=1,
-        heads=2,
-        kv_heads=2,
-        head_size=16,
-        mlp=128,
-        context=64,
+        vocab_size=8,
+        d_model=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        d_ff=128,
+        max_seq_len=64,
         init_scale=0.2,
     )
-    lora, target = Lora(rank=16, alpha=16.0), Target("gpu", gate=True)
-    base, weights = init(jax.random.key(0), spec), random_adapters(spec, lora, 2)
+    lora, target = LoraConfig(rank=16, alpha=16.0), Target("gpu", gate=True)
+    base, weights = init(jax.random.key(0), config), random_adapters(config, lora, 2)
     (x,) = draw(1, (256, 32))
 
     def block(form, weights, x):
@@ -145,16 +157,16 @@ def test_a_gated_mlp_by_kernels_is_that_of_products():
         if form == "exact":
             w, adapter = (
                 transformer.layer(params, 0),
-                transformer.adapter_layer(adapters.fuse(spec, weights, lora, dtype), 0),
+                transformer.adapter_layer(adapters.pack_adapters(config, weights, dtype), 0),
             )
         else:
-            w = lean.layers(spec, params, target)[0]
-            adapter = lean.adapter_layers(adapters.fuse(spec, weights, lora, dtype, parts=True), 1)[
-                0
-            ]
+            w = lean.layers(config, params, target)[0]
+            adapter = lean.adapter_layers(
+                adapters.pack_adapters(config, weights, dtype, "padded"), 1
+            )[0]
         made_for = target if form == "kernels" else Target("gpu")
         return transformer.block(
-            spec,
+            config,
             w,
             adapter,
             x.astype(dtype),
@@ -168,7 +180,10 @@ def test_a_gated_mlp_by_kernels_is_that_of_products():
             value_and_gradient(functools.partial(block, form), weights, x)
             for form in ("exact", "parts", "kernels")
         )
-    norm = lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+    def norm(a, b):
+        return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
     for a, b, c in zip(*map(jax.tree.leaves, (exact, parts, kernels)), strict=True):
         assert norm(c, a) < 1.2 * norm(b, a) < 2e-2
 
@@ -183,21 +198,21 @@ def test_training_programs_of_accelerators_hold_their_kernels(made_for, lowered,
     where the target has none.
     """
     monkeypatch.setattr(transformer, "UNROLL", 1)
-    spec = Spec(
+    config = ModelConfig(
         "llama",
-        vocab=64,
-        width=64,
-        layers=2,
-        heads=2,
-        kv_heads=1,
-        head_size=64,
-        mlp=64,
-        context=128,
+        vocab_size=64,
+        d_model=64,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=64,
+        d_ff=64,
+        max_seq_len=128,
     )
-    fit = FitSettings(lora=Lora(rank=16), batch_size=1, dtype="bfloat16", max_length=128)
+    fit = FitConfig(lora=LoraConfig(rank=16), batch_size=1, dtype="bfloat16", max_length=128)
 
     def calls(target):
-        made = programs.training(spec, fit, 2, 128, dtype="bfloat16", target=target)
+        made = programs.training(config, fit, 2, 128, dtype="bfloat16", target=target)
         return (
             made.function.trace(*made.args, **made.kwargs)
             .lower(lowering_platforms=(lowered,))

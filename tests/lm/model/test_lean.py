@@ -2,7 +2,6 @@
 the properties that every layout must keep.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -13,16 +12,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
 from jaxloop import lm
+from jaxloop.config import FitConfig, LoraConfig
 from jaxloop.core.map_chains import AXIS, chain_mesh
 from jaxloop.lm.generation.sampling import Sampler, next_token
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model import transformer
-from jaxloop.lm.model.config import Spec
-from jaxloop.lm.model.lora import Lora
+from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.target import Target
 from jaxloop.lm.training import loss
-from jaxloop.lm.training import step as train_step
-from jaxloop.lm.training.step import FitSettings
+from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, losses, train_steps
 from tests.lm.random_adapters import random_adapters
 from tests.peers import peer
 
@@ -30,10 +28,9 @@ torch = peer("torch")
 peft = peer("peft", "torch")
 
 GPU = Target("gpu")
-LORA = Lora(rank=4, alpha=8.0)
-FIT = FitSettings(
-    lora=LORA, dtype="bfloat16", batch_size=3, learning_rate=1e-2, steps_per_dispatch=4
-)
+LORA = LoraConfig(rank=4, alpha=8.0)
+FIT = FitConfig(lora=LORA, dtype="bfloat16", batch_size=3, learning_rate=1e-2)
+TRAIN = TrainOptions(steps_per_call=4)
 FOUR = ["llama", "qwen2", "opt", "gpt2"]
 
 
@@ -54,7 +51,7 @@ def batch(chains, rows=3, time=24, seed=1):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 5))
-def gradient(spec, settings, base, weights, batch, target):
+def gradient(config, settings, base, weights, batch, target):
     """(losses [C], gradient of their sum)."""
 
     keys, step = (
@@ -63,7 +60,7 @@ def gradient(spec, settings, base, weights, batch, target):
     )
 
     def total(weights):
-        each = train_step.losses(spec, settings, base, weights, *batch, keys, step, target)
+        each = losses(config, settings, base, weights, *batch, keys, step, target)
         return each.sum(), each
 
     grads, each = jax.grad(total, has_aux=True)(weights)
@@ -87,7 +84,11 @@ def by_peft(model, checkpoint, weights, data, folder):
     lm.save(exact, folder / "base")
     losses, grads = [], []
     for chain, (tokens, mask, sample) in enumerate(zip(*data, strict=True)):
-        lm.save_peft(folder / f"{chain}", model.spec, adapters.split(weights, chain), LORA)
+        lm.save_peft(
+            folder / f"{chain}",
+            model.config,
+            adapters.Adapter(adapters.split(weights, chain), LORA),
+        )
         net = type(checkpoint(model.name).torch).from_pretrained(folder / "base")
         net = peft.PeftModel.from_pretrained(net, folder / f"{chain}", is_trainable=True).eval()
         ids = torch.from_numpy(tokens).long()
@@ -113,16 +114,18 @@ def test_losses_and_gradients_are_those_of_torch_in_float32(name, loaded, checkp
     no further off than twice what the plain form is.
     """
     model = loaded(name)._replace(name=name)
-    weights, data = random_adapters(model.spec, LORA, 2), batch(2)
+    weights, data = random_adapters(model.config, LORA, 2).weights, batch(2)
     losses, theirs = by_peft(model, checkpoint, weights, data, tmp_path)
     off = {}
     for target in (Target(), GPU):
-        each, grads = gradient(model.spec, FIT, half(model.params), weights, data, target)
+        each, grads = gradient(model.config, FIT, half(model.params), weights, data, target)
         np.testing.assert_allclose(each, losses, atol=1e-2)
         assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(grads))
         for chain in range(2):
             lm.save_peft(
-                tmp_path / "gradient", model.spec, adapters.split(grads, chain), LORA
+                tmp_path / "gradient",
+                model.config,
+                adapters.Adapter(adapters.split(grads, chain), LORA),
             )  # under peft's names
             ours = load_file(tmp_path / "gradient" / "adapter_model.safetensors")
             off[target, chain] = far(
@@ -142,48 +145,54 @@ def test_every_way_to_train_computes_what_the_plain_form_does(change, loaded):
         loaded(change if "opt" in change else "llama"),
         Target("tpu") if change == "stacked" else GPU,
     )
-    lora = dataclasses.replace(
-        LORA,
+    lora = LORA.replace(
         dropout=0.3 if change == "dropout" else 0.0,
         targets=("q", "up", "down") if change == "some targets" else "all-linear",
     )
-    settings = dataclasses.replace(
-        FIT, lora=lora, mode="full" if change == "full" else "lora", remat=change == "remat"
+    settings = FIT.replace(
+        lora=lora, mode="full" if change == "full" else "lora", remat=change == "remat"
     )
     base = None if change == "full" else half(model.params)
     weights = (
         jax.tree.map(lambda x: jnp.stack([x, x]), model.params)
         if change == "full"
-        else random_adapters(model.spec, lora, 2)
+        else random_adapters(model.config, lora, 2).weights
     )
     plain, ours = (
-        gradient(model.spec, settings, base, weights, batch(2), t) for t in (Target(), target)
+        gradient(model.config, settings, base, weights, batch(2), t) for t in (Target(), target)
     )
     np.testing.assert_allclose(ours[0], plain[0], atol=1e-2)
     assert far(ours[1], plain[1]) < 5e-2
-    exact = gradient(model.spec, settings, base, weights, batch(2, seed=2), target)
+    exact = gradient(model.config, settings, base, weights, batch(2, seed=2), target)
     assert far(exact[1], ours[1]) > 0.5  # other texts: the comparison has something to compare
 
 
 def test_layers_are_unrolled_or_scanned_as_the_target_has_it(loaded, monkeypatch):
     monkeypatch.setattr(transformer, "UNROLL", 1)
-    model, weights, data = loaded("llama"), random_adapters(loaded("llama").spec, LORA, 1), batch(1)
-    compute = jax.jit(gradient.__wrapped__, static_argnums=(0, 1, 5))
-    text = lambda target: str(
-        jax.make_jaxpr(functools.partial(compute, model.spec, FIT, target=target))(
-            half(model.params), weights, data
-        )
+    model, weights, data = (
+        loaded("llama"),
+        random_adapters(loaded("llama").config, LORA, 1).weights,
+        batch(1),
     )
-    count = lambda target: text(target).count(" scan[")
+    compute = jax.jit(gradient.__wrapped__, static_argnums=(0, 1, 5))
+
+    def text(target):
+        return str(
+            jax.make_jaxpr(functools.partial(compute, model.config, FIT, target=target))(
+                half(model.params), weights, data
+            )
+        )
+
+    def count(target):
+        return text(target).count(" scan[")
+
     assert (
         count(Target("tpu")) - count(GPU) == 2
     )  # forwards and backwards; what is left goes over chunks of tokens
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), half(model.params))
-    _, exact = compute(
-        model.spec, dataclasses.replace(FIT, dtype="float32"), exact, weights, data, Target()
-    )
+    _, exact = compute(model.config, FIT.replace(dtype="float32"), exact, weights, data, Target())
     off = [
-        far(compute(model.spec, FIT, half(model.params), weights, data, target)[1], exact)
+        far(compute(model.config, FIT, half(model.params), weights, data, target)[1], exact)
         for target in (Target(), GPU, Target("tpu"))
     ]
     assert max(off[1:]) < 1.5 * off[0], off
@@ -194,27 +203,28 @@ def steps(model, target, chains, *, mesh=None, together=None, seeds=(0, 1, 2, 3)
     adapters and texts of seeds[c].
     """
     keys = jnp.stack([jax.random.key(s) for s in seeds[:chains]])
-    start = adapters.init(keys, model.spec, LORA)
+    start = adapters.init(keys, model.config, LORA).weights
     if poison is not None:
         start["q"]["b"] = start["q"]["b"].at[poison].set(jnp.nan)
     data = [batch(4, seed=10 + s) for s in seeds[:chains]]
     batches = [np.stack([x[i] for x in data], 1) for i in range(3)]
-    state = train_step.init_state(FIT, start, keys)
+    state = init_state(FIT, TRAIN, start, keys)
     base = half(model.params)
     if mesh is not None:
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec(AXIS)))
         base = jax.device_put(base, NamedSharding(mesh, PartitionSpec()))
-    state, log = train_step.train_steps(
-        model.spec,
+    state, log = train_steps(
+        model.config,
         FIT,
+        TRAIN,
         base,
         state,
-        *batches,
+        StepArrays(*batches),
         np.int32(3),
         np.int32(9),
-        mesh,
+        mesh=mesh,
         target=target,
-        together=together,
+        vmapped_chains=together,
     )
     return jax.device_get(state.weights), np.asarray(log)[:3]
 
@@ -228,10 +238,10 @@ def test_a_chain_trains_the_same_whatever_its_neighbours_are(loaded):
     chains that take turns agree to rounding.
     """
     model = loaded("llama")
-    before = train_step.train_steps._cache_size()
+    before = train_steps._cache_size()
     weights, log = steps(model, GPU, 4)
     others, other_log = steps(model, GPU, 4, seeds=(0, 7, 8, 9), poison=2)
-    assert train_step.train_steps._cache_size() == before + 1
+    assert train_steps._cache_size() == before + 1
     jax.tree.map(np.testing.assert_array_equal, chain(weights, 0), chain(others, 0))
     np.testing.assert_array_equal(log[:, 0], other_log[:, 0])
     assert not np.isfinite(other_log[1:, 2]).any() and np.isfinite(np.delete(other_log, 2, 1)).all()
@@ -262,24 +272,26 @@ def test_cross_entropy_over_a_large_vocabulary_is_torchs(narrow, monkeypatch):
         jnp.asarray(rng.standard_normal((v, d)), dtype),
     )
     targets, weights = rng.integers(0, v, n).astype(np.int32), rng.random(n).astype(np.float32)
-    spec = Spec(
+    config = ModelConfig(
         "llama",
-        vocab=v,
-        width=d,
-        layers=1,
-        heads=2,
-        kv_heads=2,
-        head_size=8,
-        mlp=32,
-        context=64,
-        tied=False,
+        vocab_size=v,
+        d_model=d,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=32,
+        max_seq_len=64,
+        tie_word_embeddings=False,
         final_norm=False,
     )
     nll = loss.lean_nll if narrow else loss.token_nll
 
     @jax.jit
     def ours(x, head):
-        each = lambda x: nll(spec, {"embed": head, "head": head}, x, targets)
+        def each(x):
+            return nll(config, {"embed": head, "head": head}, x, targets)
+
         return each(x), jax.grad(lambda x: (each(x) * weights).sum())(x)
 
     tx = torch.tensor(np.asarray(x, np.float32), requires_grad=True)
@@ -306,21 +318,21 @@ def test_logits_beyond_the_range_of_exp_have_a_loss():
     x = jnp.asarray(
         [[300, 300, -300, 0, 0, 0, 0, 0], [-256, 0, 0, 0, 0, 0, 0, 256], [0] * 8], jnp.bfloat16
     )
-    spec = Spec(
+    config = ModelConfig(
         "llama",
-        vocab=128,
-        width=8,
-        layers=1,
-        heads=1,
-        kv_heads=1,
-        head_size=8,
-        mlp=8,
-        context=8,
-        tied=False,
+        vocab_size=128,
+        d_model=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        d_ff=8,
+        max_seq_len=8,
+        tie_word_embeddings=False,
         final_norm=False,
     )
     targets = np.array([2, 7, 5], np.int32)
-    got = loss.lean_nll(spec, {"embed": head, "head": head}, x, targets)
+    got = loss.lean_nll(config, {"embed": head, "head": head}, x, targets)
     logits = torch.tensor(np.asarray(x, np.float32) @ np.asarray(head, np.float32).T)
     exact = torch.nn.functional.cross_entropy(
         logits, torch.tensor(targets).long(), reduction="none"
@@ -336,7 +348,7 @@ def test_tokens_are_drawn_in_float32_from_models_in_bfloat16():
     v, d = 1024, 8
     head = jnp.zeros((v, d), jnp.bfloat16).at[0, 0].set(1.0)
     x = jnp.zeros((1, d), jnp.bfloat16).at[0, 0].set(11.75)
-    logits = transformer.logits(x, head)
+    logits = transformer.logits_of_head(x, head)
     assert logits.dtype == jnp.float32
     p = np.exp(np.asarray(logits[0], np.float64))
     p /= p.sum()

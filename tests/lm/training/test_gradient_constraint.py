@@ -1,8 +1,6 @@
-"""The bias projection: torch's double backward, the Beta model of the specification, finite
+"""The bias projection: torch's double backward, the paper's Beta model, finite
 differences, and training under a constraint.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +8,14 @@ import numpy as np
 import pytest
 from jax.scipy.special import betaln
 
+from jaxloop.config import FitConfig
 from jaxloop.lm import family
-from jaxloop.lm.family import FitSettings, FitTask
+from jaxloop.lm.family import FitTask, TrainOptions
 from jaxloop.lm.io.huggingface import to_tensors
 from jaxloop.lm.model.config import table
 from jaxloop.lm.training import batching, gradient_constraint
-from jaxloop.lm.training import step as train_step
-from jaxloop.lm.training.gradient_constraint import Constraint
+from jaxloop.lm.training.gradient_constraint import GradientConstraint
+from jaxloop.lm.training.step import losses
 from tests.peers import peer
 
 torch = peer("torch")
@@ -28,8 +27,19 @@ TEXTS = [
     "reads less each time",
 ]
 PROMPTS = [""] * len(TEXTS)
-FIT = FitSettings(mode="full", loss_on="all", batch_size=4, steps=1, learning_rate=1e-2, schedule="constant", warmup_steps=0, clip=0.0, weight_decay=0.0,
-                  length_classes=1, max_length=32)  # fmt: skip
+FIT = FitConfig(
+    mode="full",
+    completion_only=False,
+    batch_size=4,
+    steps=1,
+    learning_rate=1e-2,
+    schedule="constant",
+    warmup_steps=0,
+    max_grad_norm=None,
+    weight_decay=0.0,
+    length_buckets=1,
+    max_length=32,
+)
 
 
 def random_direction(params, seed=0):
@@ -44,17 +54,21 @@ def random_direction(params, seed=0):
 
 def one_batch(model):
     examples = batching.encode_examples(
-        model.tokenizer, TEXTS, PROMPTS, max_length=32, loss_on="all"
+        model.tokenizer, TEXTS, PROMPTS, max_length=32, completion_only=False
     )
     tokens, mask = batching.fill(
-        examples, batching.Dispatch(32, np.arange(4)[None]), 1, model.tokenizer.pad
+        examples, batching.StepBatch(32, np.arange(4)[None]), 1, model.tokenizer.pad
     )
     return tokens, mask
 
 
 @pytest.mark.parametrize(
     "constraint",
-    [Constraint(0.0, 300.0), Constraint(2000.0, 500.0), Constraint(300.0, 700.0, "direction")],
+    [
+        GradientConstraint(0.0, 300.0),
+        GradientConstraint(2000.0, 500.0),
+        GradientConstraint(300.0, 700.0, "direction"),
+    ],
 )
 def test_gradient_is_that_of_torchs_double_backward(constraint, checkpoint, loaded):
     model, reference = loaded("gpt2"), checkpoint("gpt2").torch
@@ -63,8 +77,8 @@ def test_gradient_is_that_of_torchs_double_backward(constraint, checkpoint, load
     ones = np.ones((1, 4), np.float32)
 
     def objective(weights):
-        each = train_step.losses(
-            model.spec,
+        each = losses(
+            model.config,
             FIT,
             None,
             weights,
@@ -77,10 +91,12 @@ def test_gradient_is_that_of_torchs_double_backward(constraint, checkpoint, load
     found, each = gradient_constraint.gradient(
         objective, jax.tree.map(lambda x: x[None], model.params), direction, constraint
     )
-    found = to_tensors(jax.tree.map(lambda x: x[0], found), table(model.spec), model.spec.layers)
+    found = to_tensors(
+        jax.tree.map(lambda x: x[0], found), table(model.config), model.config.num_layers
+    )
     u = {
         k: torch.from_numpy(v.copy())
-        for k, v in to_tensors(direction, table(model.spec), model.spec.layers).items()
+        for k, v in to_tensors(direction, table(model.config), model.config.num_layers).items()
     }
 
     weights = {k: p for k, p in reference.named_parameters() if k in u}
@@ -113,7 +129,7 @@ def test_gradient_is_that_of_torchs_double_backward(constraint, checkpoint, load
 
 
 def test_beta_model_has_the_coefficients_of_the_specification():
-    """theta_unb = (2, 2), population weighted likelihood: bias_amplification.md, section 5."""
+    """theta_unb = (2, 2), population weighted likelihood (arXiv 2410.15234, 3.1)."""
     unbiased = jnp.asarray([2.0, 2.0])
     x = (jnp.arange(200_000, dtype=jnp.float32) + 0.5) / 200_000
 
@@ -127,7 +143,10 @@ def test_beta_model_has_the_coefficients_of_the_specification():
     def coefficient(theta, data, weight):
         w = density(data) * density(weight) if weight is not None else density(data)
         u = theta - unbiased
-        log_f = lambda t: (t[0] - 1) * jnp.log(x) + (t[1] - 1) * jnp.log1p(-x) - betaln(t[0], t[1])
+
+        def log_f(t):
+            return (t[0] - 1) * jnp.log(x) + (t[1] - 1) * jnp.log1p(-x) - betaln(t[0], t[1])
+
         return float(
             gradient_constraint.slope(
                 lambda t: -(w * log_f(t)).sum() / w.sum(), theta, u / jnp.linalg.norm(u)
@@ -145,7 +164,7 @@ def test_beta_model_has_the_coefficients_of_the_specification():
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_coefficient_is_the_slope_of_the_loss(mode, loaded):
     model = loaded("gpt2")
-    settings = dataclasses.replace(FIT, mode=mode, steps=3)
+    settings = FIT.replace(mode=mode, steps=3)
     result = family.fit(model, [FitTask(jax.random.key(0), TEXTS, PROMPTS)], settings)[0]
     direction = random_direction(result.weights, seed=2)
     found = gradient_constraint.coefficient(
@@ -160,7 +179,7 @@ def test_coefficient_is_the_slope_of_the_loss(mode, loaded):
             lambda w, u: np.asarray(w + by * u, np.float32), result.weights, direction
         )
         scored = family.loss(model, [family.LossTask(moved, TEXTS, PROMPTS)], settings)[0]
-        return scored.nats.sum() / scored.tokens.sum()
+        return scored.nll.sum() / scored.tokens.sum()
 
     assert found == pytest.approx(
         (mean_loss(step) - mean_loss(-step)) / (2 * step), rel=0.02, abs=1e-4
@@ -173,15 +192,15 @@ def test_coefficient_is_the_slope_of_the_loss(mode, loaded):
 def test_a_constraint_of_no_weight_changes_nothing_and_one_of_weight_holds_the_bias_back(loaded):
     model = loaded("gpt2")
     task = FitTask(jax.random.key(0), TEXTS, PROMPTS)
-    many = dataclasses.replace(FIT, steps=12, learning_rate=3e-3)
+    many = FIT.replace(steps=12, learning_rate=3e-3)
     plain = family.fit(model, [task], many)[0]
     direction = gradient_constraint.difference(
         plain.weights, jax.tree.map(np.asarray, model.params)
     )  # where training goes by itself
     held = {}
     for gam in (0.0, 1e3):
-        settings = dataclasses.replace(many, constraint=Constraint(0.0, gam, "direction"))
-        held[gam] = family.fit(model, [task], settings, direction=direction)[0]
+        options = TrainOptions(constraint=GradientConstraint(0.0, gam, "direction"))
+        held[gam] = family.fit(model, [task], many, options, direction=direction)[0]
     moved = {
         gam: gradient_constraint.component(r.weights, model.params, direction)
         for gam, r in held.items()
@@ -194,12 +213,13 @@ def test_a_constraint_of_no_weight_changes_nothing_and_one_of_weight_holds_the_b
 
 def test_chains_of_a_program_do_not_meet_in_the_constraint(loaded):
     model = loaded("gpt2")
-    settings = dataclasses.replace(FIT, steps=2, chains_at_once=2, constraint=Constraint(0.0, 1e3))
+    settings = FIT.replace(steps=2)
+    options = TrainOptions(chains_per_program=2, constraint=GradientConstraint(0.0, 1e3))
     direction = random_direction(model.params)
     tasks = [FitTask(jax.random.key(i), TEXTS[i:] + TEXTS[:i], PROMPTS) for i in range(2)]
-    both = family.fit(model, tasks, settings, direction=direction)
+    both = family.fit(model, tasks, settings, options, direction=direction)
     for i, task in enumerate(tasks):
-        alone = family.fit(model, [task], settings, direction=direction)[0]
+        alone = family.fit(model, [task], settings, options, direction=direction)[0]
         assert all(
             np.array_equal(a, b)
             for a, b in zip(
@@ -211,14 +231,10 @@ def test_chains_of_a_program_do_not_meet_in_the_constraint(loaded):
 @pytest.mark.parametrize(
     "make, said",
     [
-        (lambda p: Constraint(gam=-1.0), r"constraint.gam: -1.0 is not allowed"),
+        (lambda p: GradientConstraint(gam=-1.0), r"constraint.gam: -1.0 is not allowed"),
         (
-            lambda p: Constraint(per="weight"),
+            lambda p: GradientConstraint(per="weight"),
             r"constraint.per: 'weight' is not allowed; choose one of dimension, direction",
-        ),
-        (
-            lambda p: FitSettings(dtype="bfloat16", constraint=Constraint()),
-            r"fit.dtype: bfloat16 is not allowed with a constraint",
         ),
         (
             lambda p: gradient_constraint.difference(p, p),
@@ -239,10 +255,21 @@ def test_what_is_refused(make, said, loaded):
         make(loaded("gpt2").params)
 
 
-def test_a_constraint_needs_its_direction(loaded):
-    with pytest.raises(ValueError, match="a constraint and a direction belong together"):
-        family.fit(
-            loaded("gpt2"),
-            [FitTask(jax.random.key(0), TEXTS, PROMPTS)],
-            dataclasses.replace(FIT, constraint=Constraint()),
-        )
+@pytest.mark.parametrize(
+    "fit, directed, said",
+    [
+        (FIT, False, "a constraint and a direction belong together"),
+        (
+            FIT.replace(dtype="bfloat16"),
+            True,
+            "fit.dtype: bfloat16 is not allowed with a constraint",
+        ),
+    ],
+)
+def test_a_fit_that_cannot_be_constrained_is_refused(fit, directed, said, loaded):
+    model = loaded("gpt2")
+    direction = random_direction(model.params) if directed else None
+    options = TrainOptions(constraint=GradientConstraint())
+    task = FitTask(jax.random.key(0), TEXTS, PROMPTS)
+    with pytest.raises(ValueError, match=said):
+        family.fit(model, [task], fit, options, direction=direction)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxloop.config import LoraConfig
+from jaxloop.lm.model import linear
 from jaxloop.lm.model import lora as adapters
-from jaxloop.lm.model import transformer
-from jaxloop.lm.model.config import Spec, site_widths, sites
-from jaxloop.lm.model.lora import Lora
+from jaxloop.lm.model.config import ModelConfig, fused_projections, projection_widths
 from jaxloop.lm.training import loss
 from tests.lm.random_adapters import random_adapters
 from tests.peers import peer
@@ -22,17 +22,17 @@ from tests.peers import peer
 torch = peer("torch")
 
 N, D, V = 23, 16, 61
-SPEC = Spec(
+CONFIG = ModelConfig(
     "llama",
-    vocab=V,
-    width=D,
-    layers=1,
-    heads=2,
-    kv_heads=2,
-    head_size=8,
-    mlp=32,
-    context=64,
-    tied=False,
+    vocab_size=V,
+    d_model=D,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=8,
+    d_ff=32,
+    max_seq_len=64,
+    tie_word_embeddings=False,
 )
 WHOLE, CHUNKED = loss.CHUNK, 5 * V  # five tokens at a time: a last chunk of three
 
@@ -40,7 +40,10 @@ WHOLE, CHUNKED = loss.CHUNK, 5 * V  # five tokens at a time: a last chunk of thr
 @pytest.fixture
 def inputs():
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
     return {
         "x": 3 * draw(N, D),
         "head": draw(V, D),
@@ -52,7 +55,7 @@ def inputs():
 
 def nll(head, x, scale, targets):
     return loss.token_nll(
-        SPEC,
+        CONFIG,
         {"embed": jnp.zeros((V, D), head.dtype), "head": head, "norm_scale": scale},
         x,
         targets,
@@ -72,7 +75,7 @@ def by_torch(inputs):
         torch.tensor(inputs[k], dtype=torch.float64) for k in ("x", "head", "scale", "weights")
     )
     x.requires_grad_(True), head.requires_grad_(True)
-    normed = torch.nn.functional.rms_norm(x, (D,), scale, eps=SPEC.norm_eps)
+    normed = torch.nn.functional.rms_norm(x, (D,), scale, eps=CONFIG.norm_eps)
     each = torch.nn.functional.cross_entropy(
         normed @ head.T, torch.tensor(inputs["targets"], dtype=torch.int64), reduction="none"
     )
@@ -134,22 +137,22 @@ def test_a_frozen_head_makes_logits_once_and_never_those_of_a_whole_batch(monkey
     """
     n, d, v = 512, 64, 2048
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (v, d))]
-    spec = Spec(
+    config = ModelConfig(
         "llama",
-        vocab=v,
-        width=d,
-        layers=1,
-        heads=2,
-        kv_heads=2,
-        head_size=32,
-        mlp=32,
-        context=64,
-        tied=False,
+        vocab_size=v,
+        d_model=d,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=32,
+        d_ff=32,
+        max_seq_len=64,
+        tie_word_embeddings=False,
     )
 
     def whole(x, head):
         params = {"embed": jnp.zeros((v, d)), "head": head, "norm_scale": jnp.ones(d)}
-        return loss.token_nll(spec, params, x, jnp.zeros(n, jnp.int32)).sum()
+        return loss.token_nll(config, params, x, jnp.zeros(n, jnp.int32)).sum()
 
     def products(argnums):
         """Products in the traced gradient."""
@@ -173,14 +176,16 @@ def test_adapters_that_are_added_to_the_weights_have_the_same_derivatives(
     base is frozen, `every` n-th part has an adapter.
     """
     model = loaded(name)
-    lora = Lora(
+    lora = LoraConfig(
         rank=4,
         alpha=10.0,
-        targets=tuple(p.name for group in sites(model.spec).values() for p in group)[::every],
+        targets=tuple(p.name for group in fused_projections(model.config).values() for p in group)[
+            ::every
+        ],
     )
     adapter, width = (
-        random_adapters(model.spec, lora, chains),
-        max(w[0] for w in site_widths(model.spec).values()),
+        random_adapters(model.config, lora, chains),
+        max(w[0] for w in projection_widths(model.config).values()),
     )
     t = np.random.default_rng(1).integers(3, 320, (chains, -(-width // 24), 24)).astype(np.int32)
     along = jax.tree.map(
@@ -189,10 +194,11 @@ def test_adapters_that_are_added_to_the_weights_have_the_same_derivatives(
     )
 
     def total(adapter, summed):
-        fused = adapters.fuse(model.spec, adapter, lora, jnp.float32, summed=summed)
+        layout = "mergeable" if summed else "split"
+        packed = adapters.pack_adapters(model.config, adapter, jnp.float32, layout)
         ones = np.ones(t.shape, bool)
         return loss.chain_losses(
-            model.spec, model.params, t, ones, np.ones(t.shape[:2], np.float32), fused=fused
+            model.config, model.params, t, ones, np.ones(t.shape[:2], np.float32), packed=packed
         ).sum()
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -210,13 +216,16 @@ def test_adapters_that_are_added_to_the_weights_have_the_same_derivatives(
     taken = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            transformer,
-            "adapted",
+            linear,
+            "lora_linear_merged",
             lambda widths, x, *rest: taken.append(1) or [jnp.zeros((len(x), n)) for n in widths],
         )
         jax.eval_shape(functools.partial(total, summed=True), adapter)
     assert (
         len(taken)
-        == sum(any(p.name in adapter for p in group) for group in sites(model.spec).values())
-        * model.spec.layers
+        == sum(
+            any(p.name in adapter for p in group)
+            for group in fused_projections(model.config).values()
+        )
+        * model.config.num_layers
     )

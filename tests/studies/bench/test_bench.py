@@ -7,6 +7,9 @@ import pytest
 
 from jaxloop import config
 from jaxloop.studies.bench import run as bench
+from jaxloop.studies.bench.decode import time_decode
+from jaxloop.studies.bench.setup import lengths_of, model_config_of
+from jaxloop.studies.bench.train import time_train
 
 SMALL = dict(
     size="tiny",
@@ -16,7 +19,7 @@ SMALL = dict(
     length=8,
     texts=16,
     slots=4,
-    lane_slots=2,
+    slots_per_adapter=2,
     longest=16,
     mean_length=6,
     prompt=5,
@@ -24,7 +27,7 @@ SMALL = dict(
 
 
 def settings(**fields):
-    return config.build(bench.Settings, {"study": "bench", **SMALL, **fields})
+    return config.build(bench.CONFIG, {"study": "bench", **SMALL, **fields})
 
 
 @pytest.mark.parametrize("devices, programs", [(1, 1), (2, None), (1, 2)])
@@ -40,7 +43,7 @@ def test_a_benchmark_ends_with_one_json_object(devices, programs):
     )
     train, decode = found["rows"]
     assert train["value"] == pytest.approx(train["steps_per_s"] * 2 * 2 * 8 * (programs or 1))
-    useful = bench.lengths_of(settings(), 16).sum()
+    useful = lengths_of(settings(), 16).sum()
     rows = 4 * devices * (programs or 1)
     steps = useful / (decode["occupancy"] * rows)
     assert math.isclose(steps, round(steps), abs_tol=1e-6) and useful / rows <= steps
@@ -52,33 +55,33 @@ def test_devices_that_are_not_there_or_do_not_divide_the_texts_are_refused(field
     with pytest.raises(
         ValueError, match=r"devices = \d+: must be at most 4 here, and divide texts = 16"
     ):
-        bench.time_decode(settings(what="decode", chains=(1,), **fields), 1)
+        time_decode(settings(what="decode", chains=(1,), **fields), 1)
 
 
 def test_a_vocabulary_of_another_size_is_that_models():
     small, wide = (
-        bench.spec_of(settings(size="small", **fields)) for fields in ({}, {"vocab": 50257})
+        model_config_of(settings(size="small", **fields)) for fields in ({}, {"vocab": 50257})
     )
-    assert (small.vocab, wide.vocab, wide.width) == (4096, 50257, small.width)
+    assert (small.vocab_size, wide.vocab_size, wide.d_model) == (4096, 50257, small.d_model)
 
 
 def test_several_programs_on_several_devices_are_refused():
     with pytest.raises(
         ValueError, match="programs = 2: must be 1 where devices = 2 share the texts"
     ):
-        bench.time_decode(settings(what="decode", chains=(1,), devices=2, programs=2), 1)
+        time_decode(settings(what="decode", chains=(1,), devices=2, programs=2), 1)
 
 
 def test_chains_that_cannot_be_dealt_evenly_are_refused():
     with pytest.raises(ValueError, match="together = 2: must divide chains = 3"):
-        bench.time_train(settings(chains=(3,), together=2), 3)
+        time_train(settings(chains=(3,), together=2), 3)
 
 
 def test_peers_that_are_not_installed_are_refused_before_anything_is_timed(monkeypatch, tmp_path):
     monkeypatch.setattr(
         bench.importlib.util, "find_spec", lambda name: None if name == "peft" else True
     )
-    settings = config.build(bench.Settings, {"study": "bench", "size": "tiny", "peer": True})
+    settings = config.build(bench.CONFIG, {"study": "bench", "size": "tiny", "peer": True})
     with pytest.raises(
         ValueError,
         match=r"config.peer = true: peft to compare with: not installed; pip install "

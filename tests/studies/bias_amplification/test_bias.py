@@ -19,15 +19,18 @@ import pytest
 from jaxloop import cli, config, lm, main
 from jaxloop.data import load_texts
 from jaxloop.data.stories import sentences
-from jaxloop.lm import family
-from jaxloop.lm.generation import decode_loop
+from jaxloop.lm import family as lm_family
+from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.io import bpe
 from jaxloop.metrics.embed import default_model
-from jaxloop.recursion.generation import effective
+from jaxloop.recursion.run import effective
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.runtime.weights_io import load_tree, save_tree
-from jaxloop.studies.bias_amplification import articles, chains, cost, neuron_study
 from jaxloop.studies.bias_amplification import run as bias
+from jaxloop.studies.bias_amplification.articles import examples
+from jaxloop.studies.bias_amplification.chains import distinct_models
+from jaxloop.studies.bias_amplification.family import on_token_ids, token_codec
+from jaxloop.studies.bias_amplification.neuron_study import neuron_study
 from tests.command import call
 from tests.peers import peer
 
@@ -38,13 +41,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 LABELS = ("From the Right", "From the Left", "From the Center")
 WORDS = {
     "From the Right": "taxes freedom border market law order family church guns growth".split(),
-    "From the Left": "climate workers union health rights justice schools equality welfare reform".split(),
-    "From the Center": "vote senate report meeting budget today members session office week".split(),
+    "From the Left": (
+        "climate workers union health rights justice schools equality welfare reform".split()
+    ),
+    "From the Center": (
+        "vote senate report meeting budget today members session office week".split()
+    ),
 }
 
 
 def sequence_classifier(folder, kind, labels):
-    """A random classifier of MiniLM's tokenizer."""
+    """Save a random classifier with MiniLM's tokenizer."""
     torch.manual_seed(0)
     size = dict(vocab_size=30522, max_position_embeddings=130)
     if kind == "roberta":
@@ -69,7 +76,7 @@ def sequence_classifier(folder, kind, labels):
 
 
 def gpt2(folder, texts, *, width, layers, heads, context, vocab):
-    """A random GPT-2 with a byte-level tokenizer, as `transformers` saves it, and its torch model."""
+    """Save a random GPT-2 with a byte-level tokenizer, as `transformers` does; its torch model."""
     tokenizer = bpe.train(texts, vocab)
     torch.manual_seed(1)
     ids = dict(bos_token_id=None, eos_token_id=tokenizer.eos, pad_token_id=tokenizer.pad)
@@ -132,14 +139,18 @@ def get_config():
     c.study = "bias"
     c.data = ConfigDict(dict(source="{folder}/articles.csv", per_label=4))
     c.models = ConfigDict(dict(pool=("{folder}/base",)))
-    c.chain = ConfigDict(dict(generations=3, setups=("greedy", "nucleus", "preserve", "constrained"), seeds=(0, 1), block=12, share=0.25))
+    c.chain = ConfigDict(dict(generations=3, seeds=(0, 1), block=12, share=0.25))
+    c.chain.setups = ("greedy", "nucleus", "preserve", "constrained")
     c.fit = ConfigDict(dict(epochs=1.0, batch_size=8, learning_rate=1e-2, max_length=32))
     c.sample = ConfigDict(dict(max_new_tokens=6, slots=16))
-    c.classifier = ConfigDict(dict(model="{folder}/classifier", labels={LABELS!r}, target="From the Right"))
+    c.classifier = ConfigDict(dict(model="{folder}/classifier", target="From the Right"))
+    c.classifier.labels = {LABELS!r}
     c.measure = ConfigDict(dict(detector="{folder}/detector", metrics=("text_length",)))
-    c.projection = ConfigDict(dict(direction="fit", toward="From the Right", away="From the Left", gam=50.0, per="direction"))
+    c.gradient_constraint = ConfigDict(dict(direction="fit", gam=50.0, per="direction"))
+    c.gradient_constraint.toward = "From the Right"
+    c.gradient_constraint.away = "From the Left"
     c.neurons = ConfigDict(dict(permutations=9))
-    c.run = ConfigDict(dict(keep_compiled=False, keep=None, devices=1, micro_batch=1))
+    c.run = ConfigDict(dict(keep_compiled=False, keep=None, devices=1, chains_per_program=1))
     return c
 ''')
     return folder, torch_model
@@ -148,16 +159,16 @@ def get_config():
 def settings(world, *assignments):
     raw = config.read_file(str(world[0] / "study.py"))
     return config.build(
-        bias.Settings,
-        config.override(raw, [tuple(a.split("=", 1)) for a in assignments], bias.Settings),
+        bias.CONFIG,
+        config.override(raw, [tuple(a.split("=", 1)) for a in assignments], bias.CONFIG),
     )
 
 
 @pytest.fixture(scope="module")
 def finished(world):
-    """The run directory of the small study, made once, and how many decoding programs it compiled."""
+    """The run directory of the small study, and how many decoding programs it compiled."""
     folder, _ = world
-    before = decode_loop.decode._cache_size()
+    before = decode._cache_size()
     assert (
         cli.guarded(
             main.main,
@@ -167,7 +178,7 @@ def finished(world):
         )
         == 0
     )
-    return folder / "run", decode_loop.decode._cache_size() - before
+    return folder / "run", decode._cache_size() - before
 
 
 def test_a_run_leaves_articles_neurons_tables_and_a_page(finished):
@@ -239,18 +250,21 @@ def test_setups_that_train_alike_share_generation_0_and_replicates_differ(finish
         name: load_tree(root, f"checkpoints/generation=0000/adapters/chain=setup-{name}")
         for name in ("greedy_seed-0", "nucleus_seed-0", "preserve_seed-0", "greedy_seed-1")
     }
-    same = lambda a, b: all(
-        np.array_equal(x, y)
-        for x, y in zip(jax.tree.leaves(weights[a]), jax.tree.leaves(weights[b]), strict=True)
-    )
+
+    def same(a, b):
+        leaves = zip(jax.tree.leaves(weights[a]), jax.tree.leaves(weights[b]), strict=True)
+        return all(np.array_equal(x, y) for x, y in leaves)
+
     assert (
         same("greedy_seed-0", "preserve_seed-0")
         and same("greedy_seed-0", "nucleus_seed-0")
         and not same("greedy_seed-0", "greedy_seed-1")
     )
-    text = lambda chain: read_parquet(
-        root / f"texts/chain=setup-{chain}/generation=0000.parquet", ["text"]
-    )["text"]
+
+    def text(chain):
+        path = root / f"texts/chain=setup-{chain}/generation=0000.parquet"
+        return read_parquet(path, ["text"])["text"]
+
     assert text("greedy_seed-0") == text("preserve_seed-0") != text("nucleus_seed-0")
 
 
@@ -261,7 +275,7 @@ def test_prompts_of_all_lengths_share_one_program_per_decoder(world, finished):
 
 
 def test_articles_are_what_transformers_continues_block_by_block(world, finished):
-    """Greedy continuation of generation 1 with the weights on the disk, block by block, by torch."""
+    """Generation 1 is what torch continues greedily, block by block, with the weights on disk."""
     folder, _ = world
     prepared = bias.prepare(settings(world))
     model = lm.load(folder / "base")
@@ -272,11 +286,14 @@ def test_articles_are_what_transformers_continues_block_by_block(world, finished
     reference = hf.AutoModelForCausalLM.from_pretrained(folder / "generation1").eval()
     written = read_parquet(finished[0] / "texts/chain=setup-greedy_seed-0/generation=0001.parquet")
     chosen = prepared.articles.chosen.set_index("id")
+
+    def encode(text):
+        return model.tokenizer.encode([text], special=False)[0]
+
     for name, text, tokens in list(
         zip(written["prompt"], written["text"], written["tokens"], strict=True)
     )[:4]:
         title, body = chosen.loc[name, "title"], chosen.loc[name, "body"]
-        encode = lambda t: model.tokenizer.encode([t], special=False)[0]
         ids = encode(body)
         new, count = [], 0
         for block in [
@@ -305,25 +322,23 @@ def test_training_is_that_of_the_family_on_the_lines_of_the_articles(world, fini
     s = settings(world)
     prepared = bias.prepare(s)
     chain = next(c for c in prepared.chains if c.id == "setup-greedy_seed-0")
-    model, code = lm.load(world[0] / "base"), chains.codec(prepared.tokenizer)
+    model, code = lm.load(world[0] / "base"), token_codec(prepared.tokenizer)
     texts = read_parquet(
         finished[0] / "texts/chain=setup-greedy_seed-0/generation=0000.parquet", ["text"]
     )["text"]
     from jaxloop.core.keys import phase_key
-    from jaxloop.recursion.workflow import on_host, plan
+    from jaxloop.recursion.plan import index_plan, on_host
 
-    order = on_host(plan(chain.workflow, chain.key, 1, generations=3)).index.tolist()
-    examples = [
-        ids
-        for i in order
-        for ids in articles.examples(texts[i], "released", code.encode, code.start, code.blank)
+    order = on_host(index_plan(chain.workflow, chain.key, 1, generations=3)).position.tolist()
+    rows = [
+        ids for i in order for ids in examples(texts[i], "released", code, code.start, code.blank)
     ]
-    assert not any(model.tokenizer.eos in ids for ids in examples if ids != (code.blank,))
+    assert not any(model.tokenizer.eos in ids for ids in rows if ids != (code.blank,))
     key = jax.random.fold_in(phase_key(chain.key, 1, "fit"), 0)
     start = load_tree(finished[0], "checkpoints/generation=0000/adapters/chain=setup-greedy_seed-0")
-    task = family.FitTask(key, [e[1:] for e in examples], [e[:1] for e in examples], None, start)
-    found = family.fit(
-        chains.on_ids(model, ends=False), [task], effective(prepared.driver.fit, chain.fit)
+    task = lm_family.FitTask(key, [e[1:] for e in rows], [e[:1] for e in rows], None, start)
+    found = lm_family.fit(
+        on_token_ids(model, ends=False), [task], effective(prepared.driver.fit, chain.fit)
     )[0]
     kept = load_tree(finished[0], "checkpoints/generation=0001/adapters/chain=setup-greedy_seed-0")
     for a, b in zip(jax.tree.leaves(found.weights), jax.tree.leaves(kept), strict=True):
@@ -384,10 +399,14 @@ def test_neurons_on_disk_give_the_study_of_the_report(finished):
         .query("metric == 'share(From the Right)'")
         .set_index(["chain", "generation"])["value"]
     )
-    study = neuron_study.neuron_study(
-        {"weight": np.stack([t["weight"].to_numpy().reshape(2, 16) for t in read])}, {"bias": 100 * shares.loc[versions].to_numpy()},
-        [c for c, _ in versions], [g for _, g in versions], permutations=0, modes=("differences",),
-    )  # fmt: skip
+    study = neuron_study(
+        {"weight": np.stack([t["weight"].to_numpy().reshape(2, 16) for t in read])},
+        {"bias": 100 * shares.loc[versions].to_numpy()},
+        [chain for chain, _ in versions],
+        [generation for _, generation in versions],
+        permutations=0,
+        modes=("differences",),
+    )
     tests = pd.read_parquet(root / "tables" / "neurons_tests.parquet").query(
         "mode == 'differences' and relation == 'weight-bias'"
     )
@@ -408,11 +427,11 @@ def test_a_base_and_a_classifier_are_made_of_articles_that_no_chain_sees(world, 
         "--config.classifier.labels=",
         "--config.classifier.train=head",
         "--config.classifier.epochs=1",
-        "--config.projection.direction=none",
+        "--config.gradient_constraint.direction=none",
     ]
     words += [
         "--config.neurons.measure=false",
-        "--config.chain.reading=paper",
+        "--config.chain.variant=paper",
         "--config.measure.base=false",
         "--config.chain.generations=2",
         "--config.classifier.max_length=32",
@@ -448,9 +467,9 @@ def test_the_papers_66_versions_are_62_models(world):
         "chain.setups=greedy,beam,nucleus,overfit,preserve,accumulate",
         "chain.seeds=42",
         "chain.generations=11",
-        "projection.direction=none",
+        "gradient_constraint.direction=none",
     )
-    assert cost.distinct(bias.prepare(s)) == 62
+    assert distinct_models(bias.prepare(s).chains, 11) == 62
 
 
 def one_class(folder, tmp_path):
@@ -496,16 +515,17 @@ def one_class(folder, tmp_path):
             r"config.measure.metrics has 'held_out_loss', which needs losses",
         ),
         (
-            ["--config.projection.direction={tmp}/none.safetensors"],
-            r"config.projection.direction = .* is no .safetensors file of weights, nor 'fit'",
+            ["--config.gradient_constraint.direction={tmp}/none.safetensors"],
+            r"config.gradient_constraint.direction = .* is no .safetensors file of weights, "
+            r"nor 'fit'",
         ),
         (
-            ["--config.projection.direction={tmp}/other.safetensors"],
+            ["--config.gradient_constraint.direction={tmp}/other.safetensors"],
             r"direction: \['embed'\] has shape \(2, 2\)",
         ),
         (
-            ["--config.projection.toward=Right"],
-            r"config.projection.toward = 'Right': no chosen article has this label",
+            ["--config.gradient_constraint.toward=Right"],
+            r"config.gradient_constraint.toward = 'Right': no chosen article has this label",
         ),
         (["--config.adapt.articles=19"], r"config.adapt.articles = 19: 18 articles are left"),
         (["--config.models.pool={tmp}/nowhere"], r"model: directory .*nowhere does not exist"),
@@ -526,18 +546,14 @@ def test_refusals_before_anything_is_compiled_or_written(world, tmp_path, capsys
 def test_variants_of_the_shipped_config_are_valid_settings():
     for variant in ("", ":classifier", ":center", ":constrained", ":tiny"):
         raw = config.read_file(f"{ROOT}/configs/bias_amplification.py{variant}")
-        assert config.build(bias.Settings, raw).chain.generations == (
-            5 if variant == ":tiny" else 11
-        )
+        assert config.build(bias.CONFIG, raw).chain.generations == (5 if variant == ":tiny" else 11)
     with pytest.raises(ValueError, match="variant 'small' is not allowed"):
         config.read_file(f"{ROOT}/configs/bias_amplification.py:small")
 
 
 def test_the_tiny_config_reads_presidents_speeches():
     raw = config.read_file(f"{ROOT}/configs/bias_amplification.py:tiny")
-    s = config.build(
-        bias.Settings, config.override(raw, [("measure.quality", "false")], bias.Settings)
-    )
+    s = config.build(bias.CONFIG, config.override(raw, [("measure.quality", "false")], bias.CONFIG))
     prepared = bias.prepare(s)
     counts = prepared.articles.chosen["label"].value_counts().to_dict()
     assert counts == {"D": s.data.per_label, "R": s.data.per_label} and len(prepared.chains) == 24
@@ -549,7 +565,6 @@ def test_the_tiny_config_reads_presidents_speeches():
 
 
 # ---- the published study, with random weights
-# --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -578,7 +593,7 @@ def command(folder, workdir, *more):
         f"--config.classifier.model={folder}/classifier",
         f"--config.measure.detector={folder}/detector",
         "--config.classifier.max_length=128",
-        "--config.run.micro_batch=none",
+        "--config.run.chains_per_program=none",
     ]
     return [
         sys.executable,
@@ -594,9 +609,12 @@ def command(folder, workdir, *more):
 @pytest.mark.timeout(3000)
 def test_the_published_config_plans_starts_is_killed_and_resumes(published, tmp_path):
     variables = os.environ | {"JAXLOOP_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
-    run = lambda words, **options: subprocess.run(
-        words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=2400, **options
-    )
+
+    def run(words):
+        return subprocess.run(
+            words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=2400
+        )
+
     planned = run(command(published, None, "--plan"))
     assert planned.returncode == 0, planned.stderr
     assert (

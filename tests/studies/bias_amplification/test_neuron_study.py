@@ -11,10 +11,12 @@ import pytest
 import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
-from jaxloop.studies.bias_amplification import neuron_figures
+from jaxloop.studies.bias_amplification import neuron_figures, neuron_summary
 from jaxloop.studies.bias_amplification import neuron_regression as regression
-from jaxloop.studies.bias_amplification import neuron_study as neurons
+from jaxloop.studies.bias_amplification.neuron_design import check_design, usable
+from jaxloop.studies.bias_amplification.neuron_null import RULES
 from jaxloop.studies.bias_amplification.neuron_study import neuron_study
+from jaxloop.studies.bias_amplification.neuron_tables import OVERLAP, hypergeometric
 
 SETUPS, GENERATIONS = np.repeat([f"setup{i}" for i in range(6)], 11), np.tile(np.arange(11), 6)
 
@@ -119,7 +121,7 @@ def test_neurons_in_several_blocks_and_permutations_in_several_pieces(monkeypatc
         list(regression.null_statistics(x, drawn, series, lags=1, flat=whole.flat))
     )
     monkeypatch.setattr(regression, "BLOCK", 4)
-    monkeypatch.setattr(regression, "HELD", 60)
+    monkeypatch.setattr(regression, "MAX_NULL_VALUES", 60)
     parts = regression.newey_west(x, y, series, lags=1)
     for a, b in zip(whole, parts):
         np.testing.assert_allclose(a, b, rtol=1e-12)
@@ -252,7 +254,7 @@ def test_the_null_of_the_counts_is_that_of_studies_with_shuffled_outcomes():
         counts.append(again.counts.set_index(["relation", "rule"])["observed"])
         both.append(again.overlap["observed"])
         t2.append(again.tests["t"] ** 2)
-    found = study.counts[study.counts["rule"].isin(neurons.RULES)].set_index(["relation", "rule"])
+    found = study.counts[study.counts["rule"].isin(RULES)].set_index(["relation", "rule"])
     null = pd.concat(counts, axis=1)
     np.testing.assert_allclose(found["null_mean"], null.mean(axis=1).loc[found.index])
     np.testing.assert_allclose(found["null_high"], null.quantile(0.95, axis=1).loc[found.index])
@@ -344,7 +346,7 @@ def test_neurons_and_outcomes_without_variance_have_p_1_and_are_counted():
     assert (study.tests[study.tests["outcome"] == "still"][["p", "p_permutation"]] == 1).all(
         axis=None
     )
-    assert any("2 do not vary and have p = 1" in text for text in neurons.sentences(study))
+    assert any("2 do not vary and have p = 1" in text for text in neuron_summary.sentences(study))
 
 
 def shares(tables, outcomes, **options):
@@ -472,7 +474,7 @@ def test_planted_neurons_are_found(found):
         and both["p_more"] < 1e-12
         and both["null_p"] < 0.01
     )
-    text = " ".join(neurons.sentences(found))
+    text = " ".join(neuron_summary.sentences(found))
     assert (
         "weight-bias, differences, 400 neurons" in text
         and "beyond what shuffled outcomes give" in text
@@ -481,19 +483,17 @@ def test_planted_neurons_are_found(found):
 
 
 def test_overlap_against_the_papers_numbers_and_a_count_of_all_sets():
-    released = neurons.hypergeometric(
-        9216, 3243, 1033, 389
-    )  # specification, section 4: 363.5 expected, p = .042
+    released = hypergeometric(9216, 3243, 1033, 389)  # 363.5 expected, p = .042
     assert round(released.expected, 1) == 363.5 and round(released.p_more, 3) == 0.042
     sizes = [len({0, 1, 2} & set(second)) for second in itertools.combinations(range(7), 4)]
     for shared in range(4):
-        law = neurons.hypergeometric(7, 3, 4, shared)
+        law = hypergeometric(7, 3, 4, shared)
         np.testing.assert_allclose(
             [law.p_more, law.p_fewer],
             [np.mean(np.array(sizes) >= shared), np.mean(np.array(sizes) <= shared)],
         )
     with pytest.raises(ValueError, match="sets of 3 and 4 out of 7 neurons cannot share 4"):
-        neurons.hypergeometric(7, 3, 4, 4)
+        hypergeometric(7, 3, 4, 4)
 
 
 def test_replicates_are_chains_of_their_own():
@@ -505,7 +505,7 @@ def test_replicates_are_chains_of_their_own():
 
 
 def test_tables_and_figures_are_written(found, tmp_path):
-    paths = [p.name for p in neurons.write(found, tmp_path)]
+    paths = [p.name for p in neuron_summary.write(found, tmp_path)]
     assert paths == [
         "neurons_tests.parquet",
         "neurons_counts.csv",
@@ -547,10 +547,10 @@ def test_a_study_of_one_kind_one_mode_and_no_permutations_is_drawn(tmp_path):
     assert (
         len(neuron_figures.write(study, tmp_path)) == 4
         and len(study.overlap) == 0
-        and neurons.write(study, tmp_path)
+        and neuron_summary.write(study, tmp_path)
     )
-    assert list(study.overlap.columns) == list(neurons.OVERLAP)
-    assert not any("shuffled" in text for text in neurons.sentences(study))
+    assert list(study.overlap.columns) == list(OVERLAP)
+    assert not any("shuffled" in text for text in neuron_summary.sentences(study))
     with pytest.raises(ValueError, match="mode='differences': the study has levels"):
         neuron_figures.figures(study, "differences")
 
@@ -560,17 +560,17 @@ def test_setups_that_are_too_short_can_be_dropped():
         np.array(["a"] * 4 + ["b"] * 2 + ["c"] * 4),
         np.array([0, 1, 2, 3, 0, 1, 0, 1, 3, 4]),
     )
-    assert neurons.usable(setups, generations, lags=1).tolist() == [True] * 4 + [False] * 6
-    assert neurons.usable(setups, generations, lags=0).all()
-    assert not neurons.usable(["a"] * 3, [2, 0, 1], lags=1).any()  # two differences
-    assert neurons.usable(["a", "b"] * 3, [2, 0, 1, 2, 0, 1], lags=1).all()
+    assert usable(setups, generations, lags=1).tolist() == [True] * 4 + [False] * 6
+    assert usable(setups, generations, lags=0).all()
+    assert not usable(["a"] * 3, [2, 0, 1], lags=1).any()  # two differences
+    assert usable(["a", "b"] * 3, [2, 0, 1, 2, 0, 1], lags=1).all()
     with pytest.raises(
         ValueError,
         match="lags=1: setup 'b' has 2 generations in a row, that is 1 differences; more than "
         "lags are needed",
     ):
-        neurons.check_design(setups, generations)
-    design = neurons.check_design(setups, generations, lags=0)
+        check_design(setups, generations)
+    design = check_design(setups, generations, lags=0)
     assert design.series.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3] and design.steps.tolist() == [
         1,
         2,
@@ -682,4 +682,4 @@ def test_three_differences_are_the_least():
     with pytest.raises(
         ValueError, match="versions: 2 differences in all; a slope and a constant need at least 3"
     ):
-        neurons.check_design(["a", "a", "a"], [0, 1, 2], lags=0)
+        check_design(["a", "a", "a"], [0, 1, 2], lags=0)

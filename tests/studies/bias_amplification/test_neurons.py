@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from jaxloop import lm
-from jaxloop.lm.model.lora import Lora
-from jaxloop.lm.training.step import FitSettings
+from jaxloop.config import FitConfig, LoraConfig
 from jaxloop.studies.bias_amplification import neurons
 from tests.lm.random_adapters import random_adapters
 from tests.peers import peer
@@ -92,7 +91,7 @@ def test_activations_equal_hooks_on_the_blocks_of_transformers(name, checkpoint,
     reading = neurons.prepare(model, TEXTS, max_length=limit, average=average)
     ours = neurons.activations(model, reading)
     theirs = means(checkpoint(name).torch, ids, average, limit)
-    assert ours.shape == (model.spec.layers, model.spec.width)
+    assert ours.shape == (model.config.num_layers, model.config.d_model)
     close(ours, theirs)
 
 
@@ -140,7 +139,7 @@ def tensors(model, name, layer):
 )
 def test_weights_equal_reductions_of_the_tensors_of_transformers(name, checkpoint, loaded):
     model = loaded(name)
-    for layer in range(model.spec.layers):
+    for layer in range(model.config.num_layers):
         down, bias, up = (
             None if t is None else t.detach().double()
             for t in tensors(checkpoint(name).torch, name, layer)
@@ -171,9 +170,9 @@ def test_weights_equal_reductions_of_the_tensors_of_transformers(name, checkpoin
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_an_adapter_is_read_as_peft_merges_it(name, checkpoint, loaded, tmp_path):
-    model, settings = loaded(name), FitSettings(lora=Lora(rank=4, alpha=8.0))
-    adapter = jax.tree.map(lambda leaf: leaf[0], random_adapters(model.spec, settings.lora))
-    lm.save_peft(tmp_path, model.spec, adapter, settings.lora)
+    model, settings = loaded(name), FitConfig(lora=LoraConfig(rank=4, alpha=8.0))
+    adapter = jax.tree.map(lambda leaf: leaf[0], random_adapters(model.config, settings.lora))
+    lm.save_peft(tmp_path, model.config, adapter)
 
     merged = (
         peft.PeftModel.from_pretrained(
@@ -185,13 +184,13 @@ def test_an_adapter_is_read_as_peft_merges_it(name, checkpoint, loaded, tmp_path
     ids = model.tokenizer.encode(TEXTS)
     theirs = means(merged, ids, "tokens", 40)
     ours = neurons.activations(
-        model, neurons.prepare(model, TEXTS, max_length=40), adapter, settings=settings
+        model, neurons.prepare(model, TEXTS, max_length=40), adapter, fit=settings
     )
     close(ours, theirs)
     down, _, up = (None if t is None else t.detach().double() for t in tensors(merged, name, 1))
     for tensor, value in {"down_norm": down.norm(dim=0), "up_mean": up.mean(1)}.items():
         np.testing.assert_allclose(
-            neurons.weights(model, adapter, tensor=tensor, settings=settings)[1],
+            neurons.weights(model, adapter, tensor=tensor, fit=settings)[1],
             value.numpy(),
             rtol=1e-5,
             atol=1e-5,
@@ -212,7 +211,7 @@ def test_tables_hold_one_version_at_a_time(loaded):
                 else jax.tree.map(lambda leaf, f=factor: np.asarray(leaf) * f, model.params)
             )
 
-    tables = neurons.tables(model, versions(), reading, done=lambda number: alive.pop())
+    tables = neurons.tables(model, versions(), reading, progress=lambda number: alive.pop())
     assert log == [0, 0, 0] and {name: t.shape for name, t in tables.items()} == dict.fromkeys(
         ("weight", "activation"), (3, 2, 32)
     )

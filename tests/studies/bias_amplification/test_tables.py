@@ -11,16 +11,31 @@ from scipy import stats
 
 from jaxloop import config
 from jaxloop.studies.bias_amplification import articles as bias_data
-from jaxloop.studies.bias_amplification import chains as bias_chains
-from jaxloop.studies.bias_amplification import run as bias
 from jaxloop.studies.bias_amplification import tables
+from jaxloop.studies.bias_amplification.chains import make_chains
+from jaxloop.studies.bias_amplification.config import CONFIG, ArticlesConfig
+from jaxloop.studies.bias_amplification.family import training_examples
 
 WORDS = "the senate votes on a tax bill while the house reads another one".split()
 
 
-def encode(texts):
+class Words:
     """One token per word."""
-    return [[hash(word) % 1000 for word in text.split()] for text in texts]
+
+    start, blank = (), 7
+
+    def encode(self, texts):
+        return [[hash(word) % 1000 for word in text.split()] for text in texts]
+
+    def decode(self, rows):
+        return [" ".join(map(str, row)) for row in rows]
+
+
+class PlainWords(Words):
+    """Words are their own tokens."""
+
+    def encode(self, texts):
+        return [text.split() for text in texts]
 
 
 def written(path, rows):
@@ -45,20 +60,14 @@ def source(tmp_path):
 
 
 def settings(source, **changes):
-    return bias.Data(source=str(source), **{"per_label": 5, "short": "keep"} | changes)
+    return ArticlesConfig(source=str(source), **{"per_label": 5, "short": "keep"} | changes)
 
 
 def read(source, block=8, **changes):
-    return bias_data.read(
-        settings(source, **changes),
-        encode,
-        lambda rows: [" ".join(map(str, row)) for row in rows],
-        block,
-    )
+    return bias_data.read_articles(settings(source, **changes), Words(), block)
 
 
 # ---- articles
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_articles_are_drawn_and_shuffled_as_pandas_does_with_the_papers_seed(source):
@@ -111,16 +120,15 @@ def test_blocks_are_the_title_and_pieces_of_the_body():
     assert bias_data.blocks([1], [2, 3], 3, start=(0,)) == [(0, 1), (0, 2, 3)]
 
 
-def test_readings_make_one_example_of_an_article_or_one_of_every_line():
-    words = lambda texts: [text.split() for text in texts]
+def test_variants_make_one_example_of_an_article_or_one_of_every_line():
+    words = PlainWords()
     text = "title: A B\nbody: one two\n\nthree"
     assert bias_data.examples(text, "paper", words) == [
         ("title:", "A", "B", "body:", "one", "two", "three")
     ]
     lines = [("title:", "A", "B"), ("body:", "one", "two"), (7,), ("three",), (7,)]
     assert bias_data.examples(text, "released", words, blank=7) == lines
-    code = bias_chains.Codec(words, None, (), 7)
-    bodies, heads = bias_chains.training_examples([text], "released", code)
+    bodies, heads = training_examples([text], "released", words)
     assert [h + b for h, b in zip(heads, bodies, strict=True)] == lines and all(
         len(h) == 1 for h in heads
     )
@@ -172,12 +180,13 @@ def test_articles_that_are_refused(source, changes, said):
         ({"chain": {"setups": ("beem",)}}, r"config.chain.setups.* = 'beem' is not allowed"),
         (
             {"chain": {"setups": ("constrained",)}},
-            r"config.projection.direction is missing: setup 'constrained' needs a direction",
+            r"config.gradient_constraint.direction is missing: setup 'constrained' needs a "
+            r"direction",
         ),
         (
-            {"projection": {"direction": "fit", "toward": "Left"}},
-            r"config.projection.toward = 'Left' and away = None: direction 'fit' needs two "
-            r"different labels",
+            {"gradient_constraint": {"direction": "fit", "toward": "Left"}},
+            r"config.gradient_constraint.toward = 'Left' and away = None: direction 'fit' needs "
+            r"two different labels",
         ),
         ({"fit": {"steps": 5}}, r"config.fit.steps = 5: setup 'overfit' counts epochs"),
         ({"fit": {"epochs": None}}, r"config.fit.steps and config.fit.epochs are both none"),
@@ -192,14 +201,14 @@ def test_settings_that_are_refused(changes, said):
         "classifier": {"target": "Left"},
     } | changes
     with pytest.raises(ValueError, match=said):
-        config.build(bias.Settings, raw)
+        config.build(CONFIG, raw)
 
 
 def test_setups_are_those_of_the_specification():
     raw = {
         "data": {"source": "x.jsonl"},
         "classifier": {"target": "R"},
-        "projection": {"direction": "fit", "toward": "R", "away": "L"},
+        "gradient_constraint": {"direction": "fit", "toward": "R", "away": "L"},
     }
     raw["chain"] = {
         "setups": (
@@ -215,10 +224,7 @@ def test_setups_are_those_of_the_specification():
         ),
         "seeds": (3,),
     }
-    chains = {
-        dict(c.factors)["setup"]: c
-        for c in bias_chains.make(config.build(bias.Settings, raw), 1518)
-    }
+    chains = {dict(c.factors)["setup"]: c for c in make_chains(config.build(CONFIG, raw), 1518)}
     assert all(
         c.workflow.start == "previous"
         and c.workflow.initial == 1518
@@ -232,11 +238,11 @@ def test_setups_are_those_of_the_specification():
     )
     assert chains["accumulate_matched"].workflow.train == 1518
     assert dict(chains["overfit"].fit) == {"epochs": 25.0, "weight_decay": 0.0}
-    assert dict(chains["beam"].sample) == {"decoder": "beam", "beams": 10}
+    assert dict(chains["beam"].sample) == {"decoder": "beam", "num_beams": 10}
     assert dict(chains["nucleus"].sample) == {"decoder": "sample", "top_p": 0.9}
     assert dict(chains["penalty"].sample) == {
         "decoder": "beam",
-        "beams": 5,
+        "num_beams": 5,
         "repetition_penalty": 2.0,
     }
     assert dict(chains["constrained"].fit)["constraint"].gam == 1.0
@@ -246,7 +252,6 @@ def test_setups_are_those_of_the_specification():
 
 
 # ---- tables
-# ------------------------------------------------------------------------------------------------------------
 
 
 def simulated(rng, shift, chains=4, n=200, generations=3):
@@ -267,7 +272,6 @@ def simulated(rng, shift, chains=4, n=200, generations=3):
                         "seed": seed,
                         "generation": g,
                         "id": [str(i) for i in range(n)],
-                        # fmt: skip
                         "label": np.where(hit, "R", "L"),
                         "quality": rng.normal(2, 0.3, n),
                     }
@@ -364,3 +368,15 @@ def test_a_preserved_tenth_is_a_tenth_of_the_real_articles_and_an_eleventh_of_th
     assert row["of_real"] == pytest.approx(0.1001, abs=1e-4) and row["of_mix"] == pytest.approx(
         0.0910, abs=1e-4
     )
+
+
+def test_old_names_of_fields_are_read():
+    raw = {
+        "study": "bias",
+        "data": {"source": "x.jsonl"},
+        "classifier": {"target": "Left"},
+        "chain": {"reading": "paper"},
+        "projection": {"gam": 3.0},
+    }
+    built = config.build(CONFIG, raw)
+    assert built.chain.variant == "paper" and built.gradient_constraint.gam == 3.0

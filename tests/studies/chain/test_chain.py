@@ -15,17 +15,19 @@ import pytest
 
 from jaxloop import cli, config, main
 from jaxloop.runtime.tables import read_parquet
-from jaxloop.studies.chain import prepare
+from jaxloop.studies.chain import cost as chain_cost
+from jaxloop.studies.chain import prepare, report
 from jaxloop.studies.chain import run as chain
-from jaxloop.studies.common import cost, report
+from jaxloop.studies.common import cost, models
+from jaxloop.studies.common.run import PageInputs
 from tests.command import call
 
 
 def settings(place, *assignments):
     raw = config.read_file(str(place / "study.py"))
     return config.build(
-        chain.Settings,
-        config.override(raw, [tuple(a.split("=", 1)) for a in assignments], chain.Settings),
+        chain.CONFIG,
+        config.override(raw, [tuple(a.split("=", 1)) for a in assignments], chain.CONFIG),
     )
 
 
@@ -77,7 +79,7 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     half, whole = "ratio-0.5", "ratio-1"
     assert second == {(half, "human"): 8, (half, "synthetic"): 8, (whole, "synthetic"): 16}
     assert config.build(
-        chain.Settings, json.loads((finished / "config.json").read_text())
+        chain.CONFIG, json.loads((finished / "config.json").read_text())
     ).chain.ratios == (0.5, 1)
     figures = {p.stem for p in (finished / "figures").glob("*.png")}
     assert {"self_bleu", "held_out_loss", "text_length", "finished"} <= figures
@@ -103,12 +105,12 @@ def test_metrics_are_those_of_the_texts_and_of_the_model(place, finished):
 def test_held_out_texts_are_in_no_training_set(place):
     prepared = prepare.prepare(settings(place))
     name = next(iter(prepared.data))
-    assert len(prepared.heldout[name]) == 8 and len(prepared.data[name].texts) == 192
+    assert len(prepared.sources[name].heldout) == 8 and len(prepared.data[name].texts) == 192
     lines = [json.loads(line)["text"] for line in (place / "posts.jsonl").read_text().splitlines()]
-    assert sorted(prepared.heldout[name] + list(prepared.data[name].texts)) == sorted(lines)
+    assert sorted(prepared.sources[name].heldout + list(prepared.data[name].texts)) == sorted(lines)
     other = prepare.prepare(settings(place, "chain.seeds=5,6"))
     assert (
-        other.heldout == prepared.heldout
+        other.sources[name].heldout == prepared.sources[name].heldout
         and other.data[name].fingerprint == prepared.data[name].fingerprint
     )
 
@@ -204,14 +206,13 @@ def test_plan_counts_what_a_run_does_and_writes_nothing(
 def test_planned_work_adds_up_over_models(place):
     one = settings(place, "fit.steps=none", "fit.epochs=2")
     prepared = prepare.prepare(one)
-    alone = cost.work(one, prepared, one.models.pool[0])
+    work, name = chain_cost.workload(one, prepared), one.models.pool[0]
+    alone = cost.costs(work)[name]
     # Per generation: 16 texts in each of two chains; two epochs read each text twice.
-    assert alone.texts == 64 and alone.written == 2 * (8 + 16)
-    assert alone.tokens == pytest.approx(
-        2 * 64 * cost._lengths(one, prepared, one.models.pool[0])[1]
-    )
+    assert alone.train_texts == 64 and alone.generated_texts == 2 * (8 + 16)
+    assert alone.train_tokens == pytest.approx(2 * 64 * cost.lengths(work, name).trained)
     half = [dataclasses.replace(chain, bases=(*chain.bases, "other")) for chain in prepared.chains]
-    assert cost.work(one, prepared._replace(chains=half), one.models.pool[0]).texts == 32
+    assert cost.costs(dataclasses.replace(work, chains=half))[name].train_texts == 32
 
 
 def model_without(place, tmp_path, change):
@@ -361,7 +362,7 @@ def test_refused_models(place, tmp_path, capsys, change, said):
         (["chain.factors.sample.temperature=1,1.5"], 4, {}),
         (["chain.factors.size=16,32", "chain.seeds=0,1,2"], 12, {}),
         (["chain.factors.bases={place}/base"], 2, {}),
-        (["chain.factors.fit.clip=none,1"], 4, {}),
+        (["chain.factors.fit.max_grad_norm=none,1"], 4, {}),
     ],
 )
 def test_every_workflow_and_factor_becomes_chains(place, assignments, count, expected):
@@ -373,9 +374,9 @@ def test_every_workflow_and_factor_becomes_chains(place, assignments, count, exp
 
 def test_the_bases_in_the_box_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in chain.Settings().models.pool:
-        assert (pathlib.Path(prepare.model_path(name)) / "model.safetensors").exists()
-    assert prepare.model_path("../other/model") == "../other/model"
+    for name in chain.CONFIG().models.pool:
+        assert (pathlib.Path(models.model_path(name)) / "model.safetensors").exists()
+    assert models.model_path("../other/model") == "../other/model"
 
 
 def test_several_datasets_are_several_lines(place, tmp_path):
@@ -391,21 +392,22 @@ def test_settings_reach_the_family(place):
     changes = (
         "fit.lora.rank=3",
         "fit.lora.targets=q_proj,v_proj",
-        "fit.clip=none",
+        "fit.max_grad_norm=none",
         "fit.epochs=none",
         "fit.schedule=cosine",
     )
-    s = settings(place, *changes, "run.micro_batch=2")
-    fit, sample = prepare.family_settings(s)
+    s = settings(place, *changes, "run.chains_per_program=2")
+    family, driver = models.family(s.models, s.fit, s.run), prepare.prepare(s).driver
+    fit, sample = driver.fit, driver.sample
     assert (
         fit.lora.rank,
         fit.lora.targets,
-        fit.clip,
+        fit.max_grad_norm,
         fit.steps,
-        fit.chains_at_once,
         fit.schedule,
-    ) == (3, ("q_proj", "v_proj"), 0, 2, 2, "cosine")
-    assert sample.lora == fit.lora and (
+    ) == (3, ("q_proj", "v_proj"), None, 2, "cosine")
+    assert family.train_options.chains_per_program == 2
+    assert family.generate_options.lora == fit.lora and (
         sample.max_new_tokens,
         sample.slots,
         sample.min_p,
@@ -414,7 +416,6 @@ def test_settings_reach_the_family(place):
 
 
 # ---- the report from files alone
-# --------------------------------------------------------------------------------------
 
 
 def written(root, metrics, **options):
@@ -422,12 +423,11 @@ def written(root, metrics, **options):
     common = {
         "title": "t",
         "subtitle": "s",
-        "config": {},
-        "facts": [],
-        "versions": [],
         "failed": {},
     }
-    return report.write(root, **(common | options)).read_text()
+    empty = {"run_info": [], "config": {}, "versions": []}
+    page = PageInputs(**{name: options.pop(name, value) for name, value in empty.items()})
+    return report.write(root, page=page, **(common | options)).read_text()
 
 
 def rows(generations=3, **columns):
@@ -463,7 +463,11 @@ def test_report_names_failures_and_hides_keys(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", fake)
     failed = {"a": {"generation": 2, "reason": f"no answer for {fake}"}}
     page = written(
-        tmp_path, rows(), failed=failed, facts=[("command", f"x --key={fake}")], config={"k": fake}
+        tmp_path,
+        rows(),
+        failed=failed,
+        run_info=[("command", f"x --key={fake}")],
+        config={"k": fake},
     )
     assert (
         fake not in page

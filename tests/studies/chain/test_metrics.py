@@ -14,13 +14,14 @@ from jaxloop import cli, config, main
 from jaxloop.lm import family
 from jaxloop.metrics import distances, lexical
 from jaxloop.metrics.embed import embed
-from jaxloop.recursion.generation import Outcome
+from jaxloop.recursion.family import ModelOutput
 from jaxloop.recursion.sources import sampling_prompts
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.runtime.weights_io import load_tree
 from jaxloop.studies.chain import measure as chain_measure
 from jaxloop.studies.chain import prepare
 from jaxloop.studies.chain import run as chain
+from jaxloop.studies.common import models
 from tests.metrics.server import Server, completion
 
 
@@ -37,7 +38,10 @@ def judged(place, tmp_path_factory):
         f"judge_quality(url='http://127.0.0.1:{port}/v1', model='m', "
         f"cache='{folder / 'replies.sqlite'}')"
     )
-    names = f"text_length,tail_mass(probability=0.0033),distinct_n_by_context(n=1),reference_perplexity,own_perplexity,{judge}"
+    names = (
+        "text_length,tail_mass(probability=0.0033),distinct_n_by_context(n=1),"
+        f"reference_perplexity,own_perplexity,{judge}"
+    )
     words = [
         "jaxloop",
         f"--config={place / 'study.py'}",
@@ -65,8 +69,8 @@ def missing(values):
 def settings(words):
     command = cli.parse(words)
     return config.build(
-        chain.Settings,
-        config.override(config.read_file(command.config), command.overrides, chain.Settings),
+        chain.CONFIG,
+        config.override(config.read_file(command.config), command.overrides, chain.CONFIG),
     )
 
 
@@ -82,7 +86,8 @@ def test_every_input_is_what_it_says(judged):
     words, _, _, run = judged
     given, values = settings(words), table(run)
     prepared = prepare.prepare(given)
-    model, (name,) = prepare.load_model(given, given.models.pool[0]), prepared.data
+    model, (name,) = models.load_model(given.models, given.run, given.models.pool[0]), prepared.data
+    source = prepared.sources[name]
     for one in prepared.chains:
         for g in (0, 1):
             written = read_parquet(run / f"texts/chain={one.id}/generation={g:04d}.parquet")
@@ -92,20 +97,20 @@ def test_every_input_is_what_it_says(judged):
                 for w, texts, prompts in (
                     (weights, written["text"][:8], written["prompt"][:8]),
                     (None, written["text"][:8], written["prompt"][:8]),
-                    (weights, prepared.heldout[name], prepared.heldout_prompts[name]),
+                    (weights, source.heldout, source.heldout_prompts),
                 )
             )
-            nats = np.concatenate(held.token_nats)
+            nats = np.concatenate(held.token_nll)
             assert (
                 values[one.id, g, "tail_mass(probability=0.0033)"]
                 == (nats > -np.log(0.0033)).mean()
             )
             assert 0 < values[one.id, g, "tail_mass(probability=0.0033)"] < 1
             assert values[one.id, g, "own_perplexity"] == pytest.approx(
-                np.exp(own.nats.sum() / own.tokens.sum()), rel=1e-6
+                np.exp(own.nll.sum() / own.tokens.sum()), rel=1e-6
             )
             assert values[one.id, g, "reference_perplexity"] == pytest.approx(
-                np.exp(base.nats.sum() / base.tokens.sum()), rel=1e-6
+                np.exp(base.nll.sum() / base.tokens.sum()), rel=1e-6
             )
             assert (
                 values[one.id, g, "distinct_n_by_context(n=1)"]
@@ -113,7 +118,7 @@ def test_every_input_is_what_it_says(judged):
                     0
                 ]
             )
-    assert set(prepared.heldout_prompts[name]) == set(
+    assert set(source.heldout_prompts) == set(
         sampling_prompts(prepared.chains[0], prepared.data, 0, 0, 3)
     )
 
@@ -130,7 +135,7 @@ def test_only_metrics_fills_in_what_is_missing_and_trains_nothing(judged, tmp_pa
         if path.is_file()
     }
     words = [w if not w.startswith("--workdir") else f"--workdir={copy}" for w in words]
-    for name in ("fit", "sample"):
+    for name in ("fit", "generate"):
         monkeypatch.setattr(family, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
     with Server(lambda body, number: completion("70"), port=port):
         assert cli.guarded(main.main, cli.parse([*words, "--config.only=metrics"])) == 0
@@ -247,7 +252,7 @@ def test_each_chain_is_compared_with_its_own_data_set(two_sets):
     ]
     found = measure(None, 0, outcomes)
     for o in outcomes:
-        human = prepared.human[o.chain.dataset]
+        human = prepared.sources[o.chain.dataset].human
         expected = distances.frechet_distance(embed(o.texts), embed(human))
         assert found[o.chain.id, 0]["frechet_distance"] == pytest.approx(float(expected), rel=1e-5)
     assert (
@@ -258,7 +263,7 @@ def test_each_chain_is_compared_with_its_own_data_set(two_sets):
 
 
 def outcome(chain, texts):
-    return Outcome(
+    return ModelOutput(
         chain,
         0,
         chain.bases[0],

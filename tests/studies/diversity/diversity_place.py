@@ -14,7 +14,7 @@ import numpy as np
 from jaxloop import lm
 from jaxloop.lm.io import bpe
 from jaxloop.lm.io.huggingface import Model
-from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.model.config import ModelConfig, init
 
 NOUNS = (
     "dog cat ship tree king river book lamp coat horse apple field tower wind stone bird".split()
@@ -64,18 +64,18 @@ def write(folder):
             )
     (folder / "qa.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     tokenizer = bpe.train([everything, " ".join(VERBS)], 320)
-    spec = Spec(
+    model_config = ModelConfig(
         "llama",
-        vocab=320,
-        width=16,
-        layers=1,
-        heads=2,
-        kv_heads=2,
-        head_size=8,
-        mlp=32,
-        context=192,
+        vocab_size=320,
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=32,
+        max_seq_len=192,
     )
-    lm.save(Model(spec, init(jax.random.key(0), spec), tokenizer), folder / "base")
+    lm.save(Model(model_config, init(jax.random.key(0), model_config), tokenizer), folder / "base")
     return f'''"""A small diversity study."""
 from ml_collections import ConfigDict
 
@@ -84,16 +84,23 @@ def get_config():
     c.study = "diversity"
     c.title = "Two <small> tasks"
     c.models = ConfigDict(dict(pool=("{folder}/base",)))
-    c.story = ConfigDict(dict(sources=("{folder}/stories.jsonl",), split_column="split", train=24, test=6, outside=("{folder}/stories-test.jsonl",)))
-    c.qa = ConfigDict(dict(source="{folder}/qa.jsonl", split_column="split", per_context=6, train=24, test=6, outside="{folder}/plain.jsonl"))
-    c.generator = ConfigDict(dict(url="URL", served="fake", block=8, versions=3, replaced=(6, 6, 6, 3, 3, 3, 0), topic_sizes=(1, 2, 3, 4, 5, 6, 8), retries=1))
+    c.story = ConfigDict(dict(split_column="split", train=24, test=6))
+    c.story.sources = ("{folder}/stories.jsonl",)
+    c.story.outside = ("{folder}/stories-test.jsonl",)
+    c.qa = ConfigDict(dict(split_column="split", per_context=6, train=24, test=6))
+    c.qa.source = "{folder}/qa.jsonl"
+    c.qa.outside = "{folder}/plain.jsonl"
+    c.generator = ConfigDict(dict(url="URL", served="fake", block=8, versions=3, retries=1))
+    c.generator.replaced = (6, 6, 6, 3, 3, 3, 0)
+    c.generator.topic_sizes = (1, 2, 3, 4, 5, 6, 8)
     c.generator.timeout = 10.0
     c.generated = ConfigDict(dict(levels=(0, 6), ratios=(0.0, 1.0), qa=(12,), story=(12,)))
     c.fixed = ConfigDict(dict(levels=(6,), ratios=(0.5,), qa=(12,), story=(12,)))
-    c.variable = ConfigDict(dict(levels=(0,), ratios=(0.5,), mixing="variable", qa=(6,), story=(6,)))
+    c.variable = ConfigDict(dict(levels=(0,), ratios=(0.5,), qa=(6,), story=(6,)))
+    c.variable.mixing = "variable"
     c.control = ConfigDict(dict(qa=8, story=8, duplicates=(0.0, 1.0), shifts=(0.0, 1.0)))
     c.seeds = (0, 1)
-    c.fit = ConfigDict(dict(steps=2, batch_size=4, max_length=160, length_classes=1))
+    c.fit = ConfigDict(dict(steps=2, batch_size=4, max_length=160, length_buckets=1))
     c.distances = ConfigDict(dict(points=8))
     c.together = 5
     c.run = ConfigDict(dict(keep_compiled=False))

@@ -14,6 +14,7 @@ from jaxloop.lm import family
 from jaxloop.runtime.weights_io import load_tree
 from jaxloop.studies.diversity import cost, prepare
 from jaxloop.studies.diversity import run as diversity
+from jaxloop.studies.diversity.cells import all_cells, experiments
 from tests.command import call
 from tests.studies.diversity import diversity_place as dp
 
@@ -51,15 +52,17 @@ def finished(place):
 def settings(place, *assignments):
     raw = config.read_file(str(place / "study.py"))
     return config.build(
-        diversity.Settings,
-        config.override(raw, [tuple(a.split("=", 1)) for a in assignments], diversity.Settings),
+        diversity.DiversityConfig,
+        config.override(
+            raw, [tuple(a.split("=", 1)) for a in assignments], diversity.DiversityConfig
+        ),
     )
 
 
 def test_a_run_leaves_every_cell_once(place, finished):
     root, _, url = finished
     metrics = pd.read_csv(root / "metrics.csv")
-    cells = prepare.all_cells(settings(place, f"generator.url={url}"))
+    cells = all_cells(settings(place, f"generator.url={url}"))
     # For each task and seed: real alone, D0, D6, half D6, six real with six of D0, and four crossed
     # sets; two losses.
     assert (
@@ -123,7 +126,7 @@ def test_levels_are_what_the_writer_was_asked_for(place, finished):
 
 
 def test_test_losses_are_those_of_the_models(place, finished):
-    """Against scoring each adapter anew, answers alone and everything, by the family's own masks."""
+    """Against scoring each adapter anew, answers alone and everything, by the family's masks."""
     root, _, url = finished
     chosen = settings(place, f"generator.url={url}")
     prepared = prepare.prepare(chosen)
@@ -133,15 +136,11 @@ def test_test_losses_are_those_of_the_models(place, finished):
         weights = load_tree(root / "checkpoints/generation=0000/adapters", f"chain={chain}")
         test = prepared.tables[task].test
         job = family.LossTask(weights, list(test["text"]), prepare.prompts(chosen, task, test))
-        for name, counted in (("test_loss_answer", "response"), ("test_loss_all", "all")):
-            fit = prepare.family_settings(
-                chosen.model_copy(
-                    update={"fit": chosen.fit.model_copy(update={"loss_on": counted})}
-                )
-            )[0]
+        for name, counted in (("test_loss_answer", True), ("test_loss_all", False)):
+            fit = chosen.fit.replace(completion_only=counted)
             result = family.loss(model, [job], fit)[0]
             assert metrics[chain, name] == pytest.approx(
-                result.nats.sum() / result.tokens.sum(), rel=1e-9
+                result.nll.sum() / result.tokens.sum(), rel=1e-9
             )
     assert metrics["story-real-r12-g0-s0", "test_loss_all"] == pytest.approx(np.log(320), abs=0.3)
 
@@ -244,7 +243,9 @@ def test_the_plan_counts(place, capsys, monkeypatch):
 @pytest.mark.slow
 def test_a_plan_measures_this_device(place):
     chosen = settings(place, "generator.url=http://localhost:1/v1")
-    assert 1e7 < cost.measured(chosen, config.Fit(batch_size=8, steps=16, max_length=64)) < 1e16
+    assert (
+        1e7 < cost.measured(chosen, config.FitConfig(batch_size=8, steps=16, max_length=64)) < 1e16
+    )
 
 
 OFF = ("--config.fixed.levels=", "--config.variable.levels=")
@@ -374,13 +375,11 @@ def test_an_endpoint_that_gives_nothing_is_one_sentence(place, tmp_path, capsys,
 
 def test_experiments_share_cells(place):
     chosen = settings(place, "generator.url=http://localhost:1/v1", "fixed.ratios=0,0.5,1")
-    found = prepare.experiments(chosen)
+    found = experiments(chosen)
     both = set(found["generated"]) & set(found["fixed"])
-    assert {cell.level for cell in both} == {None, 6} and len(
-        prepare.all_cells(chosen)
-    ) == 2 * 2 * 9
+    assert {cell.level for cell in both} == {None, 6} and len(all_cells(chosen)) == 2 * 2 * 9
 
 
 def test_fields_of_the_config_are_documented():
-    table = config.reference(diversity.Settings)
+    table = config.reference(diversity.DiversityConfig)
     assert "None |" not in table and table.count("\n") > 90

@@ -12,11 +12,14 @@ from statsmodels.stats.outliers_influence import variance_inflation_factor
 from jaxloop import config
 from jaxloop.data import stories
 from jaxloop.lm import family
+from jaxloop.lm.io import config_json
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.runtime.signals import Stop, Stopped
-from jaxloop.studies.diversity import cost, generate, measure, prepare
+from jaxloop.studies.common import published_models
+from jaxloop.studies.diversity import cost, generate, measure, prepare, writers
 from jaxloop.studies.diversity import run as diversity
 from jaxloop.studies.diversity import sets as diversity_sets
+from jaxloop.studies.diversity.cells import experiments
 from jaxloop.studies.diversity.sets import COLUMNS
 from tests.studies.diversity import diversity_place as dp
 
@@ -26,8 +29,10 @@ PAPER = Path(__file__).resolve().parents[3] / "configs/diversity.py"
 def paper(*assignments):
     raw = config.read_file(str(PAPER))
     return config.build(
-        diversity.Settings,
-        config.override(raw, [tuple(a.split("=", 1)) for a in assignments], diversity.Settings),
+        diversity.DiversityConfig,
+        config.override(
+            raw, [tuple(a.split("=", 1)) for a in assignments], diversity.DiversityConfig
+        ),
     )
 
 
@@ -153,7 +158,7 @@ class Counting:
 
 
 def desk(root, counting, stop=None, block=4):
-    return generate.Desk(root, generate.Writer("w", counting.write), block, 3, stop or Stop())
+    return writers.ReplyStore(root, writers.Writer("w", counting.write), block, 3, stop or Stop())
 
 
 def test_a_stopped_generation_goes_on_with_the_next_block(tmp_path):
@@ -225,15 +230,15 @@ def test_a_local_writer_is_adapted_once_and_writes_a_row_alike_in_any_block(tmp_
     )
     text = dp.write(tmp_path).replace('url="URL"', writer.format(tmp_path / "base"))
     (tmp_path / "study.py").write_text(text)
-    settings = config.build(diversity.Settings, config.read_file(str(tmp_path / "study.py")))
+    settings = config.build(diversity.DiversityConfig, config.read_file(str(tmp_path / "study.py")))
     texts = [f"The dog {i} ran." for i in range(6)]
     root = tmp_path / "run"
-    first = generate.model_writer(settings, root, "story", lambda: (texts, ["dog"] * 6))
+    first = writers.model_writer(settings, root, "story", lambda: (texts, ["dog"] * 6))
     whole = first.write([1, 2, 3], ["dog", "cat", "dog"])
     assert len(set(whole)) == 3 and first.write([3], ["dog"]) == whole[2:]
-    again = generate.model_writer(settings, root, "story", lambda: pytest.fail("was adapted again"))
+    again = writers.model_writer(settings, root, "story", lambda: pytest.fail("was adapted again"))
     assert again.write([1, 2, 3], ["dog", "cat", "dog"]) == whole
-    plain = generate.model_writer(
+    plain = writers.model_writer(
         settings.model_copy(
             update={"generator": settings.generator.model_copy(update={"adapt": 0.0})}
         ),
@@ -250,7 +255,7 @@ def test_a_writer_that_only_continues_is_given_the_first_words_of_stories(tmp_pa
     """
     asked = []
 
-    def sample(model, jobs, settings):
+    def fake_generate(model, jobs, settings, options):
         asked.extend(jobs[0].prompts)
         return [
             SimpleNamespace(
@@ -263,7 +268,7 @@ def test_a_writer_that_only_continues_is_given_the_first_words_of_stories(tmp_pa
             )
         ]
 
-    monkeypatch.setattr(family, "sample", sample)
+    monkeypatch.setattr(family, "generate", fake_generate)
     writer = (
         'model="{}", story="model", qa="control", seeds=0, topics="openings", opening_words=4, '
         'story_prompt="{{topic}}"'
@@ -272,7 +277,7 @@ def test_a_writer_that_only_continues_is_given_the_first_words_of_stories(tmp_pa
         dp.write(tmp_path).replace('url="URL"', writer.format(tmp_path / "base"))
     )
     (tmp_path / "plain.jsonl").write_text('{"question": "How many?", "answer": "One."}\n' * 20)
-    settings = config.build(diversity.Settings, config.read_file(str(tmp_path / "study.py")))
+    settings = config.build(diversity.DiversityConfig, config.read_file(str(tmp_path / "study.py")))
     prepared = prepare.prepare(settings)
     made = generate._stories(
         settings, prepared.tables["story"], tmp_path / "run", {0: 12, 6: 12}, Stop(), words_of
@@ -327,7 +332,10 @@ def test_openings_leave_something_of_the_first_sentence(text, words, expected):
 )
 def test_shapes_of_the_papers_models(name, parameters):
     """Against the parameter counts that the models are published with."""
-    assert count_parameters(cost.known_specs()[name]) == parameters
+    assert (
+        count_parameters(config_json.parse_config(published_models.PUBLISHED[name].config))
+        == parameters
+    )
 
 
 def test_the_paper_scale_config_is_the_papers():
@@ -345,7 +353,7 @@ def test_the_paper_scale_config_is_the_papers():
         1e-4,
         3,
     )
-    cells = prepare.experiments(settings)
+    cells = experiments(settings)
     assert {cell.counts.generated for cell in cells["variable"] if cell.task == "qa"} == {
         0,
         551,
@@ -375,5 +383,5 @@ def test_a_model_that_is_nowhere_is_refused_by_the_plan():
     with pytest.raises(
         ValueError, match="'nobody/nothing' is neither a directory here nor reachable on the hub"
     ):
-        cost.spec_of(settings, "nobody/nothing")
-    assert dataclasses.is_dataclass(cost.spec_of(settings, "meta-llama/Llama-3.1-8B")[0])
+        cost.model_config_of(settings, "nobody/nothing")
+    assert dataclasses.is_dataclass(cost.model_config_of(settings, "meta-llama/Llama-3.1-8B")[0])

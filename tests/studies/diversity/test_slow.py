@@ -17,10 +17,11 @@ import pandas as pd
 import pytest
 
 from jaxloop import cli, lm, main
+from jaxloop.lm.io import config_json
 from jaxloop.lm.io import tokenizer as tokenize
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.model.config import init
-from jaxloop.studies.diversity import cost
+from jaxloop.studies.common import published_models
 from tests.studies.diversity import diversity_place as dp
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,18 +33,18 @@ def narrow(name, folder, tokenizer):
     """A random model of the paper's architecture: its norms, positions, heads in groups, biases and
     ties, a small width and vocabulary.
     """
-    whole = cost.known_specs()[name]
+    whole = config_json.parse_config(published_models.PUBLISHED[name].config)
     group = whole.heads // whole.kv_heads
     small = dataclasses.replace(
         whole,
-        vocab=tokenizer.vocab_size,
-        width=32,
-        layers=2,
-        heads=4,
-        kv_heads=max(1, 4 // group),
-        head_size=8,
-        mlp=64,
-        context=min(whole.context, 1024),
+        vocab_size=tokenizer.vocab_size,
+        d_model=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=max(1, 4 // group),
+        head_dim=8,
+        d_ff=64,
+        max_seq_len=min(whole.max_seq_len, 1024),
     )
     lm.save(Model(small, init(jax.random.key(0), small, jnp.bfloat16), tokenizer), folder / name)
     return str(folder / name)
@@ -60,14 +61,42 @@ def test_the_paper_scale_config_with_narrow_models_and_few_records(tmp_path, cap
     answers = dp.Answers()
     with dp.endpoint(answers) as url:
         given = {
-            "models.pool": ",".join(paths.values()), "generator.url": url, "generator.versions": 2, "generator.replaced": "6,5,4,3,2,1,0",
-            "generator.topic_sizes": "1,2,3,4,5,6,8", "story.sources": f"{tmp_path}/stories.jsonl", "story.split_column": "split", "story.train": 24,
-            "story.test": 6, "qa.source": f"{tmp_path}/qa.jsonl", "qa.split_column": "split", "qa.per_context": 6, "qa.train": 24, "qa.test": 6,
-            "fit.max_length": 160, "fit.batch_size": 4, "distances.embedder": "none", "distances.points": 12, "seeds": "0", "run.keep_compiled": "false",
-            "generated.models": three, "fixed.models": three, "variable.models": three, "sizes.models": ",".join(list(paths.values())[:2]),
-            "architectures.models": others, "generated.qa": 12, "generated.story": 12, "fixed.qa": 12, "fixed.story": 12, "variable.qa": 2,
-            "variable.story": 2, "sizes.qa": "6,12", "sizes.story": "6,12", "architectures.qa": 12, "architectures.story": 12,
-        }  # fmt: skip
+            "models.pool": ",".join(paths.values()),
+            "generator.url": url,
+            "generator.versions": 2,
+            "generator.replaced": "6,5,4,3,2,1,0",
+            "generator.topic_sizes": "1,2,3,4,5,6,8",
+            "story.sources": f"{tmp_path}/stories.jsonl",
+            "story.split_column": "split",
+            "story.train": 24,
+            "story.test": 6,
+            "qa.source": f"{tmp_path}/qa.jsonl",
+            "qa.split_column": "split",
+            "qa.per_context": 6,
+            "qa.train": 24,
+            "qa.test": 6,
+            "fit.max_length": 160,
+            "fit.batch_size": 4,
+            "distances.embedder": "none",
+            "distances.points": 12,
+            "seeds": "0",
+            "run.keep_compiled": "false",
+            "generated.models": three,
+            "fixed.models": three,
+            "variable.models": three,
+            "sizes.models": ",".join(list(paths.values())[:2]),
+            "architectures.models": others,
+            "generated.qa": 12,
+            "generated.story": 12,
+            "fixed.qa": 12,
+            "fixed.story": 12,
+            "variable.qa": 2,
+            "variable.story": 2,
+            "sizes.qa": "6,12",
+            "sizes.story": "6,12",
+            "architectures.qa": 12,
+            "architectures.story": 12,
+        }
         words = [f"--config.{name}={value}" for name, value in given.items()]
         command = [
             "jaxloop",

@@ -140,7 +140,6 @@ def test_the_papers_tables():
 
 
 # ---- theory
-# -----------------------------------------------------------------------------------------------------------
 
 
 def study(
@@ -151,7 +150,7 @@ def study(
     grid=9,
 ):
     """(settings, something prepared) of a study whose data are never read."""
-    s = entities.Settings(
+    s = entities.CONFIG(
         entities=names,
         tasks={n: {"task": "qa"} for n in names},
         exchange={"mixing": mixing, "initial_beta": initial_beta},
@@ -267,9 +266,11 @@ def test_alpha_one_is_one_setting_where_generation_zero_is_shared():
 
 
 def test_figures_of_settings_that_are_lists():
-    listed = lambda table: table.assign(
-        alpha=table["alpha"].map({0.0: "[0, 0]", 0.5: "[0, 0.5]", 1.0: "[0, 1]"})
-    )
+    def listed(table):
+        return table.assign(
+            alpha=table["alpha"].map({0.0: "[0, 0]", 0.5: "[0, 0.5]", 1.0: "[0, 1]"})
+        )
+
     losses, similarity = listed(made_up(seeds=2)), listed(alike(made_up(seeds=2)))
     chains = entities_effects.by_chain(losses, similarity, NAMES)
     summary = entities_effects.summary(entities_effects.effects(chains, 2))

@@ -1,5 +1,6 @@
-"""The multi-entity study on files: who reads whom, down to the letter; measures; the command line."""
+"""The multi-entity study on files: who reads whom, to the letter; measures; the command line."""
 
+import dataclasses
 import json
 import re
 
@@ -11,15 +12,18 @@ import pytest
 from jaxloop import config, lm
 from jaxloop.lm.io import bpe
 from jaxloop.lm.io.huggingface import Model
-from jaxloop.lm.model.config import Spec, init
+from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.main import main
 from jaxloop.runtime import tables
-from jaxloop.studies.chain import prepare as chain_setup
+from jaxloop.studies.common import models as base_models
 from jaxloop.studies.multi_entity import measure
 from jaxloop.studies.multi_entity import prepare as entities_setup
 from jaxloop.studies.multi_entity import run as entities
 
-WORDS = "the array of a function returns values shape matches input unless axis is given and result masked where data type float order copy view".split()
+WORDS = (
+    "the array of a function returns values shape matches input unless axis is given and result "
+    "masked where data type float order copy view"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,10 @@ def folder(tmp_path_factory):
     """Question files one, two and other, a public file of texts, and a random one-layer model."""
     place = tmp_path_factory.mktemp("entities")
     rng = np.random.default_rng(0)
-    sentence = lambda low, high: " ".join(rng.choice(WORDS, rng.integers(low, high)))
+
+    def sentence(low, high):
+        return " ".join(rng.choice(WORDS, rng.integers(low, high)))
+
     everything = []
     for name in ("one", "two", "other"):
         rows = [
@@ -42,11 +49,21 @@ def folder(tmp_path_factory):
         everything += [row["question"] + " " + row["answer"] for row in rows]
     texts = [sentence(8, 16) for _ in range(60)]
     (place / "public.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
-    spec = Spec(
-        "llama", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64
+    model_config = ModelConfig(
+        "llama",
+        vocab_size=300,
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=32,
+        max_seq_len=64,
     )
     lm.save(
-        Model(spec, init(jax.random.key(0), spec), bpe.train(everything + texts, 300)),
+        Model(
+            model_config, init(jax.random.key(0), model_config), bpe.train(everything + texts, 300)
+        ),
         place / "base",
     )
     return place
@@ -78,7 +95,7 @@ def settings(folder, *assignments, **sections):
             "batch_size": 8,
             "max_length": 32,
             "learning_rate": 5e-2,
-            "length_classes": 1,
+            "length_buckets": 1,
             "warmup_steps": 1,
         },
         "sample": {"max_new_tokens": 8, "max_prompt": 16, "slots": 8},
@@ -89,7 +106,7 @@ def settings(folder, *assignments, **sections):
     for name, value in sections.items():
         raw[name] = {**raw[name], **value} if isinstance(value, dict) and name != "tasks" else value
     pairs = [a.split("=", 1) for a in assignments]
-    return config.build(entities.Settings, config.override(raw, pairs, entities.Settings))
+    return config.build(entities.CONFIG, config.override(raw, pairs, entities.CONFIG))
 
 
 def ran(folder, root, *assignments, **sections):
@@ -120,7 +137,6 @@ def losses_of(metrics, alpha, entity):
 
 
 # ---- who reads whom
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +168,7 @@ def test_one_entity_is_a_chain_of_its_own_text_for_text(folder, tmp_path):
     from jaxloop.core.keys import chain_key, phase_key
     from jaxloop.lm import family
     from jaxloop.recursion import workflow as wf
+    from jaxloop.recursion.plan import index_plan, on_host
     from jaxloop.recursion.sources import human_stream, sampling_prompts
 
     one = {"one": {"task": "qa", "source": f"{folder}/one.jsonl", "prompt": "{question}:"}}
@@ -160,16 +177,19 @@ def test_one_entity_is_a_chain_of_its_own_text_for_text(folder, tmp_path):
     assert entities.run(s, tmp_path / "run") == 0
     chain, data = prepared.chains[0], prepared.data
     model, fit, sample = (
-        chain_setup.load_model(s, s.models.pool[0]),
+        base_models.load_model(s.models, s.run, s.models.pool[0]),
         prepared.driver.fit,
         prepared.driver.sample,
     )
+    options = dataclasses.replace(
+        base_models.generate_options(s.fit), prompt_len=s.sample.max_prompt
+    )
     written, weights = [], None
     for generation in range(3):
-        plan = wf.on_host(wf.plan(chain.workflow, chain_key(0), generation, generations=3))
+        plan = on_host(index_plan(chain.workflow, chain_key(0), generation, generations=3))
         stream = human_stream(chain, data, 3)
         texts, prompts = [], []
-        for source, born, index in zip(plan.source, plan.generation, plan.index, strict=True):
+        for source, born, index in zip(plan.source, plan.generation, plan.position, strict=True):
             if source == wf.SYNTHETIC:
                 prompt, text = written[born][index]
             else:
@@ -180,13 +200,12 @@ def test_one_entity_is_a_chain_of_its_own_text_for_text(folder, tmp_path):
             texts.append(text)
             prompts.append(prompt)
         key = jax.random.fold_in(phase_key(chain_key(0), generation, "fit"), 0)
-        weights = family.fit(model, [family.FitTask(key, texts, prompts, None, weights)], fit)[
-            0
-        ].weights
+        task = family.FitTask(key, texts, prompts, None, weights)
+        weights = family.fit(model, [task], fit, base_models.train_options(s.run))[0].weights
         asked = sampling_prompts(chain, data, generation, 0, 10)
         key = jax.random.fold_in(phase_key(chain_key(0), generation, "sample"), 0)
-        said = family.sample(
-            model, [family.SampleTask(key, weights, asked, np.arange(10))], sample
+        said = family.generate(
+            model, [family.GenerateTask(key, weights, asked, np.arange(10))], sample, options
         )[0].texts
         written.append(list(zip(asked, said, strict=True)))
         table = tables.read_parquet(
@@ -206,10 +225,28 @@ def test_one_entity_is_a_chain_of_its_own_text_for_text(folder, tmp_path):
 
 @pytest.mark.slow
 def test_entities_with_bases_of_their_own_and_full_fine_tuning(folder, tmp_path):
-    spec = Spec("gpt2", vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=32, context=64, norm="layer", activation="gelu_new", gated=False,
-                positions="learned", qkv_bias=True, o_bias=True, mlp_bias=True)  # fmt: skip
+    model_config = ModelConfig(
+        "gpt2",
+        vocab_size=300,
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=32,
+        max_seq_len=64,
+        norm="layer",
+        activation="gelu_new",
+        gated=False,
+        positions="learned",
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+    )
     tokenizer = lm.load(folder / "base").tokenizer
-    lm.save(Model(spec, init(jax.random.key(1), spec), tokenizer), tmp_path / "other")
+    lm.save(
+        Model(model_config, init(jax.random.key(1), model_config), tokenizer), tmp_path / "other"
+    )
     pool = (str(folder / "base"), str(tmp_path / "other"))
     texts, metrics = ran(
         folder,
@@ -228,7 +265,6 @@ def test_entities_with_bases_of_their_own_and_full_fine_tuning(folder, tmp_path)
 
 
 # ---- measures
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
@@ -239,7 +275,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
     from jaxloop.metrics import embed
     from jaxloop.runtime import weights_io
 
-    def letters(texts, model=None, **_):
+    def letters(texts, *_, **__):
         """An encoder that costs nothing: counts of letters."""
         return np.array([[t.count(c) + 0.1 for c in "aeiou rstn"] for t in texts], np.float32)
 
@@ -262,7 +298,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
     weights = weights_io.load_tree(
         tmp_path / "run", f"checkpoints/generation=0002/adapters/chain={chain.id},entity=1"
     )
-    model = chain_setup.load_model(s, s.models.pool[0])
+    model = base_models.load_model(s.models, s.run, s.models.pool[0])
     for name, (some, prompts) in prepared.tests.items():
         result = family.loss(model, [family.LossTask(weights, some, prompts)], prepared.driver.fit)[
             0
@@ -273,7 +309,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
             & (metrics.generation == 2)
             & (metrics.metric == f"task_loss(task={name})")
         ]
-        np.testing.assert_allclose(found.value, result.nats.sum() / result.tokens.sum(), rtol=1e-5)
+        np.testing.assert_allclose(found.value, result.nll.sum() / result.tokens.sum(), rtol=1e-5)
     assert sorted(p.name for p in (tmp_path / "run/similarity").iterdir()) == [
         "generation=0000.parquet",
         "generation=0002.parquet",
@@ -344,7 +380,6 @@ def test_equal_tasks_are_done_once_and_others_are_not(folder):
 
 
 # ---- settings
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_weights_mixing_and_changing_settings_become_chains(folder):
@@ -515,7 +550,7 @@ def get_config():
 
 def test_the_config_is_the_papers():
     raw = config.read_file("configs/multi_entity.py")
-    s = config.build(entities.Settings, raw)
+    s = config.build(entities.CONFIG, raw)
     assert (
         s.exchange.size,
         s.fit.steps,
@@ -530,9 +565,9 @@ def test_the_config_is_the_papers():
         and s.fit.warmup_steps == int(np.ceil(0.025 * 100))
     )
     assert config.build(
-        entities.Settings, config.read_file("configs/multi_entity.py:three")
+        entities.CONFIG, config.read_file("configs/multi_entity.py:three")
     ).entities == ("sciq", "gsm8k", "arc")
-    tiny = config.build(entities.Settings, config.read_file("configs/multi_entity.py:tiny"))
+    tiny = config.build(entities.CONFIG, config.read_file("configs/multi_entity.py:tiny"))
     assert (
         len(tiny.entities) == 3
         and len(entities_setup.weights_of(tiny)) == 9
@@ -556,7 +591,7 @@ def test_plan_counts_and_measures(folder):
     [("paper", "331.2", 270), ("three", "331.2", 405), ("llama", "1,235.8", 270)],
 )
 def test_plan_at_full_scale_needs_neither_models_nor_data(scale, millions, models):
-    s = config.build(entities.Settings, config.read_file(f"configs/multi_entity.py:{scale}"))
+    s = config.build(entities.CONFIG, config.read_file(f"configs/multi_entity.py:{scale}"))
     rows = dict(entities.plan(s))
     assert (
         rows["models"].startswith(f"{models // 15} in every generation, {models} in all")

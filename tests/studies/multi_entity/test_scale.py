@@ -20,11 +20,14 @@ from jaxloop import config, lm
 from jaxloop.lm.io import bpe, config_json
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.model.config import init
+from jaxloop.studies.common.published_models import PUBLISHED
 from jaxloop.studies.multi_entity import run as entities
-from jaxloop.studies.multi_entity.cost import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[3]
-WORDS = "water energy cell light plants force heat how many does have left each total cost minutes she he they why which of the a is are".split()
+WORDS = (
+    "water energy cell light plants force heat how many does have left each total cost minutes "
+    "she he they why which of the a is are"
+).split()
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
@@ -34,7 +37,9 @@ def folder(tmp_path_factory):
     columns and two layers, random weights.
     """
     place, rng = tmp_path_factory.mktemp("scale"), np.random.default_rng(0)
-    say = lambda low, high: " ".join(rng.choice(WORDS, rng.integers(low, high)))
+
+    def say(low, high):
+        return " ".join(rng.choice(WORDS, rng.integers(low, high)))
 
     def write(name, row, count=60):
         rows = [
@@ -66,7 +71,7 @@ def folder(tmp_path_factory):
     tokenizer = bpe.train(
         [say(5, 30) for _ in range(300)] + ["Question: Answer: #### 0123456789"], 320
     )
-    opt, llama = PUBLISHED["facebook/opt-350m"], PUBLISHED["meta-llama/Llama-3.2-1B"]
+    opt, llama = PUBLISHED["opt-350m"].config, PUBLISHED["Llama-3.2-1B"].config
     heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 4}
     narrow = {
         "opt": opt
@@ -87,8 +92,8 @@ def folder(tmp_path_factory):
         },
     }
     for i, (name, about) in enumerate(narrow.items()):
-        spec = config_json.spec_of(about | dict(num_hidden_layers=2))
-        lm.save(Model(spec, init(jax.random.key(i), spec), tokenizer), place / name)
+        model_config = config_json.parse_config(about | dict(num_hidden_layers=2))
+        lm.save(Model(model_config, init(jax.random.key(i), model_config), tokenizer), place / name)
     return place
 
 
@@ -122,7 +127,7 @@ def changes(folder, scale):
 def test_the_papers_configs_run_on_random_models_of_reduced_width(folder, tmp_path, scale):
     raw = config.read_file(f"configs/multi_entity.py:{scale}")
     pairs = [(name, str(value)) for name, value in changes(folder, scale).items()]
-    s = config.build(entities.Settings, config.override(raw, pairs, entities.Settings))
+    s = config.build(entities.CONFIG, config.override(raw, pairs, entities.CONFIG))
     assert s.fit.dtype == "bfloat16" and s.fit.mode == "full"
     assert entities.run(s, tmp_path / "run") == 0
     metrics = pd.read_csv(tmp_path / "run/metrics.csv")

@@ -11,8 +11,8 @@ import numpy as np
 from jaxloop import config, lm
 from jaxloop.lm.io import bpe
 from jaxloop.lm.io.huggingface import Model
-from jaxloop.lm.model.config import Spec, init
-from jaxloop.studies.recursive_loops.config import Settings
+from jaxloop.lm.model.config import ModelConfig, init
+from jaxloop.studies.recursive_loops.config import LoopsConfig
 
 CATS = "cat kitten purr whisker fish sofa nap claw basket tail window mouse".split()
 STARS = "star orbit planet comet moon telescope gravity dust nebula light rocket sun".split()
@@ -36,18 +36,20 @@ def build(folder: Path, count: int = 240) -> Path:
         )
     tokenizer = bpe.train([row["text"] for row in posts(count)], 300)
     for i, base in enumerate(("base", "second")):
-        spec = Spec(
+        model_config = ModelConfig(
             "llama",
-            vocab=300,
-            width=16,
-            layers=1,
-            heads=2,
-            kv_heads=2,
-            head_size=8,
-            mlp=32,
-            context=64,
+            vocab_size=300,
+            d_model=16,
+            num_layers=1,
+            num_heads=2,
+            num_kv_heads=2,
+            head_dim=8,
+            d_ff=32,
+            max_seq_len=64,
         )
-        lm.save(Model(spec, init(jax.random.key(i), spec), tokenizer), folder / base)
+        lm.save(
+            Model(model_config, init(jax.random.key(i), model_config), tokenizer), folder / base
+        )
     return folder
 
 
@@ -60,7 +62,7 @@ def raw(folder: Path, **changes) -> dict:
         "domains": {"posts": {"source": [f"{folder}/posts.jsonl"], "instruction": "Go."}},
         "models": {"pool": [f"{folder}/base"]},
         "chain": {"generations": 2, "size": 16, "ratios": [0.5], "seeds": [0], "eval_texts": 8},
-        "fit": {"steps": 2, "epochs": None, "batch_size": 4, "max_length": 48, "length_classes": 1},
+        "fit": {"steps": 2, "epochs": None, "batch_size": 4, "max_length": 48, "length_buckets": 1},
         "sample": {"max_new_tokens": 8, "slots": 8},
         "run": {"keep_compiled": False},
         "metrics": ["cosine_diversity", "lexical_diversity", "text_length"],
@@ -74,8 +76,8 @@ def raw(folder: Path, **changes) -> dict:
     return base
 
 
-def settings(folder: Path, **changes) -> Settings:
-    return config.build(Settings, raw(folder, **changes))
+def settings(folder: Path, **changes) -> LoopsConfig:
+    return config.build(LoopsConfig, raw(folder, **changes))
 
 
 def write(path: Path, given: dict) -> Path:

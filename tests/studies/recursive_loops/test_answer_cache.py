@@ -42,7 +42,7 @@ def test_each_text_is_asked_once_and_answers_come_back_exactly(tmp_path):
 def test_a_kill_loses_one_batch(tmp_path):
     code = """
 import os, signal, sys
-from jaxloop.data.annotation import remembered
+from jaxloop.studies.recursive_loops.data.answer_cache import remembered
 calls = []
 def judge(texts):
     calls.append(1)

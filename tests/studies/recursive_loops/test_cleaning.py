@@ -273,7 +273,10 @@ def test_every_choice_between_paper_and_code_of_the_tweets(tmp_path):
         {"tweet": None, "date": "2019-01-01", "user": "u"},
     ]
     path = write(tmp_path / "tweets.jsonl", rows)
-    every = lambda batch: [True] * len(batch)  # noqa: E731
+
+    def every(batch):
+        return [True] * len(batch)
+
     out, report = dataset("100M_tweets", source=path, is_english=every, presample=None)
     assert texts(out) == [body(30), body(30)] and out[0] == {
         "text": body(30),
@@ -392,7 +395,10 @@ def test_sources_splits_and_columns(tmp_path, monkeypatch):
         write(tmp_path / f"{i}.jsonl", [{"post": body(30, f" {i}"), "when": "2019-02-02"}])
         for i in range(2)
     ]
-    every = lambda batch: [True] * len(batch)  # noqa: E731
+
+    def every(batch):
+        return [True] * len(batch)
+
     out, _ = dataset(
         "100M_tweets",
         source=files,

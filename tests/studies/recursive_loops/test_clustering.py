@@ -12,8 +12,9 @@ from scipy.spatial.distance import cdist
 from sklearn import cluster, mixture
 from sklearn.metrics import adjusted_rand_score, jaccard_score
 
-from jaxloop.studies.recursive_loops.data import clustering
-from jaxloop.studies.recursive_loops.data.clustering import NOISE, Cluster, Configuration, Method
+from jaxloop.studies.recursive_loops.data import cluster_choice, clustering
+from jaxloop.studies.recursive_loops.data.cluster_choice import Cluster
+from jaxloop.studies.recursive_loops.data.clustering import NOISE, Configuration, Method
 
 RNG = np.random.default_rng(0)
 CENTERS = np.array([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0], [6.0, 6.0]])
@@ -131,7 +132,10 @@ def test_without_any_cluster_all_rows_are_noise():
             clustering.nearest_labels(POINTS, np.full(50, NOISE, np.int32), noise) == NOISE
         ).all()
     assert clustering.centroids(POINTS, np.full(400, NOISE, np.int32)).shape == (0, 2)
-    assert clustering.select("c", np.full(400, NOISE, np.int32), np.zeros((0, 2)), min_size=5) == []
+    assert (
+        cluster_choice.select("c", np.full(400, NOISE, np.int32), np.zeros((0, 2)), min_size=5)
+        == []
+    )
 
 
 def test_centroids():
@@ -151,7 +155,7 @@ def random_labels(seed, sizes):
 
 
 def far_order(first, others, centers, sizes, least):
-    """The far merge as the specification tells it, in sets and loops."""
+    """The far merge of the paper's code, written with sets and loops."""
     taken, left = [first], set(others)
     while sum(sizes[k] for k in taken) < least:
         taken.append(
@@ -168,7 +172,7 @@ def test_selection_follows_the_code_of_the_paper(seed):
     labels = random_labels(seed, sizes)
     centers = draw.normal(size=(len(sizes) - 1, 2))
     sizes = sizes[1:]
-    found = clustering.select("some", labels, centers, min_size=1000, count=10, seed=seed)
+    found = cluster_choice.select("some", labels, centers, min_size=1000, count=10, seed=seed)
     direct = [c for c in found if c.kind == "direct"]
     assert sorted(c.labels for c in direct) == [(42,), (43,)], "strictly more than min_size"
     merged = found[2:]
@@ -188,17 +192,21 @@ def test_selection_follows_the_code_of_the_paper(seed):
     # It stops at ten clusters, or when what is left is too little for one more.
     assert len(found) == 10 or sizes[list(left)].sum() < 1000
     for c in found:
-        assert len(clustering.members(c, labels)) == c.size
-    assert found == clustering.select("some", labels, centers, min_size=1000, count=10, seed=seed)
-    assert found != clustering.select("other", labels, centers, min_size=1000, count=10, seed=seed)
+        assert len(cluster_choice.members(c, labels)) == c.size
+    assert found == cluster_choice.select(
+        "some", labels, centers, min_size=1000, count=10, seed=seed
+    )
+    assert found != cluster_choice.select(
+        "other", labels, centers, min_size=1000, count=10, seed=seed
+    )
 
 
 def test_ten_of_many_large_clusters_are_drawn_without_merging():
     labels = random_labels(0, [5] + [50] * 30)
-    found = clustering.select("c", labels, np.zeros((30, 2)), min_size=49)
+    found = cluster_choice.select("c", labels, np.zeros((30, 2)), min_size=49)
     assert len(found) == 10 and {c.kind for c in found} == {"direct"}
     assert len({c.labels for c in found}) == 10
-    assert {c.kind for c in clustering.select("c", labels, np.zeros((30, 2)), min_size=50)} == {
+    assert {c.kind for c in cluster_choice.select("c", labels, np.zeros((30, 2)), min_size=50)} == {
         "far",
         "random",
     }
@@ -207,8 +215,8 @@ def test_ten_of_many_large_clusters_are_drawn_without_merging():
 def test_final_sample_is_pythons_with_seed_42():
     clusters = [Cluster("c", "direct", (i,), 10) for i in range(500)]
     random.seed(42)
-    assert clustering.final_sample(clusters) == random.sample(clusters, 200)
-    assert clustering.final_sample(clusters[:5]) == clusters[:5]
+    assert cluster_choice.final_sample(clusters) == random.sample(clusters, 200)
+    assert cluster_choice.final_sample(clusters[:5]) == clusters[:5]
 
 
 def test_jaccard_equals_scikit_learn():
@@ -219,15 +227,15 @@ def test_jaccard_equals_scikit_learn():
         Cluster("a", "direct", (1,), 50),
         Cluster("b", "far", (1, 2), 80),
     ]
-    overlap = clustering.jaccard(clusters, labels)
+    overlap = cluster_choice.jaccard(clusters, labels)
     masks = [np.isin(labels[c.clustering], c.labels) for c in clusters]
     expected = [[jaccard_score(a, b) for b in masks] for a in masks]
     np.testing.assert_allclose(overlap, expected, rtol=1e-14)
-    summary = clustering.overlap_summary(overlap)
+    summary = cluster_choice.overlap_summary(overlap)
     assert summary["pairs"] == 6 and summary["largest"] == max(
         overlap[i, j] for i in range(4) for j in range(i)
     )
-    assert clustering.overlap_summary(np.ones((1, 1)))["pairs"] == 0
+    assert cluster_choice.overlap_summary(np.ones((1, 1)))["pairs"] == 0
 
 
 FEW = (
@@ -376,16 +384,16 @@ def test_clusters_too_small_for_a_chain_are_refused(tmp_path, plain_projection):
     names = clustering.cluster_all(
         EMBEDDINGS, tmp_path, clustering.configurations(FEW, (0.01,)), fit_rows=300
     )
-    clusters = clustering.select_all(tmp_path, names, min_size=60, needed=60)
+    clusters = cluster_choice.select_all(tmp_path, names, min_size=60, needed=60)
     assert len(clusters) == 16 and min(c.size for c in clusters) >= 60
     assert len({c.name for c in clusters}) == 16
     with pytest.raises(ValueError, match="clusters.min_size = 60: a chain needs 70500 human texts"):
-        clustering.select_all(tmp_path, names, min_size=60, needed=70_500)
+        cluster_choice.select_all(tmp_path, names, min_size=60, needed=70_500)
     with pytest.raises(
         ValueError,
         match=r"min_size = 500: no cluster of the 4 clusterings, .* \(the dataset has 400 rows\)",
     ):
-        clustering.select_all(tmp_path, names, min_size=500)
+        cluster_choice.select_all(tmp_path, names, min_size=500)
     with pytest.raises(ValueError, match="'nothing' is not among the clusterings"):
         clustering.load_labels(tmp_path, "nothing")
 
@@ -453,14 +461,14 @@ def test_real_texts_to_clusters(shared, tmp_path):
     made = clustering.cluster_all(
         embeddings, tmp_path, chosen, fit_rows=1000, projections="shared", seed=2
     )
-    clusters = clustering.select_all(tmp_path, made, min_size=80)
+    clusters = cluster_choice.select_all(tmp_path, made, min_size=80)
     assert len(clusters) > 200
-    final = clustering.final_sample(clusters, 24)
-    overlap = clustering.jaccard(final, lambda name: clustering.load_labels(tmp_path, name)[0])
-    assert clustering.overlap_summary(overlap)["overlapping"] > 0.1
+    final = cluster_choice.final_sample(clusters, 24)
+    overlap = cluster_choice.jaccard(final, lambda name: clustering.load_labels(tmp_path, name)[0])
+    assert cluster_choice.overlap_summary(overlap)["overlapping"] > 0.1
     purity = []
     for c in final:
-        rows = clustering.members(c, clustering.load_labels(tmp_path, c.clustering)[0])
+        rows = cluster_choice.members(c, clustering.load_labels(tmp_path, c.clustering)[0])
         assert len(rows) == c.size >= 80
         if c.kind == "direct":
             purity.append(np.bincount(source[rows], minlength=3).max() / len(rows))

@@ -15,6 +15,7 @@ from jaxloop.reporting import figures
 from jaxloop.runtime.tables import to_csv, write_parquet
 from jaxloop.studies.recursive_loops.analysis import findings as rl
 from jaxloop.studies.recursive_loops.analysis import (
+    findings_political,
     findings_sweep,
     paper_figures,
     paper_figures_political,
@@ -22,6 +23,7 @@ from jaxloop.studies.recursive_loops.analysis import (
     paper_values,
     run_tables,
 )
+from jaxloop.studies.recursive_loops.analysis import relative as relative_values
 from jaxloop.studies.recursive_loops.analysis.regression import PROPERTIES
 from tests.studies.recursive_loops import planted
 from tests.studies.recursive_loops import planted_sweeps as sweeps
@@ -190,7 +192,6 @@ def test_multi_domain(tmp_path):
 
 
 # ---- what is missing
-# --------------------------------------------------------------------------------------------------
 
 
 def small(**changes):
@@ -279,7 +280,6 @@ def test_unknown_experiment(tmp_path):
 
 
 # ---- sweeps
-# -----------------------------------------------------------------------------------------------------------
 
 
 def run_of(root, metrics, chains, **others):
@@ -421,9 +421,9 @@ def test_sweeps_have_their_figures_and_words(tmp_path, experiment, options, name
 def test_cells_are_t_tests(tmp_path):
     run = run_of(tmp_path, *sweeps.sweep(levels=("web",), ratios=(0.25, 1.0), noise=0.05))
     table, _ = findings_sweep.cells(run, ["cosine_diversity"], ["dataset"])
-    relative = rl.regression_tasks.outcomes(
-        run.metrics, run.chains, "cosine_diversity"
-    ).table.query("ratio == 0.25")["relative"]
+    relative = relative_values.outcomes(run.metrics, run.chains, "cosine_diversity").table.query(
+        "ratio == 0.25"
+    )["relative"]
     expected = scipy.stats.ttest_1samp(relative, 1)
     row = table.iloc[0]
     assert row["p"] == pytest.approx(expected.pvalue, rel=1e-9)
@@ -443,7 +443,7 @@ def test_levels_are_set_against_the_first_at_the_same_ratio(tmp_path):
         [1, 20],
     ] and set(table["against"]) == {1}
     relative = (
-        rl.regression_tasks.outcomes(run.metrics, run.chains, "cosine_diversity")
+        relative_values.outcomes(run.metrics, run.chains, "cosine_diversity")
         .table.query("ratio == 0.25")
         .groupby("models")["relative"]
     )
@@ -470,7 +470,7 @@ def test_u_shape_is_told_from_a_plateau(tmp_path):
     for name, tables in (("deep", deep), ("flat", flat)):
         run = run_of(tmp_path / name, *tables)
         cells, _ = findings_sweep.cells(run, ["cosine_diversity"], [])
-        found += findings_sweep.found(run, ["cosine_diversity"], [], cells)
+        found += findings_sweep.conclusions(run, ["cosine_diversity"], [], cells)
     assert "lowest at r = 3/4, below both ends (p < .001)" in found[0]
     assert (
         "below both ends (" not in found[1].replace("not shown to be below both ends", "")
@@ -494,7 +494,6 @@ def test_toy(tmp_path):
 
 
 # ---- politics
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -576,7 +575,7 @@ def test_lean_of_chains_by_hand(politics):
 def test_what_became_of_a_bias(tmp_path):
     ends = {"100l0r": 10.0, "50l50r": 50.0, "0l100r": 44.0}
     metrics, chains, texts = sweeps.political(ends=ends, neutral=0)
-    _, table = findings_sweep.political(
+    _, table = findings_political.political(
         run_of(tmp_path, metrics, chains, text_scores_parquet=texts), neutral=(50, 50)
     )
     bias = table.set_index("mix")["bias"]
@@ -631,7 +630,6 @@ def test_refused_leans(tmp_path, change, message):
 
 
 # ---- the paper's numbers
-# ----------------------------------------------------------------------------------------------
 
 
 def test_paper_values():
@@ -650,12 +648,12 @@ def test_paper_values():
     assert paper_values.values(
         "table_1", level="lexical_diversity"
     ).empty  # which column they stand in is not known
-    assert "plateau" in paper_values.reading("figure_2") and paper_values.reading("figure_99") == ""
+    assert "plateau" in paper_values.note("figure_2") and paper_values.note("figure_99") == ""
 
 
 def test_paper_r2_agrees_with_its_own_significance():
     """F from R2, n and p of Table 3: only the fit of diversity on 100M_tweets at 1/8 is not
-    significant (recursive_loops.md, section 8).
+    significant.
     """
     cells = paper_values.values("table_3")
     cells = cells[cells["dataset"] != "All"]

@@ -17,9 +17,9 @@ import scipy.stats
 
 from jaxloop.reporting import scores
 from jaxloop.runtime.tables import read_parquet
-from jaxloop.studies.common import report as chain_report
-from jaxloop.studies.recursive_loops import cost, sources
-from jaxloop.studies.recursive_loops import report as loops_report
+from jaxloop.studies.common import published_models
+from jaxloop.studies.common import report as common_report
+from jaxloop.studies.recursive_loops import interventions, scales, sources
 from tests.command import call
 from tests.studies.recursive_loops import loops_study as ls
 
@@ -95,7 +95,7 @@ def test_interventions_are_reported_against_the_matched_control(place, tmp_path,
         >= scored[np.asarray(chosen["selected"]) < 0].max()
     )
     table = pd.read_csv(root / "interventions.csv").set_index("metric")
-    relative = scores.relative_by_chain(chain_report.read_metrics(root)).set_index(
+    relative = scores.relative_by_chain(common_report.read_metrics(root)).set_index(
         ["metric", "chain"]
     )["value"]
     for metric in ("text_length", "cosine_diversity"):
@@ -203,10 +203,10 @@ def test_a_chain_that_stops_is_named_counted_and_skipped(place, tmp_path, capsys
 
     original = family.fit
 
-    def fit(model, tasks, settings):
+    def fit(model, tasks, settings, options):
         return [
             r._replace(loss=r.loss * np.nan, finite=False) if i == 0 else r
-            for i, r in enumerate(original(model, tasks, settings))
+            for i, r in enumerate(original(model, tasks, settings, options))
         ]
 
     monkeypatch.setattr(family, "fit", fit)
@@ -221,7 +221,7 @@ def test_lean_of_every_text_is_kept_with_that_of_the_human_texts(place, tmp_path
     # A judge that scores by length: enough to follow numbers through the files.
     changes = dict(
         experiment="political",
-        lean={"judge": "text_length", "mixes": [100, 0]},
+        political_leaning={"judge": "text_length", "mixes": [100, 0]},
         chain={"ratios": [0.75], "size": 8, "eval_texts": 4},
     )
     lengths = [len(row["text"]) for row in ls.posts()]
@@ -253,14 +253,13 @@ def test_interventions_without_pairs_have_no_error(place, tmp_path, capsys):
         interventions=policies,
         chain={"seeding": "paired"},
     )
-    table = pd.DataFrame(loops_report.interventions(root))
+    table = pd.DataFrame(interventions.paired_differences(root))
     assert (
         (table["n"] == 1).all() and table["se"].isna().all() and table["difference"].notna().any()
     )
 
 
 # ---- rehearsal
-# --------------------------------------------------------------------------------------------------------
 
 
 def reduced(folder, name):
@@ -273,7 +272,7 @@ def reduced(folder, name):
     from jaxloop.lm.io import config_json, huggingface, tokenizer
     from jaxloop.lm.model.config import init
 
-    fields = cost.PUBLISHED[name]
+    fields = published_models.by_hub_id(name)
     small = dict(
         vocab_size=300,
         hidden_size=32,
@@ -284,11 +283,13 @@ def reduced(folder, name):
     )
     groups = fields["num_attention_heads"] // fields["num_key_value_heads"]
     small |= dict(num_attention_heads=4, num_key_value_heads=max(1, 4 // groups))
-    spec = config_json.spec_of({**fields, **small})
+    model_config = config_json.parse_config({**fields, **small})
     target = folder / "models" / name.split("/")[1]
     target.parent.mkdir(exist_ok=True)
     lm.save(
-        huggingface.Model(spec, init(jax.random.key(0), spec), tokenizer.load(folder / "base")),
+        huggingface.Model(
+            model_config, init(jax.random.key(0), model_config), tokenizer.load(folder / "base")
+        ),
         target,
     )
     return str(target)
@@ -301,7 +302,7 @@ def test_rehearsal_of_the_paper_scale_cluster_study(place, tmp_path):
     clusters, trains, is killed, and goes on.
     """
     config = pathlib.Path(__file__).parents[3] / "configs" / "cluster_study.py"
-    pool = ",".join(reduced(place, name) for name in cost.PUBLISHED)
+    pool = ",".join(reduced(place, name) for name in scales.POOL)
     words = [
         f"--config.models.pool={pool}",
         "--config.models.revisions=()",
@@ -342,7 +343,7 @@ def test_rehearsal_of_the_paper_scale_cluster_study(place, tmp_path):
     words += [
         "--config.fit.max_length=48",
         "--config.sample.max_new_tokens=8",
-        "--config.fit.length_classes=1",
+        "--config.fit.length_buckets=1",
         "--config.run.keep_compiled=false",
     ]
     command = [sys.executable, "-m", "jaxloop.main", f"--config={config}", *words]

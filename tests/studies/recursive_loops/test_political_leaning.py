@@ -44,8 +44,8 @@ def test_labels_that_are_missing_or_too_few_are_refused(source):
     settings, posts = source(right="X")
     with pytest.raises(
         ValueError,
-        match="config.lean: column 'party' of posts has 120 texts labelled 'D' and 0 labelled "
-        "'X'; at least 20 of each",
+        match="config.political_leaning: column 'party' of posts has 120 texts labelled 'D' and 0 "
+        "labelled 'X'; at least 20 of each",
     ):
         political_leaning._labelled(settings, posts)
 
@@ -62,7 +62,7 @@ def test_texts_of_two_kinds_are_told_apart_and_answers_are_kept(source, tmp_path
         raise AssertionError("asked again")
 
     monkeypatch.setattr("jaxloop.metrics.classifiers.probabilities", never)
-    monkeypatch.setattr("jaxloop.metrics.classifiers.fit_classifier", never)
+    monkeypatch.setattr("jaxloop.metrics.classifier_training.fit_classifier", never)
     np.testing.assert_array_equal(political_leaning.human(settings, posts, tmp_path)[1], lean)
 
 
@@ -82,7 +82,7 @@ def test_party_labels_of_real_tweets_are_learned(shared, tmp_path, monkeypatch):
         experiment="political",
         domains=domains,
         chain={"ratios": [0.75]},
-        lean={"fit_texts": 600},
+        political_leaning={"fit_texts": 600},
     )
     posts = sources.read(settings, "senate_tweets", None)
     rows, lean = political_leaning.human(settings, posts, tmp_path)

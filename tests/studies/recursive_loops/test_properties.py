@@ -17,7 +17,9 @@ from jaxloop.studies.recursive_loops.analysis.regression import CANDIDATES, PROP
 @pytest.fixture(scope="module")
 def cluster():
     rng = np.random.default_rng(0)
-    words = "the cat sat on a good warm mat while terrible rain fell over every small town in spring".split()
+    words = (
+        "the cat sat on a good warm mat while terrible rain fell over every small town in spring"
+    ).split()
     texts = [" ".join(rng.choice(words, rng.integers(4, 12))) for _ in range(300)]
     points = rng.normal(size=(300, 8)).astype(np.float32)
     return {

@@ -116,7 +116,6 @@ def test_significance_colours():
 
 
 # ---- refused
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,6 @@ def test_refused(data, change, message):
 
 
 # ---- relative scores
-# --------------------------------------------------------------------------------------------------
 
 
 def test_outcomes_are_the_relative_scores():
@@ -239,7 +237,6 @@ def test_metric_names():
 
 
 # ---- which fits
-# -------------------------------------------------------------------------------------------------------
 
 
 def test_the_eighteen_fits_of_table_1():

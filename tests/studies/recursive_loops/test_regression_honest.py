@@ -12,7 +12,7 @@ from statsmodels.stats.power import TTestPower
 from jaxloop.studies.recursive_loops.analysis import overlap as ov
 from jaxloop.studies.recursive_loops.analysis import power, regression_honest, regression_tables
 from jaxloop.studies.recursive_loops.analysis import regression as rg
-from jaxloop.studies.recursive_loops.data import clustering
+from jaxloop.studies.recursive_loops.data import cluster_choice
 from tests.studies.recursive_loops import planted
 
 MEMBERS = {"a": [0, 1, 2, 3], "b": [2, 3, 4], "c": [9], "d": [0, 1, 2, 3, 4]}
@@ -66,16 +66,16 @@ def test_overlap_from_pairs_and_from_clusterings(members):
     np.testing.assert_array_equal(from_pairs.shared, from_members.shared)
     labels = {"one": np.array([0, 0, 1, 1, 1]), "two": np.array([0, 1, 0, 1, 1])}
     clusters = [
-        clustering.Cluster("one", "direct", (1,), 3),
-        clustering.Cluster("two", "direct", (1,), 3),
+        cluster_choice.Cluster("one", "direct", (1,), 3),
+        cluster_choice.Cluster("two", "direct", (1,), 3),
     ]
     rows = [
         ("web", c.name, row)
         for c in clusters
-        for row in clustering.members(c, labels[c.clustering])
+        for row in cluster_choice.members(c, labels[c.clustering])
     ]
     mine = ov.from_members(pd.DataFrame(rows, columns=["dataset", "cluster", "row"]))["web"]
-    np.testing.assert_allclose(mine.jaccard, clustering.jaccard(clusters, labels))
+    np.testing.assert_allclose(mine.jaccard, cluster_choice.jaccard(clusters, labels))
 
 
 def test_kernel_between_chains(members):
@@ -145,7 +145,6 @@ def test_grids_cover_the_simplex(kernels):
 
 
 # ---- bootstrap
-# --------------------------------------------------------------------------------------------------------
 
 
 def test_bootstrap_of_single_chains_has_the_robust_errors():
@@ -190,16 +189,6 @@ def test_bootstrap_needs_groups(grouped):
 
 
 # ---- many tests, equivalence, power
-# -----------------------------------------------------------------------------------
-
-
-def test_benjamini_hochberg_is_scipys():
-    p = np.random.default_rng(0).random(40) ** 2
-    np.testing.assert_allclose(
-        regression_honest.benjamini_hochberg(p), scipy.stats.false_discovery_control(p)
-    )
-    with_nan = regression_honest.benjamini_hochberg([0.01, np.nan, 0.2])
-    np.testing.assert_allclose(with_nan, [0.02, np.nan, 0.2])
 
 
 def test_counts_by_chance():

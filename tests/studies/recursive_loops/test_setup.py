@@ -6,26 +6,34 @@ import collections
 import pathlib
 import re
 import shutil
+import typing
 
 import numpy as np
 import pytest
 
 from jaxloop import config, studies
 from jaxloop.lm.model.config import count_parameters
+from jaxloop.recursion import selection
+from jaxloop.recursion.plan import index_plan
 from jaxloop.recursion.sources import sampling_prompts
-from jaxloop.recursion.workflow import plan as index_plan
 from jaxloop.recursion.workflow import train_size
+from jaxloop.studies.common import models
 from jaxloop.studies.recursive_loops import chains as loops_chains
-from jaxloop.studies.recursive_loops import cost, measure
+from jaxloop.studies.recursive_loops import cluster_table, cost, measure
+from jaxloop.studies.recursive_loops import config as loops_config
 from jaxloop.studies.recursive_loops import run as loops
 from jaxloop.studies.recursive_loops import sources as loops_data
 from jaxloop.studies.recursive_loops import subsets as loops_subsets
+from jaxloop.studies.recursive_loops.analysis import findings
+from jaxloop.studies.recursive_loops.data import recipes
 from tests.command import call
 from tests.studies.recursive_loops import loops_study as ls
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
-NAMES = "ratio_sweep dataset_comparison cluster_study multi_domain quality_splits length_splits political_mixes".split()
-NAMES += "models_per_generation first_size fit_modes interventions".split()
+NAMES = (
+    "ratio_sweep dataset_comparison cluster_study multi_domain quality_splits length_splits "
+    "political_mixes models_per_generation first_size fit_modes interventions"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +50,10 @@ def cache(monkeypatch, tmp_path):
 
 def of_config(name, scale):
     raw = config.read_file(f"{CONFIGS / name}.py:{scale}")
-    return config.build(studies.load(raw["study"]).Settings, raw)
+    return config.build(studies.config_of(raw["study"]), raw)
 
 
-# Chains of the paper's experiments (recursive_loops.md, section 9; first_size, fit_modes and
+# Chains of the paper's experiments (arXiv 2504.03814; first_size, fit_modes and
 # interventions are not among them).
 PAPER = dict(
     ratio_sweep=30,
@@ -61,7 +69,7 @@ PAPER = dict(
 def test_every_config_builds_at_both_scales_and_plans_its_chains(name):
     for scale in ("paper", "tiny"):
         settings = of_config(name, scale)
-        planned = loops_chains.plan(settings, loops_subsets.placeholders(settings), sized=False)
+        planned = loops_chains.plan(settings, loops_subsets.placeholders(settings))
         assert (
             len({p.id for p in planned})
             == len(planned)
@@ -99,7 +107,7 @@ def test_published_descriptions_are_the_models_sizes():
     }
     settings = of_config("ratio_sweep", "paper")
     for name in settings.models.pool:
-        spec, tokenizer = cost.describe(settings, name)
+        spec, tokenizer = models.model_shapes(settings.models, name)
         assert tokenizer is None and count_parameters(spec) / 1e6 == pytest.approx(
             millions[name.split("/")[1]], abs=0.1
         )
@@ -114,7 +122,6 @@ def test_a_directory_with_config_json_alone_is_enough_for_a_plan(place, tmp_path
 
 
 # ---- chains
-# -----------------------------------------------------------------------------------------------------------
 
 
 def planned(place, **changes):
@@ -124,8 +131,8 @@ def planned(place, **changes):
         for name in settings.domains
     }
     subsets = loops_subsets.build(settings, sources, place)
-    found = loops_chains.plan(settings, subsets)
-    return settings, sources, subsets, found, loops_chains.datasets(settings, found, sources)
+    found = loops_chains.leave_out_short(settings, loops_chains.plan(settings, subsets))
+    return settings, sources, subsets, found, loops_chains.datasets(found, sources)
 
 
 def test_models_that_share_a_pool_add_a_part_each_and_draw_their_own_training_sets(place):
@@ -134,7 +141,7 @@ def test_models_that_share_a_pool_add_a_part_each_and_draw_their_own_training_se
     flow = found[1].spec.workflow
     # Section 1, models per generation: 0.2 of 20 per model and generation, half of it synthetic;
     # all models in one pool.
-    assert (flow.entities, flow.synthetic, flow.human, flow.batch, flow.initial) == (
+    assert (flow.entities, flow.synthetic, flow.human, flow.new_items, flow.initial) == (
         3,
         2,
         2,
@@ -143,7 +150,7 @@ def test_models_that_share_a_pool_add_a_part_each_and_draw_their_own_training_se
     )
     assert [train_size(flow, g) for g in range(3)] == [20, 12, 20]
     rows = [
-        np.asarray(index_plan(flow, found[1].spec.key, 2, generations=3, entity=e).index)
+        np.asarray(index_plan(flow, found[1].spec.key, 2, generations=3, entity=e).position)
         for e in range(3)
     ]
     assert not np.array_equal(rows[0], rows[1])
@@ -274,7 +281,7 @@ def test_splits_by_length_are_terciles_and_by_quality_exact_scores(place, monkey
             subset.factors == {"quality_level": level}
             and subset.parts[0][1].tolist() == np.flatnonzero(score == level).tolist()
         )
-    chains = loops_chains.plan(settings, found)
+    chains = loops_chains.leave_out_short(settings, loops_chains.plan(settings, found))
     # No text has 60: its chain is named with the reason and left out, the others run.
     assert [p.reason for p in chains if p.spec is None] == [
         "posts.60 has 0 texts, the chain needs 24"
@@ -290,7 +297,10 @@ def test_political_mixes_are_the_first_rows_of_each_side(place, monkeypatch):
         "jaxloop.studies.recursive_loops.political_leaning.human", lambda *_: (np.arange(240), lean)
     )
     _, _, subsets, found, _ = planned(
-        place, experiment="political", chain=dict(ratios=[0.75]), lean={"mixes": [100, 25, 0]}
+        place,
+        experiment="political",
+        chain=dict(ratios=[0.75]),
+        political_leaning={"mixes": [100, 25, 0]},
     )
     assert [s.name for s in subsets] == ["100l0r", "25l75r", "0l100r"] and {
         s.size for s in subsets
@@ -301,19 +311,18 @@ def test_political_mixes_are_the_first_rows_of_each_side(place, monkeypatch):
 
 
 # ---- measuring
-# --------------------------------------------------------------------------------------------------------
 
 
 def test_lean_is_averaged_over_political_texts_and_shares_over_all(place):
-    settings = ls.settings(place, lean={"neutral": 10})
-    found = measure.leaning(settings, np.array([0.0, 45, 55, 100, np.nan, 80]))
+    settings = ls.settings(place, political_leaning={"neutral": 10})
+    found = measure.leaning_shares(settings, np.array([0.0, 45, 55, 100, np.nan, 80]))
     assert found == {
         "political_lean": 56.0,
         "left_share": pytest.approx(1 / 6),
         "right_share": pytest.approx(2 / 6),
         "neutral_share": pytest.approx(0.5),
     }
-    assert np.isnan(measure.leaning(settings, np.full(3, np.nan))["political_lean"])
+    assert np.isnan(measure.leaning_shares(settings, np.full(3, np.nan))["political_lean"])
 
 
 def test_metrics_of_several_domains_are_those_of_each(place):
@@ -343,7 +352,6 @@ def test_quality_may_be_left_out_of_the_middle_generations(place):
 
 
 # ---- refusals
-# ---------------------------------------------------------------------------------------------------------
 
 BAD = [
     (
@@ -438,7 +446,7 @@ def test_a_property_that_is_the_same_for_every_cluster_is_refused_before_trainin
         match="properties.csv: quality is 50 for all 2 clusters; a predictor of the regressions "
         "must vary",
     ):
-        measure.check_properties(tmp_path)
+        cluster_table.check_properties(tmp_path)
 
 
 def test_a_rule_that_drops_everything_is_named_with_its_domain(place, tmp_path, capsys):
@@ -535,3 +543,19 @@ def test_clean_rows_are_found_again_however_their_file_is_named(place, monkeypat
     assert loops_data.read(ls.settings(place, domains=domains), "posts", len).folder == folder
     domains["posts"]["source"] = ["other.jsonl"]
     assert loops_data.read(ls.settings(place, domains=domains), "posts", len).folder != folder
+
+
+# ---- one truth each
+
+
+def test_names_of_the_config_are_those_of_what_they_name():
+    assert set(typing.get_args(loops_config.RecipeName)) == {"plain", *recipes.RECIPES}
+    assert typing.get_args(loops_config.PolicyName) == selection.POLICIES
+    assert set(typing.get_args(loops_config.ExperimentName)) <= set(findings.ANALYSES)
+
+
+def test_the_section_of_political_leaning_has_its_old_name_too(place, caplog):
+    raw = ls.raw(place, lean={"neutral": 10})
+    config_now = config.override(raw, [("lean.left", "L")], loops_config.LoopsConfig)
+    options = config.build(loops_config.LoopsConfig, config_now).political_leaning
+    assert (options.neutral, options.left) == (10, "L")

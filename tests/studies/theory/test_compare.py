@@ -15,7 +15,7 @@ X = RNG.normal(2.0, 0.5, (400, 3))
 
 
 def test_z_is_the_one_sample_t_statistic():
-    checked = compare.check(Quantity("x", [0, 1, 2], [2.0, 2.1, 1.9]), X)
+    checked = compare.check(Quantity.of("x", [0, 1, 2], [2.0, 2.1, 1.9]), X)
     np.testing.assert_allclose(
         checked.z, scipy.stats.ttest_1samp(X, [2.0, 2.1, 1.9]).statistic, rtol=1e-6
     )
@@ -24,19 +24,19 @@ def test_z_is_the_one_sample_t_statistic():
 
 def test_tolerance_is_taken_off_the_difference():
     strict, lenient = (
-        compare.check(Quantity("x", [0], [1.8], tolerance=t), X[:, :1]) for t in (0.0, 0.02)
+        compare.check(Quantity.of("x", [0], [1.8], tolerance=t), X[:, :1]) for t in (0.0, 0.02)
     )
     away = strict.empirical[0] - 1.8
     assert (
         lenient.z[0] == pytest.approx((away - 0.02 * 1.8) / strict.se[0], rel=1e-6)
         and 0 < lenient.z[0] < strict.z[0]
     )
-    assert compare.check(Quantity("x", [0], [1.8], tolerance=0.5), X[:, :1]).z[0] == 0
+    assert compare.check(Quantity.of("x", [0], [1.8], tolerance=0.5), X[:, :1]).z[0] == 0
 
 
 def test_rows_without_spread_agree_exactly_or_are_flagged():
     rows = compare.table(
-        [compare.check(Quantity("constant", [0, 1, 2], [1.0, 2.0, np.nan]), np.ones((5, 3)))],
+        [compare.check(Quantity.of("constant", [0, 1, 2], [1.0, 2.0, np.nan]), np.ones((5, 3)))],
         study="s",
     )
     assert rows["z"].tolist()[:2] == [0.0, -np.inf] and rows["flag"].tolist() == [False, True, True]
@@ -46,9 +46,9 @@ def test_rows_without_spread_agree_exactly_or_are_flagged():
 
 def test_flag_is_beyond_four():
     for shift, flagged in ((3.9, False), (-3.9, False), (4.1, True), (-4.1, True)):
-        checked = compare.check(Quantity("x", [0], [0.0]), X[:, :1])
+        checked = compare.check(Quantity.of("x", [0], [0.0]), X[:, :1])
         value = checked.empirical[0] + shift * checked.se[0]
-        rows = compare.table([compare.check(Quantity("x", [0], [value]), X[:, :1])])
+        rows = compare.table([compare.check(Quantity.of("x", [0], [value]), X[:, :1])])
         assert rows["flag"].tolist() == [flagged]
 
 
@@ -63,7 +63,7 @@ def test_draws_until_the_standard_error_is_small():
         ]
 
     experiment = Experiment(
-        "e", (Quantity("a", [0, 1], [1.0, 1.0]), Quantity("zero", [0], [0.0])), draw
+        "e", (Quantity.of("a", [0, 1], [1.0, 1.0]), Quantity.of("zero", [0], [0.0])), draw
     )
     first, second = compare.measure(experiment, seed=7, most=10_000)
     # (0.3 / 0.01)^2 = 900 replicates; a quantity of value 0 has no relative error and asks for
@@ -88,10 +88,10 @@ def test_number_of_comparisons():
 
 def test_summary_and_figures():
     checks = [
-        compare.check(Quantity("Error", [0, 1, 2], [2.0, 2.0, v], line=f"line {v}"), X)
+        compare.check(Quantity.of("Error", [0, 1, 2], [2.0, 2.0, v], line=f"line {v}"), X)
         for v in (2.0, 3.0)
     ]
-    checks.append(compare.check(Quantity("Other", [0], [2.0]), X[:, :1]))
+    checks.append(compare.check(Quantity.of("Other", [0], [2.0]), X[:, :1]))
     found = compare.summary(compare.table(checks)).set_index("quantity")
     assert (
         found.loc["Error", "comparisons"] == 6
@@ -113,16 +113,16 @@ def test_summary_and_figures():
     "call,sentence",
     [
         (
-            lambda: Quantity("x", [0, 1], [1.0]),
+            lambda: Quantity.of("x", [0, 1], [1.0]),
             r"x: at \(2,\) and analytic \(1,\) must be \[n\] and \[n\]",
         ),
-        (lambda: Quantity("x", [0], [1.0], tolerance=-1), "x: tolerance=-1 must be at least 0"),
+        (lambda: Quantity.of("x", [0], [1.0], tolerance=-1), "x: tolerance=-1 must be at least 0"),
         (
-            lambda: compare.check(Quantity("x", [0], [1.0]), X),
+            lambda: compare.check(Quantity.of("x", [0], [1.0]), X),
             r"x: samples \(400, 3\) must be \[R, 1\]",
         ),
         (
-            lambda: compare.check(Quantity("x", [0], [1.0]), X[:1, :1]),
+            lambda: compare.check(Quantity.of("x", [0], [1.0]), X[:1, :1]),
             "x: 1 replicate, a standard error needs at least 2",
         ),
         (lambda: compare.figure([]), "there are none to draw"),

@@ -12,7 +12,15 @@ import pytest
 
 from jaxloop import cli, config
 from jaxloop.runtime.tables import read_parquet, write_parquet
-from jaxloop.studies.theory import closed_forms, compare, histogram, library, linear, wmle
+from jaxloop.studies.theory import (
+    closed_forms,
+    compare,
+    histogram,
+    library,
+    library_draws,
+    linear,
+    wmle,
+)
 from jaxloop.studies.theory import run as study
 from tests.command import call
 
@@ -42,7 +50,7 @@ def words(kind, *more):
 
 def settings(kind, **fields):
     return config.build(
-        study.Settings, {"what": kind, **{name: value for name, value in fields.items()}}
+        study.CONFIG, {"what": kind, **{name: value for name, value in fields.items()}}
     )
 
 
@@ -132,7 +140,7 @@ def test_wmle_study_states_what_is_proved():
         assert words_ in said
     table = wmle.conclude(made, None, []).tables["population"]
     start = table[(table["weighting"] == "model") & (table["generation"] == 0)].iloc[0]
-    # bias_amplification.md, section 1.1, generation 0.
+    # Generation 0 of the population limit.
     np.testing.assert_allclose(
         start[["mean", "above_half", "kl_to_real", "kl_to_pretrained"]].astype(float),
         [0.57143, 0.6562, 0.1193, 0.0428],
@@ -152,7 +160,10 @@ def test_statements_are_made_where_they_are_proved():
     """A pre-trained model biased to the other side gives the mirrored statements; from other real
     data the limit is elsewhere, and nothing is said.
     """
-    said = lambda **fields: wmle.conclude(settings("wmle", wmle=fields), None, []).claims
+
+    def said(**fields):
+        return wmle.conclude(settings("wmle", wmle=fields), None, []).claims
+
     mirrored, other = said(pretrained=(2.0, 3.0)), said(real=(1.0, 1.0))
     assert all(c.holds for c in mirrored) and any("P(X < 1/2)" in c.statement for c in mirrored)
     assert "pre-trained 0.40000; generations 0.42857" in next(
@@ -164,9 +175,11 @@ def test_statements_are_made_where_they_are_proved():
 
 
 def test_arms_of_a_u():
-    curve = lambda values: pd.DataFrame(
-        {"ratio": [0, 0.25, 0.5, 1], "relative_entropy": values, "se": [0.01] * 4}
-    )
+    def curve(values):
+        return pd.DataFrame(
+            {"ratio": [0, 0.25, 0.5, 1], "relative_entropy": values, "se": [0.01] * 4}
+        )
+
     fall, rise, low = histogram.arms(curve([1.0, 0.2, 0.3, 0.4]))
     assert (
         low == 0.25
@@ -198,7 +211,7 @@ def test_ratios_of_the_histogram_have_formulas_that_counting_confirms():
 
 def test_library_compares_every_formula():
     made = library.experiments(settings("library"))
-    used = Path(library.__file__).read_text()
+    used = Path(library.__file__).read_text() + Path(library_draws.__file__).read_text()
     public = [
         name
         for name, f in vars(closed_forms).items()
@@ -209,14 +222,13 @@ def test_library_compares_every_formula():
     functions = [name for name in public if not isinstance(vars(closed_forms)[name], type)]
     elsewhere = {"mixed_homozygosity", "histogram_entropy"}  # in the histogram's table
     special = {
-        "ridgeless": "ridge with ridge=0",
         "w2_first_order": "an approximation of gaussian_replace",
         "isotropic_best_q": "the minimum of isotropic_limit",
     }
     assert [
         name
         for name in functions
-        if f"theory.{name}" not in used and name not in elsewhere | set(special)
+        if f"closed_forms.{name}" not in used and name not in elsewhere | set(special)
     ] == []
     assert len(made) == len({e.name for e in made})
 

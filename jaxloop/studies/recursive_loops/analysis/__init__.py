@@ -1,1 +1,1 @@
-"""The regressions, figures and findings of the recursive-loops paper."""
+"""The analysis of recursive-loops experiments: regressions, figures, findings.html."""

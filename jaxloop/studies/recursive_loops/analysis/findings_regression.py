@@ -1,45 +1,49 @@
-"""What the regressions of a study found, and what they cannot tell at this number of chains, in
-sentences.
+"""Sentences on what the regressions of a study found.
+
+And on what they cannot tell with this number of chains.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from jaxloop.studies.recursive_loops.analysis import overlap, regression_honest
-from jaxloop.studies.recursive_loops.analysis.overlap import Overlaps
+from jaxloop.studies.recursive_loops.analysis.overlap import Overlap, Overlaps
 from jaxloop.studies.recursive_loops.analysis.regression import title
 from jaxloop.studies.recursive_loops.analysis.regression_tables import Tables
 from jaxloop.studies.recursive_loops.analysis.regression_tasks import ALL, Tasks
 
 
 def listed(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Return a list in words: `a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def spread(values: Sequence[int]) -> str:
-    """`5`, or `3 to 5`."""
-    return (
-        f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
-    )
+def spread(values: Iterable[int]) -> str:
+    """Return the range of some numbers: `5`, or `3 to 5`."""
+    numbers = list(values)
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def chance(p: float) -> str:
-    """`p = .03`, `p < .001`."""
+    """Return a p value as it is printed: `p = .03`, `p < .001`."""
     return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".", 1)
 
 
 def _main(fits: pd.DataFrame, dependent: str) -> str:
-    """The fit that speaks for a dependent: over all chains where there is one."""
+    """The column of a dependent's main fit: the one over all chains if there is one."""
     columns = fits[fits["dependent"] == dependent]["column"]
     return ALL if ALL in set(columns) else str(columns.iloc[0])
 
 
-def found(tasks: Tasks, tables: Tables) -> list[str]:
-    """What the fits say, and for every association whether it stands with other errors, other forms
-    and after correction.
+def conclusions(tasks: Tasks, tables: Tables) -> list[str]:
+    """Return sentences on what the fits say.
+
+    For every association they say whether it remains with other standard errors, with other forms
+    of the outcome, and after correction for the number of tests.
     """
     if tables.fits.empty:
         return ["No regression could be fitted; the reasons are listed below."]
@@ -52,19 +56,21 @@ def found(tasks: Tasks, tables: Tables) -> list[str]:
     for dependent in dict.fromkeys(tables.fits["dependent"]):
         sentences += _associations(tables, dependent)
     relative = tables.coefficients[tables.coefficients["form"] == "relative"]
-    classical, honest = (relative[relative["errors"] == kind] for kind in ("classical", "overlap"))
+    classical, overlap_aware = (
+        relative[relative["errors"] == errors] for errors in ("classical", "overlap")
+    )
     count, tests = int((classical["p"] < 0.05).sum()), len(classical)
+    corrected = f"Benjamini-Hochberg {int((classical['q'] < 0.05).sum())} are left"
+    if len(overlap_aware):
+        corrected += (
+            f", with overlap-aware errors {int((overlap_aware['p'] < 0.05).sum())} and "
+            f"{int((overlap_aware['q'] < 0.05).sum())} of {len(overlap_aware)}"
+        )
     sentences.append(
         f"Counted as in the paper, {count} of {tests} coefficients have p < .05; "
         f"{0.05 * tests:.1f} would by chance alone "
         f"({chance(regression_honest.by_chance(count, tests))}, were they independent). After "
-        f"Benjamini-Hochberg {int((classical['q'] < 0.05).sum())} are left"
-        + (
-            f", with overlap-aware errors {int((honest['p'] < 0.05).sum())} and "
-            f"{int((honest['q'] < 0.05).sum())} of {len(honest)}."
-            if len(honest)
-            else "."
-        )
+        f"{corrected}."
     )
     flips = _sign_changes(classical)
     if flips:
@@ -76,77 +82,85 @@ def found(tasks: Tasks, tables: Tables) -> list[str]:
 
 def _associations(tables: Tables, dependent: str) -> list[str]:
     column = _main(tables.fits, dependent)
-    own = tables.coefficients[
+    rows = tables.coefficients[
         (tables.coefficients["dependent"] == dependent) & (tables.coefficients["column"] == column)
     ]
     fit = tables.fits[
         (tables.fits["dependent"] == dependent) & (tables.fits["column"] == column)
     ].iloc[0]
-    best = own[(own["form"] == "relative") & (own["errors"] == "classical")]
-    significant = best[best["p"] < 0.05]
+    paper_fit = rows[(rows["form"] == "relative") & (rows["errors"] == "classical")]
+    significant = paper_fit[paper_fit["p"] < 0.05]
     what = dependent.replace("@", " of ")
     head = (
         f"Relative {what} ({column}, {int(fit['n'])} chains): R2 = {fit['r2']:.2f}, adjusted "
         f"{fit['adjusted_r2']:.2f}"
     )
-    if fit["cv_r2"] == fit["cv_r2"]:
+    if not np.isnan(fit["cv_r2"]):
         head += f", on chains left out {fit['cv_r2']:.2f}"
     if significant.empty:
         return [f"{head}. No property has a coefficient with p < .05."]
+    # Robustness, in words -> the associations that have it.
     groups: dict[str, list[str]] = {}
     for _, row in significant.iterrows():
-        groups.setdefault(_stands(own, row["term"]), []).append(
+        groups.setdefault(_robustness(rows, row["term"]), []).append(
             f"{title(row['term'])} {row['coefficient']:+.4f} [{row['low']:.4f}, {row['high']:.4f}]"
         )
-    ordered = sorted(groups, key=lambda stands: stands != _ALWAYS)
-    return [
-        f"{head}. Per standard deviation of the property: "
-        f"{'; '.join(f'{listed(groups[stands])} ({stands})' for stands in ordered)}."
-    ]
+    ordered = sorted(groups, key=lambda robustness: robustness != _ALWAYS)
+    parts = [f"{listed(groups[robustness])} ({robustness})" for robustness in ordered]
+    return [f"{head}. Per standard deviation of the property: {'; '.join(parts)}."]
 
 
 _ALWAYS = "under every reading below as well"
 
 
-def _stands(own: pd.DataFrame, term: str) -> str:
-    """Under which other readings the association is still significant, with the same sign, and
-    under which not.
+class _Estimate(NamedTuple):
+    coefficient: float
+    p: float
+    q: float
+
+
+def _robustness(rows: pd.DataFrame, term: str) -> str:
+    """Under which other analyses the association is no longer significant with the same sign.
+
+    rows: coefficients of one fit in all forms and with all errors.
     """
 
-    def p_of(shape: str, errors: str, value: str = "p") -> tuple[float, float] | None:
-        row = own[(own["form"] == shape) & (own["errors"] == errors) & (own["term"] == term)]
-        return (float(row[value].iloc[0]), float(row["coefficient"].iloc[0])) if len(row) else None
+    def estimate(form: str, errors: str) -> _Estimate | None:
+        row = rows[(rows["form"] == form) & (rows["errors"] == errors) & (rows["term"] == term)]
+        if not len(row):
+            return None
+        return _Estimate(*(float(row[name].iloc[0]) for name in _Estimate._fields))
 
-    sign = p_of("relative", "classical")
-    aware = "overlap" if p_of("relative", "overlap") else "classical"
-    readings = {
-        "overlap-aware errors": p_of("relative", "overlap"),
-        "Benjamini-Hochberg": p_of("relative", aware, "q"),
-        "differences": p_of("difference", aware),
-        "ANCOVA": p_of("ancova", aware),
+    paper, overlap_aware = estimate("relative", "classical"), estimate("relative", "overlap")
+    errors = "overlap" if overlap_aware else "classical"
+    corrected = estimate("relative", errors)
+    analyses = {
+        "overlap-aware errors": overlap_aware,
+        "Benjamini-Hochberg": corrected and corrected._replace(p=corrected.q),
+        "differences": estimate("difference", errors),
+        "ANCOVA": estimate("ancova", errors),
     }
-    known = {
-        name: result[0] < 0.05 and result[1] * sign[1] > 0
-        for name, result in readings.items()
-        if result is not None
-    }
-    lost = [name for name, stands in known.items() if not stands]
+    computed = {name: result for name, result in analyses.items() if result is not None}
+    lost = [
+        name
+        for name, result in computed.items()
+        if paper is None or not (result.p < 0.05 and result.coefficient * paper.coefficient > 0)
+    ]
     if not lost:
         return _ALWAYS
-    return "under no other reading" if len(lost) == len(known) else f"not under {listed(lost)}"
+    return "under no other reading" if len(lost) == len(computed) else f"not under {listed(lost)}"
 
 
 def _sign_changes(classical: pd.DataFrame) -> list[str]:
     significant = classical[classical["p"] < 0.05]
-    signs = significant.groupby(["dependent", "term"])["coefficient"].agg(
-        lambda b: len(set(np.sign(b)))
-    )
     return [
-        f"{title(term)} ({dependent})" for (dependent, term), count in signs.items() if count > 1
+        f"{title(str(term))} ({dependent})"
+        for (dependent, term), rows in significant.groupby(["dependent", "term"])
+        if np.sign(rows["coefficient"]).nunique() > 1
     ]
 
 
-def cannot(
+def limits(
     tasks: Tasks,
     tables: Tables,
     overlaps: Overlaps | None,
@@ -156,7 +170,17 @@ def cannot(
     bound: float,
     effect: float,
 ) -> list[str]:
-    """What follows from the design and the number of chains whatever the coefficients are."""
+    """Return sentences on limits of the design, which hold whatever the coefficients are.
+
+    Args:
+        tasks: the regressions of the study.
+        tables: their results.
+        overlaps: how the clusters overlap; None where that is not known.
+        planned: number of planned chains.
+        seeds: the largest number of chains of one cluster and ratio.
+        bound: as in `regression_tables.evaluate`.
+        effect: as in `regression_tables.evaluate`.
+    """
     sentences = _chains(tasks, planned, seeds)
     sentences += _power(tables, effect)
     sentences += _equivalences(tables, bound)
@@ -190,17 +214,16 @@ def _power(tables: Tables, effect: float) -> list[str]:
     out = []
     for dependent in dict.fromkeys(tables.power["dependent"]):
         column = _main(tables.fits, dependent)
-        own = tables.power[
+        rows = tables.power[
             (tables.power["dependent"] == dependent) & (tables.power["column"] == column)
         ]
-        if len(own):
+        if len(rows):
             out.append(
                 f"{dependent.replace('@', ' of ').capitalize()} ({column}, "
-                f"{int(own['n'].iloc[0])} chains): found in four of five cases is an effect "
-                "per "
-                f"standard deviation of at least {own['least'].min():.3f} to "
-                f"{own['least'].max():.3f}, by property; one of {effect:g} would need "
-                f"{spread([int(own['needed'].min()), int(own['needed'].max())])} chains."
+                f"{int(rows['n'].iloc[0])} chains): found in four of five cases is an effect "
+                f"per standard deviation of at least {rows['least'].min():.3f} to "
+                f"{rows['least'].max():.3f}, by property; one of {effect:g} would need "
+                f"{spread([int(rows['needed'].min()), int(rows['needed'].max())])} chains."
             )
     if out:
         out[-1] += " A coefficient without a star is no evidence of no effect."
@@ -218,11 +241,12 @@ def _power(tables: Tables, effect: float) -> list[str]:
 
 
 def _chains(tasks: Tasks, planned: int, seeds: int) -> list[str]:
-    used = {
-        name: len(set(pd.concat([t.rows["chain"] for t in tasks.tasks if t.dependent == name])))
-        for name in dict.fromkeys(t.dependent for t in tasks.tasks)
-    }
-    counts = listed([f"{n} for {name.replace('@', ' of ')}" for name, n in used.items()])
+    chains: dict[str, set[str]] = {}
+    for task in tasks.tasks:
+        chains.setdefault(task.dependent, set()).update(task.rows["chain"])
+    counts = listed(
+        [f"{len(used)} for {name.replace('@', ' of ')}" for name, used in chains.items()]
+    )
     out = [f"Of {planned} planned chains, those with a value and all properties are {counts}."]
     if len(tasks.skipped):
         out[0] += (
@@ -257,27 +281,26 @@ def _equivalences(tables: Tables, bound: float) -> list[str]:
 
 
 def _cross(table: pd.DataFrame) -> pd.Series:
-    """Rows of a study of domains whose property belongs to another domain than the outcome."""
-    own, of = (
-        table["dependent"].astype(str).str.partition("@")[2],
-        table["term"].astype(str).str.partition("@")[2],
+    """Rows of a multi-domain study in which property and outcome are of different domains."""
+    outcome, predictor = (
+        table[name].astype(str).str.partition("@")[2] for name in ("dependent", "term")
     )
-    return (own != "") & (of != "") & (own != of)
+    return (outcome != "") & (predictor != "") & (outcome != predictor)
 
 
 def cross_domain(tasks: Tasks, tables: Tables) -> list[str]:
-    """Whether domains influence each other: counted, tested jointly, and bounded."""
+    """Return sentences on whether the properties of one domain affect the text of another.
+
+    They count significant coefficients, test them jointly, and bound them.
+    """
     rows = tables.coefficients[
         (tables.coefficients["form"] == "relative") & (tables.coefficients["errors"] == "classical")
     ]
     if rows.empty:
         return []
     cross = _cross(rows)
-    count, tests, inside = (
-        int((rows[cross]["p"] < 0.05).sum()),
-        int(cross.sum()),
-        int((rows[~cross]["p"] < 0.05).sum()),
-    )
+    count, tests = int((rows[cross]["p"] < 0.05).sum()), int(cross.sum())
+    inside = int((rows[~cross]["p"] < 0.05).sum())
     out = [
         f"{inside} of {int((~cross).sum())} coefficients of a domain's own properties and "
         f"{count} of {tests} of other domains' have p < .05; by chance "
@@ -298,11 +321,11 @@ def cross_domain(tasks: Tasks, tables: Tables) -> list[str]:
             f"{task.dependent.replace('@', ' of ')} F({restrictions}, {len(y) - x.shape[1] - 1}) "
             f"= {f:.2f}, {chance(p)}"
         )
-    return out + (
-        [f"All coefficients of other domains being 0, tested jointly: {'; '.join(parts)}."]
-        if parts
-        else []
-    )
+    if parts:
+        out.append(
+            f"All coefficients of other domains being 0, tested jointly: {'; '.join(parts)}."
+        )
+    return out
 
 
 def _overlap(tasks: Tasks, overlaps: Overlaps | None) -> list[str]:
@@ -317,39 +340,32 @@ def _overlap(tasks: Tasks, overlaps: Overlaps | None) -> list[str]:
     )
     if not len(values) or not (values > 0).any():
         return ["The clusters share no texts."]
-    factor = [len(set(t.groups)) for t in tasks.tasks]
+    group_counts = [len(set(task.groups)) for task in tasks.tasks]
     return [
         f"Clusters of a dataset share texts: {100 * (values > 0).mean():.0f} % of pairs do, with "
         f"a mean Jaccard index of {values.mean():.2f} and a largest of "
         f"{values.max():.2f}. Chains on them are no independent samples; a fit has "
-        f"{spread(factor)} groups of clusters that share less than half."
+        f"{spread(group_counts)} groups of clusters that share less than half."
     ]
 
 
 def overlap_table(overlaps: Overlaps) -> Mapping[str, list]:
-    """Columns dataset, clusters, mean and largest Jaccard index, share of pairs that overlap."""
-    out: dict[str, list] = {
-        name: []
-        for name in (
-            "dataset",
-            "clusters",
-            "mean_jaccard",
-            "largest_jaccard",
-            "overlapping_pairs",
-            "groups",
-        )
+    """Return the columns of the table on overlap, with a row for each dataset.
+
+    They are dataset, clusters, mean and largest Jaccard index, share of pairs that overlap, and
+    number of groups of clusters that share less than half of their texts.
+    """
+    rows = [_overlap_row(dataset, clusters) for dataset, clusters in overlaps.items()]
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def _overlap_row(dataset: str, clusters: Overlap) -> dict[str, object]:
+    pairs = clusters.jaccard[np.triu_indices(len(clusters.names), 1)]
+    return {
+        "dataset": dataset,
+        "clusters": len(clusters.names),
+        "mean_jaccard": pairs.mean() if len(pairs) else 0.0,
+        "largest_jaccard": pairs.max(initial=0.0),
+        "overlapping_pairs": (pairs > 0).mean() if len(pairs) else 0.0,
+        "groups": int(overlap.groups(clusters.cosine).max()) + 1,
     }
-    for dataset, found in overlaps.items():
-        values = found.jaccard[np.triu_indices(len(found.names), 1)]
-        row = (
-            dataset,
-            len(found.names),
-            values.mean() if len(values) else 0.0,
-            values.max(initial=0.0),
-            (values > 0).mean() if len(values) else 0.0,
-        )
-        for name, value in zip(
-            out, (*row, int(overlap.groups(found.cosine).max()) + 1), strict=True
-        ):
-            out[name].append(value)
-    return out

@@ -1,16 +1,19 @@
-"""Figures of arXiv 2504.03814 that show a metric against the generation or the ratio (2, 3, 8 to
-12), drawn from a run's tables.
+"""Figures 2, 3 and 8 to 12 of arXiv 2504.03814, drawn from a run's tables.
 
-Mean and standard error over seeds; late values are means of the last five generations; the point at
-r = 0 is generation 0 of the chains at r = 1, as in the released code (recursive_loops.md, section
-0), so its relative value is 1 by construction. Hollow marks are the paper's.
+They show a metric against the generation or the ratio, as mean and standard error over seeds. Late
+values are means of the last five generations. The point at r = 0 is generation 0 of the chains at
+r = 1, as in the released code, so its relative value is 1 by construction. Hollow marks are the
+paper's values.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxloop.reporting import figures
@@ -22,61 +25,78 @@ from jaxloop.studies.recursive_loops.analysis.run_tables import Run
 
 DIVERSITY = ("cosine_diversity",)
 QUALITY = ("judge_quality", "quality", "text_quality_index", "class_probability")
+# Interval of leans that count as neutral.
+NEUTRAL = (50.0, 50.0)
 MARKERS = "osD^vP"
+# Levels of factors that are words, in the paper's order.
+_WORDS = ("short", "medium", "long", "100l0r", "75l25r", "50l50r", "25l75r", "0l100r", "mixed")
 
 
-def dependents(
-    run: Run, quality: Sequence[str] = QUALITY, diversity: Sequence[str] = DIVERSITY
-) -> list[tuple[str, str]]:
-    """("quality", metric) and ("diversity", metric), those that the run has, in the paper's order.
-    ValueError where it has neither.
+class FigureOptions(NamedTuple):
+    """How the figures of the paper are drawn.
+
+    Attributes:
+        quality: metrics that may stand for quality; the first that the run has is drawn.
+        diversity: metrics that may stand for diversity, likewise.
+        last: how many last generations are averaged to the late value.
+        factor: the column of chains.csv with a line for each value; None: as in the paper's figure.
+        neutral: (low, high): leanings in between count as neutral.
     """
-    found = [
-        (name, find_metric(run.metrics, tuple(called)))
-        for name, called in (("quality", quality), ("diversity", diversity))
-    ]
-    if not any(metric for _, metric in found):
-        raise ValueError(
-            f"metrics.csv holds neither {' nor '.join([*quality, *diversity])}, so there is "
-            "nothing to draw"
-        )
-    return [(name, metric) for name, metric in found if metric]
+
+    quality: tuple[str, ...] = QUALITY
+    diversity: tuple[str, ...] = DIVERSITY
+    last: int = LAST
+    factor: str | None = None
+    neutral: tuple[float, float] = NEUTRAL
+
+    @property
+    def dependents(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Pairs (dependent, metrics that may stand for it), in the paper's order."""
+        return ("quality", self.quality), ("diversity", self.diversity)
+
+
+_DEFAULTS = FigureOptions()
+
+
+def dependents(run: Run, options: FigureOptions = _DEFAULTS) -> list[tuple[str, str]]:
+    """Return the pairs (dependent, metric) that the run has, in the paper's order.
+
+    A dependent is "quality" or "diversity". Raises ValueError where the run has neither.
+    """
+    pairs = [(name, find_metric(run.metrics, called)) for name, called in options.dependents]
+    metrics = [(name, metric) for name, metric in pairs if metric]
+    if not metrics:
+        names = " nor ".join([*options.quality, *options.diversity])
+        raise ValueError(f"metrics.csv holds neither {names}, so there is nothing to draw")
+    return metrics
 
 
 def with_factors(run: Run, metric: str) -> pd.DataFrame:
-    """Rows of one metric by chain and generation (mean over entities), with the columns of
-    chains.csv.
+    """Return one metric by chain and generation, with the columns of chains.csv.
+
+    Its value is the mean over entities.
     """
     rows = run.metrics[run.metrics["metric"] == metric]
     mean = rows.groupby(["chain", "generation"], as_index=False)["value"].mean()
     return mean.merge(run.chains, on="chain", how="inner")
 
 
-def ordered(levels: pd.Series) -> list:
-    """Different values of a factor: numbers by size, the paper's words in their order, else by
-    name.
+def ordered(levels: pd.Series) -> list[str]:
+    """Return the distinct values of a factor as text, sorted.
+
+    The paper's words come first, in its order, then numbers by size, then the others by name.
     """
-    words = {
-        w: i
-        for i, w in enumerate(
-            ("short", "medium", "long", "100l0r", "75l25r", "50l50r", "25l75r", "0l100r", "mixed")
-        )
-    }
-    held = list(dict.fromkeys(levels.astype(str)))
-    numeric = pd.to_numeric(pd.Series(held), errors="coerce")
-    return sorted(
-        held,
-        key=lambda v: (
-            words.get(v, 99),
-            float(numeric[held.index(v)]) if np.isfinite(numeric[held.index(v)]) else 0.0,
-            v,
-        ),
-    )
+    names = list(dict.fromkeys(levels.astype(str)))
+    numbers = pd.to_numeric(pd.Series(names), errors="coerce").replace([np.inf, -np.inf], np.nan)
+    number_of = dict(zip(names, numbers.fillna(0.0), strict=True))
+    place_of = {word: place for place, word in enumerate(_WORDS)}
+    return sorted(names, key=lambda name: (place_of.get(name, len(_WORDS)), number_of[name], name))
 
 
 def sweep(run: Run, metric: str, factors: Sequence[str], last: int = LAST) -> pd.DataFrame:
-    """Late (absolute) and relative values of every chain by ratio, and at ratio 0 those of
-    generation 0 of the chains at r = 1.
+    """Return the late (absolute) and the relative value of every chain, by ratio.
+
+    At ratio 0 they are those of generation 0 of the chains at r = 1.
     """
     table = outcomes(run.metrics, run.chains, metric, last=last).table
     for name in factors:
@@ -89,23 +109,19 @@ def sweep(run: Run, metric: str, factors: Sequence[str], last: int = LAST) -> pd
     ]
 
 
-def _ratio_axis(axes, ratios: pd.Series) -> None:
-    held = sorted(set(ratios))
+def _ratio_axis(axes: Axes, ratios: pd.Series) -> None:
+    values = sorted(set(ratios))
     axes.set_xlabel("synthetic ratio r")
-    if 0 < len(held) <= 8:
+    if 0 < len(values) <= 8:
         # Labels of near ratios would overprint each other.
-        spread = held[-1] - held[0]
-        axes.set_xticks(
-            [
-                r
-                for i, r in enumerate(held)
-                if i == 0 or not spread or r - held[i - 1] > 0.09 * spread or i == len(held) - 1
-            ]
-        )
-        axes.set_xticklabels([share(t) for t in axes.get_xticks()])
+        least = 0.09 * (values[-1] - values[0])
+        inner = [b for a, b in itertools.pairwise(values[:-1]) if b - a > least]
+        axes.set_xticks([values[0], *inner, *values[1:][-1:]])
+        axes.set_xticklabels([share(tick) for tick in axes.get_xticks()])
 
 
-def _legend(axes, name: str = "") -> None:
+def legend(axes: Axes, name: str = "") -> None:
+    """Put a legend, called `name`, to the right of a panel."""
     axes.legend(
         frameon=False,
         fontsize=7.5,
@@ -116,13 +132,13 @@ def _legend(axes, name: str = "") -> None:
     )
 
 
-def figure_2(run: Run, *, factor: str = "ratio", **options) -> Figure:
-    """Quality (left) and diversity (right) by generation, a line per ratio or level; one row of
-    panels per dataset.
+def figure_2(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw quality (left) and diversity (right) by generation, with a row of panels per dataset.
 
-    factor: the column of chains.csv that lines stand for.
+    A line stands for a ratio or a level.
     """
-    shown, datasets = dependents(run, **options), ordered(run.chains["dataset"])
+    factor = options.factor or "ratio"
+    shown, datasets = dependents(run, options), ordered(run.chains["dataset"])
     with figures.style():
         figure, axes = panels(len(datasets), len(shown))
         for row, dataset in enumerate(datasets):
@@ -135,11 +151,11 @@ def figure_2(run: Run, *, factor: str = "ratio", **options) -> Figure:
                     loc="left",
                     fontsize=10,
                 )
-        _legend(axes[0, -1], "synthetic ratio" if factor == "ratio" else factor.replace("_", " "))
+        legend(axes[0, -1], "synthetic ratio" if factor == "ratio" else factor.replace("_", " "))
     return figure
 
 
-def _by_generation(axes, table: pd.DataFrame, factor: str) -> None:
+def _by_generation(axes: Axes, table: pd.DataFrame, factor: str) -> None:
     levels = ordered(table[factor])
     for i, (level, (colour, _)) in enumerate(
         zip(levels, figures.palette(len(levels)), strict=True)
@@ -157,77 +173,80 @@ def _by_generation(axes, table: pd.DataFrame, factor: str) -> None:
     axes.set_xlabel("generation")
 
 
-def figure_3(run: Run, *, factor: str = "dataset", last: int = LAST, **options) -> Figure:
-    """Late values against the ratio, absolute (top) and relative to generation 0 (bottom), a line
-    per dataset or level.
+def figure_3(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw late values against the ratio, a line per dataset or level.
 
-    factor: the column of chains.csv that lines stand for.
+    The top row is absolute, the bottom row relative to generation 0.
     """
-    return _sweep_figure(run, factor, [("", run)], dependents(run, **options), last)
+    columns = [_SweepColumn(name, metric, "", run) for name, metric in dependents(run, options)]
+    return _sweep_figure(run, options.factor or "dataset", columns, options.last)
 
 
-def _sweep_figure(
-    run: Run,
-    factor: str,
-    groups: Sequence[tuple[str, Run]],
-    shown: Sequence[tuple[str, str]],
-    last: int,
-    item: str = "",
-) -> Figure:
-    """Two rows (absolute, relative); a column per dependent and group of chains."""
-    columns = [(name, metric, label, group) for name, metric in shown for label, group in groups]
+class _SweepColumn(NamedTuple):
+    """A column of panels: a dependent and its metric, for some chains of a run.
+
+    item: the figure of the paper whose values are drawn over the panels; "" for none.
+    """
+
+    dependent: str
+    metric: str
+    label: str
+    run: Run
+    item: str = ""
+
+
+def _sweep_figure(run: Run, factor: str, columns: Sequence[_SweepColumn], last: int) -> Figure:
+    """Two rows of panels, absolute and relative."""
     levels = ordered(run.chains[factor]) if factor in run.chains else []
-    colours = {
-        level: pair[0] for level, pair in zip(levels, figures.palette(len(levels)), strict=True)
-    }
+    colours = colours_of(levels)
     with figures.style():
         figure, axes = panels(2, len(columns), sharex="col")
-        for place, (name, metric, label, group) in enumerate(columns):
-            table = sweep(group, metric, [factor], last)
+        for place, column in enumerate(columns):
+            table = sweep(column.run, column.metric, [factor], last)
             for i, level in enumerate(levels):
-                own = table[table[factor].astype(str) == level]
-                if len(own):
+                rows = table[table[factor].astype(str) == level]
+                if len(rows):
+                    style = {"colour": colours[level], "marker": MARKERS[i % 6]}
                     for row, value in enumerate(("late", "relative")):
-                        mean_line(
-                            axes[row, place],
-                            own,
-                            "ratio",
-                            value,
-                            colour=colours[level],
-                            name=level,
-                            marker=MARKERS[i % 6],
-                        )
-                    _overlay(axes[1, place], item, name, label, level, colours[level])
-            axes[0, place].set_title(
-                printable(title(metric)[0] + (f" · {label}" if label else "")),
-                loc="left",
-                fontsize=10,
-            )
+                        mean_line(axes[row, place], rows, "ratio", value, name=level, **style)
+                    _overlay(axes[1, place], column, level, colours[level])
+            heading = title(column.metric)[0] + (f" · {column.label}" if column.label else "")
+            axes[0, place].set_title(printable(heading), loc="left", fontsize=10)
             axes[1, place].axhline(1, color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
             _ratio_axis(axes[1, place], table["ratio"])
         axes[0, 0].set_ylabel("absolute")
         axes[1, 0].set_ylabel("relative to generation 0")
         if axes[0, -1].get_legend_handles_labels()[0]:
-            _legend(axes[0, -1], factor.replace("_", " "))
+            legend(axes[0, -1], factor.replace("_", " "))
     return figure
 
 
+def colours_of(levels: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each level, spread over the palette."""
+    names = list(levels)
+    pairs = zip(names, figures.palette(len(names)), strict=True)
+    return {name: on_light for name, (on_light, _) in pairs}
+
+
 def paper_level(level: str) -> str:
-    """20 -> "Q20": a quality level as the paper's table calls it; everything else as it is."""
+    """Return a quality level under its name in the paper ("Q20" for "20"); others unchanged."""
     return f"Q{float(level):g}" if level.replace(".", "", 1).isdigit() else level
 
 
-def _overlay(axes, item: str, name: str, dataset: str, level: str, colour: str) -> None:
-    known = (
-        paper_values.values(item, metric=name, dataset=dataset, level=paper_level(level))
-        if item
-        else ()
+def _overlay(axes: Axes, column: _SweepColumn, level: str, colour: str) -> None:
+    """Draw the paper's values of a level, if there are any."""
+    if not column.item:
+        return
+    published = paper_values.values(
+        column.item,
+        metric=column.dependent,
+        dataset=column.label,
+        level=paper_level(level),
     )
-    if len(known):
-        at = [float(Fraction(r)) for r in known["ratio"]]
+    if len(published):
         axes.plot(
-            at,
-            known["value"],
+            [float(Fraction(ratio)) for ratio in published["ratio"]],
+            published["value"],
             color=colour,
             marker="o",
             fillstyle="none",
@@ -238,58 +257,57 @@ def _overlay(axes, item: str, name: str, dataset: str, level: str, colour: str) 
         )
 
 
-def _splits(run: Run, name: str, item: str, last: int, options: dict) -> Figure:
-    factor = next(
-        (
-            f
-            for f in ("quality_level", "length_level")
-            if f in run.chains and run.chains[f].astype(str).str.len().gt(0).any()
-        ),
-        None,
-    )
-    if factor is None:
+def _splits(run: Run, dependent: str, item: str, options: FigureOptions) -> Figure:
+    """A column of panels per dataset, for data split by quality or by length."""
+    factors = [
+        name
+        for name in ("quality_level", "length_level")
+        if name in run.chains and run.chains[name].astype(str).str.len().gt(0).any()
+    ]
+    if not factors:
         raise ValueError(
             "chains.csv has neither a column quality_level nor length_level, which this figure "
             "draws"
         )
-    shown = [pair for pair in dependents(run, **options) if pair[0] == name]
-    if not shown:
-        raise ValueError(f"metrics.csv has no metric of {name}, which this figure draws")
-    held = ordered(run.chains["dataset"])
-    groups = [
-        (d, run._replace(chains=run.chains[run.chains["dataset"].astype(str) == d])) for d in held
-    ]
-    return _sweep_figure(run, factor, groups, shown, last, item)
+    metric = dict(dependents(run, options)).get(dependent)
+    if metric is None:
+        raise ValueError(f"metrics.csv has no metric of {dependent}, which this figure draws")
+    columns = []
+    for dataset in ordered(run.chains["dataset"]):
+        chains = run.chains[run.chains["dataset"].astype(str) == dataset]
+        one = run._replace(chains=chains)
+        columns.append(_SweepColumn(dependent, metric, dataset, one, item))
+    return _sweep_figure(run, factors[0], columns, options.last)
 
 
-def figure_10(run: Run, *, last: int = LAST, **options) -> Figure:
-    """Quality against the ratio for data split by quality (or by length), a column per dataset;
-    hollow: the digits in the released code.
+def figure_10(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw quality against the ratio for data split by quality or length, a column per dataset.
+
+    Hollow marks are the values in the released code.
     """
-    return _splits(run, "quality", "figure_10", last, options)
+    return _splits(run, "quality", "figure_10", options)
 
 
-def figure_11(run: Run, *, last: int = LAST, **options) -> Figure:
-    """As Figure 10, for semantic diversity."""
-    return _splits(run, "diversity", "figure_11", last, options)
+def figure_11(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw semantic diversity as figure 10 draws quality."""
+    return _splits(run, "diversity", "figure_11", options)
 
 
-def figure_9(run: Run, *, last: int = LAST, **options) -> Figure:
-    """Late values against the number of models per generation, a line per ratio."""
-    shown = dependents(run, **options)
+def figure_9(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw late values against the number of models per generation, a line per ratio."""
+    shown = dependents(run, options)
     with figures.style():
         figure, axes = panels(1, len(shown))
         for place, (_, metric) in enumerate(shown):
-            table = sweep(run, metric, ["models"], last)
+            table = sweep(run, metric, ["models"], options.last)
             table = table[table["ratio"] > 0]
             levels = sorted(set(table["ratio"]))
             for i, (level, (colour, _)) in enumerate(
                 zip(levels, figures.palette(len(levels)), strict=True)
             ):
-                own = table[table["ratio"] == level]
                 mean_line(
                     axes[0, place],
-                    own,
+                    table[table["ratio"] == level],
                     "models",
                     "late",
                     colour=colour,
@@ -299,13 +317,14 @@ def figure_9(run: Run, *, last: int = LAST, **options) -> Figure:
             axes[0, place].set_title(printable(title(metric)[0]), loc="left", fontsize=10)
             axes[0, place].set_xlabel("models per generation")
             axes[0, place].set_xticks(sorted(set(table["models"])))
-        _legend(axes[0, -1], "synthetic ratio")
+        legend(axes[0, -1], "synthetic ratio")
     return figure
 
 
-def figure_8(run: Run, **_) -> Figure:
-    """What every generation trained on, by the ledger, in place of the pseudocode: share of human
-    and of synthetic items (by their age).
+def figure_8(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw what every generation trained on: shares of human items and of synthetic ones by age.
+
+    It takes the place of the paper's pseudocode and reads the ledger. It has no options.
     """
     if run.ledger is None:
         raise ValueError(f"{run.root / 'ledger.parquet'} is missing, which this figure draws")
@@ -349,10 +368,11 @@ def figure_8(run: Run, **_) -> Figure:
             one.set_xlabel("generation")
             one.set_ylim(0, 1)
         axes[0, 0].set_ylabel("share of the training set")
-        _legend(axes[0, -1])
+        legend(axes[0, -1])
     return figure
 
 
+# Name, bias and overlap of the columns of figure 12; None: whatever the overlap.
 _TOY = (
     ("unbiased", False, None),
     ("biased, overlap", True, True),
@@ -360,9 +380,10 @@ _TOY = (
 )
 
 
-def figure_12(run: Run, **_) -> Figure:
-    """The toy: entropy of the last generation relative to generation 0 against the ratio; with and
-    without accumulation (rows).
+def figure_12(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw the histogram simulation: relative entropy of the last generation against the ratio.
+
+    It is relative to generation 0; the rows are with and without accumulation. It has no options.
     """
     metric = find_metric(run.metrics, ("relative_entropy", "entropy"))
     if metric is None:
@@ -378,12 +399,13 @@ def figure_12(run: Run, **_) -> Figure:
         figure, axes = panels(2, 3, sharex=True, sharey=True)
         for row, accumulate in enumerate((True, False)):
             for column, (name, bias, overlap) in enumerate(_TOY):
-                own = table[(table["accumulate"] == accumulate) & (table["bias"] == bias)]
-                own = own if overlap is None else own[own["overlap"] == overlap]
-                if len(own):
+                rows = table[(table["accumulate"] == accumulate) & (table["bias"] == bias)]
+                if overlap is not None:
+                    rows = rows[rows["overlap"] == overlap]
+                if len(rows):
                     mean_line(
                         axes[row, column],
-                        own,
+                        rows,
                         "ratio",
                         value,
                         colour=figures.palette(1)[0][0],

@@ -1,32 +1,41 @@
-"""Figures of the political experiments of arXiv 2504.03814 (5, 6, 13, 14, 15), from the lean of
-every scored text.
+"""Figures 5, 6, 13, 14 and 15 of arXiv 2504.03814, drawn from the lean of every scored text.
 
-A lean lies between 0 (left) and 100 (right); texts judged not to be political have none and stay
-out of averages. Neutral is a score inside `neutral`, exactly 50 in the paper; a classifier's
-probability needs an interval. The edges of the eight bins of Figure 6 are not in the paper: here
-they divide 0 to 100 evenly.
+A lean is between 0 (left) and 100 (right); texts judged not to be political have none and are left
+out of averages. A text is neutral if its lean is inside the interval `neutral`. In the paper that
+is exactly 50; the probabilities of a classifier need a wider interval. The paper does not give the
+edges of the eight bins of Figure 6: here they divide 0 to 100 evenly.
 """
 
+from collections.abc import Iterable
+
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxloop.reporting import figures
 from jaxloop.reporting.figures import mean_line, panels, printable
-from jaxloop.studies.recursive_loops.analysis.paper_figures import MARKERS, _legend, ordered
+from jaxloop.studies.recursive_loops.analysis.paper_figures import (
+    MARKERS,
+    NEUTRAL,
+    FigureOptions,
+    colours_of,
+    legend,
+    ordered,
+)
 from jaxloop.studies.recursive_loops.analysis.run_tables import Run
 
 METRIC = "political_lean"
-NEUTRAL = (50.0, 50.0)
 BINS = 8
+_DEFAULTS = FigureOptions()
 
 
 def leans(run: Run) -> pd.DataFrame:
-    """Scored texts with the columns of chains.csv: chain, generation (-1: human texts of generation
-    0), lean, mix, ...
+    """Return a row for every scored text: chain, generation, lean, and the columns of chains.csv.
 
-    ValueError where text_scores.parquet or its metric is missing, chains.csv has no column mix, or
-    a lean lies outside [0, 100].
+    Generation -1 holds the human texts of generation 0. Raises ValueError where text_scores.parquet
+    or its metric is missing, chains.csv has no column mix, or a lean is outside [0, 100].
     """
     if run.scores is None:
         raise ValueError(
@@ -50,8 +59,10 @@ def leans(run: Run) -> pd.DataFrame:
 
 
 def by_chain(table: pd.DataFrame, neutral: tuple[float, float] = NEUTRAL) -> pd.DataFrame:
-    """One row per chain and generation: lean (mean), lean_without_neutral, neutral (share of
-    political texts), non_political (share of all).
+    """Return a row for every chain and generation; table: that of `leans`.
+
+    Columns: chain, generation, the factors, lean (mean), lean_without_neutral (mean), neutral
+    (share of the political texts), non_political (share of all texts).
     """
     is_neutral = table["lean"].between(*neutral)
     work = table.assign(
@@ -59,31 +70,35 @@ def by_chain(table: pd.DataFrame, neutral: tuple[float, float] = NEUTRAL) -> pd.
         flag=is_neutral.astype(float).where(table["lean"].notna()),
         none=table["lean"].isna(),
     )
-    found = work.groupby(["chain", "generation"]).agg(
+    means = work.groupby(["chain", "generation"]).agg(
         lean=("lean", "mean"),
         lean_without_neutral=("other", "mean"),
         neutral=("flag", "mean"),
         non_political=("none", "mean"),
     )
-    keep = [c for c in table.columns if c not in ("lean", "generation")]
-    return found.reset_index().merge(table[keep].drop_duplicates("chain"), on="chain")
+    factors = [c for c in table.columns if c not in ("lean", "generation")]
+    return means.reset_index().merge(table[factors].drop_duplicates("chain"), on="chain")
 
 
 def bins(table: pd.DataFrame, count: int = BINS) -> pd.DataFrame:
-    """Share of political texts of every mix and generation in `count` equal bins: columns mix,
-    generation, 0 .. count - 1.
+    """Return which share of the political texts falls into each of `count` equal bins of lean.
+
+    There is a row for every mix and generation; columns mix, generation, 0 .. count - 1.
     """
-    known = table.dropna(subset="lean")
-    place = np.clip((known["lean"] / 100 * count).astype(int), 0, count - 1)
-    shares = pd.crosstab([known["mix"], known["generation"]], place, normalize="index").reindex(
+    political = table.dropna(subset="lean")
+    place = np.clip((political["lean"] / 100 * count).astype(int), 0, count - 1)
+    cells = [political["mix"], political["generation"]]
+    shares = pd.crosstab(cells, place, normalize="index").reindex(
         columns=range(count), fill_value=0.0
     )
     return shares.rename_axis(columns=None).reset_index()
 
 
 def initial_and_final(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """One row per chain: initial (human texts where they were scored, else generation 0), final
-    (last generation), and its factors.
+    """Return a row for every chain: its initial and final `value`, and its factors.
+
+    initial is that of the human texts if they were scored, else of generation 0; final is that of
+    the last generation.
     """
     last = table["generation"].max()
     start = table[table["generation"] == table["generation"].min()].set_index("chain")[value]
@@ -92,14 +107,9 @@ def initial_and_final(table: pd.DataFrame, value: str) -> pd.DataFrame:
     return both.dropna(subset=["initial", "final"]).reset_index()
 
 
-def _colours(levels) -> dict[str, str]:
-    return {
-        level: pair[0] for level, pair in zip(levels, figures.palette(len(levels)), strict=True)
-    }
-
-
-def _diagonal(axes, values) -> None:
-    low, high = min(30.0, *values), max(70.0, *values)
+def _diagonal(axes: Axes, values: Iterable[float]) -> None:
+    leans = list(values)
+    low, high = min(30.0, *leans), max(70.0, *leans)
     axes.plot([low, high], [low, high], color="0.6", linewidth=1, linestyle=(0, (3, 2)))
     axes.axhline(50, color="0.7", alpha=0.5, linewidth=0.8)
     axes.axvline(50, color="0.7", alpha=0.5, linewidth=0.8)
@@ -107,21 +117,21 @@ def _diagonal(axes, values) -> None:
     axes.set_ylabel("final lean")
 
 
-def _initial_final(axes, table: pd.DataFrame, value: str, factor: str) -> None:
-    """Dots: chains; line: means of the mixes."""
-    found = initial_and_final(table, value)
-    if found.empty:
+def _initial_final(axes: Axes, table: pd.DataFrame, value: str, factor: str | None = None) -> None:
+    """Draw chains as dots, and the means of the mixes as a line for each level of a factor."""
+    ends = initial_and_final(table, value)
+    if ends.empty:
         raise ValueError(
             "no chain has a political lean both at the start and in the last generation"
         )
-    levels = ordered(found[factor]) if factor in found else [""]
-    for i, (level, colour) in enumerate(_colours(levels).items()):
-        own = found[found[factor].astype(str) == level] if factor in found else found
+    levels = [""] if factor is None else ordered(ends[factor])
+    for i, (level, colour) in enumerate(colours_of(levels).items()):
+        rows = ends if factor is None else ends[ends[factor].astype(str) == level]
         axes.plot(
-            own["initial"], own["final"], MARKERS[i % 6], color=colour, markersize=3.2, alpha=0.5
+            rows["initial"], rows["final"], MARKERS[i % 6], color=colour, markersize=3.2, alpha=0.5
         )
         means = (
-            own.groupby("mix")[["initial", "final"]]
+            rows.groupby("mix")[["initial", "final"]]
             .agg(["mean", "sem"])
             .sort_values(("initial", "mean"))
         )
@@ -133,28 +143,28 @@ def _initial_final(axes, table: pd.DataFrame, value: str, factor: str) -> None:
             linewidth=1.6,
             label=printable(level),
         )
-    _diagonal(axes, [*found["initial"], *found["final"]])
+    _diagonal(axes, [*ends["initial"], *ends["final"]])
 
 
-def figure_5(run: Run, *, neutral: tuple[float, float] = NEUTRAL, **_) -> Figure:
-    """(a) mean lean by generation, a line per mix; (b) lean of the last generation against that of
-    the human texts.
+def figure_5(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw (a) mean lean by generation, a line per mix; (b) lean of the last generation against
+    that of the human texts.
     """
-    table = by_chain(leans(run), neutral)
+    table = by_chain(leans(run), options.neutral)
     with figures.style():
         figure, axes = panels(1, 2, panel=(4.0, 3.2))
         _lines(axes[0, 0], table[table["generation"] >= 0], "lean")
         axes[0, 0].axhline(50, color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
         axes[0, 0].set_title("(a) Mean lean", loc="left", fontsize=10)
-        _legend(axes[0, 0], "left and right")
-        _initial_final(axes[0, 1], table, "lean", "")
+        legend(axes[0, 0], "left and right")
+        _initial_final(axes[0, 1], table, "lean")
         axes[0, 1].set_title("(b) Initial and final lean", loc="left", fontsize=10)
     return figure
 
 
-def _lines(axes, table: pd.DataFrame, value: str) -> None:
+def _lines(axes: Axes, table: pd.DataFrame, value: str) -> None:
     levels = ordered(table["mix"])
-    for i, (mix, colour) in enumerate(_colours(levels).items()):
+    for i, (mix, colour) in enumerate(colours_of(levels).items()):
         mean_line(
             axes,
             table[table["mix"].astype(str) == mix],
@@ -167,22 +177,20 @@ def _lines(axes, table: pd.DataFrame, value: str) -> None:
     axes.set_xlabel("generation")
 
 
-def figure_6(run: Run, **_) -> Figure:
-    """Shares of eight bins of lean by generation, a panel per mix."""
+def figure_6(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw the shares of eight bins of lean by generation, a panel per mix; it has no options."""
     shares = bins(leans(run))
     shares = shares[shares["generation"] >= 0]
     mixes = ordered(shares["mix"])
-    import matplotlib
-
     colours = matplotlib.colormaps["coolwarm"](np.linspace(0.02, 0.98, BINS))
     with figures.style():
         figure, axes = panels(1, len(mixes), panel=(2.5, 2.6), sharey=True)
         for one, mix in zip(axes[0], mixes, strict=True):
-            own = shares[shares["mix"].astype(str) == mix].sort_values("generation")
+            rows = shares[shares["mix"].astype(str) == mix].sort_values("generation")
             names = [f"{100 * b / BINS:g} to {100 * (b + 1) / BINS:g}" for b in range(BINS)]
             one.stackplot(
-                own["generation"],
-                own[list(range(BINS))].to_numpy().T,
+                rows["generation"],
+                rows[list(range(BINS))].to_numpy().T,
                 colors=colours,
                 labels=names,
                 linewidth=0,
@@ -191,15 +199,15 @@ def figure_6(run: Run, **_) -> Figure:
             one.set_xlabel("generation")
             one.set_ylim(0, 1)
         axes[0, 0].set_ylabel("share of political texts")
-        _legend(axes[0, -1], "lean")
+        legend(axes[0, -1], "lean")
     return figure
 
 
-def figure_13(run: Run, *, neutral: tuple[float, float] = NEUTRAL, **_) -> Figure:
-    """Share of neutral texts among the political ones (a), and of texts that are not political (b),
-    by generation.
+def figure_13(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw the share of neutral texts among the political ones (a), and of texts that are not
+    political (b), by generation.
     """
-    table = by_chain(leans(run), neutral)
+    table = by_chain(leans(run), options.neutral)
     table = table[table["generation"] >= 0]
     with figures.style():
         figure, axes = panels(1, 2)
@@ -211,27 +219,29 @@ def figure_13(run: Run, *, neutral: tuple[float, float] = NEUTRAL, **_) -> Figur
             one.set_title(name, loc="left", fontsize=10)
             one.set_ylabel("share of texts")
             one.set_ylim(bottom=max(0.0, one.get_ylim()[0]))
-        _legend(axes[0, 1])
+        legend(axes[0, 1])
     return figure
 
 
-def figure_14(run: Run, *, neutral: tuple[float, float] = NEUTRAL, **_) -> Figure:
-    """Figure 5b without neutral texts."""
-    table = by_chain(leans(run), neutral)
+def figure_14(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw figure 5b without neutral texts."""
+    table = by_chain(leans(run), options.neutral)
     with figures.style():
         figure, axes = panels(1, 1, panel=(4.0, 3.2))
-        _initial_final(axes[0, 0], table, "lean_without_neutral", "")
+        _initial_final(axes[0, 0], table, "lean_without_neutral")
         axes[0, 0].set_title("Without neutral texts", loc="left", fontsize=10)
     return figure
 
 
-def figure_15(run: Run, *, neutral: tuple[float, float] = NEUTRAL, **_) -> Figure:
-    """Figure 5b for chains that train one base model in every generation, a line per base model."""
-    table = by_chain(leans(run), neutral)
+def figure_15(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
+    """Draw figure 5b for chains that train one base model in every generation, a line per base
+    model.
+    """
+    table = by_chain(leans(run), options.neutral)
     if "bases" not in table:
         raise ValueError("chains.csv has no column 'bases', which this figure draws")
     with figures.style():
         figure, axes = panels(1, 1, panel=(4.6, 3.6))
         _initial_final(axes[0, 0], table, "lean", "bases")
-        _legend(axes[0, 0], "base model")
+        legend(axes[0, 0], "base model")
     return figure

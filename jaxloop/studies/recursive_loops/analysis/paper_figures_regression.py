@@ -1,11 +1,13 @@
-"""Figures of the regressions of arXiv 2504.03814: coefficients by domain (4), which predictors
-inflate each other (7), and Table 1 as a drawing.
+"""Figures 4 and 7 of arXiv 2504.03814, and its Table 1 as a figure.
+
+Figure 4 shows coefficients by domain, figure 7 the variance inflation of the predictors.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxloop.reporting import figures
@@ -16,26 +18,29 @@ from jaxloop.studies.recursive_loops.analysis.regression import title
 LESS, MORE = "#1f6fb4", "#b3243c"  # less and more detrimental, as in the paper
 
 
-def _bars(axes, rows: pd.DataFrame, y: np.ndarray, height: float, **style) -> None:
+def _colour(coefficient: float) -> str:
+    return LESS if coefficient > 0 else MORE
+
+
+def _bars(axes: Axes, rows: pd.DataFrame, y: np.ndarray, height: float) -> None:
     for at, (_, row) in zip(y, rows.iterrows(), strict=True):
-        colour = LESS if row["coefficient"] > 0 else MORE
         axes.barh(
             at,
             row["coefficient"],
             height,
-            color=colour,
+            color=_colour(row["coefficient"]),
             alpha=0.7 if row["p"] < 0.05 else 0.3,
             linewidth=0,
         )
-        axes.plot([row["low"], row["high"]], [at, at], color=figures.INK, linewidth=1, **style)
+        axes.plot([row["low"], row["high"]], [at, at], color=figures.INK, linewidth=1)
 
 
 def figure_4(coefficients: pd.DataFrame, *, errors: str = "classical") -> Figure:
-    """Coefficients with 95 % intervals of the 18 properties, a panel per dependent and domain; the
-    domain's own properties shaded.
+    """Draw coefficients of the 18 properties with 95 % intervals, a panel per dependent and domain.
 
-    coefficients: `regression_tables.Tables.coefficients` of a multi-domain study. Strong colour: p
-    < .05. ValueError without such fits.
+    The domain's own properties are shaded; strong colour means p < .05. coefficients:
+    `regression_tables.Tables.coefficients` of a multi-domain study. Raises ValueError if it has no
+    such fits.
     """
     table = coefficients[(coefficients["form"] == "relative") & (coefficients["errors"] == errors)]
     fits = list(dict.fromkeys(table["dependent"]))
@@ -51,12 +56,17 @@ def figure_4(coefficients: pd.DataFrame, *, errors: str = "classical") -> Figure
         for one, fit in zip(axes[0], fits, strict=True):
             rows = table[table["dependent"] == fit].set_index("term").loc[terms]
             name, _, domain = fit.partition("@")
-            own = [
+            of_domain = [
                 at for at, term in zip(y, terms, strict=True) if term.partition("@")[2] == domain
             ]
-            if own:
+            if of_domain:
                 one.axhspan(
-                    min(own) - 0.5, max(own) + 0.5, color="0.5", alpha=0.14, linewidth=0, zorder=0
+                    min(of_domain) - 0.5,
+                    max(of_domain) + 0.5,
+                    color="0.5",
+                    alpha=0.14,
+                    linewidth=0,
+                    zorder=0,
                 )
             _bars(one, rows, y, 0.7)
             one.axvline(0, color="0.5", linewidth=0.8)
@@ -68,9 +78,11 @@ def figure_4(coefficients: pd.DataFrame, *, errors: str = "classical") -> Figure
 
 
 def figure_table_1(coefficients: pd.DataFrame) -> Figure:
-    """Table 1 as a drawing: for every fit (columns) and dependent (rows) the coefficients with 95 %
-    intervals, classical above and, where they exist, overlap-aware below; a hollow diamond is the
-    paper's coefficient of a fit of the same name.
+    """Draw Table 1: coefficients with 95 % intervals, by fit (columns) and dependent (rows).
+
+    The upper interval is classical, the lower one, if there is one, accounts for overlap. A hollow
+    diamond is the paper's coefficient of the fit of the same name. Raises ValueError where there is
+    no fit.
     """
     table = coefficients[
         (coefficients["form"] == "relative") & coefficients["errors"].isin(["classical", "overlap"])
@@ -87,36 +99,11 @@ def figure_table_1(coefficients: pd.DataFrame) -> Figure:
         )
         for row, dependent in enumerate(rows):
             for place, column in enumerate(columns):
-                one, own = (
-                    axes[row, place],
-                    table[(table["dependent"] == dependent) & (table["column"] == column)],
-                )
-                for errors, offset, width in (("classical", 0.14, 1.6), ("overlap", -0.14, 0.9)):
-                    held = (
-                        own[own["errors"] == errors]
-                        .set_index("term")
-                        .reindex(terms)
-                        .dropna(subset="coefficient")
-                    )
-                    for term, found in held.iterrows():
-                        at = y[terms.index(term)] + offset
-                        colour = (
-                            "0.6"
-                            if not found["p"] < 0.05
-                            else LESS
-                            if found["coefficient"] > 0
-                            else MORE
-                        )
-                        one.plot(
-                            [found["low"], found["high"]], [at, at], color=colour, linewidth=width
-                        )
-                        one.plot(
-                            found["coefficient"],
-                            at,
-                            "o",
-                            color=colour,
-                            markersize=4 if width > 1 else 2.5,
-                        )
+                one = axes[row, place]
+                fit = table[(table["dependent"] == dependent) & (table["column"] == column)]
+                classical, overlap = (fit[fit["errors"] == e] for e in ("classical", "overlap"))
+                _intervals(one, classical, terms, y + 0.14, linewidth=1.6, markersize=4)
+                _intervals(one, overlap, terms, y - 0.14, linewidth=0.9, markersize=2.5)
                 _paper_diamonds(one, dependent, column, terms, y)
                 one.axvline(0, color="0.5", linewidth=0.8)
                 one.set_title(
@@ -127,19 +114,41 @@ def figure_table_1(coefficients: pd.DataFrame) -> Figure:
     return figure
 
 
-def _paper_diamonds(axes, dependent: str, column: str, terms: Sequence[str], y: np.ndarray) -> None:
+def _intervals(
+    axes: Axes,
+    rows: pd.DataFrame,
+    terms: Sequence[str],
+    y: np.ndarray,
+    *,
+    linewidth: float,
+    markersize: float,
+) -> None:
+    """Draw the coefficient and the interval of each term of a fit, at heights `y`."""
+    fitted = rows.set_index("term").reindex(list(terms))
+    for at, (_, row) in zip(y, fitted.iterrows(), strict=True):
+        if np.isnan(row["coefficient"]):
+            continue
+        colour = _colour(row["coefficient"]) if row["p"] < 0.05 else "0.6"
+        axes.plot([row["low"], row["high"]], [at, at], color=colour, linewidth=linewidth)
+        axes.plot(row["coefficient"], at, "o", color=colour, markersize=markersize)
+
+
+def _paper_diamonds(
+    axes: Axes, dependent: str, column: str, terms: Sequence[str], y: np.ndarray
+) -> None:
     dataset, _, ratio = column.rpartition(" ") if " " in column else (column, "", "")
-    known = paper_values.values(
+    published = paper_values.values(
         "table_1", metric=dependent, dataset=dataset, ratio=ratio
     ).set_index("level")["value"]
     for term, at in zip(terms, y, strict=True):
-        if term in known.index:
-            axes.plot(known[term], at, "D", color=figures.INK, fillstyle="none", markersize=4)
+        if term in published.index:
+            axes.plot(published[term], at, "D", color=figures.INK, fillstyle="none", markersize=4)
 
 
 def figure_7(vif: pd.DataFrame, correlations: pd.DataFrame, *, most: float = 10.0) -> Figure:
-    """Variance inflation of every property by dataset (left; darker from 1 to `most` and beyond),
-    and |Spearman rho| of every pair (right).
+    """Draw the variance inflation of every property by dataset, and |Spearman rho| of every pair.
+
+    most: the variance inflation from which on the colour is darkest.
     """
     names = [printable(title(name)) for name in vif.index]
     shown = [printable(title(name)) for name in correlations.columns]
@@ -148,39 +157,38 @@ def figure_7(vif: pd.DataFrame, correlations: pd.DataFrame, *, most: float = 10.
         figure, axes = panels(1, 2, panel=(4.8, max(size, 2.4)))
         _heat(
             axes[0, 0],
-            np.log(np.clip(vif.to_numpy(float), 1, most)),
             vif.to_numpy(float),
-            0,
-            np.log(most),
-            names,
-            list(map(printable, vif.columns)),
+            colours=np.log(np.clip(vif.to_numpy(float), 1, most)),
+            high=float(np.log(most)),
+            rows=names,
+            columns=list(map(printable, vif.columns)),
         )
         axes[0, 0].set_title("Variance inflation factor", loc="left", fontsize=10)
         _heat(
             axes[0, 1],
             correlations.to_numpy(float),
-            correlations.to_numpy(float),
-            0,
-            1,
-            shown,
-            shown,
+            colours=correlations.to_numpy(float),
+            high=1.0,
+            rows=shown,
+            columns=shown,
         )
         axes[0, 1].set_title("|Spearman rho|", loc="left", fontsize=10)
     return figure
 
 
 def _heat(
-    axes,
-    colours: np.ndarray,
+    axes: Axes,
     values: np.ndarray,
-    low: float,
+    *,
+    colours: np.ndarray,
     high: float,
     rows: list[str],
     columns: list[str],
 ) -> None:
+    """Draw a matrix of numbers, each on a background from white at 0 to dark at `high`."""
     axes.pcolormesh(
         np.ma.masked_invalid(colours),
-        vmin=low,
+        vmin=0,
         vmax=high,
         cmap="Blues",
         edgecolors="white",
@@ -191,22 +199,22 @@ def _heat(
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=60, ha="right", fontsize=7)
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=7)
     for (i, j), value in np.ndenumerate(values):
-        text = (
-            ""
-            if np.isnan(value)
-            else "∞"
-            if np.isinf(value)
-            else f"{value:.1f}"
-            if high > 1
-            else f"{value:.2f}".lstrip("0")
-        )
-        dark = np.isfinite(colours[i, j]) and colours[i, j] > low + 0.6 * (high - low)
+        dark = np.isfinite(colours[i, j]) and colours[i, j] > 0.6 * high
         axes.text(
             j + 0.5,
             i + 0.5,
-            text,
+            _cell_text(value, decimals=1 if high > 1 else 2),
             ha="center",
             va="center",
             fontsize=6,
             color="white" if dark else "0.2",
         )
+
+
+def _cell_text(value: float, decimals: int) -> str:
+    if np.isnan(value):
+        return ""
+    if np.isinf(value):
+        return "∞"
+    text = f"{value:.{decimals}f}"
+    return text if decimals == 1 else text.lstrip("0")

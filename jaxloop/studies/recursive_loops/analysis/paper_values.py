@@ -1,10 +1,15 @@
-"""The numbers of arXiv 2504.03814 that are known, to lay beside a run's own: `paper_values.csv`.
+"""Reads `paper_values.csv`: numbers of arXiv 2504.03814, to compare a run's own with.
 
 item          table_1, table_2, table_3, table_4, figure_<n>, counts of significant cells, pilot
-dataset       as the paper calls it ("All" for the fit over all); metric: "diversity" or "quality"; ratio: "1/8"; level: property, split
-value         empty where only the sign is known, or for a sentence about a figure without digits, which stands in `note`
-significant   "yes" or "no" for cells of Table 1; certain: "no" where the text of the paper does not tell which column a value stands in
-The digits of Figure 10 (and of the length splits, which the paper does not show) come from the released code.
+dataset       as the paper calls it ("All" for the fit over all); metric: "diversity" or "quality";
+              ratio: "1/8"; level: property, split
+value         empty where only the sign is known, and where the paper has only a sentence about a
+              figure, which is then in `note`
+significant   "yes" or "no" for cells of Table 1
+certain       "no" where the text of the paper does not say to which column a value belongs
+
+The digits of Figure 10 (and of the length splits, which the paper does not show) come from the
+released code.
 """
 
 import functools
@@ -30,8 +35,9 @@ def _table() -> pd.DataFrame:
 
 
 def values(item: str, **where: str) -> pd.DataFrame:
-    """Certain rows of one item that have a value, restricted by equality of columns
-    (metric="quality", dataset="100M_tweets", ...).
+    """Return the rows of one item that are certain and have a value.
+
+    where: {column: value} that the rows must have, such as metric="quality".
     """
     rows = _table()
     rows = rows[(rows["item"] == item) & (rows["certain"] == "yes") & rows["value"].notna()]
@@ -40,8 +46,8 @@ def values(item: str, **where: str) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
-def reading(item: str) -> str:
-    """What the paper's text says of a figure that has no digits; "" where there is nothing."""
+def note(item: str) -> str:
+    """Return what the paper's text says of a figure that has no numbers; "" if nothing."""
     rows = _table()
-    found = rows[(rows["item"] == item) & rows["value"].isna() & (rows["dataset"] == "")]["note"]
-    return str(found.iloc[0]) if len(found) else ""
+    notes = rows[(rows["item"] == item) & rows["value"].isna() & (rows["dataset"] == "")]["note"]
+    return str(notes.iloc[0]) if len(notes) else ""

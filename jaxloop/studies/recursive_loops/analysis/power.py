@@ -1,5 +1,4 @@
-"""Which effects a number of chains can show: power of the t test of one coefficient of a
-regression.
+"""Power of the t test of one coefficient: which effects a number of chains can show.
 
 A coefficient b per standard deviation of its predictor, in a regression of n chains on p predictors
 with residual standard deviation s, has the t statistic's noncentrality b sqrt(n / VIF) / s with n -
@@ -28,20 +27,20 @@ def power(
     vif: float = 1.0,
     level: float = 0.05,
 ) -> float:
-    """Probability that the two-sided t test at `level` rejects b = 0 when b = effect; 0 where n
-    leaves no degrees of freedom.
+    """Return the probability that the two-sided t test at `level` rejects b = 0 if b = `effect`.
+
+    n: chains; 0 where they leave no degrees of freedom.
     """
     _check(residual_sd, vif, level)
     df = n - predictors - 1
     if df < 1:
         return 0.0
+    if not effect:
+        return level
     # The two-sided t test is the F test with one degree of freedom, whose noncentral distribution
-    # is the better computed.
-    return (
-        float(stats.ncf.sf(stats.f.isf(level, 1, df), 1, df, effect**2 * n / vif / residual_sd**2))
-        if effect
-        else level
-    )
+    # scipy computes more accurately.
+    noncentrality = effect**2 * n / vif / residual_sd**2
+    return float(stats.ncf.sf(stats.f.isf(level, 1, df), 1, df, noncentrality))
 
 
 def least_effect(
@@ -53,8 +52,9 @@ def least_effect(
     level: float = 0.05,
     wanted: float = 0.8,
 ) -> float:
-    """The effect per standard deviation that is found with probability `wanted`; inf where n leaves
-    no degrees of freedom.
+    """Return the effect per standard deviation that is detected with probability `wanted`.
+
+    n: chains; inf where they leave no degrees of freedom.
     """
     _check(residual_sd, vif, level)
     if not level < wanted < 1:
@@ -65,12 +65,12 @@ def least_effect(
     high = 1.0
     while power(high * unit, n, predictors, residual_sd, vif=vif, level=level) < wanted:
         high *= 2
-    found = optimize.brentq(
+    units = optimize.brentq(
         lambda b: power(b * unit, n, predictors, residual_sd, vif=vif, level=level) - wanted,
         1e-9,
         high,
     )
-    return float(found * unit)
+    return float(units * unit)
 
 
 def chains_needed(
@@ -82,23 +82,24 @@ def chains_needed(
     level: float = 0.05,
     wanted: float = 0.8,
 ) -> int:
-    """The fewest chains with which `effect` is found with probability `wanted`. ValueError for an
-    effect of 0, which no number finds.
+    """Return the smallest number of chains that detects `effect` with probability `wanted`.
+
+    Raises ValueError for an effect of 0, which no number of chains detects.
     """
     _check(residual_sd, vif, level)
     if not abs(effect) > 0:
         raise ValueError("effect=0: no number of chains finds it")
-    low = predictors + 2
-    high = low
-    while power(effect, high, predictors, residual_sd, vif=vif, level=level) < wanted:
+
+    def enough(chains: int) -> bool:
+        return power(effect, chains, predictors, residual_sd, vif=vif, level=level) >= wanted
+
+    low = high = predictors + 2
+    while not enough(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (
-            (middle, high)
-            if power(effect, middle, predictors, residual_sd, vif=vif, level=level) < wanted
-            else (low, middle)
-        )
-    return (
-        low if power(effect, low, predictors, residual_sd, vif=vif, level=level) >= wanted else high
-    )
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return low if enough(low) else high

@@ -1,11 +1,11 @@
-"""Regressions of a chain's relative change on the properties of its human data, as the paper and
-its released code make them.
+"""Regressions of a chain's relative change on the properties of its human data.
 
-y = late / generation 0 of a chain, not standardised. Every regressor is standardised within the
-rows of its fit (ddof 0), so a coefficient is the change of the relative metric per standard
-deviation of the property. Ordinary least squares with intercept, classical standard errors,
-two-sided t, no correction for the number of tests (arXiv 2504.03814, sections 4.3, 4.4, B.7;
-recursive_loops.md, section 5). The versions that can be believed stand in `regression_honest`.
+They are made as in arXiv 2504.03814 (sections 4.3, 4.4, B.7) and its released code. The outcome is
+y = late value / value of generation 0 of a chain, not standardised. Every regressor is standardised
+within the rows of its fit (ddof 0), so a coefficient is the change of the relative metric per
+standard deviation of the property. Ordinary least squares with intercept, classical standard
+errors, two-sided t tests, no correction for the number of tests. `regression_honest` has other
+errors, other forms of the outcome and such corrections.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import statsmodels.api as sm
+from numpy.typing import ArrayLike
+from sklearn.model_selection import KFold
 
 # The six properties of the final study, as they are called in tables, and as the paper prints them.
 PROPERTIES: dict[str, str] = {
@@ -23,7 +26,8 @@ PROPERTIES: dict[str, str] = {
     "positivity": "Positivity",
     "text_length": "Text length",
 }
-# Everything that was considered (B.3.1); near and far are 50 and 1000 neighbours at 10,000 texts.
+# All properties that the paper considered (B.3.1); near and far: 50 and 1000 neighbours at 10,000
+# texts.
 # The first step of the selection kept `FIRST_STEP`.
 CANDIDATES: dict[str, str] = {
     "text_length": "Text length",
@@ -58,12 +62,23 @@ TITLES = CANDIDATES | {
 }
 COEFFICIENTS = ("term", "coefficient", "se", "t", "p", "low", "high")
 _FOLDS = 10
+# A column of floats is constant where its range is this small a share of its largest value:
+# rounding alone gives it some spread.
+_CONSTANT = 1e-12
 
 
 class Fit(NamedTuple):
-    """One regression. coefficients: columns `COEFFICIENTS`, one row per shown term (low, high: 95 %
-    interval); n: chains; r2 of all regressors, shown or not; p: of the F test; cv_r2: mean R2 of
-    ten unshuffled folds (nan below 20 chains); residual_sd: with n - regressors - 1 below.
+    """The result of one regression.
+
+    Attributes:
+        name: how sentences refer to the fit.
+        coefficients: columns `COEFFICIENTS`, a row per shown term; low, high: 95 % interval.
+        n: number of chains.
+        regressors: names of all regressors, shown or not.
+        r2: of all regressors, as is adjusted_r2.
+        f: statistic of the F test of all regressors, and p its p value.
+        cv_r2: mean R2 over ten unshuffled folds; nan below 20 chains.
+        residual_sd: with n - regressors - 1 degrees of freedom.
     """
 
     name: str
@@ -79,15 +94,26 @@ class Fit(NamedTuple):
 
 
 def title(term: str) -> str:
-    """How a regressor is printed: `Lexical diversity`, with its domain where it has one."""
+    """Return a regressor as it is printed, such as `Lexical diversity`, with its domain if any."""
     name, _, domain = term.partition("@")
     return TITLES.get(name, name) + (f" ({domain})" if domain else "")
 
 
-def standardise(x: pd.DataFrame, fit: str = "the fit") -> pd.DataFrame:
-    """Columns with mean 0 and standard deviation 1 (ddof 0).
+def is_constant(values: np.ndarray, scale: float | None = None) -> bool:
+    """Return whether finite values [n] vary by no more than rounding.
 
-    ValueError naming the column that holds something else than finite numbers, or that is constant.
+    scale: the size of numbers to which the range is compared; the largest of `values` if None.
+    """
+    if not len(values):
+        return False
+    largest = float(np.abs(values).max()) if scale is None else scale
+    return bool(np.ptp(values) <= _CONSTANT * max(1.0, largest))
+
+
+def standardise(x: pd.DataFrame, fit: str = "the fit") -> pd.DataFrame:
+    """Return the columns with mean 0 and standard deviation 1 (ddof 0).
+
+    Raises ValueError naming the column that is constant, or has a value that is no finite number.
     """
     for name in x.columns:
         values = pd.to_numeric(x[name], errors="coerce").to_numpy(float)
@@ -96,19 +122,20 @@ def standardise(x: pd.DataFrame, fit: str = "the fit") -> pd.DataFrame:
                 f"predictor {name!r} has no value for {int((~np.isfinite(values)).sum())} of the "
                 f"{len(x)} chains of {fit}, every chain needs one"
             )
-        # A constant column of floats can have a spread of rounding errors.
-        if len(values) and np.ptp(values) <= 1e-12 * max(1.0, np.abs(values).max()):
+        if is_constant(values):
             raise ValueError(
                 f"predictor {name!r} is {values[0]:g} for all {len(x)} chains of {fit}, a "
                 "predictor must vary"
             )
-    values = x.astype(float)
-    return (values - values.mean()) / values.std(ddof=0)
+    numbers = x.astype(float)
+    return (numbers - numbers.mean()) / numbers.std(ddof=0)
 
 
 def dummies(labels: pd.Series, base: str | None = None) -> pd.DataFrame:
-    """One 0/1 column `dataset=<label>` per label but the base (default: the first in order of
-    names), as the fit over all datasets has.
+    """Return one 0/1 column `dataset=<label>` for each label but one.
+
+    The fit over all datasets uses them as regressors. base: the label without a column; the first
+    by name if None or not among the labels.
     """
     levels = sorted(labels.astype(str).unique())
     base = levels[0] if base is None or base not in levels else base
@@ -122,30 +149,31 @@ def dummies(labels: pd.Series, base: str | None = None) -> pd.DataFrame:
     )
 
 
-def check_outcome(y: Sequence[float], fit: str, names: Sequence | None = None) -> None:
-    """ValueError that names the chains (by `names` [n], an index, or their places) whose outcome is
-    NaN or infinite.
+def check_outcome(y: ArrayLike, fit: str, names: Sequence | pd.Series | None = None) -> None:
+    """Raise ValueError naming the chains whose outcome in y [n] is NaN or infinite.
+
+    names: of the chains [n]; if None the index of y where it is a Series, else their places.
     """
-    bad = np.flatnonzero(~np.isfinite(np.asarray(y, float)))
+    outcome = np.asarray(y, float)
+    bad = np.flatnonzero(~np.isfinite(outcome))
     if not len(bad):
         return
-    names = (
-        list(y.index)
-        if names is None and isinstance(y, pd.Series)
-        else list(range(len(y)) if names is None else names)
-    )
-    listed = ", ".join(f"{names[i]} ({np.asarray(y, float)[i]:g})" for i in bad[:5]) + (
-        ", ..." if len(bad) > 5 else ""
-    )
+    if names is not None:
+        labels = list(names)
+    else:
+        labels = list(y.index if isinstance(y, pd.Series) else range(len(outcome)))
+    listed = ", ".join(f"{labels[i]} ({outcome[i]:g})" for i in bad[:5])
+    more = ", ..." if len(bad) > 5 else ""
     raise ValueError(
-        f"{fit}: the outcome is no finite number for {len(bad)} of {len(y)} chains, {listed}; "
-        "leave them out or measure them again"
+        f"{fit}: the outcome is no finite number for {len(bad)} of {len(outcome)} chains, "
+        f"{listed}{more}; leave them out or measure them again"
     )
 
 
 def check_rows(n: int, x: pd.DataFrame, fit: str) -> None:
-    """ValueError where there are fewer chains than a regression needs, or the regressors
-    (standardised) depend on each other.
+    """Raise ValueError where n chains are too few, or the regressors are linearly dependent.
+
+    x: the standardised regressors; fit: name of the fit, for the message.
     """
     if n < x.shape[1] + 2:
         raise ValueError(
@@ -159,29 +187,44 @@ def check_rows(n: int, x: pd.DataFrame, fit: str) -> None:
         )
 
 
+def checked_design(y: ArrayLike, x: pd.DataFrame, name: str) -> tuple[np.ndarray, pd.DataFrame]:
+    """Return (outcome [n], standardised regressors [n, p]).
+
+    Raises ValueError as `fit_ols`, but for an outcome that is no finite number.
+    """
+    outcome = np.asarray(y, float)
+    if len(outcome) < x.shape[1] + 2:
+        check_rows(len(outcome), x, name)
+    z = standardise(x, name)
+    check_rows(len(outcome), z, name)
+    return outcome, z
+
+
+def shown_rows(table: pd.DataFrame, shown: Sequence[str] | None) -> pd.DataFrame:
+    """Return the rows of a table of coefficients whose term is one of `shown` (None: all)."""
+    if shown is None:
+        return table.reset_index(drop=True)
+    return table[table["term"].isin(list(shown))].reset_index(drop=True)
+
+
 def fit_ols(
-    y: Sequence[float],
+    y: ArrayLike,
     x: pd.DataFrame,
     *,
     name: str = "the fit",
     shown: Sequence[str] | None = None,
 ) -> Fit:
-    """Ordinary least squares of y [n] on the standardised columns of x [n, p] and an intercept.
+    """Fit ordinary least squares of y [n] on the standardised columns of x [n, p] and an intercept.
 
-    shown: the terms that the table of coefficients holds (default: all). ValueError, in one
-    sentence, for fewer than p + 2 chains, a constant predictor, a value that is missing or infinite
-    (an outcome's by its chains: the index of a Series, or places), or predictors that depend on
-    each other.
+    shown: the terms that the table of coefficients holds (default: all).
+
+    Raises ValueError, in one sentence, for fewer than p + 2 chains, a constant predictor, a value
+    that is missing or infinite (an outcome's by its chains: the index of a Series, or places), or
+    predictors that depend on each other.
     """
-    import statsmodels.api as sm
-
     check_outcome(y, name)
-    y = np.asarray(y, float)
-    if len(y) < x.shape[1] + 2:
-        check_rows(len(y), x, name)
-    z = standardise(x, name)
-    check_rows(len(y), z, name)
-    result = sm.OLS(y, sm.add_constant(z.to_numpy(float), has_constant="add")).fit()
+    outcome, z = checked_design(y, x, name)
+    result = sm.OLS(outcome, sm.add_constant(z.to_numpy(float), has_constant="add")).fit()
     interval = result.conf_int()
     table = pd.DataFrame(
         {
@@ -194,20 +237,23 @@ def fit_ols(
             "high": interval[1:, 1],
         }
     )
-    kept = table[table["term"].isin(list(x.columns) if shown is None else list(shown))].reset_index(
-        drop=True
-    )
     return Fit(
-        name, kept, len(y), tuple(x.columns), float(result.rsquared), float(result.rsquared_adj), float(result.fvalue), float(result.f_pvalue),
-        _cross_validated(z.to_numpy(float), y), float(np.sqrt(result.mse_resid)),
-    )  # fmt: skip
+        name=name,
+        coefficients=shown_rows(table, shown),
+        n=len(outcome),
+        regressors=tuple(x.columns),
+        r2=float(result.rsquared),
+        adjusted_r2=float(result.rsquared_adj),
+        f=float(result.fvalue),
+        p=float(result.f_pvalue),
+        cv_r2=_cross_validated(z.to_numpy(float), outcome),
+        residual_sd=float(np.sqrt(result.mse_resid)),
+    )
 
 
 def _cross_validated(z: np.ndarray, y: np.ndarray) -> float:
     if len(y) < 2 * _FOLDS:
         return float("nan")
-    from sklearn.model_selection import KFold
-
     design, scores = np.column_stack([z, np.ones(len(z))]), []
     for rest, fold in KFold(_FOLDS).split(z):
         residual = y[fold] - design[fold] @ np.linalg.lstsq(design[rest], y[rest], rcond=None)[0]
@@ -216,28 +262,28 @@ def _cross_validated(z: np.ndarray, y: np.ndarray) -> float:
 
 
 def stars(p: float) -> str:
-    """ "***", "**", "*" for p below .001, .01, .05, else ""."""
+    """Return "***", "**", "*" for p below .001, .01, .05, else ""."""
     return "*" * sum(p < level for level in (0.05, 0.01, 0.001))
 
 
 def shade(coefficient: float, p: float) -> str:
-    """Significance colour of a cell: "" for p >= .05, else "plus" or "minus" (less and more
-    detrimental) and the number of stars.
+    """Return the name of a cell's colour, such as "plus2"; "" for p >= .05.
+
+    It is "plus" (less detrimental) or "minus" (more detrimental) and the number of stars.
     """
     level = len(stars(p))
     return f"{'plus' if coefficient > 0 else 'minus'}{level}" if level else ""
 
 
-# ---- which predictors
-# -------------------------------------------------------------------------------------------------
+# ---- choice of predictors
 
 
 def vif(x: pd.DataFrame) -> pd.Series:
-    """Variance inflation factor of every column, 1 / (1 - R2) of its regression on the others; inf
-    where they determine it.
+    """Return the variance inflation factor of every column.
 
-    Equal to statsmodels' on standardised columns without a constant, which is the same as with one
-    (and which warns of properties that go together, where this is asked for). ValueError as
+    It is 1 / (1 - R2) of the column's regression on the others; inf where they determine it. Equal
+    to statsmodels' on standardised columns without a constant, which gives the same value as with
+    a constant, but warns of the very collinearity that is measured here. Raises ValueError as
     `standardise`.
     """
     z = standardise(x, "the table of properties").to_numpy(float)
@@ -258,27 +304,29 @@ def vif(x: pd.DataFrame) -> pd.Series:
 def select_by_vif(
     x: pd.DataFrame, *, most: float = 10.0, keep: Sequence[str] = ()
 ) -> list[tuple[str, float]]:
-    """The columns that are left when the one of largest VIF is dropped until none exceeds `most`,
-    with their VIF.
+    """Drop the column with the largest VIF until none exceeds `most`; return the rest, (name, VIF).
 
     keep: columns that are never dropped (the paper kept text length as a control for quality).
-    ValueError for an unknown name in it.
+    Raises ValueError for an unknown name in it.
     """
     if unknown := [name for name in keep if name not in x.columns]:
         raise ValueError(
             f"keep holds {unknown[0]!r}, which is not among the properties {', '.join(x.columns)}"
         )
-    left = list(x.columns)
+    left = [str(name) for name in x.columns]
     while True:
-        found = vif(x[left])
-        free = found.drop(labels=[name for name in keep if name in left])
-        if free.empty or not free.max() > most:
-            return [(name, float(found[name])) for name in left]
-        left.remove(free.idxmax())
+        inflation = vif(x[left])
+        droppable = inflation.drop(labels=[name for name in keep if name in left])
+        if droppable.empty or not droppable.max() > most:
+            return [(name, float(inflation[name])) for name in left]
+        left.remove(str(droppable.idxmax()))
 
 
 def rank_correlations(x: pd.DataFrame) -> pd.DataFrame:
-    """|Spearman rho| of every pair of columns, as the released code draws beside the VIF; nan for a constant column."""
+    """Return |Spearman rho| of every pair of columns; nan for a constant column.
+
+    The released code draws it beside the VIF.
+    """
     return x.astype(float).corr(method="spearman").abs()
 
 
@@ -288,10 +336,11 @@ def property_table(
     names: Sequence[str],
     domains: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Predictors of every chain [chains, names], or, with domains, `name@domain` of the cluster
-    that the column `cluster.<domain>` names.
+    """Return the predictors of every chain: a row per chain, a column per property.
 
-    ValueError for a cluster that properties.csv does not list, or lists twice.
+    They are the properties of the chain's cluster. With `domains` there are columns `name@domain`,
+    from the cluster that the column `cluster.<domain>` of `chains` names. Raises ValueError for a
+    cluster that `properties` does not list, or lists twice.
     """
     keyed = properties.assign(
         dataset=properties["dataset"].astype(str), cluster=properties["cluster"].astype(str)
@@ -303,11 +352,12 @@ def property_table(
             "row for each cluster is needed"
         )
     keyed = keyed.set_index(["dataset", "cluster"])
-    places: Mapping[str, tuple[pd.Series, pd.Series]] = (
-        {f"@{d}": (pd.Series(d, chains.index), chains[f"cluster.{d}"]) for d in domains}
-        if domains
-        else {"": (chains["dataset"], chains["cluster"])}
-    )
+    # Suffix of the predictors -> (dataset, cluster) of every chain.
+    places: Mapping[str, tuple[pd.Series, pd.Series]]
+    if domains:
+        places = {f"@{d}": (pd.Series(d, chains.index), chains[f"cluster.{d}"]) for d in domains}
+    else:
+        places = {"": (chains["dataset"], chains["cluster"])}
     out = {}
     for suffix, (dataset, cluster) in places.items():
         keys = list(zip(dataset.astype(str), cluster.astype(str), strict=True))

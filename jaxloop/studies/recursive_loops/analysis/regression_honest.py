@@ -1,13 +1,15 @@
-"""What the regressions of the paper can and cannot bear: the same fits with other errors, other
-forms of the outcome, and other questions.
+"""Robustness of the paper's regressions: other errors, other forms of the outcome, other tests.
 
-forms        late / generation 0 puts the same noise, and everything that a property does to generation 0, into the denominator. The
-             difference late - generation 0 still holds it; in late ~ generation 0 + properties
-             (ANCOVA) a property must explain the late value of chains that began alike. All three
-             are in units of the mean of generation 0.
-errors       "classical" (the paper's), "overlap" (`overlap.fit_overlap`), "bootstrap" (whole groups of overlapping source clusters are drawn)
+forms        The paper's outcome, late / generation 0, has generation 0 in its denominator, with its
+             noise and with everything that a property does to generation 0. The difference, late -
+             generation 0, still contains them. In the regression of late on generation 0 and the
+             properties (ANCOVA), a property must explain the late values of chains that began
+             alike. All three forms are in units of the mean of generation 0.
+errors       "classical" (the paper's), "overlap" (`overlap.fit_overlap`), "bootstrap" (whole groups
+             of overlapping source clusters are drawn)
 corrections  Benjamini-Hochberg over all coefficients that are shown together
-equivalence  "no influence" is shown by an interval inside bounds (two one-sided tests), never by tests that are not significant
+equivalence  That a property has no influence is shown by an interval inside bounds (two one-sided
+             tests), not by the lack of a significant coefficient
 """
 
 from collections.abc import Sequence
@@ -15,27 +17,32 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import statsmodels.api as sm
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from jaxloop.studies.recursive_loops.analysis.overlap import Mixture
 from jaxloop.studies.recursive_loops.analysis.regression import (
     COEFFICIENTS,
     Fit,
-    check_rows,
+    checked_design,
+    shown_rows,
     standardise,
 )
 
 FORMS = ("relative", "difference", "ancova")
+# Draws of the bootstrap.
 DRAWS = 2000
+# Equivalence tests ask whether an effect per standard deviation is smaller than this.
 BOUND = 0.02
 
 
 def form(table: pd.DataFrame, name: str) -> tuple[np.ndarray, pd.DataFrame]:
-    """Outcome [n], and the covariates that belong to it [n, 0 or 1], from the columns first, late
-    of `relative.outcomes`.
+    """Return the outcome [n] in one form, and its covariates [n, 0 or 1].
 
-    "relative": late / first; "difference": (late - first) / mean first; "ancova": late / mean
-    first, with the covariate first. ValueError for another name.
+    table: that of `relative.outcomes`, with the columns first and late. name: "relative" is late /
+    first; "difference" is (late - first) / mean(first); "ancova" is late / mean(first), with first
+    as a covariate. Raises ValueError for another name.
     """
     if name not in FORMS:
         raise ValueError(f"form {name!r} is not one of {', '.join(FORMS)}")
@@ -44,41 +51,48 @@ def form(table: pd.DataFrame, name: str) -> tuple[np.ndarray, pd.DataFrame]:
     if name == "relative":
         return late / first, none
     unit = abs(first.mean())
-    return (
-        ((late - first) / unit, none)
-        if name == "difference"
-        else (late / unit, none.assign(first=first))
-    )
+    if name == "difference":
+        return (late - first) / unit, none
+    return late / unit, none.assign(first=first)
 
 
 # ---- bootstrap over source clusters
-# -----------------------------------------------------------------------------------
 
 
 def fit_bootstrap(
-    y: Sequence[float],
+    y: ArrayLike,
     x: pd.DataFrame,
-    groups: Sequence,
+    groups: ArrayLike,
     *,
     draws: int = DRAWS,
     seed: int = 0,
     name: str = "the fit",
     shown: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Columns `COEFFICIENTS` of least squares, with errors from drawing whole groups of chains with
-    replacement.
+    """Return least-squares coefficients with errors from a bootstrap over groups of chains.
 
-    groups [n]: chains of one group are drawn together: those of one source cluster, or of clusters
-    that overlap (`overlap.groups`). x is standardised once, on all chains. se: of the draws; low,
-    high: percentiles 2.5 and 97.5; p: twice the smaller share of draws on one side of 0. ValueError
-    as `regression.fit_ols`, and for fewer groups than p + 2, from which a bootstrap says nothing.
+    Whole groups are drawn with replacement; x is standardised once, on all chains.
+
+    Args:
+        y: outcomes [n].
+        x: regressors [n, p].
+        groups: [n]; chains of one group are drawn together: those of one source cluster, or of
+            clusters that overlap (`overlap.groups`).
+        draws: bootstrap samples.
+        seed: of the draws.
+        name: of the fit, for messages.
+        shown: the terms to return; None: all.
+
+    Returns:
+        The columns `COEFFICIENTS`. se: standard deviation over the draws; low, high: percentiles
+        2.5 and 97.5; p: twice the smaller share of draws on one side of 0.
+
+    Raises ValueError as `regression.fit_ols`, and for fewer than p + 2 groups, which are too few
+    for a bootstrap.
     """
-    y, (codes, labels) = np.asarray(y, float), pd.factorize(np.asarray(groups))
-    if len(y) < x.shape[1] + 2:
-        check_rows(len(y), x, name)
-    z = standardise(x, name)
-    check_rows(len(y), z, name)
-    design = np.column_stack([np.ones(len(y)), z.to_numpy(float)])
+    codes, labels = pd.factorize(np.asarray(groups))
+    outcome, z = checked_design(y, x, name)
+    design = np.column_stack([np.ones(len(outcome)), z.to_numpy(float)])
     p = design.shape[1]
     if len(labels) < p + 1:
         raise ValueError(
@@ -86,8 +100,8 @@ def fit_bootstrap(
             f"bootstrap needs at least {p + 1}"
         )
     grams, products = np.zeros((len(labels), p * p)), np.zeros((len(labels), p))
-    np.add.at(grams, codes, np.einsum("ni,nj->nij", design, design).reshape(len(y), -1))
-    np.add.at(products, codes, design * y[:, None])
+    np.add.at(grams, codes, np.einsum("ni,nj->nij", design, design).reshape(len(outcome), -1))
+    np.add.at(products, codes, design * outcome[:, None])
     counts = (
         np.random.default_rng(seed)
         .multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=draws)
@@ -100,58 +114,46 @@ def fit_bootstrap(
             f"{name}: {100 * (1 - solvable.mean()):.0f} % of the bootstrap's draws of "
             f"{len(labels)} groups leave a predictor without spread"
         )
-    found = np.linalg.solve(gram[solvable], (counts @ products)[solvable][..., None])[..., 0][:, 1:]
-    coefficient = np.linalg.lstsq(design, y, rcond=None)[0][1:]
-    above = (found > 0).mean(0)
-    se = found.std(0, ddof=1)
-    low, high = np.quantile(found, [0.025, 0.975], axis=0)
+    product = (counts @ products)[solvable]
+    drawn = np.linalg.solve(gram[solvable], product[..., None])[..., 0][:, 1:]
+    coefficient = np.linalg.lstsq(design, outcome, rcond=None)[0][1:]
+    above = (drawn > 0).mean(0)
+    se = drawn.std(0, ddof=1)
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     columns = (
         list(x.columns),
         coefficient,
         se,
         coefficient / se,
-        np.clip(2 * np.minimum(above, 1 - above), 1 / len(found), 1),
+        np.clip(2 * np.minimum(above, 1 - above), 1 / len(drawn), 1),
         low,
         high,
     )
     table = pd.DataFrame(dict(zip(COEFFICIENTS, columns, strict=True)))
-    return table[table["term"].isin(list(x.columns) if shown is None else list(shown))].reset_index(
-        drop=True
-    )
+    return shown_rows(table, shown)
 
 
 # ---- many tests
-# -------------------------------------------------------------------------------------------------------
 
 
-def benjamini_hochberg(p: Sequence[float]) -> np.ndarray:
-    """Adjusted p values [n]: rejecting those below q keeps the expected share of false rejections
-    below q. nan stays nan.
+def by_chance(significant: int, tests: int, level: float = 0.05) -> float:
+    """Return the probability of at least `significant` significant results by chance.
+
+    It is that of `tests` independent tests of true null hypotheses.
     """
-    from statsmodels.stats.multitest import multipletests
-
-    p = np.asarray(p, float)
-    known = np.isfinite(p)
-    out = np.full(p.shape, np.nan)
-    if known.any():
-        out[known] = multipletests(p[known], method="fdr_bh")[1]
-    return out
-
-
-def by_chance(found: int, tests: int, level: float = 0.05) -> float:
-    """Probability of at least `found` significant results among independent tests of true null
-    hypotheses (one more if none: 1).
-    """
-    return float(stats.binom.sf(found - 1, tests, level))
+    return float(stats.binom.sf(significant - 1, tests, level))
 
 
 # ---- equivalence
-# ------------------------------------------------------------------------------------------------------
 
 
 class Equivalence(NamedTuple):
-    """term; p of the two one-sided tests of |b| >= bound; least: the smallest bound at which they
-    would both reject at the level.
+    """Equivalence tests of the coefficients of a fit.
+
+    Attributes:
+        terms: the coefficients.
+        p: p values of the two one-sided tests of |b| >= bound (the larger of the two).
+        least: the smallest bounds at which both tests would reject at the level.
     """
 
     terms: tuple[str, ...]
@@ -167,8 +169,9 @@ def _check_bound(bound: float) -> None:
 
 
 def equivalence(fit: Fit, bound: float = BOUND, level: float = 0.05) -> Equivalence:
-    """Two one-sided t tests per coefficient of an OLS fit that its effect lies within ± bound
-    (Schuirmann 1987). ValueError for bound <= 0.
+    """Test whether each coefficient of an OLS fit lies within ± bound.
+
+    By two one-sided t tests (Schuirmann 1987). Raises ValueError for bound <= 0.
     """
     _check_bound(bound)
     b, se = (fit.coefficients[c].to_numpy(float) for c in ("coefficient", "se"))
@@ -180,8 +183,10 @@ def equivalence(fit: Fit, bound: float = BOUND, level: float = 0.05) -> Equivale
 def equivalence_overlap(
     fit: Fit, posterior: Mixture, bound: float = BOUND, level: float = 0.05
 ) -> Equivalence:
-    """The same from a fit with overlap-aware errors: posterior probabilities beyond the bounds, and
-    the larger end of the 1 - 2 level interval.
+    """Test the same for a fit with overlap-aware errors.
+
+    p is the larger posterior probability beyond one of the bounds; least is the larger end, in
+    absolute value, of the 1 - 2 level interval.
     """
     _check_bound(bound)
     place = [fit.regressors.index(term) for term in fit.coefficients["term"]]
@@ -190,12 +195,11 @@ def equivalence_overlap(
     return Equivalence(tuple(fit.coefficients["term"]), p, ends.max(0))
 
 
-def joint_f(y: Sequence[float], x: pd.DataFrame, terms: Sequence[str]) -> tuple[float, float, int]:
-    """F, p and number of restrictions of the hypothesis that all of `terms` have coefficient 0 in
-    the OLS fit of y on x.
-    """
-    import statsmodels.api as sm
+def joint_f(y: ArrayLike, x: pd.DataFrame, terms: Sequence[str]) -> tuple[float, float, int]:
+    """Return F, p and the number of restrictions of a joint test in the OLS fit of y on x.
 
+    The hypothesis is that all of `terms` have coefficient 0.
+    """
     z = standardise(x)
     result = sm.OLS(
         np.asarray(y, float), sm.add_constant(z.to_numpy(float), has_constant="add")

@@ -1,19 +1,25 @@
-"""Tables of the regressions: the paper's (Table 1, 3, 4, Figure 4) and the honest ones beside them,
-as data frames, CSV and LaTeX.
+"""Tables of the regressions, as data frames and LaTeX.
+
+They are the paper's (Tables 1, 3, 4, Figure 4), and the same with other forms of the outcome and
+other kinds of errors.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from jaxloop.reporting.statistics import benjamini_hochberg
 from jaxloop.studies.recursive_loops.analysis import power, regression_honest
 from jaxloop.studies.recursive_loops.analysis.overlap import fit_overlap
 from jaxloop.studies.recursive_loops.analysis.regression import (
     COEFFICIENTS,
     Fit,
     fit_ols,
+    is_constant,
     shade,
     title,
     vif,
@@ -21,6 +27,20 @@ from jaxloop.studies.recursive_loops.analysis.regression import (
 from jaxloop.studies.recursive_loops.analysis.regression_tasks import Task
 
 KEYS = ("dependent", "column", "form", "errors")
+FITS = (
+    "dependent",
+    "column",
+    "n",
+    "predictors",
+    "r2",
+    "adjusted_r2",
+    "f",
+    "p",
+    "cv_r2",
+    "residual_sd",
+)
+EQUIVALENCE = ("dependent", "column", "errors", "term", "coefficient", "p", "least")
+POWER = ("dependent", "column", "term", "n", "vif", "effect", "power", "least", "needed")
 # Background of a cell by sign and significance (less and more detrimental), as HTML colours.
 SHADES = {
     "plus1": "d6e6f4", "plus2": "abd0e6", "plus3": "6aaed6",
@@ -29,13 +49,18 @@ SHADES = {
 
 
 class Tables(NamedTuple):
-    """What all fits gave.
+    """The results of all fits.
 
-    coefficients   KEYS, n, COEFFICIENTS and q (Benjamini-Hochberg within a form and errors), one row per shown term of each fit
-    fits           dependent, column, n, predictors, r2, adjusted_r2, f, p, cv_r2, residual_sd of the paper's fits
-    equivalence    dependent, column, errors, term, coefficient, p, least: two one-sided tests of every coefficient of the paper's form
-    power          dependent, column, term, n, vif, effect (estimated), power (of that effect), least (effect found in 80 %), needed (chains)
-    problems       sentences: fits that could not be made, and why
+    Attributes:
+        coefficients: columns KEYS, n, COEFFICIENTS and q (Benjamini-Hochberg over the fits with the
+            same form and errors); a row for each shown term of each fit.
+        fits: columns FITS; a row for each of the paper's fits.
+        equivalence: columns EQUIVALENCE; two one-sided tests of every coefficient in the paper's
+            form.
+        power: columns POWER, a row for each coefficient in the paper's form: vif, effect
+            (estimated), power (of that effect), least (the effect that is detected with
+            probability .8), needed (chains).
+        problems: sentences on the fits that could not be made, and why.
     """
 
     coefficients: pd.DataFrame
@@ -43,6 +68,40 @@ class Tables(NamedTuple):
     equivalence: pd.DataFrame
     power: pd.DataFrame
     problems: list[str]
+
+
+@dataclasses.dataclass
+class _Results:
+    """Rows of `Tables` while fits are made."""
+
+    coefficients: list[pd.DataFrame] = dataclasses.field(default_factory=list)
+    fits: list[dict[str, object]] = dataclasses.field(default_factory=list)
+    equivalence: list[pd.DataFrame] = dataclasses.field(default_factory=list)
+    power: list[pd.DataFrame] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+class _Regression(NamedTuple):
+    """One task in one form: outcome y [n] and regressors x [n, p]."""
+
+    task: Task
+    form: str
+    y: np.ndarray
+    x: pd.DataFrame
+
+    @property
+    def is_paper_form(self) -> bool:
+        return self.form == "relative"
+
+    def coefficients(self, errors: str, n: int, table: pd.DataFrame) -> pd.DataFrame:
+        """The table of one fit's coefficients, with the columns that name the fit."""
+        return table.assign(
+            dependent=self.task.dependent,
+            column=self.task.column,
+            form=self.form,
+            errors=errors,
+            n=n,
+        )
 
 
 def evaluate(
@@ -53,151 +112,130 @@ def evaluate(
     effect: float = 0.01,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tables:
-    """All fits in all forms, with all errors that their data allow.
+    """Make all fits in all forms, with all kinds of errors that their data allow.
 
-    negentropy: a task with negentropy in the place of Gaussianity (form "negentropy"); bound:
-    largest effect that counts as none; effect: per standard deviation, whose number of chains the
-    table of power gives. A fit that is not possible becomes a sentence in `problems`.
+    A fit that cannot be made becomes a sentence in `Tables.problems`.
+
+    Args:
+        tasks: the regressions.
+        negentropy: replaces Gaussianity by negentropy in a task (form "negentropy"); None: that
+            form is left out.
+        bound: equivalence tests ask whether an effect is smaller than this.
+        effect: the effect, per standard deviation, for which the table of power gives the number of
+            chains that it needs.
+        progress: called with the name of each task.
     """
-    coefficients, fits, equivalence, powers, problems = [], [], [], [], []
-
-    def attempt(make: Callable[[], None]) -> None:
-        try:
-            make()
-        except ValueError as error:
-            problems.append(str(error))
-
-    def add(task: Task, shape: str, errors: str, n: int, table: pd.DataFrame) -> None:
-        coefficients.append(
-            table.assign(
-                dependent=task.dependent, column=task.column, form=shape, errors=errors, n=n
-            )
-        )
-
+    results = _Results()
     for task in tasks:
         progress(task.name)
-        forms = [(shape, task, shape) for shape in regression_honest.FORMS]
-        if negentropy is not None:
-            forms.append(("negentropy", negentropy(task), "relative"))
-        for shape, chosen, outcome in forms:
-            y, x = chosen.data(outcome)
-            shown = chosen.shown
-            first = shape == "relative"
-
-            def classical(task=chosen, shape=shape, y=y, x=x, shown=shown, first=first):
-                fit = fit_ols(y, x, name=task.name, shown=shown)
-                add(task, shape, "classical", fit.n, fit.coefficients)
-                if first:
-                    fits.append(_summary(task, fit))
-                    equivalence.append(
-                        _equivalence(
-                            task, "classical", fit, regression_honest.equivalence(fit, bound)
-                        )
-                    )
-                    powers.append(_power(task, fit, x, effect))
-
-            before = len(problems)
-            attempt(classical)
-            if len(problems) > before:
-                # What the paper's own form cannot bear, the forms with a regressor more cannot
-                # either.
-                if first:
+        for regression in _regressions(task, negentropy):
+            number_of_problems = len(results.problems)
+            _attempt(_fit_classical, regression, results, bound=bound, effect=effect)
+            if len(results.problems) > number_of_problems:
+                # Data that do not allow the paper's own form do not allow those with a regressor
+                # more either.
+                if regression.is_paper_form:
                     break
                 continue
-            if chosen.kernels:
-
-                def overlapping(task=chosen, shape=shape, y=y, x=x, shown=shown, first=first):
-                    fit, posterior = fit_overlap(y, x, task.kernels, name=task.name, shown=shown)
-                    add(task, shape, "overlap", fit.n, fit.coefficients)
-                    if first:
-                        equivalence.append(
-                            _equivalence(
-                                task,
-                                "overlap",
-                                fit,
-                                regression_honest.equivalence_overlap(fit, posterior, bound),
-                            )
-                        )
-
-                attempt(overlapping)
-
-            def bootstrap(task=chosen, shape=shape, y=y, x=x, shown=shown):
-                add(
-                    task,
-                    shape,
-                    "bootstrap",
-                    len(y),
-                    regression_honest.fit_bootstrap(y, x, task.groups, name=task.name, shown=shown),
-                )
-
-            attempt(bootstrap)
-    table = (
-        pd.concat(coefficients, ignore_index=True)
-        if coefficients
-        else pd.DataFrame(columns=[*KEYS, "n", *COEFFICIENTS])
-    )
-    table["q"] = (
-        table.groupby(["form", "errors"])["p"].transform(
-            lambda p: regression_honest.benjamini_hochberg(p)
-        )
-        if len(table)
-        else []
-    )
+            if regression.task.kernels:
+                _attempt(_fit_overlap, regression, results, bound=bound)
+            _attempt(_fit_bootstrap, regression, results)
     return Tables(
-        table[[*KEYS, "n", *COEFFICIENTS, "q"]],
-        pd.DataFrame(
-            fits,
-            columns=[
-                "dependent",
-                "column",
-                "n",
-                "predictors",
-                "r2",
-                "adjusted_r2",
-                "f",
-                "p",
-                "cv_r2",
-                "residual_sd",
-            ],
-        ),
-        _stack(equivalence, ["dependent", "column", "errors", "term", "coefficient", "p", "least"]),
-        _stack(
-            powers,
-            ["dependent", "column", "term", "n", "vif", "effect", "power", "least", "needed"],
-        ),
-        list(dict.fromkeys(problems)),
+        coefficients=_with_q(_stack(results.coefficients, [*KEYS, "n", *COEFFICIENTS])),
+        fits=pd.DataFrame(results.fits, columns=FITS),
+        equivalence=_stack(results.equivalence, EQUIVALENCE),
+        power=_stack(results.power, POWER),
+        problems=list(dict.fromkeys(results.problems)),
     )
 
 
-def _stack(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    return (
-        pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
-    )
+def _regressions(task: Task, negentropy: Callable[[Task], Task] | None) -> Iterator[_Regression]:
+    """A task in every form."""
+    for form in regression_honest.FORMS:
+        yield _Regression(task, form, *task.data(form))
+    if negentropy is not None:
+        replaced = negentropy(task)
+        yield _Regression(replaced, "negentropy", *replaced.data("relative"))
 
 
-def _summary(task: Task, fit: Fit) -> tuple:
-    return (
-        task.dependent,
-        task.column,
-        fit.n,
-        len(fit.regressors),
-        fit.r2,
-        fit.adjusted_r2,
-        fit.f,
-        fit.p,
-        fit.cv_r2,
-        fit.residual_sd,
+def _attempt(
+    fit: Callable[..., None], regression: _Regression, results: _Results, **options: float
+) -> None:
+    try:
+        fit(regression, results, **options)
+    except ValueError as error:
+        results.problems.append(str(error))
+
+
+def _fit_classical(
+    regression: _Regression, results: _Results, *, bound: float, effect: float
+) -> None:
+    task = regression.task
+    fit = fit_ols(regression.y, regression.x, name=task.name, shown=task.shown)
+    results.coefficients.append(regression.coefficients("classical", fit.n, fit.coefficients))
+    if regression.is_paper_form:
+        results.fits.append(_summary(task, fit))
+        tests = regression_honest.equivalence(fit, bound)
+        results.equivalence.append(_equivalence(task, "classical", fit, tests))
+        results.power.append(_power(task, fit, regression.x, effect))
+
+
+def _fit_overlap(regression: _Regression, results: _Results, *, bound: float) -> None:
+    task = regression.task
+    fit, posterior = fit_overlap(
+        regression.y, regression.x, task.kernels, name=task.name, shown=task.shown
     )
+    results.coefficients.append(regression.coefficients("overlap", fit.n, fit.coefficients))
+    if regression.is_paper_form:
+        tests = regression_honest.equivalence_overlap(fit, posterior, bound)
+        results.equivalence.append(_equivalence(task, "overlap", fit, tests))
+
+
+def _fit_bootstrap(regression: _Regression, results: _Results) -> None:
+    task = regression.task
+    table = regression_honest.fit_bootstrap(
+        regression.y, regression.x, task.groups, name=task.name, shown=task.shown
+    )
+    results.coefficients.append(regression.coefficients("bootstrap", len(regression.y), table))
+
+
+def _with_q(table: pd.DataFrame) -> pd.DataFrame:
+    """Coefficients with the column q: Benjamini-Hochberg within each form and kind of errors."""
+    q = pd.Series(np.nan, table.index, float)
+    for _, rows in table.groupby(["form", "errors"]):
+        q.loc[rows.index] = benjamini_hochberg(rows["p"].to_numpy(float))
+    return table.assign(q=q if len(table) else [])
+
+
+def _stack(tables: list[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    if not tables:
+        return pd.DataFrame(columns=list(columns))
+    return pd.concat(tables, ignore_index=True)[list(columns)]
+
+
+def _summary(task: Task, fit: Fit) -> dict[str, object]:
+    return {
+        "dependent": task.dependent,
+        "column": task.column,
+        "n": fit.n,
+        "predictors": len(fit.regressors),
+        "r2": fit.r2,
+        "adjusted_r2": fit.adjusted_r2,
+        "f": fit.f,
+        "p": fit.p,
+        "cv_r2": fit.cv_r2,
+        "residual_sd": fit.residual_sd,
+    }
 
 
 def _equivalence(
-    task: Task, errors: str, fit: Fit, found: regression_honest.Equivalence
+    task: Task, errors: str, fit: Fit, tests: regression_honest.Equivalence
 ) -> pd.DataFrame:
     values = {
-        "term": found.terms,
+        "term": tests.terms,
         "coefficient": fit.coefficients["coefficient"],
-        "p": found.p,
-        "least": found.least,
+        "p": tests.p,
+        "least": tests.least,
     }
     return pd.DataFrame(values).assign(dependent=task.dependent, column=task.column, errors=errors)
 
@@ -208,18 +246,18 @@ def _power(task: Task, fit: Fit, x: pd.DataFrame, effect: float) -> pd.DataFrame
     for term, estimate in zip(
         fit.coefficients["term"], fit.coefficients["coefficient"], strict=True
     ):
-        about = {"vif": float(inflation[term])}
-        if not sd > 0 or not np.isfinite(about["vif"]):
+        term_vif = float(inflation[term])
+        if not sd > 0 or not np.isfinite(term_vif):
             continue
         rows.append(
             {
                 "term": term,
                 "n": fit.n,
-                **about,
+                "vif": term_vif,
                 "effect": estimate,
-                "power": power.power(estimate, fit.n, p, sd, **about),
-                "least": power.least_effect(fit.n, p, sd, **about),
-                "needed": power.chains_needed(effect, p, sd, **about),
+                "power": power.power(estimate, fit.n, p, sd, vif=term_vif),
+                "least": power.least_effect(fit.n, p, sd, vif=term_vif),
+                "needed": power.chains_needed(effect, p, sd, vif=term_vif),
             }
         )
     return pd.DataFrame(
@@ -228,24 +266,26 @@ def _power(task: Task, fit: Fit, x: pd.DataFrame, effect: float) -> pd.DataFrame
 
 
 # ---- as the paper prints them
-# -----------------------------------------------------------------------------------------
 
 
 def wide(table: pd.DataFrame, value: str, rows: str = "term") -> pd.DataFrame:
-    """`value` with one line per (dependent, rows) and one column per column of the table, all in
-    order of first appearance.
+    """Return the column `value` as a matrix: a line per (dependent, `rows`), a column per fit.
+
+    Both are in the order of their first appearance.
     """
-    index = [dict.fromkeys(table["dependent"]), dict.fromkeys(table[rows])]
+    pairs = itertools.product(dict.fromkeys(table["dependent"]), dict.fromkeys(table[rows]))
     spread = table.pivot(index=["dependent", rows], columns="column", values=value)
-    lines = [pair for pair in ((d, r) for d in index[0] for r in index[1]) if pair in spread.index]
+    lines = [pair for pair in pairs if pair in spread.index]
     return spread.loc[lines, list(dict.fromkeys(table["column"]))]
 
 
 def table_1(
     coefficients: pd.DataFrame, shape: str = "relative", errors: str = "classical"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(coefficients, shades) of one form and errors, as in Table 1: lines dependent and property,
-    columns of fits; shades as `regression.shade`.
+    """Return Table 1 for one form and kind of errors: coefficients, and their colours.
+
+    Both have a line per dependent and property and a column per fit. Colours are those of
+    `regression.shade`. shape: the form.
     """
     chosen = coefficients[(coefficients["form"] == shape) & (coefficients["errors"] == errors)]
     shades = chosen.assign(
@@ -255,8 +295,9 @@ def table_1(
 
 
 def r_squared(fits: pd.DataFrame) -> pd.DataFrame:
-    """R2 as in Tables 3 and 4: a line per dependent, a column per fit; for a study of domains
-    (dependent `diversity@wikipedia`) a column each.
+    """Return R2 as in Tables 3 and 4: a line per dependent, a column per fit.
+
+    A multi-domain study (dependent `diversity@wikipedia`) has a column per domain.
     """
     plain = fits.assign(dependent=fits["dependent"].str.partition("@")[0])
     return plain.pivot(index="dependent", columns="column", values="r2").loc[
@@ -272,8 +313,9 @@ def to_latex(
     label: str,
     digits: int = 4,
 ) -> str:
-    """A LaTeX table (packages booktabs, multirow, and xcolor with the option table) with coloured
-    cells; missing values stay empty.
+    """Return a LaTeX table with coloured cells; missing values stay empty.
+
+    It needs the packages booktabs, multirow, and xcolor with the option table.
     """
     shown = values.copy()
     shown.columns = [_tex(c) for c in values.columns]
@@ -283,7 +325,12 @@ def to_latex(
         )
     else:
         shown.index = [_tex(a).capitalize() for a in shown.index]
-    style = shown.style.format(lambda v: f"{v:.{digits}f}" if np.isfinite(v) else "")
+
+    def cell(value: float) -> str:
+        return f"{value:.{digits}f}" if np.isfinite(value) else ""
+
+    # The stubs of pandas say that a formatter takes any object.
+    style = shown.style.format(cell)  # type: ignore[arg-type]
     if shades is not None:
         css = [
             [
@@ -312,11 +359,10 @@ def _tex(text: object) -> str:
 
 
 def vif_table(properties: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """VIF of the properties `names`, one column per dataset, as Figure 7; nan where a property is
-    missing or constant in a dataset.
+    """Return the VIF of the properties `names`, a column per dataset, as in Figure 7.
 
-    With several datasets the column "All" comes first: that of all clusters in a fit with a dummy
-    per dataset.
+    It is nan where a property is missing or constant in a dataset. With several datasets the column
+    "All" comes first: the VIF over all clusters in a fit with a dummy per dataset.
     """
     x = properties[[n for n in names if n in properties]].apply(pd.to_numeric, errors="coerce")
     groups = {
@@ -326,12 +372,13 @@ def vif_table(properties: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     if len(groups) > 1:
         groups = {"All": x - x.groupby(properties["dataset"]).transform("mean")} | groups
     out = {}
-    for dataset, own in groups.items():
+    for dataset, rows in groups.items():
         usable = [
             n
-            for n in own.columns
-            if own[n].notna().all() and np.ptp(own[n]) > 1e-12 * max(1.0, x[n].abs().max())
+            for n in rows.columns
+            if rows[n].notna().all()
+            and not is_constant(rows[n].to_numpy(float), float(x[n].abs().max()))
         ]
-        found = vif(own[usable]) if usable else pd.Series(dtype=float)
-        out[dataset] = [float(found.get(name, np.nan)) for name in names]
+        inflation = vif(rows[usable]) if usable else pd.Series(dtype=float)
+        out[dataset] = [float(inflation[n]) if n in inflation else np.nan for n in names]
     return pd.DataFrame(out, index=list(names))

@@ -1,7 +1,6 @@
-"""What became of each chain: its late value of a metric, against generation 0 of the same chain,
-joined to the table of planned chains.
+"""The late value of a metric relative to generation 0, for every planned chain.
 
-A chain that gives no value is never dropped in silence: it is listed with the reason.
+A chain without a value is never dropped silently: it is listed with the reason.
 """
 
 from typing import NamedTuple
@@ -13,9 +12,13 @@ from jaxloop.reporting.scores import LAST, first_and_late
 
 
 class Outcomes(NamedTuple):
-    """table: the rows of the chains table that have a value, with `first` (generation 0), `late`
-    (mean of the last generations), `relative` (late / first) and `difference` (late - first);
-    skipped: columns chain, reason.
+    """Values of one metric.
+
+    Attributes:
+        table: the rows of chains.csv whose chain has a value, with the columns `first` (generation
+            0), `late` (mean of the last generations), `relative` (late / first) and `difference`
+            (late - first).
+        skipped: the other chains; columns chain, reason.
     """
 
     table: pd.DataFrame
@@ -25,16 +28,15 @@ class Outcomes(NamedTuple):
 def find_metric(
     metrics: pd.DataFrame, names: tuple[str, ...] | str, domain: str | None = None
 ) -> str | None:
-    """The first metric of the table that is called one of `names`, whatever its options; `domain`:
-    as `name@domain`. None if there is none.
+    """Return the first of `names` that the table has, as the table calls it (with its options).
+
+    None if it has none of them. domain: look for the metrics `name@domain` of this domain.
     """
-    held = list(dict.fromkeys(metrics["metric"]))
+    metric_names = list(dict.fromkeys(metrics["metric"]))
     for name in (names,) if isinstance(names, str) else names:
-        for metric in held:
-            called, _, place = metric.partition("@")
-            if (metric == name or called.partition("(")[0] == name or called == name) and (
-                place or None
-            ) == domain:
+        for metric in metric_names:
+            plain, _, place = metric.partition("@")
+            if name in (metric, plain, plain.partition("(")[0]) and (place or None) == domain:
                 return metric
     return None
 
@@ -42,18 +44,25 @@ def find_metric(
 def outcomes(
     metrics: pd.DataFrame, chains: pd.DataFrame, metric: str, *, last: int = LAST
 ) -> Outcomes:
-    """Late and relative values of one metric for every planned chain (recursive_loops, section 5:
-    mean of generations 15 to 19 over generation 0).
+    """Return late and relative values of one metric for every planned chain.
 
-    metrics: chain, generation, metric, value, and perhaps entity (the mean over entities is taken);
-    chains: one row per planned chain, perhaps
-    with a column status, which is quoted where it is not ok.
-    ValueError for a metric that the table does not hold, or a chain that is listed twice.
+    As in the released code of arXiv 2504.03814, the late value is the mean of the last generations
+    (15 to 19), and the relative value is late / generation 0.
+
+    Args:
+        metrics: columns chain, generation, metric, value, and perhaps entity, over which the mean
+            is taken.
+        chains: a row per planned chain; if it has a column status that is not "ok", the status is
+            the reason why a chain is skipped.
+        metric: the metric's name in `metrics`.
+        last: how many last generations are averaged.
+
+    Raises ValueError for a metric that the table does not have, or a chain that is listed twice.
     """
     rows = metrics[metrics["metric"] == metric]
     if rows.empty:
-        held = ", ".join(dict.fromkeys(metrics["metric"])) or "nothing"
-        raise ValueError(f"metric {metric!r} is not in metrics.csv, which holds {held}")
+        listed = ", ".join(dict.fromkeys(metrics["metric"])) or "nothing"
+        raise ValueError(f"metric {metric!r} is not in metrics.csv, which holds {listed}")
     twice = chains["chain"][chains["chain"].duplicated()]
     if len(twice):
         raise ValueError(
@@ -62,19 +71,20 @@ def outcomes(
     values = pd.to_numeric(rows["value"], errors="coerce").replace([np.inf, -np.inf], np.nan)
     by_generation = (
         rows.assign(value=values)
-        .groupby(["chain", "generation"], sort=False, as_index=False)["value"]
+        .groupby(["chain", "generation"], sort=False)["value"]
         .mean()
+        .reset_index()
     )
     ends = first_and_late(by_generation, ["chain"], last).reindex(chains["chain"])
     final = int(metrics["generation"].max())
     reached = by_generation.dropna(subset="value").groupby("chain")["generation"].max()
     first, late = ends["first"].to_numpy(), ends["late"].to_numpy()
-    known = chains["status"].astype(str) if "status" in chains else pd.Series("", chains.index)
+    statuses = chains["status"].astype(str) if "status" in chains else pd.Series("", chains.index)
     reasons = [
-        _reason(chain, f, m, reached, final, metric, status)
-        for chain, f, m, status in zip(chains["chain"], first, late, known, strict=True)
+        _reason(chain, before, after, reached, final, metric, status)
+        for chain, before, after, status in zip(chains["chain"], first, late, statuses, strict=True)
     ]
-    kept = np.array([not reason for reason in reasons], bool)
+    has_value = np.array([not reason for reason in reasons], bool)
     with np.errstate(divide="ignore", invalid="ignore"):
         table = chains.assign(
             first=first, late=late, relative=late / first, difference=late - first
@@ -83,16 +93,17 @@ def outcomes(
         (chain, reason) for chain, reason in zip(chains["chain"], reasons, strict=True) if reason
     ]
     return Outcomes(
-        table[kept].reset_index(drop=True), pd.DataFrame(skipped, columns=["chain", "reason"])
+        table[has_value].reset_index(drop=True), pd.DataFrame(skipped, columns=["chain", "reason"])
     )
 
 
 def _reason(
     chain: str, first: float, late: float, reached: pd.Series, final: int, metric: str, status: str
 ) -> str:
-    said = "" if status in ("", "ok", "None", "nan") else f" ({status})"
+    """The reason why a chain has no value; "" if it has one."""
+    note = "" if status in ("", "ok", "None", "nan") else f" ({status})"
     if chain not in reached.index:
-        return f"metrics.csv has no value of {metric} for it{said}"
+        return f"metrics.csv has no value of {metric} for it{note}"
     if final == 0:
         return "the study has generation 0 only"
     if not np.isfinite(first):
@@ -101,6 +112,6 @@ def _reason(
         return f"{metric} is 0 in generation 0, so there is no relative value"
     if not np.isfinite(late):
         return (
-            f"it has values of {metric} to generation {int(reached[chain])} only, of {final}{said}"
+            f"it has values of {metric} to generation {int(reached[chain])} only, of {final}{note}"
         )
     return ""

@@ -1,1 +1,1 @@
-"""From raw posts to clusters of the recursive-loops paper."""
+"""Data of the recursive-loops paper: cleaning, embeddings, clusters."""

@@ -15,16 +15,17 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxloop.data import duplicates
-from jaxloop.data.sources import count_safely
+from jaxloop.data.filters import count_safely
 from jaxloop.runtime.tables import escape
 
-Row = dict
+Row = dict[str, Any]
 Counter = Callable[[list[str]], Sequence[int]]
 
 _BATCH = 1024
@@ -35,8 +36,12 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A named piece of cleaning: a function from a stream of rows to a stream of rows, and the
-    columns that it reads.
+    """One named step of cleaning.
+
+    Attributes:
+        name: its name in the report.
+        run: function from a stream of rows to a stream of rows.
+        reads: the columns that it reads.
     """
 
     name: str
@@ -45,17 +50,16 @@ class Step:
 
 
 def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[Row]:
-    """The rows after all steps, in a stream.
+    """Yield the rows that are left after all steps.
 
     Args:
-      rows: dicts; nothing is read before the first clean row is asked for.
-      steps: applied in their order.
-      report: filled while the stream runs: {step name: {"in": rows, "dropped": rows, "out": rows}},
-      complete when it has ended.
+        rows: dicts; nothing is read before the first clean row is asked for.
+        steps: applied in their order.
+        report: filled while the rows are read, complete at their end: {step name: {"in": rows,
+            "dropped": rows, "out": rows}}.
 
-    Raises: ValueError where a name occurs twice, where a row lacks a column that a step reads, and,
-    at the end of the stream, where there
-      were no rows or a step dropped all that reached it.
+    Raises ValueError where a step's name occurs twice, where a row lacks a column that a step
+    reads, and, at the end, where there were no rows or a step dropped all that reached it.
     """
     names = [step.name for step in steps]
     for name in names:
@@ -84,13 +88,14 @@ def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[
         )
 
 
-def _counted(step, rows, counts):
+def _counted(step: Step, rows: Iterator[Row], counts: dict[str, int]) -> Iterator[Row]:
     columns = set(step.reads)
 
-    def incoming():
+    def incoming() -> Iterator[Row]:
         # A column is one of the rows if one of the first `_AHEAD` has it; the others have no value
         # there.
-        missing, seen, waiting = set(step.reads), {}, []
+        missing, seen = set(step.reads), dict[str, None]()
+        waiting: list[Row] = []
         for row in rows:
             if missing:
                 seen |= dict.fromkeys(row)
@@ -113,7 +118,7 @@ def _counted(step, rows, counts):
     counts["dropped"] = counts["in"] - counts["out"]
 
 
-def _require(row, step):
+def _require(row: Mapping[str, Any], step: Step) -> None:
     missing = [column for column in step.reads if column not in row]
     if missing:
         raise ValueError(
@@ -123,7 +128,7 @@ def _require(row, step):
 
 
 def report_table(report: Mapping) -> dict[str, list]:
-    """A report as columns (rule, rows_in, dropped, rows_out), for a table on disk or on a page."""
+    """Return a report as columns rule, rows_in, dropped, rows_out."""
     return {
         "rule": list(report),
         "rows_in": [counts["in"] for counts in report.values()],
@@ -135,26 +140,31 @@ def report_table(report: Mapping) -> dict[str, list]:
 def rule(
     name: str, function: Callable[[Row], Row | None], reads: tuple[str, ...] = ("text",)
 ) -> Step:
-    """A step that turns each row into a row, or drops it (None)."""
-    return Step(name, lambda rows: (new for new in map(function, rows) if new is not None), reads)
+    """Return a step that turns each row into a row, or drops it (None)."""
+
+    def run(rows: Iterator[Row]) -> Iterator[Row]:
+        return (new for new in map(function, rows) if new is not None)
+
+    return Step(name, run, reads)
 
 
 def rewrite(name: str, function: Callable[[str], str]) -> Step:
-    """A step that changes the text of each row."""
+    """Return a step that changes the text of each row."""
     return rule(name, lambda row: {**row, "text": function(row["text"])})
 
 
 def keep(name: str, test: Callable[[Row], bool], reads: tuple[str, ...] = ("text",)) -> Step:
-    """A step that keeps the rows that pass a test."""
+    """Return a step that keeps the rows that pass a test."""
     return Step(name, lambda rows: filter(test, rows), reads)
 
 
 def keep_batches(name: str, test: Callable[[list[str]], Sequence[bool]]) -> Step:
-    """A step that keeps the rows whose text passes a test that is made on a thousand texts at a
-    time, such as a classifier.
+    """Return a step that keeps the rows whose text passes a test, such as a classifier's.
+
+    test: takes a thousand texts at a time and returns a truth value for each.
     """
 
-    def run(rows):
+    def run(rows: Iterator[Row]) -> Iterator[Row]:
         while batch := list(itertools.islice(rows, _BATCH)):
             passed = test([row["text"] for row in batch])
             if len(passed) != len(batch):
@@ -168,11 +178,12 @@ def keep_batches(name: str, test: Callable[[list[str]], Sequence[bool]]) -> Step
 
 
 def texts_from(*columns: str, separator: str = "\n\n", strip: bool = False) -> Step:
-    """The text is what these columns hold, joined; an absent, null or empty one is passed over, and
-    a row where all are null is dropped.
+    """Return a step that makes the text by joining columns.
+
+    A column that is absent, null or empty is skipped; a row where all are null is dropped.
     """
 
-    def function(row):
+    def function(row: Row) -> Row | None:
         parts = [row.get(column) for column in columns]
         for column, part in zip(columns, parts, strict=True):
             if part is not None and not isinstance(part, str):
@@ -190,19 +201,23 @@ def texts_from(*columns: str, separator: str = "\n\n", strip: bool = False) -> S
 
 
 def drop_links() -> Step:
-    """`http` and all that follows up to white space is deleted, then white space at the end."""
+    """Return a step that deletes links, then white space at the end of the text.
+
+    A link is `http` with everything after it up to white space.
+    """
     return rewrite("links deleted", lambda text: _LINK.sub("", text).rstrip())
 
 
 def strip_trailing_hashtags() -> Step:
-    r"""Hashtags that end a text are deleted, with the white space before each: `(\s*#\w+)+$`, in
-    time linear in the text.
+    r"""Return a step that deletes hashtags at the end of texts, with the white space before them.
+
+    It deletes what `(\s*#\w+)+$` matches, in time linear in the text.
     """
     return rewrite("trailing hashtags deleted", without_trailing_hashtags)
 
 
 def without_trailing_hashtags(text: str) -> str:
-    """The text without the hashtags at its end."""
+    """Return a text without the hashtags that it ends with."""
     end = len(text)
     while True:
         start = end
@@ -210,37 +225,29 @@ def without_trailing_hashtags(text: str) -> str:
             start -= 1
         if start == end or not start or text[start - 1] != "#":
             return text[:end]
-        end = (
-            len(text[: start - 1].rstrip()) if text[start - 2 : start - 1].isspace() else start - 1
-        )
+        end = start - 1
+        if text[end - 1 : end].isspace():
+            end = len(text[:end].rstrip())
 
 
 def length(count: Counter, low: int, high: int | None, unit: str = "tokens") -> Step:
-    """Keeps texts with low < count < high, both strict; `high` None for no upper bound."""
+    """Return a step that keeps texts with low < count < high; `high` None: no upper bound."""
     name = f"not more than {low} {unit}" if high is None else f"not between {low} and {high} {unit}"
 
-    def test(texts):
+    def test(texts: list[str]) -> list[bool]:
         return [low < n and (high is None or n < high) for n in count_safely(count, texts)]
 
     return keep_batches(name, test)
 
 
 def before(date: str, column: str = "date") -> Step:
-    """Keeps rows dated before a day (YYYY-MM-DD). Dates are ISO text or datetimes; rows without one
-    are dropped.
+    """Return a step that keeps rows dated before a day (YYYY-MM-DD).
+
+    Dates are ISO text or datetimes; rows without one are dropped.
     """
 
-    def test(row):
-        value = row[column]
-        day = (
-            ""
-            if value is None
-            else value
-            if isinstance(value, str)
-            else value.isoformat()
-            if hasattr(value, "isoformat")
-            else str(value)
-        )
+    def test(row: Row) -> bool:
+        day = _iso_date(row[column])
         if day and not _DATE.match(day):
             raise ValueError(f"cleaning: the {column} {day[:40]!r} does not begin like 2020-05-31.")
         return "" < day[:10] < date
@@ -248,15 +255,22 @@ def before(date: str, column: str = "date") -> Step:
     return keep(f"not before {date}", test, (column,))
 
 
+def _iso_date(value: Any) -> str:
+    """A date as ISO text, "" for None."""
+    if value is None:
+        return ""
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
 def fewer(mark: str, than: int) -> Step:
-    """Keeps texts with fewer than so many occurrences of a mark."""
+    """Return a step that keeps texts with fewer than so many occurrences of a mark."""
     return keep(f"{than} or more {mark!r}", lambda row: row["text"].count(mark) < than)
 
 
 def delete(marks: Collection[str]) -> Step:
-    """These strings are deleted from the texts; no row is dropped."""
+    """Return a step that deletes these strings from the texts and drops no row."""
 
-    def function(text):
+    def function(text: str) -> str:
         for mark in marks:
             text = text.replace(mark, "")
         return text
@@ -265,19 +279,20 @@ def delete(marks: Collection[str]) -> Step:
 
 
 def drop_containing(marks: Collection[str]) -> Step:
-    """Drops texts that contain one of these strings."""
+    """Return a step that drops texts that contain one of these strings."""
     return keep(
         f"contains {' or '.join(marks)}", lambda row: not any(mark in row["text"] for mark in marks)
     )
 
 
 def cut_before(pattern: str, name: str) -> Step:
-    """Texts are cut before the first match of a pattern; texts of which nothing is left are dropped
-    by the rules of length.
+    """Return a step that cuts texts before the first match of a pattern.
+
+    Texts of which nothing is left are dropped by the rules of length.
     """
     compiled = re.compile(pattern, re.IGNORECASE)
 
-    def function(text):
+    def function(text: str) -> str:
         match = compiled.search(text)
         return text if match is None else text[: match.start()]
 
@@ -285,23 +300,23 @@ def cut_before(pattern: str, name: str) -> Step:
 
 
 def first_paragraph() -> Step:
-    """The text up to its first empty line, leading and trailing white space taken off."""
+    """Return a step that keeps the text up to its first empty line, without white space around."""
     return rewrite("first paragraph", lambda text: text.strip().split("\n\n", 1)[0].rstrip())
 
 
 def not_in(column: str, values: Collection[str], name: str) -> Step:
-    """Drops rows whose value in a column is one of these."""
+    """Return a step that drops rows whose value in a column is one of these."""
     values = frozenset(values)
     return keep(name, lambda row: row[column] not in values, (column,))
 
 
 def strip_right() -> Step:
-    """White space at the end of the texts is deleted."""
+    """Return a step that deletes white space at the end of the texts."""
     return rewrite("white space at the end deleted", str.rstrip)
 
 
 def without(columns: Collection[str]) -> Step:
-    """Columns are left out."""
+    """Return a step that leaves out columns."""
     columns = frozenset(columns)
     return rule(
         f"without {', '.join(sorted(columns))}",
@@ -311,13 +326,13 @@ def without(columns: Collection[str]) -> Step:
 
 
 def distinct(content: bool = False) -> Step:
-    """Keeps the first of equal texts, or, by `content`, of those that differ in case, spaces and
-    punctuation at most.
+    """Return a step that keeps the first of equal texts.
 
     Texts are compared by 64 bits of a hash: among 10 million, a false match has probability 3e-6.
+    content: whether texts that differ only in case, spaces and punctuation are equal too.
     """
 
-    def run(rows):
+    def run(rows: Iterator[Row]) -> Iterator[Row]:
         seen = set()
         for row in rows:
             text = duplicates.content(row["text"]) if content else row["text"]
@@ -333,24 +348,23 @@ def distinct(content: bool = False) -> Step:
 
 
 def sample(count: int, seed: int, group: str | None = None) -> Step:
-    """Keeps a uniform sample of `count` rows (of each value of a column, if `group` names one), in
-    random order; all where there are fewer.
+    """Return a step that keeps a uniform random sample of rows, in random order.
 
-    Whether and where a row comes out is drawn from (seed, its number in the stream) alone. Rows
-    wait in a temporary file, so that memory grows with `count` by 48 bytes a row; values that are
-    no JSON are turned into text.
+    It keeps `count` rows, or `count` for each value of the column `group` if that is given; all if
+    there are fewer. What happens to a row depends on the seed and its number in the stream alone.
+    Rows are kept in a temporary file, so that memory grows by only 48 bytes per row of the sample;
+    values that JSON does not have are turned into text.
     """
     name = f"not in the sample of {count}" + (f" of each {group}" if group else "")
 
-    def run(rows):
+    def run(rows: Iterator[Row]) -> Iterator[Row]:
         with tempfile.TemporaryFile() as spool:
-            chosen = {}
+            chosen: dict[Any, _Smallest] = {}
             for index, row in enumerate(rows):
                 pool = chosen.setdefault(row[group] if group else None, _Smallest(count))
                 digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=16).digest()
                 priority, place = (
-                    int.from_bytes(digest[:8], "little"),
-                    int.from_bytes(digest[8:], "little"),
+                    int.from_bytes(half, "little") for half in (digest[:8], digest[8:])
                 )
                 if priority < pool.bound:
                     offset = spool.seek(0, os.SEEK_END)
@@ -366,17 +380,19 @@ def sample(count: int, seed: int, group: str | None = None) -> Step:
 
 
 class _Smallest:
-    """The `count` triples (priority, place, offset) with the smallest priorities seen so far;
-    `bound` is what a newcomer must be below.
+    """The `count` triples (priority, place, offset) with the smallest priorities seen so far.
+
+    bound: the priority below which a new triple is among them.
     """
 
-    def __init__(self, count):
+    def __init__(self, count: int):
         self.count = count
         self.table = np.zeros((min(2 * count, 1024), 3), np.uint64)
         self.size = 0
         self.bound = 2**64
 
-    def add(self, *triple):
+    def add(self, *triple: int) -> None:
+        """Take a triple whose priority is below the bound."""
         if self.size == len(self.table):
             self.table = np.resize(self.table, (min(2 * self.count, 2 * self.size), 3))
         self.table[self.size] = np.array(triple, np.uint64)
@@ -386,7 +402,8 @@ class _Smallest:
             self.size = self.count
             self.bound = int(self.table[: self.count, 0].max())
 
-    def rest(self):
+    def rest(self) -> np.ndarray:
+        """Return the triples, [count, 3] or fewer."""
         table = self.table[: self.size]
         return (
             table
@@ -396,14 +413,14 @@ class _Smallest:
 
 
 def write_parquet(path: str | Path, rows: Iterable[Row], report: Mapping | None = None) -> int:
-    """Write a stream of rows to a parquet file (zstd, page checksums), some thousand rows in memory
-    at a time; how many there were.
+    """Write a stream of rows to a parquet file (zstd, page checksums); return the number of rows.
 
-    The columns are those of the first row, in its order: text, or numbers. The file appears when it
-    is whole. `report`, complete by then, goes into its metadata under "cleaning". Lone surrogates
-    are escaped as everywhere (`runtime/tables.py`).
+    A few thousand rows are in memory at a time. The columns are those of the first row, in its
+    order; each holds text or numbers. The file appears when it is complete. `report`, filled by
+    then, goes into its metadata under "cleaning". Lone surrogates are escaped (see
+    `runtime/tables.py`).
 
-    Raises: ValueError where there are no rows or a later row has values of another type.
+    Raises ValueError where there are no rows or a later row has values of another type.
     """
     path = Path(path)
     stream = iter(rows)
@@ -413,45 +430,56 @@ def write_parquet(path: str | Path, rows: Iterable[Row], report: Mapping | None 
     stream = itertools.chain([first], stream)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     os.close(handle)
-    count, schema, writer = 0, None, None
     try:
         with open(partial, "wb") as sink:
-            try:
-                while batch := list(itertools.islice(stream, 16 * _BATCH)):
-                    columns = {name: [_plain(row.get(name)) for row in batch] for name in first}
-                    try:
-                        table = pa.table(columns, schema=schema)
-                    except (pa.ArrowException, TypeError) as error:
-                        raise ValueError(
-                            f"{path}: the rows from {count} on do not have one type per column "
-                            f"({error})."
-                        ) from None
-                    if writer is None:
-                        schema = pa.schema(
-                            [
-                                pa.field(
-                                    f.name, pa.string() if pa.types.is_null(f.type) else f.type
-                                )
-                                for f in table.schema
-                            ]
-                        )
-                        table = table.cast(schema)
-                        writer = pq.ParquetWriter(
-                            sink, schema, compression="zstd", write_page_checksum=True
-                        )
-                    writer.write_table(table)
-                    count += len(batch)
-                writer.add_key_value_metadata(
-                    {"cleaning": json.dumps(report), "jaxloop.escaped": "1"}
-                )
-            finally:
-                if writer is not None:
-                    writer.close()
+            count = _write_batches(path, sink, stream, list(first), report)
         os.replace(partial, path)
     finally:
         Path(partial).unlink(missing_ok=True)
     return count
 
 
-def _plain(value):
+def _write_batches(
+    path: Path,
+    sink: BinaryIO,
+    stream: Iterator[Row],
+    names: Sequence[str],
+    report: Mapping | None,
+) -> int:
+    """Write a stream of at least one row to an open file; return how many rows there were.
+
+    path: for messages.
+    """
+    batches = iter(lambda: list(itertools.islice(stream, 16 * _BATCH)), [])
+    table = _table(path, next(batches), names, None, 0)
+    # A column without a value in the first batch is one of text.
+    fields = [
+        pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in table.schema
+    ]
+    schema = pa.schema(fields)
+    count = len(table)
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table.cast(schema))
+        for batch in batches:
+            writer.write_table(_table(path, batch, names, schema, count))
+            count += len(batch)
+        metadata = {"cleaning": json.dumps(report), "jaxloop.escaped": "1"}
+        writer.add_key_value_metadata(metadata)
+    return count
+
+
+def _table(
+    path: Path, rows: list[Row], names: Sequence[str], schema: pa.Schema | None, before: int
+) -> pa.Table:
+    """Rows as a table. before: how many rows there were before them, for the refusal."""
+    columns = {name: [_plain(row.get(name)) for row in rows] for name in names}
+    try:
+        return pa.table(columns, schema=schema)
+    except (pa.ArrowException, TypeError) as error:
+        raise ValueError(
+            f"{path}: the rows from {before} on do not have one type per column ({error})."
+        ) from None
+
+
+def _plain(value: Any) -> Any:
     return escape(value) if isinstance(value, str) else value

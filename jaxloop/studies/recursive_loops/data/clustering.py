@@ -1,13 +1,10 @@
-"""Clusters of a dataset by 120 clusterings of its embeddings (arXiv 2504.03814, section 4.2 and its
-code): 20 methods x 3 projections x 2 treatments of noise.
+"""Clusters a dataset by 120 clusterings of its embeddings.
 
-Every clustering projects the embeddings to two dimensions (UMAP fitted on the first rows), clusters
-the projection of those rows, and gives every row of the dataset the label of its nearest clustered
-row. Out of each, clusters above a minimum size are drawn, and where there are too few, small ones
-are merged; a final subsample of all of them is what a study runs its chains on.
-
-`cluster_all` does the long part, on several processes, one file per clustering, and goes on where
-it was stopped; `select`, `final_sample` and `jaccard` are quick and write nothing.
+They are 20 methods x 3 projections x 2 treatments of noise, as in arXiv 2504.03814, section 4.2,
+and its released code. Every clustering projects the embeddings to two dimensions (UMAP fitted on
+the first rows), clusters the projection of those rows, and gives every row of the dataset the label
+of its nearest clustered row. `cluster_all` does this on several processes, with a file for each
+clustering, and goes on where it was stopped; `cluster_choice` chooses among the clusters.
 """
 
 import dataclasses
@@ -16,44 +13,55 @@ import hashlib
 import io
 import itertools
 import json
-import random
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
+import joblib
 import numpy as np
+from scipy.spatial import cKDTree
+from sklearn import cluster, mixture
 
 from jaxloop.runtime.atomic_io import write_atomic
 
+T = TypeVar("T")
+Kind = Literal["gmm", "kmeans", "dbscan", "hdbscan"]
+
+# Label of points that belong to no cluster.
 NOISE = -1
 FIT_ROWS = 90_000
 MIN_DISTANCES = (1e-4, 1e-3, 1e-2)
-# The paper's text says 60,000; its code 80,000, which a chain at r = 1/8 needs (70,500 human
-# posts).
-MIN_SIZE = 80_000
 _TRANSFORM_ROWS = 10_000
 _SETTINGS = "settings.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A clustering algorithm of scikit-learn with its parameters, as sorted pairs.
+    """A clustering algorithm of scikit-learn with its parameters.
 
-    kind: "gmm", "kmeans", "dbscan" or "hdbscan"; name: as in the tables of a study, after the
-    paper's parameters.
+    Attributes:
+        name: its name in tables, made of the paper's parameters.
+        kind: which algorithm.
+        parameters: sorted (name, value) pairs.
     """
 
     name: str
-    kind: str
-    parameters: tuple[tuple[str, object], ...]
+    kind: Kind
+    parameters: tuple[tuple[str, Any], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One clustering: a method, UMAP's min_dist, and whether noise points are "kept" as a class of
-    their own when rows are labelled, or "removed", so that every row gets a cluster.
+    """The settings of one clustering.
+
+    Attributes:
+        method: the algorithm.
+        min_dist: UMAP's min_dist.
+        noise: "kept": noise points are a class of their own when rows are labelled; "removed":
+            every row gets a cluster.
     """
 
     method: Method
@@ -62,51 +70,32 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """Unique among configurations; the name of its file."""
+        """The name of its file, unique among configurations."""
         return f"{self.method.name}_{self.min_dist:g}_{self.noise}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """A cluster that a study may use: rows of a dataset whose label in one clustering is one of
-    `labels`.
-
-    kind: "direct" for one label, "far" or "random" for merged ones (the order of `labels` is that
-    of the merging); size: in rows.
-    """
-
-    clustering: str
-    kind: str
-    labels: tuple[int, ...]
-    size: int
-
-    @property
-    def name(self) -> str:
-        """Unique within a dataset."""
-        return f"{self.clustering}:{'+'.join(map(str, self.labels))}"
-
-
 def methods(fit_rows: int = FIT_ROWS) -> tuple[Method, ...]:
-    """The 20 methods of the paper, for projections of `fit_rows` points.
+    """Return the 20 methods of the paper, for projections of `fit_rows` points.
 
     Below 90,000 points, the sizes that HDBSCAN and DBSCAN ask for shrink in proportion, and
     mixtures and k-means have at most one component per ten points. Everything else is the paper's.
     """
     scale = min(1.0, fit_rows / FIT_ROWS)
 
-    def scaled(size, least):
+    def scaled(size: int, least: int) -> int:
         return max(least, round(size * scale))
 
-    def method(kind, label, **parameters):
+    def method(kind: Kind, label: str, **parameters: Any) -> Method:
         return Method(f"{kind}-{label}", kind, tuple(sorted(parameters.items())))
 
     counts = (5, 10, 25, 50, 100, 1000)
-    found = [
-        method(kind, k, components=min(k, max(2, fit_rows // 10)))
-        for kind in ("gmm", "kmeans")
+    kinds: tuple[Kind, ...] = ("gmm", "kmeans")
+    paper_methods = [
+        method(kind, str(k), components=min(k, max(2, fit_rows // 10)))
+        for kind in kinds
         for k in counts
     ]
-    found += [
+    paper_methods += [
         method("dbscan", f"{eps}-{m}", eps=eps, min_samples=scaled(m, 3))
         for eps, m in ((0.1, 50), (0.2, 100))
     ]
@@ -124,8 +113,8 @@ def methods(fit_rows: int = FIT_ROWS) -> tuple[Method, ...]:
             "min_samples": scaled(samples, 1),
             "selection": selection,
         }
-        found.append(method("hdbscan", f"{size}-{samples}-{selection}", **parameters))
-    return tuple(found)
+        paper_methods.append(method("hdbscan", f"{size}-{samples}-{selection}", **parameters))
+    return tuple(paper_methods)
 
 
 def configurations(
@@ -133,18 +122,15 @@ def configurations(
     min_distances: Sequence[float] = MIN_DISTANCES,
     noise: Sequence[str] = ("kept", "removed"),
 ) -> tuple[Configuration, ...]:
-    """All clusterings: every method with every projection and treatment of noise; by default the
-    paper's 120.
+    """Return every combination of method, projection and treatment of noise; default: the paper's.
 
-    (The authors' script lists one command twice, 126 jobs in all, which leaves the same 120.)
+    The paper has 120 (the authors' script has 126 jobs, since it lists one command twice).
     """
     for value in noise:
         if value not in ("kept", "removed"):
             raise ValueError(f"clusters.noise = {value!r} is not one of 'kept', 'removed'.")
-    return tuple(
-        Configuration(*c)
-        for c in itertools.product(methods() if chosen is None else chosen, min_distances, noise)
-    )
+    crossed = itertools.product(methods() if chosen is None else chosen, min_distances, noise)
+    return tuple(Configuration(*values) for values in crossed)
 
 
 def project(
@@ -155,9 +141,11 @@ def project(
     seed: int = 0,
     neighbors: int = 5,
 ) -> np.ndarray:
-    """UMAP to two dimensions, cosine, fitted on the first `fit_rows` of the embeddings [N, D]; all
-    rows projected: [N, 2] float32.
+    """Return the positions [N, 2] float32 of embeddings [N, D] under UMAP with the cosine metric.
+
+    UMAP is fitted on the first `fit_rows` of them.
     """
+    # umap loads numba, which takes seconds.
     import umap
 
     fit = np.asarray(embeddings[:fit_rows], np.float32)
@@ -182,14 +170,12 @@ def project(
 
 
 def cluster_points(points: np.ndarray, method: Method, seed: int = 0) -> np.ndarray:
-    """Labels [n] of points [n, 2]: 0, 1, ... for clusters, `NOISE` for noise."""
-    from sklearn import cluster, mixture
-
+    """Return labels [n] of points [n, 2]: 0, 1, ... for clusters, `NOISE` for noise."""
     p = dict(method.parameters)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # fewer distinct points than clusters, a mixture not converged: as in the paper's code
+        # Fewer distinct points than clusters, a mixture that did not converge: as in the paper's
+        # code.
+        warnings.simplefilter("ignore")
         if method.kind == "gmm":
             labels = mixture.GaussianMixture(p["components"], random_state=seed).fit_predict(
                 points.astype(np.float64)
@@ -216,17 +202,15 @@ def cluster_points(points: np.ndarray, method: Method, seed: int = 0) -> np.ndar
 
 
 def nearest_labels(points: np.ndarray, fitted_labels: np.ndarray, noise: str) -> np.ndarray:
-    """Labels [N] of all points [N, 2]: that of the nearest of the first n points, whose labels [n]
-    are given.
+    """Return the labels [N] of all points [N, 2], given the labels [n] of the first n points.
 
-    noise: "kept" gives the label `NOISE` where the nearest point is noise, "removed" looks for the
-    nearest point that is none. Without any cluster, all are noise.
+    A point gets the label of the nearest of the first n points. noise: "kept" gives it the label
+    `NOISE` if the nearest point is noise; "removed" takes the nearest point that is not noise.
+    Without any cluster all points are noise.
     """
-    from scipy.spatial import cKDTree
-
-    index = (
-        np.arange(len(fitted_labels)) if noise == "kept" else np.flatnonzero(fitted_labels != NOISE)
-    )
+    index = np.arange(len(fitted_labels))
+    if noise != "kept":
+        index = np.flatnonzero(fitted_labels != NOISE)
     if not len(index):
         return np.full(len(points), NOISE, np.int32)
     out = np.empty(len(points), np.int32)
@@ -241,16 +225,15 @@ def nearest_labels(points: np.ndarray, fitted_labels: np.ndarray, noise: str) ->
 
 
 def centroids(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mean projection of the rows of every cluster: [K, 2] float64, NaN for a label that no row
-    has.
+    """Return the mean of the points [N, 2] of every cluster: [K, 2] float64.
+
+    It is NaN for a label that no row has.
     """
-    kept = labels != NOISE
+    clustered = labels != NOISE
     size = int(labels.max(initial=NOISE)) + 1
-    counts = np.bincount(labels[kept], minlength=size)
-    sums = np.stack(
-        [np.bincount(labels[kept], points[kept, axis].astype(np.float64), size) for axis in (0, 1)],
-        axis=1,
-    )
+    counts = np.bincount(labels[clustered], minlength=size)
+    columns = [points[clustered, axis].astype(np.float64) for axis in (0, 1)]
+    sums = np.stack([np.bincount(labels[clustered], x, size) for x in columns], axis=1)
     return np.divide(
         sums, counts[:, None], out=np.full((size, 2), np.nan), where=counts[:, None] > 0
     )
@@ -267,25 +250,26 @@ def cluster_all(
     jobs: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[str]:
-    """Compute what is missing of the clusterings of a dataset, one file each in `folder/labels`;
-    the names of all, in order.
+    """Compute the clusterings of a dataset that are missing; return the names of all, in order.
+
+    Each is a file in `folder/labels`.
 
     Args:
-      embeddings: [N, D] float, finite; an array or a memory map (it is then read by every process,
-      never copied whole).
-      folder: where the results go. It remembers the settings and a digest of the embeddings, and
-      refuses others.
-      chosen: the clusterings; the paper's 120, their sizes scaled to `fit_rows`, when None. More
-      may be asked for later.
-      fit_rows: how many rows UMAP and the clustering are fitted on (the first ones); at most N.
-      projections: "each" fits UMAP anew for every clustering, as the code does for the sake of
-      diversity; "shared" once per min_dist.
-      seed: of every projection and clustering, folded with its name.
-      jobs: processes.
-      progress: called with (done, total, name) after each.
+        embeddings: [N, D] float, finite; an array or a memory map (it is then read by every
+            process, never copied whole).
+        folder: where the results go. It remembers the settings and a digest of the embeddings, and
+            refuses others.
+        chosen: the clusterings; the paper's 120, their sizes scaled to `fit_rows`, when None. More
+            may be asked for later.
+        fit_rows: how many rows UMAP and the clustering are fitted on (the first ones); at most N.
+        projections: "each" fits UMAP anew for every clustering, as the code does for the sake of
+            diversity; "shared" once per min_dist.
+        seed: of every projection and clustering, folded with its name.
+        jobs: processes.
+        progress: called with (done, total, name) after each.
 
-    Raises: ValueError for embeddings that are no finite matrix, fewer than 10 rows, or a folder
-    made with other settings.
+    Raises ValueError for embeddings that are no finite matrix, fewer than 10 rows, or a folder made
+    with other settings.
     """
     if projections not in ("each", "shared"):
         raise ValueError(f"clusters.projections = {projections!r} is not one of 'each', 'shared'.")
@@ -312,79 +296,94 @@ def cluster_all(
             "seed": seed,
         },
     )
-    missing = [c for c in chosen if _stored(folder, c) is None]
-    done = len(chosen) - len(missing)
-    shared = sorted({c.min_dist for c in missing}) if projections == "shared" else []
-    tasks = [
-        functools.partial(_project_to_file, embeddings, folder, d, fit_rows, seed)
-        for d in shared
-        if _projection(folder, d) is None
-    ]
-    for _ in _parallel(tasks, jobs):
-        pass
-    tasks = [
-        functools.partial(_cluster_to_file, embeddings, folder, c, fit_rows, projections, seed)
-        for c in missing
-    ]
-    for name in _parallel(tasks, jobs):
-        done += 1
+    work = _Work(embeddings, folder, fit_rows, projections == "shared", seed)
+    missing = [c for c in chosen if not _is_stored(folder, c)]
+    if work.shared:
+        distances = sorted({c.min_dist for c in missing})
+        absent = [d for d in distances if _load(_projection_path(folder, d), "points") is None]
+        for _ in _parallel([functools.partial(_project_to_file, work, d) for d in absent], jobs):
+            pass
+    tasks = [functools.partial(_cluster_to_file, work, c) for c in missing]
+    before = len(chosen) - len(missing)
+    for done, name in enumerate(_parallel(tasks, jobs), before + 1):
         if progress is not None:
             progress(done, len(chosen), name)
     return names
 
 
 def load_labels(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [N] int32 and centroids [K, 2] of one clustering that `cluster_all` has made.
+    """Return labels [N] int32 and centroids [K, 2] of one clustering that `cluster_all` has made.
 
-    Raises ValueError where it is missing or damaged."""
+    Raises ValueError where it is missing or damaged.
+    """
     path = Path(folder) / "labels" / f"{name}.npz"
     if not path.exists():
         raise ValueError(f"clusters: {name!r} is not among the clusterings in {path.parent}.")
     arrays = _load(path, "labels", "centroids")
     if arrays is None:
         raise ValueError(f"clusters: {path} is damaged; run the clustering again.")
-    return arrays
+    labels, centers = arrays
+    return labels, centers
 
 
-def _stored(folder, configuration):
+def _is_stored(folder: Path, configuration: Configuration) -> bool:
     try:
-        return load_labels(folder, configuration.name)
+        load_labels(folder, configuration.name)
     except ValueError:
-        return None
+        return False
+    return True
 
 
-def _cluster_to_file(embeddings, folder, configuration, fit_rows, projections, seed):
-    own = _seed(seed, configuration.name)
-    if projections == "each":
-        points = project(embeddings, configuration.min_dist, fit_rows=fit_rows, seed=own)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Work:
+    """What all clusterings of a dataset share: see `cluster_all`.
+
+    shared: whether clusterings of one min_dist share a projection, which lies in the folder.
+    """
+
+    embeddings: np.ndarray
+    folder: Path
+    fit_rows: int
+    shared: bool
+    seed: int
+
+
+def _cluster_to_file(work: _Work, configuration: Configuration) -> str:
+    seed = fold_seed(work.seed, configuration.name)
+    if work.shared:
+        points = _shared_projection(work.folder, configuration.min_dist)
     else:
-        points = _projection(folder, configuration.min_dist)
-    fitted = cluster_points(points[:fit_rows], configuration.method, own)
+        points = project(work.embeddings, configuration.min_dist, fit_rows=work.fit_rows, seed=seed)
+    fitted = cluster_points(points[: work.fit_rows], configuration.method, seed)
     labels = nearest_labels(points, fitted, configuration.noise)
     _save(
-        folder / "labels" / f"{configuration.name}.npz",
+        work.folder / "labels" / f"{configuration.name}.npz",
         labels=labels,
         centroids=centroids(points, labels),
     )
     return configuration.name
 
 
-def _project_to_file(embeddings, folder, min_dist, fit_rows, seed):
-    points = project(
-        embeddings, min_dist, fit_rows=fit_rows, seed=_seed(seed, f"projection {min_dist:g}")
-    )
-    _save(folder / f"projection_{min_dist:g}.npz", points=points)
+def _project_to_file(work: _Work, min_dist: float) -> None:
+    seed = fold_seed(work.seed, f"projection {min_dist:g}")
+    points = project(work.embeddings, min_dist, fit_rows=work.fit_rows, seed=seed)
+    _save(_projection_path(work.folder, min_dist), points=points)
 
 
-def _projection(folder, min_dist):
-    arrays = _load(folder / f"projection_{min_dist:g}.npz", "points")
-    return None if arrays is None else arrays[0]
+def _projection_path(folder: Path, min_dist: float) -> Path:
+    return folder / f"projection_{min_dist:g}.npz"
 
 
-def _load(path, *names):
-    """Arrays of a file by their names, each byte checked against its CRC-32; None where the file is
-    missing or damaged.
-    """
+def _shared_projection(folder: Path, min_dist: float) -> np.ndarray:
+    path = _projection_path(folder, min_dist)
+    arrays = _load(path, "points")
+    if arrays is None:
+        raise ValueError(f"clusters: {path} is damaged; run the clustering again.")
+    return arrays[0]
+
+
+def _load(path: Path, *names: str) -> tuple[np.ndarray, ...] | None:
+    """The arrays of these names in a file, checked by CRC-32; None if it is missing or damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
@@ -404,29 +403,30 @@ def _load(path, *names):
         return None
 
 
-def _save(path, **arrays):
+def _save(path: Path, **arrays: np.ndarray) -> None:
     stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
+    # The stubs of numpy take the arrays for its option `allow_pickle`.
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     write_atomic(path, stream.getvalue())
 
 
-def _parallel(tasks, jobs):
-    """Results in the order in which they come; with several processes, each task in one of them."""
+def _parallel(tasks: Sequence[Callable[[], T]], jobs: int) -> Iterator[T]:
+    """Yield the results of tasks as they are finished, from one process or from several."""
     if jobs <= 1 or len(tasks) <= 1:
         yield from (task() for task in tasks)
         return
-    import joblib
-
     yield from joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")(
         joblib.delayed(task)() for task in tasks
     )
 
 
-def _seed(seed, name):
+def fold_seed(seed: int, name: str) -> int:
+    """Return a seed that is derived from a common seed and a name."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "little")
 
 
-def _check(embeddings):
+def _check(embeddings: np.ndarray) -> int:
+    """The number of rows. Raises ValueError where the embeddings cannot be clustered."""
     shape = np.shape(embeddings)
     if len(shape) != 2 or shape[0] < 10 or shape[1] < 2:
         raise ValueError(
@@ -440,14 +440,15 @@ def _check(embeddings):
     return shape[0]
 
 
-def _digest(embeddings):
+def _digest(embeddings: np.ndarray) -> str:
     digest = hashlib.sha256(str((np.shape(embeddings), str(embeddings.dtype))).encode())
     for start in range(0, len(embeddings), _TRANSFORM_ROWS):
         digest.update(np.ascontiguousarray(embeddings[start : start + _TRANSFORM_ROWS]).tobytes())
     return digest.hexdigest()
 
 
-def _remember(folder, settings):
+def _remember(folder: Path, settings: dict[str, Any]) -> None:
+    """Write what the clusterings of a folder were made with, or refuse to mix them with others."""
     path = folder / _SETTINGS
     if not path.exists():
         write_atomic(path, json.dumps(settings, indent=1).encode())
@@ -464,159 +465,3 @@ def _remember(folder, settings):
                 f"clusters: {folder} was made with {name} = {before.get(name)!r}, not {value!r}; "
                 "use another folder."
             )
-
-
-def select(
-    clustering: str,
-    labels: np.ndarray,
-    centers: np.ndarray,
-    *,
-    min_size: int = MIN_SIZE,
-    count: int = 10,
-    seed: int = 0,
-) -> list[Cluster]:
-    """Up to `count` clusters of one clustering [N labels, K centroids].
-
-    Direct ones, with more than `min_size` rows, are drawn at random. If there are too few, the
-    small ones are merged in turns, "far" and "random", until a merged one has at least `min_size`
-    rows, as long as the rows that are left allow it. No cluster is used twice.
-    """
-    sizes = (
-        np.bincount(labels[labels != NOISE], minlength=len(centers))
-        if len(centers)
-        else np.zeros(0, int)
-    )
-    draw = random.Random(_seed(seed, clustering))
-    large = np.flatnonzero(sizes > min_size).tolist()
-    found = [
-        Cluster(clustering, "direct", (k,), int(sizes[k]))
-        for k in draw.sample(large, min(count, len(large)))
-    ]
-    if len(large) >= count:
-        return found
-    rest = np.flatnonzero((sizes <= min_size) & (sizes > 0)).tolist()
-    draw.shuffle(rest)
-    for turn in range(count - len(large)):
-        if sizes[rest].sum() < min_size:
-            break
-        kind = "random" if turn % 2 else "far"
-        merged = _merge(rest, sizes, centers if kind == "far" else None, min_size)
-        rest = [k for k in rest if k not in set(merged)]
-        found.append(Cluster(clustering, kind, tuple(merged), int(sizes[merged].sum())))
-    return found
-
-
-def _merge(rest, sizes, centers, min_size):
-    """The first of `rest` and then, until they have `min_size` rows, the next (no centers) or that
-    with the largest sum of distances to all taken before.
-    """
-    merged, total = [rest[0]], int(sizes[rest[0]])
-    others = list(rest[1:])
-    distance = np.zeros(len(others))
-    while total < min_size:
-        if centers is None:
-            position = 0
-        else:
-            distance += np.linalg.norm(centers[others] - centers[merged[-1]], axis=1)
-            position = int(np.argmax(distance))
-            distance = np.delete(distance, position)
-        merged.append(others.pop(position))
-        total += int(sizes[merged[-1]])
-    return merged
-
-
-def select_all(
-    folder: str | Path,
-    names: Sequence[str],
-    *,
-    min_size: int = MIN_SIZE,
-    count: int = 10,
-    seed: int = 0,
-    needed: int | None = None,
-) -> list[Cluster]:
-    """`select` for each of the clusterings in a folder, one after the other.
-
-    Raises ValueError where no clustering has a cluster of that size, or `min_size` is less than the
-    rows `needed` by a chain.
-    """
-    if needed is not None and min_size < needed:
-        raise ValueError(
-            f"clusters.min_size = {min_size}: a chain needs {needed} human texts; choose at "
-            f"least {needed}, or shorter chains."
-        )
-    found, rows = [], 0
-    for name in names:
-        labels, centers = load_labels(folder, name)
-        rows = len(labels)
-        found += select(name, labels, centers, min_size=min_size, count=count, seed=seed)
-    if not found:
-        raise ValueError(
-            f"clusters.min_size = {min_size}: no cluster of the {len(names)} clusterings, merged "
-            "or not, is that large "
-            f"(the dataset has {rows} rows); choose a smaller size or more data."
-        )
-    return found
-
-
-def final_sample(clusters: Sequence[Cluster], count: int = 200, seed: int = 42) -> list[Cluster]:
-    """The clusters that a study uses: `random.sample` with Python's generator, seeded with 42 as in
-    the code. All where there are fewer.
-    """
-    return (
-        list(clusters)
-        if len(clusters) <= count
-        else random.Random(seed).sample(list(clusters), count)
-    )
-
-
-def members(cluster: Cluster, labels: np.ndarray) -> np.ndarray:
-    """Row numbers of a cluster, given the labels of its clustering, in increasing order."""
-    return np.flatnonzero(np.isin(labels, cluster.labels))
-
-
-def jaccard(
-    clusters: Sequence[Cluster], labels: Callable[[str], np.ndarray] | Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """Overlap of every pair of clusters, |A and B| / |A or B|: [C, C] float64 with ones on the
-    diagonal.
-
-    labels: the labels [N] of a clustering by its name (`lambda name: load_labels(folder,
-    name)[0]`), each asked for once.
-    """
-    look_up = labels.__getitem__ if isinstance(labels, Mapping) else labels
-    bits = [None] * len(clusters)
-    order = sorted(range(len(clusters)), key=lambda i: clusters[i].clustering)
-    for name, group in itertools.groupby(order, key=lambda i: clusters[i].clustering):
-        own = look_up(name)
-        for i in group:
-            bits[i] = np.packbits(np.isin(own, clusters[i].labels))
-    sizes = np.array([np.bitwise_count(b).sum(dtype=np.int64) for b in bits], np.float64)
-    both = np.zeros((len(clusters), len(clusters)))
-    for i in range(len(clusters)):
-        for j in range(i, len(clusters)):
-            both[i, j] = both[j, i] = np.bitwise_count(bits[i] & bits[j]).sum(dtype=np.int64)
-    return both / (sizes[:, None] + sizes[None, :] - both)
-
-
-def overlap_summary(overlap: np.ndarray) -> dict[str, float]:
-    """Of the pairs of different clusters: mean, median, largest overlap, and the share of pairs
-    that overlap at all or by half.
-    """
-    pairs = overlap[np.triu_indices(len(overlap), 1)]
-    if not len(pairs):
-        return {
-            "pairs": 0,
-            "mean": 0.0,
-            "median": 0.0,
-            "largest": 0.0,
-            "overlapping": 0.0,
-            "by_half": 0.0,
-        }
-    return {
-        "pairs": len(pairs),
-        "mean": float(pairs.mean()),
-        "median": float(np.median(pairs)),
-        "largest": float(pairs.max()),
-        "overlapping": float((pairs > 0).mean()),
-        "by_half": float((pairs >= 0.5).mean()),
-    }

@@ -1,13 +1,14 @@
-"""Embeddings of a dataset kept on disk: computed once, in batches, going on after an interruption."""
+"""A cache on disk for the embeddings of a dataset; an interrupted computation is resumed."""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxloop.data.docs import digest_texts
+from jaxloop.data.digest import digest_texts
 from jaxloop.runtime.atomic_io import require_space, write_atomic
 
 
@@ -19,50 +20,35 @@ def cached_embeddings(
     name: str,
     batch: int = 1024,
 ) -> np.ndarray:
-    """The embedding of every text, [N, D] float32, as a read-only memory map.
+    """Return the embedding of every text, [N, D] float32, as a read-only memory map.
 
     Args:
-      texts: N texts, at least one.
-      embed: embeddings [n, D] of a list of n texts; each row must depend on its text alone.
-      folder: the cache. A file belongs to one sequence of texts and one `name`.
-      name: of the encoder, with whatever changes its result (revision, precision, maximum length).
-      batch: texts per call of `embed`; what a kill can lose.
+        texts: N texts, at least one.
+        embed: embeddings [n, D] of a list of n texts; each row must depend on its text alone.
+        folder: the cache. A file belongs to one sequence of texts and one `name`.
+        name: of the encoder, with whatever changes its result (revision, precision, maximum
+            length).
+        batch: texts per call of `embed`; at most so many are lost when a run is killed.
 
-    Raises: ValueError where there are no texts, or `embed` gives another number of rows, another
+    Raises ValueError where there are no texts, or `embed` gives another number of rows, another
     width than before, or no finite numbers.
     """
     if not len(texts):
         raise ValueError("embeddings: there are no texts.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(f"{name}\n{digest_texts(texts).hexdigest()}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{name}\n{digest_texts(texts)}".encode()).hexdigest()[:16]
     path, state_path = folder / f"embeddings-{key}.f32", folder / f"embeddings-{key}.json"
     state = _read_state(state_path, path)
-    width, done = (state["width"], state["done"]) if state else (None, 0)
-    digest = None
-    if state and done == len(texts):
-        digest = _digest(path, done, width)
-        if digest == state["sha256"]:
-            return np.memmap(path, np.float32, "r", shape=(done, width))
-        width, done = None, 0  # damaged: computed anew
+    if state is not None and state.done == len(texts):
+        if _digest(path, state.done, state.width) == state.sha256:
+            return _mapped(path, state.done, state.width)
+        state = None  # damaged: computed anew
+    width, done = (state.width, state.done) if state else (None, 0)
     for start in range(done, len(texts), batch):
-        part = np.asarray(embed(list(texts[start : start + batch])), np.float32)
         expected = min(batch, len(texts) - start)
-        if (
-            part.ndim != 2
-            or len(part) != expected
-            or (width is not None and part.shape[1] != width)
-        ):
-            wanted = f"({expected}, {width or 'D'})"
-            raise ValueError(
-                f"embeddings: the encoder {name!r} gave the shape {part.shape} for {expected} "
-                f"texts; it must give {wanted}."
-            )
-        if not np.isfinite(part).all():
-            raise ValueError(
-                f"embeddings: the encoder {name!r} gave a number that is not finite for the "
-                f"texts from {start} on."
-            )
+        part = np.asarray(embed(list(texts[start : start + batch])), np.float32)
+        _check(part, (expected, width), start, name)
         if width is None:
             width = part.shape[1]
             require_space(path, 4 * width * len(texts), "the embeddings")
@@ -72,27 +58,55 @@ def cached_embeddings(
             stream.truncate()
         done = start + expected
         if done < len(texts):
-            write_atomic(
-                state_path, json.dumps({"name": name, "width": width, "done": done}).encode()
-            )
+            _write_state(state_path, {"name": name, "width": width, "done": done})
+    assert width is not None  # there is at least one text
     digest = _digest(path, done, width)
-    write_atomic(
-        state_path,
-        json.dumps({"name": name, "width": width, "done": done, "sha256": digest}).encode(),
-    )
-    return np.memmap(path, np.float32, "r", shape=(done, width))
+    _write_state(state_path, {"name": name, "width": width, "done": done, "sha256": digest})
+    return _mapped(path, done, width)
 
 
-def _read_state(state_path, path):
-    """What was done, where the file has at least that much; None otherwise."""
+def _check(part: np.ndarray, shape: tuple[int, int | None], start: int, name: str) -> None:
+    """Raises ValueError for a batch that has another shape (None: any width) or odd numbers."""
+    rows, width = shape
+    if part.ndim != 2 or len(part) != rows or (width is not None and part.shape[1] != width):
+        raise ValueError(
+            f"embeddings: the encoder {name!r} gave the shape {part.shape} for {rows} "
+            f"texts; it must give ({rows}, {width or 'D'})."
+        )
+    if not np.isfinite(part).all():
+        raise ValueError(
+            f"embeddings: the encoder {name!r} gave a number that is not finite for the "
+            f"texts from {start} on."
+        )
+
+
+def _mapped(path: Path, rows: int, width: int) -> np.ndarray:
+    return np.memmap(path, dtype=np.float32, mode="r", shape=(rows, width))
+
+
+class _State(NamedTuple):
+    """What a cache file holds: `done` rows of `width` numbers; sha256 of all, "" until then."""
+
+    width: int
+    done: int
+    sha256: str = ""
+
+
+def _read_state(state_path: Path, path: Path) -> _State | None:
+    """The stored state; None if there is none, or the file has fewer rows than it says."""
     try:
-        state = json.loads(state_path.read_bytes())
-        return state if path.stat().st_size >= 4 * state["width"] * state["done"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        fields = json.loads(state_path.read_bytes())
+        state = _State(fields["width"], fields["done"], fields.get("sha256", ""))
+        return state if path.stat().st_size >= 4 * state.width * state.done else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _digest(path, rows, width):
+def _write_state(state_path: Path, fields: dict[str, object]) -> None:
+    write_atomic(state_path, json.dumps(fields).encode())
+
+
+def _digest(path: Path, rows: int, width: int) -> str:
     digest = hashlib.sha256()
     left = 4 * rows * width
     with open(path, "rb") as stream:

@@ -1,19 +1,19 @@
-"""The cleaning of the five datasets of "Recursive Training Loops in LLMs" (arXiv 2504.03814,
-section 3 and appendix A), step by step.
+"""How the five datasets of arXiv 2504.03814 are cleaned, step by step.
 
-Where the paper and its code disagree, the option of that name says which is followed; the defaults
-follow the code.
+Source: its section 3 and appendix A, and its released code. Where these disagree there is an option
+that chooses; the defaults follow the code.
 """
 
 import dataclasses
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxloop.data import sources
-from jaxloop.data.delimited import Dialect
+from jaxloop.data.dialect import Dialect
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.studies.recursive_loops.data import cleaning
 from jaxloop.studies.recursive_loops.data.cleaning import Counter, Row, Step
@@ -38,10 +38,14 @@ TLDR = r"(?:st l|tld|tll|tl)[\W_]{0,3}s?dr"
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Where a dataset comes from, and its steps.
+    """Where a dataset comes from and how it is cleaned.
 
-    steps: function(count_tokens, **options) -> steps; source, splits: on the Hugging Face hub;
-    columns: those that the steps read; instruction: the one prompt of its domain.
+    Attributes:
+        steps: function(count_tokens, **options) that returns the cleaning steps.
+        source: its id on the Hugging Face hub.
+        splits: the splits that are read.
+        columns: the columns that the steps read.
+        instruction: the prompt that all its texts answer.
     """
 
     steps: Callable[..., tuple[Step, ...]]
@@ -61,47 +65,42 @@ def tweets_100m(
     is_english: Callable[[list[str]], Sequence[bool]] | None = None,
     seed: int = 0,
 ) -> tuple[Step, ...]:
-    """100M_tweets: columns tweet, date (and any others, which are kept).
+    """Return the steps of 100M_tweets: columns tweet, date (and any others, which stay).
 
     Args:
-      trailing_hashtags: "deleted" (code) or "kept" (paper).
-      presample: how many rows to draw before the English filter (code: 4 million); None for all
-      (paper).
-      marks: keep texts with fewer than so many "#" and "@" (code: 3); None for no such rule
-      (paper).
-      until: keep rows before this day.
-      is_english: which of a list of texts are English. The paper asks Llama-3.3-70B; by default
-      py3langid answers.
+        trailing_hashtags: "deleted" (code) or "kept" (paper).
+        presample: how many rows to draw before the English filter (code: 4 million); None for all
+            (paper).
+        marks: keep texts with fewer than so many "#" and "@" (code: 3); None for no such rule
+            (paper).
+        until: keep rows before this day.
+        is_english: which of a list of texts are English. The paper asks Llama-3.3-70B; by default
+            py3langid answers.
     """
     _choice("trailing_hashtags", trailing_hashtags, ("deleted", "kept"))
     steps = [cleaning.texts_from("tweet"), cleaning.without(["tweet"]), cleaning.drop_links()]
-    steps += [cleaning.strip_trailing_hashtags()] if trailing_hashtags == "deleted" else []
+    if trailing_hashtags == "deleted":
+        steps.append(cleaning.strip_trailing_hashtags())
     steps += [cleaning.length(count_tokens, LOW, HIGH), cleaning.before(until)]
-    steps += (
-        [cleaning.sample(_positive("presample", presample), seed)] if presample is not None else []
-    )
-    steps += [cleaning.keep_batches("not English", is_english or english_by_langid)]
-    steps += (
-        [cleaning.fewer(mark, _positive("marks", marks)) for mark in "#@"]
-        if marks is not None
-        else []
-    )
+    if presample is not None:
+        steps.append(cleaning.sample(_positive("presample", presample), seed))
+    steps.append(cleaning.keep_batches("not English", is_english or english_by_langid))
+    if marks is not None:
+        steps += [cleaning.fewer(mark, _positive("marks", marks)) for mark in "#@"]
     return tuple(steps)
 
 
 def senator_tweets(
     count_tokens: Counter | None = None, *, count_words: Counter | None = None
 ) -> tuple[Step, ...]:
-    """senator_tweets: column text; keeps more than 10 NLTK words (`nltk_words`), and all columns
-    but the embeddings.
+    """Return the steps of senator_tweets: column text.
 
-    `count_tokens` is not used: this dataset alone is filtered by words.
+    They keep texts of more than 10 NLTK words (`nltk_words`), and all columns but the embeddings.
+    `count_tokens` is not used: only this dataset is filtered by words.
     """
-    unit = (
-        "words"
-        if count_words is not None
-        else f"words ({'NLTK, punkt' if _punkt() else 'NLTK, sentences by rule'})"
-    )
+    unit = "words"
+    if count_words is None:
+        unit += f" (NLTK, {'punkt' if _punkt() else 'sentences by rule'})"
     return (
         cleaning.texts_from("text"),
         cleaning.without(["embeddings"]),
@@ -117,42 +116,41 @@ def reddit_submissions(
     per_subreddit: int | None = 25_000,
     seed: int = 0,
 ) -> tuple[Step, ...]:
-    """reddit_submissions: columns title, selftext, subreddit.
+    """Return the steps of reddit_submissions: columns title, selftext, subreddit.
 
     Args:
-      removed: what happens to "[deleted]" and "[removed]": these strings are "deleted" from the
-      texts at the end, without a second filter
-        on length (code), or posts that have one are "dropped" (paper).
-      per_subreddit: at most so many posts of each subreddit, drawn uniformly from those of the
-      right length, all in random order; None
-        for all. (The code draws 60,000, then 100,000, then all until more than 25,000 have the
-        right length: the same sample in law.)
+        removed: what happens to "[deleted]" and "[removed]": these strings are "deleted" from the
+            texts at the end, without a second filter on length (code), or posts that have one are
+            "dropped" (paper).
+        per_subreddit: at most so many posts of each subreddit, drawn uniformly from those of the
+            right length, all in random order; None for all. (The code draws 60,000, then 100,000,
+            then all until more than 25,000 have the right length: the same distribution.)
     """
     _choice("removed", removed, ("deleted", "dropped"))
     steps = [
         cleaning.texts_from("title", "selftext", strip=True),
         cleaning.without(["title", "selftext"]),
     ]
-    steps += [cleaning.drop_containing(REMOVED)] if removed == "dropped" else []
-    steps += [cleaning.length(count_tokens, LOW, HIGH)]
-    steps += (
-        [cleaning.sample(_positive("per_subreddit", per_subreddit), seed, "subreddit")]
-        if per_subreddit is not None
-        else []
-    )
-    steps += [cleaning.delete(REMOVED)] if removed == "deleted" else []
+    if removed == "dropped":
+        steps.append(cleaning.drop_containing(REMOVED))
+    steps.append(cleaning.length(count_tokens, LOW, HIGH))
+    if per_subreddit is not None:
+        count = _positive("per_subreddit", per_subreddit)
+        steps.append(cleaning.sample(count, seed, "subreddit"))
+    if removed == "deleted":
+        steps.append(cleaning.delete(REMOVED))
     return tuple(steps)
 
 
 def webis_reddit(
     count_tokens: Counter, *, unsafe_subreddits: Collection[str] = (), tldr: str = TLDR
 ) -> tuple[Step, ...]:
-    """webis_reddit: columns normalizedBody, subreddit, and title where there is one.
+    """Return the steps of webis_reddit: columns normalizedBody, subreddit, and title if present.
 
     Args:
-      unsafe_subreddits: dropped; the authors' table of subreddits marked nsfw is not published. A
-      subreddit not listed is safe. tldr: texts are cut before the first match of this pattern, so
-      that no summary is left.
+        unsafe_subreddits: dropped; the authors' table of subreddits marked nsfw is not published. A
+            subreddit not listed is safe.
+        tldr: texts are cut before the first match of this pattern, so that no summary is left.
     """
     return (
         cleaning.not_in("subreddit", unsafe_subreddits, "unsafe subreddit"),
@@ -166,8 +164,10 @@ def webis_reddit(
 
 
 def wikipedia(count_tokens: Counter) -> tuple[Step, ...]:
-    """wikipedia: column text; the first paragraph of each article, if it has the right length. (The
-    authors' script is not published.)
+    """Return the steps of wikipedia: column text.
+
+    They keep the first paragraph of each article if it has the right length. (The authors' script
+    is not published.)
     """
     return (
         cleaning.texts_from("text"),
@@ -217,25 +217,26 @@ def clean_dataset(
     streaming: bool = True,
     limit: int | None = None,
     dialect: Dialect = Dialect(),
-    **options,
+    **options: Any,
 ) -> Iterator[Row]:
-    """The clean rows of one of `RECIPES`, in a stream of bounded memory.
+    """Yield the clean rows of one of `RECIPES`; memory does not grow with their number.
 
     Args:
-      dataset: a key of `RECIPES`.
-      report: filled as by `cleaning.clean`.
-      count_tokens: tokens of each text of a list; `cl100k_counter()`, the paper's unit, when None.
-      source: a file, several files, or a Hugging Face id with the same columns; the recipe's own
-      when None.
-      splits: of a Hugging Face dataset, read one after the other; the recipe's own when None (a
-      given source: "train").
-      rename: {column of the source: column of the recipe}.
-      name, revision, streaming: of a Hugging Face dataset.
-      limit: read no more than this many rows.
-      dialect: of csv and tsv files.
-      options: of the recipe's function.
+        dataset: a key of `RECIPES`.
+        report: filled as by `cleaning.clean`.
+        count_tokens: tokens of each text of a list; `cl100k_counter()`, the paper's unit, when
+            None.
+        source: a file, several files, or a Hugging Face id with the same columns; the recipe's own
+            when None.
+        splits: of a Hugging Face dataset, read one after the other; the recipe's own when None (a
+            given source: "train").
+        rename: {column of the source: column of the recipe}.
+        name, revision, streaming: of a Hugging Face dataset.
+        limit: read no more than this many rows.
+        dialect: of csv and tsv files.
+        options: of the recipe's function.
 
-    Raises: ValueError for an unknown dataset or option, a column that is missing, a source that
+    Raises ValueError for an unknown dataset or option, a column that is missing, a source that
     cannot be read, a rule that drops all.
     """
     if dataset not in RECIPES:
@@ -248,63 +249,82 @@ def clean_dataset(
     needs_tokens = recipe.steps is not senator_tweets
     if count_tokens is None and needs_tokens:
         count_tokens = cl100k_counter()
-    allowed = [option for option in (recipe.steps.__kwdefaults__ or {})]
+    _check_options(dataset, list(recipe.steps.__kwdefaults__ or {}), options)
+    steps = recipe.steps(count_tokens, **options)
+    places: Sequence[str | Path]
+    if source is None:
+        places, default_splits = [recipe.source], recipe.splits
+        if name is None and dataset == "wikipedia":
+            name = "20231101.en"
+    else:
+        places = [source] if isinstance(source, str | Path) else source
+        default_splits = ("train",)
+    splits = default_splits if splits is None else splits
+
+    def rows() -> Iterator[Row]:
+        for place in places:
+            for split in splits[:1] if sources.is_local(place) else splits:
+                stream = sources.rows(
+                    place,
+                    split=split,
+                    name=name,
+                    revision=revision,
+                    streaming=streaming,
+                    dialect=dialect,
+                )
+                subreddit = split if split in SUBREDDITS else None
+                yield from _recipe_rows(stream, dataset, place, rename or {}, subreddit)
+
+    return cleaning.clean(itertools.islice(rows(), limit), steps, report)
+
+
+def _check_options(dataset: str, allowed: Sequence[str], options: Iterable[str]) -> None:
     for option in options:
         if option not in allowed:
             close = difflib.get_close_matches(option, allowed, 1, 0.4)
-            hint = (
-                f"; did you mean {close[0]!r}"
-                if close
-                else f"; it has {', '.join(allowed) or 'none'}"
-            )
+            hint = f"; it has {', '.join(allowed) or 'none'}"
+            if close:
+                hint = f"; did you mean {close[0]!r}"
             raise ValueError(f"cleaning: {option!r} is not an option of {dataset!r}{hint}.")
-    steps = recipe.steps(count_tokens, **options)
-    if name is None and source is None and dataset == "wikipedia":
-        name = "20231101.en"
-    if source is None:
-        found = [recipe.source]
-        splits = recipe.splits if splits is None else splits
-    else:
-        found = [source] if isinstance(source, str | Path) else list(source)
-        splits = ("train",) if splits is None else splits
-    stream = _rows(found, splits, name, revision, streaming, rename or {}, recipe, dataset, dialect)
-    return cleaning.clean(itertools.islice(stream, limit), steps, report)
 
 
-def _rows(found, splits, name, revision, streaming, rename, recipe, dataset, dialect):
-    for source in found:
-        for split in splits[:1] if sources.is_local(source) else splits:
-            stream = sources.rows(
-                source,
-                split=split,
-                name=name,
-                revision=revision,
-                streaming=streaming,
-                dialect=dialect,
+def _recipe_rows(
+    stream: Iterable[Row],
+    dataset: str,
+    place: str | Path,
+    rename: Mapping[str, str],
+    subreddit: str | None,
+) -> Iterator[Row]:
+    """Rows of one source with every column that the recipe reads.
+
+    subreddit: of all rows, where a split holds one. Raises ValueError where the first row lacks a
+    column.
+    """
+    columns = RECIPES[dataset].columns
+    for number, row in enumerate(stream):
+        row = {rename.get(column, column): value for column, value in row.items()}
+        if "subreddit" in columns and subreddit is not None:
+            row.setdefault("subreddit", subreddit)
+        missing = [column for column in columns if column not in row]
+        if missing and number == 0:
+            close = difflib.get_close_matches(missing[0], row, 1, 0.5)
+            hint = f"; is {close[0]!r} the same? then rename it" if close else ""
+            raise ValueError(
+                f"cleaning: {dataset!r} needs the column {missing[0]!r}; '{place}' has "
+                f"{', '.join(map(str, row))}{hint}."
             )
-            for number, row in enumerate(stream):
-                row = {rename.get(column, column): value for column, value in row.items()}
-                if "subreddit" in recipe.columns and split in SUBREDDITS:
-                    row.setdefault("subreddit", split)
-                missing = [column for column in recipe.columns if column not in row]
-                if missing and number == 0:
-                    close = difflib.get_close_matches(missing[0], row, 1, 0.5)
-                    hint = f"; is {close[0]!r} the same? then rename it" if close else ""
-                    raise ValueError(
-                        f"cleaning: {dataset!r} needs the column {missing[0]!r}; '{source}' has "
-                        f"{', '.join(map(str, row))}{hint}."
-                    )
-                yield {**dict.fromkeys(missing), **row}
+        yield {**dict.fromkeys(missing), **row}
 
 
 def cl100k_counter() -> Counter:
-    """Counts tokens of tiktoken's cl100k_base, the paper's unit of length.
+    """Return a function that counts tokens of tiktoken's cl100k_base, the paper's unit of length.
 
-    Raises ValueError where tiktoken is not installed, or the encoding neither in its cache nor to
-    be downloaded.
+    Raises ValueError where tiktoken is not installed, or its encoding is not in its cache and
+    cannot be downloaded.
     """
     advice = "give count_tokens, for example the tokenizer of a model (model.tokenizer.count)"
     try:
+        # An optional package.
         import tiktoken
 
         encoding = tiktoken.get_encoding("cl100k_base")
@@ -318,13 +338,19 @@ def cl100k_counter() -> Counter:
             f"count_tokens: tiktoken's cl100k_base cannot be loaded ({type(error).__name__}); "
             f"{advice}."
         ) from error
-    return lambda texts: [len(ids) for ids in encoding.encode_ordinary_batch(list(texts))]
+
+    def count(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in encoding.encode_ordinary_batch(list(texts))]
+
+    return count
 
 
 def english_by_langid(texts: list[str]) -> list[bool]:
-    """Which texts py3langid takes for English: an offline stand-in for the paper's Llama-3.3-70B,
-    good on 20 words or more.
+    """Return for each text whether py3langid takes it for English.
+
+    It replaces the paper's Llama-3.3-70B without a network, and is reliable from 20 words on.
     """
+    # It loads its model, which few recipes need.
     import py3langid
 
     return [
@@ -335,7 +361,8 @@ def english_by_langid(texts: list[str]) -> list[bool]:
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])(?:[\"'”’)]*)\s+(?=[\"'“‘(@#]*[A-Z0-9])")
 
 
-def _punkt():
+def _punkt() -> bool:
+    # NLTK takes a second to load, which one recipe needs.
     import nltk
 
     try:
@@ -345,12 +372,13 @@ def _punkt():
 
 
 def nltk_words(texts: list[str]) -> list[int]:
-    """How many tokens NLTK's `word_tokenize` cuts each text into.
+    """Return how many tokens NLTK's `word_tokenize` splits each text into.
 
     Its sentence model (punkt) has to be downloaded. Where it is not installed, sentences end where
     a capital letter or a digit follows ., ! or ? and white space; the words are those of NLTK
     either way.
     """
+    # NLTK takes a second to load, which one recipe needs.
     from nltk.tokenize import word_tokenize
 
     if _punkt():
@@ -361,14 +389,14 @@ def nltk_words(texts: list[str]) -> list[int]:
     ]
 
 
-def _choice(option, value, allowed):
+def _choice(option: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(
             f"cleaning: {option} = {value!r} is not one of {', '.join(map(repr, allowed))}."
         )
 
 
-def _positive(option, value):
+def _positive(option: str, value: Any) -> int:
     if not isinstance(value, int) or value < 1:
         raise ValueError(
             f"cleaning: {option} = {value!r} must be a whole number from 1 up, or None for no "

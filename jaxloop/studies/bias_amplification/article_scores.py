@@ -1,0 +1,235 @@
+"""The values that are measured of generated articles, and their means.
+
+They are label shares, text quality, perplexities and the bias projection (arXiv 2410.15234).
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxloop.lm import family as lm
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.training import gradient_constraint
+from jaxloop.metrics import registry
+from jaxloop.metrics.classifiers import Classifier, probabilities
+from jaxloop.metrics.quality import text_qualities
+from jaxloop.studies.bias_amplification.articles import body_of
+from jaxloop.studies.bias_amplification.auxiliary import AuxiliaryModels
+from jaxloop.studies.bias_amplification.config import BiasConfig
+from jaxloop.studies.bias_amplification.family import (
+    base_weights,
+    on_token_ids,
+    training_examples,
+)
+from jaxloop.studies.bias_amplification.prepare import Prepared
+
+# Column of an article -> metric that is its mean.
+MEANS = {
+    "quality": "text_quality_index",
+    "quality_released": "text_quality_index(released)",
+    "perplexity_base": "perplexity_base",
+    "perplexity_own": "perplexity_own",
+}
+# Tokens of a text that a perplexity is of, at most.
+PERPLEXITY_LENGTH = 1024
+
+# Columns of values: [n] each.
+Columns = dict[str, np.ndarray]
+
+
+class Generated(NamedTuple):
+    """The articles of one chain, with the weights that generated them (None: the base's)."""
+
+    texts: Sequence[str]
+    weights: Any
+
+
+class ArticleScores(NamedTuple):
+    """What is measured of the articles of one chain.
+
+    Attributes:
+        columns: values of every article [n]: label (the classifier's); p(LABEL), its probability;
+            quality, the mean over the sentences of the body from 3 clean to 0 noise;
+            quality_released, the released code's variant of it; perplexity_base and
+            perplexity_own, under the base and under the weights, of the article or, in variant
+            "released", the mean over its paragraphs.
+        means: {metric: value}.
+    """
+
+    columns: dict[str, Any]
+    means: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Measures articles.
+
+    Attributes:
+        config: of the study.
+        prepared: of the study.
+        auxiliary: classifier and bias direction.
+        model: the base, with token ids in place of texts.
+        base_weights: the base's, as a chain has them.
+    """
+
+    config: BiasConfig
+    prepared: Prepared
+    auxiliary: AuxiliaryModels
+    model: Model
+    base_weights: Any
+
+    def score(self, chains: Sequence[Generated]) -> list[ArticleScores]:
+        """Return the values of the articles of several chains. Articles that occur more than once
+        are measured once.
+        """
+        texts = list(dict.fromkeys(text for chain in chains for text in chain.texts))
+        row_of = {text: row for row, text in enumerate(texts)}
+        by_text = self._columns(texts, chains)
+        registered = self._registered(chains)
+        own_perplexities: dict[tuple[int, tuple[str, ...]], list[float]] = {}
+        scores = []
+        for number, chain in enumerate(chains):
+            rows = [row_of[text] for text in chain.texts]
+            columns = {name: values[rows] for name, values in by_text.items()}
+            if chain.weights is not None:
+                # In generation 0 several chains share their weights and their texts.
+                key = id(chain.weights), tuple(chain.texts)
+                if key not in own_perplexities:
+                    own_perplexities[key] = self._perplexities(chain.weights, chain.texts)
+                columns["perplexity_own"] = np.array(own_perplexities[key])
+            means = self._means(columns) | self._projection(chain)
+            means |= {name: float(values[number]) for name, values in registered.items()}
+            scores.append(ArticleScores(columns | {"label": columns["label"].tolist()}, means))
+        return scores
+
+    def _columns(self, texts: list[str], chains: Sequence[Generated]) -> Columns:
+        """The values of each text that do not depend on a chain's weights."""
+        columns = label_columns(self.auxiliary.classifier, texts)
+        if self.config.measure.quality:
+            count = self.config.measure.quality_articles
+            measured = {text for chain in chains for text in chain.texts[:count]}
+            columns |= self._quality_columns(texts, measured)
+        columns["perplexity_base"] = np.array(self._perplexities(self.base_weights, texts))
+        return columns
+
+    def _quality_columns(self, texts: list[str], measured: set[str]) -> Columns:
+        """Text quality of the texts in `measured`, NaN of the others."""
+        rows = [row for row, text in enumerate(texts) if text in measured]
+        bodies = [body_of(texts[row]) for row in rows]
+        detector = self.config.measure.detector
+        variants = {
+            "quality": text_qualities([bodies], detector),
+            "quality_released": text_qualities(
+                [bodies], detector, variant="confidence", split="period"
+            ),
+        }
+        columns = {}
+        for name, (values,) in variants.items():
+            columns[name] = np.full(len(texts), np.nan)
+            columns[name][rows] = values
+        return columns
+
+    def _registered(self, chains: Sequence[Generated]) -> Mapping[str, np.ndarray]:
+        """The further metrics of the config: {metric: [chains]}."""
+        if not self.config.measure.metrics:
+            return {}
+        bodies = [[body_of(text) for text in chain.texts] for chain in chains]
+        return registry.evaluate(self.config.measure.metrics, texts=bodies)
+
+    def _perplexities(self, weights: Any, texts: Sequence[str]) -> list[float]:
+        """The mean perplexity of each text's chunks; NaN of a text without tokens to predict."""
+        chunks_of = [self._chunks(text) for text in texts]
+        chunks = list(dict.fromkeys(chunk for chunks in chunks_of for chunk in chunks))
+        perplexity = self._chunk_perplexities(weights, chunks)
+        means = []
+        for chunks in chunks_of:
+            values = [perplexity[chunk] for chunk in chunks if math.isfinite(perplexity[chunk])]
+            means.append(sum(values) / len(values) if values else math.nan)
+        return means
+
+    def _chunks(self, text: str) -> list[str]:
+        """The parts of a text that have a perplexity each."""
+        if self.config.chain.variant == "paper":
+            return [text]
+        return [paragraph for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
+
+    def _chunk_perplexities(self, weights: Any, chunks: list[str]) -> dict[str, float]:
+        codec = self.prepared.codec
+        perplexity = dict.fromkeys(chunks, math.nan)
+        ids = {
+            chunk: (*codec.start, *tokens)
+            for chunk, tokens in zip(chunks, codec.encode(chunks), strict=True)
+        }
+        # A single token has nothing to be predicted.
+        scored = [chunk for chunk in chunks if len(ids[chunk]) > 1]
+        if not scored:
+            return perplexity
+        bodies, heads = [ids[chunk][1:] for chunk in scored], [ids[chunk][:1] for chunk in scored]
+        length = min(PERPLEXITY_LENGTH, self.model.config.max_seq_len)
+        # The stand-in tokenizer of `on_token_ids` takes ids for texts.
+        task = lm.LossTask(weights, bodies, heads)  # type: ignore[arg-type]
+        (result,) = lm.loss(self.model, [task], self.prepared.driver.fit.replace(max_length=length))
+        values = np.exp(result.nll / np.maximum(result.tokens, 1))
+        return perplexity | dict(zip(scored, map(float, values), strict=True))
+
+    def _means(self, columns: Columns) -> dict[str, float]:
+        labels = self.auxiliary.classifier.labels
+        means = {f"share({label})": float((columns["label"] == label).mean()) for label in labels}
+        for name, values in columns.items():
+            if name in MEANS:
+                is_defined = bool(np.isfinite(values).any())
+                means[MEANS[name]] = float(np.nanmean(values)) if is_defined else math.nan
+        return means
+
+    def _projection(self, chain: Generated) -> dict[str, float]:
+        """c = u' grad L on the articles that the next generation trains on, at the weights that it
+        starts from; and u' (weights - base).
+        """
+        direction, weights = self.auxiliary.direction, chain.weights
+        if direction is None or weights is None:
+            return {}
+        texts = chain.texts[: self.config.gradient_constraint.texts]
+        bodies, heads = training_examples(texts, self.config.chain.variant, self.prepared.codec)
+        start = self.model.params
+        if self.config.fit.mode == "lora":
+            start = jax.tree.map(np.zeros_like, weights)
+        coefficient = gradient_constraint.coefficient(
+            self.model,
+            weights,
+            direction,
+            bodies,  # type: ignore[arg-type]  # `on_token_ids` takes ids for texts
+            heads,  # type: ignore[arg-type]
+            self.prepared.driver.fit,
+        )
+        return {
+            "projection": coefficient,
+            "bias_component": gradient_constraint.component(weights, start, direction),
+        }
+
+
+def make_scorer(
+    config: BiasConfig, prepared: Prepared, auxiliary: AuxiliaryModels, model: Model
+) -> Scorer:
+    """Make the scorer of a study with a base model."""
+    return Scorer(
+        config=config,
+        prepared=prepared,
+        auxiliary=auxiliary,
+        model=on_token_ids(model, ends=False),
+        base_weights=base_weights(config, model),
+    )
+
+
+def label_columns(classifier: Classifier, texts: Sequence[str]) -> Columns:
+    """Return the label of each text, and the probability of every label."""
+    shares = probabilities(classifier, texts)
+    columns: Columns = {
+        f"p({label})": shares[:, i].astype(np.float64) for i, label in enumerate(classifier.labels)
+    }
+    columns["label"] = np.array(classifier.labels, object)[shares.argmax(1)]
+    return columns

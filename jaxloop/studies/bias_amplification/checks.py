@@ -1,0 +1,195 @@
+"""What a bias-amplification study cannot run with, refused before anything is compiled."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import pandas as pd
+
+from jaxloop.lm.model import lora as adapters
+from jaxloop.lm.model.config import ModelConfig, abstract
+from jaxloop.lm.training import gradient_constraint
+from jaxloop.metrics import classifiers, quality, registry
+from jaxloop.metrics.classifiers import Classifier
+from jaxloop.recursion.chains import ChainSpec
+from jaxloop.runtime.weights_io import load_tree
+from jaxloop.studies.bias_amplification import neuron_design, neurons
+from jaxloop.studies.bias_amplification.articles import Articles
+from jaxloop.studies.bias_amplification.config import BiasConfig
+from jaxloop.studies.common.models import model_path
+
+# Texts of a class that fit_classifier needs for a split of 70/15/15.
+MIN_CLASS_TEXTS = 7
+
+
+def check_metrics(config: BiasConfig) -> None:
+    """Raise ValueError for a metric that needs more than texts."""
+    names = config.measure.metrics
+    for name, (metric, _) in zip(names, registry.validate(names), strict=True):
+        if metric.needs != ("texts",):
+            raise ValueError(
+                f"config.measure.metrics has '{name}', which needs {metric.needs[-1]}: only "
+                "metrics of texts alone are taken here"
+            )
+
+
+def check_model(config: BiasConfig, model_config: ModelConfig, prompt_len: int) -> None:
+    """Raise ValueError where prompts or training examples do not fit the context of the base."""
+    name, context = config.models.pool[0], model_config.max_seq_len
+    if prompt_len + config.sample.max_new_tokens > context:
+        raise ValueError(
+            f"config.chain.block = {config.chain.block}: prompts of up to {prompt_len} tokens and "
+            f"{config.sample.max_new_tokens} new ones do not fit the context of {name}, which is "
+            f"{context} tokens"
+        )
+    if config.fit.max_length > context:
+        raise ValueError(
+            f"config.fit.max_length = {config.fit.max_length}: exceeds the context of {name}, "
+            f"which is {context} tokens"
+        )
+
+
+def check_classifier(config: BiasConfig, articles: Articles) -> Classifier | None:
+    """Return the ready-made classifier, or None where one is to be fitted.
+
+    Raises:
+        ValueError: its classes are not the labels of the articles, there are too few articles to
+            fit one, the target is no label, or there is no detector of text quality.
+    """
+    section = config.classifier
+    labels = ", ".join(map(repr, articles.labels))
+    if section.target not in articles.labels:
+        raise ValueError(
+            f"config.classifier.target = {section.target!r} is not a label of the data; there are "
+            f"{labels}"
+        )
+    _check_detector(config)
+    if section.model is None:
+        _check_class_sizes(config, articles)
+        return None
+    classifier = classifiers.load_classifier(
+        model_path(section.model), labels=section.labels or None, max_length=section.max_length
+    )
+    if set(classifier.labels) != set(articles.labels):
+        classes = ", ".join(map(repr, classifier.labels))
+        raise ValueError(
+            f"config.classifier.model = {section.model!r}: its classes are {classes}, the data's "
+            f"labels are {labels}; name them with classifier.labels"
+        )
+    return classifier
+
+
+def _check_detector(config: BiasConfig) -> None:
+    measure = config.measure
+    if measure.quality and measure.detector is None and not quality.default_detector().is_dir():
+        raise ValueError(
+            "config.measure.detector = none: no detector came with this installation; name one, "
+            "or set measure.quality to false"
+        )
+
+
+def _check_class_sizes(config: BiasConfig, articles: Articles) -> None:
+    counts = classifier_articles(config, articles)["label"].value_counts()
+    for label in articles.labels:
+        if counts.get(label, 0) < MIN_CLASS_TEXTS:
+            raise ValueError(
+                f"config.classifier.model = none: {counts.get(label, 0)} articles labelled "
+                f"{label!r} are left to fit a classifier on, at least {MIN_CLASS_TEXTS} are "
+                "needed; lower data.per_label or name a ready classifier"
+            )
+
+
+def check_adapt(config: BiasConfig, articles: Articles) -> None:
+    """Raise ValueError where too few articles are left to adapt the base to."""
+    wanted = config.adapt.articles
+    left = len(articles.rest) - len(classifier_articles(config, articles))
+    if wanted is not None and left < wanted:
+        raise ValueError(
+            f"config.adapt.articles = {wanted}: {left} articles are left that neither a chain "
+            "nor the classifier sees"
+        )
+
+
+def classifier_articles(config: BiasConfig, articles: Articles) -> pd.DataFrame:
+    """Return the rows of `articles.rest` that the classifier is fitted on; none where it is
+    ready-made.
+    """
+    section, rest = config.classifier, articles.rest
+    if section.model is not None or rest.empty:
+        return rest.iloc[:0]
+    if section.texts is not None:
+        parts = [
+            of_label.sample(n=min(len(of_label), section.texts), random_state=section.seed)
+            for _, of_label in rest.groupby("label")
+        ]
+        return pd.concat(parts)
+    if config.adapt.articles is None:
+        return rest
+    return rest.sample(frac=1, random_state=section.seed).iloc[config.adapt.articles :]
+
+
+def check_direction(config: BiasConfig, model_config: ModelConfig, articles: Articles) -> None:
+    """Raise ValueError where the bias direction is no file of weights of this model, or one of its
+    labels has no articles.
+    """
+    section = config.gradient_constraint
+    if section.direction is None:
+        return
+    if section.direction == "fit":
+        labels = set(articles.chosen["label"])
+        for name, label in (("toward", section.toward), ("away", section.away)):
+            if label not in labels:
+                raise ValueError(
+                    f"config.gradient_constraint.{name} = {label!r}: no chosen article has this "
+                    "label"
+                )
+        return
+    gradient_constraint.check(
+        read_direction(section.direction), _weights_like(config, model_config)
+    )
+
+
+def _weights_like(config: BiasConfig, model_config: ModelConfig) -> Any:
+    """The shapes of a chain's weights."""
+    if config.fit.mode == "full":
+        return abstract(model_config)
+
+    def adapter() -> adapters.Adapter:
+        keys = jax.random.split(jax.random.key(0), 1)
+        return adapters.split(adapters.init(keys, model_config, config.fit.lora), 0)
+
+    return jax.eval_shape(adapter)
+
+
+def read_direction(path: str) -> Any:
+    """Read a bias direction, a tree like a chain's weights. Raises ValueError for what is no file
+    of weights.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file() or file.suffix != ".safetensors":
+        raise ValueError(
+            f"config.gradient_constraint.direction = {path!r}: is no .safetensors file of "
+            "weights, nor 'fit'"
+        )
+    return load_tree(file.parent, file.stem)
+
+
+def check_neurons(
+    config: BiasConfig, model_config: ModelConfig, chains: Sequence[ChainSpec]
+) -> None:
+    """Raise ValueError for a tensor that the model lacks, and for fewer generations than the lags
+    need.
+    """
+    section, generations = config.neurons, range(config.chain.generations)
+    neurons.check(
+        model_config,
+        tensor=section.tensor,
+        average=section.average,
+        max_length=min(section.max_length, model_config.max_seq_len),
+    )
+    neuron_design.check_design(
+        [chain.id for chain in chains for _ in generations],
+        [generation for _ in chains for generation in generations],
+        lags=section.lags,
+    )

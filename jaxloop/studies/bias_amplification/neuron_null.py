@@ -1,0 +1,183 @@
+"""What the tests of a neuron study give when outcomes are shuffled.
+
+Dimensions: V versions, J neurons, R outcomes, B permutations, n rows of a regression.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import norm
+
+from jaxloop.studies.bias_amplification.neuron_design import Design
+from jaxloop.studies.bias_amplification.neuron_regression import shuffled
+
+RULES = ("p<alpha", "bonferroni", "bh")
+# Rules whose p values come from the permutations themselves.
+PERMUTATION_RULES = ("permutation", "familywise")
+
+Relation = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class TestGrid:
+    """All tests of one mode.
+
+    Attributes:
+        relations: (kind of neurons, outcome) of every group of tests.
+        columns: of each kind among all neurons.
+        shapes: (layers, coordinates) of each kind.
+        outcomes: names.
+        alpha: level.
+    """
+
+    __test__ = False  # not for pytest
+
+    relations: Sequence[Relation]
+    columns: dict[str, slice]
+    shapes: dict[str, tuple[int, int]]
+    outcomes: Sequence[str]
+    alpha: float
+
+    @property
+    def tests(self) -> int:
+        """How many tests there are."""
+        return sum(s.stop - s.start for s in self.columns.values()) * len(self.outcomes)
+
+    def of(self, values_RJ: np.ndarray, relation: Relation) -> np.ndarray:
+        """Return the part of [..., R, J] that belongs to a relation."""
+        kind, outcome = relation
+        return values_RJ[..., self.outcomes.index(outcome), self.columns[kind]]
+
+    def pairs(self) -> list[tuple[Relation, Relation]]:
+        """Return the pairs of relations over the same grid of neurons."""
+        return [
+            (first, second)
+            for i, first in enumerate(self.relations)
+            for second in self.relations[i + 1 :]
+            if self.shapes[first[0]] == self.shapes[second[0]]
+        ]
+
+
+class Null(NamedTuple):
+    """What B permutations give.
+
+    Attributes:
+        counts: significant tests of a relation by a rule, one number per permutation.
+        overlaps: neurons that are significant in both of two relations, likewise.
+        p: [R, J] share of permutations in which a neuron's own |t| is reached.
+        familywise: [R, J] share of permutations in which any |t| reaches a neuron's.
+    """
+
+    counts: dict[tuple[Relation, str], list[int]]
+    overlaps: dict[tuple[Relation, Relation, str], list[int]]
+    p: np.ndarray
+    familywise: np.ndarray
+
+
+def gather_null(
+    grid: TestGrid, t_RJ: np.ndarray, pieces: Iterable[np.ndarray], permutations: int
+) -> Null:
+    """Count what shuffled outcomes give.
+
+    Args:
+        grid: of the tests.
+        t_RJ: the tests' own t values.
+        pieces: squared t values of shuffled outcomes, [b, R, J] each, B rows in all.
+        permutations: B.
+    """
+    # Equal values that were rounded differently count as reached.
+    reached = t_RJ**2 * (1 - 1e-9)
+    thresholds = _Thresholds.of(grid)
+    counts: dict[tuple[Relation, str], list[int]] = {
+        (relation, rule): [] for relation in grid.relations for rule in RULES
+    }
+    overlaps: dict[tuple[Relation, Relation, str], list[int]] = {
+        (first, second, rule): [] for first, second in grid.pairs() for rule in RULES
+    }
+    exceed, largest = np.zeros(t_RJ.shape, np.int64), []
+    for t2_BRJ in pieces:
+        exceed += (t2_BRJ >= reached[None]).sum(0)
+        largest.append(t2_BRJ.max((1, 2)))
+        for t2_RJ in t2_BRJ:
+            for rule in RULES:
+                hits = {
+                    relation: thresholds.hits(rule, grid.of(t2_RJ, relation))
+                    for relation in grid.relations
+                }
+                for relation, hit in hits.items():
+                    counts[relation, rule].append(int(hit.sum()))
+                for first, second in grid.pairs():
+                    overlaps[first, second, rule].append(int((hits[first] & hits[second]).sum()))
+    sorted_largest = np.sort(np.concatenate(largest))
+    below = np.searchsorted(sorted_largest, reached)
+    return Null(
+        counts=counts,
+        overlaps=overlaps,
+        p=(1 + exceed) / (1 + permutations),
+        familywise=(1 + permutations - below) / (1 + permutations),
+    )
+
+
+class _Thresholds(NamedTuple):
+    """Squared t from which on a test is significant. `steps`: those of Benjamini and Hochberg for
+    the k-th largest of a relation, by the number of its tests.
+    """
+
+    single: float
+    bonferroni: float
+    steps: dict[int, np.ndarray]
+
+    @classmethod
+    def of(cls, grid: TestGrid) -> "_Thresholds":
+        sizes = {s.stop - s.start for s in grid.columns.values()}
+        return cls(
+            single=norm.isf(grid.alpha / 2) ** 2,
+            bonferroni=norm.isf(grid.alpha / 2 / grid.tests) ** 2,
+            steps={
+                size: norm.isf(np.arange(1, size + 1) * grid.alpha / 2 / size) ** 2
+                for size in sizes
+            },
+        )
+
+    def hits(self, rule: str, t2_J: np.ndarray) -> np.ndarray:
+        if rule == "p<alpha":
+            return t2_J >= self.single
+        if rule == "bonferroni":
+            return t2_J >= self.bonferroni
+        return t2_J >= self._step_up(t2_J)
+
+    def _step_up(self, t2_J: np.ndarray) -> float:
+        """The squared t from which on Benjamini and Hochberg reject."""
+        steps_J = self.steps[t2_J.size]
+        high = t2_J[t2_J > self.single]
+        passed = np.flatnonzero(-np.sort(-high) >= steps_J[: len(high)])
+        return steps_J[passed[-1]] if len(passed) else np.inf
+
+
+def null_outcomes(
+    mode: str,
+    outcomes_VR: np.ndarray,
+    design: Design,
+    *,
+    scheme: str,
+    permutations: int,
+    lags: int,
+    seed: int,
+) -> np.ndarray:
+    """Return outcomes [B, n, R] with increments shuffled inside series; in levels every series
+    starts where it did.
+    """
+    series = design.series[design.steps]
+    increments = np.diff(outcomes_VR, axis=0)[design.steps - 1]
+    drawn = shuffled(
+        increments, series, scheme=scheme, permutations=permutations, block=lags + 1, seed=seed
+    )
+    if mode == "differences":
+        return drawn
+    levels = np.repeat(outcomes_VR[None], permutations, 0)
+    for name in np.unique(design.series):
+        rows = np.flatnonzero(design.series == name)
+        levels[:, rows[1:]] = outcomes_VR[rows[0]] + np.cumsum(drawn[:, series == name], 1)
+    return levels

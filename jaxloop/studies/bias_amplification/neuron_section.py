@@ -1,0 +1,142 @@
+"""The part of a report about neurons: those that move with bias and quality."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from jaxloop.reporting import report
+from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.tables import read_parquet
+from jaxloop.studies.bias_amplification import neuron_figures, neuron_summary
+from jaxloop.studies.bias_amplification.config import BiasConfig
+from jaxloop.studies.bias_amplification.neuron_design import usable
+from jaxloop.studies.bias_amplification.neuron_study import NeuronStudy, neuron_study
+from jaxloop.studies.bias_amplification.paths import neurons_path
+
+# Column of a table of the study -> its heading on the page.
+_COUNTS = {
+    "relation": "relation",
+    "mode": "of",
+    "rule": "rule",
+    "tests": "neurons",
+    "observed": "pass",
+    "nominal": "nominally",
+    "null_mean": "shuffled, mean",
+    "null_high": "shuffled, 95th percentile",
+    "p": "p of the count",
+}
+_OVERLAP = {
+    "first": "first set",
+    "second": "second set",
+    "mode": "of",
+    "size_first": "in the first",
+    "size_second": "in the second",
+    "observed": "in both",
+    "expected": "if independent",
+    "null_mean": "shuffled, mean",
+    "p_more": "p of as many",
+    "p_fewer": "p of as few",
+}
+
+# (chain, generation)
+Version = tuple[str, int]
+
+
+def section(root: Path, config: BiasConfig, metrics: pd.DataFrame) -> report.Section | None:
+    """Test neurons against bias and quality, write tables and figures of it, and return the part of
+    the page; None where neurons were not measured or too few versions are left.
+    """
+    if not config.neurons.measure:
+        return None
+    outcomes = _outcomes(config, metrics)
+    versions = _usable_versions(root, config, outcomes)
+    if not versions:
+        LOGGER.warning("too few versions are left to test neurons")
+        return None
+    study = neuron_study(
+        _read_neurons(root, versions),
+        {name: values.loc[versions].to_numpy() for name, values in outcomes.items()},
+        [chain for chain, _ in versions],
+        [generation for _, generation in versions],
+        lags=config.neurons.lags,
+        alpha=config.neurons.alpha,
+        permutations=config.neurons.permutations,
+    )
+    neuron_summary.write(study, root / "tables")
+    neuron_figures.write(study, root / "figures")
+    return _section_of(study, config)
+
+
+def _outcomes(config: BiasConfig, metrics: pd.DataFrame) -> dict[str, pd.Series]:
+    """{outcome: values by chain and generation}: share of the target in percent, and quality."""
+    table = metrics.pivot_table(index=["chain", "generation"], columns="metric", values="value")
+    sources = {
+        "bias": (f"share({config.classifier.target})", 100.0),
+        "quality": ("text_quality_index", 1.0),
+    }
+    return {
+        name: scale * table[metric] for name, (metric, scale) in sources.items() if metric in table
+    }
+
+
+def _usable_versions(
+    root: Path, config: BiasConfig, outcomes: dict[str, pd.Series]
+) -> list[Version]:
+    """Versions with all outcomes and with neurons on the disk, in chains that are long enough."""
+    known = pd.DataFrame(outcomes).notna().all(axis=1)
+    versions: list[Version] = [
+        version
+        for version in known.index[known.to_numpy()]
+        if (root / neurons_path(*version)).exists()
+    ]
+    if not versions:
+        return []
+    chains, generations = zip(*versions, strict=True)
+    kept = usable(chains, generations, lags=config.neurons.lags)
+    return [version for version, keep in zip(versions, kept, strict=True) if keep]
+
+
+def _read_neurons(root: Path, versions: Sequence[Version]) -> dict[str, np.ndarray]:
+    """{kind: [V, L, D]} of the versions."""
+    tables = [read_parquet(root / neurons_path(*version)) for version in versions]
+    layers = int(np.max(tables[0]["layer"])) + 1
+    return {
+        kind: np.stack([np.asarray(table[kind]).reshape(layers, -1) for table in tables])
+        for kind in ("weight", "activation")
+    }
+
+
+def _section_of(study: NeuronStudy, config: BiasConfig) -> report.Section:
+    drawings = [
+        report.Drawing(name.replace("_", " ").capitalize(), "", figure, wide=True)
+        for name, figure in neuron_figures.figures(study).items()
+    ]
+    tables = [
+        _table(
+            "Counts",
+            "Neurons that pass, against the nominal expectation and outcomes shuffled inside "
+            "chains.",
+            study.counts,
+            _COUNTS,
+        ),
+        _table(
+            "Neurons in two sets",
+            f"Neurons at p < {config.neurons.alpha:g} in both sets, against sets drawn "
+            "independently (hypergeometric) and shuffled outcomes.",
+            study.overlap[study.overlap["rule"] == "p<alpha"],
+            _OVERLAP,
+        ),
+    ]
+    note = (
+        f"Weights ({config.neurons.tensor}) and mean activations of every layer's residual "
+        "coordinates, related to bias and quality over all versions."
+    )
+    sentences = neuron_summary.sentences(study, modes=("differences",))
+    return report.Section("Neurons", note, drawings, tables, sentences)
+
+
+def _table(title: str, note: str, table: pd.DataFrame, headings: dict[str, str]) -> report.Table:
+    rows = [list(row) for row in table[list(headings)].itertuples(index=False, name=None)]
+    return report.Table(title, note, list(headings.values()), rows)

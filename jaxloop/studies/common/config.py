@@ -1,0 +1,47 @@
+"""Sections and checks that configs of several studies share. Imports nothing heavy."""
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import Field
+
+from jaxloop.config import FitConfig, ModelsConfig, Positive, Section, Share, Text
+
+
+class PlanAssumptions(Section):
+    """Assumptions of `--plan` where the models or data are not here."""
+
+    text_tokens: Positive = Field(60.0, description="mean tokens of a text")
+    prompt_tokens: Positive = Field(14.0, description="tokens of the prompt")
+    device: Text = Field("H100", description="name of the device that is counted in")
+    flops: Positive = Field(989e12, description="its FLOP/s in bfloat16")
+    bandwidth: Positive = Field(3.35e12, description="its bytes/s")
+    train_share: Share = Field(0.3, description="share of the FLOP/s that training reaches")
+    write_share: Share = Field(
+        0.3,
+        description="share of the bytes/s, or of the FLOP/s where they limit, that writing reaches",
+    )
+
+
+def check_duration(fit: FitConfig) -> None:
+    """Raise ValueError where neither steps nor epochs say how long a generation is trained."""
+    if fit.steps is None and fit.epochs is None:
+        raise ValueError(
+            "config.fit.steps and config.fit.epochs are both none: one of them must be a number"
+        )
+
+
+def check_revisions(models: ModelsConfig) -> None:
+    """Raise ValueError unless there is a hub revision for every model of the pool, or none."""
+    if models.revisions and len(models.revisions) != len(models.pool):
+        raise ValueError(
+            f"config.models.revisions has {len(models.revisions)} entries: must be empty or one "
+            f"per model ({len(models.pool)})"
+        )
+
+
+def check_distinct(fields: Mapping[str, Iterable]) -> None:
+    """Raise ValueError where a field repeats a value; fields: {dotted name: values}."""
+    for name, value in fields.items():
+        values = tuple(value)
+        if len(set(values)) < len(values):
+            raise ValueError(f"config.{name} = {values} repeats a value: every entry must differ")

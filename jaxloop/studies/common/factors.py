@@ -1,0 +1,60 @@
+"""Factors: fields of a config that a study crosses with its ratios and seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pydantic
+
+from jaxloop.config import ChainSection, DataConfig, FitConfig, SampleConfig, Section, suggestion
+from jaxloop.config.annotations import allowed, field_annotation
+
+# Name of a factor -> the section and field whose values it takes.
+FACTORS: dict[str, tuple[type[Section], str]] = {
+    "dataset": (DataConfig, "source"),
+    "bases": (DataConfig, "source"),
+    "size": (ChainSection, "size"),
+    "share": (ChainSection, "share"),
+    "k": (ChainSection, "window"),
+    "start": (ChainSection, "start"),
+    **{f"fit.{name}": (FitConfig, name) for name in FitConfig.model_fields if name != "lora"},
+    **{f"sample.{name}": (SampleConfig, name) for name in SampleConfig.model_fields},
+}
+
+
+def check_factors(factors: Mapping[str, Sequence[Any]], pool: Sequence[str]) -> None:
+    """Raise ValueError for a name or a value that `config.chain.factors` must not hold.
+
+    That is: a name that is not in `FACTORS`, an empty list, a value that the field does not allow,
+    a value that is given twice, or a base that is not in the pool.
+    """
+    for name, values in factors.items():
+        _check_factor(name, values, pool)
+
+
+def _check_factor(name: str, values: Sequence[Any], pool: Sequence[str]) -> None:
+    if name not in FACTORS:
+        raise ValueError(
+            f"config.chain.factors.{name} is not a factor; {suggestion(name, FACTORS)}"
+        )
+    section, field = FACTORS[name]
+    annotation = field_annotation(section.model_fields[field])
+    for value in values:
+        try:
+            # The value is used as it is, not as pydantic converts it: "false" would be truthy.
+            pydantic.TypeAdapter(annotation).validate_python(value, strict=annotation is bool)
+        except pydantic.ValidationError:
+            raise ValueError(
+                f"config.chain.factors.{name} has {value!r}, which is not allowed: "
+                f"{allowed(annotation)}"
+            ) from None
+    if not values or len({repr(value) for value in values}) < len(values):
+        raise ValueError(
+            f"config.chain.factors.{name} = {list(values)}: must be a list of at least one "
+            "value, no value twice"
+        )
+    unknown = [value for value in values if value not in pool] if name == "bases" else []
+    if unknown:
+        raise ValueError(
+            f"config.chain.factors.bases has {unknown[0]!r}, which is not in config.models.pool; "
+            f"{suggestion(unknown[0], pool)}"
+        )

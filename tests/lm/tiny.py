@@ -1,0 +1,69 @@
+"""A tiny model in code, texts, and settings that the tests of training and generation share."""
+
+import jax
+import numpy as np
+
+from jaxloop.config import FitConfig, LoraConfig, SampleConfig
+from jaxloop.lm import family
+from jaxloop.lm.family import GenerateOptions, TrainOptions
+from jaxloop.lm.io import bpe
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.model.config import ModelConfig, init
+
+WORDS = [
+    (a, b, c)
+    for a in ("cat", "dog", "bird", "fish")
+    for b in ("sat", "ran", "slept")
+    for c in ("down", "away", "well", "late")
+]
+ENDS = (" and then went home again without a word.", ".", ".")
+TEXTS = [f"The {a} {b} {c} near the old house{ENDS[i % 3]}" for i, (a, b, c) in enumerate(WORDS)]
+PROMPTS = ["### User:\nWrite.\n### Assistant:\n"] * len(TEXTS)
+FIT = FitConfig(
+    lora=LoraConfig(rank=4, alpha=8.0),
+    epochs=2,
+    batch_size=8,
+    learning_rate=1e-2,
+    length_buckets=2,
+)
+TRAIN = TrainOptions(steps_per_call=4)
+SAMPLE = SampleConfig(
+    max_new_tokens=24,
+    slots=8,
+    slots_per_adapter=4,
+    texts_per_call=32,
+    chains_per_call=4,
+    texts_per_job=8,
+)
+GENERATE = GenerateOptions(lora=FIT.lora, window=4)
+
+
+def fit(model, tasks, config=FIT, options=TRAIN):
+    return family.fit(model, tasks, config, options)
+
+
+def generate(model, tasks, sample=SAMPLE, options=GENERATE):
+    return family.generate(model, tasks, sample, options)
+
+
+def make_model() -> Model:
+    tokenizer = bpe.train(TEXTS + PROMPTS, 320)
+    config = ModelConfig(
+        "llama",
+        vocab_size=tokenizer.vocab_size,
+        d_model=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=48,
+        max_seq_len=96,
+        init_scale=0.3,
+    )
+    return Model(config, init(jax.random.key(0), config), tokenizer, "tiny")
+
+
+def same(a, b):
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )

@@ -1,0 +1,126 @@
+"""Fitting many chains: neighbours, failures, modes, weights."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxloop.lm import family, sharding
+from jaxloop.lm.family import (
+    FitTask,
+    GenerateTask,
+    LossTask,
+)
+from jaxloop.lm.training import fit as fitting
+from tests.lm.tiny import FIT, PROMPTS, SAMPLE, TEXTS, TRAIN, fit, generate, same
+
+
+def test_training_lowers_the_loss_and_counts(tiny_model, fitted):
+    assert [r.steps for r in fitted] == [12] * 3 and all(r.finite for r in fitted)
+    lengths = [len(i) for i in tiny_model.tokenizer.encode([p + t for p, t in zip(PROMPTS, TEXTS)])]
+    assert abs(fitted[0].tokens - 2 * (sum(lengths) + len(lengths))) <= 0.02 * fitted[0].tokens
+    before, after = (
+        family.loss(tiny_model, [LossTask(w, TEXTS, PROMPTS)], FIT)[0]
+        for w in (None, fitted[0].weights)
+    )
+    assert after.nll.sum() < 0.8 * before.nll.sum() and (after.tokens == before.tokens).all()
+    assert not same(fitted[0].weights, fitted[1].weights)
+
+
+def test_a_chain_trains_the_same_alone_and_among_others(tiny_model, fitted):
+    alone = fit(tiny_model, [FitTask(jax.random.key(1), TEXTS, PROMPTS)], FIT)[0]
+    assert same(alone.weights, fitted[1].weights)
+    four = dataclasses.replace(TRAIN, chains_per_program=4)
+    tasks = [FitTask(jax.random.key(i), TEXTS, PROMPTS) for i in (1, 2, 0)]
+    wide = fit(tiny_model, tasks, FIT, four)[0]
+    narrow = fit(tiny_model, tasks[:1], FIT, four)[0]
+    assert same(wide.weights, narrow.weights)
+    # Another compiled shape rounds differently: same to tolerance only.
+    for a, b in zip(jax.tree.leaves(wide.weights), jax.tree.leaves(alone.weights)):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_programs_beside_each_other_train_what_one_after_another_do(tiny_model, monkeypatch):
+    """Chains of two signatures: five programs, one at a time and three at a time."""
+    tasks = [
+        FitTask(jax.random.key(i), TEXTS[: len(TEXTS) - i % 2], PROMPTS[: len(TEXTS) - i % 2])
+        for i in range(5)
+    ]
+    made, used, real = [], [], fitting.run_concurrently
+    monkeypatch.setattr(
+        fitting,
+        "run_concurrently",
+        lambda start, take, lots, programs: (
+            used.append((len(lots), programs)),
+            real(start, take, lots, programs),
+        ),
+    )
+    for programs in (1, 3):
+        monkeypatch.setattr(sharding, "programs_at_once", lambda platform, count=programs: count)
+        made.append(fit(tiny_model, tasks, FIT))
+    assert used == [(5, 1), (5, 3)]
+    assert all(
+        same(a.weights, b.weights) and same(a.loss, b.loss) and a.tokens == b.tokens
+        for a, b in zip(*made, strict=True)
+    )
+
+
+def test_nan_in_one_chain_does_not_touch_the_others(tiny_model, fitted):
+    poisoned = jax.tree.map(np.copy, fitted[0].weights)
+    poisoned["q"]["b"][:] = np.nan
+    four = dataclasses.replace(TRAIN, chains_per_program=4)
+    tasks = [
+        FitTask(jax.random.key(1), TEXTS, PROMPTS),
+        FitTask(jax.random.key(0), TEXTS, PROMPTS, start=poisoned),
+    ]
+    good, bad = fit(tiny_model, tasks, FIT, four)
+    assert not bad.finite and good.finite
+    assert same(good.weights, fit(tiny_model, tasks[:1], FIT, four)[0].weights)
+
+
+def test_zero_weight_samples_have_no_influence(tiny_model):
+    """Weights 0 on the second half equal training where those texts are others; weights 2
+    everywhere change nothing.
+    """
+    weights = np.repeat([1.0, 0.0], len(TEXTS) // 2)
+    other = TEXTS[: len(TEXTS) // 2] + [
+        t.replace("house", "horse") for t in TEXTS[len(TEXTS) // 2 :]
+    ]
+    a, b = (
+        fit(tiny_model, [FitTask(jax.random.key(0), texts, PROMPTS, weights)], FIT)[0]
+        for texts in (TEXTS, other)
+    )
+    lengths = [[len(i) for i in tiny_model.tokenizer.encode(t)] for t in (TEXTS, other)]
+    if lengths[0] == lengths[1]:
+        for x, y in zip(jax.tree.leaves(a.weights), jax.tree.leaves(b.weights)):
+            np.testing.assert_allclose(x, y, atol=1e-6)
+    plain, doubled = (
+        fit(tiny_model, [FitTask(jax.random.key(0), TEXTS, PROMPTS, w)], FIT)[0]
+        for w in (None, np.full(len(TEXTS), 2.0))
+    )
+    for x, y in zip(jax.tree.leaves(plain.weights), jax.tree.leaves(doubled.weights)):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["full", "scratch"])
+def test_full_and_scratch_train_all_weights_and_write(tiny_model, mode):
+    settings = FIT.replace(mode=mode, epochs=1)
+    first = fit(
+        tiny_model, [FitTask(jax.random.key(i), TEXTS, PROMPTS) for i in range(2)], settings
+    )
+    assert set(first[0].weights) == set(tiny_model.params) and first[0].finite
+    again = fit(
+        tiny_model, [FitTask(jax.random.key(9), TEXTS, PROMPTS, start=first[0].weights)], settings
+    )[0]
+    losses = [
+        family.loss(tiny_model, [LossTask(w, TEXTS, PROMPTS)], settings)[0].nll.sum()
+        for w in (first[0].weights, again.weights)
+    ]
+    assert losses[1] < losses[0]
+    out = generate(
+        tiny_model,
+        [GenerateTask(jax.random.key(3), again.weights, PROMPTS[:5], np.arange(5))],
+        SAMPLE,
+    )[0]
+    assert len(out.texts) == 5

@@ -1,0 +1,5 @@
+"""The small checkpoints of `tests/lm`, for the tests of neurons."""
+
+from tests.lm.conftest import checkpoint, loaded
+
+__all__ = ["checkpoint", "loaded"]
