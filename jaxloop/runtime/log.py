@@ -11,7 +11,8 @@ from pathlib import Path
 LOGGER = logging.getLogger("jaxloop")
 REDACTED = "(hidden)"
 _SECRET_NAME = re.compile(
-    r"(^|_)(api_?key|secret|password|passwd|credentials?|auth|bearer|token|access_?key|private_?key)$",
+    r"(^|_)(api_?key|secret|password|passwd|credentials?|auth|bearer|token|access_?key"
+    r"|private_?key)$",
     re.IGNORECASE,
 )
 _SECRET_VALUE = re.compile(r"\b(?:sk-|hf_|ghp_|github_pat_|xox[bap]-|AKIA)[A-Za-z0-9_\-]{12,}")

@@ -27,7 +27,7 @@ from jaxloop.lm.generation.prefill import prefill, unstack_layers
 from jaxloop.lm.generation.slots import PromptCache
 from jaxloop.lm.model import rotary, transformer
 from jaxloop.lm.model.config import ModelConfig
-from jaxloop.lm.model.lora import Adapter, pack_adapters
+from jaxloop.lm.model.lora import Adapter, num_chains, pack_adapters
 from jaxloop.lm.training.batching import bucket
 
 # A program's arguments may come from the host.
@@ -129,7 +129,7 @@ def beam_search(
     settings = BeamSettings(
         num_beams, max_new_tokens, length_penalty, early_stopping, repetition_penalty
     )
-    chains = 1 if adapters is None else jax.tree.leaves(adapters)[0].shape[0]
+    chains = 1 if adapters is None else num_chains(adapters)
     _check(config, settings, prompts, chains, rows)
     ends = np.array(eos, np.int32).reshape(-1)
     search = functools.partial(

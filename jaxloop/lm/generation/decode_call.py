@@ -245,7 +245,7 @@ def _cache_shared_prompts(
 ) -> CachedPrompts:
     """Cache the distinct prompts of each chain, padded to the same number for every chain."""
     ids = batch.prompt_ids
-    places = 1 if adapters is None else jax.tree.leaves(adapters)[0].shape[0] // len(call)
+    places = 1 if adapters is None else lora.num_chains(adapters) // len(call)
 
     def place_of(device: DeviceCall, task: int) -> int:
         return device.chains.index(task) if places > 1 else 0

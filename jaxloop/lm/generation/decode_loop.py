@@ -41,6 +41,7 @@ from jaxloop.lm.generation.slots import (
 )
 from jaxloop.lm.model import rotary, transformer
 from jaxloop.lm.model.config import ModelConfig
+from jaxloop.lm.model.lora import num_chains
 
 
 class _Groups(struct.PyTreeNode):
@@ -163,7 +164,7 @@ def _decode(
     jobs: Jobs,
 ) -> Completions:
     shape = static.shape
-    if adapters is not None and shape.num_groups == 1 and _num_chains(adapters) == 1:
+    if adapters is not None and shape.num_groups == 1 and num_chains(adapters) == 1:
         params, adapters = _merge_adapter(params, adapters), None
     # Sines and cosines are looked up: XLA would fuse them into their readers and compute them again
     # for every head of every layer.
@@ -183,10 +184,6 @@ def _decode(
     state = _assign_jobs(static, inputs, _first_state(static, inputs))
     state = jax.lax.while_loop(lambda s: (s.slots.request >= 0).any(), run_and_assign, state)
     return slots.completions(state.outputs)
-
-
-def _num_chains(adapters: Any) -> int:
-    return jax.tree.leaves(adapters)[0].shape[0]
 
 
 def _first_state(static: _Static, inputs: _Inputs) -> _State:
@@ -239,7 +236,7 @@ def _group_adapters(adapters, chain_A, depth):
     """
     if adapters is None:
         return [None] * depth
-    if _num_chains(adapters) > 1:
+    if num_chains(adapters) > 1:
         adapters = jax.tree.map(lambda leaf: leaf[chain_A], adapters)
     return [transformer.adapter_layer(adapters, i) for i in range(depth)]
 
@@ -303,7 +300,7 @@ def _assigned_adapters(
 ) -> Sequence[dict[str, Any] | None]:
     """The groups' adapters by layer, copied only where a group took a job."""
     adapters, depth = inputs.adapters, len(groups.keys)
-    if adapters is None or _num_chains(adapters) == 1:
+    if adapters is None or num_chains(adapters) == 1:
         return groups.adapter
 
     def copy():

@@ -41,6 +41,7 @@ from jaxloop.lm.generation.slots import (
 )
 from jaxloop.lm.model import rotary, transformer
 from jaxloop.lm.model.config import ModelConfig, fused_projections
+from jaxloop.lm.model.lora import num_chains
 
 
 class _State(struct.PyTreeNode):
@@ -138,7 +139,7 @@ def _decode(
     jobs: Jobs,
 ) -> Completions:
     config, shape = static.config, static.shape
-    if adapters is not None and shape.num_groups == 1 and _num_chains(adapters) == 1:
+    if adapters is not None and shape.num_groups == 1 and num_chains(adapters) == 1:
         params, adapters = _merge_adapter(config, params, adapters), None
     inputs = _Inputs(
         params=params,
@@ -157,10 +158,6 @@ def _decode(
     state = _assign_jobs(static, inputs, _first_state(static, inputs))
     state = jax.lax.while_loop(lambda s: (s.slots.request >= 0).any(), run_and_assign, state)
     return slots.completions(state.outputs)
-
-
-def _num_chains(adapters: Any) -> int:
-    return jax.tree.leaves(adapters)[0].shape[0]
 
 
 def _first_state(static: _Static, inputs: _Inputs) -> _State:

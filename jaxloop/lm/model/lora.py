@@ -256,6 +256,11 @@ def plain_weights(weights: Any) -> Any:
     return weights.weights if isinstance(weights, Adapter) else weights
 
 
+def num_chains(adapters: Any) -> int:
+    """Return the length of the chain axis, the first one, of adapters in any form."""
+    return jax.tree.leaves(adapters)[0].shape[0]
+
+
 def split(adapters: Adapter, chain: int) -> Adapter:
     """Return the adapter of one chain, without the chain axis."""
     return jax.tree.map(lambda leaf: leaf[chain], adapters)

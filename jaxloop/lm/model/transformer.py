@@ -26,7 +26,7 @@ from jaxloop.lm.model.linear import (
     split_columns,
     uses_row_kernels,
 )
-from jaxloop.lm.model.lora import Adapter, PackedAdapters, pack_adapters
+from jaxloop.lm.model.lora import Adapter, PackedAdapters, num_chains, pack_adapters
 from jaxloop.lm.target import Target
 
 UNROLL = 8  # most layers that are unrolled, not scanned: faster to run, slower to compile
@@ -321,7 +321,7 @@ def forward(
         )
     packed = None
     if adapters is not None:
-        chains = jax.tree.leaves(adapters)[0].shape[0]
+        chains = num_chains(adapters)
         if chains != (shape[0] if len(shape) == 3 else 1):
             raise ValueError(
                 f"adapters: {chains} chains do not match tokens of shape {shape}; tokens are "

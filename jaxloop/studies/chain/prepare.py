@@ -20,7 +20,7 @@ from jaxloop.studies.chain import data as chain_data
 from jaxloop.studies.chain.config import ChainConfig
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.models import BaseModel
-from jaxloop.studies.common.run import overlaps_eval
+from jaxloop.studies.common.run import chain_settings
 
 # Workflows whose new items are a mixture of synthetic and fresh human text.
 MIXED = ("fresh_human", "window", "external")
@@ -104,14 +104,7 @@ def prepare(config: ChainConfig, *, here: bool = True) -> Prepared:
         sources=sources,
         external=external,
         bases=bases,
-        driver=driver.RunSettings(
-            generations=config.chain.generations,
-            fit=config.fit,
-            sample=config.sample,
-            evaluate=config.chain.eval_texts,
-            keep=config.run.keep,
-            overlap_eval=overlaps_eval(config.run),
-        ),
+        driver=chain_settings(config.chain, config.fit, config.sample, config.run, study="chain"),
     )
     driver.check(prepared.chains, prepared.data, prepared.driver)
     return prepared

@@ -28,7 +28,15 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jaxloop
-from jaxloop.config import RunConfig, Section, fingerprint, stored_names
+from jaxloop.config import (
+    ChainSection,
+    FitConfig,
+    RunConfig,
+    SampleConfig,
+    Section,
+    fingerprint,
+    stored_names,
+)
 from jaxloop.recursion import driver
 from jaxloop.recursion.progress import duration
 from jaxloop.runtime import environment
@@ -231,6 +239,21 @@ def overlaps_eval(run: RunConfig) -> bool:
     if run.overlap_eval is not None:
         return run.overlap_eval
     return programs_at_once() > 1 and not run.shard_base
+
+
+def chain_settings(
+    chain: ChainSection, fit: FitConfig, sample: SampleConfig, run: RunConfig, *, study: str
+) -> driver.RunSettings:
+    """Return what the driver needs of a study whose config has the section `chain`."""
+    return driver.RunSettings(
+        generations=chain.generations,
+        fit=fit,
+        sample=sample,
+        evaluate=chain.eval_texts,
+        keep=run.keep,
+        study=study,
+        overlap_eval=overlaps_eval(run),
+    )
 
 
 @contextlib.contextmanager

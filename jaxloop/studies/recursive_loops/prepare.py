@@ -14,7 +14,7 @@ from jaxloop.recursion import driver
 from jaxloop.runtime.devices import select_devices
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.models import BaseModel
-from jaxloop.studies.common.run import overlaps_eval
+from jaxloop.studies.common.run import chain_settings
 from jaxloop.studies.recursive_loops import chains, properties, subsets
 from jaxloop.studies.recursive_loops import sources as loops_data
 from jaxloop.studies.recursive_loops.chains import Planned
@@ -67,15 +67,7 @@ def prepare(config: LoopsConfig) -> Prepared:
         sources=sources,
         bases=bases,
         planned=planned,
-        driver=driver.RunSettings(
-            generations=config.chain.generations,
-            fit=config.fit,
-            sample=config.sample,
-            evaluate=config.chain.eval_texts,
-            keep=config.run.keep,
-            study="loops",
-            overlap_eval=overlaps_eval(config.run),
-        ),
+        driver=chain_settings(config.chain, config.fit, config.sample, config.run, study="loops"),
     )
 
 
