@@ -25,6 +25,8 @@ _QWEN2 = (
     r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+
 
 def read(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a directory, without padding and truncation. Raises ValueError where there
@@ -73,6 +75,42 @@ def check_rows(backend: tokenizers.Tokenizer, rows: int, path: str | Path) -> No
             f"embeddings have {rows} rows; "
             "resize the embeddings, or take the added tokens out of the tokenizer"
         )
+
+
+def cuts_at_spaces(backend: tokenizers.Tokenizer) -> bool:
+    """Whether the tokens of a text are those of its words, each with the single space before it.
+
+    That is known of byte-level tokenizers which cut a text as GPT-2, Llama 3 or Qwen 2 do, in
+    Unicode's composed form or as it is.
+    """
+    parts = json.loads(backend.to_str())
+    cut = parts["pre_tokenizer"] or {}
+    steps = cut.get("pretokenizers", [cut])
+    if parts["model"].get("type", "BPE") != "BPE" or (parts["normalizer"] or {}).get(
+        "type"
+    ) not in (
+        None,
+        "NFC",
+    ):
+        return False
+    if any(" " in token["content"] for token in parts["added_tokens"]):
+        return False
+    return all(map(_cuts_before_spaces, steps)) and any(map(_cuts_words, steps))
+
+
+def _cuts_before_spaces(step: dict) -> bool:
+    return step.get("type") in ("ByteLevel", "Digits") or _cuts_words(step)
+
+
+def _cuts_words(step: dict) -> bool:
+    if step.get("type") == "ByteLevel":
+        return step.get("use_regex", True)
+    return (
+        step.get("type") == "Split"
+        and step.get("pattern") in ({"Regex": _QWEN2}, {"Regex": _LLAMA3})
+        and step.get("behavior") == "Isolated"
+        and not step.get("invert")
+    )
 
 
 def content(token: Any) -> str | None:

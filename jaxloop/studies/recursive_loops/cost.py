@@ -16,6 +16,7 @@ from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.device_hours import AssumedLengths
 from jaxloop.studies.recursive_loops import chains, sources, subsets
 from jaxloop.studies.recursive_loops.config import LoopsConfig
+from jaxloop.studies.recursive_loops.data import token_counts
 from jaxloop.studies.recursive_loops.prepare import Prepared, check_metrics
 
 
@@ -93,7 +94,7 @@ def _dataset(config: LoopsConfig, tokenizers: Sequence[Tokenizer | None]) -> Dat
         return None
     if not all(map(is_here, domain.source)):
         return None
-    source = sources.read(config, name, first.count)
+    source = sources.read(config, name, token_counts.counter(first))
     return Dataset(source.texts, source.prompt)
 
 

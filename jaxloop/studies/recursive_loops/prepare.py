@@ -19,6 +19,7 @@ from jaxloop.studies.recursive_loops import chains, properties, subsets
 from jaxloop.studies.recursive_loops import sources as loops_data
 from jaxloop.studies.recursive_loops.chains import Planned
 from jaxloop.studies.recursive_loops.config import LoopsConfig
+from jaxloop.studies.recursive_loops.data import token_counts
 from jaxloop.studies.recursive_loops.sources import Source
 
 
@@ -54,7 +55,7 @@ def prepare(config: LoopsConfig) -> Prepared:
     bases = {name: base_models.describe(config.models, name) for name in config.models.pool}
     for prompt in dict.fromkeys(map(loops_data.instruction, config.domains.values())):
         base_models.check_lengths(bases, config.fit, config.sample, prompt)
-    count_tokens = next(iter(bases.values())).tokenizer.count
+    count_tokens = token_counts.counter(next(iter(bases.values())).tokenizer)
     sources = {name: loops_data.read(config, name, count_tokens) for name in config.domains}
     if config.subset_kind in ("clusters", "mixtures"):
         _check_cluster_size(config, sources)

@@ -5,10 +5,12 @@ Quality, political leaning and embeddings of its texts are computed once too and
 Experiments on the same data share all of this.
 """
 
+import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -20,6 +22,7 @@ import pyarrow.parquet as pq
 
 from jaxloop.data import dialect
 from jaxloop.data import sources as data_sources
+from jaxloop.data.batches import Columns, Shard, all_names, chosen, count_of
 from jaxloop.data.digest import digest_texts
 from jaxloop.lm.generation.prompt import render
 from jaxloop.metrics import embed as embedding
@@ -29,15 +32,10 @@ from jaxloop.runtime.environment import how_to_install
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.tables import unescape
 from jaxloop.studies.recursive_loops.config import Domain, LoopsConfig
-from jaxloop.studies.recursive_loops.data import cleaning, recipes
+from jaxloop.studies.recursive_loops.data import clean_files, cleaning, recipes, sampling
 from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered
+from jaxloop.studies.recursive_loops.data.cleaning import Counter
 from jaxloop.studies.recursive_loops.data.embedding_cache import cached_embeddings
-
-Row = dict[str, Any]
-# {rule: {"in": rows, "dropped": rows, "out": rows}}
-CleaningReport = dict[str, dict[str, int]]
-# A function from texts to their numbers of tokens.
-Counter = Callable[[list[str]], Sequence[int]]
 
 
 class Texts(Sequence[str]):
@@ -87,7 +85,7 @@ class Source(NamedTuple):
     name: str
     texts: Texts
     prompt: str
-    report: CleaningReport
+    report: cleaning.Report
     fingerprint: str
     folder: Path
     table: pa.Table
@@ -182,6 +180,8 @@ def _key(config: LoopsConfig, domain: Domain) -> str:
     files = [data_sources.identity(source) for source in domain.source]
     counted = config.tokens if config.tokens == "cl100k" else config.models.pool[0]
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
+    if labels := _labels(config):
+        fields["labels"] = labels
     return hashlib.sha256(
         json.dumps(["distinct", fields, files, counted, config.language], sort_keys=True).encode()
     ).hexdigest()[:12]
@@ -190,58 +190,53 @@ def _key(config: LoopsConfig, domain: Domain) -> str:
 def _clean(
     config: LoopsConfig, name: str, domain: Domain, counter: Counter | None, path: Path
 ) -> None:
-    """Write the clean rows of a domain as a parquet file, with the report of the cleaning."""
-    first: CleaningReport = {}
-    second: CleaningReport = {}
-    report: CleaningReport = {}
+    """Write the clean rows of a domain as a parquet file, with the report of the cleaning.
+
+    Rules that look at one row at a time are applied in parts, which are kept until all is done.
+    """
+    by_row: cleaning.Report = {}
+    rest: cleaning.Report = {}
+    report: cleaning.Report = {}
+    parts = path.parent / "parts"
     try:
-        if domain.recipe == "plain":
-            stream = cleaning.clean(_plain_rows(domain), _plain_steps(domain), first)
-        else:
-            options = dict(domain.options)
-            if config.language is not None and domain.recipe == "100M_tweets":
-                options["is_english"] = _is_english(config.language, path.parent)
-            stream = recipes.clean_dataset(
-                domain.recipe,
-                first,
-                count_tokens=counter,
-                source=domain.source or None,
-                splits=domain.splits or None,
-                rename=domain.rename,
-                name=domain.name,
-                revision=domain.revision,
-                limit=domain.limit,
-                dialect=_dialect(domain),
-                **options,
-            )
-        steps = _common_steps(config, domain, counter)
-        stream = cleaning.clean(_scalars(stream), steps, second)
-        cleaning.write_parquet(path, _reported(stream, report, first, second), report)
+        steps = _steps(config, domain, counter, path.parent)
+        alone = list(itertools.takewhile(lambda step: step.by_row, steps))
+        shards = _shards(config, domain)
+        stream = clean_files.clean_parts(shards, alone, by_row, parts, limit=domain.limit)
+        stream = cleaning.apply(stream, steps[len(alone) :], rest)
+        clean_files.write_parquet(path, _reported(stream, report, by_row, rest), report)
     except ValueError as error:
         text = dialect.in_section(str(error), f"domains.{name}")
         if not text.startswith(("data.", "config.")):
             text = f"config.domains.{name}: {text}"
         raise ValueError(text) from error
+    shutil.rmtree(parts)
 
 
-def _plain_steps(domain: Domain) -> list[cleaning.Step]:
-    steps = [cleaning.texts_from(domain.text_column)]
-    if domain.text_column != "text":
-        steps.append(cleaning.without([domain.text_column]))
-    return [*steps, cleaning.distinct(content=True)]
-
-
-def _common_steps(
-    config: LoopsConfig, domain: Domain, counter: Counter | None
+def _steps(
+    config: LoopsConfig, domain: Domain, counter: Counter | None, folder: Path
 ) -> list[cleaning.Step]:
-    """Steps that follow the rules of every recipe."""
-    steps = []
+    """All rules of a domain; folder: where answers about its texts are kept."""
+    steps: list[cleaning.Step]
+    if domain.recipe == "plain":
+        steps = [cleaning.texts_from(domain.text_column)]
+        if domain.text_column != "text":
+            steps.append(cleaning.without([domain.text_column]))
+        steps.append(cleaning.distinct(content=True))
+    else:
+        options = dict(domain.options)
+        if config.language is not None and domain.recipe == "100M_tweets":
+            options["is_english"] = _is_english(config.language, folder)
+        steps = list(recipes.steps_of(domain.recipe, counter, **options))
     if counter is not None and _limits_length(domain):
         least = -1 if domain.min_tokens is None else domain.min_tokens
         unit = f"tokens of {config.tokens}"
         steps.append(cleaning.length(counter, least, domain.max_tokens, unit))
     if domain.keep is not None:
-        steps.append(cleaning.sample(domain.keep, 0))
+        last = sampling.sample(domain.keep, 0)
+        if last.name in {step.name for step in steps}:
+            last = dataclasses.replace(last, name=f"{last.name}, again")
+        steps.append(last)
     return steps
 
 
@@ -255,47 +250,66 @@ def _is_english(metric: str, folder: Path) -> Callable[[Sequence[str]], np.ndarr
 
 
 def _reported(
-    stream: Iterable[Row], report: CleaningReport, *parts: CleaningReport
-) -> Iterator[Row]:
-    """The stream unchanged; at its end the parts, then complete, are merged into `report`."""
+    stream: Iterable[Columns], report: cleaning.Report, *parts: cleaning.Report
+) -> Iterator[Columns]:
+    """The stream unchanged; at its end the parts, then complete, are merged into `report`.
+
+    Raises ValueError where they say that nothing is left.
+    """
     yield from stream
     for part in parts:
         report |= part
+    cleaning.check_left(report)
 
 
-def _dialect(domain: Domain) -> dialect.Dialect:
-    return dialect.Dialect(domain.delimiter, domain.csv_options)
+def _labels(config: LoopsConfig) -> tuple[str, ...]:
+    """The columns beside the recipe's that the experiment reads."""
+    leaning = config.political_leaning
+    is_read = config.subset_kind == "political" and leaning.judge is None
+    return (leaning.label_column,) if is_read else ()
 
 
-def _plain_rows(domain: Domain) -> Iterator[Row]:
-    def rows() -> Iterator[Row]:
-        for source in domain.source:
-            for split in domain.splits or ("train",):
-                yield from data_sources.rows(
-                    source,
-                    split=split,
-                    name=domain.name,
-                    revision=domain.revision,
-                    streaming=True,
-                    dialect=_dialect(domain),
-                )
-                if data_sources.is_local(source):
-                    break
+def _shards(config: LoopsConfig, domain: Domain) -> Iterator[Shard]:
+    """The parts of a domain's source, with the columns that are read."""
+    origin = recipes.Origin(
+        source=domain.source,
+        splits=domain.splits,
+        rename=domain.rename,
+        name=domain.name,
+        revision=domain.revision,
+        dialect=dialect.Dialect(domain.delimiter, domain.csv_options),
+        keep_columns=_labels(config),
+    )
+    if domain.recipe != "plain":
+        yield from recipes.shards_of(domain.recipe, origin)
+        return
+    for source in domain.source:
+        for split in domain.splits or ("train",):
+            for shard in data_sources.shards(
+                source,
+                columns=[domain.text_column, *origin.keep_columns],
+                split=split,
+                name=domain.name,
+                revision=domain.revision,
+                streaming=True,
+                dialect=origin.dialect,
+            ):
+                names = (domain.text_column, *origin.keep_columns)
+                yield Shard(shard.name, functools.partial(_plain_batches, shard, names))
+            if data_sources.is_local(source):
+                break
 
-    return itertools.islice(rows(), domain.limit)
 
-
-def _scalars(rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows without values that are neither text nor number, such as embeddings and nested lists.
-
-    The parquet tables of texts cannot hold these.
-    """
-    for row in rows:
-        yield {
-            name: value
-            for name, value in row.items()
-            if name == "text" or value is None or isinstance(value, str | int | float | bool)
-        }
+def _plain_batches(shard: Shard, names: Sequence[str]) -> Iterator[Columns]:
+    """The rows of a shard with these columns alone; its text column holds text."""
+    rows = 0
+    for batch in shard.read():
+        columns = chosen(batch, names)
+        if names[0] not in columns and rows == 0:
+            columns = chosen(batch, list(batch) if isinstance(batch, dict) else all_names(batch))
+        cleaning.check_texts(columns.get(names[0], ()), names[0], shard.name, rows)
+        rows += len(batch) if isinstance(batch, list) else count_of(batch)
+        yield columns
 
 
 # ---- scores and embeddings of each text
