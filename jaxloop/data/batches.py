@@ -64,6 +64,12 @@ def chosen(batch: Batch, names: Iterable[str]) -> Columns:
     return {name: [row.get(name) for row in batch] for name in there}
 
 
+def tables(batches: Iterable[Batch]) -> Iterator[Columns]:
+    """Yield each batch as columns; a column that a row of a batch lacks is None there."""
+    for batch in batches:
+        yield batch if isinstance(batch, dict) else chosen(batch, all_names(batch))
+
+
 def after(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
     """Yield what follows the first so many rows."""
     for batch in batches:

@@ -21,11 +21,10 @@ from jaxloop.data.batches import (
     Columns,
     Shard,
     after,
-    all_names,
-    chosen,
     count_of,
     first,
     larger,
+    tables,
 )
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.tables import escape, is_plain
@@ -114,8 +113,7 @@ def _write_part(path: Path, shard: Shard, done: int, most: int, steps: Sequence[
     counts = {"rows": 0}
 
     def incoming() -> Iterator[Columns]:
-        for batch in first(after(shard.read(), done), most):
-            columns = batch if isinstance(batch, dict) else chosen(batch, all_names(batch))
+        for columns in tables(first(after(shard.read(), done), most)):
             counts["rows"] += count_of(columns)
             yield columns
 

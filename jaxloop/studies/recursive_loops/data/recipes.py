@@ -7,12 +7,13 @@ that chooses; the defaults follow the code.
 import dataclasses
 import difflib
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxloop.data import sources
-from jaxloop.data.batches import Columns, Shard, all_names, chosen, count_of, first
+from jaxloop.data.batches import Columns, Shard, all_names, chosen, count_of, first, tables
 from jaxloop.data.dialect import Dialect
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.studies.recursive_loops.data import cleaning, sampling
@@ -273,10 +274,10 @@ def clean_dataset(
     kind of value, a source that cannot be read, a rule that drops all.
     """
     steps = steps_of(dataset, count_tokens, **options)
-    batches = (batch for shard in shards_of(dataset, origin or Origin()) for batch in shard.read())
-    if limit is not None:
-        batches = first(batches, limit)
-    return cleaning.clean(batches, steps, report)
+    shards = shards_of(dataset, origin or Origin())
+    batches = itertools.chain.from_iterable(shard.read() for shard in shards)
+    read = batches if limit is None else first(batches, limit)
+    return cleaning.clean(tables(read), steps, report)
 
 
 def recipe_of(dataset: str) -> Recipe:
