@@ -6,6 +6,7 @@ the same tokens every time; and classes that `transformers` builds anew take fro
 cut, but no token that no file of the directory names.
 """
 
+import importlib.util
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -16,9 +17,15 @@ from tokenizers import AddedToken
 
 from jaxloop.lm.io import json_fields
 from jaxloop.lm.io.json_fields import Refused, optional_json
+from jaxloop.runtime.environment import how_to_install
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_VOCABULARIES = ("vocab.json", "tokenizer.model", "vocab.txt", "sentencepiece.bpe.model")
+_SENTENCE_PIECE = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+)
 _BY_MODEL = {"gpt2": "GPT2Tokenizer", "opt": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer"}
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
@@ -38,17 +45,27 @@ def read(folder: Path) -> tokenizers.Tokenizer:
         backend = _from_file(file)
         _declared(backend, folder, settings)
         _as_built(backend, folder, settings)
-    elif any((folder / name).exists() for name in _VOCABULARIES):
+    elif is_there(folder):
         backend = _by_transformers(folder)
     else:
         raise ValueError(
-            f"model: {folder} has no tokenizer.json; save the tokenizer beside the weights"
+            f"model: {folder} has no tokenizer.json, nor vocab.txt, vocab.json with merges.txt, or "
+            "a SentencePiece model; save the tokenizer beside the weights"
         )
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
     backend.no_padding()
     backend.no_truncation()
     return backend
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a directory has files that a tokenizer is made of: tokenizer.json, vocab.txt,
+    vocab.json with merges.txt, or a SentencePiece model.
+    """
+    pair = all((folder / name).exists() for name in ("vocab.json", "merges.txt"))
+    alone = ("tokenizer.json", "vocab.txt", *_SENTENCE_PIECE)
+    return pair or any((folder / name).exists() for name in alone)
 
 
 def named(folder: Path) -> dict[str, Any]:
@@ -135,6 +152,12 @@ def _from_file(file: Path) -> tokenizers.Tokenizer:
 
 
 def _by_transformers(folder: Path) -> tokenizers.Tokenizer:
+    files = [name for name in _SENTENCE_PIECE if (folder / name).exists()]
+    if files and importlib.util.find_spec("sentencepiece") is None:
+        raise ValueError(
+            f"tokenizer: {folder} has no tokenizer.json but {files[0]}, a SentencePiece model; "
+            f"{how_to_install('sentencepiece')}, or save a tokenizer.json beside it"
+        )
     # Takes seconds to import, and a tokenizer.json needs none of it.
     from transformers import AutoTokenizer
 

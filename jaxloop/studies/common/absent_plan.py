@@ -7,7 +7,7 @@ from jaxloop.accelerators import absent, cards, report
 from jaxloop.config import FitConfig, ModelsConfig, RunConfig, SampleConfig
 from jaxloop.lm.encoder.config import read_encoder_config
 from jaxloop.lm.generation.prompt import render
-from jaxloop.lm.io import config_json, huggingface, tokenizer
+from jaxloop.lm.io import config_json, huggingface, tokenizer, tokenizer_files
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.training.autotune import MAX_CHAINS
 from jaxloop.lm.training.batching import bucket
@@ -92,7 +92,7 @@ def _prompt_tokens(prompt: int | str, model: str) -> int:
     if isinstance(prompt, int):
         return prompt
     path = Path(model_path(model))
-    if not (path / "tokenizer.json").exists():
+    if not tokenizer_files.is_there(path):
         return PROMPT_TOKENS
     return max(1, len(tokenizer.load(path).encode([render(prompt)])[0]))
 
