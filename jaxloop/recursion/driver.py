@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxloop.recursion import calls
 from jaxloop.recursion.chains import ChainSpec, FitGroup, Member, groups
 from jaxloop.recursion.family import Family, FamilySettings, FitT, GenerateT, ModelT, field_names
 from jaxloop.recursion.finalise import Assembled, History, about_run, assemble, finish, write_tables
@@ -219,7 +220,7 @@ def _run_generations(run: Run, first: int, history: History, pending: PendingGen
                 settings.generations - 1,
             )
             break
-        fit_groups = groups(living, generation, settings.members_per_group)
+        fit_groups = groups(living, generation, calls.most_members(run, generation))
         _make_generation(run, generation, fit_groups, history, pending)
         if run.in_background is None:
             pending.finish()

@@ -37,6 +37,7 @@ from jaxloop.config import (
     fingerprint,
     stored_names,
 )
+from jaxloop.lm.model.config import ModelConfig
 from jaxloop.recursion import driver
 from jaxloop.recursion.progress import duration
 from jaxloop.runtime import environment
@@ -46,7 +47,7 @@ from jaxloop.runtime.devices import initialise_distributed, processes, programs_
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import open_workdir, stored_form
 from jaxloop.studies import FAILED_CHAINS
-from jaxloop.studies.common import identity
+from jaxloop.studies.common import calls, identity
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Section)
@@ -242,9 +243,18 @@ def overlaps_eval(run: RunConfig) -> bool:
 
 
 def chain_settings(
-    chain: ChainSection, fit: FitConfig, sample: SampleConfig, run: RunConfig, *, study: str
+    chain: ChainSection,
+    fit: FitConfig,
+    sample: SampleConfig,
+    run: RunConfig,
+    shapes: Mapping[str, ModelConfig],
+    *,
+    study: str,
 ) -> driver.RunSettings:
-    """Return what the driver needs of a study whose config has the section `chain`."""
+    """Return what the driver needs of a study whose config has the section `chain`.
+
+    shapes: of the models of the pool.
+    """
     return driver.RunSettings(
         generations=chain.generations,
         fit=fit,
@@ -253,6 +263,9 @@ def chain_settings(
         keep=run.keep,
         study=study,
         overlap_eval=overlaps_eval(run),
+        members_per_group=run.chains_per_call,
+        seconds_per_call=calls.SECONDS,
+        first_members=calls.first_chains(shapes, chain, fit, sample),
     )
 
 

@@ -68,7 +68,14 @@ def prepare(config: LoopsConfig) -> Prepared:
         sources=sources,
         bases=bases,
         planned=planned,
-        driver=chain_settings(config.chain, config.fit, config.sample, config.run, study="loops"),
+        driver=chain_settings(
+            config.chain,
+            config.fit,
+            config.sample,
+            config.run,
+            {name: base.config for name, base in bases.items()},
+            study="loops",
+        ),
     )
 
 

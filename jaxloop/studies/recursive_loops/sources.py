@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, overload
 import filelock
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxloop.data import dialect
@@ -132,10 +133,10 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
     with filelock.FileLock(folder / ".lock"):
         if not path.exists():
             _clean(config, name, domain, _counter(config, domain, count_model), path)
-    table = pq.read_table(path, memory_map=True)
+    names = [column for column in pq.read_schema(path).names if column != "text"]
+    table = pq.read_table(path, columns=names, memory_map=True)
     report = json.loads((pq.read_metadata(path).metadata or {}).get(b"cleaning", b"{}"))
-    column = table["text"].combine_chunks().cast("large_string")
-    texts = Texts(column)
+    texts = Texts(_text_column(path))
     return Source(
         name=name,
         texts=texts,
@@ -143,8 +144,32 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
         report=report,
         fingerprint=_fingerprint(folder, texts),
         folder=folder,
-        table=table.drop_columns(["text"]),
+        table=table,
     )
+
+
+def _text_column(path: Path) -> pa.LargeStringArray:
+    """The texts of clean rows, read in two passes into memory of their size: these are the largest
+    arrays of a run, which must not be there twice.
+    """
+    count = pq.read_metadata(path).num_rows
+    lengths = [pc.binary_length(texts) for texts in _text_batches(path)]
+    ends_N = np.zeros(count + 1, np.int64)
+    if lengths:
+        np.cumsum(pa.chunked_array(lengths).fill_null(0).to_numpy(), out=ends_N[1:])
+    data = np.empty(int(ends_N[-1]), np.uint8)
+    row = 0
+    for texts in _text_batches(path):
+        values = np.frombuffer(b"".join(texts.cast("binary").to_pylist()), np.uint8)
+        data[ends_N[row] : ends_N[row + len(texts)]] = values
+        row += len(texts)
+    return pa.LargeStringArray.from_buffers(count, pa.py_buffer(ends_N), pa.py_buffer(data))
+
+
+def _text_batches(path: Path) -> Iterator[pa.StringArray]:
+    with pq.ParquetFile(path, buffer_size=1 << 22) as file:
+        for batch in file.iter_batches(16_384, columns=["text"]):
+            yield batch.column(0)
 
 
 def _fingerprint(folder: Path, texts: Texts) -> str:
@@ -177,7 +202,9 @@ def _limits_length(domain: Domain) -> bool:
 
 def _key(config: LoopsConfig, domain: Domain) -> str:
     """A hash of everything that the clean rows depend on."""
-    files = [data_sources.identity(source) for source in domain.source]
+    own = () if domain.recipe == "plain" else recipes.RECIPES[domain.recipe].files
+    places = domain.source or [name for name in own if Path(name).is_file()][:1]
+    files = [data_sources.identity(source) for source in places]
     counted = config.tokens if config.tokens == "cl100k" else config.models.pool[0]
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
     if labels := _labels(config):

@@ -52,7 +52,8 @@ class Recipe:
         instruction: the prompt that all its texts answer.
         optional: columns that are read where the source has them.
         dates: those of the columns that hold dates; the others hold text.
-        download: where files that are not on the hub are had; "" for a dataset of the hub.
+        files: names of the file that is read instead of the hub's dataset; () where that is read.
+        download: the command that gets this file.
     """
 
     steps: Callable[..., tuple[Step, ...]]
@@ -62,6 +63,7 @@ class Recipe:
     instruction: str
     optional: tuple[str, ...] = ()
     dates: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     download: str = ""
 
 
@@ -211,8 +213,9 @@ def wikipedia(count_tokens: Counter) -> tuple[Step, ...]:
 
 
 _TWITTER, _REDDIT = "Generate a twitter post.", "Generate a reddit post."
-# Of Webis-TLDR-17 the hub has a loading script, which is remote code, and no data files.
-_TLDR_17 = "corpus-webis-tldr-17.json"
+# On the hub Webis-TLDR-17 is a loading script, which is remote code, beside a zip of JSON lines;
+# its automatic conversion to parquet holds a third of the rows.
+_TLDR_17 = ("corpus-webis-tldr-17.zip", "corpus-webis-tldr-17.json")
 RECIPES: Mapping[str, Recipe] = {
     "100M_tweets": Recipe(
         tweets_100m,
@@ -234,12 +237,13 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "webis_reddit": Recipe(
         webis_reddit,
-        _TLDR_17,
+        "webis/tldr-17",
         ("train",),
         ("normalizedBody", "subreddit"),
         _REDDIT,
         optional=("title",),
-        download="corpus-webis-tldr-17.zip of https://zenodo.org/records/1043504 (unpacked or not)",
+        files=_TLDR_17,
+        download="hf download webis/tldr-17 data/corpus-webis-tldr-17.zip --repo-type dataset",
     ),
     "wikipedia": Recipe(
         wikipedia,
@@ -314,7 +318,7 @@ def shards_of(dataset: str, origin: Origin) -> Iterator[Shard]:
     A bad value of one of these is refused with its column and its row.
     """
     recipe = recipe_of(dataset)
-    places: Sequence[str | Path] = origin.source or (recipe.source,)
+    places = origin.source or own_places(dataset)
     splits = origin.splits or (("train",) if origin.source else recipe.splits)
     name = origin.name
     if name is None and not origin.source and dataset == "wikipedia":
@@ -338,6 +342,24 @@ def shards_of(dataset: str, origin: Origin) -> Iterator[Shard]:
             ):
                 wanted = _Wanted(dataset, recipe, required, source_names, subreddit)
                 yield Shard(shard.name, functools.partial(_recipe_batches, shard, wanted))
+
+
+def own_places(dataset: str) -> Sequence[str | Path]:
+    """Return where a recipe's dataset is read: its id on the hub, or its file in this folder.
+
+    Raises ValueError, with the command that downloads it, where the file is not here.
+    """
+    recipe = recipe_of(dataset)
+    if not recipe.files:
+        return (recipe.source,)
+    here = [name for name in recipe.files if Path(name).is_file()]
+    if not here:
+        raise ValueError(
+            f"cleaning: {dataset!r} is read from {recipe.files[0]}, which is not in this folder, "
+            f"since the hub has a loading script, and remote code is never run; download it "
+            f"({recipe.download}) and give its path as source, or a parquet conversion of it."
+        )
+    return here[:1]
 
 
 class _Wanted(NamedTuple):

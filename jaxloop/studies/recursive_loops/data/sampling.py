@@ -36,7 +36,7 @@ def sample(count: int, seed: int, group: str | None = None) -> Step:
 
 def _chosen(
     spool: BinaryIO, batches: Iterator[Columns], count: int, seed: int, group: str | None
-) -> list[int]:
+) -> np.ndarray:
     """Write rows of a stream into a file; return where those of the sample begin, in its order."""
     pools: dict[Any, _Smallest] = {}
     index = 0
@@ -52,7 +52,7 @@ def _chosen(
     spool.flush()
     rest = [pool.rest() for pool in pools.values()]
     table_N3 = np.concatenate(rest) if rest else np.zeros((0, 3), np.uint64)
-    return table_N3[np.argsort(table_N3[:, 1], kind="stable"), 2].tolist()
+    return table_N3[np.argsort(table_N3[:, 1], kind="stable"), 2]
 
 
 def _draws(seed: int, first: int, rows: int) -> np.ndarray:
@@ -84,10 +84,10 @@ def _write(spool: BinaryIO, batch: Columns, rows: np.ndarray) -> np.ndarray:
     return (start + np.concatenate([[0], ends[:-1]])).astype(np.uint64)
 
 
-def _rows(spool: BinaryIO, offsets: list[int]) -> Iterator[Row]:
+def _rows(spool: BinaryIO, offsets: np.ndarray) -> Iterator[Row]:
     """Yield the rows that begin at these places of the file."""
     descriptor = spool.fileno()
-    for offset in offsets:
+    for offset in map(int, offsets):
         line = os.pread(descriptor, _LINE, offset)
         while (end := line.find(b"\n")) < 0:
             line += os.pread(descriptor, len(line), offset + len(line))
