@@ -68,7 +68,7 @@ def scores(splits: Splits, domain: str) -> dict[str | int | float, tuple[float, 
     named: dict[str | int | float, tuple[float, ...]] = {
         (int(level) if level == int(level) else level): (level,) for level in levels
     }
-    named |= own.joined
+    named.update({name: tuple(chosen) for name, chosen in own.joined.items()})
     return dict(sorted(named.items(), key=lambda item: min(item[1])))
 
 

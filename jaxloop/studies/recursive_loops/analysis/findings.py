@@ -303,10 +303,10 @@ def _few_lines(run: Run) -> tuple[pd.DataFrame, str]:
         names.remove("entity")
     table = run.metrics[list(dict.fromkeys(names))]
     over = [name for name in ("cluster",) if run.metrics.get(name, pd.Series()).nunique() > 1]
-    over += [name for name in run.metrics if str(name).startswith("cluster.")]
+    over += [str(name) for name in run.metrics if str(name).startswith("cluster.")]
     if scores.with_lines(table.drop_duplicates("chain"))["line"].nunique() > _MOST_LINES:
         kept = [c for c in table.columns if c in (*scores.FIXED, "seed", "ratio")]
-        over += [c for c in table.columns if c not in kept]
+        over += [str(c) for c in table.columns if c not in kept]
         table = table[kept]
     return table, scores.averaged_over(over)
 

@@ -4,6 +4,7 @@ So nothing is averaged over a factor without saying so: a figure is drawn, and a
 for each combination of those factors.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,22 +46,19 @@ def settings(run: Run, shown: Sequence[str]) -> list[Setting]:
     if not names:
         return [Setting(run, (), "")]
     values = run.chains[list(names)].astype(str)
-    kept = values.drop_duplicates()
-    for name in reversed(names):
-        place_of = {level: place for place, level in enumerate(ordered(run.chains[name]))}
-        kept = kept.sort_values(
-            name, key=lambda c, place_of=place_of: c.map(place_of), kind="stable"
-        )
+    kept = list(dict.fromkeys(values.itertuples(index=False, name=None)))
     if len(kept) > MOST:
         raise ValueError(
             f"there are {len(kept)} combinations of {', '.join(names)}, each of which would be "
             f"drawn by itself: {MOST} are at most"
         )
+    levels = [ordered(run.chains[name]) for name in names]
     found = []
-    for row in kept.itertuples(index=False, name=None):
-        chains = run.chains[(values == list(row)).all(axis=1)]
-        label = ", ".join(map(_level_name, names, row))
-        found.append(Setting(run._replace(chains=chains), names, label))
+    for row in itertools.product(*levels):
+        if row in kept:
+            chains = run.chains[(values == list(row)).all(axis=1)]
+            label = ", ".join(map(_level_name, names, row))
+            found.append(Setting(run._replace(chains=chains), names, label))
     return found
 
 
