@@ -160,9 +160,9 @@ def test_imports_inside_functions_say_why():
 
 
 def _is_light(module: str) -> bool:
-    if module in ("jaxloop", "jaxloop.main", "jaxloop.cli", "jaxloop.studies"):
+    if module in ("jaxloop", "jaxloop.main", "jaxloop.studies"):
         return True
-    return module.startswith("jaxloop.config") or _is_study_config(module)
+    return module.startswith(("jaxloop.cli", "jaxloop.config")) or _is_study_config(module)
 
 
 def _is_study_config(module: str) -> bool:

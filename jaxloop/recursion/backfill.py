@@ -254,7 +254,7 @@ def _read_output(
     root: Path, generation: int, base: str, member: Member, weights: Any
 ) -> ModelOutput:
     chain, entity = member
-    table = tables.read_parquet(root / texts_path(chain, generation))
+    table = tables.read_parquet(root / texts_path(chain.id, generation))
     rows = rows_by_member({"chain": [chain.id] * len(table["text"]), **table})
     return model_output(member, base, weights, rows.get((chain.id, entity), no_texts()))
 

@@ -1,17 +1,14 @@
-"""What a run directory holds, read back: its config, metrics, texts and ledger.
+"""The tables of a run directory as reports read them, and what a run that goes on says of itself.
 
-Nothing here changes a run directory, and none needs to be whole: a run may still be going on.
+`recursion.saved_run` reads the rest of it.
 """
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pandas as pd
 
 from jaxloop.runtime.tables import read_parquet, unescape
-from jaxloop.runtime.workdir import CONFIG, check_format, is_workdir
 
 # Order of metrics in a report; a metric that is not listed comes after these.
 ORDER = (
@@ -24,63 +21,6 @@ ORDER = (
     "held_out_loss",
     "text_length",
 )
-
-
-class StoredRun(NamedTuple):
-    """A run directory as it was read.
-
-    Attributes:
-        root: its path.
-        config: config.json, its fields under their current names.
-        metrics: what `read_metrics` returns.
-    """
-
-    root: Path
-    config: Mapping[str, Any]
-    metrics: pd.DataFrame
-
-
-def check_run(root: Path) -> None:
-    """Raise ValueError unless `root` is a run directory of a format that is read here."""
-    if not root.exists():
-        raise ValueError(f"run {root}: does not exist")
-    if not is_workdir(root):
-        raise ValueError(f"run {root}: is not a run directory of jaxloop")
-    check_format(root)
-
-
-def read_run(
-    root: str | Path, current: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
-) -> StoredRun:
-    """Read config and metrics of a run directory.
-
-    Args:
-        root: the run directory.
-        current: gives a stored config the current names of its fields (see `config.stored_names`).
-
-    Raises:
-        ValueError: it is no run directory, was made in another format, has no whole config.json,
-            or has no metrics yet.
-    """
-    root = Path(root).expanduser()
-    check_run(root)
-    config = read_config(root, current)
-    if not (root / "metrics.csv").exists():
-        raise ValueError(f"run {root}: has no metrics.csv; no generation of it is finished yet")
-    return StoredRun(root, config, read_metrics(root))
-
-
-def read_config(
-    root: Path, current: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
-) -> Mapping[str, Any]:
-    """Read config.json of a run directory; arguments and errors as in `read_run`."""
-    try:
-        stored = json.loads((root / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        stored = None
-    if not isinstance(stored, dict):
-        raise ValueError(f"run {root}: its {CONFIG} is missing or damaged; restore the file")
-    return current(stored)
 
 
 def read_metrics(root: Path) -> pd.DataFrame:

@@ -32,7 +32,7 @@ MARKER, LOCK, HOLDER, CONFIG, LOG = (
     "config.json",
     "run.log",
 )
-# Of the files of a run directory; the marker has it.
+# Of a run directory. A later number means that an earlier version cannot read it.
 FORMAT = 1
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "gpfs", "beegfs", "9p")
 
@@ -179,13 +179,17 @@ def is_workdir(path: Path) -> bool:
 
 
 def check_format(path: Path) -> None:
-    """Raise ValueError for a run directory whose files another version of jaxloop has laid out."""
+    """Check that this version can read a run directory.
+
+    Raises:
+        ValueError: a later version wrote it, in another format.
+    """
     marker = _marker(path)
     if (found := marker.get("format", FORMAT)) != FORMAT:
-        maker = f"jaxloop {marker['jaxloop']}" if "jaxloop" in marker else "another version"
+        maker = f" ({marker['jaxloop']})" if "jaxloop" in marker else ""
         raise ValueError(
-            f"workdir={path}: was made by {maker} in format {found}, and jaxloop "
-            f"{jaxloop.__version__} reads format {FORMAT}; use the version that made it"
+            f"workdir={path}: has format {found}, of a later version of jaxloop{maker}; this one "
+            f"({jaxloop.__version__}) reads format {FORMAT}"
         )
 
 
@@ -360,13 +364,13 @@ def _marked_digest(path: Path) -> str | None:
     return _marker(path).get("config_sha256")
 
 
-def _marker(path: Path) -> dict:
-    """What the marker file holds; nothing where it is absent, or a run is only just beginning."""
+def _marker(path: Path) -> dict[str, Any]:
+    """What the marker file holds; nothing where it is empty or damaged."""
     try:
-        marker = json.loads((path / MARKER).read_bytes())
+        content = json.loads((path / MARKER).read_bytes())
     except (OSError, ValueError):
         return {}
-    return marker if isinstance(marker, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _write_holder(path: Path) -> None:
