@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -274,13 +275,15 @@ def png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str, alt: str = "Figure") -> str:
     """Return the figure as an `<svg>` element; equal figures give equal text.
 
-    It is for a page that defines the CSS variables of `colours_css`.
+    It is for a page that defines the CSS variables of `colours_css`. It is never drawn so small
+    that its words could not be read.
 
     Args:
         name: prefix of the element ids, so that several figures can stand on one page.
+        alt: what the figure shows, for those who cannot see it.
     """
     out = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -303,7 +306,14 @@ def svg(figure: Figure, name: str) -> str:
     colours = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
         light: colour_name(light) for light, _ in _RAMP
     }
-    return re.sub("|".join(colours), lambda m: f"var(--{colours[m[0]]})", text)
+    text = re.sub("|".join(colours), lambda m: f"var(--{colours[m[0]]})", text)
+    # One pixel for a point: letters of ten points have ten pixels at least.
+    about = f'aria-label="{escape(printable(alt))}" style="min-width: {_points(figure)}px"'
+    return text.replace(' role="img"', f' role="img" {about}', 1)
+
+
+def _points(figure: Figure) -> int:
+    return round(72 * figure.get_figwidth())
 
 
 def colour_name(light: str) -> str:

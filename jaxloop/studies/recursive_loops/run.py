@@ -93,6 +93,7 @@ def _execute(context: Context) -> common.Outcome:
         measure=measure.measure(config, leaning),
         features=features(config) if config.interventions.policies else None,
         command=context.command,
+        watch=context.watch,
     )
     if context.is_first_process:
         count = result.generations
