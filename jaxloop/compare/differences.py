@@ -92,7 +92,8 @@ def with_lines(run: ComparedRun, factors: Sequence[str]) -> pd.DataFrame:
     table = run.values
     missing = {name: config_value(run.config, name) for name in factors if name not in table}
     table = table.assign(**{name: [value] * len(table) for name, value in missing.items()})
-    return table.assign(line=list(_lines(table, factors)))
+    lines: list[Any] = list(_lines(table, factors))
+    return table.assign(line=lines)
 
 
 def _lines(table: pd.DataFrame, factors: Sequence[str]) -> Iterator[Line]:

@@ -16,6 +16,8 @@ DASHES = (("solid", "-"), ("dashed", "--"), ("dotted", ":"), ("dashes and dots",
 MARKS = (("", ""), (", circles", "o"), (", squares", "s"), (", triangles", "^"), (", stars", "*"))
 # Curves of one figure that can still be told apart.
 MOST_LINES = len(DASHES) * len(MARKS)
+# Characters of a value that are shown.
+LONGEST = 48
 READ = 'import pandas as pd\ncomparison = pd.read_csv("{name}")  # {columns}'
 
 
@@ -55,16 +57,27 @@ def render(
 
 
 def _configs(runs: Sequence[ComparedRun]) -> report.Section:
-    rows = diff.of_configs(runs)
-    same = "" if rows else "All fields are the same."
-    table = report.Table(
-        "", "", ["field", *(run.name for run in runs)], [[n, *values] for n, values in rows.items()]
-    )
+    changes = diff.of_configs(runs)
+    rows, alone = [], dict.fromkeys((run.name for run in runs), 0)
+    for name, values in changes.items():
+        there = [run.name for run, value in zip(runs, values, strict=True) if value != diff.ABSENT]
+        if len(there) == 1:
+            alone[there[0]] += 1
+        else:
+            rows.append([name, *(v if len(v) <= LONGEST else f"{v[:LONGEST]}…" for v in values)])
+    paragraphs = [
+        f"{count} fields are only in the config of {name}, which is at the end of the page."
+        for name, count in alone.items()
+        if count
+    ]
+    if not changes:
+        paragraphs = ["All fields are the same."]
+    table = report.Table("", "", ["field", *(run.name for run in runs)], rows)
     return report.Section(
         "What differs in the configs",
         "Fields that are not listed are the same in all runs; defaults are filled in.",
         tables=[table] if rows else [],
-        paragraphs=[same] if same else [],
+        paragraphs=paragraphs,
     )
 
 

@@ -132,6 +132,11 @@ def read_weights(root: Path, model: ModelId) -> Any:
     return weights_io.load_tree(root, kept[model.generation])
 
 
+def kept_generations(root: Path, model: ModelId) -> list[int]:
+    """Return the generations whose weights of a chain's entity were kept, in order."""
+    return sorted(_kept_weights(root, model))
+
+
 def _kept_weights(root: Path, model: ModelId) -> dict[int, str]:
     """{generation: stem of the weights' file} of a chain's entity. See `parts.weights_stem`."""
     stems = {
