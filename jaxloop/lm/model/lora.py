@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from jaxloop.config.sections import LoraConfig
@@ -250,30 +249,6 @@ def as_adapter(weights: Mapping[str, Any], config: LoraConfig) -> Adapter:
                 f"lora.rank: {config.rank} is not allowed for weights of {target} with rank {rank}"
             )
     return Adapter(dict(weights), config)
-
-
-def merge(config: ModelConfig, params: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
-    """Return a base's weights with one chain's adapter added to them, in float32.
-
-    Args:
-        config: the architecture.
-        params: the base's weights, as `config.table` lays them out.
-        adapter: without a chain axis.
-    """
-    layers = dict(params["layers"])
-    for projection, targets in fused_projections(config).items():
-        if not any(target.name in adapter for target in targets):
-            continue
-        weight_LDO = np.array(layers[projection], np.float32)
-        start = 0
-        for target in targets:
-            if target.name in adapter:
-                a, b = (np.asarray(adapter[target.name][side], np.float32) for side in "ab")
-                change = np.float32(adapter.config.scale) * (a @ b)
-                weight_LDO[:, :, start : start + target.width] += change
-            start += target.width
-        layers[projection] = weight_LDO
-    return {**params, "layers": layers}
 
 
 def plain_weights(weights: Any) -> Any:
