@@ -16,7 +16,7 @@ from tests import command, dumps, hub
 from tests.metrics.server import completion
 
 TOXICITY = "unitary/toxic-bert"
-TEXTS = 480  # of each dataset, before it is cleaned
+TEXTS = 560  # of each dataset, before it is cleaned
 # Sizes that all experiments share.
 SIZES = (
     "chain.generations=3",

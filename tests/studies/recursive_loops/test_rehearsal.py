@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from jaxloop.config.files import read_file
+from jaxloop.studies.recursive_loops.properties import NAMES
 from tests.metrics.server import Server
 from tests.studies.recursive_loops import rehearsal
 
@@ -16,7 +17,7 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[3] / "configs"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 CLUSTERS = (
-    "clusters.min_size=70",
+    "clusters.min_size=90",
     "clusters.fit_rows=120",
     "clusters.min_distances=0.01",
     "clusters.methods=gmm-5,kmeans-10,dbscan-0.2-100,hdbscan-5-1-eom",
@@ -24,16 +25,16 @@ CLUSTERS = (
 # Config -> (further sizes, figures, tables).
 EXPERIMENTS = {
     "ratio_sweep": (("chain.seeds=0,1",), ("figure_2", "figure_3", "figure_8"), ("cells",)),
-    "dataset_comparison": ((), ("figure_2", "figure_3", "figure_8"), ("cells", "contrasts")),
+    "dataset_comparison": ((), ("figure_2", "figure_3", "figure_8"), ("cells",)),
     "cluster_study": (
         (*CLUSTERS, "clusters.count=4"),
         ("figure_8",),
-        ("table_1", "table_3"),
+        ("table_1_relative_classical", "table_3"),
     ),
     "multi_domain": (
         (*CLUSTERS, "clusters.count=20", "clusters.min_size=40", "chain.eval_texts=12"),
         ("figure_8",),
-        ("table_4",),
+        ("table_figure_4_relative_classical", "table_4"),
     ),
     "quality_splits": ((), ("figure_10", "figure_11", "figure_8"), ("cells", "contrasts")),
     "length_splits": ((), ("figure_10", "figure_11", "figure_8"), ("cells", "contrasts")),
@@ -89,8 +90,11 @@ def test_a_config_runs_stops_goes_on_and_ends_with_its_tables(world, name, capsy
     values = pd.to_numeric(metrics["value"], errors="coerce")
     missing = metrics[values.isna() & ~metrics["metric"].str.startswith("political")]
     assert missing.empty, missing.head()
+    if (workdir / "properties.csv").exists():
+        properties = pd.read_csv(workdir / "properties.csv")
+        assert properties[list(NAMES)].notna().all().all()
     drawn = {path.name.partition(".")[0] for path in (workdir / "figures").glob("figure_*.png")}
     assert set(figures) <= drawn
-    written = {path.stem for path in (workdir / "tables").glob("*.csv")}
+    written = {path.stem for path in (workdir / "tables").iterdir()}
     assert set(tables) <= written, written
     assert (workdir / "findings.html").exists() and (workdir / "report.html").exists()
