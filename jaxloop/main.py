@@ -1,4 +1,4 @@
-"""`python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first`
+"""`jaxloop run quickstart --workdir=runs/first`, or the same by `python -m jaxloop.main`.
 
 Reading a config is in `config`, the command line in `cli`, the work in `studies`.
 """
@@ -7,7 +7,7 @@ from absl import app
 
 from jaxloop import cli, config, studies
 from jaxloop.accelerators import cards
-from jaxloop.runtime import environment, user_cache
+from jaxloop.runtime import environment
 
 
 def main(command: cli.Command) -> int:
@@ -19,8 +19,8 @@ def main(command: cli.Command) -> int:
         return cli.say(cli.listing())
     if command.action == "env":
         return cli.say(cli.table(environment.describe()))
-    if command.action == "cache":
-        return cli.say(user_cache.run_action(command.argv[2:]))
+    if command.action in cli.WITH_WORDS:
+        return cli.run_words(command)
     return _of_study(command)
 
 

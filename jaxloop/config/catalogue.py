@@ -60,6 +60,16 @@ def siblings(path: pathlib.Path) -> list[str]:
     return files or [p.stem for p in _files(shipped())]
 
 
+def names() -> list[str]:
+    """Return the names of the shipped configs."""
+    return [path.stem for path in _files(shipped())]
+
+
+def paths() -> list[str]:
+    """Return the paths of the config files in `configs/` here."""
+    return [str(path) for path in _files(pathlib.Path("configs"))]
+
+
 def rows() -> list[tuple[str, str]]:
     """Return (what to write after `--config=`, first line of its docstring) of every config.
 

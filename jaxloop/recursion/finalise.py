@@ -282,7 +282,7 @@ def _write_texts(
             return []
         piece = {"generation": [generation] * len(piece["text"]), **piece}
         columns.append({name: piece[name] for name in names})
-    name = texts_path(chain, generation)
+    name = texts_path(chain.id, generation)
     path = inside(run.root, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     tables.write_parquet(path, tables.concatenate(columns))

@@ -203,9 +203,9 @@ def _rows_of(
     return np.flatnonzero(chosen)
 
 
-def texts_path(chain: ChainSpec, generation: int) -> str:
-    """Where a generation's texts lie, relative to the run directory."""
-    return f"texts/chain={chain.id}/generation={generation:04d}.parquet"
+def texts_path(chain: str, generation: int) -> str:
+    """Where the texts of a chain (its id) lie, relative to the run directory."""
+    return f"texts/chain={chain}/generation={generation:04d}.parquet"
 
 
 def materialise(
@@ -247,7 +247,7 @@ def _generated(
 ) -> Iterator[tuple[str, str]]:
     """Texts and prompts that the models of a generation wrote, by entity and position."""
     number = "row" if chain.workflow.selection is None else "selected"
-    path = inside(root, texts_path(chain, generation))
+    path = inside(root, texts_path(chain.id, generation))
     table = read_parquet(path, ["entity", number, "text", "prompt"])
     keys = zip(
         np.asarray(table["entity"]).tolist(), np.asarray(table[number]).tolist(), strict=True

@@ -14,6 +14,7 @@ from typing import Any
 
 import filelock
 
+import jaxloop
 from jaxloop.runtime.atomic_io import (
     TEMPORARY,
     existing_parent,
@@ -31,6 +32,8 @@ MARKER, LOCK, HOLDER, CONFIG, LOG = (
     "config.json",
     "run.log",
 )
+# Of a run directory. A later number means that an earlier version cannot read it.
+FORMAT = 1
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "gpfs", "beegfs", "9p")
 
 
@@ -104,7 +107,9 @@ def open_workdir(
         if stored != wanted:
             write_atomic(path / CONFIG, json.dumps(wanted, indent=2).encode())
             _log_config_change(path, update(stored) if stored else stored, wanted)
-        marker = json.dumps({"format": 1, "config_sha256": _digest(wanted)})
+        marker = json.dumps(
+            {"format": FORMAT, "jaxloop": jaxloop.__version__, "config_sha256": _digest(wanted)}
+        )
         write_atomic(path / MARKER, marker.encode())
         clean_temporary(path)
         if (kind := _filesystem(path)) in _NETWORK:
@@ -171,6 +176,21 @@ def _with_identity(path: Path, wanted: dict, identity: Mapping[str, str]) -> dic
 def is_workdir(path: Path) -> bool:
     """Say whether a run made the directory."""
     return (Path(path) / MARKER).is_file()
+
+
+def check_format(path: Path) -> None:
+    """Check that this version can read a run directory.
+
+    Raises:
+        ValueError: a later version wrote it, in another format.
+    """
+    marker = _marker(path)
+    if (found := marker.get("format", FORMAT)) != FORMAT:
+        maker = f" ({marker['jaxloop']})" if "jaxloop" in marker else ""
+        raise ValueError(
+            f"workdir={path}: has format {found}, of a later version of jaxloop{maker}; this one "
+            f"({jaxloop.__version__}) reads format {FORMAT}"
+        )
 
 
 def delete(path: Path, *parts: str) -> None:
@@ -254,6 +274,7 @@ def _checked(path: Path) -> Path:
         raise ValueError(
             f"workdir={path}: is not empty and was not made by jaxloop; give a new directory"
         )
+    check_format(path)
     if not os.access(existing_parent(path), os.W_OK | os.X_OK):
         raise ValueError(f"workdir={path}: cannot be written (permission denied)")
     return path
@@ -340,10 +361,16 @@ def _digest(config: Mapping) -> str:
 
 def _marked_digest(path: Path) -> str | None:
     """The checksum of the config that the marker file holds."""
+    return _marker(path).get("config_sha256")
+
+
+def _marker(path: Path) -> dict[str, Any]:
+    """What the marker file holds; nothing where it is empty or damaged."""
     try:
-        return json.loads((path / MARKER).read_bytes()).get("config_sha256")
-    except (OSError, ValueError, AttributeError):
-        return None
+        content = json.loads((path / MARKER).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _write_holder(path: Path) -> None:

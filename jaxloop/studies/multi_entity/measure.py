@@ -126,7 +126,7 @@ def generations_of(settings: EntitiesConfig, last: int) -> list[int]:
 
 def completions(root: Path, chain: ChainSpec, generation: int) -> Completions | None:
     """Return the completions of a chain from texts/; None where the chain had stopped."""
-    path = root / texts_path(chain, generation)
+    path = root / texts_path(chain.id, generation)
     if not path.exists():
         return None
     table = read_parquet(path, ["entity", "row", "text"])

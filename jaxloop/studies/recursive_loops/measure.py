@@ -173,7 +173,8 @@ def measure_shared(
         samples = [
             _shared_texts(config, chain, generation, root)
             for chain in shared
-            if (chain.id, first) not in measured and (root / texts_path(chain, generation)).exists()
+            if (chain.id, first) not in measured
+            and (root / texts_path(chain.id, generation)).exists()
         ]
         values = evaluate(config, generation, [sample.texts for sample in samples], leaning)
         rows = []
@@ -188,7 +189,7 @@ def _shared_texts(
     config: LoopsConfig, chain: ChainSpec, generation: int, root: Path
 ) -> _SharedTexts:
     columns = ["entity", "row", "text", "finished"]
-    table = tables.read_parquet(root / texts_path(chain, generation), columns)
+    table = tables.read_parquet(root / texts_path(chain.id, generation), columns)
     each = -(-config.chain.eval_texts // chain.workflow.entities)
     rows = np.flatnonzero(np.asarray(table["row"]) < each)
     shuffled = np.random.default_rng([chain.seed, generation]).permutation(rows)
@@ -257,7 +258,7 @@ def _scored_texts(
     """(generation, its texts) of a chain; generation -1: its human texts."""
     yield -1, human_texts(chain, data)[:HUMAN_SCORED]
     for generation in range(generations):
-        path = root / texts_path(chain, generation)
+        path = root / texts_path(chain.id, generation)
         if path.exists():
             texts = tables.read_parquet(path, ["text"])["text"]
             yield generation, list(texts[: config.chain.eval_texts])

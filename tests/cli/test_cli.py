@@ -14,7 +14,7 @@ from jaxloop.runtime import environment
 from jaxloop.runtime.atomic_io import DiskFull
 from tests.command import call
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 
 
@@ -77,7 +77,7 @@ def test_override_forms():
 def test_help_and_fields(capsys):
     for words in ([], ["--help"], ["-h"]):
         code, out, _ = call(capsys, *words)
-        assert code == 0 and "--config.SECTION.FIELD=VALUE" in out
+        assert code == 0 and "--config.SECTION.FIELD=VALUE" in out and "jaxloop run CONFIG" in out
     code, out, _ = call(capsys, f"--config={QUICKSTART}", "--fields")
     assert code == 0 and "| `chain.generations` | 20 |" in out
 

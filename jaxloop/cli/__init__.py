@@ -6,6 +6,7 @@ simulation disagree (flagged in the report) · 28 disk full (the generation befo
 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
 """
 
+import importlib
 import logging as standard_logging
 import pathlib
 import re
@@ -18,6 +19,8 @@ from typing import NoReturn
 from absl import flags, logging
 
 from jaxloop import config, studies
+from jaxloop.cli import completion
+from jaxloop.cli.words import WITH_WORDS, to_flags
 from jaxloop.config import catalogue
 from jaxloop.runtime import user_cache
 from jaxloop.runtime.atomic_io import DiskFull
@@ -25,30 +28,36 @@ from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_INTERRUPTED, EXIT_REFUS
 
 HELP = """jaxloop: recursive training of language models
 
-  python -m jaxloop.main --config=configs/quickstart.py --workdir=runs/first
+  jaxloop quickstart               chains collapse on real text, in minutes; a report at the end
+  jaxloop run CONFIG --workdir=runs/first
                                    run a study; the same command again resumes it
-      --config.SECTION.FIELD=VALUE     change a field (lists: --config.chain.ratios=1/8,1)
-      --config=FILE.py:ARGUMENT        give the config file an argument, such as a scale
-      --config=NAME[:ARGUMENT]         a config that comes with jaxloop, from any folder
+      --SECTION.FIELD=VALUE            change a field (lists: --chain.ratios=1/8,1)
       --debug                          show the traceback of a refusal
-  python -m jaxloop.main --config=FILE.py --validate
-                                   check the config, its data and its models; then stop
-  python -m jaxloop.main --config=FILE.py --plan
-                                   what it would cost: chains, tokens, memory, time; train nothing
+  jaxloop list                     the studies and the configs
+  jaxloop validate CONFIG          check the config, its data and its models; then stop
+  jaxloop plan CONFIG              what it would cost: chains, tokens, memory, time; train nothing
       --for=TARGET                     … on hardware that is absent: h100, h200, a100, v5e-8,
                                        v5p-8, v6e-8, or cpu; compiles, runs nothing
-  python -m jaxloop.main --config=FILE.py --fields
-                                   every field of the config: default, what is allowed, meaning
-  python -m jaxloop.main --list    the studies and the configs
-  python -m jaxloop.main --env     versions and devices, for a bug report
-  python -m jaxloop.main cache --info
-                                   what is kept in the cache folder (compiled programs, data sets);
+  jaxloop fields CONFIG            every field of the config: default, what is allowed, meaning
+  jaxloop compare RUN RUN …        runs side by side: one page and one CSV; --out=NAME
+  jaxloop export RUN --to=KIND DIR the texts or models of a run for other tools; KIND is
+                                   hub-dataset, peft, hf-model or csv
+  jaxloop env                      versions and devices, for a bug report
+  jaxloop cache --info             what is kept in the cache folder (compiled programs, data sets);
                                    --clear deletes it
+  jaxloop completion SHELL         a script that completes commands and fields; bash, zsh or fish
+
+CONFIG is the name of a config that comes with jaxloop, or a file, each with an argument such as a
+scale after a colon: quickstart, ratio_sweep:tiny, mine.py:small. `python -m jaxloop.main` takes
+the same words, and flags: --config=CONFIG --workdir=DIR --config.SECTION.FIELD=VALUE, --list,
+--validate, --plan, --fields, --env.
 
 Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed,
 4 a formula and a simulation disagree, 28 disk full,
 130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
 
+# Commands that read finished runs, with the package that has their `run_action`.
+_READS_RUNS = {"compare": "jaxloop.compare", "export": "jaxloop.exports"}
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
 
 
@@ -57,7 +66,7 @@ class Command:
     """One parsed command line.
 
     Attributes:
-        action: "run", "cache", or one of `ACTIONS`.
+        action: "run", one of `ACTIONS`, or one of `words.WITH_WORDS`.
         argv: the whole command line.
         config: what stands after `--config=`.
         overrides: (dotted field, value as text) of every `--config.FIELD=VALUE`.
@@ -110,8 +119,9 @@ def _parse(argv: list[str]) -> Command:
         return Command("help", tuple(argv))
     if argv[1] == "cache":
         user_cache.requested_action(argv[2:])
-        return Command("cache", tuple(argv))
-    words, overrides = _take_overrides(argv[1:])
+    if argv[1] in WITH_WORDS:
+        return Command(argv[1], tuple(argv))
+    words, overrides = _take_overrides(to_flags(argv[1:]))
     values = _read_flags([argv[0], *("--help" if word == "-h" else word for word in words)])
     actions = [action for action in ACTIONS if values[action].value]
     if len(actions) > 1:
@@ -217,7 +227,19 @@ def _is_refusal(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.filename is not None
     origin = traceback.extract_tb(error.__traceback__)[-1].filename
-    return pathlib.Path(origin).is_relative_to(pathlib.Path(__file__).parent)
+    return pathlib.Path(origin).is_relative_to(catalogue.PACKAGE)
+
+
+def run_words(command: Command) -> int:
+    """Carry out a command that has words of its own, and print what it says."""
+    return say(_run_action(command.action)(command.argv[2:]))
+
+
+def _run_action(word: str) -> Callable[[Sequence[str]], str]:
+    if word in _READS_RUNS:
+        # They import pandas, which no other command needs.
+        return importlib.import_module(_READS_RUNS[word]).run_action
+    return {"cache": user_cache.run_action, "completion": completion.run_action}[word]
 
 
 def say(text: str) -> int:
