@@ -18,7 +18,7 @@ import pytest
 
 from jaxloop import cli, config, lm, main
 from jaxloop.data import load_texts
-from jaxloop.data.stories import sentences
+from jaxloop.data.sentences import sentences
 from jaxloop.lm import family as lm_family
 from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.io import bpe
