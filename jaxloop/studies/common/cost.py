@@ -208,10 +208,8 @@ def measured_rows(work: Workload, shares: Mapping[str, Cost], not_counted: str) 
 
 def too_long_here() -> tuple[str, str]:
     """Return the row that stands for a time on this machine that nobody would wait for."""
-    return (
-        "time here",
-        f"more than {duration(card_hours.LONGEST_HERE)} on {environment.describe_devices()}",
-    )
+    longest = card_hours.LONGEST_HERE / 3600
+    return "time here", f"more than {longest:,.0f} h on {environment.describe_devices()}"
 
 
 def arithmetic(work: Workload, total: Cost, score_flops: float = 0.0) -> card_hours.Arithmetic:

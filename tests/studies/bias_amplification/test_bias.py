@@ -462,9 +462,8 @@ def test_the_plan_counts_and_writes_nothing(world, tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("variant", ["", ":classifier", ":center", ":constrained"])
-def test_the_published_plan_needs_neither_models_nor_articles(variant, tmp_path, monkeypatch):
+def test_the_published_plan_needs_neither_models_nor_articles(variant, tmp_path):
     """Hours of named cards, from the published shapes of GPT-2, and what is assumed."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     s = config.build(
         bias.CONFIG, config.read_file(f"{ROOT}/configs/bias_amplification.py{variant}")
     )
