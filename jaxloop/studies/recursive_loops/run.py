@@ -20,6 +20,7 @@ from jaxloop.runtime.devices import barrier
 from jaxloop.runtime.log import LOGGER
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
+from jaxloop.studies.common import start_adapter
 from jaxloop.studies.recursive_loops import (
     chains,
     cost,
@@ -43,6 +44,7 @@ def check(config: LoopsConfig) -> list[str]:
 
     Clusters and splits are not made here.
     """
+    config = start_adapter.with_its_settings(config)
     prepared = prepare(config)
     needed = max(one.needed for one in prepared.planned)
     return [
@@ -57,7 +59,7 @@ def plan(config: LoopsConfig, target: str | None = None) -> list[tuple[str, str]
     The time is measured on this machine if the models are here, else it is in hours of
     `config.plan.device`. For the absent hardware `target` it is an estimate of the compiler.
     """
-    return cost.table(config, target)
+    return cost.table(start_adapter.with_its_settings(config), target)
 
 
 def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
@@ -66,6 +68,7 @@ def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     Returns 0, or `FAILED_CHAINS` where some chains stopped or were left out.
     """
     steps = common.Steps(prepare, cost.disk_bytes, _execute, free_fields=("run", "title", "plan"))
+    config = start_adapter.with_its_settings(config)
     return common.run_study(steps, config, workdir, argv=argv)
 
 
@@ -85,7 +88,7 @@ def _execute(context: Context) -> common.Outcome:
         (source,) = prepared.sources.values()
         leaning = political_leaning.scorer(config, source, context.root)
     result = driver.run(
-        base_models.family(config.models, config.fit, config.run),
+        base_models.family(config.models, config.fit, config.run, start_adapter.load(config)),
         specs,
         data,
         context.driver_settings(prepared.driver),
