@@ -320,6 +320,11 @@ class RunConfig(Section):
     keep: Count | None = Field(
         2, description="newest generations whose adapters stay on disk; none: all"
     )
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (),
+        description="where the values and some texts of every generation are sent too; each needs "
+        "its extra (`pip install 'jaxloop-lm[tensorboard]'`)",
+    )
 
     @pydantic.model_validator(mode="after")
     def _apart(self) -> "RunConfig":
