@@ -137,6 +137,7 @@ class Steps(Generic[C, P]):
         raisable_fields: numbers that a resumed run may raise.
         unstored_fields: fields that belong to one call and are not stored with the run.
         identify_metrics: whether the models of metrics must be the same when the run is resumed.
+        identify_models: whether any model must; false for a study that reads none.
     """
 
     prepare: Callable[[C], P]
@@ -147,6 +148,7 @@ class Steps(Generic[C, P]):
     raisable_fields: Sequence[str] = ("chain.generations",)
     unstored_fields: frozenset[str] = frozenset()
     identify_metrics: bool = True
+    identify_models: bool = True
 
 
 def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[str] = ()) -> int:
@@ -161,7 +163,9 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     trackers.check(config.run.trackers)  # type: ignore[attr-defined]
     prepared = steps.prepare(config)
     stored = config.model_dump(mode="json", exclude=set(steps.unstored_fields))
-    models = identity.of(config, metrics=steps.identify_metrics)
+    models = {}
+    if steps.identify_models:
+        models = identity.of(config, metrics=steps.identify_metrics)
     with open_workdir(
         workdir,
         stored,
