@@ -7,7 +7,6 @@ generations, so a run that was resumed, or a tracker that is named later, catche
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,16 +16,9 @@ from typing import Any, NamedTuple, Protocol
 from jaxloop.recursion import finalise, saved_run
 from jaxloop.recursion.progress import State
 from jaxloop.recursion.saved_run import ModelId
-from jaxloop.runtime import environment
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.log import redact
 
-# Name in the config -> (module of ours, package that it needs).
-TRACKERS = {
-    "tensorboard": ("jaxloop.trackers.tensorboard", "tensorboardX"),
-    "wandb": ("jaxloop.trackers.wandb", "wandb"),
-    "trackio": ("jaxloop.trackers.trackio", "trackio"),
-}
 # Chains of a generation of which texts are sent, and texts of each.
 CHAINS, TEXTS = 12, 4
 # What was sent already; in the run directory.
@@ -66,17 +58,6 @@ class About(NamedTuple):
     config: Mapping[str, Any]
 
 
-def check(names: Sequence[str]) -> None:
-    """Raise ValueError where a tracker's package is not installed."""
-    for name in names:
-        package = TRACKERS[name][1]
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"config.run.trackers has '{name}', which needs {package}; "
-                f"{environment.how_to_install(name)}"
-            )
-
-
 @contextlib.contextmanager
 def opened(
     names: Sequence[str], root: Path, title: str, config: Mapping[str, Any]
@@ -84,7 +65,7 @@ def opened(
     """Context that gives a function which sends what is not sent yet; None without trackers.
 
     Args:
-        names: of `TRACKERS`.
+        names: of modules here, as `config.run.trackers` has them.
         root: the run directory.
         title: of the run.
         config: its stored config.
@@ -117,7 +98,7 @@ def opened(
 
 def _open(name: str, about: About) -> Tracker:
     try:
-        tracker: Tracker = importlib.import_module(TRACKERS[name][0]).open_tracker(about)
+        tracker: Tracker = importlib.import_module(f"jaxloop.trackers.{name}").open_tracker(about)
     except Exception as error:  # each library has errors of its own
         reason = " ".join(redact(str(error)).split()) or type(error).__name__
         raise ValueError(f"config.run.trackers: '{name}' cannot be used ({reason})") from error

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from jaxloop import trackers
+from jaxloop import cli, main, trackers
 from jaxloop.config import RunConfig, Section
 from jaxloop.recursion import driver, finalise
 from jaxloop.runtime.workdir import open_workdir
@@ -175,6 +175,14 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(tmp_path, mon
         "config.run.trackers has 'trackio', which needs trackio; pip install 'jaxloop-lm[trackio]'"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_validate_refuses_it_too(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    words = ["jaxloop", "validate", "quickstart", "--run.trackers=tensorboard"]
+    with pytest.raises(SystemExit):
+        cli.guarded(main.main, cli.parse(words))
+    assert "pip install 'jaxloop-lm[tensorboard]'" in capsys.readouterr().err
 
 
 def test_nothing_is_imported_unless_it_is_asked_for(tmp_path):

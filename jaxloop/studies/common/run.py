@@ -46,6 +46,7 @@ from jaxloop.runtime.atomic_io import cache_folder
 from jaxloop.runtime.compile_cache import keep_compiled_programs
 from jaxloop.runtime.devices import initialise_distributed, processes, programs_at_once
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.optional import check_trackers
 from jaxloop.runtime.workdir import open_workdir, stored_form
 from jaxloop.studies import FAILED_CHAINS
 from jaxloop.studies.common import identity, live
@@ -160,7 +161,7 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     start = time.monotonic()
     initialise_distributed()
     keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
-    trackers.check(config.run.trackers)  # type: ignore[attr-defined]
+    check_trackers(config.run.trackers)  # type: ignore[attr-defined]
     prepared = steps.prepare(config)
     stored = config.model_dump(mode="json", exclude=set(steps.unstored_fields))
     models = {}
