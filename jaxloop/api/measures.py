@@ -20,12 +20,13 @@ def evaluate(
 ) -> pd.DataFrame:
     """Compute metrics of one list of texts, or of several that are compared.
 
-    >>> import jaxloop
-    >>> table = jaxloop.evaluate(
-    ...     {"a": ["one two two", "one"], "b": ["three four", "five"]}, ["distinct_n(n=1)"]
-    ... )
-    >>> table["distinct_n(n=1)"].tolist()
-    [0.5, 1.0]
+    Examples:
+        >>> import jaxloop
+        >>> table = jaxloop.evaluate(
+        ...     {"a": ["one two two", "one"], "b": ["three four", "five"]}, ["distinct_n(n=1)"]
+        ... )
+        >>> table["distinct_n(n=1)"].tolist()
+        [0.5, 1.0]
 
     Args:
         texts: a list of texts, or {name: list of texts}.
