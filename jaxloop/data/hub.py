@@ -155,13 +155,22 @@ def _open(dataset: Dataset) -> Any:
     import datasets
 
     if not dataset.is_written:
-        return datasets.load_dataset(
+        load = functools.partial(
+            datasets.load_dataset,
             dataset.source,
             dataset.name,
             split=dataset.split,
             revision=dataset.revision,
-            streaming=dataset.streaming,
         )
+        if not dataset.streaming:
+            return load()
+        try:
+            return load(streaming=True)
+        except Exception as error:
+            if not _is_network(error, str(error)):
+                raise
+            # What was downloaded before is read from the cache, which is not streamed.
+            return load()
     data = datasets.load_from_disk(dataset.source)
     if not isinstance(data, datasets.DatasetDict):
         return data

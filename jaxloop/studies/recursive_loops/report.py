@@ -60,13 +60,13 @@ def _write_page(
     root: Path,
     page: PageInputs,
 ) -> Path:
-    metrics = _few_lines(common_report.read_metrics(root), planned)
-    figures.write(scores.by_generation(metrics), root / "figures")
+    metrics, note = _few_lines(common_report.read_metrics(root), planned)
+    figures.write(scores.by_generation(metrics), root / "figures", note=note)
     return common_report.write_page(
         root,
         metrics,
         title=config.title,
-        subtitle=common_report.dated(chains.chains_line(config, planned)),
+        subtitle=common_report.dated(chains.chains_line(config, planned) + note),
         samples=common_report.first_and_last_texts(root, metrics),
         failed=failed,
         run_info=page.run_info,
@@ -76,12 +76,22 @@ def _write_page(
     )
 
 
-def _few_lines(metrics: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """The metrics; without the columns that name subsets if these would give too many lines."""
-    if scores.with_lines(metrics)["line"].nunique() <= LINES:
-        return metrics
+def _few_lines(metrics: pd.DataFrame, planned: Sequence[Planned]) -> tuple[pd.DataFrame, str]:
+    """The metrics, and a note that says over what their curves are averaged.
+
+    Columns are left out until the lines are few: those that name subsets, then the dataset, then
+    all others but the ratio. The figures of the analysis keep them apart.
+    """
     of_subsets = {name for one in planned for name in one.subset.factors}
-    return metrics.drop(columns=[name for name in metrics.columns if name in of_subsets])
+    others = [name for name in scores.factors(metrics) if name not in {*of_subsets, "ratio"}]
+    over: list[str] = []
+    for names in (of_subsets, {"dataset"}, set(others)):
+        if scores.with_lines(metrics)["line"].nunique() <= LINES:
+            break
+        dropped = [str(c) for c in metrics.columns if c in names and metrics[c].nunique() > 1]
+        metrics = metrics.drop(columns=dropped)
+        over += dropped
+    return metrics, scores.averaged_over(over)
 
 
 def _sections(config: LoopsConfig, planned: Sequence[Planned], root: Path) -> list[Section]:
