@@ -369,7 +369,7 @@ def test_wikipedia_keeps_first_paragraphs(tmp_path):
 def test_sources_splits_and_columns(tmp_path, monkeypatch):
     calls = []
 
-    def load_dataset(source, name, *, split, revision, streaming):
+    def load_dataset(source, name, *, split, revision, streaming=False):
         calls.append((source, name, split, revision, streaming))
         return datasets.Dataset.from_dict(
             {
@@ -429,7 +429,7 @@ def test_sources_splits_and_columns(tmp_path, monkeypatch):
 
 
 def test_subreddit_splits_name_the_subreddit(monkeypatch):
-    def load_dataset(source, name, *, split, revision, streaming):
+    def load_dataset(source, name, *, split, revision, streaming=False):
         return datasets.Dataset.from_dict(
             {"title": [f"{split} {i}" for i in range(4)], "selftext": [body(30)] * 4}
         )
