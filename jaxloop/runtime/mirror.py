@@ -163,11 +163,10 @@ def _exchange(mirror: Mirror, name: str) -> None:
     index = _read_index(mirror)
     index.meeting += 1
     now = _scan(mirror, index)
-    changes = {
-        "put": {path: entry for path, entry in now.items() if index.state.get(path) != entry},
-        "delete": [path for path in index.state if path not in now],
-    }
-    _send(mirror, changes["put"], known=index.state)  # type: ignore[arg-type]
+    changed = {path: entry for path, entry in now.items() if index.state.get(path) != entry}
+    deleted = [path for path in index.state if path not in now]
+    changes: dict[str, Any] = {"put": changed, "delete": deleted}
+    _send(mirror, changed, known=index.state)
     place = f"sync/{index.meeting}"
     object_store.put(mirror.store, f"{place}/{process}.json", _json(changes))
     barrier(f"{name}: sent")
