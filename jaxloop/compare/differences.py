@@ -228,8 +228,9 @@ def _by_seed(table: pd.DataFrame, last: int) -> dict[str, dict[Line, pd.DataFram
     means = numbered.groupby(keys, sort=False)["value"].mean().unstack("generation")
     means = means.reindex(columns=range(last + 1))
     found: dict[str, dict[Line, pd.DataFrame]] = {}
-    for (metric, number), values in means.groupby(level=[0, 1], sort=False):
-        found.setdefault(metric, {})[lines[number]] = values.droplevel([0, 1])
+    group: Any  # (metric, number)
+    for group, values in means.groupby(level=[0, 1], sort=False):
+        found.setdefault(group[0], {})[lines[group[1]]] = values.droplevel([0, 1])
     return found
 
 
