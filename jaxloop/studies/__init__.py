@@ -30,6 +30,15 @@ from jaxloop import config
 FAILED_CHAINS = 3
 # Exit code of a study that finished although a formula and a simulation disagree.
 DISAGREES = 4
+# Exit code of a study that finished without some of its scores, because a judge did not answer.
+MISSING_SCORES = 5
+
+
+class JudgeSilent(RuntimeError):
+    """A study cannot go on, because a judge that it needs now does not answer.
+
+    What the judge has answered is kept.
+    """
 
 
 class Study(Protocol):

@@ -231,7 +231,7 @@ def test_metrics_of_many_chains(tmp_path):
     np.testing.assert_array_equal(found[names[0]], [50, 90, np.nan, np.nan])
     np.testing.assert_array_equal(found[names[1]], [1 / 3, 0, 1, np.nan])
     np.testing.assert_array_equal(found[names[2]], [0.25, 0, 0.5, 0])
-    np.testing.assert_array_equal(each[0], [10, 90, np.nan, np.nan])
+    np.testing.assert_array_equal(each[0], [10, 90, -1, np.nan])
 
 
 def test_an_endpoint_that_is_down_leaves_the_other_metrics(tmp_path, caplog):

@@ -47,8 +47,9 @@ from jaxloop.runtime.compile_cache import keep_compiled_programs
 from jaxloop.runtime.devices import initialise_distributed, processes, programs_at_once
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import open_workdir, stored_form
-from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies import FAILED_CHAINS, MISSING_SCORES
 from jaxloop.studies.common import identity, live
+from jaxloop.studies.common.missing import NOTHING, Missing
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Section)
@@ -83,6 +84,7 @@ class Outcome:
             was not resumed, or has no generations.
         resumed: whether a run without generations was resumed.
         summary: words for the log, in front of the report's path.
+        missing: scores that are missing; the exit code is then `MISSING_SCORES`.
     """
 
     write_report: Callable[[PageInputs], Path] | None = None
@@ -91,6 +93,7 @@ class Outcome:
     resumed_after: int | None = None
     resumed: bool = False
     summary: str = ""
+    missing: Missing = NOTHING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +197,9 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
             path = outcome.write_report(page._replace(run_info=facts))
             summary = f"{outcome.summary}; " if outcome.summary else ""
             LOGGER.info("%sthe report is %s", summary, path)
-    return outcome.exit_code
+        if outcome.missing.line:
+            LOGGER.warning("%s", outcome.missing.line)
+    return MISSING_SCORES if outcome.missing.line else outcome.exit_code
 
 
 def _facts(
@@ -215,7 +220,8 @@ def _with_outcome(facts: RunInfo, outcome: Outcome, seconds: float) -> RunInfo:
     """The lines of the final report: those of the study after the command, the time at the end."""
     command, *others = facts
     took = elapsed(seconds, outcome.resumed_after, resumed=outcome.resumed)
-    return [command, *outcome.run_info, *others, ("time", took)]
+    lacks = [("missing", outcome.missing.line)] if outcome.missing.line else []
+    return [command, *outcome.run_info, *lacks, *others, ("time", took)]
 
 
 def _watching(
@@ -232,6 +238,7 @@ def trained(
     run_info: Sequence[tuple[str, str]],
     write_report: Callable[[PageInputs], Path],
     all_chains: bool = True,
+    missing: Missing = NOTHING,
 ) -> Outcome:
     """Return the outcome of a study from what the driver returned.
 
@@ -242,6 +249,19 @@ def trained(
         run_info=run_info,
         exit_code=FAILED_CHAINS if result.failed or not all_chains else 0,
         resumed_after=result.resumed_after,
+        missing=missing,
+    )
+
+
+def measured_again(
+    missing: Missing, *, run_info: RunInfo, write_report: Callable[[PageInputs], Path]
+) -> Outcome:
+    """Return the outcome of `config.only = 'metrics'`."""
+    return Outcome(
+        write_report=write_report,
+        run_info=run_info,
+        exit_code=FAILED_CHAINS if missing.failed else 0,
+        missing=missing,
     )
 
 
