@@ -105,6 +105,17 @@ def read_ledger_row(root: Path, model: ModelId) -> dict[str, Any]:
     return {name: values[row] for name, values in ledger.items()}
 
 
+def read_fit_settings(root: Path, model: ModelId) -> dict[str, Any]:
+    """Return the settings that a model was trained with, what its chain replaces included.
+
+    Names of fields are those of the version that made the run.
+
+    Raises:
+        ValueError: there is no such chain, entity or generation.
+    """
+    return json.loads(read_ledger_row(root, model)["fit"])
+
+
 def read_weights(root: Path, model: ModelId) -> Any:
     """Return the weights of a model, a tree of NumPy arrays.
 

@@ -151,6 +151,7 @@ def curve(
     reference: float | None = None,
     size: tuple[float, float] = (4.2, 2.7),
     titled: bool = True,
+    note: str = "",
 ) -> Figure:
     """Return one panel: the metric by generation, one line per value of `line`.
 
@@ -160,6 +161,7 @@ def curve(
         summary: what `scores.by_generation` returns.
         reference: value of the metric on human text, drawn as a dotted line.
         size: in inches.
+        note: follows the name of the axis of generations.
     """
     rows = summary[summary["metric"] == metric]
     names = list(summary["line"].cat.categories)
@@ -174,7 +176,7 @@ def curve(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(length=0)
         axes.margins(x=0.03)
-        axes.set_xlabel("generation")
+        axes.set_xlabel(f"generation{note}")
         _mark_collapsed(axes, rows, names, colours)
         if titled:
             axes.set_title(printable(title(metric)[0]), loc="left", fontweight="bold", fontsize=11)
@@ -331,15 +333,22 @@ def colours_css() -> Mapping[str, tuple[str, str]]:
 
 
 def write(
-    metrics_summary: pd.DataFrame, folder: Path, references: Mapping[str, float] | None = None
+    metrics_summary: pd.DataFrame,
+    folder: Path,
+    references: Mapping[str, float] | None = None,
+    *,
+    note: str = "",
 ) -> list[Path]:
-    """Write `folder`/<metric>.png for every metric of a summary, and return the paths."""
+    """Write `folder`/<metric>.png for every metric of a summary, and return the paths.
+
+    note: follows the name of the axis of generations.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for metric in dict.fromkeys(metrics_summary["metric"]):
         path = folder / (re.sub(r"[^\w.-]", "_", metric) + ".png")
         reference = (references or {}).get(metric)
-        figure = curve(metrics_summary, metric, reference=reference, size=(6.4, 4.0))
+        figure = curve(metrics_summary, metric, reference=reference, size=(6.4, 4.0), note=note)
         path.write_bytes(png(figure))
         paths.append(path)
     return paths

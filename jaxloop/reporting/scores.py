@@ -45,6 +45,13 @@ def share(value: float) -> str:
     return str(nearest) if abs(float(nearest) - value) < 1e-9 else f"{value:g}"
 
 
+def averaged_over(names: Sequence[str]) -> str:
+    """Return the end of a sentence that says over which factors curves are means; "" for none."""
+    if not names:
+        return ""
+    return f"; curves are means over {', '.join(name.replace('_', ' ') for name in names)}"
+
+
 def with_lines(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return `metrics` with an ordered categorical column `line`.
 

@@ -82,6 +82,7 @@ def plan(config: LoopsConfig, subsets: Sequence[Subset]) -> list[Planned]:
     return [
         _chain(config, subset, values, varied, named_by_subset=len(subsets) > 1)
         for subset, values in itertools.product(subsets, crossed)
+        if subset.ratios is None or values["ratio"] in subset.ratios
     ]
 
 

@@ -32,6 +32,7 @@ from jaxloop.studies.common.config import (
     check_revisions,
 )
 from jaxloop.studies.common.factors import check_factors
+from jaxloop.studies.recursive_loops.split_config import Splits, check_splits
 
 ExperimentName = Literal[
     "ratio_sweep",
@@ -136,7 +137,13 @@ class Clusters(Section):
     )
     jobs: Count = Field(1, description="processes")
     seed: Seed = Field(0, description="of projections, clusterings and the drawing of clusters")
-    draw_seed: Seed = Field(42, description="of the final draw")
+    draw_seed: Seed = Field(42, description="of the final draw, and of random pairs")
+    pairing: Literal["random", "drawn"] = Field(
+        "random",
+        description="which clusters of the domains meet in a mixture: in a random order of each "
+        "domain with a seed of its own, or in the order in which they were drawn with one seed "
+        "for all domains, as in the released code",
+    )
 
 
 class Properties(Section):
@@ -147,19 +154,6 @@ class Properties(Section):
     map_rows: Count = Field(90_000, description="texts that the evaluation map is fitted on")
     toxicity: Text | None = Field(
         None, description="classifier of toxicity: a directory or hub id; none: not measured"
-    )
-
-
-class Splits(Section):
-    """Subsets by quality or length."""
-
-    levels: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
-        (20, 40, 60, 80), description="quality scores; a subset has exactly the score"
-    )
-    quantiles: Annotated[int, Field(ge=2)] | None = Field(
-        None,
-        description="cut at quantiles instead, for scores that are not round; length: 3 unless "
-        "given",
     )
 
 
@@ -294,7 +288,6 @@ class LoopsConfig(Section):
                 "chain.models": self.chain.models,
                 "chain.gen0_sizes": self.chain.gen0_sizes,
                 "political_leaning.mixes": self.political_leaning.mixes,
-                "splits.levels": self.splits.levels,
                 "interventions.policies": self.interventions.policies,
             }
         )
@@ -372,11 +365,8 @@ def _check_experiment(config: LoopsConfig) -> None:
         raise ValueError(
             f"config.domains has {domains} entries: experiment 'political' needs exactly 1"
         )
-    if kind == "quality" and not config.splits.levels and config.splits.quantiles is None:
-        raise ValueError(
-            "config.splits.levels is empty and config.splits.quantiles none: one of them says "
-            "how quality is cut"
-        )
+    if kind in ("quality", "length"):
+        check_splits(config.splits, config.domains, kind, chain.ratios)
 
 
 def _check_interventions(config: LoopsConfig) -> None:

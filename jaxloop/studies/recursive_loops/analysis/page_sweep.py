@@ -36,7 +36,7 @@ def toy_sections(run: Run) -> list[Section]:
     """
     names = list(dict.fromkeys(run.metrics["metric"]))
     metrics = [name for name in names if name.startswith("entropy")] or names[:1]
-    levels = [factor for factor in _TOY_FACTORS if factor in run.chains]
+    levels = [factor for factor in _TOY_FACTORS if factor in run.chains] + factors(run)
     return _sections(run, metrics, levels, factor=None, last=1)
 
 
