@@ -2,8 +2,9 @@
 
 Exit codes: 0 done · 1 an error that is ours (traceback shown) · 2 bad input (one line on stderr) ·
 3 finished, but some chains failed (named in the report) · 4 finished, but a formula and a
-simulation disagree (flagged in the report) · 28 disk full (the generation before is intact) · 130
-and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
+simulation disagree (flagged in the report) · 5 scores are missing, because a judge did not answer
+(one line says which, and the command that fills them in) · 28 disk full (the generation before is
+intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
 """
 
 import logging as standard_logging
@@ -49,7 +50,7 @@ the same words, and flags: --config=CONFIG --workdir=DIR --config.SECTION.FIELD=
 --validate, --plan, --fields, --env.
 
 Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed,
-4 a formula and a simulation disagree, 28 disk full,
+4 a formula and a simulation disagree, 5 scores of a judge are missing, 28 disk full,
 130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
 
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
@@ -208,6 +209,8 @@ def guarded(main: Callable[[Command], int], command: Command) -> int:
         return main(command)
     except KeyboardInterrupt:
         refuse("stopped by Ctrl-C before anything was written", EXIT_INTERRUPTED)
+    except studies.JudgeSilent as error:
+        refuse(error, studies.MISSING_SCORES)
     except DiskFull as error:
         refuse(error, EXIT_DISK_FULL)
     except (ValueError, OSError) as error:

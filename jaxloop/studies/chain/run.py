@@ -83,6 +83,8 @@ def _train(context: Context) -> common.Outcome:
     if context.is_first_process:
         barrier("the maps are made")
 
+    scores = _scores(context, measured)
+
     def references() -> dict[str, float]:
         # Importing matplotlib and pandas takes as long as drawing the report. Done here, while
         # models train, it costs no time.
@@ -97,13 +99,13 @@ def _train(context: Context) -> common.Outcome:
             prepared.data,
             context.driver_settings(prepared.driver),
             context.root,
-            measure=missing.during_run(measured, _names(config), config.judge),
+            measure=missing.during_run(scores, config.judge),
             command=context.command,
             watch=context.watch,
         )
     lacks = missing.NOTHING
     if context.is_first_process:
-        lacks = missing.fill_judged(_scores(context, measured), context.root)
+        lacks = missing.fill_judged(scores, context.root)
     return common.trained(
         result,
         missing=lacks,

@@ -5,7 +5,7 @@ What is still missing is named in one line with the command that fills it, and t
 the exit code `MISSING_SCORES`.
 """
 
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,8 +32,9 @@ class Scores(NamedTuple):
         measure: computes the named metrics of models, and leaves out those of a judge that does
             not answer.
         names: the metrics that are wanted of a chain in a generation.
-        of_weights: those of them that need the model that wrote the texts.
         command: the command that repeats the run.
+        of_weights: those of the names that need the model that wrote the texts.
+        judges: {name that is no metric of the registry: the metric that it asks}.
     """
 
     family: Family
@@ -44,6 +45,7 @@ class Scores(NamedTuple):
     names: NamesOf
     command: str
     of_weights: Collection[str] = ()
+    judges: Mapping[str, str] = {}
 
 
 class Missing(NamedTuple):
@@ -72,7 +74,7 @@ def same_names(names: Sequence[str]) -> NamesOf:
     return names_of
 
 
-def during_run(measure: MeasureNamed, names: NamesOf, judge: Literal["now", "later"]) -> Measure:
+def during_run(scores: Scores, judge: Literal["now", "later"]) -> Measure:
     """Return the driver's `measure`, which gives nan for what a judge did not say.
 
     With judge = "later" no judge at an address is asked.
@@ -82,10 +84,14 @@ def during_run(measure: MeasureNamed, names: NamesOf, judge: Literal["now", "lat
         values: Values = {}
         groups: dict[tuple[str, ...], list[ModelOutput]] = {}
         for output in outputs:
-            groups.setdefault(tuple(names(output.chain, generation)), []).append(output)
+            groups.setdefault(tuple(scores.names(output.chain, generation)), []).append(output)
         for wanted, group in groups.items():
-            asked = [name for name in wanted if judge == "now" or not _is_judged(name)]
-            found = measure(model, generation, group, asked)
+            asked = [
+                name
+                for name in wanted
+                if judge == "now" or not _is_judged(scores.judges.get(name, name))
+            ]
+            found = scores.measure(model, generation, group, asked)
             for output in group:
                 key = output.chain.id, output.entity
                 if key in found or wanted:
@@ -145,27 +151,17 @@ def fill_all(scores: Scores, root: Path) -> Missing:
             ", ".join(done.unavailable),
         )
     counts = {name: n for name, n in done.missing_of.items() if name not in done.unavailable}
-    return _missing(counts, scores.command)._replace(failed=done.failed)
+    return of(counts, scores.command, scores.judges)._replace(failed=done.failed)
 
 
-def fill_judged(
-    scores: Scores,
-    root: Path,
-    *,
-    judges: Mapping[str, str] | None = None,
-) -> Missing:
-    """Ask the judges again for what finished generations lack of them, at the end of a run.
-
-    Args:
-        scores: the study's metrics.
-        root: the run directory.
-        judges: {name that is no metric of the registry: the metric that asks its judge}.
-    """
-    named = dict(judges or {})
+def fill_judged(scores: Scores, root: Path) -> Missing:
+    """Ask the judges again for what finished generations lack of them, at the end of a run."""
 
     def judged(chain: ChainSpec, generation: int) -> Sequence[str]:
         return [
-            name for name in scores.names(chain, generation) if _is_judged(named.get(name, name))
+            name
+            for name in scores.names(chain, generation)
+            if _is_judged(scores.judges.get(name, name))
         ]
 
     lacking = backfill.lacking(root, scores.chains, judged)
@@ -173,7 +169,7 @@ def fill_judged(
         return NOTHING
     LOGGER.info("%d values of judges are missing; they are asked for", lacking.total())
     done = _backfill(scores, judged, root)
-    return _missing(done.missing_of, scores.command, named)
+    return of(done.missing_of, scores.command, scores.judges)
 
 
 def _backfill(scores: Scores, names: NamesOf, root: Path) -> backfill.BackfillResult:
@@ -190,17 +186,18 @@ def _backfill(scores: Scores, names: NamesOf, root: Path) -> backfill.BackfillRe
     )
 
 
-def _missing(
-    counts: Mapping[str, int], command: str, judges: Mapping[str, str] | None = None
-) -> Missing:
+def of(counts: Mapping[str, int], command: str, judges: Mapping[str, str] | None = None) -> Missing:
+    """Return what is missing, in one sentence that says why.
+
+    Args:
+        counts: {metric, or a file of scores: how many values}; empty: nothing is missing.
+        command: the command that repeats the run.
+        judges: as in `Scores`.
+    """
     if not counts:
         return NOTHING
-    metrics = {(judges or {}).get(name, name) for name in counts}
-    return of(counts, command, registry.ask_judges([m for m in sorted(metrics) if _is_judged(m)]))
-
-
-def of(counts: Mapping[str, int], command: str, reasons: Sequence[str] = ()) -> Missing:
-    """Return what is missing, in one sentence; reasons: what is wrong with the judges."""
+    asked = {(judges or {}).get(name, name) for name in counts}
+    reasons = registry.ask_judges([name for name in sorted(asked) if _is_judged(name)])
     shown: dict[str, int] = {}
     for name, count in counts.items():
         shown[name.partition("(")[0]] = shown.get(name.partition("(")[0], 0) + count
@@ -210,14 +207,3 @@ def of(counts: Mapping[str, int], command: str, reasons: Sequence[str] = ()) -> 
     why = f" ({'; '.join(reasons)})" if reasons else ""
     again = command if ONLY_METRICS in command else f"{command} {ONLY_METRICS}"
     return Missing(counts, f"scores are missing{why}: {listed}; to fill them in: {again}")
-
-
-def joined(*parts: Missing) -> Missing:
-    """Return several findings as one."""
-    lines = [part.line for part in parts if part.line]
-    counts: MutableMapping[str, int] = {}
-    failed: MutableMapping[str, Any] = {}
-    for part in parts:
-        counts |= part.counts
-        failed |= part.failed
-    return Missing(counts, "; ".join(lines), failed)

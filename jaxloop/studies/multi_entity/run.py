@@ -88,7 +88,7 @@ def _train(context: Context) -> common.Outcome:
         prepared.data,
         context.driver_settings(prepared.driver),
         context.root,
-        measure=missing.during_run(scores.measure, scores.names, config.judge),
+        measure=missing.during_run(scores, config.judge),
         command=context.command,
         watch=context.watch,
     )

@@ -24,13 +24,15 @@ from jaxloop.data.digest import digest_texts
 from jaxloop.lm.generation.prompt import render
 from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry, umap
+from jaxloop.metrics.base import Unavailable
 from jaxloop.runtime.atomic_io import cache_folder, write_atomic
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.tables import unescape
+from jaxloop.studies import JudgeSilent
 from jaxloop.studies.recursive_loops.config import Domain, LoopsConfig
 from jaxloop.studies.recursive_loops.data import cleaning, recipes
-from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered
+from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered, unknown
 from jaxloop.studies.recursive_loops.data.embedding_cache import cached_embeddings
 
 Row = dict[str, Any]
@@ -249,7 +251,13 @@ def _is_english(metric: str, folder: Path) -> Callable[[Sequence[str]], np.ndarr
     is_one = score(metric, folder)
 
     def is_english(texts: Sequence[str]) -> np.ndarray:
-        return is_one(texts) == 1
+        try:
+            return is_one(texts) == 1
+        except Unavailable as error:
+            raise JudgeSilent(
+                f"config.language: the language of the texts is missing: {str(error).rstrip('.')}; "
+                "the same command goes on from there"
+            ) from None
 
     return is_english
 
@@ -302,18 +310,70 @@ def _scalars(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def score(metric: str, folder: Path) -> TextScorer:
-    """Return the metric of single texts that has this name; its values are cached in `folder`."""
+    """Return the metric of single texts that has this name; its values are cached in `folder`.
+
+    The function raises `metrics.base.Unavailable` where a judge does not answer; what it answered
+    is kept.
+    """
 
     def ask(texts: list[str]) -> np.ndarray:
         return registry.evaluate_texts([metric], texts=[texts])[metric][0]
 
-    return remembered(ask, folder / "answers.sqlite", name=metric)
+    return remembered(ask, _answers(folder), name=_scorer_name(metric))
+
+
+def _answers(folder: Path) -> Path:
+    return folder / "answers.sqlite"
+
+
+def _scorer_name(metric: str) -> str:
+    """What a metric's answers are kept under.
+
+    Those of a judge of political leaning used not to tell "not political" from "no score".
+    """
+    return f"{metric} or -1" if metric.startswith("judge_political_lean") else metric
+
+
+def lacks_scores(metric: str, source: Source) -> bool:
+    """Return whether a metric has not been computed of some text of a dataset."""
+    path = _answers(source.folder)
+    return bool(unknown(source.texts, path, name=_scorer_name(metric)))
+
+
+def scored(metric: str, source: Source, texts: Sequence[str], what: str) -> np.ndarray:
+    """Return a metric of human texts of a dataset, [n]; what: its name in messages.
+
+    Raises `JudgeSilent` where its judge stops answering.
+    """
+    LOGGER.info("%s of %s texts of %s", what, f"{len(texts):,}", source.name)
+    try:
+        values = score(metric, source.folder)(texts)
+    except Unavailable as error:
+        raise JudgeSilent(
+            f"the {what} of the texts of {source.name} is missing: {str(error).rstrip('.')}; the "
+            "same command goes on from there"
+        ) from None
+    if without := int(np.isnan(values).sum()):
+        LOGGER.warning("%s texts of %s have no %s", f"{without:,}", source.name, what)
+    return values
+
+
+def insisted(metric: str, texts: Sequence[str], what: str) -> np.ndarray:
+    """Return a metric of texts, [n]; what: what it is for.
+
+    Raises `JudgeSilent` where its judge does not answer.
+    """
+    try:
+        return registry.evaluate_texts([metric], texts=[list(texts)])[metric][0]
+    except Unavailable as error:
+        raise JudgeSilent(
+            f"{what} cannot go on: {str(error).rstrip('.')}; the same command goes on from there"
+        ) from None
 
 
 def quality(config: LoopsConfig, source: Source) -> np.ndarray:
     """Return the quality of every text of a dataset, [n] float64; nan for a text without one."""
-    LOGGER.info("quality of the %s texts of %s", f"{len(source.texts):,}", source.name)
-    return score(config.quality, source.folder)(source.texts)
+    return scored(config.quality, source, source.texts, "quality")
 
 
 def embeddings(config: LoopsConfig, source: Source) -> np.ndarray:
