@@ -17,6 +17,7 @@ PACKAGE = ROOT / "jaxloop"
 LAYERS = (
     ("main",),
     ("cli", "api"),
+    ("compare", "exports"),
     ("studies",),
     ("metrics", "simulators", "reporting", "accelerators"),
     ("lm", "recursion", "data"),

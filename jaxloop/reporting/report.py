@@ -65,13 +65,17 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page that a study adds: a heading, paragraphs, figures, then tables."""
+    """A part of the page that a study adds: a heading, paragraphs, figures, then tables.
+
+    key: (name of a line, its colour on a light page) of lines that several figures share.
+    """
 
     title: str
     note: str = ""
     drawings: Sequence[Drawing] = ()
     tables: Sequence[Table] = ()
     paragraphs: Sequence[str] = ()
+    key: Sequence[tuple[str, str]] = ()
 
 
 class Failure(NamedTuple):
@@ -281,7 +285,12 @@ def _section(section: Section, name: str) -> dict[str, Any]:
         for t in section.tables
     ]
     paragraphs = [printable(text) for text in section.paragraphs]
+    key = [
+        {"line": printable(name), "colour": figures.colour_name(light)}
+        for name, light in section.key
+    ]
     return {
+        "key": key,
         "title": printable(section.title),
         "note": printable(section.note),
         "drawings": drawings,
