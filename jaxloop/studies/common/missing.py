@@ -18,6 +18,7 @@ from jaxloop.recursion.run import Measure
 from jaxloop.recursion.sources import Dataset
 from jaxloop.runtime.devices import processes
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.problems import Problems
 from jaxloop.runtime.workdir import is_workdir
 
 ONLY_METRICS = "--config.only=metrics"
@@ -118,6 +119,26 @@ def known(
     """
     there = [name for name in values if name not in unavailable]
     return [{name: float(values[name][i]) for name in there} for i in range(count)]
+
+
+def check_judges(names: Sequence[str], judge: Literal["now", "later"]) -> None:
+    """Raise ValueError where judges of generated text do not answer, but for judge = "later"."""
+    silent = registry.ask_judges([n for n in names if _is_judged(n)]) if judge == "now" else []
+    if silent:
+        raise Problems(
+            [
+                f"{line}; start it, or set config.judge=later to run the chains without it"
+                for line in silent
+            ]
+        )
+
+
+def warn_of_judges(names: Sequence[str], judge: Literal["now", "later"]) -> None:
+    """Say in the log which judges of generated text do not answer now."""
+    if judge == "later":
+        return
+    for line in registry.ask_judges([name for name in names if _is_judged(name)]):
+        LOGGER.warning("%s; until it does, its scores of generated text are missing", line)
 
 
 def check_only(only: str | None, workdir: Path) -> None:

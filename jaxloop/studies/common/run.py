@@ -49,7 +49,7 @@ from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import open_workdir, stored_form
 from jaxloop.studies import FAILED_CHAINS, MISSING_SCORES
 from jaxloop.studies.common import identity, live
-from jaxloop.studies.common.missing import NOTHING, Missing
+from jaxloop.studies.common.missing import NOTHING, Missing, warn_of_judges
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Section)
@@ -139,6 +139,7 @@ class Steps(Generic[C, P]):
         changeable_fields: further fields that a resumed run may change.
         raisable_fields: numbers that a resumed run may raise.
         unstored_fields: fields that belong to one call and are not stored with the run.
+        judged: function(config) -> the metrics of generated text that may ask a judge.
         identify_metrics: whether the models of metrics must be the same when the run is resumed.
     """
 
@@ -150,6 +151,7 @@ class Steps(Generic[C, P]):
     raisable_fields: Sequence[str] = ("chain.generations",)
     unstored_fields: frozenset[str] = frozenset()
     identify_metrics: bool = True
+    judged: Callable[[C], Sequence[str]] = lambda config: ()
 
 
 def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[str] = ()) -> int:
@@ -190,6 +192,8 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
                 is_first_process=first,
                 watch=watch,
             )
+            if first:
+                warn_of_judges(steps.judged(config), getattr(config, "judge", "later"))
             outcome = steps.execute(context)
         if context.is_first_process and outcome.write_report is not None:
             seconds = time.monotonic() - start

@@ -37,7 +37,12 @@ from jaxloop.studies.recursive_loops import (
 from jaxloop.studies.recursive_loops.chains import Planned
 from jaxloop.studies.recursive_loops.config import CONFIG, LoopsConfig
 from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer
-from jaxloop.studies.recursive_loops.prepare import Prepared, prepare
+from jaxloop.studies.recursive_loops.prepare import (
+    Prepared,
+    check_early,
+    generated_judges,
+    prepare,
+)
 from jaxloop.studies.recursive_loops.sources import source_line
 
 __all__ = ["CONFIG", "check", "plan", "run"]
@@ -46,15 +51,16 @@ Context = common.RunContext[LoopsConfig, Prepared]
 
 
 def check(config: LoopsConfig) -> list[str]:
-    """Check the data and the chains, and return lines that describe them.
+    """Check the data, the models, the judges and the chains, and return lines that describe them.
 
-    Clusters and splits are not made here.
+    Nothing is cleaned; clusters and splits are not made here.
     """
-    prepared = prepare(config)
-    needed = max(one.needed for one in prepared.planned)
+    early = check_early(config)
+    missing.check_judges(generated_judges(config), config.judge)
+    needed = max(one.needed for one in early.planned)
     return [
-        *(f"data {name}: {source_line(source)}" for name, source in prepared.sources.items()),
-        f"{chains.chains_line(config, prepared.planned)}; the longest needs {needed:,} human texts",
+        *(f"data {name}: {line}" for name, line in early.data_lines.items()),
+        f"{chains.chains_line(config, early.planned)}; the longest needs {needed:,} human texts",
     ]
 
 
@@ -77,6 +83,7 @@ def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
         prepare,
         cost.disk_bytes,
         _execute,
+        judged=generated_judges,
         free_fields=("run", "title", "plan", "judge"),
         unstored_fields=UNSTORED,
     )

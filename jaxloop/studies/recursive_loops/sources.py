@@ -5,6 +5,7 @@ Quality, political leaning and embeddings of its texts are computed once too and
 Experiments on the same data share all of this.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -130,7 +131,7 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
     for a source that cannot be read, and where a rule drops everything.
     """
     domain = config.domains[name]
-    folder = cache_folder() / "datasets" / f"{name}-{_key(config, domain)}"
+    folder = _folder(config, name)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.parquet"
     with filelock.FileLock(folder / ".lock"):
@@ -149,6 +150,60 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
         folder=folder,
         table=table.drop_columns(["text"]),
     )
+
+
+def _folder(config: LoopsConfig, name: str) -> Path:
+    """The cache folder of a domain's clean texts."""
+    key = _key(config, config.domains[name])
+    return cache_folder() / "datasets" / f"{name}-{key}"
+
+
+def is_clean(config: LoopsConfig, name: str) -> bool:
+    """Return whether the clean texts of a domain are in the cache folder."""
+    return (_folder(config, name) / "rows.parquet").exists()
+
+
+def check(config: LoopsConfig, name: str, columns: Sequence[str] = ()) -> str:
+    """Read the first row of every source of a domain, and return a line about the domain.
+
+    Nothing is cleaned or written. Raises ValueError, one sentence, for a source that cannot be read
+    or lacks a column that its recipe, or `columns`, needs.
+    """
+    domain = config.domains[name]
+    if is_clean(config, name):
+        return source_line(read(config, name))
+    # A recipe's own source is a dataset of the hub, of which the recipe knows the columns.
+    for place in domain.source or (None,):
+        source = () if place is None else (place,)
+        one = domain.model_copy(update={"source": source, "limit": 1})
+        with _of_domain(name):
+            with contextlib.suppress(cleaning.AllDropped):
+                for _ in _after_recipe(config, one, _any_length, None, {}):
+                    break
+            _check_columns(one, columns)
+    places = domain.source or (recipes.RECIPES[domain.recipe].source,)
+    return f"first row of {', '.join(places)} read; cleaned when a run begins"
+
+
+def _any_length(texts: list[str]) -> Sequence[int]:
+    return [100] * len(texts)
+
+
+def _check_columns(domain: Domain, columns: Sequence[str]) -> None:
+    """Raise ValueError where the first row of a domain's source lacks one of the columns."""
+    if not columns or not domain.source:
+        return
+    row = next(_plain_rows(domain), {})
+    present = {domain.rename.get(column, column) for column in row}
+    if lacking := [column for column in columns if column not in present]:
+        raise ValueError(f"has no column {lacking[0]!r}; there are {', '.join(map(str, row))}")
+
+
+def check_counter(config: LoopsConfig, name: str) -> None:
+    """Raise ValueError where the tokens of a domain's texts cannot be counted as the config says.
+    """
+    if config.tokens == "cl100k" and not is_clean(config, name):
+        _counter(config, config.domains[name], None)
 
 
 def _fingerprint(folder: Path, texts: Texts) -> str:
@@ -196,34 +251,54 @@ def _clean(
     first: CleaningReport = {}
     second: CleaningReport = {}
     report: CleaningReport = {}
-    try:
-        if domain.recipe == "plain":
-            stream = cleaning.clean(_plain_rows(domain), _plain_steps(domain), first)
-        else:
-            options = dict(domain.options)
-            if config.language is not None and domain.recipe == "100M_tweets":
-                options["is_english"] = _is_english(config.language, path.parent)
-            stream = recipes.clean_dataset(
-                domain.recipe,
-                first,
-                count_tokens=counter,
-                source=domain.source or None,
-                splits=domain.splits or None,
-                rename=domain.rename,
-                name=domain.name,
-                revision=domain.revision,
-                limit=domain.limit,
-                dialect=_dialect(domain),
-                **options,
-            )
+    with _of_domain(name):
+        stream = _after_recipe(config, domain, counter, path.parent, first)
         steps = _common_steps(config, domain, counter)
         stream = cleaning.clean(_scalars(stream), steps, second)
         cleaning.write_parquet(path, _reported(stream, report, first, second), report)
+
+
+@contextlib.contextmanager
+def _of_domain(name: str) -> Iterator[None]:
+    """Context whose refusals name the domain."""
+    try:
+        yield
     except ValueError as error:
         text = dialect.in_section(str(error), f"domains.{name}")
         if not text.startswith(("data.", "config.")):
             text = f"config.domains.{name}: {text}"
         raise ValueError(text) from error
+
+
+def _after_recipe(
+    config: LoopsConfig,
+    domain: Domain,
+    counter: Counter | None,
+    folder: Path | None,
+    report: CleaningReport,
+) -> Iterator[Row]:
+    """The rows that the recipe of a domain leaves.
+
+    folder: keeps the answers of a judge of language; None: it is not asked.
+    """
+    if domain.recipe == "plain":
+        return cleaning.clean(_plain_rows(domain), _plain_steps(domain), report)
+    options = dict(domain.options)
+    if config.language is not None and domain.recipe == "100M_tweets" and folder is not None:
+        options["is_english"] = _is_english(config.language, folder)
+    return recipes.clean_dataset(
+        domain.recipe,
+        report,
+        count_tokens=counter,
+        source=domain.source or None,
+        splits=domain.splits or None,
+        rename=domain.rename,
+        name=domain.name,
+        revision=domain.revision,
+        limit=domain.limit,
+        dialect=_dialect(domain),
+        **options,
+    )
 
 
 def _plain_steps(domain: Domain) -> list[cleaning.Step]:
