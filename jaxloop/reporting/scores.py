@@ -158,10 +158,11 @@ def first_and_late(table: pd.DataFrame, keys: list[str], last: int = LAST) -> pd
     late = table[(table["generation"] > final - last) & (table["generation"] > 0)]
     groups = late.groupby(keys, observed=True)["value"]
     if "metric" in keys:
-        measured = late.groupby("metric", observed=True)["generation"].nunique()
-        wanted = groups.count().index.get_level_values("metric").map(measured).to_numpy()
+        measured = late.groupby("metric", observed=True)["generation"].nunique().to_dict()
+        names = groups.count().index.get_level_values("metric")
+        wanted = np.array([measured[name] for name in names])
     else:
-        wanted = late["generation"].nunique()
+        wanted = np.array(late["generation"].nunique())
     mean = groups.mean().where(groups.count() == wanted).reindex(first.index)
     ends = table[table["generation"] == final].set_index(keys)["value"]
     mean = mean.where(ends.reindex(first.index).notna())

@@ -30,6 +30,17 @@ def noted(problems: list[ValueError]) -> Iterator[None]:
         problems.append(error)
 
 
+@contextlib.contextmanager
+def named(field: str) -> Iterator[None]:
+    """Context whose refusals begin with a field of the config, where they name none."""
+    try:
+        yield
+    except ValueError as error:
+        if not is_refusal(error) or isinstance(error, Problems) or str(error).startswith("config."):
+            raise
+        raise ValueError(f"{field}: {str(error).rstrip('.')}") from None
+
+
 def raise_all(problems: Sequence[ValueError]) -> None:
     """Raise what was noted: the one refusal as it is, or all of them as `Problems`."""
     lines = list(dict.fromkeys(line for error in problems for line in lines_of(error)))
@@ -45,8 +56,7 @@ def lines_of(error: BaseException) -> tuple[str, ...]:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Return whether jaxloop or the file system raised an exception, and no library called wrongly.
-    """
+    """Return whether jaxloop or the file system raised an exception, and no library called wrongly."""
     if isinstance(error, OSError):
         return error.filename is not None
     origin = traceback.extract_tb(error.__traceback__)[-1].filename

@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxloop.metrics import registry
 from jaxloop.recursion import driver
+from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.bias_amplification import cost, measure
 from jaxloop.studies.bias_amplification import prepare as preparation
 from jaxloop.studies.bias_amplification.auxiliary import (
@@ -37,7 +38,13 @@ Context = common.RunContext[BiasConfig, Prepared]
 
 def check(config: BiasConfig) -> list[str]:
     """Check articles, model, classifier and chains, and return lines that describe them."""
-    return preparation.lines(config, prepare(config))
+    problems: list[ValueError] = []
+    with noted(problems):
+        prepared = prepare(config)
+    with noted(problems):
+        missing.check_judges(config.measure.metrics, config.judge)
+    raise_all(problems)
+    return preparation.lines(config, prepared)
 
 
 def plan(config: BiasConfig, target: str | None = None) -> list[tuple[str, str]]:
@@ -63,6 +70,7 @@ def run(config: BiasConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
         free_fields=("run", "title", "judge"),
         raisable_fields=(),
         unstored_fields=UNSTORED,
+        judged=lambda config: config.measure.metrics,
     )
     if config.only is not None:
         steps = dataclasses.replace(

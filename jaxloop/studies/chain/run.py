@@ -14,6 +14,7 @@ from typing import Any
 from jaxloop.metrics import registry
 from jaxloop.recursion import driver
 from jaxloop.runtime.devices import barrier
+from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.chain import cost, measure
 from jaxloop.studies.chain.config import CONFIG, ChainConfig
 from jaxloop.studies.chain.prepare import Prepared, chains_line, prepare, texts_needed
@@ -29,7 +30,12 @@ Context = common.RunContext[ChainConfig, Prepared]
 
 def check(config: ChainConfig) -> list[str]:
     """Check the data, the models and the chains, and return lines that describe them."""
-    prepared = prepare(config)
+    problems: list[ValueError] = []
+    with noted(problems):
+        prepared = prepare(config)
+    with noted(problems):
+        missing.check_judges(config.metrics, config.judge)
+    raise_all(problems)
     return [
         *(f"data {name}: {line}" for name, line in prepared.data_lines),
         *(base_models.model_line(name, base.config) for name, base in prepared.bases.items()),
@@ -57,7 +63,12 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     free = ("run", "title", "judge")
     if config.only is None:
         steps = common.Steps(
-            prepare, cost.disk_bytes, _train, free_fields=free, unstored_fields=UNSTORED
+            prepare,
+            cost.disk_bytes,
+            _train,
+            free_fields=free,
+            unstored_fields=UNSTORED,
+            judged=lambda config: config.metrics,
         )
     else:
         steps = common.Steps(

@@ -15,6 +15,7 @@ from typing import Any
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
 from jaxloop.runtime import checkpoint
+from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.common import absent_plan, missing
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common.config import UNSTORED
@@ -30,7 +31,12 @@ Context = common.RunContext[EntitiesConfig, Prepared]
 
 def check(config: EntitiesConfig) -> list[str]:
     """Return lines about corpora, models and chains. Raises ValueError as a run would."""
-    prepared = inputs.prepare(config)
+    problems: list[ValueError] = []
+    with noted(problems):
+        prepared = inputs.prepare(config)
+    with noted(problems):
+        missing.check_judges(config.measure.metrics, config.judge)
+    raise_all(problems)
     lines = [f"data {name}: {line}" for name, line in prepared.data_lines]
     lines += [
         f"model {name}: {model_config.architecture}, {count_parameters(model_config):,} parameters"
@@ -67,6 +73,7 @@ def run(config: EntitiesConfig, workdir: Path, *, argv: Sequence[str] = ()) -> i
         free_fields=("run", "title", "theory", "plan", "together", "judge"),
         raisable_fields=("exchange.generations",),
         unstored_fields=UNSTORED,
+        judged=lambda config: config.measure.metrics,
     )
     if config.only is not None:
         steps = dataclasses.replace(

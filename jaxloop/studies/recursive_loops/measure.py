@@ -236,7 +236,7 @@ def measure_shared(
         keys = zip(metrics["chain"], metrics["metric"], strict=True)
         known = dict(zip(keys, metrics["value"], strict=True))
         names = names_at(config, generation)
-        samples = {}
+        samples: dict[tuple[str, ...], list[_SharedTexts]] = {}
         for chain in shared:
             lacking = tuple(n for n in names if math.isnan(known.get((chain.id, n), math.nan)))
             if lacking and (root / texts_path(chain.id, generation)).exists():

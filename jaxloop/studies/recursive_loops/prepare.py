@@ -12,7 +12,7 @@ from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry
 from jaxloop.recursion import driver
 from jaxloop.runtime.devices import select_devices
-from jaxloop.runtime.problems import noted, raise_all
+from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.models import BaseModel
 from jaxloop.studies.common.run import chain_settings
@@ -81,7 +81,7 @@ def check_early(config: LoopsConfig) -> Early:
         with noted(problems):
             loops_data.check_counter(config, name)
     for name in config.models.pool:
-        with noted(problems):
+        with noted(problems), named("config.models.pool"):
             bases[name] = base_models.describe(config.models, name)
     for prompt in dict.fromkeys(map(loops_data.instruction, config.domains.values())):
         with noted(problems):
@@ -89,7 +89,7 @@ def check_early(config: LoopsConfig) -> Early:
     for name in _scorers(config):
         with noted(problems):
             _check_model(name, config)
-    with noted(problems):
+    with noted(problems), named("config.embedder"):
         embedding.check_embedder(config.embedder)
     for name in config.domains:
         with noted(problems):
@@ -129,11 +129,8 @@ def _asks_language(config: LoopsConfig) -> bool:
 
 
 def _check_model(name: str, config: LoopsConfig) -> None:
-    field = _scorers(config)[name]
-    try:
+    with named(f"config.{_scorers(config)[name]}"):
         registry.check([name])
-    except ValueError as error:
-        raise ValueError(f"config.{field}: {str(error).rstrip('.')}") from None
 
 
 def generated_judges(config: LoopsConfig) -> list[str]:

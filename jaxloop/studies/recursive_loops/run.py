@@ -21,6 +21,7 @@ from jaxloop.recursion import driver
 from jaxloop.runtime import checkpoint
 from jaxloop.runtime.devices import barrier
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.common import missing
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
@@ -55,8 +56,12 @@ def check(config: LoopsConfig) -> list[str]:
 
     Nothing is cleaned; clusters and splits are not made here.
     """
-    early = check_early(config)
-    missing.check_judges(generated_judges(config), config.judge)
+    problems: list[ValueError] = []
+    with noted(problems):
+        early = check_early(config)
+    with noted(problems):
+        missing.check_judges(generated_judges(config), config.judge)
+    raise_all(problems)
     needed = max(one.needed for one in early.planned)
     return [
         *(f"data {name}: {line}" for name, line in early.data_lines.items()),

@@ -200,8 +200,7 @@ def _check_columns(domain: Domain, columns: Sequence[str]) -> None:
 
 
 def check_counter(config: LoopsConfig, name: str) -> None:
-    """Raise ValueError where the tokens of a domain's texts cannot be counted as the config says.
-    """
+    """Raise ValueError where the tokens of a domain's texts cannot be counted as the config says."""
     if config.tokens == "cl100k" and not is_clean(config, name):
         _counter(config, config.domains[name], None)
 
