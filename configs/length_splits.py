@@ -1,6 +1,7 @@
 """Chains on short, medium and long human text.
 
-Splits of the released code that the paper does not show. Scales: `:paper` (the default) and `:tiny`.
+Splits of the released code that the paper does not show.
+Scales: `:paper` (the default) and `:tiny`.
 """
 
 from jaxloop.studies.recursive_loops import scales

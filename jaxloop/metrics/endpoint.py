@@ -114,7 +114,10 @@ class Unreachable(RuntimeError):
 
 
 def complete(
-    endpoint: Endpoint, conversations: Sequence[Sequence[Mapping[str, Any]]]
+    endpoint: Endpoint,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    draws: Sequence[int] | None = None,
 ) -> list[Reply]:
     """Return a reply to every conversation, in order; equal conversations are asked once.
 
@@ -124,13 +127,16 @@ def complete(
 
     Args:
         conversations: lists of {"role", "content"}.
+        draws: a number for each: equal conversations of different numbers are asked each, and have
+            entries of their own in the cache. The endpoint does not see it.
 
     Raises:
         Unreachable: retries are used up, or the endpoint refuses (a wrong key, an unknown model);
             no new request is made after that. It says how many of the replies are there.
     """
     bodies = [_body(endpoint, conversation) for conversation in conversations]
-    keys = [_key(endpoint, body) for body in bodies]
+    marks = [""] * len(bodies) if draws is None else [f"\n{number}" for number in draws]
+    keys = [_key(endpoint, body + mark) for body, mark in zip(bodies, marks, strict=True)]
     body_of = dict(zip(keys, bodies, strict=True))
     with _Cache(endpoint.cache) as cache:
         replies = cache.read(body_of)

@@ -141,6 +141,7 @@ class Steps(Generic[C, P]):
         unstored_fields: fields that belong to one call and are not stored with the run.
         judged: function(config) -> the metrics of generated text that may ask a judge.
         identify_metrics: whether the models of metrics must be the same when the run is resumed.
+        identify_models: whether any model must; false for a study that reads none.
     """
 
     prepare: Callable[[C], P]
@@ -151,6 +152,7 @@ class Steps(Generic[C, P]):
     raisable_fields: Sequence[str] = ("chain.generations",)
     unstored_fields: frozenset[str] = frozenset()
     identify_metrics: bool = True
+    identify_models: bool = True
     judged: Callable[[C], Sequence[str]] = lambda config: ()
 
 
@@ -165,7 +167,9 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
     prepared = steps.prepare(config)
     stored = config.model_dump(mode="json", exclude=set(steps.unstored_fields))
-    models = identity.of(config, metrics=steps.identify_metrics)
+    models = {}
+    if steps.identify_models:
+        models = identity.of(config, metrics=steps.identify_metrics)
     with open_workdir(
         workdir,
         stored,

@@ -62,7 +62,9 @@ def combinations(config: LoopsConfig) -> list[Combination]:
         axes["gen0_size"] = chain.gen0_sizes
     if chain.models:
         axes["models"] = chain.models
-    if config.political_leaning.homogeneous and config.subset_kind == "political":
+    if config.experiment == "political_bases":
+        axes["bases"] = config.models.pool
+    elif config.political_leaning.homogeneous and config.subset_kind == "political":
         axes["bases"] = ("mixed", *config.models.pool)
     if config.interventions.policies:
         axes["selection"] = config.interventions.policies

@@ -17,6 +17,7 @@ from jaxloop.config import (
     FitConfig,
     ModelsConfig,
     NonNegative,
+    Positive,
     RunConfig,
     SampleConfig,
     Section,
@@ -46,10 +47,13 @@ ExperimentName = Literal[
     "quality_splits",
     "length_splits",
     "political",
+    "political_bases",
     "models_per_generation",
     "gen0_size",
     "interventions",
     "fit_modes",
+    "toy",
+    "judge_validation",
 ]
 # How the human data are cut into subsets.
 SubsetKind = Literal["whole", "clusters", "mixtures", "quality", "length", "political"]
@@ -60,6 +64,7 @@ _SUBSETS: dict[ExperimentName, SubsetKind] = {
     "quality_splits": "quality",
     "length_splits": "length",
     "political": "political",
+    "political_bases": "political",
 }
 # Cleaning rules: `plain`, or those of one of the paper's datasets, as `data.recipes.RECIPES`.
 RecipeName = Literal[
@@ -205,6 +210,34 @@ class Interventions(Section):
     )
 
 
+class Toy(Section):
+    """The histogram toy (experiment `toy`, figure 12); ratios, seeds and generations as `chain`."""
+
+    size: Count = Field(100, description="N: numbers 0..N, and training points of a generation")
+    bias: Positive = Field(100.0, description="factor on even numbers in the biased columns")
+    smoothing: NonNegative = Field(
+        1e-3,
+        description="mass added to every number; at 0, as the paper's text reads, the bias can do "
+        "nothing where people write no even numbers",
+    )
+    accumulate: Annotated[tuple[bool, ...], Field(min_length=1)] = Field(
+        (True, False), description="rows of the figure: with and without accumulation"
+    )
+
+
+class Validation(Section):
+    """The judge of quality against people (experiment `judge_validation`, table 2)."""
+
+    source: Text | None = Field(
+        None, description="a file of the OpenMEVA form, such as mans_roc.json of Jiann/OpenMEVA"
+    )
+    generators: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
+        ("fusion", "s2s", "gpt_kg", "gpt", "plan_write"),
+        description="whose stories of the file are judged",
+    )
+    draws: Count = Field(2000, description="of the bootstrap over stories")
+
+
 class LoopChain(ChainSection):
     """Chains of an experiment: fields of a chain study, and those that experiments alone vary."""
 
@@ -265,6 +298,8 @@ class LoopsConfig(Section):
     splits: Splits = Splits()
     political_leaning: PoliticalLeaning = PoliticalLeaning()
     interventions: Interventions = Interventions()
+    toy: Toy = Toy()
+    validation: Validation = Validation()
     metrics: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
         ("cosine_diversity", "lexical_diversity", "positivity", "text_length"),
         description="names of metrics beside quality; options in brackets",
@@ -283,9 +318,14 @@ class LoopsConfig(Section):
         """How the human data are cut into subsets."""
         return _SUBSETS.get(self.experiment, "whole")
 
+    @property
+    def trains(self) -> bool:
+        """Whether the experiment trains language models, on texts."""
+        return self.experiment not in ("toy", "judge_validation")
+
     @pydantic.model_validator(mode="after")
     def _together(self) -> "LoopsConfig":
-        for name, domain in self.domains.items():
+        for name, domain in self.domains.items() if self.trains else ():
             _check_domain(name, domain)
         check_distinct(
             {
@@ -369,7 +409,13 @@ def _check_experiment(config: LoopsConfig) -> None:
         )
     if kind == "political" and domains != 1:
         raise ValueError(
-            f"config.domains has {domains} entries: experiment 'political' needs exactly 1"
+            f"config.domains has {domains} entries: experiment '{config.experiment}' needs exactly "
+            "1"
+        )
+    if config.experiment == "judge_validation" and config.validation.source is None:
+        raise ValueError(
+            "config.validation.source is missing: the file with people's scores, of the OpenMEVA "
+            "form"
         )
     if kind in ("quality", "length"):
         check_splits(config.splits, config.domains, kind, chain.ratios)

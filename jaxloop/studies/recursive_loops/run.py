@@ -11,11 +11,12 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from jaxloop.metrics import embed as embedding
+from jaxloop.metrics import registry
 from jaxloop.metrics.base import Unavailable
 from jaxloop.recursion import driver
 from jaxloop.runtime import checkpoint
@@ -30,10 +31,12 @@ from jaxloop.studies.recursive_loops import (
     chains,
     cost,
     input_tables,
+    judge_study,
     measure,
     political_leaning,
     sources,
     subsets,
+    toy,
 )
 from jaxloop.studies.recursive_loops.chains import Planned
 from jaxloop.studies.recursive_loops.config import CONFIG, LoopsConfig
@@ -51,11 +54,35 @@ __all__ = ["CONFIG", "check", "plan", "run"]
 Context = common.RunContext[LoopsConfig, Prepared]
 
 
+class Untrained(Protocol):
+    """What the module of an experiment without language models offers."""
+
+    def prepare(self, config: LoopsConfig) -> Any:
+        """Read what it needs; raises ValueError for what cannot be run."""
+
+    def lines(self, config: LoopsConfig) -> list[str]:
+        """Return the lines of `--validate`."""
+
+    def plan_rows(self, config: LoopsConfig) -> list[tuple[str, str]]:
+        """Return the rows of `--plan`."""
+
+    def disk_bytes(self, config: LoopsConfig, prepared: Any) -> int:
+        """Return an upper bound on the bytes that a run leaves."""
+
+    def execute(self, context: Any) -> common.Outcome:
+        """Do the work."""
+
+
+UNTRAINED: dict[str, Untrained] = {"toy": toy, "judge_validation": judge_study}
+
+
 def check(config: LoopsConfig) -> list[str]:
     """Check the data, the models, the judges and the chains, and return lines that describe them.
 
     Nothing is cleaned; clusters and splits are not made here.
     """
+    if config.experiment in UNTRAINED:
+        return UNTRAINED[config.experiment].lines(config)
     problems: list[ValueError] = []
     with noted(problems):
         early = check_early(config)
@@ -75,6 +102,8 @@ def plan(config: LoopsConfig, target: str | None = None) -> list[tuple[str, str]
     The time is measured on this machine if the models are here, else it is in hours of
     `config.plan.device`. For the absent hardware `target` it is an estimate of the compiler.
     """
+    if config.experiment in UNTRAINED:
+        return UNTRAINED[config.experiment].plan_rows(config)
     return cost.table(config, target)
 
 
@@ -83,13 +112,25 @@ def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
 
     Returns 0, `FAILED_CHAINS` where some chains stopped or were left out, or `MISSING_SCORES`.
     """
+    free_fields = ("run", "title", "plan", "judge")
+    if config.experiment in UNTRAINED:
+        other = UNTRAINED[config.experiment]
+        untrained: common.Steps[LoopsConfig, Any] = common.Steps(
+            other.prepare,
+            other.disk_bytes,
+            other.execute,
+            free_fields=free_fields,
+            unstored_fields=UNSTORED,
+            identify_models=False,
+        )
+        return common.run_study(untrained, config, workdir, argv=argv)
     missing.check_only(config.only, workdir)
     steps = common.Steps(
         prepare,
         cost.disk_bytes,
         _execute,
         judged=generated_judges,
-        free_fields=("run", "title", "plan", "judge"),
+        free_fields=free_fields,
         unstored_fields=UNSTORED,
     )
     if config.only is not None:
@@ -255,9 +296,13 @@ def features(config: LoopsConfig) -> Callable[[str, Sequence[str]], np.ndarray]:
     It takes a name and n texts: "quality" gives [n], by the config's metric; "embeddings" [n, d].
     """
 
+    def ask_quality(texts: Sequence[str]) -> np.ndarray:
+        return registry.evaluate_texts([config.quality], texts=[texts])[config.quality][0]
+
     def features_of(name: str, texts: Sequence[str]) -> np.ndarray:
         if name == "quality":
-            return sources.insisted(config.quality, texts, "choosing texts by quality")
+            ask = sources.insisting(ask_quality, "choosing texts by quality")
+            return ask(list(texts))
         return embedding.embed(list(texts), model=config.embedder)
 
     return features_of

@@ -200,7 +200,7 @@ def _check_columns(domain: Domain, columns: Sequence[str]) -> None:
 
 
 def check_counter(config: LoopsConfig, name: str) -> None:
-    """Raise ValueError where the tokens of a domain's texts cannot be counted as the config says."""
+    """Raise ValueError where the tokens of a domain's texts cannot be counted as config says."""
     if config.tokens == "cl100k" and not is_clean(config, name):
         _counter(config, config.domains[name], None)
 
@@ -322,16 +322,10 @@ def _common_steps(
 
 
 def _is_english(metric: str, folder: Path) -> Callable[[Sequence[str]], np.ndarray]:
-    is_one = score(metric, folder)
+    is_one = insisting(score(metric, folder), "config.language: the cleaning")
 
     def is_english(texts: Sequence[str]) -> np.ndarray:
-        try:
-            return is_one(texts) == 1
-        except Unavailable as error:
-            raise JudgeSilent(
-                f"config.language: the language of the texts is missing: {str(error).rstrip('.')}; "
-                "the same command goes on from there"
-            ) from None
+        return is_one(texts) == 1
 
     return is_english
 
@@ -420,29 +414,29 @@ def scored(metric: str, source: Source, texts: Sequence[str], what: str) -> np.n
     Raises `JudgeSilent` where its judge stops answering.
     """
     LOGGER.info("%s of %s texts of %s", what, f"{len(texts):,}", source.name)
-    try:
-        values = score(metric, source.folder)(texts)
-    except Unavailable as error:
-        raise JudgeSilent(
-            f"the {what} of the texts of {source.name} is missing: {str(error).rstrip('.')}; the "
-            "same command goes on from there"
-        ) from None
+    ask = insisting(score(metric, source.folder), f"the {what} of the texts of {source.name}")
+    values = ask(texts)
     if without := int(np.isnan(values).sum()):
         LOGGER.warning("%s texts of %s have no %s", f"{without:,}", source.name, what)
     return values
 
 
-def insisted(metric: str, texts: Sequence[str], what: str) -> np.ndarray:
-    """Return a metric of texts, [n]; what: what it is for.
+def insisting(scorer: Callable[[Any], np.ndarray], what: str) -> Callable[[Any], np.ndarray]:
+    """Return a scorer that raises `JudgeSilent` where its judge does not answer.
 
-    Raises `JudgeSilent` where its judge does not answer.
+    what: what cannot go on then.
     """
-    try:
-        return registry.evaluate_texts([metric], texts=[list(texts)])[metric][0]
-    except Unavailable as error:
-        raise JudgeSilent(
-            f"{what} cannot go on: {str(error).rstrip('.')}; the same command goes on from there"
-        ) from None
+
+    def insist(texts: Any) -> np.ndarray:
+        try:
+            return scorer(texts)
+        except Unavailable as error:
+            raise JudgeSilent(
+                f"{what} cannot go on: {str(error).rstrip('.')}; the same command goes on from "
+                "there"
+            ) from None
+
+    return insist
 
 
 def quality(config: LoopsConfig, source: Source) -> np.ndarray:

@@ -138,8 +138,7 @@ class Analysis(NamedTuple):
 
 _SWEEP_FIGURES = ("figure_2", "figure_3", "figure_8")
 _SPLIT_FIGURES = ("figure_10", "figure_11", "figure_8")
-# By experiment of the config; `political_bases` and `toy` are analyses of runs that no config of
-# this study makes: chains of one base each alone, and a histogram study.
+# By experiment of the config.
 ANALYSES: dict[str, Analysis] = {
     "ratio_sweep": Analysis("Synthetic ratio", "sweep", _SWEEP_FIGURES),
     "datasets": Analysis("Datasets", "sweep", ("figure_3", "figure_2", "figure_8")),
@@ -298,7 +297,8 @@ def _few_lines(run: Run) -> tuple[pd.DataFrame, str]:
     Chains on different clusters are replicates. If there would be too many lines, the curves are
     averaged over all factors but the ratio.
     """
-    names = [c for c in (*scores.FIXED, "seed", *factors(run), "ratio") if c in run.metrics]
+    varied = (*factors(run), *run_tables.TOY_FACTORS, "ratio")
+    names = [c for c in (*scores.FIXED, "seed", *varied) if c in run.metrics]
     if "entity" in names and run.metrics["entity"].nunique() <= 1:
         names.remove("entity")
     table = run.metrics[list(dict.fromkeys(names))]
