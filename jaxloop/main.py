@@ -40,7 +40,9 @@ def _of_study(command: cli.Command) -> int:
         studies.check_target(name, command.target)
     study = studies.load(name)
     if command.action == "validate":
-        return cli.say("\n".join([*study.check(settings), f"{command.config} is valid"]))
+        return cli.say(
+            "\n".join([*study.check(settings, command.workdir), f"{command.config} is valid"])
+        )
     if command.action == "plan":
         return cli.say(cli.table(study.plan(settings, command.target)))
     assert command.workdir is not None  # as above

@@ -69,10 +69,7 @@ def judge(
     texts = check_texts(texts)
     if role not in ("system", "user"):
         raise ValueError(f"role is {role!r}; allowed are 'system' and 'user'.")
-    if reply not in (None, *READINGS):
-        raise ValueError(
-            f"reply is {reply!r}; allowed are {', '.join(map(repr, READINGS))} and None."
-        )
+    _check_reading(reply)
     if not texts:
         return judgement([], [])
     if isinstance(backend, Endpoint):
@@ -80,6 +77,13 @@ def judge(
         replies = complete(backend, [prompt.messages(text, role) for text in texts])
         return from_replies(replies, prompt, first_token=backend.max_tokens == 1)
     return judge_by_model(texts, backend, prompt, role, batch, reply)
+
+
+def _check_reading(reply: str | None) -> None:
+    if reply not in (None, *READINGS):
+        raise ValueError(
+            f"reply is {reply!r}; allowed are {', '.join(map(repr, READINGS))} and None."
+        )
 
 
 def _read_by(endpoint: Endpoint, reply: str | None) -> Endpoint:
@@ -185,6 +189,7 @@ def _ask(texts: Texts, prompt: Prompt, options: Judge) -> tuple[Corpus, Judgemen
             f"the {prompt.name} judge has no model; name one, as in "
             f"judge_{prompt.name}(model='…') or with url='http://…' too."
         )
+    _check_reading(options.reply)
     if options.url is not None:
         options.endpoint()  # refuses a malformed address even where there are no texts
     corpus = Corpus.of(texts)

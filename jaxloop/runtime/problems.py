@@ -56,7 +56,7 @@ def lines_of(error: BaseException) -> tuple[str, ...]:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Return whether jaxloop or the file system raised an exception, and no library called wrongly."""
+    """Return whether jaxloop or the file system raised it, not a library called wrongly."""
     if isinstance(error, OSError):
         return error.filename is not None
     origin = traceback.extract_tb(error.__traceback__)[-1].filename

@@ -46,10 +46,11 @@ class Study(Protocol):
 
     CONFIG: type[config.Section]
 
-    def check(self, config: Any) -> list[str]:
+    def check(self, config: Any, workdir: Path | None = None) -> list[str]:
         """Read what a run would read first (data, models) and return lines that describe it.
 
-        Writes nothing. Raises ValueError if the run cannot succeed.
+        Writes nothing. Raises ValueError if the run cannot succeed, DiskFull where it would not fit
+        the disk of `workdir`.
         """
 
     def plan(self, config: Any, target: str | None = None) -> list[tuple[str, str]]:

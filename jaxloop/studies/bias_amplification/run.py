@@ -27,7 +27,7 @@ from jaxloop.studies.bias_amplification.chains import chains_line, distinct_mode
 from jaxloop.studies.bias_amplification.config import CONFIG, BiasConfig
 from jaxloop.studies.bias_amplification.family import ArticleFamily
 from jaxloop.studies.bias_amplification.prepare import Prepared, prepare
-from jaxloop.studies.common import missing
+from jaxloop.studies.common import disk, missing
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common.config import UNSTORED
 
@@ -36,7 +36,7 @@ __all__ = ["CONFIG", "check", "plan", "run"]
 Context = common.RunContext[BiasConfig, Prepared]
 
 
-def check(config: BiasConfig) -> list[str]:
+def check(config: BiasConfig, workdir: Path | None = None) -> list[str]:
     """Check articles, model, classifier and chains, and return lines that describe them."""
     problems: list[ValueError] = []
     with noted(problems):
@@ -44,7 +44,8 @@ def check(config: BiasConfig) -> list[str]:
     with noted(problems):
         missing.check_judges(config.measure.metrics, config.judge)
     raise_all(problems)
-    return preparation.lines(config, prepared)
+    room = disk.room_line(cost.disk_bytes(config, prepared), workdir)
+    return [*preparation.lines(config, prepared), room]
 
 
 def plan(config: BiasConfig, target: str | None = None) -> list[tuple[str, str]]:

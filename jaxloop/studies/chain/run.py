@@ -18,7 +18,7 @@ from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.chain import cost, measure
 from jaxloop.studies.chain.config import CONFIG, ChainConfig
 from jaxloop.studies.chain.prepare import Prepared, chains_line, prepare, texts_needed
-from jaxloop.studies.common import missing
+from jaxloop.studies.common import disk, missing
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common.config import UNSTORED
@@ -28,7 +28,7 @@ __all__ = ["CONFIG", "check", "plan", "run"]
 Context = common.RunContext[ChainConfig, Prepared]
 
 
-def check(config: ChainConfig) -> list[str]:
+def check(config: ChainConfig, workdir: Path | None = None) -> list[str]:
     """Check the data, the models and the chains, and return lines that describe them."""
     problems: list[ValueError] = []
     with noted(problems):
@@ -41,6 +41,7 @@ def check(config: ChainConfig) -> list[str]:
         *(base_models.model_line(name, base.config) for name, base in prepared.bases.items()),
         f"{chains_line(config, prepared.chains)}; the longest needs "
         f"{texts_needed(prepared):,} human texts",
+        disk.room_line(cost.disk_bytes(config, prepared), workdir),
     ]
 
 

@@ -19,7 +19,7 @@ from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
 from jaxloop.runtime.devices import barrier
 from jaxloop.runtime.signals import Stop, stop_safely
-from jaxloop.studies.common import absent_plan, missing
+from jaxloop.studies.common import absent_plan, disk, missing
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common.config import UNSTORED
@@ -35,7 +35,7 @@ Context = common.RunContext[DiversityConfig, Prepared]
 Tables = Mapping[str, pd.DataFrame]
 
 
-def check(config: DiversityConfig) -> list[str]:
+def check(config: DiversityConfig, workdir: Path | None = None) -> list[str]:
     """Return lines about the data, the models and the cells. Raises ValueError as a run would."""
     prepared = inputs.prepare(config)
     lines = [f"data {task}: {tables.summary}" for task, tables in prepared.tables.items()]
@@ -43,7 +43,7 @@ def check(config: DiversityConfig) -> list[str]:
         f"model {name}: {model_config.architecture}, {count_parameters(model_config):,} parameters"
         for name, (model_config, _) in prepared.models.items()
     ]
-    return [*lines, _cells_line(config)]
+    return [*lines, _cells_line(config), disk.room_line(_disk_bytes(config, prepared), workdir)]
 
 
 def plan(config: DiversityConfig, target: str | None = None) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
 from jaxloop.runtime import checkpoint
 from jaxloop.runtime.problems import noted, raise_all
-from jaxloop.studies.common import absent_plan, missing
+from jaxloop.studies.common import absent_plan, disk, missing
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common.config import UNSTORED
 from jaxloop.studies.multi_entity import cost, measure, report
@@ -29,7 +29,7 @@ __all__ = ["CONFIG", "check", "plan", "run"]
 Context = common.RunContext[EntitiesConfig, Prepared]
 
 
-def check(config: EntitiesConfig) -> list[str]:
+def check(config: EntitiesConfig, workdir: Path | None = None) -> list[str]:
     """Return lines about corpora, models and chains. Raises ValueError as a run would."""
     problems: list[ValueError] = []
     with noted(problems):
@@ -42,7 +42,8 @@ def check(config: EntitiesConfig) -> list[str]:
         f"model {name}: {model_config.architecture}, {count_parameters(model_config):,} parameters"
         for name, (model_config, _) in prepared.models.items()
     ]
-    return [*lines, inputs.line(config, prepared)]
+    room = disk.room_line(inputs.disk(config, prepared), workdir)
+    return [*lines, inputs.line(config, prepared), room]
 
 
 def plan(config: EntitiesConfig, target: str | None = None) -> list[tuple[str, str]]:

@@ -46,11 +46,13 @@ class Early(NamedTuple):
         bases: as in `Prepared`.
         planned: every chain, of subsets without rows.
         data_lines: a line about the sources of every domain, by its name.
+        driver: as in `Prepared`.
     """
 
     bases: Mapping[str, BaseModel]
     planned: Sequence[Planned]
     data_lines: Mapping[str, str]
+    driver: driver.RunSettings
 
 
 def check_early(config: LoopsConfig) -> Early:
@@ -98,7 +100,8 @@ def check_early(config: LoopsConfig) -> Early:
     with noted(problems):
         _check_human_judges(config)
     raise_all(problems)
-    return Early(bases, planned, data_lines)
+    settings = chain_settings(config.chain, config.fit, config.sample, config.run, study="loops")
+    return Early(bases, planned, data_lines, settings)
 
 
 def _label_columns(config: LoopsConfig) -> tuple[str, ...]:
@@ -197,7 +200,7 @@ def prepare(config: LoopsConfig) -> Prepared:
         sources=sources,
         bases=bases,
         planned=planned,
-        driver=chain_settings(config.chain, config.fit, config.sample, config.run, study="loops"),
+        driver=early.driver,
     )
 
 

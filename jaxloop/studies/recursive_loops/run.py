@@ -23,7 +23,7 @@ from jaxloop.runtime import checkpoint
 from jaxloop.runtime.devices import barrier
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.problems import noted, raise_all
-from jaxloop.studies.common import missing
+from jaxloop.studies.common import disk, missing
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common.config import UNSTORED
@@ -76,16 +76,20 @@ class Untrained(Protocol):
 UNTRAINED: dict[str, Untrained] = {"toy": toy, "judge_validation": judge_study}
 
 
-def check(config: LoopsConfig) -> list[str]:
+def check(config: LoopsConfig, workdir: Path | None = None) -> list[str]:
     """Check the data, the models, the judges and the chains, and return lines that describe them.
 
-    Nothing is cleaned; clusters and splits are not made here.
+    Texts that take long to clean are not cleaned; clusters and splits are not made here.
     """
     if config.experiment in UNTRAINED:
         return UNTRAINED[config.experiment].lines(config)
     problems: list[ValueError] = []
     with noted(problems):
         early = check_early(config)
+        if all(sources.is_quick(config, name) for name in config.domains):
+            prepared = prepare(config)
+            lines = {name: source_line(one) for name, one in prepared.sources.items()}
+            early = early._replace(planned=prepared.planned, data_lines=lines)
     with noted(problems):
         missing.check_judges(generated_judges(config), config.judge)
     raise_all(problems)
@@ -93,6 +97,7 @@ def check(config: LoopsConfig) -> list[str]:
     return [
         *(f"data {name}: {line}" for name, line in early.data_lines.items()),
         f"{chains.chains_line(config, early.planned)}; the longest needs {needed:,} human texts",
+        disk.room_line(cost.disk_bytes(config, early), workdir),
     ]
 
 

@@ -36,6 +36,8 @@ from jaxloop.studies.recursive_loops.data import cleaning, recipes
 from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered, unknown
 from jaxloop.studies.recursive_loops.data.embedding_cache import cached_embeddings
 
+# Bytes of files that `--validate` cleans; more are only looked at.
+_QUICK = 20_000_000
 Row = dict[str, Any]
 # {rule: {"in": rows, "dropped": rows, "out": rows}}
 CleaningReport = dict[str, dict[str, int]]
@@ -161,6 +163,17 @@ def _folder(config: LoopsConfig, name: str) -> Path:
 def is_clean(config: LoopsConfig, name: str) -> bool:
     """Return whether the clean texts of a domain are in the cache folder."""
     return (_folder(config, name) / "rows.parquet").exists()
+
+
+def is_quick(config: LoopsConfig, name: str) -> bool:
+    """Return whether the clean texts of a domain are there, or take seconds to clean."""
+    if is_clean(config, name):
+        return True
+    places = config.domains[name].source
+    sizes = [Path(place).stat().st_size for place in places if Path(place).is_file()]
+    here = bool(places) and all(map(data_sources.is_here, places))
+    folders = any(Path(place).is_dir() for place in places)
+    return here and not folders and sum(sizes) < _QUICK and config.language is None
 
 
 def check(config: LoopsConfig, name: str, columns: Sequence[str] = ()) -> str:
