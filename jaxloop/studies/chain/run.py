@@ -18,7 +18,7 @@ from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.chain import cost, measure
 from jaxloop.studies.chain.config import CONFIG, ChainConfig
 from jaxloop.studies.chain.prepare import Prepared, chains_line, prepare, texts_needed
-from jaxloop.studies.common import disk, missing
+from jaxloop.studies.common import disk, missing, start_adapter
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common.config import UNSTORED
@@ -30,6 +30,7 @@ Context = common.RunContext[ChainConfig, Prepared]
 
 def check(config: ChainConfig, workdir: Path | None = None) -> list[str]:
     """Check the data, the models and the chains, and return lines that describe them."""
+    config = start_adapter.with_its_settings(config)
     problems: list[ValueError] = []
     with noted(problems):
         prepared = prepare(config)
@@ -52,6 +53,7 @@ def plan(config: ChainConfig, target: str | None = None) -> list[tuple[str, str]
     absent hardware `target`.
     """
     common.keep_compiled(config.run)
+    config = start_adapter.with_its_settings(config)
     return cost.table(config, prepare(config, here=target is None), target)
 
 
@@ -60,6 +62,7 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
 
     Returns 0, `FAILED_CHAINS` where some chains stopped, or `MISSING_SCORES`.
     """
+    config = start_adapter.with_its_settings(config)
     missing.check_only(config.only, workdir)
     free = ("run", "title", "judge")
     if config.only is None:
@@ -106,7 +109,7 @@ def _train(context: Context) -> common.Outcome:
     in_background = prepared.driver.overlap_eval and context.is_first_process
     with common.started(references, in_background) as human_values:
         result = driver.run(
-            base_models.family(config.models, config.fit, config.run),
+            base_models.family(config.models, config.fit, config.run, start_adapter.load(config)),
             prepared.chains,
             prepared.data,
             context.driver_settings(prepared.driver),
@@ -146,7 +149,9 @@ def _names(config: ChainConfig) -> missing.NamesOf:
 def _scores(context: Context, measured: measure.Measure) -> missing.Scores:
     config, prepared = context.config, context.prepared
     return missing.Scores(
-        family=base_models.family(config.models, config.fit, config.run),
+        family=base_models.family(
+            config.models, config.fit, config.run, start_adapter.load(config)
+        ),
         chains=prepared.chains,
         data=prepared.data,
         settings=context.driver_settings(prepared.driver),

@@ -16,7 +16,7 @@ from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
 from jaxloop.runtime import checkpoint
 from jaxloop.runtime.problems import noted, raise_all
-from jaxloop.studies.common import absent_plan, disk, missing
+from jaxloop.studies.common import disk, missing
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common.config import UNSTORED
 from jaxloop.studies.multi_entity import cost, measure, report
@@ -49,16 +49,12 @@ def check(config: EntitiesConfig, workdir: Path | None = None) -> list[str]:
 def plan(config: EntitiesConfig, target: str | None = None) -> list[tuple[str, str]]:
     """Return what a run would cost.
 
-    Timed by a short measurement where models and data are here, else in hours of a device. With
-    `target`: what the compiler says of the programs there.
+    Timed by a short measurement where models and data are here, else in hours of named cards. With
+    `target`: hours there, and what the compiler says of the programs.
     """
-    if target is not None:
-        programs = absent_plan.Programs(
-            models=config.models, fit=config.fit, sample=config.sample, run=config.run
-        )
-        return absent_plan.rows(programs, target)
-    common.keep_compiled(config.run)
-    return cost.table(config)
+    if target is None:
+        common.keep_compiled(config.run)
+    return cost.table(config, target)
 
 
 def run(config: EntitiesConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:

@@ -23,7 +23,7 @@ from jaxloop.runtime import checkpoint
 from jaxloop.runtime.devices import barrier
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.problems import noted, raise_all
-from jaxloop.studies.common import disk, missing
+from jaxloop.studies.common import disk, missing, start_adapter
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common.config import UNSTORED
@@ -83,6 +83,7 @@ def check(config: LoopsConfig, workdir: Path | None = None) -> list[str]:
     """
     if config.experiment in UNTRAINED:
         return UNTRAINED[config.experiment].lines(config)
+    config = start_adapter.with_its_settings(config)
     problems: list[ValueError] = []
     with noted(problems):
         early = check_early(config)
@@ -109,7 +110,7 @@ def plan(config: LoopsConfig, target: str | None = None) -> list[tuple[str, str]
     """
     if config.experiment in UNTRAINED:
         return UNTRAINED[config.experiment].plan_rows(config)
-    return cost.table(config, target)
+    return cost.table(start_adapter.with_its_settings(config), target)
 
 
 def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
@@ -129,6 +130,7 @@ def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
             identify_models=False,
         )
         return common.run_study(untrained, config, workdir, argv=argv)
+    config = start_adapter.with_its_settings(config)
     missing.check_only(config.only, workdir)
     steps = common.Steps(
         prepare,
@@ -174,7 +176,9 @@ def _set_up(context: Context) -> _Planned:
         (source,) = prepared.sources.values()
         leaning = political_leaning.scorer(config, source, context.root)
     scores = missing.Scores(
-        family=base_models.family(config.models, config.fit, config.run),
+        family=base_models.family(
+            config.models, config.fit, config.run, start_adapter.load(config)
+        ),
         chains=chains.specs(planned),
         data=chains.datasets(planned, prepared.sources),
         settings=context.driver_settings(prepared.driver),
