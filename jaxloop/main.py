@@ -41,7 +41,9 @@ def _of_study(command: cli.Command) -> int:
     study = studies.load(name)
     if command.action == "validate":
         optional.check_trackers(getattr(getattr(settings, "run", None), "trackers", ()))
-        return cli.say("\n".join([*study.check(settings), f"{command.config} is valid"]))
+        return cli.say(
+            "\n".join([*study.check(settings, command.workdir), f"{command.config} is valid"])
+        )
     if command.action == "plan":
         return cli.say(cli.table(study.plan(settings, command.target)))
     assert command.workdir is not None  # as above

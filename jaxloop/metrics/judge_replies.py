@@ -89,12 +89,14 @@ class Judgement(NamedTuple):
             renormalised over them; nan where these are not known.
         none: [n] bool: the judge says that the question does not apply (-1).
         unparsable: [n] bool: the reply is no score.
+        example: the first reply that is no score; "" where there is none, or it is not known.
     """
 
     score: np.ndarray
     expected: np.ndarray
     none: np.ndarray
     unparsable: np.ndarray
+    example: str = ""
 
 
 def judgement(values: Sequence[int | None], expected: Sequence[float] | np.ndarray) -> Judgement:
@@ -141,7 +143,8 @@ def from_replies(replies: Sequence[Reply], prompt: Prompt, *, first_token: bool)
     for value, reply in zip(values, replies, strict=True):
         has_mean = known and value is not None and value >= 0
         expected.append(_expected(reply) if has_mean else np.nan)
-    return judgement(values, expected)
+    odd = (reply.text for value, reply in zip(values, replies, strict=True) if value is None)
+    return judgement(values, expected)._replace(example=next(odd, ""))
 
 
 def _numbers_are_single_tokens(values: Sequence[int | None], replies: Sequence[Reply]) -> bool:

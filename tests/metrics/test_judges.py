@@ -245,7 +245,7 @@ def test_a_judgement_does_not_depend_on_the_other_texts(single):
 def test_bad_input(single):
     ours = single[2]
     empty = judge([], ours)
-    assert [len(x) for x in empty] == [0, 0, 0, 0]
+    assert [len(x) for x in empty] == [0] * 5
     with pytest.raises(ValueError, match="texts\\[0\\] is int 3"):
         judge([3], ours)
     with pytest.raises(ValueError, match="role is 'boss'"):

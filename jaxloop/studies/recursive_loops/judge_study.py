@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from jaxloop.metrics import judge_validation
+from jaxloop.metrics import judge_validation, registry
 from jaxloop.metrics.judge_validation import HumanScores, Validation
 from jaxloop.reporting.report import Section, Table
 from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import write_atomic
+from jaxloop.studies.common import missing
 from jaxloop.studies.common import report as common_report
 from jaxloop.studies.common import run as common
 from jaxloop.studies.recursive_loops import sources
@@ -33,8 +34,9 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: LoopsConfig) -> Prepared:
-    """Read the stories. Raises ValueError where they are not there or of another form."""
+    """Read the stories. Raises ValueError where they, or the judge, are not as they must be."""
     settings = config.validation
+    registry.check([config.quality])
     try:
         return Prepared(judge_validation.read_openmeva(str(settings.source), settings.generators))
     except ValueError as error:
@@ -43,6 +45,7 @@ def prepare(config: LoopsConfig) -> Prepared:
 
 def lines(config: LoopsConfig) -> list[str]:
     """Return lines that describe the experiment."""
+    missing.check_judges([config.quality], "now")
     return [texts_line(prepare(config))]
 
 
@@ -67,7 +70,7 @@ def execute(context: common.RunContext[LoopsConfig, Prepared]) -> common.Outcome
     config = context.config
     if not context.is_first_process:
         return common.Outcome()
-    scorer = sources.score(config.quality, context.root)
+    scorer = sources.insisting(sources.score(config.quality, context.root), "the validation")
     found = judge_validation.validate_judge(
         scorer,
         str(config.validation.source),
