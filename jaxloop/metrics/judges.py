@@ -24,10 +24,12 @@ from jaxloop.metrics.judge_replies import (
     POLITICAL_LEAN,
     PROMPTS,
     QUALITY,
+    QUALITY_LEVEL,
     Judgement,
     Prompt,
     from_replies,
     judgement,
+    within,
 )
 from jaxloop.metrics.tokens import check_texts
 from jaxloop.runtime.atomic_io import cache_folder
@@ -75,8 +77,10 @@ def judge(
     if isinstance(backend, Endpoint):
         backend = _read_by(backend, reply)
         replies = complete(backend, [prompt.messages(text, role) for text in texts])
-        return from_replies(replies, prompt, first_token=backend.max_tokens == 1)
-    return judge_by_model(texts, backend, prompt, role, batch, reply)
+        found = from_replies(replies, prompt, first_token=backend.max_tokens == 1)
+    else:
+        found = judge_by_model(texts, backend, prompt, role, batch, reply)
+    return within(found, prompt.most)
 
 
 def _check_reading(reply: str | None) -> None:
@@ -265,6 +269,46 @@ def judge_qualities(
     return _text_scores(texts, QUALITY, variant, options)
 
 
+def judge_quality_level(
+    texts: Texts,
+    model: str | None = None,
+    url: str | None = None,
+    key: str = "OPENAI_API_KEY",
+    concurrency: int = 8,
+    cache: str | None = None,
+    role: str = "system",
+    reply: str | None = None,
+    timeout: float = 60.0,
+) -> np.ndarray:
+    """Mean quality that a judge gives the texts on a scale of 0 (low), 1 and 2 (good): [c].
+
+    Source: arXiv 2504.03814, figure 9; the released code, whose criteria the prompt has in other
+    words. Replies that are none of the three are left out. Options as in `judge_quality`.
+    """
+    return _means(
+        judge_quality_levels(texts, model, url, key, concurrency, cache, role, reply, timeout)
+    )
+
+
+def judge_quality_levels(
+    texts: Texts,
+    model: str | None = None,
+    url: str | None = None,
+    key: str = "OPENAI_API_KEY",
+    concurrency: int = 8,
+    cache: str | None = None,
+    role: str = "system",
+    reply: str | None = None,
+    timeout: float = 60.0,
+) -> list[np.ndarray]:
+    """`judge_quality_level` of each text, 0, 1 or 2: [chains] arrays [n].
+
+    nan where the reply is none of them.
+    """
+    options = Judge(model, url, key, concurrency, cache, role, reply, timeout)
+    return _text_scores(texts, QUALITY_LEVEL, "score", options)
+
+
 def judge_political_lean(
     texts: Texts,
     model: str | None = None,
@@ -388,8 +432,8 @@ def judge_unparsable(
     With equal options the judge is asked once for this and for its scores. No text: 0.
 
     Args:
-        prompt: "quality", "political_lean" or "english"; the other options are those of
-            `judge_quality`.
+        prompt: "quality", "quality_level", "political_lean" or "english"; the other options are
+            those of `judge_quality`.
     """
     if prompt not in PROMPTS:
         raise ValueError(f"prompt is {prompt!r}; allowed are {', '.join(map(repr, PROMPTS))}.")
@@ -401,6 +445,7 @@ def judge_unparsable(
 # The prompts of the metrics that leave out replies that are no score.
 PROMPT_OF = {
     "judge_quality": QUALITY.name,
+    "judge_quality_level": QUALITY_LEVEL.name,
     "judge_political_lean": POLITICAL_LEAN.name,
     "judge_not_political": POLITICAL_LEAN.name,
     "judge_english": ENGLISH.name,
@@ -416,6 +461,9 @@ METRICS = (
         _SCALE,
         per_text=judge_qualities,
         old_options=_OLD_OPTIONS,
+    ),
+    Metric(
+        "judge_quality_level", judge_quality_level, TEXTS, (0, 2), per_text=judge_quality_levels
     ),
     Metric(
         "judge_political_lean",

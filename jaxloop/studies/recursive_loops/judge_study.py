@@ -16,7 +16,6 @@ from jaxloop.metrics.judge_validation import HumanScores, Validation
 from jaxloop.reporting.report import Section, Table
 from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import write_atomic
-from jaxloop.studies.common import missing
 from jaxloop.studies.common import report as common_report
 from jaxloop.studies.common import run as common
 from jaxloop.studies.recursive_loops import sources
@@ -44,9 +43,14 @@ def prepare(config: LoopsConfig) -> Prepared:
 
 
 def lines(config: LoopsConfig) -> list[str]:
-    """Return lines that describe the experiment."""
-    missing.check_judges([config.quality], "now")
-    return [texts_line(prepare(config))]
+    """Return lines that describe the experiment.
+
+    Raises ValueError where it cannot be run, or its judge does not answer.
+    """
+    line = texts_line(prepare(config))
+    if silent := registry.ask_judges([config.quality]):
+        raise ValueError(f"config.quality: {silent[0]}")
+    return [line]
 
 
 def plan_rows(config: LoopsConfig) -> list[tuple[str, str]]:
@@ -70,7 +74,9 @@ def execute(context: common.RunContext[LoopsConfig, Prepared]) -> common.Outcome
     config = context.config
     if not context.is_first_process:
         return common.Outcome()
-    scorer = sources.insisting(sources.score(config.quality, context.root), "the validation")
+    scorer = sources.insisting(
+        sources.score(config.quality, context.root), "the validation of the judge"
+    )
     found = judge_validation.validate_judge(
         scorer,
         str(config.validation.source),

@@ -34,6 +34,8 @@ _AT = (
     "model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1', reply='first_token'"
 )
 JUDGE = f"judge_quality({_AT})"
+# The older judge with three levels, of several models per generation.
+JUDGE_OF_LEVELS = f"judge_quality_level({_AT})"
 ENGLISH = f"judge_english({_AT})"
 LEANING = f"judge_political_lean({_AT})"
 ENCODER = "dunzhang/stella_en_1.5B_v5"

@@ -67,8 +67,8 @@ def world(tmp_path_factory):
 def test_a_config_runs_stops_goes_on_and_ends_with_its_tables(world, name, capsys, tmp_path):
     sizes, figures, tables = EXPERIMENTS[name]
     given = read_file(str(CONFIGS / f"{name}.py"))
-    judge = f"model='judge',url='{world.url}'"
-    words = rehearsal.flags(world, name, given["domains"])
+    judge = rehearsal.options(world)
+    words = rehearsal.flags(world, given["domains"])
     quality = given["quality"].partition("(")[0]
     words += [f"--config.quality={quality}({judge})"]
     if given["experiment"].startswith("political"):

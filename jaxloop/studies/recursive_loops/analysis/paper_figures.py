@@ -25,7 +25,13 @@ from jaxloop.studies.recursive_loops.analysis.run_tables import Run
 from jaxloop.studies.recursive_loops.analysis.settings import ordered, settings
 
 DIVERSITY = ("cosine_diversity",)
-QUALITY = ("judge_quality", "quality", "text_quality_index", "class_probability")
+QUALITY = (
+    "judge_quality",
+    "judge_quality_level",
+    "quality",
+    "text_quality_index",
+    "class_probability",
+)
 # Interval of leans that count as neutral.
 NEUTRAL = (50.0, 50.0)
 MARKERS = "osD^vP"
