@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxloop.metrics import registry
 from jaxloop.recursion import driver
-from jaxloop.runtime.devices import barrier
+from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.chain import cost, measure
 from jaxloop.studies.chain.config import CONFIG, ChainConfig
@@ -93,10 +93,10 @@ def _train(context: Context) -> common.Outcome:
     """Train the chains from the generation that they have reached to the last one."""
     config, prepared = context.config, context.prepared
     if not context.is_first_process:
-        barrier("the maps are made")
+        meet("the maps are made", context.root)
     measured = measure.measuring(config, prepared, context.root)
     if context.is_first_process:
-        barrier("the maps are made")
+        meet("the maps are made", context.root)
 
     scores = _scores(context, measured)
 

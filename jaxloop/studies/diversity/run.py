@@ -17,7 +17,7 @@ import pandas as pd
 
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
-from jaxloop.runtime.devices import barrier
+from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.signals import Stop, stop_safely
 from jaxloop.studies.common import absent_plan, disk, missing
 from jaxloop.studies.common import models as base_models
@@ -145,11 +145,11 @@ def _run_info(context: Context) -> common.RunInfo:
 def _pools(context: Context, stop: Stop) -> dict[str, pd.DataFrame]:
     """The generated sets, which the first process writes and the others read."""
     if not context.is_first_process:
-        barrier("generated sets")
+        meet("generated sets", context.root)
     pools = generate.pools(context.config, context.prepared, context.root, stop)
     if context.is_first_process:
         generate.save(context.root, pools)
-        barrier("generated sets")
+        meet("generated sets", context.root)
     return pools
 
 

@@ -20,8 +20,8 @@ from jaxloop.metrics import registry
 from jaxloop.metrics.base import Unavailable
 from jaxloop.recursion import driver
 from jaxloop.runtime import checkpoint
-from jaxloop.runtime.devices import barrier
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.common import disk, missing, start_adapter
 from jaxloop.studies.common import models as base_models
@@ -269,12 +269,12 @@ def _plan_chains(context: Context) -> list[Planned]:
     """
     config, data = context.config, context.prepared.sources
     if not context.is_first_process:
-        barrier("subsets are made")
+        meet("subsets are made", context.root)
     all_subsets = subsets.build(config, data, context.root)
     planned = chains.leave_out_short(config, chains.plan(config, all_subsets))
     if context.is_first_process:
         input_tables.write(config, data, all_subsets, planned, context.root)
-        barrier("subsets are made")
+        meet("subsets are made", context.root)
     return planned
 
 
