@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxloop.lm.io import hub_errors
 from jaxloop.lm.io.json_fields import Refused
 from jaxloop.runtime.atomic_io import human_size
 
@@ -100,7 +101,7 @@ def download(name: str, revision: str | None = None) -> Path:
         cached = None if _is_refusal(error) else _cached(huggingface_hub, name, revision)
         if cached is not None:
             return cached
-        raise ValueError(f"model: {_problem(error, name, revision)}") from None
+        raise hub_errors.refusal(name, error) from None
 
 
 def _modules(hub: Any, name: str, revision: str | None, sizes: Mapping[str, int]) -> list[str]:
@@ -157,23 +158,3 @@ def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
 def _is_refusal(error: Exception) -> bool:
     """Whether the hub itself said no, which a copy in the cache does not change."""
     return type(error).__name__ in ("RevisionNotFoundError", "HFValidationError")
-
-
-def _problem(error: Exception, name: str, revision: str | None) -> str:
-    kind = type(error).__name__
-    if kind == "GatedRepoError":
-        return (
-            f"{name} is gated on the hub; accept its terms at https://huggingface.co/{name} and "
-            "log in with `hf auth login`, or give a path to a downloaded model"
-        )
-    if kind == "RevisionNotFoundError":
-        return f"{name} has no revision {revision!r} on the hub"
-    if isinstance(error, OSError) and error.errno == 28:
-        return f"{name} does not fit on the disk of the hub's cache; set HF_HOME to a larger disk"
-    more = ""
-    if kind == "RepositoryNotFoundError":
-        more = " (the hub has no such model, or it needs a login)"
-    return (
-        f"{name!r} is neither a directory here nor reachable on the hub{more}; give a path to a "
-        "downloaded model"
-    )

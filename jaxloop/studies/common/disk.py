@@ -1,7 +1,11 @@
 """The bytes that a run leaves on the disk."""
 
+import shutil
+from pathlib import Path
+
 from jaxloop.config import FitConfig
 from jaxloop.lm.model.config import ModelConfig, count_parameters, projection_widths
+from jaxloop.runtime.atomic_io import existing_parent, human_size, require_space
 from jaxloop.studies.common.models import trains_adapters
 
 
@@ -11,6 +15,19 @@ def model_bytes(fit: FitConfig, start: str, config: ModelConfig) -> int:
         return 4 * count_parameters(config)
     widths = sum(inputs + outputs for inputs, outputs in projection_widths(config).values())
     return 4 * config.num_layers * fit.lora.rank * widths * 2
+
+
+def room_line(number: int, workdir: Path | None) -> str:
+    """Return a line about the bytes that a run leaves, and what is free.
+
+    workdir: where it will be; None: the current directory is told of. Raises DiskFull where the run
+    would not fit the disk of `workdir`.
+    """
+    if workdir is not None:
+        require_space(workdir, number, "this run")
+    place = Path.cwd() if workdir is None else workdir
+    free = shutil.disk_usage(existing_parent(place)).free
+    return f"disk: {human_size(number)} at most; {human_size(free)} are free in {place}"
 
 
 def disk_row(number: int) -> tuple[str, str]:

@@ -5,6 +5,7 @@ Quality, political leaning and embeddings of its texts are computed once too and
 Experiments on the same data share all of this.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,61 +14,34 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxloop.data import dialect
 from jaxloop.data import sources as data_sources
-from jaxloop.data.batches import Columns, Shard, all_names, chosen, count_of
+from jaxloop.data.batches import Batch, Columns, Shard, all_names, chosen, count_of
 from jaxloop.data.digest import digest_texts
 from jaxloop.lm.generation.prompt import render
 from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry, umap
+from jaxloop.metrics.base import Unavailable
 from jaxloop.runtime.atomic_io import cache_folder, write_atomic
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.runtime.log import LOGGER
-from jaxloop.runtime.tables import unescape
+from jaxloop.studies import JudgeSilent
 from jaxloop.studies.recursive_loops.config import Domain, LoopsConfig
 from jaxloop.studies.recursive_loops.data import clean_files, cleaning, recipes, sampling
-from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered
+from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered, unknown
 from jaxloop.studies.recursive_loops.data.cleaning import Counter
 from jaxloop.studies.recursive_loops.data.embedding_cache import cached_embeddings
+from jaxloop.studies.recursive_loops.data.texts import Texts, text_column
 
-
-class Texts(Sequence[str]):
-    """Some rows of a text column, decoded when they are read.
-
-    All subsets of a dataset share one column in memory.
-    """
-
-    def __init__(self, column: pa.LargeStringArray, rows: np.ndarray | None = None):
-        self._column = column
-        self._rows = np.arange(len(column)) if rows is None else np.asarray(rows, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [unescape(text) for text in self._column.take(self._rows[index]).to_pylist()]
-        return unescape(self._column[int(self._rows[index])].as_py())
-
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), 8192):
-            yield from self[start : start + 8192]
-
-    def take(self, rows: np.ndarray) -> "Texts":
-        """Return the texts at these positions, as another view of the column."""
-        return Texts(self._column, self._rows[rows])
+# Bytes of files that `--validate` cleans; more are only looked at.
+_QUICK = 20_000_000
 
 
 class Source(NamedTuple):
@@ -127,7 +101,7 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
     for a source that cannot be read, and where a rule drops everything.
     """
     domain = config.domains[name]
-    folder = cache_folder() / "datasets" / f"{name}-{_key(config, domain)}"
+    folder = _folder(config, name)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.parquet"
     with filelock.FileLock(folder / ".lock"):
@@ -136,7 +110,7 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
     names = [column for column in pq.read_schema(path).names if column != "text"]
     table = pq.read_table(path, columns=names, memory_map=True)
     report = json.loads((pq.read_metadata(path).metadata or {}).get(b"cleaning", b"{}"))
-    texts = Texts(_text_column(path))
+    texts = Texts(text_column(path))
     return Source(
         name=name,
         texts=texts,
@@ -148,28 +122,71 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
     )
 
 
-def _text_column(path: Path) -> pa.LargeStringArray:
-    """The texts of clean rows, read in two passes into memory of their size: these are the largest
-    arrays of a run, which must not be there twice.
+def _folder(config: LoopsConfig, name: str) -> Path:
+    """The cache folder of a domain's clean texts."""
+    key = _key(config, config.domains[name])
+    return cache_folder() / "datasets" / f"{name}-{key}"
+
+
+def is_clean(config: LoopsConfig, name: str) -> bool:
+    """Return whether the clean texts of a domain are in the cache folder."""
+    return (_folder(config, name) / "rows.parquet").exists()
+
+
+def is_quick(config: LoopsConfig, name: str) -> bool:
+    """Return whether the clean texts of a domain are there, or take seconds to clean."""
+    if is_clean(config, name):
+        return True
+    places = config.domains[name].source
+    sizes = [Path(place).stat().st_size for place in places if Path(place).is_file()]
+    here = bool(places) and all(map(data_sources.is_here, places))
+    folders = any(Path(place).is_dir() for place in places)
+    return here and not folders and sum(sizes) < _QUICK and config.language is None
+
+
+def check(config: LoopsConfig, name: str) -> str:
+    """Read the first row of every source of a domain, and return a line about the domain.
+
+    Nothing is cleaned or written. Raises ValueError, one sentence, for a source that cannot be read
+    or lacks a column that its recipe, or the experiment, needs.
     """
-    count = pq.read_metadata(path).num_rows
-    lengths = [pc.binary_length(texts) for texts in _text_batches(path)]
-    ends_N = np.zeros(count + 1, np.int64)
-    if lengths:
-        np.cumsum(pa.chunked_array(lengths).fill_null(0).to_numpy(), out=ends_N[1:])
-    data = np.empty(int(ends_N[-1]), np.uint8)
-    row = 0
-    for texts in _text_batches(path):
-        values = np.frombuffer(b"".join(texts.cast("binary").to_pylist()), np.uint8)
-        data[ends_N[row] : ends_N[row + len(texts)]] = values
-        row += len(texts)
-    return pa.LargeStringArray.from_buffers(count, pa.py_buffer(ends_N), pa.py_buffer(data))
+    domain = config.domains[name]
+    if is_clean(config, name):
+        return source_line(read(config, name))
+    with _of_domain(name):
+        _steps(config, domain, _any_length, None)
+        places: Sequence[str | Path] = domain.source
+        if not places:
+            places = recipes.own_places(domain.recipe)
+        for place in places:
+            # Of several splits the first row is that of the first.
+            one = domain.model_copy(update={"source": (str(place),), "splits": domain.splits[:1]})
+            if not domain.source and domain.recipe != "plain":
+                own = recipes.RECIPES[domain.recipe]
+                source = () if place == own.source else (str(place),)
+                one = one.model_copy(update={"source": source})
+            for shard in _shards(config, one):
+                _check_first(config, domain, next(shard.read(), {}))
+                break
+    return f"first row of {', '.join(map(str, places))} read; cleaned when a run begins"
 
 
-def _text_batches(path: Path) -> Iterator[pa.StringArray]:
-    with pq.ParquetFile(path, buffer_size=1 << 22) as file:
-        for batch in file.iter_batches(16_384, columns=["text"]):
-            yield batch.column(0)
+def _check_first(config: LoopsConfig, domain: Domain, batch: Batch) -> None:
+    """Raise ValueError where the first rows lack a column that is read."""
+    names = all_names(batch) if isinstance(batch, list) else list(batch)
+    needed = [domain.text_column] if domain.recipe == "plain" else []
+    if lacking := [column for column in (*needed, *_labels(config)) if column not in names]:
+        raise ValueError(f"has no column {lacking[0]!r}; there are {', '.join(map(str, names))}")
+
+
+def _any_length(texts: list[str]) -> Sequence[int]:
+    return [100] * len(texts)
+
+
+def check_counter(config: LoopsConfig, name: str) -> None:
+    """Raise ValueError where the tokens of a domain's texts cannot be counted as config says."""
+    if config.tokens == "cl100k" and not is_clean(config, name):
+        _counter(config, config.domains[name], None)
 
 
 def _fingerprint(folder: Path, texts: Texts) -> str:
@@ -225,25 +242,35 @@ def _clean(
     rest: cleaning.Report = {}
     report: cleaning.Report = {}
     parts = path.parent / "parts"
-    try:
+    with _of_domain(name):
         steps = _steps(config, domain, counter, path.parent)
         alone = list(itertools.takewhile(lambda step: step.by_row, steps))
         shards = _shards(config, domain)
         stream = clean_files.clean_parts(shards, alone, by_row, parts, limit=domain.limit)
         stream = cleaning.apply(stream, steps[len(alone) :], rest)
         clean_files.write_parquet(path, _reported(stream, report, by_row, rest), report)
+    shutil.rmtree(parts)
+
+
+@contextlib.contextmanager
+def _of_domain(name: str) -> Iterator[None]:
+    """Context whose refusals name the domain."""
+    try:
+        yield
     except ValueError as error:
         text = dialect.in_section(str(error), f"domains.{name}")
         if not text.startswith(("data.", "config.")):
             text = f"config.domains.{name}: {text}"
         raise ValueError(text) from error
-    shutil.rmtree(parts)
 
 
 def _steps(
-    config: LoopsConfig, domain: Domain, counter: Counter | None, folder: Path
+    config: LoopsConfig, domain: Domain, counter: Counter | None, folder: Path | None
 ) -> list[cleaning.Step]:
-    """All rules of a domain; folder: where answers about its texts are kept."""
+    """All rules of a domain.
+
+    folder: keeps the answers of a judge of language; None: it is not asked.
+    """
     steps: list[cleaning.Step]
     if domain.recipe == "plain":
         steps = [cleaning.texts_from(domain.text_column)]
@@ -252,8 +279,9 @@ def _steps(
         steps.append(cleaning.distinct(content=True))
     else:
         options = dict(domain.options)
-        if config.language is not None and domain.recipe == "100M_tweets":
-            options["is_english"] = _is_english(config.language, folder)
+        judged = config.language is not None and domain.recipe == "100M_tweets"
+        if judged and folder is not None:
+            options["is_english"] = _is_english(config.language or "", folder)
         steps = list(recipes.steps_of(domain.recipe, counter, **options))
     if counter is not None and _limits_length(domain):
         least = -1 if domain.min_tokens is None else domain.min_tokens
@@ -268,7 +296,7 @@ def _steps(
 
 
 def _is_english(metric: str, folder: Path) -> Callable[[Sequence[str]], np.ndarray]:
-    is_one = score(metric, folder)
+    is_one = insisting(score(metric, folder), "config.language: the cleaning")
 
     def is_english(texts: Sequence[str]) -> np.ndarray:
         return is_one(texts) == 1
@@ -343,18 +371,70 @@ def _plain_batches(shard: Shard, names: Sequence[str]) -> Iterator[Columns]:
 
 
 def score(metric: str, folder: Path) -> TextScorer:
-    """Return the metric of single texts that has this name; its values are cached in `folder`."""
+    """Return the metric of single texts that has this name; its values are cached in `folder`.
+
+    The function raises `metrics.base.Unavailable` where a judge does not answer; what it answered
+    is kept.
+    """
 
     def ask(texts: list[str]) -> np.ndarray:
         return registry.evaluate_texts([metric], texts=[texts])[metric][0]
 
-    return remembered(ask, folder / "answers.sqlite", name=metric)
+    return remembered(ask, _answers(folder), name=_scorer_name(metric))
+
+
+def _answers(folder: Path) -> Path:
+    return folder / "answers.sqlite"
+
+
+def _scorer_name(metric: str) -> str:
+    """What a metric's answers are kept under.
+
+    Those of a judge of political leaning used not to tell "not political" from "no score".
+    """
+    return f"{metric} or -1" if metric.startswith("judge_political_lean") else metric
+
+
+def lacks_scores(metric: str, source: Source) -> bool:
+    """Return whether a metric has not been computed of some text of a dataset."""
+    path = _answers(source.folder)
+    return bool(unknown(source.texts, path, name=_scorer_name(metric)))
+
+
+def scored(metric: str, source: Source, texts: Sequence[str], what: str) -> np.ndarray:
+    """Return a metric of human texts of a dataset, [n]; what: its name in messages.
+
+    Raises `JudgeSilent` where its judge stops answering.
+    """
+    LOGGER.info("%s of %s texts of %s", what, f"{len(texts):,}", source.name)
+    ask = insisting(score(metric, source.folder), f"the {what} of the texts of {source.name}")
+    values = ask(texts)
+    if without := int(np.isnan(values).sum()):
+        LOGGER.warning("%s texts of %s have no %s", f"{without:,}", source.name, what)
+    return values
+
+
+def insisting(scorer: Callable[[Any], np.ndarray], what: str) -> Callable[[Any], np.ndarray]:
+    """Return a scorer that raises `JudgeSilent` where its judge does not answer.
+
+    what: what cannot go on then.
+    """
+
+    def insist(texts: Any) -> np.ndarray:
+        try:
+            return scorer(texts)
+        except Unavailable as error:
+            raise JudgeSilent(
+                f"{what} cannot go on: {str(error).rstrip('.')}; the same command goes on from "
+                "there"
+            ) from None
+
+    return insist
 
 
 def quality(config: LoopsConfig, source: Source) -> np.ndarray:
     """Return the quality of every text of a dataset, [n] float64; nan for a text without one."""
-    LOGGER.info("quality of the %s texts of %s", f"{len(source.texts):,}", source.name)
-    return score(config.quality, source.folder)(source.texts)
+    return scored(config.quality, source, source.texts, "quality")
 
 
 def embeddings(config: LoopsConfig, source: Source) -> np.ndarray:

@@ -192,9 +192,9 @@ def test_what_cannot_be_used_is_not_downloaded(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("GatedRepoError", "me/model is gated on the hub; accept its terms at https://.* log in"),
-        ("RevisionNotFoundError", "me/model has no revision 'r' on the hub"),
-        ("RepositoryNotFoundError", "nor reachable on the hub .the hub has no such model, or it"),
+        ("GatedRepoError", "me/model. is gated on the hub: ask for access"),
+        ("RevisionNotFoundError", "me/model. has no such revision on the hub"),
+        ("RepositoryNotFoundError", "nor a model on the hub that can be seen without a token"),
         ("OfflineModeIsEnabled", "'me/model' is neither a directory here nor reachable on the hub"),
     ],
 )

@@ -42,6 +42,10 @@ class Step:
     by_row: bool = True
 
 
+class AllDropped(ValueError):
+    """A rule drops every row that reaches it."""
+
+
 def clean(batches: Iterable[Columns], steps: Sequence[Step], report: Report) -> Iterator[Columns]:
     """Yield the rows that are left after all steps, in batches.
 
@@ -84,7 +88,7 @@ def check_left(report: Report) -> None:
     )
     if guilty is None:
         raise ValueError("cleaning: there are no rows to clean.")
-    raise ValueError(
+    raise AllDropped(
         f"cleaning: the rule {guilty!r} drops all {report[guilty]['in']} rows that reach it."
     )
 
