@@ -217,9 +217,10 @@ def needed(found: Agreement, power: Power, tolerance: float = 0.0) -> int:
     """Return the replicates that `power` asks for, judged by what has been drawn so far.
 
     Where a formula is only right to a tolerance, half of that is error enough to look for. The
-    spread of a few replicates may look small by luck: two standard errors are added.
+    spread of a few replicates may look small by luck: two standard errors are added. A formula
+    that may be off by all of itself says nothing that more replicates would contradict.
     """
-    if not np.isfinite(found.unit) or found.freedom < 1:
+    if not np.isfinite(found.unit) or found.freedom < 1 or tolerance >= 1:
         return 0
     luck = 1 + 2 * np.sqrt(2 / found.freedom) if found.freedom < 10_000 else 1.03
     wanted = wanted_error(power, tolerance)

@@ -38,6 +38,7 @@ CURVES = (
     "line",
     "entries",
     "replicates",
+    "left_out",
     "error",
     "t",
     "f",
@@ -111,10 +112,14 @@ class Quantity:
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """A quantity with the moments of its samples [R, n], one independent row per replicate."""
+    """A quantity with the moments of its samples [R, n], one independent row per replicate.
+
+    left_out: replicates that were drawn beside these R and are in no number.
+    """
 
     quantity: Quantity
     moments: Moments
+    left_out: int = 0
 
     @property
     def replicates(self) -> int:
@@ -174,11 +179,15 @@ class Experiment(NamedTuple):
         quantities: what is measured.
         draw: seed -> samples [R, n] of every quantity, R of about the same size for every seed;
             different seeds are independent.
+        left_out: share of the replicates that may be left out: those all of whose values are NaN.
+        why: what a replicate is left out for.
     """
 
     name: str
     quantities: tuple[Quantity, ...]
     draw: Callable[[int], Sequence[np.ndarray]]
+    left_out: float = 0.0
+    why: str = ""
 
 
 def measure(
@@ -193,21 +202,39 @@ def measure(
 
     Batch after batch is drawn until every formula has as many replicates as `power` needs, or
     there are `replicates`, where that is given; at most `most`. Equal arguments give equal results.
+
+    Raises ValueError where more replicates than the experiment allows are left out.
     """
     found: list[Moments] = []
-    batch = 0
+    batch = left_out = 0
     while True:
-        samples = experiment.draw(seed + batch)
+        samples, gone = _kept(experiment, experiment.draw(seed + batch))
+        left_out += gone
         parts = [
             _moments(quantity, np.asarray(x, float))
             for quantity, x in zip(experiment.quantities, samples, strict=True)
         ]
         found = [agreements.merge(*pair) for pair in zip(found, parts, strict=True)] or parts
         batch += 1
-        checks = [Check(*pair) for pair in zip(experiment.quantities, found, strict=True)]
+        checks = [Check(*pair, left_out) for pair in zip(experiment.quantities, found, strict=True)]
         done = min(check.replicates for check in checks)
         if done >= min(replicates or replicates_for(checks, power), most):
             return checks
+
+
+def _kept(
+    experiment: Experiment, samples: Sequence[np.ndarray]
+) -> tuple[Sequence[np.ndarray], int]:
+    """Samples without the replicates that are left out, and how many these are."""
+    if not experiment.left_out:
+        return samples, 0
+    gone = np.logical_and.reduce([np.isnan(x).all(1) for x in samples])
+    if gone.mean() > experiment.left_out or (~gone).sum() < 2:
+        raise ValueError(
+            f"{experiment.name}: {gone.mean():.0%} of the replicates would be left out "
+            f"({experiment.why}), at most {experiment.left_out:.0%} may be"
+        )
+    return [x[~gone] for x in samples], int(gone.sum())
 
 
 def replicates_for(checks: Sequence[Check], power: Power) -> int:
@@ -233,6 +260,7 @@ def curves(checks: Sequence[Check], power: Power) -> pd.DataFrame:
             check.quantity.line,
             len(check.quantity.at),
             check.replicates,
+            check.left_out,
             a.error,
             a.t,
             a.f,
@@ -305,6 +333,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
         curves=("flag", "size"),
         entries=("entries", "sum"),
         replicates=("replicates", "min"),
+        left_out=("left_out", "max"),
         error=("size", "max"),
         finds=("finds", "max"),
         largest_z=("largest", "max"),

@@ -77,6 +77,11 @@ class WmleConfig(Section):
     gam: NonNegative = Field(5.0, description="strength of the constraint of L_new")
     steps: Count = Field(10, description="gradient steps of a generation under L_new")
     rate: Positive = Field(2.0, description="their step length")
+    left_out: Share = Field(
+        0.2,
+        description="share of chains at most that may be left out because a fit did not converge: "
+        "a few draws may be so alike that no finite alpha and beta are likeliest",
+    )
     order: NonNegative = Field(
         5.0, description="relative error that is allowed to formulas for large n, times 1/n"
     )

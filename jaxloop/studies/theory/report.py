@@ -144,6 +144,8 @@ def _note(summary: pd.DataFrame, name: str) -> str:
         f"{row['replicates']:,.0f} replicates; largest |z| {row['largest_z']:.1f} of "
         f"{row['entries']:.0f}, p = {row['adjusted']:.2g} adjusted"
     )
+    if row["left_out"]:
+        text += f"; {row['left_out']:,.0f} replicates left out, a fit of theirs did not converge"
     if row["tolerance"]:
         text += f"; {row['tolerance']:.2%} allowed to the formula"
     return text
@@ -160,6 +162,7 @@ def _summary(summary: pd.DataFrame) -> report.Table:
         "curves",
         "entries",
         "replicates",
+        "left out",
         "largest error of a formula, estimated",
         "error that is found",
         "largest |z|",
@@ -173,6 +176,7 @@ def _summary(summary: pd.DataFrame) -> report.Table:
             int(row["curves"]),
             int(row["entries"]),
             f"{row['replicates']:,}",
+            f"{row['left_out']:,}",
             *("–" if np.isnan(row[name]) else f"{row[name]:.2%}" for name in ("error", "finds")),
             f"{row['largest_z']:.2f}",
             f"{row['adjusted']:.2g}",

@@ -209,6 +209,7 @@ def _write_checks(checks: Sequence[Check], path: Path) -> None:
     columns = {
         "empirical": np.concatenate([check.empirical for check in checks]),
         "replicates": np.concatenate([np.full(len(c.se), c.replicates) for c in checks]),
+        "left_out": np.concatenate([np.full(len(c.se), c.left_out) for c in checks]),
         **{f"cov_{j}": covs[:, j] for j in range(wide)},
     }
     write_parquet(path, columns)
@@ -225,7 +226,7 @@ def _read_checks(experiment: Experiment, path: Path) -> list[Check]:
     for quantity in experiment.quantities:
         n = len(quantity.at)
         part = slice(start, start + n)
-        count = int(stored["replicates"][start])
-        checks.append(Check(quantity, Moments(count, empirical[part], covs[part, :n])))
+        count, left_out = (int(stored[name][start]) for name in ("replicates", "left_out"))
+        checks.append(Check(quantity, Moments(count, empirical[part], covs[part, :n]), left_out))
         start += n
     return checks

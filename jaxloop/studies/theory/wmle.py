@@ -23,6 +23,8 @@ LINES = {
     "none": "not weighted",
 }
 
+WHY = "a fit of theirs did not converge"
+
 
 def experiments(config: TheoryConfig, mesh: Mesh | None = None) -> list[Experiment]:
     """Return all comparisons of the config. Raises ValueError as `beta.population` does."""
@@ -64,15 +66,11 @@ def _modes(theta: np.ndarray) -> np.ndarray:
 def _simulated(
     config: TheoryConfig, n: int, options: Mapping[str, Any], mesh: Mesh | None, seed: int
 ) -> np.ndarray:
-    """Fits [R, T+1, 2] of a batch. Raises FloatingPointError where Newton did not converge."""
+    """Fits [R, T+1, 2] of a batch; NaN in the chains with one that did not converge."""
     theta, converged, _ = beta.simulate(
         n=n, replicates=config.wmle.batch, seed=seed, report=True, mesh=mesh, **options
     )
-    if not converged.all():
-        raise FloatingPointError(
-            f"Newton did not converge in {int((~converged).sum())} of {converged.size} fits"
-        )
-    return theta
+    return np.where(converged.all(1)[:, None, None], theta, np.nan)
 
 
 def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experiment:
@@ -106,7 +104,7 @@ def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experime
             *([_coefficients(theta, options)] if shifts else []),
         ]
 
-    return Experiment(f"chains__{weighting}", tuple(quantities), draw)
+    return Experiment(f"chains__{weighting}", tuple(quantities), draw, w.left_out, WHY)
 
 
 def _sampling_error(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experiment:
@@ -129,10 +127,11 @@ def _sampling_error(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> 
         theta = _simulated(config, w.error_n, options, mesh, seed)
         # Means of these are the standard deviation, to first order in its error; n / (n - 1) is for
         # the mean that is subtracted.
-        away = (theta - theta.mean(0)) ** 2 * (w.batch / (w.batch - 1))
+        kept = np.isfinite(theta).all((1, 2)).sum()
+        away = (theta - np.nanmean(theta, 0)) ** 2 * (kept / max(kept - 1, 1))
         return [sd[:, i] + (away[:, :, i] - sd[:, i] ** 2) / (2 * sd[:, i]) for i in (0, 1)]
 
-    return Experiment(f"sampling_error__{weighting}", tuple(quantities), draw)
+    return Experiment(f"sampling_error__{weighting}", tuple(quantities), draw, w.left_out, WHY)
 
 
 def _coefficients(theta: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
