@@ -459,7 +459,9 @@ def _no_limit(designs: Designs, w: Setting, radius: float) -> str | None:
     if any((x[everyone:] != x[-1:]).any() for x in (w.a, w.b, w.alpha, w.who)):
         return "alpha or beta changes with the generation"
     if radius >= forms.SPECTRAL_LIMIT:
-        return f"the spectral radius of Q is {radius:.6g} and must be below 1"
+        why = f"the spectral radius of Q is {radius:.6g} and must be below 1"
+        cause = rows.absorbed(designs, w)
+        return f"{why}: {cause}" if cause else why
     return None
 
 

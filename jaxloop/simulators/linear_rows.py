@@ -222,3 +222,32 @@ def limit(
         power = power @ power
     cov = sigma2 * real @ real.T + spread
     return (real @ (real_rows(designs) @ theta)).reshape(k, d), (cov + cov.T) / 2
+
+
+def absorbed(designs: Designs, w: Setting) -> str | None:
+    """Return why entities that only read each other keep an error for ever, or None.
+
+    Followed are the readers of the last generation: where the real rows of all whom an entity
+    hears of, itself included, leave a direction free that its synthetic rows show, nothing pulls
+    what is believed of it back to the truth.
+    """
+    heard = (w.alpha[-1][:, None] * w.who[-1]) > 0
+    reach = heard | np.eye(designs.entities, dtype=bool)
+    for _ in range(designs.entities):
+        reach = (reach.astype(int) @ reach.astype(int)) > 0
+    group = designs.synthetic_groups[-1]
+    for k, known in enumerate(reach):
+        members = np.flatnonzero(known)
+        real = [designs.private[j] for j in members if w.a[-1, j] > 0]
+        real += [designs.public] * bool((w.b[-1, members] > 0).any())
+        written = [group[j] for j in np.flatnonzero(heard[members].any(0))]
+        if written and _span([*real, *written]) > _span(real):
+            names = ", ".join(str(j + 1) for j in members if j != k)
+            only = f"entities {names} and itself" if names else "itself"
+            return f"entity {k + 1} reads only {only}, whose real rows leave a direction free"
+    return None
+
+
+def _span(parts: list[np.ndarray]) -> int:
+    scaled = [x / np.linalg.norm(x) for x in parts if x.any()]
+    return int(np.linalg.matrix_rank(np.concatenate(scaled))) if scaled else 0

@@ -136,3 +136,19 @@ def test_what_no_float_holds_is_refused():
         linear.closed_form(designs, theta, alpha=1e-24, beta=1.0, generations=2)
     with pytest.raises(ValueError, match="form='block': a fit has a condition number"):
         linear.closed_form(designs, theta, alpha=1e-9, beta=1.0, generations=2, form="block")
+
+
+def test_who_only_reads_itself_is_named_where_a_limit_is_asked_for():
+    """Entity 1's two real rows leave a direction free: alone it has no limit, with entity 2's text
+    it has one.
+    """
+    designs, theta = _hidden(), np.zeros(3)
+    alone = np.array([[1.0, 0.0], [0.5, 0.5]])
+    said = "no limit exists: .* entity 1 reads only itself, whose real rows leave a direction free"
+    with pytest.raises(ValueError, match=said):
+        linear.limit(designs, theta, alpha=0.5, beta=1.0, mixing=alone)
+    made = linear.closed_form(designs, theta, alpha=0.5, beta=1.0, generations=3, mixing=alone)
+    assert made.limit is None and "entity 1 reads only itself" in made.no_limit
+    linear.limit(designs, theta, alpha=0.5, beta=1.0, mixing=[[0.5, 0.5], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="entity 1 reads only entities 2 and itself"):
+        linear.limit(designs, theta, alpha=1.0, beta=1.0)
