@@ -214,7 +214,9 @@ def measure(
             _moments(quantity, np.asarray(x, float))
             for quantity, x in zip(experiment.quantities, samples, strict=True)
         ]
-        found = [agreements.merge(*pair) for pair in zip(found, parts, strict=True)] or parts
+        if found:
+            parts = [agreements.merge(*pair) for pair in zip(found, parts, strict=True)]
+        found = parts
         batch += 1
         checks = [Check(*pair, left_out) for pair in zip(experiment.quantities, found, strict=True)]
         done = min(check.replicates for check in checks)
