@@ -30,9 +30,9 @@ TESTS = 3
 
 
 class Moments(NamedTuple):
-    """Of samples [count, n]: mean [n] and covariance [n, n] (over count - 1)."""
+    """Of samples [R, n]: R, mean [n] and covariance [n, n] (over R - 1)."""
 
-    count: int
+    replicates: int
     mean: np.ndarray
     cov: np.ndarray
 
@@ -72,11 +72,11 @@ def moments(samples: np.ndarray) -> Moments:
 
 def merge(one: Moments, other: Moments) -> Moments:
     """Return the moments of both sets of samples together."""
-    count = one.count + other.count
+    count = one.replicates + other.replicates
     step = other.mean - one.mean
-    squares = one.cov * (one.count - 1) + other.cov * (other.count - 1)
-    squares = squares + np.outer(step, step) * (one.count * other.count / count)
-    return Moments(count, one.mean + step * (other.count / count), squares / (count - 1))
+    squares = one.cov * (one.replicates - 1) + other.cov * (other.replicates - 1)
+    squares = squares + np.outer(step, step) * (one.replicates * other.replicates / count)
+    return Moments(count, one.mean + step * (other.replicates / count), squares / (count - 1))
 
 
 def entries(analytic: np.ndarray, found: Moments, tolerance: float = 0.0) -> np.ndarray:
@@ -87,7 +87,7 @@ def entries(analytic: np.ndarray, found: Moments, tolerance: float = 0.0) -> np.
     allowed = (tolerance + ROUNDING) * np.abs(analytic) + NOTHING
     beyond = np.sign(away) * np.maximum(np.abs(away) - allowed, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(beyond == 0, 0.0, beyond / np.sqrt(np.diag(found.cov) / found.count))
+        return np.where(beyond == 0, 0.0, beyond / np.sqrt(np.diag(found.cov) / found.replicates))
 
 
 def agreement(analytic: np.ndarray, found: Moments, tolerance: float = 0.0) -> Agreement:
@@ -106,12 +106,12 @@ def agreement(analytic: np.ndarray, found: Moments, tolerance: float = 0.0) -> A
     if contradicted or not n:
         p = 0.0 if contradicted else 1.0
         return Agreement(float("nan"), 0.0, 0.0, 0, 0, largest, p, float("nan"))
-    part = Moments(found.count, found.mean[varies], found.cov[np.ix_(varies, varies)])
+    part = Moments(found.replicates, found.mean[varies], found.cov[np.ix_(varies, varies)])
     compared = _compared(analytic[varies], part, tolerance)
-    single = 2 * scipy.stats.t.sf(largest, found.count - 1) * n
+    single = 2 * scipy.stats.t.sf(largest, found.replicates - 1) * n
     if n == 1:
         return compared._replace(largest=largest, p=min(float(single), 1.0))
-    freedom = found.count - 1 if tolerance else compared.freedom
+    freedom = found.replicates - 1 if tolerance else compared.freedom
     scale = 2 * scipy.stats.t.sf(abs(compared.t), freedom)
     shape = scipy.stats.f.sf(compared.f, compared.directions, compared.freedom)
     p = TESTS * min(scale, shape, single)
@@ -120,7 +120,7 @@ def agreement(analytic: np.ndarray, found: Moments, tolerance: float = 0.0) -> A
 
 def _compared(analytic: np.ndarray, found: Moments, tolerance: float) -> Agreement:
     """Scale and shape of entries that all vary."""
-    count, size = found.count, np.abs(analytic)
+    count, size = found.replicates, np.abs(analytic)
     sized = size > NOTHING
     # Relative errors, where there is something to be relative to.
     unit = np.where(sized, size, max(size.max(), NOTHING) if sized.any() else 1.0)
@@ -183,7 +183,7 @@ def _plain_scale(
     error = float(weights @ (found.mean - analytic))
     per_root = float(np.sqrt(weights @ found.cov @ weights))
     beyond = np.sign(error) * max(abs(error) - tolerance, 0.0)
-    return error, float(beyond / (per_root / np.sqrt(found.count))), per_root
+    return error, float(beyond / (per_root / np.sqrt(found.replicates))), per_root
 
 
 # ---- how much is found

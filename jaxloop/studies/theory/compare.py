@@ -124,7 +124,7 @@ class Check:
     @property
     def replicates(self) -> int:
         """R."""
-        return self.moments.count
+        return self.moments.replicates
 
     @property
     def empirical(self) -> np.ndarray:
@@ -134,7 +134,7 @@ class Check:
     @property
     def se(self) -> np.ndarray:
         """Standard error [n] of the mean."""
-        return np.sqrt(np.diag(self.moments.cov) / self.moments.count)
+        return np.sqrt(np.diag(self.moments.cov) / self.moments.replicates)
 
     @property
     def z(self) -> np.ndarray:
@@ -349,11 +349,16 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 
 class Claim(NamedTuple):
-    """A statement, the numbers that it rests on, and whether they bear it out."""
+    """A statement, the numbers that it rests on, and whether they bear it out.
+
+    theorem: the source of what is proved and only evaluated here; empty where the numbers are
+    those of the run's simulations.
+    """
 
     statement: str
     numbers: str
     holds: bool
+    theorem: str = ""
 
 
 class Conclusion(NamedTuple):

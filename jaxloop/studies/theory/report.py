@@ -20,7 +20,7 @@ FILES = (
     "import pandas as pd\n"
     'table = pd.read_csv("table.csv")    # study, quantity, line, axis, at, analytic, empirical, '
     "se, z, replicates, tolerance, flag\n"
-    'claims = pd.read_csv("claims.csv")  # statement, numbers, holds'
+    'claims = pd.read_csv("claims.csv")  # statement, numbers, holds, theorem'
 )
 
 
@@ -152,8 +152,11 @@ def _note(summary: pd.DataFrame, name: str) -> str:
 
 
 def _claims(claims: Sequence[compare.Claim]) -> report.Table:
-    rows = [(c.statement, c.numbers, "yes" if c.holds else "NO") for c in claims]
-    return report.Table("", "", ("statement", "numbers", "holds"), rows)
+    rows = [
+        (c.statement, c.numbers, c.theorem or "this run's chains", "yes" if c.holds else "NO")
+        for c in claims
+    ]
+    return report.Table("", "", ("statement", "numbers", "rests on", "holds"), rows)
 
 
 def _summary(summary: pd.DataFrame) -> report.Table:

@@ -14,6 +14,7 @@ import scipy.stats
 from jax.sharding import Mesh
 
 from jaxloop.simulators import beta
+from jaxloop.studies.theory import wmle_measured
 from jaxloop.studies.theory.compare import Check, Claim, Conclusion, Experiment, Quantity
 from jaxloop.studies.theory.config import TheoryConfig, WmleConfig
 
@@ -23,6 +24,7 @@ LINES = {
     "none": "not weighted",
 }
 
+PROOF = "for infinitely many draws: densities of Beta distributions multiply (simulators/beta.py)"
 WHY = "a fit of theirs did not converge"
 
 
@@ -204,7 +206,9 @@ def _descent(constraint: beta.Constraint, options: Mapping[str, Any]) -> np.ndar
 
 
 def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -> Conclusion:
-    """Return what is proved of weighted maximum likelihood, with the numbers of this config."""
+    """Return what the chains show, and beside it what is proved, with the numbers of this
+    config.
+    """
     weightings = config.wmle.weightings
     claims: list[Claim] = []
     if "model" in weightings:
@@ -213,6 +217,8 @@ def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -
         claims.append(_constant_growth(config))
     if "none" in weightings:
         claims.append(_random_walk(config))
+    proved = [claim._replace(theorem=PROOF) for claim in claims]
+    claims = [*wmle_measured.claims(config, checks, LINES), *proved]
     frames = [_population_table(config, weighting) for weighting in weightings]
     return Conclusion(claims, (), {"population": pd.concat(frames, ignore_index=True)})
 

@@ -24,7 +24,7 @@ def walks(rng, replicates, dims=None):
 def test_merged_moments_are_those_of_all_samples():
     x = walks(np.random.default_rng(0), 70)
     merged = ag.merge(ag.moments(x[:20]), ag.moments(x[20:]))
-    assert merged.count == 70
+    assert merged.replicates == 70
     np.testing.assert_allclose(merged.mean, x.mean(0), rtol=1e-13)
     np.testing.assert_allclose(merged.cov, np.cov(x.T), rtol=1e-12)
 
@@ -74,7 +74,7 @@ def test_an_error_is_found_as_often_as_was_asked_for():
     truth, found = 4.0 * np.arange(1, N + 1), 0
     for _ in range(120):
         moments = ag.moments(walks(rng, 200, dims=4))
-        while moments.count < ag.needed(ag.agreement(truth * 1.05, moments), power):
+        while moments.replicates < ag.needed(ag.agreement(truth * 1.05, moments), power):
             moments = ag.merge(moments, ag.moments(walks(rng, 200, dims=4)))
         found += ag.agreement(truth * 1.05, moments).p <= power.level / power.curves
     assert found >= scipy.stats.binom.ppf(1e-3, 120, 0.95)

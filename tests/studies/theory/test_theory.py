@@ -22,7 +22,7 @@ from jaxloop.studies.theory import (
     wmle,
 )
 from jaxloop.studies.theory import run as study
-from jaxloop.studies.theory.agreement import Power
+from jaxloop.studies.theory.agreement import Moments, Power
 from tests.command import call
 
 CONFIGS = {
@@ -159,6 +159,29 @@ def test_wmle_study_states_what_is_proved():
         "Bias projection coefficient",
         "Standard deviation of alpha between chains, N = 2,000",
     } <= names
+
+
+def test_statements_about_the_chains_come_from_the_chains():
+    """The same statements from numbers as the formulas have them, and from others: the second time
+    they come out the other way.
+    """
+    made = settings("wmle", wmle=dict(n=300, generations=3, batch=64))
+    quantities = [q for e in wmle.experiments(made) for q in e.quantities]
+
+    def said(change):
+        checks = [
+            compare.Check(q, Moments(500, change(q), np.eye(len(q.at)) * 1e-8)) for q in quantities
+        ]
+        claims = wmle.conclude(made, None, checks).claims
+        return [c for c in claims if not c.theorem], [c for c in claims if c.theorem]
+
+    right, proved = said(lambda q: q.analytic)
+    assert len(right) == 7 and all(c.holds for c in right) and len(proved) == 7
+    assert "goes past the pre-trained model's in no generation" in right[2].statement
+    wrong, same = said(lambda q: q.analytic * (1 + 0.2 * q.at) + 0.05 * (q.at > 1))
+    assert sum(not c.holds for c in wrong) >= 5 and same == proved
+    assert "goes past the pre-trained model's in some generation" in wrong[2].statement
+    assert all(a.numbers != b.numbers for a, b in zip(right, wrong, strict=True))
 
 
 def test_statements_are_made_where_they_are_proved():
