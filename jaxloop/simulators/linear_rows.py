@@ -42,7 +42,12 @@ class Fits(NamedTuple):
 
 def triangle(x: np.ndarray) -> np.ndarray:
     """Return R of x = QR where x has more rows than columns, else x."""
-    return np.linalg.qr(x, mode="r") if x.shape[0] > x.shape[1] else x
+    return np.asarray(np.linalg.qr(x, mode="r")) if x.shape[0] > x.shape[1] else x
+
+
+def _public(designs: Designs) -> np.ndarray:
+    """The public rows [n, d], none of them where there is no public set."""
+    return np.zeros((0, designs.dim)) if designs.public is None else designs.public
 
 
 class _Rows(NamedTuple):
@@ -64,12 +69,12 @@ def _sections(parts: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _rows(designs: Designs, w: Setting, t: int, k: int) -> _Rows:
-    real = [*(triangle(x) for x in designs.private), triangle(designs.public)]
+    real = [*(triangle(x) for x in designs.private), triangle(_public(designs))]
     group = _synthetic(designs, t)
     at, at_written = _sections(real), _sections(group)
     chosen = [(i, x) for i, x in ((k, w.a[t, k]), (designs.entities, w.b[t, k])) if x > 0]
     shares = w.alpha[t, k] * w.who[t, k]
-    heard = np.flatnonzero(shares > 0)
+    heard: list[int] = np.flatnonzero(shares > 0).tolist()
     parts = [real[i] for i, _ in chosen] + [group[j] for j in heard]
     weights = [x for _, x in chosen] + [shares[j] for j in heard]
     none = np.zeros(0, int)
@@ -124,7 +129,7 @@ def conditions(
     who: [K, K] mixing matrix. The designs are those of generation 1.
     """
     private = np.stack([x.T @ x for x in designs.private])
-    public = designs.public.T @ designs.public
+    public = _public(designs).T @ _public(designs)
     heard = np.einsum("kj,jxy->kxy", who, np.stack([x.T @ x for x in designs.synthetic_groups[0]]))
     worst = np.ones(len(alpha))
     for k in range(designs.entities):
@@ -163,7 +168,7 @@ def fits_of(designs: Designs, w: Setting, t: int) -> Fits:
     """Return the fits of generation t."""
     k, d = designs.entities, designs.dim
     group = _synthetic(designs, t)
-    total = sum(len(triangle(x)) for x in (*designs.private, designs.public))
+    total = len(real_rows(designs))
     real, written = np.zeros((k, d, total)), np.zeros((k, d, sum(map(len, group))))
     for i in range(k):
         rows, rank = _rows(designs, w, t, i), _rank(w, t, i)
@@ -180,7 +185,7 @@ def fits_of(designs: Designs, w: Setting, t: int) -> Fits:
 
 def real_rows(designs: Designs) -> np.ndarray:
     """Return [N, d], the real rows in the order of `Fits.real`."""
-    return np.concatenate([triangle(x) for x in (*designs.private, designs.public)])
+    return np.concatenate([triangle(x) for x in (*designs.private, _public(designs))])
 
 
 def moments(
@@ -237,10 +242,10 @@ def absorbed(designs: Designs, w: Setting) -> str | None:
         reach = (reach.astype(int) @ reach.astype(int)) > 0
     group = designs.synthetic_groups[-1]
     for k, known in enumerate(reach):
-        members = np.flatnonzero(known)
+        members = np.flatnonzero(known).tolist()
         real = [designs.private[j] for j in members if w.a[-1, j] > 0]
-        real += [designs.public] * bool((w.b[-1, members] > 0).any())
-        written = [group[j] for j in np.flatnonzero(heard[members].any(0))]
+        real += [_public(designs)] * bool((w.b[-1, members] > 0).any())
+        written = [group[j] for j in np.flatnonzero(heard[members].any(0)).tolist()]
         if written and _span([*real, *written]) > _span(real):
             names = ", ".join(str(j + 1) for j in members if j != k)
             only = f"entities {names} and itself" if names else "itself"
