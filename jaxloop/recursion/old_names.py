@@ -36,6 +36,9 @@ def _settings(section: str, settings: Any) -> Any:
     if not isinstance(settings, Mapping):  # a family without settings of its own
         return settings
     settings = current_names(SECTIONS[section], settings, quiet=True)
+    if section == "fit" and "mode" in settings and "dropout" not in settings:
+        # Models of earlier versions had no dropout of their own.
+        settings = {**settings, "dropout": "auto" if settings["mode"] == "lora" else "none"}
     unused = UNUSED[section].items()
     return {
         name: None if value == 0 and name in ZERO_IS_NONE[section] else value

@@ -15,8 +15,16 @@ import jax
 
 from jaxloop.core.keys import fold_in
 from jaxloop.lm.io import huggingface, json_fields
-from jaxloop.lm.io.config_json import FIXED, HARMLESS, activation, check_quantised, config_fields
+from jaxloop.lm.io.config_json import (
+    FIXED,
+    HARMLESS,
+    activation,
+    check_quantised,
+    config_fields,
+    dropout_rate,
+)
 from jaxloop.lm.model.config import ModelConfig, Param, Source, nest, table
+from jaxloop.lm.model.dropout import DropoutRates
 
 POOLINGS = (
     "cls",
@@ -44,6 +52,7 @@ class EncoderConfig:
     labels            names of the classes; () without a head
     multi_label       the classes do not exclude each other, or there is one: probabilities are
                       sigmoids, not a softmax
+    head_dropout      dropout of what the head reads, in training
     """
 
     core: ModelConfig
@@ -55,6 +64,7 @@ class EncoderConfig:
     head: str = ""
     labels: tuple[str, ...] = ()
     multi_label: bool = False
+    head_dropout: float = 0.0
 
 
 # Names of one layer's modules (qkv, o, norm1, up, down, norm2), the layer's prefix, and the prefix
@@ -351,17 +361,48 @@ def _core(
         o_bias=True,
         mlp_bias=True,
         init_scale=json_fields.number(c, "initializer_range", 0.02, low=0),
+        dropout=_distilbert_dropout(c) if kind == "distilbert" else _dropout(c),
     )
 
 
+def _dropout(c: dict) -> DropoutRates:
+    hidden = dropout_rate(c, "hidden_dropout_prob", 0.1)
+    return DropoutRates(
+        embedding=hidden,
+        attention=dropout_rate(c, "attention_probs_dropout_prob", 0.1),
+        attention_output=hidden,
+        mlp_output=hidden,
+    )
+
+
+def _distilbert_dropout(c: dict) -> DropoutRates:
+    """DistilBERT drops nothing of what attention adds."""
+    hidden = dropout_rate(c, "dropout", 0.1)
+    return DropoutRates(
+        embedding=hidden,
+        attention=dropout_rate(c, "attention_dropout", 0.1),
+        mlp_output=hidden,
+    )
+
+
+def _head_dropout(c: dict) -> float:
+    """The rate of the head's own field, else that of the blocks."""
+    return dropout_rate(c, "classifier_dropout", dropout_rate(c, "hidden_dropout_prob", 0.1))
+
+
 def _bert(c: dict) -> EncoderConfig:
-    return EncoderConfig(_core(c, "bert"), token_types=json_fields.integer(c, "type_vocab_size", 2))
+    return EncoderConfig(
+        _core(c, "bert"),
+        token_types=json_fields.integer(c, "type_vocab_size", 2),
+        head_dropout=_head_dropout(c),
+    )
 
 
 def _roberta(c: dict) -> EncoderConfig:
     return EncoderConfig(
         _core(c, "roberta", json_fields.integer(c, "pad_token_id", 1, low=0) + 1),
         token_types=json_fields.integer(c, "type_vocab_size", 1),
+        head_dropout=_head_dropout(c),
     )
 
 
@@ -373,12 +414,17 @@ def _mpnet(c: dict) -> EncoderConfig:
         ("layer_norm_eps", "relative_attention_num_buckets"),
     )
     return EncoderConfig(
-        core, relative_buckets=json_fields.integer(c, "relative_attention_num_buckets", 32)
+        core,
+        relative_buckets=json_fields.integer(c, "relative_attention_num_buckets", 32),
+        head_dropout=core.dropout.mlp_output,
     )
 
 
 def _distilbert(c: dict) -> EncoderConfig:
-    return EncoderConfig(_core(c, "distilbert", 0, (), **_DISTILBERT))
+    return EncoderConfig(
+        _core(c, "distilbert", 0, (), **_DISTILBERT),
+        head_dropout=dropout_rate(c, "seq_classif_dropout", 0.2),
+    )
 
 
 _BUILDERS = {"bert": _bert, "roberta": _roberta, "mpnet": _mpnet, "distilbert": _distilbert}
@@ -430,6 +476,7 @@ def encoder_config_fields(config: EncoderConfig) -> dict:
         max_position_embeddings=core.max_seq_len + core.position_offset,
         layer_norm_eps=core.norm_eps,
         initializer_range=core.init_scale,
+        **_dropout_fields(config),
     )
     if core.architecture == "distilbert":
         shape = {
@@ -449,4 +496,19 @@ def encoder_config_fields(config: EncoderConfig) -> dict:
         pad_token_id=pad,
         **shape,
         **extra,
+    )
+
+
+def _dropout_fields(config: EncoderConfig) -> dict[str, float]:
+    rates = config.core.dropout
+    if config.core.architecture == "distilbert":
+        return dict(
+            dropout=rates.mlp_output,
+            attention_dropout=rates.attention,
+            seq_classif_dropout=config.head_dropout,
+        )
+    return dict(
+        hidden_dropout_prob=rates.mlp_output,
+        attention_probs_dropout_prob=rates.attention,
+        classifier_dropout=config.head_dropout,
     )
