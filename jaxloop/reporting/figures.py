@@ -58,8 +58,8 @@ TITLES: dict[str, tuple[str, str]] = {
     ),
     "projection": (
         "Bias projection",
-        "derivative of the next generation's loss along the bias direction; below 0, a step adds "
-        "to the bias",
+        "derivative of the loss along the bias direction, on what the next generation trains on; "
+        "below 0, a step adds to the bias",
     ),
     "bias_component": (
         "Bias component",

@@ -27,7 +27,7 @@ from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.model.dropout import Dropout, keys_of_step
 from jaxloop.lm.target import Target
 from jaxloop.lm.training import gradient_constraint
-from jaxloop.lm.training.gradient_constraint import GradientConstraint
+from jaxloop.lm.training.gradient_constraint import Brake, GradientConstraint
 from jaxloop.lm.training.loss import chain_losses
 from jaxloop.runtime.setup_jit import setup_jit
 
@@ -44,14 +44,15 @@ class TrainOptions:
         chains_per_program: chains of one program on one device; None: chosen for the device.
         adam_betas: AdamW's decay rates.
         adam_epsilon: AdamW's epsilon.
-        constraint: a penalty on the bias projection along the `direction` that `fit` is given.
+        constraint: the paper's loss on the slope along the `direction` that `fit` is given, or a
+            brake of the component along it.
     """
 
     steps_per_call: int = 16
     chains_per_program: int | None = None
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = 1e-8
-    constraint: GradientConstraint | None = None
+    constraint: GradientConstraint | Brake | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps_per_call", "chains_per_program"):
@@ -69,12 +70,16 @@ class StepArrays(NamedTuple):
 
 
 class TrainState(struct.PyTreeNode):
-    """What a step updates. Every leaf has a leading chain axis C, `step` included."""
+    """What a step updates. Every leaf has a leading chain axis C, `step` included.
+
+    `component` is how far the weights have moved along the direction of a brake; None: no brake.
+    """
 
     weights: dict[str, Any]
     optimizer: optax.OptState
     key: jax.Array
     step: jax.Array
+    component: jax.Array | None = None
 
 
 class _Call(NamedTuple):
@@ -374,26 +379,31 @@ def _step(
         )
         return loss_C.sum(), loss_C
 
-    if options.constraint is None:
+    if not isinstance(options.constraint, GradientConstraint):
         grads, loss_C = jax.grad(objective, has_aux=True)(state.weights)
     else:
         grads, loss_C = gradient_constraint.gradient(
             objective, state.weights, call.direction, options.constraint
         )
-    return _update(fit, options, state, grads, call.total), loss_C
+    return _update(fit, options, state, grads, call), loss_C
 
 
 @jax.named_scope("optimizer")
 def _update(
-    fit: FitConfig, options: TrainOptions, state: TrainState, grads: Any, total: Array
+    fit: FitConfig, options: TrainOptions, state: TrainState, grads: Any, call: _Call
 ) -> TrainState:
     update = jax.vmap(_optimizer(fit, options).update)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes float and int32 in bias correction
         updates, optimizer = update(grads, state.optimizer, state.weights)
-    rate_C = learning_rate(fit, state.step, total)
+    rate_C = learning_rate(fit, state.step, call.total)
 
     def descend(w, u):
         return w - rate_C.reshape((-1,) + (1,) * (u.ndim - 1)).astype(u.dtype) * u
 
     weights = jax.tree.map(descend, state.weights, updates)
+    if isinstance(options.constraint, Brake) and state.component is not None:
+        weights, component_C = gradient_constraint.hold(
+            options.constraint, state.weights, weights, state.component, rate_C, call.direction
+        )
+        state = state.replace(component=component_C)
     return state.replace(weights=weights, optimizer=optimizer, step=state.step + 1)

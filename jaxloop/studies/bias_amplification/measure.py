@@ -17,6 +17,7 @@ from jaxloop.lm.io.huggingface import Model
 from jaxloop.metrics.classifiers import predict
 from jaxloop.recursion.family import GenerateTask
 from jaxloop.recursion.generation import ModelOutput
+from jaxloop.recursion.sources import upcoming_texts
 from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import inside, write_atomic
 from jaxloop.studies.bias_amplification import neurons
@@ -46,10 +47,19 @@ def make_measure(
     and returns the means of the articles.
     """
     real_articles: list[neurons.TokenBatches] = []  # tokenised once
+    directed = auxiliary.direction is not None
+
+    def _generated(output: ModelOutput, generation: int) -> Generated:
+        upcoming: Sequence[str] = ()
+        if directed:
+            upcoming = upcoming_texts(
+                output, generation, prepared.data, root, config.chain.generations
+            )
+        return Generated(output.texts, output.weights, upcoming)
 
     def measure(model: Model, generation: int, outputs: Sequence[ModelOutput]) -> Measured:
         scorer = make_scorer(config, prepared, auxiliary, model)
-        scores = scorer.score([Generated(output.texts, output.weights) for output in outputs])
+        scores = scorer.score([_generated(output, generation) for output in outputs])
         for output, score in zip(outputs, scores, strict=True):
             _write_articles(root, generation, output, score)
         if config.neurons.measure:
