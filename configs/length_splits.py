@@ -1,6 +1,7 @@
 """Chains on short, medium and long human text.
 
-A split that the paper made and did not publish. Scales: `:paper` (the default) and `:tiny`.
+Splits of the released code that the paper does not show.
+Scales: `:paper` (the default) and `:tiny`.
 """
 
 from jaxloop.studies.recursive_loops import scales
@@ -11,10 +12,18 @@ def get_config(scale="paper"):
         "length_splits",
         "Short, medium and long human text",
         scale,
-        paper=("webis_reddit", "100M_tweets"),
+        paper=("webis_reddit", "100M_tweets", "senator_tweets"),
         tiny=("docs", "emotions"),
     )
     c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
+    late = ("3/4", 1)
+    c.splits = {
+        "domains": {
+            "100M_tweets": dict(without=(20,)),
+            "senator_tweets": dict(quantiles=2, ratios=dict(short=late, long=late)),
+        }
+    }
     if scale == "tiny":
+        c.splits = dict(quantiles=3)
         c.chain.update(ratios=("1/4", 1))
     return c

@@ -16,7 +16,18 @@ def get_config(scale="paper"):
         tiny=("speeches", "emotions"),
     )
     c.chain.ratios = ("1/16", "1/8", "1/4", "1/2", "3/4", 1)
-    c.splits = dict(levels=(20, 40, 60, 80))
+    # The splits of the released code, and the ratios for which they have enough texts.
+    late = ("3/4", 1)
+    c.splits = dict(
+        levels=(20, 40, 60, 80),
+        domains=dict(
+            reddit_submissions=dict(ratios={"20": ("1/2", *late)}),
+            # Their mean quality is 51 in the paper.
+            senator_tweets=dict(
+                levels=(80,), joined=dict(Q51=(40, 60)), ratios={"Q51": late, "80": late}
+            ),
+        ),
+    )
     if scale == "tiny":
         c.chain.update(ratios=("1/4", 1))
         c.splits = dict(quantiles=2)  # the judge of this scale gives no round scores

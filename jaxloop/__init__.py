@@ -1,8 +1,15 @@
 """jaxloop: recursive training of language models, many chains in one compiled program.
 
-Studies, as the command line runs them: `load_config`, `check`, `plan`, `run`. Many chains of one
-base model: `load_model`, `fit`, `generate`, `loss`, with the tasks that they take and the sections
-of settings. Each name is imported when it is first used.
+>>> import jaxloop
+>>> result = jaxloop.run("quickstart", "runs/first")                          # doctest: +SKIP
+>>> model = jaxloop.load("jaxloop/assets/bases/gpt2")                         # doctest: +SKIP
+>>> adapter = jaxloop.finetune(model, texts, learning_rate=2e-3)              # doctest: +SKIP
+>>> jaxloop.generate(model, ["Returns"] * 8, adapter=adapter, temperature=1.0)  # doctest: +SKIP
+
+One model: `load`, `finetune`, `finetune_many`, `generate`, `score`, `merge`, `save`,
+`save_adapter`, `load_adapter`. Texts: `evaluate`. Studies: `load_config`, `check`, `plan`, `run`,
+`open_run`. Models with a formula: `simulate`, `closed_form`. The loop with a model of your own:
+`loop`, with a workflow from `workflows`. Each name is imported when it is first used.
 """
 
 import importlib
@@ -10,26 +17,66 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# {public name: (module, name there)}
-_PUBLIC = {
-    **{name: ("jaxloop.api", name) for name in ("load_config", "check", "plan", "run")},
-    "load_model": ("jaxloop.lm.family", "load"),
-    **{
-        name: ("jaxloop.lm.family", name)
-        for name in ("fit", "generate", "loss", "FitTask", "GenerateTask", "LossTask")
-    },
-    **{name: ("jaxloop.config", name) for name in ("FitConfig", "LoraConfig", "SampleConfig")},
+# `__init__.pyi` says the same to type checkers.
+_MODULES = {
+    "jaxloop.api.formulas": ("closed_form", "simulate"),
+    "jaxloop.api.loops": ("loop",),
+    "jaxloop.api.measures": ("evaluate",),
+    "jaxloop.api.models": (
+        "Adapter",
+        "finetune",
+        "finetune_many",
+        "generate",
+        "instruction",
+        "load",
+        "load_adapter",
+        "merge",
+        "save",
+        "save_adapter",
+        "score",
+    ),
+    "jaxloop.api.runs": ("RunResult", "check", "load_config", "open_run", "plan", "run"),
+    "jaxloop.config": ("FitConfig", "LoraConfig", "SampleConfig"),
 }
+_PUBLIC = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "Adapter",
+    "FitConfig",
+    "LoraConfig",
+    "RunResult",
+    "SampleConfig",
+    "__version__",
+    "check",
+    "closed_form",
+    "evaluate",
+    "finetune",
+    "finetune_many",
+    "generate",
+    "instruction",
+    "load",
+    "load_adapter",
+    "load_config",
+    "loop",
+    "merge",
+    "open_run",
+    "plan",
+    "run",
+    "save",
+    "save_adapter",
+    "score",
+    "simulate",
+    "workflows",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "workflows":
+        return importlib.import_module("jaxloop.recursion.workflow")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'jaxloop' has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *__all__})

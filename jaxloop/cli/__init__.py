@@ -6,6 +6,7 @@ simulation disagree (flagged in the report) · 28 disk full (the generation befo
 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
 """
 
+import importlib
 import logging as standard_logging
 import pathlib
 import re
@@ -38,6 +39,9 @@ HELP = """jaxloop: recursive training of language models
       --for=TARGET                     … on hardware that is absent: h100, h200, a100, v5e-8,
                                        v5p-8, v6e-8, or cpu; compiles, runs nothing
   jaxloop fields CONFIG            every field of the config: default, what is allowed, meaning
+  jaxloop compare RUN RUN …        runs side by side: one page and one CSV; --out=NAME
+  jaxloop export RUN --to=KIND DIR the texts or models of a run for other tools; KIND is
+                                   hub-dataset, peft, hf-model or csv
   jaxloop env                      versions and devices, for a bug report
   jaxloop cache --info             what is kept in the cache folder (compiled programs, data sets);
                                    --clear deletes it
@@ -52,6 +56,8 @@ Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed,
 4 a formula and a simulation disagree, 28 disk full,
 130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
 
+# Commands that read finished runs, with the package that has their `run_action`.
+_READS_RUNS = {"compare": "jaxloop.compare", "export": "jaxloop.exports"}
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
 
 
@@ -226,8 +232,14 @@ def _is_refusal(error: BaseException) -> bool:
 
 def run_words(command: Command) -> int:
     """Carry out a command that has words of its own, and print what it says."""
-    actions = {"cache": user_cache.run_action, "completion": completion.run_action}
-    return say(actions[command.action](command.argv[2:]))
+    return say(_run_action(command.action)(command.argv[2:]))
+
+
+def _run_action(word: str) -> Callable[[Sequence[str]], str]:
+    if word in _READS_RUNS:
+        # They import pandas, which no other command needs.
+        return importlib.import_module(_READS_RUNS[word]).run_action
+    return {"cache": user_cache.run_action, "completion": completion.run_action}[word]
 
 
 def say(text: str) -> int:

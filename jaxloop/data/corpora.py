@@ -66,6 +66,18 @@ def identity(name: str) -> str:
     return f"{PREFIX}{name}@{index()[name]['fingerprint'][:16]}"
 
 
+def licence(source: str) -> str | None:
+    """Return the licence of a corpus in words, as ORIGIN.md has it; None for other sources."""
+    name = source.removeprefix(PREFIX)
+    if name not in names() or not (source.startswith(PREFIX) or source == DOCS[0]):
+        return None
+    for line in (FOLDER / "ORIGIN.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == name and len(cells) > 5:
+            return cells[5].removesuffix(", see below")
+    return None
+
+
 def read(name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the table of a file in `index`, or some of its columns.
 

@@ -24,7 +24,7 @@ from jaxloop.recursion.parts import (
     tidy,
     weights_stem,
 )
-from jaxloop.recursion.progress import now
+from jaxloop.recursion.progress import Clock, now
 from jaxloop.recursion.progress import progress as progress_bar
 from jaxloop.recursion.run import Failure, Run, RunSettings, Values, check_workdir, make_run
 from jaxloop.recursion.sources import Dataset, texts_path
@@ -106,7 +106,7 @@ def backfill(
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_safely())
         report = stack.enter_context(
-            progress_bar({"measure": models * finished}, finished, show=progress)
+            progress_bar(Clock({"measure": models * finished}), finished, show=progress)
         )
         run = make_run(family, chains, data, settings, root, report=report, stop=stop)
         about = state.manifests[-1]["about"]

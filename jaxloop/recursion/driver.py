@@ -10,7 +10,7 @@ alone, so that a run that was killed and resumed repeats the same arithmetic.
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +22,7 @@ from jaxloop.recursion.finalise import Assembled, History, about_run, assemble, 
 from jaxloop.recursion.generation import make
 from jaxloop.recursion.old_names import current_run_info
 from jaxloop.recursion.parts import weights_stem
+from jaxloop.recursion.progress import Clock, State, Watch
 from jaxloop.recursion.progress import progress as progress_bar
 from jaxloop.recursion.run import (
     Failure,
@@ -79,6 +80,7 @@ def run(
     progress: bool = True,
     stop: Stop | None = None,
     command: str | None = None,
+    watch: Watch | None = None,
 ) -> RunResult:
     """Run a study to its last generation, or go on with one.
 
@@ -96,6 +98,7 @@ def run(
         stop: the caller's `stop_safely()`; made here if not given.
         command: shell command that resumes the run, for the message after a signal; default: the
             command of this process.
+        watch: is told how far the run is, in the first process; it must return at once.
 
     Raises:
         ValueError: the study cannot run, or is not the one in `workdir`; nothing was done.
@@ -120,11 +123,8 @@ def run(
         stop = stop or stack.enter_context(stop_safely())
         # What is measured in the background takes no time of its own.
         work = _work(chains, settings, first, history, measured=bool(measure and not overlap))
-        bar = progress_bar(
-            {kind: units / process_count for kind, units in work.items()},
-            settings.generations,
-            show=progress and process == 0,
-        )
+        clock = Clock({kind: units / process_count for kind, units in work.items()})
+        bar = progress_bar(clock, settings.generations, show=progress and process == 0)
         this = make_run(
             family,
             chains,
@@ -140,7 +140,9 @@ def run(
             in_background=stack.enter_context(background_thread()) if overlap else None,
         )
         _resume(this, state, history)
-        pending = PendingGeneration(this, history)
+        tell = _teller(watch if process == 0 else None, clock, settings.generations, history)
+        tell(state.last)
+        pending = PendingGeneration(this, history, tell)
         try:
             _run_generations(this, first, history, pending)
         except Stopped as signal:
@@ -160,9 +162,10 @@ class PendingGeneration:
     With `overlap_eval` they are measured while the models of the next generation are trained.
     """
 
-    def __init__(self, run: Run, history: History):
+    def __init__(self, run: Run, history: History, tell: Callable[[int], None]):
         self._run = run
         self._history = history
+        self._tell = tell
         self._pending: _Pending | None = None
 
     def hold(
@@ -198,6 +201,20 @@ class PendingGeneration:
         self._history.read(run.root, generation)
         if run.process == 0:
             _prune_weights(run, generation, self._history)
+        self._tell(generation)
+
+
+def _teller(
+    watch: Watch | None, clock: Clock, generations: int, history: History
+) -> Callable[[int | None], None]:
+    """A function of the last finished generation that tells `watch`, if there is one, of it."""
+
+    def tell(last: int | None) -> None:
+        if watch is not None:
+            left, spent = clock.seconds_left(), dict(clock.spent)
+            watch(State(last, generations, left, spent, dict(history.failed)))
+
+    return tell
 
 
 class _Pending(NamedTuple):

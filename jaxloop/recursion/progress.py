@@ -4,8 +4,8 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -58,6 +58,32 @@ class Clock:
         return total
 
 
+class State(NamedTuple):
+    """How far a run is.
+
+    last          last finished generation; None: none is
+    generations   number of generations of the whole run
+    seconds_left  estimate of the time that is left; None: not known yet
+    spent         seconds that each kind of step has taken since the run was begun or resumed
+    failed        chains that stopped, by id: {"generation": ..., "reason": ...}
+    """
+
+    last: int | None
+    generations: int
+    seconds_left: float | None
+    spent: Mapping[str, float]
+    failed: Mapping[str, Any]
+
+    @property
+    def finished(self) -> int:
+        """Return the number of finished generations."""
+        return 0 if self.last is None else self.last + 1
+
+
+# Is told how far a run is: at its start, and after every generation once its files are on the disk.
+Watch = Callable[[State], None]
+
+
 class Report(Protocol):
     """Tells the progress bar that a step is done. Any thread may call it.
 
@@ -71,19 +97,18 @@ class Report(Protocol):
 
 
 @contextlib.contextmanager
-def progress(
-    total: Mapping[str, float], generations: int, *, show: bool = True
-) -> Iterator[Report]:
+def progress(clock: Clock, generations: int, *, show: bool = True) -> Iterator[Report]:
     """Context with a progress bar: yields the function that is called whenever a step is done.
 
     At the end a line says how long each kind of step took in all, if anything was done.
 
     Args:
-        total: units of work by kind of step.
+        clock: of the units of work that are to be done.
         generations: for the bar's title.
         show: whether to show anything.
     """
-    clock, lock = Clock(total), threading.Lock()
+    lock = threading.Lock()
+    total = dict(clock.left)
     live = show and sys.stderr.isatty()
     columns = (
         TextColumn("{task.description}"),

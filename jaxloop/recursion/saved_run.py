@@ -41,9 +41,19 @@ def require_run(root: Path) -> None:
 
 
 def read_config(root: Path) -> dict[str, Any]:
-    """Return the config of the run as it is stored, with the hashes of models in `identity`."""
+    """Return the config of the run as it is stored, with the hashes of models in `identity`.
+
+    Raises:
+        ValueError: as `require_run`, or the file is missing or damaged.
+    """
     require_run(root)
-    return json.loads((root / CONFIG).read_text(encoding="utf-8"))
+    try:
+        stored = json.loads((root / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise ValueError(f"workdir={root}: its {CONFIG} is missing or damaged; restore the file")
+    return stored
 
 
 def finished_generations(root: Path) -> list[int]:
@@ -105,6 +115,17 @@ def read_ledger_row(root: Path, model: ModelId) -> dict[str, Any]:
     return {name: values[row] for name, values in ledger.items()}
 
 
+def read_fit_settings(root: Path, model: ModelId) -> dict[str, Any]:
+    """Return the settings that a model was trained with, what its chain replaces included.
+
+    Names of fields are those of the version that made the run.
+
+    Raises:
+        ValueError: there is no such chain, entity or generation.
+    """
+    return json.loads(read_ledger_row(root, model)["fit"])
+
+
 def read_weights(root: Path, model: ModelId) -> Any:
     """Return the weights of a model, a tree of NumPy arrays.
 
@@ -120,6 +141,11 @@ def read_weights(root: Path, model: ModelId) -> Any:
             f"{words}; config.run.keep says how many generations keep theirs"
         )
     return weights_io.load_tree(root, kept[model.generation])
+
+
+def kept_generations(root: Path, model: ModelId) -> list[int]:
+    """Return the generations whose weights of a chain's entity were kept, in order."""
+    return sorted(_kept_weights(root, model))
 
 
 def _kept_weights(root: Path, model: ModelId) -> dict[int, str]:

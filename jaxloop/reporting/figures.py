@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -150,6 +151,7 @@ def curve(
     reference: float | None = None,
     size: tuple[float, float] = (4.2, 2.7),
     titled: bool = True,
+    note: str = "",
 ) -> Figure:
     """Return one panel: the metric by generation, one line per value of `line`.
 
@@ -159,6 +161,7 @@ def curve(
         summary: what `scores.by_generation` returns.
         reference: value of the metric on human text, drawn as a dotted line.
         size: in inches.
+        note: follows the name of the axis of generations.
     """
     rows = summary[summary["metric"] == metric]
     names = list(summary["line"].cat.categories)
@@ -173,7 +176,7 @@ def curve(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(length=0)
         axes.margins(x=0.03)
-        axes.set_xlabel("generation")
+        axes.set_xlabel(f"generation{note}")
         _mark_collapsed(axes, rows, names, colours)
         if titled:
             axes.set_title(printable(title(metric)[0]), loc="left", fontweight="bold", fontsize=11)
@@ -272,13 +275,15 @@ def png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str, alt: str = "Figure") -> str:
     """Return the figure as an `<svg>` element; equal figures give equal text.
 
-    It is for a page that defines the CSS variables of `colours_css`.
+    It is for a page that defines the CSS variables of `colours_css`. It is never drawn so small
+    that its words could not be read.
 
     Args:
         name: prefix of the element ids, so that several figures can stand on one page.
+        alt: what the figure shows, for those who cannot see it.
     """
     out = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -301,7 +306,14 @@ def svg(figure: Figure, name: str) -> str:
     colours = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
         light: colour_name(light) for light, _ in _RAMP
     }
-    return re.sub("|".join(colours), lambda m: f"var(--{colours[m[0]]})", text)
+    text = re.sub("|".join(colours), lambda m: f"var(--{colours[m[0]]})", text)
+    # One pixel for a point: letters of ten points have ten pixels at least.
+    about = f'aria-label="{escape(printable(alt))}" style="min-width: {_points(figure)}px"'
+    return text.replace(' role="img"', f' role="img" {about}', 1)
+
+
+def _points(figure: Figure) -> int:
+    return round(72 * figure.get_figwidth())
 
 
 def colour_name(light: str) -> str:
@@ -321,15 +333,22 @@ def colours_css() -> Mapping[str, tuple[str, str]]:
 
 
 def write(
-    metrics_summary: pd.DataFrame, folder: Path, references: Mapping[str, float] | None = None
+    metrics_summary: pd.DataFrame,
+    folder: Path,
+    references: Mapping[str, float] | None = None,
+    *,
+    note: str = "",
 ) -> list[Path]:
-    """Write `folder`/<metric>.png for every metric of a summary, and return the paths."""
+    """Write `folder`/<metric>.png for every metric of a summary, and return the paths.
+
+    note: follows the name of the axis of generations.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for metric in dict.fromkeys(metrics_summary["metric"]):
         path = folder / (re.sub(r"[^\w.-]", "_", metric) + ".png")
         reference = (references or {}).get(metric)
-        figure = curve(metrics_summary, metric, reference=reference, size=(6.4, 4.0))
+        figure = curve(metrics_summary, metric, reference=reference, size=(6.4, 4.0), note=note)
         path.write_bytes(png(figure))
         paths.append(path)
     return paths

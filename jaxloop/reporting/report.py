@@ -65,13 +65,17 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page that a study adds: a heading, paragraphs, figures, then tables."""
+    """A part of the page that a study adds: a heading, paragraphs, figures, then tables.
+
+    key: (name of a line, its colour on a light page) of lines that several figures share.
+    """
 
     title: str
     note: str = ""
     drawings: Sequence[Drawing] = ()
     tables: Sequence[Table] = ()
     paragraphs: Sequence[str] = ()
+    key: Sequence[tuple[str, str]] = ()
 
 
 class Failure(NamedTuple):
@@ -80,6 +84,24 @@ class Failure(NamedTuple):
     chain: str
     generation: int
     reason: str
+
+
+class Progress(NamedTuple):
+    """What the page of a run that is not finished says of it, in a box at the top.
+
+    Attributes:
+        title: the first words of the box.
+        lines: what follows them, a paragraph each.
+        done: finished generations.
+        total: all of them.
+        reload: seconds after which a browser loads the page again; None: never.
+    """
+
+    title: str
+    lines: Sequence[str]
+    done: int
+    total: int
+    reload: int | None = None
 
 
 def render(
@@ -96,6 +118,7 @@ def render(
     sections: Sequence[Section] = (),
     headline: str | None = None,
     files: str = FILES,
+    progress: Progress | None = None,
 ) -> str:
     """Return the page as text; equal arguments give equal text.
 
@@ -109,6 +132,7 @@ def render(
         sections: parts that the study adds before the curves of its metrics.
         headline: the metric of the boxes at the top; None: the first of `HEADLINES` that there is.
         files: Python code that reads the run's files, shown on the page.
+        progress: how far the run is; None: it is finished.
     """
     measured = _measured(metrics, references or {})
     names = measured.names
@@ -142,8 +166,16 @@ def render(
         config=printable(json.dumps(config or {}, indent=2, ensure_ascii=False, default=str)),
         versions=[(printable(name), printable(value)) for name, value in versions],
         files=printable(files),
+        progress=None if progress is None else _progress(progress),
     )
     return page + "\n"
+
+
+def _progress(progress: Progress) -> dict[str, Any]:
+    return progress._asdict() | {
+        "title": printable(progress.title),
+        "lines": [printable(line) for line in progress.lines],
+    }
 
 
 class _Measured(NamedTuple):
@@ -238,7 +270,7 @@ def _section(section: Section, name: str) -> dict[str, Any]:
         {
             "title": printable(d.title),
             "note": printable(d.note),
-            "svg": Markup(figures.svg(d.figure, f"{name}d{i}")),
+            "svg": Markup(figures.svg(d.figure, f"{name}d{i}", _alt(d.title, d.note))),
             "wide": d.wide,
         }
         for i, d in enumerate(section.drawings)
@@ -253,7 +285,12 @@ def _section(section: Section, name: str) -> dict[str, Any]:
         for t in section.tables
     ]
     paragraphs = [printable(text) for text in section.paragraphs]
+    key = [
+        {"line": printable(name), "colour": figures.colour_name(light)}
+        for name, light in section.key
+    ]
     return {
+        "key": key,
         "title": printable(section.title),
         "note": printable(section.note),
         "drawings": drawings,
@@ -277,8 +314,31 @@ def _panel(measured: _Measured, name: str, number: int) -> dict[str, Any]:
     return {
         "title": printable(heading),
         "note": printable(note),
-        "svg": Markup(figures.svg(figure, f"p{number}")),
+        "svg": Markup(figures.svg(figure, f"p{number}", _curves_alt(measured, name))),
     }
+
+
+def _alt(title: str, note: str) -> str:
+    """A figure in words: its title and its note."""
+    return ". ".join(text.rstrip(".") for text in (title, note) if text) or "Figure"
+
+
+def _curves_alt(measured: _Measured, name: str) -> str:
+    """A metric's panel in words: the first and the last mean of every line."""
+    rows = measured.summary[measured.summary["metric"] == name]
+    rows = rows[rows["mean"].notna()]
+    parts = []
+    for line in measured.lines:
+        of_line = rows[rows["line"] == line]
+        if len(of_line):
+            (first, last), (start, end) = (
+                of_line[column].iloc[[0, -1]] for column in ("mean", "generation")
+            )
+            values = f"{_number(first, first)} in generation {start}"
+            if end != start:
+                values += f", {_number(last, last)} in generation {end}"
+            parts.append(f"{line}: {values}")
+    return f"{figures.title(name)[0]} by generation. {'; '.join(parts) or 'No value'}"
 
 
 def _cell(

@@ -45,6 +45,13 @@ def share(value: float) -> str:
     return str(nearest) if abs(float(nearest) - value) < 1e-9 else f"{value:g}"
 
 
+def averaged_over(names: Sequence[str]) -> str:
+    """Return the end of a sentence that says over which factors curves are means; "" for none."""
+    if not names:
+        return ""
+    return f"; curves are means over {', '.join(name.replace('_', ' ') for name in names)}"
+
+
 def with_lines(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return `metrics` with an ordered categorical column `line`.
 
@@ -74,8 +81,8 @@ def _sortable(column: pd.Series) -> pd.Series:
     return column if column.dtype.kind in "biuf" else column.astype(str)
 
 
-def _mean_se(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean, number and standard error (sd / sqrt(n), ddof 1; NaN for n = 1) of `value`."""
+def mean_se(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return mean, number and standard error (sd / sqrt(n), ddof 1; NaN for n = 1) of `value`."""
     groups = table.groupby(list(by), observed=True, sort=True)
     table = groups["value"].agg(["mean", "count", "std"]).rename(columns={"count": "n"})
     table["se"] = np.where(table["n"] > 1, table["std"] / np.sqrt(table["n"].clip(lower=1)), np.nan)
@@ -91,7 +98,7 @@ def by_generation(metrics: pd.DataFrame) -> pd.DataFrame:
         `collapsed`); the mean is without them.
     """
     by = ["metric", "line", "generation"]
-    table = _mean_se(with_lines(metrics), by)
+    table = mean_se(with_lines(metrics), by)
     flags = with_lines(metrics.assign(value=collapsed(metrics).astype(float)))
     flags = flags.assign(value=(flags["value"] > 0).astype(int))
     return table.assign(
@@ -150,4 +157,4 @@ def first_and_late(table: pd.DataFrame, keys: list[str], last: int = LAST) -> pd
 
 def relative(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
     """Return columns metric, line, mean, n, se of `relative_by_chain` over replicates."""
-    return _mean_se(relative_by_chain(metrics, last), ["metric", "line"])
+    return mean_se(relative_by_chain(metrics, last), ["metric", "line"])

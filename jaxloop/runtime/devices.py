@@ -20,8 +20,8 @@ Item = TypeVar("Item")
 
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 _INSTALL = {
-    "gpu": "install jaxloop[cuda] and check nvidia-smi",
-    "tpu": "install jaxloop[tpu] on a TPU machine",
+    "gpu": "install 'jaxloop-lm[cuda]' and check nvidia-smi",
+    "tpu": "install 'jaxloop-lm[tpu]' on a TPU machine",
     "cpu": "unset JAX_PLATFORMS",
 }
 

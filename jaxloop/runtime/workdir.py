@@ -14,6 +14,7 @@ from typing import Any
 
 import filelock
 
+import jaxloop
 from jaxloop.runtime.atomic_io import (
     TEMPORARY,
     existing_parent,
@@ -106,7 +107,9 @@ def open_workdir(
         if stored != wanted:
             write_atomic(path / CONFIG, json.dumps(wanted, indent=2).encode())
             _log_config_change(path, update(stored) if stored else stored, wanted)
-        marker = json.dumps({"format": FORMAT, "config_sha256": _digest(wanted)})
+        marker = json.dumps(
+            {"format": FORMAT, "jaxloop": jaxloop.__version__, "config_sha256": _digest(wanted)}
+        )
         write_atomic(path / MARKER, marker.encode())
         clean_temporary(path)
         if (kind := _filesystem(path)) in _NETWORK:
@@ -181,11 +184,12 @@ def check_format(path: Path) -> None:
     Raises:
         ValueError: a later version wrote it, in another format.
     """
-    found = _marker(path).get("format", FORMAT)
-    if found != FORMAT:
+    marker = _marker(path)
+    if (found := marker.get("format", FORMAT)) != FORMAT:
+        maker = f" ({marker['jaxloop']})" if "jaxloop" in marker else ""
         raise ValueError(
-            f"workdir={path}: has format {found}, of a later version of jaxloop; this one reads "
-            f"format {FORMAT}"
+            f"workdir={path}: has format {found}, of a later version of jaxloop{maker}; this one "
+            f"({jaxloop.__version__}) reads format {FORMAT}"
         )
 
 

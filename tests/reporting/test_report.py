@@ -98,9 +98,9 @@ def test_a_metric_that_crosses_zero_has_no_relative_score():
     page = report.render(metrics, title="T")
     assert (
         "None for Positivity, whose generation 0 lies on both sides of 0." in page
-        and "<td>Positivity</td>" not in page
+        and "Positivity</th>" not in page
     )
-    assert "<td>Length</td>" in page
+    assert '<th scope="row">Length</th>' in page
 
 
 def test_mean_and_standard_error_equal_scipy():

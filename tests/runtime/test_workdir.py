@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import jaxloop
 from jaxloop.runtime import atomic_io, log, workdir
 from jaxloop.runtime.workdir import open_workdir
 
@@ -329,3 +330,18 @@ def test_sizes_are_said_in_words():
         "3.0 GB",
         "4.0 TB",
     ]
+
+
+def test_a_directory_of_another_format_is_refused_with_the_version_that_made_it(tmp_path):
+    with workdir.open_workdir(tmp_path, {"a": 1}, console=False):
+        pass
+    marker = json.loads((tmp_path / workdir.MARKER).read_text())
+    assert marker["format"] == 1 and marker["jaxloop"] == jaxloop.__version__
+    workdir.check_format(tmp_path)
+    for maker, words in (({"jaxloop": "9.8"}, r"jaxloop \(9\.8\)"), ({}, "jaxloop")):
+        (tmp_path / workdir.MARKER).write_text(json.dumps({"format": 2, **maker}))
+        with pytest.raises(ValueError, match=rf"has format 2, of a later version of {words}; .* 1"):
+            with workdir.open_workdir(tmp_path, {"a": 1}, console=False):
+                pass
+    (tmp_path / workdir.MARKER).write_text("")  # a run that was killed at its very start
+    workdir.check_format(tmp_path)

@@ -27,6 +27,8 @@ from jaxloop.lm.model.config import (
 from jaxloop.lm.model.lora import Adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# A file of ours beside them: which base the adapter belongs to, with the hash of its files.
+PROVENANCE = "jaxloop.json"
 _PREFIX = "base_model.model."
 _KNOWN = frozenset(
     """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern

@@ -294,3 +294,51 @@ def stack(adapters: Sequence[Adapter], array_module: ModuleType = jnp) -> Adapte
         lambda *leaves: array_module.stack(leaves), *[adapter.weights for adapter in adapters]
     )
     return Adapter(weights, config)
+
+
+def merge(config: ModelConfig, params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """Return a model's parameters with one chain's adapter added to them, in their own dtype."""
+    layers = dict(params["layers"])
+    for projection, targets in fused_projections(config).items():
+        w_LDO = layers[projection]
+        parts_LDO = []
+        for target in targets:
+            part_LDO = jnp.zeros((*w_LDO.shape[:2], target.width), jnp.float32)
+            if target.name in adapter:
+                a_LDR, b_LRO = (jnp.asarray(adapter[target.name][factor]) for factor in "ab")
+                part_LDO = jnp.einsum("ldr,lro->ldo", a_LDR, b_LRO) * adapter.config.scale
+            parts_LDO.append(part_LDO)
+        added_LDO = jnp.concatenate(parts_LDO, axis=-1)
+        layers[projection] = (w_LDO.astype(jnp.float32) + added_LDO).astype(w_LDO.dtype)
+    return {**params, "layers": layers}
+
+
+def check_fits(config: ModelConfig, adapter: Adapter, *, model: str = "") -> None:
+    """Check that an adapter without a chain axis is one of a model.
+
+    Raises:
+        ValueError: it has other targets, or factors of other shapes.
+    """
+    name = model or config.architecture
+    inputs = {
+        target.name: (projection_widths(config)[projection][0], target.width)
+        for projection, targets in fused_projections(config).items()
+        for target in targets
+    }
+    for target, factors in adapter.items():
+        if target not in inputs:
+            raise ValueError(
+                f"adapter: is of another model; {name} has no projection {target!r}, only "
+                f"{', '.join(inputs)}"
+            )
+        rank = factors["a"].shape[-1]
+        expected = {
+            "a": (config.num_layers, inputs[target][0], rank),
+            "b": (config.num_layers, rank, inputs[target][1]),
+        }
+        for factor, shape in expected.items():
+            if factors[factor].shape != shape:
+                raise ValueError(
+                    f"adapter: is of another model; {factor} of {target} has shape "
+                    f"{factors[factor].shape}, and {name} needs {shape}"
+                )

@@ -14,8 +14,9 @@ from jaxloop.metrics import classifiers, quality, registry
 from jaxloop.metrics.classifiers import Classifier
 from jaxloop.recursion.chains import ChainSpec
 from jaxloop.runtime.weights_io import load_tree
-from jaxloop.studies.bias_amplification import neuron_design, neurons
+from jaxloop.studies.bias_amplification import neuron_design, neuron_exchange, neurons
 from jaxloop.studies.bias_amplification.articles import Articles
+from jaxloop.studies.bias_amplification.chains import setup_of
 from jaxloop.studies.bias_amplification.config import BiasConfig
 from jaxloop.studies.common.models import model_path
 
@@ -193,8 +194,28 @@ def check_neurons(
         average=section.average,
         max_length=min(section.max_length, model_config.max_seq_len),
     )
+    versions = [(chain, generation) for chain in chains for generation in generations]
     neuron_design.check_design(
-        [chain.id for chain in chains for _ in generations],
-        [generation for _ in chains for generation in generations],
+        [setup_of(chain) for chain, _ in versions],
+        [generation for _, generation in versions],
+        seeds=[chain.seed for chain, _ in versions],
         lags=section.lags,
     )
+    _check_exchange(config)
+
+
+def _check_exchange(config: BiasConfig) -> None:
+    """Raise ValueError for a named scheme of exchange that cannot give a verdict."""
+    section, chain = config.neurons, config.chain
+    if section.scheme in ("auto", "none"):
+        return
+    field = f"config.neurons.scheme = '{section.scheme}'"
+    if section.scheme == "chains" and len(chain.setups) > 1:
+        raise ValueError(
+            f"{field}: the setups of one seed share the random numbers of generation 0, so that "
+            "they do not change places apart; take 'seeds' or a single setup"
+        )
+    seeds = [len(chain.seeds)] * len(chain.setups)
+    reason = neuron_exchange.too_few(seeds, section.scheme, section.alpha)
+    if reason is not None:
+        raise ValueError(f"{field}: {reason}; add chain.seeds or set it to 'none'")

@@ -299,7 +299,16 @@ class NeuronsConfig(Section):
     max_length: Count = Field(512, description="tokens of an article that are read")
     lags: Whole = Field(1, description="lags of the Newey-West errors")
     alpha: Probability = Field(0.05, description="level of the tests")
-    permutations: Count = Field(999, description="permutations within setups")
+    scheme: Literal["auto", "seeds", "chains", "signs", "none"] = Field(
+        "auto",
+        description="what changes places under chance: the outcomes of whole seeds, all setups "
+        "together; those of each setup apart (only if setups share no model); the signs by which "
+        "seeds deviate from their mean; nothing. auto: seeds, and no verdict where they are too "
+        "few; a named scheme is refused then",
+    )
+    permutations: Count = Field(
+        999, description="arrangements that are drawn; all, where there are no more"
+    )
 
 
 class BiasConfig(Section):

@@ -28,7 +28,7 @@ CAPTIONS = {
     "counts": (
         "Significant neurons against chance",
         "dot: found; line: nominal expectation; band: up to the 95th percentile with outcomes "
-        "shuffled inside setups",
+        "exchanged between seeds",
     ),
     "p_values": ("Distribution of p", "share of neurons below p; dotted: if p were uniform"),
     "overlap": (
@@ -303,7 +303,7 @@ def _overlap(study: NeuronStudy, mode: str) -> Figure:
             color=GRID,
             markeredgecolor=INK,
             markersize=5,
-            label="outcomes shuffled",
+            label="outcomes exchanged",
         )
     words = [f"p = {min(1.0, 2 * min(a, b)):.2g}" for a, b in zip(rows["p_more"], rows["p_fewer"])]
     for at, word, value in zip(y, words, np.maximum(rows["observed"], rows["expected"])):

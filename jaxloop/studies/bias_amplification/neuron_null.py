@@ -1,6 +1,6 @@
-"""What the tests of a neuron study give when outcomes are shuffled.
+"""What the tests of a neuron study give when outcomes change places.
 
-Dimensions: V versions, J neurons, R outcomes, B permutations, n rows of a regression.
+Dimensions: V versions, J neurons, R outcomes, B arrangements.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,9 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import norm
-
-from jaxloop.studies.bias_amplification.neuron_design import Design
-from jaxloop.studies.bias_amplification.neuron_regression import shuffled
 
 RULES = ("p<alpha", "bonferroni", "bh")
 # Rules whose p values come from the permutations themselves.
@@ -61,31 +58,31 @@ class TestGrid:
 
 
 class Null(NamedTuple):
-    """What B permutations give.
+    """What B arrangements give.
 
     Attributes:
-        counts: significant tests of a relation by a rule, one number per permutation.
+        counts: significant tests of a relation by a rule, one number per arrangement.
         overlaps: neurons that are significant in both of two relations, likewise.
-        p: [R, J] share of permutations in which a neuron's own |t| is reached.
-        familywise: [R, J] share of permutations in which any |t| reaches a neuron's.
+        p: [R, J] share of arrangements in which a neuron's own |t| is reached.
+        familywise: [R, J] share of arrangements in which any |t| reaches a neuron's.
+        together: share of arrangements in which the neurons of a relation, all together, have as
+            much to do with the outcome: sum of log(1 + t^2). Counts saturate, this does not.
     """
 
     counts: dict[tuple[Relation, str], list[int]]
     overlaps: dict[tuple[Relation, Relation, str], list[int]]
     p: np.ndarray
     familywise: np.ndarray
+    together: dict[Relation, float]
 
 
-def gather_null(
-    grid: TestGrid, t_RJ: np.ndarray, pieces: Iterable[np.ndarray], permutations: int
-) -> Null:
-    """Count what shuffled outcomes give.
+def gather_null(grid: TestGrid, t_RJ: np.ndarray, pieces: Iterable[np.ndarray]) -> Null:
+    """Count what outcomes give that changed places.
 
     Args:
         grid: of the tests.
         t_RJ: the tests' own t values.
-        pieces: squared t values of shuffled outcomes, [b, R, J] each, B rows in all.
-        permutations: B.
+        pieces: squared t values of such outcomes, [b, R, J] each, B rows in all.
     """
     # Equal values that were rounded differently count as reached.
     reached = t_RJ**2 * (1 - 1e-9)
@@ -97,9 +94,12 @@ def gather_null(
         (first, second, rule): [] for first, second in grid.pairs() for rule in RULES
     }
     exceed, largest = np.zeros(t_RJ.shape, np.int64), []
+    sums_Q = _sums(grid, reached)
+    as_large_Q = np.zeros(len(grid.relations), np.int64)
     for t2_BRJ in pieces:
         exceed += (t2_BRJ >= reached[None]).sum(0)
         largest.append(t2_BRJ.max((1, 2)))
+        as_large_Q += (_sums(grid, t2_BRJ) >= sums_Q).sum(0)
         for t2_RJ in t2_BRJ:
             for rule in RULES:
                 hits = {
@@ -111,13 +111,21 @@ def gather_null(
                 for first, second in grid.pairs():
                     overlaps[first, second, rule].append(int((hits[first] & hits[second]).sum()))
     sorted_largest = np.sort(np.concatenate(largest))
+    total = 1 + len(sorted_largest)
     below = np.searchsorted(sorted_largest, reached)
     return Null(
         counts=counts,
         overlaps=overlaps,
-        p=(1 + exceed) / (1 + permutations),
-        familywise=(1 + permutations - below) / (1 + permutations),
+        p=(1 + exceed) / total,
+        familywise=(total - below) / total,
+        together=dict(zip(grid.relations, ((1 + as_large_Q) / total).tolist(), strict=True)),
     )
+
+
+def _sums(grid: TestGrid, t2_RJ: np.ndarray) -> np.ndarray:
+    """Sum of log(1 + t^2) over the neurons of every relation: [..., Q] of [..., R, J]."""
+    logs = np.log(1 + t2_RJ)
+    return np.stack([grid.of(logs, relation).sum(-1) for relation in grid.relations], -1)
 
 
 class _Thresholds(NamedTuple):
@@ -154,30 +162,3 @@ class _Thresholds(NamedTuple):
         high = t2_J[t2_J > self.single]
         passed = np.flatnonzero(-np.sort(-high) >= steps_J[: len(high)])
         return steps_J[passed[-1]] if len(passed) else np.inf
-
-
-def null_outcomes(
-    mode: str,
-    outcomes_VR: np.ndarray,
-    design: Design,
-    *,
-    scheme: str,
-    permutations: int,
-    lags: int,
-    seed: int,
-) -> np.ndarray:
-    """Return outcomes [B, n, R] with increments shuffled inside series; in levels every series
-    starts where it did.
-    """
-    series = design.series[design.steps]
-    increments = np.diff(outcomes_VR, axis=0)[design.steps - 1]
-    drawn = shuffled(
-        increments, series, scheme=scheme, permutations=permutations, block=lags + 1, seed=seed
-    )
-    if mode == "differences":
-        return drawn
-    levels = np.repeat(outcomes_VR[None], permutations, 0)
-    for name in np.unique(design.series):
-        rows = np.flatnonzero(design.series == name)
-        levels[:, rows[1:]] = outcomes_VR[rows[0]] + np.cumsum(drawn[:, series == name], 1)
-    return levels

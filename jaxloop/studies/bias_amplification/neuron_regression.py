@@ -1,5 +1,5 @@
 """One regression per neuron, all at once: slopes with Newey-West errors, and what they look like
-when outcomes are shuffled.
+when outcomes change places.
 
 Dimensions: n rows (versions, or their differences), J neurons, R outcomes, B permutations, L lags.
 Everything is computed in float64.
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
-SCHEMES = ("permute", "rotate", "signs")
 BLOCK = 1 << 12  # neurons in one program, at most: what a core's cache holds
 MAX_NULL_VALUES = 1 << 23  # t values of permuted outcomes in memory at once
 
@@ -186,36 +185,6 @@ def _fit(
     r, se = jax.vmap(one, in_axes=1)(y)
     scale = sy[:, None] / sx[None]
     return r, r * scale, se * scale
-
-
-def shuffled(
-    y_nR: ArrayLike, series: ArrayLike, *, scheme: str, permutations: int, block: int, seed: int
-) -> np.ndarray:
-    """Return [B, n, R] outcomes whose rows are shuffled inside each series.
-
-    The outcomes of a row stay together. Schemes: "permute" (any order: rows are exchangeable inside
-    a series), "rotate" (a random rotation of each series, which keeps most of its serial
-    dependence, but has few arrangements), "signs" (deviations from the mean of the series change
-    sign in blocks of `block` rows).
-    """
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme={scheme!r}: allowed are {', '.join(SCHEMES)}")
-    y, series_n = np.asarray(y_nR, np.float64), np.asarray(series)
-    rng = np.random.default_rng(seed)
-    out = np.empty((permutations, *y.shape))
-    for name in dict.fromkeys(series_n.tolist()):
-        rows = np.flatnonzero(series_n == name)
-        if scheme == "signs":
-            mean = y[rows].mean(0)
-            blocks = -(-len(rows) // block)
-            signs = np.repeat(rng.choice([-1.0, 1.0], (permutations, blocks)), block, axis=1)
-            out[:, rows] = mean + signs[:, : len(rows), None] * (y[rows] - mean)
-        elif scheme == "permute":
-            out[:, rows] = y[rng.permuted(np.tile(rows, (permutations, 1)), axis=1)]
-        else:
-            turns = rng.integers(0, len(rows), (permutations, 1))
-            out[:, rows] = y[rows[(np.arange(len(rows)) + turns) % len(rows)]]
-    return out
 
 
 def null_statistics(

@@ -1,17 +1,20 @@
 """The part of a report about neurons: those that move with bias and quality."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from jaxloop.recursion.chains import ChainSpec
 from jaxloop.reporting import report
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.studies.bias_amplification import neuron_figures, neuron_summary
+from jaxloop.studies.bias_amplification.chains import setup_of
 from jaxloop.studies.bias_amplification.config import BiasConfig
 from jaxloop.studies.bias_amplification.neuron_design import usable
+from jaxloop.studies.bias_amplification.neuron_exchange import balanced
 from jaxloop.studies.bias_amplification.neuron_study import NeuronStudy, neuron_study
 from jaxloop.studies.bias_amplification.paths import neurons_path
 
@@ -23,9 +26,10 @@ _COUNTS = {
     "tests": "neurons",
     "observed": "pass",
     "nominal": "nominally",
-    "null_mean": "shuffled, mean",
-    "null_high": "shuffled, 95th percentile",
+    "null_mean": "exchanged, mean",
+    "null_high": "exchanged, 95th percentile",
     "p": "p of the count",
+    "p_together": "p of all together",
 }
 _OVERLAP = {
     "first": "first set",
@@ -35,7 +39,7 @@ _OVERLAP = {
     "size_second": "in the second",
     "observed": "in both",
     "expected": "if independent",
-    "null_mean": "shuffled, mean",
+    "null_mean": "exchanged, mean",
     "p_more": "p of as many",
     "p_fewer": "p of as few",
 }
@@ -44,25 +48,37 @@ _OVERLAP = {
 Version = tuple[str, int]
 
 
-def section(root: Path, config: BiasConfig, metrics: pd.DataFrame) -> report.Section | None:
+def section(
+    root: Path, config: BiasConfig, metrics: pd.DataFrame, specs: Sequence[ChainSpec]
+) -> report.Section | None:
     """Test neurons against bias and quality, write tables and figures of it, and return the part of
     the page; None where neurons were not measured or too few versions are left.
+
+    Args:
+        root: run directory.
+        config: of the study.
+        metrics: of all chains.
+        specs: the chains.
     """
+    chains = {spec.id: spec for spec in specs}
     if not config.neurons.measure:
         return None
     outcomes = _outcomes(config, metrics)
-    versions = _usable_versions(root, config, outcomes)
+    versions = _usable_versions(root, config, outcomes, chains)
     if not versions:
         LOGGER.warning("too few versions are left to test neurons")
         return None
+    section = config.neurons
     study = neuron_study(
         _read_neurons(root, versions),
         {name: values.loc[versions].to_numpy() for name, values in outcomes.items()},
-        [chain for chain, _ in versions],
+        [setup_of(chains[chain]) for chain, _ in versions],
         [generation for _, generation in versions],
-        lags=config.neurons.lags,
-        alpha=config.neurons.alpha,
-        permutations=config.neurons.permutations,
+        seeds=[chains[chain].seed for chain, _ in versions],
+        lags=section.lags,
+        alpha=section.alpha,
+        permutations=0 if section.scheme == "none" else section.permutations,
+        scheme="seeds" if section.scheme in ("auto", "none") else section.scheme,
     )
     neuron_summary.write(study, root / "tables")
     neuron_figures.write(study, root / "figures")
@@ -82,20 +98,33 @@ def _outcomes(config: BiasConfig, metrics: pd.DataFrame) -> dict[str, pd.Series]
 
 
 def _usable_versions(
-    root: Path, config: BiasConfig, outcomes: dict[str, pd.Series]
+    root: Path,
+    config: BiasConfig,
+    outcomes: dict[str, pd.Series],
+    chains: Mapping[str, ChainSpec],
 ) -> list[Version]:
-    """Versions with all outcomes and with neurons on the disk, in chains that are long enough."""
+    """Versions with all outcomes and with neurons on the disk, in chains that are long enough; the
+    same ones of every seed that is left.
+    """
     known = pd.DataFrame(outcomes).notna().all(axis=1)
     versions: list[Version] = [
         version
         for version in known.index[known.to_numpy()]
         if (root / neurons_path(*version)).exists()
     ]
-    if not versions:
-        return []
-    chains, generations = zip(*versions, strict=True)
-    kept = usable(chains, generations, lags=config.neurons.lags)
-    return [version for version, keep in zip(versions, kept, strict=True) if keep]
+    before = -1
+    while versions and len(versions) != before:
+        before = len(versions)
+        names, generations = zip(*versions, strict=True)
+        long_enough = usable(names, generations, lags=config.neurons.lags)
+        versions = [version for version, keep in zip(versions, long_enough, strict=True) if keep]
+        same = balanced(
+            [setup_of(chains[chain]) for chain, _ in versions],
+            [chains[chain].seed for chain, _ in versions],
+            [generation for _, generation in versions],
+        )
+        versions = [version for version, keep in zip(versions, same, strict=True) if keep]
+    return versions
 
 
 def _read_neurons(root: Path, versions: Sequence[Version]) -> dict[str, np.ndarray]:
@@ -116,15 +145,15 @@ def _section_of(study: NeuronStudy, config: BiasConfig) -> report.Section:
     tables = [
         _table(
             "Counts",
-            "Neurons that pass, against the nominal expectation and outcomes shuffled inside "
-            "chains.",
+            "Neurons that pass, against the nominal expectation and outcomes exchanged "
+            "between seeds.",
             study.counts,
             _COUNTS,
         ),
         _table(
             "Neurons in two sets",
             f"Neurons at p < {config.neurons.alpha:g} in both sets, against sets drawn "
-            "independently (hypergeometric) and shuffled outcomes.",
+            "independently (hypergeometric) and exchanged outcomes.",
             study.overlap[study.overlap["rule"] == "p<alpha"],
             _OVERLAP,
         ),
@@ -133,7 +162,7 @@ def _section_of(study: NeuronStudy, config: BiasConfig) -> report.Section:
         f"Weights ({config.neurons.tensor}) and mean activations of every layer's residual "
         "coordinates, related to bias and quality over all versions."
     )
-    sentences = neuron_summary.sentences(study, modes=("differences",))
+    sentences = neuron_summary.sentences(study, modes=("differences", "deviations"))
     return report.Section("Neurons", note, drawings, tables, sentences)
 
 

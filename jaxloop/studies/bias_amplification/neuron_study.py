@@ -5,10 +5,11 @@ A neuron is one number per layer and coordinate of a model version: a weight or 
 (module `neurons` reads both). Every neuron is regressed on by every outcome (share of a label, text
 quality) over all versions of all setups. The paper differences both sides; its released script does
 not, and then unrelated neurons that merely drift pass by the thousand. Beside the nominal counts
-therefore stand those of a null in which outcomes are shuffled inside each setup.
+therefore stand those of a null in which the outcomes of whole seeds change places (module
+`neuron_exchange`).
 
 Dimensions: V versions, L layers, D coordinates, J = L D neurons, n rows of a regression, R
-outcomes, B permutations.
+outcomes, B arrangements.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,14 @@ import jax
 import numpy as np
 import pandas as pd
 
+from jaxloop.studies.bias_amplification import neuron_exchange as exchange
 from jaxloop.studies.bias_amplification import neuron_regression as regression
 from jaxloop.studies.bias_amplification.neuron_design import Design, check_design
-from jaxloop.studies.bias_amplification.neuron_null import TestGrid, gather_null, null_outcomes
+from jaxloop.studies.bias_amplification.neuron_exchange import Rows
+from jaxloop.studies.bias_amplification.neuron_null import TestGrid, gather_null
 from jaxloop.studies.bias_amplification.neuron_tables import Tables, make_tables
 
-MODES = ("differences", "levels")
+MODES = ("differences", "deviations", "levels")
 
 
 class NeuronStudy(NamedTuple):
@@ -52,11 +55,12 @@ def neuron_study(
     setups: Sequence[str],
     generations: Sequence[int],
     *,
+    seeds: Sequence[int] | None = None,
     lags: int = 1,
     alpha: float = 0.05,
-    modes: Sequence[str] = MODES,
+    modes: Sequence[str] | None = None,
     permutations: int = 999,
-    scheme: str = "permute",
+    scheme: str = "seeds",
     lags_cross: bool = False,
     seed: int = 0,
 ) -> NeuronStudy:
@@ -69,37 +73,47 @@ def neuron_study(
                  p_permutation (two-sided, of the neuron), p_familywise (of the largest |t| among
                  the m; Westfall and Young 1993)
         counts   mode, relation, rule, tests, flat, observed, nominal (expected if p were uniform),
-                 null_mean, null_high (95th percentile), p (share of permutations with as many).
+                 null_mean, null_high (95th percentile), p (share of arrangements with as many),
+                 p_together (the same of the sum of log(1 + t^2) over the neurons of the relation).
                  Rules "permutation" and "familywise" count p_permutation and p_familywise < alpha
         overlap  mode, rule, first, second, size_first, size_second, neurons, observed, expected
                  and p_more, p_fewer (hypergeometric: neurons drawn independently), null_mean and
-                 null_p (share of permutations, outcomes of a version kept together, that overlap
+                 null_p (share of arrangements, outcomes of a version kept together, that overlap
                  as much)
         layers   mode, relation, rule, layer (from 1), significant, positive (slope above 0)
 
     A neuron without variance has p = 1 and is counted as flat; so is every test of an outcome that
-    is constant. It still counts in m.
+    is constant. It still counts in m. Where there are too few seeds for a p below alpha, everything
+    of the null is NaN, and `settings["no_verdict"]` says how many are needed.
 
     Args:
         neurons: name -> [V, L, D] or [V, J], such as {"weight": ..., "activation": ...}.
         outcomes: name -> [V].
-        setups: [V] chain of each version; replicates have names of their own.
+        setups: [V] setup of each version.
         generations: [V] its generation.
+        seeds: [V] its seed; one of a setup and seed is a chain. None: every setup is one chain.
         lags: of the Newey-West errors (released code: 1).
         alpha: level of the tests.
-        modes: "differences" (equation 3 of the paper) and "levels" (its released script).
-        permutations: shuffles of the outcomes inside setups, 0: none. In levels the increments are
-            shuffled and summed again, since levels are not exchangeable.
-        scheme: as in `neuron_regression.shuffled`.
+        modes: "differences" (equation 3 of the paper), "deviations" (differences less their mean
+            over the seeds of a setup and generation, so that no course in time is left; their
+            nominal p take no notice of the means taken), "levels" (the released script). None: all
+            that the seeds allow.
+        permutations: arrangements of the outcomes, at most; 0: none.
+        scheme: what changes places, one of `neuron_exchange.SCHEMES`.
         lags_cross: whether lag products are taken across setups too, as the released script does.
-        seed: of the shuffles.
+        seed: of the arrangements.
 
     Raises:
         ValueError: as `check_design` does; shapes that do not agree, values that are not finite,
-            alpha outside (0, 1), an unknown mode or scheme, a negative number of permutations.
+            alpha outside (0, 1), an unknown mode or scheme, a negative number of permutations;
+            seeds that do not have the same versions, or scheme "chains" for setups that share a
+            model.
     """
+    design = check_design(setups, generations, seeds=seeds, lags=lags)
+    counts = exchange.seeds_per_setup(design.versions)
+    if modes is None:
+        modes = [mode for mode in MODES if mode != "deviations" or min(counts) > 1]
     options = _Options(lags, alpha, modes, permutations, scheme, lags_cross, seed)
-    design = check_design(setups, generations, lags=lags)
     versions = len(design.order)
     kinds = {name: _neurons(name, values, versions) for name, values in neurons.items()}
     if not kinds or not outcomes:
@@ -109,16 +123,28 @@ def neuron_study(
         )
     columns = [_outcome(name, values, versions) for name, values in outcomes.items()]
     outcomes_VR = np.stack(columns, 1)[design.order]
-    _check_options(options)
+    _check_options(options, counts)
     neurons_VJ = np.concatenate(
         [values[design.order].reshape(versions, -1) for values in kinds.values()], 1
     )
+    no_verdict = (
+        exchange.too_few(counts, scheme, alpha) if permutations else "no null was asked for"
+    )
+    if no_verdict is None and scheme == "chains":
+        _check_apart(neurons_VJ, outcomes_VR, design.versions)
+    if no_verdict is not None:
+        options = options._replace(permutations=0)
     grid = _grid(kinds, list(outcomes), alpha)
     tables = [_of_mode(mode, neurons_VJ, outcomes_VR, design, grid, options) for mode in modes]
+    total = exchange.arrangements(counts, scheme)
     settings = options._asdict() | {
+        "permutations": min(options.permutations, total - 1),
         "modes": list(modes),
+        "no_verdict": no_verdict or "",
         "versions": versions,
-        "setups": len(set(np.asarray(setups, str).tolist())),
+        "setups": len(counts),
+        "seeds": min(counts),
+        "arrangements": total,
         "differences": len(design.steps),
         "neurons": {kind: int(np.prod(shape)) for kind, shape in grid.shapes.items()},
         "backend": jax.default_backend(),
@@ -132,17 +158,37 @@ def neuron_study(
     )
 
 
-def _check_options(options: _Options) -> None:
+def _check_options(options: _Options, seeds: Sequence[int]) -> None:
     unknown = [mode for mode in options.modes if mode not in MODES]
     if unknown or not options.modes:
         raise ValueError(f"modes={list(options.modes)}: allowed are {', '.join(MODES)}")
+    if "deviations" in options.modes and min(seeds) < 2:
+        raise ValueError(
+            f"modes={list(options.modes)}: deviations from the mean over seeds need at least two "
+            "seeds in every setup"
+        )
     if not 0 < options.alpha < 1:
         raise ValueError(f"alpha={options.alpha}: must be between 0 and 1")
     count = options.permutations
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise ValueError(f"permutations={count!r}: must be an integer of at least 0")
-    if options.scheme not in regression.SCHEMES:
-        raise ValueError(f"scheme={options.scheme!r}: allowed are {', '.join(regression.SCHEMES)}")
+    if options.scheme not in exchange.SCHEMES:
+        raise ValueError(f"scheme={options.scheme!r}: allowed are {', '.join(exchange.SCHEMES)}")
+
+
+def _check_apart(neurons_VJ: np.ndarray, outcomes_VR: np.ndarray, versions: Rows) -> None:
+    """Raise ValueError where two setups of a seed share a version, and so are not independent."""
+    values = np.concatenate([outcomes_VR, neurons_VJ], 1)
+    seen: dict[tuple[object, bytes], str] = {}
+    for setup, seed, row in zip(
+        versions.setup.tolist(), versions.seed.tolist(), values, strict=True
+    ):
+        other = seen.setdefault((seed, row.tobytes()), setup)
+        if other != setup:
+            raise ValueError(
+                f"scheme='chains': setups {other!r} and {setup!r} share a model of seed {seed}, so "
+                "that they do not change places apart; take 'seeds'"
+            )
 
 
 def _neurons(name: str, values: np.ndarray, versions: int) -> np.ndarray:
@@ -202,11 +248,14 @@ def _of_mode(
     options: _Options,
 ) -> Tables:
     """The tests of one mode."""
-    x_nJ, y_nR, series = neurons_VJ, outcomes_VR, design.series
-    if mode == "differences":
+    x_nJ, y_nR, series, rows = neurons_VJ, outcomes_VR, design.series, design.versions
+    if mode != "levels":
         x_nJ = np.diff(neurons_VJ, axis=0)[design.steps - 1]
         y_nR = np.diff(outcomes_VR, axis=0)[design.steps - 1]
         series = design.series[design.steps]
+        rows = Rows(*(values[design.steps] for values in rows))
+    if mode == "deviations":
+        x_nJ, y_nR = exchange.centred(x_nJ, rows), exchange.centred(y_nR, rows)
     if options.lags_cross:
         series = np.zeros_like(series)
     fit = regression.newey_west(
@@ -219,15 +268,12 @@ def _of_mode(
     )
     if not options.permutations:
         return make_tables(grid, mode, fit, None)
-    drawn = null_outcomes(
-        mode,
-        outcomes_VR,
-        design,
-        scheme=options.scheme,
+    drawn = exchange.draw(
+        y_nR,
+        exchange.blocks(rows, options.scheme),
+        options.scheme,
         permutations=options.permutations,
-        lags=options.lags,
         seed=options.seed,
     )
     pieces = regression.null_statistics(x_nJ, drawn, series, lags=options.lags, flat=fit.flat)
-    null = gather_null(grid, fit.t, pieces, options.permutations)
-    return make_tables(grid, mode, fit, null)
+    return make_tables(grid, mode, fit, gather_null(grid, fit.t, pieces))

@@ -11,6 +11,12 @@ from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.studies.bias_amplification.neuron_study import MODES, NeuronStudy
 
+# Scheme -> what changes places.
+_UNITS = {
+    "seeds": "the outcomes of {seeds} seeds, each with all its setups and generations",
+    "chains": "the outcomes of {seeds} seeds in each setup apart, each with all its generations",
+    "signs": "the signs by which {seeds} seeds, each with all its setups and generations, deviate",
+}
 _RULE_WORDS = {
     "p<alpha": "at p < {alpha:g}",
     "bonferroni": "after Bonferroni",
@@ -73,8 +79,8 @@ def _of_design(study: NeuronStudy) -> str:
     )
     if settings["permutations"]:
         text += (
-            f"; shuffled: mean and 95th percentile of {settings['permutations']} shuffles of the "
-            "outcomes inside setups"
+            f"; exchanged: mean and 95th percentile of {settings['permutations']:,} other "
+            f"arrangements of {_UNITS[settings['scheme']].format(seeds=settings['seeds'])}"
         )
     return f"{text}."
 
@@ -88,10 +94,11 @@ def _of_relation(mode: str, relation: str, by_rule: pd.DataFrame, alpha: float) 
     first = by_rule.iloc[0]
     text = f"{relation}, {mode}, {first['tests']:,} neurons: {'; '.join(parts)}"
     if not np.isnan(first["p"]):
-        verdict = "beyond" if first["p"] < alpha else "not told apart from"
+        verdict = "beyond" if first["p_together"] < alpha else "not told apart from"
         text += (
-            f"; {verdict} what shuffled outcomes give (p = {first['p']:.2g} for the count at p < "
-            f"{alpha:g})"
+            f"; {verdict} what exchanged outcomes give (p = {first['p_together']:.2g} for all "
+            f"neurons together, {first['p']:.2g} for the count at p < {alpha:g}); "
+            f"{rows['familywise']['observed']:,} singled out by their familywise p"
         )
     return f"{text}; {first['flat']:,} do not vary and have p = 1." if first["flat"] else f"{text}."
 
@@ -108,7 +115,7 @@ def _of_overlap(row: pd.Series, alpha: float) -> str:
         f"({_number(row['expected'])}; p = {min(row['p_more'], row['p_fewer']):.2g})"
     )
     if not np.isnan(row["null_mean"]):
-        text += f"; shuffled outcomes share {_number(row['null_mean'])}"
+        text += f"; exchanged outcomes share {_number(row['null_mean'])}"
     return f"{text}."
 
 
@@ -126,6 +133,12 @@ def _cautions(study: NeuronStudy) -> list[str]:
             f"No permutation p can be below {least:.2g}: a single neuron is singled out only by "
             "its familywise p."
         )
+        cautions.append(
+            "What all seeds have in common, such as a course over generations, stays where it is: "
+            "an association that lies in nothing else is not told apart from chance."
+        )
+    elif study.settings["no_verdict"]:
+        cautions.append(f"No verdict on chance: {study.settings['no_verdict']}.")
     cautions.append(
         "Neurons of one model move together, so counts say how often an association appears, not "
         "how many independent ones there are."
@@ -142,7 +155,7 @@ def _by_chance(row: pd.Series) -> str:
     if not np.isnan(row["nominal"]):
         parts.append(f"nominally {_number(row['nominal'])}")
     if not np.isnan(row["null_mean"]):
-        parts.append(f"shuffled {_number(row['null_mean'])} and {_number(row['null_high'])}")
+        parts.append(f"exchanged {_number(row['null_mean'])} and {_number(row['null_high'])}")
     return f" ({', '.join(parts)})" if parts else ""
 
 

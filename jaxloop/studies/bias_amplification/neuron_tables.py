@@ -53,7 +53,7 @@ class _Verdicts(NamedTuple):
 
 
 def make_tables(grid: TestGrid, mode: str, fit: Fit, null: Null | None) -> Tables:
-    """Make the tables of one mode from its regressions and what shuffled outcomes gave, if any."""
+    """Make the tables of one mode from its regressions and what exchanged outcomes gave, if any."""
     verdicts = _verdicts(grid, fit, null)
     tests, counts, layers = [], [], []
     for relation in grid.relations:
@@ -65,7 +65,8 @@ def make_tables(grid: TestGrid, mode: str, fit: Fit, null: Null | None) -> Table
             if null is not None and rule in RULES:
                 drawn = null.counts[relation, rule]
             flat = int(grid.of(fit.flat, relation).sum())
-            counts.append(head | _count(grid, rule, hit, flat, drawn))
+            together = np.nan if null is None else null.together[relation]
+            counts.append(head | _count(grid, rule, hit, flat, drawn) | {"p_together": together})
             layers.append(_layers(grid, relation, head | {"rule": rule}, hit, fit))
     overlap = [
         _overlap_row(grid, mode, rule, pair, verdicts.significant[rule], null)

@@ -83,7 +83,7 @@ def write(
         _real_articles_section(study.real_shares),
         _distribution_section(list(drawings.values())),
         _classifier_section(classifier_fits),
-        neuron_section.section(root, config, metrics),
+        neuron_section.section(root, config, metrics, prepared.chains),
     ]
     return common_report.write_page(
         root,

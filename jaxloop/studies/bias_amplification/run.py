@@ -78,6 +78,7 @@ def _train(context: Context) -> common.Outcome:
         root,
         measure=measure.make_measure(config, prepared, auxiliary, root),
         command=context.command,
+        watch=context.watch,
     )
     return common.trained(
         result,

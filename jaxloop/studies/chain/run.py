@@ -112,6 +112,7 @@ def _train(context: Context) -> common.Outcome:
             context.root,
             measure=measured,
             command=context.command,
+            watch=context.watch,
         )
     return common.trained(
         result,

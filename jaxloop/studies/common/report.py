@@ -11,52 +11,22 @@ from typing import Any
 import pandas as pd
 
 from jaxloop.reporting import figures, report, scores
+from jaxloop.reporting.run_files import read_metrics, read_texts
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.log import redact
-from jaxloop.runtime.tables import read_parquet, unescape
 
-# Order of metrics in a report; a metric that is not listed comes after these.
-ORDER = (
-    "cosine_diversity",
-    "lexical_diversity",
-    "self_bleu",
-    "distinct_n(n=1)",
-    "distinct_n(n=2)",
-    "distinct_n",
-    "held_out_loss",
-    "text_length",
-)
+__all__ = [
+    "dated",
+    "first_and_last_texts",
+    "read_metrics",
+    "read_texts",
+    "save_drawings",
+    "slug",
+    "write_page",
+]
+
 # Texts of a generation that a report shows.
 TEXTS = 10
-
-
-def read_metrics(root: Path) -> pd.DataFrame:
-    """Read metrics.csv of a run directory, its rows sorted by metric (see `ORDER`).
-
-    Text columns keep their text ("NA" is not a missing value); `value` is numeric.
-    """
-    table = pd.read_csv(
-        root / "metrics.csv", keep_default_na=False, na_values={"value": ["", "nan"]}
-    )
-    for name in table.columns:
-        if table[name].dtype == object or isinstance(table[name].dtype, pd.StringDtype):
-            table[name] = [unescape(v) if isinstance(v, str) else v for v in table[name]]
-    place = {metric: i for i, metric in enumerate(ORDER)}
-    return table.sort_values(
-        "metric",
-        key=lambda m: m.map(lambda name: place.get(name, len(place))),
-        kind="stable",
-        ignore_index=True,
-    )
-
-
-def read_texts(root: Path, chain: str, generation: int) -> list[str]:
-    """Read the texts that a chain wrote in one generation, in the order of their rows.
-
-    An empty list where the file is absent.
-    """
-    path = root / f"texts/chain={chain}/generation={generation:04d}.parquet"
-    return list(read_parquet(path, ["text"])["text"]) if path.exists() else []
 
 
 def first_and_last_texts(root: Path, metrics: pd.DataFrame) -> list[report.Samples]:

@@ -11,7 +11,8 @@ in the report, and the exit code. So a study that trains chains is
 
     def execute(context):
         settings = context.driver_settings(...)
-        result = driver.run(..., settings, context.root, command=context.command)
+        result = driver.run(..., settings, context.root, command=context.command,
+                            watch=context.watch)
         return trained(result, run_info=[("chains", ...)], write_report=...)
 
 Studies also differ in which fields of the config may be changed when a run is resumed, which may
@@ -24,6 +25,7 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -38,7 +40,7 @@ from jaxloop.config import (
     stored_names,
 )
 from jaxloop.recursion import driver
-from jaxloop.recursion.progress import duration
+from jaxloop.recursion.progress import Watch, duration
 from jaxloop.runtime import environment
 from jaxloop.runtime.atomic_io import cache_folder
 from jaxloop.runtime.compile_cache import keep_compiled_programs
@@ -46,7 +48,7 @@ from jaxloop.runtime.devices import initialise_distributed, processes, programs_
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import open_workdir, stored_form
 from jaxloop.studies import FAILED_CHAINS
-from jaxloop.studies.common import identity
+from jaxloop.studies.common import identity, live
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Section)
@@ -103,6 +105,7 @@ class RunContext(Generic[C, P]):
         models: {model: hash of its files}.
         resumed: whether the run was begun before.
         is_first_process: whether this process writes the files of the study.
+        watch: what the driver tells how far the run is (see `live`).
     """
 
     config: C
@@ -112,6 +115,7 @@ class RunContext(Generic[C, P]):
     models: Mapping[str, str]
     resumed: bool
     is_first_process: bool
+    watch: Watch | None = None
 
     def driver_settings(self, settings: driver.RunSettings) -> driver.RunSettings:
         """Return a driver's settings with the hashes of the base models filled in."""
@@ -133,6 +137,7 @@ class Steps(Generic[C, P]):
         raisable_fields: numbers that a resumed run may raise.
         unstored_fields: fields that belong to one call and are not stored with the run.
         identify_metrics: whether the models of metrics must be the same when the run is resumed.
+        identify_models: whether any model must; false for a study that reads none.
     """
 
     prepare: Callable[[C], P]
@@ -143,6 +148,7 @@ class Steps(Generic[C, P]):
     raisable_fields: Sequence[str] = ("chain.generations",)
     unstored_fields: frozenset[str] = frozenset()
     identify_metrics: bool = True
+    identify_models: bool = True
 
 
 def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[str] = ()) -> int:
@@ -156,7 +162,9 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
     prepared = steps.prepare(config)
     stored = config.model_dump(mode="json", exclude=set(steps.unstored_fields))
-    models = identity.of(config, metrics=steps.identify_metrics)
+    models = {}
+    if steps.identify_models:
+        models = identity.of(config, metrics=steps.identify_metrics)
     with open_workdir(
         workdir,
         stored,
@@ -166,43 +174,60 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
         identity=models,
         update=stored_names(type(config)),
     ) as place:
-        context = RunContext(
-            config=config,
-            prepared=prepared,
-            root=place.path,
-            command=command_line(argv),
-            models=models,
-            resumed=place.resumed,
-            is_first_process=processes()[0] == 0,
+        first = processes()[0] == 0
+        page = PageInputs(
+            run_info=_facts(steps, config, models, argv),
+            config=stored_form(stored),
+            versions=environment.versions(),
         )
-        outcome = steps.execute(context)
-        if context.is_first_process and outcome.write_report is not None:
-            page = outcome.write_report(
-                PageInputs(
-                    run_info=_run_info(steps, context, outcome, time.monotonic() - start),
-                    config=stored_form(stored),
-                    versions=environment.versions(),
-                )
+        with _watching(place.path, config, page, argv) if first else nullcontext() as watch:
+            context = RunContext(
+                config=config,
+                prepared=prepared,
+                root=place.path,
+                command=command_line(argv),
+                models=models,
+                resumed=place.resumed,
+                is_first_process=first,
+                watch=watch,
             )
+            outcome = steps.execute(context)
+        if context.is_first_process and outcome.write_report is not None:
+            seconds = time.monotonic() - start
+            facts = _with_outcome(page.run_info, outcome, seconds)
+            path = outcome.write_report(page._replace(run_info=facts))
             summary = f"{outcome.summary}; " if outcome.summary else ""
-            LOGGER.info("%sthe report is %s", summary, page)
+            LOGGER.info("%sthe report is %s", summary, path)
     return outcome.exit_code
 
 
-def _run_info(
-    steps: Steps[C, P], context: RunContext[C, P], outcome: Outcome, seconds: float
+def _facts(
+    steps: Steps[C, P], config: C, models: Mapping[str, str], argv: Sequence[str]
 ) -> RunInfo:
-    """The (name, value) lines about a run that its report shows."""
+    """The (name, value) lines that are known of a run from its start."""
     ignored = {*steps.free_fields, *steps.unstored_fields}
     return [
-        ("command", context.command),
-        *outcome.run_info,
-        *((f"files of {name}", value) for name, value in context.models.items()),
+        ("command", command_line(argv)),
+        *((f"files of {name}", value) for name, value in models.items()),
         ("code", f"jaxloop {jaxloop.__version__}, commit {environment.git_commit()}"),
         ("device", environment.describe_devices()),
-        ("config fingerprint", fingerprint(context.config, ignore=ignored)),
-        ("time", elapsed(seconds, outcome.resumed_after, resumed=outcome.resumed)),
+        ("config fingerprint", fingerprint(config, ignore=ignored)),
     ]
+
+
+def _with_outcome(facts: RunInfo, outcome: Outcome, seconds: float) -> RunInfo:
+    """The lines of the final report: those of the study after the command, the time at the end."""
+    command, *others = facts
+    took = elapsed(seconds, outcome.resumed_after, resumed=outcome.resumed)
+    return [command, *outcome.run_info, *others, ("time", took)]
+
+
+def _watching(
+    root: Path, config: Section, page: PageInputs, argv: Sequence[str]
+) -> AbstractContextManager[Watch]:
+    """The context of `live.watching` for a study with this config."""
+    title = getattr(config, "title", None) or f"A study of kind {getattr(config, 'study', '')}"
+    return live.watching(root, title=title, command=command_line(argv), page=page._asdict())
 
 
 def trained(

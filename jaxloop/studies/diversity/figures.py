@@ -47,6 +47,32 @@ def _colours(names: Sequence) -> dict:
     return dict(zip(names, colours, strict=True))
 
 
+def settings_of(rows: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
+    """Part models of generated data by columns that a drawing does not show, each part with the
+    models of real data alone of its size.
+
+    So a line is a mean over seeds alone. Returns (label, rows) pairs; the label is "" where there
+    is one part.
+    """
+    rows = rows.assign(records=rows["real"] + rows["generated"])
+    real = rows[rows["generated"] == 0]
+    parts = list(rows[rows["generated"] > 0].groupby(list(names), sort=True)) or [((), rows)]
+    if len(parts) == 1:
+        return [("", rows)]
+    found = []
+    for values, part in parts:
+        beside = real
+        for name, value in zip(names, values, strict=True):
+            beside = beside[beside[name] == value] if name in ("real", "records") else beside
+        label = ", ".join(f"{name} {value:g}" for name, value in zip(names, values, strict=True))
+        found.append((label, pd.concat([beside, part])))
+    return found
+
+
+def _named(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
+
+
 def _legend(axes: Axes, many: bool) -> None:
     if many:
         axes.legend(frameon=False, fontsize=7, labelcolor=figures.INK)
@@ -99,34 +125,40 @@ def by_ratio(
     names: Mapping[str, str],
     value: str = LOSS,
     label: str = "test loss",
+    size: str = "records",
 ) -> list[Drawing]:
     """Draw figures 4 to 7: a value by mixing ratio, one line per level.
 
-    Returns one drawing per task, base and size.
+    Returns one drawing per task, base and size. size: the column that has the size, which stays
+    the same over ratios: "records" of the whole set, or the "real" ones.
     """
     drawings = []
     for task in tasks:
         task_rows = rows[rows["task"] == task] if len(rows) else rows
         for base in dict.fromkeys(task_rows["base"]) if len(task_rows) else ():
-            group = task_rows[task_rows["base"] == base]
-            level_names = [level for level in sorted(set(group["level"])) if level.startswith("D")]
-            figure, axes = _axes()
-            for level, colour in _colours(level_names).items():
-                # Real data alone are where every level begins.
-                line = group[group["level"].isin([level, "real"])]
-                _band(axes, line, "rho", value, colour, level)
-            axes.set_xlabel("mixing ratio rho")
-            axes.set_ylabel(label)
-            _legend(axes, len(level_names) > 1)
-            what = f"{names[task]}, {base}"
-            drawings.append(
-                Drawing(
-                    f"{what}: {label.split(',')[0]}",
-                    "One line per level; rho = 0 is real data alone." if value == LOSS else "",
-                    figure,
+            for setting, group in settings_of(task_rows[task_rows["base"] == base], [size]):
+                what = _named(names[task], base, setting)
+                drawings.append(
+                    Drawing(
+                        f"{what}: {label.split(',')[0]}",
+                        "One line per level; rho = 0 is real data alone." if value == LOSS else "",
+                        _ratio_lines(group, value, label),
+                    )
                 )
-            )
     return drawings
+
+
+def _ratio_lines(group: pd.DataFrame, value: str, label: str) -> Figure:
+    level_names = [level for level in sorted(set(group["level"])) if level.startswith("D")]
+    figure, axes = _axes()
+    for level, colour in _colours(level_names).items():
+        # Real data alone are where every level begins.
+        line = group[group["level"].isin([level, "real"])]
+        _band(axes, line, "rho", value, colour, level)
+    axes.set_xlabel("mixing ratio rho")
+    axes.set_ylabel(label)
+    _legend(axes, len(level_names) > 1)
+    return figure
 
 
 @_styled
@@ -166,23 +198,24 @@ def scatter(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) 
 def by_size(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) -> list[Drawing]:
     """Draw figures 8 and 9: test loss by size of the set, one line per level.
 
-    Returns one drawing per task and base.
+    Returns one drawing per task, base and mixing ratio.
     """
     drawings = []
     for task in tasks:
         task_rows = rows[rows["task"] == task] if len(rows) else rows
         for base in dict.fromkeys(task_rows["base"]) if len(task_rows) else ():
-            group = task_rows[task_rows["base"] == base].assign(
-                records=lambda t: t["real"] + t["generated"]
-            )
-            level_names = sorted(set(group["level"]))
-            figure, axes = _axes()
-            for level, colour in _colours(level_names).items():
-                _band(axes, group[group["level"] == level], "records", LOSS, colour, level)
-            axes.set_xlabel("records")
-            axes.set_ylabel("test loss")
-            _legend(axes, len(level_names) > 1)
-            drawings.append(Drawing(f"{names[task]}, {base}", "", figure))
+            # Whole numbers of records make slightly different ratios of one.
+            of_base = task_rows[task_rows["base"] == base]
+            of_base = of_base.assign(rho=of_base["rho"].round(2))
+            for setting, group in settings_of(of_base, ["rho"]):
+                level_names = sorted(set(group["level"]))
+                figure, axes = _axes()
+                for level, colour in _colours(level_names).items():
+                    _band(axes, group[group["level"] == level], "records", LOSS, colour, level)
+                axes.set_xlabel("records")
+                axes.set_ylabel("test loss")
+                _legend(axes, len(level_names) > 1)
+                drawings.append(Drawing(_named(names[task], base, setting), "", figure))
     return drawings
 
 
@@ -190,33 +223,37 @@ def by_size(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) 
 def by_base(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) -> list[Drawing]:
     """Draw appendix D.1: test loss by level, one line per base.
 
-    Where every base was also trained on real data, that loss is subtracted.
+    Where every base was also trained on real data, that loss is subtracted. Returns one drawing
+    per task, size and mixing ratio.
     """
     drawings = []
     for task in tasks:
         task_rows = rows[rows["task"] == task] if len(rows) else rows
-        if not len(task_rows):
-            continue
-        figure, axes = _axes()
-        places = set()
-        less = all(
-            (task_rows[task_rows["base"] == base]["level"] == "real").any()
-            for base in set(task_rows["base"])
-        )
-        for base, colour in _colours(list(dict.fromkeys(task_rows["base"]))).items():
-            group = task_rows[task_rows["base"] == base]
-            zero = group[group["level"] == "real"][LOSS].mean() if less else 0.0
-            line = group[group["level"].str.startswith("D")]
-            line = line.assign(
-                place=line["level"].str.removeprefix("D").astype(int), less=line[LOSS] - zero
-            )
-            places |= set(line["place"])
-            _band(axes, line, "place", "less", colour, base)
-        axes.set_xticks(sorted(places), [f"D{p}" for p in sorted(places)])
-        axes.set_ylabel("test loss − real data's" if less else "test loss")
-        _legend(axes, True)
-        drawings.append(Drawing(names[task], "", figure))
+        if len(task_rows):
+            drawings += [
+                Drawing(_named(names[task], setting), "", _base_lines(group))
+                for setting, group in settings_of(task_rows, ["records", "rho"])
+            ]
     return drawings
+
+
+def _base_lines(rows: pd.DataFrame) -> Figure:
+    figure, axes = _axes()
+    places = set()
+    less = all((rows[rows["base"] == base]["level"] == "real").any() for base in set(rows["base"]))
+    for base, colour in _colours(list(dict.fromkeys(rows["base"]))).items():
+        group = rows[rows["base"] == base]
+        zero = group[group["level"] == "real"][LOSS].mean() if less else 0.0
+        line = group[group["level"].str.startswith("D")]
+        line = line.assign(
+            place=line["level"].str.removeprefix("D").astype(int), less=line[LOSS] - zero
+        )
+        places |= set(line["place"])
+        _band(axes, line, "place", "less", colour, base)
+    axes.set_xticks(sorted(places), [f"D{p}" for p in sorted(places)])
+    axes.set_ylabel("test loss − real data's" if less else "test loss")
+    _legend(axes, True)
+    return figure
 
 
 @_styled

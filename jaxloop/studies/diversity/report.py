@@ -15,7 +15,7 @@ from jaxloop.studies.common import report as common_report
 from jaxloop.studies.common.run import PageInputs
 from jaxloop.studies.diversity import figures, measure, prepare
 from jaxloop.studies.diversity.cells import all_cells, experiments, short
-from jaxloop.studies.diversity.config import DiversityConfig
+from jaxloop.studies.diversity.config import DiversityConfig, Grid
 from jaxloop.studies.diversity.measure import DISTANCES
 from jaxloop.studies.diversity.prepare import Prepared
 from jaxloop.studies.diversity.results import Results, gather, rows_of
@@ -107,11 +107,13 @@ def _levels(settings: DiversityConfig, results: Results) -> Parts:
     for task in settings.tasks:
         task_rows = rows[rows["task"] == task]
         for size in sorted(set((task_rows["real"] + task_rows["generated"]).tolist())):
-            group = task_rows[(task_rows["real"] + task_rows["generated"]) == size]
-            if group["level"].str.startswith("D").any():
+            of_size = task_rows[(task_rows["real"] + task_rows["generated"]) == size]
+            for setting, group in figures.settings_of(of_size, ["rho"]):
+                if not group["level"].str.startswith("D").any():
+                    continue
                 drawings.append(
                     report.Drawing(
-                        f"{NAMES[task]}, {size:,} records",
+                        f"{NAMES[task]}, {size:,} records" + (setting and f", {setting}"),
                         "Bars: Distinct-5 of the level, divided by the largest. Lines: test "
                         "loss on answers, "
                         "mean and standard error over seeds; dotted: fine-tuned on real data.",
@@ -173,9 +175,14 @@ def _pair(values: pd.Series) -> str:
     return f"{mean:.4f}" + (f" ± {error:.4f}" if error == error else "")
 
 
+def _size(grid: Grid) -> str:
+    """The column of the size that a grid keeps over its mixing ratios."""
+    return "real" if grid.mixing == "variable" else "records"
+
+
 def _fixed(settings: DiversityConfig, results: Results) -> Parts:
     rows = _of(results, settings, "fixed")
-    drawings = figures.by_ratio(rows, settings.tasks, NAMES)
+    drawings = figures.by_ratio(rows, settings.tasks, NAMES, size=_size(settings.fixed))
     return (
         drawings,
         _loss_tables(rows, "level"),
@@ -186,11 +193,13 @@ def _fixed(settings: DiversityConfig, results: Results) -> Parts:
 
 def _variable(settings: DiversityConfig, results: Results) -> Parts:
     rows = _of(results, settings, "variable")
-    drawings = figures.by_ratio(rows, settings.tasks, NAMES)
+    size = _size(settings.variable)
+    drawings = figures.by_ratio(rows, settings.tasks, NAMES, size=size)
     drawings += figures.by_ratio(
         rows,
         settings.tasks,
         NAMES,
+        size=size,
         value="distinct",
         label="Distinct-5 of the mixture, not normalised",
     )

@@ -81,6 +81,7 @@ def _generate_and_train(context: Context) -> common.Outcome:
             measure=measure.measure(config, prepared),
             stop=stop,
             command=context.command,
+            watch=context.watch,
         )
     writers = (f"{task}: {getattr(config.generator, task)}" for task in config.tasks)
     return common.trained(

@@ -75,6 +75,7 @@ def _train(context: Context) -> common.Outcome:
         context.root,
         measure=measure.measure(config, prepared),
         command=context.command,
+        watch=context.watch,
     )
     if context.is_first_process:
         measure.write_similarity(config, prepared, context.root, result)

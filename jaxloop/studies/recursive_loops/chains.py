@@ -62,7 +62,9 @@ def combinations(config: LoopsConfig) -> list[Combination]:
         axes["gen0_size"] = chain.gen0_sizes
     if chain.models:
         axes["models"] = chain.models
-    if config.political_leaning.homogeneous and config.subset_kind == "political":
+    if config.experiment == "political_bases":
+        axes["bases"] = config.models.pool
+    elif config.political_leaning.homogeneous and config.subset_kind == "political":
         axes["bases"] = ("mixed", *config.models.pool)
     if config.interventions.policies:
         axes["selection"] = config.interventions.policies
@@ -82,6 +84,7 @@ def plan(config: LoopsConfig, subsets: Sequence[Subset]) -> list[Planned]:
     return [
         _chain(config, subset, values, varied, named_by_subset=len(subsets) > 1)
         for subset, values in itertools.product(subsets, crossed)
+        if subset.ratios is None or values["ratio"] in subset.ratios
     ]
 
 

@@ -17,6 +17,7 @@ from jaxloop.config import (
     FitConfig,
     ModelsConfig,
     NonNegative,
+    Positive,
     RunConfig,
     SampleConfig,
     Section,
@@ -32,6 +33,7 @@ from jaxloop.studies.common.config import (
     check_revisions,
 )
 from jaxloop.studies.common.factors import check_factors
+from jaxloop.studies.recursive_loops.split_config import Splits, check_splits
 
 ExperimentName = Literal[
     "ratio_sweep",
@@ -41,10 +43,13 @@ ExperimentName = Literal[
     "quality_splits",
     "length_splits",
     "political",
+    "political_bases",
     "models_per_generation",
     "gen0_size",
     "interventions",
     "fit_modes",
+    "toy",
+    "judge_validation",
 ]
 # How the human data are cut into subsets.
 SubsetKind = Literal["whole", "clusters", "mixtures", "quality", "length", "political"]
@@ -55,6 +60,7 @@ _SUBSETS: dict[ExperimentName, SubsetKind] = {
     "quality_splits": "quality",
     "length_splits": "length",
     "political": "political",
+    "political_bases": "political",
 }
 # Cleaning rules: `plain`, or those of one of the paper's datasets, as `data.recipes.RECIPES`.
 RecipeName = Literal[
@@ -136,7 +142,13 @@ class Clusters(Section):
     )
     jobs: Count = Field(1, description="processes")
     seed: Seed = Field(0, description="of projections, clusterings and the drawing of clusters")
-    draw_seed: Seed = Field(42, description="of the final draw")
+    draw_seed: Seed = Field(42, description="of the final draw, and of random pairs")
+    pairing: Literal["random", "drawn"] = Field(
+        "random",
+        description="which clusters of the domains meet in a mixture: in a random order of each "
+        "domain with a seed of its own, or in the order in which they were drawn with one seed "
+        "for all domains, as in the released code",
+    )
 
 
 class Properties(Section):
@@ -147,19 +159,6 @@ class Properties(Section):
     map_rows: Count = Field(90_000, description="texts that the evaluation map is fitted on")
     toxicity: Text | None = Field(
         None, description="classifier of toxicity: a directory or hub id; none: not measured"
-    )
-
-
-class Splits(Section):
-    """Subsets by quality or length."""
-
-    levels: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
-        (20, 40, 60, 80), description="quality scores; a subset has exactly the score"
-    )
-    quantiles: Annotated[int, Field(ge=2)] | None = Field(
-        None,
-        description="cut at quantiles instead, for scores that are not round; length: 3 unless "
-        "given",
     )
 
 
@@ -205,6 +204,34 @@ class Interventions(Section):
     threshold: float | None = Field(
         None, description="quality that is enough; none: the best are taken"
     )
+
+
+class Toy(Section):
+    """The histogram toy (experiment `toy`, figure 12); ratios, seeds and generations as `chain`."""
+
+    size: Count = Field(100, description="N: numbers 0..N, and training points of a generation")
+    bias: Positive = Field(100.0, description="factor on even numbers in the biased columns")
+    smoothing: NonNegative = Field(
+        1e-3,
+        description="mass added to every number; at 0, as the paper's text reads, the bias can do "
+        "nothing where people write no even numbers",
+    )
+    accumulate: Annotated[tuple[bool, ...], Field(min_length=1)] = Field(
+        (True, False), description="rows of the figure: with and without accumulation"
+    )
+
+
+class Validation(Section):
+    """The judge of quality against people (experiment `judge_validation`, table 2)."""
+
+    source: Text | None = Field(
+        None, description="a file of the OpenMEVA form, such as mans_roc.json of Jiann/OpenMEVA"
+    )
+    generators: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
+        ("fusion", "s2s", "gpt_kg", "gpt", "plan_write"),
+        description="whose stories of the file are judged",
+    )
+    draws: Count = Field(2000, description="of the bootstrap over stories")
 
 
 class LoopChain(ChainSection):
@@ -267,6 +294,8 @@ class LoopsConfig(Section):
     splits: Splits = Splits()
     political_leaning: PoliticalLeaning = PoliticalLeaning()
     interventions: Interventions = Interventions()
+    toy: Toy = Toy()
+    validation: Validation = Validation()
     metrics: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
         ("cosine_diversity", "lexical_diversity", "positivity", "text_length"),
         description="names of metrics beside quality; options in brackets",
@@ -283,9 +312,14 @@ class LoopsConfig(Section):
         """How the human data are cut into subsets."""
         return _SUBSETS.get(self.experiment, "whole")
 
+    @property
+    def trains(self) -> bool:
+        """Whether the experiment trains language models, on texts."""
+        return self.experiment not in ("toy", "judge_validation")
+
     @pydantic.model_validator(mode="after")
     def _together(self) -> "LoopsConfig":
-        for name, domain in self.domains.items():
+        for name, domain in self.domains.items() if self.trains else ():
             _check_domain(name, domain)
         check_distinct(
             {
@@ -294,7 +328,6 @@ class LoopsConfig(Section):
                 "chain.models": self.chain.models,
                 "chain.gen0_sizes": self.chain.gen0_sizes,
                 "political_leaning.mixes": self.political_leaning.mixes,
-                "splits.levels": self.splits.levels,
                 "interventions.policies": self.interventions.policies,
             }
         )
@@ -370,13 +403,16 @@ def _check_experiment(config: LoopsConfig) -> None:
         )
     if kind == "political" and domains != 1:
         raise ValueError(
-            f"config.domains has {domains} entries: experiment 'political' needs exactly 1"
+            f"config.domains has {domains} entries: experiment '{config.experiment}' needs exactly "
+            "1"
         )
-    if kind == "quality" and not config.splits.levels and config.splits.quantiles is None:
+    if config.experiment == "judge_validation" and config.validation.source is None:
         raise ValueError(
-            "config.splits.levels is empty and config.splits.quantiles none: one of them says "
-            "how quality is cut"
+            "config.validation.source is missing: the file with people's scores, of the OpenMEVA "
+            "form"
         )
+    if kind in ("quality", "length"):
+        check_splits(config.splits, config.domains, kind, chain.ratios)
 
 
 def _check_interventions(config: LoopsConfig) -> None:

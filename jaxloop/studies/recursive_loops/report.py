@@ -60,13 +60,13 @@ def _write_page(
     root: Path,
     page: PageInputs,
 ) -> Path:
-    metrics = _few_lines(common_report.read_metrics(root), planned)
-    figures.write(scores.by_generation(metrics), root / "figures")
+    metrics, note = _few_lines(common_report.read_metrics(root), planned)
+    figures.write(scores.by_generation(metrics), root / "figures", note=note)
     return common_report.write_page(
         root,
         metrics,
         title=config.title,
-        subtitle=common_report.dated(chains.chains_line(config, planned)),
+        subtitle=common_report.dated(chains.chains_line(config, planned) + note),
         samples=common_report.first_and_last_texts(root, metrics),
         failed=failed,
         run_info=page.run_info,
@@ -76,12 +76,16 @@ def _write_page(
     )
 
 
-def _few_lines(metrics: pd.DataFrame, planned: Sequence[Planned]) -> pd.DataFrame:
-    """The metrics; without the columns that name subsets if these would give too many lines."""
+def _few_lines(metrics: pd.DataFrame, planned: Sequence[Planned]) -> tuple[pd.DataFrame, str]:
+    """The metrics, and a note that says over what their curves are averaged.
+
+    The columns that name subsets are left out if these would give too many lines.
+    """
     if scores.with_lines(metrics)["line"].nunique() <= LINES:
-        return metrics
+        return metrics, ""
     of_subsets = {name for one in planned for name in one.subset.factors}
-    return metrics.drop(columns=[name for name in metrics.columns if name in of_subsets])
+    over = [name for name in metrics.columns if name in of_subsets and metrics[name].nunique() > 1]
+    return metrics.drop(columns=over), scores.averaged_over(over)
 
 
 def _sections(config: LoopsConfig, planned: Sequence[Planned], root: Path) -> list[Section]:

@@ -9,7 +9,7 @@ the report.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,9 +24,11 @@ from jaxloop.studies.recursive_loops import (
     chains,
     cost,
     input_tables,
+    judge_study,
     measure,
     political_leaning,
     subsets,
+    toy,
 )
 from jaxloop.studies.recursive_loops.chains import Planned
 from jaxloop.studies.recursive_loops.config import CONFIG, LoopsConfig
@@ -38,11 +40,35 @@ __all__ = ["CONFIG", "check", "plan", "run"]
 Context = common.RunContext[LoopsConfig, Prepared]
 
 
+class Untrained(Protocol):
+    """What the module of an experiment without language models offers."""
+
+    def prepare(self, config: LoopsConfig) -> Any:
+        """Read what it needs; raises ValueError for what cannot be run."""
+
+    def lines(self, config: LoopsConfig) -> list[str]:
+        """Return the lines of `--validate`."""
+
+    def plan_rows(self, config: LoopsConfig) -> list[tuple[str, str]]:
+        """Return the rows of `--plan`."""
+
+    def disk_bytes(self, config: LoopsConfig, prepared: Any) -> int:
+        """Return an upper bound on the bytes that a run leaves."""
+
+    def execute(self, context: Any) -> common.Outcome:
+        """Do the work."""
+
+
+UNTRAINED: dict[str, Untrained] = {"toy": toy, "judge_validation": judge_study}
+
+
 def check(config: LoopsConfig) -> list[str]:
     """Check the data and the chains, and return lines that describe them.
 
     Clusters and splits are not made here.
     """
+    if config.experiment in UNTRAINED:
+        return UNTRAINED[config.experiment].lines(config)
     prepared = prepare(config)
     needed = max(one.needed for one in prepared.planned)
     return [
@@ -57,6 +83,8 @@ def plan(config: LoopsConfig, target: str | None = None) -> list[tuple[str, str]
     The time is measured on this machine if the models are here, else it is in hours of
     `config.plan.device`. For the absent hardware `target` it is an estimate of the compiler.
     """
+    if config.experiment in UNTRAINED:
+        return UNTRAINED[config.experiment].plan_rows(config)
     return cost.table(config, target)
 
 
@@ -65,7 +93,18 @@ def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
 
     Returns 0, or `FAILED_CHAINS` where some chains stopped or were left out.
     """
-    steps = common.Steps(prepare, cost.disk_bytes, _execute, free_fields=("run", "title", "plan"))
+    free_fields = ("run", "title", "plan")
+    if config.experiment in UNTRAINED:
+        other = UNTRAINED[config.experiment]
+        untrained: common.Steps[LoopsConfig, Any] = common.Steps(
+            other.prepare,
+            other.disk_bytes,
+            other.execute,
+            free_fields=free_fields,
+            identify_models=False,
+        )
+        return common.run_study(untrained, config, workdir, argv=argv)
+    steps = common.Steps(prepare, cost.disk_bytes, _execute, free_fields=free_fields)
     return common.run_study(steps, config, workdir, argv=argv)
 
 
@@ -93,6 +132,7 @@ def _execute(context: Context) -> common.Outcome:
         measure=measure.measure(config, leaning),
         features=features(config) if config.interventions.policies else None,
         command=context.command,
+        watch=context.watch,
     )
     if context.is_first_process:
         count = result.generations

@@ -72,6 +72,19 @@ def config(
     return c
 
 
+def political(experiment: str, title: str, scale: str) -> ConfigDict:
+    """Return a config of senators' tweets in five mixes at r = 3/4."""
+    c = config(experiment, title, scale, paper=("senator_tweets",), tiny=("speeches",), keep=3200)
+    c.chain.ratios = ("3/4",)
+    c.political_leaning = dict(mixes=(100, 75, 50, 25, 0), judge=LEANING)
+    if scale == "tiny":
+        c.chain.update(size=48, seeds=(0, 1, 2))
+        # A classifier fitted on the party labels in the judge's place: its leanings are no round
+        # scores, so neutral is a range.
+        c.political_leaning.update(judge=None, fit_texts=2000, neutral=10.0)
+    return c
+
+
 def _tiny_domain(name: str, keep: int) -> dict:
     source, instruction = TINY[name]
     return dict(source=(source,), instruction=instruction, min_tokens=20, max_tokens=160, keep=keep)

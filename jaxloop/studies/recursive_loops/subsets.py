@@ -8,13 +8,13 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxloop.config import suggestion
 from jaxloop.runtime.log import LOGGER
-from jaxloop.studies.recursive_loops import political_leaning
+from jaxloop.studies.recursive_loops import political_leaning, split_config
 from jaxloop.studies.recursive_loops import sources as loops_data
 from jaxloop.studies.recursive_loops.config import LoopsConfig
 from jaxloop.studies.recursive_loops.data import cluster_choice, clustering
@@ -33,6 +33,7 @@ class Subset:
         parts: (domain, row numbers) pairs; several are mixed in equal shares.
         about: further columns of subsets.csv and properties.csv.
         mixed_of: the clusters of a mixture.
+        ratios: ratios of the chains that are run on it; None: all of the experiment.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Subset:
     parts: tuple[tuple[str, np.ndarray], ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     mixed_of: tuple["Subset", ...] = ()
+    ratios: tuple[float, ...] | None = None
 
     @property
     def clusters(self) -> tuple["Subset", ...]:
@@ -65,21 +67,18 @@ def placeholders(config: LoopsConfig) -> list[Subset]:
     if config.subset_kind == "clusters":
         return [_cluster(name, i) for name in names for i in range(config.clusters.count)]
     if config.subset_kind == "mixtures":
-        return [
-            _mixture(i, {name: _cluster(name, i) for name in names})
-            for i in range(config.clusters.count)
-        ]
+        drawn = {name: [_cluster(name, i) for i in range(config.clusters.count)] for name in names}
+        return mixtures(config, drawn)
     if config.subset_kind == "political":
         return [
             Subset(_mix_name(left), names[0], {"mix": _mix_name(left)})
             for left in config.political_leaning.mixes
         ]
     if config.subset_kind in ("quality", "length"):
-        factor = f"{config.subset_kind}_level"
         return [
-            Subset(f"{name}.{label}", name, {factor: label})
+            _split(config, name, label)
             for name in names
-            for label in _labels(config)
+            for label in split_config.labels(config.splits, name, config.subset_kind)
         ]
     return [Subset(name, name, {}) for name in names]
 
@@ -246,66 +245,79 @@ def _mixture(i: int, parts: Mapping[str, Subset]) -> Subset:
 def mixtures(config: LoopsConfig, of_domains: Mapping[str, Sequence[Subset]]) -> list[Subset]:
     """Return mixtures: subsets that each have one cluster of every domain.
 
-    The pairing is random, since the clusters of each domain come in random order.
+    A random order of each domain's clusters, with a seed of its own, decides which meet, or with
+    `config.clusters.pairing` = "drawn" the order in which they were drawn. That is no random
+    pairing: domains with as many clusters to draw from are drawn alike with one seed, so that
+    mixtures join clusters of one clustering and one kind of merge.
     """
+    count = config.clusters.count
+    order = {name: np.arange(count) for name in of_domains}
+    if config.clusters.pairing == "random":
+        order = {name: _random_order(config, name) for name in of_domains}
     return [
-        _mixture(i, {name: group[i] for name, group in of_domains.items()})
-        for i in range(config.clusters.count)
+        _mixture(i, {name: group[int(order[name][i])] for name, group in of_domains.items()})
+        for i in range(count)
     ]
+
+
+def _random_order(config: LoopsConfig, domain: str) -> np.ndarray:
+    digest = hashlib.sha256(f"{config.clusters.draw_seed}:{domain}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    return rng.permutation(config.clusters.count)
 
 
 # ---- splits
 
 
-def _labels(config: LoopsConfig) -> list[str | int | float]:
-    """Names of the levels of quality or length in the tables."""
-    options = config.splits
-    if config.subset_kind == "length":
-        count = options.quantiles or 3
-        if count == 2:
-            return ["short", "long"]
-        if count == 3:
-            return ["short", "medium", "long"]
-        return [f"L{i + 1}" for i in range(count)]
-    if options.quantiles:
-        return [f"Q{i + 1}" for i in range(options.quantiles)]
-    return [int(level) if level == int(level) else level for level in options.levels]
+def _split(config: LoopsConfig, domain: str, label: str | float) -> Subset:
+    """A subset by quality or length, without its rows."""
+    factors = {f"{config.subset_kind}_level": label}
+    ratios = split_config.ratios(config.splits, domain, label)
+    return Subset(f"{domain}.{label}", domain, factors, ratios=ratios)
 
 
 def splits(config: LoopsConfig, source: Source) -> list[Subset]:
     """Return the subsets of a dataset by quality or by length.
 
-    Quality: texts that have exactly a score, or that lie between quantiles. Length: texts between
-    quantiles of the number of characters. Raises ValueError where no text has one of the scores.
+    Quality: texts that have exactly one of a subset's scores, or that lie between quantiles.
+    Length: texts between quantiles of the number of characters, without those of the quality
+    scores that are left out. Raises ValueError where no text has one of the scores.
     """
-    labels = _labels(config)
-    if config.subset_kind == "quality":
-        values = loops_data.quality(config, source)
-    else:
-        values = np.array([len(text) for text in source.texts], np.float64)
-    if config.subset_kind == "quality" and config.splits.quantiles is None:
-        groups = [np.flatnonzero(values == level) for level in config.splits.levels]
+    kind: Literal["quality", "length"] = "quality" if config.subset_kind == "quality" else "length"
+    labels = split_config.labels(config.splits, source.name, kind)
+    values = _split_values(config, source, kind)
+    if split_config.quantiles(config.splits, source.name, kind) is None:
+        scores = split_config.scores(config.splits, source.name)
+        groups = [np.flatnonzero(np.isin(values, chosen)) for chosen in scores.values()]
         if not any(len(rows) for rows in groups):
             raise ValueError(
-                f"config.splits.levels = {config.splits.levels}: no text of {source.name} has "
-                f"one of these scores under '{config.quality}'; "
-                "set splits.quantiles for scores that are not round"
+                f"config.splits: no text of {source.name} has one of the scores "
+                f"{', '.join(f'{score:g}' for chosen in scores.values() for score in chosen)} "
+                f"under '{config.quality}'; set splits.quantiles for scores that are not round"
             )
     else:
         groups = _between_quantiles(values, len(labels))
-    return [
-        Subset(
-            name=f"{source.name}.{label}",
-            dataset=source.name,
-            factors={f"{config.subset_kind}_level": label},
-            parts=((source.name, rows),),
-            about={
-                "size": len(rows),
-                "mean": float(values[rows].mean()) if len(rows) else float("nan"),
-            },
-        )
-        for label, rows in zip(labels, groups, strict=True)
-    ]
+    subsets = []
+    for label, rows in zip(labels, groups, strict=True):
+        mean = float(values[rows].mean()) if len(rows) else float("nan")
+        subset = _split(config, source.name, label)
+        about = {"size": len(rows), "mean": mean}
+        subsets.append(replace(subset, parts=((source.name, rows),), about=about))
+    return subsets
+
+
+def _split_values(
+    config: LoopsConfig, source: Source, kind: Literal["quality", "length"]
+) -> np.ndarray:
+    """What the texts are cut by, [n]; nan for a text that is in no subset."""
+    if kind == "quality":
+        return loops_data.quality(config, source)
+    lengths = np.array([len(text) for text in source.texts], np.float64)
+    own = config.splits.domains.get(source.name)
+    if own is not None and own.without:
+        left_out = np.isin(loops_data.quality(config, source), own.without)
+        lengths[left_out] = np.nan
+    return lengths
 
 
 def _between_quantiles(values: np.ndarray, count: int) -> list[np.ndarray]:

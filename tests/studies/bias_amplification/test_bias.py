@@ -18,7 +18,7 @@ import pytest
 
 from jaxloop import cli, config, lm, main
 from jaxloop.data import load_texts
-from jaxloop.data.stories import sentences
+from jaxloop.data.sentences import sentences
 from jaxloop.lm import family as lm_family
 from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.io import bpe
@@ -504,6 +504,15 @@ def one_class(folder, tmp_path):
         ),
         (["--config.chain.generations=1"], r"lags"),
         (["--config.neurons.tensor=up"], r"tensor='up'"),
+        (
+            ["--config.neurons.scheme=seeds"],
+            r"config.neurons.scheme = 'seeds': 2 seeds give 2 arrangements .* needs at least 4 "
+            r"seeds in each setup; add chain.seeds or set it to 'none'",
+        ),
+        (
+            ["--config.neurons.scheme=chains"],
+            r"config.neurons.scheme = 'chains': the setups of one seed share",
+        ),
         (
             ["--config.sample.max_new_tokens=60"],
             r"config.chain.block = 12: prompts of up to \d+ tokens and 60 new ones do not fit "

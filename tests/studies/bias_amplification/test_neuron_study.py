@@ -11,14 +11,18 @@ import pytest
 import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
+from jaxloop.studies.bias_amplification import neuron_exchange as exchange
 from jaxloop.studies.bias_amplification import neuron_figures, neuron_summary
 from jaxloop.studies.bias_amplification import neuron_regression as regression
 from jaxloop.studies.bias_amplification.neuron_design import check_design, usable
+from jaxloop.studies.bias_amplification.neuron_exchange import Rows
 from jaxloop.studies.bias_amplification.neuron_null import RULES
 from jaxloop.studies.bias_amplification.neuron_study import neuron_study
 from jaxloop.studies.bias_amplification.neuron_tables import OVERLAP, hypergeometric
 
 SETUPS, GENERATIONS = np.repeat([f"setup{i}" for i in range(6)], 11), np.tile(np.arange(11), 6)
+# The same versions as one setup of six seeds, whose trajectories can change places.
+SETUP, SEEDS = np.repeat("setup", 66), np.repeat(np.arange(6), 11)
 
 
 def ar1(rng, shape, rho=0.95, series=6):
@@ -116,7 +120,7 @@ def test_neurons_in_several_blocks_and_permutations_in_several_pieces(monkeypatc
         np.repeat([0, 1], 10),
     )
     whole = regression.newey_west(x, y, series, lags=1)
-    drawn = regression.shuffled(y, series, scheme="permute", permutations=7, block=2, seed=0)
+    drawn = rng.permuted(np.tile(y, (7, 1, 1)), axis=1)
     whole_null = np.concatenate(
         list(regression.null_statistics(x, drawn, series, lags=1, flat=whole.flat))
     )
@@ -130,9 +134,8 @@ def test_neurons_in_several_blocks_and_permutations_in_several_pieces(monkeypatc
     np.testing.assert_allclose(np.concatenate(pieces), whole_null, rtol=1e-10)
 
 
-@pytest.mark.parametrize("scheme", regression.SCHEMES)
 @pytest.mark.parametrize("lags", [0, 1, 4])
-def test_null_statistics_are_those_of_regressions_on_shuffled_outcomes(scheme, lags):
+def test_null_statistics_are_those_of_regressions_on_other_outcomes(lags):
     rng = np.random.default_rng(3)
     x, y, series = (
         rng.standard_normal((60, 25)),
@@ -141,7 +144,7 @@ def test_null_statistics_are_those_of_regressions_on_shuffled_outcomes(scheme, l
     )
     x[:, 5] = 2.0
     flat = regression.newey_west(x, y, series, lags=lags).flat
-    drawn = regression.shuffled(y, series, scheme=scheme, permutations=5, block=lags + 1, seed=1)
+    drawn = rng.permuted(np.tile(y, (5, 1, 1)), axis=1)
     (null,) = regression.null_statistics(x, drawn, series, lags=lags, flat=flat)
     for b in range(5):
         np.testing.assert_allclose(
@@ -152,44 +155,23 @@ def test_null_statistics_are_those_of_regressions_on_shuffled_outcomes(scheme, l
         )
 
 
-def test_shuffles_stay_inside_series_and_keep_outcomes_together():
-    series = np.repeat([0, 1, 2], [4, 6, 2])
-    y = np.stack([np.arange(12.0), 100 + np.arange(12.0)], 1)
-    for scheme in ("permute", "rotate"):
-        drawn = regression.shuffled(y, series, scheme=scheme, permutations=300, block=1, seed=0)
-        np.testing.assert_array_equal(drawn[..., 1], drawn[..., 0] + 100)
-        for s in range(3):
-            mine = drawn[:, series == s, 0]
-            np.testing.assert_array_equal(
-                np.sort(mine, 1), np.broadcast_to(y[series == s, 0], mine.shape)
-            )
-        steps = np.diff(drawn[:, 4:10, 0]) % 6
-        assert (
-            (steps == 1).all()
-            if scheme == "rotate"
-            else len(np.unique(drawn[:, :4, 0], axis=0)) == 24
-        )
-    signs = regression.shuffled(y, series, scheme="signs", permutations=300, block=2, seed=0)
-    away = signs[:, :4, 0] - y[:4, 0].mean()
-    np.testing.assert_array_equal(np.abs(away), np.broadcast_to(np.abs(y[:4, 0] - 1.5), away.shape))
-    assert len(np.unique(np.sign(away), axis=0)) == 4  # two blocks of two rows
-
-
 def small_study(rng=None, **changes):
     rng = rng or np.random.default_rng(4)
     tables = {"weight": 1e-3 * ar1(rng, (2, 20)), "activation": ar1(rng, (2, 20))}
     outcomes = {"bias": ar1(rng, ()), "quality": ar1(rng, ())}
-    return tables, outcomes, dict(permutations=49) | changes
+    return tables, outcomes, dict(permutations=49, seeds=SEEDS) | changes
 
 
 def test_the_tables_say_what_statsmodels_says():
     tables, outcomes, options = small_study()
-    study = neuron_study(tables, outcomes, SETUPS, GENERATIONS, **options)
-    assert len(study.tests) == 2 * 4 * 40
+    study = neuron_study(tables, outcomes, SETUP, GENERATIONS, **options)
+    assert len(study.tests) == 3 * 4 * 40
     for (mode, kind, outcome), rows in study.tests.groupby(["mode", "neurons", "outcome"]):
         x, y = tables[kind].reshape(6, 11, 40), outcomes[outcome].reshape(6, 11)
-        if mode == "differences":
+        if mode != "levels":
             x, y = np.diff(x, axis=1), np.diff(y, axis=1)
+        if mode == "deviations":
+            x, y = x - x.mean(0, keepdims=True), y - y.mean(0, keepdims=True)
         groups = np.repeat(np.arange(6), x.shape[1])
         for row in rows.iloc[::7].itertuples():
             wanted = theirs(x[..., 20 * (row.layer - 1) + row.unit].ravel(), y.ravel(), 1, groups)
@@ -218,37 +200,27 @@ def test_the_tables_say_what_statsmodels_says():
             int((rows["p"][rows["layer"] == i] < 0.05).sum()) for i in (1, 2)
         ]
     assert set(study.counts["nominal"].dropna().round(6)) == {2.0, round(40 * 0.05 / 160, 6)}
-    assert (study.counts["tests"] == 40).all() and len(study.overlap) == 2 * 3 * 6
+    assert (study.counts["tests"] == 40).all() and len(study.overlap) == 3 * 3 * 6
 
 
-def test_the_null_of_the_counts_is_that_of_studies_with_shuffled_outcomes():
-    tables, outcomes, options = small_study(modes=["levels"], permutations=6, seed=5)
+@pytest.mark.parametrize("mode", ["levels", "differences", "deviations"])
+def test_the_null_of_the_counts_is_that_of_studies_of_other_arrangements(mode):
+    tables, outcomes, options = small_study(modes=[mode], permutations=6, seed=5)
     rng = np.random.default_rng(6)
     tables["weight"] += 1e-3 * rng.uniform(0, 2, (2, 20)) * outcomes["bias"][:, None, None]
-    study = neuron_study(tables, outcomes, SETUPS, GENERATIONS, **options)
-    y = np.stack(list(outcomes.values()), 1).reshape(6, 11, 2)
-    steps = regression.shuffled(
-        np.diff(y, axis=1).reshape(60, 2),
-        np.repeat(np.arange(6), 10),
-        scheme="permute",
-        permutations=6,
-        block=2,
-        seed=5,
-    )
+    study = neuron_study(tables, outcomes, SETUP, GENERATIONS, **options)
+    y = np.stack(list(outcomes.values()), 1)
+    rows = Rows(SETUP, SEEDS, GENERATIONS)
+    drawn = exchange.draw(y, exchange.blocks(rows, "seeds"), "seeds", permutations=6, seed=5)
     counts, both, t2 = [], [], []
-    for b in range(6):
-        levels = np.concatenate(
-            [y[:, :1], y[:, :1] + np.cumsum(steps[b].reshape(6, 10, 2), 1)], 1
-        ).reshape(66, 2)
-        np.testing.assert_allclose(
-            levels.reshape(6, 11, 2)[:, -1], y[:, -1], atol=1e-12
-        )  # a setup ends where it ended
+    for other in drawn:
         again = neuron_study(
             tables,
-            dict(zip(outcomes, levels.T)),
-            SETUPS,
+            dict(zip(outcomes, other.T)),
+            SETUP,
             GENERATIONS,
-            modes=["levels"],
+            seeds=SEEDS,
+            modes=[mode],
             permutations=0,
         )
         counts.append(again.counts.set_index(["relation", "rule"])["observed"])
@@ -262,7 +234,7 @@ def test_the_null_of_the_counts_is_that_of_studies_with_shuffled_outcomes():
         found["p"], (1 + null.loc[found.index].ge(found["observed"], axis=0).sum(axis=1)) / 7
     )
     np.testing.assert_allclose(study.overlap["null_mean"], pd.concat(both, axis=1).mean(axis=1))
-    assert found["observed"].xs("bh", level="rule").max() > 5
+    assert found["observed"].xs("bh", level="rule").max() > 5 or mode != "levels"
     t2, seen = pd.concat(t2, axis=1), study.tests["t"] ** 2
     np.testing.assert_allclose(
         study.tests["p_permutation"], (1 + t2.ge(seen, axis=0).sum(axis=1)) / 7
@@ -270,6 +242,10 @@ def test_the_null_of_the_counts_is_that_of_studies_with_shuffled_outcomes():
     np.testing.assert_allclose(
         study.tests["p_familywise"], [(1 + (t2.max() >= s).sum()) / 7 for s in seen]
     )
+    together = np.log(1 + t2).groupby(study.tests["relation"]).sum()
+    as_large = together.ge(np.log(1 + seen).groupby(study.tests["relation"]).sum(), axis=0)
+    p = study.counts.groupby("relation")["p_together"].first()
+    np.testing.assert_allclose(p, ((1 + as_large.sum(axis=1)) / 7).loc[p.index])
 
 
 def test_rows_may_come_in_any_order_and_gaps_break_series():
@@ -277,7 +253,9 @@ def test_rows_may_come_in_any_order_and_gaps_break_series():
     order = np.random.default_rng(7).permutation(66)
     kept = order[~((SETUPS[order] == "setup2") & (GENERATIONS[order] == 5))]
     take = lambda values: {name: v[kept] for name, v in values.items()}  # noqa: E731
-    study = neuron_study(take(tables), take(outcomes), SETUPS[kept], GENERATIONS[kept], **options)
+    study = neuron_study(
+        take(tables), take(outcomes), SETUPS[kept], GENERATIONS[kept], **options | {"seeds": None}
+    )
     assert study.settings["differences"] == 58 and study.settings["versions"] == 65
     rows = study.tests[
         (study.tests["mode"] == "differences") & (study.tests["relation"] == "activation-bias")
@@ -319,7 +297,7 @@ def test_neurons_and_outcomes_without_variance_have_p_1_and_are_counted():
     tables["weight"][:, 0, 0] = 0.1
     tables["weight"][:, 0, 1] = 0.1 + GENERATIONS * 1e-3  # equal steps up to rounding
     outcomes["still"] = np.full(66, 100.0)
-    study = neuron_study(tables, outcomes, SETUPS, GENERATIONS, **options)
+    study = neuron_study(tables, outcomes, SETUP, GENERATIONS, **options)
     tests, counts = (
         study.tests.set_index(["mode", "relation", "layer", "unit"]),
         study.counts.set_index(["mode", "relation", "rule"]),
@@ -349,77 +327,6 @@ def test_neurons_and_outcomes_without_variance_have_p_1_and_are_counted():
     assert any("2 do not vary and have p = 1" in text for text in neuron_summary.sentences(study))
 
 
-def shares(tables, outcomes, **options):
-    """Share of neurons below 0.05, mean over outcomes, by mode: Newey-West and permutation p; and
-    the p of the counts.
-    """
-    study = neuron_study(tables, outcomes, SETUPS, GENERATIONS, permutations=199, **options)
-    below = (
-        study.tests.assign(nw=study.tests["p"] < 0.05, null=study.tests["p_permutation"] < 0.05)
-        .groupby("mode")[["nw", "null"]]
-        .mean()
-    )
-    return below, study.counts[study.counts["rule"] == "p<alpha"]
-
-
-def test_the_permutation_null_is_calibrated_where_levels_over_reject():
-    """AR(1) neurons that know nothing of twelve AR(1) outcomes: levels find them by the hundred,
-    differences too often, permutations 5 %.
-    """
-    rng = np.random.default_rng(8)
-    below, counts = shares(
-        {"weight": ar1(rng, (1, 400))}, {f"y{i}": ar1(rng, ()) for i in range(12)}
-    )
-    assert below.loc["levels", "nw"] > 0.25
-    assert (
-        0.055 < below.loc["differences", "nw"] < 0.1
-    )  # 60 rows and a normal distribution are not quite enough
-    assert 0.042 < below.loc["differences", "null"] < 0.058
-    assert 0.02 < below.loc["levels", "null"] < 0.08
-    levels = counts[counts["mode"] == "levels"]
-    assert (levels["observed"] > 60).all() and (
-        levels["nominal"] == 20
-    ).all()  # 400 neurons, each outcome
-    assert (counts["p"] < 0.05).sum() <= 3  # of 24
-
-
-def test_the_permutation_null_is_calibrated_under_drift_and_a_setup_that_moves_more():
-    """Drift by setup and one setup that moves five times as far make differences spurious too;
-    shuffling inside setups keeps both.
-    """
-    rng = np.random.default_rng(9)
-    scale = np.where(np.arange(6) == 3, 5.0, 1.0)[:, None]
-
-    def walk(shape):
-        steps = (
-            rng.standard_normal((6, 1, *shape)) * 1.0 + rng.standard_normal((6, 11, *shape))
-        ) * scale.reshape(6, 1, *[1] * len(shape))
-        return steps.cumsum(1).reshape(66, *shape)
-
-    below, counts = shares(
-        {"weight": walk((1, 400))}, {f"y{i}": walk(()) for i in range(12)}, modes=["differences"]
-    )
-    assert below.loc["differences", "nw"] > 0.2
-    assert 0.035 < below.loc["differences", "null"] < 0.065
-    assert (counts["p"] < 0.05).sum() <= 2
-
-
-def test_the_familywise_p_errs_in_five_studies_of_a_hundred():
-    rng, wrong = np.random.default_rng(10), 0
-    for i in range(100):
-        study = neuron_study(
-            {"a": ar1(rng, (30,))},
-            {"y": ar1(rng, ())},
-            SETUPS,
-            GENERATIONS,
-            modes=["differences"],
-            permutations=99,
-            seed=i,
-        )
-        wrong += (study.tests["p_familywise"] < 0.05).any()
-    assert wrong <= 11  # binomial(100, 0.05): P(more) = 0.004
-
-
 def planted():
     """400 neurons in 4 layers; 20 of layer 3 move with the bias, in weights and in activations."""
     rng = np.random.default_rng(11)
@@ -429,9 +336,8 @@ def planted():
     )
     for table in tables.values():
         table[:, 2, :20] += 1.0 * bias[:, None] * rng.choice([-1, 1], 20)
-    return neuron_study(
-        tables, {"bias": bias, "quality": ar1(rng, ())}, SETUPS, GENERATIONS, permutations=199
-    )
+    outcomes = {"bias": bias, "quality": ar1(rng, ())}
+    return neuron_study(tables, outcomes, SETUP, GENERATIONS, seeds=SEEDS, permutations=199)
 
 
 @pytest.fixture(scope="module")
@@ -449,10 +355,10 @@ def test_planted_neurons_are_found(found):
         assert hits.loc[3].iloc[:20]["p_familywise"].lt(0.05).sum() >= 19
         assert hits["p_familywise"].lt(0.05).sum() <= 21
         assert hits.loc[3].iloc[:20]["bonferroni"].all() and hits.loc[3].iloc[:20]["bh"].all()
-        assert (
-            counts.loc[(relation, "bonferroni"), "p"] <= 0.01
-            and counts.loc[(relation, "bonferroni"), "null_high"] < 5
-        )
+        # Two seeds that change places leave four where they were: such counts are as large.
+        assert counts.loc[(relation, "bonferroni"), "p"] <= 15 / 720 + 0.01
+        assert counts.loc[(relation, "bonferroni"), "null_high"] < 5
+        assert counts.loc[(relation, "bonferroni"), "p_together"] == 1 / 200
         layers = found.layers[
             (found.layers["mode"] == "differences")
             & (found.layers["relation"] == relation)
@@ -462,7 +368,7 @@ def test_planted_neurons_are_found(found):
     for relation in ("weight-quality", "activation-quality"):
         assert (
             tests.loc[relation]["p_familywise"].ge(0.05).all()
-            and counts.loc[(relation, "p<alpha"), "p"] > 0.05
+            and counts.loc[(relation, "p<alpha"), "p_together"] > 0.05
         )
     overlap = found.overlap[
         (found.overlap["mode"] == "differences") & (found.overlap["rule"] == "bonferroni")
@@ -472,12 +378,12 @@ def test_planted_neurons_are_found(found):
         both["observed"] >= 20
         and both["expected"] < 2
         and both["p_more"] < 1e-12
-        and both["null_p"] < 0.01
+        and both["null_p"] <= 15 / 720 + 0.01
     )
     text = " ".join(neuron_summary.sentences(found))
     assert (
         "weight-bias, differences, 400 neurons" in text
-        and "beyond what shuffled outcomes give" in text
+        and "beyond what exchanged outcomes give" in text
         and "not told apart from" in text
     )
 
@@ -496,12 +402,23 @@ def test_overlap_against_the_papers_numbers_and_a_count_of_all_sets():
         hypergeometric(7, 3, 4, 4)
 
 
-def test_replicates_are_chains_of_their_own():
+def test_a_setup_has_a_chain_for_every_seed():
     tables, outcomes, options = small_study()
-    chains = [f"{s}/seed={i % 2}" for i, s in enumerate(np.repeat(["a", "b", "c"], 22))]
-    generations = np.tile(np.repeat(np.arange(11), 2), 3)
-    study = neuron_study(tables, outcomes, chains, generations, **options)
-    assert study.settings["setups"] == 6 and study.settings["differences"] == 60
+    order = np.random.default_rng(7).permutation(66)
+    shuffled = lambda values: {name: v[order] for name, v in values.items()}  # noqa: E731
+    setups = np.repeat(["a", "b", "c"], 22)[order]
+    seeds = np.tile(np.repeat([0, 1], 11), 3)[order]
+    options = options | {"seeds": seeds, "alpha": 0.9}
+    study = neuron_study(
+        shuffled(tables), shuffled(outcomes), setups, GENERATIONS[order], **options
+    )
+    chains = neuron_study(tables, outcomes, SETUPS, GENERATIONS, permutations=0)
+    wanted = (study.settings[name] for name in ("setups", "seeds", "arrangements", "permutations"))
+    assert tuple(wanted) == (3, 2, 2, 1) and study.settings["differences"] == 60
+    for mode in ("differences", "levels"):
+        mine, theirs = (s.tests[s.tests["mode"] == mode]["t"].to_numpy() for s in (study, chains))
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9)
+    assert set(study.tests["mode"]) == {"differences", "deviations", "levels"}
 
 
 def test_tables_and_figures_are_written(found, tmp_path):
@@ -550,7 +467,7 @@ def test_a_study_of_one_kind_one_mode_and_no_permutations_is_drawn(tmp_path):
         and neuron_summary.write(study, tmp_path)
     )
     assert list(study.overlap.columns) == list(OVERLAP)
-    assert not any("shuffled" in text for text in neuron_summary.sentences(study))
+    assert not any("exchanged" in text for text in neuron_summary.sentences(study))
     with pytest.raises(ValueError, match="mode='differences': the study has levels"):
         neuron_figures.figures(study, "differences")
 
@@ -629,12 +546,12 @@ def broken(table, value):
         (lambda t, y: dict(alpha=0), "alpha=0: must be between 0 and 1"),
         (
             lambda t, y: dict(modes=["ratios"]),
-            r"modes=\['ratios'\]: allowed are differences, levels",
+            r"modes=\['ratios'\]: allowed are differences, deviations, levels",
         ),
         (lambda t, y: dict(permutations=-1), "permutations=-1: must be an integer of at least 0"),
         (
             lambda t, y: dict(scheme="bootstrap"),
-            "scheme='bootstrap': allowed are permute, rotate, signs",
+            "scheme='bootstrap': allowed are seeds, chains, signs",
         ),
     ],
 )

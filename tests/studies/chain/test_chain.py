@@ -130,7 +130,7 @@ def test_the_report_says_what_was_run(finished):
 
 def test_the_code_that_the_report_offers_reads_the_files(finished, monkeypatch):
     page = (finished / "report.html").read_text()
-    code = html.unescape(page[page.index("<pre>import pathlib") + 5 :].split("</pre>")[0])
+    code = html.unescape(page[page.index(">import pathlib") + 1 :].split("</pre>")[0])
     monkeypatch.chdir(finished)
     names = {}
     exec(code, names)

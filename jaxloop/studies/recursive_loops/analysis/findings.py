@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from jaxloop.reporting import report, scores
 from jaxloop.reporting.report import Drawing, Section
 from jaxloop.runtime.atomic_io import write_atomic
+from jaxloop.studies.common.report import slug
 from jaxloop.studies.recursive_loops.analysis import (
     page_political,
     page_regression,
@@ -29,71 +30,92 @@ from jaxloop.studies.recursive_loops.analysis import (
 from jaxloop.studies.recursive_loops.analysis.output import save_figure
 from jaxloop.studies.recursive_loops.analysis.paper_figures import FigureOptions
 from jaxloop.studies.recursive_loops.analysis.run_tables import Run, factors
+from jaxloop.studies.recursive_loops.analysis.settings import Setting, settings
 
 
 class PaperFigure(NamedTuple):
-    """A figure of the paper: the function that draws it from a run's tables, and its caption."""
+    """A figure of the paper.
+
+    Attributes:
+        draw: draws it from a run's tables.
+        caption: what it shows.
+        shows: the factors whose values are its lines, panels or places on an axis; it is drawn
+            for each combination of the others. None: it shows all of them, or says that it does
+            not.
+    """
 
     draw: Callable[[Run, FigureOptions], Figure]
     caption: str
+    shows: tuple[str, ...] | None = None
 
 
+_OF_SPLITS = ("ratio", "dataset", "quality_level", "length_level")
 FIGURES: dict[str, PaperFigure] = {
     "figure_2": PaperFigure(
         paper_figures.figure_2,
-        "Quality (left) and diversity (right) by generation, a line per ratio or level; one row of "
-        "panels per dataset.",
+        "Quality (left) and diversity (right) by generation, a line per ratio; a row of panels per "
+        "dataset and per level of what else is varied.",
     ),
     "figure_3": PaperFigure(
         paper_figures.figure_3,
         "Late values against the ratio, absolute (top) and relative to generation 0 (bottom), a "
-        "line per dataset or level.",
+        "line per dataset, or per level and a column per dataset.",
     ),
     "figure_5": PaperFigure(
         paper_figures_political.figure_5,
         "(a) mean lean by generation, a line per mix; (b) lean of the last generation against that "
         "of the human texts.",
+        ("mix",),
     ),
     "figure_6": PaperFigure(
         paper_figures_political.figure_6,
         "Shares of eight bins of lean by generation, a panel per mix.",
+        ("mix",),
     ),
     "figure_8": PaperFigure(
         paper_figures.figure_8,
         "What every generation trained on, by the ledger, in place of the pseudocode: share of "
-        "human and of synthetic items (by their age).",
+        "human and of synthetic items (by their age), of all chains of a ratio together, whatever "
+        "else they differ in.",
     ),
     "figure_9": PaperFigure(
         paper_figures.figure_9,
         "Late values against the number of models per generation, a line per ratio.",
+        ("ratio", "models"),
     ),
     "figure_10": PaperFigure(
         paper_figures.figure_10,
         "Quality against the ratio for data split by quality (or by length), a column per dataset; "
         "hollow: the digits in the released code.",
+        _OF_SPLITS,
     ),
     "figure_11": PaperFigure(
         paper_figures.figure_11,
         "As Figure 10, for semantic diversity.",
+        _OF_SPLITS,
     ),
     "figure_12": PaperFigure(
         paper_figures.figure_12,
         "The toy: entropy of the last generation relative to generation 0 against the ratio; with "
         "and without accumulation (rows).",
+        ("ratio",),
     ),
     "figure_13": PaperFigure(
         paper_figures_political.figure_13,
         "Share of neutral texts among the political ones (a), and of texts that are not political "
         "(b), by generation.",
+        ("mix",),
     ),
     "figure_14": PaperFigure(
         paper_figures_political.figure_14,
         "Figure 5b without neutral texts.",
+        ("mix",),
     ),
     "figure_15": PaperFigure(
         paper_figures_political.figure_15,
         "Figure 5b for chains that train one base model in every generation, a line per base "
         "model.",
+        ("mix", "bases"),
     ),
 }
 
@@ -116,8 +138,7 @@ class Analysis(NamedTuple):
 
 _SWEEP_FIGURES = ("figure_2", "figure_3", "figure_8")
 _SPLIT_FIGURES = ("figure_10", "figure_11", "figure_8")
-# By experiment of the config; `political_bases` and `toy` are analyses of runs that no config of
-# this study makes: chains of one base each alone, and a histogram study.
+# By experiment of the config.
 ANALYSES: dict[str, Analysis] = {
     "ratio_sweep": Analysis("Synthetic ratio", "sweep", _SWEEP_FIGURES),
     "datasets": Analysis("Datasets", "sweep", ("figure_3", "figure_2", "figure_8")),
@@ -203,10 +224,11 @@ def write_report(
         sections.insert(1, Section("Figures", drawings=drawings))
     if problems:
         sections.append(Section("What could not be drawn", paragraphs=problems))
+    curves, note = _few_lines(run)
     page = report.render(
-        _few_lines(run),
+        curves,
         title=title or analysis.title,
-        subtitle=f"{len(run.chains)} planned chains, {_generations(run)} generations",
+        subtitle=f"{len(run.chains)} planned chains, {_generations(run)} generations{note}",
         sections=sections,
         run_info=[("experiment", experiment), *_measured_by(run, options), *run_info],
         config=config,
@@ -221,7 +243,7 @@ def _sections(
     run: Run, analysis: Analysis, options: FigureOptions, *, bound: float, effect: float
 ) -> list[Section]:
     if analysis.kind == "political":
-        return page_political.sections(run, factor=analysis.factor, neutral=options.neutral)
+        return page_political.sections(run, neutral=options.neutral)
     if analysis.kind == "toy":
         return page_sweep.toy_sections(run)
     if analysis.kind == "regression":
@@ -269,19 +291,24 @@ def _generations(run: Run) -> int:
     return int(run.metrics["generation"].max()) + 1 if len(run.metrics) else 0
 
 
-def _few_lines(run: Run) -> pd.DataFrame:
-    """The metrics as the curves show them.
+def _few_lines(run: Run) -> tuple[pd.DataFrame, str]:
+    """The metrics as the curves show them, and a note that says over what they are averaged.
 
     Chains on different clusters are replicates. If there would be too many lines, the curves are
     averaged over all factors but the ratio.
     """
-    names = [c for c in (*scores.FIXED, "seed", *factors(run), "ratio") if c in run.metrics]
+    varied = (*factors(run), *run_tables.TOY_FACTORS, "ratio")
+    names = [c for c in (*scores.FIXED, "seed", *varied) if c in run.metrics]
     if "entity" in names and run.metrics["entity"].nunique() <= 1:
         names.remove("entity")
     table = run.metrics[list(dict.fromkeys(names))]
+    over = [name for name in ("cluster",) if run.metrics.get(name, pd.Series()).nunique() > 1]
+    over += [str(name) for name in run.metrics if str(name).startswith("cluster.")]
     if scores.with_lines(table.drop_duplicates("chain"))["line"].nunique() > _MOST_LINES:
-        table = table[[c for c in table.columns if c in (*scores.FIXED, "seed", "ratio")]]
-    return table
+        kept = [c for c in table.columns if c in (*scores.FIXED, "seed", "ratio")]
+        over += [str(c) for c in table.columns if c not in kept]
+        table = table[kept]
+    return table, scores.averaged_over(over)
 
 
 def _draw(run: Run, analysis: Analysis, options: FigureOptions) -> tuple[list[Drawing], list[str]]:
@@ -294,23 +321,30 @@ def _draw(run: Run, analysis: Analysis, options: FigureOptions) -> tuple[list[Dr
         options = options._replace(factor=factor)
     drawings, problems = [], []
     for name, chains in _figures(run, analysis):
-        figure = FIGURES[name]
         try:
-            drawing = figure.draw(chains, options)
+            for setting in _settings(chains, FIGURES[name]):
+                drawings.append(_drawing(name, setting, options))
         except ValueError as error:
-            problems.append(str(error))
-            continue
-        save_figure(run, name, drawing)
-        note = paper_values.note(name)
-        drawings.append(
-            Drawing(
-                f"Figure {name.removeprefix('figure_')}",
-                figure.caption + (f" The paper: {note}" if note else ""),
-                drawing,
-                wide=True,
-            )
-        )
+            problems.append(f"Figure {name.removeprefix('figure_')}: {error}.")
     return drawings, problems
+
+
+def _settings(run: Run, figure: PaperFigure) -> list[Setting]:
+    return [Setting(run, (), "")] if figure.shows is None else settings(run, figure.shows)
+
+
+def _drawing(name: str, setting: Setting, options: FigureOptions) -> Drawing:
+    """A figure of the chains of a setting, which is written as a PNG file too."""
+    figure = FIGURES[name]
+    drawn = figure.draw(setting.run, options)
+    save_figure(setting.run, ".".join(filter(None, (name, slug(setting.label)))), drawn)
+    note = paper_values.note(name)
+    return Drawing(
+        " · ".join(filter(None, (f"Figure {name.removeprefix('figure_')}", setting.label))),
+        figure.caption + (f" The paper: {note}" if note else ""),
+        drawn,
+        wide=True,
+    )
 
 
 def _figures(run: Run, analysis: Analysis) -> Iterator[tuple[str, Run]]:

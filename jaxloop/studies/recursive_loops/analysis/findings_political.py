@@ -12,10 +12,8 @@ from jaxloop.studies.recursive_loops.analysis.run_tables import Run
 _CENTRE = 50.0
 
 
-def political(
-    run: Run, *, neutral: tuple[float, float], factor: str | None = None
-) -> tuple[list[str], pd.DataFrame]:
-    """Return sentences, and a table with a row for every mix (and every value of `factor`).
+def political(run: Run, *, neutral: tuple[float, float]) -> tuple[list[str], pd.DataFrame]:
+    """Return sentences, and a table with a row for every mix and level of what else is varied.
 
     The table has the initial and the final lean, the shift with its t interval, and what became of
     the bias, by t tests over chains:
@@ -27,7 +25,7 @@ def political(
     """
     by_chain = paper_figures_political.by_chain(paper_figures_political.leans(run), neutral)
     ends = paper_figures_political.initial_and_final(by_chain, "lean")
-    keys = ["mix", *([factor] if factor else [])]
+    keys = paper_figures_political.cells(run)
     rows = []
     for key, chains in ends.groupby(keys, sort=False):
         shift = (chains["final"] - chains["initial"]).to_numpy(float)

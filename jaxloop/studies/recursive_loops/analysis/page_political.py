@@ -2,6 +2,8 @@
 
 import json
 
+import pandas as pd
+
 from jaxloop.reporting.report import Section
 from jaxloop.studies.recursive_loops.analysis import findings_political, paper_figures_political
 from jaxloop.studies.recursive_loops.analysis.findings_regression import spread
@@ -25,21 +27,17 @@ def with_mixed_bases(run: Run) -> Run:
     return run._replace(chains=run.chains[is_mixed]) if is_mixed.any() else run
 
 
-def sections(run: Run, *, factor: str | None, neutral: tuple[float, float]) -> list[Section]:
+def sections(run: Run, *, neutral: tuple[float, float]) -> list[Section]:
     """Write the tables lean, lean_by_generation and lean_bins; return the page's sections.
 
-    factor: what is varied beside the mix; None: the bases, if there are several. neutral: (low,
-    high): leanings in between count as neutral.
+    neutral: (low, high): leanings in between count as neutral.
     """
-    if factor is None and has_several_bases(run):
-        factor = "bases"
-    words, table = findings_political.political(run, neutral=neutral, factor=factor)
+    words, table = findings_political.political(run, neutral=neutral)
     leans = paper_figures_political.leans(run)
     by_chain = paper_figures_political.by_chain(leans, neutral)
-    mixed = paper_figures_political.leans(with_mixed_bases(run))
     save_table(run, "lean", table)
     save_table(run, "lean_by_generation", by_chain)
-    save_table(run, "lean_bins", paper_figures_political.bins(mixed))
+    save_table(run, "lean_bins", _bins(run))
     is_last = by_chain["generation"] == by_chain["generation"].max()
     scored = set(by_chain[is_last]["chain"])
     missing = [str(chain) for chain in run.chains["chain"] if chain not in scored]
@@ -71,6 +69,12 @@ def sections(run: Run, *, factor: str | None, neutral: tuple[float, float]) -> l
         Section("What cannot be concluded", paragraphs=limits),
         Section("Lean of the mixes", tables=[page_table("", "", table)]),
     ]
+
+
+def _bins(run: Run) -> pd.DataFrame:
+    """The shares of the bins, for every mix and level of what else is varied."""
+    leans, keys = paper_figures_political.leans(run), paper_figures_political.cells(run)
+    return paper_figures_political.bins(leans, keys)
 
 
 def _classifier_accuracy(run: Run) -> list[str]:

@@ -12,10 +12,7 @@ from jaxloop.reporting.scores import LAST
 from jaxloop.studies.recursive_loops.analysis import findings_sweep, paper_figures
 from jaxloop.studies.recursive_loops.analysis.output import page_table, save_table
 from jaxloop.studies.recursive_loops.analysis.paper_figures import FigureOptions
-from jaxloop.studies.recursive_loops.analysis.run_tables import Run, factors
-
-# Factors of the histogram simulation.
-_TOY_FACTORS = ("accumulate", "bias", "overlap")
+from jaxloop.studies.recursive_loops.analysis.run_tables import TOY_FACTORS, Run, factors
 
 
 def sections(run: Run, options: FigureOptions, *, factor: str | None) -> list[Section]:
@@ -36,7 +33,7 @@ def toy_sections(run: Run) -> list[Section]:
     """
     names = list(dict.fromkeys(run.metrics["metric"]))
     metrics = [name for name in names if name.startswith("entropy")] or names[:1]
-    levels = [factor for factor in _TOY_FACTORS if factor in run.chains]
+    levels = [factor for factor in TOY_FACTORS if factor in run.chains] + factors(run)
     return _sections(run, metrics, levels, factor=None, last=1)
 
 
@@ -100,7 +97,7 @@ def _compare_levels(
         table = page_table("Policies against the random control", note, paired)
         return findings_sweep.against_control(paired, metrics), [table]
     if factor is None:
-        others = [name for name in levels if name not in ("dataset", *_TOY_FACTORS)]
+        others = [name for name in levels if name not in ("dataset", *TOY_FACTORS)]
         factor = others[0] if others else None
     if factor is None or factor not in levels:
         return [], []

@@ -22,14 +22,13 @@ from jaxloop.reporting.scores import LAST, share
 from jaxloop.studies.recursive_loops.analysis import paper_values
 from jaxloop.studies.recursive_loops.analysis.relative import find_metric, outcomes
 from jaxloop.studies.recursive_loops.analysis.run_tables import Run
+from jaxloop.studies.recursive_loops.analysis.settings import ordered, settings
 
 DIVERSITY = ("cosine_diversity",)
 QUALITY = ("judge_quality", "quality", "text_quality_index", "class_probability")
 # Interval of leans that count as neutral.
 NEUTRAL = (50.0, 50.0)
 MARKERS = "osD^vP"
-# Levels of factors that are words, in the paper's order.
-_WORDS = ("short", "medium", "long", "100l0r", "75l25r", "50l50r", "25l75r", "0l100r", "mixed")
 
 
 class FigureOptions(NamedTuple):
@@ -81,18 +80,6 @@ def with_factors(run: Run, metric: str) -> pd.DataFrame:
     return mean.merge(run.chains, on="chain", how="inner")
 
 
-def ordered(levels: pd.Series) -> list[str]:
-    """Return the distinct values of a factor as text, sorted.
-
-    The paper's words come first, in its order, then numbers by size, then the others by name.
-    """
-    names = list(dict.fromkeys(levels.astype(str)))
-    numbers = pd.to_numeric(pd.Series(names), errors="coerce").replace([np.inf, -np.inf], np.nan)
-    number_of = dict(zip(names, numbers.fillna(0.0), strict=True))
-    place_of = {word: place for place, word in enumerate(_WORDS)}
-    return sorted(names, key=lambda name: (place_of.get(name, len(_WORDS)), number_of[name], name))
-
-
 def sweep(run: Run, metric: str, factors: Sequence[str], last: int = LAST) -> pd.DataFrame:
     """Return the late (absolute) and the relative value of every chain, by ratio.
 
@@ -133,53 +120,58 @@ def legend(axes: Axes, name: str = "") -> None:
 
 
 def figure_2(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
-    """Draw quality (left) and diversity (right) by generation, with a row of panels per dataset.
+    """Draw quality (left) and diversity (right) by generation, a line for every ratio.
 
-    A line stands for a ratio or a level.
+    A row of panels has the chains that are alike in everything but ratio and seed: no line is a
+    mean over chains that differ in more than their seed. Raises ValueError where that makes more
+    rows than a figure can show.
     """
-    factor = options.factor or "ratio"
-    shown, datasets = dependents(run, options), ordered(run.chains["dataset"])
+    shown = dependents(run, options)
+    rows = settings(run, ("ratio",))
     with figures.style():
-        figure, axes = panels(len(datasets), len(shown))
-        for row, dataset in enumerate(datasets):
+        figure, axes = panels(len(rows), len(shown))
+        for row, setting in enumerate(rows):
             for column, (_, metric) in enumerate(shown):
-                table = with_factors(run, metric)
-                table = table[table["dataset"].astype(str) == dataset]
-                _by_generation(axes[row, column], table, factor)
+                table = with_factors(setting.run, metric)
+                _by_generation(axes[row, column], table)
+                name = f" · {setting.label}" if setting.label else ""
                 axes[row, column].set_title(
-                    printable(title(metric)[0] + (f" · {dataset}" if len(datasets) > 1 else "")),
-                    loc="left",
-                    fontsize=10,
+                    printable(title(metric)[0] + name), loc="left", fontsize=10
                 )
-        legend(axes[0, -1], "synthetic ratio" if factor == "ratio" else factor.replace("_", " "))
+        legend(axes[0, -1], "synthetic ratio")
     return figure
 
 
-def _by_generation(axes: Axes, table: pd.DataFrame, factor: str) -> None:
-    levels = ordered(table[factor])
+def _by_generation(axes: Axes, table: pd.DataFrame) -> None:
+    levels = ordered(table["ratio"])
     for i, (level, (colour, _)) in enumerate(
         zip(levels, figures.palette(len(levels)), strict=True)
     ):
-        name = f"r = {share(float(level))}" if factor == "ratio" else str(level)
         mean_line(
             axes,
-            table[table[factor].astype(str) == level],
+            table[table["ratio"].astype(str) == level],
             "generation",
             "value",
             colour=colour,
-            name=name,
+            name=f"r = {share(float(level))}",
             marker=MARKERS[i % 6],
         )
     axes.set_xlabel("generation")
 
 
 def figure_3(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
-    """Draw late values against the ratio, a line per dataset or level.
+    """Draw late values against the ratio, a line per dataset, or per level and a column of panels
+    per dataset.
 
     The top row is absolute, the bottom row relative to generation 0.
     """
-    columns = [_SweepColumn(name, metric, "", run) for name, metric in dependents(run, options)]
-    return _sweep_figure(run, options.factor or "dataset", columns, options.last)
+    factor = options.factor or "dataset"
+    columns = [
+        _SweepColumn(name, metric, setting.label, setting.run)
+        for setting in settings(run, ("ratio", factor))
+        for name, metric in dependents(run, options)
+    ]
+    return _sweep_figure(run, factor, columns, options.last)
 
 
 class _SweepColumn(NamedTuple):
@@ -272,12 +264,19 @@ def _splits(run: Run, dependent: str, item: str, options: FigureOptions) -> Figu
     metric = dict(dependents(run, options)).get(dependent)
     if metric is None:
         raise ValueError(f"metrics.csv has no metric of {dependent}, which this figure draws")
-    columns = []
-    for dataset in ordered(run.chains["dataset"]):
-        chains = run.chains[run.chains["dataset"].astype(str) == dataset]
-        one = run._replace(chains=chains)
-        columns.append(_SweepColumn(dependent, metric, dataset, one, item))
+    columns = [
+        _SweepColumn(dependent, metric, dataset, one, item) for dataset, one in _datasets(run)
+    ]
     return _sweep_figure(run, factors[0], columns, options.last)
+
+
+def _datasets(run: Run) -> list[tuple[str, Run]]:
+    """(name, the chains on it) of every dataset."""
+    names = run.chains["dataset"].astype(str)
+    return [
+        (name, run._replace(chains=run.chains[names == name]))
+        for name in ordered(run.chains["dataset"])
+    ]
 
 
 def figure_10(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:

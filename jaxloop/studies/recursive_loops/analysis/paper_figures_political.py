@@ -6,7 +6,7 @@ is exactly 50; the probabilities of a classifier need a wider interval. The pape
 edges of the eight bins of Figure 6: here they divide 0 to 100 evenly.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
@@ -22,9 +22,9 @@ from jaxloop.studies.recursive_loops.analysis.paper_figures import (
     FigureOptions,
     colours_of,
     legend,
-    ordered,
 )
-from jaxloop.studies.recursive_loops.analysis.run_tables import Run
+from jaxloop.studies.recursive_loops.analysis.run_tables import Run, factors
+from jaxloop.studies.recursive_loops.analysis.settings import ordered
 
 METRIC = "political_lean"
 BINS = 8
@@ -80,15 +80,22 @@ def by_chain(table: pd.DataFrame, neutral: tuple[float, float] = NEUTRAL) -> pd.
     return means.reset_index().merge(table[factors].drop_duplicates("chain"), on="chain")
 
 
-def bins(table: pd.DataFrame, count: int = BINS) -> pd.DataFrame:
+def cells(run: Run) -> list[str]:
+    """Return the columns of chains.csv in which chains differ, without the seed; mix is first."""
+    names = ["mix", *factors(run), *(["ratio"] if run.chains["ratio"].nunique() > 1 else [])]
+    return list(dict.fromkeys(names))
+
+
+def bins(table: pd.DataFrame, keys: Sequence[str] = ("mix",), count: int = BINS) -> pd.DataFrame:
     """Return which share of the political texts falls into each of `count` equal bins of lean.
 
-    There is a row for every mix and generation; columns mix, generation, 0 .. count - 1.
+    There is a row for every level of `keys` and generation; columns keys, generation, 0 .. count -
+    1.
     """
     political = table.dropna(subset="lean")
     place = np.clip((political["lean"] / 100 * count).astype(int), 0, count - 1)
-    cells = [political["mix"], political["generation"]]
-    shares = pd.crosstab(cells, place, normalize="index").reindex(
+    rows = [political[name] for name in (*keys, "generation")]
+    shares = pd.crosstab(rows, place, normalize="index").reindex(
         columns=range(count), fill_value=0.0
     )
     return shares.rename_axis(columns=None).reset_index()

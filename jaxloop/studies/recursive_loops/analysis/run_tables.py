@@ -54,7 +54,8 @@ _NUMBERS = (
     "count",
     "from_generation",
 )
-_LEVELS = ("bias", "overlap", "accumulate")
+# Factors of the histogram toy.
+TOY_FACTORS = ("accumulate", "bias", "overlap")
 # Columns of properties.csv that are text; all others are numbers.
 _TEXT_PROPERTIES = ("dataset", "cluster", "kind", "clustering")
 
@@ -66,9 +67,7 @@ _NO_FACTORS = (
     "human_texts",
     "status",
     "cluster",
-    "overlap",
-    "accumulate",
-    "bias",
+    *TOY_FACTORS,
 )
 
 
@@ -135,7 +134,7 @@ def _read(path: Path) -> pd.DataFrame:
     for name in table.columns:
         if _is_number(path, name):
             table[name] = pd.to_numeric(table[name], errors="coerce")
-        elif name in _LEVELS and table[name].dtype != bool:
+        elif name in TOY_FACTORS and table[name].dtype != bool:
             table[name] = [str(v).lower() in ("true", "1", "1.0") for v in table[name]]
     if path.name == "metrics.csv" and "generation" in table:
         table = table.dropna(subset=["generation"]).astype({"generation": int})

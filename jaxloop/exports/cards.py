@@ -1,0 +1,185 @@
+"""The cards (README.md) of what is exported: what it is, from where, under which licence."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jaxloop
+from jaxloop.data import corpora
+from jaxloop.reporting.scores import share
+from jaxloop.runtime.workdir import stored_form
+
+# Beginnings of a corpus's licence and the hub's name for it.
+_HUB_LICENCES = {"MIT": "mit", "CC BY 4.0": "cc-by-4.0", "text": "cc0-1.0"}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def licences(config: Mapping[str, Any], given: str | None) -> list[tuple[str, str, str]]:
+    """Return (source, licence in words, the hub's name of it) of every source of a run.
+
+    Args:
+        config: a stored config.
+        given: what the user says the licence is, of sources that do not come with jaxloop.
+    """
+    return [(source, *_licence(source, given)) for source in sources(config)]
+
+
+def _licence(source: str, given: str | None) -> tuple[str, str]:
+    words = corpora.licence(source)
+    if words is not None:
+        near = (hub for start, hub in _HUB_LICENCES.items() if words.startswith(start))
+        return words, next(near, "other")
+    return (given, given.lower()) if given else ("not stated; ask whoever made it", "other")
+
+
+def sources(config: Mapping[str, Any]) -> list[str]:
+    """Return every source of human or outside text that a stored config names."""
+    return list(dict.fromkeys(_sources(config)))
+
+
+def _sources(node: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _sources(value)
+        elif name in ("source", "sources", "external", "dataset"):
+            values = value if isinstance(value, list) else [value]
+            yield from (one for one in values if isinstance(one, str) and one)
+
+
+def front_matter(fields: Mapping[str, Any]) -> str:
+    """Return the head of a card, in YAML; JSON is YAML."""
+    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").split()).replace("<", "&lt;")
+
+
+def _config_block(config: Mapping[str, Any]) -> str:
+    hidden = stored_form({k: v for k, v in config.items() if k != "identity"})
+    return f"```json\n{json.dumps(hidden, indent=1, ensure_ascii=False)}\n```"
+
+
+def of_dataset(
+    config: Mapping[str, Any],
+    *,
+    rows: int,
+    chains: int,
+    generations: Sequence[int],
+    bases: Sequence[str],
+    factors: Mapping[str, Sequence[Any]],
+    columns: Sequence[str],
+    given: str | None,
+) -> str:
+    """Return the card of a data set of generated texts.
+
+    Args:
+        config: the stored config of the run.
+        rows: number of texts.
+        chains: number of chains.
+        generations: their numbers.
+        bases: base models that wrote.
+        factors: what the chains differ in, with all values.
+        columns: those of the texts.
+        given: as in `licences`.
+    """
+    stated = licences(config, given)
+    names = list(dict.fromkeys(hub for *_, hub in stated)) or ["other"]
+    head = {
+        "license": names[0] if len(names) == 1 else "other",
+        "tags": ["synthetic", "recursive-training", "jaxloop"],
+        "task_categories": ["text-generation"],
+        "pretty_name": str(config.get("title") or "Texts of a jaxloop run"),
+        "configs": [
+            {"config_name": "texts", "data_files": "data/texts.parquet", "default": True},
+            {"config_name": "metrics", "data_files": "data/metrics.parquet"},
+        ],
+    }
+    values = [
+        [name, ", ".join(share(v) if name == "ratio" else str(v) for v in sorted(set(of), key=str))]
+        for name, of in factors.items()
+    ]
+    fit = config.get("fit") or {}
+    parts = [
+        front_matter(head),
+        f"# {head['pretty_name']}",
+        "**Every text here is synthetic**: language models wrote all of them, most after training "
+        "on text that earlier models wrote. They state false things and repeat what was in "
+        "their training text. Do not mix them into data that is meant to be human.",
+        f"{rows:,} texts of {chains:,} chains, generations {generations[0]} to {generations[-1]}, "
+        f"made by [jaxloop](https://pypi.org/project/jaxloop-lm/) {jaxloop.__version__}.",
+        "## Models",
+        "\n".join(f"* `{base}`" for base in bases)
+        + (f"\n\nTrained in mode `{fit['mode']}` in every generation." if "mode" in fit else ""),
+        "## What the chains differ in",
+        _table(["factor", "values"], values) if values else "There is one chain.",
+        "`ratio` is the share of synthetic text in what a generation adds; generation 0 was "
+        "trained on human text only.",
+        "## Source text and its licence",
+        _table(["source", "licence"], [[f"`{s}`", words] for s, words, _ in stated])
+        if stated
+        else "No source of human text is named in the config.",
+        "## Columns",
+        ", ".join(f"`{name}`" for name in columns)
+        + ". A lone surrogate is written as U+001A and its four hexadecimal digits.",
+        "## Config of the run",
+        _config_block(config),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def of_model(
+    config: Mapping[str, Any],
+    base: str,
+    about: Mapping[str, Any],
+    ledger: Mapping[str, Any],
+    library: str,
+) -> str:
+    """Return the card of an adapter or of a whole model.
+
+    Args:
+        config: the stored config of the run.
+        base: name of the base model.
+        about: (fact, value) pairs of the table.
+        ledger: the model's row of the ledger.
+        library: "peft" or "transformers".
+    """
+    head: dict[str, Any] = {
+        "library_name": library,
+        "pipeline_tag": "text-generation",
+        "tags": ["recursive-training", "jaxloop", *(["lora"] if library == "peft" else [])],
+    }
+    if _HUB_ID.fullmatch(base):
+        head["base_model"] = base
+    facts = {**about, **{n: ledger[n] for n in ("steps", "tokens_trained", "real_share_train")}}
+    what = "A LoRA adapter for" if library == "peft" else "A fine-tuned copy of"
+    load = (
+        "PeftModel.from_pretrained(base, path)"
+        if library == "peft"
+        else "AutoModelForCausalLM.from_pretrained(path)"
+    )
+    stated = licences(config, None)
+    parts = [
+        front_matter(head),
+        f"# {config.get('title') or 'A jaxloop run'}: {about['chain']}, generation "
+        f"{about['generation']}",
+        f"{what} `{base}` from a study of recursive training, in which models learn from text "
+        "that earlier models wrote. It is the object of an experiment, not for use: what it "
+        f"writes may be false, repetitive or degenerate. `{load}` reads it.",
+        _table(["", ""], [[name, f"`{value}`"] for name, value in facts.items()]),
+        "`real_share_train` is the share of human text in its training set. "
+        "The licence is that of the base model; the source text's:",
+        _table(["source", "licence"], [[f"`{s}`", words] for s, words, _ in stated])
+        if stated
+        else "no source is named in the config.",
+        "## Config of the run",
+        _config_block(config),
+    ]
+    return "\n\n".join(parts) + "\n"

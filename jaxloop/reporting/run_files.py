@@ -1,0 +1,77 @@
+"""The tables of a run directory as reports read them, and what a run that goes on says of itself.
+
+`recursion.saved_run` reads the rest of it.
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from jaxloop.runtime.tables import read_parquet, unescape
+
+# Order of metrics in a report; a metric that is not listed comes after these.
+ORDER = (
+    "cosine_diversity",
+    "lexical_diversity",
+    "self_bleu",
+    "distinct_n(n=1)",
+    "distinct_n(n=2)",
+    "distinct_n",
+    "held_out_loss",
+    "text_length",
+)
+
+
+def read_metrics(root: Path) -> pd.DataFrame:
+    """Read metrics.csv of a run directory, its rows sorted by metric (see `ORDER`).
+
+    Text columns keep their text ("NA" is not a missing value); `value` is numeric.
+    """
+    table = pd.read_csv(
+        root / "metrics.csv", keep_default_na=False, na_values={"value": ["", "nan"]}
+    )
+    for name in table.columns:
+        if table[name].dtype == object or isinstance(table[name].dtype, pd.StringDtype):
+            table[name] = [unescape(v) if isinstance(v, str) else v for v in table[name]]
+    place = {metric: i for i, metric in enumerate(ORDER)}
+    return table.sort_values(
+        "metric",
+        key=lambda m: m.map(lambda name: place.get(name, len(place))),
+        kind="stable",
+        ignore_index=True,
+    )
+
+
+def read_texts(root: Path, chain: str, generation: int) -> list[str]:
+    """Read the texts that a chain wrote in one generation, in the order of their rows.
+
+    An empty list where the file is absent.
+    """
+    path = root / f"texts/chain={chain}/generation={generation:04d}.parquet"
+    return list(read_parquet(path, ["text"])["text"]) if path.exists() else []
+
+
+def read_ledger(root: Path) -> pd.DataFrame:
+    """Read ledger.parquet of a run directory.
+
+    Raises:
+        ValueError: it is absent or damaged.
+    """
+    path = root / "ledger.parquet"
+    if not path.exists():
+        raise ValueError(f"run {root}: has no ledger.parquet; no generation of it is finished yet")
+    return pd.DataFrame(read_parquet(path))
+
+
+# Seconds that each kind of step has taken, and how far the run is; see `write_progress`.
+PROGRESS = ".jaxloop.progress.json"
+
+
+def read_spent(root: Path) -> dict[str, float]:
+    """Return the seconds that each kind of step of a run has taken, {} where that is not known."""
+    try:
+        spent = json.loads((root / PROGRESS).read_bytes())["spent"]
+        return {str(kind): float(seconds) for kind, seconds in spent.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

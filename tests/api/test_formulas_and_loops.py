@@ -1,0 +1,184 @@
+"""Simulations beside formulas, the loop with models of one's own, and metrics as a table."""
+
+import numpy as np
+import pytest
+
+import jaxloop
+from jaxloop.simulators.linear import low_rank_designs
+
+W = jaxloop.workflows
+N = 12
+DESIGN = np.random.default_rng(0).normal(size=(N, 3))
+CASES = [
+    ("gaussian", W.replace(N), {}),
+    ("gaussian", W.replace(N), {"unbiased": False, "sd": 2.0}),
+    ("gaussian", W.accumulate(N), {"unbiased": False}),
+    ("gaussian", W.accumulate_subsample(N), {"unbiased": False}),
+    ("categorical", W.replace(N), {"probabilities": (0.5, 0.3, 0.2)}),
+    ("categorical", W.accumulate(N), {"probabilities": (0.5, 0.3, 0.2)}),
+    ("coin", W.replace(N), {"p": 0.3}),
+    ("poisson", W.replace(N), {"rate": 2.0}),
+    ("kernel_density", W.replace(N), {"bandwidth": 0.5, "heldout": 0}),
+    ("regression", W.replace(N), {"coefficients": (1.0, 0.0, -1.0), "design": DESIGN}),
+    ("regression", W.accumulate(N), {"coefficients": (1.0, 0.0, -1.0), "design": DESIGN}),
+]
+
+
+@pytest.mark.parametrize("model, workflow, options", CASES)
+def test_formula_and_simulation_agree(model, workflow, options):
+    """Within five standard errors of 4,000 replicates, in every generation; the variance of a
+    variance is taken from the fourth moments.
+    """
+    formula = jaxloop.closed_form(model, workflow, generations=4, **options)
+    chains = jaxloop.simulate(model, workflow, generations=4, replicates=4000, **options)
+    assert set(formula.metric) <= set(chains.metric)
+    for row in formula.itertuples():
+        values = chains.query(
+            f"metric == '{row.metric}' and generation == {row.generation}"
+        ).value.to_numpy()
+        samples = values if row.statistic == "mean" else (values - values.mean()) ** 2
+        error = samples.std() / len(samples) ** 0.5
+        assert abs(samples.mean() - row.value) < 5 * error + 1e-12, row
+
+
+def test_entities_with_linear_models():
+    designs = low_rank_designs(0, entities=2, dim=3, rank=2, public=4)
+    options = {"designs": designs, "theta": np.ones(3), "alpha": 0.3, "beta": 0.5}
+    formula = jaxloop.closed_form("linear", generations=3, **options)
+    chains = jaxloop.simulate("linear", generations=3, replicates=2000, **options)
+    errors = chains.assign(square=(chains.value - 1) ** 2)
+    per_chain = errors.groupby(["replicate", "generation", "entity"]).square.sum()
+    simulated = per_chain.groupby(["generation", "entity"]).agg(["mean", "sem"])
+    expected = formula[formula.metric == "mse"].set_index(["generation", "entity"]).value
+    assert (abs(simulated["mean"] - expected) < 5 * simulated["sem"]).all()
+
+
+@pytest.mark.parametrize(
+    "ask, said",
+    [
+        (lambda: jaxloop.simulate("gausian", W.replace(5), generations=2), "did you mean 'gauss"),
+        (lambda: jaxloop.simulate("gaussian", generations=2), "workflow: is missing; model 'gaus"),
+        (lambda: jaxloop.simulate("linear", W.replace(5), generations=2), "'linear' takes none"),
+        (
+            lambda: jaxloop.closed_form("coin", W.accumulate(5), generations=2, p=0.5),
+            "workflow=accumulate: model 'coin' has no formula under it",
+        ),
+        (
+            lambda: jaxloop.closed_form("gaussian", W.accumulate(5), generations=2),
+            "unbiased=True: the formula of this workflow is for unbiased=False",
+        ),
+        (
+            lambda: jaxloop.closed_form("gaussian", W.replace(5, entities=2), generations=2),
+            "has no formula under it with these options",
+        ),
+        (lambda: jaxloop.evaluate(["a", 3], ["self_bleu"]), r"texts\['texts'\]\[1\]: is of type"),
+        (lambda: jaxloop.evaluate(["a"], ["self_blue"]), "the nearest name is 'self_bleu'"),
+        (lambda: jaxloop.evaluate(["a"], ["held_out_loss"]), "needs losses"),
+        (lambda: jaxloop.evaluate({}, ["self_bleu"]), "texts: is empty"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_sentence(ask, said):
+    with pytest.raises(ValueError, match=said):
+        ask()
+
+
+def test_a_metric_of_ones_own_stands_beside_the_others():
+    def longest(texts):
+        return max(map(len, texts))
+
+    table = jaxloop.evaluate({"a": ["one", "three"], "b": ["x"]}, [longest, "distinct_n(n=1)"])
+    assert table.columns.tolist() == ["longest", "distinct_n(n=1)"]
+    assert table.longest.tolist() == [5.0, 1.0]
+
+
+# ---- the loop
+
+
+def fit(items, seed):
+    return {"mean": items.mean(0), "sd": items.std(0)}
+
+
+def sample(state, count, seed):
+    draws = np.random.default_rng(seed).normal(size=(count, len(state["sd"])))
+    return state["mean"] + state["sd"] * draws
+
+
+def measure(items):
+    return {"sd": items.std()}
+
+
+DATA = np.random.default_rng(0).normal(size=(400, 2))
+WORKFLOWS = {
+    "replace": W.replace(20),
+    "accumulate": W.accumulate(20),
+    "accumulate_subsample": W.accumulate_subsample(20),
+    "fresh_human": W.fresh_human(20, 0.5),
+    "preserve": W.preserve(20, 0.1),
+    "window": W.window(20, 3),
+    "external": W.external(20, 0.25),
+}
+OPTIONS = {"generations": 8, "seeds": range(4), "measure": measure, "external": DATA + 5}
+
+
+def test_a_model_of_ones_own_runs_under_every_workflow(tmp_path):
+    result = jaxloop.loop(fit, sample, DATA, WORKFLOWS, workdir=tmp_path / "run", **OPTIONS)
+    assert result.exit_code == 0 and len(result.metrics) == 7 * 4 * 8
+    last = result.metrics.query("generation == 7").groupby("workflow").value.mean()
+    assert last["replace"] < last["accumulate"] < last["external"]
+    weights = result.chains.chain[0]
+    items = np.array([eval(text) for text in result.texts(weights, 7)])
+    assert items.shape == (20, 2) and items.dtype == float
+    with pytest.raises(ValueError, match="so it has weights of its own and no adapter"):
+        result.adapter(weights, 7)
+
+
+def test_a_stopped_loop_goes_on_and_gives_the_same(tmp_path):
+    whole = jaxloop.loop(fit, sample, DATA, WORKFLOWS, workdir=tmp_path / "a", **OPTIONS)
+    first = {**OPTIONS, "generations": 3}
+    jaxloop.loop(fit, sample, DATA, WORKFLOWS, workdir=tmp_path / "b", **first)
+    resumed = jaxloop.loop(fit, sample, DATA, WORKFLOWS, workdir=tmp_path / "b", **OPTIONS)
+    assert resumed.metrics.equals(whole.metrics)
+    with pytest.raises(ValueError, match="was made with another config"):
+        jaxloop.loop(fit, sample, DATA + 1, WORKFLOWS, workdir=tmp_path / "b", **OPTIONS)
+
+
+def test_texts_and_weights_that_carry_over(tmp_path):
+    starts = []
+
+    def count(texts, seed, start):
+        starts.append(start)
+        letters = np.bincount([ord(text[0]) - 97 for text in texts], minlength=3).astype(float)
+        return {"p": letters / letters.sum() if start is None else (letters / 8 + start["p"]) / 2}
+
+    def write(state, n, seed):
+        return np.random.default_rng(seed).choice(list("abc"), n, p=state["p"]).tolist()
+
+    result = jaxloop.loop(
+        count,
+        write,
+        list("abcabcab"),
+        W.replace(8, start="previous"),
+        generations=3,
+        workdir=tmp_path / "run",
+    )
+    assert starts[0] is None and starts[1] is not None and len(starts) == 3
+    assert set(result.texts("seed-0", 2)) <= set("abc")
+
+
+def test_a_model_that_breaks_is_said(tmp_path):
+    few = {"generations": 2, "seeds": (0,)}
+    with pytest.raises(ValueError, match=r"sample\(...\): returned 3 items, 20 were asked for"):
+        jaxloop.loop(fit, lambda *a: DATA[:3], DATA, W.replace(20), workdir=tmp_path / "a", **few)
+    with pytest.raises(ValueError, match=r"sample\(...\): has items of shape \(3,\)"):
+        jaxloop.loop(
+            fit, lambda *a: np.ones((20, 3)), DATA, W.replace(20), workdir=tmp_path / "b", **few
+        )
+    broken = jaxloop.loop(
+        lambda items, seed: {"mean": np.full(2, np.nan), "sd": np.ones(2)},
+        sample,
+        DATA,
+        W.replace(20),
+        workdir=tmp_path / "c",
+        **few,
+    )
+    assert broken.exit_code == 3

@@ -1,0 +1,123 @@
+"""Single models and many adapters from Python."""
+
+import doctest
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+import jaxloop
+from jaxloop.lm.model.lora import Adapter
+from tests.peers import peer
+
+torch = peer("torch")
+transformers = peer("transformers", "torch")
+peft = peer("peft", "torch")
+
+GPT2, LLAMA = "jaxloop/assets/bases/gpt2", "jaxloop/assets/bases/llama"
+TEXTS = ["Returns the sorted values of a list.", "Raises an error for a missing key."] * 8
+SETTINGS = {"steps": 3, "batch_size": 8, "learning_rate": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return jaxloop.load(GPT2)
+
+
+@pytest.fixture(scope="module")
+def adapter(model):
+    return jaxloop.finetune(model, TEXTS, **SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["formulas", "loops", "measures", "models"])
+def test_the_examples_of_docstrings(name):
+    module = importlib.import_module(f"jaxloop.api.{name}")
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_one_adapter_is_the_first_of_many(model, adapter):
+    many = jaxloop.finetune_many(model, [TEXTS, TEXTS[::-1]], **SETTINGS)
+    assert all(isinstance(one, Adapter) for one in many)
+    for alone, among in zip(jax.tree.leaves(adapter), jax.tree.leaves(many[0]), strict=True):
+        np.testing.assert_allclose(alone, among, rtol=0, atol=2e-6)
+    assert not np.allclose(many[1]["qkv"]["b"], many[0]["qkv"]["b"])
+
+
+def test_training_goes_on_from_an_adapter_and_lowers_the_loss(model, adapter):
+    before = jaxloop.score(model, TEXTS[:2]).nll.sum()
+    after = jaxloop.score(model, TEXTS[:2], adapter=adapter).nll.sum()
+    further = jaxloop.finetune(model, TEXTS, adapter=adapter, **SETTINGS)
+    assert jaxloop.score(model, TEXTS[:2], adapter=further).nll.sum() < after < before
+
+
+def test_full_fine_tuning_gives_a_model(model):
+    trained = jaxloop.finetune(model, TEXTS, mode="full", **SETTINGS)
+    assert type(trained) is type(model) and trained.tokenizer is model.tokenizer
+    assert jaxloop.score(trained, TEXTS).nll.sum() < jaxloop.score(model, TEXTS).nll.sum()
+
+
+def test_texts_depend_on_seed_row_and_prompt_alone(model, adapter):
+    ask = {"adapter": adapter, "max_new_tokens": 6, "temperature": 1.0}
+    prompts = ["Returns", "Raises", "The"]
+    texts = jaxloop.generate(model, prompts, seed=3, **ask)
+    assert texts == jaxloop.generate(model, prompts, seed=3, **ask)
+    assert texts != jaxloop.generate(model, prompts, seed=4, **ask)
+    assert jaxloop.generate(model, prompts[:2], seed=3, **ask) == texts[:2]
+    assert len(jaxloop.generate(model, 2, **ask)) == 2 and jaxloop.generate(model, [], **ask) == []
+
+
+@pytest.mark.parametrize("base", [GPT2, LLAMA])
+def test_adapters_and_merged_models_are_what_peft_and_transformers_compute(tmp_path, base):
+    """Log-probabilities to 2e-4, the tolerance of every comparison of logits here."""
+    model = jaxloop.load(base)
+    adapter = jaxloop.finetune(model, TEXTS, lora=jaxloop.LoraConfig(rank=4, alpha=32), **SETTINGS)
+    jaxloop.save(jaxloop.merge(model, adapter), tmp_path / "merged")
+    jaxloop.save(model, tmp_path / "base")
+    jaxloop.save_adapter(model, adapter, tmp_path / "adapter")
+    ours = jaxloop.score(model, TEXTS[:1], adapter=adapter)
+    again = jaxloop.load_adapter(model, tmp_path / "adapter")
+    assert jaxloop.score(model, TEXTS[:1], adapter=again).nll == pytest.approx(ours.nll, rel=1e-6)
+    torch_base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with_adapter = peft.PeftModel.from_pretrained(torch_base, tmp_path / "adapter")
+    tokenizer = model.tokenizer
+    start = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+    ids = [start, *tokenizer.encode(TEXTS[:1], special=False)[0], tokenizer.eos]
+    for theirs in (merged, with_adapter):
+        with torch.no_grad():
+            log_p = torch.log_softmax(theirs(torch.tensor([ids])).logits[0], -1)
+        nll = -log_p[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
+        np.testing.assert_allclose(ours.token_nll[0], nll, rtol=0, atol=2e-4)
+
+
+def test_what_makes_no_sense_is_refused_in_a_sentence(model, adapter, tmp_path):
+    llama = jaxloop.load(LLAMA)
+    (tmp_path / "file").write_text("")
+    for work, said in (
+        (lambda: jaxloop.finetune(model, "text"), r"texts: is one string; a list"),
+        (lambda: jaxloop.finetune(model, ["a", 3]), r"texts\[1\]: is of type int"),
+        (lambda: jaxloop.finetune(model, []), r"texts: is empty"),
+        (lambda: jaxloop.finetune_many(model, [TEXTS, [None]]), r"datasets\[1\]\[0\]: is of type"),
+        (lambda: jaxloop.finetune(model, TEXTS, prompts=["a"]), r"prompts: there are 1 prompts"),
+        (
+            lambda: jaxloop.finetune(model, TEXTS, learning_rat=1),
+            r"learning_rat: is no argument and no field of FitConfig; did you mean 'learning_rate'",
+        ),
+        (lambda: jaxloop.generate(model, 2, temperature=-1), r"temperature: -1 is not allowed"),
+        (lambda: jaxloop.generate(model, "a"), r"prompts: is one string"),
+        (
+            lambda: jaxloop.generate(llama, 2, adapter=adapter),
+            r"adapter: is of another model; .*, and jaxloop/assets/bases/llama needs \(4, 432, 16",
+        ),
+        (lambda: jaxloop.generate(model, 2, adapter={}), r"adapter: is of type dict; must be what"),
+        (lambda: jaxloop.save(model, tmp_path), r"exists and is not an empty directory"),
+        (lambda: jaxloop.save_adapter(model, adapter, tmp_path / "file"), r"exists and is not"),
+        (lambda: jaxloop.load("no/such/model"), r"directory no/such/model does not exist"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            work()
+    wider = jax.tree.map(lambda x: np.pad(x, [(0, 1), (0, 0), (0, 0)]), adapter)
+    with pytest.raises(ValueError, match=r"another model; a of down has shape \(5, 640, 16\)"):
+        jaxloop.merge(model, wider)
