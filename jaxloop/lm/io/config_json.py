@@ -10,7 +10,7 @@ from typing import Any
 from jaxloop.lm.io import json_fields
 from jaxloop.lm.io.rope_json import ROPE_FIELDS, read_rope, rope_parameters
 from jaxloop.lm.model.config import ARCHITECTURES, ModelConfig
-from jaxloop.lm.model.dropout import DropoutRates
+from jaxloop.lm.model.dropout import DEFAULT_RATES, DropoutRates
 
 # Fields that every architecture may have and that do not change the logits: names and versions,
 # what `generate` and the heads of other tasks read, dropout (of training only, see
@@ -325,22 +325,24 @@ def _gpt2(c: Mapping, causal: bool) -> ModelConfig:
 
 
 def _gpt2_dropout(c: Mapping) -> DropoutRates:
-    residual = dropout_rate(c, "resid_pdrop", 0.1)
+    absent = DEFAULT_RATES["gpt2"]
+    residual = dropout_rate(c, "resid_pdrop", absent.mlp_output)
     return DropoutRates(
-        embedding=dropout_rate(c, "embd_pdrop", 0.1),
-        attention=dropout_rate(c, "attn_pdrop", 0.1),
+        embedding=dropout_rate(c, "embd_pdrop", absent.embedding),
+        attention=dropout_rate(c, "attn_pdrop", absent.attention),
         attention_output=residual,
         mlp_output=residual,
     )
 
 
 def _opt_dropout(c: Mapping) -> DropoutRates:
-    """OPT drops nothing of its embeddings."""
-    residual = dropout_rate(c, "dropout", 0.1)
+    absent = DEFAULT_RATES["opt"]
+    residual = dropout_rate(c, "dropout", absent.mlp_output)
     return DropoutRates(
-        attention=dropout_rate(c, "attention_dropout", 0.0),
+        attention=dropout_rate(c, "attention_dropout", absent.attention),
         attention_output=residual,
         mlp_output=residual,
+        layers=dropout_rate(c, "layerdrop", absent.layers),
     )
 
 
@@ -441,6 +443,7 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
             init_std=config.init_scale,
             attention_dropout=config.dropout.attention,
             dropout=config.dropout.mlp_output,
+            layerdrop=config.dropout.layers,
         )
     name = {"llama": "Llama", "qwen2": "Qwen2"}[config.architecture]
     bias = (

@@ -51,17 +51,28 @@ class DropoutRates:
         attention: of the weights of attention, after the softmax.
         attention_output: of what attention adds to the residual stream.
         mlp_output: of what the mlp adds to it.
+        layers: of whole layers (OPT's layerdrop), which is not computed: `lm.fit` refuses it.
     """
 
     embedding: float = 0.0
     attention: float = 0.0
     attention_output: float = 0.0
     mlp_output: float = 0.0
+    layers: float = 0.0
 
     def by_site(self) -> dict[str, float]:
         """Return {site: rate} of the rates above 0."""
         names = ("embedding", "attention", "attention_output", "mlp_output")
         return {name: getattr(self, name) for name in names if getattr(self, name) > 0}
+
+
+# What transformers takes where a config.json says nothing; OPT drops nothing of its embeddings.
+DEFAULT_RATES = {
+    "gpt2": DropoutRates(embedding=0.1, attention=0.1, attention_output=0.1, mlp_output=0.1),
+    "opt": DropoutRates(attention_output=0.1, mlp_output=0.1),
+    "llama": DropoutRates(),
+    "qwen2": DropoutRates(),
+}
 
 
 class Dropout(NamedTuple):

@@ -23,7 +23,14 @@ from jaxloop.lm.sharding import devices_of, mesh_of, programs_on
 from jaxloop.lm.target import target_of
 from jaxloop.lm.training import autotune, batching, gradient_constraint
 from jaxloop.lm.training.gradient_constraint import Brake, GradientConstraint
-from jaxloop.lm.training.step import StepArrays, TrainOptions, TrainState, init_state, train_steps
+from jaxloop.lm.training.step import (
+    StepArrays,
+    TrainOptions,
+    TrainState,
+    has_own_dropout,
+    init_state,
+    train_steps,
+)
 from jaxloop.recursion.family import FitResult, FitTask
 from jaxloop.runtime.devices import run_concurrently
 from jaxloop.runtime.memory import halve_after_out_of_memory, is_out_of_memory
@@ -130,6 +137,12 @@ def _check(model: Model, fit: FitConfig, options: TrainOptions, direction: Any) 
         raise ValueError(
             f"fit.max_length: {fit.max_length} tokens exceed the context of "
             f"{model.name or model.config.architecture}, {context}"
+        )
+    if has_own_dropout(fit) and model.config.dropout.layers > 0:
+        raise ValueError(
+            f"fit.dropout: {fit.dropout} is not allowed for {model.name or 'a model'} whose "
+            f"config.json has layerdrop = {model.config.dropout.layers}, which is not computed; "
+            "'none' is"
         )
     if (direction is None) != (options.constraint is None):
         raise ValueError(

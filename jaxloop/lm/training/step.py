@@ -151,11 +151,14 @@ def _init_optimizer(fit, options, weights):
     return jax.vmap(_optimizer(fit, options).init)(weights)
 
 
+def has_own_dropout(fit: FitConfig) -> bool:
+    """Return whether the model's own layers drop, at the rates of its config."""
+    return fit.dropout == "model" or fit.dropout == "auto" and fit.mode != "lora"
+
+
 def dropout_rates(config: ModelConfig, fit: FitConfig) -> dict[str, float]:
     """Return {site: rate} of all that is dropped in training, rates above 0 alone."""
-    rates = {}
-    if fit.dropout == "model" or fit.dropout == "auto" and fit.mode != "lora":
-        rates = config.dropout.by_site()
+    rates = config.dropout.by_site() if has_own_dropout(fit) else {}
     if fit.mode == "lora" and fit.lora.dropout > 0:
         names = lora_adapters.target_names(config, fit.lora)
         rates |= dict.fromkeys(names, fit.lora.dropout)

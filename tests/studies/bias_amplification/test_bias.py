@@ -140,13 +140,13 @@ def get_config():
     c.data = ConfigDict(dict(source="{folder}/articles.csv", per_label=4))
     c.models = ConfigDict(dict(pool=("{folder}/base",)))
     c.chain = ConfigDict(dict(generations=3, seeds=(0, 1), block=12, share=0.25))
-    c.chain.setups = ("greedy", "nucleus", "preserve", "constrained")
+    c.chain.setups = ("greedy", "nucleus", "preserve", "constrained", "braked")
     c.fit = ConfigDict(dict(epochs=1.0, batch_size=8, learning_rate=1e-2, max_length=32))
     c.sample = ConfigDict(dict(max_new_tokens=6, slots=16))
     c.classifier = ConfigDict(dict(model="{folder}/classifier", target="From the Right"))
     c.classifier.labels = {LABELS!r}
     c.measure = ConfigDict(dict(detector="{folder}/detector", metrics=("text_length",)))
-    c.gradient_constraint = ConfigDict(dict(direction="fit", gam=50.0, per="direction"))
+    c.gradient_constraint = ConfigDict(dict(direction="fit", gam=50.0, brake=1e4))
     c.gradient_constraint.toward = "From the Right"
     c.gradient_constraint.away = "From the Left"
     c.neurons = ConfigDict(dict(permutations=9))
@@ -364,7 +364,7 @@ def test_perplexities_are_those_of_torch(world, finished):
         assert found == pytest.approx(np.mean(values), rel=1e-3)
 
 
-def test_the_constraint_holds_the_weights_back(finished):
+def test_the_brake_holds_the_weights_back_and_the_papers_loss_is_said_not_to(finished):
     metrics = pd.read_csv(finished[0] / "metrics.csv").pivot_table(
         index=["setup", "generation"], columns="metric", values="value"
     )
@@ -372,6 +372,15 @@ def test_the_constraint_holds_the_weights_back(finished):
         metrics.loc[("constrained", 0), "bias_component"]
         != metrics.loc[("greedy", 0), "bias_component"]
     )
+    held = metrics["bias_component"]
+    for generation in range(3):
+        left = abs(held[("braked", generation)])
+        assert left < 0.05 * max(abs(held[("greedy", 0)]), abs(held[("greedy", generation)]))
+    page = " ".join((finished[0] / "report.html").read_text(encoding="utf-8").split())
+    assert "It penalises the slope, not the component" in page
+    last = held[("braked", 2)], held[("greedy", 2)]
+    side = "further" if last[0] > last[1] else "less far"
+    assert f"Here braked ends {side} along it than greedy: {last[0]:.4g} against" in page
     ledger = pd.read_parquet(finished[0] / "ledger.parquet")
     said = {
         chain: json.loads(fit)["constraint"]
