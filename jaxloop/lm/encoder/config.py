@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxloop.core.keys import fold_in
+from jaxloop.lm.encoder import dropout_json
 from jaxloop.lm.io import huggingface, json_fields
 from jaxloop.lm.io.config_json import (
     FIXED,
@@ -21,10 +22,8 @@ from jaxloop.lm.io.config_json import (
     activation,
     check_quantised,
     config_fields,
-    dropout_rate,
 )
 from jaxloop.lm.model.config import ModelConfig, Param, Source, nest, table
-from jaxloop.lm.model.dropout import DropoutRates
 
 POOLINGS = (
     "cls",
@@ -361,40 +360,15 @@ def _core(
         o_bias=True,
         mlp_bias=True,
         init_scale=json_fields.number(c, "initializer_range", 0.02, low=0),
-        dropout=_distilbert_dropout(c) if kind == "distilbert" else _dropout(c),
+        dropout=dropout_json.block_rates(c, kind),
     )
-
-
-def _dropout(c: dict) -> DropoutRates:
-    hidden = dropout_rate(c, "hidden_dropout_prob", 0.1)
-    return DropoutRates(
-        embedding=hidden,
-        attention=dropout_rate(c, "attention_probs_dropout_prob", 0.1),
-        attention_output=hidden,
-        mlp_output=hidden,
-    )
-
-
-def _distilbert_dropout(c: dict) -> DropoutRates:
-    """DistilBERT drops nothing of what attention adds."""
-    hidden = dropout_rate(c, "dropout", 0.1)
-    return DropoutRates(
-        embedding=hidden,
-        attention=dropout_rate(c, "attention_dropout", 0.1),
-        mlp_output=hidden,
-    )
-
-
-def _head_dropout(c: dict) -> float:
-    """The rate of the head's own field, else that of the blocks."""
-    return dropout_rate(c, "classifier_dropout", dropout_rate(c, "hidden_dropout_prob", 0.1))
 
 
 def _bert(c: dict) -> EncoderConfig:
     return EncoderConfig(
         _core(c, "bert"),
         token_types=json_fields.integer(c, "type_vocab_size", 2),
-        head_dropout=_head_dropout(c),
+        head_dropout=dropout_json.head_rate(c, "bert"),
     )
 
 
@@ -402,7 +376,7 @@ def _roberta(c: dict) -> EncoderConfig:
     return EncoderConfig(
         _core(c, "roberta", json_fields.integer(c, "pad_token_id", 1, low=0) + 1),
         token_types=json_fields.integer(c, "type_vocab_size", 1),
-        head_dropout=_head_dropout(c),
+        head_dropout=dropout_json.head_rate(c, "roberta"),
     )
 
 
@@ -416,14 +390,14 @@ def _mpnet(c: dict) -> EncoderConfig:
     return EncoderConfig(
         core,
         relative_buckets=json_fields.integer(c, "relative_attention_num_buckets", 32),
-        head_dropout=core.dropout.mlp_output,
+        head_dropout=dropout_json.head_rate(c, "mpnet"),
     )
 
 
 def _distilbert(c: dict) -> EncoderConfig:
     return EncoderConfig(
         _core(c, "distilbert", 0, (), **_DISTILBERT),
-        head_dropout=dropout_rate(c, "seq_classif_dropout", 0.2),
+        head_dropout=dropout_json.head_rate(c, "distilbert"),
     )
 
 
@@ -476,7 +450,7 @@ def encoder_config_fields(config: EncoderConfig) -> dict:
         max_position_embeddings=core.max_seq_len + core.position_offset,
         layer_norm_eps=core.norm_eps,
         initializer_range=core.init_scale,
-        **_dropout_fields(config),
+        **dropout_json.fields(core, config.head_dropout),
     )
     if core.architecture == "distilbert":
         shape = {
@@ -496,19 +470,4 @@ def encoder_config_fields(config: EncoderConfig) -> dict:
         pad_token_id=pad,
         **shape,
         **extra,
-    )
-
-
-def _dropout_fields(config: EncoderConfig) -> dict[str, float]:
-    rates = config.core.dropout
-    if config.core.architecture == "distilbert":
-        return dict(
-            dropout=rates.mlp_output,
-            attention_dropout=rates.attention,
-            seq_classif_dropout=config.head_dropout,
-        )
-    return dict(
-        hidden_dropout_prob=rates.mlp_output,
-        attention_probs_dropout_prob=rates.attention,
-        classifier_dropout=config.head_dropout,
     )

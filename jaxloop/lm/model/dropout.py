@@ -130,6 +130,10 @@ def drop(rate: float, keys_R2: jax.Array, number: jax.Array, x: jax.Array) -> ja
         number: uint32 [], of the layer and site.
         x: its first axis is R, or R times as many tokens as a row has.
     """
+    return _dropped(rate, keys_R2, number, x)
+
+
+def _dropped(rate, keys_R2, number, x):
     rows = keys_R2.shape[0]
     x_RN = x.reshape(rows, -1)
     kept_RN = _bits(keys_R2, number, x_RN.shape[1]) >= np.uint32(round(rate * 2**32))
@@ -138,11 +142,12 @@ def drop(rate: float, keys_R2: jax.Array, number: jax.Array, x: jax.Array) -> ja
 
 
 def _forward(rate, keys_R2, number, x):
-    return drop(rate, keys_R2, number, x), (keys_R2, number)
+    return _dropped(rate, keys_R2, number, x), (keys_R2, number)
 
 
 def _backward(rate, kept, dy):
-    return None, None, drop(rate, *kept, dy)
+    keys_R2, number = kept
+    return None, None, _dropped(rate, keys_R2, number, dy)
 
 
 drop.defvjp(_forward, _backward)

@@ -1,12 +1,15 @@
 """The page's section on the bias direction: what the setups that train along it do, and how far."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from jaxloop.reporting import report
 from jaxloop.studies.bias_amplification.config import BiasConfig
+
+# {(setup, generation, metric): mean over seeds}
+Values = Mapping[tuple[str, int, str], float]
 
 NOTE = (
     "How far the weights have moved from the base along the bias direction u, and c = u' grad L on "
@@ -32,39 +35,36 @@ def section(config: BiasConfig, metrics: pd.DataFrame) -> report.Section | None:
     table = metrics[metrics["metric"].isin(["bias_component", "projection"])]
     if config.gradient_constraint.direction is None or table.empty:
         return None
-    values = table.pivot_table(
-        index=["setup", "generation"], columns="metric", values="value", observed=True
-    )
-    if "bias_component" not in values:
-        return None
+    means = table.groupby(["setup", "generation", "metric"], observed=True)["value"].mean()
+    frame = means.reset_index()
+    keys = zip(frame["setup"], frame["generation"], frame["metric"], strict=True)
+    values = dict(zip(keys, frame["value"].tolist(), strict=True))
     last = int(table["generation"].max())
-    setups = [setup for setup in config.chain.setups if (setup, last) in values.index]
-    about = [ABOUT[setup] for setup in setups if setup in ABOUT]
-    rows = [_row(values.loc[setup], last, setup) for setup in setups]
+    setups = [s for s in config.chain.setups if (s, last, "bias_component") in values]
+    rows = [_row(values, last, setup) for setup in setups]
     header = ["setup", "component, generation 0", f"generation {last}", "c, generation 0", "last"]
+    said = [ABOUT[setup] for setup in setups if setup in ABOUT] + _compared(values, setups, last)
     table_of_setups = report.Table("Setups", "", header, rows)
-    said = [*about, *_compared(values, setups, last)]
     return report.Section("Bias direction", NOTE, tables=[table_of_setups], paragraphs=said)
 
 
-def _row(values: pd.DataFrame, last: int, setup: str) -> list[str]:
+def _row(values: Values, last: int, setup: str) -> list[str]:
     cells = [setup]
-    for name in ("bias_component", "projection"):
+    for metric in ("bias_component", "projection"):
         for generation in (0, last):
-            found = name in values and generation in values.index
-            value = float(values.loc[generation, name]) if found else np.nan
-            cells.append("–" if np.isnan(value) else f"{value:.4g}")
+            value = values.get((setup, generation, metric), math.nan)
+            cells.append("–" if math.isnan(value) else f"{value:.4g}")
     return cells
 
 
-def _compared(values: pd.DataFrame, setups: Sequence[str], last: int) -> list[str]:
+def _compared(values: Values, setups: Sequence[str], last: int) -> list[str]:
     """What the run's own numbers say of the setups beside `greedy`."""
     if "greedy" not in setups:
         return []
-    plain = float(values.loc[("greedy", last), "bias_component"])
+    plain = values["greedy", last, "bias_component"]
     said = []
     for setup in (name for name in setups if name in ABOUT):
-        own = float(values.loc[(setup, last), "bias_component"])
+        own = values[setup, last, "bias_component"]
         side = "further along it than" if own > plain else "less far along it than"
         side = "as far along it as" if own == plain else side
         said.append(f"Here {setup} ends {side} greedy: {own:.4g} against {plain:.4g}.")

@@ -16,7 +16,9 @@ from jaxloop.config import FitConfig
 from jaxloop.lm import family
 from jaxloop.lm.family import FitTask, LossTask, TrainOptions
 from jaxloop.lm.model.dropout import DropoutRates
+from jaxloop.lm.training import gradient_constraint
 from jaxloop.lm.training.batching import encode_examples
+from jaxloop.lm.training.gradient_constraint import GradientConstraint
 from jaxloop.lm.training.step import losses
 from tests.lm.tiny import same
 from tests.peers import peer
@@ -96,6 +98,30 @@ def test_a_chain_with_dropout_trains_the_same_alone_and_among_others(loaded):
     assert not same(alone, without)
 
 
+def test_the_papers_loss_and_dropout_go_together(loaded):
+    """The gradient of L_new with weights of 0 is that of L, with the same masks."""
+    model = loaded("gpt2")
+    config = dataclasses.replace(model.config, dropout=DropoutRates(0.1, 0.1, 0.1, 0.1))
+    weights = jax.tree.map(lambda x: x[None], model.params)
+    batch = jnp.full((1, 2, 8), 5, jnp.int32), jnp.ones((1, 2, 8), bool), jnp.ones((1, 2))
+
+    def objective(weights):
+        key, step = jax.random.key(1)[None], jnp.zeros(1, jnp.int32)
+        each = losses(config, FULL, None, weights, *batch, key, step)
+        return each.sum(), each
+
+    direction = gradient_constraint.unit(model.params)
+    plain = jax.grad(objective, has_aux=True)(weights)[0]
+    for weight, far in ((0.0, False), (100.0, True)):
+        constraint = GradientConstraint(weight, weight, "direction")
+        grads, _ = gradient_constraint.gradient(objective, weights, direction, constraint)
+        apart = [
+            np.abs(a - b).max()
+            for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(plain), strict=True)
+        ]
+        assert np.isfinite(apart).all() and (max(apart) > 1e-5) == far
+
+
 def _theirs(texts, heldout, rates, seed, epochs, rate, rows):
     """(last training loss, held-out loss) by transformers, as its trainer takes its steps."""
     config = hf.GPT2Config.from_pretrained(BASE)
@@ -144,6 +170,7 @@ def test_training_curves_are_those_of_transformers(shared):
     """16 posts, 25 epochs, four seeds: last training loss and held-out loss, with dropout and
     without; within 4 standard errors and 0.05.
     """
+    torch.set_num_threads(1)  # its threads would wait for each other
     with shared("data/senate_tweets/tweets.jsonl").open(encoding="utf-8") as file:
         posts = [json.loads(line)["text"] for line, _ in zip(file, range(80))]
     model = family.load(str(BASE))
