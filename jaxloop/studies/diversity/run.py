@@ -46,16 +46,17 @@ def check(config: DiversityConfig) -> list[str]:
 def plan(config: DiversityConfig, target: str | None = None) -> list[tuple[str, str]]:
     """Return what a run would cost, counted from the config.
 
-    Models and data that are not here are assumed, and named. With `target`: what the compiler says
-    of the programs there.
+    Models and data that are not here are assumed, and named. With `target`: hours there, and what
+    the compiler says of the programs.
     """
     models = ("models to train", _cells_line(config))
+    counted = [models, *cost.table(config, target)]
     if target is None:
-        return [models, *cost.table(config)]
+        return counted
     programs = absent_plan.Programs(
         models=config.models, fit=config.fit, sample=None, run=config.run
     )
-    return [models, *absent_plan.rows(programs, target)]
+    return [*counted, *absent_plan.rows(programs, target)]
 
 
 def run(config: DiversityConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
