@@ -326,10 +326,15 @@ def test_on_senators_posts_the_component_falls_with_the_brake_and_not_with_the_p
     half = {party: texts[:128] for party, texts in by_party.items()}
     adapted = fit([*half["D"], *half["R"]])
     model = model._replace(params=jax.tree.map(jnp.asarray, adapted))
-    direction = gradient_constraint.difference(fit(half["D"]), fit(half["R"]))
+    between = fit(half["D"]), fit(half["R"])
     texts = by_party["D"][128:192] + by_party["R"][128:192]
     if case == "one party":
         texts = by_party["D"][128:]
+
+    # Of the two directions between the parties, the one that training takes by itself.
+    direction = gradient_constraint.difference(*between)
+    if gradient_constraint.component(fit(texts), model.params, direction) < 0:
+        direction = gradient_constraint.difference(*reversed(between))
 
     def reached(constraint):
         weights = fit(texts, constraint, direction)
@@ -339,12 +344,10 @@ def test_on_senators_posts_the_component_falls_with_the_brake_and_not_with_the_p
     papers = [reached(GradientConstraint(0.0, gam, "direction")) for gam in (0.0, 1e2, 1e4)]
     print(case, "brake", braked, "L_new", papers)
     assert braked[0] == pytest.approx(papers[0], abs=1e-3)
-    if braked[0] > 0.02:
-        assert (np.diff(braked) < 0).all()
-    assert braked[-1] < max(0.1 * braked[0], 0.01)
-    assert papers[-1] > braked[-1] + 0.05
-    default = reached(GradientConstraint())
-    assert default == pytest.approx(papers[0], abs=1e-3)  # per dimension, weight 1: nothing
+    assert (np.diff(braked) < 0).all() and braked[-1] < 0.1 * braked[0]
+    assert min(papers) > braked[-1]
+    if case == "one party":  # the paper's loss moves further along the direction
+        assert (np.diff(papers) > 0).all()
 
 
 def test_chains_of_a_program_do_not_meet_in_the_constraint(loaded):

@@ -197,7 +197,7 @@ def test_a_run_leaves_articles_neurons_tables_and_a_page(finished):
         "report.html",
     } <= names
     metrics = pd.read_csv(root / "metrics.csv")
-    assert metrics["chain"].nunique() == 8 and set(metrics["generation"]) == {0, 1, 2}
+    assert metrics["chain"].nunique() == 10 and set(metrics["generation"]) == {0, 1, 2}
     wide = metrics.pivot_table(index=["chain", "generation"], columns="metric", values="value")
     assert np.allclose(wide[[f"share({label})" for label in LABELS]].sum(axis=1), 1)
     assert {
