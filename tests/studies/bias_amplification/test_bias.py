@@ -374,8 +374,8 @@ def test_the_brake_holds_the_weights_back_and_the_papers_loss_is_said_not_to(fin
     )
     held = metrics["bias_component"]
     for generation in range(3):
-        left = abs(held[("braked", generation)])
-        assert left < 0.05 * max(abs(held[("greedy", 0)]), abs(held[("greedy", generation)]))
+        # What leads away from the bias is let be.
+        assert held[("braked", generation)] < 0.05 * abs(held[("greedy", generation)]), held
     page = " ".join((finished[0] / "report.html").read_text(encoding="utf-8").split())
     assert "It penalises the slope, not the component" in page
     last = held[("braked", 2)], held[("greedy", 2)]
@@ -399,7 +399,7 @@ def test_neurons_on_disk_give_the_study_of_the_report(finished):
         (c.parent.name.removeprefix("chain="), int(c.stem.split("=")[1]))
         for c in sorted((root / "neurons").rglob("*.parquet"))
     ]
-    assert len(versions) == 8 * 3
+    assert len(versions) == 10 * 3
     read = [
         pd.read_parquet(root / f"neurons/chain={c}/generation={g:04d}.parquet") for c, g in versions
     ]
@@ -465,7 +465,7 @@ def test_the_plan_counts_and_writes_nothing(world, tmp_path, capsys, monkeypatch
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
     assert code == 0 and list(tmp_path.iterdir()) == []
     assert (
-        rows["models"] == "24 versions, 20 of them different"
+        rows["models"] == "30 versions, 26 of them different"
     )  # two seeds with one generation 0 for three setups, one for the constrained
     assert "FLOP to train" in rows["arithmetic"] and "GB at most" in rows["disk"]
 
