@@ -310,6 +310,7 @@ def _read_config(
                 _without_identity(current), _without_identity(wanted)
             ).items()
             if not _may_differ(field, current, wanted, may_change, may_raise)
+            and not _is_new_and_off(field, current, wanted)
         }
         if not changes:
             return stored
@@ -327,6 +328,13 @@ def _read_config(
         f"workdir={path}: was made with another config ({shown}); use another workdir, or the "
         "old values"
     )
+
+
+def _is_new_and_off(field: str, stored: dict, wanted: dict) -> bool:
+    """Whether a later version added the field, and this run leaves it out."""
+    above, _, name = field.rpartition(".")
+    section = _at(stored, above) if above else stored
+    return isinstance(section, Mapping) and name not in section and _at(wanted, field) is None
 
 
 def _without_identity(config: dict) -> dict:
