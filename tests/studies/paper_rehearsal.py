@@ -87,15 +87,18 @@ def rehearse(
     name = re.sub(r"\W", "_", config)
     finish(start(folder, config, "--validate", sizes))
     finish(start(folder, config, f"{name}-whole", sizes))
+    killed = 0
     for text in moments:
         log = folder / f"{name}-killed" / "run.log"
-        before = log.read_text() if log.exists() else ""
-        assert text not in before, f"a run that was killed earlier had reached {text!r}"
-        kill(start(folder, config, f"{name}-killed", sizes), log, text)
+        # A run may get some way further before the signal reaches it.
+        if not (log.exists() and text in log.read_text()):
+            kill(start(folder, config, f"{name}-killed", sizes), log, text)
+            killed += 1
+    assert killed, "the run was never killed"
     finish(start(folder, config, f"{name}-killed", sizes))
-    whole, killed = folder / f"{name}-whole", folder / f"{name}-killed"
-    assert results(whole) == results(killed)
-    assert (killed / "report.html").exists() and (whole / "report.html").exists()
+    whole, resumed = folder / f"{name}-whole", folder / f"{name}-killed"
+    assert results(whole) == results(resumed)
+    assert (resumed / "report.html").exists() and (whole / "report.html").exists()
     return whole
 
 
