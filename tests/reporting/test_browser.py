@@ -36,8 +36,8 @@ def path(tmp_path_factory):
         made_up(),
         title="A study of collapse",
         samples=[report.Samples("r = 1", "r1-s0", 0, [HOSTILE, "a" * 500], 7, ["b " * 900, ""])],
-        failures=[report.Failure("r1-s1", 3, "the training loss is not finite")],
-        run_info=[("command", "python -m jaxloop.main --config=" + "x" * 200)],
+        failures=[report.Failure("r1-s1" * 20, 3, "the training loss is not finite")],
+        run_info=[("command", "python -m jaxloop.main --config=" + "x" * 200), ("y" * 99, "z")],
         config={"chain": {"ratios": [0.125, 1]}},
         references={"text_length": 9.0},
         sections=[
