@@ -411,3 +411,11 @@ def test_a_page_without_much_to_show():
         text, seen = page(metrics)
         assert "What was run" in "".join(seen.text)
         assert "nan" not in " ".join(seen.text).lower()
+
+
+def test_a_single_generation_has_a_single_tick():
+    summary = scores.by_generation(made_up(generations=1))
+    (axes,) = figures.curve(summary, "text_length").axes
+    assert list(axes.get_xticks()) == [0]
+    (axes,) = figures.curve(scores.by_generation(made_up()), "text_length").axes
+    assert all(tick == round(tick) for tick in axes.get_xticks())
