@@ -45,7 +45,8 @@ def _of_study(command: cli.Command) -> int:
     if command.action == "plan":
         return cli.say(cli.table(study.plan(settings, command.target)))
     assert command.workdir is not None  # as above
-    return study.run(settings, command.workdir, argv=command.argv)
+    code, _ = studies.run_at(study, settings, command.workdir, argv=command.argv)
+    return code
 
 
 def run() -> None:

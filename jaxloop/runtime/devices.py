@@ -143,6 +143,8 @@ def initialise_distributed(
         ValueError: the settings are incomplete, or the coordinator, which is named, does not
             answer in time.
     """
+    if jax.distributed.is_initialized():
+        return jax.process_count() > 1
     coordinator = coordinator or os.environ.get("JAXLOOP_COORDINATOR")
     processes = _integer("processes", processes, "JAXLOOP_PROCESSES")
     process = _integer("process", process, "JAXLOOP_PROCESS")

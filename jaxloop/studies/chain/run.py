@@ -13,8 +13,9 @@ from typing import Any
 
 from jaxloop.recursion import driver
 from jaxloop.recursion.backfill import backfill
-from jaxloop.runtime.devices import barrier, processes
+from jaxloop.runtime.devices import processes
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.workdir import is_workdir
 from jaxloop.studies import FAILED_CHAINS
 from jaxloop.studies.chain import cost, measure
@@ -95,10 +96,10 @@ def _train(context: Context) -> common.Outcome:
     """Train the chains from the generation that they have reached to the last one."""
     config, prepared = context.config, context.prepared
     if not context.is_first_process:
-        barrier("the maps are made")
+        meet("the maps are made", context.root)
     measured = measure.measuring(config, prepared, context.root)
     if context.is_first_process:
-        barrier("the maps are made")
+        meet("the maps are made", context.root)
 
     def references() -> dict[str, float]:
         # Importing matplotlib and pandas takes as long as drawing the report. Done here, while

@@ -46,6 +46,7 @@ from jaxloop.runtime.atomic_io import cache_folder
 from jaxloop.runtime.compile_cache import keep_compiled_programs
 from jaxloop.runtime.devices import initialise_distributed, processes, programs_at_once
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.optional import check_trackers
 from jaxloop.runtime.workdir import open_workdir, stored_form
 from jaxloop.studies import FAILED_CHAINS
@@ -175,6 +176,7 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
         needs=steps.disk_bytes(config, prepared),
         identity=models,
         update=stored_names(type(config)),
+        meet=meet,
     ) as place:
         page = PageInputs(
             run_info=_facts(steps, config, models, argv),

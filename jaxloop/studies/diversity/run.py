@@ -15,7 +15,7 @@ import pandas as pd
 
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
-from jaxloop.runtime.devices import barrier
+from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.signals import Stop, stop_safely
 from jaxloop.studies.common import absent_plan
 from jaxloop.studies.common import models as base_models
@@ -100,11 +100,11 @@ def _generate_and_train(context: Context) -> common.Outcome:
 def _pools(context: Context, stop: Stop) -> dict[str, pd.DataFrame]:
     """The generated sets, which the first process writes and the others read."""
     if not context.is_first_process:
-        barrier("generated sets")
+        meet("generated sets", context.root)
     pools = generate.pools(context.config, context.prepared, context.root, stop)
     if context.is_first_process:
         generate.save(context.root, pools)
-        barrier("generated sets")
+        meet("generated sets", context.root)
     return pools
 
 

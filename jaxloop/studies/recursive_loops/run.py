@@ -16,8 +16,8 @@ import numpy as np
 from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry
 from jaxloop.recursion import driver
-from jaxloop.runtime.devices import barrier
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import meet
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common import start_adapter
@@ -158,12 +158,12 @@ def _plan_chains(context: Context) -> list[Planned]:
     """
     config, sources = context.config, context.prepared.sources
     if not context.is_first_process:
-        barrier("subsets are made")
+        meet("subsets are made", context.root)
     all_subsets = subsets.build(config, sources, context.root)
     planned = chains.leave_out_short(config, chains.plan(config, all_subsets))
     if context.is_first_process:
         input_tables.write(config, sources, all_subsets, planned, context.root)
-        barrier("subsets are made")
+        meet("subsets are made", context.root)
     return planned
 
 
