@@ -2,6 +2,7 @@
 what a run leaves, what is refused.
 """
 
+import dataclasses
 import html
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,7 +24,10 @@ from jaxloop.data.sentences import sentences
 from jaxloop.lm import family as lm_family
 from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.io import bpe
+from jaxloop.lm.training.gradient_constraint import GradientConstraint
 from jaxloop.metrics.embed import default_model
+from jaxloop.recursion.driver import refuse_another_study
+from jaxloop.recursion.finalise import about_run
 from jaxloop.recursion.run import effective
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.runtime.weights_io import load_tree, save_tree
@@ -498,6 +503,29 @@ def test_a_plan_without_the_model_counts_about_what_one_with_it_counts(world, tm
     assert "articles of" not in rows["assumed"]
     with pytest.raises(ValueError, match="does not exist"):
         bias.plan(settings(world, f"models.pool={tmp_path}/gpt3"))
+
+
+def test_a_study_goes_on_in_its_own_directory_alone(world, tmp_path):
+    """The fit settings of this study have a field that others lack."""
+    prepared = bias.prepare(settings(world))
+
+    def about(fit):
+        run = SimpleNamespace(
+            root=tmp_path,
+            chains=prepared.chains,
+            fingerprints={},
+            environment={},
+            settings=dataclasses.replace(prepared.driver, fit=fit),
+        )
+        return run, about_run(run, {})
+
+    fit = prepared.driver.fit
+    run, now = about(fit)
+    # As it is read back from the disk.
+    refuse_another_study(run, json.loads(json.dumps(now)), now)
+    _, other = about(fit.replace(constraint=GradientConstraint()))
+    with pytest.raises(ValueError, match="holds another study .fit.constraint"):
+        refuse_another_study(run, other, now)
 
 
 def test_the_papers_66_versions_are_62_models(world):
