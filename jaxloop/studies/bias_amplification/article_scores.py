@@ -43,10 +43,17 @@ Columns = dict[str, np.ndarray]
 
 
 class Generated(NamedTuple):
-    """The articles of one chain, with the weights that generated them (None: the base's)."""
+    """The articles of one chain.
+
+    Attributes:
+        texts: the articles.
+        weights: those that generated them; None: the base's.
+        upcoming: what the next generation trains on.
+    """
 
     texts: Sequence[str]
     weights: Any
+    upcoming: Sequence[str] = ()
 
 
 class ArticleScores(NamedTuple):
@@ -136,10 +143,15 @@ class Scorer:
 
     def _registered(self, chains: Sequence[Generated]) -> Mapping[str, np.ndarray]:
         """The further metrics of the config: {metric: [chains]}."""
-        if not self.config.measure.metrics:
+        names = registry.with_unparsable(self.config.measure.metrics)
+        if not names:
             return {}
+        later = {
+            name for name in names if self.config.judge == "later" and registry.asks_endpoint(name)
+        }
         bodies = [[body_of(text) for text in chain.texts] for chain in chains]
-        return registry.evaluate(self.config.measure.metrics, texts=bodies)
+        found = registry.evaluate([name for name in names if name not in later], texts=bodies)
+        return found | {name: np.full(len(chains), np.nan) for name in later}
 
     def _perplexities(self, weights: Any, texts: Sequence[str]) -> list[float]:
         """The mean perplexity of each text's chunks; NaN of a text without tokens to predict."""
@@ -193,7 +205,9 @@ class Scorer:
         direction, weights = self.auxiliary.direction, chain.weights
         if direction is None or weights is None:
             return {}
-        texts = chain.texts[: self.config.gradient_constraint.texts]
+        count = min(len(chain.upcoming), self.config.gradient_constraint.texts)
+        spaced = np.linspace(0, len(chain.upcoming), count, endpoint=False, dtype=np.int64)
+        texts = [chain.upcoming[row] for row in spaced]
         bodies, heads = training_examples(texts, self.config.chain.variant, self.prepared.codec)
         start = self.model.params
         if self.config.fit.mode == "lora":
