@@ -43,10 +43,17 @@ Columns = dict[str, np.ndarray]
 
 
 class Generated(NamedTuple):
-    """The articles of one chain, with the weights that generated them (None: the base's)."""
+    """The articles of one chain.
+
+    Attributes:
+        texts: the articles.
+        weights: those that generated them; None: the base's.
+        upcoming: what the next generation trains on.
+    """
 
     texts: Sequence[str]
     weights: Any
+    upcoming: Sequence[str] = ()
 
 
 class ArticleScores(NamedTuple):
@@ -198,7 +205,9 @@ class Scorer:
         direction, weights = self.auxiliary.direction, chain.weights
         if direction is None or weights is None:
             return {}
-        texts = chain.texts[: self.config.gradient_constraint.texts]
+        count = min(len(chain.upcoming), self.config.gradient_constraint.texts)
+        spaced = np.linspace(0, len(chain.upcoming), count, endpoint=False, dtype=np.int64)
+        texts = [chain.upcoming[row] for row in spaced]
         bodies, heads = training_examples(texts, self.config.chain.variant, self.prepared.codec)
         start = self.model.params
         if self.config.fit.mode == "lora":

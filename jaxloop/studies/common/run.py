@@ -168,7 +168,8 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     start = time.monotonic()
     initialise_distributed()
     keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
-    check_trackers(config.run.trackers)  # type: ignore[attr-defined]
+    # Studies without generations have no trackers.
+    check_trackers(getattr(config.run, "trackers", ()))  # type: ignore[attr-defined]
     prepared = steps.prepare(config)
     stored = config.model_dump(mode="json", exclude=set(steps.unstored_fields))
     models = {}
@@ -248,7 +249,7 @@ def _watching(
         yield None
         return
     title = getattr(config, "title", None) or f"A study of kind {getattr(config, 'study', '')}"
-    names = config.run.trackers  # type: ignore[attr-defined]  # as above
+    names = getattr(config.run, "trackers", ())  # type: ignore[attr-defined]  # as above
     with (
         trackers.opened(names, root, title, page.config) as track,
         live.watching(
