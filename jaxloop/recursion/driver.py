@@ -355,7 +355,7 @@ def refuse_another_study(run: Run, before: Mapping[str, Any], now: Mapping[str, 
     Raises:
         ValueError: the directory holds another study; the message names the first differences.
     """
-    before, now = current_run_info(before), without_unused(now)
+    before, now = without_unused(current_run_info(before)), without_unused(now)
     changed = [
         *_changed_entries(before, now),
         *_changed_settings(before, now, run.settings.resumable_fields),
