@@ -1,12 +1,29 @@
 """Collapse in five minutes on two cores.
 
-r in {1/8, 1}, two seeds, ten generations, four tiny bases, the embedded `docs` text.
+r in {1/8, 1}, two seeds, ten generations, four tiny bases, the embedded `docs` text. Arguments:
+`:preserve`, `:window`, `:external` for other workflows, in a minute.
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config():
+def get_config(variant="collapse"):
+    """`collapse`: synthetic and fresh human text (workflow fresh_human). `preserve`: synthetic text
+    and a tenth of the first human text; `window`: the two newest generations; `external`: a quarter
+    from an outside source. These three have one base and four generations.
+    """
+    variants = {
+        "collapse": lambda c: c,
+        "preserve": _preserve,
+        "window": _window,
+        "external": _external,
+    }
+    if variant not in variants:
+        raise ValueError(f"variant {variant!r} is not allowed; choose one of {', '.join(variants)}")
+    return variants[variant](_collapse())
+
+
+def _collapse():
     c = ConfigDict()
     c.study = "chain"
     c.title = "Collapse in five minutes"
@@ -49,4 +66,37 @@ def get_config():
         "held_out_loss",
         "text_length",
     )
+    return c
+
+
+def _small(c, workflow):
+    c.title = f"Workflow {workflow}"
+    c.models.pool = ("jaxloop/assets/bases/llama",)
+    c.chain.workflow = workflow
+    c.chain.generations = 4
+    c.chain.size = 64
+    c.chain.ratios = ("1/2", 1)
+    c.chain.eval_texts = 32
+    c.fit.steps = 8
+    c.fit.length_buckets = 1
+    c.metrics = ("self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "held_out_loss", "text_length")
+    return c
+
+
+def _preserve(c):
+    c = _small(c, "preserve")
+    c.chain.share = 0.1  # of the first human texts, drawn afresh for every generation
+    return c
+
+
+def _window(c):
+    c = _small(c, "window")
+    c.chain.window = 2  # generations that are looked back
+    return c
+
+
+def _external(c):
+    c = _small(c, "external")
+    c.chain.share = 0.25  # of what a generation adds
+    c.chain.external = "jaxloop:emotions"  # or a file of yours, such as texts of another model
     return c

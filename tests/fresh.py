@@ -9,14 +9,22 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Configs that take no scale; all others are run at the scale `tiny`, without which they need models
-# or data of a hub.
+# Configs that take no scale, and their variants; all others are run at the scale `tiny`, without
+# which they need models or data of a hub.
 PLAIN = (
     "quickstart",
+    "quickstart:preserve",
+    "quickstart:window",
+    "quickstart:external",
     "pretrain",
     "histogram",
+    "histogram:vector",
     "linear_dynamics",
     "theory",
+    "theory:gaussian",
+    "theory:gmm",
+    "theory:tophat",
+    "theory:ngram",
     "wmle",
     "bench",
     "bench:decode",

@@ -132,7 +132,9 @@ def read_text(text: str, annotation: Any) -> Any:
     if may_be_none and text.strip().lower() in ("none", "null", ""):
         return None
     sequence = option_of(annotation, tuple)
-    if sequence and (str not in members or "," in text):
+    # A field of one value or several takes text without a comma or brackets as the one.
+    takes_one = bool({str, int, float} & set(members))
+    if sequence and (not takes_one or "," in text or text.strip()[:1] in ("(", "[")):
         entry = typing.get_args(sequence)[0]
         return [read_text(_unquoted(item), entry) for item in split_list(text)]
     if str in members:

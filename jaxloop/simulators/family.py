@@ -206,7 +206,7 @@ class _Memory(NamedTuple):
 
 def _chain(family: ArrayFamily, workflow: Workflow, generations: int, key: jax.Array) -> Metrics:
     """Metrics [T+1, K, ...] of one chain."""
-    _check_sizes(family, workflow, generations)
+    check_sizes(family, workflow, generations)
     entities = jnp.arange(workflow.entities, dtype=jnp.int32)
 
     def entity_keys(phase: str, generation: int | jax.Array) -> jax.Array:
@@ -243,7 +243,10 @@ def _chain(family: ArrayFamily, workflow: Workflow, generations: int, key: jax.A
     return jax.lax.scan(step, (memory.first, base), steps)[1]
 
 
-def _check_sizes(family: ArrayFamily, workflow: Workflow, generations: int) -> None:
+def check_sizes(family: ArrayFamily, workflow: Workflow, generations: int) -> None:
+    """Raise ValueError where a generation has fewer items than the family can be fitted to, or
+    external ones that it has no source of.
+    """
     if workflow.external and family.outside is None:
         raise ValueError(
             f"workflow={workflow.name}: has external items, which this family has no source of"

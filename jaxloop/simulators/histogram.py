@@ -21,6 +21,8 @@ from jaxloop.recursion.workflow import Workflow, fresh_human, window
 from jaxloop.simulators import family as families
 from jaxloop.simulators.discrete import discrete_family
 
+# One factor on even numbers, or one per number.
+Bias = float | tuple[float, ...]
 RATIOS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 
 
@@ -33,14 +35,17 @@ def histogram_family(
     Raises ValueError for size below 1, a bias that is not positive or of another length, and
     negative smoothing.
     """
-    probabilities, smoothing, vector = _vectors(size, bias, smoothing, overlap)
+    probabilities, smoothing, vector = vectors(size, bias, smoothing, overlap)
     return discrete_family(probabilities, smoothing=smoothing, bias=vector)
 
 
-def _vectors(
-    size: int, bias: ArrayLike, smoothing: float, overlap: bool
+def vectors(
+    size: int, bias: ArrayLike = 100.0, smoothing: float = 1e-3, overlap: bool = False
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """(probabilities of human numbers [size + 1], smoothing, bias [size + 1]), checked."""
+    """(probabilities of human numbers [size + 1], smoothing, bias [size + 1]), checked.
+
+    Raises ValueError as `histogram_family`.
+    """
     if size < 1:
         raise ValueError(f"size={size}: must be at least 1")
     numbers = np.arange(size + 1)
@@ -71,7 +76,7 @@ class Column(NamedTuple):
     whether human numbers overlap with the favoured ones.
     """
 
-    bias: float = 100.0
+    bias: Bias = 100.0
     smoothing: float = 1e-3
     overlap: bool = False
 
@@ -80,7 +85,7 @@ def simulate(
     *,
     size: int = 100,
     ratios: Sequence[float] = RATIOS,
-    bias: float = 100.0,
+    bias: Bias = 100.0,
     smoothing: float = 1e-3,
     overlap: bool = False,
     accumulate: bool = False,
@@ -122,7 +127,7 @@ def simulate_columns(
     """As `simulate`, for several columns in one program per ratio: {name: [columns, ratios, R,
     T+1]}.
     """
-    models = [_vectors(size, *column) for column in columns]
+    models = [vectors(size, *column) for column in columns]
     setting = {
         name: np.stack([np.asarray(m[i]) for m in models])
         for i, name in enumerate(("probabilities", "smoothing", "bias"))

@@ -14,10 +14,12 @@ from jaxloop.simulators.discrete import entropy
 from jaxloop.simulators.family import ArrayFamily
 
 
-def encode(texts: Sequence[str], *, symbols: int = 40) -> tuple[np.ndarray, list[str]]:
+def encode(
+    texts: Sequence[str], *, symbols: int = 40, alphabet: Sequence[str] | None = None
+) -> tuple[np.ndarray, list[str]]:
     """(ids int32 [characters], alphabet): the texts joined by newlines, lower-cased, as the
-    `symbols` - 1 commonest characters and one, the last of the alphabet, for all others. Raises
-    ValueError where there is no text or fewer than 2 symbols.
+    `symbols` - 1 commonest characters and one, the last of the alphabet, for all others; or as
+    another text's `alphabet`. Raises ValueError where there is no text or fewer than 2 symbols.
     """
     joined = "\n".join(texts).lower()
     if not joined or symbols < 2:
@@ -26,9 +28,10 @@ def encode(texts: Sequence[str], *, symbols: int = 40) -> tuple[np.ndarray, list
         )
     characters = np.array(list(joined))
     found, counts = np.unique(characters, return_counts=True)
-    alphabet = found[np.argsort(-counts, kind="stable")][: symbols - 1].tolist()
-    place = {c: i for i, c in enumerate(alphabet)}
-    return np.array([place.get(c, len(alphabet)) for c in joined], np.int32), [*alphabet, "\ufffd"]
+    commonest = found[np.argsort(-counts, kind="stable")][: symbols - 1].tolist()
+    known = commonest if alphabet is None else list(alphabet)[:-1]
+    place = {c: i for i, c in enumerate(known)}
+    return np.array([place.get(c, len(known)) for c in joined], np.int32), [*known, "\ufffd"]
 
 
 # Counts of first contexts [contexts], and of the symbol after each context [contexts, V].

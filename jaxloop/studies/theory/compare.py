@@ -278,7 +278,7 @@ def curves(checks: Sequence[Check], power: Power) -> pd.DataFrame:
         )
         for check, a, adjusted_p in zip(checks, agreed, adjusted, strict=True)
     ]
-    return pd.DataFrame(rows, columns=list(CURVES))
+    return pd.DataFrame(rows, columns=list(CURVES)).astype({"flag": bool})
 
 
 def table(checks: Sequence[Check], power: Power, *, study: str = "") -> pd.DataFrame:

@@ -20,6 +20,15 @@ Mixing = Literal["complete", "ring", "star", "blocks", "self_only"]
 MIXINGS: tuple[Mixing, ...] = ("complete", "ring", "star", "blocks", "self_only")
 Shares = Annotated[tuple[Share, ...], Field(min_length=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+ChainWorkflow = Literal[
+    "replace",
+    "accumulate",
+    "accumulate_subsample",
+    "fresh_human",
+    "preserve",
+    "window",
+    "external",
+]
 Pair = Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]
 
 
@@ -98,8 +107,10 @@ class HistogramConfig(Section):
         (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
         description="synthetic share of a generation's training points",
     )
-    bias: Positive = Field(100.0, description="factor on even numbers")
-    weak: Positive = Field(20.0, description="a weaker factor, beside it")
+    bias: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        100.0, description="factor on even numbers, or one factor per number from 0 to `size`"
+    )
+    weak: Positive = Field(20.0, description="a weaker factor on even numbers, beside it")
     smoothing: Positive = Field(
         1e-3, description="mass added to every number, in the variant that has the U-shape"
     )
@@ -123,6 +134,70 @@ class LibraryConfig(Section):
     )
 
 
+class ChainsConfig(Section):
+    """Chains of one model under several workflows; the fields behind `batch` are of the models."""
+
+    model: Literal["gaussian", "gmm", "kernel_density", "categorical", "ngram"] = Field(
+        "gaussian", description="what is fitted, generation after generation"
+    )
+    workflows: Annotated[tuple[ChainWorkflow, ...], Field(min_length=1)] = Field(
+        ("replace", "preserve", "window", "external"),
+        description="what a generation trains on; each is a curve; see recursion/workflow.py",
+    )
+    size: Count = Field(100, description="items that a generation brings")
+    ratio: Share = Field(
+        1.0,
+        description="synthetic share of what is not external, in `fresh_human`, `window` and "
+        "`external`",
+    )
+    share: Share = Field(
+        0.1, description="real share that `preserve` keeps, external share of `external`"
+    )
+    window: Count = Field(2, description="generations that `window` looks back")
+    generations: Count = Field(20, description="generations after generation 0")
+    replicates: Annotated[int, Field(ge=2)] = Field(
+        1000, description="chains of every simulated curve"
+    )
+    batch: Annotated[int, Field(ge=2)] = Field(
+        1000, description="replicates that are drawn at a time"
+    )
+    dim: Count = Field(1, description="dimensions (gaussian, gmm, kernel_density)")
+    sd: Positive = Field(
+        1.0, description="standard deviation of the real source, or of each of its components"
+    )
+    shift: float = Field(
+        1.0,
+        description="distance, in every dimension, of the external source from the real one; of "
+        "`categorical` it has all categories alike, of `ngram` it is `external_text`",
+    )
+    unbiased: bool = Field(
+        True, description="gaussian: covariances by n - 1; false: by n, maximum likelihood"
+    )
+    centres: Annotated[tuple[float, ...], Field(min_length=1)] = Field(
+        (-2.0, 2.0), description="gmm: places of the components on the first axis"
+    )
+    bandwidth: Positive | Literal["scott", "silverman"] = Field(
+        0.3, description="kernel_density: of the kernel, or a rule"
+    )
+    kernel: Literal["gaussian", "tophat"] = Field("gaussian", description="kernel_density")
+    probabilities: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
+        (0.5, 0.3, 0.2), description="categorical: of the real source, up to a factor"
+    )
+    smoothing: NonNegative = Field(
+        0.0, description="categorical, ngram: added to the count of every category or symbol"
+    )
+    text: Text = Field("jaxloop:fables", description="ngram: source of the real text")
+    external_text: Text = Field("jaxloop:novels", description="ngram: source of the external text")
+    order: Count = Field(2, description="ngram: symbols of a gram")
+    length: Count = Field(64, description="ngram: symbols of an item")
+    symbols: Annotated[int, Field(ge=2)] = Field(
+        28, description="ngram: the commonest characters, and one for all others"
+    )
+
+
+Models = LinearConfig | WmleConfig | HistogramConfig | LibraryConfig | ChainsConfig
+
+
 class TheoryRunConfig(Section):
     """Where it runs; nothing here changes a result beyond rounding."""
 
@@ -137,6 +212,31 @@ class TheoryRunConfig(Section):
     )
 
 
+def check_bias(section: HistogramConfig) -> None:
+    """Raise ValueError where there is neither one factor nor one per number."""
+    bias = section.bias
+    if isinstance(bias, tuple) and len(bias) != section.size + 1:
+        raise ValueError(
+            f"config.histogram.bias has {len(bias)} factors: must be one number, or "
+            f"{section.size + 1}, one per number from 0 to histogram.size = {section.size}"
+        )
+
+
+def check_chains(section: ChainsConfig) -> None:
+    """Raise ValueError for fields of the chains that contradict each other."""
+    if len(set(section.workflows)) < len(section.workflows):
+        raise ValueError(
+            f"config.chains.workflows = {list(section.workflows)}: must differ, each is a curve"
+        )
+    if section.model == "ngram" and section.order >= section.length:
+        raise ValueError(
+            f"config.chains.order = {section.order}: must be below chains.length = "
+            f"{section.length}, the symbols of an item"
+        )
+    if not sum(section.probabilities) > 0:
+        raise ValueError("config.chains.probabilities are all 0: at least one must be positive")
+
+
 class TheoryConfig(Section):
     """The config of a comparison of formulas with simulations."""
 
@@ -144,13 +244,14 @@ class TheoryConfig(Section):
 
     study: Literal["theory"] = Field("theory", description="which study this is a config of")
     title: Text = Field("Analytic against empirical", description="heading of the report")
-    what: Literal["linear", "wmle", "histogram", "library"] = Field(
+    what: Literal["linear", "wmle", "histogram", "library", "chains"] = Field(
         "library", description="which models: one of the sections below"
     )
     linear: LinearConfig = LinearConfig()
     wmle: WmleConfig = WmleConfig()
     histogram: HistogramConfig = HistogramConfig()
     library: LibraryConfig = LibraryConfig()
+    chains: ChainsConfig = ChainsConfig()
     detect: Fraction = Field(
         0.005, description="relative error of a formula that replicates are drawn to find"
     )
@@ -171,6 +272,8 @@ class TheoryConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _check_together(self) -> "TheoryConfig":
+        check_bias(self.histogram)
+        check_chains(self.chains)
         ratios, wmle, library = self.histogram.ratios, self.wmle, self.library
         if 0.0 not in ratios or len(ratios) < 3 or list(ratios) != sorted(set(ratios)):
             raise ValueError(
@@ -187,13 +290,14 @@ class TheoryConfig(Section):
         return self
 
     @property
-    def section(self) -> LinearConfig | WmleConfig | HistogramConfig | LibraryConfig:
+    def section(self) -> Models:
         """The section of the models that `what` names."""
-        sections: dict[str, LinearConfig | WmleConfig | HistogramConfig | LibraryConfig] = {
+        sections: dict[str, Models] = {
             "linear": self.linear,
             "wmle": self.wmle,
             "histogram": self.histogram,
             "library": self.library,
+            "chains": self.chains,
         }
         return sections[self.what]
 

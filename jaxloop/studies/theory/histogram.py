@@ -34,8 +34,8 @@ class NamedColumn(NamedTuple):
 def columns(config: TheoryConfig) -> list[NamedColumn]:
     """Return the paper's three columns in both variants, and a weaker bias."""
     section = config.histogram
-    # Name, factor on even numbers, whether people write these too.
-    settings = (
+    # Name, factors, whether people write even numbers too.
+    settings: tuple[tuple[str, histogram.Bias, bool], ...] = (
         ("unbiased", 1.0, False),
         ("biased, overlap", section.bias, True),
         ("biased, no overlap", section.bias, False),
@@ -65,22 +65,27 @@ def _draw(
     )
 
 
+def acts_on_human(config: TheoryConfig) -> bool:
+    """Whether the factors differ among the numbers that people write, so that the bias acts
+    without smoothing too.
+    """
+    bias = config.histogram.bias
+    return isinstance(bias, tuple) and len(set(bias[1::2])) > 1
+
+
 def experiments(config: TheoryConfig, mesh: Mesh | None = None) -> list[Experiment]:
     """Return what has a formula: sum p^2 in the literal variant without accumulation, and the
     entropy where no item is synthetic.
+
+    Where the bias acts on what people write, they are those of the unbiased column.
     """
     h, t = config.histogram, np.arange(config.histogram.generations + 1)
     all_columns = columns(config)
     place = {(c.variant, c.name): i for i, c in enumerate(all_columns)}
-    plain = [place[variant, "biased, no overlap"] for variant in VARIANTS]
-    human = np.where(np.arange(h.size + 1) % 2 == 0, 0.0, 1.0)
-    human, vector = human / human.sum(), np.where(np.arange(h.size + 1) % 2 == 0, h.bias, 1.0)
-    entropies = [
-        closed_forms.histogram_entropy(
-            n=h.size, source=human, smoothing=all_columns[i].column.smoothing, bias=vector
-        )
-        for i in plain
-    ]
+    name = "unbiased" if acts_on_human(config) else "biased, no overlap"
+    plain = [place[variant, name] for variant in VARIANTS]
+    entropies = [_entropy(h.size, all_columns[i].column) for i in plain]
+    human, _, _ = histogram.vectors(h.size, *all_columns[plain[0]].column)
     experiments = []
     for accumulate, row in ROWS.items():
         name = "Entropy without synthetic items"
@@ -113,6 +118,11 @@ def experiments(config: TheoryConfig, mesh: Mesh | None = None) -> list[Experime
 
         experiments.append(Experiment(row.replace(" ", "_"), tuple(quantities), draw))
     return experiments
+
+
+def _entropy(size: int, column: histogram.Column) -> float:
+    human, smoothing, vector = histogram.vectors(size, *column)
+    return closed_forms.histogram_entropy(n=size, source=human, smoothing=smoothing, bias=vector)
 
 
 def _u_shape(config: TheoryConfig, mesh: Mesh | None) -> pd.DataFrame:
@@ -155,26 +165,35 @@ def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -
     the literal one.
     """
     table = _u_shape(config, mesh)
-    claims = [
-        claim
-        for row in ROWS.values()
-        for claim in (
-            _literal_claim(table, row),
-            _smoothed_claim(table, row),
-            _no_other_claim(config, table, row),
-        )
-    ]
+    claims = [claim for row in ROWS.values() for claim in _claims(config, table, row)]
     note = (
         "Relative entropy: entropy of the last generation over that of generation 0. The paper's "
         "text does not say how a number that was never seen can be favoured. Taken literally, in "
         f"the upper row of panels, {_where_it_is(table, 'literal')}. With "
-        f"{config.histogram.smoothing:g} added to every number and a factor of "
-        f"{config.histogram.bias:g} on even ones, {_where_it_is(table, 'smoothed')}; this is a "
-        "reading of the paper, not its program, which is not public."
+        f"{config.histogram.smoothing:g} added to every number and {_factors(config)}, "
+        f"{_where_it_is(table, 'smoothed')}; this is a reading of the paper, not its program, "
+        "which is not public."
     )
     drawing = report.Drawing("U-shape", "± 2 standard errors", _figure(config, table), True)
     section = report.Section("Two readings of the U-shape", note, (drawing,))
     return Conclusion(claims, (section,), {"u_shape": table})
+
+
+def _claims(config: TheoryConfig, table: pd.DataFrame, row: str) -> list[Claim]:
+    """What is expected of the paper's bias, one factor on even numbers; of other factors only what
+    follows from their places.
+    """
+    literal = [] if acts_on_human(config) else [_literal_claim(table, row)]
+    if isinstance(config.histogram.bias, tuple):
+        return literal
+    return [*literal, _smoothed_claim(table, row), _no_other_claim(config, table, row)]
+
+
+def _factors(config: TheoryConfig) -> str:
+    bias = config.histogram.bias
+    if isinstance(bias, tuple):
+        return f"a factor of its own on each, from {min(bias):g} to {max(bias):g}"
+    return f"a factor of {bias:g} on even ones"
 
 
 def _where_it_is(table: pd.DataFrame, variant: str) -> str:

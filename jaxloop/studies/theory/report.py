@@ -26,6 +26,8 @@ FILES = (
 
 def verdict(curves: pd.DataFrame, claims: Sequence[compare.Claim], level: float) -> str:
     """Return one sentence about all curves and claims."""
+    if not len(curves) and not claims:
+        return "Simulated curves; nothing has a formula here"
     flags, false = int(curves["flag"].sum()), sum(not c.holds for c in claims)
     text = (
         f"{flags} of {len(curves)} curves differ from their formula (p <= {level:g} for the whole "
@@ -67,7 +69,7 @@ def write(
     sections = [
         *_statements(conclusion.claims),
         *conclusion.sections,
-        _comparisons(config, rows, curves, checks),
+        *([_comparisons(config, rows, curves, checks)] if checks else []),
     ]
     common_report.save_drawings(
         root / "figures",

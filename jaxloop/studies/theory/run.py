@@ -23,7 +23,7 @@ from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.tables import read_parquet, write_parquet
 from jaxloop.studies import DISAGREES
 from jaxloop.studies.common import run as common
-from jaxloop.studies.theory import compare, histogram, library, linear, report, wmle
+from jaxloop.studies.theory import chains, compare, histogram, library, linear, report, wmle
 from jaxloop.studies.theory.agreement import Moments, Power
 from jaxloop.studies.theory.compare import Check, Claim, Conclusion, Experiment
 from jaxloop.studies.theory.config import CONFIG, TheoryConfig
@@ -53,6 +53,7 @@ KINDS: dict[str, Kind] = {
     "wmle": wmle,
     "histogram": histogram,
     "library": library,
+    "chains": chains,
 }
 
 
@@ -75,6 +76,8 @@ def check(config: TheoryConfig, workdir: Path | None = None) -> list[str]:
 
 def _counted(experiments: Sequence[Experiment]) -> str:
     names = {quantity.name for e in experiments for quantity in e.quantities}
+    if not names:
+        return "simulated curves alone, nothing has a formula"
     return (
         f"{_comparisons(experiments)} comparisons of {len(names)} quantities in "
         f"{len(experiments)} experiments"
@@ -101,6 +104,9 @@ def plan(config: TheoryConfig, target: str | None = None) -> list[tuple[str, str
         )
     else:
         replicates = f"{config.replicates:,}"
+    simulated = [("simulated", chains.counted(config.chains))] if config.what == "chains" else []
+    if not experiments:
+        return [("comparisons", _counted(experiments)), *simulated]
     return [
         ("comparisons", _counted(experiments)),
         (
@@ -110,6 +116,7 @@ def plan(config: TheoryConfig, target: str | None = None) -> list[tuple[str, str
         ),
         ("replicates", f"{config.section.batch:,} at a time, {replicates}"),
         *((e.name, _of_experiment(e)) for e in experiments),
+        *simulated,
     ]
 
 
