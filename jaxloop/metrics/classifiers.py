@@ -48,7 +48,7 @@ def load_classifier(
     """Load a classifier from a directory or hub id.
 
     It is one that `save_classifier` wrote, or a sequence-classification model of Hugging Face:
-    BERT, RoBERTa, MPNet, DistilBERT or a decoder of `jaxloop.lm`.
+    BERT, ALBERT, RoBERTa, MPNet, DistilBERT or a decoder of `jaxloop.lm`.
 
     Args:
         labels: names of the classes in the order of the outputs, where the config's own (LABEL_0,

@@ -96,6 +96,8 @@ def hidden(
         x = x + params["token_type"][:1]
     if config.embed_norm:
         x = transformer.norm(core, x, params["embed_norm_scale"], params["embed_norm_bias"])
+    if config.embedding_size:
+        x = x @ params["embed_map"] + params["embed_map_bias"][None]
     tables = rotary.rope_tables(core, positions)
     if config.causal:
         attend = attention.causal(core, rows, time, tables, target=target)
@@ -106,8 +108,8 @@ def hidden(
                 relative_buckets(time, config.relative_buckets, config.relative_distance)
             ].transpose(2, 0, 1)
         attend = attention.bidirectional(core, rows, time, tables, mask, bias)
-    for layer in params["layers"]:
-        x = transformer.block(core, layer, None, x, attend)
+    for i in range(core.num_layers):
+        x = transformer.block(core, params["layers"][config.layer_of(i)], None, x, attend)
     return transformer.final_norm(core, params, x).reshape(rows, time, -1)
 
 
