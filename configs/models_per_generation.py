@@ -18,7 +18,9 @@ def get_config(scale="paper"):
     c.chain.ratios = ("1/8", "1/4", "1/2", "3/4", 1)
     c.chain.models = (1, 2, 4, 10, 20)
     c.fit.update(steps=250, epochs=None)  # whatever the size of the pool
-    if scale == "tiny":
+    if scale == "paper":
+        c.models.revisions = scales.OLDER_REVISIONS
+    else:
         c.chain.update(ratios=("1/4", 1), models=(1, 2, 4), contribution=0.25)
         c.fit.update(steps=4)
     return c

@@ -23,6 +23,7 @@ _MODULES = {
     "jaxloop.api.loops": ("loop",),
     "jaxloop.api.measures": ("evaluate",),
     "jaxloop.api.models": (
+        "Adapter",
         "finetune",
         "finetune_many",
         "generate",
@@ -40,6 +41,7 @@ _MODULES = {
 _PUBLIC = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "Adapter",
     "FitConfig",
     "LoraConfig",
     "RunResult",

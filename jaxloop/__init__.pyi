@@ -13,6 +13,9 @@ from jaxloop.api.measures import (
     evaluate as evaluate,
 )
 from jaxloop.api.models import (
+    Adapter as Adapter,
+)
+from jaxloop.api.models import (
     finetune as finetune,
 )
 from jaxloop.api.models import (

@@ -7,7 +7,7 @@ from absl import app
 
 from jaxloop import cli, config, studies
 from jaxloop.accelerators import cards
-from jaxloop.runtime import environment
+from jaxloop.runtime import environment, optional
 
 
 def main(command: cli.Command) -> int:
@@ -40,11 +40,13 @@ def _of_study(command: cli.Command) -> int:
         studies.check_target(name, command.target)
     study = studies.load(name)
     if command.action == "validate":
+        optional.check_trackers(getattr(getattr(settings, "run", None), "trackers", ()))
         return cli.say("\n".join([*study.check(settings), f"{command.config} is valid"]))
     if command.action == "plan":
         return cli.say(cli.table(study.plan(settings, command.target)))
     assert command.workdir is not None  # as above
-    return study.run(settings, command.workdir, argv=command.argv)
+    code, _ = studies.run_at(study, settings, command.workdir, argv=command.argv)
+    return code
 
 
 def run() -> None:

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from jaxloop.data import corpora, docs
 from jaxloop.data.digest import digest_texts
-from jaxloop.data.stories import sentences
+from jaxloop.data.sentences import sentences
 from jaxloop.runtime.atomic_io import write_atomic
 
 FOLDER = Path(corpora.__file__).resolve().parents[1] / "assets" / "corpora"

@@ -19,7 +19,7 @@ LAYERS = (
     ("cli", "api"),
     ("compare", "exports"),
     ("studies",),
-    ("metrics", "simulators", "reporting", "accelerators"),
+    ("metrics", "simulators", "reporting", "accelerators", "trackers"),
     ("lm", "recursion", "data"),
     ("core", "runtime", "config"),
 )
@@ -27,6 +27,7 @@ LAYERS = (
 SIDEWAYS = {
     ("accelerators", "metrics"),
     ("core", "runtime"),
+    ("trackers", "reporting"),
     ("lm", "recursion"),  # the language-model family has the types of `recursion.family`
 }
 # What studies share. No study imports another.

@@ -47,12 +47,13 @@ def simulate(
 ) -> pd.DataFrame:
     """Simulate recursive training, all replicates in one compiled program.
 
-    >>> import jaxloop
-    >>> chains = jaxloop.simulate(
-    ...     "gaussian", jaxloop.workflows.replace(20), generations=3, replicates=50
-    ... )
-    >>> chains.columns.tolist()
-    ['replicate', 'generation', 'entity', 'metric', 'component', 'value']
+    Examples:
+        >>> import jaxloop
+        >>> chains = jaxloop.simulate(
+        ...     "gaussian", jaxloop.workflows.replace(20), generations=3, replicates=50
+        ... )
+        >>> chains.columns.tolist()
+        ['replicate', 'generation', 'entity', 'metric', 'component', 'value']
 
     Args:
         model: "gaussian", "categorical", "coin", "poisson", "kernel_density", "regression", or a
@@ -90,12 +91,13 @@ def closed_form(
 ) -> pd.DataFrame:
     """Return what the formula says of recursive training.
 
-    >>> import jaxloop
-    >>> table = jaxloop.closed_form(
-    ...     "gaussian", jaxloop.workflows.replace(20), generations=2, unbiased=False
-    ... )
-    >>> table[table.metric == "var"].value.round(4).tolist()
-    [0.95, 0.9025, 0.8574]
+    Examples:
+        >>> import jaxloop
+        >>> table = jaxloop.closed_form(
+        ...     "gaussian", jaxloop.workflows.replace(20), generations=2, unbiased=False
+        ... )
+        >>> table[table.metric == "var"].value.round(4).tolist()
+        [0.95, 0.9025, 0.8574]
 
     Args:
         model, workflow, generations, options: as of `simulate`.

@@ -61,19 +61,20 @@ def loop(
 
     A normal distribution that forgets its spread:
 
-    >>> import jaxloop, numpy as np, tempfile
-    >>> def fit(items, seed):
-    ...     return {"mean": items.mean(0), "sd": items.std(0)}
-    >>> def sample(state, count, seed):
-    ...     draws = np.random.default_rng(seed).normal(size=(count, len(state["sd"])))
-    ...     return state["mean"] + state["sd"] * draws
-    >>> data = np.random.default_rng(0).normal(size=(50, 1))
-    >>> result = jaxloop.loop(
-    ...     fit, sample, data, jaxloop.workflows.replace(50), generations=5,
-    ...     measure=lambda items: {"sd": items.std()}, workdir=tempfile.mkdtemp() + "/run",
-    ... )
-    >>> len(result.metrics)
-    5
+    Examples:
+        >>> import jaxloop, numpy as np, tempfile
+        >>> def fit(items, seed):
+        ...     return {"mean": items.mean(0), "sd": items.std(0)}
+        >>> def sample(state, count, seed):
+        ...     draws = np.random.default_rng(seed).normal(size=(count, len(state["sd"])))
+        ...     return state["mean"] + state["sd"] * draws
+        >>> data = np.random.default_rng(0).normal(size=(50, 1))
+        >>> result = jaxloop.loop(
+        ...     fit, sample, data, jaxloop.workflows.replace(50), generations=5,
+        ...     measure=lambda items: {"sd": items.std()}, workdir=tempfile.mkdtemp() + "/run",
+        ... )
+        >>> len(result.metrics)
+        5
 
     Args:
         fit: fit(items, seed) -> the model's weights, nested dicts of arrays, which are what is

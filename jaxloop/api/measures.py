@@ -1,6 +1,6 @@
 """Metrics of texts, as a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from jaxloop.metrics.embed import embed
 
 def evaluate(
     texts: Sequence[str] | Mapping[str, Sequence[str]],
-    metrics: Sequence[str],
+    metrics: Sequence[str | Callable[[list[str]], float]],
     *,
     reference: Sequence[str] | None = None,
     losses: Any = None,
@@ -20,17 +20,19 @@ def evaluate(
 ) -> pd.DataFrame:
     """Compute metrics of one list of texts, or of several that are compared.
 
-    >>> import jaxloop
-    >>> table = jaxloop.evaluate(
-    ...     {"a": ["one two two", "one"], "b": ["three four", "five"]}, ["distinct_n(n=1)"]
-    ... )
-    >>> table["distinct_n(n=1)"].tolist()
-    [0.5, 1.0]
+    Examples:
+        >>> import jaxloop
+        >>> table = jaxloop.evaluate(
+        ...     {"a": ["one two two", "one"], "b": ["three four", "five"]}, ["distinct_n(n=1)"]
+        ... )
+        >>> table["distinct_n(n=1)"].tolist()
+        [0.5, 1.0]
 
     Args:
         texts: a list of texts, or {name: list of texts}.
         metrics: names of metrics, options in brackets; `jaxloop.metrics.registry.available()` says
-            which there are.
+            which there are. A function of a list of texts is a metric of your own; its column has
+            its name.
         reference: texts to compare with, for metrics that need them.
         losses: {name: what `score` returned}, or one of them, for metrics that need losses of
             held-out texts.
@@ -57,7 +59,16 @@ def evaluate(
             raise ValueError(f"losses: there are none of {missing[0]!r}")
         inputs["losses"] = [by_name[name] for name in lists]
         inputs["token_nll"] = [by_name[name].token_nll for name in lists]
-    if registry.needs(metrics) & {"embeddings", "reference_embeddings"}:
+    names = [metric for metric in metrics if not callable(metric)]
+    if registry.needs(names) & {"embeddings", "reference_embeddings"}:
         inputs["embeddings"] = lambda values: embed(values, model=embedder)
-    values = registry.evaluate(metrics, **inputs)
-    return pd.DataFrame(values, index=pd.Index(list(lists), name="texts"))
+    values: dict[str, Any] = dict(registry.evaluate(names, **inputs))
+    for metric in metrics:
+        if callable(metric):
+            values[_name_of(metric)] = [float(metric(of_list)) for of_list in lists.values()]
+    columns = [_name_of(metric) for metric in metrics]
+    return pd.DataFrame(values, index=pd.Index(list(lists), name="texts"))[columns]
+
+
+def _name_of(metric: str | Callable[[list[str]], float]) -> str:
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", repr(metric))

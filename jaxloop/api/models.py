@@ -44,10 +44,11 @@ __all__ = [
 def load(path_or_id: str, *, revision: str | None = None, dtype: str = "float32") -> Model:
     """Load a model and its tokenizer.
 
-    >>> import jaxloop
-    >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
-    >>> model.config.architecture
-    'gpt2'
+    Examples:
+        >>> import jaxloop
+        >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
+        >>> model.config.architecture
+        'gpt2'
 
     Args:
         path_or_id: a directory in Hugging Face format, the id of a repository on the hub, or one of
@@ -74,12 +75,13 @@ def finetune(
 ) -> Adapter | Model:
     """Train the model on texts.
 
-    >>> import jaxloop
-    >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
-    >>> texts = ["Returns the sorted values.", "Raises an error for a missing key."] * 8
-    >>> adapter = jaxloop.finetune(model, texts, learning_rate=2e-3, epochs=1)
-    >>> adapter.config.rank
-    16
+    Examples:
+        >>> import jaxloop
+        >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
+        >>> texts = ["Returns the sorted values.", "Raises an error for a missing key."] * 8
+        >>> adapter = jaxloop.finetune(model, texts, learning_rate=2e-3, epochs=1)
+        >>> adapter.config.rank
+        16
 
     Args:
         model: what `load` returned.
@@ -118,11 +120,12 @@ def finetune_many(
 
     The first result is that of `finetune` on the first data set.
 
-    >>> import jaxloop
-    >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
-    >>> datasets = [["A list of numbers."] * 16, ["The name of a file."] * 16]
-    >>> len(jaxloop.finetune_many(model, datasets, epochs=1))
-    2
+    Examples:
+        >>> import jaxloop
+        >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
+        >>> datasets = [["A list of numbers."] * 16, ["The name of a file."] * 16]
+        >>> len(jaxloop.finetune_many(model, datasets, epochs=1))
+        2
 
     Args:
         datasets: lists of texts; they may differ in length.
@@ -186,11 +189,12 @@ def generate(
 ) -> list[str]:
     """Generate one text for each prompt.
 
-    >>> import jaxloop
-    >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
-    >>> texts = jaxloop.generate(model, ["Returns", "Raises"], max_new_tokens=8, temperature=1.0)
-    >>> len(texts)
-    2
+    Examples:
+        >>> import jaxloop
+        >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
+        >>> texts = jaxloop.generate(model, ["Returns", "Raises"], max_new_tokens=8)
+        >>> len(texts)
+        2
 
     Args:
         model: what `load` returned.
@@ -230,11 +234,12 @@ def score(
 ) -> LossResult:
     """Return the loss of each text and of each of its tokens.
 
-    >>> import jaxloop
-    >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
-    >>> scores = jaxloop.score(model, ["Returns the sorted values."])
-    >>> scores.nll.shape, scores.tokens.shape, len(scores.token_nll)
-    ((1,), (1,), 1)
+    Examples:
+        >>> import jaxloop
+        >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
+        >>> scores = jaxloop.score(model, ["Returns the sorted values."])
+        >>> scores.nll.shape, scores.tokens.shape, len(scores.token_nll)
+        ((1,), (1,), 1)
 
     Args:
         model: what `load` returned.
@@ -262,10 +267,11 @@ def score(
 def merge(model: Model, adapter: Adapter) -> Model:
     """Return the model with the adapter added to its weights.
 
-    >>> import jaxloop
-    >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
-    >>> adapter = jaxloop.finetune(model, ["A list of numbers."] * 16, epochs=1)
-    >>> merged = jaxloop.merge(model, adapter)
+    Examples:
+        >>> import jaxloop
+        >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
+        >>> adapter = jaxloop.finetune(model, ["A list of numbers."] * 16, epochs=1)
+        >>> merged = jaxloop.merge(model, adapter)
 
     Raises:
         ValueError: the adapter is of another model.
@@ -305,9 +311,10 @@ def load_adapter(model: Model, path: str | Path) -> Adapter:
 def instruction(text: str) -> str:
     """Return the prompt that studies make of an instruction.
 
-    >>> import jaxloop
-    >>> jaxloop.instruction("Write a paragraph.")
-    '### User:\\nWrite a paragraph.\\n### Assistant:\\n'
+    Examples:
+        >>> import jaxloop
+        >>> jaxloop.instruction("Write a paragraph.")
+        '### User:\\nWrite a paragraph.\\n### Assistant:\\n'
     """
     return render(text)
 

@@ -13,6 +13,7 @@ from jaxloop.config import LoraConfig
 from jaxloop.lm.model.lora import Adapter, as_adapter
 from jaxloop.recursion import saved_run
 from jaxloop.recursion.saved_run import ModelId
+from jaxloop.runtime import mirror
 from jaxloop.runtime.tables import unescape
 
 PathLike = str | os.PathLike[str]
@@ -185,7 +186,7 @@ def run(
 
     Args:
         settings: what `load_config` returned, or the name of a config, such as "quickstart".
-        workdir: the run directory.
+        workdir: the run directory, or an address such as s3://bucket/run.
         changes: of a config that is named, as `load_config` takes them.
 
     Raises:
@@ -196,8 +197,8 @@ def run(
         settings = load_config(settings, changes)
     elif changes:
         raise ValueError("changes: are for a config that is named; change the settings instead")
-    path = Path(workdir)
-    return RunResult(path, _study(settings).run(settings, path))
+    code, path = studies.run_at(_study(settings), settings, os.fspath(workdir))
+    return RunResult(path, code)
 
 
 def open_run(workdir: PathLike) -> RunResult:
@@ -206,8 +207,10 @@ def open_run(workdir: PathLike) -> RunResult:
     Raises:
         ValueError: it holds no run, or one of a later version.
     """
-    saved_run.require_run(Path(workdir))
-    return RunResult(Path(workdir))
+    name = os.fspath(workdir)
+    path = mirror.restore(name) if "://" in name else Path(name)
+    saved_run.require_run(path)
+    return RunResult(path)
 
 
 def _name(settings: config.Section) -> object:

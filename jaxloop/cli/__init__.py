@@ -69,6 +69,7 @@ class Command:
         action: "run", one of `ACTIONS`, or one of `words.WITH_WORDS`.
         argv: the whole command line.
         config: what stands after `--config=`.
+        workdir: a local path, or an address of an object store.
         overrides: (dotted field, value as text) of every `--config.FIELD=VALUE`.
         target: the hardware of `--plan --for`.
     """
@@ -77,7 +78,7 @@ class Command:
     argv: tuple[str, ...]
     config: str | None = None
     overrides: tuple[tuple[str, str], ...] = ()
-    workdir: pathlib.Path | None = None
+    workdir: pathlib.Path | str | None = None
     debug: bool = False
     target: str | None = None
 
@@ -131,12 +132,19 @@ def _parse(argv: list[str]) -> Command:
         argv=tuple(argv),
         config=values.config,
         overrides=tuple(overrides),
-        workdir=pathlib.Path(values.workdir) if values.workdir else None,
+        workdir=_workdir(values.workdir),
         debug=values.debug,
         target=values["for"].value,
     )
     _check_complete(command)
     return command
+
+
+def _workdir(text: str | None) -> pathlib.Path | str | None:
+    """A local path, or an address such as s3://bucket/run as it was given."""
+    if not text:
+        return None
+    return text if "://" in text else pathlib.Path(text)
 
 
 def _read_flags(argv: list[str]) -> flags.FlagValues:

@@ -5,6 +5,7 @@ run is the baseline. A line of another run is compared with the baseline's lines
 it in every factor that both have; a run that does not have a factor agrees with all of its values.
 """
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,78 +145,63 @@ class Estimate(NamedTuple):
     paired: bool
 
 
-def estimate(baseline: pd.Series, run: pd.Series) -> Estimate | None:
+def estimate(baseline: np.ndarray, run: np.ndarray) -> Estimate | None:
     """Return the difference of two sets of replicates, None where one is empty.
 
     Args:
-        baseline, run: values by seed (nan: no value).
+        baseline, run: values [S] of the same seeds (nan: it has none).
 
     Where two seeds or more are in both, differences are taken seed by seed, and the interval is
     Student's of their mean. Otherwise it is Welch's of two independent samples, or none where one
     has a single value.
     """
-    baseline, run = baseline.dropna(), run.dropna()
-    if not len(baseline) or not len(run):
+    both = np.isfinite(baseline) & np.isfinite(run)
+    a, b = baseline[np.isfinite(baseline)], run[np.isfinite(run)]
+    if not len(a) or not len(b):
         return None
-    seeds = baseline.index.intersection(run.index)
-    if len(seeds) >= 2 or (len(seeds) == 1 and len(baseline) == len(run) == 1):
-        a, b = baseline[seeds], run[seeds]
-        change = (b - a).to_numpy(float)
-        half = _students(change)
-        middle = float(change.mean())
-        return Estimate(
-            float(a.mean()),
-            float(b.mean()),
-            middle,
-            middle - half,
-            middle + half,
-            len(change),
-            True,
-        )
-    middle = float(run.mean() - baseline.mean())
-    half = _welch(baseline.to_numpy(float), run.to_numpy(float))
-    return Estimate(
-        float(baseline.mean()),
-        float(run.mean()),
-        middle,
-        middle - half,
-        middle + half,
-        min(len(baseline), len(run)),
-        False,
-    )
+    paired = bool(both.sum() >= 2 or len(a) == len(b) == both.sum())
+    if paired:
+        a, b = baseline[both], run[both]
+    middle = float((b - a).mean() if paired else b.mean() - a.mean())
+    half = _students(b - a) if paired else _welch(a, b)
+    count = min(len(a), len(b))
+    ends = float(a.mean()), float(b.mean())
+    return Estimate(*ends, middle, middle - half, middle + half, count, paired)
 
 
-def _half_width(error: float, freedom: float) -> float:
+@functools.cache
+def _quantile(freedom: float) -> float:
     # scipy takes a moment to import.
     from scipy import stats
 
-    return float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
+    return float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
 
 
 def _students(change: np.ndarray) -> float:
     """Half the width of Student's interval of a mean; nan for a single value."""
     if len(change) < 2:
         return math.nan
-    return _half_width(change.std(ddof=1) / math.sqrt(len(change)), len(change) - 1)
+    return _quantile(len(change) - 1) * float(change.std(ddof=1)) / math.sqrt(len(change))
 
 
 def _welch(a: np.ndarray, b: np.ndarray) -> float:
     """Half the width of Welch's interval of a difference of means; nan for a single value."""
     if min(len(a), len(b)) < 2:
         return math.nan
-    of_a, of_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    of_a, of_b = float(a.var(ddof=1)) / len(a), float(b.var(ddof=1)) / len(b)
     if of_a + of_b == 0:
         return 0.0
     freedom = (of_a + of_b) ** 2 / (of_a**2 / (len(a) - 1) + of_b**2 / (len(b) - 1))
-    return _half_width(math.sqrt(of_a + of_b), freedom)
+    return _quantile(freedom) * math.sqrt(of_a + of_b)
 
 
 def of_values(runs: Sequence[ComparedRun]) -> pd.DataFrame:
     """Return the differences of every run from the first, as a table with `COLUMNS`.
 
     `what` is "generation" (values of one generation that both have), "late" (mean over the last
-    generations that both have, `scores.LAST` at most, generation 0 not among them) or "relative"
-    (late / generation 0 of the same chain; not for metrics with values on both sides of 0 there).
+    generations that both have, `scores.LAST` at most, generation 0 not among them; none for a seed
+    that has no value in the last) or "relative" (late / generation 0 of the same seed; not for
+    metrics with values on both sides of 0 there).
     """
     factors = line_factors(runs)
     tables = [with_lines(run, factors) for run in runs]
@@ -223,58 +209,72 @@ def of_values(runs: Sequence[ComparedRun]) -> pd.DataFrame:
     for run, table in zip(runs[1:], tables[1:], strict=True):
         last = min(runs[0].last, run.last)
         pair = [t[t["generation"] <= last] for t in (tables[0], table)]
+        sides = [_by_seed(t, last) for t in pair]
+        crossing = {metric for t in pair for metric in scores.crossing(t)}
         for metric in (m for m in common_metrics(runs) if m in set(table["metric"])):
-            of_metric = [t[t["metric"] == metric] for t in pair]
-            for row in _of_metric(of_metric, last):
+            ours, theirs = (side.get(metric, {}) for side in sides)
+            for row in _of_metric(ours, theirs, last, metric not in crossing):
                 rows.append({"metric": metric, "baseline": runs[0].name, "run": run.name, **row})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _of_metric(pair: Sequence[pd.DataFrame], last: int) -> Iterator[dict[str, Any]]:
-    ours, theirs = (list(dict.fromkeys(table["line"])) for table in pair)
-    relative = not any(scores.crossing(table) for table in pair)
-    for mine in ours:
-        for other in theirs:
+def _by_seed(table: pd.DataFrame, last: int) -> dict[str, dict[Line, pd.DataFrame]]:
+    """{metric: {line: values, a row per seed and a column per generation to `last`}}."""
+    lines = list(dict.fromkeys(table["line"]))
+    numbers = {line: i for i, line in enumerate(lines)}
+    seed = "seed" if "seed" in table else "chain"
+    keys = ["metric", "number", seed, "generation"]
+    numbered = table.assign(number=[numbers[line] for line in table["line"]])
+    means = numbered.groupby(keys, sort=False)["value"].mean().unstack("generation")
+    means = means.reindex(columns=range(last + 1))
+    found: dict[str, dict[Line, pd.DataFrame]] = {}
+    group: Any  # (metric, number)
+    for group, values in means.groupby(level=[0, 1], sort=False):
+        found.setdefault(group[0], {})[lines[group[1]]] = values.droplevel([0, 1])
+    return found
+
+
+def _of_metric(
+    ours: Mapping[Line, pd.DataFrame],
+    theirs: Mapping[Line, pd.DataFrame],
+    last: int,
+    relative: bool,
+) -> Iterator[dict[str, Any]]:
+    for mine, baseline in ours.items():
+        for other, run in theirs.items():
             if agree(mine, other):
-                lines = [of_line(pair[0], mine), of_line(pair[1], other)]
                 words = label(mine if len(mine) >= len(other) else other)
-                for row in _rows_of_line(lines, last, relative):
+                seeds = baseline.index.union(run.index, sort=False)
+                pair = [side.reindex(seeds).to_numpy(float) for side in (baseline, run)]
+                for row in _of_line(pair, last, relative):
                     yield {"line": words, **row}
 
 
-def _rows_of_line(
-    pair: Sequence[pd.DataFrame], last: int, relative: bool
-) -> Iterator[dict[str, Any]]:
+def _of_line(pair: Sequence[np.ndarray], last: int, relative: bool) -> Iterator[dict[str, Any]]:
+    """Rows of a line; pair: values [S, G] of the same seeds."""
     for generation in range(last + 1):
-        found = [_by_seed(t[t["generation"] == generation]) for t in pair]
-        yield from _row("generation", str(generation), found)
+        yield from _row("generation", str(generation), [side[:, generation] for side in pair])
     if not last:
         return
     first = max(last - scores.LAST + 1, 1)
     window = f"{first} to {last}" if last > first else str(last)
-    ends = [_ends(table, last) for table in pair]
-    yield from _row("late", window, [end["late"] for end in ends])
+    late = [_late(side, first, last) for side in pair]
+    yield from _row("late", window, late)
     if relative:
-        shares = [end["late"] / end["first"].where(end["first"] != 0) for end in ends]
+        starts = [np.where(side[:, 0] == 0, math.nan, side[:, 0]) for side in pair]
+        shares = [end / start for end, start in zip(late, starts, strict=True)]
         yield from _row("relative", window, shares)
 
 
-def _ends(table: pd.DataFrame, last: int) -> pd.DataFrame:
-    """The first and the late value by seed, of chains that have a value in generation `last`."""
-    seed = "seed" if "seed" in table else "chain"
-    # The value of a missing last generation is nan: the chain stopped before.
-    ends = scores.first_and_late(table[table["generation"] <= last], ["chain"], scores.LAST)
-    if int(table["generation"].max()) < last:
-        ends = ends.assign(late=math.nan)
-    seeds = table.drop_duplicates("chain").set_index("chain")[seed]
-    return ends.groupby(seeds.reindex(ends.index)).mean()
+def _late(side: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Means [S] over generations `first` to `last`; nan where `last` has no value."""
+    window = side[:, first : last + 1]
+    there = np.isfinite(window)
+    sums = np.where(there, window, 0).sum(1)
+    return np.where(there[:, -1], sums / np.maximum(there.sum(1), 1), math.nan)
 
 
-def _by_seed(table: pd.DataFrame) -> pd.Series:
-    return table.groupby("seed" if "seed" in table else "chain")["value"].mean()
-
-
-def _row(what: str, generations: str, pair: Sequence[pd.Series]) -> Iterator[dict[str, Any]]:
+def _row(what: str, generations: str, pair: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
     found = estimate(*pair)
     if found is not None:
         yield {

@@ -149,6 +149,12 @@ class ChainSection(Section):
     start: Literal["base", "previous", "scratch"] = Field(
         "base", description="weights that a generation starts from"
     )
+    start_adapter: Text | None = Field(
+        None,
+        description="directory of a peft adapter from which generations of `start = base` start, "
+        "and generation 0 of `start = previous`; its rank, alpha and targets are then those of "
+        "`fit.lora`; none: a fresh adapter",
+    )
     factors: Factors = Field(
         {},
         description="further factors, name -> values, crossed with ratios and seeds: `dataset` "
@@ -313,6 +319,11 @@ class RunConfig(Section):
     )
     keep: Count | None = Field(
         2, description="newest generations whose adapters stay on disk; none: all"
+    )
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (),
+        description="where the values and some texts of every generation are sent too; each needs "
+        "its extra (`pip install 'jaxloop-lm[tensorboard]'`)",
     )
 
     @pydantic.model_validator(mode="after")

@@ -13,13 +13,31 @@ Batch = Columns | list[Row]
 Report = dict[str, int]
 
 ROWS_OF_A_BATCH = 1024
+# Characters of such a batch, about, where its rows hold whole documents.
+CHARACTERS_OF_A_BATCH = 1 << 20
 
 
 def grouped(rows: Iterable[Row]) -> Iterator[Columns]:
     """Yield batches of rows as columns; all rows must have the same columns."""
-    stream = iter(rows)
-    while group := list(itertools.islice(stream, ROWS_OF_A_BATCH)):
+    group: list[Row] = []
+    characters = 0
+    for row in rows:
+        group.append(row)
+        characters += length_of(row)
+        if len(group) == ROWS_OF_A_BATCH or characters >= CHARACTERS_OF_A_BATCH:
+            yield {column: [row[column] for row in group] for column in group[0]}
+            group, characters = [], 0
+    if group:
         yield {column: [row[column] for row in group] for column in group[0]}
+
+
+def length_of(value: object) -> int:
+    """Return the characters of all strings in a row or a value, about."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(length_of, value.values()))
+    return sum(map(length_of, value)) if isinstance(value, list) else 8
 
 
 def selected(columns: Columns, mask: Iterable[bool]) -> Columns:

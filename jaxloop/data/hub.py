@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face hub, and folders that `datasets` reads or has written."""
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -123,13 +124,22 @@ def _open(dataset: Dataset) -> Any:
     import datasets
 
     if not dataset.is_written:
-        return datasets.load_dataset(
+        load = functools.partial(
+            datasets.load_dataset,
             dataset.source,
             dataset.name,
             split=dataset.split,
             revision=dataset.revision,
-            streaming=dataset.streaming,
         )
+        if not dataset.streaming:
+            return load()
+        try:
+            return load(streaming=True)
+        except Exception as error:
+            if not _is_network(error, str(error)):
+                raise
+            # What was downloaded before is read from the cache, which is not streamed.
+            return load()
     data = datasets.load_from_disk(dataset.source)
     if not isinstance(data, datasets.DatasetDict):
         return data

@@ -6,6 +6,7 @@ study (arXiv 2505.21677) names its data sets, but neither their formats, nor ARC
 BookCorpus is cut into prompts and continuations: these are defaults here, and all can be set.
 """
 
+import itertools
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from jaxloop.data import duplicates, filters, sources
-from jaxloop.data.batches import Report, Row, counted
+from jaxloop.data.batches import ROWS_OF_A_BATCH, Report, Row, counted
 from jaxloop.data.dialect import Dialect
 
 QUESTION, ANSWER = "Question: {question}\nAnswer:", " {answer}"
@@ -165,7 +166,9 @@ def load(
         join_words: for plain text: rows are joined with a space until they have this many words; 0:
             each is a text.
         held_out: test rows at most; None: all of the test split.
-        limit: training rows at most.
+        limit: training rows at most. No more of the source is read than they need, and of a
+            Hugging Face data set no more is downloaded; rows that are held out for the test come
+            from the same beginning of the source.
         max_prompt_tokens: rows whose prompt is longer are dropped; needs count_tokens.
 
     Raises:
@@ -191,18 +194,21 @@ def load(
         revision=revision or (known.revision if source is None else None),
         prompt_words=prompt_words,
         join_words=join_words if known.read is _plain else 0,
+        longest=longest,
         dialect=dialect,
     )
-    # Where there is no test split, what is held out comes from the same rows: no more of a large
-    # corpus is read than both need.
-    most = None
-    if limit is not None and test_split is None and longest is None:
-        most = limit + (held_out or 0)
-    pairs = reader.read(place, training_split, most)
-    if test_source is not None or (pairs.has_splits and test_split is not None):
+    apart = test_source is not None
+    pairs = reader.read(
+        place,
+        training_split,
+        _Wanted(limit, 0 if apart else held_out or 0, divided=not apart and test_split is None),
+    )
+    if not len(pairs.table):
+        raise _nothing_left(task, place, pairs.report)
+    if apart or (pairs.has_splits and test_split is not None):
         train, train_report = pairs.table, pairs.report
-        test = reader.read(test_source or place, test_split, None).table
-        if test_source is None and not len(test):
+        test = reader.read(test_source or place, test_split, _Wanted(held_out)).table
+        if not apart and not len(test):
             raise ValueError(
                 f"task {task!r}: '{place}' has no row of split '{test_split}'; name the split, or "
                 "give a test source"
@@ -210,11 +216,29 @@ def load(
     else:
         train, test, copies = _divided(pairs.table, held_out, task, place)
         train_report = pairs.report | copies
-    rows = _Limits(task, place, longest)
     return (
-        rows.apply(train, limit, train_report),
-        rows.apply(test, held_out, {"rows": len(test)}),
+        _first_rows(train, limit, train_report, task, place),
+        _first_rows(test, held_out, {"rows": len(test)}, task, test_source or place),
     )
+
+
+class _Wanted(NamedTuple):
+    """How many pairs of a source are wanted at most.
+
+    Attributes:
+        rows: None: all.
+        spare: as many more, where the source has no splits, for a test that is held out.
+        divided: whether the test is held out though the source has splits.
+    """
+
+    rows: int | None
+    spare: int = 0
+    divided: bool = False
+
+    def most(self, has_splits: bool) -> int | None:
+        if self.rows is None:
+            return None
+        return self.rows + (self.spare if self.divided or not has_splits else 0)
 
 
 class _LongestPrompt(NamedTuple):
@@ -255,29 +279,20 @@ def _divided(
     return whole.iloc[training_rows[~copied]], whole.iloc[test_rows], report
 
 
-class _Limits(NamedTuple):
-    """The limits on the rows of a task."""
+def _first_rows(
+    frame: pd.DataFrame, most: int | None, report: Report, task: str, place: str
+) -> pd.DataFrame:
+    frame = frame.reset_index(drop=True)
+    frame = frame.iloc[:most] if most is not None else frame
+    if not len(frame):
+        raise _nothing_left(task, place, report)
+    frame.attrs = {"source": place, "report": report | {"kept": len(frame)}}
+    return frame
 
-    task: str
-    place: str
-    longest: _LongestPrompt | None
 
-    def apply(self, frame: pd.DataFrame, most: int | None, report: Report) -> pd.DataFrame:
-        """The first `most` rows whose prompts are short enough."""
-        report = dict(report)
-        frame = frame.reset_index(drop=True)
-        if self.longest is not None and len(frame):
-            tokens = self.longest.tokens
-            counts = filters.count_safely(self.longest.count_tokens, list(frame["prompt"]))
-            fits = np.array([count <= tokens for count in counts], bool)
-            report[f"prompt longer than {tokens} tokens"] = int((~fits).sum())
-            frame = frame[fits].reset_index(drop=True)
-        frame = frame.iloc[:most] if most is not None else frame
-        if not len(frame):
-            reasons = ", ".join(f"{reason}: {rows}" for reason, rows in report.items())
-            raise ValueError(f"task {self.task!r}: '{self.place}' leaves no row ({reasons})")
-        frame.attrs = {"source": self.place, "report": report | {"kept": len(frame)}}
-        return frame
+def _nothing_left(task: str, place: str, report: Report) -> ValueError:
+    reasons = ", ".join(f"{reason}: {rows}" for reason, rows in report.items())
+    return ValueError(f"task {task!r}: '{place}' leaves no row ({reasons})")
 
 
 class _Pairs(NamedTuple):
@@ -323,10 +338,11 @@ class _Reader:
     revision: str | None
     prompt_words: int
     join_words: int
+    longest: _LongestPrompt | None
     dialect: Dialect
 
-    def read(self, place: str, split: str | None, most: int | None) -> _Pairs:
-        """Read the pairs of one split, `most` at most."""
+    def read(self, place: str, split: str | None, wanted: _Wanted) -> _Pairs:
+        """Read the pairs of one split, and no more of the source than is wanted."""
         local = sources.is_local(place)
         chosen = _SplitColumn(
             split=split if local else None,
@@ -339,7 +355,7 @@ class _Reader:
                 split=split or "train",
                 name=None if local else self.name,
                 revision=None if local else self.revision,
-                streaming=not local and most is not None,
+                streaming=not local and wanted.rows is not None,
                 dialect=self.dialect,
             )
         )
@@ -348,20 +364,39 @@ class _Reader:
         report: Report = {"rows": 0}
         prompts: list[str] = []
         texts: list[str] = []
+        pairs = self._pairs(place, stream, report)
+        # The first row says whether the source has splits.
+        size = 1
+        while size and (group := list(itertools.islice(pairs, size))):
+            for prompt, text in self._short_enough(group, report):
+                prompts.append(prompt)
+                texts.append(text)
+            most = wanted.most(chosen.seen or not local)
+            size = ROWS_OF_A_BATCH if most is None else min(ROWS_OF_A_BATCH, most - len(texts))
+        table = pd.DataFrame(
+            {"prompt": pd.Series(prompts, dtype=object), "text": pd.Series(texts, dtype=object)}
+        )
+        return _Pairs(table, report, chosen.seen or not local)
+
+    def _pairs(
+        self, place: str, stream: Iterable[Row], report: Report
+    ) -> Iterator[tuple[str, str]]:
         for number, row in enumerate(stream, 1):
             report["rows"] += 1
             pair = self._pair(place, number, row)
             if pair is None:
                 counted(report, f"at most {self.prompt_words} words", 1)
-                continue
-            prompts.append(pair[0])
-            texts.append(pair[1])
-            if len(texts) == most:
-                break
-        table = pd.DataFrame(
-            {"prompt": pd.Series(prompts, dtype=object), "text": pd.Series(texts, dtype=object)}
-        )
-        return _Pairs(table, report, chosen.seen or not local)
+            else:
+                yield pair
+
+    def _short_enough(self, pairs: list[tuple[str, str]], report: Report) -> list[tuple[str, str]]:
+        if self.longest is None:
+            return pairs
+        most, prompts = self.longest.tokens, [prompt for prompt, _ in pairs]
+        counts = filters.count_safely(self.longest.count_tokens, prompts)
+        fits = [pair for pair, count in zip(pairs, counts, strict=True) if count <= most]
+        counted(report, f"prompt longer than {most} tokens", len(pairs) - len(fits))
+        return fits
 
     def _pair(self, place: str, number: int, row: Row) -> tuple[str, str] | None:
         """The prompt and the text of a row; None where it has too few words."""

@@ -26,7 +26,9 @@ from jaxloop.runtime.tables import unescape
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _BLOCK = 1 << 22
+_SMALL_BLOCK = 1 << 16
 _HEAD = 512
+_HEAD_ROWS = 4
 
 
 def extension(path: str | Path) -> str | None:
@@ -186,13 +188,17 @@ def _json_lines(path: Path, stream: Peekable) -> Iterator[list[Row]]:
         yield from _json(path, stream)
         return
     number = offset = 0
-    while lines := stream.readlines(_BLOCK):
+    size = _SMALL_BLOCK
+    while lines := stream.readlines(size):
         rows = _at_once(lines)
         if rows is None:
             yield from _line_by_line(path, lines, number, offset)
         else:
             yield rows
-        number, offset = number + len(lines), offset + sum(map(len, lines))
+        length = sum(map(len, lines))
+        # A block is in memory several times while it is parsed: a small one where lines are long.
+        size = _BLOCK if length < len(lines) * _SMALL_BLOCK // 4 else _SMALL_BLOCK
+        number, offset = number + len(lines), offset + length
 
 
 def _line_by_line(
@@ -370,7 +376,7 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Columns]:
             chosen = [name for name in names if name in columns]
         escaped = b"jaxloop.escaped" in (file.metadata.metadata or {})
         labels = class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
-        for batch in file.iter_batches(ROWS_OF_A_BATCH, columns=chosen):
+        for batch in file.iter_batches(_rows_at_once(file, chosen), columns=chosen):
             table = {}
             for i, name in enumerate(batch.schema.names):
                 values = _values(path, batch.column(i), name, escaped)
@@ -381,6 +387,18 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Columns]:
             f"data.source = '{path}': cannot be read as parquet "
             f"({str(error).splitlines()[0].rstrip('.')})."
         ) from error
+
+
+def _rows_at_once(file: pq.ParquetFile, columns: Sequence[str]) -> int:
+    """How many rows of a file are read at once: few where they hold whole documents.
+
+    The first rows tell how long rows are. What the file's metadata says of a column counts its
+    repeated values once.
+    """
+    head = next(file.iter_batches(_HEAD_ROWS, columns=columns), None)
+    if head is None or not head.num_rows:
+        return ROWS_OF_A_BATCH
+    return max(1, min(ROWS_OF_A_BATCH, _BLOCK * head.num_rows // max(1, head.nbytes)))
 
 
 def class_names(metadata: bytes | None) -> dict[str, list[str]]:

@@ -57,8 +57,8 @@ def load_texts(
         domains: keep only rows of these domains; empty: all.
         keep_columns: further columns to carry along.
         split, name, revision, streaming: of a Hugging Face dataset (`name` is its configuration).
-            Streaming reads rows as they are needed.
-        limit: stop after this many rows have passed the filters.
+            Streaming reads rows as they are needed; a limit implies it.
+        limit: stop after this many rows have passed the filters; no more is read, or downloaded.
         min_tokens, max_tokens: keep texts with min_tokens < tokens < max_tokens, both bounds strict
             as in the paper.
         count_tokens: the number of tokens of each text of a list; required by the two filters.
@@ -96,7 +96,7 @@ def load_texts(
             split=split,
             name=name,
             revision=revision,
-            streaming=streaming,
+            streaming=streaming or limit is not None,
             dialect=dialect,
         )
     report: Report = {"rows": 0, "no text": 0}

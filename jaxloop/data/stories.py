@@ -6,6 +6,7 @@ answer and, if it has one, the document that it is about. The study is arXiv 250
 """
 
 import csv
+import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,31 +19,10 @@ import pandas as pd
 from jaxloop.data.batches import Report, Row
 from jaxloop.data.dialect import Dialect
 from jaxloop.data.qa_tasks import TASKS
+from jaxloop.data.sentences import sentences
 from jaxloop.data.sources import label, rows
 
 PASSAGES = ("none", "summary", "full", "column")
-_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s+[\"'“‘(\[]*[A-Z0-9]|\s*$)")
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Rev|Hon|Capt|Col|Gen|Lt|Messrs|vs|etc|e\.g|i\.e|No|Mt)"
-    r"|\b[A-Z])\.$"
-)
-
-
-def sentences(text: str) -> list[str]:
-    """Return the sentences of English prose, with white space collapsed.
-
-    Abbreviations such as "Mr." and initials do not end a sentence.
-    """
-    text = " ".join(text.split())
-    pieces, begin = [], 0
-    for match in _END.finditer(text):
-        end = match.end()
-        if end == len(text) or not _ABBREVIATION.search(text[begin:end]):
-            pieces.append(text[begin:end].strip())
-            begin = end
-    if text[begin:].strip():
-        pieces.append(text[begin:].strip())
-    return pieces
 
 
 def read_stories(
@@ -87,7 +67,8 @@ def read_stories(
     too_short = f"fewer than {count} sentences"
     stories: list[tuple[str, str, str]] = []
     report: Report = {"rows": 0, too_short: 0}
-    for number, row in _rows(source, split, split_column, name, revision, dialect):
+    stream = _rows(source, split, split_column, name, revision, dialect, limit is not None)
+    for number, row in stream:
         report["rows"] += 1
         title = str(row.get("storytitle") or row.get("title") or "")
         if set(columns) <= set(row):
@@ -172,18 +153,20 @@ def read_qa(
     if passage not in PASSAGES:
         raise ValueError(f"qa.passage = {passage!r}: must be one of {', '.join(PASSAGES)}.")
     archive = _Archive(source, passage)
+    documents = _Documents()
     columns = _QAColumns(question_column, answer_column, context_column, passage_column)
     records: list[_Record] = []
     report: Report = {"rows": 0}
-    for number, row in _rows(source, split, split_column, name, revision, dialect):
+    stream = _rows(source, split, split_column, name, revision, dialect, limit is not None)
+    for number, row in stream:
         report["rows"] += 1
         if isinstance(row.get("document"), dict):
-            record = _from_hub(row, passage)
+            record = _from_hub(row, passage, documents)
         elif {"document_id", "answer1"} <= set(row):
             text = archive.text(row["document_id"])
             record = _record(row["document_id"], text, row.get("question"), row["answer1"])
         else:
-            record = _from_columns(row, columns, passage, source)
+            record = _from_columns(row, columns, passage, source, documents)
         _check_record(record, number, source)
         records.append(record)
         if limit is not None and len(records) >= limit:
@@ -239,7 +222,9 @@ def _check_record(record: _Record, number: int, source: str | Path) -> None:
         )
 
 
-def _from_columns(row: Row, columns: _QAColumns, passage: str, source: str | Path) -> _Record:
+def _from_columns(
+    row: Row, columns: _QAColumns, passage: str, source: str | Path, documents: "_Documents"
+) -> _Record:
     named = (columns.question, columns.context, columns.passage)
     missing = [name for name in named if name is not None and name not in row]
     if columns.answer not in row and "choices" not in row:
@@ -249,7 +234,7 @@ def _from_columns(row: Row, columns: _QAColumns, passage: str, source: str | Pat
             f"qa.source: '{source}' has no column {missing[0]!r}, but {', '.join(map(str, row))}."
         )
     answer = row[columns.answer] if columns.answer in row else _choice(row)
-    text = _clean(row[columns.passage]) if passage == "column" and columns.passage else ""
+    text = documents.clean(row[columns.passage]) if passage == "column" and columns.passage else ""
     context = str(row[columns.context]) if columns.context else text
     return _record(context, text, row[columns.question], answer)
 
@@ -261,10 +246,13 @@ def _rows(
     name: str | None,
     revision: str | None,
     dialect: Dialect,
+    streaming: bool,
 ) -> Iterator[tuple[int, Row]]:
     """Yield (row number from 1 on, row); with a split column only the rows of the split."""
     seen: set[str] = set()
-    stream = rows(source, split=split, name=name, revision=revision, dialect=dialect)
+    stream = rows(
+        source, split=split, name=name, revision=revision, streaming=streaming, dialect=dialect
+    )
     for number, row in enumerate(stream, 1):
         if split_column is not None:
             if split_column not in row:
@@ -290,7 +278,23 @@ def _clean(value: Any) -> str:
     return " ".join(value.split()) if isinstance(value, str) else str(value)
 
 
-def _from_hub(row: Row, passage: str) -> _Record:
+class _Documents:
+    """The documents of many records: each is cleaned, and held, once."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, str] = {}
+
+    def clean(self, value: Any) -> str:
+        """As `_clean`; the same string for the same document."""
+        if not isinstance(value, str):
+            return _clean(value)
+        digest = hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if digest not in self.known:
+            self.known[digest] = _clean(value)
+        return self.known[digest]
+
+
+def _from_hub(row: Row, passage: str, documents: _Documents) -> _Record:
     document, question = row["document"], row.get("question")
     text: Any = ""
     if passage in ("summary", "full"):
@@ -305,7 +309,7 @@ def _from_hub(row: Row, passage: str) -> _Record:
     if isinstance(question, dict):
         question = question.get("text")
     answers = [a.get("text") if isinstance(a, dict) else a for a in row.get("answers") or ()]
-    return _record(str(document.get("id")), _clean(text), question, answers[:1])
+    return _record(str(document.get("id")), documents.clean(text), question, answers[:1])
 
 
 def _choice(row: Row) -> str | None:
@@ -317,11 +321,12 @@ def _choice(row: Row) -> str | None:
 
 
 class _Archive:
-    """The document texts in the files beside qaps.csv, each read when it is asked for."""
+    """The document texts in the files beside qaps.csv, each read once, when it is asked for."""
 
     def __init__(self, source: str | Path, passage: str) -> None:
         self.folder, self.passage = Path(str(source)).parent, passage
         self.summaries: dict[str, str] | None = None
+        self.full_texts: dict[str, str] = {}
 
     def text(self, document: str) -> str:
         if self.passage == "summary":
@@ -339,13 +344,17 @@ class _Archive:
                 )
             return self.summaries[document]
         if self.passage == "full":
+            if document in self.full_texts:
+                return self.full_texts[document]
             path = self.folder / "tmp" / f"{Path(document).name}.content"
             if not path.is_file():
                 raise ValueError(
                     f"qa.passage = 'full': there is no {path}, where NarrativeQA's script puts "
                     "the text of a document."
                 )
-            return _clean(path.read_text(encoding="utf-8", errors="replace"))
+            text = _clean(path.read_text(encoding="utf-8", errors="replace"))
+            self.full_texts[document] = text
+            return text
         return ""
 
 

@@ -64,7 +64,8 @@ def _cell(value: object) -> str:
 
 def _config_block(config: Mapping[str, Any]) -> str:
     hidden = stored_form({k: v for k, v in config.items() if k != "identity"})
-    return f"```json\n{json.dumps(hidden, indent=1, ensure_ascii=False)}\n```"
+    # Four marks: a field may hold three.
+    return f"````json\n{json.dumps(hidden, indent=1, ensure_ascii=False)}\n````"
 
 
 def of_dataset(

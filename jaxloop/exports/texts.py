@@ -59,9 +59,8 @@ def dataset(
     target.check(directory)
     metrics = pd.DataFrame()
     if (root / "metrics.csv").exists():
-        metrics = pd.read_csv(
-            root / "metrics.csv", keep_default_na=False, na_values={"value": [""]}
-        )
+        # "NA" is a text; a factor that a chain does not have is empty.
+        metrics = pd.read_csv(root / "metrics.csv", keep_default_na=False, na_values=[""])
     pieces = _pieces(root, chain, generation, metrics)
     bases = _bases(root)
     schema = _schema(pieces)

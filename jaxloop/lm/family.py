@@ -16,6 +16,7 @@ from jaxloop.lm.generation.options import GenerateOptions
 from jaxloop.lm.generation.scheduler import generate
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.io.huggingface import load as load_model
+from jaxloop.lm.model.lora import Adapter
 from jaxloop.lm.sharding import replicate, shard
 from jaxloop.lm.training.evaluate import LossResult, LossTask, loss, params_of
 from jaxloop.lm.training.fit import fit
@@ -51,16 +52,23 @@ class LanguageModelFamily:
         load: returns the base model of a name or path.
         train_options: what every fit needs beside the section `fit`.
         generate_options: what every generation of texts needs beside the section `sample`.
+        start: the adapter that a task without weights to go on from starts from; None: a fresh one.
     """
 
     load: Callable[[str], Model]
     train_options: TrainOptions = TrainOptions()
     generate_options: GenerateOptions = GenerateOptions()
+    start: Adapter | None = None
 
     def fit(
         self, model: Model, tasks: Sequence[FitTask], settings: FitConfig, /
     ) -> list[FitResult]:
         """Train one model per task."""
+        if self.start is not None:
+            tasks = [
+                task if task.start is not None else task._replace(start=self.start)
+                for task in tasks
+            ]
         return fit(model, tasks, settings, self.train_options)
 
     def generate(

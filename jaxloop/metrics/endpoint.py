@@ -106,7 +106,10 @@ class Unreachable(RuntimeError):
 
 
 def complete(
-    endpoint: Endpoint, conversations: Sequence[Sequence[Mapping[str, Any]]]
+    endpoint: Endpoint,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    draws: Sequence[int] | None = None,
 ) -> list[Reply]:
     """Return a reply to every conversation, in order; equal conversations are asked once.
 
@@ -116,13 +119,19 @@ def complete(
 
     Args:
         conversations: lists of {"role", "content"}.
+        draws: a number for each: equal conversations of different numbers are asked each, and have
+            entries of their own in the cache. The endpoint does not see it.
 
     Raises:
         Unreachable: retries are used up, or the endpoint refuses (a wrong key, an unknown model);
             no new request is made after that.
     """
     bodies = [_body(endpoint, conversation) for conversation in conversations]
-    keys = [hashlib.sha256(f"{endpoint.url}\n{body}".encode()).hexdigest() for body in bodies]
+    marks = [""] * len(bodies) if draws is None else [f"\n{number}" for number in draws]
+    keys = [
+        hashlib.sha256(f"{endpoint.url}\n{body}{mark}".encode()).hexdigest()
+        for body, mark in zip(bodies, marks, strict=True)
+    ]
     body_of = dict(zip(keys, bodies, strict=True))
     with _Cache(endpoint.cache) as cache:
         replies = cache.read(body_of)

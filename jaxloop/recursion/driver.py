@@ -41,8 +41,9 @@ from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import checkpoint
 from jaxloop.runtime.atomic_io import require_space
 from jaxloop.runtime.compile_cache import make_room
-from jaxloop.runtime.devices import barrier, processes
+from jaxloop.runtime.devices import processes
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.signals import Stop, Stopped, stop_safely
 from jaxloop.runtime.workdir import delete, differences
 
@@ -112,7 +113,7 @@ def run(
     _check_features(chains, features)
     process, process_count = processes()
     if process > 0:
-        barrier("settled")
+        meet("settled", root)
     state = checkpoint.scan(root)
     first = 0 if state.last is None else state.last + 1
     history = History()
@@ -197,7 +198,7 @@ class PendingGeneration:
         if pending.assembled is not None:
             finish(run, generation, pending.fit_groups, pending.assembled)
             write_tables(run.root, generation + 1)
-        barrier(f"generation {generation} is finished")
+        meet(f"generation {generation} is finished", run.root)
         self._history.read(run.root, generation)
         if run.process == 0:
             _prune_weights(run, generation, self._history)
@@ -283,7 +284,7 @@ def _resume(run: Run, state: checkpoint.CheckpointState, history: History) -> No
         LOGGER.info("going on after generation %d", state.last)
         _prune_weights(run, state.last, history)
         write_tables(run.root, state.last + 1)
-    barrier("settled")
+    meet("settled", run.root)
 
 
 # ---- what is refused

@@ -42,7 +42,7 @@ from jaxloop.recursion.sources import (
 )
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import checkpoint, tables, weights_io
-from jaxloop.runtime.devices import barrier
+from jaxloop.runtime.mirror import meet
 
 # {"GROUP.STEP": manifest} of the parts that an earlier run has left.
 Parts = Mapping[str, dict[str, Any]]
@@ -97,7 +97,7 @@ def make(
         texts = _generate(run, generation, group, finite, parts)
         after_step()
         measuring += _measure(run, generation, group, finite, texts, parts)
-    barrier(f"generation {generation} is made")
+    meet(f"generation {generation} is made", run.root)
     return Generated(plans, measuring)
 
 
@@ -108,7 +108,7 @@ def _begin(run: Run, generation: int) -> Parts:
         parts = checkpoint.verified_parts(run.root, generation)
         folder = run.root / checkpoint.unfinished(generation) / checkpoint.PARTS
         folder.mkdir(parents=True, exist_ok=True)
-    barrier(f"generation {generation} begins")
+    meet(f"generation {generation} begins", run.root)
     if run.process > 0:
         parts = checkpoint.verified_parts(run.root, generation, clean=False)
     return parts

@@ -307,13 +307,16 @@ def svg(figure: Figure, name: str, alt: str = "Figure") -> str:
         light: colour_name(light) for light, _ in _RAMP
     }
     text = re.sub("|".join(colours), lambda m: f"var(--{colours[m[0]]})", text)
-    # One pixel for a point: letters of ten points have ten pixels at least.
-    about = f'aria-label="{escape(printable(alt))}" style="min-width: {_points(figure)}px"'
+    about = f'aria-label="{escape(printable(alt))}" style="min-width: {_least_width(figure)}px"'
     return text.replace(' role="img"', f' role="img" {about}', 1)
 
 
-def _points(figure: Figure) -> int:
-    return round(72 * figure.get_figwidth())
+def _least_width(figure: Figure) -> int:
+    """Pixels below which a figure is not drawn: letters of ten points have twelve pixels then.
+
+    A panel of 4.2 inches still fits a page of 400 pixels.
+    """
+    return round(1.2 * 72 * figure.get_figwidth())
 
 
 def colour_name(light: str) -> str:

@@ -21,8 +21,8 @@ Result = TypeVar("Result")
 
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 _INSTALL = {
-    "gpu": "install jaxloop[cuda] and check nvidia-smi",
-    "tpu": "install jaxloop[tpu] on a TPU machine",
+    "gpu": "install 'jaxloop-lm[cuda]' and check nvidia-smi",
+    "tpu": "install 'jaxloop-lm[tpu]' on a TPU machine",
     "cpu": "unset JAX_PLATFORMS",
 }
 
@@ -156,6 +156,8 @@ def initialise_distributed(
         ValueError: the settings are incomplete, or the coordinator, which is named, does not
             answer in time.
     """
+    if jax.distributed.is_initialized():
+        return jax.process_count() > 1
     coordinator = coordinator or os.environ.get("JAXLOOP_COORDINATOR")
     processes = _integer("processes", processes, "JAXLOOP_PROCESSES")
     process = _integer("process", process, "JAXLOOP_PROCESS")

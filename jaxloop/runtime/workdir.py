@@ -63,6 +63,7 @@ def open_workdir(
     console: bool = True,
     identity: Mapping[str, str] = MappingProxyType({}),
     update: Callable[[dict], dict] = dict,
+    meet: Callable[[str, Path], None] = lambda name, root: barrier(name),
 ) -> Iterator[Workdir]:
     """Open or make a run directory; hold its lock and write its log while the context lasts.
 
@@ -75,6 +76,7 @@ def open_workdir(
         identity: {model: hash of its files}, kept in config.json under "identity"; a model that an
             earlier run had must be the same.
         update: gives the config.json of an earlier version its current field names.
+        meet: meet(name, path) waits for the other processes of a run.
 
     Raises:
         ValueError: the directory is not a run's, cannot be written, is in use by another process,
@@ -84,7 +86,7 @@ def open_workdir(
     """
     if processes()[0] > 0:
         # The first process of a cluster holds the directory for all of them.
-        barrier("workdir")
+        meet("workdir", Path(path))
         yield Workdir(
             Path(path).absolute(), stored_form(config), (Path(path) / "ledger.parquet").exists()
         )
@@ -117,7 +119,7 @@ def open_workdir(
                 "workdir is on a network file system (%s): its lock may not hold between machines",
                 kind,
             )
-        barrier("workdir")
+        meet("workdir", path)
         yield Workdir(path, wanted, stored is not None)
 
 
@@ -310,6 +312,7 @@ def _read_config(
                 _without_identity(current), _without_identity(wanted)
             ).items()
             if not _may_differ(field, current, wanted, may_change, may_raise)
+            and not _is_new_and_off(field, current, wanted)
         }
         if not changes:
             return stored
@@ -327,6 +330,13 @@ def _read_config(
         f"workdir={path}: was made with another config ({shown}); use another workdir, or the "
         "old values"
     )
+
+
+def _is_new_and_off(field: str, stored: dict, wanted: dict) -> bool:
+    """Whether a later version added the field, and this run leaves it out."""
+    above, _, name = field.rpartition(".")
+    section = _at(stored, above) if above else stored
+    return isinstance(section, Mapping) and name not in section and _at(wanted, field) is None
 
 
 def _without_identity(config: dict) -> dict:

@@ -121,6 +121,31 @@ def load(name: object) -> Study:
     return study
 
 
+def run_at(
+    study: Study, settings: Any, workdir: str | Path, *, argv: Sequence[str] = ()
+) -> tuple[int, Path]:
+    """Run a study in a directory, or at an address of an object store such as s3://bucket/run.
+
+    Returns:
+        The exit code, and the local run directory: `workdir`, or the copy of what is at the
+        address (`runtime.mirror`).
+
+    Raises:
+        ValueError: the run cannot succeed, or the store cannot be used.
+    """
+    if "://" not in str(workdir):
+        return study.run(settings, Path(workdir), argv=argv), Path(workdir)
+    mirror = importlib.import_module("jaxloop.runtime.mirror")
+    with mirror.mirrored(str(workdir)) as path:
+        try:
+            return study.run(settings, path, argv=argv), path
+        except ValueError as error:
+            if str(path) not in str(error):
+                raise
+            # The user gave the address and need not know of the copy.
+            raise ValueError(str(error).replace(str(path), str(workdir))) from error
+
+
 def check_target(name: object, target: str) -> None:
     """Raise ValueError where a study has no plan for absent hardware; target: that of `--for`."""
     if not _entry(name).plans_absent_hardware:

@@ -82,6 +82,15 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(ask, said):
         ask()
 
 
+def test_a_metric_of_ones_own_stands_beside_the_others():
+    def longest(texts):
+        return max(map(len, texts))
+
+    table = jaxloop.evaluate({"a": ["one", "three"], "b": ["x"]}, [longest, "distinct_n(n=1)"])
+    assert table.columns.tolist() == ["longest", "distinct_n(n=1)"]
+    assert table.longest.tolist() == [5.0, 1.0]
+
+
 # ---- the loop
 
 

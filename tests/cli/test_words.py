@@ -63,6 +63,8 @@ def test_a_command_in_words_is_the_command_in_flags():
             "validate quickstart --chain.sise=4",
             "--config.chain.sise: unknown field 'chain.sise'; did you mean 'chain.size'?",
         ),
+        ("run quickstart --workdir=nope://b/run", "workdir=nope://b/run: nope:// is no kind of"),
+        ("run quickstart --workdir=memory://", "workdir=memory://: names no place, such as"),
         ("completion", "completion: must be followed by a shell, one of bash, zsh, fish"),
         ("completion csh", "completion csh: must be followed by a shell"),
     ],

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from jaxloop import compare
+from jaxloop import cli, compare, main
 from jaxloop.compare import differences, reading
 from jaxloop.reporting import scores
 from jaxloop.runtime.workdir import MARKER
@@ -210,6 +210,24 @@ def test_the_command_says_where_it_wrote_and_refuses_what_it_does_not_know(tmp_p
     assert said.split("\n") == [str(tmp_path / "c.html"), str(tmp_path / "c.csv")]
     with pytest.raises(ValueError, match="compare --oot=c: is not understood; it is compare RUN"):
         compare.run_action([*paths, "--oot=c"])
+
+
+def test_a_refusal_of_the_command_is_one_line(tmp_path, capsys):
+    path = str(write(tmp_path / "a", values(RATIOS, [0], 2)))
+    out = f"--out={tmp_path / 'c'}"
+    for words, said in (
+        (["compare", path, out], "jaxloop: compare: 1 given; at least two"),
+        (["compare", path, str(tmp_path / "none"), out], "there is no such directory"),
+        (["export", path, "--to=csv", str(tmp_path)], "is not empty; give a new or an empty"),
+        (["export", path, str(tmp_path / "b")], "jaxloop: export: --to is missing"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            cli.guarded(main.main, cli.parse(["jaxloop", *words]))
+        lines = capsys.readouterr().err.strip().split("\n")
+        assert caught.value.code == 2 and len(lines) == 1 and said in lines[0]
+    other = str(write(tmp_path / "b", values(RATIOS, [0], 2, seed=1)))
+    assert cli.guarded(main.main, cli.parse(["jaxloop", "compare", path, other, out])) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"c.{k}") for k in ("html", "csv")]
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
 """Tasks as prompts and texts: files as on the hub, real files, and what is refused."""
 
+import gc
 import json
+import tracemalloc
 
+import pandas as pd
 import pytest
 
 from jaxloop.data import qa_tasks
+from tests.peers import require
 
 SCIQ = {
     "question": "What is water?",
@@ -125,7 +129,7 @@ def test_long_prompts_and_short_texts_are_dropped_and_counted(tmp_path):
         "prompt longer than 13 tokens": 0,
         "kept": 5,
     }
-    with pytest.raises(ValueError, match="leaves no row .*prompt longer than 3 tokens: 5"):
+    with pytest.raises(ValueError, match="leaves no row .*prompt longer than 3 tokens: 6"):
         qa_tasks.load(
             "text",
             source=path,
@@ -146,6 +150,102 @@ def test_short_rows_are_joined_and_no_more_is_read_than_is_asked_for(tmp_path):
     )
     train, test = qa_tasks.load("bookcorpus", source=path, join_words=10, held_out=4, limit=3)
     assert (len(train), len(test)) == (3, 4) and train.attrs["report"]["rows"] == 7
+
+
+SENTENCES = 10_000
+
+
+def corpus(folder, kind):
+    """A corpus of sentences in one of the forms that have a limit, far longer than the limit."""
+    texts = [f"this is sentence {i} of the books ." for i in range(SENTENCES)]
+    if kind == "folder":
+        (folder / "data").mkdir()
+        for part in range(4):
+            rows = [{"text": text} for text in texts[part::4]]
+            file(folder / "data", rows, f"train-0000{part}-of-00004.jsonl")
+        return str(folder / "data")
+    path = folder / f"corpus.{kind}"
+    if kind == "jsonl":
+        return str(file(folder, [{"text": text} for text in texts], path.name))
+    if kind == "txt":
+        path.write_text("\n\n".join(texts))
+    elif kind == "csv":
+        pd.DataFrame({"text": texts}).to_csv(path, index=False)
+    else:
+        pd.DataFrame({"text": texts}).to_parquet(path)
+    return str(path)
+
+
+def lengths(texts):
+    return [len(text.split()) for text in texts]
+
+
+LIMITED = {
+    "held_out": 20,
+    "limit": 30,
+    "prompt_words": 4,
+    "join_words": 32,
+    "count_tokens": lengths,
+    "max_prompt_tokens": 8,
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "txt", "folder"])
+def test_a_limit_stops_the_reading(tmp_path, kind):
+    """With the limit on prompts, too, that every study sets: memory is that of the rows kept."""
+    source = corpus(tmp_path, kind)
+    qa_tasks.load("bookcorpus", source=source, **LIMITED)  # imports
+    peaks = []
+    for limit in (30, None):
+        gc.collect()
+        tracemalloc.start()
+        options = LIMITED | {"limit": limit}
+        train, test = qa_tasks.load("bookcorpus", source=source, **options)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(test) == 20
+        if limit:
+            # 50 texts of four sentences each were read, and what shares the file's block.
+            assert len(train) == 30 and train.attrs["report"]["rows"] == 50
+    # csv files are read in blocks of 4 MB, of which this file is one.
+    assert len(train) > 2000 and (kind == "csv" or peaks[0] < peaks[1] / 2)
+
+
+def test_a_limit_of_a_split_reads_no_spare_rows(tmp_path):
+    rows = [GSM8K | {"split": "test" if i % 2 else "train"} for i in range(100)]
+    path = file(tmp_path, rows)
+    train, test = qa_tasks.load("gsm8k", source=path, held_out=5, limit=7)
+    assert (len(train), len(test)) == (7, 5) and train.attrs["report"]["rows"] == 7
+
+
+def test_a_limit_streams_from_the_hub_and_falls_back_to_what_is_here(monkeypatch):
+    read, calls = [], []
+
+    def rows():
+        for i in range(10**9):
+            read.append(i)
+            yield {"text": f"this is sentence {i} of the books ."}
+
+    def load_dataset(*_, streaming=False, revision=None, **__):
+        calls.append((streaming, revision))
+        if streaming and offline:
+            raise ConnectionError("Couldn't reach the Hugging Face Hub")
+        if streaming:
+            return datasets.IterableDataset.from_generator(rows)
+        return datasets.Dataset.from_list([{"text": f"line {i} here ."} for i in range(900)])
+
+    (datasets,) = require("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    offline = False
+    train, test = qa_tasks.load("bookcorpus", **LIMITED)
+    assert (len(train), len(test)) == (30, 20) and len(read) < 5 * 1024
+    assert calls == [(True, "refs/convert/parquet")]
+    offline, calls[:] = True, []
+    train, _ = qa_tasks.load("bookcorpus", **LIMITED)
+    assert len(train) == 30 and calls == [
+        (True, "refs/convert/parquet"),
+        (False, "refs/convert/parquet"),
+    ]
 
 
 def test_the_real_files(shared):

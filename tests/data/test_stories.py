@@ -1,11 +1,17 @@
 """Stories and question-answer records: every layout on small files, and what is refused."""
 
 import csv
+import gc
 import json
+import tracemalloc
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from jaxloop.data.stories import concatenate, read_qa, read_stories, sentences, word_topics
+from jaxloop.data.sentences import sentences
+from jaxloop.data.stories import concatenate, read_qa, read_stories, word_topics
+from tests.peers import require
 
 FIVE = ["Tom had a dog.", "The dog ran.", "Tom ran too.", "They met Ann.", "All went home."]
 
@@ -30,10 +36,41 @@ def table(path, header, rows):
         ("“Who?” “Me.”", ["“Who?”", "“Me.”"]),
         ("Wait… What? e.g. this", ["Wait…", "What? e.g. this"]),
         ("", []),
+        ('"Stop!" Tom said. He ran.', ['"Stop!" Tom said.', "He ran."]),
+        (
+            "“Why now?” My older brother asked. I ran.",
+            ["“Why now?” My older brother asked.", "I ran."],
+        ),
+        ('"I am home." Ann said. She sat.', ['"I am home." Ann said.', "She sat."]),
+        # Here the quotation is a sentence, and Ann begins another.
+        ('"I am home." Ann said that to all.', ['"I am home."', "Ann said that to all."]),
+        ('He cried "Stop!" She asked why.', ['He cried "Stop!"', "She asked why."]),
+        ('She said "Go. Run. Now." They ran.', ['She said "Go. Run. Now."', "They ran."]),
+        ("“My dog. It died.” He wept. All sat.", ["“My dog. It died.”", "He wept.", "All sat."]),
+        # No quotation: inches, and a mark that nothing closes.
+        ('A 3" nail. It fell. "Oh. He left.', ['A 3" nail.', "It fell.", '"Oh.', "He left."]),
+        # A speech has sentences of its own.
+        (
+            f'"{"So be it. " * 40}Yes!" We left.',
+            ['"So be it.', *["So be it."] * 39, 'Yes!"', "We left."],
+        ),
     ],
 )
 def test_sentences(text, expected):
     assert sentences(text) == expected
+
+
+def test_stories_keep_their_five_sentences_where_people_speak(tmp_path):
+    story = [
+        "Tom lost his cat.",
+        '"Where is it?" Ann asked.',
+        'He said "I do not know. It ran."',
+        '"Look!" My sister yelled.',
+        'The cat sat in the tree and Dr. Low said "Come down!"',
+    ]
+    frame = read_stories(jsonl(tmp_path / "s.jsonl", [{"text": " ".join(story)}]))
+    assert frame["ending"].tolist() == [story[-1]]
+    assert frame["beginning"].tolist() == [" ".join(story[:-1])]
 
 
 def test_rocstories_as_its_files_have_it(tmp_path):
@@ -145,6 +182,55 @@ def test_narrativeqa_as_its_archive_has_it(tmp_path):
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp" / "d1.content").write_text("The  book.")
     assert read_qa(path, passage="full", split_column="set")["passage"].tolist() == ["The book."]
+
+
+def narrativeqa(folder, kind, rows, documents, size):
+    """`rows` questions about `documents` full texts of `size` characters, in one of its forms."""
+    texts = [(f"word{d} of book {d} " * size)[:size] for d in range(documents)]
+    book = [i * documents // rows for i in range(rows)]
+    if kind == "archive":
+        (folder / "tmp").mkdir()
+        for d, text in enumerate(texts):
+            (folder / "tmp" / f"doc{d}.content").write_text(text)
+        lines = [[f"doc{d}", "train", f"q {i}", f"a {i}", "b"] for i, d in enumerate(book)]
+        header = ["document_id", "set", "question", "answer1", "answer2"]
+        return table(folder / "qaps.csv", header, lines)
+    stream = [
+        {
+            "document": {"id": f"doc{d}", "text": texts[d], "summary": {"text": f"about {d}"}},
+            "question": {"text": f"q {i}"},
+            "answers": [{"text": f"a {i}"}],
+        }
+        for i, d in enumerate(book)
+    ]
+    if kind == "jsonl":
+        return jsonl(folder / "n.jsonl", stream)
+    table_of = pa.Table.from_pylist(stream)
+    if kind == "parquet":
+        pq.write_table(table_of, folder / "n.parquet")
+        return folder / "n.parquet"
+    datasets = require("datasets")[0]
+    datasets.Dataset(table_of).save_to_disk(folder / "written")
+    return folder / "written"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "archive", "save_to_disk"])
+def test_full_documents_are_held_once(tmp_path, kind):
+    """600 questions about 20 books; a copy per question would take thirty times as much."""
+    rows, documents, size = 600, 20, 40_000
+    source = narrativeqa(tmp_path, kind, rows, documents, size)
+    read_qa(source, passage="summary" if kind != "archive" else "none")  # imports
+    gc.collect()
+    tracemalloc.start()
+    frame = read_qa(source, passage="full")
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(frame) == rows and frame["context"].nunique() == documents
+    assert len({id(text) for text in frame["passage"]}) == documents
+    assert min(map(len, frame["passage"])) > 0.99 * size
+    assert held < 1.2 * documents * size + 2**20
+    # The blocks that are read come on top: some MB, however many rows there are.
+    assert peak < rows * size / 2
 
 
 def test_multiple_choice_and_plain_columns(tmp_path):

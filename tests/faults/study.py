@@ -5,6 +5,7 @@ DIE_AT: the process kills itself with SIGKILL just before its DIE_AT-th change o
 atomic write or removal). BESIDE: 1 measures models while the next ones are trained.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -18,6 +19,7 @@ sys.path[:0] = [
 import unigram  # noqa: E402
 
 from jaxloop.recursion import driver  # noqa: E402
+from jaxloop.runtime import mirror  # noqa: E402
 from jaxloop.runtime.atomic_io import DiskFull  # noqa: E402
 from jaxloop.runtime.devices import initialise_distributed  # noqa: E402
 from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_REFUSED  # noqa: E402
@@ -25,11 +27,13 @@ from jaxloop.runtime.workdir import open_workdir  # noqa: E402
 
 
 def run(path, generations=4, pause=0.0, console=False, beside=False):
-    """The study in a run directory, started or resumed."""
+    """The study in a run directory or at an address, started or resumed."""
     chains, data, settings = unigram.study(generations, bases=("large", "small"))
     settings = dataclasses.replace(settings, overlap_eval=beside)
     config = {"chain": {"generations": generations}, "seed": 0}
-    with open_workdir(path, config, console=console) as workdir:
+    is_address = "://" in str(path)
+    place = mirror.mirrored(path) if is_address else contextlib.nullcontext(path)
+    with place as root, open_workdir(root, config, console=console, meet=mirror.meet) as workdir:
         return driver.run(
             unigram.Unigram(pause),
             chains,

@@ -61,6 +61,18 @@ def test_cache_pays_once_and_holds_neither_key_nor_text(monkeypatch, tmp_path):
     assert "secret-key" not in repr(endpoint)
 
 
+def test_draws_of_one_conversation_are_asked_each_and_the_endpoint_does_not_see_them(tmp_path):
+    asked = [[{"role": "user", "content": "write"}]] * 3
+    with Server(lambda body, number: completion(str(number))) as server:
+        endpoint = server.endpoint(cache=str(tmp_path / "c.sqlite"), concurrency=1)
+        assert len({reply.text for reply in complete(endpoint, asked)}) == 1
+        first = [reply.text for reply in complete(endpoint, asked, draws=[5, 6, 5])]
+        assert first[0] == first[2] != first[1]
+        assert [r.text for r in complete(endpoint, asked[:2], draws=[6, 5])] == first[1::-1]
+        assert len(server.requests) == 3
+        assert all(body["messages"] == asked[0] for _, body in server.requests)
+
+
 def test_a_failed_run_keeps_what_was_answered(tmp_path):
     def reply(body, number):
         return completion("50") if number <= 3 else (503, {}, b"")

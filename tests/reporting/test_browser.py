@@ -1,8 +1,11 @@
 """Pages in a real browser, from file:// and without a network: structure, not pixels."""
 
+import time
+
 import pytest
 
 from jaxloop.reporting import figures, report
+from jaxloop.runtime.atomic_io import write_atomic
 from tests.browser import Browser, chromium
 from tests.reporting.test_report import HOSTILE, made_up
 
@@ -33,8 +36,8 @@ def path(tmp_path_factory):
         made_up(),
         title="A study of collapse",
         samples=[report.Samples("r = 1", "r1-s0", 0, [HOSTILE, "a" * 500], 7, ["b " * 900, ""])],
-        failures=[report.Failure("r1-s1", 3, "the training loss is not finite")],
-        run_info=[("command", "python -m jaxloop.main --config=" + "x" * 200)],
+        failures=[report.Failure("r1-s1" * 20, 3, "the training loss is not finite")],
+        run_info=[("command", "python -m jaxloop.main --config=" + "x" * 200), ("y" * 99, "z")],
         config={"chain": {"ratios": [0.125, 1]}},
         references={"text_length": 9.0},
         sections=[
@@ -146,3 +149,29 @@ def test_a_page_that_breaks_its_policy_would_be_found(browser, path, tmp_path):
     )
     page = browser.open(broken)
     assert len(page.faults()) >= 2
+
+
+def test_a_page_of_a_running_study_is_watched_without_a_server(browser, tmp_path):
+    path = tmp_path / "report.html"
+
+    def write(done):
+        progress = report.Progress("This run is going on", [f"{done} are finished"], done, 8, 1)
+        write_atomic(path, report.render(made_up(), title="T", progress=progress).encode())
+
+    write(2)
+    page = browser.open(path)
+    assert page.value("document.querySelector('progress').value") == 2
+    write(3)
+    end = time.monotonic() + 30
+    while page.value("document.querySelector('progress')?.value") != 3:
+        assert time.monotonic() < end, "the page was not loaded again"
+        time.sleep(0.2)
+    assert page.faults() == []
+
+
+def test_a_finished_page_is_left_alone(browser, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(report.render(made_up(), title="T"), encoding="utf-8")
+    page = browser.open(path)
+    assert page.value("document.querySelectorAll('progress, meta[http-equiv=refresh]').length") == 0
+    assert page.value("document.scripts.length") == 0

@@ -345,3 +345,16 @@ def test_a_directory_of_another_format_is_refused_with_the_version_that_made_it(
                 pass
     (tmp_path / workdir.MARKER).write_text("")  # a run that was killed at its very start
     workdir.check_format(tmp_path)
+
+
+def test_a_run_from_before_a_field_was_added_goes_on_where_the_field_is_none(tmp_path):
+    def opened(section):
+        with workdir.open_workdir(tmp_path, {"chain": section}, console=False) as place:
+            return place.config["chain"]
+
+    opened({"size": 5})
+    with pytest.raises(ValueError, match=r"chain.start_adapter \(absent\) -> \"x\""):
+        opened({"size": 5, "start_adapter": "x"})
+    assert opened({"size": 5, "start_adapter": None}) == {"size": 5, "start_adapter": None}
+    with pytest.raises(ValueError, match=r"chain.start_adapter null -> \"x\""):
+        opened({"size": 5, "start_adapter": "x"})

@@ -49,6 +49,11 @@ def of_directory(path: Path) -> str:
     return digests.of_files(path, names)
 
 
+def of_adapter(path: Path) -> str:
+    """SHA-256 over the config and the weights of an adapter's directory."""
+    return digests.of_files(Path(path), ("adapter_config.json", "adapter_model.safetensors"))
+
+
 def commit_of(path: Path) -> str | None:
     """The commit of a model that huggingface_hub holds in its cache, None for other directories."""
     path = Path(path)

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxloop.config.sections import LoraConfig
-from jaxloop.lm.io import json_fields, safetensors_files, safetensors_header
+from jaxloop.lm.io import identity, json_fields, safetensors_files, safetensors_header
 from jaxloop.lm.model.config import (
     LoraTarget,
     ModelConfig,
@@ -25,6 +25,7 @@ from jaxloop.lm.model.config import (
     projection_widths,
 )
 from jaxloop.lm.model.lora import Adapter
+from jaxloop.runtime.log import LOGGER
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # A file of ours beside them: which base the adapter belongs to, with the hash of its files.
@@ -153,6 +154,37 @@ def load_peft(path: str | Path, config: ModelConfig) -> Adapter:
     return _stacked(found, c, config)
 
 
+def check_base(path: str | Path, base: str, directory: Path) -> None:
+    """Check that an adapter belongs to a base model, as far as its files say.
+
+    An adapter that jaxloop exported says which files its base had. Others name their base at most:
+    another name is a warning, since a copy may have any.
+
+    Args:
+        path: the adapter's directory.
+        base: name of the base model.
+        directory: of the base model.
+
+    Raises:
+        ValueError: the adapter was trained on other files.
+    """
+    path = Path(path)
+    made = json_fields.read_json(path / PROVENANCE, "adapter") if _has(path, PROVENANCE) else {}
+    expected = made.get("base_sha256")
+    if expected and expected != (found := identity.of_directory(directory)):
+        raise ValueError(
+            f"adapter: {path} was trained on other files of a base ({made.get('base')}, SHA-256 "
+            f"{str(expected)[:12]}) than those of {base} ({found[:12]})"
+        )
+    named = json_fields.read_json(path / CONFIG, "adapter").get("base_model_name_or_path")
+    if not made and isinstance(named, str) and named and Path(named).name != Path(base).name:
+        LOGGER.warning("adapter: %s names %s as its base, and is used with %s", path, named, base)
+
+
+def _has(path: Path, name: str) -> bool:
+    return (path / name).is_file()
+
+
 def _inside(config: ModelConfig, part: LoraTarget) -> int:
     return next(
         projection_widths(config)[projection][0]
@@ -178,7 +210,7 @@ def _check_targets(
         if module in targeted and not all(there):
             raise ValueError(
                 f"adapter: {module} has no factors in {weights.path}, and adapter_config.json "
-                "targets it"
+                "targets it; is it of another base?"
             )
         if module not in targeted and any(there):
             raise ValueError(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from jaxloop.data import load_texts
 from jaxloop.data.dialect import Dialect
-from jaxloop.data.stories import sentences
+from jaxloop.data.sentences import sentences
 from jaxloop.studies.bias_amplification.config import ArticlesConfig
 
 _LINK = re.compile(r"\s*https?://\S+")

@@ -21,8 +21,9 @@ from jaxloop.metrics.classifier_training import FittedClassifier, fit_classifier
 from jaxloop.metrics.classifiers import Classifier
 from jaxloop.recursion.family import FitTask
 from jaxloop.runtime.atomic_io import write_atomic
-from jaxloop.runtime.devices import barrier, processes
+from jaxloop.runtime.devices import processes
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.weights_io import load_tree, save_tree
 from jaxloop.studies.bias_amplification.articles import Articles, article_texts
 from jaxloop.studies.bias_amplification.checks import classifier_articles, read_direction
@@ -54,7 +55,7 @@ def make_auxiliary_models(config: BiasConfig, prepared: Prepared, root: Path) ->
     """Read the classifier and the bias direction, or fit what a run directory does not hold yet."""
     if processes()[0] == 0:
         _fit_missing(config, prepared, root)
-    barrier("base, classifier and direction are ready")
+    meet("base, classifier and direction are ready", root)
     classifier, fits = prepared.classifier, []
     if classifier is None:
         fits = json.loads((root / FITS).read_text(encoding="utf-8"))

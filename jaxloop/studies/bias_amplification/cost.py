@@ -1,24 +1,24 @@
 """What a bias-amplification study would cost: models, tokens, arithmetic, disk.
 
-It is counted from the config and the articles; nothing is run.
+It is counted from the config and the articles; nothing is run. Of models and articles that are not
+on this machine, published shapes and assumed lengths are counted, and the rows say so.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxloop.lm.programs import generation_plan
+from jaxloop.lm.target import complete
 from jaxloop.recursion import driver
-from jaxloop.recursion.progress import duration
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import roofline
 from jaxloop.studies.bias_amplification.chains import chains_line, distinct_models
 from jaxloop.studies.bias_amplification.config import BiasConfig
 from jaxloop.studies.bias_amplification.family import block_count, training_examples
+from jaxloop.studies.bias_amplification.plan_inputs import plan_inputs
 from jaxloop.studies.bias_amplification.prepare import Prepared
-from jaxloop.studies.common import absent_plan
+from jaxloop.studies.common import absent_plan, card_hours
 from jaxloop.studies.common import models as base_models
-
-# Rate at which the time is stated, and the share of it that a device reaches; `bench` measures it.
-PETAFLOP, REACHED = 1e15, 0.4
 
 Rows = list[tuple[str, str]]
 
@@ -34,6 +34,7 @@ class _Tokens(NamedTuple):
 
 def absent_table(config: BiasConfig, target: str) -> Rows:
     """Return the (what, amount) rows of `--plan --for` of hardware that is absent."""
+    inputs, assumed = plan_inputs(config)
     programs = absent_plan.Programs(
         models=config.models,
         fit=config.fit,
@@ -42,14 +43,24 @@ def absent_table(config: BiasConfig, target: str) -> Rows:
         prompt=config.chain.block,
     )
     chains = len(config.chain.setups) * len(config.chain.seeds)
+    counted, work = _counted(config, inputs)
     return [
-        ("chains", chains_line(config)),
+        *counted,
+        *(("assumed", line) for line in assumed),
         *absent_plan.rows(programs, target, chains=chains),
+        *card_hours.rows(work, target),
     ]
 
 
-def table(config: BiasConfig, prepared: Prepared) -> Rows:
-    """Return the (what, amount) rows of `--plan`.
+def table(config: BiasConfig) -> Rows:
+    """Return the (what, amount) rows of `--plan`."""
+    inputs, assumed = plan_inputs(config)
+    counted, work = _counted(config, inputs)
+    return [*counted, *(("assumed", line) for line in assumed), *card_hours.rows(work)]
+
+
+def _counted(config: BiasConfig, prepared: Prepared) -> tuple[Rows, card_hours.Arithmetic]:
+    """Rows of what is counted, and the arithmetic.
 
     A generated article is taken to be as long as its blocks can make it.
     """
@@ -63,8 +74,25 @@ def table(config: BiasConfig, prepared: Prepared) -> Rows:
     generations = prepared.driver.generations
     models = len(prepared.chains) * generations
     distinct = distinct_models(prepared.chains, generations)
-    seconds = (train + generate) / (REACHED * PETAFLOP)
-    return [
+    written = tokens.generated + tokens.in_beams
+    slots = generation_plan(
+        prepared.model_config, prepared.driver.sample, complete("gpu"), dtype=config.fit.dtype
+    ).slots
+    read = roofline.decoding_bytes(
+        sizes,
+        written / slots,
+        slots,
+        config.chain.block,
+        chains=1,
+        width=base_models.dtype_bytes(config.fit.dtype),
+    )
+    work = card_hours.Arithmetic(
+        train,
+        decode_flops=generate,
+        decode_bytes=read,
+        dtype=config.fit.dtype,
+    )
+    rows = [
         ("chains", chains_line(config)),
         ("models", f"{models:,} versions, {distinct:,} of them different"),
         (
@@ -79,12 +107,12 @@ def table(config: BiasConfig, prepared: Prepared) -> Rows:
         ),
         ("arithmetic", f"{train:.3g} FLOP to train, {generate:.3g} FLOP to write"),
         (
-            "time",
-            f"{duration(seconds)} on a device of 1 PFLOP/s at {REACHED:.0%}; padding, metrics and "
-            "compilation come on top",
+            "not counted",
+            "padding, compiling, and measuring: classifier, detector, perplexities, neurons",
         ),
         ("disk", f"{disk_bytes(config, prepared) / 1e9:,.2f} GB at most"),
     ]
+    return rows, work
 
 
 def _count_tokens(config: BiasConfig, prepared: Prepared) -> _Tokens:

@@ -62,24 +62,34 @@ def prepare(config: BiasConfig) -> Prepared:
     articles = read_articles(config.data, codec, config.chain.block)
     classifier = checks.check_classifier(config, articles)
     checks.check_adapt(config, articles)
-    prompts = family.prompts_of(articles, codec, config.chain.block)
-    checks.check_model(config, model_config, family.prompt_len(prompts))
+    prepared = assemble(config, model_config, tokenizer, articles, classifier)
+    checks.check_model(config, model_config, family.prompt_len(prepared.prompts))
     checks.check_direction(config, model_config, articles)
-    chains = make_chains(config, len(articles.chosen))
     if config.neurons.measure:
-        checks.check_neurons(config, model_config, chains)
-    prepared = Prepared(
+        checks.check_neurons(config, model_config, prepared.chains)
+    driver.check(prepared.chains, prepared.data, prepared.driver)
+    return prepared
+
+
+def assemble(
+    config: BiasConfig,
+    model_config: ModelConfig,
+    tokenizer: Tokenizer,
+    articles: Articles,
+    classifier: Classifier | None,
+) -> Prepared:
+    """Return what follows from articles and a model: prompts, chains, the driver's settings."""
+    prompts = family.prompts_of(articles, family.token_codec(tokenizer), config.chain.block)
+    return Prepared(
         articles=articles,
         prompts=prompts,
         model_config=model_config,
         tokenizer=tokenizer,
-        chains=chains,
+        chains=make_chains(config, len(articles.chosen)),
         data={"articles": _dataset(articles)},
         driver=_driver_settings(config, model_config, prompts),
         classifier=classifier,
     )
-    driver.check(prepared.chains, prepared.data, prepared.driver)
-    return prepared
 
 
 def _dataset(articles: Articles) -> Dataset:

@@ -43,7 +43,7 @@ def plan(config: BiasConfig, target: str | None = None) -> list[tuple[str, str]]
     """
     if target is not None:
         return cost.absent_table(config, target)
-    return cost.table(config, prepare(config))
+    return cost.table(config)
 
 
 def run(config: BiasConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:

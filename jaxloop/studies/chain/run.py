@@ -13,8 +13,9 @@ from typing import Any
 
 from jaxloop.recursion import driver
 from jaxloop.recursion.backfill import backfill
-from jaxloop.runtime.devices import barrier, processes
+from jaxloop.runtime.devices import processes
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.workdir import is_workdir
 from jaxloop.studies import FAILED_CHAINS
 from jaxloop.studies.chain import cost, measure
@@ -22,6 +23,7 @@ from jaxloop.studies.chain.config import CONFIG, ChainConfig
 from jaxloop.studies.chain.prepare import Prepared, chains_line, prepare, texts_needed
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
+from jaxloop.studies.common import start_adapter
 
 __all__ = ["CONFIG", "check", "plan", "run"]
 
@@ -32,6 +34,7 @@ UNSTORED = frozenset({"only"})
 
 def check(config: ChainConfig) -> list[str]:
     """Check the data, the models and the chains, and return lines that describe them."""
+    config = start_adapter.with_its_settings(config)
     prepared = prepare(config)
     return [
         *(f"data {name}: {line}" for name, line in prepared.data_lines),
@@ -48,6 +51,7 @@ def plan(config: ChainConfig, target: str | None = None) -> list[tuple[str, str]
     absent hardware `target`.
     """
     common.keep_compiled(config.run)
+    config = start_adapter.with_its_settings(config)
     return cost.table(config, prepare(config, here=target is None), target)
 
 
@@ -56,6 +60,7 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
 
     Returns 0, or `FAILED_CHAINS` where some chains stopped.
     """
+    config = start_adapter.with_its_settings(config)
     if config.only is None:
         steps = common.Steps(prepare, cost.disk_bytes, _train, unstored_fields=UNSTORED)
     else:
@@ -91,10 +96,10 @@ def _train(context: Context) -> common.Outcome:
     """Train the chains from the generation that they have reached to the last one."""
     config, prepared = context.config, context.prepared
     if not context.is_first_process:
-        barrier("the maps are made")
+        meet("the maps are made", context.root)
     measured = measure.measuring(config, prepared, context.root)
     if context.is_first_process:
-        barrier("the maps are made")
+        meet("the maps are made", context.root)
 
     def references() -> dict[str, float]:
         # Importing matplotlib and pandas takes as long as drawing the report. Done here, while
@@ -105,7 +110,7 @@ def _train(context: Context) -> common.Outcome:
     in_background = prepared.driver.overlap_eval and context.is_first_process
     with common.started(references, in_background) as human_values:
         result = driver.run(
-            base_models.family(config.models, config.fit, config.run),
+            base_models.family(config.models, config.fit, config.run, start_adapter.load(config)),
             prepared.chains,
             prepared.data,
             context.driver_settings(prepared.driver),
@@ -125,7 +130,7 @@ def _backfill(context: Context) -> common.Outcome:
     """Compute the metrics that finished generations lack, from the texts and weights on disk."""
     config, prepared = context.config, context.prepared
     done = backfill(
-        base_models.family(config.models, config.fit, config.run),
+        base_models.family(config.models, config.fit, config.run, start_adapter.load(config)),
         prepared.chains,
         prepared.data,
         context.driver_settings(prepared.driver),

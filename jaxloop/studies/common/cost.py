@@ -25,6 +25,7 @@ from jaxloop.recursion.run import sample_rows
 from jaxloop.recursion.sources import Dataset
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import devices, environment, roofline
+from jaxloop.studies.common import card_hours
 from jaxloop.studies.common import models as base_models
 
 # Chains that the measurement runs together, at most: what one program holds by default.
@@ -173,7 +174,8 @@ def measured_rows(work: Workload, shares: Mapping[str, Cost], not_counted: str) 
     """Return the rows of the time that this device would take.
 
     Only the first model is measured, for a moment; the others are taken to reach the same FLOP/s.
-    not_counted: what the time leaves out, in words.
+    Where it would take very long here, named cards' hours follow. not_counted: what the time leaves
+    out, in words.
     """
     name = work.models.pool[0]
     speed = measure(work, name)
@@ -183,6 +185,9 @@ def measured_rows(work: Workload, shares: Mapping[str, Cost], not_counted: str) 
     )
     generate = flops / speed.decode_flops
     compiling = speed.compile_seconds * len(shares)
+    whole = train + generate + compiling
+    if whole > card_hours.LONGEST_HERE:
+        return [too_long_here(), *card_hours.rows(arithmetic(work, total_cost(shares)))]
     return [
         (
             "measured with",
@@ -196,9 +201,26 @@ def measured_rows(work: Workload, shares: Mapping[str, Cost], not_counted: str) 
         ),
         (
             "time in all",
-            f"about {duration(train + generate + compiling)}, {not_counted} not counted",
+            f"about {duration(whole)}, {not_counted} not counted",
         ),
     ]
+
+
+def too_long_here() -> tuple[str, str]:
+    """Return the row that stands for a time on this machine that nobody would wait for."""
+    longest = card_hours.LONGEST_HERE / 3600
+    return "time here", f"more than {longest:,.0f} h on {environment.describe_devices()}"
+
+
+def arithmetic(work: Workload, total: Cost, score_flops: float = 0.0) -> card_hours.Arithmetic:
+    """Return what hours of named cards are counted from; total: of all models of the pool."""
+    return card_hours.Arithmetic(
+        train_flops=total.train_flops,
+        score_flops=score_flops,
+        decode_flops=total.decode_flops,
+        decode_bytes=total.decode_bytes,
+        dtype=work.fit.dtype,
+    )
 
 
 # ---- counting

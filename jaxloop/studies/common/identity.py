@@ -13,7 +13,7 @@ from jaxloop.metrics import embed, quality, registry
 from jaxloop.studies.common.models import model_path
 
 # Fields of configs, and options of metrics, that name a model.
-FIELDS = ("pool", "embedder", "reference", "detector", "model", "encoder")
+FIELDS = ("pool", "embedder", "reference", "detector", "model", "encoder", "start_adapter")
 
 
 def of(config: Section, *, metrics: bool = True) -> dict[str, str]:
@@ -31,6 +31,9 @@ def of(config: Section, *, metrics: bool = True) -> dict[str, str]:
     for field, name in _named(config.model_dump(mode="json"), metrics):
         path = _directory(name, revisions.get(name) if field == "models.pool" else None)
         if path is None:
+            continue
+        if field.endswith("start_adapter"):
+            found[f"{field} {name}"] = identity.of_adapter(path)
             continue
         commit = identity.commit_of(path)
         found[f"{field} {name}"] = identity.of_directory(path) + (

@@ -23,6 +23,8 @@ from jaxloop.runtime.signals import Stopped
 
 # Seconds after which a browser loads the page of a running study again.
 RELOAD = 30
+# Seconds that a run waits at its end for a page that is being drawn, or a tracker that sends.
+PATIENCE = 120
 # A page may take this share of the time.
 SHARE = 1 / 20
 
@@ -62,13 +64,18 @@ def watching(
     try:
         yield states.put
     except BaseException as error:
-        states.put(None)
-        thread.join()
+        _end(states, thread)
         if last:
             _logged("report.html", functools.partial(write, stopped=_reason(error)), last[-1])
         raise
+    _end(states, thread)
+
+
+def _end(states: "queue.SimpleQueue[State | None]", thread: threading.Thread) -> None:
     states.put(None)
-    thread.join()
+    thread.join(PATIENCE)
+    if thread.is_alive():
+        LOGGER.warning("the page or a tracker did not end within %d s; it is left", PATIENCE)
 
 
 def _follow(

@@ -18,7 +18,7 @@ from jaxloop.lm.generation.prompt import render
 from jaxloop.lm.io import config_json, huggingface
 from jaxloop.lm.io.tokenizer import Tokenizer
 from jaxloop.lm.model.config import ModelConfig, count_parameters
-from jaxloop.lm.model.lora import target_names
+from jaxloop.lm.model.lora import Adapter, target_names
 from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.runtime import roofline
 from jaxloop.runtime.atomic_io import human_size
@@ -199,9 +199,15 @@ def generate_options(fit: FitConfig) -> GenerateOptions:
     return GenerateOptions(lora=fit.lora, dtype=fit.dtype)
 
 
-def family(models: ModelsConfig, fit: FitConfig, run: RunConfig) -> LanguageModelFamily:
-    """Return the language-model family, its models loaded as the config says."""
+def family(
+    models: ModelsConfig, fit: FitConfig, run: RunConfig, start: Adapter | None = None
+) -> LanguageModelFamily:
+    """Return the language-model family, its models loaded as the config says.
+
+    start: as `LanguageModelFamily` takes it (see `start_adapter`).
+    """
     return LanguageModelFamily(
+        start=start,
         load=functools.partial(load_model, models, run),
         train_options=train_options(run),
         generate_options=generate_options(fit),

@@ -25,11 +25,11 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jaxloop
+from jaxloop import trackers
 from jaxloop.config import (
     ChainSection,
     FitConfig,
@@ -46,6 +46,8 @@ from jaxloop.runtime.atomic_io import cache_folder
 from jaxloop.runtime.compile_cache import keep_compiled_programs
 from jaxloop.runtime.devices import initialise_distributed, processes, programs_at_once
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import meet
+from jaxloop.runtime.optional import check_trackers
 from jaxloop.runtime.workdir import open_workdir, stored_form
 from jaxloop.studies import FAILED_CHAINS
 from jaxloop.studies.common import identity, live
@@ -160,6 +162,7 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     start = time.monotonic()
     initialise_distributed()
     keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
+    check_trackers(config.run.trackers)  # type: ignore[attr-defined]
     prepared = steps.prepare(config)
     stored = config.model_dump(mode="json", exclude=set(steps.unstored_fields))
     models = {}
@@ -173,14 +176,14 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
         needs=steps.disk_bytes(config, prepared),
         identity=models,
         update=stored_names(type(config)),
+        meet=meet,
     ) as place:
-        first = processes()[0] == 0
         page = PageInputs(
             run_info=_facts(steps, config, models, argv),
             config=stored_form(stored),
             versions=environment.versions(),
         )
-        with _watching(place.path, config, page, argv) if first else nullcontext() as watch:
+        with _watching(place.path, config, page, argv) as watch:
             context = RunContext(
                 config=config,
                 prepared=prepared,
@@ -188,7 +191,7 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
                 command=command_line(argv),
                 models=models,
                 resumed=place.resumed,
-                is_first_process=first,
+                is_first_process=processes()[0] == 0,
                 watch=watch,
             )
             outcome = steps.execute(context)
@@ -222,12 +225,26 @@ def _with_outcome(facts: RunInfo, outcome: Outcome, seconds: float) -> RunInfo:
     return [command, *outcome.run_info, *others, ("time", took)]
 
 
+@contextlib.contextmanager
 def _watching(
     root: Path, config: Section, page: PageInputs, argv: Sequence[str]
-) -> AbstractContextManager[Watch]:
-    """The context of `live.watching` for a study with this config."""
+) -> Iterator[Watch | None]:
+    """Context that gives the driver's `watch` for a study: the page, and the trackers it names.
+
+    None in all processes of a cluster but the first.
+    """
+    if processes()[0] > 0:
+        yield None
+        return
     title = getattr(config, "title", None) or f"A study of kind {getattr(config, 'study', '')}"
-    return live.watching(root, title=title, command=command_line(argv), page=page._asdict())
+    names = config.run.trackers  # type: ignore[attr-defined]  # as above
+    with (
+        trackers.opened(names, root, title, page.config) as track,
+        live.watching(
+            root, title=title, command=command_line(argv), page=page._asdict(), track=track
+        ) as watch,
+    ):
+        yield watch
 
 
 def trained(

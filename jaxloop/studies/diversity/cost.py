@@ -17,7 +17,7 @@ from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.lm.training.autotune import default
 from jaxloop.runtime import environment, roofline
 from jaxloop.runtime.devices import platform_of
-from jaxloop.studies.common import cost, published_models
+from jaxloop.studies.common import card_hours, cost, published_models
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.diversity import prepare as diversity_setup
 from jaxloop.studies.diversity import records
@@ -81,8 +81,12 @@ def requests(settings: DiversityConfig) -> dict[str, int]:
     return counts
 
 
-def table(settings: DiversityConfig) -> list[tuple[str, str]]:
-    """Return (what, amount) rows: records, requests, tokens, FLOPs, memory, disk and time here."""
+def table(settings: DiversityConfig, target: str | None = None) -> list[tuple[str, str]]:
+    """Return (what, amount) rows: records, requests, tokens, FLOPs, memory, disk and time.
+
+    The time is that of this machine where models and data are here and it is no more than some
+    days; else it is in hours of named cards, or of the `target`.
+    """
     cells, fit = all_cells(settings), settings.fit
     specs = {name: model_config_of(settings, name) for name in settings.models.pool}
     lengths: dict[str, tuple[float, bool]] = {
@@ -164,7 +168,16 @@ def table(settings: DiversityConfig) -> list[tuple[str, str]]:
         for model_config, _ in specs.values()
     )
     rows.append(("disk", f"{4 * adapters * len(cells) / 1e9:,.2f} GB at most for what is trained"))
+    work = card_hours.Arithmetic(
+        sum(train.values()), score_flops=sum(test.values()), dtype=fit.dtype
+    )
+    all_here = all(here for _, here in specs.values()) and all(c for _, c in lengths.values())
+    if target is not None or not all_here:
+        return [*rows, *card_hours.rows(work, target)]
     rate = measured(settings, FitConfig(batch_size=8, steps=16, max_length=64))
+    seconds = (sum(train.values()) + sum(test.values())) / rate
+    if seconds > card_hours.LONGEST_HERE:
+        return [*rows, cost.too_long_here(), *card_hours.rows(work)]
     rows.append(
         (
             "measured with",
@@ -176,8 +189,7 @@ def table(settings: DiversityConfig) -> list[tuple[str, str]]:
         *rows,
         (
             "time",
-            f"about {cost.duration((sum(train.values()) + sum(test.values())) / rate)} at "
-            "that rate, writers not counted",
+            f"about {cost.duration(seconds)} at that rate, writers not counted",
         ),
     ]
 

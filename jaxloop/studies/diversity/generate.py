@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxloop.data.stories import opening, sentences
+from jaxloop.data.sentences import sentences
+from jaxloop.data.stories import opening
 from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import sha256
 from jaxloop.runtime.log import LOGGER
@@ -113,7 +114,7 @@ def _stories(
             return instruct(picked[i], draw("story", level, i, attempt))
 
         def parse(i, reply, picked=picked):
-            return _story(picked[i] + reply if goes_on else reply, s.sentences)
+            return story_in(picked[i] + reply if goes_on else reply, s.sentences)
 
         stories = store.collect(f"story-D{level}", [1] * size, prompt, parse)
         rows = [
@@ -124,10 +125,10 @@ def _stories(
     return set_of_level
 
 
-def _story(reply: str, count: int) -> list[tuple[str, str]]:
-    """[(beginning, ending)] of the first `count` sentences of a reply; [] where it has only one."""
+def story_in(reply: str, count: int) -> list[tuple[str, str]]:
+    """Return [(beginning, ending)] of the first `count` sentences of a reply; [] for fewer."""
     parts = sentences(reply)[:count]
-    return [(" ".join(parts[:-1]), parts[-1])] if len(parts) > 1 else []
+    return [(" ".join(parts[:-1]), parts[-1])] if len(parts) == count else []
 
 
 def _control_stories(

@@ -15,7 +15,7 @@ import pandas as pd
 
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
-from jaxloop.runtime.devices import barrier
+from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.signals import Stop, stop_safely
 from jaxloop.studies.common import absent_plan
 from jaxloop.studies.common import models as base_models
@@ -46,16 +46,17 @@ def check(config: DiversityConfig) -> list[str]:
 def plan(config: DiversityConfig, target: str | None = None) -> list[tuple[str, str]]:
     """Return what a run would cost, counted from the config.
 
-    Models and data that are not here are assumed, and named. With `target`: what the compiler says
-    of the programs there.
+    Models and data that are not here are assumed, and named. With `target`: hours there, and what
+    the compiler says of the programs.
     """
     models = ("models to train", _cells_line(config))
+    counted = [models, *cost.table(config, target)]
     if target is None:
-        return [models, *cost.table(config)]
+        return counted
     programs = absent_plan.Programs(
         models=config.models, fit=config.fit, sample=None, run=config.run
     )
-    return [models, *absent_plan.rows(programs, target)]
+    return [*counted, *absent_plan.rows(programs, target)]
 
 
 def run(config: DiversityConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
@@ -99,11 +100,11 @@ def _generate_and_train(context: Context) -> common.Outcome:
 def _pools(context: Context, stop: Stop) -> dict[str, pd.DataFrame]:
     """The generated sets, which the first process writes and the others read."""
     if not context.is_first_process:
-        barrier("generated sets")
+        meet("generated sets", context.root)
     pools = generate.pools(context.config, context.prepared, context.root, stop)
     if context.is_first_process:
         generate.save(context.root, pools)
-        barrier("generated sets")
+        meet("generated sets", context.root)
     return pools
 
 

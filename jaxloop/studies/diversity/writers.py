@@ -143,16 +143,10 @@ def endpoint_writer(settings: DiversityConfig, root: Path) -> Writer:
     )
 
     def write(numbers, prompts):
-        # Equal requests are answered once: the number keeps two draws of the same prompt apart.
-        messages = [
-            [
-                {"role": "system", "content": f"Request {number}."},
-                {"role": "user", "content": prompt},
-            ]
-            for number, prompt in zip(numbers, prompts, strict=True)
-        ]
+        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
         try:
-            return [reply.text for reply in complete(endpoint, messages)]
+            # The number keeps two draws of the same prompt apart.
+            return [reply.text for reply in complete(endpoint, messages, draws=numbers)]
         except Unreachable as error:
             raise ValueError(
                 f"generator: {str(error).rstrip('.')}; what it answered is kept, the same "

@@ -12,7 +12,7 @@ from jaxloop.lm.io import config_json, huggingface
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.recursion import driver
 from jaxloop.recursion.sources import Dataset
-from jaxloop.studies.common import cost, device_hours, published_models
+from jaxloop.studies.common import absent_plan, card_hours, cost, device_hours, published_models
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.multi_entity import prepare as entities_setup
 from jaxloop.studies.multi_entity.config import EntitiesConfig
@@ -23,8 +23,8 @@ COUNTED_TEXTS = 250
 ASSUMED_TEST_TEXTS = 1000
 
 
-def table(settings: EntitiesConfig) -> cost.Rows:
-    """Return (what, amount) rows.
+def table(settings: EntitiesConfig, target: str | None = None) -> cost.Rows:
+    """Return (what, amount) rows; with a target, an accelerator that is absent, those for it.
 
     Raises ValueError, as a run would, if models and data are all here and something is wrong.
     """
@@ -32,6 +32,8 @@ def table(settings: EntitiesConfig) -> cost.Rows:
         Path(base_models.model_path(name)).expanduser().is_dir() for name in settings.models.pool
     )
     data_here = all(t.source is not None and is_here(t.source) for t in _tasks(settings))
+    if target is not None:
+        return _assumed(settings, target)
     return _measured(settings) if models_here and data_here else _assumed(settings)
 
 
@@ -114,7 +116,7 @@ def _shapes(name: str) -> ModelConfig:
     return huggingface.read_model_config(huggingface.locate(base_models.model_path(name), None))
 
 
-def _assumed(settings: EntitiesConfig) -> cost.Rows:
+def _assumed(settings: EntitiesConfig, target: str | None = None) -> cost.Rows:
     """The table counted from the config, texts as long as it assumes."""
     weights, mixing = entities_setup.weights_of(settings), entities_setup.mixing_of(settings)
     names = [
@@ -142,8 +144,8 @@ def _assumed(settings: EntitiesConfig) -> cost.Rows:
     work = _workload(
         settings, chains=chains, driver=common, bases=bases, dataset=Dataset(("",), "")
     )
-    shares = cost.costs(work)
-    total = cost.total_cost(shares)
+    # The hours are those of cards, whatever this machine is.
+    total = cost.total_cost(cost.costs(work, cost.platform_of(target or card_hours.NAMED[0])))
     # Scoring is the forward pass, a third of what full fine-tuning does with a token.
     scored = (settings.measure.test_texts or ASSUMED_TEST_TEXTS) * len(names)
     members = len(chains) * len(settings.entities) * settings.exchange.generations
@@ -152,6 +154,13 @@ def _assumed(settings: EntitiesConfig) -> cost.Rows:
     hours = device_hours.device_hours(assumed, total)
     score_hours = score / (assumed.flops * assumed.train_share) / 3600
     all_hours = hours.train + hours.generate + score_hours
+    on_cards = card_hours.rows(cost.arithmetic(work, total, score), target)
+    compiled: cost.Rows = []
+    if target is not None:
+        programs = absent_plan.Programs(
+            models=settings.models, fit=settings.fit, sample=settings.sample, run=settings.run
+        )
+        compiled = absent_plan.rows(programs, target, chains=len(chains), total=total)
     return [
         ("chains", entities_setup.line(settings, prepared)),
         _count(settings, prepared),
@@ -176,4 +185,6 @@ def _assumed(settings: EntitiesConfig) -> cost.Rows:
             f"{hours.train:,.1f} to train, {hours.generate:,.1f} to write, {score_hours:,.1f} to "
             f"score: about {all_hours:,.0f} {assumed.device}-hours",
         ),
+        *compiled,
+        *on_cards,
     ]

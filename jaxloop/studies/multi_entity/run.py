@@ -12,7 +12,6 @@ from pathlib import Path
 
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
-from jaxloop.studies.common import absent_plan
 from jaxloop.studies.common import run as common
 from jaxloop.studies.multi_entity import cost, measure, report
 from jaxloop.studies.multi_entity import prepare as inputs
@@ -38,16 +37,12 @@ def check(config: EntitiesConfig) -> list[str]:
 def plan(config: EntitiesConfig, target: str | None = None) -> list[tuple[str, str]]:
     """Return what a run would cost.
 
-    Timed by a short measurement where models and data are here, else in hours of a device. With
-    `target`: what the compiler says of the programs there.
+    Timed by a short measurement where models and data are here, else in hours of named cards. With
+    `target`: hours there, and what the compiler says of the programs.
     """
-    if target is not None:
-        programs = absent_plan.Programs(
-            models=config.models, fit=config.fit, sample=config.sample, run=config.run
-        )
-        return absent_plan.rows(programs, target)
-    common.keep_compiled(config.run)
-    return cost.table(config)
+    if target is None:
+        common.keep_compiled(config.run)
+    return cost.table(config, target)
 
 
 def run(config: EntitiesConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:

@@ -79,13 +79,19 @@ def _write_page(
 def _few_lines(metrics: pd.DataFrame, planned: Sequence[Planned]) -> tuple[pd.DataFrame, str]:
     """The metrics, and a note that says over what their curves are averaged.
 
-    The columns that name subsets are left out if these would give too many lines.
+    Columns are left out until the lines are few: those that name subsets, then the dataset, then
+    all others but the ratio. The figures of the analysis keep them apart.
     """
-    if scores.with_lines(metrics)["line"].nunique() <= LINES:
-        return metrics, ""
     of_subsets = {name for one in planned for name in one.subset.factors}
-    over = [name for name in metrics.columns if name in of_subsets and metrics[name].nunique() > 1]
-    return metrics.drop(columns=over), scores.averaged_over(over)
+    others = [name for name in scores.factors(metrics) if name not in {*of_subsets, "ratio"}]
+    over: list[str] = []
+    for names in (of_subsets, {"dataset"}, set(others)):
+        if scores.with_lines(metrics)["line"].nunique() <= LINES:
+            break
+        dropped = [str(c) for c in metrics.columns if c in names and metrics[c].nunique() > 1]
+        metrics = metrics.drop(columns=dropped)
+        over += dropped
+    return metrics, scores.averaged_over(over)
 
 
 def _sections(config: LoopsConfig, planned: Sequence[Planned], root: Path) -> list[Section]:

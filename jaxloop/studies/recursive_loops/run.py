@@ -16,10 +16,11 @@ import numpy as np
 from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry
 from jaxloop.recursion import driver
-from jaxloop.runtime.devices import barrier
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import meet
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
+from jaxloop.studies.common import start_adapter
 from jaxloop.studies.recursive_loops import (
     chains,
     cost,
@@ -69,6 +70,7 @@ def check(config: LoopsConfig) -> list[str]:
     """
     if config.experiment in UNTRAINED:
         return UNTRAINED[config.experiment].lines(config)
+    config = start_adapter.with_its_settings(config)
     prepared = prepare(config)
     needed = max(one.needed for one in prepared.planned)
     return [
@@ -85,7 +87,7 @@ def plan(config: LoopsConfig, target: str | None = None) -> list[tuple[str, str]
     """
     if config.experiment in UNTRAINED:
         return UNTRAINED[config.experiment].plan_rows(config)
-    return cost.table(config, target)
+    return cost.table(start_adapter.with_its_settings(config), target)
 
 
 def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
@@ -105,6 +107,7 @@ def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
         )
         return common.run_study(untrained, config, workdir, argv=argv)
     steps = common.Steps(prepare, cost.disk_bytes, _execute, free_fields=free_fields)
+    config = start_adapter.with_its_settings(config)
     return common.run_study(steps, config, workdir, argv=argv)
 
 
@@ -124,7 +127,7 @@ def _execute(context: Context) -> common.Outcome:
         (source,) = prepared.sources.values()
         leaning = political_leaning.scorer(config, source, context.root)
     result = driver.run(
-        base_models.family(config.models, config.fit, config.run),
+        base_models.family(config.models, config.fit, config.run, start_adapter.load(config)),
         specs,
         data,
         context.driver_settings(prepared.driver),
@@ -155,12 +158,12 @@ def _plan_chains(context: Context) -> list[Planned]:
     """
     config, sources = context.config, context.prepared.sources
     if not context.is_first_process:
-        barrier("subsets are made")
+        meet("subsets are made", context.root)
     all_subsets = subsets.build(config, sources, context.root)
     planned = chains.leave_out_short(config, chains.plan(config, all_subsets))
     if context.is_first_process:
         input_tables.write(config, sources, all_subsets, planned, context.root)
-        barrier("subsets are made")
+        meet("subsets are made", context.root)
     return planned
 
 

@@ -15,7 +15,20 @@ POOL = (
     "HuggingFaceTB/SmolLM-1.7B",
     "tiiuae/Falcon3-1B-Base",
 )
-REVISIONS = ("8330ca72", "2d0a015f", "d7449ff7", "cb37ef35")
+# Whole commits: the hub knows no shorter form.
+REVISIONS = (
+    "8330ca72fe8cf1fc86a8b20b4835dc08fbbd2251",
+    "2d0a015faee2c1af360a6725a30c4d7a258ac4d4",
+    "d7449ff7241c863f3e8accc475155f0f97afa011",
+    "cb37ef3559b157b5c9d9226296ba01a5162da1f7",
+)
+# Those of the political experiments and of several models per generation.
+OLDER_REVISIONS = (
+    "1d05b8ce9cd75f6baca1ccebf9653626ac261438",
+    "8951671def651bbedbcdea3751f46cf35e78dfa9",
+    "d7449ff7241c863f3e8accc475155f0f97afa011",
+    "34183642457812e78b53466798c3a818485ac969",
+)
 JUDGE = "judge_quality(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
 ENGLISH = "judge_english(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
 LEANING = (
@@ -82,6 +95,8 @@ def political(experiment: str, title: str, scale: str) -> ConfigDict:
         # A classifier fitted on the party labels in the judge's place: its leanings are no round
         # scores, so neutral is a range.
         c.political_leaning.update(judge=None, fit_texts=2000, neutral=10.0)
+    else:
+        c.models.revisions = OLDER_REVISIONS
     return c
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from jaxloop import cli, config, lm, main
 from jaxloop.data import load_texts
-from jaxloop.data.stories import sentences
+from jaxloop.data.sentences import sentences
 from jaxloop.lm import family as lm_family
 from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.io import bpe
@@ -459,6 +459,36 @@ def test_the_plan_counts_and_writes_nothing(world, tmp_path, capsys, monkeypatch
         rows["models"] == "24 versions, 20 of them different"
     )  # two seeds with one generation 0 for three setups, one for the constrained
     assert "FLOP to train" in rows["arithmetic"] and "GB at most" in rows["disk"]
+
+
+@pytest.mark.parametrize("variant", ["", ":classifier", ":center", ":constrained"])
+def test_the_published_plan_needs_neither_models_nor_articles(variant, tmp_path):
+    """Hours of named cards, from the published shapes of GPT-2, and what is assumed."""
+    s = config.build(
+        bias.CONFIG, config.read_file(f"{ROOT}/configs/bias_amplification.py{variant}")
+    )
+    s = s.model_copy(update={"models": s.models.model_copy(update={"pool": (f"{tmp_path}/gpt2",)})})
+    rows = bias.plan(s)
+    assumed = [line for name, line in rows if name == "assumed"]
+    assert "published shapes" in assumed[0] and "'data_public.csv' is not here" in assumed[1]
+    named = dict(rows)
+    assert {f"time on one {card}" for card in ("h100", "h200", "a100")} <= set(named)
+    assert re.fullmatch(
+        r"at least .* by its limits \(.* to train, .* to write\), about .* at 30% of them",
+        named["time on one h100"],
+    )
+    assert "1,518 articles" in assumed[1] or variant == ":center"
+
+
+def test_a_plan_without_the_model_counts_about_what_one_with_it_counts(world, tmp_path):
+    """Shapes and articles are here, the tokenizer is not: tokens by characters."""
+    whole = dict(bias.plan(settings(world)))
+    published = settings(world, f"models.pool={tmp_path}/gpt2")
+    rows = dict(bias.plan(published))
+    assert rows["models"] == whole["models"] and "published shapes" in rows["assumed"]
+    assert "articles of" not in rows["assumed"]
+    with pytest.raises(ValueError, match="does not exist"):
+        bias.plan(settings(world, f"models.pool={tmp_path}/gpt3"))
 
 
 def test_the_papers_66_versions_are_62_models(world):

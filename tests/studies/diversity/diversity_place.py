@@ -114,16 +114,14 @@ class Answers:
     def __init__(self, always=None, status=200):
         self.prompts, self.always, self.status = [], always, status
 
-    def reply(self, number, prompt):
+    def reply(self, prompt):
         self.prompts.append(prompt)
         if self.always is not None:
             return self.always
         # The same answer to the same request, whenever it is made.
-        rng = np.random.default_rng([ord(c) for c in number + prompt])
+        rng = np.random.default_rng([ord(c) for c in prompt])
         if found := re.search(r"List (\d+) topics", prompt):
-            return "\n".join(
-                f"{i + 1}. Topic {number.strip('.')[-4:]} {i}" for i in range(int(found[1]))
-            )
+            return "\n".join(f"{i + 1}. Topic {i}" for i in range(int(found[1])))
         if found := re.search(r"about the topic: (.*)\.", prompt):
             return " ".join(f"{found[1]} {sentence(rng)}" for _ in range(5))
         if found := re.search(r"Say the following pair in (\d+) other ways", prompt):
@@ -146,7 +144,9 @@ def endpoint(answers):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            text = answers.reply(*(message["content"] for message in body["messages"]))
+            (message,) = body["messages"]
+            assert message["role"] == "user"
+            text = answers.reply(message["content"])
             data = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
             self.send_response(answers.status)
             self.send_header("Content-Length", str(len(data)))

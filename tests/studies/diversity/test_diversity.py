@@ -240,6 +240,35 @@ def test_the_plan_counts(place, capsys, monkeypatch):
     assert "counted" in out and "assumed" not in out
 
 
+def test_the_papers_plan_is_hours_of_named_cards_and_measures_nothing(monkeypatch):
+    monkeypatch.setattr(cost, "measured", None)
+    paper = config.build(diversity.CONFIG, config.read_file("configs/diversity.py"))
+    local = [f"/nowhere/{name.split('/')[-1]}" for name in paper.models.pool]
+    named = {name: here for name, here in zip(paper.models.pool, local, strict=True)}
+    grids = {
+        grid: getattr(paper, grid).model_copy(
+            update={"models": tuple(named[m] for m in getattr(paper, grid).models)}
+        )
+        for grid in ("generated", "fixed", "variable", "sizes", "architectures")
+    }
+    data = {
+        "qa": paper.qa.model_copy(update={"source": "/nowhere/qa.jsonl"}),
+        "story": paper.story.model_copy(update={"sources": ("/nowhere/stories.jsonl",)}),
+        "models": paper.models.model_copy(update={"pool": tuple(local)}),
+    }
+    rows = dict(diversity.plan(paper.model_copy(update=data | grids)))
+    assert [name for name in rows if name.startswith("time")] == [
+        f"time on one {card}" for card in ("h100", "h200", "a100")
+    ]
+    assert "assumed" in rows["tokens of a record, qa"]
+
+
+def test_a_long_time_here_is_said_in_cards(place, monkeypatch):
+    monkeypatch.setattr(cost, "measured", lambda *_: 1.0)
+    rows = dict(diversity.plan(settings(place, "generator.url=http://localhost:1/v1")))
+    assert rows["time here"].startswith("more than 100 h on ") and "time on one h100" in rows
+
+
 @pytest.mark.slow
 def test_a_plan_measures_this_device(place):
     chosen = settings(place, "generator.url=http://localhost:1/v1")

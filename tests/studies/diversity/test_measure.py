@@ -60,6 +60,14 @@ def planted(sets=40, seeds=3, slope=(-0.3, 0.2), together=0.0, seed=0):
     return pd.DataFrame(rows)
 
 
+def test_a_reply_is_a_story_if_it_has_all_sentences():
+    five = ["Tom ran.", '"Why?" Ann asked.', "He sat.", 'He said "Go. Now."', "She left."]
+    assert generate.story_in(" ".join(five), 5) == [(" ".join(five[:4]), five[4])]
+    assert generate.story_in(" ".join([*five, "The end."]), 5)[0][1] == "She left."
+    assert generate.story_in("Tom ran. He sat.", 5) == generate.story_in("", 2) == []
+    assert generate.story_in("Tom ran. He sat.", 2) == [("Tom ran.", "He sat.")]
+
+
 def test_regressions_find_planted_effects_with_honest_intervals():
     """The 95 % interval of the coefficient, clustered by set, holds the planted one in 200 studies
     as often as a binomial allows.

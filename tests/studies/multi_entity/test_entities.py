@@ -600,4 +600,5 @@ def test_plan_at_full_scale_needs_neither_models_nor_data(scale, millions, model
     assert rows[f"model {s.models.pool[0]}"].endswith(f"{millions} M parameters") and rows[
         "device-hours"
     ].endswith("H100-hours")
+    assert {f"time on one {card}" for card in ("h100", "h200", "a100")} <= set(rows)
     assert rows["texts to write"] == f"{models * (2500 + 200 * (len(s.entities) + 1)):,}"

@@ -246,13 +246,26 @@ def _sections(
         return page_political.sections(run, neutral=options.neutral)
     if analysis.kind == "toy":
         return page_sweep.toy_sections(run)
+    notes = [_quality_note(run, options)]
     if analysis.kind == "regression":
         sections = page_regression.sections(run, options, bound=bound, effect=effect)
+        notes.append(_pooled_note(run))
     else:
         sections = page_sweep.sections(run, options, factor=analysis.factor)
-    if note := _quality_note(run, options):
-        sections[1] = sections[1]._replace(paragraphs=[*sections[1].paragraphs, note])
+    if notes := [note for note in notes if note]:
+        sections[1] = sections[1]._replace(paragraphs=[*sections[1].paragraphs, *notes])
     return sections
+
+
+def _pooled_note(run: Run) -> str:
+    """A sentence that says which factors the regressions pool; "" for none."""
+    pooled = [name.replace("_", " ") for name in factors(run) if name != "dataset"]
+    if not pooled:
+        return ""
+    return (
+        f"Chains that differ in {', '.join(pooled)} are rows of the same regressions, without a "
+        "predictor for it: coefficients are means over its levels."
+    )
 
 
 def _names(given: str | Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:

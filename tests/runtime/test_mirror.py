@@ -1,0 +1,249 @@
+"""A run directory in an object store: here one made of files, and an S3 server on this machine."""
+
+import json
+import os
+import socket
+import time
+
+import pytest
+
+from jaxloop.runtime import checkpoint, lease, mirror, object_store
+from jaxloop.runtime.workdir import MARKER
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """(address of a store of files, its folder)."""
+    monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "here"))
+    monkeypatch.setattr(mirror, "LOOK_SECONDS", 0.05)
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return f"file://{folder}", folder
+
+
+def another_machine(monkeypatch, tmp_path, name="there"):
+    monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / name))
+
+
+def begin(root):
+    (root / MARKER).write_text("{}")
+    (root / "config.json").write_text("{}")
+
+
+def finish_generation(root, generation):
+    """A generation with an adapter and a text, finished as the driver does it."""
+    place = checkpoint.unfinished(generation)
+    for name in (f"{place}/adapters/a.safetensors", f"texts/chain=a/generation={generation:04d}"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"content {generation} of {path.name}".encode())
+    files = [f"{place}/adapters/a.safetensors", f"texts/chain=a/generation={generation:04d}"]
+    checkpoint.finalise(root, generation, files)
+
+
+def files_of(root):
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()
+    }
+
+
+def run(address, generations, stop=None):
+    """Make generations up to `generations`, going on where the copy is."""
+    with mirror.mirrored(address) as root:
+        begin(root)
+        state = checkpoint.scan(root)
+        for generation in range(0 if state.last is None else state.last + 1, generations):
+            finish_generation(root, generation)
+        if stop is not None:
+            raise stop
+        return files_of(root)
+
+
+def test_a_machine_that_has_nothing_goes_on(place, tmp_path, monkeypatch):
+    address, folder = place
+    run(address, 2)
+    another_machine(monkeypatch, tmp_path)
+    resumed = run(address, 3)
+    assert {name.split("/")[1] for name in resumed if name.startswith("checkpoints/")} == {
+        f"generation={g:04d}" for g in range(3)
+    }
+    assert checkpoint.scan(mirror.restore(address)).last == 2
+    assert not (folder / "lease.json").exists()
+
+
+def test_after_an_error_or_a_signal_what_is_finished_is_there(place, tmp_path, monkeypatch):
+    address, _ = place
+    with pytest.raises(SystemExit):
+        run(address, 2, stop=SystemExit(143))
+    another_machine(monkeypatch, tmp_path)
+    assert checkpoint.scan(mirror.restore(address)).last == 1
+
+
+def test_a_finished_generation_is_sent_while_the_run_goes_on(place, tmp_path, monkeypatch):
+    address, folder = place
+    with mirror.mirrored(address) as root:
+        begin(root)
+        finish_generation(root, 0)
+        unfinished = root / checkpoint.unfinished(1) / "parts" / "x"
+        unfinished.parent.mkdir(parents=True)
+        unfinished.write_text("not finished")
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            if (folder / "head.json").exists():
+                head = json.loads((folder / "head.json").read_text())["states"][0]
+                state = json.loads((folder / "states" / f"{head}.json").read_text())
+                if any("generation=0000/manifest.json" in name for name in state):
+                    break
+            time.sleep(0.05)
+        assert "texts/chain=a/generation=0000" in state
+        assert not any("unfinished" in name for name in state)
+
+
+def test_a_pruned_file_leaves_the_store_and_a_renamed_one_is_not_sent_again(place):
+    address, folder = place
+    run(address, 2)
+    before = {path.name for path in (folder / "blobs").iterdir()}
+    for _ in range(3):  # the two newest states are kept
+        with mirror.mirrored(address) as root:
+            checkpoint.remove_files(root, 0, [f"{checkpoint.finished(0)}/adapters/a.safetensors"])
+            (root / "notes").write_text(str(time.time_ns()))
+            if (root / "metrics.csv").exists():
+                os.replace(root / "metrics.csv", root / "other.csv")
+            else:
+                (root / "metrics.csv").write_text("a table")
+    after = {path.name for path in (folder / "blobs").iterdir()}
+    gone = mirror._sha256(b"content 0 of a.safetensors")
+    assert gone in before and gone not in after
+    assert mirror._sha256(b"a table") in after
+
+
+def test_a_damaged_object_costs_the_newest_state_at_most(place, tmp_path, monkeypatch, caplog):
+    address, folder = place
+    run(address, 1)
+    run(address, 2)
+    blob = folder / "blobs" / mirror._sha256(b"content 1 of a.safetensors")
+    blob.write_bytes(blob.read_bytes()[:-1])
+    another_machine(monkeypatch, tmp_path)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert checkpoint.scan(mirror.restore(address)).last == 0
+    for blob in (folder / "blobs").iterdir():
+        blob.write_bytes(b"flipped")
+    another_machine(monkeypatch, tmp_path, "elsewhere")
+    with pytest.raises(ValueError, match="neither the newest state nor the one before"):
+        mirror.restore(address)
+
+
+def test_a_copy_that_is_further_than_the_store_is_kept(place):
+    address, _ = place
+    run(address, 1)
+    root = mirror.restore(address)
+    finish_generation(root, 1)  # and the machine lost power before anything was sent
+    assert checkpoint.scan(mirror.restore(address)).last == 1
+
+
+def test_a_copy_that_is_behind_the_store_becomes_what_the_store_has(place, tmp_path, monkeypatch):
+    address, _ = place
+    run(address, 1)
+    another_machine(monkeypatch, tmp_path)
+    there = run(address, 3)
+    monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "here"))
+    root = mirror.restore(address)
+    assert files_of(root) == there
+
+
+def test_a_second_run_is_refused_with_the_holder_named(place):
+    address, folder = place
+    with mirror.mirrored(address):
+        held = json.loads((folder / "lease.json").read_text())
+        (folder / "lease.json").write_text(json.dumps(held | {"host": "elsewhere"}))
+        said = f"is in use by process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(ValueError, match=said):
+            with mirror.mirrored(address):
+                pass
+
+
+def test_a_lease_ends_by_itself_and_that_of_a_dead_process_at_once(place):
+    address, folder = place
+    store = object_store.open_store(address)
+    lease.acquire(store)
+    held = json.loads((folder / "lease.json").read_text())
+    assert 50 < held["until"] - time.time() <= 60
+    old = held | {"host": "elsewhere", "until": time.time() - 1}
+    (folder / "lease.json").write_text(json.dumps(old))
+    lease.acquire(store)
+    (folder / "lease.json").write_text(json.dumps(held | {"pid": 2**22 + 1}))
+    token = lease.acquire(store)
+    (folder / "lease.json").write_text(json.dumps(held | {"token": "another"}))
+    with pytest.raises(ValueError, match="another run has taken it over"):
+        lease.renew(store, token)
+    lease.release(store, token)
+    assert (folder / "lease.json").exists()
+
+
+@pytest.mark.parametrize(
+    "address, said",
+    [
+        ("gs://bucket/run", r"needs a library that is not installed; pip install 'jaxloop-lm\[gcs"),
+        ("nope://bucket/run", r"nope:// is no kind of store; there are s3://, gs://"),
+        ("memory://", r"names no place"),
+    ],
+)
+def test_addresses_that_make_no_sense_are_refused(address, said):
+    if address.startswith("gs"):
+        try:
+            import gcsfs  # noqa: F401
+        except ImportError:
+            pass
+        else:
+            pytest.skip("gcsfs is installed here")
+    with pytest.raises(ValueError, match=said):
+        object_store.open_store(address)
+
+
+def test_a_later_format_and_a_damaged_head_are_said(place):
+    address, folder = place
+    (folder / "head.json").write_text('{"format": 2, "states": []}')
+    with pytest.raises(ValueError, match="has format 2, of a later version"):
+        mirror.restore(address)
+    (folder / "head.json").write_text("{")
+    with pytest.raises(ValueError, match="its head.json is damaged"):
+        mirror.restore(address)
+
+
+class Failing:
+    """A store of files whose operations fail as they are told, one after another."""
+
+    protocol = "file"
+
+    def __init__(self, files, errors):
+        self.files, self.errors = files, list(errors)
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            if name in ("pipe_file", "cat_file") and self.errors:
+                raise self.errors.pop(0)
+            return getattr(self.files, name)(*args, **kwargs)
+
+        return call
+
+
+def test_what_may_pass_is_tried_again_and_what_may_not_is_said(place, monkeypatch):
+    address, folder = place
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    store = object_store.open_store(address)
+
+    def failing(*errors):
+        return object_store.Store(address, Failing(store.files, errors), store.root)
+
+    object_store.put(failing(OSError("503 slow down"), TimeoutError()), "a", b"x")
+    assert object_store.get(failing(OSError("503 slow down")), "a") == b"x"
+    with pytest.raises(OSError, match="writing a failed 6 times .503"):
+        object_store.put(failing(*[OSError("503")] * 6), "a", b"y")
+    for error, said in (
+        (PermissionError("403"), "writing a is not allowed .403.; check the credentials"),
+        (FileNotFoundError("NoSuchBucket"), "there is no such bucket"),
+        (RuntimeError("Unable to locate credentials"), "there are no credentials"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            object_store.put(failing(error), "a", b"z")
+    assert object_store.get(store, "a") == b"x" and object_store.get(store, "b") is None

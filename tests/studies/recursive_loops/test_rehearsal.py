@@ -1,0 +1,100 @@
+"""The paper-scale configs of the recursive loops from end to end, with only sizes reduced: the same
+recipes, metrics, judge, classifier, encoder and bfloat16, from directories and files as the hub has
+them. Each run is stopped, goes on, and leaves the tables and figures of the paper.
+"""
+
+import pathlib
+
+import pandas as pd
+import pytest
+
+from jaxloop.config.files import read_file
+from jaxloop.studies.recursive_loops.properties import NAMES
+from tests.metrics.server import Server
+from tests.studies.recursive_loops import rehearsal
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[3] / "configs"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+CLUSTERS = (
+    "clusters.min_size=90",
+    "clusters.fit_rows=120",
+    "clusters.min_distances=0.01",
+    "clusters.methods=gmm-5,kmeans-10,dbscan-0.2-100,hdbscan-5-1-eom",
+)
+# Config -> (further sizes, figures, tables).
+EXPERIMENTS = {
+    "ratio_sweep": (("chain.seeds=0,1",), ("figure_2", "figure_3", "figure_8"), ("cells",)),
+    "dataset_comparison": ((), ("figure_2", "figure_3", "figure_8"), ("cells",)),
+    "cluster_study": (
+        (*CLUSTERS, "clusters.count=4"),
+        ("figure_8",),
+        ("table_1_relative_classical", "table_3"),
+    ),
+    "multi_domain": (
+        (*CLUSTERS, "clusters.count=20", "clusters.min_size=40", "chain.eval_texts=12"),
+        ("figure_8",),
+        ("table_figure_4_relative_classical", "table_4"),
+    ),
+    "quality_splits": ((), ("figure_10", "figure_11", "figure_8"), ("cells", "contrasts")),
+    "length_splits": ((), ("figure_10", "figure_11", "figure_8"), ("cells", "contrasts")),
+    "political_mixes": (
+        (),
+        ("figure_5", "figure_6", "figure_13", "figure_14", "figure_15"),
+        ("lean", "lean_by_generation", "lean_bins"),
+    ),
+    "political_bases": ((), ("figure_15",), ("lean",)),
+    "models_per_generation": (
+        ("chain.models=1,2", "chain.contribution=0.5", "fit.steps=2"),
+        ("figure_9", "figure_8"),
+        ("cells", "contrasts"),
+    ),
+    "first_size": (("chain.gen0_sizes=32,64",), ("figure_2", "figure_3"), ("cells", "contrasts")),
+    "fit_modes": ((), ("figure_2", "figure_8"), ("cells", "contrasts")),
+    "interventions": (("chain.seeds=0,1",), ("figure_2", "figure_8"), ("cells",)),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rehearsal")
+    with pytest.MonkeyPatch.context() as patch, Server(rehearsal.reply) as server:
+        patch.setenv("JAXLOOP_CACHE", str(folder / "cache"))
+        yield rehearsal.build(folder, server.url)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_config_runs_stops_goes_on_and_ends_with_its_tables(world, name, capsys, tmp_path):
+    sizes, figures, tables = EXPERIMENTS[name]
+    given = read_file(str(CONFIGS / f"{name}.py"))
+    judge = f"model='judge',url='{world.url}'"
+    words = rehearsal.flags(world, name, given["domains"])
+    quality = given["quality"].partition("(")[0]
+    words += [f"--config.quality={quality}({judge})"]
+    if given["experiment"].startswith("political"):
+        words += [f"--config.political_leaning.judge=judge_political_lean({judge})"]
+    words += [f"--config.{size}" for size in sizes]
+    config, workdir = f"--config={CONFIGS / name}.py", tmp_path / "run"
+
+    code, said, _ = rehearsal.run(capsys, config, workdir, [*words, "--validate"])
+    assert code == 0, said
+    code, _, said = rehearsal.run(capsys, config, workdir, words, stop_at="generation 0 of 3: ")
+    assert code == 143 and "to go on: " in said, said
+    code, _, said = rehearsal.run(capsys, config, workdir, words)
+    assert code == 0, said
+
+    metrics = pd.read_csv(workdir / "metrics.csv", keep_default_na=False)
+    chains = pd.read_csv(workdir / "chains.csv")
+    assert set(chains["status"]) == {"ok"}
+    assert set(metrics["generation"]) == {0, 1, 2}
+    values = pd.to_numeric(metrics["value"], errors="coerce")
+    missing = metrics[values.isna() & ~metrics["metric"].str.startswith("political")]
+    assert missing.empty, missing.head()
+    if (workdir / "properties.csv").exists():
+        properties = pd.read_csv(workdir / "properties.csv")
+        assert properties[list(NAMES)].notna().all().all()
+    drawn = {path.name.partition(".")[0] for path in (workdir / "figures").glob("figure_*.png")}
+    assert set(figures) <= drawn
+    written = {path.stem for path in (workdir / "tables").iterdir()}
+    assert set(tables) <= written, written
+    assert (workdir / "findings.html").exists() and (workdir / "report.html").exists()
