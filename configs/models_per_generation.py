@@ -20,6 +20,7 @@ def get_config(scale="paper"):
     c.fit.update(steps=250, epochs=None)  # whatever the size of the pool
     if scale == "paper":
         c.models.revisions = scales.OLDER_REVISIONS
+        c.quality = scales.JUDGE_OF_LEVELS
     else:
         c.chain.update(ratios=("1/4", 1), models=(1, 2, 4), contribution=0.25)
         c.fit.update(steps=4)

@@ -3,6 +3,8 @@
 Reading a config is in `config`, the command line in `cli`, the work in `studies`.
 """
 
+from pathlib import Path
+
 from absl import app
 
 from jaxloop import cli, config, studies
@@ -41,7 +43,9 @@ def _of_study(command: cli.Command) -> int:
     study = studies.load(name)
     if command.action == "validate":
         optional.check_trackers(getattr(getattr(settings, "run", None), "trackers", ()))
-        return cli.say("\n".join([*study.check(settings), f"{command.config} is valid"]))
+        # Of a store that is not this machine's, no room is known.
+        workdir = command.workdir if isinstance(command.workdir, Path) else None
+        return cli.say("\n".join([*study.check(settings, workdir), f"{command.config} is valid"]))
     if command.action == "plan":
         return cli.say(cli.table(study.plan(settings, command.target)))
     assert command.workdir is not None  # as above

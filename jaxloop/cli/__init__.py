@@ -2,8 +2,9 @@
 
 Exit codes: 0 done · 1 an error that is ours (traceback shown) · 2 bad input (one line on stderr) ·
 3 finished, but some chains failed (named in the report) · 4 finished, but a formula and a
-simulation disagree (flagged in the report) · 28 disk full (the generation before is intact) · 130
-and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
+simulation disagree (flagged in the report) · 5 scores are missing, because a judge did not answer
+(one line says which, and the command that fills them in) · 28 disk full (the generation before is
+intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
 """
 
 import importlib
@@ -11,7 +12,6 @@ import logging as standard_logging
 import pathlib
 import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -24,6 +24,7 @@ from jaxloop.cli.words import WITH_WORDS, to_flags
 from jaxloop.config import catalogue
 from jaxloop.runtime import user_cache
 from jaxloop.runtime.atomic_io import DiskFull
+from jaxloop.runtime.problems import is_refusal, lines_of
 from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_INTERRUPTED, EXIT_REFUSED
 
 HELP = """jaxloop: recursive training of language models
@@ -53,7 +54,7 @@ the same words, and flags: --config=CONFIG --workdir=DIR --config.SECTION.FIELD=
 --validate, --plan, --fields, --env.
 
 Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed,
-4 a formula and a simulation disagree, 28 disk full,
+4 a formula and a simulation disagree, 5 scores of a judge are missing, 28 disk full,
 130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
 
 # Commands that read finished runs, with the package that has their `run_action`.
@@ -207,9 +208,11 @@ def _take_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 
 
 def refuse(error: BaseException | str, code: int = EXIT_REFUSED) -> NoReturn:
-    """Print one line on standard error and end the process."""
-    line = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
-    print(f"jaxloop: {line}", file=sys.stderr)
+    """Print a line on standard error, one for each thing that is wrong, and end the process."""
+    lines = lines_of(error) if isinstance(error, BaseException) else (" ".join(error.split()),)
+    for line in lines:
+        shown = line.encode("utf-8", "backslashreplace").decode()
+        print(f"jaxloop: {shown}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -222,20 +225,14 @@ def guarded(main: Callable[[Command], int], command: Command) -> int:
         return main(command)
     except KeyboardInterrupt:
         refuse("stopped by Ctrl-C before anything was written", EXIT_INTERRUPTED)
+    except studies.JudgeSilent as error:
+        refuse(error, studies.MISSING_SCORES)
     except DiskFull as error:
         refuse(error, EXIT_DISK_FULL)
     except (ValueError, OSError) as error:
-        if command.debug or not _is_refusal(error):
+        if command.debug or not is_refusal(error):
             raise
         refuse(error)
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether jaxloop or the file system raised it, not a library that was called wrongly."""
-    if isinstance(error, OSError):
-        return error.filename is not None
-    origin = traceback.extract_tb(error.__traceback__)[-1].filename
-    return pathlib.Path(origin).is_relative_to(catalogue.PACKAGE)
 
 
 def run_words(command: Command) -> int:

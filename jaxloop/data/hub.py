@@ -152,6 +152,11 @@ def _problem(error: Exception, dataset: Dataset) -> str:
     """What is wrong, in half a sentence."""
     message = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     kind = type(error).__name__
+    if "gated" in message.lower():
+        return (
+            "it is gated on the Hugging Face hub: ask for access on its page, then set HF_TOKEN to "
+            "a token of the account that has it"
+        )
     if kind == "DatasetNotFoundError":
         return _not_found(message, dataset)
     if kind == "EmptyDatasetError":

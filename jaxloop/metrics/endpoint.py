@@ -6,6 +6,7 @@ a request is made; it is kept in no object, no cache and no message.
 """
 
 import contextlib
+import dataclasses
 import email.utils
 import hashlib
 import json
@@ -24,9 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxloop.runtime.log import redact
+
 # Statuses after which trying again may help.
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529})
 _LONGEST_REPLY = 1 << 22
+# Characters of an endpoint's own words that a message repeats.
+_QUOTED = 160
+# A request that only asks whether the endpoint answers waits no longer than this, in seconds.
+_PROBE_TIMEOUT = 20.0
 # The least that a number of an endpoint may be.
 _LEAST: dict[str, float] = {
     "concurrency": 1,
@@ -50,7 +57,8 @@ class Endpoint:
         concurrency: requests in flight at once.
         timeout: seconds that one request may stay silent.
         retries: tries after the first that fail before the endpoint counts as unreachable.
-        longest_wait: seconds between two tries, at most.
+        longest_wait: seconds between two tries, at most; a Retry-After beyond it counts as
+            unreachable at once.
         temperature, max_tokens, top_logprobs: of the request; top_logprobs 0 asks for none.
         cache: SQLite file of replies by content; None keeps nothing.
     """
@@ -124,20 +132,54 @@ def complete(
 
     Raises:
         Unreachable: retries are used up, or the endpoint refuses (a wrong key, an unknown model);
-            no new request is made after that.
+            no new request is made after that. It says how many of the replies are there.
     """
     bodies = [_body(endpoint, conversation) for conversation in conversations]
     marks = [""] * len(bodies) if draws is None else [f"\n{number}" for number in draws]
-    keys = [
-        hashlib.sha256(f"{endpoint.url}\n{body}{mark}".encode()).hexdigest()
-        for body, mark in zip(bodies, marks, strict=True)
-    ]
+    keys = [_key(endpoint, body + mark) for body, mark in zip(bodies, marks, strict=True)]
     body_of = dict(zip(keys, bodies, strict=True))
     with _Cache(endpoint.cache) as cache:
         replies = cache.read(body_of)
         missing = {key: body for key, body in body_of.items() if key not in replies}
-        replies |= _ask_all(endpoint, missing, cache)
+        try:
+            replies |= _ask_all(endpoint, missing, cache)
+        except Unreachable as error:
+            there = len(cache.read(body_of))
+            if not there:
+                raise
+            raise Unreachable(
+                f"{str(error).rstrip('.')}; {there:,} of {len(body_of):,} replies are there and "
+                "are not asked for again."
+            ) from None
     return [replies[key] for key in keys]
+
+
+def unanswered(endpoint: Endpoint, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> int:
+    """Return how many different conversations the endpoint's cache has no reply to."""
+    with _Cache(endpoint.cache) as cache:
+        keys = {_key(endpoint, _body(endpoint, conversation)) for conversation in conversations}
+        return len(keys) - len(cache.read(keys))
+
+
+def probe(endpoint: Endpoint, conversation: Sequence[Mapping[str, Any]]) -> Reply:
+    """Ask once more or less at once, outside the cache, and return the reply.
+
+    Raises:
+        Unreachable: as `complete`, after two tries and at most 20 seconds of silence each.
+    """
+    once = dataclasses.replace(
+        endpoint,
+        retries=1,
+        timeout=min(endpoint.timeout, _PROBE_TIMEOUT),
+        longest_wait=min(endpoint.longest_wait, 1.0),
+        cache=None,
+    )
+    (reply,) = complete(once, [conversation])
+    return reply
+
+
+def _key(endpoint: Endpoint, body: str) -> str:
+    return hashlib.sha256(f"{endpoint.url}\n{body}".encode()).hexdigest()
 
 
 def _ask_all(endpoint: Endpoint, bodies: Mapping[str, str], cache: "_Cache") -> dict[str, Reply]:
@@ -212,9 +254,14 @@ def _request(endpoint: Endpoint, body: str, stop: threading.Event) -> Reply:
         if isinstance(answer, Reply):
             return answer
         failure = answer
+        if failure.retry_after > endpoint.longest_wait:
+            raise Unreachable(
+                f"{where} gives {failure.problem} and asks to be left alone for "
+                f"{failure.retry_after:,.0f} s."
+            )
         if attempt < endpoint.retries:
             backoff = min(endpoint.longest_wait, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
-            stop.wait(min(endpoint.longest_wait, failure.retry_after) + backoff)
+            stop.wait(failure.retry_after + backoff)
     raise Unreachable(
         f"{where} did not answer in {endpoint.retries + 1} tries; the last one gave "
         f"{failure.problem}."
@@ -232,7 +279,8 @@ def _try(endpoint: Endpoint, body: str, where: str) -> Reply | _Failure:
     """One request. Raises `Unreachable` where trying again cannot help."""
     address = endpoint.url.rstrip("/") + "/chat/completions"
     headers = {"Content-Type": "application/json", "User-Agent": "jaxloop"}
-    if secret := os.environ.get(endpoint.key, "").strip():
+    secret = os.environ.get(endpoint.key, "").strip()
+    if secret:
         headers["Authorization"] = f"Bearer {secret}"
     request = urllib.request.Request(address, body.encode(), headers)
     try:
@@ -241,19 +289,37 @@ def _try(endpoint: Endpoint, body: str, where: str) -> Reply | _Failure:
     except urllib.error.HTTPError as error:
         with contextlib.closing(error):
             if error.code not in _PASSING:
-                hint = ""
-                if error.code in (401, 403):
-                    hint = f"; the key is read from the environment variable {endpoint.key}"
-                raise Unreachable(f"{where} refuses with status {error.code}{hint}.") from None
+                raise Unreachable(_refusal(error, endpoint, where, secret)) from None
             wait = _retry_after(error.headers.get("Retry-After"))
             return _Failure(f"status {error.code}", wait)
     except ValueError as error:
         return _Failure(f"a reply that is no chat completion ({error})")
-    # No connection, a broken one, or silence; URLError and timeouts are OSErrors.
+    except TimeoutError:
+        return _Failure(f"silence for {endpoint.timeout:g} s")
+    # No connection, or a broken one; URLErrors are OSErrors.
     except OSError as error:
+        if isinstance(getattr(error, "reason", None), TimeoutError):
+            return _Failure(f"silence for {endpoint.timeout:g} s")
         return _Failure(str(getattr(error, "reason", error)) or type(error).__name__)
     except Exception as error:  # a broken HTTP message
         return _Failure(type(error).__name__)
+
+
+def _refusal(error: urllib.error.HTTPError, endpoint: Endpoint, where: str, secret: str) -> str:
+    """Why an endpoint refuses, with its own words but for the key."""
+    hint = ""
+    if error.code in (401, 403):
+        hint = f"; the key is read from the environment variable {endpoint.key}"
+    try:
+        said = error.read(_LONGEST_REPLY).decode("utf-8", "replace")
+        found = json.loads(said)
+        found = found.get("error", found.get("detail", found))
+        said = str(found["message"] if isinstance(found, dict) and "message" in found else found)
+    except (OSError, ValueError, AttributeError):
+        said = ""
+    said = redact(" ".join(said.replace(secret or "\0", "").split()))
+    quoted = f" ({said[:_QUOTED].rstrip('. ')})" if said else ""
+    return f"{where} refuses with status {error.code}{quoted}{hint}."
 
 
 def _retry_after(value: str | None) -> float:

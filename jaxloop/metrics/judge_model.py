@@ -53,7 +53,12 @@ class NumberToken(NamedTuple):
 
 
 def judge_by_model(
-    texts: Sequence[str], model: Model, prompt: Prompt, role: str, batch: int | None
+    texts: Sequence[str],
+    model: Model,
+    prompt: Prompt,
+    role: str,
+    batch: int | None,
+    reply: str | None = None,
 ) -> Judgement:
     """Return a model's judgement of texts, see `judges.judge`."""
     template = chat_template(model.name)
@@ -65,8 +70,13 @@ def judge_by_model(
         for text in _cut_to_context(texts, model, template, prompt, role)
     ]
     tokens = number_tokens(model.tokenizer)
-    single = {token.value for token in tokens if not token.spaced}
-    if single >= set(range(101)):
+    single = {token.value for token in tokens if not token.spaced} >= set(range(101))
+    if reply == "first_token" and not single:
+        raise ValueError(
+            f"reply = 'first_token': {model.name} writes numbers up to 100 in several tokens, of "
+            "which the first is no score; take reply = 'short'."
+        )
+    if single and reply != "short":
         return _judge_first_token(model, prompts, tokens, prompt.none, batch)
     return _judge_short_replies(model, prompts, prompt)
 

@@ -28,12 +28,14 @@ class Prompt:
         system: the system message.
         user: the user message; "" for none.
         none: whether the reply -1 means that the question does not apply to the text.
+        most: the highest score.
     """
 
     name: str
     system: str
     user: str = ""
     none: bool = False
+    most: int = 100
 
     def messages(self, text: str, role: str = "system") -> list[Message]:
         """Return the conversation.
@@ -71,13 +73,23 @@ POLITICAL_LEAN = Prompt(
     user="{text}",
     none=True,
 )
+# The older judge of the released code, with its criteria and its scale in other words.
+QUALITY_LEVEL = Prompt(
+    "quality_level",
+    "Judge how well the following post is written. Heed whether it is cut off or broken, whether "
+    "it repeats itself, its grammar, whether what it says is plausible, and how rich its words "
+    "are. The score is 0 for low quality, 1 for intermediate quality and 2 for good quality.\n\n"
+    "Post: {text}\n\nReply ONLY with the score (0, 1 or 2). DO NOT reply with text.",
+    most=2,
+)
 # The paper names this judge, not its words.
 ENGLISH = Prompt(
     "english",
     "Is the following text written in English? Reply with 1 if it is and with 0 if it is not. DO "
     "NOT reply with text.\n\nText: {text}",
+    most=1,
 )
-PROMPTS = {prompt.name: prompt for prompt in (QUALITY, POLITICAL_LEAN, ENGLISH)}
+PROMPTS = {prompt.name: prompt for prompt in (QUALITY, QUALITY_LEVEL, POLITICAL_LEAN, ENGLISH)}
 
 
 class Judgement(NamedTuple):
@@ -89,12 +101,14 @@ class Judgement(NamedTuple):
             renormalised over them; nan where these are not known.
         none: [n] bool: the judge says that the question does not apply (-1).
         unparsable: [n] bool: the reply is no score.
+        example: the first reply that is no score; "" where there is none, or it is not known.
     """
 
     score: np.ndarray
     expected: np.ndarray
     none: np.ndarray
     unparsable: np.ndarray
+    example: str = ""
 
 
 def judgement(values: Sequence[int | None], expected: Sequence[float] | np.ndarray) -> Judgement:
@@ -105,6 +119,20 @@ def judgement(values: Sequence[int | None], expected: Sequence[float] | np.ndarr
         np.asarray(expected, np.float64),
         np.array([value == DOES_NOT_APPLY for value in values], bool),
         np.array([value is None for value in values], bool),
+    )
+
+
+def within(found: Judgement, most: int) -> Judgement:
+    """Return a judgement in which scores above `most` are no scores."""
+    above = found.score > most
+    if not above.any():
+        return found
+    number = f"{found.score[above][0]:g}"
+    return found._replace(
+        score=np.where(above, np.nan, found.score),
+        expected=np.where(above, np.nan, found.expected),
+        unparsable=found.unparsable | above,
+        example=found.example or number,
     )
 
 
@@ -141,7 +169,8 @@ def from_replies(replies: Sequence[Reply], prompt: Prompt, *, first_token: bool)
     for value, reply in zip(values, replies, strict=True):
         has_mean = known and value is not None and value >= 0
         expected.append(_expected(reply) if has_mean else np.nan)
-    return judgement(values, expected)
+    odd = (reply.text for value, reply in zip(values, replies, strict=True) if value is None)
+    return judgement(values, expected)._replace(example=next(odd, ""))
 
 
 def _numbers_are_single_tokens(values: Sequence[int | None], replies: Sequence[Reply]) -> bool:

@@ -7,7 +7,7 @@ import ast
 import difflib
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from jaxloop.metrics import (
     sentiment,
 )
 from jaxloop.metrics.base import Metric, Unavailable
+from jaxloop.metrics.endpoint import Unreachable
 from jaxloop.metrics.inputs import chain_counts, prepare_inputs
 from jaxloop.runtime.log import LOGGER
 
@@ -70,6 +71,47 @@ def needs(names: Sequence[str]) -> set[str]:
     return inputs | ({"embeddings"} if "projection" in inputs else set())
 
 
+def asks_endpoint(name: str) -> bool:
+    """Return whether a metric asks a judge at an address, which may be down."""
+    return validate([name])[0].options.get("url") is not None
+
+
+def with_unparsable(names: Sequence[str]) -> list[str]:
+    """Return the names, and for every judge among them the metric that counts unusable replies.
+
+    That is `judge_unparsable` with the options that say which judge it is; it costs no question.
+    """
+    wanted = list(names)
+    for request in validate(names):
+        prompt = judges.PROMPT_OF.get(request.metric.name)
+        if prompt is None:
+            continue
+        known = REGISTRY["judge_unparsable"].options
+        options = {"prompt": prompt} | {k: v for k, v in request.options.items() if k in known}
+        counted = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        wanted.append(f"judge_unparsable({counted})")
+    return list(dict.fromkeys(wanted))
+
+
+def ask_judges(names: Sequence[str]) -> list[str]:
+    """Ask every judge at an address among the metrics once; return what is wrong, a line each.
+
+    A line names the judge and says why it does not answer; no line: all of them answer.
+    """
+    lines = {}
+    for request in validate(names):
+        if request.options.get("url") is not None:
+            known = judges.Judge._fields
+            judge = judges.Judge(**{k: v for k, v in request.options.items() if k in known})
+            if judge not in lines:
+                try:
+                    judges.ask_once(judge)
+                    lines[judge] = ""
+                except Unreachable as error:
+                    lines[judge] = f"the judge {str(error).rstrip('.')}"
+    return [line for line in lines.values() if line]
+
+
 def check(names: Sequence[str]) -> None:
     """Raise now the errors that evaluation would raise later.
 
@@ -106,7 +148,9 @@ def _first_two_dimensions(points: np.ndarray) -> np.ndarray:
     return points[:, :2]
 
 
-def evaluate(names: Sequence[str], **inputs: Any) -> dict[str, np.ndarray]:
+def evaluate(
+    names: Sequence[str], *, unavailable: MutableMapping[str, str] | None = None, **inputs: Any
+) -> dict[str, np.ndarray]:
     """Return the values of every metric for every chain, in the order of `names`.
 
     Texts are tokenised once for all metrics. For collapsed output (no text, one text, all texts
@@ -115,6 +159,7 @@ def evaluate(names: Sequence[str], **inputs: Any) -> dict[str, np.ndarray]:
 
     Args:
         names: names of `available()`, with options in brackets if wanted.
+        unavailable: gets {name: why} of the metrics that raised `Unavailable`.
         inputs: what the metrics need, by name: see `base.INPUTS`. `texts` are [c] lists of strings;
             `embeddings` may be a function from a list of strings to [n, d], which is called once
             for all texts.
@@ -135,6 +180,8 @@ def evaluate(names: Sequence[str], **inputs: Any) -> dict[str, np.ndarray]:
             values[name] = np.asarray(metric.function(*arguments, **options), np.float64)
         except Unavailable as error:
             LOGGER.warning("metric %s is missing: %s", name, error)
+            if unavailable is not None:
+                unavailable[name] = str(error)
             values[name] = np.full(chains, np.nan)
     return values
 
@@ -146,6 +193,7 @@ def evaluate_texts(names: Sequence[str], **inputs: Any) -> dict[str, list[np.nda
 
     Raises:
         ValueError: as `evaluate`; or a metric has no value for single texts.
+        Unavailable: a judge does not answer.
     """
     requests = dict(zip(names, validate(names), strict=True))
     for name, (metric, _) in requests.items():

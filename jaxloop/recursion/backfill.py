@@ -6,7 +6,8 @@ Nothing is trained and nothing is generated.
 import math
 import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +33,16 @@ from jaxloop.runtime import checkpoint, tables, weights_io
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.signals import Stop, Stopped, stop_safely
 
+# The metrics that are wanted of a chain in a generation.
+NamesOf = Callable[[ChainSpec, int], Sequence[str]]
+
 
 class MeasureNamed(Protocol):
     """Computes the named metrics of models of one base in one generation.
 
-    `model` is the base model; None where none of the names is in `of_weights`.
+    `model` is the base model; None where none of the names is in `of_weights`. A metric that could
+    not be asked for is left out of what is returned; one that is nan has no value, and is not
+    missing.
     """
 
     def __call__(
@@ -51,6 +57,7 @@ class BackfillResult(NamedTuple):
     failed       chains that stopped in them, by id
     computed     number of values that were computed
     missing      number of values that are still missing
+    missing_of   the same by metric, where it is not 0
     unavailable  metrics (sorted) that need weights which are not on the disk any more
     """
 
@@ -59,6 +66,34 @@ class BackfillResult(NamedTuple):
     computed: int
     missing: int
     unavailable: tuple[str, ...]
+    missing_of: Mapping[str, int] = {}
+
+
+def lacking(root: Path, chains: Sequence[ChainSpec], names: NamesOf) -> Counter[str]:
+    """Return how many values of each metric the finished generations lack, where it is not 0.
+
+    A metric is lacking where it has no row or is nan. Chains are counted as long as they lived.
+    """
+    counts: Counter[str] = Counter()
+    failed: Mapping[str, Failure] = {}
+    for generation, manifest in enumerate(checkpoint.scan(root).manifests):
+        failed = {**failed, **manifest["about"]["failed"]}
+        known = _known(root, generation)
+        for chain in chains:
+            if chain.id not in failed:
+                for entity in range(chain.workflow.entities):
+                    counts.update(
+                        name
+                        for name in names(chain, generation)
+                        if not _is_known(known.get((chain.id, entity, name)))
+                    )
+    return counts
+
+
+def _known(root: Path, generation: int) -> dict[tuple[str, int, str], float]:
+    table = read_metrics(root, generation)
+    keys = zip(table["chain"], table["entity"], table["metric"], strict=True)
+    return dict(zip(keys, table["value"], strict=True))
 
 
 def backfill(
@@ -69,7 +104,7 @@ def backfill(
     workdir: str | Path,
     *,
     measure: MeasureNamed,
-    names: Sequence[str],
+    names: Sequence[str] | NamesOf,
     of_weights: Collection[str] = (),
     progress: bool = True,
     stop: Stop | None = None,
@@ -83,7 +118,8 @@ def backfill(
     Args:
         workdir: a run directory that the caller opened with `open_workdir`.
         measure: computes the named metrics of models.
-        names: the metrics that are wanted.
+        names: the metrics that are wanted, or a function that gives those of a chain in a
+            generation.
         of_weights: those of them that need the model that generated the texts; they are computed
             only where its weights are still on the disk.
         family, chains, data, settings, progress, stop, command: as in `driver.run`.
@@ -112,7 +148,8 @@ def backfill(
         about = state.manifests[-1]["about"]
         driver.refuse_another_study(run, about, about_run(run, about["failed"]))
         checkpoint.recover(root, state)
-        tally = _Tally(measure, tuple(names), frozenset(of_weights))
+        wanted = names if callable(names) else _same(names)
+        tally = _Tally(measure, wanted, frozenset(of_weights))
         failed: Mapping[str, Failure] = {}
         try:
             for generation, manifest in enumerate(state.manifests):
@@ -135,9 +172,17 @@ def backfill(
         generations=finished,
         failed=dict(failed),
         computed=tally.computed,
-        missing=tally.missing,
+        missing=tally.missing.total(),
         unavailable=tuple(sorted(tally.unavailable)),
+        missing_of=dict(tally.missing),
     )
+
+
+def _same(names: Sequence[str]) -> NamesOf:
+    def names_of(chain: ChainSpec, generation: int) -> Sequence[str]:
+        return names
+
+    return names_of
 
 
 @dataclass
@@ -145,10 +190,10 @@ class _Tally:
     """Which metrics are wanted, and how many values were computed or are still missing."""
 
     measure: MeasureNamed
-    names: tuple[str, ...]
+    names: NamesOf
     of_weights: frozenset[str]
     computed: int = 0
-    missing: int = 0
+    missing: Counter[str] = field(default_factory=Counter)
     unavailable: set[str] = field(default_factory=set)
 
 
@@ -167,9 +212,7 @@ class _Generation(NamedTuple):
 def _backfill_generation(generation: _Generation, tally: _Tally) -> list[dict[str, Any]]:
     """Rows of the metrics that were computed, and of those that had no row and could not be."""
     run, number = generation.run, generation.number
-    table = read_metrics(run.root, number)
-    keys = zip(table["chain"], table["entity"], table["metric"], strict=True)
-    before = dict(zip(keys, table["value"], strict=True))
+    before = _known(run.root, number)
     rows: list[dict[str, Any]] = []
     for group in groups(generation.living, number):
         start = now()
@@ -202,13 +245,15 @@ def _lacking(
         if chain.id in generation.failed:
             continue
         names = [
-            name for name in tally.names if not _is_known(before.get((chain.id, entity, name)))
+            name
+            for name in tally.names(chain, number)
+            if not _is_known(before.get((chain.id, entity, name)))
         ]
         of_weights = tally.of_weights & set(names)
         weights = _weights(run.root, number, member) if of_weights else None
         if weights is None:
             tally.unavailable |= of_weights
-            tally.missing += len(of_weights)
+            tally.missing.update(of_weights)
             names = [name for name in names if name not in of_weights]
         if names:
             output = _read_output(run.root, number, group.base, member, weights)
@@ -231,8 +276,8 @@ def _new_rows(
             value = float(computed.get(name, math.nan))
             if _is_known(value):
                 tally.computed += 1
-            else:
-                tally.missing += 1
+            elif name not in computed:
+                tally.missing[name] += 1
             if _is_known(value) or (output.chain.id, output.entity, name) not in before:
                 yield metric_row(generation.run, generation.number, member, name, value)
 

@@ -1,5 +1,6 @@
 """Figures by matplotlib: PNG files, and inline SVG that takes its colours from the page."""
 
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,9 @@ _RAMP = (
 )
 INK, MUTED, GRID, _PAPER = "#1b1f24", "#6a737d", "#e3e6ea", "#ffffff"
 _MARKERS = "osD^vP"
+# Characters of a metric's options in a title, and of its name in a file's: an address or a path can
+# be longer than a figure is wide, and than a file's name may be.
+_OPTIONS, _NAME = 40, 120
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -106,12 +110,14 @@ STYLE: dict[Any, Any] = {
 def title(metric: str) -> tuple[str, str]:
     """Return the title of a metric, and a sentence on its meaning ("" if there is none).
 
-    A name that is not in `TITLES` is its own title; options follow the title.
+    A name that is not in `TITLES` is its own title; options follow the title, long ones cut.
     """
     if metric in TITLES:
         return TITLES[metric]
     name, bracket, options = metric.partition("(")
     heading, note = TITLES.get(name, (name.replace("_", " ").capitalize(), ""))
+    if len(options) > _OPTIONS:
+        options = f"{options[:_OPTIONS]}…)"
     return (f"{heading} ({options}" if bracket else heading), note
 
 
@@ -335,6 +341,13 @@ def colours_css() -> Mapping[str, tuple[str, str]]:
     return fixed | {colour_name(pair[0]): pair for pair in _RAMP}
 
 
+def _file_name(metric: str) -> str:
+    name = re.sub(r"[^\w.-]", "_", metric)
+    if len(name) <= _NAME:
+        return name
+    return f"{name[:_NAME]}-{hashlib.sha256(metric.encode()).hexdigest()[:8]}"
+
+
 def write(
     metrics_summary: pd.DataFrame,
     folder: Path,
@@ -349,7 +362,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for metric in dict.fromkeys(metrics_summary["metric"]):
-        path = folder / (re.sub(r"[^\w.-]", "_", metric) + ".png")
+        path = folder / f"{_file_name(metric)}.png"
         reference = (references or {}).get(metric)
         figure = curve(metrics_summary, metric, reference=reference, size=(6.4, 4.0), note=note)
         path.write_bytes(png(figure))

@@ -3,7 +3,8 @@
 A metrics table has the columns chain, generation, metric, value and one column per factor (ratio,
 seed, …). Chains that differ only in `seed` are replicates of one *line* (a curve of a figure);
 lines differ in the other factors that have more than one value. If a chain has several entities,
-the mean over them is taken.
+the mean over them is taken. A mean over entities or over generations of which some have no value
+has none itself: it is never the mean of those that happen to be there.
 """
 
 import fractions
@@ -63,8 +64,7 @@ def with_lines(metrics: pd.DataFrame) -> pd.DataFrame:
     )
     if "entity" in table and table["entity"].nunique() > 1:
         keys = [c for c in table.columns if c not in ("entity", "value")]
-        means = table.groupby(keys, sort=False, dropna=False)["value"].mean()
-        table = means.reset_index()
+        table = complete_means(table, keys).reset_index()
     if not names:
         return table.assign(line=pd.Categorical(["all chains"] * len(table), ordered=True))
     settings = table[names].drop_duplicates().sort_values(names, key=_sortable)
@@ -74,6 +74,12 @@ def with_lines(metrics: pd.DataFrame) -> pd.DataFrame:
     lines = [line_of[row] for row in table[names].itertuples(index=False, name=None)]
     categories = list(dict.fromkeys(line_of.values()))
     return table.assign(line=pd.Categorical(lines, categories=categories, ordered=True))
+
+
+def complete_means(table: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
+    """Return the mean of `value` of every group; NaN for a group that has a NaN."""
+    groups = table.groupby(list(keys), sort=False, dropna=False, observed=True)["value"]
+    return groups.mean().where(groups.count() == groups.size())
 
 
 def _sortable(column: pd.Series) -> pd.Series:
@@ -121,7 +127,8 @@ def relative_by_chain(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
 
     Columns metric, line, chain, value; as in the released code of arXiv 2504.03814. With fewer than
     last + 1 generations, all but generation 0 are averaged. The value is NaN for a chain that lacks
-    generation 0, has 0 there, or stopped before the study's last generation.
+    generation 0, has 0 there, stopped before the study's last generation, or lacks one of those
+    that are averaged.
     """
     ends = first_and_late(with_lines(metrics), ["metric", "line", "chain"], last)
     return (ends["late"] / ends["first"].where(ends["first"] != 0)).rename("value").reset_index()
@@ -142,14 +149,21 @@ def first_and_late(table: pd.DataFrame, keys: list[str], last: int = LAST) -> pd
     """Return the first and the late value of every chain that has a generation 0.
 
     The index is `keys`. Columns: `first`, the value of generation 0, and `late`, the mean over the
-    last `last` generations without generation 0; late is NaN for a chain that has no value in the
-    table's last generation.
+    last `last` generations without generation 0; late is NaN for a chain that lacks a value in one
+    of those in which its metric was measured.
     """
     final = int(table["generation"].max()) if len(table) else 0
     last = min(last, max(final, 1))
     first = table[table["generation"] == 0].set_index(keys)["value"]
     late = table[(table["generation"] > final - last) & (table["generation"] > 0)]
-    mean = late.groupby(keys, observed=True)["value"].mean().reindex(first.index)
+    groups = late.groupby(keys, observed=True)["value"]
+    if "metric" in keys:
+        measured = late.groupby("metric", observed=True)["generation"].nunique().to_dict()
+        names = groups.count().index.get_level_values("metric")
+        wanted = np.array([measured[name] for name in names])
+    else:
+        wanted = np.array(late["generation"].nunique())
+    mean = groups.mean().where(groups.count() == wanted).reindex(first.index)
     ends = table[table["generation"] == final].set_index(keys)["value"]
     mean = mean.where(ends.reindex(first.index).notna())
     return pd.DataFrame({"first": first, "late": mean})

@@ -30,6 +30,15 @@ from jaxloop import config
 FAILED_CHAINS = 3
 # Exit code of a study that finished although a formula and a simulation disagree.
 DISAGREES = 4
+# Exit code of a study that finished without some of its scores, because a judge did not answer.
+MISSING_SCORES = 5
+
+
+class JudgeSilent(RuntimeError):
+    """A study cannot go on, because a judge that it needs now does not answer.
+
+    What the judge has answered is kept.
+    """
 
 
 class Study(Protocol):
@@ -37,10 +46,11 @@ class Study(Protocol):
 
     CONFIG: type[config.Section]
 
-    def check(self, config: Any) -> list[str]:
+    def check(self, config: Any, workdir: Path | None = None) -> list[str]:
         """Read what a run would read first (data, models) and return lines that describe it.
 
-        Writes nothing. Raises ValueError if the run cannot succeed.
+        Writes nothing. Raises ValueError if the run cannot succeed, DiskFull where it would not fit
+        the disk of `workdir`.
         """
 
     def plan(self, config: Any, target: str | None = None) -> list[tuple[str, str]]:

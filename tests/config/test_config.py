@@ -150,7 +150,7 @@ def test_sections_by_name_are_overridden_field_by_field():
         (
             "zzz=1",
             "--config.zzz: unknown field 'zzz'; there are: study, title, data, models, chain, "
-            "fit, sample, metrics, embedder, reference, only, run",
+            "fit, sample, metrics, embedder, reference, judge, only, run",
         ),
         (
             "chain.ratios.0=1",

@@ -243,7 +243,7 @@ def test_metrics_of_many_chains(tmp_path):
     np.testing.assert_array_equal(found[names[0]], [50, 90, np.nan, np.nan])
     np.testing.assert_array_equal(found[names[1]], [1 / 3, 0, 1, np.nan])
     np.testing.assert_array_equal(found[names[2]], [0.25, 0, 0.5, 0])
-    np.testing.assert_array_equal(each[0], [10, 90, np.nan, np.nan])
+    np.testing.assert_array_equal(each[0], [10, 90, -1, np.nan])
 
 
 def test_an_endpoint_that_is_down_leaves_the_other_metrics(tmp_path, caplog):
@@ -256,3 +256,69 @@ def test_an_endpoint_that_is_down_leaves_the_other_metrics(tmp_path, caplog):
         found = registry.evaluate(names, texts=[["one"], ["two", "x"]])
     assert np.isnan(found[names[0]]).all() and found["text_length"].tolist() == [3, 2]
     assert "judge_quality" in caplog.text and "did not answer" in caplog.text
+
+
+# ---- bad answers
+
+
+def test_a_long_retry_after_ends_the_tries_at_once():
+    with Server(lambda body, number: (429, {"Retry-After": "3600"}, b"")) as server:
+        with pytest.raises(Unreachable, match=r"status 429 and asks to be left alone for 3,600 s"):
+            judge(["x"], server.endpoint(retries=5))
+        assert len(server.requests) == 1
+
+
+def test_silence_is_said_in_seconds():
+    with Server(length_of_last_message, delay=1.0) as server:
+        with pytest.raises(Unreachable, match="the last one gave silence for 0.1 s"):
+            judge(["x"], server.endpoint(timeout=0.1, retries=0))
+
+
+def test_the_endpoints_own_words_are_quoted():
+    said = b'{"error": {"message": "The model `m` does not exist."}}'
+    with Server(lambda body, number: (404, {}, said)) as server:
+        with pytest.raises(Unreachable, match=r"status 404 \(The model `m` does not exist\)\.$"):
+            judge(["x"], server.endpoint())
+
+
+def test_the_reading_is_chosen_by_an_option(tmp_path):
+    answer = completion("The", ("The", -0.1), ("70", -2.0))
+    with Server(lambda body, number: answer) as server:
+        options = f"model='m', url={server.url!r}, cache={str(tmp_path / 'c')!r}"
+        names = [
+            f"judge_quality({options}, reply='first_token')",
+            f"judge_quality({options}, reply='short')",
+            f"judge_quality({options})",
+        ]
+        found = registry.evaluate(names, texts=[["a text"]])
+        assert [body["max_tokens"] for _, body in server.requests] == [1, 8]
+    assert found[names[0]].tolist() == [70] and np.isnan([found[n][0] for n in names[1:]]).all()
+    with pytest.raises(ValueError, match="reply is 'long'; allowed are 'first_token', 'short'"):
+        registry.check([f"judge_quality({options}, reply='long')"])
+
+
+def test_replies_that_are_no_score_are_counted_in_one_line(tmp_path, caplog):
+    with Server(lambda body, number: completion("I cannot help with that.")) as server:
+        options = f"model='m', url={server.url!r}, cache={str(tmp_path / 'c')!r}"
+        names = registry.with_unparsable([f"judge_quality({options})"])
+        with caplog.at_level(logging.WARNING):
+            found = registry.evaluate(names, texts=[["one", "two"]])
+    assert found[names[1]].tolist() == [1] and np.isnan(found[names[0]][0])
+    assert "2 of 2 replies of m are no score, such as 'I cannot help with that.'" in caplog.text
+
+
+def test_a_silent_judge_is_asked_briefly_the_next_time_and_fully_once_it_answers(tmp_path):
+    with Server(length_of_last_message) as server:
+        url = server.url
+    options = f"model='m', url={url!r}, cache={str(tmp_path / 'c')!r}"
+    name = f"judge_political_lean({options})"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxloop.metrics.endpoint.random.uniform", lambda *_: 0.0)
+        unavailable = {}
+        registry.evaluate([name], unavailable=unavailable, texts=[["aa"]])
+        assert "in 7 tries" in unavailable[name]
+        registry.evaluate([name], unavailable=unavailable, texts=[["aa"]])
+        assert "in 2 tries" in unavailable[name]
+        port = int(url.split(":")[2].split("/")[0])
+        with Server(length_of_last_message, port=port):
+            assert registry.evaluate([name], texts=[["aa"]])[name].tolist() == [2]

@@ -17,6 +17,7 @@ from jaxloop.metrics.judge_replies import (
     parse_reply,
 )
 from jaxloop.metrics.judges import judge
+from tests.metrics.server import Server, completion
 from tests.peers import peer
 
 torch = peer("torch")
@@ -245,7 +246,7 @@ def test_a_judgement_does_not_depend_on_the_other_texts(single):
 def test_bad_input(single):
     ours = single[2]
     empty = judge([], ours)
-    assert [len(x) for x in empty] == [0, 0, 0, 0]
+    assert [len(x) for x in empty] == [0] * 5
     with pytest.raises(ValueError, match="texts\\[0\\] is int 3"):
         judge([3], ours)
     with pytest.raises(ValueError, match="role is 'boss'"):
@@ -280,3 +281,24 @@ def test_a_judge_needs_a_model():
         registry.evaluate(["judge_quality"], texts=[["x"]])
     with pytest.raises(ValueError, match="variant is 'median'"):
         registry.evaluate(["judge_quality(model='m', variant='median')"], texts=[["x"]])
+
+
+def test_the_judge_of_three_levels_has_three_scores(tmp_path):
+    replies = {"Good post.": "2", "Middling post.": "1", "Odd post.": "7", "Mute post.": "none"}
+
+    def reply(body, number):
+        said = body["messages"][0]["content"]
+        assert "0 for low quality" in said and body["max_tokens"] == 1
+        text = next(text for text in replies if text in said)
+        return completion(replies[text], (replies[text], -0.1))
+
+    with Server(reply) as server:
+        options = (
+            f"model='m', url='{server.url}', reply='first_token', cache='{tmp_path / 'judges'}'"
+        )
+        name = f"judge_quality_level({options})"
+        scores = registry.evaluate_texts([name], texts=[list(replies)])[name][0]
+        np.testing.assert_array_equal(scores, [2, 1, np.nan, np.nan])
+        share = f"judge_unparsable(prompt='quality_level', {options})"
+        found = registry.evaluate([name, share], texts=[list(replies)])
+        assert found[name][0] == 1.5 and found[share][0] == 0.5

@@ -411,3 +411,16 @@ def test_a_page_without_much_to_show():
         text, seen = page(metrics)
         assert "What was run" in "".join(seen.text)
         assert "nan" not in " ".join(seen.text).lower()
+
+
+def test_long_options_of_a_metric_fit_a_figure_and_a_file_name(tmp_path):
+    place = "/".join(["a_folder"] * 30)
+    name = f"judge_quality(model='{place}', url='http://127.0.0.1:8000/v1', reply='short')"
+    rows = [
+        {"chain": "a", "ratio": 0.5, "generation": g, "metric": name, "value": 1.0 + g}
+        for g in (0, 1)
+    ]
+    (path,) = figures.write(scores.by_generation(pd.DataFrame(rows)), tmp_path)
+    assert path.exists() and len(path.name) < 140
+    assert len(figures.title(name)[0]) < 70 and figures.title(name)[0].endswith("…)")
+    assert figures.title("distinct_n(n=3)")[0] == "Distinct n-grams (n=3)"

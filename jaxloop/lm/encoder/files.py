@@ -35,13 +35,15 @@ def load_encoder(
     revision: str | None = None,
     dtype: DTypeLike = jnp.float32,
     max_length: int | None = None,
+    weights: bool = True,
 ) -> Encoder:
     """The sentence encoder of a Hugging Face or sentence-transformers directory, or of a hub id.
 
     Architectures: BERT (MiniLM), ALBERT, RoBERTa, MPNet, DistilBERT, and the decoders of
     `jaxloop.lm` (Qwen2 with attention in both directions, as in stella_en_1.5B_v5). Pooling, dense
     layers, normalisation, length limit and default prompt are those that the files declare;
-    without such files the mean over tokens is taken. max_length overrides the declared limit.
+    without such files the mean over tokens is taken. max_length overrides the declared limit. With
+    weights=False those of the blocks are checked and not read, which takes no time.
     Raises ValueError for a model that is missing, and `Unsupported` (a ValueError) for one that
     would not be computed exactly.
     """
@@ -64,7 +66,7 @@ def load_encoder(
         )
     try:
         config = read_encoder_config(folder)
-        params = _read(folder, config, dtype)
+        params = _read(folder, config, dtype) if weights else _checked(folder, config)
     except (Unsupported, json_fields.Refused):
         raise
     except ValueError as error:
@@ -237,6 +239,13 @@ def _read(folder: Path, config: EncoderConfig, dtype: DTypeLike) -> dict[str, An
             "layers": [transformer.layer(params["layers"], i) for i in range(config.stored_layers)],
         },
     )
+
+
+def _checked(folder: Path, config: EncoderConfig) -> dict[str, Any]:
+    """No weights; raises ValueError where `_read` would."""
+    found = safetensors_files.weights(folder)
+    safetensors_files.check(found, encoder_table(config), config.stored_layers)
+    return {}
 
 
 def _read_dense(folder: Path, dtype: DTypeLike) -> dict[str, jax.Array]:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from jaxloop.lm.io import json_fields, safetensors_files, tokenizer_files
+from jaxloop.lm.io import hub_errors, json_fields, safetensors_files, tokenizer_files
 from jaxloop.lm.io import tokenizer as tokenize
 from jaxloop.lm.io.config_json import config_fields, parse_config
 from jaxloop.lm.io.tokenizer import Tokenizer
@@ -92,10 +92,7 @@ def locate(name: str, revision: str | None = None) -> Path:
     try:
         found = snapshot_download(name, revision=revision, allow_patterns=_FILES)
     except Exception as error:
-        raise ValueError(
-            f"model: {name!r} is neither a directory here nor reachable on the hub "
-            f"({type(error).__name__}); give a path to a downloaded model"
-        ) from None
+        raise hub_errors.refusal(name, error) from None
     return Path(found)
 
 

@@ -100,7 +100,7 @@ def _profile(config: BenchConfig) -> contextlib.AbstractContextManager[Any]:
     return jax.profiler.trace(config.profile)
 
 
-def check(config: BenchConfig) -> list[str]:
+def check(config: BenchConfig, workdir: Path | None = None) -> list[str]:
     """Return a line that says what would be timed. Raises ValueError where the peers that are asked
     for are not installed.
     """

@@ -155,10 +155,15 @@ class Scorer:
 
     def _registered(self, chains: Sequence[Generated]) -> Mapping[str, np.ndarray]:
         """The further metrics of the config: {metric: [chains]}."""
-        if not self.config.measure.metrics:
+        names = registry.with_unparsable(self.config.measure.metrics)
+        if not names:
             return {}
+        later = {
+            name for name in names if self.config.judge == "later" and registry.asks_endpoint(name)
+        }
         bodies = [[body_of(text) for text in chain.texts] for chain in chains]
-        return registry.evaluate(self.config.measure.metrics, texts=bodies)
+        found = registry.evaluate([name for name in names if name not in later], texts=bodies)
+        return found | {name: np.full(len(chains), np.nan) for name in later}
 
     def _perplexities(self, sets: Sequence[tuple[Any, Sequence[str]]]) -> list[list[float]]:
         """The mean perplexity of each text's chunks, for every (weights, texts); NaN of a text

@@ -7,12 +7,15 @@ from typing import Any
 import jax
 import pandas as pd
 
+from jaxloop.data import sources
+from jaxloop.data.dialect import Dialect
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model.config import ModelConfig, abstract
 from jaxloop.lm.training import gradient_constraint
 from jaxloop.metrics import classifiers, quality, registry
 from jaxloop.metrics.classifiers import Classifier
 from jaxloop.recursion.chains import ChainSpec
+from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.runtime.weights_io import load_tree
 from jaxloop.studies.bias_amplification import neuron_design, neuron_exchange, neurons
 from jaxloop.studies.bias_amplification.articles import Articles
@@ -33,6 +36,28 @@ def check_metrics(config: BiasConfig) -> None:
                 f"config.measure.metrics has '{name}', which needs {metric.needs[-1]}: only "
                 "metrics of texts alone are taken here"
             )
+
+
+def check_files(config: BiasConfig) -> None:
+    """Raise ValueError for a classifier, or a model of a metric, that cannot be loaded."""
+    problems: list[ValueError] = []
+    with noted(problems), named("config.measure.metrics"):
+        registry.check(config.measure.metrics)
+    if config.classifier.model is not None:
+        with noted(problems), named("config.classifier.model"):
+            classifiers.load_classifier(
+                model_path(config.classifier.model),
+                labels=config.classifier.labels or None,
+                max_length=config.classifier.max_length,
+            )
+    raise_all(problems)
+
+
+def check_source(config: BiasConfig) -> None:
+    """Raise ValueError where the source of the articles has no first row that can be read."""
+    data = config.data
+    rows = sources.rows(data.source, dialect=Dialect(data.delimiter, data.csv_options))
+    next(rows, None)
 
 
 def check_model(config: BiasConfig, model_config: ModelConfig, prompt_len: int) -> None:
@@ -65,7 +90,7 @@ def check_classifier(config: BiasConfig, articles: Articles) -> Classifier | Non
             f"config.classifier.target = {section.target!r} is not a label of the data; there are "
             f"{labels}"
         )
-    _check_detector(config)
+    check_detector(config)
     if section.model is None:
         _check_class_sizes(config, articles)
         return None
@@ -81,7 +106,7 @@ def check_classifier(config: BiasConfig, articles: Articles) -> Classifier | Non
     return classifier
 
 
-def _check_detector(config: BiasConfig) -> None:
+def check_detector(config: BiasConfig) -> None:
     measure = config.measure
     if measure.quality and measure.detector is None and not quality.default_detector().is_dir():
         raise ValueError(

@@ -25,7 +25,15 @@ from jaxloop.config import (
     Text,
     Whole,
 )
-from jaxloop.studies.common.config import check_distinct, check_duration, check_revisions
+from jaxloop.studies.common.config import (
+    JUDGE,
+    ONLY,
+    JudgeWhen,
+    Only,
+    check_distinct,
+    check_duration,
+    check_revisions,
+)
 
 Setup = Literal[
     "greedy",
@@ -309,6 +317,8 @@ class BiasConfig(Section):
     measure: MeasureConfig = MeasureConfig()
     gradient_constraint: GradientConstraintConfig = GradientConstraintConfig()
     neurons: NeuronsConfig = NeuronsConfig()
+    judge: JudgeWhen = JUDGE
+    only: Only = ONLY
     run: RunConfig = RunConfig()
 
     @pydantic.model_validator(mode="after")

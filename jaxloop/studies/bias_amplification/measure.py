@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxloop.core.keys import chain_key
 from jaxloop.lm.io.huggingface import Model
+from jaxloop.metrics import registry
 from jaxloop.metrics.classifiers import predict
 from jaxloop.recursion.family import GenerateTask
 from jaxloop.recursion.generation import ModelOutput
@@ -26,11 +27,13 @@ from jaxloop.studies.bias_amplification.article_scores import (
     Generated,
     make_scorer,
 )
+from jaxloop.studies.bias_amplification.articles import body_of
 from jaxloop.studies.bias_amplification.auxiliary import AuxiliaryModels
 from jaxloop.studies.bias_amplification.config import BiasConfig
 from jaxloop.studies.bias_amplification.family import ArticleFamily, base_weights
 from jaxloop.studies.bias_amplification.paths import articles_path, neurons_path
 from jaxloop.studies.bias_amplification.prepare import Prepared
+from jaxloop.studies.common import missing
 
 # Means of what the base generates before any fine-tuning.
 BASE_MEANS = "base.json"
@@ -65,6 +68,20 @@ def make_measure(
         }
 
     return measure
+
+
+def measure_named(
+    model: Any, generation: int, outputs: Sequence[ModelOutput], names: Sequence[str], /
+) -> Measured:
+    """Return the named metrics of the registry of what models wrote, as a run measures them."""
+    unavailable: dict[str, str] = {}
+    bodies = [[body_of(text) for text in output.texts] for output in outputs]
+    values = registry.evaluate(names, unavailable=unavailable, texts=bodies)
+    found = missing.known(values, unavailable, len(outputs))
+    return {
+        (output.chain.id, output.entity): of_output
+        for output, of_output in zip(outputs, found, strict=True)
+    }
 
 
 def _write_articles(root: Path, generation: int, output: ModelOutput, score: ArticleScores) -> None:

@@ -13,6 +13,7 @@ from jaxloop.recursion import driver
 from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.sources import Dataset
 from jaxloop.runtime.devices import select_devices
+from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.studies.bias_amplification import checks, family
 from jaxloop.studies.bias_amplification.articles import Articles, read_articles
 from jaxloop.studies.bias_amplification.chains import chains_line, make_chains
@@ -55,10 +56,19 @@ def prepare(config: BiasConfig) -> Prepared:
 
     Raises ValueError, one sentence, if a run could not succeed.
     """
-    checks.check_metrics(config)
-    select_devices(config.run.platform, config.run.devices)
-    model_config, tokenizer = base_models.describe(config.models, config.models.pool[0])
-    codec = family.token_codec(tokenizer)
+    problems: list[ValueError] = []
+    for check in (checks.check_metrics, checks.check_detector, checks.check_files):
+        with noted(problems):
+            check(config)
+    with noted(problems):
+        select_devices(config.run.platform, config.run.devices)
+    with noted(problems), named("config.models.pool"):
+        model_config, tokenizer = base_models.describe(config.models, config.models.pool[0])
+        codec = family.token_codec(tokenizer)
+    if problems:
+        with noted(problems):
+            checks.check_source(config)
+    raise_all(problems)
     articles = read_articles(config.data, codec, config.chain.block)
     classifier = checks.check_classifier(config, articles)
     checks.check_adapt(config, articles)

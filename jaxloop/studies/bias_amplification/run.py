@@ -7,12 +7,15 @@ the classifier and the bias direction are read or fitted; `recursion.driver.run`
 writes articles/, neurons/, metrics.csv and texts/; at the end report.html is written.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxloop.metrics import registry
 from jaxloop.recursion import driver
+from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.bias_amplification import cost, measure
 from jaxloop.studies.bias_amplification import prepare as preparation
 from jaxloop.studies.bias_amplification.auxiliary import (
@@ -24,16 +27,25 @@ from jaxloop.studies.bias_amplification.chains import chains_line, distinct_mode
 from jaxloop.studies.bias_amplification.config import CONFIG, BiasConfig
 from jaxloop.studies.bias_amplification.family import ArticleFamily
 from jaxloop.studies.bias_amplification.prepare import Prepared, prepare
+from jaxloop.studies.common import disk, missing
 from jaxloop.studies.common import run as common
+from jaxloop.studies.common.config import UNSTORED
 
 __all__ = ["CONFIG", "check", "plan", "run"]
 
 Context = common.RunContext[BiasConfig, Prepared]
 
 
-def check(config: BiasConfig) -> list[str]:
+def check(config: BiasConfig, workdir: Path | None = None) -> list[str]:
     """Check articles, model, classifier and chains, and return lines that describe them."""
-    return preparation.lines(config, prepare(config))
+    problems: list[ValueError] = []
+    with noted(problems):
+        prepared = prepare(config)
+    with noted(problems):
+        missing.check_judges(config.measure.metrics, config.judge)
+    raise_all(problems)
+    room = disk.room_line(cost.disk_bytes(config, prepared), workdir)
+    return [*preparation.lines(config, prepared), room]
 
 
 def plan(config: BiasConfig, target: str | None = None) -> list[tuple[str, str]]:
@@ -49,9 +61,26 @@ def plan(config: BiasConfig, target: str | None = None) -> list[tuple[str, str]]
 def run(config: BiasConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     """Run the whole study, or the rest of it.
 
-    Returns 0, or `FAILED_CHAINS` where some chains stopped.
+    Returns 0, `FAILED_CHAINS` where some chains stopped, or `MISSING_SCORES`.
     """
-    steps = common.Steps(prepare, cost.disk_bytes, _train, raisable_fields=())
+    missing.check_only(config.only, workdir)
+    steps = common.Steps(
+        prepare,
+        cost.disk_bytes,
+        _train,
+        free_fields=("run", "title", "judge"),
+        raisable_fields=(),
+        unstored_fields=UNSTORED,
+        judged=lambda config: config.measure.metrics,
+    )
+    if config.only is not None:
+        steps = dataclasses.replace(
+            steps,
+            disk_bytes=lambda config, prepared: 0,
+            execute=_measure_again,
+            changeable_fields=("measure.metrics",),
+            identify_metrics=False,
+        )
     return common.run_study(steps, config, workdir, argv=argv)
 
 
@@ -59,14 +88,7 @@ def _train(context: Context) -> common.Outcome:
     """Train the chains from the generation that they have reached to the last one."""
     config, prepared, root = context.config, context.prepared, context.root
     auxiliary = make_auxiliary_models(config, prepared, root)
-    family = ArticleFamily(
-        config,
-        prepared.articles,
-        prepared.prompts,
-        prepared.codec,
-        load=lambda name: load_base(config, root),
-        direction=auxiliary.direction,
-    )
+    family = _family(context, auxiliary)
     base_means: dict[str, float] = {}
     if context.is_first_process:
         base_means = measure.measure_base(config, prepared, auxiliary, family, root)
@@ -80,12 +102,55 @@ def _train(context: Context) -> common.Outcome:
         command=context.command,
         watch=context.watch,
     )
+    lacks = missing.NOTHING
+    if context.is_first_process:
+        lacks = missing.fill_judged(_scores(context, family), root)
     return common.trained(
         result,
+        missing=lacks,
         run_info=_run_info(config, prepared),
         write_report=functools.partial(
             _write_report, context, auxiliary, base_means, result.failed
         ),
+    )
+
+
+def _measure_again(context: Context) -> common.Outcome:
+    """Compute the further metrics that finished generations lack, from the texts on disk."""
+    config, prepared, root = context.config, context.prepared, context.root
+    auxiliary = make_auxiliary_models(config, prepared, root)
+    family = _family(context, auxiliary)
+    lacks = missing.fill_all(_scores(context, family), root)
+    base_means = measure.measure_base(config, prepared, auxiliary, family, root)
+    return common.measured_again(
+        lacks,
+        run_info=_run_info(config, prepared),
+        write_report=functools.partial(_write_report, context, auxiliary, base_means, lacks.failed),
+    )
+
+
+def _family(context: Context, auxiliary: AuxiliaryModels) -> ArticleFamily:
+    config, prepared, root = context.config, context.prepared, context.root
+    return ArticleFamily(
+        config,
+        prepared.articles,
+        prepared.prompts,
+        prepared.codec,
+        load=lambda name: load_base(config, root),
+        direction=auxiliary.direction,
+    )
+
+
+def _scores(context: Context, family: ArticleFamily) -> missing.Scores:
+    prepared = context.prepared
+    return missing.Scores(
+        family=family,
+        chains=prepared.chains,
+        data=prepared.data,
+        settings=context.driver_settings(prepared.driver),
+        measure=measure.measure_named,
+        names=missing.same_names(registry.with_unparsable(context.config.measure.metrics)),
+        command=context.command,
     )
 
 

@@ -15,7 +15,15 @@ from jaxloop.config import (
     Section,
     Text,
 )
-from jaxloop.studies.common.config import check_distinct, check_duration, check_revisions
+from jaxloop.studies.common.config import (
+    JUDGE,
+    ONLY,
+    JudgeWhen,
+    Only,
+    check_distinct,
+    check_duration,
+    check_revisions,
+)
 from jaxloop.studies.common.factors import check_factors
 
 METRICS = (
@@ -51,11 +59,8 @@ class ChainConfig(Section):
         description="fixed model of the metrics that need one (`reference_perplexity`): a "
         "directory or hub id; none: the first of `models.pool`",
     )
-    only: Literal["metrics"] | None = Field(
-        None,
-        description="`metrics`: train and write nothing, but compute the metrics that finished "
-        "generations lack, from the texts on disk",
-    )
+    judge: JudgeWhen = JUDGE
+    only: Only = ONLY
     run: RunConfig = RunConfig()
 
     @pydantic.model_validator(mode="after")

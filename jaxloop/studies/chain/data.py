@@ -62,6 +62,23 @@ class Rows(NamedTuple):
         return [render(self.prompts[i]) for i in rows]
 
 
+def first_row(config: ChainConfig, source: str) -> None:
+    """Raise ValueError, one sentence, where a source cannot be read or lacks the columns."""
+    data = config.data
+    load_texts(
+        source,
+        text_column=data.text_column,
+        prompt_column=data.prompt_column,
+        domain_column=data.domain_column,
+        domains=data.domains or docs.default_libraries(source),
+        name=data.name,
+        split=data.split,
+        revision=data.revision,
+        limit=1,
+        dialect=Dialect(data.delimiter, data.csv_options),
+    )
+
+
 def read(
     config: ChainConfig, source: str, bases: Mapping[str, BaseModel], *, whole: bool = False
 ) -> Source:

@@ -20,6 +20,7 @@ from jaxloop.runtime.atomic_io import inside
 from jaxloop.runtime.log import LOGGER
 from jaxloop.studies.chain.config import ChainConfig
 from jaxloop.studies.chain.prepare import Prepared
+from jaxloop.studies.common import missing
 from jaxloop.studies.common.models import load_model
 
 # Inputs of metrics that need the model that generated the texts.
@@ -29,22 +30,23 @@ Values = dict[tuple[str, int], dict[str, float]]
 
 
 class Measure(Protocol):
-    """The function that the driver and `recursion.backfill` call to measure trained models."""
+    """Computes the named metrics of models, during a run and afterwards."""
 
     def __call__(
         self,
         model: Model | None,
         generation: int,
         outputs: Sequence[ModelOutput],
-        names: Sequence[str] = ...,
+        names: Sequence[str],
+        /,
     ) -> Values:
-        """Return {(chain id, entity): {metric: value}}.
+        """Return {(chain id, entity): {metric: value}}, without metrics that are unavailable.
 
         Args:
             model: the base that the weights of `outputs` belong to; None if no metric needs it.
             generation: its number, from 0.
             outputs: texts and weights of the models that were trained together.
-            names: the metrics; by default those of the config.
+            names: the metrics.
         """
 
 
@@ -133,7 +135,8 @@ def measuring(config: ChainConfig, prepared: Prepared, root: Path) -> Measure:
         model: Model | None,
         generation: int,
         outputs: Sequence[ModelOutput],
-        names: Sequence[str] = config.metrics,
+        names: Sequence[str],
+        /,
     ) -> Values:
         needed = registry.needs(names)
         datasets = [output.chain.dataset_of(output.entity) for output in outputs]
@@ -159,15 +162,16 @@ def measuring(config: ChainConfig, prepared: Prepared, root: Path) -> Measure:
         if "reference_losses" in needed:
             base = [None] * len(outputs)
             inputs["reference_losses"] = _losses(reference(), base, texts, prompts, fit)
-        values: dict[str, Any] = {**registry.evaluate(names, **inputs)}
-        values["finished"] = [
-            output.finished.mean() if len(output.finished) else float("nan") for output in outputs
-        ]
+        unavailable: dict[str, str] = {}
+        found = registry.evaluate(names, unavailable=unavailable, **inputs)
+        values = missing.known(found, unavailable, len(outputs))
+        for output, of_output in zip(outputs, values, strict=True):
+            of_output["finished"] = (
+                float(output.finished.mean()) if len(output.finished) else float("nan")
+            )
         return {
-            (output.chain.id, output.entity): {
-                name: float(of_outcomes[i]) for name, of_outcomes in values.items()
-            }
-            for i, output in enumerate(outputs)
+            (output.chain.id, output.entity): of_output
+            for output, of_output in zip(outputs, values, strict=True)
         }
 
     return measure
@@ -197,6 +201,8 @@ def references(config: ChainConfig, prepared: Prepared, root: Path) -> dict[str,
         return {}
     not_here = OF_WEIGHTS | {"reference_losses", "contexts"}
     names = [name for name in config.metrics if not registry.needs([name]) & not_here]
+    if config.judge == "later" and config.only is None:
+        names = [name for name in names if not registry.asks_endpoint(name)]
     inputs = human_inputs(config, prepared, root)(registry.needs(names), list(prepared.sources))
     texts = [source.human for source in prepared.sources.values()]
     values = registry.evaluate(names, texts=texts, **inputs)

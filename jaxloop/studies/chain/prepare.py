@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 from jaxloop.lm.io import huggingface
 from jaxloop.metrics import registry
-from jaxloop.metrics.embed import load_embedder
+from jaxloop.metrics.embed import check_embedder
 from jaxloop.recursion import driver
 from jaxloop.recursion.chains import ChainSpec, product
 from jaxloop.recursion.sources import Dataset
 from jaxloop.recursion.workflow import human_needed
 from jaxloop.reporting.scores import share
 from jaxloop.runtime.devices import select_devices
+from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.studies.chain import data as chain_data
 from jaxloop.studies.chain.config import ChainConfig
 from jaxloop.studies.common import models as base_models
@@ -83,22 +84,38 @@ def prepare(config: ChainConfig, *, here: bool = True) -> Prepared:
     here: whether the study is to run on this machine, so that its devices and memory are checked.
     Raises ValueError, one sentence, if a run could not succeed.
     """
-    check_metrics(config)
+    problems: list[ValueError] = []
+    bases: dict[str, BaseModel] = {}
+    check_metrics(config, problems)
     if here:
-        select_devices(config.run.platform, config.run.devices)
-    bases = {name: base_models.describe(config.models, name) for name in config.models.pool}
-    base_models.check_lengths(bases, config.fit, config.sample, config.data.instruction)
-    if here:
+        with noted(problems):
+            select_devices(config.run.platform, config.run.devices)
+    for name in config.models.pool:
+        with noted(problems), named("config.models.pool"):
+            bases[name] = base_models.describe(config.models, name)
+    with noted(problems):
+        base_models.check_lengths(bases, config.fit, config.sample, config.data.instruction)
+    if here and bases:
         frozen = base_models.trains_adapters(config.fit, config.chain.start)
-        base_models.check_memory(bases, config.models, config.fit, config.run, frozen=frozen)
+        with noted(problems):
+            base_models.check_memory(bases, config.models, config.fit, config.run, frozen=frozen)
     paths = config.chain.factors.get("dataset", (config.data.source,))
     names = _names(paths)
-    sources = {
-        name: chain_data.read(config, path, bases) for name, path in zip(names, paths, strict=True)
-    }
+    sources: dict[str, chain_data.Source] = {}
     external = None
-    if config.chain.workflow == "external" and config.chain.external is not None:
-        external = chain_data.read(config, config.chain.external, bases, whole=True)
+    if len(bases) == len(config.models.pool):
+        for name, path in zip(names, paths, strict=True):
+            with noted(problems):
+                sources[name] = chain_data.read(config, path, bases)
+        if config.chain.workflow == "external" and config.chain.external is not None:
+            with noted(problems):
+                external = chain_data.read(config, config.chain.external, bases, whole=True)
+    else:
+        # Texts are counted in tokens of the models, but whether a file is there can be said.
+        for path in paths:
+            with noted(problems):
+                chain_data.first_row(config, path)
+    raise_all(problems)
     prepared = Prepared(
         chains=_chains(config, names),
         sources=sources,
@@ -110,29 +127,39 @@ def prepare(config: ChainConfig, *, here: bool = True) -> Prepared:
     return prepared
 
 
-def check_metrics(config: ChainConfig) -> None:
-    """Raise ValueError, one sentence, for a metric that a chain study cannot compute.
+def check_metrics(config: ChainConfig, problems: list[ValueError]) -> None:
+    """Add to `problems` what is wrong with metrics that a chain study is to compute.
 
     It is unknown, or needs an input that a chain study does not have, or its options, its model or
     the address of its endpoint are wrong.
     """
+    with noted(problems):
+        registry.validate(config.metrics)
+    if problems:
+        return
     for name, (metric, _) in zip(config.metrics, registry.validate(config.metrics), strict=True):
-        missing = [need for need in metric.needs if need not in INPUTS]
-        if missing:
-            raise ValueError(
-                f"config.metrics has '{name}', which needs {missing[0]}: "
-                f"{ELSEWHERE.get(missing[0], 'a chain study cannot give it')}"
-            )
-        if {"losses", "token_nll"} & set(metric.needs) and not config.chain.heldout_texts:
-            raise ValueError(
-                f"config.chain.heldout_texts = 0: metric '{name}' needs held-out texts"
-            )
-    registry.check(config.metrics)
+        with noted(problems):
+            _check_inputs(name, metric.needs, config)
+        with noted(problems):
+            registry.check([name])
     needed = registry.needs(config.metrics)
     if needed & {"embeddings", "reference_embeddings"}:
-        load_embedder(config.embedder)
+        with noted(problems), named("config.embedder"):
+            check_embedder(config.embedder)
     if "reference_losses" in needed and config.reference is not None:
-        huggingface.describe(huggingface.locate(base_models.model_path(config.reference)))
+        with noted(problems), named("config.reference"):
+            huggingface.describe(huggingface.locate(base_models.model_path(config.reference)))
+
+
+def _check_inputs(name: str, needs: Sequence[str], config: ChainConfig) -> None:
+    missing = [need for need in needs if need not in INPUTS]
+    if missing:
+        raise ValueError(
+            f"config.metrics has '{name}', which needs {missing[0]}: "
+            f"{ELSEWHERE.get(missing[0], 'a chain study cannot give it')}"
+        )
+    if {"losses", "token_nll"} & set(needs) and not config.chain.heldout_texts:
+        raise ValueError(f"config.chain.heldout_texts = 0: metric '{name}' needs held-out texts")
 
 
 def _names(sources: Sequence[str]) -> list[str]:

@@ -11,36 +11,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxloop.metrics import registry
 from jaxloop.recursion import driver
-from jaxloop.recursion.backfill import backfill
-from jaxloop.runtime.devices import processes
-from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror import meet
-from jaxloop.runtime.workdir import is_workdir
-from jaxloop.studies import FAILED_CHAINS
+from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.chain import cost, measure
 from jaxloop.studies.chain.config import CONFIG, ChainConfig
 from jaxloop.studies.chain.prepare import Prepared, chains_line, prepare, texts_needed
+from jaxloop.studies.common import disk, missing, start_adapter
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
-from jaxloop.studies.common import start_adapter
+from jaxloop.studies.common.config import UNSTORED
 
 __all__ = ["CONFIG", "check", "plan", "run"]
 
 Context = common.RunContext[ChainConfig, Prepared]
-# Fields of the config that belong to one call and are not stored with the run.
-UNSTORED = frozenset({"only"})
 
 
-def check(config: ChainConfig) -> list[str]:
+def check(config: ChainConfig, workdir: Path | None = None) -> list[str]:
     """Check the data, the models and the chains, and return lines that describe them."""
     config = start_adapter.with_its_settings(config)
-    prepared = prepare(config)
+    problems: list[ValueError] = []
+    with noted(problems):
+        prepared = prepare(config)
+    with noted(problems):
+        missing.check_judges(config.metrics, config.judge)
+    raise_all(problems)
     return [
         *(f"data {name}: {line}" for name, line in prepared.data_lines),
         *(base_models.model_line(name, base.config) for name, base in prepared.bases.items()),
         f"{chains_line(config, prepared.chains)}; the longest needs "
         f"{texts_needed(prepared):,} human texts",
+        disk.room_line(cost.disk_bytes(config, prepared), workdir),
     ]
 
 
@@ -58,17 +60,26 @@ def plan(config: ChainConfig, target: str | None = None) -> list[tuple[str, str]
 def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     """Run the whole study, or the rest of it; with `config.only` compute missing metrics alone.
 
-    Returns 0, or `FAILED_CHAINS` where some chains stopped.
+    Returns 0, `FAILED_CHAINS` where some chains stopped, or `MISSING_SCORES`.
     """
     config = start_adapter.with_its_settings(config)
+    missing.check_only(config.only, workdir)
+    free = ("run", "title", "judge")
     if config.only is None:
-        steps = common.Steps(prepare, cost.disk_bytes, _train, unstored_fields=UNSTORED)
+        steps = common.Steps(
+            prepare,
+            cost.disk_bytes,
+            _train,
+            free_fields=free,
+            unstored_fields=UNSTORED,
+            judged=lambda config: config.metrics,
+        )
     else:
-        _check_backfill(config, workdir)
         steps = common.Steps(
             prepare,
             lambda config, prepared: 0,
             _backfill,
+            free_fields=free,
             # Texts on the disk may be measured with other metrics; a run that is resumed keeps its
             # own.
             changeable_fields=("metrics", "reference"),
@@ -76,20 +87,6 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
             identify_metrics=False,
         )
     return common.run_study(steps, config, workdir, argv=argv)
-
-
-def _check_backfill(config: ChainConfig, workdir: Path) -> None:
-    count = processes()[1]
-    if count > 1:
-        raise ValueError(
-            f"config.only = '{config.only}' is the work of one process, and these are {count}: "
-            "start it without the others"
-        )
-    if not is_workdir(workdir):
-        raise ValueError(
-            f"config.only = '{config.only}': {workdir} holds no run whose metrics could be "
-            "filled in"
-        )
 
 
 def _train(context: Context) -> common.Outcome:
@@ -100,6 +97,8 @@ def _train(context: Context) -> common.Outcome:
     measured = measure.measuring(config, prepared, context.root)
     if context.is_first_process:
         meet("the maps are made", context.root)
+
+    scores = _scores(context, measured)
 
     def references() -> dict[str, float]:
         # Importing matplotlib and pandas takes as long as drawing the report. Done here, while
@@ -115,12 +114,16 @@ def _train(context: Context) -> common.Outcome:
             prepared.data,
             context.driver_settings(prepared.driver),
             context.root,
-            measure=measured,
+            measure=missing.during_run(scores, config.judge),
             command=context.command,
             watch=context.watch,
         )
+    lacks = missing.NOTHING
+    if context.is_first_process:
+        lacks = missing.fill_judged(scores, context.root)
     return common.trained(
         result,
+        missing=lacks,
         run_info=_run_info(context),
         write_report=functools.partial(_write_report, context, human_values, result.failed),
     )
@@ -129,34 +132,33 @@ def _train(context: Context) -> common.Outcome:
 def _backfill(context: Context) -> common.Outcome:
     """Compute the metrics that finished generations lack, from the texts and weights on disk."""
     config, prepared = context.config, context.prepared
-    done = backfill(
-        base_models.family(config.models, config.fit, config.run, start_adapter.load(config)),
-        prepared.chains,
-        prepared.data,
-        context.driver_settings(prepared.driver),
-        context.root,
-        measure=measure.measuring(config, prepared, context.root),
-        names=config.metrics,
+    measured = measure.measuring(config, prepared, context.root)
+    lacks = missing.fill_all(_scores(context, measured), context.root)
+    human_values = functools.partial(measure.references, config, prepared, context.root)
+    return common.measured_again(
+        lacks,
+        run_info=_run_info(context),
+        write_report=functools.partial(_write_report, context, human_values, lacks.failed),
+    )
+
+
+def _names(config: ChainConfig) -> missing.NamesOf:
+    return missing.same_names(registry.with_unparsable(config.metrics))
+
+
+def _scores(context: Context, measured: measure.Measure) -> missing.Scores:
+    config, prepared = context.config, context.prepared
+    return missing.Scores(
+        family=base_models.family(
+            config.models, config.fit, config.run, start_adapter.load(config)
+        ),
+        chains=prepared.chains,
+        data=prepared.data,
+        settings=context.driver_settings(prepared.driver),
+        measure=measured,
+        names=_names(config),
         of_weights=measure.of_weights(config.metrics),
         command=context.command,
-    )
-    LOGGER.info(
-        "filled in %d values of %d finished generations; %d are missing",
-        done.computed,
-        done.generations,
-        done.missing,
-    )
-    if done.unavailable:
-        LOGGER.warning(
-            "%s: the weights of older generations are not kept (config.run.keep), so these stay "
-            "missing there",
-            ", ".join(done.unavailable),
-        )
-    human_values = functools.partial(measure.references, config, prepared, context.root)
-    return common.Outcome(
-        write_report=functools.partial(_write_report, context, human_values, done.failed),
-        run_info=_run_info(context),
-        exit_code=FAILED_CHAINS if done.failed else 0,
     )
 
 

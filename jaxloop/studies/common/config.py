@@ -1,10 +1,27 @@
 """Sections and checks that configs of several studies share. Imports nothing heavy."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
 from jaxloop.config import FitConfig, ModelsConfig, Positive, Section, Share, Text
+
+# Fields that studies share which measure generated text.
+JUDGE: Any = Field(
+    "now",
+    description="when judges at an address score generated text: in every generation, or after all "
+    "chains; what they do not answer is asked for again by the same command",
+)
+ONLY: Any = Field(
+    None,
+    description="train nothing, and compute the metrics that the run in `workdir` lacks from its "
+    "texts (and its weights, as far as they are kept)",
+)
+JudgeWhen = Literal["now", "later"]
+Only = Literal["metrics"] | None
+# Fields of a config that belong to one call and are not stored with the run.
+UNSTORED = frozenset({"only"})
 
 
 class PlanAssumptions(Section):

@@ -1,8 +1,12 @@
 """The bytes that a run leaves on the disk."""
 
+import shutil
+from pathlib import Path
+
 from jaxloop.config import FitConfig
 from jaxloop.lm.model.config import ModelConfig, count_parameters, projection_widths
 from jaxloop.recursion import driver
+from jaxloop.runtime.atomic_io import existing_parent, human_size, require_space
 from jaxloop.studies.common.cost import Workload
 from jaxloop.studies.common.models import trains_adapters
 
@@ -19,6 +23,19 @@ def disk_bytes(work: Workload) -> int:
     """Return an upper bound on the bytes that a run leaves on the disk."""
     weights = [model_bytes(work.fit, work.start, shape) for shape, _ in work.bases.values()]
     return driver.disk_needed(work.chains, work.driver, max(weights))
+
+
+def room_line(number: int, workdir: Path | None) -> str:
+    """Return a line about the bytes that a run leaves, and what is free.
+
+    workdir: where it will be; None: the current directory is told of. Raises DiskFull where the run
+    would not fit the disk of `workdir`.
+    """
+    if workdir is not None:
+        require_space(workdir, number, "this run")
+    place = Path.cwd() if workdir is None else workdir
+    free = shutil.disk_usage(existing_parent(place)).free
+    return f"disk: {human_size(number)} at most; {human_size(free)} are free in {place}"
 
 
 def disk_row(number: int) -> tuple[str, str]:

@@ -49,8 +49,9 @@ from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.optional import check_trackers
 from jaxloop.runtime.workdir import open_workdir, stored_form
-from jaxloop.studies import FAILED_CHAINS
+from jaxloop.studies import FAILED_CHAINS, MISSING_SCORES
 from jaxloop.studies.common import identity, live
+from jaxloop.studies.common.missing import NOTHING, Missing, warn_of_judges
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Section)
@@ -85,6 +86,7 @@ class Outcome:
             was not resumed, or has no generations.
         resumed: whether a run without generations was resumed.
         summary: words for the log, in front of the report's path.
+        missing: scores that are missing; the exit code is then `MISSING_SCORES`.
     """
 
     write_report: Callable[[PageInputs], Path] | None = None
@@ -93,6 +95,7 @@ class Outcome:
     resumed_after: int | None = None
     resumed: bool = False
     summary: str = ""
+    missing: Missing = NOTHING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Steps(Generic[C, P]):
         changeable_fields: further fields that a resumed run may change.
         raisable_fields: numbers that a resumed run may raise.
         unstored_fields: fields that belong to one call and are not stored with the run.
+        judged: function(config) -> the metrics of generated text that may ask a judge.
         identify_metrics: whether the models of metrics must be the same when the run is resumed.
         identify_models: whether any model must; false for a study that reads none.
     """
@@ -151,6 +155,7 @@ class Steps(Generic[C, P]):
     unstored_fields: frozenset[str] = frozenset()
     identify_metrics: bool = True
     identify_models: bool = True
+    judged: Callable[[C], Sequence[str]] = lambda config: ()
 
 
 def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[str] = ()) -> int:
@@ -194,6 +199,8 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
                 is_first_process=processes()[0] == 0,
                 watch=watch,
             )
+            if context.is_first_process:
+                warn_of_judges(steps.judged(config), getattr(config, "judge", "later"))
             outcome = steps.execute(context)
         if context.is_first_process and outcome.write_report is not None:
             seconds = time.monotonic() - start
@@ -201,7 +208,9 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
             path = outcome.write_report(page._replace(run_info=facts))
             summary = f"{outcome.summary}; " if outcome.summary else ""
             LOGGER.info("%sthe report is %s", summary, path)
-    return outcome.exit_code
+        if outcome.missing.line:
+            LOGGER.warning("%s", outcome.missing.line)
+    return MISSING_SCORES if outcome.missing.line else outcome.exit_code
 
 
 def _facts(
@@ -222,7 +231,8 @@ def _with_outcome(facts: RunInfo, outcome: Outcome, seconds: float) -> RunInfo:
     """The lines of the final report: those of the study after the command, the time at the end."""
     command, *others = facts
     took = elapsed(seconds, outcome.resumed_after, resumed=outcome.resumed)
-    return [command, *outcome.run_info, *others, ("time", took)]
+    lacks = [("missing", outcome.missing.line)] if outcome.missing.line else []
+    return [command, *outcome.run_info, *lacks, *others, ("time", took)]
 
 
 @contextlib.contextmanager
@@ -253,6 +263,7 @@ def trained(
     run_info: Sequence[tuple[str, str]],
     write_report: Callable[[PageInputs], Path],
     all_chains: bool = True,
+    missing: Missing = NOTHING,
 ) -> Outcome:
     """Return the outcome of a study from what the driver returned.
 
@@ -263,6 +274,19 @@ def trained(
         run_info=run_info,
         exit_code=FAILED_CHAINS if result.failed or not all_chains else 0,
         resumed_after=result.resumed_after,
+        missing=missing,
+    )
+
+
+def measured_again(
+    missing: Missing, *, run_info: RunInfo, write_report: Callable[[PageInputs], Path]
+) -> Outcome:
+    """Return the outcome of `config.only = 'metrics'`."""
+    return Outcome(
+        write_report=write_report,
+        run_info=run_info,
+        exit_code=FAILED_CHAINS if missing.failed else 0,
+        missing=missing,
     )
 
 

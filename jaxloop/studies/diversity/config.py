@@ -27,6 +27,7 @@ from jaxloop.config import (
     Whole,
     suggestion,
 )
+from jaxloop.studies.common.config import ONLY, Only
 
 TaskName = Literal["qa", "story"]
 TASKS: tuple[TaskName, ...] = ("qa", "story")
@@ -341,6 +342,7 @@ class DiversityConfig(Section):
         16,
         description="models that are trained, measured and sealed together: what a kill can lose",
     )
+    only: Only = ONLY
     run: RunConfig = RunConfig()
 
     @pydantic.model_validator(mode="after")

@@ -13,7 +13,7 @@ import pandas as pd
 from jaxloop.lm import family as lm
 from jaxloop.lm.generation.prompt import render
 from jaxloop.lm.model import lora
-from jaxloop.metrics.embed import load_embedder
+from jaxloop.metrics.embed import check_embedder
 from jaxloop.recursion import driver
 from jaxloop.recursion.chains import chain_id, make_chain
 from jaxloop.recursion.driver import RunSettings
@@ -22,6 +22,7 @@ from jaxloop.recursion.ledger import fingerprint
 from jaxloop.recursion.sources import Dataset
 from jaxloop.recursion.workflow import replace
 from jaxloop.runtime.devices import select_devices
+from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as running
 from jaxloop.studies.diversity import topics, writers
@@ -44,9 +45,18 @@ class Prepared(NamedTuple):
 
 def prepare(settings: DiversityConfig) -> Prepared:
     """Read the data and the models' descriptions. Raises ValueError if the run cannot succeed."""
-    select_devices(settings.run.platform, settings.run.devices)
-    load_embedder(settings.distances.embedder)
-    models = {name: describe(settings, name) for name in settings.models.pool}
+    problems: list[ValueError] = []
+    models: dict[str, tuple] = {}
+    with noted(problems):
+        select_devices(settings.run.platform, settings.run.devices)
+    for name in settings.models.pool:
+        with noted(problems), named("config.models.pool"):
+            models[name] = describe(settings, name)
+    with noted(problems):
+        _check_writers(settings)
+    with noted(problems), named("config.distances.embedder"):
+        check_embedder(settings.distances.embedder)
+    raise_all(problems)
     for name, (model_config, _) in models.items():
         if settings.fit.mode == "lora":
             lora.target_names(model_config, settings.fit.lora)
@@ -55,9 +65,12 @@ def prepare(settings: DiversityConfig) -> Prepared:
                 f"config.fit.max_length = {settings.fit.max_length}: exceeds the context of "
                 f"{name}, which is {model_config.max_seq_len} tokens"
             )
-    _check_writers(settings)
     count = next(iter(models.values()))[1].count
-    tables: dict[str, Tables] = {task: read(settings, task, count) for task in settings.tasks}
+    tables: dict[str, Tables] = {}
+    for task in settings.tasks:
+        with noted(problems):
+            tables[task] = read(settings, task, count)
+    raise_all(problems)
     cells = all_cells(settings)
     for task in settings.tasks:
         _check_enough(settings, task, tables[task], cells)

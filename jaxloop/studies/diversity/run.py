@@ -7,9 +7,11 @@ for each cell; then sets.csv, distances.csv, regressions.csv, metrics.csv and re
 written.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,9 +19,10 @@ from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
 from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.signals import Stop, stop_safely
-from jaxloop.studies.common import absent_plan
+from jaxloop.studies.common import absent_plan, disk, missing
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
+from jaxloop.studies.common.config import UNSTORED
 from jaxloop.studies.diversity import cost, generate, measure, report
 from jaxloop.studies.diversity import prepare as inputs
 from jaxloop.studies.diversity.cells import all_cells, experiments
@@ -32,7 +35,7 @@ Context = common.RunContext[DiversityConfig, Prepared]
 Tables = Mapping[str, pd.DataFrame]
 
 
-def check(config: DiversityConfig) -> list[str]:
+def check(config: DiversityConfig, workdir: Path | None = None) -> list[str]:
     """Return lines about the data, the models and the cells. Raises ValueError as a run would."""
     prepared = inputs.prepare(config)
     lines = [f"data {task}: {tables.summary}" for task, tables in prepared.tables.items()]
@@ -40,7 +43,7 @@ def check(config: DiversityConfig) -> list[str]:
         f"model {name}: {model_config.architecture}, {count_parameters(model_config):,} parameters"
         for name, (model_config, _) in prepared.models.items()
     ]
-    return [*lines, _cells_line(config)]
+    return [*lines, _cells_line(config), disk.room_line(_disk_bytes(config, prepared), workdir)]
 
 
 def plan(config: DiversityConfig, target: str | None = None) -> list[tuple[str, str]]:
@@ -62,9 +65,21 @@ def plan(config: DiversityConfig, target: str | None = None) -> list[tuple[str, 
 def run(config: DiversityConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     """Run the whole study, or the rest of it.
 
-    Returns 0, or `FAILED_CHAINS` where some models did not train.
+    With `config.only` losses that are missing are computed where the weights are kept, and all
+    tables anew. Returns 0, or `FAILED_CHAINS` where some models did not train.
     """
-    steps = common.Steps(inputs.prepare, _disk_bytes, _generate_and_train, raisable_fields=())
+    missing.check_only(config.only, workdir)
+    steps = common.Steps(
+        inputs.prepare,
+        _disk_bytes,
+        _generate_and_train,
+        raisable_fields=(),
+        unstored_fields=UNSTORED,
+    )
+    if config.only is not None:
+        steps = dataclasses.replace(
+            steps, disk_bytes=lambda config, prepared: 0, execute=_measure_again
+        )
     return common.run_study(steps, config, workdir, argv=argv)
 
 
@@ -84,17 +99,47 @@ def _generate_and_train(context: Context) -> common.Outcome:
             command=context.command,
             watch=context.watch,
         )
-    writers = (f"{task}: {getattr(config.generator, task)}" for task in config.tasks)
     return common.trained(
         result,
-        run_info=[
-            ("models trained", _cells_line(config)),
-            *((f"data: {task}", tables.summary) for task, tables in prepared.tables.items()),
-            ("bases", ", ".join(config.models.pool)),
-            ("writers", ", ".join(writers)),
-        ],
-        write_report=functools.partial(_write_report, context, pools, sets, result),
+        run_info=_run_info(context),
+        write_report=functools.partial(_write_report, context, pools, sets, result.failed),
     )
+
+
+def _measure_again(context: Context) -> common.Outcome:
+    """Compute the losses that are missing where the weights are kept, and write all tables anew."""
+    config, prepared = context.config, context.prepared
+    with stop_safely() as stop:
+        pools = _pools(context, stop)
+    sets = generate.training_sets(config, prepared, pools)
+    measured = measure.measure(config, prepared)
+    scores = missing.Scores(
+        family=inputs.family(config),
+        chains=inputs.chains(config, prepared.cells),
+        data=inputs.datasets(config, prepared.cells, sets, pools),
+        settings=context.driver_settings(prepared.driver),
+        measure=lambda model, generation, outputs, names: measured(model, generation, outputs),
+        names=missing.same_names(measure.LOSSES),
+        of_weights=measure.LOSSES,
+        command=context.command,
+    )
+    lacks = missing.fill_all(scores, context.root)
+    return common.measured_again(
+        lacks,
+        run_info=_run_info(context),
+        write_report=functools.partial(_write_report, context, pools, sets, lacks.failed),
+    )
+
+
+def _run_info(context: Context) -> common.RunInfo:
+    config = context.config
+    writers = (f"{task}: {getattr(config.generator, task)}" for task in config.tasks)
+    return [
+        ("models trained", _cells_line(config)),
+        *((f"data: {task}", tables.summary) for task, tables in context.prepared.tables.items()),
+        ("bases", ", ".join(config.models.pool)),
+        ("writers", ", ".join(writers)),
+    ]
 
 
 def _pools(context: Context, stop: Stop) -> dict[str, pd.DataFrame]:
@@ -112,7 +157,7 @@ def _write_report(
     context: Context,
     pools: Tables,
     sets: Tables,
-    result: driver.RunResult,
+    failed: Mapping[str, Mapping[str, Any]],
     page: common.PageInputs,
 ) -> Path:
     return report.write(
@@ -121,7 +166,7 @@ def _write_report(
         context.prepared,
         pools,
         sets,
-        failed=result.failed,
+        failed=failed,
         page=page,
     )
 

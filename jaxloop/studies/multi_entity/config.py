@@ -24,7 +24,7 @@ from jaxloop.config import (
     Whole,
     suggestion,
 )
-from jaxloop.studies.common.config import PlanAssumptions
+from jaxloop.studies.common.config import JUDGE, ONLY, JudgeWhen, Only, PlanAssumptions
 
 NO_DATA = "none"
 
@@ -255,6 +255,8 @@ class EntitiesConfig(Section):
     )
     theory: Theory = Theory()
     plan: PlanAssumptions = PlanAssumptions(text_tokens=110.0, prompt_tokens=50.0)
+    judge: JudgeWhen = JUDGE
+    only: Only = ONLY
     run: RunConfig = RunConfig()
 
     @pydantic.model_validator(mode="after")

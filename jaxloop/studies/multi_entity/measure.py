@@ -13,13 +13,13 @@ from jaxloop.lm import family
 from jaxloop.metrics import registry
 from jaxloop.metrics.distances import output_similarity
 from jaxloop.metrics.embed import embed
+from jaxloop.recursion.backfill import MeasureNamed
 from jaxloop.recursion.chains import ChainSpec
-from jaxloop.recursion.driver import RunResult
 from jaxloop.recursion.family import ModelOutput
-from jaxloop.recursion.run import Measure
 from jaxloop.recursion.sources import probe_rows, texts_path
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.tables import read_parquet, write_parquet
+from jaxloop.studies.common import missing
 from jaxloop.studies.multi_entity import prepare
 from jaxloop.studies.multi_entity.config import EntitiesConfig
 
@@ -38,10 +38,39 @@ def base_loss(task: str) -> str:
     return f"base_loss(task={task})"
 
 
-def measure(settings: EntitiesConfig, prepared: prepare.Prepared) -> Measure:
-    """Return the driver's `measure`.
+def text_metrics(settings: EntitiesConfig) -> list[str]:
+    """Return the metrics of what a model wrote.
 
-    It gives the `task_loss` of every test set in nats per token, and the config's metrics of texts.
+    Similarity is not among them: it is one number for all entities of a chain, whose models need
+    not be measured together, see `write_similarity`.
+    """
+    chosen = settings.measure.metrics
+    return registry.with_unparsable(
+        [
+            name
+            for name, (metric, _) in zip(chosen, registry.validate(chosen), strict=True)
+            if metric.needs == ("texts",)
+        ]
+    )
+
+
+def of_weights(prepared: prepare.Prepared) -> list[str]:
+    """Return the metrics that need the models that wrote the texts."""
+    return [name(task) for name in (task_loss, base_loss) for task in prepared.tests]
+
+
+def names_of(
+    settings: EntitiesConfig, prepared: prepare.Prepared, chain: ChainSpec, generation: int
+) -> list[str]:
+    """Return the metrics of a chain in a generation."""
+    kinds = (task_loss, base_loss) if generation == 0 else (task_loss,)
+    return [*text_metrics(settings), *(kind(task) for kind in kinds for task in prepared.tests)]
+
+
+def measure(settings: EntitiesConfig, prepared: prepare.Prepared) -> MeasureNamed:
+    """Return the function that computes the named metrics of models.
+
+    They are the `task_loss` of every test set in nats per token, and the config's metrics of texts.
     """
     texts = [text for some, _ in prepared.tests.values() for text in some]
     prompts = [prompt for _, some in prepared.tests.values() for prompt in some]
@@ -50,14 +79,7 @@ def measure(settings: EntitiesConfig, prepared: prepare.Prepared) -> Measure:
     if completion_only is None:
         completion_only = settings.fit.completion_only
     fit = settings.fit.replace(completion_only=completion_only)
-    # Similarity is one number for all entities of a chain, whose models need not be measured
-    # together: see `write_similarity`.
-    chosen = settings.measure.metrics
-    names = [
-        name
-        for name, (metric, _) in zip(chosen, registry.validate(chosen), strict=True)
-        if metric.needs == ("texts",)
-    ]
+    of_texts = text_metrics(settings)
 
     def losses(model: Any, weights: Sequence[Any]) -> list[list[float]]:
         tasks = [family.LossTask(one, texts, prompts) for one in weights]
@@ -66,21 +88,21 @@ def measure(settings: EntitiesConfig, prepared: prepare.Prepared) -> Measure:
         return [_mean_losses(result, ends) for result in results]
 
     def run(
-        model: Any, generation: int, outcomes: Sequence[ModelOutput]
+        model: Any, generation: int, outcomes: Sequence[ModelOutput], names: Sequence[str], /
     ) -> dict[tuple[str, int], dict[str, float]]:
-        own = losses(model, [o.weights for o in outcomes])
+        tasks = list(prepared.tests)
+        of_weights = bool({*map(task_loss, tasks), *map(base_loss, tasks)} & set(names))
+        own = losses(model, [o.weights for o in outcomes]) if of_weights else []
+        bases = losses(model, [None])[0] if of_weights and generation == 0 else []
         written = [o.texts[: o.chain.workflow.synthetic] for o in outcomes]
-        values = registry.evaluate(names, texts=written) if names else {}
-        bases = losses(model, [None])[0] if generation == 0 else []
+        chosen, unavailable = [name for name in of_texts if name in names], dict[str, str]()
+        values = registry.evaluate(chosen, unavailable=unavailable, texts=written) if chosen else {}
+        found = missing.known(values, unavailable, len(outcomes))
         out = {}
         for i, o in enumerate(outcomes):
-            row = {
-                task_loss(name): value for name, value in zip(prepared.tests, own[i], strict=True)
-            }
-            row |= {
-                base_loss(name): value for name, value in zip(prepared.tests, bases, strict=False)
-            }
-            row |= {name: float(column[i]) for name, column in values.items()}
+            row = dict(zip(map(task_loss, tasks), own[i], strict=True)) if own else {}
+            row |= dict(zip(map(base_loss, tasks), bases, strict=False))
+            row |= found[i]
             row["finished"] = float(o.finished[: o.chain.workflow.synthetic].mean())
             out[o.chain.id, o.entity] = row
         return out
@@ -162,16 +184,16 @@ def embeddings(
 
 
 def write_similarity(
-    settings: EntitiesConfig, prepared: prepare.Prepared, root: Path, result: RunResult
+    settings: EntitiesConfig, prepared: prepare.Prepared, root: Path, count: int
 ) -> None:
-    """Write similarity/generation=*.parquet, unless it exists.
+    """Write similarity/generation=*.parquet of the first `count` generations, unless it exists.
 
     Mean cosine between two entities' completions, by chain, corpus and pair.
     """
     if not prepared.chains[0].probes:
         return
     (root / FOLDER).mkdir(exist_ok=True)
-    for generation in generations_of(settings, result.generations - 1):
+    for generation in generations_of(settings, count - 1):
         path = root / FOLDER / f"generation={generation:04d}.parquet"
         if path.exists():
             continue

@@ -17,7 +17,7 @@ from jaxloop.data import qa_tasks
 from jaxloop.data.dialect import Dialect, in_section
 from jaxloop.lm.model.config import ModelConfig, count_parameters
 from jaxloop.metrics import registry
-from jaxloop.metrics.embed import load_embedder
+from jaxloop.metrics.embed import check_embedder
 from jaxloop.recursion import driver, ledger
 from jaxloop.recursion.chains import ChainSpec, chain_id
 from jaxloop.recursion.driver import RunSettings
@@ -25,6 +25,7 @@ from jaxloop.recursion.family import FamilyFunctions
 from jaxloop.recursion.sources import Dataset
 from jaxloop.recursion.workflow import Exchange, Workflow, exchange, exchange_weights
 from jaxloop.runtime.devices import select_devices
+from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as running
 from jaxloop.studies.multi_entity.config import NO_DATA, EntitiesConfig
@@ -91,10 +92,19 @@ def prepare(settings: EntitiesConfig) -> Prepared:
     mixing = mixing_of(settings)
     weights = weights_of(settings)
     reads_public = _check_reads(settings, weights, mixing)
-    select_devices(settings.run.platform, settings.run.devices)
+    problems: list[ValueError] = []
+    models: dict[str, tuple] = {}
+    with noted(problems):
+        select_devices(settings.run.platform, settings.run.devices)
+    for name in settings.models.pool:
+        with noted(problems), named("config.models.pool"):
+            models[name] = _describe(settings, name)
+    with noted(problems), named("config.measure.metrics"):
+        registry.check(settings.measure.metrics)
     if settings.measure.probes and len(settings.entities) > 1:
-        load_embedder(settings.measure.embedder)
-    models = {name: _describe(settings, name) for name in settings.models.pool}
+        with noted(problems), named("config.measure.embedder"):
+            check_embedder(settings.measure.embedder)
+    raise_all(problems)
     data, tests, data_lines = _read(settings, models, reads_public)
     chains, settings_of = make_chains(settings, data, weights, mixing)
     texts_per_call = min(REQUESTS, settings.sample.texts_per_call or REQUESTS)
@@ -233,6 +243,7 @@ def _read(
     tests: dict[str, tuple[list[str], list[str]]] = {}
     lines: list[tuple[str, str]] = []
     names = [name for name in settings.entities if _has_data(settings, name)]
+    problems: list[ValueError] = []
     for name in [*names, PUBLIC]:
         t = settings.public if name == PUBLIC else settings.task(name)
         if t.task == "none":
@@ -268,9 +279,9 @@ def _read(
         except ValueError as error:
             section = "public" if name == PUBLIC else f"tasks.{name}"
             message = in_section(str(error), section)
-            raise ValueError(
-                message if message.startswith("config.") else f"config.{section}: {message}"
-            ) from None
+            named_field = message.startswith("config.")
+            problems.append(ValueError(message if named_field else f"config.{section}: {message}"))
+            continue
         texts, prompts = list(train["text"]), list(train["prompt"])
         data[name] = Dataset(texts, prompts, fingerprint=ledger.fingerprint(texts, prompts))
         tests[name] = (list(test["text"]), list(test["prompt"]))
@@ -286,6 +297,7 @@ def _read(
                 f"{data[name].fingerprint[:12]}",
             )
         )
+    raise_all(problems)
     return data, tests, lines
 
 

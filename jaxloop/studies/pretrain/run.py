@@ -29,7 +29,7 @@ __all__ = ["CONFIG", "check", "plan", "run"]
 PROGRESS_STEPS = 100
 
 
-def check(config: PretrainConfig) -> list[str]:
+def check(config: PretrainConfig, workdir: Path | None = None) -> list[str]:
     """Read the data and return a line that says how much of it there is."""
     prepared = prepare(config)
     texts = prepared.train_texts + prepared.heldout_texts

@@ -27,6 +27,10 @@ from jaxloop.config import (
     Whole,
 )
 from jaxloop.studies.common.config import (
+    JUDGE,
+    ONLY,
+    JudgeWhen,
+    Only,
     PlanAssumptions,
     check_distinct,
     check_duration,
@@ -305,6 +309,8 @@ class LoopsConfig(Section):
         description="sentence encoder: a directory or hub id; none: MiniLM, installed with jaxloop",
     )
     plan: PlanAssumptions = PlanAssumptions()
+    judge: JudgeWhen = JUDGE
+    only: Only = ONLY
     run: RunConfig = RunConfig()
 
     @property

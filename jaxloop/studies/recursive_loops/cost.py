@@ -16,7 +16,7 @@ from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.device_hours import AssumedLengths
 from jaxloop.studies.recursive_loops import chains, sources, subsets
 from jaxloop.studies.recursive_loops.config import LoopsConfig
-from jaxloop.studies.recursive_loops.prepare import Prepared, check_metrics
+from jaxloop.studies.recursive_loops.prepare import Early, Prepared, check_metrics
 
 
 def table(config: LoopsConfig, target: str | None = None) -> cost.Rows:
@@ -113,7 +113,7 @@ def _assumed_rows(config: LoopsConfig, total: cost.Cost) -> cost.Rows:
     ]
 
 
-def disk_bytes(config: LoopsConfig, prepared: Prepared) -> int:
+def disk_bytes(config: LoopsConfig, prepared: Prepared | Early) -> int:
     """Return an upper bound on the bytes that a run leaves on the disk."""
     weights = (
         disk.model_bytes(config.fit, config.chain.start, base.config)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import write_atomic
+from jaxloop.studies import JudgeSilent
 from jaxloop.studies.recursive_loops import chains, cluster_table, subsets
 from jaxloop.studies.recursive_loops.chains import Planned
 from jaxloop.studies.recursive_loops.config import LoopsConfig
@@ -35,12 +36,30 @@ def write(
     write_csv(root / "chains.csv", chains.table(planned, {}))
     clusters = [cluster for subset in all_subsets for cluster in subset.clusters]
     if clusters:
-        cluster_table.write_properties(config, clusters, sources, root)
+        later = config.judge == "later"
+        cluster_table.write_properties(config, clusters, sources, root, later=later)
         cluster_table.check_properties(root)
         summaries = subsets.overlap(clusters, sources)
         names = next(iter(summaries.values()))
         columns = {name: [summary[name] for summary in summaries.values()] for name in names}
         write_csv(root / "overlap_summary.csv", {"dataset": list(summaries), **columns})
+
+
+def fill_quality(
+    config: LoopsConfig, all_subsets: Sequence[Subset], sources: Mapping[str, Source], root: Path
+) -> int:
+    """Write properties.csv anew where it waits for a judge; return how many qualities it lacks."""
+    clusters = [cluster for subset in all_subsets for cluster in subset.clusters]
+    waiting = {
+        name for name, source in sources.items() if cluster_table.awaits_judge(config, source)
+    }
+    if not clusters or not waiting:
+        return 0
+    try:
+        cluster_table.write_properties(config, clusters, sources, root)
+    except JudgeSilent:
+        return sum(cluster.dataset in waiting for cluster in clusters)
+    return 0
 
 
 def write_csv(path: Path, columns: Mapping[str, Sequence]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from jaxloop.metrics import judge_validation
+from jaxloop.metrics import judge_validation, registry
 from jaxloop.metrics.judge_validation import HumanScores, Validation
 from jaxloop.reporting.report import Section, Table
 from jaxloop.runtime import tables
@@ -33,8 +33,9 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: LoopsConfig) -> Prepared:
-    """Read the stories. Raises ValueError where they are not there or of another form."""
+    """Read the stories. Raises ValueError where they, or the judge, are not as they must be."""
     settings = config.validation
+    registry.check([config.quality])
     try:
         return Prepared(judge_validation.read_openmeva(str(settings.source), settings.generators))
     except ValueError as error:
@@ -42,8 +43,14 @@ def prepare(config: LoopsConfig) -> Prepared:
 
 
 def lines(config: LoopsConfig) -> list[str]:
-    """Return lines that describe the experiment."""
-    return [texts_line(prepare(config))]
+    """Return lines that describe the experiment.
+
+    Raises ValueError where it cannot be run, or its judge does not answer.
+    """
+    line = texts_line(prepare(config))
+    if silent := registry.ask_judges([config.quality]):
+        raise ValueError(f"config.quality: {silent[0]}")
+    return [line]
 
 
 def plan_rows(config: LoopsConfig) -> list[tuple[str, str]]:
@@ -67,7 +74,9 @@ def execute(context: common.RunContext[LoopsConfig, Prepared]) -> common.Outcome
     config = context.config
     if not context.is_first_process:
         return common.Outcome()
-    scorer = sources.score(config.quality, context.root)
+    scorer = sources.insisting(
+        sources.score(config.quality, context.root), "the validation of the judge"
+    )
     found = judge_validation.validate_judge(
         scorer,
         str(config.validation.source),

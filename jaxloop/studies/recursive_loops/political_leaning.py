@@ -21,6 +21,7 @@ from jaxloop.studies.recursive_loops.sources import Source
 def human(config: LoopsConfig, source: Source, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the row numbers [n] of the texts that chains may use, and the leaning of each [n].
 
+    The leaning is -1 for a text that a judge finds not political, nan where its reply is no score.
     The texts that the classifier was fitted on are left out. folder: the run directory, which gets
     the classifier's report. Raises ValueError where the labels are missing or too few.
     """
@@ -30,14 +31,18 @@ def human(config: LoopsConfig, source: Source, folder: Path) -> tuple[np.ndarray
         fitted_on, _ = _labelled(config, source)
         rows = np.setdiff1d(np.arange(len(source.texts)), fitted_on)
         _classifier(config, source, folder)
-    return rows, scorer(config, source, folder)(source.texts.take(rows))
+    texts, judge = source.texts.take(rows), config.political_leaning.judge
+    if judge is not None:
+        return rows, sources.scored(judge, source, texts, "political leaning")
+    return rows, scorer(config, source, folder)(texts)
 
 
 def scorer(config: LoopsConfig, source: Source, folder: Path) -> TextScorer:
     """Return the function that gives the leaning [n] of n texts.
 
-    It is nan for a text that a judge finds not political. The leanings are cached in the dataset's
-    folder. folder: the run directory, which gets the classifier's report.
+    It is -1 for a text that a judge finds not political, nan where its reply is no score. The
+    leanings are cached in the dataset's folder. folder: the run directory, which gets the
+    classifier's report.
     """
     if config.political_leaning.judge is not None:
         return sources.score(config.political_leaning.judge, source.folder)

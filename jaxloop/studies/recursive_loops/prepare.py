@@ -12,6 +12,7 @@ from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry
 from jaxloop.recursion import driver
 from jaxloop.runtime.devices import select_devices
+from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.models import BaseModel
 from jaxloop.studies.common.run import chain_settings
@@ -38,27 +39,159 @@ class Prepared(NamedTuple):
     driver: driver.RunSettings
 
 
+class Early(NamedTuple):
+    """What is known before any text is cleaned.
+
+    Attributes:
+        bases: as in `Prepared`.
+        planned: every chain, of subsets without rows.
+        data_lines: a line about the sources of every domain, by its name.
+        driver: as in `Prepared`.
+    """
+
+    bases: Mapping[str, BaseModel]
+    planned: Sequence[Planned]
+    data_lines: Mapping[str, str]
+    driver: driver.RunSettings
+
+
+def check_early(config: LoopsConfig) -> Early:
+    """Check all that a run will need before it is needed, from cheap to dear; read no weights.
+
+    That is metrics with their models, optional packages, devices, base models, the first row of
+    every source, and judges that human texts wait for. Raises ValueError, one sentence or
+    `Problems` with all of them, for what is wrong.
+    """
+    problems: list[ValueError] = []
+    bases: dict[str, BaseModel] = {}
+    planned: Sequence[Planned] = ()
+    data_lines: dict[str, str] = {}
+    with noted(problems):
+        check_metrics(config)
+    if config.subset_kind in ("clusters", "mixtures"):
+        with noted(problems):
+            subsets.check_size(config)
+        with noted(problems):
+            subsets.clustering_methods(config, config.clusters.fit_rows)
+        with noted(problems):
+            _check_regressions(config)
+    with noted(problems):
+        planned = chains.plan(config, subsets.placeholders(config))
+    with noted(problems):
+        select_devices(config.run.platform, config.run.devices)
+    for name in config.domains:
+        with noted(problems):
+            loops_data.check_counter(config, name)
+    for name in config.models.pool:
+        with noted(problems), named("config.models.pool"):
+            bases[name] = base_models.describe(config.models, name)
+    for prompt in dict.fromkeys(map(loops_data.instruction, config.domains.values())):
+        with noted(problems):
+            base_models.check_lengths(bases, config.fit, config.sample, prompt)
+    for name in _scorers(config):
+        with noted(problems):
+            _check_model(name, config)
+    with noted(problems), named("config.embedder"):
+        embedding.check_embedder(config.embedder)
+    for name in config.domains:
+        with noted(problems):
+            data_lines[name] = loops_data.check(config, name, _label_columns(config))
+    raise_all(problems)
+    with noted(problems):
+        _check_human_judges(config)
+    raise_all(problems)
+    settings = chain_settings(config.chain, config.fit, config.sample, config.run, study="loops")
+    return Early(bases, planned, data_lines, settings)
+
+
+def _label_columns(config: LoopsConfig) -> tuple[str, ...]:
+    """Columns beside those of the recipe that the experiment reads."""
+    leaning = config.political_leaning
+    fitted = config.subset_kind == "political" and leaning.judge is None
+    return (leaning.label_column,) if fitted else ()
+
+
+def _scorers(config: LoopsConfig) -> dict[str, str]:
+    """{metric: field that names it} of all metrics that the experiment computes."""
+    named = {name: "metrics" for name in config.metrics} | {config.quality: "quality"}
+    if config.subset_kind in ("clusters", "mixtures") and config.properties.toxicity:
+        named[f"toxicity(model={config.properties.toxicity!r})"] = "properties.toxicity"
+    if config.language is not None and _asks_language(config):
+        named[config.language] = "language"
+    if config.subset_kind == "political" and config.political_leaning.judge is not None:
+        named[config.political_leaning.judge] = "political_leaning.judge"
+    return named
+
+
+def _asks_language(config: LoopsConfig) -> bool:
+    """Whether the language of texts that are not clean yet is asked for."""
+    return any(
+        domain.recipe == "100M_tweets" and not loops_data.is_clean(config, name)
+        for name, domain in config.domains.items()
+    )
+
+
+def _check_model(name: str, config: LoopsConfig) -> None:
+    with named(f"config.{_scorers(config)[name]}"):
+        registry.check([name])
+
+
+def generated_judges(config: LoopsConfig) -> list[str]:
+    """Return the metrics of generated text that ask a judge at an address."""
+    judged = [name for name in (*config.metrics, config.quality) if registry.asks_endpoint(name)]
+    leaning = config.political_leaning.judge
+    if config.subset_kind == "political" and leaning and registry.asks_endpoint(leaning):
+        judged.append(leaning)
+    return judged
+
+
+def _check_human_judges(config: LoopsConfig) -> None:
+    """Raise ValueError where a judge does not answer without whom the chains cannot begin."""
+    for metric, what in _human_judged(config).items():
+        silent = registry.ask_judges([metric])
+        if silent and any(
+            not loops_data.is_clean(config, name)
+            or loops_data.lacks_scores(metric, loops_data.read(config, name))
+            for name in config.domains
+        ):
+            raise ValueError(
+                f"{silent[0]}, and {what}; start it, or give the address at which it is"
+            )
+
+
+def _human_judged(config: LoopsConfig) -> dict[str, str]:
+    """{metric of human texts that asks a judge: why chains cannot begin without it}."""
+    needed = {}
+    kind = config.subset_kind
+    without = kind == "length" and any(own.without for own in config.splits.domains.values())
+    if kind == "quality" or without:
+        needed[config.quality] = "the splits are made of the quality of human texts"
+    if kind in ("clusters", "mixtures") and config.judge == "now":
+        needed[config.quality] = (
+            "the quality of human texts is a property of clusters (config.judge=later asks for it "
+            "after the chains)"
+        )
+    if config.interventions.policies and "quality" in config.interventions.policies:
+        needed[config.quality] = "chains choose texts by their quality"
+    if kind == "political" and config.political_leaning.judge is not None:
+        needed[config.political_leaning.judge] = "the mixes are made of the lean of human texts"
+    if config.language is not None and _asks_language(config):
+        needed[config.language] = "the cleaning asks for the language of the texts"
+    return {name: why for name, why in needed.items() if registry.asks_endpoint(name)}
+
+
 def prepare(config: LoopsConfig) -> Prepared:
     """Read the models' config.json and tokenizers, clean the data and plan the chains.
 
     Raises ValueError, one sentence, if a run could not begin, or there are too few data for any
     choice of subsets.
     """
-    check_metrics(config)
-    if config.subset_kind in ("clusters", "mixtures"):
-        subsets.check_size(config)
-        subsets.clustering_methods(config, config.clusters.fit_rows)
-    planned = chains.plan(config, subsets.placeholders(config))
-    select_devices(config.run.platform, config.run.devices)
-    embedding.load_embedder(config.embedder)
-    bases = {name: base_models.describe(config.models, name) for name in config.models.pool}
-    for prompt in dict.fromkeys(map(loops_data.instruction, config.domains.values())):
-        base_models.check_lengths(bases, config.fit, config.sample, prompt)
+    early = check_early(config)
+    bases, planned = early.bases, early.planned
     count_tokens = next(iter(bases.values())).tokenizer.count
     sources = {name: loops_data.read(config, name, count_tokens) for name in config.domains}
     if config.subset_kind in ("clusters", "mixtures"):
         _check_cluster_size(config, sources)
-        _check_regressions(config)
     if config.subset_kind == "whole":
         rows = {one.name: one for one in subsets.build(config, sources, Path())}
         with_rows = [one._replace(subset=rows[one.subset.name]) for one in planned]
@@ -67,7 +200,7 @@ def prepare(config: LoopsConfig) -> Prepared:
         sources=sources,
         bases=bases,
         planned=planned,
-        driver=chain_settings(config.chain, config.fit, config.sample, config.run, study="loops"),
+        driver=early.driver,
     )
 
 

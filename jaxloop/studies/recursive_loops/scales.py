@@ -29,12 +29,15 @@ OLDER_REVISIONS = (
     "d7449ff7241c863f3e8accc475155f0f97afa011",
     "34183642457812e78b53466798c3a818485ac969",
 )
-JUDGE = "judge_quality(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
-ENGLISH = "judge_english(model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1')"
-LEANING = (
-    "judge_political_lean(model='meta-llama/Llama-3.3-70B-Instruct', "
-    "url='http://localhost:8000/v1')"
+# The paper's code asks for one token, and takes the first number among the 20 likeliest.
+_AT = (
+    "model='meta-llama/Llama-3.3-70B-Instruct', url='http://localhost:8000/v1', reply='first_token'"
 )
+JUDGE = f"judge_quality({_AT})"
+# The older judge with three levels, of several models per generation.
+JUDGE_OF_LEVELS = f"judge_quality_level({_AT})"
+ENGLISH = f"judge_english({_AT})"
+LEANING = f"judge_political_lean({_AT})"
 ENCODER = "dunzhang/stella_en_1.5B_v5"
 
 # The paper's datasets, where they are published (see studies/recursive_loops/data/recipes.py).

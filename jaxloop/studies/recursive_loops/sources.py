@@ -5,6 +5,7 @@ Quality, political leaning and embeddings of its texts are computed once too and
 Experiments on the same data share all of this.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -24,15 +25,19 @@ from jaxloop.data.digest import digest_texts
 from jaxloop.lm.generation.prompt import render
 from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry, umap
+from jaxloop.metrics.base import Unavailable
 from jaxloop.runtime.atomic_io import cache_folder, write_atomic
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.tables import unescape
+from jaxloop.studies import JudgeSilent
 from jaxloop.studies.recursive_loops.config import Domain, LoopsConfig
 from jaxloop.studies.recursive_loops.data import cleaning, recipes
-from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered
+from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered, unknown
 from jaxloop.studies.recursive_loops.data.embedding_cache import cached_embeddings
 
+# Bytes of files that `--validate` cleans; more are only looked at.
+_QUICK = 20_000_000
 Row = dict[str, Any]
 # {rule: {"in": rows, "dropped": rows, "out": rows}}
 CleaningReport = dict[str, dict[str, int]]
@@ -128,7 +133,7 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
     for a source that cannot be read, and where a rule drops everything.
     """
     domain = config.domains[name]
-    folder = cache_folder() / "datasets" / f"{name}-{_key(config, domain)}"
+    folder = _folder(config, name)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.parquet"
     with filelock.FileLock(folder / ".lock"):
@@ -147,6 +152,70 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
         folder=folder,
         table=table.drop_columns(["text"]),
     )
+
+
+def _folder(config: LoopsConfig, name: str) -> Path:
+    """The cache folder of a domain's clean texts."""
+    key = _key(config, config.domains[name])
+    return cache_folder() / "datasets" / f"{name}-{key}"
+
+
+def is_clean(config: LoopsConfig, name: str) -> bool:
+    """Return whether the clean texts of a domain are in the cache folder."""
+    return (_folder(config, name) / "rows.parquet").exists()
+
+
+def is_quick(config: LoopsConfig, name: str) -> bool:
+    """Return whether the clean texts of a domain are there, or take seconds to clean."""
+    if is_clean(config, name):
+        return True
+    places = config.domains[name].source
+    sizes = [Path(place).stat().st_size for place in places if Path(place).is_file()]
+    here = bool(places) and all(map(data_sources.is_here, places))
+    folders = any(Path(place).is_dir() for place in places)
+    return here and not folders and sum(sizes) < _QUICK and config.language is None
+
+
+def check(config: LoopsConfig, name: str, columns: Sequence[str] = ()) -> str:
+    """Read the first row of every source of a domain, and return a line about the domain.
+
+    Nothing is cleaned or written. Raises ValueError, one sentence, for a source that cannot be read
+    or lacks a column that its recipe, or `columns`, needs.
+    """
+    domain = config.domains[name]
+    if is_clean(config, name):
+        return source_line(read(config, name))
+    # A recipe's own source is a dataset of the hub, of which the recipe knows the columns.
+    for place in domain.source or (None,):
+        source = () if place is None else (place,)
+        one = domain.model_copy(update={"source": source, "limit": 1})
+        with _of_domain(name):
+            with contextlib.suppress(cleaning.AllDropped):
+                for _ in _after_recipe(config, one, _any_length, None, {}):
+                    break
+            _check_columns(one, columns)
+    places = domain.source or (recipes.RECIPES[domain.recipe].source,)
+    return f"first row of {', '.join(places)} read; cleaned when a run begins"
+
+
+def _any_length(texts: list[str]) -> Sequence[int]:
+    return [100] * len(texts)
+
+
+def _check_columns(domain: Domain, columns: Sequence[str]) -> None:
+    """Raise ValueError where the first row of a domain's source lacks one of the columns."""
+    if not columns or not domain.source:
+        return
+    row = next(_plain_rows(domain), {})
+    present = {domain.rename.get(column, column) for column in row}
+    if lacking := [column for column in columns if column not in present]:
+        raise ValueError(f"has no column {lacking[0]!r}; there are {', '.join(map(str, row))}")
+
+
+def check_counter(config: LoopsConfig, name: str) -> None:
+    """Raise ValueError where the tokens of a domain's texts cannot be counted as config says."""
+    if config.tokens == "cl100k" and not is_clean(config, name):
+        _counter(config, config.domains[name], None)
 
 
 def _fingerprint(folder: Path, texts: Texts) -> str:
@@ -194,34 +263,54 @@ def _clean(
     first: CleaningReport = {}
     second: CleaningReport = {}
     report: CleaningReport = {}
-    try:
-        if domain.recipe == "plain":
-            stream = cleaning.clean(_plain_rows(domain), _plain_steps(domain), first)
-        else:
-            options = dict(domain.options)
-            if config.language is not None and domain.recipe == "100M_tweets":
-                options["is_english"] = _is_english(config.language, path.parent)
-            stream = recipes.clean_dataset(
-                domain.recipe,
-                first,
-                count_tokens=counter,
-                source=domain.source or None,
-                splits=domain.splits or None,
-                rename=domain.rename,
-                name=domain.name,
-                revision=domain.revision,
-                limit=domain.limit,
-                dialect=_dialect(domain),
-                **options,
-            )
+    with _of_domain(name):
+        stream = _after_recipe(config, domain, counter, path.parent, first)
         steps = _common_steps(config, domain, counter)
         stream = cleaning.clean(_scalars(stream), steps, second)
         cleaning.write_parquet(path, _reported(stream, report, first, second), report)
+
+
+@contextlib.contextmanager
+def _of_domain(name: str) -> Iterator[None]:
+    """Context whose refusals name the domain."""
+    try:
+        yield
     except ValueError as error:
         text = dialect.in_section(str(error), f"domains.{name}")
         if not text.startswith(("data.", "config.")):
             text = f"config.domains.{name}: {text}"
         raise ValueError(text) from error
+
+
+def _after_recipe(
+    config: LoopsConfig,
+    domain: Domain,
+    counter: Counter | None,
+    folder: Path | None,
+    report: CleaningReport,
+) -> Iterator[Row]:
+    """The rows that the recipe of a domain leaves.
+
+    folder: keeps the answers of a judge of language; None: it is not asked.
+    """
+    if domain.recipe == "plain":
+        return cleaning.clean(_plain_rows(domain), _plain_steps(domain), report)
+    options = dict(domain.options)
+    if config.language is not None and domain.recipe == "100M_tweets" and folder is not None:
+        options["is_english"] = _is_english(config.language, folder)
+    return recipes.clean_dataset(
+        domain.recipe,
+        report,
+        count_tokens=counter,
+        source=domain.source or None,
+        splits=domain.splits or None,
+        rename=domain.rename,
+        name=domain.name,
+        revision=domain.revision,
+        limit=domain.limit,
+        dialect=_dialect(domain),
+        **options,
+    )
 
 
 def _plain_steps(domain: Domain) -> list[cleaning.Step]:
@@ -246,7 +335,7 @@ def _common_steps(
 
 
 def _is_english(metric: str, folder: Path) -> Callable[[Sequence[str]], np.ndarray]:
-    is_one = score(metric, folder)
+    is_one = insisting(score(metric, folder), "config.language: the cleaning")
 
     def is_english(texts: Sequence[str]) -> np.ndarray:
         return is_one(texts) == 1
@@ -302,18 +391,70 @@ def _scalars(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def score(metric: str, folder: Path) -> TextScorer:
-    """Return the metric of single texts that has this name; its values are cached in `folder`."""
+    """Return the metric of single texts that has this name; its values are cached in `folder`.
+
+    The function raises `metrics.base.Unavailable` where a judge does not answer; what it answered
+    is kept.
+    """
 
     def ask(texts: list[str]) -> np.ndarray:
         return registry.evaluate_texts([metric], texts=[texts])[metric][0]
 
-    return remembered(ask, folder / "answers.sqlite", name=metric)
+    return remembered(ask, _answers(folder), name=_scorer_name(metric))
+
+
+def _answers(folder: Path) -> Path:
+    return folder / "answers.sqlite"
+
+
+def _scorer_name(metric: str) -> str:
+    """What a metric's answers are kept under.
+
+    Those of a judge of political leaning used not to tell "not political" from "no score".
+    """
+    return f"{metric} or -1" if metric.startswith("judge_political_lean") else metric
+
+
+def lacks_scores(metric: str, source: Source) -> bool:
+    """Return whether a metric has not been computed of some text of a dataset."""
+    path = _answers(source.folder)
+    return bool(unknown(source.texts, path, name=_scorer_name(metric)))
+
+
+def scored(metric: str, source: Source, texts: Sequence[str], what: str) -> np.ndarray:
+    """Return a metric of human texts of a dataset, [n]; what: its name in messages.
+
+    Raises `JudgeSilent` where its judge stops answering.
+    """
+    LOGGER.info("%s of %s texts of %s", what, f"{len(texts):,}", source.name)
+    ask = insisting(score(metric, source.folder), f"the {what} of the texts of {source.name}")
+    values = ask(texts)
+    if without := int(np.isnan(values).sum()):
+        LOGGER.warning("%s texts of %s have no %s", f"{without:,}", source.name, what)
+    return values
+
+
+def insisting(scorer: Callable[[Any], np.ndarray], what: str) -> Callable[[Any], np.ndarray]:
+    """Return a scorer that raises `JudgeSilent` where its judge does not answer.
+
+    what: what cannot go on then.
+    """
+
+    def insist(texts: Any) -> np.ndarray:
+        try:
+            return scorer(texts)
+        except Unavailable as error:
+            raise JudgeSilent(
+                f"{what} cannot go on: {str(error).rstrip('.')}; the same command goes on from "
+                "there"
+            ) from None
+
+    return insist
 
 
 def quality(config: LoopsConfig, source: Source) -> np.ndarray:
     """Return the quality of every text of a dataset, [n] float64; nan for a text without one."""
-    LOGGER.info("quality of the %s texts of %s", f"{len(source.texts):,}", source.name)
-    return score(config.quality, source.folder)(source.texts)
+    return scored(config.quality, source, source.texts, "quality")
 
 
 def embeddings(config: LoopsConfig, source: Source) -> np.ndarray:

@@ -345,7 +345,8 @@ def mixes(config: LoopsConfig, source: Source, folder: Path) -> list[Subset]:
     """
     rows, leaning = political_leaning.human(config, source, folder)
     neutral = config.political_leaning.neutral
-    left, right = rows[leaning < 50 - neutral], rows[leaning > 50 + neutral]
+    left = rows[(leaning >= 0) & (leaning < 50 - neutral)]
+    right = rows[leaning > 50 + neutral]
     size = min(len(left), len(right))
     if not size:
         raise ValueError(

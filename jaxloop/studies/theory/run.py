@@ -61,7 +61,7 @@ class Prepared(NamedTuple):
     experiments: list[Experiment]
 
 
-def check(config: TheoryConfig) -> list[str]:
+def check(config: TheoryConfig, workdir: Path | None = None) -> list[str]:
     """Compute every formula, which refuses what has none; nothing is drawn."""
     devices = select_devices(config.run.platform, config.run.devices)
     experiments = KINDS[config.what].experiments(config)

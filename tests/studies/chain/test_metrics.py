@@ -50,7 +50,7 @@ def judged(place, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxloop.metrics.endpoint.random.uniform", lambda *_: 0.0)
-        assert cli.guarded(main.main, cli.parse(words)) == 0
+        assert cli.guarded(main.main, cli.parse(words)) == 5
     return words, port, judge, folder / "run"
 
 
@@ -63,7 +63,9 @@ def table(run):
 
 
 def missing(values):
-    return sorted(set(values.index[values.isna()].get_level_values("metric")))
+    """Metrics without a value, but for the count of unusable replies, which a judge has too."""
+    names = set(values.index[values.isna()].get_level_values("metric"))
+    return sorted(name for name in names if not name.startswith("judge_unparsable"))
 
 
 def settings(words):
@@ -77,8 +79,12 @@ def settings(words):
 def test_a_judge_that_is_down_is_missing_and_everything_else_is_there(judged):
     _, _, judge, run = judged
     values = table(run)
-    assert missing(values) == [judge] and len(values) == 2 * 2 * 7
-    assert "did not answer" in (run / "run.log").read_text()
+    assert missing(values) == [judge] and len(values) == 2 * 2 * 8
+    log = (run / "run.log").read_text()
+    assert "did not answer" in log
+    (line,) = [line for line in log.splitlines() if "scores are missing" in line]
+    assert "4 of judge_quality; to fill them in: python -m jaxloop.main" in line
+    assert line.endswith("--config.only=metrics")
     assert (run / "report.html").exists()
 
 
@@ -141,11 +147,11 @@ def test_only_metrics_fills_in_what_is_missing_and_trains_nothing(judged, tmp_pa
         assert cli.guarded(main.main, cli.parse([*words, "--config.only=metrics"])) == 0
     after = table(copy)
     assert missing(after) == [] and set(after.xs(judge, level="metric")) == {70.0}
-    rest = before.index.get_level_values("metric") != judge
+    rest = [not name.startswith("judge_") for name in before.index.get_level_values("metric")]
     pd.testing.assert_series_equal(after[rest], before[rest], check_exact=True)
     assert {path: path.read_bytes() for path in files} == files
     assert (
-        "filled in 4 values of 2 finished generations; 0 are missing"
+        "filled in 8 values of 2 finished generations; 0 are missing"
         in (copy / "run.log").read_text()
     )
     assert (copy / "report.html").read_bytes() != (run / "report.html").read_bytes()
@@ -250,7 +256,7 @@ def test_each_chain_is_compared_with_its_own_data_set(two_sets):
         outcome(chain, [f"text {i} of {chain.id}" * (1 + i) for i in range(8)])
         for chain in prepared.chains
     ]
-    found = measure(None, 0, outcomes)
+    found = measure(None, 0, outcomes, settings(words).metrics)
     for o in outcomes:
         human = prepared.sources[o.chain.dataset].human
         expected = distances.frechet_distance(embed(o.texts), embed(human))

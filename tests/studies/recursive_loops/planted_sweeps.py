@@ -86,7 +86,7 @@ def political(
             lean = np.clip(
                 start[mix] * (1 - share) + ends[mix] * share + 6 * rng.normal(size=texts), 0, 100
             )
-            lean[: int(6 * share)] = np.nan
+            lean[: int(6 * share)] = -1  # not political
             lean[10 : 10 + int(neutral * share)] = 50.0
             scores.append(
                 pd.DataFrame(
@@ -102,7 +102,7 @@ def political(
                     "seed": s,
                     "generation": g,
                 }
-                rows.append(about | {"metric": "political_lean", "value": np.nanmean(lean)})
+                rows.append(about | {"metric": "political_lean", "value": lean[lean >= 0].mean()})
     return pd.DataFrame(rows), pd.DataFrame(chains), pd.concat(scores, ignore_index=True)
 
 

@@ -88,7 +88,7 @@ def reply(body: dict, number: int) -> dict:
         return _token("0" if german else "1")
     if "left-wing" in said:
         return _token(("10", "30", "50", "70", "90", "-")[letters % 6])
-    if "0 (low)" in said:
+    if "0 for low quality" in said:
         return _token(str(letters % 3))
     return _token(("20", "40", "60", "80", "55")[letters % 5])
 
@@ -97,9 +97,14 @@ def _token(text: str) -> dict:
     return completion(text, (text, -0.1), ("I", -3.0), ("7", -6.0))
 
 
-def flags(world: World, config: str, domains) -> list[str]:
+def options(world: World) -> str:
+    """The options of metrics that ask this world's judge, as the paper's code does."""
+    return f"model='judge',url='{world.url}',reply='first_token'"
+
+
+def flags(world: World, domains) -> list[str]:
     """The flags that lead a paper-scale config to the files of this world; sizes are reduced."""
-    judge = f"model='judge',url='{world.url}'"
+    judge = options(world)
     pool = ",".join(str(world.models[name]) for name in scales.POOL)
     places = [
         f"models.pool={pool}",

@@ -553,10 +553,11 @@ def test_lean_of_chains_by_hand(politics):
         "value"
     ]
     row = table.loc[("100l0r-mixed-s0", 7)]
-    known = own.dropna()
+    known = own[own >= 0]
     assert row["lean"] == pytest.approx(known.mean()) and row["non_political"] == pytest.approx(
-        own.isna().mean()
+        (own == -1).mean()
     )
+    assert 0 < row["non_political"] < 1 and row["no_score"] == 0
     assert row["neutral"] == pytest.approx((known == 50).mean()) and row[
         "lean_without_neutral"
     ] == pytest.approx(known[known != 50].mean())
@@ -564,12 +565,31 @@ def test_lean_of_chains_by_hand(politics):
     np.testing.assert_allclose(shares[list(range(8))].sum(axis=1), 1)
     mix = run.scores[
         run.scores["chain"].str.startswith("100l0r") & (run.scores["generation"] == 3)
-    ]["value"].dropna()
+    ]["value"]
+    mix = mix[mix >= 0]
     expected = np.histogram(mix, np.linspace(0, 100, 9))[0] / len(mix)
     np.testing.assert_allclose(
         shares[(shares["mix"] == "100l0r") & (shares["generation"] == 3)][list(range(8))].iloc[0],
         expected,
     )
+
+
+def test_replies_that_are_no_score_are_not_taken_for_not_political(tmp_path):
+    metrics, chains, texts = sweeps.political(seeds=2)
+    prose = (texts["generation"] == 7) & (texts["value"] != -1)
+    texts.loc[prose, "value"] = np.nan  # of the last generation only "-1" could be read
+    run = run_of(tmp_path, metrics, chains, text_scores_parquet=texts)
+    table = paper_figures_political.by_chain(paper_figures_political.leans(run))
+    last = table[table["generation"] == 7]
+    share = prose.sum() / (texts["generation"] == 7).sum()
+    assert last["no_score"].mean() == pytest.approx(share) and share > 0.8
+    assert last["lean"].isna().all() and (last["non_political"] == 1).all()
+    texts.loc[texts["generation"] == 7, "value"] = np.nan  # nothing could be read
+    run = run_of(tmp_path / "none", metrics, chains, text_scores_parquet=texts)
+    table = paper_figures_political.by_chain(paper_figures_political.leans(run))
+    assert table[table["generation"] == 7]["non_political"].isna().all()
+    titles = [a.get_title(loc="left") for a in paper_figures_political.figure_13(run).axes]
+    assert titles == ["(a) Neutral", "(b) Not political", "(c) No score"]
 
 
 def test_what_became_of_a_bias(tmp_path):

@@ -10,11 +10,15 @@ import pytest
 
 from jaxloop.config.files import read_file
 from jaxloop.studies.recursive_loops.properties import NAMES
+from tests.metrics import test_real_servers
 from tests.metrics.server import Server
 from tests.studies.recursive_loops import rehearsal
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[3] / "configs"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+# Fixtures.
+base, served = test_real_servers.base, test_real_servers.served
 
 CLUSTERS = (
     "clusters.min_size=90",
@@ -67,8 +71,8 @@ def world(tmp_path_factory):
 def test_a_config_runs_stops_goes_on_and_ends_with_its_tables(world, name, capsys, tmp_path):
     sizes, figures, tables = EXPERIMENTS[name]
     given = read_file(str(CONFIGS / f"{name}.py"))
-    judge = f"model='judge',url='{world.url}'"
-    words = rehearsal.flags(world, name, given["domains"])
+    judge = rehearsal.options(world)
+    words = rehearsal.flags(world, given["domains"])
     quality = given["quality"].partition("(")[0]
     words += [f"--config.quality={quality}({judge})"]
     if given["experiment"].startswith("political"):
@@ -98,3 +102,24 @@ def test_a_config_runs_stops_goes_on_and_ends_with_its_tables(world, name, capsy
     written = {path.stem for path in (workdir / "tables").iterdir()}
     assert set(tables) <= written, written
     assert (workdir / "findings.html").exists() and (workdir / "report.html").exists()
+
+
+def test_a_config_with_a_judge_behind_a_real_server(world, served, capsys, tmp_path):
+    """A tiny base gives few scores: its other replies are counted, not taken for scores."""
+    judge = served.metric(tmp_path / "judges.sqlite", reply="short")
+    words = [
+        *rehearsal.flags(world, ["100M_tweets"]),
+        f"--config.quality={judge}",
+        "--config.chain.generations=2",
+        "--config.chain.ratios=1/2",
+    ]
+    config, workdir = f"--config={CONFIGS / 'ratio_sweep'}.py", tmp_path / "run"
+    code, said, _ = rehearsal.run(capsys, config, workdir, [*words, "--validate"])
+    assert code == 0, said
+    code, _, said = rehearsal.run(capsys, config, workdir, words)
+    assert code == 0, said
+    metrics = pd.read_csv(workdir / "metrics.csv").sort_values("generation", kind="stable")
+    scores = metrics[metrics["metric"].str.startswith("judge_quality")]["value"]
+    unparsable = metrics[metrics["metric"].str.startswith("judge_unparsable")]["value"]
+    assert len(scores) == len(unparsable) == 2
+    assert ((unparsable == 1).to_numpy() == scores.isna().to_numpy()).all()

@@ -315,14 +315,18 @@ def test_political_mixes_are_the_first_rows_of_each_side(place, monkeypatch):
 
 def test_lean_is_averaged_over_political_texts_and_shares_over_all(place):
     settings = ls.settings(place, political_leaning={"neutral": 10})
-    found = measure.leaning_shares(settings, np.array([0.0, 45, 55, 100, np.nan, 80]))
+    found = measure.leaning_shares(settings, np.array([0.0, 45, 55, 100, -1, 80, np.nan, np.nan]))
     assert found == {
         "political_lean": 56.0,
         "left_share": pytest.approx(1 / 6),
         "right_share": pytest.approx(2 / 6),
         "neutral_share": pytest.approx(0.5),
+        "not_political_share": pytest.approx(1 / 6),
+        "unparsable_share": 0.25,
     }
-    assert np.isnan(measure.leaning_shares(settings, np.full(3, np.nan))["political_lean"])
+    # Replies that are no score say nothing of the texts.
+    nothing = measure.leaning_shares(settings, np.full(3, np.nan))
+    assert nothing.pop("unparsable_share") == 1 and np.isnan(list(nothing.values())).all()
 
 
 def test_metrics_of_several_domains_are_those_of_each(place):
@@ -332,7 +336,7 @@ def test_metrics_of_several_domains_are_those_of_each(place):
         place, experiment="multi_domain", domains=two(place), chain=dict(eval_texts=6)
     )
     texts = [row["text"] for row in ls.posts(9, seed=5)]
-    (found,) = measure.evaluate(settings, 0, [texts], None)
+    (found,) = measure.evaluate(settings, measure.names_at(settings, 0), [texts], None)
     for i, name in enumerate(TWO):
         alone = registry.evaluate(["text_length"], texts=[texts[:6][i::2]])["text_length"][0]
         assert found[f"text_length@{name}"] == alone
@@ -398,7 +402,7 @@ REFUSED = [
         r"config.clusters.min_size = 20: the longest chain needs 24 human texts of a cluster",
     ),
     (
-        dict(experiment="clusters", clusters={**SMALL, "min_size": 500}),
+        dict(experiment="clusters", clusters={**SMALL, "min_size": 500, "count": 9}),
         r"config.clusters.min_size = 500: posts has 240 texts",
     ),
     (
@@ -433,7 +437,8 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     path = ls.write(tmp_path / "study.py", ls.raw(place, **changes))
     for words in (["--validate"], [f"--workdir={tmp_path / 'run'}"]):
         code, _, err = call(capsys, f"--config={path}", *words)
-        assert code == 2 and err.count("\n") == 1 and not (tmp_path / "run").exists()
+        assert code == 2 and not (tmp_path / "run").exists()
+        assert all(line.startswith("jaxloop: ") for line in err.splitlines()), err
         assert re.search(said, err), err
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from jaxloop import config
 from jaxloop.metrics import judge_validation
+from jaxloop.studies import JudgeSilent
 from jaxloop.studies.recursive_loops import chains, run, subsets
 from jaxloop.studies.recursive_loops.config import LoopsConfig
 from tests import dumps
+from tests.metrics.server import Server, completion
 from tests.studies.recursive_loops import loops_study
 
 
@@ -67,6 +69,40 @@ def test_a_judge_is_validated_from_a_config(tmp_path):
     assert abs(table["pearson"][0] - np.corrcoef(ratio, human.score)[0, 1]) < 0.1
     assert table["n"][0] == 200 and table["unparsable"][0] == 0
     assert "Table 2" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_validation_whose_judge_is_down_says_so_and_goes_on_later(tmp_path):
+    (source,) = dumps.openmeva(tmp_path, 4)
+    given = {
+        "study": "loops",
+        "experiment": "judge_validation",
+        "validation": {"source": str(source), "draws": 20},
+        "run": {"keep_compiled": False},
+    }
+    asked = []
+
+    def reply(body, number):
+        said = body["messages"][0]["content"]
+        asked.extend([said] * ("Tom lost key" in said))  # not where it is asked whether it is there
+        words = len(said.split())
+        return completion(str(words), (str(words), -0.1))
+
+    with Server(reply) as server:
+        given["quality"] = (
+            f"judge_quality(model='m', url='{server.url}', reply='first_token', "
+            f"cache='{tmp_path / 'judges'}', timeout=5)"
+        )
+        settings = config.build(LoopsConfig, given)
+    with pytest.raises(ValueError, match="config.quality: .* did not answer"):
+        run.check(settings)
+    with pytest.raises(JudgeSilent, match="the validation of the judge cannot go on: .* answer"):
+        run.run(settings, tmp_path / "run")
+    with Server(reply, port=int(server.url.split(":")[2].split("/")[0])):
+        assert run.run(settings, tmp_path / "run") == 0
+        assert len(asked) == len(set(judge_validation.read_openmeva(source).texts))
+        assert run.run(settings, tmp_path / "run") == 0
+    table = pd.read_csv(tmp_path / "run/tables/table_2.csv")
+    assert table["n"][0] == 20 and np.isfinite(table["pearson"][0])
 
 
 def test_a_validation_without_its_file_is_refused(tmp_path):

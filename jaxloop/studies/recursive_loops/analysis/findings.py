@@ -292,7 +292,7 @@ def _quality_note(run: Run, options: FigureOptions) -> str:
     metric = dict(_measured_by(run, options)).get("quality")
     if metric is None:
         return "No metric of quality was measured, so nothing is said about it."
-    if metric.partition("(")[0] in ("judge_quality", "quality"):
+    if metric.partition("(")[0] in ("judge_quality", "judge_quality_level", "quality"):
         return ""
     return (
         f"Quality is {metric} here, not a judge's score: what is said of it is not comparable "

@@ -18,14 +18,20 @@ from matplotlib.figure import Figure
 
 from jaxloop.reporting import figures
 from jaxloop.reporting.figures import mean_line, panels, printable, title
-from jaxloop.reporting.scores import LAST, share
+from jaxloop.reporting.scores import LAST, complete_means, share
 from jaxloop.studies.recursive_loops.analysis import paper_values
 from jaxloop.studies.recursive_loops.analysis.relative import find_metric, outcomes
 from jaxloop.studies.recursive_loops.analysis.run_tables import Run
 from jaxloop.studies.recursive_loops.analysis.settings import ordered, settings
 
 DIVERSITY = ("cosine_diversity",)
-QUALITY = ("judge_quality", "quality", "text_quality_index", "class_probability")
+QUALITY = (
+    "judge_quality",
+    "judge_quality_level",
+    "quality",
+    "text_quality_index",
+    "class_probability",
+)
 # Interval of leans that count as neutral.
 NEUTRAL = (50.0, 50.0)
 MARKERS = "osD^vP"
@@ -73,10 +79,10 @@ def dependents(run: Run, options: FigureOptions = _DEFAULTS) -> list[tuple[str, 
 def with_factors(run: Run, metric: str) -> pd.DataFrame:
     """Return one metric by chain and generation, with the columns of chains.csv.
 
-    Its value is the mean over entities.
+    Its value is the mean over entities, nan where one of them has none.
     """
     rows = run.metrics[run.metrics["metric"] == metric]
-    mean = rows.groupby(["chain", "generation"], as_index=False)["value"].mean()
+    mean = complete_means(rows, ["chain", "generation"]).reset_index()
     return mean.merge(run.chains, on="chain", how="inner")
 
 

@@ -1,9 +1,10 @@
 """Figures 5, 6, 13, 14 and 15 of arXiv 2504.03814, drawn from the lean of every scored text.
 
-A lean is between 0 (left) and 100 (right); texts judged not to be political have none and are left
-out of averages. A text is neutral if its lean is inside the interval `neutral`. In the paper that
-is exactly 50; the probabilities of a classifier need a wider interval. The paper does not give the
-edges of the eight bins of Figure 6: here they divide 0 to 100 evenly.
+A lean is between 0 (left) and 100 (right); texts judged not to be political, and texts of which a
+judge gave no score, have none and are left out of averages. A text is neutral if its lean is inside
+the interval `neutral`. In the paper that is exactly 50; the probabilities of a classifier need a
+wider interval. The paper does not give the edges of the eight bins of Figure 6: here they divide 0
+to 100 evenly.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxloop.metrics.judge_replies import DOES_NOT_APPLY
 from jaxloop.reporting import figures
 from jaxloop.reporting.figures import mean_line, panels, printable
 from jaxloop.studies.recursive_loops.analysis.paper_figures import (
@@ -34,6 +36,8 @@ _DEFAULTS = FigureOptions()
 def leans(run: Run) -> pd.DataFrame:
     """Return a row for every scored text: chain, generation, lean, and the columns of chains.csv.
 
+    Also none, 1 for a text judged not to be political, else 0, nan where there is no score; and
+    no_score, 1 or 0. lean is nan for both.
     Generation -1 holds the human texts of generation 0. Raises ValueError where text_scores.parquet
     or its metric is missing, chains.csv has no column mix, or a lean is outside [0, 100].
     """
@@ -47,36 +51,42 @@ def leans(run: Run) -> pd.DataFrame:
     if "mix" not in run.chains:
         raise ValueError("chains.csv has no column 'mix', which the political figures draw")
     value = rows["value"].astype(float)
-    if ((value < 0) | (value > 100)).any():
-        bad = value[(value < 0) | (value > 100)].iloc[0]
+    none = value == DOES_NOT_APPLY
+    wrong = ((value < 0) & ~none) | (value > 100)
+    if wrong.any():
+        bad = value[wrong].iloc[0]
         raise ValueError(
-            f"text_scores.parquet holds a {METRIC} of {bad:g}: must lie between 0 and 100, or be "
-            "empty for a text that is not political"
+            f"text_scores.parquet holds a {METRIC} of {bad:g}: must lie between 0 and 100, be "
+            "-1 for a text that is not political, or empty where there is no score"
         )
-    return rows.rename(columns={"value": "lean"})[["chain", "generation", "lean"]].merge(
-        run.chains, on="chain", how="inner"
+    replies = rows[["chain", "generation"]].assign(
+        lean=value.mask(none),
+        none=none.astype(float).where(value.notna()),
+        no_score=value.isna().astype(float),
     )
+    return replies.merge(run.chains, on="chain", how="inner")
 
 
 def by_chain(table: pd.DataFrame, neutral: tuple[float, float] = NEUTRAL) -> pd.DataFrame:
     """Return a row for every chain and generation; table: that of `leans`.
 
     Columns: chain, generation, the factors, lean (mean), lean_without_neutral (mean), neutral
-    (share of the political texts), non_political (share of all texts).
+    (share of the political texts), non_political (share of the texts that have a score or are not
+    political), no_score (share of all texts).
     """
     is_neutral = table["lean"].between(*neutral)
     work = table.assign(
         other=table["lean"].where(~is_neutral),
         flag=is_neutral.astype(float).where(table["lean"].notna()),
-        none=table["lean"].isna(),
     )
     means = work.groupby(["chain", "generation"]).agg(
         lean=("lean", "mean"),
         lean_without_neutral=("other", "mean"),
         neutral=("flag", "mean"),
         non_political=("none", "mean"),
+        no_score=("no_score", "mean"),
     )
-    factors = [c for c in table.columns if c not in ("lean", "generation")]
+    factors = [c for c in table.columns if c not in ("lean", "none", "no_score", "generation")]
     return means.reset_index().merge(table[factors].drop_duplicates("chain"), on="chain")
 
 
@@ -212,21 +222,21 @@ def figure_6(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
 
 def figure_13(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
     """Draw the share of neutral texts among the political ones (a), and of texts that are not
-    political (b), by generation.
+    political (b), by generation; where a judge gave texts no score, also their share (c).
     """
     table = by_chain(leans(run), options.neutral)
     table = table[table["generation"] >= 0]
     with figures.style():
-        figure, axes = panels(1, 2)
-        for one, value, name in (
-            (axes[0, 0], "neutral", "(a) Neutral"),
-            (axes[0, 1], "non_political", "(b) Not political"),
-        ):
+        drawn = [("neutral", "(a) Neutral"), ("non_political", "(b) Not political")]
+        if table["no_score"].any():
+            drawn.append(("no_score", "(c) No score"))
+        figure, axes = panels(1, len(drawn))
+        for one, (value, name) in zip(axes[0], drawn, strict=True):
             _lines(one, table, value)
             one.set_title(name, loc="left", fontsize=10)
             one.set_ylabel("share of texts")
             one.set_ylim(bottom=max(0.0, one.get_ylim()[0]))
-        legend(axes[0, 1])
+        legend(axes[0, -1])
     return figure
 
 

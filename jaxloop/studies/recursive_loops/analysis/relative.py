@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxloop.reporting.scores import LAST, first_and_late
+from jaxloop.reporting.scores import LAST, complete_means, first_and_late
 
 
 class Outcomes(NamedTuple):
@@ -69,12 +69,7 @@ def outcomes(
             f"chains.csv lists chain {twice.iloc[0]!r} twice, one row for each chain is needed"
         )
     values = pd.to_numeric(rows["value"], errors="coerce").replace([np.inf, -np.inf], np.nan)
-    by_generation = (
-        rows.assign(value=values)
-        .groupby(["chain", "generation"], sort=False)["value"]
-        .mean()
-        .reset_index()
-    )
+    by_generation = complete_means(rows.assign(value=values), ["chain", "generation"]).reset_index()
     ends = first_and_late(by_generation, ["chain"], last).reindex(chains["chain"])
     final = int(metrics["generation"].max())
     reached = by_generation.dropna(subset="value").groupby("chain")["generation"].max()
@@ -110,6 +105,8 @@ def _reason(
         return f"it has no value of {metric} in generation 0"
     if first == 0:
         return f"{metric} is 0 in generation 0, so there is no relative value"
+    if not np.isfinite(late) and reached[chain] == final:
+        return f"it lacks {metric} in one of the last generations, of which the mean is taken{note}"
     if not np.isfinite(late):
         return (
             f"it has values of {metric} to generation {int(reached[chain])} only, of {final}{note}"

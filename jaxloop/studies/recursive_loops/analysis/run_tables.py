@@ -13,9 +13,9 @@ members.parquet      dataset, cluster, row: one line per text of each cluster; o
                      dataset, cluster_a, cluster_b, shared, size_a, size_b. Without either nothing
                      is known of overlap, except between chains on one cluster
 text_scores.parquet  chain, generation, metric, value: one line per scored text, metric
-                     "political_lean" from 0 (left) to 100 (right), empty for a text judged not to
-                     be political; generation -1 holds the human texts that generation 0 was trained
-                     on
+                     "political_lean" from 0 (left) to 100 (right), -1 for a text judged not to be
+                     political, empty where a judge gave no score; generation -1 holds the human
+                     texts that generation 0 was trained on
 ledger.parquet       as the driver writes it
 """
 

@@ -66,6 +66,15 @@ def remembered(
     return ask
 
 
+def unknown(texts: Sequence[str], path: str | Path, *, name: str) -> int:
+    """Return how many different texts a file has no answer to; arguments as of `remembered`."""
+    keys = {_key(name, text) for text in texts}
+    if not Path(path).exists():
+        return len(keys)
+    with contextlib.closing(_open(Path(path))) as store:
+        return len(keys) - len(_read(store, keys))
+
+
 def _key(name: str, text: str) -> bytes:
     digest = hashlib.blake2b(name.encode(), digest_size=16)
     digest.update(b"\n" + text.encode("utf-8", "surrogatepass"))

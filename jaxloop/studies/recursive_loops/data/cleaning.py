@@ -49,6 +49,10 @@ class Step:
     reads: tuple[str, ...] = ("text",)
 
 
+class AllDropped(ValueError):
+    """A rule drops every row that reaches it."""
+
+
 def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[Row]:
     """Yield the rows that are left after all steps.
 
@@ -83,7 +87,7 @@ def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[
         )
         if guilty is None:
             raise ValueError("cleaning: there are no rows to clean.")
-        raise ValueError(
+        raise AllDropped(
             f"cleaning: the rule {guilty!r} drops all {report[guilty]['in']} rows that reach it."
         )
 
