@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 def get_config(variant="paper"):
     """`paper`: the study as published. `classifier`: its classifier fitted here instead of loaded.
     `center`: chains that see centre articles alone (the setup of its later version). `constrained`:
-    greedy beside the constrained loss. `tiny`: all six setups with a tiny base on presidents'
-    speeches, four replicates each, in minutes.
+    greedy beside the paper's constrained loss and beside a brake along the direction. `tiny`: all
+    six setups with a tiny base on presidents' speeches, four replicates each, in minutes.
     """
     variants = {
         "paper": lambda c: c,
@@ -85,11 +85,19 @@ def _center(c):
 
 
 def _constrained(c):
+    """The paper's loss penalises the slope along the direction, which leads further along it; the
+    brake penalises how far the weights have moved.
+    """
     c.title = "A constraint on the bias projection"
-    c.chain.setups = ("greedy", "constrained")
+    c.chain.setups = ("greedy", "constrained", "braked")
     c.gradient_constraint = ConfigDict(
         dict(
-            direction="fit", toward="From the Right", away="From the Left", gam=1e4, per="direction"
+            direction="fit",
+            toward="From the Right",
+            away="From the Left",
+            gam=1e4,
+            per="direction",
+            brake=1e3,
         )
     )
     return c

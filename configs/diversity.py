@@ -69,7 +69,8 @@ def _paper(c):
             models=(OPT, LLAMA_1B, GPT2_XL),
         )
     )
-    c.fit = ConfigDict(dict(dtype="bfloat16", remat=True))
+    # The base model's own dropout stays on below adapters under a trainer of transformers.
+    c.fit = ConfigDict(dict(dtype="bfloat16", remat=True, dropout="model", warmup_steps=0))
     c.fit.lora = ConfigDict(dict(rank=8, alpha=16.0))
     c.fit.learning_rate = 1e-4
     c.fit.weight_decay = 1e-4

@@ -141,7 +141,7 @@ def _figure(
                 )
                 _, dash, mark = _look(i)
                 axes.plot(at, mean, dash, color=colour, marker=mark, markersize=3.6, linewidth=1.8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figures.whole_ticks(axes, pd.concat([table["generation"] for table in tables]))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("generation")
         return figure

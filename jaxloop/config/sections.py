@@ -181,7 +181,7 @@ class LoraConfig(Section):
         "all-linear", description="`all-linear`, or names of projections"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="dropout on the adapter's input"
+        0.0, description="dropout of the input of every adapter, drawn for each by itself, as peft"
     )
 
     @property
@@ -229,6 +229,11 @@ class FitConfig(Section):
         4,
         description="padded lengths in one epoch, each compiled once: more of them waste less "
         "padding",
+    )
+    dropout: Literal["auto", "model", "none"] = Field(
+        "auto",
+        description="dropout of the model's own layers, at the rates of its config.json: `auto`, "
+        "in modes full and scratch; `model`, below adapters too; `none`",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="number format of the computation"

@@ -24,10 +24,12 @@ from jaxloop.lm.encoder import encoder as encoders
 from jaxloop.lm.encoder.config import EncoderConfig, head_kind
 from jaxloop.lm.encoder.encoder import Encoder
 from jaxloop.lm.encoder.tables import init_head
+from jaxloop.lm.model.dropout import Dropout, keys_of_rows
 from jaxloop.lm.target import Target, target_of
 from jaxloop.metrics.classifiers import Classifier
 
-_DROPOUT = 0.1
+# Largest gradient norm of an encoder's fine-tuning: the default of transformers' trainer.
+MAX_GRAD_NORM = 1.0
 
 Weights = Any  # a tree of arrays
 EpochLog = list[dict[str, float]]
@@ -64,11 +66,14 @@ class LabelledRows(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """AdamW's peak rate and weight decay, and the steps over which the rate falls to 0."""
+    """AdamW's peak rate and weight decay, the steps over which the rate falls to 0, and the largest
+    gradient norm (None: no clipping).
+    """
 
     rate: float
     decay: float
     steps: int
+    max_grad_norm: float | None = None
 
 
 class TrainState(NamedTuple):
@@ -91,11 +96,14 @@ def _decayed(weights: Weights) -> Weights:
 
 
 def _optimizer(schedule: Schedule) -> optax.GradientTransformation:
-    return optax.adamw(
+    adamw = optax.adamw(
         optax.linear_schedule(schedule.rate, 0.0, schedule.steps),
         weight_decay=schedule.decay,
         mask=_decayed,
     )
+    if schedule.max_grad_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(schedule.max_grad_norm), adamw)
 
 
 def draw_batches(key: jax.Array, target: np.ndarray, batch_size: int, balanced: bool) -> np.ndarray:
@@ -221,7 +229,7 @@ def fit_encoder(
 ) -> tuple[Classifier, EpochLog]:
     """Fine-tune an encoder with its architecture's head.
 
-    Dropout is on what the head reads only, not inside the blocks.
+    Dropout is that of its config.json, in all blocks, frozen ones too, and in the head.
 
     Args:
         blocks: how many of the last blocks are trained; None: all of the encoder.
@@ -237,7 +245,7 @@ def fit_encoder(
     target = target_of(config.core, encoder.params)
     frozen, weights = _divide(params, blocks)
     ids = encoders.token_ids(encoder, texts)
-    schedule = _schedule(settings, len(rows.training))
+    schedule = _schedule(settings, len(rows.training))._replace(max_grad_norm=MAX_GRAD_NORM)
     step = functools.partial(_encoder_step, config, schedule, target, frozen)
     classes = rows.target[rows.training]
 
@@ -297,8 +305,8 @@ def _encoder_step(
     length_B: jax.Array,
     target_B: jax.Array,
 ) -> tuple[TrainState, jax.Array]:
-    def dropout(x):
-        return jnp.where(jax.random.bernoulli(key, 1 - _DROPOUT, x.shape), x / (1 - _DROPOUT), 0.0)
+    rates = encoders.dropout_rates(config)
+    dropout = Dropout(rates, keys_of_rows(key, tokens_BT.shape[0])) if rates else None
 
     def objective(weights):
         logits_BC = encoders.class_logits(

@@ -20,7 +20,7 @@ from jaxloop.recursion.chains import ChainSpec, FitGroup, Member, groups
 from jaxloop.recursion.family import Family, FamilySettings, FitT, GenerateT, ModelT, field_names
 from jaxloop.recursion.finalise import Assembled, History, about_run, assemble, finish, write_tables
 from jaxloop.recursion.generation import make
-from jaxloop.recursion.old_names import current_run_info
+from jaxloop.recursion.old_names import current_run_info, without_unused
 from jaxloop.recursion.parts import weights_stem
 from jaxloop.recursion.progress import Clock, State, Watch
 from jaxloop.recursion.progress import progress as progress_bar
@@ -354,7 +354,7 @@ def refuse_another_study(run: Run, before: Mapping[str, Any], now: Mapping[str, 
     Raises:
         ValueError: the directory holds another study; the message names the first differences.
     """
-    before = current_run_info(before)
+    before, now = current_run_info(before), without_unused(now)
     changed = [
         *_changed_entries(before, now),
         *_changed_settings(before, now, run.settings.resumable_fields),

@@ -32,10 +32,27 @@ def current_run_info(info: Mapping[str, Any]) -> dict[str, Any]:
     return {**info, **settings, "chains": chains}
 
 
+def without_unused(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `finalise.about_run` says without the fields of `UNUSED` that change nothing.
+
+    Of a study that has such fields they are in what is current, too, and `current_run_info` leaves
+    them out of what was written.
+    """
+    settings = {
+        section: {k: v for k, v in info[section].items() if (k, v) not in UNUSED[section].items()}
+        for section in SECTIONS
+        if isinstance(info[section], Mapping)
+    }
+    return {**info, **settings}
+
+
 def _settings(section: str, settings: Any) -> Any:
     if not isinstance(settings, Mapping):  # a family without settings of its own
         return settings
     settings = current_names(SECTIONS[section], settings, quiet=True)
+    if section == "fit" and "mode" in settings and "dropout" not in settings:
+        # Models of earlier versions had no dropout of their own.
+        settings = {**settings, "dropout": "auto" if settings["mode"] == "lora" else "none"}
     unused = UNUSED[section].items()
     return {
         name: None if value == 0 and name in ZERO_IS_NONE[section] else value

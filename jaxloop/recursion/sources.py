@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxloop.core.keys import chain_key, fold_in, phase_key, rows_below
 from jaxloop.recursion.chains import ChainSpec
-from jaxloop.recursion.plan import IndexPlan, human_rows
+from jaxloop.recursion.family import ModelOutput
+from jaxloop.recursion.plan import IndexPlan, human_rows, index_plan, on_host
 from jaxloop.recursion.workflow import (
     EXTERNAL,
     HUMAN,
@@ -208,12 +209,23 @@ def texts_path(chain: str, generation: int) -> str:
     return f"texts/chain={chain}/generation={generation:04d}.parquet"
 
 
+# {generation: {(entity, row): (text, prompt)}} of texts that are not in texts/ yet.
+AtHand = Mapping[int, Mapping[tuple[int, int], tuple[str, str]]]
+
+
 def materialise(
-    plan: IndexPlan, chain: ChainSpec, data: Mapping[str, Dataset], root: Path, generations: int
+    plan: IndexPlan,
+    chain: ChainSpec,
+    data: Mapping[str, Dataset],
+    root: Path,
+    generations: int,
+    *,
+    at_hand: AtHand | None = None,
 ) -> tuple[list[str], list[str]]:
     """Return the texts and prompts of the rows of a plan (as from `on_host`).
 
-    They are read from the data sets and from texts/ in the run directory `root`.
+    They are read from the data sets and from texts/ in the run directory `root`, but for those of
+    the generations in `at_hand`.
     """
     texts, prompts = [""] * len(plan.source), [""] * len(plan.source)
 
@@ -230,7 +242,11 @@ def materialise(
     synthetic = np.asarray(plan.source) == SYNTHETIC
     for generation in np.unique(np.asarray(plan.generation)[synthetic]).tolist():
         rows = _rows_of(plan, SYNTHETIC, generation=generation)
-        put(rows, _generated(chain, generation, root, entities[rows], position[rows]))
+        if at_hand and generation in at_hand:
+            keys = zip(entities[rows].tolist(), position[rows].tolist(), strict=True)
+            put(rows, (at_hand[generation][key] for key in keys))
+        else:
+            put(rows, _generated(chain, generation, root, entities[rows], position[rows]))
     rows = _rows_of(plan, EXTERNAL)
     if len(rows) and chain.external is not None:
         outside = data[chain.external]
@@ -240,6 +256,24 @@ def materialise(
     if len(rows) and chain.public is not None:
         put(rows, data[chain.public].items(position[rows]))
     return texts, prompts
+
+
+def upcoming_texts(
+    output: ModelOutput, generation: int, data: Mapping[str, Dataset], root: Path, generations: int
+) -> list[str]:
+    """Return what the generation after `generation` trains on, or would in a longer run.
+
+    `output` is what this generation of a chain with one model and without a selection wrote; it
+    need not be in texts/ yet.
+    """
+    chain, entity = output.chain, output.entity
+    longer = max(generations, generation + 2)
+    plan = on_host(
+        index_plan(chain.workflow, chain.key, generation + 1, generations=longer, entity=entity)
+    )
+    items = zip(output.texts, output.prompts, strict=True)
+    written = {(entity, row): item for row, item in enumerate(items)}
+    return materialise(plan, chain, data, root, longer, at_hand={generation: written})[0]
 
 
 def _generated(

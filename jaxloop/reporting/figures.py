@@ -60,8 +60,8 @@ TITLES: dict[str, tuple[str, str]] = {
     ),
     "projection": (
         "Bias projection",
-        "derivative of the next generation's loss along the bias direction; below 0, a step adds "
-        "to the bias",
+        "derivative of the loss along the bias direction, on what the next generation trains on; "
+        "below 0, a step adds to the bias",
     ),
     "bias_component": (
         "Bias component",
@@ -178,7 +178,7 @@ def curve(
         if reference is not None and reference == reference:
             axes.axhline(reference, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         _draw_lines(axes, rows, names, colours)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_ticks(axes, rows["generation"])
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(length=0)
         axes.margins(x=0.03)
@@ -189,6 +189,13 @@ def curve(
             if len(names) > 1:
                 axes.legend(frameon=False, fontsize=8, labelcolor=INK)
         return figure
+
+
+def whole_ticks(axes: Axes, generations: pd.Series) -> None:
+    """Put the ticks of the x axis at whole generations, also where there is a single one."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if generations.nunique() == 1:
+        axes.set_xticks([generations.iloc[0]])
 
 
 def _draw_lines(

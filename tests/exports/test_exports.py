@@ -127,6 +127,7 @@ def test_merged_weights_of_other_architectures(architecture):
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_half_as_many_bytes_in_bfloat16(run, base, tmp_path):
     (path,) = exports.export_run(run, "hf-model", tmp_path / "m", chain=WHOLE, dtype="bfloat16")
     model = hf.AutoModelForCausalLM.from_pretrained(path)

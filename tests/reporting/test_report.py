@@ -413,6 +413,14 @@ def test_a_page_without_much_to_show():
         assert "nan" not in " ".join(seen.text).lower()
 
 
+def test_a_single_generation_has_a_single_tick():
+    summary = scores.by_generation(made_up(generations=1))
+    (axes,) = figures.curve(summary, "text_length").axes
+    assert list(axes.get_xticks()) == [0]
+    (axes,) = figures.curve(scores.by_generation(made_up()), "text_length").axes
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
 def test_long_options_of_a_metric_fit_a_figure_and_a_file_name(tmp_path):
     place = "/".join(["a_folder"] * 30)
     name = f"judge_quality(model='{place}', url='http://127.0.0.1:8000/v1', reply='short')"

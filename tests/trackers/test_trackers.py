@@ -84,6 +84,7 @@ def test_tensorboards_reader_finds_every_value_and_texts(tmp_path):
         assert all(line.startswith("    ") for line in text.split("\n") if line and line != "---")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_every_value_once(tmp_path):
     require("tensorboard", "tensorboardX")
     run(tmp_path / "run", (), 2)

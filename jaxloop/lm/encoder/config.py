@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jaxloop.lm.encoder import dropout_json
 from jaxloop.lm.io import huggingface, json_fields
 from jaxloop.lm.io.config_json import FIXED, HARMLESS, activation, check_quantised, config_fields
 from jaxloop.lm.model.config import ModelConfig
@@ -44,6 +45,7 @@ class EncoderConfig:
     labels            names of the classes; () without a head
     multi_label       the classes do not exclude each other, or there is one: probabilities are
                       sigmoids, not a softmax
+    head_dropout      dropout of what the head reads, in training
     """
 
     core: ModelConfig
@@ -57,6 +59,7 @@ class EncoderConfig:
     head: str = ""
     labels: tuple[str, ...] = ()
     multi_label: bool = False
+    head_dropout: float = 0.0
 
     @property
     def stored_layers(self) -> int:
@@ -243,11 +246,16 @@ def _core(
         o_bias=True,
         mlp_bias=True,
         init_scale=json_fields.number(c, "initializer_range", 0.02, low=0),
+        dropout=dropout_json.block_rates(c, kind),
     )
 
 
 def _bert(c: dict) -> EncoderConfig:
-    return EncoderConfig(_core(c, "bert"), token_types=json_fields.integer(c, "type_vocab_size", 2))
+    return EncoderConfig(
+        _core(c, "bert"),
+        token_types=json_fields.integer(c, "type_vocab_size", 2),
+        head_dropout=dropout_json.head_rate(c, "bert"),
+    )
 
 
 def _albert(c: dict) -> EncoderConfig:
@@ -272,6 +280,7 @@ def _albert(c: dict) -> EncoderConfig:
         token_types=json_fields.integer(c, "type_vocab_size", 2),
         embedding_size=json_fields.integer(c, "embedding_size", 128),
         layer_groups=groups,
+        head_dropout=dropout_json.head_rate(c, "albert"),
     )
 
 
@@ -279,6 +288,7 @@ def _roberta(c: dict) -> EncoderConfig:
     return EncoderConfig(
         _core(c, "roberta", json_fields.integer(c, "pad_token_id", 1, low=0) + 1),
         token_types=json_fields.integer(c, "type_vocab_size", 1),
+        head_dropout=dropout_json.head_rate(c, "roberta"),
     )
 
 
@@ -290,12 +300,17 @@ def _mpnet(c: dict) -> EncoderConfig:
         ("layer_norm_eps", "relative_attention_num_buckets"),
     )
     return EncoderConfig(
-        core, relative_buckets=json_fields.integer(c, "relative_attention_num_buckets", 32)
+        core,
+        relative_buckets=json_fields.integer(c, "relative_attention_num_buckets", 32),
+        head_dropout=dropout_json.head_rate(c, "mpnet"),
     )
 
 
 def _distilbert(c: dict) -> EncoderConfig:
-    return EncoderConfig(_core(c, "distilbert", 0, (), **_DISTILBERT))
+    return EncoderConfig(
+        _core(c, "distilbert", 0, (), **_DISTILBERT),
+        head_dropout=dropout_json.head_rate(c, "distilbert"),
+    )
 
 
 _BUILDERS = {
@@ -359,6 +374,7 @@ def encoder_config_fields(config: EncoderConfig) -> dict:
         max_position_embeddings=core.max_seq_len + core.position_offset,
         layer_norm_eps=core.norm_eps,
         initializer_range=core.init_scale,
+        **dropout_json.fields(core, config.head_dropout),
     )
     if core.architecture == "distilbert":
         shape = {

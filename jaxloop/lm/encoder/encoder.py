@@ -17,6 +17,8 @@ import tokenizers
 from jaxloop.lm.encoder.config import EncoderConfig
 from jaxloop.lm.io.tokenizer import clean
 from jaxloop.lm.model import attention, rotary, transformer
+from jaxloop.lm.model import dropout as dropouts
+from jaxloop.lm.model.dropout import Dropout
 from jaxloop.lm.target import Target
 from jaxloop.runtime.devices import platform_of, programs_at_once, run_concurrently
 
@@ -83,10 +85,12 @@ def hidden(
     tokens_RT: jax.Array,
     length_R: jax.Array,
     target: Target = Target(),
+    dropout: Dropout | None = None,
 ) -> jax.Array:
     """Return the last hidden states [R, T, D] of right-padded tokens.
 
-    `length_R` are the real tokens of each row; the states of padding are arbitrary.
+    `length_R` are the real tokens of each row; the states of padding are arbitrary. `dropout` is
+    that of a step of training.
     """
     core, (rows, time) = config.core, tokens_RT.shape
     mask = jnp.arange(time)[None] < length_R[:, None]
@@ -96,6 +100,7 @@ def hidden(
         x = x + params["token_type"][:1]
     if config.embed_norm:
         x = transformer.norm(core, x, params["embed_norm_scale"], params["embed_norm_bias"])
+    x = dropouts.apply(dropouts.drops_of_layer(dropout, 0), "embedding", x)
     if config.embedding_size:
         x = x @ params["embed_map"] + params["embed_map_bias"][None]
     tables = rotary.rope_tables(core, positions)
@@ -109,7 +114,8 @@ def hidden(
             ].transpose(2, 0, 1)
         attend = attention.bidirectional(core, rows, time, tables, mask, bias)
     for i in range(core.num_layers):
-        x = transformer.block(core, params["layers"][config.layer_of(i)], None, x, attend)
+        drops = dropouts.drops_of_layer(dropout, i)
+        x = transformer.block(core, params["layers"][config.layer_of(i)], None, x, attend, drops)
     return transformer.final_norm(core, params, x).reshape(rows, time, -1)
 
 
@@ -162,25 +168,32 @@ def unit(x_RE: jax.Array) -> jax.Array:
     return x_RE / jnp.maximum(jnp.sqrt((x_RE * x_RE).sum(-1, keepdims=True)), 1e-12)
 
 
+def dropout_rates(config: EncoderConfig) -> dict[str, float]:
+    """Return {site: rate} of all that the architecture drops in training, rates above 0 alone."""
+    head = dict.fromkeys(("head_input", "head_output"), config.head_dropout)
+    return config.core.dropout.by_site() | (head if config.head_dropout > 0 else {})
+
+
 def class_logits(
     config: EncoderConfig,
     params: dict[str, Any],
     tokens_RT: jax.Array,
     length_R: jax.Array,
-    dropout: Callable[[jax.Array], jax.Array] = lambda x: x,
+    dropout: Dropout | None = None,
     target: Target = Target(),
 ) -> jax.Array:
-    """Scores [R, C] float32 of each class before the softmax (or sigmoids). `dropout` is applied
-    where the architecture's own code has it.
+    """Scores [R, C] float32 of each class before the softmax (or sigmoids). `dropout` is that of a
+    step of training, in the blocks and in the head.
     """
-    x = hidden(config, params, tokens_RT, length_R, target)
+    x = hidden(config, params, tokens_RT, length_R, target, dropout)
+    drops = dropouts.drops_of_layer(dropout, 0)
     head = params["head"]
     x = pool("lasttoken" if config.head == "last" else "cls", x, length_R)
     if "dense" in head:
-        x = dropout(x) if config.head == "dense" else x
+        x = dropouts.apply(drops, "head_input", x) if config.head == "dense" else x
         x = x @ head["dense"].astype(jnp.float32) + head["dense_bias"].astype(jnp.float32)[None]
         x = jax.nn.relu(x) if config.head == "relu" else jnp.tanh(x)
-    x = dropout(x) @ head["out"].astype(jnp.float32)
+    x = dropouts.apply(drops, "head_output", x) @ head["out"].astype(jnp.float32)
     return x + head["out_bias"].astype(jnp.float32)[None] if "out_bias" in head else x
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from jaxloop.lm.io import json_fields
 from jaxloop.lm.io.rope_json import ROPE_FIELDS, read_rope, rope_parameters
 from jaxloop.lm.model.config import ARCHITECTURES, ModelConfig
+from jaxloop.lm.model.dropout import DEFAULT_RATES, DropoutRates
 
 # Fields that every architecture may have and that do not change the logits: names and versions,
-# what `generate` and the heads of other tasks read, dropout (of training only), how the library
-# computes.
+# what `generate` and the heads of other tasks read, dropout (of training only, see
+# `dropout_rate`), how the library computes.
 HARMLESS = frozenset(
     """
     model_type architectures auto_map transformers_version _name_or_path name_or_path _commit_hash
@@ -109,6 +110,14 @@ def parse_config(
         raise ValueError(
             f"model: {where} has no field {error.args[0]!r}, which {kind} models need"
         ) from None
+
+
+def dropout_rate(c: Mapping, field: str, default: float) -> float:
+    """The rate of a dropout field. ValueError for what is no number from 0 to below 1."""
+    rate = json_fields.number(c, field, default, low=0)
+    if rate >= 1:
+        json_fields.refuse(field, rate, "a number of at least 0, below 1")
+    return float(rate)
 
 
 def check_quantised(c: Mapping[str, Any], where: str) -> None:
@@ -227,6 +236,7 @@ def _llama(c: Mapping, causal: bool) -> ModelConfig:
         mlp_bias=not qwen and json_fields.truth(c, "mlp_bias", False),
         tie_word_embeddings=json_fields.truth(c, "tie_word_embeddings", False),
         init_scale=json_fields.number(c, "initializer_range", 0.02, low=0),
+        dropout=DropoutRates(attention=dropout_rate(c, "attention_dropout", 0.0)),
         **read_rope(c, size, context)._asdict(),
     )
 
@@ -310,6 +320,29 @@ def _gpt2(c: Mapping, causal: bool) -> ModelConfig:
         mlp_bias=True,
         tie_word_embeddings=json_fields.truth(c, "tie_word_embeddings", True),
         init_scale=json_fields.number(c, "initializer_range", 0.02, low=0),
+        dropout=_gpt2_dropout(c),
+    )
+
+
+def _gpt2_dropout(c: Mapping) -> DropoutRates:
+    absent = DEFAULT_RATES["gpt2"]
+    residual = dropout_rate(c, "resid_pdrop", absent.mlp_output)
+    return DropoutRates(
+        embedding=dropout_rate(c, "embd_pdrop", absent.embedding),
+        attention=dropout_rate(c, "attn_pdrop", absent.attention),
+        attention_output=residual,
+        mlp_output=residual,
+    )
+
+
+def _opt_dropout(c: Mapping) -> DropoutRates:
+    absent = DEFAULT_RATES["opt"]
+    residual = dropout_rate(c, "dropout", absent.mlp_output)
+    return DropoutRates(
+        attention=dropout_rate(c, "attention_dropout", absent.attention),
+        attention_output=residual,
+        mlp_output=residual,
+        layers=dropout_rate(c, "layerdrop", absent.layers),
     )
 
 
@@ -364,6 +397,7 @@ def _opt(c: Mapping, causal: bool) -> ModelConfig:
         tie_word_embeddings=json_fields.truth(c, "tie_word_embeddings", True),
         embed_dim=0 if embed == d else embed,
         init_scale=json_fields.number(c, "init_std", 0.02, low=0),
+        dropout=_opt_dropout(c),
     )
 
 
@@ -386,6 +420,9 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
             activation_function=config.activation,
             tie_word_embeddings=config.tie_word_embeddings,
             initializer_range=config.init_scale,
+            embd_pdrop=config.dropout.embedding,
+            attn_pdrop=config.dropout.attention,
+            resid_pdrop=config.dropout.mlp_output,
         )
     if config.architecture == "opt":
         return dict(
@@ -404,6 +441,9 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
             enable_bias=config.mlp_bias,
             tie_word_embeddings=config.tie_word_embeddings,
             init_std=config.init_scale,
+            attention_dropout=config.dropout.attention,
+            dropout=config.dropout.mlp_output,
+            layerdrop=config.dropout.layers,
         )
     name = {"llama": "Llama", "qwen2": "Qwen2"}[config.architecture]
     bias = (
@@ -428,5 +468,6 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
         initializer_range=config.init_scale,
         rope_parameters=rope_parameters(config.rope_theta, config.rope_scaling),
         rope_theta=config.rope_theta,
+        attention_dropout=config.dropout.attention,
         **bias,
     )

@@ -18,8 +18,9 @@ from jaxloop.lm.target import Target
 MASK_VALUE = -1e9  # score of a key that a query does not see
 
 RopeTables = tuple[jax.Array, jax.Array]
-# attend(q [N, H, K], k [N, G, K], v [N, G, K]) -> [N, H K]
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# attend(q [N, H, K], k [N, G, K], v [N, G, K], drop=None) -> [N, H K]; `drop` is the dropout of
+# the weights of attention [R, H, T, T]
+Attend = Callable[..., jax.Array]
 
 
 def causal(
@@ -43,17 +44,18 @@ def causal(
     cudnn = mask_RT is None and target.cudnn
     splash = mask_RT is None and target.splash
 
-    def attend(q, k, v):
+    def attend(q, k, v, drop=None):
         if tables is not None:
             q, k = rotate(q, *tables), rotate(k, *tables)
-        if (cudnn or splash) and q.dtype == jnp.bfloat16:
+        # The kernels drop nothing.
+        if (cudnn or splash) and q.dtype == jnp.bfloat16 and drop is None:
             qkv = [x.reshape(rows, seq_len, -1, config.head_dim) for x in (q, k, v)]
             if splash:
                 out = flash.causal(*qkv)
             else:
                 out = jax.nn.dot_product_attention(*qkv, is_causal=True, implementation="cudnn")
             return out.reshape(rows * seq_len, -1)
-        return _by_heads(config, rows, seq_len, q, k, v, _causal_keys(seq_len, mask_RT))
+        return _by_heads(config, rows, seq_len, q, k, v, _causal_keys(seq_len, mask_RT), drop=drop)
 
     return attend
 
@@ -77,15 +79,16 @@ def bidirectional(
         bias_HTT: added to the scores of all rows.
     """
 
-    def attend(q, k, v):
+    def attend(q, k, v, drop=None):
         if tables is not None:
             q, k = rotate(q, *tables), rotate(k, *tables)
-        return _by_heads(config, rows, seq_len, q, k, v, mask_RT[:, None, None, :], bias_HTT)
+        seen = mask_RT[:, None, None, :]
+        return _by_heads(config, rows, seq_len, q, k, v, seen, bias_HTT, drop)
 
     return attend
 
 
-def _by_heads(config, rows, seq_len, q, k, v, seen, bias_HTT=None):
+def _by_heads(config, rows, seq_len, q, k, v, seen, bias_HTT=None, drop=None):
     """Heads before time: the batched products then read contiguous [T, K] panels."""
     groups, size = config.num_kv_heads, config.head_dim
     per_group = config.num_heads // groups
@@ -93,11 +96,11 @@ def _by_heads(config, rows, seq_len, q, k, v, seen, bias_HTT=None):
     k = k.reshape(rows, seq_len, groups, size).transpose(0, 2, 1, 3)
     v = v.reshape(rows, seq_len, groups, size).transpose(0, 2, 1, 3)
     if per_group == 1:
-        out = _softmax_attention(q[:, :, 0], k, v, seen, bias_HTT)[:, :, None]
+        out = _softmax_attention(q[:, :, 0], k, v, seen, bias_HTT, drop)[:, :, None]
     else:
         k, v = (jnp.repeat(x, per_group, axis=1) for x in (k, v))
         q = q.reshape(rows, config.num_heads, seq_len, -1)
-        out = _softmax_attention(q, k, v, seen, bias_HTT)
+        out = _softmax_attention(q, k, v, seen, bias_HTT, drop)
     out = out.reshape(rows, config.num_heads, seq_len, size).transpose(0, 2, 1, 3)
     return out.reshape(rows * seq_len, -1)
 
@@ -111,11 +114,13 @@ def _causal_keys(seq_len: int, mask_RT: jax.Array | None) -> jax.Array:
     return (seen & mask_RT[:, None, None, :]) | jnp.eye(seq_len, dtype=bool)[None, None]
 
 
-def _softmax_attention(q_RHTK, k_RHTK, v_RHTK, seen, bias_HTT=None):
+def _softmax_attention(q_RHTK, k_RHTK, v_RHTK, seen, bias_HTT, drop):
     """Scores and softmax in float32."""
     scores_RHTT = jnp.einsum("rhtk,rhsk->rhts", q_RHTK, k_RHTK, preferred_element_type=jnp.float32)
     scores_RHTT = scores_RHTT * q_RHTK.shape[-1] ** -0.5
     if bias_HTT is not None:
         scores_RHTT = scores_RHTT + bias_HTT[None].astype(jnp.float32)
     weights_RHTT = jax.nn.softmax(jnp.where(seen, scores_RHTT, MASK_VALUE), -1)
+    if drop is not None:
+        weights_RHTT = drop(weights_RHTT)
     return jnp.einsum("rhts,rhsk->rhtk", weights_RHTT.astype(v_RHTK.dtype), v_RHTK)

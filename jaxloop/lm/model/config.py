@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxloop.core.keys import fold_in
+from jaxloop.lm.model.dropout import DropoutRates
 from jaxloop.lm.model.rope_scaling import RopeScaling
 
 
@@ -46,6 +47,7 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     embed_dim: int = 0  # 0: equal to d_model
     init_scale: float = 0.02
+    dropout: DropoutRates = DropoutRates()  # of training
 
     @property
     def qkv_dim(self) -> int:

@@ -14,7 +14,7 @@ projection's A (the ranks of its targets).
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxloop.lm.model import gate
 from jaxloop.lm.model.config import ModelConfig, fused_projections
+from jaxloop.lm.model.dropout import Drop, Drops
 from jaxloop.lm.model.lora import PackedAdapters, PaddedLora
 from jaxloop.lm.target import Target
 
@@ -90,7 +91,7 @@ def linear(
     bias: tuple[jax.Array, ...] | None,
     adapter: PaddedLora | None,
     x_ND: jax.Array,
-    dropout: Callable[[jax.Array], jax.Array] | None = None,
+    dropout: Sequence[Drop] | None = None,
     residual_NO: jax.Array | None = None,
 ) -> list[jax.Array]:
     """Compute x W + (x A) B of every LoRA target of a projection, in x's dtype.
@@ -101,7 +102,7 @@ def linear(
         adapter: adapter of the layer, A [C, D, R] and for each target B [C, R, O] or None; they and
             their gradients are float32. None: the base alone.
         x_ND: inputs.
-        dropout: applied to the adapter's input; None: no dropout.
+        dropout: of the input of each target's adapter; None: no dropout.
         residual_NO: added to the output; only for a projection with one target.
     """
     if adapter is None:
@@ -117,12 +118,14 @@ def linear(
 
 
 def _dropped_linear(w, adapter, x_ND, dropout):
-    z_CNR = _thin("cnd,cdr->cnr", _by_chain(dropout(x_ND), adapter.a), adapter.a)
-    y = []
+    # B has rows for the ranks of all targets, zero in those of the others: A stays whole.
+    y, drops = [], iter(dropout)
     for w_DO, b_CRO in zip(w, adapter.b, strict=True):
         if b_CRO is None:
             y.append(x_ND @ w_DO)
         else:
+            dropped_ND = next(drops)(x_ND)
+            z_CNR = _thin("cnd,cdr->cnr", _by_chain(dropped_ND, adapter.a), adapter.a)
             y.append(x_ND @ w_DO + _flat(_thin("cnr,cro->cno", z_CNR, b_CRO)))
     return y
 
@@ -177,11 +180,13 @@ def gates(
     w: Mapping[str, Any],
     adapter: PackedAdapters | None,
     tokens: int,
-    dropout: Callable | None,
+    drops: Drops,
     target: Target,
 ) -> bool:
     """Return whether `gated` computes a block's gated mlp over this many tokens."""
-    if not (target.gate and config.gated) or config.mlp_bias or dropout is not None:
+    if not (target.gate and config.gated) or config.mlp_bias:
+        return False
+    if not drops.keys().isdisjoint(("gate", "up", "down", "mlp_output")):
         return False
     if not isinstance(w["up"], tuple) or w["up"][0].dtype != jnp.bfloat16:
         return False

@@ -5,7 +5,7 @@ Dimensions: C chains, N tokens of all chains (C equal runs), D inputs, O outputs
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,12 +15,11 @@ from jax.custom_derivatives import SymbolicZero
 from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt
 from jaxloop.lm.model import lean
 from jaxloop.lm.model.config import ModelConfig, fused_projections
+from jaxloop.lm.model.dropout import NO_DROPS, Drop, Drops
 from jaxloop.lm.model.lora import BlockDiagonalLora, PackedAdapters, PackedLora, SplitLora
 
 # Weights of one layer: arrays, or, where `lean.layers` split them, tuples of arrays.
 LayerParams = dict[str, Any]
-# dropout(projection, x_ND): the adapter's input in training.
-Dropout = Callable[[str, jax.Array], jax.Array]
 
 
 def fused_linear(
@@ -29,7 +28,7 @@ def fused_linear(
     layer: LayerParams,
     adapter: PackedAdapters | None,
     x_ND: jax.Array,
-    dropout: Dropout | None = None,
+    drops: Drops = NO_DROPS,
     residual_ND: jax.Array | None = None,
 ) -> list[jax.Array]:
     """Compute one fused projection with its adapter.
@@ -40,7 +39,8 @@ def fused_linear(
         layer: weights of the layer.
         adapter: adapters of this layer as `lora.pack_adapters` packs them; None: the base alone.
         x_ND: inputs.
-        dropout: applied to the adapter's input; None: no dropout.
+        drops: what is dropped at the sites of this layer; those of the targets are applied to
+            the inputs of their adapters, as peft does.
         residual_ND: added to the output; only for a projection with one LoRA target.
 
     Returns:
@@ -49,7 +49,7 @@ def fused_linear(
     widths = target_widths(config, projection)
     weight, bias = layer[projection], layer.get(f"{projection}_bias")
     lora = None if adapter is None else adapter.get(projection)
-    drop = None if dropout is None else functools.partial(dropout, projection)
+    drop = _adapter_drops(config, projection, drops)
     if isinstance(weight, tuple):
         biases = None if bias is None else tuple(split_columns(bias, widths))
         return lean.linear(weight, biases, lora, x_ND, drop, residual_ND)
@@ -60,6 +60,12 @@ def fused_linear(
     if bias is not None:
         y = [a + b[None] for a, b in zip(y, split_columns(bias, widths), strict=True)]
     return y if residual_ND is None else [residual_ND + y[0]]
+
+
+def _adapter_drops(config: ModelConfig, projection: str, drops: Drops) -> tuple[Drop, ...] | None:
+    """Dropout of each target with an adapter; None where nothing is dropped."""
+    targets = fused_projections(config)[projection]
+    return tuple(drops[target.name] for target in targets if target.name in drops) or None
 
 
 def joined_linear(
@@ -105,16 +111,19 @@ def lora_linear(
     w_DO: jax.Array,
     lora: PackedLora | SplitLora | BlockDiagonalLora | None,
     x_ND: jax.Array,
-    dropout: Callable[[jax.Array], jax.Array] | None = None,
+    dropout: Sequence[Drop] | None = None,
 ) -> list[jax.Array]:
-    """Compute x W + (x A) B of each target [N, O], each chain's tokens with its own A and B."""
+    """Compute x W + (x A) B of each target [N, O], each chain's tokens with its own A and B.
+
+    `dropout` drops of the input of each target's adapter by itself.
+    """
     match lora:
         case None:
             return split_columns(x_ND @ w_DO, widths)
         case PackedLora():
             return _packed_linear(widths, w_DO, lora, x_ND, dropout)
         case BlockDiagonalLora():
-            y_NO, z_CNR = x_ND @ w_DO, _adapter_inputs(x_ND, lora.a, dropout)
+            y_NO, z_CNR = x_ND @ w_DO, _adapter_inputs(x_ND, lora.a)
             return split_columns(y_NO + _adapter_outputs(z_CNR, lora.b, y_NO), widths)
         case SplitLora():
             return _split_linear(widths, w_DO, lora, x_ND, dropout)
@@ -125,7 +134,7 @@ def _packed_linear(
     w_DO: jax.Array,
     lora: PackedLora,
     x_ND: jax.Array,
-    dropout: Callable[[jax.Array], jax.Array] | None,
+    dropout: Sequence[Drop] | None,
 ) -> list[jax.Array]:
     chains, _, inputs = lora.a.shape
     # Merging costs one product of the weights' size: less than two thin ones over many tokens.
@@ -145,22 +154,29 @@ def _split_linear(
     w_DO: jax.Array,
     lora: SplitLora,
     x_ND: jax.Array,
-    dropout: Callable[[jax.Array], jax.Array] | None,
+    dropout: Sequence[Drop] | None,
 ) -> list[jax.Array]:
-    y_NO, z_CNR = x_ND @ w_DO, _adapter_inputs(x_ND, lora.a, dropout)
-    z_of_target = iter(
-        split_columns(z_CNR, [b_CRO.shape[1] for b_CRO in lora.b if b_CRO is not None])
-    )
+    y_NO = x_ND @ w_DO
+    ranks = [b_CRO.shape[1] for b_CRO in lora.b if b_CRO is not None]
+    if dropout is None:
+        z_of_target = iter(split_columns(_adapter_inputs(x_ND, lora.a), ranks))
+    else:
+        a_of_target = split_columns(lora.a, ranks)
+        z_of_target = iter(
+            [
+                _adapter_inputs(drop(x_ND), a_CDR)
+                for drop, a_CDR in zip(dropout, a_of_target, strict=True)
+            ]
+        )
     return [
         y if b_CRO is None else y + _adapter_outputs(next(z_of_target), b_CRO, y)
         for y, b_CRO in zip(split_columns(y_NO, widths), lora.b, strict=True)
     ]
 
 
-def _adapter_inputs(x_ND, a_CDR, dropout):
+def _adapter_inputs(x_ND, a_CDR):
     """x A [C, N / C, R]."""
-    dropped_ND = x_ND if dropout is None else dropout(x_ND)
-    x_CND = dropped_ND.reshape(a_CDR.shape[0], -1, x_ND.shape[-1])
+    x_CND = x_ND.reshape(a_CDR.shape[0], -1, x_ND.shape[-1])
     return jnp.einsum("cnd,cdr->cnr", x_CND, a_CDR)
 
 

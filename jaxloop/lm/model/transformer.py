@@ -17,9 +17,10 @@ import jax.numpy as jnp
 
 from jaxloop.lm.generation.row_adapters import adapt
 from jaxloop.lm.model import attention, lean, rotary
+from jaxloop.lm.model import dropout as dropouts
 from jaxloop.lm.model.config import ModelConfig
+from jaxloop.lm.model.dropout import NO_DROPS, Dropout, Drops
 from jaxloop.lm.model.linear import (
-    Dropout,
     LayerParams,
     fused_linear,
     joined_linear,
@@ -69,7 +70,7 @@ def block(
     adapter: PackedAdapters | None,
     x_ND: jax.Array,
     attend: Callable[..., jax.Array],
-    dropout: Dropout | None = None,
+    drops: Drops = NO_DROPS,
     target: Target = Target(),
     *,
     joined: bool = False,
@@ -83,7 +84,7 @@ def block(
         x_ND: the residual stream.
         attend: `attend(q [N, H, K], k [N, G, K], v [N, G, K])` gives [N, H K]; rotary positions,
             masks and caches are its business.
-        dropout: applied to the adapters' inputs; None: no dropout.
+        drops: what is dropped at the sites of this layer, in training.
         target: device and kernels that the program is compiled for.
         joined: `attend` takes q, k and v as one array [N, H + 2 G, K].
 
@@ -97,16 +98,16 @@ def block(
     norm1, norm2 = _norm_weights(layer, "norm1"), _norm_weights(layer, "norm2")
     with jax.named_scope("attention"):
         h_ND = normalise(x_ND, *norm1) if config.norm_first else x_ND
-        attended = _attention(config, layer, adapter, h_ND, attend, dropout, joined)
-        x_ND = fused_linear(config, "o", layer, adapter, attended, dropout, x_ND)[0]
+        attended = _attention(config, layer, adapter, h_ND, attend, drops, joined)
+        x_ND = _added(config, "o", layer, adapter, attended, drops, x_ND)
         if not config.norm_first:
             x_ND = normalise(x_ND, *norm1)
     with jax.named_scope("mlp"):
         h_ND = normalise(x_ND, *norm2) if config.norm_first else x_ND
-        if lean.gates(config, layer, adapter, x_ND.shape[0], dropout, target):
+        if lean.gates(config, layer, adapter, x_ND.shape[0], drops, target):
             return _gated_by_kernel(config, layer, adapter, h_ND, x_ND)
-        h_NF = _mlp_hidden(config, layer, adapter, h_ND, dropout, activate)
-        x_ND = fused_linear(config, "down", layer, adapter, h_NF, dropout, x_ND)[0]
+        h_NF = _mlp_hidden(config, layer, adapter, h_ND, drops, activate)
+        x_ND = _added(config, "down", layer, adapter, h_NF, drops, x_ND)
         return x_ND if config.norm_first else normalise(x_ND, *norm2)
 
 
@@ -114,15 +115,23 @@ def _norm_weights(layer: LayerParams, name: str) -> list[jax.Array]:
     return [layer[key] for key in (f"{name}_scale", f"{name}_bias") if key in layer]
 
 
-def _attention(config, layer, adapter, h_ND, attend, dropout, joined):
+def _added(config, projection, layer, adapter, h, drops, x_ND):
+    """x plus a projection that writes into the residual stream, after its dropout."""
+    site = {"o": "attention_output", "down": "mlp_output"}[projection]
+    if site not in drops:
+        return fused_linear(config, projection, layer, adapter, h, drops, x_ND)[0]
+    return x_ND + drops[site](fused_linear(config, projection, layer, adapter, h, drops)[0])
+
+
+def _attention(config, layer, adapter, h_ND, attend, drops, joined):
     tokens, size = h_ND.shape[0], config.head_dim
     if joined:
         qkv = joined_linear(config, "qkv", layer, adapter, h_ND)
         return attend(qkv.reshape(tokens, -1, size))
-    parts = fused_linear(config, "qkv", layer, adapter, h_ND, dropout)
+    parts = fused_linear(config, "qkv", layer, adapter, h_ND, drops)
     widths = config.num_heads * size, config.num_kv_heads * size, config.num_kv_heads * size
     q, k, v = (x.reshape(tokens, -1, size) for x in _split_once(parts, widths))
-    return attend(q, k, v)
+    return attend(q, k, v, drops["attention"]) if "attention" in drops else attend(q, k, v)
 
 
 def _gated_by_kernel(config, layer, adapter, h_ND, x_ND):
@@ -130,13 +139,13 @@ def _gated_by_kernel(config, layer, adapter, h_ND, x_ND):
     return lean.gated(act, layer["up"], adapter["up"], layer["down"], adapter["down"], h_ND, x_ND)
 
 
-def _mlp_hidden(config, layer, adapter, h_ND, dropout, activate):
+def _mlp_hidden(config, layer, adapter, h_ND, drops, activate):
     """act(gate) up, or act(up), [N, F]."""
     silu_gate = config.gated and config.activation == "silu" and not config.mlp_bias
     if silu_gate and uses_row_kernels(adapter, "up"):
         widths = config.d_ff, config.d_ff
         return adapt(h_ND, h_ND @ layer["up"], adapter["up"], widths, gated=True)
-    parts = fused_linear(config, "up", layer, adapter, h_ND, dropout)
+    parts = fused_linear(config, "up", layer, adapter, h_ND, drops)
     return activate(*_split_once(parts, [config.d_ff] * (1 + config.gated)))
 
 
@@ -208,7 +217,7 @@ def hidden(
     *,
     packed: PackedAdapters | None = None,
     mask: jax.Array | None = None,
-    dropout: Callable[[Any, str, jax.Array], jax.Array] | None = None,
+    dropout: Dropout | None = None,
     remat: bool = False,
     watch: Callable[[jax.Array], Any] | None = None,
     target: Target = Target(),
@@ -224,7 +233,7 @@ def hidden(
         mask: [rows, T], True at real tokens. Padded keys are hidden and positions count real
             tokens, so left padding works. None: every row begins with a real token; right padding
             needs no mask under causal attention.
-        dropout: `dropout(layer, projection, x)`, applied to the adapters' inputs; None: no dropout.
+        dropout: of this step; None: nothing is dropped.
         remat: recompute blocks in the gradient.
         watch: a function of each block's output [N, D], whose values are returned too.
         target: device and kernels that the program is compiled for.
@@ -238,6 +247,7 @@ def hidden(
     else:
         positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), -1) - 1, 0).reshape(-1)
     x_ND = embed(config, params, tokens.reshape(-1), positions)
+    x_ND = dropouts.apply(dropouts.drops_of_layer(dropout, 0), "embedding", x_ND)
     tables = rotary.rope_tables(config, positions)
     attend = attention.causal(config, rows, seq_len, tables, mask, target)
     run = functools.partial(_numbered_block, config, attend, dropout, target)
@@ -251,8 +261,8 @@ def hidden(
 
 def _numbered_block(config, attend, dropout, target, x_ND, weights, adapter, i):
     """`block` of layer i, whose number tells dropout which layer it is in."""
-    of_layer = None if dropout is None else functools.partial(dropout, i)
-    return block(config, weights, adapter, x_ND, attend, of_layer, target)
+    drops = dropouts.drops_of_layer(dropout, i)
+    return block(config, weights, adapter, x_ND, attend, drops, target)
 
 
 def _unrolled(config, layers, packed, x_ND, run, remat, watch):

@@ -22,7 +22,15 @@ from jaxloop.lm.model.config import init
 from jaxloop.lm.sharding import devices_of, mesh_of, programs_on
 from jaxloop.lm.target import target_of
 from jaxloop.lm.training import autotune, batching, gradient_constraint
-from jaxloop.lm.training.step import StepArrays, TrainOptions, TrainState, init_state, train_steps
+from jaxloop.lm.training.gradient_constraint import Brake, GradientConstraint
+from jaxloop.lm.training.step import (
+    StepArrays,
+    TrainOptions,
+    TrainState,
+    has_own_dropout,
+    init_state,
+    train_steps,
+)
 from jaxloop.recursion.family import FitResult, FitTask
 from jaxloop.runtime.devices import run_concurrently
 from jaxloop.runtime.memory import halve_after_out_of_memory, is_out_of_memory
@@ -130,11 +138,17 @@ def _check(model: Model, fit: FitConfig, options: TrainOptions, direction: Any) 
             f"fit.max_length: {fit.max_length} tokens exceed the context of "
             f"{model.name or model.config.architecture}, {context}"
         )
+    if has_own_dropout(fit) and model.config.dropout.layers > 0:
+        raise ValueError(
+            f"fit.dropout: {fit.dropout} is not allowed for {model.name or 'a model'} whose "
+            f"config.json has layerdrop = {model.config.dropout.layers}, which is not computed; "
+            "'none' is"
+        )
     if (direction is None) != (options.constraint is None):
         raise ValueError(
             "fit.constraint: a constraint and a direction belong together; one of them is missing"
         )
-    if options.constraint is not None and fit.dtype != "float32":
+    if isinstance(options.constraint, GradientConstraint) and fit.dtype != "float32":
         raise ValueError(
             f"fit.dtype: {fit.dtype} is not allowed with a constraint, whose gradient needs float32"
         )
@@ -214,9 +228,6 @@ def _start_group(
     chains_C = [chains[i] for i in filled]
     model, fit, options, mesh = setting.model, setting.fit, setting.options, setting.mesh
     state = _first_state(setting, [chain.task for chain in chains_C])
-    if setting.direction is not None:
-        one_chain = jax.tree.map(lambda leaf: leaf[0], state.weights)
-        gradient_constraint.check(setting.direction, one_chain)
     base = model.params if fit.mode == "lora" else None
     target = target_of(model.config, model.params, mesh)
     total = np.int32(chains_C[0].num_steps)
@@ -243,7 +254,12 @@ def _first_state(setting: _Setting, tasks_C: Sequence[FitTask]) -> TrainState:
     """Weights to start from and a fresh optimiser, on the devices that hold the base."""
     keys_C = stack_keys([task.key for task in tasks_C])
     weights = _first_weights(setting, tasks_C, keys_C)
+    if setting.direction is not None:
+        one_chain = jax.tree.map(lambda leaf: leaf[0], weights)
+        gradient_constraint.check(setting.direction, one_chain)
     state = init_state(setting.fit, setting.options, weights, keys_C)
+    if isinstance(setting.options.constraint, Brake):
+        state = state.replace(component=_first_components(setting, tasks_C, weights))
     if setting.mesh is not None:
         return jax.device_put(state, NamedSharding(setting.mesh, PartitionSpec(AXIS)))
     devices = devices_of(setting.model)
@@ -252,6 +268,20 @@ def _first_state(setting: _Setting, tasks_C: Sequence[FitTask]) -> TrainState:
         # generation are not: jit would compile the same steps twice.
         return jax.device_put(state, next(iter(devices)))
     return state
+
+
+def _first_components(setting: _Setting, tasks_C: Sequence[FitTask], weights: Any) -> jax.Array:
+    """How far the weights [C, ...] lie from the base's along the direction, float32 [C]."""
+    adapted, base = setting.fit.mode == "lora", setting.model.params
+    components = []
+    for c, task in enumerate(tasks_C):
+        if setting.fit.mode == "full" and task.start is None:
+            components.append(0.0)
+            continue
+        one = jax.tree.map(functools.partial(_of_chain, c), jax.device_get(weights))
+        reference = jax.tree.map(np.zeros_like, one) if adapted else base
+        components.append(gradient_constraint.component(one, reference, setting.direction))
+    return jnp.asarray(np.array(components, np.float32))
 
 
 def _first_weights(setting: _Setting, tasks_C: Sequence[FitTask], keys_C: jax.Array) -> Any:

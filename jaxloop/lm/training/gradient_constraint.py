@@ -1,10 +1,25 @@
-"""The bias projection, and a loss that constrains it (arXiv 2410.15234, section 3.1).
+"""The bias projection, the paper's loss on it, and a brake (arXiv 2410.15234, section 3.1).
 
 The projection is c = u' grad L(theta), on a direction u of weight space.
 
 c < 0: a gradient step increases the weights' component along u. The direction is the user's: the
-difference of adapters, or of weights, that were fine-tuned on two groups of texts. Nothing here
-forms a Hessian: the gradient of the constraint is one Hessian-vector product.
+difference of adapters, or of weights, that were fine-tuned on two groups of texts.
+
+The paper's loss L_new penalises the *slope* c, not the component: what it adds to a descent step
+goes along +Hu, towards where the slope vanishes, which is the minimum of L along u. On a convex
+loss the component therefore gets there sooner, the sooner the larger the weight. Nothing here forms
+a Hessian: its gradient is one Hessian-vector product.
+
+The brake is a penalty on the component itself, w/2 max(0, b)^2 with b = u' (theta - theta_0), taken
+after every step of the optimiser as decoupled weight decay is:
+
+    b <- b / (1 + rate w) where b > 0,
+
+which is the penalty's proximal step. Three facts make it one. After any step of any optimiser, what
+it leaves of a component towards the bias falls with w, and is none in the limit. Under gradient
+descent the points at rest are those of L + w/2 max(0, b)^2; and if theta_1, theta_2 minimise it for
+w_1 < w_2, adding the two inequalities of the minima gives max(0, b_2) <= max(0, b_1), whatever L.
+Of a quadratic L with Hessian H that pulls to b* > 0, b = b* / (1 + w u' H^-1 u).
 
 Dimensions: C chains, B rows, T tokens. Directions are trees like a chain's weights, without a chain
 axis.
@@ -31,14 +46,15 @@ PER = ("dimension", "direction")
 
 @dataclass(frozen=True)
 class GradientConstraint:
-    """A constraint on the bias projection (section 5).
+    """The paper's constrained loss, L_new = L - lam sum_i max(0, c_i)^2 + gam sum_i min(0, c_i)^2.
 
-    The loss becomes L_new = L - lam sum_i max(0, c_i)^2 + gam sum_i min(0, c_i)^2.
+    It flattens the loss along the direction. It does not hold the component back: see the module.
 
     Attributes:
-        lam: at least 0; rewards steps away from the bias. Its term has no lower bound, so only
-            with 0 the loss is a pure constraint.
-        gam: at least 0; penalises steps towards the bias.
+        lam: at least 0; rewards a slope that leads away from the bias. Its term has no lower
+            bound.
+        gam: at least 0; penalises a slope that leads towards the bias, by moving to where the
+            slope is smaller, which mostly lies further along the direction.
         per: "dimension": c_i = u_i g_i, whose sum is c, as the paper writes it; "direction": the
             one number c.
 
@@ -52,15 +68,37 @@ class GradientConstraint:
 
     def __post_init__(self):
         for name in ("lam", "gam"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"constraint.{name}: {getattr(self, name)} is not allowed; a finite number "
-                    "of at least 0 is needed"
-                )
+            _check_weight(name, getattr(self, name))
         if self.per not in PER:
             raise ValueError(
                 f"constraint.per: {self.per!r} is not allowed; choose one of {', '.join(PER)}"
             )
+
+
+@dataclass(frozen=True)
+class Brake:
+    """A penalty w/2 max(0, b)^2 on the component b = u' (weights - reference); see the module.
+
+    The reference is the base's weights, or zero where a chain is an adapter.
+
+    Attributes:
+        weight: w, at least 0, as AdamW's weight decay per unit of the learning rate.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    weight: float
+
+    def __post_init__(self):
+        _check_weight("weight", self.weight)
+
+
+def _check_weight(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(
+            f"constraint.{name}: {value} is not allowed; a finite number of at least 0 is needed"
+        )
 
 
 def difference(toward: Any, away: Any) -> Any:
@@ -102,7 +140,8 @@ def unit(tree: Any) -> Any:
     norm = float(np.sqrt(sum(float(square) for square in squares)))
     if not 0 < norm < float("inf"):
         raise ValueError(
-            f"direction: its norm is {norm}; the two sets of weights must differ, by finite numbers"
+            f"direction: its norm is {norm}; it must point somewhere, so the two sets of weights "
+            "that it is between must differ, by finite numbers"
         )
     return jax.tree.map(lambda x: (np.asarray(x, np.float64) / norm).astype(np.float32), tree)
 
@@ -177,6 +216,35 @@ def _push(grads: Any, direction: Any, constraint: GradientConstraint) -> Any:
         return u[None].astype(g.dtype) * push_C.astype(g.dtype)
 
     return jax.tree.map(along, direction, grads)
+
+
+def hold(
+    brake: Brake, before: Any, after: Any, component_C: jax.Array, rate_C: jax.Array, direction: Any
+) -> tuple[Any, jax.Array]:
+    """Return the weights [C, ...] and components [C] after the brake.
+
+    Args:
+        brake: its weight.
+        before: weights of C chains before the optimiser's step.
+        after: those after it.
+        component_C: b before the step.
+        rate_C: the learning rate of the step.
+        direction: u, of norm 1.
+    """
+
+    def moved(u, old, new):
+        return (u[None].astype(new.dtype) * (new - old)).reshape(new.shape[0], -1).sum(-1)
+
+    parts = jax.tree.leaves(jax.tree.map(moved, direction, before, after))
+    reached_C = component_C + sum(parts)
+    strength_C = rate_C * brake.weight
+    back_C = jnp.maximum(reached_C, 0.0) * strength_C / (1.0 + strength_C)
+
+    def pull(u, new):
+        back = back_C.reshape((-1,) + (1,) * u.ndim).astype(new.dtype)
+        return new - back * u[None].astype(new.dtype)
+
+    return jax.tree.map(pull, direction, after), reached_C - back_C
 
 
 def slope(loss: Callable, weights: Any, direction: Any) -> jax.Array:

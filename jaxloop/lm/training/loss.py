@@ -4,7 +4,6 @@ Dimensions: C chains, B rows of a chain, R rows, T tokens of a row, N tokens, D 
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxloop.core.likelihood import weighted_mean_loss
 from jaxloop.lm.model import transformer
 from jaxloop.lm.model.config import ModelConfig
+from jaxloop.lm.model.dropout import Dropout
 from jaxloop.lm.target import Target
 
 CHUNK = 1 << 26  # most logits that are held at once: 256 MB in float32
@@ -167,7 +167,7 @@ def row_nll(
     tokens_RT: jax.Array,
     *,
     packed: dict[str, Any] | None = None,
-    dropout: Callable | None = None,
+    dropout: Dropout | None = None,
     remat: bool = False,
     narrow: bool = False,
     target: Target = Target(),
@@ -179,7 +179,7 @@ def row_nll(
         params: its weights.
         tokens_RT: rows of token ids.
         packed: adapters of C chains, or None; the rows are C equal runs, one per chain.
-        dropout: applied to the adapters' inputs; None: no dropout.
+        dropout: of this step; None: nothing is dropped.
         remat: compute activations again in the backward pass instead of keeping them.
         narrow: use `lean_nll` instead of `token_nll`.
         target: device and kernels that the program is compiled for.
@@ -206,7 +206,7 @@ def chain_losses(
     weights_CB: jax.Array,
     *,
     packed: dict[str, Any] | None = None,
-    dropout: Callable | None = None,
+    dropout: Dropout | None = None,
     remat: bool = False,
     narrow: bool = False,
     target: Target = Target(),

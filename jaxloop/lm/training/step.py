@@ -24,9 +24,10 @@ from jaxloop.core.map_chains import AXIS
 from jaxloop.lm.model import lean
 from jaxloop.lm.model import lora as lora_adapters
 from jaxloop.lm.model.config import ModelConfig
+from jaxloop.lm.model.dropout import Dropout, keys_of_step
 from jaxloop.lm.target import Target
 from jaxloop.lm.training import gradient_constraint
-from jaxloop.lm.training.gradient_constraint import GradientConstraint
+from jaxloop.lm.training.gradient_constraint import Brake, GradientConstraint
 from jaxloop.lm.training.loss import chain_losses
 from jaxloop.runtime.setup_jit import setup_jit
 
@@ -43,14 +44,15 @@ class TrainOptions:
         chains_per_program: chains of one program on one device; None: chosen for the device.
         adam_betas: AdamW's decay rates.
         adam_epsilon: AdamW's epsilon.
-        constraint: a penalty on the bias projection along the `direction` that `fit` is given.
+        constraint: the paper's loss on the slope along the `direction` that `fit` is given, or a
+            brake of the component along it.
     """
 
     steps_per_call: int = 16
     chains_per_program: int | None = None
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = 1e-8
-    constraint: GradientConstraint | None = None
+    constraint: GradientConstraint | Brake | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps_per_call", "chains_per_program"):
@@ -68,12 +70,16 @@ class StepArrays(NamedTuple):
 
 
 class TrainState(struct.PyTreeNode):
-    """What a step updates. Every leaf has a leading chain axis C, `step` included."""
+    """What a step updates. Every leaf has a leading chain axis C, `step` included.
+
+    `component` is how far the weights have moved along the direction of a brake; None: no brake.
+    """
 
     weights: dict[str, Any]
     optimizer: optax.OptState
     key: jax.Array
     step: jax.Array
+    component: jax.Array | None = None
 
 
 class _Call(NamedTuple):
@@ -145,22 +151,18 @@ def _init_optimizer(fit, options, weights):
     return jax.vmap(_optimizer(fit, options).init)(weights)
 
 
-def _dropout(rate: float, keys_C: jax.Array, step_C: jax.Array) -> Callable:
-    """Adapter-input dropout with one mask stream per chain."""
-    number = {"qkv": 0, "o": 1, "up": 2, "down": 3}
+def has_own_dropout(fit: FitConfig) -> bool:
+    """Return whether the model's own layers drop, at the rates of its config."""
+    return fit.dropout == "model" or fit.dropout == "auto" and fit.mode != "lora"
 
-    def drop(layer, projection, key, step, x):
-        key = jax.random.fold_in(key, step)
-        key = jax.random.fold_in(key, layer * 4 + number[projection])
-        kept = jax.random.bernoulli(key, 1 - rate, x.shape)
-        return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
-    def apply(layer, projection, x_ND):
-        x_CND = x_ND.reshape(keys_C.shape[0], -1, x_ND.shape[-1])
-        each_chain = jax.vmap(functools.partial(drop, layer, projection))
-        return each_chain(keys_C, step_C, x_CND).reshape(x_ND.shape)
-
-    return apply
+def dropout_rates(config: ModelConfig, fit: FitConfig) -> dict[str, float]:
+    """Return {site: rate} of all that is dropped in training, rates above 0 alone."""
+    rates = config.dropout.by_site() if has_own_dropout(fit) else {}
+    if fit.mode == "lora" and fit.lora.dropout > 0:
+        names = lora_adapters.target_names(config, fit.lora)
+        rates |= dict.fromkeys(names, fit.lora.dropout)
+    return rates
 
 
 @jax.named_scope("loss")
@@ -190,10 +192,10 @@ def losses(
         step_C: number of updates made so far, from which dropout is drawn.
         target: device and kernels that the program is compiled for.
     """
+    rates, keys_R2 = dropout_rates(config, fit), None
+    if rates and keys_C is not None and step_C is not None:
+        keys_R2 = keys_of_step(keys_C, step_C, tokens_CBT.shape[1])
     if fit.mode == "lora":
-        dropout = None
-        if fit.lora.dropout and keys_C is not None and step_C is not None:
-            dropout = _dropout(fit.lora.dropout, keys_C, step_C)
         narrow = lean.fits(target, fit.dtype)
         adapters = lora_adapters.Adapter(weights, fit.lora)
         layout: lora_adapters.Layout = "padded" if narrow else "mergeable"
@@ -204,34 +206,38 @@ def losses(
             mask_CBT,
             weights_CB,
             packed=lora_adapters.pack_adapters(config, adapters, fit.dtype, layout),
-            dropout=dropout,
+            dropout=None if keys_R2 is None else Dropout(rates, keys_R2),
             remat=fit.remat,
             narrow=narrow,
             target=target,
         )
-    return _whole_model_losses(config, fit, weights, tokens_CBT, mask_CBT, weights_CB, target)
+    batch = tokens_CBT, mask_CBT, weights_CB
+    return _whole_model_losses(config, fit, weights, batch, rates, keys_R2, target)
 
 
-def _whole_model_losses(config, fit, weights, tokens_CBT, mask_CBT, weights_CB, target):
+def _whole_model_losses(config, fit, weights, batch, rates, keys_R2, target):
     """`losses` of chains that train all weights: nothing is shared."""
     dtype = jnp.dtype(fit.dtype)
     cast = jax.tree.map(lambda w: w.astype(dtype), weights)
 
-    def of_chain(weights, tokens_BT, mask_BT, weights_B):
+    def of_chain(weights, tokens_BT, mask_BT, weights_B, keys_B2):
         return chain_losses(
             config,
             _laid_out(config, fit, target, weights),
             tokens_BT[None],
             mask_BT[None],
             weights_B[None],
+            dropout=None if keys_B2 is None else Dropout(rates, keys_B2),
             remat=fit.remat,
             target=target,
         )[0]
 
-    if tokens_CBT.shape[0] == 1:  # a batch axis of one would turn every product into a batched one
-        only = jax.tree.map(lambda x: x[0], (cast, tokens_CBT, mask_CBT, weights_CB))
-        return of_chain(*only)[None]
-    return jax.vmap(of_chain)(cast, tokens_CBT, mask_CBT, weights_CB)
+    chains, rows, _ = batch[0].shape
+    keys_CB2 = None if keys_R2 is None else keys_R2.reshape(chains, rows, 2)
+    inputs = [cast, *batch, keys_CB2]
+    if chains == 1:  # a batch axis of one would turn every product into a batched one
+        return of_chain(*jax.tree.map(lambda x: x[0], inputs))[None]
+    return jax.vmap(of_chain)(*inputs)
 
 
 def _laid_out(config, fit, target, params):
@@ -376,26 +382,31 @@ def _step(
         )
         return loss_C.sum(), loss_C
 
-    if options.constraint is None:
+    if not isinstance(options.constraint, GradientConstraint):
         grads, loss_C = jax.grad(objective, has_aux=True)(state.weights)
     else:
         grads, loss_C = gradient_constraint.gradient(
             objective, state.weights, call.direction, options.constraint
         )
-    return _update(fit, options, state, grads, call.total), loss_C
+    return _update(fit, options, state, grads, call), loss_C
 
 
 @jax.named_scope("optimizer")
 def _update(
-    fit: FitConfig, options: TrainOptions, state: TrainState, grads: Any, total: Array
+    fit: FitConfig, options: TrainOptions, state: TrainState, grads: Any, call: _Call
 ) -> TrainState:
     update = jax.vmap(_optimizer(fit, options).update)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes float and int32 in bias correction
         updates, optimizer = update(grads, state.optimizer, state.weights)
-    rate_C = learning_rate(fit, state.step, total)
+    rate_C = learning_rate(fit, state.step, call.total)
 
     def descend(w, u):
         return w - rate_C.reshape((-1,) + (1,) * (u.ndim - 1)).astype(u.dtype) * u
 
     weights = jax.tree.map(descend, state.weights, updates)
+    if isinstance(options.constraint, Brake) and state.component is not None:
+        weights, component_C = gradient_constraint.hold(
+            options.constraint, state.weights, weights, state.component, rate_C, call.direction
+        )
+        state = state.replace(component=component_C)
     return state.replace(weights=weights, optimizer=optimizer, step=state.step + 1)

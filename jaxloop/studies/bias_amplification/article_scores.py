@@ -45,10 +45,17 @@ Columns = dict[str, np.ndarray]
 
 
 class Generated(NamedTuple):
-    """The articles of one chain, with the weights that generated them (None: the base's)."""
+    """The articles of one chain.
+
+    Attributes:
+        texts: the articles.
+        weights: those that generated them; None: the base's.
+        upcoming: what the next generation trains on.
+    """
 
     texts: Sequence[str]
     weights: Any
+    upcoming: Sequence[str] = ()
 
 
 # What the values of a chain under its own weights depend on.
@@ -57,6 +64,10 @@ ChainKey = tuple[int, tuple[str, ...]]
 
 def _chain_key(chain: Generated) -> ChainKey:
     return id(chain.weights), tuple(chain.texts)
+
+
+def _next_key(chain: Generated) -> ChainKey:
+    return id(chain.weights), tuple(chain.upcoming)
 
 
 class ArticleScores(NamedTuple):
@@ -109,7 +120,7 @@ class Scorer:
             columns = {name: values[rows] for name, values in by_text.items()}
             if chain.weights is not None:
                 columns["perplexity_own"] = np.array(own[_chain_key(chain)])
-            means = self._means(columns) | projections.get(_chain_key(chain), {})
+            means = self._means(columns) | projections.get(_next_key(chain), {})
             means |= {name: float(values[number]) for name, values in registered.items()}
             scores.append(ArticleScores(columns | {"label": columns["label"].tolist()}, means))
         return scores
@@ -123,7 +134,7 @@ class Scorer:
         return dict(zip(own, found, strict=True))
 
     def _projections(self, chains: Sequence[Generated]) -> dict[ChainKey, dict[str, float]]:
-        own = {_chain_key(chain): chain for chain in chains if chain.weights is not None}
+        own = {_next_key(chain): chain for chain in chains if chain.weights is not None}
         if self.auxiliary.direction is None:
             return {}
         return dict(zip(own, concurrent_map(self._projection, own.values()), strict=True))
@@ -227,7 +238,9 @@ class Scorer:
         starts from; and u' (weights - base).
         """
         direction, weights = self.auxiliary.direction, chain.weights
-        texts = chain.texts[: self.config.gradient_constraint.texts]
+        count = min(len(chain.upcoming), self.config.gradient_constraint.texts)
+        spaced = np.linspace(0, len(chain.upcoming), count, endpoint=False, dtype=np.int64)
+        texts = [chain.upcoming[row] for row in spaced]
         bodies, heads = training_examples(texts, self.config.chain.variant, self.prepared.codec)
         start = self.model.params
         if self.config.fit.mode == "lora":

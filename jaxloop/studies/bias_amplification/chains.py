@@ -5,7 +5,7 @@ Source: arXiv 2410.15234, section 4.
 
 from typing import Any
 
-from jaxloop.lm.training.gradient_constraint import GradientConstraint
+from jaxloop.lm.training.gradient_constraint import Brake, GradientConstraint
 from jaxloop.recursion import workflow as workflows
 from jaxloop.recursion.chains import ChainSpec, make_chain
 from jaxloop.recursion.workflow import Workflow
@@ -45,6 +45,8 @@ def setup_changes(config: BiasConfig, setup: str) -> dict[str, Any]:
         section = config.gradient_constraint
         constraint = GradientConstraint(lam=section.lam, gam=section.gam, per=section.per)
         return {"fit.constraint": constraint}
+    if setup == "braked":
+        return {"fit.constraint": Brake(config.gradient_constraint.brake)}
     return {}
 
 

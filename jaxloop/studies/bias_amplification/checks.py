@@ -171,9 +171,14 @@ def check_direction(config: BiasConfig, model_config: ModelConfig, articles: Art
                     "label"
                 )
         return
-    gradient_constraint.check(
-        read_direction(section.direction), _weights_like(config, model_config)
-    )
+    direction = read_direction(section.direction)
+    try:
+        gradient_constraint.check(direction, _weights_like(config, model_config))
+        gradient_constraint.unit(direction)
+    except ValueError as error:
+        raise ValueError(
+            f"config.gradient_constraint.direction = {section.direction!r}: {error}"
+        ) from None
 
 
 def _weights_like(config: BiasConfig, model_config: ModelConfig) -> Any:

@@ -45,6 +45,7 @@ Setup = Literal[
     "accumulate",
     "accumulate_matched",
     "constrained",
+    "braked",
 ]
 SETUPS: tuple[Setup, ...] = ("greedy", "beam", "nucleus", "overfit", "preserve", "accumulate")
 
@@ -131,7 +132,8 @@ class SetupsConfig(Section):
     setups: Annotated[tuple[Setup, ...], Field(min_length=1)] = Field(
         SETUPS,
         description="greedy, beam, nucleus and penalty are decoders; overfit, preserve, "
-        "accumulate, accumulate_matched and constrained write greedily",
+        "accumulate, accumulate_matched, constrained and braked write greedily; constrained trains "
+        "on the paper's L_new, braked with a brake along the bias direction",
     )
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
         (0,), description="replicates of every setup"
@@ -247,8 +249,10 @@ class MeasureConfig(Section):
 
 
 class GradientConstraintConfig(Section):
-    """The bias direction: c = u' grad L is logged at every generation, and setup `constrained`
-    penalises it.
+    """The bias direction u: c = u' grad L on the next generation's training set is logged at every
+    generation. Setup `constrained` trains on the paper's loss L_new, which penalises c and so moves
+    to where the loss is flat along u: mostly further along it. Setup `braked` penalises how far
+    the weights have moved along u, and so holds them back.
     """
 
     direction: Text | None = Field(
@@ -258,14 +262,29 @@ class GradientConstraintConfig(Section):
     )
     toward: Text | None = Field(None, description="label towards which the direction points")
     away: Text | None = Field(None, description="label from which it points away")
-    texts: Count = Field(64, description="articles of a generation on which c is measured, at most")
+    texts: Count = Field(
+        64,
+        description="articles on which c is measured, at most, evenly spaced in what the next "
+        "generation trains on",
+    )
     lam: NonNegative = Field(
         0.0,
-        description="reward of steps away from the bias; unbounded below, 0 is the pure constraint",
+        description="of L_new: reward of a slope that leads away from the bias; unbounded below",
     )
-    gam: NonNegative = Field(1.0, description="penalty on steps towards the bias")
+    gam: NonNegative = Field(
+        1e4,
+        description="of L_new: penalty on a slope that leads towards the bias; no brake, the "
+        "component along the direction tends to grow with it",
+    )
     per: Literal["dimension", "direction"] = Field(
-        "dimension", description="c of every weight, as the paper writes, or of the whole direction"
+        "direction",
+        description="of L_new: c of the whole direction, or of every weight, as the paper writes, "
+        "which with weights of the order of 1 does nothing",
+    )
+    brake: NonNegative = Field(
+        1e3,
+        description="of setup `braked`: w of the penalty w/2 max(0, u' (weights - base))^2, taken "
+        "after every step as weight decay is; the component falls with it",
     )
 
 
@@ -332,11 +351,12 @@ class BiasConfig(Section):
                 f"config.fit.steps = {self.fit.steps}: setup 'overfit' counts epochs; set "
                 "fit.steps to none and fit.epochs"
             )
-        if "constrained" in chain.setups and constraint.direction is None:
-            raise ValueError(
-                "config.gradient_constraint.direction is missing: setup 'constrained' needs a "
-                "direction"
-            )
+        for setup in ("constrained", "braked"):
+            if setup in chain.setups and constraint.direction is None:
+                raise ValueError(
+                    f"config.gradient_constraint.direction is missing: setup {setup!r} needs a "
+                    "direction"
+                )
         toward, away = constraint.toward, constraint.away
         if constraint.direction == "fit" and (None in (toward, away) or toward == away):
             raise ValueError(

@@ -22,7 +22,7 @@ from jaxloop.lm.io.tokenizer import Tokenizer
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.lm.training.batching import bucket
-from jaxloop.lm.training.gradient_constraint import GradientConstraint
+from jaxloop.lm.training.gradient_constraint import Brake, GradientConstraint
 from jaxloop.recursion.family import FitResult, FitTask, GenerateResult, GenerateTask
 from jaxloop.studies.bias_amplification.articles import Articles, article_text, blocks, examples
 from jaxloop.studies.bias_amplification.config import BiasConfig
@@ -40,7 +40,7 @@ Prompts = Mapping[str, list[Ids]]
 class ChainFit(FitConfig):
     """How the models of a chain are trained: the `fit` section, and what setups add to it."""
 
-    constraint: GradientConstraint | None = None
+    constraint: GradientConstraint | Brake | None = None
 
 
 class TokenCodec(NamedTuple):
@@ -188,7 +188,8 @@ class ArticleFamily:
             prompts: of the articles, by name.
             codec: of the base.
             load: base model of a name.
-            direction: bias direction of the setup `constrained`, a tree like a chain's weights.
+            direction: bias direction of the setups `constrained` and `braked`, a tree like a
+                chain's weights.
         """
         self._config = config
         self._prompts = prompts

@@ -18,6 +18,7 @@ from jaxloop.metrics import registry
 from jaxloop.metrics.classifiers import predict
 from jaxloop.recursion.family import GenerateTask
 from jaxloop.recursion.generation import ModelOutput
+from jaxloop.recursion.sources import upcoming_texts
 from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import inside, write_atomic
 from jaxloop.runtime.devices import concurrent_map
@@ -50,10 +51,19 @@ def make_measure(
     and returns the means of the articles.
     """
     real_articles: list[neurons.TokenBatches] = []  # tokenised once
+    directed = auxiliary.direction is not None
+
+    def _generated(output: ModelOutput, generation: int) -> Generated:
+        upcoming: Sequence[str] = ()
+        if directed:
+            upcoming = upcoming_texts(
+                output, generation, prepared.data, root, config.chain.generations
+            )
+        return Generated(output.texts, output.weights, upcoming)
 
     def measure(model: Model, generation: int, outputs: Sequence[ModelOutput]) -> Measured:
         scorer = make_scorer(config, prepared, auxiliary, model)
-        scores = scorer.score([Generated(output.texts, output.weights) for output in outputs])
+        scores = scorer.score([_generated(output, generation) for output in outputs])
         for output, score in zip(outputs, scores, strict=True):
             _write_articles(root, generation, output, score)
         if config.neurons.measure:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from jaxloop.reporting import figures, report, scores
 from jaxloop.runtime.log import LOGGER
-from jaxloop.studies.bias_amplification import neuron_section, tables
+from jaxloop.studies.bias_amplification import direction_section, neuron_section, tables
 from jaxloop.studies.bias_amplification.article_figures import MEASURES, distribution_drawings
 from jaxloop.studies.bias_amplification.chains import chains_line, setup_of
 from jaxloop.studies.bias_amplification.config import BiasConfig
@@ -82,6 +82,7 @@ def write(
         _bias_section(config, study, base, real),
         _real_articles_section(study.real_shares),
         _distribution_section(list(drawings.values())),
+        direction_section.section(config, metrics),
         _classifier_section(classifier_fits),
         neuron_section.section(root, config, metrics, prepared.chains),
     ]

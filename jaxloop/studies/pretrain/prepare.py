@@ -17,6 +17,7 @@ from jaxloop.data import docs, duplicates, sources
 from jaxloop.data.dialect import Dialect
 from jaxloop.data.digest import fingerprint
 from jaxloop.lm.model.config import ModelConfig
+from jaxloop.lm.model.dropout import DEFAULT_RATES
 from jaxloop.studies.pretrain.config import Base, PretrainConfig
 
 
@@ -124,6 +125,7 @@ def model_config(config: PretrainConfig, base: Base) -> ModelConfig:
         head_dim=base.width // base.heads,
         d_ff=base.mlp,
         max_seq_len=config.context,
+        dropout=DEFAULT_RATES[base.architecture],
     )
     if base.architecture == "llama":
         return ModelConfig(**common, num_kv_heads=base.kv_heads, norm_eps=1e-5)

@@ -1,6 +1,8 @@
-"""The bias projection: torch's double backward, the paper's Beta model, finite
-differences, and training under a constraint.
+"""The bias projection: torch's double backward, the paper's Beta model, finite differences; the
+paper's loss and the brake on quadratics with a known answer and in training.
 """
+
+import json
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from jaxloop.lm.family import FitTask, TrainOptions
 from jaxloop.lm.io.huggingface import to_tensors
 from jaxloop.lm.model.config import table
 from jaxloop.lm.training import batching, gradient_constraint
-from jaxloop.lm.training.gradient_constraint import GradientConstraint
+from jaxloop.lm.training.gradient_constraint import Brake, GradientConstraint
 from jaxloop.lm.training.step import losses
 from tests.peers import peer
 
@@ -189,26 +191,163 @@ def test_coefficient_is_the_slope_of_the_loss(mode, loaded):
     ) == pytest.approx(2, rel=1e-4)
 
 
-def test_a_constraint_of_no_weight_changes_nothing_and_one_of_weight_holds_the_bias_back(loaded):
+def test_weights_of_zero_change_nothing_and_the_brake_holds_the_component_back(loaded):
+    """Towards where training goes by itself: the component falls at every larger weight."""
     model = loaded("gpt2")
     task = FitTask(jax.random.key(0), TEXTS, PROMPTS)
     many = FIT.replace(steps=12, learning_rate=3e-3)
     plain = family.fit(model, [task], many)[0]
     direction = gradient_constraint.difference(
         plain.weights, jax.tree.map(np.asarray, model.params)
-    )  # where training goes by itself
-    held = {}
-    for gam in (0.0, 1e3):
-        options = TrainOptions(constraint=GradientConstraint(0.0, gam, "direction"))
-        held[gam] = family.fit(model, [task], many, options, direction=direction)[0]
-    moved = {
-        gam: gradient_constraint.component(r.weights, model.params, direction)
-        for gam, r in held.items()
-    }
-    assert moved[0.0] == pytest.approx(
-        gradient_constraint.component(plain.weights, model.params, direction), rel=1e-3
     )
-    assert moved[1e3] < 0.7 * moved[0.0]
+
+    def reached(constraint):
+        options = TrainOptions(constraint=constraint)
+        (result,) = family.fit(model, [task], many, options, direction=direction)
+        return gradient_constraint.component(result.weights, model.params, direction)
+
+    own = gradient_constraint.component(plain.weights, model.params, direction)
+    assert reached(GradientConstraint(0.0, 0.0, "direction")) == pytest.approx(own, rel=1e-3)
+    found = [reached(Brake(weight)) for weight in (0.0, 10.0, 100.0, 1e4)]
+    assert found[0] == pytest.approx(own, rel=1e-6)
+    assert (np.diff(found) < -0.1 * own).all() and abs(found[-1]) < 0.02 * own, found
+
+
+def quadratic(seed=0, size=6):
+    """(H, theta*, u) of L = (theta - theta*)' H (theta - theta*) / 2, which pulls along u."""
+    rng = np.random.default_rng(seed)
+    root = rng.standard_normal((size, size))
+    hessian = (root @ root.T + np.eye(size)).astype(np.float32)
+    direction = rng.standard_normal(size)
+    direction /= np.linalg.norm(direction)
+    target = rng.standard_normal(size) + 3 * direction
+    return hessian / np.linalg.eigvalsh(hessian).max(), target, direction
+
+
+def descend(step_gradient, size, rate, steps, brake=None, direction=None):
+    """Gradient descent from 0, one chain; the brake after every step."""
+    direction = None if direction is None else jnp.asarray(direction, jnp.float32)
+
+    def step(_, carry):
+        theta, component = carry
+        after = theta - rate * step_gradient(theta)
+        if brake is None:
+            return after, component
+        return gradient_constraint.hold(
+            brake, theta, after, component, jnp.full(1, rate, jnp.float32), direction
+        )
+
+    start = jnp.zeros((1, size)), jnp.zeros(1)
+    return np.asarray(jax.lax.fori_loop(0, steps, step, start)[0][0], np.float64)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_brake_on_a_quadratic_ends_where_the_formula_says(seed):
+    """b = b* / (1 + w u' H^-1 u), and there the gradient of L + w/2 b^2 is none."""
+    hessian, target, u = quadratic(seed)
+    pull = jnp.asarray(hessian), jnp.asarray(target, jnp.float32)
+
+    def gradient(theta):
+        return (theta - pull[1][None]) @ pull[0]
+
+    inverse = u @ np.linalg.solve(hessian.astype(np.float64), u)
+    found = []
+    for weight in (0.0, 0.3, 3.0, 30.0):
+        theta = descend(gradient, len(u), 0.5, 4000, Brake(weight), u)
+        found.append(u @ theta)
+        assert found[-1] == pytest.approx(u @ target / (1 + weight * inverse), rel=2e-3)
+        rest = hessian @ (theta - target) + weight * found[-1] * u
+        assert np.linalg.norm(rest) < 2e-3 * np.linalg.norm(target)
+    assert (np.diff(found) < 0).all()
+    # A pull away from the bias is let be, whatever the weight.
+    theta = descend(gradient, len(u), 0.5, 4000, Brake(30.0), -u)
+    np.testing.assert_allclose(theta, target, atol=2e-3)
+
+
+def test_the_papers_loss_on_a_quadratic_moves_further_along_the_direction():
+    """Its minimum is that of L: the component gets there sooner, the sooner the larger gam."""
+    hessian, target, u = quadratic()
+    direction = jnp.asarray(u, jnp.float32)
+
+    def objective(theta):
+        apart = theta - jnp.asarray(target, jnp.float32)[None]
+        each = 0.5 * ((apart @ jnp.asarray(hessian)) * apart).sum(-1)
+        return each.sum(), each
+
+    found = []
+    for gam in (0.0, 1.0, 3.0):
+        constraint = GradientConstraint(0.0, gam, "direction")
+
+        def gradient(theta, constraint=constraint):
+            return gradient_constraint.gradient(objective, theta, direction, constraint)[0]
+
+        found.append(u @ descend(gradient, len(u), 0.1, 10))
+    assert 0 < found[0] < found[1] < found[2] < u @ target
+
+
+def test_the_brake_counts_from_the_base_where_a_chain_goes_on(loaded):
+    """Two fits one after the other, as two generations; two chains of a program."""
+    model = loaded("gpt2")
+    task = FitTask(jax.random.key(0), TEXTS, PROMPTS)
+    many = FIT.replace(steps=6, learning_rate=3e-3)
+    first = family.fit(model, [task], many)[0]
+    base = jax.tree.map(np.asarray, model.params)
+    direction = gradient_constraint.difference(first.weights, base)
+    reached = gradient_constraint.component(first.weights, base, direction)
+    options = TrainOptions(constraint=Brake(1e4), chains_per_program=2)
+    second = FitTask(jax.random.key(1), TEXTS, PROMPTS, start=first.weights)
+    results = family.fit(model, [second, task], many, options, direction=direction)
+    for result in results:
+        component = gradient_constraint.component(result.weights, base, direction)
+        assert abs(component) < 0.05 * reached
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("case", ["mixed", "one party"])
+def test_on_senators_posts_the_component_falls_with_the_brake_and_not_with_the_papers_loss(
+    case, shared
+):
+    """A tiny GPT-2 adapted to senators' posts, direction between the parties."""
+    with shared("data/senate_tweets/tweets.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    by_party = {p: [r["text"] for r in rows if r["party"] == p][:256] for p in ("D", "R")}
+    model = family.load("jaxloop/assets/bases/gpt2")
+    settings = FIT.replace(
+        steps=None, epochs=2.0, batch_size=16, max_length=64, learning_rate=1e-3, max_grad_norm=1.0
+    ).replace(schedule="linear")
+
+    def fit(texts, constraint=None, direction=None):
+        task = FitTask(jax.random.key(0), texts, [""] * len(texts))
+        options = TrainOptions(constraint=constraint)
+        return family.fit(model, [task], settings, options, direction=direction)[0].weights
+
+    half = {party: texts[:128] for party, texts in by_party.items()}
+    adapted = fit([*half["D"], *half["R"]])
+    model = model._replace(params=jax.tree.map(jnp.asarray, adapted))
+    between = fit(half["D"]), fit(half["R"])
+    texts = by_party["D"][128:192] + by_party["R"][128:192]
+    if case == "one party":
+        texts = by_party["D"][128:]
+
+    # Of the two directions between the parties, the one that training takes by itself.
+    direction = gradient_constraint.difference(*between)
+    if gradient_constraint.component(fit(texts), model.params, direction) < 0:
+        direction = gradient_constraint.difference(*reversed(between))
+
+    def reached(constraint):
+        weights = fit(texts, constraint, direction)
+        return gradient_constraint.component(weights, model.params, direction)
+
+    braked = [reached(Brake(weight)) for weight in (0.0, 30.0, 300.0, 3000.0)]
+    papers = [reached(GradientConstraint(0.0, gam, "direction")) for gam in (0.0, 1e2, 1e4)]
+    print(case, "brake", braked, "L_new", papers)
+    assert braked[0] == pytest.approx(papers[0], abs=1e-3)
+    assert (np.diff(braked) < 0).all() and braked[-1] < 0.1 * braked[0]
+    assert min(papers) > braked[-1]
+    if case == "one party":  # the paper's loss moves further along the direction
+        assert (np.diff(papers) > 0).all()
 
 
 def test_chains_of_a_program_do_not_meet_in_the_constraint(loaded):
@@ -232,13 +371,14 @@ def test_chains_of_a_program_do_not_meet_in_the_constraint(loaded):
     "make, said",
     [
         (lambda p: GradientConstraint(gam=-1.0), r"constraint.gam: -1.0 is not allowed"),
+        (lambda p: Brake(float("inf")), r"constraint.weight: inf is not allowed"),
         (
             lambda p: GradientConstraint(per="weight"),
             r"constraint.per: 'weight' is not allowed; choose one of dimension, direction",
         ),
         (
             lambda p: gradient_constraint.difference(p, p),
-            r"direction: its norm is 0.0; the two sets of weights must differ",
+            r"direction: its norm is 0.0; it must point somewhere",
         ),
         (
             lambda p: gradient_constraint.difference(p, {"embed": p["embed"]}),

@@ -5,15 +5,19 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxloop import lm
-from jaxloop.lm.family import (
-    TrainOptions,
-)
+from jaxloop.lm import family
+from jaxloop.lm.family import FitTask, TrainOptions
+from jaxloop.lm.io.huggingface import to_tensors
 from jaxloop.lm.model import lora
+from jaxloop.lm.model.config import table
 from jaxloop.lm.training.step import StepArrays, init_state, train_steps
 from tests.lm.tiny import FIT, TRAIN
-from tests.peers import require
+from tests.peers import peer, require
+
+hf = peer("transformers", "torch")
 
 
 def test_chains_that_take_turns_in_a_program_train_as_all_at_once(tiny_model):
@@ -101,3 +105,20 @@ def test_training_equals_torch_adamw(tiny_model):
         torch.nn.utils.clip_grad_norm_(ours, settings.max_grad_norm)
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama-bias"])
+def test_the_weights_that_decay_are_those_of_transformers_trainer(name, loaded, checkpoint):
+    model = loaded(name)
+    settings = FIT.replace(mode="full", steps=1, warmup_steps=0, learning_rate=1e-2)
+    start = jax.tree.map(lambda x: np.asarray(x) + 0.1, model.params)  # biases are 0 in new models
+    task = FitTask(jax.random.key(0), ["a cat that sat", "on the mat"], ["", ""], start=start)
+    ends = [
+        family.fit(model, [task], settings.replace(weight_decay=decay))[0].weights
+        for decay in (0.0, 0.5)
+    ]
+    apart = jax.tree.map(lambda a, b: np.abs(a - b), *ends)
+    found = to_tensors(apart, table(model.config), model.config.num_layers)
+    theirs = set(hf.Trainer.get_decay_parameter_names(None, checkpoint(name).torch))
+    moved = {key for key, value in found.items() if value.max() > 1e-6}
+    assert moved == theirs & found.keys() and found.keys() - theirs

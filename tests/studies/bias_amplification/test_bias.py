@@ -2,6 +2,7 @@
 what a run leaves, what is refused.
 """
 
+import dataclasses
 import html
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,7 +24,10 @@ from jaxloop.data.sentences import sentences
 from jaxloop.lm import family as lm_family
 from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.io import bpe
+from jaxloop.lm.training.gradient_constraint import GradientConstraint
 from jaxloop.metrics.embed import default_model
+from jaxloop.recursion.driver import refuse_another_study
+from jaxloop.recursion.finalise import about_run
 from jaxloop.recursion.run import effective
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.runtime.weights_io import load_tree, save_tree
@@ -140,13 +145,13 @@ def get_config():
     c.data = ConfigDict(dict(source="{folder}/articles.csv", per_label=4))
     c.models = ConfigDict(dict(pool=("{folder}/base",)))
     c.chain = ConfigDict(dict(generations=3, seeds=(0, 1), block=12, share=0.25))
-    c.chain.setups = ("greedy", "nucleus", "preserve", "constrained")
+    c.chain.setups = ("greedy", "nucleus", "preserve", "constrained", "braked")
     c.fit = ConfigDict(dict(epochs=1.0, batch_size=8, learning_rate=1e-2, max_length=32))
     c.sample = ConfigDict(dict(max_new_tokens=6, slots=16))
     c.classifier = ConfigDict(dict(model="{folder}/classifier", target="From the Right"))
     c.classifier.labels = {LABELS!r}
     c.measure = ConfigDict(dict(detector="{folder}/detector", metrics=("text_length",)))
-    c.gradient_constraint = ConfigDict(dict(direction="fit", gam=50.0, per="direction"))
+    c.gradient_constraint = ConfigDict(dict(direction="fit", gam=50.0, brake=1e4))
     c.gradient_constraint.toward = "From the Right"
     c.gradient_constraint.away = "From the Left"
     c.neurons = ConfigDict(dict(permutations=9))
@@ -197,7 +202,7 @@ def test_a_run_leaves_articles_neurons_tables_and_a_page(finished):
         "report.html",
     } <= names
     metrics = pd.read_csv(root / "metrics.csv")
-    assert metrics["chain"].nunique() == 8 and set(metrics["generation"]) == {0, 1, 2}
+    assert metrics["chain"].nunique() == 10 and set(metrics["generation"]) == {0, 1, 2}
     wide = metrics.pivot_table(index=["chain", "generation"], columns="metric", values="value")
     assert np.allclose(wide[[f"share({label})" for label in LABELS]].sum(axis=1), 1)
     assert {
@@ -364,7 +369,7 @@ def test_perplexities_are_those_of_torch(world, finished):
         assert found == pytest.approx(np.mean(values), rel=1e-3)
 
 
-def test_the_constraint_holds_the_weights_back(finished):
+def test_the_brake_holds_the_weights_back_and_the_papers_loss_is_said_not_to(finished):
     metrics = pd.read_csv(finished[0] / "metrics.csv").pivot_table(
         index=["setup", "generation"], columns="metric", values="value"
     )
@@ -372,6 +377,15 @@ def test_the_constraint_holds_the_weights_back(finished):
         metrics.loc[("constrained", 0), "bias_component"]
         != metrics.loc[("greedy", 0), "bias_component"]
     )
+    held = metrics["bias_component"]
+    for generation in range(3):
+        # What leads away from the bias is let be.
+        assert held[("braked", generation)] < 0.05 * abs(held[("greedy", generation)]), held
+    page = " ".join((finished[0] / "report.html").read_text(encoding="utf-8").split())
+    assert "It penalises the slope, not the component" in page
+    last = held[("braked", 2)], held[("greedy", 2)]
+    side = "further" if last[0] > last[1] else "less far"
+    assert f"Here braked ends {side} along it than greedy: {last[0]:.4g} against" in page
     ledger = pd.read_parquet(finished[0] / "ledger.parquet")
     said = {
         chain: json.loads(fit)["constraint"]
@@ -390,7 +404,7 @@ def test_neurons_on_disk_give_the_study_of_the_report(finished):
         (c.parent.name.removeprefix("chain="), int(c.stem.split("=")[1]))
         for c in sorted((root / "neurons").rglob("*.parquet"))
     ]
-    assert len(versions) == 8 * 3
+    assert len(versions) == 10 * 3
     read = [
         pd.read_parquet(root / f"neurons/chain={c}/generation={g:04d}.parquet") for c, g in versions
     ]
@@ -456,7 +470,7 @@ def test_the_plan_counts_and_writes_nothing(world, tmp_path, capsys, monkeypatch
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
     assert code == 0 and list(tmp_path.iterdir()) == []
     assert (
-        rows["models"] == "24 versions, 20 of them different"
+        rows["models"] == "30 versions, 26 of them different"
     )  # two seeds with one generation 0 for three setups, one for the constrained
     assert "FLOP to train" in rows["arithmetic"] and "GB at most" in rows["disk"]
 
@@ -489,6 +503,29 @@ def test_a_plan_without_the_model_counts_about_what_one_with_it_counts(world, tm
     assert "articles of" not in rows["assumed"]
     with pytest.raises(ValueError, match="does not exist"):
         bias.plan(settings(world, f"models.pool={tmp_path}/gpt3"))
+
+
+def test_a_study_goes_on_in_its_own_directory_alone(world, tmp_path):
+    """The fit settings of this study have a field that others lack."""
+    prepared = bias.prepare(settings(world))
+
+    def about(fit):
+        run = SimpleNamespace(
+            root=tmp_path,
+            chains=prepared.chains,
+            fingerprints={},
+            environment={},
+            settings=dataclasses.replace(prepared.driver, fit=fit),
+        )
+        return run, about_run(run, {})
+
+    fit = prepared.driver.fit
+    run, now = about(fit)
+    # As it is read back from the disk.
+    refuse_another_study(run, json.loads(json.dumps(now)), now)
+    _, other = about(fit.replace(constraint=GradientConstraint()))
+    with pytest.raises(ValueError, match="holds another study .fit.constraint"):
+        refuse_another_study(run, other, now)
 
 
 def test_the_papers_66_versions_are_62_models(world):

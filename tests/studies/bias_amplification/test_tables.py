@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from jaxloop import config
+from jaxloop.lm.training.gradient_constraint import Brake
 from jaxloop.studies.bias_amplification import articles as bias_data
 from jaxloop.studies.bias_amplification import tables
 from jaxloop.studies.bias_amplification.chains import make_chains
@@ -184,6 +185,10 @@ def test_articles_that_are_refused(source, changes, said):
             r"direction",
         ),
         (
+            {"chain": {"setups": ("braked",)}},
+            r"config.gradient_constraint.direction is missing: setup 'braked' needs a direction",
+        ),
+        (
             {"gradient_constraint": {"direction": "fit", "toward": "Left"}},
             r"config.gradient_constraint.toward = 'Left' and away = None: direction 'fit' needs "
             r"two different labels",
@@ -221,6 +226,7 @@ def test_setups_are_those_of_the_specification():
             "accumulate",
             "accumulate_matched",
             "constrained",
+            "braked",
         ),
         "seeds": (3,),
     }
@@ -245,7 +251,9 @@ def test_setups_are_those_of_the_specification():
         "num_beams": 5,
         "repetition_penalty": 2.0,
     }
-    assert dict(chains["constrained"].fit)["constraint"].gam == 1.0
+    constraint = dict(chains["constrained"].fit)["constraint"]
+    assert (constraint.gam, constraint.per) == (1e4, "direction")
+    assert dict(chains["braked"].fit)["constraint"] == Brake(1e3)
     assert {
         chains[name].fit for name in ("greedy", "beam", "nucleus", "preserve", "accumulate")
     } == {()}
