@@ -1,6 +1,10 @@
 """The shift in five datasets against the synthetic share.
 
 Figures 2 and 3 of arXiv 2504.03814. Scales: `:paper` (the default) and `:tiny`.
+
+webis_reddit is read from corpus-webis-tldr-17.zip (3.1 GB), which
+`hf download webis/tldr-17 data/corpus-webis-tldr-17.zip --repo-type dataset` gets;
+`--config.domains.webis_reddit.source=PATH` says where it is.
 """
 
 from jaxloop.studies.recursive_loops import scales

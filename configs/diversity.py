@@ -1,6 +1,11 @@
 """Diversity of generated data (arXiv 2506.19262): levels, mixtures, sizes, architectures.
 
 Seven levels of diversity, three model sizes. Argument: `:tiny` for two cores.
+
+facebook/opt-1.3b has no safetensors on its main branch: convert it with
+`python scripts/convert_weights.py facebook/opt-1.3b DIRECTORY` and name the directory in
+`models.pool` and where the config names the model, or a revision that has them in
+`models.revisions`.
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,10 @@
 
 Splits of the released code that the paper does not show.
 Scales: `:paper` (the default) and `:tiny`.
+
+webis_reddit is read from corpus-webis-tldr-17.zip (3.1 GB), which
+`hf download webis/tldr-17 data/corpus-webis-tldr-17.zip --repo-type dataset` gets;
+`--config.domains.webis_reddit.source=PATH` says where it is.
 """
 
 from jaxloop.studies.recursive_loops import scales

@@ -1,6 +1,10 @@
 """Three domains in one chain: does the text of one shift another? (figure 4)
 
 Scales: `:paper` (the default) and `:tiny`.
+
+webis_reddit is read from corpus-webis-tldr-17.zip (3.1 GB), which
+`hf download webis/tldr-17 data/corpus-webis-tldr-17.zip --repo-type dataset` gets;
+`--config.domains.webis_reddit.source=PATH` says where it is.
 """
 
 from jaxloop.studies.recursive_loops import scales

@@ -49,7 +49,11 @@ def paper(scale):
     c.exchange.seeds = (0,)
 
     c.models = ConfigDict()
-    c.models.pool = ("meta-llama/Llama-3.2-1B",) if scale == "llama" else ("facebook/opt-350m",)
+    if scale == "llama":
+        c.models.pool = ("meta-llama/Llama-3.2-1B",)
+    else:
+        # Its main branch has no safetensors; a pull request has.
+        c.models.pool, c.models.revisions = ("facebook/opt-350m",), ("refs/pr/24",)
 
     c.fit = ConfigDict()
     c.fit.mode = "full"

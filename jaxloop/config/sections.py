@@ -309,6 +309,11 @@ class RunConfig(Section):
         description="chains in one program per device; none: as many as fit an accelerator, or "
         "measured on a CPU where that is worth it",
     )
+    chains_per_call: Count | None = Field(
+        None,
+        description="chains of one model that are trained, or write, in one call, after which a "
+        "signal is obeyed; none: as many as take five minutes by the measured rate",
+    )
     shard_base: bool = Field(
         False,
         description="shard the base over all devices instead of distributing the chains: for bases "

@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from jaxloop.data import delimited_arrow
+from jaxloop.data.batches import needed
 from jaxloop.data.containers import DAMAGE, Peekable
 from jaxloop.data.delimited_rows import Buffer, Place, Table, rows_of, strict_batches
 from jaxloop.data.dialect import Dialect, flag, like_data
@@ -34,7 +35,8 @@ def batches(
     *,
     tabs: bool,
     dialect: Dialect,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> Iterator[dict[str, list[str | None]]]:
     """Yield columns of some rows at a time, in the order of the file.
 
@@ -44,6 +46,7 @@ def batches(
     Args:
         tabs: whether the file is called .tsv.
         columns: the columns that are needed, if the file has all of them (others may come too).
+        optional: columns that are read too where the file has them.
 
     Raises:
         ValueError: in one sentence with the line: rows that are not those of one table.
@@ -55,9 +58,7 @@ def batches(
     table = _with_columns(table, first, place)
     if not table.columns:
         return
-    wanted: Sequence[str] = table.columns
-    if columns and set(columns) <= set(table.columns):
-        wanted = [column for column in table.columns if column in columns]
+    wanted = needed(table.columns, columns, optional)
 
     def read(block: Buffer) -> pa.Table | Buffer:
         """What Arrow makes of a block, `place` then being behind it, or the block itself."""

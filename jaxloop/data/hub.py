@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxloop.data import folders, reading
-from jaxloop.data.batches import Batch, Row, grouped
+from jaxloop.data.batches import Batch, Row, Shard, grouped, needed
 from jaxloop.data.dialect import Dialect
 
 # Files that `save_to_disk` writes into its folder.
@@ -36,29 +36,38 @@ class Dataset(NamedTuple):
         )
 
 
-def folder_batches(
-    dataset: Dataset, columns: Sequence[str] | None, dialect: Dialect
-) -> Iterator[Batch]:
-    """Yield the rows of a folder that `datasets` wrote, or whose files it sorts into splits.
+def folder_shards(
+    dataset: Dataset,
+    columns: Sequence[str] | None,
+    optional: Sequence[str],
+    dialect: Dialect,
+) -> Iterator[Shard]:
+    """Yield the files of a folder that `datasets` wrote, or whose files it sorts into splits.
 
     The files themselves are read as any other file is.
     """
     if dataset.is_written:
-        yield from grouped(dataset_rows(dataset, columns))
+        yield from dataset_shards(dataset, columns, optional)
         return
     names = folders.data_files(dataset.source)
     files = _files_of_splits(dataset)
     if files is None or dataset.split not in files:
-        yield from grouped(dataset_rows(dataset, columns))
+        yield from dataset_shards(dataset, columns, optional)
         return
     folders.check_read(dataset.source, names, files)
     seen: set[str] = set()
-    for file in files[dataset.split]:
-        for batch in reading.read_batches(file, columns=columns, dialect=dialect):
+
+    def read(file: str) -> Iterator[Batch]:
+        for batch in reading.read_batches(
+            file, columns=columns, optional=optional, dialect=dialect
+        ):
             if isinstance(batch, dict):
                 _check_columns(file, columns or (), seen, batch)
-                seen |= batch.keys()
+                seen.update(batch)
             yield batch
+
+    for file in files[dataset.split]:
+        yield Shard(file, functools.partial(read, file))
 
 
 def _check_columns(
@@ -83,15 +92,15 @@ def _files_of_splits(dataset: Dataset) -> dict[str, Sequence[str]] | None:
         readable = all(reading.extension(file) for part in files.values() for file in part)
         return files if readable and not getattr(config, "features", None) else None
     except Exception as error:
-        raise ValueError(
-            f"data.source = '{dataset.source}': {_problem(error, dataset)}."
-        ) from error
+        raise _refusal(error, dataset) from error
 
 
-def dataset_rows(dataset: Dataset, columns: Sequence[str] | None) -> Iterator[Row]:
-    """Yield the rows of a dataset on the hub, or of a folder that `datasets` reads or has written.
+def dataset_shards(
+    dataset: Dataset, columns: Sequence[str] | None, optional: Sequence[str] = ()
+) -> Iterator[Shard]:
+    """Yield the files of a dataset on the hub, or of a folder that `datasets` reads or has written.
 
-    Class labels are named.
+    A dataset that is not streamed is one part, since all of it is here when its rows are read.
 
     Raises:
         ValueError: in one sentence, whatever `datasets` raises.
@@ -101,8 +110,28 @@ def dataset_rows(dataset: Dataset, columns: Sequence[str] | None) -> Iterator[Ro
 
     try:
         data = _open(dataset)
-        if columns and set(columns) <= set(data.column_names or ()):
-            data = data.select_columns(list(dict.fromkeys(columns)))
+        names = data.column_names or ()
+        if columns and set(columns) <= set(names):
+            data = data.select_columns(needed(names, columns, optional))
+        count = data.num_shards if isinstance(data, datasets.IterableDataset) else 1
+    except Exception as error:
+        raise _refusal(error, dataset) from error
+    for index in range(count):
+        part = data if count == 1 else data.shard(count, index)
+        name = f"{dataset.source}:{dataset.split}:{index}"
+        yield Shard(name, functools.partial(_batches, part, dataset))
+
+
+def _batches(data: Any, dataset: Dataset) -> Iterator[Batch]:
+    return grouped(_rows(data, dataset))
+
+
+def _rows(data: Any, dataset: Dataset) -> Iterator[Row]:
+    """Yield the rows of a dataset that is open; class labels are named."""
+    # A slow import, which local files do without.
+    import datasets
+
+    try:
         labels = {
             column: feature.names
             for column, feature in (data.features or {}).items()
@@ -114,9 +143,11 @@ def dataset_rows(dataset: Dataset, columns: Sequence[str] | None) -> Iterator[Ro
     except GeneratorExit:
         raise
     except Exception as error:
-        raise ValueError(
-            f"data.source = '{dataset.source}': {_problem(error, dataset)}."
-        ) from error
+        raise _refusal(error, dataset) from error
+
+
+def _refusal(error: Exception, dataset: Dataset) -> ValueError:
+    return ValueError(f"data.source = '{dataset.source}': {_problem(error, dataset)}.")
 
 
 def _open(dataset: Dataset) -> Any:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxloop.data import containers, delimited
-from jaxloop.data.batches import ROWS_OF_A_BATCH, Batch, Columns, Row
+from jaxloop.data.batches import ROWS_OF_A_BATCH, Batch, Columns, Row, needed, rows_of
 from jaxloop.data.containers import Peekable
 from jaxloop.data.delimited_rows import decoded
 from jaxloop.data.dialect import Dialect
@@ -49,16 +49,15 @@ def read_rows(
     path: str | Path, *, columns: Sequence[str] | None = None, dialect: Dialect = Dialect()
 ) -> Iterator[Row]:
     """Yield the rows of a file in their order; arguments and errors as of `read_batches`."""
-    for batch in read_batches(path, columns=columns, dialect=dialect):
-        if isinstance(batch, list):
-            yield from batch
-        else:
-            for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
+    return rows_of(read_batches(path, columns=columns, dialect=dialect))
 
 
 def read_batches(
-    path: str | Path, *, columns: Sequence[str] | None = None, dialect: Dialect = Dialect()
+    path: str | Path,
+    *,
+    columns: Sequence[str] | None = None,
+    optional: Sequence[str] = (),
+    dialect: Dialect = Dialect(),
 ) -> Iterator[Batch]:
     """Yield the rows of a file in batches, in their order.
 
@@ -70,6 +69,7 @@ def read_batches(
             or a zip that holds one.
         columns: the columns that are needed; parquet, csv and tsv files that have all of them are
             spared the others; other formats yield whole rows.
+        optional: columns that are read too where the file has them.
         dialect: of csv and tsv.
 
     Raises:
@@ -80,12 +80,17 @@ def read_batches(
     kind = _kind_of_file(path)
     try:
         if kind == ".parquet":
-            yield from _parquet(path, columns)
+            yield from _parquet(path, columns or (), optional)
             return
         with containers.opened(path) as stream:
             if kind in (".csv", ".tsv"):
                 yield from delimited.batches(
-                    path, stream, tabs=kind == ".tsv", dialect=dialect, columns=columns
+                    path,
+                    stream,
+                    tabs=kind == ".tsv",
+                    dialect=dialect,
+                    columns=columns or (),
+                    optional=optional,
                 )
             elif kind == ".txt":
                 yield from _paragraphs(path, stream)
@@ -281,8 +286,22 @@ def _rest_of_json_lines(path: Path, row: Row, lines: Iterator[tuple[int, str]]) 
         yield _columns(path, row)
         return
     yield [row]
-    for number, line in itertools.chain([] if second is None else [second], rest):
-        yield [_row(path, _parse(path, line, number), f"line {number}", "line")]
+    following = itertools.chain([] if second is None else [second], rest)
+    while group := list(itertools.islice(following, ROWS_OF_A_BATCH)):
+        yield from _parsed(path, group)
+
+
+def _parsed(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[list[Row]]:
+    """Yield the rows of some numbered lines, those before an error first."""
+    rows: list[Row] = []
+    try:
+        for number, line in lines:
+            rows.append(_row(path, _parse(path, line, number), f"line {number}", "line"))
+    except ValueError:
+        if rows:
+            yield rows
+        raise
+    yield rows
 
 
 def _columns(path: Path, table: Row) -> Batch:
@@ -358,22 +377,19 @@ def _paragraphs(path: Path, stream: Peekable) -> Iterator[Columns]:
         yield {"text": texts}
 
 
-def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Columns]:
+def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Columns]:
     if bad := containers.problem(containers.head_of(path)):
         raise ValueError(f"data.source = '{path}': {bad}.")
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        # Without a buffer a column of a whole row group, which may be all of a file, is in memory.
+        file = pq.ParquetFile(path, page_checksum_verification=True, buffer_size=_BLOCK)
         names = file.schema_arrow.names
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
                 f"data.source = '{path}': has two columns called {twice[0]!r}; name every column "
                 "once."
             )
-        # Where a column asked for is not there, whole rows tell the caller what the file has
-        # instead.
-        chosen = names
-        if columns and set(columns) <= set(names):
-            chosen = [name for name in names if name in columns]
+        chosen = needed(names, columns, optional)
         escaped = b"jaxloop.escaped" in (file.metadata.metadata or {})
         labels = class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
         for batch in file.iter_batches(_rows_at_once(file, chosen), columns=chosen):

@@ -4,6 +4,7 @@ A source is a corpus that comes with jaxloop, a local file or folder, or a datas
 Face hub.
 """
 
+import functools
 import hashlib
 import os
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from jaxloop.data import containers, corpora, docs, filters, hub, reading
-from jaxloop.data.batches import Batch, Columns, Report, Row, grouped
+from jaxloop.data.batches import Batch, Columns, Report, Row, Shard, grouped, rows_of
 from jaxloop.data.columns import Wanted, wanted_columns
 from jaxloop.data.dialect import Dialect
 from jaxloop.data.digest import update_digest
@@ -202,46 +203,81 @@ def rows(
     Raises:
         ValueError: as `load_texts`.
     """
-    for batch in batches(
-        source,
-        columns=columns,
-        split=split,
-        name=name,
-        revision=revision,
-        streaming=streaming,
-        dialect=dialect,
-    ):
-        if isinstance(batch, list):
-            yield from batch
-        else:
-            for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
+    return rows_of(
+        batches(
+            source,
+            columns=columns,
+            split=split,
+            name=name,
+            revision=revision,
+            streaming=streaming,
+            dialect=dialect,
+        )
+    )
 
 
 def batches(
     source: str | Path,
     *,
     columns: Sequence[str] | None = None,
+    optional: Sequence[str] = (),
     split: str = "train",
     name: str | None = None,
     revision: str | None = None,
     streaming: bool = False,
     dialect: Dialect = Dialect(),
 ) -> Iterator[Batch]:
-    """Yield the rows of a source in batches; arguments as of `rows`."""
+    """Yield the rows of a source in batches; arguments as of `rows` and `shards`."""
+    for shard in shards(
+        source,
+        columns=columns,
+        optional=optional,
+        split=split,
+        name=name,
+        revision=revision,
+        streaming=streaming,
+        dialect=dialect,
+    ):
+        yield from shard.read()
+
+
+def shards(
+    source: str | Path,
+    *,
+    columns: Sequence[str] | None = None,
+    optional: Sequence[str] = (),
+    split: str = "train",
+    name: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    dialect: Dialect = Dialect(),
+) -> Iterator[Shard]:
+    """Yield the parts of a source, in the order of its rows, each to be read when it is needed.
+
+    A part is a file of a folder or of a dataset that is streamed from the hub; any other source is
+    one part. Arguments as of `rows`.
+
+    Args:
+        optional: columns that are read too where the source has them.
+    """
     source = str(source)
     if docs.is_docs(source):
-        yield _columns_of(docs.read(source))
+        yield Shard(source, lambda: iter([_columns_of(docs.read(source))]))
     elif source.startswith(corpora.PREFIX):
-        yield from grouped(corpora.rows(source, columns))
+        yield Shard(source, lambda: grouped(corpora.rows(source, columns)))
     elif os.path.isdir(source):
         dataset = hub.Dataset(source, split, name, None, streaming)
-        yield from hub.folder_batches(dataset, columns, dialect)
+        yield from hub.folder_shards(dataset, columns, optional, dialect)
     elif os.path.exists(source) or reading.extension(source):
-        yield from reading.read_batches(source, columns=columns, dialect=dialect)
+        yield Shard(
+            source,
+            functools.partial(
+                reading.read_batches, source, columns=columns, optional=optional, dialect=dialect
+            ),
+        )
     elif _HUB_ID.fullmatch(source) and not (Path(source).suffix and "/" not in source):
         dataset = hub.Dataset(source, split, name, revision, streaming)
-        yield from grouped(hub.dataset_rows(dataset, columns))
+        yield from hub.dataset_shards(dataset, columns, optional)
     else:
         allowed = f"{', '.join(reading.EXTENSIONS)}, also with {', '.join(containers.COMPRESSED)}"
         raise ValueError(

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxloop.recursion import calls
 from jaxloop.recursion.chains import ChainSpec, FitGroup, Member, groups
 from jaxloop.recursion.family import Family, FamilySettings, FitT, GenerateT, ModelT, field_names
 from jaxloop.recursion.finalise import Assembled, History, about_run, assemble, finish, write_tables
@@ -237,7 +238,7 @@ def _run_generations(run: Run, first: int, history: History, pending: PendingGen
                 settings.generations - 1,
             )
             break
-        fit_groups = groups(living, generation, settings.members_per_group)
+        fit_groups = groups(living, generation, calls.most_members(run, generation))
         _make_generation(run, generation, fit_groups, history, pending)
         if run.in_background is None:
             pending.finish()
@@ -355,6 +356,9 @@ def refuse_another_study(run: Run, before: Mapping[str, Any], now: Mapping[str, 
         ValueError: the directory holds another study; the message names the first differences.
     """
     before, now = current_run_info(before), without_unused(now)
+    if isinstance(now["fit"], Mapping) and "dropout" not in now["fit"]:
+        # What is said of dropout in old runs of language models is no field of another family.
+        before["fit"].pop("dropout", None)
     changed = [
         *_changed_entries(before, now),
         *_changed_settings(before, now, run.settings.resumable_fields),

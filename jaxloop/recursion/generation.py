@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from jaxloop.core.keys import fold_in, phase_key
+from jaxloop.recursion.calls import Call
 from jaxloop.recursion.chains import FitGroup, Member
 from jaxloop.recursion.family import FitResult, FitTask, GenerateResult, GenerateTask, ModelOutput
 from jaxloop.recursion.parts import (
@@ -185,7 +186,10 @@ def _timed(run: Run, step: _Step, work: Callable[[], T]) -> T:
 def _stoppable(run: Run, generation: int, group: FitGroup, step: _Step, work: Callable[[], T]) -> T:
     """Do the work of a step, and stop after it if a signal has come."""
     run.stop.doing = f"the {step.name} step of {group.base} in generation {generation}"
+    start = now()
     result = _timed(run, step, work)
+    kind = step.name, group.base, group.scratch, group.fit, group.sample
+    run.calls.append(Call(kind, len(group.members), now() - start))
     run.stop.check()
     return result
 

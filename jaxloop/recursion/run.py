@@ -62,7 +62,10 @@ class RunSettings(Generic[FitT, GenerateT]):
     study              name of the study in tables
     models_in_memory   most base models that are in memory at once
     members_per_group  models of one base and settings that are fitted before their weights are
-                       saved; None: all
+                       saved; None: see `seconds_per_call`
+    seconds_per_call   where members_per_group is None, as many as take so long by the measured
+                       rate; None: all
+    first_members      models of a call as long as no rate is measured; None: all
     overlap_eval       measure models while the next ones are trained (in one process only, and not
                        with bases that are sharded over devices)
     resumable_fields   fields of `fit` and `sample`, as "fit.x" and "sample.x", that may differ when
@@ -79,6 +82,8 @@ class RunSettings(Generic[FitT, GenerateT]):
     study: str = "chain"
     models_in_memory: int = 4
     members_per_group: int | None = None
+    seconds_per_call: float | None = None
+    first_members: int | None = None
     overlap_eval: bool = False
     resumable_fields: tuple[str, ...] = ()
     identity: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -89,10 +94,11 @@ class RunSettings(Generic[FitT, GenerateT]):
             ("evaluate", 0),
             ("models_in_memory", 1),
             ("members_per_group", 1),
+            ("first_members", 1),
             ("keep", 1),
         ):
             value = getattr(self, name)
-            if name in ("keep", "members_per_group") and value is None:
+            if name in ("keep", "members_per_group", "first_members") and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{name}={value!r}: must be an integer of at least {low}")
@@ -110,6 +116,7 @@ class Run:
     stop           says whether a signal has come
     process, processes   number of this process in the cluster, and how many there are
     in_background  submits work to a thread; None: models are measured in turn
+    calls          what calls took, for the size of later ones; it grows
     """
 
     family: Family[Any, Any, Any]
@@ -127,6 +134,7 @@ class Run:
     process: int = 0
     processes: int = 1
     in_background: Submit | None = None
+    calls: list[Any] = field(default_factory=list)
 
 
 def make_run(

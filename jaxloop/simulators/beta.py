@@ -28,6 +28,8 @@ from jaxloop.simulators import family as families
 from jaxloop.simulators.beta_draws import draw_logits
 
 WEIGHTINGS = ("model", "pretrained", "none")
+# Of the rounding of a fit: eps (alpha + beta) times this; and where it is too coarse to be a fit.
+ROUNDING, COARSE = 50.0, 1e-3
 
 
 class Fit(NamedTuple):
@@ -281,6 +283,12 @@ def _statistics(items, weights):
 def newton(stats: jax.Array, *, most: int = 50) -> Fit:
     """Solves psi(alpha) - psi(alpha + beta) = E log x, psi(beta) - psi(alpha + beta) = E log(1 - x)
     for stats [2].
+
+    The negative log-likelihood is convex: a step after which its slope along the step is steeper
+    than before, and points back, has overshot and is halved. A fit has converged where a step is
+    below 1e-9 of it, or below what rounding of stats leaves of it: eps (alpha + beta) each.
+    Samples of a few almost equal points have their maximum beyond 1e10, where that is all of it;
+    they do not converge.
     """
     p = jnp.exp(stats)
     # psi(x) is close to log(x - 1/2): with it the two equations are linear in alpha + beta.
@@ -288,15 +296,37 @@ def newton(stats: jax.Array, *, most: int = 50) -> Fit:
     start = 0.5 + p * jnp.maximum(total - 0.5, 0)
 
     def unfinished(state):
-        return (state.steps < most) & ~state.converged
+        return (state.fit.steps < most) & ~state.fit.converged
 
     def step(state):
-        theta = state.theta
-        move = _solve(_information(theta), population_statistics(theta) - stats)
-        new = jnp.maximum(theta - move, theta / 10)
-        return Fit(new, state.steps + 1, (jnp.abs(new - theta) <= 1e-9 * theta).all())
+        theta = state.fit.theta
+        gradient = population_statistics(theta) - stats
+        overshot = (gradient * state.shift).sum() < -state.slope
+        move = _solve(_information(theta), gradient)
+        newton_shift = theta - jnp.maximum(theta - move, theta / 10)
+        shift = jnp.where(overshot, state.shift / 2, newton_shift)
+        base = jnp.where(overshot, state.base, theta)
+        slope = jnp.where(overshot, state.slope, (gradient * shift).sum())
+        new = base - shift
+        rounding = ROUNDING * jnp.finfo(theta.dtype).eps * theta.sum()
+        within = jnp.maximum(1e-9, rounding) * theta
+        done = ~overshot & (rounding < COARSE) & (jnp.abs(new - theta) <= within).all()
+        return _Search(Fit(new, state.fit.steps + 1, done), base, shift, slope)
 
-    return jax.lax.while_loop(unfinished, step, Fit(start, jnp.int32(0), jnp.asarray(False)))
+    first = Fit(start, jnp.int32(0), jnp.asarray(False))
+    zero = jnp.zeros_like(start)
+    return jax.lax.while_loop(unfinished, step, _Search(first, start, zero, zero.sum())).fit
+
+
+class _Search(NamedTuple):
+    """A fit that is being found: the last accepted point, the step from it that gave `fit`, and the
+    slope along that step where it began.
+    """
+
+    fit: Fit
+    base: jax.Array
+    shift: jax.Array
+    slope: jax.Array
 
 
 def loss(theta: jax.Array, stats: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from jaxloop.core.keys import chain_key
 from jaxloop.core.map_chains import map_chains, padded_count
 from jaxloop.simulators import linear_forms as forms
+from jaxloop.simulators import linear_rows as rows
 from jaxloop.simulators.linear_designs import (
     Designs,
     Setting,
@@ -38,6 +39,8 @@ from jaxloop.simulators.linear_simulation import (
     simulate_replicates,
 )
 
+# Of G, above which a form of Gram matrices is refused; a sweep goes to rows above the second.
+FORM_CONDITION, SWEEP_CONDITION = 1e6, 1e4
 BATCH_BYTES = 5 << 19  # of the result of the replicates that run together
 
 __all__ = [
@@ -112,27 +115,33 @@ def closed_form(
     theta [d]; alpha, beta in [0, 1]: numbers, [T+1] per generation, or [T+1, K] / [1, K] per
     entity; mixing [K, K] row-stochastic (default: everyone reads everyone, the paper); joins [K]:
     generation in which an entity first fits (see `linear_designs.setting`). form: "block" (Kd x Kd,
-    any mixing), "reduced" (d x d, where all entities read the same mixture) or "auto". Raises
-    ValueError for weights outside [0, 1], a mixing matrix that is not row-stochastic, theta of
-    another length, and form="reduced" where entities read different mixtures.
+    any mixing), "reduced" (d x d, where all entities read the same mixture) or "auto", which goes
+    to the rows themselves where Gram matrices would lose digits (`linear_rows`). Raises ValueError
+    where a weight is too small for float64, for weights outside [0, 1], a mixing matrix that is not
+    row-stochastic, theta of another length, and form="reduced" where entities read different
+    mixtures.
     """
     w, theta, reduced = _checked(
         designs, theta, alpha, beta, sigma2, generations, mixing, joins, form
     )
-    with jax.enable_x64(True):
-        moments = _message_moments if reduced else _block_moments
-        mean, cov = moments(
-            *_arrays(designs, w, generations), jnp.asarray(theta), jnp.float64(sigma2)
-        )
-        mean, cov = np.array(mean), np.array(cov)
-    radius = _spectral_radius(designs, w, reduced)
+    by_rows = _by_rows(designs, w, form)
+    if by_rows:
+        mean, cov = rows.moments(designs, w, theta, sigma2)
+    else:
+        with jax.enable_x64(True):
+            moments = _message_moments if reduced else _block_moments
+            mean, cov = moments(
+                *_arrays(designs, w, generations), jnp.asarray(theta), jnp.float64(sigma2)
+            )
+            mean, cov = np.array(mean), np.array(cov)
+    radius = _spectral_radius(designs, w, reduced, by_rows)
     mse, mspe, disagreement = _summaries(designs, theta, mean, cov, w.present)
     absent = ~w.present
     mean[absent], mse[absent], mspe[absent] = np.nan, np.nan, np.nan
     wide = np.repeat(absent, designs.dim, axis=1)
     cov[wide[:, :, None] | wide[:, None, :]] = np.nan
     why = _no_limit(designs, w, radius)
-    end = None if why else _limit(designs, w, theta, sigma2, reduced)
+    end = None if why else _limit(designs, w, theta, sigma2, reduced, by_rows)
     return Moments(
         mean, cov, mse, mspe, disagreement, designs.mvue_mse(sigma2) / mse, radius, end, why
     )
@@ -152,10 +161,11 @@ def limit(
     as `closed_form` does.
     """
     w, theta, reduced = _checked(designs, theta, alpha, beta, sigma2, 1, mixing, None, form)
-    why = _no_limit(designs, w, _spectral_radius(designs, w, reduced))
+    by_rows = _by_rows(designs, w, form)
+    why = _no_limit(designs, w, _spectral_radius(designs, w, reduced, by_rows))
     if why:
         raise ValueError(f"no limit exists: {why}")
-    return _limit(designs, w, theta, sigma2, reduced)
+    return _limit(designs, w, theta, sigma2, reduced, by_rows)
 
 
 def simulate(
@@ -288,7 +298,14 @@ def sweep(
         )
         back = np.argsort(order)[: len(alphas)]
         shape = (len(grid[0]), len(grid[1]))
-        radius, mse, disagreement = (np.array(x)[back].reshape(shape + x.shape[1:]) for x in out)
+        radius, mse, disagreement = (np.array(x)[back] for x in out)
+    shares = who.max(0)
+    for i in np.flatnonzero(rows.conditions(designs, alphas, betas, shares) > SWEEP_CONDITION):
+        w = _checked(designs, theta, alphas[i], betas[i], sigma2, 1, mixing, None, "auto")[0]
+        radius[i], mse[i], disagreement[i] = _efficiency_by_rows(designs, w, theta, sigma2)
+    radius, mse, disagreement = (
+        x.reshape(shape + x.shape[1:]) for x in (radius, mse, disagreement)
+    )
     return Sweep(
         alpha=grid[0],
         beta=grid[1],
@@ -297,6 +314,16 @@ def sweep(
         relative_efficiency=designs.mvue_mse(sigma2) / mse,
         disagreement=disagreement,
     )
+
+
+def _efficiency_by_rows(designs, w, theta, sigma2):
+    """(rho(Q), mse [K], disagreement) of the limit, NaN where there is none."""
+    rows.check_condition(rows.condition(designs, w))
+    radius = _spectral_radius(designs, w, reduced=False, by_rows=True)
+    if radius >= forms.SPECTRAL_LIMIT:
+        return radius, np.full(designs.entities, np.nan), np.nan
+    end = _limit(designs, w, theta, sigma2, reduced=False, by_rows=True)
+    return radius, end.mse, end.disagreement
 
 
 @partial(jax.jit, static_argnames=("batch_size", "mesh", "reduced"))
@@ -394,10 +421,28 @@ def _last(designs, w):
         )
 
 
-def _spectral_radius(designs, w, reduced):
+def _by_rows(designs: Designs, w: Setting, form: str) -> bool:
+    """Whether Gram matrices would lose too many digits, so that moments are computed from rows.
+
+    Raises ValueError where these do not hold either, or the form asked for does not.
+    """
+    found = rows.condition(designs, w)
+    rows.check_condition(found)
+    if form != "auto" and found**2 > FORM_CONDITION:
+        raise ValueError(
+            f"form={form!r}: a fit has a condition number of {found**2:.1e}, above "
+            f"{FORM_CONDITION:.0e} only form='auto' holds"
+        )
+    return form == "auto" and found**2 > rows.GRAM_CONDITION
+
+
+def _spectral_radius(designs, w, reduced, by_rows):
     """Eigenvalues of Q in the last generation: with one message for all, its non-zero ones are
     those of a d x d matrix.
     """
+    if by_rows:
+        q = rows.fits_of(designs, w, len(w.a) - 1).q
+        return float(np.abs(np.linalg.eigvals(q)).max())
     with jax.enable_x64(True):
         weights, grams = _last(designs, w)
         q, r = (np.asarray(x) for x in _transition(weights, grams, weights))
@@ -414,17 +459,22 @@ def _no_limit(designs: Designs, w: Setting, radius: float) -> str | None:
     if any((x[everyone:] != x[-1:]).any() for x in (w.a, w.b, w.alpha, w.who)):
         return "alpha or beta changes with the generation"
     if radius >= forms.SPECTRAL_LIMIT:
-        return f"the spectral radius of Q is {radius:.6g} and must be below 1"
+        why = f"the spectral radius of Q is {radius:.6g} and must be below 1"
+        cause = rows.absorbed(designs, w)
+        return f"{why}: {cause}" if cause else why
     return None
 
 
-def _limit(designs, w, theta, sigma2, reduced):
-    with jax.enable_x64(True):
-        weights, grams = _last(designs, w)
-        mean, cov = (_message_limit if reduced else _block_limit)(
-            weights, grams, jnp.asarray(theta), jnp.float64(sigma2)
-        )
-        mean, cov = np.array(mean), np.array(cov)
+def _limit(designs, w, theta, sigma2, reduced, by_rows):
+    if by_rows:
+        mean, cov = rows.limit(designs, w, theta, sigma2)
+    else:
+        with jax.enable_x64(True):
+            weights, grams = _last(designs, w)
+            mean, cov = (_message_limit if reduced else _block_limit)(
+                weights, grams, jnp.asarray(theta), jnp.float64(sigma2)
+            )
+            mean, cov = np.array(mean), np.array(cov)
     mse, mspe, disagreement = (
         x[0] for x in _summaries(designs, theta, mean[None], cov[None], w.present[-1:])
     )

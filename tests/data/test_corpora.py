@@ -243,12 +243,9 @@ def test_every_reader_of_sources_reads_them():
         stories.read_qa("jaxloop:gsm8k", passage="none", split="test", split_column="split")
     ) == len(qa_tasks.load("gsm8k", source="jaxloop:gsm8k")[1])
     report = {}
-    rows = list(
-        recipes.clean_dataset(
-            "senator_tweets", report, source="jaxloop:speeches", splits=("train", "test")
-        )
-    )
-    assert len(rows) == corpora.index()["speeches"]["rows"]
+    origin = recipes.Origin(("jaxloop:speeches",), splits=("train", "test"))
+    batches = recipes.clean_dataset("senator_tweets", report, origin=origin)
+    assert sum(len(batch["text"]) for batch in batches) == corpora.index()["speeches"]["rows"]
 
 
 def test_a_chain_study_crosses_and_reads_them(monkeypatch):

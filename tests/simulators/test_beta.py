@@ -295,3 +295,12 @@ def test_refusals(call, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_fits_of_a_few_draws_converge_or_say_that_they_do_not():
+    """Three draws in ten generations: fits stay maxima until rounding is all that is left of them,
+    beyond 1e10.
+    """
+    theta, converged, _ = beta.simulate(n=3, replicates=128, seed=1, report=True, generations=10)
+    assert 0 < (~converged).sum() < 0.06 * converged.size
+    assert theta[~converged].sum(-1).min() > 1e10 and np.isfinite(theta).all()

@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from jaxloop.lm.io import hub_errors, json_fields, safetensors_files, tokenizer_files
+from jaxloop.lm.io import hub_files, json_fields, safetensors_files, tokenizer_files
 from jaxloop.lm.io import tokenizer as tokenize
 from jaxloop.lm.io.config_json import config_fields, parse_config
 from jaxloop.lm.io.tokenizer import Tokenizer
@@ -25,15 +25,6 @@ from jaxloop.lm.model.config import ModelConfig, Param, table
 from jaxloop.runtime.log import LOGGER
 
 HEAD = "lm_head.weight"
-_FILES = [
-    "*.json",
-    "*.safetensors",
-    "*.jinja",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "merges.txt",
-    "vocab.txt",
-]  # of a repository on the hub
 
 
 class Model(NamedTuple):
@@ -67,10 +58,10 @@ def load(
 
 
 def locate(name: str, revision: str | None = None) -> Path:
-    """The local directory of a model, downloading configuration, tokenizer and safetensors from the
-    hub where it is not a path.
+    """The local directory of a model; where it is not a path, what is read of it is downloaded from
+    the hub.
 
-    Raises ValueError where there is neither.
+    Raises ValueError where there is neither, as `hub_files.download`.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -86,14 +77,7 @@ def locate(name: str, revision: str | None = None) -> Path:
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 and "/" in name:
         raise ValueError(f"model: directory {name} does not exist")
-    # Takes half a second to import, and models that lie here do not need it.
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(name, revision=revision, allow_patterns=_FILES)
-    except Exception as error:
-        raise hub_errors.refusal(name, error) from None
-    return Path(found)
+    return hub_files.download(name, revision)
 
 
 def read_model_config(path: str | Path, *, causal: bool = True) -> ModelConfig:

@@ -4,22 +4,14 @@ computes.
 
 from pathlib import Path
 
-from jaxloop.lm.io import json_fields, safetensors_files
+from jaxloop.lm.io import hub_files, json_fields, safetensors_files
 from jaxloop.runtime import digests
 
 # Files that are read, where they are there; not model cards, logs and weights of other formats.
 _READ = (
+    *hub_files.TOKENIZER_FILES,
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
     "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",

@@ -49,8 +49,13 @@ class Tokenizer:
         ValueError where a text has a word for which the tokenizer has no token, nor one for unknown
         words.
         """
+        encoded = self._encoded(texts, special=special)
+        return [_open_ended(e, self.eos) if special else e.ids for e in encoded]
+
+    def _encoded(self, texts: Sequence[str], *, special: bool) -> list[tokenizers.Encoding]:
+        """What the library makes of the texts, but for the places of the tokens in them."""
         try:
-            encoded = self.backend.encode_batch(
+            return self.backend.encode_batch_fast(
                 [clean(t) for t in texts], add_special_tokens=special
             )
         except Exception as error:
@@ -59,7 +64,6 @@ class Tokenizer:
                 f"tokenizer: a text cannot be encoded ({reason}); give the tokenizer a token for "
                 "unknown words"
             ) from None
-        return [_open_ended(e, self.eos) if special else e.ids for e in encoded]
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Text of each sequence, special tokens skipped, not stripped."""
@@ -79,7 +83,7 @@ class Tokenizer:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text without special ones."""
-        return [len(i) for i in self.encode(texts, special=False)]
+        return [len(encoded) for encoded in self._encoded(texts, special=False)]
 
 
 def _open_ended(encoded: tokenizers.Encoding, eos: int) -> list[int]:

@@ -6,6 +6,7 @@ the same tokens every time; and classes that `transformers` builds anew take fro
 cut, but no token that no file of the directory names.
 """
 
+import importlib.util
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -16,14 +17,22 @@ from tokenizers import AddedToken
 
 from jaxloop.lm.io import json_fields
 from jaxloop.lm.io.json_fields import Refused, optional_json
+from jaxloop.runtime.environment import how_to_install
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_VOCABULARIES = ("vocab.json", "tokenizer.model", "vocab.txt", "sentencepiece.bpe.model")
+_SENTENCE_PIECE = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+)
 _BY_MODEL = {"gpt2": "GPT2Tokenizer", "opt": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer"}
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
     r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+_LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
 
 
 def read(folder: Path) -> tokenizers.Tokenizer:
@@ -36,17 +45,27 @@ def read(folder: Path) -> tokenizers.Tokenizer:
         backend = _from_file(file)
         _declared(backend, folder, settings)
         _as_built(backend, folder, settings)
-    elif any((folder / name).exists() for name in _VOCABULARIES):
+    elif is_there(folder):
         backend = _by_transformers(folder)
     else:
         raise ValueError(
-            f"model: {folder} has no tokenizer.json; save the tokenizer beside the weights"
+            f"model: {folder} has no tokenizer.json, nor vocab.txt, vocab.json with merges.txt, or "
+            "a SentencePiece model; save the tokenizer beside the weights"
         )
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
     backend.no_padding()
     backend.no_truncation()
     return backend
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a directory has files that a tokenizer is made of: tokenizer.json, vocab.txt,
+    vocab.json with merges.txt, or a SentencePiece model.
+    """
+    pair = all((folder / name).exists() for name in ("vocab.json", "merges.txt"))
+    alone = ("tokenizer.json", "vocab.txt", *_SENTENCE_PIECE)
+    return pair or any((folder / name).exists() for name in alone)
 
 
 def named(folder: Path) -> dict[str, Any]:
@@ -75,6 +94,42 @@ def check_rows(backend: tokenizers.Tokenizer, rows: int, path: str | Path) -> No
         )
 
 
+def cuts_at_spaces(backend: tokenizers.Tokenizer) -> bool:
+    """Whether the tokens of a text are those of its words, each with the single space before it.
+
+    That is known of byte-level tokenizers which cut a text as GPT-2, Llama 3 or Qwen 2 do, in
+    Unicode's composed form or as it is.
+    """
+    parts = json.loads(backend.to_str())
+    cut = parts["pre_tokenizer"] or {}
+    steps = cut.get("pretokenizers", [cut])
+    if parts["model"].get("type", "BPE") != "BPE" or (parts["normalizer"] or {}).get(
+        "type"
+    ) not in (
+        None,
+        "NFC",
+    ):
+        return False
+    if any(" " in token["content"] for token in parts["added_tokens"]):
+        return False
+    return all(map(_cuts_before_spaces, steps)) and any(map(_cuts_words, steps))
+
+
+def _cuts_before_spaces(step: dict) -> bool:
+    return step.get("type") in ("ByteLevel", "Digits") or _cuts_words(step)
+
+
+def _cuts_words(step: dict) -> bool:
+    if step.get("type") == "ByteLevel":
+        return step.get("use_regex", True)
+    return (
+        step.get("type") == "Split"
+        and step.get("pattern") in ({"Regex": _QWEN2}, {"Regex": _LLAMA3})
+        and step.get("behavior") == "Isolated"
+        and not step.get("invert")
+    )
+
+
 def content(token: Any) -> str | None:
     """The text of a special token, which files write as a string or as an object."""
     token = token.get("content") if isinstance(token, dict) else token
@@ -97,6 +152,12 @@ def _from_file(file: Path) -> tokenizers.Tokenizer:
 
 
 def _by_transformers(folder: Path) -> tokenizers.Tokenizer:
+    files = [name for name in _SENTENCE_PIECE if (folder / name).exists()]
+    if files and importlib.util.find_spec("sentencepiece") is None:
+        raise ValueError(
+            f"tokenizer: {folder} has no tokenizer.json but {files[0]}, a SentencePiece model; "
+            f"{how_to_install('sentencepiece')}, or save a tokenizer.json beside it"
+        )
     # Takes seconds to import, and a tokenizer.json needs none of it.
     from transformers import AutoTokenizer
 

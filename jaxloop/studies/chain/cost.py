@@ -33,21 +33,16 @@ def table(config: ChainConfig, prepared: Prepared, target: str | None = None) ->
         ("chains", chains_line(config, prepared.chains)),
         ("human texts per chain", f"{texts_needed(prepared):,} at most"),
         *cost.count_rows(work, total),
+        *cost.factor_rows(work, cost.platform_of(target)),
     ]
     if target is None:
         rows += [cost.memory_row(work), *cost.measured_rows(work, shares, "metrics")]
     else:
-        programs = absent_plan.Programs(
-            models=config.models,
-            fit=config.fit,
-            sample=config.sample,
-            run=config.run,
-            prompt=config.data.instruction,
-        )
-        rows += absent_plan.rows(programs, target, chains=len(prepared.chains), total=total)
+        prompt = config.data.instruction
+        rows += absent_plan.rows_of_variants(work, target, prompt=prompt, total=total)
     return [*rows, disk.disk_row(disk_bytes(config, prepared))]
 
 
 def disk_bytes(config: ChainConfig, prepared: Prepared) -> int:
     """Return an upper bound on the bytes that the run leaves on the disk."""
-    return disk.disk_bytes(workload(config, prepared))
+    return cost.disk_bytes(workload(config, prepared))

@@ -121,7 +121,14 @@ def prepare(config: ChainConfig, *, here: bool = True) -> Prepared:
         sources=sources,
         external=external,
         bases=bases,
-        driver=chain_settings(config.chain, config.fit, config.sample, config.run, study="chain"),
+        driver=chain_settings(
+            config.chain,
+            config.fit,
+            config.sample,
+            config.run,
+            {name: base.config for name, base in bases.items()},
+            study="chain",
+        ),
     )
     driver.check(prepared.chains, prepared.data, prepared.driver)
     return prepared

@@ -7,17 +7,19 @@ from jaxloop.accelerators import absent, cards, report
 from jaxloop.config import FitConfig, ModelsConfig, RunConfig, SampleConfig
 from jaxloop.lm.encoder.config import read_encoder_config
 from jaxloop.lm.generation.prompt import render
-from jaxloop.lm.io import config_json, huggingface, tokenizer
+from jaxloop.lm.io import config_json, huggingface, tokenizer, tokenizer_files
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.training.autotune import MAX_CHAINS
 from jaxloop.lm.training.batching import bucket
 from jaxloop.metrics.embed import default_model
 from jaxloop.studies.common import published_models
-from jaxloop.studies.common.cost import Cost, Rows, duration
+from jaxloop.studies.common.cost import Cost, Rows, Workload, duration, variants
 from jaxloop.studies.common.models import generate_options, model_path, train_options
 
 # Tokens of a prompt where neither the config nor a tokenizer says.
 PROMPT_TOKENS = 32
+# Fields of a fit that change no shape of a program.
+_SAME_SHAPES = ("steps", "epochs", "learning_rate", "warmup_steps", "weight_decay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _prompt_tokens(prompt: int | str, model: str) -> int:
     if isinstance(prompt, int):
         return prompt
     path = Path(model_path(model))
-    if not (path / "tokenizer.json").exists():
+    if not tokenizer_files.is_there(path):
         return PROMPT_TOKENS
     return max(1, len(tokenizer.load(path).encode([render(prompt)])[0]))
 
@@ -130,6 +132,31 @@ def rows(
         found.append(_least_time(total, device, trained, generated))
     seconds = sum(rates.seconds for rates in best)
     return [*found, ("compiling", f"{seconds:,.0f} s here, the programs of one padded length")]
+
+
+def rows_of_variants(
+    work: Workload, target: str, *, prompt: int | str, total: Cost | None = None
+) -> Rows:
+    """Return the rows of `rows` for each way in which a study's chains train and generate.
+
+    Chains whose programs have the same shapes are counted together; where there are several, the
+    rows say which chains they are of, and the least time, of all chains, is in none of them.
+    """
+    shaped: dict[str, list[tuple[str, Workload]]] = {}
+    for label, part in variants(work):
+        shape = part.fit.model_dump(exclude=set(_SAME_SHAPES))
+        key = repr((shape, part.sample.max_new_tokens, part.start))
+        shaped.setdefault(key, []).append((label, part))
+    found: Rows = []
+    for parts in shaped.values():
+        label, part = parts[0]
+        programs = Programs(part.models, part.fit, part.sample, part.run, prompt)
+        count = sum(len(one.chains) for _, one in parts)
+        lines = rows(programs, target, chains=count, total=total if len(shaped) == 1 else None)
+        if len(shaped) > 1:
+            lines = [(f"{name}, {label}", amount) for name, amount in lines]
+        found += lines
+    return found
 
 
 def _of_model(lines: Rows, name: str, models: list[report.Shapes]) -> Rows:

@@ -21,11 +21,11 @@ from jaxloop.lm.target import complete
 from jaxloop.lm.training import autotune
 from jaxloop.recursion import driver, progress
 from jaxloop.recursion.chains import ChainSpec
-from jaxloop.recursion.run import sample_rows
+from jaxloop.recursion.run import effective, sample_rows
 from jaxloop.recursion.sources import Dataset
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import devices, environment, roofline
-from jaxloop.studies.common import card_hours
+from jaxloop.studies.common import card_hours, disk
 from jaxloop.studies.common import models as base_models
 
 # Chains that the measurement runs together, at most: what one program holds by default.
@@ -76,6 +76,40 @@ class Workload:
     def frozen(self) -> bool:
         """Whether adapters are trained beside a frozen base."""
         return base_models.trains_adapters(self.fit, self.start)
+
+
+def variants(work: Workload) -> list[tuple[str, Workload]]:
+    """Return (values that tell its chains from others, their part of the workload) pairs.
+
+    In a part all chains train the same models and generate in the same way: its `fit`, `sample` and
+    `start` are those of its chains. A study without such factors has one part, called "".
+    """
+    chains: dict[tuple[Any, ...], list[ChainSpec]] = {}
+    for chain in work.chains:
+        key = chain.fit, chain.sample, chain.workflow.start, chain.bases
+        chains.setdefault(key, []).append(chain)
+    parts = []
+    for (fit, sample, start, _), members in chains.items():
+        own_fit = effective(work.fit, fit, start == "scratch")
+        own_sample = effective(work.sample, sample)
+        own_driver = dataclasses.replace(work.driver, fit=own_fit, sample=own_sample)
+        part = dataclasses.replace(
+            work, fit=own_fit, sample=own_sample, start=start, chains=members, driver=own_driver
+        )
+        parts.append(part)
+    settings = [
+        {"start": part.start, "bases": "+".join(_short(b) for b in part.chains[0].bases)}
+        | {f"fit.{name}": value for name, value in part.fit}
+        | {f"sample.{name}": value for name, value in part.sample}
+        for part in parts
+    ]
+    varied = [name for name in settings[0] if len({repr(s[name]) for s in settings}) > 1]
+    labels = [", ".join(f"{name}={values[name]}" for name in varied) for values in settings]
+    return list(zip(labels, parts, strict=True))
+
+
+def _short(base: str) -> str:
+    return base.rstrip("/").split("/")[-1]
 
 
 class Cost(NamedTuple):
@@ -165,6 +199,25 @@ def model_rows(work: Workload) -> Rows:
     ]
 
 
+def factor_rows(work: Workload, platform: str) -> Rows:
+    """Return a row for each way in which chains train and generate; none where there is one."""
+    parts = variants(work)
+    if len(parts) < 2:
+        return []
+    rows = []
+    for label, part in parts:
+        total = total_cost(costs(part, platform))
+        rows.append(
+            (
+                f"with {label}",
+                f"{len(part.chains)} chains: {big(memory(part))}B to train one program, "
+                f"{disk_bytes(part) / 1e9:,.2f} GB on disk at most, "
+                f"{big(total.train_flops)}FLOP to train, {big(total.decode_flops)}FLOP to write",
+            )
+        )
+    return rows
+
+
 def memory_row(work: Workload, of: str = "chains") -> tuple[str, str]:
     """Return the row of the memory of the largest training program; of: what it trains."""
     return "memory", f"{big(memory(work))}B to train one program of {of}"
@@ -239,7 +292,12 @@ def costs(work: Workload, platform: str | None = None) -> dict[str, Cost]:
 
     platform: whose number of decoding slots counts; None: the platform of this process.
     """
-    return {name: _cost(work, name, platform or platform_of(None)) for name in work.models.pool}
+    where = platform or platform_of(None)
+    parts = [part for _, part in variants(work)]
+    return {
+        name: Cost(*map(sum, zip(*(_cost(part, name, where) for part in parts), strict=True)))
+        for name in work.models.pool
+    }
 
 
 def total_cost(shares: Mapping[str, Cost]) -> Cost:
@@ -301,14 +359,40 @@ def lengths(work: Workload, name: str) -> Lengths:
 
 
 def memory(work: Workload) -> float:
-    """Return the bytes of the largest training program."""
+    """Return the bytes of the largest training program, whatever its factors."""
+    return max(_memory(part) for _, part in variants(work))
+
+
+def _memory(work: Workload) -> float:
     together = min(
         work.run.chains_per_program or autotune.default(platform_of(None)), len(work.chains)
     )
     return max(
         base_models.training_bytes(work.fit, work.models.dtype, shape, together, frozen=work.frozen)
-        for shape, _ in work.bases.values()
+        for shape in (work.bases[name][0] for name in _used(work))
     )
+
+
+def _used(work: Workload) -> set[str]:
+    """The models that some chain trains."""
+    return {base for chain in work.chains for base in chain.bases} or set(work.bases)
+
+
+def disk_bytes(work: Workload) -> int:
+    """Return an upper bound on the bytes that a run leaves on the disk.
+
+    Every chain counts with the largest model that it may train.
+    """
+    total = 0
+    for _, part in variants(work):
+        size = {
+            name: disk.model_bytes(part.fit, part.start, shape)
+            for name, (shape, _) in part.bases.items()
+        }
+        for chain in part.chains:
+            largest = max(size[base] for base in chain.bases)
+            total += driver.disk_needed([chain], part.driver, largest)
+    return total
 
 
 def decode_flops_per_token(work: Workload, name: str) -> float:

@@ -5,9 +5,7 @@ from pathlib import Path
 
 from jaxloop.config import FitConfig
 from jaxloop.lm.model.config import ModelConfig, count_parameters, projection_widths
-from jaxloop.recursion import driver
 from jaxloop.runtime.atomic_io import existing_parent, human_size, require_space
-from jaxloop.studies.common.cost import Workload
 from jaxloop.studies.common.models import trains_adapters
 
 
@@ -17,12 +15,6 @@ def model_bytes(fit: FitConfig, start: str, config: ModelConfig) -> int:
         return 4 * count_parameters(config)
     widths = sum(inputs + outputs for inputs, outputs in projection_widths(config).values())
     return 4 * config.num_layers * fit.lora.rank * widths * 2
-
-
-def disk_bytes(work: Workload) -> int:
-    """Return an upper bound on the bytes that a run leaves on the disk."""
-    weights = [model_bytes(work.fit, work.start, shape) for shape, _ in work.bases.values()]
-    return driver.disk_needed(work.chains, work.driver, max(weights))
 
 
 def room_line(number: int, workdir: Path | None) -> str:

@@ -15,7 +15,7 @@ from jaxloop.lm import Model, sharding
 from jaxloop.lm import family as lm
 from jaxloop.lm.family import GenerateOptions, LanguageModelFamily, TrainOptions
 from jaxloop.lm.generation.prompt import render
-from jaxloop.lm.io import config_json, huggingface
+from jaxloop.lm.io import config_json, huggingface, tokenizer_files
 from jaxloop.lm.io.tokenizer import Tokenizer
 from jaxloop.lm.model.config import ModelConfig, count_parameters
 from jaxloop.lm.model.lora import Adapter, target_names
@@ -68,7 +68,7 @@ def model_shapes(models: ModelsConfig, name: str) -> tuple[ModelConfig, Tokenize
     if not path.is_dir() and published is not None:
         return config_json.parse_config(published), None
     path = huggingface.locate(str(path), revision_of(models, name))
-    if any(path.glob("*.safetensors")) and (path / "tokenizer.json").exists():
+    if any(path.glob("*.safetensors")) and tokenizer_files.is_there(path):
         return huggingface.describe(path)
     return huggingface.read_model_config(path), None
 

@@ -39,6 +39,7 @@ from jaxloop.config import (
     fingerprint,
     stored_names,
 )
+from jaxloop.lm.model.config import ModelConfig
 from jaxloop.recursion import driver
 from jaxloop.recursion.progress import Watch, duration
 from jaxloop.runtime import environment
@@ -50,7 +51,7 @@ from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.optional import check_trackers
 from jaxloop.runtime.workdir import open_workdir, stored_form
 from jaxloop.studies import FAILED_CHAINS, MISSING_SCORES
-from jaxloop.studies.common import identity, live
+from jaxloop.studies.common import calls, identity, live
 from jaxloop.studies.common.missing import NOTHING, Missing, warn_of_judges
 
 T = TypeVar("T")
@@ -167,7 +168,8 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     start = time.monotonic()
     initialise_distributed()
     keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
-    check_trackers(config.run.trackers)  # type: ignore[attr-defined]
+    # Studies without generations have no trackers.
+    check_trackers(getattr(config.run, "trackers", ()))  # type: ignore[attr-defined]
     prepared = steps.prepare(config)
     stored = config.model_dump(mode="json", exclude=set(steps.unstored_fields))
     models = {}
@@ -247,7 +249,7 @@ def _watching(
         yield None
         return
     title = getattr(config, "title", None) or f"A study of kind {getattr(config, 'study', '')}"
-    names = config.run.trackers  # type: ignore[attr-defined]  # as above
+    names = getattr(config.run, "trackers", ())  # type: ignore[attr-defined]  # as above
     with (
         trackers.opened(names, root, title, page.config) as track,
         live.watching(
@@ -308,9 +310,18 @@ def overlaps_eval(run: RunConfig) -> bool:
 
 
 def chain_settings(
-    chain: ChainSection, fit: FitConfig, sample: SampleConfig, run: RunConfig, *, study: str
+    chain: ChainSection,
+    fit: FitConfig,
+    sample: SampleConfig,
+    run: RunConfig,
+    shapes: Mapping[str, ModelConfig],
+    *,
+    study: str,
 ) -> driver.RunSettings:
-    """Return what the driver needs of a study whose config has the section `chain`."""
+    """Return what the driver needs of a study whose config has the section `chain`.
+
+    shapes: of the models of the pool.
+    """
     return driver.RunSettings(
         generations=chain.generations,
         fit=fit,
@@ -319,6 +330,9 @@ def chain_settings(
         keep=run.keep,
         study=study,
         overlap_eval=overlaps_eval(run),
+        members_per_group=run.chains_per_call,
+        seconds_per_call=calls.SECONDS,
+        first_members=calls.first_chains(shapes, chain, fit, sample),
     )
 
 

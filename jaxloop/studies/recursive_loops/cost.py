@@ -4,18 +4,20 @@ Everything is counted from the config. The time is measured on this machine if m
 here; else it is given in hours of the device that `config.plan` describes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxloop.data.sources import is_here
 from jaxloop.lm.io.tokenizer import Tokenizer
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.recursion import driver
+from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.sources import Dataset
 from jaxloop.studies.common import absent_plan, cost, device_hours, disk
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.device_hours import AssumedLengths
 from jaxloop.studies.recursive_loops import chains, sources, subsets
 from jaxloop.studies.recursive_loops.config import LoopsConfig
+from jaxloop.studies.recursive_loops.data import token_counts
 from jaxloop.studies.recursive_loops.prepare import Early, Prepared, check_metrics
 
 
@@ -37,17 +39,12 @@ def table(config: LoopsConfig, target: str | None = None) -> cost.Rows:
         ),
         cost.arithmetic_row(total),
         *cost.model_rows(work),
+        *cost.factor_rows(work, cost.platform_of(target)),
     ]
-    disk_row = disk.disk_row(disk.disk_bytes(work))
+    disk_row = disk.disk_row(cost.disk_bytes(work))
     if target is not None:
-        programs = absent_plan.Programs(
-            models=config.models,
-            fit=config.fit,
-            sample=config.sample,
-            run=config.run,
-            prompt=int(config.plan.prompt_tokens),
-        )
-        absent = absent_plan.rows(programs, target, chains=len(planned), total=total)
+        prompt = int(config.plan.prompt_tokens)
+        absent = absent_plan.rows_of_variants(work, target, prompt=prompt, total=total)
         return [*rows, *absent, disk_row]
     rows += [cost.memory_row(work), disk_row]
     if assumed:
@@ -64,25 +61,36 @@ def _workload(config: LoopsConfig, planned: Sequence[chains.Planned]) -> tuple[c
     for name, (shape, tokenizer) in shapes.items():
         bases[name] = (shape, lengths if dataset is None or tokenizer is None else tokenizer)
     placeholder = Dataset(("",), sources.instruction(next(iter(config.domains.values()))))
-    work = cost.Workload(
+    settings = driver.RunSettings(
+        generations=config.chain.generations,
+        fit=config.fit,
+        sample=config.sample,
+        evaluate=config.chain.eval_texts,
+        keep=config.run.keep,
+    )
+    data = placeholder if dataset is None else dataset
+    return _work(config, chains.specs(planned), settings, bases, data), dataset is None
+
+
+def _work(
+    config: LoopsConfig,
+    specs: Sequence[ChainSpec],
+    settings: driver.RunSettings,
+    bases: Mapping[str, tuple[ModelConfig, cost.TokenCounter]],
+    data: Dataset,
+) -> cost.Workload:
+    return cost.Workload(
         models=config.models,
         fit=config.fit,
         sample=config.sample,
         run=config.run,
         start=config.chain.start,
         generation_size=config.chain.size,
-        chains=chains.specs(planned),
-        driver=driver.RunSettings(
-            generations=config.chain.generations,
-            fit=config.fit,
-            sample=config.sample,
-            evaluate=config.chain.eval_texts,
-            keep=config.run.keep,
-        ),
+        chains=specs,
+        driver=settings,
         bases=bases,
-        dataset=placeholder if dataset is None else dataset,
+        dataset=data,
     )
-    return work, dataset is None
 
 
 def _dataset(config: LoopsConfig, tokenizers: Sequence[Tokenizer | None]) -> Dataset | None:
@@ -93,7 +101,7 @@ def _dataset(config: LoopsConfig, tokenizers: Sequence[Tokenizer | None]) -> Dat
         return None
     if not all(map(is_here, domain.source)):
         return None
-    source = sources.read(config, name, first.count)
+    source = sources.read(config, name, token_counts.counter(first))
     return Dataset(source.texts, source.prompt)
 
 
@@ -115,8 +123,7 @@ def _assumed_rows(config: LoopsConfig, total: cost.Cost) -> cost.Rows:
 
 def disk_bytes(config: LoopsConfig, prepared: Prepared | Early) -> int:
     """Return an upper bound on the bytes that a run leaves on the disk."""
-    weights = (
-        disk.model_bytes(config.fit, config.chain.start, base.config)
-        for base in prepared.bases.values()
-    )
-    return driver.disk_needed(chains.specs(prepared.planned), prepared.driver, max(weights))
+    bases = {name: (base.config, base.tokenizer) for name, base in prepared.bases.items()}
+    placeholder = Dataset(("",), sources.instruction(next(iter(config.domains.values()))))
+    specs = chains.specs(prepared.planned)
+    return cost.disk_bytes(_work(config, specs, prepared.driver, bases, placeholder))

@@ -20,6 +20,7 @@ from jaxloop.studies.recursive_loops import chains, properties, subsets
 from jaxloop.studies.recursive_loops import sources as loops_data
 from jaxloop.studies.recursive_loops.chains import Planned
 from jaxloop.studies.recursive_loops.config import LoopsConfig
+from jaxloop.studies.recursive_loops.data import token_counts
 from jaxloop.studies.recursive_loops.sources import Source
 
 
@@ -95,20 +96,16 @@ def check_early(config: LoopsConfig) -> Early:
         embedding.check_embedder(config.embedder)
     for name in config.domains:
         with noted(problems):
-            data_lines[name] = loops_data.check(config, name, _label_columns(config))
+            data_lines[name] = loops_data.check(config, name)
     raise_all(problems)
     with noted(problems):
         _check_human_judges(config)
     raise_all(problems)
-    settings = chain_settings(config.chain, config.fit, config.sample, config.run, study="loops")
+    shapes = {name: base.config for name, base in bases.items()}
+    settings = chain_settings(
+        config.chain, config.fit, config.sample, config.run, shapes, study="loops"
+    )
     return Early(bases, planned, data_lines, settings)
-
-
-def _label_columns(config: LoopsConfig) -> tuple[str, ...]:
-    """Columns beside those of the recipe that the experiment reads."""
-    leaning = config.political_leaning
-    fitted = config.subset_kind == "political" and leaning.judge is None
-    return (leaning.label_column,) if fitted else ()
 
 
 def _scorers(config: LoopsConfig) -> dict[str, str]:
@@ -188,7 +185,7 @@ def prepare(config: LoopsConfig) -> Prepared:
     """
     early = check_early(config)
     bases, planned = early.bases, early.planned
-    count_tokens = next(iter(bases.values())).tokenizer.count
+    count_tokens = token_counts.counter(next(iter(bases.values())).tokenizer)
     sources = {name: loops_data.read(config, name, count_tokens) for name in config.domains}
     if config.subset_kind in ("clusters", "mixtures"):
         _check_cluster_size(config, sources)

@@ -6,13 +6,15 @@ Experiments on the same data share all of this.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
@@ -21,6 +23,7 @@ import pyarrow.parquet as pq
 
 from jaxloop.data import dialect
 from jaxloop.data import sources as data_sources
+from jaxloop.data.batches import Batch, Columns, Shard, all_names, chosen, count_of
 from jaxloop.data.digest import digest_texts
 from jaxloop.lm.generation.prompt import render
 from jaxloop.metrics import embed as embedding
@@ -29,51 +32,16 @@ from jaxloop.metrics.base import Unavailable
 from jaxloop.runtime.atomic_io import cache_folder, write_atomic
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.runtime.log import LOGGER
-from jaxloop.runtime.tables import unescape
 from jaxloop.studies import JudgeSilent
 from jaxloop.studies.recursive_loops.config import Domain, LoopsConfig
-from jaxloop.studies.recursive_loops.data import cleaning, recipes
+from jaxloop.studies.recursive_loops.data import clean_files, cleaning, recipes, sampling
 from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered, unknown
+from jaxloop.studies.recursive_loops.data.cleaning import Counter
 from jaxloop.studies.recursive_loops.data.embedding_cache import cached_embeddings
+from jaxloop.studies.recursive_loops.data.texts import Texts, text_column
 
 # Bytes of files that `--validate` cleans; more are only looked at.
 _QUICK = 20_000_000
-Row = dict[str, Any]
-# {rule: {"in": rows, "dropped": rows, "out": rows}}
-CleaningReport = dict[str, dict[str, int]]
-# A function from texts to their numbers of tokens.
-Counter = Callable[[list[str]], Sequence[int]]
-
-
-class Texts(Sequence[str]):
-    """Some rows of a text column, decoded when they are read.
-
-    All subsets of a dataset share one column in memory.
-    """
-
-    def __init__(self, column: pa.LargeStringArray, rows: np.ndarray | None = None):
-        self._column = column
-        self._rows = np.arange(len(column)) if rows is None else np.asarray(rows, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [unescape(text) for text in self._column.take(self._rows[index]).to_pylist()]
-        return unescape(self._column[int(self._rows[index])].as_py())
-
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), 8192):
-            yield from self[start : start + 8192]
-
-    def take(self, rows: np.ndarray) -> "Texts":
-        """Return the texts at these positions, as another view of the column."""
-        return Texts(self._column, self._rows[rows])
 
 
 class Source(NamedTuple):
@@ -92,7 +60,7 @@ class Source(NamedTuple):
     name: str
     texts: Texts
     prompt: str
-    report: CleaningReport
+    report: cleaning.Report
     fingerprint: str
     folder: Path
     table: pa.Table
@@ -139,10 +107,10 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
     with filelock.FileLock(folder / ".lock"):
         if not path.exists():
             _clean(config, name, domain, _counter(config, domain, count_model), path)
-    table = pq.read_table(path, memory_map=True)
+    names = [column for column in pq.read_schema(path).names if column != "text"]
+    table = pq.read_table(path, columns=names, memory_map=True)
     report = json.loads((pq.read_metadata(path).metadata or {}).get(b"cleaning", b"{}"))
-    column = table["text"].combine_chunks().cast("large_string")
-    texts = Texts(column)
+    texts = Texts(text_column(path))
     return Source(
         name=name,
         texts=texts,
@@ -150,7 +118,7 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
         report=report,
         fingerprint=_fingerprint(folder, texts),
         folder=folder,
-        table=table.drop_columns(["text"]),
+        table=table,
     )
 
 
@@ -176,40 +144,43 @@ def is_quick(config: LoopsConfig, name: str) -> bool:
     return here and not folders and sum(sizes) < _QUICK and config.language is None
 
 
-def check(config: LoopsConfig, name: str, columns: Sequence[str] = ()) -> str:
+def check(config: LoopsConfig, name: str) -> str:
     """Read the first row of every source of a domain, and return a line about the domain.
 
     Nothing is cleaned or written. Raises ValueError, one sentence, for a source that cannot be read
-    or lacks a column that its recipe, or `columns`, needs.
+    or lacks a column that its recipe, or the experiment, needs.
     """
     domain = config.domains[name]
     if is_clean(config, name):
         return source_line(read(config, name))
-    # A recipe's own source is a dataset of the hub, of which the recipe knows the columns.
-    for place in domain.source or (None,):
-        source = () if place is None else (place,)
-        one = domain.model_copy(update={"source": source, "limit": 1})
-        with _of_domain(name):
-            with contextlib.suppress(cleaning.AllDropped):
-                for _ in _after_recipe(config, one, _any_length, None, {}):
-                    break
-            _check_columns(one, columns)
-    places = domain.source or (recipes.RECIPES[domain.recipe].source,)
-    return f"first row of {', '.join(places)} read; cleaned when a run begins"
+    with _of_domain(name):
+        _steps(config, domain, _any_length, None)
+        places: Sequence[str | Path] = domain.source
+        if not places:
+            places = recipes.own_places(domain.recipe)
+        for place in places:
+            # Of several splits the first row is that of the first.
+            one = domain.model_copy(update={"source": (str(place),), "splits": domain.splits[:1]})
+            if not domain.source and domain.recipe != "plain":
+                own = recipes.RECIPES[domain.recipe]
+                source = () if place == own.source else (str(place),)
+                one = one.model_copy(update={"source": source})
+            for shard in _shards(config, one):
+                _check_first(config, domain, next(shard.read(), {}))
+                break
+    return f"first row of {', '.join(map(str, places))} read; cleaned when a run begins"
+
+
+def _check_first(config: LoopsConfig, domain: Domain, batch: Batch) -> None:
+    """Raise ValueError where the first rows lack a column that is read."""
+    names = all_names(batch) if isinstance(batch, list) else list(batch)
+    needed = [domain.text_column] if domain.recipe == "plain" else []
+    if lacking := [column for column in (*needed, *_labels(config)) if column not in names]:
+        raise ValueError(f"has no column {lacking[0]!r}; there are {', '.join(map(str, names))}")
 
 
 def _any_length(texts: list[str]) -> Sequence[int]:
     return [100] * len(texts)
-
-
-def _check_columns(domain: Domain, columns: Sequence[str]) -> None:
-    """Raise ValueError where the first row of a domain's source lacks one of the columns."""
-    if not columns or not domain.source:
-        return
-    row = next(_plain_rows(domain), {})
-    present = {domain.rename.get(column, column) for column in row}
-    if lacking := [column for column in columns if column not in present]:
-        raise ValueError(f"has no column {lacking[0]!r}; there are {', '.join(map(str, row))}")
 
 
 def check_counter(config: LoopsConfig, name: str) -> None:
@@ -248,9 +219,13 @@ def _limits_length(domain: Domain) -> bool:
 
 def _key(config: LoopsConfig, domain: Domain) -> str:
     """A hash of everything that the clean rows depend on."""
-    files = [data_sources.identity(source) for source in domain.source]
+    own = () if domain.recipe == "plain" else recipes.RECIPES[domain.recipe].files
+    places = domain.source or [name for name in own if Path(name).is_file()][:1]
+    files = [data_sources.identity(source) for source in places]
     counted = config.tokens if config.tokens == "cl100k" else config.models.pool[0]
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
+    if labels := _labels(config):
+        fields["labels"] = labels
     return hashlib.sha256(
         json.dumps(["distinct", fields, files, counted, config.language], sort_keys=True).encode()
     ).hexdigest()[:12]
@@ -259,15 +234,22 @@ def _key(config: LoopsConfig, domain: Domain) -> str:
 def _clean(
     config: LoopsConfig, name: str, domain: Domain, counter: Counter | None, path: Path
 ) -> None:
-    """Write the clean rows of a domain as a parquet file, with the report of the cleaning."""
-    first: CleaningReport = {}
-    second: CleaningReport = {}
-    report: CleaningReport = {}
+    """Write the clean rows of a domain as a parquet file, with the report of the cleaning.
+
+    Rules that look at one row at a time are applied in parts, which are kept until all is done.
+    """
+    by_row: cleaning.Report = {}
+    rest: cleaning.Report = {}
+    report: cleaning.Report = {}
+    parts = path.parent / "parts"
     with _of_domain(name):
-        stream = _after_recipe(config, domain, counter, path.parent, first)
-        steps = _common_steps(config, domain, counter)
-        stream = cleaning.clean(_scalars(stream), steps, second)
-        cleaning.write_parquet(path, _reported(stream, report, first, second), report)
+        steps = _steps(config, domain, counter, path.parent)
+        alone = list(itertools.takewhile(lambda step: step.by_row, steps))
+        shards = _shards(config, domain)
+        stream = clean_files.clean_parts(shards, alone, by_row, parts, limit=domain.limit)
+        stream = cleaning.apply(stream, steps[len(alone) :], rest)
+        clean_files.write_parquet(path, _reported(stream, report, by_row, rest), report)
+    shutil.rmtree(parts)
 
 
 @contextlib.contextmanager
@@ -282,55 +264,34 @@ def _of_domain(name: str) -> Iterator[None]:
         raise ValueError(text) from error
 
 
-def _after_recipe(
-    config: LoopsConfig,
-    domain: Domain,
-    counter: Counter | None,
-    folder: Path | None,
-    report: CleaningReport,
-) -> Iterator[Row]:
-    """The rows that the recipe of a domain leaves.
+def _steps(
+    config: LoopsConfig, domain: Domain, counter: Counter | None, folder: Path | None
+) -> list[cleaning.Step]:
+    """All rules of a domain.
 
     folder: keeps the answers of a judge of language; None: it is not asked.
     """
+    steps: list[cleaning.Step]
     if domain.recipe == "plain":
-        return cleaning.clean(_plain_rows(domain), _plain_steps(domain), report)
-    options = dict(domain.options)
-    if config.language is not None and domain.recipe == "100M_tweets" and folder is not None:
-        options["is_english"] = _is_english(config.language, folder)
-    return recipes.clean_dataset(
-        domain.recipe,
-        report,
-        count_tokens=counter,
-        source=domain.source or None,
-        splits=domain.splits or None,
-        rename=domain.rename,
-        name=domain.name,
-        revision=domain.revision,
-        limit=domain.limit,
-        dialect=_dialect(domain),
-        **options,
-    )
-
-
-def _plain_steps(domain: Domain) -> list[cleaning.Step]:
-    steps = [cleaning.texts_from(domain.text_column)]
-    if domain.text_column != "text":
-        steps.append(cleaning.without([domain.text_column]))
-    return [*steps, cleaning.distinct(content=True)]
-
-
-def _common_steps(
-    config: LoopsConfig, domain: Domain, counter: Counter | None
-) -> list[cleaning.Step]:
-    """Steps that follow the rules of every recipe."""
-    steps = []
+        steps = [cleaning.texts_from(domain.text_column)]
+        if domain.text_column != "text":
+            steps.append(cleaning.without([domain.text_column]))
+        steps.append(cleaning.distinct(content=True))
+    else:
+        options = dict(domain.options)
+        judged = config.language is not None and domain.recipe == "100M_tweets"
+        if judged and folder is not None:
+            options["is_english"] = _is_english(config.language or "", folder)
+        steps = list(recipes.steps_of(domain.recipe, counter, **options))
     if counter is not None and _limits_length(domain):
         least = -1 if domain.min_tokens is None else domain.min_tokens
         unit = f"tokens of {config.tokens}"
         steps.append(cleaning.length(counter, least, domain.max_tokens, unit))
     if domain.keep is not None:
-        steps.append(cleaning.sample(domain.keep, 0))
+        last = sampling.sample(domain.keep, 0)
+        if last.name in {step.name for step in steps}:
+            last = dataclasses.replace(last, name=f"{last.name}, again")
+        steps.append(last)
     return steps
 
 
@@ -344,47 +305,66 @@ def _is_english(metric: str, folder: Path) -> Callable[[Sequence[str]], np.ndarr
 
 
 def _reported(
-    stream: Iterable[Row], report: CleaningReport, *parts: CleaningReport
-) -> Iterator[Row]:
-    """The stream unchanged; at its end the parts, then complete, are merged into `report`."""
+    stream: Iterable[Columns], report: cleaning.Report, *parts: cleaning.Report
+) -> Iterator[Columns]:
+    """The stream unchanged; at its end the parts, then complete, are merged into `report`.
+
+    Raises ValueError where they say that nothing is left.
+    """
     yield from stream
     for part in parts:
         report |= part
+    cleaning.check_left(report)
 
 
-def _dialect(domain: Domain) -> dialect.Dialect:
-    return dialect.Dialect(domain.delimiter, domain.csv_options)
+def _labels(config: LoopsConfig) -> tuple[str, ...]:
+    """The columns beside the recipe's that the experiment reads."""
+    leaning = config.political_leaning
+    is_read = config.subset_kind == "political" and leaning.judge is None
+    return (leaning.label_column,) if is_read else ()
 
 
-def _plain_rows(domain: Domain) -> Iterator[Row]:
-    def rows() -> Iterator[Row]:
-        for source in domain.source:
-            for split in domain.splits or ("train",):
-                yield from data_sources.rows(
-                    source,
-                    split=split,
-                    name=domain.name,
-                    revision=domain.revision,
-                    streaming=True,
-                    dialect=_dialect(domain),
-                )
-                if data_sources.is_local(source):
-                    break
+def _shards(config: LoopsConfig, domain: Domain) -> Iterator[Shard]:
+    """The parts of a domain's source, with the columns that are read."""
+    origin = recipes.Origin(
+        source=domain.source,
+        splits=domain.splits,
+        rename=domain.rename,
+        name=domain.name,
+        revision=domain.revision,
+        dialect=dialect.Dialect(domain.delimiter, domain.csv_options),
+        keep_columns=_labels(config),
+    )
+    if domain.recipe != "plain":
+        yield from recipes.shards_of(domain.recipe, origin)
+        return
+    for source in domain.source:
+        for split in domain.splits or ("train",):
+            for shard in data_sources.shards(
+                source,
+                columns=[domain.text_column, *origin.keep_columns],
+                split=split,
+                name=domain.name,
+                revision=domain.revision,
+                streaming=True,
+                dialect=origin.dialect,
+            ):
+                names = (domain.text_column, *origin.keep_columns)
+                yield Shard(shard.name, functools.partial(_plain_batches, shard, names))
+            if data_sources.is_local(source):
+                break
 
-    return itertools.islice(rows(), domain.limit)
 
-
-def _scalars(rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows without values that are neither text nor number, such as embeddings and nested lists.
-
-    The parquet tables of texts cannot hold these.
-    """
-    for row in rows:
-        yield {
-            name: value
-            for name, value in row.items()
-            if name == "text" or value is None or isinstance(value, str | int | float | bool)
-        }
+def _plain_batches(shard: Shard, names: Sequence[str]) -> Iterator[Columns]:
+    """The rows of a shard with these columns alone; its text column holds text."""
+    rows = 0
+    for batch in shard.read():
+        columns = chosen(batch, names)
+        if names[0] not in columns and rows == 0:
+            columns = chosen(batch, list(batch) if isinstance(batch, dict) else all_names(batch))
+        cleaning.check_texts(columns.get(names[0], ()), names[0], shard.name, rows)
+        rows += len(batch) if isinstance(batch, list) else count_of(batch)
+        yield columns
 
 
 # ---- scores and embeddings of each text

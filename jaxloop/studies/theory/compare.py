@@ -1,5 +1,5 @@
-"""Analytic against empirical: quantities with a formula, measured on replicates until the standard
-error is small, with z and figures.
+"""Analytic against empirical: quantities with a formula, measured on replicates until an error of
+a formula would be found, with one test per curve and figures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +11,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
-from scipy.stats import norm
 
 from jaxloop.reporting import figures
 from jaxloop.reporting.report import Section
+from jaxloop.studies.theory import agreement as agreements
+from jaxloop.studies.theory.agreement import Moments, Power
 
-FLAG = 4.0  # |z| above which a row counts as a disagreement
-WANTED = 0.01  # standard error that replicates are chosen for, relative to the quantity
 COLUMNS = (
     "study",
     "quantity",
@@ -30,8 +29,30 @@ COLUMNS = (
     "z",
     "replicates",
     "tolerance",
+    "p",
     "flag",
 )
+# One row per curve; `directions` and `freedom` are the degrees of freedom of f.
+CURVES = (
+    "quantity",
+    "line",
+    "entries",
+    "replicates",
+    "left_out",
+    "error",
+    "t",
+    "f",
+    "directions",
+    "freedom",
+    "largest",
+    "p",
+    "adjusted",
+    "finds",
+    "wanted",
+    "tolerance",
+    "flag",
+)
+BAND = 4.0  # of the figures: dotted lines of z, which decide nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +66,7 @@ class Quantity:
         axis: what `at` is.
         line: which curve of the figure this is.
         tolerance: relative error that the formula itself is known to have (0: exact); it is taken
-            off the difference before z.
+            off the differences before they are tested.
     """
 
     name: str
@@ -91,28 +112,42 @@ class Quantity:
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """A quantity with its measurement: mean [n] and standard error [n] over `replicates`
-    independent replicates.
+    """A quantity with the moments of its samples [R, n], one independent row per replicate.
+
+    left_out: replicates that were drawn beside these R and are in no number.
     """
 
     quantity: Quantity
-    empirical: np.ndarray
-    se: np.ndarray
-    replicates: int
+    moments: Moments
+    left_out: int = 0
+
+    @property
+    def replicates(self) -> int:
+        """R."""
+        return self.moments.replicates
+
+    @property
+    def empirical(self) -> np.ndarray:
+        """Mean [n]."""
+        return self.moments.mean
+
+    @property
+    def se(self) -> np.ndarray:
+        """Standard error [n] of the mean."""
+        return np.sqrt(np.diag(self.moments.cov) / self.moments.replicates)
 
     @property
     def z(self) -> np.ndarray:
-        """Return [n] (empirical - analytic) / se beyond the tolerance.
+        """Return [n] (empirical - analytic) / se beyond the tolerance: Student's t with R - 1
+        degrees of freedom.
 
         It is 0 where both agree to rounding, inf where they differ without any spread.
         """
-        analytic = self.quantity.analytic
-        away = self.empirical - analytic
-        beyond = np.sign(away) * np.maximum(
-            np.abs(away) - (self.quantity.tolerance + 1e-9) * np.abs(analytic) - 1e-12, 0
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(beyond == 0, 0.0, beyond / self.se)
+        return agreements.entries(self.quantity.analytic, self.moments, self.quantity.tolerance)
+
+    def agreement(self) -> agreements.Agreement:
+        """Return how the whole curve compares."""
+        return agreements.agreement(self.quantity.analytic, self.moments, self.quantity.tolerance)
 
 
 def check(quantity: Quantity, samples: np.ndarray) -> Check:
@@ -120,7 +155,10 @@ def check(quantity: Quantity, samples: np.ndarray) -> Check:
 
     Raises ValueError for another shape or a single replicate.
     """
-    samples = np.asarray(samples, float)
+    return Check(quantity, _moments(quantity, np.asarray(samples, float)))
+
+
+def _moments(quantity: Quantity, samples: np.ndarray) -> Moments:
     if samples.ndim != 2 or samples.shape[1:] != quantity.analytic.shape:
         raise ValueError(
             f"{quantity.name}: samples {samples.shape} must be [R, {len(quantity.analytic)}], "
@@ -130,12 +168,7 @@ def check(quantity: Quantity, samples: np.ndarray) -> Check:
         raise ValueError(
             f"{quantity.name}: {len(samples)} replicate, a standard error needs at least 2"
         )
-    return Check(
-        quantity,
-        empirical=samples.mean(0),
-        se=samples.std(0, ddof=1) / np.sqrt(len(samples)),
-        replicates=len(samples),
-    )
+    return agreements.moments(samples)
 
 
 class Experiment(NamedTuple):
@@ -144,13 +177,17 @@ class Experiment(NamedTuple):
     Attributes:
         name: of the experiment, and of its file.
         quantities: what is measured.
-        draw: seed -> samples [R, n] of every quantity, with the same R for every seed; different
-            seeds are independent.
+        draw: seed -> samples [R, n] of every quantity, R of about the same size for every seed;
+            different seeds are independent.
+        left_out: share of the replicates that may be left out: those all of whose values are NaN.
+        why: what a replicate is left out for.
     """
 
     name: str
     quantities: tuple[Quantity, ...]
     draw: Callable[[int], Sequence[np.ndarray]]
+    left_out: float = 0.0
+    why: str = ""
 
 
 def measure(
@@ -159,51 +196,105 @@ def measure(
     seed: int,
     replicates: int | None = None,
     most: int,
-    wanted: float = WANTED,
+    power: Power,
 ) -> list[Check]:
     """Measure the quantities of an experiment.
 
-    Batch after batch is drawn until every standard error is below `wanted` of its quantity
-    (`replicates_for`), or there are `replicates`, where that is given; at most `most`. Equal
-    arguments give equal results.
+    Batch after batch is drawn until every formula has as many replicates as `power` needs, or
+    there are `replicates`, where that is given; at most `most`. Equal arguments give equal results.
+
+    Raises ValueError where more replicates than the experiment allows are left out.
     """
-    parts = [experiment.draw(seed)]
+    found: list[Moments] = []
+    batch = left_out = 0
     while True:
-        samples = [np.concatenate(batches) for batches in zip(*parts, strict=True)]
-        done = len(samples[0])
-        need = replicates or max(
-            replicates_for(x, q.analytic, wanted)
-            for x, q in zip(samples, experiment.quantities, strict=True)
+        samples, gone = _kept(experiment, experiment.draw(seed + batch))
+        left_out += gone
+        parts = [
+            _moments(quantity, np.asarray(x, float))
+            for quantity, x in zip(experiment.quantities, samples, strict=True)
+        ]
+        if found:
+            parts = [agreements.merge(*pair) for pair in zip(found, parts, strict=True)]
+        found = parts
+        batch += 1
+        checks = [Check(*pair, left_out) for pair in zip(experiment.quantities, found, strict=True)]
+        done = min(check.replicates for check in checks)
+        if done >= min(replicates or replicates_for(checks, power), most):
+            return checks
+
+
+def _kept(
+    experiment: Experiment, samples: Sequence[np.ndarray]
+) -> tuple[Sequence[np.ndarray], int]:
+    """Samples without the replicates that are left out, and how many these are."""
+    if not experiment.left_out:
+        return samples, 0
+    gone = np.logical_and.reduce([np.isnan(x).all(1) for x in samples])
+    if gone.mean() > experiment.left_out or (~gone).sum() < 2:
+        raise ValueError(
+            f"{experiment.name}: {gone.mean():.0%} of the replicates would be left out "
+            f"({experiment.why}), at most {experiment.left_out:.0%} may be"
         )
-        if done >= min(need, most):
-            return [check(q, x) for q, x in zip(experiment.quantities, samples, strict=True)]
-        parts.append(experiment.draw(seed + len(parts)))
+    return [x[~gone] for x in samples], int(gone.sum())
 
 
-def replicates_for(samples: np.ndarray, analytic: np.ndarray, wanted: float = WANTED) -> int:
-    """Return the replicates at which every standard error is small enough.
-
-    That of every mean of samples [R, n] is then below `wanted` of analytic [n]; entries of value 0
-    are left out.
-    """
-    size, sd = np.abs(np.asarray(analytic, float)), np.asarray(samples, float).std(0, ddof=1)
-    nonzero = size > 1e-12
-    return int(np.ceil(((sd[nonzero] / size[nonzero]) ** 2).max(initial=0.0) / wanted**2))
+def replicates_for(checks: Sequence[Check], power: Power) -> int:
+    """Return the replicates that find every formula's error, judged by those drawn so far."""
+    return max(
+        (agreements.needed(c.agreement(), power, c.quantity.tolerance) for c in checks), default=0
+    )
 
 
 # ---- tables
 
 
-def table(checks: Sequence[Check], *, study: str = "") -> pd.DataFrame:
-    """Return one row per entry of every check, columns `COLUMNS`; flag is True where |z| > 4 or z
-    is not a number.
+def curves(checks: Sequence[Check], power: Power) -> pd.DataFrame:
+    """Return one row per check, columns `CURVES`: the combined test of every curve.
+
+    adjusted is p for the number of rows (Holm); flag is True where that is at or below the level.
     """
-    parts = [_rows(check, study) for check in checks]
+    agreed = [check.agreement() for check in checks]
+    adjusted = agreements.holm(np.array([a.p for a in agreed]))
+    rows = [
+        (
+            check.quantity.name,
+            check.quantity.line,
+            len(check.quantity.at),
+            check.replicates,
+            check.left_out,
+            a.error,
+            a.t,
+            a.f,
+            a.directions,
+            a.freedom,
+            a.largest,
+            a.p,
+            adjusted_p,
+            agreements.finds(a, power, check.replicates),
+            agreements.wanted_error(power, check.quantity.tolerance),
+            check.quantity.tolerance,
+            bool(adjusted_p <= power.level),
+        )
+        for check, a, adjusted_p in zip(checks, agreed, adjusted, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=list(CURVES))
+
+
+def table(checks: Sequence[Check], power: Power, *, study: str = "") -> pd.DataFrame:
+    """Return one row per entry of every check, columns `COLUMNS`; p and flag are those of its
+    curve.
+    """
+    found = curves(checks, power)
+    parts = [
+        _rows(check, study, adjusted, flag)
+        for check, adjusted, flag in zip(checks, found["adjusted"], found["flag"], strict=True)
+    ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
-def _rows(check: Check, study: str) -> pd.DataFrame:
-    quantity, z = check.quantity, check.z
+def _rows(check: Check, study: str, adjusted: float, flag: bool) -> pd.DataFrame:
+    quantity = check.quantity
     rows = pd.DataFrame(
         {
             "study": study,
@@ -214,63 +305,60 @@ def _rows(check: Check, study: str) -> pd.DataFrame:
             "analytic": quantity.analytic,
             "empirical": check.empirical,
             "se": check.se,
-            "z": z,
+            "z": check.z,
             "replicates": check.replicates,
             "tolerance": quantity.tolerance,
-            "flag": ~(np.abs(z) <= FLAG),
+            "p": adjusted,
+            "flag": flag,
         }
     )
     return rows[list(COLUMNS)]
 
 
-def disagreements(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the flagged rows, worst first."""
-    return rows[rows["flag"]].sort_values("z", key=lambda z: -z.abs(), na_position="first")
+def disagreements(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the flagged rows of `curves`, the smallest p first."""
+    return found[found["flag"]].sort_values("p")
 
 
-def imprecise(rows: pd.DataFrame, wanted: float = WANTED) -> pd.DataFrame:
-    """Return the rows whose standard error is not below `wanted` of the analytic value, entries of
-    value 0 left out.
+def imprecise(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `curves` whose replicates find no error as small as is wanted."""
+    return found[found["finds"] > found["wanted"]]
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per quantity of `curves`: its curves, entries, replicates, the largest
+    estimated error of a formula, the error that is found for sure, the largest |z|, the smallest
+    adjusted p, tolerance, flags.
     """
-    return rows[(rows["se"] > wanted * rows["analytic"].abs()) & (rows["analytic"].abs() > 1e-12)]
-
-
-def by_chance(comparisons: int) -> float:
-    """Return the flags to expect among so many comparisons: 6.3e-5 each, where every formula is
-    right and means are normal.
-    """
-    return float(comparisons * 2 * norm.sf(FLAG))
-
-
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per quantity: comparisons, replicates, largest standard error relative to the
-    quantity, largest |z|, tolerance, flags.
-    """
-    sized = rows.assign(
-        relative=(rows["se"] / rows["analytic"].abs()).where(rows["analytic"].abs() > 1e-12),
-        size=rows["z"].abs(),
-    )
-    groups = sized.groupby("quantity", sort=False)
-    by_quantity = groups.agg(
-        comparisons=("z", "size"),
-        replicates=("replicates", "max"),
-        relative_se=("relative", "max"),
-        largest_z=("size", "max"),
+    by_quantity = found.assign(size=found["error"].abs()).groupby("quantity", sort=False)
+    return by_quantity.agg(
+        curves=("flag", "size"),
+        entries=("entries", "sum"),
+        replicates=("replicates", "min"),
+        left_out=("left_out", "max"),
+        error=("size", "max"),
+        finds=("finds", "max"),
+        largest_z=("largest", "max"),
+        adjusted=("adjusted", "min"),
         tolerance=("tolerance", "max"),
         flags=("flag", "sum"),
-    )
-    return by_quantity.reset_index()
+    ).reset_index()
 
 
 # ---- claims
 
 
 class Claim(NamedTuple):
-    """A statement, the numbers that it rests on, and whether they bear it out."""
+    """A statement, the numbers that it rests on, and whether they bear it out.
+
+    theorem: the source of what is proved and only evaluated here; empty where the numbers are
+    those of the run's simulations.
+    """
 
     statement: str
     numbers: str
     holds: bool
+    theorem: str = ""
 
 
 class Conclusion(NamedTuple):
@@ -300,7 +388,7 @@ def groups(checks: Sequence[Check]) -> Mapping[str, list[Check]]:
 
 def figure(checks: Sequence[Check], *, size: tuple[float, float] = (4.2, 3.6)) -> Figure:
     """Draw the checks of one quantity: analytic as lines, empirical as dots with a band of two
-    standard errors; z and its limits below.
+    standard errors; z below.
 
     Raises ValueError where there are none.
     """
@@ -318,7 +406,7 @@ def figure(checks: Sequence[Check], *, size: tuple[float, float] = (4.2, 3.6)) -
             top.yaxis.set_minor_formatter("")
         if len(checks) > 1:
             top.legend(frameon=False, fontsize=8, labelcolor=figures.INK)
-        for limit in (-FLAG, FLAG):
+        for limit in (-BAND, BAND):
             bottom.axhline(limit, color=figures.MUTED, linewidth=1, linestyle=(0, (1, 2)))
         bottom.set_ylim(-8.5, 8.5)
         bottom.set_yticks([-4, 0, 4])

@@ -1,6 +1,6 @@
 """The config of the theory study."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -19,6 +19,7 @@ from jaxloop.config import (
 Mixing = Literal["complete", "ring", "star", "blocks", "self_only"]
 MIXINGS: tuple[Mixing, ...] = ("complete", "ring", "star", "blocks", "self_only")
 Shares = Annotated[tuple[Share, ...], Field(min_length=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 Pair = Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]
 
 
@@ -76,6 +77,11 @@ class WmleConfig(Section):
     gam: NonNegative = Field(5.0, description="strength of the constraint of L_new")
     steps: Count = Field(10, description="gradient steps of a generation under L_new")
     rate: Positive = Field(2.0, description="their step length")
+    left_out: Share = Field(
+        0.2,
+        description="share of chains at most that may be left out because a fit did not converge: "
+        "a few draws may be so alike that no finite alpha and beta are likeliest",
+    )
     order: NonNegative = Field(
         5.0, description="relative error that is allowed to formulas for large n, times 1/n"
     )
@@ -134,6 +140,8 @@ class TheoryRunConfig(Section):
 class TheoryConfig(Section):
     """The config of a comparison of formulas with simulations."""
 
+    OLD_NAMES: ClassVar = {"wanted": "detect"}
+
     study: Literal["theory"] = Field("theory", description="which study this is a config of")
     title: Text = Field("Analytic against empirical", description="heading of the report")
     what: Literal["linear", "wmle", "histogram", "library"] = Field(
@@ -143,14 +151,20 @@ class TheoryConfig(Section):
     wmle: WmleConfig = WmleConfig()
     histogram: HistogramConfig = HistogramConfig()
     library: LibraryConfig = LibraryConfig()
-    wanted: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.01, description="standard error, relative to the quantity, that replicates are drawn for"
+    detect: Fraction = Field(
+        0.005, description="relative error of a formula that replicates are drawn to find"
+    )
+    power: Fraction = Field(0.95, description="probability that such an error is found")
+    level: Fraction = Field(
+        0.01,
+        description="probability of a false alarm anywhere in the table: a curve is flagged where "
+        "its p, adjusted for the number of curves, is at or below it",
     )
     replicates: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="replicates of every quantity; none: as many as `wanted` needs"
+        None, description="replicates of every quantity; none: as many as `detect` needs"
     )
     most: Count = Field(
-        100_000, description="replicates at most; rows that would need more are listed as imprecise"
+        4_000_000, description="replicates at most; what these find is in the table"
     )
     seed: Seed = Field(0, description="of designs, parameters and draws")
     run: TheoryRunConfig = TheoryRunConfig()

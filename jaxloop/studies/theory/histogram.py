@@ -166,15 +166,25 @@ def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -
     ]
     note = (
         "Relative entropy: entropy of the last generation over that of generation 0. The paper's "
-        "text does not say how a number that was never seen can be favoured. Taken literally it "
-        "cannot: the upper row of panels has no U. With "
+        "text does not say how a number that was never seen can be favoured. Taken literally, in "
+        f"the upper row of panels, {_where_it_is(table, 'literal')}. With "
         f"{config.histogram.smoothing:g} added to every number and a factor of "
-        f"{config.histogram.bias:g} on even ones it has; this is a reading of the paper, not its "
-        "program, which is not public."
+        f"{config.histogram.bias:g} on even ones, {_where_it_is(table, 'smoothed')}; this is a "
+        "reading of the paper, not its program, which is not public."
     )
     drawing = report.Drawing("U-shape", "± 2 standard errors", _figure(config, table), True)
     section = report.Section("Two readings of the U-shape", note, (drawing,))
     return Conclusion(claims, (section,), {"u_shape": table})
+
+
+def _where_it_is(table: pd.DataFrame, variant: str) -> str:
+    """Where the biased column of a variant has a U, by its arms."""
+    rows = [
+        row
+        for row in ROWS.values()
+        if min(arms(_curve(table, row, variant, "biased, no overlap"))[:2]) > WIDE
+    ]
+    return f"there is a U with {' and with '.join(rows)}" if rows else "there is no U"
 
 
 def _curve(table: pd.DataFrame, row: str, variant: str, column: str) -> pd.DataFrame:

@@ -24,6 +24,8 @@ from jaxloop.studies.theory.linear_efficiency import (
 
 T = TypeVar("T")
 
+PROOF = "Theorems 1 to 3 of arXiv 2505.21677, evaluated for these designs"
+
 # Weights of synthetic data at which many generations are simulated.
 FAR_ALPHAS = np.array([0.05, 0.2, 0.4, 0.6, 0.8])
 
@@ -283,7 +285,7 @@ def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -
     )
     drawings = draw_efficiency(config, alphas, curves, grid, values, best, all_designs[0], checks)
     return Conclusion(
-        claims=_claims(config, best),
+        claims=[claim._replace(theorem=PROOF) for claim in _claims(config, best)],
         sections=(report.Section("Relative efficiency", note, drawings),),
         tables={
             "efficiency_grid": _grid_table(grid, values),

@@ -20,17 +20,16 @@ FILES = (
     "import pandas as pd\n"
     'table = pd.read_csv("table.csv")    # study, quantity, line, axis, at, analytic, empirical, '
     "se, z, replicates, tolerance, flag\n"
-    'claims = pd.read_csv("claims.csv")  # statement, numbers, holds'
+    'claims = pd.read_csv("claims.csv")  # statement, numbers, holds, theorem'
 )
 
 
-def verdict(rows: pd.DataFrame, claims: Sequence[compare.Claim]) -> str:
-    """Return one sentence about all comparisons and claims."""
-    flags, false = int(rows["flag"].sum()), sum(not c.holds for c in claims)
-    chance = compare.by_chance(len(rows))
+def verdict(curves: pd.DataFrame, claims: Sequence[compare.Claim], level: float) -> str:
+    """Return one sentence about all curves and claims."""
+    flags, false = int(curves["flag"].sum()), sum(not c.holds for c in claims)
     text = (
-        f"{flags} of {len(rows)} comparisons have |z| > {compare.FLAG:g} ({chance:.2g} expected "
-        "by chance)"
+        f"{flags} of {len(curves)} curves differ from their formula (p <= {level:g} for the whole "
+        "table)"
     )
     return f"{text}, {len(claims) - false} of {len(claims)} statements hold" if claims else text
 
@@ -39,6 +38,7 @@ def write(
     root: Path,
     config: TheoryConfig,
     rows: pd.DataFrame,
+    curves: pd.DataFrame,
     checks: Sequence[compare.Check],
     conclusion: compare.Conclusion,
     *,
@@ -50,18 +50,24 @@ def write(
         root: the run directory.
         config: of the study.
         rows: `compare.table` of the checks.
+        curves: `compare.curves` of them.
         checks: all comparisons.
         conclusion: what the kind of models adds.
         page: what the page shows of the run.
     """
     claims = pd.DataFrame(conclusion.claims, columns=list(compare.Claim._fields))
-    for name, frame in {"table": rows, "claims": claims, **conclusion.tables}.items():
+    for name, frame in {
+        "table": rows,
+        "curves": curves,
+        "claims": claims,
+        **conclusion.tables,
+    }.items():
         columns = {str(column): values.tolist() for column, values in frame.items()}
         write_atomic(root / f"{name}.csv", to_csv(columns))
     sections = [
         *_statements(conclusion.claims),
         *conclusion.sections,
-        _comparisons(config, rows, checks),
+        _comparisons(config, rows, curves, checks),
     ]
     common_report.save_drawings(
         root / "figures",
@@ -75,7 +81,7 @@ def write(
         root,
         pd.DataFrame(columns=["chain", "generation", "metric", "value"]),
         title=config.title,
-        subtitle=verdict(rows, conclusion.claims),
+        subtitle=verdict(curves, conclusion.claims, config.level),
         run_info=page.run_info,
         config=page.config,
         versions=page.versions,
@@ -90,41 +96,44 @@ def _statements(claims: Sequence[compare.Claim]) -> list[report.Section]:
 
 
 def _comparisons(
-    config: TheoryConfig, rows: pd.DataFrame, checks: Sequence[compare.Check]
+    config: TheoryConfig,
+    rows: pd.DataFrame,
+    curves: pd.DataFrame,
+    checks: Sequence[compare.Check],
 ) -> report.Section:
-    summary = compare.summary(rows)
+    summary = compare.summary(curves)
     drawings = [
         report.Drawing(name, _note(summary, name), compare.figure(group))
         for name, group in compare.groups(checks).items()
     ]
     tables = (_summary(summary), _worst(rows))
-    return report.Section("Analytic and empirical", _how(config, rows), drawings, tables)
+    return report.Section("Analytic and empirical", _how(config, rows, curves), drawings, tables)
 
 
-def _how(config: TheoryConfig, rows: pd.DataFrame) -> str:
-    flags, imprecise = compare.by_chance(len(rows)), compare.imprecise(rows, config.wanted)
+def _how(config: TheoryConfig, rows: pd.DataFrame, curves: pd.DataFrame) -> str:
+    few, sure = compare.imprecise(curves), f"with probability {config.power:g}"
     text = (
         "Lines: the formula; dots: means over replicates, with a band of two standard errors; "
-        f"below: z, dotted at ±{compare.FLAG:g}, where a row is flagged. "
-        f"There are {len(rows)} comparisons: if every formula is right, {flags:.2g} flags are "
-        "to be expected by chance. "
-        "Rows of one experiment share their replicates, so that neighbouring dots err together."
+        f"below: z, dotted at ±{compare.BAND:g}. Neighbouring dots err together, so that whole "
+        f"curves are tested, {len(curves)} of them with {len(rows)} entries. Each has one p-value: "
+        "of a factor on the whole formula (t, weighted by the covariance of the entries), of all "
+        "entries together (Hotelling's T², F) and of the largest |z| (t), three times the "
+        f"smallest. Adjusted for the {len(curves)} curves (Holm), a curve is flagged at "
+        f"p <= {config.level:g}: if every formula is right, at most {config.level:.1%} of such "
+        "tables have any flag. "
     )
     if config.replicates is None:
-        text += (
-            f" Replicates were drawn until the standard error was below {config.wanted:.1%} of "
-            "the quantity"
-        )
-        if len(imprecise):
+        text += f"Replicates were drawn to find an error of {config.detect:.2%} in a formula {sure}"
+        if len(few):
             return (
-                f"{text}, but for {len(imprecise)} rows, which would need more than "
-                f"{config.most:,}."
+                f"{text}; {len(few)} curves would need more than {config.most:,}; what is found "
+                "in them stands in the table."
             )
-        return f"{text} in every row."
-    if len(imprecise):
+        return f"{text} (where a formula is right to a tolerance only, half of that beyond it)."
+    if len(few):
         text += (
-            f" In {len(imprecise)} rows the standard error is above {config.wanted:.1%} of the "
-            "quantity: more replicates would say more."
+            f"In {len(few)} curves an error of {config.detect:.2%} is not found {sure}: more "
+            "replicates would say more."
         )
     return text
 
@@ -133,41 +142,55 @@ def _note(summary: pd.DataFrame, name: str) -> str:
     row = summary[summary["quantity"] == name].iloc[0]
     text = (
         f"{row['replicates']:,.0f} replicates; largest |z| {row['largest_z']:.1f} of "
-        f"{row['comparisons']:.0f}"
+        f"{row['entries']:.0f}, p = {row['adjusted']:.2g} adjusted"
     )
+    if row["left_out"]:
+        text += f"; {row['left_out']:,.0f} replicates left out, a fit of theirs did not converge"
     if row["tolerance"]:
         text += f"; {row['tolerance']:.2%} allowed to the formula"
     return text
 
 
 def _claims(claims: Sequence[compare.Claim]) -> report.Table:
-    rows = [(c.statement, c.numbers, "yes" if c.holds else "NO") for c in claims]
-    return report.Table("", "", ("statement", "numbers", "holds"), rows)
+    rows = [
+        (c.statement, c.numbers, c.theorem or "this run's chains", "yes" if c.holds else "NO")
+        for c in claims
+    ]
+    return report.Table("", "", ("statement", "numbers", "rests on", "holds"), rows)
 
 
 def _summary(summary: pd.DataFrame) -> report.Table:
     header = (
         "quantity",
-        "comparisons",
+        "curves",
+        "entries",
         "replicates",
-        "largest standard error",
+        "left out",
+        "largest error of a formula, estimated",
+        "error that is found",
         "largest |z|",
+        "smallest p, adjusted",
         "allowed to the formula",
         "flags",
     )
     rows = [
         (
             row["quantity"],
-            int(row["comparisons"]),
+            int(row["curves"]),
+            int(row["entries"]),
             f"{row['replicates']:,}",
-            "–" if np.isnan(row["relative_se"]) else f"{row['relative_se']:.2%}",
+            f"{row['left_out']:,}",
+            *("–" if np.isnan(row[name]) else f"{row[name]:.2%}" for name in ("error", "finds")),
             f"{row['largest_z']:.2f}",
+            f"{row['adjusted']:.2g}",
             f"{row['tolerance']:.2%}",
             int(row["flags"]),
         )
         for _, row in summary.iterrows()
     ]
-    return report.Table("By quantity", "Every row is in table.csv.", header, rows)
+    return report.Table(
+        "By quantity", "Every curve is in curves.csv, every entry in table.csv.", header, rows
+    )
 
 
 def _worst(rows: pd.DataFrame) -> report.Table:

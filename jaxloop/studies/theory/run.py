@@ -1,10 +1,11 @@
 """Compares simulations of models that have a formula with what the formulas say.
 
 The steps are: the config gives experiments (quantities with their formulas); replicates are
-simulated in batches until the standard error is below 1 %; the result of each experiment is a file
-in checks/, so that a run that is killed loses only the current one; then table.csv, claims.csv,
-figures/ and report.html are written. The exit code is `DISAGREES` where a row has |z| > 4 or a
-claim does not hold.
+simulated in batches until an error of 0.5 % in any formula would be found; the result of each
+experiment is a file in checks/, so that a run that is killed loses only the current one; then
+table.csv, curves.csv, claims.csv, figures/ and report.html are written. The exit code is
+`DISAGREES` where a curve differs from its formula at the level of the whole table, or a claim does
+not hold.
 """
 
 import zlib
@@ -23,6 +24,7 @@ from jaxloop.runtime.tables import read_parquet, write_parquet
 from jaxloop.studies import DISAGREES
 from jaxloop.studies.common import run as common
 from jaxloop.studies.theory import compare, histogram, library, linear, report, wmle
+from jaxloop.studies.theory.agreement import Moments, Power
 from jaxloop.studies.theory.compare import Check, Claim, Conclusion, Experiment
 from jaxloop.studies.theory.config import CONFIG, TheoryConfig
 
@@ -79,6 +81,11 @@ def _counted(experiments: Sequence[Experiment]) -> str:
     )
 
 
+def _power(config: TheoryConfig, experiments: Sequence[Experiment]) -> Power:
+    curves = sum(len(e.quantities) for e in experiments)
+    return Power(config.detect, config.power, config.level, curves)
+
+
 def _comparisons(experiments: Sequence[Experiment]) -> int:
     return sum(len(quantity.at) for e in experiments for quantity in e.quantities)
 
@@ -86,19 +93,20 @@ def _comparisons(experiments: Sequence[Experiment]) -> int:
 def plan(config: TheoryConfig, target: str | None = None) -> list[tuple[str, str]]:
     """Return what would be drawn and compared; there is no plan for another `target`."""
     experiments = KINDS[config.what].experiments(config)
+    power = _power(config, experiments)
     if config.replicates is None:
         replicates = (
-            f"until every standard error is below {config.wanted:.1%} of its quantity, at most "
-            f"{config.most:,}"
+            f"until an error of {config.detect:.2%} in any formula is found with probability "
+            f"{config.power:g}, at most {config.most:,}"
         )
     else:
         replicates = f"{config.replicates:,}"
-    flags = compare.by_chance(_comparisons(experiments))
     return [
         ("comparisons", _counted(experiments)),
         (
-            "flags by chance",
-            f"{flags:.2g} rows with |z| > {compare.FLAG:g} expected if every formula is right",
+            "false alarms",
+            f"in at most {config.level:.1%} of such tables of {power.curves} curves, if every "
+            "formula is right",
         ),
         ("replicates", f"{config.section.batch:,} at a time, {replicates}"),
         *((e.name, _of_experiment(e)) for e in experiments),
@@ -129,45 +137,51 @@ def _prepare(config: TheoryConfig) -> Prepared:
 
 def _compare(context: common.RunContext[TheoryConfig, Prepared]) -> common.Outcome:
     config, prepared = context.config, context.prepared
+    power = _power(config, prepared.experiments)
     checks = [
         check
         for experiment in prepared.experiments
-        for check in _measured(config, experiment, context.root)
+        for check in _measured(config, experiment, context.root, power)
     ]
     conclusion = KINDS[config.what].conclude(config, prepared.mesh, checks)
-    rows = compare.table(checks, study=config.what)
-    disagreements = compare.disagreements(rows)
+    rows = compare.table(checks, power, study=config.what)
+    curves = compare.curves(checks, power)
+    disagreements = compare.disagreements(curves)
     false = [claim for claim in conclusion.claims if not claim.holds]
     _warn(disagreements, false)
 
     def write_report(page: common.PageInputs) -> Path:
-        return report.write(context.root, config, rows, checks, conclusion, page=page)
+        return report.write(context.root, config, rows, curves, checks, conclusion, page=page)
 
     return common.Outcome(
         write_report=write_report,
         exit_code=DISAGREES if len(disagreements) or false else 0,
         resumed=context.resumed,
-        summary=report.verdict(rows, conclusion.claims),
+        summary=report.verdict(curves, conclusion.claims, config.level),
     )
 
 
 def _warn(disagreements: pd.DataFrame, false: Sequence[Claim]) -> None:
     for _, row in disagreements.head(SHOWN).iterrows():
         LOGGER.warning(
-            "%s %s at %s %g: analytic %.6g, empirical %.6g, z = %.1f",
-            *(row[name] for name in ("quantity", "line", "axis", "at")),
-            *(row[name] for name in ("analytic", "empirical", "z")),
+            "%s %s: the formula is off by %.2f%%, largest |z| = %.1f, p = %.2g adjusted for the "
+            "table",
+            row["quantity"],
+            row["line"],
+            *(100 * row["error"], row["largest"], row["adjusted"]),
         )
     for claim in false:
         LOGGER.warning("does not hold: %s (%s)", claim.statement, claim.numbers)
 
 
-def _measured(config: TheoryConfig, experiment: Experiment, root: Path) -> list[Check]:
+def _measured(
+    config: TheoryConfig, experiment: Experiment, root: Path, power: Power
+) -> list[Check]:
     """The checks of an experiment: from its file, or measured and written there."""
     path = root / "checks" / f"{experiment.name}.parquet"
     path.parent.mkdir(exist_ok=True)
-    if path.exists():
-        return _read_checks(experiment, path)
+    if path.exists() and (stored := _read_checks(experiment, path)):
+        return stored
     # Batches of an experiment have consecutive seeds; those of another one are far away.
     seed = (zlib.crc32(experiment.name.encode()) + config.seed) << 20
     checks = compare.measure(
@@ -175,32 +189,44 @@ def _measured(config: TheoryConfig, experiment: Experiment, root: Path) -> list[
         seed=seed,
         replicates=config.replicates,
         most=config.most,
-        wanted=config.wanted,
+        power=power,
     )
-    se = np.concatenate([check.se for check in checks])
-    columns = {
-        "empirical": np.concatenate([check.empirical for check in checks]),
-        "se": se,
-        "replicates": np.full(len(se), checks[0].replicates),
-    }
-    write_parquet(path, columns)
+    _write_checks(checks, path)
     LOGGER.info(
         "%s: %s replicates, %d comparisons, largest |z| %.1f",
         experiment.name,
         f"{checks[0].replicates:,}",
-        len(se),
+        sum(len(check.se) for check in checks),
         max(float(np.nanmax(np.abs(check.z), initial=0.0)) for check in checks),
     )
     return checks
 
 
+def _write_checks(checks: Sequence[Check], path: Path) -> None:
+    """One row per entry: mean, replicates, and its row of its curve's covariance, filled with 0."""
+    wide = max(len(check.se) for check in checks)
+    covs = np.concatenate([np.pad(c.moments.cov, ((0, 0), (0, wide - len(c.se)))) for c in checks])
+    columns = {
+        "empirical": np.concatenate([check.empirical for check in checks]),
+        "replicates": np.concatenate([np.full(len(c.se), c.replicates) for c in checks]),
+        "left_out": np.concatenate([np.full(len(c.se), c.left_out) for c in checks]),
+        **{f"cov_{j}": covs[:, j] for j in range(wide)},
+    }
+    write_parquet(path, columns)
+
+
 def _read_checks(experiment: Experiment, path: Path) -> list[Check]:
+    """The checks of a file, or none where it is of a version that did not store covariances."""
     stored = read_parquet(path)
-    empirical, se = np.asarray(stored["empirical"]), np.asarray(stored["se"])
+    if "cov_0" not in stored:
+        return []
+    empirical = np.asarray(stored["empirical"])
+    covs = np.stack([np.asarray(x) for name, x in stored.items() if name.startswith("cov_")], 1)
     checks, start = [], 0
     for quantity in experiment.quantities:
-        stop = start + len(quantity.at)
-        replicates = int(stored["replicates"][0])
-        checks.append(Check(quantity, empirical[start:stop], se[start:stop], replicates))
-        start = stop
+        n = len(quantity.at)
+        part = slice(start, start + n)
+        count, left_out = (int(stored[name][start]) for name in ("replicates", "left_out"))
+        checks.append(Check(quantity, Moments(count, empirical[part], covs[part, :n]), left_out))
+        start += n
     return checks

@@ -14,6 +14,7 @@ import scipy.stats
 from jax.sharding import Mesh
 
 from jaxloop.simulators import beta
+from jaxloop.studies.theory import wmle_measured
 from jaxloop.studies.theory.compare import Check, Claim, Conclusion, Experiment, Quantity
 from jaxloop.studies.theory.config import TheoryConfig, WmleConfig
 
@@ -22,6 +23,9 @@ LINES = {
     "pretrained": "weighted by the pre-trained model",
     "none": "not weighted",
 }
+
+PROOF = "for infinitely many draws: densities of Beta distributions multiply (simulators/beta.py)"
+WHY = "a fit of theirs did not converge"
 
 
 def experiments(config: TheoryConfig, mesh: Mesh | None = None) -> list[Experiment]:
@@ -64,15 +68,11 @@ def _modes(theta: np.ndarray) -> np.ndarray:
 def _simulated(
     config: TheoryConfig, n: int, options: Mapping[str, Any], mesh: Mesh | None, seed: int
 ) -> np.ndarray:
-    """Fits [R, T+1, 2] of a batch. Raises FloatingPointError where Newton did not converge."""
+    """Fits [R, T+1, 2] of a batch; NaN in the chains with one that did not converge."""
     theta, converged, _ = beta.simulate(
         n=n, replicates=config.wmle.batch, seed=seed, report=True, mesh=mesh, **options
     )
-    if not converged.all():
-        raise FloatingPointError(
-            f"Newton did not converge in {int((~converged).sum())} of {converged.size} fits"
-        )
-    return theta
+    return np.where(converged.all(1)[:, None, None], theta, np.nan)
 
 
 def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experiment:
@@ -106,7 +106,7 @@ def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experime
             *([_coefficients(theta, options)] if shifts else []),
         ]
 
-    return Experiment(f"chains__{weighting}", tuple(quantities), draw)
+    return Experiment(f"chains__{weighting}", tuple(quantities), draw, w.left_out, WHY)
 
 
 def _sampling_error(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experiment:
@@ -129,10 +129,11 @@ def _sampling_error(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> 
         theta = _simulated(config, w.error_n, options, mesh, seed)
         # Means of these are the standard deviation, to first order in its error; n / (n - 1) is for
         # the mean that is subtracted.
-        away = (theta - theta.mean(0)) ** 2 * (w.batch / (w.batch - 1))
+        kept = np.isfinite(theta).all((1, 2)).sum()
+        away = (theta - np.nanmean(theta, 0)) ** 2 * (kept / max(kept - 1, 1))
         return [sd[:, i] + (away[:, :, i] - sd[:, i] ** 2) / (2 * sd[:, i]) for i in (0, 1)]
 
-    return Experiment(f"sampling_error__{weighting}", tuple(quantities), draw)
+    return Experiment(f"sampling_error__{weighting}", tuple(quantities), draw, w.left_out, WHY)
 
 
 def _coefficients(theta: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
@@ -205,7 +206,9 @@ def _descent(constraint: beta.Constraint, options: Mapping[str, Any]) -> np.ndar
 
 
 def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -> Conclusion:
-    """Return what is proved of weighted maximum likelihood, with the numbers of this config."""
+    """Return what the chains show, and beside it what is proved, with the numbers of this
+    config.
+    """
     weightings = config.wmle.weightings
     claims: list[Claim] = []
     if "model" in weightings:
@@ -214,6 +217,8 @@ def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -
         claims.append(_constant_growth(config))
     if "none" in weightings:
         claims.append(_random_walk(config))
+    proved = [claim._replace(theorem=PROOF) for claim in claims]
+    claims = [*wmle_measured.claims(config, checks, LINES), *proved]
     frames = [_population_table(config, weighting) for weighting in weightings]
     return Conclusion(claims, (), {"population": pd.concat(frames, ignore_index=True)})
 

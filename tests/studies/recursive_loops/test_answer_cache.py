@@ -71,13 +71,11 @@ def test_a_rule_of_a_cleaning_stream_asks_only_for_what_is_new(tmp_path):
     judge = Judge()
     english = answer_cache.remembered(judge, tmp_path / "a.sqlite", name="english")
     step = cleaning.keep_batches("not English", lambda texts: english(texts) > 0.3)
-    rows = [{"text": t} for t in ("aaa", "b", "cccc")]
-    assert [r["text"] for r in cleaning.clean(rows, [step], {})] == ["aaa", "cccc"]
-    assert [r["text"] for r in cleaning.clean([*rows, {"text": "dddd"}], [step], {})] == [
-        "aaa",
-        "cccc",
-        "dddd",
-    ]
+    texts = ["aaa", "b", "cccc"]
+    (batch,) = cleaning.clean([{"text": texts}], [step], {})
+    assert batch["text"] == ["aaa", "cccc"]
+    (batch,) = cleaning.clean([{"text": [*texts, "dddd"]}], [step], {})
+    assert batch["text"] == ["aaa", "cccc", "dddd"]
     assert judge.asked == ["aaa", "b", "cccc", "dddd"]
 
 

@@ -2,6 +2,7 @@
 stand in for the paper's datasets.
 """
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -19,7 +20,10 @@ import pytest
 from scipy import stats
 
 from jaxloop.data import load_texts, reading
-from jaxloop.studies.recursive_loops.data import cleaning, recipes
+from jaxloop.data.batches import as_columns, rows_of
+from jaxloop.studies.recursive_loops.data import clean_files, cleaning, recipes, sampling
+from jaxloop.studies.recursive_loops.data.language import english_by_langid
+from jaxloop.studies.recursive_loops.data.words import nltk_words
 
 
 def words(texts):
@@ -28,7 +32,7 @@ def words(texts):
 
 def run(rows, *steps):
     report = {}
-    return list(cleaning.clean(rows, steps, report)), report
+    return list(rows_of(cleaning.clean(as_columns(rows), steps, report))), report
 
 
 def texts(rows):
@@ -150,7 +154,7 @@ def test_sample_is_uniform_without_replacement_and_depends_on_seed_and_place_alo
     counts = np.zeros(60)
     places = np.zeros((12, 2))
     for seed in range(500):
-        out, report = run(rows, cleaning.sample(12, seed))
+        out, report = run(rows, sampling.sample(12, seed))
         chosen = [int(t) for t in texts(out)]
         assert len(set(chosen)) == 12 and report["not in the sample of 12"]["dropped"] == 48
         counts[chosen] += 1
@@ -158,10 +162,10 @@ def test_sample_is_uniform_without_replacement_and_depends_on_seed_and_place_alo
     assert stats.chisquare(counts).pvalue > 1e-3
     # Random order: which half a row comes from says nothing about its place.
     assert stats.chi2_contingency(places).pvalue > 1e-3
-    again = [run(rows, cleaning.sample(12, 4))[0] for _ in range(2)]
-    assert again[0] == again[1] != run(rows, cleaning.sample(12, 5))[0]
+    again = [run(rows, sampling.sample(12, 4))[0] for _ in range(2)]
+    assert again[0] == again[1] != run(rows, sampling.sample(12, 5))[0]
     assert again[0][0]["lone"] == "\ud800"
-    assert sorted(texts(run(rows, cleaning.sample(1000, 4))[0]), key=int) == texts(rows)
+    assert sorted(texts(run(rows, sampling.sample(1000, 4))[0]), key=int) == texts(rows)
 
 
 def test_a_large_sample_equals_the_smallest_priorities():
@@ -176,14 +180,14 @@ def test_a_large_sample_equals_the_smallest_priorities():
     drawn = [(*draws(i), str(i)) for i in range(20_000)]
     expected = [text for _, _, text in sorted(sorted(drawn)[:1500], key=lambda d: d[1])]
     assert (
-        texts(run([{"text": str(i)} for i in range(20_000)], cleaning.sample(1500, 7))[0])
+        texts(run([{"text": str(i)} for i in range(20_000)], sampling.sample(1500, 7))[0])
         == expected
     )
 
 
 def test_sample_of_each_group():
     rows = [{"text": str(i), "subreddit": "ab"[i % 5 == 0]} for i in range(1000)]
-    out, _ = run(rows, cleaning.sample(150, 1, "subreddit"))
+    out, _ = run(rows, sampling.sample(150, 1, "subreddit"))
     assert pd.Series([row["subreddit"] for row in out]).value_counts().to_dict() == {
         "a": 150,
         "b": 150,
@@ -203,10 +207,10 @@ def test_memory_does_not_grow_with_the_stream():
         steps = [
             cleaning.drop_links(),
             cleaning.length(words, 3, 9),
-            cleaning.sample(2000, 0),
+            sampling.sample(2000, 0),
             cleaning.without(["tweet"]),
         ]
-        for _ in cleaning.clean(stream(count), steps, {}):
+        for _ in cleaning.clean(as_columns(stream(count)), steps, {}):
             pass
         high = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -221,8 +225,8 @@ def test_parquet_of_a_stream_is_whole_typed_and_lossless(tmp_path):
     rows = [{"text": v, "n": i, "note": None if i < 20_000 else "x"} for i, v in enumerate(values)]
     report = {}
     path = tmp_path / "clean.parquet"
-    assert cleaning.write_parquet(
-        path, cleaning.clean(rows, [cleaning.fewer("#", 1)], report), report
+    assert clean_files.write_parquet(
+        path, cleaning.clean(as_columns(rows), [cleaning.fewer("#", 1)], report), report
     ) == len(rows)
     assert [p.name for p in tmp_path.iterdir()] == ["clean.parquet"]
     back = list(reading.read_rows(path))
@@ -232,25 +236,29 @@ def test_parquet_of_a_stream_is_whole_typed_and_lossless(tmp_path):
     assert frame["text"].iloc[0] == "NA" and frame["n"].dtype == np.int64
 
     def breaking():
-        yield {"text": "a", "n": 1}
+        yield {"text": ["a"], "n": [1]}
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError):
-        cleaning.write_parquet(tmp_path / "half.parquet", breaking())
-    with pytest.raises(ValueError, match="one type per column"):
-        cleaning.write_parquet(
-            tmp_path / "half.parquet",
-            [{"text": "a", "n": 1}] * 20_000 + [{"text": "a", "n": "one"}],
-        )
+        clean_files.write_parquet(tmp_path / "half.parquet", breaking())
+    bad = [{"text": "a", "n": 1}] * 20_000 + [{"text": "a", "n": "one"}]
+    with pytest.raises(
+        ValueError, match="'n' holds str 'one' in clean row 20001, .* one type per column"
+    ):
+        clean_files.write_parquet(tmp_path / "half.parquet", as_columns(bad))
     with pytest.raises(ValueError, match="no rows to write"):
-        cleaning.write_parquet(tmp_path / "half.parquet", [])
+        clean_files.write_parquet(tmp_path / "half.parquet", [])
     assert [p.name for p in tmp_path.iterdir()] == ["clean.parquet"]
 
 
 def dataset(which, **options):
     report = {}
     options.setdefault("count_tokens", words)
-    return list(recipes.clean_dataset(which, report, **options)), report
+    if "source" in options and not isinstance(options["source"], list):
+        options["source"] = [options["source"]]
+    names = {field.name for field in dataclasses.fields(recipes.Origin)} & set(options)
+    origin = recipes.Origin(**{name: options.pop(name) for name in names})
+    return list(rows_of(recipes.clean_dataset(which, report, origin=origin, **options))), report
 
 
 def write(path, rows):
@@ -278,11 +286,8 @@ def test_every_choice_between_paper_and_code_of_the_tweets(tmp_path):
         return [True] * len(batch)
 
     out, report = dataset("100M_tweets", source=path, is_english=every, presample=None)
-    assert texts(out) == [body(30), body(30)] and out[0] == {
-        "text": body(30),
-        "date": "2019-01-01",
-        "user": "u",
-    }
+    assert texts(out) == [body(30), body(30)]
+    assert out[0] == {"text": body(30), "date": "2019-01-01"}
     assert report["no text"]["dropped"] == 1 and report["3 or more '#'"]["dropped"] == 1
     out, _ = dataset(
         "100M_tweets",
@@ -358,13 +363,13 @@ def test_wikipedia_keeps_first_paragraphs(tmp_path):
         {"text": f"Short.\n\n{body(40)}", "title": "B"},
     ]
     out, _ = dataset("wikipedia", source=write(tmp_path / "w.jsonl", rows))
-    assert out == [{"text": body(25), "title": "A"}]
+    assert out == [{"text": body(25)}]
 
 
 def test_sources_splits_and_columns(tmp_path, monkeypatch):
     calls = []
 
-    def load_dataset(source, name, *, split, revision, streaming):
+    def load_dataset(source, name, *, split, revision, streaming=False):
         calls.append((source, name, split, revision, streaming))
         return datasets.Dataset.from_dict(
             {
@@ -375,7 +380,7 @@ def test_sources_splits_and_columns(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    out, _ = dataset("senator_tweets")
+    out, _ = dataset("senator_tweets", keep_columns=("party",))
     assert out == [{"text": f"{body(12)} {split}", "party": "D"} for split in ("train", "test")]
     assert [c[0] + ":" + c[2] for c in calls] == [
         "m-newhauser/senator-tweets:train",
@@ -424,7 +429,7 @@ def test_sources_splits_and_columns(tmp_path, monkeypatch):
 
 
 def test_subreddit_splits_name_the_subreddit(monkeypatch):
-    def load_dataset(source, name, *, split, revision, streaming):
+    def load_dataset(source, name, *, split, revision, streaming=False):
         return datasets.Dataset.from_dict(
             {"title": [f"{split} {i}" for i in range(4)], "selftext": [body(30)] * 4}
         )
@@ -446,7 +451,7 @@ def test_the_default_unit_is_cl100k_and_its_absence_is_said(monkeypatch, tmp_pat
         match="tiktoken.* is not installed; pip install 'jaxloop-lm.tiktoken.', or give "
         "count_tokens",
     ):
-        recipes.clean_dataset("wikipedia", {}, source=path)
+        recipes.clean_dataset("wikipedia", {}, origin=recipes.Origin([path]))
 
     def refuse(name):
         raise ConnectionError("no network")
@@ -455,7 +460,7 @@ def test_the_default_unit_is_cl100k_and_its_absence_is_said(monkeypatch, tmp_pat
     with pytest.raises(
         ValueError, match=r"cl100k_base cannot be loaded \(ConnectionError\); give count_tokens"
     ):
-        recipes.clean_dataset("wikipedia", {}, source=path)
+        recipes.clean_dataset("wikipedia", {}, origin=recipes.Origin([path]))
     asked = []
 
     def encoding(name):
@@ -463,9 +468,9 @@ def test_the_default_unit_is_cl100k_and_its_absence_is_said(monkeypatch, tmp_pat
         return types.SimpleNamespace(encode_ordinary_batch=lambda batch: [t.split() for t in batch])
 
     monkeypatch.setitem(sys.modules, "tiktoken", types.SimpleNamespace(get_encoding=encoding))
-    assert len(list(recipes.clean_dataset("wikipedia", {}, source=path))) == 1 and asked == [
-        "cl100k_base"
-    ]
+    assert len(
+        list(recipes.clean_dataset("wikipedia", {}, origin=recipes.Origin([path])))
+    ) == 1 and asked == ["cl100k_base"]
 
 
 def test_english_by_langid():
@@ -479,7 +484,7 @@ def test_english_by_langid():
         "\ud800 This is a sentence with a lone surrogate in it, which the model must not stumble "
         "over at all.",
     ]
-    assert recipes.english_by_langid(batch) == [True, False, False, True]
+    assert english_by_langid(batch) == [True, False, False, True]
 
 
 def test_words_are_those_of_nltk_sentence_by_sentence():
@@ -487,7 +492,7 @@ def test_words_are_those_of_nltk_sentence_by_sentence():
 
     treebank = NLTKWordTokenizer()
     sentences = ["I can't do it.", "It's $5, isn't it?", "We met Mr Smith (again)!"]
-    assert recipes.nltk_words([" ".join(sentences), ""]) == [
+    assert nltk_words([" ".join(sentences), ""]) == [
         sum(len(treebank.tokenize(s)) for s in sentences),
         0,
     ]
@@ -512,7 +517,7 @@ def test_senate_tweets_as_senator_tweets(shared):
     expected = expected[expected.str.split().str.len() > 10]
     assert texts(out) == expected.tolist() and 40_000 < len(out) < 57_000
     assert report["not more than 10 words"]["in"] == 57_663
-    assert set(out[0]) == {"text", "senator", "party", "date"}
+    assert set(out[0]) == {"text"}
 
 
 def test_senate_and_tweeteval_as_100m_tweets(shared):

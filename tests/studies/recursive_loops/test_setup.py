@@ -472,12 +472,12 @@ def test_a_rule_that_drops_everything_is_named_with_its_domain(place, tmp_path, 
 def test_clean_data_are_read_once_with_their_report_and_again_when_the_file_changes(
     place, tmp_path, monkeypatch
 ):
-    from jaxloop.studies.recursive_loops.data import cleaning
+    from jaxloop.studies.recursive_loops.data import clean_files
 
     calls = []
-    original = cleaning.write_parquet
+    original = clean_files.write_parquet
     monkeypatch.setattr(
-        cleaning, "write_parquet", lambda *args: calls.append(args[0]) or original(*args)
+        clean_files, "write_parquet", lambda *args: calls.append(args[0]) or original(*args)
     )
     domains = {
         "posts": {"recipe": "senator_tweets", "source": [str(tmp_path / "a.jsonl")], "keep": 100}
@@ -492,9 +492,7 @@ def test_clean_data_are_read_once_with_their_report_and_again_when_the_file_chan
         and first.report == second.report
         and list(first.texts) == list(second.texts)
     )
-    assert first.prompt == "### User:\nGenerate a twitter post.\n### Assistant:\n" and first.column(
-        "party"
-    )[0] in ("D", "R")
+    assert first.prompt == "### User:\nGenerate a twitter post.\n### Assistant:\n"
     entries = list(first.report.values())
     assert (
         entries[0]["in"] == 240
@@ -507,8 +505,10 @@ def test_clean_data_are_read_once_with_their_report_and_again_when_the_file_chan
             'here", "party": "D"}'
         )
     assert loops_data.read(settings, "posts", len).folder != first.folder and len(calls) == 2
-    with pytest.raises(ValueError, match="config.domains.posts: has no column 'side'; there are"):
-        first.column("side")
+    assert not (first.folder / "parts").exists()
+    # Columns that no experiment reads are not kept.
+    with pytest.raises(ValueError, match="config.domains.posts: has no column 'party'; there are"):
+        first.column("party")
 
 
 def test_the_papers_unit_of_length_is_needed_only_by_rules_that_count_it(place, monkeypatch):

@@ -22,6 +22,7 @@ from jaxloop.studies.theory import (
     wmle,
 )
 from jaxloop.studies.theory import run as study
+from jaxloop.studies.theory.agreement import Moments, Power
 from tests.command import call
 
 CONFIGS = {
@@ -69,7 +70,9 @@ def test_linear_study_agrees_resumes_and_notices_what_is_wrong(capsys, tmp_path)
     )
     assert len(table) > 30 and (table["replicates"] == 600).all()
     page = (tmp_path / "run/report.html").read_text()
-    assert f"There are {len(table)} comparisons" in page and "to be expected by chance" in page
+    curves = pd.read_csv(tmp_path / "run/curves.csv")
+    assert f"{len(curves)} of them with {len(table)} entries" in page
+    assert tuple(curves.columns) == compare.CURVES and "at most 1.0% of such tables" in page
     assert (
         "<img" not in page and not re.search(r'(src|href)="(?!#)', page) and page.count("<svg") >= 9
     )
@@ -82,18 +85,18 @@ def test_linear_study_agrees_resumes_and_notices_what_is_wrong(capsys, tmp_path)
     stored = read_parquet(tmp_path / "run/checks/main_setting.parquet")
     write_parquet(
         tmp_path / "run/checks/main_setting.parquet",
-        stored | {"empirical": stored["empirical"] * 1.1, "se": stored["se"] / 3},
+        stored | {"empirical": stored["empirical"] * 1.3},
     )
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run/checks").iterdir()}
     code, _, err = call(capsys, *run)
-    assert code == 4 and "z = " in err
+    assert code == 4 and "the formula is off by" in err
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run/checks").iterdir()} == before
     again = pd.read_csv(tmp_path / "run/table.csv")
     assert (
         again["flag"].any()
         and not again.loc[again["quantity"].str.startswith("Error by"), "flag"].any()
     )
-    assert "comparisons have |z| &gt; 4" in (tmp_path / "run/report.html").read_text()
+    assert "curves differ from their formula" in (tmp_path / "run/report.html").read_text()
 
 
 def test_a_wrong_formula_is_flagged(monkeypatch):
@@ -120,9 +123,11 @@ def test_a_wrong_formula_is_flagged(monkeypatch):
         dataclasses.replace(q, analytic=q.analytic / 2) if q.name == "Error of an entity" else q
         for q in right.quantities
     ]
-    rows = compare.table(
-        compare.measure(right._replace(quantities=tuple(wrong)), seed=1, most=500, replicates=500)
+    power = Power(0.005, 0.95, 0.01, len(wrong))
+    checks = compare.measure(
+        right._replace(quantities=tuple(wrong)), seed=1, most=500, replicates=500, power=power
     )
+    rows = compare.table(checks, power)
     assert rows.loc[rows["quantity"] == "Error of an entity", "flag"].all()
 
 
@@ -154,6 +159,29 @@ def test_wmle_study_states_what_is_proved():
         "Bias projection coefficient",
         "Standard deviation of alpha between chains, N = 2,000",
     } <= names
+
+
+def test_statements_about_the_chains_come_from_the_chains():
+    """The same statements from numbers as the formulas have them, and from others: the second time
+    they come out the other way.
+    """
+    made = settings("wmle", wmle=dict(n=300, generations=3, batch=64))
+    quantities = [q for e in wmle.experiments(made) for q in e.quantities]
+
+    def said(change):
+        checks = [
+            compare.Check(q, Moments(500, change(q), np.eye(len(q.at)) * 1e-8)) for q in quantities
+        ]
+        claims = wmle.conclude(made, None, checks).claims
+        return [c for c in claims if not c.theorem], [c for c in claims if c.theorem]
+
+    right, proved = said(lambda q: q.analytic)
+    assert len(right) == 7 and all(c.holds for c in right) and len(proved) == 7
+    assert "goes past the pre-trained model's in no generation" in right[2].statement
+    wrong, same = said(lambda q: q.analytic * (1 + 0.2 * q.at) + 0.05 * (q.at > 1))
+    assert sum(not c.holds for c in wrong) >= 5 and same == proved
+    assert "goes past the pre-trained model's in some generation" in wrong[2].statement
+    assert all(a.numbers != b.numbers for a, b in zip(right, wrong, strict=True))
 
 
 def test_statements_are_made_where_they_are_proved():
@@ -238,7 +266,7 @@ def test_validate_and_plan(capsys, kind):
     code, out, _ = call(capsys, *words(kind), "--validate")
     assert code == 0 and "comparisons of" in out and "is valid" in out
     code, out, _ = call(capsys, *words(kind), "--plan")
-    assert code == 0 and "expected if every formula is right" in out and "at a time" in out
+    assert code == 0 and "if every formula is right" in out and "at a time" in out
 
 
 def test_every_kind_is_in_the_catalogue(capsys):

@@ -1,34 +1,25 @@
-"""Cleaning rules as pure steps over streams of rows, and a report of what each step dropped.
+"""Cleaning rules as pure steps over streams of batches, and a report of what each step dropped.
 
-A row is a dict with the text under "text". A step never changes a row that it was given; steps that
-look at one row at a time hold one batch in memory, `distinct` 64 bits per text, `sample` two
-numbers per row that it keeps (the rows themselves wait in a temporary file). The datasets of the
-paper are sequences of such steps: `recipes.py`.
+A batch is {column: values} of a thousand rows, the text under "text". A step never changes a list
+that it was given; steps that look at one row at a time hold one batch in memory, `distinct` 64 bits
+per text, `sampling.sample` two numbers per row that it keeps (the rows themselves wait in a
+temporary file). The datasets of the paper are sequences of such steps: `recipes.py`.
 """
 
 import dataclasses
 import hashlib
-import itertools
-import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from jaxloop.data import duplicates
+from jaxloop.data.batches import Columns, count_of, larger, selected
 from jaxloop.data.filters import count_safely
-from jaxloop.runtime.tables import escape
 
-Row = dict[str, Any]
 Counter = Callable[[list[str]], Sequence[int]]
+# {rule: {"in": rows, "dropped": rows, "out": rows}}
+Report = dict[str, dict[str, int]]
 
-_BATCH = 1024
 _AHEAD = 10_000
 _LINK = re.compile(r"http\S+")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -40,24 +31,26 @@ class Step:
 
     Attributes:
         name: its name in the report.
-        run: function from a stream of rows to a stream of rows.
+        run: function from a stream of batches to a stream of batches.
         reads: the columns that it reads.
+        by_row: whether what becomes of a row depends on this row alone.
     """
 
     name: str
-    run: Callable[[Iterator[Row]], Iterator[Row]]
+    run: Callable[[Iterator[Columns]], Iterator[Columns]]
     reads: tuple[str, ...] = ("text",)
+    by_row: bool = True
 
 
 class AllDropped(ValueError):
     """A rule drops every row that reaches it."""
 
 
-def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[Row]:
-    """Yield the rows that are left after all steps.
+def clean(batches: Iterable[Columns], steps: Sequence[Step], report: Report) -> Iterator[Columns]:
+    """Yield the rows that are left after all steps, in batches.
 
     Args:
-        rows: dicts; nothing is read before the first clean row is asked for.
+        batches: nothing is read before the first clean batch is asked for.
         steps: applied in their order.
         report: filled while the rows are read, complete at their end: {step name: {"in": rows,
             "dropped": rows, "out": rows}}.
@@ -65,6 +58,12 @@ def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[
     Raises ValueError where a step's name occurs twice, where a row lacks a column that a step
     reads, and, at the end, where there were no rows or a step dropped all that reached it.
     """
+    yield from apply(batches, steps, report)
+    check_left(report)
+
+
+def apply(batches: Iterable[Columns], steps: Sequence[Step], report: Report) -> Iterator[Columns]:
+    """Yield the rows that are left after all steps, which may be none; arguments as of `clean`."""
     names = [step.name for step in steps]
     for name in names:
         if names.count(name) > 1:
@@ -74,60 +73,71 @@ def clean(rows: Iterable[Row], steps: Sequence[Step], report: dict) -> Iterator[
             )
     report.clear()
     report.update({name: {"in": 0, "dropped": 0, "out": 0} for name in names})
-    stream = iter(rows)
+    stream = iter(batches)
     for step in steps:
         stream = _counted(step, stream, report[step.name])
-    count = 0
-    for row in stream:
-        count += 1
-        yield row
-    if count == 0:
-        guilty = next(
-            (name for name, counts in report.items() if counts["in"] and not counts["out"]), None
-        )
-        if guilty is None:
-            raise ValueError("cleaning: there are no rows to clean.")
-        raise AllDropped(
-            f"cleaning: the rule {guilty!r} drops all {report[guilty]['in']} rows that reach it."
-        )
+    yield from stream
 
 
-def _counted(step: Step, rows: Iterator[Row], counts: dict[str, int]) -> Iterator[Row]:
-    columns = set(step.reads)
+def check_left(report: Report) -> None:
+    """Raise ValueError where a complete report says that no row is left."""
+    if not report or list(report.values())[-1]["out"]:
+        return
+    guilty = next(
+        (name for name, counts in report.items() if counts["in"] and not counts["out"]), None
+    )
+    if guilty is None:
+        raise ValueError("cleaning: there are no rows to clean.")
+    raise AllDropped(
+        f"cleaning: the rule {guilty!r} drops all {report[guilty]['in']} rows that reach it."
+    )
 
-    def incoming() -> Iterator[Row]:
-        # A column is one of the rows if one of the first `_AHEAD` has it; the others have no value
-        # there.
-        missing, seen = set(step.reads), dict[str, None]()
-        waiting: list[Row] = []
-        for row in rows:
-            if missing:
-                seen |= dict.fromkeys(row)
-                missing.difference_update(row)
-                waiting.append(row)
-                if len(waiting) == _AHEAD:
-                    _require(seen, step)
-            if not missing:
-                for ready in waiting or [row]:
-                    counts["in"] += 1
-                    yield ready if ready.keys() >= columns else dict.fromkeys(step.reads) | ready
-                waiting = []
-        if waiting:
-            _require(seen, step)
 
-    for row in step.run(incoming()):
-        counts["out"] += 1
+def _counted(step: Step, batches: Iterator[Columns], counts: dict[str, int]) -> Iterator[Columns]:
+    for batch in step.run(_incoming(step, batches, counts)):
+        counts["out"] += count_of(batch)
         counts["dropped"] = counts["in"] - counts["out"]
-        yield row
+        if count_of(batch):
+            yield batch
     counts["dropped"] = counts["in"] - counts["out"]
 
 
-def _require(row: Mapping[str, Any], step: Step) -> None:
-    missing = [column for column in step.reads if column not in row]
+def _incoming(step: Step, batches: Iterator[Columns], counts: dict[str, int]) -> Iterator[Columns]:
+    """The batches, counted, each with all columns that the step reads.
+
+    A column is one of the rows if one of the first `_AHEAD` has it; the others have no value there.
+    """
+    missing, seen = set(step.reads), dict[str, None]()
+    waiting: list[Columns] = []
+    ahead = 0
+    for batch in batches:
+        if missing:
+            seen |= dict.fromkeys(batch)
+            missing.difference_update(batch)
+            waiting.append(batch)
+            ahead += count_of(batch)
+            if ahead >= _AHEAD:
+                _require(seen, step)
+        if not missing:
+            for ready in waiting or [batch]:
+                counts["in"] += count_of(ready)
+                yield _with_columns(ready, step.reads)
+            waiting = []
+    if waiting:
+        _require(seen, step)
+
+
+def _with_columns(batch: Columns, names: Sequence[str]) -> Columns:
+    absent = [name for name in names if name not in batch]
+    return {**{name: [None] * count_of(batch) for name in absent}, **batch} if absent else batch
+
+
+def _require(columns: Collection[str], step: Step) -> None:
+    missing = [column for column in step.reads if column not in columns]
     if missing:
         raise ValueError(
             f"cleaning: the rule {step.name!r} reads the column {missing[0]!r}; the rows have "
-            f"{', '.join(map(str, row))}."
+            f"{', '.join(map(str, columns))}."
         )
 
 
@@ -141,42 +151,45 @@ def report_table(report: Mapping) -> dict[str, list]:
     }
 
 
-def rule(
-    name: str, function: Callable[[Row], Row | None], reads: tuple[str, ...] = ("text",)
+def each(
+    name: str, function: Callable[[Columns], Columns], reads: tuple[str, ...] = ("text",)
 ) -> Step:
-    """Return a step that turns each row into a row, or drops it (None)."""
+    """Return a step that turns each batch into a batch, whatever the other batches hold."""
 
-    def run(rows: Iterator[Row]) -> Iterator[Row]:
-        return (new for new in map(function, rows) if new is not None)
+    def run(batches: Iterator[Columns]) -> Iterator[Columns]:
+        return map(function, batches)
 
     return Step(name, run, reads)
 
 
 def rewrite(name: str, function: Callable[[str], str]) -> Step:
     """Return a step that changes the text of each row."""
-    return rule(name, lambda row: {**row, "text": function(row["text"])})
+    return each(name, lambda batch: {**batch, "text": list(map(function, batch["text"]))})
 
 
-def keep(name: str, test: Callable[[Row], bool], reads: tuple[str, ...] = ("text",)) -> Step:
-    """Return a step that keeps the rows that pass a test."""
-    return Step(name, lambda rows: filter(test, rows), reads)
+def keep(name: str, test: Callable[[Any], bool], column: str = "text") -> Step:
+    """Return a step that keeps the rows whose value in a column passes a test."""
+    return each(name, lambda batch: selected(batch, map(test, batch[column])), (column,))
 
 
 def keep_batches(name: str, test: Callable[[list[str]], Sequence[bool]]) -> Step:
     """Return a step that keeps the rows whose text passes a test, such as a classifier's.
 
-    test: takes a thousand texts at a time and returns a truth value for each.
+    test: takes a batch of texts and returns a truth value for each.
     """
 
-    def run(rows: Iterator[Row]) -> Iterator[Row]:
-        while batch := list(itertools.islice(rows, _BATCH)):
-            passed = test([row["text"] for row in batch])
-            if len(passed) != len(batch):
-                raise ValueError(
-                    f"cleaning: the rule {name!r} gave {len(passed)} answers for {len(batch)} "
-                    "texts; it must give one per text."
-                )
-            yield from (row for row, ok in zip(batch, passed, strict=True) if ok)
+    def function(batch: Columns) -> Columns:
+        passed = test(batch["text"])
+        if len(passed) != len(batch["text"]):
+            raise ValueError(
+                f"cleaning: the rule {name!r} gave {len(passed)} answers for "
+                f"{len(batch['text'])} texts; it must give one per text."
+            )
+        return selected(batch, passed)
+
+    def run(batches: Iterator[Columns]) -> Iterator[Columns]:
+        # Classifiers are faster with many texts, of which earlier rules may have left a few.
+        return map(function, larger(batches))
 
     return Step(name, run)
 
@@ -187,21 +200,46 @@ def texts_from(*columns: str, separator: str = "\n\n", strip: bool = False) -> S
     A column that is absent, null or empty is skipped; a row where all are null is dropped.
     """
 
-    def function(row: Row) -> Row | None:
-        parts = [row.get(column) for column in columns]
-        for column, part in zip(columns, parts, strict=True):
-            if part is not None and not isinstance(part, str):
-                raise ValueError(
-                    f"cleaning: the column {column!r} holds {type(part).__name__} "
-                    f"{str(part)[:40]!r}; it must hold text."
-                )
-        if all(part is None for part in parts):
-            return None
-        text = separator.join(part for part in parts if part)
-        return {**row, "text": text.strip() if strip else text}
+    def function(batch: Columns) -> Columns:
+        parts = [batch[column] for column in columns if column in batch]
+        for column in columns:
+            check_texts(batch.get(column, ()), column)
+        if len(parts) == 1:
+            texts = list(parts[0])
+        else:
+            texts = [_joined(row, separator) for row in zip(*parts, strict=True)]
+        if strip:
+            texts = [None if text is None else text.strip() for text in texts]
+        return selected({**batch, "text": texts}, [text is not None for text in texts])
 
     # The last column is the body; a title may be absent.
-    return rule("no text", function, (columns[-1],))
+    return each("no text", function, (columns[-1],))
+
+
+def _joined(parts: tuple[str | None, ...], separator: str) -> str | None:
+    if all(part is None for part in parts):
+        return None
+    return separator.join(part for part in parts if part)
+
+
+def check_texts(values: Sequence[Any], column: str, where: str = "", first: int = 0) -> None:
+    """Raise ValueError for a value of a column that is neither text nor null.
+
+    Args:
+        values: of some rows.
+        column: its name, for the message.
+        where: the source; "": unknown, as is the row.
+        first: the number of rows before these.
+    """
+    if set(map(type, values)) <= {str, type(None)}:
+        return
+    for number, value in enumerate(values, first + 1):
+        if value is not None and not isinstance(value, str):
+            at = f" in row {number} of '{where}'" if where else ""
+            raise ValueError(
+                f"cleaning: the column {column!r} holds {type(value).__name__} "
+                f"{str(value)[:40]!r}{at}; it must hold text."
+            )
 
 
 def drop_links() -> Step:
@@ -222,6 +260,8 @@ def strip_trailing_hashtags() -> Step:
 
 def without_trailing_hashtags(text: str) -> str:
     """Return a text without the hashtags that it ends with."""
+    if "#" not in text:
+        return text
     end = len(text)
     while True:
         start = end
@@ -250,25 +290,31 @@ def before(date: str, column: str = "date") -> Step:
     Dates are ISO text or datetimes; rows without one are dropped.
     """
 
-    def test(row: Row) -> bool:
-        day = _iso_date(row[column])
-        if day and not _DATE.match(day):
-            raise ValueError(f"cleaning: the {column} {day[:40]!r} does not begin like 2020-05-31.")
+    def test(value: Any) -> bool:
+        day = iso_date(value)
+        if day:
+            check_date(day, column)
         return "" < day[:10] < date
 
-    return keep(f"not before {date}", test, (column,))
+    return keep(f"not before {date}", test, column)
 
 
-def _iso_date(value: Any) -> str:
-    """A date as ISO text, "" for None."""
+def iso_date(value: Any) -> str:
+    """Return a date as ISO text, "" for None."""
     if value is None:
         return ""
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
+def check_date(day: str, column: str, at: str = "") -> None:
+    """Raise ValueError for a date that does not begin as ISO says; at: words for where it is."""
+    if not _DATE.match(day):
+        raise ValueError(f"cleaning: the {column} {day[:40]!r}{at} does not begin like 2020-05-31.")
+
+
 def fewer(mark: str, than: int) -> Step:
     """Return a step that keeps texts with fewer than so many occurrences of a mark."""
-    return keep(f"{than} or more {mark!r}", lambda row: row["text"].count(mark) < than)
+    return keep(f"{than} or more {mark!r}", lambda text: text.count(mark) < than)
 
 
 def delete(marks: Collection[str]) -> Step:
@@ -285,7 +331,7 @@ def delete(marks: Collection[str]) -> Step:
 def drop_containing(marks: Collection[str]) -> Step:
     """Return a step that drops texts that contain one of these strings."""
     return keep(
-        f"contains {' or '.join(marks)}", lambda row: not any(mark in row["text"] for mark in marks)
+        f"contains {' or '.join(marks)}", lambda text: not any(mark in text for mark in marks)
     )
 
 
@@ -311,7 +357,7 @@ def first_paragraph() -> Step:
 def not_in(column: str, values: Collection[str], name: str) -> Step:
     """Return a step that drops rows whose value in a column is one of these."""
     values = frozenset(values)
-    return keep(name, lambda row: row[column] not in values, (column,))
+    return keep(name, lambda value: value not in values, column)
 
 
 def strip_right() -> Step:
@@ -322,9 +368,9 @@ def strip_right() -> Step:
 def without(columns: Collection[str]) -> Step:
     """Return a step that leaves out columns."""
     columns = frozenset(columns)
-    return rule(
+    return each(
         f"without {', '.join(sorted(columns))}",
-        lambda row: {c: v for c, v in row.items() if c not in columns},
+        lambda batch: {c: v for c, v in batch.items() if c not in columns},
         (),
     )
 
@@ -336,154 +382,19 @@ def distinct(content: bool = False) -> Step:
     content: whether texts that differ only in case, spaces and punctuation are equal too.
     """
 
-    def run(rows: Iterator[Row]) -> Iterator[Row]:
-        seen = set()
-        for row in rows:
-            text = duplicates.content(row["text"]) if content else row["text"]
-            key = int.from_bytes(
-                hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(),
-                "little",
-            )
-            if key not in seen:
-                seen.add(key)
-                yield row
-
-    return Step("repeated content" if content else "repeated text", run)
-
-
-def sample(count: int, seed: int, group: str | None = None) -> Step:
-    """Return a step that keeps a uniform random sample of rows, in random order.
-
-    It keeps `count` rows, or `count` for each value of the column `group` if that is given; all if
-    there are fewer. What happens to a row depends on the seed and its number in the stream alone.
-    Rows are kept in a temporary file, so that memory grows by only 48 bytes per row of the sample;
-    values that JSON does not have are turned into text.
-    """
-    name = f"not in the sample of {count}" + (f" of each {group}" if group else "")
-
-    def run(rows: Iterator[Row]) -> Iterator[Row]:
-        with tempfile.TemporaryFile() as spool:
-            chosen: dict[Any, _Smallest] = {}
-            for index, row in enumerate(rows):
-                pool = chosen.setdefault(row[group] if group else None, _Smallest(count))
-                digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=16).digest()
-                priority, place = (
-                    int.from_bytes(half, "little") for half in (digest[:8], digest[8:])
-                )
-                if priority < pool.bound:
-                    offset = spool.seek(0, os.SEEK_END)
-                    spool.write(json.dumps(row, default=str).encode() + b"\n")
-                    pool.add(priority, place, offset)
-            rest = [pool.rest() for pool in chosen.values()]
-            table = np.concatenate(rest) if rest else np.zeros((0, 3), np.uint64)
-            for offset in table[np.argsort(table[:, 1], kind="stable"), 2].tolist():
-                spool.seek(offset)
-                yield json.loads(spool.readline())
-
-    return Step(name, run, (group,) if group else ())
-
-
-class _Smallest:
-    """The `count` triples (priority, place, offset) with the smallest priorities seen so far.
-
-    bound: the priority below which a new triple is among them.
-    """
-
-    def __init__(self, count: int):
-        self.count = count
-        self.table = np.zeros((min(2 * count, 1024), 3), np.uint64)
-        self.size = 0
-        self.bound = 2**64
-
-    def add(self, *triple: int) -> None:
-        """Take a triple whose priority is below the bound."""
-        if self.size == len(self.table):
-            self.table = np.resize(self.table, (min(2 * self.count, 2 * self.size), 3))
-        self.table[self.size] = np.array(triple, np.uint64)
-        self.size += 1
-        if self.size == 2 * self.count:
-            self.table[: self.count] = self.rest()
-            self.size = self.count
-            self.bound = int(self.table[: self.count, 0].max())
-
-    def rest(self) -> np.ndarray:
-        """Return the triples, [count, 3] or fewer."""
-        table = self.table[: self.size]
-        return (
-            table
-            if self.size <= self.count
-            else table[np.argpartition(table[:, 0], self.count - 1)[: self.count]]
-        )
-
-
-def write_parquet(path: str | Path, rows: Iterable[Row], report: Mapping | None = None) -> int:
-    """Write a stream of rows to a parquet file (zstd, page checksums); return the number of rows.
-
-    A few thousand rows are in memory at a time. The columns are those of the first row, in its
-    order; each holds text or numbers. The file appears when it is complete. `report`, filled by
-    then, goes into its metadata under "cleaning". Lone surrogates are escaped (see
-    `runtime/tables.py`).
-
-    Raises ValueError where there are no rows or a later row has values of another type.
-    """
-    path = Path(path)
-    stream = iter(rows)
-    first = next(stream, None)
-    if first is None:
-        raise ValueError(f"{path}: there are no rows to write.")
-    stream = itertools.chain([first], stream)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
-    try:
-        with open(partial, "wb") as sink:
-            count = _write_batches(path, sink, stream, list(first), report)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    return count
-
-
-def _write_batches(
-    path: Path,
-    sink: BinaryIO,
-    stream: Iterator[Row],
-    names: Sequence[str],
-    report: Mapping | None,
-) -> int:
-    """Write a stream of at least one row to an open file; return how many rows there were.
-
-    path: for messages.
-    """
-    batches = iter(lambda: list(itertools.islice(stream, 16 * _BATCH)), [])
-    table = _table(path, next(batches), names, None, 0)
-    # A column without a value in the first batch is one of text.
-    fields = [
-        pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in table.schema
-    ]
-    schema = pa.schema(fields)
-    count = len(table)
-    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
-        writer.write_table(table.cast(schema))
+    def run(batches: Iterator[Columns]) -> Iterator[Columns]:
+        seen: set[int] = set()
         for batch in batches:
-            writer.write_table(_table(path, batch, names, schema, count))
-            count += len(batch)
-        metadata = {"cleaning": json.dumps(report), "jaxloop.escaped": "1"}
-        writer.add_key_value_metadata(metadata)
-    return count
+            mask = []
+            for text in batch["text"]:
+                key = _hash(duplicates.content(text) if content else text)
+                mask.append(key not in seen)
+                seen.add(key)
+            yield selected(batch, mask)
+
+    return Step("repeated content" if content else "repeated text", run, by_row=False)
 
 
-def _table(
-    path: Path, rows: list[Row], names: Sequence[str], schema: pa.Schema | None, before: int
-) -> pa.Table:
-    """Rows as a table. before: how many rows there were before them, for the refusal."""
-    columns = {name: [_plain(row.get(name)) for row in rows] for name in names}
-    try:
-        return pa.table(columns, schema=schema)
-    except (pa.ArrowException, TypeError) as error:
-        raise ValueError(
-            f"{path}: the rows from {before} on do not have one type per column ({error})."
-        ) from None
-
-
-def _plain(value: Any) -> Any:
-    return escape(value) if isinstance(value, str) else value
+def _hash(text: str) -> int:
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -6,17 +6,21 @@ that chooses; the defaults follow the code.
 
 import dataclasses
 import difflib
+import functools
 import itertools
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxloop.data import sources
+from jaxloop.data.batches import Columns, Shard, all_names, chosen, count_of, first, tables
 from jaxloop.data.dialect import Dialect
 from jaxloop.runtime.environment import how_to_install
-from jaxloop.studies.recursive_loops.data import cleaning
-from jaxloop.studies.recursive_loops.data.cleaning import Counter, Row, Step
+from jaxloop.studies.recursive_loops.data import cleaning, sampling
+from jaxloop.studies.recursive_loops.data.cleaning import Counter, Step
+from jaxloop.studies.recursive_loops.data.language import english_by_langid
+from jaxloop.studies.recursive_loops.data.token_counts import word_by_word
+from jaxloop.studies.recursive_loops.data.words import has_punkt, nltk_words
 
 LOW, HIGH = 20, 200
 SUBREDDITS = tuple(
@@ -46,6 +50,10 @@ class Recipe:
         splits: the splits that are read.
         columns: the columns that the steps read.
         instruction: the prompt that all its texts answer.
+        optional: columns that are read where the source has them.
+        dates: those of the columns that hold dates; the others hold text.
+        files: names of the file that is read instead of the hub's dataset; () where that is read.
+        download: the command that gets this file.
     """
 
     steps: Callable[..., tuple[Step, ...]]
@@ -53,6 +61,34 @@ class Recipe:
     splits: tuple[str, ...]
     columns: tuple[str, ...]
     instruction: str
+    optional: tuple[str, ...] = ()
+    dates: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    download: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the rows of a dataset are, and which of its columns are read.
+
+    Attributes:
+        source: files, or Hugging Face ids, with the recipe's columns; empty: the recipe's own.
+        splits: of a Hugging Face dataset, read one after the other; empty: the recipe's own, of a
+            given source "train".
+        rename: {column of the source: column of the recipe}.
+        name, revision, streaming: of a Hugging Face dataset.
+        dialect: of csv and tsv files.
+        keep_columns: columns that are read beside the recipe's, and kept.
+    """
+
+    source: Sequence[str | Path] = ()
+    splits: Sequence[str] = ()
+    rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    name: str | None = None
+    revision: str | None = None
+    streaming: bool = True
+    dialect: Dialect = Dialect()
+    keep_columns: tuple[str, ...] = ()
 
 
 def tweets_100m(
@@ -83,7 +119,7 @@ def tweets_100m(
         steps.append(cleaning.strip_trailing_hashtags())
     steps += [cleaning.length(count_tokens, LOW, HIGH), cleaning.before(until)]
     if presample is not None:
-        steps.append(cleaning.sample(_positive("presample", presample), seed))
+        steps.append(sampling.sample(_positive("presample", presample), seed))
     steps.append(cleaning.keep_batches("not English", is_english or english_by_langid))
     if marks is not None:
         steps += [cleaning.fewer(mark, _positive("marks", marks)) for mark in "#@"]
@@ -100,7 +136,7 @@ def senator_tweets(
     """
     unit = "words"
     if count_words is None:
-        unit += f" (NLTK, {'punkt' if _punkt() else 'sentences by rule'})"
+        unit += f" (NLTK, {'punkt' if has_punkt() else 'sentences by rule'})"
     return (
         cleaning.texts_from("text"),
         cleaning.without(["embeddings"]),
@@ -136,7 +172,7 @@ def reddit_submissions(
     steps.append(cleaning.length(count_tokens, LOW, HIGH))
     if per_subreddit is not None:
         count = _positive("per_subreddit", per_subreddit)
-        steps.append(cleaning.sample(count, seed, "subreddit"))
+        steps.append(sampling.sample(count, seed, "subreddit"))
     if removed == "deleted":
         steps.append(cleaning.delete(REMOVED))
     return tuple(steps)
@@ -177,9 +213,17 @@ def wikipedia(count_tokens: Counter) -> tuple[Step, ...]:
 
 
 _TWITTER, _REDDIT = "Generate a twitter post.", "Generate a reddit post."
+# On the hub Webis-TLDR-17 is a loading script, which is remote code, beside a zip of JSON lines;
+# its automatic conversion to parquet holds a third of the rows.
+_TLDR_17 = ("corpus-webis-tldr-17.zip", "corpus-webis-tldr-17.json")
 RECIPES: Mapping[str, Recipe] = {
     "100M_tweets": Recipe(
-        tweets_100m, "enryu43/twitter100m_tweets", ("train",), ("tweet", "date"), _TWITTER
+        tweets_100m,
+        "enryu43/twitter100m_tweets",
+        ("train",),
+        ("tweet", "date"),
+        _TWITTER,
+        dates=("date",),
     ),
     "senator_tweets": Recipe(
         senator_tweets, "m-newhauser/senator-tweets", ("train", "test"), ("text",), _TWITTER
@@ -192,7 +236,14 @@ RECIPES: Mapping[str, Recipe] = {
         _REDDIT,
     ),
     "webis_reddit": Recipe(
-        webis_reddit, "webis/tldr-17", ("train",), ("normalizedBody", "subreddit"), _REDDIT
+        webis_reddit,
+        "webis/tldr-17",
+        ("train",),
+        ("normalizedBody", "subreddit"),
+        _REDDIT,
+        optional=("title",),
+        files=_TLDR_17,
+        download="hf download webis/tldr-17 data/corpus-webis-tldr-17.zip --repo-type dataset",
     ),
     "wikipedia": Recipe(
         wikipedia,
@@ -206,76 +257,175 @@ RECIPES: Mapping[str, Recipe] = {
 
 def clean_dataset(
     dataset: str,
-    report: dict,
+    report: cleaning.Report,
     *,
     count_tokens: Counter | None = None,
-    source: str | Path | Sequence[str | Path] | None = None,
-    splits: Sequence[str] | None = None,
-    rename: Mapping[str, str] | None = None,
-    name: str | None = None,
-    revision: str | None = None,
-    streaming: bool = True,
+    origin: Origin | None = None,
     limit: int | None = None,
-    dialect: Dialect = Dialect(),
     **options: Any,
-) -> Iterator[Row]:
+) -> Iterator[Columns]:
     """Yield the clean rows of one of `RECIPES`; memory does not grow with their number.
 
     Args:
         dataset: a key of `RECIPES`.
         report: filled as by `cleaning.clean`.
-        count_tokens: tokens of each text of a list; `cl100k_counter()`, the paper's unit, when
-            None.
-        source: a file, several files, or a Hugging Face id with the same columns; the recipe's own
-            when None.
-        splits: of a Hugging Face dataset, read one after the other; the recipe's own when None (a
-            given source: "train").
-        rename: {column of the source: column of the recipe}.
-        name, revision, streaming: of a Hugging Face dataset.
+        count_tokens: as of `steps_of`.
+        origin: where its rows are; the recipe's own place when None.
         limit: read no more than this many rows.
-        dialect: of csv and tsv files.
         options: of the recipe's function.
 
-    Raises ValueError for an unknown dataset or option, a column that is missing, a source that
-    cannot be read, a rule that drops all.
+    Raises ValueError for an unknown dataset or option, a column that is missing or holds another
+    kind of value, a source that cannot be read, a rule that drops all.
     """
+    steps = steps_of(dataset, count_tokens, **options)
+    shards = shards_of(dataset, origin or Origin())
+    batches = itertools.chain.from_iterable(shard.read() for shard in shards)
+    read = batches if limit is None else first(batches, limit)
+    return cleaning.clean(tables(read), steps, report)
+
+
+def recipe_of(dataset: str) -> Recipe:
+    """Return a recipe by the name of its dataset. Raises ValueError for an unknown one."""
     if dataset not in RECIPES:
         close = difflib.get_close_matches(dataset, RECIPES, 1, 0.4)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(
             f"cleaning: {dataset!r} is not a known dataset{hint}; known are {', '.join(RECIPES)}."
         )
-    recipe = RECIPES[dataset]
+    return RECIPES[dataset]
+
+
+def steps_of(dataset: str, count_tokens: Counter | None = None, **options: Any) -> tuple[Step, ...]:
+    """Return the steps of one of `RECIPES`.
+
+    Args:
+        dataset: a key of `RECIPES`.
+        count_tokens: tokens of each text of a list; `cl100k_counter()`, the paper's unit, when
+            None.
+        options: of the recipe's function. Raises ValueError for an unknown one.
+    """
+    recipe = recipe_of(dataset)
     needs_tokens = recipe.steps is not senator_tweets
     if count_tokens is None and needs_tokens:
         count_tokens = cl100k_counter()
     _check_options(dataset, list(recipe.steps.__kwdefaults__ or {}), options)
-    steps = recipe.steps(count_tokens, **options)
-    places: Sequence[str | Path]
-    if source is None:
-        places, default_splits = [recipe.source], recipe.splits
-        if name is None and dataset == "wikipedia":
-            name = "20231101.en"
-    else:
-        places = [source] if isinstance(source, str | Path) else source
-        default_splits = ("train",)
-    splits = default_splits if splits is None else splits
+    return recipe.steps(count_tokens, **options)
 
-    def rows() -> Iterator[Row]:
-        for place in places:
-            for split in splits[:1] if sources.is_local(place) else splits:
-                stream = sources.rows(
-                    place,
-                    split=split,
-                    name=name,
-                    revision=revision,
-                    streaming=streaming,
-                    dialect=dialect,
-                )
-                subreddit = split if split in SUBREDDITS else None
-                yield from _recipe_rows(stream, dataset, place, rename or {}, subreddit)
 
-    return cleaning.clean(itertools.islice(rows(), limit), steps, report)
+def shards_of(dataset: str, origin: Origin) -> Iterator[Shard]:
+    """Yield the parts of a dataset, whose rows have the recipe's columns and no others.
+
+    A bad value of one of these is refused with its column and its row.
+    """
+    recipe = recipe_of(dataset)
+    places = origin.source or own_places(dataset)
+    splits = origin.splits or (("train",) if origin.source else recipe.splits)
+    name = origin.name
+    if name is None and not origin.source and dataset == "wikipedia":
+        name = "20231101.en"
+    source_names = {of_recipe: of_source for of_source, of_recipe in origin.rename.items()}
+    for place in places:
+        for split in splits[:1] if sources.is_local(place) else splits:
+            subreddit = split if "subreddit" in recipe.columns and split in SUBREDDITS else None
+            required = (*recipe.columns, *origin.keep_columns)
+            found = [c for c in required if c != "subreddit" or subreddit is None]
+            optional = recipe.optional if subreddit is None else (*recipe.optional, "subreddit")
+            for shard in sources.shards(
+                place,
+                columns=[source_names.get(column, column) for column in found],
+                optional=[source_names.get(column, column) for column in optional],
+                split=split,
+                name=name,
+                revision=origin.revision,
+                streaming=origin.streaming,
+                dialect=origin.dialect,
+            ):
+                wanted = _Wanted(dataset, recipe, required, source_names, subreddit)
+                yield Shard(shard.name, functools.partial(_recipe_batches, shard, wanted))
+
+
+def own_places(dataset: str) -> Sequence[str | Path]:
+    """Return where a recipe's dataset is read: its id on the hub, or its file in this folder.
+
+    Raises ValueError, with the command that downloads it, where the file is not here.
+    """
+    recipe = recipe_of(dataset)
+    if not recipe.files:
+        return (recipe.source,)
+    here = [name for name in recipe.files if Path(name).is_file()]
+    if not here:
+        raise ValueError(
+            f"cleaning: {dataset!r} is read from {recipe.files[0]}, which is not in this folder, "
+            f"since the hub has a loading script, and remote code is never run; download it "
+            f"({recipe.download}) and give its path as source, or a parquet conversion of it."
+        )
+    return here[:1]
+
+
+class _Wanted(NamedTuple):
+    """What is read of a shard.
+
+    Attributes:
+        dataset, recipe: whose columns are wanted.
+        required: the columns that every shard has.
+        source_names: {column of the recipe: column of the source}, where these differ.
+        subreddit: of all rows, where a split holds one.
+    """
+
+    dataset: str
+    recipe: Recipe
+    required: tuple[str, ...]
+    source_names: Mapping[str, str]
+    subreddit: str | None
+
+
+def _recipe_batches(shard: Shard, wanted: _Wanted) -> Iterator[Columns]:
+    """The rows of a shard with every column that the recipe reads.
+
+    Raises ValueError where the first rows lack a column, or a value is of another kind.
+    """
+    rows = 0
+    for batch in shard.read():
+        names = [*wanted.required, *wanted.recipe.optional]
+        found = chosen(batch, [wanted.source_names.get(name, name) for name in names])
+        columns = {
+            name: found[wanted.source_names.get(name, name)]
+            for name in names
+            if wanted.source_names.get(name, name) in found
+        }
+        count = len(batch) if isinstance(batch, list) else count_of(batch)
+        if wanted.subreddit is not None:
+            columns.setdefault("subreddit", [wanted.subreddit] * count)
+        missing = [name for name in wanted.required if name not in columns]
+        if missing and rows == 0:
+            there = all_names([batch] if isinstance(batch, dict) else batch)
+            names_there = [_renamed(name, wanted) for name in there]
+            close = difflib.get_close_matches(missing[0], names_there, 1, 0.5)
+            hint = f"; is {close[0]!r} the same? then rename it" if close else ""
+            raise ValueError(
+                f"cleaning: {wanted.dataset!r} needs the column {missing[0]!r}; '{shard.name}' has "
+                f"{', '.join(names_there)}{hint}."
+            )
+        columns |= {name: [None] * count for name in missing}
+        yield _checked(columns, wanted, shard.name, rows)
+        rows += count
+
+
+def _renamed(name: str, wanted: _Wanted) -> str:
+    return {old: new for new, old in wanted.source_names.items()}.get(name, str(name))
+
+
+def _checked(columns: Columns, wanted: _Wanted, where: str, before: int) -> Columns:
+    """The columns, dates as ISO text. before: how many rows of the shard there were before."""
+    for name in (*wanted.recipe.columns, *wanted.recipe.optional):
+        if name in columns and name not in wanted.recipe.dates:
+            cleaning.check_texts(columns[name], name, where, before)
+    for name in wanted.recipe.dates:
+        columns[name] = [cleaning.iso_date(value) for value in columns[name]]
+        for number, day in enumerate(columns[name], before + 1):
+            if day:
+                cleaning.check_date(day, name, f" in row {number} of '{where}'")
+    return columns
 
 
 def _check_options(dataset: str, allowed: Sequence[str], options: Iterable[str]) -> None:
@@ -286,34 +436,6 @@ def _check_options(dataset: str, allowed: Sequence[str], options: Iterable[str])
             if close:
                 hint = f"; did you mean {close[0]!r}"
             raise ValueError(f"cleaning: {option!r} is not an option of {dataset!r}{hint}.")
-
-
-def _recipe_rows(
-    stream: Iterable[Row],
-    dataset: str,
-    place: str | Path,
-    rename: Mapping[str, str],
-    subreddit: str | None,
-) -> Iterator[Row]:
-    """Rows of one source with every column that the recipe reads.
-
-    subreddit: of all rows, where a split holds one. Raises ValueError where the first row lacks a
-    column.
-    """
-    columns = RECIPES[dataset].columns
-    for number, row in enumerate(stream):
-        row = {rename.get(column, column): value for column, value in row.items()}
-        if "subreddit" in columns and subreddit is not None:
-            row.setdefault("subreddit", subreddit)
-        missing = [column for column in columns if column not in row]
-        if missing and number == 0:
-            close = difflib.get_close_matches(missing[0], row, 1, 0.5)
-            hint = f"; is {close[0]!r} the same? then rename it" if close else ""
-            raise ValueError(
-                f"cleaning: {dataset!r} needs the column {missing[0]!r}; '{place}' has "
-                f"{', '.join(map(str, row))}{hint}."
-            )
-        yield {**dict.fromkeys(missing), **row}
 
 
 def cl100k_counter() -> Counter:
@@ -342,51 +464,8 @@ def cl100k_counter() -> Counter:
     def count(texts: list[str]) -> list[int]:
         return [len(ids) for ids in encoding.encode_ordinary_batch(list(texts))]
 
-    return count
-
-
-def english_by_langid(texts: list[str]) -> list[bool]:
-    """Return for each text whether py3langid takes it for English.
-
-    It replaces the paper's Llama-3.3-70B without a network, and is reliable from 20 words on.
-    """
-    # It loads its model, which few recipes need.
-    import py3langid
-
-    return [
-        py3langid.classify(text.encode("utf-8", "replace").decode())[0] == "en" for text in texts
-    ]
-
-
-_SENTENCE_BREAK = re.compile(r"(?<=[.!?])(?:[\"'”’)]*)\s+(?=[\"'“‘(@#]*[A-Z0-9])")
-
-
-def _punkt() -> bool:
-    # NLTK takes a second to load, which one recipe needs.
-    import nltk
-
-    try:
-        return bool(nltk.data.find("tokenizers/punkt_tab"))
-    except (LookupError, OSError):
-        return False
-
-
-def nltk_words(texts: list[str]) -> list[int]:
-    """Return how many tokens NLTK's `word_tokenize` splits each text into.
-
-    Its sentence model (punkt) has to be downloaded. Where it is not installed, sentences end where
-    a capital letter or a digit follows ., ! or ? and white space; the words are those of NLTK
-    either way.
-    """
-    # NLTK takes a second to load, which one recipe needs.
-    from nltk.tokenize import word_tokenize
-
-    if _punkt():
-        return [len(word_tokenize(text)) for text in texts]
-    return [
-        sum(len(word_tokenize(part, preserve_line=True)) for part in _SENTENCE_BREAK.split(text))
-        for text in texts
-    ]
+    # It cuts texts as Llama 3 does.
+    return word_by_word(count)
 
 
 def _choice(option: str, value: str, allowed: Sequence[str]) -> None:

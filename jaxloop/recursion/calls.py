@@ -1,0 +1,69 @@
+"""How many models are trained in one call, after which a run can stop without losing anything.
+
+All models of one base could be trained in one call, and that is fastest; but a signal is obeyed
+between calls, so that the longest call is what a preempted job may lose. A call is a group's fit,
+or its generation of texts.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from jaxloop.recursion.run import Run
+from jaxloop.runtime.atomic_io import write_atomic
+from jaxloop.runtime.log import LOGGER
+
+# In a run directory: the models of a call in each generation, so that a resumed run has the same
+# calls and finds what was finished.
+FILE = "calls.json"
+
+
+class Call(NamedTuple):
+    """What a call took: what tells its models from others, how many they were, and its seconds."""
+
+    kind: tuple[object, ...]
+    members: int
+    seconds: float
+
+
+def rate(calls: Iterable[Call]) -> float | None:
+    """Return the seconds that one model takes in a call; None where no call was made.
+
+    Of calls of one kind the fastest counts, since others have compiled; of the kinds the slowest.
+    """
+    fastest: dict[tuple[object, ...], float] = {}
+    for call in calls:
+        seconds = call.seconds / call.members
+        fastest[call.kind] = min(seconds, fastest.get(call.kind, seconds))
+    return max(fastest.values(), default=None)
+
+
+def most_members(run: Run, generation: int) -> int | None:
+    """Return how many models a call of a generation is for, at most; None: all of one base.
+
+    That is `settings.members_per_group`, else as many as take `settings.seconds_per_call` by the
+    rate that was measured, and in the first generation `settings.first_members`. What was chosen
+    is written into the run directory, and holds when the run is resumed. Several processes, which
+    would measure differently, keep to `first_members`.
+    """
+    settings = run.settings
+    if settings.members_per_group is not None or settings.seconds_per_call is None:
+        return settings.members_per_group
+    if run.processes > 1:
+        return settings.first_members
+    path = run.root / FILE
+    stored: dict[str, int | None] = json.loads(path.read_text()) if path.exists() else {}
+    if str(generation) in stored:
+        return stored[str(generation)]
+    measured = rate(run.calls)
+    if measured is None:
+        members = stored.get(str(generation - 1), settings.first_members)
+    else:
+        members = max(1, int(settings.seconds_per_call / measured))
+    if members is not None and members >= sum(chain.workflow.entities for chain in run.chains):
+        members = None
+    if members is not None and members != stored.get(str(generation - 1)):
+        LOGGER.info("from generation %d on, a call is for %d models at most", generation, members)
+    if stored or members is not None:
+        write_atomic(path, json.dumps(stored | {str(generation): members}).encode())
+    return members

@@ -1,0 +1,117 @@
+"""Plans of studies whose factors change what a chain costs."""
+
+import dataclasses
+
+import pytest
+
+from jaxloop import config
+from jaxloop.lm.model.config import count_parameters
+from jaxloop.recursion import driver
+from jaxloop.recursion.chains import make_chain
+from jaxloop.recursion.sources import Dataset
+from jaxloop.runtime import roofline
+from jaxloop.studies.common import absent_plan, cost
+from jaxloop.studies.common.device_hours import AssumedLengths
+from jaxloop.studies.recursive_loops import cost as loops_cost
+from jaxloop.studies.recursive_loops.config import LoopsConfig
+
+SMALL, LARGE = "openai-community/gpt2", "openai-community/gpt2-xl"
+SHAPES = {name: absent_plan.model_config_of(name) for name in (SMALL, LARGE)}
+
+
+def settings(**changes):
+    raw = config.read_file("configs/fit_modes.py")
+    return config.build(LoopsConfig, config.override(raw, list(changes.items()), LoopsConfig))
+
+
+def test_a_plan_counts_the_checkpoints_of_chains_that_train_all_weights():
+    """Two thirds of the chains of fit_modes.py train whole models, of 4 bytes a weight."""
+    rows = dict(
+        loops_cost.table(
+            settings(**{"run.keep": "1", "models.pool": LARGE, "models.revisions": ""})
+        )
+    )
+    # 15 chains of each mode; two generations are on the disk while one is made.
+    whole = 4 * count_parameters(SHAPES[LARGE]) * 15 * 2 / 1e9
+    for mode in ("full", "scratch"):
+        row = rows[f"with fit.mode={mode}"]
+        on_disk = float(row.split(", ")[1].split(" GB")[0].replace(",", ""))
+        assert whole < on_disk < 1.01 * whole and "15 chains" in row
+    total = float(rows["disk"].split()[0].replace(",", ""))
+    assert 2 * whole < total < 2.1 * whole
+    # Weights, gradients and two moments in float32, at least.
+    assert float(rows["memory"].split()[0]) > 16 * count_parameters(SHAPES[LARGE]) / 1e9
+
+
+def workload(chains):
+    plain = settings()
+    fit = plain.fit.replace(steps=10, epochs=None)
+    return cost.Workload(
+        models=plain.models.replace(pool=(SMALL, LARGE), revisions=()),
+        fit=fit,
+        sample=plain.sample,
+        run=plain.run,
+        start="base",
+        generation_size=100,
+        chains=chains,
+        driver=driver.RunSettings(2, fit, plain.sample, evaluate=10, keep=1),
+        bases={name: (shape, AssumedLengths(60, 14)) for name, shape in SHAPES.items()},
+        dataset=Dataset(("",), "Go."),
+    )
+
+
+def chain(number, **values):
+    fields = {"dataset": "d", "bases": (SMALL,), "seed": 0, "size": 100, "ratio": 0.5} | values
+    return make_chain(fields, factors={"number": number})
+
+
+FIT = {"fit.mode": "full"}
+
+
+@pytest.mark.parametrize(
+    ("values", "disk", "memory", "train", "write"),
+    [
+        (FIT, True, True, True, False),
+        ({"start": "previous", **FIT}, True, True, True, False),
+        ({"start": "scratch"}, True, True, True, False),
+        ({"bases": (LARGE,)}, True, True, True, True),
+        ({"size": 300}, True, False, False, True),
+        ({"fit.steps": 20}, False, False, True, False),
+        ({"fit.batch_size": 64}, False, True, True, False),
+        ({"fit.max_length": 32}, False, None, None, False),
+        ({"sample.max_new_tokens": 30}, False, False, False, None),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+def test_whatever_a_factor_changes_enters_the_plan(values, disk, memory, train, write):
+    """True: it grows, None: it falls, False: it stays; and the plan of both levels together is the
+    sum, or the larger, of the plans of each.
+    """
+    plain, other = chain(0), chain(1, **values)
+    one, two, both = workload([plain]), workload([other]), workload([plain, other])
+    amounts = [(cost.disk_bytes(w), cost.memory(w), *_flops(w)) for w in (one, two, both)]
+    for was, now, together, grows, at in zip(
+        *amounts, (disk, memory, train, write), range(4), strict=True
+    ):
+        assert {True: now > was, None: now < was, False: now == was}[grows], (was, now)
+        expected = max(was, now) if at == 1 else was + now
+        assert together == pytest.approx(expected, rel=0.01) or (at == 1 and together > expected)
+
+
+def _flops(work):
+    total = cost.total_cost(cost.costs(work, "cpu"))
+    return total.train_flops, total.decode_flops
+
+
+def test_parts_have_the_settings_of_their_chains():
+    work = workload([chain(0), chain(1, **FIT), chain(2, start="scratch")])
+    parts = cost.variants(work)
+    assert {part.fit.mode for _, part in parts} == {"lora", "full", "scratch"}
+    assert [len(part.chains) for _, part in parts] == [1, 1, 1]
+    assert [name for name, _ in cost.factor_rows(work, "cpu")] == [f"with {k}" for k, _ in parts]
+    assert cost.factor_rows(dataclasses.replace(work, chains=work.chains[:1]), "cpu") == []
+    flops = roofline.training_flops(
+        cost.base_models.sizes(work.fit, SHAPES[SMALL]), 10 * 16 * 75 * 2, 75.0, frozen=False
+    )
+    full = next(part for _, part in parts if part.fit.mode == "full")
+    assert _flops(full)[0] == pytest.approx(flops, rel=0.02)
