@@ -20,80 +20,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+WORKER = ROOT / "scripts" / "_measure_again.py"
 
 
-def measure_again(run: Path, out: Path, profile: Path | None) -> dict[str, float]:
-    """Measure every generation of a run and write values.json and articles/ into `out`."""
-    # From the side's own tree, which PYTHONPATH names.
-    import cProfile
-
-    import numpy as np
-
-    from jaxloop import config as configs
-    from jaxloop.recursion.chains import groups
-    from jaxloop.recursion.family import ModelOutput
-    from jaxloop.runtime.compile_cache import keep_compiled_programs
-    from jaxloop.runtime.tables import read_parquet
-    from jaxloop.runtime.weights_io import load_tree
-    from jaxloop.studies.bias_amplification.auxiliary import load_base, make_auxiliary_models
-    from jaxloop.studies.bias_amplification.config import CONFIG
-    from jaxloop.studies.bias_amplification.measure import make_measure
-    from jaxloop.studies.bias_amplification.prepare import prepare
-
-    keep_compiled_programs(out.parent / "xla")
-    stored = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    config = configs.build(CONFIG, stored.get("config", stored))
-    prepared = prepare(config)
-    auxiliary = make_auxiliary_models(config, prepared, run)
-    model = load_base(config, run)
-    measure = make_measure(config, prepared, auxiliary, out)
-    work = []
-    for generation in range(config.chain.generations):
-        kept = run / "checkpoints" / f"generation={generation:04d}" / "adapters"
-        for group in groups(prepared.chains, generation):
-            shared, outputs = {}, []
-            for chain, entity in group.members:
-                path = run / "texts" / f"chain={chain.id}" / f"generation={generation:04d}.parquet"
-                table = read_parquet(path)
-                tree = load_tree(kept, f"chain={chain.id}")
-                # As in the study, chains that share generation 0 share one object.
-                same = repr((chain.seed, chain.fit)) if generation == 0 else chain.id
-                outputs.append(
-                    ModelOutput(
-                        chain,
-                        entity,
-                        group.base,
-                        shared.setdefault(same, tree),
-                        list(table["text"]),
-                        list(table["prompt"]),
-                        np.asarray(table["tokens"]),
-                        np.asarray(table["finished"]),
-                    )
-                )
-            work.append((generation, outputs))
-    profiler = cProfile.Profile() if profile else None
-    wall, cpu, values = time.perf_counter(), time.process_time(), {}
-    if profiler:
-        profiler.enable()
-    for generation, outputs in work:
-        for (chain, _), metrics in measure(model, generation, outputs).items():
-            values[f"{chain}/{generation}"] = metrics
-    if profiler:
-        profiler.disable()
-        profiler.dump_stats(profile)
-    seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    (out / "values.json").write_text(json.dumps(values))
-    return seconds
-
-
-def side(tree: Path, run: Path, out: Path) -> dict[str, float]:
+def side(tree: Path, run: Path, out: Path, generations: str) -> dict[str, float]:
     """The seconds of one side, in a process of its own."""
     out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).resolve()), str(run), f"--worker={out}"]
+    command = [sys.executable, str(WORKER), str(run), str(out), generations]
     environment = os.environ | {"PYTHONPATH": str(tree)}
     done = subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -121,21 +57,20 @@ def main() -> int:
     )
     parser.add_argument("run", type=Path, help="directory of a finished study")
     parser.add_argument("--before", type=Path, help="checkout to compare with")
+    parser.add_argument("--generations", help="numbers with commas; none: all")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tolerance", type=float, default=1e-4, help="relative, of any metric")
-    parser.add_argument("--profile", type=Path, help="file for cProfile's numbers of this side")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     run = args.run.resolve()
-    if args.worker:
-        print(json.dumps(measure_again(run, args.worker, args.profile)))
-        return 0
+    chosen = args.generations or ",".join(
+        str(int(path.name.split("=")[1])) for path in sorted((run / "checkpoints").iterdir())
+    )
     sides = {"after": ROOT} | ({"before": args.before.resolve()} if args.before else {})
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(args.repeats + 1):
             for name, tree in sides.items():
-                seconds[name].append(side(tree, run, Path(folder) / name / f"{repeat}"))
+                seconds[name].append(side(tree, run, Path(folder) / name / f"{repeat}", chosen))
         worst = None
         if args.before:
             places = [Path(folder) / name / "0" for name in ("before", "after")]

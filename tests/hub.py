@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 
     config: Callable[[Any, dict], Any]
     head: str
-    tokenizer: hub_tokenizers.Bpe | hub_tokenizers.WordPiece
+    tokenizer: hub_tokenizers.Bpe | hub_tokenizers.WordPiece | hub_tokenizers.Unigram
     dtype: str = "float32"
     extra: Callable[[Path], None] = lambda path: None
 
@@ -107,11 +107,11 @@ def _opt(**own):
 
 
 def _bert(name, **own):
-    """BERT, RoBERTa or MPNet; `labels` of a classifier."""
+    """BERT, ALBERT, RoBERTa or MPNet; `labels` of a classifier."""
     labels = own.pop("labels", ())
 
     def config(hf, size):
-        offset = 0 if name == "BertConfig" else 2
+        offset = 0 if name in ("BertConfig", "AlbertConfig") else 2
         fields = dict(
             vocab_size=size["vocab"],
             hidden_size=size["width"],
@@ -216,6 +216,13 @@ def _stella(path: Path) -> None:
     (path / "modeling_qwen.py").write_text('raise SystemExit("the code of a repository ran")\n')
 
 
+def _albert_of_2019(path: Path) -> None:
+    """Fields that the repository has and no longer does anything with."""
+    settings = json.loads((path / "config.json").read_text())
+    old = dict(down_scale_factor=1, gap_size=0, net_structure_type=0, num_memory_blocks=0)
+    hub_tokenizers.write_json(path / "config.json", settings | old)
+
+
 _ROPE3 = dict(
     rope_type="llama3",
     rope_theta=500000.0,
@@ -294,6 +301,12 @@ REPOSITORIES: dict[str, Entry] = {
     ),
     "distilbert-base-uncased": Entry(
         _distilbert(), _BARE, hub_tokenizers.WordPiece(kind="DistilBertTokenizer")
+    ),
+    "albert/albert-base-v2": Entry(
+        _bert("AlbertConfig", embedding_size=16, hidden_act="gelu_new"),
+        _BARE,
+        hub_tokenizers.Unigram(),
+        extra=_albert_of_2019,
     ),
     "bert-base-uncased": Entry(_bert("BertConfig"), _BARE, hub_tokenizers.WordPiece()),
     "roberta-base": Entry(_bert("RobertaConfig", type_vocab_size=1), _BARE, hub_tokenizers.ROBERTA),

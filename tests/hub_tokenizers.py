@@ -53,6 +53,13 @@ class WordPiece(NamedTuple):
     kind: str = "BertTokenizer"
 
 
+class Unigram(NamedTuple):
+    """ALBERT's tokenizer: SentencePiece's pieces and their probabilities, as tokenizer.json."""
+
+    files: tuple[str, ...] = ("json",)
+    kind: str = "AlbertTokenizer"
+
+
 _LLAMA3_SPECIAL = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -63,6 +70,7 @@ _LLAMA3_SPECIAL = (
     "<|eot_id|>",
     *(f"<|reserved_special_token_{i}|>" for i in range(8)),
 )
+UNIGRAM = dict(pad="<pad>", unk="<unk>", cls="[CLS]", sep="[SEP]", mask="[MASK]")
 WORD_PIECE = dict(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
 LLAMA3 = Bpe(
     _LLAMA3_SPECIAL,
@@ -103,9 +111,14 @@ ROBERTA = Bpe(
 )
 
 
-def write(tokens: Bpe | WordPiece, folder: Path, texts: Sequence[str], size: int) -> Tokenizer:
+def write(
+    tokens: Bpe | WordPiece | Unigram, folder: Path, texts: Sequence[str], size: int
+) -> Tokenizer:
     """Writes the files of a tokenizer that is trained on the texts; size: its tokens, at most."""
-    made = _bpe(tokens, texts, size) if isinstance(tokens, Bpe) else _word_piece(texts, size)
+    if isinstance(tokens, Bpe):
+        made = _bpe(tokens, texts, size)
+    else:
+        made = (_unigram if isinstance(tokens, Unigram) else _word_piece)(texts, size)
     if "json" in tokens.files:
         made.save(str(folder / "tokenizer.json"))
     if "pair" in tokens.files:
@@ -125,8 +138,10 @@ def write(tokens: Bpe | WordPiece, folder: Path, texts: Sequence[str], size: int
     return made
 
 
-def named(tokens: Bpe | WordPiece) -> dict[str, str]:
+def named(tokens: Bpe | WordPiece | Unigram) -> dict[str, str]:
     """The special tokens by their part: {"eos": "</s>"}."""
+    if isinstance(tokens, Unigram):
+        return dict(UNIGRAM)
     return tokens.named if isinstance(tokens, Bpe) else dict(WORD_PIECE)
 
 
@@ -170,6 +185,25 @@ def _word_piece(texts: Sequence[str], size: int) -> Tokenizer:
     made.decoder = decoders.WordPiece(prefix="##")
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=list(WORD_PIECE.values()), show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    ends = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return made
+
+
+def _unigram(texts: Sequence[str], size: int) -> Tokenizer:
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Replace("``", '"'), normalizers.NFKD(), normalizers.Lowercase()]
+    )
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    special = [UNIGRAM[part] for part in ("pad", "unk", "cls", "sep", "mask")]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False
     )
     made.train_from_iterator(texts, trainer)
     ends = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]

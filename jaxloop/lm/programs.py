@@ -21,7 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from jaxloop.config.sections import FitConfig, LoraConfig, SampleConfig
 from jaxloop.core.map_chains import AXIS, chain_mesh
 from jaxloop.lm.encoder import encoder
-from jaxloop.lm.encoder.config import EncoderConfig, encoder_table
+from jaxloop.lm.encoder.config import EncoderConfig
+from jaxloop.lm.encoder.tables import encoder_table
 from jaxloop.lm.generation import beam, decode_loop, row_adapters
 from jaxloop.lm.generation import prefill as prefilling
 from jaxloop.lm.generation.decode_rows import decode_rows
@@ -442,7 +443,7 @@ def encoding(
     for param in encoder_table(config):
         flat[param.path] = _array(param.shape, jnp.dtype(dtype), at.replicated)
     params = nest(flat)
-    params = params | {"layers": [params["layers"]] * config.core.num_layers, "dense": []}
+    params = params | {"layers": [params["layers"]] * config.stored_layers, "dense": []}
     rows = rows or max(1, encoder.batch_on(target.platform) // seq_len)
     args = (
         config,

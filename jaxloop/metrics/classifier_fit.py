@@ -21,8 +21,9 @@ from sklearn.metrics import f1_score
 
 from jaxloop.core.keys import chain_key, fold_in, random_order
 from jaxloop.lm.encoder import encoder as encoders
-from jaxloop.lm.encoder.config import EncoderConfig, head_kind, init_head
+from jaxloop.lm.encoder.config import EncoderConfig, head_kind
 from jaxloop.lm.encoder.encoder import Encoder
+from jaxloop.lm.encoder.tables import init_head
 from jaxloop.lm.model.dropout import Dropout, keys_of_rows
 from jaxloop.lm.target import Target, target_of
 from jaxloop.metrics.classifiers import Classifier

@@ -48,7 +48,7 @@ def load_classifier(
     """Load a classifier from a directory or hub id.
 
     It is one that `save_classifier` wrote, or a sequence-classification model of Hugging Face:
-    BERT, RoBERTa, MPNet, DistilBERT or a decoder of `jaxloop.lm`.
+    BERT, ALBERT, RoBERTa, MPNet, DistilBERT or a decoder of `jaxloop.lm`.
 
     Args:
         labels: names of the classes in the order of the outputs, where the config's own (LABEL_0,
@@ -107,14 +107,22 @@ def probabilities(
 
     Rows sum to 1, or are independent where classes do not exclude each other (as in the pipelines
     of transformers: sigmoids where problem_type is multi_label_classification, and where there is
-    one output). A row depends on its own text alone.
+    one output). A row depends on its own text alone,
+    and a text that comes again is read once.
 
     Args:
         batch: in padded tokens; None chooses for the device.
     """
-    texts, encoder = check_texts(texts), classifier.encoder
+    texts = check_texts(texts)
     if not texts:
         return np.zeros((0, len(classifier.labels)), np.float32)
+    # Models that collapse repeat themselves.
+    row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    return _probabilities(classifier, list(row_of), batch)[[row_of[text] for text in texts]]
+
+
+def _probabilities(classifier: Classifier, texts: list[str], batch: int | None) -> np.ndarray:
+    encoder = classifier.encoder
     if classifier.head is not None:
         features_nE = embedding_features(encoder, texts, batch)
         logits_nC = features_nE @ classifier.head["w"] + classifier.head["bias"]

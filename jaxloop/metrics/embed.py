@@ -46,9 +46,10 @@ def embed(
     Args:
         model: a sentence-transformers or Hugging Face directory, or a hub id; None is
             all-MiniLM-L6-v2 (d = 384, the first 256 tokens of a text are read). What the directory
-            declares is done: pooling, dense layers, length limit, default prompt. BERT, RoBERTa,
-            MPNet, DistilBERT and the decoders of `jaxloop.lm` (Qwen2 in both directions, as
-            stella_en_1.5B_v5) run in JAX, others in sentence-transformers (the extra `encoders`).
+            declares is done: pooling, dense layers, length limit, default prompt. BERT, ALBERT,
+            RoBERTa, MPNet, DistilBERT and the decoders of `jaxloop.lm` (Qwen2 in both directions,
+            as stella_en_1.5B_v5) run in JAX, others in sentence-transformers (the extra
+            `encoders`).
         batch: padded tokens of a batch; None chooses for the device.
         normalize: rows of length one, as the studies' cosine measures take them (arXiv 2504.03814,
             semantic diversity); else what the model gives.

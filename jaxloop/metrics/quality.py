@@ -7,6 +7,7 @@ classifier with these four classes, such as the paper's
 
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,21 +59,41 @@ def text_qualities(
 
     The mean over the text's sentences, see `text_quality_index`. No sentence: 0.
     """
-    if variant not in ("class", "confidence"):
-        raise ValueError(f"variant is {variant!r}; allowed are 'class' and 'confidence'.")
-    sentences("", split)  # raises for an unknown `split` even if there are no texts
+    (values,) = text_quality_variants(texts, detector, [(variant, split)])
+    return values
+
+
+def text_quality_variants(
+    texts: Texts, detector: str | None, variants: Sequence[tuple[str, str]]
+) -> list[list[np.ndarray]]:
+    """`text_qualities` of several (variant, split): the detector reads all their sentences at once,
+    each of them once.
+    """
+    for variant, split in variants:
+        if variant not in ("class", "confidence"):
+            raise ValueError(f"variant is {variant!r}; allowed are 'class' and 'confidence'.")
+        sentences("", split)  # raises for an unknown `split` even if there are no texts
     corpus = Corpus.of(texts)
-    pieces = [sentences(text, split) for text in corpus.texts]
-    distinct = list(dict.fromkeys(piece for text in pieces for piece in text))
-    scores = _sentence_scores(_detector(detector), distinct, variant)
-    score_of = dict(zip(distinct, scores.tolist(), strict=True))
-    means = [np.mean([score_of[piece] for piece in text]) if text else 0.0 for text in pieces]
-    return corpus.split(np.array(means, np.float64))
+    pieces = {
+        split: [sentences(text, split) for text in corpus.texts]
+        for split in dict.fromkeys(split for _, split in variants)
+    }
+    distinct = dict.fromkeys(
+        piece for of_split in pieces.values() for text in of_split for piece in text
+    )
+    loaded = _detector(detector)
+    shares = probabilities(loaded, list(distinct)).astype(np.float64)
+    found = []
+    for variant, split in variants:
+        scores = _sentence_scores(loaded, shares, variant)
+        score_of = dict(zip(distinct, scores.tolist(), strict=True))
+        means = [np.mean([score_of[p] for p in text]) if text else 0.0 for text in pieces[split]]
+        found.append(corpus.split(np.array(means, np.float64)))
+    return found
 
 
-def _sentence_scores(detector: Classifier, pieces: list[str], variant: str) -> np.ndarray:
+def _sentence_scores(detector: Classifier, shares: np.ndarray, variant: str) -> np.ndarray:
     values = np.array([VALUES[label] for label in detector.labels])
-    shares = probabilities(detector, pieces).astype(np.float64)
     scores = values[shares.argmax(1)]
     return scores * shares.max(1, initial=0) if variant == "confidence" else scores
 

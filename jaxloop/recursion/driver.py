@@ -355,7 +355,10 @@ def refuse_another_study(run: Run, before: Mapping[str, Any], now: Mapping[str, 
     Raises:
         ValueError: the directory holds another study; the message names the first differences.
     """
-    before, now = without_unused(current_run_info(before)), without_unused(now)
+    before, now = current_run_info(before), without_unused(now)
+    if isinstance(now["fit"], Mapping) and "dropout" not in now["fit"]:
+        # What is said of dropout in old runs of language models is no field of another family.
+        before["fit"].pop("dropout", None)
     changed = [
         *_changed_entries(before, now),
         *_changed_settings(before, now, run.settings.resumable_fields),

@@ -17,6 +17,7 @@ from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.signals import EXIT_REFUSED
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 _INSTALL = {
@@ -117,6 +118,18 @@ def run_concurrently(
 
     with ThreadPoolExecutor(programs or programs_at_once()) as threads:
         list(threads.map(run, items))
+
+
+def concurrent_map(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Return function(item) of every item, several at the same time where the platform runs several
+    programs at once (`programs_at_once`).
+
+    The first is computed alone, so that what it compiles is compiled once.
+    """
+    todo = list(items)
+    results = [function(item) for item in todo[:1]]
+    with ThreadPoolExecutor(programs_at_once()) as threads:
+        return results + list(threads.map(function, todo[1:]))
 
 
 def initialise_distributed(

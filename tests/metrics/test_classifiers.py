@@ -35,6 +35,7 @@ SMALL = dict(
 )
 CONFIGS = {
     "bert": lambda: hf.BertConfig(**SMALL),
+    "albert": lambda: hf.AlbertConfig(**SMALL | dict(embedding_size=12, initializer_range=0.2)),
     "roberta": lambda: hf.RobertaConfig(**SMALL | dict(pad_token_id=0, type_vocab_size=1)),
     "mpnet": lambda: hf.MPNetConfig(**SMALL | dict(pad_token_id=0)),
     "distilbert": lambda: hf.DistilBertConfig(
@@ -96,7 +97,7 @@ def by_torch(model, tokenizer, texts):
         ]
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert"])
+@pytest.mark.parametrize("name", ["bert", "albert", "distilbert"])
 def test_directories_equal_transformers(folder, name):
     path, model, tokenizer = folder(name, ("left", "center", "right"))
     ours = load_classifier(path)
@@ -193,6 +194,21 @@ def test_training_learns_and_reports_what_it_reaches(folder, train, rate, tmp_pa
     np.testing.assert_allclose(
         probabilities(again, texts[:5]), probabilities(fitted.classifier, texts[:5]), atol=1e-6
     )
+
+
+@pytest.mark.slow
+def test_an_encoder_whose_blocks_share_their_weights_is_trained(folder, tmp_path):
+    """ALBERT: one layer stays one layer, and learns; what is saved is what transformers reads."""
+    texts, labels = labelled(240)
+    options = {"learning_rate": 1e-2, "epochs": 8, "batch_size": 16, "max_length": 16}
+    fitted = fit_classifier(texts, labels, encoder=folder("albert")[0], train="all", **options)
+    assert fitted.report["test"]["macro_f1"] > 0.9 > 0.5 > fitted.report["majority"]["macro_f1"]
+    assert len(fitted.classifier.encoder.params["layers"]) == 1
+    save_classifier(fitted.classifier, tmp_path / "saved")
+    model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    tokenizer = hf.PreTrainedTokenizerFast.from_pretrained(tmp_path / "saved")
+    theirs = torch.stack(by_torch(model, tokenizer, texts[:5])).softmax(-1).numpy()
+    np.testing.assert_allclose(probabilities(fitted.classifier, texts[:5]), theirs, atol=1e-4)
 
 
 def test_only_the_last_blocks_are_trained(folder):

@@ -1,9 +1,8 @@
-"""Encoders as data: the block of `ModelConfig` with what encoders add around it, and one table of
-parameters per architecture.
+"""Encoders as data: the block of `ModelConfig` with what encoders add around it.
 
-BERT, RoBERTa, MPNet and DistilBERT are post-norm blocks with learned positions and a norm on the
-embeddings. Any decoder of `ModelConfig` is an encoder too, causal or (as in embedding models made
-from Qwen2) with attention in both directions.
+BERT, ALBERT, RoBERTa, MPNet and DistilBERT are post-norm blocks with learned positions and a norm
+on the embeddings. Any decoder of `ModelConfig` is an encoder too, causal or (as in embedding models
+made from Qwen2) with attention in both directions.
 """
 
 from collections.abc import Sequence
@@ -11,19 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxloop.core.keys import fold_in
 from jaxloop.lm.encoder import dropout_json
 from jaxloop.lm.io import huggingface, json_fields
-from jaxloop.lm.io.config_json import (
-    FIXED,
-    HARMLESS,
-    activation,
-    check_quantised,
-    config_fields,
-)
-from jaxloop.lm.model.config import ModelConfig, Param, Source, nest, table
+from jaxloop.lm.io.config_json import FIXED, HARMLESS, activation, check_quantised, config_fields
+from jaxloop.lm.model.config import ModelConfig
 
 POOLINGS = (
     "cls",
@@ -44,6 +34,10 @@ class EncoderConfig:
     embed_norm        whether the summed embeddings are normalised
     relative_buckets  buckets of MPNet's relative position bias, over distances to
                       `relative_distance`; 0: no bias
+    embedding_size    width of the embeddings, which a linear layer takes to that of the blocks
+                      (ALBERT); 0: they have it already
+    layer_groups      layers whose weights all blocks share, in runs of equal length (ALBERT); 0:
+                      each block has its own
     causal            whether a token sees only those before it
     head              "" none; "pooler": tanh layer on the first token, then labels (BERT);
                       "dense": the same inside the head (RoBERTa, MPNet);
@@ -59,48 +53,33 @@ class EncoderConfig:
     embed_norm: bool = True
     relative_buckets: int = 0
     relative_distance: int = 128
+    embedding_size: int = 0
+    layer_groups: int = 0
     causal: bool = False
     head: str = ""
     labels: tuple[str, ...] = ()
     multi_label: bool = False
     head_dropout: float = 0.0
 
+    @property
+    def stored_layers(self) -> int:
+        """Layers that have weights."""
+        return self.layer_groups or self.core.num_layers
 
-# Names of one layer's modules (qkv, o, norm1, up, down, norm2), the layer's prefix, and the prefix
-# of the whole encoder.
-_BERT: dict[str, Any] = dict(
-    layer="encoder.layer.{i}.",
-    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
-    o="attention.output.dense",
-    norm1="attention.output.LayerNorm",
-    up="intermediate.dense",
-    down="output.dense",
-    norm2="output.LayerNorm",
-)
-_MODULES: dict[str, dict[str, Any]] = {
-    "bert": _BERT | dict(prefix="bert."),
-    "roberta": _BERT | dict(prefix="roberta."),
-    "mpnet": _BERT
-    | dict(
-        prefix="mpnet.",
-        qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-        o="attention.attn.o",
-        norm1="attention.LayerNorm",
-    ),
-    "distilbert": dict(
-        prefix="distilbert.",
-        layer="transformer.layer.{i}.",
-        qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-        o="attention.out_lin",
-        norm1="sa_layer_norm",
-        up="ffn.lin1",
-        down="ffn.lin2",
-        norm2="output_layer_norm",
-    ),
+    def layer_of(self, block: int) -> int:
+        """Return which of the layers that have weights a block is, as transformers counts them."""
+        return int(block / (self.core.num_layers / self.stored_layers))
+
+
+_HEADS = {
+    "bert": "pooler",
+    "albert": "pooler",
+    "roberta": "dense",
+    "mpnet": "dense",
+    "distilbert": "relu",
 }
-_HEADS = {"bert": "pooler", "roberta": "dense", "mpnet": "dense", "distilbert": "relu"}
 _READ_AS = {"xlm-roberta": "roberta", "camembert": "roberta"}
-ARCHITECTURES = (*_MODULES, *_READ_AS)
+ARCHITECTURES = (*_HEADS, *_READ_AS)
 _DISTILBERT = dict(
     hidden_size="dim",
     num_attention_heads="n_heads",
@@ -110,113 +89,11 @@ _DISTILBERT = dict(
 )
 
 
-def encoder_table(config: EncoderConfig) -> tuple[Param, ...]:
-    """Every parameter of the encoder and of its classification head; paths that start with "layers"
-    carry a leading layer axis.
-    """
-    kind = config.core.architecture
-    params = (
-        _block_table(config)
-        if kind in _MODULES
-        else tuple(p for p in table(config.core) if p.path != ("head",))
-    )
-    return (*params, *_head_table(config))
-
-
-def _block_table(config: EncoderConfig) -> tuple[Param, ...]:
-    core, names = config.core, _MODULES[config.core.architecture]
-    d, inner = core.d_model, core.num_heads * core.head_dim
-    before, layer = names["prefix"] + "embeddings.", names["prefix"] + names["layer"]
-    params = [
-        Param(
-            ("embed",),
-            (core.vocab_size, d),
-            (Source(before + "word_embeddings.weight", d),),
-            shard=0,
-        ),
-        Param(
-            ("position",),
-            (core.max_seq_len + core.position_offset, d),
-            (Source(before + "position_embeddings.weight", d),),
-        ),
-    ]
-    if config.token_types:
-        params.append(
-            Param(
-                ("token_type",),
-                (config.token_types, d),
-                (Source(before + "token_type_embeddings.weight", d),),
-            )
-        )
-    params += _norm(("embed_norm",), before + "LayerNorm", d)
-    if config.relative_buckets:
-        name = names["prefix"] + "encoder.relative_attention_bias.weight"
-        params.append(
-            Param(
-                ("relative",),
-                (config.relative_buckets, core.num_heads),
-                (Source(name, core.num_heads),),
-            )
-        )
-    params += _linear(("layers", "qkv"), [layer + name for name in names["qkv"]], d, inner)
-    params += _linear(("layers", "o"), [layer + names["o"]], inner, d)
-    params += _norm(("layers", "norm1"), layer + names["norm1"], d)
-    params += _linear(("layers", "up"), [layer + names["up"]], d, core.d_ff)
-    params += _linear(("layers", "down"), [layer + names["down"]], core.d_ff, d)
-    params += _norm(("layers", "norm2"), layer + names["norm2"], d)
-    return tuple(params)
-
-
-def _head_table(config: EncoderConfig) -> tuple[Param, ...]:
-    d, classes = config.core.d_model, len(config.labels)
-    dense, out = {
-        "": (None, None),
-        "pooler": (_MODULES["bert"]["prefix"] + "pooler.dense", "classifier"),
-        "dense": ("classifier.dense", "classifier.out_proj"),
-        "relu": ("pre_classifier", "classifier"),
-        "last": (None, "score"),
-    }[config.head]
-    params = _linear(("head", "dense"), [dense], d, d) if dense else []
-    if out:
-        params += _linear(("head", "out"), [out], d, classes)[: 1 if config.head == "last" else 2]
-    return tuple(params)
-
-
-def _linear(path: tuple[str, ...], names: list[str], inside: int, out: int) -> list[Param]:
-    *above, last = path
-    weights, biases = (
-        tuple(Source(f"{name}.{kind}", out) for name in names) for kind in ("weight", "bias")
-    )
-    return [
-        Param(path, (inside, out * len(names)), weights, transposed=True, shard=1),
-        Param((*above, f"{last}_bias"), (out * len(names),), biases, "zeros"),
-    ]
-
-
-def _norm(path: tuple[str, ...], name: str, width: int) -> list[Param]:
-    *above, last = path
-    return [
-        Param((*above, f"{last}_scale"), (width,), (Source(f"{name}.weight", width),), "ones"),
-        Param((*above, f"{last}_bias"), (width,), (Source(f"{name}.bias", width),), "zeros"),
-    ]
-
-
 def head_kind(config: EncoderConfig) -> str:
     """The kind of classification head that the architecture's own code has (see
     `EncoderConfig.head`).
     """
     return _HEADS.get(config.core.architecture, "last")
-
-
-def init_head(key: jax.Array, config: EncoderConfig) -> dict:
-    """A random classification head, as the architecture's own code initialises it: normal(0,
-    init_scale), biases zero.
-    """
-    flat = {}
-    for i, p in enumerate(_head_table(config)):
-        scale = config.core.init_scale if p.init == "normal" else 0.0
-        flat[p.path] = scale * jax.random.normal(fold_in(key, i), p.shape)
-    return nest(flat)["head"]
 
 
 def read_encoder_config(
@@ -302,6 +179,15 @@ _FIXED = FIXED | {
     "is_decoder": (False,),
     "is_causal": (False,),
 }
+# Fields of ALBERT of which one value alone is computed, or that do nothing.
+_ALBERT_FIXED: dict[str, tuple] = {
+    "inner_group_num": (1,),
+    "net_structure_type": (0,),
+    "gap_size": (0,),
+    "num_memory_blocks": (0,),
+    "down_scale_factor": (1,),
+    "layers_to_keep": ([],),
+}
 _NAMES = (
     "hidden_size",
     "num_attention_heads",
@@ -372,6 +258,32 @@ def _bert(c: dict) -> EncoderConfig:
     )
 
 
+def _albert(c: dict) -> EncoderConfig:
+    own = ("layer_norm_eps", "type_vocab_size", "embedding_size", "num_hidden_groups")
+    json_fields.check_known(
+        {name: value for name, value in c.items() if name in _ALBERT_FIXED},
+        set(),
+        _ALBERT_FIXED,
+        "albert models",
+    )
+    # The library's own default of the activation is not BERT's.
+    plain = {"hidden_act": "gelu_new"} | {n: v for n, v in c.items() if n not in _ALBERT_FIXED}
+    core = _core(plain, "albert", 0, own)
+    groups = json_fields.integer(c, "num_hidden_groups", 1)
+    if groups > core.num_layers:
+        raise ValueError(
+            f"model: num_hidden_groups = {groups} is more than num_hidden_layers = "
+            f"{core.num_layers}; every group needs a layer"
+        )
+    return EncoderConfig(
+        core,
+        token_types=json_fields.integer(c, "type_vocab_size", 2),
+        embedding_size=json_fields.integer(c, "embedding_size", 128),
+        layer_groups=groups,
+        head_dropout=dropout_json.head_rate(c, "albert"),
+    )
+
+
 def _roberta(c: dict) -> EncoderConfig:
     return EncoderConfig(
         _core(c, "roberta", json_fields.integer(c, "pad_token_id", 1, low=0) + 1),
@@ -401,7 +313,13 @@ def _distilbert(c: dict) -> EncoderConfig:
     )
 
 
-_BUILDERS = {"bert": _bert, "roberta": _roberta, "mpnet": _mpnet, "distilbert": _distilbert}
+_BUILDERS = {
+    "bert": _bert,
+    "albert": _albert,
+    "roberta": _roberta,
+    "mpnet": _mpnet,
+    "distilbert": _distilbert,
+}
 
 
 def _decoder(path: Path, c: dict) -> EncoderConfig:
@@ -432,7 +350,13 @@ def encoder_config_fields(config: EncoderConfig) -> dict:
         if config.multi_label
         else "single_label_classification"
     )
-    classes = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet", "distilbert": "DistilBert"}
+    classes = {
+        "bert": "Bert",
+        "albert": "Albert",
+        "roberta": "Roberta",
+        "mpnet": "MPNet",
+        "distilbert": "DistilBert",
+    }
     if core.architecture not in classes:
         plain = config_fields(core)
         name = (
@@ -462,6 +386,8 @@ def encoder_config_fields(config: EncoderConfig) -> dict:
         shape |= dict(relative_attention_num_buckets=config.relative_buckets)
     else:
         shape |= dict(type_vocab_size=config.token_types)
+    if core.architecture == "albert":
+        shape |= dict(embedding_size=config.embedding_size, num_hidden_groups=config.layer_groups)
     pad = core.position_offset - 1 if core.position_offset else 0
     return dict(
         model_type=core.architecture,

@@ -14,10 +14,11 @@ def block_rates(c: Mapping[str, Any], kind: str) -> DropoutRates:
         hidden = dropout_rate(c, "dropout", 0.1)
         attention = dropout_rate(c, "attention_dropout", 0.1)
         return DropoutRates(embedding=hidden, attention=attention, mlp_output=hidden)
-    hidden = dropout_rate(c, "hidden_dropout_prob", 0.1)
+    default = 0.0 if kind == "albert" else 0.1
+    hidden = dropout_rate(c, "hidden_dropout_prob", default)
     return DropoutRates(
         embedding=hidden,
-        attention=dropout_rate(c, "attention_probs_dropout_prob", 0.1),
+        attention=dropout_rate(c, "attention_probs_dropout_prob", default),
         attention_output=hidden,
         mlp_output=hidden,
     )
@@ -27,13 +28,15 @@ def head_rate(c: Mapping[str, Any], kind: str) -> float:
     """Return the rate of what a classification head reads."""
     if kind == "distilbert":
         return dropout_rate(c, "seq_classif_dropout", 0.2)
+    if kind == "albert":
+        return dropout_rate(c, "classifier_dropout_prob", 0.1)
     hidden = dropout_rate(c, "hidden_dropout_prob", 0.1)
     return hidden if kind == "mpnet" else dropout_rate(c, "classifier_dropout", hidden)
 
 
 def fields(core: ModelConfig, head: float) -> dict[str, float]:
     """Return the fields of a config.json with the rates of blocks and head."""
-    rates = core.dropout
+    rates, albert = core.dropout, core.architecture == "albert"
     if core.architecture == "distilbert":
         return dict(
             dropout=rates.mlp_output,
@@ -43,5 +46,5 @@ def fields(core: ModelConfig, head: float) -> dict[str, float]:
     return dict(
         hidden_dropout_prob=rates.mlp_output,
         attention_probs_dropout_prob=rates.attention,
-        classifier_dropout=head,
+        **{"classifier_dropout_prob" if albert else "classifier_dropout": head},
     )

@@ -20,7 +20,7 @@ from jaxloop.lm.model import attention, rotary, transformer
 from jaxloop.lm.model import dropout as dropouts
 from jaxloop.lm.model.dropout import Dropout
 from jaxloop.lm.target import Target
-from jaxloop.runtime.devices import platform_of
+from jaxloop.runtime.devices import platform_of, programs_at_once, run_concurrently
 
 # Padded lengths, one program each: sixteen tokens apart, later at most a quarter of the length, so
 # that little of a batch is padding.
@@ -101,6 +101,8 @@ def hidden(
     if config.embed_norm:
         x = transformer.norm(core, x, params["embed_norm_scale"], params["embed_norm_bias"])
     x = dropouts.apply(dropouts.drops_of_layer(dropout, 0), "embedding", x)
+    if config.embedding_size:
+        x = x @ params["embed_map"] + params["embed_map_bias"][None]
     tables = rotary.rope_tables(core, positions)
     if config.causal:
         attend = attention.causal(core, rows, time, tables, target=target)
@@ -111,8 +113,9 @@ def hidden(
                 relative_buckets(time, config.relative_buckets, config.relative_distance)
             ].transpose(2, 0, 1)
         attend = attention.bidirectional(core, rows, time, tables, mask, bias)
-    for i, layer in enumerate(params["layers"]):
-        x = transformer.block(core, layer, None, x, attend, dropouts.drops_of_layer(dropout, i))
+    for i in range(core.num_layers):
+        drops = dropouts.drops_of_layer(dropout, i)
+        x = transformer.block(core, params["layers"][config.layer_of(i)], None, x, attend, drops)
     return transformer.final_norm(core, params, x).reshape(rows, time, -1)
 
 
@@ -263,20 +266,23 @@ def over_batches(
     lengths = np.array([len(i) for i in ids], np.int64)
     padded = np.array(sizes(limit))
     bucket = padded[np.searchsorted(padded, lengths)]
-    order, pending = [], []
+    jobs: list[tuple[np.ndarray, int]] = []
     for time in np.unique(bucket).tolist():
         members, rows = np.flatnonzero(bucket == time), max(1, batch // time)
-        for at in range(0, len(members), rows):
-            chosen = members[at : at + rows]
-            order.append(chosen)
-            pending.append(run(*fill([ids[i] for i in chosen], limit, rows)))
-    # Cut on the host: on the device every other number of rows would be one more program.
-    values = np.concatenate(
-        [np.asarray(part)[: len(chosen)] for chosen, part in zip(order, pending, strict=True)]
-    )
-    out = np.empty_like(values)
-    out[np.concatenate(order)] = values
-    return out
+        jobs += [(members[at : at + rows], rows) for at in range(0, len(members), rows)]
+    values: dict[int, np.ndarray] = {}
+
+    def start(job: tuple[np.ndarray, int]) -> Any:
+        chosen, rows = job
+        return run(*fill([ids[i] for i in chosen], limit, rows))
+
+    def take(job: tuple[np.ndarray, int], part: np.ndarray) -> None:
+        # Cut on the host: on the device every other number of rows would be one more program.
+        values.update(zip(job[0].tolist(), part, strict=False))
+
+    # Two on an accelerator: the next batch is filled while one is computed.
+    run_concurrently(start, take, jobs, max(2, programs_at_once()))
+    return np.stack([values[i] for i in range(len(ids))])
 
 
 def default_batch(params: Any) -> int:

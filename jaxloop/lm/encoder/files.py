@@ -16,10 +16,10 @@ from jaxloop.lm.encoder.config import (
     POOLINGS,
     EncoderConfig,
     encoder_config_fields,
-    encoder_table,
     read_encoder_config,
 )
 from jaxloop.lm.encoder.encoder import DENSE_ACTIVATIONS, Encoder, Readout
+from jaxloop.lm.encoder.tables import encoder_table
 from jaxloop.lm.io import huggingface, json_fields, safetensors_files, tokenizer_files
 from jaxloop.lm.io.json_fields import optional_json
 from jaxloop.lm.model import transformer
@@ -39,9 +39,9 @@ def load_encoder(
 ) -> Encoder:
     """The sentence encoder of a Hugging Face or sentence-transformers directory, or of a hub id.
 
-    Architectures: BERT (MiniLM), RoBERTa, MPNet, DistilBERT, and the decoders of `jaxloop.lm`
-    (Qwen2 with attention in both directions, as in stella_en_1.5B_v5). Pooling, dense layers,
-    normalisation, length limit and default prompt are those that the directory's files declare;
+    Architectures: BERT (MiniLM), ALBERT, RoBERTa, MPNet, DistilBERT, and the decoders of
+    `jaxloop.lm` (Qwen2 with attention in both directions, as in stella_en_1.5B_v5). Pooling, dense
+    layers, normalisation, length limit and default prompt are those that the files declare;
     without such files the mean over tokens is taken. max_length overrides the declared limit. With
     weights=False those of the blocks are checked and not read, which takes no time.
     Raises ValueError for a model that is missing, and `Unsupported` (a ValueError) for one that
@@ -125,7 +125,7 @@ def save_classifier(encoder: Encoder, path: str | Path) -> None:
         "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *encoder.params["layers"]),
     }
     save_file(
-        huggingface.to_tensors(params, encoder_table(config), config.core.num_layers),
+        huggingface.to_tensors(params, encoder_table(config), config.stored_layers),
         work / "model.safetensors",
         metadata={"format": "pt"},
     )
@@ -230,15 +230,13 @@ def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
 def _read(folder: Path, config: EncoderConfig, dtype: DTypeLike) -> dict[str, Any]:
     """Weights with "layers" as a list, so that programs take no slices of them."""
     params = safetensors_files.read(
-        safetensors_files.weights(folder), encoder_table(config), config.core.num_layers, dtype
+        safetensors_files.weights(folder), encoder_table(config), config.stored_layers, dtype
     )
     return jax.tree.map(
         jnp.asarray,
         {
             **params,
-            "layers": [
-                transformer.layer(params["layers"], i) for i in range(config.core.num_layers)
-            ],
+            "layers": [transformer.layer(params["layers"], i) for i in range(config.stored_layers)],
         },
     )
 
@@ -246,7 +244,7 @@ def _read(folder: Path, config: EncoderConfig, dtype: DTypeLike) -> dict[str, An
 def _checked(folder: Path, config: EncoderConfig) -> dict[str, Any]:
     """No weights; raises ValueError where `_read` would."""
     found = safetensors_files.weights(folder)
-    safetensors_files.check(found, encoder_table(config), config.core.num_layers)
+    safetensors_files.check(found, encoder_table(config), config.stored_layers)
     return {}
 
 

@@ -29,6 +29,7 @@ _PREFIXES = (
     "model.",
     "model.decoder.",
     "bert.",
+    "albert.",
     "roberta.",
     "mpnet.",
     "distilbert.",

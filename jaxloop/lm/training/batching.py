@@ -31,6 +31,8 @@ BUCKETS = (
     6144,
     8192,
 )
+# Rows of the smallest batch that is only evaluated, on a CPU.
+TIGHT_ROWS = 8
 
 
 def bucket(length: int, limit: int | None = None) -> int:
@@ -177,17 +179,39 @@ def plan_batches(
     return planned
 
 
-def evaluation_batches(lengths: np.ndarray, rows: int, limit: int) -> Iterator[StepBatch]:
-    """Yield all examples once, `rows` at a time in the order of their lengths [n].
+def evaluation_batches(
+    lengths: np.ndarray, rows: int, limit: int, platform: str
+) -> Iterator[StepBatch]:
+    """Yield all examples once, at most `rows` at a time in the order of their lengths [n].
 
-    Each batch has one step and is padded with empty rows.
+    Each batch has one step and is padded with empty rows: to `rows` and a length of `BUCKETS`,
+    so that there are few programs. On a CPU, where compiling takes less and padding is not free,
+    to a multiple of `TIGHT_ROWS` and a length at most a quarter too long.
     """
     order = np.argsort(lengths, kind="stable")
-    for at in range(0, len(order), rows):
-        chosen = order[at : at + rows]
-        empty = np.full(rows - len(chosen), -1, np.int64)
-        seq_len = bucket(int(lengths[chosen].max()), limit)
-        yield StepBatch(seq_len, np.concatenate([chosen, empty])[None])
+    tight = platform == "cpu"
+    step = min(rows, TIGHT_ROWS) if tight else rows
+    blocks: list[tuple[int, list[np.ndarray]]] = []
+    for at in range(0, len(order), step):
+        chosen = order[at : at + step]
+        longest = int(lengths[chosen].max())
+        seq_len = _tight_length(longest, limit) if tight else bucket(longest, limit)
+        if blocks and blocks[-1][0] == seq_len and (1 + len(blocks[-1][1])) * step <= rows:
+            blocks[-1][1].append(chosen)
+        else:
+            blocks.append((seq_len, [chosen]))
+    for seq_len, parts in blocks:
+        members = np.concatenate(parts)
+        empty = np.full(len(parts) * step - len(members), -1, np.int64)
+        yield StepBatch(seq_len, np.concatenate([members, empty])[None])
+
+
+def _tight_length(length: int, limit: int) -> int:
+    """The smallest multiple of 16 that holds `length` tokens; of an eighth of its power of two
+    where that is more; at most `limit`.
+    """
+    step = max(16, 1 << max(0, (length - 1).bit_length() - 3))
+    return max(min(-(-length // step) * step, limit), length)
 
 
 def fill(

@@ -4,7 +4,7 @@ Dimensions: B rows of a batch, T tokens, n texts.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,11 @@ from jaxloop.config.sections import FitConfig
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.model import lora
 from jaxloop.lm.model.config import ModelConfig
-from jaxloop.lm.sharding import place_like
+from jaxloop.lm.sharding import place_like, programs_on
 from jaxloop.lm.target import Target, target_of
 from jaxloop.lm.training import batching
 from jaxloop.lm.training.loss import row_nll
+from jaxloop.runtime.devices import programs_at_once, run_concurrently
 from jaxloop.runtime.setup_jit import setup_jit
 
 # A program's arguments may come from the host.
@@ -46,25 +47,27 @@ class LossResult(NamedTuple):
     token_nll: Sequence[np.ndarray]
 
 
-class _PendingBatch(NamedTuple):
-    """A batch whose losses are being computed."""
+class _Job(NamedTuple):
+    """A batch of a task whose losses are computed by one program."""
 
-    texts: np.ndarray  # [B] which text each row is, -1 for an empty row
-    mask_BT: np.ndarray  # [B, T - 1] tokens that count
-    nll_BT: jax.Array  # [B, T - 1]
+    task: int
+    examples: batching.Examples
+    batch: batching.StepBatch
 
 
 def loss(
     model: Model, tasks: Sequence[LossTask], fit: FitConfig, *, rows: int = 32
 ) -> list[LossResult]:
-    """Score texts under each task's weights, `rows` texts at a time.
+    """Score texts under each task's weights, at most `rows` texts at a time.
 
-    `fit.completion_only` says whether the tokens of prompts count.
+    `fit.completion_only` says whether the tokens of prompts count. Several batches are under
+    way at the same time.
     """
     limit = min(fit.max_length, model.config.max_seq_len)
+    target = target_of(model.config, model.params)
     encoded: dict[tuple, batching.Examples] = {}
-    pending = []
-    for task in tasks:
+    jobs = []
+    for number, task in enumerate(tasks):
         source = (tuple(task.texts), tuple(task.prompts))
         if source not in encoded:
             encoded[source] = batching.encode_examples(
@@ -74,35 +77,36 @@ def loss(
                 max_length=limit,
                 completion_only=fit.completion_only,
             )
-        params, adapter = params_of(model, task.weights, fit)
-        pending.append(_start(model, params, adapter, encoded[source], rows, limit))
-    return [_result(batches) for batches in pending]
+        examples = encoded[source]
+        batches = batching.evaluation_batches(examples.lengths, rows, limit, target.platform)
+        jobs += [_Job(number, examples, batch) for batch in batches]
+    token_nll: list[dict[int, np.ndarray]] = [{} for _ in tasks]
+    # The weights of one task at a time are on the device, but for those of programs that run.
+    loaded: dict[int, Any] = {}
 
+    def start(job: _Job) -> jax.Array:
+        if job.task not in loaded:
+            loaded.clear()
+            loaded[job.task] = params_of(model, tasks[job.task].weights, fit)
+        params, adapter = loaded[job.task]
+        tokens_SBT, _ = batching.fill(job.examples, job.batch, 1, model.tokenizer.pad)
+        own = target_of(model.config, params)
+        return batch_nll(model.config, params, adapter, tokens_SBT[0], own)
 
-def _start(
-    model: Model,
-    params: dict[str, Any],
-    adapter: dict[str, Any] | None,
-    examples: batching.Examples,
-    rows: int,
-    limit: int,
-) -> list[_PendingBatch]:
-    target = target_of(model.config, params)
-    pending = []
-    for batch in batching.evaluation_batches(examples.lengths, rows, limit):
-        tokens_SBT, mask_SBT = batching.fill(examples, batch, 1, model.tokenizer.pad)
-        nll_BT = batch_nll(model.config, params, adapter, tokens_SBT[0], target)
-        pending.append(_PendingBatch(batch.rows[0], mask_SBT[0, :, 1:], nll_BT))
-    return pending
-
-
-def _result(batches: Sequence[_PendingBatch]) -> LossResult:
-    by_text: dict[int, np.ndarray] = {}
-    for batch in batches:
-        nll_BT = np.asarray(batch.nll_BT, np.float64)
-        for row, text in enumerate(batch.texts):
+    def take(job: _Job, nll_BT: np.ndarray) -> None:
+        _, mask_SBT = batching.fill(job.examples, job.batch, 1, model.tokenizer.pad)
+        for row, text in enumerate(job.batch.rows[0]):
             if text >= 0:
-                by_text[int(text)] = nll_BT[row, batch.mask_BT[row]]
+                counted = mask_SBT[0, row, 1:]
+                token_nll[job.task][int(text)] = nll_BT[row, counted].astype(np.float64)
+
+    # Two on an accelerator: the next batch is filled while one is computed.
+    programs = max(2, programs_at_once(target.platform))
+    run_concurrently(start, take, jobs, programs_on(model, programs))
+    return [_result(of_task) for of_task in token_nll]
+
+
+def _result(by_text: Mapping[int, np.ndarray]) -> LossResult:
     token_nll = [by_text[text] for text in range(len(by_text))]
     return LossResult(
         nll=np.array([x.sum() for x in token_nll]),

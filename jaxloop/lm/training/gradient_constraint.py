@@ -282,7 +282,7 @@ def coefficient(
     target = target_of(model.config, model.params)
     base = None if whole else model.params
     total, tokens = 0.0, 0
-    for batch in batching.evaluation_batches(examples.lengths, rows, limit):
+    for batch in batching.evaluation_batches(examples.lengths, rows, limit, target.platform):
         tokens_SBT, mask_SBT = batching.fill(examples, batch, 1, model.tokenizer.pad)
         slope_of_batch = _slope(
             model.config,

@@ -3,6 +3,7 @@
 They are label shares, text quality, perplexities and the bias projection (arXiv 2410.15234).
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.training import gradient_constraint
 from jaxloop.metrics import registry
 from jaxloop.metrics.classifiers import Classifier, probabilities
-from jaxloop.metrics.quality import text_qualities
+from jaxloop.metrics.quality import text_quality_variants
+from jaxloop.runtime.devices import concurrent_map
 from jaxloop.studies.bias_amplification.articles import body_of
 from jaxloop.studies.bias_amplification.auxiliary import AuxiliaryModels
 from jaxloop.studies.bias_amplification.config import BiasConfig
@@ -54,6 +56,18 @@ class Generated(NamedTuple):
     texts: Sequence[str]
     weights: Any
     upcoming: Sequence[str] = ()
+
+
+# What the values of a chain under its own weights depend on.
+ChainKey = tuple[int, tuple[str, ...]]
+
+
+def _chain_key(chain: Generated) -> ChainKey:
+    return id(chain.weights), tuple(chain.texts)
+
+
+def _next_key(chain: Generated) -> ChainKey:
+    return id(chain.weights), tuple(chain.upcoming)
 
 
 class ArticleScores(NamedTuple):
@@ -98,21 +112,32 @@ class Scorer:
         row_of = {text: row for row, text in enumerate(texts)}
         by_text = self._columns(texts, chains)
         registered = self._registered(chains)
-        own_perplexities: dict[tuple[int, tuple[str, ...]], list[float]] = {}
+        own = self._own_perplexities(chains)
+        projections = self._projections(chains)
         scores = []
         for number, chain in enumerate(chains):
             rows = [row_of[text] for text in chain.texts]
             columns = {name: values[rows] for name, values in by_text.items()}
             if chain.weights is not None:
-                # In generation 0 several chains share their weights and their texts.
-                key = id(chain.weights), tuple(chain.texts)
-                if key not in own_perplexities:
-                    own_perplexities[key] = self._perplexities(chain.weights, chain.texts)
-                columns["perplexity_own"] = np.array(own_perplexities[key])
-            means = self._means(columns) | self._projection(chain)
+                columns["perplexity_own"] = np.array(own[_chain_key(chain)])
+            means = self._means(columns) | projections.get(_next_key(chain), {})
             means |= {name: float(values[number]) for name, values in registered.items()}
             scores.append(ArticleScores(columns | {"label": columns["label"].tolist()}, means))
         return scores
+
+    def _own_perplexities(self, chains: Sequence[Generated]) -> dict[ChainKey, list[float]]:
+        """Perplexities of the articles of every chain under its own weights; in generation 0
+        several chains share both.
+        """
+        own = {_chain_key(chain): chain for chain in chains if chain.weights is not None}
+        found = self._perplexities([(chain.weights, chain.texts) for chain in own.values()])
+        return dict(zip(own, found, strict=True))
+
+    def _projections(self, chains: Sequence[Generated]) -> dict[ChainKey, dict[str, float]]:
+        own = {_next_key(chain): chain for chain in chains if chain.weights is not None}
+        if self.auxiliary.direction is None:
+            return {}
+        return dict(zip(own, concurrent_map(self._projection, own.values()), strict=True))
 
     def _columns(self, texts: list[str], chains: Sequence[Generated]) -> Columns:
         """The values of each text that do not depend on a chain's weights."""
@@ -121,7 +146,8 @@ class Scorer:
             count = self.config.measure.quality_articles
             measured = {text for chain in chains for text in chain.texts[:count]}
             columns |= self._quality_columns(texts, measured)
-        columns["perplexity_base"] = np.array(self._perplexities(self.base_weights, texts))
+        (perplexities,) = self._perplexities([(self.base_weights, texts)])
+        columns["perplexity_base"] = np.array(perplexities)
         return columns
 
     def _quality_columns(self, texts: list[str], measured: set[str]) -> Columns:
@@ -129,14 +155,11 @@ class Scorer:
         rows = [row for row, text in enumerate(texts) if text in measured]
         bodies = [body_of(texts[row]) for row in rows]
         detector = self.config.measure.detector
-        variants = {
-            "quality": text_qualities([bodies], detector),
-            "quality_released": text_qualities(
-                [bodies], detector, variant="confidence", split="period"
-            ),
-        }
+        found = text_quality_variants(
+            [bodies], detector, [("class", "sentence"), ("confidence", "period")]
+        )
         columns = {}
-        for name, (values,) in variants.items():
+        for name, (values,) in zip(("quality", "quality_released"), found, strict=True):
             columns[name] = np.full(len(texts), np.nan)
             columns[name][rows] = values
         return columns
@@ -153,16 +176,21 @@ class Scorer:
         found = registry.evaluate([name for name in names if name not in later], texts=bodies)
         return found | {name: np.full(len(chains), np.nan) for name in later}
 
-    def _perplexities(self, weights: Any, texts: Sequence[str]) -> list[float]:
-        """The mean perplexity of each text's chunks; NaN of a text without tokens to predict."""
-        chunks_of = [self._chunks(text) for text in texts]
-        chunks = list(dict.fromkeys(chunk for chunks in chunks_of for chunk in chunks))
-        perplexity = self._chunk_perplexities(weights, chunks)
-        means = []
-        for chunks in chunks_of:
-            values = [perplexity[chunk] for chunk in chunks if math.isfinite(perplexity[chunk])]
-            means.append(sum(values) / len(values) if values else math.nan)
-        return means
+    def _perplexities(self, sets: Sequence[tuple[Any, Sequence[str]]]) -> list[list[float]]:
+        """The mean perplexity of each text's chunks, for every (weights, texts); NaN of a text
+        without tokens to predict.
+        """
+        chunks_of = [[self._chunks(text) for text in texts] for _, texts in sets]
+        distinct = [
+            list(dict.fromkeys(chunk for of_text in of_set for chunk in of_text))
+            for of_set in chunks_of
+        ]
+        weights = [of_set for of_set, _ in sets]
+        found = self._chunk_perplexities(weights, distinct)
+        return [
+            [_mean([perplexity[chunk] for chunk in of_text]) for of_text in of_set]
+            for of_set, perplexity in zip(chunks_of, found, strict=True)
+        ]
 
     def _chunks(self, text: str) -> list[str]:
         """The parts of a text that have a perplexity each."""
@@ -170,24 +198,31 @@ class Scorer:
             return [text]
         return [paragraph for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
 
-    def _chunk_perplexities(self, weights: Any, chunks: list[str]) -> dict[str, float]:
-        codec = self.prepared.codec
-        perplexity = dict.fromkeys(chunks, math.nan)
+    def _chunk_perplexities(
+        self, weights: Sequence[Any], chunks: Sequence[list[str]]
+    ) -> list[dict[str, float]]:
+        """The perplexity of every chunk under its weights, all in one call."""
+        codec, every = self.prepared.codec, dict.fromkeys(itertools.chain(*chunks))
         ids = {
             chunk: (*codec.start, *tokens)
-            for chunk, tokens in zip(chunks, codec.encode(chunks), strict=True)
+            for chunk, tokens in zip(every, codec.encode(list(every)), strict=True)
         }
-        # A single token has nothing to be predicted.
-        scored = [chunk for chunk in chunks if len(ids[chunk]) > 1]
-        if not scored:
-            return perplexity
-        bodies, heads = [ids[chunk][1:] for chunk in scored], [ids[chunk][:1] for chunk in scored]
+        tasks, scored = [], []
+        for of_set, own in zip(chunks, weights, strict=True):
+            # A single token has nothing to be predicted.
+            scored.append([chunk for chunk in of_set if len(ids[chunk]) > 1])
+            bodies = [ids[chunk][1:] for chunk in scored[-1]]
+            heads = [ids[chunk][:1] for chunk in scored[-1]]
+            # The stand-in tokenizer of `on_token_ids` takes ids for texts.
+            tasks.append(lm.LossTask(own, bodies, heads))  # type: ignore[arg-type]
         length = min(PERPLEXITY_LENGTH, self.model.config.max_seq_len)
-        # The stand-in tokenizer of `on_token_ids` takes ids for texts.
-        task = lm.LossTask(weights, bodies, heads)  # type: ignore[arg-type]
-        (result,) = lm.loss(self.model, [task], self.prepared.driver.fit.replace(max_length=length))
-        values = np.exp(result.nll / np.maximum(result.tokens, 1))
-        return perplexity | dict(zip(scored, map(float, values), strict=True))
+        results = lm.loss(self.model, tasks, self.prepared.driver.fit.replace(max_length=length))
+        found = []
+        for of_set, kept, result in zip(chunks, scored, results, strict=True):
+            values = np.exp(result.nll / np.maximum(result.tokens, 1))
+            perplexity = dict.fromkeys(of_set, math.nan)
+            found.append(perplexity | dict(zip(kept, map(float, values), strict=True)))
+        return found
 
     def _means(self, columns: Columns) -> dict[str, float]:
         labels = self.auxiliary.classifier.labels
@@ -203,8 +238,6 @@ class Scorer:
         starts from; and u' (weights - base).
         """
         direction, weights = self.auxiliary.direction, chain.weights
-        if direction is None or weights is None:
-            return {}
         count = min(len(chain.upcoming), self.config.gradient_constraint.texts)
         spaced = np.linspace(0, len(chain.upcoming), count, endpoint=False, dtype=np.int64)
         texts = [chain.upcoming[row] for row in spaced]
@@ -247,3 +280,9 @@ def label_columns(classifier: Classifier, texts: Sequence[str]) -> Columns:
     }
     columns["label"] = np.array(classifier.labels, object)[shares.argmax(1)]
     return columns
+
+
+def _mean(values: list[float]) -> float:
+    """The mean of those that are finite; NaN if none is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

@@ -80,6 +80,13 @@ def read_articles(config: ArticlesConfig, codec: Codec, block: int) -> Articles:
     rows, fingerprint = _labelled_rows(config)
     table = _joined_posts(rows, config) if config.author_column else _titled(rows, config)
     table, dropped = _in_length(_cut(table, config, codec), config, codec, block)
+    left = table["label"].unique().tolist()
+    if len(left) < 2:
+        word = f"all have the one label {left[0]!r}" if left else "none is left"
+        raise ValueError(
+            f"config.data.label_column = '{config.label_column}': of the articles that are not "
+            f"shorter than a block of {block} tokens {word}; at least two labels are needed"
+        )
     chosen = _draw(table, config)
     return Articles(
         chosen=chosen.reset_index(drop=True),

@@ -21,6 +21,7 @@ from jaxloop.recursion.generation import ModelOutput
 from jaxloop.recursion.sources import upcoming_texts
 from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import inside, write_atomic
+from jaxloop.runtime.devices import concurrent_map
 from jaxloop.studies.bias_amplification import neurons
 from jaxloop.studies.bias_amplification.article_scores import (
     ArticleScores,
@@ -111,15 +112,17 @@ def _write_neurons(
 ) -> None:
     """The neurons of every model; those of weights that several chains share are computed once."""
     fit = prepared.driver.fit
-    by_weights: dict[int, dict[str, np.ndarray]] = {}
+    distinct = {id(output.weights): output.weights for output in outputs}
+
+    def read(weights: Any) -> dict[str, np.ndarray]:
+        return {
+            "weight": neurons.weights(model, weights, tensor=config.neurons.tensor, fit=fit),
+            "activation": neurons.activations(model, articles, weights, fit=fit),
+        }
+
+    by_weights = dict(zip(distinct, concurrent_map(read, distinct.values()), strict=True))
     for output in outputs:
-        weights = output.weights
-        if id(weights) not in by_weights:
-            by_weights[id(weights)] = {
-                "weight": neurons.weights(model, weights, tensor=config.neurons.tensor, fit=fit),
-                "activation": neurons.activations(model, articles, weights, fit=fit),
-            }
-        values = by_weights[id(weights)]
+        values = by_weights[id(output.weights)]
         place = np.indices(values["weight"].shape, np.int32)
         columns = {"layer": place[0], "unit": place[1], **values}
         _write(

@@ -21,6 +21,7 @@ from jaxloop.lm.model.config import ModelConfig, fused_projections
 from jaxloop.lm.model.lora import Adapter, as_adapter
 from jaxloop.lm.target import Target, target_of
 from jaxloop.lm.training import batching
+from jaxloop.runtime.devices import platform_of
 
 # The paper does not say which tensor its weights are. `down` (c_proj, fc2, down_proj) writes the
 # mlp's output into the stream, `up` (c_fc, fc1, gate_proj with up_proj) reads from it; a matrix is
@@ -116,7 +117,7 @@ def prepare(
     }[average]
     examples = batching.Examples(ids, np.zeros(len(ids), np.int64))
     batches = []
-    for batch in batching.evaluation_batches(lengths, rows, limit):
+    for batch in batching.evaluation_batches(lengths, rows, limit, platform_of(model.params)):
         chosen = batch.rows[0]
         tokens, mask = batching.fill(examples, batch, 1, model.tokenizer.pad)
         share_R1 = np.where(chosen < 0, 0.0, share[chosen])[:, None]

@@ -5,6 +5,7 @@ directories, classification heads, refusals.
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,6 +44,10 @@ QWEN = dict(
 )
 CONFIGS = {
     "bert": lambda **k: hf.BertConfig(**SMALL | k),
+    # Five blocks of two layers: the first three, and the last two, share their weights.
+    "albert": lambda **k: hf.AlbertConfig(
+        **SMALL | dict(embedding_size=12, num_hidden_layers=5, num_hidden_groups=2) | k
+    ),
     "roberta": lambda **k: hf.RobertaConfig(**SMALL | dict(type_vocab_size=1, pad_token_id=1) | k),
     "mpnet": lambda **k: hf.MPNetConfig(**SMALL | k),
     "distilbert": lambda **k: hf.DistilBertConfig(
@@ -288,7 +293,7 @@ def _rows(ids):
     return np.array(ids, np.int32), np.array([len(i) for i in ids], np.int32)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "distilbert", "qwen2"])
+@pytest.mark.parametrize("name", ["bert", "albert", "roberta", "mpnet", "distilbert", "qwen2"])
 def test_classification_heads_equal_torch(folder, name):
     path, model = folder(name, classes=3, pad_token_id=1)
     ours = files.load_classifier(path)
@@ -303,6 +308,31 @@ def test_classification_heads_equal_torch(folder, name):
     shares = np.asarray(E.class_probabilities(ours.config, ours.params, tokens, length))
     np.testing.assert_allclose(shares, theirs.softmax(-1).numpy(), atol=1e-4)
     assert ours.config.labels == ("LABEL_0", "LABEL_1", "LABEL_2") and not ours.config.multi_label
+
+
+def test_gradients_of_shared_layers_equal_torch(folder):
+    path, model = folder("albert", classes=3, pad_token_id=1)
+    ours = files.load_classifier(path)
+    tokens, length = batch(seed=3)
+    ids, mask = padded(tokens, length)
+    model.zero_grad()
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2, 1])).backward()
+    theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    model.zero_grad()
+
+    def loss(params):
+        logits = E.class_logits(ours.config, params, jnp.asarray(tokens), jnp.asarray(length))
+        return -jax.nn.log_softmax(logits)[jnp.arange(3), jnp.array([0, 2, 1])].mean()
+
+    found = jax.grad(loss)(ours.params)
+    assert len(found["layers"]) == 2
+    for group, layer in enumerate(found["layers"]):
+        of_group = f"albert.encoder.albert_layer_groups.{group}.albert_layers.0."
+        wanted = theirs[of_group + "ffn.weight"].T
+        np.testing.assert_allclose(layer["up"], wanted, rtol=2e-3, atol=1e-4 * abs(wanted).max())
+    wanted = theirs["albert.encoder.embedding_hidden_mapping_in.weight"].T
+    np.testing.assert_allclose(found["embed_map"], wanted, rtol=2e-3, atol=1e-4 * abs(wanted).max())
 
 
 def test_labels_come_from_the_config_or_are_given(folder, tmp_path):
