@@ -236,11 +236,12 @@ def rows_of(workflow: str, metrics: Mapping[str, np.ndarray]) -> list[pd.DataFra
 
 def _drawings(table: pd.DataFrame) -> list[report.Drawing]:
     drawings = []
-    for (metric, component), rows in table.groupby(["metric", "component"], sort=False):
+    for _, rows in table.groupby(["metric", "component"], sort=False):
+        metric, component = str(rows["metric"].iloc[0]), int(rows["component"].iloc[0])
         if component >= DRAWN:
             continue
         several = (table.loc[table["metric"] == metric, "component"] > 0).any()
-        title = f"{metric} {component + 1}" if several else str(metric)
+        title = f"{metric} {component + 1}" if several else metric
         infinite = int(rows["infinite"].max())
         note = f"up to {infinite:,} chains have no finite value and are left out" * bool(infinite)
         drawings.append(report.Drawing(title, note, _figure(rows)))

@@ -115,6 +115,7 @@ def test_a_run_has_curves_and_their_formulas(capsys, tmp_path):
         "--config.replicates=400",
         "--config.chains.workflows=replace,preserve",
         "--config.chains.size=10",
+        "--config.chains.share=0.5",
         "--config.chains.generations=3",
         "--config.chains.replicates=150",
         "--config.chains.batch=200",
@@ -125,7 +126,7 @@ def test_a_run_has_curves_and_their_formulas(capsys, tmp_path):
     assert (table["replicates"] == 150).all() and (table["low"] < table["high"]).all()
     curves = pd.read_csv(tmp_path / "run/curves.csv")
     assert set(curves["line"]) == {"replace"} and len(curves) == 2
-    # A tenth of real items keeps more of the variance.
+    # Real items keep more of the variance.
     last = table[(table["metric"] == "trace") & (table["generation"] == 3)].set_index("workflow")
     assert last.loc["preserve", "low"] > last.loc["replace", "high"]
     page = (tmp_path / "run/report.html").read_text()
