@@ -133,13 +133,14 @@ def test_a_model_of_ones_own_runs_under_every_workflow(tmp_path):
 
 
 def test_a_stopped_loop_goes_on_and_gives_the_same(tmp_path):
-    whole = jaxloop.loop(fit, sample, DATA, WORKFLOWS, workdir=tmp_path / "a", **OPTIONS)
-    first = {**OPTIONS, "generations": 3}
+    few = {**OPTIONS, "generations": 4, "seeds": range(2)}
+    whole = jaxloop.loop(fit, sample, DATA, WORKFLOWS, workdir=tmp_path / "a", **few)
+    first = {**few, "generations": 2}
     jaxloop.loop(fit, sample, DATA, WORKFLOWS, workdir=tmp_path / "b", **first)
-    resumed = jaxloop.loop(fit, sample, DATA, WORKFLOWS, workdir=tmp_path / "b", **OPTIONS)
+    resumed = jaxloop.loop(fit, sample, DATA, WORKFLOWS, workdir=tmp_path / "b", **few)
     assert resumed.metrics.equals(whole.metrics)
     with pytest.raises(ValueError, match="was made with another config"):
-        jaxloop.loop(fit, sample, DATA + 1, WORKFLOWS, workdir=tmp_path / "b", **OPTIONS)
+        jaxloop.loop(fit, sample, DATA + 1, WORKFLOWS, workdir=tmp_path / "b", **few)
 
 
 def test_texts_and_weights_that_carry_over(tmp_path):

@@ -80,7 +80,7 @@ def test_a_study_is_checked_planned_and_run(tmp_path, monkeypatch):
     assert calls == [
         ("check", settings, {}),
         ("plan", settings, None, {}),
-        ("run", settings, tmp_path / "run", {}),
+        ("run", settings, tmp_path / "run", {"argv": ()}),
     ]
 
 

@@ -55,6 +55,7 @@ def test_two_machines_without_a_common_disk_leave_the_same_files(
     assert blobs < 1.5 * kept  # what only the state before the newest had is in it
 
 
+@pytest.mark.slow
 def test_two_machines_that_vanish_are_followed_by_one(tmp_path, whole, address, monkeypatch):
     both = cluster(tmp_path, address, 4, 0.3)
     wait_for_generation(tmp_path / "machine0", 1, both)

@@ -84,7 +84,7 @@ def batch_of(tokens):
 
 
 @pytest.mark.parametrize("name", list(DECODERS))
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_losses_and_gradients_are_those_of_transformers_with_the_same_masks(
     name, remat, tmp_path, monkeypatch
 ):

@@ -98,6 +98,7 @@ def test_a_chain_with_dropout_trains_the_same_alone_and_among_others(loaded):
     assert not same(alone, without)
 
 
+@pytest.mark.slow
 def test_the_papers_loss_and_dropout_go_together(loaded):
     """The gradient of L_new with weights of 0 is that of L, with the same masks."""
     model = loaded("gpt2")

@@ -191,6 +191,7 @@ def test_coefficient_is_the_slope_of_the_loss(mode, loaded):
     ) == pytest.approx(2, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_of_zero_change_nothing_and_the_brake_holds_the_component_back(loaded):
     """Towards where training goes by itself: the component falls at every larger weight."""
     model = loaded("gpt2")

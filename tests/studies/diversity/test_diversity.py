@@ -385,8 +385,8 @@ def test_refusals_are_one_sentence_and_write_nothing(
         ),
         (
             dp.Answers(always="x", status=401),
-            "refuses with status 401; the key is read from the environment variable "
-            "OPENAI_API_KEY; what it answered is kept",
+            "refuses with status 401 ({'choices': [{'message': {'content': 'x'}}]}); the key is "
+            "read from the environment variable OPENAI_API_KEY; what it answered is kept",
         ),
     ],
 )

@@ -71,6 +71,7 @@ def test_a_judge_is_validated_from_a_config(tmp_path):
     assert "Table 2" in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_validation_whose_judge_is_down_says_so_and_goes_on_later(tmp_path):
     (source,) = dumps.openmeva(tmp_path, 4)
     given = {
