@@ -392,22 +392,22 @@ def test_texts_of_one_content_are_held_out_together():
 
 def test_cleaning_keeps_the_first_of_one_content():
     report = {}
-    rows = [{"text": t} for t in ("A text.", "a  text", "Another", "A text.")]
-    assert [r["text"] for r in cleaning.clean(rows, [cleaning.distinct(content=True)], report)] == [
-        "A text.",
-        "Another",
-    ]
+    batch = {"text": ["A text.", "a  text", "Another", "A text."]}
+    steps = [cleaning.distinct(content=True)]
+    found = list(cleaning.clean([batch], steps, report))
+    assert [text for rows in found for text in rows["text"]] == ["A text.", "Another"]
     assert report["repeated content"]["dropped"] == 2
 
 
 def test_cleaning_finds_a_column_that_the_first_row_lacks():
-    rows = [{"id": 1}, {"id": 2, "body": "a b"}, {"body": None}, {"body": "c"}]
+    batch = {"id": [1, 2, None, None], "body": [None, "a b", None, "c"]}
     report = {}
-    found = list(cleaning.clean(rows, [cleaning.texts_from("body")], report))
-    assert [row["text"] for row in found] == ["a b", "c"] and report["no text"] == {
+    found = list(cleaning.clean([batch], [cleaning.texts_from("body")], report))
+    texts = [text for rows in found for text in rows["text"]]
+    assert texts == ["a b", "c"] and report["no text"] == {
         "in": 4,
         "dropped": 2,
         "out": 2,
     }
     with pytest.raises(ValueError, match="reads the column 'bodi'; the rows have id, body"):
-        list(cleaning.clean(rows, [cleaning.texts_from("bodi")], {}))
+        list(cleaning.clean([batch], [cleaning.texts_from("bodi")], {}))

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from jaxloop.config import FitConfig, LoraConfig
 from jaxloop.lm.encoder import encoder as encoders
-from jaxloop.lm.encoder.config import encoder_config_fields, encoder_table, read_encoder_config
+from jaxloop.lm.encoder.config import encoder_config_fields, read_encoder_config
+from jaxloop.lm.encoder.tables import encoder_table
 from jaxloop.lm.io import huggingface, safetensors_files
 from jaxloop.lm.io.config_json import config_fields, parse_config
 from jaxloop.lm.io.huggingface import to_tensors
