@@ -208,7 +208,7 @@ def open_run(workdir: PathLike) -> RunResult:
         ValueError: it holds no run, or one of a later version.
     """
     name = os.fspath(workdir)
-    path = mirror.restore(name) if "://" in name else Path(name)
+    path = mirror.restore(name) if studies.is_address(name) else Path(name)
     saved_run.require_run(path)
     return RunResult(path)
 

@@ -145,7 +145,7 @@ def _workdir(text: str | None) -> pathlib.Path | str | None:
     """A local path, or an address such as s3://bucket/run as it was given."""
     if not text:
         return None
-    return text if "://" in text else pathlib.Path(text)
+    return text if studies.is_address(text) else pathlib.Path(text)
 
 
 def _read_flags(argv: list[str]) -> flags.FlagValues:

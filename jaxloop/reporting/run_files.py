@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from jaxloop.recursion.sources import texts_path
 from jaxloop.runtime.tables import read_parquet, unescape
 
 # Order of metrics in a report; a metric that is not listed comes after these.
@@ -48,20 +49,8 @@ def read_texts(root: Path, chain: str, generation: int) -> list[str]:
 
     An empty list where the file is absent.
     """
-    path = root / f"texts/chain={chain}/generation={generation:04d}.parquet"
+    path = root / texts_path(chain, generation)
     return list(read_parquet(path, ["text"])["text"]) if path.exists() else []
-
-
-def read_ledger(root: Path) -> pd.DataFrame:
-    """Read ledger.parquet of a run directory.
-
-    Raises:
-        ValueError: it is absent or damaged.
-    """
-    path = root / "ledger.parquet"
-    if not path.exists():
-        raise ValueError(f"run {root}: has no ledger.parquet; no generation of it is finished yet")
-    return pd.DataFrame(read_parquet(path))
 
 
 # Seconds that each kind of step has taken, and how far the run is; see `write_progress`.

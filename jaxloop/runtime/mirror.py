@@ -163,7 +163,7 @@ def _exchange(mirror: Mirror, name: str) -> None:
     index = _read_index(mirror)
     index.meeting += 1
     now = _scan(mirror, index)
-    changed = {path: entry for path, entry in now.items() if index.state.get(path) != entry}
+    changed = _changed(now, index.state)
     deleted = [path for path in index.state if path not in now]
     changes: dict[str, Any] = {"put": changed, "delete": deleted}
     _send(mirror, changed, known=index.state)
@@ -194,10 +194,7 @@ def _send_alone(mirror: Mirror) -> None:
     """
     index = _read_index(mirror)
     now = _scan(mirror, index)
-    _send(mirror, {p: e for p, e in now.items() if index.state.get(p) != e}, known=index.state)
-    _write_head(mirror, now, index)
-    index.state = now
-    _write_index(mirror, index)
+    _publish(mirror, now, index)
 
 
 def _journal(mirror: Mirror, name: str) -> dict[str, Any]:
@@ -265,17 +262,9 @@ def _send_whole(mirror: Mirror) -> None:
     index = _read_index(mirror)
     wanted = _whole_files(mirror.root)
     now = _scan(mirror, index, only=wanted)
-    gone = {path for path in wanted if path not in now}
-    if gone:
-        # A file was renamed or pruned meanwhile; the next look finds a state that is whole.
-        LOGGER.debug("not sent while %s changes", min(gone))
-        return
-    if now == index.state and index.head:
-        return
-    _send(mirror, {p: e for p, e in now.items() if index.state.get(p) != e}, known=index.state)
-    _write_head(mirror, now, index)
-    index.state = now
-    _write_index(mirror, index)
+    # A file may be renamed or pruned meanwhile; the next look finds a state that is whole.
+    if len(now) == len(wanted) and not (now == index.state and index.head):
+        _publish(mirror, now, index)
 
 
 def _whole_files(root: Path) -> list[str]:
@@ -341,7 +330,7 @@ def _send(mirror: Mirror, files: Mapping[str, tuple[int, str]], known: State) ->
 def _take(mirror: Mirror, state: State, index: _Index, now: State) -> None:
     """Make the copy equal to a state. Contents that lie here under another name are not read."""
     here = {sha: path for path, (_, sha) in now.items()}
-    needed = {path: entry for path, entry in state.items() if now.get(path) != entry}
+    needed = _changed(state, now)
 
     def take(item: tuple[str, tuple[int, str]]) -> None:
         path, (size, sha) = item
@@ -383,6 +372,18 @@ def _read_blob(store: Store, size: int, sha: str) -> bytes:
             time.sleep(wait)
     found = "is missing" if data is None else "has another content than was put there"
     raise DamagedObject(f"workdir={store.address}: the object blobs/{sha[:12]}… {found}")
+
+
+def _publish(mirror: Mirror, now: State, index: _Index) -> None:
+    """Make what lies here the newest state of the store."""
+    _send(mirror, _changed(now, index.state), known=index.state)
+    _write_head(mirror, now, index)
+    index.state = now
+    _write_index(mirror, index)
+
+
+def _changed(now: State, before: State) -> State:
+    return {path: entry for path, entry in now.items() if before.get(path) != entry}
 
 
 def _write_head(mirror: Mirror, state: State, index: _Index) -> None:

@@ -7,7 +7,6 @@ come from the environment, as the library of the store reads them.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -39,11 +38,6 @@ class Store:
     def path(self, name: str) -> str:
         """Return the path of an object in the file system."""
         return f"{self.root}/{name}"
-
-
-def is_address(workdir: str) -> bool:
-    """Say whether a work directory is an address of a store rather than a local path."""
-    return "://" in workdir
 
 
 def open_store(address: str) -> Store:
@@ -158,8 +152,3 @@ def _attempt(store: Store, what: str, work: Callable[[], T]) -> T:
 
 def _said(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def put_file(store: Store, name: str, path: Path) -> None:
-    """Write a local file as an object. Raises as `put`, and FileNotFoundError where it is gone."""
-    put(store, name, path.read_bytes())

@@ -131,6 +131,11 @@ def load(name: object) -> Study:
     return study
 
 
+def is_address(workdir: str | Path) -> bool:
+    """Say whether a work directory is an address of an object store rather than a local path."""
+    return "://" in str(workdir)
+
+
 def run_at(
     study: Study, settings: Any, workdir: str | Path, *, argv: Sequence[str] = ()
 ) -> tuple[int, Path]:
@@ -143,7 +148,7 @@ def run_at(
     Raises:
         ValueError: the run cannot succeed, or the store cannot be used.
     """
-    if "://" not in str(workdir):
+    if not is_address(workdir):
         return study.run(settings, Path(workdir), argv=argv), Path(workdir)
     mirror = importlib.import_module("jaxloop.runtime.mirror")
     with mirror.mirrored(str(workdir)) as path:
