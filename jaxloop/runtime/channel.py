@@ -285,11 +285,11 @@ def _welcome(connection: socket.socket, count: int) -> int | None:
     with contextlib.suppress(OSError):
         said = _read(connection)
         process = said.get("process")
-        mine = isinstance(process, int) and 0 < process < count
-        if mine and said.get("processes") == count:
+        same = said.get("processes") == count
+        if isinstance(process, int) and 0 < process < count and same:
             connection.sendall(_line({"welcome": True}))
             connection.settimeout(None)
-            return int(process)
+            return process
         why = f"process 0 waits for processes 1 to {count - 1}, this is {process} of "
         connection.sendall(_line({"refused": f"{why}{said.get('processes')}"}))
     connection.close()

@@ -162,15 +162,20 @@ def stop_together(notice: float | None = None) -> Iterator[Stop]:
         except Stopped as stopped:
             # One that a barrier raised knows nothing of our notice.
             if stop.number is None:
-                stop.take(stopped.code - 128)
+                _take_from_others(stop, stopped.number)
             stopped.until = stop.until
             if channel is not None:
-                channel.tell_stop(stopped.code - 128)
+                channel.tell_stop(stopped.number)
             raise
         finally:
             over.set()
             if thread.is_alive():
                 thread.join()
+
+
+def _take_from_others(stop: Stop, number: int) -> None:
+    LOGGER.warning("another process of the run was told to stop; this one stops too")
+    stop.take(number)
 
 
 def _follow(stop: Stop, over: threading.Event) -> None:
@@ -179,8 +184,7 @@ def _follow(stop: Stop, over: threading.Event) -> None:
     while not over.wait(_LOOK_SECONDS):
         if channel is not None:
             if stop.number is None and channel.stopped is not None:
-                stop.take(channel.stopped)
-                LOGGER.warning("another process of the run was told to stop; this one stops too")
+                _take_from_others(stop, channel.stopped)
             elif stop.number is not None and channel.stopped is None:
                 channel.tell_stop(stop.number)
         if stop.number is not None and stop.until is not None and time.monotonic() > stop.until:

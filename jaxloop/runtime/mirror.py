@@ -199,7 +199,7 @@ def _leaving_in_time(stopped: Stopped) -> Iterator[None]:
         yield
         return
     left = max(0.0, stopped.until + RESERVE_SECONDS / 2 - time.monotonic())
-    timer = threading.Timer(left, os._exit, [stopped.code])
+    timer = threading.Timer(left, os._exit, [128 + stopped.number])
     timer.daemon = True
     timer.start()
     try:

@@ -23,12 +23,13 @@ class Stopped(SystemExit):
     """Raised at the first safe point after SIGTERM (exit code 143) or Ctrl-C (130).
 
     Attributes:
-        name: "SIGTERM" or "SIGINT".
+        number, name: 15 and "SIGTERM", or 2 and "SIGINT".
         until: when the process must have left, by time.monotonic(); None: no limit.
     """
 
     def __init__(self, number: int, until: float | None = None):
         super().__init__(128 + number)
+        self.number = number
         self.name = signal.Signals(number).name
         self.until = until
 

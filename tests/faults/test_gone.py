@@ -86,8 +86,9 @@ def test_sigterm_to_one_of_two_machines_seals_and_ends_both_in_time(
     tmp_path, whole, monkeypatch, told
 ):
     place = place_of("store", tmp_path)
-    both = cluster(tmp_path, place, 4, 1.0)
+    both = cluster(tmp_path, place, 4, 2.0)
     begun("store", tmp_path, both)
+    time.sleep(1.0)  # now both train
     both[told].send_signal(signal.SIGTERM)
     at = time.monotonic()
     said = [process.communicate(timeout=SECONDS)[1] for process in both]
