@@ -14,9 +14,9 @@
     measure = {file = "table.csv", where = {quantity = "Mean", generation = 10}, value = "mean"}
 
 `expect` is `above` or `below` (the measure is above or below `value`, 0 if none is given; `by` is
-the smallest distance that counts) or `near` (the measure is within `by` of `value`). Where a closed form
-predicts the measure, `formula` is a measure of what it predicts, and `value = "formula"` compares
-with it.
+the smallest distance that counts) or `near` (the measure is within `by` of `value`). Where a closed
+form predicts the measure, `formula` is a measure of what it predicts, and `value = "formula"`
+compares with it.
 """
 
 import math
@@ -27,7 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxloop.config import nearest
+from jaxloop.config import suggestion
 
 FORMULA = "formula"
 ABOVE, BELOW, NEAR = KINDS = ("above", "below", "near")
@@ -152,7 +152,7 @@ def _check_names(
 ) -> None:
     for name in stored:
         if name not in allowed:
-            raise ValueError(f"expect={place}: unknown field {name!r}{nearest(name, allowed)}")
+            raise ValueError(f"expect={place}: unknown field {name!r}; {suggestion(name, allowed)}")
     for name in needed:
         if name not in stored:
             raise ValueError(f"expect={place}: the field {name!r} is missing")

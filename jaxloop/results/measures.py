@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxloop.config import nearest
+from jaxloop.config import suggestion
 from jaxloop.reporting import run_files
 from jaxloop.results.verdict import Estimate
 
@@ -44,7 +44,7 @@ def measure(root: Path, asked: Mapping[str, Any]) -> Estimate:
     allowed = _OF_FILE if of_file else _OF_METRIC
     for name in asked:
         if name not in allowed:
-            raise ValueError(f"measure.{name}: unknown field{nearest(name, allowed)}")
+            raise ValueError(f"measure.{name}: unknown field; {suggestion(name, allowed)}")
     needed = ("file", "where", "value") if of_file else ("metric", "at")
     for name in needed:
         if name not in asked:
@@ -72,7 +72,7 @@ def _of_file(root: Path, asked: Mapping[str, Any]) -> Estimate:
         if column not in rows.columns:
             raise ValueError(
                 f"measure.{field}={column!r}: {asked['file']} has no such column"
-                f"{nearest(column, list(rows.columns))}"
+                f"; {suggestion(column, list(rows.columns))}"
             )
         return float(row[column])
 
@@ -92,7 +92,7 @@ def _of_metric(root: Path, asked: Mapping[str, Any]) -> Estimate:
     if asked["metric"] not in names:
         raise ValueError(
             f"measure.metric={asked['metric']!r}: the run has no such metric"
-            f"{nearest(str(asked['metric']), names)}"
+            f"; {suggestion(str(asked['metric']), names)}"
         )
     table = table[table["metric"] == asked["metric"]]
     unit = str(asked.get("unit", "seed"))
@@ -126,7 +126,7 @@ def _slopes(rows: pd.DataFrame, column: str, unit: str) -> pd.Series:
     if column not in rows.columns:
         raise ValueError(
             f"measure.slope={column!r}: metrics.csv has no such column"
-            f"{nearest(column, list(rows.columns))}"
+            f"; {suggestion(column, list(rows.columns))}"
         )
     found = {}
     for name, part in rows.groupby(unit):
@@ -146,7 +146,7 @@ def _selected(table: pd.DataFrame, where: Any, field: str) -> pd.DataFrame:
         if column not in table.columns:
             raise ValueError(
                 f"measure.{field}.{column}: there is no such column"
-                f"{nearest(column, list(table.columns))}"
+                f"; {suggestion(column, list(table.columns))}"
             )
         wanted = _wanted(table, column, value)
         kept = table[table[column].map(lambda x, wanted=wanted: any(_equal(x, w) for w in wanted))]

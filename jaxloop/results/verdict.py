@@ -71,7 +71,10 @@ def smallest_detectable(estimate: Estimate, confidence: float) -> float:
 
 
 def judge(claim: Claim, found: Interval, target: float) -> str:
-    """Return the verdict on a claim: a key of `RULES`. target: what its measure is compared with."""
+    """Return the verdict on a claim, a key of `RULES`.
+
+    target: what its measure is compared with.
+    """
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
         return UNDECIDED
     low, high = found.low - target, found.high - target
