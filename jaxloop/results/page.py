@@ -132,7 +132,7 @@ def expected(claim: Claim) -> str:
 def estimate_text(finding: Finding) -> str:
     """Return an estimate with its interval in words."""
     value = number(finding.found.value)
-    if finding.found.count == 0:
+    if finding.found.n == 0:
         return f"{value} (exact)"
     if not math.isfinite(finding.interval.low):
         return f"{value} (no interval: one of {finding.found.unit})"
@@ -149,8 +149,8 @@ def _precision(findings: Sequence[Finding], confidence: float) -> str:
     for finding in findings:
         found = finding.found
         least = verdict.smallest_detectable(found, confidence)
-        units = "exact" if found.count == 0 else f"{found.count:,} {found.unit}"
-        exact = found.count == 0
+        units = "exact" if found.n == 0 else f"{found.n:,} {found.unit}"
+        exact = found.n == 0
         rows.append(
             [
                 finding.claim.says,

@@ -30,13 +30,13 @@ class Estimate(NamedTuple):
     Attributes:
         value: the estimate.
         se: its standard error; 0 for a number without chance, nan where it is unknown.
-        count: independent units behind it (seeds, replicates, clusters); 0: it is exact.
+        n: independent units behind it (seeds, replicates, clusters); 0: it is exact.
         unit: what such a unit is, in the plural.
     """
 
     value: float
     se: float
-    count: int
+    n: int
     unit: str = "seeds"
 
 
@@ -49,11 +49,11 @@ class Interval(NamedTuple):
 
 def interval(estimate: Estimate, confidence: float) -> Interval:
     """Return the t-interval of an estimate; the value itself where it is exact."""
-    if estimate.count == 0:
+    if estimate.n == 0:
         return Interval(estimate.value, estimate.value)
-    if estimate.count < 2 or not math.isfinite(estimate.se):
+    if estimate.n < 2 or not math.isfinite(estimate.se):
         return Interval(math.nan, math.nan)
-    wide = float(scipy.stats.t.ppf((1 + confidence) / 2, estimate.count - 1)) * estimate.se
+    wide = float(scipy.stats.t.ppf((1 + confidence) / 2, estimate.n - 1)) * estimate.se
     return Interval(estimate.value - wide, estimate.value + wide)
 
 
@@ -62,11 +62,11 @@ def smallest_detectable(estimate: Estimate, confidence: float) -> float:
 
     To first order: (t(confidence) + t(power)) standard errors. nan where the error is unknown.
     """
-    if estimate.count == 0:
+    if estimate.n == 0:
         return 0.0
-    if estimate.count < 2:
+    if estimate.n < 2:
         return math.nan
-    t = scipy.stats.t(estimate.count - 1)
+    t = scipy.stats.t(estimate.n - 1)
     return float((t.ppf((1 + confidence) / 2) + t.ppf(POWER)) * estimate.se)
 
 

@@ -106,7 +106,7 @@ def test_a_difference_has_the_interval_of_a_paired_t_test(run):
     test = scipy.stats.ttest_rel(last["b"], last["a"]).confidence_interval(0.9)
     asked = dict(metric="m", at=dict(setup="b", generation="last"), minus=dict(setup="a"))
     found = measures.measure(run, asked)
-    assert found.count == 6 and found.unit == "seeds"
+    assert found.n == 6 and found.unit == "seeds"
     np.testing.assert_allclose(verdict.interval(found, 0.9), [test.low, test.high], rtol=1e-12)
     per_cent = measures.measure(run, asked | {"scale": -100})
     np.testing.assert_allclose([per_cent.value, per_cent.se], [-100 * found.value, 100 * found.se])
@@ -131,7 +131,7 @@ def test_a_seed_that_lacks_a_value_is_left_out(run):
     table.loc[gone, "value"] = np.nan
     table.to_csv(run / "metrics.csv", index=False)
     asked = dict(metric="m", at=dict(setup="b", generation=3), minus=dict(setup="a"))
-    assert measures.measure(run, asked).count == 5
+    assert measures.measure(run, asked).n == 5
 
 
 @pytest.mark.slow
