@@ -251,7 +251,6 @@ def test_library_compares_every_formula():
     elsewhere = {"mixed_homozygosity", "histogram_entropy"}  # in the histogram's table
     special = {
         "w2_first_order": "an approximation of gaussian_replace",
-        "isotropic_best_q": "the minimum of isotropic_limit",
     }
     assert [
         name
