@@ -206,7 +206,8 @@ def summary(effects: pd.DataFrame) -> pd.DataFrame:
         (*key, *interval(part["value"].to_numpy(float)))
         for key, part in effects.groupby(names, sort=False)
     ]
-    return pd.DataFrame(rows, columns=[*names, "mean", "low", "high", "n"])
+    table = pd.DataFrame(rows, columns=[*names, "mean", "low", "high", "n"])
+    return table.astype({"mean": float, "low": float, "high": float, "n": int})
 
 
 def settings_by_generation(chains: pd.DataFrame, column: str) -> pd.DataFrame:

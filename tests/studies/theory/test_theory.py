@@ -170,7 +170,8 @@ def test_statements_about_the_chains_come_from_the_chains():
 
     def said(change):
         checks = [
-            compare.Check(q, Moments(500, change(q), np.eye(len(q.at)) * 1e-8)) for q in quantities
+            compare.Check(q, Moments(500, change(q), np.eye(len(q.at)) * 1e-8, np.zeros(len(q.at))))
+            for q in quantities
         ]
         claims = wmle.conclude(made, None, checks).claims
         return [c for c in claims if not c.theorem], [c for c in claims if c.theorem]
