@@ -43,6 +43,8 @@ HELP = """jaxloop: recursive training of language models
   jaxloop compare RUN RUN …        runs side by side: one page and one CSV; --out=NAME
   jaxloop export RUN --to=KIND DIR the texts or models of a run for other tools; KIND is
                                    hub-dataset, peft, hf-model or csv
+  jaxloop results RUN --expect=FILE
+                                   what a run shows of a paper's claims, with verdicts; --out=DIR
   jaxloop env                      versions and devices, for a bug report
   jaxloop cache --info             what is kept in the cache folder (compiled programs, data sets);
                                    --clear deletes it
@@ -58,7 +60,11 @@ Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed,
 130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
 
 # Commands that read finished runs, with the package that has their `run_action`.
-_READS_RUNS = {"compare": "jaxloop.compare", "export": "jaxloop.exports"}
+_READS_RUNS = {
+    "compare": "jaxloop.compare",
+    "export": "jaxloop.exports",
+    "results": "jaxloop.results",
+}
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
 
 

@@ -51,7 +51,7 @@ from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.optional import check_trackers
 from jaxloop.runtime.workdir import open_workdir, stored_form
 from jaxloop.studies import FAILED_CHAINS, MISSING_SCORES
-from jaxloop.studies.common import calls, identity, live
+from jaxloop.studies.common import calls, identity, live, spent
 from jaxloop.studies.common.missing import NOTHING, Missing, warn_of_judges
 
 T = TypeVar("T")
@@ -175,16 +175,19 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     models = {}
     if steps.identify_models:
         models = identity.of(config, metrics=steps.identify_metrics)
-    with open_workdir(
-        workdir,
-        stored,
-        may_change=(*steps.free_fields, *steps.changeable_fields),
-        may_raise=steps.raisable_fields,
-        needs=steps.disk_bytes(config, prepared),
-        identity=models,
-        update=stored_names(type(config)),
-        meet=meet,
-    ) as place:
+    with (
+        open_workdir(
+            workdir,
+            stored,
+            may_change=(*steps.free_fields, *steps.changeable_fields),
+            may_raise=steps.raisable_fields,
+            needs=steps.disk_bytes(config, prepared),
+            identity=models,
+            update=stored_names(type(config)),
+            meet=meet,
+        ) as place,
+        _recorded(place.path, argv),
+    ):
         page = PageInputs(
             run_info=_facts(steps, config, models, argv),
             config=stored_form(stored),
@@ -235,6 +238,13 @@ def _with_outcome(facts: RunInfo, outcome: Outcome, seconds: float) -> RunInfo:
     took = elapsed(seconds, outcome.resumed_after, resumed=outcome.resumed)
     lacks = [("missing", outcome.missing.line)] if outcome.missing.line else []
     return [command, *outcome.run_info, *lacks, *others, ("time", took)]
+
+
+def _recorded(root: Path, argv: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+    """Context that records what this call takes; in the first process of a cluster only."""
+    if processes()[0] > 0:
+        return contextlib.nullcontext()
+    return spent.recorded(root, command_line(argv))
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ def of_distances(distances: pd.DataFrame, names: Mapping[str, str]) -> list[str]
         sources = rows[rows.index.str.match(rf"{task}-D\d")].dropna()
         if not len(sources):
             continue
-        closer = [one.split("-")[1] for one, value in sources.items() if value <= real]
+        closer = [str(one).split("-")[1] for one, value in sources.items() if value <= real]
         which = ", ".join(closer) if closer else "none"
         said.append(
             f"{name}: real test records lie at a Fréchet distance of {real:.4g}; of "

@@ -109,7 +109,7 @@ def effects(summary: pd.DataFrame) -> Figure:
     with figures.style():
         rows = {
             against: [name for name in EFFECTS if name in set(part["effect"])]
-            for against, part in found.groupby("against", sort=False)
+            for against, part in found.groupby(found["against"].astype(str), sort=False)
         }
         # The change since generation 0 has a place beside the first of the others.
         since = rows.pop(entities_effects.START, [])

@@ -111,8 +111,8 @@ def curves(metrics: pd.DataFrame, chains: pd.DataFrame, mixing: str) -> pd.DataF
     texts = metrics[~metrics["metric"].str.startswith(("task_loss(", "base_loss("))]
     parts.append(texts.groupby([*keys, "metric"], sort=False)["value"].mean().reset_index())
     table = pd.concat([p for p in parts if len(p)] or parts[:1])
-    names = [plan_chains.CONTROL if control else mixing for control in table["control"]]
-    table = table.drop(columns="control").assign(mixing=names)
+    whom = [plan_chains.CONTROL if control else mixing for control in table["control"]]
+    table = table.drop(columns="control").assign(mixing=whom)
     # Lines are told apart by their names; numbers and texts do not sort together.
     return table.assign(**{n: [_shown(v) for v in table[n]] for n in effects.SETTING})
 

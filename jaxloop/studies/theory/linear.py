@@ -13,7 +13,7 @@ from jaxloop.core import mixing as mixings
 from jaxloop.reporting import report
 from jaxloop.simulators import linear
 from jaxloop.studies.common.report import slug
-from jaxloop.studies.theory import isotropic
+from jaxloop.studies.theory import isotropic, linear_published
 from jaxloop.studies.theory.compare import Check, Claim, Conclusion, Experiment, Quantity
 from jaxloop.studies.theory.config import LinearConfig, TheoryConfig
 from jaxloop.studies.theory.linear_efficiency import (
@@ -332,12 +332,20 @@ def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -
         "that reproduce its curves (inferred)."
     )
     drawings = draw_efficiency(config, alphas, curves, grid, values, best, all_designs[0], checks)
+    published: dict[str, pd.DataFrame] = {}
+    if linear_published.has_setting(config):
+        published = {
+            "efficiency_published": linear_published.table(config, all_designs, mesh),
+            "efficiency_summary": linear_published.summary(config, all_designs, mesh),
+        }
+        drawings = (*drawings, linear_published.draw(published["efficiency_published"]))
     return Conclusion(
         claims=[claim._replace(theorem=PROOF) for claim in _claims(config, best)],
         sections=(report.Section("Relative efficiency", note, drawings),),
         tables={
             "efficiency_grid": _grid_table(grid, values),
             "efficiency_curves": _curve_table(s.betas, alphas, curves),
+            **published,
         },
     )
 

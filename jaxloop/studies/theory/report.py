@@ -118,11 +118,11 @@ def of_skewness(curves: pd.DataFrame) -> str:
 
     curves: what `compare.curves` returns, at least one row.
     """
-    worst = curves.loc[curves["skew"].idxmax()]
+    worst = curves.sort_values("skew").iloc[-1]
     text = (
         f"The largest skewness of an entry is {worst['skew']:.2g}, with "
-        f"{int(worst['replicates']):,} replicates; statistics are shrunk by Hall's transformation with "
-        "the skewness of their samples. "
+        f"{int(worst['replicates']):,} replicates; statistics are shrunk by Hall's transformation "
+        "with the skewness of their samples. "
     )
     few = curves[curves["replicates"] < FEW]
     if len(few):

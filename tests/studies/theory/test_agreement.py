@@ -103,6 +103,7 @@ LINEAR = {"entities": 2, "dim": 3, "rank": 2, "public": 3, "generations": 3, "ba
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "kind,fields",
     [
