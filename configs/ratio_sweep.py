@@ -21,5 +21,5 @@ def get_config(scale="paper"):
         c.chain.update(generations=8, size=48, eval_texts=64)
     if scale == "small":
         c.title = "The shift against the synthetic share, with intervals"
-        c.chain.update(generations=15, size=48, eval_texts=64, seeds=tuple(range(10)))
+        c.chain.update(generations=15, size=48, eval_texts=64, seeds=tuple(range(12)))
     return c
