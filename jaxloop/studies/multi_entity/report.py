@@ -166,9 +166,13 @@ def _first_texts(settings: EntitiesConfig, completions: measure.Completions) -> 
 def _effects(
     settings: EntitiesConfig, root: Path, summary: pd.DataFrame, final: int
 ) -> report.Section:
-    write_atomic(
-        root / "effects.csv", to_csv({name: summary[name].tolist() for name in summary.columns})
-    )
+    columns = {str(name): summary[name].tolist() for name in summary.columns}
+    # One name for each row of a setting: without a suffix it is the paper's reading.
+    columns["effect"] = [
+        f"{effect}_own_text" if against == effects.OWN_TEXT else effect
+        for effect, against in zip(summary["effect"], summary["against"], strict=True)
+    ]
+    write_atomic(root / "effects.csv", to_csv(columns))
     finite = summary[np.isfinite(summary["mean"])]
     order = list(figures.EFFECTS)
     rows = [
