@@ -4,17 +4,18 @@ A measure is a table of fields in the file of expectations. Its form follows fro
 
     {file, where, value}           a number in a CSV of the run: the one row that `where` selects;
                                    `se` and `count` name the columns of its standard error and of
-                                   the units behind it (without them the number is exact), `scale`
-                                   multiplies it
-    {metric, at}                   a metric of metrics.csv: mean over seeds of the mean over the
-                                   rows that `at` selects
+                                   the units behind it; `low` and `high` in the place of `se` those
+                                   of its 95 % t-interval; without them the number is exact
+    {metric, at}                   a metric of metrics.csv, or the mean of a list of metrics: mean
+                                   over seeds of the mean over the rows that `at` selects
     {metric, at, minus}            the difference of two such selections, seed by seed
     {metric, at, over}             the same as a ratio less 1: a relative change
     {metric, at, slope}            the slope of the metric against the column `slope`, seed by seed
 
 `at`, `minus` and `over` are tables {column: value or list of values}; `minus` and `over` name only
 what differs from `at`. `generation = "last"` is the last one that every chain reached, `"late"`
-the last five. `unit` names the column of the independent units, `seed` by default.
+the last five. `unit` names the column of the independent units, `seed` by default; `scale`
+multiplies a measure, `units` is what its units are called on the page.
 """
 
 import math
@@ -24,13 +25,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from jaxloop.config import suggestion
 from jaxloop.reporting import run_files
 from jaxloop.results.verdict import Estimate
 
 LATE = 5  # generations
-_OF_FILE = ("file", "where", "value", "se", "count", "scale", "units")
+_OF_FILE = ("file", "where", "value", "se", "low", "high", "count", "scale", "units")
 _OF_METRIC = ("metric", "at", "minus", "over", "slope", "unit", "units", "scale")
 
 
@@ -76,10 +78,16 @@ def _of_file(root: Path, asked: Mapping[str, Any]) -> Estimate:
             )
         return float(row[column])
 
-    if "se" not in asked:
+    if not {"se", "low", "high"} & set(asked):
         return Estimate(number("value"), 0.0, 0, "")
-    count = int(number("count")) if "count" in asked else 10**6
-    return Estimate(number("value"), number("se"), count, str(asked.get("units", "replicates")))
+    if "count" not in asked:
+        raise ValueError("measure: a standard error or an interval needs the field 'count'")
+    count, units = int(number("count")), str(asked.get("units", "replicates"))
+    if "se" in asked:
+        return Estimate(number("value"), number("se"), count, units)
+    half = (number("high") - number("low")) / 2
+    wide = float(scipy.stats.t.ppf(0.975, count - 1)) if count > 1 else math.nan
+    return Estimate(number("value"), half / wide, count, units)
 
 
 def _of_metric(root: Path, asked: Mapping[str, Any]) -> Estimate:
@@ -89,12 +97,14 @@ def _of_metric(root: Path, asked: Mapping[str, Any]) -> Estimate:
         raise ValueError("measure.metric: the run has no metrics.csv")
     table = run_files.read_metrics(root)
     names = list(dict.fromkeys(table["metric"]))
-    if asked["metric"] not in names:
-        raise ValueError(
-            f"measure.metric={asked['metric']!r}: the run has no such metric"
-            f"; {suggestion(str(asked['metric']), names)}"
-        )
-    table = table[table["metric"] == asked["metric"]]
+    metrics = asked["metric"] if isinstance(asked["metric"], list) else [asked["metric"]]
+    for metric in metrics:
+        if metric not in names:
+            raise ValueError(
+                f"measure.metric={metric!r}: the run has no such metric; "
+                f"{suggestion(str(metric), names)}"
+            )
+    table = table[table["metric"].isin(metrics)]
     unit = str(asked.get("unit", "seed"))
     at = _selected(table, asked["at"], "at")
     if "slope" in asked:

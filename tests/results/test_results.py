@@ -125,6 +125,27 @@ def test_ratios_slopes_and_late_generations_are_taken_seed_by_seed(run):
     np.testing.assert_allclose(measures.measure(run, asked).value, ratios.mean(), rtol=1e-12)
 
 
+def test_an_interval_of_a_table_gives_its_standard_error(run):
+    values = np.random.default_rng(2).normal(3, 1, 9)
+    test = scipy.stats.ttest_1samp(values, 0).confidence_interval()
+    row = dict(effect="e", mean=values.mean(), low=test.low, high=test.high, n=9)
+    pd.DataFrame([row]).to_csv(run / "effects.csv", index=False)
+    asked = dict(
+        file="effects.csv", where=dict(effect="e"), value="mean", low="low", high="high", count="n"
+    )
+    found = measures.measure(run, asked)
+    np.testing.assert_allclose(found.se, scipy.stats.sem(values), rtol=1e-12)
+    assert (found.n, found.value) == (9, values.mean())
+
+
+def test_a_list_of_metrics_is_their_mean(run):
+    table = pd.read_csv(run / "metrics.csv")
+    both = pd.concat([table, table.assign(metric="m2", value=table.value * 3)])
+    both.to_csv(run / "metrics.csv", index=False)
+    one, mean = (measures.measure(run, dict(metric=m, at={})).value for m in ("m", ["m", "m2"]))
+    np.testing.assert_allclose(mean, 2 * one)
+
+
 def test_a_seed_that_lacks_a_value_is_left_out(run):
     table = pd.read_csv(run / "metrics.csv")
     gone = (table.seed == 2) & (table.setup == "a") & (table.generation == 3)
@@ -154,6 +175,7 @@ def test_the_smallest_effect_that_is_found_is_found_in_four_of_five_studies():
         (dict(metric="m", at={}, plus={}), "unknown field"),
         (dict(metric="m"), "'at' is missing"),
         (dict(metric="m", at={}, slope="tempo"), "no such column"),
+        (dict(file="metrics.csv", where={}, value="value", se="value"), "selects 48 rows"),
         (dict(file="none.csv", where={}, value="v"), "no such file"),
         (dict(file="metrics.csv", where=dict(seed=1), value="value"), "selects 8 rows"),
         (
