@@ -48,6 +48,7 @@ def paper(scale):
     c.exchange.betas = (0.0, 0.5, 1.0)
     c.exchange.initial_beta = 1.0
     c.exchange.mixing = "complete"
+    c.exchange.control = "self_only"  # None: only the paper's comparison with alpha = 0
     c.exchange.synthetic = 2500
     c.exchange.seeds = (0,)
 

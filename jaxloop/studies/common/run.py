@@ -44,8 +44,9 @@ from jaxloop.recursion import driver
 from jaxloop.recursion.progress import Watch, duration
 from jaxloop.runtime import environment
 from jaxloop.runtime.atomic_io import cache_folder
+from jaxloop.runtime.cluster import initialise_distributed, processes, watch_silence
 from jaxloop.runtime.compile_cache import keep_compiled_programs
-from jaxloop.runtime.devices import initialise_distributed, processes, programs_at_once
+from jaxloop.runtime.devices import programs_at_once
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.optional import check_trackers
@@ -124,8 +125,12 @@ class RunContext(Generic[C, P]):
     watch: Watch | None = None
 
     def driver_settings(self, settings: driver.RunSettings) -> driver.RunSettings:
-        """Return a driver's settings with the hashes of the base models filled in."""
-        return dataclasses.replace(settings, identity=identity.bases(self.models))
+        """Return a driver's settings with what the config says of signals and the bases' hashes."""
+        return dataclasses.replace(
+            settings,
+            identity=identity.bases(self.models),
+            notice=self.config.run.notice_seconds,  # type: ignore[attr-defined]  # as below
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +172,7 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     """
     start = time.monotonic()
     initialise_distributed()
+    watch_silence(config.run.silence_seconds)  # type: ignore[attr-defined]  # as below
     keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
     # Studies without generations have no trackers.
     check_trackers(getattr(config.run, "trackers", ()))  # type: ignore[attr-defined]
