@@ -141,7 +141,7 @@ def _cautions(study: NeuronStudy) -> list[str]:
         cautions.append(f"No verdict on chance: {study.settings['no_verdict']}.")
     cautions.append(
         "Counts say how often an association appears, not how many independent ones there are: "
-        "nothing here supposes that the neurons of a model move independently."
+        "neurons of one model need not move independently."
     )
     return cautions
 

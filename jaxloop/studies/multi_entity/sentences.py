@@ -113,6 +113,12 @@ def _readings_differ(name: str, rows: pd.DataFrame) -> list[str]:
 def of_grids(surface: Surface) -> str:
     """Return where the relative efficiency is largest on both grids, and whether they agree."""
     (a, b, best), (ca, cb, coarse) = surface.best, surface.coarse
+    fine = (
+        f"On the fine grid the relative efficiency is largest at alpha = {a:.2f}, beta = {b:.2f} "
+        f"({best:.3f})"
+    )
+    if not np.isfinite(coarse):
+        return f"{fine}; among 0, 1/2 and 1 no pair has a limit."
     apart = max(
         abs(a - ca) / float(np.diff(surface.alpha).max()),
         abs(b - cb) / float(np.diff(surface.beta).max()),
@@ -122,11 +128,7 @@ def of_grids(surface: Surface) -> str:
         if apart <= 1
         else "which is another pair"
     )
-    return (
-        f"On the fine grid the relative efficiency is largest at alpha = {a:.2f}, beta = {b:.2f} "
-        f"({best:.3f}); among 0, 1/2 and 1 at alpha = {ca:g}, beta = {cb:g} ({coarse:.3f}), "
-        f"{agree}."
-    )
+    return f"{fine}; among 0, 1/2 and 1 at alpha = {ca:g}, beta = {cb:g} ({coarse:.3f}), {agree}."
 
 
 def ranks_over(settings: EntitiesConfig, start: str) -> str:

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxloop.studies.bias_amplification import direction_section, report
+from jaxloop.studies.bias_amplification import direction_section, neuron_summary, report
+from jaxloop.studies.bias_amplification.neuron_study import NeuronStudy
 
 NAN = float("nan")
 
@@ -132,3 +133,72 @@ def test_the_formulas_that_are_stated_hold():
     grid = np.linspace(0, 2, 200_001)
     proximal = grid[np.argmin((grid - b) ** 2 / (2 * rate) + w / 2 * grid**2)]
     assert proximal == pytest.approx(b / (1 + rate * w), abs=1e-4)
+
+
+RULES = ("p<alpha", "bonferroni", "bh", "permutation", "familywise")
+
+
+def neurons(*, together=0.5, more=0.5, fewer=0.5, flat=0, **settings):
+    """A study of neurons with one relation and one overlap, whatever they came from."""
+    counts = [
+        ("differences", "weight ~ bias", rule, 40, flat, 3, 2.0, NAN, NAN, together, together)
+        for rule in RULES
+    ]
+    overlap = ("differences", "p<alpha", "a", "b", 9, 8, 40, 4, 1.8, more, fewer, NAN, NAN)
+    return NeuronStudy(
+        tests=pd.DataFrame(),
+        counts=pd.DataFrame(
+            counts,
+            columns="mode relation rule tests flat observed nominal null_mean null_high p "
+            "p_together".split(),
+        ),
+        overlap=pd.DataFrame(
+            [overlap],
+            columns="mode rule first second size_first size_second neurons observed expected "
+            "p_more p_fewer null_mean null_p".split(),
+        ),
+        layers=pd.DataFrame(),
+        settings={
+            "alpha": 0.05,
+            "versions": 8,
+            "setups": 1,
+            "differences": 7,
+            "lags": 1,
+            "permutations": 99,
+            "scheme": "seeds",
+            "seeds": 5,
+            "modes": ["differences"],
+            "no_verdict": "",
+        }
+        | settings,
+    )
+
+
+@pytest.mark.parametrize(
+    "study, expected, absent",
+    [
+        (neurons(together=0.01), "; beyond what exchanged outcomes give", "; not told"),
+        (neurons(together=0.5), "; not told apart from what exchanged outcomes give", "beyond"),
+        (neurons(together=NAN), "3 pass at p < 0.05", "what exchanged outcomes give"),
+        (neurons(more=0.01), "more than independent sets would share", "about as many"),
+        (neurons(fewer=0.01), "fewer than independent sets would share", "about as many"),
+        (neurons(), "about as many as independent sets would share", "fewer than"),
+        (neurons(flat=2), "2 do not vary and have p = 1", "about as many neurons"),
+        (neurons(), "No permutation p can be below 0.01", "No verdict"),
+        (
+            neurons(permutations=0, no_verdict="too few seeds"),
+            "No verdict on chance: too few seeds.",
+            "No permutation p",
+        ),
+        (
+            neurons(permutations=0),
+            "7 differences; Newey-West errors with 1 lag.",
+            "exchanged: mean",
+        ),
+        (neurons(modes=["levels", "differences"]), "Granger and Newbold 1974", "No verdict"),
+        (neurons(), "need not move", "Granger"),
+    ],
+)
+def test_what_is_said_of_neurons(study, expected, absent):
+    said = " ".join(neuron_summary.sentences(study))
+    assert expected in said and absent not in said

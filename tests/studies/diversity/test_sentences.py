@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from jaxloop.studies.diversity import sentences
+from jaxloop.studies.diversity import measure, sentences
 
 QA = {"qa": "Question answering"}
 
@@ -116,3 +116,24 @@ NAN = float("nan")
 def test_every_sentence_comes_out_each_way(said, expected):
     text = said if isinstance(said, str) else " ".join(said)
     assert not text if expected is None else expected in text
+
+
+@pytest.mark.parametrize(
+    "values, expected, holds",
+    [
+        ((0.1, 0.2, 0.3), "2 of 2 steps; 0.100 to 0.300", True),
+        ((0.1, 0.3, 0.2), "1 of 2 steps; 0.100 to 0.200; the largest fall is 0.100", False),
+        ((0.99, 0.995, 0.99), "so it cannot be told", False),
+    ],
+)
+def test_checks_of_the_levels_come_out_each_way(values, expected, holds):
+    settings = SimpleNamespace(
+        generator=SimpleNamespace(
+            replaced=(6, 5, 4, 3, 2, 1, 0), topic_sizes=(1, 2, 3, 4, 5, 6, 7), story="m", qa="m"
+        )
+    )
+    names = [f"story-D{i}" for i in range(len(values))]
+    about = pd.DataFrame({"set": names, "distinct_matched": values})
+    found = measure.level_checks(settings, dict.fromkeys(names), about)
+    assert len(found) == 1 and found[0][0].startswith("(b) story")
+    assert expected in found[0][1] and found[0][2] == holds

@@ -115,13 +115,14 @@ def test_sentences_of_the_linear_models_transfer(none, own, exchanged, expected)
 @pytest.mark.parametrize(
     "best, coarse, expected",
     [
-        ((0.4, 0.7), (0.5, 0.5), "which is another pair"),
-        ((0.49, 0.51), (0.5, 0.5), "which is the same pair, to a step of the fine grid"),
+        ((0.4, 0.7), (0.5, 0.5, 0.5), "which is another pair"),
+        ((0.49, 0.51), (0.5, 0.5, 0.5), "which is the same pair, to a step of the fine grid"),
+        ((0.49, 0.51), (0.0, 0.0, NAN), "among 0, 1/2 and 1 no pair has a limit"),
     ],
 )
 def test_the_sentence_about_both_grids(best, coarse, expected):
     grid = np.linspace(0, 1, 21)
-    surface = Surface(grid, grid, grid, grid, (*best, 0.6), (*coarse, 0.5))
+    surface = Surface(grid, grid, grid, grid, (*best, 0.6), coarse)
     assert expected in sentences.of_grids(surface)
 
 
