@@ -15,6 +15,7 @@ SHA-256; where the newest state is damaged, the one before is used. A thread sen
 while the run goes on (`_background`), so that a meeting finds most contents in the store already.
 """
 
+import dataclasses
 import json
 import os
 import threading
@@ -38,6 +39,7 @@ from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror_copy import (
     INDEX,
     RUN,
+    SENDING,
     Mirror,
     changes_since,
     folder_of,
@@ -220,7 +222,9 @@ def _exchange(mirror: Mirror, name: str, wait: Callable[[str], None]) -> None:
     changed = changes_since(index.state, now)
     deleted = [path for path in index.state if path not in now]
     changes: dict[str, Any] = {"put": changed, "delete": deleted}
-    send(mirror, changed, index)
+    with SENDING:
+        # What was sent ahead counts for the meeting after the one that the index names.
+        send(mirror, changed, dataclasses.replace(index, meeting=index.meeting - 1))
     place = f"sync/{index.meeting}"
     object_store.put(mirror.store, f"{place}/{process}.json", to_json(changes))
     wait(f"{name}: sent")

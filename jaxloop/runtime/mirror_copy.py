@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ RUN, INDEX, AHEAD = "run", "mirror.json", "ahead.json"
 HEAD = "head.json"
 THREADS = 8
 _LOCAL = {LOCK, HOLDER}
+# One thread of the process sends at a time, so that no content is sent by two.
+SENDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -131,13 +134,15 @@ def sent_ahead(mirror: Mirror, index: Index) -> set[str]:
 
 def send_ahead(mirror: Mirror, paths: Iterable[str]) -> None:
     """Put the contents of files that the next meeting will ask for."""
-    index = read_index(mirror)
-    found = changes_since(index.state, scan(mirror, index, only=paths))
-    sent = sent_ahead(mirror, index)
-    if not {sha for _, sha in found.values()} <= sent:
-        send(mirror, found, index)
-        ahead = {"meeting": index.meeting, "sent": sorted(sent | {s for _, s in found.values()})}
-        write_atomic(mirror.folder / AHEAD, to_json(ahead), durable=False)
+    with SENDING:
+        index = read_index(mirror)
+        found = changes_since(index.state, scan(mirror, index, only=paths))
+        sent = sent_ahead(mirror, index)
+        here = {sha for _, sha in found.values()}
+        if not here <= sent:
+            send(mirror, found, index)
+            ahead = {"meeting": index.meeting, "sent": sorted(sent | here)}
+            write_atomic(mirror.folder / AHEAD, to_json(ahead), durable=False)
 
 
 def take(mirror: Mirror, state: State, index: Index, now: State) -> None:
