@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
-from jax._src import clusters  # JAX has no public name for what a launcher's environment says
 
 from jaxloop.runtime.channel import Channel, accept_all, connect
 from jaxloop.runtime.log import LOGGER
@@ -199,11 +198,17 @@ def _follow(stop: Stop, over: threading.Event) -> None:
 def _ask_launcher(timeout: float) -> tuple[str, int, int]:
     """(coordinator, processes, process) as the launcher's environment says them."""
     try:
-        coordinator, count, index, devices = (
-            clusters.ClusterEnv.auto_detect_unset_distributed_params(
-                None, None, None, None, None, int(timeout)
-            )
-        )
+        # JAX has no public name for what a launcher's environment says, and may move this one.
+        from jax._src.clusters import ClusterEnv
+
+        detect = ClusterEnv.auto_detect_unset_distributed_params
+    except (ImportError, AttributeError):
+        raise ValueError(
+            f"coordinator=auto: jax {jax.__version__} does not say who is who; set "
+            "JAXLOOP_COORDINATOR, JAXLOOP_PROCESSES and JAXLOOP_PROCESS"
+        ) from None
+    try:
+        coordinator, count, index, devices = detect(None, None, None, None, None, int(timeout))
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise ValueError(
             f"coordinator=auto: the launcher's environment cannot be read ({error})"
