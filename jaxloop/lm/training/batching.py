@@ -180,13 +180,15 @@ def plan_batches(
 
 
 def evaluation_batches(
-    lengths: np.ndarray, rows: int, limit: int, platform: str
+    lengths: np.ndarray, rows: int, limit: int, platform: str, *, predicted: bool = False
 ) -> Iterator[StepBatch]:
     """Yield all examples once, at most `rows` at a time in the order of their lengths [n].
 
     Each batch has one step and is padded with empty rows: to `rows` and a length of `BUCKETS`,
     so that there are few programs. On a CPU, where compiling takes less and padding is not free,
-    to a multiple of `TIGHT_ROWS` and a length at most a quarter too long.
+    to a multiple of `TIGHT_ROWS` and a length at most a quarter too long. With `predicted` the
+    last token of a row is predicted and not read, so that there the tokens before it have that
+    length.
     """
     order = np.argsort(lengths, kind="stable")
     tight = platform == "cpu"
@@ -195,7 +197,10 @@ def evaluation_batches(
     for at in range(0, len(order), step):
         chosen = order[at : at + step]
         longest = int(lengths[chosen].max())
-        seq_len = _tight_length(longest, limit) if tight else bucket(longest, limit)
+        if tight:
+            seq_len = _tight_length(max(1, longest - predicted), limit - predicted) + predicted
+        else:
+            seq_len = bucket(longest, limit)
         if blocks and blocks[-1][0] == seq_len and (1 + len(blocks[-1][1])) * step <= rows:
             blocks[-1][1].append(chosen)
         else:
