@@ -31,8 +31,10 @@ BUCKETS = (
     6144,
     8192,
 )
-# Rows of the smallest batch that is only evaluated, on a CPU.
+# Rows of the smallest batch that is only evaluated, on a CPU, and padded tokens of larger ones:
+# what more need between layers leaves the cache, and from 32 MB on is mapped anew for every batch.
 TIGHT_ROWS = 8
+TIGHT_TOKENS = 1024
 
 
 def bucket(length: int, limit: int | None = None) -> int:
@@ -186,9 +188,9 @@ def evaluation_batches(
 
     Each batch has one step and is padded with empty rows: to `rows` and a length of `BUCKETS`,
     so that there are few programs. On a CPU, where compiling takes less and padding is not free,
-    to a multiple of `TIGHT_ROWS` and a length at most a quarter too long. With `predicted` the
-    last token of a row is predicted and not read, so that there the tokens before it have that
-    length.
+    to a multiple of `TIGHT_ROWS` within `TIGHT_TOKENS` and a length at most a quarter too long.
+    With `predicted` the last token of a row is predicted and not read, so that there the tokens
+    before it have that length.
     """
     order = np.argsort(lengths, kind="stable")
     tight = platform == "cpu"
@@ -201,7 +203,8 @@ def evaluation_batches(
             seq_len = _tight_length(max(1, longest - predicted), limit - predicted) + predicted
         else:
             seq_len = bucket(longest, limit)
-        if blocks and blocks[-1][0] == seq_len and (1 + len(blocks[-1][1])) * step <= rows:
+        most = min(rows, TIGHT_TOKENS // seq_len) if tight else rows
+        if blocks and blocks[-1][0] == seq_len and (1 + len(blocks[-1][1])) * step <= most:
             blocks[-1][1].append(chosen)
         else:
             blocks.append((seq_len, [chosen]))

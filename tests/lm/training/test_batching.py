@@ -44,8 +44,10 @@ def test_a_last_token_that_is_only_predicted_takes_no_place():
         batches = batching.evaluation_batches(lengths, 32, 256, platform, predicted=predicted)
         return [(len(batch.rows[0]), batch.seq_len) for batch in batches]
 
-    assert shapes("cpu", True) == [(8, 113), (16, 129)]
-    assert shapes("cpu", False) == [(8, 128), (16, 160)]
+    assert shapes("cpu", True) == [(8, 113), (8, 129), (8, 129)]
+    assert shapes("cpu", False) == [(8, 128), (8, 160), (8, 160)]
     assert shapes("gpu", True) == shapes("gpu", False)
     (single,) = batching.evaluation_batches(np.array([1, 1]), 32, 1, "cpu", predicted=True)
     assert single.seq_len >= 2
+    (many,) = batching.evaluation_batches(np.full(32, 30), 32, 256, "cpu")
+    assert (len(many.rows[0]), many.seq_len) == (32, 32)
