@@ -9,8 +9,9 @@ RUN must have kept the weights of every generation. CHECKOUT is a folder with th
 with; without it only this one is timed. Each side measures all generations, group by group as the
 study did, in a process of its own that reads compiled programs from the cache, `--repeats` times in
 turn; the first time of each side fills the cache and is not counted. The values of every chain,
-article and neuron must agree: to --tolerance relatively, labels exactly. Prints a table and, as its last line,
-one JSON object. Seconds are of the processor (all threads) and of the wall, without loading.
+article and neuron must agree: to --tolerance relatively, labels exactly. Prints a table and, as its
+last line, one JSON object. Seconds are of the processor (all threads) and of the wall, without
+loading.
 """
 
 import argparse
