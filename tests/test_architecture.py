@@ -17,7 +17,7 @@ PACKAGE = ROOT / "jaxloop"
 LAYERS = (
     ("main",),
     ("cli", "api"),
-    ("compare", "exports"),
+    ("compare", "exports", "results"),
     ("studies",),
     ("metrics", "simulators", "reporting", "accelerators", "trackers"),
     ("lm", "recursion", "data"),

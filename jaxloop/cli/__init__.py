@@ -3,7 +3,8 @@
 Exit codes: 0 done · 1 an error that is ours (traceback shown) · 2 bad input (one line on stderr) ·
 3 finished, but some chains failed (named in the report) · 4 finished, but a formula and a
 simulation disagree (flagged in the report) · 5 scores are missing, because a judge did not answer
-(one line says which, and the command that fills them in) · 28 disk full (the generation before is
+(one line says which, and the command that fills them in) · 6 another process of the run is gone
+(all leave with one line, the same command goes on) · 28 disk full (the generation before is
 intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command resumes.
 """
 
@@ -43,6 +44,8 @@ HELP = """jaxloop: recursive training of language models
   jaxloop compare RUN RUN …        runs side by side: one page and one CSV; --out=NAME
   jaxloop export RUN --to=KIND DIR the texts or models of a run for other tools; KIND is
                                    hub-dataset, peft, hf-model or csv
+  jaxloop results RUN --expect=FILE
+                                   what a run shows of a paper's claims, with verdicts; --out=DIR
   jaxloop env                      versions and devices, for a bug report
   jaxloop cache --info             what is kept in the cache folder (compiled programs, data sets);
                                    --clear deletes it
@@ -54,11 +57,16 @@ the same words, and flags: --config=CONFIG --workdir=DIR --config.SECTION.FIELD=
 --validate, --plan, --fields, --env.
 
 Exit codes: 0 done, 1 internal error, 2 bad input, 3 some chains failed,
-4 a formula and a simulation disagree, 5 scores of a judge are missing, 28 disk full,
+4 a formula and a simulation disagree, 5 scores of a judge are missing,
+6 another process of the run is gone (run again to resume), 28 disk full,
 130 Ctrl-C, 143 SIGTERM (saved; run again to resume)."""
 
 # Commands that read finished runs, with the package that has their `run_action`.
-_READS_RUNS = {"compare": "jaxloop.compare", "export": "jaxloop.exports"}
+_READS_RUNS = {
+    "compare": "jaxloop.compare",
+    "export": "jaxloop.exports",
+    "results": "jaxloop.results",
+}
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
 
 

@@ -15,7 +15,7 @@ OF_FLAGS = {
     "help": False,
 }
 # Commands with words of their own.
-WITH_WORDS = ("cache", "compare", "completion", "export")
+WITH_WORDS = ("cache", "compare", "completion", "export", "results")
 COMMANDS = (*OF_FLAGS, *WITH_WORDS)
 # What follows a command and is no field of the config.
 FLAGS = ("workdir", "for", "debug", "help")

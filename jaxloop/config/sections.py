@@ -330,6 +330,17 @@ class RunConfig(Section):
     keep: Count | None = Field(
         2, description="newest generations whose adapters stay on disk; none: all"
     )
+    silence_seconds: Positive = Field(
+        60.0,
+        description="with several processes: after this time without a sign of life one counts as "
+        "gone, and the others leave with exit code 6",
+    )
+    notice_seconds: Positive | None = Field(
+        None,
+        description="seconds from SIGTERM to the kill: the process leaves 5 s before they end, "
+        "with the step that is running or without it; none: 30 in an object store or with several "
+        "processes, else it waits for the step",
+    )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (),
         description="where the values and some texts of every generation are sent too; each needs "

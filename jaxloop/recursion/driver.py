@@ -41,11 +41,11 @@ from jaxloop.recursion.sources import Dataset, check_data
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import checkpoint
 from jaxloop.runtime.atomic_io import require_space
+from jaxloop.runtime.cluster import processes, stop_together
 from jaxloop.runtime.compile_cache import make_room
-from jaxloop.runtime.devices import processes
 from jaxloop.runtime.log import LOGGER
-from jaxloop.runtime.mirror import meet
-from jaxloop.runtime.signals import Stop, Stopped, stop_safely
+from jaxloop.runtime.mirror import meet, notice_at
+from jaxloop.runtime.signals import Stop, Stopped
 from jaxloop.runtime.workdir import delete, differences
 
 __all__ = ["RunResult", "RunSettings", "check", "disk_needed", "refuse_another_study", "run"]
@@ -97,7 +97,7 @@ def run(
         measure: computes metrics; None: nothing is measured.
         features: computes the features of texts by which selection policies choose.
         progress: show a progress bar (where stderr is no terminal, a line per step).
-        stop: the caller's `stop_safely()`; made here if not given.
+        stop: the caller's `stop_together()`; made here if not given.
         command: shell command that resumes the run, for the message after a signal; default: the
             command of this process.
         watch: is told how far the run is, in the first process; it must return at once.
@@ -122,7 +122,7 @@ def run(
         history.read(root, generation)
     overlap = settings.overlap_eval and measure is not None and process_count == 1
     with ExitStack() as stack:
-        stop = stop or stack.enter_context(stop_safely())
+        stop = stop or stack.enter_context(stop_together(notice_at(root, settings.notice)))
         # What is measured in the background takes no time of its own.
         work = _work(chains, settings, first, history, measured=bool(measure and not overlap))
         clock = Clock({kind: units / process_count for kind, units in work.items()})

@@ -70,6 +70,8 @@ class RunSettings(Generic[FitT, GenerateT]):
                        with bases that are sharded over devices)
     resumable_fields   fields of `fit` and `sample`, as "fit.x" and "sample.x", that may differ when
                        a run is resumed
+    notice             seconds from SIGTERM to the kill; None: `cluster.NOTICE_SECONDS` with several
+                       processes or in an object store, else no limit
     identity           {name of a base model: hash of its files}, for the ledger and the check when
                        a run is resumed
     """
@@ -86,6 +88,7 @@ class RunSettings(Generic[FitT, GenerateT]):
     first_members: int | None = None
     overlap_eval: bool = False
     resumable_fields: tuple[str, ...] = ()
+    notice: float | None = None
     identity: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:

@@ -1,20 +1,15 @@
-"""The devices and processes of a run: those that were asked for, or a refusal."""
+"""The devices of a run: those that were asked for, or a refusal."""
 
 import os
-import socket
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-from jax.experimental import multihost_utils
 
 from jaxloop.runtime.log import LOGGER
-from jaxloop.runtime.signals import EXIT_REFUSED
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -130,127 +125,3 @@ def concurrent_map(function: Callable[[Item], Result], items: Iterable[Item]) ->
     results = [function(item) for item in todo[:1]]
     with ThreadPoolExecutor(programs_at_once()) as threads:
         return results + list(threads.map(function, todo[1:]))
-
-
-def initialise_distributed(
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
-    *,
-    timeout: float | None = None,
-) -> bool:
-    """Join the processes of a pod or cluster and say whether there is more than one.
-
-    To be called before any other use of JAX. Where no setting is given, JAX finds the processes by
-    itself in an environment of SLURM, Open MPI or a GKE TPU pod, or if the coordinator is "auto"
-    (other TPU pods); otherwise nothing is done. Where other processes never arrive, this one says
-    so and ends with exit code 2.
-
-    Args:
-        coordinator: "host:port"; None: $JAXLOOP_COORDINATOR.
-        processes: their number; None: $JAXLOOP_PROCESSES.
-        process: the index of this one; None: $JAXLOOP_PROCESS.
-        timeout: seconds; None: $JAXLOOP_TIMEOUT, else 300.
-
-    Raises:
-        ValueError: the settings are incomplete, or the coordinator, which is named, does not
-            answer in time.
-    """
-    if jax.distributed.is_initialized():
-        return jax.process_count() > 1
-    coordinator = coordinator or os.environ.get("JAXLOOP_COORDINATOR")
-    processes = _integer("processes", processes, "JAXLOOP_PROCESSES")
-    process = _integer("process", process, "JAXLOOP_PROCESS")
-    if timeout is None:
-        timeout = float(_integer("timeout", None, "JAXLOOP_TIMEOUT") or 300)
-    nothing_given = coordinator is None and processes is None and process is None
-    if coordinator == "auto" or (nothing_given and _launched_with_others()):
-        coordinator, processes, process = None, None, None
-    elif nothing_given:
-        return False
-    elif coordinator is None or processes is None or process is None:
-        raise ValueError("coordinator, processes and process: give all three or none")
-    else:
-        _check_coordinator(coordinator, processes, process, timeout)
-    where = coordinator or "the address in this cluster's environment"
-    # JAX ends the process with a stack trace when its own limit is reached, so ours comes first and
-    # is one sentence.
-    late = threading.Timer(
-        timeout, _leave, [f"coordinator={where}: not all processes arrived within {timeout:g} s"]
-    )
-    late.daemon = True
-    late.start()
-    try:
-        jax.distributed.initialize(
-            coordinator, processes, process, initialization_timeout=int(timeout) + 60
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"coordinator={where}: could not be joined ({str(error).splitlines()[0]})"
-        ) from error
-    finally:
-        late.cancel()
-    return jax.process_count() > 1
-
-
-def processes() -> tuple[int, int]:
-    """Return (index of this process, number of processes); (0, 1) where no cluster was joined.
-
-    Where no cluster was joined, the call does not start JAX's backend.
-    """
-    if not jax.distributed.is_initialized():
-        return 0, 1
-    return jax.process_index(), jax.process_count()
-
-
-def barrier(name: str) -> None:
-    """Wait until every process of the cluster is here; a process that is alone goes on."""
-    if processes()[1] > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def _check_coordinator(coordinator: str, processes: int, process: int, timeout: float) -> None:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"coordinator={coordinator!r}: must be host:port")
-    if not 0 <= process < processes:
-        raise ValueError(f"process={process}: must lie in [0, {processes})")
-    if process > 0:
-        _wait_for(host, int(port), timeout)
-
-
-def _integer(field: str, value: int | None, variable: str) -> int | None:
-    text = os.environ.get(variable) if value is None else value
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        raise ValueError(f"{field}={text!r}: must be an integer") from None
-
-
-def _launched_with_others() -> bool:
-    """Whether this process is one of several that a launcher started together."""
-    sizes = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
-    return any(size.isdigit() and int(size) > 1 for size in sizes) or "," in os.environ.get(
-        "TPU_WORKER_HOSTNAMES", ""
-    )
-
-
-def _wait_for(host: str, port: int, timeout: float) -> None:
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            with socket.create_connection(
-                (host, port), timeout=max(0.1, min(5.0, end - time.monotonic()))
-            ):
-                return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise ValueError(
-                    f"coordinator={host}:{port}: does not answer within {timeout:g} s ({error})"
-                ) from error
-        time.sleep(0.2)
-
-
-def _leave(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-    os._exit(EXIT_REFUSED)

@@ -13,30 +13,49 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxloop.runtime import object_store
+from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.object_store import Store
 
 LEASE = "lease.json"
-LEASE_SECONDS, RENEW_SECONDS = 60.0, 15.0
+LEASE_SECONDS, RENEW_SECONDS, LOOK_SECONDS = 60.0, 15.0, 2.0
 
 
 def acquire(store: Store) -> str:
     """Hold the address for this run, and return the token of the lease.
 
+    Where another run has a lease, it is waited for: for a holder that renews it, until it does
+    (`RENEW_SECONDS`); for one that is gone, until the lease ends (`LEASE_SECONDS`).
+
     Raises:
         ValueError: another run holds it, which is named.
     """
-    data = object_store.get(store, LEASE)
-    lease = {} if data is None else _lease(data)
-    if lease.get("until", 0) > time.time() and not _is_dead(lease):
-        raise ValueError(
-            f"workdir={store.address}: is in use by {lease.get('holder')}; it ends there, or its "
-            f"lease ends in {lease['until'] - time.time():.0f} s"
-        )
+    found = _found(store)
+    if _is_live(found):
+        LOGGER.info("waiting whether %s, which has the address, lives", found.get("holder"))
+        _wait(store, found)
     token = uuid.uuid4().hex
     renew(store, token, check=False)
-    if _lease(object_store.get(store, LEASE) or b"{}").get("token") != token:
+    if _found(store).get("token") != token:
         raise ValueError(f"workdir={store.address}: another run took it in this moment")
     return token
+
+
+def _wait(store: Store, found: Mapping[str, Any]) -> None:
+    """Return when a lease has ended.
+
+    Raises:
+        ValueError: it was renewed.
+    """
+    while True:
+        time.sleep(min(LOOK_SECONDS, max(0.05, found["until"] - time.time())))
+        now = _found(store)
+        if not _is_live(now):
+            return
+        if now.get("until") != found["until"]:
+            raise ValueError(
+                f"workdir={store.address}: is in use by {now.get('holder')}; it ends there, or "
+                f"its lease ends in {now['until'] - time.time():.0f} s"
+            )
 
 
 def renew(store: Store, token: str, *, check: bool = True) -> None:
@@ -45,7 +64,7 @@ def renew(store: Store, token: str, *, check: bool = True) -> None:
     Raises:
         ValueError: with `check`, another run has taken it.
     """
-    if check and _lease(object_store.get(store, LEASE) or b"{}").get("token") not in (None, token):
+    if check and _found(store).get("token") not in (None, token):
         raise ValueError(f"workdir={store.address}: another run has taken it over")
     lease = {
         "token": token,
@@ -59,16 +78,22 @@ def renew(store: Store, token: str, *, check: bool = True) -> None:
 
 def release(store: Store, token: str) -> None:
     """Give the address free, if this run still holds it."""
-    if token and _lease(object_store.get(store, LEASE) or b"{}").get("token") == token:
+    if token and _found(store).get("token") == token:
         object_store.delete(store, LEASE)
 
 
-def _lease(data: bytes) -> dict[str, Any]:
+def _found(store: Store) -> dict[str, Any]:
+    """What the lease object says; {} where there is none."""
     try:
-        lease = json.loads(data)
+        lease = json.loads(object_store.get(store, LEASE) or b"{}")
     except ValueError:
         return {}
     return lease if isinstance(lease, dict) else {}
+
+
+def _is_live(lease: Mapping[str, Any]) -> bool:
+    until = lease.get("until", 0)
+    return isinstance(until, (int, float)) and until > time.time() and not _is_dead(lease)
 
 
 def _is_dead(lease: Mapping[str, Any]) -> bool:

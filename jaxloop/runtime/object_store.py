@@ -7,10 +7,12 @@ come from the environment, as the library of the store reads them.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 
+from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.log import LOGGER
 
 T = TypeVar("T")
@@ -77,8 +79,12 @@ def put(store: Store, name: str, data: bytes) -> None:
 
     def work() -> None:
         if "file" in _protocols(store):
-            store.files.makedirs(store.path(name).rsplit("/", 1)[0], exist_ok=True)
-        store.files.pipe_file(store.path(name), data)
+            # fsspec would let readers see a part of it, which no object store does.
+            path = Path(store.path(name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, data, durable=False)
+        else:
+            store.files.pipe_file(store.path(name), data)
 
     _attempt(store, f"writing {name}", work)
 

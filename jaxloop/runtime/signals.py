@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 EXIT_REFUSED = 2
+EXIT_GONE = 6
 EXIT_DISK_FULL = 28
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -21,12 +23,15 @@ class Stopped(SystemExit):
     """Raised at the first safe point after SIGTERM (exit code 143) or Ctrl-C (130).
 
     Attributes:
-        name: "SIGTERM" or "SIGINT".
+        number, name: 15 and "SIGTERM", or 2 and "SIGINT".
+        until: when the process must have left, by time.monotonic(); None: no limit.
     """
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, until: float | None = None):
         super().__init__(128 + number)
+        self.number = number
         self.name = signal.Signals(number).name
+        self.until = until
 
 
 class Stop:
@@ -35,16 +40,26 @@ class Stop:
     Attributes:
         number: the signal's number, or None.
         doing: what is under way, for the message of the first signal.
+        notice: seconds that SIGTERM gives; None: no limit.
+        until: when they are over, by time.monotonic().
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.doing: str | None = None
+        self.notice: float | None = None
+        self.until: float | None = None
+
+    def take(self, number: int) -> None:
+        """Note a signal."""
+        if number == signal.SIGTERM and self.notice is not None:
+            self.until = time.monotonic() + self.notice
+        self.number = number
 
     def check(self) -> None:
         """Raise Stopped if a signal has arrived; to be called where all work done is on disk."""
         if self.number is not None:
-            raise Stopped(self.number)
+            raise Stopped(self.number, self.until)
 
 
 @contextlib.contextmanager
@@ -63,7 +78,7 @@ def stop_safely() -> Iterator[Stop]:
         if stop.number is not None:
             _write_stderr(f"{name} again: leaving at once; what was finished is on disk")
             os._exit(128 + number)
-        stop.number = number
+        stop.take(number)
         _write_stderr(
             f"{name}: stopping after {stop.doing or 'the step that is running'}; a second signal "
             "leaves at once"

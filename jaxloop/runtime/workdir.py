@@ -22,7 +22,7 @@ from jaxloop.runtime.atomic_io import (
     require_space,
     write_atomic,
 )
-from jaxloop.runtime.devices import barrier, processes
+from jaxloop.runtime.cluster import barrier, processes
 from jaxloop.runtime.log import LOGGER, REDACTED, is_secret_name, redact, run_log
 
 MARKER, LOCK, HOLDER, CONFIG, LOG = (

@@ -21,7 +21,7 @@ import unigram  # noqa: E402
 from jaxloop.recursion import driver  # noqa: E402
 from jaxloop.runtime import mirror  # noqa: E402
 from jaxloop.runtime.atomic_io import DiskFull  # noqa: E402
-from jaxloop.runtime.devices import initialise_distributed  # noqa: E402
+from jaxloop.runtime.cluster import initialise_distributed, watch_silence  # noqa: E402
 from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_REFUSED  # noqa: E402
 from jaxloop.runtime.workdir import open_workdir  # noqa: E402
 
@@ -73,6 +73,7 @@ def main(path, generations=4, pause=0.0, die_at=0, beside=0):
     # waits for the disk.
     os.fsync = lambda handle: None
     initialise_distributed(timeout=200)
+    watch_silence(float(os.environ.get("JAXLOOP_TEST_SILENCE", 60)))
     if int(die_at):
         count_changes(lambda n: os.kill(os.getpid(), signal.SIGKILL) if n == int(die_at) else None)
     try:

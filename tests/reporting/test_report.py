@@ -399,6 +399,11 @@ def test_failures_are_named():
         "1 of 6 chains did not finish" in words
         and "r1-s1, generation 5: loss is NaN at step 12" in words
     )
+    assert "The other chains went on." in words
+    every = [report.Failure(f"r{r}-s{s}", 5, "stopped") for r in ("0.125", "1") for s in range(3)]
+    _, seen = page(failures=every)
+    words = "".join(seen.text)
+    assert "6 of 6 chains did not finish" in words and "went on" not in words
 
 
 def test_a_page_without_much_to_show():

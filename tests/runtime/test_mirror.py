@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jaxloop.runtime import checkpoint, lease, mirror, object_store
+from jaxloop.runtime import checkpoint, lease, mirror, mirror_copy, object_store
 from jaxloop.runtime.workdir import MARKER
 
 
@@ -16,6 +16,8 @@ def place(tmp_path, monkeypatch):
     """(address of a store of files, its folder)."""
     monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "here"))
     monkeypatch.setattr(mirror, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.3)
     folder = tmp_path / "store"
     folder.mkdir()
     return f"file://{folder}", folder
@@ -112,16 +114,16 @@ def test_a_pruned_file_leaves_the_store_and_a_renamed_one_is_not_sent_again(plac
             else:
                 (root / "metrics.csv").write_text("a table")
     after = {path.name for path in (folder / "blobs").iterdir()}
-    gone = mirror._sha256(b"content 0 of a.safetensors")
+    gone = mirror_copy._sha256(b"content 0 of a.safetensors")
     assert gone in before and gone not in after
-    assert mirror._sha256(b"a table") in after
+    assert mirror_copy._sha256(b"a table") in after
 
 
 def test_a_damaged_object_costs_the_newest_state_at_most(place, tmp_path, monkeypatch, caplog):
     address, folder = place
     run(address, 1)
     run(address, 2)
-    blob = folder / "blobs" / mirror._sha256(b"content 1 of a.safetensors")
+    blob = folder / "blobs" / mirror_copy._sha256(b"content 1 of a.safetensors")
     blob.write_bytes(blob.read_bytes()[:-1])
     another_machine(monkeypatch, tmp_path)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
@@ -162,15 +164,67 @@ def test_a_second_run_is_refused_with_the_holder_named(place):
                 pass
 
 
+def test_a_run_whose_address_is_taken_over_leaves(place, monkeypatch):
+    address, folder = place
+    left = []
+    monkeypatch.setattr(mirror.os, "_exit", left.append)
+    with mirror.mirrored(address):
+        held = json.loads((folder / "lease.json").read_text())
+        (folder / "lease.json").write_text(json.dumps(held | {"token": "another"}))
+        end = time.monotonic() + 20
+        while not left and time.monotonic() < end:
+            time.sleep(0.05)
+    assert left and set(left) == {2}
+
+
+def test_what_another_machine_was_making_stays_when_a_run_is_begun_again(place, tmp_path):
+    address, _ = place
+    run(address, 1)
+    root = mirror.restore(address)
+    begun = root / checkpoint.unfinished(1) / "parts" / "x"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("of a run that was killed")
+    (root / "notes").write_text("of the same")
+    copy = mirror_copy.Mirror(object_store.open_store(address), root.parent)
+    index = mirror_copy.read_index(copy)
+    index.head = []  # as where another machine has gone on since
+    mirror_copy.write_index(copy, index)
+    mirror_copy.restore_copy(copy)
+    assert begun.exists() and not (root / "notes").exists()
+
+
+def test_what_was_sent_ahead_is_not_sent_again(place, monkeypatch):
+    address, folder = place
+    with mirror.mirrored(address) as root:
+        weights = root / checkpoint.unfinished(0) / "adapters" / "a.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"weights")
+        copy = mirror.of(root)
+        mirror._send_ahead(copy)
+        sent = folder / "blobs" / mirror_copy._sha256(b"weights")
+        assert sent.read_bytes() == b"weights"
+        asked = []
+        monkeypatch.setattr(object_store, "put", lambda store, name, data: asked.append(name))
+        index = mirror_copy.read_index(copy)
+        mirror_copy.send(copy, mirror_copy.scan(copy, index), index)
+        assert asked == []
+        index.meeting += 1  # what was sent before the last meeting counts no more
+        mirror_copy.send(copy, mirror_copy.scan(copy, index), index)
+        assert asked == [f"blobs/{sent.name}"]
+        monkeypatch.undo()
+
+
 def test_a_lease_ends_by_itself_and_that_of_a_dead_process_at_once(place):
     address, folder = place
     store = object_store.open_store(address)
     lease.acquire(store)
     held = json.loads((folder / "lease.json").read_text())
     assert 50 < held["until"] - time.time() <= 60
-    old = held | {"host": "elsewhere", "until": time.time() - 1}
-    (folder / "lease.json").write_text(json.dumps(old))
-    lease.acquire(store)
+    for ends_in in (-1, 0.5):  # over, or of a machine that is gone: it is waited for
+        old = held | {"host": "elsewhere", "until": time.time() + ends_in}
+        (folder / "lease.json").write_text(json.dumps(old))
+        lease.acquire(store)
+        assert time.time() >= old["until"]
     (folder / "lease.json").write_text(json.dumps(held | {"pid": 2**22 + 1}))
     token = lease.acquire(store)
     (folder / "lease.json").write_text(json.dumps(held | {"token": "another"}))
@@ -211,9 +265,9 @@ def test_a_later_format_and_a_damaged_head_are_said(place):
 
 
 class Failing:
-    """A store of files whose operations fail as they are told, one after another."""
+    """A store whose operations fail as they are told, one after another."""
 
-    protocol = "file"
+    protocol = "s3"
 
     def __init__(self, files, errors):
         self.files, self.errors = files, list(errors)

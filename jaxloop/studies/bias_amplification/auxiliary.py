@@ -21,7 +21,7 @@ from jaxloop.metrics.classifier_training import FittedClassifier, fit_classifier
 from jaxloop.metrics.classifiers import Classifier
 from jaxloop.recursion.family import FitTask
 from jaxloop.runtime.atomic_io import write_atomic
-from jaxloop.runtime.devices import processes
+from jaxloop.runtime.cluster import processes
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.weights_io import load_tree, save_tree

@@ -1,5 +1,6 @@
 """What a bias-amplification study cannot run with, refused before anything is compiled."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jaxloop.studies.bias_amplification import neuron_design, neuron_exchange, n
 from jaxloop.studies.bias_amplification.articles import Articles
 from jaxloop.studies.bias_amplification.chains import setup_of
 from jaxloop.studies.bias_amplification.config import BiasConfig
+from jaxloop.studies.common import identity
 from jaxloop.studies.common.models import model_path
 
 # Texts of a class that fit_classifier needs for a split of 70/15/15.
@@ -172,6 +174,7 @@ def check_direction(config: BiasConfig, model_config: ModelConfig, articles: Art
                 )
         return
     direction = read_direction(section.direction)
+    _check_origin(config, section.direction)
     try:
         gradient_constraint.check(direction, _weights_like(config, model_config))
         gradient_constraint.unit(direction)
@@ -179,6 +182,26 @@ def check_direction(config: BiasConfig, model_config: ModelConfig, articles: Art
         raise ValueError(
             f"config.gradient_constraint.direction = {section.direction!r}: {error}"
         ) from None
+
+
+def _check_origin(config: BiasConfig, path: str) -> None:
+    """Raise ValueError for the direction of a run with another base, which may have equal shapes.
+
+    Only of a file that lies where a run left it is its base known.
+    """
+    try:
+        stored = json.loads((Path(path).expanduser().parent / "config.json").read_bytes())
+        theirs = identity.bases(stored["identity"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    ours = identity.bases(identity.of(config, metrics=False))
+    if theirs and ours and not set(theirs.values()) & set(ours.values()):
+        (name, value), own = next(iter(theirs.items())), next(iter(ours.values()))
+        raise ValueError(
+            f"config.gradient_constraint.direction = {path!r}: is of a run with another base, "
+            f"{name} (SHA-256 {value[:12]}, this run's has {own[:12]}); fit it anew with 'fit', "
+            "or take that base"
+        )
 
 
 def _weights_like(config: BiasConfig, model_config: ModelConfig) -> Any:

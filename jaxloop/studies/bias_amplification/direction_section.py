@@ -13,19 +13,21 @@ Values = Mapping[tuple[str, int, str], float]
 
 NOTE = (
     "How far the weights have moved from the base along the bias direction u, and c = u' grad L on "
-    "what the next generation trains on: below 0, a step of training adds to the component. Means "
-    "over seeds."
+    "what the next generation trains on: below 0, a small step against the gradient adds to the "
+    "component (first order of Taylor's theorem). Means over seeds."
 )
-# Of each setup that trains along the direction, what it does by its formula.
+# Of each setup that trains along the direction, what follows from its formula alone. What it did in
+# a run is said of the run's numbers, see `_compared`.
 ABOUT = {
     "constrained": (
         "Setup constrained trains on the paper's L_new = L - lam sum max(0, c)^2 + gam sum min(0, "
-        "c)^2. It penalises the slope, not the component: what it adds to a step goes along +Hu, "
-        "to where the loss is flat along u, which mostly lies further along u. It is no brake."
+        "c)^2. By the chain rule, with H the Hessian of L, what it adds to a step is a multiple of "
+        "Hu. It penalises the slope, not the component, and is no brake on the component."
     ),
     "braked": (
         "Setup braked adds w/2 max(0, b)^2 of the component b itself, as a decoupled step that "
-        "divides b by 1 + rate w: after every step less of it is left, the larger w."
+        "divides b by 1 + rate w (its proximal map): the larger w, the less of b is left by that "
+        "step."
     ),
 }
 

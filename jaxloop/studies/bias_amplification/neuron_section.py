@@ -82,7 +82,7 @@ def section(
     )
     neuron_summary.write(study, root / "tables")
     neuron_figures.write(study, root / "figures")
-    return _section_of(study, config)
+    return _section_of(study, config, list(outcomes))
 
 
 def _outcomes(config: BiasConfig, metrics: pd.DataFrame) -> dict[str, pd.Series]:
@@ -137,30 +137,33 @@ def _read_neurons(root: Path, versions: Sequence[Version]) -> dict[str, np.ndarr
     }
 
 
-def _section_of(study: NeuronStudy, config: BiasConfig) -> report.Section:
+def _section_of(study: NeuronStudy, config: BiasConfig, outcomes: Sequence[str]) -> report.Section:
     drawings = [
         report.Drawing(name.replace("_", " ").capitalize(), "", figure, wide=True)
         for name, figure in neuron_figures.figures(study).items()
     ]
+    against, and_exchanged = "", ""
+    if study.settings["permutations"]:
+        against, and_exchanged = " and outcomes exchanged between seeds", " and exchanged outcomes"
     tables = [
         _table(
             "Counts",
-            "Neurons that pass, against the nominal expectation and outcomes exchanged "
-            "between seeds.",
+            f"Neurons that pass, against the nominal expectation{against}.",
             study.counts,
             _COUNTS,
         ),
         _table(
             "Neurons in two sets",
             f"Neurons at p < {config.neurons.alpha:g} in both sets, against sets drawn "
-            "independently (hypergeometric) and exchanged outcomes.",
+            f"independently (hypergeometric){and_exchanged}.",
             study.overlap[study.overlap["rule"] == "p<alpha"],
             _OVERLAP,
         ),
     ]
     note = (
         f"Weights ({config.neurons.tensor}) and mean activations of every layer's residual "
-        "coordinates, related to bias and quality over all versions."
+        f"coordinates, related to {' and '.join(outcomes)} over "
+        f"{study.settings['versions']} versions."
     )
     sentences = neuron_summary.sentences(study, modes=("differences", "deviations"))
     return report.Section("Neurons", note, drawings, tables, sentences)

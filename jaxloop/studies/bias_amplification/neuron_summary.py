@@ -124,8 +124,8 @@ def _cautions(study: NeuronStudy) -> list[str]:
     cautions = []
     if "levels" in study.settings["modes"]:
         cautions.append(
-            "Tests in levels compare two things that both drift with generation and pass far too "
-            "often; only differences carry evidence."
+            "Two series that drift pass tests in levels more often than nominally, related or not "
+            "(spurious regression: Granger and Newbold 1974)."
         )
     if study.settings["permutations"]:
         least = 1 / (1 + study.settings["permutations"])
@@ -140,8 +140,8 @@ def _cautions(study: NeuronStudy) -> list[str]:
     elif study.settings["no_verdict"]:
         cautions.append(f"No verdict on chance: {study.settings['no_verdict']}.")
     cautions.append(
-        "Neurons of one model move together, so counts say how often an association appears, not "
-        "how many independent ones there are."
+        "Counts say how often an association appears, not how many independent ones there are: "
+        "neurons of one model need not move independently."
     )
     return cautions
 

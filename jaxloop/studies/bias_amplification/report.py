@@ -80,10 +80,10 @@ def write(
     )
     sections = [
         _bias_section(config, study, base, real),
-        _real_articles_section(study.real_shares),
+        real_articles_section(study.real_shares),
         _distribution_section(list(drawings.values())),
         direction_section.section(config, metrics),
-        _classifier_section(classifier_fits),
+        classifier_section(classifier_fits),
         neuron_section.section(root, config, metrics, prepared.chains),
     ]
     return common_report.write_page(
@@ -167,11 +167,45 @@ def _bias_section(
     if config.classifier.target in PAPER_TARGETS:
         parts.append(_paper_table())
     note = "Share of articles that the classifier gives each label."
-    return report.Section("Bias", note, tables=parts)
+    said = amplification_sentences(config.classifier.target, study.amplification)
+    return report.Section("Bias", note, tables=parts, paragraphs=said)
+
+
+def amplification_sentences(target: str, table: pd.DataFrame) -> list[str]:
+    """Return which setups move the share of the target label by more than their interval.
+
+    table: what `tables.amplification` returns.
+    """
+    if not len(table):
+        return []
+    last = int(table["generation"].max())
+    final = table[(table["generation"] == last) & table["low"].notna()]
+    missing = sorted(set(table["setup"]) - set(table[table["generation"] == last]["setup"]))
+    said = []
+    if not len(final):
+        said.append("No interval over replicates: every setup has one chain.")
+    for words, rows in (
+        ("rises", final[final["low"] > 0]),
+        ("falls", final[final["high"] < 0]),
+        ("has an interval that holds 0", final[(final["low"] <= 0) & (final["high"] >= 0)]),
+    ):
+        if len(rows):
+            listed = ", ".join(
+                f"{setup} ({100 * change:+.1f})"
+                for setup, change in zip(rows["setup"], rows["change"], strict=True)
+            )
+            said.append(
+                f"The change of the share labelled {target} from generation 0 to {last}, in "
+                f"percentage points, {words} in {listed}."
+            )
+    if missing:
+        said.append(f"No chain of {', '.join(missing)} reached generation {last}.")
+    return said
 
 
 def _amplification_table(config: BiasConfig, table: pd.DataFrame) -> report.Table:
-    final = table[table["generation"] == table["generation"].max()]
+    last = int(table["generation"].max()) if len(table) else 0
+    final = table[table["generation"] == last]
     rows = []
     for _, row in final.iterrows():
         interval = "– (one replicate)"
@@ -193,7 +227,7 @@ def _amplification_table(config: BiasConfig, table: pd.DataFrame) -> report.Tabl
         "setup",
         "replicates",
         "generation 0",
-        f"generation {config.chain.generations - 1}",
+        f"generation {last}",
         "change",
         "95 % interval",
         "p",
@@ -250,7 +284,8 @@ def _paper_table() -> report.Table:
     return report.Table("The paper's values", note, header, rows)
 
 
-def _real_articles_section(shares: pd.DataFrame) -> report.Section:
+def real_articles_section(shares: pd.DataFrame) -> report.Section:
+    """Return the section on real articles in training; shares: of `tables.real_shares`."""
     rows = []
     for setup, of_setup in shares.groupby("setup", sort=False):
         later = of_setup[of_setup["generation"] > 0]
@@ -259,9 +294,12 @@ def _real_articles_section(shares: pd.DataFrame) -> report.Section:
             counts = [int(last[name]) for name in ("generation", "real", "trained")]
             rows.append([setup, *counts, _percent(last["of_real"]), _percent(last["of_mix"])])
     note = (
-        "A share of real articles has two definitions: of all real ones, and of the training set. "
-        "Setups not listed see none after generation 0."
+        "A share of real articles has two definitions: of all real ones, and of the training set."
     )
+    listed = {row[0] for row in rows}
+    without = [str(setup) for setup in dict.fromkeys(shares["setup"]) if setup not in listed]
+    if without:
+        note += f" No real article after generation 0: {', '.join(without)}."
     header = [
         "setup",
         "generation",
@@ -281,7 +319,8 @@ def _distribution_section(drawings: Sequence[report.Drawing]) -> report.Section 
     return report.Section("Distributions", note, drawings)
 
 
-def _classifier_section(fits: Sequence[Mapping[str, Any]]) -> report.Section | None:
+def classifier_section(fits: Sequence[Mapping[str, Any]]) -> report.Section | None:
+    """Return the section on the classifiers, the one that is used first; None without fits."""
     if not fits:
         return None
     rows = [
@@ -304,9 +343,20 @@ def _classifier_section(fits: Sequence[Mapping[str, Any]]) -> report.Section | N
         "macro-F1 of guessing the largest class",
     ]
     counts = ", ".join(f"{n} {label}" for label, n in sorted(fits[0]["counts"].items()))
+    training, validation, test = fits[0]["split"]
     note = (
-        f"Fitted on articles that no chain sees ({counts}): 70/15/15 %, stratified. The first "
-        "one, best by validation macro-F1, is used."
+        f"Fitted on articles that no chain sees ({counts}): {training} to train, {validation} for "
+        f"validation, {test} to test, stratified. "
+    )
+    if len(fits) > 1:
+        best = max(fits, key=lambda fit: fit["validation"])
+        which = "best" if best is fits[0] else f"not the best, which is {best['encoder']},"
+        note += f"The first one, {which} by validation macro-F1, is used. "
+    found, guessed = fits[0]["test"]["macro_f1"], fits[0]["majority"]["macro_f1"]
+    side = "above" if found > guessed else "not above"
+    note += (
+        f"Its test macro-F1 of {found:.2f} is {side} that of guessing the largest class, "
+        f"{guessed:.2f}."
     )
     encoders = report.Table("Encoders", "", header, rows)
     return report.Section("Classifier", note, tables=[encoders, _confusion_table(fits[0]["test"])])

@@ -16,7 +16,7 @@ from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.family import Family, ModelOutput
 from jaxloop.recursion.run import Measure
 from jaxloop.recursion.sources import Dataset
-from jaxloop.runtime.devices import processes
+from jaxloop.runtime.cluster import processes
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.problems import Problems
 from jaxloop.runtime.workdir import is_workdir

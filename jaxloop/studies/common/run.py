@@ -44,14 +44,15 @@ from jaxloop.recursion import driver
 from jaxloop.recursion.progress import Watch, duration
 from jaxloop.runtime import environment
 from jaxloop.runtime.atomic_io import cache_folder
+from jaxloop.runtime.cluster import initialise_distributed, processes, watch_silence
 from jaxloop.runtime.compile_cache import keep_compiled_programs
-from jaxloop.runtime.devices import initialise_distributed, processes, programs_at_once
+from jaxloop.runtime.devices import programs_at_once
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.optional import check_trackers
 from jaxloop.runtime.workdir import open_workdir, stored_form
 from jaxloop.studies import FAILED_CHAINS, MISSING_SCORES
-from jaxloop.studies.common import calls, identity, live
+from jaxloop.studies.common import calls, identity, live, spent
 from jaxloop.studies.common.missing import NOTHING, Missing, warn_of_judges
 
 T = TypeVar("T")
@@ -124,8 +125,12 @@ class RunContext(Generic[C, P]):
     watch: Watch | None = None
 
     def driver_settings(self, settings: driver.RunSettings) -> driver.RunSettings:
-        """Return a driver's settings with the hashes of the base models filled in."""
-        return dataclasses.replace(settings, identity=identity.bases(self.models))
+        """Return a driver's settings with what the config says of signals and the bases' hashes."""
+        return dataclasses.replace(
+            settings,
+            identity=identity.bases(self.models),
+            notice=self.config.run.notice_seconds,  # type: ignore[attr-defined]  # as below
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +172,7 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     """
     start = time.monotonic()
     initialise_distributed()
+    watch_silence(config.run.silence_seconds)  # type: ignore[attr-defined]  # as below
     keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
     # Studies without generations have no trackers.
     check_trackers(getattr(config.run, "trackers", ()))  # type: ignore[attr-defined]
@@ -175,16 +181,19 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     models = {}
     if steps.identify_models:
         models = identity.of(config, metrics=steps.identify_metrics)
-    with open_workdir(
-        workdir,
-        stored,
-        may_change=(*steps.free_fields, *steps.changeable_fields),
-        may_raise=steps.raisable_fields,
-        needs=steps.disk_bytes(config, prepared),
-        identity=models,
-        update=stored_names(type(config)),
-        meet=meet,
-    ) as place:
+    with (
+        open_workdir(
+            workdir,
+            stored,
+            may_change=(*steps.free_fields, *steps.changeable_fields),
+            may_raise=steps.raisable_fields,
+            needs=steps.disk_bytes(config, prepared),
+            identity=models,
+            update=stored_names(type(config)),
+            meet=meet,
+        ) as place,
+        _recorded(place.path, argv),
+    ):
         page = PageInputs(
             run_info=_facts(steps, config, models, argv),
             config=stored_form(stored),
@@ -235,6 +244,13 @@ def _with_outcome(facts: RunInfo, outcome: Outcome, seconds: float) -> RunInfo:
     took = elapsed(seconds, outcome.resumed_after, resumed=outcome.resumed)
     lacks = [("missing", outcome.missing.line)] if outcome.missing.line else []
     return [command, *outcome.run_info, *lacks, *others, ("time", took)]
+
+
+def _recorded(root: Path, argv: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+    """Context that records what this call takes; in the first process of a cluster only."""
+    if processes()[0] > 0:
+        return contextlib.nullcontext()
+    return spent.recorded(root, command_line(argv))
 
 
 @contextlib.contextmanager

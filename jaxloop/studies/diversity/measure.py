@@ -342,15 +342,18 @@ def checks(settings: DiversityConfig, pools: Pools, about: pd.DataFrame) -> list
         about: their `describe`.
     """
     return [
-        *_level_checks(settings, pools, about),
+        *level_checks(settings, pools, about),
         *_size_checks(settings),
         *_context_checks(pools),
         *_maximum_checks(settings, about),
     ]
 
 
-def _level_checks(settings: DiversityConfig, pools: Pools, about: pd.DataFrame) -> list[Check]:
-    """Checks (a) and (b): Distinct-5 rises where the generator's control of diversity says so."""
+def level_checks(settings: DiversityConfig, pools: Pools, about: pd.DataFrame) -> list[Check]:
+    """Return checks (a) and (b): Distinct-5 rises where the control of diversity says so.
+
+    settings, pools, about: as `checks` takes them.
+    """
     distinct_of = dict(zip(about["set"].tolist(), about["distinct_matched"].tolist(), strict=True))
     rows: list[Check] = []
     for task, control, what in (

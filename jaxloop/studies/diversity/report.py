@@ -3,8 +3,9 @@
 They show the paper's figures, its Table 2 beside five named distances, and diversity against shift.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from jaxloop.recursion.chains import chain_id
 from jaxloop.reporting import report
 from jaxloop.studies.common import report as common_report
 from jaxloop.studies.common.run import PageInputs
-from jaxloop.studies.diversity import figures, measure, prepare
+from jaxloop.studies.diversity import figures, measure, prepare, sentences
 from jaxloop.studies.diversity.cells import all_cells, experiments, short
 from jaxloop.studies.diversity.config import DiversityConfig, Grid
 from jaxloop.studies.diversity.measure import DISTANCES
@@ -28,8 +29,13 @@ PAPER_TABLE_2 = {
 NAMES = {"qa": "Question answering", "story": "Stories"}
 
 
-# What a section shows: drawings, tables and a note.
-Parts = tuple[list[report.Drawing], list[report.Table], str]
+class Parts(NamedTuple):
+    """What a section shows."""
+
+    drawings: list[report.Drawing]
+    tables: list[report.Table]
+    note: str
+    paragraphs: Sequence[str] = ()
 
 
 def write(
@@ -48,17 +54,22 @@ def write(
 
     results = gather(root, settings, prepared, pools, sets)
     sections = [_checks(results)]
+    titles = sentences.mixture_titles(
+        {name: measure.settings_mixing(settings, name) for name in ("fixed", "variable")}
+    )
     for name, make in (
         ("Levels (section 4.2)", _levels),
-        ("Mixtures of one size (section 4.3)", _fixed),
-        ("Generated data added to real data (section 4.3)", _variable),
+        (titles["fixed"], _fixed),
+        (titles["variable"], _variable),
         ("Sizes (section 4.4)", _sizes),
         ("Architectures (appendix D.1)", _architectures),
         ("Diversity against shift", _disentangled),
     ):
-        drawings, tables, note = make(settings, results)
-        if drawings or tables:
-            sections.append(report.Section(name, note, drawings, tables))
+        made = make(settings, results)
+        if made.drawings or made.tables:
+            sections.append(
+                report.Section(name, made.note, made.drawings, made.tables, made.paragraphs)
+            )
     sections.append(_sources(settings, prepared, pools, results))
     named = {
         f"{common_report.slug(s.title)}-{common_report.slug(d.title)}": d
@@ -70,7 +81,9 @@ def write(
         root,
         pd.DataFrame({name: [] for name in ("chain", "generation", "metric", "value")}),
         title=settings.title,
-        subtitle=common_report.dated(f"{len(prepared.cells):,} models fine-tuned"),
+        subtitle=common_report.dated(
+            f"{len(results.cells):,} of {len(prepared.cells):,} models fine-tuned"
+        ),
         failed=failed,
         run_info=page.run_info,
         config=page.config,
@@ -91,8 +104,8 @@ def _of(results: Results, settings: DiversityConfig, name: str) -> pd.DataFrame:
 def _checks(results: Results) -> report.Section:
     rows = [(what, value, "holds" if ok else "does not hold") for what, value, ok in results.checks]
     note = (
-        "What must be true of the sets whoever writes them, found on the sets of this run. Sizes "
-        "are matched where they differ."
+        "What the way in which the sets are made should lead to, whoever writes them, and whether "
+        "it did. Sizes are matched where they differ."
     )
     return report.Section(
         "Checks",
@@ -120,10 +133,12 @@ def _levels(settings: DiversityConfig, results: Results) -> Parts:
                         figures.levels(group, results.pools, task),
                     )
                 )
-    return (
+    return Parts(
         drawings,
         _loss_tables(rows, "level"),
-        "Nothing but generated data, D0 (least diverse) to D6, and real data alone.",
+        "Nothing but generated data, of levels whose diversity is meant to rise from D0 to D6, and "
+        "real data alone.",
+        sentences.of_levels(results.pools, NAMES),
     )
 
 
@@ -183,12 +198,8 @@ def _size(grid: Grid) -> str:
 def _fixed(settings: DiversityConfig, results: Results) -> Parts:
     rows = _of(results, settings, "fixed")
     drawings = figures.by_ratio(rows, settings.tasks, NAMES, size=_size(settings.fixed))
-    return (
-        drawings,
-        _loss_tables(rows, "level"),
-        "Test loss on answers by mixing ratio rho = generated / all records; the number of "
-        "records stays the same.",
-    )
+    note = sentences.of_mixture(rows, settings.fixed.mixing)
+    return Parts(drawings, _loss_tables(rows, "level"), note)
 
 
 def _variable(settings: DiversityConfig, results: Results) -> Parts:
@@ -204,29 +215,23 @@ def _variable(settings: DiversityConfig, results: Results) -> Parts:
         label="Distinct-5 of the mixture, not normalised",
     )
     drawings += figures.scatter(rows, settings.tasks, NAMES)
-    return (
-        drawings,
-        _loss_tables(rows, "level"),
-        "The number of real records stays the same; generated ones are added up to the ratio rho.",
-    )
+    note = sentences.of_mixture(rows, settings.variable.mixing)
+    return Parts(drawings, _loss_tables(rows, "level"), note)
 
 
 def _sizes(settings: DiversityConfig, results: Results) -> Parts:
     rows = _of(results, settings, "sizes")
-    return (
+    return Parts(
         figures.by_size(rows, settings.tasks, NAMES),
         _loss_tables(rows, "level"),
-        "Generated data alone, in sets of several sizes.",
+        sentences.of_sizes(rows),
     )
 
 
 def _architectures(settings: DiversityConfig, results: Results) -> Parts:
     rows = _of(results, settings, "architectures")
-    note = (
-        "Test loss on answers relative to the same base fine-tuned on real data, where that was "
-        "run; else as it is."
-    )
-    return figures.by_base(rows, settings.tasks, NAMES), _loss_tables(rows, "level"), note
+    drawings = figures.by_base(rows, settings.tasks, NAMES)
+    return Parts(drawings, _loss_tables(rows, "level"), sentences.of_bases(rows))
 
 
 def _disentangled(settings: DiversityConfig, results: Results) -> Parts:
@@ -289,16 +294,15 @@ def _disentangled(settings: DiversityConfig, results: Results) -> Parts:
         note = (
             "Ordinary least squares of the test loss on answers on size-matched Distinct-5 and "
             "on a distance to real data: nats per standard deviation, errors "
-            "clustered by training set. Among the levels both move together (correlation, VIF), "
-            "so that neither effect can be told from the other; in the "
-            "crossed sets they are set apart by design."
+            "clustered by training set."
         )
         tables.append(report.Table("Regression on both", note, header, lines))
     note = (
         "Models that were fine-tuned on generated data only. Crossed sets: shares of "
         "near-duplicates and of records from elsewhere, imposed on real data."
     )
-    return drawings, tables, note
+    said = sentences.of_fits(list(rows_of(fits)), NAMES) if tables else []
+    return Parts(drawings, tables, note, said)
 
 
 def _sources(
@@ -320,7 +324,7 @@ def _sources(
         drawings.append(
             report.Drawing(
                 f"{NAMES[task]}: length of answers",
-                "Tokens of the answer (the last sentence), share of records; grey: real data.",
+                sentences.of_lengths(task),
                 figures.lengths({"real": real, **task_pools}, results.count_tokens),
             )
         )
@@ -359,8 +363,7 @@ def _sources(
     note = (
         f"To the real training records, at most {settings.distances.points:,} records a side. KL "
         "of answer-length histograms, the others between embeddings. "
-        "The paper names neither its distance nor its space, and no distance here claims to be "
-        "it. The first row of a task is what sampling alone makes."
+        "The paper names neither its distance nor its space, and no distance here claims to be it."
     )
     about = results.pools
     rows = []
@@ -406,4 +409,5 @@ def _sources(
         "What was written, before any model was trained on it.",
         drawings,
         tables,
+        sentences.of_distances(results.distances, NAMES),
     )

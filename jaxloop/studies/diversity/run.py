@@ -17,8 +17,9 @@ import pandas as pd
 
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
-from jaxloop.runtime.mirror import meet
-from jaxloop.runtime.signals import Stop, stop_safely
+from jaxloop.runtime.cluster import stop_together
+from jaxloop.runtime.mirror import meet, notice_at
+from jaxloop.runtime.signals import Stop
 from jaxloop.studies.common import absent_plan, disk, missing
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
@@ -85,7 +86,7 @@ def run(config: DiversityConfig, workdir: Path, *, argv: Sequence[str] = ()) -> 
 
 def _generate_and_train(context: Context) -> common.Outcome:
     config, prepared = context.config, context.prepared
-    with stop_safely() as stop:
+    with stop_together(notice_at(context.root, config.run.notice_seconds)) as stop:
         pools = _pools(context, stop)
         sets = generate.training_sets(config, prepared, pools)
         result = driver.run(
@@ -109,7 +110,7 @@ def _generate_and_train(context: Context) -> common.Outcome:
 def _measure_again(context: Context) -> common.Outcome:
     """Compute the losses that are missing where the weights are kept, and write all tables anew."""
     config, prepared = context.config, context.prepared
-    with stop_safely() as stop:
+    with stop_together(notice_at(context.root, config.run.notice_seconds)) as stop:
         pools = _pools(context, stop)
     sets = generate.training_sets(config, prepared, pools)
     measured = measure.measure(config, prepared)

@@ -89,7 +89,7 @@ class Task(Section):
 
 
 class Exchange(Section):
-    """Who reads what: one chain per alpha, beta and seed."""
+    """Who reads what: one chain per alpha, beta and seed, and their controls."""
 
     generations: Count = Field(15, description="number of generations, generation 0 included")
     size: Count = Field(12_500, description="rows drawn for every training set")
@@ -117,6 +117,13 @@ class Exchange(Section):
         "complete",
         description="complete (the paper), ring, star, blocks, self_only, or a matrix: row k is "
         "whose text entity k reads",
+    )
+    control: Literal["self_only"] | None = Field(
+        "self_only",
+        description="self_only: beside every setting with alpha above 0, chains whose entities "
+        "read their own synthetic text in place of all others' (the same seeds, steps, rows and "
+        "prompts), against which transfer is measured; none: no such chains, only the paper's "
+        "comparison with alpha = 0",
     )
     synthetic: Count = Field(
         2500, description="texts that every entity writes per generation (not stated in the paper)"

@@ -14,6 +14,7 @@ from jaxloop.recursion import driver
 from jaxloop.recursion.sources import Dataset
 from jaxloop.studies.common import absent_plan, card_hours, cost, device_hours, published_models
 from jaxloop.studies.common import models as base_models
+from jaxloop.studies.multi_entity import chains as plan_chains
 from jaxloop.studies.multi_entity import prepare as entities_setup
 from jaxloop.studies.multi_entity.config import EntitiesConfig
 
@@ -73,7 +74,7 @@ def _measured(settings: EntitiesConfig) -> cost.Rows:
     scored = sum(len(texts) for texts, _ in prepared.tests.values())
     return [
         ("chains", entities_setup.line(settings, prepared)),
-        _count(settings, prepared),
+        *_count(settings, prepared),
         *((f"data {name}", line) for name, line in prepared.data_lines),
         *cost.count_rows(work, cost.total_cost(shares)),
         cost.memory_row(work),
@@ -82,13 +83,34 @@ def _measured(settings: EntitiesConfig) -> cost.Rows:
     ]
 
 
-def _count(settings: EntitiesConfig, prepared: entities_setup.Prepared) -> tuple[str, str]:
-    members = len(prepared.chains) * len(settings.entities)
-    return (
-        "models",
-        f"{members} in every generation, {members * settings.exchange.generations} in all; equal "
-        "ones are trained once",
+def _count(settings: EntitiesConfig, prepared: entities_setup.Prepared) -> cost.Rows:
+    """How many models there are, and what the controls add to them."""
+    k, generations = len(settings.entities), settings.exchange.generations
+    members = len(prepared.chains) * k
+    rows = [
+        (
+            "models",
+            f"{members} in every generation, {members * generations} in all; equal ones are "
+            "trained once",
+        )
+    ]
+    controls = plan_chains.controls(prepared.chains)
+    if not controls:
+        return rows
+    # Generation 0 of a control is that of its setting.
+    added, others = (
+        k * plan_chains.distinct_count(settings, some)
+        for some in (controls, plan_chains.exchanges(prepared.chains))
     )
+    rows.append(
+        (
+            "of these, controls",
+            f"{len(controls) * k} in every generation; from generation 1 on {added} differ, "
+            f"beside {others} of the others: {added / others:+.0%} to train, write and measure; "
+            "config.exchange.control=none leaves them out",
+        )
+    )
+    return rows
 
 
 def _rest(settings: EntitiesConfig, prepared: entities_setup.Prepared, scored: int) -> cost.Rows:
@@ -118,13 +140,13 @@ def _shapes(name: str) -> ModelConfig:
 
 def _assumed(settings: EntitiesConfig, target: str | None = None) -> cost.Rows:
     """The table counted from the config, texts as long as it assumes."""
-    weights, mixing = entities_setup.weights_of(settings), entities_setup.mixing_of(settings)
+    weights, mixing = plan_chains.weights_of(settings), plan_chains.mixing_of(settings)
     names = [
         *(n for n in settings.entities if settings.task(n).task != "none"),
-        entities_setup.PUBLIC,
+        plan_chains.PUBLIC,
     ]
     sizes = dict.fromkeys(names, max(settings.exchange.size, settings.measure.probes))
-    chains, settings_of = entities_setup.make_chains(
+    chains, settings_of = plan_chains.make_chains(
         settings,
         {name: Dataset([""] * size, "") for name, size in sizes.items()},
         weights,
@@ -163,7 +185,7 @@ def _assumed(settings: EntitiesConfig, target: str | None = None) -> cost.Rows:
         compiled = absent_plan.rows(programs, target, chains=len(chains), total=total)
     return [
         ("chains", entities_setup.line(settings, prepared)),
-        _count(settings, prepared),
+        *_count(settings, prepared),
         (
             "rows drawn",
             f"{total.train_texts:,.0f}, of which {settings.fit.steps or 0} x "

@@ -1,14 +1,17 @@
 """Transfer, damage and homogenisation of a multi-entity study, and the paper's values of them.
 
-Intervals are over seeds. Everything is paired within a seed. At the last generation, compared with
-alpha = 0 at the same beta:
-    transfer         loss on the other entities' tasks without exchange minus with it: positive
-                     where reading the others helps
-    damage           loss on the own task with exchange minus without: positive where it hurts
-    alike_losses     standard deviation over the models of the loss on a task, mean over tasks, at
-                     alpha = 0 minus with exchange: positive where reading each other makes the
-                     models alike
-    alike_outputs    output similarity with exchange minus without, mean over corpora and pairs:
+Intervals are over seeds. Everything is paired within a seed, at the last generation, and has two
+readings. The paper's is the difference to alpha = 0 at the same beta, where no synthetic text is
+read at all. It holds what an entity's own synthetic text does to it as well. The other is the
+difference to the setting's control (module `chains`), which reads as much synthetic text, all of
+it the entity's own: what is left is due to the text of the others.
+    transfer         loss on the other entities' tasks there minus with exchange: positive where
+                     reading the others helps
+    damage           loss on the own task with exchange minus there: positive where it hurts
+    alike_losses     standard deviation over the models of the loss on a task, mean over tasks,
+                     there minus with exchange: positive where reading each other makes the models
+                     alike
+    alike_outputs    output similarity with exchange minus there, mean over corpora and pairs:
                      positive where reading each other makes them alike
 And of every setting, without exchange too:
     alike_since      output similarity at the last generation minus at generation 0 (the paper's
@@ -27,16 +30,22 @@ from jaxloop.runtime.tables import read_parquet
 from jaxloop.studies.multi_entity.measure import FOLDER, task_loss
 
 SETTING = ["alpha", "beta"]
+# (alpha, beta, seed)
+Key = tuple[Any, Any, Any]
+# What tells the chains of a table apart, and its rows by generation.
+KEYS = ["chain", *SETTING, "control", "seed", "generation"]
+# What an effect is a difference to: the paper's reading, the control, and generation 0.
+NO_EXCHANGE, OWN_TEXT, START = "alpha = 0", "own text", "generation 0"
 
 
 def losses(metrics: pd.DataFrame, entities: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
     """Return one row per chain, generation, model and task.
 
-    Columns: chain, alpha, beta, seed, generation, model, task, own, value.
+    Columns: chain, alpha, beta, control, seed, generation, model, task, own, value.
     """
     task_of = {task_loss(task): task for task in tasks}
     table = metrics[metrics["metric"].isin(task_of)]
-    out = table[["chain", *SETTING, "seed", "generation"]].assign(
+    out = table[KEYS].assign(
         model=[entities[int(k)] for k in table["entity"]],
         task=table["metric"].map(task_of),
         value=table["value"].astype(float),
@@ -47,15 +56,15 @@ def losses(metrics: pd.DataFrame, entities: Sequence[str], tasks: Sequence[str])
 def similarities(root: Path, metrics: pd.DataFrame) -> pd.DataFrame:
     """Return one row per chain, generation and corpus.
 
-    Columns: chain, alpha, beta, seed, generation, set, value (mean over pairs). Empty if none was
-    measured.
+    Columns: chain, alpha, beta, control, seed, generation, set, value (mean over pairs). Empty if
+    none was measured.
     """
     frames = []
     for path in sorted((root / FOLDER).glob("generation=*.parquet")):
         frames.append(
             pd.DataFrame(read_parquet(path)).assign(generation=int(path.stem.split("=")[1]))
         )
-    columns = ["chain", *SETTING, "seed", "generation", "set", "value"]
+    columns = [*KEYS, "set", "value"]
     if not frames:
         return pd.DataFrame(columns=columns)
     table = (
@@ -63,7 +72,12 @@ def similarities(root: Path, metrics: pd.DataFrame) -> pd.DataFrame:
         .groupby(["chain", "generation", "set"], as_index=False, sort=False)["value"]
         .mean()
     )
-    return table.merge(metrics[["chain", *SETTING, "seed"]].drop_duplicates(), on="chain")[columns]
+    return table.merge(metrics[KEYS[:-1]].drop_duplicates(), on="chain")[columns]
+
+
+def of_exchange(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table that are of no control."""
+    return table[~table["control"].astype(bool)]
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float, int]:
@@ -90,16 +104,15 @@ def by_chain(
     Columns: own, cross, spread (over the entities' tasks), public (NaN if not measured), similarity
     (mean over corpora).
     """
-    keys = ["chain", *SETTING, "seed", "generation"]
     private = losses[losses["task"].isin(entities)]
 
     def mean(rows: pd.DataFrame, name: str) -> pd.Series:
-        return rows.groupby(keys, sort=False)["value"].mean().rename(name)
+        return rows.groupby(KEYS, sort=False)["value"].mean().rename(name)
 
     spread = (
-        private.groupby([*keys, "task"], sort=False)["value"]
+        private.groupby([*KEYS, "task"], sort=False)["value"]
         .std(ddof=0)
-        .groupby(keys, sort=False)
+        .groupby(KEYS, sort=False)
         .mean()
         .rename("spread")
     )
@@ -115,46 +128,65 @@ def by_chain(
         else pd.Series(dtype=float, name="similarity")
     )
     table = pd.concat(parts, axis=1)
-    table.index = table.index.set_names(keys)
+    table.index = table.index.set_names(KEYS)
     return table.astype(float).reset_index()
 
 
 def effects(chains: pd.DataFrame, final: int) -> pd.DataFrame:
-    """Return one row per setting, effect and seed that reached generation `final`.
+    """Return one row per setting, effect, reading and seed that reached generation `final`.
 
-    Columns: alpha, beta, seed, effect, value.
+    Columns: alpha, beta, seed, effect, against, value.
     """
     rows = []
-    ends = chains[chains["generation"] == final].set_index([*SETTING, "seed"])
-    starts = chains[chains["generation"] == 0].set_index([*SETTING, "seed"])
+    starts = of_exchange(chains[chains["generation"] == 0]).set_index([*SETTING, "seed"])
+    ends = chains[chains["generation"] == final]
     # The index has three levels, which the stubs of pandas do not know.
-    keys = cast("list[tuple[Any, Any, Any]]", ends.index.tolist())
-    end_of = [(key, end) for key, (_, end) in zip(keys, ends.iterrows(), strict=True)]
-    for at, end in end_of:
-        alpha, beta, seed = at
-        effect_values = {"alike_since": end["similarity"] - starts["similarity"].get(at, np.nan)}
-        base = next(
-            (
-                other
-                for key, other in end_of
-                if _is_zero(key[0]) and key[1] == beta and key[2] == seed
-            ),
-            None,
+    exchanged, controlled = (
+        dict(zip(cast("list[Key]", part.index.tolist()), part.to_dict("records"), strict=True))
+        for part in (
+            of_exchange(ends).set_index([*SETTING, "seed"]),
+            ends[ends["control"].astype(bool)].set_index([*SETTING, "seed"]),
         )
-        if base is not None and not _is_zero(alpha):
-            effect_values |= {
-                "transfer": base["cross"] - end["cross"],
-                "damage": end["own"] - base["own"],
-            }
-            effect_values |= {
-                "alike_losses": base["spread"] - end["spread"],
-                "alike_outputs": end["similarity"] - base["similarity"],
-            }
+    )
+    for at, end in exchanged.items():
+        alpha, beta, seed = at
+        start = starts["similarity"].get(at, np.nan)
+        found = [("alike_since", START, end["similarity"] - start)]
+        if not _is_zero(alpha):
+            without = next(
+                (
+                    other
+                    for (a, b, s), other in exchanged.items()
+                    if _is_zero(a) and b == beta and s == seed
+                ),
+                None,
+            )
+            found += _differences(end, without, NO_EXCHANGE)
+            found += _differences(end, controlled.get(at), OWN_TEXT)
         rows += [
-            dict(zip([*SETTING, "seed"], at, strict=True), effect=name, value=float(value))
-            for name, value in effect_values.items()
+            dict(
+                zip([*SETTING, "seed"], at, strict=True),
+                effect=name,
+                against=against,
+                value=float(value),
+            )
+            for name, against, value in found
         ]
-    return pd.DataFrame(rows, columns=[*SETTING, "seed", "effect", "value"])
+    return pd.DataFrame(rows, columns=[*SETTING, "seed", "effect", "against", "value"])
+
+
+def _differences(
+    end: Mapping[Any, float], base: Mapping[Any, float] | None, against: str
+) -> list[tuple[str, str, float]]:
+    """(effect, against, value) of a chain beside what it is compared with; none without that."""
+    if base is None:
+        return []
+    return [
+        ("transfer", against, base["cross"] - end["cross"]),
+        ("damage", against, end["own"] - base["own"]),
+        ("alike_losses", against, base["spread"] - end["spread"]),
+        ("alike_outputs", against, end["similarity"] - base["similarity"]),
+    ]
 
 
 def _is_zero(alpha: object) -> bool:
@@ -166,22 +198,16 @@ def _is_zero(alpha: object) -> bool:
 
 
 def summary(effects: pd.DataFrame) -> pd.DataFrame:
-    """Return 95 % t-intervals over seeds: columns effect, alpha, beta, mean, low, high, n."""
-    rows = []
-    for (effect, alpha, beta), part in effects.groupby(["effect", *SETTING], sort=False):
-        mean, low, high, n = interval(part["value"].to_numpy(float))
-        rows.append(
-            {
-                "effect": effect,
-                "alpha": alpha,
-                "beta": beta,
-                "mean": mean,
-                "low": low,
-                "high": high,
-                "n": n,
-            }
-        )
-    return pd.DataFrame(rows, columns=["effect", *SETTING, "mean", "low", "high", "n"])
+    """Return 95 % t-intervals over seeds: columns effect, against, alpha, beta, mean, low, high,
+    n.
+    """
+    names = ["effect", "against", *SETTING]
+    rows = [
+        (*key, *interval(part["value"].to_numpy(float)))
+        for key, part in effects.groupby(names, sort=False)
+    ]
+    table = pd.DataFrame(rows, columns=[*names, "mean", "low", "high", "n"])
+    return table.astype({"mean": float, "low": float, "high": float, "n": int})
 
 
 def settings_by_generation(chains: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -241,6 +267,12 @@ PAPER: Mapping[str, Mapping[tuple[str, str], Sequence[float]]] = {
         ("gsm8k", "arc"): (3.97, 4.68, 3.21, 3.10, 4.22, 3.06, 3.09, 4.25, 3.07, 3.10),
         ("arc", "arc"): (2.89, 4.29, 3.20, 3.07, 2.90, 2.90, 3.08, 2.87, 2.84, 3.06),
     },
+}
+# Table -> (model, generations).
+PAPER_RUNS = {
+    "Llama 3.2 1B, K = 2": ("Llama-3.2-1B", 15),
+    "OPT-350m, K = 2": ("opt-350m", 15),
+    "OPT-350m, K = 3": ("opt-350m", 15),
 }
 # Table 4: Llama, K = 2, beta = 1/2: corpus -> alpha -> (t = 0, t = 15).
 PAPER_SIMILARITY = {

@@ -102,16 +102,32 @@ def _legend(figure: Figure, axes: Axes, columns: int = 6) -> None:
 
 
 def effects(summary: pd.DataFrame) -> Figure:
-    """Draw the effects by alpha, one line per beta."""
+    """Draw the effects by alpha, one line per beta, a row for each of what they are compared
+    with.
+    """
+    found = summary[summary["mean"].notna()]
     with figures.style():
-        names = [
-            name for name in EFFECTS if summary.loc[summary["effect"] == name, "mean"].notna().any()
-        ]
-        figure, axes = figures.panels(1, max(1, len(names)), panel=(2.7, 2.8))
-        for one, name in zip(axes[0], names, strict=False):
-            one.axhline(0, color=MUTED, linewidth=0.8)
-            _by_alpha(one, summary[summary["effect"] == name].dropna(subset=["mean"]))
-            one.set_title(EFFECTS[name], loc="left", fontsize=10)
+        rows = {
+            against: [name for name in EFFECTS if name in set(part["effect"])]
+            for against, part in found.groupby(found["against"].astype(str), sort=False)
+        }
+        # The change since generation 0 has a place beside the first of the others.
+        since = rows.pop(entities_effects.START, [])
+        cells = [[(name, against) for name in names] for against, names in rows.items()] or [[]]
+        cells[0] += [(name, entities_effects.START) for name in since]
+        wide = max(1, *map(len, cells))
+        figure, axes = figures.panels(len(cells), wide, panel=(2.7, 2.8))
+        for line, row in zip(axes, cells, strict=True):
+            for one, (name, against) in zip(line, row, strict=False):
+                one.axhline(0, color=MUTED, linewidth=0.8)
+                chosen = (found["effect"] == name) & (found["against"] == against)
+                _by_alpha(one, found[chosen])
+                title = EFFECTS[name]
+                if against != entities_effects.START:
+                    title += f"\nagainst {against}"
+                one.set_title(title, loc="left", fontsize=10)
+            for one in line[len(row) :]:
+                one.set_axis_off()
         _legend(figure, axes[0, 0])
         return figure
 

@@ -10,8 +10,10 @@ from typing import NamedTuple, cast
 import numpy as np
 from scipy.stats import kendalltau
 
+from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.workflow import Exchange, exchange_weights
 from jaxloop.simulators.linear import closed_form, low_rank_designs, sweep
+from jaxloop.simulators.linear_forms import SPECTRAL_LIMIT
 from jaxloop.studies.multi_entity import prepare
 from jaxloop.studies.multi_entity.config import EntitiesConfig
 
@@ -19,13 +21,15 @@ from jaxloop.studies.multi_entity.config import EntitiesConfig
 class Curves(NamedTuple):
     """Means over designs of one setting, by generation [T+1].
 
-    Squared error per row on the own task and on the others', disagreement, and rho(Q).
+    Squared error per row on the own task and on the others', disagreement, rho(Q), and of how many
+    designs it is 1 or more, so that there is no limit.
     """
 
     own: np.ndarray
     cross: np.ndarray
     disagreement: np.ndarray
     radius: float
+    without_limit: int
 
 
 class Surface(NamedTuple):
@@ -64,11 +68,14 @@ def designs_of(settings: EntitiesConfig) -> list[tuple]:
 
 
 def curves(
-    settings: EntitiesConfig, prepared: prepare.Prepared, generations: int
+    settings: EntitiesConfig, chains: Sequence[ChainSpec], generations: int
 ) -> Mapping[tuple, Curves]:
-    """Return (alpha label, beta label) -> the curves of the linear model over `generations`."""
+    """Return (alpha label, beta label) -> the curves of the linear model over `generations`.
+
+    chains: of the study, one mixing matrix for all of a setting.
+    """
     out = {}
-    for chain in prepared.chains:
+    for chain in chains:
         factors = dict(chain.factors)
         key = factors["alpha"], factors["beta"]
         if key in out:
@@ -85,7 +92,7 @@ def curves(
                 alpha=alpha[along],
                 beta=beta[along],
                 generations=len(along) - 1,
-                mixing=prepared.mixing,
+                mixing=chain.workflow.mixing,
             )
             for d, theta in designs_of(settings)
         ]
@@ -96,7 +103,9 @@ def curves(
             (mean.sum((1, 2)) - k * own) / (k * (k - 1)) if k > 1 else np.full(len(mean), np.nan)
         )
         apart = np.mean([m.disagreement for m in moments], axis=0)[:generations]
-        out[key] = Curves(own, cross, apart, float(np.mean([m.spectral_radius for m in moments])))
+        radii = np.array([m.spectral_radius for m in moments])
+        without = int((radii >= SPECTRAL_LIMIT).sum())
+        out[key] = Curves(own, cross, apart, float(radii.mean()), without)
     return out
 
 

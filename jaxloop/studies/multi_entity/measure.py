@@ -20,6 +20,7 @@ from jaxloop.recursion.sources import probe_rows, texts_path
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.tables import read_parquet, write_parquet
 from jaxloop.studies.common import missing
+from jaxloop.studies.multi_entity import chains as plan_chains
 from jaxloop.studies.multi_entity import prepare
 from jaxloop.studies.multi_entity.config import EntitiesConfig
 
@@ -219,31 +220,38 @@ def write_similarity(
         write_parquet(path, columns)
 
 
+def pictured(prepared: prepare.Prepared) -> list[ChainSpec]:
+    """Return the chains of the picture of completions: the first seed's at the beta nearest to 1/2,
+    controls excepted.
+    """
+    chains = plan_chains.exchanges(prepared.chains)
+    distance_to_half: dict[str, float] = {}
+    for chain in chains:
+        beta = plan_chains.label(prepared.settings_of[chain.id][1])
+        # A beta that changes over generations is no point to be near.
+        distance_to_half[chain.id] = float("inf") if isinstance(beta, str) else abs(beta - 0.5)
+    nearest = min(distance_to_half.values())
+    return [
+        chain
+        for chain in chains
+        if chain.seed == chains[0].seed and distance_to_half[chain.id] == nearest
+    ]
+
+
 def principal_components(
     settings: EntitiesConfig, prepared: prepare.Prepared, root: Path, last: int
 ) -> tuple[list[Panel], np.ndarray] | None:
     """Return the private probes' completions in two dimensions: (panels, share of variance), or
     None.
 
-    panels: [(alpha label, generation, [entities] points [n, 2])] of the first seed at the beta
-    nearest to 1/2, in generation 0 and `last`; one pair of axes for all, from the principal
+    panels: [(alpha label, generation, [entities] points [n, 2])] of the chains that are `pictured`,
+    in generation 0 and `last`; one pair of axes for all, from the principal
     components of everything shown (the paper's figure 3).
     """
     # scikit-learn takes seconds to import, and most calls draw nothing.
     from sklearn.decomposition import PCA
 
-    seed = prepared.chains[0].seed
-    distance_to_half: dict[str, float] = {}
-    for chain in prepared.chains:
-        beta = prepare.label(prepared.settings_of[chain.id][1])
-        # A beta that changes over generations is no point to be near.
-        distance_to_half[chain.id] = float("inf") if isinstance(beta, str) else abs(beta - 0.5)
-    nearest = min(distance_to_half.values())
-    chosen = [
-        chain
-        for chain in prepared.chains
-        if chain.seed == seed and distance_to_half[chain.id] == nearest and chain.probes
-    ]
+    chosen = [chain for chain in pictured(prepared) if chain.probes]
     completed = [
         (c, g)
         for g in sorted({0, last})
@@ -254,7 +262,7 @@ def principal_components(
         return None
     arrays = [
         np.concatenate(
-            [p for name, p in points.items() if name != prepare.PUBLIC] or [*points.values()],
+            [p for name, p in points.items() if name != plan_chains.PUBLIC] or [*points.values()],
             axis=1,
         )
         for points in embeddings(settings, [c for c, _ in completed])
@@ -265,7 +273,7 @@ def principal_components(
     pca = PCA(2).fit(flat)
     panels = [
         (
-            prepare.label(prepared.settings_of[c.chain.id][0]),
+            plan_chains.label(prepared.settings_of[c.chain.id][0]),
             g,
             [pca.transform(points) for points in array],
         )

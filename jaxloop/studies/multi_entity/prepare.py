@@ -5,36 +5,42 @@ That is the corpora, the models, the chains and the driver's settings.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
-from jaxloop.core import mixing as mixing_matrices
 from jaxloop.data import qa_tasks
 from jaxloop.data.dialect import Dialect, in_section
 from jaxloop.lm.model.config import ModelConfig, count_parameters
 from jaxloop.metrics import registry
 from jaxloop.metrics.embed import check_embedder
 from jaxloop.recursion import driver, ledger
-from jaxloop.recursion.chains import ChainSpec, chain_id
+from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.driver import RunSettings
 from jaxloop.recursion.family import FamilyFunctions
 from jaxloop.recursion.sources import Dataset
-from jaxloop.recursion.workflow import Exchange, Workflow, exchange, exchange_weights
+from jaxloop.recursion.workflow import Exchange, exchange_weights
 from jaxloop.runtime.devices import select_devices
 from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as running
+from jaxloop.studies.multi_entity.chains import (
+    PUBLIC,
+    Mixing,
+    Weight,
+    controls,
+    exchanges,
+    label,
+    make_chains,
+    mixing_label,
+    mixing_of,
+    weights_of,
+    workflow_of,
+)
 from jaxloop.studies.multi_entity.config import NO_DATA, EntitiesConfig
 
-PUBLIC = "public"
-# alpha or beta: a number, one per generation, or a row of one per entity per generation.
-Weight = float | tuple[float | tuple[float, ...], ...]
-# Rows [K][K] that sum to one.
-Mixing = tuple[tuple[float, ...], ...]
 # Requests of a decoding program: every one has a prompt of its own, whose cache is held.
 REQUESTS = 512
 
@@ -43,7 +49,7 @@ class Prepared(NamedTuple):
     """Everything that a run needs, read and checked; nothing is compiled or written.
 
     Attributes:
-        chains: one for each alpha, beta and seed.
+        chains: one for each alpha, beta and seed, then their controls (`is_control`).
         data: {name: training data} of the entities' corpora and of `public`.
         tests: {name: (texts, prompts)} on which losses are measured.
         data_lines: (name, line) descriptions of the data.
@@ -123,61 +129,9 @@ def prepare(settings: EntitiesConfig) -> Prepared:
     return Prepared(chains, data, tests, data_lines, models, common, settings_of, mixing)
 
 
-def mixing_of(settings: EntitiesConfig) -> Mixing:
-    """Return the mixing matrix [K][K].
-
-    Raises ValueError for an unknown name, a wrong shape, or a row that does not sum to one.
-    """
-    chosen, k = settings.exchange.mixing, len(settings.entities)
-    try:
-        matrix = (
-            mixing_matrices.named(chosen, k)
-            if isinstance(chosen, str)
-            else mixing_matrices.check_mixing(chosen, k)
-        )
-    except ValueError as error:
-        raise ValueError(f"config.exchange.{error}") from None
-    return tuple(tuple(row) for row in matrix.tolist())
-
-
-def weights_of(settings: EntitiesConfig) -> list[tuple[Weight, Weight]]:
-    """Return (alpha, beta) of every setting, in order."""
-    e = settings.exchange
-    if e.weights:
-        return [(w[2], w[0] / (w[0] + w[1]) if w[0] + w[1] else 0.0) for w in e.weights]
-    return [(alpha, beta) for alpha in e.alphas for beta in e.betas]
-
-
 def _has_data(settings: EntitiesConfig, name: str) -> bool:
 
     return settings.task(name).task != NO_DATA
-
-
-def _flow(
-    settings: EntitiesConfig,
-    alpha: Weight,
-    beta: Weight,
-    private: Sequence[int],
-    public: int,
-    mixing: Mixing,
-) -> Workflow:
-
-    e = settings.exchange
-    try:
-        return exchange(
-            e.size,
-            alpha=alpha,
-            beta=beta,
-            initial_beta=e.initial_beta,
-            private=private,
-            public=public,
-            synthetic=e.synthetic,
-            past=e.past,
-            mixing=mixing,
-            start=e.start,
-        )
-    except ValueError as error:
-        raise ValueError(f"config.exchange: {error}") from None
 
 
 def _check_reads(
@@ -189,7 +143,7 @@ def _check_reads(
     """
     public = False
     for alpha, beta in weights:
-        sets = _flow(settings, alpha, beta, [1] * len(settings.entities), 1, mixing).exchange
+        sets = workflow_of(settings, alpha, beta, [1] * len(settings.entities), 1, mixing).exchange
         # `_flow` makes workflows of exchange only.
         _, real = exchange_weights(cast(Exchange, sets), len(settings.entities))
         public |= bool(real[:, :, 1].any())
@@ -301,55 +255,15 @@ def _read(
     return data, tests, lines
 
 
-def label(weight: Weight | None) -> float | str:
-    """Return a weight as a factor of tables: a number, or text where it changes."""
-    return float(weight) if isinstance(weight, int | float) else json.dumps(weight)
-
-
-def make_chains(
-    settings: EntitiesConfig,
-    data: Mapping[str, Dataset],
-    weights: Sequence[tuple[Weight, Weight]],
-    mixing: Mixing,
-) -> tuple[list[ChainSpec], dict[str, tuple[Weight, Weight]]]:
-    """Return one ChainSpec per setting and seed, and {chain id: (alpha, beta)}."""
-    public = len(data[PUBLIC].texts) if PUBLIC in data else 0
-    private = [len(data[name].texts) if name in data else 0 for name in settings.entities]
-    n = settings.measure.probes
-    probes = (
-        tuple((name, min(n, len(d.texts))) for name, d in data.items())
-        if n and len(settings.entities) > 1
-        else ()
-    )
-    chains, settings_of = [], {}
-    for alpha, beta in weights:
-        flow = _flow(settings, alpha, beta, private, public, mixing)
-        for seed in settings.exchange.seeds:
-            factors = {"alpha": label(alpha), "beta": label(beta), "seed": seed}
-            chain = ChainSpec(
-                id=chain_id(factors),
-                workflow=flow,
-                dataset=tuple(name if name in data else PUBLIC for name in settings.entities),
-                seed=seed,
-                bases=settings.models.pool,
-                draw_base=False,
-                factors=tuple(sorted(factors.items())),
-                public=PUBLIC if PUBLIC in data else None,
-                probes=probes,
-            )
-            chains.append(chain)
-            settings_of[chain.id] = (alpha, beta)
-    return chains, settings_of
-
-
 def line(settings: EntitiesConfig, prepared: Prepared) -> str:
     """Return the study in one line."""
     e, k = settings.exchange, len(settings.entities)
-    mixing = e.mixing if isinstance(e.mixing, str) else "given"
-    count = len(prepared.chains)
+    count, beside = len(exchanges(prepared.chains)), len(controls(prepared.chains))
+    control = f" and {beside // len(e.seeds)} controls that read their own text" if beside else ""
     return (
-        f"{count} chains of {k} entit{'ies' if k > 1 else 'y'}: {count // len(e.seeds)} settings "
-        f"of alpha and beta, mixing {mixing}, "
+        f"{count + beside} chains of {k} entit{'ies' if k > 1 else 'y'}: "
+        f"{count // len(e.seeds)} settings of alpha and beta, mixing {mixing_label(settings)}"
+        f"{control}, "
         f"{len(e.seeds)} seed{'s' if len(e.seeds) > 1 else ''}, {e.generations} generations"
     )
 

@@ -14,7 +14,15 @@ from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.tables import to_csv
 from jaxloop.studies.common import report as common_report
 from jaxloop.studies.common.run import PageInputs
-from jaxloop.studies.multi_entity import effects, figures, linear_theory, measure, prepare
+from jaxloop.studies.multi_entity import chains as plan_chains
+from jaxloop.studies.multi_entity import (
+    effects,
+    figures,
+    measure,
+    prepare,
+    sentences,
+    theory_section,
+)
 from jaxloop.studies.multi_entity.config import EntitiesConfig
 
 TEXTS = 6
@@ -38,12 +46,14 @@ def write(
     final = int(chains["generation"].max()) if len(chains) else 0
     sections = []
     if final:
+        summary = effects.summary(effects.effects(chains, final))
+        exchanged = effects.of_exchange(chains)
         sections = [
-            _effects(settings, root, chains, final),
-            _matrix(settings, metrics, losses, final),
-            *_similarity(settings, prepared, root, similarity, final),
-            _theory(settings, prepared, root, chains, final),
-            _paper(settings, chains, final),
+            _effects(settings, root, summary, final),
+            _matrix(settings, metrics, effects.of_exchange(losses), final),
+            *_similarity(settings, prepared, root, effects.of_exchange(similarity), final),
+            theory_section.linear(settings, prepared, root, exchanged, summary, final),
+            theory_section.paper(settings, exchanged, final),
         ]
     named = {
         f"{i}-{j}-{common_report.slug(d.title)}": d
@@ -53,7 +63,7 @@ def write(
     common_report.save_drawings(root / "figures", named)
     return common_report.write_page(
         root,
-        curves(metrics, chains),
+        curves(metrics, chains, plan_chains.mixing_label(settings)),
         title=settings.title,
         subtitle=common_report.dated(prepare.line(settings, prepared)),
         samples=samples(settings, prepared, root, final),
@@ -67,11 +77,12 @@ def write(
 
 
 def read_metrics(root: Path) -> pd.DataFrame:
-    """Return metrics.csv with alpha and beta as numbers where they are."""
+    """Return metrics.csv with alpha and beta as numbers where they are, and a column `control`."""
     table = common_report.read_metrics(root)
     for name in effects.SETTING:
         table[name] = [_number(v) for v in table[name].tolist()]
-    return table
+    control = table["mixing"] == plan_chains.CONTROL if "mixing" in table else False
+    return table.assign(control=control)
 
 
 def _number(value: float | str) -> float | str:
@@ -81,8 +92,8 @@ def _number(value: float | str) -> float | str:
         return value
 
 
-def curves(metrics: pd.DataFrame, chains: pd.DataFrame) -> pd.DataFrame:
-    """Return the tidy table of the curves by generation.
+def curves(metrics: pd.DataFrame, chains: pd.DataFrame, mixing: str) -> pd.DataFrame:
+    """Return the tidy table of the curves by generation; mixing: of the chains but the controls.
 
     Metrics: own, cross and public loss, similarity, then those of the texts (mean over entities).
     """
@@ -92,7 +103,7 @@ def curves(metrics: pd.DataFrame, chains: pd.DataFrame) -> pd.DataFrame:
         "public": "loss_on_public_text",
         "similarity": "output_similarity",
     }
-    keys = ["chain", *effects.SETTING, "seed", "generation"]
+    keys = effects.KEYS
     parts = [
         chains[keys].assign(metric=name, value=chains[column]).dropna(subset=["value"])
         for column, name in names.items()
@@ -100,6 +111,8 @@ def curves(metrics: pd.DataFrame, chains: pd.DataFrame) -> pd.DataFrame:
     texts = metrics[~metrics["metric"].str.startswith(("task_loss(", "base_loss("))]
     parts.append(texts.groupby([*keys, "metric"], sort=False)["value"].mean().reset_index())
     table = pd.concat([p for p in parts if len(p)] or parts[:1])
+    whom = [plan_chains.CONTROL if control else mixing for control in table["control"]]
+    table = table.drop(columns="control").assign(mixing=whom)
     # Lines are told apart by their names; numbers and texts do not sort together.
     return table.assign(**{n: [_shown(v) for v in table[n]] for n in effects.SETTING})
 
@@ -116,7 +129,7 @@ def samples(
     All entities, in generation 0 and in the last one.
     """
     out = []
-    for chain in prepared.chains:
+    for chain in plan_chains.exchanges(prepared.chains):
         factors = dict(chain.factors)
         if chain.seed != prepared.chains[0].seed or not chain.probes:
             continue
@@ -151,17 +164,21 @@ def _first_texts(settings: EntitiesConfig, completions: measure.Completions) -> 
 
 
 def _effects(
-    settings: EntitiesConfig, root: Path, chains: pd.DataFrame, final: int
+    settings: EntitiesConfig, root: Path, summary: pd.DataFrame, final: int
 ) -> report.Section:
-    summary = effects.summary(effects.effects(chains, final))
-    write_atomic(
-        root / "effects.csv", to_csv({name: summary[name].tolist() for name in summary.columns})
-    )
+    columns = {str(name): summary[name].tolist() for name in summary.columns}
+    # One name for each row of a setting: without a suffix it is the paper's reading.
+    columns["effect"] = [
+        f"{effect}_own_text" if against == effects.OWN_TEXT else effect
+        for effect, against in zip(summary["effect"], summary["against"], strict=True)
+    ]
+    write_atomic(root / "effects.csv", to_csv(columns))
     finite = summary[np.isfinite(summary["mean"])]
     order = list(figures.EFFECTS)
     rows = [
         [
             figures.EFFECTS[r.effect],
+            r.against,
             _shown(r.alpha),
             _shown(r.beta),
             f"{r.mean:+.3f}",
@@ -175,26 +192,15 @@ def _effects(
     drawings = []
     if len(rows):
         figure = figures.effects(summary)
-        caption = "by alpha, one line per beta"
+        caption = "by alpha, one line per beta; a row for each of what they are differences to"
         drawings.append(report.Drawing("Effects of exchange", caption, figure, wide=True))
+    header = ["effect", "against", "alpha", "beta", "mean", "95 % interval", "seeds"]
     return report.Section(
         "Transfer, damage, homogenisation",
-        f"At generation {final}, paired within a seed. Transfer: loss on the other entities' "
-        "tasks at alpha = 0 minus at alpha, positive where reading "
-        "the others helps. Damage: loss on the own task at alpha minus at alpha = 0, positive "
-        "where it hurts. Homogenisation of losses: how much less the "
-        "models differ in their loss on one task than at alpha = 0; of outputs: output "
-        "similarity minus that at alpha = 0, and, since generation 0, "
-        "minus that of the same models then. Bars are 95 % t-intervals over seeds.",
+        sentences.readings(settings, final),
         drawings,
-        [
-            report.Table(
-                "All effects",
-                "also in effects.csv",
-                ["effect", "alpha", "beta", "mean", "95 % interval", "seeds"],
-                rows,
-            )
-        ],
+        [report.Table("All effects", "also in effects.csv", header, rows)],
+        sentences.of_effects(summary),
     )
 
 
@@ -260,7 +266,6 @@ def _similarity(
 ) -> list[report.Section]:
     if not len(similarity):
         return []
-    n = settings.measure.probes
     drawings = [
         report.Drawing(
             "Output similarity",
@@ -272,9 +277,11 @@ def _similarity(
     projection = measure.principal_components(settings, prepared, root, final)
     if projection is not None:
         panels, explained = projection
+        shown = measure.pictured(prepared)
+        betas = dict.fromkeys(str(dict(chain.factors)["beta"]) for chain in shown)
         note = (
-            f"first seed, beta nearest 1/2; the two axes hold {100 * explained.sum():.0f} % of "
-            "the variance of all points shown"
+            f"seed {shown[0].seed}, beta = {', '.join(betas)}; the two axes hold "
+            f"{100 * explained.sum():.0f} % of the variance of all points shown"
         )
         drawings.append(
             report.Drawing(
@@ -284,165 +291,9 @@ def _similarity(
                 wide=True,
             )
         )
+    counts = ", ".join(f"{count} of {name}" for name, count in prepared.chains[0].probes)
     note = (
-        f"All entities complete the same {n} prompts of every corpus; cosine of the completions' "
-        "sentence embeddings."
+        f"All entities complete the same prompts ({counts}); cosine of the completions' sentence "
+        "embeddings."
     )
     return [report.Section("Output similarity", note, drawings)]
-
-
-def _theory(
-    settings: EntitiesConfig,
-    prepared: prepare.Prepared,
-    root: Path,
-    chains: pd.DataFrame,
-    final: int,
-) -> report.Section:
-    linear = linear_theory.curves(settings, prepared, final + 1)
-    surface = linear_theory.surface(settings, prepared)
-    rows: list[list[object]] = []
-    ours: dict[str, list[float]] = {}
-    theirs: dict[str, list[float]] = {}
-    for name, column, of in (
-        ("loss on own tasks / error on own tasks", "own", lambda c: c.own[-1]),
-        ("loss on the others' tasks / error there", "cross", lambda c: c.cross[-1]),
-        ("output similarity / minus disagreement", "similarity", lambda c: -c.disagreement[-1]),
-    ):
-        by_generation = effects.settings_by_generation(chains, column)
-        means = effects.means(by_generation[by_generation["generation"] == final])
-        ours[column] = [means.get(key, np.nan) for key in linear]
-        theirs[column] = [of(c) for c in linear.values()]
-        tau, p, n = linear_theory.agreement(
-            *(
-                list(linear_theory.distinct(settings, dict(zip(linear, v, strict=True))).values())
-                for v in (ours[column], theirs[column])
-            )
-        )
-        rows.append(
-            [
-                name,
-                f"{tau:+.2f}" if np.isfinite(tau) else "–",
-                f"{p:.3f}" if np.isfinite(p) else "–",
-                n,
-            ]
-        )
-    columns = {
-        "alpha": [k[0] for k in linear],
-        "beta": [k[1] for k in linear],
-        "spectral_radius": [c.radius for c in linear.values()],
-    }
-    columns |= {f"linear_{k}": v for k, v in theirs.items()} | {
-        f"language_model_{k}": v for k, v in ours.items()
-    }
-    write_atomic(root / "theory.csv", to_csv(columns))
-    drawings = [
-        report.Drawing(
-            "By generation",
-            "left: language models, nats per token; right: linear model, squared error per row",
-            figures.beside(chains, linear),
-            wide=True,
-        )
-    ]
-    best_line = ""
-    if surface is not None:
-        drawings.append(
-            report.Drawing(
-                "Over a fine grid",
-                "limits of the linear model; ring: best of the fine grid, cross: best of {0, "
-                "1/2, 1}",
-                figures.surface(surface),
-                wide=True,
-            )
-        )
-        (a, b, best), (ca, cb, coarse) = surface.best, surface.coarse
-        best_line = (
-            f" On the fine grid the relative efficiency is largest at alpha = {a:.2f}, beta = "
-            f"{b:.2f} ({best:.3f}); among 0, 1/2 and 1 at "
-            f"alpha = {ca:g}, beta = {cb:g} ({coarse:.3f}): which pair is best is a statement "
-            "about the grid."
-        )
-    radius = [
-        [f"alpha = {k[0]}, beta = {k[1]}", c.radius, "no limit" if c.radius >= 1 - 1e-9 else ""]
-        for k, c in linear.items()
-    ]
-    t = settings.theory
-    return report.Section(
-        "Beside the linear model",
-        f"The same alpha, beta, mixing and number of entities, in closed form: d = {t.dim}, "
-        f"{t.rank} private and {t.public} public rows, mean over "
-        f"{t.designs} random designs. Values have no common unit, so ranks of settings are "
-        "compared." + best_line,
-        drawings,
-        [
-            report.Table(
-                "Agreement of ranks",
-                f"over settings, at generation {final}; alpha = 1 is one setting, beta has no "
-                "part in it",
-                ["quantity", "Kendall's tau", "p", "settings"],
-                rows,
-            ),
-            report.Table(
-                "Spectral radius",
-                "of the linear model's transition, mean over designs",
-                ["setting", "rho(Q)", ""],
-                radius,
-            ),
-        ],
-    )
-
-
-def _paper(settings: EntitiesConfig, chains: pd.DataFrame, final: int) -> report.Section:
-    ours = {column: effects.changes(chains, column, final) for column in ("own", "cross")}
-    rows = []
-    for name in effects.PAPER:
-        for column, own in (("own", True), ("cross", False)):
-            paper = effects.paper_changes(name, own)
-            means = effects.means(ours[column])
-            our_changes = {key: means.get(key, np.nan) for key in paper}
-            tau, p, n = linear_theory.agreement(
-                *(
-                    list(linear_theory.distinct(settings, values).values())
-                    for values in (our_changes, paper)
-                )
-            )
-            where = "own tasks" if own else "others' tasks"
-            rows.append(
-                [
-                    f"{name}, {where}",
-                    f"{tau:+.2f}" if np.isfinite(tau) else "–",
-                    f"{p:.3f}" if np.isfinite(p) else "–",
-                    n,
-                ]
-            )
-    table = [
-        [corpus, *(f"{a:.2f} → {b:.2f}" for a, b in by.values())]
-        for corpus, by in effects.PAPER_SIMILARITY.items()
-    ]
-    return report.Section(
-        "Beside the paper",
-        "Change of the loss since generation 0, of this run (bars: 95 % intervals over seeds) "
-        "and of the tables of arXiv 2505.21677, whose models, "
-        "tasks and number of generations are others unless this run is one of its settings.",
-        [
-            report.Drawing(
-                "Change of loss since generation 0",
-                "left: own tasks, right: the others' tasks",
-                figures.paper(ours),
-                wide=True,
-            )
-        ],
-        [
-            report.Table(
-                "Agreement of ranks with the paper",
-                "over the settings that both have, alpha = 1 as one",
-                ["table", "Kendall's tau", "p", "settings"],
-                rows,
-            ),
-            report.Table(
-                "The paper's output similarity",
-                "Llama 3.2 1B, K = 2, beta = 1/2, t = 0 to 15",
-                ["corpus", "alpha = 0", "alpha = 1/2", "alpha = 1"],
-                table,
-            ),
-        ],
-    )

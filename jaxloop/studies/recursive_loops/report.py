@@ -114,8 +114,9 @@ def _sections(config: LoopsConfig, planned: Sequence[Planned], root: Path) -> li
     tables += [_left_out(planned), _classifier_table(root / "lean_classifier.json")]
     sections = [Section("Human text", tables=[table for table in tables if table is not None])]
     if config.interventions.policies:
+        last = min(scores.LAST, max(config.chain.generations - 1, 1))
         note = (
-            "Score of the last five generations relative to generation 0, minus that of the "
+            f"Score of the last {last} generations relative to generation 0, minus that of the "
             "chain that takes as many texts at random from as many "
             "written ones, with the same human texts, bases and draws; standard error and 95 % "
             "interval over pairs of chains (t)."

@@ -32,7 +32,8 @@ COLUMNS = (
     "p",
     "flag",
 )
-# One row per curve; `directions` and `freedom` are the degrees of freedom of f.
+# One row per curve; `skew` is that of its most skewed entry, `directions` and `freedom` are the
+# degrees of freedom of f.
 CURVES = (
     "quantity",
     "line",
@@ -45,6 +46,7 @@ CURVES = (
     "directions",
     "freedom",
     "largest",
+    "skew",
     "p",
     "adjusted",
     "finds",
@@ -269,6 +271,7 @@ def curves(checks: Sequence[Check], power: Power) -> pd.DataFrame:
             a.directions,
             a.freedom,
             a.largest,
+            a.skew,
             a.p,
             adjusted_p,
             agreements.finds(a, power, check.replicates),
@@ -339,6 +342,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
         error=("size", "max"),
         finds=("finds", "max"),
         largest_z=("largest", "max"),
+        skew=("skew", "max"),
         adjusted=("adjusted", "min"),
         tolerance=("tolerance", "max"),
         flags=("flag", "sum"),

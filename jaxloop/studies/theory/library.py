@@ -11,7 +11,7 @@ from jaxloop.recursion import workflow as workflows
 from jaxloop.recursion.workflow import Workflow
 from jaxloop.simulators import discrete, family, gaussian, kde, linear, regression
 from jaxloop.simulators.family import ArrayFamily
-from jaxloop.studies.theory import closed_forms, library_draws
+from jaxloop.studies.theory import closed_forms, isotropic, library_draws
 from jaxloop.studies.theory.compare import Check, Claim, Conclusion, Experiment, Quantity
 from jaxloop.studies.theory.config import TheoryConfig
 
@@ -358,9 +358,7 @@ def _isotropic_claim() -> Claim:
     settled = linear.limit(
         linear.Designs((private,) * 4, public, (synthetic,) * 4), np.ones(2), alpha=0.4, beta=0.3
     )
-    exact = closed_forms.isotropic_limit(
-        entities=4, d=2, private=5, public=7, synthetic=2, alpha=0.4, beta=0.3
-    )
+    exact = isotropic.limit(entities=4, d=2, private=5, public=7, synthetic=2, alpha=0.4, beta=0.3)
     difference = float(abs(settled.mse[0] / exact.mse - 1))
     return Claim(
         "Where designs have scaled orthogonal rows the limit for K entities follows from four "

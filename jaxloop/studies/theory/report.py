@@ -12,6 +12,7 @@ from jaxloop.runtime.tables import to_csv
 from jaxloop.studies.common import report as common_report
 from jaxloop.studies.common.run import PageInputs
 from jaxloop.studies.theory import compare
+from jaxloop.studies.theory.agreement import FEW
 from jaxloop.studies.theory.config import TheoryConfig
 
 # Rows of the table of the largest |z|.
@@ -112,6 +113,27 @@ def _comparisons(
     return report.Section("Analytic and empirical", _how(config, rows, curves), drawings, tables)
 
 
+def of_skewness(curves: pd.DataFrame) -> str:
+    """Return how skewed the samples are, and what the p-values are worth with that.
+
+    curves: what `compare.curves` returns, at least one row.
+    """
+    worst = curves.sort_values("skew").iloc[-1]
+    text = (
+        f"The largest skewness of an entry is {worst['skew']:.2g}, with "
+        f"{int(worst['replicates']):,} replicates; statistics are shrunk by Hall's transformation "
+        "with the skewness of their samples. "
+    )
+    few = curves[curves["replicates"] < FEW]
+    if len(few):
+        text += (
+            f"{len(few)} curves have fewer than {FEW} replicates (at least "
+            f"{few['replicates'].min():,}), which do not tell their skewness: their p holds for "
+            "samples that are about normal, and may be far too small for others. "
+        )
+    return text
+
+
 def _how(config: TheoryConfig, rows: pd.DataFrame, curves: pd.DataFrame) -> str:
     few, sure = compare.imprecise(curves), f"with probability {config.power:g}"
     text = (
@@ -124,6 +146,7 @@ def _how(config: TheoryConfig, rows: pd.DataFrame, curves: pd.DataFrame) -> str:
         f"p <= {config.level:g}: if every formula is right, at most {config.level:.1%} of such "
         "tables have any flag. "
     )
+    text += of_skewness(curves)
     if config.replicates is None:
         text += f"Replicates were drawn to find an error of {config.detect:.2%} in a formula {sure}"
         if len(few):
@@ -171,6 +194,7 @@ def _summary(summary: pd.DataFrame) -> report.Table:
         "largest error of a formula, estimated",
         "error that is found",
         "largest |z|",
+        "largest skewness",
         "smallest p, adjusted",
         "allowed to the formula",
         "flags",
@@ -184,6 +208,7 @@ def _summary(summary: pd.DataFrame) -> report.Table:
             f"{row['left_out']:,}",
             *("–" if np.isnan(row[name]) else f"{row[name]:.2%}" for name in ("error", "finds")),
             f"{row['largest_z']:.2f}",
+            f"{row['skew']:.2g}",
             f"{row['adjusted']:.2g}",
             f"{row['tolerance']:.2%}",
             int(row["flags"]),

@@ -210,30 +210,34 @@ def _measured(
 
 
 def _write_checks(checks: Sequence[Check], path: Path) -> None:
-    """One row per entry: mean, replicates, and its row of its curve's covariance, filled with 0."""
+    """One row per entry: mean, replicates, third moment, and its row of its curve's covariance,
+    filled with 0.
+    """
     wide = max(len(check.se) for check in checks)
     covs = np.concatenate([np.pad(c.moments.cov, ((0, 0), (0, wide - len(c.se)))) for c in checks])
     columns = {
         "empirical": np.concatenate([check.empirical for check in checks]),
         "replicates": np.concatenate([np.full(len(c.se), c.replicates) for c in checks]),
         "left_out": np.concatenate([np.full(len(c.se), c.left_out) for c in checks]),
+        "third": np.concatenate([check.moments.third for check in checks]),
         **{f"cov_{j}": covs[:, j] for j in range(wide)},
     }
     write_parquet(path, columns)
 
 
 def _read_checks(experiment: Experiment, path: Path) -> list[Check]:
-    """The checks of a file, or none where it is of a version that did not store covariances."""
+    """The checks of a file, or none where it is of a version that did not store all moments."""
     stored = read_parquet(path)
-    if "cov_0" not in stored:
+    if not {"cov_0", "third"} <= set(stored):
         return []
-    empirical = np.asarray(stored["empirical"])
+    empirical, third = np.asarray(stored["empirical"]), np.asarray(stored["third"])
     covs = np.stack([np.asarray(x) for name, x in stored.items() if name.startswith("cov_")], 1)
     checks, start = [], 0
     for quantity in experiment.quantities:
         n = len(quantity.at)
         part = slice(start, start + n)
         count, left_out = (int(stored[name][start]) for name in ("replicates", "left_out"))
-        checks.append(Check(quantity, Moments(count, empirical[part], covs[part, :n]), left_out))
+        moments = Moments(count, empirical[part], covs[part, :n], third[part])
+        checks.append(Check(quantity, moments, left_out))
         start += n
     return checks

@@ -14,7 +14,7 @@ import scipy.stats
 from jax.sharding import Mesh
 
 from jaxloop.simulators import beta
-from jaxloop.studies.theory import wmle_measured
+from jaxloop.studies.theory import wmle_measured, wmle_shares
 from jaxloop.studies.theory.compare import Check, Claim, Conclusion, Experiment, Quantity
 from jaxloop.studies.theory.config import TheoryConfig, WmleConfig
 
@@ -220,7 +220,11 @@ def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -
     proved = [claim._replace(theorem=PROOF) for claim in claims]
     claims = [*wmle_measured.claims(config, checks, LINES), *proved]
     frames = [_population_table(config, weighting) for weighting in weightings]
-    return Conclusion(claims, (), {"population": pd.concat(frames, ignore_index=True)})
+    tables = {
+        "population": pd.concat(frames, ignore_index=True),
+        "single_chains": wmle_shares.table(config, LINES, mesh),
+    }
+    return Conclusion(claims, (), tables)
 
 
 def _population_table(config: TheoryConfig, weighting: str) -> pd.DataFrame:

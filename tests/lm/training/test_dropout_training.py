@@ -128,7 +128,8 @@ def _theirs(texts, heldout, rates, seed, epochs, rate, rows):
     config = hf.GPT2Config.from_pretrained(BASE)
     for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
         setattr(config, name, rates)
-    network = hf.GPT2LMHeadModel.from_pretrained(BASE, config=config).train()
+    network = hf.GPT2LMHeadModel.from_pretrained(BASE, config=config, dtype=torch.float32)
+    network.train()
     plain = [p for n, p in network.named_parameters() if n.endswith("bias") or ".ln_" in n]
     decayed = [p for p in network.parameters() if not any(p is q for q in plain)]
     optimiser = torch.optim.AdamW(

@@ -540,8 +540,22 @@ def test_the_papers_66_versions_are_62_models(world):
 
 
 def one_class(folder, tmp_path):
+    """Articles of one label, and of three of which those of two are short."""
     table = pd.read_csv(folder / "articles.csv")
     table[table["bias"] == LABELS[0]].to_csv(tmp_path / "one.csv", index=False)
+    short = table["bias"] != LABELS[0]
+    table.loc[short, ["original_title", "original_body"]] = "a", "of"
+    table.to_csv(tmp_path / "long_of_one.csv", index=False)
+
+
+def directions(folder, tmp_path):
+    """Directions of the base's shapes: without length, without end, and of another base."""
+    weights = lm.load(folder / "base").params
+    for name, value in (("zero", 0.0), ("endless", np.inf), ("run_before/direction", 1.0)):
+        tree = jax.tree.map(lambda x, value=value: np.full(x.shape, value, np.float32), weights)
+        save_tree(tmp_path, name, tree)
+    stored = {"identity": {"models.pool there/base": "abc" * 20}}
+    (tmp_path / "run_before/config.json").write_text(json.dumps(stored))
 
 
 @pytest.mark.parametrize(
@@ -600,6 +614,25 @@ def one_class(folder, tmp_path):
             r"direction: \['embed'\] has shape \(2, 2\)",
         ),
         (
+            ["--config.gradient_constraint.direction={tmp}/zero.safetensors"],
+            r"config.gradient_constraint.direction = .*zero.safetensors': direction: its norm is "
+            r"0.0; it must point somewhere",
+        ),
+        (
+            ["--config.gradient_constraint.direction={tmp}/endless.safetensors"],
+            r"direction: its norm is (inf|nan); it must point somewhere",
+        ),
+        (
+            ["--config.gradient_constraint.direction={tmp}/run_before/direction.safetensors"],
+            r"direction.safetensors': is of a run with another base, there/base \(SHA-256 "
+            r"abcabcabcabc, this run's has [0-9a-f]+\); fit it anew with 'fit', or take",
+        ),
+        (
+            ["--config.data.source={tmp}/long_of_one.csv", "--config.data.short=drop"],
+            r"config.data.label_column = 'bias': of the articles that are not shorter than a "
+            r"block of 12 tokens all have the one label 'From the Right'; at least two",
+        ),
+        (
             ["--config.gradient_constraint.toward=Right"],
             r"config.gradient_constraint.toward = 'Right': no chosen article has this label",
         ),
@@ -610,6 +643,7 @@ def one_class(folder, tmp_path):
 def test_refusals_before_anything_is_compiled_or_written(world, tmp_path, capsys, words, said):
     one_class(world[0], tmp_path)
     save_tree(tmp_path, "other", {"embed": np.ones((2, 2), np.float32)})
+    directions(world[0], tmp_path)
     words = [w.format(tmp=tmp_path) for w in words]
     code, out, err = call(
         capsys, f"--config={world[0] / 'study.py'}", f"--workdir={tmp_path / 'run'}", *words

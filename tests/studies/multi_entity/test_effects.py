@@ -14,29 +14,33 @@ from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.workflow import exchange
 from jaxloop.reporting import figures
 from jaxloop.simulators import linear
+from jaxloop.studies.multi_entity import chains as plan_chains
 from jaxloop.studies.multi_entity import effects as entities_effects
 from jaxloop.studies.multi_entity import figures as entities_figures
-from jaxloop.studies.multi_entity import linear_theory, prepare
+from jaxloop.studies.multi_entity import linear_theory
 from jaxloop.studies.multi_entity import run as entities
 
 NAMES = ("one", "two", "three")
 
 
-def made_up(seeds=4, generations=3):
+def made_up(seeds=4, generations=3, control=False):
     """Losses of three models on their tasks and a public one: exchange takes 0.3 alpha off the
-    others' tasks and adds 0.1 alpha to the own.
+    others' tasks and adds 0.1 alpha to the own; the controls' own text adds 0.2 alpha to both.
     """
     rng, rows = np.random.default_rng(0), []
-    for alpha, beta, seed, g in itertools.product(
-        (0.0, 0.5, 1.0), (0.5, 1.0), range(seeds), range(generations)
+    for own, alpha, beta, seed, g in itertools.product(
+        (False, True)[: 1 + control], (0.0, 0.5, 1.0), (0.5, 1.0), range(seeds), range(generations)
     ):
+        if own and alpha == 0:
+            continue
         for model, task in itertools.product(NAMES, (*NAMES, "public")):
-            shift = 0 if g == 0 else alpha * (0.1 if model == task else -0.3)
-            value = 3 + shift + 0.01 * rng.normal()
+            slope = 0.2 if own else 0.1 if model == task else -0.3
+            value = 3 + (0 if g == 0 else alpha * slope) + 0.01 * rng.normal()
             common = {
-                "chain": f"{alpha}-{beta}-{seed}",
+                "chain": f"{alpha}-{beta}-{seed}" + "-own" * own,
                 "alpha": alpha,
                 "beta": beta,
+                "control": own,
                 "seed": seed,
                 "generation": g,
             }
@@ -47,12 +51,15 @@ def made_up(seeds=4, generations=3):
 
 
 def alike(losses):
-    """Output similarity that grows with alpha."""
-    keys = ["chain", "alpha", "beta", "seed", "generation"]
-    table = losses[keys].drop_duplicates()
+    """Output similarity that grows with alpha where entities read each other."""
+    table = losses[entities_effects.KEYS].drop_duplicates()
     return pd.concat(
         [
-            table.assign(set=name, value=0.4 + 0.1 * table["alpha"] * table["generation"])
+            table.assign(
+                set=name,
+                value=0.4
+                + 0.1 * (table["alpha"] * table["generation"]).where(~table["control"], 0),
+            )
             for name in NAMES
         ]
     )
@@ -62,6 +69,7 @@ def test_effects_are_paired_and_their_intervals_are_scipys():
     losses = made_up()
     chains = entities_effects.by_chain(losses, alike(losses), NAMES)
     effects = entities_effects.effects(chains, 2)
+    assert set(effects.against) == {"alpha = 0", "generation 0"}
     summary = entities_effects.summary(effects).set_index(["effect", "alpha", "beta"])
     assert summary.loc[("transfer", 1.0, 0.5), "mean"] == pytest.approx(0.3, abs=0.01)
     assert summary.loc[("damage", 0.5, 1.0), "mean"] == pytest.approx(0.05, abs=0.02)
@@ -156,7 +164,7 @@ def study(
         exchange={"mixing": mixing, "initial_beta": initial_beta},
         theory={"designs": 3, "grid": grid},
     )
-    matrix = prepare.mixing_of(s)
+    matrix = plan_chains.mixing_of(s)
     common = {
         "private": (5,) * len(names),
         "public": 5,
@@ -182,7 +190,7 @@ def study(
 
 def test_the_linear_models_curves_are_the_closed_form_of_the_same_weights():
     s, prepared = study()
-    found = linear_theory.curves(s, prepared, 5)
+    found = linear_theory.curves(s, prepared.chains, 5)
     for (alpha, beta), curve in found.items():
         moments = [
             linear.closed_form(d, theta, alpha=alpha, beta=beta, generations=4)
@@ -199,6 +207,7 @@ def test_the_linear_models_curves_are_the_closed_form_of_the_same_weights():
         )
         assert curve.radius == pytest.approx(np.mean([m.spectral_radius for m in moments]))
     assert found[0.0, 0.5].radius == 0 and found[1.0, 0.5].radius == pytest.approx(1)
+    assert found[0.5, 0.5].without_limit == 0 and found[1.0, 0.5].without_limit == 3
     assert (
         found[0.5, 0.5].disagreement[-1] < found[0.0, 0.5].disagreement[-1]
         and found[0.5, 0.5].cross[-1] < found[0.0, 0.5].cross[-1]
@@ -207,13 +216,15 @@ def test_the_linear_models_curves_are_the_closed_form_of_the_same_weights():
 
 def test_generation_zero_has_its_own_beta_in_the_linear_model_too():
     s, prepared = study(initial_beta=1.0)
-    found = linear_theory.curves(s, prepared, 4)
+    found = linear_theory.curves(s, prepared.chains, 4)
     starts = {key: curve.own[0] for key, curve in found.items()}
     assert len({round(v, 9) for v in starts.values()}) == 1
     design, theta = linear_theory.designs_of(s)[0]
     moments = linear.closed_form(design, theta, alpha=0.5, beta=[1, 0.5, 0.5, 0.5], generations=3)
     one = linear_theory.curves(
-        s.model_copy(update={"theory": s.theory.model_copy(update={"designs": 1})}), prepared, 4
+        s.model_copy(update={"theory": s.theory.model_copy(update={"designs": 1})}),
+        prepared.chains,
+        4,
     )
     np.testing.assert_allclose(
         one[0.5, 0.5].own, np.einsum("tkk->tk", moments.mspe).mean(1) / 5, rtol=1e-8
@@ -221,7 +232,8 @@ def test_generation_zero_has_its_own_beta_in_the_linear_model_too():
 
 
 def test_whom_entities_read_reaches_the_linear_model():
-    alone, ring = (linear_theory.curves(*study(mixing), 5) for mixing in ("self_only", "ring"))
+    (s, one), (_, other) = study("self_only"), study("ring")
+    alone, ring = (linear_theory.curves(s, some.chains, 5) for some in (one, other))
     np.testing.assert_allclose(alone[0.0, 0.5].cross, ring[0.0, 0.5].cross)
     assert alone[0.5, 0.5].disagreement[-1] > ring[0.5, 0.5].disagreement[-1]
 

@@ -16,6 +16,7 @@ from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.main import main
 from jaxloop.runtime import tables
 from jaxloop.studies.common import models as base_models
+from jaxloop.studies.multi_entity import chains as plan_chains
 from jaxloop.studies.multi_entity import measure
 from jaxloop.studies.multi_entity import prepare as entities_setup
 from jaxloop.studies.multi_entity import run as entities
@@ -87,6 +88,7 @@ def settings(folder, *assignments, **sections):
             "synthetic": 10,
             "alphas": (0, 0.5),
             "betas": (0.5,),
+            "control": None,
         },
         "models": {"pool": (f"{folder}/base",)},
         "fit": {
@@ -114,7 +116,7 @@ def ran(folder, root, *assignments, **sections):
     s = settings(folder, *assignments, **sections)
     assert entities.run(s, root) == 0
     out = {}
-    for chain in entities_setup.prepare(s).chains:
+    for chain in plan_chains.exchanges(entities_setup.prepare(s).chains):
         for generation in range(s.exchange.generations):
             table = tables.read_parquet(
                 root / f"texts/chain={chain.id}/generation={generation:04d}.parquet"
@@ -287,7 +289,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
             "similarity_every": 2,
             "metrics": ("text_length", "output_similarity"),
         },
-        "exchange": {"seeds": (0, 1)},
+        "exchange": {"seeds": (0, 1), "control": "self_only"},
     }
     texts, metrics = ran(folder, tmp_path / "run", **changes)
     # Prompts that are answered besides change nothing of what is trained on.
@@ -337,14 +339,35 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
         assert words in page
     summary = pd.read_csv(tmp_path / "run/effects.csv")
     assert (
-        set(summary.effect)
-        == {"transfer", "damage", "alike_losses", "alike_outputs", "alike_since"}
+        set(summary.effect) - {"alike_since"}
+        == {
+            effect + against
+            for effect in ("transfer", "damage", "alike_losses", "alike_outputs")
+            for against in ("", "_own_text")
+        }
         and (summary.n == 2).all()
     )
-    assert (
-        len(pd.read_csv(tmp_path / "run/theory.csv")) == 2
-        and len(list((tmp_path / "run/figures").glob("*.png"))) >= 6
-    )
+    assert set(summary.against[summary.effect == "transfer"]) == {"alpha = 0"}
+    assert set(metrics.mixing[metrics.alpha == 0.5]) == {"complete", "self_only"}
+    assert set(metrics.mixing[metrics.alpha == 0]) == {"complete"}
+    # Transfer against own text by hand, from metrics.csv.
+    by_hand = []
+    for seed in (0, 1):
+        ends = metrics[(metrics.generation == 2) & (metrics.alpha == 0.5) & (metrics.seed == seed)]
+        cross = ends[
+            ((ends.entity == 0) & (ends.metric == "task_loss(task=two)"))
+            | ((ends.entity == 1) & (ends.metric == "task_loss(task=one)"))
+        ]
+        of = cross.groupby("mixing")["value"].mean()
+        by_hand.append(of["self_only"] - of["complete"])
+    row = summary[summary.effect == "transfer_own_text"]
+    assert row.against.tolist() == ["own text"]
+    np.testing.assert_allclose(row["mean"], np.mean(by_hand), rtol=1e-9)
+    for words in ("against own text (the control)", "against alpha = 0 (the paper"):
+        assert words in page
+    theory = pd.read_csv(tmp_path / "run/theory.csv")
+    assert {"linear_transfer_own_text", "language_model_transfer_alpha_0"} <= set(theory.columns)
+    assert len(theory) == 2 and len(list((tmp_path / "run/figures").glob("*.png"))) >= 6
 
 
 def test_equal_tasks_are_done_once_and_others_are_not(folder):
@@ -561,7 +584,7 @@ def test_the_config_is_the_papers():
     ) == (12_500, 100, 4, 8e-6, 512, 15)
     assert (
         s.entities == ("sciq", "gsm8k")
-        and len(entities_setup.weights_of(s)) == 9
+        and len(plan_chains.weights_of(s)) == 9
         and s.fit.warmup_steps == int(np.ceil(0.025 * 100))
     )
     assert config.build(
@@ -570,7 +593,7 @@ def test_the_config_is_the_papers():
     tiny = config.build(entities.CONFIG, config.read_file("configs/multi_entity.py:tiny"))
     assert (
         len(tiny.entities) == 3
-        and len(entities_setup.weights_of(tiny)) == 9
+        and len(plan_chains.weights_of(tiny)) == 9
         and len(tiny.exchange.seeds) == 3
         and tiny.exchange.generations == 6
     )
@@ -584,13 +607,14 @@ def test_plan_counts_and_measures(folder):
         "4 in every generation, 12 in all"
     )
     assert rows["test rows to score"] == f"{18 * 4 * 3:,}" and "time in all" in rows
+    assert "of these, controls" not in rows
 
 
 @pytest.mark.parametrize(
-    "scale, millions, models",
-    [("paper", "331.2", 270), ("three", "331.2", 405), ("llama", "1,235.8", 270)],
+    "scale, millions, models, controls",
+    [("paper", "331.2", 450, 12), ("three", "331.2", 675, 18), ("llama", "1,235.8", 450, 12)],
 )
-def test_plan_at_full_scale_needs_neither_models_nor_data(scale, millions, models):
+def test_plan_at_full_scale_needs_neither_models_nor_data(scale, millions, models, controls):
     s = config.build(entities.CONFIG, config.read_file(f"configs/multi_entity.py:{scale}"))
     rows = dict(entities.plan(s))
     assert (
@@ -602,3 +626,6 @@ def test_plan_at_full_scale_needs_neither_models_nor_data(scale, millions, model
     ].endswith("H100-hours")
     assert {f"time on one {card}" for card in ("h100", "h200", "a100")} <= set(rows)
     assert rows["texts to write"] == f"{models * (2500 + 200 * (len(s.entities) + 1)):,}"
+    # alpha = 1 is one setting after generation 0: 4 controls a model beside 7 others.
+    assert rows["of these, controls"].startswith(f"{controls} in every generation")
+    assert "+57% to train" in rows["of these, controls"]

@@ -133,14 +133,14 @@ def test_the_papers_configs_run_on_random_models_of_reduced_width(folder, tmp_pa
     metrics = pd.read_csv(tmp_path / "run/metrics.csv")
     losses = metrics[metrics.metric.str.startswith("task_loss")]
     assert (
-        len(losses) == 9 * len(s.entities) * 3 * (len(s.entities) + 1)
+        len(losses) == 15 * len(s.entities) * 3 * (len(s.entities) + 1)
         and np.isfinite(losses.value).all()
     )
     assert {"sciq", "gsm8k"} <= {m[len("task_loss(task=") : -1] for m in losses.metric}
     page = (tmp_path / "run/report.html").read_text()
     assert "Beside the paper" in page and len(pd.read_csv(tmp_path / "run/theory.csv")) == 9
     rows = dict(entities.plan(s))
-    assert rows["models"].startswith(f"{9 * len(s.entities)} in every generation")
+    assert rows["models"].startswith(f"{15 * len(s.entities)} in every generation")
 
 
 def start(folder, workdir, cache):

@@ -12,7 +12,7 @@ from jaxloop.simulators.family import run
 from jaxloop.simulators.gaussian import gaussian_family
 from jaxloop.simulators.kde import kde_family
 from jaxloop.simulators.regression import regression_family
-from jaxloop.studies.theory import closed_forms
+from jaxloop.studies.theory import closed_forms, isotropic
 
 
 def agrees(samples, expected, tolerance=0.0):
@@ -296,7 +296,7 @@ def test_isotropic_designs(entities, alpha, beta):
         beta=beta,
         sigma2=1.7,
     )
-    ours = closed_forms.isotropic_limit(
+    ours = isotropic.limit(
         entities=entities, d=2, private=5, public=7, synthetic=2, alpha=alpha, beta=beta, sigma2=1.7
     )
     np.testing.assert_allclose(found.mse, ours.mse, rtol=1e-10)
@@ -304,18 +304,16 @@ def test_isotropic_designs(entities, alpha, beta):
 
 
 def test_best_share_of_synthetic_data():
-    best = closed_forms.isotropic_best_q(entities=4, private=5, synthetic=2, weight=1.0)
+    best = isotropic.best_q(entities=4, private=5, synthetic=2, weight=1.0)
     alphas = np.linspace(0.001, 0.99, 4001)
     values = [
-        closed_forms.isotropic_limit(
-            entities=4, d=1, private=5, public=7, synthetic=2, alpha=a, beta=1.0
-        )
+        isotropic.limit(entities=4, d=1, private=5, public=7, synthetic=2, alpha=a, beta=1.0)
         for a in alphas
     ]
     assert values[np.argmin([v.mse for v in values])].spectral_radius == pytest.approx(
         best, abs=1e-3
     )
-    assert closed_forms.isotropic_best_q(entities=1, private=5, synthetic=2, weight=1.0) == 0
+    assert isotropic.best_q(entities=1, private=5, synthetic=2, weight=1.0) == 0
 
 
 RIDGE = dict(covariance=[1], coefficients=[1], sigma2=1, first_sigma2=1)
@@ -339,7 +337,7 @@ RIDGE = dict(covariance=[1], coefficients=[1], sigma2=1, first_sigma2=1)
         (lambda: closed_forms.contraction_bound(0.6, convexity=1.0), "holds below 1/2 only"),
         (lambda: closed_forms.fresh_real_variance(0.0), r"weight=0.0: must lie in \(0, 1\]"),
         (
-            lambda: closed_forms.isotropic_limit(
+            lambda: isotropic.limit(
                 entities=1, d=1, private=1, public=1, synthetic=1, alpha=1.0, beta=1
             ),
             r"alpha=1.0: must lie in \[0, 1\)",

@@ -170,7 +170,8 @@ def test_statements_about_the_chains_come_from_the_chains():
 
     def said(change):
         checks = [
-            compare.Check(q, Moments(500, change(q), np.eye(len(q.at)) * 1e-8)) for q in quantities
+            compare.Check(q, Moments(500, change(q), np.eye(len(q.at)) * 1e-8, np.zeros(len(q.at))))
+            for q in quantities
         ]
         claims = wmle.conclude(made, None, checks).claims
         return [c for c in claims if not c.theorem], [c for c in claims if c.theorem]
@@ -251,7 +252,6 @@ def test_library_compares_every_formula():
     elsewhere = {"mixed_homozygosity", "histogram_entropy"}  # in the histogram's table
     special = {
         "w2_first_order": "an approximation of gaussian_replace",
-        "isotropic_best_q": "the minimum of isotropic_limit",
     }
     assert [
         name

@@ -186,7 +186,7 @@ def limits(
     sentences += _equivalences(tables, bound)
     sentences += _overlap(tasks, overlaps)
     sentences.append(
-        "Relative scores divide by generation 0, which the same properties drive: part of every "
+        "Relative scores divide by generation 0, which the same properties may drive: part of a "
         "coefficient may be regression to the mean. Where an "
         "association vanishes in the ANCOVA form, a property explains how chains start and not "
         "how they change; that form, in turn, adjusts for a "
@@ -200,7 +200,7 @@ def limits(
     )
     sentences.append(
         "The properties were observed, not set: an association is not an effect of the property, "
-        "and clusters differ in more than these."
+        "and clusters may differ in more than these."
     )
     for name in tasks.absent:
         sentences.append(

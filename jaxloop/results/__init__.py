@@ -1,0 +1,140 @@
+"""Results pages: what a paper claims, what was expected, and what a run shows, with a verdict.
+
+`jaxloop results RUN --expect=FILE.toml --out=DIR` writes DIR/NAME.md (NAME is that of the file),
+with the figures and tables that the file names beside it.
+"""
+
+import datetime
+import hashlib
+import math
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxloop.recursion import saved_run
+from jaxloop.results import measures, page, verdict
+from jaxloop.results.expectations import Claim, Expectations, read
+from jaxloop.results.page import Finding, Made
+from jaxloop.runtime.atomic_io import inside, write_atomic
+from jaxloop.studies.common import spent
+
+__all__ = ["findings", "run_action", "write"]
+
+USAGE = "results RUN --expect=FILE.toml [--out=DIR], which writes DIR/FILE.md"
+
+
+class Written(NamedTuple):
+    """A page that was written, and what it says."""
+
+    path: Path
+    findings: Sequence[Finding]
+
+
+def findings(run: Path, expectations: Expectations) -> list[Finding]:
+    """Return what a run shows about every claim.
+
+    Raises:
+        ValueError: a measure is not understood, or the run does not have what it names; the claim
+            is named.
+    """
+    saved_run.require_run(run)
+    return [_finding(run, claim, expectations.confidence) for claim in expectations.claims]
+
+
+def _finding(run: Path, claim: Claim, confidence: float) -> Finding:
+    try:
+        found = measures.measure(run, claim.measure)
+        predicted = measures.measure(run, claim.formula).value if claim.formula else None
+    except ValueError as error:
+        raise ValueError(f"claim {claim.name!r}: {error}") from None
+    interval = verdict.interval(found, confidence)
+    target = predicted if isinstance(claim.value, str) else claim.value
+    # A claim about the formula has one: `expectations.read` has checked it.
+    judged = verdict.judge(claim, interval, math.nan if target is None else target)
+    return Finding(claim, found, interval, judged, predicted)
+
+
+def write(run: Path, expect: Path, out: Path) -> Written:
+    """Write the page of a run, with its figures and tables in a folder beside it.
+
+    Raises:
+        ValueError: as `findings` and `expectations.read`, or a figure or table is missing; nothing
+            is written then.
+    """
+    expectations = read(expect)
+    found = findings(run, expectations)
+    files = [*expectations.figures, *expectations.tables]
+    for name in files:
+        if not inside(run, name).is_file():
+            raise ValueError(f"expect={expect}: the run has no file {name!r}")
+    beside = out / expect.stem
+    beside.mkdir(parents=True, exist_ok=True)
+    places = {name: f"{expect.stem}/{Path(name).name}" for name in files}
+    for name, place in places.items():
+        shutil.copyfile(inside(run, name), out / place)
+    command = shlex.join(["jaxloop", "results", "RUN", f"--expect={expect}", f"--out={out}"])
+    made = Made(
+        command=command,
+        calls=spent.read(run),
+        fingerprint=hashlib.sha256((run / "config.json").read_bytes()).hexdigest()[:16],
+        expected=_written_down(expect, spent.read(run)),
+        source=expect.name,
+    )
+    text = page.render(
+        expectations,
+        found,
+        made,
+        figures={places[name]: caption for name, caption in expectations.figures.items()},
+        tables=[places[name] for name in expectations.tables],
+    )
+    path = out / f"{expect.stem}.md"
+    write_atomic(path, text.encode("utf-8"))
+    return Written(path, found)
+
+
+def _written_down(expect: Path, calls: Sequence[dict]) -> str:
+    """A sentence that says whether the file was committed before the run began."""
+    command = ["git", "-C", str(expect.parent.resolve()), "log", "-1", "--format=%cI %h", "--"]
+    try:
+        done = subprocess.run([*command, expect.name], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if done.returncode or not done.stdout.strip() or not calls:
+        return "Whether they were written down before the run is not known."
+    when, commit = done.stdout.split()
+    changed = subprocess.run(
+        ["git", "-C", str(expect.parent.resolve()), "diff", "--quiet", "HEAD", "--", expect.name],
+        capture_output=True,
+        timeout=10,
+    ).returncode
+    if changed:
+        return f"They were changed after commit {commit} and not committed again."
+    began = str(calls[0]["began"])
+    moment, start = (datetime.datetime.fromisoformat(text) for text in (when, began))
+    order = "before" if moment <= start else "AFTER"
+    return f"Last changed in commit {commit} of {when[:16]}, {order} the run began."
+
+
+def run_action(words: Sequence[str]) -> str:
+    """Return what `jaxloop results WORDS` prints, after doing it.
+
+    Raises:
+        ValueError: as `write`, or a word is not understood.
+    """
+    runs, options = [], {"expect": "", "out": "docs/results"}
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in options and value:
+            options[name] = value
+        elif word.startswith("-"):
+            raise ValueError(f"results {word}: is not understood; it is {USAGE}")
+        else:
+            runs.append(word)
+    if len(runs) != 1 or not options["expect"]:
+        raise ValueError(f"results: one run directory and --expect are needed; it is {USAGE}")
+    done = write(*(Path(x).expanduser() for x in (runs[0], options["expect"], options["out"])))
+    lines = [f"{finding.verdict}: {finding.claim.name}" for finding in done.findings]
+    return "\n".join([*lines, str(done.path)])

@@ -1,0 +1,182 @@
+"""Measures of a run that a claim can be about.
+
+A measure is a table of fields in the file of expectations. Its form follows from its fields:
+
+    {file, where, value}           a number in a CSV of the run: the one row that `where` selects;
+                                   `se` and `count` name the columns of its standard error and of
+                                   the units behind it; `low` and `high` in the place of `se` those
+                                   of its 95 % t-interval; without them the number is exact
+    {metric, at}                   a metric of metrics.csv, or the mean of a list of metrics: mean
+                                   over seeds of the mean over the rows that `at` selects
+    {metric, at, minus}            the difference of two such selections, seed by seed
+    {metric, at, over}             the same as a ratio less 1: a relative change
+    {metric, at, slope}            the slope of the metric against the column `slope`, seed by seed
+
+`at`, `minus` and `over` are tables {column: value or list of values}; `minus` and `over` name only
+what differs from `at`. `generation = "last"` is the last one that every chain reached, `"late"`
+the last five. `unit` names the column of the independent units, `seed` by default; `scale`
+multiplies a measure, `units` is what its units are called on the page.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from jaxloop.config import suggestion
+from jaxloop.reporting import run_files
+from jaxloop.results.verdict import Estimate
+
+LATE = 5  # generations
+_OF_FILE = ("file", "where", "value", "se", "low", "high", "count", "scale", "units")
+_OF_METRIC = ("metric", "at", "minus", "over", "slope", "unit", "units", "scale")
+
+
+def measure(root: Path, asked: Mapping[str, Any]) -> Estimate:
+    """Return a measure of the run in a directory.
+
+    Raises:
+        ValueError: a field is missing or unknown, or the run does not have what it names.
+    """
+    of_file = "file" in asked
+    allowed = _OF_FILE if of_file else _OF_METRIC
+    for name in asked:
+        if name not in allowed:
+            raise ValueError(f"measure.{name}: unknown field; {suggestion(name, allowed)}")
+    needed = ("file", "where", "value") if of_file else ("metric", "at")
+    for name in needed:
+        if name not in asked:
+            raise ValueError(f"measure: the field {name!r} is missing")
+    found = _of_file(root, asked) if of_file else _of_metric(root, asked)
+    scale = float(asked.get("scale", 1.0))
+    return found._replace(value=found.value * scale, se=found.se * abs(scale))
+
+
+def _of_file(root: Path, asked: Mapping[str, Any]) -> Estimate:
+    path = root / str(asked["file"])
+    if not path.is_file():
+        raise ValueError(f"measure.file={asked['file']!r}: the run has no such file")
+    table = pd.read_csv(path, keep_default_na=False, na_values={asked["value"]: ["", "nan"]})
+    rows = _selected(table, asked["where"], "where")
+    if len(rows) != 1:
+        raise ValueError(
+            f"measure.where={dict(asked['where'])}: selects {len(rows)} rows of {asked['file']}; "
+            "it must be one"
+        )
+    row = rows.iloc[0]
+
+    def number(field: str) -> float:
+        column = str(asked[field])
+        if column not in rows.columns:
+            raise ValueError(
+                f"measure.{field}={column!r}: {asked['file']} has no such column"
+                f"; {suggestion(column, list(rows.columns))}"
+            )
+        return float(row[column])
+
+    if not {"se", "low", "high"} & set(asked):
+        return Estimate(number("value"), 0.0, 0, "")
+    if "count" not in asked:
+        raise ValueError("measure: a standard error or an interval needs the field 'count'")
+    count, units = int(number("count")), str(asked.get("units", "replicates"))
+    if "se" in asked:
+        return Estimate(number("value"), number("se"), count, units)
+    half = (number("high") - number("low")) / 2
+    wide = float(scipy.stats.t.ppf(0.975, count - 1)) if count > 1 else math.nan
+    return Estimate(number("value"), half / wide, count, units)
+
+
+def _of_metric(root: Path, asked: Mapping[str, Any]) -> Estimate:
+    if sum(name in asked for name in ("minus", "over", "slope")) > 1:
+        raise ValueError("measure: only one of minus, over and slope can be given")
+    if not (root / "metrics.csv").exists():
+        raise ValueError("measure.metric: the run has no metrics.csv")
+    table = run_files.read_metrics(root)
+    names = list(dict.fromkeys(table["metric"]))
+    metrics = asked["metric"] if isinstance(asked["metric"], list) else [asked["metric"]]
+    for metric in metrics:
+        if metric not in names:
+            raise ValueError(
+                f"measure.metric={metric!r}: the run has no such metric; "
+                f"{suggestion(str(metric), names)}"
+            )
+    table = table[table["metric"].isin(metrics)]
+    unit = str(asked.get("unit", "seed"))
+    at = _selected(table, asked["at"], "at")
+    if "slope" in asked:
+        values = _slopes(at, str(asked["slope"]), unit)
+    else:
+        values = _means(at, unit)
+        for name in ("minus", "over"):
+            if name in asked:
+                other = _means(_selected(table, {**asked["at"], **asked[name]}, name), unit)
+                values = values - other if name == "minus" else values / other - 1
+    return _over_units(values, str(asked.get("units", f"{unit}s")))
+
+
+def _over_units(values: pd.Series, units: str) -> Estimate:
+    finite = values[np.isfinite(values)]
+    count = len(finite)
+    if not count:
+        raise ValueError("measure: no unit has a value in every selection")
+    se = float(finite.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
+    return Estimate(float(finite.mean()), se, count, units)
+
+
+def _means(rows: pd.DataFrame, unit: str) -> pd.Series:
+    """The mean of every unit; that of a unit with a missing value is missing."""
+    return rows.groupby(unit)["value"].agg(lambda values: values.mean(skipna=False))
+
+
+def _slopes(rows: pd.DataFrame, column: str, unit: str) -> pd.Series:
+    if column not in rows.columns:
+        raise ValueError(
+            f"measure.slope={column!r}: metrics.csv has no such column"
+            f"; {suggestion(column, list(rows.columns))}"
+        )
+    found = {}
+    for name, part in rows.groupby(unit):
+        means = part.groupby(column)["value"].mean()
+        x = np.asarray(means.index, float)
+        if len(x) < 2:
+            raise ValueError(f"measure.slope={column!r}: has one value only; two are needed")
+        centred = x - x.mean()
+        found[name] = float((centred * means.to_numpy()).sum() / (centred**2).sum())
+    return pd.Series(found, dtype=float)
+
+
+def _selected(table: pd.DataFrame, where: Any, field: str) -> pd.DataFrame:
+    if not isinstance(where, Mapping):
+        raise ValueError(f"measure.{field}: is not allowed; a table of columns and their values")
+    for column, value in where.items():
+        if column not in table.columns:
+            raise ValueError(
+                f"measure.{field}.{column}: there is no such column"
+                f"; {suggestion(column, list(table.columns))}"
+            )
+        wanted = _wanted(table, column, value)
+        kept = table[table[column].map(lambda x, wanted=wanted: any(_equal(x, w) for w in wanted))]
+        if not len(kept):
+            raise ValueError(f"measure.{field}.{column}={value!r}: no row has it")
+        table = kept
+    return table
+
+
+def _wanted(table: pd.DataFrame, column: str, value: Any) -> Sequence[Any]:
+    """The values that a column may have."""
+    if column == "generation" and value in ("last", "late"):
+        chains = table.groupby("chain")["generation"].max()
+        last = int(chains.min())
+        return list(range(max(last - LATE + 1, 1), last + 1)) if value == "late" else [last]
+    return value if isinstance(value, list) else [value]
+
+
+def _equal(cell: Any, value: Any) -> bool:
+    try:
+        return math.isclose(float(cell), float(value), rel_tol=1e-9, abs_tol=1e-12)
+    except (TypeError, ValueError):
+        return str(cell) == str(value)

@@ -1,0 +1,209 @@
+"""A page of results in Markdown: claims, intervals and verdicts, and how they came about."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxloop.recursion.progress import duration
+from jaxloop.results import verdict
+from jaxloop.results.expectations import BELOW, NEAR, Claim, Expectations
+from jaxloop.results.verdict import Estimate, Interval
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a run shows about one claim.
+
+    Attributes:
+        claim: the claim.
+        found: the measure.
+        interval: of the measure.
+        verdict: a key of `verdict.RULES`.
+        predicted: what the closed form says; None where there is none.
+    """
+
+    claim: Claim
+    found: Estimate
+    interval: Interval
+    verdict: str
+    predicted: float | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a page's numbers came about.
+
+    Attributes:
+        command: makes the page from the run.
+        calls: entries of `studies.common.spent` of the run.
+        fingerprint: of the run's config.
+        expected: words about when the expectations were written down, "" where that is unknown.
+        source: name of the file of expectations.
+    """
+
+    command: str
+    calls: Sequence[Mapping[str, Any]]
+    fingerprint: str
+    expected: str
+    source: str
+
+
+def render(
+    expectations: Expectations,
+    findings: Sequence[Finding],
+    made: Made,
+    *,
+    figures: Mapping[str, str],
+    tables: Sequence[str],
+) -> str:
+    """Return the page.
+
+    Args:
+        expectations: what was expected.
+        findings: one for each claim, in order.
+        made: how the numbers came about.
+        figures: {path of a picture, from the page: caption}.
+        tables: paths of CSV files, from the page.
+    """
+    counts = Counter(finding.verdict for finding in findings)
+    verdicts = ", ".join(f"{counts[name]} {name}" for name in verdict.RULES if counts[name])
+    parts = [
+        f"# {expectations.title}",
+        f"{expectations.paper}. {len(findings)} claims: {verdicts}.",
+        *expectations.setting,
+        "## Claims",
+        _claims(findings, expectations.confidence),
+        f"Ours: estimate and {expectations.confidence:.0%} interval, one for each claim and not "
+        f"adjusted for their number ({len(findings)}). The verdicts follow a rule that was "
+        "written down with the expectations:",
+        "\n".join(f"* **{name}**: {rule}." for name, rule in verdict.RULES.items()),
+    ]
+    if figures:
+        parts += ["## Figures", *(f"![{text}]({path})\n\n{text}" for path, text in figures.items())]
+    parts += [
+        "## How precise",
+        _precision(findings, expectations.confidence),
+        "## What cannot be concluded",
+        "\n".join(f"* {sentence}" for sentence in (*expectations.limits, *_undecided(findings)))
+        or "Every claim was decided; what they mean beyond this setting is not tested here.",
+        "## How it was made",
+        _made(made),
+    ]
+    if tables:
+        links = ", ".join(f"[{path.rsplit('/', 1)[-1]}]({path})" for path in tables)
+        parts.append(f"The numbers behind the figures: {links}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _claims(findings: Sequence[Finding], confidence: float) -> str:
+    with_formula = any(finding.predicted is not None for finding in findings)
+    names = ["claim", "paper", "expected", "ours", "verdict"]
+    if with_formula:
+        names.insert(4, "formula")
+    rows = []
+    for finding in findings:
+        claim = finding.claim
+        cells = [
+            f"{claim.says} ({claim.where})",
+            claim.number or "no number",
+            expected(claim),
+            estimate_text(finding),
+            f"**{finding.verdict}**",
+        ]
+        if with_formula:
+            predicted = finding.predicted
+            cells.insert(4, "" if predicted is None else number(predicted))
+        rows.append(cells)
+    return _table(names, rows)
+
+
+def expected(claim: Claim) -> str:
+    """Return what was expected of a claim in words."""
+    target = claim.value if isinstance(claim.value, str) else number(claim.value)
+    if claim.expect == NEAR:
+        return f"{target} ± {number(claim.by)}"
+    word = "below" if claim.expect == BELOW else "above"
+    by = f", by {number(claim.by)} at least" if claim.by else ""
+    return f"{word} {target}{by}"
+
+
+def estimate_text(finding: Finding) -> str:
+    """Return an estimate with its interval in words."""
+    value = number(finding.found.value)
+    if finding.found.n == 0:
+        return f"{value} (exact)"
+    if not math.isfinite(finding.interval.low):
+        return f"{value} (no interval: one of {finding.found.unit})"
+    return f"{value} [{number(finding.interval.low)}, {number(finding.interval.high)}]"
+
+
+def number(value: float) -> str:
+    """Return a number with four digits, and no sign of a zero."""
+    return f"{value + 0.0:.4g}"
+
+
+def _precision(findings: Sequence[Finding], confidence: float) -> str:
+    rows = []
+    for finding in findings:
+        found = finding.found
+        least = verdict.smallest_detectable(found, confidence)
+        units = "exact" if found.n == 0 else f"{found.n:,} {found.unit}"
+        exact = found.n == 0
+        rows.append(
+            [
+                finding.claim.says,
+                units,
+                "0" if exact else number(found.se),
+                "any" if exact else number(least),
+                finding.claim.note,
+            ]
+        )
+    power = f"{verdict.POWER:.0%}"
+    names = ["claim", "units", "standard error", f"found with {power}", "why this size"]
+    return _table(names, rows)
+
+
+def _undecided(findings: Iterable[Finding]) -> list[str]:
+    return [
+        f"Undecided: {finding.claim.says[0].lower()}{finding.claim.says[1:]}."
+        for finding in findings
+        if finding.verdict == verdict.UNDECIDED
+    ]
+
+
+def _made(made: Made) -> str:
+    lines = [
+        f"* page: `{made.command}`",
+        f"* expectations: {made.source}. {made.expected}".rstrip(),
+    ]
+    lines.append(f"* config fingerprint: `{made.fingerprint}`")
+    if not made.calls:
+        return "\n".join([*lines, "* the run has no record of its calls"])
+    last = made.calls[-1]
+    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+    ended = [call for call in made.calls if "wall" in call]
+    killed = len(made.calls) - len(ended)
+    took = ", ".join(
+        f"{duration(sum(call[kind] for call in ended))} of the {kind}"
+        for kind in ("wall", "processor")
+    )
+    calls = f"{len(made.calls)} call{'s' if len(made.calls) > 1 else ''}"
+    not_counted = f"; {killed} that were killed are not counted" if killed else ""
+    return "\n".join(
+        [
+            f"* run: `{last['command']}`",
+            *lines,
+            f"* begun {made.calls[0]['began']}, {calls}: {took}{not_counted}",
+            f"* code: commit {last['commit']}; devices: {last['devices']}",
+            f"* versions: {versions}",
+        ]
+    )
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(names), line(["---"] * len(names)), *map(line, rows)])

@@ -1,0 +1,323 @@
+"""The local copy of a run directory in an object store: what is sent, what is taken, which state.
+
+`mirror` says which objects there are.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxloop.runtime import checkpoint, object_store
+from jaxloop.runtime.atomic_io import TEMPORARY, cache_folder, inside, write_atomic
+from jaxloop.runtime.cluster import processes
+from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.object_store import Store
+from jaxloop.runtime.workdir import HOLDER, LOCK
+
+# {path in the run directory: (size, SHA-256)}
+State = dict[str, tuple[int, str]]
+
+RUN, INDEX, AHEAD = "run", "mirror.json", "ahead.json"
+HEAD = "head.json"
+THREADS = 8
+_LOCAL = {LOCK, HOLDER}
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A local copy of a run directory and the store that it is a copy of.
+
+    Attributes:
+        store: the store.
+        folder: local folder that holds the copy (`root`) and what is known of the store.
+    """
+
+    store: Store
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        """The local run directory."""
+        return self.folder / RUN
+
+
+@dataclass
+class Index:
+    """What a mirror knows, kept in a file between calls.
+
+    Attributes:
+        meeting: number of the last meeting of the processes.
+        state: the state of the last meeting.
+        head: name of the newest state in the store, and of the one before.
+        hashes: {path: [size, time of change, SHA-256]} of local files.
+        whole: whether the copy is a state; false while the one is made of the other.
+    """
+
+    address: str
+    meeting: int = 0
+    state: State = dataclasses.field(default_factory=dict)
+    head: list[str] = dataclasses.field(default_factory=list)
+    hashes: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    whole: bool = True
+
+
+def folder_of(address: str) -> Path:
+    """Return the folder of the copy of an address on this machine."""
+    return cache_folder() / "mirrors" / _sha256(address.rstrip("/").encode())[:16]
+
+
+# ---- states
+
+
+def scan(mirror: Mirror, index: Index, only: Iterable[str] | None = None) -> State:
+    """The files of the copy. A file is read only where its size or time of change is new."""
+    state: State = {}
+    for path in walk(mirror.root) if only is None else only:
+        file = mirror.root / path
+        try:
+            about = file.stat()
+            known = index.hashes.get(path)
+            if known is None or known[:2] != [about.st_size, about.st_mtime_ns]:
+                known = [about.st_size, about.st_mtime_ns, _sha256(file.read_bytes())]
+        except FileNotFoundError:
+            continue
+        index.hashes[path] = known
+        state[path] = (known[0], known[2])
+    return state
+
+
+def walk(root: Path) -> Iterator[str]:
+    """Yield the files of a copy that belong to the run, not to this machine."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if not name.startswith(TEMPORARY) and name not in _LOCAL:
+                yield str(Path(folder, name).relative_to(root))
+
+
+def send(mirror: Mirror, files: Mapping[str, tuple[int, str]], index: Index) -> None:
+    """Put the contents that the store does not have yet."""
+    there = {sha for _, sha in index.state.values()} | sent_ahead(mirror, index)
+    new = {sha: path for path, (_, sha) in files.items() if sha not in there}
+
+    def send_one(item: tuple[str, str]) -> None:
+        sha, path = item
+        try:
+            data = (mirror.root / path).read_bytes()
+        except FileNotFoundError:
+            return
+        if _sha256(data) == sha:
+            object_store.put(mirror.store, f"blobs/{sha}", data)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(send_one, new.items()))
+
+
+def sent_ahead(mirror: Mirror, index: Index) -> set[str]:
+    """Return the contents that were sent since the last meeting, for the next one."""
+    try:
+        ahead = json.loads((mirror.folder / AHEAD).read_bytes())
+        # Contents of an earlier time may have been deleted since.
+        return set(ahead["sent"]) if ahead["meeting"] == index.meeting else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def send_ahead(mirror: Mirror, paths: Iterable[str]) -> None:
+    """Put the contents of files that the next meeting will ask for."""
+    index = read_index(mirror)
+    found = changes_since(index.state, scan(mirror, index, only=paths))
+    sent = sent_ahead(mirror, index)
+    if not {sha for _, sha in found.values()} <= sent:
+        send(mirror, found, index)
+        ahead = {"meeting": index.meeting, "sent": sorted(sent | {s for _, s in found.values()})}
+        write_atomic(mirror.folder / AHEAD, to_json(ahead), durable=False)
+
+
+def take(mirror: Mirror, state: State, index: Index, now: State) -> None:
+    """Make the copy equal to a state. Contents that lie here under another name are not read."""
+    here = {sha: path for path, (_, sha) in now.items()}
+    needed = changes_since(now, state)
+
+    def take_one(item: tuple[str, tuple[int, str]]) -> None:
+        path, (size, sha) = item
+        target = inside(mirror.root, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if sha in here:
+            data = (mirror.root / here[sha]).read_bytes()
+        else:
+            data = _read_blob(mirror.store, size, sha)
+        write_atomic(target, data, durable=False)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(take_one, needed.items()))
+    for path in [path for path in now if path not in state]:
+        (mirror.root / path).unlink(missing_ok=True)
+        index.hashes.pop(path, None)
+    for path in needed:
+        about = (mirror.root / path).stat()
+        index.hashes[path] = [about.st_size, about.st_mtime_ns, state[path][1]]
+    _remove_empty_folders(mirror.root)
+
+
+def _remove_empty_folders(root: Path) -> None:
+    for folder, _, _ in os.walk(root, topdown=False):
+        if folder != str(root) and not os.listdir(folder):
+            os.rmdir(folder)
+
+
+class DamagedObject(ValueError):
+    """An object of the store is missing, or is not what was put there."""
+
+
+def _read_blob(store: Store, size: int, sha: str) -> bytes:
+    for wait in (0.2, 1.0, None):
+        data = object_store.get(store, f"blobs/{sha}")
+        if data is not None and len(data) == size and _sha256(data) == sha:
+            return data
+        if wait is not None:
+            time.sleep(wait)
+    found = "is missing" if data is None else "has another content than was put there"
+    raise DamagedObject(f"workdir={store.address}: the object blobs/{sha[:12]}… {found}")
+
+
+def publish(mirror: Mirror, now: State, index: Index) -> None:
+    """Make what lies here the newest state of the store."""
+    send(mirror, changes_since(index.state, now), index)
+    write_head(mirror, now, index)
+    index.state = now
+    write_index(mirror, index)
+
+
+def changes_since(before: State, now: State) -> State:
+    """Return the entries of a state that are new or differ from those before."""
+    return {path: entry for path, entry in now.items() if before.get(path) != entry}
+
+
+def write_head(mirror: Mirror, state: State, index: Index) -> None:
+    """Put a state and make it the newest; delete what only older ones needed."""
+    data = to_json(state)
+    name = _sha256(data)
+    if index.head[:1] == [name]:
+        return
+    object_store.put(mirror.store, f"states/{name}.json", data)
+    head = [name, *index.head[:1]]
+    object_store.put(mirror.store, HEAD, to_json({"format": 1, "states": head}))
+    for old in index.head[1:]:
+        _forget(mirror, old, keep=state, also=index.head[0])
+    index.head = head
+
+
+def _forget(mirror: Mirror, old: str, keep: State, also: str) -> None:
+    """Delete a state, and the contents that neither of the two newest states has."""
+    states = [_read_state(mirror.store, name) for name in (old, also)]
+    if states[0] is not None and states[1] is not None:
+        kept = {sha for state in (keep, states[1]) for _, sha in state.values()}
+        dropped = {sha for _, sha in states[0].values()} - kept
+        for sha in sorted(dropped):
+            object_store.delete(mirror.store, f"blobs/{sha}")
+    object_store.delete(mirror.store, f"states/{old}.json")
+
+
+def _read_state(store: Store, name: str) -> State | None:
+    data = object_store.get(store, f"states/{name}.json")
+    if data is None or _sha256(data) != name:
+        return None
+    return {path: (size, sha) for path, (size, sha) in json.loads(data).items()}
+
+
+def restore_copy(mirror: Mirror) -> None:
+    """Make the local copy the newest usable state of the store.
+
+    A copy that the newest state was made from is kept: it may be further than the store.
+    """
+    index = read_index(mirror)
+    mirror.root.mkdir(parents=True, exist_ok=True)
+    data = object_store.get(mirror.store, HEAD)
+    if data is None:
+        index = Index(mirror.store.address)
+        write_index(mirror, index)
+        return
+    head = _read_head(mirror.store, data)
+    if index.head[:1] == head[:1] and processes()[1] == 1:
+        return
+    for number, name in enumerate(head):
+        state = _read_state(mirror.store, name)
+        if state is None:
+            LOGGER.warning("%s: its state %s… is damaged", mirror.store.address, name[:12])
+            continue
+        index = dataclasses.replace(index, meeting=0, state=state, head=[name], whole=True)
+        try:
+            take(mirror, state, index, _without_unfinished(scan(mirror, index), state))
+        except DamagedObject as error:
+            LOGGER.warning("%s", error)
+            continue
+        if number:
+            LOGGER.warning(
+                "%s: the newest state cannot be used; going on from the one before",
+                mirror.store.address,
+            )
+        write_index(mirror, index)
+        return
+    raise ValueError(
+        f"workdir={mirror.store.address}: neither the newest state nor the one before can be read "
+        "whole; restore its objects, or give another address"
+    )
+
+
+def _without_unfinished(now: State, state: State) -> State:
+    """The files of a copy without what a stopped run has finished of a generation since.
+
+    That stays: every part of it has a manifest with checksums, by which the run judges it.
+    """
+    begun = f"{checkpoint.DIRECTORY}/unfinished-"
+    return {p: entry for p, entry in now.items() if p in state or not p.startswith(begun)}
+
+
+def _read_head(store: Store, data: bytes) -> list[str]:
+    try:
+        head = json.loads(data)
+        found = head["format"]
+        states = [str(name) for name in head["states"]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"workdir={store.address}: its {HEAD} is damaged; restore it") from None
+    if found != 1:
+        raise ValueError(
+            f"workdir={store.address}: has format {found}, of a later version of jaxloop; this "
+            "one reads format 1"
+        )
+    return states
+
+
+# ---- small things
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def to_json(value: Any) -> bytes:
+    """Return a value as JSON, the same bytes for the same value."""
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def read_index(mirror: Mirror) -> Index:
+    """Return what is known of a mirror."""
+    try:
+        fields = json.loads((mirror.folder / INDEX).read_bytes())
+        index = Index(**fields)
+        index.state = {path: (size, sha) for path, (size, sha) in index.state.items()}
+    except (OSError, ValueError, TypeError):
+        return Index(mirror.store.address)
+    return index
+
+
+def write_index(mirror: Mirror, index: Index) -> None:
+    """Keep what is known of a mirror."""
+    write_atomic(mirror.folder / INDEX, to_json(dataclasses.asdict(index)), durable=False)

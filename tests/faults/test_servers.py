@@ -1,0 +1,207 @@
+"""Runs on real servers of the protocols of object stores, whole, damaged, slow, busy and closed."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+from support import start
+from test_stores import SECONDS, cluster, ended, on_machine, restored, wait_for_generation
+
+from jaxloop.runtime import checkpoint, mirror, object_store
+from tests import store_servers
+from tests.store_servers import Behaviour
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with store_servers.s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def gcs():
+    with store_servers.gcs_server() as environment:
+        yield environment
+
+
+@pytest.fixture(params=["s3", "gs"])
+def place(request, monkeypatch):
+    """(an address of its own for each test, the environment of a client)."""
+    if request.param == "s3":
+        environment = store_servers.s3_environment(request.getfixturevalue("s3"))
+    else:
+        environment = request.getfixturevalue("gcs")
+    set_all(monkeypatch, environment)
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name)
+    return f"{request.param}://bucket/{name}", environment
+
+
+@pytest.fixture
+def behind_proxy(s3, monkeypatch):
+    """(behaviour of a proxy before the S3 server, environment of a client that goes through it).
+
+    The tests themselves go to the server directly.
+    """
+    behaviour = Behaviour()
+    with store_servers.proxy(s3, behaviour) as endpoint:
+        set_all(monkeypatch, store_servers.s3_environment(s3))
+        yield behaviour, store_servers.s3_environment(endpoint)
+
+
+def set_all(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def newest(store):
+    """The newest state in a store: {path: (size, SHA-256)}."""
+    head = json.loads(object_store.get(store, "head.json"))["states"]
+    return json.loads(object_store.get(store, f"states/{head[0]}.json"))
+
+
+def test_a_run_ends_and_is_found_by_a_machine_that_has_nothing(tmp_path, whole, place, monkeypatch):
+    address, environment = place
+    ended(start(address, env=on_machine(tmp_path, "a", **environment)))
+    assert restored(tmp_path, address, monkeypatch) == whole[1]
+
+
+def test_two_machines_that_are_stopped_are_followed_by_one(tmp_path, whole, place, monkeypatch):
+    address, environment = place
+    both = cluster(tmp_path, address, 4, 0.5, **environment)
+    wait_for_generation(tmp_path / "machine0", 1, both)
+    both[1].send_signal(signal.SIGTERM)
+    said = [p.communicate(timeout=SECONDS)[1] for p in both]
+    assert [p.returncode for p in both] == [143, 143], said
+    ended(start(address, env=on_machine(tmp_path, "one", **environment)))
+    assert restored(tmp_path, address, monkeypatch) == whole[1]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted"])
+def test_a_damaged_object_is_never_used(tmp_path, whole, place, monkeypatch, damage, caplog):
+    address, environment = place
+    one = start(address, 4, 0.5, env=on_machine(tmp_path, "a", **environment))
+    wait_for_generation(tmp_path / "a", 2, [one])
+    one.send_signal(signal.SIGTERM)
+    one.communicate(timeout=SECONDS)
+    store = object_store.open_store(address)
+    state = newest(store)
+    last = max(path for path in state if path.startswith("texts/"))
+    name = f"blobs/{state[last][1]}"
+    data = object_store.get(store, name)
+    if damage == "deleted":
+        object_store.delete(store, name)
+    else:
+        flipped = bytes([data[0] ^ 1]) + data[1:]
+        object_store.put(store, name, data[:-1] if damage == "truncated" else flipped)
+    monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "looks"))
+    before = checkpoint.scan(mirror.restore(address)).last
+    assert before < 3 and "the newest state cannot be used" in caplog.text
+    ended(start(address, env=on_machine(tmp_path, "b", **environment)))
+    assert restored(tmp_path, address, monkeypatch) == whole[1]
+
+
+@pytest.mark.parametrize("killed_while", ["sending", "restoring"])
+def test_killed_at_random_moments_a_run_goes_on(
+    tmp_path, whole, behind_proxy, monkeypatch, killed_while
+):
+    behaviour, environment = behind_proxy
+    # Slow enough that most moments lie in the middle of sending or restoring.
+    behaviour.delay = 0.05
+    address, chance = f"s3://bucket/{killed_while}", random.Random(1)
+    if killed_while == "restoring":
+        first = start(address, 3, env=on_machine(tmp_path, "first", **environment))
+        ended(first)
+    for attempt in range(6):
+        before = behaviour.requests
+        one = start(address, 4, 0.3, env=on_machine(tmp_path, f"m{attempt}", **environment))
+        end, wanted = time.monotonic() + SECONDS, before + chance.randint(3, 60)
+        while behaviour.requests < wanted and one.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        one.kill()
+        one.communicate()
+    ended(start(address, env=on_machine(tmp_path, "last", **environment)))
+    assert restored(tmp_path, address, monkeypatch) == whole[1]
+
+
+@pytest.mark.parametrize(
+    "wrong, name",
+    [({"busy": 0.2}, "busy"), ({"delay": 0.3}, "slow"), ({"stale": 1e9}, "lags")],
+)
+def test_a_server_that_is_busy_slow_or_lags_changes_nothing(
+    tmp_path, whole, behind_proxy, monkeypatch, wrong, name
+):
+    behaviour, environment = behind_proxy
+    for field, value in wrong.items():
+        setattr(behaviour, field, value)
+    address = f"s3://bucket/{name}"
+    one = start(address, 4, 0.3, env=on_machine(tmp_path, "a", **environment))
+    wait_for_generation(tmp_path / "a", 1, [one])
+    one.send_signal(signal.SIGTERM)
+    one.communicate(timeout=SECONDS)
+    assert one.returncode == 143
+    ended(start(address, env=on_machine(tmp_path, "b", **environment)))
+    assert restored(tmp_path, address, monkeypatch) == whole[1]
+    assert behaviour.listings == 0  # so none can be stale
+    if name == "busy":
+        assert behaviour.busy_answers > 5
+
+
+def test_a_slow_server_does_not_hold_up_training(tmp_path, whole, behind_proxy, monkeypatch):
+    behaviour, environment = behind_proxy
+    behaviour.delay = 1.0
+    one = start("s3://bucket/very-slow", 4, 0.0, env=on_machine(tmp_path, "a", **environment))
+    # All generations are made while hardly anything has been sent.
+    wait_for_generation(tmp_path / "a", 3, [one])
+    store = object_store.open_store("s3://bucket/very-slow")
+    assert not any("generation=0003/manifest" in path for path in newest_or_none(store))
+    ended(one)
+    assert restored(tmp_path, "s3://bucket/very-slow", monkeypatch) == whole[1]
+
+
+def newest_or_none(store):
+    return {} if object_store.get(store, "head.json") is None else newest(store)
+
+
+def test_a_refused_write_is_said_before_anything_compiles(tmp_path, behind_proxy):
+    behaviour, environment = behind_proxy
+    behaviour.read_only = True
+    one = start("s3://bucket/closed", env=on_machine(tmp_path, "a", **environment))
+    said = one.communicate(timeout=SECONDS)[1]
+    assert one.returncode == 2
+    assert said.splitlines()[-1].startswith(
+        "workdir=s3://bucket/closed: writing lease.json is not allowed"
+    )
+    assert "generation" not in said and "Traceback" not in said
+
+
+def test_a_server_that_closes_in_the_middle_costs_nothing_that_is_finished(
+    tmp_path, whole, behind_proxy, monkeypatch
+):
+    behaviour, environment = behind_proxy
+    one = start("s3://bucket/later", 4, 0.3, env=on_machine(tmp_path, "a", **environment))
+    wait_for_generation(tmp_path / "a", 1, [one])
+    behaviour.read_only = True
+    said = one.communicate(timeout=SECONDS)[1]
+    assert "is not allowed" in said.splitlines()[-1] and one.returncode == 2, said
+    behaviour.read_only = False
+    ended(start("s3://bucket/later", env=on_machine(tmp_path, "a", **environment)))
+    assert restored(tmp_path, "s3://bucket/later", monkeypatch) == whole[1]
+
+
+def test_a_second_run_is_refused_and_the_first_is_named(tmp_path, place):
+    address, environment = place
+    one = start(address, 4, 10.0, env=on_machine(tmp_path, "a", **environment))
+    store, end = object_store.open_store(address), time.monotonic() + SECONDS
+    while object_store.get(store, "lease.json") is None:
+        assert one.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    second = start(address, env=on_machine(tmp_path, "b", **environment))
+    said = second.communicate(timeout=SECONDS)[1]
+    one.kill()
+    one.communicate()
+    assert second.returncode == 2
+    assert f"workdir={address}: is in use by process {one.pid} on " in said.splitlines()[-1]
