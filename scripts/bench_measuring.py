@@ -9,9 +9,9 @@ RUN must have kept the weights of every generation. CHECKOUT is a folder with th
 with; without it only this one is timed. Each side measures all generations, group by group as the
 study did, in a process of its own that reads compiled programs from the cache, `--repeats` times in
 turn; the first time of each side fills the cache and is not counted. The values of every chain,
-article and neuron must agree: to --tolerance relatively, labels exactly. Prints a table and, as its
-last line, one JSON object. Seconds are of the processor (all threads) and of the wall, without
-loading.
+article and neuron must agree: to --tolerance of the largest of a column, labels exactly. Prints a
+table and, as its last line, one JSON object. Seconds are of the processor (all threads) and of the
+wall, without loading.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def difference(before: Path, after: Path, changed: Sequence[str]) -> tuple[float
         place = path.relative_to(before)
         table, other = pd.read_parquet(path), pd.read_parquet(after / place)
         check_names(str(place), table, other)
-        for column in table:
+        for column in set(table) - set(changed):
             if table[column].dtype.kind == "f":
                 pair = table[column].to_numpy(), other[column].to_numpy()
                 worst = max(worst, (apart(*pair), f"{column} of {place}"))
@@ -76,11 +76,13 @@ def check_names(where: str, before: Iterable[str], after: Iterable[str]) -> None
 
 
 def apart(before: np.ndarray, after: np.ndarray) -> float:
-    """The largest relative difference; infinite where one is NaN and the other is not."""
+    """The largest difference over the largest value, since means near 0 are sums that cancel;
+    infinite where one is NaN and the other is not.
+    """
     if (np.isnan(before) != np.isnan(after)).any():
         return math.inf
-    scale = np.maximum(np.maximum(abs(before), abs(after)), 1e-30)
-    return float(np.nanmax(abs(before - after) / scale, initial=0.0))
+    scale = max(np.nanmax(abs(before), initial=0.0), 1e-30)
+    return float(np.nanmax(abs(before - after), initial=0.0) / scale)
 
 
 def main() -> int:
@@ -93,7 +95,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tolerance", type=float, default=1e-4, help="relative, of any metric")
     parser.add_argument(
-        "--changed", nargs="*", default=(), help="metrics whose definition is another since"
+        "--changed", nargs="*", default=(), help="metrics and columns that are of other texts since"
     )
     args = parser.parse_args()
     run = args.run.resolve()
