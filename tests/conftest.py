@@ -2,7 +2,7 @@
 repository.
 """
 
-import importlib.metadata
+import gc
 import os
 from pathlib import Path
 
@@ -15,9 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
-from packaging.version import Version
 
 from jaxloop.runtime.compile_cache import make_room
+from tests.compiler import short_flags
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -31,19 +31,14 @@ OPTIMISED = os.environ.get("JAXLOOP_TEST_OPTIMISED") == "1"
 
 
 def _start_jax():
-    """Starts JAX, up to jaxlib 0.11.0 without XLA:CPU's emitters of fused loops, which take as long
-    as the rest of the compiler where it takes its short way, and without cutting a program into
-    parts to be compiled beside each other: the parts take a quarter more processor time than the
-    whole, and the cores have the other worker's tests to compile. From 0.11.1 on XLA knows no
-    emitters' flag, and ends a process that sets it.
+    """Starts JAX with the flags of the compiler's short way.
 
     XLA reads the variable when JAX is first asked for devices. Subprocesses do not inherit it: they
     run what users run.
     """
     before = os.environ.get("XLA_FLAGS")
-    if Version(importlib.metadata.version("jaxlib")) < Version("0.11.1") and not OPTIMISED:
-        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-        os.environ["XLA_FLAGS"] = f"{before or ''} {flags}".strip()
+    if not OPTIMISED:
+        os.environ["XLA_FLAGS"] = f"{before or ''} {short_flags()}".strip()
     jax.devices()
     os.environ.pop("XLA_FLAGS", None)
     if before is not None:
@@ -54,6 +49,25 @@ _start_jax()
 # Fixtures of a folder or of all tests are made before a module says otherwise (see `_programs`).
 jax.config.update("jax_disable_most_optimizations", not OPTIMISED)
 SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def pytest_collection_finish():
+    """What the imported libraries consist of is not looked at again, and what programs are traced
+    to not after every 700 objects: a twentieth of the processor time went into that.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hasty():
+    """A killed process loses nothing that it wrote, only a power cut does: no test but the one that
+    looks at it waits for the disk.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

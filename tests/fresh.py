@@ -66,8 +66,12 @@ def clone(folder: pathlib.Path) -> pathlib.Path:
     return place
 
 
-def python(place: pathlib.Path, *words, timeout: float) -> subprocess.CompletedProcess:
-    """`python words…` in a clone, with a home and caches of its own and no way out."""
+def python(
+    place: pathlib.Path, *words, timeout: float, **variables: str
+) -> subprocess.CompletedProcess:
+    """`python words…` in a clone, with a home and caches of its own and no way out; `variables` are
+    added to its environment.
+    """
     home = place.parent / "home"
     home.mkdir(exist_ok=True)
     kept = {
@@ -97,7 +101,7 @@ def python(place: pathlib.Path, *words, timeout: float) -> subprocess.CompletedP
     return subprocess.run(
         command,
         cwd=place,
-        env=kept | nowhere | own,
+        env=kept | nowhere | own | variables,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -11,6 +11,7 @@ import pytest
 
 from jaxloop import config
 from tests import fresh
+from tests.compiler import short_way
 
 DOCUMENTS = ("README.md", "configs/README.md")
 # Checks many command lines in one process, as the command line does.
@@ -96,7 +97,10 @@ def answers(tmp_path_factory):
             (place / name).symlink_to(place / "jaxloop/assets/bases/llama")
     (folder / "asked.json").write_text(json.dumps(asked))
     done = fresh.python(
-        place, "-c", MANY, folder / "asked.json", folder / "answers.json", timeout=280
+        place,
+        *("-c", MANY, folder / "asked.json", folder / "answers.json"),
+        timeout=280,
+        **short_way(),
     )
     assert done.returncode == 0, done.stderr[-2000:]
     where, found = json.loads((folder / "answers.json").read_text())

@@ -299,7 +299,11 @@ def _read_output(
     root: Path, generation: int, base: str, member: Member, weights: Any
 ) -> ModelOutput:
     chain, entity = member
-    table = tables.read_parquet(root / texts_path(chain.id, generation))
+    path = root / texts_path(chain.id, generation)
+    # Models that write nothing leave no file; one that is lost is missed by the manifest.
+    if not path.exists():
+        return model_output(member, base, weights, no_texts())
+    table = tables.read_parquet(path)
     rows = rows_by_member({"chain": [chain.id] * len(table["text"]), **table})
     return model_output(member, base, weights, rows.get((chain.id, entity), no_texts()))
 

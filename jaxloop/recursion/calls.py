@@ -6,7 +6,7 @@ or its generation of texts.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from jaxloop.recursion.run import Run
@@ -18,8 +18,15 @@ from jaxloop.runtime.log import LOGGER
 FILE = "calls.json"
 
 
+# How many models a call is for at most, or {base: how many}; None: all of one base.
+Members = int | Mapping[str, int] | None
+
+
 class Call(NamedTuple):
-    """What a call took: what tells its models from others, how many they were, and its seconds."""
+    """What a call took: what tells its models from others, how many they were, and its seconds.
+
+    Models that are equal, and so were made once, count once.
+    """
 
     kind: tuple[object, ...]
     members: int
@@ -38,8 +45,10 @@ def rate(calls: Iterable[Call]) -> float | None:
     return max(fastest.values(), default=None)
 
 
-def most_members(run: Run, generation: int) -> int | None:
-    """Return how many models a call of a generation is for, at most; None: all of one base.
+def most_members(run: Run, generation: int) -> Members:
+    """Return how many models a call of a generation is for, at most, or those of each base.
+
+    None: all of one base.
 
     That is `settings.members_per_group`, else as many as take `settings.seconds_per_call` by the
     rate that was measured, and in the first generation `settings.first_members`. What was chosen
@@ -52,18 +61,27 @@ def most_members(run: Run, generation: int) -> int | None:
     if run.processes > 1:
         return settings.first_members
     path = run.root / FILE
-    stored: dict[str, int | None] = json.loads(path.read_text()) if path.exists() else {}
+    stored: dict[str, Members] = json.loads(path.read_text()) if path.exists() else {}
     if str(generation) in stored:
         return stored[str(generation)]
     measured = rate(run.calls)
+    members: Members
     if measured is None:
         members = stored.get(str(generation - 1), settings.first_members)
     else:
         members = max(1, int(settings.seconds_per_call / measured))
-    if members is not None and members >= sum(chain.workflow.entities for chain in run.chains):
+    least = min(members.values(), default=0) if isinstance(members, Mapping) else members
+    if least is not None and least >= sum(chain.workflow.entities for chain in run.chains):
         members = None
     if members is not None and members != stored.get(str(generation - 1)):
-        LOGGER.info("from generation %d on, a call is for %d models at most", generation, members)
+        LOGGER.info("from generation %d on, a call is for %s", generation, _in_words(members))
     if stored or members is not None:
         write_atomic(path, json.dumps(stored | {str(generation): members}).encode())
     return members
+
+
+def _in_words(members: int | Mapping[str, int]) -> str:
+    if isinstance(members, Mapping):
+        parts = (f"{count:,} of {base.split('/')[-1]}" for base, count in members.items())
+        return f"{', '.join(parts)} at most"
+    return f"{members:,} models at most"

@@ -242,7 +242,9 @@ class FitGroup(NamedTuple):
 
 
 def groups(
-    chains: Sequence[ChainSpec], generation: int, max_members: int | None = None
+    chains: Sequence[ChainSpec],
+    generation: int,
+    max_members: int | Mapping[str, int] | None = None,
 ) -> list[FitGroup]:
     """Return the groups of one generation, base by base, members in the order of the study.
 
@@ -251,7 +253,7 @@ def groups(
     Args:
         chains: those that have not stopped.
         generation: its number.
-        max_members: most members of a group; None: no limit.
+        max_members: most members of a group, or of a group of each base; None: no limit.
     """
     members_of: dict[tuple[Any, ...], list[Member]] = {}
     for chain in chains:
@@ -263,7 +265,8 @@ def groups(
     for key in sorted(members_of, key=repr):
         base, scratch, fit, sample = key
         members, name = members_of[key], _group_name(base, scratch, fit, sample)
-        size = max_members or len(members)
+        most = max_members.get(base) if isinstance(max_members, Mapping) else max_members
+        size = most or len(members)
         for number, start in enumerate(range(0, len(members), size)):
             group = FitGroup(
                 name=name if max_members is None else f"{name}.{number:04d}",

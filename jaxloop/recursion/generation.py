@@ -6,7 +6,7 @@ missing. In a cluster every process makes its share of the members of each group
 devices; `finalise` puts the parts of all processes together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -183,15 +183,35 @@ def _timed(run: Run, step: _Step, work: Callable[[], T]) -> T:
     return result
 
 
-def _stoppable(run: Run, generation: int, group: FitGroup, step: _Step, work: Callable[[], T]) -> T:
-    """Do the work of a step, and stop after it if a signal has come."""
+def _stoppable(
+    run: Run,
+    generation: int,
+    group: FitGroup,
+    step: _Step,
+    work: Callable[[], T],
+    weights: Callable[[T], Iterable[Any]],
+) -> T:
+    """Do the work of a step, and stop after it if a signal has come.
+
+    weights: those of the group's models, given what the work returned; those of equal models, which
+    a family makes once, are one object.
+    """
     run.stop.doing = f"the {step.name} step of {group.base} in generation {generation}"
     start = now()
     result = _timed(run, step, work)
     kind = step.name, group.base, group.scratch, group.fit, group.sample
-    run.calls.append(Call(kind, len(group.members), now() - start))
+    distinct = len({id(tree) for tree in weights(result)})
+    run.calls.append(Call(kind, max(1, distinct), now() - start))
     run.stop.check()
     return result
+
+
+def _weights_of(fitted: Mapping[Member, FittedModel]) -> list[Any]:
+    return [model.weights for model in fitted.values()]
+
+
+def _known(weights: Sequence[Any], result: object) -> Sequence[Any]:
+    return weights
 
 
 # ---- fit
@@ -209,7 +229,7 @@ def _fit(
     if step.done is not None:
         return _load_fitted(run, generation, group, step.done["about"]["rows"])
     work = partial(_fit_and_save, run, generation, group, plans, step)
-    return _stoppable(run, generation, group, step, work)
+    return _stoppable(run, generation, group, step, work, _weights_of)
 
 
 def _load_fitted(
@@ -331,7 +351,8 @@ def _generate(
     step = _step(run, generation, group, "sample", units, parts)
     if step.done is None:
         work = partial(_generate_and_save, run, generation, group, finite, step)
-        _stoppable(run, generation, group, step, work)
+        weights = partial(_known, _weights_of(finite))
+        _stoppable(run, generation, group, step, work, weights)
     saved = rows_by_member(tables.read_parquet(run.root / step.table))
     return {member: saved.get((member.chain.id, member.entity), no_texts()) for member in finite}
 
@@ -419,7 +440,8 @@ def _measure(
     work = partial(_measure_and_save, run, generation, group, model, outputs, step)
     if run.in_background is not None:
         return [run.in_background(partial(_timed, run, step, work))]
-    _stoppable(run, generation, group, step, work)
+    weights = partial(_known, [output.weights for output in outputs])
+    _stoppable(run, generation, group, step, work, weights)
     return []
 
 

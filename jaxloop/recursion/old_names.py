@@ -29,7 +29,17 @@ def current_run_info(info: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = {name: _settings(name, info[name]) for name in SECTIONS}
     chains = {name: _chain(text) for name, text in info["chains"].items()}
+    fit = settings["fit"]
+    if isinstance(fit, Mapping) and "mode" in fit and "dropout" not in fit:
+        # Models of earlier versions had no dropout of their own.
+        modes = {fit["mode"], *filter(None, map(_mode, chains.values()))}
+        settings["fit"] = {**fit, "dropout": "auto" if modes == {"lora"} else "none"}
     return {**info, **settings, "chains": chains}
+
+
+def _mode(text: str) -> str | None:
+    """The mode of fitting in the JSON text of a chain that has its own."""
+    return dict(json.loads(text).get("fit", ())).get("mode")
 
 
 def without_unused(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,9 +60,6 @@ def _settings(section: str, settings: Any) -> Any:
     if not isinstance(settings, Mapping):  # a family without settings of its own
         return settings
     settings = current_names(SECTIONS[section], settings, quiet=True)
-    if section == "fit" and "mode" in settings and "dropout" not in settings:
-        # Models of earlier versions had no dropout of their own.
-        settings = {**settings, "dropout": "auto" if settings["mode"] == "lora" else "none"}
     unused = UNUSED[section].items()
     return {
         name: None if value == 0 and name in ZERO_IS_NONE[section] else value

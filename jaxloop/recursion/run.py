@@ -65,7 +65,8 @@ class RunSettings(Generic[FitT, GenerateT]):
                        saved; None: see `seconds_per_call`
     seconds_per_call   where members_per_group is None, as many as take so long by the measured
                        rate; None: all
-    first_members      models of a call as long as no rate is measured; None: all
+    first_members      models of a call as long as no rate is measured, or {base: models of a call};
+                       None: all
     overlap_eval       measure models while the next ones are trained (in one process only, and not
                        with bases that are sharded over devices)
     resumable_fields   fields of `fit` and `sample`, as "fit.x" and "sample.x", that may differ when
@@ -85,22 +86,25 @@ class RunSettings(Generic[FitT, GenerateT]):
     models_in_memory: int = 4
     members_per_group: int | None = None
     seconds_per_call: float | None = None
-    first_members: int | None = None
+    first_members: int | Mapping[str, int] | None = field(default=None, hash=False)
     overlap_eval: bool = False
     resumable_fields: tuple[str, ...] = ()
     notice: float | None = None
     identity: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("generations", 1),
-            ("evaluate", 0),
-            ("models_in_memory", 1),
-            ("members_per_group", 1),
-            ("first_members", 1),
-            ("keep", 1),
+        firsts = self.first_members
+        for name, low, value in (
+            ("generations", 1, self.generations),
+            ("evaluate", 0, self.evaluate),
+            ("models_in_memory", 1, self.models_in_memory),
+            ("members_per_group", 1, self.members_per_group),
+            *(
+                ("first_members", 1, count)
+                for count in (firsts.values() if isinstance(firsts, Mapping) else (firsts,))
+            ),
+            ("keep", 1, self.keep),
         ):
-            value = getattr(self, name)
             if name in ("keep", "members_per_group", "first_members") and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:

@@ -5,6 +5,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jaxloop.runtime.atomic_io import DiskFull
+
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -20,10 +22,14 @@ class Problems(ValueError):
 def noted(problems: list[ValueError]) -> Iterator[None]:
     """Context that adds a refusal of ours to `problems`, so that the checks after it are made too.
 
-    Other exceptions pass.
+    A disk that is too small is a refusal. Other exceptions pass.
     """
     try:
         yield
+    except DiskFull as error:
+        refusal = ValueError(str(error))
+        refusal.__cause__ = error
+        problems.append(refusal)
     except ValueError as error:
         if not is_refusal(error):
             raise
@@ -45,7 +51,8 @@ def raise_all(problems: Sequence[ValueError]) -> None:
     """Raise what was noted: the one refusal as it is, or all of them as `Problems`."""
     lines = list(dict.fromkeys(line for error in problems for line in lines_of(error)))
     if len(lines) == 1:
-        raise problems[0]
+        cause = problems[0].__cause__
+        raise cause if isinstance(cause, DiskFull) else problems[0]
     if lines:
         raise Problems(lines)
 

@@ -322,6 +322,12 @@ def test_hub_arguments_reach_datasets_and_no_remote_code_is_asked_for(monkeypatc
             "has no such dataset at revision 'v2', or it needs a login",
         ),
         (
+            datasets.exceptions.DatasetNotFoundError(
+                "Dataset 'a/b' is a gated dataset on the Hub."
+            ),
+            "it is gated on the Hugging Face hub: ask for access on its page, then set HF_TOKEN",
+        ),
+        (
             ConnectionError("Couldn't reach 'a/b' on the Hub (LocalEntryNotFoundError)"),
             "the Hugging Face hub cannot be reached",
         ),

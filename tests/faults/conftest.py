@@ -1,6 +1,5 @@
 """Fixtures of the tests of faults."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,16 +9,6 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "recursion")]
 import study  # noqa: E402
 from support import contents  # noqa: E402
-
-
-@pytest.fixture(autouse=True, scope="module")
-def hasty():
-    """A killed process loses nothing that it wrote, only a power cut does: no test but the one that
-    looks at it waits for the disk.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -126,6 +126,9 @@ def merges(base):
 class Served:
     """A server process; `start` returns when it answers."""
 
+    # More threads make models of this size slower, not faster.
+    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
     def __init__(self, words, port, model, folder):
         self.words, self.port, self.model, self.folder = words, port, model, folder
         self.url = f"http://127.0.0.1:{port}/v1"
@@ -135,7 +138,7 @@ class Served:
     def start(self):
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(
-                self.words, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+                self.words, stdout=log, stderr=log, env=os.environ | self.environment
             )
         for _ in range(600):
             with contextlib.suppress(OSError):
@@ -159,26 +162,44 @@ class Served:
         return f"judge_quality({', '.join(f'{k}={v!r}' for k, v in words.items())})"
 
 
-@pytest.fixture(scope="module", params=sorted(NEEDS))
-def served(request, base, tmp_path_factory):
-    lacking = [name for name in NEEDS[request.param] if importlib.util.find_spec(name) is None]
+def need(name):
+    """Skips a test where a server is not installed."""
+    lacking = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
     if lacking:
-        pytest.skip(f"{request.param} cannot serve without {', '.join(lacking)} (extra `servers`)")
-    folder = tmp_path_factory.mktemp("server")
+        pytest.skip(f"{name} cannot serve without {', '.join(lacking)} (extra `servers`)")
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = ["--host", "127.0.0.1", "--port", str(port)]
-    if request.param == "transformers":
-        run = "from transformers.cli.transformers import main; main()"
-        words = [sys.executable, "-c", run, "serve", str(base), *where, "--device", "cpu"]
-        server = Served(words, port, str(base), folder)
-        server.health = server.url.removesuffix("/v1") + "/health"
-    else:
-        write_gguf(base, folder / "base.gguf")
-        words = [sys.executable, "-m", "llama_cpp.server", "--model", str(folder / "base.gguf")]
-        words += [*where, "--model_alias", "base", "--logits_all", "true", "--n_ctx", "256"]
-        server = Served(words, port, "base", folder)
+        return free.getsockname()[1]
+
+
+def transformers_serve(base, folder):
+    """`transformers serve` of a directory, not started."""
+    run, port = "from transformers.cli.transformers import main; main()", free_port()
+    where = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    server = Served(
+        [sys.executable, "-c", run, "serve", str(base), *where], port, str(base), folder
+    )
+    server.health = server.url.removesuffix("/v1") + "/health"
+    return server
+
+
+def llama_cpp_server(base, folder):
+    write_gguf(base, folder / "base.gguf")
+    port = free_port()
+    words = [sys.executable, "-m", "llama_cpp.server", "--model", str(folder / "base.gguf")]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--model_alias", "base"]
+    words += ["--logits_all", "true", "--n_ctx", "256"]
+    return Served(words, port, "base", folder)
+
+
+@pytest.fixture(scope="module", params=sorted(NEEDS))
+def served(request, base, tmp_path_factory):
+    need(request.param)
+    make = transformers_serve if request.param == "transformers" else llama_cpp_server
+    server = make(base, tmp_path_factory.mktemp("server"))
     server.name = request.param
     server.start()
     yield server

@@ -86,3 +86,38 @@ def test_a_number_of_models_overrules_the_rate(study, tmp_path):
     counting = Counting(family)
     run((counting, *rest), tmp_path / "run", members_per_group=2, seconds_per_call=1e-9)
     assert max(counting.fits) == 2 and not (tmp_path / "run" / calls.FILE).exists()
+
+
+def test_equal_models_that_were_made_once_count_once(study, tmp_path, monkeypatch):
+    """A family may make equal models once: a call of three of them is a call of one."""
+    family, *rest = study
+    found = []
+
+    class Once(Counting):
+        def fit(self, model, tasks, settings):
+            return super().fit(model, tasks[:1], settings) * len(tasks)
+
+    monkeypatch.setattr(calls, "rate", lambda calls: found.extend(calls))
+    run((Once(family), *rest), tmp_path / "run", seconds_per_call=1e9)
+    assert {call.members for call in found if call.kind[0] == "fit"} == {1}
+
+
+def test_every_base_has_a_size_of_its_own(study, tmp_path):
+    family, chains, data, settings = study
+    chains = [
+        dataclasses.replace(chain, bases=(base,), draw_base=False)
+        for chain, base in zip(chains, ("a", "b") * len(chains), strict=False)
+    ]
+    counting = Counting(family)
+    first = {"a": 1, "b": 5}
+    run(
+        (counting, chains, data, settings),
+        tmp_path / "run",
+        seconds_per_call=1e9,
+        first_members=first,
+    )
+    of_base = sum(chain.workflow.entities for chain in chains) // 2
+    assert of_base > 1
+    # In generation 0 one model of `a` at a time, all of `b` in one call.
+    assert sorted(counting.fits[: of_base + 1]) == [1] * of_base + [of_base]
+    assert json.loads((tmp_path / "run" / calls.FILE).read_text())["0"] == first

@@ -72,3 +72,20 @@ def test_a_run_of_version_0_1_0_is_the_same_study():
     }
     assert current["evaluate"] == 250 and info["fit"] == FIT
     assert current_run_info(current) == current
+
+
+def test_chains_that_differ_in_their_mode_are_the_same_study_when_they_go_on():
+    """`fit_modes.py` was refused as another study's after a stop."""
+    chains = {
+        mode: json.dumps({"fit": [["mode", mode]], "id": mode}, sort_keys=True)
+        for mode in ("lora", "full", "scratch")
+    }
+    info = {
+        "chains": chains,
+        "fit": json.loads(ledger.describe(FitConfig())),
+        "sample": json.loads(ledger.describe(SampleConfig())),
+    }
+    assert current_run_info(info) == info
+    # Before models had dropout of their own, full fine-tuning had none.
+    old = current_run_info({"chains": chains, "fit": FIT, "sample": SAMPLE})
+    assert old["chains"] == chains and old["fit"]["dropout"] == "none"

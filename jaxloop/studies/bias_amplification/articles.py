@@ -28,6 +28,23 @@ class Codec(Protocol):
         """Return the text of every row of token ids."""
 
 
+class AnyLength:
+    """Stands in for the codec of a model that cannot be read, where only what is wrong with the
+    articles is to be said: every text has as many tokens as a block.
+    """
+
+    def __init__(self, block: int):
+        self._block = block
+
+    def encode(self, texts: Sequence[str], /) -> list[list[int]]:
+        """Return `block` ids for every text."""
+        return [[0] * self._block for _ in texts]
+
+    def decode(self, rows: Sequence[Sequence[int]], /) -> list[str]:
+        """Return a word for every id."""
+        return [" ".join("a" * len(row)) for row in rows]
+
+
 class Articles(NamedTuple):
     """The articles of a study.
 
@@ -166,17 +183,11 @@ def _joined_posts(frame: pd.DataFrame, config: ArticlesConfig) -> pd.DataFrame:
     """One article per author and calendar week: the first post is its title, the others are the
     lines of its body. Links are left out.
     """
-    try:
-        week = (
-            pd.to_datetime(frame[config.date_column], format="mixed")
-            .dt.to_period("W")
-            .dt.start_time.dt.strftime("%Y-%m-%d")
-        )
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"config.data.date_column = '{config.date_column}': cannot be read as dates "
-            f"({str(error).splitlines()[0]})"
-        ) from None
+    week = (
+        _dates(frame, str(config.date_column))
+        .dt.to_period("W")
+        .dt.start_time.dt.strftime("%Y-%m-%d")
+    )
     line = frame["text"].map(lambda text: " ".join(_LINK.sub("", text).split()))
     frame = frame.assign(line=line, week=week)[line.str.len() > 0]
     rows = []
@@ -187,6 +198,25 @@ def _joined_posts(frame: pd.DataFrame, config: ArticlesConfig) -> pd.DataFrame:
             body = "\n".join(lines[1:])
             rows.append((f"{author} {start}", lines[0], body, posts["label"].iloc[0]))
     return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _dates(frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column as dates. Raises ValueError for the first value that is none."""
+    try:
+        return pd.to_datetime(frame[column], format="mixed")
+    except (ValueError, TypeError):
+        for number, value in enumerate(frame[column], 1):
+            try:
+                pd.to_datetime(pd.Series([value], dtype=object), format="mixed")
+            except (ValueError, TypeError):
+                raise ValueError(
+                    f"config.data.date_column = '{column}': {str(value)[:40]!r}, of the "
+                    f"{number:,}. article with a wanted label, cannot be read as a date"
+                ) from None
+        raise ValueError(
+            f"config.data.date_column = '{column}': holds dates with and without time zones; "
+            "they must be of one kind"
+        ) from None
 
 
 def _cut(table: pd.DataFrame, config: ArticlesConfig, codec: Codec) -> pd.DataFrame:

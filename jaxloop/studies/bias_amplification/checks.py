@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import pandas as pd
 
-from jaxloop.data import sources
-from jaxloop.data.dialect import Dialect
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model.config import ModelConfig, abstract
 from jaxloop.lm.training import gradient_constraint
@@ -53,13 +51,6 @@ def check_files(config: BiasConfig) -> None:
                 max_length=config.classifier.max_length,
             )
     raise_all(problems)
-
-
-def check_source(config: BiasConfig) -> None:
-    """Raise ValueError where the source of the articles has no first row that can be read."""
-    data = config.data
-    rows = sources.rows(data.source, dialect=Dialect(data.delimiter, data.csv_options))
-    next(rows, None)
 
 
 def check_model(config: BiasConfig, model_config: ModelConfig, prompt_len: int) -> None:

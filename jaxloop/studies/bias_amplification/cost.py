@@ -16,8 +16,8 @@ from jaxloop.studies.bias_amplification.chains import chains_line, distinct_mode
 from jaxloop.studies.bias_amplification.config import BiasConfig
 from jaxloop.studies.bias_amplification.family import block_count, training_examples
 from jaxloop.studies.bias_amplification.plan_inputs import plan_inputs
-from jaxloop.studies.bias_amplification.prepare import Prepared
-from jaxloop.studies.common import absent_plan, card_hours
+from jaxloop.studies.bias_amplification.prepare import Prepared, work_of_a_chain
+from jaxloop.studies.common import absent_plan, calls, card_hours
 from jaxloop.studies.common import models as base_models
 
 Rows = list[tuple[str, str]]
@@ -109,6 +109,15 @@ def _counted(config: BiasConfig, prepared: Prepared) -> tuple[Rows, card_hours.A
         (
             "not counted",
             "padding, compiling, and measuring: classifier, detector, perplexities, neurons",
+        ),
+        calls.plan_row(
+            {
+                config.models.pool[0]: (
+                    prepared.model_config,
+                    work_of_a_chain(config, prepared.prompts),
+                )
+            },
+            config.fit,
         ),
         ("disk", f"{disk_bytes(config, prepared) / 1e9:,.2f} GB at most"),
     ]

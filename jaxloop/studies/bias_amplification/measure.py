@@ -155,24 +155,69 @@ def measure_base(
     auxiliary: AuxiliaryModels,
     family: ArticleFamily,
     root: Path,
+    *,
+    fill: bool = False,
 ) -> dict[str, float]:
     """Return the means of what the base generates, greedily, before any fine-tuning.
 
-    They are measured once and kept in the run directory.
+    They are measured once and kept in the run directory, but for those of a judge that did not
+    answer. fill: measure those too, if it answers now.
     """
     path = root / BASE_MEANS
     if not config.measure.base:
         return {}
     if not path.exists():
-        model = family.load(config.models.pool[0])
-        names = prepared.articles.chosen["id"].tolist()
-        task = GenerateTask(chain_key(0), base_weights(config, model), names, np.arange(len(names)))
-        (result,) = family.generate(model, [task], prepared.driver.sample)
+        model, texts = _base_texts(config, prepared, family)
         scorer = make_scorer(config, prepared, auxiliary, model)
-        (score,) = scorer.score([Generated(result.texts, weights=None)])
-        finite = {name: value for name, value in score.means.items() if math.isfinite(value)}
-        write_atomic(path, json.dumps(finite).encode())
-    return json.loads(path.read_text(encoding="utf-8"))
+        (score,) = scorer.score([Generated(texts, weights=None)])
+        asked = {name for name in _further(config) if registry.asks_endpoint(name)}
+        known = {
+            name: value
+            for name, value in score.means.items()
+            if name not in asked or value == value
+        }
+        _write_base(path, known)
+    lacking = base_lacks(config, root)
+    if fill and lacking and not registry.ask_judges(lacking):
+        unavailable: dict[str, str] = {}
+        bodies = [[body_of(text) for text in _base_texts(config, prepared, family)[1]]]
+        values = registry.evaluate(lacking, unavailable=unavailable, texts=bodies)
+        (found,) = missing.known(values, unavailable, 1)
+        _write_base(path, _read_base(path) | found)
+    return {name: value for name, value in _read_base(path).items() if math.isfinite(value)}
+
+
+def base_lacks(config: BiasConfig, root: Path) -> list[str]:
+    """Return the further metrics of what the base generates that no judge has answered yet."""
+    if not config.measure.base:
+        return []
+    known = _read_base(root / BASE_MEANS)
+    return [name for name in _further(config) if name not in known]
+
+
+def _further(config: BiasConfig) -> list[str]:
+    return registry.with_unparsable(config.measure.metrics)
+
+
+def _base_texts(
+    config: BiasConfig, prepared: Prepared, family: ArticleFamily
+) -> tuple[Model, list[str]]:
+    model = family.load(config.models.pool[0])
+    names = prepared.articles.chosen["id"].tolist()
+    task = GenerateTask(chain_key(0), base_weights(config, model), names, np.arange(len(names)))
+    (result,) = family.generate(model, [task], prepared.driver.sample)
+    return model, list(result.texts)
+
+
+def _read_base(path: Path) -> dict[str, float]:
+    """The means of the base; nan of a metric that has no value there."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {name: math.nan if value is None else value for name, value in found.items()}
+
+
+def _write_base(path: Path, means: Mapping[str, float]) -> None:
+    plain = {name: value if math.isfinite(value) else None for name, value in means.items()}
+    write_atomic(path, json.dumps(plain, sort_keys=True).encode())
 
 
 def real_shares(prepared: Prepared, auxiliary: AuxiliaryModels) -> dict[str, float]:

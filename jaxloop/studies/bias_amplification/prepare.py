@@ -15,9 +15,10 @@ from jaxloop.recursion.sources import Dataset
 from jaxloop.runtime.devices import select_devices
 from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.studies.bias_amplification import checks, family
-from jaxloop.studies.bias_amplification.articles import Articles, read_articles
+from jaxloop.studies.bias_amplification.articles import AnyLength, Articles, read_articles
 from jaxloop.studies.bias_amplification.chains import chains_line, make_chains
 from jaxloop.studies.bias_amplification.config import BiasConfig
+from jaxloop.studies.common import calls
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.run import overlaps_eval
 
@@ -62,21 +63,28 @@ def prepare(config: BiasConfig) -> Prepared:
             check(config)
     with noted(problems):
         select_devices(config.run.platform, config.run.devices)
+    base: base_models.BaseModel | None = None
     with noted(problems), named("config.models.pool"):
-        model_config, tokenizer = base_models.describe(config.models, config.models.pool[0])
-        codec = family.token_codec(tokenizer)
-    if problems:
-        with noted(problems):
-            checks.check_source(config)
+        base = base_models.describe(config.models, config.models.pool[0])
+    # What is wrong with the articles is said beside what is wrong with models.
+    block = config.chain.block
+    codec = AnyLength(block) if base is None else family.token_codec(base.tokenizer)
+    with noted(problems):
+        articles = read_articles(config.data, codec, block)
+        with noted(problems), named("config.classifier.model"):
+            classifier = checks.check_classifier(config, articles)
+        checks.check_adapt(config, articles)
     raise_all(problems)
-    articles = read_articles(config.data, codec, config.chain.block)
-    classifier = checks.check_classifier(config, articles)
-    checks.check_adapt(config, articles)
-    prepared = assemble(config, model_config, tokenizer, articles, classifier)
-    checks.check_model(config, model_config, family.prompt_len(prepared.prompts))
-    checks.check_direction(config, model_config, articles)
+    assert base is not None
+    prepared = assemble(config, base.config, base.tokenizer, articles, classifier)
+    with noted(problems):
+        checks.check_model(config, base.config, family.prompt_len(prepared.prompts))
+    with noted(problems):
+        checks.check_direction(config, base.config, articles)
     if config.neurons.measure:
-        checks.check_neurons(config, model_config, prepared.chains)
+        with noted(problems):
+            checks.check_neurons(config, base.config, prepared.chains)
+    raise_all(problems)
     driver.check(prepared.chains, prepared.data, prepared.driver)
     return prepared
 
@@ -112,17 +120,46 @@ def _dataset(articles: Articles) -> Dataset:
 def _driver_settings(
     config: BiasConfig, model_config: ModelConfig, prompts: family.Prompts
 ) -> driver.RunSettings:
+    fit = family.ChainFit(**dict(config.fit))
     return driver.RunSettings(
         generations=config.chain.generations,
-        fit=family.ChainFit(**dict(config.fit)),
+        fit=fit,
         sample=family.sample_settings(config, model_config, prompts),
         evaluate=0,
         keep=config.run.keep,
         study="bias",
         models_in_memory=1,
+        members_per_group=config.run.chains_per_call,
+        seconds_per_call=calls.SECONDS,
+        first_members=calls.chains_in_time(model_config, work_of_a_chain(config, prompts), fit),
         overlap_eval=overlaps_eval(config.run),
         resumable_fields=("sample.slots", "sample.texts_per_call"),
     )
+
+
+def work_of_a_chain(config: BiasConfig, prompts: family.Prompts) -> calls.Work:
+    """Return what the slowest chain does in a generation."""
+    chain, sample = config.chain, config.sample
+    blocks = family.block_count(prompts)
+    epochs = max(config.fit.epochs or 1.0, chain.overfit_epochs if "overfit" in chain.setups else 0)
+    tokens = blocks * chain.block * (1 + chain.share) * epochs
+    if config.fit.steps is not None:
+        tokens = config.fit.steps * config.fit.batch_size * config.fit.max_length
+    return calls.Work(
+        read=tokens,
+        length=config.fit.max_length,
+        written=blocks * sample.max_new_tokens * _beams(config),
+        context=family.prompt_len(prompts) + sample.max_new_tokens / 2,
+        frozen=config.fit.mode == "lora",
+    )
+
+
+def _beams(config: BiasConfig) -> int:
+    """The beams of the setup that has the most."""
+    chain, sample = config.chain, config.sample
+    own = sample.num_beams if sample.decoder == "beam" else 1
+    beams = {"beam": chain.beams, "penalty": chain.penalty_beams}
+    return max(own, *(beams.get(setup, 1) for setup in chain.setups))
 
 
 def lines(config: BiasConfig, prepared: Prepared) -> list[str]:

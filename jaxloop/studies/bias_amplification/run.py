@@ -9,6 +9,7 @@ writes articles/, neurons/, metrics.csv and texts/; at the end report.html is wr
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _train(context: Context) -> common.Outcome:
     family = _family(context, auxiliary)
     base_means: dict[str, float] = {}
     if context.is_first_process:
-        base_means = measure.measure_base(config, prepared, auxiliary, family, root)
+        measure.measure_base(config, prepared, auxiliary, family, root)
     result = driver.run(
         family,
         prepared.chains,
@@ -104,7 +105,8 @@ def _train(context: Context) -> common.Outcome:
     )
     lacks = missing.NOTHING
     if context.is_first_process:
-        lacks = missing.fill_judged(_scores(context, family), root)
+        filled = missing.fill_judged(_scores(context, family), root)
+        lacks, base_means = _with_base(context, auxiliary, family, filled)
     return common.trained(
         result,
         missing=lacks,
@@ -120,13 +122,23 @@ def _measure_again(context: Context) -> common.Outcome:
     config, prepared, root = context.config, context.prepared, context.root
     auxiliary = make_auxiliary_models(config, prepared, root)
     family = _family(context, auxiliary)
-    lacks = missing.fill_all(_scores(context, family), root)
-    base_means = measure.measure_base(config, prepared, auxiliary, family, root)
+    filled = missing.fill_all(_scores(context, family), root)
+    lacks, base_means = _with_base(context, auxiliary, family, filled)
     return common.measured_again(
         lacks,
         run_info=_run_info(config, prepared),
         write_report=functools.partial(_write_report, context, auxiliary, base_means, lacks.failed),
     )
+
+
+def _with_base(
+    context: Context, auxiliary: AuxiliaryModels, family: ArticleFamily, filled: missing.Missing
+) -> tuple[missing.Missing, dict[str, float]]:
+    """What is missing with what is missing of the base, and the base's means."""
+    config, root = context.config, context.root
+    means = measure.measure_base(config, context.prepared, auxiliary, family, root, fill=True)
+    counts = Counter(filled.counts) + Counter(measure.base_lacks(config, root))
+    return missing.of(counts, context.command)._replace(failed=filled.failed), means
 
 
 def _family(context: Context, auxiliary: AuxiliaryModels) -> ArticleFamily:

@@ -172,7 +172,10 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     """
     start = time.monotonic()
     initialise_distributed()
-    watch_silence(config.run.silence_seconds)  # type: ignore[attr-defined]  # as below
+    # A study without chains is run by one process.
+    silence = getattr(config.run, "silence_seconds", None)  # type: ignore[attr-defined]  # as below
+    if silence is not None:
+        watch_silence(silence)
     keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
     # Studies without generations have no trackers.
     check_trackers(getattr(config.run, "trackers", ()))  # type: ignore[attr-defined]

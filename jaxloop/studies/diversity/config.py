@@ -338,9 +338,10 @@ class DiversityConfig(Section):
         "1e-4, 3 epochs",
     )
     distances: Distances = Distances()
-    together: Count = Field(
-        16,
-        description="models that are trained, measured and sealed together: what a kill can lose",
+    together: Count | None = Field(
+        None,
+        description="models that are trained, measured and sealed together: what a kill can lose; "
+        "none: as `run.chains_per_call` says",
     )
     only: Only = ONLY
     run: RunConfig = RunConfig()

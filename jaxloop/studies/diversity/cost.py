@@ -17,7 +17,7 @@ from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.lm.training.autotune import default
 from jaxloop.runtime import environment, roofline
 from jaxloop.runtime.devices import platform_of
-from jaxloop.studies.common import card_hours, cost, published_models
+from jaxloop.studies.common import calls, card_hours, cost, published_models
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.diversity import prepare as diversity_setup
 from jaxloop.studies.diversity import records
@@ -158,6 +158,25 @@ def table(settings: DiversityConfig, target: str | None = None) -> list[tuple[st
             "arithmetic",
             f"{cost.big(sum(train.values()))}FLOP to train, "
             f"{cost.big(sum(test.values()))}FLOP to test",
+        )
+    )
+    largest = {
+        name: max(
+            (_read(cell, fit, lengths[cell.task][0]) for cell in cells if cell.base == name),
+            default=1.0,
+        )
+        for name in specs
+    }
+    rows.append(
+        calls.plan_row(
+            {
+                name: (
+                    model_config,
+                    calls.Work(largest[name], fit.max_length, frozen=fit.mode == "lora"),
+                )
+                for name, (model_config, _) in specs.items()
+            },
+            fit,
         )
     )
     rows.append(("memory", f"{cost.big(memory)}B to train one program of chains"))

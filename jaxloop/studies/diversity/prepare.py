@@ -13,6 +13,7 @@ import pandas as pd
 from jaxloop.lm import family as lm
 from jaxloop.lm.generation.prompt import render
 from jaxloop.lm.model import lora
+from jaxloop.lm.model.config import ModelConfig
 from jaxloop.metrics.embed import check_embedder
 from jaxloop.recursion import driver
 from jaxloop.recursion.chains import chain_id, make_chain
@@ -23,6 +24,7 @@ from jaxloop.recursion.sources import Dataset
 from jaxloop.recursion.workflow import replace
 from jaxloop.runtime.devices import select_devices
 from jaxloop.runtime.problems import named, noted, raise_all
+from jaxloop.studies.common import calls
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as running
 from jaxloop.studies.diversity import topics, writers
@@ -56,26 +58,22 @@ def prepare(settings: DiversityConfig) -> Prepared:
         _check_writers(settings)
     with noted(problems), named("config.distances.embedder"):
         check_embedder(settings.distances.embedder)
-    raise_all(problems)
     for name, (model_config, _) in models.items():
-        if settings.fit.mode == "lora":
-            lora.target_names(model_config, settings.fit.lora)
-        if settings.fit.max_length > model_config.max_seq_len:
-            raise ValueError(
-                f"config.fit.max_length = {settings.fit.max_length}: exceeds the context of "
-                f"{name}, which is {model_config.max_seq_len} tokens"
-            )
-    count = next(iter(models.values()))[1].count
+        with noted(problems):
+            _check_model(settings, name, model_config)
+    # Texts are counted as the first model does; what is wrong with the data is said without it too.
+    first = models.get(settings.models.pool[0])
+    count = base_models.one_token if first is None else first[1].count
+    cells = all_cells(settings)
     tables: dict[str, Tables] = {}
     for task in settings.tasks:
         with noted(problems):
             tables[task] = read(settings, task, count)
+            _check_enough(settings, task, tables[task], cells)
+            _check_length(settings, task, tables[task], models)
+    with noted(problems):
+        _check_openings(settings, tables)
     raise_all(problems)
-    cells = all_cells(settings)
-    for task in settings.tasks:
-        _check_enough(settings, task, tables[task], cells)
-        _check_length(settings, task, tables[task], models)
-    _check_openings(settings, tables)
     common = driver.RunSettings(
         1,
         settings.fit,
@@ -83,10 +81,37 @@ def prepare(settings: DiversityConfig) -> Prepared:
         evaluate=0,
         keep=None,
         study="diversity",
-        members_per_group=settings.together,
+        members_per_group=settings.together or settings.run.chains_per_call,
+        seconds_per_call=calls.SECONDS,
+        first_members={
+            name: calls.chains_in_time(
+                model_config, largest_work(settings, cells, name), settings.fit
+            )
+            for name, (model_config, _) in models.items()
+        },
         overlap_eval=running.overlaps_eval(settings.run),
     )
     return Prepared(tables, cells, models, common)
+
+
+def largest_work(settings: DiversityConfig, cells: Sequence[Cell], base: str) -> calls.Work:
+    """Return what the largest cell of a base does, as far as its largest set goes."""
+    fit = settings.fit
+    records = max((sum(cell.counts) for cell in cells if cell.base == base), default=1)
+    return calls.Work(
+        read=calls.trained_tokens(fit, records), length=fit.max_length, frozen=fit.mode == "lora"
+    )
+
+
+def _check_model(settings: DiversityConfig, name: str, model_config: ModelConfig) -> None:
+    """Raises ValueError where a model lacks the projections, or its context is too short."""
+    if settings.fit.mode == "lora":
+        lora.target_names(model_config, settings.fit.lora)
+    if settings.fit.max_length > model_config.max_seq_len:
+        raise ValueError(
+            f"config.fit.max_length = {settings.fit.max_length}: exceeds the context of "
+            f"{name}, which is {model_config.max_seq_len} tokens"
+        )
 
 
 def _check_writers(settings: DiversityConfig) -> None:
@@ -107,7 +132,7 @@ def _check_openings(settings: DiversityConfig, tables: Mapping[str, Tables]) -> 
         settings.generator,
         needed(all_cells(settings), "story") if "story" in settings.tasks else {},
     )
-    if sizes and g.story != "control" and g.topics == "openings":
+    if sizes and g.story != "control" and g.topics == "openings" and "story" in tables:
         topics.openings(settings, tables["story"], max(g.topic_sizes[level] for level in sizes))
 
 

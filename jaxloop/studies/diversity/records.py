@@ -35,7 +35,8 @@ def read(settings: DiversityConfig, task: str, count: TokenCounter) -> Tables:
     try:
         return _read_story(settings, count) if task == "story" else _read_qa(settings, count)
     except ValueError as error:
-        raise ValueError(in_section(str(error), task)) from None
+        text = in_section(str(error), task)
+        raise ValueError(text if text.startswith("config.") else f"config.{task}: {text}") from None
 
 
 def _read_story(settings: DiversityConfig, count: TokenCounter) -> Tables:

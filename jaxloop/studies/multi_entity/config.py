@@ -258,7 +258,7 @@ class EntitiesConfig(Section):
     together: Count | None = Field(
         None,
         description="models that are trained before any of them is written to the disk, which "
-        "bounds host memory; none: all",
+        "bounds host memory; none: as `run.chains_per_call` says",
     )
     theory: Theory = Theory()
     plan: PlanAssumptions = PlanAssumptions(text_tokens=110.0, prompt_tokens=50.0)

@@ -12,7 +12,14 @@ from jaxloop.lm.io import config_json, huggingface
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.recursion import driver
 from jaxloop.recursion.sources import Dataset
-from jaxloop.studies.common import absent_plan, card_hours, cost, device_hours, published_models
+from jaxloop.studies.common import (
+    absent_plan,
+    calls,
+    card_hours,
+    cost,
+    device_hours,
+    published_models,
+)
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.multi_entity import chains as plan_chains
 from jaxloop.studies.multi_entity import prepare as entities_setup
@@ -125,6 +132,13 @@ def _rest(settings: EntitiesConfig, prepared: entities_setup.Prepared, scored: i
         )
     )
     return [
+        calls.plan_row(
+            {
+                name: (model_config, entities_setup.work_of_a_model(settings))
+                for name, (model_config, _) in prepared.models.items()
+            },
+            settings.fit,
+        ),
         ("test rows to score", f"{scored * members * settings.exchange.generations:,}"),
         ("host memory", f"{weight_bytes / 1e9:,.2f} GB of weights at most"),
         ("disk", f"{entities_setup.disk(settings, prepared) / 1e9:,.2f} GB at most"),

@@ -24,6 +24,7 @@ from jaxloop.recursion.sources import Dataset
 from jaxloop.recursion.workflow import Exchange, exchange_weights
 from jaxloop.runtime.devices import select_devices
 from jaxloop.runtime.problems import named, noted, raise_all
+from jaxloop.studies.common import calls
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as running
 from jaxloop.studies.multi_entity.chains import (
@@ -76,6 +77,54 @@ class Prepared(NamedTuple):
 
 def prepare(settings: EntitiesConfig) -> Prepared:
     """Read the data and the models' descriptions. Raises ValueError if the run cannot succeed."""
+    problems: list[ValueError] = []
+    with noted(problems):
+        _check_metrics(settings)
+    mixing: Mixing = ()
+    weights = weights_of(settings)
+    reads_public = False
+    with noted(problems):
+        mixing = mixing_of(settings)
+        reads_public = _check_reads(settings, weights, mixing)
+    models: dict[str, tuple] = {}
+    with noted(problems):
+        select_devices(settings.run.platform, settings.run.devices)
+    for name in settings.models.pool:
+        with noted(problems), named("config.models.pool"):
+            models[name] = _describe(settings, name)
+    with noted(problems), named("config.measure.metrics"):
+        registry.check(settings.measure.metrics)
+    if settings.measure.probes and len(settings.entities) > 1:
+        with noted(problems), named("config.measure.embedder"):
+            check_embedder(settings.measure.embedder)
+    # What is wrong with the data is said beside what is wrong with models.
+    with noted(problems):
+        data, tests, data_lines = _read(settings, models, reads_public)
+    raise_all(problems)
+    chains, settings_of = make_chains(settings, data, weights, mixing)
+    texts_per_call = min(REQUESTS, settings.sample.texts_per_call or REQUESTS)
+    common = driver.RunSettings(
+        settings.exchange.generations,
+        settings.fit,
+        settings.sample.replace(texts_per_call=texts_per_call),
+        evaluate=0,
+        keep=settings.run.keep,
+        study=settings.study,
+        members_per_group=settings.together or settings.run.chains_per_call,
+        seconds_per_call=calls.SECONDS,
+        first_members=min(
+            calls.chains_in_time(model_config, work_of_a_model(settings), settings.fit)
+            for model_config, _ in models.values()
+        ),
+        overlap_eval=running.overlaps_eval(settings.run),
+        resumable_fields=("sample.texts_per_call",),
+    )
+    driver.check(chains, data, common)
+    return Prepared(chains, data, tests, data_lines, models, common, settings_of, mixing)
+
+
+def _check_metrics(settings: EntitiesConfig) -> None:
+    """Raise ValueError for metrics that need what this study does not give."""
     for name, (metric, _) in zip(
         settings.measure.metrics, registry.validate(settings.measure.metrics), strict=True
     ):
@@ -95,38 +144,6 @@ def prepare(settings: EntitiesConfig) -> Prepared:
                 f"config.measure.metrics has '{name}', which needs {', '.join(metric.needs)}: "
                 "this study gives texts only"
             )
-    mixing = mixing_of(settings)
-    weights = weights_of(settings)
-    reads_public = _check_reads(settings, weights, mixing)
-    problems: list[ValueError] = []
-    models: dict[str, tuple] = {}
-    with noted(problems):
-        select_devices(settings.run.platform, settings.run.devices)
-    for name in settings.models.pool:
-        with noted(problems), named("config.models.pool"):
-            models[name] = _describe(settings, name)
-    with noted(problems), named("config.measure.metrics"):
-        registry.check(settings.measure.metrics)
-    if settings.measure.probes and len(settings.entities) > 1:
-        with noted(problems), named("config.measure.embedder"):
-            check_embedder(settings.measure.embedder)
-    raise_all(problems)
-    data, tests, data_lines = _read(settings, models, reads_public)
-    chains, settings_of = make_chains(settings, data, weights, mixing)
-    texts_per_call = min(REQUESTS, settings.sample.texts_per_call or REQUESTS)
-    common = driver.RunSettings(
-        settings.exchange.generations,
-        settings.fit,
-        settings.sample.replace(texts_per_call=texts_per_call),
-        evaluate=0,
-        keep=settings.run.keep,
-        study=settings.study,
-        members_per_group=settings.together,
-        overlap_eval=running.overlaps_eval(settings.run),
-        resumable_fields=("sample.texts_per_call",),
-    )
-    driver.check(chains, data, common)
-    return Prepared(chains, data, tests, data_lines, models, common, settings_of, mixing)
 
 
 def _has_data(settings: EntitiesConfig, name: str) -> bool:
@@ -168,6 +185,20 @@ def _check_reads(
     return public
 
 
+def work_of_a_model(settings: EntitiesConfig) -> calls.Work:
+    """Return what a model does in a generation."""
+    e, fit, sample = settings.exchange, settings.fit, settings.sample
+    # It completes probes of every private corpus and of the public one.
+    texts = e.synthetic + (len(settings.entities) + 1) * settings.measure.probes
+    return calls.Work(
+        read=calls.trained_tokens(fit, e.size),
+        length=fit.max_length,
+        written=texts * sample.max_new_tokens,
+        context=sample.max_prompt + sample.max_new_tokens / 2,
+        frozen=fit.mode == "lora",
+    )
+
+
 def _describe(settings: EntitiesConfig, name: str) -> tuple:
     """(model_config, tokenizer) of a model, its weights unread."""
     model_config, tokenizer = base_models.describe(settings.models, name)
@@ -192,7 +223,14 @@ def _read(
     settings: EntitiesConfig, models: Mapping[str, tuple], reads_public: bool
 ) -> tuple[dict[str, Dataset], dict[str, tuple[list[str], list[str]]], list[tuple[str, str]]]:
     """(data, tests, lines about them) of all corpora."""
-    tokenizers = {id(t.backend): t for _, t in models.values()}.values()
+    tokenizers = list({id(t.backend): t for _, t in models.values()}.values())
+
+    def count(texts: list[str]) -> Sequence[int]:
+        if not tokenizers:
+            return base_models.one_token(texts)
+        counts = (tokenizer.count(texts) for tokenizer in tokenizers)
+        return [max(of_text) for of_text in zip(*counts, strict=True)]
+
     data: dict[str, Dataset] = {}
     tests: dict[str, tuple[list[str], list[str]]] = {}
     lines: list[tuple[str, str]] = []
@@ -223,10 +261,7 @@ def _read(
                 join_words=t.join_words,
                 held_out=settings.measure.test_texts,
                 limit=t.limit,
-                count_tokens=lambda texts: [
-                    max(counts)
-                    for counts in zip(*(tok.count(texts) for tok in tokenizers), strict=True)
-                ],
+                count_tokens=count,
                 # A beginning-of-text token is not in the count.
                 max_prompt_tokens=min(settings.sample.max_prompt, settings.fit.max_length) - 2,
             )

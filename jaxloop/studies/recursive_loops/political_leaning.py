@@ -5,6 +5,7 @@ It is given by a classifier that is fitted on labelled human texts, or by a judg
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -62,24 +63,41 @@ def _labelled(config: LoopsConfig, source: Source) -> tuple[np.ndarray, list[str
 
     There are as many of the left as of the right.
     """
-    options = config.political_leaning
-    labels = np.array([str(value) for value in source.column(options.label_column)], object)
-    sides = {
-        "left": np.flatnonzero(labels == options.left),
-        "right": np.flatnonzero(labels == options.right),
-    }
-    each = min(options.fit_texts // 2, *(len(rows) // 2 for rows in sides.values()))
-    if each < 10:
-        raise ValueError(
-            f"config.political_leaning: column '{options.label_column}' of {source.name} has "
-            f"{len(sides['left'])} texts labelled '{options.left}' and "
-            f"{len(sides['right'])} labelled '{options.right}'; at least 20 of each are needed"
-        )
+    check_labels(config, source)
+    sides = _sides(config, source)
+    each = _each(config, sides)
     rng = np.random.default_rng(0)
     chosen = {side: np.sort(rng.permutation(rows)[:each]) for side, rows in sides.items()}
     return np.concatenate(list(chosen.values())), [
         side for side, rows in chosen.items() for _ in rows
     ]
+
+
+def _sides(config: LoopsConfig, source: Source) -> dict[str, np.ndarray]:
+    """Row numbers of the texts of each side."""
+    options = config.political_leaning
+    labels = np.array([str(value) for value in source.column(options.label_column)], object)
+    return {
+        "left": np.flatnonzero(labels == options.left),
+        "right": np.flatnonzero(labels == options.right),
+    }
+
+
+def _each(config: LoopsConfig, sides: Mapping[str, np.ndarray]) -> int:
+    """How many texts of a side the classifier is fitted on."""
+    most = config.political_leaning.fit_texts // 2
+    return min(most, *(len(rows) // 2 for rows in sides.values()))
+
+
+def check_labels(config: LoopsConfig, source: Source) -> None:
+    """Raise ValueError where too few texts have a label to fit the classifier on."""
+    options, sides = config.political_leaning, _sides(config, source)
+    if _each(config, sides) < 10:
+        raise ValueError(
+            f"config.political_leaning: column '{options.label_column}' of {source.name} has "
+            f"{len(sides['left'])} texts labelled '{options.left}' and "
+            f"{len(sides['right'])} labelled '{options.right}'; at least 20 of each are needed"
+        )
 
 
 def _classifier(config: LoopsConfig, source: Source, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.models import BaseModel
 from jaxloop.studies.common.run import chain_settings
-from jaxloop.studies.recursive_loops import chains, properties, subsets
+from jaxloop.studies.recursive_loops import chains, political_leaning, properties, subsets
 from jaxloop.studies.recursive_loops import sources as loops_data
 from jaxloop.studies.recursive_loops.chains import Planned
 from jaxloop.studies.recursive_loops.config import LoopsConfig
@@ -97,6 +97,8 @@ def check_early(config: LoopsConfig) -> Early:
     for name in config.domains:
         with noted(problems):
             data_lines[name] = loops_data.check(config, name)
+        with noted(problems):
+            loops_data.check_room(config, name)
     raise_all(problems)
     with noted(problems):
         _check_human_judges(config)
@@ -189,6 +191,9 @@ def prepare(config: LoopsConfig) -> Prepared:
     sources = {name: loops_data.read(config, name, count_tokens) for name in config.domains}
     if config.subset_kind in ("clusters", "mixtures"):
         _check_cluster_size(config, sources)
+    if config.subset_kind == "political" and config.political_leaning.judge is None:
+        for source in sources.values():
+            political_leaning.check_labels(config, source)
     if config.subset_kind == "whole":
         rows = {one.name: one for one in subsets.build(config, sources, Path())}
         with_rows = [one._replace(subset=rows[one.subset.name]) for one in planned]

@@ -23,16 +23,17 @@ import pyarrow.parquet as pq
 
 from jaxloop.data import dialect
 from jaxloop.data import sources as data_sources
-from jaxloop.data.batches import Batch, Columns, Shard, all_names, chosen, count_of
+from jaxloop.data.batches import Columns, Shard, all_names, chosen, count_of
 from jaxloop.data.digest import digest_texts
 from jaxloop.lm.generation.prompt import render
 from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry, umap
 from jaxloop.metrics.base import Unavailable
-from jaxloop.runtime.atomic_io import cache_folder, write_atomic
+from jaxloop.runtime.atomic_io import cache_folder, require_space, write_atomic
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.runtime.log import LOGGER
 from jaxloop.studies import JudgeSilent
+from jaxloop.studies.recursive_loops import first_rows
 from jaxloop.studies.recursive_loops.config import Domain, LoopsConfig
 from jaxloop.studies.recursive_loops.data import clean_files, cleaning, recipes, sampling
 from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered, unknown
@@ -106,6 +107,7 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
     path = folder / "rows.parquet"
     with filelock.FileLock(folder / ".lock"):
         if not path.exists():
+            check_room(config, name)
             _clean(config, name, domain, _counter(config, domain, count_model), path)
     names = [column for column in pq.read_schema(path).names if column != "text"]
     table = pq.read_table(path, columns=names, memory_map=True)
@@ -166,17 +168,23 @@ def check(config: LoopsConfig, name: str) -> str:
                 source = () if place == own.source else (str(place),)
                 one = one.model_copy(update={"source": source})
             for shard in _shards(config, one):
-                _check_first(config, domain, next(shard.read(), {}))
+                first_rows.check(config, domain, _labels(config), next(shard.read(), {}))
                 break
     return f"first row of {', '.join(map(str, places))} read; cleaned when a run begins"
 
 
-def _check_first(config: LoopsConfig, domain: Domain, batch: Batch) -> None:
-    """Raise ValueError where the first rows lack a column that is read."""
-    names = all_names(batch) if isinstance(batch, list) else list(batch)
-    needed = [domain.text_column] if domain.recipe == "plain" else []
-    if lacking := [column for column in (*needed, *_labels(config)) if column not in names]:
-        raise ValueError(f"has no column {lacking[0]!r}; there are {', '.join(map(str, names))}")
+def check_room(config: LoopsConfig, name: str) -> None:
+    """Raise DiskFull where the clean rows of a domain surely do not fit the cache folder's disk.
+
+    They are estimated from its files; what is on the hub is not known before it is read.
+    """
+    if not is_clean(config, name):
+        domain = config.domains[name]
+        places = domain.source
+        if not places and recipes.RECIPES[domain.recipe].files:
+            places = tuple(map(str, recipes.own_places(domain.recipe)))
+        needed = clean_files.room_needed(places, first_rows.columns(domain), domain.limit)
+        require_space(_folder(config, name), needed, f"cleaning config.domains.{name}")
 
 
 def _any_length(texts: list[str]) -> Sequence[int]:
@@ -363,6 +371,9 @@ def _plain_batches(shard: Shard, names: Sequence[str]) -> Iterator[Columns]:
         if names[0] not in columns and rows == 0:
             columns = chosen(batch, list(batch) if isinstance(batch, dict) else all_names(batch))
         cleaning.check_texts(columns.get(names[0], ()), names[0], shard.name, rows)
+        for label in names[1:]:
+            if label in columns:
+                columns[label] = cleaning.check_labels(columns[label], label, shard.name, rows)
         rows += len(batch) if isinstance(batch, list) else count_of(batch)
         yield columns
 

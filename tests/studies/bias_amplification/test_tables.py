@@ -164,7 +164,8 @@ def test_variants_make_one_example_of_an_article_or_one_of_every_line():
         (dict(title_column="headline"), r"headline"),
         (
             dict(author_column="original_title", date_column="original_body"),
-            r"config.data.date_column = 'original_body': cannot be read as dates",
+            r"config.data.date_column = 'original_body': 'another the bill .* of the 1. article "
+            r"with a wanted label, cannot be read as a date",
         ),
     ],
 )

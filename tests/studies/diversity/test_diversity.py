@@ -367,7 +367,9 @@ def test_refusals_are_one_sentence_and_write_nothing(
         capsys, f"--config={place / 'study.py'}", f"--workdir={tmp_path / 'run'}", *given
     )
     lines = [line for line in err.splitlines() if line.startswith("jaxloop: ")]
-    assert code == 2 and len(lines) == 1 and sentence in lines[0] and more in lines[0], err
+    # A sentence on each task that it is true of.
+    assert code == 2 and 1 <= len(lines) <= 2 and len(set(lines)) == len(lines), err
+    assert sentence in lines[0] and more in lines[0], err
     assert not (tmp_path / "run").exists()
 
 

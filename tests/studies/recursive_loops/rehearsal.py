@@ -3,9 +3,13 @@ and flags that reduce sizes and nothing else.
 """
 
 import os
+import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +17,6 @@ from jaxloop.data import sources
 from jaxloop.studies.recursive_loops import scales
 from jaxloop.studies.recursive_loops.data import recipes
 from tests import command, dumps, hub
-from tests.metrics.server import completion
 
 TOXICITY = "unitary/toxic-bert"
 TEXTS = 560  # of each dataset, before it is cleaned
@@ -40,12 +43,14 @@ class World(NamedTuple):
         models: {name on the hub: directory}.
         files: {dataset: its files}.
         url: of the judge.
+        judge: its model, as the server calls it.
     """
 
     folder: Path
     models: dict[str, Path]
     files: dict[str, list[Path]]
     url: str
+    judge: str
 
 
 def human_texts(count: int) -> list[str]:
@@ -62,7 +67,7 @@ def human_texts(count: int) -> list[str]:
     raise AssertionError(f"the box holds {len(found)} texts, {count} are needed")
 
 
-def build(folder: Path, url: str) -> World:
+def build(folder: Path, url: str, judge: str) -> World:
     """Models and datasets of the paper below a folder."""
     texts = human_texts(len(scales.PAPER) * TEXTS)
     names = (*scales.POOL, scales.ENCODER, TOXICITY)
@@ -76,30 +81,12 @@ def build(folder: Path, url: str) -> World:
         )
         for i, name in enumerate(scales.PAPER)
     }
-    return World(folder, models, files, url)
-
-
-def reply(body: dict, number: int) -> dict:
-    """A judge that reads: every text of a kind has one of the paper's answers, by its letters."""
-    said = "\n".join(message["content"] for message in body["messages"])
-    letters = sum(map(ord, said))
-    if "written in English" in said:
-        german = "Bundestag" in said
-        return _token("0" if german else "1")
-    if "left-wing" in said:
-        return _token(("10", "30", "50", "70", "90", "-")[letters % 6])
-    if "0 for low quality" in said:
-        return _token(str(letters % 3))
-    return _token(("20", "40", "60", "80", "55")[letters % 5])
-
-
-def _token(text: str) -> dict:
-    return completion(text, (text, -0.1), ("I", -3.0), ("7", -6.0))
+    return World(folder, models, files, url, judge)
 
 
 def options(world: World) -> str:
     """The options of metrics that ask this world's judge, as the paper's code does."""
-    return f"model='judge',url='{world.url}',reply='first_token'"
+    return f"model='{world.judge}',url='{world.url}',reply='first_token'"
 
 
 def flags(world: World, domains) -> list[str]:
@@ -118,6 +105,23 @@ def flags(world: World, domains) -> list[str]:
         files = ",".join(map(str, world.files[name]))
         places.append(f"domains.{name}.source={files}")
     return [f"--config.{place}" for place in (*places, *SIZES)]
+
+
+def validate(config: str, workdir: Path, words: Sequence[str]) -> float:
+    """The seconds of processor time that `--validate` takes in a process of its own, which must
+    find nothing wrong.
+    """
+    before = _spent()
+    command = [sys.executable, "-m", "jaxloop.main", config, f"--workdir={workdir}", *words]
+    done = subprocess.run([*command, "--validate"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return _spent() - before
+
+
+def _spent() -> float:
+    """Seconds of processor time of the processes that were started here and have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def run(capsys, config: str, workdir: Path, words, *, stop_at: str | None = None):

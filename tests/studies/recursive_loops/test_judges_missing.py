@@ -229,3 +229,26 @@ def test_half_of_the_answers_are_kept_and_the_score_is_missing_until_the_rest_is
     with Server(lambda body, number: completion("40"), port=port):
         go(expect=0, **changes)
     assert set(metrics(root).query("metric == 'judge_quality'")["value"]) == {40.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "delay", "said"),
+    [
+        ("slow", 1.5, "silence for 0.2 s"),
+        ("busy", 0.0, "status 429 and asks to be left alone for 3,600 s"),
+    ],
+)
+def test_a_judge_that_is_slow_or_busy_is_one_sentence(go, port, kind, delay, said):
+    def reply(body, number):
+        return (429, {"Retry-After": "3600"}, b"") if kind == "busy" else completion("70")
+
+    quality = judge("quality", port).replace(")", ", timeout=0.2)")
+    with Server(reply, delay=delay, port=port):
+        root, _, err = go(expect=5, quality=quality)
+        assert said in err and "Traceback" not in err
+        (line,) = [line for line in err.splitlines() if "scores are missing" in line]
+        assert "2 of judge_quality; to fill them in:" in line
+    with Server(lambda body, number: completion("70"), port=port):
+        go("--config.only=metrics", expect=0, quality=quality)
+    assert set(metrics(root).query("metric == 'judge_quality'")["value"]) == {70.0}

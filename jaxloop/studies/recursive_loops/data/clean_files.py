@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxloop.data import reading
+from jaxloop.data import containers, reading
 from jaxloop.data.batches import (
     ROWS_OF_A_BATCH,
     Columns,
@@ -32,6 +32,8 @@ from jaxloop.studies.recursive_loops.data import cleaning
 from jaxloop.studies.recursive_loops.data.cleaning import Report, Step
 
 ROWS_OF_A_PART = 1_000_000
+# What a row of a limited number of rows takes at most, in parts and in the end.
+_BYTES_OF_A_ROW = 8192
 _ROWS_WRITTEN = 16 * ROWS_OF_A_BATCH
 
 
@@ -49,6 +51,39 @@ class _Part(NamedTuple):
     rows: int
     whole: bool
     report: Report
+
+
+def room_needed(
+    places: Sequence[str | Path], columns: Sequence[str], limit: int | None = None
+) -> int:
+    """Return the bytes that the clean rows of files need while they are made, about.
+
+    They lie there twice at the end, in parts and as one file, compressed: so they take twice the
+    bytes of the columns that are read of a parquet file, or of a compressed file, and those of a
+    file of plain text once. Places that are no files count as nothing.
+
+    Args:
+        places: files, folders or ids on the hub.
+        columns: those that are read.
+        limit: rows that are read; None: all.
+    """
+    files = [Path(place) for place in places if Path(place).is_file()]
+    needed = sum(_room_of(file, columns) for file in files)
+    return needed if limit is None else min(needed, limit * _BYTES_OF_A_ROW)
+
+
+def _room_of(file: Path, columns: Sequence[str]) -> int:
+    if reading.extension(file.name) == ".parquet":
+        try:
+            metadata = pq.read_metadata(file)
+        except (OSError, pa.ArrowException):
+            return 0  # what is wrong with it is said where it is read
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+        wanted = [c for c in chunks if c.path_in_schema.partition(".")[0] in columns]
+        return 2 * sum(chunk.total_compressed_size for chunk in wanted)
+    compressed = file.suffix.lower() in containers.COMPRESSED
+    return file.stat().st_size * (2 if compressed else 1)
 
 
 def clean_parts(

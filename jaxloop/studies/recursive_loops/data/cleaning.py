@@ -242,6 +242,24 @@ def check_texts(values: Sequence[Any], column: str, where: str = "", first: int 
             )
 
 
+def check_labels(
+    values: Sequence[Any], column: str, where: str, first: int = 0
+) -> list[str | None]:
+    """Return the values of a column of labels as text, null as None; arguments as of `check_texts`.
+
+    Raises ValueError for a value that is neither text nor a number nor a date.
+    """
+    if set(map(type, values)) <= {str, type(None)}:
+        return list(values)
+    for number, value in enumerate(values, first + 1):
+        if isinstance(value, Mapping | Collection) and not isinstance(value, str):
+            raise ValueError(
+                f"cleaning: the column {column!r} holds {type(value).__name__} "
+                f"{str(value)[:40]!r} in row {number} of '{where}'; it must hold labels."
+            )
+    return [None if value is None else str(value) for value in values]
+
+
 def drop_links() -> Step:
     """Return a step that deletes links, then white space at the end of the text.
 

@@ -420,6 +420,9 @@ def _checked(columns: Columns, wanted: _Wanted, where: str, before: int) -> Colu
     for name in (*wanted.recipe.columns, *wanted.recipe.optional):
         if name in columns and name not in wanted.recipe.dates:
             cleaning.check_texts(columns[name], name, where, before)
+    for name in wanted.required:
+        if name not in wanted.recipe.columns:
+            columns[name] = cleaning.check_labels(columns[name], name, where, before)
     for name in wanted.recipe.dates:
         columns[name] = [cleaning.iso_date(value) for value in columns[name]]
         for number, day in enumerate(columns[name], before + 1):
