@@ -265,10 +265,40 @@ def restore_copy(mirror: Mirror) -> None:
             )
         write_index(mirror, index)
         return
+    _restore_what_is_whole(mirror, index, head)
+
+
+def _restore_what_is_whole(mirror: Mirror, index: Index, head: list[str]) -> None:
+    """Take the files of the newest readable state whose contents are whole.
+
+    Both states may need one damaged object. A generation of which a file is missing is made again,
+    as on a disk.
+    """
+    for name in head:
+        state = _read_state(mirror.store, name) or {}
+        found = {path: entry for path, entry in state.items() if _is_whole(mirror.store, *entry)}
+        if not found:
+            continue
+        missing = sorted(state.keys() - found.keys())
+        LOGGER.warning(
+            "%s: neither state is whole; going on without %s", mirror.store.address, missing
+        )
+        index = dataclasses.replace(index, meeting=0, state=found, head=[name], whole=True)
+        take(mirror, found, index, scan(mirror, index))
+        write_index(mirror, index)
+        return
     raise ValueError(
-        f"workdir={mirror.store.address}: neither the newest state nor the one before can be read "
-        "whole; restore its objects, or give another address"
+        f"workdir={mirror.store.address}: neither the newest state nor the one before can be read; "
+        "restore its objects, or give another address"
     )
+
+
+def _is_whole(store: Store, size: int, sha: str) -> bool:
+    try:
+        _read_blob(store, size, sha)
+    except DamagedObject:
+        return False
+    return True
 
 
 def _without_unfinished(now: State, state: State) -> State:

@@ -128,10 +128,22 @@ def test_a_damaged_object_costs_the_newest_state_at_most(place, tmp_path, monkey
     another_machine(monkeypatch, tmp_path)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert checkpoint.scan(mirror.restore(address)).last == 0
+    # An object that both states need costs its generation.
+    blob = folder / "blobs" / mirror_copy._sha256(b"content 0 of a.safetensors")
+    whole = blob.read_bytes()
+    (folder / "blobs" / mirror_copy._sha256(b"content 1 of a.safetensors")).unlink()
+    blob.unlink()
+    another_machine(monkeypatch, tmp_path, "third")
+    root = mirror.restore(address)
+    assert "neither state is whole; going on without" in caplog.text
+    assert not (root / checkpoint.finished(0) / "adapters").exists()
+    with pytest.raises(checkpoint.CorruptCheckpointError, match="generation 0 cannot be used"):
+        checkpoint.scan(root)
+    blob.write_bytes(whole)
     for blob in (folder / "blobs").iterdir():
         blob.write_bytes(b"flipped")
     another_machine(monkeypatch, tmp_path, "elsewhere")
-    with pytest.raises(ValueError, match="neither the newest state nor the one before"):
+    with pytest.raises(ValueError, match="neither the newest state nor the one before can be"):
         mirror.restore(address)
 
 

@@ -335,6 +335,13 @@ def test_the_last_bucket_holds_every_block():
         )
 
 
+@functools.cache
+def decode_again(sampler, shape):
+    """The loop as a program of its own, which is traced where it is first called."""
+    static = dict(sampler=sampler, shape=shape, eos=-1)
+    return jax.jit(functools.partial(decode_loop.decode.__wrapped__, LLAMA, **static))
+
+
 @pytest.mark.parametrize("lengths", [[1, 2, 3, 38] * 3, [38] * 12], ids=["few old rows", "all old"])
 def test_every_bucket_writes_the_same(lengths, monkeypatch):
     """Padding the list of blocks changes nothing: with room for all blocks always, texts are the
@@ -349,9 +356,7 @@ def test_every_bucket_writes_the_same(lengths, monkeypatch):
     several = decode(LLAMA, sampler, shape, -1, params, pool, cached, *asked)
     every_block = shape.num_slots * kv_blocks.ring_windows(shape) + 1
     monkeypatch.setattr(kv_blocks, "block_count_buckets", lambda shape: (every_block,))
-    static = dict(sampler=sampler, shape=shape, eos=-1)
-    again = jax.jit(functools.partial(decode_loop.decode.__wrapped__, LLAMA, **static))
-    whole = again(unstack_layers(params), pool, cached, *asked)
+    whole = decode_again(sampler, shape)(unstack_layers(params), pool, cached, *asked)
     np.testing.assert_array_equal(several.tokens, whole.tokens)
     assert several.length.tolist() == lengths
 
