@@ -6,6 +6,7 @@ run by each side with its own package on PYTHONPATH. Prints its seconds as JSON.
 
 import cProfile
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ def measure_again(
 ) -> dict[str, float]:
     """Measure generations of a run and write values.json and articles/ into `out`."""
     keep_compiled_programs(out.parent / "xla")
+    # The next generation trains on what is there; links are not followed inside a run.
+    shutil.copytree(run / "texts", out / "texts")
     stored = json.loads((run / "config.json").read_text(encoding="utf-8"))
     config = configs.build(CONFIG, stored.get("config", stored))
     prepared = prepare(config)

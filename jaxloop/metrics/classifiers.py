@@ -6,6 +6,7 @@ Dimensions: n texts, C classes, E size of an embedding.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,10 @@ from jaxloop.metrics.corpus import Corpus, Texts, chain_means
 from jaxloop.metrics.embed import default_model
 from jaxloop.metrics.tokens import check_texts
 from jaxloop.runtime.atomic_io import write_atomic
+
+# What a classifier found for texts: {digest: probabilities [C]}.
+Known = dict[bytes, np.ndarray]
+KNOWN_TEXTS = 1 << 17
 
 
 class Classifier(NamedTuple):
@@ -101,7 +106,11 @@ def load_encoder(name: str | None, max_length: int | None) -> Encoder:
 
 
 def probabilities(
-    classifier: Classifier, texts: Sequence[str], *, batch: int | None = None
+    classifier: Classifier,
+    texts: Sequence[str],
+    *,
+    batch: int | None = None,
+    known: Known | None = None,
 ) -> np.ndarray:
     """Return the probability of every class for every text, [n, C] float32.
 
@@ -112,13 +121,30 @@ def probabilities(
 
     Args:
         batch: in padded tokens; None chooses for the device.
+        known: rows of texts that the same classifier read before, to which those read now are
+            added, with the oldest of more than `KNOWN_TEXTS` left out.
     """
     texts = check_texts(texts)
     if not texts:
         return np.zeros((0, len(classifier.labels)), np.float32)
-    # Models that collapse repeat themselves.
-    row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    return _probabilities(classifier, list(row_of), batch)[[row_of[text] for text in texts]]
+    # Models that collapse repeat themselves, and from one generation to the next.
+    digests = [_digest(text) for text in texts]
+    kept = {} if known is None else known
+    # Several threads may share what is kept.
+    found = {digest: row for digest in digests if (row := kept.get(digest)) is not None}
+    unread = {d: text for d, text in zip(digests, texts, strict=True) if d not in found}
+    if unread:
+        rows = _probabilities(classifier, list(unread.values()), batch)
+        read = dict(zip(unread, rows, strict=True))
+        found |= read
+        kept |= read
+        for digest in list(kept)[: max(0, len(kept) - KNOWN_TEXTS)]:
+            kept.pop(digest, None)
+    return np.stack([found[digest] for digest in digests])
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _probabilities(classifier: Classifier, texts: list[str], batch: int | None) -> np.ndarray:
@@ -184,12 +210,9 @@ def _loaded(model: str, labels: tuple[str, ...] | None, max_length: int | None) 
     return load_classifier(model, labels=labels, max_length=max_length)
 
 
-@functools.lru_cache(maxsize=2)
-def _cached_probabilities(
-    texts: tuple[str, ...], model: str, labels: tuple[str, ...] | None, max_length: int | None
-) -> np.ndarray:
-    """Cached, so that the metrics of one classifier run it once."""
-    return probabilities(_loaded(model, labels, max_length), texts)
+@functools.lru_cache(maxsize=4)
+def _known(model: str, labels: tuple[str, ...] | None, max_length: int | None) -> Known:
+    return {}
 
 
 class _Scores(NamedTuple):
@@ -218,7 +241,9 @@ def _scores(
             f"label is {label!r}; the classes of {model} are {', '.join(map(repr, classes))}."
         )
     corpus = Corpus.of(texts)
-    values = _cached_probabilities(tuple(corpus.texts), model, named, max_length)
+    # So that the metrics of one classifier run it once.
+    known = _known(model, named, max_length)
+    values = probabilities(_loaded(model, named, max_length), corpus.texts, known=known)
     return _Scores(corpus, values, classes.index(label))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxloop.metrics.base import TEXTS, Metric
-from jaxloop.metrics.classifiers import Classifier, load_classifier, probabilities
+from jaxloop.metrics.classifiers import Classifier, Known, load_classifier, probabilities
 from jaxloop.metrics.corpus import Corpus, Texts, chain_means
 
 VALUES = {"clean": 3.0, "mild gibberish": 2.0, "mild": 2.0, "word salad": 1.0, "noise": 0.0}
@@ -52,6 +52,11 @@ def _detector(path: str | None) -> Classifier:
     return detector
 
 
+@functools.lru_cache(maxsize=2)
+def _known(path: str | None) -> Known:
+    return {}
+
+
 def text_qualities(
     texts: Texts, detector: str | None = None, variant: str = "class", split: str = "sentence"
 ) -> list[np.ndarray]:
@@ -82,7 +87,7 @@ def text_quality_variants(
         piece for of_split in pieces.values() for text in of_split for piece in text
     )
     loaded = _detector(detector)
-    shares = probabilities(loaded, list(distinct)).astype(np.float64)
+    shares = probabilities(loaded, list(distinct), known=_known(detector)).astype(np.float64)
     found = []
     for variant, split in variants:
         scores = _sentence_scores(loaded, shares, variant)

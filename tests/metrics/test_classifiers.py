@@ -3,6 +3,7 @@ against scikit-learn, metrics.
 """
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import classification_report, confusion_matrix
 
+from jaxloop.lm.encoder import encoder as encoders
 from jaxloop.lm.encoder import files as encoder_files
-from jaxloop.metrics import classifier_fit, registry
+from jaxloop.metrics import classifier_fit, classifiers, registry
 from jaxloop.metrics.classifier_training import fit_classifier, split_rows
 from jaxloop.metrics.classifiers import (
     load_classifier,
@@ -106,6 +108,29 @@ def test_directories_equal_transformers(folder, name):
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert predict(ours, TEXTS) == [("left", "center", "right")[i] for i in expected.argmax(1)]
     assert probabilities(ours, []).shape == (0, 3)
+
+
+def test_texts_that_come_again_are_read_once(folder, monkeypatch):
+    ours = load_classifier(folder("bert", ("left", "center", "right"))[0])
+    read, known = [], {}
+
+    def token_ids(encoder, texts):
+        read.extend(texts)
+        return encoders.token_ids(encoder, texts)
+
+    monkeypatch.setattr(classifiers, "encoders", SimpleNamespace(**vars(encoders)))
+    monkeypatch.setattr(classifiers.encoders, "token_ids", token_ids)
+    first = probabilities(ours, TEXTS[:3] * 2, known=known)
+    again = probabilities(ours, TEXTS, known=known)
+    assert read == TEXTS
+    alone = np.concatenate([probabilities(ours, [text]) for text in TEXTS])
+    np.testing.assert_array_equal(again, alone)
+    np.testing.assert_array_equal(first, alone[[0, 1, 2, 0, 1, 2]])
+    monkeypatch.setattr(classifiers, "KNOWN_TEXTS", 2)
+    np.testing.assert_array_equal(
+        probabilities(ours, [*TEXTS, "new"], known=known)[: len(TEXTS)], alone
+    )
+    assert read[len(TEXTS) + len(TEXTS) :] == ["new"] and len(known) == 2
 
 
 def test_classes_that_do_not_exclude_each_other(folder):

@@ -110,7 +110,7 @@ def known(monkeypatch):
     monkeypatch.setattr(
         quality,
         "probabilities",
-        lambda _, texts: np.array([SHARES[t] for t in texts], np.float32).reshape(-1, 4),
+        lambda _, texts, known: np.array([SHARES[t] for t in texts], np.float32).reshape(-1, 4),
     )
 
 

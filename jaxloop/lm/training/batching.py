@@ -31,8 +31,10 @@ BUCKETS = (
     6144,
     8192,
 )
-# Rows of the smallest batch that is only evaluated, on a CPU.
+# Rows of the smallest batch that is only evaluated, on a CPU, and padded tokens of larger ones:
+# what more need between layers leaves the cache, and from 32 MB on is mapped anew for every batch.
 TIGHT_ROWS = 8
+TIGHT_TOKENS = 1024
 
 
 def bucket(length: int, limit: int | None = None) -> int:
@@ -180,13 +182,15 @@ def plan_batches(
 
 
 def evaluation_batches(
-    lengths: np.ndarray, rows: int, limit: int, platform: str
+    lengths: np.ndarray, rows: int, limit: int, platform: str, *, predicted: bool = False
 ) -> Iterator[StepBatch]:
     """Yield all examples once, at most `rows` at a time in the order of their lengths [n].
 
     Each batch has one step and is padded with empty rows: to `rows` and a length of `BUCKETS`,
     so that there are few programs. On a CPU, where compiling takes less and padding is not free,
-    to a multiple of `TIGHT_ROWS` and a length at most a quarter too long.
+    to a multiple of `TIGHT_ROWS` within `TIGHT_TOKENS` and a length at most a quarter too long.
+    With `predicted` the last token of a row is predicted and not read, so that there the tokens
+    before it have that length.
     """
     order = np.argsort(lengths, kind="stable")
     tight = platform == "cpu"
@@ -195,8 +199,12 @@ def evaluation_batches(
     for at in range(0, len(order), step):
         chosen = order[at : at + step]
         longest = int(lengths[chosen].max())
-        seq_len = _tight_length(longest, limit) if tight else bucket(longest, limit)
-        if blocks and blocks[-1][0] == seq_len and (1 + len(blocks[-1][1])) * step <= rows:
+        if tight:
+            seq_len = _tight_length(max(1, longest - predicted), limit - predicted) + predicted
+        else:
+            seq_len = bucket(longest, limit)
+        most = min(rows, TIGHT_TOKENS // seq_len) if tight else rows
+        if blocks and blocks[-1][0] == seq_len and (1 + len(blocks[-1][1])) * step <= most:
             blocks[-1][1].append(chosen)
         else:
             blocks.append((seq_len, [chosen]))

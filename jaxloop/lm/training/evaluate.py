@@ -18,7 +18,7 @@ from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.sharding import place_like, programs_on
 from jaxloop.lm.target import Target, target_of
 from jaxloop.lm.training import batching
-from jaxloop.lm.training.loss import row_nll
+from jaxloop.lm.training.loss import forward_nll
 from jaxloop.runtime.devices import programs_at_once, run_concurrently
 from jaxloop.runtime.setup_jit import setup_jit
 
@@ -78,7 +78,9 @@ def loss(
                 completion_only=fit.completion_only,
             )
         examples = encoded[source]
-        batches = batching.evaluation_batches(examples.lengths, rows, limit, target.platform)
+        batches = batching.evaluation_batches(
+            examples.lengths, rows, limit, target.platform, predicted=True
+        )
         jobs += [_Job(number, examples, batch) for batch in batches]
     token_nll: list[dict[int, np.ndarray]] = [{} for _ in tasks]
     # The weights of one task at a time are on the device, but for those of programs that run.
@@ -151,4 +153,4 @@ def batch_nll(
     target: Target,
 ) -> jax.Array:
     """-log p [B, T - 1] of each token given those before it."""
-    return row_nll(config, params, tokens_BT, packed=adapter, target=target)
+    return forward_nll(config, params, tokens_BT, packed=adapter, target=target)

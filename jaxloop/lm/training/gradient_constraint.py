@@ -39,9 +39,11 @@ from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.target import target_of
 from jaxloop.lm.training import batching
-from jaxloop.lm.training.loss import row_nll
+from jaxloop.lm.training.loss import forward_nll
 
 PER = ("dimension", "direction")
+# Numbers that `component` reads at once.
+_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -170,12 +172,17 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def component(weights: Any, start: Any, direction: Any) -> float:
     """u' (weights - start): how far weights have moved along the direction."""
-    total: Any = 0.0
+    total = 0.0
     leaves = map(jax.tree.leaves, (weights, start, direction))
-    for w, s, u in zip(*leaves, strict=True):
-        moved = np.asarray(w, np.float64) - np.asarray(s, np.float64)
-        total += np.vdot(np.asarray(u, np.float64), moved)
-    return float(total)
+    for leaf in zip(*leaves, strict=True):
+        w, s, u = (np.asarray(x).reshape(-1) for x in leaf)
+        # A block at a time: copies of whole leaves in float64 would leave the cache, and a product
+        # of BLAS would wait for the threads of others.
+        for at in range(0, w.size, _BLOCK):
+            of_block = slice(at, at + _BLOCK)
+            moved = w[of_block].astype(np.float64) - s[of_block]
+            total += float((moved * u[of_block]).sum())
+    return total
 
 
 def gradient(
@@ -282,7 +289,9 @@ def coefficient(
     target = target_of(model.config, model.params)
     base = None if whole else model.params
     total, tokens = 0.0, 0
-    for batch in batching.evaluation_batches(examples.lengths, rows, limit, target.platform):
+    for batch in batching.evaluation_batches(
+        examples.lengths, rows, limit, target.platform, predicted=True
+    ):
         tokens_SBT, mask_SBT = batching.fill(examples, batch, 1, model.tokenizer.pad)
         slope_of_batch = _slope(
             model.config,
@@ -312,7 +321,7 @@ def _slope(config, lora, whole, target, base, weights, direction, tokens_BT, mas
             packed = adapters.pack_adapters(
                 config, adapters.Adapter(of_one_chain, lora), jnp.float32
             )
-        nll = row_nll(config, params, tokens_BT, packed=packed, target=target)
+        nll = forward_nll(config, params, tokens_BT, packed=packed, target=target)
         return jnp.where(mask_BT[:, 1:], nll, 0.0).sum()
 
     def in_float32(tree):

@@ -19,12 +19,18 @@ from jaxloop.lm.target import Target
 
 CHUNK = 1 << 26  # most logits that are held at once: 256 MB in float32
 LEAN_CHUNK = 1 << 29  # the same for `lean_nll`: 1 GB in bfloat16
+CACHED_CHUNK = 1 << 20  # logits that stay in the cache of a CPU
 
 
 def token_nll(
-    config: ModelConfig, params: dict[str, Any], x_ND: jax.Array, targets_N: jax.Array
+    config: ModelConfig,
+    params: dict[str, Any],
+    x_ND: jax.Array,
+    targets_N: jax.Array,
+    chunk: int | None = None,
 ) -> jax.Array:
-    """-log p(target) [N] in float32 from final hidden states, a chunk of tokens at a time.
+    """-log p(target) [N] in float32 from final hidden states, a chunk of tokens at a time: at most
+    `chunk` logits, None: `CHUNK`.
 
     With a frozen head the gradient of the hidden states is computed in the forward pass, from the
     same logits. With a trained one and several chunks, the logits are computed again in the
@@ -33,7 +39,7 @@ def token_nll(
     n = x_ND.shape[0]
     x_ND = transformer.final_norm(config, params, x_ND)
     head_VD = transformer.lm_head(config, params)
-    chunks = -(-n * config.vocab_size // CHUNK)
+    chunks = -(-n * config.vocab_size // (chunk or CHUNK))
     if chunks == 1:
         return _nll(False, x_ND, head_VD, targets_N)
     size = -(-n // chunks)
@@ -196,6 +202,30 @@ def row_nll(
     x_ND = x_RTD[:, :-1].reshape(rows * (seq_len - 1), -1)
     nll_N = token_nll(config, params, x_ND, tokens_RT[:, 1:].reshape(-1))
     return nll_N.reshape(rows, seq_len - 1)
+
+
+def forward_nll(
+    config: ModelConfig,
+    params: dict[str, Any],
+    tokens_RT: jax.Array,
+    *,
+    packed: dict[str, Any] | None = None,
+    target: Target = Target(),
+) -> jax.Array:
+    """`row_nll` where nothing is kept for a backward pass.
+
+    On a CPU the last token of a row, which predicts none, is not read, and logits are taken in
+    chunks that stay in its cache; of a large vocabulary at least 256 tokens at a time, which share
+    one reading of the head.
+    """
+    if target.platform != "cpu":
+        return row_nll(config, params, tokens_RT, packed=packed, target=target)
+    read_RT, following_RT = tokens_RT[:, :-1], tokens_RT[:, 1:]
+    x_RTD = transformer.hidden(config, params, read_RT, packed=packed, target=target)
+    chunk = min(CHUNK, max(CACHED_CHUNK, 256 * config.vocab_size))
+    x_ND = x_RTD.reshape(read_RT.size, -1)
+    nll_N = token_nll(config, params, x_ND, following_RT.reshape(-1), chunk)
+    return nll_N.reshape(read_RT.shape)
 
 
 def chain_losses(

@@ -133,7 +133,9 @@ def bits_per_character(model: Model, texts: Sequence[str], *, rows: int = 32) ->
     ]
     examples = batching.Examples(ids, np.ones(len(ids), np.int64))  # EOS is not counted
     nll = 0.0
-    for batch in batching.evaluation_batches(examples.lengths, rows, context, target.platform):
+    for batch in batching.evaluation_batches(
+        examples.lengths, rows, context, target.platform, predicted=True
+    ):
         tokens_SBT, mask_SBT = batching.fill(examples, batch, 1, pad=0)
         nll_BT = batch_nll(model.config, model.params, None, tokens_SBT[0], target)
         nll += float(np.where(mask_SBT[0, :, 1:], np.asarray(nll_BT), 0).sum())

@@ -17,7 +17,7 @@ from jaxloop.lm import family as lm
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.training import gradient_constraint
 from jaxloop.metrics import registry
-from jaxloop.metrics.classifiers import Classifier, probabilities
+from jaxloop.metrics.classifiers import Classifier, Known, probabilities
 from jaxloop.metrics.quality import text_quality_variants
 from jaxloop.runtime.devices import concurrent_map
 from jaxloop.studies.bias_amplification.articles import body_of
@@ -96,6 +96,7 @@ class Scorer:
         auxiliary: classifier and bias direction.
         model: the base, with token ids in place of texts.
         base_weights: the base's, as a chain has them.
+        known: what the classifier found for articles of earlier generations.
     """
 
     config: BiasConfig
@@ -103,6 +104,7 @@ class Scorer:
     auxiliary: AuxiliaryModels
     model: Model
     base_weights: Any
+    known: Known
 
     def score(self, chains: Sequence[Generated]) -> list[ArticleScores]:
         """Return the values of the articles of several chains. Articles that occur more than once
@@ -141,7 +143,7 @@ class Scorer:
 
     def _columns(self, texts: list[str], chains: Sequence[Generated]) -> Columns:
         """The values of each text that do not depend on a chain's weights."""
-        columns = label_columns(self.auxiliary.classifier, texts)
+        columns = label_columns(self.auxiliary.classifier, texts, self.known)
         if self.config.measure.quality:
             count = self.config.measure.quality_articles
             measured = {text for chain in chains for text in chain.texts[:count]}
@@ -260,21 +262,32 @@ class Scorer:
 
 
 def make_scorer(
-    config: BiasConfig, prepared: Prepared, auxiliary: AuxiliaryModels, model: Model
+    config: BiasConfig,
+    prepared: Prepared,
+    auxiliary: AuxiliaryModels,
+    model: Model,
+    known: Known | None = None,
 ) -> Scorer:
-    """Make the scorer of a study with a base model."""
+    """Make the scorer of a study with a base model. Scorers with the same `known` read an article
+    once.
+    """
     return Scorer(
         config=config,
         prepared=prepared,
         auxiliary=auxiliary,
         model=on_token_ids(model, ends=False),
         base_weights=base_weights(config, model),
+        known={} if known is None else known,
     )
 
 
-def label_columns(classifier: Classifier, texts: Sequence[str]) -> Columns:
-    """Return the label of each text, and the probability of every label."""
-    shares = probabilities(classifier, texts)
+def label_columns(
+    classifier: Classifier, texts: Sequence[str], known: Known | None = None
+) -> Columns:
+    """Return the label of each text, and the probability of every label; `known` as in
+    `classifiers.probabilities`.
+    """
+    shares = probabilities(classifier, texts, known=known)
     columns: Columns = {
         f"p({label})": shares[:, i].astype(np.float64) for i, label in enumerate(classifier.labels)
     }

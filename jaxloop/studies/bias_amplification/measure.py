@@ -15,7 +15,7 @@ import numpy as np
 from jaxloop.core.keys import chain_key
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.metrics import registry
-from jaxloop.metrics.classifiers import predict
+from jaxloop.metrics.classifiers import Known, predict
 from jaxloop.recursion.family import GenerateTask
 from jaxloop.recursion.generation import ModelOutput
 from jaxloop.recursion.sources import upcoming_texts
@@ -51,6 +51,7 @@ def make_measure(
     and returns the means of the articles.
     """
     real_articles: list[neurons.TokenBatches] = []  # tokenised once
+    known: Known = {}
     directed = auxiliary.direction is not None
 
     def _generated(output: ModelOutput, generation: int) -> Generated:
@@ -62,7 +63,7 @@ def make_measure(
         return Generated(output.texts, output.weights, upcoming)
 
     def measure(model: Model, generation: int, outputs: Sequence[ModelOutput]) -> Measured:
-        scorer = make_scorer(config, prepared, auxiliary, model)
+        scorer = make_scorer(config, prepared, auxiliary, model, known)
         scores = scorer.score([_generated(output, generation) for output in outputs])
         for output, score in zip(outputs, scores, strict=True):
             _write_articles(root, generation, output, score)

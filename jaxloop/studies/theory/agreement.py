@@ -268,12 +268,10 @@ def finds(found: Agreement, power: Power, count: float) -> float:
 
 def _before_shrinking(t: float, skew: float, replicates: float) -> float:
     """The |t| of which `shrunk` leaves t."""
-    low, high = t, 2 * t + 1
-    while shrunk(high, skew, replicates) < t:
-        low, high = high, 2 * high
-    if not skew:
-        return t
-    return float(scipy.optimize.brentq(lambda x: float(shrunk(x, skew, replicates)) - t, low, high))
+    a = max(abs(skew) / (3 * np.sqrt(replicates)), 1e-9)
+    before = (1 - np.cbrt(1 - 3 * a * (t + abs(skew) / (6 * np.sqrt(replicates))))) / a
+    # From there on nothing is taken off.
+    return float(max(t, before)) if a * before <= 3 else float(t)
 
 
 def needed(found: Agreement, power: Power, tolerance: float = 0.0) -> int:

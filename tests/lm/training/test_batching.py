@@ -35,3 +35,19 @@ def test_batches_cover_every_example_once_per_epoch():
         limit=96,
     )
     assert sum(len(d.rows) for d in short) == 9
+
+
+def test_a_last_token_that_is_only_predicted_takes_no_place():
+    lengths = np.array([129] * 8 + [113] * 8 + [1])
+
+    def shapes(platform, predicted):
+        batches = batching.evaluation_batches(lengths, 32, 256, platform, predicted=predicted)
+        return [(len(batch.rows[0]), batch.seq_len) for batch in batches]
+
+    assert shapes("cpu", True) == [(8, 113), (8, 129), (8, 129)]
+    assert shapes("cpu", False) == [(8, 128), (8, 160), (8, 160)]
+    assert shapes("gpu", True) == shapes("gpu", False)
+    (single,) = batching.evaluation_batches(np.array([1, 1]), 32, 1, "cpu", predicted=True)
+    assert single.seq_len >= 2
+    (many,) = batching.evaluation_batches(np.full(32, 30), 32, 256, "cpu")
+    assert (len(many.rows[0]), many.seq_len) == (32, 32)

@@ -1,6 +1,7 @@
 """Losses of texts against torch and peft."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from jaxloop import lm
 from jaxloop.config import LoraConfig
 from jaxloop.lm import family
 from jaxloop.lm.family import FitTask, GenerateOptions, GenerateTask, LossTask
+from jaxloop.lm.training import loss
 from tests.lm.tiny import FIT, PROMPTS, SAMPLE, TEXTS, fit
 from tests.peers import require
 
@@ -31,6 +33,30 @@ def test_loss_equals_torch(tiny_model, fitted, tmp_path):
         nats = -logp[torch.arange(ids.shape[1] - 1), ids[0, 1:]][len(prompt) - 1 :]
         assert ours.tokens[i] == len(nats) and abs(ours.nll[i] - float(nats.sum())) < 2e-3
         np.testing.assert_allclose(ours.token_nll[i], nats.numpy(), atol=1e-3)
+
+
+def test_a_text_scores_the_same_alone_and_among_others(tiny_model, fitted):
+    """Texts of many lengths, one token around a padded length among them."""
+    words = " ".join(TEXTS).split()
+    texts = [" ".join(words[:n]) for n in (1, 2, 3, 5, 8, 12, 16, 20)]
+    heads = [""] * len(texts)
+    weights = fitted[0].weights
+    together = family.loss(tiny_model, [LossTask(weights, texts, heads)], FIT)[0]
+    assert len(set(together.tokens.tolist())) > 4
+    for i, text in enumerate(texts):
+        alone = family.loss(tiny_model, [LossTask(weights, [text], heads[:1])], FIT)[0]
+        np.testing.assert_allclose(alone.token_nll[0], together.token_nll[i], atol=2e-5)
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 7])
+def test_forward_losses_are_those_of_training(tiny_model, monkeypatch, chunk):
+    config, params = tiny_model.config, tiny_model.params
+    rows, seq_len = 7, 74  # 511 predicted tokens: the last of two chunks is short
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (rows, seq_len))
+    monkeypatch.setattr(loss, "CACHED_CHUNK", chunk)
+    found = loss.forward_nll(config, params, jnp.asarray(tokens, jnp.int32))
+    expected = loss.row_nll(config, params, jnp.asarray(tokens, jnp.int32))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_adapters_carry_their_own_scale(tiny_model):

@@ -191,6 +191,19 @@ def test_coefficient_is_the_slope_of_the_loss(mode, loaded):
     ) == pytest.approx(2, rel=1e-4)
 
 
+def test_the_component_is_summed_in_float64():
+    rng = np.random.default_rng(0)
+    w, s, u = (
+        {"a": rng.standard_normal((130, 259)).astype(np.float32), "b": np.float32([1, 2, 3]) * i}
+        for i in range(3)
+    )
+    expected = sum(
+        np.sum(u[k].astype(np.float64) * (w[k].astype(np.float64) - s[k].astype(np.float64)))
+        for k in w
+    )
+    assert gradient_constraint.component(w, s, u) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.slow
 def test_weights_of_zero_change_nothing_and_the_brake_holds_the_component_back(loaded):
     """Towards where training goes by itself: the component falls at every larger weight."""

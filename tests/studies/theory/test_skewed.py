@@ -69,6 +69,14 @@ def test_an_error_is_found_in_skewed_samples_and_what_it_takes_is_asked_for():
     assert ag.finds(found, power, 4000) > ag.finds(plain, power, 4000)
     count = ag.needed(found, power)
     assert ag.finds(found, power, count) <= power.detect
+    # What is found is what leaves the limit after it was shrunk.
+    for replicates in (100, 4000):
+        t = ag.finds(found, power, replicates) / found.unit * np.sqrt(replicates)
+        share = power.level / power.curves / ag.TESTS
+        beyond = scipy.stats.t.ppf(power.power, found.freedom)
+        limit = scipy.stats.t.isf(share / 2, found.freedom)
+        left = float(ag.shrunk(t - beyond, found.skew, replicates))
+        assert left == pytest.approx(limit, rel=1e-6)
 
 
 @pytest.mark.parametrize(
