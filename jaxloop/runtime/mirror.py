@@ -235,7 +235,8 @@ def _exchange(mirror: Mirror, name: str, wait: Callable[[str], None]) -> None:
         for path in theirs["delete"]:
             state.pop(path, None)
         state |= {path: (size, sha) for path, (size, sha) in theirs["put"].items()}
-    index.whole = False
+    # From here on what is taken is known to be in the store, so it is not sent ahead.
+    index.state, index.whole = state, False
     write_index(mirror, index)
     take(mirror, state, index, now)
     index.whole = True
@@ -243,7 +244,6 @@ def _exchange(mirror: Mirror, name: str, wait: Callable[[str], None]) -> None:
         write_head(mirror, state, index)
         for other in range(count):
             object_store.delete(mirror.store, f"sync/{index.meeting - 2}/{other}.json")
-    index.state = state
     write_index(mirror, index)
     wait(f"{name}: taken")
 
