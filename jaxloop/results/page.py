@@ -12,7 +12,6 @@ from jaxloop.results import verdict
 from jaxloop.results.expectations import BELOW, NEAR, Claim, Expectations
 from jaxloop.results.verdict import Estimate, Interval
 
-
 # The directory of a run is of its machine.
 _WORKDIR = re.compile(r"--?workdir(=| +)('[^']*'|\S+)")
 
