@@ -1,6 +1,7 @@
 """A page of results in Markdown: claims, intervals and verdicts, and how they came about."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from jaxloop.recursion.progress import duration
 from jaxloop.results import verdict
 from jaxloop.results.expectations import BELOW, NEAR, Claim, Expectations
 from jaxloop.results.verdict import Estimate, Interval
+
+# The directory of a run is of its machine.
+_WORKDIR = re.compile(r"--?workdir(=| +)('[^']*'|\S+)")
 
 
 @dataclass(frozen=True)
@@ -190,10 +194,10 @@ def _made(made: Made) -> str:
         for kind in ("wall", "processor")
     )
     calls = f"{len(made.calls)} call{'s' if len(made.calls) > 1 else ''}"
-    not_counted = f"; {killed} that were killed are not counted" if killed else ""
+    not_counted = f"; {killed} of them killed, whose time is not counted" if killed else ""
     return "\n".join(
         [
-            f"* run: `{last['command']}`",
+            f"* run: `{_WORKDIR.sub('--workdir=RUN', last['command'])}`",
             *lines,
             f"* begun {made.calls[0]['began']}, {calls}: {took}{not_counted}",
             f"* code: commit {last['commit']}; devices: {last['devices']}",

@@ -240,12 +240,14 @@ def test_the_page_says_whether_expectations_came_before_the_run(tmp_path, run):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", path.name], ["commit", "-qm", "expected"]):
         subprocess.run([*git, *words], check=True)
-    call = dict(command="c", commit="d", devices="e", versions={}, wall=60.0, processor=90.0)
+    command = "run mine --workdir '/home/me/my runs/a' --chain.size=5"
+    call = dict(command=command, commit="d", devices="e", versions={}, wall=60.0, processor=90.0)
     for began, says in (("2999-01-01", "before the run"), ("1999-01-01", "AFTER the run")):
         calls = [call | {"began": f"{began}T00:00:00+00:00"}]
         (run / spent.CALLS).write_text(json.dumps(calls))
         text = results.write(run, path, tmp_path / "out").path.read_text()
         assert says in text and f"{duration(60.0)} of the wall" in text
+        assert "`run mine --workdir=RUN --chain.size=5`" in text
     path.write_text(path.read_text() + "\n")
     text = results.write(run, path, tmp_path / "out").path.read_text()
     assert "not committed again" in text
