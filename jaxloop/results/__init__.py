@@ -17,7 +17,7 @@ from typing import NamedTuple
 from jaxloop.recursion import saved_run
 from jaxloop.results import measures, page, verdict
 from jaxloop.results.expectations import Claim, Expectations, read
-from jaxloop.results.page import Finding, Made
+from jaxloop.results.page import Finding, Provenance
 from jaxloop.runtime.atomic_io import inside, write_atomic
 from jaxloop.studies.common import spent
 
@@ -26,7 +26,7 @@ __all__ = ["findings", "run_action", "write"]
 USAGE = "results RUN --expect=FILE.toml [--out=DIR], which writes DIR/FILE.md"
 
 
-class Written(NamedTuple):
+class ResultsPage(NamedTuple):
     """A page that was written, and what it says."""
 
     path: Path
@@ -46,18 +46,18 @@ def findings(run: Path, expectations: Expectations) -> list[Finding]:
 
 def _finding(run: Path, claim: Claim, confidence: float) -> Finding:
     try:
-        found = measures.measure(run, claim.measure)
+        estimate = measures.measure(run, claim.measure)
         predicted = measures.measure(run, claim.formula).value if claim.formula else None
     except ValueError as error:
         raise ValueError(f"claim {claim.name!r}: {error}") from None
-    interval = verdict.interval(found, confidence)
+    interval = verdict.interval(estimate, confidence)
     target = predicted if isinstance(claim.value, str) else claim.value
     # A claim about the formula has one: `expectations.read` has checked it.
     judged = verdict.judge(claim, interval, math.nan if target is None else target)
-    return Finding(claim, found, interval, judged, predicted)
+    return Finding(claim, estimate, interval, judged, predicted)
 
 
-def write(run: Path, expect: Path, out: Path) -> Written:
+def write(run: Path, expect: Path, out: Path) -> ResultsPage:
     """Write the page of a run, with its figures and tables in a folder beside it.
 
     Raises:
@@ -65,7 +65,7 @@ def write(run: Path, expect: Path, out: Path) -> Written:
             is written then.
     """
     expectations = read(expect)
-    found = findings(run, expectations)
+    judged = findings(run, expectations)
     files = [*expectations.figures, *expectations.tables]
     for name in files:
         if not inside(run, name).is_file():
@@ -76,7 +76,7 @@ def write(run: Path, expect: Path, out: Path) -> Written:
     for name, place in places.items():
         shutil.copyfile(inside(run, name), out / place)
     command = shlex.join(["jaxloop", "results", "RUN", f"--expect={expect}", f"--out={out}"])
-    made = Made(
+    provenance = Provenance(
         command=command,
         calls=spent.read(run),
         fingerprint=hashlib.sha256((run / "config.json").read_bytes()).hexdigest()[:16],
@@ -85,14 +85,14 @@ def write(run: Path, expect: Path, out: Path) -> Written:
     )
     text = page.render(
         expectations,
-        found,
-        made,
+        judged,
+        provenance,
         figures={places[name]: caption for name, caption in expectations.figures.items()},
         tables=[places[name] for name in expectations.tables],
     )
     path = out / f"{expect.stem}.md"
     write_atomic(path, text.encode("utf-8"))
-    return Written(path, found)
+    return ResultsPage(path, judged)
 
 
 def _written_down(expect: Path, calls: Sequence[dict]) -> str:
@@ -135,6 +135,6 @@ def run_action(words: Sequence[str]) -> str:
             runs.append(word)
     if len(runs) != 1 or not options["expect"]:
         raise ValueError(f"results: one run directory and --expect are needed; it is {USAGE}")
-    done = write(*(Path(x).expanduser() for x in (runs[0], options["expect"], options["out"])))
-    lines = [f"{finding.verdict}: {finding.claim.name}" for finding in done.findings]
-    return "\n".join([*lines, str(done.path)])
+    written = write(*(Path(x).expanduser() for x in (runs[0], options["expect"], options["out"])))
+    lines = [f"{finding.verdict}: {finding.claim.name}" for finding in written.findings]
+    return "\n".join([*lines, str(written.path)])

@@ -36,68 +36,68 @@ _OF_FILE = ("file", "where", "value", "se", "low", "high", "count", "scale", "un
 _OF_METRIC = ("metric", "at", "minus", "over", "slope", "unit", "units", "scale")
 
 
-def measure(root: Path, asked: Mapping[str, Any]) -> Estimate:
+def measure(root: Path, fields: Mapping[str, Any]) -> Estimate:
     """Return a measure of the run in a directory.
 
     Raises:
         ValueError: a field is missing or unknown, or the run does not have what it names.
     """
-    of_file = "file" in asked
+    of_file = "file" in fields
     allowed = _OF_FILE if of_file else _OF_METRIC
-    for name in asked:
+    for name in fields:
         if name not in allowed:
             raise ValueError(f"measure.{name}: unknown field; {suggestion(name, allowed)}")
     needed = ("file", "where", "value") if of_file else ("metric", "at")
     for name in needed:
-        if name not in asked:
+        if name not in fields:
             raise ValueError(f"measure: the field {name!r} is missing")
-    found = _of_file(root, asked) if of_file else _of_metric(root, asked)
-    scale = float(asked.get("scale", 1.0))
-    return found._replace(value=found.value * scale, se=found.se * abs(scale))
+    estimate = _of_file(root, fields) if of_file else _of_metric(root, fields)
+    scale = float(fields.get("scale", 1.0))
+    return estimate._replace(value=estimate.value * scale, se=estimate.se * abs(scale))
 
 
-def _of_file(root: Path, asked: Mapping[str, Any]) -> Estimate:
-    path = root / str(asked["file"])
+def _of_file(root: Path, fields: Mapping[str, Any]) -> Estimate:
+    path = root / str(fields["file"])
     if not path.is_file():
-        raise ValueError(f"measure.file={asked['file']!r}: the run has no such file")
-    table = pd.read_csv(path, keep_default_na=False, na_values={asked["value"]: ["", "nan"]})
-    rows = _selected(table, asked["where"], "where")
+        raise ValueError(f"measure.file={fields['file']!r}: the run has no such file")
+    table = pd.read_csv(path, keep_default_na=False, na_values={fields["value"]: ["", "nan"]})
+    rows = _selected(table, fields["where"], "where")
     if len(rows) != 1:
         raise ValueError(
-            f"measure.where={dict(asked['where'])}: selects {len(rows)} rows of {asked['file']}; "
+            f"measure.where={dict(fields['where'])}: selects {len(rows)} rows of {fields['file']}; "
             "it must be one"
         )
     row = rows.iloc[0]
 
     def number(field: str) -> float:
-        column = str(asked[field])
+        column = str(fields[field])
         if column not in rows.columns:
             raise ValueError(
-                f"measure.{field}={column!r}: {asked['file']} has no such column"
+                f"measure.{field}={column!r}: {fields['file']} has no such column"
                 f"; {suggestion(column, list(rows.columns))}"
             )
         return float(row[column])
 
-    if not {"se", "low", "high"} & set(asked):
+    if not {"se", "low", "high"} & set(fields):
         return Estimate(number("value"), 0.0, 0, "")
-    if "count" not in asked:
+    if "count" not in fields:
         raise ValueError("measure: a standard error or an interval needs the field 'count'")
-    count, units = int(number("count")), str(asked.get("units", "replicates"))
-    if "se" in asked:
+    count, units = int(number("count")), str(fields.get("units", "replicates"))
+    if "se" in fields:
         return Estimate(number("value"), number("se"), count, units)
     half = (number("high") - number("low")) / 2
     wide = float(scipy.stats.t.ppf(0.975, count - 1)) if count > 1 else math.nan
     return Estimate(number("value"), half / wide, count, units)
 
 
-def _of_metric(root: Path, asked: Mapping[str, Any]) -> Estimate:
-    if sum(name in asked for name in ("minus", "over", "slope")) > 1:
+def _of_metric(root: Path, fields: Mapping[str, Any]) -> Estimate:
+    if sum(name in fields for name in ("minus", "over", "slope")) > 1:
         raise ValueError("measure: only one of minus, over and slope can be given")
     if not (root / "metrics.csv").exists():
         raise ValueError("measure.metric: the run has no metrics.csv")
     table = run_files.read_metrics(root)
     names = list(dict.fromkeys(table["metric"]))
-    metrics = asked["metric"] if isinstance(asked["metric"], list) else [asked["metric"]]
+    metrics = fields["metric"] if isinstance(fields["metric"], list) else [fields["metric"]]
     for metric in metrics:
         if metric not in names:
             raise ValueError(
@@ -105,17 +105,17 @@ def _of_metric(root: Path, asked: Mapping[str, Any]) -> Estimate:
                 f"{suggestion(str(metric), names)}"
             )
     table = table[table["metric"].isin(metrics)]
-    unit = str(asked.get("unit", "seed"))
-    at = _selected(table, asked["at"], "at")
-    if "slope" in asked:
-        values = _slopes(at, str(asked["slope"]), unit)
+    unit = str(fields.get("unit", "seed"))
+    at = _selected(table, fields["at"], "at")
+    if "slope" in fields:
+        values = _slopes(at, str(fields["slope"]), unit)
     else:
         values = _means(at, unit)
         for name in ("minus", "over"):
-            if name in asked:
-                other = _means(_selected(table, {**asked["at"], **asked[name]}, name), unit)
+            if name in fields:
+                other = _means(_selected(table, {**fields["at"], **fields[name]}, name), unit)
                 values = values - other if name == "minus" else values / other - 1
-    return _over_units(values, str(asked.get("units", f"{unit}s")))
+    return _over_units(values, str(fields.get("units", f"{unit}s")))
 
 
 def _over_units(values: pd.Series, units: str) -> Estimate:
@@ -138,15 +138,15 @@ def _slopes(rows: pd.DataFrame, column: str, unit: str) -> pd.Series:
             f"measure.slope={column!r}: metrics.csv has no such column"
             f"; {suggestion(column, list(rows.columns))}"
         )
-    found = {}
+    slopes = {}
     for name, part in rows.groupby(unit):
         means = part.groupby(column)["value"].mean()
         x = np.asarray(means.index, float)
         if len(x) < 2:
             raise ValueError(f"measure.slope={column!r}: has one value only; two are needed")
         centred = x - x.mean()
-        found[name] = float((centred * means.to_numpy()).sum() / (centred**2).sum())
-    return pd.Series(found, dtype=float)
+        slopes[name] = float((centred * means.to_numpy()).sum() / (centred**2).sum())
+    return pd.Series(slopes, dtype=float)
 
 
 def _selected(table: pd.DataFrame, where: Any, field: str) -> pd.DataFrame:

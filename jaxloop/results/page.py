@@ -22,21 +22,21 @@ class Finding:
 
     Attributes:
         claim: the claim.
-        found: the measure.
+        estimate: of the measure.
         interval: of the measure.
         verdict: a key of `verdict.RULES`.
         predicted: what the closed form says; None where there is none.
     """
 
     claim: Claim
-    found: Estimate
+    estimate: Estimate
     interval: Interval
     verdict: str
     predicted: float | None = None
 
 
 @dataclass(frozen=True)
-class Made:
+class Provenance:
     """How a page's numbers came about.
 
     Attributes:
@@ -57,7 +57,7 @@ class Made:
 def render(
     expectations: Expectations,
     findings: Sequence[Finding],
-    made: Made,
+    provenance: Provenance,
     *,
     figures: Mapping[str, str],
     tables: Sequence[str],
@@ -67,7 +67,7 @@ def render(
     Args:
         expectations: what was expected.
         findings: one for each claim, in order.
-        made: how the numbers came about.
+        provenance: how the numbers came about.
         figures: {path of a picture, from the page: caption}.
         tables: paths of CSV files, from the page.
     """
@@ -93,7 +93,7 @@ def render(
         "\n".join(f"* {sentence}" for sentence in (*expectations.limits, *_undecided(findings)))
         or "Every claim was decided; what they mean beyond this setting is not tested here.",
         "## How it was made",
-        _made(made),
+        _provenance(provenance),
     ]
     if tables:
         links = ", ".join(f"[{path.rsplit('/', 1)[-1]}]({path})" for path in tables)
@@ -135,11 +135,11 @@ def expected(claim: Claim) -> str:
 
 def estimate_text(finding: Finding) -> str:
     """Return an estimate with its interval in words."""
-    value = number(finding.found.value)
-    if finding.found.n == 0:
+    value = number(finding.estimate.value)
+    if finding.estimate.n == 0:
         return f"{value} (exact)"
     if not math.isfinite(finding.interval.low):
-        return f"{value} (no interval: one of {finding.found.unit})"
+        return f"{value} (no interval: one of {finding.estimate.unit})"
     return f"{value} [{number(finding.interval.low)}, {number(finding.interval.high)}]"
 
 
@@ -151,15 +151,15 @@ def number(value: float) -> str:
 def _precision(findings: Sequence[Finding], confidence: float) -> str:
     rows = []
     for finding in findings:
-        found = finding.found
-        least = verdict.smallest_detectable(found, confidence)
-        units = "exact" if found.n == 0 else f"{found.n:,} {found.unit}"
-        exact = found.n == 0
+        estimate = finding.estimate
+        least = verdict.smallest_detectable(estimate, confidence)
+        units = "exact" if estimate.n == 0 else f"{estimate.n:,} {estimate.unit}"
+        exact = estimate.n == 0
         rows.append(
             [
                 finding.claim.says,
                 units,
-                "0" if exact else number(found.se),
+                "0" if exact else number(estimate.se),
                 "any" if exact else number(least),
                 finding.claim.note,
             ]
@@ -177,29 +177,29 @@ def _undecided(findings: Iterable[Finding]) -> list[str]:
     ]
 
 
-def _made(made: Made) -> str:
+def _provenance(provenance: Provenance) -> str:
     lines = [
-        f"* page: `{made.command}`",
-        f"* expectations: {made.source}. {made.expected}".rstrip(),
+        f"* page: `{provenance.command}`",
+        f"* expectations: {provenance.source}. {provenance.expected}".rstrip(),
     ]
-    lines.append(f"* config fingerprint: `{made.fingerprint}`")
-    if not made.calls:
+    lines.append(f"* config fingerprint: `{provenance.fingerprint}`")
+    if not provenance.calls:
         return "\n".join([*lines, "* the run has no record of its calls"])
-    last = made.calls[-1]
+    last = provenance.calls[-1]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    ended = [call for call in made.calls if "wall" in call]
-    killed = len(made.calls) - len(ended)
+    ended = [call for call in provenance.calls if "wall" in call]
+    killed = len(provenance.calls) - len(ended)
     took = ", ".join(
         f"{duration(sum(call[kind] for call in ended))} of the {kind}"
         for kind in ("wall", "processor")
     )
-    calls = f"{len(made.calls)} call{'s' if len(made.calls) > 1 else ''}"
+    calls = f"{len(provenance.calls)} call{'s' if len(provenance.calls) > 1 else ''}"
     not_counted = f"; {killed} of them killed, whose time is not counted" if killed else ""
     return "\n".join(
         [
             f"* run: `{_WORKDIR.sub('--workdir=RUN', last['command'])}`",
             *lines,
-            f"* begun {made.calls[0]['began']}, {calls}: {took}{not_counted}",
+            f"* begun {provenance.calls[0]['began']}, {calls}: {took}{not_counted}",
             f"* code: commit {last['commit']}; devices: {last['devices']}",
             f"* versions: {versions}",
         ]

@@ -70,14 +70,14 @@ def smallest_detectable(estimate: Estimate, confidence: float) -> float:
     return float((t.ppf((1 + confidence) / 2) + t.ppf(POWER)) * estimate.se)
 
 
-def judge(claim: Claim, found: Interval, target: float) -> str:
+def judge(claim: Claim, interval: Interval, target: float) -> str:
     """Return the verdict on a claim, a key of `RULES`.
 
     target: what its measure is compared with.
     """
-    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return UNDECIDED
-    low, high = found.low - target, found.high - target
+    low, high = interval.low - target, interval.high - target
     if claim.expect == NEAR:
         if -claim.by <= low and high <= claim.by:
             return REPLICATED

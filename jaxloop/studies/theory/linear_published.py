@@ -99,13 +99,13 @@ def summary(
     return pd.DataFrame(rows, columns=["quantity", "value", "se", "designs"])
 
 
-def draw(found: pd.DataFrame) -> report.Drawing:
+def draw(curves: pd.DataFrame) -> report.Drawing:
     """Return the figure of a `table`: the published points on our curves."""
     with figures.style():
         figure, panels = figures.panels(1, 1, panel=(4.2, 3.6))
         axes = panels[0, 0]
         for (beta, rows), (colour, _) in zip(
-            found.groupby("beta"), figures.palette(len(EFFICIENCY)), strict=True
+            curves.groupby("beta"), figures.palette(len(EFFICIENCY)), strict=True
         ):
             low, high = (rows["ours"] + sign * 2 * rows["se"] for sign in (-1, 1))
             axes.fill_between(rows["alpha"], low, high, color=colour, alpha=0.2, linewidth=0)
@@ -113,7 +113,7 @@ def draw(found: pd.DataFrame) -> report.Drawing:
             axes.plot(rows["alpha"], rows["published"], "o", color=colour, markersize=3.6)
         axes.set_xlabel("alpha")
         axes.legend(frameon=False, fontsize=8)
-    count = int(found["designs"].iloc[0])
+    count = int(curves["designs"].iloc[0])
     note = f"dots: read from figure 2 of the paper; lines: ours, {count} draws, ± 2 standard errors"
     return report.Drawing("Published and ours", note, figure)
 

@@ -22,8 +22,8 @@ def table(config: TheoryConfig, lines: Mapping[str, str], mesh: Mesh | None) -> 
     rows = []
     for weighting in config.wmle.weightings:
         theta = _chains(config, weighting, mesh)
-        for quantity, seen in _seen(config, theta).items():
-            share, count = float(seen.mean()), len(seen)
+        for quantity, has_it in _properties(config, theta).items():
+            share, count = float(has_it.mean()), len(has_it)
             se = float(np.sqrt(share * (1 - share) / max(count - 1, 1)))
             rows.append((weighting, lines[weighting], quantity, share, se, count))
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -31,7 +31,7 @@ def table(config: TheoryConfig, lines: Mapping[str, str], mesh: Mesh | None) -> 
 
 def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> np.ndarray:
     """Fits [R, T+1, 2] of the chains that converged."""
-    w, found = config.wmle, []
+    w, batches = config.wmle, []
     for i in range(BATCHES):
         theta, converged, _ = beta.simulate(
             n=w.n,
@@ -45,11 +45,11 @@ def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> np.ndarr
             weighting=weighting,
             exponent=w.exponent,
         )
-        found.append(theta[np.asarray(converged).all(1)])
-    return np.concatenate(found)
+        batches.append(theta[np.asarray(converged).all(1)])
+    return np.concatenate(batches)
 
 
-def _seen(config: TheoryConfig, theta: np.ndarray) -> dict[str, np.ndarray]:
+def _properties(config: TheoryConfig, theta: np.ndarray) -> dict[str, np.ndarray]:
     """{quantity: whether a chain shows it} [R], theta [R, T+1, 2]."""
     w = config.wmle
     mean, kappa = theta[..., 0] / theta.sum(-1), theta.sum(-1)

@@ -53,7 +53,7 @@ def test_shares_count_the_chains_that_do_it_in_every_generation(pretrained, towa
     means = 0.5 + towards * np.array([[0.0, 0.02, 0.05], [0.02, 0.01, 0.05], [0.05, 0.02, 0.0]])
     kappas = np.array([[4.0, 8, 16], [4, 8, 7], [4, 8, 16]])
     theta = np.stack([means * kappas, (1 - means) * kappas], -1)
-    every, nearer, narrower = wmle_shares._seen(settings, theta).values()
+    every, nearer, narrower = wmle_shares._properties(settings, theta).values()
     assert every.tolist() == [True, False, False]
     assert nearer.tolist() == [True, True, False]
     assert narrower.tolist() == [True, False, True]
