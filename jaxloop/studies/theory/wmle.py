@@ -14,6 +14,7 @@ import scipy.stats
 from jax.sharding import Mesh
 
 from jaxloop.simulators import beta
+from jaxloop.simulators.beta_bias import first_order_bias
 from jaxloop.studies.theory import wmle_measured, wmle_shares
 from jaxloop.studies.theory.compare import Check, Claim, Conclusion, Experiment, Quantity
 from jaxloop.studies.theory.config import TheoryConfig, WmleConfig
@@ -80,9 +81,14 @@ def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experime
     w, line = config.wmle, LINES[weighting]
     options, t = _options(config, weighting), np.arange(w.generations + 1)
     path, tolerance = beta.population(**options), w.order / w.n
+    expected = _shapes(path)
+    if weighting == "none":
+        # Every fit adds its bias, and nothing takes it back: over generations it is not small.
+        drift = (t[:, None] + 1) * first_order_bias(w.real, w.n)
+        expected["Parameter alpha"], expected["Parameter beta"] = (path + drift).T
     quantities = [
         Quantity.of(name, t, values, line=line, tolerance=tolerance)
-        for name, values in _shapes(path).items()
+        for name, values in expected.items()
     ]
     peaked, shifts = bool((path > 1).all()), weighting == "model"
     if peaked:
