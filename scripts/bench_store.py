@@ -147,6 +147,7 @@ def main() -> None:
                     here.mkdir()
                     workdir = str(here / "run") if place == "one disk" else f"s3://bench/{turn}"
                     one = run(fields, workdir, here, scratch / "compiled", place == "store")
+                    print(f"{place}, turn {turn}: {one['wall']:.1f} s", file=sys.stderr)
                     if turn < 0:
                         continue  # it compiles
                     found[place].append(one)
