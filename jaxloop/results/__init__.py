@@ -5,7 +5,6 @@ with the figures and tables that the file names beside it.
 """
 
 import datetime
-import hashlib
 import math
 import shlex
 import shutil
@@ -18,7 +17,8 @@ from jaxloop.recursion import saved_run
 from jaxloop.results import measures, page, verdict
 from jaxloop.results.expectations import Claim, Expectations, read
 from jaxloop.results.page import Finding, Provenance
-from jaxloop.runtime.atomic_io import inside, write_atomic
+from jaxloop.runtime.atomic_io import inside, sha256, write_atomic
+from jaxloop.runtime.environment import git_output
 from jaxloop.studies.common import spent
 
 __all__ = ["findings", "run_action", "write"]
@@ -76,11 +76,12 @@ def write(run: Path, expect: Path, out: Path) -> ResultsPage:
     for name, place in places.items():
         shutil.copyfile(inside(run, name), out / place)
     command = shlex.join(["jaxloop", "results", "RUN", f"--expect={expect}", f"--out={out}"])
+    calls = spent.read(run)
     provenance = Provenance(
         command=command,
-        calls=spent.read(run),
-        fingerprint=hashlib.sha256((run / "config.json").read_bytes()).hexdigest()[:16],
-        expected=_written_down(expect, spent.read(run)),
+        calls=calls,
+        fingerprint=sha256(run / "config.json")[:16],
+        expected=_written_down(expect, calls),
         source=expect.name,
     )
     text = page.render(
@@ -97,19 +98,15 @@ def write(run: Path, expect: Path, out: Path) -> ResultsPage:
 
 def _written_down(expect: Path, calls: Sequence[dict]) -> str:
     """A sentence that says whether the file was committed before the run began."""
-    command = ["git", "-C", str(expect.parent.resolve()), "log", "-1", "--format=%cI %h", "--"]
+    folder = expect.parent.resolve()
     try:
-        done = subprocess.run([*command, expect.name], capture_output=True, text=True, timeout=10)
+        committed = git_output(folder, "log", "-1", "--format=%cI %h", "--", expect.name)
+        changed = git_output(folder, "status", "--porcelain", "--", expect.name)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    if done.returncode or not done.stdout.strip() or not calls:
+    if not committed or not calls:
         return "Whether they were written down before the run is not known."
-    when, commit = done.stdout.split()
-    changed = subprocess.run(
-        ["git", "-C", str(expect.parent.resolve()), "diff", "--quiet", "HEAD", "--", expect.name],
-        capture_output=True,
-        timeout=10,
-    ).returncode
+    when, commit = committed.split()
     if changed:
         return f"They were changed after commit {commit} and not committed again."
     began = str(calls[0]["began"])

@@ -93,6 +93,7 @@ def version(package: str) -> str:
         return "not installed"
 
 
+@functools.cache
 def git_commit() -> str:
     """Return the commit that the package runs from, `none` outside a clone.
 
@@ -100,17 +101,20 @@ def git_commit() -> str:
     """
     package = pathlib.Path(jaxloop.__file__).parent
     try:
-        top = pathlib.Path(_git(package, "rev-parse", "--show-toplevel") or os.devnull)
+        top = pathlib.Path(git_output(package, "rev-parse", "--show-toplevel") or os.devnull)
         if top.resolve() != package.parent.resolve():
             return "none"
-        changes = " + changes" if _git(package, "status", "--porcelain", "-uno") else ""
-        return _git(package, "rev-parse", "--short=12", "HEAD") + changes
+        changes = " + changes" if git_output(package, "status", "--porcelain", "-uno") else ""
+        return git_output(package, "rev-parse", "--short=12", "HEAD") + changes
     except (OSError, subprocess.TimeoutExpired):
         return "none"
 
 
-def _git(folder: pathlib.Path, *words: str) -> str:
-    """What a git command prints, "" where it fails."""
+def git_output(folder: pathlib.Path, *words: str) -> str:
+    """Return what a git command prints in a folder, "" where it fails.
+
+    Raises OSError where there is no git, subprocess.TimeoutExpired where it takes ten seconds.
+    """
     command = ["git", "-C", str(folder), *words]
     process = subprocess.run(command, capture_output=True, text=True, timeout=10)
     return process.stdout.strip() if process.returncode == 0 else ""

@@ -233,7 +233,8 @@ class ArticleFamily:
             bodies, heads = training_examples(task.texts, self._config.chain.variant, self._codec)
             start = base if task.start is None else task.start
             # The stand-in tokenizer of `on_token_ids` takes ids for texts.
-            id_tasks.append(lm.FitTask(task.key, bodies, heads, start=start))  # type: ignore[arg-type]
+            on_ids = lm.FitTask(task.key, bodies, heads, start=start)  # type: ignore[arg-type]
+            id_tasks.append(on_ids)
         results = lm.fit(
             on_token_ids(model, ends=False),
             id_tasks,

@@ -333,9 +333,10 @@ def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -
     drawings = draw_efficiency(config, alphas, curves, grid, values, best, all_designs[0], checks)
     published: dict[str, pd.DataFrame] = {}
     if linear_published.has_setting(config):
+        ours = linear_published.curves(config, all_designs, mesh)
         published = {
-            "efficiency_published": linear_published.table(config, all_designs, mesh),
-            "efficiency_summary": linear_published.summary(config, all_designs, mesh),
+            "efficiency_published": linear_published.table(ours),
+            "efficiency_summary": linear_published.summary(config, all_designs, ours, mesh),
         }
         drawings = (*drawings, linear_published.draw(published["efficiency_published"]))
         gap = np.sqrt((published["efficiency_published"]["difference"] ** 2).mean())

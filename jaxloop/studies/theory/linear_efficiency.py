@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from jaxloop.reporting import figures, report
 from jaxloop.simulators import linear
@@ -37,6 +38,22 @@ class Optimum(NamedTuple):
     coarse: tuple[float, float]
 
 
+def by_design(
+    config: TheoryConfig,
+    all_designs: Sequence[linear.Designs],
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    mesh: Mesh | None,
+) -> np.ndarray:
+    """Return the relative efficiency [designs, A, B], averaged over entities."""
+    theta = np.zeros(config.linear.dim)
+    sweeps = [
+        linear.sweep(designs, theta, alpha=alpha, beta=beta, sigma2=config.linear.sigma2, mesh=mesh)
+        for designs in all_designs
+    ]
+    return np.stack([sweep.relative_efficiency.mean(2) for sweep in sweeps])
+
+
 def _efficiency(
     config: TheoryConfig,
     all_designs: Sequence[linear.Designs],
@@ -45,12 +62,7 @@ def _efficiency(
     mesh: Mesh | None,
 ) -> np.ndarray:
     """[A, B] averaged over designs and entities."""
-    theta = np.zeros(config.linear.dim)
-    sweeps = [
-        linear.sweep(designs, theta, alpha=alpha, beta=beta, sigma2=config.linear.sigma2, mesh=mesh)
-        for designs in all_designs
-    ]
-    return np.mean([sweep.relative_efficiency.mean(2) for sweep in sweeps], 0)
+    return by_design(config, all_designs, alpha, beta, mesh).mean(0)
 
 
 def _best(values: np.ndarray) -> tuple[int, int]:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
-from numpy.typing import ArrayLike
 
 from jaxloop.reporting import figures, report
 from jaxloop.simulators import linear
 from jaxloop.studies.theory.config import TheoryConfig
+from jaxloop.studies.theory.linear_efficiency import by_design
 
 # Entities, features and private rows for which the curves were drawn.
 SETTING = (4, 15, 5)
@@ -51,19 +51,27 @@ def has_setting(config: TheoryConfig) -> bool:
     return (s.entities, s.dim, s.rank) == SETTING
 
 
-def table(
+def curves(
     config: TheoryConfig, all_designs: Sequence[linear.Designs], mesh: Mesh | None
-) -> pd.DataFrame:
+) -> np.ndarray:
+    """Return our efficiency at the places of the figure, [designs, alphas, betas]."""
+    return by_design(config, all_designs, ALPHAS, tuple(EFFICIENCY), mesh)
+
+
+def _published() -> np.ndarray:
+    """The figure's efficiency, [alphas, betas], mean over entities."""
+    return np.array([np.mean(curve, 0) for curve in EFFICIENCY.values()]).T
+
+
+def table(ours: np.ndarray) -> pd.DataFrame:
     """Return the published efficiency and ours, each the mean over entities.
 
     Columns: `COLUMNS`; one row per alpha and beta. `se` is over draws of the designs, nan for one.
+    ours: what `curves` returns.
     """
-    betas = tuple(EFFICIENCY)
-    ours = _by_design(config, all_designs, ALPHAS, betas, mesh)
-    published = np.array([np.mean(EFFICIENCY[beta], 0) for beta in betas]).T
-    mean = ours.mean(0)
+    published, mean = _published(), ours.mean(0)
     rows = []
-    for j, beta in enumerate(betas):
+    for j, beta in enumerate(EFFICIENCY):
         for i, alpha in enumerate(ALPHAS):
             se = _se(ours[:, i, j])
             gap = mean[i, j] - published[i, j]
@@ -72,40 +80,40 @@ def table(
 
 
 def summary(
-    config: TheoryConfig, all_designs: Sequence[linear.Designs], mesh: Mesh | None
+    config: TheoryConfig,
+    all_designs: Sequence[linear.Designs],
+    ours: np.ndarray,
+    mesh: Mesh | None,
 ) -> pd.DataFrame:
     """Return what the figure is said to show, measured on every draw of the designs.
 
     Columns: quantity, value (mean over draws), se, designs. The quantities are the root of the mean
     squared difference between the published curves and ours; how much more efficient the best place
     of a fine grid is than (0.5, 0.5), and where it is; and the share of draws in which (0.5, 0.5)
-    is the best of the nine places {0.1, 0.5, 0.9} squared.
+    is the best of the nine places {0.1, 0.5, 0.9} squared. ours: what `curves` returns.
     """
-    betas = tuple(EFFICIENCY)
-    published = np.array([np.mean(EFFICIENCY[beta], 0) for beta in betas]).T
-    curves = _by_design(config, all_designs, ALPHAS, betas, mesh)
-    values = _by_design(config, all_designs, FINE, FINE, mesh)
+    values = by_design(config, all_designs, FINE, FINE, mesh)
     best = [np.unravel_index(np.nanargmax(one), one.shape) for one in values]
     centre = len(FINE) // 2
     coarse = values[:, COARSE][:, :, COARSE].reshape(len(values), -1)
-    by_design = {
-        "rms from the published curves": np.sqrt(((curves - published) ** 2).mean((1, 2))),
+    shown = {
+        "rms from the published curves": np.sqrt(((ours - _published()) ** 2).mean((1, 2))),
         "best less (0.5, 0.5)": np.nanmax(values, (1, 2)) - values[:, centre, centre],
         "alpha of the best": FINE[[i for i, _ in best]],
         "beta of the best": FINE[[j for _, j in best]],
         "(0.5, 0.5) is the best of nine": (coarse.argmax(1) == coarse.shape[1] // 2).astype(float),
     }
-    rows = [(name, x.mean(), _se(x), len(x)) for name, x in by_design.items()]
+    rows = [(name, x.mean(), _se(x), len(x)) for name, x in shown.items()]
     return pd.DataFrame(rows, columns=["quantity", "value", "se", "designs"])
 
 
-def draw(curves: pd.DataFrame) -> report.Drawing:
+def draw(compared: pd.DataFrame) -> report.Drawing:
     """Return the figure of a `table`: the published points on our curves."""
     with figures.style():
         figure, panels = figures.panels(1, 1, panel=(4.2, 3.6))
         axes = panels[0, 0]
         for (beta, rows), (colour, _) in zip(
-            curves.groupby("beta"), figures.palette(len(EFFICIENCY)), strict=True
+            compared.groupby("beta"), figures.palette(len(EFFICIENCY)), strict=True
         ):
             low, high = (rows["ours"] + sign * 2 * rows["se"] for sign in (-1, 1))
             axes.fill_between(rows["alpha"], low, high, color=colour, alpha=0.2, linewidth=0)
@@ -113,25 +121,9 @@ def draw(curves: pd.DataFrame) -> report.Drawing:
             axes.plot(rows["alpha"], rows["published"], "o", color=colour, markersize=3.6)
         axes.set_xlabel("alpha")
         axes.legend(frameon=False, fontsize=8)
-    count = int(curves["designs"].iloc[0])
+    count = int(compared["designs"].iloc[0])
     note = f"dots: read from figure 2 of the paper; lines: ours, {count} draws, ± 2 standard errors"
     return report.Drawing("Published and ours", note, figure)
-
-
-def _by_design(
-    config: TheoryConfig,
-    all_designs: Sequence[linear.Designs],
-    alphas: ArrayLike,
-    betas: ArrayLike,
-    mesh: Mesh | None,
-) -> np.ndarray:
-    """[designs, alphas, betas] efficiency, mean over entities."""
-    theta, sigma2 = np.zeros(config.linear.dim), config.linear.sigma2
-    sweeps = [
-        linear.sweep(designs, theta, alpha=alphas, beta=betas, sigma2=sigma2, mesh=mesh)
-        for designs in all_designs
-    ]
-    return np.stack([sweep.relative_efficiency.mean(2) for sweep in sweeps])
 
 
 def _se(values: np.ndarray) -> float:

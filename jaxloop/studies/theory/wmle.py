@@ -226,9 +226,13 @@ def conclude(config: TheoryConfig, mesh: Mesh | None, checks: Sequence[Check]) -
     proved = [claim._replace(theorem=PROOF) for claim in claims]
     claims = [*wmle_measured.claims(config, checks, LINES), *proved]
     frames = [_population_table(config, weighting) for weighting in weightings]
+
+    def draw(weighting: str, seed: int) -> np.ndarray:
+        return _simulated(config, config.wmle.n, _options(config, weighting), mesh, seed)
+
     tables = {
         "population": pd.concat(frames, ignore_index=True),
-        "single_chains": wmle_shares.table(config, LINES, mesh),
+        "single_chains": wmle_shares.table(config, LINES, draw),
     }
     return Conclusion(claims, (), tables)
 

@@ -1,12 +1,10 @@
 """How many single chains of a run do in every generation what chains do on average."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
-from jax.sharding import Mesh
 
-from jaxloop.simulators import beta
 from jaxloop.studies.theory.config import TheoryConfig
 
 # Batches of chains; their seeds are far from those of the comparisons.
@@ -14,39 +12,23 @@ BATCHES, SEED = 3, 0x5EED << 20
 COLUMNS = ("weighting", "line", "quantity", "value", "se", "chains")
 
 
-def table(config: TheoryConfig, lines: Mapping[str, str], mesh: Mesh | None) -> pd.DataFrame:
+def table(
+    config: TheoryConfig, lines: Mapping[str, str], draw: Callable[[str, int], np.ndarray]
+) -> pd.DataFrame:
     """Return shares of chains, columns `COLUMNS`, for every weighting of the config.
 
-    A chain with a fit that did not converge is left out. lines: {weighting: its line}.
+    lines: {weighting: its line}. draw: (weighting, seed) -> fits [R, T+1, 2] of a batch, nan in the
+    chains with a fit that did not converge, which are left out.
     """
     rows = []
     for weighting in config.wmle.weightings:
-        theta = _chains(config, weighting, mesh)
+        theta = np.concatenate([draw(weighting, SEED + config.seed + i) for i in range(BATCHES)])
+        theta = theta[np.isfinite(theta).all((1, 2))]
         for quantity, has_it in _properties(config, theta).items():
             share, count = float(has_it.mean()), len(has_it)
             se = float(np.sqrt(share * (1 - share) / max(count - 1, 1)))
             rows.append((weighting, lines[weighting], quantity, share, se, count))
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> np.ndarray:
-    """Fits [R, T+1, 2] of the chains that converged."""
-    w, batches = config.wmle, []
-    for i in range(BATCHES):
-        theta, converged, _ = beta.simulate(
-            n=w.n,
-            replicates=w.batch,
-            seed=SEED + config.seed + i,
-            report=True,
-            mesh=mesh,
-            real=w.real,
-            pretrained=w.pretrained,
-            generations=w.generations,
-            weighting=weighting,
-            exponent=w.exponent,
-        )
-        batches.append(theta[np.asarray(converged).all(1)])
-    return np.concatenate(batches)
 
 
 def _properties(config: TheoryConfig, theta: np.ndarray) -> dict[str, np.ndarray]:

@@ -13,8 +13,9 @@ from jaxloop.studies.theory.config import TheoryConfig
 def found():
     settings = config.build(TheoryConfig, {"study": "theory", "what": "linear"})
     designs = [linear._designs(settings, i) for i in range(2)]
-    table = linear_published.table(settings, designs, None)
-    return settings, designs, table, linear_published.summary(settings, designs, None)
+    ours = linear_published.curves(settings, designs, None)
+    table = linear_published.table(ours)
+    return settings, designs, table, linear_published.summary(settings, designs, ours, None)
 
 
 def test_our_efficiency_is_that_of_the_limit_of_theorem_3(found):
