@@ -219,7 +219,7 @@ def command(tmp_path, address, environment, *fields, name="a"):
     done = subprocess.run(
         [*words, f"--workdir={address}", *fields],
         cwd=ROOT,
-        env=on_machine(tmp_path, name, HOME="/none", **environment),
+        env=on_machine(tmp_path, name, HOME=str(tmp_path / "home"), **environment),
         capture_output=True,
         text=True,
         timeout=SECONDS,

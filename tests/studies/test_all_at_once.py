@@ -26,7 +26,9 @@ from tests.command import call
 from tests.studies.bias_amplification import test_bias
 from tests.studies.recursive_loops import loops_study as ls
 
-NO_MODEL = "directory /none does not exist"
+# Nothing can be made below a file: a directory such as /none may exist on somebody's machine.
+NONE, BAD, NOPE = (f"{__file__}/{name}" for name in ("none", "bad", "nope"))
+NO_MODEL = f"directory {NONE} does not exist"
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +62,14 @@ def test_entities(tmp_path):
         "tasks": {"one": {"task": "qa", "source": str(path)}},
         "public": {"task": "text", "source": "/nowhere.jsonl"},
         "exchange": {"mixing": "no_such"},
-        "models": {"pool": ["/none"]},
-        "measure": {"metrics": ["text_length", "toxicity(model='/bad')"], "embedder": "/nope"},
+        "models": {"pool": [NONE]},
+        "measure": {"metrics": ["text_length", f"toxicity(model='{BAD}')"], "embedder": NOPE},
     }
     holds(
         said(entities.prepare, config.build(EntitiesConfig, raw)),
         "config.exchange.mixing",
         f"config.models.pool: model: {NO_MODEL}",
-        "directory /bad does not exist",
+        f"directory {BAD} does not exist",
         "config.tasks.one: ",
         "config.public",
     )
@@ -78,8 +80,8 @@ def test_articles(tmp_path):
     raw = {
         "study": "bias",
         "data": {"source": str(tmp_path / "articles.csv"), "per_label": 20},
-        "models": {"pool": ["/none"]},
-        "classifier": {"model": "/bad", "target": "From the Right"},
+        "models": {"pool": [NONE]},
+        "classifier": {"model": BAD, "target": "From the Right"},
         "measure": {"metrics": ["toxicity(model='/worse')"]},
     }
     holds(
@@ -116,7 +118,7 @@ def test_a_date_that_is_none_is_named(tmp_path):
             "author_column": "who",
             "date_column": "when",
         },
-        "models": {"pool": ["/none"]},
+        "models": {"pool": [NONE]},
         "classifier": {"target": "D"},
     }
     holds(
@@ -130,16 +132,16 @@ def test_diversity(tmp_path):
     (tmp_path / "qa.jsonl").write_text(json.dumps({"question": {"text": "why"}}))
     raw = {
         "study": "diversity",
-        "models": {"pool": ["/none"]},
+        "models": {"pool": [NONE]},
         "story": {"sources": ["/nowhere.jsonl"]},
         "qa": {"source": str(tmp_path / "qa.jsonl")},
-        "distances": {"embedder": "/nope"},
+        "distances": {"embedder": NOPE},
         "generated": {"levels": [0], "ratios": [1.0], "qa": [12], "story": [12]},
         "generator": {"url": "http://127.0.0.1:9/v1", "served": "x"},
     }
     lines = said(diversity.prepare, config.build(DiversityConfig, raw))
     story = "config.story: data.source = '/nowhere.jsonl': there is no such file"
-    holds(lines, f"config.models.pool: model: {NO_MODEL}", "/nope", story, "config.qa: ")
+    holds(lines, f"config.models.pool: model: {NO_MODEL}", NOPE, story, "config.qa: ")
 
 
 # ---- labels
@@ -207,7 +209,7 @@ def test_a_disk_too_small_for_cleaning_is_said_first(place, capsys, tmp_path, mo
         and err.count("\n") == 1
         and "cleaning config.domains.posts needs" in err
     )
-    code, _, err = call(capsys, *words, "--validate", "--config.models.pool=/none")
+    code, _, err = call(capsys, *words, "--validate", f"--config.models.pool={NONE}")
     assert code == 2 and err.count("\n") == 2 and NO_MODEL in err and "disk full: cleaning" in err
     assert not (tmp_path / "run").exists()
 

@@ -103,8 +103,8 @@ def test_validation_names_a_judge_that_is_down_with_all_else_that_is_wrong(go, t
     _, _, err = go(
         "--validate",
         "--config.metrics=text_length,toxicity(model='/nowhere')",
-        "--config.models.pool=/none",
-        "--config.embedder=/nope",
+        f"--config.models.pool={__file__}/none",
+        f"--config.embedder={__file__}/nope",
         expect=2,
         quality=judge("quality", port),
     )
@@ -112,8 +112,8 @@ def test_validation_names_a_judge_that_is_down_with_all_else_that_is_wrong(go, t
     assert len(said) == 4 and all(line.startswith("jaxloop: ") for line in said)
     for part in (
         "config.metrics: model: directory /nowhere does not exist",
-        "config.models.pool: model: directory /none does not exist",
-        "config.embedder: model: directory /nope does not exist",
+        f"config.models.pool: model: directory {__file__}/none does not exist",
+        f"config.embedder: model: directory {__file__}/nope does not exist",
         "set config.judge=later to run the chains without it",
     ):
         assert part in err
