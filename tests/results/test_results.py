@@ -140,6 +140,12 @@ def test_an_interval_of_a_table_gives_its_standard_error(run):
     assert (found.n, found.value) == (9, values.mean())
 
 
+def test_a_row_of_a_table_may_be_called_late(run):
+    (run / "changes.csv").write_text("generation,value\n1,0.5\nlate,0.25\n")
+    asked = dict(file="changes.csv", where=dict(generation="late"), value="value")
+    assert measures.measure(run, asked).value == 0.25
+
+
 def test_a_list_of_metrics_is_their_mean(run):
     table = pd.read_csv(run / "metrics.csv")
     both = pd.concat([table, table.assign(metric="m2", value=table.value * 3)])
