@@ -16,8 +16,11 @@ from jaxloop.recursion.progress import duration
 from jaxloop.results import expectations, measures, page, verdict
 from jaxloop.results.expectations import Claim
 from jaxloop.results.verdict import Estimate, Interval
+from jaxloop.studies.bias_amplification.chains import make_chains
 from jaxloop.studies.common import spent
 from jaxloop.studies.diversity import cells
+from jaxloop.studies.recursive_loops.analysis.regression import PROPERTIES
+from jaxloop.studies.recursive_loops.analysis.regression_honest import FORMS
 
 SHIPPED = catalogue.shipped().parent / "docs/results/expectations"
 CLAIM = """
@@ -283,9 +286,15 @@ def _diversity_chains(settings):
     )
 
 
+def _bias_chains(settings):
+    shares = [f"share({label})" for label in settings.data.labels]
+    metrics = (*shares, "text_quality_index", "perplexity_base", "perplexity_own", "self_bleu")
+    return [(spec.id, dict(spec.factors)) for spec in make_chains(settings, 30)], metrics
+
+
 @pytest.mark.parametrize(
     ("name", "chains_of", "generations"),
-    [("diversity", _diversity_chains, 1)],
+    [("diversity", _diversity_chains, 1), ("bias_amplification", _bias_chains, 7)],
 )
 def test_every_claim_about_a_metric_is_about_chains_of_its_config(
     tmp_path, name, chains_of, generations
@@ -307,6 +316,13 @@ def test_every_claim_about_a_metric_is_about_chains_of_its_config(
     found = [measures.measure(tmp_path, claim.measure) for claim in claims]
     assert {estimate.n for estimate in found} == {seeds} and len(claims) > 5
     assert all(estimate.se > 0 for estimate in found)
+
+
+def test_claims_about_clusters_name_terms_and_forms_of_the_regressions():
+    for claim in expectations.read(SHIPPED / "cluster_study.toml").claims:
+        where = claim.measure["where"]
+        assert where["term"] in PROPERTIES and where["form"] in FORMS
+        assert where["dependent"] in ("diversity", "quality") and where["column"] == "All"
 
 
 def test_a_call_is_recorded_with_its_seconds(tmp_path):
