@@ -21,7 +21,7 @@ from jaxloop.studies.common import spent
 from jaxloop.studies.diversity import cells
 from jaxloop.studies.recursive_loops import subsets
 from jaxloop.studies.recursive_loops.analysis.regression import PROPERTIES
-from jaxloop.studies.recursive_loops.analysis.regression_honest import FORMS
+from jaxloop.studies.recursive_loops.analysis.regression_robust import FORMS
 
 SHIPPED = catalogue.shipped().parent / "docs/results/expectations"
 CLAIM = """
