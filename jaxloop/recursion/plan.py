@@ -125,10 +125,10 @@ def index_plan(
     if not any(isinstance(number, jax.core.Tracer) for number in (generation, entity)):
         data = host_draws.key_data(key)
     if data is None:
-        now, of_entity = jnp.asarray(generation, jnp.int32), jnp.asarray(entity, jnp.int32)
-        return _plan_program(workflow, generations, key, now, of_entity)
-    now, of_entity = np.asarray(generation, np.int32), np.asarray(entity, np.int32)
-    return _index_plan(np, workflow, generations, data, now, of_entity)
+        traced = jnp.asarray(generation, jnp.int32), jnp.asarray(entity, jnp.int32)
+        return _plan_program(workflow, generations, key, *traced)
+    numbers = np.asarray(generation, np.int32), np.asarray(entity, np.int32)
+    return _index_plan(np, workflow, generations, data, *numbers)
 
 
 def on_host(plan: IndexPlan) -> IndexPlan:
@@ -175,14 +175,16 @@ def gather(
 # ---- pools
 # `xp` is NumPy on the host and jax.numpy inside a program.
 
+_Numbers: TypeAlias = Any  # an array of that library
+
 
 def _index_plan(
     xp: Any,
     workflow: Workflow,
     generations: int,
-    key: Array,
-    generation: Array,
-    entity: Array,
+    key: _Numbers,
+    generation: _Numbers,
+    entity: _Numbers,
 ) -> IndexPlan:
     set_key = _fold_in(xp, _phase_key(xp, key, generation, "plan"), entity)
     if workflow.exchange is not None:
@@ -204,10 +206,10 @@ def _later_plan(
     xp: Any,
     workflow: Workflow,
     generations: int,
-    key: Array,
-    set_key: Array,
-    generation: Array,
-    entity: Array,
+    key: _Numbers,
+    set_key: _Numbers,
+    generation: _Numbers,
+    entity: _Numbers,
 ) -> IndexPlan:
     """The training set of a generation after generation 0."""
     pool, bits = _pool(xp, workflow, generations, key, set_key, generation, entity)
@@ -229,11 +231,11 @@ def _pool(
     xp: Any,
     workflow: Workflow,
     generations: int,
-    key: Array,
-    set_key: Array,
-    generation: Array,
-    entity: Array,
-) -> tuple[IndexPlan, Array]:
+    key: _Numbers,
+    set_key: _Numbers,
+    generation: _Numbers,
+    entity: _Numbers,
+) -> tuple[IndexPlan, _Numbers]:
     """Pool of a generation, newest batch first, with 32 random bits per item.
 
     Each batch has bits of its own key, so that the draw of an item does not depend on how many
@@ -259,7 +261,9 @@ def _pool(
     return _join(xp, real, pool), xp.concatenate([_bits(xp, set_key, 0, count), bits])
 
 
-def _batch(xp: Any, workflow: Workflow, key: Array, born: Array, entity: Array) -> IndexPlan:
+def _batch(
+    xp: Any, workflow: Workflow, key: _Numbers, born: _Numbers, entity: _Numbers
+) -> IndexPlan:
     """Batch `born` (traced) as `entity` reads it: synthetic, human, then external items."""
     past = born - 1  # batches before this one
     synthetic = _batch_part(
@@ -296,11 +300,11 @@ def _batch_part(
     workflow: Workflow,
     source: int,
     size: int,
-    born: Array,
-    entity: Array,
+    born: _Numbers,
+    entity: _Numbers,
     *,
-    generation: Array,
-    start: int | Array,
+    generation: _Numbers,
+    start: int | _Numbers,
 ) -> IndexPlan:
     """`size` items of one source for each entity of the pool, from `start` of its stream on."""
     within = xp.tile(xp.arange(size, dtype=xp.int32), workflow.pool_entities)
@@ -319,7 +323,9 @@ def _batch_part(
     )
 
 
-def _generators(xp: Any, workflow: Workflow, key: Array, born: Array, entity: Array) -> Array:
+def _generators(
+    xp: Any, workflow: Workflow, key: _Numbers, born: _Numbers, entity: _Numbers
+) -> _Numbers:
     """Entity [synthetic] that generated each synthetic item that `entity` takes into batch `born`.
 
     The key is that of the batch: the same however often the batch is read.
@@ -329,12 +335,12 @@ def _generators(xp: Any, workflow: Workflow, key: Array, born: Array, entity: Ar
     return _interval(xp, _uniform(xp, draw_key, workflow.synthetic), edges)
 
 
-def _interval(xp: Any, u: Array, edges: Array) -> Array:
+def _interval(xp: Any, u: _Numbers, edges: _Numbers) -> _Numbers:
     """Index of the interval between cumulative weights [n] that each u [rows] in [0, 1) lies in."""
     return xp.sum(u[:, None] * edges[-1] >= edges[None, :-1], axis=1, dtype=xp.int32)
 
 
-def _real_set(xp: Any, workflow: Workflow, entity: Array) -> IndexPlan:
+def _real_set(xp: Any, workflow: Workflow, entity: _Numbers) -> IndexPlan:
     """All items of generation 0's human set."""
     return _human_items(
         xp,
@@ -344,7 +350,7 @@ def _real_set(xp: Any, workflow: Workflow, entity: Array) -> IndexPlan:
     )
 
 
-def _human_items(xp: Any, *, position: Array, entity: Array, valid: Array) -> IndexPlan:
+def _human_items(xp: Any, *, position: _Numbers, entity: _Numbers, valid: _Numbers) -> IndexPlan:
     """Items of generation 0's human set at the given positions."""
     position = position.astype(xp.int32)
     zeros = xp.zeros_like(position)
@@ -360,7 +366,7 @@ def _human_items(xp: Any, *, position: Array, entity: Array, valid: Array) -> In
     )
 
 
-def _bits(xp: Any, set_key: Array, label: int | Array, count: int) -> Array:
+def _bits(xp: Any, set_key: _Numbers, label: int | _Numbers, count: int) -> _Numbers:
     """32 random bits for each of `count` items, from the key of the set and a label."""
     key = _fold_in(xp, set_key, label)
     if xp is np:
@@ -368,41 +374,41 @@ def _bits(xp: Any, set_key: Array, label: int | Array, count: int) -> Array:
     return jax.random.bits(key, (count,), jnp.uint32)
 
 
-def _draw(xp: Any, items: IndexPlan, bits: Array, count: int) -> IndexPlan:
+def _draw(xp: Any, items: IndexPlan, bits: _Numbers, count: int) -> IndexPlan:
     """Draw `count` of the valid items, uniformly without replacement, in random order.
 
     Where fewer are valid, all of them come first, then padding.
     """
     if xp is np:
-        order: Array = np.lexsort((bits, ~items.valid))
+        order: _Numbers = np.lexsort((bits, ~items.valid))
     else:
         place = jnp.arange(bits.shape[0], dtype=jnp.int32)
         _, _, order = jax.lax.sort((jnp.asarray(~items.valid), bits, place), num_keys=2)
     return jax.tree.map(lambda x: x[order[:count]], items)
 
 
-def _fold_in(xp: Any, key: Array, number: int | Array) -> Array:
+def _fold_in(xp: Any, key: _Numbers, number: int | _Numbers) -> _Numbers:
     return host_draws.fold_in(key, number) if xp is np else jax.random.fold_in(key, number)
 
 
-def _phase_key(xp: Any, key: Array, generation: Array, phase: str) -> Array:
+def _phase_key(xp: Any, key: _Numbers, generation: _Numbers, phase: str) -> _Numbers:
     """As `keys.phase_key`."""
     return _fold_in(xp, _fold_in(xp, key, generation), zlib.crc32(phase.encode()))
 
 
-def _uniform(xp: Any, key: Array, count: int) -> Array:
+def _uniform(xp: Any, key: _Numbers, count: int) -> _Numbers:
     if xp is np:
         return host_draws.uniform(key, count)
     return jax.random.uniform(key, (count,), jnp.float32)
 
 
-def _below(xp: Any, key: Array, count: int, limit: Array) -> Array:
+def _below(xp: Any, key: _Numbers, count: int, limit: _Numbers) -> _Numbers:
     if xp is np:
         return host_draws.randint(key, count, limit)
     return jax.random.randint(key, (count,), 0, limit, jnp.int32)
 
 
-def _each(xp: Any, function: Callable[[Array], Any], numbers: Array) -> Any:
+def _each(xp: Any, function: Callable[[_Numbers], Any], numbers: _Numbers) -> Any:
     """`function` of each number [n], a tree whose arrays are stacked."""
     if xp is np:
         return jax.tree.map(lambda *x: np.stack(x), *map(function, numbers))
@@ -434,9 +440,9 @@ def _exchange_plan(
     xp: Any,
     workflow: Workflow,
     exchange: Exchange,
-    set_key: Array,
-    generation: Array,
-    entity: Array,
+    set_key: _Numbers,
+    generation: _Numbers,
+    entity: _Numbers,
 ) -> IndexPlan:
     """Rows drawn with replacement: a source by its weight, then an item of it uniformly."""
     rows, entities = workflow.drawn_rows, workflow.entities

@@ -61,16 +61,16 @@ class Timings:
     _recent: dict[int, list[_Event]] = field(default_factory=lambda: defaultdict(list))
     _cached: set[int] = field(default_factory=set)
 
-    def hear(self, event: str, seconds: float, *, fun_name: str = "", **about: object) -> None:
+    def hear(self, event: str, duration_secs: float, **about: str | int) -> None:
         """Take an event of `jax.monitoring`; called in the thread that ends it."""
         thread = threading.get_ident()
         with self._lock:
             if event.startswith(_STEP):
-                self.steps[event.removeprefix(_STEP)] += seconds
+                self.steps[event.removeprefix(_STEP)] += duration_secs
             elif event == _FROM_CACHE:
                 self._cached.add(thread)
             elif event in _KINDS:
-                self._add(thread, _KINDS[event], seconds, fun_name)
+                self._add(thread, _KINDS[event], duration_secs, str(about.get("fun_name", "")))
 
     def _add(self, thread: int, kind: str, seconds: float, name: str) -> None:
         # Of a jitted function f the compiler says "jit(f)", the tracer "f".
