@@ -22,7 +22,6 @@ from jaxloop.config import LoraConfig, SampleConfig
 from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.generation.decode_rows import decode_rows
 from jaxloop.lm.generation.jobs import share_out, split_into_calls
-from jaxloop.lm.generation.options import GenerateOptions
 from jaxloop.lm.generation.prefill import prefill, unstack_layers
 from jaxloop.lm.generation.row_adapters import pack_for_rows
 from jaxloop.lm.generation.sampling import Sampler
@@ -70,7 +69,7 @@ def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest
     shape = DecodeShape(
         num_groups=plan.num_groups,
         slots_per_group=plan.slots // plan.num_groups,
-        window=GenerateOptions().window,
+        window=plan.window,
         max_new_tokens=longest,
         prompt_len=0,
     )
@@ -84,7 +83,7 @@ def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest
     for at in range(0, chains, plan.chains_per_call):
         chosen = list(range(at, min(chains, at + plan.chains_per_call)))
         for (device,) in split_into_calls(
-            share_out(ids, chosen, True, plan, 1), plan.texts_per_call, plan.num_groups, 1
+            share_out(ids, chosen, True, plan, 1), plan.texts_per_call, plan.slots, 1
         ):
             rows = np.concatenate([lengths[job.task][job.rows] for job in device.jobs]).astype(
                 np.int32
