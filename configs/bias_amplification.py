@@ -1,7 +1,7 @@
 """Bias amplification (arXiv 2410.15234): GPT-2 continues labelled articles.
 
-1,518 articles, eleven generations. Arguments: `:tiny` for two cores, `:classifier`,
-`:constrained`.
+1,518 articles, eleven generations. Arguments: `:tiny` for two cores, `:small`, with replicates for
+intervals (docs/results/expectations/bias_amplification.toml), `:classifier`, `:constrained`.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,8 @@ def get_config(variant="paper"):
     """`paper`: the study as published. `classifier`: its classifier fitted here instead of loaded.
     `center`: chains that see centre articles alone (the setup of its later version). `constrained`:
     greedy beside the paper's constrained loss and beside a brake along the direction. `tiny`: all
-    six setups with a tiny base on presidents' speeches, four replicates each, in minutes.
+    six setups with a tiny base on presidents' speeches, four replicates each, in minutes. `small`:
+    the same with passages of two novels and as many replicates as its claims need.
     """
     variants = {
         "paper": lambda c: c,
@@ -19,6 +20,7 @@ def get_config(variant="paper"):
         "center": _center,
         "constrained": _constrained,
         "tiny": _tiny,
+        "small": _small,
     }
     if variant not in variants:
         raise ValueError(f"variant {variant!r} is not allowed; choose one of {', '.join(variants)}")
@@ -146,4 +148,23 @@ def _tiny(c):
     c.measure = ConfigDict(dict(quality_articles=12))
     c.gradient_constraint = ConfigDict(dict(direction="fit", toward="R", away="D", texts=16))
     c.neurons = ConfigDict(dict(texts=16, max_length=96))
+    return c
+
+
+def _small(c):
+    """Passages of two novels; the label is the author, whom a small classifier can tell."""
+    c = _tiny(c)
+    c.title = "Bias amplification, with intervals"
+    c.data.source, c.data.label_column = "jaxloop:novels", "author"
+    c.data.labels = ("Jane Austen", "Mary Shelley")
+    c.data.per_label = 16
+    c.data.title_tokens, c.data.body_tokens = 12, 32
+    c.adapt.articles = 300
+    c.chain.generations = 7
+    c.chain.seeds = tuple(range(16))
+    c.chain.block = 16
+    c.sample.update(max_new_tokens=24, slots=96)
+    c.classifier.target = "Jane Austen"
+    c.classifier.update(texts=200, encoders=(None,))
+    c.gradient_constraint = ConfigDict(dict(direction=None))
     return c

@@ -1,6 +1,8 @@
 """Which properties of human text predict the shift: chains on clusters (section 4).
 
-Clusters of each dataset, r = 1/8 and 1/4. Scales: `:paper` (the default) and `:tiny`.
+Clusters of each dataset, r = 1/8 and 1/4. Scales: `:paper` (the default), `:tiny`, and `:small`,
+with as many clusters and generations as the regressions need
+(docs/results/expectations/cluster_study.toml).
 
 webis_reddit is read from corpus-webis-tldr-17.zip (3.1 GB), which
 `hf download webis/tldr-17 data/corpus-webis-tldr-17.zip --repo-type dataset` gets;
@@ -15,9 +17,10 @@ def get_config(scale="paper"):
     c = scales.config(
         "clusters",
         "Properties of human text and the shift",
-        scale,
+        "tiny" if scale == "small" else scale,
         paper=datasets,
-        tiny=("emotions", "speeches", "novels"),
+        tiny=("emotions", "speeches") if scale == "small" else ("emotions", "speeches", "novels"),
+        keep=3000 if scale == "small" else 1000,
     )
     c.chain.ratios = ("1/8", "1/4")
     c.chain.seeds = (0,)  # one chain per cluster and ratio, as in the released code
@@ -26,4 +29,10 @@ def get_config(scale="paper"):
         c.chain.update(generations=8, size=48, eval_texts=64)
         scales.tiny_clusters(c)
         c.clusters.count = 8
+    if scale == "small":
+        c.title = "Properties of human text and the shift, with intervals"
+        c.chain.update(generations=15, size=48, eval_texts=64)
+        scales.tiny_clusters(c)
+        c.clusters.update(count=75, fit_rows=3000)
+        c.properties.update(map_rows=3000)
     return c

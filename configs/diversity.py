@@ -1,6 +1,7 @@
 """Diversity of generated data (arXiv 2506.19262): levels, mixtures, sizes, architectures.
 
-Seven levels of diversity, three model sizes. Argument: `:tiny` for two cores.
+Seven levels of diversity, three model sizes. Arguments: `:tiny` for two cores, and `:small`, with
+as many seeds and mixtures as its claims need (docs/results/expectations/diversity.toml).
 
 facebook/opt-1.3b has no safetensors on its main branch: convert it with
 `python scripts/convert_weights.py facebook/opt-1.3b DIRECTORY` and name the directory in
@@ -19,12 +20,13 @@ OPT, GPT2_XL = "facebook/opt-1.3b", "openai-community/gpt2-xl"
 
 
 def get_config(scale="paper"):
-    if scale not in ("paper", "tiny"):
-        raise ValueError(f"scale {scale!r}: must be paper or tiny")
+    scales = {"paper": _paper, "tiny": _tiny, "small": _small}
+    if scale not in scales:
+        raise ValueError(f"scale {scale!r}: must be one of {', '.join(scales)}")
     c = ConfigDict()
     c.study = "diversity"
     c.title = "Diversity of generated data"
-    return _paper(c) if scale == "paper" else _tiny(c)
+    return scales[scale](c)
 
 
 def _paper(c):
@@ -173,4 +175,36 @@ def _tiny(c):
         2e-3  # 1.7 M parameters take, and need, a larger one than the paper's models
     )
     c.distances = ConfigDict(dict(points=96))
+    return c
+
+
+def _small(c):
+    """`_tiny` with mixtures of every level and as many seeds as its claims need."""
+    c = _tiny(c)
+    c.title = "Diversity of generated data, with intervals"
+    c.seeds = tuple(range(12))
+    every, (gpt2, llama) = tuple(range(7)), c.models.pool
+    c.qa.update(train=72, test=64)
+    c.story.test = 64
+    c.generated = ConfigDict(
+        dict(levels=every, ratios=(0.0, 1.0), qa=(72,), story=(96,), models=(gpt2,))
+    )
+    c.fixed = ConfigDict(
+        dict(levels=every, ratios=(0.0, 0.1, 0.5, 1.0), qa=(36,), story=(48,), models=(gpt2,))
+    )
+    c.variable = ConfigDict(
+        dict(
+            levels=(1, 3, 5),
+            ratios=(0.0, 0.4, 0.8),
+            mixing="variable",
+            qa=(12,),
+            story=(12,),
+            models=(gpt2,),
+        )
+    )
+    # Both sizes are there already: 36 and 72 records, 48 and 96 stories.
+    c.sizes = ConfigDict(dict(levels=(0, 6), qa=(36, 72), story=(48, 96), models=(gpt2,)))
+    c.architectures = ConfigDict(
+        dict(levels=(0, 6), ratios=(0.0, 1.0), qa=(36,), story=(48,), models=(llama,))
+    )
     return c

@@ -24,7 +24,7 @@ from jaxloop.recursion.parts import (
 )
 from jaxloop.recursion.plan import IndexPlan
 from jaxloop.recursion.run import Failure, Run, effective
-from jaxloop.recursion.sources import as_booked, texts_path
+from jaxloop.recursion.sources import texts_path, with_ledger_sources
 from jaxloop.runtime import checkpoint, tables
 from jaxloop.runtime.atomic_io import inside, write_atomic
 from jaxloop.runtime.log import LOGGER
@@ -102,7 +102,7 @@ def assemble(
     rows: list[dict[str, Any]] = []
     for member, base in members:
         plan = plans[member] if member in plans else draw_plan(run, member, generation)
-        booked = as_booked(plan, member.chain, run.data, run.settings.generations)
+        booked = with_ledger_sources(plan, member.chain, run.data, run.settings.generations)
         generated = texts.get((member.chain.id, member.entity))
         rows += _ledger_rows(
             run, generation, history, member, base, booked, fits[member], generated

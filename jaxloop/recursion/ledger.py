@@ -119,7 +119,7 @@ def rows(
 
     Args:
         chain, generation, entity: the model.
-        plan: its training set, as `sources.as_booked` returns it.
+        plan: its training set, as `sources.with_ledger_sources` returns it.
         shares: the columns real_share_new, real_share_train and lineage_share.
         fingerprints: fingerprint of each data set, by name.
         about: further columns, the same in all rows of the model.

@@ -172,7 +172,7 @@ def human_texts(chain: ChainSpec, data: Mapping[str, Dataset], *, entity: int = 
     return [texts[row] for row in rows]
 
 
-def as_booked(
+def with_ledger_sources(
     plan: IndexPlan, chain: ChainSpec, data: Mapping[str, Dataset], generations: int
 ) -> IndexPlan:
     """Return a plan (as from `on_host`) with the sources that the ledger counts.

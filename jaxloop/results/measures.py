@@ -168,7 +168,8 @@ def _selected(table: pd.DataFrame, where: Any, field: str) -> pd.DataFrame:
 
 def _wanted(table: pd.DataFrame, column: str, value: Any) -> Sequence[Any]:
     """The values that a column may have."""
-    if column == "generation" and value in ("last", "late"):
+    # A table without chains is one of results, which may have a row called so.
+    if column == "generation" and value in ("last", "late") and "chain" in table:
         chains = table.groupby("chain")["generation"].max()
         last = int(chains.min())
         return list(range(max(last - LATE + 1, 1), last + 1)) if value == "late" else [last]

@@ -182,7 +182,7 @@ def _provenance(provenance: Provenance) -> str:
         f"* page: `{provenance.command}`",
         f"* expectations: {provenance.source}. {provenance.expected}".rstrip(),
     ]
-    lines.append(f"* config fingerprint: `{provenance.fingerprint}`")
+    lines.append(f"* SHA-256 of its configuration begins with `{provenance.fingerprint}`")
     if not provenance.calls:
         return "\n".join([*lines, "* the run has no record of its calls"])
     last = provenance.calls[-1]

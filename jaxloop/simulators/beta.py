@@ -81,7 +81,7 @@ def population(
         else:
             path = d + (t + 1) * exponent * d_pre * (weighting == "pretrained")
     theta = 1 + path
-    _integrable(theta, "the weighted density of generation {} is not integrable")
+    check_integrable(theta, "the weighted density of generation {} is not integrable")
     return theta
 
 
@@ -116,7 +116,9 @@ def asymptotic_cov(
         "model": np.concatenate([pre[None], theta[:-1]]) - 1,
         "pretrained": np.broadcast_to(pre - 1, theta.shape),
     }.get(weighting, 0 * theta)
-    _integrable(source + 2 * exponent * weight, "weights of generation {} have no second moment")
+    check_integrable(
+        source + 2 * exponent * weight, "weights of generation {} have no second moment"
+    )
     with jax.enable_x64(True):
         noise = np.asarray(_sandwich(*(jnp.asarray(x) for x in (source, exponent * weight)))) / n
         of_base = np.linalg.inv(np.asarray(_information(jnp.asarray(pre)))) / n
@@ -476,7 +478,10 @@ def _check_n(n):
         raise ValueError(f"n={n}: a Beta fit needs at least 2 observations")
 
 
-def _integrable(theta, message):
+def check_integrable(theta: np.ndarray, message: str) -> None:
+    """Raise ValueError, which begins with `message` (`{}` in it is the row), where parameters
+    [n, 2] are not those of a Beta distribution.
+    """
     bad = np.flatnonzero(~(np.isfinite(theta) & (theta > 0)).all(1))
     if len(bad):
         raise ValueError(

@@ -10,12 +10,17 @@ import pytest
 import scipy.stats
 
 from jaxloop import results
+from jaxloop.api.runs import load_config
 from jaxloop.config import catalogue
 from jaxloop.recursion.progress import duration
 from jaxloop.results import expectations, measures, page, verdict
 from jaxloop.results.expectations import Claim
 from jaxloop.results.verdict import Estimate, Interval
+from jaxloop.studies.bias_amplification.chains import make_chains
 from jaxloop.studies.common import spent
+from jaxloop.studies.diversity import cells
+from jaxloop.studies.recursive_loops.analysis.regression import PROPERTIES
+from jaxloop.studies.recursive_loops.analysis.regression_robust import FORMS
 
 SHIPPED = catalogue.shipped().parent / "docs/results/expectations"
 CLAIM = """
@@ -136,6 +141,12 @@ def test_an_interval_of_a_table_gives_its_standard_error(run):
     found = measures.measure(run, asked)
     np.testing.assert_allclose(found.se, scipy.stats.sem(values), rtol=1e-12)
     assert (found.n, found.value) == (9, values.mean())
+
+
+def test_a_row_of_a_table_may_be_called_late(run):
+    (run / "changes.csv").write_text("generation,value\n1,0.5\nlate,0.25\n")
+    asked = dict(file="changes.csv", where=dict(generation="late"), value="value")
+    assert measures.measure(run, asked).value == 0.25
 
 
 def test_a_list_of_metrics_is_their_mean(run):
@@ -266,6 +277,52 @@ def test_shipped_expectations_can_be_read(path):
     found = expectations.read(path)
     assert found.config.split(":")[0] in catalogue.names()
     assert all(claim.where and not claim.says.endswith(".") for claim in found.claims)
+
+
+def _diversity_chains(settings):
+    return [(cell.set_name, cell.factors) for cell in cells.all_cells(settings)], (
+        "test_loss_answer",
+        "test_loss_all",
+    )
+
+
+def _bias_chains(settings):
+    shares = [f"share({label})" for label in settings.data.labels]
+    metrics = (*shares, "text_quality_index", "perplexity_base", "perplexity_own", "self_bleu")
+    return [(spec.id, dict(spec.factors)) for spec in make_chains(settings, 30)], metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "chains_of", "generations"),
+    [("diversity", _diversity_chains, 1), ("bias_amplification", _bias_chains, 7)],
+)
+def test_every_claim_about_a_metric_is_about_chains_of_its_config(
+    tmp_path, name, chains_of, generations
+):
+    """Before the run: each selects the same seeds on both sides, and has an interval."""
+    expected = expectations.read(SHIPPED / f"{name}.toml")
+    settings = load_config(expected.config)
+    chains, metrics = chains_of(settings)
+    draw = np.random.default_rng(0)
+    rows = [
+        {"chain": chain, **factors, "generation": t, "metric": metric, "value": draw.normal()}
+        for chain, factors in chains
+        for t in range(generations)
+        for metric in metrics
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "metrics.csv", index=False)
+    seeds = len({factors["seed"] for _, factors in chains})
+    claims = [claim for claim in expected.claims if "metric" in claim.measure]
+    found = [measures.measure(tmp_path, claim.measure) for claim in claims]
+    assert {estimate.n for estimate in found} == {seeds} and len(claims) > 5
+    assert all(estimate.se > 0 for estimate in found)
+
+
+def test_claims_about_clusters_name_terms_and_forms_of_the_regressions():
+    for claim in expectations.read(SHIPPED / "cluster_study.toml").claims:
+        where = claim.measure["where"]
+        assert where["term"] in PROPERTIES and where["form"] in FORMS
+        assert where["dependent"] in ("diversity", "quality") and where["column"] == "All"
 
 
 def test_a_call_is_recorded_with_its_seconds(tmp_path):

@@ -17,7 +17,7 @@ from jaxloop.studies.bias_amplification.config import BiasConfig
 from jaxloop.studies.bias_amplification.family import block_count, training_examples
 from jaxloop.studies.bias_amplification.plan_inputs import plan_inputs
 from jaxloop.studies.bias_amplification.prepare import Prepared, work_of_a_chain
-from jaxloop.studies.common import absent_plan, calls, card_hours
+from jaxloop.studies.common import calls, card_hours, target_plan
 from jaxloop.studies.common import models as base_models
 
 Rows = list[tuple[str, str]]
@@ -35,7 +35,7 @@ class _Tokens(NamedTuple):
 def absent_table(config: BiasConfig, target: str) -> Rows:
     """Return the (what, amount) rows of `--plan --for` of hardware that is absent."""
     inputs, assumed = plan_inputs(config)
-    programs = absent_plan.Programs(
+    programs = target_plan.Programs(
         models=config.models,
         fit=config.fit,
         sample=config.sample,
@@ -47,7 +47,7 @@ def absent_table(config: BiasConfig, target: str) -> Rows:
     return [
         *counted,
         *(("assumed", line) for line in assumed),
-        *absent_plan.rows(programs, target, chains=chains),
+        *target_plan.rows(programs, target, chains=chains),
         *card_hours.rows(work, target),
     ]
 

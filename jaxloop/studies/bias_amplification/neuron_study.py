@@ -78,8 +78,8 @@ def neuron_study(
                  Rules "permutation" and "familywise" count p_permutation and p_familywise < alpha
         overlap  mode, rule, first, second, size_first, size_second, neurons, observed, expected
                  and p_more, p_fewer (hypergeometric: neurons drawn independently), null_mean and
-                 null_p (share of arrangements, outcomes of a version kept together, that overlap
-                 as much)
+                 null_p, null_p_fewer (share of arrangements, outcomes of a version kept together,
+                 that overlap at least, at most as much)
         layers   mode, relation, rule, layer (from 1), significant, positive (slope above 0)
 
     A neuron without variance has p = 1 and is counted as flat; so is every test of an outcome that

@@ -31,6 +31,7 @@ OVERLAP = (
     "p_fewer",
     "null_mean",
     "null_p",
+    "null_p_fewer",
 )
 
 
@@ -180,7 +181,8 @@ def _overlap_row(
 ) -> dict[str, Any]:
     first, second = (grid.of(significant, relation) for relation in pair)
     shared = int((first & second).sum())
-    drawn = _against(shared, None if null is None else null.overlaps[pair[0], pair[1], rule])
+    overlaps = None if null is None else null.overlaps[pair[0], pair[1], rule]
+    drawn = _against(shared, overlaps)
     chance = hypergeometric(first.size, int(first.sum()), int(second.sum()), shared)
     return {
         "mode": mode,
@@ -191,7 +193,13 @@ def _overlap_row(
         **chance._asdict(),
         "null_mean": drawn["null_mean"],
         "null_p": drawn["p"],
+        "null_p_fewer": _p_fewer(shared, overlaps),
     }
+
+
+def _p_fewer(observed: int, drawn: list[int] | None) -> float:
+    """The share of permutations with at most as many, this one among them."""
+    return np.nan if drawn is None else float(np.mean(np.append(drawn, observed) <= observed))
 
 
 class Overlap(NamedTuple):

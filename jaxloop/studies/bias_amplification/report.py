@@ -72,7 +72,12 @@ def write(
         common_report.read_metrics(root), [target, *(f"share({label})" for label in labels)]
     )
     study = _study_tables(root, config, prepared, metrics)
-    tables.write(root / "tables", **study._asdict())
+    tables.write(
+        root / "tables",
+        **study._asdict(),
+        classifiers=tables.classifiers(classifier_fits),
+        references=tables.references(real, base),
+    )
     figures.write(scores.by_generation(metrics), root / "figures", real)
     drawings = distribution_drawings(study.distributions)
     common_report.save_drawings(

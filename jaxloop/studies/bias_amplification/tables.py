@@ -42,6 +42,18 @@ DISTRIBUTIONS = [
     "mean",
     *(f"q{round(100 * quantile):02d}" for quantile in QUANTILES),
 ]
+CLASSIFIERS = [
+    "encoder",
+    "used",
+    "trained_on",
+    "tested_on",
+    "validation_macro_f1",
+    "macro_f1",
+    "accuracy",
+    "se",
+    "majority_accuracy",
+]
+REFERENCES = ["of", "metric", "value"]
 REAL_SHARES = ["setup", "generation", "real", "trained", "of_real", "of_mix"]
 
 Row = dict[str, Any]
@@ -230,6 +242,47 @@ def real_shares(ledger: pd.DataFrame, setups: Mapping[str, str], size: int) -> p
             }
         )
     return pd.DataFrame(rows, columns=REAL_SHARES)
+
+
+def classifiers(fits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return what the classifiers that were fitted reach on texts they never saw: columns
+    `CLASSIFIERS`, the one that is used first.
+
+    se: the binomial standard error of the accuracy, sqrt(a (1 - a) / n).
+
+    Args:
+        fits: reports of `metrics.classifier_training`, the chosen one first.
+    """
+    rows = []
+    for number, fit in enumerate(fits):
+        training, _, test = fit["split"]
+        accuracy = fit["test"]["accuracy"]
+        rows.append(
+            {
+                "encoder": fit["encoder"],
+                "used": number == 0,
+                "trained_on": training,
+                "tested_on": test,
+                "validation_macro_f1": fit["validation"],
+                "macro_f1": fit["test"]["macro_f1"],
+                "accuracy": accuracy,
+                "se": float(np.sqrt(accuracy * (1 - accuracy) / test)) if test else np.nan,
+                "majority_accuracy": fit["majority"]["accuracy"],
+            }
+        )
+    return pd.DataFrame(rows, columns=CLASSIFIERS)
+
+
+def references(real: Mapping[str, float], base: Mapping[str, float]) -> pd.DataFrame:
+    """Return what generations are compared with, columns `REFERENCES`: means of the real articles
+    and of what the base generates before any fine-tuning.
+    """
+    rows = [
+        {"of": of, "metric": metric, "value": value}
+        for of, means in (("real articles", real), ("base", base))
+        for metric, value in means.items()
+    ]
+    return pd.DataFrame(rows, columns=REFERENCES)
 
 
 def write(folder: Path, **named: pd.DataFrame) -> None:

@@ -2,7 +2,7 @@
 
 from jaxloop.studies.chain.config import ChainConfig
 from jaxloop.studies.chain.prepare import Prepared, chains_line, texts_needed
-from jaxloop.studies.common import absent_plan, cost, disk
+from jaxloop.studies.common import cost, disk, target_plan
 
 
 def workload(config: ChainConfig, prepared: Prepared) -> cost.Workload:
@@ -39,7 +39,7 @@ def table(config: ChainConfig, prepared: Prepared, target: str | None = None) ->
         rows += [cost.memory_row(work), *cost.measured_rows(work, shares, "metrics")]
     else:
         prompt = config.data.instruction
-        rows += absent_plan.rows_of_variants(work, target, prompt=prompt, total=total)
+        rows += target_plan.rows_of_variants(work, target, prompt=prompt, total=total)
     return [*rows, disk.disk_row(disk_bytes(config, prepared))]
 
 

@@ -27,6 +27,8 @@ from jaxloop.studies.diversity.sets import bodies, draw
 DISTANCES = ("length_kl", "frechet_distance", "mmd2", "energy_distance", "sliced_wasserstein")
 LOSSES = ("test_loss_answer", "test_loss_all")
 N = 5
+# Columns that loss and regressors depend on besides: regressions compare models that share them.
+WITHIN = ("base", "records")
 # Distinct-5 above which sets have next to nothing to differ in.
 SATURATED = 0.98
 
@@ -264,16 +266,18 @@ def regressions(
 ) -> pd.DataFrame:
     """Regress test loss on diversity and on each distance, alone and together.
 
-    Over models that were trained on generated data only.
+    Over models that were trained on generated data only. Where these have several bases or sizes
+    (columns `WITHIN`, where the table has them), each base and size has an intercept of its own:
+    larger sets are trained on for more steps, which is no effect of their diversity.
 
     cells: one row per model with task, kind ("levels" or "crossed"), the outcome, the diversity,
     the five distances and `clusters`, the name of its training set. Both regressors in standard
-    deviations of the fitted rows. Columns task, kind, shift (the distance), models, sets,
-    correlation of both regressors, vif; and for each of diversity and shift: alone, together (nats
-    per standard deviation), low, high (95 %), p. Errors are clustered by training set (Liang and
-    Zeger), with t quantiles of sets - 1 degrees of freedom. A fit needs six sets, two different
-    values of either regressor, and regressors that are not the same; where it lacks these the row
-    says so with NaN.
+    deviations of the fitted rows from the means of their base and size. Columns task, kind, shift
+    (the distance), models, sets, correlation of both regressors, vif; and for each of diversity and
+    shift: alone, together (nats per standard deviation), low, high (95 %), p. Errors are clustered
+    by training set (Liang and Zeger), with t quantiles of sets - 1 degrees of freedom. A fit needs
+    six sets, two different values of either regressor, and regressors that are not the same; where
+    it lacks these the row says so with NaN.
     """
     # statsmodels takes seconds to import, which other commands do without.
     import statsmodels.api as sm
@@ -296,13 +300,17 @@ def regressions(
 def _fit(
     sm: Any, cells: pd.DataFrame, outcome: str, diversity: str, shift: str, clusters: str
 ) -> dict[str, Any]:
-    used = cells[[outcome, diversity, shift, clusters]].replace([np.inf, -np.inf], np.nan).dropna()
+    within = [column for column in WITHIN if column in cells]
+    used = cells[[outcome, diversity, shift, clusters, *within]]
+    used = used.replace([np.inf, -np.inf], np.nan).dropna()
     sets = used[clusters].nunique()
+    alike = used.groupby(within, sort=False).ngroup() if within else pd.Series(0, used.index)
     out: dict[str, Any] = {"models": len(used), "sets": sets, "correlation": np.nan, "vif": np.nan}
-    spread = used[[diversity, shift]].std(ddof=1)
+    centred = used[[diversity, shift]] - used[[diversity, shift]].groupby(alike).transform("mean")
+    spread = centred.std(ddof=1)
     if sets < 6 or not (spread > 1e-12).all():
         return out
-    x = (used[[diversity, shift]] - used[[diversity, shift]].mean()) / spread
+    x = centred / spread
     r = float(np.corrcoef(x.T)[0, 1])
     out["correlation"] = r
     if abs(r) > 1 - 1e-9:
@@ -310,8 +318,11 @@ def _fit(
     out["vif"] = 1 / (1 - r**2)
     groups = pd.factorize(used[clusters])[0]
 
+    intercepts = pd.get_dummies(alike, drop_first=True, dtype=float)
+
     def ols(columns):
-        model = sm.OLS(used[outcome].to_numpy(float), sm.add_constant(x[columns].to_numpy(float)))
+        regressors = pd.concat([x[columns], intercepts], axis=1).to_numpy(float)
+        model = sm.OLS(used[outcome].to_numpy(float), sm.add_constant(regressors))
         return model.fit(
             cov_type="cluster", cov_kwds={"groups": groups, "df_correction": True}, use_t=True
         )

@@ -20,7 +20,7 @@ from jaxloop.recursion import driver
 from jaxloop.runtime.cluster import stop_together
 from jaxloop.runtime.mirror import meet, notice_at
 from jaxloop.runtime.signals import Stop
-from jaxloop.studies.common import absent_plan, disk, missing
+from jaxloop.studies.common import disk, missing, target_plan
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
 from jaxloop.studies.common.config import UNSTORED
@@ -57,10 +57,10 @@ def plan(config: DiversityConfig, target: str | None = None) -> list[tuple[str, 
     counted = [models, *cost.table(config, target)]
     if target is None:
         return counted
-    programs = absent_plan.Programs(
+    programs = target_plan.Programs(
         models=config.models, fit=config.fit, sample=None, run=config.run
     )
-    return [*counted, *absent_plan.rows(programs, target)]
+    return [*counted, *target_plan.rows(programs, target)]
 
 
 def run(config: DiversityConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:

@@ -13,12 +13,12 @@ from jaxloop.lm.model.config import ModelConfig
 from jaxloop.recursion import driver
 from jaxloop.recursion.sources import Dataset
 from jaxloop.studies.common import (
-    absent_plan,
     calls,
     card_hours,
     cost,
     device_hours,
     published_models,
+    target_plan,
 )
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.multi_entity import chains as plan_chains
@@ -193,10 +193,10 @@ def _assumed(settings: EntitiesConfig, target: str | None = None) -> cost.Rows:
     on_cards = card_hours.rows(cost.arithmetic(work, total, score), target)
     compiled: cost.Rows = []
     if target is not None:
-        programs = absent_plan.Programs(
+        programs = target_plan.Programs(
             models=settings.models, fit=settings.fit, sample=settings.sample, run=settings.run
         )
-        compiled = absent_plan.rows(programs, target, chains=len(chains), total=total)
+        compiled = target_plan.rows(programs, target, chains=len(chains), total=total)
     return [
         ("chains", entities_setup.line(settings, prepared)),
         *_count(settings, prepared),

@@ -12,7 +12,7 @@ from jaxloop.lm.model.config import ModelConfig
 from jaxloop.recursion import driver
 from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.sources import Dataset
-from jaxloop.studies.common import absent_plan, cost, device_hours, disk
+from jaxloop.studies.common import cost, device_hours, disk, target_plan
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.device_hours import AssumedLengths
 from jaxloop.studies.recursive_loops import chains, sources, subsets
@@ -44,7 +44,7 @@ def table(config: LoopsConfig, target: str | None = None) -> cost.Rows:
     disk_row = disk.disk_row(cost.disk_bytes(work))
     if target is not None:
         prompt = int(config.plan.prompt_tokens)
-        absent = absent_plan.rows_of_variants(work, target, prompt=prompt, total=total)
+        absent = target_plan.rows_of_variants(work, target, prompt=prompt, total=total)
         return [*rows, *absent, disk_row]
     rows += [cost.memory_row(work), disk_row]
     if assumed:

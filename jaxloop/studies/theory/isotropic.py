@@ -3,9 +3,35 @@ synthetic Gram matrices n I, n_* I and m I. All are derived [D], see
 tests/studies/theory/test_closed_forms.py and tests/studies/multi_entity/test_control.py.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from scipy.optimize import brentq
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """K entities with Gram matrices n I, n_* I and m I in `d` dimensions.
+
+    Attributes:
+        entities: K.
+        d: coefficients.
+        private: n, of an entity's own rows.
+        public: n_*, of the rows that all share.
+        synthetic: m, of the rows that the models label.
+        alpha: weight of synthetic data, in [0, 1).
+        beta: weight of private data among the real.
+        sigma2: variance of the noise of labels.
+    """
+
+    entities: int
+    d: int
+    private: float
+    public: float
+    synthetic: float
+    alpha: float
+    beta: float
+    sigma2: float = 1.0
 
 
 class Isotropic(NamedTuple):
@@ -18,32 +44,21 @@ class Isotropic(NamedTuple):
     spectral_radius: float
 
 
-def limit(
-    *,
-    entities: int,
-    d: int,
-    private: float,
-    public: float,
-    synthetic: float,
-    alpha: float,
-    beta: float,
-    sigma2: float = 1.0,
-) -> Isotropic:
-    """Return the limit for private, public and synthetic Gram matrices n I, n_* I and m I [D].
+def limit(s: Setting) -> Isotropic:
+    """Return what the chains of all entities settle at [D].
 
     Synthetic labels homogenise by (1-q)^2 exactly.
 
     Raises ValueError for alpha outside [0, 1), where there is no limit, and for real data without
     weight.
     """
-    w, q = _shares(alpha, beta, private, public, synthetic)
-    own = w**2 / private if w else 0.0
-    shared = (1 - w) ** 2 / public if w < 1 else 0.0
-    noise = q**2 / (synthetic * entities * (1 - q**2)) if q else 0.0
-    between = own * (1 - 1 / entities) * (1 - q) ** 2
-    return Isotropic(
-        d * sigma2 * (own / entities + between + shared + noise), d * sigma2 * between, q
-    )
+    w, q = _shares(s)
+    own = w**2 / s.private if w else 0.0
+    shared = (1 - w) ** 2 / s.public if w < 1 else 0.0
+    noise = q**2 / (s.synthetic * s.entities * (1 - q**2)) if q else 0.0
+    between = own * (1 - 1 / s.entities) * (1 - q) ** 2
+    scale = s.d * s.sigma2
+    return Isotropic(scale * (own / s.entities + between + shared + noise), scale * between, q)
 
 
 class Transfer(NamedTuple):
@@ -60,17 +75,7 @@ class Transfer(NamedTuple):
     paper: float
 
 
-def transfer(
-    *,
-    entities: int,
-    d: int,
-    private: float,
-    public: float,
-    synthetic: float,
-    alpha: float,
-    beta: float,
-    sigma2: float = 1.0,
-) -> Transfer:
+def transfer(s: Setting) -> Transfer:
     """Return what an entity gains from the others' synthetic data, and loses by its own [D].
 
     The control is K entities of one, so that its error is `limit` at K = 1. With w the private
@@ -81,23 +86,23 @@ def transfer(
 
     Raises ValueError as `limit` does.
     """
-    w, q = _shares(alpha, beta, private, public, synthetic)
-    noise = q**2 / (synthetic * (1 - q**2)) if q else 0.0
-    private_noise = w**2 * q * (2 - q) / private if w else 0.0
-    others = d * sigma2 * (1 - 1 / entities) * (private_noise + noise)
-    own_text = d * sigma2 * noise
+    w, q = _shares(s)
+    noise = q**2 / (s.synthetic * (1 - q**2)) if q else 0.0
+    private_noise = w**2 * q * (2 - q) / s.private if w else 0.0
+    scale = s.d * s.sigma2
+    others = scale * (1 - 1 / s.entities) * (private_noise + noise)
+    own_text = scale * noise
     return Transfer(others, own_text, others - own_text)
 
 
-def _shares(
-    alpha: float, beta: float, private: float, public: float, synthetic: float
-) -> tuple[float, float]:
+def _shares(s: Setting) -> tuple[float, float]:
     """(w, q): the private share of the real weight, and the synthetic share of all."""
-    if not 0 <= alpha < 1:
-        raise ValueError(f"alpha={alpha}: must lie in [0, 1), the variance grows for ever at 1")
-    a, b, c = (1 - alpha) * beta * private, (1 - alpha) * (1 - beta) * public, alpha * synthetic
+    if not 0 <= s.alpha < 1:
+        raise ValueError(f"alpha={s.alpha}: must lie in [0, 1), the variance grows for ever at 1")
+    real = 1 - s.alpha
+    a, b, c = real * s.beta * s.private, real * (1 - s.beta) * s.public, s.alpha * s.synthetic
     if not a + b > 0:
-        raise ValueError(f"beta={beta}: real data have no weight, theta is undetermined")
+        raise ValueError(f"beta={s.beta}: real data have no weight, theta is undetermined")
     return a / (a + b), c / (a + b + c)
 
 

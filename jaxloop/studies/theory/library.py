@@ -358,7 +358,9 @@ def _isotropic_claim() -> Claim:
     settled = linear.limit(
         linear.Designs((private,) * 4, public, (synthetic,) * 4), np.ones(2), alpha=0.4, beta=0.3
     )
-    exact = isotropic.limit(entities=4, d=2, private=5, public=7, synthetic=2, alpha=0.4, beta=0.3)
+    exact = isotropic.limit(
+        isotropic.Setting(entities=4, d=2, private=5, public=7, synthetic=2, alpha=0.4, beta=0.3)
+    )
     difference = float(abs(settled.mse[0] / exact.mse - 1))
     return Claim(
         "Where designs have scaled orthogonal rows the limit for K entities follows from four "

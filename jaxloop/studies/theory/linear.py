@@ -433,7 +433,9 @@ def _transfer_claim(s: LinearConfig) -> Claim:
     options: dict[str, Any] = {"alpha": alpha, "beta": s.beta, "sigma2": s.sigma2}
     own = linear.limit(designs, np.ones(2), mixing=np.eye(k), **options)
     everyone = linear.limit(designs, np.ones(2), **options)
-    found = isotropic.transfer(entities=k, d=2, private=5, public=7, synthetic=2, **options)
+    found = isotropic.transfer(
+        isotropic.Setting(entities=k, d=2, private=5, public=7, synthetic=2, **options)
+    )
     gap = abs(float(own.mse[0] - everyone.mse[0]) - found.others)
     return Claim(
         "Where designs have scaled orthogonal rows, transfer against the entities' own text is d "

@@ -2,7 +2,7 @@
 fits, in both variants of the paper.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,7 @@ import scipy.special
 import scipy.stats
 from jax.sharding import Mesh
 
-from jaxloop.simulators import beta
-from jaxloop.simulators.beta_bias import first_order_bias
+from jaxloop.simulators import beta, beta_expansion
 from jaxloop.studies.theory import wmle_measured, wmle_shares
 from jaxloop.studies.theory.compare import Check, Claim, Conclusion, Experiment, Quantity
 from jaxloop.studies.theory.config import TheoryConfig, WmleConfig
@@ -51,19 +50,25 @@ def _options(config: TheoryConfig, weighting: str) -> dict[str, Any]:
     )
 
 
-def _shapes(theta: np.ndarray) -> dict[str, np.ndarray]:
-    """{name: value} of Beta(theta), theta [..., 2]."""
-    a, b = theta[..., 0], theta[..., 1]
-    return {
-        "Parameter alpha": a,
-        "Parameter beta": b,
-        "Mean": a / (a + b),
-        "P(X > 1/2)": scipy.stats.beta.sf(0.5, a, b),
-    }
+def _mean(theta: np.ndarray) -> np.ndarray:
+    return theta[..., 0] / theta.sum(-1)
+
+
+def _above_half(theta: np.ndarray) -> np.ndarray:
+    return scipy.stats.beta.sf(0.5, theta[..., 0], theta[..., 1])
 
 
 def _modes(theta: np.ndarray) -> np.ndarray:
     return (theta[..., 0] - 1) / (theta.sum(-1) - 2)
+
+
+# Of Beta(theta), theta [..., 2].
+_SHAPES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "Parameter alpha": lambda theta: theta[..., 0],
+    "Parameter beta": lambda theta: theta[..., 1],
+    "Mean": _mean,
+    "P(X > 1/2)": _above_half,
+}
 
 
 def _simulated(
@@ -81,36 +86,28 @@ def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experime
     w, line = config.wmle, LINES[weighting]
     options, t = _options(config, weighting), np.arange(w.generations + 1)
     path, tolerance = beta.population(**options), w.order / w.n
-    expected = _shapes(path)
-    if weighting == "none":
-        # Every fit adds its bias, and nothing takes it back: over generations it is not small.
-        drift = (t[:, None] + 1) * first_order_bias(w.real, w.n)
-        expected["Parameter alpha"], expected["Parameter beta"] = (path + drift).T
-    quantities = [
-        Quantity.of(name, t, values, line=line, tolerance=tolerance)
-        for name, values in expected.items()
-    ]
+    # Every fit adds its bias, and nothing takes it back: over generations it is not small.
+    around = beta_expansion.expand(w.n, **options)
     peaked, shifts = bool((path > 1).all()), weighting == "model"
+    values = dict(_SHAPES)
     if peaked:
-        quantities.append(Quantity.of("Mode", t, _modes(path), line=line, tolerance=tolerance))
+        values["Mode"] = _modes
     if shifts:
-        quantities.append(
-            Quantity.of(
-                "Bias projection coefficient",
-                t,
-                _coefficients(path, options),
-                line=line,
-                tolerance=tolerance,
-            )
+        values["Bias projection coefficient"] = lambda theta: _coefficients(theta, options)
+    quantities = [
+        Quantity.of(
+            name,
+            t,
+            beta_expansion.expected(value, path, around),
+            line=line,
+            tolerance=tolerance,
         )
+        for name, value in values.items()
+    ]
 
     def draw(seed: int) -> list[np.ndarray]:
         theta = _simulated(config, w.n, options, mesh, seed)
-        return [
-            *_shapes(theta).values(),
-            *([_modes(theta)] if peaked else []),
-            *([_coefficients(theta, options)] if shifts else []),
-        ]
+        return [value(theta) for value in values.values()]
 
     return Experiment(f"chains__{weighting}", tuple(quantities), draw, w.left_out, WHY)
 
@@ -118,7 +115,8 @@ def _chains(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experime
 def _sampling_error(config: TheoryConfig, weighting: str, mesh: Mesh | None) -> Experiment:
     """How far chains are apart."""
     w, options = config.wmle, _options(config, weighting)
-    sd = np.sqrt(np.diagonal(beta.asymptotic_cov(w.error_n, **options), axis1=1, axis2=2))
+    around = beta_expansion.expand(w.error_n, **options)
+    sd = np.sqrt(np.diagonal(around.first + around.second, axis1=1, axis2=2))
     t, tolerance = np.arange(w.generations + 1), w.order / w.error_n
     quantities = [
         Quantity.of(

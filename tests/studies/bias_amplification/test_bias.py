@@ -244,9 +244,15 @@ def test_a_run_leaves_articles_neurons_tables_and_a_page(finished):
         "changes.csv",
         "real_shares.csv",
         "neurons_counts.csv",
+        "classifiers.csv",
+        "references.csv",
     } <= {p.name for p in (root / "tables").iterdir()}
     shares = pd.read_csv(root / "tables" / "real_shares.csv").set_index(["setup", "generation"])
     assert shares.loc[("preserve", 1), ["of_real", "of_mix"]].tolist() == [3 / 12, 3 / 15]
+    known = pd.read_csv(root / "tables" / "references.csv").set_index(["of", "metric"])["value"]
+    real = known["real articles"]
+    assert real[real.index.str.startswith("share(")].sum() == pytest.approx(1)
+    assert known[("base", "share(From the Right)")] <= 1
 
 
 def test_setups_that_train_alike_share_generation_0_and_replicates_differ(finished):

@@ -233,7 +233,13 @@ def test_the_null_of_the_counts_is_that_of_studies_of_other_arrangements(mode):
     np.testing.assert_allclose(
         found["p"], (1 + null.loc[found.index].ge(found["observed"], axis=0).sum(axis=1)) / 7
     )
-    np.testing.assert_allclose(study.overlap["null_mean"], pd.concat(both, axis=1).mean(axis=1))
+    overlaps, shared = pd.concat(both, axis=1), study.overlap["observed"]
+    np.testing.assert_allclose(study.overlap["null_mean"], overlaps.mean(axis=1))
+    for name, beyond in (
+        ("null_p", overlaps.ge(shared, axis=0)),
+        ("null_p_fewer", overlaps.le(shared, axis=0)),
+    ):
+        np.testing.assert_allclose(study.overlap[name], (1 + beyond.sum(axis=1)) / 7)
     assert found["observed"].xs("bh", level="rule").max() > 5 or mode != "levels"
     t2, seen = pd.concat(t2, axis=1), study.tests["t"] ** 2
     np.testing.assert_allclose(

@@ -144,7 +144,7 @@ def neurons(*, together=0.5, more=0.5, fewer=0.5, flat=0, **settings):
         ("differences", "weight ~ bias", rule, 40, flat, 3, 2.0, NAN, NAN, together, together)
         for rule in RULES
     ]
-    overlap = ("differences", "p<alpha", "a", "b", 9, 8, 40, 4, 1.8, more, fewer, NAN, NAN)
+    overlap = ("differences", "p<alpha", "a", "b", 9, 8, 40, 4, 1.8, more, fewer, NAN, NAN, NAN)
     return NeuronStudy(
         tests=pd.DataFrame(),
         counts=pd.DataFrame(
@@ -155,7 +155,7 @@ def neurons(*, together=0.5, more=0.5, fewer=0.5, flat=0, **settings):
         overlap=pd.DataFrame(
             [overlap],
             columns="mode rule first second size_first size_second neurons observed expected "
-            "p_more p_fewer null_mean null_p".split(),
+            "p_more p_fewer null_mean null_p null_p_fewer".split(),
         ),
         layers=pd.DataFrame(),
         settings={

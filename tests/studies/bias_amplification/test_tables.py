@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from jaxloop import config
 from jaxloop.lm.training.gradient_constraint import Brake
@@ -389,3 +390,19 @@ def test_old_names_of_fields_are_read():
     }
     built = config.build(CONFIG, raw)
     assert built.chain.variant == "paper" and built.gradient_constraint.gam == 3.0
+
+
+def test_the_accuracy_of_a_classifier_has_the_error_that_statsmodels_gives():
+    fit = {
+        "encoder": "MiniLM",
+        "split": [280, 60, 60],
+        "validation": 0.9,
+        "test": {"accuracy": 51 / 60, "macro_f1": 0.84},
+        "majority": {"accuracy": 0.5},
+    }
+    table = tables.classifiers([fit, fit | {"encoder": "other"}])
+    assert table["used"].tolist() == [True, False] and list(table) == tables.CLASSIFIERS
+    low, high = proportion_confint(51, 60, method="normal")
+    half = stats.norm.ppf(0.975) * table["se"][0]
+    np.testing.assert_allclose([51 / 60 - half, 51 / 60 + half], [low, high], rtol=1e-12)
+    assert not len(tables.classifiers([]))

@@ -10,13 +10,13 @@ from jaxloop.recursion import driver
 from jaxloop.recursion.chains import make_chain
 from jaxloop.recursion.sources import Dataset
 from jaxloop.runtime import roofline
-from jaxloop.studies.common import absent_plan, cost
+from jaxloop.studies.common import cost, target_plan
 from jaxloop.studies.common.device_hours import AssumedLengths
 from jaxloop.studies.recursive_loops import cost as loops_cost
 from jaxloop.studies.recursive_loops.config import LoopsConfig
 
 SMALL, LARGE = "openai-community/gpt2", "openai-community/gpt2-xl"
-SHAPES = {name: absent_plan.model_config_of(name) for name in (SMALL, LARGE)}
+SHAPES = {name: target_plan.model_config_of(name) for name in (SMALL, LARGE)}
 
 
 def settings(**changes):

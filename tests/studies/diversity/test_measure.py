@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.formula.api import ols
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
 from jaxloop import config
@@ -101,6 +102,32 @@ def test_regressions_tell_confounded_regressors():
     assert one["diversity_together"] / table["distinct_matched"].std(ddof=1) == pytest.approx(
         -0.3, abs=0.06
     )
+
+
+def test_sizes_and_bases_are_held_as_statsmodels_formula_holds_them():
+    """Two sizes and two bases whose losses and regressors lie apart."""
+    parts = [
+        planted(seed=seed).assign(
+            base=base, records=records, print=lambda t, s=seed: t.print + str(s)
+        )
+        for seed, (base, records) in enumerate([("a", 48), ("a", 96), ("b", 48)])
+    ]
+    for shift, part in zip((0.0, -3.0, 2.0), parts, strict=True):
+        part["test_loss_answer"] += 2 * shift
+        part["distinct_matched"] += shift
+    table = pd.concat(parts, ignore_index=True)
+    table["alike"] = table["base"] + table["records"].astype(str)
+    one = measure.regressions(table).iloc[0]
+    fit = ols("test_loss_answer ~ distinct_matched + length_kl + C(alike)", table).fit(
+        cov_type="cluster",
+        cov_kwds={"groups": pd.factorize(table["print"])[0], "df_correction": True},
+        use_t=True,
+    )
+    inner = table.groupby("alike")["distinct_matched"]
+    unit = (table["distinct_matched"] - inner.transform("mean")).std(ddof=1)
+    low, high = fit.conf_int().loc["distinct_matched"] * unit
+    assert one["diversity_together"] == pytest.approx(fit.params["distinct_matched"] * unit)
+    assert (one["diversity_low"], one["diversity_high"]) == pytest.approx((low, high), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,9 @@ def scaled_rows(entities):
 @pytest.mark.parametrize("alpha, beta, k", [(0.4, 0.3, 4), (0.9, 0.9, 2), (0.1, 1.0, 3)])
 def test_the_formula_of_transfer_is_the_difference_of_two_closed_forms(alpha, beta, k):
     found = isotropic.transfer(
-        entities=k, d=2, private=5, public=7, synthetic=2, alpha=alpha, beta=beta, sigma2=1.7
+        isotropic.Setting(
+            entities=k, d=2, private=5, public=7, synthetic=2, alpha=alpha, beta=beta, sigma2=1.7
+        )
     )
     designs, options = scaled_rows(k), {"beta": beta, "sigma2": 1.7}
     both = linear.limit(designs, np.ones(2), alpha=alpha, **options)
@@ -162,11 +164,11 @@ def test_the_formula_of_transfer_is_the_difference_of_two_closed_forms(alpha, be
 
 def test_the_two_readings_have_different_signs_where_own_text_hurts_more():
     common = dict(entities=2, d=1, private=50, public=50, synthetic=1, beta=0.5)
-    hurt = isotropic.transfer(alpha=0.99, **common)
+    hurt = isotropic.transfer(isotropic.Setting(alpha=0.99, **common))
     assert hurt.paper < 0 < hurt.others
-    alone = isotropic.transfer(alpha=0.5, **common | {"entities": 1})
+    alone = isotropic.transfer(isotropic.Setting(alpha=0.5, **common | {"entities": 1}))
     assert alone.others == pytest.approx(0, abs=1e-15) and alone.paper < 0
-    nothing = isotropic.transfer(alpha=0.0, **common)
+    nothing = isotropic.transfer(isotropic.Setting(alpha=0.0, **common))
     assert nothing == (0.0, 0.0, 0.0)
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from jaxloop.studies.recursive_loops.analysis import (
     overlap,
-    regression_honest,
+    regression_robust,
     regression_tables,
     regression_tasks,
 )
@@ -165,7 +165,7 @@ def test_ratio_coupling_is_seen_by_ancova():
     """A property that raises generation 0 and nothing else: the ratio and the difference show an
     effect, ANCOVA does not.
     """
-    significant = {form: [] for form in regression_honest.FORMS}
+    significant = {form: [] for form in regression_robust.FORMS}
     for seed in range(30):
         task = build(
             planted.single(

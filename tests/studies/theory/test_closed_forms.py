@@ -297,7 +297,16 @@ def test_isotropic_designs(entities, alpha, beta):
         sigma2=1.7,
     )
     ours = isotropic.limit(
-        entities=entities, d=2, private=5, public=7, synthetic=2, alpha=alpha, beta=beta, sigma2=1.7
+        isotropic.Setting(
+            entities=entities,
+            d=2,
+            private=5,
+            public=7,
+            synthetic=2,
+            alpha=alpha,
+            beta=beta,
+            sigma2=1.7,
+        )
     )
     np.testing.assert_allclose(found.mse, ours.mse, rtol=1e-10)
     assert found.disagreement == pytest.approx(ours.disagreement, rel=1e-9, abs=1e-12)
@@ -307,7 +316,9 @@ def test_best_share_of_synthetic_data():
     best = isotropic.best_q(entities=4, private=5, synthetic=2, weight=1.0)
     alphas = np.linspace(0.001, 0.99, 4001)
     values = [
-        isotropic.limit(entities=4, d=1, private=5, public=7, synthetic=2, alpha=a, beta=1.0)
+        isotropic.limit(
+            isotropic.Setting(entities=4, d=1, private=5, public=7, synthetic=2, alpha=a, beta=1.0)
+        )
         for a in alphas
     ]
     assert values[np.argmin([v.mse for v in values])].spectral_radius == pytest.approx(
@@ -338,7 +349,9 @@ RIDGE = dict(covariance=[1], coefficients=[1], sigma2=1, first_sigma2=1)
         (lambda: closed_forms.fresh_real_variance(0.0), r"weight=0.0: must lie in \(0, 1\]"),
         (
             lambda: isotropic.limit(
-                entities=1, d=1, private=1, public=1, synthetic=1, alpha=1.0, beta=1
+                isotropic.Setting(
+                    entities=1, d=1, private=1, public=1, synthetic=1, alpha=1.0, beta=1
+                )
             ),
             r"alpha=1.0: must lie in \[0, 1\)",
         ),

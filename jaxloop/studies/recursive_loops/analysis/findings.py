@@ -24,7 +24,7 @@ from jaxloop.studies.recursive_loops.analysis import (
     paper_figures,
     paper_figures_political,
     paper_values,
-    regression_honest,
+    regression_robust,
     run_tables,
 )
 from jaxloop.studies.recursive_loops.analysis.output import save_figure
@@ -177,7 +177,7 @@ def write_report(
     quality: str | Sequence[str] | None = None,
     diversity: str | Sequence[str] | None = None,
     last: int = scores.LAST,
-    bound: float = regression_honest.BOUND,
+    bound: float = regression_robust.BOUND,
     effect: float = 0.01,
     neutral: tuple[float, float] = paper_figures.NEUTRAL,
     title: str | None = None,

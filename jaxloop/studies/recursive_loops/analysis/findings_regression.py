@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxloop.studies.recursive_loops.analysis import overlap, regression_honest
+from jaxloop.studies.recursive_loops.analysis import overlap, regression_robust
 from jaxloop.studies.recursive_loops.analysis.overlap import Overlap, Overlaps
 from jaxloop.studies.recursive_loops.analysis.regression import title
 from jaxloop.studies.recursive_loops.analysis.regression_tables import Tables
@@ -69,7 +69,7 @@ def conclusions(tasks: Tasks, tables: Tables) -> list[str]:
     sentences.append(
         f"Counted as in the paper, {count} of {tests} coefficients have p < .05; "
         f"{0.05 * tests:.1f} would by chance alone "
-        f"({chance(regression_honest.by_chance(count, tests))}, were they independent). After "
+        f"({chance(regression_robust.by_chance(count, tests))}, were they independent). After "
         f"{corrected}."
     )
     flips = _sign_changes(classical)
@@ -305,7 +305,7 @@ def cross_domain(tasks: Tasks, tables: Tables) -> list[str]:
         f"{inside} of {int((~cross).sum())} coefficients of a domain's own properties and "
         f"{count} of {tests} of other domains' have p < .05; by chance "
         f"{0.05 * tests:.1f} of the latter would "
-        f"({chance(regression_honest.by_chance(count, tests))} for so many). The paper counts "
+        f"({chance(regression_robust.by_chance(count, tests))} for so many). The paper counts "
         "18 of 36 and 3 of 72, "
         f"which is what no influence gives (p = .70), but counts no bound."
     ]
@@ -314,7 +314,7 @@ def cross_domain(tasks: Tasks, tables: Tables) -> list[str]:
         y, x = task.data("relative")
         terms = [t for t in task.shown if t.partition("@")[2] != task.column]
         try:
-            f, p, restrictions = regression_honest.joint_f(y, x, terms)
+            f, p, restrictions = regression_robust.joint_f(y, x, terms)
         except ValueError:
             continue
         parts.append(

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from jaxloop.reporting.report import Section, Table
+from jaxloop.reporting.report import Drawing, Section, Table
 from jaxloop.reporting.scores import LAST
-from jaxloop.studies.recursive_loops.analysis import findings_sweep, paper_figures
-from jaxloop.studies.recursive_loops.analysis.output import page_table, save_table
+from jaxloop.studies.recursive_loops.analysis import (
+    beside_gaussian,
+    findings_sweep,
+    paper_figures,
+)
+from jaxloop.studies.recursive_loops.analysis.output import page_table, save_figure, save_table
 from jaxloop.studies.recursive_loops.analysis.paper_figures import FigureOptions
 from jaxloop.studies.recursive_loops.analysis.run_tables import TOY_FACTORS, Run, factors
 
@@ -23,7 +27,32 @@ def sections(run: Run, options: FigureOptions, *, factor: str | None) -> list[Se
     metrics = [metric for _, metric in paper_figures.dependents(run, options)]
     if factor is not None and factor not in run.chains:
         raise ValueError(f"chains.csv has no column {factor!r}, which this experiment varies")
-    return _sections(run, metrics, factors(run), factor=factor, last=options.last)
+    levels = factors(run)
+    sections = _sections(run, metrics, levels, factor=factor, last=options.last)
+    if not levels:
+        sections.insert(1, _beside_gaussian(run, options))
+    return sections
+
+
+def _beside_gaussian(run: Run, options: FigureOptions) -> Section:
+    title = "Beside a Gaussian"
+    try:
+        found = beside_gaussian.table(run, options.last)
+    except ValueError as error:
+        return Section(title, paragraphs=[f"Not compared: {error}."])
+    save_table(run, "beside_gaussian", found)
+    drawn = beside_gaussian.draw(found)
+    save_figure(run, "beside_gaussian", drawn)
+    note = (
+        "Mean change of semantic diversity since generation 0 with a 95 % t interval, and that of "
+        "the variance of a Gaussian which is refitted on as many texts, as many of them its own. "
+        "The formula has no free number."
+    )
+    return Section(
+        title,
+        paragraphs=beside_gaussian.sentences(found),
+        drawings=[Drawing("Diversity and the formula", note, drawn, wide=True)],
+    )
 
 
 def toy_sections(run: Run) -> list[Section]:

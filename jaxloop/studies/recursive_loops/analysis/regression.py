@@ -4,7 +4,7 @@ They are made as in arXiv 2504.03814 (sections 4.3, 4.4, B.7) and its released c
 y = late value / value of generation 0 of a chain, not standardised. Every regressor is standardised
 within the rows of its fit (ddof 0), so a coefficient is the change of the relative metric per
 standard deviation of the property. Ordinary least squares with intercept, classical standard
-errors, two-sided t tests, no correction for the number of tests. `regression_honest` has other
+errors, two-sided t tests, no correction for the number of tests. `regression_robust` has other
 errors, other forms of the outcome and such corrections.
 """
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from jaxloop.reporting.statistics import benjamini_hochberg
-from jaxloop.studies.recursive_loops.analysis import power, regression_honest
+from jaxloop.studies.recursive_loops.analysis import power, regression_robust
 from jaxloop.studies.recursive_loops.analysis.overlap import fit_overlap
 from jaxloop.studies.recursive_loops.analysis.regression import (
     COEFFICIENTS,
@@ -108,7 +108,7 @@ def evaluate(
     tasks: Sequence[Task],
     *,
     negentropy: Callable[[Task], Task] | None = None,
-    bound: float = regression_honest.BOUND,
+    bound: float = regression_robust.BOUND,
     effect: float = 0.01,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tables:
@@ -151,7 +151,7 @@ def evaluate(
 
 def _regressions(task: Task, negentropy: Callable[[Task], Task] | None) -> Iterator[_Regression]:
     """A task in every form."""
-    for form in regression_honest.FORMS:
+    for form in regression_robust.FORMS:
         yield _Regression(task, form, *task.data(form))
     if negentropy is not None:
         replaced = negentropy(task)
@@ -175,7 +175,7 @@ def _fit_classical(
     results.coefficients.append(regression.coefficients("classical", fit.n, fit.coefficients))
     if regression.is_paper_form:
         results.fits.append(_summary(task, fit))
-        tests = regression_honest.equivalence(fit, bound)
+        tests = regression_robust.equivalence(fit, bound)
         results.equivalence.append(_equivalence(task, "classical", fit, tests))
         results.power.append(_power(task, fit, regression.x, effect))
 
@@ -187,13 +187,13 @@ def _fit_overlap(regression: _Regression, results: _Results, *, bound: float) ->
     )
     results.coefficients.append(regression.coefficients("overlap", fit.n, fit.coefficients))
     if regression.is_paper_form:
-        tests = regression_honest.equivalence_overlap(fit, posterior, bound)
+        tests = regression_robust.equivalence_overlap(fit, posterior, bound)
         results.equivalence.append(_equivalence(task, "overlap", fit, tests))
 
 
 def _fit_bootstrap(regression: _Regression, results: _Results) -> None:
     task = regression.task
-    table = regression_honest.fit_bootstrap(
+    table = regression_robust.fit_bootstrap(
         regression.y, regression.x, task.groups, name=task.name, shown=task.shown
     )
     results.coefficients.append(regression.coefficients("bootstrap", len(regression.y), table))
@@ -229,7 +229,7 @@ def _summary(task: Task, fit: Fit) -> dict[str, object]:
 
 
 def _equivalence(
-    task: Task, errors: str, fit: Fit, tests: regression_honest.Equivalence
+    task: Task, errors: str, fit: Fit, tests: regression_robust.Equivalence
 ) -> pd.DataFrame:
     values = {
         "term": tests.terms,

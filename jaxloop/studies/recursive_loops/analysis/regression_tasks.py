@@ -18,7 +18,7 @@ from jaxloop.studies.recursive_loops.analysis.regression import (
     dummies,
     property_table,
 )
-from jaxloop.studies.recursive_loops.analysis.regression_honest import form
+from jaxloop.studies.recursive_loops.analysis.regression_robust import form
 from jaxloop.studies.recursive_loops.analysis.relative import find_metric, outcomes
 
 ALL = "All"
@@ -52,7 +52,7 @@ class Task(NamedTuple):
         return f"the fit of {self.dependent} ({self.column})"
 
     def data(self, shape: str) -> tuple[np.ndarray, pd.DataFrame]:
-        """Return the outcome [n] and the regressors [n, p] in one of `regression_honest.FORMS`.
+        """Return the outcome [n] and the regressors [n, p] in one of `regression_robust.FORMS`.
 
         A covariate is the last regressor. shape: the form.
         """

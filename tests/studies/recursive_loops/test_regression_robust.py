@@ -10,7 +10,7 @@ import statsmodels.api as sm
 from statsmodels.stats.power import TTestPower
 
 from jaxloop.studies.recursive_loops.analysis import overlap as ov
-from jaxloop.studies.recursive_loops.analysis import power, regression_honest, regression_tables
+from jaxloop.studies.recursive_loops.analysis import power, regression_robust, regression_tables
 from jaxloop.studies.recursive_loops.analysis import regression as rg
 from jaxloop.studies.recursive_loops.data import cluster_choice
 from tests.studies.recursive_loops import planted
@@ -152,7 +152,7 @@ def test_bootstrap_of_single_chains_has_the_robust_errors():
     x = pd.DataFrame(rng.normal(size=(300, 2)), columns=["a", "b"])
     y = x["a"] * 0.2 + rng.normal(size=300) * (1 + x["b"].abs())
     robust = sm.OLS(y, sm.add_constant(rg.standardise(x))).fit(cov_type="HC1")
-    found = regression_honest.fit_bootstrap(y, x, np.arange(300), draws=4000)
+    found = regression_robust.fit_bootstrap(y, x, np.arange(300), draws=4000)
     np.testing.assert_allclose(
         found["se"], robust.bse[1:], rtol=0.08
     )  # 4000 draws give se to 1 %; the rest is the bootstrap's own
@@ -172,7 +172,7 @@ def test_bootstrap_draws_whole_groups():
     clustered = sm.OLS(y, sm.add_constant(rg.standardise(x))).fit(
         cov_type="cluster", cov_kwds={"groups": group}
     )
-    found = regression_honest.fit_bootstrap(y, x, [f"g{g}" for g in group], draws=4000, shown=["b"])
+    found = regression_robust.fit_bootstrap(y, x, [f"g{g}" for g in group], draws=4000, shown=["b"])
     assert found["term"].tolist() == ["b"]
     assert found["se"][0] == pytest.approx(clustered.bse.iloc[2], rel=0.12)
     assert found["se"][0] > 1.4 * sm.OLS(y, sm.add_constant(rg.standardise(x))).fit().bse.iloc[2]
@@ -185,39 +185,39 @@ def test_bootstrap_needs_groups(grouped):
         match="^the fit has 3 groups of overlapping clusters for 2 predictors, a bootstrap needs "
         "at least 4$",
     ):
-        regression_honest.fit_bootstrap(y, x, group // 3)
+        regression_robust.fit_bootstrap(y, x, group // 3)
 
 
 # ---- many tests, equivalence, power
 
 
 def test_counts_by_chance():
-    assert regression_honest.by_chance(3, 72) == pytest.approx(
+    assert regression_robust.by_chance(3, 72) == pytest.approx(
         0.70, abs=0.005
     )  # the paper's cross-domain count
-    assert regression_honest.by_chance(0, 10) == 1
+    assert regression_robust.by_chance(0, 10) == 1
 
 
 def test_equivalence_is_two_one_sided_tests(grouped):
     x, y, _, _ = grouped
     fit = rg.fit_ols(y, x)
     result = sm.OLS(y, sm.add_constant(rg.standardise(x))).fit()
-    found = regression_honest.equivalence(fit, bound=0.5)
+    found = regression_robust.equivalence(fit, bound=0.5)
     for i, name in enumerate(("a", "b")):
         tests = [result.t_test(f"{name} = {edge}").tvalue.item() for edge in (-0.5, 0.5)]
         expected = max(scipy.stats.t.sf(tests[0], 21), scipy.stats.t.cdf(tests[1], 21))
         assert found.p[i] == pytest.approx(expected, rel=1e-9)
-        assert regression_honest.equivalence(fit, bound=float(found.least[i])).p[
+        assert regression_robust.equivalence(fit, bound=float(found.least[i])).p[
             i
         ] == pytest.approx(0.05, rel=1e-6)
     aware, posterior = ov.fit_overlap(y, x, [np.eye(24)])
-    same = regression_honest.equivalence_overlap(aware, posterior, bound=0.5)
+    same = regression_robust.equivalence_overlap(aware, posterior, bound=0.5)
     np.testing.assert_allclose(same.p, found.p, rtol=1e-6)
     np.testing.assert_allclose(same.least, found.least, rtol=1e-6)
     with pytest.raises(
         ValueError, match="^bound=0: must be above 0, it is the largest effect that counts as none$"
     ):
-        regression_honest.equivalence(fit, bound=0)
+        regression_robust.equivalence(fit, bound=0)
 
 
 def test_joint_test_is_that_of_nested_models(grouped):
@@ -225,7 +225,7 @@ def test_joint_test_is_that_of_nested_models(grouped):
     x = x.assign(c=group)
     z = sm.add_constant(rg.standardise(x))
     expected = sm.OLS(y, z).fit().compare_f_test(sm.OLS(y, z[["const", "b"]]).fit())
-    assert regression_honest.joint_f(y, x, ["a", "c"]) == pytest.approx(
+    assert regression_robust.joint_f(y, x, ["a", "c"]) == pytest.approx(
         (expected[0], expected[1], 2), rel=1e-8
     )
 
@@ -278,7 +278,7 @@ def test_least_effects_and_needed_chains_invert_power():
         ),
         (lambda: power.chains_needed(0.0, 1, 1.0), "effect=0: no number of chains finds it"),
         (
-            lambda: regression_honest.form(pd.DataFrame({"first": [1.0], "late": [1.0]}), "log"),
+            lambda: regression_robust.form(pd.DataFrame({"first": [1.0], "late": [1.0]}), "log"),
             "form 'log' is not one of relative, difference, ancova",
         ),
     ],
@@ -291,9 +291,9 @@ def test_refused(call, message):
 
 def test_forms():
     table = pd.DataFrame({"first": [2.0, 4.0], "late": [1.0, 4.0]})
-    assert regression_honest.form(table, "relative")[0].tolist() == [0.5, 1.0]
-    assert regression_honest.form(table, "difference")[0].tolist() == [-1 / 3, 0.0]
-    y, covariates = regression_honest.form(table, "ancova")
+    assert regression_robust.form(table, "relative")[0].tolist() == [0.5, 1.0]
+    assert regression_robust.form(table, "difference")[0].tolist() == [-1 / 3, 0.0]
+    y, covariates = regression_robust.form(table, "ancova")
     assert y.tolist() == [1 / 3, 4 / 3] and covariates["first"].tolist() == [2.0, 4.0]
 
 
