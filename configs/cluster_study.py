@@ -31,8 +31,9 @@ def get_config(scale="paper"):
         c.clusters.count = 8
     if scale == "small":
         c.title = "Properties of human text and the shift, with intervals"
-        c.chain.update(generations=15, size=48, eval_texts=64)
+        c.chain.update(generations=15, size=32, eval_texts=64)
         scales.tiny_clusters(c)
-        c.clusters.update(count=75, fit_rows=3000)
+        # A chain at r = 1/8 reads 424 human texts.
+        c.clusters.update(count=75, min_size=430, fit_rows=3000)
         c.properties.update(map_rows=3000)
     return c

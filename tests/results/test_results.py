@@ -19,6 +19,7 @@ from jaxloop.results.verdict import Estimate, Interval
 from jaxloop.studies.bias_amplification.chains import make_chains
 from jaxloop.studies.common import spent
 from jaxloop.studies.diversity import cells
+from jaxloop.studies.recursive_loops import subsets
 from jaxloop.studies.recursive_loops.analysis.regression import PROPERTIES
 from jaxloop.studies.recursive_loops.analysis.regression_robust import FORMS
 
@@ -323,6 +324,7 @@ def test_claims_about_clusters_name_terms_and_forms_of_the_regressions():
         where = claim.measure["where"]
         assert where["term"] in PROPERTIES and where["form"] in FORMS
         assert where["dependent"] in ("diversity", "quality") and where["column"] == "All"
+    assert subsets.check_size(load_config("cluster_study:small")) > 0
 
 
 def test_a_call_is_recorded_with_its_seconds(tmp_path):
