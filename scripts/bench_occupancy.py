@@ -17,17 +17,16 @@ import _root  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _planned_calls import planned_calls
 
 from jaxloop.config import LoraConfig, SampleConfig
 from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.generation.decode_rows import decode_rows
-from jaxloop.lm.generation.jobs import share_out, split_into_calls
-from jaxloop.lm.generation.options import GenerateOptions
 from jaxloop.lm.generation.prefill import prefill, unstack_layers
 from jaxloop.lm.generation.row_adapters import pack_for_rows
 from jaxloop.lm.generation.sampling import Sampler
 from jaxloop.lm.generation.slot_plan import plan_slots
-from jaxloop.lm.generation.slots import DecodeShape, Jobs, Requests
+from jaxloop.lm.generation.slots import DecodeShape
 from jaxloop.lm.model import lora
 from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.lm.target import Target
@@ -59,7 +58,6 @@ def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest
     # planned as for a TPU.
     target = Target("cpu" if engine == "rows" else "tpu")
     plan = plan_slots(sample, TOY, target, [texts] * chains, dtype="float32")
-    ids = [[(1,)] * texts] * chains
     lengths = [lengths_of(texts, mean, longest, c) for c in range(chains)]
     params = unstack_layers(init(jax.random.key(0), TOY))
     tree = lora.init(
@@ -70,7 +68,7 @@ def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest
     shape = DecodeShape(
         num_groups=plan.num_groups,
         slots_per_group=plan.slots // plan.num_groups,
-        window=GenerateOptions().window,
+        window=plan.window,
         max_new_tokens=longest,
         prompt_len=0,
     )
@@ -81,31 +79,17 @@ def measure(engine: str, chains: int, texts: int, slots: int, mean: int, longest
     start = np.ones((plan.chains_per_call, 1), np.int32)
     prompts = prefill(TOY, params, pool, start, np.ones(plan.chains_per_call, np.int32))
     steps = useful = programs = 0
-    for at in range(0, chains, plan.chains_per_call):
-        chosen = list(range(at, min(chains, at + plan.chains_per_call)))
-        for (device,) in split_into_calls(
-            share_out(ids, chosen, True, plan, 1), plan.texts_per_call, plan.num_groups, 1
-        ):
-            rows = np.concatenate([lengths[job.task][job.rows] for job in device.jobs]).astype(
-                np.int32
-            )
-            ends = np.cumsum([len(job.rows) for job in device.jobs]).astype(np.int32)
-            chain = np.array([device.chains.index(job.task) for job in device.jobs], np.int32)
-            jobs = Jobs(np.concatenate([[0], ends[:-1]]).astype(np.int32), ends, chain)
-            prompt = np.repeat(chain, [len(job.rows) for job in device.jobs])
-            keys = jax.random.key_data(jax.random.split(jax.random.key(at), len(rows)))
-            arrays = (TOY, params, pool, prompts, Requests(prompt, keys, rows), jobs)
-            static = dict(sampler=Sampler(greedy=True), shape=shape, eos=-1)
-            if engine == "rows":
-                out = decode_rows(*arrays, **static, implementation="plain")
-            else:
-                out = decode(*arrays, **static)
-            assert (np.asarray(out.length) == rows).all()
-            steps, useful, programs = (
-                steps + int(out.steps[0]),
-                useful + int(rows.sum()),
-                programs + 1,
-            )
+    for call in planned_calls(plan, lengths):
+        arrays = (TOY, params, pool, prompts, call.requests, call.jobs)
+        static = dict(sampler=Sampler(greedy=True), shape=shape, eos=-1)
+        if engine == "rows":
+            out = decode_rows(*arrays, **static, implementation="plain")
+        else:
+            out = decode(*arrays, **static)
+        assert (np.asarray(out.length) == call.lengths).all()
+        steps += int(out.steps[0])
+        useful += int(call.lengths.sum())
+        programs += 1
     return {
         "engine": engine,
         "chains": chains,

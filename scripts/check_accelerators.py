@@ -90,7 +90,7 @@ def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
     writing = programs.generation_plan(model_config, sample, target, dtype="bfloat16")
     slots, window = (
         writing.slots,
-        2 * writing.slots * model_config.num_kv_heads * options.window * model_config.head_dim,
+        2 * writing.slots * model_config.num_kv_heads * writing.window * model_config.head_dim,
     )
     searched = (
         2

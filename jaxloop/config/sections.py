@@ -279,10 +279,6 @@ class SampleConfig(Section):
     slots_per_adapter: Count | None = Field(
         None, description="slots that share one chain's adapter; none: planned"
     )
-    texts_per_job: Count | None = Field(
-        None,
-        description="texts of a chain that its slots write in a row, in `blocks`; none: planned",
-    )
     texts_per_call: Count | None = Field(
         None, description="most texts in one call of the decoding program; none: planned"
     )

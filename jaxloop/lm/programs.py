@@ -323,13 +323,12 @@ def decoding(
     """The decoding program of a call of `sample.texts_per_call` texts on each device."""
     call = _call(config, sample, options, dtype, adapted, target, places(devices, shard_base))
     plan, num_texts = call.plan, call.plan.texts_per_call
-    num_jobs = plan.chains_per_call if plan.engine == "rows" else num_texts
     requests = Requests(
         prompt=_array((num_texts,), jnp.int32),
         key=_array((num_texts, 2), jnp.uint32),
         limit=_array((num_texts,), jnp.int32),
     )
-    job_numbers = _array((num_jobs,), jnp.int32)
+    job_numbers = _array((plan.jobs_per_call,), jnp.int32)
     jobs = Jobs(first=job_numbers, end=job_numbers, chain=job_numbers)
     of_device = (_prompt_caches(config, call, prompt_len), requests, jobs)
 
@@ -343,7 +342,7 @@ def decoding(
         shape=DecodeShape(
             num_groups=plan.num_groups,
             slots_per_group=plan.slots // plan.num_groups,
-            window=options.window,
+            window=options.window or plan.window,
             max_new_tokens=sample.max_new_tokens,
             prompt_len=prompt_len - 1,
         ),

@@ -10,12 +10,12 @@ SECTIONS: dict[str, type[Section]] = {"fit": FitConfig, "sample": SampleConfig}
 # Fields of a family's settings that no config section has: they are settings no longer.
 DROPPED = {
     "fit": ("betas", "epsilon", "chains_at_once", "chains_per_program", "steps_per_dispatch"),
-    "sample": ("lora", "dtype", "programs", "window"),
+    "sample": ("lora", "dtype", "programs", "window", "texts_per_job"),
 }
 # Fields whose 0 is none today.
 ZERO_IS_NONE = {
     "fit": ("max_grad_norm",),
-    "sample": ("slots", "slots_per_adapter", "texts_per_job", "texts_per_call", "chains_per_call"),
+    "sample": ("slots", "slots_per_adapter", "texts_per_call", "chains_per_call"),
 }
 # Fields that only some studies have; others had them with this value.
 UNUSED: dict[str, dict[str, Any]] = {"fit": {"constraint": None}, "sample": {"max_prompt": 0}}

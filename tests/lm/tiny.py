@@ -33,7 +33,6 @@ SAMPLE = SampleConfig(
     slots_per_adapter=4,
     texts_per_call=32,
     chains_per_call=4,
-    texts_per_job=8,
 )
 GENERATE = GenerateOptions(lora=FIT.lora, window=4)
 

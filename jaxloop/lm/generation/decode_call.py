@@ -75,7 +75,7 @@ class DecodeBatch:
         return DecodeShape(
             num_groups=plan.num_groups,
             slots_per_group=-(-plan.slots // plan.num_groups),
-            window=self.options.window,
+            window=self.options.window or plan.window,
             max_new_tokens=self.sample.max_new_tokens,
             prompt_len=self.prompt_len - 1,
             shared_prompt=self.shared_prompts,
@@ -142,9 +142,7 @@ def start_call(
         prompts = _cache_shared_prompts(batch, adapters, call)
     else:
         prompts = _cache_own_prompts(batch, adapters, call, num_texts)
-    num_jobs = num_texts
-    if plan.engine == "rows":
-        num_jobs = max(plan.chains_per_call, max(len(device.jobs) for device in call))
+    num_jobs = max(plan.jobs_per_call, max(len(device.jobs) for device in call))
     requests, jobs = _requests_and_jobs(batch, call, prompts.positions, num_texts, num_jobs)
     arrays = (model.config, batch.params, adapters, prompts.cache, requests, jobs)
     static = dict(
@@ -254,7 +252,7 @@ def _cache_shared_prompts(
     for d, device in enumerate(call):
         for job in device.jobs:
             numbers = distinct.setdefault((d, place_of(device, job.task)), {})
-            # The rows of a job of blocks have one prompt.
+            # The rows of a queue of blocks have one prompt.
             rows = job.rows if batch.plan.engine == "rows" else job.rows[:1]
             for row in rows:
                 numbers.setdefault(tuple(ids[job.task][row]), len(numbers))

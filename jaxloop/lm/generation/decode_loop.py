@@ -1,14 +1,16 @@
 """The decoding loop with a cache in blocks: many texts of many chains in one compiled program.
 
 This is continuous batching with one adapter per chain. A fixed number of slots each generate one
-text at a time. Slots come in adapter groups: a group holds the adapter of one chain and works
-through one job, which is a run of that chain's requests. Each step of the loop runs the model on
-the last token of every slot and samples the next one. A slot whose text ends takes its job's next
-request in the same step. Every W steps, at a window's start, groups whose job is done take the next
-job, with its adapter and its prompt cache.
+text at a time. Slots come in adapter groups: a group holds the adapter of one chain and takes
+requests of one job, a queue of that chain's requests. Each step of the loop runs the model on the
+last token of every slot and samples the next one. Every W steps, at a window's start, idle slots
+take their jobs' next requests, and groups whose job is done take another job, with its adapter and
+its prompt cache.
 
-Which request runs when depends only on its job, so a job's texts do not depend on the other jobs.
-`kv_blocks` says how keys and values are kept; `decode_rows` is the engine for accelerators.
+Every text begins at a window's start. So token `age` of a text lies at step `age` % W of a window,
+whenever and wherever the text is generated, and its sums are taken in the same order: a text
+depends neither on the other texts nor on when it runs. `kv_blocks` says how keys and values are
+kept; `decode_rows` is the engine for accelerators.
 
 Dimensions: A adapter groups, B slots of a group, S = A B slots, W steps of a window, M most new
 tokens, N requests, J jobs, C chains, L layers, G key/value heads, Q query heads per key/value head,
@@ -25,7 +27,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from jaxloop.lm.generation import kv_blocks, slots
+from jaxloop.lm.generation import kv_blocks, queues, slots
 from jaxloop.lm.generation.kv_blocks import KVRing
 from jaxloop.lm.generation.prefill import unstack_layers
 from jaxloop.lm.generation.sampling import Sampler
@@ -47,9 +49,7 @@ from jaxloop.lm.model.lora import num_chains
 class _Groups(struct.PyTreeNode):
     """What each adapter group holds."""
 
-    job: jax.Array  # [A]
-    next: jax.Array  # [A] next request of the job
-    end: jax.Array  # [A] end of the job's requests
+    job: jax.Array  # [A] -1 when free
     prompt: jax.Array  # [A] or [S] prompt whose cache is held, -1 for none
     keys: list[jax.Array]  # L x [A or S, G, P, K]
     values: list[jax.Array]
@@ -61,7 +61,7 @@ class _State(struct.PyTreeNode):
 
     slots: Slots
     groups: _Groups
-    next_job: jax.Array  # []
+    next_J: jax.Array  # next request of each job
     ring: KVRing
     outputs: Outputs
 
@@ -95,7 +95,6 @@ class _StepCarry(NamedTuple):
     keys: list[jax.Array]  # L x [T, G, W, K]
     values: list[jax.Array]
     slots: Slots
-    next_A: jax.Array
     log: StepLog
 
 
@@ -105,7 +104,6 @@ class _WindowResult(NamedTuple):
     keys: list[jax.Array]
     values: list[jax.Array]
     slots: Slots
-    next_A: jax.Array
     log: StepLog
     steps: jax.Array
 
@@ -129,8 +127,8 @@ def decode(
 ) -> Completions:
     """Generate the text of every request.
 
-    A text ends with an EOS or at its limit. With the same (shape, sampler, padded sizes), a job's
-    texts do not depend on the other jobs.
+    A text ends with an EOS or at its limit. With the same (shape, sampler, padded sizes), a text
+    does not depend on the other requests and jobs.
 
     Args:
         config: config of the model.
@@ -138,7 +136,8 @@ def decode(
         adapters: packed adapters of C chains with block-diagonal b, or None.
         prompts: caches, as from `prefill`.
         requests: padded; requests outside every job are not generated.
-        jobs: padded at the end by jobs with first == end.
+        jobs: queues of requests of one chain, where prompts are shared also of one prompt; padded
+            by jobs with first == end.
         sampler: how a token is drawn.
         shape: static shape of the program.
         eos: token or tokens that end a text; None: none does.
@@ -190,22 +189,20 @@ def _first_state(static: _Static, inputs: _Inputs) -> _State:
     """All slots and groups idle."""
     config, shape = static.config, static.shape
     depth, dtype = len(inputs.params["layers"]), inputs.params["embed"].dtype
-    idle_A = jnp.zeros((shape.num_groups,), jnp.int32)
+    free_A = jnp.full((shape.num_groups,), -1, jnp.int32)
     holders = shape.num_groups if shape.shared_prompt else shape.num_slots
     cache = jnp.zeros((holders, *inputs.prompts.keys[0].shape[1:]), dtype)
     groups = _Groups(
-        job=idle_A,
-        next=idle_A,
-        end=idle_A,
+        job=free_A,
         prompt=jnp.full((holders,), -1, jnp.int32),
         keys=[cache] * depth,
         values=[cache] * depth,
-        adapter=_group_adapters(inputs.adapters, idle_A, depth),
+        adapter=_group_adapters(inputs.adapters, jnp.zeros_like(free_A), depth),
     )
     return _State(
         slots=slots.idle_slots(shape, static.sampler, config.vocab_size),
         groups=groups,
-        next_job=jnp.int32(0),
+        next_J=jnp.asarray(inputs.jobs.first),
         ring=kv_blocks.empty_ring(shape, depth, config.num_kv_heads, config.head_dim, dtype),
         outputs=slots.empty_outputs(inputs.requests.limit.shape[0], shape.max_new_tokens),
     )
@@ -244,41 +241,34 @@ def _group_adapters(adapters, chain_A, depth):
 def _assign_jobs(static: _Static, inputs: _Inputs, state: _State) -> _State:
     """Assign work at a window's start.
 
-    Groups that are done take the next jobs, idle slots take requests of their groups' jobs, and the
-    adapters and prompt caches of the groups are replaced where these changed.
+    Free groups take jobs, idle slots take requests of their groups' jobs, and the adapters and
+    prompt caches of the groups are replaced where these changed.
     """
     shape, groups, jobs = static.shape, state.groups, inputs.jobs
-    live_AB = state.slots.request.reshape(shape.num_groups, shape.slots_per_group) >= 0
-    busy_A = live_AB.any(-1) | (groups.next < groups.end)
-    # Padding is always at the end, so counting the real jobs is enough to skip it.
-    num_jobs = (jobs.end > jobs.first).sum(dtype=jnp.int32)
-    wanted_A = state.next_job + _rank(~busy_A)
-    takes_A = ~busy_A & (wanted_A < num_jobs)
-    job_A = jnp.where(takes_A, jnp.minimum(wanted_A, jobs.first.shape[0] - 1), groups.job)
-    next_A = jnp.where(takes_A, jobs.first[job_A], groups.next)
-    end_A = jnp.where(takes_A, jobs.end[job_A], groups.end)
-    after, next_A, fresh_S = _refill(shape, state.slots, next_A, end_A)
+    request_S = state.slots.request
+    job_A = queues.groups_jobs(shape, request_S, groups.job, state.next_J, jobs)
+    request_S, next_J, fresh_S = queues.take_requests(shape, request_S, job_A, state.next_J, jobs)
+    takes_A, some_job_A = (job_A >= 0) & (job_A != groups.job), jnp.maximum(job_A, 0)
     if shape.shared_prompt:
-        of_job_A = inputs.requests.prompt[jobs.first[job_A]]
+        of_job_A = inputs.requests.prompt[jobs.first[some_job_A]]
         prompt = jnp.where(takes_A, of_job_A, groups.prompt)
         prompt_S = jnp.repeat(prompt, shape.slots_per_group)
     else:
-        of_request_S = inputs.requests.prompt[jnp.maximum(after.request, 0)]
+        of_request_S = inputs.requests.prompt[jnp.maximum(request_S, 0)]
         prompt = jnp.where(fresh_S, of_request_S, groups.prompt)
         prompt_S = prompt
-    after = slots.start_requests(inputs.prompts, after, fresh_S, prompt_S)
+    started = slots.start_requests(
+        inputs.prompts, state.slots.replace(request=request_S), fresh_S, prompt_S
+    )
     keys, values = _prompt_caches(inputs.prompts, groups, prompt)
     groups = _Groups(
         job=job_A,
-        next=next_A,
-        end=end_A,
         prompt=prompt,
         keys=keys,
         values=values,
-        adapter=_assigned_adapters(inputs, groups, takes_A, job_A),
+        adapter=_assigned_adapters(inputs, groups, takes_A, some_job_A),
     )
-    next_job = state.next_job + takes_A.sum(dtype=jnp.int32)
-    return state.replace(slots=after, groups=groups, next_job=next_job)
+    return state.replace(slots=started, groups=groups, next_J=next_J)
 
 
 def _prompt_caches(
@@ -309,27 +299,6 @@ def _assigned_adapters(
     return jax.lax.cond(takes_A.any(), copy, lambda: groups.adapter)
 
 
-def _rank(flag):
-    """Position of each True among the Trues of the last axis."""
-    return jnp.cumsum(flag.astype(jnp.int32), -1) - 1
-
-
-def _refill(
-    shape: DecodeShape, state: Slots, next_A: jax.Array, end_A: jax.Array
-) -> tuple[Slots, jax.Array, jax.Array]:
-    """Idle slots take their group's next requests in slot order.
-
-    Returns the slots, the groups' next requests [A], and which slots took one [S].
-    """
-    free_AB = (state.request < 0).reshape(shape.num_groups, shape.slots_per_group)
-    request_AB = state.request.reshape(free_AB.shape)
-    wanted_AB = next_A[:, None] + _rank(free_AB)
-    takes_AB = free_AB & (wanted_AB < end_A[:, None])
-    request_AB = jnp.where(takes_AB, wanted_AB, jnp.where(free_AB, -1, request_AB))
-    next_A = next_A + takes_AB.sum(-1, dtype=jnp.int32)
-    return state.replace(request=request_AB.reshape(-1)), next_A, takes_AB.reshape(-1)
-
-
 def _run_window(static: _Static, inputs: _Inputs, state: _State) -> _State:
     """Run up to W steps.
 
@@ -345,7 +314,6 @@ def _run_window(static: _Static, inputs: _Inputs, state: _State) -> _State:
     window = jax.lax.switch(too_small.sum(dtype=jnp.int32), branches, state, earlier_S)
     return state.replace(
         slots=window.slots,
-        groups=state.groups.replace(next=window.next_A),
         ring=kv_blocks.store_window(state.ring, window.keys, window.values),
         outputs=slots.file_log(state.outputs, window.log, window.steps),
     )
@@ -370,12 +338,8 @@ def _steps(
         after, entry = slots.sample_step(
             static.sampler, static.eos, inputs.requests, carry.slots, logits_SV
         )
-        log, next_A = slots.write_log(carry.log, carry.step, entry), carry.next_A
-        if shape.shared_prompt:
-            after, next_A, fresh_S = _refill(shape, after, next_A, groups.end)
-            prompt_S = jnp.repeat(groups.prompt, shape.slots_per_group)
-            after = slots.start_requests(prompts, after, fresh_S, prompt_S)
-        return _StepCarry(carry.step + 1, keys, values, after, next_A, log)
+        log = slots.write_log(carry.log, carry.step, entry)
+        return _StepCarry(carry.step + 1, keys, values, after, log)
 
     def goes_on(carry: _StepCarry) -> jax.Array:
         return (carry.step < shape.window) & (carry.slots.request >= 0).any()
@@ -385,7 +349,6 @@ def _steps(
         keys=blocks.keys,
         values=blocks.values,
         slots=state.slots,
-        next_A=groups.next,
         log=slots.empty_log(shape),
     )
     last = jax.lax.while_loop(goes_on, step, first)
@@ -393,7 +356,6 @@ def _steps(
         keys=[k[: shape.num_slots] for k in last.keys],
         values=[v[: shape.num_slots] for v in last.values],
         slots=last.slots,
-        next_A=last.next_A,
         log=last.log,
         steps=last.step,
     )

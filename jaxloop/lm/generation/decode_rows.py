@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from jaxloop.lm.generation import row_adapters, row_attention, slots
+from jaxloop.lm.generation import queues, row_adapters, row_attention, slots
 from jaxloop.lm.generation.prefill import unstack_layers
 from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter
 from jaxloop.lm.generation.row_attention import RowStep
@@ -229,60 +229,22 @@ def _chains_and_layers_in_one_axis(adapter: RowAdapter) -> RowAdapter:
 
 
 def _assign_jobs(static: _Static, inputs: _Inputs, state: _State) -> _State:
-    """Assign groups to jobs at a window's start.
-
-    A group is free when its slots are idle and its job has no texts left. Each free group takes the
-    job that has most waiting texts per group.
-    """
-    shape = static.shape
-    busy_A = (state.slots.request.reshape(shape.num_groups, shape.slots_per_group) >= 0).any(-1)
-    waiting_J = inputs.jobs.end - state.next_J
-    has_texts_A = (state.job_A >= 0) & (waiting_J[jnp.maximum(state.job_A, 0)] > 0)
-    job_A = jnp.where(busy_A | has_texts_A, state.job_A, -1)
-    jobs_J = jnp.arange(waiting_J.shape[0], dtype=jnp.int32)
-
-    def choose():
-        groups_J = (job_A[:, None] == jobs_J[None]).sum(0, dtype=jnp.int32)
-
-        def choose_one(a, carry):
-            job_A, groups_J = carry
-            share_J = waiting_J.astype(jnp.float32) / (groups_J + 1).astype(jnp.float32)
-            best = jnp.argmax(share_J).astype(jnp.int32)
-            takes = (job_A[a] < 0) & (share_J[best] > 0)
-            job_A = job_A.at[a].set(jnp.where(takes, best, job_A[a]))
-            return job_A, groups_J.at[best].add(takes.astype(jnp.int32))
-
-        return jax.lax.fori_loop(0, shape.num_groups, choose_one, (job_A, groups_J))[0]
-
-    some_free = (job_A < 0).any() & (waiting_J > 0).any()
-    job_A = jax.lax.cond(some_free, choose, lambda: job_A)
+    """Assign groups to jobs at a window's start."""
+    job_A = queues.groups_jobs(
+        static.shape, state.slots.request, state.job_A, state.next_J, inputs.jobs
+    )
     return _refill(static, inputs, state.replace(job_A=job_A))
 
 
 def _refill(static: _Static, inputs: _Inputs, state: _State) -> _State:
-    """Idle slots take the next texts of their groups' jobs, in slot order."""
-    shape, jobs = static.shape, inputs.jobs
-    idle_AB = (state.slots.request < 0).reshape(shape.num_groups, shape.slots_per_group)
-    idle_AB = idle_AB & (state.job_A >= 0)[:, None]
-    before_BB = jnp.tril(jnp.ones((shape.slots_per_group, shape.slots_per_group), bool), -1)
-    same_job_AA = state.job_A[:, None] == state.job_A[None]
-    groups_A = jnp.arange(shape.num_groups)
-    earlier_AA = same_job_AA & (groups_A[:, None] > groups_A[None])
-    idle_A = idle_AB.sum(-1, dtype=jnp.int32)
-    rank_AB = (idle_AB[:, None, :] & before_BB[None]).sum(-1, dtype=jnp.int32)
-    rank_AB = rank_AB + jnp.where(earlier_AA, idle_A[None], 0).sum(-1, dtype=jnp.int32)[:, None]
-    job_A = jnp.maximum(state.job_A, 0)
-    wanted_AB = state.next_J[job_A][:, None] + rank_AB
-    fresh_S = (idle_AB & (wanted_AB < jobs.end[job_A][:, None])).reshape(-1)
-    request = jnp.where(fresh_S, wanted_AB.reshape(-1), state.slots.request)
+    """Idle slots take the next texts of their groups' jobs."""
+    request, next_J, fresh_S = queues.take_requests(
+        static.shape, state.slots.request, state.job_A, state.next_J, inputs.jobs
+    )
     prompt = jnp.where(fresh_S, inputs.requests.prompt[jnp.maximum(request, 0)], state.prompt)
-    jobs_J = jnp.arange(jobs.end.shape[0], dtype=jnp.int32)
-    taken_A = fresh_S.reshape(idle_AB.shape).sum(-1, dtype=jnp.int32)
-    taken_AJ = jnp.where(state.job_A[:, None] == jobs_J[None], taken_A[:, None], 0)
     after = slots.start_requests(
         inputs.prompts, state.slots.replace(request=request), fresh_S, prompt
     )
-    next_J = state.next_J + taken_AJ.sum(0, dtype=jnp.int32)
     return state.replace(slots=after, prompt=prompt, next_J=next_J)
 
 

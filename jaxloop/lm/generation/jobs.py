@@ -1,4 +1,4 @@
-"""How the texts of many chains are distributed: rows to jobs, jobs to devices and to calls."""
+"""How the texts of many chains are distributed: to queues (jobs), devices and calls."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ PromptIds = Sequence[Sequence[Sequence[int]]]
 
 
 class Job(NamedTuple):
-    """Texts of one chain: rows [n] of a task."""
+    """A queue of texts of one chain: rows [n] of a task."""
 
     task: int
     rows: np.ndarray
@@ -37,34 +37,18 @@ class DeviceCall(NamedTuple):
 
 
 def jobs_of_task(prompt_ids: PromptIds, task: int, shared: bool, plan: SlotPlan) -> list[Job]:
-    """Cut the rows of a chain (a task) into jobs.
+    """The queues of a chain (a task).
 
-    For the engine "rows" a job is as long as a call allows. For "blocks", rows with the same prompt
-    are in one job where prompt caches are shared (`shared`), and the length is a compromise: with
-    short jobs a chain that generates alone fills all groups, with long ones fewer slots are idle at
-    the end of a job. Job boundaries depend only on this chain's number of texts, so that other
-    chains do not move them; a chain with few texts is assumed to run beside others.
+    That is one, but where the engine is "blocks" and prompt caches are shared (`shared`): there
+    the rows of a queue have the same prompt.
     """
     num_rows = len(prompt_ids[task])
-    if plan.engine == "rows":
-        size = plan.texts_per_call
-        return [Job(task, np.arange(a, min(a + size, num_rows))) for a in range(0, num_rows, size)]
-    size = plan.texts_per_job or _job_size(num_rows, plan)
+    if plan.engine == "rows" or not shared:
+        return [Job(task, np.arange(num_rows))] if num_rows else []
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompt_ids[task]):
-        by_prompt.setdefault(tuple(prompt) if shared else (), []).append(row)
-    return [
-        Job(task, np.array(rows[at : at + size]))
-        for rows in by_prompt.values()
-        for at in range(0, len(rows), size)
-    ]
-
-
-def _job_size(num_rows: int, plan: SlotPlan) -> int:
-    texts_per_slot = num_rows // plan.slots
-    if texts_per_slot == 0:
-        return 8 * plan.slots_per_adapter
-    return min(8, max(2, texts_per_slot)) * plan.slots_per_adapter
+        by_prompt.setdefault(tuple(prompt), []).append(row)
+    return [Job(task, np.array(rows)) for rows in by_prompt.values()]
 
 
 def share_out(
@@ -89,32 +73,42 @@ def share_out(
 
 
 def split_into_calls(
-    devices: Sequence[DeviceCall], max_texts: int, num_groups: int, concurrent: int
+    devices: Sequence[DeviceCall], max_texts: int, slots: int, concurrent: int
 ) -> list[list[DeviceCall]]:
-    """Cut every device's jobs into calls of at most `max_texts` texts, as even as possible.
+    """Cut every device's queues into calls of equally many texts.
 
-    A job is never cut, even if it has more texts.
+    A queue is cut where a call is full, so that most chains are in one call only.
 
     Args:
         devices: all jobs of each device.
         max_texts: most texts of a call on one device.
-        num_groups: adapter groups of the program. Jobs are only split over several concurrent calls
-            if there are more jobs than groups.
+        slots: slots of the program. Texts are only split over several concurrent calls where each
+            fills its slots.
         concurrent: most calls that run at the same time.
     """
-    most_jobs = max(len(device.jobs) for device in devices)
-    concurrent = min(concurrent, -(-most_jobs // num_groups))
-    count = concurrent
-    while True:
-        pieces = [_deal(device.jobs, lambda job: len(job.rows), count) for device in devices]
-        calls = [
-            [DeviceCall(device.chains, jobs[k]) for device, jobs in zip(devices, pieces)]
-            for k in range(count)
+    most = max(device.num_texts for device in devices)
+    concurrent = max(1, min(concurrent, most // slots))
+    count = concurrent * max(1, -(-most // (concurrent * max_texts)))
+    pieces = [_cut(device.jobs, count) for device in devices]
+    return [
+        [DeviceCall(device.chains, jobs[k]) for device, jobs in zip(devices, pieces, strict=True)]
+        for k in range(count)
+    ]
+
+
+def _cut(jobs: Sequence[Job], count: int) -> list[list[Job]]:
+    """Cut jobs, in their order, into `count` pieces whose numbers of texts differ by 1 at most."""
+    ends = np.cumsum([len(job.rows) for job in jobs], dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    bounds = [total * k // count for k in range(count + 1)]
+    pieces = []
+    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        parts = [
+            Job(job.task, job.rows[max(0, first - start) : max(0, last - start)])
+            for job, start in zip(jobs, ends - [len(job.rows) for job in jobs], strict=True)
         ]
-        fits = all(device.num_texts <= max_texts for call in calls for device in call)
-        if fits or count >= most_jobs:
-            return calls
-        count = min(count + concurrent, most_jobs)
+        pieces.append([part for part in parts if len(part.rows)])
+    return pieces
 
 
 def _deal(

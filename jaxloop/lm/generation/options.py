@@ -15,7 +15,7 @@ class GenerateOptions:
         lora: settings of adapters that are plain pytrees, as checkpoints hold them; an `Adapter`
             has its own.
         dtype: "float32" or "bfloat16", for adapters and for full weights of a chain.
-        window: steps between two assignments of jobs to adapter groups, at least 1.
+        window: steps between two assignments of jobs to adapter groups, at least 1; None: planned.
         concurrent_programs: programs that run at the same time on one device, each with its own
             slots; None: one for every core of a CPU, at most 8, and 1 elsewhere.
         prompt_len: tokens that prompts are padded to; None: the smallest bucket that holds them.
@@ -23,7 +23,7 @@ class GenerateOptions:
 
     lora: LoraConfig = LoraConfig()
     dtype: str = "float32"
-    window: int = 16
+    window: int | None = None
     concurrent_programs: int | None = None
     prompt_len: int | None = None
 

@@ -23,7 +23,7 @@ from jaxloop.lm.generation.decode_call import (
 from jaxloop.lm.generation.jobs import DeviceCall, PromptIds, share_out, split_into_calls
 from jaxloop.lm.generation.options import GenerateOptions
 from jaxloop.lm.generation.prefill import unstack_layers
-from jaxloop.lm.generation.slot_plan import plan_slots
+from jaxloop.lm.generation.slot_plan import MAX_SHARED_PROMPTS, plan_slots
 from jaxloop.lm.generation.slots import Completions
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.model import lora
@@ -35,9 +35,6 @@ from jaxloop.runtime.devices import run_concurrently
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.memory import halve_after_out_of_memory, is_out_of_memory
 from jaxloop.runtime.setup_jit import setup_jit
-
-# Most distinct prompts of a chain for which its rows share prompt caches.
-MAX_SHARED_PROMPTS = 8
 
 _unstack_base = setup_jit(unstack_layers)
 
@@ -242,7 +239,7 @@ def _run_calls(batch: DecodeBatch, chosen: Sequence[int]) -> list[GeneratedText]
             steps.extend(completions.steps.tolist())
             texts.extend(list(texts_of_call(call, completions)))
 
-        calls = split_into_calls(devices, plan.texts_per_call, plan.num_groups, concurrent)
+        calls = split_into_calls(devices, plan.texts_per_call, plan.slots, concurrent)
         start = functools.partial(start_call, batch, adapters)
         run_concurrently(start, take, calls, concurrent)
     _log_occupancy(texts, sum(steps), batch.shape.num_slots)

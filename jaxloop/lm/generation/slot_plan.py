@@ -26,6 +26,13 @@ TEXTS_PER_SLOT = {"rows": 24, "blocks": 48}
 # Slots of an adapter group where there are no more chains than groups. A group that changes chains
 # waits for its last text, and its other slots are idle meanwhile.
 SLOTS_PER_ADAPTER = {"rows": 16, "blocks": 8}
+# Most distinct prompts of a chain for which its rows share prompt caches.
+MAX_SHARED_PROMPTS = 8
+# On a CPU: parameters of a base whose adapters are small enough for many of them in a call.
+SMALL_BASE = 20_000_000
+# Longest text for which idle slots cost more than shorter windows, whose caches are copied more
+# often.
+SHORT = 128
 SLOT_CACHE_SHARE = 0.6  # share of a device's memory for the caches of slots
 PROMPT_CACHE_SHARE = 0.1  # share for the caches of prompts that only one text has
 
@@ -41,10 +48,9 @@ class SlotPlan:
             "blocks".
         slots: texts generated at the same time, on one device by one program.
         slots_per_adapter: slots of an adapter group.
-        texts_per_job: texts of a chain that one group generates in a row, in "blocks"; None: it
-            depends on the chain's number of texts (`jobs.jobs_of_task`).
         texts_per_call: most texts of one call of a program.
         chains_per_call: most chains of one call.
+        window: steps between two assignments of jobs to groups.
     """
 
     target: Target
@@ -52,9 +58,14 @@ class SlotPlan:
     implementation: str
     slots: int
     slots_per_adapter: int
-    texts_per_job: int | None
     texts_per_call: int
     chains_per_call: int
+    window: int
+
+    @property
+    def jobs_per_call(self) -> int:
+        """Most jobs of a call, on one device."""
+        return self.chains_per_call * (1 if self.engine == "rows" else MAX_SHARED_PROMPTS)
 
     @property
     def num_groups(self) -> int:
@@ -95,7 +106,8 @@ def plan_slots(
     engine, implementation = choose_engine(sample, config, target, dtype)
     # The two engines on a CPU: "blocks" is the one that is used, "rows" is for tests.
     fixed = target.platform == "cpu" and engine == "blocks"
-    cache_bytes = sizes_of(config).cache * jnp.dtype(dtype).itemsize  # of a token
+    sizes = sizes_of(config)
+    cache_bytes = sizes.cache * jnp.dtype(dtype).itemsize  # of a token
     chains, total = max(1, len(texts)), max(1, sum(texts))
 
     texts_per_call = sample.texts_per_call
@@ -106,7 +118,10 @@ def plan_slots(
 
     chains_per_call = sample.chains_per_call
     if chains_per_call is None:
-        chains_per_call = 16 if fixed else min(64, _power_of_two_from(chains))
+        chains_per_call = min(64, _power_of_two_from(chains))
+        if fixed:
+            many = 64 if sizes.total <= SMALL_BASE else 16
+            chains_per_call = min(many, 16 * -(-chains // 16))
 
     slots = sample.slots
     if slots is None:
@@ -122,19 +137,15 @@ def plan_slots(
             wanted = max(4, min(SLOTS_PER_ADAPTER[engine], slots // chains_per_call))
         slots_per_adapter = min(slots, wanted)
 
-    texts_per_job = sample.texts_per_job
-    if texts_per_job is None and target.platform != "cpu":
-        texts_per_job = slots_per_adapter * TEXTS_PER_SLOT["blocks"] // 2
-
     return SlotPlan(
         target=target,
         engine=engine,
         implementation=implementation,
         slots=slots,
         slots_per_adapter=slots_per_adapter,
-        texts_per_job=texts_per_job,
         texts_per_call=texts_per_call,
         chains_per_call=chains_per_call,
+        window=8 if engine == "blocks" and sample.max_new_tokens <= SHORT else 16,
     )
 
 

@@ -38,8 +38,7 @@ class DecodeShape:
         max_new_tokens: M.
         prompt_len: tokens of the prompt cache, P: all of a prompt but its last token.
         shared_prompt: all requests of a job continue one prompt, whose cache the group holds once.
-            Otherwise each slot holds its own prompt, and slots are refilled at window boundaries
-            only.
+            Otherwise each slot holds its own prompt.
     """
 
     num_groups: int

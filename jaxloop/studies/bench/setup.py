@@ -72,15 +72,16 @@ def _model_config(size: str) -> ModelConfig:
             d_ff=128,
             max_seq_len=512,
         )
+    heads, depth = {"small": (4, 4), "15m": (8, 4), "60m": (12, 8)}[size]
     return ModelConfig(
         "llama",
         vocab_size=4096,
-        d_model=256,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=4,
+        d_model=64 * heads,
+        num_layers=depth,
+        num_heads=heads,
+        num_kv_heads=heads,
         head_dim=64,
-        d_ff=704,
+        d_ff=176 * heads,
         max_seq_len=512,
     )
 

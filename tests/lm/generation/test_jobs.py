@@ -1,4 +1,4 @@
-"""How texts are cut into jobs, and jobs into calls."""
+"""How texts become queues, and queues calls."""
 
 import numpy as np
 import pytest
@@ -10,27 +10,37 @@ from tests.lm.tiny import SAMPLE
 
 
 @pytest.mark.parametrize(
-    "limit, groups, concurrent, calls",
-    [(64, 2, 1, 3), (64, 2, 2, 4), (400, 2, 3, 3), (400, 8, 3, 2), (400, 12, 3, 1)],
+    "limit, slots, concurrent, calls",
+    [
+        (64, 16, 1, 3),
+        (64, 16, 2, 4),
+        (400, 16, 3, 3),
+        (400, 64, 3, 2),
+        (400, 100, 3, 1),
+        (400, 300, 3, 1),
+    ],
 )
-def test_jobs_are_dealt_to_calls_that_are_even_and_small_enough(limit, groups, concurrent, calls):
-    some_jobs = [jobs.Job(0, np.arange(n)) for n in (16,) * 9 + (8, 8, 8)]
-    device = jobs.DeviceCall([0], some_jobs)
-    made = jobs.split_into_calls([device], limit, groups, concurrent)
-    sizes = [sum(len(job.rows) for job in device.jobs) for (device,) in made]
-    assert (
-        len(made) == calls
-        and sum(sizes) == 168
-        and max(sizes) <= limit
-        and max(sizes) - min(sizes) <= 16
+def test_calls_are_even_and_small_enough_and_cut_few_queues(limit, slots, concurrent, calls):
+    queues = [jobs.Job(i, np.arange(n)) for i, n in enumerate((16,) * 9 + (8, 8, 8))]
+    device = jobs.DeviceCall(list(range(12)), queues)
+    made = jobs.split_into_calls([device], limit, slots, concurrent)
+    sizes = [device.num_texts for (device,) in made]
+    assert len(made) == calls and max(sizes) <= limit and max(sizes) - min(sizes) <= 1
+    parts = [job for (device,) in made for job in device.jobs]
+    assert len(parts) <= len(queues) + calls - 1
+    rows = sorted((job.task, row) for job in parts for row in job.rows.tolist())
+    assert rows == [(job.task, row) for job in queues for row in job.rows.tolist()]
+
+
+def test_a_queue_has_one_prompt_where_groups_hold_one(tiny_model):
+    ids = [[(1,), (2,), (1,), (1,), (2,)]]
+    blocks, rows = (
+        plan_slots(settings, tiny_model.config, Target("cpu"), [5], dtype="float32")
+        for settings in (SAMPLE, SAMPLE.replace(engine="rows"))
     )
 
+    def found(plan, shared):
+        return [job.rows.tolist() for job in jobs.jobs_of_task(ids, 0, shared, plan)]
 
-@pytest.mark.parametrize(
-    "texts, sizes", [(7, {7}), (8, {8}), (20, {8, 4}), (63, {28, 7}), (400, {32, 16})]
-)
-def test_a_chain_that_writes_more_than_there_are_slots_is_cut_into_jobs(tiny_model, texts, sizes):
-    sample = SAMPLE.replace(texts_per_job=None)
-    plan = plan_slots(sample, tiny_model.config, Target(), [texts], dtype="float32")
-    found = jobs.jobs_of_task([[(1,)] * texts], 0, True, plan)
-    assert {len(job.rows) for job in found} == sizes
+    assert found(blocks, True) == [[0, 2, 3], [1, 4]]
+    assert found(blocks, False) == found(rows, True) == [[0, 1, 2, 3, 4]]

@@ -42,16 +42,30 @@ def engine(sample, target, config=LLAMA_1B):
     return choose_engine(sample, config, target, "bfloat16")
 
 
-def test_on_a_cpu_nothing_follows_the_work():
-    for texts in ([3], [4000] * 64):
-        made = plan(DEFAULT, Target("cpu"), texts)
+def test_on_a_cpu_only_places_for_adapters_of_small_bases_follow_the_work():
+    small = dataclasses.replace(LLAMA_1B, vocab_size=4096, d_model=128, num_layers=4, d_ff=256)
+    for config, texts, chains in (
+        (LLAMA_1B, [3], 16),
+        (LLAMA_1B, [4000] * 64, 16),
+        (small, [3], 16),
+        (small, [64] * 36, 48),
+        (small, [4000] * 100, 64),
+    ):
+        made = plan_slots(DEFAULT, config, Target("cpu"), texts, dtype="bfloat16")
         assert (
             made.engine,
             made.slots,
             made.slots_per_adapter,
             made.texts_per_call,
             made.chains_per_call,
-        ) == ("blocks", 64, 8, 4096, 16)
+        ) == ("blocks", 64, 8, 4096, chains)
+
+
+@pytest.mark.parametrize("longest, window", [(64, 8), (128, 8), (129, 16), (300, 16)])
+def test_short_texts_have_short_windows(longest, window):
+    sample = DEFAULT.replace(max_new_tokens=longest)
+    assert plan(sample, Target("cpu"), [100]).window == window
+    assert plan(sample.replace(engine="rows"), Target("cpu"), [100]).window == 16
 
 
 @pytest.mark.parametrize(
@@ -88,7 +102,6 @@ def test_what_is_given_stays():
     asked = DEFAULT.replace(
         slots=96,
         slots_per_adapter=12,
-        texts_per_job=40,
         texts_per_call=1000,
         chains_per_call=3,
     )
@@ -96,10 +109,9 @@ def test_what_is_given_stays():
     assert (
         made.slots,
         made.slots_per_adapter,
-        made.texts_per_job,
         made.texts_per_call,
         made.chains_per_call,
-    ) == (96, 12, 40, 1000, 3)
+    ) == (96, 12, 1000, 3)
 
 
 def test_engines():
@@ -120,7 +132,7 @@ def test_every_text_is_written_once_in_calls_that_are_small_enough():
     made = plan(ROWS, Target("cpu"), [4000] * 20)
     ids = [[(1,)] * 4000] * 20
     devices = share_out(ids, list(range(20)), True, made, 1)
-    parts = split_into_calls(devices, made.texts_per_call, made.num_groups, 1)
+    parts = split_into_calls(devices, made.texts_per_call, made.slots, 1)
     rows = sorted(
         (job.task, int(row)) for (device,) in parts for job in device.jobs for row in job.rows
     )
