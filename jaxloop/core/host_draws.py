@@ -52,6 +52,16 @@ def uniform(key: np.ndarray, count: int) -> np.ndarray:
     return (mantissa | np.uint32(0x3F800000)).view(np.float32) - np.float32(1)
 
 
+def symmetric(key: np.ndarray, count: int, limit: float) -> np.ndarray:
+    """Return [..., count] float32, uniform in [-limit, limit), for keys [..., 2].
+
+    It is rounded once, as by a processor that multiplies and adds in one instruction.
+    """
+    low = np.float32(-limit)
+    span = np.float64(np.float32(limit) - low)
+    return (uniform(key, count) * span + np.float64(low)).astype(np.float32)
+
+
 def randint(key: np.ndarray, count: int, limit: int | np.ndarray) -> np.ndarray:
     """Return [..., count] int32 in [0, limit) for keys [..., 2] and limits of at least 1."""
     high, low = (bits(k, count) for k in split(key))

@@ -55,6 +55,18 @@ def test_many_keys_at_a_time():
     same(host_draws.randint(data, 7, 11), below)
 
 
+@pytest.mark.parametrize("limit", [1.0, 768**-0.5, 128**-0.5])
+def test_symmetric_draws_are_those_of_jax_random_to_one_rounding(limit):
+    many = jax.random.split(keys.chain_key(2), 3)
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (501,), minval=-limit, maxval=limit))
+    got = host_draws.symmetric(host_draws.key_data(many), 501, limit)
+    assert got.dtype == np.float32 and (np.abs(got) <= np.float32(limit)).all()
+    np.testing.assert_allclose(got, draw(many), rtol=0, atol=limit * 2.0**-23)
+    exact = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (501,)))(many), np.float64)
+    low = np.float64(np.float32(-limit))
+    np.testing.assert_array_equal(got, (exact * (-2 * low) + low).astype(np.float32))
+
+
 CALLS = {
     "fold_in": lambda key: jax.random.key_data(keys.fold_in(key, 2**32 - 1)),
     "row_keys": lambda key: jax.random.key_data(keys.row_keys(key, np.arange(3))),

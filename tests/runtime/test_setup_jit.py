@@ -62,7 +62,7 @@ def model_config_of(base):
 
 
 def adapters_of(base, chains, lora=LoraConfig()):
-    return adapters.init(
+    return adapters._init_program(
         keys.stack_keys([keys.chain_key(seed) for seed in range(chains)]),
         model_config_of(base),
         lora,
@@ -287,3 +287,23 @@ def test_the_platform_is_that_of_the_arguments():
         platform_of([1, None, KEY]) == "cpu"
         and platform_of([2]) == platform_of() == jax.default_backend()
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_adapters_drawn_on_the_host_are_those_of_the_program(name, monkeypatch):
+    """To one rounding of the largest number, and the same however many chains there are."""
+    config, settings = model_config_of(name), LoraConfig(rank=4)
+    many = keys.stack_keys([keys.chain_key(seed) for seed in range(3)])
+    here = adapters.init(many, config, settings)
+    program = adapters._init_program(many, config, settings)
+    assert jax.tree.structure(here) == jax.tree.structure(program)
+    for ours, theirs in zip(jax.tree.leaves(here), jax.tree.leaves(program), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2.0**-23)
+    alone = adapters.init(many[1:2], config, settings)
+    for ours, theirs in zip(jax.tree.leaves(here), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(ours[1:2], theirs)
+    monkeypatch.setattr(adapters, "_init_program", lambda *given: "a program")
+    assert adapters.init(many, config, settings) != "a program"
+    monkeypatch.setattr(adapters, "HOST_NUMBERS", 100)
+    assert adapters.init(many, config, settings) == "a program"

@@ -6,6 +6,8 @@ Dimensions: C chains, L layers, D inputs, O outputs, R rank, n targets with an a
 projection.
 """
 
+import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,16 +15,23 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jaxloop.config.sections import LoraConfig
+from jaxloop.core import host_draws
 from jaxloop.lm.model.config import (
     LoraTarget,
     ModelConfig,
     fused_projections,
     projection_widths,
 )
+from jaxloop.runtime.devices import platform_of
 from jaxloop.runtime.setup_jit import setup_jit
+
+# Most numbers of a chain's adapter that are drawn on the host, a tenth of a second's work. It does
+# not depend on the other chains, nor may it: programs of some processors round twice.
+HOST_NUMBERS = 1 << 20
 
 Layout = Literal["split", "mergeable", "block_diagonal", "padded"]
 
@@ -85,37 +94,64 @@ def target_names(config: ModelConfig, lora: LoraConfig) -> tuple[str, ...]:
     return tuple(target.name for target in targets if target.name in chosen)
 
 
-@setup_jit(static_argnums=(1, 2))
 def init(keys: jax.Array, config: ModelConfig, lora: LoraConfig) -> Adapter:
     """Return fresh float32 adapters [C, ...] of the chains of `keys` [C].
 
-    a is uniform in +-1/sqrt(D) (peft's Kaiming rule), b is zero.
+    a is uniform in +-1/sqrt(D) (peft's Kaiming rule), b is zero. Small adapters of a CPU are drawn
+    on the host, without a program to compile.
     """
-    names = target_names(config, lora)
+    targets = _widths_of_targets(config, lora)
+    numbers = sum(config.num_layers * inputs * lora.rank for _, inputs in targets)
+    data = None
+    if numbers <= HOST_NUMBERS:
+        data = host_draws.key_data(keys)
+    if data is None or platform_of(keys) != "cpu":
+        return _init_program(keys, config, lora)
     weights = {}
-    for projection, targets in fused_projections(config).items():
-        inputs, _ = projection_widths(config)[projection]
-        for target in targets:
-            if target.name in names:
-                weights[target.name] = _init_target(keys, target, config.num_layers, inputs, lora)
+    for target, inputs in targets:
+        shape = (len(data), config.num_layers, inputs, lora.rank)
+        own = host_draws.fold_in(data, np.full(len(data), _number(target), np.uint32))
+        drawn = host_draws.symmetric(own, math.prod(shape[1:]), inputs**-0.5)
+        weights[target.name] = {
+            "a": jnp.asarray(drawn.reshape(shape)),
+            "b": jnp.asarray(np.zeros((*shape[:2], lora.rank, target.width), np.float32)),
+        }
     return Adapter(weights, lora)
 
 
-def _init_target(
-    keys: jax.Array, target: LoraTarget, layers: int, inputs: int, lora: LoraConfig
-) -> dict[str, jax.Array]:
-    # Each target's stream is numbered by the letters of its name.
-    number = sum(ord(letter) << (8 * i) for i, letter in enumerate(target.name[:3]))
-    limit = inputs**-0.5
+@setup_jit(static_argnums=(1, 2))
+def _init_program(keys: jax.Array, config: ModelConfig, lora: LoraConfig) -> Adapter:
+    weights = {}
+    for target, inputs in _widths_of_targets(config, lora):
+        shape, limit = (config.num_layers, inputs, lora.rank), inputs**-0.5
+        draw = functools.partial(_draw_target, _number(target), shape, limit)
+        weights[target.name] = {
+            "a": jax.vmap(draw)(keys),
+            "b": jnp.zeros((keys.shape[0], config.num_layers, lora.rank, target.width)),
+        }
+    return Adapter(weights, lora)
 
-    def draw(key):
-        key, shape = jax.random.fold_in(key, number), (layers, inputs, lora.rank)
-        return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
-    return {
-        "a": jax.vmap(draw)(keys),
-        "b": jnp.zeros((keys.shape[0], layers, lora.rank, target.width)),
-    }
+def _draw_target(number: int, shape: tuple[int, ...], limit: float, key: jax.Array) -> jax.Array:
+    key = jax.random.fold_in(key, number)
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+
+def _widths_of_targets(config: ModelConfig, lora: LoraConfig) -> list[tuple[LoraTarget, int]]:
+    """Every target with the width of its input."""
+    names = target_names(config, lora)
+    widths = projection_widths(config)
+    return [
+        (target, widths[projection][0])
+        for projection, targets in fused_projections(config).items()
+        for target in targets
+        if target.name in names
+    ]
+
+
+def _number(target: LoraTarget) -> int:
+    """The number of a target's stream of draws: the letters of its name."""
+    return sum(ord(letter) << (8 * i) for i, letter in enumerate(target.name[:3]))
 
 
 class SplitLora(NamedTuple):
