@@ -114,7 +114,7 @@ PROGRAMS = {
         jnp.dtype("float32"),
         adapters.split(given("gpt2", 1, LoraConfig(alpha=10.0)), 0),
     ),
-    "unstack": lambda: scheduler._unstack_base(weights_of("opt")),
+    "unstack": lambda: scheduler._unstack_program(weights_of("opt")),
     **{
         f"adapters {base}": functools.partial(adapters_of, base, 1)
         for base in ("llama", "qwen2", "gpt2", "opt")
@@ -307,3 +307,20 @@ def test_adapters_drawn_on_the_host_are_those_of_the_program(name, monkeypatch):
     assert adapters.init(many, config, settings) != "a program"
     monkeypatch.setattr(adapters, "HOST_NUMBERS", 100)
     assert adapters.init(many, config, settings) == "a program"
+
+
+def test_layers_are_taken_apart_on_the_host_as_by_the_program(monkeypatch):
+    stacked = weights_of("gpt2")
+    program = scheduler._unstack_program(stacked)
+    monkeypatch.setattr(scheduler, "_unstack_program", lambda params: "a program")
+    here = scheduler._unstack_base(stacked)
+    assert jax.tree.structure(here) == jax.tree.structure(program)
+    for ours, theirs in zip(jax.tree.leaves(here), jax.tree.leaves(program), strict=True):
+        assert isinstance(ours, jax.Array) and ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    other = jax.devices()[1]
+    moved = scheduler._unstack_base(jax.device_put(stacked, other))
+    assert {d for leaf in jax.tree.leaves(moved) for d in leaf.devices()} == {other}
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    assert scheduler._unstack_base(jax.device_put(stacked, everywhere)) == "a program"

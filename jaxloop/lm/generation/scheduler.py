@@ -31,12 +31,28 @@ from jaxloop.lm.sharding import device_bytes, devices_of, mesh_of, place_like, p
 from jaxloop.lm.target import target_of
 from jaxloop.lm.training import batching
 from jaxloop.recursion.family import GenerateResult, GenerateTask
-from jaxloop.runtime.devices import run_concurrently
+from jaxloop.runtime.devices import platform_of, run_concurrently
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.memory import halve_after_out_of_memory, is_out_of_memory
 from jaxloop.runtime.setup_jit import setup_jit
 
-_unstack_base = setup_jit(unstack_layers)
+_unstack_program = setup_jit(unstack_layers)
+
+
+def _unstack_base(params: dict[str, Any]) -> dict[str, Any]:
+    """`unstack_layers`, on a single CPU by views on the host: no program has to be compiled."""
+    stacked = jax.tree.leaves(params["layers"])
+    devices = {device for leaf in stacked for device in leaf.devices()}
+    if len(devices) > 1 or platform_of(params) != "cpu":
+        return _unstack_program(params)
+
+    def layer(i: int, leaf: jax.Array) -> jax.Array:
+        piece = np.asarray(leaf)[i]
+        return jax.device_put(piece, leaf.sharding if leaf.committed else None)
+
+    count = stacked[0].shape[0]
+    layers = [jax.tree.map(functools.partial(layer, i), params["layers"]) for i in range(count)]
+    return {**params, "layers": layers}
 
 
 def generate(
