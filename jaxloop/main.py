@@ -49,7 +49,14 @@ def _of_study(command: cli.Command) -> int:
     if command.action == "plan":
         return cli.say(cli.table(study.plan(settings, command.target)))
     assert command.workdir is not None  # as above
-    code, _ = studies.run_at(study, settings, command.workdir, argv=command.argv)
+    if not command.timings:
+        return studies.run_at(study, settings, command.workdir, argv=command.argv)[0]
+    # It imports JAX, which not every command needs.
+    from jaxloop.runtime import timings
+
+    with timings.heard() as heard:
+        code, _ = studies.run_at(study, settings, command.workdir, argv=command.argv)
+    cli.say(heard.table())
     return code
 
 

@@ -4,6 +4,7 @@ repository.
 
 import gc
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,6 +19,7 @@ import pytest
 
 from jaxloop.runtime.compile_cache import make_room
 from tests.compiler import short_flags
+from tests.order import starts_first
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -49,6 +51,20 @@ _start_jax()
 # Fixtures of a folder or of all tests are made before a module says otherwise (see `_programs`).
 jax.config.update("jax_disable_most_optimizations", not OPTIMISED)
 SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def pytest_configure(config):
+    """The workers of xdist take files in the order of collection, which is ours (see below)."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)  # once those that are not asked for are gone
+def pytest_collection_modifyitems(items):
+    """Long files start first, so that no worker is left alone with one at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        counts = Counter(item.path for item in items)
+        items.sort(key=lambda item: starts_first(item.path, counts[item.path]))
 
 
 def pytest_collection_finish():

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tomllib
 
+from tests import order
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -143,3 +145,14 @@ def test_scripts_run_the_package_beside_them_from_any_folder(tmp_path):
             continue
         if re.search(r"^\s*(from|import) (jaxloop|_bench)\b", text, re.MULTILINE):
             assert re.search(r"^import _root\b", text, re.MULTILINE), path.name
+
+
+def test_the_files_that_start_first_are_there():
+    assert [name for name in order.LONG if not (ROOT / name).exists()] == []
+    first, few, many = ROOT / order.LONG[0], ROOT / "tests/a.py", ROOT / "tests/b.py"
+    counts = {first: 1, few: 2, many: 9}
+    assert sorted(counts, key=lambda path: order.starts_first(path, counts[path])) == [
+        first,
+        many,
+        few,
+    ]

@@ -35,6 +35,7 @@ HELP = """jaxloop: recursive training of language models
                                    run a study; the same command again resumes it
       --SECTION.FIELD=VALUE            change a field (lists: --chain.ratios=1/8,1)
       --debug                          show the traceback of a refusal
+      --timings                        at the end, where the seconds went: start, programs, steps
   jaxloop list                     the studies and the configs
   jaxloop validate CONFIG          check the config, its data and its models; then stop
   jaxloop plan CONFIG              what it would cost: chains, tokens, memory, time; train nothing
@@ -81,6 +82,7 @@ class Command:
         workdir: a local path, or an address of an object store.
         overrides: (dotted field, value as text) of every `--config.FIELD=VALUE`.
         target: the hardware of `--plan --for`.
+        timings: whether a run ends with a table of where its seconds went.
     """
 
     action: str
@@ -90,6 +92,7 @@ class Command:
     workdir: pathlib.Path | str | None = None
     debug: bool = False
     target: str | None = None
+    timings: bool = False
 
 
 def _flags() -> flags.FlagValues:
@@ -102,6 +105,7 @@ def _flags() -> flags.FlagValues:
         "for", None, "with --plan: hardware that need not be here", flag_values=values
     )
     flags.DEFINE_bool("debug", False, "show the traceback of a refusal", flag_values=values)
+    flags.DEFINE_bool("timings", False, "where a run's seconds went", flag_values=values)
     for action in ACTIONS:
         flags.DEFINE_bool(action, False, action, flag_values=values)
     return values
@@ -144,6 +148,7 @@ def _parse(argv: list[str]) -> Command:
         workdir=_workdir(values.workdir),
         debug=values.debug,
         target=values["for"].value,
+        timings=values.timings,
     )
     _check_complete(command)
     return command
@@ -179,6 +184,8 @@ def _check_complete(command: Command) -> None:
         raise ValueError(
             f"--for={command.target} belongs to --plan: it says for what hardware the plan is"
         )
+    if command.timings and command.action != "run":
+        raise ValueError(f"--timings belongs to a run; --{command.action} has none")
     if command.action == "run" and not command.workdir:
         raise ValueError(
             "--workdir is missing: the directory to write to, such as --workdir=runs/first"
@@ -186,7 +193,7 @@ def _check_complete(command: Command) -> None:
 
 
 def _flag_hint(name: str) -> str:
-    names = ["config", "workdir", *ACTIONS, "for", "debug"]
+    names = ["config", "workdir", *ACTIONS, "for", "debug", "timings"]
     if near := config.nearest(name, names):
         return f"did you mean --{near}?"
     if "." in name:

@@ -18,7 +18,7 @@ OF_FLAGS = {
 WITH_WORDS = ("cache", "compare", "completion", "export", "results")
 COMMANDS = (*OF_FLAGS, *WITH_WORDS)
 # What follows a command and is no field of the config.
-FLAGS = ("workdir", "for", "debug", "help")
+FLAGS = ("workdir", "for", "debug", "timings", "help")
 
 
 def to_flags(words: Sequence[str]) -> list[str]:

@@ -242,7 +242,8 @@ def _first_token(
 ) -> jax.Array:
     """How many tokens are likelier than all `ids_K`, and the log p of these: [R, 1 + K]."""
     with jax.named_scope("judge_first_token"):
-        x_RTD = transformer.hidden(config, params, tokens_RT, target=target)
+        rolled = target.platform == "cpu"
+        x_RTD = transformer.hidden(config, params, tokens_RT, rolled=rolled, target=target)
         last_R = jnp.maximum(length_R - 1, 0)
         last_RD = jnp.take_along_axis(x_RTD, last_R[:, None, None], 1)[:, 0]
         last_RD = transformer.final_norm(config, params, last_RD)

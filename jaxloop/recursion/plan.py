@@ -5,15 +5,20 @@ here they are drawn.
 
 Everything is a pure function of the chain's key, so the simulators (which call `index_plan` inside
 a `lax.scan`, vmapped over chains) and the language models (which call it from the host, because
-texts must be tokenised again) train on the same items.
+texts must be tokenised again) train on the same items. On the host NumPy computes it, with the same
+bits: a program would have to be compiled for every workflow and number of generations.
 """
 
-from typing import NamedTuple
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop.core import host_draws
 from jaxloop.core.keys import phase_key, random_bits
 from jaxloop.recursion.workflow import (
     EXTERNAL,
@@ -31,11 +36,14 @@ from jaxloop.runtime.setup_jit import setup_jit
 _PRESERVED, _AGES = 0xFFFFFFFF, 0xA6E
 
 
+Array: TypeAlias = jax.Array | np.ndarray
+
+
 class IndexPlan(NamedTuple):
     """One training set as arrays [rows], int32 except `valid` (bool).
 
-    Rows that are not valid are padding and hold zeros. After `on_host` the arrays are NumPy's and
-    hold valid rows only.
+    Rows that are not valid are padding and hold zeros. The arrays are NumPy's outside of programs;
+    after `on_host` they hold valid rows only.
 
     source      HUMAN, SYNTHETIC, EXTERNAL or PUBLIC
     generation  the generation whose model generated the item (synthetic), or the one that brought
@@ -45,11 +53,11 @@ class IndexPlan(NamedTuple):
     valid       whether the row is an item
     """
 
-    source: jax.Array | np.ndarray
-    generation: jax.Array | np.ndarray
-    position: jax.Array | np.ndarray
-    entity: jax.Array | np.ndarray
-    valid: jax.Array | np.ndarray
+    source: Array
+    generation: Array
+    position: Array
+    entity: Array
+    valid: Array
 
 
 def human_rows(
@@ -113,13 +121,14 @@ def index_plan(
                 "generations: must be given when generation is traced, it bounds the pool"
             )
         generations = int(generation) + 1
-    return _index_plan(
-        workflow,
-        generations,
-        key,
-        jnp.asarray(generation, jnp.int32),
-        jnp.asarray(entity, jnp.int32),
-    )
+    data = None
+    if not any(isinstance(number, jax.core.Tracer) for number in (generation, entity)):
+        data = host_draws.key_data(key)
+    if data is None:
+        traced = jnp.asarray(generation, jnp.int32), jnp.asarray(entity, jnp.int32)
+        return _plan_program(workflow, generations, key, *traced)
+    numbers = np.asarray(generation, np.int32), np.asarray(entity, np.int32)
+    return _index_plan(np, workflow, generations, data, *numbers)
 
 
 def on_host(plan: IndexPlan) -> IndexPlan:
@@ -164,38 +173,51 @@ def gather(
 
 
 # ---- pools
+# `xp` is NumPy on the host and jax.numpy inside a program.
+
+_Numbers: TypeAlias = Any  # an array of that library
 
 
-@setup_jit(static_argnums=(0, 1))
 def _index_plan(
-    workflow: Workflow, generations: int, key: jax.Array, generation: jax.Array, entity: jax.Array
+    xp: Any,
+    workflow: Workflow,
+    generations: int,
+    key: _Numbers,
+    generation: _Numbers,
+    entity: _Numbers,
 ) -> IndexPlan:
-    set_key = jax.random.fold_in(phase_key(key, generation, "plan"), entity)
+    set_key = _fold_in(xp, _phase_key(xp, key, generation, "plan"), entity)
     if workflow.exchange is not None:
-        return _exchange_plan(workflow, workflow.exchange, set_key, generation, entity)
+        return _exchange_plan(xp, workflow, workflow.exchange, set_key, generation, entity)
     rows = plan_rows(workflow, generations)
-    first = _real_set(workflow, entity)
-    later = _later_plan(workflow, generations, key, set_key, generation, entity)
+    first = _real_set(xp, workflow, entity)
+    later = _later_plan(xp, workflow, generations, key, set_key, generation, entity)
     return jax.tree.map(
-        lambda a, b: jnp.where(generation == 0, a, b), _pad(first, rows), _pad(later, rows)
+        lambda a, b: xp.where(generation == 0, a, b),
+        _pad(xp, first, rows),
+        _pad(xp, later, rows),
     )
 
 
+_plan_program = setup_jit(partial(_index_plan, jnp), static_argnums=(0, 1))
+
+
 def _later_plan(
+    xp: Any,
     workflow: Workflow,
     generations: int,
-    key: jax.Array,
-    set_key: jax.Array,
-    generation: jax.Array,
-    entity: jax.Array,
+    key: _Numbers,
+    set_key: _Numbers,
+    generation: _Numbers,
+    entity: _Numbers,
 ) -> IndexPlan:
     """The training set of a generation after generation 0."""
-    pool, bits = _pool(workflow, generations, key, set_key, generation, entity)
+    pool, bits = _pool(xp, workflow, generations, key, set_key, generation, entity)
     if workflow.train is not None and pool.valid.shape[0]:
-        pool = _draw(pool, bits, min(workflow.train, pool.valid.shape[0]))
+        pool = _draw(xp, pool, bits, min(workflow.train, pool.valid.shape[0]))
     if workflow.preserved:
-        bits = _bits(set_key, _PRESERVED, workflow.initial)
-        pool = _join(_draw(_real_set(workflow, entity), bits, workflow.preserved), pool)
+        bits = _bits(xp, set_key, _PRESERVED, workflow.initial)
+        pool = _join(xp, _draw(xp, _real_set(xp, workflow, entity), bits, workflow.preserved), pool)
     return pool
 
 
@@ -206,47 +228,52 @@ def _pooled_batches(workflow: Workflow, generations: int) -> int:
 
 
 def _pool(
+    xp: Any,
     workflow: Workflow,
     generations: int,
-    key: jax.Array,
-    set_key: jax.Array,
-    generation: jax.Array,
-    entity: jax.Array,
-) -> tuple[IndexPlan, jax.Array]:
+    key: _Numbers,
+    set_key: _Numbers,
+    generation: _Numbers,
+    entity: _Numbers,
+) -> tuple[IndexPlan, _Numbers]:
     """Pool of a generation, newest batch first, with 32 random bits per item.
 
     Each batch has bits of its own key, so that the draw of an item does not depend on how many
     batches the static shapes leave room for.
     """
-    born = generation - jnp.arange(_pooled_batches(workflow, generations))
-    batches = jax.vmap(lambda b: _batch(workflow, key, b, entity))(born)
-    bits = jax.vmap(lambda b: _bits(set_key, b, workflow.new_items))(born).reshape(-1)
+    born = generation - xp.arange(_pooled_batches(workflow, generations), dtype=xp.int32)
+    batches = _each(xp, lambda b: _batch(xp, workflow, key, b, entity), born)
+    bits = _each(xp, lambda b: _bits(xp, set_key, b, workflow.new_items), born).reshape(-1)
     pool = jax.tree.map(lambda x: x.reshape(-1), batches)
     if workflow.real == "never":
         return pool, bits
-    owners = jnp.arange(workflow.entities) if workflow.shared else entity[None]
+    owners = xp.arange(workflow.entities, dtype=xp.int32) if workflow.shared else entity[None]
     count = workflow.initial * owners.shape[0]
-    in_pool = jnp.asarray(True)
+    in_pool = xp.asarray(True)
     if workflow.real == "window" and workflow.window is not None:
         in_pool = generation < workflow.window
     real = _human_items(
-        position=jnp.tile(jnp.arange(workflow.initial), owners.shape[0]),
-        entity=jnp.repeat(owners, workflow.initial),
-        valid=jnp.broadcast_to(in_pool, (count,)),
+        xp,
+        position=xp.tile(xp.arange(workflow.initial, dtype=xp.int32), owners.shape[0]),
+        entity=xp.repeat(owners, workflow.initial),
+        valid=xp.broadcast_to(in_pool, (count,)),
     )
-    return _join(real, pool), jnp.concatenate([_bits(set_key, 0, count), bits])
+    return _join(xp, real, pool), xp.concatenate([_bits(xp, set_key, 0, count), bits])
 
 
-def _batch(workflow: Workflow, key: jax.Array, born: jax.Array, entity: jax.Array) -> IndexPlan:
+def _batch(
+    xp: Any, workflow: Workflow, key: _Numbers, born: _Numbers, entity: _Numbers
+) -> IndexPlan:
     """Batch `born` (traced) as `entity` reads it: synthetic, human, then external items."""
     past = born - 1  # batches before this one
     synthetic = _batch_part(
-        workflow, SYNTHETIC, workflow.synthetic, born, entity, generation=past, start=0
+        xp, workflow, SYNTHETIC, workflow.synthetic, born, entity, generation=past, start=0
     )
     if workflow.mixing is not None:
-        generators = _generators(workflow, key, born, entity)
-        synthetic = _zero_padding(synthetic._replace(entity=generators))
+        generators = _generators(xp, workflow, key, born, entity)
+        synthetic = _zero_padding(xp, synthetic._replace(entity=generators))
     human = _batch_part(
+        xp,
         workflow,
         HUMAN,
         workflow.human,
@@ -256,6 +283,7 @@ def _batch(workflow: Workflow, key: jax.Array, born: jax.Array, entity: jax.Arra
         start=workflow.initial + past * workflow.human,
     )
     external = _batch_part(
+        xp,
         workflow,
         EXTERNAL,
         workflow.external,
@@ -264,144 +292,181 @@ def _batch(workflow: Workflow, key: jax.Array, born: jax.Array, entity: jax.Arra
         generation=born,
         start=past * workflow.external,
     )
-    return _join(synthetic, human, external)
+    return _join(xp, synthetic, human, external)
 
 
 def _batch_part(
+    xp: Any,
     workflow: Workflow,
     source: int,
     size: int,
-    born: jax.Array,
-    entity: jax.Array,
+    born: _Numbers,
+    entity: _Numbers,
     *,
-    generation: jax.Array,
-    start: int | jax.Array,
+    generation: _Numbers,
+    start: int | _Numbers,
 ) -> IndexPlan:
     """`size` items of one source for each entity of the pool, from `start` of its stream on."""
-    within = jnp.tile(jnp.arange(size, dtype=jnp.int32), workflow.pool_entities)
-    owner = jnp.broadcast_to(entity, (size,))
+    within = xp.tile(xp.arange(size, dtype=xp.int32), workflow.pool_entities)
+    owner = xp.broadcast_to(entity, (size,))
     if workflow.shared:
-        owner = jnp.repeat(jnp.arange(workflow.entities, dtype=jnp.int32), size)
+        owner = xp.repeat(xp.arange(workflow.entities, dtype=xp.int32), size)
     return _zero_padding(
+        xp,
         IndexPlan(
-            source=jnp.full(within.shape, source, jnp.int32),
-            generation=jnp.broadcast_to(generation, within.shape),
+            source=xp.full(within.shape, source, xp.int32),
+            generation=xp.broadcast_to(generation, within.shape),
             position=within + start,
             entity=owner,
-            valid=jnp.broadcast_to(born >= 1, within.shape),
-        )
+            valid=xp.broadcast_to(born >= 1, within.shape),
+        ),
     )
 
 
 def _generators(
-    workflow: Workflow, key: jax.Array, born: jax.Array, entity: jax.Array
-) -> jax.Array:
+    xp: Any, workflow: Workflow, key: _Numbers, born: _Numbers, entity: _Numbers
+) -> _Numbers:
     """Entity [synthetic] that generated each synthetic item that `entity` takes into batch `born`.
 
     The key is that of the batch: the same however often the batch is read.
     """
-    edges = jnp.asarray(np.cumsum(np.asarray(workflow.mixing), axis=1), jnp.float32)[entity]
-    draw_key = jax.random.fold_in(phase_key(key, born, "mixing"), entity)
-    u = jax.random.uniform(draw_key, (workflow.synthetic,), jnp.float32)
-    return _interval(u, edges)
+    edges = xp.asarray(np.cumsum(np.asarray(workflow.mixing), axis=1), xp.float32)[entity]
+    draw_key = _fold_in(xp, _phase_key(xp, key, born, "mixing"), entity)
+    return _interval(xp, _uniform(xp, draw_key, workflow.synthetic), edges)
 
 
-def _interval(u: jax.Array, edges: jax.Array) -> jax.Array:
+def _interval(xp: Any, u: _Numbers, edges: _Numbers) -> _Numbers:
     """Index of the interval between cumulative weights [n] that each u [rows] in [0, 1) lies in."""
-    return jnp.sum(u[:, None] * edges[-1] >= edges[None, :-1], axis=1, dtype=jnp.int32)
+    return xp.sum(u[:, None] * edges[-1] >= edges[None, :-1], axis=1, dtype=xp.int32)
 
 
-def _real_set(workflow: Workflow, entity: jax.Array) -> IndexPlan:
+def _real_set(xp: Any, workflow: Workflow, entity: _Numbers) -> IndexPlan:
     """All items of generation 0's human set."""
     return _human_items(
-        position=jnp.arange(workflow.initial),
+        xp,
+        position=xp.arange(workflow.initial, dtype=xp.int32),
         entity=entity,
-        valid=jnp.ones(workflow.initial, bool),
+        valid=xp.ones(workflow.initial, bool),
     )
 
 
-def _human_items(*, position: jax.Array, entity: jax.Array, valid: jax.Array) -> IndexPlan:
+def _human_items(xp: Any, *, position: _Numbers, entity: _Numbers, valid: _Numbers) -> IndexPlan:
     """Items of generation 0's human set at the given positions."""
-    position = position.astype(jnp.int32)
-    zeros = jnp.zeros_like(position)
+    position = position.astype(xp.int32)
+    zeros = xp.zeros_like(position)
     return _zero_padding(
+        xp,
         IndexPlan(
             source=zeros + HUMAN,
             generation=zeros,
             position=position,
             entity=zeros + entity,
             valid=valid,
-        )
+        ),
     )
 
 
-def _bits(set_key: jax.Array, label: int | jax.Array, count: int) -> jax.Array:
+def _bits(xp: Any, set_key: _Numbers, label: int | _Numbers, count: int) -> _Numbers:
     """32 random bits for each of `count` items, from the key of the set and a label."""
-    return jax.random.bits(jax.random.fold_in(set_key, label), (count,), jnp.uint32)
+    key = _fold_in(xp, set_key, label)
+    if xp is np:
+        return host_draws.bits(key, count)
+    return jax.random.bits(key, (count,), jnp.uint32)
 
 
-def _draw(items: IndexPlan, bits: jax.Array, count: int) -> IndexPlan:
+def _draw(xp: Any, items: IndexPlan, bits: _Numbers, count: int) -> IndexPlan:
     """Draw `count` of the valid items, uniformly without replacement, in random order.
 
     Where fewer are valid, all of them come first, then padding.
     """
-    place = jnp.arange(bits.shape[0], dtype=jnp.int32)
-    _, _, order = jax.lax.sort((jnp.asarray(~items.valid), bits, place), num_keys=2)
+    if xp is np:
+        order: _Numbers = np.lexsort((bits, ~items.valid))
+    else:
+        place = jnp.arange(bits.shape[0], dtype=jnp.int32)
+        _, _, order = jax.lax.sort((jnp.asarray(~items.valid), bits, place), num_keys=2)
     return jax.tree.map(lambda x: x[order[:count]], items)
 
 
-def _zero_padding(items: IndexPlan) -> IndexPlan:
+def _fold_in(xp: Any, key: _Numbers, number: int | _Numbers) -> _Numbers:
+    return host_draws.fold_in(key, number) if xp is np else jax.random.fold_in(key, number)
+
+
+def _phase_key(xp: Any, key: _Numbers, generation: _Numbers, phase: str) -> _Numbers:
+    """As `keys.phase_key`."""
+    return _fold_in(xp, _fold_in(xp, key, generation), zlib.crc32(phase.encode()))
+
+
+def _uniform(xp: Any, key: _Numbers, count: int) -> _Numbers:
+    if xp is np:
+        return host_draws.uniform(key, count)
+    return jax.random.uniform(key, (count,), jnp.float32)
+
+
+def _below(xp: Any, key: _Numbers, count: int, limit: _Numbers) -> _Numbers:
+    if xp is np:
+        return host_draws.randint(key, count, limit)
+    return jax.random.randint(key, (count,), 0, limit, jnp.int32)
+
+
+def _each(xp: Any, function: Callable[[_Numbers], Any], numbers: _Numbers) -> Any:
+    """`function` of each number [n], a tree whose arrays are stacked."""
+    if xp is np:
+        return jax.tree.map(lambda *x: np.stack(x), *map(function, numbers))
+    return jax.vmap(function)(numbers)
+
+
+def _zero_padding(xp: Any, items: IndexPlan) -> IndexPlan:
     return IndexPlan(
-        source=jnp.where(items.valid, items.source, 0),
-        generation=jnp.where(items.valid, items.generation, 0),
-        position=jnp.where(items.valid, items.position, 0),
-        entity=jnp.where(items.valid, items.entity, 0),
+        source=xp.where(items.valid, items.source, 0),
+        generation=xp.where(items.valid, items.generation, 0),
+        position=xp.where(items.valid, items.position, 0),
+        entity=xp.where(items.valid, items.entity, 0),
         valid=items.valid,
     )
 
 
-def _join(*parts: IndexPlan) -> IndexPlan:
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+def _join(xp: Any, *parts: IndexPlan) -> IndexPlan:
+    return jax.tree.map(lambda *x: xp.concatenate(x), *parts)
 
 
-def _pad(items: IndexPlan, rows: int) -> IndexPlan:
-    return jax.tree.map(lambda x: jnp.pad(x, (0, rows - x.shape[0])), items)
+def _pad(xp: Any, items: IndexPlan, rows: int) -> IndexPlan:
+    return jax.tree.map(lambda x: xp.pad(x, (0, rows - x.shape[0])), items)
 
 
 # ---- exchanges
 
 
 def _exchange_plan(
+    xp: Any,
     workflow: Workflow,
     exchange: Exchange,
-    set_key: jax.Array,
-    generation: jax.Array,
-    entity: jax.Array,
+    set_key: _Numbers,
+    generation: _Numbers,
+    entity: _Numbers,
 ) -> IndexPlan:
     """Rows drawn with replacement: a source by its weight, then an item of it uniformly."""
     rows, entities = workflow.drawn_rows, workflow.entities
-    table = jnp.asarray(_exchange_edges(workflow, exchange))
-    edges = table[jnp.minimum(generation, table.shape[0] - 1), entity]
-    source_key, position_key = jax.random.split(set_key)
+    table = xp.asarray(_exchange_edges(workflow, exchange))
+    edges = table[xp.minimum(generation, table.shape[0] - 1), entity]
+    source_key, position_key = host_draws.split(set_key) if xp is np else jax.random.split(set_key)
     # Sources in the order of `edges`: private, public, then the synthetic set of every entity.
-    part = _interval(jax.random.uniform(source_key, (rows,), jnp.float32), edges)
-    private = jnp.asarray(exchange.private, jnp.int32)[entity]
-    others = jnp.asarray([exchange.public] + [workflow.synthetic] * entities, jnp.int32)
-    sizes = jnp.maximum(jnp.concatenate([private[None], others])[part], 1)
-    position = jax.random.randint(position_key, (rows,), 0, sizes, jnp.int32)
-    source = jnp.asarray([HUMAN, PUBLIC] + [SYNTHETIC] * entities, jnp.int32)[part]
+    part = _interval(xp, _uniform(xp, source_key, rows), edges)
+    private = xp.asarray(exchange.private, xp.int32)[entity]
+    others = xp.asarray([exchange.public] + [workflow.synthetic] * entities, xp.int32)
+    sizes = xp.maximum(xp.concatenate([private[None], others])[part], 1)
+    position = _below(xp, position_key, rows, sizes)
+    source = xp.asarray([HUMAN, PUBLIC] + [SYNTHETIC] * entities, xp.int32)[part]
     synthetic = source == SYNTHETIC
-    age = jnp.zeros_like(position)
+    age = xp.zeros_like(position)
     if exchange.past != 1:
-        reach = generation if exchange.past is None else jnp.minimum(generation, exchange.past)
-        age_key = jax.random.fold_in(set_key, _AGES)
-        age = jax.random.randint(age_key, (rows,), 0, jnp.maximum(reach, 1), jnp.int32)
+        reach = generation if exchange.past is None else xp.minimum(generation, exchange.past)
+        age = _below(xp, _fold_in(xp, set_key, _AGES), rows, xp.maximum(reach, 1))
     return IndexPlan(
         source=source,
-        generation=jnp.where(synthetic, generation - 1 - age, 0),
+        generation=xp.where(synthetic, generation - 1 - age, 0),
         position=position,
-        entity=jnp.where(synthetic, part - 2, jnp.where(source == HUMAN, entity, 0)),
-        valid=jnp.ones(rows, bool),
+        entity=xp.where(synthetic, part - 2, xp.where(source == HUMAN, entity, 0)),
+        valid=xp.ones(rows, bool),
     )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.timings import took
 
 
 def duration(seconds: float) -> str:
@@ -125,6 +126,7 @@ def progress(clock: Clock, generations: int, *, show: bool = True) -> Iterator[R
                     clock.skip(kind, units)
                 else:
                     clock.done(kind, units, seconds)
+                    took(kind, seconds)
                 left = _time_left(clock)
                 bar.update(task, advance=units if total[kind] else 0, description=text, left=left)
                 if show and seconds is not None:

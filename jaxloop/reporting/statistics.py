@@ -1,8 +1,10 @@
 """Statistics that several studies report."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 
 def benjamini_hochberg(p: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -28,3 +30,29 @@ def benjamini_hochberg_rejects(p: np.ndarray, alpha: float) -> np.ndarray:
     from statsmodels.stats.multitest import multipletests
 
     return multipletests(p, alpha, method="fdr_bh")[0]
+
+
+class Interval(NamedTuple):
+    """Standard error of a mean, its 95 % t interval, and p of the mean being a given number."""
+
+    se: float
+    low: float
+    high: float
+    p: float
+
+
+def t_interval(values: np.ndarray, null: float) -> Interval:
+    """Return the interval of the mean of values [n], and p of the mean being `null`.
+
+    All are nan for fewer than two values; p is 0 or 1 where there is no spread.
+    """
+    n = len(values)
+    if n < 2:
+        return Interval(*(float("nan"),) * 4)
+    mean, se = values.mean(), values.std(ddof=1) / np.sqrt(n)
+    half = stats.t.isf(0.025, n - 1) * se
+    if se > 0:
+        p = 2 * stats.t.sf(abs(mean - null) / se, n - 1)
+    else:
+        p = mean == null
+    return Interval(se=float(se), low=float(mean - half), high=float(mean + half), p=float(p))

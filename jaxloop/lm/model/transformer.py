@@ -30,7 +30,9 @@ from jaxloop.lm.model.linear import (
 from jaxloop.lm.model.lora import Adapter, PackedAdapters, num_chains, pack_adapters
 from jaxloop.lm.target import Target
 
-UNROLL = 8  # most layers that are unrolled, not scanned: faster to run, slower to compile
+# Most layers that are unrolled, not scanned: faster to train and on an accelerator, slower to
+# compile.
+UNROLL = 8
 
 Params = dict[str, Any]
 
@@ -220,6 +222,7 @@ def hidden(
     dropout: Dropout | None = None,
     remat: bool = False,
     watch: Callable[[jax.Array], Any] | None = None,
+    rolled: bool = False,
     target: Target = Target(),
 ) -> Any:
     """Return the last hidden states [rows, T, D] (rows = C B), before the final norm.
@@ -236,6 +239,7 @@ def hidden(
         dropout: of this step; None: nothing is dropped.
         remat: recompute blocks in the gradient.
         watch: a function of each block's output [N, D], whose values are returned too.
+        rolled: stacked layers are scanned, however few: as fast without a gradient on a CPU.
         target: device and kernels that the program is compiled for.
 
     Returns:
@@ -251,7 +255,8 @@ def hidden(
     tables = rotary.rope_tables(config, positions)
     attend = attention.causal(config, rows, seq_len, tables, mask, target)
     run = functools.partial(_numbered_block, config, attend, dropout, target)
-    if isinstance(params["layers"], tuple) or config.num_layers <= UNROLL:
+    few = config.num_layers <= UNROLL and not rolled
+    if isinstance(params["layers"], tuple) or few:
         x_ND, watched = _unrolled(config, params["layers"], packed, x_ND, run, remat, watch)
     else:
         x_ND, watched = _scanned(config, params["layers"], packed, x_ND, run, remat, watch)

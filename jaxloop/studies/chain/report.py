@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from jaxloop.reporting import figures, scores
-from jaxloop.studies.common import report
+from jaxloop.reporting.report import Section
+from jaxloop.runtime.tables import read_parquet
+from jaxloop.studies.common import beside_gaussian, report
 from jaxloop.studies.common.run import PageInputs
 
 
@@ -18,6 +22,7 @@ def write(
     page: PageInputs,
     failed: Mapping[str, Mapping[str, Any]],
     references: Mapping[str, float] | None = None,
+    formula: bool = False,
 ) -> Path:
     """Write figures/*.png and report.html into a run directory and return the page's path.
 
@@ -28,13 +33,16 @@ def write(
         page: what every report shows of its run.
         failed: {chain: {"generation": ..., "reason": ...}}.
         references: {metric: its value on human text}.
+        formula: show the loss of diversity beside that of a refitted Gaussian.
     """
     metrics = report.read_metrics(root)
     known = {name: value for name, value in (references or {}).items() if math.isfinite(value)}
     figures.write(scores.by_generation(metrics), root / "figures", known)
+    sections = [_beside_gaussian(root, metrics)] if formula else []
     return report.write_page(
         root,
         metrics,
+        sections=sections,
         title=title,
         subtitle=report.dated(subtitle),
         samples=report.first_and_last_texts(root, metrics),
@@ -42,3 +50,10 @@ def write(
         **page._asdict(),
         references=known,
     )
+
+
+def _beside_gaussian(root: Path, metrics: pd.DataFrame) -> Section:
+    path = root / "ledger.parquet"
+    ledger = pd.DataFrame(read_parquet(path)) if path.exists() else None
+    values = metrics[metrics["metric"] == beside_gaussian.METRIC]
+    return beside_gaussian.section(root, values, ledger, scores.LAST)

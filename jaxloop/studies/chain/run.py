@@ -194,4 +194,11 @@ def _write_report(
         page=page,
         failed=failed,
         references=human_values(),
+        formula=_has_a_formula(context.config),
     )
+
+
+def _has_a_formula(config: ChainConfig) -> bool:
+    """Whether `simulators.gaussian_mixed` is about these chains."""
+    measured = any(name.partition("(")[0] == "cosine_diversity" for name in config.metrics)
+    return config.chain.workflow == "fresh_human" and config.chain.start == "base" and measured

@@ -50,6 +50,7 @@ from jaxloop.runtime.devices import programs_at_once
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.optional import check_trackers
+from jaxloop.runtime.timings import took
 from jaxloop.runtime.workdir import open_workdir, stored_form
 from jaxloop.studies import FAILED_CHAINS, MISSING_SCORES
 from jaxloop.studies.common import calls, identity, live, spent
@@ -179,7 +180,9 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     keep_compiled(config.run)  # type: ignore[attr-defined]  # every study has a section `run`
     # Studies without generations have no trackers.
     check_trackers(getattr(config.run, "trackers", ()))  # type: ignore[attr-defined]
+    began = time.monotonic()
     prepared = steps.prepare(config)
+    took("read and check", time.monotonic() - began)
     stored = config.model_dump(mode="json", exclude=set(steps.unstored_fields))
     models = {}
     if steps.identify_models:
@@ -219,7 +222,9 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
         if context.is_first_process and outcome.write_report is not None:
             seconds = time.monotonic() - start
             facts = _with_outcome(page.run_info, outcome, seconds)
+            began = time.monotonic()
             path = outcome.write_report(page._replace(run_info=facts))
+            took("report", time.monotonic() - began)
             summary = f"{outcome.summary}; " if outcome.summary else ""
             LOGGER.info("%sthe report is %s", summary, path)
         if outcome.missing.line:

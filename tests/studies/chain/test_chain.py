@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from jaxloop import cli, config, main
+from jaxloop.runtime import timings
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.studies.chain import cost as chain_cost
 from jaxloop.studies.chain import prepare, report
@@ -32,14 +33,28 @@ def settings(place, *assignments):
 
 
 @pytest.fixture(scope="module")
-def finished(place):
-    """The run directory of the two chains, made once."""
-    code = cli.guarded(
-        main.main,
-        cli.parse(["jaxloop", f"--config={place / 'study.py'}", f"--workdir={place / 'run'}"]),
-    )
+def heard(place):
+    """What `--timings` heard of the run of the two chains, made once."""
+    with timings.heard() as heard:
+        code = cli.guarded(
+            main.main,
+            cli.parse(["jaxloop", f"--config={place / 'study.py'}", f"--workdir={place / 'run'}"]),
+        )
     assert code == 0
+    return heard
+
+
+@pytest.fixture(scope="module")
+def finished(place, heard):
+    """The run directory of the two chains."""
     return place / "run"
+
+
+def test_the_table_of_seconds_has_every_step_and_program(heard):
+    steps = ["start and imports", "read and check", "fit", "sample", "measure", "report"]
+    assert [step for step in steps if heard.steps[step] <= 0] == []
+    table = heard.table()
+    assert all(name in table for name in (*steps, "all programs"))
 
 
 def test_a_run_leaves_what_the_readme_promises(finished):

@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 
 from jaxloop.simulators.gaussian_mixed import mixed_chain
-from jaxloop.studies.recursive_loops.analysis import beside_gaussian as beside
-from jaxloop.studies.recursive_loops.analysis import findings, run_tables
+from jaxloop.studies.common import beside_gaussian as beside
+from jaxloop.studies.recursive_loops.analysis import findings
 from tests.studies.recursive_loops.test_findings import words, write
 
 GENERATIONS, N, SEEDS, RATIOS = 6, 20, 8, (0.25, 1.0)
@@ -86,11 +86,15 @@ def test_chains_that_lose_more(tmp_path):
     assert "At r = 1 the models lose more: -0.2" in text
 
 
-def test_generations_that_are_not_measured(tmp_path):
-    metrics, *others = tables()
-    whole = beside.table(run_tables.read(run_of(tmp_path / "whole", metrics, *others)))
-    some = metrics[metrics["generation"].isin((0, 3, 5))]
-    found = beside.table(run_tables.read(run_of(tmp_path / "some", some, *others)))
+def of_diversity(metrics):
+    return metrics[metrics["metric"] == "cosine_diversity"]
+
+
+def test_generations_that_are_not_measured():
+    metrics, _, ledger = tables()
+    values = of_diversity(metrics)
+    whole = beside.table(values, ledger)
+    found = beside.table(values[values["generation"].isin((0, 3, 5))], ledger)
     assert found["generation"].tolist() == [3, 5, "late"] * 2
     kept = whole[whole["generation"].isin((3, 5))]
     columns = ["measured", "low", "high", "formula"]
@@ -100,24 +104,23 @@ def test_generations_that_are_not_measured(tmp_path):
 
 def test_what_cannot_be_compared_is_said(tmp_path):
     metrics, chains, ledger = tables()
-    run = run_tables.read(run_of(tmp_path / "whole", metrics, chains, ledger))
-    for changed, sentence in (
-        (run._replace(ledger=None), "ledger.parquet is missing, which counts the texts"),
+    values = of_diversity(metrics)
+    for given, trained, sentence in (
+        (values, None, "ledger.parquet is missing, which counts the texts"),
+        (values[:0], ledger, "the run has no metric cosine_diversity, which the formula is about"),
         (
-            run._replace(metrics=metrics[metrics["metric"] != "cosine_diversity"]),
-            "the run has no metric cosine_diversity, which the formula is about",
-        ),
-        (
-            run._replace(ledger=ledger.assign(count=ledger["count"] + ledger["generation"])),
+            values,
+            ledger.assign(count=ledger["count"] + ledger["generation"]),
             "the number of texts of later generations differs between chains or generations",
         ),
         (
-            run._replace(metrics=metrics[metrics["generation"] != 0]),
+            values[values["generation"] != 0],
+            ledger,
             "generation 0 and a later one must be measured",
         ),
     ):
-        with pytest.raises(ValueError, match=sentence):
-            beside.table(changed)
-    alone = run_of(tmp_path / "alone", metrics, chains, ledger.assign(count=range(len(ledger))))
-    text = words(findings.write_report(alone, "ratio_sweep"))
+        with pytest.raises(ValueError, match=f"^{sentence}$"):
+            beside.table(given, trained)
+    root = run_of(tmp_path, metrics, chains, ledger.assign(count=range(len(ledger))))
+    text = words(findings.write_report(root, "ratio_sweep"))
     assert "Not compared: the number of texts of" in text

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
+from jaxloop.reporting.statistics import t_interval
 from jaxloop.studies.recursive_loops.analysis import paper_figures_political
 from jaxloop.studies.recursive_loops.analysis.findings_regression import listed
-from jaxloop.studies.recursive_loops.analysis.findings_sweep import t_interval
 from jaxloop.studies.recursive_loops.analysis.run_tables import Run
 
 # The lean of a text that is neither left nor right.

@@ -5,7 +5,7 @@ intervals over the chains of a cell.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from scipy import stats
 
 from jaxloop.reporting import figures
 from jaxloop.reporting.scores import LAST, share
-from jaxloop.reporting.statistics import benjamini_hochberg
+from jaxloop.reporting.statistics import Interval, benjamini_hochberg, t_interval
 from jaxloop.studies.recursive_loops.analysis import power
 from jaxloop.studies.recursive_loops.analysis.findings_regression import chance, listed
 from jaxloop.studies.recursive_loops.analysis.relative import outcomes
@@ -44,32 +44,6 @@ def cells(
     if not skipped:
         return table, pd.DataFrame(columns=["chain", "reason", "metric"])
     return table, pd.concat(skipped, ignore_index=True)
-
-
-class Interval(NamedTuple):
-    """Standard error of a mean, its 95 % t interval, and p of the mean being a given number."""
-
-    se: float
-    low: float
-    high: float
-    p: float
-
-
-def t_interval(values: np.ndarray, null: float) -> Interval:
-    """Return the interval of the mean of values [n], and p of the mean being `null`.
-
-    All are nan for fewer than two values; p is 0 or 1 where there is no spread.
-    """
-    n = len(values)
-    if n < 2:
-        return Interval(*(float("nan"),) * 4)
-    mean, se = values.mean(), values.std(ddof=1) / np.sqrt(n)
-    half = stats.t.isf(0.025, n - 1) * se
-    if se > 0:
-        p = 2 * stats.t.sf(abs(mean - null) / se, n - 1)
-    else:
-        p = mean == null
-    return Interval(se=float(se), low=float(mean - half), high=float(mean + half), p=float(p))
 
 
 def _cell_name(factors: Sequence[str], key: Sequence) -> str:

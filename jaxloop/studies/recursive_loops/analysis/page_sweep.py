@@ -7,15 +7,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from jaxloop.reporting.report import Drawing, Section, Table
+from jaxloop.reporting.report import Section, Table
 from jaxloop.reporting.scores import LAST
-from jaxloop.studies.recursive_loops.analysis import (
-    beside_gaussian,
-    findings_sweep,
-    paper_figures,
-)
-from jaxloop.studies.recursive_loops.analysis.output import page_table, save_figure, save_table
+from jaxloop.studies.common import beside_gaussian
+from jaxloop.studies.recursive_loops.analysis import findings_sweep, paper_figures
+from jaxloop.studies.recursive_loops.analysis.output import page_table, save_table
 from jaxloop.studies.recursive_loops.analysis.paper_figures import FigureOptions
+from jaxloop.studies.recursive_loops.analysis.relative import find_metric
 from jaxloop.studies.recursive_loops.analysis.run_tables import TOY_FACTORS, Run, factors
 
 
@@ -35,24 +33,11 @@ def sections(run: Run, options: FigureOptions, *, factor: str | None) -> list[Se
 
 
 def _beside_gaussian(run: Run, options: FigureOptions) -> Section:
-    title = "Beside a Gaussian"
-    try:
-        found = beside_gaussian.table(run, options.last)
-    except ValueError as error:
-        return Section(title, paragraphs=[f"Not compared: {error}."])
-    save_table(run, "beside_gaussian", found)
-    drawn = beside_gaussian.draw(found)
-    save_figure(run, "beside_gaussian", drawn)
-    note = (
-        "Mean change of semantic diversity since generation 0 with a 95 % t interval, and that of "
-        "the variance of a Gaussian which is refitted on as many texts, as many of them its own. "
-        "The formula has no free number."
+    metric = find_metric(run.metrics, beside_gaussian.METRIC)
+    values = run.metrics[run.metrics["metric"] == metric].merge(
+        run.chains[["chain", "ratio"]].drop_duplicates("chain"), on="chain", suffixes=("_", "")
     )
-    return Section(
-        title,
-        paragraphs=beside_gaussian.sentences(found),
-        drawings=[Drawing("Diversity and the formula", note, drawn, wide=True)],
-    )
+    return beside_gaussian.section(run.root, values, run.ledger, options.last)
 
 
 def toy_sections(run: Run) -> list[Section]:

@@ -7,6 +7,7 @@ not an effect of the number of texts alone.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,42 +15,80 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxloop.reporting import figures
+from jaxloop.reporting.report import Drawing, Section
 from jaxloop.reporting.scores import LAST, share
+from jaxloop.reporting.statistics import t_interval
+from jaxloop.runtime.atomic_io import write_atomic
+from jaxloop.runtime.tables import to_csv
 from jaxloop.simulators.gaussian_mixed import mixed_chain
-from jaxloop.studies.recursive_loops.analysis.findings_sweep import t_interval
-from jaxloop.studies.recursive_loops.analysis.paper_figures import legend, panels
-from jaxloop.studies.recursive_loops.analysis.relative import find_metric
-from jaxloop.studies.recursive_loops.analysis.run_tables import Run
 
+TITLE = "Beside a Gaussian"
 METRIC = "cosine_diversity"
 LATE = "late"  # in the column generation: the mean of the last generations
 
 
-def table(run: Run, last: int = LAST) -> pd.DataFrame:
+def section(root: Path, values: pd.DataFrame, ledger: pd.DataFrame | None, last: int) -> Section:
+    """Write tables/beside_gaussian.csv and figures/beside_gaussian.png into a run directory; return
+    the section of its page, which says why where nothing can be compared.
+
+    The other arguments are those of `table`.
+    """
+    try:
+        found = table(values, ledger, last)
+    except ValueError as error:
+        return Section(TITLE, paragraphs=[f"Not compared: {error}."])
+    columns = {name: found[name].tolist() for name in found.columns}
+    drawn = draw(found)
+    for folder, name, data in (
+        ("tables", "beside_gaussian.csv", to_csv(columns)),
+        ("figures", "beside_gaussian.png", figures.png(drawn)),
+    ):
+        (root / folder).mkdir(exist_ok=True)
+        write_atomic(root / folder / name, data, durable=False)
+    note = (
+        "Mean change of semantic diversity since generation 0 with a 95 % t interval, and that of "
+        "the variance of a Gaussian which is refitted on as many texts, as many of them its own. "
+        "The formula has no free number: what the models lose beyond it is not an effect of the "
+        "number of texts alone."
+    )
+    return Section(
+        TITLE,
+        paragraphs=sentences(found),
+        drawings=[Drawing("Diversity and the formula", note, drawn, wide=True)],
+    )
+
+
+def table(values: pd.DataFrame, ledger: pd.DataFrame | None, last: int = LAST) -> pd.DataFrame:
     """Return the change of semantic diversity since generation 0, measured and by the formula.
 
-    Columns: ratio, generation (its number, or `LATE`), n (chains), measured (mean of value /
-    generation 0 - 1), low, high (its 95 % t interval; nan for one chain), formula, and inside
-    (whether the formula lies in the interval).
+    Args:
+        values: of `METRIC`: columns chain, ratio, generation, value.
+        ledger: what the chains trained on: columns chain, generation, source, from_generation,
+            count.
+        last: how many last generations are averaged.
 
-    Raises ValueError where the run lacks what is needed, or the number of texts changes.
+    Returns:
+        Columns ratio, generation (its number, or `LATE`), n (chains), measured (mean of value /
+        generation 0 - 1), low, high (its 95 % t interval; nan for one chain), formula, and inside
+        (whether the formula lies in the interval).
+
+    Raises:
+        ValueError: something that is needed is missing, or the number of texts changes.
     """
-    metric = find_metric(run.metrics, METRIC)
-    if metric is None:
+    if values.empty:
         raise ValueError(f"the run has no metric {METRIC}, which the formula is about")
-    values = run.metrics[run.metrics["metric"] == metric].merge(
-        run.chains[["chain", "ratio"]].drop_duplicates("chain"), on="chain", suffixes=("_", "")
-    )
+    if ledger is None:
+        raise ValueError("ledger.parquet is missing, which counts the texts")
     rows = []
     for ratio in sorted(values["ratio"].unique().tolist()):
-        rows += _of_ratio(run, ratio, values[values["ratio"] == ratio], last)
+        rows += _of_ratio(values[values["ratio"] == ratio], ledger, ratio, last)
     names = ["ratio", "generation", "n", "measured", "low", "high", "formula"]
     found = pd.DataFrame(rows, columns=names)
     found["inside"] = (found["low"] <= found["formula"]) & (found["formula"] <= found["high"])
     return found
 
 
-def _of_ratio(run: Run, ratio: float, values: pd.DataFrame, last: int) -> list[tuple]:
+def _of_ratio(values: pd.DataFrame, ledger: pd.DataFrame, ratio: float, last: int) -> list[tuple]:
     """The rows of one ratio."""
     by_chain = values.pivot_table(index="chain", columns="generation", values="value")
     by_chain = by_chain.dropna()
@@ -59,7 +98,7 @@ def _of_ratio(run: Run, ratio: float, values: pd.DataFrame, last: int) -> list[t
     final = int(measured_at.max())
     if measured_at[0] != 0 or final == 0:
         raise ValueError("generation 0 and a later one must be measured")
-    texts = _texts(run, set(by_chain.index), final)
+    texts = _texts(ledger, set(by_chain.index), final)
     chain = mixed_chain(final + 1, **texts._asdict())
     # The mean distance of texts is unbiased for the variance of what a model writes, as W is.
     formula = (chain.variance / chain.variance[0] - 1)[measured_at]
@@ -86,10 +125,8 @@ class _Texts(NamedTuple):
     pooled: bool
 
 
-def _texts(run: Run, chains: set[str], final: int) -> _Texts:
-    if run.ledger is None:
-        raise ValueError(f"{run.root / 'ledger.parquet'} is missing, which counts the texts")
-    ledger = run.ledger[run.ledger["chain"].isin(chains) & (run.ledger["generation"] <= final)]
+def _texts(ledger: pd.DataFrame, chains: set[str], final: int) -> _Texts:
+    ledger = ledger[ledger["chain"].isin(chains) & (ledger["generation"] <= final)]
     made = ledger[ledger["source"] == "synthetic"]
     # Generation 1 trains on what is new in it, whether or not later ones draw from a pool.
     first, second = ledger[ledger["generation"] == 0], made[made["generation"] == 1]
@@ -136,7 +173,7 @@ def draw(found: pd.DataFrame) -> Figure:
     ratios: Sequence[float] = sorted(found["ratio"].unique())
     colour = figures.palette(6)[5][0]
     with figures.style():
-        figure, axes = panels(1, len(ratios), panel=(2.6, 2.4), sharey=True)
+        figure, axes = figures.panels(1, len(ratios), panel=(2.6, 2.4), sharey=True)
         for one, ratio in zip(axes[0], ratios, strict=True):
             rows = by_generation[by_generation["ratio"] == ratio]
             at = rows["generation"].to_numpy(int)
@@ -150,5 +187,5 @@ def draw(found: pd.DataFrame) -> Figure:
             one.set_title(f"r = {share(ratio)}", loc="left", fontsize=10)
             one.set_xlabel("generation")
         axes[0, 0].set_ylabel("change of semantic diversity")
-        legend(axes[0, -1])
+        axes[0, -1].legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
