@@ -7,6 +7,7 @@ setting of both sides is tried once and the best of each is measured.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -57,19 +58,24 @@ class Worker:
     """A process that writes texts when asked; it may use so many of this machine's cores."""
 
     def __init__(self, python: Path | str, script: str, folder: Path, threads: int) -> None:
-        start = time.perf_counter()
-        self._process = subprocess.Popen(
-            [python, SCRIPTS / script, folder, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(folder / f"{script}.{threads}.log").open("w"),
-            text=True,
-        )
         self._log = folder / f"{script}.{threads}.log"
+        start = time.perf_counter()
+        self._process = self._started(python, script, folder, threads)
         self.start_cpu = self._answer()["cpu"]
         self.start_wall = time.perf_counter() - start
 
+    def _started(self, python, script, folder, threads):
+        with self._log.open("w", encoding="utf8") as log:
+            return subprocess.Popen(
+                [python, SCRIPTS / script, folder, str(threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
     def write(self, job: str, setting: str) -> Timed:
+        """Write the texts of a job with a setting."""
         busy, start = _busy_seconds(), time.perf_counter()
         self._process.stdin.write(json.dumps({"job": job, "setting": setting}) + "\n")
         self._process.stdin.flush()
@@ -79,8 +85,10 @@ class Worker:
         return Timed(**answer, load=max(0.0, others) / (os.cpu_count() or 1))
 
     def close(self) -> None:
+        """End the process."""
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def _answer(self) -> dict[str, Any]:
         for line in self._process.stdout:
@@ -171,10 +179,15 @@ def _compare(
     flags: argparse.Namespace, python: Path, folder: Path, jobs: list[str], threads: int
 ) -> list[dict[str, Any]]:
     """Rows of all jobs with so many threads; each is printed when it is there."""
-    sides = {
-        "jaxloop": Worker(sys.executable, "_worker_jaxloop.py", folder, threads),
-        flags.peer: Worker(python, f"_worker_{flags.peer}.py", folder, threads),
-    }
+    with contextlib.ExitStack() as stack:
+        sides = {}
+        for name, side_python in (("jaxloop", sys.executable), (flags.peer, python)):
+            sides[name] = Worker(side_python, f"_worker_{name}.py", folder, threads)
+            stack.callback(sides[name].close)
+        return _timed_jobs(flags, jobs, threads, sides)
+
+
+def _timed_jobs(flags, jobs, threads, sides) -> list[dict[str, Any]]:
     settings = {
         "jaxloop": flags.slots.split(","),
         flags.peer: (flags.batches or SETTINGS[flags.peer]).split(","),
@@ -198,8 +211,6 @@ def _compare(
         ]
         rows.append(_row(flags, job, threads, sides, best, first, pairs))
         print(_line(rows[-1]), flush=True)
-    for worker in sides.values():
-        worker.close()
     return rows
 
 
