@@ -68,7 +68,7 @@ def block_count_buckets(shape: DecodeShape) -> tuple[int, ...]:
     only while they start together. One block more stands for "none".
     """
     windows = ring_windows(shape)
-    shares: tuple[float, ...] = (0.2, 0.28, 0.55, 1.0)
+    shares: tuple[float, ...] = (0.24, 0.5, 1.0)
     if windows < 3:
         shares = (1.0,)
     elif windows < 12:  # short texts: each bucket is compiled, and few blocks are little work

@@ -30,9 +30,8 @@ SLOTS_PER_ADAPTER = {"rows": 16, "blocks": 8}
 MAX_SHARED_PROMPTS = 8
 # On a CPU: parameters of a base whose adapters are small enough for many of them in a call.
 SMALL_BASE = 20_000_000
-# Longest text for which idle slots cost more than shorter windows, whose caches are copied more
-# often.
-SHORT = 128
+# Steps of a window. In "blocks" a text waits for the next one, and caches are copied in each.
+WINDOW = {"rows": 16, "blocks": 8}
 SLOT_CACHE_SHARE = 0.6  # share of a device's memory for the caches of slots
 PROMPT_CACHE_SHARE = 0.1  # share for the caches of prompts that only one text has
 
@@ -145,7 +144,7 @@ def plan_slots(
         slots_per_adapter=slots_per_adapter,
         texts_per_call=texts_per_call,
         chains_per_call=chains_per_call,
-        window=8 if engine == "blocks" and sample.max_new_tokens <= SHORT else 16,
+        window=WINDOW[engine],
     )
 
 

@@ -52,7 +52,9 @@ class BenchConfig(Section):
     slots_per_adapter: Count = Field(
         8, description="decode: slots of an adapter group, where there are several chains"
     )
-    window: Count = Field(16, description="decode: steps of a window")
+    window: Count | None = Field(
+        None, description="decode: steps of a window (none: as studies have)"
+    )
     prompt: Count = Field(17, description="decode: tokens of the prompt")
     mean_length: Count = Field(
         60, description="decode: mean length of the log-normal mix of lengths"

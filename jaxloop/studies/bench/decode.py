@@ -16,7 +16,7 @@ from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.generation.decode_rows import decode_rows
 from jaxloop.lm.generation.prefill import prefill, unstack_layers
 from jaxloop.lm.generation.sampling import Sampler
-from jaxloop.lm.generation.slot_plan import choose_engine
+from jaxloop.lm.generation.slot_plan import WINDOW, choose_engine
 from jaxloop.lm.generation.slots import DecodeShape, Jobs, Requests
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model.sizes import sizes_of
@@ -175,7 +175,7 @@ def _generation(
     shape = DecodeShape(
         num_groups=layout.num_groups,
         slots_per_group=config.slots // layout.num_groups,
-        window=config.window,
+        window=config.window or WINDOW[layout.engine],
         max_new_tokens=config.longest,
         prompt_len=config.prompt - 1,
     )

@@ -209,6 +209,11 @@ def test_a_job_writes_the_same_texts_alone_and_among_others():
         mine = {r: run[2] for r in range(run[0], run[1])}
         alone = sampled(LLAMA, params, tree, shape, [run], mine)
         assert alone == {r: together[r] for r in mine}
+    # Nor does it matter where a queue is cut, or in which order queues come.
+    parts = [(38, 44, 3), (16, 22, 0), (5, 16, 2)]
+    rows = {r: c for first, end, c in parts for r in range(first, end)}
+    cut = sampled(LLAMA, params, tree, shape, parts, rows)
+    assert cut == {r: together[r] for r in rows}
 
 
 def test_a_text_ends_with_the_first_of_several_ends():

@@ -61,11 +61,9 @@ def test_on_a_cpu_only_places_for_adapters_of_small_bases_follow_the_work():
         ) == ("blocks", 64, 8, 4096, chains)
 
 
-@pytest.mark.parametrize("longest, window", [(64, 8), (128, 8), (129, 16), (300, 16)])
-def test_short_texts_have_short_windows(longest, window):
-    sample = DEFAULT.replace(max_new_tokens=longest)
-    assert plan(sample, Target("cpu"), [100]).window == window
-    assert plan(sample.replace(engine="rows"), Target("cpu"), [100]).window == 16
+def test_a_text_waits_less_where_it_begins_at_a_window_only():
+    assert plan(DEFAULT, Target("cpu"), [100]).window == 8
+    assert plan(ROWS, Target("cpu"), [100]).window == 16
 
 
 @pytest.mark.parametrize(

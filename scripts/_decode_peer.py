@@ -1,0 +1,254 @@
+"""Decoding beside an engine that a user could pick instead: `bench_decode.py --peer=…`.
+
+Both sides write texts of the same lengths with the same weights at temperature 1.5 and min_p 0.2,
+each in a process of its own on the same cores, in turn. Ours has an adapter for every chain; the
+peer has the first chain's merged into its weights, for all texts. Only tokens of texts count. Every
+setting of both sides is tried once and the best of each is measured.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _peer_environments as environments
+import numpy as np
+
+from jaxloop.lm.io import huggingface
+from jaxloop.lm.io.huggingface import Model
+from jaxloop.lm.model import lora
+from jaxloop.studies.bench.config import BenchConfig
+from jaxloop.studies.bench.setup import bench_model, lengths_of
+
+SCRIPTS = Path(__file__).parent
+MOST_LOAD = 0.5  # of other work, per core, above which no ratio of wall clocks is given
+SETTINGS = {
+    "openvino": "64:f32,256:f32,64:u8,256:u8",
+    "transformers": "32,64,128",
+    "jaxloop": "planned,128",
+}
+EXPORT = """
+import sys
+from optimum.exporters.openvino import main_export
+main_export(sys.argv[1], sys.argv[2], task="text-generation-with-past")
+"""
+TOKENIZER = Path(__file__).parents[1] / "jaxloop" / "assets" / "bases" / "llama"
+
+
+class Timed(NamedTuple):
+    """One writing of a job: seconds, and the load of other work per core meanwhile."""
+
+    wall: float
+    cpu: float
+    tokens: int
+    peak_mb: float
+    prepared: dict[str, float]
+    load: float
+
+
+class Worker:
+    """A process that writes texts when asked; it may use so many of this machine's cores."""
+
+    def __init__(self, python: Path | str, script: str, folder: Path, threads: int) -> None:
+        self._log = folder / f"{script}.{threads}.log"
+        start = time.perf_counter()
+        self._process = self._started(python, script, folder, threads)
+        self.start_cpu = self._answer()["cpu"]
+        self.start_wall = time.perf_counter() - start
+
+    def _started(self, python, script, folder, threads):
+        with self._log.open("w", encoding="utf8") as log:
+            return subprocess.Popen(
+                [python, SCRIPTS / script, folder, str(threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def write(self, job: str, setting: str) -> Timed:
+        """Write the texts of a job with a setting."""
+        busy, start = _busy_seconds(), time.perf_counter()
+        self._process.stdin.write(json.dumps({"job": job, "setting": setting}) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        spent = answer["cpu"] + answer["prepared"]["cpu"]
+        others = (_busy_seconds() - busy - spent) / (time.perf_counter() - start)
+        return Timed(**answer, load=max(0.0, others) / (os.cpu_count() or 1))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def _answer(self) -> dict[str, Any]:
+        for line in self._process.stdout:
+            if line.startswith("worker:"):
+                return json.loads(line.removeprefix("worker:"))
+        raise ValueError("a worker ended: " + self._log.read_text()[-600:].strip())
+
+
+def _busy_seconds() -> float:
+    """Processor seconds that the machine has spent on anything."""
+    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, *_ = map(int, words)
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def read_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", choices=sorted(environments.PINS), required=True)
+    parser.add_argument("--make-peer", action="store_true", help="make the peer's environment")
+    parser.add_argument("--size", choices=("tiny", "small", "15m", "60m"), default="small")
+    parser.add_argument("--jobs", default="4x250,1x2048", help="chains x texts, with commas")
+    parser.add_argument("--mean-length", type=int, default=60)
+    parser.add_argument("--longest", type=int, default=300)
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--slots", default=SETTINGS["jaxloop"], help="settings of ours")
+    parser.add_argument("--batches", default="", help="settings of the peer")
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the comparison; 2 after a refusal."""
+    flags = read_flags(argv)
+    try:
+        if flags.make_peer:
+            environments.make(flags.peer)
+        python = environments.python_of(flags.peer)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            jobs = write_work(flags, folder)
+            if flags.peer == "openvino":
+                _export(python, folder)
+            rows = []
+            for threads in map(int, flags.threads.split(",")):
+                rows += _compare(flags, python, folder, jobs, threads)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps({"what": "decode beside a peer", "peer": flags.peer, "rows": rows}))
+    return 0
+
+
+def write_work(flags: argparse.Namespace, folder: Path) -> list[str]:
+    """The model with the first adapter merged, and work.json; the names of the jobs."""
+    jobs = flags.jobs.split(",")
+    for job in jobs:
+        counts = job.split("x")
+        if len(counts) != 2 or not all(n.isdecimal() and int(n) for n in counts):
+            raise ValueError(f"--jobs: {job!r} is not allowed; chains x texts, such as 4x250")
+    fields = dict(size=flags.size, mean_length=flags.mean_length, longest=flags.longest)
+    config, lengths = BenchConfig(**fields), {}
+    for job in jobs:
+        chains, texts = map(int, job.split("x"))
+        lengths[job] = lengths_of(config, chains * texts).reshape(chains, texts).tolist()
+    model = bench_model(config, 1)
+    merged = lora.merge(model.config, model.base, lora.split(model.adapters, 0))
+    # Its tokenizer is never asked: prompts and texts are numbers.
+    tokenizer = huggingface.load(TOKENIZER).tokenizer
+    huggingface.save(Model(model.config, merged, tokenizer, "bench"), folder / "model")
+    prompt = np.random.default_rng(0).integers(2, 512, config.prompt).tolist()
+    work = {"model": fields, "jobs": lengths, "prompt": prompt}
+    (folder / "work.json").write_text(json.dumps(work), encoding="utf8")
+    return jobs
+
+
+def _export(python: Path, folder: Path) -> None:
+    done = subprocess.run(
+        [python, "-c", EXPORT, folder / "model", folder / "openvino"],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ValueError(f"--peer=openvino: the model was not exported: {done.stderr[-600:]}")
+
+
+def _compare(
+    flags: argparse.Namespace, python: Path, folder: Path, jobs: list[str], threads: int
+) -> list[dict[str, Any]]:
+    """Rows of all jobs with so many threads; each is printed when it is there."""
+    with contextlib.ExitStack() as stack:
+        sides = {}
+        for name, side_python in (("jaxloop", sys.executable), (flags.peer, python)):
+            sides[name] = Worker(side_python, f"_worker_{name}.py", folder, threads)
+            stack.callback(sides[name].close)
+        return _timed_jobs(flags, jobs, threads, sides)
+
+
+def _timed_jobs(flags, jobs, threads, sides) -> list[dict[str, Any]]:
+    settings = {
+        "jaxloop": flags.slots.split(","),
+        flags.peer: (flags.batches or SETTINGS[flags.peer]).split(","),
+    }
+    rows = []
+    for job in jobs:
+        best, first = {}, {}
+        for name, worker in sides.items():
+            tried = {}
+            for setting in settings[name]:
+                start = worker.write(job, setting)
+                again = worker.write(job, setting) if name == "jaxloop" else start
+                tried[setting] = again
+                first[name, setting] = start.cpu + start.prepared["cpu"] - again.cpu
+                if name != "jaxloop":
+                    first[name, setting] = start.prepared["cpu"]
+            best[name] = min(tried, key=lambda setting: tried[setting].cpu)  # noqa: B023
+        pairs = [
+            {name: worker.write(job, best[name]) for name, worker in sides.items()}
+            for _ in range(flags.repeats)
+        ]
+        rows.append(_row(flags, job, threads, sides, best, first, pairs))
+        print(_line(rows[-1]), flush=True)
+    return rows
+
+
+def _row(flags, job, threads, sides, best, first, pairs) -> dict[str, Any]:
+    peer = flags.peer
+    load = max(timed.load for pair in pairs for timed in pair.values())
+
+    def ratio(clock: str) -> float:
+        return statistics.median(
+            getattr(pair[peer], clock) / getattr(pair["jaxloop"], clock) for pair in pairs
+        )
+
+    row: dict[str, Any] = {"size": flags.size, "job": job, "threads": threads, "load": load}
+    for name in sides:
+        spent = [pair[name].cpu for pair in pairs]
+        row[name] = {
+            "setting": best[name],
+            "tokens": pairs[0][name].tokens,
+            "us_per_token": 1e6 * statistics.median(spent) / pairs[0][name].tokens,
+            "wall_s": statistics.median(pair[name].wall for pair in pairs),
+            "start_s": sides[name].start_cpu,
+            "compile_s": first[name, best[name]],
+            "peak_mb": max(pair[name].peak_mb for pair in pairs),
+        }
+    row["ratio_cpu"] = ratio("cpu")
+    row["ratio_wall"] = ratio("wall") if load <= MOST_LOAD else None
+    return row
+
+
+def _line(row: dict[str, Any]) -> str:
+    sides = [
+        f"{name} ({side['setting']}) {side['us_per_token']:,.1f} us a token, start "
+        f"{side['start_s']:.1f} s + compile {side['compile_s']:.1f} s, {side['peak_mb']:,.0f} MB"
+        for name, side in row.items()
+        if isinstance(side, dict)
+    ]
+    wall = "refused" if row["ratio_wall"] is None else f"{row['ratio_wall']:.2f}x"
+    return (
+        f"{row['size']} {row['job']}, {row['threads']} thread(s): {'; '.join(sides)}; processor "
+        f"time {row['ratio_cpu']:.2f}x, wall clock {wall} (other load {row['load']:.2f} a core)"
+    )
