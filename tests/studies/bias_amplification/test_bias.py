@@ -660,11 +660,12 @@ def test_refusals_before_anything_is_compiled_or_written(world, tmp_path, capsys
 
 
 def test_variants_of_the_shipped_config_are_valid_settings():
-    for variant in ("", ":classifier", ":center", ":constrained", ":tiny"):
+    generations = dict.fromkeys(("", ":classifier", ":center", ":constrained"), 11)
+    for variant, expected in (generations | {":tiny": 5, ":small": 7}).items():
         raw = config.read_file(f"{ROOT}/configs/bias_amplification.py{variant}")
-        assert config.build(bias.CONFIG, raw).chain.generations == (5 if variant == ":tiny" else 11)
-    with pytest.raises(ValueError, match="variant 'small' is not allowed"):
-        config.read_file(f"{ROOT}/configs/bias_amplification.py:small")
+        assert config.build(bias.CONFIG, raw).chain.generations == expected
+    with pytest.raises(ValueError, match="variant 'large' is not allowed"):
+        config.read_file(f"{ROOT}/configs/bias_amplification.py:large")
 
 
 def test_the_tiny_config_reads_presidents_speeches():
