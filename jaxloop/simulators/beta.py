@@ -102,7 +102,7 @@ def asymptotic_cov(
     < 2 and where weights have no second moment.
     """
     _check(real, pretrained, generations, weighting, exponent)
-    _check_n(n)
+    check_n(n)
     theta = population(
         real=real,
         pretrained=pretrained,
@@ -162,7 +162,7 @@ def simulate(
     size.
     """
     _check(real, pretrained, generations, weighting, exponent)
-    _check_n(n)
+    check_n(n)
     rule = (
         workflows.replace(n, start="base" if constraint is None else "previous")
         if workflow is None
@@ -255,7 +255,7 @@ def fit(x: ArrayLike, weights: ArrayLike | None = None) -> Fit:
             f"x, weights: shapes are {x.shape} and {weights.shape}, must be one list of the same "
             "length each"
         )
-    _check_n(len(x))
+    check_n(len(x))
     outside = ~((x > 0) & (x < 1))
     if outside.any():
         raise ValueError(f"x={x[outside][0]}: a Beta fit needs data strictly between 0 and 1")
@@ -473,7 +473,8 @@ def _check(real, pretrained, generations, weighting, exponent):
         raise ValueError(f"exponent={exponent}: must be a finite number of at least 0")
 
 
-def _check_n(n):
+def check_n(n: int) -> None:
+    """Raise ValueError for fewer draws than a fit needs."""
     if n < 2:
         raise ValueError(f"n={n}: a Beta fit needs at least 2 observations")
 

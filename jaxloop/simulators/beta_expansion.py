@@ -78,7 +78,8 @@ def expand(
         weighting=weighting,
         exponent=exponent,
     )
-    beta.asymptotic_cov(n, **options)  # refuses what it cannot do
+    beta.check_n(n)
+    beta.population(**options)  # refuses what has no path
     rate = 0.0 if weighting == "none" else float(exponent)
     start = np.array([*real, *pretrained], float)
     base = _fit(start[2:], np.zeros(2))
@@ -92,9 +93,10 @@ def expand(
     for t in range(generations + 1):
         by_last = weighting == "model" and t > 0
         source, tilt = _sampled(state.at, by_last, rate)
-        beta.check_integrable(
-            (source + 3 * tilt)[None], f"weights of generation {t} have no third moment"
-        )
+        for power, name in ((2, "second"), (3, "third")):
+            beta.check_integrable(
+                (source + power * tilt)[None], f"weights of generation {t} have no {name} moment"
+            )
         state = _next(state, by_last, rate)
         states.append(state)
     shift, first, second = (

@@ -18,9 +18,8 @@ from jaxloop.reporting import figures
 from jaxloop.reporting.report import Drawing, Section
 from jaxloop.reporting.scores import LAST, share
 from jaxloop.reporting.statistics import t_interval
-from jaxloop.runtime.atomic_io import write_atomic
-from jaxloop.runtime.tables import to_csv
 from jaxloop.simulators.gaussian_mixed import mixed_chain
+from jaxloop.studies.common import report as common_report
 
 TITLE = "Beside a Gaussian"
 METRIC = "cosine_diversity"
@@ -37,25 +36,16 @@ def section(root: Path, values: pd.DataFrame, ledger: pd.DataFrame | None, last:
         found = table(values, ledger, last)
     except ValueError as error:
         return Section(TITLE, paragraphs=[f"Not compared: {error}."])
-    columns = {name: found[name].tolist() for name in found.columns}
-    drawn = draw(found)
-    for folder, name, data in (
-        ("tables", "beside_gaussian.csv", to_csv(columns)),
-        ("figures", "beside_gaussian.png", figures.png(drawn)),
-    ):
-        (root / folder).mkdir(exist_ok=True)
-        write_atomic(root / folder / name, data, durable=False)
     note = (
         "Mean change of semantic diversity since generation 0 with a 95 % t interval, and that of "
         "the variance of a Gaussian which is refitted on as many texts, as many of them its own. "
         "The formula has no free number: what the models lose beyond it is not an effect of the "
         "number of texts alone."
     )
-    return Section(
-        TITLE,
-        paragraphs=sentences(found),
-        drawings=[Drawing("Diversity and the formula", note, drawn, wide=True)],
-    )
+    drawing = Drawing("Diversity and the formula", note, draw(found), wide=True)
+    common_report.save_table(root / "tables", "beside_gaussian", found)
+    common_report.save_drawings(root / "figures", {"beside_gaussian": drawing})
+    return Section(TITLE, paragraphs=sentences(found), drawings=[drawing])
 
 
 def table(values: pd.DataFrame, ledger: pd.DataFrame | None, last: int = LAST) -> pd.DataFrame:

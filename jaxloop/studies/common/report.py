@@ -14,6 +14,7 @@ from jaxloop.reporting import figures, report, scores
 from jaxloop.reporting.run_files import read_metrics, read_texts
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.log import redact
+from jaxloop.runtime.tables import to_csv
 
 __all__ = [
     "dated",
@@ -69,6 +70,13 @@ def save_drawings(folder: Path, drawings: Mapping[str, report.Drawing]) -> None:
     folder.mkdir(exist_ok=True)
     for name, drawing in drawings.items():
         write_atomic(folder / f"{name}.png", figures.png(drawing.figure), durable=False)
+
+
+def save_table(folder: Path, name: str, table: pd.DataFrame) -> None:
+    """Write name.csv into a folder, which is created; missing values become empty cells."""
+    folder.mkdir(exist_ok=True)
+    columns = {str(c): [None if pd.isna(v) else v for v in table[c]] for c in table.columns}
+    write_atomic(folder / f"{name}.csv", to_csv(columns), durable=False)
 
 
 def write_page(

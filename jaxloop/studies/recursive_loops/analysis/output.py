@@ -7,14 +7,13 @@ from matplotlib.figure import Figure
 from jaxloop.reporting import figures
 from jaxloop.reporting.report import Table
 from jaxloop.runtime.atomic_io import write_atomic
-from jaxloop.runtime.tables import to_csv
+from jaxloop.studies.common import report as common_report
 from jaxloop.studies.recursive_loops.analysis.run_tables import Run
 
 
 def save_table(run: Run, name: str, table: pd.DataFrame) -> None:
     """Write tables/<name>.csv; missing values become empty cells."""
-    columns = {str(c): [None if pd.isna(v) else v for v in table[c]] for c in table.columns}
-    write_atomic(run.root / "tables" / f"{name}.csv", to_csv(columns), durable=False)
+    common_report.save_table(run.root / "tables", name, table)
 
 
 def save_tex(run: Run, name: str, text: str) -> None:
