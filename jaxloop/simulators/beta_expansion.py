@@ -79,9 +79,18 @@ def expand(
         exponent=exponent,
     )
     beta.check_n(n)
-    beta.population(**options)  # refuses what has no path
+    path = beta.population(**options)
     rate = 0.0 if weighting == "none" else float(exponent)
     start = np.array([*real, *pretrained], float)
+    source = np.vstack([start[:2], path[:-1]])
+    weight = np.tile(start[2:], (len(path), 1))
+    if weighting == "model":
+        weight[1:] = path[:-1]
+    for power, name in ((2, "second"), (3, "third")):
+        beta.check_integrable(
+            source + power * rate * (weight - 1),
+            f"weights of generation {{}} have no {name} moment",
+        )
     base = _fit(start[2:], np.zeros(2))
     state = _State(
         at=start,
@@ -92,11 +101,6 @@ def expand(
     states = []
     for t in range(generations + 1):
         by_last = weighting == "model" and t > 0
-        source, tilt = _sampled(state.at, by_last, rate)
-        for power, name in ((2, "second"), (3, "third")):
-            beta.check_integrable(
-                (source + power * tilt)[None], f"weights of generation {t} have no {name} moment"
-            )
         state = _next(state, by_last, rate)
         states.append(state)
     shift, first, second = (
