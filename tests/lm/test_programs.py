@@ -120,13 +120,13 @@ def test_the_training_program_is_the_one_that_a_fit_runs(model, devices, monkeyp
     where = jax.devices()[:devices]
     model = sharding.replicate(model, where)
     ran = []
-    real = fitting.train_steps
+    real = fitting.run_steps
 
     def seen(*args, **kwargs):
         ran.append(real.lower(*args, **kwargs).as_text())
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(fitting, "train_steps", seen)
+    monkeypatch.setattr(fitting, "run_steps", seen)
     fit, options = FIT.replace(steps=2), dataclasses.replace(TRAIN, chains_per_program=2)
     family.fit(
         model,

@@ -134,7 +134,7 @@ def test_memory_that_runs_out_halves_the_chains_in_one_program(model, monkeypatc
     """
     tasks = [FitTask(jax.random.key(i), TEXTS, PROMPTS) for i in range(3)]
     expected = family.fit(model, tasks, FIT, TrainOptions(4, chains_per_program=1))
-    real, room = fitting.train_steps, 1
+    real, room = fitting.run_steps, 1
 
     def scarce(*args, **more):
         size = args[5].tokens.shape[1]
@@ -144,7 +144,7 @@ def test_memory_that_runs_out_halves_the_chains_in_one_program(model, monkeypatc
             )
         return real(*args, **more)
 
-    monkeypatch.setattr(fitting, "train_steps", scarce)
+    monkeypatch.setattr(fitting, "run_steps", scarce)
     made = family.fit(model, tasks, FIT, TrainOptions(4, chains_per_program=4))
     assert [line.split(" with ", 1)[1] for line in warned] == [
         "run.chains_per_program = 4; going on with 2",
@@ -189,7 +189,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(model, monkeypatch):
     def broken(*args, **more):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(fitting, "train_steps", broken)
+    monkeypatch.setattr(fitting, "run_steps", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         family.fit(model, [FitTask(jax.random.key(0), TEXTS, PROMPTS)], FIT, TRAIN)
 

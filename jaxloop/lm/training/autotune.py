@@ -26,7 +26,7 @@ from jaxloop.lm.model.config import init
 from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.lm.sharding import device_bytes, devices_of, mesh_of
 from jaxloop.lm.target import target_of
-from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, train_steps
+from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, run_steps
 from jaxloop.runtime import roofline
 from jaxloop.runtime.atomic_io import cache_folder, human_size, write_atomic
 from jaxloop.runtime.devices import platform_of
@@ -251,7 +251,7 @@ def _seconds_of_step(
     best = float("inf")
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        state, losses = train_steps(
+        state, losses = run_steps(
             model.config,
             fit,
             options,

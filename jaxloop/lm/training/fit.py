@@ -29,7 +29,7 @@ from jaxloop.lm.training.step import (
     TrainState,
     has_own_dropout,
     init_state,
-    train_steps,
+    run_steps,
 )
 from jaxloop.recursion.family import FitResult, FitTask
 from jaxloop.runtime.devices import run_concurrently
@@ -233,7 +233,7 @@ def _start_group(
     total = np.int32(chains_C[0].num_steps)
     losses = []
     for call in range(len(chains_C[0].batches)):
-        state, loss_SC = train_steps(
+        state, loss_SC = run_steps(
             model.config,
             fit,
             options,

@@ -17,7 +17,7 @@ from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.lm.target import target_of
 from jaxloop.lm.training import batching
 from jaxloop.lm.training.evaluate import batch_nll
-from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, train_steps
+from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, run_steps
 
 
 def blocks(
@@ -103,7 +103,7 @@ def pretrain(
         tokens = np.zeros(shape, np.int32)
         for s in range(steps):
             tokens[s, 0] = [next(source) for _ in range(fit.batch_size)]
-        state, losses = train_steps(
+        state, losses = run_steps(
             config,
             fit,
             options,

@@ -29,7 +29,7 @@ from jaxloop.lm.target import Target
 from jaxloop.lm.training import gradient_constraint
 from jaxloop.lm.training.gradient_constraint import Brake, GradientConstraint
 from jaxloop.lm.training.loss import chain_losses
-from jaxloop.runtime.setup_jit import setup_jit
+from jaxloop.runtime.setup_jit import FAST_COMPILE, setup_jit, understood
 
 # A program's arguments may come from the host.
 Array = jax.Array | Any
@@ -247,11 +247,14 @@ def _laid_out(config, fit, target, params):
     return params | {"layers": lean.layers(config, params["layers"], target)}
 
 
-@functools.partial(
+_program = functools.partial(
     jax.jit,
     static_argnames=("config", "fit", "options", "mesh", "vmapped_chains", "target"),
     donate_argnames=("state",),
 )
+
+
+@_program
 def train_steps(
     config: ModelConfig,
     fit: FitConfig,
@@ -302,6 +305,23 @@ def train_steps(
             check_vma=False,
         )
     return run(_Call(base, count, total, direction), state, batch)
+
+
+_compiled_the_short_way = _program(train_steps.__wrapped__, compiler_options=FAST_COMPILE["cpu"])
+
+
+def run_steps(*args: Any, target: Target = Target(), **kwargs: Any) -> tuple[TrainState, jax.Array]:
+    """`train_steps`, on a CPU compiled with level 1 of XLA's optimisations: in 0.7 of the time.
+
+    Steps are as fast, since products are not compiled and all else is bound by memory. Where a
+    model has an activation with tanh or erf, weights differ in the last digits.
+    """
+    run = train_steps
+    # Where the compiler is told to optimise nothing, it shall.
+    nothing = jax.config.values["jax_disable_most_optimizations"]
+    if target.platform == "cpu" and not nothing and understood("cpu"):
+        run = _compiled_the_short_way
+    return run(*args, target=target, **kwargs)
 
 
 def _run_in_groups(

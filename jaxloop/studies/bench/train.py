@@ -10,7 +10,7 @@ import numpy as np
 from jaxloop.config import FitConfig
 from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.lm.target import target_of
-from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, train_steps
+from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, run_steps
 from jaxloop.runtime.devices import platform_of, run_concurrently
 from jaxloop.runtime.roofline import Work, training_flops
 from jaxloop.studies.bench.config import BenchConfig
@@ -50,7 +50,7 @@ def time_train(config: BenchConfig, chains: int) -> Measurement:
     ]
 
     def start(i: int) -> Any:
-        states[i], log = train_steps(
+        states[i], log = run_steps(
             model.config,
             fit,
             options,

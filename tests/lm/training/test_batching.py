@@ -49,5 +49,34 @@ def test_a_last_token_that_is_only_predicted_takes_no_place():
     assert shapes("gpu", True) == shapes("gpu", False)
     (single,) = batching.evaluation_batches(np.array([1, 1]), 32, 1, "cpu", predicted=True)
     assert single.seq_len >= 2
-    (many,) = batching.evaluation_batches(np.full(32, 30), 32, 256, "cpu")
-    assert (len(many.rows[0]), many.seq_len) == (32, 32)
+    many = list(batching.evaluation_batches(np.full(30, 30), 32, 256, "cpu"))
+    assert [(len(batch.rows[0]), batch.seq_len) for batch in many] == [(8, 32)] * 4
+    assert (many[-1].rows[0, -2:] == -1).all()
+
+
+def test_few_padded_lengths_are_the_same_for_all_texts():
+    """Two lengths an epoch, of few in all, however long the texts of a generation are; with more
+    lengths, those that fit best.
+    """
+
+    def shapes(length_buckets):
+        seen = set()
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            lengths = rng.integers(20, 60 + seed, 256)
+            plans = batching.plan_batches(
+                lengths,
+                rng,
+                batch_size=16,
+                steps=20,
+                epochs=1,
+                length_buckets=length_buckets,
+                steps_per_call=16,
+                limit=96,
+            )
+            assert all(lengths[b.rows[b.rows >= 0]].max() <= b.seq_len for b in plans)
+            seen |= {(plan.seq_len, plan.rows.shape[1]) for plan in plans}
+        return seen
+
+    assert shapes(2) == {(64, 16), (96, 16)}
+    assert len(shapes(4)) > 2
