@@ -257,7 +257,8 @@ def hidden(
     run = functools.partial(_numbered_block, config, attend, dropout, target)
     few = config.num_layers <= UNROLL and not rolled
     if isinstance(params["layers"], tuple) or few:
-        x_ND, watched = _unrolled(config, params["layers"], packed, x_ND, run, remat, watch)
+        once = target.platform == "cpu" and dropout is None and isinstance(x_ND, jax.core.Tracer)
+        x_ND, watched = _unrolled(config, params["layers"], packed, x_ND, run, remat, watch, once)
     else:
         x_ND, watched = _scanned(config, params["layers"], packed, x_ND, run, remat, watch)
     x_RTD = x_ND.reshape(rows, seq_len, -1)
@@ -270,12 +271,15 @@ def _numbered_block(config, attend, dropout, target, x_ND, weights, adapter, i):
     return block(config, weights, adapter, x_ND, attend, drops, target)
 
 
-def _unrolled(config, layers, packed, x_ND, run, remat, watch):
+def _unrolled(config, layers, packed, x_ND, run, remat, watch, once):
+    """`once`: layers do not know their numbers, and one is traced for all; XLA inlines it."""
     if remat:
         run = jax.checkpoint(run, static_argnums=(3,))
+    if once:
+        run = jax.jit(run, static_argnums=(3,))
     watched = []
     for i, (weights, adapter) in enumerate(_each_layer(config, layers, packed)):
-        x_ND = run(x_ND, weights, adapter, i)
+        x_ND = run(x_ND, weights, adapter, 0 if once else i)
         if watch is not None:
             watched.append(watch(x_ND))
     return x_ND, jax.tree.map(lambda *values: jnp.stack(values), *watched) if watched else None
