@@ -9,7 +9,6 @@ setting of both sides is tried once and the best of each is measured.
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 import _peer_environments as environments
 import numpy as np
+from _load import MOST_LOAD, metered
 
 from jaxloop.lm.io import huggingface
 from jaxloop.lm.io.huggingface import Model
@@ -29,7 +29,6 @@ from jaxloop.studies.bench.config import BenchConfig
 from jaxloop.studies.bench.setup import bench_model, lengths_of
 
 SCRIPTS = Path(__file__).parent
-MOST_LOAD = 0.5  # of other work, per core, above which no ratio of wall clocks is given
 SETTINGS = {
     "openvino": "64:f32,256:f32,64:u8,256:u8",
     "transformers": "32,64,128",
@@ -76,13 +75,12 @@ class Worker:
 
     def write(self, job: str, setting: str) -> Timed:
         """Write the texts of a job with a setting."""
-        busy, start = _busy_seconds(), time.perf_counter()
+        load_of = metered()
         self._process.stdin.write(json.dumps({"job": job, "setting": setting}) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
         spent = answer["cpu"] + answer["prepared"]["cpu"]
-        others = (_busy_seconds() - busy - spent) / (time.perf_counter() - start)
-        return Timed(**answer, load=max(0.0, others) / (os.cpu_count() or 1))
+        return Timed(**answer, load=load_of(spent))
 
     def close(self) -> None:
         """End the process."""
@@ -97,17 +95,10 @@ class Worker:
         raise ValueError("a worker ended: " + self._log.read_text()[-600:].strip())
 
 
-def _busy_seconds() -> float:
-    """Processor seconds that the machine has spent on anything."""
-    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    user, nice, system, _, _, irq, softirq, *_ = map(int, words)
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
 def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", choices=sorted(environments.PINS), required=True)
+    parser.add_argument("--peer", choices=sorted(SETTINGS.keys() - {"jaxloop"}), required=True)
     parser.add_argument("--make-peer", action="store_true", help="make the peer's environment")
     parser.add_argument("--size", choices=("tiny", "small", "15m", "60m"), default="small")
     parser.add_argument("--jobs", default="4x250,1x2048", help="chains x texts, with commas")

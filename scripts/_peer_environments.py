@@ -10,15 +10,20 @@ from jaxloop.runtime.atomic_io import cache_folder
 PINS = {
     "openvino": ("openvino-genai==2026.4.1.0", "openvino==2026.4.1", "optimum-intel==2.2.0"),
     "transformers": ("transformers==5.5.4",),
+    "torch": ("peft==0.21.2", "transformers==5.23.0", "accelerate==1.15.0"),
+    "trl": ("trl==1.16.0", "peft==0.21.2", "transformers==5.23.0", "accelerate==1.15.0"),
 }
+PINS["torch-compile"] = PINS["torch"]
 SHARED = ("torch==2.14.1",)
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
 def folder_of(peer: str) -> Path:
-    """Where the environment of a peer lies; its versions are part of the name."""
+    """Where the environment of a peer lies: its versions are part of the name, and torch-compile
+    has that of torch.
+    """
     versions = "-".join(pin.split("==")[1] for pin in PINS[peer])
-    return cache_folder() / "peers" / f"{peer}-{versions}"
+    return cache_folder() / "peers" / f"{peer.removesuffix('-compile')}-{versions}"
 
 
 def python_of(peer: str) -> Path:

@@ -1,4 +1,5 @@
-"""A process that writes texts when told to: what the workers of `bench_decode.py --peer=…` share.
+"""A process that works when told to: what the workers of `bench_decode.py --peer=…` and of
+`bench_train.py --peer=…` share.
 
 Only the standard library, since a peer's environment holds nothing of ours. A worker reads one JSON
 object a line, {"job", "setting"}, and answers with seconds of the clock and of the processor.
@@ -25,17 +26,22 @@ def read_work() -> tuple[Path, dict[str, Any]]:
     return folder, {**work, "threads": int(sys.argv[2])}
 
 
-def serve(prepare: Callable[[str], None], write: Callable[[str, str], int]) -> None:
+def serve(
+    prepare: Callable[[str], None],
+    write: Callable[[str, str], int],
+    clock: Callable[[], float] = time.process_time,
+) -> None:
     """Answer requests until the input ends.
 
     Args:
         prepare: makes ready for a setting; its seconds are told apart from those of writing.
-        write: writes a job's texts with a setting, and returns the tokens of their lengths.
+        write: does a job with a setting, and returns its tokens.
+        clock: processor seconds of this process, and of those that work for it.
     """
-    answer({"ready": True, "cpu": time.process_time()})
+    answer({"ready": True, "cpu": clock()})
     for line in sys.stdin:
         asked = json.loads(line)
-        prepared = _spent(lambda: prepare(asked["setting"]))  # noqa: B023
+        prepared = _spent(clock, lambda: prepare(asked["setting"]))  # noqa: B023
         tokens = [0]
 
         def run():
@@ -43,7 +49,7 @@ def serve(prepare: Callable[[str], None], write: Callable[[str, str], int]) -> N
 
         answer(
             {
-                **_spent(run),
+                **_spent(clock, run),
                 "prepared": prepared,
                 "tokens": tokens[0],
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -56,7 +62,7 @@ def answer(what: dict[str, Any]) -> None:
     print("worker:" + json.dumps(what), flush=True)
 
 
-def _spent(run: Callable[[], None]) -> dict[str, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
+def _spent(clock: Callable[[], float], run: Callable[[], None]) -> dict[str, float]:
+    wall, cpu = time.perf_counter(), clock()
     run()
-    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    return {"wall": time.perf_counter() - wall, "cpu": clock() - cpu}

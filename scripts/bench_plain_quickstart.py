@@ -5,8 +5,8 @@
 In turn: `scripts/plain_quickstart.py` (two processes of one thread), the quickstart with empty
 caches, and the quickstart again. Both do four chains with the same bases, sizes, lengths and
 metrics, each by its own draws. Prints how diversity changed on both sides, a table of seconds,
-ratios to the plain script, and one JSON line. Ratios of wall time are left out where other work ran
-on the machine. Needs torch, transformers, peft and sacrebleu.
+ratios to the plain script, and one JSON line. Ratios of wall time are left out where other work
+took more than half of every core meanwhile. Needs torch, transformers, peft and sacrebleu.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from pathlib import Path
 import _root  # noqa: F401
 import pandas as pd
 from _commands import ROOT, call
+from _load import MOST_LOAD, metered
 
 from jaxloop.data.sources import load_texts
 from jaxloop.metrics.embed import default_model
 
-QUIET = 0.5  # load for each core, before a round, up to which wall time counts
 SIDES = ("plain", "cold", "warm")
 
 
@@ -33,23 +33,27 @@ def plain(scratch, texts, generations):
     out = scratch / "plain.json"
     command = [sys.executable, ROOT / "scripts/plain_quickstart.py", f"--texts={texts}"]
     command += [f"--encoder={default_model()}", f"--generations={generations}", f"--out={out}"]
-    return finished(call(command, 3600)), change(pd.read_json(out))
+    return finished(command, os.environ), change(pd.read_json(out))
 
 
 def ours(folder, cache, generations):
     """The same of the quickstart."""
     command = [sys.executable, "-m", "jaxloop.main", "--config=configs/quickstart.py"]
     command += [f"--workdir={folder}", f"--config.chain.generations={generations}"]
-    done = finished(call(command, 3600, dict(os.environ) | {"JAXLOOP_CACHE": str(cache)}))
+    done = finished(command, os.environ | {"JAXLOOP_CACHE": str(cache)})
     rows = pd.read_csv(folder / "metrics.csv")
     rows = rows.pivot_table(index=["ratio", "seed", "generation"], columns="metric", values="value")
     return done, change(rows.reset_index())
 
 
-def finished(done):
+def finished(command, environment):
+    """Seconds of a command, and the load of other work per core meanwhile."""
+    load_of = metered()
+    done = call(command, 3600, dict(environment))
     if done.code:
         sys.exit(f"ended with {done.code}: {done.said[-2000:]}")
-    return {"wall": done.seconds, "processor": done.processor}
+    load = load_of(done.processor)
+    return {"wall": done.seconds, "processor": done.processor, "load": load}
 
 
 def change(rows):
@@ -65,14 +69,12 @@ def main():
     parser.add_argument("--generations", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    seconds, changes, quiet = {side: [] for side in SIDES}, {}, True
+    seconds, changes = {side: [] for side in SIDES}, {}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         texts = scratch / "texts.json"
         texts.write_text(json.dumps(load_texts("docs")["text"].tolist()), encoding="utf-8")
         for i in range(args.repeats):
-            load = os.getloadavg()[0] / (os.cpu_count() or 1)
-            quiet = quiet and (i > 0 or load <= QUIET)
             found = {
                 "plain": plain(scratch, texts, args.generations),
                 "cold": ours(scratch / f"cold-{i}", scratch / f"cache-{i}", args.generations),
@@ -81,15 +83,17 @@ def main():
             for side, (spent, changed) in found.items():
                 seconds[side].append(spent)
                 changes[side] = changed
-            print(f"round {i + 1}, load of a core before it {load:.2f}", flush=True)
-    result = {"generations": args.generations, "quiet": quiet, "diversity_kept": changes}
+            loads = (f"{side} {spent['load']:.2f}" for side, (spent, _) in found.items())
+            print(f"round {i + 1}, other load of a core: {', '.join(loads)}", flush=True)
+    load = max(spent["load"] for side in SIDES for spent in seconds[side])
+    result = {"generations": args.generations, "load": load, "diversity_kept": changes}
     for side in SIDES:
         kept = ", ".join(f"r = {ratio}: {value:.2f}" for ratio, value in changes[side].items())
         print(f"{side:6} semantic diversity, last / first generation: {kept}")
     for clock in ("wall", "processor"):
         middle = {s: statistics.median(spent[clock] for spent in seconds[s]) for s in SIDES}
         print(f"{clock:10}" + "".join(f"{side:>8}{middle[side]:8.1f} s" for side in SIDES))
-        if clock == "processor" or quiet:
+        if clock == "processor" or load <= MOST_LOAD:
             for side in SIDES[1:]:
                 ratios = [
                     mine[clock] / theirs[clock]

@@ -228,7 +228,8 @@ class FitConfig(Section):
     length_buckets: Count = Field(
         4,
         description="padded lengths in one epoch, each compiled once: more of them waste less "
-        "padding",
+        "padding; 1 or 2: of powers of two and `max_length`, so that later generations have the "
+        "same",
     )
     dropout: Literal["auto", "model", "none"] = Field(
         "auto",

@@ -21,6 +21,7 @@ from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.lm.target import Target, complete, target_of
 from jaxloop.lm.training import autotune
 from jaxloop.lm.training import fit as fitting
+from jaxloop.lm.training.step import train_steps
 
 LORA = LoraConfig(rank=4, alpha=4.0)
 FIT = FitConfig(lora=LORA, batch_size=2, max_length=32, length_buckets=1, dtype="bfloat16")
@@ -123,7 +124,7 @@ def test_the_training_program_is_the_one_that_a_fit_runs(model, devices, monkeyp
     real = fitting.run_steps
 
     def seen(*args, **kwargs):
-        ran.append(real.lower(*args, **kwargs).as_text())
+        ran.append(train_steps.lower(*args, **kwargs).as_text())
         return real(*args, **kwargs)
 
     monkeypatch.setattr(fitting, "run_steps", seen)
@@ -136,7 +137,7 @@ def test_the_training_program_is_the_one_that_a_fit_runs(model, devices, monkeyp
     )
     time = 16
     found = programs.training_of(model, fit, options, 2, time)
-    assert real.lower(*found.args, **found.kwargs).as_text() in ran
+    assert train_steps.lower(*found.args, **found.kwargs).as_text() in ran
     given = programs.training(
         model.config,
         fit,
@@ -147,7 +148,7 @@ def test_the_training_program_is_the_one_that_a_fit_runs(model, devices, monkeyp
         options=options,
         devices=where,
     )
-    assert real.lower(*given.args, **given.kwargs).as_text() in ran
+    assert train_steps.lower(*given.args, **given.kwargs).as_text() in ran
 
 
 def test_a_base_that_is_cut_is_smaller_on_every_device(model):

@@ -7,6 +7,7 @@ leaves are [C, ...]: adapters ("lora"), or every weight of each chain ("full" an
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -307,7 +308,9 @@ def train_steps(
     return run(_Call(base, count, total, direction), state, batch)
 
 
-_compiled_the_short_way = _program(train_steps.__wrapped__, compiler_options=FAST_COMPILE["cpu"])
+_compiled_the_short_way = _program(
+    inspect.unwrap(train_steps), compiler_options=FAST_COMPILE["cpu"]
+)
 
 
 def run_steps(*args: Any, target: Target = Target(), **kwargs: Any) -> tuple[TrainState, jax.Array]:
