@@ -10,6 +10,7 @@ than training holds the run up instead of falling behind it.
                    their weights are being sent
 """
 
+import glob
 import json
 import threading
 import time
@@ -175,6 +176,8 @@ def fetch(mirror: Mirror, stem: str) -> None:
     Raises:
         DamagedObject: they do not come.
     """
+    if any(mirror.root.glob(f"{glob.escape(stem)}.*")):
+        return
     files = {
         path: entry
         for path, entry in all_elsewhere(mirror.root).items()

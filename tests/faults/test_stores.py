@@ -4,6 +4,8 @@ folder; `test_servers.py` has real servers.
 
 import json
 import os
+import random
+import shutil
 import socket
 import time
 
@@ -100,6 +102,28 @@ def test_two_machines_that_vanish_are_followed_by_one(tmp_path, whole, address, 
         process.communicate()
     one = start(address, env=on_machine(tmp_path, "elsewhere"))
     ended(one)
+    assert restored(tmp_path, address, monkeypatch) == whole[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_machines_that_vanish_at_random_moments_are_followed_by_any_number(
+    tmp_path, whole, address, monkeypatch, seed
+):
+    chance = random.Random(seed)
+    for _ in range(5):
+        count = chance.choice([2, 3])
+        machines = cluster(tmp_path, address, 4, 0.1, count=count)
+        time.sleep(chance.uniform(2.0, 9.0))
+        for process in chance.sample(machines, count):
+            process.kill()
+            time.sleep(chance.choice([0.0, 0.3]))
+        for process in machines:
+            process.communicate()
+        if chance.random() < 0.5:  # its disk is lost too
+            shutil.rmtree(tmp_path / f"machine{count - 1}", ignore_errors=True)
+    for process in cluster(tmp_path, address, count=chance.choice([2, 3])):
+        ended(process)
     assert restored(tmp_path, address, monkeypatch) == whole[1]
 
 
