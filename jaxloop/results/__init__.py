@@ -9,9 +9,9 @@ import math
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxloop.recursion import saved_run
 from jaxloop.reporting.figures import png
@@ -116,7 +116,7 @@ def _file_name(name: str, expectations: Expectations) -> str:
     return f"{parts[0]}_{parts[-1]}" if expectations.runs else parts[-1]
 
 
-def _written_down(expect: Path, calls: Sequence[Sequence[dict]]) -> str:
+def _written_down(expect: Path, calls: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     """A sentence that says whether the file was committed before the first run began.
 
     calls: of every run.
