@@ -3,16 +3,19 @@
 Of a slot's cache a decoding step reads the tokens that are there, `MEAN_CACHED` on average.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
 # Tokens in a slot's cache: texts of mixed lengths with mean 60 and a long tail hold 50 to 80.
 MEAN_CACHED = 80
+# Share of a ring that a program of several slots reads, for the oldest of them, at that mean.
+RING_SHARE = 0.85
 
 
 def name_of(operation: str) -> str | None:
     """Return which of our kernels a JAX operation is, or None."""
-    match = re.search(r"\b(attend_rows|adapt_groups)\b", operation)
+    match = re.search(r"\b(attend_rows|attend_ring|adapt_groups)\b", operation)
     return match[1] if match else None
 
 
@@ -31,6 +34,9 @@ def moved(
         longest = cache_k[0][2]
         read = sum(size for _, size in small) + caches * min(1.0, MEAN_CACHED / longest)
         return read, results[0] + caches / longest
+    if name == "attend_ring":
+        *small, (_, keys), (_, values) = operands
+        return sum(size for _, size in small) + RING_SHARE * (keys + values), sum(results)
     entry, x, a, b, *others = operands
     share = min(1.0, entry[0][0] / a[0][0])
     read = entry[1] + x[1] + share * (a[1] + b[1]) + sum(size for _, size in others)
@@ -42,6 +48,8 @@ def computed(name: str, operands: Sequence[tuple[tuple[int, ...], float]]) -> fl
     if name == "attend_rows":
         (slots, heads, size), groups = operands[0][0], operands[-1][0][1]
         return 4.0 * slots * (heads - 2 * groups) * size * MEAN_CACHED
+    if name == "attend_ring":
+        return 4.0 * math.prod(operands[3][0]) * MEAN_CACHED
     rows, inside = operands[1][0]
     (_, parts, _, rank), outside = operands[2][0], operands[3][0][-1]
     return 2.0 * rows * rank * (parts * inside + outside)
