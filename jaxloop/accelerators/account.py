@@ -233,7 +233,12 @@ def _inside(module: Module, i: Instruction) -> Iterator[Instruction]:
 
 
 def _is_copy(module: Module, i: Instruction) -> bool:
-    """Whether a kernel does nothing but copy an array, whole."""
+    """Whether a kernel does nothing but copy an array, whole.
+
+    What a TPU's compiler moves to or from its fast memory, beside other kernels, is no copy.
+    """
+    if i.op == "copy-start" and "S(1)" in i.shape:
+        return False
     if i.op != "fusion":
         return i.op in ("copy", "copy-start")
     return {j.op for j in _inside(module, i)} - {"parameter", "bitcast", "tuple"} == {"copy"}

@@ -15,7 +15,9 @@ RING_SHARE = 0.85
 
 def name_of(operation: str) -> str | None:
     """Return which of our kernels a JAX operation is, or None."""
-    match = re.search(r"\b(attend_rows|attend_ring|adapt_groups)\b", operation)
+    match = re.search(
+        r"\b(attend_rows|attend_ring|adapt_groups|adapt_inputs|gate_groups)\b", operation
+    )
     return match[1] if match else None
 
 
@@ -37,10 +39,22 @@ def moved(
     if name == "attend_ring":
         *small, (_, keys), (_, values) = operands
         return sum(size for _, size in small) + RING_SHARE * (keys + values), sum(results)
+    if name == "adapt_inputs":
+        (_, entry), (_, x), (_, a) = operands
+        return entry + x + _share_of_adapters(operands[0], operands[2]) * a, sum(results)
+    if name == "gate_groups":
+        *others, b = operands
+        share = _share_of_adapters(operands[0], b)
+        return sum(size for _, size in others) + share * b[1], sum(results)
     entry, x, a, b, *others = operands
-    share = min(1.0, entry[0][0] / a[0][0])
+    share = _share_of_adapters(entry, a)
     read = entry[1] + x[1] + share * (a[1] + b[1]) + sum(size for _, size in others)
     return read, sum(results)
+
+
+def _share_of_adapters(entry, adapters) -> float:
+    """The share of all adapters that groups use."""
+    return min(1.0, entry[0][0] / adapters[0][0])
 
 
 def computed(name: str, operands: Sequence[tuple[tuple[int, ...], float]]) -> float:
@@ -51,5 +65,11 @@ def computed(name: str, operands: Sequence[tuple[tuple[int, ...], float]]) -> fl
     if name == "attend_ring":
         return 4.0 * math.prod(operands[3][0]) * MEAN_CACHED
     rows, inside = operands[1][0]
+    if name == "adapt_inputs":
+        _, parts, _, rank = operands[2][0]
+        return 2.0 * rows * inside * parts * rank
+    if name == "gate_groups":
+        rank, outside = operands[4][0][1:]
+        return 2.0 * rows * outside * (inside + rank)
     (_, parts, _, rank), outside = operands[2][0], operands[3][0][-1]
     return 2.0 * rows * rank * (parts * inside + outside)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxloop.lm import triton as triton_backend
 from jaxloop.lm.generation import ring_attention, row_kernels
 from jaxloop.lm.model import flash, gate
 from jaxloop.lm.model.config import ModelConfig
@@ -29,6 +30,7 @@ class Target:
         gate: the kernels of `gate`, on a GPU.
         rows: the kernels of `row_kernels`: `row_attention` and `row_adapters` on a GPU,
             `ring_kernel` on a TPU.
+        products: the kernel of `row_products`, on a GPU.
     """
 
     platform: str = "cpu"
@@ -36,11 +38,12 @@ class Target:
     splash: bool = False
     gate: bool = False
     rows: bool = False
+    products: bool = False
 
     @property
     def for_sharded_base(self) -> "Target":
         """The target without Pallas kernels, which XLA cannot shard over devices."""
-        return dataclasses.replace(self, splash=False, gate=False, rows=False)
+        return dataclasses.replace(self, splash=False, gate=False, rows=False, products=False)
 
 
 def target_of(config: ModelConfig, params: Any, mesh: Mesh | None = None) -> Target:
@@ -65,13 +68,15 @@ def target_of(config: ModelConfig, params: Any, mesh: Mesh | None = None) -> Tar
         splash=pallas and tpu and flash.works(config.head_dim),
         gate=pallas and gpu and gate.works(),
         rows=rows,
+        products=gpu and rows and row_kernels.products_work(dtype),
     )
 
 
 def complete(platform: str) -> Target:
     """Return the target of hardware that is absent: every kernel of the platform."""
-    gpu = platform == "gpu"
-    return Target(platform, cudnn=gpu, splash=platform == "tpu", gate=gpu, rows=platform != "cpu")
+    gpu, tpu = platform == "gpu", platform == "tpu"
+    triton = gpu and triton_backend.AVAILABLE
+    return Target(platform, cudnn=gpu, splash=tpu, gate=triton, rows=triton or tpu, products=triton)
 
 
 @functools.cache

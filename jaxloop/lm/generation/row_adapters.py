@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
+from jaxloop.lm.generation import row_products
 from jaxloop.lm.generation.row_attention import LEAST
 from jaxloop.lm.model.config import ModelConfig, fused_projections
 from jaxloop.lm.model.lora import Adapter
+from jaxloop.lm.triton import plgpu
 
 IN_BLOCK, OUT_BLOCK = 128, 512  # inputs and outputs of an adapter that are read at a time
 SPAN = 2048  # outputs of one program of the kernel
@@ -50,6 +51,11 @@ class GroupAdapter(NamedTuple):
         A fused projection's output would be written in float32 and read again.
         """
         return self.implementation.startswith("ring")
+
+    @property
+    def fused(self) -> bool:
+        """Whether gate and up are computed by `row_products`."""
+        return self.implementation.startswith("fused")
 
 
 def pack_for_rows(
@@ -101,6 +107,10 @@ def project(
         if added_NO is not None:
             parts = [parts[0] + added_NO.astype(jnp.float32)]
         return jnp.concatenate([part.astype(x_ND.dtype) for part in parts], -1)
+    if gated and isinstance(adapter, GroupAdapter) and adapter.fused:
+        groups, interpret = adapter.entry.shape[0], adapter.implementation == "fused_interpret"
+        if row_products.fits(x_ND.shape[0], groups, x_ND.shape[1], widths[0]):
+            return row_products.gate(x_ND, w_DO, *adapter.all, adapter.entry, interpret=interpret)
     return adapt(x_ND, x_ND @ w_DO, adapter, widths, added_NO=added_NO, gated=gated)
 
 
@@ -186,7 +196,7 @@ def adapt(
         out_specs=whole,
         out_shape=jax.ShapeDtypeStruct((y_NO.shape[0], outside), y_NO.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
-        interpret=adapter.implementation == "interpret",
+        interpret=adapter.implementation.endswith("interpret"),
         name="adapt_groups",
     )
     return call(*args)

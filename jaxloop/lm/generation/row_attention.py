@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
+
+from jaxloop.lm.triton import plgpu
 
 LEAST = 16  # smallest side of a product that the tensor cores take
 CACHE_BLOCK = 64  # cached tokens read at a time
@@ -64,7 +65,7 @@ def attend(
         step: age, prompt and rotary tables of every slot.
         heads: H.
         implementation: "pallas", "interpret" (the kernel run by the interpreter, on any device) or
-            "plain" (jax.numpy).
+            "plain" (jax.numpy); "fused" and "fused_interpret" are the first two here.
 
     Returns:
         The attended values [S, H K], cache_k and cache_v.
@@ -97,7 +98,7 @@ def attend(
         ],
         input_output_aliases={len(args) - 2: 1, len(args) - 1: 2},
         compiler_params=plgpu.CompilerParams(num_warps=2, num_stages=2),
-        interpret=implementation == "interpret",
+        interpret=implementation.endswith("interpret"),
         name="attend_rows",
     )
     out, cache_k, cache_v = call(*args)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloop.lm.generation import ring_attention
-from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt
+from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt, project
 from jaxloop.lm.generation.row_attention import LEAST, RowStep, attend
 from jaxloop.lm.model.config import ModelConfig, fused_projections
 
@@ -81,6 +81,55 @@ def agree(dtype: str, head_dim: int, implementation: str, device: jax.Device) ->
         bool(jnp.allclose(a.astype(jnp.float32), b.astype(jnp.float32), tolerance, tolerance))
         for a, b in pairs
     )
+
+
+@functools.cache
+def products_work(dtype: str) -> bool:
+    """Return whether this process's GPU compiles `row_products` and it agrees with jax.numpy."""
+    try:
+        device = jax.local_devices(backend="gpu")[0]
+        return products_agree(dtype, "fused", device)
+    except Exception:  # any failure of the probe means the same: use the other kernel
+        return False
+
+
+def products_agree(dtype: str, implementation: str, device: jax.Device) -> bool:
+    """Return whether `row_products` agrees with jax.numpy on random numbers.
+
+    The tolerance is 2e-2 in bfloat16 and 1e-3 in float32.
+
+    Args:
+        dtype: "float32" or "bfloat16".
+        implementation: "fused" or "fused_interpret".
+        device: where it runs.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        numbers = rng.standard_normal(shape) / 8
+        return jax.device_put(jnp.asarray(numbers, jnp.dtype(dtype)), device)
+
+    x, w, adapter = (
+        draw(256, 128),
+        draw(128, 256),
+        RowAdapter(draw(4, 2, 128, 16), draw(4, 16, 256)),
+    )
+    entry = jax.device_put(jnp.arange(16, dtype=jnp.int32) % 4, device)
+    ours, theirs = (
+        probe_gate(x, w, adapter, entry, how).astype(jnp.float32)
+        for how in (implementation, "plain")
+    )
+    tolerance = 2e-2 if dtype == "bfloat16" else 1e-3
+    return bool(jnp.allclose(ours, theirs, tolerance, tolerance))
+
+
+@functools.partial(jax.jit, static_argnames="implementation")
+def probe_gate(
+    x: jax.Array, w: jax.Array, adapter: RowAdapter, entry: jax.Array, implementation: str
+) -> jax.Array:
+    """`project` with a gate, as the probe compiles it."""
+    width = w.shape[1] // 2
+    return project(x, w, GroupAdapter(adapter, entry, implementation), (width, width), gated=True)
 
 
 @functools.cache

@@ -200,5 +200,5 @@ def choose_engine(
             f"{config.head_dim}, {dtype}); choose auto or blocks"
         )
     if possible and sample.engine != "blocks":
-        return "rows", "pallas"
+        return "rows", "fused" if target.products else "pallas"
     return "blocks", ""

@@ -114,7 +114,7 @@ def test_what_is_given_stays():
 
 def test_engines():
     assert engine(DEFAULT, Target("cpu")) == ("blocks", "") == engine(DEFAULT, Target("gpu"))
-    assert engine(DEFAULT, complete("gpu")) == ("rows", "pallas")
+    assert engine(DEFAULT, complete("gpu")) == ("rows", "fused")
     assert engine(DEFAULT, Target("tpu")) == ("rows", "ring")
     assert engine(DEFAULT, complete("tpu")) == ("rows", "ring_pallas")
     three = dataclasses.replace(LLAMA_1B, num_heads=9, num_kv_heads=3)
