@@ -49,19 +49,21 @@ def gate(
     """
     rows, outputs, groups = x_ND.shape[0], w_DO.shape[1] // 2, entry_A.shape[0]
     slots, rank, tile = rows // groups, a_CPDR.shape[-1], min(ROWS, rows)
+    # Ranks of a tile's groups stand side by side: a row has zeros in those of the other groups.
+    stacked = max(1, tile // slots) * rank
     whole = pl.BlockSpec(memory_space=pl.ANY)
     thin = pl.pallas_call(
-        functools.partial(_thin_kernel, slots, max(LEAST, pl.next_power_of_2(slots))),
+        functools.partial(_thin_kernel, slots, max(LEAST, slots), rank),
         grid=(groups, 2),
         in_specs=[whole] * 3,
         out_specs=whole,
-        out_shape=jax.ShapeDtypeStruct((2, rows, rank), x_ND.dtype),
+        out_shape=jax.ShapeDtypeStruct((2, rows, stacked), x_ND.dtype),
         compiler_params=None if interpret else plgpu.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
         name="adapt_inputs",
     )
     call = pl.pallas_call(
-        functools.partial(_gate_kernel, slots, tile),
+        functools.partial(_gate_kernel, slots, tile, rank),
         grid=(rows // tile, outputs // COLUMNS),
         in_specs=[whole] * 5,
         out_specs=whole,
@@ -78,53 +80,47 @@ def _product(x, y):
     return jnp.dot(x, y, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _thin_kernel(slots, tile, entry_ref, x, a, out):
-    """x A of one group and one of gate and up."""
+def _thin_kernel(slots, tile, rank, entry_ref, x, a, out):
+    """x A of one group and one of gate and up, in the group's place among those of a tile."""
     group, part = pl.program_id(0), pl.program_id(1)
     # Beyond the group's slots a row of the tile repeats the last one, and stores the same.
     rows = group * slots + jnp.minimum(jnp.arange(tile, dtype=jnp.int32), slots - 1)
-    entry, (inputs, rank) = entry_ref[group], a.shape[-2:]
+    entry, inputs, stacked = entry_ref[group], a.shape[-2], out.shape[-1]
 
     def add(i, z):
         at = pl.ds(i * CHUNK, CHUNK)
         return z + _product(x[rows, at], a[entry, part, at, :])
 
     z = jax.lax.fori_loop(0, inputs // CHUNK, add, jnp.zeros((tile, rank), jnp.float32))
-    out[part, rows, :] = z.astype(out.dtype)
+    place = jnp.arange(stacked, dtype=jnp.int32)[None]
+    repeat = place % rank == jnp.arange(rank, dtype=jnp.int32)[:, None]
+    repeated = _product(z.astype(out.dtype), repeat.astype(out.dtype))
+    own = place // rank == group % (stacked // rank)
+    out[part, rows, :] = jnp.where(own, repeated, 0.0).astype(out.dtype)
 
 
-def _gate_kernel(slots, tile, entry_ref, x, w, z, b, out):
+def _gate_kernel(slots, tile, rank, entry_ref, x, w, z, b, out):
     """A tile of rows, of one or several groups, and of columns."""
     first, column = pl.program_id(0) * tile, pl.program_id(1) * COLUMNS
-    rows, rank, outputs = pl.ds(first, tile), z.shape[-1], out.shape[1]
+    rows, outputs = pl.ds(first, tile), out.shape[1]
     columns = pl.ds(column, COLUMNS), pl.ds(outputs + column, COLUMNS)
+    stacked = min(STACKED, z.shape[-1])
 
     def add(i, sums):
         at = pl.ds(i * CHUNK, CHUNK)
         x_tile = x[rows, at]
         return tuple(s + _product(x_tile, w[at, c]) for s, c in zip(sums, columns, strict=True))
 
+    def adapt(i, sums):
+        place = i * stacked + jnp.arange(stacked, dtype=jnp.int32)
+        entry = entry_ref[first // slots + place // rank]
+        ranks, at = place % rank, pl.ds(i * stacked, stacked)
+        return tuple(
+            s + _product(z[part, rows, at], b[entry, ranks, columns[part]])
+            for part, s in enumerate(sums)
+        )
+
     zero = jnp.zeros((tile, COLUMNS), jnp.float32)
     sums = jax.lax.fori_loop(0, x.shape[1] // CHUNK, add, (zero, zero))
-
-    # Ranks of several groups are stacked; a row has zeros in those of the other groups.
-    groups = max(1, tile // slots)
-    together = min(groups, max(1, STACKED // rank))
-    stacked = jnp.arange(together * rank, dtype=jnp.int32)
-    repeat = stacked[None] % rank == jnp.arange(rank, dtype=jnp.int32)[:, None]
-    row = jnp.arange(tile, dtype=jnp.int32)[:, None]
-
-    def adapt(i, sums):
-        group = i * together + stacked // rank
-        own = row // slots == group[None]
-        entry = entry_ref[first // slots + group]
-
-        def of_part(part):
-            apart = _product(z[part, rows, :], repeat.astype(z.dtype))
-            apart = jnp.where(own, apart, 0.0).astype(z.dtype)
-            return _product(apart, b[entry, stacked % rank, columns[part]])
-
-        return sums[0] + of_part(0), sums[1] + of_part(1)
-
-    gated, up = jax.lax.fori_loop(0, groups // together, adapt, sums)
+    gated, up = jax.lax.fori_loop(0, z.shape[-1] // stacked, adapt, sums)
     out[rows, pl.ds(column, COLUMNS)] = (jax.nn.silu(gated) * up).astype(out.dtype)
