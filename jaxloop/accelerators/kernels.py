@@ -12,6 +12,8 @@ MEAN_CACHED = 80
 # Share of a ring that a program of several slots reads, for the oldest of them, at that mean.
 RING_SHARE = 0.85
 
+Operand = tuple[tuple[int, ...], float]  # dimensions, bytes
+
 
 def name_of(operation: str) -> str | None:
     """Return which of our kernels a JAX operation is, or None."""
@@ -21,9 +23,7 @@ def name_of(operation: str) -> str | None:
     return match[1] if match else None
 
 
-def moved(
-    name: str, operands: Sequence[tuple[tuple[int, ...], float]], results: Sequence[float]
-) -> tuple[float, float]:
+def moved(name: str, operands: Sequence[Operand], results: Sequence[float]) -> tuple[float, float]:
     """Return (bytes read, bytes written) by one run of a kernel.
 
     Args:
@@ -39,25 +39,22 @@ def moved(
     if name == "attend_ring":
         *small, (_, keys), (_, values) = operands
         return sum(size for _, size in small) + RING_SHARE * (keys + values), sum(results)
-    if name == "adapt_inputs":
-        (_, entry), (_, x), (_, a) = operands
-        return entry + x + _share_of_adapters(operands[0], operands[2]) * a, sum(results)
-    if name == "gate_groups":
-        *others, b = operands
-        share = _share_of_adapters(operands[0], b)
-        return sum(size for _, size in others) + share * b[1], sum(results)
+    if name in ("adapt_inputs", "gate_groups"):
+        *rest, adapters = operands
+        share = _share_of_adapters(operands[0], adapters)
+        return sum(size for _, size in rest) + share * adapters[1], sum(results)
     entry, x, a, b, *others = operands
     share = _share_of_adapters(entry, a)
     read = entry[1] + x[1] + share * (a[1] + b[1]) + sum(size for _, size in others)
     return read, sum(results)
 
 
-def _share_of_adapters(entry, adapters) -> float:
+def _share_of_adapters(entry: Operand, adapters: Operand) -> float:
     """The share of all adapters that groups use."""
     return min(1.0, entry[0][0] / adapters[0][0])
 
 
-def computed(name: str, operands: Sequence[tuple[tuple[int, ...], float]]) -> float:
+def computed(name: str, operands: Sequence[Operand]) -> float:
     """Return the FLOPs of the products of one run of a kernel; `operands` as for `moved`."""
     if name == "attend_rows":
         (slots, heads, size), groups = operands[0][0], operands[-1][0][1]

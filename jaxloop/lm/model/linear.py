@@ -60,8 +60,9 @@ def fused_linear(
         return lean.linear(weight, biases, lora, x_ND, drop, residual_ND)
     if isinstance(lora, GroupAdapter) and lora.by_target and residual_ND is None:
         y = project_targets(x_ND, weight, lora, widths)
-        biases = [] if bias is None else split_columns(bias, widths)
-        return [a + b[None] for a, b in zip(y, biases, strict=True)] if biases else y
+        if bias is None:
+            return y
+        return [a + b[None] for a, b in zip(y, split_columns(bias, widths), strict=True)]
     if isinstance(lora, GroupAdapter | RowAdapter):
         y_NO = joined_linear(config, projection, layer, adapter, x_ND, residual_ND)
         return split_columns(y_NO, widths)
