@@ -12,8 +12,10 @@ from jaxloop.lm.generation import row_kernels, row_products
 from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, project
 
 
-@pytest.mark.parametrize("slots, groups", [(4, 64), (16, 16), (256, 1)])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "slots, groups, dtype",
+    [(4, 64, jnp.float32), (16, 16, jnp.bfloat16), (256, 1, jnp.float32)],
+)
 def test_gate_kernel(slots, groups, dtype):
     """Several groups in a tile, several tiles in a group: within 1e-5 (float32) and 2e-2 (bfloat16,
     where the product is not rounded before the adapter is added) of the largest value.
@@ -56,16 +58,15 @@ def test_sizes_that_do_not_divide_take_the_other_kernel():
     np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(other).max()))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_probe_of_a_gpu_finds_that_the_kernel_agrees(dtype, monkeypatch):
+def test_the_probe_of_a_gpu_finds_that_the_kernel_agrees(monkeypatch):
     """With the interpreter in place of a GPU; and not where the kernel is wrong."""
     device = jax.devices()[0]
-    assert row_kernels.products_agree(dtype, "fused_interpret", device)
-    assert not row_kernels.products_work(dtype)  # no GPU here
+    assert row_kernels.products_agree("bfloat16", "fused_interpret", device)
+    assert not row_kernels.products_work("bfloat16")  # no GPU here
     real = row_products.gate
     monkeypatch.setattr(row_products, "gate", lambda *args, **more: 1.5 * real(*args, **more))
     row_kernels.probe_gate.clear_cache()
-    assert not row_kernels.products_agree(dtype, "fused_interpret", device)
+    assert not row_kernels.products_agree("bfloat16", "fused_interpret", device)
     row_kernels.probe_gate.clear_cache()
 
 
