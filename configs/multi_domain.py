@@ -1,6 +1,7 @@
 """Three domains in one chain: does the text of one shift another? (figure 4)
 
-Scales: `:paper` (the default) and `:tiny`.
+Scales: `:paper` (the default), `:tiny`, and `:small`, with as many mixtures and generations as the
+regressions need (docs/results/expectations/multi_domain.toml).
 
 webis_reddit is read from corpus-webis-tldr-17.zip (3.1 GB), which
 `hf download webis/tldr-17 data/corpus-webis-tldr-17.zip --repo-type dataset` gets;
@@ -15,9 +16,10 @@ def get_config(scale="paper"):
     c = scales.config(
         "multi_domain",
         "Three domains in one chain",
-        scale,
+        "tiny" if scale == "small" else scale,
         paper=datasets,
         tiny=("novels", "emotions", "speeches"),
+        keep=3000 if scale == "small" else 1000,
     )
     c.chain.ratios = ("1/8", "1/4")
     c.chain.seeds = (0,)
@@ -29,4 +31,10 @@ def get_config(scale="paper"):
         c.clusters.count = (
             24  # 18 properties are told apart by more clusters, not by more chains of each
         )
+    if scale == "small":
+        c.title = "Three domains in one chain, with intervals"
+        c.chain.update(generations=8, size=48, eval_texts=96)
+        scales.tiny_clusters(c)
+        c.clusters.update(count=100, fit_rows=3000)
+        c.properties.update(map_rows=3000)
     return c

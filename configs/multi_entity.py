@@ -1,23 +1,33 @@
 """Models that train on each other's text (arXiv 2505.21677).
 
 OPT-350m on SciQ and GSM8K, alpha and beta in {0, 1/2, 1}. Arguments: `:three`, `:llama`,
-`:tiny`, `:small`.
+`:tiny`, `:small`, and `:two_small`, `:three_small`, `:five_small`, `:ring_small`.
 """
 
 from ml_collections import ConfigDict
 
 SCALES = ("paper", "three", "llama", "tiny", "small")
+# By number of entities, and who reads whom.
+SIZES = {
+    "two_small": (2, "complete"),
+    "three_small": (3, "complete"),
+    "five_small": (5, "complete"),
+    "ring_small": (5, "ring"),
+}
 
 
 def get_config(scale: str = "paper"):
     """paper: K = 2, OPT-350m; three: K = 3 with ARC (figure 7); llama: K = 2, Llama 3.2 1B; tiny: K
     = 3 on two cores, from corpora in the box; small: the same on a grid of 25 settings with eight
-    seeds (docs/results/expectations/multi_entity.toml).
+    seeds (docs/results/expectations/multi_entity.toml); two_small to ring_small: one setting
+    with K = 2, 3, 5, and 5 on a ring (docs/results/expectations/entities.toml).
     """
-    if scale not in SCALES:
-        raise ValueError(f"scale '{scale}' is none of {', '.join(SCALES)}")
+    if scale not in (*SCALES, *SIZES):
+        raise ValueError(f"scale '{scale}' is none of {', '.join((*SCALES, *SIZES))}")
     if scale == "small":
         return small()
+    if scale in SIZES:
+        return of_size(*SIZES[scale])
     return tiny() if scale == "tiny" else paper(scale)
 
 
@@ -137,4 +147,25 @@ def small():
     c.exchange.betas = (0.0, 0.25, 0.5, 0.75, 1.0)
     c.exchange.generations = 8
     c.exchange.seeds = tuple(range(8))
+    return c
+
+
+def of_size(entities, mixing):
+    """`tiny` at alpha = beta = 1/2 and without exchange, with so many entities and six seeds."""
+    c = tiny()
+    c.title = f"{entities} models that train on each other, {mixing} mixing"
+    c.entities = ("gsm8k", "speeches", "novels", "emotions", "fables")[:entities]
+    if entities == 2:
+        del c.tasks.novels
+    if entities == 5:
+        for name in ("emotions", "fables"):
+            c.tasks[name] = dict(task="text", source=f"jaxloop:{name}", prompt_words=8)
+    c.exchange.mixing = mixing
+    c.exchange.alphas, c.exchange.betas = (0.0, 0.5), (0.5,)
+    c.exchange.seeds = tuple(range(6))
+    if mixing == "ring":
+        c.exchange.control = None  # that of five_small: the same chains
+    c.measure.probes = (
+        0  # completions of five corpora would be more than half of all that is written
+    )
     return c

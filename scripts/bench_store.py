@@ -108,8 +108,12 @@ def count_bytes(fields: Sequence[str], scratch: Path, endpoint: str) -> tuple[in
         here = scratch / "counted"
         here.mkdir()
         run(fields, "s3://bench/counted", here, scratch / "compiled", store=True)
-    files = [p for p in (here / "machine-0").rglob("run/**/*") if p.is_file()]
-    return sum(p.stat().st_size for p in files), behaviour.sent
+    # Each machine has the weights that it trained, and all of the rest.
+    kept = {}
+    for machine in sorted(here.glob("machine-*")):
+        for root in machine.rglob("run"):
+            kept |= {p.relative_to(root): p.stat().st_size for p in root.rglob("*") if p.is_file()}
+    return sum(kept.values()), behaviour.sent
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ PROBES = (
     "import json; from jaxloop.lm.generation import row_kernels; "
     "from jaxloop.lm.model import gate; from jaxloop.lm.target import cudnn_works; "
     "print(json.dumps(dict(cudnn=cudnn_works(64), gate=gate.works(), "
-    "rows=row_kernels.works('bfloat16', 64))))"
+    "rows=row_kernels.works('bfloat16', 64), products=row_kernels.products_work('bfloat16'))))"
 )
 
 
@@ -161,6 +161,14 @@ def checks(tiny: bool) -> tuple[Check, ...]:
             "D3", "decoding, one chain in 1,024 slots", "D1 >= 0.80 of it", (*alone, few), 60, _rate
         ),
         Check(
+            "D1-library",
+            "D1 with the products of gate and up by the library",
+            "at most D1",
+            (*d1, "--products=false", few),
+            100,
+            _rate,
+        ),
+        Check(
             "D1-blocks",
             "D1 without kernels of ours",
             "",
@@ -188,7 +196,7 @@ def _device(found):
 
 
 def _probes(found):
-    works = {name: found.get(name) for name in ("cudnn", "gate", "rows")}
+    works = {name: found.get(name) for name in ("cudnn", "gate", "rows", "products")}
     return ", ".join(f"{name} {'yes' if value else 'no'}" for name, value in works.items()), all(
         works.values()
     )

@@ -42,6 +42,8 @@ class Totals:
         written: bytes.
         flops: of products.
         cycles: XLA's estimate, on a TPU.
+        unestimated: seconds of rooflines of the kernels for which it has none, such as Pallas
+            kernels; transfers beside other kernels are not among them.
         kinds: seconds of rooflines by kind, one of `KINDS`.
     """
 
@@ -50,6 +52,7 @@ class Totals:
     written: float = 0.0
     flops: float = 0.0
     cycles: int = 0
+    unestimated: float = 0.0
     kinds: Counter = field(default_factory=Counter)
 
     @property
@@ -71,6 +74,7 @@ class Totals:
             written=self.written + times * other.written,
             flops=self.flops + times * other.flops,
             cycles=self.cycles + times * other.cycles,
+            unestimated=self.unestimated + times * other.unestimated,
             kinds=self.kinds + kinds,
         )
 
@@ -191,8 +195,11 @@ def _is_collective(i: Instruction) -> bool:
 
 
 def seconds_of_cycles(totals: Totals, clock: float) -> float:
-    """Return XLA's own estimate for a TPU whose cores run at `clock` Hz."""
-    return totals.cycles / clock if clock else 0.0
+    """Return XLA's own estimate for a TPU whose cores run at `clock` Hz.
+
+    Kernels for which it has none count as their rooflines. 0 where it estimates nothing.
+    """
+    return totals.cycles / clock + totals.unestimated if clock and totals.cycles else 0.0
 
 
 def widest(text: str, dtype: str) -> int:
@@ -226,7 +233,12 @@ def _inside(module: Module, i: Instruction) -> Iterator[Instruction]:
 
 
 def _is_copy(module: Module, i: Instruction) -> bool:
-    """Whether a kernel does nothing but copy an array, whole."""
+    """Whether a kernel does nothing but copy an array, whole.
+
+    What a TPU's compiler moves to or from its fast memory, beside other kernels, is no copy.
+    """
+    if i.op == "copy-start" and "S(1)" in i.shape:
+        return False
     if i.op != "fusion":
         return i.op in ("copy", "copy-start")
     return {j.op for j in _inside(module, i)} - {"parameter", "bitcast", "tuple"} == {"copy"}
@@ -319,14 +331,16 @@ def kernel(module: Module, computation: str, i: Instruction, rates: Rates) -> To
     if flops and hlo.operand_type(module, computation, i) in ("f32", "f64"):
         peak = rates.exact if hlo.is_exact(module, i) else rates.peak32
     moving, computing = (read + written) / rates.bandwidth, flops / peak
-    kind = _kind(module, i, flops, computing >= moving)
+    kind, seconds = _kind(module, i, flops, computing >= moving), max(moving, computing)
+    cycles = hlo.cycles(i)
     return Totals(
         kernels=1,
         read=read,
         written=written,
         flops=flops,
-        cycles=hlo.cycles(i),
-        kinds=Counter({kind: max(moving, computing)}),
+        cycles=cycles,
+        unestimated=0.0 if cycles or i.op.endswith("-start") else seconds,
+        kinds=Counter({kind: seconds}),
     )
 
 
@@ -344,7 +358,7 @@ def _is_attention(i: Instruction) -> bool:
     if i.op != "custom-call":
         return False
     ours = kernels.name_of(hlo.operation(i))
-    return ours == "attend_rows" or (ours is None and hlo.is_attention(i))
+    return ours in ("attend_rows", "attend_ring") or (ours is None and hlo.is_attention(i))
 
 
 def _kind_without_products(module: Module, i: Instruction) -> str:

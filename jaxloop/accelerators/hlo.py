@@ -297,7 +297,9 @@ def _fusion_traffic(
     for parameter in (j for j in inner.values() if j.op == "parameter"):
         number = int(parameter.inside)
         whole = of(i.operands[number]) if number < len(i.operands) else size(parameter.shape)
-        read += _read_of_parameter(whole, list(_uses(users, parameter.name)))
+        counts = math.prod(dimensions(parameter.shape))
+        uses = list(_uses(users, parameter.name, counts))
+        read += _read_of_parameter(whole, uses, size(parameter.shape) / max(1, counts))
     return read, written
 
 
@@ -327,19 +329,31 @@ def _users(inner: dict[str, Instruction]) -> Users:
     return users
 
 
-def _uses(users: Users, name: str) -> Iterator[tuple[Instruction, int]]:
-    """Who uses a value, through views, and as which operand."""
+_ELEMENTWISE = (
+    *("add", "and", "clamp", "compare", "convert", "divide", "exponential", "log", "maximum"),
+    *("minimum", "multiply", "negate", "or", "power", "select", "subtract", "tanh"),
+)
+
+
+def _uses(users: Users, name: str, counts: int) -> Iterator[tuple[Instruction, int]]:
+    """Who uses a value of `counts` elements, and as which operand.
+
+    Through views, and through elementwise arithmetic, of which a fusion computes only what is used.
+    """
     for j, position in users.get(name, ()):
-        if j.op == "bitcast":
-            yield from _uses(users, j.name)
+        same = j.op in _ELEMENTWISE and math.prod(dimensions(j.shape)) == counts
+        if j.op == "bitcast" or same and not j.root:
+            yield from _uses(users, j.name, counts)
         else:
             yield j, position
 
 
-def _read_of_parameter(whole: float, uses: list[tuple[Instruction, int]]) -> float:
-    """Bytes that a fusion reads of a parameter of `whole` bytes."""
+def _read_of_parameter(whole: float, uses: list[tuple[Instruction, int]], each: float) -> float:
+    """Bytes that a fusion reads of a parameter of `whole` bytes, `each` for an element."""
     if uses and all(position == 0 and user.op in _PARTS for user, position in uses):
-        return min(whole, sum(size(user.shape) for user, _ in uses))
+        # A value that reaches a slice by several ways is read once.
+        parts = {user.name: each * math.prod(dimensions(user.shape)) for user, _ in uses}
+        return min(whole, sum(parts.values()))
     if uses and all(position == 0 and user.op in _UPDATES for user, position in uses):
         return 0.0
     return whole

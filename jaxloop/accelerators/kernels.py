@@ -3,22 +3,27 @@
 Of a slot's cache a decoding step reads the tokens that are there, `MEAN_CACHED` on average.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
 # Tokens in a slot's cache: texts of mixed lengths with mean 60 and a long tail hold 50 to 80.
 MEAN_CACHED = 80
+# Share of a ring that a program of several slots reads, for the oldest of them, at that mean.
+RING_SHARE = 0.85
+
+Operand = tuple[tuple[int, ...], float]  # dimensions, bytes
 
 
 def name_of(operation: str) -> str | None:
     """Return which of our kernels a JAX operation is, or None."""
-    match = re.search(r"\b(attend_rows|adapt_groups)\b", operation)
+    match = re.search(
+        r"\b(attend_rows|attend_ring|adapt_groups|adapt_inputs|gate_groups)\b", operation
+    )
     return match[1] if match else None
 
 
-def moved(
-    name: str, operands: Sequence[tuple[tuple[int, ...], float]], results: Sequence[float]
-) -> tuple[float, float]:
+def moved(name: str, operands: Sequence[Operand], results: Sequence[float]) -> tuple[float, float]:
     """Return (bytes read, bytes written) by one run of a kernel.
 
     Args:
@@ -31,17 +36,37 @@ def moved(
         longest = cache_k[0][2]
         read = sum(size for _, size in small) + caches * min(1.0, MEAN_CACHED / longest)
         return read, results[0] + caches / longest
+    if name == "attend_ring":
+        *small, (_, keys), (_, values) = operands
+        return sum(size for _, size in small) + RING_SHARE * (keys + values), sum(results)
+    if name in ("adapt_inputs", "gate_groups"):
+        *rest, adapters = operands
+        share = _share_of_adapters(operands[0], adapters)
+        return sum(size for _, size in rest) + share * adapters[1], sum(results)
     entry, x, a, b, *others = operands
-    share = min(1.0, entry[0][0] / a[0][0])
+    share = _share_of_adapters(entry, a)
     read = entry[1] + x[1] + share * (a[1] + b[1]) + sum(size for _, size in others)
     return read, sum(results)
 
 
-def computed(name: str, operands: Sequence[tuple[tuple[int, ...], float]]) -> float:
+def _share_of_adapters(entry: Operand, adapters: Operand) -> float:
+    """The share of all adapters that groups use."""
+    return min(1.0, entry[0][0] / adapters[0][0])
+
+
+def computed(name: str, operands: Sequence[Operand]) -> float:
     """Return the FLOPs of the products of one run of a kernel; `operands` as for `moved`."""
     if name == "attend_rows":
         (slots, heads, size), groups = operands[0][0], operands[-1][0][1]
         return 4.0 * slots * (heads - 2 * groups) * size * MEAN_CACHED
+    if name == "attend_ring":
+        return 4.0 * math.prod(operands[3][0]) * MEAN_CACHED
     rows, inside = operands[1][0]
+    if name == "adapt_inputs":
+        _, parts, _, rank = operands[2][0]
+        return 2.0 * rows * inside * parts * rank
+    if name == "gate_groups":
+        rank, outside = operands[4][0][1:]
+        return 2.0 * rows * outside * (inside + rank)
     (_, parts, _, rank), outside = operands[2][0], operands[3][0][-1]
     return 2.0 * rows * rank * (parts * inside + outside)

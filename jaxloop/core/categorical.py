@@ -3,14 +3,15 @@
 S rows, V categories, G blocks of W categories.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-# Numbers in a row of a TPU's registers.
-LANES = 128
+# Numbers in a row of a TPU's registers, and rows of bfloat16 in one.
+LANES, SUBLANES = 128, 16
 
 
 def inverse_cdf(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:
@@ -27,6 +28,65 @@ def inverse_cdf(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:
         u_S: uniform in [0, 1).
     """
     return jax.lax.platform_dependent(weights_SV, u_S, tpu=_on_tpu, default=_draw)
+
+
+def inverse_cdf_of(
+    weigh: Callable[[jax.Array, jax.Array], jax.Array],
+    z_SV: jax.Array,
+    row_S: jax.Array,
+    u_S: jax.Array,
+) -> jax.Array:
+    """`inverse_cdf(weigh(z, row), u)`, which on a TPU never holds the weights.
+
+    There they are computed twice from `z_SV`, once for the sums of blocks and once in the chosen
+    block.
+
+    Args:
+        weigh: elementwise, of `z_SV` and one number for each row; 0 for -inf.
+        z_SV: on a TPU best the transpose of an array [V, S].
+        row_S: the rows' numbers.
+        u_S: uniform in [0, 1).
+    """
+    return jax.lax.platform_dependent(
+        z_SV,
+        row_S,
+        u_S,
+        tpu=functools.partial(_weighed_on_tpu, weigh),
+        default=functools.partial(_weighed, weigh),
+    )
+
+
+def _weighed(
+    weigh: Callable[[jax.Array, jax.Array], jax.Array],
+    z_SV: jax.Array,
+    row_S: jax.Array,
+    u_S: jax.Array,
+) -> jax.Array:
+    return _draw(weigh(z_SV, row_S[:, None]), u_S)
+
+
+def _weighed_on_tpu(
+    weigh: Callable[[jax.Array, jax.Array], jax.Array],
+    z_SV: jax.Array,
+    row_S: jax.Array,
+    u_S: jax.Array,
+) -> jax.Array:
+    """Rows lie in the lanes of registers, so that blocks are sums over the other two axes.
+
+    Blocks that fill V and whole registers need no padding, which would be a copy.
+    """
+    width = _width(z_SV.shape[1])
+    filling = math.gcd(width, z_SV.shape[1])
+    width = filling if filling >= SUBLANES else width
+    z_VS = jnp.pad(z_SV.T, ((0, -z_SV.shape[1] % width), (0, 0)), constant_values=-jnp.inf)
+    z_GWS = z_VS.reshape(-1, width, z_SV.shape[0])
+    row_11S = row_S[None, None]
+    block_S, rest_S = _choose_block(weigh(z_GWS, row_11S).sum(1).T, u_S)
+    block_G = jnp.arange(z_GWS.shape[0], dtype=jnp.int32)
+    chosen_GS = block_G[:, None] == block_S[None]
+    z_WS = jnp.where(chosen_GS[:, None], z_GWS, -jnp.inf).max(0)
+    w_SW = weigh(z_WS, row_11S[0]).T
+    return block_S * width + _with_weight(w_SW, _first_above(jnp.cumsum(w_SW, -1), rest_S))
 
 
 def _draw(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:
@@ -56,7 +116,7 @@ def _by_blocks(
     """
     padded_SV = _pad_to_blocks(weights_SV, width)
     w_SGW = padded_SV.reshape(padded_SV.shape[0], -1, width)
-    block_S, rest_S = _choose_block(w_SGW, u_S)
+    block_S, rest_S = _choose_block(w_SGW.sum(-1), u_S)
     w_SW = entries(weights_SV if weights_SV.shape[1] >= width else padded_SV, w_SGW, block_S)
     return block_S * width + _with_weight(w_SW, _first_above(jnp.cumsum(w_SW, -1), rest_S))
 
@@ -81,9 +141,8 @@ def _pad_to_blocks(weights_SV: jax.Array, width: int) -> jax.Array:
     return jnp.pad(weights_SV, ((0, 0), (0, more))) if more else weights_SV
 
 
-def _choose_block(w_SGW: jax.Array, u_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _choose_block(sums_SG: jax.Array, u_S: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The block in which the cumulative sum reaches its target, and the target inside it."""
-    sums_SG = w_SGW.sum(-1)
     upto_SG = jnp.cumsum(sums_SG, -1)
     target_S = u_S * upto_SG[:, -1]
     block_S = _with_weight(sums_SG, _first_above(upto_SG, target_S))

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxloop.lm.generation import row_kernels
+from jaxloop.lm import triton as triton_backend
+from jaxloop.lm.generation import ring_attention, row_kernels
 from jaxloop.lm.model import flash, gate
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.runtime.devices import platform_of
@@ -27,7 +28,9 @@ class Target:
         cudnn: cuDNN's fused attention, on a GPU.
         splash: `flash.causal`, on a TPU.
         gate: the kernels of `gate`, on a GPU.
-        rows: the kernels of `row_kernels`, on a GPU.
+        rows: the kernels of `row_kernels`: `row_attention` and `row_adapters` on a GPU,
+            `ring_kernel` on a TPU.
+        products: the kernel of `row_products`, on a GPU.
     """
 
     platform: str = "cpu"
@@ -35,11 +38,12 @@ class Target:
     splash: bool = False
     gate: bool = False
     rows: bool = False
+    products: bool = False
 
     @property
     def for_sharded_base(self) -> "Target":
         """The target without Pallas kernels, which XLA cannot shard over devices."""
-        return dataclasses.replace(self, splash=False, gate=False, rows=False)
+        return dataclasses.replace(self, splash=False, gate=False, rows=False, products=False)
 
 
 def target_of(config: ModelConfig, params: Any, mesh: Mesh | None = None) -> Target:
@@ -53,23 +57,26 @@ def target_of(config: ModelConfig, params: Any, mesh: Mesh | None = None) -> Tar
     devices = max((len(x.sharding.device_set) for x in arrays), default=1)
     gpu, tpu = platform == "gpu", platform == "tpu"
     pallas = devices == 1 or mesh is not None
-    rows = False
+    dtype, rows = str(jax.tree.leaves(params)[0].dtype), False
     if pallas and gpu:
-        dtype = str(jax.tree.leaves(params)[0].dtype)
         rows = row_kernels.works(dtype, config.head_dim)
+    if pallas and tpu and ring_attention.fits(config, dtype):
+        rows = row_kernels.rings_work(config.num_heads, config.num_kv_heads, config.head_dim)
     return Target(
         platform,
         cudnn=gpu and cudnn_works(config.head_dim),
         splash=pallas and tpu and flash.works(config.head_dim),
         gate=pallas and gpu and gate.works(),
         rows=rows,
+        products=gpu and rows and row_kernels.products_work(dtype),
     )
 
 
 def complete(platform: str) -> Target:
     """Return the target of hardware that is absent: every kernel of the platform."""
-    gpu = platform == "gpu"
-    return Target(platform, cudnn=gpu, splash=platform == "tpu", gate=gpu, rows=gpu)
+    gpu, tpu = platform == "gpu", platform == "tpu"
+    triton = gpu and triton_backend.AVAILABLE
+    return Target(platform, cudnn=gpu, splash=tpu, gate=triton, rows=triton or tpu, products=triton)
 
 
 @functools.cache

@@ -137,6 +137,7 @@ def run(
             stop=stop,
             measure=measure,
             features=features,
+            first=first,
             process=process,
             processes=process_count,
             in_background=stack.enter_context(background_thread()) if overlap else None,
@@ -396,8 +397,7 @@ def _changed_settings(
     """Settings of the family that differ and may not, as text."""
     changed = []
     for section in ("fit", "sample"):
-        texts = differences({section: before[section]}, {section: now[section]})
-        for name, text in texts.items():
+        for name, text in differences({section: before[section]}, {section: now[section]}).items():
             if not any(name == f or name.startswith(f + ".") for f in resumable_fields):
                 changed.append(text)
     return changed
@@ -484,7 +484,8 @@ def _prune_weights(run: Run, generation: int, history: History) -> None:
     for old in range(generation - run.settings.keep + 1):
         place = checkpoint.finished(old)
         folder = f"{place}/adapters/"
-        if not (run.root / folder).is_dir():
+        # The newest of them is pruned even if all of its weights lie on other hosts.
+        if old < generation - run.settings.keep and not (run.root / folder).is_dir():
             continue
         kept = tuple(
             f"{place}/{weights_stem(Member(chain, entity))}."

@@ -20,7 +20,6 @@ from jaxloop.recursion.parts import (
     process_share,
     rows_by_member,
     tidy,
-    weights_stem,
 )
 from jaxloop.recursion.plan import IndexPlan
 from jaxloop.recursion.run import Failure, Run, effective
@@ -28,6 +27,7 @@ from jaxloop.recursion.sources import texts_path, with_ledger_sources
 from jaxloop.runtime import checkpoint, tables
 from jaxloop.runtime.atomic_io import inside, write_atomic
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import elsewhere
 
 TEXT_COLUMNS = ("generation", "entity", "row", "text", "prompt", "tokens", "finished", "selected")
 # metrics-0001.parquet and so on: what `backfill` added to a finished generation.
@@ -60,12 +60,14 @@ class History:
 class Assembled(NamedTuple):
     """A generation that lacks only its metrics.
 
-    files   its files, relative to the run directory
-    failed  chains that have stopped by then, by id
+    files      its files, relative to the run directory
+    failed     chains that have stopped by then, by id
+    elsewhere  entries of weights on other hosts' disks; see `checkpoint.write_manifest`
     """
 
     files: list[str]
     failed: dict[str, Failure]
+    elsewhere: dict[str, Mapping[str, Any]]
 
 
 def assemble(
@@ -92,7 +94,7 @@ def assemble(
         CorruptCheckpointError: a part is missing or damaged.
     """
     run.stop.doing = f"writing generation {generation}"
-    fits = _fit_rows(run, generation, groups)
+    fits, trained = _fit_rows(run, generation, groups)
     texts = _gather_tables(run, generation, groups, "sample")
     losses = _gather_tables(run, generation, groups, "fit")
     members = [(member, group.base) for group in groups for member in group.members]
@@ -105,9 +107,9 @@ def assemble(
         booked = with_ledger_sources(plan, member.chain, run.data, run.settings.generations)
         generated = texts.get((member.chain.id, member.entity))
         rows += _ledger_rows(
-            run, generation, history, member, base, booked, fits[member], generated
+            run, generation, history, member, base, booked, fits[member], trained, generated
         )
-        files += _weight_files(run, generation, member, fits[member])
+    files += trained
     for chain in run.chains:
         files += _write_texts(run, generation, chain, texts)
     names = [(member.chain.id, member.entity) for member, _ in members]
@@ -116,7 +118,7 @@ def assemble(
         run.root / files[1],
         tables.concatenate([losses[name] for name in names if name in losses]),
     )
-    return Assembled(files, failed)
+    return Assembled(files, failed, elsewhere(run.root, trained))
 
 
 def finish(run: Run, generation: int, groups: Sequence[FitGroup], assembled: Assembled) -> None:
@@ -134,7 +136,11 @@ def finish(run: Run, generation: int, groups: Sequence[FitGroup], assembled: Ass
     measured = [metrics[name] for name in names if name in metrics]
     tables.write_parquet(run.root / table, tables.concatenate([tidy([], run.chains), *measured]))
     checkpoint.finalise(
-        run.root, generation, [*assembled.files, table], about_run(run, assembled.failed)
+        run.root,
+        generation,
+        [*assembled.files, table],
+        about_run(run, assembled.failed),
+        assembled.elsewhere,
     )
 
 
@@ -210,12 +216,18 @@ def _all_parts(run: Run, groups: Sequence[FitGroup]) -> list[FitGroup]:
     return [share for share in shares if share is not None]
 
 
-def _fit_rows(run: Run, generation: int, groups: Sequence[FitGroup]) -> dict[Member, FitRow]:
+def _fit_rows(
+    run: Run, generation: int, groups: Sequence[FitGroup]
+) -> tuple[dict[Member, FitRow], dict[str, dict[str, Any]]]:
+    """Rows of the manifests of all fits, and {file: {"bytes", "sha256"}} of the weights."""
     rows: dict[Member, FitRow] = {}
+    trained: dict[str, dict[str, Any]] = {}
     for part in _all_parts(run, groups):
         manifest = checkpoint.read_manifest(run.root, part_path(generation, part, "fit", "json"))
         rows |= dict(zip(part.members, manifest["about"]["rows"], strict=True))
-    return rows
+        table = part_path(generation, part, "fit", "parquet")
+        trained |= {name: entry for name, entry in manifest["files"].items() if name != table}
+    return rows, trained
 
 
 def _gather_tables(
@@ -254,17 +266,6 @@ def _failures(
 # ---- files of a generation
 
 
-def _weight_files(run: Run, generation: int, member: Member, row: FitRow) -> list[str]:
-    """Files of a model's weights, relative to the run directory; none where training failed."""
-    name = row.get("file")
-    if not name:
-        return []
-    if name.endswith(".safetensors"):
-        return [name]
-    folder = run.root / f"{checkpoint.unfinished(generation)}/{weights_stem(member)}.orbax"
-    return sorted(str(path.relative_to(run.root)) for path in folder.rglob("*") if path.is_file())
-
-
 def _write_texts(
     run: Run,
     generation: int,
@@ -297,6 +298,7 @@ def _ledger_rows(
     base: str,
     plan: IndexPlan,
     fit: FitRow,
+    trained: Mapping[str, Mapping[str, Any]],
     texts: Columns | None,
 ) -> list[dict[str, Any]]:
     chain, entity = member
@@ -322,7 +324,7 @@ def _ledger_rows(
         "items_sampled": 0 if texts is None else len(texts["text"]),
         "tokens_sampled": 0 if texts is None else sum(texts["tokens"]),
         "checkpoint": final_file,
-        "checkpoint_sha256": checkpoint.sha256(run.root / file) if file else "",
+        "checkpoint_sha256": trained[file]["sha256"] if file else "",
         "status": "ok" if fit["finite"] else fit["fault"],
         "environment": json.dumps(dict(run.environment), sort_keys=True),
     }

@@ -43,7 +43,7 @@ from jaxloop.recursion.sources import (
 )
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import checkpoint, tables, weights_io
-from jaxloop.runtime.mirror import meet
+from jaxloop.runtime.mirror import fetch, meet
 
 # {"GROUP.STEP": manifest} of the parts that an earlier run has left.
 Parts = Mapping[str, dict[str, Any]]
@@ -104,10 +104,14 @@ def make(
 
 def _begin(run: Run, generation: int) -> Parts:
     """The usable parts that an earlier run has left. Only process 0 deletes the others."""
+    folder = run.root / checkpoint.unfinished(generation) / checkpoint.PARTS
+    if generation > run.first:
+        # Nothing is left of a later generation, so nobody has to wait.
+        folder.mkdir(parents=True, exist_ok=True)
+        return {}
     parts: Parts = {}
     if run.process == 0:
         parts = checkpoint.verified_parts(run.root, generation)
-        folder = run.root / checkpoint.unfinished(generation) / checkpoint.PARTS
         folder.mkdir(parents=True, exist_ok=True)
     meet(f"generation {generation} begins", run.root)
     if run.process > 0:
@@ -290,8 +294,10 @@ def _previous_weights(run: Run, generation: int, member: Member) -> Any:
     place = checkpoint.unfinished(generation - 1)
     if not (run.root / place).is_dir():
         place = checkpoint.finished(generation - 1)
+    stem = f"{place}/{weights_stem(member)}"
+    fetch(run.root, stem)
     try:
-        return weights_io.load_tree(run.root, f"{place}/{weights_stem(member)}")
+        return weights_io.load_tree(run.root, stem)
     except FileNotFoundError:
         raise ValueError(
             f"chain {member.chain.id}: starts from the weights of generation {generation - 1}, "

@@ -121,6 +121,7 @@ class Run:
     load           returns the base model of a name; the last few stay in memory
     report         tells the progress bar that a step is done
     stop           says whether a signal has come
+    first          the generation that this run makes first
     process, processes   number of this process in the cluster, and how many there are
     in_background  submits work to a thread; None: models are measured in turn
     calls          what calls took, for the size of later ones; it grows
@@ -138,6 +139,7 @@ class Run:
     stop: Stop
     measure: Measure | None = None
     features: Features | None = None
+    first: int = 0
     process: int = 0
     processes: int = 1
     in_background: Submit | None = None

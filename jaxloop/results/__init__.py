@@ -9,14 +9,15 @@ import math
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxloop.recursion import saved_run
-from jaxloop.results import measures, page, verdict
+from jaxloop.reporting.figures import png
+from jaxloop.results import beside, measures, page, verdict
 from jaxloop.results.expectations import Claim, Expectations, read
-from jaxloop.results.page import Finding, Provenance
+from jaxloop.results.page import Finding, Made, Provenance
 from jaxloop.runtime.atomic_io import inside, sha256, write_atomic
 from jaxloop.runtime.environment import git_output
 from jaxloop.studies.common import spent
@@ -40,8 +41,14 @@ def findings(run: Path, expectations: Expectations) -> list[Finding]:
         ValueError: a measure is not understood, or the run does not have what it names; the claim
             is named.
     """
-    saved_run.require_run(run)
+    for one in directories(run, expectations):
+        saved_run.require_run(one)
     return [_finding(run, claim, expectations.confidence) for claim in expectations.claims]
+
+
+def directories(run: Path, expectations: Expectations) -> list[Path]:
+    """Return the directories of the runs that a page is of: `run`, or those below it."""
+    return [run / name for name in expectations.runs] or [run]
 
 
 def _finding(run: Path, claim: Claim, confidence: float) -> Finding:
@@ -70,25 +77,32 @@ def write(run: Path, expect: Path, out: Path) -> ResultsPage:
     for name in files:
         if not inside(run, name).is_file():
             raise ValueError(f"expect={expect}: the run has no file {name!r}")
-    beside = out / expect.stem
-    beside.mkdir(parents=True, exist_ok=True)
-    places = {name: f"{expect.stem}/{Path(name).name}" for name in files}
+    folder = out / expect.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {name: f"{expect.stem}/{_file_name(name, expectations)}" for name in files}
     for name, place in places.items():
         shutil.copyfile(inside(run, name), out / place)
+    figures = {places[name]: caption for name, caption in expectations.figures.items()}
+    if expectations.beside:
+        picture = f"{expect.stem}/beside.png"
+        write_atomic(out / picture, png(beside.draw(judged)), durable=False)
+        figures[picture] = expectations.beside
     command = shlex.join(["jaxloop", "results", "RUN", f"--expect={expect}", f"--out={out}"])
-    calls = spent.read(run)
+    made = [
+        Made(one.name if expectations.runs else "", spent.read(one), sha256(one / "config.json"))
+        for one in directories(run, expectations)
+    ]
     provenance = Provenance(
         command=command,
-        calls=calls,
-        fingerprint=sha256(run / "config.json")[:16],
-        expected=_written_down(expect, calls),
+        runs=made,
+        expected=_written_down(expect, [one.calls for one in made]),
         source=expect.name,
     )
     text = page.render(
         expectations,
         judged,
         provenance,
-        figures={places[name]: caption for name, caption in expectations.figures.items()},
+        figures=figures,
         tables=[places[name] for name in expectations.tables],
     )
     path = out / f"{expect.stem}.md"
@@ -96,23 +110,33 @@ def write(run: Path, expect: Path, out: Path) -> ResultsPage:
     return ResultsPage(path, judged)
 
 
-def _written_down(expect: Path, calls: Sequence[dict]) -> str:
-    """A sentence that says whether the file was committed before the run began."""
+def _file_name(name: str, expectations: Expectations) -> str:
+    """The name of a file of the run beside the page: of several runs, that of the run is in it."""
+    parts = Path(name).parts
+    return f"{parts[0]}_{parts[-1]}" if expectations.runs else parts[-1]
+
+
+def _written_down(expect: Path, calls: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """A sentence that says whether the file was committed before the first run began.
+
+    calls: of every run.
+    """
     folder = expect.parent.resolve()
     try:
         committed = git_output(folder, "log", "-1", "--format=%cI %h", "--", expect.name)
         changed = git_output(folder, "status", "--porcelain", "--", expect.name)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    if not committed or not calls:
+    if not committed or not all(calls):
         return "Whether they were written down before the run is not known."
     when, commit = committed.split()
     if changed:
         return f"They were changed after commit {commit} and not committed again."
-    began = str(calls[0]["began"])
+    began = min(str(of_run[0]["began"]) for of_run in calls)
     moment, start = (datetime.datetime.fromisoformat(text) for text in (when, began))
     order = "before" if moment <= start else "AFTER"
-    return f"Last changed in commit {commit} of {when[:16]}, {order} the run began."
+    what = "the run" if len(calls) == 1 else "the first run"
+    return f"Last changed in commit {commit} of {when[:16]}, {order} {what} began."
 
 
 def run_action(words: Sequence[str]) -> str:

@@ -17,6 +17,10 @@
 the smallest distance that counts) or `near` (the measure is within `by` of `value`). Where a closed
 form predicts the measure, `formula` is a measure of what it predicts, and `value = "formula"`
 compares with it.
+
+A page can be of several runs: `runs = ["two", "three"]` names directories below the one that is
+given, the fields `figures` and `tables` begin with one of these names, and every measure and
+formula says with `run = "two"` which run it is of.
 """
 
 import math
@@ -78,6 +82,9 @@ class Expectations:
         limits: sentences about what cannot be concluded.
         figures: {file in the run directory: caption}.
         tables: files in the run directory whose rows are shown beside the page.
+        runs: directories of the runs, below the one that is given; () where that is the run.
+        beside: caption of a figure of the claims that have a formula, with what it gives; "": no
+            such figure.
     """
 
     title: str
@@ -89,10 +96,12 @@ class Expectations:
     limits: Sequence[str] = ()
     figures: Mapping[str, str] = field(default_factory=lambda: _NONE)
     tables: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    beside: str = ""
 
 
 _TEXTS = ("title", "paper", "config")
-_LISTS = ("setting", "limits", "tables")
+_LISTS = ("setting", "limits", "tables", "runs")
 _CLAIM_TEXTS = ("name", "says", "where", "expect", "number", "note")
 _CLAIM_NEEDS = ("name", "says", "where", "expect", "measure")
 
@@ -112,9 +121,11 @@ def read(path: Path) -> Expectations:
     claims = stored.pop("claim", [])
     if not isinstance(claims, list) or not claims:
         raise ValueError(f"expect={path}: has no [[claim]]; at least one is needed")
-    allowed = (*_TEXTS, *_LISTS, "confidence", "figures")
+    allowed = (*_TEXTS, *_LISTS, "beside", "confidence", "figures")
     _check_names(str(path), stored, allowed, needed=_TEXTS)
-    _check_types(str(path), stored, texts=_TEXTS, lists=_LISTS, numbers=("confidence",))
+    _check_types(
+        str(path), stored, texts=(*_TEXTS, "beside"), lists=_LISTS, numbers=("confidence",)
+    )
     if not 0.5 <= stored.get("confidence", 0.95) < 1:
         raise ValueError(
             f"expect={path}: confidence={stored['confidence']} is not allowed; from 0.5 to below 1"
@@ -123,7 +134,27 @@ def read(path: Path) -> Expectations:
     names = [claim.name for claim in read_claims]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"expect={path}: the name {twice!r} is used for two claims")
+    for claim in read_claims:
+        _check_run(f"{path}, claim {claim.name!r}", claim, stored.get("runs", []))
+    if stored.get("beside") and not any(claim.formula for claim in read_claims):
+        raise ValueError(f"expect={path}: beside needs a claim with the field 'formula'")
     return Expectations(claims=tuple(read_claims), **stored)
+
+
+def _check_run(place: str, claim: Claim, runs: Sequence[str]) -> None:
+    """Raise ValueError where a measure does not say which of several runs it is of."""
+    for field_name in ("measure", "formula"):
+        fields = getattr(claim, field_name)
+        given = fields.get("run")
+        if not runs and given is not None:
+            raise ValueError(
+                f"expect={place}: {field_name}.run={given!r} is not allowed; the file has no `runs`"
+            )
+        if runs and fields and given not in runs:
+            raise ValueError(
+                f"expect={place}: {field_name}.run={given!r} is not allowed; one of "
+                f"{', '.join(runs)}"
+            )
 
 
 def _claim(place: str, stored: Any) -> Claim:

@@ -15,7 +15,8 @@ A measure is a table of fields in the file of expectations. Its form follows fro
 `at`, `minus` and `over` are tables {column: value or list of values}; `minus` and `over` name only
 what differs from `at`. `generation = "last"` is the last one that every chain reached, `"late"`
 the last five. `unit` names the column of the independent units, `seed` by default; `scale`
-multiplies a measure, `units` is what its units are called on the page.
+multiplies a measure, `units` is what its units are called on the page. Where a page is of several
+runs, `run` says which of their directories the measure is of.
 """
 
 import math
@@ -32,8 +33,8 @@ from jaxloop.reporting import run_files
 from jaxloop.results.verdict import Estimate
 
 LATE = 5  # generations
-_OF_FILE = ("file", "where", "value", "se", "low", "high", "count", "scale", "units")
-_OF_METRIC = ("metric", "at", "minus", "over", "slope", "unit", "units", "scale")
+_OF_FILE = ("file", "where", "value", "se", "low", "high", "count", "scale", "units", "run")
+_OF_METRIC = ("metric", "at", "minus", "over", "slope", "unit", "units", "scale", "run")
 
 
 def measure(root: Path, fields: Mapping[str, Any]) -> Estimate:
@@ -51,6 +52,7 @@ def measure(root: Path, fields: Mapping[str, Any]) -> Estimate:
     for name in needed:
         if name not in fields:
             raise ValueError(f"measure: the field {name!r} is missing")
+    root = root / str(fields.get("run", ""))
     estimate = _of_file(root, fields) if of_file else _of_metric(root, fields)
     scale = float(fields.get("scale", 1.0))
     return estimate._replace(value=estimate.value * scale, se=estimate.se * abs(scale))

@@ -36,20 +36,33 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Made:
+    """How a run came about.
+
+    Attributes:
+        name: of its directory, "" where the page is of one run.
+        calls: entries of `studies.common.spent` of the run.
+        fingerprint: SHA-256 of the run's config.
+    """
+
+    name: str
+    calls: Sequence[Mapping[str, Any]]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Provenance:
     """How a page's numbers came about.
 
     Attributes:
         command: makes the page from the run.
-        calls: entries of `studies.common.spent` of the run.
-        fingerprint: of the run's config.
+        runs: that the page is of.
         expected: words about when the expectations were written down, "" where that is unknown.
         source: name of the file of expectations.
     """
 
     command: str
-    calls: Sequence[Mapping[str, Any]]
-    fingerprint: str
+    runs: Sequence[Made]
     expected: str
     source: str
 
@@ -182,28 +195,40 @@ def _provenance(provenance: Provenance) -> str:
         f"* page: `{provenance.command}`",
         f"* expectations: {provenance.source}. {provenance.expected}".rstrip(),
     ]
-    lines.append(f"* SHA-256 of its configuration begins with `{provenance.fingerprint}`")
-    if not provenance.calls:
-        return "\n".join([*lines, "* the run has no record of its calls"])
-    last = provenance.calls[-1]
+    runs = [_made(run) for run in provenance.runs]
+    if len(runs) == 1:
+        first, *others = runs[0]
+        return "\n".join([first, *lines, *others])
+    named = [
+        [f"* run {made.name}:", *(f"    {line}" for line in run)]
+        for made, run in zip(provenance.runs, runs, strict=True)
+    ]
+    return "\n".join([*lines, *(line for run in named for line in run)])
+
+
+def _made(run: Made) -> list[str]:
+    """The lines about a run: its command first, if it has a record of its calls."""
+    prints = f"* SHA-256 of its configuration begins with `{run.fingerprint[:16]}`"
+    if not run.calls:
+        return [prints, "* the run has no record of its calls"]
+    last = run.calls[-1]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    ended = [call for call in provenance.calls if "wall" in call]
-    killed = len(provenance.calls) - len(ended)
+    ended = [call for call in run.calls if "wall" in call]
+    killed = len(run.calls) - len(ended)
     took = ", ".join(
         f"{duration(sum(call[kind] for call in ended))} of the {kind}"
         for kind in ("wall", "processor")
     )
-    calls = f"{len(provenance.calls)} call{'s' if len(provenance.calls) > 1 else ''}"
+    calls = f"{len(run.calls)} call{'s' if len(run.calls) > 1 else ''}"
     not_counted = f"; {killed} of them killed, whose time is not counted" if killed else ""
-    return "\n".join(
-        [
-            f"* run: `{_WORKDIR.sub('--workdir=RUN', last['command'])}`",
-            *lines,
-            f"* begun {provenance.calls[0]['began']}, {calls}: {took}{not_counted}",
-            f"* code: commit {last['commit']}; devices: {last['devices']}",
-            f"* versions: {versions}",
-        ]
-    )
+    place = f"RUN/{run.name}" if run.name else "RUN"
+    return [
+        f"* run: `{_WORKDIR.sub(f'--workdir={place}', last['command'])}`",
+        prints,
+        f"* begun {run.calls[0]['began']}, {calls}: {took}{not_counted}",
+        f"* code: commit {last['commit']}; devices: {last['devices']}",
+        f"* versions: {versions}",
+    ]
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

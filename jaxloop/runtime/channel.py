@@ -4,6 +4,7 @@
 {}                               I live
 {"at": "3 NAME"}                 I wait at barrier 3
 {"go": "3 NAME"}                 all are there
+{"sent": 7}                      all my weights of meeting 7 are in the object store
 {"stop": 15}                     a signal came; nobody waits for anybody any more
 {"gone": "why"}                  leave
 {"bye": true}                    I have ended in good order
@@ -36,6 +37,7 @@ class Channel:
         index, count: which process this is, of how many.
         silence: seconds without a sign of life after which another one is gone.
         stopped: the signal that one of the processes has got, or None.
+        sent: in process 0, the last meeting whose weights each process has sent; see `mirror`.
         before_leaving: is called before the process leaves because another one is gone.
         end: ends the process with an exit code.
     """
@@ -44,6 +46,7 @@ class Channel:
         self.index, self.count = index, count
         self.silence = SILENCE_SECONDS
         self.stopped: int | None = None
+        self.sent: dict[int, int] = {}
         self.before_leaving: Callable[[], None] = lambda: None
         self.end: Callable[[int], None] = os._exit
         self._others = dict(others)
@@ -99,6 +102,13 @@ class Channel:
                 self._say_all({"stop": number})
                 self._changed.notify_all()
 
+    def tell_sent(self, meeting: int) -> None:
+        """Tell process 0 that the object store has this process's weights of a meeting."""
+        if self.index == 0:
+            self.sent[0] = meeting
+        else:
+            self._say(0, {"sent": meeting})
+
     def say_goodbye(self) -> None:
         """Tell the others that this process ends in good order."""
         self._say_all({"bye": True})
@@ -135,6 +145,8 @@ class Channel:
                 self._note(other, str(said["at"]))
             elif "go" in said:
                 self._open.add(str(said["go"]))
+            elif "sent" in said:
+                self.sent[other] = int(said["sent"])
             elif "stop" in said:
                 self.tell_stop(int(said["stop"]))
             elif "bye" in said:

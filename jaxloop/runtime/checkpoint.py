@@ -49,6 +49,7 @@ def write_manifest(
     about: Mapping | None = None,
     *,
     moved: Mapping[str, str] | None = None,
+    elsewhere: Mapping[str, Mapping] | None = None,
     durable: bool = False,
 ) -> None:
     """Write a manifest: size and SHA-256 of each file, and `about`.
@@ -59,14 +60,18 @@ def write_manifest(
         files: paths relative to `root`.
         about: JSON values to keep with it.
         moved: {old prefix: new prefix} of paths that are renamed right after.
+        elsewhere: {path: {"bytes", "sha256"}} of files that lie on another host's disk.
         durable: whether all files are flushed to the disk, the manifest last.
     """
     listed: dict[str, dict] = {}
     directories: set[Path] = set()
     for name in sorted(files):
-        path = inside(root, name)
+        path, entry = inside(root, name), (elsewhere or {}).get(name)
         for old, new in (moved or {}).items():
             name = new + name[len(old) :] if name.startswith(old + "/") else name
+        if entry is not None:
+            listed[name] = dict(entry)
+            continue
         listed[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         if durable:
             sync(path)
@@ -132,7 +137,11 @@ def read_manifest(root: Path, manifest: str) -> dict:
 
 
 def finalise(
-    root: Path, generation: int, files: Iterable[str], about: Mapping | None = None
+    root: Path,
+    generation: int,
+    files: Iterable[str],
+    about: Mapping | None = None,
+    elsewhere: Mapping[str, Mapping] | None = None,
 ) -> None:
     """Finish a generation: write its manifest, then rename its directory.
 
@@ -142,9 +151,18 @@ def finalise(
         files: all files of the generation, relative to `root`; they lie in `unfinished(generation)`
             or elsewhere in the run directory, such as texts/.
         about: JSON values to keep in the manifest.
+        elsewhere: as in `write_manifest`.
     """
     source, target = unfinished(generation), finished(generation)
-    write_manifest(root, f"{source}/{MANIFEST}", files, about, moved={source: target}, durable=True)
+    write_manifest(
+        root,
+        f"{source}/{MANIFEST}",
+        files,
+        about,
+        moved={source: target},
+        elsewhere=elsewhere,
+        durable=True,
+    )
     delete(root, target)
     os.rename(inside(root, source), inside(root, target))
     sync(inside(root, DIRECTORY))

@@ -112,6 +112,18 @@ def last_barrier(name: str, until: float) -> bool:
     return _JOINED[0].last_barrier(name, until) if _JOINED else True
 
 
+def tell_sent(meeting: int) -> None:
+    """Tell process 0 that the object store has this process's weights of a meeting."""
+    if _JOINED:
+        _JOINED[0].tell_sent(meeting)
+
+
+def sent_by_all() -> int:
+    """Return the last meeting whose weights all processes have sent, as process 0 was told."""
+    channel = _JOINED[0]
+    return min(channel.sent.get(process, 0) for process in range(channel.count))
+
+
 def watch_silence(seconds: float) -> None:
     """Let another process count as gone after this time without a sign of life."""
     if _JOINED:

@@ -1,8 +1,8 @@
 """A run directory kept in an object store, for hosts without a common disk.
 
-Every host works in a local copy of the run directory. `meet` makes the copies equal where the
-processes of a run wait for each other anyway (`cluster.barrier`), and puts into the store what a
-machine that has nothing needs to go on:
+Every host works in a local copy of the run directory. `meet` makes the copies equal, but for
+weights (`mirror_weights`), where the processes of a run wait for each other anyway
+(`cluster.barrier`). The store gets what a machine that has nothing needs to go on:
 
     blobs/SHA-256        content of files, each content once: a renamed file is not sent again
     states/SHA-256.json  {path: [size, SHA-256]} of all files of the run at one moment
@@ -12,20 +12,19 @@ machine that has nothing needs to go on:
 
 Objects are put whole and read by name: no listing, no rename. What is read is compared with its
 SHA-256; where the newest state is damaged, the one before is used. A thread sends what is finished
-while the run goes on (`_background`), so that a meeting finds most contents in the store already.
+while the run goes on (`_background`): with several processes weights, which nothing waits for.
 """
 
-import dataclasses
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from jaxloop.runtime import checkpoint, lease, object_store
+from jaxloop.runtime import checkpoint, lease, mirror_weights, object_store
 from jaxloop.runtime.cluster import (
     NOTICE_SECONDS,
     RESERVE_SECONDS,
@@ -34,12 +33,13 @@ from jaxloop.runtime.cluster import (
     initialise_distributed,
     last_barrier,
     processes,
+    sent_by_all,
+    tell_sent,
 )
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror_copy import (
     INDEX,
     RUN,
-    SENDING,
     Mirror,
     changes_since,
     folder_of,
@@ -48,11 +48,9 @@ from jaxloop.runtime.mirror_copy import (
     restore_copy,
     scan,
     send,
-    send_ahead,
     take,
     to_json,
     walk,
-    write_head,
     write_index,
 )
 from jaxloop.runtime.object_store import open_store
@@ -87,9 +85,11 @@ def mirrored(address: str) -> Iterator[Path]:
             stack.enter_context(_held(mirror))
         barrier("the address is held")
         restore_copy(mirror)
+        if count > 1:
+            mirror_weights.begin(mirror, read_index(mirror))
         barrier("the copy is restored")
         stack.enter_context(_sent_at_the_end(mirror, several=count > 1, first=process == 0))
-        stack.enter_context(_background(mirror, _send_ahead if count > 1 else _send_whole))
+        stack.enter_context(_background(mirror, _send_weights if count > 1 else _send_whole))
         yield mirror.root
 
 
@@ -118,7 +118,7 @@ def of(root: Path) -> Mirror | None:
 def meet(name: str, root: Path) -> None:
     """Wait until every process is here, and give each what the others have written in the run.
 
-    On a disk that all share there is nothing to give.
+    Weights are not given: see `fetch`. On a disk that all share there is nothing to give.
     """
     if processes()[1] == 1:
         return
@@ -127,6 +127,26 @@ def meet(name: str, root: Path) -> None:
         barrier(name)
     else:
         _exchange(mirror, name, barrier)
+
+
+def fetch(root: Path, stem: str) -> None:
+    """Make sure that a model's weights lie here, also those that another process has trained.
+
+    stem: their path without extension, relative to the run directory.
+    """
+    mirror = of(root) if processes()[1] > 1 else None
+    if mirror is not None:
+        mirror_weights.fetch(mirror, stem)
+
+
+def elsewhere(root: Path, listed: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the entries of weights that lie on another host, which has no disk in common.
+
+    listed: {path: {"bytes", "sha256"}}, as manifests list them.
+    """
+    if processes()[1] == 1 or of(root) is None:
+        return {}
+    return {path: listed[path] for path in mirror_weights.elsewhere(root, listed)}
 
 
 def notice_at(root: Path, notice: float | None) -> float | None:
@@ -184,7 +204,7 @@ def _sent_at_the_end(mirror: Mirror, *, several: bool, first: bool) -> Iterator[
     except BaseException:
         _send_what_is_here(mirror, several=several, first=first)
         raise
-    _send_what_is_here(mirror, several=several, first=first)
+    _send_the_last(mirror, several=several, first=first)
 
 
 def _send_what_is_here(mirror: Mirror, *, several: bool, first: bool) -> None:
@@ -192,6 +212,16 @@ def _send_what_is_here(mirror: Mirror, *, several: bool, first: bool) -> None:
         _send_whole(mirror)
     elif first:
         _send_alone(mirror)
+
+
+def _send_the_last(mirror: Mirror, *, several: bool, first: bool) -> None:
+    """Send what is here when the run has ended, which other processes wait for too."""
+    if several:
+        mirror_weights.send_weights(mirror)
+        barrier("all weights are sent")
+        if first:
+            mirror_weights.publish_until(mirror, read_index(mirror).meeting)
+    _send_what_is_here(mirror, several=several, first=first)
 
 
 @contextmanager
@@ -213,35 +243,46 @@ def _leaving_in_time(stopped: Stopped) -> Iterator[None]:
 # ---- several processes
 
 
-def _exchange(mirror: Mirror, name: str, wait: Callable[[str], None]) -> None:
-    """One meeting: send what changed here, take what changed elsewhere, write the new state."""
+def _exchange(
+    mirror: Mirror, name: str, wait: Callable[[str], None], *, all_now: bool = False
+) -> None:
+    """One meeting: send what changed here, take what changed elsewhere, keep the new state.
+
+    Weights are sent beside the run, with `all_now` at once.
+    """
     process, count = processes()
     index = read_index(mirror)
     index.meeting += 1
-    now = scan(mirror, index)
+    here = scan(mirror, index)
+    now = here | mirror_weights.known_elsewhere(mirror, index)
     changed = changes_since(index.state, now)
-    deleted = [path for path in index.state if path not in now]
-    changes: dict[str, Any] = {"put": changed, "delete": deleted}
-    with SENDING:
-        # What was sent ahead counts for the meeting after the one that the index names.
-        send(mirror, changed, dataclasses.replace(index, meeting=index.meeting - 1))
+    small = {p: entry for p, entry in changed.items() if not mirror_weights.is_weights(p)}
+    send(mirror, small, index)
+    changes: dict[str, Any] = {
+        "put": changed,
+        "delete": [path for path in index.state if path not in now],
+        "sent": mirror_weights.announce(mirror, index, here, all_now=all_now),
+    }
     place = f"sync/{index.meeting}"
     object_store.put(mirror.store, f"{place}/{process}.json", to_json(changes))
     wait(f"{name}: sent")
     state = dict(index.state)
+    sent_by = index.meeting
     # Process 0 comes last: where two have written one file, its version counts.
     for other in reversed(range(count)):
         theirs = changes if other == process else _journal(mirror, f"{place}/{other}.json")
         for path in theirs["delete"]:
             state.pop(path, None)
         state |= {path: (size, sha) for path, (size, sha) in theirs["put"].items()}
-    # From here on what is taken is known to be in the store, so it is not sent ahead.
+        sent_by = min(sent_by, theirs["sent"])
     index.state, index.whole = state, False
     write_index(mirror, index)
-    take(mirror, state, index, now)
+    take(mirror, state, index, here, leave=mirror_weights.is_weights)
     index.whole = True
     if process == 0:
-        write_head(mirror, state, index)
+        mirror_weights.wait_for_weights(mirror, index.meeting, state)
+        mirror_weights.publish_until(mirror, sent_by)
+        index.head = mirror_weights.forget(mirror)
         for other in range(count):
             object_store.delete(mirror.store, f"sync/{index.meeting - 2}/{other}.json")
     write_index(mirror, index)
@@ -261,7 +302,7 @@ def _seal(mirror: Mirror, until: float | None, *, first: bool) -> None:
             raise _NotAll
 
     try:
-        _exchange(mirror, "stopped", wait)
+        _exchange(mirror, "stopped", wait, all_now=True)
     except (_NotAll, OSError):
         if first:
             _send_alone(mirror)
@@ -270,25 +311,25 @@ def _seal(mirror: Mirror, until: float | None, *, first: bool) -> None:
 def _send_alone(mirror: Mirror) -> None:
     """Make what this process has the newest state: at the end, when others may be gone already.
 
-    What another process wrote since the last meeting is not in it and is made again.
+    What another process wrote since the last meeting is not in it and is made again; so is a
+    generation of which another process has not sent all weights.
     """
     index = read_index(mirror)
+    mirror_weights.publish_until(mirror, sent_by_all())
+    index.head = mirror_weights.forget(mirror)
+    now = scan(mirror, index) | mirror_weights.known_elsewhere(mirror, index)
     # A copy that was left while it was changed is not whole; the store has the state before.
-    if index.whole:
-        publish(mirror, scan(mirror, index), index)
+    if index.whole and mirror_weights.is_whole(mirror, now, index.head):
+        mirror_weights.send_weights(mirror)
+        publish(mirror, now, index)
 
 
-def _send_ahead(mirror: Mirror) -> None:
-    """Send weights and texts that lie ready for the next meeting."""
-    send_ahead(mirror, [path for path in walk(mirror.root) if _is_ready(path)])
-
-
-def _is_ready(path: str) -> bool:
-    """Whether a file is written once and kept: not a table that grows, nor the log."""
-    folder, name = path.split("/", 1)[0], path.rsplit("/", 1)[-1]
-    return folder == "texts" or (
-        folder == checkpoint.DIRECTORY and "/adapters/" in path and name != checkpoint.MANIFEST
-    )
+def _send_weights(mirror: Mirror) -> None:
+    """Send the weights that lie ready; in process 0 also the newest state that has all of its."""
+    mirror_weights.send_weights(mirror)
+    tell_sent(mirror_weights.sent_until(mirror, read_index(mirror)))
+    if processes()[0] == 0:
+        mirror_weights.publish_until(mirror, sent_by_all())
 
 
 def _journal(mirror: Mirror, name: str) -> dict[str, Any]:
@@ -310,6 +351,7 @@ def _background(mirror: Mirror, work: Callable[[Mirror], None]) -> Iterator[None
     """Context in which a thread sends what is finished."""
     done = threading.Event()
     lock = threading.Lock()
+    several = processes()[1] > 1
 
     def locked() -> None:
         with lock:
@@ -320,7 +362,7 @@ def _background(mirror: Mirror, work: Callable[[Mirror], None]) -> Iterator[None
         finished: list[str] = []
         while not done.wait(LOOK_SECONDS):
             now = time.monotonic()
-            if _finished(mirror.root) == finished and now - sent <= SEND_SECONDS:
+            if not several and _finished(mirror.root) == finished and now - sent <= SEND_SECONDS:
                 continue
             finished, sent = _finished(mirror.root), now
             try:
@@ -331,7 +373,7 @@ def _background(mirror: Mirror, work: Callable[[Mirror], None]) -> Iterator[None
     thread = threading.Thread(target=look, name="object store", daemon=True)
     thread.start()
     # Of several processes only those that meet make a state.
-    with nullcontext() if processes()[1] > 1 else before_leaving(locked):
+    with nullcontext() if several else before_leaving(locked):
         try:
             yield
         finally:
@@ -340,10 +382,8 @@ def _background(mirror: Mirror, work: Callable[[Mirror], None]) -> Iterator[None
 
 
 def _finished(root: Path) -> list[str]:
-    """What is there to send: finished generations, weights and texts, and the run itself."""
+    """What is there to send: finished generations, and the run itself."""
     names = [p.name for p in (root / checkpoint.DIRECTORY).glob("generation=*")]
-    if processes()[1] > 1:
-        names += [path for path in walk(root) if _is_ready(path)]
     return sorted([*names, *([MARKER] if is_workdir(root) else [])])
 
 

@@ -7,9 +7,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,10 @@ from jaxloop.runtime.workdir import HOLDER, LOCK
 # {path in the run directory: (size, SHA-256)}
 State = dict[str, tuple[int, str]]
 
-RUN, INDEX, AHEAD = "run", "mirror.json", "ahead.json"
+RUN, INDEX = "run", "mirror.json"
 HEAD = "head.json"
 THREADS = 8
 _LOCAL = {LOCK, HOLDER}
-# One thread of the process sends at a time, so that no content is sent by two.
-SENDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,8 @@ class Index:
         head: name of the newest state in the store, and of the one before.
         hashes: {path: [size, time of change, SHA-256]} of local files.
         whole: whether the copy is a state; false while the one is made of the other.
+        announced: {SHA-256: meeting} of weights here that the store did not have at the last
+            meeting, and the meeting at which the others were told of them.
     """
 
     address: str
@@ -69,11 +68,12 @@ class Index:
     head: list[str] = dataclasses.field(default_factory=list)
     hashes: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     whole: bool = True
+    announced: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def folder_of(address: str) -> Path:
     """Return the folder of the copy of an address on this machine."""
-    return cache_folder() / "mirrors" / _sha256(address.rstrip("/").encode())[:16]
+    return cache_folder() / "mirrors" / digest(address.rstrip("/").encode())[:16]
 
 
 # ---- states
@@ -88,7 +88,7 @@ def scan(mirror: Mirror, index: Index, only: Iterable[str] | None = None) -> Sta
             about = file.stat()
             known = index.hashes.get(path)
             if known is None or known[:2] != [about.st_size, about.st_mtime_ns]:
-                known = [about.st_size, about.st_mtime_ns, _sha256(file.read_bytes())]
+                known = [about.st_size, about.st_mtime_ns, digest(file.read_bytes())]
         except FileNotFoundError:
             continue
         index.hashes[path] = known
@@ -105,50 +105,60 @@ def walk(root: Path) -> Iterator[str]:
 
 
 def send(mirror: Mirror, files: Mapping[str, tuple[int, str]], index: Index) -> None:
-    """Put the contents that the store does not have yet."""
-    there = {sha for _, sha in index.state.values()} | sent_ahead(mirror, index)
+    """Put the contents that the state of the index does not have."""
+    put_new(mirror, files, there={sha for _, sha in index.state.values()})
+
+
+def put_new(mirror: Mirror, files: Mapping[str, tuple[int, str]], there: Set[str]) -> set[str]:
+    """Put the contents that the store does not have.
+
+    Args:
+        mirror: the copy.
+        files: {path: (size, SHA-256)}; a file that has changed or is gone meanwhile is left out.
+        there: contents that the store has.
+
+    Returns:
+        The contents that were put.
+    """
     new = {sha: path for path, (_, sha) in files.items() if sha not in there}
 
-    def send_one(item: tuple[str, str]) -> None:
+    def put_one(item: tuple[str, str]) -> str | None:
         sha, path = item
         try:
             data = (mirror.root / path).read_bytes()
         except FileNotFoundError:
-            return
-        if _sha256(data) == sha:
-            object_store.put(mirror.store, f"blobs/{sha}", data)
+            return None
+        if digest(data) != sha:
+            return None
+        object_store.put(mirror.store, f"blobs/{sha}", data)
+        return sha
 
     with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(send_one, new.items()))
+        return {sha for sha in threads.map(put_one, new.items()) if sha is not None}
 
 
-def sent_ahead(mirror: Mirror, index: Index) -> set[str]:
-    """Return the contents that were sent since the last meeting, for the next one."""
-    try:
-        ahead = json.loads((mirror.folder / AHEAD).read_bytes())
-        # Contents of an earlier time may have been deleted since.
-        return set(ahead["sent"]) if ahead["meeting"] == index.meeting else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+def take(
+    mirror: Mirror,
+    state: State,
+    index: Index,
+    now: State,
+    leave: Callable[[str], bool] = lambda path: False,
+) -> None:
+    """Make the copy equal to a state. Contents that lie here under another name are not read.
 
-
-def send_ahead(mirror: Mirror, paths: Iterable[str]) -> None:
-    """Put the contents of files that the next meeting will ask for."""
-    with SENDING:
-        index = read_index(mirror)
-        found = changes_since(index.state, scan(mirror, index, only=paths))
-        sent = sent_ahead(mirror, index)
-        here = {sha for _, sha in found.values()}
-        if not here <= sent:
-            send(mirror, found, index)
-            ahead = {"meeting": index.meeting, "sent": sorted(sent | here)}
-            write_atomic(mirror.folder / AHEAD, to_json(ahead), durable=False)
-
-
-def take(mirror: Mirror, state: State, index: Index, now: State) -> None:
-    """Make the copy equal to a state. Contents that lie here under another name are not read."""
+    Args:
+        mirror: the copy.
+        state: what it is to be.
+        index: of the copy; it learns what is taken.
+        now: the files that lie here.
+        leave: says of a path whether it is left where its content is not here.
+    """
     here = {sha: path for path, (_, sha) in now.items()}
-    needed = changes_since(now, state)
+    needed = {
+        path: entry
+        for path, entry in changes_since(now, state).items()
+        if entry[1] in here or not leave(path)
+    }
 
     def take_one(item: tuple[str, tuple[int, str]]) -> None:
         path, (size, sha) = item
@@ -157,7 +167,7 @@ def take(mirror: Mirror, state: State, index: Index, now: State) -> None:
         if sha in here:
             data = (mirror.root / here[sha]).read_bytes()
         else:
-            data = _read_blob(mirror.store, size, sha)
+            data = read_blob(mirror.store, size, sha)
         write_atomic(target, data, durable=False)
 
     with ThreadPoolExecutor(THREADS) as threads:
@@ -181,10 +191,15 @@ class DamagedObject(ValueError):
     """An object of the store is missing, or is not what was put there."""
 
 
-def _read_blob(store: Store, size: int, sha: str) -> bytes:
+def read_blob(store: Store, size: int, sha: str) -> bytes:
+    """Return a content.
+
+    Raises:
+        DamagedObject: it is missing or is not what was put there.
+    """
     for wait in (0.2, 1.0, None):
         data = object_store.get(store, f"blobs/{sha}")
-        if data is not None and len(data) == size and _sha256(data) == sha:
+        if data is not None and len(data) == size and digest(data) == sha:
             return data
         if wait is not None:
             time.sleep(wait)
@@ -195,7 +210,7 @@ def _read_blob(store: Store, size: int, sha: str) -> bytes:
 def publish(mirror: Mirror, now: State, index: Index) -> None:
     """Make what lies here the newest state of the store."""
     send(mirror, changes_since(index.state, now), index)
-    write_head(mirror, now, index)
+    index.head = forget_old(mirror, write_head(mirror, now, index.head))
     index.state = now
     write_index(mirror, index)
 
@@ -205,34 +220,65 @@ def changes_since(before: State, now: State) -> State:
     return {path: entry for path, entry in now.items() if before.get(path) != entry}
 
 
-def write_head(mirror: Mirror, state: State, index: Index) -> None:
-    """Put a state and make it the newest; delete what only older ones needed."""
+def write_head(mirror: Mirror, state: State, head: Sequence[str]) -> list[str]:
+    """Put a state and make it the newest.
+
+    Args:
+        mirror: the copy.
+        state: the state.
+        head: names of the newest state so far and of those before.
+
+    Returns:
+        Names of the newest state and of those before. The store keeps two: see `forget_old`.
+    """
     data = to_json(state)
-    name = _sha256(data)
-    if index.head[:1] == [name]:
-        return
+    name = digest(data)
+    if head[:1] == [name]:
+        return list(head)
     object_store.put(mirror.store, f"states/{name}.json", data)
-    head = [name, *index.head[:1]]
-    object_store.put(mirror.store, HEAD, to_json({"format": 1, "states": head}))
-    for old in index.head[1:]:
-        _forget(mirror, old, keep=state, also=index.head[0])
-    index.head = head
+    object_store.put(mirror.store, HEAD, to_json({"format": 1, "states": [name, *head[:1]]}))
+    return [name, *head]
 
 
-def _forget(mirror: Mirror, old: str, keep: State, also: str) -> None:
-    """Delete a state, and the contents that neither of the two newest states has."""
-    states = [_read_state(mirror.store, name) for name in (old, also)]
-    if states[0] is not None and states[1] is not None:
-        kept = {sha for state in (keep, states[1]) for _, sha in state.values()}
-        dropped = {sha for _, sha in states[0].values()} - kept
-        for sha in sorted(dropped):
-            object_store.delete(mirror.store, f"blobs/{sha}")
-    object_store.delete(mirror.store, f"states/{old}.json")
+def forget_old(
+    mirror: Mirror,
+    head: Sequence[str],
+    *,
+    skipped: Sequence[State] = (),
+    later: Sequence[State] = (),
+) -> list[str]:
+    """Delete what only states before the newest two needed. Nobody may send meanwhile.
+
+    Args:
+        mirror: the copy.
+        head: names of the newest state and of those before.
+        skipped: states that were never the newest, of which the store has contents.
+        later: states whose contents are to stay.
+
+    Returns:
+        Names of the newest two states.
+    """
+    newest, old = list(head[:2]), head[2:]
+    if old or skipped:
+        kept = [read_state(mirror.store, name) for name in newest]
+        dropped = [read_state(mirror.store, name) for name in old]
+        if None not in kept:
+            spare = _contents([*dropped, *skipped]) - _contents([*kept, *later])
+            for sha in sorted(spare):
+                object_store.delete(mirror.store, f"blobs/{sha}")
+        for name in old:
+            object_store.delete(mirror.store, f"states/{name}.json")
+    return newest
 
 
-def _read_state(store: Store, name: str) -> State | None:
+def _contents(states: Sequence[State | None]) -> set[str]:
+    return {sha for state in states if state is not None for _, sha in state.values()}
+
+
+def read_state(store: Store, name: str) -> State | None:
+    """Return a state of the store; None where it is missing or damaged."""
     data = object_store.get(store, f"states/{name}.json")
-    if data is None or _sha256(data) != name:
+    if data is None or digest(data) != name:
         return None
     return {path: (size, sha) for path, (size, sha) in json.loads(data).items()}
 
@@ -253,7 +299,7 @@ def restore_copy(mirror: Mirror) -> None:
     if index.head[:1] == head[:1] and processes()[1] == 1:
         return
     for number, name in enumerate(head):
-        state = _read_state(mirror.store, name)
+        state = read_state(mirror.store, name)
         if state is None:
             LOGGER.warning("%s: its state %s… is damaged", mirror.store.address, name[:12])
             continue
@@ -280,7 +326,7 @@ def _restore_what_is_whole(mirror: Mirror, index: Index, head: list[str]) -> Non
     as on a disk.
     """
     for name in head:
-        state = _read_state(mirror.store, name) or {}
+        state = read_state(mirror.store, name) or {}
         found = {path: entry for path, entry in state.items() if _is_whole(mirror.store, *entry)}
         if not found:
             continue
@@ -300,7 +346,7 @@ def _restore_what_is_whole(mirror: Mirror, index: Index, head: list[str]) -> Non
 
 def _is_whole(store: Store, size: int, sha: str) -> bool:
     try:
-        _read_blob(store, size, sha)
+        read_blob(store, size, sha)
     except DamagedObject:
         return False
     return True
@@ -333,7 +379,8 @@ def _read_head(store: Store, data: bytes) -> list[str]:
 # ---- small things
 
 
-def _sha256(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of bytes, the name of a content."""
     return hashlib.sha256(data).hexdigest()
 
 

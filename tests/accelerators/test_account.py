@@ -211,6 +211,48 @@ def test_a_tpus_text_arrays_on_the_chip_cost_nothing_and_batches_are_not_summed(
     )
 
 
+def test_what_a_tpus_compiler_does_not_estimate_counts_as_its_roofline():
+    """A Pallas kernel has no cycles; what is moved into fast memory is no copy."""
+    kernel = """  ROOT %z = f32[4,16,64]{2,1,0:T(8,128)} custom-call(%y), \
+custom_call_target="tpu_custom_call"
+}
+"""
+    text = TPU.replace("ROOT %y", "%y").rstrip().rstrip("}") + kernel
+    found = account.account(text, RATES).total
+    assert found.cycles == 1500
+    assert found.unestimated == pytest.approx(2 * 4 * 4 * 16 * 64 / RATES.bandwidth)
+    assert account.seconds_of_cycles(found, 1.5e9) == pytest.approx(1e-6 + found.unestimated)
+    (moved,) = (i for i in hlo.parse(TPU).computations["main"].values() if i.op == "copy-start")
+    assert not account._is_copy(hlo.parse(TPU), moved)  # noqa: SLF001
+
+
+def test_arithmetic_before_a_slice_reads_only_the_slice():
+    text = """HloModule s
+%fused (p: bf16[64,128], i: s32[]) -> f32[1,128] {
+  %p = bf16[64,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %wide = f32[64,128]{1,0} convert(%p)
+  %power = f32[64,128]{1,0} exponential(%wide)
+  %both = f32[64,128]{1,0} multiply(%power, %wide)
+  ROOT %row = f32[1,128]{1,0} dynamic-slice(%both, %i, %zero), dynamic_slice_sizes={1,128}
+}
+ENTRY %main (a: bf16[64,128], i: s32[]) -> f32[1,128] {
+  %a = bf16[64,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %y = f32[1,128]{1,0} fusion(%a, %i), kind=kLoop, calls=%fused
+}
+"""
+    row = 2 * 128
+    assert account.account(text, RATES).total.read == row + 4
+    whole = text.replace("ROOT %row", "%row").replace(
+        "dynamic_slice_sizes={1,128}\n",
+        "dynamic_slice_sizes={1,128}\n  ROOT %t = (f32[1,128]{1,0}, f32[64,128]{1,0}) "
+        "tuple(%row, %both)\n",
+    )
+    assert account.account(whole, RATES).total.read > 64 * row
+
+
 def test_products_in_float32_are_as_fast_as_their_precision():
     text = """HloModule p
 ENTRY %main (a: f32[8,16], b: f32[16,32]) -> f32[8,32] {
@@ -338,6 +380,20 @@ def test_our_kernels_are_counted_as_they_read():
         4096,
     )
     assert kernels.computed("adapt_groups", [((2,), 8.0), x, a, b, y]) == 2 * 32 * 16 * (32 + 64)
+    weights, thin = ((32, 128), 8192.0), ((2, 32, 16), 2048.0)
+    assert kernels.moved("adapt_inputs", [((2,), 8.0), x, a], [2048.0]) == (8 + 2048 + 2048, 2048)
+    moved = kernels.moved("gate_groups", [((2,), 8.0), x, weights, thin, b], [4096.0])
+    assert moved == (8 + 2048 + 8192 + 2048 + 4096, 4096)
+    computed = kernels.computed("gate_groups", [((2,), 8.0), x, weights, thin, b])
+    assert computed == 2 * 32 * 64 * (32 + 16)
+    assert kernels.computed("adapt_inputs", [((2,), 8.0), x, a]) == 2 * 32 * 32 * 16
+    ring, queries = ((8, 320, 128), 8.0 * 320 * 128 * 2), ((8, 4, 128), 8192.0)
+    operands = [((2,), 8.0), ((1,), 4.0), ((1,), 4.0), queries, ring, ring]
+    assert kernels.moved("attend_ring", operands, [8192.0]) == (
+        16 + 8192 + 2 * kernels.RING_SHARE * ring[1],
+        8192,
+    )
+    assert kernels.computed("attend_ring", operands) == 4 * 8 * 4 * 128 * 80
     assert (
         kernels.name_of("jit(f)/while/body/adapt_groups/pallas_call") == "adapt_groups"
         and kernels.name_of("jit(f)/dot") is None

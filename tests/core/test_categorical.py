@@ -139,3 +139,27 @@ def test_a_tpu_draws_the_same(size):
     here, there = jax.jit(categorical._draw)(weights, u), jax.jit(categorical._on_tpu)(weights, u)
     assert int((here != there).sum()) <= 2
     assert (jnp.take_along_axis(weights, there[:, None], 1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    "size, dtype",
+    [(12, jnp.float32), (300, jnp.bfloat16), (1536, jnp.bfloat16), (1570, jnp.float32)],
+)
+def test_a_tpu_draws_the_same_of_weights_that_it_never_holds(size, dtype):
+    """As above, with logits of which some are -inf, and a cut as min_p makes it."""
+    rng = np.random.default_rng(size)
+    z = jnp.asarray(rng.standard_normal((4096, size)) * 2, dtype)
+    z = jnp.where(jnp.asarray(rng.random((4096, size)) < 0.7), -jnp.inf, z).at[:, size // 2].set(1)
+    u = jnp.asarray(rng.random(4096), jnp.float32)
+
+    def weigh(z, top):
+        w = jnp.exp(z.astype(jnp.float32) - top.astype(jnp.float32))
+        return jnp.where(w >= 0.05, w, 0)
+
+    def run(how):
+        return jax.jit(lambda *x: how(weigh, *x))(z, z.max(-1), u)
+
+    here, there = run(categorical._weighed), run(categorical._weighed_on_tpu)
+    assert int((here != there).sum()) <= 2
+    assert (here == draw(weigh(z, z.max(-1)[:, None]), u)).all()
+    assert (jnp.take_along_axis(weigh(z, z.max(-1)[:, None]), there[:, None], 1) > 0).all()

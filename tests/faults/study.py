@@ -10,6 +10,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path[:0] = [
@@ -19,7 +20,7 @@ sys.path[:0] = [
 import unigram  # noqa: E402
 
 from jaxloop.recursion import driver  # noqa: E402
-from jaxloop.runtime import mirror  # noqa: E402
+from jaxloop.runtime import mirror, object_store  # noqa: E402
 from jaxloop.runtime.atomic_io import DiskFull  # noqa: E402
 from jaxloop.runtime.cluster import initialise_distributed, watch_silence  # noqa: E402
 from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_REFUSED  # noqa: E402
@@ -68,12 +69,26 @@ def count_changes(at_change):
     return undo, seen
 
 
+def hold_back_weights(gate):
+    """From now on weights are sent to the store only once the file `gate` exists."""
+    put = object_store.put
+
+    def put_later(store, name, data):
+        while b"__metadata__" in data[:300] and not gate.exists():
+            time.sleep(0.02)
+        put(store, name, data)
+
+    object_store.put = put_later
+
+
 def main(path, generations=4, pause=0.0, die_at=0, beside=0):
     # A process that is killed loses nothing that it wrote; only a power cut does, so nothing here
     # waits for the disk.
     os.fsync = lambda handle: None
     initialise_distributed(timeout=200)
     watch_silence(float(os.environ.get("JAXLOOP_TEST_SILENCE", 60)))
+    if gate := os.environ.get("JAXLOOP_TEST_GATE"):
+        hold_back_weights(Path(gate))
     if int(die_at):
         count_changes(lambda n: os.kill(os.getpid(), signal.SIGKILL) if n == int(die_at) else None)
     try:

@@ -2,14 +2,17 @@
 folder; `test_servers.py` has real servers.
 """
 
+import json
 import os
+import random
+import shutil
 import socket
 import time
 
 import pytest
 from support import contents, start
 
-from jaxloop.runtime import checkpoint, mirror
+from jaxloop.runtime import checkpoint, mirror, mirror_copy, object_store
 
 SECONDS = 240
 
@@ -50,6 +53,44 @@ def test_two_machines_without_a_common_disk_leave_the_same_files(
     blobs = sum(p.stat().st_size for p in (tmp_path / "store" / "blobs").iterdir())
     kept = sum(p.stat().st_size for p in whole[0].rglob("*") if p.is_file())
     assert blobs < 1.5 * kept  # what only the state before the newest had is in it
+    # Each machine has the weights that it trained, and all of the rest.
+    here = [weights_in(tmp_path / f"machine{k}") for k in range(2)]
+    assert here[0] and here[1] and not here[0] & here[1]
+    assert weights_in(tmp_path / "new") <= here[0] | here[1]
+
+
+def weights_in(cache):
+    """Weights of finished generations in the copies of a cache folder."""
+    places = cache.glob("mirrors/**/checkpoints/generation=*/adapters/*")
+    return {f"{path.parts[-3]}/{path.name}" for path in places}
+
+
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_no_generation_waits_until_its_weights_are_sent(
+    tmp_path, whole, address, monkeypatch, killed
+):
+    gate = tmp_path / "gate"
+    both = cluster(tmp_path, address, JAXLOOP_TEST_GATE=str(gate))
+    wait_for_generation(tmp_path / "machine0", 0, both)
+    wait_for_generation(tmp_path / "machine1", 0, both)
+    # The newest state of the store is one whose contents are all there.
+    found = mirror_copy.read_state(*newest(address))
+    assert found and not any("/adapters/" in path for path in found)
+    if killed:
+        for process in both:
+            process.kill()
+            process.communicate()
+        both = cluster(tmp_path, address)
+    gate.touch()
+    for process in both:
+        ended(process)
+    assert restored(tmp_path, address, monkeypatch) == whole[1]
+
+
+def newest(address):
+    """(a store, the name of its newest state)."""
+    store = object_store.open_store(address)
+    return store, json.loads(object_store.get(store, "head.json"))["states"][0]
 
 
 @pytest.mark.slow
@@ -61,6 +102,28 @@ def test_two_machines_that_vanish_are_followed_by_one(tmp_path, whole, address, 
         process.communicate()
     one = start(address, env=on_machine(tmp_path, "elsewhere"))
     ended(one)
+    assert restored(tmp_path, address, monkeypatch) == whole[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_machines_that_vanish_at_random_moments_are_followed_by_any_number(
+    tmp_path, whole, address, monkeypatch, seed
+):
+    chance = random.Random(seed)
+    for _ in range(5):
+        count = chance.choice([2, 3])
+        machines = cluster(tmp_path, address, 4, 0.1, count=count)
+        time.sleep(chance.uniform(2.0, 9.0))
+        for process in chance.sample(machines, count):
+            process.kill()
+            time.sleep(chance.choice([0.0, 0.3]))
+        for process in machines:
+            process.communicate()
+        if chance.random() < 0.5:  # its disk is lost too
+            shutil.rmtree(tmp_path / f"machine{count - 1}", ignore_errors=True)
+    for process in cluster(tmp_path, address, count=chance.choice([2, 3])):
+        ended(process)
     assert restored(tmp_path, address, monkeypatch) == whole[1]
 
 

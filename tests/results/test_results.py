@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 
 import numpy as np
@@ -271,6 +272,60 @@ def test_the_command_names_verdicts_and_refuses_what_it_does_not_know(tmp_path, 
     for wrong in (words[:1], words[1:], [*words, "--form=pdf"], [*words, str(run)]):
         with pytest.raises(ValueError, match="results"):
             results.run_action(wrong)
+
+
+SEVERAL = HEAD.replace(
+    'tables = ["metrics.csv"]', 'runs = ["a", "b"]\ntables = ["a/metrics.csv", "b/metrics.csv"]'
+).replace('"figures/m.png"', '"a/figures/m.png"')
+OF_RUNS = CLAIM.replace("measure = {", 'measure = {run = "b", ') + (
+    'formula = {run = "a", file = "formula.csv", where = {g = 1}, value = "says"}\n'
+)
+
+
+def _two_runs(tmp_path, run):
+    """A folder with two runs; every value of the second is one higher from generation 1 on."""
+    folder = tmp_path / "both"
+    shutil.copytree(run, folder / "a")
+    shutil.copytree(run, folder / "b")
+    table = pd.read_csv(run / "metrics.csv")
+    table["value"] += (table.generation > 0) * (table.setup == "b")
+    table.to_csv(folder / "b/metrics.csv", index=False)
+    (folder / "a/formula.csv").write_text("g,says\n1,2.5\n")
+    return folder
+
+
+def test_a_page_of_several_runs_says_of_which_each_number_is(tmp_path, run):
+    folder = _two_runs(tmp_path, run)
+    head = SEVERAL + 'beside = "Measured and predicted."\n'
+    written = results.write(folder, _expect(tmp_path, head + OF_RUNS), tmp_path / "out")
+    (finding,) = written.findings
+    (one,) = results.findings(run, expectations.read(_expect(tmp_path)))
+    np.testing.assert_allclose(finding.estimate.value, one.estimate.value + 1)
+    assert finding.predicted == 2.5
+    text = written.path.read_text()
+    assert (
+        "* run a:" in text and "* run b:" in text and "![The metric.](two_setups/a_m.png)" in text
+    )
+    assert "![Measured and predicted.](two_setups/beside.png)" in text
+    beside = tmp_path / "out/two_setups"
+    assert (beside / "a_metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
+    assert (beside / "b_metrics.csv").exists() and (beside / "beside.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (SEVERAL + CLAIM, "measure.run=None is not allowed; one of a, b"),
+        (SEVERAL + OF_RUNS.replace('"b"', '"c"', 1), "measure.run='c' is not allowed"),
+        (SEVERAL + OF_RUNS.replace('run = "a", ', ""), "formula.run=None is not allowed"),
+        (HEAD + OF_RUNS, "measure.run='b' is not allowed; the file has no `runs`"),
+        (HEAD + 'beside = "x"\n' + CLAIM, "beside needs a claim with the field 'formula'"),
+    ],
+)
+def test_measures_of_several_runs_are_checked(tmp_path, run, text, says):
+    with pytest.raises(ValueError, match="expect=") as caught:
+        results.write(_two_runs(tmp_path, run), _expect(tmp_path, text), tmp_path / "out")
+    assert says in str(caught.value) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)

@@ -114,24 +114,24 @@ def test_a_pruned_file_leaves_the_store_and_a_renamed_one_is_not_sent_again(plac
             else:
                 (root / "metrics.csv").write_text("a table")
     after = {path.name for path in (folder / "blobs").iterdir()}
-    gone = mirror_copy._sha256(b"content 0 of a.safetensors")
+    gone = mirror_copy.digest(b"content 0 of a.safetensors")
     assert gone in before and gone not in after
-    assert mirror_copy._sha256(b"a table") in after
+    assert mirror_copy.digest(b"a table") in after
 
 
 def test_a_damaged_object_costs_the_newest_state_at_most(place, tmp_path, monkeypatch, caplog):
     address, folder = place
     run(address, 1)
     run(address, 2)
-    blob = folder / "blobs" / mirror_copy._sha256(b"content 1 of a.safetensors")
+    blob = folder / "blobs" / mirror_copy.digest(b"content 1 of a.safetensors")
     blob.write_bytes(blob.read_bytes()[:-1])
     another_machine(monkeypatch, tmp_path)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert checkpoint.scan(mirror.restore(address)).last == 0
     # An object that both states need costs its generation.
-    blob = folder / "blobs" / mirror_copy._sha256(b"content 0 of a.safetensors")
+    blob = folder / "blobs" / mirror_copy.digest(b"content 0 of a.safetensors")
     whole = blob.read_bytes()
-    (folder / "blobs" / mirror_copy._sha256(b"content 1 of a.safetensors")).unlink()
+    (folder / "blobs" / mirror_copy.digest(b"content 1 of a.safetensors")).unlink()
     blob.unlink()
     another_machine(monkeypatch, tmp_path, "third")
     root = mirror.restore(address)
@@ -203,27 +203,6 @@ def test_what_another_machine_was_making_stays_when_a_run_is_begun_again(place, 
     mirror_copy.write_index(copy, index)
     mirror_copy.restore_copy(copy)
     assert begun.exists() and not (root / "notes").exists()
-
-
-def test_what_was_sent_ahead_is_not_sent_again(place, monkeypatch):
-    address, folder = place
-    with mirror.mirrored(address) as root:
-        weights = root / checkpoint.unfinished(0) / "adapters" / "a.safetensors"
-        weights.parent.mkdir(parents=True)
-        weights.write_bytes(b"weights")
-        copy = mirror.of(root)
-        mirror._send_ahead(copy)
-        sent = folder / "blobs" / mirror_copy._sha256(b"weights")
-        assert sent.read_bytes() == b"weights"
-        asked = []
-        monkeypatch.setattr(object_store, "put", lambda store, name, data: asked.append(name))
-        index = mirror_copy.read_index(copy)
-        mirror_copy.send(copy, mirror_copy.scan(copy, index), index)
-        assert asked == []
-        index.meeting += 1  # what was sent before the last meeting counts no more
-        mirror_copy.send(copy, mirror_copy.scan(copy, index), index)
-        assert asked == [f"blobs/{sent.name}"]
-        monkeypatch.undo()
 
 
 def test_a_lease_ends_by_itself_and_that_of_a_dead_process_at_once(place):

@@ -1,8 +1,8 @@
 """The decoding loop with a cache in rows: `decode_loop.decode` for accelerators.
 
 Each slot has a cache row of its own. On a GPU, kernels write the row in place and read only the
-part that is filled (`row_attention`, `row_adapters`). On a TPU there are no such kernels: XLA
-writes all rows at the same index, so that each row is a ring, and reads whole rows.
+part that is filled (`row_attention`, `row_adapters`). On a TPU XLA writes all rows at the same
+index, so that each row is a ring (`ring_attention`).
 
 A text does not depend on the step at which it starts: on a GPU, token `age` of a slot lies at index
 `age` of its row. So the slots of all adapter groups that hold one chain's adapter take texts from
@@ -16,6 +16,7 @@ of a slot, P prompt cache length, Z cached prompts, V vocabulary.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from jaxloop.lm.generation import queues, row_adapters, row_attention, slots
+from jaxloop.lm.generation import queues, ring_attention, row_adapters, row_attention, slots
 from jaxloop.lm.generation.prefill import unstack_layers
 from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter
 from jaxloop.lm.generation.row_attention import RowStep
@@ -51,7 +52,7 @@ class _State(struct.PyTreeNode):
     prompt: jax.Array  # [S] prompt of the slot's text
     job_A: jax.Array  # -1 when free
     next_J: jax.Array  # next request of each job
-    keys: list[jax.Array]  # L x [S, G, M, K]
+    keys: list[jax.Array]  # L x [S, G, M, K]; of rings as `ring_attention.side_by_side` has them
     values: list[jax.Array]
     outputs: Outputs
 
@@ -65,6 +66,11 @@ class _Static:
     shape: DecodeShape
     eos: int | tuple[int, ...] | None
     implementation: str
+
+    @property
+    def rings(self) -> bool:
+        """Whether all slots write at the same place of their rows."""
+        return self.implementation.startswith("ring")
 
 
 class _Inputs(NamedTuple):
@@ -84,7 +90,7 @@ class _GroupAdapters(NamedTuple):
     flat: dict[str, RowAdapter]  # chains and layers in one axis
     chain_A: jax.Array
     depth: int
-    copies_L: list[dict[str, RowAdapter]] | None  # [A, ...] of each layer, for "ring"
+    copies_L: list[dict[str, RowAdapter]] | None  # [A, ...] of each layer, for rings
 
 
 class _StepCarry(NamedTuple):
@@ -120,7 +126,9 @@ def decode_rows(
         adapters: adapters of C chains as `row_adapters.pack_for_rows` packs them, or None.
         jobs: one for each chain that generates; several groups may work on one job. Requests of a
             job may continue different prompts, whatever `shape.shared_prompt` says.
-        implementation: "pallas", "interpret", "plain" or "ring", as in `row_attention.attend`.
+        implementation: of attention and adapters: "pallas", "interpret" or "plain" as in
+            `row_attention.attend`, or "ring", "ring_pallas" or "ring_interpret" as in
+            `ring_attention.attend`.
     """
     if not isinstance(params["layers"], list):
         params = unstack_layers(params)
@@ -146,7 +154,7 @@ def _decode(
         adapters=adapters,
         rope=_rope_halves(config, shape),
         prompts=prompts._replace(
-            keys=_pad_to_blocks(prompts.keys), values=_pad_to_blocks(prompts.values)
+            keys=_for_attention(static, prompts.keys), values=_for_attention(static, prompts.values)
         ),
         requests=requests,
         jobs=jobs,
@@ -166,6 +174,8 @@ def _first_state(static: _Static, inputs: _Inputs) -> _State:
     depth, dtype = len(inputs.params["layers"]), inputs.params["embed"].dtype
     cache_len = row_attention.cache_length(shape.max_new_tokens)
     size = (shape.num_slots, config.num_kv_heads, cache_len, config.head_dim)
+    if static.rings:
+        size = ring_attention.shape(*size)
     idle = slots.idle_slots(shape, static.sampler, config.vocab_size)
     return _State(
         slots=idle,
@@ -178,13 +188,15 @@ def _first_state(static: _Static, inputs: _Inputs) -> _State:
     )
 
 
-def _pad_to_blocks(caches):
-    """Prompt caches of whole blocks."""
+def _for_attention(static, caches):
+    """Prompt caches of whole blocks, for rings with heads side by side."""
     cache_len = caches[0].shape[2]
     more = row_attention.prompt_length(cache_len) - cache_len
-    if not more:
-        return caches
-    return [jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in caches]
+    if more:
+        caches = [jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in caches]
+    if static.rings:
+        caches = [ring_attention.side_by_side(x) for x in caches]
+    return caches
 
 
 def _rope_halves(config, shape):
@@ -215,13 +227,16 @@ def _merge_adapter(config, params, adapters):
     return params | {"layers": [merge(weights, i) for i, weights in enumerate(params["layers"])]}
 
 
-def _logits(config, params, x_SE):
-    """Logits [S, V] in float32, rounded to the model's dtype first, as those of `transformers` are.
+def _logits(static, params, x_SE):
+    """Logits [S, V], rounded to the model's dtype, as those of `transformers` are.
 
-    In bfloat16 that is half the bytes, which a step writes once and reads twice.
+    In bfloat16 that is half the bytes, which a step writes once and reads twice. On a TPU slots lie
+    in the lanes, as `inverse_cdf_of` wants them.
     """
-    head_VE = transformer.lm_head(config, params)
-    return jnp.einsum("se,ve->sv", x_SE, head_VE).astype(jnp.float32)
+    head_VE = transformer.lm_head(static.config, params)
+    if static.rings:
+        return jnp.einsum("ve,se->vs", head_VE, x_SE).T
+    return jnp.einsum("se,ve->sv", x_SE, head_VE)
 
 
 def _chains_and_layers_in_one_axis(adapter: RowAdapter) -> RowAdapter:
@@ -281,7 +296,7 @@ def _run_window(static: _Static, inputs: _Inputs, state: _State) -> _State:
 def _group_adapters(static: _Static, inputs: _Inputs, state: _State) -> _GroupAdapters | None:
     """The adapters of a window's groups; None: there are none.
 
-    For "ring" they are copied once a window, since XLA would copy them in every step.
+    For rings they are copied once a window, since XLA would copy them in every step.
     """
     if inputs.adapters is None:
         return None
@@ -292,7 +307,7 @@ def _group_adapters(static: _Static, inputs: _Inputs, state: _State) -> _GroupAd
         for projection, adapter in inputs.adapters.items()
     }
     copies_L = None
-    if static.implementation == "ring":
+    if static.rings:
         copies_L = [_entries(flat, chain_A * depth + i) for i in range(depth)]
     return _GroupAdapters(flat, chain_A, depth, copies_L)
 
@@ -307,12 +322,11 @@ def _layer_adapter(
     """The groups' adapters in one layer."""
     if adapters is None:
         return None
-    if adapters.copies_L is not None:
-        return adapters.copies_L[i]
     entry_A = adapters.chain_A * adapters.depth + i
+    of_layer = adapters.flat if adapters.copies_L is None else adapters.copies_L[i]
     return {
         projection: GroupAdapter(adapter, entry_A, static.implementation)
-        for projection, adapter in adapters.flat.items()
+        for projection, adapter in of_layer.items()
     }
 
 
@@ -333,20 +347,23 @@ def _model_step(
     if inputs.rope is not None:
         cos, sin = (table[length_S + age_S] for table in inputs.rope)
     at = None
-    if static.implementation == "ring":
+    if static.rings:
         at = (state.outputs.steps + carry.step) % state.keys[0].shape[2]
     now = RowStep(age=age_S, length=length_S, prompt=state.prompt, cos=cos, sin=sin, at=at)
     keys, values = list(state.keys), list(state.values)
 
-    def attend(i, qkv_SJK):
-        out, keys[i], values[i] = row_attention.attend(
-            qkv_SJK,
+    attention: Callable[..., Any] = ring_attention.attend
+    if not static.rings:
+        attention = functools.partial(row_attention.attend, heads=config.num_heads)
+
+    def attend(i, *qkv):
+        out, keys[i], values[i] = attention(
+            *qkv,
             keys[i],
             values[i],
             prompts.keys[i],
             prompts.values[i],
             now,
-            config.num_heads,
             implementation=static.implementation,
         )
         return out
@@ -355,6 +372,6 @@ def _model_step(
     for i, weights in enumerate(params["layers"]):
         attend_i = functools.partial(attend, i)
         adapter = _layer_adapter(static, adapters, i)
-        x_SD = transformer.block(config, weights, adapter, x_SD, attend_i, joined=True)
-    logits_SV = _logits(config, params, transformer.final_norm(config, params, x_SD))
+        x_SD = transformer.block(config, weights, adapter, x_SD, attend_i, joined=not static.rings)
+    logits_SV = _logits(static, params, transformer.final_norm(config, params, x_SD))
     return logits_SV, keys, values

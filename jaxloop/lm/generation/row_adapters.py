@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
+from jaxloop.lm.generation import row_products
 from jaxloop.lm.generation.row_attention import LEAST
 from jaxloop.lm.model.config import ModelConfig, fused_projections
 from jaxloop.lm.model.lora import Adapter
+from jaxloop.lm.triton import plgpu
 
 IN_BLOCK, OUT_BLOCK = 128, 512  # inputs and outputs of an adapter that are read at a time
 SPAN = 2048  # outputs of one program of the kernel
@@ -39,9 +40,22 @@ class RowAdapter(NamedTuple):
 class GroupAdapter(NamedTuple):
     """A fused projection's adapters in one layer, for groups that each use one of them."""
 
-    all: RowAdapter  # chains and layers in one axis
+    all: RowAdapter  # chains and layers in one axis; for rings, those of the groups
     entry: jax.Array  # [A] where in it
-    implementation: str  # "pallas", "interpret" or "plain"
+    implementation: str  # as in `decode_rows`
+
+    @property
+    def by_target(self) -> bool:
+        """Whether each target is a product of its own, which a TPU's compiler joins with the rest.
+
+        A fused projection's output would be written in float32 and read again.
+        """
+        return self.implementation.startswith("ring")
+
+    @property
+    def fused(self) -> bool:
+        """Whether gate and up are computed by `row_products`."""
+        return self.implementation.startswith("fused")
 
 
 def pack_for_rows(
@@ -71,6 +85,62 @@ def pack_for_rows(
             all_b.append(jnp.pad(b, ((0, 0), (0, 0), (0, padding), (0, 0))))
         packed[projection] = RowAdapter(jnp.stack(all_a, 2), jnp.concatenate(all_b, -1))
     return packed
+
+
+def project(
+    x_ND: jax.Array,
+    w_DO: jax.Array,
+    adapter: GroupAdapter | RowAdapter,
+    widths: tuple[int, ...],
+    *,
+    added_NO: jax.Array | None = None,
+    gated: bool = False,
+) -> jax.Array:
+    """Return x W + (x a) b, each run of rows with its own adapter, and what follows it in a block.
+
+    The arguments are those of `adapt`.
+    """
+    if isinstance(adapter, GroupAdapter) and adapter.by_target:
+        parts = _targets(x_ND, w_DO, adapter.all, widths)
+        if gated:
+            parts = [jax.nn.silu(parts[0]) * parts[1]]
+        if added_NO is not None:
+            parts = [parts[0] + added_NO.astype(jnp.float32)]
+        return jnp.concatenate([part.astype(x_ND.dtype) for part in parts], -1)
+    if gated and isinstance(adapter, GroupAdapter) and adapter.fused:
+        groups, interpret = adapter.entry.shape[0], adapter.implementation == "fused_interpret"
+        if row_products.fits(x_ND.shape[0], groups, x_ND.shape[1], widths[0]):
+            return row_products.gate(x_ND, w_DO, *adapter.all, adapter.entry, interpret=interpret)
+    return adapt(x_ND, x_ND @ w_DO, adapter, widths, added_NO=added_NO, gated=gated)
+
+
+def project_targets(
+    x_ND: jax.Array, w_DO: jax.Array, adapter: GroupAdapter, widths: tuple[int, ...]
+) -> list[jax.Array]:
+    """Return x W + (x a) b of each target [N, O]."""
+    if adapter.by_target:
+        return [part.astype(x_ND.dtype) for part in _targets(x_ND, w_DO, adapter.all, widths)]
+    return jnp.split(project(x_ND, w_DO, adapter, widths), np.cumsum(widths)[:-1], -1)
+
+
+def _targets(
+    x_ND: jax.Array, w_DO: jax.Array, adapter: RowAdapter, widths: tuple[int, ...]
+) -> list[jax.Array]:
+    """x W + (x a) b of each target in float32, each by a product of its own."""
+    x_AND = x_ND.reshape(adapter.a.shape[0], -1, x_ND.shape[1])
+    z_PANR = jnp.einsum(
+        "and,apdr->panr", x_AND, adapter.a, preferred_element_type=jnp.float32
+    ).astype(x_ND.dtype)
+    cuts = np.cumsum(widths)[:-1]
+    return [
+        (x_ND @ w).astype(jnp.float32)
+        + jnp.einsum("anr,aro->ano", z, b, preferred_element_type=jnp.float32).reshape(
+            x_ND.shape[0], -1
+        )
+        for w, z, b in zip(
+            jnp.split(w_DO, cuts, -1), z_PANR, jnp.split(adapter.b, cuts, -1), strict=True
+        )
+    ]
 
 
 def adapt(
@@ -126,7 +196,7 @@ def adapt(
         out_specs=whole,
         out_shape=jax.ShapeDtypeStruct((y_NO.shape[0], outside), y_NO.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
-        interpret=adapter.implementation == "interpret",
+        interpret=adapter.implementation.endswith("interpret"),
         name="adapt_groups",
     )
     return call(*args)

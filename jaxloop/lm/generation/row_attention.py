@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
+
+from jaxloop.lm.triton import plgpu
 
 LEAST = 16  # smallest side of a product that the tensor cores take
 CACHE_BLOCK = 64  # cached tokens read at a time
@@ -28,7 +29,7 @@ class RowStep(NamedTuple):
     prompt: jax.Array  # [S] which cached prompt
     cos: jax.Array | None  # [S, K / 2], None where positions are not rotary
     sin: jax.Array | None
-    at: jax.Array | None = None  # [] place that all slots write, for "ring"
+    at: jax.Array | None = None  # [] place that all slots write, for `ring_attention`
 
 
 def cache_length(max_new_tokens: int) -> int:
@@ -63,16 +64,12 @@ def attend(
         prompt_k, prompt_v: [Z, G, P, K], keys rotated.
         step: age, prompt and rotary tables of every slot.
         heads: H.
-        implementation: "pallas", "interpret" (the kernel run by the interpreter, on any device),
-            "plain" (jax.numpy), or "ring" (XLA without a kernel: all slots write at `step.at` of
-            their rows, which are rings). "ring" needs no scatter, but a text's oldest entry may lie
-            anywhere in its ring, so sums are in another order and round differently.
+        implementation: "pallas", "interpret" (the kernel run by the interpreter, on any device) or
+            "plain" (jax.numpy); "fused" and "fused_interpret" are the first two here.
 
     Returns:
         The attended values [S, H K], cache_k and cache_v.
     """
-    if implementation == "ring":
-        return _attend_ring(qkv_SJK, cache_k, cache_v, prompt_k, prompt_v, step, heads)
     if implementation == "plain":
         return attend_plain(qkv_SJK, cache_k, cache_v, prompt_k, prompt_v, step, heads)
     rows, kv_heads = cache_k.shape[:2]
@@ -101,7 +98,7 @@ def attend(
         ],
         input_output_aliases={len(args) - 2: 1, len(args) - 1: 2},
         compiler_params=plgpu.CompilerParams(num_warps=2, num_stages=2),
-        interpret=implementation == "interpret",
+        interpret=implementation.endswith("interpret"),
         name="attend_rows",
     )
     out, cache_k, cache_v = call(*args)
@@ -195,7 +192,9 @@ def attend_plain(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`attend` in jax.numpy, over the whole cache."""
     rows, kv_heads, longest, size = cache_k.shape
-    q, k, v = _split_and_rotate(qkv_SJK, step, heads, kv_heads)
+    q, k, v = jnp.split(qkv_SJK, [heads, heads + kv_heads], 1)
+    if step.cos is not None and step.sin is not None:
+        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
     slot = jnp.arange(rows)
     cache_k, cache_v = cache_k.at[slot, :, step.age].set(k), cache_v.at[slot, :, step.age].set(v)
     keys = jnp.concatenate([prompt_k[step.prompt], cache_k], 2)
@@ -212,56 +211,8 @@ def attend_plain(
     return out.astype(cache_k.dtype).reshape(rows, heads * size), cache_k, cache_v
 
 
-def _attend_ring(
-    qkv_SJK: jax.Array,
-    cache_k: jax.Array,
-    cache_v: jax.Array,
-    prompt_k: jax.Array,
-    prompt_v: jax.Array,
-    step: RowStep,
-    heads: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    assert step.at is not None
-    rows, kv_heads, longest, size = cache_k.shape
-    q, k, v = _split_and_rotate(qkv_SJK, step, heads, kv_heads)
-    at = (0, 0, step.at, 0)
-    cache_k = jax.lax.dynamic_update_slice(cache_k, k[:, :, None], at)
-    cache_v = jax.lax.dynamic_update_slice(cache_v, v[:, :, None], at)
-    q = q.reshape(rows, kv_heads, -1, size)
-    steps_back = (step.at - jnp.arange(longest, dtype=jnp.int32)) % longest
-    in_prompt = jnp.arange(prompt_k.shape[2])[None] < step.length[:, None]
-    stretches = (
-        (prompt_k[step.prompt], prompt_v[step.prompt], in_prompt),
-        (cache_k, cache_v, steps_back[None] <= step.age[:, None]),
-    )
-    scores = []
-    for keys, _, seen in stretches:
-        raw = jnp.einsum("sgqk,sgmk->sgqm", q, keys, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(seen[:, None, None], raw * size**-0.5, -1e30))
-    largest = jnp.maximum(*(x.max(-1, keepdims=True) for x in scores))
-    weights = [jnp.exp(x - largest) for x in scores]
-    total = sum(w.sum(-1, keepdims=True) for w in weights)
-    of_prompt, of_cache = (
-        jnp.einsum(
-            "sgqm,sgmk->sgqk", w.astype(values.dtype), values, preferred_element_type=jnp.float32
-        )
-        for w, (_, values, _) in zip(weights, stretches, strict=True)
-    )
-    out = ((of_prompt + of_cache) / total).astype(cache_k.dtype)
-    return out.reshape(rows, heads * size), cache_k, cache_v
-
-
-def _split_and_rotate(
-    qkv_SJK: jax.Array, step: RowStep, heads: int, kv_heads: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries and keys, rotated where positions are rotary, and values."""
-    q, k, v = jnp.split(qkv_SJK, [heads, heads + kv_heads], 1)
-    if step.cos is None or step.sin is None:
-        return q, k, v
-    return _rotate(q, step.cos, step.sin), _rotate(k, step.cos, step.sin), v
-
-
-def _rotate(x_SHK: jax.Array, cos_SK: jax.Array, sin_SK: jax.Array) -> jax.Array:
+def rotate(x_SHK: jax.Array, cos_SK: jax.Array, sin_SK: jax.Array) -> jax.Array:
+    """Heads with their rotary positions."""
     left, right = jnp.split(x_SHK.astype(jnp.float32), 2, -1)
     c, s = cos_SK[:, None], sin_SK[:, None]
     return jnp.concatenate([left * c - right * s, right * c + left * s], -1).astype(x_SHK.dtype)

@@ -1,4 +1,4 @@
-"""Whether the kernels of `row_attention` and `row_adapters` serve a model and this GPU."""
+"""Whether the kernels of decoding serve a model and this GPU or TPU."""
 
 import functools
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt
+from jaxloop.lm.generation import ring_attention
+from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt, project
 from jaxloop.lm.generation.row_attention import LEAST, RowStep, attend
 from jaxloop.lm.model.config import ModelConfig, fused_projections
 
@@ -80,6 +81,123 @@ def agree(dtype: str, head_dim: int, implementation: str, device: jax.Device) ->
         bool(jnp.allclose(a.astype(jnp.float32), b.astype(jnp.float32), tolerance, tolerance))
         for a, b in pairs
     )
+
+
+@functools.cache
+def products_work(dtype: str) -> bool:
+    """Return whether this process's GPU compiles `row_products` and it agrees with jax.numpy."""
+    try:
+        device = jax.local_devices(backend="gpu")[0]
+        return products_agree(dtype, "fused", device)
+    except Exception:  # any failure of the probe means the same: use the other kernel
+        return False
+
+
+def products_agree(dtype: str, implementation: str, device: jax.Device) -> bool:
+    """Return whether `row_products` agrees with jax.numpy on random numbers.
+
+    The tolerance is 2e-2 in bfloat16 and 1e-3 in float32.
+
+    Args:
+        dtype: "float32" or "bfloat16".
+        implementation: "fused" or "fused_interpret".
+        device: where it runs.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        numbers = rng.standard_normal(shape) / 8
+        return jax.device_put(jnp.asarray(numbers, jnp.dtype(dtype)), device)
+
+    x, w, adapter = (
+        draw(256, 128),
+        draw(128, 256),
+        RowAdapter(draw(4, 2, 128, 16), draw(4, 16, 256)),
+    )
+    entry = jax.device_put(jnp.arange(16, dtype=jnp.int32) % 4, device)
+    ours, theirs = (
+        probe_gate(x, w, adapter, entry, how).astype(jnp.float32)
+        for how in (implementation, "plain")
+    )
+    tolerance = 2e-2 if dtype == "bfloat16" else 1e-3
+    return bool(jnp.allclose(ours, theirs, tolerance, tolerance))
+
+
+@functools.partial(jax.jit, static_argnames="implementation")
+def probe_gate(
+    x: jax.Array, w: jax.Array, adapter: RowAdapter, entry: jax.Array, implementation: str
+) -> jax.Array:
+    """`project` with a gate, as the probe compiles it."""
+    width = w.shape[1] // 2
+    return project(x, w, GroupAdapter(adapter, entry, implementation), (width, width), gated=True)
+
+
+@functools.cache
+def rings_work(heads: int, kv_heads: int, head_dim: int) -> bool:
+    """Return whether this process's TPU compiles `ring_kernel` and it agrees with jax.numpy."""
+    try:
+        device = jax.local_devices(backend="tpu")[0]
+        return rings_agree(heads, kv_heads, head_dim, "ring_pallas", device)
+    except Exception:  # any failure of the probe means the same: use what XLA compiles
+        return False
+
+
+def rings_agree(
+    heads: int, kv_heads: int, head_dim: int, implementation: str, device: jax.Device
+) -> bool:
+    """Return whether the kernel agrees with jax.numpy on random numbers in bfloat16, within 2e-2.
+
+    Args:
+        heads: query heads.
+        kv_heads: key/value heads.
+        head_dim: head size.
+        implementation: "ring_pallas" or "ring_interpret".
+        device: where they run.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jax.device_put(jnp.asarray(rng.standard_normal(shape), jnp.bfloat16), device)
+
+    slots = 16
+    age = jax.device_put(jnp.arange(slots, dtype=jnp.int32) * 12, device)
+    angle = rng.standard_normal((slots, head_dim // 2)).astype(np.float32)
+    step = RowStep(
+        age=age,
+        length=age // 8,
+        prompt=jnp.zeros_like(age),
+        cos=jnp.cos(angle),
+        sin=jnp.sin(angle),
+        at=jax.device_put(jnp.int32(70), device),
+    )
+    new = [draw(slots, n, head_dim) for n in (heads, kv_heads, kv_heads)]
+    caches = [
+        ring_attention.side_by_side(draw(rows, kv_heads, longest, head_dim))
+        for rows, longest in ((slots, 192), (slots, 192), (1, 32), (1, 32))
+    ]
+    ours, theirs = (
+        probe_ring(*new, *caches, step, how).astype(jnp.float32) for how in (implementation, "ring")
+    )
+    return bool(jnp.allclose(ours, theirs, atol=2e-2, rtol=2e-2))
+
+
+@functools.partial(jax.jit, static_argnames="implementation")
+def probe_ring(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache_k: jax.Array,
+    cache_v: jax.Array,
+    prompt_k: jax.Array,
+    prompt_v: jax.Array,
+    step: RowStep,
+    implementation: str,
+) -> jax.Array:
+    """`ring_attention.attend`, as the probe compiles it."""
+    out, _, _ = ring_attention.attend(
+        q, k, v, cache_k, cache_v, prompt_k, prompt_v, step, implementation=implementation
+    )
+    return out
 
 
 @functools.partial(jax.jit, static_argnames=("implementation", "heads"))

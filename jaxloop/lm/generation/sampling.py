@@ -10,6 +10,7 @@ with one uniform a row. A row's arithmetic never reads another row.
 Dimensions: S rows (slots), V vocabulary.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloop.config.sections import SampleConfig
-from jaxloop.core.categorical import inverse_cdf
+from jaxloop.core.categorical import inverse_cdf, inverse_cdf_of
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ class Sampler:
         """Whether `seen_SV` must be given: which tokens each row's text already holds."""
         return self.repetition_penalty != 1
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether a token's weight depends only on its logit and the largest of its row."""
+        ranked = self.top_k > 0 or self.top_p < 1
+        return not (self.greedy or self.needs_seen or ranked)
+
 
 def sampler_of(sample: SampleConfig) -> Sampler:
     """The sampler of a config's `sample` section."""
@@ -88,10 +95,14 @@ def next_token(
 
     Args:
         sampler: how it is drawn.
-        logits_SV: float32.
+        logits_SV: of any dtype; what is computed from them is float32.
         u_S: uniform in [0, 1).
         seen_SV: as in `weights`.
     """
+    if sampler.is_elementwise:
+        weigh = functools.partial(_elementwise_weights, sampler)
+        return inverse_cdf_of(weigh, logits_SV, logits_SV.max(-1), u_S).astype(jnp.int32)
+    logits_SV = logits_SV.astype(jnp.float32)
     if sampler.greedy:
         return jnp.argmax(_penalised(sampler, logits_SV, seen_SV), -1).astype(jnp.int32)
     return inverse_cdf(weights(sampler, logits_SV, seen_SV), u_S).astype(jnp.int32)
@@ -126,6 +137,15 @@ def weights(sampler: Sampler, logits_SV: jax.Array, seen_SV: jax.Array | None = 
     if sampler.top_p < 1:
         w_SV = _nucleus(_order(z_SV), w_SV, sampler.top_p)
     return jnp.where(w_SV >= sampler.min_p, w_SV, 0) if sampler.min_p > 0 else w_SV
+
+
+def _elementwise_weights(sampler: Sampler, z: jax.Array, top: jax.Array) -> jax.Array:
+    """`weights` of logits `z` in rows whose largest are `top`."""
+    z, top = z.astype(jnp.float32), top.astype(jnp.float32)
+    if sampler.temperature != 1:
+        z, top = z / sampler.temperature, top / sampler.temperature
+    w = jnp.exp(z - top)
+    return jnp.where(w >= sampler.min_p, w, 0) if sampler.min_p > 0 else w
 
 
 def _penalised(sampler, logits_SV, seen_SV):

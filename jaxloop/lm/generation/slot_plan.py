@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from jaxloop.config.sections import SampleConfig
-from jaxloop.lm.generation import row_kernels
+from jaxloop.lm.generation import ring_attention, row_kernels
 from jaxloop.lm.generation.row_attention import cache_length
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.model.sizes import sizes_of
@@ -43,7 +43,7 @@ class SlotPlan:
     Attributes:
         target: device and kernels that all programs are compiled for.
         engine: "rows" (`decode_rows`) or "blocks" (`decode_loop`).
-        implementation: implementation of the kernels of "rows" (see `row_attention.attend`); "" for
+        implementation: implementation of the kernels of "rows" (see `decode_rows`); "" for
             "blocks".
         slots: texts generated at the same time, on one device by one program.
         slots_per_adapter: slots of an adapter group.
@@ -188,7 +188,9 @@ def choose_engine(
         ValueError: "rows" was asked for on a GPU whose kernels do not serve this model.
     """
     if target.platform == "tpu":
-        return ("blocks", "") if sample.engine == "blocks" else ("rows", "ring")
+        kernel = target.rows and ring_attention.fits(config, dtype)
+        rings = "ring_pallas" if kernel else "ring"
+        return ("blocks", "") if sample.engine == "blocks" else ("rows", rings)
     if sample.engine == "rows" and target.platform == "cpu":
         return "rows", "plain"
     possible = target.rows and row_kernels.fits(config)
@@ -198,5 +200,5 @@ def choose_engine(
             f"{config.head_dim}, {dtype}); choose auto or blocks"
         )
     if possible and sample.engine != "blocks":
-        return "rows", "pallas"
+        return "rows", "fused" if target.products else "pallas"
     return "blocks", ""

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
+
+from jaxloop.lm.triton import plgpu
 
 TOKENS, COLUMNS = 64, 64  # sides of the tile that a program holds in registers
 RANKS = (16, 32, 64)
@@ -158,7 +159,7 @@ def _call(kernel, wide, thin, of_chain, out, interpret):
         out_specs=[block(x) for x in out],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in out],
         interpret=interpret,
-        compiler_params=None if interpret else triton.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=None if interpret else plgpu.CompilerParams(num_warps=4, num_stages=2),
     )(*wide, *thin, *of_chain)
 
 

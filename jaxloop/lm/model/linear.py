@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt
+from jaxloop.lm.generation.row_adapters import (
+    GroupAdapter,
+    RowAdapter,
+    project,
+    project_targets,
+)
 from jaxloop.lm.model import lean
 from jaxloop.lm.model.config import ModelConfig, fused_projections
 from jaxloop.lm.model.dropout import NO_DROPS, Drop, Drops
@@ -53,6 +58,11 @@ def fused_linear(
     if isinstance(weight, tuple):
         biases = None if bias is None else tuple(split_columns(bias, widths))
         return lean.linear(weight, biases, lora, x_ND, drop, residual_ND)
+    if isinstance(lora, GroupAdapter) and lora.by_target and residual_ND is None:
+        y = project_targets(x_ND, weight, lora, widths)
+        if bias is None:
+            return y
+        return [a + b[None] for a, b in zip(y, split_columns(bias, widths), strict=True)]
     if isinstance(lora, GroupAdapter | RowAdapter):
         y_NO = joined_linear(config, projection, layer, adapter, x_ND, residual_ND)
         return split_columns(y_NO, widths)
@@ -76,14 +86,14 @@ def joined_linear(
     x_ND: jax.Array,
     residual_NO: jax.Array | None = None,
 ) -> jax.Array:
-    """Compute a fused projection for generation on a GPU, its targets side by side [N, O]."""
-    y_NO = x_ND @ layer[projection]
+    """Compute a fused projection for `decode_rows`, its targets side by side [N, O]."""
     lora = None if adapter is None else adapter.get(projection)
     if lora is not None:
         widths = target_widths(config, projection)
-        y_NO = adapt(x_ND, y_NO, lora, widths, added_NO=residual_NO)
-    elif residual_NO is not None:
-        y_NO = y_NO + residual_NO
+        y_NO = project(x_ND, layer[projection], lora, widths, added_NO=residual_NO)
+    else:
+        y_NO = x_ND @ layer[projection]
+        y_NO = y_NO if residual_NO is None else y_NO + residual_NO
     bias = layer.get(f"{projection}_bias")
     return y_NO if bias is None else y_NO + bias[None]
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxloop.lm.generation.row_adapters import adapt
+from jaxloop.lm.generation.row_adapters import project
 from jaxloop.lm.model import attention, lean, rotary
 from jaxloop.lm.model import dropout as dropouts
 from jaxloop.lm.model.config import ModelConfig
@@ -146,7 +146,7 @@ def _mlp_hidden(config, layer, adapter, h_ND, drops, activate):
     silu_gate = config.gated and config.activation == "silu" and not config.mlp_bias
     if silu_gate and uses_row_kernels(adapter, "up"):
         widths = config.d_ff, config.d_ff
-        return adapt(h_ND, h_ND @ layer["up"], adapter["up"], widths, gated=True)
+        return project(h_ND, layer["up"], adapter["up"], widths, gated=True)
     parts = fused_linear(config, "up", layer, adapter, h_ND, drops)
     return activate(*_split_once(parts, [config.d_ff] * (1 + config.gated)))
 

@@ -49,6 +49,10 @@ class BenchConfig(Section):
     engine: Literal["auto", "rows", "blocks"] = Field(
         "auto", description="decode: where caches lie, as in a study's `sample.engine`"
     )
+    products: bool = Field(
+        True,
+        description="decode: gate and up in one kernel with adapters, on a GPU where it works",
+    )
     slots_per_adapter: Count = Field(
         8, description="decode: slots of an adapter group, where there are several chains"
     )

@@ -1,5 +1,6 @@
 """Decoding, timed: useful tokens/s, texts/s, occupancy, the ratio to transformers."""
 
+import dataclasses
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -124,11 +125,10 @@ def _layout(config: BenchConfig, model: BenchModel, chains: int) -> _Layout:
         raise ValueError(
             f"programs = {programs}: must be 1 where devices = {config.devices} share the texts"
         )
+    target = target_of(model.config, model.base)
+    target = dataclasses.replace(target, products=target.products and config.products)
     engine, implementation = choose_engine(
-        SampleConfig(engine=config.engine),
-        model.config,
-        target_of(model.config, model.base),
-        config.dtype,
+        SampleConfig(engine=config.engine), model.config, target, config.dtype
     )
     num_groups = 1 if chains == 1 else config.slots // config.slots_per_adapter
     return _Layout(mesh, programs, num_groups, engine, implementation)

@@ -7,6 +7,9 @@ difference to the setting's control (module `chains`), which reads as much synth
 it the entity's own: what is left is due to the text of the others.
     transfer         loss on the other entities' tasks there minus with exchange: positive where
                      reading the others helps
+    transfer_share   transfer / (loss on the others' tasks minus on the own task there): 0 where
+                     nothing is transferred, 1 where a model becomes as good at the others' tasks
+                     as it was at its own. It has no unit, so the linear model predicts it
     damage           loss on the own task with exchange minus there: positive where it hurts
     alike_losses     standard deviation over the models of the loss on a task, mean over tasks,
                      there minus with exchange: positive where reading each other makes the models
@@ -16,7 +19,10 @@ it the entity's own: what is left is due to the text of the others.
 And of every setting, without exchange too:
     alike_since      output similarity at the last generation minus at generation 0 (the paper's
                      table 4)
-Losses are in nats per token.
+Losses are in nats per token. Where entities do not read all others, the first two are given also
+over the tasks of those that they read (`transfer_read`, `transfer_share_read`) and of those that
+they do not (`_unread`), whose text reaches them through others; `transfer_nearer` is the first of
+these transfers minus the second.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +42,8 @@ Key = tuple[Any, Any, Any]
 KEYS = ["chain", *SETTING, "control", "seed", "generation"]
 # What an effect is a difference to: the paper's reading, the control, and generation 0.
 NO_EXCHANGE, OWN_TEXT, START = "alpha = 0", "own text", "generation 0"
+# Suffix of an effect -> the tasks that it is a mean over, a column of `by_chain`.
+TASKS_OF = {"": "cross", "_read": "read", "_unread": "unread"}
 
 
 def losses(metrics: pd.DataFrame, entities: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
@@ -97,12 +105,16 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float,
 
 
 def by_chain(
-    losses: pd.DataFrame, similarity: pd.DataFrame, entities: Sequence[str]
+    losses: pd.DataFrame,
+    similarity: pd.DataFrame,
+    entities: Sequence[str],
+    mixing: Sequence[Sequence[float]] = (),
 ) -> pd.DataFrame:
     """Return one row per chain and generation.
 
     Columns: own, cross, spread (over the entities' tasks), public (NaN if not measured), similarity
-    (mean over corpora).
+    (mean over corpora). If `mixing` [K][K] has an entity that does not read all others, also read
+    and unread: cross, over tasks of entities that are read and that are not.
     """
     private = losses[losses["task"].isin(entities)]
 
@@ -122,6 +134,12 @@ def by_chain(
         spread,
         mean(losses[~losses["task"].isin(entities)], "public"),
     ]
+    others = private[~private["own"]]
+    unread = {(entities[k], entities[j]) for k, j in unread_pairs(mixing)}
+    if unread:
+        pairs = zip(others["model"], others["task"], strict=True)
+        is_unread = np.array([pair in unread for pair in pairs], bool)
+        parts += [mean(others[~is_unread], "read"), mean(others[is_unread], "unread")]
     parts.append(
         mean(similarity, "similarity")
         if len(similarity)
@@ -130,6 +148,16 @@ def by_chain(
     table = pd.concat(parts, axis=1)
     table.index = table.index.set_names(KEYS)
     return table.astype(float).reset_index()
+
+
+def unread_pairs(mixing: Sequence[Sequence[float]]) -> frozenset[tuple[int, int]]:
+    """Return the pairs (k, j), k != j, of a mixing matrix [K][K] in which k does not read j.
+
+    Empty where no entity reads another, as in K separate chains.
+    """
+    weights = {(k, j): w for k, row in enumerate(mixing) for j, w in enumerate(row) if k != j}
+    unread = frozenset(pair for pair, weight in weights.items() if weight == 0)
+    return unread if len(unread) < len(weights) else frozenset()
 
 
 def effects(chains: pd.DataFrame, final: int) -> pd.DataFrame:
@@ -181,12 +209,29 @@ def _differences(
     """(effect, against, value) of a chain beside what it is compared with; none without that."""
     if base is None:
         return []
+    transfers = [
+        found
+        for suffix, column in TASKS_OF.items()
+        if column in end
+        for found in (
+            (f"transfer{suffix}", against, base[column] - end[column]),
+            (f"transfer_share{suffix}", against, share(base[column], base["own"], end[column])),
+        )
+    ]
+    if "unread" in end:
+        read, unread = (base[name] - end[name] for name in ("read", "unread"))
+        transfers.append(("transfer_nearer", against, read - unread))
     return [
-        ("transfer", against, base["cross"] - end["cross"]),
+        *transfers,
         ("damage", against, end["own"] - base["own"]),
         ("alike_losses", against, base["spread"] - end["spread"]),
         ("alike_outputs", against, end["similarity"] - base["similarity"]),
     ]
+
+
+def share(before: float, own: float, after: float) -> float:
+    """Return which share of `before - own` is gone in `after`; NaN where they are equal."""
+    return (before - after) / (before - own) if before != own else float("nan")
 
 
 def _is_zero(alpha: object) -> bool:

@@ -24,6 +24,16 @@ EFFECTS = {
     "alike_outputs": "Homogenisation of outputs",
     "alike_since": "Outputs since generation 0",
 }
+# Of tables; those of `EFFECTS` stand in one figure.
+TITLES = {
+    **EFFECTS,
+    "transfer_share": "Transfer, share of the gap",
+    "transfer_read": "Transfer, tasks of whom they read",
+    "transfer_share_read": "Share of the gap, tasks of whom they read",
+    "transfer_unread": "Transfer, the other tasks",
+    "transfer_share_unread": "Share of the gap, the other tasks",
+    "transfer_nearer": "Transfer, of whom they read minus others",
+}
 
 
 def _number(value: float | str) -> float:
@@ -61,8 +71,8 @@ def _places(values: Sequence) -> dict:
     return {v: float(i) for i, v in enumerate(numbers)}
 
 
-def _by_alpha(axes: Axes, table: pd.DataFrame) -> None:
-    """mean, low, high of a table by alpha, one line per beta."""
+def _by_alpha(axes: Axes, table: pd.DataFrame, *, lines: bool = True) -> None:
+    """mean, low, high of a table by alpha, one line per beta; lines: join its points."""
     places, betas = _places(table["alpha"].tolist()), list(dict.fromkeys(table["beta"]))
     for i, (beta, (colour, _)) in enumerate(zip(betas, figures.palette(len(betas)), strict=True)):
         rows = table[table["beta"] == beta]
@@ -78,6 +88,7 @@ def _by_alpha(axes: Axes, table: pd.DataFrame) -> None:
             color=colour,
             marker="o",
             markersize=4,
+            linestyle="-" if lines else "none",
             linewidth=1.5,
             capsize=3,
             label=printable(label),
@@ -130,6 +141,54 @@ def effects(summary: pd.DataFrame) -> Figure:
                 one.set_axis_off()
         _legend(figure, axes[0, 0])
         return figure
+
+
+def shares(
+    summary: pd.DataFrame, predicted: Mapping[tuple[str, str], Mapping[tuple, float]]
+) -> Figure:
+    """Draw shares of the gap by alpha, one line per beta: measured, and dashed as predicted.
+
+    A row for each of what they are compared with; summary: what `effects.summary` returns;
+    predicted: what `sentences.linear_shares` returns.
+    """
+    names = list(dict.fromkeys(effect for effect, _ in predicted))
+    readings = list(dict.fromkeys(against for _, against in predicted))
+    drawn = {
+        at: summary[
+            (summary["effect"] == at[0]) & (summary["against"] == at[1]) & summary["mean"].notna()
+        ]
+        for at in predicted
+    }
+    readings = [against for against in readings if len(drawn[names[0], against])] or readings[:1]
+    with figures.style():
+        figure, axes = figures.panels(len(readings), len(names), panel=(3.4, 2.8), sharey=True)
+        for line, against in zip(axes, readings, strict=True):
+            for one, name in zip(line, names, strict=True):
+                one.axhline(0, color=MUTED, linewidth=0.8)
+                table = drawn[name, against]
+                if len(table):
+                    _by_alpha(one, table, lines=False)
+                    _predicted(one, table, predicted[name, against])
+                one.set_title(f"{TITLES[name]}\nagainst {against}", loc="left", fontsize=9)
+        _legend(figure, axes[0, 0])
+        return figure
+
+
+def _predicted(axes: Axes, table: pd.DataFrame, values: Mapping[tuple, float]) -> None:
+    places, betas = _places(table["alpha"].tolist()), list(dict.fromkeys(table["beta"]))
+    for beta, (colour, _) in zip(betas, figures.palette(len(betas)), strict=True):
+        line = sorted(
+            (places[a], value) for (a, b), value in values.items() if b == beta and a in places
+        )
+        marker = "_" if len(line) == 1 else None
+        axes.plot(
+            *zip(*line, strict=True),
+            color=colour,
+            linestyle=_DASHES[1],
+            linewidth=1.3,
+            marker=marker,
+            markersize=16,
+        )
 
 
 def matrix(losses: pd.DataFrame, entities: Sequence[str], tasks: Sequence[str]) -> Figure:

@@ -16,13 +16,15 @@ from jaxloop.simulators.linear import closed_form, low_rank_designs, sweep
 from jaxloop.simulators.linear_forms import SPECTRAL_LIMIT
 from jaxloop.studies.multi_entity import prepare
 from jaxloop.studies.multi_entity.config import EntitiesConfig
+from jaxloop.studies.multi_entity.effects import unread_pairs
 
 
 class Curves(NamedTuple):
     """Means over designs of one setting, by generation [T+1].
 
     Squared error per row on the own task and on the others', disagreement, rho(Q), and of how many
-    designs it is 1 or more, so that there is no limit.
+    designs it is 1 or more, so that there is no limit. read, unread: error on the tasks of the
+    others that an entity reads, and of those that it does not; None where all are read.
     """
 
     own: np.ndarray
@@ -30,6 +32,8 @@ class Curves(NamedTuple):
     disagreement: np.ndarray
     radius: float
     without_limit: int
+    read: np.ndarray | None = None
+    unread: np.ndarray | None = None
 
 
 class Surface(NamedTuple):
@@ -68,13 +72,18 @@ def designs_of(settings: EntitiesConfig) -> list[tuple]:
 
 
 def curves(
-    settings: EntitiesConfig, chains: Sequence[ChainSpec], generations: int
+    settings: EntitiesConfig,
+    chains: Sequence[ChainSpec],
+    generations: int,
+    mixing: Sequence[Sequence[float]] = (),
 ) -> Mapping[tuple, Curves]:
     """Return (alpha label, beta label) -> the curves of the linear model over `generations`.
 
-    chains: of the study, one mixing matrix for all of a setting.
+    chains: of the study, one mixing matrix for all of a setting. mixing: the matrix that says which
+    tasks `read` and `unread` are means over.
     """
     out = {}
+    unread = sorted(unread_pairs(mixing))
     for chain in chains:
         factors = dict(chain.factors)
         key = factors["alpha"], factors["beta"]
@@ -105,7 +114,12 @@ def curves(
         apart = np.mean([m.disagreement for m in moments], axis=0)[:generations]
         radii = np.array([m.spectral_radius for m in moments])
         without = int((radii >= SPECTRAL_LIMIT).sum())
-        out[key] = Curves(own, cross, apart, float(radii.mean()), without)
+        apart_by_reading = {}
+        if unread:
+            far = mean[:, *np.transpose(unread)].sum(1)
+            read = (k * (k - 1) * cross - far) / (k * (k - 1) - len(unread))
+            apart_by_reading = {"read": read, "unread": far / len(unread)}
+        out[key] = Curves(own, cross, apart, float(radii.mean()), without, **apart_by_reading)
     return out
 
 

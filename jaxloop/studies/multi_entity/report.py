@@ -42,7 +42,7 @@ def write(
     metrics = read_metrics(root)
     losses = effects.losses(metrics, settings.entities, list(prepared.tests))
     similarity = effects.similarities(root, metrics)
-    chains = effects.by_chain(losses, similarity, settings.entities)
+    chains = effects.by_chain(losses, similarity, settings.entities, prepared.mixing)
     final = int(chains["generation"].max()) if len(chains) else 0
     sections = []
     if final:
@@ -174,10 +174,10 @@ def _effects(
     ]
     write_atomic(root / "effects.csv", to_csv(columns))
     finite = summary[np.isfinite(summary["mean"])]
-    order = list(figures.EFFECTS)
+    order = list(figures.TITLES)
     rows = [
         [
-            figures.EFFECTS[r.effect],
+            figures.TITLES[r.effect],
             r.against,
             _shown(r.alpha),
             _shown(r.beta),

@@ -29,7 +29,9 @@ def readings(settings: EntitiesConfig, final: int) -> str:
     """Return what the effects are, and which chains they compare."""
     text = (
         f"At generation {final}, paired within a seed. Transfer: how much lower the loss on the "
-        "other entities' tasks is with exchange. Damage: how much higher that on the own task is. "
+        "other entities' tasks is with exchange; its share of the gap: over how much higher that "
+        "loss is than the one on the own task without it. Damage: how much higher that on the own "
+        "task is. "
         "Homogenisation of losses: how much less the models differ in their loss on one task; of "
         "outputs: how much larger output similarity is, and, since generation 0, how much larger "
         "than that of the same models then. Against alpha = 0, as the paper compares: with chains "
@@ -165,18 +167,52 @@ def linear_transfer(
     where there is nothing to compare with.
     """
     nothing = float("nan")
-    without = {b: c.cross[-1] for (a, b), c in exchanged.items() if a == 0}
+    return {
+        against: {
+            at: nothing if base is None else float(base.cross[-1] - exchanged[at].cross[-1])
+            for at, base in bases.items()
+        }
+        for against, bases in _bases(exchanged, controlled).items()
+    }
+
+
+def linear_shares(
+    exchanged: Mapping[tuple, Curves], controlled: Mapping[tuple, Curves]
+) -> dict[tuple[str, str], dict[tuple, float]]:
+    """Return {(effect, reading): {(alpha, beta): share}} in the linear model's last generation.
+
+    The effects are `transfer_share` and, where entities do not read all others, those of the tasks
+    that are read and that are not; see `effects`.
+    """
+    nothing = float("nan")
+    out = {}
+    for against, bases in _bases(exchanged, controlled).items():
+        for suffix, column in effects.TASKS_OF.items():
+            if any(getattr(curve, column) is None for curve in exchanged.values()):
+                continue
+            out[f"transfer_share{suffix}", against] = {
+                at: nothing
+                if base is None
+                else effects.share(
+                    *(
+                        float(getattr(curve, name)[-1])
+                        for curve, name in ((base, column), (base, "own"), (exchanged[at], column))
+                    )
+                )
+                for at, base in bases.items()
+            }
+    return out
+
+
+def _bases(
+    exchanged: Mapping[tuple, Curves], controlled: Mapping[tuple, Curves]
+) -> dict[str, dict[tuple, Curves | None]]:
+    """{reading: {(alpha, beta) with alpha above 0: what it is compared with, if there is any}}."""
+    without = {b: curve for (a, b), curve in exchanged.items() if a == 0}
     read = [at for at in exchanged if at[0] != 0]
     return {
-        effects.NO_EXCHANGE: {
-            at: float(without.get(at[1], nothing) - exchanged[at].cross[-1]) for at in read
-        },
-        effects.OWN_TEXT: {
-            at: float(controlled[at].cross[-1] - exchanged[at].cross[-1])
-            if at in controlled
-            else nothing
-            for at in read
-        },
+        effects.NO_EXCHANGE: {at: without.get(at[1]) for at in read},
+        effects.OWN_TEXT: {at: controlled.get(at) for at in read},
     }
 
 

@@ -34,13 +34,19 @@ def linear(
         final: the last generation.
     """
     exchanged, controlled = (
-        linear_theory.curves(settings, some, final + 1)
+        linear_theory.curves(settings, some, final + 1, prepared.mixing)
         for some in (
             plan_chains.exchanges(prepared.chains),
             plan_chains.controls(prepared.chains),
         )
     )
     ours, theirs, pairs = _pairs(chains, exchanged, controlled, summary, final)
+    shares = sentences.linear_shares(exchanged, controlled)
+    for (effect, against), values in shares.items():
+        name = f"{effect}_{common_report.slug(against)}"
+        means = _means(summary, effect, against)
+        ours[name] = [means.get(key, np.nan) for key in exchanged]
+        theirs[name] = [values.get(key, np.nan) for key in exchanged]
     rows = [
         _ranks(
             settings,
@@ -68,6 +74,16 @@ def linear(
             wide=True,
         )
     ]
+    if np.isfinite([v for values in shares.values() for v in values.values()]).any():
+        drawings.append(
+            report.Drawing(
+                "Transfer, measured and predicted",
+                "share of the gap between the others' tasks and the own one that exchange closes; "
+                "points: language models, dashes: linear model, nothing of it fitted",
+                figures.shares(summary, shares),
+                wide=True,
+            )
+        )
     said = sentences.of_linear_transfer(exchanged, controlled)
     surface = linear_theory.surface(settings, prepared)
     if surface is not None:
@@ -140,12 +156,17 @@ def _pairs(
     titles = dict(PAIRS)
     for against, values in sentences.linear_transfer(exchanged, controlled).items():
         name = f"transfer_{common_report.slug(against)}"
-        chosen = (summary["effect"] == "transfer") & (summary["against"] == against)
-        means = effects.means(summary[chosen])
+        means = _means(summary, "transfer", against)
         ours[name] = [means.get(key, np.nan) for key in exchanged]
         theirs[name] = [values.get(key, np.nan) for key in exchanged]
         titles[name] = f"transfer against {against} / the same in errors"
     return ours, theirs, titles
+
+
+def _means(summary: pd.DataFrame, effect: str, against: str) -> dict[tuple, float]:
+    """(alpha, beta) -> mean of an effect."""
+    chosen = (summary["effect"] == effect) & (summary["against"] == against)
+    return effects.means(summary[chosen])
 
 
 def _ranks(

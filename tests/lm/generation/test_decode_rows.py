@@ -148,8 +148,14 @@ def test_adapter_kernel_with_gate_and_with_the_stream():
             np.testing.assert_allclose(run(how), by_hand, atol=1e-5 * float(jnp.abs(by_hand).max()))
 
 
-@pytest.mark.parametrize("how", ["plain", "interpret", "ring"])
-@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "config, how",
+    [
+        *((LLAMA, how) for how in ("plain", "interpret", "ring", "ring_interpret")),
+        *((GPT2, how) for how in ("plain", "interpret", "ring")),
+    ],
+    ids=lambda x: x if isinstance(x, str) else x.architecture,
+)
 def test_greedy_equals_forward(config, how):
     """Ragged limits, prompts and adapters; groups that share a chain, and that change theirs."""
     params, tree = init(jax.random.key(0), config), strong_adapters(config, 3)
@@ -225,7 +231,7 @@ def sampled(runs, loop, adapters, seed=1, **more):
     return {r: (out.tokens[r, : out.length[r]].tolist(), bool(out.ended[r])) for r in rows}
 
 
-@pytest.mark.parametrize("how", ["plain", "ring"])
+@pytest.mark.parametrize("how", ["plain", "ring", "ring_interpret"])
 def test_a_chain_writes_the_same_texts_alone_and_among_others(how):
     """To the bit with a row for each slot; with rings sums begin elsewhere, which in float32
     changes none of these draws.
@@ -277,7 +283,7 @@ def test_bfloat16():
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), init(jax.random.key(0), LLAMA))
     shape = DecodeShape(num_groups=1, slots_per_group=2, window=4, max_new_tokens=20, prompt_len=3)
     cached = prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
-    for how in ("plain", "interpret"):
+    for how in ("plain", "interpret", "ring"):
         out = decode(
             LLAMA,
             GREEDY,

@@ -114,8 +114,11 @@ def test_what_is_given_stays():
 
 def test_engines():
     assert engine(DEFAULT, Target("cpu")) == ("blocks", "") == engine(DEFAULT, Target("gpu"))
-    assert engine(DEFAULT, complete("gpu")) == ("rows", "pallas")
+    assert engine(DEFAULT, complete("gpu")) == ("rows", "fused")
     assert engine(DEFAULT, Target("tpu")) == ("rows", "ring")
+    assert engine(DEFAULT, complete("tpu")) == ("rows", "ring_pallas")
+    three = dataclasses.replace(LLAMA_1B, num_heads=9, num_kv_heads=3)
+    assert engine(DEFAULT, complete("tpu"), three) == ("rows", "ring")
     assert engine(ROWS, Target("cpu")) == ("rows", "plain")
     said = "^engine: 'paged' is not allowed; .*'auto', 'rows' or 'blocks'$"
     with pytest.raises(ValueError, match=said):

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.config import FitConfig, LoraConfig
+from jaxloop.config import FitConfig, LoraConfig, SampleConfig
 from jaxloop.lm import programs
+from jaxloop.lm.generation import row_kernels
+from jaxloop.lm.generation.options import GenerateOptions
 from jaxloop.lm.model import attention, flash, gate, lean, transformer
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model.config import ModelConfig, init
@@ -226,8 +228,47 @@ def test_training_programs_of_accelerators_hold_their_kernels(made_for, lowered,
     assert calls(Target(made_for)) == 0
 
 
+@pytest.mark.parametrize(
+    "made_for, lowered, names",
+    [
+        ("gpu", "cuda", {"attend_rows": 1, "adapt_groups": 3, "adapt_inputs": 1, "gate_groups": 1}),
+        ("tpu", "tpu", {"attend_ring": 1}),
+    ],
+)
+def test_decoding_programs_of_accelerators_hold_their_kernels(made_for, lowered, names):
+    """Lowered as above; so many kernels in each of two layers, none where the target has none."""
+    config = ModelConfig(
+        "llama",
+        vocab_size=64,
+        d_model=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
+        d_ff=64,
+        max_seq_len=128,
+    )
+    sample = SampleConfig(slots=32, slots_per_adapter=16, texts_per_call=64, max_new_tokens=64)
+    options = GenerateOptions(lora=LoraConfig(rank=16), dtype="bfloat16")
+
+    def text(target):
+        made = programs.decoding(
+            config, sample, 16, dtype="bfloat16", target=target, options=options
+        )
+        traced = made.function.trace(*made.args, **made.kwargs)
+        return traced.lower(lowering_platforms=(lowered,)).as_text()
+
+    whole = text(complete(made_for))
+    assert {name: whole.count(f'"{name}"') for name in names} == {
+        name: 2 * count for name, count in names.items()
+    }
+    plain = text(Target(made_for))
+    assert not any(name in plain for name in names)
+
+
 def test_without_the_hardware_the_probes_say_no():
     if not any(d.platform == "gpu" for d in jax.devices()):
         assert gate.works() is False
     if not any(d.platform == "tpu" for d in jax.devices()):
         assert flash.works(64) is False
+        assert row_kernels.rings_work(8, 2, 64) is False

@@ -342,7 +342,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
         set(summary.effect) - {"alike_since"}
         == {
             effect + against
-            for effect in ("transfer", "damage", "alike_losses", "alike_outputs")
+            for effect in ("transfer", "transfer_share", "damage", "alike_losses", "alike_outputs")
             for against in ("", "_own_text")
         }
         and (summary.n == 2).all()
@@ -366,7 +366,9 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
     for words in ("against own text (the control)", "against alpha = 0 (the paper"):
         assert words in page
     theory = pd.read_csv(tmp_path / "run/theory.csv")
-    assert {"linear_transfer_own_text", "language_model_transfer_alpha_0"} <= set(theory.columns)
+    columns = {"linear_transfer_own_text", "language_model_transfer_alpha_0"}
+    columns |= {f"{of}_transfer_share_own_text" for of in ("linear", "language_model")}
+    assert columns <= set(theory.columns)
     assert len(theory) == 2 and len(list((tmp_path / "run/figures").glob("*.png"))) >= 6
 
 

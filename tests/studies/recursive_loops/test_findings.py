@@ -186,6 +186,17 @@ def test_multi_domain(tmp_path):
         root / "figures/figure_4_overlap.png"
     ).exists()
     assert (root / "tables/table_4.csv").exists()
+    influence = pd.read_csv(root / "tables/influence.csv")
+    for errors, rows in influence.groupby("errors"):
+        by_kind = rows.groupby("influence")[["tests", "significant"]].sum()
+        assert by_kind["tests"].to_dict() == {"other": 72, "own": 36}
+        listed = pd.read_csv(root / "tables/coefficients.csv")
+        listed = listed[(listed["form"] == "relative") & (listed["errors"] == errors)]
+        assert by_kind["significant"].sum() == (listed["p"] < 0.05).sum()
+    aware = influence[influence["errors"] == "overlap"].set_index(["outcome", "influence"])
+    assert aware.loc[("diversity", "own"), "share"] > 3 * aware.loc[("diversity", "other"), "share"]
+    equivalence = pd.read_csv(root / "tables/equivalence.csv")
+    assert aware["largest"].max() == equivalence[equivalence["errors"] == "overlap"]["least"].max()
     assert (
         "ledger.parquet is missing, which this figure draws" in text
     )  # what could not be drawn is said

@@ -288,6 +288,39 @@ def _cross(table: pd.DataFrame) -> pd.Series:
     return (outcome != "") & (predictor != "") & (outcome != predictor)
 
 
+def influence_table(tables: Tables) -> pd.DataFrame:
+    """Return how often properties of a domain influence its own text and that of other domains.
+
+    A row for each kind of errors, outcome ("diversity", "quality") and influence ("own", "other"),
+    in the relative form. Columns: errors, outcome, influence, tests (coefficients), significant
+    (how many have p < .05), share (significant / tests), within (share that two one-sided tests
+    show to lie inside the bound), largest (the smallest bound that all lie inside).
+    """
+    keys = ["dependent", "term", "errors"]
+    effects = tables.coefficients[tables.coefficients["form"] == "relative"]
+    both = effects[[*keys, "p"]].merge(
+        tables.equivalence[[*keys, "p", "least"]], on=keys, suffixes=("", "_bound")
+    )
+    both["outcome"] = both["dependent"].str.partition("@")[0]
+    both["influence"] = np.where(_cross(both), "other", "own")
+    kinds = ["errors", "outcome", "influence"]
+    rows = [
+        {
+            "errors": errors,
+            "outcome": outcome,
+            "influence": influence,
+            "tests": len(part),
+            "significant": int((part["p"] < 0.05).sum()),
+            "share": (part["p"] < 0.05).mean(),
+            "within": (part["p_bound"] < 0.05).mean(),
+            "largest": part["least"].max(),
+        }
+        for (errors, outcome, influence), part in both.groupby(kinds, sort=True)
+    ]
+    names = [*kinds, "tests", "significant", "share", "within", "largest"]
+    return pd.DataFrame(rows, columns=names)
+
+
 def cross_domain(tasks: Tasks, tables: Tables) -> list[str]:
     """Return sentences on whether the properties of one domain affect the text of another.
 

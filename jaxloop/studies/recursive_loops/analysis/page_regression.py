@@ -61,6 +61,8 @@ def sections(run: Run, options: FigureOptions, *, bound: float, effect: float) -
         tasks.tasks, negentropy=_negentropy(properties, tasks), bound=bound, effect=effect
     )
     _save_tables(run, tasks, tables)
+    if domains:
+        save_table(run, "influence", findings_regression.influence_table(tables))
     words = findings_regression.conclusions(tasks, tables)
     if domains:
         words = findings_regression.cross_domain(tasks, tables) + words

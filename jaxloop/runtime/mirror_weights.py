@@ -1,0 +1,281 @@
+"""Weights in a run of several processes without a common disk: each process keeps those it trained.
+
+Nobody waits until weights are sent, and no process takes those of another one: all know them from
+the manifests, which name size and SHA-256. A thread sends them beside the run. What is waited for
+are weights that were trained before the meeting before the last, so that a store that is slower
+than training holds the run up instead of falling behind it.
+
+    sent.json      contents of this process's weights that the store has
+    waiting.json   in process 0: states of meetings that the store does not have yet, as some of
+                   their weights are being sent
+"""
+
+import glob
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxloop.runtime import checkpoint, object_store
+from jaxloop.runtime.atomic_io import inside, write_atomic
+from jaxloop.runtime.mirror_copy import (
+    Index,
+    Mirror,
+    State,
+    forget_old,
+    put_new,
+    read_blob,
+    read_index,
+    read_state,
+    scan,
+    to_json,
+    walk,
+    write_head,
+)
+
+SENT, WAITING = "sent.json", "waiting.json"
+# Weights that were announced at a meeting are in the store two meetings later: in a generation.
+MEETINGS_TO_SEND = 2
+# Seconds between questions for weights that another process is sending.
+_WAITS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 60.0)
+# One thread of the process sends weights at a time, so that no content is sent by two.
+_SENDING = threading.Lock()
+# One thread of the process changes which states wait, and the newest state.
+_PUBLISHING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What process 0 knows of states.
+
+    Attributes:
+        head: names of the newest state of the store, and of those before.
+        waiting: (meeting, state) of later ones, whose weights are being sent.
+        skipped: states that were never the newest, of which the store has contents.
+    """
+
+    head: list[str]
+    waiting: list[tuple[int, State]]
+    skipped: list[State]
+
+
+def is_weights(path: str) -> bool:
+    """Say whether a file of a run directory holds weights of a generation's models."""
+    folder, name = path.split("/", 1)[0], path.rsplit("/", 1)[-1]
+    return folder == checkpoint.DIRECTORY and "/adapters/" in path and name != checkpoint.MANIFEST
+
+
+# ---- which weights there are
+
+
+def elsewhere(root: Path, listed: Mapping[str, Mapping[str, Any]]) -> State:
+    """Return the weights that do not lie in this copy.
+
+    Args:
+        root: the run directory.
+        listed: {path: {"bytes", "sha256"}}, as a manifest lists them.
+    """
+    return {
+        path: (entry["bytes"], entry["sha256"])
+        for path, entry in listed.items()
+        if is_weights(path) and not inside(root, path).exists()
+    }
+
+
+def all_elsewhere(root: Path) -> State:
+    """Return the weights that manifests of this copy list and that do not lie here."""
+    found: State = {}
+    place = root / checkpoint.DIRECTORY
+    for pattern in (
+        f"generation=*/{checkpoint.MANIFEST}",
+        f"unfinished-*/{checkpoint.PARTS}/*.json",
+    ):
+        for path in sorted(place.glob(pattern)):
+            try:
+                content = checkpoint.read_manifest(root, str(path.relative_to(root)))
+            except checkpoint.CorruptCheckpointError:
+                continue
+            found |= elsewhere(root, content["files"])
+    return found
+
+
+def known_elsewhere(mirror: Mirror, index: Index) -> State:
+    """Return `all_elsewhere` of which another process has told this one, under whatever name."""
+    told = {sha for _, sha in index.state.values()}
+    return {path: e for path, e in all_elsewhere(mirror.root).items() if e[1] in told}
+
+
+# ---- sending
+
+
+def begin(mirror: Mirror, index: Index) -> None:
+    """Forget what an earlier run has sent: the store has what its newest state names."""
+    with _SENDING:
+        _write_sent(mirror, {sha for _, sha in index.state.values()})
+    with _PUBLISHING:
+        _write_waiting(mirror, Waiting(index.head, [], []))
+
+
+def send_weights(mirror: Mirror) -> None:
+    """Put the weights that lie here and that the store does not have yet."""
+    with _SENDING:
+        index = read_index(mirror)
+        sent = _read_sent(mirror)
+        here = scan(mirror, index, only=filter(is_weights, walk(mirror.root)))
+        new = put_new(mirror, here, there=sent)
+        # A content that no state needs any more is deleted from the store.
+        of_use = {sha for state in (here, index.state) for _, sha in state.values()}
+        if new or not sent <= of_use:
+            _write_sent(mirror, (sent & of_use) | new)
+
+
+def announce(mirror: Mirror, index: Index, here: State, *, all_now: bool) -> int:
+    """Note which weights the others are told of, and send those that are overdue.
+
+    Args:
+        mirror: the copy.
+        index: of this meeting; `index.announced` is changed.
+        here: files that lie here.
+        all_now: send all of them.
+
+    Returns:
+        The last meeting whose weights of this process are all in the store.
+    """
+    _note(mirror, index, here)
+    overdue = index.meeting if all_now else index.meeting - MEETINGS_TO_SEND
+    if any(meeting <= overdue for meeting in index.announced.values()):
+        send_weights(mirror)
+        _note(mirror, index, here)
+    return sent_until(mirror, index)
+
+
+def _note(mirror: Mirror, index: Index, here: State) -> None:
+    sent = _read_sent(mirror)
+    shas = {sha for path, (_, sha) in here.items() if is_weights(path)} - sent
+    index.announced = {sha: index.announced.get(sha, index.meeting) for sha in sorted(shas)}
+
+
+def sent_until(mirror: Mirror, index: Index) -> int:
+    """Return the last meeting whose weights of this process are all in the store."""
+    sent = _read_sent(mirror)
+    missing = [meeting for sha, meeting in index.announced.items() if sha not in sent]
+    return min(missing, default=index.meeting + 1) - 1
+
+
+# ---- taking
+
+
+def fetch(mirror: Mirror, stem: str) -> None:
+    """Take a model's weights from the store if they do not lie here.
+
+    They are waited for where another process is sending them.
+
+    Raises:
+        DamagedObject: they do not come.
+    """
+    if any(mirror.root.glob(f"{glob.escape(stem)}.*")):
+        return
+    files = {
+        path: entry
+        for path, entry in all_elsewhere(mirror.root).items()
+        if path.startswith((f"{stem}.", f"{stem}/"))
+    }
+    for path, (size, sha) in files.items():
+        for wait in _WAITS:
+            if object_store.get(mirror.store, f"blobs/{sha}") is not None:
+                break
+            time.sleep(wait)
+        data = read_blob(mirror.store, size, sha)
+        target = inside(mirror.root, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, data, durable=False)
+
+
+# ---- which state is the newest
+
+
+def wait_for_weights(mirror: Mirror, meeting: int, state: State) -> None:
+    """Keep the state of a meeting until the store has all of its weights."""
+    with _PUBLISHING:
+        known = _read_waiting(mirror)
+        _write_waiting(mirror, replace(known, waiting=[*known.waiting, (meeting, state)]))
+
+
+def publish_until(mirror: Mirror, meeting: int) -> None:
+    """Make the last state whose weights are all in the store the newest.
+
+    Args:
+        mirror: the copy, of process 0.
+        meeting: the last one whose weights all processes have sent.
+    """
+    with _PUBLISHING:
+        known = _read_waiting(mirror)
+        whole = [state for number, state in known.waiting if number <= meeting]
+        if whole:
+            head = write_head(mirror, whole[-1], known.head)
+            later = [one for one in known.waiting if one[0] > meeting]
+            _write_waiting(mirror, Waiting(head, later, [*known.skipped, *whole[:-1]]))
+
+
+def forget(mirror: Mirror) -> list[str]:
+    """Delete what no state needs any more, while nobody sends files other than weights.
+
+    Returns:
+        Names of the newest state and of the one before.
+    """
+    with _PUBLISHING:
+        known = _read_waiting(mirror)
+        later = [state for _, state in known.waiting]
+        head = forget_old(mirror, known.head, skipped=known.skipped, later=later)
+        _write_waiting(mirror, Waiting(head, known.waiting, []))
+        return head
+
+
+def is_whole(mirror: Mirror, state: State, head: Sequence[str]) -> bool:
+    """Say whether the store has all weights of a state that do not lie here.
+
+    It is said to have what its newest state names.
+    """
+    absent = {
+        sha
+        for path, (_, sha) in state.items()
+        if is_weights(path) and not (mirror.root / path).exists()
+    }
+    if not absent:
+        return True
+    newest = read_state(mirror.store, head[0]) if head else None
+    return newest is not None and absent <= {sha for _, sha in newest.values()}
+
+
+# ---- files beside the copy
+
+
+def _read_sent(mirror: Mirror) -> set[str]:
+    try:
+        return set(json.loads((mirror.folder / SENT).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return set()
+
+
+def _write_sent(mirror: Mirror, sent: set[str]) -> None:
+    write_atomic(mirror.folder / SENT, to_json(sorted(sent)), durable=False)
+
+
+def _read_waiting(mirror: Mirror) -> Waiting:
+    try:
+        content = json.loads((mirror.folder / WAITING).read_bytes())
+    except (OSError, ValueError):
+        return Waiting([], [], [])
+    waiting = [(number, _state(files)) for number, files in content["waiting"]]
+    return Waiting(content["head"], waiting, [_state(files) for files in content["skipped"]])
+
+
+def _state(files: Mapping[str, Sequence[Any]]) -> State:
+    return {path: (size, sha) for path, (size, sha) in files.items()}
+
+
+def _write_waiting(mirror: Mirror, known: Waiting) -> None:
+    write_atomic(mirror.folder / WAITING, to_json(asdict(known)), durable=False)

@@ -1,0 +1,127 @@
+"""Transfer as a share of the gap, over tasks that are read and that are not: losses that are known,
+and the linear model against its closed form.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxloop.api.runs import load_config
+from jaxloop.config import catalogue
+from jaxloop.core.mixing import complete, self_only
+from jaxloop.reporting.figures import png
+from jaxloop.results import expectations
+from jaxloop.simulators import linear
+from jaxloop.studies.multi_entity import effects, figures, linear_theory, sentences
+from tests.studies.multi_entity.test_control import planned
+from tests.studies.multi_entity.test_effects import NAMES, alike, made_up
+
+# One reads two, two reads three, three reads one.
+CIRCLE = ((0.5, 0.5, 0.0), (0.0, 0.5, 0.5), (0.5, 0.0, 0.5))
+FOUR = ("one", "two", "three", "four")
+SHIPPED = catalogue.shipped().parent / "docs/results/expectations"
+
+
+def test_transfer_and_its_share_over_tasks_that_are_read_and_that_are_not():
+    """Losses on others' tasks are 1 above those on the own; exchange takes 0.3 alpha off, and 0.2
+    alpha more where the text is read.
+    """
+    losses = made_up()
+    read = [
+        NAMES.index(k) == (NAMES.index(m) - 1) % 3 if m in NAMES else False
+        for k, m in zip(losses["model"], losses["task"], strict=True)
+    ]
+    later = losses["generation"] > 0
+    losses["value"] += 1.0 * ~losses["own"] - 0.2 * losses["alpha"] * (np.array(read) & later)
+    chains = effects.by_chain(losses, alike(losses), NAMES, CIRCLE)
+    np.testing.assert_allclose(chains["cross"], (chains["read"] + chains["unread"]) / 2)
+    table = effects.summary(effects.effects(chains, 2)).set_index(["effect", "alpha", "beta"])
+    for alpha in (0.5, 1.0):
+        expected = {
+            "transfer": 0.4,
+            "transfer_read": 0.5,
+            "transfer_unread": 0.3,
+            "transfer_nearer": 0.2,
+        }
+        for effect, slope in expected.items():
+            found = table.loc[(effect, alpha, 0.5), "mean"]
+            assert found == pytest.approx(slope * alpha, abs=0.02), effect
+            share = effect.replace("transfer", "transfer_share")
+            if effect != "transfer_nearer":
+                assert table.loc[(share, alpha, 0.5), "mean"] == pytest.approx(found, abs=0.02)
+    # A gap half as wide is closed by twice the share.
+    losses["value"] -= 0.5 * ~losses["own"]
+    half = effects.by_chain(losses, alike(losses), NAMES, CIRCLE)
+    half = effects.summary(effects.effects(half, 2)).set_index(["effect", "alpha", "beta"])
+    assert half.loc[("transfer_share", 1.0, 0.5), "mean"] == pytest.approx(0.8, abs=0.04)
+
+
+@pytest.mark.parametrize("mixing", [(), complete(3), self_only(3)])
+def test_where_all_are_read_or_none_there_is_one_transfer(mixing):
+    assert not effects.unread_pairs(mixing)
+    losses = made_up(seeds=1)
+    chains = effects.by_chain(losses, pd.DataFrame(), NAMES, mixing)
+    assert not {"read", "unread"} & set(chains)
+    assert not any(name.endswith("read") for name in effects.effects(chains, 2)["effect"])
+    assert np.isnan(effects.share(1.0, 1.0, 0.5))
+
+
+def test_shares_of_the_linear_model_are_those_of_its_closed_form():
+    s, chains = planned(FOUR, mixing="ring", alphas=(0.0, 0.6), betas=(0.5,), control=None)
+    mixing = chains[0].workflow.mixing
+    curves = linear_theory.curves(s, chains, 4, mixing)
+    shares = sentences.linear_shares(curves, {})
+    far = [(0, 2), (1, 3), (2, 0), (3, 1)]
+    assert effects.unread_pairs(mixing) == frozenset(far)
+    errors = {}
+    for alpha in (0.0, 0.6):
+        errors[alpha] = np.mean(
+            [
+                linear.closed_form(
+                    d, theta, alpha=alpha, beta=[1, 0.5, 0.5, 0.5], generations=3, mixing=mixing
+                ).mspe[-1]
+                for d, theta in linear_theory.designs_of(s)
+            ],
+            axis=0,
+        )
+    others = [(k, m) for k in range(4) for m in range(4) if k != m]
+    own = np.trace(errors[0.0]) / 4
+    for effect, pairs in (
+        ("transfer_share", others),
+        ("transfer_share_read", [pair for pair in others if pair not in far]),
+        ("transfer_share_unread", far),
+    ):
+        before, after = (np.mean([errors[a][pair] for pair in pairs]) for a in (0.0, 0.6))
+        expected = (before - after) / (before - own)
+        found = shares[effect, effects.NO_EXCHANGE][0.6, 0.5]
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+    assert np.isnan(shares["transfer_share", effects.OWN_TEXT][0.6, 0.5])
+
+
+def test_the_figure_has_a_panel_for_every_share_and_draws_what_was_predicted():
+    s, chains = planned(FOUR[:3], mixing=CIRCLE, alphas=(0.0, 0.5, 1.0), betas=(0.5, 1.0))
+    shares = sentences.linear_shares(linear_theory.curves(s, chains, 3, CIRCLE), {})
+    losses = made_up()
+    summary = effects.summary(
+        effects.effects(effects.by_chain(losses, alike(losses), NAMES, CIRCLE), 2)
+    )
+    figure = figures.shares(summary, shares)
+    assert len(figure.axes) == 3
+    dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert len(dashed) == 2 and png(figure)
+    drawn = {float(x): float(y) for x, y in zip(*dashed[0].get_data(), strict=True)}
+    expected = shares["transfer_share", effects.NO_EXCHANGE]
+    assert drawn == {a: expected[a, 0.5] for a in (0.5, 1.0)}
+
+
+def test_claims_name_effects_of_runs_that_are_shipped():
+    expected = expectations.read(SHIPPED / "entities.toml")
+    sizes = {}
+    for name in expected.runs:
+        settings = load_config(f"multi_entity:{name}_small")
+        sizes[name] = len(settings.entities)
+        assert (settings.exchange.mixing == "ring") == (name == "ring")
+    assert sizes == {"two": 2, "three": 3, "five": 5, "ring": 5}
+    for claim in expected.claims:
+        effect = claim.measure["where"]["effect"].removesuffix("_own_text")
+        assert effect in figures.TITLES and claim.measure["run"] in sizes
