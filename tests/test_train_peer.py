@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-import peers
 import pytest
+
+from tests.peers import require
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -49,7 +50,7 @@ def test_other_work_is_not_what_is_timed(peer):
 @pytest.mark.slow
 def test_both_sides_train_the_same(peer, capsys, monkeypatch):
     """It refuses to time sides whose first losses differ."""
-    peers.require("torch", "peft", "transformers")
+    require("torch", "peft", "transformers")
     monkeypatch.setattr(peer.environments, "python_of", lambda name: sys.executable)
     flags = ["--peer=torch", "--size=tiny", "--jobs=2x2", "--repeats=1"]
     assert peer.main(flags) == 0
