@@ -153,7 +153,7 @@ def by_chain(
 def unread_pairs(mixing: Sequence[Sequence[float]]) -> frozenset[tuple[int, int]]:
     """Return the pairs (k, j), k != j, of a mixing matrix [K][K] in which k does not read j.
 
-    None where no entity reads another, as in K separate chains.
+    Empty where no entity reads another, as in K separate chains.
     """
     weights = {(k, j): w for k, row in enumerate(mixing) for j, w in enumerate(row) if k != j}
     unread = frozenset(pair for pair, weight in weights.items() if weight == 0)

@@ -29,7 +29,9 @@ def readings(settings: EntitiesConfig, final: int) -> str:
     """Return what the effects are, and which chains they compare."""
     text = (
         f"At generation {final}, paired within a seed. Transfer: how much lower the loss on the "
-        "other entities' tasks is with exchange. Damage: how much higher that on the own task is. "
+        "other entities' tasks is with exchange; its share of the gap: over how much higher that "
+        "loss is than the one on the own task without it. Damage: how much higher that on the own "
+        "task is. "
         "Homogenisation of losses: how much less the models differ in their loss on one task; of "
         "outputs: how much larger output similarity is, and, since generation 0, how much larger "
         "than that of the same models then. Against alpha = 0, as the paper compares: with chains "
