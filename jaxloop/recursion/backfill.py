@@ -31,6 +31,7 @@ from jaxloop.recursion.run import Failure, Run, RunSettings, Values, check_workd
 from jaxloop.recursion.sources import Dataset, texts_path
 from jaxloop.runtime import checkpoint, tables, weights_io
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.mirror import scan_generations
 from jaxloop.runtime.signals import Stop, Stopped, stop_safely
 
 # The metrics that are wanted of a chain in a generation.
@@ -76,7 +77,7 @@ def lacking(root: Path, chains: Sequence[ChainSpec], names: NamesOf) -> Counter[
     """
     counts: Counter[str] = Counter()
     failed: Mapping[str, Failure] = {}
-    for generation, manifest in enumerate(checkpoint.scan(root).manifests):
+    for generation, manifest in enumerate(scan_generations(root).manifests):
         failed = {**failed, **manifest["about"]["failed"]}
         known = _known(root, generation)
         for chain in chains:
@@ -131,7 +132,7 @@ def backfill(
     root = Path(workdir)
     check_workdir(root)
     driver.check(chains, data, settings)
-    state = checkpoint.scan(root)
+    state = scan_generations(root)
     if state.last is None:
         raise ValueError(
             f"workdir={root}: has no finished generation, so there are no texts to measure; run "

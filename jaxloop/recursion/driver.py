@@ -44,7 +44,7 @@ from jaxloop.runtime.atomic_io import require_space
 from jaxloop.runtime.cluster import processes, stop_together
 from jaxloop.runtime.compile_cache import make_room
 from jaxloop.runtime.log import LOGGER
-from jaxloop.runtime.mirror import meet, notice_at
+from jaxloop.runtime.mirror import meet, notice_at, scan_generations
 from jaxloop.runtime.signals import Stop, Stopped
 from jaxloop.runtime.workdir import delete, differences
 
@@ -115,7 +115,7 @@ def run(
     process, process_count = processes()
     if process > 0:
         meet("settled", root)
-    state = checkpoint.scan(root)
+    state = scan_generations(root)
     first = 0 if state.last is None else state.last + 1
     history = History()
     for generation in range(first):
@@ -484,14 +484,14 @@ def _prune_weights(run: Run, generation: int, history: History) -> None:
     for old in range(generation - run.settings.keep + 1):
         place = checkpoint.finished(old)
         folder = f"{place}/adapters/"
-        # The newest of them is pruned even if all of its weights lie on other hosts.
         if old < generation - run.settings.keep and not (run.root / folder).is_dir():
             continue
         kept = tuple(
-            f"{place}/{weights_stem(Member(chain, entity))}."
+            f"{place}/{weights_stem(Member(chain, entity))}{kind}"
             for chain in run.chains
             if chain.id in history.failed and history.failed[chain.id]["generation"] == old + 1
             for entity in range(chain.workflow.entities)
+            for kind in (".safetensors", ".orbax/")
         )
         files = checkpoint.read_manifest(run.root, f"{place}/{checkpoint.MANIFEST}")["files"]
         pruned = [n for n in files if n.startswith(folder) and not n.startswith(kept)]

@@ -43,7 +43,7 @@ from jaxloop.recursion.sources import (
 )
 from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import checkpoint, tables, weights_io
-from jaxloop.runtime.mirror import fetch, meet
+from jaxloop.runtime.mirror import elsewhere, fetch, meet
 
 # {"GROUP.STEP": manifest} of the parts that an earlier run has left.
 Parts = Mapping[str, dict[str, Any]]
@@ -111,7 +111,8 @@ def _begin(run: Run, generation: int) -> Parts:
         return {}
     parts: Parts = {}
     if run.process == 0:
-        parts = checkpoint.verified_parts(run.root, generation)
+        there = partial(elsewhere, run.root)
+        parts = checkpoint.verified_parts(run.root, generation, elsewhere=there)
         folder.mkdir(parents=True, exist_ok=True)
     meet(f"generation {generation} begins", run.root)
     if run.process > 0:

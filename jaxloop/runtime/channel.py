@@ -109,6 +109,18 @@ class Channel:
         else:
             self._say(0, {"sent": meeting})
 
+    def wait_for_sent(self, meeting: int) -> None:
+        """In process 0, wait until all others have sent their weights of a meeting, or have ended.
+
+        Raises:
+            Stopped: a process was told to stop.
+        """
+        with self._changed:
+            while any(self.sent.get(k, 0) < meeting for k in self._others.keys() - self._ended):
+                if self.stopped is not None:
+                    raise Stopped(self.stopped)
+                self._changed.wait(SIGN_SECONDS)
+
     def say_goodbye(self) -> None:
         """Tell the others that this process ends in good order."""
         self._say_all({"bye": True})

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,8 +96,14 @@ def _with_checksum(body: str) -> str:
     return f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n"
 
 
-def verify(root: Path, manifest: str) -> dict:
+# Given the files of a manifest, returns those that lie on another host's disk.
+Elsewhere = Callable[[Mapping[str, Mapping]], Container[str]]
+
+
+def verify(root: Path, manifest: str, elsewhere: Elsewhere = lambda listed: ()) -> dict:
     """Return the manifest {"about", "files"} after comparing every file that it lists.
+
+    Those that lie on another host's disk need not be here.
 
     Raises:
         CorruptCheckpointError: a file is missing or differs; the first one is named.
@@ -108,6 +114,8 @@ def verify(root: Path, manifest: str) -> dict:
             path = inside(root, name)
             size = path.stat().st_size
         except FileNotFoundError:
+            if name in elsewhere(content["files"]):
+                continue
             raise CorruptCheckpointError(f"{name} is missing") from None
         except ValueError as error:
             raise CorruptCheckpointError(str(error)) from None
@@ -187,10 +195,10 @@ class CheckpointState(NamedTuple):
     fault: str | None
 
 
-def scan(root: Path) -> CheckpointState:
+def scan(root: Path, elsewhere: Elsewhere = lambda listed: ()) -> CheckpointState:
     """Find the last generation that a run can go on after, by verifying one after another.
 
-    Nothing on the disk is changed.
+    Nothing on the disk is changed. `elsewhere`: as in `verify`.
 
     Raises:
         CorruptCheckpointError: generations were finished, but not even generation 0 can be used: a
@@ -203,7 +211,7 @@ def scan(root: Path) -> CheckpointState:
     fault = None
     while len(manifests) in numbers and fault is None:
         try:
-            manifests.append(verify(root, f"{finished(len(manifests))}/{MANIFEST}"))
+            manifests.append(verify(root, f"{finished(len(manifests))}/{MANIFEST}", elsewhere))
         except CorruptCheckpointError as error:
             fault = str(error)
     later = sorted(g for g in numbers if g >= len(manifests))
@@ -294,10 +302,16 @@ def read_run_info(root: Path, generation: int) -> dict | None:
         return None
 
 
-def verified_parts(root: Path, generation: int, *, clean: bool = True) -> dict[str, dict]:
+def verified_parts(
+    root: Path,
+    generation: int,
+    *,
+    clean: bool = True,
+    elsewhere: Elsewhere = lambda listed: (),
+) -> dict[str, dict]:
     """Return {part: manifest} of the parts of an unfinished generation that verify.
 
-    The other parts are logged and, with `clean`, deleted.
+    The other parts are logged and, with `clean`, deleted. `elsewhere`: as in `verify`.
     """
     place = Path(root) / unfinished(generation)
     if not place.is_dir():
@@ -306,7 +320,8 @@ def verified_parts(root: Path, generation: int, *, clean: bool = True) -> dict[s
     files: set[str] = set()
     for path in sorted((place / PARTS).glob("*.json")):
         try:
-            verified[path.stem] = verify(root, f"{unfinished(generation)}/{PARTS}/{path.name}")
+            manifest = f"{unfinished(generation)}/{PARTS}/{path.name}"
+            verified[path.stem] = verify(root, manifest, elsewhere)
             files |= {str(path.relative_to(root)), *verified[path.stem]["files"]}
         except CorruptCheckpointError as error:
             LOGGER.info(

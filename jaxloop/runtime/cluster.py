@@ -124,6 +124,15 @@ def sent_by_all() -> int:
     return min(channel.sent.get(process, 0) for process in range(channel.count))
 
 
+def wait_for_sent(meeting: int) -> None:
+    """In process 0, wait until the others have sent their weights of a meeting, or have ended.
+
+    Raises:
+        Stopped: a process was told to stop.
+    """
+    _JOINED[0].wait_for_sent(meeting)
+
+
 def watch_silence(seconds: float) -> None:
     """Let another process count as gone after this time without a sign of life."""
     if _JOINED:

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from jaxloop.runtime.cluster import (
     processes,
     sent_by_all,
     tell_sent,
+    wait_for_sent,
 )
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror_copy import (
@@ -87,6 +89,7 @@ def mirrored(address: str) -> Iterator[Path]:
         restore_copy(mirror)
         if count > 1:
             mirror_weights.begin(mirror, read_index(mirror))
+            tell_sent(0)
         barrier("the copy is restored")
         stack.enter_context(_sent_at_the_end(mirror, several=count > 1, first=process == 0))
         stack.enter_context(_background(mirror, _send_weights if count > 1 else _send_whole))
@@ -144,9 +147,17 @@ def elsewhere(root: Path, listed: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
     listed: {path: {"bytes", "sha256"}}, as manifests list them.
     """
-    if processes()[1] == 1 or of(root) is None:
+    mirror = of(root) if processes()[1] > 1 else None
+    if mirror is None:
         return {}
-    return {path: listed[path] for path in mirror_weights.elsewhere(root, listed)}
+    told = {sha for _, sha in read_index(mirror).state.values()}
+    absent = mirror_weights.elsewhere(root, listed)
+    return {path: listed[path] for path, (_, sha) in absent.items() if sha in told}
+
+
+def scan_generations(root: Path) -> checkpoint.CheckpointState:
+    """Return `checkpoint.scan` of a run, of whose weights some may lie on other hosts."""
+    return checkpoint.scan(root, partial(elsewhere, root))
 
 
 def notice_at(root: Path, notice: float | None) -> float | None:
@@ -194,6 +205,8 @@ def _sent_at_the_end(mirror: Mirror, *, several: bool, first: bool) -> Iterator[
     """Context at whose end the store gets what is finished, in the time that a signal gives."""
     try:
         yield
+        if several:
+            _send_the_last(mirror, first=first)
     except Stopped as stopped:
         with _leaving_in_time(stopped):
             if several:
@@ -204,7 +217,7 @@ def _sent_at_the_end(mirror: Mirror, *, several: bool, first: bool) -> Iterator[
     except BaseException:
         _send_what_is_here(mirror, several=several, first=first)
         raise
-    _send_the_last(mirror, several=several, first=first)
+    _send_what_is_here(mirror, several=several, first=first)
 
 
 def _send_what_is_here(mirror: Mirror, *, several: bool, first: bool) -> None:
@@ -214,14 +227,11 @@ def _send_what_is_here(mirror: Mirror, *, several: bool, first: bool) -> None:
         _send_alone(mirror)
 
 
-def _send_the_last(mirror: Mirror, *, several: bool, first: bool) -> None:
-    """Send what is here when the run has ended, which other processes wait for too."""
-    if several:
-        mirror_weights.send_weights(mirror)
-        barrier("all weights are sent")
-        if first:
-            mirror_weights.publish_until(mirror, read_index(mirror).meeting)
-    _send_what_is_here(mirror, several=several, first=first)
+def _send_the_last(mirror: Mirror, *, first: bool) -> None:
+    """Send the weights of a run that has ended. Process 0 waits for those of the others."""
+    _send_weights(mirror)
+    if first:
+        wait_for_sent(read_index(mirror).meeting)
 
 
 @contextmanager
@@ -256,10 +266,12 @@ def _exchange(
     here = scan(mirror, index)
     now = here | mirror_weights.known_elsewhere(mirror, index)
     changed = changes_since(index.state, now)
-    small = {p: entry for p, entry in changed.items() if not mirror_weights.is_weights(p)}
-    send(mirror, small, index)
+    weights = {p: entry for p, entry in changed.items() if mirror_weights.is_weights(p)}
+    small = {p: entry for p, entry in changed.items() if p not in weights}
+    sent = send(mirror, small, index)
+    here |= sent
     changes: dict[str, Any] = {
-        "put": changed,
+        "put": weights | sent,
         "delete": [path for path in index.state if path not in now],
         "sent": mirror_weights.announce(mirror, index, here, all_now=all_now),
     }
@@ -362,9 +374,10 @@ def _background(mirror: Mirror, work: Callable[[Mirror], None]) -> Iterator[None
         finished: list[str] = []
         while not done.wait(LOOK_SECONDS):
             now = time.monotonic()
-            if not several and _finished(mirror.root) == finished and now - sent <= SEND_SECONDS:
-                continue
-            finished, sent = _finished(mirror.root), now
+            if not several:
+                if _finished(mirror.root) == finished and now - sent <= SEND_SECONDS:
+                    continue
+                finished, sent = _finished(mirror.root), now
             try:
                 locked()
             except (OSError, ValueError) as error:

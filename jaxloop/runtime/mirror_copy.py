@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,37 +104,48 @@ def walk(root: Path) -> Iterator[str]:
                 yield str(Path(folder, name).relative_to(root))
 
 
-def send(mirror: Mirror, files: Mapping[str, tuple[int, str]], index: Index) -> None:
-    """Put the contents that the state of the index does not have."""
-    put_new(mirror, files, there={sha for _, sha in index.state.values()})
+def send(mirror: Mirror, files: State, index: Index) -> State:
+    """Put the contents that the state of the index does not have; returns as `put_new`."""
+    return put_new(mirror, files, there={sha for _, sha in index.state.values()})
 
 
-def put_new(mirror: Mirror, files: Mapping[str, tuple[int, str]], there: Set[str]) -> set[str]:
+def put_new(mirror: Mirror, files: State, there: Set[str]) -> State:
     """Put the contents that the store does not have.
 
     Args:
         mirror: the copy.
-        files: {path: (size, SHA-256)}; a file that has changed or is gone meanwhile is left out.
+        files: what is to be sent.
         there: contents that the store has.
 
     Returns:
-        The contents that were put.
+        The files, as the store has them now: one that has changed meanwhile, as a log may, with
+        the content that was read; one that is gone is left out.
     """
-    new = {sha: path for path, (_, sha) in files.items() if sha not in there}
+    paths: dict[str, list[str]] = {}
+    for path, (_, sha) in files.items():
+        paths.setdefault(sha, []).append(path)
 
-    def put_one(item: tuple[str, str]) -> str | None:
-        sha, path = item
-        try:
-            data = (mirror.root / path).read_bytes()
-        except FileNotFoundError:
-            return None
-        if digest(data) != sha:
-            return None
-        object_store.put(mirror.store, f"blobs/{sha}", data)
-        return sha
+    def put_all(item: tuple[str, list[str]]) -> State:
+        sha, same = item
+        if sha in there:
+            return {path: files[path] for path in same}
+        now: State = {}
+        for path in same:
+            try:
+                data = (mirror.root / path).read_bytes()
+            except FileNotFoundError:
+                continue
+            entry = len(data), digest(data)
+            if entry not in now.values():
+                object_store.put(mirror.store, f"blobs/{entry[1]}", data)
+            now[path] = entry
+        return now
 
     with ThreadPoolExecutor(THREADS) as threads:
-        return {sha for sha in threads.map(put_one, new.items()) if sha is not None}
+        put: State = {}
+        for state in threads.map(put_all, paths.items()):
+            put |= state
+        return put
 
 
 def take(
@@ -209,7 +220,11 @@ def read_blob(store: Store, size: int, sha: str) -> bytes:
 
 def publish(mirror: Mirror, now: State, index: Index) -> None:
     """Make what lies here the newest state of the store."""
-    send(mirror, changes_since(index.state, now), index)
+    changed = changes_since(index.state, now)
+    sent = send(mirror, changed, index)
+    if len(sent) < len(changed):
+        return  # a file was renamed or pruned; the next look finds a state that is whole
+    now = now | sent
     index.head = forget_old(mirror, write_head(mirror, now, index.head))
     index.state = now
     write_index(mirror, index)
@@ -258,7 +273,8 @@ def forget_old(
     Returns:
         Names of the newest two states.
     """
-    newest, old = list(head[:2]), head[2:]
+    newest = list(head[:2])
+    old = [name for name in head[2:] if name not in newest]
     if old or skipped:
         kept = [read_state(mirror.store, name) for name in newest]
         dropped = [read_state(mirror.store, name) for name in old]
@@ -303,7 +319,9 @@ def restore_copy(mirror: Mirror) -> None:
         if state is None:
             LOGGER.warning("%s: its state %s… is damaged", mirror.store.address, name[:12])
             continue
-        index = dataclasses.replace(index, meeting=0, state=state, head=[name], whole=True)
+        index = dataclasses.replace(
+            index, meeting=0, state=state, head=[name], whole=True, announced={}
+        )
         try:
             take(mirror, state, index, _without_unfinished(scan(mirror, index), state))
         except DamagedObject as error:
@@ -317,6 +335,11 @@ def restore_copy(mirror: Mirror) -> None:
         write_index(mirror, index)
         return
     _restore_what_is_whole(mirror, index, head)
+
+
+def _index_of(index: Index, state: State, name: str) -> Index:
+    """The index of a copy that is made a state of the store; what it had announced is forgotten."""
+    return Index(index.address, state=state, head=[name], hashes=index.hashes)
 
 
 def _restore_what_is_whole(mirror: Mirror, index: Index, head: list[str]) -> None:
@@ -334,7 +357,9 @@ def _restore_what_is_whole(mirror: Mirror, index: Index, head: list[str]) -> Non
         LOGGER.warning(
             "%s: neither state is whole; going on without %s", mirror.store.address, missing
         )
-        index = dataclasses.replace(index, meeting=0, state=found, head=[name], whole=True)
+        index = dataclasses.replace(
+            index, meeting=0, state=found, head=[name], whole=True, announced={}
+        )
         take(mirror, found, index, scan(mirror, index))
         write_index(mirror, index)
         return

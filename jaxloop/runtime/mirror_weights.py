@@ -1,16 +1,16 @@
 """Weights in a run of several processes without a common disk: each process keeps those it trained.
 
-Nobody waits until weights are sent, and no process takes those of another one: all know them from
-the manifests, which name size and SHA-256. A thread sends them beside the run. What is waited for
-are weights that were trained before the meeting before the last, so that a store that is slower
-than training holds the run up instead of falling behind it.
+Nobody waits until weights are sent, and while a run goes on no process takes those of another one,
+unless it goes on training them (`fetch`): all know them from the manifests, which name size and
+SHA-256. A thread sends them beside the run. What is waited for are weights that were trained before
+the meeting before the last, so that a store that is slower than training holds the run up instead
+of falling behind it.
 
-    sent.json      contents of this process's weights that the store has
+    sent.json      contents of this process's weights that the store has; see `Sent`
     waiting.json   in process 0: states of meetings that the store does not have yet, as some of
                    their weights are being sent
 """
 
-import glob
 import json
 import threading
 import time
@@ -39,8 +39,9 @@ from jaxloop.runtime.mirror_copy import (
 SENT, WAITING = "sent.json", "waiting.json"
 # Weights that were announced at a meeting are in the store two meetings later: in a generation.
 MEETINGS_TO_SEND = 2
-# Seconds between questions for weights that another process is sending.
-_WAITS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 60.0)
+# Seconds between questions for weights that another process is sending. Where that one is gone this
+# one leaves (`channel`), so they are waited for as long as a generation may take.
+_WAITS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, *[60.0] * 240)
 # One thread of the process sends weights at a time, so that no content is sent by two.
 _SENDING = threading.Lock()
 # One thread of the process changes which states wait, and the newest state.
@@ -60,6 +61,21 @@ class Waiting:
     head: list[str]
     waiting: list[tuple[int, State]]
     skipped: list[State]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What this process has sent.
+
+    Attributes:
+        meeting: the last meeting before it was sent.
+        contents: of weights that the store had then. Later ones that no state names may be deleted.
+        hashes: {path: [size, time of change, SHA-256]} of weights, which are read once.
+    """
+
+    meeting: int
+    contents: set[str]
+    hashes: dict[str, list[Any]]
 
 
 def is_weights(path: str) -> bool:
@@ -104,7 +120,7 @@ def all_elsewhere(root: Path) -> State:
 
 def known_elsewhere(mirror: Mirror, index: Index) -> State:
     """Return `all_elsewhere` of which another process has told this one, under whatever name."""
-    told = {sha for _, sha in index.state.values()}
+    told = _contents(index.state)
     return {path: e for path, e in all_elsewhere(mirror.root).items() if e[1] in told}
 
 
@@ -114,7 +130,7 @@ def known_elsewhere(mirror: Mirror, index: Index) -> State:
 def begin(mirror: Mirror, index: Index) -> None:
     """Forget what an earlier run has sent: the store has what its newest state names."""
     with _SENDING:
-        _write_sent(mirror, {sha for _, sha in index.state.values()})
+        _write_sent(mirror, Sent(index.meeting, _contents(index.state), {}))
     with _PUBLISHING:
         _write_waiting(mirror, Waiting(index.head, [], []))
 
@@ -123,13 +139,15 @@ def send_weights(mirror: Mirror) -> None:
     """Put the weights that lie here and that the store does not have yet."""
     with _SENDING:
         index = read_index(mirror)
-        sent = _read_sent(mirror)
+        known = _read_sent(mirror)
+        index.hashes |= known.hashes
         here = scan(mirror, index, only=filter(is_weights, walk(mirror.root)))
-        new = put_new(mirror, here, there=sent)
+        before = _in_store(known, index, index.meeting)
+        put = put_new(mirror, here, there=before)
         # A content that no state needs any more is deleted from the store.
-        of_use = {sha for state in (here, index.state) for _, sha in state.values()}
-        if new or not sent <= of_use:
-            _write_sent(mirror, (sent & of_use) | new)
+        contents = (before & (_contents(here) | _contents(index.state))) | _contents(put)
+        hashes = {path: index.hashes[path] for path in here}
+        _note_sent(mirror, Sent(index.meeting, contents, hashes), known)
 
 
 def announce(mirror: Mirror, index: Index, here: State, *, all_now: bool) -> int:
@@ -149,18 +167,18 @@ def announce(mirror: Mirror, index: Index, here: State, *, all_now: bool) -> int
     if any(meeting <= overdue for meeting in index.announced.values()):
         send_weights(mirror)
         _note(mirror, index, here)
-    return sent_until(mirror, index)
+    return min(index.announced.values(), default=index.meeting + 1) - 1
 
 
 def _note(mirror: Mirror, index: Index, here: State) -> None:
-    sent = _read_sent(mirror)
+    sent = _in_store(_read_sent(mirror), index, index.meeting - 1)
     shas = {sha for path, (_, sha) in here.items() if is_weights(path)} - sent
     index.announced = {sha: index.announced.get(sha, index.meeting) for sha in sorted(shas)}
 
 
 def sent_until(mirror: Mirror, index: Index) -> int:
     """Return the last meeting whose weights of this process are all in the store."""
-    sent = _read_sent(mirror)
+    sent = _in_store(_read_sent(mirror), index, index.meeting)
     missing = [meeting for sha, meeting in index.announced.items() if sha not in sent]
     return min(missing, default=index.meeting + 1) - 1
 
@@ -176,12 +194,12 @@ def fetch(mirror: Mirror, stem: str) -> None:
     Raises:
         DamagedObject: they do not come.
     """
-    if any(mirror.root.glob(f"{glob.escape(stem)}.*")):
+    if any(inside(mirror.root, f"{stem}.{kind}").exists() for kind in ("safetensors", "orbax")):
         return
     files = {
         path: entry
         for path, entry in all_elsewhere(mirror.root).items()
-        if path.startswith((f"{stem}.", f"{stem}/"))
+        if path == f"{stem}.safetensors" or path.startswith(f"{stem}.orbax/")
     }
     for path, (size, sha) in files.items():
         for wait in _WAITS:
@@ -192,6 +210,10 @@ def fetch(mirror: Mirror, stem: str) -> None:
         target = inside(mirror.root, path)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, data, durable=False)
+    with _SENDING:
+        known = _read_sent(mirror)
+        contents = known.contents | _contents(files)
+        _note_sent(mirror, replace(known, contents=contents), known)
 
 
 # ---- which state is the newest
@@ -253,15 +275,34 @@ def is_whole(mirror: Mirror, state: State, head: Sequence[str]) -> bool:
 # ---- files beside the copy
 
 
-def _read_sent(mirror: Mirror) -> set[str]:
+def _read_sent(mirror: Mirror) -> Sent:
     try:
-        return set(json.loads((mirror.folder / SENT).read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return set()
+        content = json.loads((mirror.folder / SENT).read_bytes())
+        return Sent(content["meeting"], set(content["contents"]), content["hashes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Sent(0, set(), {})
 
 
-def _write_sent(mirror: Mirror, sent: set[str]) -> None:
-    write_atomic(mirror.folder / SENT, to_json(sorted(sent)), durable=False)
+def _write_sent(mirror: Mirror, sent: Sent) -> None:
+    content = asdict(sent) | {"contents": sorted(sent.contents)}
+    write_atomic(mirror.folder / SENT, to_json(content), durable=False)
+
+
+def _note_sent(mirror: Mirror, sent: Sent, before: Sent) -> None:
+    if sent != before:
+        _write_sent(mirror, sent)
+
+
+def _in_store(sent: Sent, index: Index, meeting: int) -> set[str]:
+    """Contents of weights that the store has for sure, before the meeting that follows this one."""
+    if sent.meeting == meeting:
+        return sent.contents
+    # What no state named may have been deleted, and was announced as missing if it came back.
+    return (sent.contents & _contents(index.state)) - index.announced.keys()
+
+
+def _contents(state: State) -> set[str]:
+    return {sha for _, sha in state.values()}
 
 
 def _read_waiting(mirror: Mirror) -> Waiting:

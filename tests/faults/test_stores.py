@@ -7,7 +7,10 @@ import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from support import contents, start
@@ -141,3 +144,44 @@ def wait_for_generation(cache, generation, processes):
         assert all(p.poll() is None for p in processes), processes[0].communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+SMALL_STUDY = (
+    "--config=configs/quickstart.py:window",
+    "--config.chain.generations=4",
+    "--config.chain.size=32",
+    "--config.chain.eval_texts=8",
+    "--config.chain.heldout_texts=8",
+    "--config.fit.steps=1",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["none", "1"])
+def test_a_study_by_its_command_on_two_machines(tmp_path, address, monkeypatch, keep):
+    words = [sys.executable, "-m", "jaxloop.main", *SMALL_STUDY, f"--config.run.keep={keep}"]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{s.getsockname()[1]}"
+    cluster_of = {"JAXLOOP_COORDINATOR": coordinator, "JAXLOOP_PROCESSES": "2"}
+    machines = [
+        subprocess.Popen(
+            [*words, f"--workdir={address}"],
+            cwd=Path(__file__).parents[2],
+            env=on_machine(tmp_path, f"machine{k}", JAXLOOP_PROCESS=str(k), **cluster_of),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(2)
+    ]
+    for machine in machines:
+        ended(machine)
+    monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "new"))
+    root = mirror.restore(address)
+    state = checkpoint.scan(root)
+    assert state.last == 3 and not state.lost
+    assert not list(root.glob("checkpoints/damaged-*"))
+    assert (root / "report.html").exists()
+    generations = {path.parts[-3] for path in root.glob("checkpoints/*/adapters/*")}
+    assert len(generations) == (4 if keep == "none" else 1)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from jaxloop.runtime import checkpoint, mirror_copy, object_store
+from jaxloop.runtime import checkpoint, mirror, mirror_copy, object_store
 from jaxloop.runtime import mirror_weights as mw
 from jaxloop.runtime.mirror_copy import Index, Mirror, digest
 from jaxloop.runtime.workdir import MARKER
@@ -43,7 +43,11 @@ def state_of(copy, *contents):
 def meet(copy, index, all_now=False):
     """Announce what lies here at the next meeting."""
     index.meeting += 1
-    return mw.announce(copy, index, mirror_copy.scan(copy, index), all_now=all_now)
+    here = mirror_copy.scan(copy, index)
+    sent_by = mw.announce(copy, index, here, all_now=all_now)
+    index.state = here
+    mirror_copy.write_index(copy, index)
+    return sent_by
 
 
 def test_weights_are_announced_at_once_and_sent_two_meetings_later(copy):
@@ -64,7 +68,6 @@ def test_weights_that_were_sent_beside_the_run_hold_up_nothing(copy, monkeypatch
     index = mirror_copy.read_index(copy)
     write(copy, A, b"weights")
     assert meet(copy, index) == 0
-    mirror_copy.write_index(copy, index)
     mw.send_weights(copy)
     assert mw.sent_until(copy, mirror_copy.read_index(copy)) == 1
     monkeypatch.setattr(object_store, "put", lambda *args: pytest.fail("is sent again"))
@@ -79,7 +82,6 @@ def test_weights_that_vanish_while_they_are_sent_do_not_count_as_sent(copy, monk
     index = mirror_copy.read_index(copy)
     write(copy, A, b"weights")
     assert meet(copy, index) == 0
-    mirror_copy.write_index(copy, index)
     scan = mirror_copy.scan
 
     def scan_and_lose(*args, **kwargs):
@@ -102,6 +104,70 @@ def test_a_content_that_left_the_run_is_sent_again_when_it_comes_back(copy):
     write(copy, B, b"weights")
     mw.send_weights(copy)
     assert blobs(copy) == {digest(b"weights")}
+
+
+def test_a_content_that_left_the_run_at_a_meeting_is_not_believed_to_be_there(copy):
+    index = mirror_copy.read_index(copy)
+    write(copy, A, b"weights")
+    mw.send_weights(copy)
+    assert meet(copy, index) == 1
+    (copy.root / A).unlink()
+    assert meet(copy, index) == 2
+    # Process 0 has deleted what no state has, and the same weights are trained again.
+    object_store.delete(copy.store, f"blobs/{digest(b'weights')}")
+    write(copy, A, b"weights")
+    assert meet(copy, index) == 2
+    mw.send_weights(copy)
+    assert blobs(copy) == {digest(b"weights")} and meet(copy, index) == 4
+
+
+def test_a_restored_copy_has_announced_nothing(copy):
+    write(copy, A, b"weights")
+    index = mirror_copy.read_index(copy)
+    index.meeting = 36
+    assert meet(copy, index) == 36
+    mirror_copy.write_head(copy, state_of(copy, b"a text"), [])
+    mirror_copy.restore_copy(copy)
+    index = mirror_copy.read_index(copy)
+    mw.begin(copy, index)
+    assert (index.meeting, index.announced) == (0, {})
+    write(copy, A, b"weights")
+    assert meet(copy, index) == 0
+
+
+def test_weights_of_others_do_not_make_a_finished_generation_damaged(copy, monkeypatch):
+    write(copy, A, b"own")
+    write(copy, B, b"of another process")
+    (copy.folder / mirror_copy.INDEX).write_bytes(mirror_copy.to_json({"address": ""}))
+    checkpoint.finalise(copy.root, 0, [A, B])
+    index = Index(copy.store.address)
+    index.state = mirror_copy.scan(copy, index)
+    mirror_copy.write_index(copy, index)
+    b = copy.root / B.replace("unfinished-", "")
+    b.unlink()
+    with pytest.raises(checkpoint.CorruptCheckpointError, match="b.safetensors is missing"):
+        mirror.scan_generations(copy.root)  # of one process, all of them lie here
+    monkeypatch.setattr(mirror, "processes", lambda: (0, 2))
+    assert mirror.scan_generations(copy.root).last == 0
+    # What nobody has told of is missing.
+    index.state = {}
+    mirror_copy.write_index(copy, index)
+    with pytest.raises(checkpoint.CorruptCheckpointError, match="b.safetensors is missing"):
+        mirror.scan_generations(copy.root)
+
+
+def test_a_log_that_grows_while_it_is_sent_is_named_as_it_was_sent(copy):
+    write(copy, "run.log", b"one line")
+    index = mirror_copy.read_index(copy)
+    before = mirror_copy.scan(copy, index)
+    write(copy, "run.log", b"one line, two lines")
+    write(copy, "gone", b"")
+    sent = mirror_copy.send(copy, before | {"gone": (0, digest(b""))}, index)
+    (copy.root / "gone").unlink()
+    assert sent["run.log"] == (19, digest(b"one line, two lines"))
+    assert {sha for _, sha in sent.values()} == blobs(copy)
+    late = mirror_copy.send(copy, {"gone": (4, digest(b"lost"))}, index)
+    assert late == {}
 
 
 def test_the_newest_state_is_the_last_whose_weights_are_there(copy):
@@ -156,6 +222,18 @@ def test_weights_of_others_are_known_from_manifests_and_left_where_they_are(copy
     places = [path.replace("unfinished-", "") for path in (A, B)]
     assert [(other.root / path).exists() for path in places] == [True, False]
     assert not (other.root / checkpoint.unfinished(0)).exists()
+
+
+def test_weights_of_a_chain_whose_name_begins_alike_are_not_taken_for_those_asked_for(copy):
+    names = [A.replace("chain=a", "chain=ratio-0"), A.replace("chain=a", "chain=ratio-0.5")]
+    for name in names:
+        write(copy, name, name.encode())
+    checkpoint.finalise(copy.root, 0, names)
+    mw.send_weights(copy)
+    lost = copy.root / names[0].replace("unfinished-", "")
+    lost.unlink()
+    mw.fetch(copy, f"{checkpoint.finished(0)}/adapters/chain=ratio-0")
+    assert lost.read_bytes() == names[0].encode()
 
 
 def test_weights_of_another_process_are_fetched_where_they_are_needed(copy, monkeypatch):

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
-from jaxloop.runtime import checkpoint
+from jaxloop.runtime.mirror import scan_generations
 from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.common import disk, missing
 from jaxloop.studies.common import run as common
@@ -111,7 +111,7 @@ def _train(context: Context) -> common.Outcome:
 def _measure_again(context: Context) -> common.Outcome:
     """Compute the metrics that finished generations lack, from the texts and weights on disk."""
     lacks = missing.fill_all(_scores(context), context.root)
-    count = len(checkpoint.scan(context.root).manifests)
+    count = len(scan_generations(context.root).manifests)
     measure.write_similarity(context.config, context.prepared, context.root, count)
     return common.measured_again(
         lacks,

@@ -19,9 +19,8 @@ from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry
 from jaxloop.metrics.base import Unavailable
 from jaxloop.recursion import driver
-from jaxloop.runtime import checkpoint
 from jaxloop.runtime.log import LOGGER
-from jaxloop.runtime.mirror import meet
+from jaxloop.runtime.mirror import meet, scan_generations
 from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.common import disk, missing, start_adapter
 from jaxloop.studies.common import models as base_models
@@ -223,7 +222,7 @@ def _measure_again(context: Context) -> common.Outcome:
     """Compute the metrics that finished generations lack, from the texts on disk."""
     run = _set_up(context)
     filled = missing.fill_all(run.scores, context.root)
-    count = len(checkpoint.scan(context.root).manifests)
+    count = len(scan_generations(context.root).manifests)
     lacks = _after_chains(context, run, count, filled)
     return common.measured_again(
         lacks,
