@@ -49,7 +49,7 @@ class Place:
 
 
 def swallows(table: Table, cell: str) -> bool:
-    """Whether a cell looks as if an unclosed quotation mark had joined many rows in it."""
+    """Return whether a cell looks as if an unclosed quotation mark had joined many rows in it."""
     if not table.quoted or "quotes" in table.options or "\n" not in cell:
         return False
     inside, parts = cell.split("\n")[1:-1], len(table.columns) - 1

@@ -65,7 +65,7 @@ def flag(option: str) -> str:
 
 
 def like_data(name: str) -> bool:
-    """Whether a name of a column looks like a value."""
+    """Return whether a name of a column looks like a value."""
     return bool(re.fullmatch(r"-?\d+(\.\d+)?", name)) or len(name) > 60
 
 

@@ -128,7 +128,7 @@ def _check_installed(libraries: Sequence[str], installed: Mapping[str, str]) -> 
 
 
 def is_docs(source: str | Path) -> bool:
-    """Whether a source names this dataset.
+    """Return whether a source names this dataset.
 
     It is `docs`, `docs:scipy,numpy`, `docs:installed`, `docs:installed:scipy`, each also after
     `jaxloop:`.

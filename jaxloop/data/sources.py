@@ -287,7 +287,7 @@ def shards(
 
 
 def is_local(source: str | Path) -> bool:
-    """Whether a source has neither splits nor configurations nor revisions.
+    """Return whether a source has neither splits nor configurations nor revisions.
 
     It is a corpus that comes with jaxloop, `docs`, or a file (whether or not it exists).
     """
@@ -296,7 +296,7 @@ def is_local(source: str | Path) -> bool:
 
 
 def is_here(source: str | Path) -> bool:
-    """Whether a source can be read without a network.
+    """Return whether a source can be read without a network.
 
     It is one that comes with jaxloop, or a file or a folder that exists.
     """

@@ -51,8 +51,8 @@ class Program(NamedTuple):
     x64: bool = False
 
     def lower(self, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
-        """The program before XLA compiles it: for the devices of its arguments, or for `platforms`
-        ("cuda", "tpu"), which need not be there.
+        """Return the program before XLA compiles it: for the devices of its arguments, or for
+        `platforms` ("cuda", "tpu"), which need not be there.
         """
         with jax.enable_x64(True) if self.x64 else contextlib.nullcontext():
             if platforms is None:
@@ -100,8 +100,8 @@ def places(devices: Iterable[jax.Device] | None, shard_base: bool = False) -> Pl
 
 
 def memory(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a compiled program needs on each device while it runs: arguments, results that are
-    no argument's memory, temporary arrays, code.
+    """Return the bytes that a compiled program needs on each device while it runs: arguments,
+    results that are no argument's memory, temporary arrays, code.
     """
     m: Any = compiled.memory_analysis()
     return (
@@ -249,7 +249,7 @@ def loss(
     devices: Sequence[jax.Device] | None = None,
     shard_base: bool = False,
 ) -> Program:
-    """The program of `training.evaluate.loss`: one chain's adapter, `rows` texts."""
+    """Return the program of `training.evaluate.loss`: one chain's adapter, `rows` texts."""
     at = _one_place(devices, shard_base)
     packed = _at(_packed(config, fit.lora, 1, fit.dtype, "mergeable"), at.replicated)
     tokens = _array((rows, seq_len), jnp.int32, at.replicated)
@@ -273,7 +273,7 @@ def generation_plan(
     dtype: str = "float32",
     memory: int | None = None,
 ) -> SlotPlan:
-    """How chains that generate `texts` texts each are shared out over a target's slots."""
+    """Return how chains that generate `texts` texts each are shared out over a target's slots."""
     return plan_slots(sample, config, target, texts, dtype=dtype, memory=memory)
 
 
@@ -320,7 +320,7 @@ def decoding(
     devices: Sequence[jax.Device] | None = None,
     shard_base: bool = False,
 ) -> Program:
-    """The decoding program of a call of `sample.texts_per_call` texts on each device."""
+    """Return the decoding program of a call of `sample.texts_per_call` texts on each device."""
     call = _call(config, sample, options, dtype, adapted, target, places(devices, shard_base))
     plan, num_texts = call.plan, call.plan.texts_per_call
     requests = Requests(

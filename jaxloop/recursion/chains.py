@@ -112,7 +112,7 @@ def make_chain(
     factors: Mapping[str, object] | None = None,
     id: str | None = None,
 ) -> ChainSpec:
-    """A chain from plain values.
+    """Return a chain from plain values.
 
     Args:
         values: fields of `ChainSpec` go by their names; "fit.x" and "sample.x" replace settings;
@@ -194,7 +194,7 @@ def chain_id(factors: Mapping[str, object]) -> str:
 
 
 def product(factors: Mapping[str, Sequence[object]], **common: object) -> list[ChainSpec]:
-    """All combinations of the factors' values, each one chain.
+    """Return all combinations of the factors' values, each one chain.
 
     Only factors with more than one value enter the id; all enter the tables.
 

@@ -145,7 +145,7 @@ def finish(run: Run, generation: int, groups: Sequence[FitGroup], assembled: Ass
 
 
 def about_run(run: Run, failed: Mapping[str, Failure]) -> dict[str, Any]:
-    """What a manifest says of the run: enough to refuse another study in the same directory."""
+    """Return what a manifest says of the run: enough to refuse another study in its directory."""
     return {
         "chains": {chain.id: describe_chain(chain) for chain in run.chains},
         "data": dict(run.fingerprints),
@@ -159,7 +159,7 @@ def about_run(run: Run, failed: Mapping[str, Failure]) -> dict[str, Any]:
 
 
 def describe_chain(chain: ChainSpec) -> str:
-    """The fields of a chain, and of its workflow, that differ from their defaults, as JSON.
+    """Return the fields of a chain, and of its workflow, that differ from their defaults, as JSON.
 
     A field that a later version adds changes nothing as long as it has its default.
     """

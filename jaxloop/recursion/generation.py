@@ -121,7 +121,7 @@ def _begin(run: Run, generation: int) -> Parts:
 
 
 def draw_plan(run: Run, member: Member, generation: int) -> IndexPlan:
-    """The index plan of a member: valid rows only, as NumPy arrays."""
+    """Return the index plan of a member: valid rows only, as NumPy arrays."""
     chain, entity = member
     return on_host(
         index_plan(

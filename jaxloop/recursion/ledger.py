@@ -162,6 +162,6 @@ def fingerprint(texts: Sequence[str], prompts: str | Sequence[str] = "") -> str:
 
 
 def columns(ledger_rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Rows as columns, for the table writer."""
+    """Return rows as columns, for the table writer."""
     names = list(dict.fromkeys(name for row in ledger_rows for name in row))
     return {name: [row.get(name) for row in ledger_rows] for name in names}

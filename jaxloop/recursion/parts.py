@@ -36,7 +36,7 @@ class FitRow(TypedDict):
 
 
 def process_share(group: FitGroup, process: int, processes: int) -> FitGroup | None:
-    """The part of a group that one process of a cluster makes; None where there is none."""
+    """Return the part of a group that one process of a cluster makes; None where there is none."""
     members = group.members[process::processes]
     if not members:
         return None
@@ -46,7 +46,7 @@ def process_share(group: FitGroup, process: int, processes: int) -> FitGroup | N
 
 
 def weights_stem(member: Member) -> str:
-    """Path of a model's weights inside its generation's directory, without extension."""
+    """Return the path of a model's weights inside its generation's directory, without extension."""
     several = f",entity={member.entity}" if member.chain.workflow.entities > 1 else ""
     return f"adapters/chain={member.chain.id}{several}"
 
@@ -64,7 +64,7 @@ def part_path(generation: int, group: FitGroup, step: str, suffix: str) -> str:
 
 
 def rows_by_member(table: Mapping[str, tables.Column]) -> dict[tuple[str, int], Columns]:
-    """Rows of a table by (chain id, entity)."""
+    """Return rows of a table by (chain id, entity)."""
     columns: Columns = {
         name: values.tolist() if isinstance(values, np.ndarray) else list(values)
         for name, values in table.items()
@@ -80,12 +80,12 @@ def rows_by_member(table: Mapping[str, tables.Column]) -> dict[tuple[str, int], 
 
 
 def no_texts() -> Columns:
-    """The columns of a table without texts."""
+    """Return the columns of a table without texts."""
     return {"text": [], "prompt": [], "tokens": [], "finished": []}
 
 
 def model_output(member: Member, base: str, weights: Any, texts: Columns) -> ModelOutput:
-    """What `measure` gets of a model, from its columns of the table of texts."""
+    """Return what `measure` gets of a model, from its columns of the table of texts."""
     return ModelOutput(
         chain=member.chain,
         entity=member.entity,
@@ -101,7 +101,7 @@ def model_output(member: Member, base: str, weights: Any, texts: Columns) -> Mod
 def metric_row(
     run: Run, generation: int, member: Member, metric: str, value: float
 ) -> dict[str, Any]:
-    """A row of metrics.csv."""
+    """Return a row of metrics.csv."""
     return {
         "study": run.settings.study,
         "chain": member.chain.id,
@@ -114,7 +114,7 @@ def metric_row(
 
 
 def tidy(rows: Sequence[Mapping[str, Any]], chains: Sequence[ChainSpec]) -> Columns:
-    """Columns of a table of metrics with one value per row.
+    """Return the columns of a table of metrics with one value per row.
 
     A factor has one type in all chains of the study: text where any of its values is text.
     """

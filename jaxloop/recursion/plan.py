@@ -102,7 +102,8 @@ def index_plan(
     generations: int | None = None,
     entity: int | jax.Array = 0,
 ) -> IndexPlan:
-    """The training set of one entity in one generation, `plan_rows(workflow, generations)` rows.
+    """Return the training set of one entity in one generation, `plan_rows(workflow, generations)`
+    rows.
 
     Args:
         workflow: the rule; static under jit.
@@ -132,7 +133,7 @@ def index_plan(
 
 
 def on_host(plan: IndexPlan) -> IndexPlan:
-    """The valid rows of a plan, as NumPy arrays."""
+    """Return the valid rows of a plan, as NumPy arrays."""
     valid = np.asarray(plan.valid)
     return IndexPlan(*(np.asarray(column)[valid] for column in plan))
 
@@ -145,7 +146,7 @@ def gather(
     external: jax.Array | None = None,
     public: jax.Array | None = None,
 ) -> jax.Array:
-    """Rows of a plan as arrays [rows, ...], for families whose items are arrays.
+    """Return rows of a plan as arrays [rows, ...], for families whose items are arrays.
 
     Padding rows hold item 0 of the human stream.
 

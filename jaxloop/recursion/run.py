@@ -157,7 +157,7 @@ def make_run(
     stop: Stop,
     **options: Any,
 ) -> Run:
-    """A `Run` with the fingerprints, environment and held models that follow from the rest.
+    """Return a `Run` with the fingerprints, environment and held models that follow from the rest.
 
     options: the fields of `Run` that have a default.
     """

@@ -52,7 +52,7 @@ class Dataset:
         return self.prompts if isinstance(self.prompts, str) else self.prompts[row]
 
     def items(self, rows: np.ndarray) -> Iterator[tuple[str, str]]:
-        """Texts and prompts of rows [n]."""
+        """Return texts and prompts of rows [n]."""
         for row in rows.tolist():
             yield self.texts[row], self.prompt(row)
 
@@ -166,7 +166,7 @@ def human_stream(
 
 
 def human_texts(chain: ChainSpec, data: Mapping[str, Dataset], *, entity: int = 0) -> list[str]:
-    """The human texts that generation 0 of an entity trains on."""
+    """Return the human texts that generation 0 of an entity trains on."""
     rows = human_stream(chain, data, 1, entity)[: chain.workflow.initial]
     texts = data[chain.dataset_of(entity)].texts
     return [texts[row] for row in rows]
@@ -205,7 +205,7 @@ def _rows_of(
 
 
 def texts_path(chain: str, generation: int) -> str:
-    """Where the texts of a chain (its id) lie, relative to the run directory."""
+    """Return where the texts of a chain (its id) lie, relative to the run directory."""
     return f"texts/chain={chain}/generation={generation:04d}.parquet"
 
 
@@ -319,7 +319,7 @@ def sampling_prompts(
 
 
 def probe_rows(chain: ChainSpec) -> int:
-    """Number of probes that every model of a chain answers."""
+    """Return the number of probes that every model of a chain answers."""
     return sum(count for _, count in chain.probes)
 
 

@@ -190,7 +190,7 @@ def accumulate_subsample(size: int, **options: Any) -> Workflow:
 
 
 def fresh_human(size: int, ratio: float, **options: Any) -> Workflow:
-    """The chain of arXiv 2504.03814 and its released code.
+    """Return the chain of arXiv 2504.03814 and its released code.
 
     Each generation adds a = int(ratio size) synthetic and size - a fresh human items to a pool that
     never holds generation 0's human set, and trains on `size` items drawn from it without
@@ -354,7 +354,9 @@ def _build(name: str, options: dict[str, Any], **defaults: Any) -> Workflow:
 
 
 def train_size(workflow: Workflow, generation: int) -> int:
-    """Number of items that one entity trains on in a generation: the valid rows of its plan."""
+    """Return the number of items that one entity trains on in a generation: the valid rows of its
+    plan.
+    """
     if workflow.exchange is not None:
         return workflow.drawn_rows
     if generation == 0:
@@ -381,7 +383,7 @@ def human_needed(workflow: Workflow, generations: int) -> int:
 
 
 def external_needed(workflow: Workflow, generations: int) -> int:
-    """Number of items of the outside source that one entity consumes in `generations`."""
+    """Return how many items of the outside source one entity consumes in `generations`."""
     return (generations - 1) * workflow.external
 
 

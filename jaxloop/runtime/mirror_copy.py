@@ -80,7 +80,7 @@ def folder_of(address: str) -> Path:
 
 
 def scan(mirror: Mirror, index: Index, only: Iterable[str] | None = None) -> State:
-    """The files of the copy. A file is read only where its size or time of change is new."""
+    """Return the files of the copy. A file is read only where its size or time of change is new."""
     state: State = {}
     for path in walk(mirror.root) if only is None else only:
         file = mirror.root / path

@@ -93,7 +93,7 @@ class Timings:
         del recent[:-64]
 
     def table(self) -> str:
-        """What `--timings` prints."""
+        """Return what `--timings` prints."""
         shown = sorted(self.programs.items(), key=lambda item: -item[1].total)
         shown = [item for item in shown if item[1].compiled or item[1].cached]
         others = _sum([program for _, program in shown[_SHOWN:]])

@@ -332,8 +332,8 @@ class _Search(NamedTuple):
 
 
 def loss(theta: jax.Array, stats: jax.Array) -> jax.Array:
-    """Mean negative log-likelihood of Beta(theta) where the (weighted) means of log x and log(1 -
-    x) are stats [2].
+    """Return the mean negative log-likelihood of Beta(theta) where the (weighted) means of log x
+    and log(1 - x) are stats [2].
     """
     return _betaln(theta) - ((theta - 1) * stats).sum()
 

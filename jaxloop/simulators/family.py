@@ -261,8 +261,8 @@ def check_sizes(family: ArrayFamily, workflow: Workflow, generations: int) -> No
 
 
 def reads_only_the_last(workflow: Workflow) -> bool:
-    """Whether every plan after generation 0 is all that the generation before generated, in order,
-    so that nothing need be gathered.
+    """Return whether every plan after generation 0 is all that the generation before generated, in
+    order, so that nothing need be gathered.
 
     Read off the plans themselves: three generations of a workflow that draws nothing at random.
     """
@@ -361,7 +361,9 @@ def choose(key: jax.Array, weights: jax.Array, count: int) -> jax.Array:
 
 
 def rows(workflow: Workflow, generations: int) -> int:
-    """Rows that `fit` sees in every generation of a run of generations 0..T, padding included."""
+    """Return rows that `fit` sees in every generation of a run of generations 0..T, padding
+    included.
+    """
     return (
         workflow.initial if reads_only_the_last(workflow) else plan_rows(workflow, generations + 1)
     )

@@ -12,7 +12,7 @@ Params = tuple[jax.Array, jax.Array]
 def gaussian_family(
     dim: int = 1, *, mean: Scalar = 0.0, sd: Scalar = 1.0, unbiased: bool = True
 ) -> ArrayFamily:
-    """A normal distribution N(mean, sd^2 I) in `dim` dimensions; mean and sd may be traced.
+    """Return a normal distribution N(mean, sd^2 I) in `dim` dimensions; mean and sd may be traced.
 
     Params are (mean [d], covariance [d, d]). Metrics: mean [d], var [d] (diagonal of the
     covariance), trace (/ (d sd^2)), log_det (of the covariance / sd^2; -inf where singular) and, in

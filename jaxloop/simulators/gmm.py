@@ -108,7 +108,7 @@ def _check_source(share: np.ndarray, sd: np.ndarray, k: int) -> None:
 
 
 def em_step(params: Mixture, items: jax.Array, weights: jax.Array, ridge: float) -> Mixture:
-    """One EM step on items [n, d] of weights [n]."""
+    """Return one EM step on items [n, d] of weights [n]."""
     log_p = jax.vmap(lambda m, c: log_normal(items, m, c), out_axes=1)(params.means, params.covs)
     smallest = 1e-300 if items.dtype == jnp.float64 else 1e-30
     log_p = log_p + jnp.log(jnp.maximum(params.weights, smallest))[None, :]

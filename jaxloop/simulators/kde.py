@@ -25,7 +25,7 @@ def kde_family(
     centres: ArrayLike | None = None,
     heldout: int = 64,
 ) -> ArrayFamily:
-    """A kernel density estimate of normal data in `dim` dimensions.
+    """Return a kernel density estimate of normal data in `dim` dimensions.
 
     Metrics: mean [d], var [d] (of the density: the data's, by n, plus the kernel's) and nll, the
     mean negative log-density at `heldout` real points, the same for all chains.

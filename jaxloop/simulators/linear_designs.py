@@ -105,7 +105,7 @@ def low_rank_designs(
     public: int = 13,
     scale: float = 1.25,
 ) -> Designs:
-    """The setting that reproduces the relative-efficiency figure of arXiv 2505.21677.
+    """Return the setting that reproduces the relative-efficiency figure of arXiv 2505.21677.
 
     The paper does not state it; it was inferred from the figure: private rank x dim and public rows
     iid N(0, 1), synthetic Gram matrices `scale` times the private ones.

@@ -110,8 +110,8 @@ def _moments_of(real, spread, s, theta, sigma2):
 def message_step(
     w: Weights, previous: Weights, inverse: jax.Array, s: Grams
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One message m_t = sum_j w_j X_tj'y_tj that all entities read, as m_t = R m_{t-1} + B z +
-    noise of covariance sigma2 W.
+    """Return one message m_t = sum_j w_j X_tj'y_tj that all entities read, as m_t = R m_{t-1} + B z
+    + noise of covariance sigma2 W.
 
     inverse: the generalised inverses [K, d, d] of the generation before. Returns R [d, d], B [d,
     K+1, d], W [d, d].

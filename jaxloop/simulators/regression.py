@@ -14,7 +14,7 @@ from jaxloop.simulators.small_linalg import spd_inverse
 def regression_family(
     coefficients: ArrayLike, *, sigma: float = 1.0, design: ArrayLike | None = None
 ) -> ArrayFamily:
-    """The model y = x'w + N(0, sigma^2).
+    """Return the model y = x'w + N(0, sigma^2).
 
     Items are rows (x, y) [d + 1], params w [d]; metric: error = |w - coefficients|^2.
 

@@ -90,7 +90,7 @@ _DISTILBERT = dict(
 
 
 def head_kind(config: EncoderConfig) -> str:
-    """The kind of classification head that the architecture's own code has (see
+    """Return the kind of classification head that the architecture's own code has (see
     `EncoderConfig.head`).
     """
     return _HEADS.get(config.core.architecture, "last")
@@ -99,8 +99,8 @@ def head_kind(config: EncoderConfig) -> str:
 def read_encoder_config(
     path: str | Path, *, head: bool = False, labels: Sequence[str] | None = None
 ) -> EncoderConfig:
-    """The `EncoderConfig` of a directory's config.json, with its sequence-classification head if
-    `head`.
+    """Return the `EncoderConfig` of a directory's config.json, with its sequence-classification
+    head if `head`.
 
     labels: names of the classes in the order of the head's outputs; by default those of the config.
     Raises ValueError, naming the field, for anything that would not be computed exactly.
@@ -339,7 +339,9 @@ def _decoder(path: Path, c: dict) -> EncoderConfig:
 
 
 def encoder_config_fields(config: EncoderConfig) -> dict:
-    """The config.json of an encoder with its classification head, as `transformers` reads it."""
+    """Return the config.json of an encoder with its classification head, as `transformers` reads
+    it.
+    """
     core = config.core
     extra = dict(
         id2label={str(i): name for i, name in enumerate(config.labels)},

@@ -231,7 +231,7 @@ def token_ids(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
 
 
 def sizes(limit: int) -> list[int]:
-    """The padded lengths of an encoder that reads `limit` tokens."""
+    """Return the padded lengths of an encoder that reads `limit` tokens."""
     return sorted({min(size, limit) for size in LENGTHS} | {limit})
 
 

@@ -37,7 +37,8 @@ def load_encoder(
     max_length: int | None = None,
     weights: bool = True,
 ) -> Encoder:
-    """The sentence encoder of a Hugging Face or sentence-transformers directory, or of a hub id.
+    """Return the sentence encoder of a Hugging Face or sentence-transformers directory, or of a hub
+    id.
 
     Architectures: BERT (MiniLM), ALBERT, RoBERTa, MPNet, DistilBERT, and the decoders of
     `jaxloop.lm` (Qwen2 with attention in both directions, as in stella_en_1.5B_v5). Pooling, dense
@@ -99,7 +100,7 @@ def load_classifier(
     dtype: DTypeLike = jnp.float32,
     max_length: int | None = None,
 ) -> Encoder:
-    """An encoder with the sequence-classification head of its directory, or of a hub id.
+    """Return an encoder with the sequence-classification head of its directory, or of a hub id.
 
     labels: names of the classes in the order of the outputs, where the config's own (LABEL_0, …)
     say nothing. max_length: tokens of a text that are read, at most and by default what the model
@@ -163,7 +164,7 @@ def _locate(name: str, revision: str | None) -> Path:
 
 
 def read_modules(path: Path) -> tuple[Path, Readout, list[Path]]:
-    """The transformer's folder, the readout, and the folders of the modules after it, as
+    """Return the transformer's folder, the readout, and the folders of the modules after it, as
     modules.json of sentence-transformers declares them.
 
     Raises `Unsupported` for a module that is not Transformer, Pooling, Dense or Normalize, or that

@@ -56,8 +56,8 @@ _MODULES: dict[str, dict[str, Any]] = {
 
 
 def encoder_table(config: EncoderConfig) -> tuple[Param, ...]:
-    """Every parameter of the encoder and of its classification head; paths that start with "layers"
-    carry a leading layer axis.
+    """Return every parameter of the encoder and of its classification head; paths that start with
+    "layers" carry a leading layer axis.
     """
     kind = config.core.architecture
     params = (
@@ -156,7 +156,7 @@ def _norm(path: tuple[str, ...], name: str, width: int) -> list[Param]:
 
 
 def init_head(key: jax.Array, config: EncoderConfig) -> dict:
-    """A random classification head, as the architecture's own code initialises it: normal(0,
+    """Return a random classification head, as the architecture's own code initialises it: normal(0,
     init_scale), biases zero.
     """
     flat = {}

@@ -227,7 +227,7 @@ class BeamRules(NamedTuple):
 
 
 def beam_rules(settings: BeamSettings, ends: np.ndarray) -> BeamRules:
-    """The rules of a search whose texts end with any of `ends` [E]."""
+    """Return the rules of a search whose texts end with any of `ends` [E]."""
     lengths = np.arange(settings.max_new_tokens + 1, dtype=np.float64).clip(1)
     divisor = lengths**settings.length_penalty
     reach = divisor
@@ -282,7 +282,7 @@ def beam_program(
     tokens_RP: jax.Array,
     length_R: jax.Array,
 ) -> jax.Array:
-    """The best text [R, M] of each prompt.
+    """Return the best text [R, M] of each prompt.
 
     Args:
         config: config of the model.

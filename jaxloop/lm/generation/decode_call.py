@@ -200,7 +200,7 @@ def _row_key_data(key, rows):
 
 
 def texts_of_call(call: Sequence[DeviceCall], completions: Completions) -> Iterator[GeneratedText]:
-    """The texts that a call generated."""
+    """Return the texts that a call generated."""
     texts_per_device = len(completions.length) // len(call)
     for d, device in enumerate(call):
         at = d * texts_per_device

@@ -37,7 +37,7 @@ class DeviceCall(NamedTuple):
 
 
 def jobs_of_task(prompt_ids: PromptIds, task: int, shared: bool, plan: SlotPlan) -> list[Job]:
-    """The queues of a chain (a task).
+    """Return the queues of a chain (a task).
 
     That is one, but where the engine is "blocks" and prompt caches are shared (`shared`): there
     the rows of a queue have the same prompt.

@@ -80,14 +80,14 @@ def block_count_buckets(shape: DecodeShape) -> tuple[int, ...]:
 def empty_ring(
     shape: DecodeShape, num_layers: int, num_kv_heads: int, head_dim: int, dtype: jnp.dtype
 ) -> KVRing:
-    """The ring before the first window."""
+    """Return the ring before the first window."""
     size = (max(1, ring_windows(shape)), shape.num_slots, num_kv_heads, shape.window, head_dim)
     empty = jnp.zeros(size, dtype)
     return KVRing([empty] * num_layers, [empty] * num_layers, jnp.int32(0))
 
 
 def store_window(ring: KVRing, keys: list[jax.Array], values: list[jax.Array]) -> KVRing:
-    """The ring with the blocks of one more window, L x [S, G, W, K]."""
+    """Return the ring with the blocks of one more window, L x [S, G, W, K]."""
     at = ring.windows % len(ring.keys[0])
 
     def store(cache, window):

@@ -7,5 +7,5 @@ TEMPLATE = "### User:\n{instruction}\n### Assistant:\n"
 
 
 def render(instruction: str) -> str:
-    """The prompt of an instruction; the text to learn follows it directly, then EOS."""
+    """Return the prompt of an instruction; the text to learn follows it directly, then EOS."""
     return TEMPLATE.replace("{instruction}", instruction)

@@ -26,13 +26,13 @@ from jaxloop.lm.model.config import ModelConfig
 
 
 def shape(slots: int, kv_heads: int, longest: int, size: int) -> tuple[int, int, int, int]:
-    """The shape of `side_by_side` of a cache [slots, kv_heads, longest, size]."""
+    """Return the shape of `side_by_side` of a cache [slots, kv_heads, longest, size]."""
     beside = math.gcd(kv_heads, max(1, LANES // size))
     return slots, kv_heads // beside, longest, beside * size
 
 
 def side_by_side(cache_SGMK: jax.Array) -> jax.Array:
-    """A cache with heads side by side, [S, F, M, E]."""
+    """Return a cache with heads side by side, [S, F, M, E]."""
     slots, _, longest, size = cache_SGMK.shape
     _, sets, _, width = shape(*cache_SGMK.shape)
     apart = cache_SGMK.reshape(slots, sets, width // size, longest, size)

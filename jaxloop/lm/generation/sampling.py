@@ -77,7 +77,7 @@ class Sampler:
 
 
 def sampler_of(sample: SampleConfig) -> Sampler:
-    """The sampler of a config's `sample` section."""
+    """Return the sampler of a config's `sample` section."""
     return Sampler(
         temperature=sample.temperature,
         min_p=sample.min_p,

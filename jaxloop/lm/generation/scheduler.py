@@ -121,7 +121,7 @@ def _longest(prompt_ids: PromptIds) -> int:
 
 
 def has_all_weights(weights: Any) -> bool:
-    """Whether a chain's weights are all of a model's, not an adapter."""
+    """Return whether a chain's weights are all of a model's, not an adapter."""
     return weights is not None and "embed" in weights
 
 

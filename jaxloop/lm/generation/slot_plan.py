@@ -182,7 +182,8 @@ def _power_of_two_to(n: int) -> int:
 def choose_engine(
     sample: SampleConfig, config: ModelConfig, target: Target, dtype: str
 ) -> tuple[str, str]:
-    """The engine that `sample.engine` means for a target, and the implementation of its kernels.
+    """Return the engine that `sample.engine` means for a target, and the implementation of its
+    kernels.
 
     Raises:
         ValueError: "rows" was asked for on a GPU whose kernels do not serve this model.

@@ -139,7 +139,7 @@ def empty_outputs(num_requests: int, max_new_tokens: int) -> Outputs:
 
 
 def completions(outputs: Outputs) -> Completions:
-    """The outputs of all requests, without the row of idle slots."""
+    """Return the outputs of all requests, without the row of idle slots."""
     n = outputs.length.shape[0] - 1
     return Completions(
         tokens=outputs.tokens[:n],
@@ -150,7 +150,7 @@ def completions(outputs: Outputs) -> Completions:
 
 
 def empty_log(shape: DecodeShape) -> StepLog:
-    """The log of a window before its first step."""
+    """Return the log of a window before its first step."""
     size = (shape.window, shape.num_slots)
     return StepLog(
         request=jnp.zeros(size, jnp.int32),
@@ -162,7 +162,7 @@ def empty_log(shape: DecodeShape) -> StepLog:
 
 
 def write_log(log: StepLog, step: jax.Array, entry: StepLog) -> StepLog:
-    """The log of a window with the entry of one of its steps."""
+    """Return the log of a window with the entry of one of its steps."""
     rows = [
         jax.lax.dynamic_update_slice(all_steps, one_step[None], (step, 0))
         for all_steps, one_step in zip(log, entry, strict=True)
@@ -183,7 +183,7 @@ def file_log(outputs: Outputs, log: StepLog, steps: jax.Array) -> Outputs:
 
 
 def is_end(token: jax.Array, eos: int | tuple[int, ...] | None) -> jax.Array:
-    """Whether each token is (one of) `eos`, in the shape of `token`."""
+    """Return whether each token is (one of) `eos`, in the shape of `token`."""
     ends: tuple[int, ...] = ()
     if eos is not None:
         ends = eos if isinstance(eos, tuple) else (eos,)

@@ -11,8 +11,8 @@ EOS, PAD = "<|endoftext|>", "<|pad|>"
 
 
 def train(texts: Iterable[str], vocab: int) -> Tokenizer:
-    """A byte-level BPE of `vocab` tokens (256 bytes, EOS and PAD among them): lossless on any text,
-    deterministic in the texts' order.
+    """Return a byte-level BPE of `vocab` tokens (256 bytes, EOS and PAD among them): lossless on
+    any text, deterministic in the texts' order.
 
     Raises ValueError where `vocab` cannot hold the bytes.
     """

@@ -84,14 +84,14 @@ _ACTIVATIONS = {
 
 
 def activation(c: Mapping, field: str, default: str) -> str:
-    """The activation of a field. ValueError for one that is not computed."""
+    """Return the activation of a field. ValueError for one that is not computed."""
     return _ACTIVATIONS[json_fields.choice(c, field, tuple(_ACTIVATIONS), default)]
 
 
 def parse_config(
     c: Mapping[str, Any], *, where: str = "config.json", causal: bool = True
 ) -> ModelConfig:
-    """The `ModelConfig` of a config.json's fields.
+    """Return the `ModelConfig` of a config.json's fields.
 
     `where` names the file in messages; with `causal`, is_causal = false is refused.
 
@@ -113,7 +113,7 @@ def parse_config(
 
 
 def dropout_rate(c: Mapping, field: str, default: float) -> float:
-    """The rate of a dropout field. ValueError for what is no number from 0 to below 1."""
+    """Return the rate of a dropout field. ValueError for what is no number from 0 to below 1."""
     rate = json_fields.number(c, field, default, low=0)
     if rate >= 1:
         json_fields.refuse(field, rate, "a number of at least 0, below 1")
@@ -405,7 +405,7 @@ _READERS = {"llama": _llama, "qwen2": _llama, "gpt2": _gpt2, "opt": _opt}
 
 
 def config_fields(config: ModelConfig) -> dict[str, Any]:
-    """The config.json of a config, as `transformers` reads it."""
+    """Return the config.json of a config, as `transformers` reads it."""
     if config.architecture == "gpt2":
         return dict(
             model_type="gpt2",

@@ -58,8 +58,8 @@ def load(
 
 
 def locate(name: str, revision: str | None = None) -> Path:
-    """The local directory of a model; where it is not a path, what is read of it is downloaded from
-    the hub.
+    """Return the local directory of a model; where it is not a path, what is read of it is
+    downloaded from the hub.
 
     Raises ValueError where there is neither, as `hub_files.download`.
     """
@@ -209,8 +209,8 @@ def save(model: Model, path: str | Path) -> None:
 
 
 def to_tensors(params: dict, parameters: Sequence[Param], layers: int) -> dict[str, np.ndarray]:
-    """The tensors of a file, by their Hugging Face names, from the pytree of `parameters`: the
-    inverse of `safetensors_files.read`.
+    """Return the tensors of a file, by their Hugging Face names, from the pytree of `parameters`:
+    the inverse of `safetensors_files.read`.
     """
     tensors = {}
     for p in parameters:

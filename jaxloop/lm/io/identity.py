@@ -47,7 +47,9 @@ def of_adapter(path: Path) -> str:
 
 
 def commit_of(path: Path) -> str | None:
-    """The commit of a model that huggingface_hub holds in its cache, None for other directories."""
+    """Return the commit of a model that huggingface_hub holds in its cache, None for other
+    directories.
+    """
     path = Path(path)
     return path.name if path.parent.name == "snapshots" else None
 

@@ -22,8 +22,8 @@ NEEDED = object()  # the default of a field that has none: KeyError where it is 
 
 
 def read_json(path: Path, kind: str = "model") -> dict[str, Any]:
-    """The object in a JSON file (a byte-order mark is skipped); `kind` begins the message where it
-    is none.
+    """Return the object in a JSON file (a byte-order mark is skipped); `kind` begins the message
+    where it is none.
     """
     value = read_value(path, kind)
     if not isinstance(value, dict):
@@ -34,7 +34,7 @@ def read_json(path: Path, kind: str = "model") -> dict[str, Any]:
 
 
 def read_value(path: Path, kind: str = "model") -> Any:
-    """What a JSON file holds, of whatever kind."""
+    """Return what a JSON file holds, of whatever kind."""
     text = _text(path, kind)
     try:
         return json.loads(text, object_pairs_hook=_once)
@@ -116,7 +116,7 @@ def given(c: Mapping, field: str, default: Any) -> Any:
 def integer(
     c: Mapping, field: str, default: Any = NEEDED, *, low: int = 1, kind: str = "model"
 ) -> Any:
-    """A whole number of at least `low`."""
+    """Return a whole number of at least `low`."""
     value = given(c, field, default)
     if value is default:
         return value
@@ -134,7 +134,7 @@ def number(
     above: float = -math.inf,
     kind: str = "model",
 ) -> Any:
-    """A finite number, at least `low` and greater than `above`."""
+    """Return a finite number, at least `low` and greater than `above`."""
     value = given(c, field, default)
     if value is default:
         return value
@@ -162,7 +162,7 @@ def truth(c: Mapping, field: str, default: Any = NEEDED, *, kind: str = "model")
 def choice(
     c: Mapping, field: str, allowed: Sequence, default: Any = NEEDED, *, kind: str = "model"
 ) -> Any:
-    """One of the values `allowed`, of the same type."""
+    """Return one of the values `allowed`, of the same type."""
     value = given(c, field, default)
     if value is not default and not any(type(value) is type(a) and value == a for a in allowed):
         refuse(field, value, ", ".join(map(repr, allowed)), kind)
@@ -170,7 +170,7 @@ def choice(
 
 
 def mapping(c: Mapping, field: str, *, kind: str = "model") -> dict[str, Any]:
-    """An object; {} where it is missing or null."""
+    """Return an object; {} where it is missing or null."""
     value = given(c, field, {})
     if not isinstance(value, dict):
         refuse(field, value, "an object", kind)
@@ -178,7 +178,7 @@ def mapping(c: Mapping, field: str, *, kind: str = "model") -> dict[str, Any]:
 
 
 def numbers(c: Mapping, field: str, count: int, *, kind: str = "model") -> tuple[float, ...]:
-    """A list of `count` positive numbers."""
+    """Return a list of `count` positive numbers."""
     value = given(c, field, NEEDED)
     fine = isinstance(value, list) and all(
         isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf for x in value

@@ -54,9 +54,9 @@ class Weights(NamedTuple):
 
 
 def weights(path: Path) -> Weights:
-    """The tensors of a model directory, headers read. Raises ValueError where there are none,
-    `Refused` where the files are damaged, where two of them may be meant, or where an adapter lies
-    beside them.
+    """Return the tensors of a model directory, headers read. Raises ValueError where there are
+    none, `Refused` where the files are damaged, where two of them may be meant, or where an adapter
+    lies beside them.
     """
     if (path / ADAPTER).exists():
         raise Refused(
@@ -76,7 +76,7 @@ def weights(path: Path) -> Weights:
 
 
 def files(path: Path) -> list[Path]:
-    """The safetensors files that hold a model's weights, as `transformers` chooses them:
+    """Return the safetensors files that hold a model's weights, as `transformers` chooses them:
     model.safetensors, else those of the index, else all.
     """
     found = sorted(path.glob("*.safetensors"))
@@ -137,9 +137,9 @@ def _shards(path: Path, found: list[Path]) -> list[Path]:
 
 
 def find(w: Weights, name: str) -> Stored | None:
-    """The tensor of that name, under any of the usual prefixes: checkpoints of the bare model have
-    no "transformer." or "model.", OPT's own no "model.", BERT's first ones call norms gamma and
-    beta. `Refused` where two tensors could be it.
+    """Return the tensor of that name, under any of the usual prefixes: checkpoints of the bare
+    model have no "transformer." or "model.", OPT's own no "model.", BERT's first ones call norms
+    gamma and beta. `Refused` where two tensors could be it.
     """
     old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
         "LayerNorm.bias", "LayerNorm.beta"
@@ -277,8 +277,8 @@ def _above(name: str) -> set[str]:
 
 
 def read(w: Weights, parameters: Sequence[Param], layers: int, dtype: DTypeLike) -> dict[str, Any]:
-    """The pytree of `parameters` as NumPy arrays, which JAX may take over without a copy. Raises as
-    `check`.
+    """Return the pytree of `parameters` as NumPy arrays, which JAX may take over without a copy.
+    Raises as `check`.
     """
     check(w, parameters, layers)
     dtype = np.dtype(dtype)
@@ -308,8 +308,8 @@ def read(w: Weights, parameters: Sequence[Param], layers: int, dtype: DTypeLike)
 
 
 def tensor(w: Weights, name: str) -> np.ndarray | None:
-    """One tensor as the file has it; None where there is none of that name. Raises `Refused` for a
-    type that is no plain number.
+    """Return one tensor as the file has it; None where there is none of that name. Raises `Refused`
+    for a type that is no plain number.
     """
     found = find(w, name)
     if found is None:
@@ -325,8 +325,8 @@ def tensor(w: Weights, name: str) -> np.ndarray | None:
 
 
 def same(w: Weights, one: Stored, two: Stored) -> bool:
-    """Whether two tensors hold the same numbers; read block by block. Raises `Refused` for a type
-    that is no plain number.
+    """Return whether two tensors hold the same numbers; read block by block. Raises `Refused` for a
+    type that is no plain number.
     """
     for tensor in (one, two):
         _check_type(w, tensor)

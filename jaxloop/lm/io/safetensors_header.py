@@ -59,7 +59,7 @@ class Stored(NamedTuple):
 
 
 def header(file: Path) -> list[Stored]:
-    """The tensors of one file. Raises `Refused` where its header does not fit the file."""
+    """Return the tensors of one file. Raises `Refused` where its header does not fit the file."""
 
     def damaged(reason):
         return Refused(f"model: the safetensors of {file} cannot be read ({reason})")

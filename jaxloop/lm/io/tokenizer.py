@@ -35,7 +35,7 @@ class Tokenizer:
         return (self.eos, *self.other_ends)
 
     def describe_ends(self) -> str:
-        """What training appends to a text, and what else ends one, in words."""
+        """Return what training appends to a text, and what else ends one, in words."""
         names = [f"{self.backend.id_to_token(i)!r} ({i})" for i in self.ends]
         return f"training appends {names[0]}; " + (
             "it alone ends a text"
@@ -70,7 +70,7 @@ class Tokenizer:
         return self.backend.decode_batch([list(map(int, i)) for i in ids], skip_special_tokens=True)
 
     def names_special(self, texts: Sequence[str]) -> list[bool]:
-        """Whether a text holds the name of a special token, which it would not be read as."""
+        """Return whether a text holds the name of a special token, which it would not be read as."""
         names = [
             token.content
             for token in self.backend.get_added_tokens_decoder().values()
@@ -99,8 +99,8 @@ def _open_ended(encoded: tokenizers.Encoding, eos: int) -> list[int]:
 
 
 def reading_special(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer for what a chat template wrote, in which the names of special tokens are
-    these tokens.
+    """Return the same tokenizer for what a chat template wrote, in which the names of special
+    tokens are these tokens.
     """
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     backend.encode_special_tokens = False
@@ -108,7 +108,7 @@ def reading_special(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def as_text(tokenizer: Tokenizer, text: str) -> str:
-    """A text to put into a template: names of special tokens are parted by an invisible word
+    """Return a text to put into a template: names of special tokens are parted by an invisible word
     joiner, so that they stay text.
     """
     for token in tokenizer.backend.get_added_tokens_decoder().values():
@@ -118,13 +118,13 @@ def as_text(tokenizer: Tokenizer, text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """The text with lone surrogates, which have no UTF-8, replaced by U+FFFD."""
+    """Return the text with lone surrogates, which have no UTF-8, replaced by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def load(path: str | Path) -> Tokenizer:
-    """The tokenizer of a model directory: tokenizer.json, or what `transformers` can build from
-    vocab and merges files.
+    """Return the tokenizer of a model directory: tokenizer.json, or what `transformers` can build
+    from vocab and merges files.
 
     Raises ValueError where there is no tokenizer, or none of config.json, generation_config.json
     and tokenizer_config.json names an EOS token.

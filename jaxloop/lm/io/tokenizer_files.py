@@ -36,8 +36,8 @@ _LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
 
 
 def read(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a directory, without padding and truncation. Raises ValueError where there
-    is none, and `Refused` where its files are damaged or give a token two ids.
+    """Return the tokenizer of a directory, without padding and truncation. Raises ValueError where
+    there is none, and `Refused` where its files are damaged or give a token two ids.
     """
     settings = optional_json(folder / "tokenizer_config.json")
     file = folder / "tokenizer.json"
@@ -60,7 +60,7 @@ def read(folder: Path) -> tokenizers.Tokenizer:
 
 
 def is_there(folder: Path) -> bool:
-    """Whether a directory has files that a tokenizer is made of: tokenizer.json, vocab.txt,
+    """Return whether a directory has files that a tokenizer is made of: tokenizer.json, vocab.txt,
     vocab.json with merges.txt, or a SentencePiece model.
     """
     pair = all((folder / name).exists() for name in ("vocab.json", "merges.txt"))
@@ -69,8 +69,8 @@ def is_there(folder: Path) -> bool:
 
 
 def named(folder: Path) -> dict[str, Any]:
-    """The special tokens by name ("eos_token": "</s>"), as tokenizer_config.json and, where it
-    lists no added tokens, special_tokens_map.json name them; then `extra`: a list of others.
+    """Return the special tokens by name ("eos_token": "</s>"), as tokenizer_config.json and, where
+    it lists no added tokens, special_tokens_map.json name them; then `extra`: a list of others.
     """
     settings = optional_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in settings:
@@ -95,7 +95,8 @@ def check_rows(backend: tokenizers.Tokenizer, rows: int, path: str | Path) -> No
 
 
 def cuts_at_spaces(backend: tokenizers.Tokenizer) -> bool:
-    """Whether the tokens of a text are those of its words, each with the single space before it.
+    """Return whether the tokens of a text are those of its words, each with the single space before
+    it.
 
     That is known of byte-level tokenizers which cut a text as GPT-2, Llama 3 or Qwen 2 do, in
     Unicode's composed form or as it is.
@@ -131,7 +132,7 @@ def _cuts_words(step: dict) -> bool:
 
 
 def content(token: Any) -> str | None:
-    """The text of a special token, which files write as a string or as an object."""
+    """Return the text of a special token, which files write as a string or as an object."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) and token else None
 

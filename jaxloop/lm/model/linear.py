@@ -18,12 +18,12 @@ from jaxloop.lm.generation.row_adapters import (
     project,
     project_targets,
 )
-from jaxloop.lm.model import lean
+from jaxloop.lm.model import split_layers
 from jaxloop.lm.model.config import ModelConfig, fused_projections
 from jaxloop.lm.model.dropout import NO_DROPS, Drop, Drops
 from jaxloop.lm.model.lora import BlockDiagonalLora, PackedAdapters, PackedLora, SplitLora
 
-# Weights of one layer: arrays, or, where `lean.layers` split them, tuples of arrays.
+# Weights of one layer: arrays, or, where `split_layers.layers` split them, tuples of arrays.
 LayerParams = dict[str, Any]
 
 
@@ -57,7 +57,7 @@ def fused_linear(
     drop = _adapter_drops(config, projection, drops)
     if isinstance(weight, tuple):
         biases = None if bias is None else tuple(split_columns(bias, widths))
-        return lean.linear(weight, biases, lora, x_ND, drop, residual_ND)
+        return split_layers.linear(weight, biases, lora, x_ND, drop, residual_ND)
     if isinstance(lora, GroupAdapter) and lora.by_target and residual_ND is None:
         y = project_targets(x_ND, weight, lora, widths)
         if bias is None:

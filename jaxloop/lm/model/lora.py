@@ -183,7 +183,7 @@ class PackedLora(NamedTuple):
 
 
 class PaddedLora(NamedTuple):
-    """A projection's float32 adapter as `lean.linear` takes it: no product needs a slice of x A."""
+    """A projection's float32 adapter for `split_layers.linear`: no product needs a slice of x A."""
 
     a: jax.Array  # [C, L, D, n R]
     # [C, L, n R, O] of each target, zero in the rows of other targets; None: it has no adapter

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloop.lm.generation.row_adapters import project
-from jaxloop.lm.model import attention, lean, rotary
+from jaxloop.lm.model import attention, rotary, split_layers
 from jaxloop.lm.model import dropout as dropouts
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.model.dropout import NO_DROPS, Dropout, Drops
@@ -95,7 +95,7 @@ def block(
     """
     normalise: Callable[..., jax.Array] = functools.partial(norm, config)
     activate: Callable[..., jax.Array] = functools.partial(_activated, config)
-    if lean.are_laid_out(layer):
+    if split_layers.are_laid_out(layer):
         normalise, activate = jax.checkpoint(normalise), jax.checkpoint(activate)
     norm1, norm2 = _norm_weights(layer, "norm1"), _norm_weights(layer, "norm2")
     with jax.named_scope("attention"):
@@ -106,7 +106,7 @@ def block(
             x_ND = normalise(x_ND, *norm1)
     with jax.named_scope("mlp"):
         h_ND = normalise(x_ND, *norm2) if config.norm_first else x_ND
-        if lean.gates(config, layer, adapter, x_ND.shape[0], drops, target):
+        if split_layers.gates(config, layer, adapter, x_ND.shape[0], drops, target):
             return _gated_by_kernel(config, layer, adapter, h_ND, x_ND)
         h_NF = _mlp_hidden(config, layer, adapter, h_ND, drops, activate)
         x_ND = _added(config, "down", layer, adapter, h_NF, drops, x_ND)
@@ -138,7 +138,9 @@ def _attention(config, layer, adapter, h_ND, attend, drops, joined):
 
 def _gated_by_kernel(config, layer, adapter, h_ND, x_ND):
     act = ACTIVATIONS[config.activation]
-    return lean.gated(act, layer["up"], adapter["up"], layer["down"], adapter["down"], h_ND, x_ND)
+    return split_layers.gated(
+        act, layer["up"], adapter["up"], layer["down"], adapter["down"], h_ND, x_ND
+    )
 
 
 def _mlp_hidden(config, layer, adapter, h_ND, drops, activate):
@@ -229,10 +231,10 @@ def hidden(
 
     Args:
         config: the architecture.
-        params: weights, their layers stacked or as `lean.layers` returns them.
+        params: weights, their layers stacked or as `split_layers.layers` returns them.
         tokens: [rows, T].
         packed: adapters as `lora.pack_adapters` packs them, with layout "padded" where layers are
-            those of `lean.layers`; None: the base alone.
+            those of `split_layers.layers`; None: the base alone.
         mask: [rows, T], True at real tokens. Padded keys are hidden and positions count real
             tokens, so left padding works. None: every row begins with a real token; right padding
             needs no mask under causal attention.
@@ -306,7 +308,7 @@ def _each_layer(
     if isinstance(layers, tuple):
         if packed is None:
             return [(weights, None) for weights in layers]
-        return zip(layers, lean.adapter_layers(packed, config.num_layers), strict=True)
+        return zip(layers, split_layers.adapter_layers(packed, config.num_layers), strict=True)
     if packed is None:
         return ((layer(layers, i), None) for i in numbers)
     return ((layer(layers, i), adapter_layer(packed, i)) for i in numbers)

@@ -41,7 +41,7 @@ TIGHT_ROWS = 8
 
 
 def bucket(length: int, limit: int | None = None, ladder: Sequence[int] = BUCKETS) -> int:
-    """The smallest padded length that holds `length` tokens, at most `limit`."""
+    """Return the smallest padded length that holds `length` tokens, at most `limit`."""
     size = next((b for b in ladder if b >= length), -(-length // 1024) * 1024)
     return size if limit is None else max(min(size, limit), length)
 

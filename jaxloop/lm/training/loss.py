@@ -18,7 +18,7 @@ from jaxloop.lm.model.dropout import Dropout
 from jaxloop.lm.target import Target
 
 CHUNK = 1 << 26  # most logits that are held at once: 256 MB in float32
-LEAN_CHUNK = 1 << 29  # the same for `lean_nll`: 1 GB in bfloat16
+BFLOAT16_CHUNK = 1 << 29  # the same for `bfloat16_nll`: 1 GB in bfloat16
 CACHED_CHUNK = 1 << 20  # logits that stay in the cache of a CPU
 
 
@@ -86,7 +86,7 @@ def _nll_jvp(recompute, primals, tangents):
     return nll_N, (gradient_ND * dx_ND.astype(jnp.float32)).sum(-1)
 
 
-def lean_nll(
+def bfloat16_nll(
     config: ModelConfig, params: dict[str, Any], x_ND: jax.Array, targets_N: jax.Array
 ) -> jax.Array:
     """-log p(target) [N] in float32, for training with a frozen head on an accelerator.
@@ -97,19 +97,19 @@ def lean_nll(
     taken in float32, once for the gradient of the hidden states.
     """
     x_ND = transformer.final_norm(config, params, x_ND)
-    return _lean_nll(x_ND, transformer.lm_head(config, params), targets_N)
+    return _bfloat16_nll(x_ND, transformer.lm_head(config, params), targets_N)
 
 
 @jax.custom_vjp
-def _lean_nll(x_ND, head_VD, targets_N):
+def _bfloat16_nll(x_ND, head_VD, targets_N):
     return _by_chunk(_chunk_nll, x_ND, head_VD, targets_N)
 
 
-def _lean_forward(x_ND, head_VD, targets_N):
+def _bfloat16_forward(x_ND, head_VD, targets_N):
     return _by_chunk(_chunk_nll_and_gradient, x_ND, head_VD, targets_N)
 
 
-def _lean_backward(gradient_ND, weight_N):
+def _bfloat16_backward(gradient_ND, weight_N):
     return (
         (gradient_ND.astype(jnp.float32) * weight_N[:, None]).astype(gradient_ND.dtype),
         None,
@@ -117,16 +117,16 @@ def _lean_backward(gradient_ND, weight_N):
     )
 
 
-_lean_nll.defvjp(_lean_forward, _lean_backward)
+_bfloat16_nll.defvjp(_bfloat16_forward, _bfloat16_backward)
 
 
 def _by_chunk(function, x_ND, head_VD, targets_N):
     """Apply function(x, head, targets) to chunks of tokens in turn.
 
-    The logits of a chunk are `LEAN_CHUNK` numbers or fewer.
+    The logits of a chunk are `BFLOAT16_CHUNK` numbers or fewer.
     """
     n = x_ND.shape[0]
-    chunks = -(-n * head_VD.shape[0] // LEAN_CHUNK)
+    chunks = -(-n * head_VD.shape[0] // BFLOAT16_CHUNK)
     size = -(-n // chunks)
     x = jnp.pad(x_ND, ((0, chunks * size - n), (0, 0))).reshape(chunks, size, -1)
     t = jnp.pad(targets_N, (0, chunks * size - n)).reshape(chunks, size)
@@ -175,7 +175,7 @@ def row_nll(
     packed: dict[str, Any] | None = None,
     dropout: Dropout | None = None,
     remat: bool = False,
-    narrow: bool = False,
+    bfloat16_logits: bool = False,
     target: Target = Target(),
 ) -> jax.Array:
     """Return -log p of each token given those before it, [R, T - 1]: entry t is for token t + 1.
@@ -187,17 +187,17 @@ def row_nll(
         packed: adapters of C chains, or None; the rows are C equal runs, one per chain.
         dropout: of this step; None: nothing is dropped.
         remat: compute activations again in the backward pass instead of keeping them.
-        narrow: use `lean_nll` instead of `token_nll`.
+        bfloat16_logits: use `bfloat16_nll` instead of `token_nll`.
         target: device and kernels that the program is compiled for.
     """
     rows, seq_len = tokens_RT.shape
     x_RTD = transformer.hidden(
         config, params, tokens_RT, packed=packed, dropout=dropout, remat=remat, target=target
     )
-    if narrow:
+    if bfloat16_logits:
         # The last token of a row has none to predict; leaving it out would copy all others.
         following_N = jnp.roll(tokens_RT, -1, 1).reshape(-1)
-        nll_N = lean_nll(config, params, x_RTD.reshape(rows * seq_len, -1), following_N)
+        nll_N = bfloat16_nll(config, params, x_RTD.reshape(rows * seq_len, -1), following_N)
         return nll_N.reshape(rows, seq_len)[:, :-1]
     x_ND = x_RTD[:, :-1].reshape(rows * (seq_len - 1), -1)
     nll_N = token_nll(config, params, x_ND, tokens_RT[:, 1:].reshape(-1))
@@ -238,7 +238,7 @@ def chain_losses(
     packed: dict[str, Any] | None = None,
     dropout: Dropout | None = None,
     remat: bool = False,
-    narrow: bool = False,
+    bfloat16_logits: bool = False,
     target: Target = Target(),
 ) -> jax.Array:
     """Return the mean loss [C] of each chain over its tokens whose mask is True, weighted by row.
@@ -248,7 +248,7 @@ def chain_losses(
         tokens_CBT: token ids.
         mask_CBT: tokens that count; the first of a row never does.
         weights_CB: weights of the rows.
-        packed, dropout, remat, narrow, target: as in `row_nll`.
+        packed, dropout, remat, bfloat16_logits, target: as in `row_nll`.
     """
     chains, rows, seq_len = tokens_CBT.shape
     nll_NT = row_nll(
@@ -258,7 +258,7 @@ def chain_losses(
         packed=packed,
         dropout=dropout,
         remat=remat,
-        narrow=narrow,
+        bfloat16_logits=bfloat16_logits,
         target=target,
     )
     nll_CBT = nll_NT.reshape(chains, rows, seq_len - 1)

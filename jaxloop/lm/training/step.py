@@ -22,8 +22,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxloop.config.sections import FitConfig
 from jaxloop.core.map_chains import AXIS
-from jaxloop.lm.model import lean
 from jaxloop.lm.model import lora as lora_adapters
+from jaxloop.lm.model import split_layers
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.model.dropout import Dropout, keys_of_step
 from jaxloop.lm.target import Target
@@ -197,9 +197,9 @@ def losses(
     if rates and keys_C is not None and step_C is not None:
         keys_R2 = keys_of_step(keys_C, step_C, tokens_CBT.shape[1])
     if fit.mode == "lora":
-        narrow = lean.fits(target, fit.dtype)
+        bfloat16_logits = split_layers.fits(target, fit.dtype)
         adapters = lora_adapters.Adapter(weights, fit.lora)
-        layout: lora_adapters.Layout = "padded" if narrow else "mergeable"
+        layout: lora_adapters.Layout = "padded" if bfloat16_logits else "mergeable"
         return chain_losses(
             config,
             _laid_out(config, fit, target, base),
@@ -209,7 +209,7 @@ def losses(
             packed=lora_adapters.pack_adapters(config, adapters, fit.dtype, layout),
             dropout=None if keys_R2 is None else Dropout(rates, keys_R2),
             remat=fit.remat,
-            narrow=narrow,
+            bfloat16_logits=bfloat16_logits,
             target=target,
         )
     batch = tokens_CBT, mask_CBT, weights_CB
@@ -243,9 +243,13 @@ def _whole_model_losses(config, fit, weights, batch, rates, keys_R2, target):
 
 def _laid_out(config, fit, target, params):
     """Parameters with their layers as the target's programs take them."""
-    if params is None or lean.are_laid_out(params["layers"]) or not lean.fits(target, fit.dtype):
+    if (
+        params is None
+        or split_layers.are_laid_out(params["layers"])
+        or not split_layers.fits(target, fit.dtype)
+    ):
         return params
-    return params | {"layers": lean.layers(config, params["layers"], target)}
+    return params | {"layers": split_layers.layers(config, params["layers"], target)}
 
 
 _program = functools.partial(

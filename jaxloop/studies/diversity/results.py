@@ -110,7 +110,7 @@ def model_table(
 
 
 def rows_of(table: pd.DataFrame) -> Iterator[Any]:
-    """The rows as named tuples, whose fields the stubs of pandas type as any scalar."""
+    """Return the rows as named tuples, whose fields the stubs of pandas type as any scalar."""
     return table.itertuples()
 
 

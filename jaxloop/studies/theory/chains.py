@@ -201,8 +201,8 @@ def _simulated(
 
 
 def rows_of(workflow: str, metrics: Mapping[str, np.ndarray]) -> list[pd.DataFrame]:
-    """One row per metric, component and generation of metrics {name: [R, T+1, components]}; what is
-    not finite is left out of the means, and counted.
+    """Return one row per metric, component and generation of metrics {name: [R, T+1, components]};
+    what is not finite is left out of the means, and counted.
     """
     tables = []
     for metric, values in metrics.items():

@@ -66,7 +66,7 @@ def _draw(
 
 
 def acts_on_human(config: TheoryConfig) -> bool:
-    """Whether the factors differ among the numbers that people write, so that the bias acts
+    """Return whether the factors differ among the numbers that people write, so that the bias acts
     without smoothing too.
     """
     bias = config.histogram.bias

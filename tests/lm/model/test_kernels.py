@@ -12,7 +12,7 @@ from jaxloop.config import FitConfig, LoraConfig, SampleConfig
 from jaxloop.lm import programs
 from jaxloop.lm.generation import row_kernels
 from jaxloop.lm.generation.options import GenerateOptions
-from jaxloop.lm.model import attention, flash, gate, lean, transformer
+from jaxloop.lm.model import attention, flash, gate, split_layers, transformer
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model.config import ModelConfig, init
 from jaxloop.lm.target import Target, complete
@@ -162,8 +162,8 @@ def test_a_gated_mlp_by_kernels_is_that_of_products():
                 transformer.adapter_layer(adapters.pack_adapters(config, weights, dtype), 0),
             )
         else:
-            w = lean.layers(config, params, target)[0]
-            adapter = lean.adapter_layers(
+            w = split_layers.layers(config, params, target)[0]
+            adapter = split_layers.adapter_layers(
                 adapters.pack_adapters(config, weights, dtype, "padded"), 1
             )[0]
         made_for = target if form == "kernels" else Target("gpu")
@@ -177,7 +177,7 @@ def test_a_gated_mlp_by_kernels_is_that_of_products():
         ).astype(jnp.float32)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lean, "INTERPRET", True)
+        patch.setattr(split_layers, "INTERPRET", True)
         exact, parts, kernels = (
             value_and_gradient(functools.partial(block, form), weights, x)
             for form in ("exact", "parts", "kernels")

@@ -257,16 +257,16 @@ def test_one_device_trains_what_four_do(loaded):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-2), one[0], four[0])
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_cross_entropy_over_a_large_vocabulary_is_torchs(narrow, monkeypatch):
+@pytest.mark.parametrize("half", [False, True])
+def test_cross_entropy_over_a_large_vocabulary_is_torchs(half, monkeypatch):
     """Llama 3's 128,256 words, chunks of 20 of 50 tokens, weights of the tokens' own; float32 to
     1e-4, logits in bfloat16 to 0.13 nats of a token and 2e-2 of their mean; gradients to 1e-4 and
     2e-2 of their norm.
     """
     n, d, v = 50, 16, 128256
-    monkeypatch.setattr(loss, "LEAN_CHUNK" if narrow else "CHUNK", 20 * v)
+    monkeypatch.setattr(loss, "BFLOAT16_CHUNK" if half else "CHUNK", 20 * v)
     rng = np.random.default_rng(0)
-    dtype = jnp.bfloat16 if narrow else jnp.float32
+    dtype = jnp.bfloat16 if half else jnp.float32
     x, head = (
         jnp.asarray(2 * rng.standard_normal((n, d)), dtype),
         jnp.asarray(rng.standard_normal((v, d)), dtype),
@@ -285,7 +285,7 @@ def test_cross_entropy_over_a_large_vocabulary_is_torchs(narrow, monkeypatch):
         tie_word_embeddings=False,
         final_norm=False,
     )
-    nll = loss.lean_nll if narrow else loss.token_nll
+    nll = loss.bfloat16_nll if half else loss.token_nll
 
     @jax.jit
     def ours(x, head):
@@ -304,9 +304,9 @@ def test_cross_entropy_over_a_large_vocabulary_is_torchs(narrow, monkeypatch):
     got, dx = ours(x, head)
     assert got.dtype == jnp.float32
     # A logit of 16 to 32 is rounded by up to 1/16.
-    np.testing.assert_allclose(got, each.detach().numpy(), atol=0.13 if narrow else 1e-4, rtol=0)
-    assert abs(float(got.mean()) - float(each.detach().mean())) < (2e-2 if narrow else 1e-4)
-    assert far(dx, tx.grad.numpy()) < (2e-2 if narrow else 1e-4)
+    np.testing.assert_allclose(got, each.detach().numpy(), atol=0.13 if half else 1e-4, rtol=0)
+    assert abs(float(got.mean()) - float(each.detach().mean())) < (2e-2 if half else 1e-4)
+    assert far(dx, tx.grad.numpy()) < (2e-2 if half else 1e-4)
 
 
 def test_logits_beyond_the_range_of_exp_have_a_loss():
@@ -332,7 +332,7 @@ def test_logits_beyond_the_range_of_exp_have_a_loss():
         final_norm=False,
     )
     targets = np.array([2, 7, 5], np.int32)
-    got = loss.lean_nll(config, {"embed": head, "head": head}, x, targets)
+    got = loss.bfloat16_nll(config, {"embed": head, "head": head}, x, targets)
     logits = torch.tensor(np.asarray(x, np.float32) @ np.asarray(head, np.float32).T)
     exact = torch.nn.functional.cross_entropy(
         logits, torch.tensor(targets).long(), reduction="none"
