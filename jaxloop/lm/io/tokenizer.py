@@ -70,7 +70,7 @@ class Tokenizer:
         return self.backend.decode_batch([list(map(int, i)) for i in ids], skip_special_tokens=True)
 
     def names_special(self, texts: Sequence[str]) -> list[bool]:
-        """Return whether a text holds the name of a special token, which it would not be read as."""
+        """Return whether a text holds the name of a special token, which is not read as one."""
         names = [
             token.content
             for token in self.backend.get_added_tokens_decoder().values()
