@@ -25,6 +25,7 @@ from jaxloop.runtime.mirror_copy import (
     Index,
     Mirror,
     State,
+    digest,
     forget_old,
     put_new,
     read_blob,
@@ -202,11 +203,7 @@ def fetch(mirror: Mirror, stem: str) -> None:
         if path == f"{stem}.safetensors" or path.startswith(f"{stem}.orbax/")
     }
     for path, (size, sha) in files.items():
-        for wait in _WAITS:
-            if object_store.get(mirror.store, f"blobs/{sha}") is not None:
-                break
-            time.sleep(wait)
-        data = read_blob(mirror.store, size, sha)
+        data = _wait_for(mirror, size, sha)
         target = inside(mirror.root, path)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, data, durable=False)
@@ -214,6 +211,15 @@ def fetch(mirror: Mirror, stem: str) -> None:
         known = _read_sent(mirror)
         contents = known.contents | _contents(files)
         _note_sent(mirror, replace(known, contents=contents), known)
+
+
+def _wait_for(mirror: Mirror, size: int, sha: str) -> bytes:
+    for wait in _WAITS:
+        data = object_store.get(mirror.store, f"blobs/{sha}")
+        if data is not None and digest(data) == sha:
+            return data
+        time.sleep(wait)
+    return read_blob(mirror.store, size, sha)
 
 
 # ---- which state is the newest
