@@ -150,9 +150,8 @@ def elsewhere(root: Path, listed: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     mirror = of(root) if processes()[1] > 1 else None
     if mirror is None:
         return {}
-    told = {sha for _, sha in read_index(mirror).state.values()}
-    absent = mirror_weights.elsewhere(root, listed)
-    return {path: listed[path] for path, (_, sha) in absent.items() if sha in told}
+    absent = mirror_weights.told_of(mirror_weights.elsewhere(root, listed), read_index(mirror))
+    return {path: listed[path] for path in absent}
 
 
 def scan_generations(root: Path) -> checkpoint.CheckpointState:

@@ -119,10 +119,15 @@ def all_elsewhere(root: Path) -> State:
     return found
 
 
-def known_elsewhere(mirror: Mirror, index: Index) -> State:
-    """Return `all_elsewhere` of which another process has told this one, under whatever name."""
+def told_of(absent: State, index: Index) -> State:
+    """Return the weights of which another process has told this one, under whatever name."""
     told = _contents(index.state)
-    return {path: e for path, e in all_elsewhere(mirror.root).items() if e[1] in told}
+    return {path: entry for path, entry in absent.items() if entry[1] in told}
+
+
+def known_elsewhere(mirror: Mirror, index: Index) -> State:
+    """Return `all_elsewhere` of which another process has told this one."""
+    return told_of(all_elsewhere(mirror.root), index)
 
 
 # ---- sending

@@ -54,15 +54,7 @@ def agree(dtype: str, head_dim: int, implementation: str, device: jax.Device) ->
         return jax.device_put(jnp.asarray(rng.standard_normal(shape), jnp.dtype(dtype)), device)
 
     slots, heads, kv_heads, width = 16, 4, 2, 64
-    age = jax.device_put(jnp.arange(slots, dtype=jnp.int32) * 8, device)
-    angle = rng.standard_normal((slots, head_dim // 2)).astype(np.float32)
-    step = RowStep(
-        age=age,
-        length=age // 8,
-        prompt=jnp.zeros_like(age),
-        cos=jnp.cos(angle),
-        sin=jnp.sin(angle),
-    )
+    step = _step(rng, jax.device_put(jnp.arange(slots, dtype=jnp.int32) * 8, device), head_dim)
     attended = functools.partial(
         probe_attend,
         draw(slots, heads + 2 * kv_heads, head_dim),
@@ -80,6 +72,18 @@ def agree(dtype: str, head_dim: int, implementation: str, device: jax.Device) ->
     return all(
         bool(jnp.allclose(a.astype(jnp.float32), b.astype(jnp.float32), tolerance, tolerance))
         for a, b in pairs
+    )
+
+
+def _step(rng: np.random.Generator, age: jax.Array, head_dim: int) -> RowStep:
+    """A step of slots of these ages, all on one prompt, with random rotary angles."""
+    angle = rng.standard_normal((age.shape[0], head_dim // 2)).astype(np.float32)
+    return RowStep(
+        age=age,
+        length=age // 8,
+        prompt=jnp.zeros_like(age),
+        cos=jnp.cos(angle),
+        sin=jnp.sin(angle),
     )
 
 
@@ -160,16 +164,8 @@ def rings_agree(
         return jax.device_put(jnp.asarray(rng.standard_normal(shape), jnp.bfloat16), device)
 
     slots = 16
-    age = jax.device_put(jnp.arange(slots, dtype=jnp.int32) * 12, device)
-    angle = rng.standard_normal((slots, head_dim // 2)).astype(np.float32)
-    step = RowStep(
-        age=age,
-        length=age // 8,
-        prompt=jnp.zeros_like(age),
-        cos=jnp.cos(angle),
-        sin=jnp.sin(angle),
-        at=jax.device_put(jnp.int32(70), device),
-    )
+    step = _step(rng, jax.device_put(jnp.arange(slots, dtype=jnp.int32) * 12, device), head_dim)
+    step = step._replace(at=jax.device_put(jnp.int32(70), device))
     new = [draw(slots, n, head_dim) for n in (heads, kv_heads, kv_heads)]
     caches = [
         ring_attention.side_by_side(draw(rows, kv_heads, longest, head_dim))
