@@ -9,7 +9,6 @@ setting of both sides is tried once and the best of each is measured.
 import argparse
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,8 @@ from typing import Any, NamedTuple
 
 import _peer_environments as environments
 import numpy as np
-from _load import MOST_LOAD, metered
+from _load import metered
+from _peer_pairs import line_of, row_of
 
 from jaxloop.lm.io import huggingface
 from jaxloop.lm.io.huggingface import Model
@@ -206,28 +206,14 @@ def _timed_jobs(flags, jobs, threads, sides) -> list[dict[str, Any]]:
 
 
 def _row(flags, job, threads, sides, best, first, pairs) -> dict[str, Any]:
-    peer = flags.peer
-    load = max(timed.load for pair in pairs for timed in pair.values())
-
-    def ratio(clock: str) -> float:
-        return statistics.median(
-            getattr(pair[peer], clock) / getattr(pair["jaxloop"], clock) for pair in pairs
-        )
-
-    row: dict[str, Any] = {"size": flags.size, "job": job, "threads": threads, "load": load}
-    for name in sides:
-        spent = [pair[name].cpu for pair in pairs]
-        row[name] = {
-            "setting": best[name],
-            "tokens": pairs[0][name].tokens,
-            "us_per_token": 1e6 * statistics.median(spent) / pairs[0][name].tokens,
-            "wall_s": statistics.median(pair[name].wall for pair in pairs),
-            "start_s": sides[name].start_cpu,
+    about = {"size": flags.size, "job": job, "threads": threads}
+    row = row_of(about, flags.peer, best, pairs)
+    for name, worker in sides.items():
+        row[name] |= {
+            "start_s": worker.start_cpu,
             "compile_s": first[name, best[name]],
             "peak_mb": max(pair[name].peak_mb for pair in pairs),
         }
-    row["ratio_cpu"] = ratio("cpu")
-    row["ratio_wall"] = ratio("wall") if load <= MOST_LOAD else None
     return row
 
 
@@ -238,8 +224,4 @@ def _line(row: dict[str, Any]) -> str:
         for name, side in row.items()
         if isinstance(side, dict)
     ]
-    wall = "refused" if row["ratio_wall"] is None else f"{row['ratio_wall']:.2f}x"
-    return (
-        f"{row['size']} {row['job']}, {row['threads']} thread(s): {'; '.join(sides)}; processor "
-        f"time {row['ratio_cpu']:.2f}x, wall clock {wall} (other load {row['load']:.2f} a core)"
-    )
+    return line_of(row, sides)

@@ -20,7 +20,7 @@ from typing import Any
 import _peer_environments as environments
 import numpy as np
 from _decode_peer import TOKENIZER, Timed, Worker
-from _load import MOST_LOAD
+from _peer_pairs import line_of, row_of
 
 from jaxloop.lm.io import huggingface
 from jaxloop.lm.io.huggingface import Model
@@ -137,27 +137,14 @@ def _that_divide(settings: list[str], job: str, ours: bool) -> list[str]:
 
 
 def _row(flags, job, sides, best, first, pairs: list[dict[str, Timed]]) -> dict[str, Any]:
-    load = max(timed.load for pair in pairs for timed in pair.values())
-
-    def ratio(clock: str) -> float:
-        return statistics.median(
-            getattr(pair[flags.peer], clock) / getattr(pair["jaxloop"], clock) for pair in pairs
-        )
-
-    row: dict[str, Any] = {"size": flags.size, "job": job, "threads": flags.threads, "load": load}
+    about = {"size": flags.size, "job": job, "threads": flags.threads}
+    row = row_of(about, flags.peer, best, pairs)
     for name, worker in sides.items():
-        spent = statistics.median(pair[name].cpu for pair in pairs)
         start = first[name, best[name]]
-        row[name] = {
-            "setting": best[name],
-            "tokens": pairs[0][name].tokens,
-            "us_per_token": 1e6 * spent / pairs[0][name].tokens,
-            "wall_s": statistics.median(pair[name].wall for pair in pairs),
+        row[name] |= {
             "start_s": worker.start_cpu + start.prepared["cpu"],
-            "compile_s": max(0.0, start.cpu - spent),
+            "compile_s": max(0.0, start.cpu - statistics.median(pair[name].cpu for pair in pairs)),
         }
-    row["ratio_cpu"] = ratio("cpu")
-    row["ratio_wall"] = ratio("wall") if load <= MOST_LOAD else None
     return row
 
 
@@ -168,8 +155,4 @@ def _line(flags, row: dict[str, Any]) -> str:
         f"{row[name]['start_s'] + row[name]['compile_s']:.1f} s"
         for name in ("jaxloop", flags.peer)
     ]
-    wall = "refused" if row["ratio_wall"] is None else f"{row['ratio_wall']:.2f}x"
-    return (
-        f"{row['size']} {row['job']}, {row['threads']} thread(s): {'; '.join(sides)}; processor "
-        f"time {row['ratio_cpu']:.2f}x, wall clock {wall} (other load {row['load']:.2f} a core)"
-    )
+    return line_of(row, sides)
