@@ -169,6 +169,8 @@ def expected(claim: Claim) -> str:
 
 def estimate_text(finding: Finding) -> str:
     """Return an estimate with its interval in words."""
+    if not math.isfinite(finding.estimate.value):
+        return "no value"
     value = number(finding.estimate.value)
     if finding.estimate.n == 0:
         return f"{value} (exact)"
