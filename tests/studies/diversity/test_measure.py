@@ -72,8 +72,8 @@ def test_a_reply_is_a_story_if_it_has_all_sentences():
 
 
 def test_regressions_find_planted_effects_with_honest_intervals():
-    """The 95 % interval of the coefficient, sets being independent, holds the planted one in 200 studies
-    as often as a binomial allows.
+    """The 95 % interval of the coefficient, sets being independent, holds the planted one in 200
+    studies as often as a binomial allows.
     """
     hits = {"diversity": 0, "shift": 0}
     for seed in range(200):
