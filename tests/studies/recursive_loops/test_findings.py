@@ -443,6 +443,21 @@ def test_cells_are_t_tests(tmp_path):
     )
 
 
+def test_a_metric_on_both_sides_of_zero_has_no_relative_value(tmp_path):
+    metrics, chains = sweeps.sweep(levels=("web",), ratios=(0.25, 1.0), noise=0.05)
+    own = metrics[metrics["metric"] == "cosine_diversity"]
+    sign = own["chain"].map({chain: (-1) ** i for i, chain in enumerate(chains["chain"])})
+    odd = own.assign(metric="positivity", value=own["value"].astype(float) * sign)
+    run = run_of(tmp_path, pd.concat([metrics, odd]), chains)
+    names = ["cosine_diversity", "positivity"]
+    table = findings_sweep.cells(run, names, ["dataset"])[0].set_index("metric")
+    without = table.loc["positivity"]
+    assert without[["relative", "se", "low", "high", "p", "q"]].isna().all(axis=None)
+    assert without["absolute"].notna().all() and (without["n"] > 1).all()
+    alone = findings_sweep.cells(run, names[:1], ["dataset"])[0]
+    np.testing.assert_array_equal(table.loc["cosine_diversity", "q"], alone["q"])
+
+
 def test_levels_are_set_against_the_first_at_the_same_ratio(tmp_path):
     metrics, chains = sweeps.sweep(factor="models", levels=(1, 4, 20), ratios=(0.25, 1.0), seeds=4)
     run = run_of(tmp_path, metrics, chains)
