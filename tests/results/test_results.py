@@ -323,6 +323,10 @@ def test_the_page_says_whether_expectations_came_before_the_run(tmp_path, run):
         text = results.write(run, path, tmp_path / "out").path.read_text()
         assert says in text and f"{duration(60.0)} of the wall" in text
         assert "`run mine --workdir=RUN --chain.size=5`" in text
+    calls.append(calls[0] | {"commit": "f", "versions": {"jax": "2"}})
+    (run / spent.CALLS).write_text(json.dumps([*calls, calls[0]]))
+    text = results.write(run, path, tmp_path / "out").path.read_text()
+    assert "code: commit d, then f; devices: e\n* versions of the last call:" in text
     path.write_text(path.read_text() + "\n")
     text = results.write(run, path, tmp_path / "out").path.read_text()
     assert "not committed again" in text
