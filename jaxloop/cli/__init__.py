@@ -46,7 +46,8 @@ HELP = """jaxloop: recursive training of language models
   jaxloop export RUN --to=KIND DIR the texts or models of a run for other tools; KIND is
                                    hub-dataset, peft, hf-model or csv
   jaxloop results RUN --expect=FILE
-                                   what a run shows of a paper's claims, with verdicts; --out=DIR
+                                   what a run shows of a paper's claims, with verdicts, as a page
+                                   in --out=DIR, else in docs/results
   jaxloop env                      versions and devices, for a bug report
   jaxloop cache --info             what is kept in the cache folder (compiled programs, data sets);
                                    --clear deletes it

@@ -97,7 +97,7 @@ def write(run: Path, expect: Path, out: Path) -> ResultsPage:
             _began([one.calls for one in made]),
             "the first run" if len(made) > 1 else "the run",
         ),
-        source=expect.name,
+        source=_link(expect, out),
     )
     text = page.render(
         expectations,
@@ -109,6 +109,15 @@ def write(run: Path, expect: Path, out: Path) -> ResultsPage:
     path = out / f"{expect.stem}.md"
     write_atomic(path, text.encode("utf-8"))
     return ResultsPage(path, judged)
+
+
+def _link(expect: Path, out: Path) -> str:
+    """The name of the file of expectations, with a link where it lies beside or below the page."""
+    try:
+        place = expect.resolve().relative_to(out.resolve())
+    except ValueError:
+        return expect.name
+    return f"[{expect.name}]({place.as_posix()})"
 
 
 def _file_name(name: str, expectations: Expectations) -> str:
