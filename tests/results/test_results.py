@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 
@@ -14,7 +15,7 @@ from jaxloop import results
 from jaxloop.api.runs import load_config
 from jaxloop.config import catalogue
 from jaxloop.recursion.progress import duration
-from jaxloop.results import expectations, measures, page, verdict
+from jaxloop.results import expectations, history, measures, page, verdict
 from jaxloop.results.expectations import Claim
 from jaxloop.results.verdict import Estimate, Interval
 from jaxloop.studies.bias_amplification.chains import make_chains
@@ -322,9 +323,38 @@ def test_the_page_says_whether_expectations_came_before_the_run(tmp_path, run):
         text = results.write(run, path, tmp_path / "out").path.read_text()
         assert says in text and f"{duration(60.0)} of the wall" in text
         assert "`run mine --workdir=RUN --chain.size=5`" in text
+    calls.append(calls[0] | {"commit": "f", "versions": {"jax": "2"}})
+    (run / spent.CALLS).write_text(json.dumps([*calls, calls[0]]))
+    text = results.write(run, path, tmp_path / "out").path.read_text()
+    assert "code: commit d, then f; devices: e\n* versions of the last call:" in text
     path.write_text(path.read_text() + "\n")
     text = results.write(run, path, tmp_path / "out").path.read_text()
     assert "not committed again" in text
+
+
+def test_a_figure_added_after_the_run_leaves_the_claims_written_down_before_it(tmp_path):
+    path = _expect(tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+
+    def commit(date: str, text: str) -> str:
+        path.write_text(text)
+        when = {"GIT_COMMITTER_DATE": f"{date}T00:00:00+00:00"}
+        for words in (["add", path.name], ["commit", "-qm", date]):
+            subprocess.run([*git, *words], check=True, env=os.environ | when)
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True)
+        return head.stdout.decode().strip()
+
+    subprocess.run([*git, "init", "-q"], check=True)
+    text = path.read_text()
+    commit("2020-01-01", text.replace("by = 0.5", "by = 0.4"))
+    claims = commit("2020-01-02", text)
+    figure = commit("2020-01-04", text.replace("The metric.", "The metric, by generation."))
+    said = history.written_down(path, "2020-01-03T00:00:00+00:00", "the run")
+    assert said.startswith(f"Claims last changed in commit {claims} of 2020-01-02T00:00, before")
+    assert said.endswith(f"in commit {figure} of 2020-01-04T00:00.")
+    commit("2020-01-05", text.replace("by = 0.5", "by = 0.6"))
+    said = history.written_down(path, "2020-01-03T00:00:00+00:00", "the run")
+    assert "AFTER the run began" in said and "Claims" not in said
 
 
 def test_the_command_names_verdicts_and_refuses_what_it_does_not_know(tmp_path, run):
