@@ -104,7 +104,8 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
         DiskFull: the bytes do not fit; the old file is still there.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    # Two processes, also of two machines, may write one file of a cache at the same time.
+    temporary = path.with_name(f"{TEMPORARY}{os.urandom(4).hex()}-{path.name}")
     with raise_disk_full(path, len(data), path.name):
         try:
             with open(temporary, "wb") as stream:
