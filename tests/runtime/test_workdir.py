@@ -375,3 +375,17 @@ def test_two_writers_of_one_file_do_not_take_each_others_temporary_file(tmp_path
     atomic_io.write_atomic(path, b"of the first, which is longer")
     assert path.read_bytes() == b"of the first, which is longer"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_model_of_the_hub_is_the_same_as_long_as_its_files_are(tmp_path):
+    """Of a branch, a later commit may have changed the model card alone."""
+    name = "models.pool org/model"
+    for commit in ("1111", "2222"):
+        same = {name: f"{'a' * 64} (commit {commit})"}
+        with open_workdir(tmp_path, CONFIG, identity=same, console=False) as place:
+            assert place.config["identity"] == same
+    with (
+        pytest.raises(ValueError, match=r"other files of models\.pool org/model \(SHA-256 aaaa"),
+        open_workdir(tmp_path, CONFIG, identity={name: f"{'b' * 64} (commit 3333)"}),
+    ):
+        pass
