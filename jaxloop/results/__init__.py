@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jaxloop.recursion import saved_run
 from jaxloop.reporting.figures import png
 from jaxloop.results import beside, measures, page, verdict
-from jaxloop.results.expectations import Claim, Expectations, read
+from jaxloop.results.expectations import Claim, Expectations, decisions, read
 from jaxloop.results.page import Finding, Made, Provenance
 from jaxloop.runtime.atomic_io import inside, sha256, write_atomic
 from jaxloop.runtime.environment import git_output
@@ -143,9 +143,26 @@ def _written_down(expect: Path, calls: Sequence[Sequence[Mapping[str, Any]]]) ->
         return f"They were changed after commit {commit} and not committed again."
     began = min(str(of_run[0]["began"]) for of_run in calls)
     moment, start = (datetime.datetime.fromisoformat(text) for text in (when, began))
-    order = "before" if moment <= start else "AFTER"
     what = "the run" if len(calls) == 1 else "the first run"
-    return f"Last changed in commit {commit} of {when[:16]}, {order} {what} began."
+    changed_last = f"Last changed in commit {commit} of {when[:16]}"
+    if moment <= start:
+        return f"{changed_last}, before {what} began."
+    words = _same_before(expect, began)
+    return f"{changed_last}, AFTER {what} began{words}."
+
+
+def _same_before(expect: Path, began: str) -> str:
+    """Words that what decides the verdicts was committed before a time; "" where it was not."""
+    folder = expect.parent.resolve()
+    log = ("log", "-1", f"--before={began}", "--format=%cI %h", "--", expect.name)
+    earlier = git_output(folder, *log)
+    if not earlier:
+        return ""
+    when, commit = earlier.split()
+    before = git_output(folder, "show", f"{commit}:./{expect.name}")
+    if decisions(before) != decisions(expect.read_text(encoding="utf-8")):
+        return ""
+    return f", in words alone: what decides the verdicts is that of commit {commit} of {when[:16]}"
 
 
 def run_action(words: Sequence[str]) -> str:

@@ -327,6 +327,29 @@ def test_the_page_says_whether_expectations_came_before_the_run(tmp_path, run):
     assert "not committed again" in text
 
 
+def test_words_that_were_changed_after_the_run_are_told_from_what_decides(
+    tmp_path, run, monkeypatch
+):
+    path = _expect(tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+
+    def page_after(old, new, day):
+        path.write_text(path.read_text().replace(old, new))
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"2020-01-{day:02d}T00:00:00+0000")
+        subprocess.run([*git, "add", path.name], check=True)
+        subprocess.run([*git, "commit", "-qm", "expected"], check=True)
+        return results.write(run, path, tmp_path / "out").path.read_text()
+
+    call = dict(command="run mine", commit="d", devices="e", versions={}, wall=1.0, processor=1.0)
+    (run / spent.CALLS).write_text(json.dumps([call | {"began": "2020-01-02T00:00:00+00:00"}]))
+    assert ", before the run began." in page_after("is not", "are not", 1)
+    text = page_after("B is above A", "B lies above A", 3)
+    assert "AFTER the run began, in words alone" in text and "of 2020-01-01T00:00." in text
+    text = page_after("by = 0.5", "by = 0.1", 4)
+    assert "AFTER the run began." in text and "in words alone" not in text
+
+
 def test_the_command_names_verdicts_and_refuses_what_it_does_not_know(tmp_path, run):
     words = [str(run), f"--expect={_expect(tmp_path)}", f"--out={tmp_path / 'out'}"]
     assert results.run_action(words).startswith("replicated: more\n")
