@@ -4,22 +4,19 @@
 with the figures and tables that the file names beside it.
 """
 
-import datetime
 import math
 import shlex
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxloop.recursion import saved_run
 from jaxloop.reporting.figures import png
-from jaxloop.results import beside, measures, page, verdict
-from jaxloop.results.expectations import Claim, Expectations, decisions, read
+from jaxloop.results import beside, history, measures, page, verdict
+from jaxloop.results.expectations import Claim, Expectations, read
 from jaxloop.results.page import Finding, Made, Provenance
 from jaxloop.runtime.atomic_io import inside, sha256, write_atomic
-from jaxloop.runtime.environment import git_output
 from jaxloop.studies.common import spent
 
 __all__ = ["findings", "run_action", "write"]
@@ -95,7 +92,11 @@ def write(run: Path, expect: Path, out: Path) -> ResultsPage:
     provenance = Provenance(
         command=command,
         runs=made,
-        expected=_written_down(expect, [one.calls for one in made]),
+        expected=history.written_down(
+            expect,
+            _began([one.calls for one in made]),
+            "the first run" if len(made) > 1 else "the run",
+        ),
         source=_link(expect, out),
     )
     text = page.render(
@@ -125,44 +126,12 @@ def _file_name(name: str, expectations: Expectations) -> str:
     return f"{parts[0]}_{parts[-1]}" if expectations.runs else parts[-1]
 
 
-def _written_down(expect: Path, calls: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """A sentence that says whether the file was committed before the first run began.
+def _began(calls: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """When the first of several runs began, "" where that of one is unknown.
 
     calls: of every run.
     """
-    folder = expect.parent.resolve()
-    try:
-        committed = git_output(folder, "log", "-1", "--format=%cI %h", "--", expect.name)
-        changed = git_output(folder, "status", "--porcelain", "--", expect.name)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    if not committed or not all(calls):
-        return "Whether they were written down before the run is not known."
-    when, commit = committed.split()
-    if changed:
-        return f"They were changed after commit {commit} and not committed again."
-    began = min(str(of_run[0]["began"]) for of_run in calls)
-    moment, start = (datetime.datetime.fromisoformat(text) for text in (when, began))
-    what = "the run" if len(calls) == 1 else "the first run"
-    changed_last = f"Last changed in commit {commit} of {when[:16]}"
-    if moment <= start:
-        return f"{changed_last}, before {what} began."
-    words = _same_before(expect, began)
-    return f"{changed_last}, AFTER {what} began{words}."
-
-
-def _same_before(expect: Path, began: str) -> str:
-    """Words that what decides the verdicts was committed before a time; "" where it was not."""
-    folder = expect.parent.resolve()
-    log = ("log", "-1", f"--before={began}", "--format=%cI %h", "--", expect.name)
-    earlier = git_output(folder, *log)
-    if not earlier:
-        return ""
-    when, commit = earlier.split()
-    before = git_output(folder, "show", f"{commit}:./{expect.name}")
-    if decisions(before) != decisions(expect.read_text(encoding="utf-8")):
-        return ""
-    return f", in words alone: what decides the verdicts is that of commit {commit} of {when[:16]}"
+    return min(str(of_run[0]["began"]) for of_run in calls) if all(calls) else ""
 
 
 def run_action(words: Sequence[str]) -> str:

@@ -103,7 +103,6 @@ class Expectations:
 _TEXTS = ("title", "paper", "config")
 _LISTS = ("setting", "limits", "tables", "runs")
 _CLAIM_TEXTS = ("name", "says", "where", "expect", "number", "note")
-_DECIDES = ("name", "expect", "value", "by", "measure", "formula")
 _CLAIM_NEEDS = ("name", "says", "where", "expect", "measure")
 
 
@@ -140,19 +139,6 @@ def read(path: Path) -> Expectations:
     if stored.get("beside") and not any(claim.formula for claim in read_claims):
         raise ValueError(f"expect={path}: beside needs a claim with the field 'formula'")
     return Expectations(claims=tuple(read_claims), **stored)
-
-
-def decisions(text: str) -> list[Mapping[str, Any]]:
-    """Return what decides the verdicts of a file of expectations: of every claim, no words.
-
-    text: of the file; what is no TOML decides nothing.
-    """
-    try:
-        stored = tomllib.loads(text)
-    except ValueError:
-        return []
-    claims = [{name: claim.get(name) for name in _DECIDES} for claim in stored.get("claim", [])]
-    return [{name: stored.get(name) for name in ("confidence", "runs")}, *claims]
 
 
 def _check_run(place: str, claim: Claim, runs: Sequence[str]) -> None:

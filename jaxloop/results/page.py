@@ -244,14 +244,21 @@ def _made(run: Made) -> list[str]:
     )
     calls = f"{len(run.calls)} call{'s' if len(run.calls) > 1 else ''}"
     not_counted = f"; {killed} of them killed, whose time is not counted" if killed else ""
+    same = all(call["versions"] == last["versions"] for call in run.calls)
+    whose = "" if same else " of the last call"
     place = f"RUN/{run.name}" if run.name else "RUN"
     return [
         f"* run: `{_WORKDIR.sub(f'--workdir={place}', last['command'])}`",
         prints,
         f"* begun {run.calls[0]['began']}, {calls}: {took}{not_counted}",
-        f"* code: commit {last['commit']}; devices: {last['devices']}",
-        f"* versions: {versions}",
+        f"* code: commit {_each(run, 'commit')}; devices: {_each(run, 'devices')}",
+        f"* versions{whose}: {versions}",
     ]
+
+
+def _each(run: Made, field: str) -> str:
+    """What the calls of a run have in a field, in order, each once."""
+    return ", then ".join(dict.fromkeys(call[field] for call in run.calls))
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

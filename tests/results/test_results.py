@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 
@@ -14,7 +15,7 @@ from jaxloop import results
 from jaxloop.api.runs import load_config
 from jaxloop.config import catalogue
 from jaxloop.recursion.progress import duration
-from jaxloop.results import expectations, measures, page, verdict
+from jaxloop.results import expectations, history, measures, page, verdict
 from jaxloop.results.expectations import Claim
 from jaxloop.results.verdict import Estimate, Interval
 from jaxloop.studies.bias_amplification.chains import make_chains
@@ -322,32 +323,38 @@ def test_the_page_says_whether_expectations_came_before_the_run(tmp_path, run):
         text = results.write(run, path, tmp_path / "out").path.read_text()
         assert says in text and f"{duration(60.0)} of the wall" in text
         assert "`run mine --workdir=RUN --chain.size=5`" in text
+    calls.append(calls[0] | {"commit": "f", "versions": {"jax": "2"}})
+    (run / spent.CALLS).write_text(json.dumps([*calls, calls[0]]))
+    text = results.write(run, path, tmp_path / "out").path.read_text()
+    assert "code: commit d, then f; devices: e\n* versions of the last call:" in text
     path.write_text(path.read_text() + "\n")
     text = results.write(run, path, tmp_path / "out").path.read_text()
     assert "not committed again" in text
 
 
-def test_words_that_were_changed_after_the_run_are_told_from_what_decides(
-    tmp_path, run, monkeypatch
-):
+def test_a_figure_added_after_the_run_leaves_the_claims_written_down_before_it(tmp_path):
     path = _expect(tmp_path)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+
+    def commit(date: str, text: str) -> str:
+        path.write_text(text)
+        when = {"GIT_COMMITTER_DATE": f"{date}T00:00:00+00:00"}
+        for words in (["add", path.name], ["commit", "-qm", date]):
+            subprocess.run([*git, *words], check=True, env=os.environ | when)
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True)
+        return head.stdout.decode().strip()
+
     subprocess.run([*git, "init", "-q"], check=True)
-
-    def page_after(old, new, day):
-        path.write_text(path.read_text().replace(old, new))
-        monkeypatch.setenv("GIT_COMMITTER_DATE", f"2020-01-{day:02d}T00:00:00+0000")
-        subprocess.run([*git, "add", path.name], check=True)
-        subprocess.run([*git, "commit", "-qm", "expected"], check=True)
-        return results.write(run, path, tmp_path / "out").path.read_text()
-
-    call = dict(command="run mine", commit="d", devices="e", versions={}, wall=1.0, processor=1.0)
-    (run / spent.CALLS).write_text(json.dumps([call | {"began": "2020-01-02T00:00:00+00:00"}]))
-    assert ", before the run began." in page_after("is not", "are not", 1)
-    text = page_after("B is above A", "B lies above A", 3)
-    assert "AFTER the run began, in words alone" in text and "of 2020-01-01T00:00." in text
-    text = page_after("by = 0.5", "by = 0.1", 4)
-    assert "AFTER the run began." in text and "in words alone" not in text
+    text = path.read_text()
+    commit("2020-01-01", text.replace("by = 0.5", "by = 0.4"))
+    claims = commit("2020-01-02", text)
+    figure = commit("2020-01-04", text.replace("The metric.", "The metric, by generation."))
+    said = history.written_down(path, "2020-01-03T00:00:00+00:00", "the run")
+    assert said.startswith(f"Claims last changed in commit {claims} of 2020-01-02T00:00, before")
+    assert said.endswith(f"in commit {figure} of 2020-01-04T00:00.")
+    commit("2020-01-05", text.replace("by = 0.5", "by = 0.6"))
+    said = history.written_down(path, "2020-01-03T00:00:00+00:00", "the run")
+    assert "AFTER the run began" in said and "Claims" not in said
 
 
 def test_the_command_names_verdicts_and_refuses_what_it_does_not_know(tmp_path, run):
