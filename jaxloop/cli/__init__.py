@@ -10,6 +10,7 @@ intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command re
 
 import importlib
 import logging as standard_logging
+import os
 import pathlib
 import re
 import sys
@@ -159,7 +160,8 @@ def _workdir(text: str | None) -> pathlib.Path | str | None:
     """A local path, or an address such as s3://bucket/run as it was given."""
     if not text:
         return None
-    return text if studies.is_address(text) else pathlib.Path(text)
+    # Shells leave the ~ of --workdir=~/run as it is.
+    return text if studies.is_address(text) else pathlib.Path(os.path.expanduser(text))
 
 
 def _read_flags(argv: list[str]) -> flags.FlagValues:
