@@ -70,6 +70,11 @@ _READS_RUNS = {
     "export": "jaxloop.exports",
     "results": "jaxloop.results",
 }
+# Under the list of configs.
+_ARGUMENTS = (
+    "An argument follows a colon: ratio_sweep:tiny is for two cores and minutes. Without one the "
+    "configs of a\npaper have its sizes, and need a GPU, models and data."
+)
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
 
 
@@ -285,4 +290,4 @@ def listing() -> str:
     """Return what can be run: the studies and the configs, with a line on each."""
     kinds = table([(name, entry.line) for name, entry in studies.STUDIES.items()])
     configs = table(catalogue.rows())
-    return f"Studies (config.study)\n{kinds}\n\nConfigs (--config=…)\n{configs}"
+    return f"Studies (config.study)\n{kinds}\n\nConfigs (--config=…)\n{configs}\n\n{_ARGUMENTS}"

@@ -130,3 +130,14 @@ def test_notebooks_name_the_unit_of_a_metric_that_they_draw():
     for path in sorted((ROOT / "examples").glob("*.ipynb")):
         for label in re.findall(r'text_length.*?ylabel=\\"(.*?)\\"', text_of(path), re.DOTALL):
             assert label == unit, path.name
+
+
+def test_what_is_not_on_a_package_index_is_installed_from_the_clone():
+    """`jaxloop-lm[EXTRA]` adds an extra to what is installed; nothing else asks for it."""
+    templates = [path for path in (ROOT / "docs" / "how-to" / "pods").iterdir() if path.is_file()]
+    for path in [*DOCUMENTS, *templates]:
+        assert not re.search(r"pip install (?:-\S+ )*'?jaxloop-lm(?!\[)", text_of(path)), path
+    extras = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
+    setup = text_of(ROOT / "docs" / "how-to" / "pods" / "skypilot.yaml")
+    (asked,) = re.findall(r"'\.\[([\w,-]+)\]'", setup)
+    assert "workdir: ." in setup and set(asked.split(",")) <= set(extras)

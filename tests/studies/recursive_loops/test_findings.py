@@ -420,7 +420,7 @@ def test_sweeps_have_their_figures_and_words(tmp_path, experiment, options, name
     text = words(rl.write_report(root, experiment))
     assert {p.stem for p in (root / "figures").iterdir()} == names | {"figure_8"}
     assert "What could not be drawn" not in text
-    assert re.search(r"Semantic diversity, .*?: at r = 1 0\.\d+ of generation 0 \[", text)
+    assert re.search(r"Semantic diversity, .*?: at r = 1: 0\.\d+ of generation 0 \[", text)
     assert (
         "1 gave no value of one metric or more" in text
         and f"{chains['chain'][0]} metrics.csv has no value of" in text

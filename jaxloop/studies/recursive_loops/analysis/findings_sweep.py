@@ -184,7 +184,7 @@ def against_control(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
 def _level(chains: pd.DataFrame, level: pd.DataFrame) -> str:
     """A sentence on the chains of one level; level: their cells, one for each ratio."""
     top = level.sort_values("ratio").iloc[-1]
-    text = f"at r = {share(float(top['ratio']))} {top['relative']:.3f} of generation 0"
+    text = f"at r = {share(float(top['ratio']))}: {top['relative']:.3f} of generation 0"
     if top["n"] > 1:
         text += f" [{top['low']:.3f}, {top['high']:.3f}; {int(top['n'])} chains]"
     else:
