@@ -272,6 +272,8 @@ def _name(model: Model, fit: FitConfig, options: TrainOptions, seq_len: int) -> 
     device = jax.local_devices()[0].device_kind
     about = [
         repr(model.config),
+        str(model.params["embed"].dtype),
+        1 if mesh_of(model) is not None else len(devices_of(model)),  # over which one copy is sharded
         repr(fit.replace(steps=None, epochs=1.0, learning_rate=1.0)),
         repr(dataclasses.replace(options, constraint=None)),
         seq_len,
