@@ -273,7 +273,8 @@ def _name(model: Model, fit: FitConfig, options: TrainOptions, seq_len: int) -> 
     about = [
         repr(model.config),
         str(model.params["embed"].dtype),
-        1 if mesh_of(model) is not None else len(devices_of(model)),  # over which one copy is sharded
+        # over how many devices one copy is sharded
+        1 if mesh_of(model) is not None else len(devices_of(model)),
         repr(fit.replace(steps=None, epochs=1.0, learning_rate=1.0)),
         repr(dataclasses.replace(options, constraint=None)),
         seq_len,

@@ -187,8 +187,8 @@ def _prepare(model: Model, task: FitTask, fit: FitConfig, options: TrainOptions)
     )
     if (np.maximum(examples.prompt, 1) >= examples.lengths).all():
         raise ValueError(
-            f"fit.max_length: {limit} tokens leave none of a text to learn after its prompt, in all "
-            f"{n} texts of a chain; raise it or shorten the prompts"
+            f"fit.max_length: {limit} tokens leave none of a text to learn after its prompt, in "
+            f"all {n} texts of a chain; raise it or shorten the prompts"
         )
     rng = np.random.default_rng(np.asarray(jax.random.key_data(task.key)).tolist())
     batches = batching.plan_batches(
@@ -306,7 +306,9 @@ def _first_weights(setting: _Setting, tasks_C: Sequence[FitTask], keys_C: jax.Ar
         # Adapters are small: stacked on the host they need no program.
         fresh = jax.device_get(fresh)
         each = [
-            lora.split(fresh, c) if start is None else _weights_to_go_on_from(start, fit.lora, targets)
+            lora.split(fresh, c)
+            if start is None
+            else _weights_to_go_on_from(start, fit.lora, targets)
             for c, start in enumerate(starts)
         ]
         return jax.tree.map(_stack_on_host, *each)
@@ -330,8 +332,8 @@ def _weights_to_go_on_from(
             )
     if set(adapter) != set(targets):
         raise ValueError(
-            f"fit.lora.targets: {', '.join(targets)} are not allowed for a chain that goes on from an "
-            f"adapter of {', '.join(adapter)}"
+            f"fit.lora.targets: {', '.join(targets)} are not allowed for a chain that goes on from "
+            f"an adapter of {', '.join(adapter)}"
         )
     return adapter.weights
 

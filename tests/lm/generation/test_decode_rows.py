@@ -275,7 +275,6 @@ def test_one_chain_is_merged_and_prompts_may_differ_within_a_job():
             )
 
 
-
 WIDE = dataclasses.replace(GPT2, activation="relu", d_ff=1024)
 
 
@@ -287,11 +286,12 @@ def small_beside_the_weights():
     to a twentieth of the output, as the weights' signs are random.
     """
     base = init(jax.random.key(0), WIDE)
-    layers = base["layers"] | {"down": jnp.where(base["layers"]["down"] < 0, -0.251953125, 0.251953125)}
+    down = jnp.where(base["layers"]["down"] < 0, -0.251953125, 0.251953125)
+    layers = base["layers"] | {"down": down}
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), base | {"layers": layers})
     b = jnp.where(normal(jax.random.key(1), (1, 2, 1, 32)) < 0, -0.9, 0.9) * 2.0**-10
-    down = {"a": jnp.ones((1, 2, 1024, 1)), "b": b}
-    return params, lora.Adapter({"down": down}, LoraConfig(rank=1, alpha=1.0, targets=("down",)))
+    factors = {"a": jnp.ones((1, 2, 1024, 1)), "b": b}
+    return params, lora.Adapter({"down": factors}, LoraConfig(rank=1, alpha=1.0, targets=("down",)))
 
 
 @pytest.mark.parametrize("loop", [decode_rows, decode_loop.decode])
@@ -300,9 +300,7 @@ def test_in_bfloat16_an_adapter_that_is_small_beside_the_weights_is_not_lost(loo
     rows = loop is decode_rows
     params, tree = small_beside_the_weights()
     cached = prefill(WIDE, params, None, *prompt_table([[1, 2, 3]], 4))
-    pack = pack_for_rows if rows else functools.partial(
-        lora.pack_adapters, layout="block_diagonal"
-    )
+    pack = pack_for_rows if rows else functools.partial(lora.pack_adapters, layout="block_diagonal")
     pool = pack(WIDE, tree, jnp.bfloat16)
     asked = requests_of([0] * 4, [20] * 4), jobs_of([(0, 4, 0)])
     more = dict(loop=loop, implementation="plain") if rows else {}
