@@ -211,13 +211,13 @@ def quickstart_rows(args):
         metrics = chain_measure.measuring(settings, prepared, place.path)
 
         def measure(model, generation, outcomes):
-            found = metrics(model, generation, outcomes)
+            found = metrics(model, generation, outcomes, settings.metrics)
             written[generation] = [o.texts[: settings.chain.eval_texts] for o in outcomes]
             ends[generation] = time.process_time()
             return found
 
         driver.run(
-            base_models.family(settings.models, settings.run),
+            base_models.family(settings.models, settings.fit, settings.run),
             prepared.chains,
             prepared.data,
             prepared.driver,

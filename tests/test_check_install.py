@@ -83,3 +83,7 @@ def test_what_a_wheel_must_hold_lies_in_the_clone():
             else folder / name
         )
         assert path.exists(), name
+
+
+def test_the_tests_of_the_sdist_are_there():
+    assert [name for name in ci.SDIST_TESTS if not (ci.ROOT / name).exists()] == []

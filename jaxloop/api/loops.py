@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ def loop(
         "keep": keep,
         "data": {name: _digest(dataset.texts) for name, dataset in datasets.items()},
     }
-    path = Path(workdir)
+    path = Path(os.path.expanduser(workdir))
     with open_workdir(
         path, stored, may_change=("keep",), may_raise=("generations",), console=progress
     ) as place:

@@ -13,6 +13,7 @@ from jaxloop.config import LoraConfig
 from jaxloop.lm.model.lora import Adapter, as_adapter
 from jaxloop.recursion import saved_run
 from jaxloop.recursion.saved_run import ModelId
+from jaxloop.reporting.run_files import read_table
 from jaxloop.runtime import mirror
 from jaxloop.runtime.tables import unescape
 
@@ -113,9 +114,7 @@ class RunResult:
         path = self.workdir / name
         if path.suffix not in (".csv", ".parquet") or not path.is_file():
             raise ValueError(f"table={name!r}: the run has none; {self._tables()}")
-        if path.suffix == ".csv":
-            return pd.read_csv(path)
-        frame = pd.read_parquet(path)
+        frame = read_table(path) if path.suffix == ".csv" else pd.read_parquet(path)
         for column in frame.select_dtypes(include=["object", "str"]):
             frame[column] = frame[column].map(unescape, na_action="ignore")
         return frame
@@ -197,7 +196,7 @@ def run(
         settings = load_config(settings, changes)
     elif changes:
         raise ValueError("changes: are for a config that is named; change the settings instead")
-    code, path = studies.run_at(_study(settings), settings, os.fspath(workdir))
+    code, path = studies.run_at(_study(settings), settings, os.path.expanduser(workdir))
     return RunResult(path, code)
 
 
@@ -207,7 +206,7 @@ def open_run(workdir: PathLike) -> RunResult:
     Raises:
         ValueError: it holds no run, or one of a later version.
     """
-    name = os.fspath(workdir)
+    name = os.path.expanduser(workdir)
     path = mirror.restore(name) if studies.is_address(name) else Path(name)
     saved_run.require_run(path)
     return RunResult(path)

@@ -10,6 +10,7 @@ intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command re
 
 import importlib
 import logging as standard_logging
+import os
 import pathlib
 import re
 import sys
@@ -46,7 +47,8 @@ HELP = """jaxloop: recursive training of language models
   jaxloop export RUN --to=KIND DIR the texts or models of a run for other tools; KIND is
                                    hub-dataset, peft, hf-model or csv
   jaxloop results RUN --expect=FILE
-                                   what a run shows of a paper's claims, with verdicts; --out=DIR
+                                   what a run shows of a paper's claims, with verdicts, as a page
+                                   in --out=DIR, else in docs/results
   jaxloop env                      versions and devices, for a bug report
   jaxloop cache --info             what is kept in the cache folder (compiled programs, data sets);
                                    --clear deletes it
@@ -68,6 +70,11 @@ _READS_RUNS = {
     "export": "jaxloop.exports",
     "results": "jaxloop.results",
 }
+# Under the list of configs.
+_ARGUMENTS = (
+    "An argument follows a colon: ratio_sweep:tiny is for two cores and minutes. Without one the "
+    "configs of a\npaper have its sizes, and need a GPU, models and data."
+)
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
 
 
@@ -158,7 +165,8 @@ def _workdir(text: str | None) -> pathlib.Path | str | None:
     """A local path, or an address such as s3://bucket/run as it was given."""
     if not text:
         return None
-    return text if studies.is_address(text) else pathlib.Path(text)
+    # Shells leave the ~ of --workdir=~/run as it is.
+    return text if studies.is_address(text) else pathlib.Path(os.path.expanduser(text))
 
 
 def _read_flags(argv: list[str]) -> flags.FlagValues:
@@ -278,4 +286,4 @@ def listing() -> str:
     """Return what can be run: the studies and the configs, with a line on each."""
     kinds = table([(name, entry.line) for name, entry in studies.STUDIES.items()])
     configs = table(catalogue.rows())
-    return f"Studies (config.study)\n{kinds}\n\nConfigs (--config=…)\n{configs}"
+    return f"Studies (config.study)\n{kinds}\n\nConfigs (--config=…)\n{configs}\n\n{_ARGUMENTS}"

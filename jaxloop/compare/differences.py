@@ -198,9 +198,9 @@ def _welch(a: np.ndarray, b: np.ndarray) -> float:
 def of_values(runs: Sequence[ComparedRun]) -> pd.DataFrame:
     """Return the differences of every run from the first, as a table with `COLUMNS`.
 
-    `what` is "generation" (values of one generation that both have), "late" (mean over the last
-    generations that both have, `scores.LAST` at most, generation 0 not among them; none for a seed
-    that has no value in the last) or "relative" (late / generation 0 of the same seed; not for
+    `what` is "generation" (values of one generation that both have), "late" (mean over those of the
+    last `scores.LAST` generations, without generation 0, in which both runs have the metric; none
+    for a seed that lacks one of them) or "relative" (late / generation 0 of the same seed; not for
     metrics with values on both sides of 0 there).
     """
     factors = line_factors(runs)
@@ -254,24 +254,26 @@ def _of_line(pair: Sequence[np.ndarray], last: int, relative: bool) -> Iterator[
     """Rows of a line; pair: values [S, G] of the same seeds."""
     for generation in range(last + 1):
         yield from _row("generation", str(generation), [side[:, generation] for side in pair])
-    if not last:
-        return
     first = max(last - scores.LAST + 1, 1)
-    window = f"{first} to {last}" if last > first else str(last)
-    late = [_late(side, first, last) for side in pair]
-    yield from _row("late", window, late)
+    # A metric may be measured at other generations in one run than in the other.
+    measured = np.all([np.isfinite(side).any(0) for side in pair], axis=0)
+    window = [g for g in range(first, last + 1) if measured[g]]
+    if last not in window:
+        return
+    late = [side[:, window].mean(1) for side in pair]
+    yield from _row("late", _spelled(window), late)
     if relative:
         starts = [np.where(side[:, 0] == 0, math.nan, side[:, 0]) for side in pair]
         shares = [end / start for end, start in zip(late, starts, strict=True)]
-        yield from _row("relative", window, shares)
+        yield from _row("relative", _spelled(window), shares)
 
 
-def _late(side: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Means [S] over generations `first` to `last`; nan where `last` has no value."""
-    window = side[:, first : last + 1]
-    there = np.isfinite(window)
-    sums = np.where(there, window, 0).sum(1)
-    return np.where(there[:, -1], sums / np.maximum(there.sum(1), 1), math.nan)
+def _spelled(generations: Sequence[int]) -> str:
+    """Generations as text: `4 to 8`, or `3, 5` where some in between are not among them."""
+    ends = generations[0], generations[-1]
+    if len(generations) > 1 and ends[1] - ends[0] == len(generations) - 1:
+        return f"{ends[0]} to {ends[1]}"
+    return ", ".join(map(str, generations))
 
 
 def _row(what: str, generations: str, pair: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:

@@ -156,7 +156,7 @@ def _differences(baseline: ComparedRun, run: ComparedRun, changes: pd.DataFrame)
     tables = [
         _table(of_run[of_run["what"] == what], title, note, baseline.name, run.name)
         for what, title, note in (
-            ("late", "Late values", "mean over the last generations that both have"),
+            ("late", "Late values", "mean over the last generations that both have measured"),
             ("relative", "Relative scores", "late value / generation 0 of the same chain"),
         )
     ]

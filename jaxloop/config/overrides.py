@@ -2,6 +2,7 @@
 
 import copy
 import re
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from jaxloop.config.annotations import (
     section_of,
 )
 from jaxloop.config.messages import unknown_field
-from jaxloop.config.types import Rename, Section, fraction
+from jaxloop.config.types import FieldNames, Rename, Section, fraction
 
 
 def override(
@@ -106,23 +107,38 @@ def annotation_at(schema: type[Section], path: str) -> Any:
     section: type[Section] | None = schema
     annotation: Any = None
     parents: list[str] = []
-    for part in path.split("."):
+    names_fields = False
+    parts = path.split(".")
+    for i, part in enumerate(parts):
         fields = section.model_fields if section else {}
         mapping = option_of(annotation, dict)
         if part in fields:
             annotation = field_annotation(fields[part])
+            names_fields = any(isinstance(m, FieldNames) for m in fields[part].metadata)
         elif mapping and section_of(typing.get_args(mapping)[1]):
             # A section for each name, such as `domains`.
             annotation = typing.get_args(mapping)[1]
         elif mapping:
             value = bare(typing.get_args(mapping)[1])
-            return tuple[Any, ...] if typing.get_origin(value) is tuple else value
+            if typing.get_origin(value) is not tuple:
+                return value
+            level = _type_of_levels(schema, ".".join(parts[i:])) if names_fields else Any
+            return types.GenericAlias(tuple, (level, ...))
         else:
             problem = unknown_field(part, ".".join(parents), section, schema)
             raise ValueError(f"--config.{path}: {problem}")
         parents.append(part)
         section = section_of(annotation)
     return annotation
+
+
+def _type_of_levels(schema: type[Section], path: str) -> Any:
+    """The type of a factor's values: that of the field of its name; any where it is none."""
+    try:
+        annotation = annotation_at(schema, path)
+    except ValueError:  # what is no factor is refused with the whole config
+        return Any
+    return Any if section_of(annotation) else annotation
 
 
 def read_text(text: str, annotation: Any) -> Any:

@@ -42,7 +42,8 @@ class DataConfig(Section):
     source: Text = Field(
         "docs",
         description="`docs` or `jaxloop:NAME` (in the box), a .jsonl, .json, .csv, .tsv, "
-        ".parquet or .txt file (also compressed), or a Hugging Face dataset id",
+        ".parquet or .txt file (also compressed), a folder of files of one kind, or a Hugging Face "
+        "dataset id",
     )
     text_column: Text = Field(
         "text",
@@ -119,15 +120,18 @@ class ChainSection(Section):
     )
     size: Count = Field(
         4000,
-        description="texts added per generation, human and synthetic; also the size of every "
-        "training set",
+        description="texts added per generation, human and synthetic; also the size of a training "
+        "set, but of `accumulate` (all so far), `preserve` (more by `share`) and `window` "
+        "(`window` times as many)",
     )
     first_size: Count | None = Field(
         None, description="human texts that generation 0 trains on; none: `size`"
     )
     ratios: Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
         (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
-        description="synthetic share of what a generation adds; `1/8` is understood",
+        description="synthetic share of what a generation adds (`external`: of what it adds beside "
+        "the outside source); `1/8` is understood; of no effect under `replace`, `accumulate`, "
+        "`accumulate_subsample` and `preserve`",
     )
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
         (0, 1, 2, 3, 4), description="one chain per ratio and seed"
@@ -141,7 +145,12 @@ class ChainSection(Section):
         "window",
         "external",
     ] = Field("fresh_human", description="what a generation trains on; see recursion/workflow.py")
-    share: Share = Field(0.1, description="real share that workflow `preserve` keeps")
+    share: Share = Field(
+        0.1,
+        description="workflow `preserve`: human texts of generation 0 that a training set has "
+        "beside `size` synthetic ones, as a share of `size`; workflow `external`: share of the "
+        "outside source in what a generation adds",
+    )
     window: Count = Field(1, description="generations that workflow `window` looks back")
     external: Text | None = Field(
         None, description="file of synthetic texts for workflow `external`"
@@ -159,7 +168,7 @@ class ChainSection(Section):
         {},
         description="further factors, name -> values, crossed with ratios and seeds: `dataset` "
         "(sources), `bases` (models of the pool, each alone), "
-        "`size`, `share`, `k`, `start`, and fields of `fit` and `sample`, as in "
+        "`size`, `share`, `k` (`window`), `start`, and fields of `fit` and `sample`, as in "
         "`--config.chain.factors.sample.temperature=1,1.5`",
     )
     eval_texts: Count = Field(250, description="texts of every generation that are measured")

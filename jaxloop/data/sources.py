@@ -312,7 +312,7 @@ def identity(source: str | Path) -> tuple[str | int, ...]:
     """Return a tuple that changes when the rows of a source may have changed.
 
     For corpora and `docs` it depends on their content; for a file on its absolute path, its size
-    and its time of modification.
+    and its time of modification; for a folder on those of its files.
     """
     source = str(source)
     if docs.is_docs(source):
@@ -320,9 +320,22 @@ def identity(source: str | Path) -> tuple[str | int, ...]:
     if source.startswith(corpora.PREFIX):
         return (corpora.identity(corpora.name_of(source)),)
     path = Path(source)
+    if path.is_dir():
+        return (str(path.resolve()), *_of_files(path))
     if not path.is_file():
         return (source,)
     return (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
+
+
+def _of_files(folder: Path) -> Iterator[str | int]:
+    """Path, size and time of modification of the files that a folder's rows may come from."""
+    for place, inner, names in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
+        for name in sorted(names):
+            file = Path(place, name)
+            if not name.startswith((".", "__")) and file.is_file():
+                about = file.stat()
+                yield from (str(file.relative_to(folder)), about.st_size, about.st_mtime_ns)
 
 
 def label(source: str | Path) -> str:

@@ -13,6 +13,10 @@ from jaxloop.runtime.workdir import stored_form
 # Beginnings of a corpus's licence and the hub's name for it.
 _HUB_LICENCES = {"MIT": "mit", "CC BY 4.0": "cc-by-4.0", "text": "cc0-1.0"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SELECTED = (
+    " `selected` is the place of a text among those that later generations may draw, -1 where it "
+    "was left out."
+)
 
 
 def licences(config: Mapping[str, Any], given: str | None) -> list[tuple[str, str, str]]:
@@ -129,7 +133,8 @@ def of_dataset(
         else "No source of human text is named in the config.",
         "## Columns",
         ", ".join(f"`{name}`" for name in columns)
-        + ". A lone surrogate is written as U+001A and its four hexadecimal digits.",
+        + ". A lone surrogate is written as U+001A and its four hexadecimal digits."
+        + (_SELECTED if "selected" in columns else ""),
         "## Config of the run",
         _config_block(config),
     ]

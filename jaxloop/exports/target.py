@@ -15,6 +15,10 @@ def check(directory: Path) -> None:
         raise ValueError(f"export {directory}: is no directory; give a new one")
     if directory.is_dir() and any(directory.iterdir()):
         raise ValueError(f"export {directory}: is not empty; give a new or an empty directory")
+    if directory.resolve() == Path.cwd():
+        raise ValueError(
+            f"export {directory}: is the current directory, which would be replaced; give a new one"
+        )
 
 
 @contextlib.contextmanager

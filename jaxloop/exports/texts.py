@@ -12,6 +12,7 @@ from jaxloop.exports import cards, target
 from jaxloop.recursion import saved_run
 from jaxloop.recursion.sources import texts_path
 from jaxloop.reporting import scores
+from jaxloop.reporting.run_files import read_table
 from jaxloop.runtime.tables import read_parquet, to_csv
 
 # Columns of the texts that not every run has are left out where none of its chains has them.
@@ -22,7 +23,7 @@ _COLUMNS = {
     "text": pa.string(),
     "tokens": pa.int64(),
     "finished": pa.bool_(),
-    "selected": pa.bool_(),
+    "selected": pa.int64(),
 }
 
 
@@ -59,8 +60,7 @@ def dataset(
     target.check(directory)
     metrics = pd.DataFrame()
     if (root / "metrics.csv").exists():
-        # "NA" is a text; a factor that a chain does not have is empty.
-        metrics = pd.read_csv(root / "metrics.csv", keep_default_na=False, na_values=[""])
+        metrics = read_table(root / "metrics.csv")
     pieces = _pieces(root, chain, generation, metrics)
     bases = _bases(root)
     schema = _schema(pieces)

@@ -49,7 +49,7 @@ TITLES: dict[str, tuple[str, str]] = {
     "vocabulary_size": ("Vocabulary", "distinct words in a generation"),
     "quality": ("Quality", "0 to 100, as a judge scores it"),
     "share": ("Label share", "share of articles that the classifier gives the label"),
-    "text_quality_index": ("Text quality index", "3 clean to 0 noise, mean over articles"),
+    "text_quality_index": ("Text quality index", "0 noise to 3 clean, mean over texts"),
     "perplexity_base": (
         "Perplexity under the base",
         "of a generation's articles, mean over articles",

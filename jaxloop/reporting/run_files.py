@@ -44,6 +44,14 @@ def read_metrics(root: Path) -> pd.DataFrame:
     )
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV file of a run directory; cells that are empty, or `nan`, are missing values.
+
+    All other text is text: "NA" and "None" too. Lone surrogates stay escaped (`runtime.tables`).
+    """
+    return pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
+
+
 def read_texts(root: Path, chain: str, generation: int) -> list[str]:
     """Read the texts that a chain wrote in one generation, in the order of their rows.
 

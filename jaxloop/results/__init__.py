@@ -4,22 +4,19 @@
 with the figures and tables that the file names beside it.
 """
 
-import datetime
 import math
 import shlex
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxloop.recursion import saved_run
 from jaxloop.reporting.figures import png
-from jaxloop.results import beside, measures, page, verdict
+from jaxloop.results import beside, history, measures, page, verdict
 from jaxloop.results.expectations import Claim, Expectations, read
 from jaxloop.results.page import Finding, Made, Provenance
 from jaxloop.runtime.atomic_io import inside, sha256, write_atomic
-from jaxloop.runtime.environment import git_output
 from jaxloop.studies.common import spent
 
 __all__ = ["findings", "run_action", "write"]
@@ -95,8 +92,12 @@ def write(run: Path, expect: Path, out: Path) -> ResultsPage:
     provenance = Provenance(
         command=command,
         runs=made,
-        expected=_written_down(expect, [one.calls for one in made]),
-        source=expect.name,
+        expected=history.written_down(
+            expect,
+            _began([one.calls for one in made]),
+            "the first run" if len(made) > 1 else "the run",
+        ),
+        source=_link(expect, out),
     )
     text = page.render(
         expectations,
@@ -110,33 +111,27 @@ def write(run: Path, expect: Path, out: Path) -> ResultsPage:
     return ResultsPage(path, judged)
 
 
+def _link(expect: Path, out: Path) -> str:
+    """The name of the file of expectations, with a link where it lies beside or below the page."""
+    try:
+        place = expect.resolve().relative_to(out.resolve())
+    except ValueError:
+        return expect.name
+    return f"[{expect.name}]({place.as_posix()})"
+
+
 def _file_name(name: str, expectations: Expectations) -> str:
     """The name of a file of the run beside the page: of several runs, that of the run is in it."""
     parts = Path(name).parts
     return f"{parts[0]}_{parts[-1]}" if expectations.runs else parts[-1]
 
 
-def _written_down(expect: Path, calls: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """A sentence that says whether the file was committed before the first run began.
+def _began(calls: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """When the first of several runs began, "" where that of one is unknown.
 
     calls: of every run.
     """
-    folder = expect.parent.resolve()
-    try:
-        committed = git_output(folder, "log", "-1", "--format=%cI %h", "--", expect.name)
-        changed = git_output(folder, "status", "--porcelain", "--", expect.name)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    if not committed or not all(calls):
-        return "Whether they were written down before the run is not known."
-    when, commit = committed.split()
-    if changed:
-        return f"They were changed after commit {commit} and not committed again."
-    began = min(str(of_run[0]["began"]) for of_run in calls)
-    moment, start = (datetime.datetime.fromisoformat(text) for text in (when, began))
-    order = "before" if moment <= start else "AFTER"
-    what = "the run" if len(calls) == 1 else "the first run"
-    return f"Last changed in commit {commit} of {when[:16]}, {order} {what} began."
+    return min(str(of_run[0]["began"]) for of_run in calls) if all(calls) else ""
 
 
 def run_action(words: Sequence[str]) -> str:

@@ -13,10 +13,10 @@ A measure is a table of fields in the file of expectations. Its form follows fro
     {metric, at, slope}            the slope of the metric against the column `slope`, seed by seed
 
 `at`, `minus` and `over` are tables {column: value or list of values}; `minus` and `over` name only
-what differs from `at`. `generation = "last"` is the last one that every chain reached, `"late"`
-the last five. `unit` names the column of the independent units, `seed` by default; `scale`
-multiplies a measure, `units` is what its units are called on the page. Where a page is of several
-runs, `run` says which of their directories the measure is of.
+what differs from `at`. `generation = "last"` is the last one of the run, `"late"` the last five; a
+unit with a chain that lacks one of them has no value. `unit` names the column of the independent
+units, `seed` by default; `scale` multiplies a measure, `units` is what its units are called on the
+page. Where a page is of several runs, `run` says which of their directories the measure is of.
 """
 
 import math
@@ -78,18 +78,35 @@ def _of_file(root: Path, fields: Mapping[str, Any]) -> Estimate:
                 f"measure.{field}={column!r}: {fields['file']} has no such column"
                 f"; {suggestion(column, list(rows.columns))}"
             )
-        return float(row[column])
+        return _number(row[column], f"measure.{field}={column!r}: {fields['file']}")
 
+    if ("low" in fields) != ("high" in fields):
+        raise ValueError("measure: an interval needs both of the fields 'low' and 'high'")
     if not {"se", "low", "high"} & set(fields):
         return Estimate(number("value"), 0.0, 0, "")
     if "count" not in fields:
         raise ValueError("measure: a standard error or an interval needs the field 'count'")
-    count, units = int(number("count")), str(fields.get("units", "replicates"))
+    units, count = str(fields.get("units", "replicates")), number("count")
+    if not count >= 1:
+        raise ValueError(
+            f"measure.count={fields['count']!r}: {fields['file']} has no {units} behind this number"
+        )
+    count = int(count)
     if "se" in fields:
         return Estimate(number("value"), number("se"), count, units)
     half = (number("high") - number("low")) / 2
     wide = float(scipy.stats.t.ppf(0.975, count - 1)) if count > 1 else math.nan
     return Estimate(number("value"), half / wide, count, units)
+
+
+def _number(cell: Any, where: str) -> float:
+    """The number in a cell; nan for an empty one, which tables have for what is missing."""
+    if isinstance(cell, str) and not cell.strip():
+        return math.nan
+    try:
+        return float(cell)
+    except ValueError:
+        raise ValueError(f"{where} has {cell!r} there, which is no number") from None
 
 
 def _of_metric(root: Path, fields: Mapping[str, Any]) -> Estimate:
@@ -130,7 +147,7 @@ def _over_units(values: pd.Series, units: str) -> Estimate:
 
 
 def _means(rows: pd.DataFrame, unit: str) -> pd.Series:
-    """The mean of every unit; that of a unit with a missing value is missing."""
+    """The mean of every unit (of every value of a column); missing where one of its values is."""
     return rows.groupby(unit)["value"].agg(lambda values: values.mean(skipna=False))
 
 
@@ -140,13 +157,19 @@ def _slopes(rows: pd.DataFrame, column: str, unit: str) -> pd.Series:
             f"measure.slope={column!r}: metrics.csv has no such column"
             f"; {suggestion(column, list(rows.columns))}"
         )
+    numbers = pd.to_numeric(rows[column], errors="coerce")
+    if numbers.isna().any():
+        raise ValueError(f"measure.slope={column!r}: has a value that is no number")
+    levels = np.unique(numbers)
+    if len(levels) < 2:
+        raise ValueError(f"measure.slope={column!r}: has one value only; two are needed")
     slopes = {}
     for name, part in rows.groupby(unit):
-        means = part.groupby(column)["value"].mean()
-        x = np.asarray(means.index, float)
-        if len(x) < 2:
-            raise ValueError(f"measure.slope={column!r}: has one value only; two are needed")
-        centred = x - x.mean()
+        means = _means(part, column)
+        if len(means) < len(levels):
+            slopes[name] = math.nan
+            continue
+        centred = np.asarray(means.index, float) - levels.mean()
         slopes[name] = float((centred * means.to_numpy()).sum() / (centred**2).sum())
     return pd.Series(slopes, dtype=float)
 
@@ -164,16 +187,31 @@ def _selected(table: pd.DataFrame, where: Any, field: str) -> pd.DataFrame:
         kept = table[table[column].map(lambda x, wanted=wanted: any(_equal(x, w) for w in wanted))]
         if not len(kept):
             raise ValueError(f"measure.{field}.{column}={value!r}: no row has it")
-        table = kept
+        lasts = column == "generation" and value in ("last", "late")
+        table = _with_stopped(table, kept) if lasts and field != "where" else kept
     return table
+
+
+def _with_stopped(table: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
+    """The kept rows, and one without a value for each chain that lacks some that others have.
+
+    kept: rows of metrics `table`, of the last generations.
+    """
+    wanted = kept.groupby("metric")["generation"].nunique()
+    has = kept.groupby(["chain", "metric"])["generation"].nunique()
+    once = table.drop_duplicates(["chain", "metric"])
+    lacks = [
+        has.get((chain, metric), 0) < wanted.get(metric, 0)
+        for chain, metric in zip(once["chain"], once["metric"], strict=True)
+    ]
+    return pd.concat([kept, once[lacks].assign(value=math.nan)]) if any(lacks) else kept
 
 
 def _wanted(table: pd.DataFrame, column: str, value: Any) -> Sequence[Any]:
     """The values that a column may have."""
     # A table without chains is one of results, which may have a row called so.
     if column == "generation" and value in ("last", "late") and "chain" in table:
-        chains = table.groupby("chain")["generation"].max()
-        last = int(chains.min())
+        last = int(table["generation"].max())
         return list(range(max(last - LATE + 1, 1), last + 1)) if value == "late" else [last]
     return value if isinstance(value, list) else [value]
 

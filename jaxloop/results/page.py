@@ -12,6 +12,9 @@ from jaxloop.results import verdict
 from jaxloop.results.expectations import BELOW, NEAR, Claim, Expectations
 from jaxloop.results.verdict import Estimate, Interval
 
+# What stands in the place of a section where a claim is ours alone.
+OWN = "not in the paper"
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 # The directory of a run is of its machine.
 _WORKDIR = re.compile(r"--?workdir(=| +)('[^']*'|\S+)")
 
@@ -58,7 +61,7 @@ class Provenance:
         command: makes the page from the run.
         runs: that the page is of.
         expected: words about when the expectations were written down, "" where that is unknown.
-        source: name of the file of expectations.
+        source: the file of expectations: its name, or a link to it.
     """
 
     command: str
@@ -84,11 +87,9 @@ def render(
         figures: {path of a picture, from the page: caption}.
         tables: paths of CSV files, from the page.
     """
-    counts = Counter(finding.verdict for finding in findings)
-    verdicts = ", ".join(f"{counts[name]} {name}" for name in verdict.RULES if counts[name])
     parts = [
         f"# {expectations.title}",
-        f"{expectations.paper}. {len(findings)} claims: {verdicts}.",
+        f"{_linked(expectations.paper)}. {_counted(findings)}",
         *expectations.setting,
         "## Claims",
         _claims(findings, expectations.confidence),
@@ -101,6 +102,9 @@ def render(
         parts += ["## Figures", *(f"![{text}]({path})\n\n{text}" for path, text in figures.items())]
     parts += [
         "## How precise",
+        f"Found with {verdict.POWER:.0%} power: a true difference of this size from the number "
+        "that the claim is compared with would give an interval without that number in "
+        f"{verdict.POWER:.0%} of such runs.",
         _precision(findings, expectations.confidence),
         "## What cannot be concluded",
         "\n".join(f"* {sentence}" for sentence in (*expectations.limits, *_undecided(findings)))
@@ -112,6 +116,23 @@ def render(
         links = ", ".join(f"[{path.rsplit('/', 1)[-1]}]({path})" for path in tables)
         parts.append(f"The numbers behind the figures: {links}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _linked(paper: str) -> str:
+    """Return the words about the paper with a link to it, as the beginning of a sentence."""
+    words = paper if paper.startswith("arXiv") else f"{paper[:1].upper()}{paper[1:]}"
+    return _ARXIV.sub(r"[\g<0>](https://arxiv.org/abs/\1)", words)
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    """Return how many claims there are, with which verdicts, and how many are of no paper."""
+    counts = Counter(finding.verdict for finding in findings)
+    verdicts = ", ".join(f"{counts[name]} {name}" for name in verdict.RULES if counts[name])
+    own = sum(finding.claim.where.startswith(OWN) for finding in findings)
+    words = f"{len(findings)} claims: {verdicts}."
+    if own:
+        words += f" Not in the paper: {own} of them, where *replicated* means *as expected*."
+    return words
 
 
 def _claims(findings: Sequence[Finding], confidence: float) -> str:
@@ -148,6 +169,8 @@ def expected(claim: Claim) -> str:
 
 def estimate_text(finding: Finding) -> str:
     """Return an estimate with its interval in words."""
+    if not math.isfinite(finding.estimate.value):
+        return "no value"
     value = number(finding.estimate.value)
     if finding.estimate.n == 0:
         return f"{value} (exact)"
@@ -177,8 +200,8 @@ def _precision(findings: Sequence[Finding], confidence: float) -> str:
                 finding.claim.note,
             ]
         )
-    power = f"{verdict.POWER:.0%}"
-    names = ["claim", "units", "standard error", f"found with {power}", "why this size"]
+    found = f"found with {verdict.POWER:.0%} power"
+    names = ["claim", "units", "standard error", found, "why this size"]
     return _table(names, rows)
 
 
@@ -221,14 +244,21 @@ def _made(run: Made) -> list[str]:
     )
     calls = f"{len(run.calls)} call{'s' if len(run.calls) > 1 else ''}"
     not_counted = f"; {killed} of them killed, whose time is not counted" if killed else ""
+    same = all(call["versions"] == last["versions"] for call in run.calls)
+    whose = "" if same else " of the last call"
     place = f"RUN/{run.name}" if run.name else "RUN"
     return [
         f"* run: `{_WORKDIR.sub(f'--workdir={place}', last['command'])}`",
         prints,
         f"* begun {run.calls[0]['began']}, {calls}: {took}{not_counted}",
-        f"* code: commit {last['commit']}; devices: {last['devices']}",
-        f"* versions: {versions}",
+        f"* code: commit {_each(run, 'commit')}; devices: {_each(run, 'devices')}",
+        f"* versions{whose}: {versions}",
     ]
+
+
+def _each(run: Made, field: str) -> str:
+    """What the calls of a run have in a field, in order, each once."""
+    return ", then ".join(dict.fromkeys(call[field] for call in run.calls))
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

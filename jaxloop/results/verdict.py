@@ -13,13 +13,15 @@ NOT_REPLICATED = "not replicated"
 UNDECIDED = "undecided"
 # A claim of the verdict in words that stand on every page.
 RULES = {
-    REPLICATED: "the whole interval lies on the expected side (`above`, `below`), or within the "
-    "distance that is allowed (`near`)",
-    SMALLER: "the whole interval lies on the expected side, and excludes the smallest effect that "
-    "was said to count",
-    NOT_REPLICATED: "the interval excludes the smallest effect that was said to count, and reaches "
-    "or passes zero; or it lies outside the distance that is allowed",
-    UNDECIDED: "the interval holds both what was expected and its contrary",
+    REPLICATED: "the whole interval lies on the expected side, and reaches or passes the smallest "
+    "effect that was said to count (`by … at least`); or, where ± stands, it lies within that "
+    "distance",
+    SMALLER: "the whole interval lies on the expected side, and stays short of the smallest effect "
+    "that was said to count",
+    NOT_REPLICATED: "the interval stays short of the smallest effect that was said to count, and "
+    "reaches or passes the number that the claim is compared with (0 in `above 0`); or, where ± "
+    "stands, it lies outside that distance",
+    UNDECIDED: "the interval holds both what was expected and its contrary, or there is none",
 }
 POWER = 0.8
 

@@ -109,12 +109,15 @@ def verify(root: Path, manifest: str, elsewhere: Elsewhere = lambda listed: ()) 
         CorruptCheckpointError: a file is missing or differs; the first one is named.
     """
     content = read_manifest(root, manifest)
+    absent: Container[str] | None = None
     for name, entry in content["files"].items():
         try:
             path = inside(root, name)
             size = path.stat().st_size
         except FileNotFoundError:
-            if name in elsewhere(content["files"]):
+            if absent is None:  # asked once: it looks at every file of the manifest
+                absent = elsewhere(content["files"])
+            if name in absent:
                 continue
             raise CorruptCheckpointError(f"{name} is missing") from None
         except ValueError as error:

@@ -20,11 +20,16 @@ LEASE = "lease.json"
 LEASE_SECONDS, RENEW_SECONDS, LOOK_SECONDS = 60.0, 15.0, 2.0
 
 
+class TakenOver(ValueError):
+    """Another run holds the address now."""
+
+
 def acquire(store: Store) -> str:
     """Hold the address for this run, and return the token of the lease.
 
     Where another run has a lease, it is waited for: for a holder that renews it, until it does
-    (`RENEW_SECONDS`); for one that is gone, until the lease ends (`LEASE_SECONDS`).
+    (`RENEW_SECONDS`); for one that is gone, until the lease ends, and `LEASE_SECONDS` at most,
+    whatever the clock of the other machine said.
 
     Raises:
         ValueError: another run holds it, which is named.
@@ -41,12 +46,13 @@ def acquire(store: Store) -> str:
 
 
 def _wait(store: Store, found: Mapping[str, Any]) -> None:
-    """Return when a lease has ended.
+    """Return when a lease has ended, or was not renewed for `LEASE_SECONDS`.
 
     Raises:
         ValueError: it was renewed.
     """
-    while True:
+    end = time.monotonic() + LEASE_SECONDS
+    while time.monotonic() < end:
         time.sleep(min(LOOK_SECONDS, max(0.05, found["until"] - time.time())))
         now = _found(store)
         if not _is_live(now):
@@ -62,10 +68,11 @@ def renew(store: Store, token: str, *, check: bool = True) -> None:
     """Hold the address for `LEASE_SECONDS` from now on.
 
     Raises:
-        ValueError: with `check`, another run has taken it.
+        TakenOver: with `check`, another run has taken it.
+        ValueError, OSError: the store does not let us read or write.
     """
     if check and _found(store).get("token") not in (None, token):
-        raise ValueError(f"workdir={store.address}: another run has taken it over")
+        raise TakenOver(f"workdir={store.address}: another run has taken it over")
     lease = {
         "token": token,
         "holder": f"process {os.getpid()} on {socket.gethostname()}",
@@ -77,9 +84,12 @@ def renew(store: Store, token: str, *, check: bool = True) -> None:
 
 
 def release(store: Store, token: str) -> None:
-    """Give the address free, if this run still holds it."""
-    if token and _found(store).get("token") == token:
-        object_store.delete(store, LEASE)
+    """Give the address free, if this run still holds it; with a warning where it cannot."""
+    try:
+        if token and _found(store).get("token") == token:
+            object_store.delete(store, LEASE)
+    except (OSError, ValueError) as error:
+        LOGGER.warning("%s; the lease of the address ends in %d s", error, LEASE_SECONDS)
 
 
 def _found(store: Store) -> dict[str, Any]:

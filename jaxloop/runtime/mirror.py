@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,12 @@ def of(root: Path) -> Mirror | None:
     index = root.parent / INDEX
     if root.name != RUN or not index.is_file():
         return None
-    return Mirror(open_store(json.loads(index.read_text(encoding="utf-8"))["address"]), root.parent)
+    address = json.loads(index.read_text(encoding="utf-8"))["address"]
+    return Mirror(_open_once(address), root.parent)
+
+
+# A run asks for its mirror at every meeting.
+_open_once = lru_cache(maxsize=8)(open_store)
 
 
 def meet(name: str, root: Path) -> None:
@@ -181,11 +186,11 @@ def _held(mirror: Mirror) -> Iterator[None]:
         while not done.wait(lease.RENEW_SECONDS):
             try:
                 lease.renew(mirror.store, token)
-            except ValueError as error:
+            except lease.TakenOver as error:
                 # What this run writes from now on would be mixed with what the other writes.
                 LOGGER.error("%s; this one leaves", error)
                 os._exit(EXIT_REFUSED)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # such as credentials that are being renewed
                 LOGGER.warning("%s; the lease of the address is not renewed", error)
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
@@ -207,16 +212,26 @@ def _sent_at_the_end(mirror: Mirror, *, several: bool, first: bool) -> Iterator[
         if several:
             _send_the_last(mirror, first=first)
     except Stopped as stopped:
-        with _leaving_in_time(stopped):
+        with _leaving_in_time(stopped), _a_warning_at_most():
             if several:
                 _seal(mirror, stopped.until, first=first)
             else:
                 _send_whole(mirror)
         raise
     except BaseException:
-        _send_what_is_here(mirror, several=several, first=first)
+        with _a_warning_at_most():
+            _send_what_is_here(mirror, several=several, first=first)
         raise
     _send_what_is_here(mirror, several=several, first=first)
+
+
+@contextmanager
+def _a_warning_at_most() -> Iterator[None]:
+    """Context in which a store that fails does not hide why the run ends."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        LOGGER.warning("%s; what was finished lies in the copy on this machine alone", error)
 
 
 def _send_what_is_here(mirror: Mirror, *, several: bool, first: bool) -> None:
@@ -337,8 +352,8 @@ def _send_alone(mirror: Mirror) -> None:
 
 def _send_weights(mirror: Mirror) -> None:
     """Send the weights that lie ready; in process 0 also the newest state that has all of its."""
-    mirror_weights.send_weights(mirror)
-    tell_sent(mirror_weights.sent_until(mirror, read_index(mirror)))
+    index = mirror_weights.send_weights(mirror)
+    tell_sent(mirror_weights.sent_until(mirror, index))
     if processes()[0] == 0:
         mirror_weights.publish_until(mirror, sent_by_all())
 

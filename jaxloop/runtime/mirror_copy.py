@@ -164,12 +164,10 @@ def take(
         now: the files that lie here.
         leave: says of a path whether it is left where its content is not here.
     """
-    here = {sha: path for path, (_, sha) in now.items()}
-    needed = {
-        path: entry
-        for path, entry in changes_since(now, state).items()
-        if entry[1] in here or not leave(path)
-    }
+    changed = changes_since(now, state)
+    # Files that get another content are no source: they may have it before they are read.
+    here = {sha: path for path, (_, sha) in now.items() if path not in changed}
+    needed = {path: entry for path, entry in changed.items() if entry[1] in here or not leave(path)}
 
     def take_one(item: tuple[str, tuple[int, str]]) -> None:
         path, (size, sha) = item
@@ -225,8 +223,11 @@ def publish(mirror: Mirror, now: State, index: Index) -> None:
     if len(sent) < len(changed):
         return  # a file was renamed or pruned; the next look finds a state that is whole
     now = now | sent
-    index.head = forget_old(mirror, write_head(mirror, now, index.head))
+    index.head = write_head(mirror, now, index.head)
     index.state = now
+    # First, as deleting takes long: `restore` must not take this copy for one behind the store.
+    write_index(mirror, index)
+    index.head = forget_old(mirror, index.head)
     write_index(mirror, index)
 
 
@@ -303,10 +304,18 @@ def restore_copy(mirror: Mirror) -> None:
     """Make the local copy the newest usable state of the store.
 
     A copy that the newest state was made from is kept: it may be further than the store.
+
+    Raises:
+        ValueError: the store cannot be read, or has lost the run of which a copy lies here.
     """
     index = read_index(mirror)
     mirror.root.mkdir(parents=True, exist_ok=True)
     data = object_store.get(mirror.store, HEAD)
+    if data is None and index.head:
+        raise ValueError(
+            f"workdir={mirror.store.address}: holds no run any more, but a copy of one lies here; "
+            f"restore its objects, or delete {mirror.folder} to begin anew"
+        )
     if data is None:
         index = Index(mirror.store.address)
         write_index(mirror, index)
@@ -319,9 +328,7 @@ def restore_copy(mirror: Mirror) -> None:
         if state is None:
             LOGGER.warning("%s: its state %s… is damaged", mirror.store.address, name[:12])
             continue
-        index = dataclasses.replace(
-            index, meeting=0, state=state, head=[name], whole=True, announced={}
-        )
+        index = _index_of(index, state, name, head)
         try:
             take(mirror, state, index, _without_unfinished(scan(mirror, index), state))
         except DamagedObject as error:
@@ -337,9 +344,13 @@ def restore_copy(mirror: Mirror) -> None:
     _restore_what_is_whole(mirror, index, head)
 
 
-def _index_of(index: Index, state: State, name: str) -> Index:
-    """The index of a copy that is made a state of the store; what it had announced is forgotten."""
-    return Index(index.address, state=state, head=[name], hashes=index.hashes)
+def _index_of(index: Index, state: State, name: str, head: Sequence[str]) -> Index:
+    """The index of a copy that is made a state of the store; what it had announced is forgotten.
+
+    The other state of the store stays in its head, so that `forget_old` deletes it in its time.
+    """
+    others = [other for other in head if other != name]
+    return Index(index.address, state=state, head=[name, *others], hashes=index.hashes)
 
 
 def _restore_what_is_whole(mirror: Mirror, index: Index, head: list[str]) -> None:
@@ -357,9 +368,7 @@ def _restore_what_is_whole(mirror: Mirror, index: Index, head: list[str]) -> Non
         LOGGER.warning(
             "%s: neither state is whole; going on without %s", mirror.store.address, missing
         )
-        index = dataclasses.replace(
-            index, meeting=0, state=found, head=[name], whole=True, announced={}
-        )
+        index = _index_of(index, found, name, head)
         take(mirror, found, index, scan(mirror, index))
         write_index(mirror, index)
         return

@@ -134,15 +134,26 @@ def known_elsewhere(mirror: Mirror, index: Index) -> State:
 
 
 def begin(mirror: Mirror, index: Index) -> None:
-    """Forget what an earlier run has sent: the store has what its newest state names."""
+    """Forget what an earlier run has sent: the store has what its newest state names.
+
+    What else of that run is in the store, as far as this machine knows, is deleted in its time.
+    """
     with _SENDING:
         _write_sent(mirror, Sent(index.meeting, _contents(index.state), {}))
     with _PUBLISHING:
-        _write_waiting(mirror, Waiting(index.head, [], []))
+        known = _read_waiting(mirror)
+        # A store without a head is a new one, whatever lay at its address before.
+        head = list(dict.fromkeys([*index.head, *known.head])) if index.head else []
+        skipped = [*known.skipped, *(state for _, state in known.waiting)]
+        _write_waiting(mirror, Waiting(head, [], skipped))
 
 
-def send_weights(mirror: Mirror) -> None:
-    """Put the weights that lie here and that the store does not have yet."""
+def send_weights(mirror: Mirror) -> Index:
+    """Put the weights that lie here and that the store does not have yet.
+
+    Returns:
+        The index as it was when they were looked for.
+    """
     with _SENDING:
         index = read_index(mirror)
         known = _read_sent(mirror)
@@ -154,6 +165,7 @@ def send_weights(mirror: Mirror) -> None:
         contents = (before & (_contents(here) | _contents(index.state))) | _contents(put)
         hashes = {path: index.hashes[path] for path in here}
         _note_sent(mirror, Sent(index.meeting, contents, hashes), known)
+        return index
 
 
 def announce(mirror: Mirror, index: Index, here: State, *, all_now: bool) -> int:

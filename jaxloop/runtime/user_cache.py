@@ -5,6 +5,7 @@ nor deleted.
 """
 
 import difflib
+import json
 import os
 import re
 import time
@@ -20,6 +21,8 @@ _ENVIRONMENT = re.compile(r"python3\.\d+-jax[^-]+-jaxlib[^-]+-\w+-[0-9a-f]{8}")
 _DATASET = re.compile(r".+-[0-9a-f]{12}")
 # Answers of judges may have cost money and cannot be computed again: they are counted, not deleted.
 _ANSWERS = re.compile(r"(judges|answers)\.sqlite(-wal|-shm|-journal)?")
+# A run may be going on in it, and may be further than what the store has: counted, not deleted.
+_COPY = "copy of a run"
 # What a file of the folder itself holds, by its name.
 _FILES = (
     (re.compile(r"docs-[0-9a-f]{16}\.parquet(.*\.tmp)?"), "text of the installed documentation"),
@@ -111,7 +114,9 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def clear(folder: Path) -> str:
-    """Delete what is kept in `folder` but the answers of judges, and say how much that was.
+    """Delete what is kept in `folder`, and say how much that was.
+
+    Answers of judges and copies of runs stay.
 
     Raises:
         ValueError: `folder` is a link or belongs to someone else.
@@ -126,8 +131,11 @@ def clear(folder: Path) -> str:
             f"cache folder {folder}: belongs to another user; only a folder of your own can be "
             "cleared"
         )
-    count = size = answers = 0
+    count = size = answers = copies = 0
     for entry in entries(folder):
+        if entry.what == _COPY:
+            copies += 1
+            continue
         paid = [path for path in entry.files if _ANSWERS.fullmatch(path.name)]
         freed = [_delete(path) for path in entry.files if path not in paid]
         answers += len(paid)
@@ -139,6 +147,8 @@ def clear(folder: Path) -> str:
         if _is_folder(path):
             _remove_if_empty(path)
     stay = f"; {answers} with answers of judges, which may have cost money, stay" if answers else ""
+    if copies:
+        stay += f"; copies of runs in object stores stay in {folder / 'mirrors'}: {copies}"
     files = "file" if count == 1 else "files"
     return f"deleted {count:,} {files}, {human_size(size)}, from {folder}{stay}"
 
@@ -173,11 +183,35 @@ def entries(folder: Path) -> list[Entry]:
             if _is_folder(path) and _DATASET.fullmatch(path.name):
                 files, folders = _below(path)
                 kinds.append(_entry("data set", path.name, files, len(files), folders))
+    kinds += _copies(folder / "mirrors")
+    if _is_folder(digests := folder / "digests"):
+        files, folders = _below(digests)
+        kinds.append(_entry("checksums of files", "", files, len(files), folders))
     here = [path for path in _sorted(folder) if _is_file(path)]
     for pattern, what in _FILES:
         files = [path for path in here if pattern.fullmatch(path.name)]
         kinds.append(_entry(what, "", files, len(files)))
     return [entry for entry in kinds if entry.files or entry.folders]
+
+
+def _copies(folder: Path) -> list[Entry]:
+    """The copies of runs in object stores (see `mirror_copy`), by their addresses."""
+    kinds = []
+    for path in _sorted(folder) if _is_folder(folder) else ():
+        if _is_folder(path):
+            files, _ = _below(path)
+            kinds.append(_entry(_COPY, _address(path), files, len(files)))
+    return kinds
+
+
+def _address(copy: Path) -> str:
+    """The address of which a folder is a copy, or the name of one that does not say it."""
+    for index in sorted([*copy.glob("mirror.json"), *copy.glob("process-*/mirror.json")]):
+        try:
+            return str(json.loads(index.read_bytes())["address"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return copy.name
 
 
 def _programs(folder: Path, where: str, folders: tuple[Path, ...]) -> Entry:

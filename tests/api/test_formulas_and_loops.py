@@ -143,6 +143,14 @@ def test_a_stopped_loop_goes_on_and_gives_the_same(tmp_path):
         jaxloop.loop(fit, sample, DATA + 1, WORKFLOWS, workdir=tmp_path / "b", **few)
 
 
+def test_a_workflow_may_have_any_name(tmp_path):
+    names = ["None", "null", "NA"]
+    few = {"generations": 2, "measure": measure}
+    named = {name: W.replace(20) for name in names}
+    result = jaxloop.loop(fit, sample, DATA, named, workdir=tmp_path / "run", **few)
+    assert list(dict.fromkeys(result.metrics["workflow"])) == names
+
+
 def test_texts_and_weights_that_carry_over(tmp_path):
     starts = []
 

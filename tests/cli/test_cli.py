@@ -225,3 +225,10 @@ def test_an_old_name_of_a_field_costs_one_line(tmp_path):
         "jaxloop: config.chain.size = 0 is not allowed: a whole number of at least 1",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_folder_in_a_work_directory_is_the_one_that_is_meant(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["jaxloop", f"--config={QUICKSTART}"]
+    assert cli.parse([*words, "--workdir=~/runs/first"]).workdir == tmp_path / "runs" / "first"
+    assert cli.parse([*words, "--workdir=s3://b/~/run"]).workdir == "s3://b/~/run"

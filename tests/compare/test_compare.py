@@ -136,6 +136,41 @@ def test_a_chain_that_stopped_has_no_late_value_and_entities_are_averaged(tmp_pa
     np.testing.assert_allclose(row["value_of_baseline"], expected, rtol=1e-9)
 
 
+def test_late_values_are_of_generations_that_both_runs_measured(tmp_path):
+    """Quality at the ends: 0 and 10 to 14 of fifteen generations, 0 and 7 to 11 of twelve."""
+    a, b = values(RATIOS, range(3), 15), values(RATIOS, range(3), 12, seed=1)
+    of = {}
+    for name, table, middle in (("a", a, range(1, 10)), ("b", b, range(1, 7))):
+        gone = (table["metric"] == "text_length") & table["generation"].isin(middle)
+        of[name] = table[~gone]
+    found = both(tmp_path, of["a"], of["b"]).differences
+    rows = found[(found["line"] == "r = 1") & found["what"].isin(["late", "relative"])]
+    rows = rows.set_index(["metric", "what"])
+    assert set(rows.loc["text_length", "generations"]) == {"10 to 11"}
+    assert set(rows.loc["cosine_diversity", "generations"]) == {"7 to 11"}
+    wide = [
+        table.query("metric == 'text_length' and ratio == 1").pivot(
+            index="seed", columns="generation", values="value"
+        )
+        for table in (a, b)
+    ]
+    late = [one[[10, 11]].mean(axis=1) for one in wide]
+    expected = scipy.stats.ttest_rel(late[1], late[0]).confidence_interval(0.95)
+    row = rows.loc["text_length", "late"]
+    np.testing.assert_allclose([row["low"], row["high"]], expected, rtol=1e-9)
+    shares = [one / start[0] for one, start in zip(late, wide, strict=True)]
+    row = rows.loc["text_length", "relative"]
+    np.testing.assert_allclose(row["difference"], (shares[1] - shares[0]).mean(), rtol=1e-9)
+
+
+def test_a_seed_that_lacks_a_late_value_is_left_out(tmp_path):
+    a = values(RATIOS, range(4), 9)
+    a.loc[(a["seed"] == 2) & (a["generation"] == 6), "value"] = np.nan
+    found = both(tmp_path, a, values(RATIOS, range(4), 9, seed=1)).differences
+    row = found[(found["what"] == "late") & (found["metric"] == "text_length")].iloc[0]
+    assert (row["n"], row["generations"]) == (3, "4 to 8")
+
+
 def test_the_table_is_read_by_pandas_and_holds_costs(tmp_path):
     done = both(tmp_path, values(RATIOS, range(2), 3), values(RATIOS, range(2), 3, seed=1))
     table = pd.read_csv(done.csv)

@@ -102,6 +102,12 @@ def test_settings_are_frozen_and_do_not_share_the_dict_they_came_from():
         ("chain.factors.dataset=docs,a.jsonl", "chain.factors", {"dataset": ("docs", "a.jsonl")}),
         ("chain.factors.fit.remat=true,False", "chain.factors", {"fit.remat": (True, False)}),
         ("chain.factors.fit.mode=(lora, full)", "chain.factors", {"fit.mode": ("lora", "full")}),
+        (
+            "chain.factors.fit.dropout=model,none",
+            "chain.factors",
+            {"fit.dropout": ("model", "none")},
+        ),
+        ("chain.factors.fit.steps=none,5", "chain.factors", {"fit.steps": (None, 5)}),
     ],
 )
 def test_override_reads_text_as_the_type_of_the_field(assignment, path, value):

@@ -11,6 +11,8 @@ import pytest
 
 import jaxloop
 from jaxloop import cli, config, studies
+from jaxloop.runtime.workdir import open_workdir
+from jaxloop.studies.common.config import UNSTORED
 from tests.command import call
 from tests.peers import require
 
@@ -40,8 +42,10 @@ def test_commands_of_the_pages_make_sense(line):
 
 def test_the_refusals_on_the_page_of_questions_are_real(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "first").mkdir(parents=True)
-    (tmp_path / "runs" / "first" / "notes.txt").write_text("")
+    settings = jaxloop.load_config("quickstart")
+    stored = settings.model_dump(mode="json", exclude=set(UNSTORED))
+    with open_workdir(Path("runs/first"), stored, console=False):
+        pass
     page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
     shown = re.findall(r"^    \$ jaxloop (.+)\n    (jaxloop: .+)$", page, re.MULTILINE)
     assert len(shown) >= 5

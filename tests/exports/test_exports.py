@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -309,3 +310,31 @@ def test_the_command_says_what_it_wrote(run, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             exports.run_action(words)
+
+
+def test_places_of_selected_texts_and_values_that_are_nan_come_out_as_they_went_in(tmp_path):
+    from tests.recursion import test_selection as selection
+
+    specs = selection.chains(("quality", "none"), seeds=(0,))
+    selection.go(tmp_path / "run", specs, generations=2)
+    metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    metrics.loc[0, "value"] = float("nan")
+    metrics.to_csv(tmp_path / "run" / "metrics.csv", index=False, na_rep="nan")
+    (path,) = exports.export_run(tmp_path / "run", "hub-dataset", tmp_path / "data")
+    texts = pd.read_parquet(path / "data" / "texts.parquet")
+    for generation in range(2):
+        file = tmp_path / f"run/texts/chain={specs[0].id}/generation={generation:04d}.parquet"
+        rows = texts[(texts["chain"] == specs[0].id) & (texts["generation"] == generation)]
+        stored = pd.read_parquet(file)["selected"]
+        assert rows["selected"].tolist() == stored.tolist() and {-1, 0} < set(stored)
+    assert texts[texts["chain"] == specs[1].id]["selected"].isna().all()
+    assert "`selected` is the place" in (path / "README.md").read_text()
+    values = pd.read_parquet(path / "data" / "metrics.parquet")["value"]
+    assert values.dtype == float and values.isna().tolist() == [True, *[False] * (len(values) - 1)]
+
+
+def test_the_current_directory_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in (Path("."), tmp_path):
+        with pytest.raises(ValueError, match="is the current directory"):
+            target.check(place)

@@ -222,3 +222,13 @@ def test_the_chains_per_program_are_measured_once_and_kept(model, monkeypatch, c
 def test_a_measurement_takes_real_steps(model):
     found = autotune.measure(model, FIT, TRAIN, 24, 2, repeats=1)
     assert set(found) == {1, 2} and all(0 < s < 60 for s in found.values())
+
+
+def test_a_cache_that_cannot_be_written_costs_no_run(model, tmp_path, monkeypatch, warned):
+    monkeypatch.setattr(autotune, "platform_of", lambda params: "gpu")
+    monkeypatch.setattr(autotune, "room", lambda model: 1)
+    monkeypatch.setattr(autotune, "fitting", lambda *args: (4, 1))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "file" / "cache"))
+    assert autotune.choose(model, FIT, TrainOptions(), 16, 10, 8) == 4
+    assert "are not kept" in warned[0]

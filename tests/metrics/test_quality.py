@@ -4,10 +4,13 @@ detector that comes with the toolkit.
 
 import re
 from collections import Counter
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from jaxloop import lm
 from jaxloop.metrics import quality, registry
 from jaxloop.metrics.classifiers import Classifier, load_classifier, probabilities
 from jaxloop.metrics.detector_training import CLASSES, corrupt, corrupted, fit_detector
@@ -22,6 +25,7 @@ from tests.peers import peer
 torch = peer("torch")
 hf = peer("transformers", "torch")
 
+ROOT = Path(__file__).resolve().parents[2]
 PROSE = """The function returns a new array with the same shape as the input. It raises an error
 if the axis is out of bounds. Missing values are ignored when the mean is computed.
 Each row of the table holds one observation and its weight. The default is to use all
@@ -210,6 +214,22 @@ def test_the_detector_is_small_and_its_card_says_what_it_reaches():
     for at in (0, 4):
         counts = np.array([[int(n.replace(",", "")) for n in row[1:]] for row in rows[at : at + 4]])
         assert counts.sum() > 1000 and np.trace(counts) / counts.sum() > 0.7
+
+
+def test_the_script_begins_with_the_first_blocks_of_a_base(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")  # where it finds _root, as when it is run
+    from scripts import train_detector
+
+    base = str(ROOT / "jaxloop/assets/bases/qwen2")
+    whole = lm.load(base)
+    first = lm.load(train_detector.first_blocks(base, 1, tmp_path / "encoder"))
+    assert first.config.num_layers == 1 < whole.config.num_layers
+    for ours, theirs in zip(
+        jax.tree.leaves(first.params["layers"]),
+        jax.tree.leaves(whole.params["layers"]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs[:1])
 
 
 def test_training_a_detector():

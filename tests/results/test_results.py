@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 
@@ -14,7 +15,7 @@ from jaxloop import results
 from jaxloop.api.runs import load_config
 from jaxloop.config import catalogue
 from jaxloop.recursion.progress import duration
-from jaxloop.results import expectations, measures, page, verdict
+from jaxloop.results import expectations, history, measures, page, verdict
 from jaxloop.results.expectations import Claim
 from jaxloop.results.verdict import Estimate, Interval
 from jaxloop.studies.bias_amplification.chains import make_chains
@@ -168,6 +169,67 @@ def test_a_seed_that_lacks_a_value_is_left_out(run):
     assert measures.measure(run, asked).n == 5
 
 
+def test_a_seed_whose_chain_stopped_has_no_late_value(run):
+    """The others keep their last generations, and the slope its levels."""
+    table = pd.read_csv(run / "metrics.csv")
+    stopped = (table.chain == "b-4") & (table.generation > 1)
+    table.loc[(table.chain == "b-1") & (table.generation == 2), "value"] = np.nan
+    table[~stopped].to_csv(run / "metrics.csv", index=False)
+    wide = table[table.setup == "b"].pivot(index="seed", columns="generation", values="value")
+    for asked, values in (
+        ({"generation": "last"}, wide[3].drop(4)),
+        ({"generation": "late"}, wide[[1, 2, 3]].mean(axis=1, skipna=False).drop([1, 4])),
+    ):
+        found = measures.measure(run, dict(metric="m", at={"setup": "b", **asked}))
+        np.testing.assert_allclose(found.value, values.mean(), rtol=1e-12)
+        np.testing.assert_allclose(found.se, scipy.stats.sem(values), rtol=1e-12)
+    slopes = [np.polyfit(wide.columns, wide.loc[seed], 1)[0] for seed in (0, 2, 3, 5)]
+    found = measures.measure(run, dict(metric="m", at=dict(setup="b"), slope="generation"))
+    assert found.n == 4
+    np.testing.assert_allclose(found.value, np.mean(slopes), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "n", "says"),
+    [
+        (dict(low="low", high="high"), 1, "1.5 (no interval: one of seeds)"),
+        (dict(se="se"), 1, "1.5 (no interval: one of seeds)"),
+        (dict(low="low", high="high"), 4, "1.5 [1, 2]"),
+    ],
+)
+def test_a_number_without_an_interval_is_undecided(run, fields, n, says):
+    """Tables leave cells empty where there is one seed; other rows may have them."""
+    (run / "effects.csv").write_text("g,mean,low,high,se,n\n1,1.5,,,,1\n4,1.5,1,2,0.2,4\n")
+    asked = dict(file="effects.csv", where=dict(g=n), value="mean", count="n", units="seeds")
+    estimate = measures.measure(run, asked | fields)
+    interval = verdict.interval(estimate, 0.95)
+    judged = verdict.judge(_claim(measure=asked), interval, 0.0)
+    assert page.estimate_text(page.Finding(_claim(), estimate, interval, judged)) == says
+    assert judged == (verdict.UNDECIDED if n == 1 else verdict.REPLICATED)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (dict(se="word", count="n"), "'much' there, which is no number"),
+        (dict(se="se", count="none"), "has no replicates behind this number"),
+        (dict(se="se", count="empty"), "has no replicates behind this number"),
+        (dict(low="se", count="n"), "needs both of the fields"),
+    ],
+)
+def test_a_cell_that_is_no_number_is_refused_in_words(run, fields, says):
+    (run / "effects.csv").write_text("g,mean,se,n,none,empty,word\n1,1.5,0.2,4,0,,much\n2,,,,,3,\n")
+    asked = dict(file="effects.csv", where=dict(g=1), value="mean")
+    with pytest.raises(ValueError, match="measure") as caught:
+        measures.measure(run, asked | fields)
+    assert says in str(caught.value)
+
+
+def test_a_slope_against_words_is_refused(run):
+    with pytest.raises(ValueError, match="measure.slope='setup': has a value that is no number"):
+        measures.measure(run, dict(metric="m", at={}, slope="setup"))
+
+
 @pytest.mark.slow
 def test_the_smallest_effect_that_is_found_is_found_in_four_of_five_studies():
     """5,000 studies of eight seeds; within 3 %, which the first-order formula is off by."""
@@ -261,9 +323,38 @@ def test_the_page_says_whether_expectations_came_before_the_run(tmp_path, run):
         text = results.write(run, path, tmp_path / "out").path.read_text()
         assert says in text and f"{duration(60.0)} of the wall" in text
         assert "`run mine --workdir=RUN --chain.size=5`" in text
+    calls.append(calls[0] | {"commit": "f", "versions": {"jax": "2"}})
+    (run / spent.CALLS).write_text(json.dumps([*calls, calls[0]]))
+    text = results.write(run, path, tmp_path / "out").path.read_text()
+    assert "code: commit d, then f; devices: e\n* versions of the last call:" in text
     path.write_text(path.read_text() + "\n")
     text = results.write(run, path, tmp_path / "out").path.read_text()
     assert "not committed again" in text
+
+
+def test_a_figure_added_after_the_run_leaves_the_claims_written_down_before_it(tmp_path):
+    path = _expect(tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+
+    def commit(date: str, text: str) -> str:
+        path.write_text(text)
+        when = {"GIT_COMMITTER_DATE": f"{date}T00:00:00+00:00"}
+        for words in (["add", path.name], ["commit", "-qm", date]):
+            subprocess.run([*git, *words], check=True, env=os.environ | when)
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True)
+        return head.stdout.decode().strip()
+
+    subprocess.run([*git, "init", "-q"], check=True)
+    text = path.read_text()
+    commit("2020-01-01", text.replace("by = 0.5", "by = 0.4"))
+    claims = commit("2020-01-02", text)
+    figure = commit("2020-01-04", text.replace("The metric.", "The metric, by generation."))
+    said = history.written_down(path, "2020-01-03T00:00:00+00:00", "the run")
+    assert said.startswith(f"Claims last changed in commit {claims} of 2020-01-02T00:00, before")
+    assert said.endswith(f"in commit {figure} of 2020-01-04T00:00.")
+    commit("2020-01-05", text.replace("by = 0.5", "by = 0.6"))
+    said = history.written_down(path, "2020-01-03T00:00:00+00:00", "the run")
+    assert "AFTER the run began" in said and "Claims" not in said
 
 
 def test_the_command_names_verdicts_and_refuses_what_it_does_not_know(tmp_path, run):

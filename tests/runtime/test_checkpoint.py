@@ -212,3 +212,21 @@ def test_environment_is_json_and_changes_are_named(root):
     assert cp.warn_of_changes(now, now) == []
     assert cp.warn_of_changes(now | {"jax": "0.1"}, now) == [f"jax 0.1 -> {now['jax']}"]
     assert "WARNING versions or hardware differ" in (root / "run.log").read_text()
+
+
+def test_what_lies_elsewhere_is_asked_once_for_a_manifest(root):
+    names = [f"weights-{i}" for i in range(5)]
+    for name in names:
+        (root / name).write_text(name)
+    cp.write_manifest(root, "manifest.json", names)
+    for name in names[1:]:
+        (root / name).unlink()
+    asked = []
+
+    def elsewhere(listed):
+        asked.append(listed)
+        return names[1:4]
+
+    with pytest.raises(cp.CorruptCheckpointError, match="weights-4 is missing"):
+        cp.verify(root, "manifest.json", elsewhere)
+    assert len(asked) == 1

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import socket
 import time
 
 import pytest
 
 from jaxloop.runtime import checkpoint, lease, mirror, mirror_copy, object_store
+from jaxloop.runtime.signals import Stopped
 from jaxloop.runtime.workdir import MARKER
 
 
@@ -292,3 +294,126 @@ def test_what_may_pass_is_tried_again_and_what_may_not_is_said(place, monkeypatc
         with pytest.raises(ValueError, match=said):
             object_store.put(failing(error), "a", b"z")
     assert object_store.get(store, "a") == b"x" and object_store.get(store, "b") is None
+
+
+def states_of(folder):
+    return {path.stem for path in (folder / "states").iterdir()}
+
+
+def test_a_machine_that_goes_on_forgets_what_only_older_states_needed(place, tmp_path, monkeypatch):
+    """Each time a spot machine is replaced, the state before the newest must go in its time."""
+    address, folder = place
+    monkeypatch.setattr(mirror, "LOOK_SECONDS", 60)
+    for number in range(4):
+        another_machine(monkeypatch, tmp_path, f"machine-{number}")
+        with mirror.mirrored(address) as root:
+            begin(root)
+            (root / "run.log").write_text(f"of machine {number}")
+    blobs = {path.name for path in (folder / "blobs").iterdir()}
+    logs = [mirror_copy.digest(b"of machine %d" % number) for number in range(4)]
+    assert [sha in blobs for sha in logs] == [False, False, True, True]
+    assert len(states_of(folder)) == 2
+
+
+def test_a_run_that_is_read_here_while_it_forgets_an_old_state_is_left_alone(place, monkeypatch):
+    address, _ = place
+    run(address, 1)
+    forget_old, read = mirror_copy.forget_old, []
+
+    def forget_and_be_read(copy, head, **more):
+        unfinished = copy.root / "texts" / "chain=a" / "generation=0002"
+        unfinished.write_text("of the generation that is being made")
+        mirror.restore(address)
+        read.append(unfinished.exists())
+        unfinished.unlink(missing_ok=True)
+        return forget_old(copy, head, **more)
+
+    monkeypatch.setattr(mirror_copy, "forget_old", forget_and_be_read)
+    run(address, 2)
+    assert read and all(read)
+
+
+def test_contents_that_change_places_are_not_mixed_up(place, tmp_path, monkeypatch):
+    address, folder = place
+    monkeypatch.setattr(mirror_copy, "THREADS", 1)
+    copy = mirror_copy.Mirror(object_store.open_store(address), tmp_path / "copy")
+    copy.root.mkdir(parents=True)
+    (copy.root / "a").write_text("")
+    (copy.root / "b").write_text("old")
+    index = mirror_copy.Index(address)
+    now = mirror_copy.scan(copy, index)
+    contents = {"a": b"old", "b": b"new", "c": b""}
+    state = {name: (len(data), mirror_copy.digest(data)) for name, data in contents.items()}
+    for data in contents.values():
+        object_store.put(copy.store, f"blobs/{mirror_copy.digest(data)}", data)
+    mirror_copy.take(copy, state, index, now)
+    assert {path: (copy.root / path).read_bytes() for path in state} == contents
+
+
+def test_a_store_that_cannot_be_used_for_a_while_does_not_end_a_run(place, monkeypatch, caplog):
+    """Such as where the credentials of a machine are being renewed."""
+    address, _ = place
+    left = []
+    monkeypatch.setattr(mirror.os, "_exit", left.append)
+    with mirror.mirrored(address) as root:
+        begin(root)
+        put = object_store.put
+
+        def refused(store, name, data):
+            raise ValueError(f"writing {name} is not allowed (ExpiredToken)")
+
+        monkeypatch.setattr(object_store, "put", refused)
+        end = time.monotonic() + 20
+        while "the lease of the address is not renewed" not in caplog.text:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        monkeypatch.setattr(object_store, "put", put)
+    assert left == []
+
+
+@pytest.mark.parametrize("stop", [Stopped(15), KeyError("of the run")])
+def test_a_store_that_fails_at_the_end_does_not_hide_why_the_run_ends(
+    place, monkeypatch, caplog, stop
+):
+    address, _ = place
+
+    def refused(*args):
+        raise OSError(5, "503 slow down", address)
+
+    with pytest.raises(type(stop)) as error:
+        with mirror.mirrored(address) as root:
+            begin(root)
+            finish_generation(root, 0)
+            monkeypatch.setattr(object_store, "put", refused)
+            monkeypatch.setattr(object_store, "get", refused)
+            raise stop
+    assert error.value is stop
+    assert "what was finished lies in the copy on this machine alone" in caplog.text
+    assert "the lease of the address ends in 60 s" in caplog.text
+
+
+def test_the_lease_of_a_machine_whose_clock_was_wrong_is_not_waited_for_long(place, monkeypatch):
+    address, folder = place
+    store = object_store.open_store(address)
+    lease.acquire(store)
+    held = json.loads((folder / "lease.json").read_text())
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
+    ahead = held | {"host": "elsewhere", "until": time.time() + 86400}
+    (folder / "lease.json").write_text(json.dumps(ahead))
+    start = time.monotonic()
+    lease.acquire(store)
+    assert 0.4 < time.monotonic() - start < 20
+
+
+def test_a_run_that_was_deleted_from_the_store_is_not_gone_on_with_from_its_copy(place):
+    address, folder = place
+    run(address, 1)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for use in (lambda: run(address, 2), lambda: mirror.restore(address)):
+        with pytest.raises(ValueError, match=r"holds no run any more, .* delete .* to begin anew"):
+            use()
+    assert [path.name for path in folder.iterdir()] == []
+    copy = mirror_copy.folder_of(address)
+    shutil.rmtree(copy)
+    assert len(run(address, 1)) > 3

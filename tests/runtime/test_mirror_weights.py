@@ -270,3 +270,31 @@ def test_a_state_is_whole_where_the_newest_one_has_the_weights_of_others(copy):
     other = mirror_copy.write_head(copy, state_of(copy, b"a text"), [])
     assert not mw.is_whole(copy, state, other)
     assert mw.is_whole(copy, state, mirror_copy.write_head(copy, state_of(copy, b"other"), other))
+
+
+def test_what_a_run_that_died_had_sent_is_deleted_by_the_next_one_here(copy):
+    states = [state_of(copy, b"always", b"of %d" % i) for i in range(5)]
+    mw.wait_for_weights(copy, 1, states[0])
+    mw.publish_until(copy, 1)
+    mw.wait_for_weights(copy, 2, states[1])
+    mw.wait_for_weights(copy, 3, states[2])
+    mw.publish_until(copy, 3)  # state 1 was never the newest
+    mw.wait_for_weights(copy, 4, states[3])  # and it dies before the next meeting
+    mirror_copy.restore_copy(copy)
+    mw.begin(copy, mirror_copy.read_index(copy))
+    mw.wait_for_weights(copy, 1, states[4])
+    mw.publish_until(copy, 1)
+    head = mw.forget(copy)
+    assert [mirror_copy.read_state(copy.store, name) for name in head] == [states[4], states[2]]
+    assert blobs(copy) == {digest(b"always"), *(digest(b"of %d" % i) for i in (2, 4))}
+
+
+def test_a_new_store_at_an_address_knows_nothing_of_the_one_before(copy):
+    mw.wait_for_weights(copy, 1, state_of(copy, b"a text"))
+    mw.publish_until(copy, 1)
+    object_store.delete(copy.store, mirror_copy.HEAD)
+    mirror_copy.restore_copy(copy)
+    mw.begin(copy, mirror_copy.read_index(copy))
+    mw.wait_for_weights(copy, 1, state_of(copy, b"a text"))
+    mw.publish_until(copy, 1)
+    assert object_store.get(copy.store, mirror_copy.HEAD) is not None

@@ -26,6 +26,7 @@ def folder(tmp_path):
         f"datasets/posts-{HEX[:12]}/answers.sqlite": 40,
         "judges.sqlite": 30,
         "micro_batch.json": 2,
+        f"digests/{HEX}.json": 0,
     }
     theirs = [
         "notes.txt",
@@ -158,3 +159,19 @@ def test_the_command_line(folder, capsys, monkeypatch):
     assert code == 0 and out.startswith(f"deleted {len(ours) - 2} files, ") and err == ""
     code, out, _ = call(capsys, "--help")
     assert "cache --info" in out and "--clear" in out
+
+
+def test_copies_of_runs_in_stores_are_counted_and_stay(folder):
+    place, ours, _ = folder
+    copy = place / "mirrors" / HEX
+    for name, data in (
+        ("mirror.json", '{"address": "s3://bucket/run"}'),
+        ("run/texts/a.parquet", "x" * 5000),
+    ):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text(data)
+    (row,) = [line for line in user_cache.info(place).splitlines() if "copy of a run" in line]
+    assert row.split()[4:8] == ["s3://bucket/run", "2", "5.0", "kB"]
+    said = user_cache.clear(place)
+    assert said.startswith(f"deleted {len(ours) - 2} files") and (copy / "run/texts").exists()
+    assert said.endswith(f"; copies of runs in object stores stay in {place / 'mirrors'}: 1")

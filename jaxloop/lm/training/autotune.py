@@ -288,10 +288,13 @@ def _file() -> Path:
 
 
 def _keep(name: str, chains: int) -> int:
-    """Store `chains` in the cache file under a name, and return it."""
-    _file().parent.mkdir(parents=True, exist_ok=True)
+    """Store `chains` in the cache file, where it can be written, under a name, and return it."""
     text = json.dumps(_read_kept() | {name: chains}, indent=1)
-    write_atomic(_file(), text.encode(), durable=False)
+    try:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(_file(), text.encode(), durable=False)
+    except OSError as error:  # a cache that cannot be written costs time, not the run
+        LOGGER.warning("chains per program are not kept: %s (%s)", _file(), error.strerror or error)
     return chains
 
 

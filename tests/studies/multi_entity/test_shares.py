@@ -114,6 +114,26 @@ def test_the_figure_has_a_panel_for_every_share_and_draws_what_was_predicted():
     assert drawn == {a: expected[a, 0.5] for a in (0.5, 1.0)}
 
 
+def test_no_share_is_drawn_without_private_text_and_the_legend_lies_inside():
+    betas = (0.0, 0.25, 0.5, 0.75, 1.0)
+    rows = [
+        dict(
+            effect="transfer_share", against="alpha = 0", alpha=a, beta=b, mean=5.0 if b == 0 else b
+        )
+        for a in (0.5, 1.0)
+        for b in betas
+    ]
+    table = pd.DataFrame(rows).assign(low=lambda t: t["mean"], high=lambda t: t["mean"], n=3)
+    predicted = {("transfer_share", "alpha = 0"): {(r["alpha"], r["beta"]): 1.0 for r in rows}}
+    figure = figures.shares(table, predicted)
+    assert max(max(line.get_ydata()) for line in figure.axes[0].lines) == 1.0
+    png(figure)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [f"β {b:g}" for b in betas[1:]]
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+
+
 def test_claims_name_effects_of_runs_that_are_shipped():
     expected = expectations.read(SHIPPED / "entities.toml")
     sizes = {}

@@ -420,7 +420,7 @@ def test_sweeps_have_their_figures_and_words(tmp_path, experiment, options, name
     text = words(rl.write_report(root, experiment))
     assert {p.stem for p in (root / "figures").iterdir()} == names | {"figure_8"}
     assert "What could not be drawn" not in text
-    assert re.search(r"Semantic diversity, .*?: at r = 1 0\.\d+ of generation 0 \[", text)
+    assert re.search(r"Semantic diversity, .*?: at r = 1: 0\.\d+ of generation 0 \[", text)
     assert (
         "1 gave no value of one metric or more" in text
         and f"{chains['chain'][0]} metrics.csv has no value of" in text
@@ -441,6 +441,21 @@ def test_cells_are_t_tests(tmp_path):
     np.testing.assert_allclose(
         (row["low"], row["high"]), expected.confidence_interval(0.95), rtol=1e-9
     )
+
+
+def test_a_metric_on_both_sides_of_zero_has_no_relative_value(tmp_path):
+    metrics, chains = sweeps.sweep(levels=("web",), ratios=(0.25, 1.0), noise=0.05)
+    own = metrics[metrics["metric"] == "cosine_diversity"]
+    sign = own["chain"].map({chain: (-1) ** i for i, chain in enumerate(chains["chain"])})
+    odd = own.assign(metric="positivity", value=own["value"].astype(float) * sign)
+    run = run_of(tmp_path, pd.concat([metrics, odd]), chains)
+    names = ["cosine_diversity", "positivity"]
+    table = findings_sweep.cells(run, names, ["dataset"])[0].set_index("metric")
+    without = table.loc["positivity"]
+    assert without[["relative", "se", "low", "high", "p", "q"]].isna().all(axis=None)
+    assert without["absolute"].notna().all() and (without["n"] > 1).all()
+    alone = findings_sweep.cells(run, names[:1], ["dataset"])[0]
+    np.testing.assert_array_equal(table.loc["cosine_diversity", "q"], alone["q"])
 
 
 def test_levels_are_set_against_the_first_at_the_same_ratio(tmp_path):

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxloop.reporting import figures
-from jaxloop.reporting.scores import LAST, share
+from jaxloop.reporting.scores import LAST, crossing, share
 from jaxloop.reporting.statistics import Interval, benjamini_hochberg, t_interval
 from jaxloop.studies.recursive_loops.analysis import power
 from jaxloop.studies.recursive_loops.analysis.findings_regression import chance, listed
@@ -28,16 +28,18 @@ def cells(
     Columns of the cells: metric, factors, ratio, n (chains), absolute (late value), relative (late
     value / generation 0), se, low and high (95 % t interval of the relative value; nan for one
     chain), p (of the hypothesis that nothing changed, relative = 1) and q (Benjamini-Hochberg over
-    all cells).
+    all cells). Metrics whose values in generation 0 lie on both sides of 0 have no relative value.
     """
-    rows, skipped = [], []
+    rows, skipped, without = [], [], crossing(run.metrics)
     for metric in metrics:
         result = outcomes(run.metrics, run.chains, metric, last=last)
         skipped.append(result.skipped.assign(metric=metric))
         for key, chains in result.table.groupby([*factors, "ratio"], sort=True, dropna=False):
             values = chains["relative"].to_numpy(float)
-            means = (chains["late"].mean(), values.mean())
-            rows.append((metric, *key, len(values), *means, *t_interval(values, 1.0)))
+            relative: tuple[float, ...] = (values.mean(), *t_interval(values, 1.0))
+            if metric in without:
+                relative = (np.nan,) * len(relative)
+            rows.append((metric, *key, len(values), chains["late"].mean(), *relative))
     names = ["metric", *factors, "ratio", "n", "absolute", "relative", *Interval._fields]
     table = pd.DataFrame(rows, columns=names)
     table["q"] = benjamini_hochberg(table["p"].to_numpy(float)) if len(table) else []
@@ -182,7 +184,7 @@ def against_control(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
 def _level(chains: pd.DataFrame, level: pd.DataFrame) -> str:
     """A sentence on the chains of one level; level: their cells, one for each ratio."""
     top = level.sort_values("ratio").iloc[-1]
-    text = f"at r = {share(float(top['ratio']))} {top['relative']:.3f} of generation 0"
+    text = f"at r = {share(float(top['ratio']))}: {top['relative']:.3f} of generation 0"
     if top["n"] > 1:
         text += f" [{top['low']:.3f}, {top['high']:.3f}; {int(top['n'])} chains]"
     else:
