@@ -87,6 +87,8 @@ def test_settings_are_frozen_and_do_not_share_the_dict_they_came_from():
         ("fit.learning_rate=1", "fit.learning_rate", 1.0),
         ("fit.steps=None", "fit.steps", None),
         ("data.source=123", "data.source", "123"),
+        ("data.delimiter=\t", "data.delimiter", "\t"),
+        ("data.delimiter=", "data.delimiter", None),
         ("data.instruction=Say a=b, please.", "data.instruction", "Say a=b, please."),
         ("metrics=self_bleu", "metrics", ("self_bleu",)),
         (

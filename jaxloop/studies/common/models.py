@@ -4,9 +4,10 @@ Every function takes sections of a config, never a whole config.
 """
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -151,6 +152,21 @@ def check_memory(
                 "lower config.fit.batch_size or config.fit.max_length, or set "
                 "config.fit.remat=true or config.run.shard_base=true"
             )
+
+
+def variants(
+    fit: FitConfig, sample: SampleConfig, factors: Mapping[str, Sequence[Any]]
+) -> list[tuple[FitConfig, SampleConfig]]:
+    """Return the settings of every chain, as `config.chain.factors` crosses their fields."""
+    names = [name for name in factors if name.startswith(("fit.", "sample."))]
+    pairs = []
+    for values in itertools.product(*(factors[name] for name in names)):
+        changes: dict[str, dict[str, Any]] = {"fit": {}, "sample": {}}
+        for name, value in zip(names, values, strict=True):
+            section, field = name.split(".")
+            changes[section][field] = value
+        pairs.append((fit.replace(**changes["fit"]), sample.replace(**changes["sample"])))
+    return pairs
 
 
 def check_lengths(
