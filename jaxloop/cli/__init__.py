@@ -25,7 +25,7 @@ from jaxloop.cli import completion
 from jaxloop.cli.words import WITH_WORDS, to_flags
 from jaxloop.config import catalogue
 from jaxloop.runtime import user_cache
-from jaxloop.runtime.atomic_io import DiskFull
+from jaxloop.runtime.atomic_io import DiskFull, is_disk_full
 from jaxloop.runtime.problems import is_refusal, lines_of
 from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_INTERRUPTED, EXIT_REFUSED
 
@@ -252,8 +252,12 @@ def guarded(main: Callable[[Command], int], command: Command) -> int:
         refuse(error, studies.MISSING_SCORES)
     except DiskFull as error:
         refuse(error, EXIT_DISK_FULL)
-    except (ValueError, OSError) as error:
-        if command.debug or not is_refusal(error):
+    except Exception as error:
+        if command.debug:
+            raise
+        if is_disk_full(error):  # also where a library has written
+            refuse(f"disk full: {error}", EXIT_DISK_FULL)
+        if not isinstance(error, ValueError | OSError) or not is_refusal(error):
             raise
         refuse(error)
 

@@ -472,9 +472,7 @@ def evaluation_map(config: LoopsConfig, source: Source, points: np.ndarray) -> u
         try:
             return umap.load_map(path)
         except ValueError:
-            path.unlink()
+            path.unlink(missing_ok=True)
     fitted = umap.fit_map(np.asarray(points[:limit]), umap.MapSettings(limit=limit))
-    partial = path.with_name(f".tmp-{path.name}")
-    umap.save_map(fitted, partial)
-    partial.replace(path)
+    umap.save_map(fitted, path)
     return fitted
