@@ -224,6 +224,11 @@ def test_sections_by_name_are_overridden_field_by_field():
             "config.fit.steps and config.fit.epochs are both none: one of them must be a number",
         ),
         (
+            "models.dtype=bfloat16",
+            "config.fit.dtype = float32 with config.models.dtype = bfloat16: adapters cannot be "
+            "computed in a wider number format than their base; set both to one of them",
+        ),
+        (
             "models.revisions=abc",
             "config.models.revisions has 1 entries: must be empty or one per model (4)",
         ),

@@ -317,6 +317,10 @@ def unknown_type(folder):
             ["--config.fit.lora.targets=query"],
             r"lora.targets: 'query' is not a projection of llama",
         ),
+        (
+            ["--config.sample.decoder=beam", "--config.sample.num_beams=1"],
+            r"config.sample: num_beams: 1 is not allowed; .* one beam is greedy decoding",
+        ),
     ],
 )
 def test_refusals_before_anything_is_compiled_or_written(place, tmp_path, capsys, words, said):
