@@ -17,7 +17,8 @@ def get_config(scale="paper"):
     c = scales.config(
         "clusters",
         "Properties of human text and the shift",
-        "tiny" if scale == "small" else scale,
+        scale,
+        small=True,
         paper=datasets,
         tiny=("emotions", "speeches") if scale == "small" else ("emotions", "speeches", "novels"),
         keep=3000 if scale == "small" else 1000,

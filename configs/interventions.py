@@ -15,7 +15,8 @@ def get_config(scale="paper"):
     c = scales.config(
         "interventions",
         "Selection of synthetic text",
-        "tiny" if scale == "small" else scale,
+        scale,
+        small=True,
         paper=("100M_tweets", "webis_reddit"),
         tiny=("emotions",),
         keep=1200 if scale == "small" else 1000,

@@ -16,7 +16,8 @@ def get_config(scale="paper"):
     c = scales.config(
         "multi_domain",
         "Three domains in one chain",
-        "tiny" if scale == "small" else scale,
+        scale,
+        small=True,
         paper=datasets,
         tiny=("novels", "emotions", "speeches"),
         keep=3000 if scale == "small" else 1000,

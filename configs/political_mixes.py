@@ -8,9 +8,7 @@ from jaxloop.studies.recursive_loops import scales
 
 
 def get_config(scale="paper"):
-    c = scales.political(
-        "political", "Political lean in recursive loops", "tiny" if scale == "small" else scale
-    )
+    c = scales.political("political", "Political lean in recursive loops", scale, small=True)
     c.political_leaning.homogeneous = scale != "small"
     if scale == "small":
         c.title = "Political lean in recursive loops, with intervals"

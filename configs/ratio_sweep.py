@@ -11,7 +11,8 @@ def get_config(scale="paper"):
     c = scales.config(
         "ratio_sweep",
         "The shift against the synthetic share",
-        "tiny" if scale == "small" else scale,
+        scale,
+        small=True,
         paper=("100M_tweets",),
         tiny=("emotions",),
         keep=1200,

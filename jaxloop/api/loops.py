@@ -99,6 +99,7 @@ def loop(
     Raises:
         ValueError: too few items, or the directory is another run's.
     """
+    seeds = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
     named = {"": workflow} if isinstance(workflow, Workflow) else dict(workflow)
     shape = None if _are_texts(data) else np.asarray(data).shape[1:]
     dtype = None if shape is None else np.asarray(data).dtype

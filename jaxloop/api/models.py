@@ -89,7 +89,7 @@ def finetune(
         prompts: [n] what each text answers, as the model reads it; none: nothing. The loss counts
             the texts alone unless `completion_only` is false.
         adapter: an adapter to go on from.
-        config: the settings; none: `FitConfig()`.
+        config: the settings; none: `FitConfig()`. A `dtype` that nobody names is that of the model.
         seed: of the batches' order and of a fresh adapter.
         changes: fields of the config, such as `learning_rate` or `lora=LoraConfig(rank=8)`.
 
@@ -151,6 +151,9 @@ def _finetune(
     field: str,
 ) -> list[Any]:
     settings = _changed(FitConfig() if config is None else config, changes)
+    named = {*changes, *(() if config is None else config.model_fields_set)}
+    if settings.mode == "lora" and "dtype" not in named:
+        settings = settings.replace(dtype=_dtype(model))
     for name, given in (("prompts", prompts), ("adapters", starts)):
         if given is not None and len(given) != len(datasets):
             raise ValueError(f"{name}: there are {len(given)} for {len(datasets)} data sets")
@@ -219,7 +222,7 @@ def generate(
     )
     if not asked:
         return []
-    options = family.GenerateOptions(dtype=str(jax.tree.leaves(model.params)[0].dtype))
+    options = family.GenerateOptions(dtype=_dtype(model))
     (result,) = family.generate(model, [task], settings, options)
     return result.texts
 
@@ -259,6 +262,8 @@ def score(
     texts = check_texts(texts, "texts")
     limit = min(max_length, model.config.max_seq_len)
     settings = _changed(FitConfig(), {"max_length": limit})
+    if adapter is not None:
+        settings = settings.replace(dtype=_dtype(model))
     answered = _check_prompts(prompts, texts, "prompts", "texts")
     task = LossTask(_checked_adapter(model, adapter), texts, answered)
     return family.loss(model, [task], settings)[0]
@@ -354,6 +359,10 @@ def _checked_adapter(model: Model, adapter: Adapter | None) -> Adapter | None:
         )
     lora.check_fits(model.config, adapter, model=model.name)
     return adapter
+
+
+def _dtype(model: Model) -> str:
+    return str(jax.tree.leaves(model.params)[0].dtype)
 
 
 def _changed(section: S, changes: Mapping[str, Any]) -> S:

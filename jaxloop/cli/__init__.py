@@ -25,7 +25,7 @@ from jaxloop.cli import completion
 from jaxloop.cli.words import WITH_WORDS, to_flags
 from jaxloop.config import catalogue
 from jaxloop.runtime import user_cache
-from jaxloop.runtime.atomic_io import DiskFull
+from jaxloop.runtime.atomic_io import DiskFull, is_disk_full
 from jaxloop.runtime.problems import is_refusal, lines_of
 from jaxloop.runtime.signals import EXIT_DISK_FULL, EXIT_INTERRUPTED, EXIT_REFUSED
 
@@ -70,6 +70,11 @@ _READS_RUNS = {
     "export": "jaxloop.exports",
     "results": "jaxloop.results",
 }
+# Under the list of configs.
+_ARGUMENTS = (
+    "An argument follows a colon: ratio_sweep:tiny is for two cores and minutes. Without one the "
+    "configs of a\npaper have its sizes, and need a GPU, models and data."
+)
 ACTIONS = ("help", "list", "fields", "env", "validate", "plan")
 
 
@@ -247,8 +252,12 @@ def guarded(main: Callable[[Command], int], command: Command) -> int:
         refuse(error, studies.MISSING_SCORES)
     except DiskFull as error:
         refuse(error, EXIT_DISK_FULL)
-    except (ValueError, OSError) as error:
-        if command.debug or not is_refusal(error):
+    except Exception as error:
+        if command.debug:
+            raise
+        if is_disk_full(error):  # also where a library has written
+            refuse(f"disk full: {error}", EXIT_DISK_FULL)
+        if not isinstance(error, ValueError | OSError) or not is_refusal(error):
             raise
         refuse(error)
 
@@ -281,4 +290,4 @@ def listing() -> str:
     """Return what can be run: the studies and the configs, with a line on each."""
     kinds = table([(name, entry.line) for name, entry in studies.STUDIES.items()])
     configs = table(catalogue.rows())
-    return f"Studies (config.study)\n{kinds}\n\nConfigs (--config=…)\n{configs}"
+    return f"Studies (config.study)\n{kinds}\n\nConfigs (--config=…)\n{configs}\n\n{_ARGUMENTS}"

@@ -36,13 +36,11 @@ def read_file(spec: str) -> dict[str, Any]:
 
 def _check_exists(path: pathlib.Path, flag: str) -> None:
     if not path.exists():
-        siblings = catalogue.siblings(path)
-        near = (
-            nearest(str(path), siblings)
-            or nearest(f"configs/{path.stem}.py", siblings)
-            or nearest(path.stem, siblings)
-        )
-        hint = f"did you mean {near}?"
+        # Paths are alike by their folder and ending: names alone are compared.
+        files = reversed(catalogue.siblings(path))  # of one name the first counts
+        by_name = {pathlib.Path(file).stem: file for file in files}
+        near = nearest(path.stem, by_name)
+        hint = f"did you mean {by_name[near]}?" if near else ""
         if not near:
             hint = "a Python file of yours, or one of those that --list shows"
         raise ValueError(f"{flag}: there is no file {path}; {hint}")
@@ -84,7 +82,10 @@ def _describe_failure(error: Exception, path: pathlib.Path) -> str:
     else:
         line, message = _line_in(error, str(path)), str(error)
     place = f"{path}, line {line}" if line else f"{path}"
-    return f"{place}: {type(error).__name__}: {' '.join(message.split())}"
+    words = " ".join(message.split())
+    if type(error) is ValueError:  # a sentence of the file's own, such as about its argument
+        return f"{words} ({place})"
+    return f"{place}: {type(error).__name__}: {words}"
 
 
 def _line_in(error: BaseException, filename: str) -> int | None:

@@ -145,7 +145,8 @@ def read_text(text: str, annotation: Any) -> Any:
     """Return the value that `text` stands for in a field of this type; its range is not checked."""
     members = [bare(option) for option in options(annotation)]
     may_be_none = type(None) in members or Any in members
-    if may_be_none and text.strip().lower() in ("none", "null", ""):
+    # A space or a tab is a text: the delimiter of a file, for example.
+    if may_be_none and (text == "" or text.strip().lower() in ("none", "null")):
         return None
     sequence = option_of(annotation, tuple)
     # A field of one value or several takes text without a comma or brackets as the one.

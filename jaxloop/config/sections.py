@@ -246,7 +246,9 @@ class FitConfig(Section):
         "in modes full and scratch; `model`, below adapters too; `none`",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="number format of the computation"
+        "float32",
+        description="number format of the computation; below adapters the base is computed in its "
+        "own, `models.dtype`, which must not be narrower",
     )
     remat: bool = Field(
         False, description="compute activations again in the backward pass: less memory, more time"

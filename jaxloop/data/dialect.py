@@ -73,10 +73,11 @@ def hint(columns: tuple[str, ...] | list[str]) -> str:
     """Return a likely reason why a header lacks the name asked for; "" if none is known."""
     names = list(map(str, columns))
     if len(names) == 1 and (marks := [m for m in ";\t|," if m in names[0]]):
-        said = "tab" if marks[0] == "\t" else marks[0]
+        # By its name, since a shell takes ; and | for its own.
+        named = next(name for name, mark in _NAMED.items() if mark == marks[0])
         return (
-            f"; its first line looks as if {said!r} parted the cells: "
-            f"--config.data.delimiter={said}"
+            f"; its first line looks as if a {named} parted the cells: "
+            f"--config.data.delimiter={named}"
         )
     if any(n.startswith('"') and n.endswith('"') and len(n) > 1 for n in names):
         return f"; its names stand in quotation marks, which {flag('quotes')} takes off"

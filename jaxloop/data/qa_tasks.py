@@ -95,7 +95,8 @@ def _arc(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _label_at(labels: Sequence[str], place: Any) -> str | None:
-    return None if place is None or int(place) >= len(labels) else labels[int(place)]
+    """The label at a place, a number or its digits; None at -1, where the place is not told."""
+    return next((label for i, label in enumerate(labels) if place in (i, str(i))), None)
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, str]:

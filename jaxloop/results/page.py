@@ -14,7 +14,7 @@ from jaxloop.results.verdict import Estimate, Interval
 
 # What stands in the place of a section where a claim is ours alone.
 OWN = "not in the paper"
-_ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5}(?:v\d+)?)")
 # The directory of a run is of its machine.
 _WORKDIR = re.compile(r"--?workdir(=| +)('[^']*'|\S+)")
 
@@ -129,7 +129,7 @@ def _counted(findings: Sequence[Finding]) -> str:
     counts = Counter(finding.verdict for finding in findings)
     verdicts = ", ".join(f"{counts[name]} {name}" for name in verdict.RULES if counts[name])
     own = sum(finding.claim.where.startswith(OWN) for finding in findings)
-    words = f"{len(findings)} claims: {verdicts}."
+    words = f"{len(findings)} claim{'s' if len(findings) > 1 else ''}: {verdicts}."
     if own:
         words += f" Not in the paper: {own} of them, where *replicated* means *as expected*."
     return words

@@ -11,7 +11,9 @@ from pathlib import Path
 
 TEMPORARY = ".tmp-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_TEXT = re.compile(r"no space left|quota exceeded|file too large", re.IGNORECASE)
+_NO_SPACE = re.compile(r"no space left|disk is full", re.IGNORECASE)
+# Of what writes a file; a service on the network says it of something else.
+_FULL_TEXT = re.compile(r"quota exceeded|file too large", re.IGNORECASE)
 
 
 class DiskFull(OSError):
@@ -60,6 +62,11 @@ def require_space(path: Path, needed: int, what: str) -> None:
         )
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Say whether an exception, of any library, is one for lack of space."""
+    return getattr(error, "errno", None) in _FULL or bool(_NO_SPACE.search(str(error)))
+
+
 @contextlib.contextmanager
 def raise_disk_full(path: Path, needed: int, what: str) -> Iterator[None]:
     """Turn any library's error for lack of space into DiskFull, inside this context.
@@ -73,7 +80,7 @@ def raise_disk_full(path: Path, needed: int, what: str) -> Iterator[None]:
     except DiskFull:
         raise
     except Exception as error:
-        if getattr(error, "errno", None) not in _FULL and not _FULL_TEXT.search(str(error)):
+        if not is_disk_full(error) and not _FULL_TEXT.search(str(error)):
             raise
         free = shutil.disk_usage(existing_parent(path)).free
         limit = " (or the limit on file size or quota is reached)" if free >= needed else ""
@@ -104,7 +111,8 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
         DiskFull: the bytes do not fit; the old file is still there.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    # Two processes, also of two machines, may write one file of a cache at the same time.
+    temporary = path.with_name(f"{TEMPORARY}{os.urandom(4).hex()}-{path.name}")
     with raise_disk_full(path, len(data), path.name):
         try:
             with open(temporary, "wb") as stream:

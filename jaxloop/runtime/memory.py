@@ -7,7 +7,11 @@ from jaxloop.runtime.log import LOGGER
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error of a program means that its device ran out of memory."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+    text = str(error)
+    # What a kernel shares inside the device gets no larger by smaller work.
+    if "Shared memory size limit" in text:
+        return False
+    return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
 
 
 def halve_after_out_of_memory(error: BaseException, size: int, field: str, hint: str) -> int:

@@ -57,7 +57,7 @@ from jaxloop.runtime.mirror_copy import (
 )
 from jaxloop.runtime.object_store import open_store
 from jaxloop.runtime.signals import EXIT_REFUSED, Stopped
-from jaxloop.runtime.workdir import MARKER, is_workdir
+from jaxloop.runtime.workdir import MARKER, clean_temporary, is_workdir
 
 # How often a run looks for what is finished, and one of one process sends its log and report.
 LOOK_SECONDS, SEND_SECONDS = 2.0, 60.0
@@ -88,6 +88,8 @@ def mirrored(address: str) -> Iterator[Path]:
         barrier("the address is held")
         restore_copy(mirror)
         if count > 1:
+            if is_workdir(mirror.root):  # the first process cleans its copy with its run directory
+                clean_temporary(mirror.root)
             mirror_weights.begin(mirror, read_index(mirror))
             tell_sent(0)
         barrier("the copy is restored")

@@ -27,7 +27,7 @@ _COPY = "copy of a run"
 _FILES = (
     (re.compile(r"docs-[0-9a-f]{16}\.parquet(.*\.tmp)?"), "text of the installed documentation"),
     (re.compile(r"judges\.sqlite(-wal|-shm|-journal)?"), "answers of judges"),
-    (re.compile(r"(\.tmp-)?micro_batch\.json"), "chains in one program"),
+    (re.compile(r"(\.tmp-([0-9a-f]{8}-)?)?micro_batch\.json"), "chains in one program"),
 )
 
 

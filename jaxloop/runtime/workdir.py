@@ -165,11 +165,12 @@ def _with_identity(path: Path, wanted: dict, identity: Mapping[str, str]) -> dic
     except (OSError, ValueError, AttributeError):
         before = {}
     for name, value in identity.items():
-        if before.get(name, value) != value:
-            old, new = (text.split()[0][:12] for text in (before[name], value))
+        # A commit may follow the hash: a later one can have the same files.
+        old, new = (text.split()[0] for text in (before.get(name, value), value))
+        if old != new:
             raise ValueError(
-                f"workdir={path}: was made with other files of {name} (SHA-256 {old}, now "
-                f"{new}); restore them, or use another workdir"
+                f"workdir={path}: was made with other files of {name} (SHA-256 {old[:12]}, now "
+                f"{new[:12]}); restore them, or use another workdir"
             )
     models = {**before, **identity}
     return wanted | ({"identity": models} if models else {})

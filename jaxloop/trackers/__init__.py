@@ -17,7 +17,7 @@ from jaxloop.recursion import finalise, saved_run
 from jaxloop.recursion.progress import State
 from jaxloop.recursion.saved_run import ModelId
 from jaxloop.runtime.atomic_io import write_atomic
-from jaxloop.runtime.log import redact
+from jaxloop.runtime.log import LOGGER, redact
 
 # Chains of a generation of which texts are sent, and texts of each.
 CHAINS, TEXTS = 12, 4
@@ -82,7 +82,7 @@ def opened(
         for name in names:
             about = About(root, sent["id"], title, config)
             trackers[name] = _open(name, about)
-            stack.callback(trackers[name].close)
+            stack.callback(_close, name, trackers[name])
             if name == "tensorboard":
                 sent[name] = 0  # its files are written anew
 
@@ -103,6 +103,14 @@ def _open(name: str, about: About) -> Tracker:
         reason = " ".join(redact(str(error)).split()) or type(error).__name__
         raise ValueError(f"config.run.trackers: '{name}' cannot be used ({reason})") from error
     return tracker
+
+
+def _close(name: str, tracker: Tracker) -> None:
+    """End a tracker; one that fails, as without a network, neither ends a run nor hides its end."""
+    try:
+        tracker.close()
+    except Exception as error:  # each library has errors of its own
+        LOGGER.warning("the tracker '%s' did not end well (%s)", name, redact(str(error)))
 
 
 def _read_sent(root: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ before it.
 
 import dataclasses
 import pathlib
+import sqlite3
 import subprocess
 import sys
 
@@ -147,7 +148,13 @@ def test_a_refusal_is_told_from_an_error_of_ours(capsys, tmp_path):
     def interrupted(command):
         raise KeyboardInterrupt
 
-    for work, code in ((full, 28), (interrupted, 130)):
+    def library(command):
+        raise OSError(28, "No space left on device")
+
+    def database(command):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    for work, code in ((full, 28), (library, 28), (database, 28), (interrupted, 130)):
         with pytest.raises(SystemExit) as end:
             cli.guarded(work, command)
         assert end.value.code == code and capsys.readouterr().err.count("\n") == 1

@@ -1,6 +1,8 @@
 """Configs by name from any folder, and the other project called `jaxloop`."""
 
+import ast
 import importlib.metadata
+import re
 import shutil
 
 import pytest
@@ -56,6 +58,27 @@ def test_a_mistyped_name_says_which_was_meant(empty):
             config.read_file(wrong)
     with pytest.raises(ValueError, match="or one of those that --list shows"):
         config.read_file("elsewhere/zzzzzzzz.py")
+    for path in ("nosuch", "configs/nosuch.py", "runs/nosuch.py"):
+        with pytest.raises(ValueError, match="or one of those that --list shows"):
+            config.read_file(path)
+
+
+# Of `bench` the argument is a field, which its schema checks.
+WITH_ARGUMENTS = sorted(path for path in catalogue.shipped().glob("*.py") if path.stem != "bench")
+
+
+@pytest.mark.parametrize("path", WITH_ARGUMENTS, ids=lambda path: path.stem)
+def test_a_wrong_argument_is_refused_with_those_that_the_config_has(path):
+    """Every argument that its description names; no name of an exception of Python's."""
+    with pytest.raises(ValueError, match=f"--config={path.stem}:nosuch: ") as caught:
+        config.read_file(f"{path.stem}:nosuch")
+    said = str(caught.value)
+    named = re.findall(r"`:?(\w+)`", ast.get_docstring(ast.parse(path.read_text())) or "")
+    arguments = [name for name in named if name in path.read_text().split('"""', 2)[2]]
+    if "takes no argument" not in said:
+        assert "'nosuch'" in said and len(arguments) >= 1
+        assert [name for name in arguments if name not in said] == []
+    assert "Error" not in said and "\n" not in said
 
 
 def test_models_of_shipped_configs_are_found_from_any_folder(empty, capsys):

@@ -87,6 +87,8 @@ def test_settings_are_frozen_and_do_not_share_the_dict_they_came_from():
         ("fit.learning_rate=1", "fit.learning_rate", 1.0),
         ("fit.steps=None", "fit.steps", None),
         ("data.source=123", "data.source", "123"),
+        ("data.delimiter=\t", "data.delimiter", "\t"),
+        ("data.delimiter=", "data.delimiter", None),
         ("data.instruction=Say a=b, please.", "data.instruction", "Say a=b, please."),
         ("metrics=self_bleu", "metrics", ("self_bleu",)),
         (
@@ -220,6 +222,11 @@ def test_sections_by_name_are_overridden_field_by_field():
         (
             "fit.epochs=none",
             "config.fit.steps and config.fit.epochs are both none: one of them must be a number",
+        ),
+        (
+            "models.dtype=bfloat16",
+            "config.fit.dtype = float32 with config.models.dtype = bfloat16: adapters cannot be "
+            "computed in a wider number format than their base; set both to one of them",
         ),
         (
             "models.revisions=abc",

@@ -285,6 +285,16 @@ def test_the_real_files(shared):
             "has no answer among its choices",
         ),
         (
+            [{"question": "q", "choices": ["a", "b"], "gold": -1}],
+            {"task": "arc"},
+            "row 1 of .* has no answer among its choices",
+        ),
+        (
+            [{"question": "q", "choices": ["a", "b"], "gold": "A"}],
+            {"task": "arc"},
+            "row 1 of .* has no answer among its choices",
+        ),
+        (
             [GSM8K] * 3,
             {"task": "gsm8k", "prompt": "{questoin}"},
             "a format names 'questoin', which is no field of it; there are answer",

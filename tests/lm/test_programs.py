@@ -235,6 +235,10 @@ def test_as_many_chains_as_the_compiler_says_fit(model, monkeypatch, tmp_path):
     )
     monkeypatch.setattr(autotune, "fitting", None)  # the second time it is read
     assert autotune.choose(model, FIT, TRAIN, 16, 10, 8) == 4
+    other = "float32" if model.params["embed"].dtype == "bfloat16" else "bfloat16"
+    wider = model._replace(params=jax.tree.map(lambda w: w.astype(other), model.params))
+    monkeypatch.setattr(autotune, "fitting", lambda *args: (2, 0))  # another base is another entry
+    assert autotune.choose(wider, FIT, TRAIN, 16, 10, 8) == 2
 
 
 def test_room_is_what_other_arrays_leave(model):

@@ -167,7 +167,7 @@ CSV = [
         "semicolons, rows of other lengths",
         text("id;text\n1;a;b\n2;c\n"),
         None,
-        r"columns id;text; its first .* ';' .*--config.data.delimiter=;",
+        r"columns id;text; its first .* a semicolon .*--config.data.delimiter=semicolon",
     ),
     Row(
         "quotes escaped by backslashes",

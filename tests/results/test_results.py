@@ -303,6 +303,23 @@ def test_the_page_has_the_claim_its_interval_and_the_files(tmp_path, run):
     assert again.path.read_text() == text
 
 
+def test_the_page_links_to_the_paper_and_counts_claims_of_its_own(tmp_path, run):
+    """The file of expectations is a link where it lies below the page."""
+    own = CLAIM.replace('"more"', '"own"').replace('"table 1"', '"not in the paper, but near"')
+    head = HEAD.replace("arXiv 0000.00000", "an experiment beside arXiv 0000.00000v2, section 1")
+    place = tmp_path / "out" / "expectations"
+    place.mkdir(parents=True)
+    written = results.write(run, _expect(place, head + CLAIM + own), tmp_path / "out")
+    text = written.path.read_text()
+    assert (
+        "\nAn experiment beside [arXiv 0000.00000v2](https://arxiv.org/abs/0000.00000v2), section "
+        "1. 2 claims: 2 replicated. Not in the paper: 1 of them, where *replicated* means *as "
+        "expected*.\n" in text
+    )
+    assert "[two_setups.toml](expectations/two_setups.toml)" in text
+    assert all(f"* **{name}**: {rule}." in text for name, rule in verdict.RULES.items())
+
+
 def test_nothing_is_written_where_a_figure_is_missing(tmp_path, run):
     (run / "figures/m.png").unlink()
     with pytest.raises(ValueError, match=r"has no file 'figures/m\.png'"):

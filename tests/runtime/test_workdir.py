@@ -358,3 +358,34 @@ def test_a_run_from_before_a_field_was_added_goes_on_where_the_field_is_none(tmp
     assert opened({"size": 5, "start_adapter": None}) == {"size": 5, "start_adapter": None}
     with pytest.raises(ValueError, match=r"chain.start_adapter null -> \"x\""):
         opened({"size": 5, "start_adapter": "x"})
+
+
+def test_two_writers_of_one_file_do_not_take_each_others_temporary_file(tmp_path, monkeypatch):
+    """Such as two runs with one cache folder, which both have counted the same tokens."""
+    path, fsync, inside = tmp_path / "file", os.fsync, []
+
+    def while_the_first_is_written(handle):
+        if not inside:
+            inside.append(True)
+            atomic_io.write_atomic(path, b"of the second")
+            assert path.read_bytes() == b"of the second"
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", while_the_first_is_written)
+    atomic_io.write_atomic(path, b"of the first, which is longer")
+    assert path.read_bytes() == b"of the first, which is longer"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_model_of_the_hub_is_the_same_as_long_as_its_files_are(tmp_path):
+    """Of a branch, a later commit may have changed the model card alone."""
+    name = "models.pool org/model"
+    for commit in ("1111", "2222"):
+        same = {name: f"{'a' * 64} (commit {commit})"}
+        with open_workdir(tmp_path, CONFIG, identity=same, console=False) as place:
+            assert place.config["identity"] == same
+    with (
+        pytest.raises(ValueError, match=r"other files of models\.pool org/model \(SHA-256 aaaa"),
+        open_workdir(tmp_path, CONFIG, identity={name: f"{'b' * 64} (commit 3333)"}),
+    ):
+        pass

@@ -152,9 +152,11 @@ def test_a_tracker_that_fails_ends_no_run(library, tmp_path, capsys):
         raise RuntimeError("no connection")
 
     library.log = fail
+    library.finish = lambda: fail({}, 0)
     assert run(tmp_path / "run", ("wandb",), 2) == 0
     log = (tmp_path / "run" / "run.log").read_text()
     assert "trackers is not current (no connection); the run goes on" in log
+    assert "the tracker 'wandb' did not end well (no connection)" in log
 
 
 @pytest.mark.parametrize("library", ["wandb"], indirect=True)

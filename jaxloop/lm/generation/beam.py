@@ -185,6 +185,20 @@ def _until_end(tokens_M: np.ndarray, ends: np.ndarray) -> list[int]:
     return tokens_M[: end[0] + 1 if len(end) else None].tolist()
 
 
+def check_beams(config: ModelConfig, num_beams: int) -> None:
+    """Check that a model can be searched with so many beams.
+
+    Raises:
+        ValueError: fewer than 2, or more than half the vocabulary.
+    """
+    BeamSettings(num_beams, 1)
+    if 2 * num_beams > config.vocab_size:
+        raise ValueError(
+            f"num_beams: {num_beams} is more than half the model's vocabulary of "
+            f"{config.vocab_size}; use fewer"
+        )
+
+
 def _check(
     config: ModelConfig,
     settings: BeamSettings,
@@ -194,11 +208,7 @@ def _check(
 ) -> None:
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise ValueError(f"rows: {rows!r} is not allowed; it must be an integer from 1 up")
-    if 2 * settings.num_beams > config.vocab_size:
-        raise ValueError(
-            f"num_beams: {settings.num_beams} is more than half the model's vocabulary of "
-            f"{config.vocab_size}; use fewer"
-        )
+    check_beams(config, settings.num_beams)
     if len(prompts) % chains:
         raise ValueError(
             f"prompts: {len(prompts)} prompts are not divisible among {chains} chains; give "

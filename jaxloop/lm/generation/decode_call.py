@@ -122,6 +122,7 @@ def pack_call_adapters(batch: DecodeBatch, devices: Sequence[DeviceCall]) -> Cal
         stacked = jax.device_put(stacked, NamedSharding(batch.mesh, PartitionSpec(AXIS)))
     if plan.engine == "rows":
         return _pack_for_rows(model.config, stacked, model.params["embed"].dtype)
+    lora.check_dtype(model.params, batch.options.dtype, field="dtype")
     dtype = jnp.dtype(batch.options.dtype)
     return _pack_block_diagonal(model.config, stacked, dtype)
 

@@ -163,7 +163,8 @@ def _decode(
     jobs: Jobs,
 ) -> Completions:
     shape = static.shape
-    if adapters is not None and shape.num_groups == 1 and num_chains(adapters) == 1:
+    dtype = params["embed"].dtype
+    if adapters is not None and slots.merges(shape, num_chains(adapters), dtype):
         params, adapters = _merge_adapter(params, adapters), None
     # Sines and cosines are looked up: XLA would fuse them into their readers and compute them again
     # for every head of every layer.

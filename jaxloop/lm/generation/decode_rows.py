@@ -147,7 +147,8 @@ def _decode(
     jobs: Jobs,
 ) -> Completions:
     config, shape = static.config, static.shape
-    if adapters is not None and shape.num_groups == 1 and num_chains(adapters) == 1:
+    dtype = params["embed"].dtype
+    if adapters is not None and slots.merges(shape, num_chains(adapters), dtype):
         params, adapters = _merge_adapter(config, params, adapters), None
     inputs = _Inputs(
         params=params,

@@ -25,6 +25,8 @@ from jaxloop.lm.triton import plgpu
 
 IN_BLOCK, OUT_BLOCK = 128, 512  # inputs and outputs of an adapter that are read at a time
 SPAN = 2048  # outputs of one program of the kernel
+SLOTS = 128  # of a group, at most; larger groups are several with one adapter
+BYTES = 1 << 16  # of the memory that a program shares, for what it reads ahead: every GPU has more
 
 
 class RowAdapter(NamedTuple):
@@ -108,10 +110,32 @@ def project(
             parts = [parts[0] + added_NO.astype(jnp.float32)]
         return jnp.concatenate([part.astype(x_ND.dtype) for part in parts], -1)
     if gated and isinstance(adapter, GroupAdapter) and adapter.fused:
-        groups, interpret = adapter.entry.shape[0], adapter.implementation == "fused_interpret"
-        if row_products.fits(x_ND.shape[0], groups, x_ND.shape[1], widths[0]):
-            return row_products.gate(x_ND, w_DO, *adapter.all, adapter.entry, interpret=interpret)
+        entry_A = _of_smaller_groups(adapter.entry, x_ND.shape[0])
+        interpret = adapter.implementation == "fused_interpret"
+        if row_products.fits(x_ND.shape[0], entry_A.shape[0], x_ND.shape[1], widths[0]):
+            return row_products.gate(x_ND, w_DO, *adapter.all, entry_A, interpret=interpret)
     return adapt(x_ND, x_ND @ w_DO, adapter, widths, added_NO=added_NO, gated=gated)
+
+
+def _of_smaller_groups(entry_A: jax.Array, rows: int) -> jax.Array:
+    """Entries of groups of at most `SLOTS` rows, of which several may be one group."""
+    slots = rows // entry_A.shape[0]
+    parts = next(n for n in range(1, slots + 1) if slots % n == 0 and slots <= n * SLOTS)
+    return entry_A if parts == 1 else jnp.repeat(entry_A, parts)
+
+
+def _blocks(tile: int, rank: int, itemsize: int, gated: bool) -> tuple[int, int]:
+    """Outputs and inputs that a program reads at a time, as many as `BYTES` hold.
+
+    Two blocks of each array are there at once: of b, which is two arrays where there is a gate, and
+    of x and a.
+    """
+    outputs = BYTES // ((4 if gated else 2) * rank * itemsize)
+    inputs = BYTES // (4 * max(rank, tile) * itemsize)
+    return (
+        max(LEAST, min(OUT_BLOCK * LEAST // tile, outputs)),
+        max(LEAST, min(IN_BLOCK, inputs)),
+    )
 
 
 def project_targets(
@@ -167,7 +191,7 @@ def adapt(
     """
     if isinstance(adapter, RowAdapter):
         return adapt_plain(x_ND, y_NO, adapter, widths, added_NO, gated)
-    entry_A = adapter.entry
+    entry_A = _of_smaller_groups(adapter.entry, x_ND.shape[0])
     if adapter.implementation == "plain":
         chosen = RowAdapter(adapter.all.a[entry_A], adapter.all.b[entry_A])
         return adapt_plain(x_ND, y_NO, chosen, widths, added_NO, gated)
@@ -175,13 +199,14 @@ def adapt(
     slots, outside = x_ND.shape[0] // groups, widths[0] if gated else sum(widths)
     tile = max(LEAST, pl.next_power_of_2(slots))
     span = math.gcd(SPAN, *widths)
+    block, chunk = _blocks(tile, adapter.all.b.shape[-2], y_NO.dtype.itemsize, gated)
     kernel = functools.partial(
         _adapt_kernel,
         slots,
         tile,
         span,
-        min(span, max(LEAST, OUT_BLOCK * LEAST // tile)),
-        math.gcd(IN_BLOCK, inside),
+        min(span, block),
+        math.gcd(chunk, inside),
         tuple(int(end) for end in np.cumsum(widths)[:-1]),
         gated,
     )

@@ -92,11 +92,18 @@ def _thin_kernel(slots, tile, rank, entry_ref, x, a, out):
         return z + _product(x[rows, at], a[entry, part, at, :])
 
     z = jax.lax.fori_loop(0, inputs // CHUNK, add, jnp.zeros((tile, rank), jnp.float32))
-    place = jnp.arange(stacked, dtype=jnp.int32)[None]
-    repeat = place % rank == jnp.arange(rank, dtype=jnp.int32)[:, None]
-    repeated = _product(z.astype(out.dtype), repeat.astype(out.dtype))
-    own = place // rank == group % (stacked // rank)
-    out[part, rows, :] = jnp.where(own, repeated, 0.0).astype(out.dtype)
+    z, piece = z.astype(out.dtype), min(STACKED, stacked)
+
+    def write(i, carry):
+        place = i * piece + jnp.arange(piece, dtype=jnp.int32)[None]
+        repeat = place % rank == jnp.arange(rank, dtype=jnp.int32)[:, None]
+        repeated = _product(z, repeat.astype(out.dtype))
+        own = place // rank == group % (stacked // rank)
+        at = pl.ds(i * piece, piece)
+        out[part, rows, at] = jnp.where(own, repeated, 0.0).astype(out.dtype)
+        return carry
+
+    jax.lax.fori_loop(0, stacked // piece, write, 0)
 
 
 def _gate_kernel(slots, tile, rank, entry_ref, x, w, z, b, out):

@@ -21,6 +21,10 @@ import jax.numpy as jnp
 from jaxloop.config.sections import SampleConfig
 from jaxloop.core.categorical import inverse_cdf, inverse_cdf_of
 
+# Below this temperature logits are so large that their rounding shifts all weights of a row, which
+# `exp` and min_p do not bear; below the other one all but the largest have no weight.
+COLD, COLDEST = 1e-2, 1e-30
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -126,7 +130,9 @@ def weights(sampler: Sampler, logits_SV: jax.Array, seen_SV: jax.Array | None = 
     if sampler.greedy:
         best_S = jnp.argmax(z_SV, -1)
         return (jnp.arange(z_SV.shape[-1])[None] == best_S[:, None]).astype(z_SV.dtype)
-    if sampler.temperature != 1:
+    if sampler.temperature < COLD:
+        z_SV = _chilled(sampler, z_SV, z_SV.max(-1, keepdims=True))
+    elif sampler.temperature != 1:
         z_SV = z_SV / sampler.temperature
     w_SV = jnp.exp(z_SV - z_SV.max(-1, keepdims=True))
     if 0 < sampler.top_k < z_SV.shape[-1]:
@@ -142,10 +148,17 @@ def weights(sampler: Sampler, logits_SV: jax.Array, seen_SV: jax.Array | None = 
 def _elementwise_weights(sampler: Sampler, z: jax.Array, top: jax.Array) -> jax.Array:
     """`weights` of logits `z` in rows whose largest are `top`."""
     z, top = z.astype(jnp.float32), top.astype(jnp.float32)
-    if sampler.temperature != 1:
+    if sampler.temperature < COLD:
+        z, top = _chilled(sampler, z, top), jnp.zeros_like(top)
+    elif sampler.temperature != 1:
         z, top = z / sampler.temperature, top / sampler.temperature
     w = jnp.exp(z - top)
     return jnp.where(w >= sampler.min_p, w, 0) if sampler.min_p > 0 else w
+
+
+def _chilled(sampler: Sampler, z: jax.Array, top: jax.Array) -> jax.Array:
+    """Logits below the largest, divided by a temperature below `COLD`."""
+    return (z - top) / max(sampler.temperature, COLDEST)
 
 
 def _penalised(sampler, logits_SV, seen_SV):

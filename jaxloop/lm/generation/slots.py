@@ -119,6 +119,15 @@ class Outputs(struct.PyTreeNode):
     steps: jax.Array  # []
 
 
+def merges(shape: DecodeShape, chains: int, dtype: jnp.dtype) -> bool:
+    """Return whether a call of so many chains adds its adapter to the weights.
+
+    That is so for a single chain in float32. In bfloat16 the sum would lose what is small against
+    the weights.
+    """
+    return shape.num_groups == 1 and chains == 1 and dtype == jnp.float32
+
+
 def idle_slots(shape: DecodeShape, sampler: Sampler, vocab_size: int) -> Slots:
     """Slots without a request."""
     none_S = jnp.full((shape.num_slots,), -1, jnp.int32)

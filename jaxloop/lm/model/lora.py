@@ -349,6 +349,27 @@ def merge(config: ModelConfig, params: dict[str, Any], adapter: Adapter) -> dict
     return {**params, "layers": layers}
 
 
+def check_dtype(params: Mapping[str, Any], dtype: str, *, field: str = "fit.dtype") -> None:
+    """Check that adapters are computed in the number format of a base, or in a narrower one.
+
+    Wider ones would widen all that follows them, layer after layer.
+
+    Args:
+        params: weights of the base.
+        dtype: in which adapters are computed.
+        field: that says so.
+
+    Raises:
+        ValueError: the format is wider than that of the base.
+    """
+    base = params["embed"].dtype
+    if jnp.dtype(dtype).itemsize > base.itemsize:
+        raise ValueError(
+            f"{field}: {dtype} is not allowed for adapters of a base in {base}; choose {base}, or "
+            f"load the base in {dtype}"
+        )
+
+
 def check_fits(config: ModelConfig, adapter: Adapter, *, model: str = "") -> None:
     """Check that an adapter without a chain axis is one of a model.
 

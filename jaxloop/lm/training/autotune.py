@@ -272,6 +272,9 @@ def _name(model: Model, fit: FitConfig, options: TrainOptions, seq_len: int) -> 
     device = jax.local_devices()[0].device_kind
     about = [
         repr(model.config),
+        str(model.params["embed"].dtype),
+        # over how many devices one copy is sharded
+        1 if mesh_of(model) is not None else len(devices_of(model)),
         repr(fit.replace(steps=None, epochs=1.0, learning_rate=1.0)),
         repr(dataclasses.replace(options, constraint=None)),
         seq_len,

@@ -129,6 +129,9 @@ def params_of(
 
     Returns:
         The parameters, and the adapter packed for one chain (C = 1); None where there is none.
+
+    Raises:
+        ValueError: an adapter in a wider number format than that of the base.
     """
     dtype = jnp.dtype(fit.dtype)
     if weights is None:
@@ -136,6 +139,7 @@ def params_of(
     if "embed" in weights:
         cast = jax.tree.map(lambda w: jnp.asarray(w).astype(dtype), weights)
         return place_like(model, cast), None
+    lora.check_dtype(model.params, fit.dtype)
     return model.params, _pack(model.config, dtype, lora.as_adapter(weights, fit.lora))
 
 

@@ -96,8 +96,10 @@ def fit(
 
     Raises:
         ValueError: a task without texts, texts and prompts of different numbers, weights that are
-            not one per text, a max_length beyond the model's context, or a direction without a
-            constraint or a constraint without a direction.
+            not one per text, a max_length beyond the model's context, texts without a token to
+            learn, adapters in a wider number format than the base, an adapter to go on from of
+            other settings, or a direction without a constraint or a constraint without a
+            direction.
     """
     _check(model, fit, options, direction)
     chains = [_prepare(model, task, fit, options) for task in tasks]
@@ -152,6 +154,8 @@ def _check(model: Model, fit: FitConfig, options: TrainOptions, direction: Any) 
         raise ValueError(
             f"fit.dtype: {fit.dtype} is not allowed with a constraint, whose gradient needs float32"
         )
+    if fit.mode == "lora":
+        lora.check_dtype(model.params, fit.dtype)
 
 
 def _prepare(model: Model, task: FitTask, fit: FitConfig, options: TrainOptions) -> _ChainBatches:
@@ -181,6 +185,11 @@ def _prepare(model: Model, task: FitTask, fit: FitConfig, options: TrainOptions)
         max_length=limit,
         completion_only=fit.completion_only,
     )
+    if (np.maximum(examples.prompt, 1) >= examples.lengths).all():
+        raise ValueError(
+            f"fit.max_length: {limit} tokens leave none of a text to learn after its prompt, in "
+            f"all {n} texts of a chain; raise it or shorten the prompts"
+        )
     rng = np.random.default_rng(np.asarray(jax.random.key_data(task.key)).tolist())
     batches = batching.plan_batches(
         examples.lengths,
@@ -293,10 +302,13 @@ def _first_weights(setting: _Setting, tasks_C: Sequence[FitTask], keys_C: jax.Ar
         fresh = lora.init(fresh_keys_C, config, fit.lora).weights
         if all(start is None for start in starts):
             return fresh
+        targets = lora.target_names(config, fit.lora)
         # Adapters are small: stacked on the host they need no program.
         fresh = jax.device_get(fresh)
         each = [
-            lora.split(fresh, c) if start is None else _weights_to_go_on_from(start, fit.lora)
+            lora.split(fresh, c)
+            if start is None
+            else _weights_to_go_on_from(start, fit.lora, targets)
             for c, start in enumerate(starts)
         ]
         return jax.tree.map(_stack_on_host, *each)
@@ -307,7 +319,9 @@ def _first_weights(setting: _Setting, tasks_C: Sequence[FitTask], keys_C: jax.Ar
     return jax.tree.map(_stack_on_device, *each)
 
 
-def _weights_to_go_on_from(start: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
+def _weights_to_go_on_from(
+    start: Mapping[str, Any], config: LoraConfig, targets: Sequence[str]
+) -> dict[str, Any]:
     adapter = lora.as_adapter(start, config)
     for field in ("rank", "alpha"):
         old, new = getattr(adapter.config, field), getattr(config, field)
@@ -316,6 +330,11 @@ def _weights_to_go_on_from(start: Mapping[str, Any], config: LoraConfig) -> dict
                 f"fit.lora.{field}: {new} is not allowed for a chain that goes on from an adapter "
                 f"of {field} {old}"
             )
+    if set(adapter) != set(targets):
+        raise ValueError(
+            f"fit.lora.targets: {', '.join(targets)} are not allowed for a chain that goes on from "
+            f"an adapter of {', '.join(adapter)}"
+        )
     return adapter.weights
 
 

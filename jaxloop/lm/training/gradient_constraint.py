@@ -316,7 +316,7 @@ def _slope(config, lora, whole, target, base, weights, direction, tokens_BT, mas
     def total(weights):
         packed, params = None, weights
         if not whole:
-            params = base
+            params = in_float32(base)
             of_one_chain = jax.tree.map(lambda x: x[None], weights)
             packed = adapters.pack_adapters(
                 config, adapters.Adapter(of_one_chain, lora), jnp.float32

@@ -22,6 +22,7 @@ from jaxloop.studies.common.config import (
     Only,
     check_distinct,
     check_duration,
+    check_formats,
     check_revisions,
 )
 from jaxloop.studies.common.factors import check_factors
@@ -73,6 +74,7 @@ class ChainConfig(Section):
             )
         check_duration(self.fit)
         check_revisions(self.models)
+        check_formats(self.models, self.fit, chain.start)
         check_distinct({"chain.ratios": chain.ratios, "chain.seeds": chain.seeds})
         if chain.workflow == "external" and chain.external is None:
             raise ValueError(

@@ -3,7 +3,7 @@
 That is the data, the models, the chains and the driver's settings.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,12 +95,7 @@ def prepare(config: ChainConfig, *, here: bool = True) -> Prepared:
     for name in config.models.pool:
         with noted(problems), named("config.models.pool"):
             bases[name] = base_models.describe(config.models, name)
-    with noted(problems):
-        base_models.check_lengths(bases, config.fit, config.sample, config.data.instruction)
-    if here and bases:
-        frozen = base_models.trains_adapters(config.fit, config.chain.start)
-        with noted(problems):
-            base_models.check_memory(bases, config.models, config.fit, config.run, frozen=frozen)
+    _check_models(config, bases, here, problems)
     paths = config.chain.factors.get("dataset", (config.data.source,))
     names = _names(paths, {EXTERNAL} if config.chain.workflow == "external" else set())
     sources: dict[str, chain_data.Source] = {}
@@ -134,6 +129,21 @@ def prepare(config: ChainConfig, *, here: bool = True) -> Prepared:
     )
     driver.check(prepared.chains, prepared.data, prepared.driver)
     return prepared
+
+
+def _check_models(
+    config: ChainConfig, bases: Mapping[str, BaseModel], here: bool, problems: list[ValueError]
+) -> None:
+    """Add to `problems` what the bases cannot take: of every chain, whatever its factors are."""
+    chain = config.chain
+    starts = chain.factors.get("start", (chain.start,))
+    for fit, sample in base_models.variants(config.fit, config.sample, chain.factors):
+        with noted(problems):
+            base_models.check_lengths(bases, fit, sample, config.data.instruction)
+        for start in starts if here and bases else ():
+            frozen = base_models.trains_adapters(fit, start)
+            with noted(problems):
+                base_models.check_memory(bases, config.models, fit, config.run, frozen=frozen)
 
 
 def check_metrics(config: ChainConfig, problems: list[ValueError]) -> None:

@@ -47,6 +47,19 @@ def check_duration(fit: FitConfig) -> None:
         )
 
 
+def check_formats(models: ModelsConfig, fit: FitConfig, start: str = "base") -> None:
+    """Raise ValueError for adapters in a wider number format than their base.
+
+    start: as `config.chain.start`; from scratch there are no adapters.
+    """
+    formats = (models.dtype, fit.dtype)
+    if fit.mode == "lora" and start != "scratch" and formats == ("bfloat16", "float32"):
+        raise ValueError(
+            "config.fit.dtype = float32 with config.models.dtype = bfloat16: adapters cannot be "
+            "computed in a wider number format than their base; set both to one of them"
+        )
+
+
 def check_revisions(models: ModelsConfig) -> None:
     """Raise ValueError unless there is a hub revision for every model of the pool, or none."""
     if models.revisions and len(models.revisions) != len(models.pool):

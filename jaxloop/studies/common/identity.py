@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxloop.config import Section
-from jaxloop.lm.io import identity
+from jaxloop.lm.io import hub_files, identity
 from jaxloop.metrics import embed, quality, registry
+from jaxloop.runtime import digests
 from jaxloop.studies.common.models import model_path
 
 # Fields of configs, and options of metrics, that name a model.
@@ -40,6 +41,32 @@ def of(config: Section, *, metrics: bool = True) -> dict[str, str]:
             f" (commit {commit})" if commit else ""
         )
     return found | (_defaults(config) if metrics else {})
+
+
+def in_caches(name: str | None) -> str | None:
+    """Return what tells a model from others in the keys of caches.
+
+    That is its name, with a hash of its files where it is a directory here: later the same name may
+    be another model's, and a relative path another directory's.
+    """
+    path = None if name is None else Path(model_path(name)).expanduser()
+    if path is None or not path.is_dir():
+        return name
+    return f"{name} {identity.of_directory(path)[:16]}"
+
+
+def tokenizer_in_caches(name: str) -> str:
+    """Return what tells a model's tokenizer from others, as `in_caches`."""
+    path = Path(model_path(name)).expanduser()
+    files = [file for file in hub_files.TOKENIZER_FILES if (path / file).is_file()]
+    return f"{name} {digests.of_files(path, files)[:16]}" if files else name
+
+
+def metric_in_caches(metric: str) -> str:
+    """Return a metric's name, with what tells the models that it names, as `in_caches`."""
+    _, options = _metric(metric)
+    named = (in_caches(v) for o, v in options.items() if o in FIELDS and isinstance(v, str))
+    return " ".join([metric, *(word for word in named if word and word not in options.values())])
 
 
 def bases(found: Mapping[str, str]) -> dict[str, str]:

@@ -4,9 +4,10 @@ Every function takes sections of a config, never a whole config.
 """
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,6 +15,7 @@ from jaxloop.config import FitConfig, ModelsConfig, RunConfig, SampleConfig
 from jaxloop.lm import Model, sharding
 from jaxloop.lm import family as lm
 from jaxloop.lm.family import GenerateOptions, LanguageModelFamily, TrainOptions
+from jaxloop.lm.generation.beam import check_beams
 from jaxloop.lm.generation.prompt import render
 from jaxloop.lm.io import config_json, huggingface, tokenizer_files
 from jaxloop.lm.io.tokenizer import Tokenizer
@@ -23,6 +25,7 @@ from jaxloop.lm.model.sizes import sizes_of
 from jaxloop.runtime import roofline
 from jaxloop.runtime.atomic_io import human_size
 from jaxloop.runtime.devices import select_devices
+from jaxloop.runtime.problems import named
 from jaxloop.studies.common import published_models
 
 _ASSETS = Path(__file__).parents[2] / "assets" / "bases"
@@ -151,17 +154,36 @@ def check_memory(
             )
 
 
+def variants(
+    fit: FitConfig, sample: SampleConfig, factors: Mapping[str, Sequence[Any]]
+) -> list[tuple[FitConfig, SampleConfig]]:
+    """Return the settings of every chain, as `config.chain.factors` crosses their fields."""
+    names = [name for name in factors if name.startswith(("fit.", "sample."))]
+    pairs = []
+    for values in itertools.product(*(factors[name] for name in names)):
+        changes: dict[str, dict[str, Any]] = {"fit": {}, "sample": {}}
+        for name, value in zip(names, values, strict=True):
+            section, field = name.split(".")
+            changes[section][field] = value
+        pairs.append((fit.replace(**changes["fit"]), sample.replace(**changes["sample"])))
+    return pairs
+
+
 def check_lengths(
     bases: Mapping[str, BaseModel], fit: FitConfig, sample: SampleConfig, instruction: str
 ) -> None:
-    """Raise ValueError for a base that cannot take the lengths or the adapters of the config.
+    """Raise ValueError for a base that cannot take the lengths, adapters or beams of the config.
 
     Its context must hold the prompt with the text that is generated after it, and a training text;
-    with LoRA it must have the projections that are to be adapted.
+    with LoRA it must have the projections that are to be adapted, with beam search a vocabulary of
+    twice the beams.
     """
     for name, (config, tokenizer) in bases.items():
         if fit.mode == "lora":
             target_names(config, fit.lora)
+        if sample.decoder == "beam":
+            with named("config.sample"):
+                check_beams(config, sample.num_beams)
         prompt = len(tokenizer.encode([render(instruction)])[0])
         if prompt + sample.max_new_tokens > config.max_seq_len:
             raise ValueError(

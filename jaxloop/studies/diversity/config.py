@@ -27,7 +27,7 @@ from jaxloop.config import (
     Whole,
     suggestion,
 )
-from jaxloop.studies.common.config import ONLY, Only
+from jaxloop.studies.common.config import ONLY, Only, check_formats
 
 TaskName = Literal["qa", "story"]
 TASKS: tuple[TaskName, ...] = ("qa", "story")
@@ -368,6 +368,7 @@ class DiversityConfig(Section):
                 "config.fit.mode = 'scratch' is not allowed here: must be lora or full, the "
                 "study fine-tunes"
             )
+        check_formats(self.models, self.fit)
         for name in EXPERIMENTS:
             _check_grid(self, name, getattr(self, name))
         if not any(getattr(self, name).levels for name in EXPERIMENTS) and not any(

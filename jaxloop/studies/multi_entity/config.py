@@ -24,7 +24,14 @@ from jaxloop.config import (
     Whole,
     suggestion,
 )
-from jaxloop.studies.common.config import JUDGE, ONLY, JudgeWhen, Only, PlanAssumptions
+from jaxloop.studies.common.config import (
+    JUDGE,
+    ONLY,
+    JudgeWhen,
+    Only,
+    PlanAssumptions,
+    check_formats,
+)
 
 NO_DATA = "none"
 
@@ -271,6 +278,7 @@ class EntitiesConfig(Section):
         self._check_corpora()
         self._check_models()
         self._check_weights()
+        check_formats(self.models, self.fit)
         if self.fit.steps is None and self.fit.epochs is None:
             raise ValueError(
                 "config.fit.steps and config.fit.epochs are both none: one of them must be a number"

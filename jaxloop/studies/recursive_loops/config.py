@@ -34,6 +34,7 @@ from jaxloop.studies.common.config import (
     PlanAssumptions,
     check_distinct,
     check_duration,
+    check_formats,
     check_revisions,
 )
 from jaxloop.studies.common.factors import check_factors
@@ -375,6 +376,7 @@ def _check_chain(config: LoopsConfig) -> None:
     chain = config.chain
     check_duration(config.fit)
     check_revisions(config.models)
+    check_formats(config.models, config.fit, chain.start)
     if chain.workflow != "fresh_human":
         raise ValueError(
             f"config.chain.workflow = '{chain.workflow}' is not allowed here: these experiments "

@@ -13,6 +13,7 @@ import numpy as np
 from jaxloop.metrics import classifier_training, classifiers
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.log import LOGGER
+from jaxloop.studies.common import identity
 from jaxloop.studies.recursive_loops import sources
 from jaxloop.studies.recursive_loops.config import LoopsConfig
 from jaxloop.studies.recursive_loops.data.answer_cache import TextScorer, remembered
@@ -108,7 +109,7 @@ def _classifier(config: LoopsConfig, source: Source, folder: Path) -> Path:
     fields = config.political_leaning.model_dump(
         include={"label_column", "left", "right", "fit_texts", "train"}
     )
-    key = hashlib.sha256(json.dumps([fields, config.embedder]).encode())
+    key = hashlib.sha256(json.dumps([fields, identity.in_caches(config.embedder)]).encode())
     place = source.folder / f"lean-{key.hexdigest()[:12]}"
     if not (place / "report.json").exists():
         rows, labels = _labelled(config, source)

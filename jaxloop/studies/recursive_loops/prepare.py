@@ -87,8 +87,9 @@ def check_early(config: LoopsConfig) -> Early:
         with noted(problems), named("config.models.pool"):
             bases[name] = base_models.describe(config.models, name)
     for prompt in dict.fromkeys(map(loops_data.instruction, config.domains.values())):
-        with noted(problems):
-            base_models.check_lengths(bases, config.fit, config.sample, prompt)
+        for fit, sample in base_models.variants(config.fit, config.sample, config.chain.factors):
+            with noted(problems):
+                base_models.check_lengths(bases, fit, sample, prompt)
     for name in _scorers(config):
         with noted(problems):
             _check_model(name, config)

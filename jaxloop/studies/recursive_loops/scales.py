@@ -1,4 +1,4 @@
-"""The two scales of the recursive-loops configs: `paper` and `tiny`.
+"""The scales of the recursive-loops configs: `paper` and `tiny`, and of some `small`.
 
 They differ only in the sizes of data, models, chains and tests. The tiny scale reads corpora that
 come with jaxloop; flags such as `--config.domains.emotions.source=posts.jsonl` give it other text.
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 SCALES = ("paper", "tiny")
+SMALL = "small"  # `tiny` with as many chains as intervals need, of some configs
 POOL = (
     "unsloth/Llama-3.2-1B",
     "unsloth/Qwen2.5-1.5B",
@@ -60,21 +61,22 @@ def config(
     paper: Sequence[str],
     tiny: Sequence[str],
     keep: int = 1000,
+    small: bool = False,
 ) -> ConfigDict:
     """Return a config with everything that the experiments share.
 
     Args:
         experiment: as `config.experiment`.
         title: heading of the report.
-        scale: "paper" or "tiny".
+        scale: "paper" or "tiny", or "small", which begins as "tiny".
         paper: names of the datasets at the paper's scale, out of `PAPER`.
         tiny: names of the datasets at the tiny scale, out of `TINY`.
         keep: texts of each dataset at the tiny scale.
+        small: whether the config has a scale "small".
 
     Raises ValueError for an unknown scale.
     """
-    if scale not in SCALES:
-        raise ValueError(f"scale '{scale}' is not one of {', '.join(SCALES)}")
+    scale = _known(scale, small)
     c = ConfigDict()
     c.study = "loops"
     c.experiment = experiment
@@ -88,8 +90,9 @@ def config(
     return c
 
 
-def political(experiment: str, title: str, scale: str) -> ConfigDict:
-    """Return a config of senators' tweets in five mixes at r = 3/4."""
+def political(experiment: str, title: str, scale: str, *, small: bool = False) -> ConfigDict:
+    """Return a config of senators' tweets in five mixes at r = 3/4; small: as of `config`."""
+    scale = _known(scale, small)
     c = config(experiment, title, scale, paper=("senator_tweets",), tiny=("speeches",), keep=3200)
     c.chain.ratios = ("3/4",)
     c.political_leaning = dict(mixes=(100, 75, 50, 25, 0), judge=LEANING)
@@ -101,6 +104,14 @@ def political(experiment: str, title: str, scale: str) -> ConfigDict:
     else:
         c.models.revisions = OLDER_REVISIONS
     return c
+
+
+def _known(scale: str, small: bool) -> str:
+    """The scale that a config begins with; one that it does not have is refused."""
+    allowed = (*SCALES, SMALL) if small else SCALES
+    if scale not in allowed:
+        raise ValueError(f"scale '{scale}' is not one of {', '.join(allowed)}")
+    return "tiny" if scale == SMALL else scale
 
 
 def _tiny_domain(name: str, keep: int) -> dict:

@@ -33,6 +33,7 @@ from jaxloop.runtime.atomic_io import cache_folder, require_space, write_atomic
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.runtime.log import LOGGER
 from jaxloop.studies import JudgeSilent
+from jaxloop.studies.common import identity
 from jaxloop.studies.recursive_loops import first_rows
 from jaxloop.studies.recursive_loops.config import Domain, LoopsConfig
 from jaxloop.studies.recursive_loops.data import clean_files, cleaning, recipes, sampling
@@ -230,12 +231,15 @@ def _key(config: LoopsConfig, domain: Domain) -> str:
     own = () if domain.recipe == "plain" else recipes.RECIPES[domain.recipe].files
     places = domain.source or [name for name in own if Path(name).is_file()][:1]
     files = [data_sources.identity(source) for source in places]
-    counted = config.tokens if config.tokens == "cl100k" else config.models.pool[0]
+    counted: str = config.tokens
+    if config.tokens == "model":
+        counted = identity.tokenizer_in_caches(config.models.pool[0])
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
     if labels := _labels(config):
         fields["labels"] = labels
+    language = config.language and identity.metric_in_caches(config.language)
     return hashlib.sha256(
-        json.dumps(["distinct", fields, files, counted, config.language], sort_keys=True).encode()
+        json.dumps(["distinct", fields, files, counted, language], sort_keys=True).encode()
     ).hexdigest()[:12]
 
 
@@ -403,7 +407,8 @@ def _scorer_name(metric: str) -> str:
 
     Those of a judge of political leaning used not to tell "not political" from "no score".
     """
-    return f"{metric} or -1" if metric.startswith("judge_political_lean") else metric
+    name = identity.metric_in_caches(metric)
+    return f"{name} or -1" if metric.startswith("judge_political_lean") else name
 
 
 def lacks_scores(metric: str, source: Source) -> bool:
@@ -455,7 +460,7 @@ def embeddings(config: LoopsConfig, source: Source) -> np.ndarray:
         source.texts,
         functools.partial(embedding.embed, model=config.embedder),
         source.folder,
-        name=config.embedder or "MiniLM",
+        name=identity.in_caches(config.embedder) or "MiniLM",
     )
 
 
@@ -466,15 +471,14 @@ def evaluation_map(config: LoopsConfig, source: Source, points: np.ndarray) -> u
     of arXiv 2504.03814, and kept in the cache folder. points: the embeddings [n, D].
     """
     limit = min(config.properties.map_rows, len(points))
-    key = hashlib.sha256(f"{config.embedder}:{limit}".encode()).hexdigest()[:12]
+    encoder = identity.in_caches(config.embedder)
+    key = hashlib.sha256(f"{encoder}:{limit}".encode()).hexdigest()[:12]
     path = source.folder / f"map-{key}.npz"
     if path.exists():
         try:
             return umap.load_map(path)
         except ValueError:
-            path.unlink()
+            path.unlink(missing_ok=True)
     fitted = umap.fit_map(np.asarray(points[:limit]), umap.MapSettings(limit=limit))
-    partial = path.with_name(f".tmp-{path.name}")
-    umap.save_map(fitted, partial)
-    partial.replace(path)
+    umap.save_map(fitted, path)
     return fitted

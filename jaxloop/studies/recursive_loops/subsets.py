@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxloop.config import suggestion
 from jaxloop.runtime.log import LOGGER
+from jaxloop.studies.common import identity
 from jaxloop.studies.recursive_loops import political_leaning, split_config
 from jaxloop.studies.recursive_loops import sources as loops_data
 from jaxloop.studies.recursive_loops.config import LoopsConfig
@@ -124,7 +125,8 @@ def clusters(config: LoopsConfig, source: Source) -> list[Subset]:
     configurations = clustering.configurations(
         clustering_methods(config, fit_rows), options.min_distances, options.noise
     )
-    key = repr((config.embedder, fit_rows, options.projections, options.seed))
+    encoder = identity.in_caches(config.embedder)
+    key = repr((encoder, fit_rows, options.projections, options.seed))
     folder = source.folder / f"clusters-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     LOGGER.info("%d clusterings of %s", len(configurations), source.name)
     names = clustering.cluster_all(

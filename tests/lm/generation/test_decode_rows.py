@@ -2,19 +2,30 @@
 `forward` and `decode_loop.decode`.
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm.generation import decode_loop, row_kernels
+from jaxloop.accelerators import absent, cards
+from jaxloop.config import LoraConfig
+from jaxloop.lm.generation import decode_loop, row_adapters, row_kernels
 from jaxloop.lm.generation.decode_rows import decode_rows
 from jaxloop.lm.generation.prefill import prefill
-from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt, pack_for_rows
+from jaxloop.lm.generation.row_adapters import (
+    GroupAdapter,
+    RowAdapter,
+    adapt,
+    pack_for_rows,
+    project,
+)
 from jaxloop.lm.generation.row_attention import RowStep, attend
 from jaxloop.lm.generation.sampling import Sampler
 from jaxloop.lm.generation.slots import DecodeShape
-from jaxloop.lm.model import transformer
+from jaxloop.lm.model import lora, transformer
 from tests.lm.generation.test_decode_loop import (
     GPT2,
     GREEDY,
@@ -23,6 +34,7 @@ from tests.lm.generation.test_decode_loop import (
     greedy_by_forward,
     init,
     jobs_of,
+    normal,
     packed,
     prompt_table,
     requests_of,
@@ -110,6 +122,57 @@ def test_adapter_kernel(slots):
     )
     np.testing.assert_allclose(plain[slots], by_hand, atol=1e-4)
     np.testing.assert_allclose(plain, kernel, atol=1e-4)
+
+
+def test_adapter_kernel_in_small_pieces(monkeypatch):
+    """A group of more rows than a program takes, of a rank whose blocks are smaller than usual."""
+    monkeypatch.setattr(row_adapters, "SLOTS", 16)
+    monkeypatch.setattr(row_adapters, "BYTES", 1 << 14)
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    pool = RowAdapter(draw(3, 1, 96, 64), draw(3, 64, 128))
+    x, y, entry = draw(2 * 24, 96), draw(2 * 24, 128), jnp.asarray([2, 0], jnp.int32)
+    plain, kernel = (
+        adapt(x, y, GroupAdapter(pool, entry, how), (128,)) for how in ("plain", "interpret")
+    )
+    np.testing.assert_allclose(plain, kernel, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("card", ["h100", "a100"])
+@pytest.mark.parametrize("rank, slots, groups", [(64, 4, 16), (256, 16, 16), (16, 1024, 1)])
+def test_adapter_kernels_need_no_more_shared_memory_than_a_gpu_has(card, rank, slots, groups):
+    """As the compiler for a GPU says, where it is installed: the plain kernel, with the gate, and
+    that of both products, of Llama-3.2-1B's widths in bfloat16.
+    """
+    try:
+        absent.check("gpu")
+    except absent.Missing as missing:
+        pytest.skip(str(missing))
+    found = cards.find(card)
+    place = jax.sharding.SingleDeviceSharding(absent.devices(found)[0])
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    rows, inside, outside = slots * groups, 2048, 8192
+    entry = array(groups, dtype=jnp.int32)
+    for how, gated, widths in (
+        ("pallas", False, (inside,)),
+        ("pallas", True, (outside, outside)),
+        ("fused", True, (outside, outside)),
+    ):
+
+        def run(x, w, a, b, entry, how=how, gated=gated, widths=widths):
+            adapter = GroupAdapter(RowAdapter(a, b), entry, how)
+            return project(x, w, adapter, widths, gated=gated)
+
+        x, w = array(rows, inside), array(inside, sum(widths))
+        factors = array(32, len(widths), inside, rank), array(32, rank, sum(widths))
+        with absent.as_card(found):
+            jax.jit(run).lower(x, w, *factors, entry).compile(absent.GPU_OPTIONS)
 
 
 def test_adapter_kernel_with_gate_and_with_the_stream():
@@ -210,6 +273,44 @@ def test_one_chain_is_merged_and_prompts_may_differ_within_a_job():
             assert out.tokens[row, :n].tolist() == greedy_by_forward(
                 LLAMA, params, prompts[row], n, adapter
             )
+
+
+WIDE = dataclasses.replace(GPT2, activation="relu", d_ff=1024)
+
+
+def small_beside_the_weights():
+    """Weights of +-0.252 in the second product of the mlp and an adapter of a 285th of them, all in
+    bfloat16.
+
+    Their sum in bfloat16 is the weights. Over a thousand inputs, none below 0, the adapter adds up
+    to a twentieth of the output, as the weights' signs are random.
+    """
+    base = init(jax.random.key(0), WIDE)
+    down = jnp.where(base["layers"]["down"] < 0, -0.251953125, 0.251953125)
+    layers = base["layers"] | {"down": down}
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), base | {"layers": layers})
+    b = jnp.where(normal(jax.random.key(1), (1, 2, 1, 32)) < 0, -0.9, 0.9) * 2.0**-10
+    factors = {"a": jnp.ones((1, 2, 1024, 1)), "b": b}
+    return params, lora.Adapter({"down": factors}, LoraConfig(rank=1, alpha=1.0, targets=("down",)))
+
+
+@pytest.mark.parametrize("loop", [decode_rows, decode_loop.decode])
+def test_in_bfloat16_an_adapter_that_is_small_beside_the_weights_is_not_lost(loop):
+    """A call of one chain, in one group and in two: the same texts, other than the base's."""
+    rows = loop is decode_rows
+    params, tree = small_beside_the_weights()
+    cached = prefill(WIDE, params, None, *prompt_table([[1, 2, 3]], 4))
+    pack = pack_for_rows if rows else functools.partial(lora.pack_adapters, layout="block_diagonal")
+    pool = pack(WIDE, tree, jnp.bfloat16)
+    asked = requests_of([0] * 4, [20] * 4), jobs_of([(0, 4, 0)])
+    more = dict(loop=loop, implementation="plain") if rows else {}
+
+    def texts(groups, adapters):
+        shape = DecodeShape(groups, 4 // groups, window=4, max_new_tokens=20, prompt_len=3)
+        out = decode(WIDE, GREEDY, shape, -1, params, adapters, cached, *asked, **more)
+        return np.asarray(out.tokens).tolist()
+
+    assert texts(1, pool) == texts(2, pool) != texts(1, None)
 
 
 SHAPE = DecodeShape(num_groups=3, slots_per_group=4, window=4, max_new_tokens=40, prompt_len=3)

@@ -205,10 +205,35 @@ def test_greedy_is_the_first_of_the_most_probable_tokens():
     np.testing.assert_array_equal(tokens, x.argmax(-1))
 
 
-def test_a_vanishing_temperature_is_greedy():
-    x = logits()
-    tokens = draw(Sampler(temperature=1e-4), x, jnp.linspace(0, 0.999, len(x)))
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler(temperature=1e-4),
+        Sampler(temperature=1e-7, min_p=0.2),  # of what a study samples with
+        Sampler(temperature=1e-9),
+        Sampler(temperature=1e-9, top_p=0.9, min_p=0.2),
+        Sampler(temperature=1e-42),
+    ],
+)
+def test_a_vanishing_temperature_is_greedy(sampler):
+    """As soon as the two largest logits are more than a thousand temperatures apart: in all rows
+    here.
+    """
+    x = 1 + logits()
+    tokens = draw(sampler, x, jnp.linspace(0, 0.999, len(x)))
     np.testing.assert_array_equal(tokens, x.argmax(-1))
+
+
+def test_a_low_temperature_is_that_of_transformers():
+    """On both sides of the one below which logits are taken from the largest before they are
+    divided.
+    """
+    x = logits() / 100
+    for temperature in (0.0101, 0.0099):
+        sampler = Sampler(temperature=temperature, top_p=0.95, min_p=0.01)
+        np.testing.assert_allclose(
+            normalised(weigh(sampler, x)), probabilities(sampler, x), atol=TOLERANCE
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,11 @@ from jaxloop.lm.family import (
     GenerateTask,
     LossTask,
 )
+from jaxloop.lm.model import lora
 from jaxloop.lm.training import fit as fitting
 from tests.lm.tiny import FIT, PROMPTS, SAMPLE, TEXTS, TRAIN, fit, generate, same
+
+FEW = FIT.lora.replace(targets=("q_proj", "v_proj"))
 
 
 def test_training_lowers_the_loss_and_counts(tiny_model, fitted):
@@ -101,6 +104,45 @@ def test_zero_weight_samples_have_no_influence(tiny_model):
     )
     for x, y in zip(jax.tree.leaves(plain.weights), jax.tree.leaves(doubled.weights)):
         np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_compiles(tiny_model):
+    """Adapters wider than the base, other projections than those of the adapter to go on from,
+    prompts that leave no token of any text.
+    """
+    half = tiny_model._replace(
+        params=jax.tree.map(lambda w: w.astype("bfloat16"), tiny_model.params)
+    )
+    few = lora.init(jax.random.split(jax.random.key(0), 1), tiny_model.config, FEW)
+    task = FitTask(jax.random.key(0), TEXTS, PROMPTS)
+    prompt = len(tiny_model.tokenizer.encode(PROMPTS[:1])[0])
+    for model, tried, settings, said in (
+        (half, task, FIT, "fit.dtype: float32 is not allowed for adapters of a base in bfloat16"),
+        (
+            tiny_model,
+            task._replace(start=lora.split(few, 0)),
+            FIT,
+            "fit.lora.targets: q, k, v, o, gate, up, down are not allowed for a chain that goes on "
+            "from an adapter of q, v",
+        ),
+        (
+            tiny_model,
+            task,
+            FIT.replace(max_length=prompt),
+            f"fit.max_length: {prompt} tokens leave none of a text to learn after its prompt, in "
+            "all 48 texts",
+        ),
+        (
+            tiny_model,
+            task,
+            FIT.replace(max_length=1, completion_only=False),
+            "fit.max_length: 1 tokens leave none of a text",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            fit(model, [tried], settings)
+    again = fit(tiny_model, [task._replace(start=lora.split(few, 0))], FIT.replace(lora=FEW))
+    assert set(again[0].weights) == {"q", "v"}
 
 
 @pytest.mark.parametrize("mode", ["full", "scratch"])

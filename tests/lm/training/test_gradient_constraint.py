@@ -14,10 +14,12 @@ from jaxloop.config import FitConfig
 from jaxloop.lm import family
 from jaxloop.lm.family import FitTask, TrainOptions
 from jaxloop.lm.io.huggingface import to_tensors
+from jaxloop.lm.model import lora
 from jaxloop.lm.model.config import table
 from jaxloop.lm.training import batching, gradient_constraint
 from jaxloop.lm.training.gradient_constraint import Brake, GradientConstraint
 from jaxloop.lm.training.step import losses
+from tests.lm.random_adapters import random_adapters
 from tests.peers import peer
 
 torch = peer("torch")
@@ -161,6 +163,20 @@ def test_beta_model_has_the_coefficients_of_the_specification():
     for t, expected in enumerate((-0.0479, -0.0284, -0.01564)):
         theta = jnp.asarray([1 + 3 * 2.0**t, 1 + 2 * 2.0**t])
         assert coefficient(theta, theta, theta) == pytest.approx(expected, rel=5e-3)
+
+
+def test_coefficient_beside_a_base_in_bfloat16_is_that_of_the_same_numbers(loaded):
+    model = loaded("gpt2")
+    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), model.params)
+    adapter = lora.split(random_adapters(model.config, FIT.lora, 1), 0)
+    direction = random_direction(adapter.weights, seed=2)
+    found, expected = (
+        gradient_constraint.coefficient(
+            model._replace(params=params), adapter, direction, TEXTS, PROMPTS, FIT
+        )
+        for params in (half, jax.tree.map(lambda w: w.astype(jnp.float32), half))
+    )
+    assert found == pytest.approx(expected, rel=1e-5) and abs(expected) > 1e-3
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])

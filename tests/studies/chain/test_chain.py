@@ -317,6 +317,10 @@ def unknown_type(folder):
             ["--config.fit.lora.targets=query"],
             r"lora.targets: 'query' is not a projection of llama",
         ),
+        (
+            ["--config.sample.decoder=beam", "--config.sample.num_beams=1"],
+            r"config.sample: num_beams: 1 is not allowed; .* one beam is greedy decoding",
+        ),
     ],
 )
 def test_refusals_before_anything_is_compiled_or_written(place, tmp_path, capsys, words, said):
@@ -415,6 +419,26 @@ def test_a_source_called_external_is_not_taken_for_the_texts_from_outside(place,
     assert chain.dataset != chain.external
     assert set(prepared.data[chain.dataset].texts) < texts
     assert not texts & set(prepared.data[chain.external].texts)
+
+
+@pytest.mark.parametrize(
+    "factors, said",
+    [
+        ("fit.max_length=32,65", "config.fit.max_length: training text tokens do not fit"),
+        ("sample.max_new_tokens=8,64", "config.sample.max_new_tokens: prompt of"),
+        ("fit.max_length=48,1", "config.fit.max_length = 1 leaves no room"),
+        ("fit.batch_size=4,1000000000", "config.models.pool: one chain of"),
+    ],
+)
+def test_values_of_factors_are_checked_as_those_of_the_config(place, factors, said):
+    """Chains run group after group, so that a run would end where the first of them begins."""
+    with pytest.raises(ValueError, match=said):
+        prepare.prepare(settings(place, f"chain.factors.{factors}"))
+
+
+def test_a_value_that_no_chain_has_is_not_checked(place):
+    words = ("fit.max_length=100", "chain.factors.fit.max_length=32,48")
+    assert len(prepare.prepare(settings(place, *words)).chains) == 4
 
 
 def test_settings_reach_the_family(place):

@@ -1,5 +1,7 @@
 """The embedding cache: computed once, gone on with after a stop, checked when read."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -87,3 +89,28 @@ def test_an_encoder_that_misbehaves_is_named(tmp_path):
         cached_embeddings(
             TEXTS, lambda t: embed(t)[:, : next(widths)], tmp_path, name="e", batch=20
         )
+
+
+def test_a_second_run_waits_instead_of_reading_a_file_that_the_first_cuts_off(tmp_path):
+    sizes, calls, results = [], [], {}
+
+    def second():
+        results["second"] = cached_embeddings(TEXTS, embed, tmp_path, name="e", batch=5)
+
+    thread = threading.Thread(target=second)
+
+    def first(texts):
+        calls.append(len(texts))
+        if len(calls) == 3:
+            thread.start()
+            thread.join(0.5)
+        if "second" in results:  # what it goes on with is mapped from the file
+            sizes.append(next(tmp_path.glob("*.f32")).stat().st_size)
+        return embed(texts)
+
+    results["first"] = cached_embeddings(TEXTS, first, tmp_path, name="e", batch=5)
+    thread.join(20)
+    whole = embed(TEXTS).astype(np.float32)
+    assert [size for size in sizes if size != whole.nbytes] == []
+    for name in ("first", "second"):
+        np.testing.assert_array_equal(results[name], whole)

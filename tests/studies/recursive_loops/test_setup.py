@@ -565,3 +565,27 @@ def test_the_section_of_political_leaning_has_its_old_name_too(place, caplog):
     config_now = config.override(raw, [("lean.left", "L")], loops_config.LoopsConfig)
     options = config.build(loops_config.LoopsConfig, config_now).political_leaning
     assert (options.neutral, options.left) == (10, "L")
+
+
+def test_what_caches_hold_of_a_model_is_of_its_files_not_of_its_name(place, tmp_path, monkeypatch):
+    """A model may be trained again in its directory, and two projects have one of the same path."""
+    base, encoder = shutil.copytree(place / "base", tmp_path / "base"), tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text("{}")
+    settings = ls.settings(place, models={"pool": [str(base)]}, embedder=str(encoder))
+    count = models.describe(settings.models, str(base)).tokenizer.count
+    asked = []
+
+    def embed(texts, *args, **options):
+        asked.append(len(texts))
+        return ls.letters(texts)
+
+    monkeypatch.setattr("jaxloop.metrics.embed.embed", embed)
+    source = loops_data.read(settings, "posts", count)
+    for content, calls in (("{}", 1), ("{}", 1), ('{"again": 1}', 2)):
+        (encoder / "config.json").write_text(content)
+        loops_data.embeddings(settings, source)
+        assert len(asked) == calls
+    assert loops_data.is_clean(settings, "posts")
+    (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + " ")
+    assert not loops_data.is_clean(settings, "posts")

@@ -1,15 +1,18 @@
 """A cache on disk for the embeddings of a dataset; an interrupted computation is resumed."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import numpy as np
 
 from jaxloop.data.digest import digest_texts
 from jaxloop.runtime.atomic_io import require_space, write_atomic
+from jaxloop.runtime.log import LOGGER
 
 
 def cached_embeddings(
@@ -30,6 +33,8 @@ def cached_embeddings(
             length).
         batch: texts per call of `embed`; at most so many are lost when a run is killed.
 
+    A second run that needs the same waits for the first.
+
     Raises ValueError where there are no texts, or `embed` gives another number of rows, another
     width than before, or no finite numbers.
     """
@@ -38,7 +43,34 @@ def cached_embeddings(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{name}\n{digest_texts(texts)}".encode()).hexdigest()[:16]
-    path, state_path = folder / f"embeddings-{key}.f32", folder / f"embeddings-{key}.json"
+    path = folder / f"embeddings-{key}.f32"
+    with _alone(path.with_suffix(".lock")):
+        return _embeddings(texts, embed, path, name, batch)
+
+
+@contextlib.contextmanager
+def _alone(lock_file: Path) -> Iterator[None]:
+    """Context of one process at a time: each cuts the file off behind what it has computed."""
+    lock = filelock.FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        LOGGER.info("another run computes these embeddings; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _embeddings(
+    texts: Sequence[str],
+    embed: Callable[[list[str]], np.ndarray],
+    path: Path,
+    name: str,
+    batch: int,
+) -> np.ndarray:
+    state_path = path.with_suffix(".json")
     state = _read_state(state_path, path)
     if state is not None and state.done == len(texts):
         if _digest(path, state.done, state.width) == state.sha256:
