@@ -231,8 +231,8 @@ def _key(config: LoopsConfig, domain: Domain) -> str:
     own = () if domain.recipe == "plain" else recipes.RECIPES[domain.recipe].files
     places = domain.source or [name for name in own if Path(name).is_file()][:1]
     files = [data_sources.identity(source) for source in places]
-    counted = config.tokens
-    if counted != "cl100k":
+    counted: str = config.tokens
+    if config.tokens == "model":
         counted = identity.tokenizer_in_caches(config.models.pool[0])
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
     if labels := _labels(config):
