@@ -79,7 +79,7 @@ def finetune(
         >>> import jaxloop
         >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
         >>> texts = ["Returns the sorted values.", "Raises an error for a missing key."] * 8
-        >>> adapter = jaxloop.finetune(model, texts, learning_rate=2e-3, epochs=1)
+        >>> adapter = jaxloop.finetune(model, texts, learning_rate=2e-3, epochs=2)
         >>> adapter.config.rank
         16
 
@@ -124,7 +124,7 @@ def finetune_many(
         >>> import jaxloop
         >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
         >>> datasets = [["A list of numbers."] * 16, ["The name of a file."] * 16]
-        >>> len(jaxloop.finetune_many(model, datasets, epochs=1))
+        >>> len(jaxloop.finetune_many(model, datasets, epochs=2))
         2
 
     Args:
@@ -275,7 +275,7 @@ def merge(model: Model, adapter: Adapter) -> Model:
     Examples:
         >>> import jaxloop
         >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")
-        >>> adapter = jaxloop.finetune(model, ["A list of numbers."] * 16, epochs=1)
+        >>> adapter = jaxloop.finetune(model, ["A list of numbers."] * 16, epochs=2)
         >>> merged = jaxloop.merge(model, adapter)
 
     Raises:

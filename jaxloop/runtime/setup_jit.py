@@ -31,10 +31,7 @@ def setup_jit(function: Callable | None = None, **options: Any) -> Callable:
     if function is None:
         return functools.partial(setup_jit, **options)
     usual = jax.jit(function, **options)
-    fast = {
-        platform: jax.jit(function, compiler_options=compiler_options, **options)
-        for platform, compiler_options in FAST_COMPILE.items()
-    }
+    fast = fast_forms(function, **options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -48,6 +45,18 @@ def setup_jit(function: Callable | None = None, **options: Any) -> Callable:
         return (fast[platform] if understood(platform) else usual)(*args, **kwargs)
 
     return call
+
+
+def fast_forms(function: Callable, **options: Any) -> dict[str, Any]:
+    """Return {platform: `jax.jit(function, **options)` with its compiler options}.
+
+    They are `FAST_COMPILE`'s. For a program whose caller knows the platform, and that the compiler
+    takes them (see `understood`).
+    """
+    return {
+        platform: jax.jit(function, compiler_options=compiler_options, **options)
+        for platform, compiler_options in FAST_COMPILE.items()
+    }
 
 
 def is_traced() -> bool:

@@ -62,6 +62,23 @@ def make_model() -> Model:
     return Model(config, init(jax.random.key(0), config), tokenizer, "tiny")
 
 
+def with_head(vocab_size: int, d_model: int, **more) -> ModelConfig:
+    """A model of which the head alone is read: it has its own output matrix."""
+    return ModelConfig(
+        "llama",
+        vocab_size=vocab_size,
+        d_model=d_model,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=d_model,
+        d_ff=d_model,
+        max_seq_len=8,
+        tie_word_embeddings=False,
+        **more,
+    )
+
+
 def same(a, b):
     return all(
         np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)

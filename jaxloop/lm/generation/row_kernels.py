@@ -49,10 +49,7 @@ def agree(dtype: str, head_dim: int, implementation: str, device: jax.Device) ->
         device: where they run.
     """
     rng = np.random.default_rng(0)
-
-    def draw(*shape):
-        return jax.device_put(jnp.asarray(rng.standard_normal(shape), jnp.dtype(dtype)), device)
-
+    draw = functools.partial(_draw, rng, dtype, device)
     slots, heads, kv_heads, width = 16, 4, 2, 64
     step = _step(rng, jax.device_put(jnp.arange(slots, dtype=jnp.int32) * 8, device), head_dim)
     attended = functools.partial(
@@ -73,6 +70,11 @@ def agree(dtype: str, head_dim: int, implementation: str, device: jax.Device) ->
         bool(jnp.allclose(a.astype(jnp.float32), b.astype(jnp.float32), tolerance, tolerance))
         for a, b in pairs
     )
+
+
+def _draw(rng: np.random.Generator, dtype: str, device: jax.Device, *shape: int) -> jax.Array:
+    """Standard normal numbers on a device."""
+    return jax.device_put(jnp.asarray(rng.standard_normal(shape), jnp.dtype(dtype)), device)
 
 
 def _step(rng: np.random.Generator, age: jax.Array, head_dim: int) -> RowStep:
@@ -107,20 +109,13 @@ def products_agree(dtype: str, implementation: str, device: jax.Device) -> bool:
         implementation: "fused" or "fused_interpret".
         device: where it runs.
     """
-    rng = np.random.default_rng(0)
-
-    def draw(*shape):
-        numbers = rng.standard_normal(shape) / 8
-        return jax.device_put(jnp.asarray(numbers, jnp.dtype(dtype)), device)
-
-    x, w, adapter = (
-        draw(256, 128),
-        draw(128, 256),
-        RowAdapter(draw(4, 2, 128, 16), draw(4, 16, 256)),
+    draw = functools.partial(_draw, np.random.default_rng(0), dtype, device)
+    x, w, a, b = (
+        draw(*shape) / 8 for shape in ((256, 128), (128, 256), (4, 2, 128, 16), (4, 16, 256))
     )
     entry = jax.device_put(jnp.arange(16, dtype=jnp.int32) % 4, device)
     ours, theirs = (
-        probe_gate(x, w, adapter, entry, how).astype(jnp.float32)
+        probe_gate(x, w, RowAdapter(a, b), entry, how).astype(jnp.float32)
         for how in (implementation, "plain")
     )
     tolerance = 2e-2 if dtype == "bfloat16" else 1e-3
@@ -159,10 +154,7 @@ def rings_agree(
         device: where they run.
     """
     rng = np.random.default_rng(0)
-
-    def draw(*shape):
-        return jax.device_put(jnp.asarray(rng.standard_normal(shape), jnp.bfloat16), device)
-
+    draw = functools.partial(_draw, rng, "bfloat16", device)
     slots = 16
     step = _step(rng, jax.device_put(jnp.arange(slots, dtype=jnp.int32) * 12, device), head_dim)
     step = step._replace(at=jax.device_put(jnp.int32(70), device))

@@ -33,6 +33,7 @@ from jaxloop.lm.training.step import (
 )
 from jaxloop.recursion.family import FitResult, FitTask
 from jaxloop.runtime.devices import run_concurrently
+from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.memory import halve_after_out_of_memory, is_out_of_memory
 
 
@@ -105,6 +106,12 @@ def fit(
     chains = [_prepare(model, task, fit, options) for task in tasks]
     if not chains:
         return []
+    if fit.warmup_steps and any(chain.num_steps == 1 for chain in chains):
+        LOGGER.warning(
+            "fit.warmup_steps = %d with a single update: its learning rate is 0 and nothing is "
+            "learned; set it to 0, or train for more steps",
+            fit.warmup_steps,
+        )
     by_signature: dict[tuple, list[int]] = {}
     for i, chain in enumerate(chains):
         by_signature.setdefault(chain.signature, []).append(i)

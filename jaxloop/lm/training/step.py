@@ -30,7 +30,7 @@ from jaxloop.lm.target import Target
 from jaxloop.lm.training import gradient_constraint
 from jaxloop.lm.training.gradient_constraint import Brake, GradientConstraint
 from jaxloop.lm.training.loss import chain_losses
-from jaxloop.runtime.setup_jit import FAST_COMPILE, setup_jit, understood
+from jaxloop.runtime.setup_jit import fast_forms, setup_jit, understood
 
 # A program's arguments may come from the host.
 Array = jax.Array | Any
@@ -252,14 +252,13 @@ def _laid_out(config, fit, target, params):
     return params | {"layers": split_layers.layers(config, params["layers"], target)}
 
 
-_program = functools.partial(
-    jax.jit,
+_OF_STEPS: dict[str, Any] = dict(
     static_argnames=("config", "fit", "options", "mesh", "vmapped_chains", "target"),
     donate_argnames=("state",),
 )
 
 
-@_program
+@functools.partial(jax.jit, **_OF_STEPS)
 def train_steps(
     config: ModelConfig,
     fit: FitConfig,
@@ -312,9 +311,7 @@ def train_steps(
     return run(_Call(base, count, total, direction), state, batch)
 
 
-_compiled_the_short_way = _program(
-    inspect.unwrap(train_steps), compiler_options=FAST_COMPILE["cpu"]
-)
+_compiled_the_short_way = fast_forms(inspect.unwrap(train_steps), **_OF_STEPS)
 
 
 def run_steps(*args: Any, target: Target = Target(), **kwargs: Any) -> tuple[TrainState, jax.Array]:
@@ -323,11 +320,11 @@ def run_steps(*args: Any, target: Target = Target(), **kwargs: Any) -> tuple[Tra
     Steps are as fast, since products are not compiled and all else is bound by memory. Where a
     model has an activation with tanh or erf, weights differ in the last digits.
     """
-    run = train_steps
+    run: Any = train_steps
     # Where the compiler is told to optimise nothing, it shall.
     nothing = jax.config.values["jax_disable_most_optimizations"]
-    if target.platform == "cpu" and not nothing and understood("cpu"):
-        run = _compiled_the_short_way
+    if not nothing and understood(target.platform):
+        run = _compiled_the_short_way[target.platform]
     return run(*args, target=target, **kwargs)
 
 

@@ -17,11 +17,11 @@ from jaxloop.core.map_chains import AXIS, chain_mesh
 from jaxloop.lm.generation.sampling import Sampler, next_token
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model import transformer
-from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.target import Target
 from jaxloop.lm.training import loss
 from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, losses, train_steps
 from tests.lm.random_adapters import random_adapters
+from tests.lm.tiny import with_head
 from tests.peers import peer
 
 torch = peer("torch")
@@ -272,19 +272,7 @@ def test_cross_entropy_over_a_large_vocabulary_is_torchs(half, monkeypatch):
         jnp.asarray(rng.standard_normal((v, d)), dtype),
     )
     targets, weights = rng.integers(0, v, n).astype(np.int32), rng.random(n).astype(np.float32)
-    config = ModelConfig(
-        "llama",
-        vocab_size=v,
-        d_model=d,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
-        d_ff=32,
-        max_seq_len=64,
-        tie_word_embeddings=False,
-        final_norm=False,
-    )
+    config = with_head(v, d, final_norm=False)
     nll = loss.bfloat16_nll if half else loss.token_nll
 
     @jax.jit
@@ -318,19 +306,7 @@ def test_logits_beyond_the_range_of_exp_have_a_loss():
     x = jnp.asarray(
         [[300, 300, -300, 0, 0, 0, 0, 0], [-256, 0, 0, 0, 0, 0, 0, 256], [0] * 8], jnp.bfloat16
     )
-    config = ModelConfig(
-        "llama",
-        vocab_size=128,
-        d_model=8,
-        num_layers=1,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=8,
-        d_ff=8,
-        max_seq_len=8,
-        tie_word_embeddings=False,
-        final_norm=False,
-    )
+    config = with_head(128, 8, final_norm=False)
     targets = np.array([2, 7, 5], np.int32)
     got = loss.bfloat16_nll(config, {"embed": head, "head": head}, x, targets)
     logits = torch.tensor(np.asarray(x, np.float32) @ np.asarray(head, np.float32).T)

@@ -106,6 +106,16 @@ def test_zero_weight_samples_have_no_influence(tiny_model):
         np.testing.assert_allclose(x, y, atol=1e-6)
 
 
+def test_a_single_update_that_is_all_warm_up_is_said_to_learn_nothing(tiny_model, caplog):
+    """As in transformers, the first rate of a warm-up is 0."""
+    task, once = FitTask(jax.random.key(0), TEXTS, PROMPTS), FIT.replace(epochs=None, steps=1)
+    for warmup, learned in ((1, False), (0, True)):
+        caplog.clear()
+        (result,) = fit(tiny_model, [task], once.replace(warmup_steps=warmup))
+        assert bool(np.any(result.weights["q"]["b"])) is learned
+        assert ("nothing is learned" in caplog.text) is not learned
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_compiles(tiny_model):
     """Adapters wider than the base, other projections than those of the adapter to go on from,
     prompts that leave no token of any text.

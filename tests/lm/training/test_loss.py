@@ -17,6 +17,7 @@ from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model.config import ModelConfig, fused_projections, projection_widths
 from jaxloop.lm.training import loss
 from tests.lm.random_adapters import random_adapters
+from tests.lm.tiny import with_head
 from tests.peers import peer
 
 torch = peer("torch")
@@ -137,18 +138,7 @@ def test_a_frozen_head_makes_logits_once_and_never_those_of_a_whole_batch(monkey
     """
     n, d, v = 512, 64, 2048
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (v, d))]
-    config = ModelConfig(
-        "llama",
-        vocab_size=v,
-        d_model=d,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=32,
-        d_ff=32,
-        max_seq_len=64,
-        tie_word_embeddings=False,
-    )
+    config = with_head(v, d)
 
     def whole(x, head):
         params = {"embed": jnp.zeros((v, d)), "head": head, "norm_scale": jnp.ones(d)}
