@@ -33,7 +33,6 @@ import pytest
 from jaxloop import config
 from jaxloop.recursion import progress
 from jaxloop.studies import config_of
-from jaxloop.studies.bench import run as bench
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 COMMANDS = sorted(SCRIPTS.glob("[a-z]*.py"))
@@ -104,9 +103,7 @@ def test_the_fields_that_scripts_set_are_there():
         schema = config_of(raw["study"])
         given = [(name.removeprefix("."), v) for name, v in given.items() if name[0] == "."]
         try:
-            settings = config.build(schema, config.override(raw, given, schema))
-            if raw["study"] == "bench":
-                bench.check(settings)
+            config.build(schema, config.override(raw, given, schema))
         except (ValueError, Warning) as error:
             pytest.fail(f"{script}: {error}")
 
