@@ -52,6 +52,16 @@ def existing_parent(path: Path) -> Path:
     return path if path.exists() or path.parent == path else existing_parent(path.parent)
 
 
+def bytes_in(path: Path) -> int:
+    """Return the bytes of all files below a directory, which need not exist."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
+
 def require_space(path: Path, needed: int, what: str) -> None:
     """Raise DiskFull where fewer than `needed` bytes are free at `path`, which need not exist."""
     free = shutil.disk_usage(existing_parent(path)).free

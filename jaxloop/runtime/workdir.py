@@ -17,6 +17,7 @@ import filelock
 import jaxloop
 from jaxloop.runtime.atomic_io import (
     TEMPORARY,
+    bytes_in,
     existing_parent,
     remove,
     require_space,
@@ -71,7 +72,7 @@ def open_workdir(
         config: nested dict of JSON values; secrets in it are never written.
         may_change: dotted fields that a later run may set otherwise.
         may_raise: dotted number fields that a later run may raise.
-        needs: bytes that the run will write at most.
+        needs: bytes that the run will leave at most, with what it has left already.
         console: whether the log goes to standard error too.
         identity: {model: hash of its files}, kept in config.json under "identity"; a model that an
             earlier run had must be the same.
@@ -93,7 +94,8 @@ def open_workdir(
         return
     path = _checked(Path(path))
     if needs:
-        require_space(path, needs, "this run")
+        # What a run that is resumed has written is part of what it needs.
+        require_space(path, needs - bytes_in(path), "this run")
     wanted = _with_identity(path, stored_form(config), identity)
     lock = _acquire_lock(path)
     with contextlib.ExitStack() as stack:

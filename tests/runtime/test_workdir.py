@@ -2,6 +2,7 @@
 written to them.
 """
 
+import collections
 import json
 import logging
 import os
@@ -387,5 +388,22 @@ def test_a_model_of_the_hub_is_the_same_as_long_as_its_files_are(tmp_path):
     with (
         pytest.raises(ValueError, match=r"other files of models\.pool org/model \(SHA-256 aaaa"),
         open_workdir(tmp_path, CONFIG, identity={name: f"{'b' * 64} (commit 3333)"}),
+    ):
+        pass
+
+
+def test_what_a_resumed_run_has_written_is_part_of_what_it_needs(tmp_path, monkeypatch):
+    free = [1_000_000]
+    usage = collections.namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free[0]))
+    with open_workdir(tmp_path, CONFIG, needs=900_000, console=False) as place:
+        (place.path / "texts").mkdir()
+        (place.path / "texts" / "all").write_bytes(b"x" * 800_000)
+        free[0] -= 800_000
+    with open_workdir(tmp_path, CONFIG, needs=900_000, console=False) as place:
+        assert place.resumed
+    with (
+        pytest.raises(atomic_io.DiskFull, match="this run needs .* 200.0 kB are free"),
+        open_workdir(tmp_path, CONFIG, needs=1_200_000, console=False),
     ):
         pass

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxloop.metrics import registry
-from jaxloop.recursion import driver
+from jaxloop.recursion import driver, saved_run
 from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.chain import cost, measure
@@ -64,6 +64,8 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     """
     config = start_adapter.with_its_settings(config)
     missing.check_only(config.only, workdir)
+    if config.only is not None:
+        _check_reference(config, workdir)
     free = ("run", "title", "judge")
     if config.only is None:
         steps = common.Steps(
@@ -87,6 +89,19 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
             identify_metrics=False,
         )
     return common.run_study(steps, config, workdir, argv=argv)
+
+
+def _check_reference(config: ChainConfig, workdir: Path) -> None:
+    """Refuse another reference model than that of values which the run has."""
+    stored = saved_run.read_config(workdir)
+    before = stored.get("reference")
+    measured = [name for name in config.metrics if name in stored.get("metrics", ())]
+    of_reference = [name for name in measured if "reference_losses" in registry.needs([name])]
+    if of_reference and before != config.reference:
+        raise ValueError(
+            f"config.reference = {config.reference!r}: the values of {of_reference[0]} in "
+            f"{workdir} are of {before!r}; leave the reference as it was"
+        )
 
 
 def _train(context: Context) -> common.Outcome:

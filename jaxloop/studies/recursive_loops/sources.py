@@ -29,7 +29,7 @@ from jaxloop.lm.generation.prompt import render
 from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry, umap
 from jaxloop.metrics.base import Unavailable
-from jaxloop.runtime.atomic_io import cache_folder, require_space, write_atomic
+from jaxloop.runtime.atomic_io import bytes_in, cache_folder, require_space, write_atomic
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.runtime.log import LOGGER
 from jaxloop.studies import JudgeSilent
@@ -184,8 +184,10 @@ def check_room(config: LoopsConfig, name: str) -> None:
         places = domain.source
         if not places and recipes.RECIPES[domain.recipe].files:
             places = tuple(map(str, recipes.own_places(domain.recipe)))
+        folder = _folder(config, name)
         needed = clean_files.room_needed(places, first_rows.columns(domain), domain.limit)
-        require_space(_folder(config, name), needed, f"cleaning config.domains.{name}")
+        # Parts that a stopped run has cleaned are kept.
+        require_space(folder, needed - bytes_in(folder), f"cleaning config.domains.{name}")
 
 
 def _any_length(texts: list[str]) -> Sequence[int]:

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from jaxloop import cli, config, main
-from jaxloop.runtime import timings
+from jaxloop.runtime import timings, workdir
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.studies.chain import cost as chain_cost
 from jaxloop.studies.chain import prepare, report
@@ -439,6 +439,15 @@ def test_values_of_factors_are_checked_as_those_of_the_config(place, factors, sa
 def test_a_value_that_no_chain_has_is_not_checked(place):
     words = ("fit.max_length=100", "chain.factors.fit.max_length=32,48")
     assert len(prepare.prepare(settings(place, *words)).chains) == 4
+
+
+def test_values_of_one_reference_are_not_taken_for_those_of_another(place, tmp_path):
+    measured = settings(place, "metrics=text_length,reference_perplexity")
+    (tmp_path / workdir.MARKER).write_text("{}")
+    (tmp_path / workdir.CONFIG).write_text(measured.model_dump_json(exclude={"only"}))
+    again = measured.replace(reference=str(place / "base"), only="metrics")
+    with pytest.raises(ValueError, match=r"the values of reference_perplexity in .* are of None"):
+        chain.run(again, tmp_path)
 
 
 def test_settings_reach_the_family(place):
