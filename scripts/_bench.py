@@ -5,9 +5,17 @@ import sys
 from jaxloop import config
 from jaxloop.studies.bench import run as bench
 
+FIELDS = "Fields: python -m jaxloop.main --config=configs/bench.py:{what} --fields"
 
-def main(what: str) -> int:
-    """Run the benchmark named `what` with the flags of the command line; 2 after a refusal."""
+
+def main(what: str, about: str | None) -> int:
+    """Run the benchmark named `what` with the flags of the command line; 2 after a refusal.
+
+    about: what `--help` says.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{about}\n{FIELDS.format(what=what)}")
+        return 0
     flags = []
     for word in sys.argv[1:]:
         name, _, value = word.removeprefix("--").partition("=")

@@ -60,10 +60,15 @@ class Worker:
         self._log = folder / f"{script}.{threads}.log"
         start = time.perf_counter()
         self._process = self._started(python, script, folder, threads)
+        asked, answers = self._process.stdin, self._process.stdout
+        assert asked is not None and answers is not None, "both are pipes"
+        self._asked, self._answers = asked, answers
         self.start_cpu = self._answer()["cpu"]
         self.start_wall = time.perf_counter() - start
 
-    def _started(self, python, script, folder, threads):
+    def _started(
+        self, python: Path | str, script: str, folder: Path, threads: int
+    ) -> subprocess.Popen[str]:
         with self._log.open("w", encoding="utf8") as log:
             return subprocess.Popen(
                 [python, SCRIPTS / script, folder, str(threads)],
@@ -76,20 +81,20 @@ class Worker:
     def write(self, job: str, setting: str) -> Timed:
         """Write the texts of a job with a setting."""
         load_of = metered()
-        self._process.stdin.write(json.dumps({"job": job, "setting": setting}) + "\n")
-        self._process.stdin.flush()
+        self._asked.write(json.dumps({"job": job, "setting": setting}) + "\n")
+        self._asked.flush()
         answer = self._answer()
         spent = answer["cpu"] + answer["prepared"]["cpu"]
         return Timed(**answer, load=load_of(spent))
 
     def close(self) -> None:
         """End the process."""
-        self._process.stdin.close()
+        self._asked.close()
         self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
 
     def _answer(self) -> dict[str, Any]:
-        for line in self._process.stdout:
+        for line in self._answers:
             if line.startswith("worker:"):
                 return json.loads(line.removeprefix("worker:"))
         raise ValueError("a worker ended: " + self._log.read_text()[-600:].strip())
@@ -178,14 +183,17 @@ def _compare(
         return _timed_jobs(flags, jobs, threads, sides)
 
 
-def _timed_jobs(flags, jobs, threads, sides) -> list[dict[str, Any]]:
+def _timed_jobs(
+    flags: argparse.Namespace, jobs: list[str], threads: int, sides: dict[str, Worker]
+) -> list[dict[str, Any]]:
     settings = {
         "jaxloop": flags.slots.split(","),
         flags.peer: (flags.batches or SETTINGS[flags.peer]).split(","),
     }
     rows = []
     for job in jobs:
-        best, first = {}, {}
+        best: dict[str, str] = {}
+        first: dict[tuple[str, str], float] = {}
         for name, worker in sides.items():
             tried = {}
             for setting in settings[name]:
@@ -205,7 +213,15 @@ def _timed_jobs(flags, jobs, threads, sides) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(flags, job, threads, sides, best, first, pairs) -> dict[str, Any]:
+def _row(
+    flags: argparse.Namespace,
+    job: str,
+    threads: int,
+    sides: dict[str, Worker],
+    best: dict[str, str],
+    first: dict[tuple[str, str], float],
+    pairs: list[dict[str, Timed]],
+) -> dict[str, Any]:
     about = {"size": flags.size, "job": job, "threads": threads}
     row = row_of(about, flags.peer, best, pairs)
     for name, worker in sides.items():

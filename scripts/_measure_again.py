@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,8 @@ def measure_again(
     for generation in generations:
         kept = run / "checkpoints" / f"generation={generation:04d}" / "adapters"
         for group in groups(prepared.chains, generation):
-            shared, outputs = {}, []
+            shared: dict[object, Any] = {}
+            outputs = []
             for chain, entity in group.members:
                 path = run / "texts" / f"chain={chain.id}" / f"generation={generation:04d}.parquet"
                 table = read_parquet(path)
@@ -62,14 +64,14 @@ def measure_again(
                     )
                 )
             work.append((generation, outputs))
-    profiler = cProfile.Profile() if profile else None
+    profiler = cProfile.Profile()
     wall, cpu, values = time.perf_counter(), time.process_time(), {}
-    if profiler:
+    if profile:
         profiler.enable()
     for generation, outputs in work:
-        for (chain, _), metrics in measure(model, generation, outputs).items():
-            values[f"{chain}/{generation}"] = metrics
-    if profiler:
+        for (name, _), metrics in measure(model, generation, outputs).items():
+            values[f"{name}/{generation}"] = metrics
+    if profile:
         profiler.disable()
         profiler.dump_stats(profile)
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}

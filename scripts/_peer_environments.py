@@ -48,7 +48,7 @@ def make(peer: str) -> None:
     if (folder / "made").is_file():
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    pip = [folder / "bin" / "pip", "install", "-q", "--no-compile"]
+    pip = [str(folder / "bin" / "pip"), "install", "-q", "--no-compile"]
     done = subprocess.run(
         [*pip, f"--extra-index-url={CPU_WHEELS}", *SHARED, *PINS[peer]],
         capture_output=True,

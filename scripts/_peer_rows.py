@@ -1,16 +1,25 @@
 """Rows of a benchmark: a call timed in turn with the code that its result is held to."""
 
+import argparse
 import statistics
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 
-def timed(calls, now, repeats, enough):
+def timed(
+    calls: Sequence[Callable[[], Any]],
+    now: Callable[[], float],
+    repeats: Sequence[int],
+    enough: Sequence[float],
+) -> tuple[list[list[float]], list[Any]]:
     """Seconds of each of repeats[i] runs of calls[i] after a warm-up, in turn, and the last
     results; a call whose warm-up takes enough[i] seconds is not run again.
     """
-    seconds, results = [[] for _ in calls], [None for _ in calls]
+    seconds: list[list[float]] = [[] for _ in calls]
+    results: list[Any] = [None for _ in calls]
     for number in range(max(repeats) + 1):
         for i, call in enumerate(calls):
             if number > repeats[i] or (seconds[i] and seconds[i][0] >= enough[i]):
@@ -22,24 +31,24 @@ def timed(calls, now, repeats, enough):
 
 
 def row(
-    args,
-    name,
-    call,
-    repeats,
-    peer=None,
-    peer_name="",
-    tolerance=None,
-    scale=1.0,
-    same=lambda ours: ours,
-    enough=2.0,
-):
+    args: argparse.Namespace,
+    name: str,
+    call: Callable[[], Any],
+    repeats: int,
+    peer: Callable[[], Any] | None = None,
+    peer_name: str = "",
+    tolerance: float | None = None,
+    scale: float = 1.0,
+    same: Callable[[Any], Any] = lambda ours: ours,
+    enough: float = 2.0,
+) -> float:
     """Times `call` and, if given and asked for, `peer` (whose seconds are multiplied by `scale`),
     in turn, compares their results, prints a line.
     """
     peer = peer if args.peer else None
     both = [call, peer] if peer else [call]
     (seconds, *times), (ours, *theirs) = timed(both, args.now, (repeats, 3), (float("inf"), enough))
-    entry = {
+    entry: dict[str, Any] = {
         "name": name,
         "seconds": statistics.median(seconds),
         "least": min(seconds),
@@ -60,7 +69,7 @@ def row(
             entry["difference"] = float(
                 np.abs(np.asarray(same(ours), float) - np.asarray(theirs[0], float)).max()
             )
-            if entry["difference"] > tolerance:
+            if not entry["difference"] <= tolerance:  # NaN too
                 sys.exit(
                     f"{name}: differs from {peer_name} by {entry['difference']:.3g}, more than "
                     f"{tolerance:g}"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxloop.lm.generation.jobs import share_out, split_into_calls
 from jaxloop.lm.generation.slot_plan import SlotPlan
@@ -51,6 +52,7 @@ def planned_calls(
             yield PlannedCall(requests, jobs, limit)
 
 
-def _padded(x: np.ndarray, count: int) -> np.ndarray:
+def _padded(x: ArrayLike, count: int) -> np.ndarray:
+    x = np.asarray(x)
     more = max(0, count - len(x))
     return np.concatenate([x, np.zeros((more, *x.shape[1:]), x.dtype)])

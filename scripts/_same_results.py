@@ -94,7 +94,7 @@ def compare(before: Run, after: Run) -> Compared:
         kind = kind_of(name)
         files[kind] += 1
         if name not in found[0] or name not in found[1]:
-            difference = f"is only {'after' if name not in found[0] else 'before'}"
+            difference: str | None = f"is only {'after' if name not in found[0] else 'before'}"
         else:
             difference = next(_compare_file(name, before, after), None)
         if difference is not None:
@@ -216,7 +216,7 @@ def _unplanned(settings):
     return {name: None if name in PLANNED and not v else v for name, v in settings.items()}
 
 
-def same(one, other) -> bool:
+def same(one: object, other: object) -> bool:
     """Equal values of equal structure; a number that is not one equals itself."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
@@ -227,7 +227,7 @@ def same(one, other) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
-def _short(value) -> str:
+def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return json.dumps(text if len(text) <= 60 else text[:57] + "...", ensure_ascii=False)
 
@@ -339,7 +339,7 @@ def _json(path: Path) -> object:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _in_json(before, after, place: str = "") -> Iterator[str]:
+def _in_json(before: object, after: object, place: str = "") -> Iterator[str]:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in dict.fromkeys([*before, *after]):
             if not left_out("column", name):

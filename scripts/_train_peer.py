@@ -98,10 +98,13 @@ def write_work(flags: argparse.Namespace, folder: Path) -> None:
     (folder / "work.json").write_text(json.dumps(work), encoding="utf8")
 
 
-def _compare(flags, folder: Path, job: str, sides: dict[str, Worker]) -> dict[str, Any]:
+def _compare(
+    flags: argparse.Namespace, folder: Path, job: str, sides: dict[str, Worker]
+) -> dict[str, Any]:
     """The row of a job, which is printed too."""
     settings = {"jaxloop": flags.ours, flags.peer: flags.theirs}
-    best, first = {}, {}
+    best: dict[str, str] = {}
+    first: dict[tuple[str, str], Timed] = {}
     for name, worker in sides.items():
         tried = {}
         for setting in _that_divide(settings[name].split(","), job, name == "jaxloop"):
@@ -136,7 +139,14 @@ def _that_divide(settings: list[str], job: str, ours: bool) -> list[str]:
     return kept
 
 
-def _row(flags, job, sides, best, first, pairs: list[dict[str, Timed]]) -> dict[str, Any]:
+def _row(
+    flags: argparse.Namespace,
+    job: str,
+    sides: dict[str, Worker],
+    best: dict[str, str],
+    first: dict[tuple[str, str], Timed],
+    pairs: list[dict[str, Timed]],
+) -> dict[str, Any]:
     about = {"size": flags.size, "job": job, "threads": flags.threads}
     row = row_of(about, flags.peer, best, pairs)
     for name, worker in sides.items():
@@ -148,7 +158,7 @@ def _row(flags, job, sides, best, first, pairs: list[dict[str, Timed]]) -> dict[
     return row
 
 
-def _line(flags, row: dict[str, Any]) -> str:
+def _line(flags: argparse.Namespace, row: dict[str, Any]) -> str:
     sides = [
         f"{name} ({row[name]['setting']}) {row[name]['us_per_token']:,.1f} us a token, start "
         f"{row[name]['start_s']:.1f} s + compile {row[name]['compile_s']:.1f} s = "

@@ -7,12 +7,16 @@ and R rows of a batch at a time, whose gradients are added up. A chain begins wi
 import json
 import multiprocessing
 import os
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from _worker import read_work, serve
 
 
-def train(connection, folder, work, setting, cores):
+def train(
+    connection: Connection, folder: Path, work: dict[str, Any], setting: str, cores: list[int]
+) -> None:
     """A process that trains chains: it receives their numbers, and sends the first losses."""
     os.sched_setaffinity(0, cores)
     import numpy as np  # the parent needs neither
@@ -22,9 +26,9 @@ def train(connection, folder, work, setting, cores):
 
     torch.set_num_threads(len(cores))
     rows = int(setting.split(":")[1])
-    net = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     lora = peft.LoraConfig(r=work["rank"], lora_alpha=work["rank"], target_modules="all-linear")
-    net = peft.get_peft_model(net, lora)
+    net = peft.get_peft_model(base, lora)
     run = torch.compile(net) if work["peer"] == "torch-compile" else net
     trained = [p for p in net.parameters() if p.requires_grad]
     connection.send("ready")
@@ -55,7 +59,7 @@ def train(connection, folder, work, setting, cores):
 def main() -> None:
     folder, work = read_work()
     cores = sorted(os.sched_getaffinity(0))
-    children = {}
+    children: dict[str, list[tuple[Any, Connection]]] = {}
     context = multiprocessing.get_context("spawn")
 
     def prepare(setting):
@@ -79,7 +83,7 @@ def main() -> None:
         asked = [list(range(chains))[i :: len(started)] for i in range(len(started))]
         for (_, pipe), numbers in zip(started, asked, strict=True):
             pipe.send({"chains": numbers, "steps": steps})
-        losses = {}
+        losses: dict[int, float] = {}
         for (_, pipe), numbers in zip(started, asked, strict=True):
             losses |= dict(zip(numbers, pipe.recv(), strict=True))
         said = [losses[chain] for chain in range(chains)]

@@ -34,10 +34,12 @@ def main() -> None:
         shape = (steps, work["batch_size"], work["length"])
         losses = {}
 
-        def start(first: int):
+        def start(first: int) -> jax.Array:
             numbers = range(first, first + together)
-            tokens = [np.random.default_rng(c).integers(0, work["vocab"], shape) for c in numbers]
-            tokens = np.stack(tokens, 1).astype(np.int32)
+            of_chains = [
+                np.random.default_rng(c).integers(0, work["vocab"], shape) for c in numbers
+            ]
+            tokens = np.stack(of_chains, 1).astype(np.int32)
             rows = np.ones(tokens.shape[:3], np.float32)
             batch = StepArrays(tokens, np.ones(tokens.shape, bool), rows)
             keys = jax.random.split(jax.random.key(first), together)

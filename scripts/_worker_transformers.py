@@ -4,6 +4,8 @@ Runs in the peer's own environment. A setting is the number of texts of a batch;
 longest text.
 """
 
+from typing import Any
+
 import torch
 import transformers
 from _worker import read_work, serve
@@ -12,7 +14,8 @@ from _worker import read_work, serve
 def main() -> None:
     folder, work = read_work()
     torch.set_num_threads(work["threads"])
-    net = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    load: Any = transformers.AutoModelForCausalLM.from_pretrained  # its types deny `generate`
+    net = load(folder / "model", dtype=torch.float32)
     net.generation_config.eos_token_id = None
     prompt = torch.tensor([work["prompt"]])
 

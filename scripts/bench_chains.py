@@ -10,4 +10,4 @@ import _root  # noqa: F401
 from _bench import main
 
 if __name__ == "__main__":
-    sys.exit(main("chains"))
+    sys.exit(main("chains", __doc__))

@@ -41,7 +41,7 @@ def read(task: str, column: str, seed: int) -> tuple[str, pd.DataFrame]:
     )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -17,4 +17,4 @@ if __name__ == "__main__":
         from _decode_peer import main as beside_peer  # argparse refuses fields of configs/bench.py
 
         sys.exit(beside_peer(sys.argv[1:]))
-    sys.exit(main("decode"))
+    sys.exit(main("decode", __doc__))

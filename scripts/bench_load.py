@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import _root  # noqa: F401
 import ml_dtypes
@@ -40,7 +41,7 @@ def make(folder: Path, gigabytes: float) -> None:
     from jaxloop.lm.io.config_json import config_fields
     from jaxloop.lm.model.config import ModelConfig, count_parameters, table
 
-    shape = dict(
+    shape: dict[str, Any] = dict(
         vocab_size=VOCAB,
         d_model=WIDTH,
         num_heads=HEADS,
@@ -53,9 +54,11 @@ def make(folder: Path, gigabytes: float) -> None:
     model_config = ModelConfig(
         "llama", num_layers=max(1, round((gigabytes * 5e8 - one) / (two - one)) + 1), **shape
     )
-    rng, where, held, number = np.random.default_rng(0), {}, {}, 0
+    rng, number = np.random.default_rng(0), 0
+    where: dict[str, str] = {}
+    held: dict[str, np.ndarray] = {}
 
-    def close():
+    def close() -> None:
         nonlocal held, number
         number += 1
         save_file(held, folder / f"model-{number:05d}.safetensors", metadata={"format": "pt"})
@@ -111,9 +114,9 @@ def child(what: str, folder: Path, dtype: str) -> dict:
     )  # so is what loading imports
     before, start, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
     if what == "load":
-        kept = lm.load(folder, dtype=jax.numpy.dtype(dtype))
-        jax.block_until_ready(kept.params)
-        stays = sum(leaf.nbytes for leaf in jax.tree.leaves(kept.params))
+        model = lm.load(folder, dtype=jax.numpy.dtype(dtype))
+        jax.block_until_ready(model.params)
+        stays = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     else:
         kept = [np.fromfile(file, np.uint8) for file in sorted(folder.glob("*.safetensors"))]
         stays = sum(part.nbytes for part in kept)
@@ -135,7 +138,8 @@ def drop(folder: Path) -> None:
         os.close(descriptor)
 
 
-def measure(what: str, folder: Path, args) -> dict:
+def measure(what: str, folder: Path, args: argparse.Namespace) -> dict:
+    """One measurement, in a process of its own."""
     if args.cold:
         drop(folder)
     command = [

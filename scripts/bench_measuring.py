@@ -49,6 +49,7 @@ def difference(before: Path, after: Path, changed: Sequence[str]) -> tuple[float
     """
     worst = (0.0, "nothing")
     old, new = (json.loads((folder / "values.json").read_text()) for folder in (before, after))
+    check_names("values.json", old, new)
     for name, metrics in old.items():
         check_names(name, metrics, new[name])
         for metric in set(metrics) - set(changed):
@@ -59,7 +60,7 @@ def difference(before: Path, after: Path, changed: Sequence[str]) -> tuple[float
             continue
         place = path.relative_to(before)
         table, other = pd.read_parquet(path), pd.read_parquet(after / place)
-        check_names(str(place), table, other)
+        check_names(str(place), map(str, table), map(str, other))
         for column in set(table) - set(changed):
             if table[column].dtype.kind == "f":
                 pair = table[column].to_numpy(), other[column].to_numpy()
@@ -110,8 +111,8 @@ def main() -> int:
                 seconds[name].append(side(tree, run, Path(folder) / name / f"{repeat}", chosen))
         worst, where = None, ""
         if args.before:
-            places = [Path(folder) / name / "0" for name in ("before", "after")]
-            worst, where = difference(*places, args.changed)
+            before, after = (Path(folder) / name / "0" for name in ("before", "after"))
+            worst, where = difference(before, after, args.changed)
     table = {
         name: {
             clock: statistics.median(row[clock] for row in rows[1:]) for clock in ("cpu", "wall")

@@ -15,7 +15,9 @@ import json
 import os
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import _root  # noqa: F401
 import jax
@@ -40,7 +42,8 @@ PARTS = ("self_bleu", "texts", "embeddings", "encoder", "quickstart")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def self_bleu_rows(texts, args):
+def self_bleu_rows(texts: list[str], args: argparse.Namespace) -> None:
+    """Self-BLEU beside sacrebleu's loop, and its tokenising alone."""
     few, many = texts[: args.few], texts[: args.many]
     index = (
         np.arange(len(few))
@@ -93,7 +96,8 @@ def self_bleu_rows(texts, args):
     print(f"    that is {whole / own:.2f} times its own tokenising of these texts")
 
 
-def embedding_rows(args):
+def embedding_rows(args: argparse.Namespace) -> None:
+    """Metrics of points, beside scikit-learn and SciPy."""
     from sklearn.mixture import GaussianMixture
     from sklearn.neighbors import NearestNeighbors
 
@@ -119,7 +123,7 @@ def embedding_rows(args):
             row(
                 args,
                 f"knn_cosine_diversity(k={k}), {size}",
-                lambda k=k: semantic.knn_cosine_diversity(x, k),
+                partial(semantic.knn_cosine_diversity, x, k),
                 args.slow_repeats,
                 near(x, k, "cosine"),
                 "scikit-learn",
@@ -131,14 +135,12 @@ def embedding_rows(args):
                 row(
                     args,
                     f"kl_entropy(k={k}), {len(points):,} x {points.shape[1]}",
-                    lambda points=points, k=k: semantic.kl_entropy(points, k),
+                    partial(semantic.kl_entropy, points, k),
                     args.slow_repeats,
                     near(points, k, "euclidean"),
                     "scikit-learn",
                     1e-5,
-                    same=lambda ours, points=points, k=k: _mean_log_distance(
-                        ours, len(points), points.shape[1], k
-                    ),
+                    same=partial(_mean_log_distance, n=len(points), d=points.shape[1], k=k),
                 )
     row(
         args,
@@ -161,12 +163,12 @@ def embedding_rows(args):
     distance_rows(x, args)
 
 
-def encoder_rows(texts, args):
+def encoder_rows(texts: list[str], args: argparse.Namespace) -> None:
     """Texts per second of the default encoder; both sides start with every program compiled."""
     from jaxloop.metrics.embed import default_model, embed
 
     few = texts[:: max(1, len(texts) // args.embedded)][: args.embedded]
-    model = None
+    model: Any = None
     if args.peer:
         from sentence_transformers import SentenceTransformer
 
@@ -187,7 +189,7 @@ def encoder_rows(texts, args):
     )
 
 
-def quickstart_rows(args):
+def quickstart_rows(args: argparse.Namespace) -> None:
     """Share of the processor time of a generation of the quickstart, on one of its bases, that the
     metrics of its texts take.
     """
@@ -203,7 +205,8 @@ def quickstart_rows(args):
     changes = [("chain.generations", "2"), ("models.pool", raw["models"]["pool"][0])]
     settings = config.build(chain.CONFIG, config.override(raw, changes, chain.CONFIG))
     prepared = prepare.prepare(settings)
-    written, ends = {}, {}
+    written: dict[int, list[list[str]]] = {}
+    ends: dict[int, float] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
         open_workdir(f"{folder}/run", {}, console=False) as place,
@@ -238,7 +241,7 @@ def quickstart_rows(args):
         seconds = row(
             args,
             f"{what} metrics of texts, {len(written[1])} chains",
-            lambda names=names: evaluate(names, texts=written[1]),
+            partial(evaluate, names, texts=written[1]),
             args.repeats,
         )
         args.rows[-1]["share_of_a_generation"] = seconds / generation
@@ -248,7 +251,7 @@ def quickstart_rows(args):
         )
 
 
-def of_texts():
+def of_texts() -> list[str]:
     """Names of the metrics that read texts alone and ask no model."""
     own = {module.__name__ for module in (bleu, lexical, sentiment)}
     return [
@@ -277,7 +280,8 @@ def _pairwise(x):
     return cosine_distances(x).sum(dtype=np.float64) / (len(x) * (len(x) - 1))
 
 
-def distance_rows(x, args):
+def distance_rows(x: np.ndarray, args: argparse.Namespace) -> None:
+    """Distances of two sets of points, beside SciPy."""
     from scipy import linalg
     from scipy.spatial.distance import cdist
 
@@ -320,7 +324,8 @@ def distance_rows(x, args):
     )
 
 
-def text_rows(texts, args):
+def text_rows(texts: list[str], args: argparse.Namespace) -> None:
+    """Metrics of texts, beside vaderSentiment and NLTK."""
     few = texts[: args.few]
 
     def vader():
@@ -361,7 +366,7 @@ def text_rows(texts, args):
         row(
             args,
             f"  {name}, {what}",
-            lambda name=name: evaluate([name], texts=chains),
+            partial(evaluate, [name], texts=chains),
             args.repeats,
         )
     row(
@@ -372,7 +377,7 @@ def text_rows(texts, args):
     )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -414,7 +419,7 @@ def main():
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     args = parser.parse_args()
     args.now, args.rows = CLOCKS[args.clock], []
-    texts = []
+    texts: list[str] = []
     if {"self_bleu", "texts", "encoder"} & set(args.only):
         for source in args.data:
             texts += load_texts(source)["text"].tolist()

@@ -15,7 +15,9 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import _root  # noqa: F401
 import pandas as pd
@@ -26,17 +28,19 @@ from jaxloop.data.sources import load_texts
 from jaxloop.metrics.embed import default_model
 
 SIDES = ("plain", "cold", "warm")
+Spent = dict[str, float]  # seconds by clock, and the load of other work
 
 
-def plain(scratch, texts, generations):
+def plain(scratch: Path, texts: Path, generations: int) -> tuple[Spent, dict[str, float]]:
     """(seconds, relative change of diversity by ratio) of the plain script."""
     out = scratch / "plain.json"
-    command = [sys.executable, ROOT / "scripts/plain_quickstart.py", f"--texts={texts}"]
+    command: list[str | Path] = [sys.executable, ROOT / "scripts/plain_quickstart.py"]
+    command += [f"--texts={texts}"]
     command += [f"--encoder={default_model()}", f"--generations={generations}", f"--out={out}"]
     return finished(command, os.environ), change(pd.read_json(out))
 
 
-def ours(folder, cache, generations):
+def ours(folder: Path, cache: Path, generations: int) -> tuple[Spent, dict[str, float]]:
     """The same of the quickstart."""
     command = [sys.executable, "-m", "jaxloop.main", "--config=configs/quickstart.py"]
     command += [f"--workdir={folder}", f"--config.chain.generations={generations}"]
@@ -46,30 +50,31 @@ def ours(folder, cache, generations):
     return done, change(rows.reset_index())
 
 
-def finished(command, environment):
+def finished(command: Sequence[str | Path], environment: Mapping[str, str]) -> Spent:
     """Seconds of a command, and the load of other work per core meanwhile."""
     load_of = metered()
-    done = call(command, 3600, dict(environment))
+    done = call(list(command), 3600, dict(environment))
     if done.code:
         sys.exit(f"ended with {done.code}: {done.said[-2000:]}")
     load = load_of(done.processor)
     return {"wall": done.seconds, "processor": done.processor, "load": load}
 
 
-def change(rows):
+def change(rows: pd.DataFrame) -> dict[str, float]:
     """{ratio: diversity of the last generation / that of the first}, means over seeds."""
     means = rows.groupby(["ratio", "generation"])["cosine_diversity"].mean().unstack()
     return {f"{r:g}": float(row.iloc[-1] / row.iloc[0]) for r, row in means.iterrows()}
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--generations", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    seconds, changes = {side: [] for side in SIDES}, {}
+    seconds: dict[str, list[Spent]] = {side: [] for side in SIDES}
+    changes: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         texts = scratch / "texts.json"
@@ -86,7 +91,11 @@ def main():
             loads = (f"{side} {spent['load']:.2f}" for side, (spent, _) in found.items())
             print(f"round {i + 1}, other load of a core: {', '.join(loads)}", flush=True)
     load = max(spent["load"] for side in SIDES for spent in seconds[side])
-    result = {"generations": args.generations, "load": load, "diversity_kept": changes}
+    result: dict[str, Any] = {
+        "generations": args.generations,
+        "load": load,
+        "diversity_kept": changes,
+    }
     for side in SIDES:
         kept = ", ".join(f"r = {ratio}: {value:.2f}" for ratio, value in changes[side].items())
         print(f"{side:6} semantic diversity, last / first generation: {kept}")

@@ -41,7 +41,7 @@ def run(config: str, folder: Path, environment: dict) -> dict[str, float]:
     return {"wall": wall, **spent, "rest": wall - spent["fit"] - spent["sample"]}
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

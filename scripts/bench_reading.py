@@ -16,6 +16,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def readers(path: Path) -> dict:
     else:
         plain, strings = (
             (lambda: pd.read_json(path, lines=True)),
-            (lambda: pd.read_json(path, lines=True, dtype=object)),
+            (lambda: pd.read_json(path, lines=True, dtype={"text": object, "label": object})),
         )
     calls = (
         lambda: load_texts(path),
@@ -89,20 +90,20 @@ def marked(frame: pd.DataFrame) -> pd.DataFrame:
 
 def gathered(path: Path) -> dict[str, list]:
     """The columns of a file, whose batches are columns or rows."""
-    columns = {"text": [], "label": []}
+    columns: dict[str, list] = {"text": [], "label": []}
     for batch in read_batches(path):
         for name, values in columns.items():
             values += batch[name] if isinstance(batch, dict) else [row[name] for row in batch]
     return columns
 
 
-def measure(path: Path, repeats: int, now) -> list[dict]:
+def measure(path: Path, repeats: int, now: Callable[[], float]) -> list[dict]:
     """Seconds of every reader, in turn, each with nothing in memory that another has read. Ends
     where texts or fingerprints differ.
     """
     calls = readers(path)
-    seconds = {name: [] for name in calls}
-    prints = set()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    prints: set[str] = set()
     for number in range(repeats + 1):
         for name, call in calls.items():
             start = now()
@@ -123,7 +124,7 @@ def measure(path: Path, repeats: int, now) -> list[dict]:
     ]
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -6,7 +6,7 @@ Two processes with a disk of their own each, over an S3 server on this machine (
 same two processes on one disk, in turn. The study is the quickstart with four times as many texts
 per generation. Prints the wall and processor seconds of each run, the medians, the bytes that
 were sent to the store for a generation against those that the run keeps of it, and, as its last
-line, one JSON object. Needs the extra `store-tests`.
+line, one JSON object. Needs the extras `store-tests` and `test`.
 """
 
 import argparse
@@ -31,6 +31,18 @@ from tests import store_servers
 PLACES = ("one disk", "store")
 
 
+def fields_of(config: str, generations: int, times: int) -> list[str]:
+    """The words that say what is run; times: so many of the quickstart's texts."""
+    return [
+        f"--config={config}",
+        f"--config.chain.generations={generations}",
+        f"--config.chain.size={256 * times}",
+        f"--config.chain.eval_texts={96 * times}",
+        f"--config.fit.steps={20 * times}",
+        "--config.run.keep=none",  # nothing is pruned, so what is kept can be counted at the end
+    ]
+
+
 def start_server() -> tuple[subprocess.Popen, str]:
     """An S3 server in a process of its own, so that its processor time is not the runs', and its
     endpoint; the bucket is called "bench".
@@ -45,6 +57,8 @@ def start_server() -> tuple[subprocess.Popen, str]:
     )
     endpoint = f"http://127.0.0.1:{port}"
     for _ in range(300):
+        if server.poll() is not None:
+            break
         try:
             request = urllib.request.Request(f"{endpoint}/bench", method="PUT")
             urllib.request.urlopen(request, timeout=20).read()
@@ -52,7 +66,7 @@ def start_server() -> tuple[subprocess.Popen, str]:
         except OSError:
             time.sleep(0.1)
     server.kill()
-    sys.exit("the S3 server did not start")
+    sys.exit("the S3 server did not start; it needs the extra `store-tests`")
 
 
 def run(fields: Sequence[str], workdir: str, scratch: Path, cache: Path, store: bool) -> dict:
@@ -109,7 +123,7 @@ def count_bytes(fields: Sequence[str], scratch: Path, endpoint: str) -> tuple[in
         here.mkdir()
         run(fields, "s3://bench/counted", here, scratch / "compiled", store=True)
     # Each machine has the weights that it trained, and all of the rest.
-    kept = {}
+    kept: dict[Path, int] = {}
     for machine in sorted(here.glob("machine-*")):
         for root in machine.rglob("run"):
             kept |= {p.relative_to(root): p.stat().st_size for p in root.rglob("*") if p.is_file()}
@@ -126,14 +140,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=3)
     parser.add_argument("--times", type=int, default=4, help="quickstart's texts, so many times")
     args = parser.parse_args()
-    fields = [
-        f"--config={args.config}",
-        f"--config.chain.generations={args.generations}",
-        f"--config.chain.size={256 * args.times}",
-        f"--config.chain.eval_texts={96 * args.times}",
-        f"--config.fit.steps={20 * args.times}",
-        "--config.run.keep=none",  # nothing is pruned, so what is kept can be counted at the end
-    ]
+    fields = fields_of(args.config, args.generations, args.times)
     server, endpoint = start_server()
     os.environ |= {
         "AWS_ENDPOINT_URL": endpoint,

@@ -22,11 +22,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import _root  # noqa: F401
 
 from jaxloop.accelerators import cards
+
+if TYPE_CHECKING:  # they import jax, which `keep_to_the_cpu` comes before
+    from jaxloop.lm.model.config import ModelConfig
+    from jaxloop.lm.target import Target
 
 # GB of one device that a program may need, at 2 and at 16 layers, by platform; lines between. What
 # is not named may need what the card gives.
@@ -55,7 +59,7 @@ class Case(NamedTuple):
     cache: int = 0
 
 
-def sizes(layers: int):
+def sizes(layers: int) -> "ModelConfig":
     """Llama-3.2-1B's shapes with so many layers (0: all 16)."""
     from jaxloop.studies.bench import setup
     from jaxloop.studies.bench.config import BenchConfig
@@ -64,7 +68,7 @@ def sizes(layers: int):
     return dataclasses.replace(model_config, num_layers=layers) if layers else model_config
 
 
-def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
+def cases(layers: int, target: "Target", devices: Sequence) -> dict[str, list[Case]]:
     """The programs by name: training of 8 chains of 8 rows of 512 tokens on a GPU, of one on a TPU;
     writing at the defaults of a study, 1,024 slots and 300 tokens.
     """
@@ -82,10 +86,8 @@ def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
     )
     fit = FitConfig(lora=lora, batch_size=8, dtype="bfloat16", max_length=512)
     sample, options = SampleConfig(), GenerateOptions(lora=lora, dtype="bfloat16")
-    many, one = (
-        dict(dtype="bfloat16", target=target, devices=devices),
-        dict(dtype="bfloat16", target=target, devices=devices[:1]),
-    )
+    many: dict[str, Any] = dict(dtype="bfloat16", target=target, devices=devices)
+    one = many | dict(devices=devices[:1])
     chains = 8 if gpu else 1
     writing = programs.generation_plan(model_config, sample, target, dtype="bfloat16")
     slots, window = (
@@ -145,18 +147,18 @@ def cases(layers: int, target, devices: Sequence) -> dict[str, list[Case]]:
     }
 
 
-def bound(card, name: str, layers: int) -> float:
+def bound(card: cards.Card, name: str, layers: int) -> float:
     """Bytes that a program may need."""
     few, all_of_them = BOUNDS.get((card.platform, name), (0, 0))
     stated = 1e9 * (few + (all_of_them - few) * ((layers or 16) - 2) / 14)
     return min(stated, card.room) if few else card.room
 
 
-def check(card, name: str, case: Case, layers: int, devices: int) -> dict:
+def check(card: cards.Card, name: str, case: Case, layers: int, devices: int) -> dict:
     """One row: what the compiler says, and `faults`, empty where all is well."""
     from jaxloop.accelerators import absent, account
 
-    row = dict(target=card.name, devices=devices, program=name, layers=layers or 16)
+    row: dict[str, Any] = dict(target=card.name, devices=devices, program=name, layers=layers or 16)
     start = time.perf_counter()
     try:
         program = case.make()

@@ -105,7 +105,9 @@ def timed(
     """(exit code, seconds, the last lines) of a shell command. seconds: `all`, and when a mark's
     text was first printed. stop: at the first mark, which counts as exit code 0.
     """
-    start, seconds, lines = time.monotonic(), {}, []
+    start = time.monotonic()
+    seconds: dict[str, float] = {}
+    lines: list[str] = []
     words, out = ["bash", "-c", command], subprocess.PIPE
     with subprocess.Popen(
         words,
@@ -116,7 +118,7 @@ def timed(
         text=True,
         errors="replace",
     ) as process:
-        for line in process.stdout:
+        for line in process.stdout or ():
             lines = [*lines, line.rstrip()][-15:]
             for name, text in marks.items():
                 if text in line:

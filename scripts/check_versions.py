@@ -24,12 +24,11 @@ import shutil
 import sys
 import tempfile
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from scripts._commands import call, counts, last_line  # noqa: E402
+from _commands import ROOT, call, counts, last_line
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # What an image with CUDA, Python 3.12 and recent libraries holds; patch versions are pip's choice.
@@ -87,14 +86,14 @@ def version_of(interpreter: Path) -> str | None:
     return done.said.strip() if done.code == 0 else None
 
 
-def interpreters(given: list[Path]) -> dict[str, Path]:
+def interpreters(given: list[Path]) -> dict[str, Path | None]:
     """{"3.12": path} of the Pythons that were given, else on PATH, else of pyenv (the newest patch
-    version).
+    version); None where there is none.
 
     Raises ValueError for a given one that is none of them.
     """
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = {}
+    found: dict[str, Path | None] = {}
     for path in given:
         version = version_of(path)
         if version not in PYTHONS:
@@ -123,7 +122,7 @@ def interpreters(given: list[Path]) -> dict[str, Path]:
     return found
 
 
-def environments(found: dict[str, Path | None]) -> list[Environment]:
+def environments(found: Mapping[str, Path | None]) -> list[Environment]:
     """All there are, those without an interpreter too."""
     made = []
     for version in PYTHONS:
@@ -300,18 +299,18 @@ def run_study(python: Path, folder: Path, limit: float) -> str:
 
 def check(environment: Environment, folder: Path, args: argparse.Namespace) -> dict:
     """One environment: made, tested and run. The row of the table; "wrong" lists what failed."""
-    row = {
+    row: dict[str, Any] = {
         "environment": environment.name,
         "tests": " ".join(args.tests) or "fast",
         "date": datetime.date.today().isoformat(),
     }
-    python, wrong, note = install(environment, folder, args.torch, args.limit)
-    if wrong:
+    python, not_made, note = install(environment, folder, args.torch, args.limit)
+    if not_made:
         return row | {
             "Python": environment.python,
             "study": "not run",
             "note": note,
-            "wrong": [wrong],
+            "wrong": [not_made],
         }
     row |= versions(python)
     found, tests_wrong = run_tests(python, folder, args.tests, args.workers, args.limit)
@@ -329,6 +328,7 @@ def line(row: dict) -> str:
 
 
 def table(lines: list[str]) -> str:
+    """The Markdown table of these rows."""
     return "\n".join(["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *lines])
 
 

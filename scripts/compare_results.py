@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import _root
 import _same_results as same_results
@@ -187,14 +188,16 @@ def run(which: Side, names: Sequence[str]) -> None:
     Studies that a kept folder has of the same commit are not run again. Raises ValueError where it
     has another program's, or Python would import the package from elsewhere than the checkout.
     """
+    checkout = which.checkout
+    assert checkout is not None, "what was kept is not run"
     which.results.mkdir(parents=True, exist_ok=True)
-    variables = environment(which.checkout, which.results / "cache")
+    variables = environment(checkout, which.results / "cache")
     code = [sys.executable, "-c", "import jaxloop; print(jaxloop.__file__)"]
-    done = subprocess.run(code, cwd=which.checkout, env=variables, capture_output=True, text=True)
+    done = subprocess.run(code, cwd=checkout, env=variables, capture_output=True, text=True)
     found = done.stdout.strip() or _last_line(done)
-    if not Path(found).is_relative_to(which.checkout):
+    if not Path(found).is_relative_to(checkout):
         raise ValueError(f"{which.spec}: must be what `import jaxloop` finds, got {found}")
-    record = {"commit": which.commit, "results": str(which.results), "studies": {}}
+    record: dict[str, Any] = {"commit": which.commit, "results": str(which.results), "studies": {}}
     if (which.results / SIDE).is_file():
         record = json.loads((which.results / SIDE).read_text(encoding="utf-8"))
         if not which.commit or record["commit"] != which.commit:
@@ -210,14 +213,12 @@ def run(which: Side, names: Sequence[str]) -> None:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-m", "jaxloop.main", *words_of(name)]
         command.append(f"--workdir={which.results / name}")
-        done = subprocess.run(
-            command, cwd=which.checkout, env=variables, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         record["studies"][name] = {
             "words": words_of(name),
-            "checkout": str(which.checkout),
+            "checkout": str(checkout),
             "code": done.returncode,
             "last": _last_line(done),
             "cpu_s": spent,
@@ -265,7 +266,7 @@ def compared(name: str, sides: Sequence[Side], records: Sequence[Mapping]) -> sa
 
 def table(found: Mapping[str, same_results.Compared]) -> str:
     """A line a study: files of each kind (`1 of 6`: one differs), `equal` or what differs first."""
-    rows = [("study", *same_results.KINDS, "result")]
+    rows: list[tuple[str, ...]] = [("study", *same_results.KINDS, "result")]
     for name, study in found.items():
         counts = [
             f"{study.differ[kind]} of {study.files[kind]}"

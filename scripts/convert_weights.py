@@ -67,7 +67,8 @@ def convert(source: Path, target: Path) -> dict[str, str]:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        left_out, where = {}, {}
+        left_out: dict[str, str] = {}
+        where: dict[str, str] = {}
         for number, file in enumerate(files, 1):
             name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
             name = "model.safetensors" if len(files) == 1 else name

@@ -38,7 +38,7 @@ FOLDER = Path(corpora.__file__).resolve().parents[1] / "assets" / "corpora"
 # the year.
 # Lincoln's second election was on
 # the ticket of the National Union, which his party had renamed itself for it.
-PRESIDENTS = {
+PRESIDENTS: dict[str, tuple[str, str] | dict[int, tuple[str, str]]] = {
     "Washington": ("George Washington", "none"),
     "Adams": {1797: ("John Adams", "Federalist"), 1825: ("John Quincy Adams", "D-R")},
     "Jefferson": ("Thomas Jefferson", "D-R"),
@@ -315,7 +315,10 @@ def from_libraries() -> dict[str, dict[str, list]]:
     table = docs.load_installed(docs.LIBRARIES)
     parts = {"docs": docs.HELD_OUT, "docs_pretrain": docs.PRETRAIN}
     return {
-        name: table.loc[table["domain"].isin(part), ["text", "domain", "module"]].to_dict("list")
+        name: {
+            column: table.loc[table["domain"].isin(part), column].tolist()
+            for column in ("text", "domain", "module")
+        }
         for name, part in parts.items()
     }
 

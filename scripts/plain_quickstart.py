@@ -18,8 +18,9 @@ import argparse
 import json
 import multiprocessing
 import random
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 BASES = ("llama", "qwen2", "gpt2", "opt")
 PROMPT = "### User:\nWrite a paragraph of documentation.\n### Assistant:\n"
@@ -27,9 +28,10 @@ SIZE, EVAL, HELD_OUT = 256, 96, 64
 STEPS, BATCH, RATE, MIN_LENGTH, MAX_LENGTH = 20, 16, 2e-3, 16, 96
 RANK, NEW_TOKENS, TEMPERATURE, MIN_P = 16, 64, 1.5, 0.2
 CHAINS = ((1 / 8, 0), (1 / 8, 1), (1.0, 0), (1.0, 1))
+Torch = Any  # the module, which the parent does not import
 
 
-def adapted(bases, rng, torch):
+def adapted(bases: str, rng: random.Random, torch: Torch) -> tuple[Any, Any]:
     """(model with a fresh adapter on every linear layer, its tokenizer)."""
     import peft
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -45,7 +47,7 @@ def adapted(bases, rng, torch):
     return peft.get_peft_model(base, config), tokenizer
 
 
-def batch_of(texts, tokenizer, torch):
+def batch_of(texts: Sequence[str], tokenizer: Any, torch: Torch) -> dict[str, Any]:
     """Token ids, mask and labels of prompt, text and end; only text and end are learned."""
     prompt = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
     rows = []
@@ -62,7 +64,9 @@ def batch_of(texts, tokenizer, torch):
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def train(model, tokenizer, texts, rng, torch):
+def train(
+    model: Any, tokenizer: Any, texts: Sequence[str], rng: random.Random, torch: Torch
+) -> None:
     """20 steps of AdamW, linear decay after one step of warm-up."""
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01)
@@ -78,10 +82,10 @@ def train(model, tokenizer, texts, rng, torch):
         optimizer.zero_grad()
 
 
-def write(model, tokenizer, count, torch, batch=64):
+def write(model: Any, tokenizer: Any, count: int, torch: Torch, batch: int = 64) -> list[str]:
     """`count` texts, sampled with temperature and min_p from the merged model."""
     model.eval()
-    texts = []
+    texts: list[str] = []
     prompt = tokenizer(PROMPT, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         while len(texts) < count:
@@ -100,7 +104,7 @@ def write(model, tokenizer, count, torch, batch=64):
     return texts
 
 
-def held_out_loss(model, tokenizer, texts, torch):
+def held_out_loss(model: Any, tokenizer: Any, texts: Sequence[str], torch: Torch) -> float:
     """Mean over tokens, in nats."""
     total = count = 0.0
     with torch.inference_mode():
@@ -112,7 +116,7 @@ def held_out_loss(model, tokenizer, texts, torch):
     return total / count
 
 
-def measured(texts, encoder, torch):
+def measured(texts: list[str], encoder: tuple[Any, Any], torch: Torch) -> dict[str, float]:
     """The quickstart's metrics of texts."""
     import sacrebleu
 
@@ -137,14 +141,23 @@ def measured(texts, encoder, torch):
     }
 
 
-def chain(ratio, seed, args, human, encoder, torch):
+def chain(
+    ratio: float,
+    seed: int,
+    args: argparse.Namespace,
+    human: list[str],
+    encoder: tuple[Any, Any],
+    torch: Torch,
+) -> list[dict[str, float]]:
     """One chain: its metrics by generation."""
     rng = random.Random(f"{ratio}-{seed}")
     torch.manual_seed(rng.randrange(2**31))
     human = rng.sample(human, len(human))
     held_out, human = human[:HELD_OUT], human[HELD_OUT:]
     made = round(SIZE * ratio)
-    pool, synthetic, rows = [], [], []
+    pool: list[str] = []
+    synthetic: list[str] = []
+    rows = []
     for generation in range(args.generations):
         fresh = SIZE if generation == 0 else SIZE - made
         new, human = human[:fresh] + synthetic, human[fresh:]
@@ -160,7 +173,7 @@ def chain(ratio, seed, args, human, encoder, torch):
     return rows
 
 
-def work(job):
+def work(job: tuple[argparse.Namespace, Sequence[tuple[float, int]]]) -> list[dict[str, float]]:
     """A process of one thread: its chains, one after another."""
     args, chains = job
     import torch
@@ -179,7 +192,7 @@ def work(job):
     return [row for rows in found for row in rows]
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -209,4 +222,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -63,7 +63,8 @@ def matrix(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def card(args, report: dict, outside: dict, counts: dict, parameters: int) -> str:
+def card(args: argparse.Namespace, report: dict, outside: dict, parameters: int) -> str:
+    """The README.md of the detector."""
     train, _, test = report["split"]
     flags = (
         f"--layers {args.layers} --limit {args.limit} --epochs {args.epochs} --rate {args.rate:g} "
@@ -147,7 +148,7 @@ def main() -> int:
         np.array([names.index(label) for label in labels]), found, names
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(detector.encoder.params))
-    page = card(args, fitted.report, outside, fitted.report["counts"], parameters)
+    page = card(args, fitted.report, outside, parameters)
     (args.out / "README.md").write_text(page, encoding="utf8")
     print(
         *(

@@ -95,7 +95,7 @@ def proxy(endpoint, behaviour):
     """The endpoint of a proxy in front of a server."""
     target = endpoint.removeprefix("http://")
     chance = random.Random(0)
-    listed = {}
+    listed: dict[str, tuple[float, tuple[int, bytes, list[tuple[str, str]]]]] = {}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -5,10 +5,9 @@ import json
 import sys
 from pathlib import Path
 
+import _commands as commands
+import check_versions as cv
 import pytest
-
-from scripts import _commands as commands
-from scripts import check_versions as cv
 
 PYTHON = Path(sys.executable)
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from jaxloop.results import expectations, measures, page, verdict
 
@@ -202,6 +203,15 @@ def _told(paragraph: str) -> list[float]:
         shown = table.get_group(0.25), table.get_group(0.75), table.get_group(1.0)
         formula = pd.concat(shown)[f"linear{name}"]
         return [*told, (row["high"] - row["low"]) / 2, formula.min(), formula.max()]
+    if paragraph == "Three domains":
+        table = pd.read_csv(RESULTS / "multi_domain" / "outcomes.csv")
+        table["kind"] = table.dependent.str.partition("@")[0]
+        chains = table.groupby(["kind", "chain"]).relative.mean().groupby("kind")
+        mean, half = chains.mean(), scipy.stats.t.ppf(0.975, chains.count() - 1) * chains.sem()
+        influence = pd.read_csv(RESULTS / "multi_domain" / "influence.csv")
+        largest = influence[(influence.errors == "overlap") & (influence.outcome == "diversity")]
+        told = [mean["diversity"], half["diversity"], mean["quality"], half["quality"]]
+        return [*told, largest.largest.max()]
     if paragraph == "Choice of texts":
         chosen = ("quality", "random", "diversity")
         scores = [
@@ -230,6 +240,7 @@ NAMES = (
         "Two, three and five models",
         "Three models on a grid",
         "Choice of texts",
+        "Three domains",
     ],
 )
 def test_what_was_seen_after_the_runs_is_in_the_tables(paragraph):
