@@ -377,8 +377,13 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("stage", list(STAGES))
-@pytest.mark.parametrize("call", [1, 3])
+# Of some stages there are but two calls in the two generations that are left.
+CALLS = {"the rename": 2, "old weights": 2}
+
+
+@pytest.mark.parametrize(
+    ("stage", "call"), [(stage, n) for stage in STAGES for n in (1, CALLS.get(stage, 3))]
+)
 def test_an_error_while_saving_is_raised_at_once_and_latest_excludes_it(
     tmp_path, monkeypatch, whole, stage, call
 ):
@@ -394,12 +399,9 @@ def test_an_error_while_saving_is_raised_at_once_and_latest_excludes_it(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(module, name, broken)
-    try:
+    with pytest.raises(OSError, match="injected"):
         study.run(path)
-    except OSError as error:
-        assert "injected" in str(error)
-    else:
-        assert calls[0] < call
+    assert calls[0] >= call
     monkeypatch.undo()
     found = checkpoint.scan(path)
     assert found.last >= 1 and not found.lost

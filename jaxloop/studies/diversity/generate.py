@@ -33,10 +33,12 @@ from jaxloop.studies.diversity.writers import (
     model_writer,
 )
 
+# The asterisks of a label that is set in bold belong to no text: **Question:** and **Question**:
 _PAIR = re.compile(
-    r"question\s*:\s*(.+?)\s*\n\s*\W{0,2}answer\s*:\s*(.+?)"
+    r"question(?:\*\*)?\s*:(?:\*\*)?\s*(.+?)\s*\n"
+    r"\s*\W{0,2}answer(?:\*\*)?\s*:(?:\*\*)?\s*(.+?)"
     # An answer ends at the next question, at an empty line or with the reply.
-    r"(?=\n\s*\W{0,3}(?:\d+[.)]\s*)?\W{0,2}question\s*:|\n\s*\n|\Z)",
+    r"(?=\n\s*\W{0,3}(?:\d+[.)]\s*)?\W{0,2}question(?:\*\*)?\s*:|\n\s*\n|\Z)",
     re.IGNORECASE | re.DOTALL,
 )
 

@@ -117,9 +117,10 @@ def test_losses_and_gradients_are_those_of_transformers_with_the_same_masks(
     assert masks.calls == sites > 0
     np.testing.assert_allclose(loss, theirs.item(), atol=2e-4)
     found = to_tensors(jax.tree.map(lambda x: x[0], grads), table(config), config.num_layers)
-    for key_, parameter in network.named_parameters():
-        if key_ in found:
-            np.testing.assert_allclose(found[key_], parameter.grad.numpy(), atol=2e-4, err_msg=key_)
+    expected = {key_: parameter.grad.numpy() for key_, parameter in network.named_parameters()}
+    assert found.keys() == expected.keys()
+    for key_, value in expected.items():
+        np.testing.assert_allclose(found[key_], value, atol=2e-4, err_msg=key_)
 
 
 BLOCK = ("attention", "attention_output", "mlp_output")

@@ -86,24 +86,24 @@ def test_zero_weight_samples_have_no_influence(tiny_model):
     """Weights 0 on the second half equal training where those texts are others; weights 2
     everywhere change nothing.
     """
-    weights = np.repeat([1.0, 0.0], len(TEXTS) // 2)
-    other = TEXTS[: len(TEXTS) // 2] + [
-        t.replace("house", "horse") for t in TEXTS[len(TEXTS) // 2 :]
-    ]
-    a, b = (
-        fit(tiny_model, [FitTask(jax.random.key(0), texts, PROMPTS, weights)], FIT)[0]
-        for texts in (TEXTS, other)
-    )
+    half = len(TEXTS) // 2
+    weights = np.repeat([1.0, 0.0], half)
+    # Birds and fish change places: other texts of the same lengths, so batches are the same.
+    other = TEXTS[:half] + TEXTS[half + half // 2 :] + TEXTS[half : half + half // 2]
     lengths = [[len(i) for i in tiny_model.tokenizer.encode(t)] for t in (TEXTS, other)]
-    if lengths[0] == lengths[1]:
-        for x, y in zip(jax.tree.leaves(a.weights), jax.tree.leaves(b.weights)):
-            np.testing.assert_allclose(x, y, atol=1e-6)
-    plain, doubled = (
-        fit(tiny_model, [FitTask(jax.random.key(0), TEXTS, PROMPTS, w)], FIT)[0]
-        for w in (None, np.full(len(TEXTS), 2.0))
+    assert lengths[0] == lengths[1] and not any(map(str.__eq__, TEXTS[half:], other[half:]))
+    a, b, plain, doubled = (
+        fit(tiny_model, [FitTask(jax.random.key(0), texts, PROMPTS, w)], FIT)[0].weights
+        for texts, w in (
+            (TEXTS, weights),
+            (other, weights),
+            (TEXTS, None),
+            (TEXTS, np.full(len(TEXTS), 2.0)),
+        )
     )
-    for x, y in zip(jax.tree.leaves(plain.weights), jax.tree.leaves(doubled.weights)):
-        np.testing.assert_allclose(x, y, atol=1e-6)
+    for pair in ((a, b), (plain, doubled)):
+        for x, y in zip(*map(jax.tree.leaves, pair), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-6)
 
 
 def test_a_single_update_that_is_all_warm_up_is_said_to_learn_nothing(tiny_model, caplog):

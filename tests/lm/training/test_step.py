@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jaxloop import lm
 from jaxloop.lm import family
@@ -105,6 +106,14 @@ def test_training_equals_torch_adamw(tiny_model):
         torch.nn.utils.clip_grad_norm_(ours, settings.max_grad_norm)
         optimizer.step()
         schedule.step()
+    trained = lora.split(lora.Adapter(state.weights, settings.lora), 0)
+    with tempfile.TemporaryDirectory() as folder:
+        lm.save_peft(folder, tiny_model.config, trained)
+        found = load_file(f"{folder}/adapter_model.safetensors")
+    named = {n.replace(".default", ""): p for n, p in net.named_parameters() if p.requires_grad}
+    assert set(found) == set(named)
+    worst = max(np.abs(found[key] - p.detach().numpy()).max() for key, p in named.items())
+    assert worst < 5e-5, worst
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama-bias"])
