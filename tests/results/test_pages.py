@@ -125,7 +125,7 @@ def test_every_file_of_expectations_has_a_page_or_is_said_to_be_not_run():
     assert pages <= expected
     assert {name for name in pages if f"]({name}.md)" not in index} == set()
     (line,) = re.findall(r"^Not run yet, .*$", index, re.MULTILINE)
-    assert set(re.findall(r"`(\w+):small`", line)) == expected - pages
+    assert set(re.findall(r"`(\w+)\.toml`", line)) == expected - pages
     for name in pages:
         for document in ("README.md", "configs/README.md"):
             text = (ROOT / document).read_text(encoding="utf-8")
@@ -163,6 +163,11 @@ def _share(run: str) -> tuple[float, float, float]:
     theory = _row(pd.read_csv(RESULTS / "entities" / f"{run}_theory.csv"), alpha=0.5)
     half = (row["high"] - row["low"]) / 2
     return row["mean"], half, theory["linear_transfer_share_own_text"]
+
+
+def _half(groups) -> pd.Series:
+    """Half of the 95 % interval of the mean of each group."""
+    return scipy.stats.t.ppf(0.975, groups.count() - 1) * groups.sem()
 
 
 def _told(paragraph: str) -> list[float]:
@@ -203,11 +208,19 @@ def _told(paragraph: str) -> list[float]:
         shown = table.get_group(0.25), table.get_group(0.75), table.get_group(1.0)
         formula = pd.concat(shown)[f"linear{name}"]
         return [*told, (row["high"] - row["low"]) / 2, formula.min(), formula.max()]
+    if paragraph == "Properties of text":
+        table = pd.read_csv(RESULTS / "cluster_study" / "outcomes.csv").groupby("dependent")
+        mean, half = table.relative.mean(), _half(table.relative)
+        fits = pd.read_csv(RESULTS / "cluster_study" / "fits.csv")
+        fits = fits[fits.column == "All"].set_index("dependent")
+        told = [mean["diversity"], half["diversity"], mean["quality"], half["quality"]]
+        kinds = ["diversity", "quality"]
+        return [*told, *(100 * fits.r2[kinds]), *fits.adjusted_r2[kinds]]
     if paragraph == "Three domains":
         table = pd.read_csv(RESULTS / "multi_domain" / "outcomes.csv")
         table["kind"] = table.dependent.str.partition("@")[0]
         chains = table.groupby(["kind", "chain"]).relative.mean().groupby("kind")
-        mean, half = chains.mean(), scipy.stats.t.ppf(0.975, chains.count() - 1) * chains.sem()
+        mean, half = chains.mean(), _half(chains)
         influence = pd.read_csv(RESULTS / "multi_domain" / "influence.csv")
         largest = influence[(influence.errors == "overlap") & (influence.outcome == "diversity")]
         told = [mean["diversity"], half["diversity"], mean["quality"], half["quality"]]
@@ -228,7 +241,7 @@ LEVELS = ("D0", "D3", "D5", "D6")
 # Numbers of a paragraph that are no measurements: ratios, levels, sizes.
 NAMES = (
     r"alpha = \d(?:/\d)?|beta = \d|(?:below|above) 0|"
-    r"generation \d|r = \d(?:/\d)?|\bat \d/\d|\bat 1\b|D\d|Distinct-5|\d+ stories|\bof \d+ \(|95 %"
+    r"the paper's ratios, 1/8 and 1/4|R2 |generation \d|r = \d(?:/\d)?|\bat \d/\d|\bat 1\b|D\d|Distinct-5|\d+ stories|\bof \d+ \(|95 %"
 )
 
 
@@ -240,6 +253,7 @@ NAMES = (
         "Two, three and five models",
         "Three models on a grid",
         "Choice of texts",
+        "Properties of text",
         "Three domains",
     ],
 )
