@@ -240,8 +240,8 @@ def _told(paragraph: str) -> list[float]:
 LEVELS = ("D0", "D3", "D5", "D6")
 # Numbers of a paragraph that are no measurements: ratios, levels, sizes.
 NAMES = (
-    r"alpha = \d(?:/\d)?|beta = \d|(?:below|above) 0|"
-    r"the paper's ratios, 1/8 and 1/4|R2 |generation \d|r = \d(?:/\d)?|\bat \d/\d|\bat 1\b|D\d|Distinct-5|\d+ stories|\bof \d+ \(|95 %"
+    r"the paper's ratios, 1/8 and 1/4|R2 |alpha = \d(?:/\d)?|beta = \d|(?:below|above) 0|"
+    r"generation \d|r = \d(?:/\d)?|\bat \d/\d|\bat 1\b|D\d|Distinct-5|\d+ stories|\bof \d+ \(|95 %"
 )
 
 
