@@ -115,7 +115,35 @@ def single(tmp_path_factory):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     path = tmp_path_factory.mktemp("judge")
-    return (*write_model(path, numbers=False, seed=1), lm.load(path))
+    model, tokenizer = write_model(path, numbers=False, seed=1)
+    end_after_two_digits(model, tokenizer)
+    model.save_pretrained(path)
+    return model, tokenizer, lm.load(path)
+
+
+def end_after_two_digits(model, tokenizer):
+    """Let some replies end after two tokens: the end's row of the head has the part of the mean
+    state there that is in no mean state before. A random head writes on, past every score.
+    """
+    states = []
+    with torch.no_grad():
+        for text in texts_for(8):
+            ids = quality_ids(tokenizer, text)
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=2
+            )
+            states.append(model.model(out).last_hidden_state[0, ids.shape[1] - 1 :])
+        first, second, at = torch.stack(states).mean(0)
+        for before in (first, second):
+            at = at - at @ before / (before @ before) * before
+        model.lm_head.weight[model.config.eos_token_id] = 2 * at / at.norm()
+
+
+def quality_ids(tokenizer, text):
+    prompt = tokenizer.apply_chat_template(
+        QUALITY.messages(text), tokenize=False, add_generation_prompt=True
+    )
+    return tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
 
 
 def texts_for(n):
@@ -182,17 +210,17 @@ def test_short_replies_equal_generate(digits):
     model, tokenizer, ours = digits
     texts = texts_for(8)
     found = judge(texts, ours)
+    values = []
     for i, text in enumerate(texts):
-        prompt = tokenizer.apply_chat_template(
-            QUALITY.messages(text), tokenize=False, add_generation_prompt=True
-        )
-        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+        ids = quality_ids(tokenizer, text)
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6
         )[0, ids.shape[1] :]
         value = parse_reply(tokenizer.decode(out, skip_special_tokens=True))
         assert found.unparsable[i] == (value is None)
         assert value is None or found.score[i] == value
+        values.append(value)
+    assert len(set(values)) > 2 and None in values  # scores and replies without one
     assert np.isnan(found.expected).all()
 
 
