@@ -19,6 +19,7 @@ units, `seed` by default; `scale` multiplies a measure, `units` is what its unit
 page. Where a page is of several runs, `run` says which of their directories the measure is of.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -177,22 +178,26 @@ def _slopes(rows: pd.DataFrame, column: str, unit: str) -> pd.Series:
 def _selected(table: pd.DataFrame, where: Any, field: str) -> pd.DataFrame:
     if not isinstance(where, Mapping):
         raise ValueError(f"measure.{field}: is not allowed; a table of columns and their values")
-    for column, value in where.items():
+    for column in where:
         if column not in table.columns:
             raise ValueError(
                 f"measure.{field}.{column}: there is no such column"
                 f"; {suggestion(column, list(table.columns))}"
             )
-        wanted = _wanted(table, column, value)
-        kept = table[table[column].map(lambda x, wanted=wanted: any(_equal(x, w) for w in wanted))]
-        if not len(kept):
-            raise ValueError(f"measure.{field}.{column}={value!r}: no row has it")
-        lasts = column == "generation" and value in ("last", "late")
-        table = _with_stopped(table, kept) if lasts and field != "where" else kept
+    # The last generations are those of the run, not of the rows that are left.
+    wanted = {column: _wanted(table, column, value) for column, value in where.items()}
+    for column in sorted(where, key=lambda name: name == "generation"):
+        kept = table[table[column].map(functools.partial(_one_of, wanted[column]))]
+        lasts = column == "generation" and where[column] in ("last", "late")
+        if not len(kept) and not lasts:
+            raise ValueError(f"measure.{field}.{column}={where[column]!r}: no row has it")
+        table = _with_stopped(table, kept, wanted[column]) if lasts and field != "where" else kept
     return table
 
 
-def _with_stopped(table: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
+def _with_stopped(
+    table: pd.DataFrame, kept: pd.DataFrame, generations: Sequence[int]
+) -> pd.DataFrame:
     """The kept rows, and one without a value for each chain that lacks some that others have.
 
     kept: rows of metrics `table`, of the last generations.
@@ -201,10 +206,13 @@ def _with_stopped(table: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
     has = kept.groupby(["chain", "metric"])["generation"].nunique()
     once = table.drop_duplicates(["chain", "metric"])
     lacks = [
-        has.get((chain, metric), 0) < wanted.get(metric, 0)
+        has.get((chain, metric), 0) < wanted.get(metric, 1)
         for chain, metric in zip(once["chain"], once["metric"], strict=True)
     ]
-    return pd.concat([kept, once[lacks].assign(value=math.nan)]) if any(lacks) else kept
+    if not any(lacks):
+        return kept
+    stopped = once[lacks].assign(value=math.nan, generation=generations[-1])
+    return pd.concat([kept, stopped])
 
 
 def _wanted(table: pd.DataFrame, column: str, value: Any) -> Sequence[Any]:
@@ -214,6 +222,10 @@ def _wanted(table: pd.DataFrame, column: str, value: Any) -> Sequence[Any]:
         last = int(table["generation"].max())
         return list(range(max(last - LATE + 1, 1), last + 1)) if value == "late" else [last]
     return value if isinstance(value, list) else [value]
+
+
+def _one_of(values: Sequence[Any], cell: Any) -> bool:
+    return any(_equal(cell, value) for value in values)
 
 
 def _equal(cell: Any, value: Any) -> bool:

@@ -73,7 +73,7 @@ def test_a_wrong_argument_is_refused_with_those_that_the_config_has(path):
     with pytest.raises(ValueError, match=f"--config={path.stem}:nosuch: ") as caught:
         config.read_file(f"{path.stem}:nosuch")
     said = str(caught.value)
-    named = re.findall(r"`:?(\w+)`", ast.get_docstring(ast.parse(path.read_text())) or "")
+    named = re.findall(r"`:(\w+)`", ast.get_docstring(ast.parse(path.read_text())) or "")
     arguments = [name for name in named if name in path.read_text().split('"""', 2)[2]]
     if "takes no argument" not in said:
         assert "'nosuch'" in said and len(arguments) >= 1

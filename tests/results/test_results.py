@@ -189,6 +189,22 @@ def test_a_seed_whose_chain_stopped_has_no_late_value(run):
     np.testing.assert_allclose(found.value, np.mean(slopes), rtol=1e-12)
 
 
+def test_late_is_that_of_the_run_where_every_chain_of_a_setup_stopped(run):
+    """Their last generations are not held against later ones of the others."""
+    table = pd.read_csv(run / "metrics.csv")
+    table[(table.setup == "a") | (table.generation <= 2)].to_csv(run / "metrics.csv", index=False)
+    for late in ({"setup": "b", "generation": "last"}, {"generation": "last", "setup": "b"}):
+        with pytest.raises(ValueError, match="no unit has a value in every selection"):
+            measures.measure(run, dict(metric="m", at=late, minus=dict(setup="a")))
+
+
+def test_the_slope_of_the_last_generations_leaves_out_a_chain_that_stopped(run):
+    table = pd.read_csv(run / "metrics.csv")
+    table[(table.chain != "b-4") | (table.generation < 3)].to_csv(run / "metrics.csv", index=False)
+    asked = dict(metric="m", at=dict(setup="b", generation="late"), slope="generation")
+    assert measures.measure(run, asked).n == 5
+
+
 @pytest.mark.parametrize(
     ("fields", "n", "says"),
     [
