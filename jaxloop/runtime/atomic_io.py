@@ -52,14 +52,22 @@ def existing_parent(path: Path) -> Path:
     return path if path.exists() or path.parent == path else existing_parent(path.parent)
 
 
-def bytes_in(path: Path) -> int:
-    """Return the bytes of all files below a directory, which need not exist."""
-    total = 0
+def files_in(path: Path) -> dict[Path, os.stat_result]:
+    """Return all files below a directory with what the system says of them.
+
+    The directory need not exist, and files may vanish meanwhile.
+    """
+    found = {}
     for folder, _, names in os.walk(path):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total
+                found[Path(folder, name)] = os.lstat(os.path.join(folder, name))
+    return found
+
+
+def bytes_in(path: Path) -> int:
+    """Return the bytes of all files below a directory, which need not exist."""
+    return sum(file.st_size for file in files_in(path).values())
 
 
 def require_space(path: Path, needed: int, what: str) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxloop.runtime import checkpoint, lease, mirror_weights, object_store
+from jaxloop.runtime.atomic_io import TEMPORARY
 from jaxloop.runtime.cluster import (
     NOTICE_SECONDS,
     RESERVE_SECONDS,
@@ -86,6 +87,8 @@ def mirrored(address: str) -> Iterator[Path]:
         if process == 0:
             stack.enter_context(_held(mirror))
         barrier("the address is held")
+        for unfinished in mirror.folder.glob(f"{TEMPORARY}*"):  # of a process that was killed
+            unfinished.unlink(missing_ok=True)
         restore_copy(mirror)
         if count > 1:
             if is_workdir(mirror.root):  # the first process cleans its copy with its run directory

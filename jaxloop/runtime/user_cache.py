@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxloop.runtime.atomic_io import cache_folder, human_size
+from jaxloop.runtime.atomic_io import cache_folder, files_in, human_size
 
 ACTIONS = ("--info", "--clear")
 _PROGRAM = re.compile(r".+-(cache|atime)")
@@ -199,8 +199,12 @@ def _copies(folder: Path) -> list[Entry]:
     kinds = []
     for path in _sorted(folder) if _is_folder(folder) else ():
         if _is_folder(path):
-            files, _ = _below(path)
-            kinds.append(_entry(_COPY, _address(path), files, len(files)))
+            # Its run may be going on, which renames and deletes files all the time.
+            files = files_in(path)
+            size = sum(file.st_size for file in files.values())
+            used = max((file.st_mtime for file in files.values()), default=0.0)
+            entry = Entry(_COPY, _address(path), tuple(files), len(files), size, used)
+            kinds.append(entry)
     return kinds
 
 

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from jaxloop.runtime import checkpoint, lease, mirror, mirror_copy, object_store
+from jaxloop.runtime.atomic_io import TEMPORARY
 from jaxloop.runtime.signals import Stopped
 from jaxloop.runtime.workdir import MARKER
 
@@ -81,6 +82,16 @@ def test_after_an_error_or_a_signal_what_is_finished_is_there(place, tmp_path, m
         run(address, 2, stop=SystemExit(143))
     another_machine(monkeypatch, tmp_path)
     assert checkpoint.scan(mirror.restore(address)).last == 1
+
+
+def test_what_a_killed_process_was_writing_is_deleted(place):
+    address, _ = place
+    run(address, 1)
+    copy = mirror.folder_of(address)
+    unfinished = copy / f"{TEMPORARY}0a1b2c3d-mirror.json"
+    unfinished.write_text("half of a fi")
+    run(address, 2)
+    assert not unfinished.exists() and (copy / "mirror.json").exists()
 
 
 def test_a_finished_generation_is_sent_while_the_run_goes_on(place, tmp_path, monkeypatch):

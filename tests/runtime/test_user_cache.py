@@ -175,3 +175,20 @@ def test_copies_of_runs_in_stores_are_counted_and_stay(folder):
     said = user_cache.clear(place)
     assert said.startswith(f"deleted {len(ours) - 2} files") and (copy / "run/texts").exists()
     assert said.endswith(f"; copies of runs in object stores stay in {place / 'mirrors'}: 1")
+
+
+def test_a_copy_whose_run_deletes_files_meanwhile_is_counted(tmp_path, monkeypatch):
+    place = tmp_path
+    copy = place / "mirrors" / HEX
+    (copy / "run").mkdir(parents=True)
+    (copy / "mirror.json").write_text('{"address": "s3://bucket/run"}')
+    (copy / "run/pruned").write_text("soon gone")
+    lstat = os.lstat
+
+    def pruned_first(path, **more):
+        if str(path).endswith("pruned"):
+            os.unlink(path)
+        return lstat(path, **more)
+
+    monkeypatch.setattr(os, "lstat", pruned_first)
+    assert "s3://bucket/run" in user_cache.info(place)

@@ -294,7 +294,9 @@ def small_beside_the_weights():
     return params, lora.Adapter({"down": factors}, LoraConfig(rank=1, alpha=1.0, targets=("down",)))
 
 
-@pytest.mark.parametrize("loop", [decode_rows, decode_loop.decode])
+@pytest.mark.parametrize(
+    "loop", [decode_rows, pytest.param(decode_loop.decode, marks=pytest.mark.slow)]
+)
 def test_in_bfloat16_an_adapter_that_is_small_beside_the_weights_is_not_lost(loop):
     """A call of one chain, in one group and in two: the same texts, other than the base's."""
     rows = loop is decode_rows
