@@ -312,7 +312,7 @@ def identity(source: str | Path) -> tuple[str | int, ...]:
     """Return a tuple that changes when the rows of a source may have changed.
 
     For corpora and `docs` it depends on their content; for a file on its absolute path, its size
-    and its time of modification; for a folder on those of its files.
+    and its time of modification; for a folder on those of its data files.
     """
     source = str(source)
     if docs.is_docs(source):
