@@ -2,10 +2,10 @@
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jaxloop.data import reading
+from jaxloop.data import containers, reading
 
 # Files beside data files that are not data: .txt documents, and what `datasets` writes about a
 # folder.
@@ -17,6 +17,8 @@ _NOT_DATA = frozenset(
     "dataset_info.json dataset_infos.json state.json dataset_dict.json package.json "
     "croissant.json".split()
 )
+# Files that `save_to_disk` writes into its folder.
+_SAVED = ("state.json", "dataset_dict.json")
 _FOREIGN = (".xlsx", ".xls", ".ods", ".feather", ".orc", ".avro")
 
 
@@ -28,15 +30,12 @@ def data_files(folder: str) -> list[str] | None:
     Raises:
         ValueError: the files are of several kinds; `datasets` would read only the most frequent.
     """
-    if _lists_files(folder):
+    if _card_has(folder, "configs:"):
         return None
     kinds: dict[str, list[str]] = {}
-    for place, inner, files in os.walk(folder):
-        inner[:] = sorted(n for n in inner if not n.startswith((".", "__")))
-        for file in sorted(files):
-            if kind := _kind(file):
-                path = os.path.relpath(os.path.join(place, file), folder)
-                kinds.setdefault(kind, []).append(path)
+    for path in _files(folder):
+        if kind := _kind(os.path.basename(path)):
+            kinds.setdefault(kind, []).append(path)
     if len(kinds) > 1:
         listed = " and ".join(
             f"{len(files)} {kind} (as {files[0]})" for kind, files in sorted(kinds.items())
@@ -48,10 +47,46 @@ def data_files(folder: str) -> list[str] | None:
     return [name for files in kinds.values() for name in files]
 
 
+def deciding_files(folder: str) -> list[str]:
+    """Return the files that decide what the rows of a folder are, as paths from it.
+
+    These are its data files, archives, and what was written about them. They are all files where
+    `datasets` wrote the folder, where its card (README.md) says how the data are read, and where no
+    data file is found.
+    """
+    found = list(_files(folder))
+    if is_saved(folder) or _card_has(folder, "configs:", "dataset_info:"):
+        return found
+    names = {path: os.path.basename(path) for path in found}
+    if not any(map(_kind, names.values())):
+        return found
+    return [
+        path
+        for path, name in names.items()
+        if _kind(name) or name in _NOT_DATA or name.lower().endswith(containers.COMPRESSED)
+    ]
+
+
+def is_saved(folder: str) -> bool:
+    """Return whether `datasets` wrote a folder, by `save_to_disk`."""
+    return any(os.path.exists(os.path.join(folder, file)) for file in _SAVED)
+
+
+def _files(folder: str) -> Iterator[str]:
+    """Yield the files of a folder that `datasets` would look at, as paths from it."""
+    for place, inner, files in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not _is_hidden(name))
+        for file in sorted(files):
+            if not _is_hidden(file):
+                yield os.path.relpath(os.path.join(place, file), folder)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__"))
+
+
 def _kind(file: str) -> str | None:
     """The kind of a data file, by its name; None for a file that is not data."""
-    if file.startswith((".", "__")):
-        return None
     kind = reading.extension(file) or _foreign(file)
     if kind == ".txt":
         is_data = file.split(".")[0].lower() not in _PAPERS
@@ -95,8 +130,11 @@ def _foreign(name: str) -> str | None:
     return next((kind for kind in _FOREIGN if name.lower().endswith(kind)), None)
 
 
-def _lists_files(folder: str) -> bool:
-    """Whether the folder's README.md says in its head which files make up the data set."""
+def _card_has(folder: str, *fields: str) -> bool:
+    """Whether the head of a folder's README.md has one of these fields, as "configs:".
+
+    With "configs:" it says which files make up the data set, with "dataset_info:" what they hold.
+    """
     try:
         lines = Path(folder, "README.md").read_text(encoding="utf8", errors="replace").splitlines()
     except OSError:
@@ -104,4 +142,4 @@ def _lists_files(folder: str) -> bool:
     if lines[:1] != ["---"]:
         return False
     head = itertools.takewhile(lambda line: line != "---", lines[1:])
-    return any(line.startswith("configs:") for line in head)
+    return any(line.startswith(fields) for line in head)

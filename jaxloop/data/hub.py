@@ -9,8 +9,6 @@ from jaxloop.data import folders, reading
 from jaxloop.data.batches import Batch, Row, Shard, grouped, needed
 from jaxloop.data.dialect import Dialect
 
-# Files that `save_to_disk` writes into its folder.
-_WRITTEN = ("state.json", "dataset_dict.json")
 _OFFLINE = ("OfflineModeIsEnabled", "LocalEntryNotFoundError")
 
 
@@ -31,9 +29,7 @@ class Dataset(NamedTuple):
     @property
     def is_written(self) -> bool:
         """Whether `datasets` wrote the folder."""
-        return self.is_folder and any(
-            os.path.exists(os.path.join(self.source, file)) for file in _WRITTEN
-        )
+        return self.is_folder and folders.is_saved(self.source)
 
 
 def folder_shards(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxloop.data import containers, corpora, docs, filters, hub, reading
+from jaxloop.data import containers, corpora, docs, filters, folders, hub, reading
 from jaxloop.data.batches import Batch, Columns, Report, Row, Shard, grouped, rows_of
 from jaxloop.data.columns import Wanted, wanted_columns
 from jaxloop.data.dialect import Dialect
@@ -312,7 +312,7 @@ def identity(source: str | Path) -> tuple[str | int, ...]:
     """Return a tuple that changes when the rows of a source may have changed.
 
     For corpora and `docs` it depends on their content; for a file on its absolute path, its size
-    and its time of modification; for a folder on those of its files.
+    and its time of modification; for a folder on those of its data files.
     """
     source = str(source)
     if docs.is_docs(source):
@@ -328,14 +328,12 @@ def identity(source: str | Path) -> tuple[str | int, ...]:
 
 
 def _of_files(folder: Path) -> Iterator[str | int]:
-    """Path, size and time of modification of the files that a folder's rows may come from."""
-    for place, inner, names in os.walk(folder):
-        inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
-        for name in sorted(names):
-            file = Path(place, name)
-            if not name.startswith((".", "__")) and file.is_file():
-                about = file.stat()
-                yield from (str(file.relative_to(folder)), about.st_size, about.st_mtime_ns)
+    """Path, size and time of modification of the files that decide a folder's rows."""
+    for name in folders.deciding_files(str(folder)):
+        file = folder / name
+        if file.is_file():
+            about = file.stat()
+            yield from (name, about.st_size, about.st_mtime_ns)
 
 
 def label(source: str | Path) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from jaxloop.data import docs, fingerprint, load_texts, reading
 from jaxloop.data.dialect import Dialect
-from jaxloop.data.sources import identity, rows
+from jaxloop.data.sources import rows
 
 HOSTILE = [
     "NA",
@@ -513,23 +513,3 @@ def test_domains_of_a_real_file(shared):
     )
     assert set(frame["domain"]) == {"D", "R"} and frame.attrs["report"]["other domains"] > 0
     assert frame["date"].str.match(r"\d{4}-\d\d-\d\d").all()
-
-
-def test_a_folder_is_another_source_where_it_lies_elsewhere_or_a_file_has_changed(
-    tmp_path, monkeypatch
-):
-    seen = set()
-    for project in ("a", "b"):
-        folder = tmp_path / project / "data" / "train"
-        folder.mkdir(parents=True)
-        (folder / "posts.jsonl").write_text(json.dumps({"text": "a post"}))
-        monkeypatch.chdir(tmp_path / project)
-        assert identity("data") == identity(str(folder.parent))
-        seen.add(identity("data"))
-    (folder / "posts.jsonl").write_text(json.dumps({"text": "other"}))
-    seen.add(identity("data"))
-    (folder / "more.jsonl").write_text(json.dumps({"text": "more"}))
-    seen.add(identity("data"))
-    assert len(seen) == 4
-    (folder / ".lock").write_text("no data")
-    assert identity("data") in seen

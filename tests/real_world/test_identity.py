@@ -5,11 +5,13 @@ not.
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import jaxloop
 from jaxloop.lm.io import identity
 from jaxloop.runtime import digests
 from jaxloop.runtime.workdir import open_workdir
@@ -133,3 +135,25 @@ def test_every_model_that_a_config_names_is_found(model, monkeypatch, tmp_path):
     assert list(of_study.of(configs.build(chain.CONFIG, raw), metrics=False)) == [
         f"models.pool {model}"
     ]
+
+
+def test_a_judge_behind_an_address_is_known_by_its_name(model):
+    """What it is called may be a directory here too; its weights are not those that answer."""
+    local = f"judge_quality(model='{model}')"
+    assert of_study.cache_key_of_metric(local) == (
+        f"{local} {model} {identity.of_directory(model)[:16]}"
+    )
+    served = f"judge_quality(url='http://127.0.0.1:9/v1', model='{model}')"
+    assert of_study.cache_key_of_metric(served) == served
+    assert of_study.cache_key_of_metric("self_bleu") == "self_bleu"
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "package"])
+def test_the_tokenizer_of_a_shipped_base_is_known_by_its_name(model, tmp_path, monkeypatch, place):
+    name = "jaxloop/assets/bases/qwen2"
+    package = Path(jaxloop.__file__).parents[1]
+    monkeypatch.chdir(tmp_path if place == "elsewhere" else package)
+    assert of_study.cache_key_of_tokenizer(name) == name
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model, name)  # a model of one's own, of the same path
+    assert of_study.cache_key_of_tokenizer(name).startswith(f"{name} ")

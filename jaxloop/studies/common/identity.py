@@ -11,7 +11,7 @@ from jaxloop.config import Section
 from jaxloop.lm.io import hub_files, identity
 from jaxloop.metrics import embed, quality, registry
 from jaxloop.runtime import digests
-from jaxloop.studies.common.models import model_path
+from jaxloop.studies.common.models import is_shipped, model_path
 
 # Fields of configs, and options of metrics, that name a model.
 FIELDS = ("pool", "embedder", "reference", "detector", "model", "encoder", "start_adapter")
@@ -43,30 +43,45 @@ def of(config: Section, *, metrics: bool = True) -> dict[str, str]:
     return found | (_defaults(config) if metrics else {})
 
 
-def in_caches(name: str | None) -> str | None:
+def cache_key_of_model(name: str | None) -> str | None:
     """Return what tells a model from others in the keys of caches.
 
     That is its name, with a hash of its files where it is a directory here: later the same name may
     be another model's, and a relative path another directory's.
     """
-    path = None if name is None else Path(model_path(name)).expanduser()
+    path = None if name is None else _place(name)
     if path is None or not path.is_dir():
         return name
     return f"{name} {identity.of_directory(path)[:16]}"
 
 
-def tokenizer_in_caches(name: str) -> str:
-    """Return what tells a model's tokenizer from others, as `in_caches`."""
-    path = Path(model_path(name)).expanduser()
+def cache_key_of_tokenizer(name: str) -> str:
+    """Return what tells a model's tokenizer from others, as `cache_key_of_model`.
+
+    Bases that come with jaxloop have their name alone.
+    """
+    path = _place(name)
+    if is_shipped(path):
+        return name
     files = [file for file in hub_files.TOKENIZER_FILES if (path / file).is_file()]
     return f"{name} {digests.of_files(path, files)[:16]}" if files else name
 
 
-def metric_in_caches(metric: str) -> str:
-    """Return a metric's name, with what tells the models that it names, as `in_caches`."""
+def cache_key_of_metric(metric: str) -> str:
+    """Return a metric's name, with what tells the models that it names from others.
+
+    A judge behind an address has its name alone: its model is no directory here.
+    """
     _, options = _metric(metric)
-    named = (in_caches(v) for o, v in options.items() if o in FIELDS and isinstance(v, str))
-    return " ".join([metric, *(word for word in named if word and word not in options.values())])
+    if options.get("url") is not None:
+        return metric
+    words = [metric]
+    for option, value in options.items():
+        if option in FIELDS and isinstance(value, str):
+            key = cache_key_of_model(value)
+            if key is not None and key != value:
+                words.append(key)
+    return " ".join(words)
 
 
 def bases(found: Mapping[str, str]) -> dict[str, str]:
@@ -115,9 +130,13 @@ def _metric(name: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     return tuple(registry.needs([name])), options
 
 
+def _place(name: str) -> Path:
+    return Path(model_path(name)).expanduser()
+
+
 def _directory(name: str, revision: str | None) -> Path | None:
     """The directory of a model, or None; a model of the hub is in its cache by now."""
-    path = Path(model_path(name)).expanduser()
+    path = _place(name)
     if path.is_dir():
         return path
     if name.count("/") != 1 or name.startswith((".", "~", "/")):

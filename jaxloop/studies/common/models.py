@@ -49,6 +49,11 @@ def model_path(name: str) -> str:
     return name
 
 
+def is_shipped(path: Path) -> bool:
+    """Return whether a model's directory is one of those that come with jaxloop."""
+    return path.resolve().is_relative_to(_ASSETS.resolve())
+
+
 def revision_of(models: ModelsConfig, name: str) -> str | None:
     """Return the hub revision that a config gives a model of its pool."""
     return dict(zip(models.pool, models.revisions, strict=False)).get(name)

@@ -109,7 +109,9 @@ def _classifier(config: LoopsConfig, source: Source, folder: Path) -> Path:
     fields = config.political_leaning.model_dump(
         include={"label_column", "left", "right", "fit_texts", "train"}
     )
-    key = hashlib.sha256(json.dumps([fields, identity.in_caches(config.embedder)]).encode())
+    key = hashlib.sha256(
+        json.dumps([fields, identity.cache_key_of_model(config.embedder)]).encode()
+    )
     place = source.folder / f"lean-{key.hexdigest()[:12]}"
     if not (place / "report.json").exists():
         rows, labels = _labelled(config, source)

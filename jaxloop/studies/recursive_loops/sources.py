@@ -235,11 +235,11 @@ def _key(config: LoopsConfig, domain: Domain) -> str:
     files = [data_sources.identity(source) for source in places]
     counted: str = config.tokens
     if config.tokens == "model":
-        counted = identity.tokenizer_in_caches(config.models.pool[0])
+        counted = identity.cache_key_of_tokenizer(config.models.pool[0])
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
     if labels := _labels(config):
         fields["labels"] = labels
-    language = config.language and identity.metric_in_caches(config.language)
+    language = config.language and identity.cache_key_of_metric(config.language)
     return hashlib.sha256(
         json.dumps(["distinct", fields, files, counted, language], sort_keys=True).encode()
     ).hexdigest()[:12]
@@ -409,7 +409,7 @@ def _scorer_name(metric: str) -> str:
 
     Those of a judge of political leaning used not to tell "not political" from "no score".
     """
-    name = identity.metric_in_caches(metric)
+    name = identity.cache_key_of_metric(metric)
     return f"{name} or -1" if metric.startswith("judge_political_lean") else name
 
 
@@ -462,7 +462,7 @@ def embeddings(config: LoopsConfig, source: Source) -> np.ndarray:
         source.texts,
         functools.partial(embedding.embed, model=config.embedder),
         source.folder,
-        name=identity.in_caches(config.embedder) or "MiniLM",
+        name=identity.cache_key_of_model(config.embedder) or "MiniLM",
     )
 
 
@@ -473,7 +473,7 @@ def evaluation_map(config: LoopsConfig, source: Source, points: np.ndarray) -> u
     of arXiv 2504.03814, and kept in the cache folder. points: the embeddings [n, D].
     """
     limit = min(config.properties.map_rows, len(points))
-    encoder = identity.in_caches(config.embedder)
+    encoder = identity.cache_key_of_model(config.embedder)
     key = hashlib.sha256(f"{encoder}:{limit}".encode()).hexdigest()[:12]
     path = source.folder / f"map-{key}.npz"
     if path.exists():

@@ -125,7 +125,7 @@ def clusters(config: LoopsConfig, source: Source) -> list[Subset]:
     configurations = clustering.configurations(
         clustering_methods(config, fit_rows), options.min_distances, options.noise
     )
-    encoder = identity.in_caches(config.embedder)
+    encoder = identity.cache_key_of_model(config.embedder)
     key = repr((encoder, fit_rows, options.projections, options.seed))
     folder = source.folder / f"clusters-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     LOGGER.info("%d clusterings of %s", len(configurations), source.name)
