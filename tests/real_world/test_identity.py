@@ -131,6 +131,11 @@ def test_every_model_that_a_config_names_is_found(model, monkeypatch, tmp_path):
         f"metrics {other}": one,
     }
     assert of_study.bases(found) == {str(model): one}
+    served = f"judge_quality(url='http://127.0.0.1:9/v1', model='{other}')"
+    behind_an_address = raw | dict(metrics=[served], reference=None)
+    assert of_study.of(configs.build(chain.CONFIG, behind_an_address)) == {
+        f"models.pool {model}": one
+    }
     raw = raw | dict(embedder="nobody/here", metrics=["self_bleu"], reference=None)
     assert list(of_study.of(configs.build(chain.CONFIG, raw), metrics=False)) == [
         f"models.pool {model}"

@@ -116,6 +116,8 @@ def _named(section: Mapping[str, Any], metrics: bool, above: str = "") -> Iterat
 
 def _of_metrics(names: list, field: str) -> Iterator[tuple[str, str]]:
     for _, options in map(_metric, names):
+        if options.get("url") is not None:  # a model behind an address is no directory here
+            continue
         for option, value in options.items():
             if option in FIELDS and isinstance(value, str):
                 yield field, value
