@@ -36,11 +36,14 @@ class Section(pydantic.BaseModel):
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values of some fields, checked like all values.
 
+        Fields that were left to their defaults still count as not set (`model_fields_set`).
+
         Raises:
             ValueError: a value that the field does not allow, or a name that is no field.
         """
+        set_here = {name: getattr(self, name) for name in self.model_fields_set}
         try:
-            return type(self).model_validate({**dict(self), **changes})
+            return type(self).model_validate(set_here | changes)
         except pydantic.ValidationError as error:
             problem = error.errors(include_url=False)[0]
             name = ".".join(map(str, problem["loc"]))

@@ -91,6 +91,15 @@ def lacking(root: Path, chains: Sequence[ChainSpec], names: NamesOf) -> Counter[
     return counts
 
 
+def measured(root: Path) -> list[str]:
+    """Return the metrics of which finished generations have values, in order."""
+    names: dict[str, None] = {}
+    for generation in range(len(scan_generations(root).manifests)):
+        known = _known(root, generation).items()
+        names |= dict.fromkeys(name for (_, _, name), value in known if _is_known(value))
+    return list(names)
+
+
 def _known(root: Path, generation: int) -> dict[tuple[str, int, str], float]:
     table = read_metrics(root, generation)
     keys = zip(table["chain"], table["entity"], table["metric"], strict=True)

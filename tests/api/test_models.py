@@ -114,6 +114,22 @@ def test_a_model_in_bfloat16_is_trained_scored_and_written_in_its_format(monkeyp
         jaxloop.finetune(half, TEXTS, dtype="float32", **SETTINGS)
 
 
+def test_a_dtype_that_nobody_names_is_that_of_the_model(monkeypatch):
+    """However the config was made; what reaches the training is looked at, nothing is trained."""
+    half = jaxloop.load(LLAMA, dtype="bfloat16")
+    asked = []
+
+    def fit(model, tasks, settings):
+        asked.append((settings.steps, settings.dtype))
+        return []
+
+    monkeypatch.setattr("jaxloop.api.models.family.fit", fit)
+    plain = jaxloop.FitConfig()
+    for one in (plain.replace(steps=5), plain.replace(dtype="float32", steps=5)):
+        jaxloop.finetune_many(half, [TEXTS], config=one)
+    assert asked == [(5, "bfloat16"), (5, "float32")]
+
+
 def test_what_makes_no_sense_is_refused_in_a_sentence(model, adapter, tmp_path):
     llama = jaxloop.load(LLAMA)
     (tmp_path / "file").write_text("")

@@ -278,6 +278,41 @@ def test_override_refusals(assignment, said):
     assert refusal(settings, {}, assignment).startswith(said)
 
 
+@pytest.mark.parametrize("study", ["chain", "loops"])
+@pytest.mark.parametrize(
+    "words, refused",
+    [
+        (("fit.dtype=bfloat16",), False),
+        (("chain.factors.fit.dtype=bfloat16",), False),
+        (("only=metrics",), False),
+        (("chain.factors.fit.mode=full",), False),
+        (("chain.factors.start=scratch",), False),
+        (("fit.dtype=bfloat16", "chain.factors.fit.dtype=bfloat16,float32"), True),
+        (("fit.mode=full", "chain.factors.fit.mode=full,lora"), True),
+        (("chain.start=scratch", "chain.factors.start=scratch,previous"), True),
+    ],
+)
+def test_number_formats_are_those_of_the_chains(study, words, refused):
+    """Base in bfloat16, and `fit.dtype` float32 where no word says otherwise."""
+    kind = config_of(study)
+    raw = config.read_file(str(ROOT / "configs/quality_splits.py")) if study == "loops" else {}
+    pairs = [
+        tuple(word.split("=", 1)) for word in ("models.dtype=bfloat16", "fit.dtype=float32", *words)
+    ]
+    raw = config.override(raw, pairs, kind)
+    if refused:
+        assert "adapters cannot be computed in a wider" in refusal(config.build, kind, raw)
+    else:
+        config.build(kind, raw)
+
+
+def test_a_copy_with_other_values_keeps_which_fields_were_set():
+    fit = config.FitConfig(epochs=2).replace(steps=5, lora=config.LoraConfig().replace(rank=4))
+    assert fit.model_fields_set == {"epochs", "steps", "lora"}
+    assert fit.lora.model_fields_set == {"rank"}
+    assert fit == config.FitConfig(epochs=2, steps=5, lora=config.LoraConfig(rank=4))
+
+
 @pytest.mark.parametrize(
     "raw, said",
     [

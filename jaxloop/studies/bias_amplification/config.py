@@ -347,7 +347,7 @@ class BiasConfig(Section):
         check_distinct({"chain.setups": chain.setups, "chain.seeds": chain.seeds})
         check_duration(self.fit)
         check_revisions(self.models)
-        check_formats(self.models, self.fit)
+        check_formats(self.models, self.fit, only=self.only)
         if "overfit" in chain.setups and self.fit.steps is not None:
             raise ValueError(
                 f"config.fit.steps = {self.fit.steps}: setup 'overfit' counts epochs; set "

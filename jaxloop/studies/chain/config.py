@@ -74,13 +74,13 @@ class ChainConfig(Section):
             )
         check_duration(self.fit)
         check_revisions(self.models)
-        check_formats(self.models, self.fit, chain.start)
         check_distinct({"chain.ratios": chain.ratios, "chain.seeds": chain.seeds})
         if chain.workflow == "external" and chain.external is None:
             raise ValueError(
                 "config.chain.external is missing: workflow 'external' needs a file of texts"
             )
         check_factors(chain.factors, self.models.pool)
+        check_formats(self.models, self.fit, chain.start, factors=chain.factors, only=self.only)
         return self
 
 

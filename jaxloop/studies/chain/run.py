@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxloop.metrics import registry
-from jaxloop.recursion import driver, saved_run
+from jaxloop.recursion import backfill, driver, saved_run
 from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.chain import cost, measure
@@ -65,7 +65,7 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     config = start_adapter.with_its_settings(config)
     missing.check_only(config.only, workdir)
     if config.only is not None:
-        _check_reference(config, workdir)
+        config = _with_reference(config, workdir)
     free = ("run", "title", "judge")
     if config.only is None:
         steps = common.Steps(
@@ -91,17 +91,32 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     return common.run_study(steps, config, workdir, argv=argv)
 
 
-def _check_reference(config: ChainConfig, workdir: Path) -> None:
-    """Refuse another reference model than that of values which the run has."""
-    stored = saved_run.read_config(workdir)
-    before = stored.get("reference")
-    measured = [name for name in config.metrics if name in stored.get("metrics", ())]
-    of_reference = [name for name in measured if "reference_losses" in registry.needs([name])]
-    if of_reference and before != config.reference:
-        raise ValueError(
-            f"config.reference = {config.reference!r}: the values of {of_reference[0]} in "
-            f"{workdir} are of {before!r}; leave the reference as it was"
-        )
+def _with_reference(config: ChainConfig, workdir: Path) -> ChainConfig:
+    """Return the config of a call that measures, so that one reference is that of all values.
+
+    config.json holds the reference of the values that the run has: a call that needs none keeps
+    what is stored, and one that needs another is refused.
+    """
+    stored = saved_run.read_config(workdir).get("reference")
+    if not any(map(_is_of_reference, config.metrics)):
+        return config.replace(reference=stored)
+    first = config.models.pool[0]
+    if (stored or first) != (config.reference or first):
+        for name in backfill.measured(workdir):
+            if _is_of_reference(name):
+                raise ValueError(
+                    f"config.reference = {config.reference or first!r}: the values of {name} in "
+                    f"{workdir} are of {stored or first!r}; leave the reference as it was"
+                )
+    return config
+
+
+def _is_of_reference(name: str) -> bool:
+    """Whether a metric scores texts with the reference; one that the registry lacks does not."""
+    try:
+        return "reference_losses" in registry.needs([name])
+    except ValueError:
+        return False
 
 
 def _train(context: Context) -> common.Outcome:

@@ -1,6 +1,7 @@
 """Sections and checks that configs of several studies share. Imports nothing heavy."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field
@@ -47,15 +48,34 @@ def check_duration(fit: FitConfig) -> None:
         )
 
 
-def check_formats(models: ModelsConfig, fit: FitConfig, start: str = "base") -> None:
-    """Raise ValueError for adapters in a wider number format than their base.
+def check_formats(
+    models: ModelsConfig,
+    fit: FitConfig,
+    start: str = "base",
+    *,
+    factors: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+    only: Only = None,
+) -> None:
+    """Raise ValueError where a chain would train adapters in a wider number format than its base.
 
-    start: as `config.chain.start`; from scratch there are no adapters.
+    Args:
+        models, fit: the sections of the config.
+        start: as `config.chain.start`; from scratch there are no adapters.
+        factors: as `config.chain.factors`, whose values stand for those of `fit` and `start`.
+        only: as `config.only`; with "metrics" nothing is trained.
     """
-    formats = (models.dtype, fit.dtype)
-    if fit.mode == "lora" and start != "scratch" and formats == ("bfloat16", "float32"):
+    if only == "metrics" or models.dtype != "bfloat16":
+        return
+    # Factors are crossed, so that every value of the one meets every value of the others.
+    modes = factors.get("fit.mode", (fit.mode,))
+    dtypes = factors.get("fit.dtype", (fit.dtype,))
+    starts = factors.get("start", (start,))
+    if "lora" in modes and "float32" in dtypes and set(starts) - {"scratch"}:
+        field = "config.fit.dtype ="
+        if "fit.dtype" in factors:
+            field = "config.chain.factors.fit.dtype has"
         raise ValueError(
-            "config.fit.dtype = float32 with config.models.dtype = bfloat16: adapters cannot be "
+            f"{field} float32 with config.models.dtype = bfloat16: adapters cannot be "
             "computed in a wider number format than their base; set both to one of them"
         )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxloop.config import FitConfig
 from jaxloop.lm.model.config import ModelConfig, count_parameters, projection_widths
 from jaxloop.runtime.atomic_io import bytes_in, existing_parent, human_size, require_space
+from jaxloop.runtime.workdir import is_workdir
 from jaxloop.studies.common.models import trains_adapters
 
 
@@ -24,7 +25,9 @@ def room_line(number: int, workdir: Path | None) -> str:
     would not fit the disk of `workdir`.
     """
     if workdir is not None:
-        require_space(workdir, number - bytes_in(workdir), "this run")
+        # What a run that is resumed has written is part of what it needs.
+        written = bytes_in(workdir) if is_workdir(workdir) else 0
+        require_space(workdir, number - written, "this run")
     place = Path.cwd() if workdir is None else workdir
     free = shutil.disk_usage(existing_parent(place)).free
     return f"disk: {human_size(number)} at most; {human_size(free)} are free in {place}"

@@ -368,7 +368,7 @@ class DiversityConfig(Section):
                 "config.fit.mode = 'scratch' is not allowed here: must be lora or full, the "
                 "study fine-tunes"
             )
-        check_formats(self.models, self.fit)
+        check_formats(self.models, self.fit, only=self.only)
         for name in EXPERIMENTS:
             _check_grid(self, name, getattr(self, name))
         if not any(getattr(self, name).levels for name in EXPERIMENTS) and not any(

@@ -30,8 +30,8 @@ LOSSES = ("test_loss_answer", "test_loss_all")
 N = 5
 # Columns that loss and regressors depend on besides: regressions compare models that share them.
 WITHIN = ("base", "records")
-# Groups of models that share records, of which a regression needs as many at least.
-CLUSTERS = 6
+# How many groups of models that share records a regression needs at least.
+MIN_GROUPS = 6
 # Distinct-5 above which sets have next to nothing to differ in.
 SATURATED = 0.98
 
@@ -260,15 +260,15 @@ def flat(clouds: Mapping[str, np.ndarray], names: Sequence[str], how: str) -> di
 # ---- diversity against shift
 
 
-def pools(cells: pd.DataFrame) -> pd.Series:
-    """Return of each model the name of what its training set shares records with.
+def groups(cells: pd.DataFrame) -> pd.Series:
+    """Return of each model the name of its group: those whose training sets share records.
 
     cells: one row per model with kind, level, seed and print. A set of the levels is drawn from the
     one generated set of its level. Crossed sets of one seed begin with the same records: with
-    `CLUSTERS` seeds these are the groups; with fewer, sets are taken as independent of each other.
+    `MIN_GROUPS` seeds these are the groups; with fewer, sets are taken as independent.
     """
     crossed = cells[cells["kind"] == "crossed"]
-    enough = crossed["seed"].nunique() >= CLUSTERS
+    enough = crossed["seed"].nunique() >= MIN_GROUPS
     own = "seed " + cells["seed"].astype(str) if enough else cells["print"]
     return own.where(cells["kind"] == "crossed", cells["level"])
 
@@ -278,7 +278,7 @@ def regressions(
     *,
     outcome: str = "test_loss_answer",
     diversity: str = "distinct_matched",
-    clusters: str = "pool",
+    group: str = "group",
 ) -> pd.DataFrame:
     """Regress test loss on diversity and on each distance, alone and together.
 
@@ -287,14 +287,14 @@ def regressions(
     larger sets are trained on for more steps, which is no effect of their diversity.
 
     cells: one row per model with task, kind ("levels" or "crossed"), the outcome, the diversity,
-    the five distances, print (of its training set) and `clusters`, the name of its group (`pools`).
+    the five distances, print (of its training set) and `group`, the name of its group (`groups`).
     Both regressors in standard deviations of the fitted rows from the means of their base and size.
-    Columns task, kind, shift (the distance), models, sets, clusters, correlation of both
+    Columns task, kind, shift (the distance), models, sets, clusters (groups), correlation of both
     regressors, vif; and for each of diversity and shift: alone, together (nats per standard
     deviation), low, high (95 %), p. Errors are a jackknife over the groups (CV3 of MacKinnon,
     Nielsen and Webb, 2023), with t quantiles of groups - 1 degrees of freedom: of seven groups, the
     usual clustered errors give intervals that hold the coefficient in 82 % of all studies. A fit
-    needs `CLUSTERS` groups, two different values of either regressor, and regressors that are not
+    needs `MIN_GROUPS` groups, two different values of either regressor, and regressors that are not
     the same, also without any one group; where it lacks these the row says so with NaN.
     """
     rows = []
@@ -307,18 +307,18 @@ def regressions(
             for shift in DISTANCES:
                 rows.append(
                     {"task": task, "kind": kind, "shift": shift}
-                    | _fit(chosen, outcome, diversity, shift, clusters)
+                    | _fit(chosen, outcome, diversity, shift, group)
                 )
     return pd.DataFrame(rows)
 
 
 def _fit(
-    cells: pd.DataFrame, outcome: str, diversity: str, shift: str, clusters: str
+    cells: pd.DataFrame, outcome: str, diversity: str, shift: str, group: str
 ) -> dict[str, Any]:
     within = [column for column in WITHIN if column in cells]
-    used = cells[list(dict.fromkeys([outcome, diversity, shift, "print", clusters, *within]))]
+    used = cells[list(dict.fromkeys([outcome, diversity, shift, "print", group, *within]))]
     used = used.replace([np.inf, -np.inf], np.nan).dropna()
-    groups, names = pd.factorize(used[clusters])
+    members, names = pd.factorize(used[group])
     alike = used.groupby(within, sort=False).ngroup() if within else pd.Series(0, used.index)
     out: dict[str, Any] = {
         "models": len(used),
@@ -329,7 +329,7 @@ def _fit(
     }
     centred = used[[diversity, shift]] - used[[diversity, shift]].groupby(alike).transform("mean")
     spread = centred.std(ddof=1)
-    if len(names) < CLUSTERS or not (spread > 1e-12).all():
+    if len(names) < MIN_GROUPS or not (spread > 1e-12).all():
         return out
     x = (centred / spread).to_numpy(float)
     r = float(np.corrcoef(x.T)[0, 1])
@@ -340,16 +340,9 @@ def _fit(
 
     intercepts = pd.get_dummies(alike, dtype=float).to_numpy()
     losses = used[outcome].to_numpy(float)
-    both = _slopes(x, intercepts, losses)
-    without = np.array(
-        [
-            _slopes(x[groups != group], intercepts[groups != group], losses[groups != group])
-            for group in range(len(names))
-        ]
-    )
-    if not np.isfinite(without).all():
+    both, errors = _jackknife(x, intercepts, losses, members)
+    if not np.isfinite(errors).all():
         return out
-    errors = np.sqrt((len(names) - 1) / len(names) * ((without - both) ** 2).sum(0))
     t = scipy.stats.t(len(names) - 1)
     for place, name in enumerate(("diversity", "shift")):
         out[f"{name}_alone"] = float(_slopes(x[:, [place]], intercepts, losses)[0])
@@ -358,6 +351,25 @@ def _fit(
         out[f"{name}_low"], out[f"{name}_high"] = both[place] - wide, both[place] + wide
         out[f"{name}_p"] = float(2 * t.sf(abs(both[place]) / errors[place]))
     return out
+
+
+def _jackknife(
+    x: np.ndarray, intercepts: np.ndarray, losses: np.ndarray, members: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coefficients of x and their standard errors, leaving out one group at a time.
+
+    x [n, k], intercepts [n, m], losses [n]; members [n]: which group a row is of, from 0 on. NaN
+    where a coefficient is not identified, also without any one group.
+    """
+    count = members.max() + 1
+    whole = _slopes(x, intercepts, losses)
+    without = np.array(
+        [
+            _slopes(x[kept], intercepts[kept], losses[kept])
+            for kept in (members != group for group in range(count))
+        ]
+    )
+    return whole, np.sqrt((count - 1) / count * ((without - whole) ** 2).sum(0))
 
 
 def _slopes(x: np.ndarray, intercepts: np.ndarray, losses: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ def gather(
     generated = cells[cells["set"].isin(alone)].assign(
         kind=lambda t: np.where(t["level"] == "crossed", "crossed", "levels")
     )
-    generated["pool"] = measure.pools(generated)
+    generated["group"] = measure.groups(generated)
     fits = measure.regressions(generated) if len(generated) else pd.DataFrame()
     fits.to_csv(root / "regressions.csv", index=False)
     entries = {name: entry for name, entry in by_pool.items() if not name.endswith("-real")}

@@ -278,7 +278,7 @@ class EntitiesConfig(Section):
         self._check_corpora()
         self._check_models()
         self._check_weights()
-        check_formats(self.models, self.fit)
+        check_formats(self.models, self.fit, only=self.only)
         if self.fit.steps is None and self.fit.epochs is None:
             raise ValueError(
                 "config.fit.steps and config.fit.epochs are both none: one of them must be a number"

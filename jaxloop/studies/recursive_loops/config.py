@@ -376,7 +376,6 @@ def _check_chain(config: LoopsConfig) -> None:
     chain = config.chain
     check_duration(config.fit)
     check_revisions(config.models)
-    check_formats(config.models, config.fit, chain.start)
     if chain.workflow != "fresh_human":
         raise ValueError(
             f"config.chain.workflow = '{chain.workflow}' is not allowed here: these experiments "
@@ -398,6 +397,7 @@ def _check_chain(config: LoopsConfig) -> None:
             "fields of fit and sample are"
         )
     check_factors(chain.factors, config.models.pool)
+    check_formats(config.models, config.fit, chain.start, factors=chain.factors, only=config.only)
 
 
 def _check_experiment(config: LoopsConfig) -> None:

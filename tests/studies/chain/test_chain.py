@@ -14,12 +14,14 @@ import pandas as pd
 import pytest
 
 from jaxloop import cli, config, main
+from jaxloop.recursion import backfill
 from jaxloop.runtime import timings, workdir
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.studies.chain import cost as chain_cost
 from jaxloop.studies.chain import prepare, report
 from jaxloop.studies.chain import run as chain
 from jaxloop.studies.common import cost, models
+from jaxloop.studies.common import run as common_run
 from jaxloop.studies.common.run import PageInputs
 from tests.command import call
 
@@ -441,13 +443,47 @@ def test_a_value_that_no_chain_has_is_not_checked(place):
     assert len(prepare.prepare(settings(place, *words)).chains) == 4
 
 
-def test_values_of_one_reference_are_not_taken_for_those_of_another(place, tmp_path):
-    measured = settings(place, "metrics=text_length,reference_perplexity")
+def test_values_of_one_reference_are_not_taken_for_those_of_another(place, finished, tmp_path):
+    """Three calls that measure: with a reference A, without any, and with B."""
+    first, other = tmp_path / "A", tmp_path / "B"
+    for copy in (first, other):
+        shutil.copytree(place / "base", copy)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+
+    def measure(metrics, reference):
+        return chain.run(
+            settings(place, f"metrics={metrics}", "only=metrics", f"reference={reference}"), run
+        )
+
+    def known():
+        table = pd.read_csv(run / "metrics.csv")
+        return table[table["metric"] == "reference_perplexity"]["value"].tolist()
+
+    assert measure("reference_perplexity", first) == 0
+    values = known()
+    assert len(values) == 4 and np.isfinite(values).all()
+    assert measure("text_length", "none") == 0
+    assert json.loads((run / "config.json").read_text())["reference"] == str(first)
+    for reference in (other, "none", place / "base"):
+        said = f"the values of reference_perplexity in .* are of '{first}'"
+        with pytest.raises(ValueError, match=said):
+            measure("text_length,reference_perplexity", reference)
+    assert known() == values
+
+
+def test_the_first_model_of_the_pool_is_the_reference_where_none_is_named(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(common_run, "run_study", lambda steps, config, workdir, argv: config)
+    monkeypatch.setattr(backfill, "measured", lambda root: ["finished", "reference_perplexity"])
+    made = settings(place, "metrics=reference_perplexity")
     (tmp_path / workdir.MARKER).write_text("{}")
-    (tmp_path / workdir.CONFIG).write_text(measured.model_dump_json(exclude={"only"}))
-    again = measured.replace(reference=str(place / "base"), only="metrics")
-    with pytest.raises(ValueError, match=r"the values of reference_perplexity in .* are of None"):
-        chain.run(again, tmp_path)
+    (tmp_path / workdir.CONFIG).write_text(made.model_dump_json(exclude={"only"}))
+    named = made.replace(reference=made.models.pool[0], only="metrics")
+    assert chain.run(named, tmp_path) == named
+    with pytest.raises(ValueError, match=f"are of '{made.models.pool[0]}'"):
+        chain.run(named.replace(reference="other"), tmp_path)
 
 
 def test_settings_reach_the_family(place):

@@ -54,7 +54,7 @@ def planted(sets=40, seeds=3, slope=(-0.3, 0.2), together=0.0, seed=0):
                     "task": "qa",
                     "kind": "crossed",
                     "print": f"p{i}",
-                    "pool": f"p{i}",
+                    "group": f"p{i}",
                     "test_loss_answer": loss,
                     "distinct_matched": x[i, 0],
                 }
@@ -110,7 +110,7 @@ def test_sizes_and_bases_are_held_as_statsmodels_formula_holds_them():
     """Two sizes and two bases whose losses and regressors lie apart."""
     parts = [
         planted(seed=seed).assign(
-            base=base, records=records, pool=lambda t, s=seed: t.pool + str(s)
+            base=base, records=records, group=lambda t, s=seed: t.group + str(s)
         )
         for seed, (base, records) in enumerate([("a", 48), ("a", 96), ("b", 48)])
     ]
@@ -122,7 +122,7 @@ def test_sizes_and_bases_are_held_as_statsmodels_formula_holds_them():
     one = measure.regressions(table).iloc[0]
     formula = "test_loss_answer ~ distinct_matched + length_kl + C(alike)"
     whole = ols(formula, table).fit().params
-    parts = [ols(formula, rest).fit().params for rest in without_each(table, "pool")]
+    parts = [ols(formula, rest).fit().params for rest in without_each(table, "group")]
     variance = (len(parts) - 1) / len(parts) * sum((part - whole) ** 2 for part in parts)
     wide = stats.t.ppf(0.975, len(parts) - 1) * np.sqrt(variance["distinct_matched"])
     inner = table.groupby("alike")["distinct_matched"]
@@ -138,21 +138,21 @@ def without_each(table, column):
     return [table[table[column] != value] for value in table[column].unique()]
 
 
-def test_sets_from_one_generated_pool_are_not_independent():
-    """Seven pools with 13 sets each; a pool's own loss has nothing to do with its diversity."""
-    found = {"pool": 0, "print": 0}
+def test_sets_of_one_group_are_not_independent():
+    """Seven groups with 13 sets each; a group's own loss has nothing to do with its diversity."""
+    found = {"group": 0, "print": 0}
     for seed in range(200):
         rng = np.random.default_rng(seed)
         own = np.repeat(rng.normal(size=(7, 3)), 13, axis=0) + 0.1 * rng.normal(size=(91, 3))
         table = pd.DataFrame(own, columns=["test_loss_answer", "distinct_matched", "length_kl"])
         table = table.assign(task="qa", kind="levels", level=np.repeat(range(7), 13), seed=0)
         table["print"] = table.index.astype(str)
-        table["pool"] = measure.pools(table)
+        table["group"] = measure.groups(table)
         table[list(measure.DISTANCES[1:])] = np.nan
         for column in found:
-            one = measure.regressions(table, clusters=column).iloc[0]
+            one = measure.regressions(table, group=column).iloc[0]
             found[column] += one["diversity_low"] > 0 or one["diversity_high"] < 0
-    assert one["sets"] == 91 and found["pool"] <= 20 and found["print"] > 80
+    assert one["sets"] == 91 and found["group"] <= 20 and found["print"] > 80
 
 
 def test_crossed_sets_of_a_seed_are_a_group_where_seeds_are_enough():
@@ -160,15 +160,22 @@ def test_crossed_sets_of_a_seed_are_a_group_where_seeds_are_enough():
         table = pd.DataFrame({"seed": range(seeds), "kind": "crossed", "level": "crossed"})
         level = pd.DataFrame({"seed": [0, 1], "kind": "levels", "level": "D3"})
         table = pd.concat([table, level], ignore_index=True)
-        return measure.pools(table.assign(print=[f"p{i}" for i in table.index])).tolist()
+        return measure.groups(table.assign(print=[f"p{i}" for i in table.index])).tolist()
 
     assert of(6) == [f"seed {i}" for i in range(6)] + ["D3", "D3"]
     assert of(5) == [f"p{i}" for i in range(5)] + ["D3", "D3"]
 
 
+def test_the_jackknife_of_groups_of_one_is_that_of_a_mean():
+    """Errors of a mean by leaving out one value at a time are its usual ones."""
+    losses = np.random.default_rng(0).normal(size=9)
+    mean, error = measure._jackknife(np.ones((9, 1)), np.zeros((9, 0)), losses, np.arange(9))
+    assert mean[0] == pytest.approx(losses.mean()) and error[0] == pytest.approx(stats.sem(losses))
+
+
 def test_a_regression_that_rests_on_one_group_has_no_interval():
     table = planted(sets=12)
-    table["length_kl"] = table["distinct_matched"] + (table["pool"] == "p3")
+    table["length_kl"] = table["distinct_matched"] + (table["group"] == "p3")
     one = measure.regressions(table).set_index("shift").loc["length_kl"]
     assert np.isfinite(one["vif"]) and np.isnan(one["diversity_together"])
 
