@@ -183,6 +183,19 @@ def _compare(
         return _timed_jobs(flags, jobs, threads, sides)
 
 
+def in_turn(
+    sides: dict[str, Worker], job: str, settings: dict[str, str], repeats: int
+) -> list[dict[str, Timed]]:
+    """Return {side: what it took} of each repeat of a job, which the sides do in turn.
+
+    settings: {side: its best setting}.
+    """
+    return [
+        {name: worker.write(job, settings[name]) for name, worker in sides.items()}
+        for _ in range(repeats)
+    ]
+
+
 def _timed_jobs(
     flags: argparse.Namespace, jobs: list[str], threads: int, sides: dict[str, Worker]
 ) -> list[dict[str, Any]]:
@@ -204,10 +217,7 @@ def _timed_jobs(
                 if name != "jaxloop":
                     first[name, setting] = start.prepared["cpu"]
             best[name] = min(tried, key=lambda setting: tried[setting].cpu)  # noqa: B023
-        pairs = [
-            {name: worker.write(job, best[name]) for name, worker in sides.items()}
-            for _ in range(flags.repeats)
-        ]
+        pairs = in_turn(sides, job, best, flags.repeats)
         rows.append(_row(flags, job, threads, sides, best, first, pairs))
         print(_line(rows[-1]), flush=True)
     return rows

@@ -19,7 +19,7 @@ from typing import Any
 
 import _peer_environments as environments
 import numpy as np
-from _decode_peer import TOKENIZER, Timed, Worker
+from _decode_peer import TOKENIZER, Timed, Worker, in_turn
 from _peer_pairs import line_of, row_of
 
 from jaxloop.lm.io import huggingface
@@ -117,10 +117,7 @@ def _compare(
     apart = float(np.abs(np.subtract(*losses)).max())
     if not apart <= TOLERANCE:
         raise ValueError(f"the first losses of both sides are {apart:.2g} nats apart")
-    pairs = [
-        {name: worker.write(job, best[name]) for name, worker in sides.items()}
-        for _ in range(flags.repeats)
-    ]
+    pairs = in_turn(sides, job, best, flags.repeats)
     row = _row(flags, job, sides, best, first, pairs)
     print(_line(flags, row), flush=True)
     return row

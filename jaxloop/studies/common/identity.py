@@ -72,15 +72,11 @@ def cache_key_of_metric(metric: str) -> str:
 
     A judge behind an address has its name alone: its model is no directory here.
     """
-    _, options = _metric(metric)
-    if options.get("url") is not None:
-        return metric
     words = [metric]
-    for option, value in options.items():
-        if option in FIELDS and isinstance(value, str):
-            key = cache_key_of_model(value)
-            if key is not None and key != value:
-                words.append(key)
+    for model in _models_of(metric):
+        key = cache_key_of_model(model)
+        if key is not None and key != model:
+            words.append(key)
     return " ".join(words)
 
 
@@ -107,20 +103,22 @@ def _named(section: Mapping[str, Any], metrics: bool, above: str = "") -> Iterat
         if isinstance(value, Mapping):
             yield from _named(value, metrics, f"{field}.")
         elif key == "metrics" and metrics and isinstance(value, list):
-            yield from _of_metrics(value, field)
+            for metric in value:
+                yield from ((field, model) for model in _models_of(metric))
         elif key in FIELDS and (metrics or key == "pool"):
             for name in value if isinstance(value, list) else [value]:
                 if isinstance(name, str):
                     yield field, name
 
 
-def _of_metrics(names: list, field: str) -> Iterator[tuple[str, str]]:
-    for _, options in map(_metric, names):
-        if options.get("url") is not None:  # a model behind an address is no directory here
-            continue
-        for option, value in options.items():
-            if option in FIELDS and isinstance(value, str):
-                yield field, value
+def _models_of(metric: Any) -> Iterator[str]:
+    """The names of the models that a metric names; none of one behind an address."""
+    _, options = _metric(metric)
+    if options.get("url") is not None:  # its model is no directory here
+        return
+    for option, value in options.items():
+        if option in FIELDS and isinstance(value, str):
+            yield value
 
 
 def _metric(name: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +28,7 @@ from jaxloop.lm.generation.prompt import render
 from jaxloop.metrics import embed as embedding
 from jaxloop.metrics import registry, umap
 from jaxloop.metrics.base import Unavailable
+from jaxloop.runtime import waiting
 from jaxloop.runtime.atomic_io import bytes_in, cache_folder, require_space, write_atomic
 from jaxloop.runtime.environment import how_to_install
 from jaxloop.runtime.log import LOGGER
@@ -106,7 +106,7 @@ def read(config: LoopsConfig, name: str, count_model: Counter | None = None) -> 
     folder = _folder(config, name)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.parquet"
-    with filelock.FileLock(folder / ".lock"):
+    with waiting.alone(folder / ".lock", f"cleans config.domains.{name}"):
         if not path.exists():
             check_room(config, name)
             _clean(config, name, domain, _counter(config, domain, count_model), path)

@@ -146,24 +146,22 @@ def test_greedy_equals_forward_with_refills_windows_and_adapters(config):
         ), row
 
 
+# Prompts of different lengths, one for each row.
+RAGGED = [[3], [4, 5], [6, 7, 8, 9, 10, 11], [1, 2, 3], [9, 9], [12, 13, 14, 15]]
+RAGGED_SHAPE = DecodeShape(
+    num_groups=1, slots_per_group=4, window=4, max_new_tokens=11, prompt_len=5, shared_prompt=False
+)
+
+
 def test_per_row_prompts_equal_forward():
     """Ragged prompts, one per row, and a base without adapters."""
     params = init(jax.random.key(0), LLAMA)
-    shape = DecodeShape(
-        num_groups=1,
-        slots_per_group=4,
-        window=4,
-        max_new_tokens=11,
-        prompt_len=5,
-        shared_prompt=False,
-    )
-    prompts = [[3], [4, 5], [6, 7, 8, 9, 10, 11], [1, 2, 3], [9, 9], [12, 13, 14, 15]]
-    cached = prefill(LLAMA, params, None, *prompt_table(prompts, 6))
+    cached = prefill(LLAMA, params, None, *prompt_table(RAGGED, 6))
     limit = [11, 2, 7, 11, 5, 9]
     out = decode(
         LLAMA,
         GREEDY,
-        shape,
+        RAGGED_SHAPE,
         -1,
         params,
         None,
@@ -172,7 +170,7 @@ def test_per_row_prompts_equal_forward():
         jobs_of([(0, 6, 0)]),
     )
     for row, n in enumerate(limit):
-        assert out.tokens[row, :n].tolist() == greedy_by_forward(LLAMA, params, prompts[row], n)
+        assert out.tokens[row, :n].tolist() == greedy_by_forward(LLAMA, params, RAGGED[row], n)
 
 
 def sampled(config, params, tree, shape, runs, rows, eos=5):

@@ -6,8 +6,11 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from scipy.stats import chisquare
 
+from jaxloop.lm.generation import decode_loop
+from jaxloop.lm.generation.decode_rows import decode_rows
 from jaxloop.lm.generation.prefill import prefill
 from jaxloop.lm.generation.sampling import Sampler
 from jaxloop.lm.generation.slots import DecodeShape
@@ -15,6 +18,8 @@ from jaxloop.lm.model import transformer
 from tests.lm.generation.test_decode_loop import (
     GREEDY,
     LLAMA,
+    RAGGED,
+    RAGGED_SHAPE,
     decode,
     init,
     jobs_of,
@@ -26,17 +31,8 @@ from tests.lm.generation.test_decode_loop import (
 def test_a_text_ends_with_the_first_of_several_ends():
     """Greedy, so a text that stops later, or never, begins with the one that stops first."""
     params = init(jax.random.key(0), LLAMA)
-    shape = DecodeShape(
-        num_groups=1,
-        slots_per_group=4,
-        window=4,
-        max_new_tokens=11,
-        prompt_len=5,
-        shared_prompt=False,
-    )
-    prompts = [[3], [4, 5], [6, 7, 8, 9, 10, 11], [1, 2, 3], [9, 9], [12, 13, 14, 15]]
-    cached = prefill(LLAMA, params, None, *prompt_table(prompts, 6))
-    write = functools.partial(decode, LLAMA, GREEDY, shape)
+    cached = prefill(LLAMA, params, None, *prompt_table(RAGGED, 6))
+    write = functools.partial(decode, LLAMA, GREEDY, RAGGED_SHAPE)
     given = params, None, cached, requests_of(range(6), [11] * 6), jobs_of([(0, 6, 0)])
     whole = write(None, *given)
     assert whole.length.tolist() == [11] * 6 and not whole.ended.any()
@@ -82,7 +78,10 @@ def test_sampling_follows_the_model_distribution():
     assert chisquare(counts, means).pvalue > 1e-3
 
 
-def test_repetition_penalty_sees_prompt_and_text():
+@pytest.mark.parametrize(
+    "loop", [decode_loop.decode, functools.partial(decode_rows, implementation="plain")]
+)
+def test_repetition_penalty_sees_prompt_and_text(loop):
     """With a huge penalty greedy decoding writes every token at most once, and none of the
     prompt's.
     """
@@ -100,6 +99,7 @@ def test_repetition_penalty_sees_prompt_and_text():
         cached,
         requests_of([0] * 3, [20, 13, 20]),
         jobs_of([(0, 3, 0)]),
+        loop=loop,
     )
     for row, n in enumerate((20, 13, 20)):
         text = out.tokens[row, :n].tolist()

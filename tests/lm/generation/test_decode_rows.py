@@ -355,29 +355,6 @@ def test_the_same_texts_as_on_a_cpu():
     )
 
 
-def test_repetition_penalty_sees_prompt_and_text():
-    params = init(jax.random.key(0), LLAMA)
-    shape = DecodeShape(num_groups=1, slots_per_group=2, window=4, max_new_tokens=20, prompt_len=3)
-    cached = prefill(LLAMA, params, None, *prompt_table([[1, 2, 3]], 4))
-    sampler = Sampler(greedy=True, repetition_penalty=1e6)
-    out = decode(
-        LLAMA,
-        sampler,
-        shape,
-        -1,
-        params,
-        None,
-        cached,
-        requests_of([0] * 3, [20, 13, 20]),
-        jobs_of([(0, 3, 0)]),
-        loop=decode_rows,
-        implementation="plain",
-    )
-    for row, n in enumerate((20, 13, 20)):
-        text = out.tokens[row, :n].tolist()
-        assert len(set(text)) == n and not set(text) & {1, 2, 3}
-
-
 def test_bfloat16():
     """In bfloat16 the loop takes tokens that a bfloat16 forward pass finds likeliest, to its
     precision: logits near 1 are rounded to 0.008, and sums in another order move them by as much

@@ -1,18 +1,16 @@
 """A cache on disk for the embeddings of a dataset; an interrupted computation is resumed."""
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import numpy as np
 
 from jaxloop.data.digest import digest_texts
+from jaxloop.runtime import waiting
 from jaxloop.runtime.atomic_io import require_space, write_atomic
-from jaxloop.runtime.log import LOGGER
 
 
 def cached_embeddings(
@@ -44,23 +42,9 @@ def cached_embeddings(
     folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{name}\n{digest_texts(texts)}".encode()).hexdigest()[:16]
     path = folder / f"embeddings-{key}.f32"
-    with _alone(path.with_suffix(".lock")):
+    # Each would cut the file off behind what it has computed.
+    with waiting.alone(path.with_suffix(".lock"), "computes these embeddings"):
         return _embeddings(texts, embed, path, name, batch)
-
-
-@contextlib.contextmanager
-def _alone(lock_file: Path) -> Iterator[None]:
-    """Context of one process at a time: each cuts the file off behind what it has computed."""
-    lock = filelock.FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        LOGGER.info("another run computes these embeddings; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _embeddings(
