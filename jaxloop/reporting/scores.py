@@ -130,8 +130,12 @@ def relative_by_chain(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
     generation 0, has 0 there, stopped before the study's last generation, or lacks one of those
     that are averaged.
     """
-    ends = first_and_late(with_lines(metrics), ["metric", "line", "chain"], last)
-    return (ends["late"] / ends["first"].where(ends["first"] != 0)).rename("value").reset_index()
+    table = with_lines(metrics)
+    # pandas 3.1.1 cannot look up a level of few categories in one of more than 127.
+    plain = table.astype({"line": str})
+    ends = first_and_late(plain, ["metric", "line", "chain"], last)
+    values = (ends["late"] / ends["first"].where(ends["first"] != 0)).rename("value")
+    return values.reset_index().astype({"line": table["line"].dtype})
 
 
 def crossing(metrics: pd.DataFrame) -> list[str]:

@@ -158,6 +158,14 @@ def test_relative_score_of_short_and_of_broken_chains():
     assert row["n"] == 2 and math.isfinite(row["mean"])
 
 
+def test_many_lines_have_no_relative_score_after_generation_0():
+    """pandas 3.1.1 stores a level of up to 127 lines in another type than one of more."""
+    ratios = tuple(n / 256 for n in range(1, 201))
+    table = scores.relative_by_chain(made_up(ratios, seeds=(0,), generations=1, names=("a",)))
+    assert list(table["line"].cat.categories) == [scores.label("ratio", r) for r in ratios]
+    assert len(table) == 200 and table["value"].isna().all()
+
+
 def test_values_that_are_not_finite_are_left_out_and_counted():
     metrics = made_up(names=("a",))
     metrics.loc[(metrics["chain"] == "r1-s0") & (metrics["generation"] == 2), "value"] = np.inf
