@@ -14,12 +14,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import jax
-import pytest
+from tests.bytecode import share_bytecode
 
-from jaxloop.runtime.compile_cache import make_room
-from tests.compiler import short_flags
-from tests.order import starts_first
+share_bytecode()  # before what takes long to import
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from jaxloop.runtime.compile_cache import make_room  # noqa: E402
+from tests.compiler import short_flags  # noqa: E402
+from tests.order import starts_first  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -48,7 +52,6 @@ def _start_jax():
 
 
 _start_jax()
-# Fixtures of a folder or of all tests are made before a module says otherwise (see `_programs`).
 jax.config.update("jax_disable_most_optimizations", not OPTIMISED)
 SHARED = Path(os.environ.get("JAXLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -86,22 +89,26 @@ def _hasty():
         yield
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _programs(request):
+@pytest.hookimpl(tryfirst=True)  # before fixtures of any scope are made
+def pytest_runtest_setup(item):
     """Most tests compile far longer than they run, so the compiler takes its short way there.
-    Modules that hold the engine to torch are compiled with all optimisations: `pytestmark =
-    pytest.mark.optimised`. Subprocesses run what users run, and so do all tests with
-    JAXLOOP_TEST_OPTIMISED=1.
-
-    And all tests of a process compile more programs than the system has memory mappings for, so
-    they are dropped now and then.
+    Tests that hold what users run on a CPU to torch, or to the last bit, are compiled with all
+    optimisations: `pytest.mark.optimised`, on a test or a module. Subprocesses run what users run,
+    and so do all tests with JAXLOOP_TEST_OPTIMISED=1.
     """
-    full = request.node.get_closest_marker("optimised") is not None or OPTIMISED
-    if full:
-        jax.clear_caches()  # or a program that an earlier module compiled the short way would serve
-    jax.config.update("jax_disable_most_optimizations", not full)
+    full = OPTIMISED or item.get_closest_marker("optimised") is not None
+    if full == jax.config.values["jax_disable_most_optimizations"]:
+        if full:
+            jax.clear_caches()  # or a program that was compiled the short way would serve
+        jax.config.update("jax_disable_most_optimizations", not full)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs():
+    """All tests of a process compile more programs than the system has memory mappings for, so they
+    are dropped now and then.
+    """
     yield
-    jax.config.update("jax_disable_most_optimizations", not OPTIMISED)
     make_room(0.2)
 
 

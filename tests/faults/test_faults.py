@@ -110,7 +110,10 @@ def test_cut_again_and_again_it_still_arrives(tmp_path, whole):
     assert cuts > 3 and contents(path) == whole[1]
 
 
-@pytest.mark.parametrize(("die_at", "beside"), [(9, 0), (40, 0), (77, 0), (50, 1)])
+@pytest.mark.parametrize(
+    ("die_at", "beside"),
+    [(40, 0), (50, 1), *(pytest.param(n, 0, marks=pytest.mark.slow) for n in (9, 77))],
+)
 def test_sigkill_at_a_change_of_the_disk(tmp_path, whole, die_at, beside):
     process = start(tmp_path / "run", 4, 0, die_at, beside)
     process.communicate(timeout=240)
@@ -156,7 +159,10 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, whole, number, code, beside
         assert (path / checkpoint.finished(0) / "manifest.json").is_file()
     else:
         assert len(list((path / "checkpoints").rglob("*.json"))) >= done_before
-    assert subprocess.run(command, shell=True, capture_output=True).returncode == 0
+    if number == signal.SIGINT:  # a process more; the command is the same for the others
+        assert subprocess.run(command, shell=True, capture_output=True).returncode == 0
+    else:
+        study.run(path)
     assert contents(path) == whole[1]
 
 

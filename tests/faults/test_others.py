@@ -92,7 +92,7 @@ def test_another_version_between_generations_is_warned_of_and_recorded(tmp_path,
 
 def test_the_second_process_names_the_holder_and_a_dead_one_is_replaced(tmp_path, whole):
     path = tmp_path / "run"
-    first = start(path, 4, 0.5)
+    first = start(path, 4, 30)  # it is killed below
     wait_for(lambda: (path / workdir.HOLDER).exists(), first)
     second = start(path)
     _, said = second.communicate(timeout=240)

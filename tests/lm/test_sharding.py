@@ -83,10 +83,8 @@ def test_a_cut_base_holds_a_quarter_a_device_and_gives_the_same_logits(model):
         local = leaf.addressable_shards[0].data.size
         assert local * (4 if p.shard is not None else 1) == leaf.size, p.path
     tokens = np.arange(40).reshape(2, 20) % 250
-    one = transformer.forward(model.config, model.params, jnp.asarray(tokens))
-    many = jax.jit(transformer.forward, static_argnums=0)(
-        model.config, four.params, jnp.asarray(tokens)
-    )
+    forward = jax.jit(transformer.forward, static_argnums=0)
+    one, many = (forward(model.config, m.params, jnp.asarray(tokens)) for m in (model, four))
     np.testing.assert_allclose(one, many, atol=1e-5)
 
 

@@ -17,8 +17,6 @@ peft = peer("peft", "torch")
 torch = peer("torch")
 hf = peer("transformers", "torch")
 
-pytestmark = pytest.mark.optimised
-
 NEW = 12
 rng = np.random.default_rng(0)
 PROMPTS = [rng.integers(3, 320, n).tolist() for n in (1, 4, 9, 17, 16, 5, 3, 2)]
@@ -65,6 +63,7 @@ def frequent(texts, n):
     ]
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "opt-350m"])
 def test_equal_to_transformers_on_ragged_prompts_whether_eos_comes_early_or_not(
     name, checkpoint, loaded

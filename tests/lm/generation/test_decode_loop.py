@@ -19,8 +19,6 @@ from jaxloop.lm.model import lora, transformer
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.runtime.setup_jit import setup_jit
 
-pytestmark = pytest.mark.optimised
-
 # What is only read here: drawn by programs that are compiled the short way.
 init = setup_jit(model_config.init, static_argnums=1)
 normal = setup_jit(jax.random.normal, static_argnums=1)
@@ -115,6 +113,7 @@ def greedy_by_forward(config, params, prompt, count, tree=None):
     return ids[len(prompt) :]
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_greedy_equals_forward_with_refills_windows_and_adapters(config):
     """Ragged limits force refills at every phase of a window; texts outlive all levels; each chain
@@ -192,6 +191,7 @@ def sampled(config, params, tree, shape, runs, rows, eos=5):
     return {r: (out.tokens[r, : out.length[r]].tolist(), bool(out.ended[r])) for r in rows}
 
 
+@pytest.mark.optimised
 def test_a_job_writes_the_same_texts_alone_and_among_others():
     params, tree = init(jax.random.key(0), LLAMA), strong_adapters(LLAMA, 4)
     shape = DecodeShape(num_groups=2, slots_per_group=4, window=4, max_new_tokens=40, prompt_len=3)
@@ -240,6 +240,7 @@ def decode_again(sampler, shape):
     return jax.jit(functools.partial(decode_loop.decode.__wrapped__, LLAMA, **static))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("lengths", [[1, 2, 3, 38] * 3, [38] * 12], ids=["few old rows", "all old"])
 def test_every_bucket_writes_the_same(lengths, monkeypatch):
     """Padding the list of blocks changes nothing: with room for all blocks always, texts are the
@@ -279,7 +280,7 @@ def test_bfloat16():
         jobs_of([(0, 2, 0)]),
     )
     whole = jnp.concatenate([jnp.array([1, 2, 3]), out.tokens[0]])
-    logits = transformer.forward(LLAMA, params, whole[None])[0, 2:-1]
+    logits = forward(LLAMA, params, whole[None], None)[0, 2:-1]
     chosen = jnp.take_along_axis(logits, out.tokens[0][:, None], 1)[:, 0]
     assert (chosen >= logits.max(-1) - 0.05).all()
 

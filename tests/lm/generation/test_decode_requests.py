@@ -14,13 +14,13 @@ from jaxloop.lm.generation.decode_rows import decode_rows
 from jaxloop.lm.generation.prefill import prefill
 from jaxloop.lm.generation.sampling import Sampler
 from jaxloop.lm.generation.slots import DecodeShape
-from jaxloop.lm.model import transformer
 from tests.lm.generation.test_decode_loop import (
     GREEDY,
     LLAMA,
     RAGGED,
     RAGGED_SHAPE,
     decode,
+    forward,
     init,
     jobs_of,
     prompt_table,
@@ -66,7 +66,7 @@ def test_sampling_follows_the_model_distribution():
         jobs_of([(0, n, 0)]),
     )
     expected = np.asarray(
-        jax.nn.softmax(transformer.forward(LLAMA, params, np.array([[1, 2, 3]]))[0, -1] / 1.3),
+        jax.nn.softmax(forward(LLAMA, params, np.array([[1, 2, 3]]), None)[0, -1] / 1.3),
         np.float64,
     )
     seen = np.bincount(out.tokens[:, 0], minlength=LLAMA.vocab_size)

@@ -25,12 +25,13 @@ from jaxloop.lm.generation.row_adapters import (
 from jaxloop.lm.generation.row_attention import RowStep, attend
 from jaxloop.lm.generation.sampling import Sampler
 from jaxloop.lm.generation.slots import DecodeShape
-from jaxloop.lm.model import lora, transformer
+from jaxloop.lm.model import lora
 from tests.lm.generation.test_decode_loop import (
     GPT2,
     GREEDY,
     LLAMA,
     decode,
+    forward,
     greedy_by_forward,
     init,
     jobs_of,
@@ -40,8 +41,6 @@ from tests.lm.generation.test_decode_loop import (
     requests_of,
     strong_adapters,
 )
-
-pytestmark = pytest.mark.optimised
 
 
 def pool_of(config, tree):
@@ -377,9 +376,8 @@ def test_bfloat16():
             loop=decode_rows,
             implementation=how,
         )
-        logits = transformer.forward(
-            LLAMA, params, jnp.concatenate([jnp.array([1, 2, 3]), out.tokens[0]])[None]
-        )[0, 2:-1]
+        whole = jnp.concatenate([jnp.array([1, 2, 3]), out.tokens[0]])
+        logits = forward(LLAMA, params, whole[None], None)[0, 2:-1]
         chosen = jnp.take_along_axis(logits, out.tokens[0][:, None], 1)[:, 0]
         assert (chosen >= logits.max(-1) - 0.05).all()
 

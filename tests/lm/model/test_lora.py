@@ -22,8 +22,6 @@ peft = peer("peft", "torch")
 torch = peer("torch")
 torch_files = peer("safetensors.torch", "torch")
 
-pytestmark = pytest.mark.optimised
-
 LORA = lm.LoraConfig(rank=4, alpha=10.0)
 TOLERANCE = 2e-4  # absolute, float32 logits
 TARGETS = {
@@ -63,6 +61,7 @@ def base(checkpoint):
     return lambda name: type(checkpoint(name).torch).from_pretrained(checkpoint(name).path).eval()
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", TARGETS)
 def test_two_chains_compute_what_peft_computes_for_each(name, base, loaded, tmp_path):
     """Files written by peft; logits; gradients of the loss with respect to the factors."""

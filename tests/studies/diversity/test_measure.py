@@ -141,7 +141,7 @@ def without_each(table, column):
 def test_sets_of_one_group_are_not_independent():
     """Seven groups with 13 sets each; a group's own loss has nothing to do with its diversity."""
     found = {"group": 0, "print": 0}
-    for seed in range(200):
+    for seed in range(60):
         rng = np.random.default_rng(seed)
         own = np.repeat(rng.normal(size=(7, 3)), 13, axis=0) + 0.1 * rng.normal(size=(91, 3))
         table = pd.DataFrame(own, columns=["test_loss_answer", "distinct_matched", "length_kl"])
@@ -152,7 +152,7 @@ def test_sets_of_one_group_are_not_independent():
         for column in found:
             one = measure.regressions(table, group=column).iloc[0]
             found[column] += one["diversity_low"] > 0 or one["diversity_high"] < 0
-    assert one["sets"] == 91 and found["group"] <= 20 and found["print"] > 80
+    assert one["sets"] == 91 and found["group"] <= 6 and found["print"] > 24
 
 
 def test_crossed_sets_of_a_seed_are_a_group_where_seeds_are_enough():
