@@ -14,16 +14,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.bytecode import share_bytecode
+import jax
+import pytest
 
-share_bytecode()  # before what takes long to import
-
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
-from jaxloop.runtime.compile_cache import make_room  # noqa: E402
-from tests.compiler import short_flags  # noqa: E402
-from tests.order import starts_first  # noqa: E402
+from jaxloop.runtime.compile_cache import make_room
+from tests.compiler import short_flags
+from tests.order import starts_first
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
