@@ -228,6 +228,8 @@ def test_joint_test_is_that_of_nested_models(grouped):
     assert regression_robust.joint_f(y, x, ["a", "c"]) == pytest.approx(
         (expected[0], expected[1], 2), rel=1e-8
     )
+    with pytest.raises(ValueError, match="the joint test has 4 chains for 3 predictors"):
+        regression_robust.joint_f(y[:4], x[:4], ["a", "c"])
 
 
 def test_power_is_statsmodels_and_simulated():
