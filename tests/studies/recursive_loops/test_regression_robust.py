@@ -261,6 +261,11 @@ def test_least_effects_and_needed_chains_invert_power():
         assert power.power(least, n, p, 0.05, vif=1.7) == pytest.approx(0.8, rel=1e-6)
     needed = power.chains_needed(0.01, 6, 0.05)
     assert power.power(0.01, needed, 6, 0.05) >= 0.8 > power.power(0.01, needed - 1, 6, 0.05)
+    # Beyond what scipy's F distribution takes, by the normal distribution.
+    z = scipy.stats.norm.isf(0.025) + scipy.stats.norm.isf(0.2)
+    for sd in (50, 1e10):
+        assert power.chains_needed(0.01, 6, sd) == pytest.approx((z * sd / 0.01) ** 2, rel=1e-6)
+    assert power.power(1.0, 30, 6, 1e-14) == 1 and power.chains_needed(0.01, 6, 1e-14) == 8
     assert (
         power.chains_needed(10.0, 6, 0.05) == 8
         and power.least_effect(7, 6, 0.05) == np.inf
