@@ -31,7 +31,8 @@ COLUMNS = (
     "difference",
     "low",
     "high",
-    "n",
+    "n_of_baseline",
+    "n_of_run",
     "paired",
 )
 ABSENT = "(absent)"
@@ -134,14 +135,18 @@ def _same(a: Any, b: Any) -> bool:
 
 
 class Estimate(NamedTuple):
-    """A difference run - baseline, with its interval (nan where there is too little)."""
+    """A difference run - baseline, with its interval (nan where there is too little).
+
+    n_baseline, n_run: seeds behind the two means, the same ones where they are paired.
+    """
 
     baseline: float
     run: float
     difference: float
     low: float
     high: float
-    n: int
+    n_baseline: int
+    n_run: int
     paired: bool
 
 
@@ -164,9 +169,8 @@ def estimate(baseline: np.ndarray, run: np.ndarray) -> Estimate | None:
         a, b = baseline[both], run[both]
     middle = float((b - a).mean() if paired else b.mean() - a.mean())
     half = _students(b - a) if paired else _welch(a, b)
-    count = min(len(a), len(b))
     ends = float(a.mean()), float(b.mean())
-    return Estimate(*ends, middle, middle - half, middle + half, count, paired)
+    return Estimate(*ends, middle, middle - half, middle + half, len(a), len(b), paired)
 
 
 @functools.cache
@@ -287,7 +291,8 @@ def _row(what: str, generations: str, pair: Sequence[np.ndarray]) -> Iterator[di
             "difference": found.difference,
             "low": found.low,
             "high": found.high,
-            "n": found.n,
+            "n_of_baseline": found.n_baseline,
+            "n_of_run": found.n_run,
             "paired": found.paired,
         }
 

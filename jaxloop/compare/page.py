@@ -194,11 +194,18 @@ def _table(changes: pd.DataFrame, title: str, note: str, baseline: str, run: str
                 float(row["low"]),
                 float(row["high"]),
                 _beyond(row["low"], row["high"]),
-                f"{row['n']} {'pairs' if row['paired'] else 'each, unpaired'}",
+                _seeds(row["n_of_baseline"], row["n_of_run"], row["paired"]),
             ]
         )
     header = ["metric", "line", "generations", baseline, run, "difference", "from", "to"]
     return report.Table(title, note, [*header, "beyond 0", "seeds"], rows)
+
+
+def _seeds(baseline: int, run: int, paired: bool) -> str:
+    """How many seeds are behind a difference."""
+    if paired:
+        return f"{run} pair{'s' * (run != 1)}"
+    return f"{baseline} and {run}, unpaired"
 
 
 def _beyond(low: float, high: float) -> str:

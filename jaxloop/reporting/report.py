@@ -243,7 +243,7 @@ def _window(final: int) -> str:
 
 def _tiles(measured: _Measured, names: Sequence[str]) -> list[dict[str, str]]:
     name = next((n for n in HEADLINES if n in names), names[0] if names else None)
-    if name is None or measured.final == 0 or len(measured.lines) > 12:
+    if name is None or name in measured.crossing or not measured.final or len(measured.lines) > 12:
         return []
     of = f"of generation 0's {figures.title(name)[0].lower()}"
     note = printable(f"{of}, generations {_window(measured.final)}")

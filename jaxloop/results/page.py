@@ -175,12 +175,17 @@ def estimate_text(finding: Finding) -> str:
     if finding.estimate.n == 0:
         return f"{value} (exact)"
     if not math.isfinite(finding.interval.low):
-        return f"{value} (no interval: one of {finding.estimate.unit})"
+        units = f"one of {finding.estimate.unit}"
+        if finding.estimate.n > 1:
+            units = f"{finding.estimate.n:,} {finding.estimate.unit} without a standard error"
+        return f"{value} (no interval: {units})"
     return f"{value} [{number(finding.interval.low)}, {number(finding.interval.high)}]"
 
 
 def number(value: float) -> str:
-    """Return a number with four digits, and no sign of a zero."""
+    """Return a number with four digits, and no sign of a zero; `–` for nan."""
+    if math.isnan(value):
+        return "–"
     return f"{value + 0.0:.4g}"
 
 

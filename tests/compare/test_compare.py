@@ -45,7 +45,7 @@ def test_pairs_of_a_seed_have_students_interval(tmp_path, line):
     expected = scipy.stats.ttest_rel(other, one).confidence_interval(0.95)
     np.testing.assert_allclose([row["low"], row["high"]], expected, rtol=1e-9)
     np.testing.assert_allclose(row["difference"], (other - one).mean(), rtol=1e-9)
-    assert (row["n"], row["paired"], row["generations"]) == (4, True, "4 to 8")
+    assert (row["n_of_run"], row["paired"], row["generations"]) == (4, True, "4 to 8")
 
 
 def test_other_seeds_have_welchs_interval(tmp_path):
@@ -55,13 +55,15 @@ def test_other_seeds_have_welchs_interval(tmp_path):
     one, other = (late(table, RATIOS[0], "cosine_diversity") for table in (a, b))
     expected = scipy.stats.ttest_ind(other, one, equal_var=False).confidence_interval(0.95)
     np.testing.assert_allclose([row["low"], row["high"]], expected, rtol=1e-9)
-    assert (row["n"], row["paired"], row["line"]) == (3, False, "r = 1/8")
+    counts = (row["n_of_baseline"], row["n_of_run"], row["paired"])
+    assert counts == (5, 3, False) and row["line"] == "r = 1/8"
+    assert "<td>5 and 3, unpaired</td>" in (tmp_path / "out.html").read_text()
 
 
 def test_seeds_that_only_one_run_has_are_left_out_of_the_pairs(tmp_path):
     a, b = values(RATIOS, range(5), 3), values(RATIOS, range(2, 9), 3, seed=1)
     row = both(tmp_path, a, b).differences.iloc[0]
-    assert (row["n"], row["paired"]) == (3, True)
+    assert (row["n_of_baseline"], row["n_of_run"], row["paired"]) == (3, 3, True)
 
 
 def test_one_seed_has_a_difference_and_no_interval(tmp_path):
@@ -132,7 +134,7 @@ def test_a_chain_that_stopped_has_no_late_value_and_entities_are_averaged(tmp_pa
     found = both(tmp_path, a[~stopped], values(RATIOS, range(3), 6, seed=1)).differences
     row = found[(found["what"] == "late") & (found["metric"] == "text_length")].iloc[0]
     expected = late(a[a["seed"] > 0], RATIOS[0], "text_length").mean()
-    assert row["n"] == 2
+    assert row["n_of_run"] == 2
     np.testing.assert_allclose(row["value_of_baseline"], expected, rtol=1e-9)
 
 
@@ -168,14 +170,14 @@ def test_a_seed_that_lacks_a_late_value_is_left_out(tmp_path):
     a.loc[(a["seed"] == 2) & (a["generation"] == 6), "value"] = np.nan
     found = both(tmp_path, a, values(RATIOS, range(4), 9, seed=1)).differences
     row = found[(found["what"] == "late") & (found["metric"] == "text_length")].iloc[0]
-    assert (row["n"], row["generations"]) == (3, "4 to 8")
+    assert (row["n_of_run"], row["generations"]) == (3, "4 to 8")
 
 
 def test_the_table_is_read_by_pandas_and_holds_costs(tmp_path):
     done = both(tmp_path, values(RATIOS, range(2), 3), values(RATIOS, range(2), 3, seed=1))
     table = pd.read_csv(done.csv)
     assert list(table.columns) == list(differences.COLUMNS)
-    numbers = ["value_of_baseline", "value_of_run", "difference", "low", "high", "n"]
+    numbers = ["value_of_baseline", "value_of_run", "difference", "low", "high", "n_of_run"]
     assert all(table[name].dtype.kind == "f" for name in numbers)
     np.testing.assert_array_equal(table["difference"], done.differences["difference"])
     assert "bytes on the disk" in set(table.loc[table["what"] == "cost", "metric"])

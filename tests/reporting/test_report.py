@@ -101,6 +101,8 @@ def test_a_metric_that_crosses_zero_has_no_relative_score():
         and "Positivity</th>" not in page
     )
     assert '<th scope="row">Length</th>' in page
+    alone = metrics[metrics["metric"] == "positivity"]
+    assert "of generation 0" not in report.render(alone, title="T")
 
 
 def test_mean_and_standard_error_equal_scipy():

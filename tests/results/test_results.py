@@ -210,18 +210,23 @@ def test_the_slope_of_the_last_generations_leaves_out_a_chain_that_stopped(run):
     [
         (dict(low="low", high="high"), 1, "1.5 (no interval: one of seeds)"),
         (dict(se="se"), 1, "1.5 (no interval: one of seeds)"),
+        (dict(se="se"), 3, "1.5 (no interval: 3 seeds without a standard error)"),
         (dict(low="low", high="high"), 4, "1.5 [1, 2]"),
     ],
 )
 def test_a_number_without_an_interval_is_undecided(run, fields, n, says):
     """Tables leave cells empty where there is one seed; other rows may have them."""
-    (run / "effects.csv").write_text("g,mean,low,high,se,n\n1,1.5,,,,1\n4,1.5,1,2,0.2,4\n")
+    (run / "effects.csv").write_text(
+        "g,mean,low,high,se,n\n1,1.5,,,,1\n3,1.5,,,,3\n4,1.5,1,2,0.2,4\n"
+    )
     asked = dict(file="effects.csv", where=dict(g=n), value="mean", count="n", units="seeds")
     estimate = measures.measure(run, asked | fields)
     interval = verdict.interval(estimate, 0.95)
     judged = verdict.judge(_claim(measure=asked), interval, 0.0)
-    assert page.estimate_text(page.Finding(_claim(), estimate, interval, judged)) == says
-    assert judged == (verdict.UNDECIDED if n == 1 else verdict.REPLICATED)
+    finding = page.Finding(_claim(), estimate, interval, judged)
+    assert page.estimate_text(finding) == says
+    assert judged == (verdict.REPLICATED if n == 4 else verdict.UNDECIDED)
+    assert "nan" not in page._precision([finding], 0.95)
 
 
 @pytest.mark.parametrize(

@@ -186,9 +186,13 @@ def amplification_sentences(target: str, table: pd.DataFrame) -> list[str]:
     last = int(table["generation"].max())
     final = table[(table["generation"] == last) & table["low"].notna()]
     missing = sorted(set(table["setup"]) - set(table[table["generation"] == last]["setup"]))
+    alone = table[(table["generation"] == last) & table["low"].isna()]["setup"]
     said = []
-    if not len(final):
-        said.append("No interval over replicates: every setup has one chain.")
+    if len(alone):
+        said.append(
+            f"No interval over replicates where one chain reached generation {last}: "
+            f"{', '.join(alone)}."
+        )
     for words, rows in (
         ("rises", final[final["low"] > 0]),
         ("falls", final[final["high"] < 0]),
@@ -243,8 +247,9 @@ def _amplification_table(config: BiasConfig, table: pd.DataFrame) -> report.Tabl
     ]
     note = (
         "Change against generation 0 of the same chain, in percentage points. The interval is "
-        "Student's t over replicates; the error of one chain is over its articles, paired, and "
-        "says nothing about another run of the setup."
+        "Student's t over replicates, and neither it nor p is adjusted for the number of setups; "
+        "the error of one chain is over its articles, paired, and says nothing about another run "
+        "of the setup."
     )
     return report.Table(f"Articles labelled {config.classifier.target}, %", note, header, rows)
 

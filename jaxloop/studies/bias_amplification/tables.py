@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.weightstats import DescrStatsW
 
-from jaxloop.reporting.statistics import agreeing_se
+from jaxloop.reporting.statistics import share_se, t_interval
 from jaxloop.runtime import tables
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.studies.bias_amplification.paths import articles_path
@@ -122,22 +121,18 @@ def _change(hits: np.ndarray) -> Row:
     }
 
 
-def amplification(change: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+def amplification(change: pd.DataFrame) -> pd.DataFrame:
     """Return the mean change of every setup and generation over replicates: columns
     `AMPLIFICATION`.
 
-    low and high: its t interval at 1 - alpha; p of no change; se_articles: the paired standard
-    error of one chain (root mean square over replicates). Interval and p are NaN with one
-    replicate, and p where replicates do not differ.
+    low and high: its 95 % t interval; p of no change; se_articles: the paired standard error of
+    one chain (root mean square over replicates). Interval and p are NaN with one replicate, and p
+    where replicates do not differ.
     """
     rows = []
     groups = change.groupby(["setup", "generation"], observed=True, sort=False)
     for (setup, _), replicates in groups:
-        values = DescrStatsW(replicates["change"].to_numpy())
-        low = high = p = np.nan
-        if len(replicates) > 1:
-            low, high = values.tconfint_mean(alpha)
-            p = float(values.ttest_mean(0)[1]) if values.std > 0 else np.nan
+        interval = t_interval(replicates["change"].to_numpy(float), 0.0)
         rows.append(
             {
                 "setup": setup,
@@ -146,9 +141,9 @@ def amplification(change: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
                 "first": replicates["first"].mean(),
                 "share": replicates["share"].mean(),
                 "change": replicates["change"].mean(),
-                "low": low,
-                "high": high,
-                "p": p,
+                "low": interval.low,
+                "high": interval.high,
+                "p": interval.p,
                 "se_articles": float(np.sqrt(np.mean(np.square(replicates["se"])))),
             }
         )
@@ -249,8 +244,7 @@ def classifiers(fits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return what the classifiers that were fitted reach on texts they never saw: columns
     `CLASSIFIERS`, the one that is used first.
 
-    se: the binomial standard error of the accuracy, sqrt(a (1 - a) / n); `agreeing_se` where that
-    is 0.
+    se: `share_se` of the accuracy.
 
     Args:
         fits: reports of `metrics.classifier_training`, the chosen one first.
@@ -259,7 +253,6 @@ def classifiers(fits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for number, fit in enumerate(fits):
         training, _, test = fit["split"]
         accuracy = fit["test"]["accuracy"]
-        se = float(np.sqrt(accuracy * (1 - accuracy) / test)) if test else np.nan
         rows.append(
             {
                 "encoder": fit["encoder"],
@@ -269,7 +262,7 @@ def classifiers(fits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 "validation_macro_f1": fit["validation"],
                 "macro_f1": fit["test"]["macro_f1"],
                 "accuracy": accuracy,
-                "se": se or agreeing_se(test),
+                "se": share_se(accuracy, test),
                 "majority_accuracy": fit["majority"]["accuracy"],
             }
         )

@@ -60,7 +60,7 @@ def table(values: pd.DataFrame, ledger: pd.DataFrame | None, last: int = LAST) -
     Returns:
         Columns ratio, generation (its number, or `LATE`), n (chains), measured (mean of value /
         generation 0 - 1), low, high (its 95 % t interval; nan for one chain), formula, and inside
-        (whether the formula lies in the interval).
+        (whether the formula lies in the interval; None without one).
 
     Raises:
         ValueError: something that is needed is missing, or the number of texts changes.
@@ -74,8 +74,8 @@ def table(values: pd.DataFrame, ledger: pd.DataFrame | None, last: int = LAST) -
         rows += _of_ratio(values[values["ratio"] == ratio], ledger, ratio, last)
     names = ["ratio", "generation", "n", "measured", "low", "high", "formula"]
     found = pd.DataFrame(rows, columns=names)
-    found["inside"] = (found["low"] <= found["formula"]) & (found["formula"] <= found["high"])
-    return found
+    inside = (found["low"] <= found["formula"]) & (found["formula"] <= found["high"])
+    return found.assign(inside=inside.astype(object).where(found["low"].notna(), None))
 
 
 def _of_ratio(values: pd.DataFrame, ledger: pd.DataFrame, ratio: float, last: int) -> list[tuple]:
@@ -137,7 +137,7 @@ def _one_count(rows: pd.DataFrame, groups: int, what: str) -> int:
 
 def sentences(found: pd.DataFrame) -> list[str]:
     """Return what the table says of the late values."""
-    late = found[(found["generation"] == LATE) & (found["n"] > 1)]
+    late = found[(found["generation"] == LATE) & (found["n"] > 1)].astype({"inside": bool})
     if late.empty:
         return []
     inside = int(late["inside"].sum())

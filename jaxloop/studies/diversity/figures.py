@@ -11,6 +11,8 @@ from jaxloop.reporting import figures
 from jaxloop.reporting.report import Drawing
 
 LOSS = "test_loss_answer"
+# Of every figure of `_band`.
+BARS = "Mean and standard error over seeds."
 
 
 def _axes(size: tuple[float, float] = (4.2, 2.7)) -> tuple[Figure, Axes]:
@@ -141,7 +143,7 @@ def by_ratio(
                 drawings.append(
                     Drawing(
                         f"{what}: {label.split(',')[0]}",
-                        "One line per level; rho = 0 is real data alone." if value == LOSS else "",
+                        f"One line per level; rho = 0 is real data alone. {BARS}",
                         _ratio_lines(group, value, label),
                     )
                 )
@@ -215,7 +217,7 @@ def by_size(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) 
                 axes.set_xlabel("records")
                 axes.set_ylabel("test loss")
                 _legend(axes, len(level_names) > 1)
-                drawings.append(Drawing(_named(names[task], base, setting), "", figure))
+                drawings.append(Drawing(_named(names[task], base, setting), BARS, figure))
     return drawings
 
 
@@ -231,7 +233,7 @@ def by_base(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) 
         task_rows = rows[rows["task"] == task] if len(rows) else rows
         if len(task_rows):
             drawings += [
-                Drawing(_named(names[task], setting), "", _base_lines(group))
+                Drawing(_named(names[task], setting), BARS, _base_lines(group))
                 for setting, group in settings_of(task_rows, ["records", "rho"])
             ]
     return drawings
@@ -281,7 +283,7 @@ def crossed(rows: pd.DataFrame, tasks: Sequence[str], names: Mapping[str, str]) 
         axes.set_xlabel("share of near-duplicates")
         axes.set_ylabel("test loss")
         _legend(axes, True)
-        drawings.append(Drawing(names[task], "", figure))
+        drawings.append(Drawing(names[task], BARS, figure))
     return drawings
 
 

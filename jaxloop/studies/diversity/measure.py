@@ -20,6 +20,7 @@ from jaxloop.metrics.lexical import distinct_n, distinct_n_by_context, distinct_
 from jaxloop.metrics.umap import MapSettings, fit_map
 from jaxloop.recursion.family import ModelOutput
 from jaxloop.recursion.run import Measure
+from jaxloop.reporting.statistics import no_spread
 from jaxloop.studies.diversity.cells import experiments
 from jaxloop.studies.diversity.config import DiversityConfig
 from jaxloop.studies.diversity.prepare import Prepared, prompts
@@ -294,8 +295,9 @@ def regressions(
     deviation), low, high (95 %), p. Errors are a jackknife over the groups (CV3 of MacKinnon,
     Nielsen and Webb, 2023), with t quantiles of groups - 1 degrees of freedom: of seven groups, the
     usual clustered errors give intervals that hold the coefficient in 82 % of all studies. A fit
-    needs `MIN_GROUPS` groups, two different values of either regressor, and regressors that are not
-    the same, also without any one group; where it lacks these the row says so with NaN.
+    needs `MIN_GROUPS` groups, two different values of the outcome and of either regressor, and
+    regressors that are not the same, also without any one group; where it lacks these the row says
+    so with NaN.
     """
     rows = []
     kinds = {"levels": ("levels",), "crossed": ("crossed",), "all": ("levels", "crossed")}
@@ -329,7 +331,8 @@ def _fit(
     }
     centred = used[[diversity, shift]] - used[[diversity, shift]].groupby(alike).transform("mean")
     spread = centred.std(ddof=1)
-    if len(names) < MIN_GROUPS or not (spread > 1e-12).all():
+    losses = used[outcome].to_numpy(float)
+    if len(names) < MIN_GROUPS or not (spread > 1e-12).all() or no_spread(losses):
         return out
     x = (centred / spread).to_numpy(float)
     r = float(np.corrcoef(x.T)[0, 1])
@@ -339,7 +342,6 @@ def _fit(
     out["vif"] = 1 / (1 - r**2)
 
     intercepts = pd.get_dummies(alike, dtype=float).to_numpy()
-    losses = used[outcome].to_numpy(float)
     both, errors = _jackknife(x, intercepts, losses, members)
     if not np.isfinite(errors).all():
         return out

@@ -32,6 +32,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from jaxloop.reporting.statistics import t_interval
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.studies.multi_entity.measure import FOLDER, task_loss
 
@@ -90,18 +91,11 @@ def of_exchange(table: pd.DataFrame) -> pd.DataFrame:
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float, int]:
     """Return (mean, low, high, n) of a 95 % t-interval; low and high are NaN for one value."""
-    # statsmodels takes seconds to import, which other commands do without.
-    from statsmodels.stats.weightstats import DescrStatsW
-
     finite = np.asarray(values, float)
     finite = finite[np.isfinite(finite)]
-    if len(finite) < 2:
-        mean = float(finite[0]) if len(finite) else float("nan")
-        return mean, float("nan"), float("nan"), len(finite)
-    low, high = finite[0], finite[0]
-    if np.ptp(finite) > 0:
-        low, high = DescrStatsW(finite).tconfint_mean()
-    return float(finite.mean()), float(low), float(high), len(finite)
+    found = t_interval(finite, 0.0)
+    mean = float(finite.mean()) if len(finite) else float("nan")
+    return mean, found.low, found.high, len(finite)
 
 
 def by_chain(

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.workflow import Exchange, exchange_weights
+from jaxloop.reporting.statistics import kendall
 from jaxloop.simulators.linear import closed_form, low_rank_designs, sweep
 from jaxloop.simulators.linear_forms import SPECTRAL_LIMIT
 from jaxloop.studies.multi_entity import prepare
@@ -161,7 +161,7 @@ def distinct(settings: EntitiesConfig, values: Mapping[tuple, float]) -> dict[tu
 
 
 def agreement(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float, int]:
-    """Return Kendall's tau-b of two lists, its p-value, and how many pairs both have.
+    """Return `statistics.kendall` of two lists, tau-b and p, and how many pairs both have.
 
     tau and p are NaN below three pairs. Values that differ by rounding are ties.
     """
@@ -170,7 +170,6 @@ def agreement(ours: Sequence[float], others: Sequence[float]) -> tuple[float, fl
         for x in (np.asarray(ours, float), np.asarray(others, float))
     )
     both = np.isfinite(a) & np.isfinite(b)
-    if both.sum() < 3 or len(set(a[both])) < 2 or len(set(b[both])) < 2:
+    if both.sum() < 3:
         return float("nan"), float("nan"), int(both.sum())
-    result = kendalltau(a[both], b[both])
-    return float(result.statistic), float(result.pvalue), int(both.sum())
+    return *kendall(a[both], b[both]), int(both.sum())

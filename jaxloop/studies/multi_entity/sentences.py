@@ -44,7 +44,7 @@ def readings(settings: EntitiesConfig, final: int) -> str:
             "Against own text: with the setting's control, which reads as much synthetic text, "
             "all of it the entity's own. "
         )
-    return text + "Bars are 95 % t-intervals over seeds."
+    return text + "Bars are 95 % t-intervals over seeds, not adjusted for their number."
 
 
 def of_effects(summary: pd.DataFrame) -> list[str]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from jaxloop.reporting import scores
+from jaxloop.reporting.statistics import t_interval
 from jaxloop.studies.common import report as common_report
 
 # Columns of interventions.csv after the metric and the factors of the chains.
@@ -33,8 +33,8 @@ def paired_differences(root: Path) -> dict[str, list]:
 
     Columns: metric, the factors without seed, selection (the policy), n (pairs), control and policy
     (mean relative scores), difference, se, low and high (95 % t interval), p (paired t-test); se to
-    p are nan below two pairs. Metrics whose values in generation 0 lie on both sides of 0 have no
-    relative scores and are left out.
+    p are nan below two pairs, and p where all differences are equal. Metrics whose values in
+    generation 0 lie on both sides of 0 have no relative scores and are left out.
     """
     metrics = common_report.read_metrics(root)
     factors = metrics.drop_duplicates("chain").set_index("chain")[
@@ -62,19 +62,10 @@ def _paired(pairs: pd.DataFrame) -> dict[str, float]:
     gap = (pairs["policy"] - pairs["control"]).to_numpy(float)
     n = len(gap)
     nan = math.nan
-    difference = float(gap.mean()) if n else nan
-    se = float(gap.std(ddof=1) / math.sqrt(n)) if n > 1 else nan
-    half = float(stats.t.ppf(0.975, n - 1) * se) if n > 1 else nan
-    p = nan
-    if n > 1 and se > 0:
-        p = float(2 * stats.t.sf(abs(difference) / se, n - 1))
     return {
         "n": n,
         "control": float(pairs["control"].mean()) if n else nan,
         "policy": float(pairs["policy"].mean()) if n else nan,
-        "difference": difference,
-        "se": se,
-        "low": difference - half,
-        "high": difference + half,
-        "p": p,
+        "difference": float(gap.mean()) if n else nan,
+        **t_interval(gap, 0.0)._asdict(),
     }

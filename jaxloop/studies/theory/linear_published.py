@@ -11,7 +11,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from jaxloop.reporting import figures, report
-from jaxloop.reporting.statistics import agreeing_se
+from jaxloop.reporting.statistics import share_se
 from jaxloop.simulators import linear
 from jaxloop.studies.theory.config import TheoryConfig
 from jaxloop.studies.theory.linear_efficiency import by_design
@@ -106,7 +106,7 @@ def summary(
     }
     rows = [[name, x.mean(), _se(x), len(x)] for name, x in shown.items()]
     # The last one is a share of draws.
-    rows[-1][2] = rows[-1][2] or agreeing_se(len(values))
+    rows[-1][2] = share_se(float(rows[-1][1]), len(values))
     return pd.DataFrame(rows, columns=["quantity", "value", "se", "designs"])
 
 

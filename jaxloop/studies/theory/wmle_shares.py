@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from jaxloop.reporting.statistics import agreeing_se
+from jaxloop.reporting.statistics import share_se
 from jaxloop.studies.theory.config import TheoryConfig
 
 # Batches of chains; their seeds are far from those of the comparisons.
@@ -27,7 +27,7 @@ def table(
         theta = theta[np.isfinite(theta).all((1, 2))]
         for quantity, has_it in _properties(config, theta).items():
             share, count = float(has_it.mean()), len(has_it)
-            se = float(np.sqrt(share * (1 - share) / max(count - 1, 1))) or agreeing_se(count)
+            se = share_se(share, count)
             rows.append((weighting, lines[weighting], quantity, share, se, count))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

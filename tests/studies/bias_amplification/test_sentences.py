@@ -27,7 +27,12 @@ def amplification(*rows):
             "labelled Right is not shown to move (its interval holds 0) in greedy (+10.0)",
             "rises",
         ),
-        (amplification(("greedy", 2, 0.1, NAN, NAN)), "No interval over replicates", "rises"),
+        (
+            amplification(("greedy", 2, 0.1, NAN, NAN), ("beam", 2, 0.1, 0.05, 0.15)),
+            "No interval over replicates where one chain reached generation 2: greedy. From "
+            "generation 0 to 2 the share labelled Right rises in beam (+10.0)",
+            "rises in greedy",
+        ),
         (
             amplification(("greedy", 2, 0.1, 0.05, 0.15), ("beam", 1, 0.1, 0.05, 0.15)),
             "No chain of beam reached generation 2.",

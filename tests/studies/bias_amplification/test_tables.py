@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 from jaxloop import config
 from jaxloop.lm.training.gradient_constraint import Brake
-from jaxloop.reporting.statistics import agreeing_se
+from jaxloop.reporting.statistics import share_se
 from jaxloop.studies.bias_amplification import articles as bias_data
 from jaxloop.studies.bias_amplification import tables
 from jaxloop.studies.bias_amplification.chains import make_chains
@@ -328,6 +327,13 @@ def test_an_article_that_keeps_its_label_adds_no_error_and_one_replicate_gives_n
     assert np.isnan([found["low"], found["high"], found["p"]]).all() and found["se_articles"] > 0
 
 
+def test_replicates_that_do_not_differ_have_no_p():
+    # Their standard deviation is not 0, but for rounding.
+    row = {"setup": "s", "generation": 1, "first": 0.2, "share": 0.3, "change": 0.1, "se": 0.0}
+    found = tables.amplification(pd.DataFrame([row] * 3)).iloc[0]
+    assert (found["low"], found["high"]) == pytest.approx((0.1, 0.1)) and np.isnan(found["p"])
+
+
 def test_intervals_over_replicates_cover_the_change_and_paired_ones_of_a_chain_do_not():
     """Chains differ by more than their articles do: the paper's single chain says too little."""
     rng, covered, alone = np.random.default_rng(1), 0, 0
@@ -393,7 +399,7 @@ def test_old_names_of_fields_are_read():
     assert built.chain.variant == "paper" and built.gradient_constraint.gam == 3.0
 
 
-def test_the_accuracy_of_a_classifier_has_the_error_that_statsmodels_gives():
+def test_the_accuracy_of_a_classifier_has_the_error_that_scipy_gives():
     fit = {
         "encoder": "MiniLM",
         "split": [280, 60, 60],
@@ -403,9 +409,7 @@ def test_the_accuracy_of_a_classifier_has_the_error_that_statsmodels_gives():
     }
     table = tables.classifiers([fit, fit | {"encoder": "other"}])
     assert table["used"].tolist() == [True, False] and list(table) == tables.CLASSIFIERS
-    low, high = proportion_confint(51, 60, method="normal")
-    half = stats.norm.ppf(0.975) * table["se"][0]
-    np.testing.assert_allclose([51 / 60 - half, 51 / 60 + half], [low, high], rtol=1e-12)
+    assert table["se"][0] == pytest.approx(stats.sem([1] * 51 + [0] * 9), rel=1e-12)
     assert not len(tables.classifiers([]))
     right = tables.classifiers([fit | {"test": {"accuracy": 1.0, "macro_f1": 1.0}}])
-    assert right["se"][0] == agreeing_se(60) > 0
+    assert right["se"][0] == share_se(1.0, 60) > 0

@@ -106,6 +106,12 @@ def test_regressions_tell_confounded_regressors():
     )
 
 
+def test_equal_losses_have_no_coefficients():
+    # Rounding alone would give them an interval.
+    table = planted().assign(test_loss_answer=0.1)
+    assert "diversity_together" not in measure.regressions(table)
+
+
 def test_sizes_and_bases_are_held_as_statsmodels_formula_holds_them():
     """Two sizes and two bases whose losses and regressors lie apart."""
     parts = [

@@ -86,6 +86,14 @@ def test_chains_that_lose_more(tmp_path):
     assert "At r = 1 the models lose more: -0.2" in text
 
 
+def test_one_chain_is_not_said_to_lie_outside(tmp_path):
+    metrics, chains, ledger = tables()
+    one = chains["chain"][chains["seed"] == 0]
+    found = beside.table(*(t[t["chain"].isin(one)] for t in (of_diversity(metrics), ledger)))
+    assert found["low"].isna().all() and found["inside"].isna().all()
+    assert beside.sentences(found) == []
+
+
 def of_diversity(metrics):
     return metrics[metrics["metric"] == "cosine_diversity"]
 

@@ -240,6 +240,16 @@ def test_a_stand_in_for_quality_is_named(tmp_path):
     assert "Relative quality (web 1/4, 12 chains)" in text
 
 
+def test_a_quality_on_both_sides_of_zero_is_not_regressed(tmp_path):
+    tables = small()
+    metrics = tables["metrics_csv"]
+    rows = metrics["metric"] == "judge_quality"
+    metrics.loc[rows, "value"] -= metrics[rows & (metrics["generation"] == 0)]["value"].median()
+    text = words(rl.write_report(write(tmp_path, **tables), "clusters"))
+    assert "Relative diversity (web 1/4, 12 chains)" in text and "Relative quality (" not in text
+    assert "judge_quality lies on both sides of 0 in generation 0: no relative value" in text
+
+
 def test_without_overlap_the_page_says_that_errors_are_too_short(tmp_path):
     text = words(rl.write_report(write(tmp_path, **small()), "clusters"))
     assert "The run does not say which texts its clusters share" in text
@@ -456,6 +466,26 @@ def test_a_metric_on_both_sides_of_zero_has_no_relative_value(tmp_path):
     assert without["absolute"].notna().all() and (without["n"] > 1).all()
     alone = findings_sweep.cells(run, names[:1], ["dataset"])[0]
     np.testing.assert_array_equal(table.loc["cosine_diversity", "q"], alone["q"])
+    said = findings_sweep.conclusions(run, names, ["dataset"], table.reset_index())
+    top = without[without["ratio"] == 1]["absolute"].item()
+    assert said[1] == (
+        f"Positivity, web: {top:.3f} at r = 1; generation 0 lies on both sides of 0, so there is "
+        "no relative value."
+    )
+    assert findings_sweep.contrasts(run, names[1:], "seed", ["seed"]).empty
+    assert paper_figures.sweep(run, "positivity", ["dataset"])["relative"].isna().all()
+
+
+def test_one_chain_per_ratio_is_too_few_for_a_trend(tmp_path):
+    for ratios, p in (((0.25, 0.5, 1.0), ".333"), ((0.125, 0.25, 0.5, 0.75, 1.0), ".017")):
+        tables = sweeps.sweep(
+            levels=("web",), ratios=ratios, seeds=1, noise=0, shape=lambda r, _: 1 - r / 2
+        )
+        run = run_of(tmp_path / str(len(ratios)), *tables)
+        cells, _ = findings_sweep.cells(run, ["cosine_diversity"], [])
+        (said,) = findings_sweep.conclusions(run, ["cosine_diversity"], [], cells)
+        shown = "no trend over ratios is shown (" if len(ratios) == 3 else "falls with the ratio ("
+        assert shown in said and f"p = {p})" in said
 
 
 def test_levels_are_set_against_the_first_at_the_same_ratio(tmp_path):

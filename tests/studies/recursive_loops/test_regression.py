@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import statsmodels.formula.api as smf
 from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import KFold, cross_val_score
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
 from jaxloop.reporting import scores
@@ -63,6 +64,13 @@ def test_ols_is_that_of_statsmodels(data):
         for f, h in zip(folds, held, strict=True)
     ]
     assert fit.cv_r2 == pytest.approx(np.mean(r2), rel=1e-9)
+
+
+def test_a_fold_of_equal_outcomes_counts_as_in_scikit_learn(data):
+    x, y = data
+    tied = y.where(y.index >= 6, 0.9)
+    expected = cross_val_score(LinearRegression(), x, tied, cv=KFold(10), scoring="r2").mean()
+    assert rg.fit_ols(tied, x).cv_r2 == pytest.approx(expected, rel=1e-9) and expected > -10
 
 
 def test_only_shown_terms_are_listed_and_all_count(data):
@@ -154,6 +162,14 @@ def test_refused(data, change, message):
     with pytest.raises(ValueError) as error:
         overlap.fit_overlap(y[: len(x)], x, [np.eye(len(x))], name="the fit of y")
     assert str(error.value) == message
+
+
+def test_a_constant_outcome_is_refused(data):
+    # Rounding alone would give it coefficients, errors and p values.
+    x, _ = data
+    for fit in (rg.fit_ols, lambda y, x: overlap.fit_overlap(y, x, [np.eye(60)])):
+        with pytest.raises(ValueError, match="the outcome is 0.1 for all 60 chains, so that"):
+            fit(np.full(60, 0.1), x)
 
 
 # ---- relative scores

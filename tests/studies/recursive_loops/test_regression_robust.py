@@ -5,6 +5,7 @@ scipy and plain counting.
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.optimize
 import scipy.stats
 import statsmodels.api as sm
 from statsmodels.stats.power import TTestPower
@@ -228,6 +229,8 @@ def test_joint_test_is_that_of_nested_models(grouped):
     assert regression_robust.joint_f(y, x, ["a", "c"]) == pytest.approx(
         (expected[0], expected[1], 2), rel=1e-8
     )
+    with pytest.raises(ValueError, match="the joint test has 4 chains for 3 predictors"):
+        regression_robust.joint_f(y[:4], x[:4], ["a", "c"])
 
 
 def test_power_is_statsmodels_and_simulated():
@@ -259,6 +262,12 @@ def test_least_effects_and_needed_chains_invert_power():
         assert power.power(least, n, p, 0.05, vif=1.7) == pytest.approx(0.8, rel=1e-6)
     needed = power.chains_needed(0.01, 6, 0.05)
     assert power.power(0.01, needed, 6, 0.05) >= 0.8 > power.power(0.01, needed - 1, 6, 0.05)
+    # Beyond what scipy's F distribution takes, by the normal distribution.
+    normal, z = scipy.stats.norm, scipy.stats.norm.isf(0.025)
+    shift = scipy.optimize.brentq(lambda d: normal.sf(z - d) + normal.cdf(-z - d) - 0.8, 0, 9)
+    for sd in (50, 1e10):
+        assert power.chains_needed(0.01, 6, sd) == pytest.approx((shift * sd / 0.01) ** 2, rel=1e-6)
+    assert power.power(1.0, 30, 6, 1e-14) == 1 and power.chains_needed(0.01, 6, 1e-14) == 8
     assert (
         power.chains_needed(10.0, 6, 0.05) == 8
         and power.least_effect(7, 6, 0.05) == np.inf

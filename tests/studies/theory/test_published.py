@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxloop import config
-from jaxloop.reporting.statistics import agreeing_se
+from jaxloop.reporting.statistics import share_se
 from jaxloop.simulators import linear as simulator
 from jaxloop.studies.theory import linear, linear_published, wmle_shares
 from jaxloop.studies.theory.config import TheoryConfig
@@ -38,7 +38,7 @@ def test_the_figure_is_met_and_its_best_setting_is_the_grid_s(found):
     assert len(table) == 33 and of["rms from the published curves"] < 0.04
     # On nine places (0.5, 0.5) is the best; between them lies a better one.
     assert of["(0.5, 0.5) is the best of nine"] == 1
-    assert summary.set_index("quantity")["se"].iloc[-1] == agreeing_se(2)
+    assert summary.set_index("quantity")["se"].iloc[-1] == share_se(1.0, 2)
     assert 0.03 < of["best less (0.5, 0.5)"] < 0.07
     assert 0.3 < of["alpha of the best"] < 0.45 and 0.6 < of["beta of the best"] < 0.8
 
@@ -64,4 +64,4 @@ def test_shares_count_the_chains_that_do_it_in_every_generation(pretrained, towa
         update={"wmle": settings.wmle.model_copy(update={"weightings": ("model",)})}
     )
     shares = wmle_shares.table(whole, {"model": "m"}, lambda *_: theta[:1])
-    assert shares["value"].tolist() == [1, 1, 1] and (shares["se"] == agreeing_se(3)).all()
+    assert shares["value"].tolist() == [1, 1, 1] and (shares["se"] == share_se(1.0, 3)).all()

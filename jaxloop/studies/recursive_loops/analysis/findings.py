@@ -49,22 +49,24 @@ class PaperFigure(NamedTuple):
     shows: tuple[str, ...] | None = None
 
 
+# What bands and bars of the figures are.
+_ERROR = " Bands and bars: one standard error over chains."
 _OF_SPLITS = ("ratio", "dataset", "quality_level", "length_level")
 FIGURES: dict[str, PaperFigure] = {
     "figure_2": PaperFigure(
         paper_figures.figure_2,
         "Quality (left) and diversity (right) by generation, a line per ratio; a row of panels per "
-        "dataset and per level of what else is varied.",
+        "dataset and per level of what else is varied." + _ERROR,
     ),
     "figure_3": PaperFigure(
         paper_figures.figure_3,
         "Late values against the ratio, absolute (top) and relative to generation 0 (bottom), a "
-        "line per dataset, or per level and a column per dataset.",
+        "line per dataset, or per level and a column per dataset." + _ERROR,
     ),
     "figure_5": PaperFigure(
         paper_figures_political.figure_5,
         "(a) mean lean by generation, a line per mix; (b) lean of the last generation against that "
-        "of the human texts.",
+        "of the human texts." + _ERROR,
         ("mix",),
     ),
     "figure_6": PaperFigure(
@@ -80,41 +82,41 @@ FIGURES: dict[str, PaperFigure] = {
     ),
     "figure_9": PaperFigure(
         paper_figures.figure_9,
-        "Late values against the number of models per generation, a line per ratio.",
+        "Late values against the number of models per generation, a line per ratio." + _ERROR,
         ("ratio", "models"),
     ),
     "figure_10": PaperFigure(
         paper_figures.figure_10,
         "Quality against the ratio for data split by quality (or by length), a column per dataset; "
-        "hollow: the digits in the released code.",
+        "hollow: the digits in the released code." + _ERROR,
         _OF_SPLITS,
     ),
     "figure_11": PaperFigure(
         paper_figures.figure_11,
-        "As Figure 10, for semantic diversity.",
+        "As Figure 10, for semantic diversity." + _ERROR,
         _OF_SPLITS,
     ),
     "figure_12": PaperFigure(
         paper_figures.figure_12,
         "The toy: entropy of the last generation relative to generation 0 against the ratio; with "
-        "and without accumulation (rows).",
+        "and without accumulation (rows)." + _ERROR,
         ("ratio",),
     ),
     "figure_13": PaperFigure(
         paper_figures_political.figure_13,
         "Share of neutral texts among the political ones (a), and of texts that are not political "
-        "(b), by generation.",
+        "(b), by generation." + _ERROR,
         ("mix",),
     ),
     "figure_14": PaperFigure(
         paper_figures_political.figure_14,
-        "Figure 5b without neutral texts.",
+        "Figure 5b without neutral texts." + _ERROR,
         ("mix",),
     ),
     "figure_15": PaperFigure(
         paper_figures_political.figure_15,
         "Figure 5b for chains that train one base model in every generation, a line per base "
-        "model.",
+        "model." + _ERROR,
         ("mix", "bases"),
     ),
 }

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from jaxloop.reporting.statistics import t_interval
+from jaxloop.reporting.statistics import no_spread, t_interval
 from jaxloop.studies.recursive_loops.analysis import paper_figures_political
 from jaxloop.studies.recursive_loops.analysis.findings_regression import listed
 from jaxloop.studies.recursive_loops.analysis.run_tables import Run
@@ -82,10 +82,16 @@ def _where_it_arose(by_chain: pd.DataFrame, ends: pd.DataFrame) -> list[str]:
 
 def _side(leans: pd.Series) -> int:
     """-1 for left, 1 for right, 0 where the mean does not differ significantly from the centre."""
-    values = leans.to_numpy(float)
-    if not t_interval(values, _CENTRE).p < 0.05:
-        return 0
-    return int(np.sign(values.mean() - _CENTRE))
+    return _sign(leans.to_numpy(float) - _CENTRE)
+
+
+def _sign(values: np.ndarray) -> int:
+    """-1 or 1 where the mean of values [n] differs significantly from 0, else 0.
+
+    Equal values of several chains, as those of one set of human texts are, need no test.
+    """
+    differs = t_interval(values, 0.0).p < 0.05 or (len(values) > 1 and no_spread(values))
+    return int(np.sign(values.mean())) if differs else 0
 
 
 def _bias(chains: pd.DataFrame) -> str:
@@ -98,7 +104,5 @@ def _bias(chains: pd.DataFrame) -> str:
     if final == -initial:
         return "reversed"
     distance = (chains["final"] - _CENTRE).abs() - (chains["initial"] - _CENTRE).abs()
-    change = distance.to_numpy(float)
-    if not t_interval(change, 0.0).p < 0.05:
-        return "change not shown"
-    return "reduced" if change.mean() < 0 else "amplified"
+    change = _sign(distance.to_numpy(float))
+    return {-1: "reduced", 0: "change not shown", 1: "amplified"}[change]

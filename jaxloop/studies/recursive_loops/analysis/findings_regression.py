@@ -275,7 +275,7 @@ def _equivalences(tables: Tables, bound: float) -> list[str]:
     within = int((table["p"] < 0.05).sum())
     return [
         f"Effects {what} that can be excluded: {within} of {len(table)} are shown to lie within "
-        f"± {bound:g} (two one-sided tests, {errors} errors); "
+        f"± {bound:g} (two one-sided tests, each at 5 %, {errors} errors); "
         f"all of them together only within ± {table['least'].max():.3f}."
     ]
 

@@ -12,8 +12,14 @@ import pandas as pd
 from scipy import stats
 
 from jaxloop.reporting import figures
-from jaxloop.reporting.scores import LAST, crossing, share
-from jaxloop.reporting.statistics import Interval, benjamini_hochberg, t_interval
+from jaxloop.reporting.scores import LAST, share
+from jaxloop.reporting.statistics import (
+    Interval,
+    benjamini_hochberg,
+    no_spread,
+    spearman,
+    t_interval,
+)
 from jaxloop.studies.recursive_loops.analysis import power
 from jaxloop.studies.recursive_loops.analysis.findings_regression import chance, listed
 from jaxloop.studies.recursive_loops.analysis.relative import outcomes
@@ -27,19 +33,20 @@ def cells(
 
     Columns of the cells: metric, factors, ratio, n (chains), absolute (late value), relative (late
     value / generation 0), se, low and high (95 % t interval of the relative value; nan for one
-    chain), p (of the hypothesis that nothing changed, relative = 1) and q (Benjamini-Hochberg over
-    all cells). Metrics whose values in generation 0 lie on both sides of 0 have no relative value.
+    chain), p (of the hypothesis that nothing changed, relative = 1; nan too where chains are equal)
+    and q (Benjamini-Hochberg over all cells). Metrics whose values in generation 0 lie on both
+    sides of 0 have no relative value.
     """
-    rows, skipped, without = [], [], crossing(run.metrics)
+    rows, skipped = [], []
     for metric in metrics:
         result = outcomes(run.metrics, run.chains, metric, last=last)
         skipped.append(result.skipped.assign(metric=metric))
         for key, chains in result.table.groupby([*factors, "ratio"], sort=True, dropna=False):
             values = chains["relative"].to_numpy(float)
-            relative: tuple[float, ...] = (values.mean(), *t_interval(values, 1.0))
-            if metric in without:
-                relative = (np.nan,) * len(relative)
-            rows.append((metric, *key, len(values), chains["late"].mean(), *relative))
+            interval = t_interval(values, 1.0)
+            rows.append(
+                (metric, *key, len(values), chains["late"].mean(), values.mean(), *interval)
+            )
     names = ["metric", *factors, "ratio", "n", "absolute", "relative", *Interval._fields]
     table = pd.DataFrame(rows, columns=names)
     table["q"] = benjamini_hochberg(table["p"].to_numpy(float)) if len(table) else []
@@ -101,12 +108,14 @@ def contrasts(
 
     The first level is that of the first planned chain. Columns: metric, other factors, ratio,
     level, against (the first level), n, n_against, difference of the mean relative values, low and
-    high (95 % interval, Welch), p, q (Benjamini-Hochberg over all rows).
+    high (95 % interval, Welch), p, q (Benjamini-Hochberg over all rows). Metrics without relative
+    values (`relative.outcomes`) are left out.
     """
     others, rows = [name for name in factors if name != factor], []
     reference = run.chains[factor].iloc[0]
     for metric in metrics:
         chains = outcomes(run.metrics, run.chains, metric, last=last).table
+        chains = chains.dropna(subset="relative")
         for key, cell in chains.groupby([*others, "ratio"], sort=True, dropna=False):
             base = cell[cell[factor] == reference]["relative"].to_numpy(float)
             for level, group in cell[cell[factor] != reference].groupby(factor, sort=True):
@@ -131,7 +140,7 @@ _CONTRAST = ("level", "against", "n", "n_against", "difference", "low", "high", 
 
 def _welch(values: np.ndarray, base: np.ndarray) -> dict[str, float]:
     """low, high (95 %) and p of the difference of two means; nan without replicates or spread."""
-    if min(len(values), len(base)) < 2 or values.std() + base.std() == 0:
+    if min(len(values), len(base)) < 2 or (no_spread(values) and no_spread(base)):
         return dict.fromkeys(("low", "high", "p"), float("nan"))
     test = stats.ttest_ind(values, base, equal_var=False)
     interval = test.confidence_interval()
@@ -184,6 +193,11 @@ def against_control(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
 def _level(chains: pd.DataFrame, level: pd.DataFrame) -> str:
     """A sentence on the chains of one level; level: their cells, one for each ratio."""
     top = level.sort_values("ratio").iloc[-1]
+    if np.isnan(top["relative"]):
+        return (
+            f"{top['absolute']:.3f} at r = {share(float(top['ratio']))}; generation 0 lies on both "
+            "sides of 0, so there is no relative value."
+        )
     text = f"at r = {share(float(top['ratio']))}: {top['relative']:.3f} of generation 0"
     if top["n"] > 1:
         text += f" [{top['low']:.3f}, {top['high']:.3f}; {int(top['n'])} chains]"
@@ -196,7 +210,7 @@ def _level(chains: pd.DataFrame, level: pd.DataFrame) -> str:
 
 def _trend(chains: pd.DataFrame) -> str:
     """Whether the relative value falls or rises with the ratio (Spearman)."""
-    rho, p = stats.spearmanr(chains["ratio"], chains["relative"])
+    rho, p = spearman(chains["ratio"].to_numpy(float), chains["relative"].to_numpy(float))
     if not np.isfinite(p):
         return ""
     if p >= 0.05:
@@ -219,7 +233,7 @@ def _u_shape(chains: pd.DataFrame, level: pd.DataFrame) -> str:
     samples = [
         chains[chains["ratio"] == r]["relative"].to_numpy(float) for r in (at[0], at[low], at[-1])
     ]
-    if min(map(len, samples)) < 2 or any(s.std() == 0 for s in samples):
+    if min(map(len, samples)) < 2 or any(map(no_spread, samples)):
         return f"; lowest at r = {share(float(at[low]))}"
     p = max(
         stats.ttest_ind(samples[1], end, equal_var=False, alternative="less").pvalue

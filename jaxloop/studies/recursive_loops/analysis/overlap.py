@@ -278,8 +278,8 @@ def fit_overlap(
     """Fit as `regression.fit_ols`, but with errors that overlapping clusters share.
 
     kernels: matrices [n, n] with ones on the diagonal (see `kernel`), each a component of the
-    errors. Returns the fit, whose R2 and F are nan, and the posterior of its coefficients; their
-    degrees of freedom are n - p - 1. Raises ValueError as `fit_ols`.
+    errors. Returns the fit, whose R2, F and residual_sd are nan, and the posterior of its
+    coefficients; their degrees of freedom are n - p - 1. Raises ValueError as `fit_ols`.
     """
     outcome, z = checked_design(y, x, name)
     design = np.column_stack([z.to_numpy(float), np.ones(len(outcome))])
@@ -306,6 +306,6 @@ def fit_overlap(
         f=nan,
         p=nan,
         cv_r2=nan,
-        residual_sd=float(np.sqrt(((outcome - outcome.mean()) ** 2).sum() / (len(outcome) - 1))),
+        residual_sd=nan,
     )
     return fit, posterior

@@ -14,7 +14,8 @@ from jaxloop.studies.recursive_loops.analysis.run_tables import Run
 MIXES = (
     "Of the human texts of mix 75l25r 75 % are of the left and 25 % of the right. Lean goes from 0 "
     "(left) to 100 (right); initial is the mean of a mix before synthetic text has entered, final "
-    "that of the last generation, shift their difference with its 95 % interval."
+    "that of the last generation, shift their difference with its 95 % interval over chains. p and "
+    "bias are of t tests over chains at 5 %, not adjusted for the number of mixes."
 )
 # Missing chains that a sentence names.
 _NAMED = 20

@@ -76,7 +76,7 @@ def sections(run: Run, options: FigureOptions, *, bound: float, effect: float) -
         effect=effect,
     )
     sections = [
-        Section("What was found", paragraphs=words),
+        Section("What was found", "In brackets: classical 95 % intervals.", paragraphs=words),
         Section("What cannot be concluded", paragraphs=limits),
         _vif_section(run, properties, tasks.properties),
     ]

@@ -70,7 +70,11 @@ def _sections(
     comparison, tables = _compare_levels(run, metrics, levels, factor=factor, last=last)
     words = comparison + words
     sections = [
-        Section("What was found", paragraphs=words or ["No chain has a relative value."]),
+        Section(
+            "What was found",
+            "In brackets: 95 % intervals over chains.",
+            paragraphs=words or ["No chain has a relative value."],
+        ),
         Section(
             "What cannot be concluded",
             paragraphs=findings_sweep.limits(table, len(run.chains), skipped, levels),
@@ -78,7 +82,7 @@ def _sections(
         Section(
             "Relative values",
             "Late over generation 0, mean over chains with a 95 % t interval; p of no change, q "
-            "after Benjamini-Hochberg.",
+            "after Benjamini-Hochberg over the cells of all metrics (tables/cells.csv).",
             tables=[page_table("", "", table), *tables],
         ),
     ]

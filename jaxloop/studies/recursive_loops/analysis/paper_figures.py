@@ -89,14 +89,16 @@ def with_factors(run: Run, metric: str) -> pd.DataFrame:
 def sweep(run: Run, metric: str, factors: Sequence[str], last: int = LAST) -> pd.DataFrame:
     """Return the late (absolute) and the relative value of every chain, by ratio.
 
-    At ratio 0 they are those of generation 0 of the chains at r = 1.
+    At ratio 0 they are those of generation 0 of the chains at r = 1. Relative values are nan for a
+    metric that has none (`relative.outcomes`).
     """
     table = outcomes(run.metrics, run.chains, metric, last=last).table
     for name in factors:
         if name not in table:
             raise ValueError(f"chains.csv has no column {name!r}, which this figure draws")
     zero = table[table["ratio"] == 1]
-    zero = zero.assign(ratio=0.0, late=zero["first"], relative=1.0)
+    one = zero["relative"].where(zero["relative"].isna(), 1.0)
+    zero = zero.assign(ratio=0.0, late=zero["first"], relative=one)
     return pd.concat([zero, table], ignore_index=True)[
         ["chain", "ratio", "late", "relative", *factors]
     ]

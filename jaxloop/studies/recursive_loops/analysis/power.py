@@ -5,8 +5,13 @@ with residual standard deviation s, has the t statistic's noncentrality b sqrt(n
 p - 1 degrees of freedom.
 """
 
+import math
+
 import numpy as np
 from scipy import optimize, stats
+
+# Chains from which on the t distribution is normal to a part in ten million.
+_MANY = 1e7
 
 
 def _check(residual_sd: float, vif: float, level: float) -> None:
@@ -40,7 +45,9 @@ def power(
     # The two-sided t test is the F test with one degree of freedom, whose noncentral distribution
     # scipy computes more accurately.
     noncentrality = effect**2 * n / vif / residual_sd**2
-    return float(stats.ncf.sf(stats.f.isf(level, 1, df), 1, df, noncentrality))
+    found = float(stats.ncf.sf(stats.f.isf(level, 1, df), 1, df, noncentrality))
+    # scipy has no number for an effect of a million standard deviations.
+    return 1.0 if math.isnan(found) else found
 
 
 def least_effect(
@@ -90,6 +97,11 @@ def chains_needed(
     if not abs(effect) > 0:
         raise ValueError("effect=0: no number of chains finds it")
 
+    # With so many the variance counts as known, and scipy's F takes no such degrees of freedom.
+    many = _noncentrality(level, wanted) * vif * (residual_sd / effect) ** 2
+    if many > _MANY:
+        return math.ceil(many)
+
     def enough(chains: int) -> bool:
         return power(effect, chains, predictors, residual_sd, vif=vif, level=level) >= wanted
 
@@ -103,3 +115,9 @@ def chains_needed(
         else:
             low = middle
     return low if enough(low) else high
+
+
+def _noncentrality(level: float, wanted: float) -> float:
+    """That of the chi-squared test at `level` with one degree of freedom and the power `wanted`."""
+    limit = stats.chi2.isf(level, 1)
+    return float(optimize.brentq(lambda nc: stats.ncx2.sf(limit, 1, nc) - wanted, 1e-9, 1e3))

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import statsmodels.api as sm
 from numpy.typing import ArrayLike
+from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold
 
 # The six properties of the final study, as they are called in tables, and as the paper prints them.
@@ -197,6 +198,11 @@ def checked_design(y: ArrayLike, x: pd.DataFrame, name: str) -> tuple[np.ndarray
         check_rows(len(outcome), x, name)
     z = standardise(x, name)
     check_rows(len(outcome), z, name)
+    if is_constant(outcome):
+        raise ValueError(
+            f"{name}: the outcome is {outcome[0]:g} for all {len(outcome)} chains, so that nothing "
+            "can be explained"
+        )
     return outcome, z
 
 
@@ -218,9 +224,9 @@ def fit_ols(
 
     shown: the terms that the table of coefficients holds (default: all).
 
-    Raises ValueError, in one sentence, for fewer than p + 2 chains, a constant predictor, a value
-    that is missing or infinite (an outcome's by its chains: the index of a Series, or places), or
-    predictors that depend on each other.
+    Raises ValueError, in one sentence, for fewer than p + 2 chains, a constant outcome or
+    predictor, a value that is missing or infinite (an outcome's by its chains: the index of a
+    Series, or places), or predictors that depend on each other.
     """
     check_outcome(y, name)
     outcome, z = checked_design(y, x, name)
@@ -256,8 +262,9 @@ def _cross_validated(z: np.ndarray, y: np.ndarray) -> float:
         return float("nan")
     design, scores = np.column_stack([z, np.ones(len(z))]), []
     for rest, fold in KFold(_FOLDS).split(z):
-        residual = y[fold] - design[fold] @ np.linalg.lstsq(design[rest], y[rest], rcond=None)[0]
-        scores.append(1 - residual @ residual / ((y[fold] - y[fold].mean()) ** 2).sum())
+        coefficients = np.linalg.lstsq(design[rest], y[rest], rcond=None)[0]
+        # Of a fold with equal outcomes it is 0, and not minus infinity.
+        scores.append(r2_score(y[fold], design[fold] @ coefficients))
     return float(np.mean(scores))
 
 

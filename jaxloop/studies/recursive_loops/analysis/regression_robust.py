@@ -27,7 +27,6 @@ from jaxloop.studies.recursive_loops.analysis.regression import (
     Fit,
     checked_design,
     shown_rows,
-    standardise,
 )
 
 FORMS = ("relative", "difference", "ancova")
@@ -198,12 +197,11 @@ def equivalence_overlap(
 def joint_f(y: ArrayLike, x: pd.DataFrame, terms: Sequence[str]) -> tuple[float, float, int]:
     """Return F, p and the number of restrictions of a joint test in the OLS fit of y on x.
 
-    The hypothesis is that all of `terms` have coefficient 0.
+    The hypothesis is that all of `terms` have coefficient 0. Raises ValueError as
+    `regression.fit_ols`.
     """
-    z = standardise(x)
-    result = sm.OLS(
-        np.asarray(y, float), sm.add_constant(z.to_numpy(float), has_constant="add")
-    ).fit()
+    outcome, z = checked_design(y, x, "the joint test")
+    result = sm.OLS(outcome, sm.add_constant(z.to_numpy(float), has_constant="add")).fit()
     restrictions = np.zeros((len(terms), x.shape[1] + 1))
     restrictions[np.arange(len(terms)), [list(x.columns).index(term) + 1 for term in terms]] = 1
     test = result.f_test(restrictions)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxloop.reporting.scores import LAST, share
+from jaxloop.reporting.scores import LAST, crossing, share
 from jaxloop.studies.recursive_loops.analysis import overlap as overlapping
 from jaxloop.studies.recursive_loops.analysis.overlap import Overlaps
 from jaxloop.studies.recursive_loops.analysis.regression import (
@@ -139,12 +139,17 @@ def build(
         )
     tasks: list[Task] = []
     skipped: list[tuple[str, str, str]] = []
+    without = crossing(metrics)
     for dependent, called in dependents.items():
         for domain in domains or (None,):
             metric = find_metric(metrics, tuple(called), domain)
             if metric is None:
                 continue
             label = f"{dependent}@{domain}" if domain else dependent
+            if metric in without:
+                reason = f"{metric} lies on both sides of 0 in generation 0: no relative value"
+                skipped += [(label, chain, reason) for chain in chains["chain"]]
+                continue
             result = outcomes(metrics, chains, metric, last=last)
             x = property_table(result.table, properties, names, domains)
             complete = _complete(result.table, x, metric)
@@ -161,6 +166,8 @@ def build(
                 )
             else:
                 tasks += _single(label, complete.rows, complete.predictors, overlaps)
+    if not tasks and skipped:
+        raise ValueError(f"{skipped[0][2]}, so nothing can be fitted")
     if not tasks:
         wanted = " or ".join(name for called in dependents.values() for name in called)
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxloop.reporting.scores import LAST, complete_means, first_and_late
+from jaxloop.reporting.scores import LAST, complete_means, crossing, first_and_late
 
 
 class Outcomes(NamedTuple):
@@ -17,7 +17,8 @@ class Outcomes(NamedTuple):
     Attributes:
         table: the rows of chains.csv whose chain has a value, with the columns `first` (generation
             0), `late` (mean of the last generations), `relative` (late / first) and `difference`
-            (late - first).
+            (late - first). relative is nan for all where the metric's values in generation 0 lie
+            on both sides of 0: a share of such values has no meaning.
         skipped: the other chains; columns chain, reason.
     """
 
@@ -84,6 +85,8 @@ def outcomes(
         table = chains.assign(
             first=first, late=late, relative=late / first, difference=late - first
         )
+    if crossing(rows):
+        table["relative"] = np.nan
     skipped = [
         (chain, reason) for chain, reason in zip(chains["chain"], reasons, strict=True) if reason
     ]
