@@ -285,7 +285,8 @@ def unknown_type(folder):
                 "--config.chain.ratios=1/8",
                 "--config.chain.generations=20",
             ],
-            r"dataset='posts': .*needs 70,500",
+            r"config.data: 'posts' has .*\(rows: 200, .*, but chain .* needs 70,500 in 20 "
+            r"generations; config.chain.size=\d+ would fit",
         ),
         (["--config.models.pool={tmp}/nowhere"], r"model: directory .*nowhere does not exist"),
         (["--config.models.pool={tmp}"], r"model: .* has no config.json"),
@@ -335,6 +336,18 @@ def test_refusals_before_anything_is_compiled_or_written(place, tmp_path, capsys
     assert code == 2 and out == "" and err.count("\n") == 1
     assert err.startswith("jaxloop: ") and re.search(said, err)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_refusal_of_too_few_texts_names_is_the_most_that_fits(place):
+    few = ["chain.ratios=1/8,1", "chain.size=40", "chain.generations=10"]
+    with pytest.raises(ValueError) as refused:
+        prepare.prepare(settings(place, *few))
+    found = re.findall(r"config.(chain.(?:size|generations))=(\d+)", str(refused.value))
+    assert [field for field, _ in found] == ["chain.size", "chain.generations"]
+    for field, most in found:
+        prepare.prepare(settings(place, *few, f"{field}={most}"))
+        with pytest.raises(ValueError, match="needs .* in .* generations; "):
+            prepare.prepare(settings(place, *few, f"{field}={int(most) + 1}"))
 
 
 @pytest.mark.parametrize(
