@@ -195,6 +195,11 @@ def test_validate_says_what_was_found(place, capsys):
     assert code == 0 and out.splitlines()[-1] == f"{place / 'study.py'} is valid"
     assert "192 human texts for the chains, 8 held out" in out
     assert "2 chains: r in {1/2, 1}, 1 seed, 2 generations; the longest needs 24 human texts" in out
+    ignored = "chain.ratios: of no effect under workflow "
+    assert ignored not in out
+    words = ("--validate", "--config.chain.workflow=accumulate")
+    _, out, _ = call(capsys, f"--config={place / 'study.py'}", *words)
+    assert f"{ignored}'accumulate'\n" in out
 
 
 def test_plan_counts_what_a_run_does_and_writes_nothing(
