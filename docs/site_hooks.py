@@ -62,8 +62,8 @@ def metrics_page() -> str:
 def _range(bounds: Range) -> str:
     least, most = bounds
     if least is None:
-        return "" if most is None else f"at most {most}"
-    return f"at least {least}" if most is None else f"{least} to {most}"
+        return "" if most is None else f"at most {most:g}"
+    return f"at least {least:g}" if most is None else f"{least:g} to {most:g}"
 
 
 def _docstring(path: Path) -> str:
