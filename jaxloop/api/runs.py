@@ -153,10 +153,9 @@ class RunResult:
             return weights
         settings = saved_run.read_fit_settings(self.workdir, model)
         if "lora" not in settings or settings.get("mode", "lora") != "lora":
-            raise ValueError(
-                f"chain={chain!r}: was trained in mode {settings.get('mode')!r}, so it has weights "
-                "of its own and no adapter"
-            )
+            mode = settings.get("mode")
+            how = "is of a model of your own" if mode is None else f"was trained in mode {mode!r}"
+            raise ValueError(f"chain={chain!r}: {how}, so it has weights of its own and no adapter")
         return as_adapter(weights, LoraConfig(**settings["lora"]))
 
     def report(self) -> Path:

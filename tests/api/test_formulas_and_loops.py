@@ -129,7 +129,7 @@ def test_a_model_of_ones_own_runs_under_every_workflow(tmp_path):
     weights = result.chains.chain[0]
     items = np.array([eval(text) for text in result.texts(weights, 7)])
     assert items.shape == (20, 2) and items.dtype == float
-    with pytest.raises(ValueError, match="so it has weights of its own and no adapter"):
+    with pytest.raises(ValueError, match="is of a model of your own, so it has weights of"):
         result.adapter(weights, 7)
 
 
