@@ -14,6 +14,7 @@ import numpy as np
 from jaxloop.api.models import check_texts
 from jaxloop.api.runs import PathLike, RunResult
 from jaxloop.core.keys import random_bits
+from jaxloop.lm.model.lora import Adapter, from_tree, to_tree
 from jaxloop.recursion import driver
 from jaxloop.recursion.chains import ChainSpec, chain_id
 from jaxloop.recursion.family import (
@@ -25,6 +26,7 @@ from jaxloop.recursion.family import (
     ModelOutput,
 )
 from jaxloop.recursion.run import Measure, RunSettings
+from jaxloop.recursion.selection import FEATURE_OF
 from jaxloop.recursion.sources import Dataset
 from jaxloop.recursion.workflow import Workflow
 from jaxloop.runtime.workdir import open_workdir
@@ -32,7 +34,7 @@ from jaxloop.studies import FAILED_CHAINS
 
 # Items are texts, or rows of an array.
 Items = np.ndarray | Sequence[str]
-# A model's weights: nested dicts of arrays.
+# A model's weights: nested dicts of arrays, or an adapter.
 State = Any
 BASE = "model"
 
@@ -78,9 +80,10 @@ def loop(
         5
 
     Args:
-        fit: fit(items, seed) -> the model's weights, nested dicts of arrays, which are what is
-            saved; fit(items, seed, start) under a workflow with start="previous", where `start` is
-            None at first. Items are an array [n, ...] or a list of n texts, as in `data`.
+        fit: fit(items, seed) -> the model's weights, nested dicts of arrays or the adapter that
+            `finetune` returned, which are what is saved; fit(items, seed, start) under a workflow
+            with start="previous", where `start` is None at first. Items are an array [n, ...] or a
+            list of n texts, as in `data`.
         sample: sample(weights, count, seed) -> that many items.
         data: the real items, [n, ...] or n texts; `recursion.workflow.human_needed` says how many
             a chain needs.
@@ -97,10 +100,17 @@ def loop(
         progress: show a progress bar.
 
     Raises:
-        ValueError: too few items, or the directory is another run's.
+        ValueError: too few items, weights that cannot be saved, a workflow that selects by scores,
+            or the directory is another run's.
     """
     seeds = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
     named = {"": workflow} if isinstance(workflow, Workflow) else dict(workflow)
+    for one in named.values():
+        if one.selection is not None and FEATURE_OF[one.selection.policy] is not None:
+            raise ValueError(
+                f"selection.policy={one.selection.policy!r}: a loop of your own has no scores to "
+                "select by; write more in `sample` and return the best"
+            )
     shape = None if _are_texts(data) else np.asarray(data).shape[1:]
     dtype = None if shape is None else np.asarray(data).dtype
     codec = _Codec(shape, dtype)
@@ -212,17 +222,25 @@ def _fit(
     fit: Callable[..., State], codec: _Codec, task: FitTask, named: Mapping[str, Workflow]
 ) -> FitResult:
     looks_back = any(workflow.start == "previous" for workflow in named.values())
-    start = (task.start,) if looks_back else ()
+    start = (from_tree(task.start),) if looks_back else ()
     state = fit(codec.decode(task.texts), _seed(task.key), *start)
-    finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state))
-    return FitResult(state, 1, len(task.texts), np.zeros(1, np.float32), finite)
+    try:
+        finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state))
+    except TypeError:
+        raise ValueError(
+            f"fit(...): returned a {type(state).__name__} that holds more than numbers; return "
+            "nested dicts of arrays (of a model, its `params`), or an adapter"
+        ) from None
+    # The type of an adapter would be lost on the disk.
+    weights = to_tree(state) if isinstance(state, Adapter) else state
+    return FitResult(weights, 1, len(task.texts), np.zeros(1, np.float32), finite)
 
 
 def _generate(
     sample: Callable[[State, int, int], Items], codec: _Codec, task: GenerateTask
 ) -> GenerateResult:
     count = len(task.rows)
-    texts = codec.encode(sample(task.weights, count, _seed(task.key)), "sample(...)")
+    texts = codec.encode(sample(from_tree(task.weights), count, _seed(task.key)), "sample(...)")
     if len(texts) != count:
         raise ValueError(f"sample(...): returned {len(texts)} items, {count} were asked for")
     return GenerateResult(texts, np.ones(count, np.int64), np.ones(count, bool))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from jaxloop import config, studies
 from jaxloop.config import LoraConfig
-from jaxloop.lm.model.lora import Adapter, as_adapter
+from jaxloop.lm.model.lora import Adapter, as_adapter, from_tree
 from jaxloop.recursion import saved_run
 from jaxloop.recursion.saved_run import ModelId
 from jaxloop.reporting.run_files import read_table
@@ -148,13 +148,14 @@ class RunResult:
                 has no adapter but weights of its own.
         """
         model = ModelId(chain, generation, entity)
-        weights = saved_run.read_weights(self.workdir, model)
+        weights = from_tree(saved_run.read_weights(self.workdir, model))
+        if isinstance(weights, Adapter):
+            return weights
         settings = saved_run.read_fit_settings(self.workdir, model)
         if "lora" not in settings or settings.get("mode", "lora") != "lora":
-            raise ValueError(
-                f"chain={chain!r}: was trained in mode {settings.get('mode')!r}, so it has weights "
-                "of its own and no adapter"
-            )
+            mode = settings.get("mode")
+            how = "is of a model of your own" if mode is None else f"was trained in mode {mode!r}"
+            raise ValueError(f"chain={chain!r}: {how}, so it has weights of its own and no adapter")
         return as_adapter(weights, LoraConfig(**settings["lora"]))
 
     def report(self) -> Path:

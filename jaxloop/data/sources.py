@@ -165,9 +165,10 @@ def _check_left(table: Columns, source: str, report: Report) -> None:
         dropped = [
             f"{reason}: {rows}" for reason, rows in report.items() if reason != "rows" and rows
         ]
+        parted = "; in a .txt file an empty line parts two texts" if ".txt" in source else ""
         raise ValueError(
             f"data.source = '{source}': the filters drop all of its {report['rows']} rows "
-            f"({', '.join(dropped)})."
+            f"({', '.join(dropped)}){parted}."
         )
 
 

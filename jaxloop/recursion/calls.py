@@ -74,7 +74,9 @@ def most_members(run: Run, generation: int) -> Members:
     if least is not None and least >= sum(chain.workflow.entities for chain in run.chains):
         members = None
     if members is not None and members != stored.get(str(generation - 1)):
-        LOGGER.info("from generation %d on, a call is for %s", generation, _in_words(members))
+        LOGGER.info(
+            "from generation %d on, one call trains or samples %s", generation, _in_words(members)
+        )
     if stored or members is not None:
         write_atomic(path, json.dumps(stored | {str(generation): members}).encode())
     return members

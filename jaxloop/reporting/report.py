@@ -390,4 +390,7 @@ def _table(measured: _Measured, name: str) -> dict[str, Any]:
     for generation in range(measured.final + 1):
         cells = [_cell(values, (name, line, generation)) for line in measured.lines]
         rows.append({"generation": generation, "cells": cells})
-    return {"title": printable(figures.title(name)[0]), "name": printable(name), "rows": rows}
+    human = measured.references.get(name)
+    of_human = "" if human is None else f" · human text: {_number(human, human)}"
+    title = printable(figures.title(name)[0])
+    return {"title": title, "name": f"{printable(name)}{of_human}", "rows": rows}

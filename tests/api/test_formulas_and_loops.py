@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import jaxloop
+from jaxloop.recursion.selection import Selection
 from jaxloop.simulators.linear import low_rank_designs
 
 W = jaxloop.workflows
@@ -128,7 +129,7 @@ def test_a_model_of_ones_own_runs_under_every_workflow(tmp_path):
     weights = result.chains.chain[0]
     items = np.array([eval(text) for text in result.texts(weights, 7)])
     assert items.shape == (20, 2) and items.dtype == float
-    with pytest.raises(ValueError, match="so it has weights of its own and no adapter"):
+    with pytest.raises(ValueError, match="is of a model of your own, so it has weights of"):
         result.adapter(weights, 7)
 
 
@@ -175,6 +176,35 @@ def test_texts_and_weights_that_carry_over(tmp_path):
     assert set(result.texts("seed-0", 2)) <= set("abc")
 
 
+def test_an_adapter_stays_one_when_it_was_saved(tmp_path):
+    """After a stop between fitting and sampling, and as what the next generation starts from."""
+    config = jaxloop.LoraConfig(rank=2, alpha=7.0, targets=("q", "v"), dropout=0.1)
+    factors = {"q": {"a": np.ones((1, 3, 2)), "b": np.zeros((1, 2, 3))}}
+    starts, adapters = [], []
+
+    def train(texts, seed, start):
+        starts.append(start)
+        return jaxloop.Adapter(factors, config)
+
+    def write(adapter, n, seed):
+        adapters.append(adapter)
+        if len(adapters) == 1:
+            raise KeyboardInterrupt
+        return ["a"] * n
+
+    def run():
+        flow = W.replace(4, start="previous")
+        return jaxloop.loop(train, write, list("abcd"), flow, generations=2, workdir=tmp_path / "a")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    result = run()
+    assert len(starts) == 2 and len(adapters) == 3
+    for adapter in (*adapters, starts[1], result.adapter("seed-0", 1)):
+        assert isinstance(adapter, jaxloop.Adapter) and adapter.config == config
+        np.testing.assert_array_equal(adapter["q"]["a"], factors["q"]["a"])
+
+
 def test_a_model_that_breaks_is_said(tmp_path):
     few = {"generations": 2, "seeds": (0,)}
     with pytest.raises(ValueError, match=r"sample\(...\): returned 3 items, 20 were asked for"):
@@ -183,6 +213,14 @@ def test_a_model_that_breaks_is_said(tmp_path):
         jaxloop.loop(
             fit, lambda *a: np.ones((20, 3)), DATA, W.replace(20), workdir=tmp_path / "b", **few
         )
+    with pytest.raises(ValueError, match=r"fit\(...\): returned a dict that holds more than num"):
+        jaxloop.loop(
+            lambda *a: {"name": "x"}, sample, DATA, W.replace(20), workdir=tmp_path / "d", **few
+        )
+    selecting = W.replace(20, selection=Selection("quality", 40))
+    with pytest.raises(ValueError, match="selection.policy='quality': a loop of your own has no"):
+        jaxloop.loop(fit, sample, DATA, selecting, workdir=tmp_path / "e", **few)
+    assert not (tmp_path / "e").exists()
     broken = jaxloop.loop(
         lambda items, seed: {"mean": np.full(2, np.nan), "sd": np.ones(2)},
         sample,

@@ -437,6 +437,9 @@ def test_bad_arguments_are_refused(tmp_path):
         ValueError, match=r"filters drop all of its 3 rows \(at most 20 tokens: 3\)"
     ):
         load_texts(path, min_tokens=20, count_tokens=words)
+    (tmp_path / "lines.txt").write_text("a b\nc d\n")
+    with pytest.raises(ValueError, match=r"its 1 rows .*; in a .txt file an empty line parts two"):
+        load_texts(tmp_path / "lines.txt", max_tokens=3, count_tokens=words)
     with pytest.raises(ValueError, match=r"\(at least 2 tokens: 3\)"):
         load_texts(path, max_tokens=2, count_tokens=words)
     with pytest.raises(ValueError, match="need count_tokens"):

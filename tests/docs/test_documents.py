@@ -19,7 +19,7 @@ DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "configs" / "README.md"]
 )
 # Made by the site from the configs themselves.
-GENERATED = ("docs/configs.md",)
+GENERATED = ("docs/configs.md", "docs/metrics.md")
 
 
 def text_of(path: Path) -> str:

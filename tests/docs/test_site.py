@@ -81,3 +81,5 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "finetune" in (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     fields = (tmp_path / "site" / "configs" / "index.html").read_text(encoding="utf-8")
     assert "chain.generations" in fields and "ratio_sweep" in fields
+    metrics = (tmp_path / "site" / "metrics" / "index.html").read_text(encoding="utf-8")
+    assert "<code>distinct_n</code>" in metrics and "nats/token" in metrics

@@ -268,11 +268,11 @@ def _log_occupancy(texts: Sequence[GeneratedText], steps: int, num_slots: int) -
         return
     sampled = sum(len(text.tokens) for text in texts)
     LOGGER.info(
-        "decoding: %s texts in %d slots, %s steps, occupancy %.2f",
+        "decoding: %s texts, %d at a time, %s steps; the places were %.0f %% full",
         f"{len(texts):,}",
         num_slots,
         f"{steps:,}",
-        sampled / (steps * num_slots),
+        100 * sampled / (steps * num_slots),
     )
 
 

@@ -287,6 +287,18 @@ def as_adapter(weights: Mapping[str, Any], config: LoraConfig) -> Adapter:
     return Adapter(dict(weights), config)
 
 
+def to_tree(adapter: Adapter) -> dict[str, Any]:
+    """Return an adapter as dicts of arrays, numbers and text, with its settings, to be saved."""
+    return {"weights": dict(adapter.weights), "lora": adapter.config.model_dump(mode="json")}
+
+
+def from_tree(tree: Any) -> Any:
+    """Return the adapter that `to_tree` was given, and any other tree as it is."""
+    if isinstance(tree, dict) and set(tree) == {"weights", "lora"}:
+        return Adapter(tree["weights"], LoraConfig(**tree["lora"]))
+    return tree
+
+
 def plain_weights(weights: Any) -> Any:
     """Return the weights of an adapter without its settings, and other trees as they are."""
     return weights.weights if isinstance(weights, Adapter) else weights

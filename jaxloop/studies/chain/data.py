@@ -123,7 +123,7 @@ def read(
         if number >= len(rows.texts):
             raise ValueError(
                 f"config.chain.{field} = {number}: '{source}' has only {len(rows.texts)} usable "
-                "texts, and the chains need some"
+                f"texts ({_counted(report)}), and the chains need some"
             )
     # Which texts are held out depends on the data alone, so that chains of different seeds are
     # measured on the same ones.
@@ -144,15 +144,19 @@ def read(
     if rows.prompts is not None:
         prompts = rows.rendered(trained, data.instruction)
     dataset = Dataset(texts, prompts, fingerprint=ledger.fingerprint(texts, prompts))
-    counted = ", ".join(f"{reason}: {number:,}" for reason, number in report.items())
     more = f" and {measured - heldout} more measured as human text" if measured > heldout else ""
+    line = f"{len(texts):,} human texts for the chains, {heldout} held out{more}"
     return Source(
         dataset=dataset,
         heldout=[rows.texts[i] for i in apart[:heldout]],
         human=[rows.texts[i] for i in apart[:measured]],
         heldout_prompts=rows.rendered(apart[:heldout], data.instruction),
-        line=f"{len(texts):,} human texts for the chains, {heldout} held out{more} ({counted})",
+        line=f"{line} ({_counted(report)})",
     )
+
+
+def _counted(report: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason}: {number:,}" for reason, number in report.items())
 
 
 def _distinct(

@@ -3,6 +3,7 @@
 That is the data, the models, the chains and the driver's settings.
 """
 
+import bisect
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,8 +128,41 @@ def prepare(config: ChainConfig, *, here: bool = True) -> Prepared:
             study="chain",
         ),
     )
+    _check_enough(config, names, prepared)
     driver.check(prepared.chains, prepared.data, prepared.driver)
     return prepared
+
+
+def _check_enough(config: ChainConfig, names: Sequence[str], prepared: Prepared) -> None:
+    """Raise ValueError, with what would fit, where a chain reads more human texts than there are.
+
+    names: of the data sets.
+    """
+    generations = config.chain.generations
+    for chain in prepared.chains:
+        source = prepared.sources[str(chain.dataset)]
+        there, needed = len(source.dataset.texts), human_needed(chain.workflow, generations)
+        if needed > there:
+            raise ValueError(
+                f"config.data: '{chain.dataset}' has {source.line}, but chain {chain.id} needs "
+                f"{needed:,} in {generations} generations; {_what_fits(config, names, there)}"
+            )
+
+
+def _what_fits(config: ChainConfig, names: Sequence[str], there: int) -> str:
+    """Say with which size, or how many generations, no chain needs more than `there` texts."""
+
+    def needed(size: int, generations: int) -> int:
+        chains = _chains(config, names, size)
+        return max(human_needed(chain.workflow, generations) for chain in chains)
+
+    size, last = config.chain.size, config.chain.generations
+    # Both grow with what they are asked for, so the number of values that fit is the largest one.
+    smaller = bisect.bisect(range(1, size), there, key=lambda size: needed(size, last))
+    fewer = bisect.bisect(range(1, last), there, key=lambda last: needed(size, last))
+    found = {"config.chain.size": smaller, "config.chain.generations": fewer if fewer > 1 else 0}
+    fitting = " or ".join(f"{field}={value}" for field, value in found.items() if value)
+    return f"{fitting} would fit" if fitting else "take more text"
 
 
 def _check_models(
@@ -196,8 +230,13 @@ def _names(sources: Sequence[str], taken: Set[str]) -> list[str]:
     ]
 
 
-def _chains(config: ChainConfig, datasets: Sequence[str]) -> list[ChainSpec]:
-    """One chain per combination of the factors."""
+def _chains(
+    config: ChainConfig, datasets: Sequence[str], size: int | None = None
+) -> list[ChainSpec]:
+    """One chain per combination of the factors; of another size than the config's if one is given.
+
+    A factor `size` comes before both.
+    """
     chain = config.chain
     factors: dict[str, Sequence[Any]] = {"dataset": tuple(datasets)}
     if chain.workflow in MIXED:
@@ -206,7 +245,7 @@ def _chains(config: ChainConfig, datasets: Sequence[str]) -> list[ChainSpec]:
     factors |= {name: tuple(values) for name, values in chain.factors.items() if name != "dataset"}
     fields: dict[str, Any] = {
         "workflow": chain.workflow,
-        "size": chain.size,
+        "size": size or chain.size,
         "start": chain.start,
         "bases": config.models.pool,
     }

@@ -13,11 +13,12 @@ from typing import Any
 
 from jaxloop.metrics import registry
 from jaxloop.recursion import backfill, driver, saved_run
+from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror import meet
 from jaxloop.runtime.problems import noted, raise_all
 from jaxloop.studies.chain import cost, measure
 from jaxloop.studies.chain.config import CONFIG, ChainConfig
-from jaxloop.studies.chain.prepare import Prepared, chains_line, prepare, texts_needed
+from jaxloop.studies.chain.prepare import MIXED, Prepared, chains_line, prepare, texts_needed
 from jaxloop.studies.common import disk, missing, start_adapter
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as common
@@ -37,11 +38,14 @@ def check(config: ChainConfig, workdir: Path | None = None) -> list[str]:
     with noted(problems):
         missing.check_judges(config.metrics, config.judge)
     raise_all(problems)
+    workflow = config.chain.workflow
+    ignored = f"chain.ratios: of no effect under workflow '{workflow}'"
     return [
         *(f"data {name}: {line}" for name, line in prepared.data_lines),
         *(base_models.model_line(name, base.config) for name, base in prepared.bases.items()),
         f"{chains_line(config, prepared.chains)}; the longest needs "
         f"{texts_needed(prepared):,} human texts",
+        *([] if workflow in MIXED else [ignored]),
         disk.room_line(cost.disk_bytes(config, prepared), workdir),
     ]
 
@@ -129,6 +133,10 @@ def _train(context: Context) -> common.Outcome:
         meet("the maps are made", context.root)
 
     scores = _scores(context, measured)
+    if context.is_first_process and not context.resumed:
+        for name, line in prepared.data_lines:
+            LOGGER.info("data %s: %s", name, line)
+        LOGGER.info("%s", chains_line(config, prepared.chains))
 
     def references() -> dict[str, float]:
         # Importing matplotlib and pandas takes as long as drawing the report. Done here, while

@@ -56,9 +56,8 @@ def watching(
     states: queue.SimpleQueue[State | None] = queue.SimpleQueue()
     write = functools.partial(_write_page, root, title=title, command=command, page=page)
     last: list[State] = []
-    follow = functools.partial(
-        _follow, states, last, write, [functools.partial(_save, root, read_spent(root))], track
-    )
+    save = functools.partial(_save, root, read_spent(root))
+    follow = functools.partial(_follow, states, last, root / "report.html", write, [save], track)
     thread = threading.Thread(target=follow, name="live report", daemon=True)
     thread.start()
     try:
@@ -81,6 +80,7 @@ def _end(states: "queue.SimpleQueue[State | None]", thread: threading.Thread) ->
 def _follow(
     states: "queue.SimpleQueue[State | None]",
     last: list[State],
+    page: Path,
     write: Work,
     always: Sequence[Work],
     track: Work | None,
@@ -100,6 +100,8 @@ def _follow(
             continue
         if state is None:
             return
+        if not last:
+            LOGGER.info("while it runs, open %s in a browser", page)
         last[:] = [state]
         for work in always:
             _logged(PROGRESS, work, state)
@@ -192,6 +194,6 @@ def _advice(command: str, running: bool) -> str:
     if not running:
         return f"Written at {moment}; {again}"
     return (
-        f"As of {moment}; the page loads itself again every {RELOAD} seconds. If that time is "
-        f"long past, the run has ended without a word, and {again}"
+        f"As of {moment}; the page changes after every generation and loads itself again every "
+        f"{RELOAD} seconds. If the process is gone, {again}"
     )

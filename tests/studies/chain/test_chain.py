@@ -195,6 +195,11 @@ def test_validate_says_what_was_found(place, capsys):
     assert code == 0 and out.splitlines()[-1] == f"{place / 'study.py'} is valid"
     assert "192 human texts for the chains, 8 held out" in out
     assert "2 chains: r in {1/2, 1}, 1 seed, 2 generations; the longest needs 24 human texts" in out
+    ignored = "chain.ratios: of no effect under workflow "
+    assert ignored not in out
+    words = ("--validate", "--config.chain.workflow=accumulate")
+    _, out, _ = call(capsys, f"--config={place / 'study.py'}", *words)
+    assert f"{ignored}'accumulate'\n" in out
 
 
 def test_plan_counts_what_a_run_does_and_writes_nothing(
@@ -285,7 +290,8 @@ def unknown_type(folder):
                 "--config.chain.ratios=1/8",
                 "--config.chain.generations=20",
             ],
-            r"dataset='posts': .*needs 70,500",
+            r"config.data: 'posts' has .*\(rows: 200, .*, but chain .* needs 70,500 in 20 "
+            r"generations; config.chain.size=\d+ would fit",
         ),
         (["--config.models.pool={tmp}/nowhere"], r"model: directory .*nowhere does not exist"),
         (["--config.models.pool={tmp}"], r"model: .* has no config.json"),
@@ -335,6 +341,18 @@ def test_refusals_before_anything_is_compiled_or_written(place, tmp_path, capsys
     assert code == 2 and out == "" and err.count("\n") == 1
     assert err.startswith("jaxloop: ") and re.search(said, err)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_refusal_of_too_few_texts_names_is_the_most_that_fits(place):
+    few = ["chain.ratios=1/8,1", "chain.size=40", "chain.generations=10"]
+    with pytest.raises(ValueError) as refused:
+        prepare.prepare(settings(place, *few))
+    found = re.findall(r"config.(chain.(?:size|generations))=(\d+)", str(refused.value))
+    assert [field for field, _ in found] == ["chain.size", "chain.generations"]
+    for field, most in found:
+        prepare.prepare(settings(place, *few, f"{field}={most}"))
+        with pytest.raises(ValueError, match="needs .* in .* generations; "):
+            prepare.prepare(settings(place, *few, f"{field}={int(most) + 1}"))
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,8 @@ def test_the_page_is_current_after_every_generation(tmp_path):
         assert ("left" in page) and "--config=toy.py" in page
         assert page.count("<svg") == (2 if generation else 0)
         assert not re.search(r"(?:src|href)=\"(?!#)", page)
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count(f"while it runs, open {tmp_path / 'run' / 'report.html'} in a browser") == 1
     # Every page shows the values so far and no others.
     assert f'<th scope="row">{GENERATIONS - 2}</th>' in seen[GENERATIONS - 1]
     assert f'<th scope="row">{GENERATIONS - 1}</th>' not in seen[GENERATIONS - 1]
