@@ -83,6 +83,8 @@ def _weighed_on_tpu(
     width = block_width(z_SV.shape[1])
     z_VS = jnp.pad(z_SV.T, ((0, -z_SV.shape[1] % width), (0, 0)), constant_values=-jnp.inf)
     z_GWS = z_VS.reshape(-1, width, z_SV.shape[0])
+    # Otherwise XLA computes weights where it makes `z_SV`, and holds them in float32.
+    z_GWS, row_S = jax.lax.optimization_barrier((z_GWS, row_S))
     row_11S = row_S[None, None]
     block_S, rest_S = _choose_block(weigh(z_GWS, row_11S).sum(1).T, u_S)
     w_SW = weigh(pick(z_GWS, block_S), row_11S[0]).T
