@@ -7,19 +7,30 @@ import math
 import re
 from collections.abc import Sequence
 
+from jaxloop.core.categorical import block_width
+
 # Tokens in a slot's cache: texts of mixed lengths with mean 60 and a long tail hold 50 to 80.
 MEAN_CACHED = 80
 # Share of a ring that a program of several slots reads, for the oldest of them, at that mean.
 RING_SHARE = 0.85
+# Slots beside each other whose logits `ring_blocks` reads for each of them, in bfloat16.
+LANES = 128
+# Columns of gate and of up for which `ring_products` reads its inputs again.
+GATE_COLUMNS = 256
+# Ranks of groups that it takes together, at most.
+GATE_RANKS = 128
+
+NAMES = (
+    *("attend_rows", "adapt_groups", "adapt_inputs", "gate_groups"),
+    *("attend_ring", "gate_rings", "pick_blocks"),
+)
 
 Operand = tuple[tuple[int, ...], float]  # dimensions, bytes
 
 
 def name_of(operation: str) -> str | None:
     """Return which of our kernels a JAX operation is, or None."""
-    match = re.search(
-        r"\b(attend_rows|attend_ring|adapt_groups|adapt_inputs|gate_groups)\b", operation
-    )
+    match = re.search(rf"\b({'|'.join(NAMES)})\b", operation)
     return match[1] if match else None
 
 
@@ -39,6 +50,14 @@ def moved(name: str, operands: Sequence[Operand], results: Sequence[float]) -> t
     if name == "attend_ring":
         *small, (_, keys), (_, values) = operands
         return sum(size for _, size in small) + RING_SHARE * (keys + values), sum(results)
+    if name == "pick_blocks":
+        entry, ((vocabulary, slots), _), *_ = operands
+        read = LANES * 2.0 * slots * block_width(vocabulary)
+        return entry[1] + read, sum(results)
+    if name == "gate_rings":
+        x, w, _, z, b, _ = operands  # weights and adapters come as gate's and as up's
+        again = w[0][1] / (2 * GATE_COLUMNS)
+        return again * (x[1] + z[1]) + w[1] + b[1], sum(results)
     if name in ("adapt_inputs", "gate_groups"):
         *rest, adapters = operands
         share = _share_of_adapters(operands[0], adapters)
@@ -61,6 +80,11 @@ def computed(name: str, operands: Sequence[Operand]) -> float:
         return 4.0 * slots * (heads - 2 * groups) * size * MEAN_CACHED
     if name == "attend_ring":
         return 4.0 * math.prod(operands[3][0]) * MEAN_CACHED
+    if name == "pick_blocks":
+        return 0.0
+    if name == "gate_rings":
+        (rows, inside), (_, outside) = operands[0][0], operands[1][0]
+        return 2.0 * rows * outside * (inside + GATE_RANKS)
     rows, inside = operands[1][0]
     if name == "adapt_inputs":
         _, parts, _, rank = operands[2][0]

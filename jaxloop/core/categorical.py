@@ -13,6 +13,8 @@ import jax.numpy as jnp
 # Numbers in a row of a TPU's registers, and rows of bfloat16 in one.
 LANES, SUBLANES = 128, 16
 
+PickBlock = Callable[[jax.Array, jax.Array], jax.Array]
+
 
 def inverse_cdf(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:
     """Return indices [S] drawn with probability `weights / sum(weights)`.
@@ -35,6 +37,7 @@ def inverse_cdf_of(
     z_SV: jax.Array,
     row_S: jax.Array,
     u_S: jax.Array,
+    pick: PickBlock | None = None,
 ) -> jax.Array:
     """`inverse_cdf(weigh(z, row), u)`, which on a TPU never holds the weights.
 
@@ -46,12 +49,13 @@ def inverse_cdf_of(
         z_SV: on a TPU best the transpose of an array [V, S].
         row_S: the rows' numbers.
         u_S: uniform in [0, 1).
+        pick: as `masked_block`, which it replaces on a TPU; None: that.
     """
     return jax.lax.platform_dependent(
         z_SV,
         row_S,
         u_S,
-        tpu=functools.partial(_weighed_on_tpu, weigh),
+        tpu=functools.partial(_weighed_on_tpu, weigh, pick=pick or masked_block),
         default=functools.partial(_weighed, weigh),
     )
 
@@ -70,23 +74,35 @@ def _weighed_on_tpu(
     z_SV: jax.Array,
     row_S: jax.Array,
     u_S: jax.Array,
+    pick: PickBlock,
 ) -> jax.Array:
     """Rows lie in the lanes of registers, so that blocks are sums over the other two axes.
 
     Blocks that fill V and whole registers need no padding, which would be a copy.
     """
-    width = _width(z_SV.shape[1])
-    filling = math.gcd(width, z_SV.shape[1])
-    width = filling if filling >= SUBLANES else width
+    width = block_width(z_SV.shape[1])
     z_VS = jnp.pad(z_SV.T, ((0, -z_SV.shape[1] % width), (0, 0)), constant_values=-jnp.inf)
     z_GWS = z_VS.reshape(-1, width, z_SV.shape[0])
+    # Otherwise XLA computes weights where it makes `z_SV`, and holds them in float32.
+    z_GWS, row_S = jax.lax.optimization_barrier((z_GWS, row_S))
     row_11S = row_S[None, None]
     block_S, rest_S = _choose_block(weigh(z_GWS, row_11S).sum(1).T, u_S)
+    w_SW = weigh(pick(z_GWS, block_S), row_11S[0]).T
+    return block_S * width + _with_weight(w_SW, _first_above(jnp.cumsum(w_SW, -1), rest_S))
+
+
+def block_width(size: int) -> int:
+    """Return the categories of a block on a TPU, of `inverse_cdf_of`."""
+    width = _width(size)
+    filling = math.gcd(width, size)
+    return filling if filling >= SUBLANES else width
+
+
+def masked_block(z_GWS: jax.Array, block_S: jax.Array) -> jax.Array:
+    """Return `z_GWS[block_S[s], :, s]` of every row s, [W, S]; it reads all blocks."""
     block_G = jnp.arange(z_GWS.shape[0], dtype=jnp.int32)
     chosen_GS = block_G[:, None] == block_S[None]
-    z_WS = jnp.where(chosen_GS[:, None], z_GWS, -jnp.inf).max(0)
-    w_SW = weigh(z_WS, row_11S[0]).T
-    return block_S * width + _with_weight(w_SW, _first_above(jnp.cumsum(w_SW, -1), rest_S))
+    return jnp.where(chosen_GS[:, None], z_GWS, -jnp.inf).max(0)
 
 
 def _draw(weights_SV: jax.Array, u_S: jax.Array) -> jax.Array:

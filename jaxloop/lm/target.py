@@ -30,7 +30,7 @@ class Target:
         gate: the kernels of `gate`, on a GPU.
         rows: the kernels of `row_kernels`: `row_attention` and `row_adapters` on a GPU,
             `ring_kernel` on a TPU.
-        products: the kernel of `row_products`, on a GPU.
+        products: the kernel of `row_products` on a GPU, of `ring_products` on a TPU.
     """
 
     platform: str = "cpu"
@@ -68,7 +68,7 @@ def target_of(config: ModelConfig, params: Any, mesh: Mesh | None = None) -> Tar
         splash=pallas and tpu and flash.works(config.head_dim),
         gate=pallas and gpu and gate.works(),
         rows=rows,
-        products=gpu and rows and row_kernels.products_work(dtype),
+        products=rows and row_kernels.products_work(dtype, platform),
     )
 
 
@@ -76,7 +76,8 @@ def complete(platform: str) -> Target:
     """Return the target of hardware that is absent: every kernel of the platform."""
     gpu, tpu = platform == "gpu", platform == "tpu"
     triton = gpu and triton_backend.AVAILABLE
-    return Target(platform, cudnn=gpu, splash=tpu, gate=triton, rows=triton or tpu, products=triton)
+    kernels = triton or tpu
+    return Target(platform, cudnn=gpu, splash=tpu, gate=triton, rows=kernels, products=kernels)
 
 
 @functools.cache

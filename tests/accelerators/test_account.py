@@ -394,6 +394,17 @@ def test_our_kernels_are_counted_as_they_read():
         8192,
     )
     assert kernels.computed("attend_ring", operands) == 4 * 8 * 4 * 128 * 80
+    columns = ((16, 1024), 32768.0)
+    inputs, thin = ((32, 32), 2048.0), ((2, 32, 16), 2048.0)
+    weights = ((32, 1024), 65536.0)
+    operands = [inputs, weights, weights, thin, columns, columns]
+    moved = kernels.moved("gate_rings", operands, [32768.0])
+    assert moved == (2 * (2048 + 2048) + 65536 + 32768, 32768)  # two tiles of 256 columns
+    assert kernels.computed("gate_rings", operands) == 2 * 32 * 1024 * (32 + 128)
+    logits = ((256, 128), 65536.0)
+    moved = kernels.moved("pick_blocks", [((128,), 512.0), *[logits] * 8], [8192.0])
+    assert moved == (512 + 128 * 16 * 128 * 2, 8192)  # blocks of 16 tokens, of 128 slots each
+    assert kernels.computed("pick_blocks", [((128,), 512.0), logits]) == 0
     assert (
         kernels.name_of("jit(f)/while/body/adapt_groups/pallas_call") == "adapt_groups"
         and kernels.name_of("jit(f)/dot") is None

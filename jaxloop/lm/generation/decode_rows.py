@@ -25,7 +25,15 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from jaxloop.lm.generation import queues, ring_attention, row_adapters, row_attention, slots
+from jaxloop.core.categorical import PickBlock
+from jaxloop.lm.generation import (
+    queues,
+    ring_attention,
+    ring_blocks,
+    row_adapters,
+    row_attention,
+    slots,
+)
 from jaxloop.lm.generation.prefill import unstack_layers
 from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter
 from jaxloop.lm.generation.row_attention import RowStep
@@ -71,6 +79,14 @@ class _Static:
     def rings(self) -> bool:
         """Whether all slots write at the same place of their rows."""
         return self.implementation.startswith("ring")
+
+    @property
+    def pick(self) -> PickBlock | None:
+        """How sampling reads the logits of each slot's block; None: as XLA does."""
+        if not self.implementation.startswith("ring_fused"):
+            return None
+        interpret = self.implementation.endswith("interpret")
+        return functools.partial(ring_blocks.pick, interpret=interpret)
 
 
 class _Inputs(NamedTuple):
@@ -128,7 +144,8 @@ def decode_rows(
             job may continue different prompts, whatever `shape.shared_prompt` says.
         implementation: of attention and adapters: "pallas", "interpret" or "plain" as in
             `row_attention.attend`, or "ring", "ring_pallas" or "ring_interpret" as in
-            `ring_attention.attend`.
+            `ring_attention.attend`. With "fused" in it gate and up are in one kernel
+            (`row_products`, `ring_products`), and for rings sampling has one (`ring_blocks`).
     """
     if not isinstance(params["layers"], list):
         params = unstack_layers(params)
@@ -280,6 +297,7 @@ def _run_window(static: _Static, inputs: _Inputs, state: _State) -> _State:
             inputs.requests,
             state.slots.replace(age=age_S),
             logits_SV,
+            pick=static.pick,
         )
         log = slots.write_log(carry.log, carry.step, entry)
         state = _refill(static, inputs, state.replace(slots=after, keys=keys, values=values))

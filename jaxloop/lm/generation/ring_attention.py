@@ -70,22 +70,42 @@ def attend(
         prompt_k, prompt_v: [Z, F, P, E], keys rotated.
         step: age, prompt and rotary tables of every slot.
         implementation: "ring_pallas", "ring_interpret" (the kernel run by the interpreter, on any
-            device) or "ring" (jax.numpy).
+            device) or "ring" (jax.numpy); "ring_fused" and "ring_fused_interpret" are the first two
+            here.
     """
     assert step.at is not None
     slots, sets, _, width = cache_k.shape
-    if step.cos is not None and step.sin is not None:
-        k_SGK = rotate(k_SGK, step.cos, step.sin)
-    at = (0, 0, step.at, 0)
-    cache_k = jax.lax.dynamic_update_slice(cache_k, k_SGK.reshape(slots, sets, 1, width), at)
+    at, k_SE = (0, 0, step.at, 0), _rotated(k_SGK, step)
+    cache_k = jax.lax.dynamic_update_slice(cache_k, k_SE.reshape(slots, sets, 1, width), at)
     cache_v = jax.lax.dynamic_update_slice(cache_v, v_SGK.reshape(slots, sets, 1, width), at)
     caches = prompt_k[step.prompt], prompt_v[step.prompt], cache_k, cache_v
     if implementation == "ring":
         out = _attend_plain(q_SHK, *caches, step)
     else:
-        interpret = implementation == "ring_interpret"
+        interpret = implementation.endswith("interpret")
         out = ring_kernel.attend(q_SHK, *caches, step, interpret=interpret)
     return out.reshape(slots, -1), cache_k, cache_v
+
+
+def _rotated(k_SGK: jax.Array, step: RowStep) -> jax.Array:
+    """Keys with their rotary positions, [S, G K].
+
+    Heads stay in one row. With an axis of their own, and halves of them, a TPU would copy the keys
+    from one arrangement of registers to another. A product with a permutation is exact.
+    """
+    slots, heads, size = k_SGK.shape
+    k_SE = k_SGK.reshape(slots, heads * size)
+    if step.cos is None or step.sin is None:
+        return k_SE
+    place = jnp.arange(heads * size)
+    partner = place + jnp.where(place % size < size // 2, size // 2, -(size // 2))
+    swap_EE = (place[:, None] == partner[None]).astype(k_SE.dtype)
+    exact = jax.lax.Precision.HIGHEST
+    other_SE = jnp.dot(k_SE, swap_EE, precision=exact, preferred_element_type=jnp.float32)
+    cos_SE = jnp.tile(jnp.concatenate([step.cos, step.cos], -1), (1, heads))
+    sin_SE = jnp.tile(jnp.concatenate([-step.sin, step.sin], -1), (1, heads))
+    rotated_SE = k_SE.astype(jnp.float32) * cos_SE + other_SE * sin_SE
+    return rotated_SE.astype(k_SGK.dtype)
 
 
 def _attend_plain(

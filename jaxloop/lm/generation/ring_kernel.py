@@ -202,7 +202,7 @@ def _rotated(sizes, q, tables):
         return q
     half, width = sizes.size // 2, q.shape[-1]
     x = q.astype(jnp.float32)
-    left = _quotient(jax.lax.broadcasted_iota(jnp.int32, x.shape, 2), half) & 1 == 0
+    left = quotient(jax.lax.broadcasted_iota(jnp.int32, x.shape, 2), half) & 1 == 0
     other = jnp.where(left, pltpu.roll(x, width - half, 2), pltpu.roll(x, half, 2))
     cos, sin = (_for_sets(sizes, table[...]) for table in tables)
     return (x * cos + other * sin).astype(q.dtype)
@@ -212,7 +212,7 @@ def _own_places(sizes, x):
     """Where in [..., rows, E] a row's key/value head has its place."""
     rows, width = x.shape[-2:]
     row, lane = (jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) for axis in (1, 2))
-    return _quotient(lane, sizes.size) == _quotient(row * (width // sizes.size), rows)
+    return quotient(lane, sizes.size) == quotient(row * (width // sizes.size), rows)
 
 
 def _apart(sizes, q):
@@ -238,8 +238,8 @@ def _beside(sizes, values):
     return functools.reduce(operator.add, back)
 
 
-def _quotient(x, y):
-    """x // y of numbers from 0 up; Python's own asks for the device's kind when it is compiled."""
+def quotient(x: jax.Array, y: int) -> jax.Array:
+    """Return x // y of numbers from 0 up; Python's own asks for the kind of device."""
     return jax.lax.div(x, jnp.full_like(x, y))
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from jaxloop.lm.generation import row_products
+from jaxloop.lm.generation import ring_products, row_products
 from jaxloop.lm.generation.row_attention import LEAST
 from jaxloop.lm.model.config import ModelConfig, fused_projections
 from jaxloop.lm.model.lora import Adapter
@@ -56,8 +56,13 @@ class GroupAdapter(NamedTuple):
 
     @property
     def fused(self) -> bool:
-        """Whether gate and up are computed by `row_products`."""
-        return self.implementation.startswith("fused")
+        """Whether gate and up are computed by `row_products`, for rings by `ring_products`."""
+        return "fused" in self.implementation
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether kernels are run by Pallas's interpreter."""
+        return self.implementation.endswith("interpret")
 
 
 def pack_for_rows(
@@ -103,6 +108,11 @@ def project(
     The arguments are those of `adapt`.
     """
     if isinstance(adapter, GroupAdapter) and adapter.by_target:
+        sizes = x_ND.shape[0], adapter.entry.shape[0], x_ND.shape[1], widths[0]
+        if gated and adapter.fused and ring_products.fits(*sizes, adapter.all.b.shape[1]):
+            z_PANR = _inputs_of_targets(x_ND, adapter.all)
+            interpret = adapter.interpreted
+            return ring_products.gate(x_ND, w_DO, z_PANR, adapter.all.b, interpret=interpret)
         parts = _targets(x_ND, w_DO, adapter.all, widths)
         if gated:
             parts = [jax.nn.silu(parts[0]) * parts[1]]
@@ -111,8 +121,8 @@ def project(
         return jnp.concatenate([part.astype(x_ND.dtype) for part in parts], -1)
     if gated and isinstance(adapter, GroupAdapter) and adapter.fused:
         entry_A = _of_smaller_groups(adapter.entry, x_ND.shape[0])
-        interpret = adapter.implementation == "fused_interpret"
         if row_products.fits(x_ND.shape[0], entry_A.shape[0], x_ND.shape[1], widths[0]):
+            interpret = adapter.interpreted
             return row_products.gate(x_ND, w_DO, *adapter.all, entry_A, interpret=interpret)
     return adapt(x_ND, x_ND @ w_DO, adapter, widths, added_NO=added_NO, gated=gated)
 
@@ -151,10 +161,7 @@ def _targets(
     x_ND: jax.Array, w_DO: jax.Array, adapter: RowAdapter, widths: tuple[int, ...]
 ) -> list[jax.Array]:
     """x W + (x a) b of each target in float32, each by a product of its own."""
-    x_AND = x_ND.reshape(adapter.a.shape[0], -1, x_ND.shape[1])
-    z_PANR = jnp.einsum(
-        "and,apdr->panr", x_AND, adapter.a, preferred_element_type=jnp.float32
-    ).astype(x_ND.dtype)
+    z_PANR = _inputs_of_targets(x_ND, adapter)
     cuts = np.cumsum(widths)[:-1]
     return [
         (x_ND @ w).astype(jnp.float32)
@@ -165,6 +172,13 @@ def _targets(
             jnp.split(w_DO, cuts, -1), z_PANR, jnp.split(adapter.b, cuts, -1), strict=True
         )
     ]
+
+
+def _inputs_of_targets(x_ND: jax.Array, adapter: RowAdapter) -> jax.Array:
+    """x a of each target, [n, A, N / A, R]."""
+    x_AND = x_ND.reshape(adapter.a.shape[0], -1, x_ND.shape[1])
+    z_PANR = jnp.einsum("and,apdr->panr", x_AND, adapter.a, preferred_element_type=jnp.float32)
+    return z_PANR.astype(x_ND.dtype)
 
 
 def adapt(

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.lm.generation import ring_attention
+from jaxloop.core.categorical import masked_block
+from jaxloop.lm.generation import ring_attention, ring_blocks
 from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt, project
 from jaxloop.lm.generation.row_attention import LEAST, RowStep, attend
 from jaxloop.lm.model.config import ModelConfig, fused_projections
@@ -90,23 +91,27 @@ def _step(rng: np.random.Generator, age: jax.Array, head_dim: int) -> RowStep:
 
 
 @functools.cache
-def products_work(dtype: str) -> bool:
-    """Return whether this process's GPU compiles `row_products` and it agrees with jax.numpy."""
+def products_work(dtype: str, platform: str = "gpu") -> bool:
+    """Return whether this process's GPU compiles `row_products`, or its TPU `ring_products` and
+    `ring_blocks`, and they agree with jax.numpy.
+    """
     try:
-        device = jax.local_devices(backend="gpu")[0]
-        return products_agree(dtype, "fused", device)
+        device = jax.local_devices(backend=platform)[0]
+        if platform == "gpu":
+            return products_agree(dtype, "fused", device)
+        return products_agree(dtype, "ring_fused", device) and blocks_agree(device)
     except Exception:  # any failure of the probe means the same: use the other kernel
         return False
 
 
 def products_agree(dtype: str, implementation: str, device: jax.Device) -> bool:
-    """Return whether `row_products` agrees with jax.numpy on random numbers.
+    """Return whether `row_products`, or `ring_products`, agrees with jax.numpy on random numbers.
 
     The tolerance is 2e-2 in bfloat16 and 1e-3 in float32.
 
     Args:
         dtype: "float32" or "bfloat16".
-        implementation: "fused" or "fused_interpret".
+        implementation: "fused", "fused_interpret", "ring_fused" or "ring_fused_interpret".
         device: where it runs.
     """
     draw = functools.partial(_draw, np.random.default_rng(0), dtype, device)
@@ -122,11 +127,22 @@ def products_agree(dtype: str, implementation: str, device: jax.Device) -> bool:
     return bool(jnp.allclose(ours, theirs, tolerance, tolerance))
 
 
+def blocks_agree(device: jax.Device, *, interpret: bool = False) -> bool:
+    """Return whether `ring_blocks` takes the logits of each slot's block, to the bit."""
+    rng = np.random.default_rng(0)
+    z = _draw(rng, "bfloat16", device, 5, 32, 256)
+    block = jax.device_put(jnp.asarray(rng.integers(0, 5, 256), jnp.int32), device)
+    ours = jax.jit(functools.partial(ring_blocks.pick, interpret=interpret))(z, block)
+    return bool((ours == masked_block(z, block).astype(jnp.float32)).all())
+
+
 @functools.partial(jax.jit, static_argnames="implementation")
 def probe_gate(
     x: jax.Array, w: jax.Array, adapter: RowAdapter, entry: jax.Array, implementation: str
 ) -> jax.Array:
     """`project` with a gate, as the probe compiles it."""
+    if implementation.startswith("ring"):
+        adapter = RowAdapter(adapter.a[entry], adapter.b[entry])
     width = w.shape[1] // 2
     return project(x, w, GroupAdapter(adapter, entry, implementation), (width, width), gated=True)
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloop.config.sections import SampleConfig
-from jaxloop.core.categorical import inverse_cdf, inverse_cdf_of
+from jaxloop.core.categorical import PickBlock, inverse_cdf, inverse_cdf_of
 
 # Below this temperature logits are so large that their rounding shifts all weights of a row, which
 # `exp` and min_p do not bear; below the other one all but the largest have no weight.
@@ -93,7 +93,12 @@ def sampler_of(sample: SampleConfig) -> Sampler:
 
 
 def next_token(
-    sampler: Sampler, logits_SV: jax.Array, u_S: jax.Array, seen_SV: jax.Array | None = None
+    sampler: Sampler,
+    logits_SV: jax.Array,
+    u_S: jax.Array,
+    seen_SV: jax.Array | None = None,
+    *,
+    pick: PickBlock | None = None,
 ) -> jax.Array:
     """Return the next token [S] (int32) of each row.
 
@@ -102,10 +107,11 @@ def next_token(
         logits_SV: of any dtype; what is computed from them is float32.
         u_S: uniform in [0, 1).
         seen_SV: as in `weights`.
+        pick: as in `inverse_cdf_of`.
     """
     if sampler.is_elementwise:
         weigh = functools.partial(_elementwise_weights, sampler)
-        return inverse_cdf_of(weigh, logits_SV, logits_SV.max(-1), u_S).astype(jnp.int32)
+        return inverse_cdf_of(weigh, logits_SV, logits_SV.max(-1), u_S, pick).astype(jnp.int32)
     logits_SV = logits_SV.astype(jnp.float32)
     if sampler.greedy:
         return jnp.argmax(_penalised(sampler, logits_SV, seen_SV), -1).astype(jnp.int32)

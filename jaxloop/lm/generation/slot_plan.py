@@ -190,7 +190,9 @@ def choose_engine(
     """
     if target.platform == "tpu":
         kernel = target.rows and ring_attention.fits(config, dtype)
-        rings = "ring_pallas" if kernel else "ring"
+        rings = "ring"
+        if kernel:
+            rings = "ring_fused" if target.products else "ring_pallas"
         return ("blocks", "") if sample.engine == "blocks" else ("rows", rings)
     if sample.engine == "rows" and target.platform == "cpu":
         return "rows", "plain"

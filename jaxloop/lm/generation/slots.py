@@ -19,6 +19,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from jaxloop.core.categorical import PickBlock
 from jaxloop.core.map_chains import AXIS
 from jaxloop.lm.generation import sampling
 from jaxloop.lm.generation.sampling import Sampler
@@ -207,15 +208,18 @@ def sample_step(
     requests: Requests,
     slots: Slots,
     logits_SV: jax.Array,
+    *,
+    pick: PickBlock | None = None,
 ) -> tuple[Slots, StepLog]:
     """Sample the next token of every slot. A slot whose text ends becomes idle.
 
     The random number of a token depends only on its request's key and its position in the text.
+    `pick` is that of `inverse_cdf_of`.
     """
     age, live, request = slots.age, slots.request >= 0, jnp.maximum(slots.request, 0)
     keys = jax.random.wrap_key_data(requests.key[request], impl="threefry2x32")
     u_S = jax.vmap(lambda key, a: jax.random.uniform(jax.random.fold_in(key, a)))(keys, age)
-    token = sampling.next_token(sampler, logits_SV, u_S, slots.seen)
+    token = sampling.next_token(sampler, logits_SV, u_S, slots.seen, pick=pick)
     ended = live & is_end(token, eos)
     done = live & (ended | (age + 1 >= requests.limit[request]))
     seen = slots.seen

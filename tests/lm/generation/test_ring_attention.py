@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloop.lm.generation import ring_attention, row_kernels
+from jaxloop.lm.generation import ring_attention, ring_blocks, row_kernels
 from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, project, project_targets
 from jaxloop.lm.generation.row_attention import RowStep, attend_plain
 from tests.lm.generation.test_decode_loop import LLAMA
@@ -97,6 +97,17 @@ def test_the_probe_of_a_tpu_finds_that_the_kernel_agrees(monkeypatch):
     row_kernels.probe_ring.clear_cache()
 
 
+def test_the_probe_of_a_tpu_finds_that_each_slots_block_is_taken(monkeypatch):
+    """As above, for the logits of sampling."""
+    device = jax.devices()[0]
+    assert row_kernels.blocks_agree(device, interpret=True)
+    real = ring_blocks.pick
+    monkeypatch.setattr(
+        ring_blocks, "pick", lambda z, block, **more: real(z, jnp.roll(block, 1), **more)
+    )
+    assert not row_kernels.blocks_agree(device, interpret=True)
+
+
 @pytest.mark.parametrize("more", ["nothing", "gated", "added"])
 def test_targets_one_by_one_are_the_fused_projection(more):
     """Within 1e-5 of the largest value, float32."""
@@ -119,3 +130,14 @@ def test_targets_one_by_one_are_the_fused_projection(more):
     if more == "nothing":
         targets = project_targets(x, w, GroupAdapter(adapter, entry, "ring"), widths)
         np.testing.assert_array_equal(jnp.concatenate(targets, 1), one_by_one)
+
+
+@pytest.mark.parametrize("blocks, width, slots", [(5, 32, 256), (3, 16, 128), (7, 8, 12)])
+def test_the_logits_of_each_slots_block(blocks, width, slots):
+    """To the bit; the last sizes do not fill registers."""
+    rng = np.random.default_rng(blocks)
+    z = jnp.asarray(rng.standard_normal((blocks, width, slots)), jnp.bfloat16)
+    block = jnp.asarray(rng.integers(0, blocks, slots), jnp.int32)
+    ours = ring_blocks.pick(z, block, interpret=True)
+    theirs = np.asarray(z.astype(jnp.float32))[np.asarray(block), :, np.arange(slots)].T
+    np.testing.assert_array_equal(ours, theirs)
