@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from _flags import positive
 from _root import ROOT
 
 NEEDED = (
@@ -386,7 +387,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=positive,
         default=10.0,
         help="time in all; a check that needs more than is left is not begun",
     )

@@ -234,7 +234,8 @@ def _parse(name: str) -> Request:
     if unknown:
         known = ", ".join(metric.options) or "no option"
         raise ValueError(
-            f"metrics holds {name!r}, but {match[1]} has no option {unknown[0]!r}; it takes {known}."
+            f"metrics holds {name!r}, but {match[1]} has no option {unknown[0]!r}; it takes "
+            f"{known}."
         )
     for option, value in options.items():
         _check_type(name, metric, option, value)
