@@ -42,7 +42,7 @@ PROBES = (
     "import json; from jaxloop.lm.generation import row_kernels; "
     "from jaxloop.lm.model import gate; from jaxloop.lm.target import cudnn_works; "
     "print(json.dumps(dict(cudnn=cudnn_works(64), gate=gate.works(), "
-    "rows=row_kernels.works('bfloat16', 64), products=row_kernels.products_work('bfloat16'))))"
+    "rows=row_kernels.works('bfloat16', 64, 2), products=row_kernels.products_work('bfloat16'))))"
 )
 
 

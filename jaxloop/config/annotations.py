@@ -5,6 +5,7 @@ import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import pydantic
 from pydantic.fields import FieldInfo
 
 from jaxloop.config.types import Section
@@ -55,6 +56,16 @@ def bare(annotation: Any) -> Any:
     if typing.get_origin(annotation) is Annotated:
         return bare(typing.get_args(annotation)[0])
     return annotation
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Return whether a value, as it is, is of a type; a whole number is a number, true is none."""
+    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+    try:
+        pydantic.TypeAdapter(annotation, config=strict).validate_python(value)
+    except pydantic.ValidationError:
+        return False
+    return True
 
 
 def allowed(annotation: Any) -> str:

@@ -59,7 +59,8 @@ def target_of(config: ModelConfig, params: Any, mesh: Mesh | None = None) -> Tar
     pallas = devices == 1 or mesh is not None
     dtype, rows = str(jax.tree.leaves(params)[0].dtype), False
     if pallas and gpu:
-        rows = row_kernels.works(dtype, config.head_dim)
+        queries = config.num_heads // config.num_kv_heads
+        rows = row_kernels.works(dtype, config.head_dim, queries)
     if pallas and tpu and ring_attention.fits(config, dtype):
         rows = row_kernels.rings_work(config.num_heads, config.num_kv_heads, config.head_dim)
     return Target(

@@ -12,9 +12,8 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pydantic
 
-from jaxloop.config.annotations import allowed
+from jaxloop.config.annotations import accepts, allowed
 from jaxloop.metrics import (
     bleu,
     classifiers,
@@ -244,13 +243,10 @@ def _parse(name: str) -> Request:
 
 def _check_type(name: str, metric: Metric, option: str, value: Any) -> None:
     hint = typing.get_type_hints(metric.function).get(option, Any)
-    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
-    try:
-        pydantic.TypeAdapter(hint, config=strict).validate_python(value)
-    except pydantic.ValidationError:
+    if not accepts(hint, value):
         raise ValueError(
             f"metrics holds {name!r}: {option} = {value!r} is not allowed: {allowed(hint)}."
-        ) from None
+        )
 
 
 def _literal_options(arguments: str) -> dict[str, Any] | None:

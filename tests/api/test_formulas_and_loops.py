@@ -175,6 +175,13 @@ def test_texts_and_weights_that_carry_over(tmp_path):
     assert set(result.texts("seed-0", 2)) <= set("abc")
 
 
+def test_a_loop_is_refused_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="workdir=s3://bucket/run: a loop of your own writes to a"):
+        jaxloop.loop(fit, sample, DATA, W.replace(20), workdir="s3://bucket/run", generations=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_that_breaks_is_said(tmp_path):
     few = {"generations": 2, "seeds": (0,)}
     with pytest.raises(ValueError, match=r"sample\(...\): returned 3 items, 20 were asked for"):

@@ -28,16 +28,22 @@ def fits(config: ModelConfig) -> bool:
 
 
 @functools.cache
-def works(dtype: str, head_dim: int) -> bool:
-    """Return whether this process's GPU compiles the kernels and they agree with jax.numpy."""
+def works(dtype: str, head_dim: int, queries: int) -> bool:
+    """Return whether this process's GPU compiles the kernels and they agree with jax.numpy.
+
+    queries: query heads of a key/value head, which with the head size decide how much shared memory
+    the kernel of attention needs.
+    """
     try:
         device = jax.local_devices(backend="gpu")[0]
-        return agree(dtype, head_dim, "pallas", device)
+        return agree(dtype, head_dim, "pallas", device, queries)
     except Exception:  # any failure of the probe means the same: use what XLA compiles
         return False
 
 
-def agree(dtype: str, head_dim: int, implementation: str, device: jax.Device) -> bool:
+def agree(
+    dtype: str, head_dim: int, implementation: str, device: jax.Device, queries: int = 2
+) -> bool:
     """Return whether the kernels agree with jax.numpy on random numbers.
 
     The tolerance is 2e-2 in bfloat16 and 1e-3 in float32.
@@ -47,10 +53,11 @@ def agree(dtype: str, head_dim: int, implementation: str, device: jax.Device) ->
         head_dim: head size.
         implementation: "pallas" or "interpret".
         device: where they run.
+        queries: query heads of a key/value head.
     """
     rng = np.random.default_rng(0)
     draw = functools.partial(_draw, rng, dtype, device)
-    slots, heads, kv_heads, width = 16, 4, 2, 64
+    slots, heads, kv_heads, width = 16, 2 * queries, 2, 64
     step = _step(rng, jax.device_put(jnp.arange(slots, dtype=jnp.int32) * 8, device), head_dim)
     attended = functools.partial(
         probe_attend,
