@@ -57,7 +57,7 @@ def without_unused(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_checksums(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the models and held-out texts that differ between two of `finalise.about_run`, as text.
+    """Return the models and held-out texts that differ between two manifests, as text.
 
     What a run of an earlier version did not store is not compared.
     """
