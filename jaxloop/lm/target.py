@@ -31,6 +31,8 @@ class Target:
         rows: the kernels of `row_kernels`: `row_attention` and `row_adapters` on a GPU,
             `ring_kernel` on a TPU.
         products: the kernel of `row_products`, on a GPU.
+        shared_memory: bytes that a block of threads has on a GPU that is absent; None: whether a
+            kernel fits was tried, or is not asked.
     """
 
     platform: str = "cpu"
@@ -39,6 +41,7 @@ class Target:
     gate: bool = False
     rows: bool = False
     products: bool = False
+    shared_memory: int | None = None
 
     @property
     def for_sharded_base(self) -> "Target":
@@ -73,11 +76,22 @@ def target_of(config: ModelConfig, params: Any, mesh: Mesh | None = None) -> Tar
     )
 
 
-def complete(platform: str) -> Target:
-    """Return the target of hardware that is absent: every kernel of the platform."""
+def complete(platform: str, shared_memory: int | None = None) -> Target:
+    """Return the target of hardware that is absent: every kernel of the platform.
+
+    shared_memory: bytes of a block of threads, as in `Target`.
+    """
     gpu, tpu = platform == "gpu", platform == "tpu"
     triton = gpu and triton_backend.AVAILABLE
-    return Target(platform, cudnn=gpu, splash=tpu, gate=triton, rows=triton or tpu, products=triton)
+    return Target(
+        platform,
+        cudnn=gpu,
+        splash=tpu,
+        gate=triton,
+        rows=triton or tpu,
+        products=triton,
+        shared_memory=shared_memory,
+    )
 
 
 @functools.cache

@@ -6,17 +6,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.lm.generation import ring_attention
+from jaxloop.lm.generation import ring_attention, row_attention
 from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt, project
 from jaxloop.lm.generation.row_attention import LEAST, RowStep, attend
 from jaxloop.lm.model.config import ModelConfig, fused_projections
 
 
-def fits(config: ModelConfig) -> bool:
+def fits(config: ModelConfig, dtype: str = "bfloat16", shared_memory: int | None = None) -> bool:
     """Return whether the kernels can be made for this architecture.
 
-    The head size must be a power of two, and widths multiples of 16.
+    The head size must be a power of two, widths multiples of 16, and what attention keeps in the
+    shared memory of a GPU must fit.
+
+    Args:
+        config: the architecture.
+        dtype: of the cache, "float32" or "bfloat16".
+        shared_memory: bytes of it that a block of threads has; None: not asked.
     """
+    queries, itemsize = config.num_heads // config.num_kv_heads, jnp.dtype(dtype).itemsize
+    needed = row_attention.shared_memory(config.head_dim, queries, itemsize)
+    if shared_memory is not None and needed > shared_memory:
+        return False
     power = config.head_dim & (config.head_dim - 1) == 0 and config.head_dim >= 2 * LEAST
     widths = [
         config.d_model,
