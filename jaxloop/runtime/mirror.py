@@ -11,9 +11,10 @@ weights (`mirror_weights`), where the processes of a run wait for each other any
                          at the end of the run, and at the start of the next after one that died
     lease.json           which run holds the address, and until when
 
-Objects are put whole and read by name: no listing, no rename. What is read is compared with its
-SHA-256; where the newest state is damaged, the one before is used. A thread sends what is finished
-while the run goes on (`_background`): with several processes weights, which nothing waits for.
+Objects are put whole and read by name: no rename, and no list that matters. What is read is
+compared with its SHA-256; where the newest state is damaged, the one before is used. A thread sends
+what is finished while the run goes on (`_background`): with several processes weights, which
+nothing waits for.
 """
 
 import json
