@@ -109,7 +109,7 @@ def _seconds_left(store: Store, lease: Mapping[str, Any]) -> float:
         return 0.0
     old = object_store.seconds_old(store, LEASE)
     left = lease["until"] - time.time() if old is None else LEASE_SECONDS - old
-    return min(left, LEASE_SECONDS)
+    return float(min(left, LEASE_SECONDS))
 
 
 def _may_live(lease: Mapping[str, Any]) -> bool:
