@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import _peer_environments as environments
 import numpy as np
+from _flags import lists, whole
 from _load import metered
 from _peer_pairs import line_of, row_of
 
@@ -107,12 +108,12 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--make-peer", action="store_true", help="make the peer's environment")
     parser.add_argument("--size", choices=("tiny", "small", "15m", "60m"), default="small")
     parser.add_argument("--jobs", default="4x250,1x2048", help="chains x texts, with commas")
-    parser.add_argument("--mean-length", type=int, default=60)
-    parser.add_argument("--longest", type=int, default=300)
-    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--mean-length", type=whole(1), default=60)
+    parser.add_argument("--longest", type=whole(1), default=300)
+    parser.add_argument("--threads", type=lists(1, ",", "1,2"), default="1,2")
     parser.add_argument("--slots", default=SETTINGS["jaxloop"], help="settings of ours")
     parser.add_argument("--batches", default="", help="settings of the peer")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=whole(1), default=3)
     return parser.parse_args(argv)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import _peer_environments as environments
 import numpy as np
 from _decode_peer import TOKENIZER, Timed, Worker, in_turn
+from _flags import lists, whole
 from _peer_pairs import line_of, row_of
 
 from jaxloop.lm.io import huggingface
@@ -38,12 +39,22 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--make-peer", action="store_true", help="make the peer's environment")
     parser.add_argument("--size", choices=("tiny", "small", "15m", "60m"), default="small")
     parser.add_argument("--jobs", default="1x16,4x8", help="chains x steps, with commas")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--ours", default="2:1,1:2", help="programs:chains in each, with commas")
-    parser.add_argument("--theirs", default="2:16,1:16,2:8", help="processes:rows at a time")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch-size", type=whole(1), default=16)
+    parser.add_argument("--length", type=whole(1), default=64)
+    parser.add_argument("--threads", type=whole(1), default=2)
+    parser.add_argument(
+        "--ours",
+        type=lists(2, ":", "2:1,1:2"),
+        default="2:1,1:2",
+        help="programs:chains in each, with commas",
+    )
+    parser.add_argument(
+        "--theirs",
+        type=lists(2, ":", "2:16,1:16"),
+        default="2:16,1:16,2:8",
+        help="processes:rows at a time",
+    )
+    parser.add_argument("--repeats", type=whole(1), default=3)
     return parser.parse_args(argv)
 
 

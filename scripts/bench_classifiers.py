@@ -17,6 +17,7 @@ import time
 import _root  # noqa: F401
 import numpy as np
 import pandas as pd
+from _flags import whole
 
 from jaxloop.data.sources import load_texts
 from jaxloop.metrics.classifier_training import fit_classifier
@@ -50,9 +51,9 @@ def main() -> None:
     parser.add_argument("--encoder", help="directory or hub id; none: MiniLM")
     parser.add_argument("--train", default="head", help="head, all, or a number of blocks")
     parser.add_argument(
-        "--smallest", type=int, default=50, help="classes with fewer texts are left out"
+        "--smallest", type=whole(1), default=50, help="classes with fewer texts are left out"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args()
     rows = []
     for task in args.tasks:

@@ -23,6 +23,7 @@ from pathlib import Path
 import _root  # noqa: F401
 import pyarrow as pa
 import pyarrow.parquet as pq
+from _flags import whole
 
 from jaxloop.data import load_texts
 
@@ -111,7 +112,7 @@ def export(commit: str, folder: Path) -> Path:
 def main() -> None:
     """Clean a tenth of the rows, all of them, and all of them with another commit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=whole(1), default=1_000_000)
     parser.add_argument("--before", help="a commit to compare with")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

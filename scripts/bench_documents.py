@@ -21,6 +21,7 @@ from pathlib import Path
 import _root
 import pyarrow as pa
 import pyarrow.parquet as pq
+from _flags import whole
 
 KINDS = ("parquet", "jsonl", "archive", "sentences")
 CHARACTERS = 338_000
@@ -102,8 +103,8 @@ def copy_of(commit: str, folder: Path) -> Path:
 def main() -> int:
     """Measure every kind of file with every checkout, in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=600)
-    parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--rows", type=whole(1), default=600)
+    parser.add_argument("--documents", type=whole(1), default=20)
     parser.add_argument("--against", help="a commit of this repository to measure too")
     options = parser.parse_args()
     results: dict[str, dict[str, dict[str, float]]] = {}

@@ -26,6 +26,7 @@ from typing import Any
 import _root  # noqa: F401
 import ml_dtypes
 import numpy as np
+from _flags import positive, whole
 from safetensors.numpy import save_file
 
 SHARD = 256_000_000  # bytes
@@ -166,7 +167,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--gigabytes", type=float, default=1.0, help="bytes of the weights in bfloat16"
+        "--gigabytes", type=positive, default=1.0, help="bytes of the weights in bfloat16"
     )
     parser.add_argument(
         "--dtype",
@@ -174,7 +175,7 @@ def main() -> None:
         choices=("bfloat16", "float32"),
         help="of the weights in memory",
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=whole(1), default=5)
     parser.add_argument(
         "--folder", type=Path, help="where the model is, or is made; none: a temporary folder"
     )

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from _flags import lists, positive, whole
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "scripts" / "_measure_again.py"
@@ -92,9 +93,11 @@ def main() -> int:
     )
     parser.add_argument("run", type=Path, help="directory of a finished study")
     parser.add_argument("--before", type=Path, help="checkout to compare with")
-    parser.add_argument("--generations", help="numbers with commas; none: all")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="relative, of any metric")
+    parser.add_argument(
+        "--generations", type=lists(1, ",", "0,3", 0), help="numbers with commas; none: all"
+    )
+    parser.add_argument("--repeats", type=whole(1), default=3)
+    parser.add_argument("--tolerance", type=positive, default=1e-4, help="relative, of any metric")
     parser.add_argument(
         "--changed", nargs="*", default=(), help="metrics and columns that are of other texts since"
     )

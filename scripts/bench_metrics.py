@@ -22,6 +22,7 @@ from typing import Any
 import _root  # noqa: F401
 import jax
 import numpy as np
+from _flags import whole
 from _peer_rows import row
 
 from jaxloop.data.sources import load_texts
@@ -393,28 +394,34 @@ def main() -> None:
         help="also time the code that the results are held to, and check that they agree",
     )
     parser.add_argument(
-        "--peer-rows", type=int, default=40, help="rows of sacrebleu's loop that are timed"
+        "--peer-rows", type=whole(1), default=40, help="rows of sacrebleu's loop that are timed"
     )
     parser.add_argument(
         "--peer-full", action="store_true", help="time all rows of sacrebleu's loop"
     )
     parser.add_argument(
-        "--few", type=int, default=2000, help="texts against sacrebleu, vaderSentiment and NLTK"
+        "--few",
+        type=whole(1),
+        default=2000,
+        help="texts against sacrebleu, vaderSentiment and NLTK",
     )
     parser.add_argument(
-        "--many", type=int, default=100_000, help="texts against the time of tokenising"
+        "--many", type=whole(1), default=100_000, help="texts against the time of tokenising"
     )
-    parser.add_argument("--points", type=int, default=10_000)
-    parser.add_argument("--dimensions", type=int, default=384)
+    parser.add_argument("--points", type=whole(1), default=10_000)
+    parser.add_argument("--dimensions", type=whole(1), default=384)
     parser.add_argument(
-        "--chains", type=int, default=4, help="chains of one generation (quickstart: 4)"
+        "--chains", type=whole(1), default=4, help="chains of one generation (quickstart: 4)"
     )
     parser.add_argument(
-        "--eval-texts", type=int, default=250, help="texts measured of each chain (quickstart: 250)"
+        "--eval-texts",
+        type=whole(1),
+        default=250,
+        help="texts measured of each chain (quickstart: 250)",
     )
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--slow-repeats", type=int, default=3)
-    parser.add_argument("--embedded", type=int, default=1000, help="texts that are embedded")
+    parser.add_argument("--repeats", type=whole(1), default=7)
+    parser.add_argument("--slow-repeats", type=whole(1), default=3)
+    parser.add_argument("--embedded", type=whole(1), default=1000, help="texts that are embedded")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS[:4])
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     args = parser.parse_args()

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import _root  # noqa: F401
 import jax
 import numpy as np
+from _flags import whole
 
 from jaxloop.studies.bias_amplification.neuron_regression import newey_west
 from jaxloop.studies.bias_amplification.neuron_study import neuron_study
@@ -104,21 +105,21 @@ def main() -> None:
     )
     parser.add_argument(
         "--peer-rows",
-        type=int,
+        type=whole(1),
         default=600,
         help="regressions of statsmodels that are timed in every repeat",
     )
     parser.add_argument("--peer-full", action="store_true", help="time all of them, once")
-    parser.add_argument("--setups", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--generations", type=int, default=4)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--lags", type=int, default=1)
+    parser.add_argument("--setups", type=whole(1), default=2)
+    parser.add_argument("--seeds", type=whole(1), default=10)
+    parser.add_argument("--generations", type=whole(2), default=4)
+    parser.add_argument("--layers", type=whole(1), default=12)
+    parser.add_argument("--width", type=whole(1), default=768)
+    parser.add_argument("--lags", type=whole(0), default=1)
     parser.add_argument(
-        "--permutations", type=int, default=999, help="of the whole study, which is timed once"
+        "--permutations", type=whole(1), default=999, help="of the whole study, which is timed once"
     )
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=whole(1), default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     args = parser.parse_args()
     now = CLOCKS[args.clock]

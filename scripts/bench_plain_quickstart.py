@@ -22,6 +22,7 @@ from typing import Any
 import _root  # noqa: F401
 import pandas as pd
 from _commands import ROOT, call
+from _flags import whole
 from _load import MOST_LOAD, metered
 
 from jaxloop.data.sources import load_texts
@@ -70,8 +71,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--generations", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--generations", type=whole(1), default=4)
+    parser.add_argument("--repeats", type=whole(1), default=3)
     args = parser.parse_args()
     seconds: dict[str, list[Spent]] = {side: [] for side in SIDES}
     changes: dict[str, dict[str, float]] = {}

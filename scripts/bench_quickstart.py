@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import _root  # noqa: F401
+from _flags import whole
 
 STEP = re.compile(r"(fit|sample|measure) ([\d.]+) s")
 
@@ -46,7 +47,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="configs/quickstart.py")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=whole(1), default=3)
     parser.add_argument(
         "--cold",
         action="store_true",

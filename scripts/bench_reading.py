@@ -22,6 +22,7 @@ from pathlib import Path
 
 import _root  # noqa: F401
 import pandas as pd
+from _flags import whole
 
 from jaxloop.data import fingerprint, load_texts
 from jaxloop.data.reading import read_batches
@@ -128,9 +129,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--words", type=int, default=12, help="words of a text")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=whole(1), default=1_000_000)
+    parser.add_argument("--words", type=whole(1), default=12, help="words of a text")
+    parser.add_argument("--repeats", type=whole(1), default=3)
     parser.add_argument("--formats", nargs="+", choices=("csv", "jsonl"), default=("csv", "jsonl"))
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     args = parser.parse_args()

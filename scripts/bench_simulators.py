@@ -22,6 +22,7 @@ from typing import Any
 import _root  # noqa: F401
 import jax
 import numpy as np
+from _flags import whole
 from _simulator_peers import (
     beta_loop,
     beta_vectorised,
@@ -200,21 +201,24 @@ def main() -> int:
     parser.add_argument(
         "--peer", action="store_true", help="time NumPy and SciPy in turn with ours"
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=whole(1), default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument(
-        "--devices", type=int, default=os.cpu_count(), help="XLA CPU devices that share the chains"
+        "--devices",
+        type=whole(1),
+        default=os.cpu_count(),
+        help="XLA CPU devices that share the chains",
     )
     parser.add_argument(
         "--only", choices=("linear", "beta", "sweep"), help="one of the three alone"
     )
-    parser.add_argument("--replicates", type=int, default=20_000, help="linear: replicates")
+    parser.add_argument("--replicates", type=whole(1), default=20_000, help="linear: replicates")
     parser.add_argument(
-        "--few", type=int, default=20, help="linear: replicates of the loop, scaled up"
+        "--few", type=whole(1), default=20, help="linear: replicates of the loop, scaled up"
     )
-    parser.add_argument("--beta-replicates", type=int, default=64, help="WMLE: replicates")
+    parser.add_argument("--beta-replicates", type=whole(1), default=64, help="WMLE: replicates")
     parser.add_argument(
-        "--settings", type=int, default=50, help="sweep: settings of the loop, scaled up"
+        "--settings", type=whole(1), default=50, help="sweep: settings of the loop, scaled up"
     )
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", args.devices)

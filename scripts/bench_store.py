@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import _root
+from _flags import whole
 
 from tests import store_servers
 
@@ -136,9 +137,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="configs/quickstart.py")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--generations", type=int, default=3)
-    parser.add_argument("--times", type=int, default=4, help="quickstart's texts, so many times")
+    parser.add_argument("--repeats", type=whole(1), default=3)
+    parser.add_argument("--generations", type=whole(1), default=3)
+    parser.add_argument(
+        "--times", type=whole(1), default=4, help="quickstart's texts, so many times"
+    )
     args = parser.parse_args()
     fields = fields_of(args.config, args.generations, args.times)
     server, endpoint = start_server()

@@ -281,7 +281,7 @@ def main(argv: Sequence[str]) -> int:
     for name, count, program in work:
         card = cards.CARDS[name]
         count = min(count, card.devices) if card.platform == "tpu" else count
-        target = complete(card.platform)
+        target = complete(card.platform, card.shared_memory)
         for case in cases(asked.layers, target, absent.devices(card, count))[program]:
             rows.append(check(card, program, case, asked.layers, count))
             print(line(rows[-1]), flush=True)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from _commands import ROOT, call, counts, last_line
+from _flags import positive, whole
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # What an image with CUDA, Python 3.12 and recent libraries holds; patch versions are pip's choice.
@@ -387,10 +388,10 @@ def parse(words: list[str]) -> argparse.Namespace:
         metavar="PATH",
         help="run only these tests (may be repeated); default: all fast ones",
     )
-    add("--workers", type=int, default=2, help="test processes at a time (2)")
+    add("--workers", type=whole(1), default=2, help="test processes at a time (2)")
     add(
         "--limit",
-        type=float,
+        type=positive,
         default=5400,
         help="seconds that one step (installing, tests, study) may take (5400)",
     )

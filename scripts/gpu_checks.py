@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from _flags import positive
 from _root import ROOT
 
 NEEDED = (
@@ -41,7 +42,7 @@ PROBES = (
     "import json; from jaxloop.lm.generation import row_kernels; "
     "from jaxloop.lm.model import gate; from jaxloop.lm.target import cudnn_works; "
     "print(json.dumps(dict(cudnn=cudnn_works(64), gate=gate.works(), "
-    "rows=row_kernels.works('bfloat16', 64), products=row_kernels.products_work('bfloat16'))))"
+    "rows=row_kernels.works('bfloat16', 64, 2), products=row_kernels.products_work('bfloat16'))))"
 )
 
 
@@ -386,7 +387,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=positive,
         default=10.0,
         help="time in all; a check that needs more than is left is not begun",
     )

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from _flags import whole
+
 BASES = ("llama", "qwen2", "gpt2", "opt")
 PROMPT = "### User:\nWrite a paragraph of documentation.\n### Assistant:\n"
 SIZE, EVAL, HELD_OUT = 256, 96, 64
@@ -199,9 +201,9 @@ def main() -> None:
     parser.add_argument("--texts", required=True)
     parser.add_argument("--bases", default="jaxloop/assets/bases")
     parser.add_argument("--encoder", required=True, help="the directory of MiniLM")
-    parser.add_argument("--generations", type=int, default=10)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1, help="of every process")
+    parser.add_argument("--generations", type=whole(1), default=10)
+    parser.add_argument("--processes", type=whole(1), default=2)
+    parser.add_argument("--threads", type=whole(1), default=1, help="of every process")
     parser.add_argument("--out", help="file for the metrics, JSON")
     args = parser.parse_args()
     # A chain of each ratio for every process, which makes their work alike.

@@ -16,6 +16,7 @@ import json
 import pathlib
 
 import _root  # noqa: F401
+from _flags import positive, whole
 
 from jaxloop.config import LoraConfig
 from jaxloop.lm.io.config_json import parse_config
@@ -52,32 +53,32 @@ def main() -> None:
     parser.add_argument("--decode", help="output of scripts/bench_decode.py --size=llama-1b")
     parser.add_argument(
         "--flops",
-        type=float,
+        type=positive,
         default=790e12,
         help="FLOP/s of a large bf16 product, where nothing was measured",
     )
     parser.add_argument(
         "--bandwidth",
-        type=float,
+        type=positive,
         default=4.3e12,
         help="bytes/s of a large copy, where nothing was measured",
     )
     parser.add_argument(
         "--share",
-        type=float,
+        type=positive,
         default=0.4,
         help="share of the limit that is assumed, where nothing was measured",
     )
-    parser.add_argument("--chains", type=int, default=1600)
-    parser.add_argument("--generations", type=int, default=20)
+    parser.add_argument("--chains", type=whole(1), default=1600)
+    parser.add_argument("--generations", type=whole(1), default=20)
     parser.add_argument(
-        "--size", type=int, default=4000, help="texts per generation and training set"
+        "--size", type=whole(1), default=4000, help="texts per generation and training set"
     )
     parser.add_argument(
-        "--length", type=float, default=90, help="tokens of a training text, template included"
+        "--length", type=positive, default=90, help="tokens of a training text, template included"
     )
-    parser.add_argument("--written", type=float, default=60, help="tokens of a written text")
-    parser.add_argument("--slots", type=int, default=512)
+    parser.add_argument("--written", type=positive, default=60, help="tokens of a written text")
+    parser.add_argument("--slots", type=whole(1), default=512)
     a = parser.parse_args()
     lora, trained, wrote = LoraConfig(), rate(a.train, "train"), rate(a.decode, "decode")
 

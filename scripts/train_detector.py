@@ -21,6 +21,7 @@ import _root  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _flags import positive, whole
 
 from jaxloop import lm
 from jaxloop.data import docs
@@ -117,11 +118,13 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base", default="jaxloop/assets/bases/qwen2")
-    parser.add_argument("--layers", type=int, default=2, help="blocks of the base that are kept")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--limit", type=int, default=45_000, help="sentences, at most")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--layers", type=whole(1), default=2, help="blocks of the base that are kept"
+    )
+    parser.add_argument("--epochs", type=whole(1), default=2)
+    parser.add_argument("--rate", type=positive, default=1e-3)
+    parser.add_argument("--limit", type=whole(1), default=45_000, help="sentences, at most")
+    parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args()
     start = time.monotonic()
     real = sentences_of(docs.PRETRAIN)

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import runpy
 import signal
 import sys
@@ -14,6 +15,7 @@ import tracemalloc
 from pathlib import Path
 
 import _peer_rows
+import _train_peer
 import bench_classifiers
 import bench_cleaning
 import bench_documents
@@ -71,6 +73,34 @@ def test_a_script_says_its_flags(monkeypatch, capsys, path):
     code, said = run(monkeypatch, capsys, path, "--help")
     assert code == 0, said
     assert path.name in said and "--" in said
+
+
+@pytest.mark.parametrize(
+    "script, flag, says",
+    [
+        ("bench_measuring", "--repeats=0", "'0' is not allowed: a whole number of at least 1"),
+        ("bench_measuring", "--generations=0,x", "whole numbers of at least 0, as in 0,3"),
+        ("bench_neurons", "--generations=1", "'1' is not allowed: a whole number of at least 2"),
+        ("bench_load", "--gigabytes=nan", "'nan' is not allowed: a number above 0"),
+    ],
+)
+def test_a_number_that_measures_nothing_is_refused(monkeypatch, capsys, script, flag, says):
+    code, said = run(monkeypatch, capsys, SCRIPTS / f"{script}.py", flag)
+    assert code == 2 and f"error: argument {flag.split('=')[0]}: " in said and says in said
+
+
+def test_every_number_among_the_flags_has_a_least_value():
+    """`_flags` refuses in one line; two scripts look at their numbers themselves."""
+    unbounded = re.compile(r"\btype=(int|float)\b")
+    found = {path.stem for path in SCRIPTS.glob("*.py") if unbounded.search(path.read_text())}
+    assert found == {"bench_occupancy", "check_accelerators"}
+
+
+@pytest.mark.parametrize("jobs", ["2", "0:1", "1:2:3", "a:1", ""])
+def test_settings_of_a_peer_are_pairs_of_numbers(capsys, jobs):
+    with pytest.raises(SystemExit):
+        _train_peer.read_flags(["--peer=torch", f"--ours={jobs}"])
+    assert "whole numbers of at least 1, as in 2:1,1:2" in capsys.readouterr().err
 
 
 def words_of_studies():

@@ -48,6 +48,11 @@ class Card:
         """The bytes that programs may use on one device."""
         return int(self.memory * self.usable)
 
+    @property
+    def shared_memory(self) -> int | None:
+        """The bytes of shared memory that a block of threads may ask for; None on a TPU."""
+        return self.fields.get("shared_memory_per_block_optin")
+
 
 # JAX takes three quarters of a GPU when it starts (XLA_PYTHON_CLIENT_MEM_FRACTION); a TPU's
 # compiler keeps a little for itself.

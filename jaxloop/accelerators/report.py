@@ -93,7 +93,8 @@ def device(name: str, card: Card | None, dtype: str) -> Device:
     devices = absent.devices(card)
     if card is not None:
         rates = account.rates_of(card)
-        return Device(name, card, devices, card.room, rates, complete(card.platform))
+        target = complete(card.platform, card.shared_memory)
+        return Device(name, card, devices, card.room, rates, target)
     limits = roofline.measure_limits(jnp.dtype(dtype))
     rates = Rates(limits.bandwidth, limits.flops, limits.flops, limits.flops)
     return Device(name, None, devices, device_bytes(devices[0]), rates, Target("cpu"))
@@ -386,7 +387,7 @@ def _estimated_training(shapes: Shapes, card: Card) -> tuple[str, str]:
 
 
 def _estimated_decoding(shapes: Shapes, sample: SampleConfig, card: Card) -> tuple[str, str]:
-    plan = _generation_plan(shapes, sample, complete(card.platform))
+    plan = _generation_plan(shapes, sample, complete(card.platform, card.shared_memory))
     moved = roofline.decoding_bytes(
         sizes_of(shapes.model_config, shapes.fit.lora),
         steps=1,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxloop import studies
 from jaxloop.api.models import check_texts
 from jaxloop.api.runs import PathLike, RunResult
 from jaxloop.core.keys import random_bits
@@ -30,7 +30,6 @@ from jaxloop.recursion.selection import FEATURE_OF
 from jaxloop.recursion.sources import Dataset
 from jaxloop.recursion.workflow import Workflow
 from jaxloop.runtime.workdir import open_workdir
-from jaxloop.studies import FAILED_CHAINS
 
 # Items are texts, or rows of an array.
 Items = np.ndarray | Sequence[str]
@@ -101,8 +100,11 @@ def loop(
 
     Raises:
         ValueError: too few items, weights that cannot be saved, a workflow that selects by scores,
-            or the directory is another run's.
+            the directory is another run's, or `workdir` is no local one.
     """
+    path = studies.place_of(workdir)
+    if not isinstance(path, Path):
+        raise ValueError(f"workdir={path}: a loop of your own writes to a local directory")
     seeds = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
     named = {"": workflow} if isinstance(workflow, Workflow) else dict(workflow)
     for one in named.values():
@@ -143,7 +145,6 @@ def loop(
         "keep": keep,
         "data": {name: _digest(dataset.texts) for name, dataset in datasets.items()},
     }
-    path = Path(os.path.expanduser(workdir))
     with open_workdir(
         path, stored, may_change=("keep",), may_raise=("generations",), console=progress
     ) as place:
@@ -156,7 +157,7 @@ def loop(
             measure=None if measure is None else _measuring(measure, codec),
             progress=progress,
         )
-    return RunResult(path, FAILED_CHAINS if result.failed else 0)
+    return RunResult(path, studies.FAILED_CHAINS if result.failed else 0)
 
 
 def _chain(name: str, workflow: Workflow, seed: int, datasets: Mapping[str, Dataset]) -> ChainSpec:

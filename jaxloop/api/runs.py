@@ -197,7 +197,7 @@ def run(
         settings = load_config(settings, changes)
     elif changes:
         raise ValueError("changes: are for a config that is named; change the settings instead")
-    code, path = studies.run_at(_study(settings), settings, os.path.expanduser(workdir))
+    code, path = studies.run_at(_study(settings), settings, studies.place_of(workdir))
     return RunResult(path, code)
 
 
@@ -207,8 +207,8 @@ def open_run(workdir: PathLike) -> RunResult:
     Raises:
         ValueError: it holds no run, or one of a later version.
     """
-    name = os.path.expanduser(workdir)
-    path = mirror.restore(name) if studies.is_address(name) else Path(name)
+    place = studies.place_of(workdir)
+    path = place if isinstance(place, Path) else mirror.restore(place)
     saved_run.require_run(path)
     return RunResult(path)
 

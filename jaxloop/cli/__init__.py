@@ -10,7 +10,6 @@ intact) · 130 and 143 stopped by Ctrl-C and SIGTERM, saved, the same command re
 
 import importlib
 import logging as standard_logging
-import os
 import pathlib
 import re
 import sys
@@ -152,21 +151,13 @@ def _parse(argv: list[str]) -> Command:
         argv=tuple(argv),
         config=values.config,
         overrides=tuple(overrides),
-        workdir=_workdir(values.workdir),
+        workdir=studies.place_of(values.workdir) if values.workdir else None,
         debug=values.debug,
         target=values["for"].value,
         timings=values.timings,
     )
     _check_complete(command)
     return command
-
-
-def _workdir(text: str | None) -> pathlib.Path | str | None:
-    """A local path, or an address such as s3://bucket/run as it was given."""
-    if not text:
-        return None
-    # Shells leave the ~ of --workdir=~/run as it is.
-    return text if studies.is_address(text) else pathlib.Path(os.path.expanduser(text))
 
 
 def _read_flags(argv: list[str]) -> flags.FlagValues:

@@ -2,8 +2,10 @@
 
 import types
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import pydantic
 from pydantic.fields import FieldInfo
 
 from jaxloop.config.types import Section
@@ -56,6 +58,16 @@ def bare(annotation: Any) -> Any:
     return annotation
 
 
+def accepts(annotation: Any, value: Any) -> bool:
+    """Return whether a value, as it is, is of a type; a whole number is a number, true is none."""
+    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+    try:
+        pydantic.TypeAdapter(annotation, config=strict).validate_python(value)
+    except pydantic.ValidationError:
+        return False
+    return True
+
+
 def allowed(annotation: Any) -> str:
     """Return in words what a field allows, such as `one of sample, greedy, beam`."""
     return " or ".join(dict.fromkeys(_allowed(option) for option in options(annotation)))
@@ -71,7 +83,7 @@ def _allowed(annotation: Any) -> str:
         return "none"
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(_choice, typing.get_args(annotation)))
-    if typing.get_origin(annotation) is tuple:
+    if typing.get_origin(annotation) in (tuple, Sequence):
         least = " of at least one entry" if bounds.get("min_length") else ""
         return f"a list{least}, each {allowed(typing.get_args(annotation)[0])}"
     if typing.get_origin(annotation) is dict:

@@ -31,6 +31,8 @@ class Target:
         rows: the kernels of `row_kernels`: `row_attention` and `row_adapters` on a GPU,
             `ring_kernel` on a TPU.
         products: the kernel of `row_products` on a GPU, of `ring_products` on a TPU.
+        shared_memory: bytes that a block of threads has on a GPU that is absent; None: whether a
+            kernel fits was tried, or is not asked.
     """
 
     platform: str = "cpu"
@@ -39,6 +41,7 @@ class Target:
     gate: bool = False
     rows: bool = False
     products: bool = False
+    shared_memory: int | None = None
 
     @property
     def for_sharded_base(self) -> "Target":
@@ -59,7 +62,8 @@ def target_of(config: ModelConfig, params: Any, mesh: Mesh | None = None) -> Tar
     pallas = devices == 1 or mesh is not None
     dtype, rows = str(jax.tree.leaves(params)[0].dtype), False
     if pallas and gpu:
-        rows = row_kernels.works(dtype, config.head_dim)
+        queries = config.num_heads // config.num_kv_heads
+        rows = row_kernels.works(dtype, config.head_dim, queries)
     if pallas and tpu and ring_attention.fits(config, dtype):
         rows = row_kernels.rings_work(config.num_heads, config.num_kv_heads, config.head_dim)
     return Target(
@@ -72,12 +76,23 @@ def target_of(config: ModelConfig, params: Any, mesh: Mesh | None = None) -> Tar
     )
 
 
-def complete(platform: str) -> Target:
-    """Return the target of hardware that is absent: every kernel of the platform."""
+def complete(platform: str, shared_memory: int | None = None) -> Target:
+    """Return the target of hardware that is absent: every kernel of the platform.
+
+    shared_memory: bytes of a block of threads, as in `Target`.
+    """
     gpu, tpu = platform == "gpu", platform == "tpu"
     triton = gpu and triton_backend.AVAILABLE
     kernels = triton or tpu
-    return Target(platform, cudnn=gpu, splash=tpu, gate=triton, rows=kernels, products=kernels)
+    return Target(
+        platform,
+        cudnn=gpu,
+        splash=tpu,
+        gate=triton,
+        rows=kernels,
+        products=kernels,
+        shared_memory=shared_memory,
+    )
 
 
 @functools.cache

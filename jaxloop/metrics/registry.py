@@ -7,11 +7,13 @@ import ast
 import difflib
 import functools
 import re
+import typing
 from collections.abc import MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxloop.config.annotations import accepts, allowed
 from jaxloop.metrics import (
     bleu,
     classifiers,
@@ -50,7 +52,8 @@ def validate(names: Sequence[str]) -> list[Request]:
     """Return the metric and the options behind each name.
 
     Raises:
-        ValueError: a name or an option does not exist, or a name is given twice.
+        ValueError: a name or an option does not exist, an option has a value of another type, or a
+            name is given twice.
     """
     if isinstance(names, str):
         raise ValueError(f"metrics is the string {names!r}, a list of names is needed.")
@@ -228,12 +231,22 @@ def _parse(name: str) -> Request:
     options = _current_options(metric, options)
     unknown = [option for option in options if option not in metric.options]
     if unknown:
-        allowed = ", ".join(metric.options) or "no option"
+        known = ", ".join(metric.options) or "no option"
         raise ValueError(
             f"metrics holds {name!r}, but {match[1]} has no option {unknown[0]!r}; it takes "
-            f"{allowed}."
+            f"{known}."
         )
+    for option, value in options.items():
+        _check_type(name, metric, option, value)
     return Request(metric, options)
+
+
+def _check_type(name: str, metric: Metric, option: str, value: Any) -> None:
+    hint = typing.get_type_hints(metric.function).get(option, Any)
+    if not accepts(hint, value):
+        raise ValueError(
+            f"metrics holds {name!r}: {option} = {value!r} is not allowed: {allowed(hint)}."
+        )
 
 
 def _literal_options(arguments: str) -> dict[str, Any] | None:

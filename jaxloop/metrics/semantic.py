@@ -8,6 +8,7 @@ Dimensions: N rows of all points, B rows of one block, D dimensions, K neighbour
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ _SELECT_IN_GRAPH = 128
 _TREE_DIMENSIONS = 8
 _MARGIN = 8  # ranks on either side of k among which float32 may have misplaced the k-th neighbour
 _RANKABLE = 1e-2  # squared distances below this share of the squared norms are ranked in float64
-CONSTANTS = ("package", "textbook")
+Constant = Literal["package", "textbook"]
 
 Points = np.ndarray | jax.Array
 
@@ -256,7 +257,7 @@ def _kth_on_host(x_ND: np.ndarray, k: int, index: np.ndarray) -> np.ndarray:
     return np.concatenate(kth)
 
 
-def kl_entropy(points: Points, k: int = 50, constant: str = "package") -> ChainValues:
+def kl_entropy(points: Points, k: int = 50, constant: Constant = "package") -> ChainValues:
     """Kozachenko-Leonenko estimate of the differential entropy, in nats, any real number.
 
     Source: arXiv 2504.03814. constant="textbook": psi(n) - psi(k) + ln V_d + (d / n) sum_i ln r_i,
@@ -265,8 +266,9 @@ def kl_entropy(points: Points, k: int = 50, constant: str = "package") -> ChainV
     with ln(2 r_i), which is d ln 2 more. At least k + 1 copies of one point: -inf, as for a point
     mass; metrics.csv holds `-inf`, and reports show it as collapsed. ValueError for k >= n or NaN.
     """
-    if constant not in CONSTANTS:
-        raise ValueError(f"constant is {constant!r}, one of {', '.join(CONSTANTS)} is needed.")
+    if constant not in get_args(Constant):
+        allowed = ", ".join(get_args(Constant))
+        raise ValueError(f"constant is {constant!r}, one of {allowed} is needed.")
     array, single = check_points(points)
     n, d = array.shape[1:]
     distance = kth_neighbour_distances(array, k)
@@ -291,8 +293,10 @@ def gaussian_aic(points: Points, regularisation: float = 1e-6) -> ChainValues:
     maximum-likelihood covariance, S = S_0 + regularisation * 1 and p = d + d (d + 1) / 2:
     scikit-learn's `GaussianMixture(1, reg_covar=1e-6).aic`. The paper calls it Gaussianity, but it
     is 2 n times the entropy of the moment-matched Gaussian, so a measure of spread and not of
-    shape: see `negentropy`. No points: nan.
+    shape: see `negentropy`. No points: nan. ValueError for a regularisation below 0.
     """
+    if not regularisation >= 0:
+        raise ValueError(f"regularisation is {regularisation}, a number of at least 0 is needed.")
     array, single = check_points(points)
     n, d = array.shape[1:]
     if n == 0:

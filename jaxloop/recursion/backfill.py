@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from jaxloop.recursion import driver
+from jaxloop.recursion import driver, saved_run
 from jaxloop.recursion.chains import ChainSpec, FitGroup, Member, groups
 from jaxloop.recursion.family import Family, FitT, GenerateT, ModelOutput, ModelT
 from jaxloop.recursion.finalise import BACKFILLED, about_run, read_metrics, write_tables
@@ -98,6 +98,21 @@ def measured(root: Path) -> list[str]:
         known = _known(root, generation).items()
         names |= dict.fromkeys(name for (_, _, name), value in known if _is_known(value))
     return list(names)
+
+
+def recorded(root: Path) -> set[str] | None:
+    """Return the metrics of which every finished generation has rows, if only nan.
+
+    None where no generation is finished, or what a finished one says cannot be read.
+    """
+    found: set[str] | None = None
+    for generation in saved_run.finished_generations(root):
+        try:
+            names = set(read_metrics(root, generation)["metric"])
+        except (OSError, ValueError, KeyError):  # the run itself says what is damaged
+            return None
+        found = names if found is None else found & names
+    return found
 
 
 def _known(root: Path, generation: int) -> dict[tuple[str, int, str], float]:

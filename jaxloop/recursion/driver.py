@@ -21,7 +21,7 @@ from jaxloop.recursion.chains import ChainSpec, FitGroup, Member, groups
 from jaxloop.recursion.family import Family, FamilySettings, FitT, GenerateT, ModelT, field_names
 from jaxloop.recursion.finalise import Assembled, History, about_run, assemble, finish, write_tables
 from jaxloop.recursion.generation import make
-from jaxloop.recursion.old_names import current_run_info, without_unused
+from jaxloop.recursion.old_names import changed_checksums, current_run_info, without_unused
 from jaxloop.recursion.parts import weights_stem
 from jaxloop.recursion.progress import Clock, State, Watch
 from jaxloop.recursion.progress import progress as progress_bar
@@ -363,12 +363,7 @@ def refuse_another_study(run: Run, before: Mapping[str, Any], now: Mapping[str, 
     changed = [
         *_changed_entries(before, now),
         *_changed_settings(before, now, run.settings.resumable_fields),
-    ]
-    identity = before.get("identity", {})  # absent in runs of versions that did not store it
-    changed += [
-        f"the files of {name} {identity[name][:12]} -> {value[:12]}"
-        for name, value in now["identity"].items()
-        if identity.get(name, value) != value
+        *changed_checksums(before, now),
     ]
     if before["evaluate"] != now["evaluate"]:
         changed.append(f"evaluate {before['evaluate']} -> {now['evaluate']}")

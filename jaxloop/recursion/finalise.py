@@ -149,6 +149,7 @@ def about_run(run: Run, failed: Mapping[str, Failure]) -> dict[str, Any]:
     return {
         "chains": {chain.id: describe_chain(chain) for chain in run.chains},
         "data": dict(run.fingerprints),
+        "held_out": {name: data.held_out for name, data in run.data.items() if data.held_out},
         "fit": json.loads(ledger.describe(run.settings.fit)),
         "sample": json.loads(ledger.describe(run.settings.sample)),
         "evaluate": run.settings.evaluate,

@@ -56,6 +56,22 @@ def without_unused(info: Mapping[str, Any]) -> dict[str, Any]:
     return {**info, **settings}
 
 
+def changed_checksums(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the models and held-out texts that differ between two manifests, as text.
+
+    What a run of an earlier version did not store is not compared.
+    """
+    changed = []
+    for field, what in (("identity", "the files of"), ("held_out", "the held-out texts of data")):
+        old = before.get(field, {})
+        changed += [
+            f"{what} {name} {old[name][:12]} -> {value[:12]}"
+            for name, value in now[field].items()
+            if old.get(name, value) != value
+        ]
+    return changed
+
+
 def _settings(section: str, settings: Any) -> Any:
     if not isinstance(settings, Mapping):  # a family without settings of its own
         return settings

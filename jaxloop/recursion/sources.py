@@ -37,6 +37,7 @@ class Dataset:
                     modulo their number); empty: the one prompt, or else prompts of texts drawn at
                     random (arXiv 2505.21677)
     fingerprint     checksum of the data, for the ledger; "": computed when a run begins
+    held_out        checksum of texts beside these that models are measured on; "": there are none
     outside         numbers of the rows that no person wrote, where human and other texts are mixed
                     in one data set: the ledger counts them as `external`
     """
@@ -45,6 +46,7 @@ class Dataset:
     prompts: str | Sequence[str] = ""
     sample_prompts: tuple[str, ...] = ()
     fingerprint: str = ""
+    held_out: str = ""
     outside: frozenset[int] = frozenset()
 
     def prompt(self, row: int) -> str:

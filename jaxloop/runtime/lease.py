@@ -1,7 +1,9 @@
 """The lease of an address in an object store: which run holds it, and until when.
 
 An object that its holder writes anew every few seconds takes the place of a lock file: a holder
-that is gone holds nothing for long.
+that is gone holds nothing for long. How old a lease is the store says, since the clocks of two
+machines may differ by more than a lease lasts; the clock of this machine is asked only where a
+store tells no times.
 """
 
 import json
@@ -28,16 +30,16 @@ def acquire(store: Store) -> str:
     """Hold the address for this run, and return the token of the lease.
 
     Where another run has a lease, it is waited for: for a holder that renews it, until it does
-    (`RENEW_SECONDS`); for one that is gone, until the lease ends, and `LEASE_SECONDS` at most,
-    whatever the clock of the other machine said.
+    (`RENEW_SECONDS`); for one that is gone, until the lease ends, and `LEASE_SECONDS` at most.
 
     Raises:
         ValueError: another run holds it, which is named.
     """
     found = _found(store)
-    if _is_live(found):
+    left = _seconds_left(store, found)
+    if left > 0:
         LOGGER.info("waiting whether %s, which has the address, lives", found.get("holder"))
-        _wait(store, found)
+        _wait(store, found, left)
     token = uuid.uuid4().hex
     renew(store, token, check=False)
     if _found(store).get("token") != token:
@@ -45,22 +47,22 @@ def acquire(store: Store) -> str:
     return token
 
 
-def _wait(store: Store, found: Mapping[str, Any]) -> None:
-    """Return when a lease has ended, or was not renewed for `LEASE_SECONDS`.
+def _wait(store: Store, found: Mapping[str, Any], seconds: float) -> None:
+    """Return when a lease was not renewed for so many seconds, or was given up.
 
     Raises:
         ValueError: it was renewed.
     """
-    end = time.monotonic() + LEASE_SECONDS
-    while time.monotonic() < end:
-        time.sleep(min(LOOK_SECONDS, max(0.05, found["until"] - time.time())))
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(LOOK_SECONDS, left))
         now = _found(store)
-        if not _is_live(now):
+        if not _may_live(now):
             return
         if now.get("until") != found["until"]:
             raise ValueError(
                 f"workdir={store.address}: is in use by {now.get('holder')}; it ends there, or "
-                f"its lease ends in {now['until'] - time.time():.0f} s"
+                f"its lease ends in {LEASE_SECONDS:.0f} s"
             )
 
 
@@ -101,9 +103,17 @@ def _found(store: Store) -> dict[str, Any]:
     return lease if isinstance(lease, dict) else {}
 
 
-def _is_live(lease: Mapping[str, Any]) -> bool:
-    until = lease.get("until", 0)
-    return isinstance(until, (int, float)) and until > time.time() and not _is_dead(lease)
+def _seconds_left(store: Store, lease: Mapping[str, Any]) -> float:
+    """How long a lease still lasts if it is not renewed."""
+    if not _may_live(lease):
+        return 0.0
+    old = object_store.seconds_old(store, LEASE)
+    left = lease["until"] - time.time() if old is None else LEASE_SECONDS - old
+    return float(min(left, LEASE_SECONDS))
+
+
+def _may_live(lease: Mapping[str, Any]) -> bool:
+    return isinstance(lease.get("until"), (int, float)) and not _is_dead(lease)
 
 
 def _is_dead(lease: Mapping[str, Any]) -> bool:

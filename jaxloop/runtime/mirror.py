@@ -7,12 +7,14 @@ weights (`mirror_weights`), where the processes of a run wait for each other any
     blobs/SHA-256        content of files, each content once: a renamed file is not sent again
     states/SHA-256.json  {path: [size, SHA-256]} of all files of the run at one moment
     head.json            which state is the newest, and the one before; written last
-    sync/N/K.json        what process K changed before meeting number N
+    sync/N/K.json        what process K changed before meeting number N; deleted two meetings later,
+                         at the end of the run, and at the start of the next after one that died
     lease.json           which run holds the address, and until when
 
-Objects are put whole and read by name: no listing, no rename. What is read is compared with its
-SHA-256; where the newest state is damaged, the one before is used. A thread sends what is finished
-while the run goes on (`_background`): with several processes weights, which nothing waits for.
+Objects are put whole and read by name: no rename, and no list that matters. What is read is
+compared with its SHA-256; where the newest state is damaged, the one before is used. A thread sends
+what is finished while the run goes on (`_background`): with several processes weights, which
+nothing waits for.
 """
 
 import json
@@ -90,6 +92,8 @@ def mirrored(address: str) -> Iterator[Path]:
         for unfinished in mirror.folder.glob(f"{TEMPORARY}*"):  # of a process that was killed
             unfinished.unlink(missing_ok=True)
         restore_copy(mirror)
+        if process == 0 and read_index(mirror).head:
+            _forget_meetings(mirror)  # the others wait below, so that none has met yet
         if count > 1:
             if is_workdir(mirror.root):  # the first process cleans its copy with its run directory
                 clean_temporary(mirror.root)
@@ -228,6 +232,13 @@ def _sent_at_the_end(mirror: Mirror, *, several: bool, first: bool) -> Iterator[
             _send_what_is_here(mirror, several=several, first=first)
         raise
     _send_what_is_here(mirror, several=several, first=first)
+    if several and first:
+        _forget_meetings(mirror)
+
+
+def _forget_meetings(mirror: Mirror) -> None:
+    """Delete what earlier meetings left: nobody reads it once they are over."""
+    object_store.delete_matching(mirror.store, "sync", r"\d+/\d+\.json")
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Objects under an address such as s3://bucket/run, read and written by fsspec.
 
-Nothing here lists, renames or appends: an object is put whole, read whole, or deleted. Credentials
-come from the environment, as the library of the store reads them.
+Nothing here renames or appends: an object is put whole, read whole, or deleted, and nothing relies
+on a list of objects. Credentials come from the environment, as the library of the store reads them.
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,6 +120,43 @@ def delete(store: Store, name: str) -> None:
         _attempt(store, f"deleting {name}", work)
     except (OSError, ValueError) as error:
         LOGGER.warning("%s; it stays there", error)
+
+
+def delete_matching(store: Store, folder: str, pattern: str) -> None:
+    """Delete the objects under `folder` whose names there match a regular expression.
+
+    As far as the store lists them: what it does not list, or does not let us delete, stays.
+    """
+    try:
+        found = store.files.find(store.path(folder))
+    except Exception as error:  # each library of a store has errors of its own
+        LOGGER.info("%s: %s is not listed (%s)", store.address, folder, _said(error))
+        return
+    for path in found:
+        name = path.rpartition(f"/{folder}/")[2]
+        if re.fullmatch(pattern, name):
+            delete(store, f"{folder}/{name}")
+
+
+def seconds_old(store: Store, name: str) -> float | None:
+    """Return how long ago an object was written, by the clock of the store; None: unknown.
+
+    An object is written, and deleted again, whose time is that of the store's clock now.
+
+    Raises:
+        ValueError: it may not be written.
+        OSError: it could not be written.
+    """
+    probe = f"{name}.clock"
+    put(store, probe, b"{}")
+    try:
+        now, written = (store.files.modified(store.path(each)) for each in (probe, name))
+        return (now - written).total_seconds()
+    except Exception as error:  # the object is gone, or the store tells no times
+        LOGGER.info("%s: no time of %s (%s)", store.address, name, _said(error))
+        return None
+    finally:
+        delete(store, probe)
 
 
 def _protocols(store: Store) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ study; no study imports another. `studies/pretrain` is the shortest one to read 
 """
 
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -134,6 +135,15 @@ def load(name: object) -> Study:
 def is_address(workdir: str | Path) -> bool:
     """Say whether a work directory is an address of an object store rather than a local path."""
     return "://" in str(workdir)
+
+
+def place_of(workdir: str | os.PathLike[str]) -> str | Path:
+    """Return a work directory as a path with its ~ expanded, or as the address that was given.
+
+    Shells leave the ~ of --workdir=~/run as it is.
+    """
+    text = os.fspath(workdir)
+    return text if is_address(text) else Path(text).expanduser()
 
 
 def run_at(

@@ -205,6 +205,13 @@ def test_an_adapter_stays_one_when_it_was_saved(tmp_path):
         np.testing.assert_array_equal(adapter["q"]["a"], factors["q"]["a"])
 
 
+def test_a_loop_is_refused_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="workdir=s3://bucket/run: a loop of your own writes to a"):
+        jaxloop.loop(fit, sample, DATA, W.replace(20), workdir="s3://bucket/run", generations=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_that_breaks_is_said(tmp_path):
     few = {"generations": 2, "seeds": (0,)}
     with pytest.raises(ValueError, match=r"sample\(...\): returned 3 items, 20 were asked for"):

@@ -237,6 +237,21 @@ def test_sections_by_name_are_overridden_field_by_field():
             "config.chain.external is missing: workflow 'external' needs a file of texts",
         ),
         (
+            "chain.window=3",
+            "config.chain.window = 3 changes nothing under config.chain.workflow = 'fresh_human': "
+            "it is of workflow 'window'",
+        ),
+        (
+            "chain.share=1/4",
+            "config.chain.share = 0.25 changes nothing under config.chain.workflow = "
+            "'fresh_human': it is of workflow 'preserve' or 'external'",
+        ),
+        (
+            "chain.factors.sample.num_beams=2,4",
+            "config.chain.factors.sample.num_beams changes nothing with config.sample.decoder = "
+            "'sample': it needs 'beam'",
+        ),
+        (
             "chain.factors.sample.temprature=1,2",
             "config.chain.factors.sample.temprature is not a factor; did you mean "
             "'sample.temperature'?",

@@ -161,4 +161,6 @@ def test_the_tokenizer_of_a_shipped_base_is_known_by_its_name(model, tmp_path, m
     assert of_study.cache_key_of_tokenizer(name) == name
     monkeypatch.chdir(tmp_path)
     shutil.copytree(model, name)  # a model of one's own, of the same path
-    assert of_study.cache_key_of_tokenizer(name).startswith(f"{name} ")
+    assert of_study.cache_key_of_tokenizer(name, "a commit").startswith(f"{name} ")
+    at = [of_study.cache_key_of_tokenizer("owner/model", commit) for commit in (None, "1a", "2b")]
+    assert at == ["owner/model", "owner/model at 1a", "owner/model at 2b"]

@@ -533,6 +533,7 @@ def test_parts_of_an_unfinished_generation_belong_to_the_study_that_made_them(tm
     refused; with the old ones it goes on.
     """
     chains, data, settings = u.study(2)
+    data = {name: dataclasses.replace(d, held_out="some texts") for name, d in data.items()}
 
     class Breaks(u.Unigram):
         def generate(self, *args, **kwargs):
@@ -549,6 +550,12 @@ def test_parts_of_an_unfinished_generation_belong_to_the_study_that_made_them(tm
         ValueError, match="holds another study .data.posts .* -> .*; use another workdir"
     ):
         go(tmp_path / "run", chains, other, settings)
+    measured = {name: dataclasses.replace(d, held_out="other texts") for name, d in data.items()}
+    with pytest.raises(
+        ValueError,
+        match="holds another study .the held-out texts of data posts some texts -> other texts",
+    ):
+        go(tmp_path / "run", chains, measured, settings)
     result, _ = go(tmp_path / "run", chains, data, settings)
     whole, _ = go(tmp_path / "whole", chains, data, settings)
     assert result.generations == whole.generations == 2

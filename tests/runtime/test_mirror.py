@@ -225,10 +225,11 @@ def test_a_lease_ends_by_itself_and_that_of_a_dead_process_at_once(place):
     held = json.loads((folder / "lease.json").read_text())
     assert 50 < held["until"] - time.time() <= 60
     for ends_in in (-1, 0.5):  # over, or of a machine that is gone: it is waited for
-        old = held | {"host": "elsewhere", "until": time.time() + ends_in}
-        (folder / "lease.json").write_text(json.dumps(old))
+        end = time.time() + ends_in
+        (folder / "lease.json").write_text(json.dumps(held | {"host": "elsewhere"}))
+        os.utime(folder / "lease.json", 2 * (end - lease.LEASE_SECONDS,))
         lease.acquire(store)
-        assert time.time() >= old["until"]
+        assert time.time() >= end - 0.1  # a file system's times are coarse
     (folder / "lease.json").write_text(json.dumps(held | {"pid": 2**22 + 1}))
     token = lease.acquire(store)
     (folder / "lease.json").write_text(json.dumps(held | {"token": "another"}))
@@ -414,6 +415,31 @@ def test_the_lease_of_a_machine_whose_clock_was_wrong_is_not_waited_for_long(pla
     start = time.monotonic()
     lease.acquire(store)
     assert 0.4 < time.monotonic() - start < 20
+
+
+def test_a_clock_that_is_ahead_takes_over_no_lease_that_lives(place, monkeypatch):
+    """What the own clock says of it does not count, but how old it is in the store."""
+    address, folder = place
+    store = object_store.open_store(address)
+    lease.acquire(store)
+    held = json.loads((folder / "lease.json").read_text()) | {"host": "elsewhere"}
+    (folder / "lease.json").write_text(json.dumps(held | {"until": time.time() - 3600}))
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
+    start = time.monotonic()
+    lease.acquire(store)
+    assert time.monotonic() - start > 0.3  # it was given the time to renew it
+    assert [path.name for path in folder.iterdir()] == ["lease.json"]
+
+
+def test_what_a_dead_run_left_of_its_meetings_is_deleted(place):
+    """And nothing else that lies beside it."""
+    address, folder = place
+    run(address, 1)
+    for name in ("sync/7/0.json", "sync/7/1.json", "sync/notes.txt", "sync/7/a.json"):
+        object_store.put(object_store.open_store(address), name, b"{}")
+    run(address, 2)
+    left = {str(path.relative_to(folder)) for path in folder.glob("sync/**/*") if path.is_file()}
+    assert left == {"sync/notes.txt", "sync/7/a.json"}
 
 
 def test_a_run_that_was_deleted_from_the_store_is_not_gone_on_with_from_its_copy(place):

@@ -44,6 +44,26 @@ def prompt_length(longest: int) -> int:
     return max(LEAST, pl.next_power_of_2(max(1, longest)))
 
 
+def shared_memory(head_dim: int, queries: int, itemsize: int) -> int:
+    """Return the bytes of shared memory that Triton takes for a program of the kernel.
+
+    A block of keys and one of values, the tile of queries, its weights of a block and its factors
+    lie there.
+
+    Args:
+        head_dim: head size.
+        queries: query heads of a key/value head.
+        itemsize: bytes of a cached number.
+    """
+    tile = _tile(queries)
+    blocks = (2 * CACHE_BLOCK + tile) * head_dim + tile * CACHE_BLOCK
+    return blocks * itemsize + 4 * tile
+
+
+def _tile(queries: int) -> int:
+    return max(LEAST, pl.next_power_of_2(queries))
+
+
 def attend(
     qkv_SJK: jax.Array,
     cache_k: jax.Array,
@@ -129,7 +149,7 @@ def _attend_kernel(q_heads, rotary, qkv, age_ref, length_ref, prompt_ref, *refs)
         return (x_left * c - x_right * s).astype(dtype), (x_right * c + x_left * s).astype(dtype)
 
     # Rows of the tile beyond this key/value head's queries repeat the last one, and store the same.
-    tile = max(LEAST, pl.next_power_of_2(q_heads))
+    tile = _tile(q_heads)
     row = jnp.arange(tile, dtype=jnp.int32)
     head = kv_head * q_heads + jnp.minimum(row, q_heads - 1)
     q_left, q_right = rotate(qkv[slot, head, left], qkv[slot, head, right])

@@ -7,17 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloop.core.categorical import masked_block
-from jaxloop.lm.generation import ring_attention, ring_blocks
+from jaxloop.lm.generation import ring_attention, ring_blocks, row_attention
 from jaxloop.lm.generation.row_adapters import GroupAdapter, RowAdapter, adapt, project
 from jaxloop.lm.generation.row_attention import LEAST, RowStep, attend
 from jaxloop.lm.model.config import ModelConfig, fused_projections
 
 
-def fits(config: ModelConfig) -> bool:
+def fits(config: ModelConfig, dtype: str = "bfloat16", shared_memory: int | None = None) -> bool:
     """Return whether the kernels can be made for this architecture.
 
-    The head size must be a power of two, and widths multiples of 16.
+    The head size must be a power of two, widths multiples of 16, and what attention keeps in the
+    shared memory of a GPU must fit.
+
+    Args:
+        config: the architecture.
+        dtype: of the cache, "float32" or "bfloat16".
+        shared_memory: bytes of it that a block of threads has; None: not asked.
     """
+    queries, itemsize = config.num_heads // config.num_kv_heads, jnp.dtype(dtype).itemsize
+    needed = row_attention.shared_memory(config.head_dim, queries, itemsize)
+    if shared_memory is not None and needed > shared_memory:
+        return False
     power = config.head_dim & (config.head_dim - 1) == 0 and config.head_dim >= 2 * LEAST
     widths = [
         config.d_model,
@@ -29,16 +39,22 @@ def fits(config: ModelConfig) -> bool:
 
 
 @functools.cache
-def works(dtype: str, head_dim: int) -> bool:
-    """Return whether this process's GPU compiles the kernels and they agree with jax.numpy."""
+def works(dtype: str, head_dim: int, queries: int) -> bool:
+    """Return whether this process's GPU compiles the kernels and they agree with jax.numpy.
+
+    queries: query heads of a key/value head, which with the head size decide how much shared memory
+    the kernel of attention needs.
+    """
     try:
         device = jax.local_devices(backend="gpu")[0]
-        return agree(dtype, head_dim, "pallas", device)
+        return agree(dtype, head_dim, "pallas", device, queries)
     except Exception:  # any failure of the probe means the same: use what XLA compiles
         return False
 
 
-def agree(dtype: str, head_dim: int, implementation: str, device: jax.Device) -> bool:
+def agree(
+    dtype: str, head_dim: int, implementation: str, device: jax.Device, queries: int = 2
+) -> bool:
     """Return whether the kernels agree with jax.numpy on random numbers.
 
     The tolerance is 2e-2 in bfloat16 and 1e-3 in float32.
@@ -48,10 +64,11 @@ def agree(dtype: str, head_dim: int, implementation: str, device: jax.Device) ->
         head_dim: head size.
         implementation: "pallas" or "interpret".
         device: where they run.
+        queries: query heads of a key/value head.
     """
     rng = np.random.default_rng(0)
     draw = functools.partial(_draw, rng, dtype, device)
-    slots, heads, kv_heads, width = 16, 4, 2, 64
+    slots, heads, kv_heads, width = 16, 2 * queries, 2, 64
     step = _step(rng, jax.device_put(jnp.arange(slots, dtype=jnp.int32) * 8, device), head_dim)
     attended = functools.partial(
         probe_attend,

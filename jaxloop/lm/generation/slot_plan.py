@@ -196,7 +196,7 @@ def choose_engine(
         return ("blocks", "") if sample.engine == "blocks" else ("rows", rings)
     if sample.engine == "rows" and target.platform == "cpu":
         return "rows", "plain"
-    possible = target.rows and row_kernels.fits(config)
+    possible = target.rows and row_kernels.fits(config, dtype, target.shared_memory)
     if sample.engine == "rows" and not possible:
         raise ValueError(
             "sample.engine: 'rows' is not possible with this model on this GPU (head size "

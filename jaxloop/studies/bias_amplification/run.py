@@ -71,6 +71,7 @@ def run(config: BiasConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
         _train,
         free_fields=("run", "title", "judge"),
         raisable_fields=(),
+        changeable_fields=missing.free_metrics("measure.metrics", config.measure.metrics, workdir),
         unstored_fields=UNSTORED,
         judged=lambda config: config.measure.metrics,
     )

@@ -24,8 +24,9 @@ from jaxloop.studies.common.config import (
     check_duration,
     check_formats,
     check_revisions,
+    check_workflow,
 )
-from jaxloop.studies.common.factors import check_factors
+from jaxloop.studies.common.factors import check_effects, check_factors
 
 METRICS = (
     "cosine_diversity",
@@ -79,7 +80,9 @@ class ChainConfig(Section):
             raise ValueError(
                 "config.chain.external is missing: workflow 'external' needs a file of texts"
             )
+        check_workflow(chain)
         check_factors(chain.factors, self.models.pool)
+        check_effects(chain.factors, self.fit, self.sample)
         check_formats(self.models, self.fit, chain.start, factors=chain.factors, only=self.only)
         return self
 

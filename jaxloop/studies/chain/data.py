@@ -143,7 +143,14 @@ def read(
     prompts: str | list[str] = render(data.instruction)
     if rows.prompts is not None:
         prompts = rows.rendered(trained, data.instruction)
-    dataset = Dataset(texts, prompts, fingerprint=ledger.fingerprint(texts, prompts))
+    dataset = Dataset(
+        texts,
+        prompts,
+        fingerprint=ledger.fingerprint(texts, prompts),
+        held_out=ledger.fingerprint(
+            [rows.texts[i] for i in apart], rows.rendered(apart, data.instruction)
+        ),
+    )
     more = f" and {measured - heldout} more measured as human text" if measured > heldout else ""
     line = f"{len(texts):,} human texts for the chains, {heldout} held out{more}"
     return Source(

@@ -70,6 +70,9 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     missing.check_only(config.only, workdir)
     if config.only is not None:
         config = _with_reference(config, workdir)
+    elif not any(map(_is_of_reference, config.metrics)):
+        # A call that measured may have named one, which changes nothing here.
+        config = config.replace(reference=_stored_reference(workdir, config.reference))
     free = ("run", "title", "judge")
     if config.only is None:
         steps = common.Steps(
@@ -77,6 +80,7 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
             cost.disk_bytes,
             _train,
             free_fields=free,
+            changeable_fields=missing.free_metrics("metrics", config.metrics, workdir),
             unstored_fields=UNSTORED,
             judged=lambda config: config.metrics,
         )
@@ -86,8 +90,7 @@ def run(config: ChainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
             lambda config, prepared: 0,
             _backfill,
             free_fields=free,
-            # Texts on the disk may be measured with other metrics; a run that is resumed keeps its
-            # own.
+            # Texts on the disk may be measured with other metrics than the run's own.
             changeable_fields=("metrics", "reference"),
             unstored_fields=UNSTORED,
             identify_metrics=False,
@@ -113,6 +116,13 @@ def _with_reference(config: ChainConfig, workdir: Path) -> ChainConfig:
                     f"{workdir} are of {stored or first!r}; leave the reference as it was"
                 )
     return config
+
+
+def _stored_reference(workdir: Path, otherwise: str | None) -> str | None:
+    try:
+        return saved_run.read_config(workdir).get("reference")
+    except ValueError:  # there is no run yet, or `open_workdir` says what is wrong with it
+        return otherwise
 
 
 def _is_of_reference(name: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jaxloop.config import FitConfig, ModelsConfig, Positive, Section, Share, Text
+from jaxloop.config import ChainSection, FitConfig, ModelsConfig, Positive, Section, Share, Text
 
 # Fields that studies share which measure generated text.
 JUDGE: Any = Field(
@@ -78,6 +78,30 @@ def check_formats(
             f"{field} float32 with config.models.dtype = bfloat16: adapters cannot be "
             "computed in a wider number format than their base; set both to one of them"
         )
+
+
+# Fields of a chain that only these workflows read.
+_OF_WORKFLOWS = {
+    "share": ("preserve", "external"),
+    "window": ("window",),
+    "external": ("external",),
+}
+
+
+def check_workflow(chain: ChainSection) -> None:
+    """Raise ValueError for a field that is set and that the workflow of the chains does not read.
+
+    Else a workflow that was forgotten would go unnoticed.
+    """
+    for field, workflows in _OF_WORKFLOWS.items():
+        value = getattr(chain, field)
+        default = ChainSection.model_fields[field].default
+        if value != default and chain.workflow not in workflows:
+            needed = " or ".join(f"'{name}'" for name in workflows)
+            raise ValueError(
+                f"config.chain.{field} = {value!r} changes nothing under config.chain.workflow = "
+                f"'{chain.workflow}': it is of workflow {needed}"
+            )
 
 
 def check_revisions(models: ModelsConfig) -> None:

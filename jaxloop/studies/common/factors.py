@@ -31,6 +31,38 @@ def check_factors(factors: Mapping[str, Sequence[Any]], pool: Sequence[str]) -> 
         _check_factor(name, values, pool)
 
 
+# Factors that change nothing but beside these decoders.
+_DECODERS = {
+    "sample.num_beams": ("beam",),
+    **dict.fromkeys(
+        ("sample.temperature", "sample.min_p", "sample.top_p", "sample.top_k"), ("sample",)
+    ),
+}
+
+
+def check_effects(
+    factors: Mapping[str, Sequence[Any]], fit: FitConfig, sample: SampleConfig
+) -> None:
+    """Raise ValueError for a factor that changes nothing: chains that should differ would be alike.
+
+    Args:
+        factors: as `config.chain.factors`.
+        fit, sample: the sections of the config.
+    """
+    decoders = factors.get("sample.decoder", (sample.decoder,))
+    for name, needed in _DECODERS.items():
+        if name in factors and not set(needed) & set(decoders):
+            raise ValueError(
+                f"config.chain.factors.{name} changes nothing with config.sample.decoder = "
+                f"'{sample.decoder}': it needs '{needed[0]}'"
+            )
+    if "fit.epochs" in factors and None not in factors.get("fit.steps", (fit.steps,)):
+        raise ValueError(
+            f"config.chain.factors.fit.epochs changes nothing with config.fit.steps = {fit.steps}: "
+            "set fit.steps to none"
+        )
+
+
 def _check_factor(name: str, values: Sequence[Any], pool: Sequence[str]) -> None:
     if name not in FACTORS:
         raise ValueError(

@@ -55,16 +55,22 @@ def cache_key_of_model(name: str | None) -> str | None:
     return f"{name} {identity.of_directory(path)[:16]}"
 
 
-def cache_key_of_tokenizer(name: str) -> str:
+def cache_key_of_tokenizer(name: str, revision: str | None = None) -> str:
     """Return what tells a model's tokenizer from others, as `cache_key_of_model`.
 
     Bases that come with jaxloop have their name alone.
+
+    Args:
+        name: of the model.
+        revision: its commit on the hub, which decides where it is no directory here.
     """
     path = _place(name)
     if is_shipped(path):
         return name
     files = [file for file in hub_files.TOKENIZER_FILES if (path / file).is_file()]
-    return f"{name} {digests.of_files(path, files)[:16]}" if files else name
+    if files:
+        return f"{name} {digests.of_files(path, files)[:16]}"
+    return name if revision is None or path.is_dir() else f"{name} at {revision}"
 
 
 def cache_key_of_metric(metric: str) -> str:

@@ -66,6 +66,20 @@ class Missing(NamedTuple):
 NOTHING = Missing({})
 
 
+def free_metrics(field: str, names: Sequence[str], workdir: Path) -> tuple[str, ...]:
+    """Return `field`, which holds these metrics, if a run may be resumed with them; else nothing.
+
+    It may where all finished generations have them, whatever its config.json names: that holds the
+    metrics of the last call that measured, which need not be those of the run.
+    """
+    recorded = backfill.recorded(workdir) if is_workdir(workdir) else None
+    if recorded is None:
+        return ()
+    # A metric of one domain of several is called `<metric>@<domain>`.
+    plain = recorded | {name.rpartition("@")[0] for name in recorded}
+    return (field,) if plain.issuperset(names) else ()
+
+
 def same_names(names: Sequence[str]) -> NamesOf:
     """Return the function that gives the same names for every chain and generation."""
 

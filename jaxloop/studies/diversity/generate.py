@@ -33,12 +33,14 @@ from jaxloop.studies.diversity.writers import (
     model_writer,
 )
 
-# The asterisks of a label that is set in bold belong to no text: **Question:** and **Question**:
+# The asterisks of a label that is set in bold, and its number, belong to no text: **Question:**,
+# **Question**: and Question 1:
+_COLON = r"(?:[ \t]*#?\d+)?(?:\*\*)?\s*:(?:\*\*)?"
 _PAIR = re.compile(
-    r"question(?:\*\*)?\s*:(?:\*\*)?\s*(.+?)\s*\n"
-    r"\s*\W{0,2}answer(?:\*\*)?\s*:(?:\*\*)?\s*(.+?)"
+    rf"question{_COLON}\s*(.+?)\s*\n"
+    rf"\s*\W{{0,2}}answer{_COLON}\s*(.+?)"
     # An answer ends at the next question, at an empty line or with the reply.
-    r"(?=\n\s*\W{0,3}(?:\d+[.)]\s*)?\W{0,2}question(?:\*\*)?\s*:|\n\s*\n|\Z)",
+    rf"(?=\n\s*\W{{0,3}}(?:\d+[.)]\s*)?\W{{0,2}}question{_COLON}|\n\s*\n|\Z)",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -157,7 +159,7 @@ def _control_stories(
 def pairs_in(reply: str) -> list[tuple[str, str]]:
     """Return the (question, answer) pairs of a reply, white space collapsed.
 
-    A reply says "Question: …" and "Answer: …" in turn.
+    A reply says "Question: …" and "Answer: …" in turn, numbered or not.
     """
     return [
         (" ".join(q.split()), " ".join(a.split()))

@@ -272,8 +272,13 @@ def _read(
             problems.append(ValueError(message if named_field else f"config.{section}: {message}"))
             continue
         texts, prompts = list(train["text"]), list(train["prompt"])
-        data[name] = Dataset(texts, prompts, fingerprint=ledger.fingerprint(texts, prompts))
         tests[name] = (list(test["text"]), list(test["prompt"]))
+        data[name] = Dataset(
+            texts,
+            prompts,
+            fingerprint=ledger.fingerprint(texts, prompts),
+            held_out=ledger.fingerprint(*tests[name]),
+        )
         report = ", ".join(
             f"{reason}: {number:,}"
             for reason, number in train.attrs["report"].items()

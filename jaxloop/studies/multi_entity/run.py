@@ -69,6 +69,7 @@ def run(config: EntitiesConfig, workdir: Path, *, argv: Sequence[str] = ()) -> i
         _train,
         free_fields=("run", "title", "theory", "plan", "together", "judge"),
         raisable_fields=("exchange.generations",),
+        changeable_fields=missing.free_metrics("measure.metrics", config.measure.metrics, workdir),
         unstored_fields=UNSTORED,
         judged=lambda config: config.measure.metrics,
     )

@@ -36,8 +36,9 @@ from jaxloop.studies.common.config import (
     check_duration,
     check_formats,
     check_revisions,
+    check_workflow,
 )
-from jaxloop.studies.common.factors import check_factors
+from jaxloop.studies.common.factors import check_effects, check_factors
 from jaxloop.studies.recursive_loops.split_config import Splits, check_splits
 
 ExperimentName = Literal[
@@ -354,6 +355,10 @@ def _check_domain(name: str, domain: Domain) -> None:
             f"{where}.instruction is missing: a domain of recipe '{domain.recipe}' needs the "
             "prompt of its texts"
         )
+    if domain.options and domain.recipe == "plain":
+        raise ValueError(
+            f"{where}.options has {next(iter(domain.options))!r}: recipe 'plain' has no options"
+        )
     if not domain.source and domain.recipe == "plain":
         raise ValueError(
             f"{where}.source is missing: files or a Hugging Face id, which recipe "
@@ -396,7 +401,9 @@ def _check_chain(config: LoopsConfig) -> None:
             f"config.chain.factors.{unknown[0]} is not a factor of these experiments; start and "
             "fields of fit and sample are"
         )
+    check_workflow(chain)
     check_factors(chain.factors, config.models.pool)
+    check_effects(chain.factors, config.fit, config.sample)
     check_formats(config.models, config.fit, chain.start, factors=chain.factors, only=config.only)
 
 

@@ -137,6 +137,7 @@ def run(config: LoopsConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
         _execute,
         judged=generated_judges,
         free_fields=free_fields,
+        changeable_fields=missing.free_metrics("metrics", config.metrics, workdir),
         unstored_fields=UNSTORED,
     )
     if config.only is not None:

@@ -34,6 +34,7 @@ from jaxloop.runtime.environment import how_to_install
 from jaxloop.runtime.log import LOGGER
 from jaxloop.studies import JudgeSilent
 from jaxloop.studies.common import identity
+from jaxloop.studies.common import models as base_models
 from jaxloop.studies.recursive_loops import first_rows
 from jaxloop.studies.recursive_loops.config import Domain, LoopsConfig
 from jaxloop.studies.recursive_loops.data import clean_files, cleaning, recipes, sampling
@@ -235,7 +236,9 @@ def _key(config: LoopsConfig, domain: Domain) -> str:
     files = [data_sources.identity(source) for source in places]
     counted: str = config.tokens
     if config.tokens == "model":
-        counted = identity.cache_key_of_tokenizer(config.models.pool[0])
+        counting = config.models.pool[0]
+        revision = base_models.revision_of(config.models, counting)
+        counted = identity.cache_key_of_tokenizer(counting, revision)
     fields = domain.model_dump(mode="json", exclude={"instruction", "source"})
     if labels := _labels(config):
         fields["labels"] = labels

@@ -12,6 +12,7 @@ import pytest
 
 from jaxloop.accelerators import absent, cards
 from jaxloop.config import LoraConfig
+from jaxloop.lm import target as target_module
 from jaxloop.lm.generation import decode_loop, row_adapters, row_kernels
 from jaxloop.lm.generation.decode_rows import decode_rows
 from jaxloop.lm.generation.prefill import prefill
@@ -409,6 +410,16 @@ def test_idle_slots_are_few_where_groups_share_a_chain():
 
 def test_architectures_that_the_kernels_do_not_fit():
     assert row_kernels.fits(LLAMA) is False  # heads of 8
+
+
+def test_a_gpu_is_probed_with_the_models_own_queries_of_a_key(monkeypatch):
+    """32 of them need twice the shared memory of 16: what compiles with few may not with many."""
+    tried = []
+    monkeypatch.setattr(target_module, "platform_of", lambda params: "gpu")
+    monkeypatch.setattr(row_kernels, "works", lambda *shape: tried.append(shape) and False)
+    config = dataclasses.replace(LLAMA, num_heads=64, num_kv_heads=2, head_dim=256)
+    target_module.target_of(config, {"w": jnp.zeros(1)})
+    assert tried == [("float32", 256, 32)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

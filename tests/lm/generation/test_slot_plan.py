@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jaxloop.accelerators import cards
 from jaxloop.config import SampleConfig
+from jaxloop.lm.generation import row_attention
 from jaxloop.lm.generation.jobs import share_out, split_into_calls
 from jaxloop.lm.generation.options import GenerateOptions
 from jaxloop.lm.generation.scheduler import generate
@@ -38,8 +40,8 @@ def plan(sample, target, texts, **more):
     return plan_slots(sample, LLAMA_1B, target, texts, dtype="bfloat16", **more)
 
 
-def engine(sample, target, config=LLAMA_1B):
-    return choose_engine(sample, config, target, "bfloat16")
+def engine(sample, target, config=LLAMA_1B, dtype="bfloat16"):
+    return choose_engine(sample, config, target, dtype)
 
 
 def test_on_a_cpu_only_places_for_adapters_of_small_bases_follow_the_work():
@@ -118,6 +120,14 @@ def test_engines():
     assert engine(DEFAULT, Target("tpu")) == ("rows", "ring")
     assert engine(DEFAULT, complete("tpu")) == ("rows", "ring_fused")
     assert engine(DEFAULT, Target("tpu", rows=True)) == ("rows", "ring_pallas")
+    # What XLA's Triton asked for when it refused these on an A100, where a block has 166,912 bytes.
+    assert row_attention.shared_memory(256, 32, 4) == 172_160
+    assert row_attention.shared_memory(256, 64, 4) == 213_248
+    a100, h100 = (complete("gpu", cards.CARDS[name].shared_memory) for name in ("a100", "h100"))
+    wide = dataclasses.replace(LLAMA_1B, num_heads=32, num_kv_heads=1, head_dim=256)
+    assert engine(DEFAULT, a100, wide, "float32") == ("blocks", "")
+    assert engine(DEFAULT, h100, wide, "float32") == ("rows", "fused")
+    assert engine(DEFAULT, a100, wide, "bfloat16") == ("rows", "fused")
     three = dataclasses.replace(LLAMA_1B, num_heads=9, num_kv_heads=3)
     assert engine(DEFAULT, complete("tpu"), three) == ("rows", "ring")
     assert engine(ROWS, Target("cpu")) == ("rows", "plain")

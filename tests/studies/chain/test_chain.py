@@ -119,7 +119,7 @@ def test_metrics_are_those_of_the_texts_and_of_the_model(place, finished):
     assert metrics["ratio-1", 0, "held_out_loss"] == pytest.approx(np.log(300), abs=0.2)
 
 
-def test_held_out_texts_are_in_no_training_set(place):
+def test_held_out_texts_are_in_no_training_set(place, tmp_path):
     prepared = prepare.prepare(settings(place))
     name = next(iter(prepared.data))
     assert len(prepared.sources[name].heldout) == 8 and len(prepared.data[name].texts) == 192
@@ -130,6 +130,16 @@ def test_held_out_texts_are_in_no_training_set(place):
         other.sources[name].heldout == prepared.sources[name].heldout
         and other.data[name].fingerprint == prepared.data[name].fingerprint
     )
+    # Losses of other held-out texts are no values of the same run.
+    held_out = prepared.sources[name].heldout[0]
+    (tmp_path / "posts.jsonl").write_text(
+        (place / "posts.jsonl")
+        .read_text()
+        .replace(json.dumps(held_out), json.dumps("x" + held_out))
+    )
+    changed = prepare.prepare(settings(place, f"data.source={tmp_path / 'posts.jsonl'}"))
+    assert changed.data[name].fingerprint == prepared.data[name].fingerprint
+    assert changed.data[name].held_out != prepared.data[name].held_out
 
 
 def test_the_report_says_what_was_run(finished):
@@ -488,6 +498,10 @@ def test_values_of_one_reference_are_not_taken_for_those_of_another(place, finis
         with pytest.raises(ValueError, match=said):
             measure("text_length,reference_perplexity", reference)
     assert known() == values
+    # The run itself, which needs no reference, goes on with its own metrics.
+    assert chain.run(settings(place), run) == 0
+    with pytest.raises(ValueError, match="was made with another config .*metrics"):
+        chain.run(settings(place, "metrics=word_entropy"), run)
 
 
 def test_the_first_model_of_the_pool_is_the_reference_where_none_is_named(

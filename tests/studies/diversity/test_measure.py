@@ -302,6 +302,10 @@ def test_what_is_lacking_is_asked_for_again_and_no_more(tmp_path):
             [("Who?", "**Ann**"), ("Why?", "So")],
         ),
         ("question: a\nb?\nanswer: c", [("a b?", "c")]),
+        (
+            "**Question 1:** Who?\n**Answer 1:** Ann\n### Question #2: Why?\nAnswer: In 2: so",
+            [("Who?", "Ann"), ("Why?", "In 2: so")],
+        ),
         ("Question: Who?\nAnswer:", []),
         ("Sure!", []),
         ("", []),

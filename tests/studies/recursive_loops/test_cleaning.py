@@ -310,6 +310,8 @@ def test_every_choice_between_paper_and_code_of_the_tweets(tmp_path):
         ValueError, match="trailing_hashtags = 'drop' is not one of 'deleted', 'kept'"
     ):
         dataset("100M_tweets", source=path, trailing_hashtags="drop")
+    with pytest.raises(ValueError, match="marks = '3' of '100M_tweets' is not allowed: a whole"):
+        dataset("100M_tweets", source=path, marks="3")
     with pytest.raises(
         ValueError, match="'mark' is not an option of '100M_tweets'; did you mean 'marks'"
     ):

@@ -8,10 +8,12 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxloop.config.annotations import accepts, allowed
 from jaxloop.data import sources
 from jaxloop.data.batches import Columns, Shard, all_names, chosen, count_of, first, tables
 from jaxloop.data.dialect import Dialect
@@ -302,13 +304,21 @@ def steps_of(dataset: str, count_tokens: Counter | None = None, **options: Any) 
         dataset: a key of `RECIPES`.
         count_tokens: tokens of each text of a list; `cl100k_counter()`, the paper's unit, when
             None.
-        options: of the recipe's function. Raises ValueError for an unknown one.
+        options: of the recipe's function. Raises ValueError for an unknown one, and for a value of
+            another type.
     """
     recipe = recipe_of(dataset)
     needs_tokens = recipe.steps is not senator_tweets
     if count_tokens is None and needs_tokens:
         count_tokens = cl100k_counter()
     _check_options(dataset, list(recipe.steps.__kwdefaults__ or {}), options)
+    hints = typing.get_type_hints(recipe.steps)
+    for option, value in options.items():
+        if not accepts(hints[option], value):
+            raise ValueError(
+                f"cleaning: {option} = {value!r} of {dataset!r} is not allowed: "
+                f"{allowed(hints[option])}."
+            )
     return recipe.steps(count_tokens, **options)
 
 
