@@ -2,6 +2,7 @@
 
 import types
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic.fields import FieldInfo
@@ -71,7 +72,7 @@ def _allowed(annotation: Any) -> str:
         return "none"
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(_choice, typing.get_args(annotation)))
-    if typing.get_origin(annotation) is tuple:
+    if typing.get_origin(annotation) in (tuple, Sequence):
         least = " of at least one entry" if bounds.get("min_length") else ""
         return f"a list{least}, each {allowed(typing.get_args(annotation)[0])}"
     if typing.get_origin(annotation) is dict:

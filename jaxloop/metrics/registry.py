@@ -6,12 +6,15 @@ Every module in `GROUPS` lists its metrics in a tuple `METRICS`; `base.py` says 
 import ast
 import difflib
 import functools
+import inspect
 import re
 from collections.abc import MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pydantic
 
+from jaxloop.config.annotations import allowed
 from jaxloop.metrics import (
     bleu,
     classifiers,
@@ -228,12 +231,32 @@ def _parse(name: str) -> Request:
     options = _current_options(metric, options)
     unknown = [option for option in options if option not in metric.options]
     if unknown:
-        allowed = ", ".join(metric.options) or "no option"
+        known = ", ".join(metric.options) or "no option"
         raise ValueError(
             f"metrics holds {name!r}, but {match[1]} has no option {unknown[0]!r}; it takes "
-            f"{allowed}."
+            f"{known}."
         )
+    for option, value in options.items():
+        _check_option(name, match[1], option, value)
     return Request(metric, options)
+
+
+def _check_option(name: str, metric: str, option: str, value: Any) -> None:
+    """Refuse a value that is not of the type with which the metric's function declares it."""
+    annotation = inspect.signature(REGISTRY[metric].function).parameters[option].annotation
+    if annotation is inspect.Parameter.empty:
+        return
+    try:
+        _adapter(annotation).validate_python(value, strict=True)
+    except pydantic.ValidationError:
+        raise ValueError(
+            f"metrics holds {name!r}, but {option} is {value!r}; it must be {allowed(annotation)}."
+        ) from None
+
+
+@functools.cache
+def _adapter(annotation: Any) -> pydantic.TypeAdapter:
+    return pydantic.TypeAdapter(annotation)
 
 
 def _literal_options(arguments: str) -> dict[str, Any] | None:

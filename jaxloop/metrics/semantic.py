@@ -8,6 +8,7 @@ Dimensions: N rows of all points, B rows of one block, D dimensions, K neighbour
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,8 @@ _SELECT_IN_GRAPH = 128
 _TREE_DIMENSIONS = 8
 _MARGIN = 8  # ranks on either side of k among which float32 may have misplaced the k-th neighbour
 _RANKABLE = 1e-2  # squared distances below this share of the squared norms are ranked in float64
-CONSTANTS = ("package", "textbook")
+Constant = Literal["package", "textbook"]
+CONSTANTS = get_args(Constant)
 
 Points = np.ndarray | jax.Array
 
@@ -107,7 +109,8 @@ def knn_cosine_diversity(points: Points, k: int = 5) -> ChainValues:
         ]
     else:
         means = [_mean_similarity_on_host(chain.astype(np.float32), k) for chain in array]
-    return fold(1 - np.stack(means).mean(1, dtype=np.float64), single)
+    # The cosine of a point and its copy is 1 up to rounding, on either side.
+    return fold(np.maximum(1 - np.stack(means).mean(1, dtype=np.float64), 0.0), single)
 
 
 def _rows(points_ND: np.ndarray) -> int:
@@ -256,7 +259,7 @@ def _kth_on_host(x_ND: np.ndarray, k: int, index: np.ndarray) -> np.ndarray:
     return np.concatenate(kth)
 
 
-def kl_entropy(points: Points, k: int = 50, constant: str = "package") -> ChainValues:
+def kl_entropy(points: Points, k: int = 50, constant: Constant = "package") -> ChainValues:
     """Kozachenko-Leonenko estimate of the differential entropy, in nats, any real number.
 
     Source: arXiv 2504.03814. constant="textbook": psi(n) - psi(k) + ln V_d + (d / n) sum_i ln r_i,
@@ -291,17 +294,22 @@ def gaussian_aic(points: Points, regularisation: float = 1e-6) -> ChainValues:
     maximum-likelihood covariance, S = S_0 + regularisation * 1 and p = d + d (d + 1) / 2:
     scikit-learn's `GaussianMixture(1, reg_covar=1e-6).aic`. The paper calls it Gaussianity, but it
     is 2 n times the entropy of the moment-matched Gaussian, so a measure of spread and not of
-    shape: see `negentropy`. No points: nan.
+    shape: see `negentropy`. No points: nan. With regularisation=0, points that are all identical or
+    on a hyperplane: -inf. ValueError for a negative one.
     """
+    if not regularisation >= 0:
+        raise ValueError(f"regularisation is {regularisation}, at least 0 is needed.")
     array, single = check_points(points)
     n, d = array.shape[1:]
     if n == 0:
         return fold(np.full(len(array), np.nan), single)
     plain = _covariances(array)
     covariance = plain + regularisation * np.eye(d)
-    _, logdet = np.linalg.slogdet(covariance)
-    trace = np.trace(np.linalg.solve(covariance, plain), axis1=1, axis2=2)
-    return fold(n * (d * np.log(2 * np.pi) + logdet + trace) + 2 * (d + d * (d + 1) // 2), single)
+    sign, logdet = np.linalg.slogdet(covariance)
+    regular = np.where((sign > 0)[:, None, None], covariance, np.eye(d))
+    trace = np.trace(np.linalg.solve(regular, plain), axis1=1, axis2=2)
+    deviance = n * (d * np.log(2 * np.pi) + logdet + trace)
+    return fold(np.where(sign > 0, deviance, -np.inf) + 2 * (d + d * (d + 1) // 2), single)
 
 
 def negentropy(points: Points, k: int = 50) -> ChainValues:
