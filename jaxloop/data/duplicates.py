@@ -42,6 +42,12 @@ def firsts(keys: Sequence[bytes]) -> list[bool]:
     return first
 
 
+def groups(keys: Sequence[bytes]) -> list[int]:
+    """Return the number of each row's key, in order of first appearance."""
+    number: dict[bytes, int] = {}
+    return [number.setdefault(key, len(number)) for key in keys]
+
+
 def counted(
     texts: Sequence[str], keys: Sequence[bytes], prompts: Sequence[str] | None = None
 ) -> dict[str, int]:

@@ -10,6 +10,7 @@ the line.
 import difflib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _BLOCK = 1 << 22
 _SMALL_BLOCK = 1 << 16
 _HEAD = 512
 _HEAD_ROWS = 4
+# Of more different keys in a block it is slower to count each than to parse the block again.
+_MANY_KEYS = 64
 
 
 def extension(path: str | Path) -> str | None:
@@ -236,14 +239,20 @@ def _at_once(lines: list[bytes]) -> list[Row] | None:
         rows = json.loads(b"[" + block + b"]")
         if len(rows) != len(lines) or not all(type(row) is dict for row in rows):
             return None
-        # A key that stands more often than there are rows may be twice in one of them, of which the
+        # A key that stands more often than rows have it may be twice in one of them, of which the
         # parser alone keeps the last.
-        keys = (json.dumps(key, ensure_ascii=False) for key in rows[0])
-        if any(block.count(key.encode("utf-8", "surrogatepass")) > len(rows) for key in keys):
+        rows_with = Counter(itertools.chain.from_iterable(rows))
+        counts = ((block.count(_in_file(key)), rows) for key, rows in rows_with.items())
+        if len(rows_with) > _MANY_KEYS or any(count > rows for count, rows in counts):
             return json.loads(b"[" + block + b"]", object_pairs_hook=_object)
         return rows
     except (ValueError, RecursionError):
         return None
+
+
+def _in_file(key: str) -> bytes:
+    """A key as a file of JSON has it."""
+    return json.dumps(key, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def _json(path: Path, stream: Peekable) -> Iterator[Any]:

@@ -5,10 +5,8 @@ A story becomes a beginning and a last sentence. A question-answer record become
 answer and, if it has one, the document that it is about. The study is arXiv 2506.19262.
 """
 
-import csv
 import hashlib
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -359,9 +357,16 @@ class _Archive:
 
 
 def _summaries(path: Path) -> dict[str, str]:
-    csv.field_size_limit(sys.maxsize)
-    with open(path, encoding="utf-8", newline="") as stream:
-        return {row["document_id"]: _clean(row["summary"]) for row in csv.DictReader(stream)}
+    columns = ("document_id", "summary")
+    summaries = {}
+    for row in rows(path, columns=columns):
+        if missing := [column for column in columns if column not in row]:
+            raise ValueError(
+                f"qa.passage = 'summary': {path} has no column {missing[0]!r}, but "
+                f"{', '.join(map(str, row))}."
+            )
+        summaries[row["document_id"]] = _clean(row["summary"])
+    return summaries
 
 
 def concatenate(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:

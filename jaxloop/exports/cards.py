@@ -66,6 +66,12 @@ def _cell(value: object) -> str:
     return " ".join(str(value).replace("|", "\\|").split()).replace("<", "&lt;")
 
 
+def _value(factor: str, value: Any) -> str:
+    if value is None:
+        return "none"
+    return share(value) if factor == "ratio" else str(value)
+
+
 def _config_block(config: Mapping[str, Any]) -> str:
     hidden = stored_form({k: v for k, v in config.items() if k != "identity"})
     # Four marks: a field may hold three.
@@ -108,7 +114,7 @@ def of_dataset(
         ],
     }
     values = [
-        [name, ", ".join(share(v) if name == "ratio" else str(v) for v in sorted(set(of), key=str))]
+        [name, ", ".join(_value(name, value) for value in sorted(set(of), key=str))]
         for name, of in factors.items()
     ]
     fit = config.get("fit") or {}

@@ -75,7 +75,9 @@ def dataset(
                 writer.write_table(table)
         kept = metrics
         if len(metrics) and chain is not None:
-            kept = metrics[metrics["chain"] == chain]
+            kept = kept[kept["chain"] == chain]
+        if len(metrics) and generation is not None:
+            kept = kept[kept["generation"] == generation]
         pq.write_table(pa.Table.from_pandas(kept, preserve_index=False), work / _METRICS)
         names = {piece.chain for piece in pieces}
         used = {bases[key] for key in bases if key[0] in names}
@@ -121,11 +123,13 @@ def _pieces(
 
 
 def _factors(chains: Sequence[str] | dict, metrics: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """{chain: its factors} as metrics.csv has them, the seed included."""
+    """{chain: its factors} as metrics.csv has them, the seed included; None where it has none."""
     factors: dict[str, dict[str, Any]] = {name: {} for name in chains}
     if len(metrics):
         names = [name for name in metrics.columns if name not in scores.FIXED]
-        for row in metrics.drop_duplicates("chain").to_dict("records"):
+        table = metrics.drop_duplicates("chain")
+        # A missing cell is a float, which columns of text cannot hold.
+        for row in table.astype(object).where(table.notna(), None).to_dict("records"):
             factors[row["chain"]] = {str(name): row[name] for name in names}
     return factors
 

@@ -52,8 +52,15 @@ def by_chain(
 
 
 def more_than_k(options: dict[str, Any]) -> int:
-    """Return how many points a metric of the k-th neighbour needs."""
-    return options["k"] + 1
+    """Return how many points a metric of the k-th neighbour needs.
+
+    Raises:
+        ValueError: k is no whole number of at least 1, which is said for small chains too.
+    """
+    k = options["k"]
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k is {k!r}, a whole number of at least 1 is needed.")
+    return int(k) + 1
 
 
 def two_points(options: dict[str, Any]) -> int:

@@ -13,6 +13,7 @@ from sklearn.metrics import (
 )
 from sklearn.model_selection import train_test_split
 
+from jaxloop.data import duplicates
 from jaxloop.metrics.classifier_fit import LabelledRows, OptimiserSettings, fit_encoder, fit_head
 from jaxloop.metrics.classifiers import Classifier, embedding_features, load_encoder, probabilities
 from jaxloop.metrics.tokens import check_texts
@@ -56,7 +57,8 @@ def fit_classifier(
         learning_rate: None: 3e-3 for a head, 2e-5 for fine-tuning.
         balanced: every batch draws the classes equally often (a weighted sampler, with
             replacement).
-        shares: of training, validation and test, stratified by class.
+        shares: of training, validation and test, stratified by class. Texts of the same content
+            (see `data.duplicates`) are in the same part.
 
     Returns:
         The classifier and a report: the counts; the loss and validation macro-F1 of every epoch;
@@ -68,10 +70,11 @@ def fit_classifier(
             three parts, or a `train` or `shares` that is not allowed.
     """
     texts, labels = check_texts(texts), [str(label) for label in labels]
-    names = _check_labels(texts, labels, shares)
     blocks = _trained_blocks(train)
+    groups = np.array(duplicates.groups(duplicates.keys(texts)), np.int64)
+    names = _check_labels(groups, labels, shares)
     target = np.array([names.index(label) for label in labels], np.int32)
-    rows = split_rows(target, names, shares, seed)
+    rows = split_rows(target, names, shares, seed, groups)
     model = load_encoder(encoder, max_length)
     head = train == "head"
     settings = OptimiserSettings(
@@ -114,18 +117,20 @@ def _trained_blocks(train: str | int) -> int | None:
 
 
 def _check_labels(
-    texts: Sequence[str], labels: Sequence[str], shares: Sequence[float]
+    groups: np.ndarray, labels: Sequence[str], shares: Sequence[float]
 ) -> tuple[str, ...]:
-    """The sorted classes."""
-    if len(labels) != len(texts):
+    """The sorted classes of texts with these numbers of their contents."""
+    if len(labels) != len(groups):
         raise ValueError(
-            f"labels: {len(labels)} labels for {len(texts)} texts; one each is needed."
+            f"labels: {len(labels)} labels for {len(groups)} texts; one each is needed."
         )
     if len(shares) != 3 or abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
         raise ValueError(
             f"shares is {tuple(shares)}; three positive shares that sum to 1 are needed."
         )
-    counts = Counter(labels)
+    counts = dict.fromkeys(labels, 0)
+    for row in np.unique(groups, return_index=True)[1].tolist():
+        counts[labels[row]] += 1
     if len(counts) < 2:
         raise ValueError(
             f"labels: {len(counts)} different class{'' if len(counts) == 1 else 'es'}; at least "
@@ -134,29 +139,42 @@ def _check_labels(
     rarest, least = min(counts, key=lambda name: counts[name]), int(np.ceil(1 / min(shares)))
     if counts[rarest] < least:
         raise ValueError(
-            f"labels: the class {rarest!r} has {counts[rarest]} texts; at least {least} are "
-            "needed, so that every part has one."
+            f"labels: the class {rarest!r} has {counts[rarest]} different texts; at least {least} "
+            "are needed, so that every part has one."
         )
     return tuple(sorted(counts))
 
 
 def split_rows(
-    target: np.ndarray, names: tuple[str, ...], shares: Sequence[float], seed: int
+    target: np.ndarray,
+    names: tuple[str, ...],
+    shares: Sequence[float],
+    seed: int,
+    groups: np.ndarray,
 ) -> LabelledRows:
     """Split the rows into training, validation and test, the classes in the same proportions.
 
     Args:
         target: class indices [n].
         shares: of the three parts.
+        groups: number of the content of each row [n], in order of first appearance. Rows of one
+            content go where the first of them goes, by its class.
     """
+    firsts = np.unique(groups, return_index=True)[1]
     others, test = train_test_split(
-        np.arange(len(target)), test_size=shares[2], stratify=target, random_state=seed
+        firsts, test_size=shares[2], stratify=target[firsts], random_state=seed
     )
     training, validation = train_test_split(
         others,
         test_size=shares[1] / (shares[0] + shares[1]),
         stratify=target[others],
         random_state=seed,
+    )
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(groups))[:-1])
+    training, validation, test = (
+        np.concatenate([members[groups[row]] for row in part])
+        for part in (training, validation, test)
     )
     return LabelledRows(target, names, training, validation, test)
 

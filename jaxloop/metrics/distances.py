@@ -10,7 +10,7 @@ D dimensions, P projections.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ from jaxloop.metrics.chain_points import by_chain, two_points
 from jaxloop.metrics.corpus import ChainValues, Corpus, Texts, check_reference
 from jaxloop.metrics.semantic import Points, check_points, fold
 
-KERNELS = ("gaussian", "laplacian", "polynomial", "linear")
+Kernel = Literal["gaussian", "laplacian", "polynomial", "linear"]
+KERNELS = get_args(Kernel)
 _BLOCK_ELEMENTS = 1 << 22
 
 Term = TypeVar("Term")
@@ -99,7 +100,7 @@ def _root(x: np.ndarray) -> np.ndarray:
 def mmd2(
     points: Points,
     reference: Points,
-    kernel: str = "gaussian",
+    kernel: Kernel = "gaussian",
     bandwidth: float | None = None,
     unbiased: bool = True,
 ) -> ChainValues:

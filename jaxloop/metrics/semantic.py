@@ -28,6 +28,7 @@ _TREE_DIMENSIONS = 8
 _MARGIN = 8  # ranks on either side of k among which float32 may have misplaced the k-th neighbour
 _RANKABLE = 1e-2  # squared distances below this share of the squared norms are ranked in float64
 Constant = Literal["package", "textbook"]
+CONSTANTS = get_args(Constant)
 
 Points = np.ndarray | jax.Array
 
@@ -108,7 +109,8 @@ def knn_cosine_diversity(points: Points, k: int = 5) -> ChainValues:
         ]
     else:
         means = [_mean_similarity_on_host(chain.astype(np.float32), k) for chain in array]
-    return fold(1 - np.stack(means).mean(1, dtype=np.float64), single)
+    # The cosine of a point and its copy is 1 up to rounding, on either side.
+    return fold(np.maximum(1 - np.stack(means).mean(1, dtype=np.float64), 0.0), single)
 
 
 def _rows(points_ND: np.ndarray) -> int:
@@ -266,9 +268,8 @@ def kl_entropy(points: Points, k: int = 50, constant: Constant = "package") -> C
     with ln(2 r_i), which is d ln 2 more. At least k + 1 copies of one point: -inf, as for a point
     mass; metrics.csv holds `-inf`, and reports show it as collapsed. ValueError for k >= n or NaN.
     """
-    if constant not in get_args(Constant):
-        allowed = ", ".join(get_args(Constant))
-        raise ValueError(f"constant is {constant!r}, one of {allowed} is needed.")
+    if constant not in CONSTANTS:
+        raise ValueError(f"constant is {constant!r}, one of {', '.join(CONSTANTS)} is needed.")
     array, single = check_points(points)
     n, d = array.shape[1:]
     distance = kth_neighbour_distances(array, k)
@@ -293,19 +294,22 @@ def gaussian_aic(points: Points, regularisation: float = 1e-6) -> ChainValues:
     maximum-likelihood covariance, S = S_0 + regularisation * 1 and p = d + d (d + 1) / 2:
     scikit-learn's `GaussianMixture(1, reg_covar=1e-6).aic`. The paper calls it Gaussianity, but it
     is 2 n times the entropy of the moment-matched Gaussian, so a measure of spread and not of
-    shape: see `negentropy`. No points: nan. ValueError for a regularisation below 0.
+    shape: see `negentropy`. No points: nan. With regularisation=0, points that are all identical or
+    on a hyperplane: -inf. ValueError for a negative one.
     """
     if not regularisation >= 0:
-        raise ValueError(f"regularisation is {regularisation}, a number of at least 0 is needed.")
+        raise ValueError(f"regularisation is {regularisation}, at least 0 is needed.")
     array, single = check_points(points)
     n, d = array.shape[1:]
     if n == 0:
         return fold(np.full(len(array), np.nan), single)
     plain = _covariances(array)
     covariance = plain + regularisation * np.eye(d)
-    _, logdet = np.linalg.slogdet(covariance)
-    trace = np.trace(np.linalg.solve(covariance, plain), axis1=1, axis2=2)
-    return fold(n * (d * np.log(2 * np.pi) + logdet + trace) + 2 * (d + d * (d + 1) // 2), single)
+    sign, logdet = np.linalg.slogdet(covariance)
+    regular = np.where((sign > 0)[:, None, None], covariance, np.eye(d))
+    trace = np.trace(np.linalg.solve(regular, plain), axis1=1, axis2=2)
+    deviance = n * (d * np.log(2 * np.pi) + logdet + trace)
+    return fold(np.where(sign > 0, deviance, -np.inf) + 2 * (d + d * (d + 1) // 2), single)
 
 
 def negentropy(points: Points, k: int = 50) -> ChainValues:

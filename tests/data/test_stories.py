@@ -175,6 +175,9 @@ def test_narrativeqa_as_its_archive_has_it(tmp_path):
     )
     assert read_qa(path, split_column="set").iloc[0].tolist() == ["d1", "Ann wins.", "Who?", "Ann"]
     assert read_qa(path, split="test", split_column="set")["context"].tolist() == ["d2"]
+    (tmp_path / "summaries.csv").write_text("document_id,text\nd1,Ann wins.\n")
+    with pytest.raises(ValueError, match="summaries.csv has no column 'summary', but document_id"):
+        read_qa(path, split_column="set")
     with pytest.raises(
         ValueError, match="tmp/d1.content, where NarrativeQA's script puts the text"
     ):

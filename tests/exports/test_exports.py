@@ -319,6 +319,7 @@ def test_places_of_selected_texts_and_values_that_are_nan_come_out_as_they_went_
     selection.go(tmp_path / "run", specs, generations=2)
     metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
     metrics.loc[0, "value"] = float("nan")
+    metrics["judge"] = metrics["chain"].map({specs[0].id: "short"})  # the other chain has none
     metrics.to_csv(tmp_path / "run" / "metrics.csv", index=False, na_rep="nan")
     (path,) = exports.export_run(tmp_path / "run", "hub-dataset", tmp_path / "data")
     texts = pd.read_parquet(path / "data" / "texts.parquet")
@@ -328,9 +329,15 @@ def test_places_of_selected_texts_and_values_that_are_nan_come_out_as_they_went_
         stored = pd.read_parquet(file)["selected"]
         assert rows["selected"].tolist() == stored.tolist() and {-1, 0} < set(stored)
     assert texts[texts["chain"] == specs[1].id]["selected"].isna().all()
+    judges = dict(zip(texts["chain"], texts["judge"].fillna("-"), strict=True))
+    assert judges == {specs[0].id: "short", specs[1].id: "-"}
+    assert "| judge | none, short |" in (path / "README.md").read_text()
     assert "`selected` is the place" in (path / "README.md").read_text()
     values = pd.read_parquet(path / "data" / "metrics.parquet")["value"]
     assert values.dtype == float and values.isna().tolist() == [True, *[False] * (len(values) - 1)]
+    (path,) = exports.export_run(tmp_path / "run", "hub-dataset", tmp_path / "one", generation=1)
+    for name in ("texts", "metrics"):
+        assert set(pd.read_parquet(path / "data" / f"{name}.parquet")["generation"]) == {1}
 
 
 def test_the_current_directory_is_not_replaced(tmp_path, monkeypatch):

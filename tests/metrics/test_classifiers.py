@@ -11,6 +11,7 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import classification_report, confusion_matrix
 
+from jaxloop.data import duplicates
 from jaxloop.lm.encoder import encoder as encoders
 from jaxloop.lm.encoder import files as encoder_files
 from jaxloop.metrics import classifier_fit, classifiers, registry
@@ -198,7 +199,8 @@ def test_training_learns_and_reports_what_it_reaches(folder, train, rate, tmp_pa
     json.dumps(report)
 
     target = np.array([names.index(label) for label in labels])
-    rows = split_rows(target, tuple(names), (0.7, 0.15, 0.15), 0)
+    groups = np.array(duplicates.groups(duplicates.keys(texts)))
+    rows = split_rows(target, tuple(names), (0.7, 0.15, 0.15), 0, groups)
     training, test = rows.training, rows.test
     found = predict(fitted.classifier, [texts[i] for i in test])
     truth = [labels[i] for i in test]
@@ -284,7 +286,8 @@ def test_the_sampler_draws_classes_equally_often():
 
 def test_splits_are_stratified_and_disjoint():
     target = np.array([0] * 200 + [1] * 100 + [2] * 20)
-    rows = split_rows(target, ("a", "b", "c"), (0.7, 0.15, 0.15), 0)
+    shares, alone = (0.7, 0.15, 0.15), np.arange(320)
+    rows = split_rows(target, ("a", "b", "c"), shares, 0, alone)
     parts = [rows.training, rows.validation, rows.test]
     assert sorted(np.concatenate(parts)) == list(range(320))
     assert [np.bincount(target[p]).tolist() for p in parts] == [
@@ -292,6 +295,12 @@ def test_splits_are_stratified_and_disjoint():
         [30, 15, 3],
         [30, 15, 3],
     ]
+    # The last 120 rows repeat the first: every copy is where its first one is.
+    copies = np.concatenate([alone, np.arange(120)])
+    rows = split_rows(np.append(target, target[:120]), ("a", "b", "c"), shares, 0, copies)
+    for found, part in zip((rows.training, rows.validation, rows.test), parts, strict=True):
+        wanted = np.concatenate([part, 320 + part[part < 120]])
+        assert sorted(found) == sorted(wanted)
 
 
 def test_the_best_epoch_is_kept():
@@ -309,20 +318,21 @@ def test_the_best_epoch_is_kept():
 
 def test_bad_training_input():
     fit = lambda texts, labels, **k: fit_classifier(texts, labels, encoder="/nowhere", **k)  # noqa: E731
+    texts = [f"text {i}" for i in range(20)]
     with pytest.raises(ValueError, match="1 labels for 2 texts"):
         fit(["a", "b"], ["x"])
     with pytest.raises(ValueError, match="1 different class; at least 2"):
         fit(["a", "b"], ["x", "x"])
-    with pytest.raises(ValueError, match="class 'y' has 2 texts; at least 7"):
-        fit(["a"] * 12, ["x"] * 10 + ["y"] * 2)
+    with pytest.raises(ValueError, match="class 'y' has 2 different texts; at least 7"):
+        fit([*texts[:10], "p", "q", "P.", "q!"], ["x"] * 10 + ["y"] * 4)
     with pytest.raises(ValueError, match="train is 'some'"):
-        fit(["a"] * 20, ["x", "y"] * 10, train="some")
+        fit(texts, ["x", "y"] * 10, train="some")
     with pytest.raises(ValueError, match="train is 0"):
-        fit(["a"] * 20, ["x", "y"] * 10, train=0)
+        fit(texts, ["x", "y"] * 10, train=0)
     with pytest.raises(ValueError, match="three positive shares"):
-        fit(["a"] * 20, ["x", "y"] * 10, shares=(0.5, 0.5, 0.5))
+        fit(texts, ["x", "y"] * 10, shares=(0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match="directory /nowhere does not exist"):
-        fit(["a"] * 20, ["x", "y"] * 10)
+        fit(texts, ["x", "y"] * 10)
 
 
 @pytest.mark.slow

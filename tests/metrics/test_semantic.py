@@ -188,6 +188,10 @@ def test_collapsed_output_has_stated_values():
     assert sm.gaussian_aic(same) == pytest.approx(
         60 * 4 * (np.log(2 * np.pi) + np.log(1e-6)) + 28, rel=1e-9
     )
+    assert sm.gaussian_aic(same, regularisation=0) == -np.inf
+    # Copies of one point far from length 1: rounding is on either side of a cosine of 1.
+    copies = np.repeat(np.random.default_rng(0).normal(5, 1e-3, (7, 1, 384)), 60, 1)
+    assert sm.knn_cosine_diversity(copies, 5).min() >= 0
     assert sm.cosine_diversity(same[:1]) == sm.cosine_diversity(same[:0]) == 0
     assert np.isnan(sm.gaussian_aic(same[:0]))
 

@@ -401,6 +401,12 @@ JSON = [
         "line 5001 .* 'text' twice",
     ),
     Row(
+        "a key twice beside a row without it",
+        text('{"text": "a"}\n{"text": "b", "id": 1, "id": 2}\n', "a.jsonl"),
+        None,
+        "line 2 .* 'id' twice",
+    ),
+    Row(
         "a nested key of the same name",
         lines({"text": "a", "m": {"text": "b"}}, {"text": "c", "m": {"text": "d"}}),
         jsonl_judge,

@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import pandas as pd
 
-from jaxloop.data import load_texts
+from jaxloop.data import duplicates, load_texts
 from jaxloop.data.dialect import Dialect
 from jaxloop.data.sentences import sentences
 from jaxloop.studies.bias_amplification.config import ArticlesConfig
@@ -50,9 +51,11 @@ class Articles(NamedTuple):
 
     Attributes:
         chosen: those that every generation continues, one row each (id, title, body, label).
-        rest: the others of the source, which no chain sees; the same columns.
+        rest: the others of the source, which no chain sees; the same columns. Each content (see
+            `data.duplicates`) is there once, and none that is among the chosen.
         labels: all classes of the source, in order.
         dropped: how many articles were too short.
+        copies: how many of the others were left out as copies.
         fingerprint: checksum of the source.
     """
 
@@ -60,6 +63,7 @@ class Articles(NamedTuple):
     rest: pd.DataFrame
     labels: tuple[str, ...]
     dropped: int
+    copies: int
     fingerprint: str
 
     def text(self, row: int) -> str:
@@ -105,11 +109,14 @@ def read_articles(config: ArticlesConfig, codec: Codec, block: int) -> Articles:
             f"shorter than a block of {block} tokens {word}; at least two labels are needed"
         )
     chosen = _draw(table, config)
+    others = table.drop(chosen.index)
+    rest = _new(others, chosen)
     return Articles(
         chosen=chosen.reset_index(drop=True),
-        rest=table.drop(chosen.index).reset_index(drop=True),
+        rest=rest.reset_index(drop=True),
         labels=config.labels or tuple(sorted(table["label"].unique())),
         dropped=dropped,
+        copies=len(others) - len(rest),
         fingerprint=fingerprint,
     )
 
@@ -163,6 +170,15 @@ def _draw(table: pd.DataFrame, config: ArticlesConfig) -> pd.DataFrame:
             )
         parts.append(of_label.sample(n=count, random_state=config.seed))
     return pd.concat(parts).sample(frac=1, random_state=config.seed)
+
+
+def _new(table: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """The first article of each content that is not among the known ones."""
+    seen = set(duplicates.keys(article_texts(known)))
+    keys = duplicates.keys(article_texts(table))
+    firsts = duplicates.firsts(keys)
+    new = [first and key not in seen for first, key in zip(firsts, keys, strict=True)]
+    return table[np.array(new, bool)]
 
 
 def _titled(frame: pd.DataFrame, config: ArticlesConfig) -> pd.DataFrame:

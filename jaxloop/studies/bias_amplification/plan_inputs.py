@@ -92,7 +92,7 @@ def _stand_ins(config: BiasConfig) -> Articles:
         for i in range(data.per_label or ARTICLES)
     ]
     chosen = pd.DataFrame(rows, columns=["id", "title", "body", "label"], dtype=object)
-    return Articles(chosen, chosen.iloc[:0], tuple(labels), 0, "")
+    return Articles(chosen, chosen.iloc[:0], tuple(labels), 0, 0, "")
 
 
 def _words(tokens: int) -> str:

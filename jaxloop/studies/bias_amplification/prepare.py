@@ -167,10 +167,11 @@ def lines(config: BiasConfig, prepared: Prepared) -> list[str]:
     articles = prepared.articles
     counts = articles.chosen["label"].value_counts().sort_index()
     by_label = ", ".join(f"{count} {label!r}" for label, count in counts.items())
+    copies = f" without {articles.copies:,} copies" if articles.copies else ""
     classifier = config.classifier.model or "fitted on the other articles"
     return [
         f"data: {len(articles.chosen):,} articles ({by_label}), "
-        f"{family.block_count(prepared.prompts):,} prompts; {len(articles.rest):,} others, "
+        f"{family.block_count(prepared.prompts):,} prompts; {len(articles.rest):,} others{copies}, "
         f"{articles.dropped} too short",
         base_models.model_line(config.models.pool[0], prepared.model_config),
         f"classifier: {classifier}",

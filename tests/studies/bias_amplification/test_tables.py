@@ -87,6 +87,20 @@ def test_articles_are_drawn_and_shuffled_as_pandas_does_with_the_papers_seed(sou
     assert bias_data.body_of(found.text(0)) == found.chosen["body"][0]
 
 
+def test_no_copy_of_an_article_that_chains_see_is_among_the_others(source, tmp_path):
+    rows = source.read_text().splitlines()
+    copies = [row.replace("Title", "TITLE:") for row in rows]
+    (tmp_path / "twice.jsonl").write_text("\n".join([*rows, *copies]) + "\n")
+    found = read(tmp_path / "twice.jsonl")
+    titles = [*found.chosen["title"], *found.rest["title"]]
+    contents = {title.replace("TITLE:", "Title") for title in titles}
+    assert len(contents) == 60 and found.copies == 120 - len(titles)
+    kept = [title.replace("TITLE:", "Title") for title in found.rest["title"]]
+    assert len(set(kept)) == len(kept)
+    assert not set(kept) & {title.replace("TITLE:", "Title") for title in found.chosen["title"]}
+    assert read(source).copies == 0
+
+
 def test_chains_of_one_label_know_all_labels(source):
     found = read(source, only="Center")
     assert set(found.chosen["label"]) == {"Center"} and found.labels == ("Center", "Left", "Right")
