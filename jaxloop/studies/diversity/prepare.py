@@ -254,7 +254,13 @@ def _dataset(settings: DiversityConfig, task: str, rows: pd.DataFrame) -> Datase
     texts, asks = list(rows["text"]), prompts(settings, task, rows)
     parts = rows["part"].tolist() if "part" in rows else []
     generated = frozenset(i for i, part in enumerate(parts) if part == "generated")
-    return Dataset(texts, asks, ("",), fingerprint(texts, asks), generated)
+    return Dataset(
+        texts,
+        asks,
+        sample_prompts=("",),
+        fingerprint=fingerprint(texts, asks),
+        outside=generated,
+    )
 
 
 def family(settings: DiversityConfig) -> FamilyFunctions:
