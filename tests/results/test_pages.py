@@ -124,8 +124,8 @@ def test_every_file_of_expectations_has_a_page_or_is_said_to_be_not_run():
     expected = {path.stem for path in (RESULTS / "expectations").glob("*.toml")}
     assert pages <= expected
     assert {name for name in pages if f"]({name}.md)" not in index} == set()
-    (line,) = re.findall(r"^Not run yet, .*$", index, re.MULTILINE)
-    assert set(re.findall(r"`(\w+)\.toml`", line)) == expected - pages
+    not_run = "".join(re.findall(r"^Not run yet, .*$", index, re.MULTILINE))
+    assert set(re.findall(r"`(\w+)\.toml`", not_run)) == expected - pages
     for name in pages:
         for document in ("README.md", "configs/README.md"):
             text = (ROOT / document).read_text(encoding="utf-8")
@@ -216,6 +216,20 @@ def _told(paragraph: str) -> list[float]:
         told = [mean["diversity"], half["diversity"], mean["quality"], half["quality"]]
         kinds = ["diversity", "quality"]
         return [*told, *(100 * fits.r2[kinds]), *fits.adjusted_r2[kinds]]
+    if paragraph == "Properties of text, with a shift":
+        fits = pd.read_csv(RESULTS / "cluster_study_shifted" / "fits.csv")
+        together = fits.column == "All"
+        one = fits[~together & (fits.dependent == "diversity")].adjusted_r2
+        whole = fits[together & (fits.dependent == "diversity")].r2.item()
+        table = pd.read_csv(RESULTS / "cluster_study_shifted" / "coefficients.csv")
+        table = table[(table.form == "relative") & (table.errors == "overlap")]
+        table = table[(table.term == "lexical_diversity") & (table.column != "All")]
+        assert len(table) == 8 and (table.low < 0).all() and (table.high > 0).all()
+        ends = table.coefficient.min(), table.coefficient.max()
+        outcomes = pd.read_csv(RESULTS / "cluster_study_shifted" / "outcomes.csv")
+        outcomes = outcomes[outcomes.dependent == "quality"].groupby("ratio").relative
+        shown = [(outcomes.mean()[ratio], _half(outcomes)[ratio]) for ratio in (0.5, 1.0)]
+        return [100 * whole, one.min(), one.max(), *ends, *shown[0], *shown[1]]
     if paragraph == "Three domains":
         table = pd.read_csv(RESULTS / "multi_domain" / "outcomes.csv")
         table["kind"] = table.dependent.str.partition("@")[0]
@@ -254,6 +268,7 @@ NAMES = (
         "Three models on a grid",
         "Choice of texts",
         "Properties of text",
+        "Properties of text, with a shift",
         "Three domains",
     ],
 )
