@@ -7,18 +7,14 @@ import math
 import re
 from collections.abc import Sequence
 
-from jaxloop.core.categorical import block_width
+from jaxloop.lm.generation import ring_products
 
 # Tokens in a slot's cache: texts of mixed lengths with mean 60 and a long tail hold 50 to 80.
 MEAN_CACHED = 80
 # Share of a ring that a program of several slots reads, for the oldest of them, at that mean.
 RING_SHARE = 0.85
-# Slots beside each other whose logits `ring_blocks` reads for each of them, in bfloat16.
+# Slots beside each other whose logits `ring_blocks` reads for each of them.
 LANES = 128
-# Columns of gate and of up for which `ring_products` reads its inputs again.
-GATE_COLUMNS = 256
-# Ranks of groups that it takes together, at most.
-GATE_RANKS = 128
 
 NAMES = (
     *("attend_rows", "adapt_groups", "adapt_inputs", "gate_groups"),
@@ -51,12 +47,14 @@ def moved(name: str, operands: Sequence[Operand], results: Sequence[float]) -> t
         *small, (_, keys), (_, values) = operands
         return sum(size for _, size in small) + RING_SHARE * (keys + values), sum(results)
     if name == "pick_blocks":
-        entry, ((vocabulary, slots), _), *_ = operands
-        read = LANES * 2.0 * slots * block_width(vocabulary)
-        return entry[1] + read, sum(results)
+        # It gives one slot's block of float32, and reads it of `LANES` slots in bfloat16.
+        return operands[0][1] + LANES / 2 * sum(results), sum(results)
     if name == "gate_rings":
         x, w, _, z, b, _ = operands  # weights and adapters come as gate's and as up's
-        again = w[0][1] / (2 * GATE_COLUMNS)
+        tiling = _tiling_of_gate(operands)
+        # Inputs that are one tile stay; more of them are read again for each tile of columns.
+        tiles = x[0][0] // tiling.rows, w[0][1] // (2 * tiling.columns)
+        again = tiles[1] if tiles[0] > 1 else 1
         return again * (x[1] + z[1]) + w[1] + b[1], sum(results)
     if name in ("adapt_inputs", "gate_groups"):
         *rest, adapters = operands
@@ -84,7 +82,8 @@ def computed(name: str, operands: Sequence[Operand]) -> float:
         return 0.0
     if name == "gate_rings":
         (rows, inside), (_, outside) = operands[0][0], operands[1][0]
-        return 2.0 * rows * outside * (inside + GATE_RANKS)
+        rank = operands[3][0][2]
+        return 2.0 * rows * outside * (inside + _tiling_of_gate(operands).together * rank)
     rows, inside = operands[1][0]
     if name == "adapt_inputs":
         _, parts, _, rank = operands[2][0]
@@ -94,3 +93,11 @@ def computed(name: str, operands: Sequence[Operand]) -> float:
         return 2.0 * rows * outside * (inside + rank)
     (_, parts, _, rank), outside = operands[2][0], operands[3][0][-1]
     return 2.0 * rows * rank * (parts * inside + outside)
+
+
+def _tiling_of_gate(operands: Sequence[Operand]) -> ring_products.Tiling:
+    """How `ring_products` divided operands of these dimensions."""
+    (rows, inputs), (_, outside), _, (_, _, rank), (ranks, _), _ = (size for size, _ in operands)
+    found = ring_products.tiling(rows, ranks // rank, inputs, outside // 2, rank)
+    assert found is not None, "the kernel is only made where it fits"
+    return found

@@ -80,7 +80,9 @@ def _weighed_on_tpu(
 
     Blocks that fill V and whole registers need no padding, which would be a copy.
     """
-    width = block_width(z_SV.shape[1])
+    width = _width(z_SV.shape[1])
+    filling = math.gcd(width, z_SV.shape[1])
+    width = filling if filling >= SUBLANES else width
     z_VS = jnp.pad(z_SV.T, ((0, -z_SV.shape[1] % width), (0, 0)), constant_values=-jnp.inf)
     z_GWS = z_VS.reshape(-1, width, z_SV.shape[0])
     # Otherwise XLA computes weights where it makes `z_SV`, and holds them in float32.
@@ -89,13 +91,6 @@ def _weighed_on_tpu(
     block_S, rest_S = _choose_block(weigh(z_GWS, row_11S).sum(1).T, u_S)
     w_SW = weigh(pick(z_GWS, block_S), row_11S[0]).T
     return block_S * width + _with_weight(w_SW, _first_above(jnp.cumsum(w_SW, -1), rest_S))
-
-
-def block_width(size: int) -> int:
-    """Return the categories of a block on a TPU, of `inverse_cdf_of`."""
-    width = _width(size)
-    filling = math.gcd(width, size)
-    return filling if filling >= SUBLANES else width
 
 
 def masked_block(z_GWS: jax.Array, block_S: jax.Array) -> jax.Array:

@@ -294,8 +294,9 @@ def gaussian_aic(points: Points, regularisation: float = 1e-6) -> ChainValues:
     maximum-likelihood covariance, S = S_0 + regularisation * 1 and p = d + d (d + 1) / 2:
     scikit-learn's `GaussianMixture(1, reg_covar=1e-6).aic`. The paper calls it Gaussianity, but it
     is 2 n times the entropy of the moment-matched Gaussian, so a measure of spread and not of
-    shape: see `negentropy`. No points: nan. With regularisation=0, points that are all identical or
-    on a hyperplane: -inf. ValueError for a negative one.
+    shape: see `negentropy`. No points: nan. With regularisation=0, points whose covariance is
+    singular up to rounding (equal ones, on a hyperplane, at most d of them): -inf. ValueError for a
+    negative one.
     """
     if not regularisation >= 0:
         raise ValueError(f"regularisation is {regularisation}, at least 0 is needed.")
@@ -306,10 +307,13 @@ def gaussian_aic(points: Points, regularisation: float = 1e-6) -> ChainValues:
     plain = _covariances(array)
     covariance = plain + regularisation * np.eye(d)
     sign, logdet = np.linalg.slogdet(covariance)
-    regular = np.where((sign > 0)[:, None, None], covariance, np.eye(d))
+    whole = sign > 0
+    if regularisation == 0:
+        whole &= np.linalg.matrix_rank(covariance, hermitian=True) == d
+    regular = np.where(whole[:, None, None], covariance, np.eye(d))
     trace = np.trace(np.linalg.solve(regular, plain), axis1=1, axis2=2)
     deviance = n * (d * np.log(2 * np.pi) + logdet + trace)
-    return fold(np.where(sign > 0, deviance, -np.inf) + 2 * (d + d * (d + 1) // 2), single)
+    return fold(np.where(whole, deviance, -np.inf) + 2 * (d + d * (d + 1) // 2), single)
 
 
 def negentropy(points: Points, k: int = 50) -> ChainValues:

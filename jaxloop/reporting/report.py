@@ -221,7 +221,7 @@ def _measured(metrics: pd.DataFrame, references: Mapping[str, float]) -> _Measur
         summary=summary,
         relative=relative.assign(collapsed=collapsed.reindex(relative.index).fillna(0)),
         crossing=scores.crossing(metrics),
-        references=references,
+        references={name: value for name, value in references.items() if math.isfinite(value)},
     )
 
 

@@ -47,7 +47,10 @@ _ROUNDING = 1e-12
 
 def no_spread(values: np.ndarray) -> bool:
     """Return whether values [n] are equal but for rounding."""
-    return bool(np.ptp(values) <= _ROUNDING * np.abs(values).max()) if len(values) else True
+    if not len(values):
+        return True
+    finite = bool(np.isfinite(values).all())
+    return finite and bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
 
 
 def t_interval(values: np.ndarray, null: float) -> Interval:
@@ -94,12 +97,12 @@ class Correlation(NamedTuple):
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> Correlation:
-    """Return Spearman's rho of a [n] and b [n]; nan where either does not vary.
+    """Return Spearman's rho of a [n] and b [n]; nan where either does not vary or has a nan.
 
     p is exact up to seven pairs, from all their orders, and from Student's t beyond, which for a
     few pairs is far too small: three in one order have p = 1/3, not 0.
     """
-    if len(a) < 2 or no_spread(a) or no_spread(b):
+    if not _both_vary(a, b):
         return Correlation(float("nan"), float("nan"))
     rho, p = stats.spearmanr(a, b)
     ranks, centred = stats.rankdata(a), stats.rankdata(b) - (len(b) + 1) / 2
@@ -111,11 +114,11 @@ def spearman(a: np.ndarray, b: np.ndarray) -> Correlation:
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> Correlation:
-    """Return Kendall's tau-b of a [n] and b [n]; nan where either does not vary.
+    """Return Kendall's tau-b of a [n] and b [n]; nan where either does not vary or has a nan.
 
     p is exact up to seven pairs, with ties too, and scipy's beyond.
     """
-    if len(a) < 2 or no_spread(a) or no_spread(b):
+    if not _both_vary(a, b):
         return Correlation(float("nan"), float("nan"))
     tau, p = stats.kendalltau(a, b)
     one, other = np.triu_indices(len(b), 1)
@@ -126,6 +129,11 @@ def kendall(a: np.ndarray, b: np.ndarray) -> Correlation:
         return (np.sign(x[..., one] - x[..., other]) * signs).sum(-1)
 
     return Correlation(float(tau), _exact_p(a, concordant) if len(a) <= _EXACT else float(p))
+
+
+def _both_vary(a: np.ndarray, b: np.ndarray) -> bool:
+    known = not (np.isnan(a).any() or np.isnan(b).any())
+    return known and len(a) > 1 and not (no_spread(a) or no_spread(b))
 
 
 def _exact_p(values: np.ndarray, statistic: Callable[..., np.ndarray]) -> float:

@@ -394,13 +394,14 @@ def test_our_kernels_are_counted_as_they_read():
         8192,
     )
     assert kernels.computed("attend_ring", operands) == 4 * 8 * 4 * 128 * 80
-    columns = ((16, 1024), 32768.0)
-    inputs, thin = ((32, 32), 2048.0), ((2, 32, 16), 2048.0)
-    weights = ((32, 1024), 65536.0)
-    operands = [inputs, weights, weights, thin, columns, columns]
-    moved = kernels.moved("gate_rings", operands, [32768.0])
-    assert moved == (2 * (2048 + 2048) + 65536 + 32768, 32768)  # two tiles of 256 columns
-    assert kernels.computed("gate_rings", operands) == 2 * 32 * 1024 * (32 + 128)
+    for rows, width, again in ((1024, 128, 2), (512, 128, 1), (1024, 4096, 4)):
+        x, z = ((rows, width), 2.0 * rows * width), ((2, rows, 16), 64.0 * rows)
+        w, b = ((width, 1024), 2048.0 * width), ((rows, 1024), 2048.0 * rows)  # 16 slots a group
+        operands = [x, w, w, z, b, b]
+        # Two tiles of 256 columns, of the widest inputs four of 128; 512 rows are one tile.
+        read = again * (x[1] + z[1]) + w[1] + b[1]
+        assert kernels.moved("gate_rings", operands, [1024.0 * rows]) == (read, 1024 * rows)
+        assert kernels.computed("gate_rings", operands) == 2 * rows * 1024 * (width + 128)
     logits = ((256, 128), 65536.0)
     moved = kernels.moved("pick_blocks", [((128,), 512.0), *[logits] * 8], [8192.0])
     assert moved == (512 + 128 * 16 * 128 * 2, 8192)  # blocks of 16 tokens, of 128 slots each

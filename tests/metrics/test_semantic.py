@@ -189,6 +189,10 @@ def test_collapsed_output_has_stated_values():
         60 * 4 * (np.log(2 * np.pi) + np.log(1e-6)) + 28, rel=1e-9
     )
     assert sm.gaussian_aic(same, regularisation=0) == -np.inf
+    flat = np.random.default_rng(2).normal(size=(40, 3))
+    flat = np.c_[flat, flat @ [1.0, -0.3, 0.7]]  # the determinant is rounding, of either sign
+    assert (sm.gaussian_aic(np.stack([flat, -2 * flat]), regularisation=0) == -np.inf).all()
+    assert np.isfinite(sm.gaussian_aic(flat[:, :3], regularisation=0))
     # Copies of one point far from length 1: rounding is on either side of a cosine of 1.
     copies = np.repeat(np.random.default_rng(0).normal(5, 1e-3, (7, 1, 384)), 60, 1)
     assert sm.knn_cosine_diversity(copies, 5).min() >= 0

@@ -306,7 +306,7 @@ def test_the_page_shows_what_was_run():
 
 def test_the_page_shows_the_numbers():
     metrics = made_up()
-    _, seen = page(metrics, references={"text_length": 152.5})
+    _, seen = page(metrics, references={"text_length": 152.5, "cosine_diversity": math.nan})
     words = "".join(seen.text)
     assert "text_length · human text: 152.5" in words and words.count("human text: ") == 1
     row = scores.relative(metrics).set_index(["metric", "line"]).loc[("cosine_diversity", "r = 1")]

@@ -55,6 +55,9 @@ def test_a_t_interval_is_scipys():
         (scipy.stats.sem(values), low, high, expected.pvalue), rel=1e-12
     )
     assert np.isnan(t_interval(values[:1], 0.1)).all()
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(t_interval(np.array([1.0, np.inf]), 0.1).p)
+        assert np.isnan(t_interval(np.array([1.0, np.inf]), 0.1).se)
 
 
 # The standard deviation of the first is not 0 but for rounding, that of the second is.
@@ -101,3 +104,6 @@ def test_rank_correlations_of_many_pairs_are_scipys(ours, scipys):
     a, b = np.random.default_rng(2).normal(size=(2, 30))
     assert tuple(ours(a, b)) == pytest.approx(tuple(scipys(a, b)), rel=1e-12)
     assert np.isnan(ours(a, np.full(30, 0.1))).all() and np.isnan(ours(a[:1], b[:1])).all()
+    few = np.array([1.0, np.nan, 2.0])
+    assert np.isnan([ours(few, few[::-1]), ours(np.arange(3.0), few)]).all()
+    assert ours(np.arange(3.0), np.array([1.0, 2.0, np.inf])).value == pytest.approx(1)

@@ -11,6 +11,8 @@ gate and of up, R rank, T sets of groups taken together, K their ranks.
 """
 
 import functools
+import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,34 +24,41 @@ from jaxloop.lm.generation.ring_kernel import quotient
 LANES, SUBLANES = 128, 16  # of a TPU's registers, for bfloat16
 ROWS, COLUMNS = (512, 256, 128), (256, 128)  # sides of a program's tile, best ones first
 BYTES = 1 << 23  # of a core's own memory, for two tiles of the inputs and of each weight
+ADAPTER_BYTES = 1 << 21  # the same for B, all ranks of the groups in a tile
 
 
-def _tile(rows: int, inputs: int, outputs: int) -> tuple[int, int]:
-    """Rows and columns of a tile, (0, 0) where none divides these sizes or has room."""
-    sides = ((min(tile, rows), columns) for columns in COLUMNS for tile in ROWS)
-    return next(
-        (
-            (tile, columns)
-            for tile, columns in sides
-            if 4 * inputs * (tile + 2 * columns) <= BYTES and not (rows % tile or outputs % columns)
-        ),
-        (0, 0),
-    )
+class Tiling(NamedTuple):
+    """How a product is divided."""
+
+    rows: int  # of a program's tile
+    columns: int
+    together: int  # groups that are taken together
+
+
+def tiling(rows: int, groups: int, inputs: int, outputs: int, rank: int) -> Tiling | None:
+    """Return the first tiling of `COLUMNS` and `ROWS` with whole registers and room, or None."""
+    slots = rows // groups
+    for columns, most in itertools.product(COLUMNS, ROWS):
+        tile = min(most, rows)
+        together = _together(tile, slots, groups, rank)
+        height, ranks = slots * together, rank * together
+        whole = not (height % SUBLANES or ranks % SUBLANES or inputs % LANES)
+        divides = not (rows % tile or outputs % columns or tile % height)
+        room = 4 * inputs * (tile + 2 * columns) <= BYTES
+        room_of_adapters = 8 * (tile // slots) * rank * columns <= ADAPTER_BYTES
+        if whole and divides and room and room_of_adapters:
+            return Tiling(tile, columns, together)
+    return None
 
 
 def _together(tile: int, slots: int, groups: int, rank: int) -> int:
-    """Groups that are taken together."""
     most = max(1, min(LANES // rank, tile // slots))
     return max(n for n in range(1, most + 1) if groups % n == 0)
 
 
 def fits(rows: int, groups: int, inputs: int, outputs: int, rank: int) -> bool:
-    """Return whether these sizes divide into tiles of whole registers."""
-    slots, (tile, _) = rows // groups, _tile(rows, inputs, outputs)
-    together = _together(tile, slots, groups, rank)
-    height, ranks = slots * together, rank * together
-    whole = not (height % SUBLANES or ranks % SUBLANES or inputs % LANES)
-    return tile > 0 and whole and tile % height == 0
+    """Return whether these sizes divide into tiles of whole registers that have room."""
+    return tiling(rows, groups, inputs, outputs, rank) is not None
 
 
 def gate(
@@ -71,8 +80,9 @@ def gate(
     """
     (rows, inputs), outputs = x_ND.shape, w_DO.shape[1] // 2
     _, groups, slots, rank = z_PANR.shape
-    tile, columns = _tile(rows, inputs, outputs)
-    together = _together(tile, slots, groups, rank)
+    found = tiling(rows, groups, inputs, outputs, rank)
+    assert found is not None, "see fits"
+    tile, columns, together = found
     ranks, blocks = tile // slots * rank, outputs // columns
     # Row tiles are the inner dimension: weights are read once.
     of_weights = [pl.BlockSpec((inputs, columns), _columns(n * blocks)) for n in (0, 1)]

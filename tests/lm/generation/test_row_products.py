@@ -75,6 +75,8 @@ def test_sizes_that_do_not_divide_take_the_other_kernel():
     assert fits(768, 48, 128, 128, 16) and fits(1024, 64, 4096, 14336, 16)
     assert not fits(600, 4, 128, 128, 16) and not fits(1024, 1, 128, 128, 16)  # rows
     assert not fits(1024, 64, 16384, 128, 16)  # too wide for the memory of a core
+    assert fits(1024, 512, 2048, 8192, 16) and not fits(1024, 64, 2048, 8192, 512)  # room for B
+    assert ring_products.tiling(1024, 64, 2048, 8192, 128).rows == 128  # as much of it
     assert not fits(8, 2, 128, 128, 16)  # slots of the groups taken together
     assert not fits(64, 4, 96, 128, 16) and not fits(64, 4, 128, 192, 16)
     rng = np.random.default_rng(0)
