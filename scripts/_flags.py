@@ -20,13 +20,27 @@ def whole(least: int) -> Callable[[str], int]:
 
 def positive(text: str) -> float:
     """Return a flag that is a finite number above 0."""
+    value = _finite(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number above 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """Return a flag that is a finite number of at least 0."""
+    value = _finite(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number of at least 0")
+    return value
+
+
+def _finite(text: str) -> float:
+    """A number; nan for everything else."""
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number above 0")
-    return value
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def lists(parts: int, separator: str, example: str, least: int = 1) -> Callable[[str], str]:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from _flags import lists, positive, whole
+from _flags import lists, not_negative, whole
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "scripts" / "_measure_again.py"
@@ -97,7 +97,9 @@ def main() -> int:
         "--generations", type=lists(1, ",", "0,3", 0), help="numbers with commas; none: all"
     )
     parser.add_argument("--repeats", type=whole(1), default=3)
-    parser.add_argument("--tolerance", type=positive, default=1e-4, help="relative, of any metric")
+    parser.add_argument(
+        "--tolerance", type=not_negative, default=1e-4, help="relative, of any metric"
+    )
     parser.add_argument(
         "--changed", nargs="*", default=(), help="metrics and columns that are of other texts since"
     )

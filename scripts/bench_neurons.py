@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--width", type=whole(1), default=768)
     parser.add_argument("--lags", type=whole(0), default=1)
     parser.add_argument(
-        "--permutations", type=whole(1), default=999, help="of the whole study, which is timed once"
+        "--permutations", type=whole(0), default=999, help="of the whole study, which is timed once"
     )
     parser.add_argument("--repeats", type=whole(1), default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")

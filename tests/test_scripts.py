@@ -82,6 +82,8 @@ def test_a_script_says_its_flags(monkeypatch, capsys, path):
         ("bench_measuring", "--generations=0,x", "whole numbers of at least 0, as in 0,3"),
         ("bench_neurons", "--generations=1", "'1' is not allowed: a whole number of at least 2"),
         ("bench_load", "--gigabytes=nan", "'nan' is not allowed: a number above 0"),
+        ("bench_load", "--gigabytes=inf", "'inf' is not allowed: a number above 0"),
+        ("bench_measuring", "--tolerance=-1", "'-1' is not allowed: a number of at least 0"),
     ],
 )
 def test_a_number_that_measures_nothing_is_refused(monkeypatch, capsys, script, flag, says):

@@ -56,7 +56,7 @@ def compare_runs(
     differences.common_metrics(compared)
     changes = differences.of_values(compared)
     table = pd.concat([changes, differences.of_costs(compared)], ignore_index=True)
-    stem = Path(out).expanduser()
+    stem = Path(os.path.expanduser(out))
     if stem.suffix in (".html", ".csv"):
         stem = stem.with_suffix("")
     html, csv = (stem.with_name(f"{stem.name}.{kind}") for kind in ("html", "csv"))

@@ -1,5 +1,6 @@
 """Runs as a comparison reads them: their configs, the values of their metrics, and their costs."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ def read(roots: Sequence[Path]) -> list[ComparedRun]:
     """
     if len(roots) < 2:
         raise ValueError(f"compare: {len(roots)} given; at least two run directories are needed")
-    places = [root.expanduser().resolve() for root in roots]
+    places = [Path(os.path.expanduser(root)).resolve() for root in roots]
     for place, root in zip(places, roots, strict=True):
         if places.count(place) > 1:
             raise ValueError(f"compare {root}: is given twice; every run is compared once")

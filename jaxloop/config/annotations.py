@@ -83,7 +83,7 @@ def _allowed(annotation: Any) -> str:
         return "none"
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(_choice, typing.get_args(annotation)))
-    if typing.get_origin(annotation) in (tuple, Sequence):
+    if typing.get_origin(annotation) in (tuple, Sequence, set, frozenset):
         least = " of at least one entry" if bounds.get("min_length") else ""
         return f"a list{least}, each {allowed(typing.get_args(annotation)[0])}"
     if typing.get_origin(annotation) is dict:

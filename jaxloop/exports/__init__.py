@@ -59,7 +59,7 @@ def export_run(
         ValueError: an option does not belong to the kind, the run has no such thing, its weights
             were not kept, its base is not here or has changed, or `directory` is not empty.
     """
-    root, place = Path(run).expanduser(), Path(directory).expanduser()
+    root, place = Path(os.path.expanduser(run)), Path(os.path.expanduser(directory))
     options = {
         "chain": chain,
         "generation": generation,

@@ -8,6 +8,7 @@ Dimensions: n texts, C classes, E size of an embedding.
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,7 @@ def load_classifier(
     Raises:
         ValueError: the path does not exist, or holds no such model.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not (folder / "classifier.json").exists():
         encoder = encoder_files.load_classifier(path, labels=labels, max_length=max_length)
         return Classifier(encoder, encoder.config.labels)

@@ -359,7 +359,7 @@ class _Cache:
         self.db: sqlite3.Connection | None = None
         if path is None:
             return
-        file = Path(path).expanduser()
+        file = Path(os.path.expanduser(path))
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(

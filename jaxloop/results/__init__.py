@@ -5,6 +5,7 @@ with the figures and tables that the file names beside it.
 """
 
 import math
+import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -151,6 +152,8 @@ def run_action(words: Sequence[str]) -> str:
             runs.append(word)
     if len(runs) != 1 or not options["expect"]:
         raise ValueError(f"results: one run directory and --expect are needed; it is {USAGE}")
-    written = write(*(Path(x).expanduser() for x in (runs[0], options["expect"], options["out"])))
+    written = write(
+        *(Path(os.path.expanduser(x)) for x in (runs[0], options["expect"], options["out"]))
+    )
     lines = [f"{finding.verdict}: {finding.claim.name}" for finding in written.findings]
     return "\n".join([*lines, str(written.path)])

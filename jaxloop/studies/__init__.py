@@ -143,7 +143,8 @@ def place_of(workdir: str | os.PathLike[str]) -> str | Path:
     Shells leave the ~ of --workdir=~/run as it is.
     """
     text = os.fspath(workdir)
-    return text if is_address(text) else Path(text).expanduser()
+    # `Path.expanduser` fails for a user that does not exist; this leaves the name as it is.
+    return text if is_address(text) else Path(os.path.expanduser(text))
 
 
 def run_at(

@@ -159,10 +159,12 @@ def test_texts_and_weights_that_carry_over(tmp_path):
     def count(texts, seed, start):
         starts.append(start)
         letters = np.bincount([ord(text[0]) - 97 for text in texts], minlength=3).astype(float)
-        return {"p": letters / letters.sum() if start is None else (letters / 8 + start["p"]) / 2}
+        p = letters / letters.sum() if start is None else (letters / 8 + start["lora"]["p"]) / 2
+        # Names that a saved adapter has too.
+        return {"weights": np.zeros(1), "lora": {"p": p}}
 
     def write(state, n, seed):
-        return np.random.default_rng(seed).choice(list("abc"), n, p=state["p"]).tolist()
+        return np.random.default_rng(seed).choice(list("abc"), n, p=state["lora"]["p"]).tolist()
 
     result = jaxloop.loop(
         count,

@@ -239,3 +239,5 @@ def test_the_home_folder_in_a_work_directory_is_the_one_that_is_meant(tmp_path, 
     words = ["jaxloop", f"--config={QUICKSTART}"]
     assert cli.parse([*words, "--workdir=~/runs/first"]).workdir == tmp_path / "runs" / "first"
     assert cli.parse([*words, "--workdir=s3://b/~/run"]).workdir == "s3://b/~/run"
+    # No user has this name.
+    assert cli.parse([*words, "--workdir=~nobody-here/a"]).workdir == pathlib.Path("~nobody-here/a")

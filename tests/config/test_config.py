@@ -293,6 +293,25 @@ def test_override_refusals(assignment, said):
     assert refusal(settings, {}, assignment).startswith(said)
 
 
+@pytest.mark.parametrize(
+    "factors, said",
+    [
+        (
+            {"sample.decoder": ["greedy", "beam"], "sample.top_k": [1, 2]},
+            "config.chain.factors.sample.top_k changes nothing with "
+            "config.chain.factors.sample.decoder = ['greedy', 'beam']: it needs 'sample'",
+        ),
+        (
+            {"fit.steps": [3, 4], "fit.epochs": [1, 2]},
+            "config.chain.factors.fit.epochs changes nothing with config.chain.factors.fit.steps "
+            "= [3, 4]: fit.steps must be none",
+        ),
+    ],
+)
+def test_a_factor_without_effect_beside_others_is_refused(factors, said):
+    assert refusal(settings, {"chain": {"factors": factors}}) == said
+
+
 @pytest.mark.parametrize("study", ["chain", "loops"])
 @pytest.mark.parametrize(
     "words, refused",

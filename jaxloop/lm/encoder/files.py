@@ -1,6 +1,7 @@
 """Encoders from Hugging Face and sentence-transformers directories, and classifiers to them."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,7 @@ def _special_tokens(backend: tokenizers.Tokenizer) -> dict[str, str]:
 
 
 def _locate(name: str, revision: str | None) -> Path:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return path if (path / "modules.json").exists() else huggingface.locate(name, revision)
 
 

@@ -6,6 +6,7 @@ Dimensions: as in `config.py`.
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def locate(name: str, revision: str | None = None) -> Path:
 
     Raises ValueError where there is neither, as `hub_files.download`.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / "config.json").exists() and (path / safetensors_files.ADAPTER).exists():
             raise ValueError(

@@ -294,9 +294,13 @@ def to_tree(adapter: Adapter) -> dict[str, Any]:
 
 def from_tree(tree: Any) -> Any:
     """Return the adapter that `to_tree` was given, and any other tree as it is."""
-    if isinstance(tree, dict) and set(tree) == {"weights", "lora"}:
-        return Adapter(tree["weights"], LoraConfig(**tree["lora"]))
-    return tree
+    if not isinstance(tree, dict) or set(tree) != {"weights", "lora"}:
+        return tree
+    settings = tree["lora"]
+    # Somebody's own weights may have these two names, but not settings behind the second.
+    if not isinstance(settings, dict) or not {"rank", "alpha", "targets"} <= set(settings):
+        return tree
+    return Adapter(tree["weights"], LoraConfig(**settings))
 
 
 def plain_weights(weights: Any) -> Any:

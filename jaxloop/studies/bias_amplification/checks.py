@@ -1,6 +1,7 @@
 """What a bias-amplification study cannot run with, refused before anything is compiled."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,7 @@ def _check_origin(config: BiasConfig, path: str) -> None:
     Only of a file that lies where a run left it is its base known.
     """
     try:
-        stored = json.loads((Path(path).expanduser().parent / "config.json").read_bytes())
+        stored = json.loads((Path(os.path.expanduser(path)).parent / "config.json").read_bytes())
         theirs = identity.bases(stored["identity"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
@@ -211,7 +212,7 @@ def read_direction(path: str) -> Any:
     """Read a bias direction, a tree like a chain's weights. Raises ValueError for what is no file
     of weights.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file() or file.suffix != ".safetensors":
         raise ValueError(
             f"config.gradient_constraint.direction = {path!r}: is no .safetensors file of "

@@ -31,12 +31,13 @@ def check_factors(factors: Mapping[str, Sequence[Any]], pool: Sequence[str]) -> 
         _check_factor(name, values, pool)
 
 
-# Factors that change nothing but beside these decoders.
+# Factors that change nothing but with this decoder.
 _DECODERS = {
-    "sample.num_beams": ("beam",),
-    **dict.fromkeys(
-        ("sample.temperature", "sample.min_p", "sample.top_p", "sample.top_k"), ("sample",)
-    ),
+    "sample.num_beams": "beam",
+    "sample.temperature": "sample",
+    "sample.min_p": "sample",
+    "sample.top_p": "sample",
+    "sample.top_k": "sample",
 }
 
 
@@ -49,17 +50,20 @@ def check_effects(
         factors: as `config.chain.factors`.
         fit, sample: the sections of the config.
     """
-    decoders = factors.get("sample.decoder", (sample.decoder,))
+    decoders, decoder = factors.get("sample.decoder"), f"config.sample.decoder = {sample.decoder!r}"
+    if decoders is not None:
+        decoder = f"config.chain.factors.sample.decoder = {list(decoders)}"
     for name, needed in _DECODERS.items():
-        if name in factors and not set(needed) & set(decoders):
+        if name in factors and needed not in (decoders or (sample.decoder,)):
             raise ValueError(
-                f"config.chain.factors.{name} changes nothing with config.sample.decoder = "
-                f"'{sample.decoder}': it needs '{needed[0]}'"
+                f"config.chain.factors.{name} changes nothing with {decoder}: it needs {needed!r}"
             )
-    if "fit.epochs" in factors and None not in factors.get("fit.steps", (fit.steps,)):
+    steps, all_steps = f"config.fit.steps = {fit.steps}", factors.get("fit.steps")
+    if all_steps is not None:
+        steps = f"config.chain.factors.fit.steps = {list(all_steps)}"
+    if "fit.epochs" in factors and None not in (all_steps or (fit.steps,)):
         raise ValueError(
-            f"config.chain.factors.fit.epochs changes nothing with config.fit.steps = {fit.steps}: "
-            "set fit.steps to none"
+            f"config.chain.factors.fit.epochs changes nothing with {steps}: fit.steps must be none"
         )
 
 

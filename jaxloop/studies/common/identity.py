@@ -3,6 +3,7 @@
 They go into config.json and the ledger, and are compared when a run is resumed.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def _metric(name: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:
 
 
 def _place(name: str) -> Path:
-    return Path(model_path(name)).expanduser()
+    return Path(os.path.expanduser(model_path(name)))
 
 
 def _directory(name: str, revision: str | None) -> Path | None:

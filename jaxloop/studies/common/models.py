@@ -5,6 +5,7 @@ Every function takes sections of a config, never a whole config.
 
 import functools
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ def model_shapes(models: ModelsConfig, name: str) -> tuple[ModelConfig, Tokenize
     The shapes come from its directory (config.json is enough), from `published_models`, or from
     the hub's cache. Raises ValueError where none of them has the model.
     """
-    path = Path(model_path(name)).expanduser()
+    path = Path(os.path.expanduser(model_path(name)))
     published = published_models.by_hub_id(name)
     if not path.is_dir() and published is not None:
         return config_json.parse_config(published), None

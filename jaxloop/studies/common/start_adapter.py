@@ -1,5 +1,6 @@
 """Somebody else's adapter as the start of a study's chains: `config.chain.start_adapter`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,8 +28,10 @@ def load(config: Section) -> Adapter | None:
     _check(settings, name)
     (base,) = settings.models.pool
     directory = _directory(settings.models, base)
-    peft_files.check_base(Path(name).expanduser(), base, directory)
-    return peft_files.load_peft(Path(name).expanduser(), huggingface.read_model_config(directory))
+    peft_files.check_base(Path(os.path.expanduser(name)), base, directory)
+    return peft_files.load_peft(
+        Path(os.path.expanduser(name)), huggingface.read_model_config(directory)
+    )
 
 
 def with_its_settings(config: C) -> C:
@@ -73,7 +76,7 @@ def _directory(models: ModelsConfig, base: str) -> Path:
 def _check(settings: Any, name: str) -> None:
     """Refuse what does not go together with an adapter to start from."""
     field = f"config.chain.start_adapter = '{name}'"
-    if not Path(name).expanduser().is_dir():
+    if not Path(os.path.expanduser(name)).is_dir():
         raise ValueError(f"{field}: there is no such directory; download the adapter first")
     if len(settings.models.pool) != 1:
         raise ValueError(

@@ -4,6 +4,7 @@ The time is measured on this machine if models and data are here, else it is in 
 that the config describes.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def table(settings: EntitiesConfig, target: str | None = None) -> cost.Rows:
     Raises ValueError, as a run would, if models and data are all here and something is wrong.
     """
     models_here = all(
-        Path(base_models.model_path(name)).expanduser().is_dir() for name in settings.models.pool
+        Path(os.path.expanduser(base_models.model_path(name))).is_dir()
+        for name in settings.models.pool
     )
     data_here = all(t.source is not None and is_here(t.source) for t in _tasks(settings))
     if target is not None:

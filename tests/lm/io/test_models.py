@@ -362,6 +362,7 @@ def refused(path, match):
 def test_a_missing_model_is_refused(tmp_path):
     refused(tmp_path / "nothing", "does not exist")
     refused("./nothing", "does not exist")
+    refused("~nobody-here/model", "directory ~nobody-here/model does not exist")
     refused(tmp_path, "has no config.json")
     refused("nobody/no-such-model", "neither a directory here nor reachable on the hub")
 

@@ -357,6 +357,9 @@ def test_webis_posts_are_cut_deduplicated_and_safe(tmp_path):
     assert report["unsafe subreddit"]["dropped"] == 1 and report["repeated text"]["dropped"] == 1
     assert set(out[0]) == {"subreddit", "text"}
     assert len(dataset("webis_reddit", source=path)[0]) == 3
+    assert dataset("webis_reddit", source=path, unsafe_subreddits=["nasty"]) == (out, report)
+    with pytest.raises(ValueError, match="'nasty' of 'webis_reddit' is not allowed: a list, each"):
+        dataset("webis_reddit", source=path, unsafe_subreddits="nasty")
 
 
 def test_wikipedia_keeps_first_paragraphs(tmp_path):

@@ -9,7 +9,7 @@ import difflib
 import functools
 import itertools
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,7 +181,10 @@ def reddit_submissions(
 
 
 def webis_reddit(
-    count_tokens: Counter, *, unsafe_subreddits: Collection[str] = (), tldr: str = TLDR
+    count_tokens: Counter,
+    *,
+    unsafe_subreddits: Sequence[str] | set[str] | frozenset[str] = (),
+    tldr: str = TLDR,
 ) -> tuple[Step, ...]:
     """Return the steps of webis_reddit: columns normalizedBody, subreddit, and title if present.
 
