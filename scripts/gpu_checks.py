@@ -29,7 +29,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from _flags import positive
 from _root import ROOT
 
 NEEDED = (
@@ -387,7 +386,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--minutes",
-        type=positive,
+        type=float,
         default=10.0,
         help="time in all; a check that needs more than is left is not begun",
     )

@@ -92,10 +92,10 @@ def test_a_number_that_measures_nothing_is_refused(monkeypatch, capsys, script, 
 
 
 def test_every_number_among_the_flags_has_a_least_value():
-    """`_flags` refuses in one line; two scripts look at their numbers themselves."""
+    """`_flags` refuses in one line; three scripts look at their numbers themselves."""
     unbounded = re.compile(r"\btype=(int|float)\b")
     found = {path.stem for path in SCRIPTS.glob("*.py") if unbounded.search(path.read_text())}
-    assert found == {"bench_occupancy", "check_accelerators"}
+    assert found == {"bench_occupancy", "check_accelerators", "gpu_checks"}
 
 
 @pytest.mark.parametrize("jobs", ["2", "0:1", "1:2:3", "a:1", ""])
