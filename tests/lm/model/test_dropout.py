@@ -108,7 +108,7 @@ def test_losses_and_gradients_are_those_of_transformers_with_the_same_masks(
         fit = FIT.replace(remat=remat)
         return losses(config, fit, None, weights, *batch, key, step)[0]
 
-    loss, grads = jax.jit(jax.value_and_grad(ours))(jax.tree.map(lambda x: x[None], params))
+    loss, grads = jax.value_and_grad(ours)(jax.tree.map(lambda x: x[None], params))
     keys = dropouts.keys_of_step(key, step, BATCH)
     masks, sites = with_our_masks(monkeypatch, keys, before, of_layer, config.num_layers)
     ids = torch.from_numpy(tokens[0])
@@ -211,10 +211,9 @@ def test_adapters_drop_where_peft_does(targets, tmp_path, monkeypatch):
     tokens = np.random.default_rng(0).integers(3, 300, (1, BATCH, TIME))
     batch = batch_of(tokens)
     fit = FitConfig(lora=lora, dropout="model")
-    ours = jax.value_and_grad(
+    loss, grads = jax.value_and_grad(
         lambda weights: losses(config, fit, params, weights, *batch, key, step)[0]
-    )
-    loss, grads = jax.jit(ours)(adapters.weights)
+    )(adapters.weights)
     order = [*"qkv", "attention", "o", "attention_output", "up", "down", "mlp_output"]
     names = target_names(config, lora)
     of_layer = [site for site in order if site in names or site in GPT2]
