@@ -209,7 +209,7 @@ def test_every_chain_may_have_its_own_projection():
         ("distinct_n(n=0)", "n is 0"),
         ("kl_entropy(k=0)", "k is 0"),
         ("tail_mass(probability=1)", "probability is 1"),
-        ("mmd2(kernel='x')", "kernel is 'x'"),
+        ("mmd2(kernel='x')", "kernel = 'x' is not allowed: one of"),
         ("text_quality_index(split='word')", "split is 'word'"),
         ("kl_entropy(k=50.0)", "k = 50.0 is not allowed: a whole number."),
         ("kl_entropy(k=-60)", "k is -60, a whole number of at least 1 is needed."),

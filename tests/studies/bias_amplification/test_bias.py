@@ -519,6 +519,7 @@ def test_a_study_goes_on_in_its_own_directory_alone(world, tmp_path):
         run = SimpleNamespace(
             root=tmp_path,
             chains=prepared.chains,
+            data={},
             fingerprints={},
             environment={},
             settings=dataclasses.replace(prepared.driver, fit=fit),
