@@ -7,14 +7,13 @@ import math
 import re
 from collections.abc import Sequence
 
+from jaxloop.core.categorical import LANES
 from jaxloop.lm.generation import ring_products
 
 # Tokens in a slot's cache: texts of mixed lengths with mean 60 and a long tail hold 50 to 80.
 MEAN_CACHED = 80
 # Share of a ring that a program of several slots reads, for the oldest of them, at that mean.
 RING_SHARE = 0.85
-# Slots beside each other whose logits `ring_blocks` reads for each of them.
-LANES = 128
 
 NAMES = (
     *("attend_rows", "adapt_groups", "adapt_inputs", "gate_groups"),
@@ -47,7 +46,7 @@ def moved(name: str, operands: Sequence[Operand], results: Sequence[float]) -> t
         *small, (_, keys), (_, values) = operands
         return sum(size for _, size in small) + RING_SHARE * (keys + values), sum(results)
     if name == "pick_blocks":
-        # It gives one slot's block of float32, and reads it of `LANES` slots in bfloat16.
+        # It gives one slot's block of float32, and reads `LANES` slots' in bfloat16.
         return operands[0][1] + LANES / 2 * sum(results), sum(results)
     if name == "gate_rings":
         x, w, _, z, b, _ = operands  # weights and adapters come as gate's and as up's

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxloop.core.categorical import masked_block
+from jaxloop.core.categorical import LANES, SUBLANES, masked_block
 
-LANES, SUBLANES = 128, 16  # of a TPU's registers, for bfloat16
 TOGETHER = 8  # slots of one program
 
 

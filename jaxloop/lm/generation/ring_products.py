@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxloop.core.categorical import LANES, SUBLANES
 from jaxloop.lm.generation.ring_kernel import quotient
 
-LANES, SUBLANES = 128, 16  # of a TPU's registers, for bfloat16
 ROWS, COLUMNS = (512, 256, 128), (256, 128)  # sides of a program's tile, best ones first
 BYTES = 1 << 23  # of a core's own memory, for two tiles of the inputs and of each weight
 ADAPTER_BYTES = 1 << 21  # the same for B, all ranks of the groups in a tile
