@@ -21,6 +21,7 @@ from pathlib import Path
 import _root  # noqa: F401
 
 from jaxloop.lm.io import hub_files
+from jaxloop.runtime.user_path import user_path
 
 _INDEX = "pytorch_model.bin.index.json"
 _WHOLE = "pytorch_model.bin"
@@ -134,7 +135,7 @@ def main() -> int:
     parser.add_argument("--revision", help="branch, tag, commit or pull request on the hub")
     options = parser.parse_args()
     try:
-        here = Path(options.model).expanduser()
+        here = user_path(options.model)
         source = here if here.is_dir() else _download(options.model, options.revision)
         left_out = convert(source, options.target)
     except ValueError as error:

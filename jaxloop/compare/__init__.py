@@ -15,6 +15,7 @@ from jaxloop.compare import differences, page, reading
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.log import redact
 from jaxloop.runtime.tables import to_csv
+from jaxloop.runtime.user_path import user_path
 
 __all__ = ["Comparison", "compare_runs", "run_action"]
 
@@ -56,7 +57,7 @@ def compare_runs(
     differences.common_metrics(compared)
     changes = differences.of_values(compared)
     table = pd.concat([changes, differences.of_costs(compared)], ignore_index=True)
-    stem = Path(os.path.expanduser(out))
+    stem = user_path(out)
     if stem.suffix in (".html", ".csv"):
         stem = stem.with_suffix("")
     html, csv = (stem.with_name(f"{stem.name}.{kind}") for kind in ("html", "csv"))

@@ -1,6 +1,5 @@
 """Runs as a comparison reads them: their configs, the values of their metrics, and their costs."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from jaxloop.recursion import saved_run
 from jaxloop.reporting import run_files, scores
 from jaxloop.runtime.atomic_io import human_size
 from jaxloop.runtime.tables import read_parquet
+from jaxloop.runtime.user_path import user_path
 from jaxloop.studies.common.factors import FACTORS
 
 # Sections of a config that have the fields of `FACTORS`.
@@ -62,7 +62,7 @@ def read(roots: Sequence[Path]) -> list[ComparedRun]:
     """
     if len(roots) < 2:
         raise ValueError(f"compare: {len(roots)} given; at least two run directories are needed")
-    places = [Path(os.path.expanduser(root)).resolve() for root in roots]
+    places = [user_path(root).resolve() for root in roots]
     for place, root in zip(places, roots, strict=True):
         if places.count(place) > 1:
             raise ValueError(f"compare {root}: is given twice; every run is compared once")

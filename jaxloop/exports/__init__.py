@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxloop.recursion import saved_run
+from jaxloop.runtime.user_path import user_path
 
 __all__ = ["KINDS", "export_run", "run_action"]
 
@@ -59,7 +60,7 @@ def export_run(
         ValueError: an option does not belong to the kind, the run has no such thing, its weights
             were not kept, its base is not here or has changed, or `directory` is not empty.
     """
-    root, place = Path(os.path.expanduser(run)), Path(os.path.expanduser(directory))
+    root, place = user_path(run), user_path(directory)
     options = {
         "chain": chain,
         "generation": generation,

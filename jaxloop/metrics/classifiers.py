@@ -8,7 +8,6 @@ Dimensions: n texts, C classes, E size of an embedding.
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from jaxloop.metrics.corpus import Corpus, Texts, chain_means
 from jaxloop.metrics.embed import default_model
 from jaxloop.metrics.tokens import check_texts
 from jaxloop.runtime.atomic_io import write_atomic
+from jaxloop.runtime.user_path import user_path
 
 # What a classifier found for texts: {digest: probabilities [C]}.
 Known = dict[bytes, np.ndarray]
@@ -64,7 +64,7 @@ def load_classifier(
     Raises:
         ValueError: the path does not exist, or holds no such model.
     """
-    folder = Path(os.path.expanduser(path))
+    folder = user_path(path)
     if not (folder / "classifier.json").exists():
         encoder = encoder_files.load_classifier(path, labels=labels, max_length=max_length)
         return Classifier(encoder, encoder.config.labels)

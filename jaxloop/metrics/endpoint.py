@@ -22,10 +22,10 @@ import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxloop.runtime.log import redact
+from jaxloop.runtime.user_path import user_path
 
 # Statuses after which trying again may help.
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529})
@@ -359,7 +359,7 @@ class _Cache:
         self.db: sqlite3.Connection | None = None
         if path is None:
             return
-        file = Path(os.path.expanduser(path))
+        file = user_path(path)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(

@@ -5,7 +5,6 @@ with the figures and tables that the file names beside it.
 """
 
 import math
-import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from jaxloop.results import beside, history, measures, page, verdict
 from jaxloop.results.expectations import Claim, Expectations, read
 from jaxloop.results.page import Finding, Made, Provenance
 from jaxloop.runtime.atomic_io import inside, sha256, write_atomic
+from jaxloop.runtime.user_path import user_path
 from jaxloop.studies.common import spent
 
 __all__ = ["findings", "run_action", "write"]
@@ -152,8 +152,6 @@ def run_action(words: Sequence[str]) -> str:
             runs.append(word)
     if len(runs) != 1 or not options["expect"]:
         raise ValueError(f"results: one run directory and --expect are needed; it is {USAGE}")
-    written = write(
-        *(Path(os.path.expanduser(x)) for x in (runs[0], options["expect"], options["out"]))
-    )
+    written = write(*(user_path(x) for x in (runs[0], options["expect"], options["out"])))
     lines = [f"{finding.verdict}: {finding.claim.name}" for finding in written.findings]
     return "\n".join([*lines, str(written.path)])

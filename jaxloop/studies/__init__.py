@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from jaxloop import config
+from jaxloop.runtime.user_path import user_path
 
 # Exit code of a study that finished although some of its chains stopped.
 FAILED_CHAINS = 3
@@ -143,8 +144,7 @@ def place_of(workdir: str | os.PathLike[str]) -> str | Path:
     Shells leave the ~ of --workdir=~/run as it is.
     """
     text = os.fspath(workdir)
-    # `Path.expanduser` fails for a user that does not exist; this leaves the name as it is.
-    return text if is_address(text) else Path(os.path.expanduser(text))
+    return text if is_address(text) else user_path(text)
 
 
 def run_at(

@@ -1,7 +1,6 @@
 """Encoders from Hugging Face and sentence-transformers directories, and classifiers to them."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from jaxloop.lm.encoder.tables import encoder_table
 from jaxloop.lm.io import huggingface, json_fields, safetensors_files, tokenizer_files
 from jaxloop.lm.io.json_fields import optional_json
 from jaxloop.lm.model import transformer
+from jaxloop.runtime.user_path import user_path
 
 
 class Unsupported(ValueError):
@@ -160,7 +160,7 @@ def _special_tokens(backend: tokenizers.Tokenizer) -> dict[str, str]:
 
 
 def _locate(name: str, revision: str | None) -> Path:
-    path = Path(os.path.expanduser(name))
+    path = user_path(name)
     return path if (path / "modules.json").exists() else huggingface.locate(name, revision)
 
 

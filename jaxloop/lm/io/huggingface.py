@@ -6,7 +6,6 @@ Dimensions: as in `config.py`.
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from jaxloop.lm.io.config_json import config_fields, parse_config
 from jaxloop.lm.io.tokenizer import Tokenizer
 from jaxloop.lm.model.config import ModelConfig, Param, table
 from jaxloop.runtime.log import LOGGER
+from jaxloop.runtime.user_path import user_path
 
 HEAD = "lm_head.weight"
 
@@ -64,7 +64,7 @@ def locate(name: str, revision: str | None = None) -> Path:
 
     Raises ValueError where there is neither, as `hub_files.download`.
     """
-    path = Path(os.path.expanduser(name))
+    path = user_path(name)
     if path.is_dir():
         if not (path / "config.json").exists() and (path / safetensors_files.ADAPTER).exists():
             raise ValueError(

@@ -1,9 +1,7 @@
 """What a bias-amplification study cannot run with, refused before anything is compiled."""
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +14,7 @@ from jaxloop.metrics import classifiers, quality, registry
 from jaxloop.metrics.classifiers import Classifier
 from jaxloop.recursion.chains import ChainSpec
 from jaxloop.runtime.problems import named, noted, raise_all
+from jaxloop.runtime.user_path import user_path
 from jaxloop.runtime.weights_io import load_tree
 from jaxloop.studies.bias_amplification import neuron_design, neuron_exchange, neurons
 from jaxloop.studies.bias_amplification.articles import Articles
@@ -182,7 +181,7 @@ def _check_origin(config: BiasConfig, path: str) -> None:
     Only of a file that lies where a run left it is its base known.
     """
     try:
-        stored = json.loads((Path(os.path.expanduser(path)).parent / "config.json").read_bytes())
+        stored = json.loads((user_path(path).parent / "config.json").read_bytes())
         theirs = identity.bases(stored["identity"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
@@ -212,7 +211,7 @@ def read_direction(path: str) -> Any:
     """Read a bias direction, a tree like a chain's weights. Raises ValueError for what is no file
     of weights.
     """
-    file = Path(os.path.expanduser(path))
+    file = user_path(path)
     if not file.is_file() or file.suffix != ".safetensors":
         raise ValueError(
             f"config.gradient_constraint.direction = {path!r}: is no .safetensors file of "

@@ -3,7 +3,6 @@
 They go into config.json and the ledger, and are compared when a run is resumed.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from jaxloop.config import Section
 from jaxloop.lm.io import hub_files, identity
 from jaxloop.metrics import embed, quality, registry
 from jaxloop.runtime import digests
+from jaxloop.runtime.user_path import user_path
 from jaxloop.studies.common.models import is_shipped, model_path
 
 # Fields of configs, and options of metrics, that name a model.
@@ -138,7 +138,7 @@ def _metric(name: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:
 
 
 def _place(name: str) -> Path:
-    return Path(os.path.expanduser(model_path(name)))
+    return user_path(model_path(name))
 
 
 def _directory(name: str, revision: str | None) -> Path | None:

@@ -5,7 +5,6 @@ Every function takes sections of a config, never a whole config.
 
 import functools
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from jaxloop.runtime import roofline
 from jaxloop.runtime.atomic_io import human_size
 from jaxloop.runtime.devices import select_devices
 from jaxloop.runtime.problems import named
+from jaxloop.runtime.user_path import user_path
 from jaxloop.studies.common import published_models
 
 _ASSETS = Path(__file__).parents[2] / "assets" / "bases"
@@ -72,7 +72,7 @@ def model_shapes(models: ModelsConfig, name: str) -> tuple[ModelConfig, Tokenize
     The shapes come from its directory (config.json is enough), from `published_models`, or from
     the hub's cache. Raises ValueError where none of them has the model.
     """
-    path = Path(os.path.expanduser(model_path(name)))
+    path = user_path(model_path(name))
     published = published_models.by_hub_id(name)
     if not path.is_dir() and published is not None:
         return config_json.parse_config(published), None

@@ -1,6 +1,5 @@
 """Somebody else's adapter as the start of a study's chains: `config.chain.start_adapter`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +8,7 @@ from jaxloop.config import LoraConfig, ModelsConfig, Section
 from jaxloop.lm.io import huggingface, peft_files
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.model.lora import Adapter, target_names
+from jaxloop.runtime.user_path import user_path
 from jaxloop.studies.common.models import model_path, revision_of
 
 C = TypeVar("C", bound=Section)
@@ -28,10 +28,8 @@ def load(config: Section) -> Adapter | None:
     _check(settings, name)
     (base,) = settings.models.pool
     directory = _directory(settings.models, base)
-    peft_files.check_base(Path(os.path.expanduser(name)), base, directory)
-    return peft_files.load_peft(
-        Path(os.path.expanduser(name)), huggingface.read_model_config(directory)
-    )
+    peft_files.check_base(user_path(name), base, directory)
+    return peft_files.load_peft(user_path(name), huggingface.read_model_config(directory))
 
 
 def with_its_settings(config: C) -> C:
@@ -76,7 +74,7 @@ def _directory(models: ModelsConfig, base: str) -> Path:
 def _check(settings: Any, name: str) -> None:
     """Refuse what does not go together with an adapter to start from."""
     field = f"config.chain.start_adapter = '{name}'"
-    if not Path(os.path.expanduser(name)).is_dir():
+    if not user_path(name).is_dir():
         raise ValueError(f"{field}: there is no such directory; download the adapter first")
     if len(settings.models.pool) != 1:
         raise ValueError(

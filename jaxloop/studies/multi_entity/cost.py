@@ -4,8 +4,6 @@ The time is measured on this machine if models and data are here, else it is in 
 that the config describes.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 from jaxloop.data.sources import is_here
@@ -13,6 +11,7 @@ from jaxloop.lm.io import config_json, huggingface
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.recursion import driver
 from jaxloop.recursion.sources import Dataset
+from jaxloop.runtime.user_path import user_path
 from jaxloop.studies.common import (
     calls,
     card_hours,
@@ -38,8 +37,7 @@ def table(settings: EntitiesConfig, target: str | None = None) -> cost.Rows:
     Raises ValueError, as a run would, if models and data are all here and something is wrong.
     """
     models_here = all(
-        Path(os.path.expanduser(base_models.model_path(name))).is_dir()
-        for name in settings.models.pool
+        user_path(base_models.model_path(name)).is_dir() for name in settings.models.pool
     )
     data_here = all(t.source is not None and is_here(t.source) for t in _tasks(settings))
     if target is not None:
