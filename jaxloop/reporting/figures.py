@@ -285,7 +285,13 @@ def png(figure: Figure) -> bytes:
     out = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         FigureCanvasAgg(figure).print_png(out, metadata={"Software": None}, pil_kwargs=None)
+    _keep_layout(figure)
     return out.getvalue()
+
+
+def _keep_layout(figure: Figure) -> None:
+    """What is drawn stays where it is: to lay a figure out again takes longer than to draw it."""
+    figure.set_layout_engine("none")
 
 
 def svg(figure: Figure, name: str, alt: str = "Figure") -> str:
@@ -306,6 +312,7 @@ def svg(figure: Figure, name: str, alt: str = "Figure") -> str:
         FigureCanvasSVG(figure).print_svg(
             out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
+    _keep_layout(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     # The size comes from the page, and a style element in an inline SVG would apply to the whole

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from jaxloop.reporting import figures, report, scores
 
@@ -239,6 +240,23 @@ def test_svg_and_png_are_reproducible_and_leave_the_global_style_alone(tmp_path)
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
     assert one[0].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_figure_in_a_file_and_on_a_page_is_laid_out_once(monkeypatch):
+    laid_out, lay_out = [], ConstrainedLayoutEngine.execute
+
+    def counted(engine, figure):
+        laid_out.append(figure)
+        lay_out(engine, figure)
+
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", counted)
+    figure = figures.curve(scores.by_generation(made_up()), "text_length")
+    empty = figure.axes[0].get_position().bounds
+    figures.png(figure)
+    place = figure.axes[0].get_position().bounds
+    figures.svg(figure, "p0")
+    assert laid_out == [figure] and place != empty
+    assert figure.axes[0].get_position().bounds == place
 
 
 def test_svg_takes_every_colour_from_the_page():
