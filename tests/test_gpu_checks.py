@@ -149,7 +149,11 @@ def test_what_cannot_be_done_is_said_in_one_sentence(flags, said, tmp_path):
 
 def test_an_interrupted_check_leaves_no_process(tmp_path):
     command = [sys.executable, SCRIPT, f"--out={tmp_path}", "--tiny", "--only=T1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A process that a shell started in the background ignores Ctrl-C, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         children, deadline = (
             Path(f"/proc/{process.pid}/task/{process.pid}/children"),
             time.monotonic() + 60,
