@@ -317,9 +317,9 @@ def test_logits_beyond_the_range_of_exp_have_a_loss():
 
 
 def test_tokens_are_drawn_in_float32_from_models_in_bfloat16():
-    """A tail of one in 2^17 under logits from bfloat16 states: its frequency over 2^18 uniforms, two
-    for each of its words, is what float32 theory says, and every word of it is met. (Uniform numbers or sums in
-    half precision know no step that small.)
+    """A tail of one in 2^17 under logits from bfloat16 states: its frequency over 2^18 uniforms,
+    two for each of its words, is what float32 theory says, and every word of it is met. (Uniform
+    numbers or sums in half precision know no step that small.)
     """
     v, d = 1024, 8
     head = jnp.zeros((v, d), jnp.bfloat16).at[0, 0].set(1.0)
