@@ -58,12 +58,14 @@ LORA = LoraConfig(rank=4, alpha=8.0)
 GREEDY = Sampler(greedy=True)
 
 
+@functools.cache
 def strong_adapters(config, chains, seed=1):
     """Adapters whose b is as large as the base, so that chains differ strongly."""
     tree = lora.init(jax.random.split(jax.random.key(seed), chains), config, LORA)
-    keys = iter(jax.random.split(jax.random.key(seed + 1), 64))
+    rng = np.random.default_rng(seed)
     weights = {
-        name: {"a": f["a"], "b": 0.5 * normal(next(keys), f["b"].shape)} for name, f in tree.items()
+        name: {"a": f["a"], "b": 0.5 * rng.standard_normal(f["b"].shape).astype(np.float32)}
+        for name, f in tree.items()
     }
     return lora.Adapter(weights, LORA)
 
