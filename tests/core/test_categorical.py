@@ -28,9 +28,14 @@ def walked():
     """The draw of every uniform of 23 bits, 256 rows at a time, in order."""
     rows = jnp.broadcast_to(COUNTS, (256, len(COUNTS)))
     uniforms = (np.arange(STEPS) / STEPS).astype(np.float32).reshape(-1, 256)
-    return np.asarray(
-        jax.jit(lambda u: jax.lax.map(lambda u: inverse_cdf(rows, u), u))(uniforms)
-    ).ravel()
+
+    @jax.jit
+    def walk(rows, uniforms):  # the sums are taken anew each time, as in a call of its own
+        return jax.lax.map(
+            lambda u: inverse_cdf(*jax.lax.optimization_barrier((rows, u))), uniforms
+        )
+
+    return np.asarray(walk(rows, uniforms)).ravel()
 
 
 def test_no_uniform_draws_a_category_of_weight_zero(walked):
