@@ -1,7 +1,8 @@
-"""The compiler's short way, for tests that compile far longer than they run."""
+"""The compiler's short way, for tests that compile far longer than they run, and who leaves it."""
 
 import importlib.metadata
 
+import pytest
 from packaging.version import Version
 
 
@@ -17,6 +18,16 @@ def short_flags() -> str:
     if Version(importlib.metadata.version("jaxlib")) < Version("0.11.1"):
         return "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     return ""
+
+
+def as_for_users(names, *full):
+    """`names` as parameters: those of `full` are compiled as for users, and come first, so that no
+    program is dropped in between. The others differ from them in what is computed alone.
+    """
+    return [
+        *(pytest.param(name, marks=pytest.mark.optimised) for name in names if name in full),
+        *(name for name in names if name not in full),
+    ]
 
 
 def short_way() -> dict[str, str]:

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 
 _BETWEEN = re.compile(r"[\W_]+")
+_ASCII_BETWEEN = {sign: " " for sign in range(128) if not chr(sign).isalnum()}
 
 
 def content(text: str) -> str:
@@ -15,6 +16,9 @@ def content(text: str) -> str:
     nor digits is its signs. Texts with equal content differ only in case, spaces, punctuation or
     Unicode form.
     """
+    if text.isascii():  # the same, several times as fast
+        plain = text.lower()
+        return " ".join(plain.translate(_ASCII_BETWEEN).split() or plain.split())
     plain = unicodedata.normalize("NFKC", text).casefold()
     return _BETWEEN.sub(" ", plain).strip() or " ".join(plain.split())
 

@@ -9,6 +9,7 @@ sample's and the weight's parameters are those of earlier, random fits: what tha
 along by the derivatives of bias and covariance.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -91,22 +92,35 @@ def expand(
             source + power * rate * (weight - 1),
             f"weights of generation {{}} have no {name} moment",
         )
-    base = _fit(start[2:], np.zeros(2))
+    last = (False, *[weighting == "model"] * generations)
+    shift, first, second = _states(tuple(start.tolist()), last, rate)
+    return Expansion(shift[:, :2] / n, first[:, :2, :2] / n, second[:, :2, :2] / n**2)
+
+
+@functools.lru_cache(maxsize=64)
+def _states(
+    start: tuple[float, ...], last: tuple[bool, ...], rate: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shift [T+1, 4], first and second [T+1, 4, 4] of every generation's state, for any n.
+
+    last: whether a generation's weights are the last fit's, [T+1].
+    """
+    z = np.array(start)
+    base = _fit(z[2:], np.zeros(2))
     state = _State(
-        at=start,
+        at=z,
         shift=np.pad(base.bias, (2, 0)),
         first=np.pad(base.first, (2, 0)),
         second=np.pad(base.second, (2, 0)),
     )
     states = []
-    for t in range(generations + 1):
-        by_last = weighting == "model" and t > 0
+    for by_last in last:
         state = _next(state, by_last, rate)
         states.append(state)
     shift, first, second = (
         np.stack([getattr(one, name) for one in states]) for name in ("shift", "first", "second")
     )
-    return Expansion(shift[:, :2] / n, first[:, :2, :2] / n, second[:, :2, :2] / n**2)
+    return shift, first, second
 
 
 def expected(
@@ -167,8 +181,8 @@ def _next(state: _State, by_last: bool, rate: float) -> _State:
 
     def numbers(at: np.ndarray) -> np.ndarray:
         """Bias [2] and first-order covariance [4] of a fit, in a row."""
-        fit = _fit(*_sampled(at, by_last, rate))
-        return np.concatenate([fit.bias, fit.first.ravel()])
+        bias, first = _leading(*_sampled(at, by_last, rate))
+        return np.concatenate([bias, first.ravel()])
 
     fit = _fit(*_sampled(state.at, by_last, rate))
     slope, bend = _derivatives(numbers, state.at)
@@ -194,16 +208,22 @@ def _fit(source: np.ndarray, tilt: np.ndarray) -> _Fit:
     """Bias and covariance of a fit to N draws of Beta(source) with the weight x^tilt_0
     (1 - x)^tilt_1.
     """
-    means, covariance, third = _cumulants(source, tilt)
-    g_ia, g_iab, g_iabc = _of_means(means, source + tilt)
+    means, covariance = _cumulants(source, tilt)
+    third = _third_cumulant(source, tilt, means)
+    g_ia, g_iab = _of_means(means, source + tilt)
+    g_iabc = _third_of_means(means, source + tilt)
     skewed = np.einsum("ia,jbc,abc->ij", g_ia, g_iab, third) / 2
     cubic = np.einsum("ia,jbcd,ab,cd->ij", g_ia, g_iabc, covariance, covariance) / 2
     square = np.einsum("iab,jcd,ac,bd->ij", g_iab, g_iab, covariance, covariance) / 2
-    return _Fit(
-        bias=np.einsum("iab,ab->i", g_iab, covariance) / 2,
-        first=g_ia @ covariance @ g_ia.T,
-        second=skewed + skewed.T + cubic + cubic.T + square,
-    )
+    bias, first = _leading(source, tilt)
+    return _Fit(bias, first, second=skewed + skewed.T + cubic + cubic.T + square)
+
+
+def _leading(source: np.ndarray, tilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bias of `_fit` and its covariance to first order, which need no third derivatives."""
+    means, covariance = _cumulants(source, tilt)
+    g_ia, g_iab = _of_means(means, source + tilt)
+    return np.einsum("iab,ab->i", g_iab, covariance) / 2, g_ia @ covariance @ g_ia.T
 
 
 def _log_partition(theta: np.ndarray) -> float:
@@ -221,18 +241,39 @@ def _of_log_partition(theta: np.ndarray, order: int) -> np.ndarray:
     return found
 
 
-def _of_means(means: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First, second and third derivatives [2, 3, ...] of a fit, which is `at`, by the means [3] of
-    w, w log x and w log(1 - x), that of w being 1.
+def _of_means(means: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and second derivatives [2, 3, ...] of a fit, which is `at`, by the means [3] of w,
+    w log x and w log(1 - x), that of w being 1.
     """
-    inverse = np.linalg.inv(_of_log_partition(at, 2))
+    g_p, g_pq = _of_ratios(at)
+    y_a, y_ab, _ = _ratios(means)
+    two = np.einsum("ipq,pa,qb->iab", g_pq, y_a, y_a) + np.einsum("ip,pab->iab", g_p, y_ab)
+    return g_p @ y_a, two
+
+
+def _third_of_means(means: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The third derivatives [2, 3, 3, 3] of `_of_means`."""
+    inverse, g_pq = _of_ratios(at)
     third, fourth = _of_log_partition(at, 3), _of_log_partition(at, 4)
-    # Of the fit by the two ratios of means: derivatives of the inverse of the gradient of ln B.
-    g_p = inverse
-    g_pq = -np.einsum("ip,pqr,qa,rb->iab", inverse, third, inverse, inverse)
     g_pqr = -np.einsum("ip,pqrs,qa,rb,sc->iabc", inverse, fourth, inverse, inverse, inverse)
     g_pqr -= _three(np.einsum("ip,pqr,qa,rbc->ibca", inverse, third, inverse, g_pq))
-    # Of the ratios m_i / m_0 by the means.
+    y_a, y_ab, y_abc = _ratios(means)
+    three = np.einsum("ipqr,pa,qb,rc->iabc", g_pqr, y_a, y_a, y_a)
+    three += _three(np.einsum("ipq,pab,qc->iabc", g_pq, y_ab, y_a))
+    return three + np.einsum("ip,pabc->iabc", inverse, y_abc)
+
+
+def _of_ratios(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and second derivatives [2, 2, ...] of a fit by the two ratios of means: those of the
+    inverse of the gradient of ln B.
+    """
+    inverse = np.linalg.inv(_of_log_partition(at, 2))
+    third = _of_log_partition(at, 3)
+    return inverse, -np.einsum("ip,pqr,qa,rb->iab", inverse, third, inverse, inverse)
+
+
+def _ratios(means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First to third derivatives [2, 3, ...] of the ratios m_i / m_0 by the means, m_0 being 1."""
     y = means[1:]
     y_a = np.concatenate([-y[:, None], np.eye(2)], 1)
     y_ab, y_abc = np.zeros((2, 3, 3)), np.zeros((2, 3, 3, 3))
@@ -240,34 +281,47 @@ def _of_means(means: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray
     for i in range(2):
         y_ab[i, i + 1, 0] = y_ab[i, 0, i + 1] = -1
         y_abc[i, i + 1, 0, 0] = y_abc[i, 0, i + 1, 0] = y_abc[i, 0, 0, i + 1] = 2
-    one = g_p @ y_a
-    two = np.einsum("ipq,pa,qb->iab", g_pq, y_a, y_a) + np.einsum("ip,pab->iab", g_p, y_ab)
-    three = np.einsum("ipqr,pa,qb,rc->iabc", g_pqr, y_a, y_a, y_a)
-    three += _three(np.einsum("ipq,pab,qc->iabc", g_pq, y_ab, y_a))
-    return one, two, three + np.einsum("ip,pabc->iabc", g_p, y_abc)
+    return y_a, y_ab, y_abc
 
 
-def _cumulants(source: np.ndarray, tilt: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean [3], covariance [3, 3] and third cumulant [3, 3, 3] of w (1, log x, log(1 - x)), the
-    weight w being scaled to a mean of 1.
+def _cumulants(source: np.ndarray, tilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [3] and covariance [3, 3] of w (1, log x, log(1 - x)), the weight w being scaled to a
+    mean of 1.
     """
-    scale = _log_partition(source + tilt) - _log_partition(source)
+    mean = _mean_under(source + tilt)
+    return mean, _second_moment(source, tilt) - np.outer(mean, mean)
 
-    def power(k: int) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-        """E[w^k], and the first three cumulants of (1, log x, log(1 - x)) under w^k."""
-        at = source + k * tilt
-        size = np.exp(_log_partition(at) - _log_partition(source) - k * scale)
-        mean = np.array([1.0, *_of_log_partition(at, 1)])
-        spread, skew = (np.pad(_of_log_partition(at, order), (1, 0)) for order in (2, 3))
-        return size, mean, spread, skew
 
-    mean = power(1)[1]
-    size, m, spread, _ = power(2)
-    second = size * (spread + np.outer(m, m))
-    size, m, spread, skew = power(3)
+def _third_cumulant(source: np.ndarray, tilt: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """The third cumulant [3, 3, 3] beside those of `_cumulants`."""
+    at = source + 3 * tilt
+    size, m, spread = _mean_power(source, tilt, 3), _mean_under(at), _spread_under(at)
+    skew = np.pad(_of_log_partition(at, 3), (1, 0))
     third = size * (skew + _three(_times(spread, m)) + _times(np.outer(m, m), m))
     cube = _times(np.outer(mean, mean), mean)
-    return mean, second - np.outer(mean, mean), third - _three(_times(second, mean)) + 2 * cube
+    return third - _three(_times(_second_moment(source, tilt), mean)) + 2 * cube
+
+
+def _second_moment(source: np.ndarray, tilt: np.ndarray) -> np.ndarray:
+    at = source + 2 * tilt
+    m = _mean_under(at)
+    return _mean_power(source, tilt, 2) * (_spread_under(at) + np.outer(m, m))
+
+
+def _mean_power(source: np.ndarray, tilt: np.ndarray, k: int) -> float:
+    """E[w^k] of the scaled weight w."""
+    scale = _log_partition(source + tilt) - _log_partition(source)
+    return np.exp(_log_partition(source + k * tilt) - _log_partition(source) - k * scale)
+
+
+def _mean_under(at: np.ndarray) -> np.ndarray:
+    """The mean [3] of (1, log x, log(1 - x)) under Beta(at)."""
+    return np.array([1.0, *_of_log_partition(at, 1)])
+
+
+def _spread_under(at: np.ndarray) -> np.ndarray:
+    """Their covariance [3, 3]."""
+    return np.pad(_of_log_partition(at, 2), (1, 0))
 
 
 def _times(pair: np.ndarray, one: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -48,16 +49,17 @@ def run(path, generations=4, pause=0.0, console=False, beside=False):
 
 def count_changes(at_change):
     """Calls `at_change(n)` before the n-th change of the disk, from now on; returns what undoes
-    this.
+    this. No other thread renames or removes anything meanwhile.
     """
     originals = os.replace, os.rename, os.unlink, os.rmdir
-    seen = [0]
+    seen, one_at_a_time = [0], threading.Lock()
 
     def counted(function):
         def wrapper(*args, **kwargs):
-            seen[0] += 1
-            at_change(seen[0])
-            return function(*args, **kwargs)
+            with one_at_a_time:
+                seen[0] += 1
+                at_change(seen[0])
+                return function(*args, **kwargs)
 
         return wrapper
 

@@ -209,6 +209,8 @@ def test_as_many_chains_as_the_compiler_says_fit(model, monkeypatch, tmp_path):
     """With a limit of memory that is made up: the largest number that fits, and a fit of that many
     chains needs no more.
     """
+    known = functools.cache(functools.partial(autotune.program_bytes, model, FIT, TRAIN, 16))
+    monkeypatch.setattr(autotune, "program_bytes", lambda *args: known(args[-1]))
     bytes_of = {c: autotune.program_bytes(model, FIT, TRAIN, 16, c) for c in (1, 2, 4, 8)}
     assert sorted(bytes_of.values()) == list(bytes_of.values())
     for room, best in (

@@ -24,7 +24,7 @@ FIT = FitConfig(
     epochs=2,
     batch_size=8,
     learning_rate=1e-2,
-    length_buckets=2,
+    length_buckets=1,
 )
 TRAIN = TrainOptions(steps_per_call=4)
 SAMPLE = SampleConfig(

@@ -2,8 +2,10 @@
 the repository.
 """
 
+import functools
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -107,12 +109,14 @@ def human(shared):
     file.
     """
 
-    def read(relative: str, n: int) -> list[str]:
-        with shared(f"data/{relative}").open(encoding="utf-8") as file:
-            texts = [json.loads(line)["text"] for line in file]
-        return texts[:: max(1, len(texts) // n)][:n]
+    return lambda relative, n: list(spread(shared(f"data/{relative}"), n))
 
-    return read
+
+@functools.cache
+def spread(path: Path, n: int) -> tuple[str, ...]:
+    with path.open(encoding="utf-8") as file:
+        lines = file.readlines()
+    return tuple(json.loads(line)["text"] for line in lines[:: max(1, len(lines) // n)][:n])
 
 
 @pytest.fixture

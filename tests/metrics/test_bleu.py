@@ -20,12 +20,12 @@ def sacrebleu_loop(texts):
 
 
 def test_equal_to_sacrebleu_on_human_text_with_duplicates_and_empty_texts(tweets, prose):
-    texts = tweets[::40] + prose[::50] + tweets[:200:20] + ["", "", " ", "a"]
+    texts = tweets[::60] + prose[::75] + tweets[:240:30] + ["", "", " ", "a"]
     np.testing.assert_allclose(self_bleu(texts), sacrebleu_loop(texts), rtol=0, atol=1e-9)
 
 
 def test_equal_to_sacrebleu_on_hostile_text(hostile):
-    texts = hostile[:250] + hostile[:10] + hostile[-10:]
+    texts = hostile[:180] + hostile[:10] + hostile[-10:]
     np.testing.assert_allclose(self_bleu(texts), sacrebleu_loop(texts), rtol=0, atol=1e-9)
 
 
@@ -71,7 +71,7 @@ def test_lexical_diversity_strips_and_drops_empty_texts_as_the_paper_does(tweets
 
 
 def test_time_grows_with_the_number_of_texts_and_not_with_its_square(human):
-    texts = human("senate_tweets/tweets.jsonl", 40_000)
+    texts = human("senate_tweets/tweets.jsonl", 20_000)
 
     def best(n):
         times = []
@@ -82,4 +82,4 @@ def test_time_grows_with_the_number_of_texts_and_not_with_its_square(human):
         return min(times)
 
     best(1000)
-    assert best(40_000) / best(5000) < 30  # 8 times the texts; 64 if quadratic
+    assert best(20_000) / best(2500) < 30  # 8 times the texts; 64 if quadratic

@@ -233,7 +233,7 @@ def test_the_script_begins_with_the_first_blocks_of_a_base(tmp_path, monkeypatch
 
 
 def test_training_a_detector():
-    texts = [f"{s[:-1]} in case {i}." for i, s in enumerate(REAL * 12)]
+    texts = [f"{s[:-1]} in case {i}." for i, s in enumerate(REAL * 6)]
     report = fit_detector([*texts, "too short"], train="head", epochs=20).report
     assert sum(report["counts"].values()) == len(texts)
     assert report["test"]["macro_f1"] > 0.5 > report["majority"]["macro_f1"]

@@ -4,6 +4,7 @@ stops.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -50,9 +51,22 @@ def run(folder, **variables):
     return used == "True", int(hits), done.stderr
 
 
-def test_the_second_process_compiles_nothing_again(tmp_path):
-    folder = tmp_path / "cache" / "xla"
-    used, hits, _ = run(folder)
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A folder that one process filled, and what it said. Tests that write to it copy it."""
+    folder = tmp_path_factory.mktemp("filled") / "cache" / "xla"
+    return folder, run(folder)
+
+
+@pytest.fixture(scope="module")
+def of_the_user(tmp_path_factory):
+    """The same where the user's own setting names another folder: that, ours, and what it said."""
+    own, folder = tmp_path_factory.mktemp("user") / "own", tmp_path_factory.mktemp("user") / "ours"
+    return own, folder, run(folder, JAX_COMPILATION_CACHE_DIR=str(own))
+
+
+def test_the_second_process_compiles_nothing_again(filled):
+    folder, (used, hits, _) = filled
     assert used and hits == 0
     (place,) = folder.iterdir()
     assert re.fullmatch(
@@ -65,11 +79,13 @@ def test_the_second_process_compiles_nothing_again(tmp_path):
     assert used and hits >= 1
 
 
-def test_an_entry_that_cannot_be_read_is_compiled_again_without_a_warning(tmp_path):
+def test_an_entry_that_cannot_be_read_is_compiled_again_without_a_warning(
+    tmp_path, filled, of_the_user
+):
     """What another version of Python packed in another way reads as damage."""
-    folder, own = tmp_path / "xla", tmp_path / "own"
+    folder = shutil.copytree(filled[0], tmp_path / "xla")
+    own = shutil.copytree(of_the_user[0], tmp_path / "own")
     for variables in ({}, {"JAX_COMPILATION_CACHE_DIR": str(own)}):
-        run(folder, **variables)
         entries = [
             path
             for path in (own if variables else next(folder.iterdir())).iterdir()
@@ -136,10 +152,10 @@ def test_a_platform_that_is_absent_is_refused_elsewhere(monkeypatch):
     assert "-none-" in compile_cache.environment()
 
 
-def test_the_users_own_settings_win(tmp_path):
-    folder, own = tmp_path / "ours", tmp_path / "own"
-    used, _, _ = run(folder, JAX_COMPILATION_CACHE_DIR=str(own))
+def test_the_users_own_settings_win(tmp_path, of_the_user):
+    own, folder, (used, _, _) = of_the_user
     assert used and any(own.iterdir()) and not folder.exists()
+    folder = tmp_path / "ours"
     used, _, _ = run(folder, JAX_ENABLE_COMPILATION_CACHE="false")
     assert not used and not folder.exists()
 

@@ -100,6 +100,7 @@ PROGRAMS = {
         adapters_of("llama", 2, LoraConfig(rank=rank, alpha=8.0, targets=("q", "v")))
         for rank in (1, 3, 4, 8, 10)
     ],
+    "one product": lambda: adapters_of("gpt2", 1, LoraConfig(rank=4, targets=("c_attn",))),
     "together": lambda: adapters_of("gpt2", 4),
     "fresh": lambda: train_step._init_optimizer(
         FitConfig(), train_step.TrainOptions(), given("gpt2", 2).weights
@@ -132,11 +133,12 @@ PROGRAMS = {
 # fused loops (see conftest.py), and users' compiler one: a process as users start it compiles them.
 AS_USERS = (
     "ranks",
+    "one product",
     "together",
     *(f"adapters {base}" for base in ("llama", "qwen2", "gpt2", "opt")),
 )
 # Up to ten seconds each with later versions; one of their kind is always tried.
-LONG = tuple(name for name in AS_USERS if name != "adapters gpt2")
+LONG = tuple(name for name in AS_USERS if name != "one product")
 CASES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in PROGRAMS]
 
 

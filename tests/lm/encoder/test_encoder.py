@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from jaxloop.lm.encoder import config as encoder_config
 from jaxloop.lm.encoder import encoder as E
 from jaxloop.lm.encoder import files
+from tests.compiler import as_for_users
 from tests.peers import peer
 
 sentence_transformers = peer("sentence_transformers")
@@ -22,7 +23,7 @@ readouts = peer("sentence_transformers.sentence_transformer.modules")
 torch = peer("torch")
 hf = peer("transformers", "torch")
 
-pytestmark = pytest.mark.optimised
+hidden = jax.jit(E.hidden, static_argnums=0)
 
 VOCAB = 300
 SMALL = dict(
@@ -156,7 +157,7 @@ def test_hidden_states_equal_torch(folder, name):
     ids, mask = padded(tokens, length)
     with torch.no_grad():
         theirs = model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
-    found = np.asarray(E.hidden(ours.config, ours.params, jnp.asarray(tokens), jnp.asarray(length)))
+    found = np.asarray(hidden(ours.config, ours.params, jnp.asarray(tokens), jnp.asarray(length)))
     real = mask.numpy().astype(bool)
     assert np.abs(found - theirs)[real].max() < 2e-4
 
@@ -171,9 +172,7 @@ def test_directions_differ(folder):
         other = tokens.copy()
         other[0, -1] = (other[0, -1] + 1) % VOCAB
         first = [
-            np.asarray(E.hidden(ours.config, ours.params, jnp.asarray(t), jnp.asarray(length)))[
-                0, 0
-            ]
+            np.asarray(hidden(ours.config, ours.params, jnp.asarray(t), jnp.asarray(length)))[0, 0]
             for t in (tokens, other)
         ]
         assert (np.abs(first[0] - first[1]).max() > 1e-4) == depends
@@ -231,7 +230,7 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", as_for_users(MODULES, "mpnet", "qwen2-both"))
 def test_directory_equals_sentence_transformers(folder, tmp_path, name):
     path, _ = folder(name)
     transformer = base.Transformer(str(path), max_seq_length=20)
@@ -325,7 +324,7 @@ def test_gradients_of_shared_layers_equal_torch(folder):
         logits = E.class_logits(ours.config, params, jnp.asarray(tokens), jnp.asarray(length))
         return -jax.nn.log_softmax(logits)[jnp.arange(3), jnp.array([0, 2, 1])].mean()
 
-    found = jax.grad(loss)(ours.params)
+    found = jax.jit(jax.grad(loss))(ours.params)
     assert len(found["layers"]) == 2
     for group, layer in enumerate(found["layers"]):
         of_group = f"albert.encoder.albert_layer_groups.{group}.albert_layers.0."
@@ -380,6 +379,7 @@ def test_gamma_and_beta_are_read(folder, tmp_path):
     )
 
 
+@pytest.mark.optimised
 def test_rows_do_not_depend_on_their_neighbours(folder):
     ours = files.load_encoder(folder("bert")[0])
 

@@ -31,9 +31,10 @@ def test_gate_kernel(slots, groups, dtype):
     assert row_products.fits(slots * groups, groups, 128, 128)
 
     def run(how):
-        return jax.jit(
-            lambda: project(x, w, GroupAdapter(adapter, entry, how), (128, 128), gated=True)
-        )().astype(jnp.float32)
+        def gated(x, w, adapter, entry):  # what is no argument is folded while it is compiled
+            return project(x, w, GroupAdapter(adapter, entry, how), (128, 128), gated=True)
+
+        return jax.jit(gated)(x, w, adapter, entry).astype(jnp.float32)
 
     ours, theirs = run("fused_interpret"), run("plain")
     share = 1e-5 if dtype == jnp.float32 else 2e-2
@@ -56,8 +57,11 @@ def test_gate_kernel_of_a_tpu(slots, groups, rank, dtype):
     assert ring_products.fits(slots * groups, groups, 128, 512, rank)
 
     def run(how):
-        of_groups = GroupAdapter(adapter, jnp.arange(groups), how)
-        return jax.jit(lambda: project(x, w, of_groups, (512, 512), gated=True))()
+        def gated(x, w, adapter):
+            of_groups = GroupAdapter(adapter, jnp.arange(groups), how)
+            return project(x, w, of_groups, (512, 512), gated=True)
+
+        return jax.jit(gated)(x, w, adapter)
 
     ours, theirs = (run(how).astype(jnp.float32) for how in ("ring_fused_interpret", "plain"))
     share = 1e-5 if dtype == jnp.float32 else 2e-2

@@ -15,12 +15,11 @@ from safetensors.numpy import load_file, save_file
 from jaxloop import lm
 from jaxloop.lm.model import config as specs
 from jaxloop.lm.model import transformer
+from tests.compiler import as_for_users
 from tests.peers import peer
 
 torch = peer("torch")
 hf = peer("transformers", "torch")
-
-pytestmark = pytest.mark.optimised
 
 NAMES = [
     "gpt2",
@@ -36,6 +35,7 @@ NAMES = [
     "deep",
 ]
 TOLERANCE = 2e-4  # absolute, float32, logits of order one to ten
+
 
 forward = jax.jit(lm.forward, static_argnums=0)
 
@@ -60,7 +60,7 @@ def torch_logits(model, tokens, mask=None):
         return model(torch.from_numpy(tokens).long(), **given).logits.float().numpy()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", as_for_users(NAMES, "gpt2", "llama"))
 def test_logits_equal_those_of_transformers_padded_or_not(name, checkpoint, loaded):
     model, (tokens, mask) = loaded(name), batch()
     theirs = torch_logits(checkpoint(name).torch, tokens)
@@ -255,7 +255,9 @@ def test_rematerialised_layers_give_the_same_gradient(loaded):
     )
 
 
-@pytest.mark.parametrize("name", ["gpt2", "opt-350m", "llama-bias", "falcon3"])
+@pytest.mark.parametrize(
+    "name", as_for_users(["gpt2", "opt-350m", "llama-bias", "falcon3"], "llama-bias")
+)
 def test_gradients_of_all_weights_equal_those_of_torch(name, loaded, checkpoint, tmp_path):
     model, (tokens, mask) = loaded(name), batch()
     use = (mask[:, 1:] & mask[:, :-1]).astype(np.float32)

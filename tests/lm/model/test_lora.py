@@ -15,6 +15,7 @@ from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model import transformer
 from jaxloop.lm.model.config import fused_projections
 from jaxloop.lm.model.linear import fused_linear
+from tests.compiler import as_for_users
 from tests.lm.random_adapters import random_adapters
 from tests.peers import peer
 
@@ -61,8 +62,7 @@ def base(checkpoint):
     return lambda name: type(checkpoint(name).torch).from_pretrained(checkpoint(name).path).eval()
 
 
-@pytest.mark.optimised
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", as_for_users(TARGETS, "opt", "qwen2"))
 def test_two_chains_compute_what_peft_computes_for_each(name, base, loaded, tmp_path):
     """Files written by peft; logits; gradients of the loss with respect to the factors."""
     model, t = loaded(name), tokens()

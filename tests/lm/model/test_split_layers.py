@@ -158,9 +158,9 @@ def test_every_way_to_train_computes_what_the_plain_form_does(change, loaded):
         if change == "full"
         else random_adapters(model.config, lora, 2).weights
     )
-    plain, ours = (
-        gradient(model.config, settings, base, weights, batch(2), t) for t in (Target(), target)
-    )
+    kept = settings.replace(remat=False)  # what is kept is the same whether or not it is recomputed
+    plain = gradient(model.config, kept, base, weights, batch(2), Target())
+    ours = gradient(model.config, settings, base, weights, batch(2), target)
     np.testing.assert_allclose(ours[0], plain[0], atol=1e-2)
     assert far(ours[1], plain[1]) < 5e-2
     exact = gradient(model.config, settings, base, weights, batch(2, seed=2), target)
@@ -317,9 +317,9 @@ def test_logits_beyond_the_range_of_exp_have_a_loss():
 
 
 def test_tokens_are_drawn_in_float32_from_models_in_bfloat16():
-    """A tail of one in 2^17 under logits from bfloat16 states: its frequency over a million
-    uniforms is what float32 theory says, and every word of it is met. (Uniform numbers or sums in
-    half precision know no step that small.)
+    """A tail of one in 2^17 under logits from bfloat16 states: its frequency over 2^18 uniforms,
+    two for each of its words, is what float32 theory says, and every word of it is met. (Uniform
+    numbers or sums in half precision know no step that small.)
     """
     v, d = 1024, 8
     head = jnp.zeros((v, d), jnp.bfloat16).at[0, 0].set(1.0)
@@ -328,11 +328,11 @@ def test_tokens_are_drawn_in_float32_from_models_in_bfloat16():
     assert logits.dtype == jnp.float32
     p = np.exp(np.asarray(logits[0], np.float64))
     p /= p.sum()
-    tail, n = 1 - p[0], 1 << 20
+    tail, n = 1 - p[0], 1 << 18
     u = (np.arange(n) + 0.5) / n
     draw = jax.jit(jax.vmap(lambda u: next_token(Sampler(), logits, u[None])[0]))
     drawn = np.concatenate(
-        [np.asarray(draw(part)) for part in u.astype(np.float32).reshape(64, -1)]
+        [np.asarray(draw(part)) for part in u.astype(np.float32).reshape(16, -1)]
     )
     assert abs((drawn > 0).mean() - tail) < 2e-2 * tail + 4 / n
     assert len(np.unique(drawn)) == v

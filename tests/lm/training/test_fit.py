@@ -92,8 +92,9 @@ def test_zero_weight_samples_have_no_influence(tiny_model):
     other = TEXTS[:half] + TEXTS[half + half // 2 :] + TEXTS[half : half + half // 2]
     lengths = [[len(i) for i in tiny_model.tokenizer.encode(t)] for t in (TEXTS, other)]
     assert lengths[0] == lengths[1] and not any(map(str.__eq__, TEXTS[half:], other[half:]))
+    two = FIT.replace(length_buckets=2)  # and a program for each of two lengths
     a, b, plain, doubled = (
-        fit(tiny_model, [FitTask(jax.random.key(0), texts, PROMPTS, w)], FIT)[0].weights
+        fit(tiny_model, [FitTask(jax.random.key(0), texts, PROMPTS, w)], two)[0].weights
         for texts, w in (
             (TEXTS, weights),
             (other, weights),
