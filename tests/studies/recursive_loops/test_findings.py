@@ -161,6 +161,7 @@ def test_same_files_same_page(tmp_path):
     assert {p: p.read_bytes() for p in before} == before
 
 
+@pytest.mark.usefixtures("undrawn_pages")
 def test_multi_domain(tmp_path):
     metrics, chains, properties, members = planted.multi(beta=0.02, count=24, noise=0.01)
     root = write(
