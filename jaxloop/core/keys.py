@@ -25,6 +25,15 @@ Integer: TypeAlias = int | np.integer | jax.Array
 Draws: TypeAlias = np.ndarray | jax.Array
 
 
+def check_seed(seed: int) -> None:
+    """Raise ValueError for a seed that is not a whole number from 0 to 2^64 - 1."""
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**64:
+        raise ValueError(
+            f"seed={seed!r} is not allowed; it must be a whole number from 0 to 2**64 - 1"
+        )
+
+
 def chain_key(seed: int) -> jax.Array:
     """Return the root key of a chain, made of all 64 bits of its seed.
 
@@ -34,11 +43,7 @@ def chain_key(seed: int) -> jax.Array:
     Raises:
         ValueError: the seed is not a whole number from 0 to 2^64 - 1.
     """
-    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not whole or not 0 <= seed < 2**64:
-        raise ValueError(
-            f"seed={seed!r} is not allowed; it must be a whole number from 0 to 2**64 - 1"
-        )
+    check_seed(seed)
     high, low = divmod(int(seed), 2**32)
     if not high:
         return jax.random.key(low, impl="threefry2x32")

@@ -90,7 +90,8 @@ def _in_batches(fn: Callable[[Any], Any], batch: int, args: Any) -> Any:
     """`jax.vmap(fn)` of batches of `batch` chains, one after another."""
     blocks = jax.tree.leaves(args)[0].shape[0] // batch
     room = max(blocks, 2)
-    block = jax.vmap(fn)
+    # Jitted, so that it is traced once for its shapes and for the loop, and not twice.
+    block = jax.jit(jax.vmap(fn), inline=True)
     split = jax.tree.map(lambda x: x.reshape(blocks, batch, *x.shape[1:]), args)
     if room > blocks:
         split = jax.lax.optimization_barrier(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxloop.core.keys import chain_key, fold_in, phase_key, random_below
+from jaxloop.core.keys import chain_key, check_seed, fold_in, phase_key, random_below
 from jaxloop.recursion.workflow import BUILDERS, Workflow
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,~-]*")
@@ -60,7 +60,7 @@ class ChainSpec:
             )
         if not self.bases:
             raise ValueError(f"bases: chain {self.id} has none, must name at least one base model")
-        chain_key(self.seed)
+        check_seed(self.seed)
         if not isinstance(self.dataset, str) and len(self.dataset) != self.workflow.entities:
             raise ValueError(
                 f"dataset: {len(self.dataset)} names for {self.workflow.entities} entities; give "

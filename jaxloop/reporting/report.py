@@ -1,5 +1,6 @@
 """One page per study: self-contained HTML that loads nothing, runs nothing and is safe to open."""
 
+import functools
 import importlib.resources
 import json
 import math
@@ -104,6 +105,17 @@ class Progress(NamedTuple):
     reload: int | None = None
 
 
+@functools.cache
+def _template() -> jinja2.Template:
+    """The page, compiled once a process."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(
+        importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    )
+
+
 def render(
     metrics: pd.DataFrame,
     *,
@@ -136,13 +148,7 @@ def render(
     """
     measured = _measured(metrics, references or {})
     names = measured.names
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(
-        importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    )
-    page = template.render(
+    page = _template().render(
         title=printable(title),
         subtitle=printable(subtitle),
         colours=figures.colours_css(),

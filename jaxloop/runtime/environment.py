@@ -85,6 +85,7 @@ def masked(name: str, value: str) -> str:
     return redact(re.sub(r"(\w+://)[^/@\s]+@", r"\1(hidden)@", value))
 
 
+@functools.cache
 def version(package: str) -> str:
     """Return the installed version of a distribution, or `not installed`."""
     try:

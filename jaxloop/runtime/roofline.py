@@ -151,7 +151,7 @@ def measure_limits(
         jax.random.normal(jax.random.fold_in(key, i), (size, size)).astype(dtype) for i in (1, 2)
     )
     flops = 2 * size**3 / _best(jax.jit(jnp.matmul), (a, b), seconds)
-    long = jax.random.normal(key, ((1 << 27) if large else (1 << 24),))
+    long = jnp.ones((1 << 27) if large else (1 << 24), jnp.float32)
     bandwidth = 2 * long.nbytes / _best(jax.jit(lambda x: x + 1.0), (long,), seconds)
     return Limits(flops, bandwidth)
 

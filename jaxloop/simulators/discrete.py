@@ -29,7 +29,10 @@ def discrete_family(
     size = real.shape[0]
 
     def draw(key: jax.Array, n: int) -> jax.Array:
-        return choose(key, jnp.asarray(real, jnp.result_type(float)), n)
+        # Hidden from the compiler, which would else sum the same numbers for every item of every
+        # chain itself: half a minute for a few thousand chains.
+        weights = jax.lax.optimization_barrier(jnp.asarray(real, jnp.result_type(float)))
+        return choose(key, weights, n)
 
     def fit(key: jax.Array, items: jax.Array, weights: jax.Array) -> jax.Array:
         counts = jnp.zeros(size, weights.dtype).at[items].add(weights) + smoothing

@@ -12,6 +12,7 @@ import jaxloop
 from jaxloop import config
 from jaxloop.studies import config_of, load
 from jaxloop.studies.chain import prepare as chain_prepare
+from tests import drawings
 
 
 def test_every_public_name_is_there_and_listed():
@@ -102,7 +103,9 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return jaxloop.run("quickstart", tmp_path_factory.mktemp("api") / "run", CHANGES)
+    with pytest.MonkeyPatch.context() as patch:
+        drawings.leave_out(patch)
+        return jaxloop.run("quickstart", tmp_path_factory.mktemp("api") / "run", CHANGES)
 
 
 def test_a_run_is_read_as_data_frames(finished):

@@ -99,7 +99,8 @@ def test_fit_maximises_the_weighted_likelihood(a, b, n):
         objective,
         np.log(found.theta) + 0.3,
         method="Nelder-Mead",
-        options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 4000},
+        # A value of some hundreds less some hundreds is rounded to about 1e-13.
+        options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 4000},
     )
     np.testing.assert_allclose(found.theta, np.exp(best.x), rtol=1e-5)
     assert objective(np.log(found.theta)) <= best.fun + 1e-12
@@ -110,7 +111,7 @@ def test_fit_maximises_the_weighted_likelihood(a, b, n):
 
 @pytest.fixture(scope="module")
 def chains():
-    return beta.simulate(n=2000, replicates=600, generations=4, seed=3, report=True)
+    return beta.simulate(n=1000, replicates=600, generations=4, seed=3, report=True)
 
 
 def test_chains_follow_the_population_and_its_covariance(chains):
@@ -121,16 +122,16 @@ def test_chains_follow_the_population_and_its_covariance(chains):
         and converged.all()
         and steps.max() < 12
     )
-    path, cov = beta.population(generations=4), beta.asymptotic_cov(2000, generations=4)
+    path, cov = beta.population(generations=4), beta.asymptotic_cov(1000, generations=4)
     sd = np.sqrt(np.diagonal(cov, axis1=1, axis2=2))
-    # Estimates of order n are biased by order 1/n: 1% of the value at n = 2000, doubled as the
+    # Estimates of order n are biased by order 1/n: 2% of the value at n = 1000, doubled as the
     # chain is.
-    assert (np.abs(theta.mean(0) - path) < 4.5 * sd / np.sqrt(600) + 0.01 * path).all()
+    assert (np.abs(theta.mean(0) - path) < 4.5 * sd / np.sqrt(600) + 0.02 * path).all()
     for t in range(5):
         ratio = np.cov(theta[:, t].T) / cov[t]
         assert np.abs(ratio - 1).max() < 0.25, (t, ratio)
     mode = (theta[..., 0] - 1) / (theta.sum(2) - 2)
-    assert np.abs(mode.mean(0) - 0.6).max() < 5 * 0.0036 * np.sqrt(5) / np.sqrt(600)
+    assert np.abs(mode.mean(0) - 0.6).max() < 5 * 0.0051 * np.sqrt(5) / np.sqrt(600)
     assert (np.diff(theta.sum(2), axis=1) > 0).all(), (
         "the concentration rises in every generation of every chain"
     )
@@ -139,18 +140,18 @@ def test_chains_follow_the_population_and_its_covariance(chains):
 @pytest.mark.parametrize("weighting,exponent", [("pretrained", 1.0), ("none", 1.0), ("model", 0.4)])
 def test_covariance_of_the_other_readings(weighting, exponent):
     theta = beta.simulate(
-        n=2000, replicates=600, generations=3, weighting=weighting, exponent=exponent, seed=4
+        n=500, replicates=600, generations=3, weighting=weighting, exponent=exponent, seed=4
     )
-    cov = beta.asymptotic_cov(2000, generations=3, weighting=weighting, exponent=exponent)
+    cov = beta.asymptotic_cov(500, generations=3, weighting=weighting, exponent=exponent)
     for t in range(4):
         assert np.abs(np.cov(theta[:, t].T) / cov[t] - 1).max() < 0.25, t
 
 
 def test_a_chain_is_the_same_among_others_and_under_the_plan_of_replace(chains):
-    many, options = chains[0], dict(n=2000, replicates=2, seed=3)
+    many, options = chains[0], dict(n=1000, replicates=2, seed=3)
     np.testing.assert_array_equal(beta.simulate(generations=4, **options), many[:2])
     assert jnp.zeros(1).dtype == np.float32
-    mixed = beta.simulate(generations=1, workflow=wf.accumulate(2000), **options)
+    mixed = beta.simulate(generations=1, workflow=wf.accumulate(1000), **options)
     np.testing.assert_allclose(mixed[:, 0], many[:2, 0], rtol=1e-12)
     assert np.abs(mixed[:, 1] - many[:2, 1]).min() > 1e-6
 

@@ -33,6 +33,19 @@ def double():
         yield
 
 
+def compiled(family):
+    """The family with functions that are one program each, and not one per operation."""
+    programs = {
+        "draw": jax.jit(family.draw, static_argnums=1),
+        "fit": jax.jit(family.fit),
+        "sample": jax.jit(family.sample, static_argnums=2),
+        "measure": jax.jit(family.measure),
+    }
+    if family.base is not None:
+        programs["base"] = jax.jit(family.base)
+    return family._replace(**programs)
+
+
 def test_small_factorisations():
     x = RNG.normal(size=(5, 7))
     full, thin = x @ x.T / 7, x[:, :2] @ x[:, :2].T
@@ -48,7 +61,7 @@ def test_small_factorisations():
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_gaussian_fit_and_draws(unbiased):
     x = RNG.normal(size=(30, 3)) @ RNG.normal(size=(3, 3))
-    family = gaussian_family(3, unbiased=unbiased)
+    family = compiled(gaussian_family(3, unbiased=unbiased))
     counts = RNG.integers(0, 3, 30)
     mean, cov = family.fit(KEY, jnp.asarray(x), jnp.ones(30))
     np.testing.assert_allclose(mean, x.mean(0), rtol=1e-12)
@@ -61,8 +74,8 @@ def test_gaussian_fit_and_draws(unbiased):
 
 
 def test_discrete_fit_and_draws():
-    family = discrete_family(
-        [0.5, 0.2, 0.0, 0.3], smoothing=0.5, bias=np.array([1.0, 2.0, 1.0, 1.0])
+    family = compiled(
+        discrete_family([0.5, 0.2, 0.0, 0.3], smoothing=0.5, bias=np.array([1.0, 2.0, 1.0, 1.0]))
     )
     items, weights = RNG.integers(0, 4, 50), RNG.uniform(size=50)
     counts = (np.bincount(items, weights, 4) + 0.5) * [1, 2, 1, 1]
@@ -97,7 +110,7 @@ def test_coin_and_counts():
 def test_kernel_density(rule):
     x = RNG.normal(size=(25, 2)) @ np.array([[1.0, 0.6], [0, 0.5]])
     weights = RNG.uniform(0.2, 1, 25)
-    family = kde_family(2, bandwidth=rule, heldout=20)
+    family = compiled(kde_family(2, bandwidth=rule, heldout=20))
     params = family.fit(KEY, jnp.asarray(x), jnp.asarray(weights))
     theirs = scipy.stats.gaussian_kde(
         x.T, weights=weights, bw_method=rule if isinstance(rule, str) else None
@@ -117,7 +130,7 @@ def test_kernel_density(rule):
 
 
 def test_tophat_kernel_is_a_density_and_what_is_drawn():
-    family = kde_family(1, bandwidth=0.5, kernel="tophat", heldout=1)
+    family = compiled(kde_family(1, bandwidth=0.5, kernel="tophat", heldout=1))
     items = jnp.asarray([[0.0], [0.2]])
     params = family.fit(KEY, items, jnp.ones(2))
     drawn = np.asarray(family.sample(KEY, params, 20000))[:, 0]
@@ -132,7 +145,7 @@ def test_tophat_kernel_is_a_density_and_what_is_drawn():
 
 def test_mixture_em_is_scikit_learns():
     means, sds = np.array([[-2.0, 0.0], [1.5, 1.0]]), np.array([1.0, 0.7])
-    family = gmm.gmm_family(means, weights=[0.3, 0.7], sds=sds, iterations=12)
+    family = compiled(gmm.gmm_family(means, weights=[0.3, 0.7], sds=sds, iterations=12))
     x = np.asarray(family.draw(KEY, 200))
     start = family.base(KEY)
     ours = family.fit(KEY, jnp.asarray(x), jnp.ones(200), start)
@@ -179,7 +192,7 @@ def test_ngram_counts_and_draws(order):
     tokens, alphabet = ngram.encode([text], symbols=12)
     size, length = len(alphabet), 12
     assert "".join(alphabet[t] for t in tokens[:7]) == "the cat" and size == 12
-    family = ngram.ngram_family(tokens, order=order, length=length, symbols=size)
+    family = compiled(ngram.ngram_family(tokens, order=order, length=length, symbols=size))
     items = np.asarray(family.draw(KEY, 30))
     windows = {tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)}
     assert all(tuple(row) in windows for row in items.tolist())

@@ -10,11 +10,24 @@ from jaxloop import lm
 from jaxloop.lm.io import bpe
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.model.config import ModelConfig, init
+from tests import drawings
 
 WORDS = (
     "the array of a function returns values shape matches input unless axis is given and result "
     "masked where data type float order copy view"
 )
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A study's reports have no drawings."""
+    drawings.leave_out(monkeypatch)
+
+
+@pytest.fixture
+def undrawn_pages(monkeypatch):
+    """A study's pages have no drawings, which are in files alone."""
+    drawings.leave_out(monkeypatch, files=False)
 
 
 @pytest.fixture(scope="package")

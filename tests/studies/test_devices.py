@@ -109,6 +109,7 @@ def test_measuring_beside_and_a_cut_base_exclude_each_other(place):
         settings(place, ("run.overlap_eval", "true"), ("run.shard_base", "true"))
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("beside", [False, True])
 def test_nothing_is_compiled_after_the_first_generation(place, tmp_path, monkeypatch, beside):
     """Counted over a whole run of five generations, metrics included, which are measured while the

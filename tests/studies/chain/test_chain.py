@@ -168,6 +168,7 @@ def test_the_code_that_the_report_offers_reads_the_files(finished, monkeypatch):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_command_again_changes_nothing_and_more_generations_go_on(
     place, finished, tmp_path, capsys
 ):
@@ -471,6 +472,7 @@ def test_a_value_that_no_chain_has_is_not_checked(place):
     assert len(prepare.prepare(settings(place, *words)).chains) == 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_values_of_one_reference_are_not_taken_for_those_of_another(place, finished, tmp_path):
     """Three calls that measure: with a reference A, without any, and with B."""
     first, other = tmp_path / "A", tmp_path / "B"

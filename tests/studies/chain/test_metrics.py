@@ -22,7 +22,10 @@ from jaxloop.studies.chain import measure as chain_measure
 from jaxloop.studies.chain import prepare
 from jaxloop.studies.chain import run as chain
 from jaxloop.studies.common import models
+from tests import drawings
 from tests.metrics.server import Server, completion
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,7 @@ def judged(place, tmp_path_factory):
         f"--config.metrics={names}",
     ]
     with pytest.MonkeyPatch.context() as patch:
+        drawings.leave_out(patch)
         patch.setattr("jaxloop.metrics.endpoint.random.uniform", lambda *_: 0.0)
         assert cli.guarded(main.main, cli.parse(words)) == 5
     return words, port, judge, folder / "run"

@@ -104,6 +104,7 @@ def test_the_page_is_current_after_every_generation(tmp_path):
     assert not list((tmp_path / "run").glob(".tmp-*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_knows_the_time_left_once_every_step_was_timed(tmp_path):
     seen = {}
     run(tmp_path / "run", seen)
@@ -115,6 +116,7 @@ def test_it_knows_the_time_left_once_every_step_was_timed(tmp_path):
     assert (stored["finished"], stored["generations"]) == (GENERATIONS, GENERATIONS)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_spent_before_a_stop_is_counted(tmp_path):
     def stop(generation):
         if generation == 1:
@@ -136,6 +138,7 @@ def test_what_was_spent_before_a_stop_is_counted(tmp_path):
     assert all(1000 <= s < 1100 for s in run_files.read_spent(tmp_path / "run").values())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_error_of_the_run_stands_on_the_page(tmp_path):
     def fail(generation):
         if generation == 1:
@@ -146,6 +149,7 @@ def test_an_error_of_the_run_stands_on_the_page(tmp_path):
     assert "stopped by an error: the disk is on &lt;fire&gt;" in page_of(tmp_path / "run")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     state = State(0, 2, None, {}, {})
     (tmp_path / "report.html").mkdir()
@@ -154,6 +158,7 @@ def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, caplog):
         wait_for(lambda: "report.html is not current" in caplog.text)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pages_take_a_small_share_of_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "SHARE", 1 / 20)
     wrote, tracked, done = [], [], threading.Event()
@@ -176,6 +181,7 @@ def test_pages_take_a_small_share_of_the_time(tmp_path, monkeypatch):
     assert [state.last for state in tracked] == [None, *range(8)]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_failed_chains_stand_on_the_page(tmp_path):
     failed = {"r1": {"generation": 2, "reason": "the loss is not finite"}}
     with live.watching(tmp_path, title="T", command="c", page={"run_info": []}) as watch:

@@ -186,6 +186,7 @@ def test_crossed_sets_are_trained_on_and_regressed_on(finished):
     assert distances["qa-crossed-n8-d0-o1-s0"] > distances["qa-crossed-n8-d0-o0-s0"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run_asks_and_trains_nothing_again(place, finished, tmp_path, capsys):
     """The endpoint is gone by now: everything comes from the disk, also in a copy whose last tables
     were lost.

@@ -20,6 +20,7 @@ from jaxloop.studies.multi_entity import chains as plan_chains
 from jaxloop.studies.multi_entity import measure
 from jaxloop.studies.multi_entity import prepare as entities_setup
 from jaxloop.studies.multi_entity import run as entities
+from tests import drawings
 
 WORDS = (
     "the array of a function returns values shape matches input unless axis is given and result "
@@ -143,9 +144,12 @@ def losses_of(metrics, alpha, entity):
 
 @pytest.fixture(scope="module")
 def pair(folder, tmp_path_factory):
-    return ran(folder, tmp_path_factory.mktemp("pair") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        drawings.leave_out(patch)
+        return ran(folder, tmp_path_factory.mktemp("pair") / "run")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_alpha_zero_has_exactly_no_effect_across_entities(folder, tmp_path, pair):
     texts, metrics = pair
     changed = {"one": {"task": "qa", "source": f"{folder}/one.jsonl", "prompt": "{question}:"}}
@@ -163,6 +167,7 @@ def test_alpha_zero_has_exactly_no_effect_across_entities(folder, tmp_path, pair
     assert losses_of(metrics, 0.5, 0)[2] != losses_of(other_metrics, 0.5, 0)[2]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_entity_is_a_chain_of_its_own_text_for_text(folder, tmp_path):
     """K = 1 against the same plan carried out by hand, and against an entity that reads itself
     alone beside another one.

@@ -54,6 +54,7 @@ def run_of(root, metrics, chains, ledger):
     return write(root, metrics_csv=metrics, chains_csv=chains, ledger_parquet=ledger)
 
 
+@pytest.mark.usefixtures("undrawn_pages")
 @pytest.mark.parametrize("pooled", [False, True])
 def test_chains_that_follow_the_formula(tmp_path, pooled):
     metrics, *others = tables(pooled=pooled)
@@ -110,6 +111,7 @@ def test_generations_that_are_not_measured():
     np.testing.assert_allclose(ours, kept[columns].to_numpy(float), rtol=1e-12)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_cannot_be_compared_is_said(tmp_path):
     metrics, chains, ledger = tables()
     values = of_diversity(metrics)

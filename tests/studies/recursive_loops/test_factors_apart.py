@@ -65,6 +65,7 @@ def test_figure_2_has_a_curve_for_every_ratio_of_every_level(tmp_path, factor):
             np.testing.assert_allclose(drawn(quality)[name][:, 1], expected, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_figure_that_would_need_too_many_panels_says_so(tmp_path):
     metrics, chains = crossed("selection", tuple(f"p{i}" for i in range(25)), ratios=(1.0,))
     root = write(tmp_path, metrics_csv=metrics, chains_csv=chains)
@@ -80,6 +81,7 @@ def test_a_figure_that_would_need_too_many_panels_says_so(tmp_path):
         pytest.param("quality_splits", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_other_figures_part_what_they_do_not_show(tmp_path, experiment):
     """Two datasets and a factor that nobody foresaw."""
     factor = {"gen0_size": "gen0_size", "models_per_generation": "models"}.get(
@@ -118,6 +120,7 @@ def test_other_figures_part_what_they_do_not_show(tmp_path, experiment):
         }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_political_tables_and_figures_part_ratios(tmp_path):
     parts = []
     for ratio, ends in ((0.75, None), (1.0, {"100l0r": 50.0, "0l100r": 50.0})):

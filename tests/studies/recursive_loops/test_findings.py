@@ -161,6 +161,7 @@ def test_same_files_same_page(tmp_path):
     assert {p: p.read_bytes() for p in before} == before
 
 
+@pytest.mark.usefixtures("undrawn_pages")
 def test_multi_domain(tmp_path):
     metrics, chains, properties, members = planted.multi(beta=0.02, count=24, noise=0.01)
     root = write(
@@ -210,6 +211,7 @@ def small(**changes):
     return {"metrics_csv": metrics, "chains_csv": chains, "properties_csv": properties} | changes
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_fits_that_are_not_possible_are_said_so(tmp_path):
     tables = small()
     tables["properties_csv"]["quality"] = 50.0
@@ -230,6 +232,7 @@ def test_fits_that_are_not_possible_are_said_so(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_stand_in_for_quality_is_named(tmp_path):
     tables = small()
     tables["metrics_csv"]["metric"] = tables["metrics_csv"]["metric"].replace(
@@ -240,6 +243,7 @@ def test_a_stand_in_for_quality_is_named(tmp_path):
     assert "Relative quality (web 1/4, 12 chains)" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_quality_on_both_sides_of_zero_is_not_regressed(tmp_path):
     tables = small()
     metrics = tables["metrics_csv"]
@@ -250,6 +254,7 @@ def test_a_quality_on_both_sides_of_zero_is_not_regressed(tmp_path):
     assert "judge_quality lies on both sides of 0 in generation 0: no relative value" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_overlap_the_page_says_that_errors_are_too_short(tmp_path):
     text = words(rl.write_report(write(tmp_path, **small()), "clusters"))
     assert "The run does not say which texts its clusters share" in text
@@ -419,6 +424,7 @@ def test_figure_8_shows_the_shares_of_the_design(tmp_path):
         ),
     ],
 )
+@pytest.mark.usefixtures("undrawn_pages")
 def test_sweeps_have_their_figures_and_words(tmp_path, experiment, options, names):
     metrics, chains = sweeps.sweep(seeds=3, **options)
     root = write(
@@ -586,6 +592,7 @@ def test_political_page(politics):
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_says_how_well_the_classifier_of_lean_does(tmp_path):
     metrics, chains, texts = sweeps.political()
     root = write(tmp_path, metrics_csv=metrics, chains_csv=chains, text_scores_parquet=texts)
@@ -660,6 +667,7 @@ def test_what_became_of_a_bias(tmp_path):
     ].startswith("none at the start")
 
 
+@pytest.mark.usefixtures("undrawn_pages")
 def test_homogeneous_chains(tmp_path):
     metrics, chains, texts = sweeps.political(bases=("llama", "falcon"), seeds=3)
     root = write(tmp_path, metrics_csv=metrics, chains_csv=chains, text_scores_parquet=texts)
@@ -670,6 +678,7 @@ def test_homogeneous_chains(tmp_path):
     assert labels == ["falcon", "llama"]
 
 
+@pytest.mark.usefixtures("undrawn_pages")
 def test_mixed_and_homogeneous_chains_in_one_experiment(tmp_path):
     metrics, chains, texts = sweeps.political(bases=("mixed", "llama"), seeds=2)
     texts.loc[texts["chain"].str.contains("llama"), "value"] = 90.0

@@ -20,7 +20,7 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
+def quick(monkeypatch, tmp_path, undrawn):
     monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("jaxloop.metrics.embed.embed", ls.letters)
     monkeypatch.setattr("jaxloop.metrics.endpoint.random.uniform", lambda *_: 0.0)

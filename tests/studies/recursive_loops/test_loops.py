@@ -120,6 +120,7 @@ def test_interventions_are_reported_against_the_matched_control(place, tmp_path,
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_models_that_share_a_pool_are_measured_together(place, tmp_path, capsys):
     chain = {"models": [1, 2], "size": 16, "contribution": 0.5, "eval_texts": 7}
     root = go(capsys, place, tmp_path, experiment="models_per_generation", chain=chain)
@@ -152,6 +153,7 @@ CLUSTERS = dict(
 )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_cluster_study_leaves_what_the_regressions_read_and_goes_on(tmp_path, capsys):
     place = ls.build(tmp_path)
     # A word with a sentiment: a property that is the same for every cluster is refused.
@@ -198,6 +200,7 @@ def test_a_cluster_study_leaves_what_the_regressions_read_and_goes_on(tmp_path, 
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_chain_that_stops_is_named_counted_and_skipped(place, tmp_path, capsys, monkeypatch):
     from jaxloop.lm import family
 
@@ -217,6 +220,7 @@ def test_a_chain_that_stops_is_named_counted_and_skipped(place, tmp_path, capsys
     assert status.str.extract(r"generation (\d)")[0].tolist() == ["0", "1"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_lean_of_every_text_is_kept_with_that_of_the_human_texts(place, tmp_path, capsys):
     # A judge that scores by length: enough to follow numbers through the files.
     changes = dict(
@@ -243,6 +247,7 @@ def test_lean_of_every_text_is_kept_with_that_of_the_human_texts(place, tmp_path
         assert row["value"].item() == pytest.approx(values.mean()) and len(values) == 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_interventions_without_pairs_have_no_error(place, tmp_path, capsys):
     policies = {"policies": ["random", "diversity"]}
     root = go(

@@ -38,7 +38,7 @@ def test_planted_coefficients_lie_in_their_intervals():
     """
     shares = {"classical": [], "overlap": []}
     estimates = []
-    for seed in range(12):
+    for seed in range(8):
         plain = build(
             planted.single(seed, datasets=("web",), beta=BETA, overlapping=False, noise=0.03)
         )
@@ -166,7 +166,7 @@ def test_ratio_coupling_is_seen_by_ancova():
     effect, ANCOVA does not.
     """
     significant = {form: [] for form in regression_robust.FORMS}
-    for seed in range(30):
+    for seed in range(20):
         task = build(
             planted.single(
                 seed, datasets=("web",), ratios=(0.25,), overlapping=False, coupling=0.1, noise=0.03
@@ -177,7 +177,7 @@ def test_ratio_coupling_is_seen_by_ancova():
             fit = rg.fit_ols(*task.tasks[0].data(form), shown=["cosine_diversity"])
             significant[form].append(fit.coefficients["p"][0] < 0.05)
     assert np.mean(significant["relative"]) > 0.9 and np.mean(significant["difference"]) > 0.9
-    assert sum(significant["ancova"]) <= stats.binom.ppf(1 - 1e-4, 30, 0.05)
+    assert sum(significant["ancova"]) <= stats.binom.ppf(1 - 1e-4, 20, 0.05)
 
 
 def test_domains_that_do_not_interact_are_shown_not_to():

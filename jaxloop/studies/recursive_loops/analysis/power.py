@@ -5,6 +5,7 @@ with residual standard deviation s, has the t statistic's noncentrality b sqrt(n
 p - 1 degrees of freedom.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -45,9 +46,15 @@ def power(
     # The two-sided t test is the F test with one degree of freedom, whose noncentral distribution
     # scipy computes more accurately.
     noncentrality = effect**2 * n / vif / residual_sd**2
-    found = float(stats.ncf.sf(stats.f.isf(level, 1, df), 1, df, noncentrality))
+    found = float(stats.ncf.sf(_limit(level, df), 1, df, noncentrality))
     # scipy has no number for an effect of a million standard deviations.
     return 1.0 if math.isnan(found) else found
+
+
+@functools.lru_cache(maxsize=4096)
+def _limit(level: float, df: int) -> float:
+    """F from which on the test at `level` rejects: one for all effects and variances."""
+    return float(stats.f.isf(level, 1, df))
 
 
 def least_effect(
@@ -117,6 +124,7 @@ def chains_needed(
     return low if enough(low) else high
 
 
+@functools.lru_cache
 def _noncentrality(level: float, wanted: float) -> float:
     """That of the chi-squared test at `level` with one degree of freedom and the power `wanted`."""
     limit = stats.chi2.isf(level, 1)

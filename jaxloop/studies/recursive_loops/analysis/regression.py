@@ -358,7 +358,8 @@ def property_table(
             f"properties.csv lists cluster {row['cluster']!r} of {row['dataset']!r} twice, one "
             "row for each cluster is needed"
         )
-    keyed = keyed.set_index(["dataset", "cluster"])
+    listed = pd.MultiIndex.from_frame(keyed[["dataset", "cluster"]])
+    values = {name: pd.to_numeric(keyed[name], errors="coerce").to_numpy(float) for name in names}
     # Suffix of the predictors -> (dataset, cluster) of every chain.
     places: Mapping[str, tuple[pd.Series, pd.Series]]
     if domains:
@@ -367,14 +368,13 @@ def property_table(
         places = {"": (chains["dataset"], chains["cluster"])}
     out = {}
     for suffix, (dataset, cluster) in places.items():
-        keys = list(zip(dataset.astype(str), cluster.astype(str), strict=True))
-        if lost := [key for key in keys if key not in keyed.index]:
+        keys = pd.MultiIndex.from_arrays([dataset.astype(str), cluster.astype(str)])
+        rows = listed.get_indexer(keys)
+        if (lost := keys[rows < 0]).size:
             raise ValueError(
                 f"properties.csv has no row for cluster {lost[0][1]!r} of {lost[0][0]!r}, which "
                 "a chain of chains.csv was run on"
             )
         for name in names:
-            out[name + suffix] = (
-                pd.to_numeric(keyed[name], errors="coerce").loc[keys].to_numpy(float)
-            )
+            out[name + suffix] = values[name][rows]
     return pd.DataFrame(out, index=chains.index)
