@@ -56,6 +56,21 @@ def test_transfer_and_its_share_over_tasks_that_are_read_and_that_are_not():
     assert half.loc[("transfer_share", 1.0, 0.5), "mean"] == pytest.approx(0.8, abs=0.04)
 
 
+def test_a_setting_with_a_seed_without_a_gap_has_no_share():
+    """Neither of that seed, a ratio to next to nothing, nor of the others, which would be chosen."""
+    losses = made_up()
+    losses["value"] += 1.0 * ~losses["own"]
+    lost = (losses["seed"] == 2) & (losses["alpha"] == 0) & (losses["beta"] == 0.5)
+    losses.loc[lost & ~losses["own"], "value"] -= 1.1
+    table = effects.effects(effects.by_chain(losses, alike(losses), NAMES), 2)
+    shares = table[table["effect"] == "transfer_share"].set_index(["beta", "seed"])["value"]
+    assert shares[0.5].isna().all() and shares[1.0].notna().all()
+    assert table.loc[table["effect"] == "transfer", "value"].notna().all()
+    found = effects.summary(table).set_index(["effect", "alpha", "beta"])["n"]
+    assert found["transfer_share", 1.0, 0.5] == 0 and found["transfer_share", 1.0, 1.0] == 4
+    assert np.isnan(effects.share(1.0, 1.0 - 1e-15, 0.5)) and np.isnan(effects.share(1.0, 2.0, 0.5))
+
+
 @pytest.mark.parametrize("mixing", [(), complete(3), self_only(3)])
 def test_where_all_are_read_or_none_there_is_one_transfer(mixing):
     assert not effects.unread_pairs(mixing)
@@ -102,6 +117,7 @@ def test_the_figure_has_a_panel_for_every_share_and_draws_what_was_predicted():
     s, chains = planned(FOUR[:3], mixing=CIRCLE, alphas=(0.0, 0.5, 1.0), betas=(0.5, 1.0))
     shares = sentences.linear_shares(linear_theory.curves(s, chains, 3, CIRCLE), {})
     losses = made_up()
+    losses["value"] += 1.0 * ~losses["own"]
     summary = effects.summary(
         effects.effects(effects.by_chain(losses, alike(losses), NAMES, CIRCLE), 2)
     )
