@@ -107,8 +107,9 @@ def by_chain(
     """Return one row per chain and generation.
 
     Columns: own, cross, spread (over the entities' tasks), public (NaN if not measured), similarity
-    (mean over corpora); a mean over entities of which some have no value has none. If `mixing` [K][K] has an entity that does not read all others, also read
-    and unread: cross, over tasks of entities that are read and that are not.
+    (mean over corpora); a mean over entities of which some have no value has none. If `mixing`
+    [K][K] has an entity that does not read all others, also read and unread: cross, over tasks of
+    entities that are read and that are not.
     """
     private = losses[losses["task"].isin(entities)]
 

@@ -57,7 +57,7 @@ def test_transfer_and_its_share_over_tasks_that_are_read_and_that_are_not():
 
 
 def test_a_setting_with_a_seed_without_a_gap_has_no_share():
-    """Neither of that seed, a ratio to next to nothing, nor of the others, which would be chosen."""
+    """Neither of that seed, a ratio to almost nothing, nor of the others, which were chosen."""
     losses = made_up()
     losses["value"] += 1.0 * ~losses["own"]
     lost = (losses["seed"] == 2) & (losses["alpha"] == 0) & (losses["beta"] == 0.5)
