@@ -143,13 +143,13 @@ def test_the_formulas_that_are_stated_hold():
 RULES = ("p<alpha", "bonferroni", "bh", "permutation", "familywise")
 
 
-def neurons(*, together=0.5, more=0.5, fewer=0.5, flat=0, **settings):
+def neurons(*, together=0.5, more=0.5, fewer=0.5, flat=0, null=(NAN,) * 3, **settings):
     """A study of neurons with one relation and one overlap, whatever they came from."""
     counts = [
         ("differences", "weight ~ bias", rule, 40, flat, 3, 2.0, NAN, NAN, together, together)
         for rule in RULES
     ]
-    overlap = ("differences", "p<alpha", "a", "b", 9, 8, 40, 4, 1.8, more, fewer, NAN, NAN, NAN)
+    overlap = ("differences", "p<alpha", "a", "b", 9, 8, 40, 4, 1.8, more, fewer, *null)
     return NeuronStudy(
         tests=pd.DataFrame(),
         counts=pd.DataFrame(
@@ -188,6 +188,15 @@ def neurons(*, together=0.5, more=0.5, fewer=0.5, flat=0, **settings):
         (neurons(more=0.01), "more than independent sets would share", "about as many"),
         (neurons(fewer=0.01), "fewer than independent sets would share", "about as many"),
         (neurons(), "about as many as independent sets would share", "fewer than"),
+        # Looked at from both sides at 5 %, each is at 2.5 %.
+        (neurons(more=0.04), "about as many as independent sets would share", "more than"),
+        (neurons(fewer=0.04), "share (1.8; two-sided p = 0.08)", "fewer than"),
+        (
+            neurons(more=0.001, null=(4.2, 0.3, 0.9)),
+            "more than independent sets would share (1.8; two-sided p = 0.002); exchanged outcomes "
+            "share 4.2 (p = 0.6).",
+            "about as many",
+        ),
         (neurons(flat=2), "2 do not vary and have p = 1", "about as many neurons"),
         (neurons(), "No permutation p can be below 0.01", "No verdict"),
         (
