@@ -476,6 +476,17 @@ def test_a_metric_on_both_sides_of_zero_has_no_relative_value(tmp_path):
     assert paper_figures.sweep(run, "positivity", ["dataset"])["relative"].isna().all()
 
 
+def test_pairs_that_do_not_differ_are_pairs():
+    """They have an interval and no p, as a policy that changes nothing has."""
+    columns = ["metric", "selection", "ratio", "n", "difference", "low", "high", "p"]
+    rows = [("cosine_diversity", "quality", 1.0, 3, 0.0, 0.0, 0.0, np.nan)]
+    (said,) = findings_sweep.against_control(pd.DataFrame(rows, columns=columns), [rows[0][0]])
+    assert said.endswith("+0.000 [0.000, 0.000] at r = 1 (3 pairs, all alike).")
+    one = [rows[0][:3] + (1, 0.1, np.nan, np.nan, np.nan)]
+    (said,) = findings_sweep.against_control(pd.DataFrame(one, columns=columns), [rows[0][0]])
+    assert said.startswith("No policy has two pairs")
+
+
 def test_one_chain_per_ratio_is_too_few_for_a_trend(tmp_path):
     for ratios, p in (((0.25, 0.5, 1.0), ".333"), ((0.125, 0.25, 0.5, 0.75, 1.0), ".017")):
         tables = sweeps.sweep(

@@ -154,7 +154,7 @@ def differ(table: pd.DataFrame, factor: str) -> list[str]:
     what = f"Levels of {_spaced(factor)} against {table['against'].iloc[0]}, at the same ratio"
     tested = table.dropna(subset="p")
     if tested.empty:
-        return [f"{what}: too few chains of a cell for a test."]
+        return [f"{what}: no test, where a cell has one chain or chains do not differ."]
     clear = tested[tested["q"] < 0.05].sort_values("p")
     shown = [
         f"{_metric_title(row['metric']).lower()} of {row['level']} at r = "
@@ -173,14 +173,14 @@ def against_control(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
 
     They give the paired differences of relative values from the random control.
     """
-    tested = table[table["metric"].isin(metrics)].dropna(subset="p")
+    tested = table[table["metric"].isin(metrics) & (table["n"] > 1)]
     if tested.empty:
         return ["No policy has two pairs with its random control, so none has an interval."]
     out = []
     for (metric, policy), pairs in tested.groupby(["metric", "selection"], sort=False):
         parts = [
             f"{row['difference']:+.3f} [{row['low']:.3f}, {row['high']:.3f}] at r = "
-            f"{share(float(row['ratio']))} ({int(row['n'])} pairs, {chance(row['p'])})"
+            f"{share(float(row['ratio']))} ({int(row['n'])} pairs, {_chance_of_pairs(row['p'])})"
             for _, row in pairs.iterrows()
         ]
         out.append(
@@ -188,6 +188,10 @@ def against_control(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
             f"control, relative to generation 0: {listed(parts)}."
         )
     return out
+
+
+def _chance_of_pairs(p: float) -> str:
+    return chance(p) if np.isfinite(p) else "all alike"
 
 
 def _level(chains: pd.DataFrame, level: pd.DataFrame) -> str:
