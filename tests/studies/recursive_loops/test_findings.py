@@ -478,13 +478,21 @@ def test_a_metric_on_both_sides_of_zero_has_no_relative_value(tmp_path):
 
 def test_pairs_that_do_not_differ_are_pairs():
     """They have an interval and no p, as a policy that changes nothing has."""
-    columns = ["metric", "selection", "ratio", "n", "difference", "low", "high", "p"]
-    rows = [("cosine_diversity", "quality", 1.0, 3, 0.0, 0.0, 0.0, np.nan)]
-    (said,) = findings_sweep.against_control(pd.DataFrame(rows, columns=columns), [rows[0][0]])
-    assert said.endswith("+0.000 [0.000, 0.000] at r = 1 (3 pairs, all alike).")
-    one = [rows[0][:3] + (1, 0.1, np.nan, np.nan, np.nan)]
-    (said,) = findings_sweep.against_control(pd.DataFrame(one, columns=columns), [rows[0][0]])
-    assert said.startswith("No policy has two pairs")
+    columns = ["metric", "dataset", "ratio", "selection", "n", "difference", "low", "high", "p"]
+    alike = ("cosine_diversity", "web", 1.0, "quality", 3, 0.0, 0.0, 0.0, np.nan)
+    one = ("cosine_diversity", "web", 1.0, "quality", 1, 0.1, np.nan, np.nan, np.nan)
+    two = ("cosine_diversity", "wiki", 1.0, "quality", 2, 0.1, 0.05, 0.15, 0.03)
+
+    def said(*rows):
+        table = pd.DataFrame(rows, columns=columns)
+        return findings_sweep.against_control(table, ["cosine_diversity"])[0]
+
+    assert said(alike).endswith(": +0.000 [0.000, 0.000] at r = 1 (3 pairs, all alike).")
+    assert said(one).startswith("No policy has two pairs")
+    assert said(alike, two).endswith(
+        "at web, r = 1 (3 pairs, all alike) and +0.100 [0.050, 0.150] at wiki, r = 1 (2 pairs, "
+        "p = .030)."
+    )
 
 
 def test_one_chain_per_ratio_is_too_few_for_a_trend(tmp_path):

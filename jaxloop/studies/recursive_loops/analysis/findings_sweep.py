@@ -171,16 +171,25 @@ def differ(table: pd.DataFrame, factor: str) -> list[str]:
 def against_control(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
     """Return sentences on the selection policies; table: interventions.csv.
 
-    They give the paired differences of relative values from the random control.
+    They give the paired differences of relative values from the random control, with the levels of
+    the factors (columns before the policy) in which pairs differ.
     """
+    factors = [str(name) for name in table.columns[: list(table.columns).index("selection")]]
+    varied = [
+        name
+        for name in factors
+        if name not in ("metric", "ratio") and table[name].astype(str).nunique() > 1
+    ]
     tested = table[table["metric"].isin(metrics) & (table["n"] > 1)]
     if tested.empty:
         return ["No policy has two pairs with its random control, so none has an interval."]
     out = []
     for (metric, policy), pairs in tested.groupby(["metric", "selection"], sort=False):
         parts = [
-            f"{row['difference']:+.3f} [{row['low']:.3f}, {row['high']:.3f}] at r = "
-            f"{share(float(row['ratio']))} ({int(row['n'])} pairs, {_chance_of_pairs(row['p'])})"
+            f"{row['difference']:+.3f} [{row['low']:.3f}, {row['high']:.3f}] at "
+            + (f"{_cell_name(varied, [row[name] for name in varied])}, " if varied else "")
+            + f"r = {share(float(row['ratio']))} ({int(row['n'])} pairs, "
+            f"{_chance_of_pairs(row['p'])})"
             for _, row in pairs.iterrows()
         ]
         out.append(
