@@ -495,6 +495,17 @@ def test_pairs_that_do_not_differ_are_pairs():
     )
 
 
+def test_differences_of_levels_are_named_by_all_factors_in_which_cells_differ():
+    columns = ["metric", "dataset", "ratio", "level", "against", "difference", "low", "high", "p"]
+    rows = [
+        ("cosine_diversity", dataset, 1.0, 4, 1, 0.1, 0.05, 0.15, p)
+        for dataset, p in (("web", 0.01), ("wiki", 0.02))
+    ]
+    table = pd.DataFrame(rows, columns=columns).assign(q=0.02)
+    assert "of 4 at web, r = 1 +0.100" in findings_sweep.differ(table, "models")[0]
+    assert "of 4 at r = 1 +0.100" in findings_sweep.differ(table[:1], "models")[0]
+
+
 def test_one_chain_per_ratio_is_too_few_for_a_trend(tmp_path):
     for ratios, p in (((0.25, 0.5, 1.0), ".333"), ((0.125, 0.25, 0.5, 0.75, 1.0), ".017")):
         tables = sweeps.sweep(
