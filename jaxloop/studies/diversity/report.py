@@ -184,7 +184,11 @@ def _loss_tables(rows: pd.DataFrame, by: str) -> list[report.Table]:
 
 def pair(values: pd.Series) -> str:
     """Return the mean of the values that there are, with its standard error, as text."""
-    mean, error = values.mean(), values.sem()
+    known = values.dropna().to_numpy(float)
+    if not len(known):
+        return "–"
+    mean = known.mean()
+    error = known.std(ddof=1) / np.sqrt(len(known)) if len(known) > 1 else np.nan
     return f"{mean:.4f}" + (f" ± {error:.4f}" if np.isfinite(error) else "")
 
 

@@ -194,7 +194,8 @@ def effects(chains: pd.DataFrame, final: int) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=[*SETTING, "seed", "effect", "against", "value"])
     names = table[[*SETTING, "effect", "against"]].itertuples(index=False, name=None)
     # Seeds whose gap is wide enough are not chosen: a mean over them would be too.
-    return table.assign(value=table["value"].mask([name in without_gap for name in names]))
+    absent = np.array([name in without_gap for name in names], bool)
+    return table.assign(value=table["value"].mask(absent))
 
 
 def _differences(

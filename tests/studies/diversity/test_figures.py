@@ -71,3 +71,4 @@ def test_the_error_of_a_mean_is_that_of_the_models_that_have_a_loss():
     values = pd.Series([1.0, np.nan, 2.0, 4.0])
     assert report.pair(values) == f"{7 / 3:.4f} ± {scipy.stats.sem([1, 2, 4]):.4f}"
     assert report.pair(pd.Series([1.0, np.nan])) == "1.0000"
+    assert report.pair(pd.Series([np.nan])) == "–"
