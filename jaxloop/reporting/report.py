@@ -193,8 +193,7 @@ class _Measured(NamedTuple):
         key: line and colour of each, as the page shows them.
         final: the last generation.
         summary: `scores.by_generation`.
-        relative: `scores.relative` by metric and line, with collapsed replicates of late
-            generations.
+        relative: `scores.relative` by metric and line, with `scores.collapsed_chains`.
         crossing: metrics of which no relative score is shown.
         references: metric -> its value on human text.
     """
@@ -217,8 +216,7 @@ def _measured(metrics: pd.DataFrame, references: Mapping[str, float]) -> _Measur
         key.append({"line": printable(line), "colour": figures.colour_name(light)})
     relative = scores.relative(metrics).set_index(["metric", "line"])
     final = int(metrics["generation"].max()) if len(metrics) else 0
-    late = summary[summary["generation"] > final - scores.LAST] if len(metrics) else summary
-    collapsed = late.groupby(["metric", "line"], observed=True)["collapsed"].max()
+    collapsed = scores.collapsed_chains(metrics)
     return _Measured(
         names=list(dict.fromkeys(metrics["metric"])),
         lines=lines,

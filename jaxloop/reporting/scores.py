@@ -122,6 +122,19 @@ def collapsed(metrics: pd.DataFrame) -> pd.Series:
     return name.isin(COLLAPSING) & ~np.isfinite(value)
 
 
+def collapsed_chains(metrics: pd.DataFrame, last: int = LAST) -> pd.Series:
+    """Return how many chains have no relative value since their texts had collapsed.
+
+    In generation 0, or in one of the last that are averaged, whether or not in the same one. The
+    index is metric and line.
+    """
+    flags = with_lines(metrics.assign(value=collapsed(metrics).astype(float)))
+    final = int(flags["generation"].max()) if len(flags) else 0
+    flags = flags[(flags["generation"] == 0) | (flags["generation"] > final - last)]
+    of_chain = flags.groupby(["metric", "line", "chain"], observed=True)["value"].max() > 0
+    return of_chain.groupby(level=["metric", "line"], observed=True).sum()
+
+
 def relative_by_chain(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
     """Return the mean over the last `last` generations / generation 0, for each chain.
 
@@ -141,10 +154,11 @@ def relative_by_chain(metrics: pd.DataFrame, last: int = LAST) -> pd.DataFrame:
 def crossing(metrics: pd.DataFrame) -> list[str]:
     """Return the metrics whose values in generation 0 lie on both sides of 0.
 
-    A score relative to such values has no meaning.
+    A score relative to such values has no meaning. Values that are not finite are on no side.
     """
     first = metrics[metrics["generation"] == 0]
-    first = first.assign(value=pd.to_numeric(first["value"], errors="coerce"))
+    values = pd.to_numeric(first["value"], errors="coerce")
+    first = first.assign(value=values.where(np.isfinite(values)))
     ends = first.groupby("metric", sort=False)["value"].agg(["min", "max"])
     return list(ends.index[(ends["min"] < 0) & (ends["max"] > 0)])
 

@@ -5,7 +5,8 @@ A measure is a table of fields in the file of expectations. Its form follows fro
     {file, where, value}           a number in a CSV of the run: the one row that `where` selects;
                                    `se` and `count` name the columns of its standard error and of
                                    the units behind it; `low` and `high` in the place of `se` those
-                                   of its 95 % t-interval; without them the number is exact
+                                   of its 95 % t-interval, with count - 1 degrees of freedom;
+                                   without them the number is exact
     {metric, at}                   a metric of metrics.csv, or the mean of a list of metrics: mean
                                    over seeds of the mean over the rows that `at` selects
     {metric, at, minus}            the difference of two such selections, seed by seed
@@ -13,10 +14,12 @@ A measure is a table of fields in the file of expectations. Its form follows fro
     {metric, at, slope}            the slope of the metric against the column `slope`, seed by seed
 
 `at`, `minus` and `over` are tables {column: value or list of values}; `minus` and `over` name only
-what differs from `at`. `generation = "last"` is the last one of the run, `"late"` the last five; a
-unit with a chain that lacks one of them has no value. `unit` names the column of the independent
-units, `seed` by default; `scale` multiplies a measure, `units` is what its units are called on the
-page. Where a page is of several runs, `run` says which of their directories the measure is of.
+what differs from `at`. `generation = "last"` is the last one of the run, `"late"` the last five. A
+unit with a chain that lacks one of the selected generations has no value, nor has one that lacks a
+level of another column that is selected. `over` needs values of one sign. `unit` names the column
+of the independent units, `seed` by default; `scale` multiplies a measure, `units` is what its units
+are called on the page. Where a page is of several runs, `run` says which of their directories the
+measure is of.
 """
 
 import functools
@@ -34,6 +37,8 @@ from jaxloop.reporting import run_files
 from jaxloop.results.verdict import Estimate
 
 LATE = 5  # generations
+# How far the middle of a t-interval may lie from its estimate, in half widths: tables are rounded.
+_MIDDLE = 0.01
 _OF_FILE = ("file", "where", "value", "se", "low", "high", "count", "scale", "units", "run")
 _OF_METRIC = ("metric", "at", "minus", "over", "slope", "unit", "units", "scale", "run")
 
@@ -95,9 +100,19 @@ def _of_file(root: Path, fields: Mapping[str, Any]) -> Estimate:
     count = int(count)
     if "se" in fields:
         return Estimate(number("value"), number("se"), count, units)
-    half = (number("high") - number("low")) / 2
-    wide = float(scipy.stats.t.ppf(0.975, count - 1)) if count > 1 else math.nan
-    return Estimate(number("value"), half / wide, count, units)
+    value = number("value")
+    return Estimate(value, _interval_se(value, number("low"), number("high"), count), count, units)
+
+
+def _interval_se(value: float, low: float, high: float, count: int) -> float:
+    """The standard error of which [low, high] is the 95 % t-interval; nan for one unit."""
+    half = (high - low) / 2
+    if abs((low + high) / 2 - value) > _MIDDLE * half + 1e-9 * abs(value):
+        raise ValueError(
+            f"measure.low, high: [{low:g}, {high:g}] is no t-interval of {value:g}, which is not "
+            "its middle; name the column of the standard error with the field 'se'"
+        )
+    return half / float(scipy.stats.t.ppf(0.975, count - 1)) if count > 1 else math.nan
 
 
 def _number(cell: Any, where: str) -> float:
@@ -130,11 +145,13 @@ def _of_metric(root: Path, fields: Mapping[str, Any]) -> Estimate:
     if "slope" in fields:
         values = _slopes(at, str(fields["slope"]), unit)
     else:
-        values = _means(at, unit)
+        levels = ["metric", *(name for name in fields["at"] if name not in ("chain", "seed", unit))]
+        values = _complete_means(at, unit, levels)
         for name in ("minus", "over"):
             if name in fields:
-                other = _means(_selected(table, {**fields["at"], **fields[name]}, name), unit)
-                values = values - other if name == "minus" else values / other - 1
+                rows = _selected(table, {**fields["at"], **fields[name]}, name)
+                other = _complete_means(rows, unit, levels)
+                values = values - other if name == "minus" else _relative(values, other)
     return _over_units(values, str(fields.get("units", f"{unit}s")))
 
 
@@ -150,6 +167,23 @@ def _over_units(values: pd.Series, units: str) -> Estimate:
 def _means(rows: pd.DataFrame, unit: str) -> pd.Series:
     """The mean of every unit (of every value of a column); missing where one of its values is."""
     return rows.groupby(unit)["value"].agg(lambda values: values.mean(skipna=False))
+
+
+def _complete_means(rows: pd.DataFrame, unit: str, levels: Sequence[str]) -> pd.Series:
+    """`_means`; missing too for a unit that lacks a combination of `levels` that others have."""
+    combinations = rows[[unit, *levels]].drop_duplicates()
+    has = combinations.groupby(unit).size()
+    return _means(rows, unit).where(has == len(combinations[list(levels)].drop_duplicates()))
+
+
+def _relative(values: pd.Series, first: pd.Series) -> pd.Series:
+    """The change of every unit as a share of its first value."""
+    if not ((first > 0) | first.isna()).all() and not ((first < 0) | first.isna()).all():
+        raise ValueError(
+            "measure.over: is not allowed where it selects 0, or values on both sides of 0, which "
+            "have no relative change; take minus"
+        )
+    return values / first - 1
 
 
 def _slopes(rows: pd.DataFrame, column: str, unit: str) -> pd.Series:
@@ -191,7 +225,11 @@ def _selected(table: pd.DataFrame, where: Any, field: str) -> pd.DataFrame:
         lasts = column == "generation" and where[column] in ("last", "late")
         if not len(kept) and not lasts:
             raise ValueError(f"measure.{field}.{column}={where[column]!r}: no row has it")
-        table = _with_stopped(table, kept, wanted[column]) if lasts and field != "where" else kept
+        if column == "generation" and field != "where" and "chain" in table:
+            kept = _with_stopped(table, kept, wanted[column])
+        table = kept
+    if "generation" not in where and field != "where" and {"chain", "generation"} <= set(table):
+        return _with_stopped(table, table, [int(table["generation"].max())])
     return table
 
 
@@ -200,7 +238,7 @@ def _with_stopped(
 ) -> pd.DataFrame:
     """The kept rows, and one without a value for each chain that lacks some that others have.
 
-    kept: rows of metrics `table`, of the last generations.
+    kept: rows of metrics `table`, of the selected generations.
     """
     wanted = kept.groupby("metric")["generation"].nunique()
     has = kept.groupby(["chain", "metric"])["generation"].nunique()

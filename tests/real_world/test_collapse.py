@@ -98,6 +98,14 @@ def test_some_collapsed_replicates_are_counted_beside_the_mean_of_the_others():
     assert "(1 more collapsed)" in page(table)
 
 
+def test_every_replicate_without_a_relative_score_is_counted_whenever_it_collapsed():
+    gone = -np.inf
+    table = metrics({0: [1.0, 0.5, 0.5], 1: [1.1, gone, 0.4], 2: [1.0, 0.6, gone], 3: [gone, 1, 1]})
+    assert scores.by_generation(table)["collapsed"].tolist() == [1, 1, 1]
+    assert scores.relative(table)["n"].tolist() == [1]
+    assert "(3 more collapsed)" in page(table)
+
+
 def test_a_gap_stays_a_gap():
     """A judge that was down leaves no value; that is no collapse."""
     table = metrics({0: [1.0, np.nan], 1: [1.1, np.nan]}, "quality")

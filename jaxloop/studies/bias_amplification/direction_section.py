@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from jaxloop.reporting import report
+from jaxloop.reporting.statistics import t_interval
 from jaxloop.studies.bias_amplification.config import BiasConfig
 
 # {(setup, generation, metric): mean over seeds}
@@ -14,7 +15,7 @@ Values = Mapping[tuple[str, int, str], float]
 NOTE = (
     "How far the weights have moved from the base along the bias direction u, and c = u' grad L on "
     "what the next generation trains on: below 0, a small step against the gradient adds to the "
-    "component (first order of Taylor's theorem). Means over seeds."
+    "component (first order of Taylor's theorem). Means over seeds; in brackets: 95 % t intervals."
 )
 # Of each setup that trains along the direction, what follows from its formula alone. What it did in
 # a run is said of the run's numbers, see `_compared`.
@@ -45,7 +46,8 @@ def section(config: BiasConfig, metrics: pd.DataFrame) -> report.Section | None:
     setups = [s for s in config.chain.setups if (s, last, "bias_component") in values]
     rows = [_row(values, last, setup) for setup in setups]
     header = ["setup", "component, generation 0", f"generation {last}", "c, generation 0", "last"]
-    said = [ABOUT[setup] for setup in setups if setup in ABOUT] + _compared(values, setups, last)
+    ends = table[(table["generation"] == last) & (table["metric"] == "bias_component")]
+    said = [ABOUT[setup] for setup in setups if setup in ABOUT] + _compared(ends, setups)
     table_of_setups = report.Table("Setups", "", header, rows)
     return report.Section("Bias direction", NOTE, tables=[table_of_setups], paragraphs=said)
 
@@ -59,15 +61,29 @@ def _row(values: Values, last: int, setup: str) -> list[str]:
     return cells
 
 
-def _compared(values: Values, setups: Sequence[str], last: int) -> list[str]:
-    """What the run's own numbers say of the setups beside `greedy`."""
+def _compared(ends: pd.DataFrame, setups: Sequence[str]) -> list[str]:
+    """What the run's own numbers say of the setups beside `greedy`, seed by seed.
+
+    ends: the components of the last generation.
+    """
     if "greedy" not in setups:
         return []
-    plain = values["greedy", last, "bias_component"]
+    by_seed = ends.pivot_table(index="seed", columns="setup", values="value", observed=True)
     said = []
     for setup in (name for name in setups if name in ABOUT):
-        own = values[setup, last, "bias_component"]
+        # A seed whose chain stopped in one setup is in neither mean.
+        both = by_seed[[setup, "greedy"]].dropna()
+        if both.empty:
+            continue
+        own, plain = both.mean()
         side = "further along it than" if own > plain else "less far along it than"
         side = "as far along it as" if own == plain else side
-        said.append(f"Here {setup} ends {side} greedy: {own:.4g} against {plain:.4g}.")
+        text = f"Here {setup} ends {side} greedy: {own:.4g} against {plain:.4g}"
+        found = t_interval((both[setup] - both["greedy"]).to_numpy(float), 0.0)
+        if math.isfinite(found.low):
+            text += (
+                f", a difference of {own - plain:+.4g} [{found.low:.4g}, {found.high:.4g}] over "
+                f"{len(both)} seeds"
+            )
+        said.append(f"{text}.")
     return said

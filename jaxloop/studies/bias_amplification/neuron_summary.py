@@ -104,19 +104,24 @@ def _of_relation(mode: str, relation: str, by_rule: pd.DataFrame, alpha: float) 
 
 
 def _of_overlap(row: pd.Series, alpha: float) -> str:
+    p = _two_sided(row["p_more"], row["p_fewer"])
     side = "about as many as"
-    if row["p_more"] < alpha:
-        side = "more than"
-    elif row["p_fewer"] < alpha:
-        side = "fewer than"
+    if p < alpha:
+        side = "more than" if row["p_more"] < row["p_fewer"] else "fewer than"
     text = (
         f"{row['first']} and {row['second']}, {row['mode']}: {row['observed']:,} neurons in both "
         f"sets (p < {alpha:g}), {side} independent sets would share "
-        f"({_number(row['expected'])}; p = {min(row['p_more'], row['p_fewer']):.2g})"
+        f"({_number(row['expected'])}; two-sided p = {p:.2g})"
     )
     if not np.isnan(row["null_mean"]):
-        text += f"; exchanged outcomes share {_number(row['null_mean'])}"
+        found = _two_sided(row["null_p"], row["null_p_fewer"])
+        text += f"; exchanged outcomes share {_number(row['null_mean'])} (p = {found:.2g})"
     return f"{text}."
+
+
+def _two_sided(more: float, fewer: float) -> float:
+    """The p of a count that is looked at from both sides."""
+    return min(1.0, 2 * min(more, fewer))
 
 
 def _cautions(study: NeuronStudy) -> list[str]:

@@ -53,6 +53,11 @@ def write(
 
 
 def _beside_gaussian(root: Path, metrics: pd.DataFrame) -> Section:
+    varied = [name.replace("_", " ") for name in scores.factors(metrics) if name != "ratio"]
+    if varied:
+        # The formula knows of none of them, and an interval over their levels is of no replicates.
+        why = f"Not compared: chains of one ratio differ in {', '.join(varied)}."
+        return Section(beside_gaussian.TITLE, paragraphs=[why])
     path = root / "ledger.parquet"
     ledger = pd.DataFrame(read_parquet(path)) if path.exists() else None
     values = metrics[metrics["metric"] == beside_gaussian.METRIC]

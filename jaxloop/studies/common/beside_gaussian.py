@@ -45,7 +45,11 @@ def section(root: Path, values: pd.DataFrame, ledger: pd.DataFrame | None, last:
     drawing = Drawing("Diversity and the formula", note, draw(found), wide=True)
     common_report.save_table(root / "tables", "beside_gaussian", found)
     common_report.save_drawings(root / "figures", {"beside_gaussian": drawing})
-    return Section(TITLE, paragraphs=sentences(found), drawings=[drawing])
+    said = sentences(found)
+    lost = values["chain"].nunique() - int(found.loc[found["generation"] == LATE, "n"].sum())
+    if lost:
+        said.append(f"Chains without a value in every generation are left out: {lost}.")
+    return Section(TITLE, paragraphs=said, drawings=[drawing])
 
 
 def table(values: pd.DataFrame, ledger: pd.DataFrame | None, last: int = LAST) -> pd.DataFrame:

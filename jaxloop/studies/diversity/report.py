@@ -153,7 +153,7 @@ def _loss_tables(rows: pd.DataFrame, by: str) -> list[report.Table]:
         )
         lines = []
         for key, group in task_rows.groupby(keys, sort=True):
-            values = [_pair(group[m]) for m in measure.LOSSES]
+            values = [pair(group[m]) for m in measure.LOSSES]
             lines.append(
                 (
                     *key,
@@ -182,12 +182,14 @@ def _loss_tables(rows: pd.DataFrame, by: str) -> list[report.Table]:
     return tables
 
 
-def _pair(values: pd.Series) -> str:
-    mean, error = (
-        values.mean(),
-        values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan"),
-    )
-    return f"{mean:.4f}" + (f" ± {error:.4f}" if error == error else "")
+def pair(values: pd.Series) -> str:
+    """Return the mean of the values that there are, with its standard error, as text."""
+    known = values.dropna().to_numpy(float)
+    if not len(known):
+        return "–"
+    mean = known.mean()
+    error = known.std(ddof=1) / np.sqrt(len(known)) if len(known) > 1 else np.nan
+    return f"{mean:.4f}" + (f" ± {error:.4f}" if np.isfinite(error) else "")
 
 
 def _size(grid: Grid) -> str:

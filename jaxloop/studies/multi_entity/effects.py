@@ -9,7 +9,8 @@ it the entity's own: what is left is due to the text of the others.
                      reading the others helps
     transfer_share   transfer / (loss on the others' tasks minus on the own task there): 0 where
                      nothing is transferred, 1 where a model becomes as good at the others' tasks
-                     as it was at its own. It has no unit, so the linear model predicts it
+                     as it was at its own. It has no unit, so the linear model predicts it. There
+                     is none in a setting in one of whose seeds the gap is 0 or less
     damage           loss on the own task with exchange minus there: positive where it hurts
     alike_losses     standard deviation over the models of the loss on a task, mean over tasks,
                      there minus with exchange: positive where reading each other makes the models
@@ -32,6 +33,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from jaxloop.reporting.scores import complete_means
 from jaxloop.reporting.statistics import t_interval
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.studies.multi_entity.measure import FOLDER, task_loss
@@ -45,6 +47,8 @@ KEYS = ["chain", *SETTING, "control", "seed", "generation"]
 NO_EXCHANGE, OWN_TEXT, START = "alpha = 0", "own text", "generation 0"
 # Suffix of an effect -> the tasks that it is a mean over, a column of `by_chain`.
 TASKS_OF = {"": "cross", "_read": "read", "_unread": "unread"}
+# A gap that is this small a share of the losses is rounding.
+_NO_GAP = 1e-9
 
 
 def losses(metrics: pd.DataFrame, entities: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
@@ -76,11 +80,7 @@ def similarities(root: Path, metrics: pd.DataFrame) -> pd.DataFrame:
     columns = [*KEYS, "set", "value"]
     if not frames:
         return pd.DataFrame(columns=columns)
-    table = (
-        pd.concat(frames)
-        .groupby(["chain", "generation", "set"], as_index=False, sort=False)["value"]
-        .mean()
-    )
+    table = complete_means(pd.concat(frames), ["chain", "generation", "set"]).reset_index()
     return table.merge(metrics[KEYS[:-1]].drop_duplicates(), on="chain")[columns]
 
 
@@ -107,25 +107,21 @@ def by_chain(
     """Return one row per chain and generation.
 
     Columns: own, cross, spread (over the entities' tasks), public (NaN if not measured), similarity
-    (mean over corpora). If `mixing` [K][K] has an entity that does not read all others, also read
-    and unread: cross, over tasks of entities that are read and that are not.
+    (mean over corpora); a mean over entities of which some have no value has none. If `mixing`
+    [K][K] has an entity that does not read all others, also read and unread: cross, over tasks of
+    entities that are read and that are not.
     """
     private = losses[losses["task"].isin(entities)]
 
     def mean(rows: pd.DataFrame, name: str) -> pd.Series:
-        return rows.groupby(KEYS, sort=False)["value"].mean().rename(name)
+        return complete_means(rows, KEYS).rename(name)
 
-    spread = (
-        private.groupby([*KEYS, "task"], sort=False)["value"]
-        .std(ddof=0)
-        .groupby(KEYS, sort=False)
-        .mean()
-        .rename("spread")
-    )
+    of_task = private.groupby([*KEYS, "task"], sort=False)["value"]
+    deviations = of_task.std(ddof=0).where(of_task.count() == of_task.size())
     parts = [
         mean(private[private["own"]], "own"),
         mean(private[~private["own"]], "cross"),
-        spread,
+        mean(deviations.reset_index(), "spread"),
         mean(losses[~losses["task"].isin(entities)], "public"),
     ]
     others = private[~private["own"]]
@@ -159,7 +155,7 @@ def effects(chains: pd.DataFrame, final: int) -> pd.DataFrame:
 
     Columns: alpha, beta, seed, effect, against, value.
     """
-    rows = []
+    rows, without_gap = [], set()
     starts = of_exchange(chains[chains["generation"] == 0]).set_index([*SETTING, "seed"])
     ends = chains[chains["generation"] == final]
     # The index has three levels, which the stubs of pandas do not know.
@@ -183,8 +179,9 @@ def effects(chains: pd.DataFrame, final: int) -> pd.DataFrame:
                 ),
                 None,
             )
-            found += _differences(end, without, NO_EXCHANGE)
-            found += _differences(end, controlled.get(at), OWN_TEXT)
+            for base, against in ((without, NO_EXCHANGE), (controlled.get(at), OWN_TEXT)):
+                found += _differences(end, base, against)
+                without_gap |= {(alpha, beta, name, against) for name in _without_gap(base)}
         rows += [
             dict(
                 zip([*SETTING, "seed"], at, strict=True),
@@ -194,7 +191,11 @@ def effects(chains: pd.DataFrame, final: int) -> pd.DataFrame:
             )
             for name, against, value in found
         ]
-    return pd.DataFrame(rows, columns=[*SETTING, "seed", "effect", "against", "value"])
+    table = pd.DataFrame(rows, columns=[*SETTING, "seed", "effect", "against", "value"])
+    names = table[[*SETTING, "effect", "against"]].itertuples(index=False, name=None)
+    # Seeds whose gap is wide enough are not chosen: a mean over them would be too.
+    absent = np.array([name in without_gap for name in names], bool)
+    return table.assign(value=table["value"].mask(absent))
 
 
 def _differences(
@@ -223,9 +224,21 @@ def _differences(
     ]
 
 
+def _without_gap(base: Mapping[Any, float] | None) -> list[str]:
+    """The shares of a gap for which the chain that is compared with has none."""
+    if base is None:
+        return []
+    return [
+        f"transfer_share{suffix}"
+        for suffix, column in TASKS_OF.items()
+        if column in base and base[column] - base["own"] <= _NO_GAP * abs(base["own"])
+    ]
+
+
 def share(before: float, own: float, after: float) -> float:
-    """Return which share of `before - own` is gone in `after`; NaN where they are equal."""
-    return (before - after) / (before - own) if before != own else float("nan")
+    """Return which share of `before - own` is gone in `after`; NaN where that is not above 0."""
+    gap = before - own
+    return (before - after) / gap if gap > _NO_GAP * abs(own) else float("nan")
 
 
 def _is_zero(alpha: object) -> bool:

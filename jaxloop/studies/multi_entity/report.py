@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxloop.reporting import report
+from jaxloop.reporting import report, scores
 from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.tables import to_csv
 from jaxloop.studies.common import report as common_report
@@ -109,7 +109,7 @@ def curves(metrics: pd.DataFrame, chains: pd.DataFrame, mixing: str) -> pd.DataF
         for column, name in names.items()
     ]
     texts = metrics[~metrics["metric"].str.startswith(("task_loss(", "base_loss("))]
-    parts.append(texts.groupby([*keys, "metric"], sort=False)["value"].mean().reset_index())
+    parts.append(scores.complete_means(texts, [*keys, "metric"]).reset_index())
     table = pd.concat([p for p in parts if len(p)] or parts[:1])
     whom = [plan_chains.CONTROL if control else mixing for control in table["control"]]
     table = table.drop(columns="control").assign(mixing=whom)

@@ -30,8 +30,8 @@ def readings(settings: EntitiesConfig, final: int) -> str:
     text = (
         f"At generation {final}, paired within a seed. Transfer: how much lower the loss on the "
         "other entities' tasks is with exchange; its share of the gap: over how much higher that "
-        "loss is than the one on the own task without it. Damage: how much higher that on the own "
-        "task is. "
+        "loss is than the one on the own task without it (none where it is not, in any seed). "
+        "Damage: how much higher that on the own task is. "
         "Homogenisation of losses: how much less the models differ in their loss on one task; of "
         "outputs: how much larger output similarity is, and, since generation 0, how much larger "
         "than that of the same models then. Against alpha = 0, as the paper compares: with chains "
@@ -98,9 +98,15 @@ def _readings_differ(name: str, rows: pd.DataFrame) -> list[str]:
         return []
     apart = [at for at, (paper, control) in both.items() if paper != control]
     if not apart:
+        held = sum(paper == 0 for paper, _ in both.values())
+        if not held:
+            return [
+                f"{name}: both readings lie on the same side of 0 in all {len(both)} settings "
+                "that have both."
+            ]
         return [
-            f"{name}: both readings lie on the same side of 0 in all {len(both)} settings that "
-            "have both."
+            f"{name}: of {len(both)} settings that have both readings, both lie on the same side "
+            f"of 0 in {len(both) - held}, and both intervals hold it in {held}."
         ]
     listed = ", ".join(f"(alpha {a}, beta {b})" for a, b in apart)
     return [

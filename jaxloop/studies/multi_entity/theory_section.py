@@ -47,12 +47,15 @@ def linear(
         means = _means(summary, effect, against)
         ours[name] = [means.get(key, np.nan) for key in exchanged]
         theirs[name] = [values.get(key, np.nan) for key in exchanged]
+    # What is held against alpha = 0 at the same beta depends on beta at alpha = 1 too.
+    of_each = f"transfer_{common_report.slug(effects.NO_EXCHANGE)}"
     rows = [
         _ranks(
             settings,
             title,
             dict(zip(exchanged, ours[name], strict=True)),
             dict(zip(exchanged, theirs[name], strict=True)),
+            merged=name != of_each,
         )
         for name, title in pairs.items()
     ]
@@ -108,6 +111,8 @@ def linear(
         for k, c in exchanged.items()
     ]
     over = sentences.ranks_over(settings, f"over settings, at generation {final}")
+    if settings.exchange.initial_beta is not None:
+        over += ", but in transfer against alpha = 0 at the same beta"
     return report.Section(
         "Beside the linear model",
         f"The same alpha, beta, mixing and number of entities, in closed form: d = {t.dim}, "
@@ -175,11 +180,14 @@ def _ranks(
     title: str,
     ours: Mapping[tuple, float],
     theirs: Mapping[tuple, float],
+    *,
+    merged: bool = True,
 ) -> list[object]:
-    """A row of a table of ranks: title, Kendall's tau, p, number of settings."""
-    tau, p, n = linear_theory.agreement(
-        *(list(linear_theory.distinct(settings, values).values()) for values in (ours, theirs))
-    )
+    """A row of a table of ranks: title, Kendall's tau, p, number of settings; merged: whether those
+    of alpha = 1 are one where beta has no part in it.
+    """
+    both = (linear_theory.distinct(settings, v) if merged else v for v in (ours, theirs))
+    tau, p, n = linear_theory.agreement(*(list(values.values()) for values in both))
     return [
         title,
         f"{tau:+.2f}" if np.isfinite(tau) else "–",

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from jaxloop.studies.bias_amplification import direction_section, neuron_summary, report
 from jaxloop.studies.bias_amplification.neuron_study import NeuronStudy
@@ -98,28 +99,43 @@ def test_what_is_said_of_the_classifiers(fits, expected, absent):
     assert expected in said and absent not in said
 
 
+def along(**components):
+    """The section of setups whose bias component in the last generation is given by seed."""
+    config = SimpleNamespace(
+        gradient_constraint=SimpleNamespace(direction="given"),
+        chain=SimpleNamespace(setups=tuple(components)),
+    )
+    metrics = pd.DataFrame(
+        [
+            (setup, seed, g, "bias_component", value)
+            for setup, values in components.items()
+            for seed, value in enumerate(values)
+            for g in (0, 1)
+        ],
+        columns=["setup", "seed", "generation", "metric", "value"],
+    )
+    return direction_section.section(config, metrics)
+
+
 @pytest.mark.parametrize(
     "own, expected",
     [(0.3, "further along it than greedy"), (0.1, "less far along it than"), (0.2, "as far along")],
 )
 def test_how_far_setups_end_along_the_direction(own, expected):
-    config = SimpleNamespace(
-        gradient_constraint=SimpleNamespace(direction="given"),
-        chain=SimpleNamespace(setups=("greedy", "braked")),
-    )
-    metrics = pd.DataFrame(
-        [
-            (setup, g, "bias_component", value)
-            for setup, value in (("greedy", 0.2), ("braked", own))
-            for g in (0, 1)
-        ],
-        columns=["setup", "generation", "metric", "value"],
-    )
-    made = direction_section.section(config, metrics)
-    assert expected in " ".join(made.paragraphs)
-    alone = direction_section.section(config, metrics[metrics["setup"] == "braked"])
+    said = " ".join(along(greedy=[0.2], braked=[own]).paragraphs)
+    assert expected in said and "[" not in said
     # Of the formula alone, where there is nothing to compare with.
-    assert list(alone.paragraphs) == [direction_section.ABOUT["braked"]]
+    assert list(along(braked=[own]).paragraphs) == [direction_section.ABOUT["braked"]]
+
+
+def test_setups_are_compared_over_the_seeds_that_both_have():
+    """The third seed, whose chain stopped, would turn the sign."""
+    said = along(greedy=[0.1, 0.2, 0.9], braked=[0.15, 0.27]).paragraphs[-1]
+    test = scipy.stats.ttest_rel([0.15, 0.27], [0.1, 0.2]).confidence_interval()
+    assert said == (
+        "Here braked ends further along it than greedy: 0.21 against 0.15, a difference of +0.06 "
+        f"[{test.low:.4g}, {test.high:.4g}] over 2 seeds."
+    )
 
 
 def test_the_formulas_that_are_stated_hold():
@@ -143,13 +159,13 @@ def test_the_formulas_that_are_stated_hold():
 RULES = ("p<alpha", "bonferroni", "bh", "permutation", "familywise")
 
 
-def neurons(*, together=0.5, more=0.5, fewer=0.5, flat=0, **settings):
+def neurons(*, together=0.5, more=0.5, fewer=0.5, flat=0, null=(NAN,) * 3, **settings):
     """A study of neurons with one relation and one overlap, whatever they came from."""
     counts = [
         ("differences", "weight ~ bias", rule, 40, flat, 3, 2.0, NAN, NAN, together, together)
         for rule in RULES
     ]
-    overlap = ("differences", "p<alpha", "a", "b", 9, 8, 40, 4, 1.8, more, fewer, NAN, NAN, NAN)
+    overlap = ("differences", "p<alpha", "a", "b", 9, 8, 40, 4, 1.8, more, fewer, *null)
     return NeuronStudy(
         tests=pd.DataFrame(),
         counts=pd.DataFrame(
@@ -188,6 +204,15 @@ def neurons(*, together=0.5, more=0.5, fewer=0.5, flat=0, **settings):
         (neurons(more=0.01), "more than independent sets would share", "about as many"),
         (neurons(fewer=0.01), "fewer than independent sets would share", "about as many"),
         (neurons(), "about as many as independent sets would share", "fewer than"),
+        # Looked at from both sides at 5 %, each is at 2.5 %.
+        (neurons(more=0.04), "about as many as independent sets would share", "more than"),
+        (neurons(fewer=0.04), "share (1.8; two-sided p = 0.08)", "fewer than"),
+        (
+            neurons(more=0.001, null=(4.2, 0.3, 0.9)),
+            "more than independent sets would share (1.8; two-sided p = 0.002); exchanged outcomes "
+            "share 4.2 (p = 0.6).",
+            "about as many",
+        ),
         (neurons(flat=2), "2 do not vary and have p = 1", "about as many neurons"),
         (neurons(), "No permutation p can be below 0.01", "No verdict"),
         (

@@ -22,6 +22,26 @@ def test_diversity_stands_beside_the_formula(tmp_path, formula):
     assert said == formula == (root / "tables/beside_gaussian.csv").exists()
 
 
+def test_chains_that_differ_in_more_than_ratio_and_seed_are_no_replicates(tmp_path):
+    metrics, chains, ledger = planted.tables()
+    warm = metrics["seed"] % 2 == 0
+    metrics = metrics.assign(entity=0, **{"sample.temperature": warm.map({True: 1.0, False: 0.7})})
+    root = planted.run_of(tmp_path, metrics, chains, ledger)
+    page = PageInputs(run_info=[], config={}, versions=[])
+    path = report.write(root, title="t", subtitle="s", page=page, failed={}, formula=True)
+    assert "Not compared: chains of one ratio differ in sample.temperature." in words(path)
+    assert not (root / "tables/beside_gaussian.csv").exists()
+
+
+def test_chains_that_stopped_are_counted_beside_the_formula(tmp_path):
+    metrics, chains, ledger = planted.tables()
+    kept = (metrics["chain"] != "r1-s3") | (metrics["generation"] < 4)
+    root = planted.run_of(tmp_path, metrics[kept].assign(entity=0), chains, ledger)
+    page = PageInputs(run_info=[], config={}, versions=[])
+    path = report.write(root, title="t", subtitle="s", page=page, failed={}, formula=True)
+    assert "Chains without a value in every generation are left out: 1." in words(path)
+
+
 @pytest.mark.parametrize(
     ("metrics", "changed", "has"),
     [

@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
-from jaxloop.studies.diversity import figures
+from jaxloop.studies.diversity import figures, report
 
 NAMES = {"qa": "Questions"}
 
@@ -64,3 +65,10 @@ def test_bases_at_every_size_and_ratio():
 def test_one_size_and_ratio_make_one_drawing():
     drawings = figures.by_base(models(sizes=(100,), rhos=(0.0, 1.0)), ["qa"], NAMES)
     assert [d.title for d in drawings] == ["Questions"]
+
+
+def test_the_error_of_a_mean_is_that_of_the_models_that_have_a_loss():
+    values = pd.Series([1.0, np.nan, 2.0, 4.0])
+    assert report.pair(values) == f"{7 / 3:.4f} ± {scipy.stats.sem([1, 2, 4]):.4f}"
+    assert report.pair(pd.Series([1.0, np.nan])) == "1.0000"
+    assert report.pair(pd.Series([np.nan])) == "–"

@@ -18,6 +18,7 @@ from jaxloop.studies.multi_entity import chains as plan_chains
 from jaxloop.studies.multi_entity import effects as entities_effects
 from jaxloop.studies.multi_entity import figures as entities_figures
 from jaxloop.studies.multi_entity import linear_theory
+from jaxloop.studies.multi_entity import report as entities_report
 from jaxloop.studies.multi_entity import run as entities
 
 NAMES = ("one", "two", "three")
@@ -130,6 +131,26 @@ def test_a_chain_that_stopped_and_one_seed_leave_no_interval():
     )
     assert entities_effects.interval([]) == pytest.approx((np.nan,) * 3 + (0,), nan_ok=True)
     assert entities_effects.interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0, 3)
+
+
+def test_a_mean_over_models_of_which_one_has_no_value_has_none():
+    losses = made_up(seeds=2)
+    at = (losses["chain"] == "1.0-0.5-1") & (losses["generation"] == 2)
+    losses.loc[at & (losses["model"] == "two") & (losses["task"] == "one"), "value"] = np.nan
+    chains = entities_effects.by_chain(losses, alike(losses), NAMES).set_index(
+        ["chain", "generation"]
+    )
+    row = chains.loc[("1.0-0.5-1", 2)]
+    assert np.isnan(row[["cross", "spread"]].to_numpy(float)).all()
+    assert np.isfinite(row[["own", "public", "similarity"]].to_numpy(float)).all()
+    others = chains.drop(("1.0-0.5-1", 2))
+    assert others[["own", "cross", "spread"]].notna().all(axis=None)
+    keys = losses[entities_effects.KEYS].drop_duplicates()
+    texts = pd.concat([keys.assign(entity=k, metric="kl_entropy", value=1.0) for k in range(3)])
+    texts.iloc[0, texts.columns.get_loc("value")] = np.nan
+    curves = entities_report.curves(texts, chains.reset_index(), "all")
+    entropies = curves[curves["metric"] == "kl_entropy"]["value"].to_numpy()
+    assert np.isnan(entropies[0]) and (entropies[1:] == 1).all()
 
 
 def test_the_papers_tables():

@@ -56,6 +56,12 @@ def summary(*rows, effect="transfer"):
             "differ",
         ),
         (
+            summary((PAPER, 0.5, ABOVE), (OWN, 0.5, ABOVE), (PAPER, 1.0, HOLDS), (OWN, 1.0, HOLDS)),
+            "Transfer: of 2 settings that have both readings, both lie on the same side of 0 in 1, "
+            "and both intervals hold it in 1.",
+            "in all",
+        ),
+        (
             summary(
                 (PAPER, 0.5, ABOVE),
                 (OWN, 0.5, HOLDS),

@@ -2,6 +2,8 @@
 and the linear model against its closed form.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from jaxloop.core.mixing import complete, self_only
 from jaxloop.reporting.figures import png
 from jaxloop.results import expectations
 from jaxloop.simulators import linear
-from jaxloop.studies.multi_entity import effects, figures, linear_theory, sentences
+from jaxloop.studies.multi_entity import effects, figures, linear_theory, sentences, theory_section
 from tests.studies.multi_entity.test_control import planned
 from tests.studies.multi_entity.test_effects import NAMES, alike, made_up
 
@@ -54,6 +56,21 @@ def test_transfer_and_its_share_over_tasks_that_are_read_and_that_are_not():
     half = effects.by_chain(losses, alike(losses), NAMES, CIRCLE)
     half = effects.summary(effects.effects(half, 2)).set_index(["effect", "alpha", "beta"])
     assert half.loc[("transfer_share", 1.0, 0.5), "mean"] == pytest.approx(0.8, abs=0.04)
+
+
+def test_a_setting_with_a_seed_without_a_gap_has_no_share():
+    """Neither of that seed, a ratio to almost nothing, nor of the others, which were chosen."""
+    losses = made_up()
+    losses["value"] += 1.0 * ~losses["own"]
+    lost = (losses["seed"] == 2) & (losses["alpha"] == 0) & (losses["beta"] == 0.5)
+    losses.loc[lost & ~losses["own"], "value"] -= 1.1
+    table = effects.effects(effects.by_chain(losses, alike(losses), NAMES), 2)
+    shares = table[table["effect"] == "transfer_share"].set_index(["beta", "seed"])["value"]
+    assert shares[0.5].isna().all() and shares[1.0].notna().all()
+    assert table.loc[table["effect"] == "transfer", "value"].notna().all()
+    found = effects.summary(table).set_index(["effect", "alpha", "beta"])["n"]
+    assert found["transfer_share", 1.0, 0.5] == 0 and found["transfer_share", 1.0, 1.0] == 4
+    assert np.isnan(effects.share(1.0, 1.0 - 1e-15, 0.5)) and np.isnan(effects.share(1.0, 2.0, 0.5))
 
 
 @pytest.mark.parametrize("mixing", [(), complete(3), self_only(3)])
@@ -102,6 +119,7 @@ def test_the_figure_has_a_panel_for_every_share_and_draws_what_was_predicted():
     s, chains = planned(FOUR[:3], mixing=CIRCLE, alphas=(0.0, 0.5, 1.0), betas=(0.5, 1.0))
     shares = sentences.linear_shares(linear_theory.curves(s, chains, 3, CIRCLE), {})
     losses = made_up()
+    losses["value"] += 1.0 * ~losses["own"]
     summary = effects.summary(
         effects.effects(effects.by_chain(losses, alike(losses), NAMES, CIRCLE), 2)
     )
@@ -132,6 +150,26 @@ def test_no_share_is_drawn_without_private_text_and_the_legend_lies_inside():
     assert [text.get_text() for text in legend.get_texts()] == [f"β {b:g}" for b in betas[1:]]
     box = legend.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+
+
+def test_ranks_of_transfer_are_over_every_beta_it_is_held_against(tmp_path, monkeypatch):
+    """At alpha = 1 beta has no part in losses, but in those at alpha = 0 it has."""
+    s, chains = planned(
+        FOUR[:3], mixing=CIRCLE, alphas=(0.0, 0.5, 1.0), betas=(0.5, 1.0), initial_beta=1.0
+    )
+    at = {(a, b): np.array([1.0, 1 + a + b]) for a in (0.0, 0.5, 1.0) for b in (0.5, 1.0)}
+    known = {key: linear_theory.Curves(x, 2 * x, x, 0.5, 0) for key, x in at.items()}
+    monkeypatch.setattr(linear_theory, "curves", lambda s, some, *_: known if some else {})
+    monkeypatch.setattr(linear_theory, "surface", lambda *_: None)
+    losses = effects.by_chain(made_up(), alike(made_up()), NAMES, CIRCLE)
+    summary = effects.summary(effects.effects(losses, 2))
+    prepared = SimpleNamespace(chains=chains, mixing=CIRCLE)
+    section = theory_section.linear(s, prepared, tmp_path, losses, summary, 2)
+    ranks = next(table for table in section.tables if table.title == "Agreement of ranks")
+    settings = {row[0]: row[-1] for row in ranks.rows}
+    assert settings["transfer against alpha = 0 / the same in errors"] == 4
+    assert settings["loss on own tasks / error on own tasks"] == 5
+    assert ranks.note.endswith("but in transfer against alpha = 0 at the same beta")
 
 
 def test_claims_name_effects_of_runs_that_are_shipped():

@@ -482,6 +482,36 @@ def test_a_metric_on_both_sides_of_zero_has_no_relative_value(tmp_path):
     assert paper_figures.sweep(run, "positivity", ["dataset"])["relative"].isna().all()
 
 
+def test_pairs_that_do_not_differ_are_pairs():
+    """They have an interval and no p, as a policy that changes nothing has."""
+    columns = ["metric", "dataset", "ratio", "selection", "n", "difference", "low", "high", "p"]
+    alike = ("cosine_diversity", "web", 1.0, "quality", 3, 0.0, 0.0, 0.0, np.nan)
+    one = ("cosine_diversity", "web", 1.0, "quality", 1, 0.1, np.nan, np.nan, np.nan)
+    two = ("cosine_diversity", "wiki", 1.0, "quality", 2, 0.1, 0.05, 0.15, 0.03)
+
+    def said(*rows):
+        table = pd.DataFrame(rows, columns=columns)
+        return findings_sweep.against_control(table, ["cosine_diversity"])[0]
+
+    assert said(alike).endswith(": +0.000 [0.000, 0.000] at r = 1 (3 pairs, all alike).")
+    assert said(one).startswith("No policy has two pairs")
+    assert said(alike, two).endswith(
+        "at web, r = 1 (3 pairs, all alike) and +0.100 [0.050, 0.150] at wiki, r = 1 (2 pairs, "
+        "p = .030)."
+    )
+
+
+def test_differences_of_levels_are_named_by_all_factors_in_which_cells_differ():
+    columns = ["metric", "dataset", "ratio", "level", "against", "difference", "low", "high", "p"]
+    rows = [
+        ("cosine_diversity", dataset, 1.0, 4, 1, 0.1, 0.05, 0.15, p)
+        for dataset, p in (("web", 0.01), ("wiki", 0.02))
+    ]
+    table = pd.DataFrame(rows, columns=columns).assign(q=0.02)
+    assert "of 4 at web, r = 1 +0.100" in findings_sweep.differ(table, "models")[0]
+    assert "of 4 at r = 1 +0.100" in findings_sweep.differ(table[:1], "models")[0]
+
+
 def test_one_chain_per_ratio_is_too_few_for_a_trend(tmp_path):
     for ratios, p in (((0.25, 0.5, 1.0), ".333"), ((0.125, 0.25, 0.5, 0.75, 1.0), ".017")):
         tables = sweeps.sweep(

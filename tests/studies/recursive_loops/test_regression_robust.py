@@ -10,8 +10,13 @@ import scipy.stats
 import statsmodels.api as sm
 from statsmodels.stats.power import TTestPower
 
+from jaxloop.studies.recursive_loops.analysis import (
+    findings_regression,
+    power,
+    regression_robust,
+    regression_tables,
+)
 from jaxloop.studies.recursive_loops.analysis import overlap as ov
-from jaxloop.studies.recursive_loops.analysis import power, regression_robust, regression_tables
 from jaxloop.studies.recursive_loops.analysis import regression as rg
 from jaxloop.studies.recursive_loops.data import cluster_choice
 from tests.studies.recursive_loops import planted
@@ -326,3 +331,29 @@ def test_vif_by_dataset_leaves_out_what_has_none():
         rg.vif(with_dummy)[names],
         rtol=1e-9,
     )
+
+
+@pytest.mark.parametrize(
+    ("forms", "says"),
+    [
+        (("relative", "difference", "ancova"), "(under every reading below as well)"),
+        (
+            ("relative", "difference"),
+            "(under every reading below as well; ANCOVA could not be computed)",
+        ),
+    ],
+)
+def test_readings_that_a_fit_does_not_have_are_no_readings_that_bear_it_out(forms, says):
+    rows = [
+        ("diversity", "All", form, "classical", "quality", 0.1, 0.01, 10.0, 0.001, 0.08, 0.12, 20)
+        + (0.01,)
+        for form in forms
+    ]
+    names = [*regression_tables.KEYS, *rg.COEFFICIENTS, "n", "q"]
+    fits = pd.DataFrame([("diversity", "All", 20, 1)], columns=regression_tables.FITS[:4])
+    fits = fits.reindex(columns=regression_tables.FITS).astype({"cv_r2": float})
+    coefficients = pd.DataFrame(rows, columns=names)
+    nothing = pd.DataFrame()
+    tables = regression_tables.Tables(coefficients, fits, nothing, nothing, [])
+    said = findings_regression.conclusions(None, tables)
+    assert f"Quality +0.1000 [0.0800, 0.1200] {says}." in " ".join(said)

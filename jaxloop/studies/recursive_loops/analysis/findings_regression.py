@@ -105,7 +105,7 @@ def _associations(tables: Tables, dependent: str) -> list[str]:
         groups.setdefault(_robustness(rows, row["term"]), []).append(
             f"{title(row['term'])} {row['coefficient']:+.4f} [{row['low']:.4f}, {row['high']:.4f}]"
         )
-    ordered = sorted(groups, key=lambda robustness: robustness != _ALWAYS)
+    ordered = sorted(groups, key=lambda robustness: not robustness.startswith(_ALWAYS))
     parts = [f"{listed(groups[robustness])} ({robustness})" for robustness in ordered]
     return [f"{head}. Per standard deviation of the property: {'; '.join(parts)}."]
 
@@ -122,7 +122,8 @@ class _Estimate(NamedTuple):
 def _robustness(rows: pd.DataFrame, term: str) -> str:
     """Under which other analyses the association is no longer significant with the same sign.
 
-    rows: coefficients of one fit in all forms and with all errors.
+    Forms that could not be fitted are named. rows: coefficients of one fit in all forms and with
+    all errors.
     """
 
     def estimate(form: str, errors: str) -> _Estimate | None:
@@ -146,9 +147,10 @@ def _robustness(rows: pd.DataFrame, term: str) -> str:
         for name, result in computed.items()
         if paper is None or not (result.p < 0.05 and result.coefficient * paper.coefficient > 0)
     ]
-    if not lost:
-        return _ALWAYS
-    return "under no other reading" if len(lost) == len(computed) else f"not under {listed(lost)}"
+    words = "under no other reading" if len(lost) == len(computed) else f"not under {listed(lost)}"
+    absent = [name for name in ("differences", "ANCOVA") if name not in computed]
+    note = f"; {listed(absent)} could not be computed" if absent else ""
+    return (words if lost else _ALWAYS) + note
 
 
 def _sign_changes(classical: pd.DataFrame) -> list[str]:

@@ -154,11 +154,11 @@ def differ(table: pd.DataFrame, factor: str) -> list[str]:
     what = f"Levels of {_spaced(factor)} against {table['against'].iloc[0]}, at the same ratio"
     tested = table.dropna(subset="p")
     if tested.empty:
-        return [f"{what}: too few chains of a cell for a test."]
+        return [f"{what}: no test, where a cell has one chain or chains do not differ."]
     clear = tested[tested["q"] < 0.05].sort_values("p")
+    varied = _varied(table, before="level")
     shown = [
-        f"{_metric_title(row['metric']).lower()} of {row['level']} at r = "
-        f"{share(float(row['ratio']))} "
+        f"{_metric_title(row['metric']).lower()} of {row['level']} at {_place(row, varied)} "
         f"{row['difference']:+.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         for _, row in clear.head(6).iterrows()
     ]
@@ -171,16 +171,18 @@ def differ(table: pd.DataFrame, factor: str) -> list[str]:
 def against_control(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
     """Return sentences on the selection policies; table: interventions.csv.
 
-    They give the paired differences of relative values from the random control.
+    They give the paired differences of relative values from the random control, with the levels of
+    the factors (columns before the policy) in which pairs differ.
     """
-    tested = table[table["metric"].isin(metrics)].dropna(subset="p")
+    varied = _varied(table, before="selection")
+    tested = table[table["metric"].isin(metrics) & (table["n"] > 1)]
     if tested.empty:
         return ["No policy has two pairs with its random control, so none has an interval."]
     out = []
     for (metric, policy), pairs in tested.groupby(["metric", "selection"], sort=False):
         parts = [
-            f"{row['difference']:+.3f} [{row['low']:.3f}, {row['high']:.3f}] at r = "
-            f"{share(float(row['ratio']))} ({int(row['n'])} pairs, {chance(row['p'])})"
+            f"{row['difference']:+.3f} [{row['low']:.3f}, {row['high']:.3f}] at "
+            f"{_place(row, varied)} ({int(row['n'])} pairs, {_chance_of_pairs(row['p'])})"
             for _, row in pairs.iterrows()
         ]
         out.append(
@@ -188,6 +190,26 @@ def against_control(table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
             f"control, relative to generation 0: {listed(parts)}."
         )
     return out
+
+
+def _varied(table: pd.DataFrame, before: str) -> list[str]:
+    """The factors, among the columns before one, in which rows differ; without the ratio."""
+    names = [str(name) for name in table.columns[: list(table.columns).index(before)]]
+    return [
+        name
+        for name in names
+        if name not in ("metric", "ratio") and table[name].astype(str).nunique() > 1
+    ]
+
+
+def _place(row: pd.Series, factors: Sequence[str]) -> str:
+    """The levels of these factors, and the ratio."""
+    ratio = f"r = {share(float(row['ratio']))}"
+    return f"{_cell_name(factors, [row[name] for name in factors])}, {ratio}" if factors else ratio
+
+
+def _chance_of_pairs(p: float) -> str:
+    return chance(p) if np.isfinite(p) else "all alike"
 
 
 def _level(chains: pd.DataFrame, level: pd.DataFrame) -> str:

@@ -179,7 +179,10 @@ def _vif_section(run: Run, properties: pd.DataFrame, used: Sequence[str]) -> Sec
             inflation, regression.rank_correlations(numbers[list(columns)])
         )
         save_figure(run, name, drawing)
-        note = "Variance inflation by dataset, and rank correlation over all clusters."
+        note = (
+            "Variance inflation by dataset (All: within datasets), and rank correlation over all "
+            "clusters."
+        )
         drawings.append(Drawing(f"Figure 7: {what}", note, drawing, wide=True))
     return Section(
         "Which properties go together", drawings=drawings, paragraphs=[_selection(numbers)]
@@ -200,8 +203,8 @@ def _selection(numbers: pd.DataFrame) -> str:
     chosen = regression.select_by_vif(complete, most=10.0, keep=keep)
     listed = findings_regression.listed([f"{regression.title(n)} ({v:.1f})" for n, v in chosen])
     return (
-        "Dropping the property of largest VIF until none exceeds 10, text length kept as a "
-        f"control for quality, would leave {listed}."
+        "Over all clusters together, dropping the property of largest VIF until none exceeds 10, "
+        f"text length kept as a control for quality, would leave {listed}."
     )
 
 

@@ -362,7 +362,8 @@ def vif_table(properties: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Return the VIF of the properties `names`, a column per dataset, as in Figure 7.
 
     It is nan where a property is missing or constant in a dataset. With several datasets the column
-    "All" comes first: the VIF over all clusters in a fit with a dummy per dataset.
+    "All" comes first: that of the deviations from the mean of their dataset. The VIF of the fit
+    over all (power.csv) is larger, by the variance of a property over that of its deviations.
     """
     x = properties[[n for n in names if n in properties]].apply(pd.to_numeric, errors="coerce")
     groups = {
