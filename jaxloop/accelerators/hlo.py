@@ -340,12 +340,16 @@ def _uses(users: Users, name: str, counts: int) -> Iterator[tuple[Instruction, i
 
     Through views, and through elementwise arithmetic, of which a fusion computes only what is used.
     """
-    for j, position in users.get(name, ()):
-        same = j.op in _ELEMENTWISE and math.prod(dimensions(j.shape)) == counts
-        if j.op == "bitcast" or same and not j.root:
-            yield from _uses(users, j.name, counts)
-        else:
-            yield j, position
+    waiting, seen = [name], {name}
+    while waiting:
+        for j, position in users.get(waiting.pop(), ()):
+            same = j.op in _ELEMENTWISE and math.prod(dimensions(j.shape)) == counts
+            if not (j.op == "bitcast" or same and not j.root):
+                yield j, position
+            elif j.name not in seen:
+                # Once: ways through arithmetic that uses a value twice double with every step.
+                seen.add(j.name)
+                waiting.append(j.name)
 
 
 def _read_of_parameter(whole: float, uses: list[tuple[Instruction, int]], each: float) -> float:

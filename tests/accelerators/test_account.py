@@ -252,6 +252,12 @@ ENTRY %main (a: bf16[64,128], i: s32[]) -> f32[1,128] {
     )
     assert account.account(whole, RATES).total.read > 64 * row
 
+    # Float64 on a TPU is arithmetic in which every value is used twice, thousands deep.
+    steps = [f"%both{n + 1} = f32[64,128]{{1,0}} add(%both{n}, %both{n})" for n in range(2000)]
+    deep = text.replace("%both = ", "%both0 = ").replace("(%both, ", "(%both2000, ")
+    deep = deep.replace("  ROOT %row", "".join(f"  {step}\n" for step in steps) + "  ROOT %row")
+    assert account.account(deep, RATES).total.read == row + 4
+
 
 def test_products_in_float32_are_as_fast_as_their_precision():
     text = """HloModule p
