@@ -448,7 +448,9 @@ def _run_check(check: Check, done: dict, out: Path, left: float, tiny: bool) -> 
         return True
     lacking = missing(check.peer)
     if lacking or left < check.seconds * (0 if tiny else 0.6) or left < 5:
-        reason = f"{', '.join(lacking)} not installed" if lacking else f"{max(left, 0):.0f} s are left"
+        reason = (
+            f"{', '.join(lacking)} not installed" if lacking else f"{max(left, 0):.0f} s are left"
+        )
         print(f"{check.name:<12}not run: {reason}", flush=True)
         return False
     row = run(check, out, min(left, 2.5 * check.seconds), tiny)
