@@ -15,9 +15,7 @@ from jaxloop.runtime.timings import took
 
 
 def duration(seconds: float) -> str:
-    """Write `3725` as "1 h 02 min", `125` as "2 min 05 s", `0.043` as "0.04 s"."""
-    if 0 < seconds < 0.5:
-        return f"{seconds:.1g} s"
+    """Write `3725` as "1 h 02 min", `125` as "2 min 05 s"."""
     seconds = int(round(seconds))
     if seconds >= 3600:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

@@ -526,7 +526,6 @@ def test_time_left_is_work_left_times_measured_speed_without_the_first_run():
 
 def test_durations_are_said_in_words():
     assert [duration(s) for s in (5, 125, 3725)] == ["5 s", "2 min 05 s", "1 h 02 min"]
-    assert [duration(s) for s in (0, 0.043, 0.7)] == ["0 s", "0.04 s", "1 s"]
 
 
 def test_parts_of_an_unfinished_generation_belong_to_the_study_that_made_them(tmp_path):

@@ -486,5 +486,10 @@ def big(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as hours where they are many, else as the progress lines say them."""
+    """Return seconds as hours where they are many, else as the progress lines say them.
+
+    Fractions of a second have one digit.
+    """
+    if 0 < seconds < 0.5:
+        return f"{seconds:.1g} s"
     return f"{seconds / 3600:,.0f} h" if seconds > 360_000 else progress.duration(seconds)

@@ -115,3 +115,8 @@ def test_parts_have_the_settings_of_their_chains():
     )
     full = next(part for _, part in parts if part.fit.mode == "full")
     assert _flops(full)[0] == pytest.approx(flops, rel=0.02)
+
+
+def test_durations_are_said_in_words_from_fractions_of_a_second_to_hours():
+    said = [cost.duration(seconds) for seconds in (0, 0.043, 0.7, 125, 720_000)]
+    assert said == ["0 s", "0.04 s", "1 s", "2 min 05 s", "200 h"]
