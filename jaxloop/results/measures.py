@@ -16,10 +16,10 @@ A measure is a table of fields in the file of expectations. Its form follows fro
 `at`, `minus` and `over` are tables {column: value or list of values}; `minus` and `over` name only
 what differs from `at`. `generation = "last"` is the last one of the run, `"late"` the last five. A
 unit with a chain that lacks one of the selected generations has no value, nor has one that lacks a
-level of another column that is selected. `over` needs values of one sign. `unit` names the column
-of the independent units, `seed` by default; `scale` multiplies a measure, `units` is what its units
-are called on the page. Where a page is of several runs, `run` says which of their directories the
-measure is of.
+level of another column that is selected, unless each unit has just one. `over` needs values of one
+sign. `unit` names the column of the independent units, `seed` by default; `scale` multiplies a
+measure, `units` is what its units are called on the page. Where a page is of several runs, `run`
+says which of their directories the measure is of.
 """
 
 import functools
@@ -170,10 +170,16 @@ def _means(rows: pd.DataFrame, unit: str) -> pd.Series:
 
 
 def _complete_means(rows: pd.DataFrame, unit: str, levels: Sequence[str]) -> pd.Series:
-    """`_means`; missing too for a unit that lacks a combination of `levels` that others have."""
-    combinations = rows[[unit, *levels]].drop_duplicates()
+    """`_means`; missing too for a unit that lacks a combination of `levels` that others have.
+
+    A column of which every unit has one level, as a chain has of its settings, says which units are
+    selected, and none lacks the levels of others.
+    """
+    most = rows.groupby(unit)[list(levels)].nunique().max()
+    within = [name for name in levels if name == "metric" or most[name] > 1]
+    combinations = rows[[unit, *within]].drop_duplicates()
     has = combinations.groupby(unit).size()
-    return _means(rows, unit).where(has == len(combinations[list(levels)].drop_duplicates()))
+    return _means(rows, unit).where(has == len(combinations[within].drop_duplicates()))
 
 
 def _relative(values: pd.Series, first: pd.Series) -> pd.Series:

@@ -232,6 +232,16 @@ def test_a_mean_over_levels_is_none_for_a_seed_that_lacks_one(run):
     np.testing.assert_allclose(found.value, values.mean(), rtol=1e-12)
 
 
+def test_levels_of_which_every_unit_has_one_select_units(run):
+    """A chain has one setup."""
+    table = pd.read_csv(run / "metrics.csv")
+    values = table[table.generation == 3]["value"]
+    at = dict(setup=["a", "b"], generation=3)
+    found = measures.measure(run, dict(metric="m", at=at, unit="chain"))
+    assert found.n == len(values) == 12
+    np.testing.assert_allclose([found.value, found.se], [values.mean(), values.sem()], rtol=1e-12)
+
+
 def test_a_relative_change_of_values_on_both_sides_of_0_is_refused(run):
     asked = dict(metric="m", at=dict(setup="b", generation="last"), over=dict(generation=0))
     with pytest.raises(ValueError, match=r"measure.over: .* both sides of 0"):
