@@ -295,10 +295,11 @@ def _keep_layout(figure: Figure) -> None:
 
 
 def svg(figure: Figure, name: str, alt: str = "Figure") -> str:
-    """Return the figure as an `<svg>` element; equal figures give equal text.
+    """Return the figure as an `<svg>` element; equal figures drawn alike before give equal text.
 
-    It is for a page that defines the CSS variables of `colours_css`. It is never drawn so small
-    that its words could not be read.
+    Once drawn, also by `png`, a figure is not laid out again. The element is for a page that
+    defines the CSS variables of `colours_css`. It is never drawn so small that its words could not
+    be read.
 
     Args:
         name: prefix of the element ids, so that several figures can stand on one page.

@@ -79,7 +79,7 @@ def smallest_detectable(estimate: Estimate, confidence: float) -> float:
 
 @functools.cache
 def _errors_found(freedom: int, confidence: float) -> float:
-    """The effect in standard errors that is found with probability `POWER`."""
+    """The effect in standard errors that is found with probability `POWER`; nan if unknown."""
     limit = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
     # To first order, and 14 % too little with one degree of freedom.
     start = limit + float(scipy.stats.t.ppf(POWER, freedom))
@@ -88,6 +88,8 @@ def _errors_found(freedom: int, confidence: float) -> float:
         # The square of t is F, whose noncentral distribution scipy computes more accurately.
         return POWER - float(scipy.stats.ncf.sf(limit**2, 1, freedom, effect**2))
 
+    if not missing(start / 2) > 0 > missing(2 * start):
+        return math.nan  # two units at a confidence so near 1 that scipy's numbers end
     return float(scipy.optimize.brentq(missing, start / 2, 2 * start))
 
 

@@ -85,13 +85,17 @@ def masked(name: str, value: str) -> str:
     return redact(re.sub(r"(\w+://)[^/@\s]+@", r"\1(hidden)@", value))
 
 
-@functools.cache
 def version(package: str) -> str:
     """Return the installed version of a distribution, or `not installed`."""
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return _installed(package)
+    except importlib.metadata.PackageNotFoundError:  # a notebook may install it later
         return "not installed"
+
+
+@functools.cache
+def _installed(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 @functools.cache

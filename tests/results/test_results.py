@@ -323,6 +323,10 @@ def test_the_smallest_effect_that_is_found_is_that_of_statsmodels(count):
     np.testing.assert_allclose(found, expected * 0.3 * math.sqrt(count), rtol=1e-6)
 
 
+def test_there_is_no_such_effect_where_numbers_end():
+    assert math.isnan(verdict.smallest_detectable(Estimate(0.0, 0.3, 2), 1 - 1e-12))
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [

@@ -121,7 +121,7 @@ def _of_overlap(row: pd.Series, alpha: float) -> str:
 
 def _two_sided(more: float, fewer: float) -> float:
     """The p of a count that is looked at from both sides."""
-    return min(1.0, 2 * min(more, fewer))
+    return float(np.minimum(1.0, 2 * np.minimum(more, fewer)))
 
 
 def _cautions(study: NeuronStudy) -> list[str]:
