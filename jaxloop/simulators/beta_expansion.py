@@ -181,7 +181,9 @@ def _next(state: _State, by_last: bool, rate: float) -> _State:
 
     def numbers(at: np.ndarray) -> np.ndarray:
         """Bias [2] and first-order covariance [4] of a fit, in a row."""
-        bias, first = _leading(*_sampled(at, by_last, rate))
+        source, tilt = _sampled(at, by_last, rate)
+        means, covariance = _cumulants(source, tilt)
+        bias, first = _leading(covariance, *_of_means(means, source + tilt))
         return np.concatenate([bias, first.ravel()])
 
     fit = _fit(*_sampled(state.at, by_last, rate))
@@ -215,14 +217,14 @@ def _fit(source: np.ndarray, tilt: np.ndarray) -> _Fit:
     skewed = np.einsum("ia,jbc,abc->ij", g_ia, g_iab, third) / 2
     cubic = np.einsum("ia,jbcd,ab,cd->ij", g_ia, g_iabc, covariance, covariance) / 2
     square = np.einsum("iab,jcd,ac,bd->ij", g_iab, g_iab, covariance, covariance) / 2
-    bias, first = _leading(source, tilt)
+    bias, first = _leading(covariance, g_ia, g_iab)
     return _Fit(bias, first, second=skewed + skewed.T + cubic + cubic.T + square)
 
 
-def _leading(source: np.ndarray, tilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _leading(
+    covariance: np.ndarray, g_ia: np.ndarray, g_iab: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The bias of `_fit` and its covariance to first order, which need no third derivatives."""
-    means, covariance = _cumulants(source, tilt)
-    g_ia, g_iab = _of_means(means, source + tilt)
     return np.einsum("iab,ab->i", g_iab, covariance) / 2, g_ia @ covariance @ g_ia.T
 
 

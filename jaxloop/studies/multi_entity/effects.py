@@ -231,14 +231,18 @@ def _without_gap(base: Mapping[Any, float] | None) -> list[str]:
     return [
         f"transfer_share{suffix}"
         for suffix, column in TASKS_OF.items()
-        if column in base and base[column] - base["own"] <= _NO_GAP * abs(base["own"])
+        if column in base and _no_gap(base[column], base["own"])
     ]
 
 
 def share(before: float, own: float, after: float) -> float:
     """Return which share of `before - own` is gone in `after`; NaN where that is not above 0."""
-    gap = before - own
-    return (before - after) / gap if gap > _NO_GAP * abs(own) else float("nan")
+    return float("nan") if _no_gap(before, own) else (before - after) / (before - own)
+
+
+def _no_gap(before: float, own: float) -> bool:
+    """Whether a loss is not above the one on the own task, but for rounding."""
+    return before - own <= _NO_GAP * abs(own)
 
 
 def _is_zero(alpha: object) -> bool:
