@@ -217,11 +217,15 @@ def _known(model: str, labels: tuple[str, ...] | None, max_length: int | None) -
 
 
 class _Scores(NamedTuple):
-    """Probabilities [n, C] of the texts of a corpus, and the index of the class asked for."""
+    """Probabilities [n, C] of the texts of a corpus, and the index of the class asked for.
+
+    independent: whether a text may have several of the classes, or none.
+    """
 
     corpus: Corpus
     probabilities: np.ndarray
     label: int
+    independent: bool
 
 
 def _scores(
@@ -236,7 +240,8 @@ def _scores(
             "the classifier has no model; name one, as in class_share(model='…', label='…')."
         )
     named = None if labels is None else tuple(map(str, labels))
-    classes = _loaded(model, named, max_length).labels
+    classifier = _loaded(model, named, max_length)
+    classes = classifier.labels
     if label not in classes:
         raise ValueError(
             f"label is {label!r}; the classes of {model} are {', '.join(map(repr, classes))}."
@@ -244,8 +249,9 @@ def _scores(
     corpus = Corpus.of(texts)
     # So that the metrics of one classifier run it once.
     known = _known(model, named, max_length)
-    values = probabilities(_loaded(model, named, max_length), corpus.texts, known=known)
-    return _Scores(corpus, values, classes.index(label))
+    values = probabilities(classifier, corpus.texts, known=known)
+    independent = classifier.head is None and classifier.encoder.config.multi_label
+    return _Scores(corpus, values, classes.index(label), independent)
 
 
 def class_memberships(
@@ -257,10 +263,11 @@ def class_memberships(
 ) -> list[np.ndarray]:
     """Whether a classifier gives each text the class `label`, 0 or 1: [chains] arrays [n].
 
-    It does where the class is the likeliest, or, being the only one, has half the probability.
+    It does where the class is the likeliest; of classes that do not exclude each other, and of a
+    single one, where its probability is at least 1/2.
     """
-    corpus, shares, index = _scores(texts, model, label, labels, max_length)
-    chosen = shares.argmax(1) == index if shares.shape[1] > 1 else shares[:, 0] >= 0.5
+    corpus, shares, index, independent = _scores(texts, model, label, labels, max_length)
+    chosen = shares[:, index] >= 0.5 if independent else shares.argmax(1) == index
     return corpus.split(chosen.astype(np.float64))
 
 
@@ -273,7 +280,8 @@ def class_share(
 ) -> np.ndarray:
     """Share of the texts that a classifier gives the class `label`, in [0, 1]: [c] float64.
 
-    In arXiv 2410.15234: articles labelled Right. No text: nan.
+    In arXiv 2410.15234: articles labelled Right. Where classes do not exclude each other, as those
+    of unitary/toxic-bert, a text has each that is at least as likely as not. No text: nan.
 
     Args:
         model: the directory or hub id of a sequence classifier.
@@ -290,7 +298,7 @@ def class_probabilities(
     max_length: int | None = None,
 ) -> list[np.ndarray]:
     """Probability of the class `label` for each text, in [0, 1]: [chains] arrays [n]."""
-    corpus, shares, index = _scores(texts, model, label, labels, max_length)
+    corpus, shares, index, _ = _scores(texts, model, label, labels, max_length)
     return corpus.split(shares[:, index].astype(np.float64))
 
 

@@ -370,6 +370,21 @@ def test_metrics_of_many_chains(folder):
     np.testing.assert_array_equal(*renamed.values(), share)
 
 
+def test_a_text_has_a_class_of_those_that_do_not_exclude_each_other_from_one_half_on(
+    folder, monkeypatch
+):
+    """As scikit-learn's multi-label predictions: the likeliest of unlikely classes is none."""
+    path = folder("bert", ("toxic", "threat"), "multi_label_classification")[0]
+    shares = np.array([[0.01, 0.002], [0.9, 0.95], [0.5, 0.1]], np.float32)
+    monkeypatch.setattr(classifiers, "probabilities", lambda *_, **__: shares)
+    for label, expected in (("toxic", [0, 1, 1]), ("threat", [0, 1, 0])):
+        options = f"model={path!r}, label={label!r}"
+        ((found,),) = registry.evaluate_texts(
+            [f"class_share({options})"], texts=[["a", "b", "c"]]
+        ).values()
+        assert found.tolist() == expected
+
+
 def test_toxicity_is_the_probability_of_its_class(folder):
     path, model, tokenizer = folder("bert", ("toxic", "threat"), "multi_label_classification")
     (found,) = registry.evaluate([f"toxicity(model={path!r})"], texts=[TEXTS]).values()
