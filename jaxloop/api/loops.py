@@ -84,7 +84,8 @@ def loop(
             with start="previous", where `start` is None at first. Items are an array [n, ...] or a
             list of n texts, as in `data`.
         sample: sample(weights, count, seed) -> that many items.
-        data: the real items, [n, ...] or n texts; `recursion.workflow.human_needed` says how many
+        data: the real items, [n, ...] or n texts; generated items are kept in the type of an array;
+            `recursion.workflow.human_needed` says how many
             a chain needs.
         workflow: what a generation trains on, from `jaxloop.workflows`; or several by name, each
             with all seeds.
@@ -99,7 +100,7 @@ def loop(
         progress: show a progress bar.
 
     Raises:
-        ValueError: too few items, weights that cannot be saved, a workflow that selects by scores,
+        ValueError: too few items, items that the type of `data` cannot hold, weights that cannot be saved, a workflow that selects by scores,
             the directory is another run's, or `workdir` is no local one.
     """
     path = studies.place_of(workdir)
@@ -188,7 +189,11 @@ class _Codec:
     dtype: np.dtype | None
 
     def encode(self, items: Items, name: str) -> list[str]:
-        """Return items as texts. Raises ValueError for items of another kind."""
+        """Return items as texts.
+
+        Raises:
+            ValueError: items of another kind, or that the data's type cannot hold.
+        """
         if self.shape is None:
             return check_texts(items, name)  # type: ignore[arg-type]  # refused unless texts
         rows = np.asarray(items)
@@ -197,7 +202,14 @@ class _Codec:
                 f"{name}: has items of shape {rows.shape[1:]} and type {rows.dtype}; those of "
                 f"data have shape {self.shape} and are numbers"
             )
-        return [json.dumps(row) for row in rows.astype(self.dtype).tolist()]
+        with np.errstate(invalid="ignore"):
+            stored = rows.astype(self.dtype)
+        if stored.dtype.kind in "iu" and not np.array_equal(stored, rows):
+            raise ValueError(
+                f"{name}: has numbers that the type of data, {self.dtype}, cannot hold; give data "
+                "as another type, such as data.astype(float)"
+            )
+        return [json.dumps(row) for row in stored.tolist()]
 
     def decode(self, texts: Sequence[str]) -> Items:
         """Return the items that `encode` made these texts of."""

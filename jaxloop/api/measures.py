@@ -42,8 +42,8 @@ def evaluate(
         One row per list of texts (by its name; "texts" where it has none), one column per metric.
 
     Raises:
-        ValueError: texts that are not strings, an unknown metric or option, or a metric that needs
-            something that was not given.
+        ValueError: texts that are not strings, an unknown metric or option, two metrics of one
+            name, or a metric that needs something that was not given.
     """
     named = dict(texts) if isinstance(texts, Mapping) else {"texts": texts}
     lists = {name: check_texts(values, f"texts[{name!r}]") for name, values in named.items()}
@@ -59,6 +59,12 @@ def evaluate(
             raise ValueError(f"losses: there are none of {missing[0]!r}")
         inputs["losses"] = [by_name[name] for name in lists]
         inputs["token_nll"] = [by_name[name].token_nll for name in lists]
+    columns = [_name_of(metric) for metric in metrics]
+    if repeated := [column for column in columns if columns.count(column) > 1]:
+        raise ValueError(
+            f"metrics: two are called {repeated[0]!r}; each needs a name of its own, such as that "
+            "of a function that is defined with def"
+        )
     names = [metric for metric in metrics if not callable(metric)]
     if registry.needs(names) & {"embeddings", "reference_embeddings"}:
         inputs["embeddings"] = lambda values: embed(values, model=embedder)
@@ -66,7 +72,6 @@ def evaluate(
     for metric in metrics:
         if callable(metric):
             values[_name_of(metric)] = [float(metric(of_list)) for of_list in lists.values()]
-    columns = [_name_of(metric) for metric in metrics]
     return pd.DataFrame(values, index=pd.Index(list(lists), name="texts"))[columns]
 
 

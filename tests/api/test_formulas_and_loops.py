@@ -76,6 +76,10 @@ def test_entities_with_linear_models():
         (lambda: jaxloop.evaluate(["a"], ["self_blue"]), "the nearest name is 'self_bleu'"),
         (lambda: jaxloop.evaluate(["a"], ["held_out_loss"]), "needs losses"),
         (lambda: jaxloop.evaluate({}, ["self_bleu"]), "texts: is empty"),
+        (
+            lambda: jaxloop.evaluate(["a b"], [lambda texts: 1, lambda texts: 2]),
+            "metrics: two are called '<lambda>'",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(ask, said):
@@ -212,6 +216,24 @@ def test_a_loop_is_refused_an_address(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="workdir=s3://bucket/run: a loop of your own writes to a"):
         jaxloop.loop(fit, sample, DATA, W.replace(20), workdir="s3://bucket/run", generations=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_whole_numbers_stay_what_was_generated(tmp_path):
+    """Draws are never cut to whole numbers: kept where the data's type holds them, else refused."""
+    data = np.arange(40).reshape(20, 2)
+    options = {"generations": 2, "workdir": tmp_path / "run"}
+    with pytest.raises(ValueError, match=r"sample\(...\): .* the type of data, int64, cannot hold"):
+        jaxloop.loop(fit, sample, data, W.replace(20), **options)
+
+    def rounded(state, count, seed):
+        return np.round(sample(state, count, seed))
+
+    seen = []
+    options = {"generations": 2, "workdir": tmp_path / "whole"}
+    jaxloop.loop(
+        fit, rounded, data, W.replace(20), measure=lambda x: seen.append(x) or {}, **options
+    )
+    assert all(items.dtype == data.dtype for items in seen) and len(seen) == 2
 
 
 def test_a_model_that_breaks_is_said(tmp_path):
