@@ -100,8 +100,9 @@ def loop(
         progress: show a progress bar.
 
     Raises:
-        ValueError: too few items, items that the type of `data` cannot hold, weights that cannot be saved, a workflow that selects by scores,
-            the directory is another run's, or `workdir` is no local one.
+        ValueError: too few items, items that the type of `data` cannot hold, weights that cannot be
+            saved, a workflow that selects by scores, the directory is another run's, or `workdir`
+            is no local one.
     """
     path = studies.place_of(workdir)
     if not isinstance(path, Path):

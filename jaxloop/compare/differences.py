@@ -58,7 +58,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, str]:
 
 
 def common_metrics(runs: Sequence[ComparedRun]) -> list[str]:
-    """Return the metrics of the first run that every other has too, in its order.
+    """Return the metrics of the first run, in its order; every other run has some of them.
 
     Raises:
         ValueError: another run has none of the first one's.
@@ -214,7 +214,7 @@ def of_values(runs: Sequence[ComparedRun]) -> pd.DataFrame:
         last = min(runs[0].last, run.last)
         pair = [t[t["generation"] <= last] for t in (tables[0], table)]
         sides = [_by_seed(t, last) for t in pair]
-        crossing = {metric for t in pair for metric in scores.crossing(t)}
+        crossing = set(scores.crossing(pd.concat(pair)))
         for metric in (m for m in common_metrics(runs) if m in set(table["metric"])):
             ours, theirs = (side.get(metric, {}) for side in sides)
             for row in _of_metric(ours, theirs, last, metric not in crossing):

@@ -99,7 +99,8 @@ def _curves(runs: Sequence[ComparedRun]) -> report.Section:
     paragraphs = []
     if len(shown) > 1:
         words = (f"{_look(i)[0]}: {diff.label(line)}" for i, line in enumerate(shown))
-        paragraphs.append("; ".join(words).capitalize() + ".")
+        text = "; ".join(words)
+        paragraphs.append(f"{text[0].upper()}{text[1:]}.")
     if len(lines) > len(shown):
         paragraphs.append(f"{len(lines) - len(shown)} more lines are in the table files alone.")
     return report.Section(

@@ -156,7 +156,8 @@ def render(
             {"chain": printable(f.chain), "generation": f.generation, "reason": printable(f.reason)}
             for f in failures
         ],
-        chains=max(metrics["chain"].nunique(), len({f.chain for f in failures})),
+        # One that stopped in generation 0 has no metrics.
+        chains=len({*metrics["chain"], *(f.chain for f in failures)}),
         tiles=_tiles(measured, names if headline is None else [headline]),
         key=measured.key,
         sections=[_section(section, f"s{i}") for i, section in enumerate(sections)],

@@ -100,6 +100,20 @@ def test_relative_scores_are_those_of_the_reports(tmp_path):
         np.testing.assert_allclose(rows[f"value_of_{side}"], expected, rtol=1e-9)
 
 
+def test_runs_on_different_sides_of_zero_have_no_relative_scores(tmp_path):
+    a = values(RATIOS, range(3), 7)
+    b = a.assign(value=a["value"].where(a["metric"] == "text_length", -a["value"]))
+    found = both(tmp_path, a, b).differences
+    assert set(found.loc[found["what"] == "relative", "metric"]) == {"text_length"}
+    assert set(found.loc[found["what"] == "late", "metric"]) == {"cosine_diversity", "text_length"}
+
+
+def test_names_of_lines_keep_their_capitals(tmp_path):
+    a = values([{"dataset": "News"}, {"dataset": "EU"}], range(2), 3)
+    both(tmp_path, a, values([{"dataset": "News"}], range(2), 3, seed=1))
+    assert "Solid: dataset = EU; dashed: dataset = News." in page(tmp_path)
+
+
 def test_a_run_that_does_not_vary_a_factor_has_the_value_of_its_config(tmp_path):
     rates = [{"ratio": 1.0, "fit.learning_rate": r} for r in (1e-4, 2e-3)]
     a, b = values(rates, range(3), 3), values([{"ratio": 1.0}], range(3), 3, seed=1)

@@ -433,6 +433,9 @@ def test_failures_are_named():
     _, seen = page(failures=every)
     words = "".join(seen.text)
     assert "6 of 6 chains did not finish" in words and "went on" not in words
+    _, seen = page(failures=[report.Failure(f"early-{i}", 0, "stopped") for i in range(7)])
+    assert "7 of 13 chains did not finish" in "".join(seen.text)
+    assert "The other chains went on." in "".join(seen.text)
 
 
 def test_a_page_without_much_to_show():
