@@ -1,18 +1,16 @@
 """The cards (README.md) of what is exported: what it is, from where, under which licence."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jaxloop
-from jaxloop.data import corpora
+from jaxloop.data import corpora, qa_tasks
 from jaxloop.reporting.scores import share
 from jaxloop.runtime.workdir import stored_form
 
 # Beginnings of a corpus's licence and the hub's name for it.
 _HUB_LICENCES = {"MIT": "mit", "CC BY 4.0": "cc-by-4.0", "text": "cc0-1.0"}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SELECTED = (
     " `selected` is the place of a text among those that later generations may draw, -1 where it "
     "was left out."
@@ -34,19 +32,46 @@ def _licence(source: str, given: str | None) -> tuple[str, str]:
     if words is not None:
         near = (hub for start, hub in _HUB_LICENCES.items() if words.startswith(start))
         return words, next(near, "other")
-    return (given, given.lower()) if given else ("not stated; ask whoever made it", "other")
+    if not given:
+        return "not stated; ask whoever made it", "other"
+    return given, "-".join(given.lower().split())
 
 
 def sources(config: Mapping[str, Any]) -> list[str]:
-    """Return every source of human or outside text that a stored config names."""
-    return list(dict.fromkeys(_sources(config)))
+    """Return every source of human or outside text that the run of a stored config read."""
+    return list(dict.fromkeys(_sources(_as_read(config))))
+
+
+def _as_read(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config without sections of data that its run did not read, with the sources that its tasks
+    have of their own.
+    """
+    read = dict(config)
+    if "dataset" in ((config.get("chain") or {}).get("factors") or {}):
+        read.pop("data", None)  # the factor stands in its place
+    if config.get("study") == "diversity":
+        for task in {"qa", "story"} - set(config.get("tasks") or ()):
+            read.pop(task, None)
+    if config.get("study") == "multi_entity":
+        tasks = config.get("tasks") or {}
+        read["tasks"] = {
+            name: _with_source(tasks.get(name) or {}, name) for name in config.get("entities") or ()
+        }
+        read["public"] = _with_source(config.get("public") or {}, "")
+    return read
+
+
+def _with_source(section: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section about a task, which is called `name` unless it says so itself, with its source."""
+    own = qa_tasks.TASKS.get(section.get("task") or name)
+    return {**section, "source": section.get("source") or (own.source if own else None)}
 
 
 def _sources(node: Mapping[str, Any]) -> Iterator[str]:
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from _sources(value)
-        elif name in ("source", "sources", "external", "dataset"):
+        elif name in ("source", "sources", "external", "outside", "dataset"):
             values = value if isinstance(value, list) else [value]
             yield from (one for one in values if isinstance(one, str) and one)
 
@@ -87,6 +112,7 @@ def of_dataset(
     bases: Sequence[str],
     factors: Mapping[str, Sequence[Any]],
     columns: Sequence[str],
+    measured: bool,
     given: str | None,
 ) -> str:
     """Return the card of a data set of generated texts.
@@ -99,6 +125,7 @@ def of_dataset(
         bases: base models that wrote.
         factors: what the chains differ in, with all values.
         columns: those of the texts.
+        measured: whether there are metrics beside them.
         given: as in `licences`.
     """
     stated = licences(config, given)
@@ -110,7 +137,7 @@ def of_dataset(
         "pretty_name": str(config.get("title") or "Texts of a jaxloop run"),
         "configs": [
             {"config_name": "texts", "data_files": "data/texts.parquet", "default": True},
-            {"config_name": "metrics", "data_files": "data/metrics.parquet"},
+            *([{"config_name": "metrics", "data_files": "data/metrics.parquet"}] * measured),
         ],
     }
     values = [
@@ -153,12 +180,15 @@ def of_model(
     about: Mapping[str, Any],
     ledger: Mapping[str, Any],
     library: str,
+    *,
+    on_hub: bool,
 ) -> str:
     """Return the card of an adapter or of a whole model.
 
     Args:
         config: the stored config of the run.
         base: name of the base model.
+        on_hub: whether that is an id of the hub; a path may look like one.
         about: (fact, value) pairs of the table.
         ledger: the model's row of the ledger.
         library: "peft" or "transformers".
@@ -168,7 +198,7 @@ def of_model(
         "pipeline_tag": "text-generation",
         "tags": ["recursive-training", "jaxloop", *(["lora"] if library == "peft" else [])],
     }
-    if _HUB_ID.fullmatch(base):
+    if on_hub:
         head["base_model"] = base
     facts = {**about, **{n: ledger[n] for n in ("steps", "tokens_trained", "real_share_train")}}
     what = "A LoRA adapter for" if library == "peft" else "A fine-tuned copy of"

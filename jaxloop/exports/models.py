@@ -27,6 +27,7 @@ class StoredModel(NamedTuple):
         id: which one.
         base: name of its base model, as the config has it.
         path: the base's directory.
+        revision: its commit on the hub; None where the base is a directory of its own.
         ledger: its row of the ledger.
         mode: "lora", "full" or "scratch".
         lora: settings of its adapter; None in the other modes.
@@ -35,6 +36,7 @@ class StoredModel(NamedTuple):
     id: ModelId
     base: str
     path: Path
+    revision: str | None
     ledger: dict[str, Any]
     mode: str
     lora: LoraConfig | None
@@ -102,7 +104,8 @@ def describe(root: Path, model: ModelId) -> StoredModel:
             f"those in {path}; restore them"
         )
     lora = LoraConfig(**fit["lora"]) if mode == "lora" else None
-    return StoredModel(model, row["base"], path, row, mode, lora)
+    revision = identity.commit_of(path)
+    return StoredModel(model, row["base"], path, revision, row, mode, lora)
 
 
 def peft(root: Path, models: Sequence[StoredModel], directory: Path) -> list[Path]:
@@ -123,7 +126,7 @@ def peft(root: Path, models: Sequence[StoredModel], directory: Path) -> list[Pat
         for model, place in _places(models, work):
             adapter = _adapter(root, model)
             config = huggingface.read_model_config(model.path)
-            save_peft(place, config, adapter, base=model.base)
+            save_peft(place, config, adapter, base=model.base, revision=model.revision)
             _write_about(root, model, place, "peft")
     return [directory / place.relative_to(work) for _, place in _places(models, work)]
 
@@ -175,6 +178,7 @@ def _write_about(root: Path, model: StoredModel, place: Path, library: str) -> N
     """The model card, and a file that says which base an adapter belongs to."""
     about = {
         "base": model.base,
+        "base_revision": model.revision,
         "base_sha256": model.ledger["base_sha256"],
         "chain": model.id.chain,
         "generation": model.id.generation,
@@ -182,5 +186,6 @@ def _write_about(root: Path, model: StoredModel, place: Path, library: str) -> N
         "checkpoint_sha256": model.ledger["checkpoint_sha256"],
     }
     (place / PROVENANCE).write_text(json.dumps(about, indent=2), encoding="utf-8")
-    card = cards.of_model(saved_run.read_config(root), model.base, about, model.ledger, library)
+    config, on_hub = saved_run.read_config(root), model.revision is not None
+    card = cards.of_model(config, model.base, about, model.ledger, library, on_hub=on_hub)
     (place / "README.md").write_text(card, encoding="utf-8")

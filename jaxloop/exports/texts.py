@@ -1,6 +1,6 @@
 """The texts and tables of a run for other libraries: a directory for `datasets`, or CSV files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ def dataset(
 ) -> Path:
     """Write the texts of a run as a directory that `datasets.load_dataset` reads, with its card.
 
-    Its configuration "texts" has a row per text, "metrics" a row per value.
+    Its configuration "texts" has a row per text, "metrics", where there are any, a row per value.
 
     Args:
         root: the run directory.
@@ -78,7 +78,8 @@ def dataset(
             kept = kept[kept["chain"] == chain]
         if len(metrics) and generation is not None:
             kept = kept[kept["generation"] == generation]
-        pq.write_table(pa.Table.from_pandas(kept, preserve_index=False), work / _METRICS)
+        if len(kept):
+            pq.write_table(pa.Table.from_pandas(kept, preserve_index=False), work / _METRICS)
         names = {piece.chain for piece in pieces}
         used = {bases[key] for key in bases if key[0] in names}
         card = cards.of_dataset(
@@ -92,6 +93,7 @@ def dataset(
                 for name in dict.fromkeys(name for piece in pieces for name in piece.factors)
             },
             columns=schema.names,
+            measured=len(kept) > 0,
             given=licence,
         )
         (work / "README.md").write_text(card, encoding="utf-8")
@@ -122,15 +124,27 @@ def _pieces(
     return found
 
 
-def _factors(chains: Sequence[str] | dict, metrics: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """{chain: its factors} as metrics.csv has them, the seed included; None where it has none."""
+def _factors(
+    chains: Mapping[str, Mapping[str, Any]], metrics: pd.DataFrame
+) -> dict[str, dict[str, Any]]:
+    """{chain: its factors}, the seed included, and other columns of metrics.csv; None where it has
+    none. A factor has one type in all chains: text where any of its values is text.
+    """
+    stored = {name: dict(map(tuple, of.get("factors", ()))) for name, of in chains.items()}
     factors: dict[str, dict[str, Any]] = {name: {} for name in chains}
-    if len(metrics):
-        names = [name for name in metrics.columns if name not in scores.FIXED]
+    for factor in dict.fromkeys(name for of in stored.values() for name in of):
+        kinds = {type(of[factor]) for of in stored.values() if of.get(factor) is not None}
+        alike = len(kinds) == 1 or kinds <= {int, float}
+        for name, of in stored.items():
+            value = of.get(factor)
+            factors[name][factor] = value if alike or value is None else str(value)
+    known = {*scores.FIXED, *(name for of in stored.values() for name in of)}
+    more = [name for name in metrics.columns if name not in known]
+    if more:
         table = metrics.drop_duplicates("chain")
         # A missing cell is a float, which columns of text cannot hold.
         for row in table.astype(object).where(table.notna(), None).to_dict("records"):
-            factors[row["chain"]] = {str(name): row[name] for name in names}
+            factors[row["chain"]] |= {name: row[name] for name in more}
     return factors
 
 

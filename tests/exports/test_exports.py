@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxloop import exports, lm
 from jaxloop.config import SampleConfig
-from jaxloop.exports import cards, target
+from jaxloop.exports import cards, models, target
 from jaxloop.lm import family
 from jaxloop.lm.family import GenerateOptions, GenerateTask
 from jaxloop.lm.io.peft_files import PROVENANCE
@@ -82,6 +82,7 @@ def test_peft_reads_an_adapter_and_computes_the_same(run, base, tmp_path):
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
     assert np.abs(expected - plain).max() > 0.05  # the adapter does something
     about = json.loads((path / PROVENANCE).read_text())
+    assert about["base_revision"] is None  # a directory of its own
     row = saved_run.read_ledger_row(run, ModelId(ADAPTED, 1))
     assert about["base_sha256"] == row["base_sha256"] and about["generation"] == 1
     # And it comes back in as it went out.
@@ -89,6 +90,30 @@ def test_peft_reads_an_adapter_and_computes_the_same(run, base, tmp_path):
     for name, factors in adapter(run).items():
         for side in "ab":
             np.testing.assert_array_equal(again[name][side], factors[side])
+
+
+def test_an_adapter_says_of_which_commit_of_the_hub_its_base_was(run, tmp_path, monkeypatch):
+    """peft's own reader of the config, by which AutoPeftModel finds the base."""
+    from huggingface_hub import ModelCard
+
+    commit = "8330ca72" * 5
+    snapshot = tmp_path / "snapshots" / commit
+    shutil.copytree(run.parent / "base", snapshot)
+    monkeypatch.setattr(models.huggingface, "locate", lambda *_: snapshot)
+    (path,) = exports.export_run(run, "peft", tmp_path / "adapter", chain=ADAPTED)
+    assert peft.PeftConfig.from_pretrained(path).revision == commit
+    assert json.loads((path / PROVENANCE).read_text())["base_revision"] == commit
+    assert ModelCard.load(path / "README.md").data.base_model == str(run.parent / "base")
+    (path,) = exports.export_run(run, "hf-model", tmp_path / "whole", chain=ADAPTED)
+    assert commit in (path / "README.md").read_text()
+
+
+def test_a_directory_that_is_called_as_a_model_of_the_hub_is_none():
+    about = {"chain": "a", "generation": 1}
+    ledger = {"steps": 1, "tokens_trained": 2, "real_share_train": 0.5}
+    for on_hub, said in ((True, 'base_model: "models/gpt2"'), (False, "# A jaxloop run")):
+        card = cards.of_model({}, "models/gpt2", about, ledger, "peft", on_hub=on_hub)
+        assert said in card and ("base_model:" in card) == on_hub
 
 
 def test_every_adapter_has_a_directory_of_its_own(run, tmp_path):
@@ -173,7 +198,7 @@ def test_a_card_says_what_the_texts_are(run, tmp_path):
     assert card.data.license == "other" and "synthetic" in card.data.tags
     for words in ("**Every text here is synthetic**", "posts.jsonl", "not stated", "/base`"):
         assert words in card.text
-    stated = exports.export_run(run, "hub-dataset", tmp_path / "stated", licence="CC-BY-4.0")[0]
+    stated = exports.export_run(run, "hub-dataset", tmp_path / "stated", licence="CC BY 4.0")[0]
     assert DatasetCard.load(stated / "README.md").data.license == "cc-by-4.0"
     (adapted,) = exports.export_run(run, "peft", tmp_path / "adapter", chain=ADAPTED)
     card = ModelCard.load(adapted / "README.md")
@@ -196,6 +221,43 @@ def test_licences_of_sources_that_come_with_jaxloop():
         "jaxloop:speeches": "other",
         "mine.csv": "cc0-1.0",
     }
+
+
+def test_sources_are_those_that_a_run_reads():
+    """Not those of defaults that something stands in place of; and those that tasks have."""
+    chain = {"study": "chain", "data": {"source": "docs"}}
+    assert cards.sources(chain) == ["docs"]
+    factors = {"factors": {"dataset": ["jaxloop:fables", "mine.csv"]}}
+    assert cards.sources(chain | {"chain": factors}) == ["jaxloop:fables", "mine.csv"]
+    entities = {
+        "study": "multi_entity",
+        "entities": ["sciq", "mine"],
+        "tasks": {"mine": {"task": "qa", "source": "mine.jsonl"}},
+        "public": {"task": "bookcorpus", "source": None},
+    }
+    assert cards.sources(entities) == ["allenai/sciq", "mine.jsonl", "bookcorpus/bookcorpus"]
+    diversity = {
+        "study": "diversity",
+        "tasks": ["qa"],
+        "qa": {"source": "deepmind/narrativeqa", "outside": "gpt4.jsonl"},
+        "story": {"sources": ["mintujupally/ROCStories"]},
+    }
+    assert cards.sources(diversity) == ["deepmind/narrativeqa", "gpt4.jsonl"]
+
+
+def test_a_run_without_metrics_has_its_factors_and_no_table_of_metrics(tmp_path):
+    from tests.recursion import unigram as u
+    from tests.recursion.test_driver import go
+
+    specs, data, settings = u.study(1)
+    go(tmp_path / "run", specs, data, settings, measure=None)
+    (path,) = exports.export_run(tmp_path / "run", "hub-dataset", tmp_path / "data")
+    texts = pd.read_parquet(path / "data" / "texts.parquet")
+    factors = texts.drop_duplicates("chain").set_index("chain")[["ratio", "seed"]]
+    assert factors.to_dict("index") == {chain.id: dict(chain.factors) for chain in specs}
+    info = datasets.load_dataset_builder(str(path), cache_dir=str(tmp_path / "cache"))
+    assert list(info.builder_configs) == ["texts"]
+    assert "| ratio | 1/4, 1 |" in (path / "README.md").read_text()
 
 
 def test_pandas_reads_the_csv_files(run, tmp_path):

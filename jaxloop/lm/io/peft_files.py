@@ -64,9 +64,18 @@ _TARGETS = {
 }
 
 
-def save_peft(path: str | Path, config: ModelConfig, adapter: Adapter, *, base: str = "") -> None:
+def save_peft(
+    path: str | Path,
+    config: ModelConfig,
+    adapter: Adapter,
+    *,
+    base: str = "",
+    revision: str | None = None,
+) -> None:
     """Write one chain's adapter (no chain axis) as a directory that
     `peft.PeftModel.from_pretrained` loads.
+
+    base, revision: name and commit of the base model, which `AutoPeftModelForCausalLM` loads.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -90,6 +99,7 @@ def save_peft(path: str | Path, config: ModelConfig, adapter: Adapter, *, base: 
         peft_type="LORA",
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
+        revision=revision,
         r=adapter.config.rank,
         lora_alpha=adapter.config.alpha,
         lora_dropout=adapter.config.dropout,
