@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jaxloop.config import SampleConfig
 from jaxloop.lm import family
 from jaxloop.lm.encoder import encoder as encoders
-from jaxloop.lm.io import huggingface
+from jaxloop.lm.io import huggingface, tokenizer_files
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.io.tokenizer import Tokenizer, as_text, reading_special
 from jaxloop.lm.model import transformer
@@ -82,10 +82,9 @@ def judge_by_model(
 
 
 def chat_template(name: str) -> str | None:
-    """Return the chat template in a model directory.
+    """Return the chat template of a model, the default one of several.
 
-    It lies in chat_template.jinja, or in tokenizer_config.json. None where there is none, or for a
-    hub id that is not here.
+    None where there is none, or for a hub id that is not here.
     """
     try:
         folder = huggingface.locate(name) if name else None
@@ -93,12 +92,7 @@ def chat_template(name: str) -> str | None:
         return None
     if folder is None:
         return None
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf8")
-    file = folder / "tokenizer_config.json"
-    if not file.exists():
-        return None
-    template = json.loads(file.read_text(encoding="utf8")).get("chat_template")
+    template = tokenizer_files.chat_template(folder)
     if isinstance(template, list):
         return next((t["template"] for t in template if t.get("name") == "default"), None)
     return template

@@ -237,6 +237,19 @@ def test_chat_templates_render_as_in_transformers(single):
         judge_model.render(ours, TEMPLATE, [{"role": "tool", "content": "x"}])
 
 
+def test_a_saved_model_keeps_its_chat_template(single, tmp_path):
+    _, tokenizer, ours = single
+    lm.save(ours, tmp_path / "saved")
+    messages = QUALITY.messages("a text")
+    options = {"tokenize": False, "add_generation_prompt": True}
+    saved = hf.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    expected = tokenizer.apply_chat_template(messages, **options)
+    assert saved.apply_chat_template(messages, **options) == expected
+    assert judge_model.chat_template(str(tmp_path / "saved")) == TEMPLATE
+    lm.save(ours._replace(name=str(tmp_path / "gone")), tmp_path / "plain")
+    assert judge_model.chat_template(str(tmp_path / "plain")) is None
+
+
 def test_a_model_without_template_reads_plain_lines(tmp_path):
     write_model(tmp_path, numbers=True, template=None)
     ours = lm.load(tmp_path)

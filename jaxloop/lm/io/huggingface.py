@@ -168,7 +168,8 @@ def save(model: Model, path: str | Path) -> None:
     """Write `model` as a directory (config.json, model.safetensors, tokenizer files) that
     `transformers` loads.
 
-    Weights keep their dtype. Everything is written to a temporary directory first and renamed, so a
+    Weights keep their dtype, and the tokenizer the chat template of the model that was loaded.
+    Everything is written to a temporary directory first and renamed, so a
     killed save leaves no half model.
     """
     path = Path(path)
@@ -199,6 +200,10 @@ def save(model: Model, path: str | Path) -> None:
         for k, v in dict(eos=t.eos, bos=t.bos, pad=t.pad).items()
         if v is not None
     }
+    origin = hub_files.here(model.name)
+    template = None if origin is None else tokenizer_files.chat_template(origin)
+    if template is not None:
+        special["chat_template"] = template
     (work / "tokenizer_config.json").write_text(
         json.dumps(dict(tokenizer_class="PreTrainedTokenizerFast", **special), indent=2),
         encoding="utf8",

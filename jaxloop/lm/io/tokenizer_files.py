@@ -59,6 +59,17 @@ def read(folder: Path) -> tokenizers.Tokenizer:
     return backend
 
 
+def chat_template(folder: Path) -> Any:
+    """Return the chat template of a model directory, or its list of named ones; None without any.
+
+    It lies in chat_template.jinja, or in tokenizer_config.json.
+    """
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf8")
+    return optional_json(folder / "tokenizer_config.json").get("chat_template")
+
+
 def is_there(folder: Path) -> bool:
     """Return whether a directory has files that a tokenizer is made of: tokenizer.json, vocab.txt,
     vocab.json with merges.txt, or a SentencePiece model.
