@@ -87,11 +87,21 @@ def opened(
                 sent[name] = 0  # its files are written anew
 
         def send(state: State) -> None:
+            failures = []
+            _write_sent(root, sent)
             for name, tracker in trackers.items():
-                for generation in range(sent.get(name, 0), state.finished):
-                    tracker.log(generation, _scalars(root, generation), _samples(root, generation))
-                    sent[name] = generation + 1
-            write_atomic(root / SENT, json.dumps(sent).encode(), durable=False)
+                try:
+                    for generation in range(sent.get(name, 0), state.finished):
+                        tracker.log(
+                            generation, _scalars(root, generation), _samples(root, generation)
+                        )
+                        sent[name] = generation + 1
+                        # At once: a process that is killed sends no generation twice.
+                        _write_sent(root, sent)
+                except Exception as error:  # the others get theirs all the same
+                    failures.append(error)
+            if failures:
+                raise failures[0]
 
         yield send
 
@@ -119,6 +129,10 @@ def _read_sent(root: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         sent = None
     return sent if isinstance(sent, dict) and "id" in sent else {"id": uuid.uuid4().hex[:12]}
+
+
+def _write_sent(root: Path, sent: Mapping[str, Any]) -> None:
+    write_atomic(root / SENT, json.dumps(sent).encode(), durable=False)
 
 
 def _scalars(root: Path, generation: int) -> dict[str, float]:

@@ -159,6 +159,34 @@ def test_a_tracker_that_fails_ends_no_run(library, tmp_path, capsys):
     assert "the tracker 'wandb' did not end well (no connection)" in log
 
 
+def test_a_tracker_that_fails_takes_nothing_from_another(tmp_path, monkeypatch):
+    """Nor is anything sent twice to either once it works again, or in another process."""
+    first, second = FakeLibrary("trackio"), FakeLibrary("wandb")
+    for fake in (first, second):
+        fake.__spec__ = types.SimpleNamespace()
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    works = first.log
+
+    def fail_once(values, step):
+        if step == 1:
+            first.log = works
+            raise RuntimeError("no connection")
+        works(values, step)
+
+    first.log = fail_once
+    monkeypatch.setattr(trackers, "_scalars", lambda root, generation: {})
+    monkeypatch.setattr(trackers, "_samples", lambda root, generation: [])
+    state = types.SimpleNamespace(finished=3)
+    with trackers.opened(("trackio", "wandb"), tmp_path, "T", {}) as send:
+        with pytest.raises(RuntimeError, match="no connection"):
+            send(state)
+        assert [step for step, _ in second.logged] == [0, 1, 2]
+    with trackers.opened(("trackio", "wandb"), tmp_path, "T", {}) as send:
+        send(state)
+    for fake in (first, second):
+        assert [step for step, _ in fake.logged] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("library", ["wandb"], indirect=True)
 def test_a_tracker_that_cannot_be_opened_is_refused_before_any_training(library, tmp_path):
     def fail(**options):
