@@ -123,8 +123,12 @@ def _complete(stored: Mapping[str, Any]) -> dict[str, Any]:
 def config_value(settings: Mapping[str, Any], factor: str) -> Any:
     """Return what a config says of a factor that its run does not vary; None where it does not.
 
-    Only fields that hold one value count: a run without a factor `ratio` has no ratio.
+    Only fields that hold one value count: a run without a factor `ratio` has no ratio, and one of
+    several bases has none of them.
     """
+    if factor == "bases":
+        pool = (settings.get("models") or {}).get("pool") or ()
+        return pool[0] if len(pool) == 1 else None
     section, field = FACTORS.get(factor, (None, ""))
     if section is None:
         return None

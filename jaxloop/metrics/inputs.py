@@ -98,7 +98,7 @@ def _chain_embeddings(
             f"embeddings returned {len(rows)} rows for {len(corpus.texts)} texts, one row each is "
             "needed."
         )
-    return np.split(rows, np.cumsum(corpus.sizes)[:-1])
+    return corpus.split(rows)
 
 
 def _project(projection: Any, embeddings: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -121,6 +121,13 @@ def test_a_run_that_does_not_vary_a_factor_has_the_value_of_its_config(tmp_path)
     assert set(found.loc[found["what"] == "late", "line"]) == {"fit.learning_rate = 0.002"}
 
 
+def test_a_run_of_one_base_has_the_line_of_that_base(tmp_path):
+    a = values([{"ratio": 1.0, "bases": base} for base in ("llama", "qwen2")], range(3), 3)
+    b = values([{"ratio": 1.0}], range(3), 3, seed=1)
+    found = both(tmp_path, a, b, b={"models.pool": ["qwen2"]}).differences
+    assert set(found.loc[found["what"] == "late", "line"]) == {"bases = qwen2"}
+
+
 def test_a_run_without_a_factor_agrees_with_all_of_its_values(tmp_path):
     a, b = values(RATIOS, range(3), 3), values([{}], range(3), 3, seed=1)
     found = both(tmp_path, a, b, b={"chain.workflow": "replace"}).differences

@@ -248,6 +248,8 @@ def test_embeddings_may_be_given_for_chains_of_unequal_size():
         np.isnan(found["knn_cosine_diversity(k=2)"][1])
         and found["knn_cosine_diversity(k=2)"][0] > 0
     )
+    none = metrics.evaluate(["cosine_diversity"], texts=[], embeddings=embed)
+    assert none["cosine_diversity"].shape == (0,)
 
 
 def test_a_metric_whose_backend_is_down_is_missing_and_the_others_are_computed(monkeypatch, caplog):
