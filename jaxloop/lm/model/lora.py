@@ -358,7 +358,9 @@ def merge(config: ModelConfig, params: dict[str, Any], adapter: Adapter) -> dict
             part_LDO = jnp.zeros((*w_LDO.shape[:2], target.width), jnp.float32)
             if target.name in adapter:
                 a_LDR, b_LRO = (jnp.asarray(adapter[target.name][factor]) for factor in "ab")
-                part_LDO = jnp.einsum("ldr,lro->ldo", a_LDR, b_LRO) * adapter.config.scale
+                # An accelerator's default would round both factors, and the weights are kept.
+                part_LDO = jnp.einsum("ldr,lro->ldo", a_LDR, b_LRO, precision="highest")
+                part_LDO = part_LDO * adapter.config.scale
             parts_LDO.append(part_LDO)
         added_LDO = jnp.concatenate(parts_LDO, axis=-1)
         layers[projection] = (w_LDO.astype(jnp.float32) + added_LDO).astype(w_LDO.dtype)
