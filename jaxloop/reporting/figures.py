@@ -81,7 +81,8 @@ _RAMP = (
     ("#b3243c", "#ff6f86"),
 )
 INK, MUTED, GRID, _PAPER = "#1b1f24", "#6a737d", "#e3e6ea", "#ffffff"
-_MARKERS = "osD^vP"
+# Markers of curves, and the letters that stand for them on a page.
+_MARKERS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚"}
 # Characters of a metric's options in a title, and of its name in a file's: an address or a path can
 # be longer than a figure is wide, and than a file's name may be.
 _OPTIONS, _NAME = 40, 120
@@ -124,13 +125,21 @@ def title(metric: str) -> tuple[str, str]:
 def palette(count: int) -> list[tuple[str, str]]:
     """Return `count` pairs (colour on a light page, on a dark page), spread over the colour ramp.
 
-    They repeat if there are more than the ramp has.
+    They repeat if there are more than the ramp has: `marker` tells those of one colour apart.
     """
     if count <= 1:
         return [_RAMP[0]][:count]
     if count <= len(_RAMP):
         return [_RAMP[round(i * (len(_RAMP) - 1) / (count - 1))] for i in range(count)]
     return [_RAMP[i % len(_RAMP)] for i in range(count)]
+
+
+def marker(i: int) -> tuple[str, str]:
+    """Return the marker of the i-th of several lines, and a letter that looks like it.
+
+    Lines that have one colour, since there are more than `palette` has, have different markers.
+    """
+    return list(_MARKERS.items())[(i + i // len(_RAMP)) % len(_MARKERS)]
 
 
 def printable(text: object) -> str:
@@ -210,7 +219,7 @@ def _draw_lines(
             mean,
             color=colour,
             linewidth=1.8,
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=marker(i)[0],
             markersize=3.6,
             label=printable(name),
         )

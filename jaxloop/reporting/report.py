@@ -212,9 +212,12 @@ class _Measured(NamedTuple):
 def _measured(metrics: pd.DataFrame, references: Mapping[str, float]) -> _Measured:
     summary = scores.by_generation(metrics)
     lines = list(summary["line"].cat.categories)
+    colours = [figures.colour_name(light) for light, _ in figures.palette(len(lines))]
+    repeat = len(set(colours)) < len(colours)
     key = []
-    for line, (light, _) in zip(lines, figures.palette(len(lines)), strict=True):
-        key.append({"line": printable(line), "colour": figures.colour_name(light)})
+    for i, (line, colour) in enumerate(zip(lines, colours, strict=True)):
+        mark = f"{figures.marker(i)[1]} " if repeat else ""
+        key.append({"line": mark + printable(line), "colour": colour})
     relative = scores.relative(metrics).set_index(["metric", "line"])
     final = int(metrics["generation"].max()) if len(metrics) else 0
     collapsed = scores.collapsed_chains(metrics)

@@ -1,5 +1,6 @@
 """What is exported is read back by the libraries it is for, and computes what it computed here."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -152,7 +153,8 @@ def test_merged_weights_of_other_architectures(architecture):
     found = forward(model.config, merged, TOKENS)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
     # On accelerators too: what is merged is rounded once, to the dtype of the weights.
-    program = str(jax.make_jaxpr(lambda params: lora.merge(model.config, params, one))(model.params))
+    merging = jax.make_jaxpr(functools.partial(lora.merge, model.config, adapter=one))
+    program = str(merging(model.params))
     assert program.count("Precision.HIGHEST") == 2 * program.count("dot_general") > 0
 
 

@@ -289,6 +289,16 @@ def test_palette_separates_what_it_can():
     assert len(figures.palette(40)) == 40
 
 
+def test_lines_of_one_colour_have_different_markers_in_figures_and_in_the_key():
+    ratios = [k / 16 for k in range(1, 15)]
+    many = made_up(ratios, seeds=(0,), generations=1, names=("text_length",))
+    (axes,) = figures.curve(scores.by_generation(many), "text_length").axes
+    drawn = [(line.get_color(), line.get_marker()) for line in axes.lines if len(line.get_xdata())]
+    assert len(drawn) == len(set(drawn)) == 14
+    words = "".join(page(many)[1].text)
+    assert "● r = 1/16" in words and "■ r = 7/16" in words  # the first and the seventh
+
+
 # ---- page
 
 
