@@ -59,6 +59,8 @@ def evaluate(
             raise ValueError(f"losses: there are none of {missing[0]!r}")
         inputs["losses"] = [by_name[name] for name in lists]
         inputs["token_nll"] = [by_name[name].token_nll for name in lists]
+    if isinstance(metrics, str):
+        raise ValueError(f"metrics={metrics!r}: is one string; a list of names is needed")
     columns = [_name_of(metric) for metric in metrics]
     if repeated := [column for column in columns if columns.count(column) > 1]:
         raise ValueError(

@@ -216,7 +216,11 @@ def generate(
             unknown or wrong field, or an adapter of another model.
     """
     settings = _changed(SampleConfig() if config is None else config, changes)
-    asked = [""] * prompts if isinstance(prompts, int) else check_texts(prompts, "prompts")
+    if isinstance(prompts, int | np.integer):
+        if isinstance(prompts, bool) or prompts < 0:
+            raise ValueError(f"prompts={prompts}: must be texts, or a number of at least 0")
+        prompts = [""] * int(prompts)
+    asked = check_texts(prompts, "prompts")
     task = GenerateTask(
         chain_key(seed), _checked_adapter(model, adapter), asked, np.arange(len(asked))
     )

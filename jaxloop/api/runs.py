@@ -13,7 +13,7 @@ from jaxloop.config import LoraConfig
 from jaxloop.lm.model.lora import Adapter, as_adapter, from_tree
 from jaxloop.recursion import saved_run
 from jaxloop.recursion.saved_run import ModelId
-from jaxloop.reporting.run_files import read_table
+from jaxloop.reporting.run_files import read_table, text_columns
 from jaxloop.runtime import mirror
 from jaxloop.runtime.tables import unescape
 
@@ -115,7 +115,7 @@ class RunResult:
         if path.suffix not in (".csv", ".parquet") or not path.is_file():
             raise ValueError(f"table={name!r}: the run has none; {self._tables()}")
         frame = read_table(path) if path.suffix == ".csv" else pd.read_parquet(path)
-        for column in frame.select_dtypes(include=["object", "str"]):
+        for column in text_columns(frame):
             frame[column] = frame[column].map(unescape, na_action="ignore")
         return frame
 

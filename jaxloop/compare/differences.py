@@ -36,6 +36,8 @@ COLUMNS = (
     "paired",
 )
 ABSENT = "(absent)"
+# What `scores.crossing` reads of a table.
+CROSSING = ["generation", "metric", "value"]
 Line = tuple[tuple[str, Any], ...]
 
 
@@ -214,7 +216,7 @@ def of_values(runs: Sequence[ComparedRun]) -> pd.DataFrame:
         last = min(runs[0].last, run.last)
         pair = [t[t["generation"] <= last] for t in (tables[0], table)]
         sides = [_by_seed(t, last) for t in pair]
-        crossing = set(scores.crossing(pd.concat(pair)))
+        crossing = set(scores.crossing(pd.concat([t[CROSSING] for t in pair])))
         for metric in (m for m in common_metrics(runs) if m in set(table["metric"])):
             ours, theirs = (side.get(metric, {}) for side in sides)
             for row in _of_metric(ours, theirs, last, metric not in crossing):

@@ -145,6 +145,9 @@ def of_dataset(
         for name, of in factors.items()
     ]
     fit = config.get("fit") or {}
+    ratio = ""
+    if "ratio" in factors:
+        ratio = "`ratio` is the share of synthetic text in what a generation adds. "
     parts = [
         front_matter(head),
         f"# {head['pretty_name']}",
@@ -158,8 +161,7 @@ def of_dataset(
         + (f"\n\nTrained in mode `{fit['mode']}` in every generation." if "mode" in fit else ""),
         "## What the chains differ in",
         _table(["factor", "values"], values) if values else "There is one chain.",
-        "`ratio` is the share of synthetic text in what a generation adds; generation 0 was "
-        "trained on human text only.",
+        ratio + "Generation 0 was trained on human text only.",
         "## Source text and its licence",
         _table(["source", "licence"], [[f"`{s}`", words] for s, words, _ in stated])
         if stated

@@ -134,10 +134,10 @@ def _factors(
     factors: dict[str, dict[str, Any]] = {name: {} for name in chains}
     for factor in dict.fromkeys(name for of in stored.values() for name in of):
         kinds = {type(of[factor]) for of in stored.values() if of.get(factor) is not None}
-        alike = len(kinds) == 1 or kinds <= {int, float}
+        plain = kinds <= {int, float} or kinds == {bool}
         for name, of in stored.items():
             value = of.get(factor)
-            factors[name][factor] = value if alike or value is None else str(value)
+            factors[name][factor] = value if plain or value is None else str(value)
     known = {*scores.FIXED, *(name for of in stored.values() for name in of)}
     more = [name for name in metrics.columns if name not in known]
     if more:

@@ -6,6 +6,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from jaxloop.recursion.sources import texts_path
@@ -32,9 +33,8 @@ def read_metrics(root: Path) -> pd.DataFrame:
     table = pd.read_csv(
         root / "metrics.csv", keep_default_na=False, na_values={"value": ["", "nan"]}
     )
-    for name in table.columns:
-        if table[name].dtype == object or isinstance(table[name].dtype, pd.StringDtype):
-            table[name] = [unescape(v) if isinstance(v, str) else v for v in table[name]]
+    for name in text_columns(table):
+        table[name] = [unescape(v) if isinstance(v, str) else v for v in table[name]]
     place = {metric: i for i, metric in enumerate(ORDER)}
     return table.sort_values(
         "metric",
@@ -42,6 +42,15 @@ def read_metrics(root: Path) -> pd.DataFrame:
         kind="stable",
         ignore_index=True,
     )
+
+
+def text_columns(table: pd.DataFrame) -> list[str]:
+    """Return the columns that may hold text: of objects or, in pandas 3, of its type of text."""
+    return [name for name in table.columns if _may_hold_text(table[name].dtype)]
+
+
+def _may_hold_text(kind: object) -> bool:
+    return kind == np.dtype(object) or isinstance(kind, pd.StringDtype)
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -76,6 +76,7 @@ def test_entities_with_linear_models():
         (lambda: jaxloop.evaluate(["a"], ["self_blue"]), "the nearest name is 'self_bleu'"),
         (lambda: jaxloop.evaluate(["a"], ["held_out_loss"]), "needs losses"),
         (lambda: jaxloop.evaluate({}, ["self_bleu"]), "texts: is empty"),
+        (lambda: jaxloop.evaluate(["a"], "self_bleu"), "metrics='self_bleu': is one string"),
         (
             lambda: jaxloop.evaluate(["a b"], [lambda texts: 1, lambda texts: 2]),
             "metrics: two are called '<lambda>'",

@@ -145,6 +145,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(model, adapter, tmp_path):
         ),
         (lambda: jaxloop.generate(model, 2, temperature=-1), r"temperature: -1 is not allowed"),
         (lambda: jaxloop.generate(model, "a"), r"prompts: is one string"),
+        (lambda: jaxloop.generate(model, -1), r"prompts=-1: must be texts, or a number of at"),
         (
             lambda: jaxloop.generate(llama, 2, adapter=adapter),
             r"adapter: is of another model; .*, and jaxloop/assets/bases/llama needs \(4, 432, 16",

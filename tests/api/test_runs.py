@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import jaxloop
@@ -120,6 +121,16 @@ def test_a_run_is_read_as_data_frames(finished):
     assert finished.report().name == "report.html" and finished.config["study"] == "chain"
     again = jaxloop.open_run(finished.workdir)
     assert again.exit_code is None and again.texts(chain, 1) == texts
+
+
+def test_tables_are_read_with_the_oldest_pandas_that_is_allowed(finished, monkeypatch):
+    """pandas 2.3 refuses to select columns of the type str, which is that of text in pandas 3."""
+
+    def refuses(frame, include=None, exclude=None):
+        raise TypeError("string dtypes are not allowed, use 'object' instead")
+
+    monkeypatch.setattr(pd.DataFrame, "select_dtypes", refuses)
+    assert set(finished.metrics.study) == {"chain"} == set(finished.ledger.study)
 
 
 def test_the_adapter_of_a_run_has_the_scale_that_it_was_trained_with(finished):
