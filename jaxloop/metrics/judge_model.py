@@ -70,7 +70,7 @@ def judge_by_model(
         for text in _cut_to_context(texts, model, template, prompt, role)
     ]
     tokens = number_tokens(model.tokenizer)
-    single = {token.value for token in tokens if not token.spaced} >= set(range(101))
+    single = are_all_scores(tokens)
     if reply == "first_token" and not single:
         raise ValueError(
             f"reply = 'first_token': {model.name} writes numbers up to 100 in several tokens, of "
@@ -186,6 +186,11 @@ def number_tokens(tokenizer: Tokenizer) -> list[NumberToken]:
         elif bare in ("-", "-1"):
             numbers.append(NumberToken(token, DOES_NOT_APPLY, bare != text))
     return numbers
+
+
+def are_all_scores(tokens: Sequence[NumberToken]) -> bool:
+    """Return whether every score from 0 to 100 is a token, without a space before it."""
+    return {token.value for token in tokens if not token.spaced} >= set(range(101))
 
 
 def _judge_first_token(

@@ -17,7 +17,7 @@ from jaxloop.lm.io import huggingface
 from jaxloop.metrics.base import TEXTS, UNIT_INTERVAL, Metric, Unavailable
 from jaxloop.metrics.corpus import Corpus, Texts
 from jaxloop.metrics.endpoint import Endpoint, Reply, Unreachable, complete, probe, unanswered
-from jaxloop.metrics.judge_model import judge_by_model
+from jaxloop.metrics.judge_model import are_all_scores, judge_by_model, number_tokens
 from jaxloop.metrics.judge_replies import (
     DOES_NOT_APPLY,
     ENGLISH,
@@ -204,14 +204,27 @@ def _ask(texts: Texts, prompt: Prompt, options: Judge) -> tuple[Corpus, Judgemen
 
 
 def _text_scores(texts: Texts, prompt: Prompt, variant: str, options: Judge) -> list[np.ndarray]:
-    _check_variant(variant)
+    _check_variant(variant, options)
     corpus, judged = _ask(texts, prompt, options)
     return corpus.split(judged.score if variant == "score" else judged.expected)
 
 
-def _check_variant(variant: str) -> None:
+def _check_variant(variant: str, options: Judge) -> None:
     if variant not in ("score", "expected"):
         raise ValueError(f"variant is {variant!r}; allowed are 'score' and 'expected'.")
+    if variant == "score" or options.url is not None or options.model is None:
+        return
+    if options.reply == "short" or not _has_probabilities(options.model):
+        raise ValueError(
+            "variant = 'expected' needs the probabilities of first tokens that are scores, which "
+            f"{options.model} has not: its replies are read as text; take variant = 'score'."
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _has_probabilities(model: str) -> bool:
+    _, tokenizer = huggingface.describe(huggingface.locate(model))
+    return are_all_scores(number_tokens(tokenizer))
 
 
 def _means(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -240,7 +253,8 @@ def judge_quality(
         model: a directory or hub id, or, with url, the model that an OpenAI-compatible endpoint
             serves.
         variant: "expected" takes the mean score under the judge's probabilities instead of the
-            likeliest.
+            likeliest. A local model that writes numbers in several tokens is refused then; behind
+            an endpoint its values are nan.
         key: the environment variable that holds the endpoint's key.
         concurrency: requests in flight at once.
         cache: the file that keeps everything the endpoint answered; None: judges.sqlite in the
@@ -347,7 +361,7 @@ def judge_political_leans(
     -1 where the text is not political, nan where the reply is no score.
     """
     options = Judge(model, url, key, concurrency, cache, role, reply, timeout)
-    _check_variant(variant)
+    _check_variant(variant, options)
     corpus, judged = _ask(texts, POLITICAL_LEAN, options)
     values = judged.score if variant == "score" else judged.expected
     return corpus.split(np.where(judged.none, float(DOES_NOT_APPLY), values))

@@ -305,6 +305,15 @@ def test_a_local_model_by_name(single):
     assert found == pytest.approx(np.nanmean(judge(texts, ours).expected))
 
 
+def test_expected_scores_are_refused_where_a_model_has_none(single, digits):
+    """Before a run: its values would all be nan."""
+    for model, more in ((digits[2].name, ""), (single[2].name, ", reply='short'")):
+        for metric in ("judge_quality", "judge_political_lean"):
+            name = f"{metric}(model={model!r}, variant='expected'{more})"
+            with pytest.raises(ValueError, match="'expected' needs the probabilities of first"):
+                registry.check([name])
+
+
 def test_the_judge_of_language_says_yes_or_no(monkeypatch):
     def answered(texts, prompt, *backend):
         assert prompt is ENGLISH and "{text}" in prompt.system
