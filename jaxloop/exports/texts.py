@@ -211,7 +211,12 @@ def _tables(root: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(root.glob("*.csv")):
         if path.name != "metrics.csv":
             yield path.name, path.read_bytes()
-    texts = sorted((root / "texts").rglob("*.parquet")) if (root / "texts").is_dir() else []
+    # The other tables have no rows of a generation that is not finished either.
+    finished = {
+        Path(texts_path("", number)).name for number in saved_run.finished_generations(root)
+    }
+    there = sorted((root / "texts").rglob("*.parquet")) if (root / "texts").is_dir() else []
+    texts = [path for path in there if path.name in finished]
     if texts:
         yield "texts.csv", b"".join(_texts(texts))
 

@@ -256,8 +256,13 @@ def test_a_run_without_metrics_has_its_factors_and_no_table_of_metrics(tmp_path)
 
     specs, data, settings = u.study(1)
     go(tmp_path / "run", specs, data, settings, measure=None)
+    written = tmp_path / f"run/texts/chain={specs[0].id}/generation=0000.parquet"
+    shutil.copy(written, written.with_name("generation=0001.parquet"))  # not finished yet
+    exports.export_run(tmp_path / "run", "csv", tmp_path / "csv")
+    assert set(pd.read_csv(tmp_path / "csv" / "texts.csv")["chain"]) == {one.id for one in specs}
     (path,) = exports.export_run(tmp_path / "run", "hub-dataset", tmp_path / "data")
     texts = pd.read_parquet(path / "data" / "texts.parquet")
+    assert len(texts) == len(pd.read_csv(tmp_path / "csv" / "texts.csv"))
     factors = texts.drop_duplicates("chain").set_index("chain")[["ratio", "seed"]]
     assert factors.to_dict("index") == {chain.id: dict(chain.factors) for chain in specs}
     info = datasets.load_dataset_builder(str(path), cache_dir=str(tmp_path / "cache"))
