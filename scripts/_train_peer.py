@@ -1,4 +1,4 @@
-"""Training beside what a user could write instead: `bench_train.py --peer=torch|torch-compile`.
+"""Training beside what a user could write instead: `bench_train.py --peer=torch|torch-compile|trl`.
 
 Both sides train adapters of the same rank on the same weights and tokens, each in a process of its
 own on the same cores, in turn; rows are full, so every token counts. The first losses must agree.
@@ -28,14 +28,19 @@ from jaxloop.lm.io.huggingface import Model
 from jaxloop.studies.bench.config import BenchConfig
 from jaxloop.studies.bench.setup import bench_model
 
-PEERS = ("torch", "torch-compile")
+# The worker of each peer.
+PEERS = {
+    "torch": "_worker_torch.py",
+    "torch-compile": "_worker_torch.py",
+    "trl": "_worker_trl.py",
+}
 TOLERANCE = 1e-3  # of the first losses, in nats
 
 
 def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", choices=PEERS, required=True)
+    parser.add_argument("--peer", choices=tuple(PEERS), required=True)
     parser.add_argument("--make-peer", action="store_true", help="make the peer's environment")
     parser.add_argument("--size", choices=("tiny", "small", "15m", "60m"), default="small")
     parser.add_argument("--jobs", default="1x16,4x8", help="chains x steps, with commas")
@@ -73,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
                 "jaxloop": Worker(
                     sys.executable, "_worker_train_jaxloop.py", folder, flags.threads
                 ),
-                flags.peer: Worker(python, "_worker_torch.py", folder, flags.threads),
+                flags.peer: Worker(python, PEERS[flags.peer], folder, flags.threads),
             }
             for worker in sides.values():
                 stack.callback(worker.close)
@@ -123,7 +128,7 @@ def _compare(
             first[name, setting] = start
         best[name] = min(tried, key=lambda setting: tried[setting].cpu)  # noqa: B023
     losses = [
-        json.loads((folder / f"losses.{side}.json").read_text()) for side in ("jaxloop", "torch")
+        json.loads((folder / f"losses.{side}.json").read_text()) for side in ("jaxloop", "peer")
     ]
     apart = float(np.abs(np.subtract(*losses)).max())
     if not apart <= TOLERANCE:

@@ -7,6 +7,7 @@ and R rows of a batch at a time, whose gradients are added up. A chain begins wi
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def train(
         connection.send(losses)
 
 
-def main() -> None:
+def serve_processes(train: Callable[..., None]) -> None:
+    """Answer requests with processes of `train`, which begin when a setting first needs them."""
     folder, work = read_work()
     cores = sorted(os.sched_getaffinity(0))
     children: dict[str, list[tuple[Any, Connection]]] = {}
@@ -87,7 +89,7 @@ def main() -> None:
         for (_, pipe), numbers in zip(started, asked, strict=True):
             losses |= dict(zip(numbers, pipe.recv(), strict=True))
         said = [losses[chain] for chain in range(chains)]
-        (folder / "losses.torch.json").write_text(json.dumps(said), encoding="utf8")
+        (folder / "losses.peer.json").write_text(json.dumps(said), encoding="utf8")
         return chains * steps * work["batch_size"] * work["length"]
 
     def clock():
@@ -104,4 +106,4 @@ def seconds_of(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    serve_processes(train)
