@@ -138,7 +138,7 @@ def _tiny(c):
         None,
         "jaxloop/assets/bases/llama",
         "jaxloop/assets/bases/gpt2",
-        "jaxloop/assets/bases/opt",
+        "jaxloop/assets/bases/qwen2",
     )
     c.classifier.train = "head"
     c.classifier.texts = 900

@@ -102,7 +102,7 @@ STUDIES = {
     ),
     "pretrain": (
         "configs/pretrain.py",
-        """bases.llama.steps=2 bases.qwen2.steps=2 bases.gpt2.steps=2 bases.opt.steps=2
+        """bases.llama.steps=2 bases.qwen2.steps=2 bases.gpt2.steps=2
         data.limit=1000 vocab=512 context=64""",
     ),
 }

@@ -2,12 +2,12 @@
 
     python scripts/plain_quickstart.py --texts=FILE [--generations=10] [--out=FILE.json]
 
-Four chains: a synthetic share of 1/8 and of 1, two seeds each. In every generation a base, drawn
-from four tiny ones, gets a fresh adapter, trained for 20 steps of 16 texts on 256 texts drawn from
-the pool of the chain; it writes the next synthetic texts, and 96 of what it writes are measured as
-the quickstart measures them: semantic diversity, self-BLEU, distinct words and word pairs, length,
-and the loss on 64 held-out texts. Settings are those of configs/quickstart.py; the draws are this
-script's own, so the texts are others.
+Four chains: a synthetic share of 1/8 and of 1, two seeds each. In every generation the base gets a
+fresh adapter, trained for 20 steps of 16 texts on 256 texts drawn from the pool of the chain; it
+writes the next synthetic texts, and 96 of what it writes are measured as the quickstart measures
+them: semantic diversity, self-BLEU, distinct words and word pairs, length, and the loss on 64
+held-out texts. Settings are those of configs/quickstart.py; the draws are this script's own, so the
+texts are others.
 
 FILE holds a JSON list of texts; those of 16 to 96 tokens are used. `bench_plain_quickstart.py`
 writes it and runs both. Needs torch, transformers, peft, sacrebleu. Two processes of one thread, a
@@ -24,7 +24,6 @@ from typing import Any
 
 from _flags import whole
 
-BASES = ("llama", "qwen2", "gpt2", "opt")
 PROMPT = "### User:\nWrite a paragraph of documentation.\n### Assistant:\n"
 SIZE, EVAL, HELD_OUT = 256, 96, 64
 STEPS, BATCH, RATE, MIN_LENGTH, MAX_LENGTH = 20, 16, 2e-3, 16, 96
@@ -33,12 +32,11 @@ CHAINS = ((1 / 8, 0), (1 / 8, 1), (1.0, 0), (1.0, 1))
 Torch = Any  # the module, which the parent does not import
 
 
-def adapted(bases: str, rng: random.Random, torch: Torch) -> tuple[Any, Any]:
+def adapted(folder: str, torch: Torch) -> tuple[Any, Any]:
     """(model with a fresh adapter on every linear layer, its tokenizer)."""
     import peft
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = f"{bases}/{rng.choice(BASES)}"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -164,7 +162,7 @@ def chain(
         fresh = SIZE if generation == 0 else SIZE - made
         new, human = human[:fresh] + synthetic, human[fresh:]
         pool = new if generation < 2 else pool + new
-        model, tokenizer = adapted(args.bases, rng, torch)
+        model, tokenizer = adapted(args.base, torch)
         train(model, tokenizer, rng.sample(pool, SIZE), rng, torch)
         loss = held_out_loss(model, tokenizer, held_out, torch)
         texts = write(model.merge_and_unload(), tokenizer, max(made, EVAL), torch)
@@ -186,7 +184,7 @@ def work(job: tuple[argparse.Namespace, Sequence[tuple[float, int]]]) -> list[di
     torch.set_num_threads(args.threads)
     human = json.loads(Path(args.texts).read_text(encoding="utf-8"))
     human = random.Random(0).sample(human, min(len(human), 8000))
-    count = AutoTokenizer.from_pretrained(f"{args.bases}/{BASES[0]}")
+    count = AutoTokenizer.from_pretrained(args.base)
     human = [text for text in human if MIN_LENGTH <= len(count(text)["input_ids"]) <= MAX_LENGTH]
     encoder = AutoTokenizer.from_pretrained(args.encoder), AutoModel.from_pretrained(args.encoder)
     encoder[1].eval()
@@ -199,7 +197,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--texts", required=True)
-    parser.add_argument("--bases", default="jaxloop/assets/bases")
+    parser.add_argument("--base", default="jaxloop/assets/bases/llama_longer")
     parser.add_argument("--encoder", required=True, help="the directory of MiniLM")
     parser.add_argument("--generations", type=whole(1), default=10)
     parser.add_argument("--processes", type=whole(1), default=2)

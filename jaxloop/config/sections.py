@@ -96,12 +96,7 @@ class ModelsConfig(Section):
     """The base models; every generation of a chain draws one of them, by its seed."""
 
     pool: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
-        (
-            "jaxloop/assets/bases/llama",
-            "jaxloop/assets/bases/qwen2",
-            "jaxloop/assets/bases/gpt2",
-            "jaxloop/assets/bases/opt",
-        ),
+        ("jaxloop/assets/bases/llama_longer",),
         description="directories in Hugging Face format or hub ids",
     )
     revisions: tuple[Text | None, ...] = Field(

@@ -9,6 +9,8 @@ from jaxloop.lm.family import GenerateOptions, TrainOptions
 from jaxloop.lm.io import bpe
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.model.config import ModelConfig, init
+from jaxloop.studies.pretrain.config import Base, PretrainConfig
+from jaxloop.studies.pretrain.prepare import model_config
 
 WORDS = [
     (a, b, c)
@@ -60,6 +62,12 @@ def make_model() -> Model:
         init_scale=0.3,
     )
     return Model(config, init(jax.random.key(0), config), tokenizer, "tiny")
+
+
+def opt_shapes() -> ModelConfig:
+    """An OPT model as small as the bases in the box, of which none is an OPT."""
+    base = Base(architecture="opt", width=160, layers=4, heads=5, kv_heads=5, mlp=640)
+    return model_config(PretrainConfig(), base)
 
 
 def with_head(vocab_size: int, d_model: int, **more) -> ModelConfig:

@@ -27,6 +27,7 @@ from jaxloop.runtime.devices import platform_of
 from jaxloop.runtime.setup_jit import setup_jit
 from jaxloop.simulators import family as simulated
 from jaxloop.simulators import linear_simulation
+from tests.lm.tiny import opt_shapes
 
 pytestmark = pytest.mark.optimised
 
@@ -58,7 +59,7 @@ FLOWS = dict(
 
 @functools.cache
 def model_config_of(base):
-    return read_model_config(BASES / base)
+    return opt_shapes() if base == "opt" else read_model_config(BASES / base)
 
 
 def adapters_of(base, chains, lora=LoraConfig()):

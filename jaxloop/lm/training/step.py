@@ -8,9 +8,10 @@ leaves are [C, ...]: adapters ("lora"), or every weight of each chain ("full" an
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,9 @@ class TrainOptions:
     Attributes:
         steps_per_call: most steps in one call of the program.
         chains_per_program: chains of one program on one device; None: chosen for the device.
+        optimizer: "adamw", or "muon": the matrices of the layers, as they are stored (q, k and v
+            side by side), by Muon, scaled so that AdamW's learning rate and weight decay fit them
+            (Liu et al. 2025), everything else by AdamW.
         adam_betas: AdamW's decay rates.
         adam_epsilon: AdamW's epsilon.
         constraint: the paper's loss on the slope along the `direction` that `fit` is given, or a
@@ -51,6 +55,7 @@ class TrainOptions:
 
     steps_per_call: int = 16
     chains_per_program: int | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = 1e-8
     constraint: GradientConstraint | Brake | None = None
@@ -118,18 +123,50 @@ def _is_decayed(path: tuple[Any, ...], _: Any) -> bool:
 
 
 def _optimizer(fit: FitConfig, options: TrainOptions) -> optax.GradientTransformation:
-    """AdamW without its learning rate.
+    """AdamW or Muon, without its learning rate.
 
     The rate is applied outside, because it depends on the traced number of steps.
     """
     clip = optax.identity()
     if fit.max_grad_norm is not None:
         clip = optax.clip_by_global_norm(fit.max_grad_norm)
-    return optax.chain(
-        clip,
-        optax.scale_by_adam(*options.adam_betas, options.adam_epsilon),
-        optax.add_decayed_weights(fit.weight_decay, mask=_decayed),
-    )
+    decay = optax.add_decayed_weights(fit.weight_decay, mask=_decayed)
+    adam = optax.scale_by_adam(*options.adam_betas, options.adam_epsilon)
+    if options.optimizer == "muon":
+        adam = optax.partition({"muon": _muon(), "adam": adam}, _labels)
+    return optax.chain(clip, adam, decay)
+
+
+# The root mean square of AdamW's updates, to which Muon's are scaled (Liu et al. 2025, 2.2).
+UPDATE_RMS = 0.2
+
+
+def _muon() -> optax.GradientTransformation:
+    """Muon of matrices [layers, in, out], with an entry of an update as large as AdamW's.
+
+    `optax.contrib.muon` would give all else to Adam with Nesterov's momentum.
+    """
+    muon = optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices)
+    return optax.chain(muon, optax.stateless(_as_large_as_adams))
+
+
+def _matrices(weights: Any) -> Any:
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return jax.tree.map(lambda _: axes, weights)
+
+
+def _as_large_as_adams(updates: Any, _: Any) -> Any:
+    """A matrix [in, out] whose singular values are 1 has the root mean square 1/sqrt(max)."""
+    return jax.tree.map(lambda u: UPDATE_RMS * math.sqrt(max(u.shape[1:])) * u, updates)
+
+
+def _labels(weights: dict[str, Any]) -> Any:
+    return traverse_util.path_aware_map(_label, weights)
+
+
+def _label(path: tuple[Any, ...], weight: Any) -> str:
+    in_layer = path[0] == "layers" and weight.ndim == 3
+    return "muon" if in_layer and _is_decayed(path, weight) else "adam"
 
 
 def init_state(

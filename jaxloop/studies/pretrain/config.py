@@ -64,6 +64,11 @@ class PretrainConfig(Section):
         256, description="tokens per block, and the longest sequence of the models"
     )
     seed: Seed = Field(0, description="of weights and order; base k uses seed + k")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="`muon`: the matrices of layers by Muon, at AdamW's rate and weight decay; all "
+        "else by AdamW",
+    )
     adam_b2: Probability = Field(0.98, description="AdamW's second decay")
     fit: FitConfig = FitConfig(mode="scratch", steps=1000)
     dtype: Literal["float32", "float16", "bfloat16"] = Field(

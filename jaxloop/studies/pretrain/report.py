@@ -15,6 +15,7 @@ def card(
     tokens = (fit.steps or 0) * fit.batch_size * config.context
     characters = sum(map(len, prepared.train_texts))
     libraries = ", ".join(prepared.libraries)
+    optimizer = {"adamw": "AdamW", "muon": "Muon"}[config.optimizer]
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -33,7 +34,7 @@ It knows the prose of software documentation and nothing else.
 |---|---|
 | trained on | {len(prepared.train_texts):,} paragraphs, {characters:,} characters of docstrings \
 (SHA-256 {prepared.fingerprint[:16]}…) of {libraries} |
-| training | {fit.steps:,} steps, {tokens:,} tokens |
+| training | {fit.steps:,} steps of {optimizer}, {tokens:,} tokens |
 | held out | {len(prepared.heldout_texts):,} paragraphs of the same libraries, chosen by a hash of \
 their text |
 | held-out bits per character | {bits:.3f} |

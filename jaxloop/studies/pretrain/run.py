@@ -75,7 +75,8 @@ def _make_bases(context: RunContext[PretrainConfig, Prepared]) -> Outcome:
 def _trained(
     config: PretrainConfig, prepared: Prepared, name: str, tokenizer: Tokenizer, seed: int
 ) -> Model:
-    base, options = prepared.bases[name], TrainOptions(adam_betas=(0.9, config.adam_b2))
+    base = prepared.bases[name]
+    options = TrainOptions(optimizer=config.optimizer, adam_betas=(0.9, config.adam_b2))
     return pretrain.pretrain(
         base.model_config,
         tokenizer,
