@@ -51,7 +51,7 @@ def test_equals_a_loop_over_chains(reference, batch_size, devices):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_chain_does_not_depend_on_its_neighbours(devices):
     """Bit for bit at a given batch: alone, in other company, at another place in the batch."""
     mesh = chain_mesh(jax.devices()[:devices])

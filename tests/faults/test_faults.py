@@ -45,9 +45,17 @@ def crash_at(path, moment, **options):
         undo()
 
 
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    ("beside", "every"),
+    [
+        (False, 25),
+        (True, 50),
+        pytest.param(False, 5, marks=pytest.mark.slow),
+        pytest.param(True, 10, marks=pytest.mark.slow),
+    ],
+)
 def test_cut_at_any_change_of_the_disk_the_same_command_gives_the_same_files(
-    tmp_path, whole, beside
+    tmp_path, whole, beside, every
 ):
     """Whether models are measured in turn or beside, the files are the same. What lies on the disk
     just before a change is what a cut there leaves.
@@ -62,8 +70,8 @@ def test_cut_at_any_change_of_the_disk_the_same_command_gives_the_same_files(
     # few less.
     last = total - 3 if beside else total
     moments = {
-        *range(1, last, 20 if beside else 10),
-        *random.Random(0).sample(range(1, last), 12),
+        *range(1, last, every),
+        *random.Random(0).sample(range(1, last), 6),
         last,
     }
     path, left = tmp_path / "run", {}

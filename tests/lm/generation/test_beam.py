@@ -80,7 +80,9 @@ def test_equal_to_transformers_on_ragged_prompts_whether_eos_comes_early_or_not(
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, dict(early_stopping=True, num_beams=3)], ids=["default", "early"]
+    "settings",
+    [{}, pytest.param(dict(early_stopping=True, num_beams=3), marks=pytest.mark.slow)],
+    ids=["default", "early"],
 )
 def test_several_tokens_end_a_text_as_in_transformers(settings, checkpoint, loaded):
     given, (theirs, ours) = (

@@ -21,7 +21,7 @@ from jaxloop.lm.target import Target
 from jaxloop.lm.training import loss
 from jaxloop.lm.training.step import StepArrays, TrainOptions, init_state, losses, train_steps
 from tests.lm.random_adapters import random_adapters
-from tests.lm.tiny import with_head
+from tests.lm.tiny import first_layer, with_head
 from tests.peers import peer
 
 torch = peer("torch")
@@ -31,7 +31,6 @@ GPU = Target("gpu")
 LORA = LoraConfig(rank=4, alpha=8.0)
 FIT = FitConfig(lora=LORA, dtype="bfloat16", batch_size=3, learning_rate=1e-2)
 TRAIN = TrainOptions(steps_per_call=4)
-FOUR = ["llama", "qwen2", "opt", "gpt2"]
 
 
 def half(params):
@@ -108,7 +107,10 @@ def by_peft(model, checkpoint, weights, data, folder):
     return np.array(losses), grads
 
 
-@pytest.mark.parametrize("name", FOUR)
+# OPT is made of what GPT-2 is, and Qwen2 is Llama with biases.
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen2", "opt"))]
+)
 def test_losses_and_gradients_are_those_of_torch_in_float32(name, loaded, checkpoint, tmp_path):
     """bfloat16 keeps 8 bits: losses within 1e-2, each chain's gradient within 8e-2 of its norm, and
     no further off than twice what the plain form is.
@@ -237,7 +239,7 @@ def test_a_chain_trains_the_same_whatever_its_neighbours_are(loaded):
     """To the bit in one program, also beside a chain that is not a number; no second compilation;
     chains that take turns agree to rounding.
     """
-    model = loaded("llama")
+    model = first_layer(loaded("llama"))
     before = train_steps._cache_size()
     weights, log = steps(model, GPU, 4)
     others, other_log = steps(model, GPU, 4, seeds=(0, 7, 8, 9), poison=2)
@@ -251,7 +253,7 @@ def test_a_chain_trains_the_same_whatever_its_neighbours_are(loaded):
 
 
 def test_one_device_trains_what_four_do(loaded):
-    model = loaded("llama")
+    model = first_layer(loaded("llama"))
     one, four = steps(model, GPU, 4), steps(model, GPU, 4, mesh=chain_mesh(jax.devices()[:4]))
     np.testing.assert_allclose(one[1], four[1], atol=2e-2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-2), one[0], four[0])

@@ -31,11 +31,13 @@ from jaxloop.recursion.finalise import about_run
 from jaxloop.recursion.run import effective
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.runtime.weights_io import load_tree, save_tree
+from jaxloop.studies.bias_amplification import neuron_figures
 from jaxloop.studies.bias_amplification import run as bias
 from jaxloop.studies.bias_amplification.articles import examples
 from jaxloop.studies.bias_amplification.chains import distinct_models
 from jaxloop.studies.bias_amplification.family import on_token_ids, token_codec
 from jaxloop.studies.bias_amplification.neuron_study import neuron_study
+from tests import drawings
 from tests.command import call
 from tests.peers import peer
 
@@ -131,7 +133,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bias")
     texts = write_articles(folder / "articles.csv", 10, 24)
     (folder / "base").mkdir()
-    torch_model = gpt2(folder / "base", texts, width=16, layers=2, heads=2, context=64, vocab=320)
+    torch_model = gpt2(folder / "base", texts, width=16, layers=1, heads=2, context=64, vocab=320)
     sequence_classifier(folder / "classifier", "roberta", ("LABEL_0", "LABEL_1", "LABEL_2"))
     sequence_classifier(
         folder / "detector", "distilbert", ("clean", "mild gibberish", "word salad", "noise")
@@ -174,15 +176,12 @@ def finished(world):
     """The run directory of the small study, and how many decoding programs it compiled."""
     folder, _ = world
     before = decode._cache_size()
-    assert (
-        cli.guarded(
-            main.main,
-            cli.parse(
-                ["jaxloop", f"--config={folder / 'study.py'}", f"--workdir={folder / 'run'}"]
-            ),
-        )
-        == 0
-    )
+    words = ["jaxloop", f"--config={folder / 'study.py'}", f"--workdir={folder / 'run'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        drawings.sketch(patch)
+        # Drawn by tests of its own.
+        patch.setattr(neuron_figures, "png", lambda figure: b"")
+        assert cli.guarded(main.main, cli.parse(words)) == 0
     return folder / "run", decode._cache_size() - before
 
 
@@ -420,7 +419,7 @@ def test_neurons_on_disk_give_the_study_of_the_report(finished):
         .set_index(["chain", "generation"])["value"]
     )
     study = neuron_study(
-        {"weight": np.stack([t["weight"].to_numpy().reshape(2, 16) for t in read])},
+        {"weight": np.stack([t["weight"].to_numpy().reshape(1, 16) for t in read])},
         {"bias": 100 * shares.loc[versions].to_numpy()},
         [chain for chain, _ in versions],
         [generation for _, generation in versions],

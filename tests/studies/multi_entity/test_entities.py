@@ -21,6 +21,7 @@ from jaxloop.studies.multi_entity import measure
 from jaxloop.studies.multi_entity import prepare as entities_setup
 from jaxloop.studies.multi_entity import run as entities
 from tests import drawings
+from tests.encoders import letters
 
 WORDS = (
     "the array of a function returns values shape matches input unless axis is given and result "
@@ -292,10 +293,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
     from jaxloop.metrics import embed
     from jaxloop.runtime import weights_io
 
-    def letters(texts, *_, **__):
-        """An encoder that costs nothing: counts of letters."""
-        return np.array([[t.count(c) + 0.1 for c in "aeiou rstn"] for t in texts], np.float32)
-
+    drawings.sketch(monkeypatch)
     monkeypatch.setattr(embed, "embed", letters)
     monkeypatch.setattr(embed, "load_embedder", lambda model=None: letters)
     changes = {

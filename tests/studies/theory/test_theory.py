@@ -56,6 +56,7 @@ def settings(kind, **fields):
     )
 
 
+@pytest.mark.usefixtures("sketched")
 def test_linear_study_agrees_resumes_and_notices_what_is_wrong(capsys, tmp_path):
     run = words("linear", f"--workdir={tmp_path}/run", "--config.replicates=600")
     code, _, err = call(capsys, *run)
@@ -134,7 +135,8 @@ def test_a_wrong_formula_is_flagged(monkeypatch):
 
 def test_wmle_study_states_what_is_proved():
     made = settings("wmle", wmle=dict(n=300, generations=3, batch=64))
-    claims = wmle.conclude(made, None, []).claims
+    conclusion = wmle.conclude(made, None, [])
+    claims = conclusion.claims
     assert all(c.holds for c in claims) and len(claims) == 7
     said = " ".join(c.statement for c in claims)
     for words_ in (
@@ -144,7 +146,7 @@ def test_wmle_study_states_what_is_proved():
         "Measured by P(X > 1/2) it does exceed",
     ):
         assert words_ in said
-    table = wmle.conclude(made, None, []).tables["population"]
+    table = conclusion.tables["population"]
     start = table[(table["weighting"] == "model") & (table["generation"] == 0)].iloc[0]
     # Generation 0 of the population limit.
     np.testing.assert_allclose(
