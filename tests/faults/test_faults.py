@@ -132,7 +132,7 @@ def test_cut_again_and_again_it_still_arrives(tmp_path, whole):
 
 @pytest.mark.parametrize(
     ("die_at", "beside"),
-    [(40, 0), (50, 1), *(pytest.param(n, 0, marks=pytest.mark.slow) for n in (9, 77))],
+    [(40, 0), *(pytest.param(*at, marks=pytest.mark.slow) for at in ((50, 1), (9, 0), (77, 0)))],
 )
 def test_sigkill_at_a_change_of_the_disk(tmp_path, whole, die_at, beside):
     process = start(tmp_path / "run", 4, 0, die_at, beside)
@@ -143,6 +143,7 @@ def test_sigkill_at_a_change_of_the_disk(tmp_path, whole, die_at, beside):
     assert contents(tmp_path / "run") == whole[1]
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_three_times(tmp_path, whole):
     path = tmp_path / "run"
     for beside, delay in enumerate(random.Random(2).choices([0.05, 0.3, 0.6, 0.9], k=3)):
@@ -160,7 +161,11 @@ def test_sigkill_at_random_moments_three_times(tmp_path, whole):
 
 @pytest.mark.parametrize(
     ("number", "code", "beside"),
-    [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 1)],
+    [
+        (signal.SIGINT, 130, 0),
+        (signal.SIGTERM, 143, 1),
+        pytest.param(signal.SIGTERM, 143, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_signals_save_and_say_how_to_go_on(tmp_path, whole, number, code, beside):
     path = tmp_path / "run"

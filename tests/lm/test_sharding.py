@@ -46,7 +46,7 @@ def model():
         "llama",
         vocab_size=tokenizer.vocab_size,
         d_model=32,
-        num_layers=2,
+        num_layers=1,
         num_heads=4,
         num_kv_heads=4,
         head_dim=8,

@@ -146,11 +146,21 @@ def losses_of(metrics, alpha, entity):
 @pytest.fixture(scope="module")
 def pair(folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        drawings.leave_out(patch)
+        leave_out_report(patch)
         return ran(folder, tmp_path_factory.mktemp("pair") / "run")
 
 
-@pytest.mark.usefixtures("undrawn")
+def leave_out_report(patch):
+    """The report and the linear model in it take longer than the runs that are compared."""
+    patch.setattr(entities.report, "write", lambda config, prepared, root, **_: root)
+
+
+@pytest.fixture
+def unreported(monkeypatch):
+    leave_out_report(monkeypatch)
+
+
+@pytest.mark.usefixtures("unreported")
 def test_alpha_zero_has_exactly_no_effect_across_entities(folder, tmp_path, pair):
     texts, metrics = pair
     changed = {"one": {"task": "qa", "source": f"{folder}/one.jsonl", "prompt": "{question}:"}}
@@ -168,7 +178,7 @@ def test_alpha_zero_has_exactly_no_effect_across_entities(folder, tmp_path, pair
     assert losses_of(metrics, 0.5, 0)[2] != losses_of(other_metrics, 0.5, 0)[2]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_one_entity_is_a_chain_of_its_own_text_for_text(folder, tmp_path):
     """K = 1 against the same plan carried out by hand, and against an entity that reads itself
     alone beside another one.
