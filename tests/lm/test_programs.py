@@ -30,7 +30,7 @@ CONFIG = ModelConfig(
     "llama",
     vocab_size=512,
     d_model=128,
-    num_layers=1,
+    num_layers=2,
     num_heads=2,
     num_kv_heads=1,
     head_dim=64,

@@ -220,9 +220,9 @@ def test_adapters_drop_where_peft_does(targets, tmp_path, monkeypatch):
     fit = FitConfig(lora=lora, dropout="model")
     loss, grads = jax.jit(
         jax.value_and_grad(
-            lambda weights: losses(config, fit, params, weights, *batch, key, step)[0]
+            lambda weights, base: losses(config, fit, base, weights, *batch, key, step)[0]
         )
-    )(adapters.weights)
+    )(adapters.weights, params)
     order = [*"qkv", "attention", "o", "attention_output", "up", "down", "mlp_output"]
     names = target_names(config, lora)
     of_layer = [site for site in order if site in names or site in GPT2]
