@@ -115,7 +115,7 @@ def test_every_program_is_lowered_for_hardware_that_is_absent(platform):
     )
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_training_program_is_the_one_that_a_fit_runs(model, devices, monkeypatch):
     """So what was compiled to see its size is found in the cache of compiled programs."""
     where = jax.devices()[:devices]

@@ -169,28 +169,29 @@ def test_every_way_to_train_computes_what_the_plain_form_does(change, loaded):
     assert far(exact[1], ours[1]) > 0.5  # other texts: the comparison has something to compare
 
 
-def test_layers_are_unrolled_or_scanned_as_the_target_has_it(loaded, monkeypatch):
+@pytest.fixture
+def few_unrolled(loaded, monkeypatch):
+    """A model of more layers than are unrolled, adapters and a batch of it, and its gradient."""
     monkeypatch.setattr(transformer, "UNROLL", 1)
-    model, weights, data = (
-        loaded("llama"),
-        random_adapters(loaded("llama").config, LORA, 1).weights,
-        batch(1),
-    )
+    model = loaded("llama")
     compute = jax.jit(gradient.__wrapped__, static_argnums=(0, 1, 5))
+    return model, random_adapters(model.config, LORA, 1).weights, batch(1), compute
 
-    def text(target):
-        return str(
-            jax.make_jaxpr(functools.partial(compute, model.config, FIT, target=target))(
-                half(model.params), weights, data
-            )
-        )
+
+def test_layers_are_unrolled_or_scanned_as_the_target_has_it(few_unrolled):
+    model, weights, data, compute = few_unrolled
 
     def count(target):
-        return text(target).count(" scan[")
+        made = functools.partial(compute, model.config, FIT, target=target)
+        return str(jax.make_jaxpr(made)(half(model.params), weights, data)).count(" scan[")
 
-    assert (
-        count(Target("tpu")) - count(GPU) == 2
-    )  # forwards and backwards; what is left goes over chunks of tokens
+    # Forwards and backwards; what is left goes over chunks of tokens.
+    assert count(Target("tpu")) - count(GPU) == 2
+
+
+@pytest.mark.slow  # scanned and unrolled layers are held to the plain form and to torch above
+def test_unrolled_and_scanned_layers_are_as_exact_as_the_plain_form(few_unrolled):
+    model, weights, data, compute = few_unrolled
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), half(model.params))
     _, exact = compute(model.config, FIT.replace(dtype="float32"), exact, weights, data, Target())
     off = [

@@ -69,6 +69,7 @@ def metrics(root):
     return table.assign(metric=table["metric"].str.partition("(")[0])
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_down_is_asked_again_by_the_same_command(go, port):
     changes = {"quality": judge("quality", port)}
     root, _, err = go(expect=5, **changes)
