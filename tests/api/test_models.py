@@ -32,7 +32,9 @@ def adapter(model):
     return jaxloop.finetune(model, TEXTS, **SETTINGS)
 
 
-@pytest.mark.parametrize("name", ["formulas", "loops", "measures", "models"])
+@pytest.mark.parametrize(
+    "name", ["formulas", "loops", "measures", pytest.param("models", marks=pytest.mark.slow)]
+)
 def test_the_examples_of_docstrings(name, monkeypatch):
     monkeypatch.setattr(transformer, "UNROLL", 1)
     module = importlib.import_module(f"jaxloop.api.{name}")

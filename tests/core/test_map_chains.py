@@ -40,7 +40,7 @@ def reference():
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 4, 16])
-@pytest.mark.parametrize("devices", [None, 1, 4])
+@pytest.mark.parametrize("devices", [None, pytest.param(1, marks=pytest.mark.slow), 4])
 def test_equals_a_loop_over_chains(reference, batch_size, devices):
     mesh = None if devices is None else chain_mesh(jax.devices()[:devices])
     out = jax.jit(lambda a: map_chains(_chain, a, batch_size=batch_size, mesh=mesh))(_args())

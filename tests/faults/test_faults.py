@@ -413,7 +413,11 @@ CALLS = {"the rename": 2, "old weights": 2}
 
 
 @pytest.mark.parametrize(
-    ("stage", "call"), [(stage, n) for stage in STAGES for n in (1, CALLS.get(stage, 3))]
+    ("stage", "call"),
+    [
+        *((stage, 1) for stage in STAGES),
+        *(pytest.param(stage, CALLS.get(stage, 3), marks=pytest.mark.slow) for stage in STAGES),
+    ],
 )
 def test_an_error_while_saving_is_raised_at_once_and_latest_excludes_it(
     tmp_path, monkeypatch, whole, stage, call

@@ -116,9 +116,7 @@ def greedy_by_forward(config, params, prompt, count, tree=None):
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize(
-    "config", [pytest.param(LLAMA, marks=pytest.mark.optimised), GPT2], ids=["llama", "gpt2"]
-)
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_greedy_equals_forward_with_refills_windows_and_adapters(config):
     """Ragged limits force refills at every phase of a window; texts outlive all levels; each chain
     has its own prompt and adapter.

@@ -214,7 +214,8 @@ def test_adapter_kernel_with_gate_and_with_the_stream():
 @pytest.mark.parametrize(
     "config, how",
     [
-        *((LLAMA, how) for how in ("plain", "interpret", "ring", "ring_interpret")),
+        *((LLAMA, how) for how in ("plain", "ring_interpret")),
+        *(pytest.param(LLAMA, how, marks=pytest.mark.slow) for how in ("interpret", "ring")),
         *((GPT2, how) for how in ("interpret", "ring")),
     ],
     ids=lambda x: x if isinstance(x, str) else x.architecture,

@@ -139,7 +139,15 @@ def test_losses_and_gradients_are_those_of_torch_in_float32(name, loaded, checkp
 
 
 @pytest.mark.parametrize(
-    "change", ["dropout", "some targets", "remat", "full", "stacked", "opt-350m", "float32 base"]
+    "change",
+    [
+        "dropout",
+        "full",
+        "stacked",
+        "opt-350m",
+        "float32 base",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("some targets", "remat")),
+    ],
 )
 def test_every_way_to_train_computes_what_the_plain_form_does(change, loaded):
     """The same random numbers, the same weights: gradients within 5e-2 of their norm."""

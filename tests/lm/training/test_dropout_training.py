@@ -44,6 +44,7 @@ def _drawn(config, fit, weights, tokens_1BT, steps_N):
     return jax.lax.map(at, steps_N)
 
 
+@pytest.mark.slow
 def test_losses_are_distributed_as_those_of_transformers(loaded, checkpoint):
     """Mean and variance over 2,000 draws each: z below 4, variances within 15 %."""
     model = loaded("gpt2")

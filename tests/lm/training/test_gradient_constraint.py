@@ -67,7 +67,7 @@ def one_batch(model):
 @pytest.mark.parametrize(
     "constraint",
     [
-        GradientConstraint(0.0, 300.0),
+        pytest.param(GradientConstraint(0.0, 300.0), marks=pytest.mark.slow),
         GradientConstraint(2000.0, 500.0),
         GradientConstraint(300.0, 700.0, "direction"),
     ],

@@ -43,6 +43,7 @@ def finished(place):
     answers = dp.Answers()
     with dp.endpoint(answers) as url, pytest.MonkeyPatch.context() as patch:
         drawings.sketch(patch)
+        patch.setattr(measure, "default", letters)
         words = [
             f"--config={place / 'study.py'}",
             f"--workdir={place / 'run'}",

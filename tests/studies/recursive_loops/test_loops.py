@@ -156,6 +156,7 @@ CLUSTERS = dict(
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_a_cluster_study_leaves_what_the_regressions_read_and_goes_on(tmp_path, capsys):
     place = ls.build(tmp_path)
     # A word with a sentiment: a property that is the same for every cluster is refused.
