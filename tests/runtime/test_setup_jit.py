@@ -79,7 +79,7 @@ def given(base, chains, lora=LoraConfig()):
 
 
 def weights_of(base):
-    return init(KEY, model_config_of(base))
+    return setup_jit(init, static_argnums=1)(KEY, model_config_of(base))
 
 
 def weights_given(base):
