@@ -158,7 +158,10 @@ def test_a_frozen_head_makes_logits_once_and_never_those_of_a_whole_batch(monkey
     assert made.memory_analysis().temp_size_in_bytes < n * v * 4
 
 
-@pytest.mark.parametrize("name, chains, every", [("llama", 2, 1), ("llama", 1, 2), ("gpt2", 1, 1)])
+@pytest.mark.parametrize(
+    "name, chains, every",
+    [("llama", 2, 1), ("gpt2", 1, 1), pytest.param("llama", 1, 2, marks=pytest.mark.slow)],
+)
 def test_adapters_that_are_added_to_the_weights_have_the_same_derivatives(
     name, chains, every, loaded
 ):
