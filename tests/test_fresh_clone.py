@@ -10,14 +10,27 @@ import shlex
 import pytest
 
 from jaxloop import config
+from jaxloop.studies import STUDIES
 from tests import fresh
 from tests.compiler import short_way
 
 DOCUMENTS = ("README.md", "configs/README.md")
-# Checks many command lines in one process, as the command line does.
+# Checks many command lines in one process, as the command line does. Many configs read the same
+# texts with the same tokenizer: their tokens are counted once.
 MANY = """
 import contextlib, io, json, sys
 from jaxloop import cli, main
+from jaxloop.lm.io.tokenizer import Tokenizer
+
+counted, count = {}, Tokenizer.count
+
+def once(tokenizer, texts):
+    asked = tokenizer.eos, tokenizer.vocab_size, *texts
+    if asked not in counted:
+        counted[asked] = count(tokenizer, texts)
+    return counted[asked]
+
+Tokenizer.count = once
 answers = []
 for words in json.load(open(sys.argv[1])):
     out, err = io.StringIO(), io.StringIO()
@@ -65,22 +78,15 @@ def users_own(words: list[str]) -> set[str]:
     return {value for value in values if value.endswith(".jsonl") or value.startswith("path/to/")}
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    """{arguments: (exit code, stdout, stderr)} of all that is checked in a clone."""
-    folder = tmp_path_factory.mktemp("fresh")
+def validated(name: str) -> list[str]:
+    """The command that checks a config."""
+    path = name.replace(":", ".py:") if ":" in name else f"{name}.py"
+    return [f"--config=configs/{path}", "--validate"]
+
+
+def ask(folder, asked: list[list[str]]) -> dict[tuple[str, ...], list]:
+    """{arguments: (exit code, stdout, stderr)} of commands in a clone."""
     place = fresh.clone(folder)
-    texts = {name: (fresh.ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
-    asked = [
-        [
-            f"--config=configs/{name.replace(':', '.py:') if ':' in name else name + '.py'}",
-            "--validate",
-        ]
-        for name in fresh.names()
-    ]
-    asked += [
-        checked(words) for text in texts.values() for words in [*commands(text), *inline(text)]
-    ]
     for name in set().union(*map(users_own, asked)):
         if name.endswith(".jsonl"):
             line = (
@@ -108,17 +114,48 @@ def answers(tmp_path_factory):
     return {tuple(words): answer for words, answer in zip(asked, found, strict=True)}
 
 
-def test_every_config_that_needs_no_hub_is_valid(answers):
-    files = {path.stem for path in (fresh.ROOT / "configs").glob("*.py")}
-    assert {name.split(":")[0] for name in fresh.names()} == files - {*fresh.NEED_FILES}
-    refused = {
+# One config of each kind of study.
+KINDS = (
+    "quickstart",
+    "pretrain",
+    "histogram",
+    "bench",
+    "ratio_sweep:tiny",
+    "multi_entity:tiny",
+    "bias_amplification:tiny",
+    "diversity:tiny",
+)
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What is answered to a config of each kind, and to the documents' commands."""
+    texts = [(fresh.ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS]
+    asked = [checked(words) for text in texts for words in [*commands(text), *inline(text)]]
+    return ask(tmp_path_factory.mktemp("fresh"), [*map(validated, KINDS), *asked])
+
+
+def refused(answers) -> dict:
+    return {
         words: answer
         for words, answer in answers.items()
         if "--validate" in words and answer[0] != 0
     }
-    assert refused == {}
+
+
+def test_a_config_of_each_kind_is_valid(answers):
+    files = {path.stem for path in (fresh.ROOT / "configs").glob("*.py")}
+    assert {name.split(":")[0] for name in fresh.names()} == files - {*fresh.NEED_FILES}
+    kinds = {config.read_file(f"configs/{name.split(':')[0]}.py")["study"] for name in KINDS}
+    assert kinds == {*STUDIES} and {*KINDS} <= {*fresh.names()}
+    assert refused(answers) == {}
     said = answers[("--config=configs/quickstart.py", "--validate")][1]
     assert "configs/quickstart.py is valid" in said and "human texts for the chains" in said
+
+
+@pytest.mark.slow
+def test_every_config_that_needs_no_hub_is_valid(tmp_path):
+    assert refused(ask(tmp_path, [*map(validated, fresh.names())])) == {}
 
 
 def test_the_commands_of_the_documents_are_accepted(answers):

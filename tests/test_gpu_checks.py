@@ -180,7 +180,9 @@ def _runs(process: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("flag", ["--chains=16,x", "--longest=512"])
+@pytest.mark.parametrize(
+    "flag", ["--chains=16,x", pytest.param("--longest=512", marks=pytest.mark.slow)]
+)
 def test_occupancy_refuses_bad_numbers(flag):
     done = subprocess.run(
         [sys.executable, SCRIPT.with_name("bench_occupancy.py"), flag],

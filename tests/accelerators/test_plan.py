@@ -31,7 +31,7 @@ CONFIG = ModelConfig(
     "llama",
     vocab_size=512,
     d_model=64,
-    num_layers=2,
+    num_layers=1,
     num_heads=2,
     num_kv_heads=2,
     head_dim=32,

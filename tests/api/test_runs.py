@@ -14,6 +14,7 @@ from jaxloop import config
 from jaxloop.studies import config_of, load
 from jaxloop.studies.chain import prepare as chain_prepare
 from tests import drawings
+from tests.lm.tiny import first_layer
 
 
 def test_every_public_name_is_there_and_listed():
@@ -86,27 +87,37 @@ def test_a_study_is_checked_planned_and_run(tmp_path, monkeypatch):
     ]
 
 
-CHANGES = {
+SMALL = {
     "chain.generations": 2,
     "chain.size": 16,
     "chain.ratios": (1.0,),
     "chain.seeds": (1,),
     "chain.eval_texts": 8,
     "chain.heldout_texts": 8,
-    "models.pool": ("jaxloop/assets/bases/gpt2",),
     "fit.steps": 2,
+    "fit.batch_size": 4,
+    "fit.max_length": 48,
     "fit.lora.alpha": 64.0,
     "sample.max_new_tokens": 6,
+    "sample.slots": 8,
     "metrics": ("distinct_n(n=1)", "held_out_loss"),
     "run.keep_compiled": False,
 }
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def changes(tmp_path_factory):
+    """What makes a small run of the quickstart: of the first layer of one of its models."""
+    base = tmp_path_factory.mktemp("base") / "gpt2"
+    jaxloop.save(first_layer(jaxloop.load("jaxloop/assets/bases/gpt2")), base)
+    return SMALL | {"models.pool": (str(base),)}
+
+
+@pytest.fixture(scope="module")
+def finished(changes, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         drawings.leave_out(patch)
-        return jaxloop.run("quickstart", tmp_path_factory.mktemp("api") / "run", CHANGES)
+        return jaxloop.run("quickstart", tmp_path_factory.mktemp("api") / "run", changes)
 
 
 def test_a_run_is_read_as_data_frames(finished):
@@ -133,12 +144,12 @@ def test_tables_are_read_with_the_oldest_pandas_that_is_allowed(finished, monkey
     assert set(finished.metrics.study) == {"chain"} == set(finished.ledger.study)
 
 
-def test_the_adapter_of_a_run_has_the_scale_that_it_was_trained_with(finished):
+def test_the_adapter_of_a_run_has_the_scale_that_it_was_trained_with(changes, finished):
     """The held-out loss of the run, computed again from its adapter."""
     (chain,) = finished.chains.chain
     adapter = finished.adapter(chain, 1)
     assert adapter.config.alpha == 64.0
-    settings = jaxloop.load_config("quickstart", CHANGES)
+    settings = jaxloop.load_config("quickstart", changes)
     prepared = chain_prepare.prepare(settings)
     (source,) = prepared.sources.values()
     model = jaxloop.load(finished.base(chain, 1))
@@ -154,9 +165,9 @@ def test_the_adapter_of_a_run_has_the_scale_that_it_was_trained_with(finished):
     assert loss == pytest.approx(rows.value.item(), rel=1e-6)
 
 
-def test_a_finished_run_is_read_when_its_cell_is_run_twice(finished):
+def test_a_finished_run_is_read_when_its_cell_is_run_twice(changes, finished):
     before = finished.metrics
-    again = jaxloop.run("quickstart", finished.workdir, CHANGES)
+    again = jaxloop.run("quickstart", finished.workdir, changes)
     assert again.exit_code == 0 and again.metrics.equals(before)
 
 

@@ -122,7 +122,7 @@ def test_weights_that_are_all_zero_give_index_zero():
         Sampler(top_k=3, temperature=0.3),
     ],
 )
-@pytest.mark.parametrize("vocab", [50, 1024])
+@pytest.mark.parametrize("vocab", [pytest.param(50, marks=pytest.mark.slow), 1024])
 def test_no_token_that_a_filter_cut(sampler, vocab):
     """Uniforms on the boundaries between kept tokens, 256 rows a call, as in the first test."""
     logits = (2 * np.random.default_rng(1).standard_normal((256, vocab))).astype(np.float32)
@@ -137,7 +137,7 @@ def test_no_token_that_a_filter_cut(sampler, vocab):
             assert (np.take_along_axis(kept, drawn[:, None], 1) > 0).all()
 
 
-@pytest.mark.parametrize("size", [12, 300, 1024, 1536])
+@pytest.mark.parametrize("size", [12, 300, 1024, pytest.param(1536, marks=pytest.mark.slow)])
 def test_a_tpu_draws_the_same(size):
     """What is made for a TPU, run here: the same entries but where sums of other blocks round
     across a uniform (at most 2 of 4,096).
@@ -156,7 +156,12 @@ def test_a_tpu_draws_the_same(size):
 
 @pytest.mark.parametrize(
     "size, dtype",
-    [(12, jnp.float32), (300, jnp.bfloat16), (1536, jnp.bfloat16), (1570, jnp.float32)],
+    [
+        (300, jnp.bfloat16),
+        (1570, jnp.float32),
+        pytest.param(12, jnp.float32, marks=pytest.mark.slow),
+        pytest.param(1536, jnp.bfloat16, marks=pytest.mark.slow),
+    ],
 )
 def test_a_tpu_draws_the_same_of_weights_that_it_never_holds(size, dtype):
     """As above, with logits of which some are -inf, and a cut as min_p makes it."""

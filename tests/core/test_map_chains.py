@@ -40,7 +40,7 @@ def reference():
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 4, 16])
-@pytest.mark.parametrize("devices", [None, 1, 4])
+@pytest.mark.parametrize("devices", [None, pytest.param(1, marks=pytest.mark.slow), 4])
 def test_equals_a_loop_over_chains(reference, batch_size, devices):
     mesh = None if devices is None else chain_mesh(jax.devices()[:devices])
     out = jax.jit(lambda a: map_chains(_chain, a, batch_size=batch_size, mesh=mesh))(_args())
@@ -51,7 +51,7 @@ def test_equals_a_loop_over_chains(reference, batch_size, devices):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_chain_does_not_depend_on_its_neighbours(devices):
     """Bit for bit at a given batch: alone, in other company, at another place in the batch."""
     mesh = chain_mesh(jax.devices()[:devices])

@@ -147,7 +147,9 @@ def soup(draw, width, delimiter):
     return data + broken + delimiter.encode() + b"\n" if draw.random() < 0.05 else data
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))]
+)
 def test_random_files(seed, ways, monkeypatch):
     draw = random.Random(seed)
     refused = 0

@@ -190,7 +190,15 @@ LIMITED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "txt", "folder"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "jsonl",
+        "parquet",
+        "folder",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("csv", "txt")),
+    ],
+)
 def test_a_limit_stops_the_reading(tmp_path, kind):
     """With the limit on prompts, too, that every study sets: memory is that of the rows kept."""
     source = corpus(tmp_path, kind)

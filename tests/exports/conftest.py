@@ -3,6 +3,7 @@
 import pytest
 
 from jaxloop import cli, main
+from tests import drawings
 from tests.studies.conftest import place  # noqa: F401  the fixture
 
 
@@ -18,5 +19,7 @@ def run(place):  # noqa: F811
         "--config.fit.lora.rank=8",
         "--config.metrics=text_length",
     ]
-    assert cli.guarded(main.main, cli.parse(argv)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        drawings.leave_out(patch)
+        assert cli.guarded(main.main, cli.parse(argv)) == 0
     return place / "exported"

@@ -45,9 +45,17 @@ def crash_at(path, moment, **options):
         undo()
 
 
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    ("beside", "every"),
+    [
+        (False, 25),
+        (True, 50),
+        pytest.param(False, 5, marks=pytest.mark.slow),
+        pytest.param(True, 10, marks=pytest.mark.slow),
+    ],
+)
 def test_cut_at_any_change_of_the_disk_the_same_command_gives_the_same_files(
-    tmp_path, whole, beside
+    tmp_path, whole, beside, every
 ):
     """Whether models are measured in turn or beside, the files are the same. What lies on the disk
     just before a change is what a cut there leaves.
@@ -62,8 +70,8 @@ def test_cut_at_any_change_of_the_disk_the_same_command_gives_the_same_files(
     # few less.
     last = total - 3 if beside else total
     moments = {
-        *range(1, last, 20 if beside else 10),
-        *random.Random(0).sample(range(1, last), 12),
+        *range(1, last, every),
+        *random.Random(0).sample(range(1, last), 6),
         last,
     }
     path, left = tmp_path / "run", {}
@@ -124,7 +132,7 @@ def test_cut_again_and_again_it_still_arrives(tmp_path, whole):
 
 @pytest.mark.parametrize(
     ("die_at", "beside"),
-    [(40, 0), (50, 1), *(pytest.param(n, 0, marks=pytest.mark.slow) for n in (9, 77))],
+    [(40, 0), *(pytest.param(*at, marks=pytest.mark.slow) for at in ((50, 1), (9, 0), (77, 0)))],
 )
 def test_sigkill_at_a_change_of_the_disk(tmp_path, whole, die_at, beside):
     process = start(tmp_path / "run", 4, 0, die_at, beside)
@@ -135,6 +143,7 @@ def test_sigkill_at_a_change_of_the_disk(tmp_path, whole, die_at, beside):
     assert contents(tmp_path / "run") == whole[1]
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_three_times(tmp_path, whole):
     path = tmp_path / "run"
     for beside, delay in enumerate(random.Random(2).choices([0.05, 0.3, 0.6, 0.9], k=3)):
@@ -152,7 +161,11 @@ def test_sigkill_at_random_moments_three_times(tmp_path, whole):
 
 @pytest.mark.parametrize(
     ("number", "code", "beside"),
-    [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 1)],
+    [
+        (signal.SIGINT, 130, 0),
+        (signal.SIGTERM, 143, 1),
+        pytest.param(signal.SIGTERM, 143, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_signals_save_and_say_how_to_go_on(tmp_path, whole, number, code, beside):
     path = tmp_path / "run"
@@ -400,7 +413,11 @@ CALLS = {"the rename": 2, "old weights": 2}
 
 
 @pytest.mark.parametrize(
-    ("stage", "call"), [(stage, n) for stage in STAGES for n in (1, CALLS.get(stage, 3))]
+    ("stage", "call"),
+    [
+        *((stage, 1) for stage in STAGES),
+        *(pytest.param(stage, CALLS.get(stage, 3), marks=pytest.mark.slow) for stage in STAGES),
+    ],
 )
 def test_an_error_while_saving_is_raised_at_once_and_latest_excludes_it(
     tmp_path, monkeypatch, whole, stage, call

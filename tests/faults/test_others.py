@@ -297,6 +297,7 @@ def test_two_processes_of_a_cluster_share_the_chains_and_leave_the_same_files(tm
     assert contents(path) == whole[1], said
 
 
+@pytest.mark.slow
 def test_a_cluster_that_was_killed_is_resumed_by_one_process(tmp_path, whole):
     path = tmp_path / "run"
     both = cluster(path, 4, 0.3)

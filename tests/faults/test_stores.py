@@ -68,7 +68,8 @@ def weights_in(cache):
     return {f"{path.parts[-3]}/{path.name}" for path in places}
 
 
-@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # piece by piece in `tests/runtime/test_mirror_weights.py`
+@pytest.mark.parametrize("killed", [False, True])
 def test_no_generation_waits_until_its_weights_are_sent(
     tmp_path, whole, address, monkeypatch, killed
 ):

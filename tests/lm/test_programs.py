@@ -42,7 +42,7 @@ ENCODER = EncoderConfig(
         "bert",
         vocab_size=256,
         d_model=64,
-        num_layers=2,
+        num_layers=1,
         num_heads=2,
         num_kv_heads=2,
         head_dim=32,
@@ -72,7 +72,7 @@ def model():
         "llama",
         vocab_size=tokenizer.vocab_size,
         d_model=32,
-        num_layers=2,
+        num_layers=1,
         num_heads=2,
         num_kv_heads=2,
         head_dim=16,
@@ -115,7 +115,7 @@ def test_every_program_is_lowered_for_hardware_that_is_absent(platform):
     )
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_training_program_is_the_one_that_a_fit_runs(model, devices, monkeypatch):
     """So what was compiled to see its size is found in the cache of compiled programs."""
     where = jax.devices()[:devices]
@@ -160,7 +160,7 @@ def test_a_base_that_is_cut_is_smaller_on_every_device(model):
         "llama",
         vocab_size=512,
         d_model=128,
-        num_layers=2,
+        num_layers=1,
         num_heads=4,
         num_kv_heads=4,
         head_dim=32,

@@ -46,7 +46,7 @@ def model():
         "llama",
         vocab_size=tokenizer.vocab_size,
         d_model=32,
-        num_layers=2,
+        num_layers=1,
         num_heads=4,
         num_kv_heads=4,
         head_dim=8,
@@ -88,7 +88,7 @@ def test_a_cut_base_holds_a_quarter_a_device_and_gives_the_same_logits(model):
     np.testing.assert_allclose(one, many, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("mode", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_cut_base_trains_writes_and_scores(model, mode):
     """The whole family runs on a cut base; losses within 1e-4 of one device, greedy texts equal."""
     settings = FIT.replace(mode=mode)

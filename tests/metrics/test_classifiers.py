@@ -176,7 +176,10 @@ def labelled(n, seed=0):
     ], labels
 
 
-@pytest.mark.parametrize(("train", "rate"), [("head", 0.03), ("all", 5e-3), (1, 1e-2)])
+@pytest.mark.parametrize(
+    ("train", "rate"),
+    [("head", 0.03), ("all", 5e-3), pytest.param(1, 1e-2, marks=pytest.mark.slow)],
+)
 def test_training_learns_and_reports_what_it_reaches(folder, train, rate, tmp_path):
     texts, labels = labelled(240)
     fitted = fit_classifier(

@@ -70,15 +70,6 @@ def test_a_lone_surrogate_is_the_replacement_character():
     np.testing.assert_array_equal(embed(["a \ud800 b"]), embed(["a \ufffd b"]))
 
 
-def test_a_row_depends_on_its_own_text_alone():
-    texts = ["one", "two words", "three words here " * 12, "four"]
-    together = embed(texts)
-    for i, text in enumerate(texts):
-        np.testing.assert_array_equal(embed([text])[0], together[i])
-    np.testing.assert_array_equal(embed(texts[::-1]), together[::-1])
-    np.testing.assert_allclose(embed(texts, batch=1), together, atol=1e-6)
-
-
 def test_no_texts():
     assert embed([]).shape == (0, 384)
 
@@ -109,6 +100,18 @@ def small(tmp_path_factory):
             str(root / name)
         )
     return root
+
+
+def test_a_row_depends_on_its_own_text_alone(small):
+    def rows(texts, **options):
+        return embed(texts, model=str(small / "plain"), **options)
+
+    texts = ["one", "two words", "three words here " * 12, "four"]
+    together = rows(texts)
+    for i, text in enumerate(texts):
+        np.testing.assert_array_equal(rows([text])[0], together[i])
+    np.testing.assert_array_equal(rows(texts[::-1]), together[::-1])
+    np.testing.assert_allclose(rows(texts, batch=1), together, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["dense", "norm"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxloop import lm
-from jaxloop.metrics import quality, registry
+from jaxloop.metrics import detector_training, quality, registry
 from jaxloop.metrics.classifiers import Classifier, load_classifier, probabilities
 from jaxloop.metrics.detector_training import CLASSES, corrupt, corrupted, fit_detector
 from jaxloop.metrics.quality import (
@@ -232,10 +232,24 @@ def test_the_script_begins_with_the_first_blocks_of_a_base(tmp_path, monkeypatch
         np.testing.assert_array_equal(ours, theirs[:1])
 
 
+MANY = [f"{s[:-1]} in case {i}." for i, s in enumerate(REAL * 6)]
+
+
+def test_a_detector_is_trained_on_sentences_and_corruptions_of_them(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        detector_training, "fit_classifier", lambda *rows, **more: given.append((*rows, more))
+    )
+    fit_detector([*MANY, "too short", MANY[0]], epochs=20, seed=3)
+    ((texts, labels, settings),) = given
+    assert (texts, labels) == corrupted(MANY, 3) and set(labels) == {*CLASSES}
+    assert settings == {"encoder": None, "train": 2, "seed": 3, "epochs": 20}
+
+
+@pytest.mark.slow
 def test_training_a_detector():
-    texts = [f"{s[:-1]} in case {i}." for i, s in enumerate(REAL * 6)]
-    report = fit_detector([*texts, "too short"], train="head", epochs=20).report
-    assert sum(report["counts"].values()) == len(texts)
+    report = fit_detector([*MANY, "too short"], train="head", epochs=20).report
+    assert sum(report["counts"].values()) == len(MANY)
     assert report["test"]["macro_f1"] > 0.5 > report["majority"]["macro_f1"]
     assert np.shape(report["test"]["confusion"]) == (4, 4)
 

@@ -23,7 +23,7 @@ def beside(settings, **options):
 @pytest.mark.parametrize(
     "options", [{}, {"start": "previous", "bases": ("small",)}], ids=["fresh", "previous"]
 )
-@pytest.mark.parametrize("keep", [1, None])
+@pytest.mark.parametrize("keep", [1, pytest.param(None, marks=pytest.mark.slow)])
 def test_files_are_those_of_a_run_that_measures_in_turn(tmp_path, options, keep):
     chains, data, settings = u.study(4, **options)
     settings = dataclasses.replace(settings, keep=keep, members_per_group=1)

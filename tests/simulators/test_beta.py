@@ -137,7 +137,10 @@ def test_chains_follow_the_population_and_its_covariance(chains):
     )
 
 
-@pytest.mark.parametrize("weighting,exponent", [("pretrained", 1.0), ("none", 1.0), ("model", 0.4)])
+@pytest.mark.parametrize(
+    "weighting,exponent",
+    [("pretrained", 1.0), ("model", 0.4), pytest.param("none", 1.0, marks=pytest.mark.slow)],
+)
 def test_covariance_of_the_other_readings(weighting, exponent):
     theta = beta.simulate(
         n=500, replicates=600, generations=3, weighting=weighting, exponent=exponent, seed=4

@@ -92,6 +92,7 @@ def test_the_mean_of_a_function_of_fits():
     np.testing.assert_allclose(found, exact, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_fit_of_few_draws_by_simulation():
     """60 draws: the spread is 11 % above the first order, and within 3 % of the second."""
     options = {"generations": 1, "weighting": "none"}

@@ -97,6 +97,7 @@ def test_every_workflow_trains_on_what_the_plan_says(name):
                 np.testing.assert_array_equal(seen[c, g, k][:, 2], wanted[:, 2])
 
 
+@pytest.mark.slow
 def test_a_simulated_chain_and_a_language_model_chain_train_on_the_same_items(tmp_path):
     """A real (random) transformer through the driver, its training texts in order, against the
     index plan inside the simulators' scan.

@@ -12,8 +12,6 @@ from jaxloop.core.map_chains import chain_mesh
 from jaxloop.simulators import linear, linear_forms
 from jaxloop.simulators.linear import Designs, closed_form, low_rank_designs, simulate, sweep
 
-pytestmark = pytest.mark.optimised  # results are compared to ten digits between devices
-
 T = 5  # generations of most tests, so that they share compiled programs
 
 
@@ -356,6 +354,7 @@ def test_simulation_does_not_depend_on_neighbours_or_devices():
     assert jax.numpy.zeros(1).dtype == np.float32, "64-bit arithmetic must not leak out"
 
 
+@pytest.mark.optimised  # devices are compared to ten digits
 def test_sweep_equals_single_settings_and_devices_agree():
     designs, theta = _designs(k=2, private=1, public=2)
     grid = dict(alpha=[0.0, 0.001, 0.4, 0.95, 1.0], beta=[0.0, 0.3, 1.0])

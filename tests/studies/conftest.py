@@ -25,6 +25,12 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
+def sketched(monkeypatch):
+    """The drawings of a study's pages are not laid out, and files have none."""
+    drawings.sketch(monkeypatch)
+
+
+@pytest.fixture
 def undrawn_pages(monkeypatch):
     """A study's pages have no drawings, which are in files alone."""
     drawings.leave_out(monkeypatch, files=False)

@@ -110,9 +110,9 @@ def test_measuring_beside_and_a_cut_base_exclude_each_other(place):
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("beside", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nothing_is_compiled_after_the_first_generation(place, tmp_path, monkeypatch, beside):
-    """Counted over a whole run of five generations, metrics included, which are measured while the
+    """Counted over a whole run of four generations, metrics included, which are measured while the
     next generation is trained, or before.
     """
     events, real = [], family.fit
@@ -129,7 +129,7 @@ def test_nothing_is_compiled_after_the_first_generation(place, tmp_path, monkeyp
     try:
         chosen = settings(
             place,
-            ("chain.generations", "5"),
+            ("chain.generations", "4"),
             ("run.devices", "1"),
             ("run.overlap_eval", str(beside).lower()),
         )
@@ -137,7 +137,7 @@ def test_nothing_is_compiled_after_the_first_generation(place, tmp_path, monkeyp
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     starts = [i for i, e in enumerate(events) if e == "generation"]
-    assert len(starts) == 5 and "compiled" in events[: starts[1]]
+    assert len(starts) == 4 and "compiled" in events[: starts[1]]
     assert "compiled" not in events[starts[1 + beside] :], events
 
 

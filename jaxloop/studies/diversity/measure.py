@@ -378,9 +378,8 @@ def _slopes(x: np.ndarray, intercepts: np.ndarray, losses: np.ndarray) -> np.nda
     """Return the least-squares coefficients of x beside the intercepts; NaN if not identified."""
     intercepts = intercepts[:, intercepts.any(0)]
     design = np.column_stack([x, intercepts])
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        return np.full(x.shape[1], np.nan)
-    return np.linalg.lstsq(design, losses, rcond=None)[0][: x.shape[1]]
+    slopes, _, rank, _ = np.linalg.lstsq(design, losses, rcond=None)
+    return slopes[: x.shape[1]] if rank == design.shape[1] else np.full(x.shape[1], np.nan)
 
 
 # ---- checks of the paper's claims

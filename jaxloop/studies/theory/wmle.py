@@ -2,6 +2,7 @@
 fits, in both variants of the paper.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -147,15 +148,22 @@ def _coefficients(theta: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
     real distribution.
     """
 
-    def coefficient(one: jax.Array) -> jax.Array:
-        next_fit = 1 + (1 + options["exponent"]) * (one - 1)
-        statistics = beta.population_statistics(next_fit)
-        return beta.bias_projection(one, statistics, options["real"])[0]
-
     with jax.enable_x64(True):
         flat = jnp.asarray(theta.reshape(-1, 2), jnp.float64)
-        values = jax.jit(jax.vmap(coefficient))(flat)
+        values = _coefficients_of(flat, options["exponent"], options["real"])
     return np.asarray(values).reshape(theta.shape[:-1])
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _coefficients_of(theta_N2: jax.Array, exponent: float, real: tuple[float, float]) -> jax.Array:
+    """What `_coefficients` returns of theta [N, 2]: [N]."""
+
+    def coefficient(one: jax.Array) -> jax.Array:
+        next_fit = 1 + (1 + exponent) * (one - 1)
+        statistics = beta.population_statistics(next_fit)
+        return beta.bias_projection(one, statistics, real)[0]
+
+    return jax.vmap(coefficient)(theta_N2)
 
 
 def _constrained(config: TheoryConfig, mesh: Mesh | None) -> Experiment:

@@ -230,7 +230,7 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("name", as_for_users(MODULES, "mpnet", "qwen2-both"))
+@pytest.mark.parametrize("name", as_for_users(MODULES, "mpnet"))
 def test_directory_equals_sentence_transformers(folder, tmp_path, name):
     path, _ = folder(name)
     transformer = base.Transformer(str(path), max_seq_length=20)

@@ -11,7 +11,6 @@ from jaxloop import lm
 from jaxloop.lm.generation import beam
 from jaxloop.lm.generation.prefill import unstack_layers
 from jaxloop.lm.model import lora
-from tests.compiler import as_for_users
 from tests.peers import peer
 
 peft = peer("peft", "torch")
@@ -64,7 +63,7 @@ def frequent(texts, n):
     ]
 
 
-@pytest.mark.parametrize("name", as_for_users(["llama", "gpt2", "opt", "opt-350m"], "llama"))
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "opt-350m"])
 def test_equal_to_transformers_on_ragged_prompts_whether_eos_comes_early_or_not(
     name, checkpoint, loaded
 ):
@@ -80,7 +79,9 @@ def test_equal_to_transformers_on_ragged_prompts_whether_eos_comes_early_or_not(
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, dict(early_stopping=True, num_beams=3)], ids=["default", "early"]
+    "settings",
+    [{}, pytest.param(dict(early_stopping=True, num_beams=3), marks=pytest.mark.slow)],
+    ids=["default", "early"],
 )
 def test_several_tokens_end_a_text_as_in_transformers(settings, checkpoint, loaded):
     given, (theirs, ours) = (

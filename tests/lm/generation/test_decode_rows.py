@@ -214,7 +214,8 @@ def test_adapter_kernel_with_gate_and_with_the_stream():
 @pytest.mark.parametrize(
     "config, how",
     [
-        *((LLAMA, how) for how in ("plain", "interpret", "ring", "ring_interpret")),
+        *((LLAMA, how) for how in ("plain", "ring_interpret")),
+        *(pytest.param(LLAMA, how, marks=pytest.mark.slow) for how in ("interpret", "ring")),
         *((GPT2, how) for how in ("interpret", "ring")),
     ],
     ids=lambda x: x if isinstance(x, str) else x.architecture,
@@ -334,7 +335,9 @@ def sampled(runs, loop, adapters, seed=1, **more):
     return {r: (out.tokens[r, : out.length[r]].tolist(), bool(out.ended[r])) for r in rows}
 
 
-@pytest.mark.parametrize("how", ["plain", "ring", "ring_interpret"])
+@pytest.mark.parametrize(
+    "how", ["plain", "ring_interpret", pytest.param("ring", marks=pytest.mark.slow)]
+)
 def test_a_chain_writes_the_same_texts_alone_and_among_others(how):
     """To the bit with a row for each slot; with rings sums begin elsewhere, which in float32
     changes none of these draws.
@@ -422,7 +425,7 @@ def test_a_gpu_is_probed_with_the_models_own_queries_of_a_key(monkeypatch):
     assert tried == [("float32", 256, 32)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_the_probe_of_a_gpu_finds_that_the_kernels_agree(dtype, monkeypatch):
     """With the interpreter in place of a GPU; and not where a kernel is wrong."""
     device = jax.devices()[0]

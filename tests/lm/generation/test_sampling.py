@@ -80,7 +80,9 @@ GRID = [
 ]
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize(
+    "part", [0, 1, *(pytest.param(part, marks=pytest.mark.slow) for part in (2, 3))]
+)
 def test_weights_equal_the_probabilities_of_transformers_on_a_grid(part):
     x = logits()
     for sampler in GRID[part::4]:

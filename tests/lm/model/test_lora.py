@@ -62,7 +62,7 @@ def base(checkpoint):
     return lambda name: type(checkpoint(name).torch).from_pretrained(checkpoint(name).path).eval()
 
 
-@pytest.mark.parametrize("name", as_for_users(TARGETS, "opt", "qwen2"))
+@pytest.mark.parametrize("name", as_for_users(TARGETS, "qwen2"))
 def test_two_chains_compute_what_peft_computes_for_each(name, base, loaded, tmp_path):
     """Files written by peft; logits; gradients of the loss with respect to the factors."""
     model, t = loaded(name), tokens()

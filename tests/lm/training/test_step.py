@@ -116,7 +116,9 @@ def test_training_equals_torch_adamw(tiny_model):
     assert worst < 5e-5, worst
 
 
-@pytest.mark.parametrize("name", ["gpt2", "opt", "llama-bias"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama-bias", pytest.param("opt", marks=pytest.mark.slow)]
+)
 def test_the_weights_that_decay_are_those_of_transformers_trainer(name, loaded, checkpoint):
     model = loaded(name)
     settings = FIT.replace(mode="full", steps=1, warmup_steps=0, learning_rate=1e-2)

@@ -32,7 +32,9 @@ def settings(**fields):
     return config.build(bench.CONFIG, {"study": "bench", **SMALL, **fields})
 
 
-@pytest.mark.parametrize("devices, programs", [(1, 1), (2, None), (1, 2)])
+@pytest.mark.parametrize(
+    "devices, programs", [(1, 1), (1, 2), pytest.param(2, None, marks=pytest.mark.slow)]
+)
 def test_a_benchmark_ends_with_one_json_object(devices, programs, monkeypatch):
     # Products and copies that a test has time for; those of a benchmark fill the machine's caches.
     monkeypatch.setattr(bench, "measure_limits", partial(measure_limits, size=64, seconds=0.01))

@@ -23,6 +23,7 @@ from jaxloop.studies.chain import run as chain
 from jaxloop.studies.common import cost, models
 from jaxloop.studies.common import run as common_run
 from jaxloop.studies.common.run import PageInputs
+from tests import drawings
 from tests.command import call
 
 
@@ -37,7 +38,8 @@ def settings(place, *assignments):
 @pytest.fixture(scope="module")
 def heard(place):
     """What `--timings` heard of the run of the two chains, made once."""
-    with timings.heard() as heard:
+    with timings.heard() as heard, pytest.MonkeyPatch.context() as patch:
+        drawings.sketch(patch)
         code = cli.guarded(
             main.main,
             cli.parse(["jaxloop", f"--config={place / 'study.py'}", f"--workdir={place / 'run'}"]),

@@ -13,7 +13,6 @@ import pytest
 from jaxloop import cli, config, main
 from jaxloop.lm import family
 from jaxloop.metrics import distances, lexical
-from jaxloop.metrics.embed import embed
 from jaxloop.recursion.family import ModelOutput
 from jaxloop.recursion.sources import sampling_prompts
 from jaxloop.runtime.tables import read_parquet
@@ -23,6 +22,7 @@ from jaxloop.studies.chain import prepare
 from jaxloop.studies.chain import run as chain
 from jaxloop.studies.common import models
 from tests import drawings
+from tests.encoders import letters
 from tests.metrics.server import Server, completion
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -251,7 +251,8 @@ def two_sets(place, tmp_path):
     return make, tmp_path / "run"
 
 
-def test_each_chain_is_compared_with_its_own_data_set(two_sets):
+def test_each_chain_is_compared_with_its_own_data_set(two_sets, monkeypatch):
+    monkeypatch.setattr(chain_measure, "embed", letters)
     make, run = two_sets
     words = make("frechet_distance,length_kl")
     prepared = prepare.prepare(settings(words))
@@ -263,7 +264,7 @@ def test_each_chain_is_compared_with_its_own_data_set(two_sets):
     found = measure(None, 0, outcomes, settings(words).metrics)
     for o in outcomes:
         human = prepared.sources[o.chain.dataset].human
-        expected = distances.frechet_distance(embed(o.texts), embed(human))
+        expected = distances.frechet_distance(letters(o.texts), letters(human))
         assert found[o.chain.id, 0]["frechet_distance"] == pytest.approx(float(expected), rel=1e-5)
     assert (
         len({values["frechet_distance"] for values in found.values()})

@@ -12,10 +12,12 @@ import pytest
 from jaxloop import cli, config, main
 from jaxloop.lm import family
 from jaxloop.runtime.weights_io import load_tree
-from jaxloop.studies.diversity import cost, prepare
+from jaxloop.studies.diversity import cost, measure, prepare
 from jaxloop.studies.diversity import run as diversity
 from jaxloop.studies.diversity.cells import all_cells, experiments
+from tests import drawings
 from tests.command import call
+from tests.encoders import letters
 from tests.studies.diversity import diversity_place as dp
 
 # The one whole run of this file comes before its first test.
@@ -39,7 +41,9 @@ def place(tmp_path_factory):
 def finished(place):
     """(run directory, what the endpoint was asked) of one whole run."""
     answers = dp.Answers()
-    with dp.endpoint(answers) as url:
+    with dp.endpoint(answers) as url, pytest.MonkeyPatch.context() as patch:
+        drawings.sketch(patch)
+        patch.setattr(measure, "default", letters)
         words = [
             f"--config={place / 'study.py'}",
             f"--workdir={place / 'run'}",
@@ -187,10 +191,13 @@ def test_crossed_sets_are_trained_on_and_regressed_on(finished):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_finished_run_asks_and_trains_nothing_again(place, finished, tmp_path, capsys):
+def test_a_finished_run_asks_and_trains_nothing_again(
+    place, finished, tmp_path, capsys, monkeypatch
+):
     """The endpoint is gone by now: everything comes from the disk, also in a copy whose last tables
     were lost.
     """
+    monkeypatch.setattr(measure, "default", letters)
     root, answers, url = finished
     asked = len(answers.prompts)
     shutil.copytree(root, tmp_path / "run")

@@ -21,6 +21,7 @@ from jaxloop.studies.multi_entity import measure
 from jaxloop.studies.multi_entity import prepare as entities_setup
 from jaxloop.studies.multi_entity import run as entities
 from tests import drawings
+from tests.encoders import letters
 
 WORDS = (
     "the array of a function returns values shape matches input unless axis is given and result "
@@ -145,11 +146,21 @@ def losses_of(metrics, alpha, entity):
 @pytest.fixture(scope="module")
 def pair(folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        drawings.leave_out(patch)
+        leave_out_report(patch)
         return ran(folder, tmp_path_factory.mktemp("pair") / "run")
 
 
-@pytest.mark.usefixtures("undrawn")
+def leave_out_report(patch):
+    """The report and the linear model in it take longer than the runs that are compared."""
+    patch.setattr(entities.report, "write", lambda config, prepared, root, **_: root)
+
+
+@pytest.fixture
+def unreported(monkeypatch):
+    leave_out_report(monkeypatch)
+
+
+@pytest.mark.usefixtures("unreported")
 def test_alpha_zero_has_exactly_no_effect_across_entities(folder, tmp_path, pair):
     texts, metrics = pair
     changed = {"one": {"task": "qa", "source": f"{folder}/one.jsonl", "prompt": "{question}:"}}
@@ -167,7 +178,7 @@ def test_alpha_zero_has_exactly_no_effect_across_entities(folder, tmp_path, pair
     assert losses_of(metrics, 0.5, 0)[2] != losses_of(other_metrics, 0.5, 0)[2]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_one_entity_is_a_chain_of_its_own_text_for_text(folder, tmp_path):
     """K = 1 against the same plan carried out by hand, and against an entity that reads itself
     alone beside another one.
@@ -292,10 +303,7 @@ def test_losses_similarity_and_the_page(folder, tmp_path, pair, monkeypatch):
     from jaxloop.metrics import embed
     from jaxloop.runtime import weights_io
 
-    def letters(texts, *_, **__):
-        """An encoder that costs nothing: counts of letters."""
-        return np.array([[t.count(c) + 0.1 for c in "aeiou rstn"] for t in texts], np.float32)
-
+    drawings.sketch(monkeypatch)
     monkeypatch.setattr(embed, "embed", letters)
     monkeypatch.setattr(embed, "load_embedder", lambda model=None: letters)
     changes = {

@@ -87,11 +87,3 @@ def write(path: Path, given: dict) -> Path:
         f"get_config():\n    return ConfigDict({given!r})\n"
     )
     return path
-
-
-def letters(texts, *_, **__) -> np.ndarray:
-    """Embeddings by letters: [n, 26] float32 of length one."""
-    counts = np.array(
-        [[text.lower().count(chr(97 + i)) + 0.1 for i in range(26)] for text in texts], np.float32
-    ).reshape(-1, 26)
-    return counts / np.linalg.norm(counts, axis=1, keepdims=True)

@@ -216,7 +216,7 @@ def test_memory_does_not_grow_with_the_stream():
         tracemalloc.stop()
         return high
 
-    small, large = peak(6_000), peak(60_000)
+    small, large = peak(6_000), peak(30_000)
     assert large < 1.3 * small and large < 8_000_000
 
 

@@ -25,6 +25,7 @@ from jaxloop.studies.recursive_loops.analysis import (
 )
 from jaxloop.studies.recursive_loops.analysis import relative as relative_values
 from jaxloop.studies.recursive_loops.analysis.regression import PROPERTIES
+from tests import drawings
 from tests.studies.recursive_loops import planted
 from tests.studies.recursive_loops import planted_sweeps as sweeps
 
@@ -79,7 +80,9 @@ def clusters(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster_page(clusters):
-    return rl.write_report(clusters, "clusters")
+    with pytest.MonkeyPatch.context() as patch:
+        drawings.sketch(patch)
+        return rl.write_report(clusters, "clusters")
 
 
 def test_cluster_study_leaves_tables_figures_and_a_page(clusters, cluster_page):
@@ -150,6 +153,7 @@ def test_the_page_says_what_was_found_and_what_not(cluster_page):
     assert "<script" not in page and not re.search(r'(?:src|href)="(?!#)', page)
 
 
+@pytest.mark.usefixtures("sketched")
 def test_same_files_same_page(tmp_path):
     root = write(tmp_path, **small())
     page = rl.write_report(root, "clusters")
@@ -161,7 +165,7 @@ def test_same_files_same_page(tmp_path):
     assert {p: p.read_bytes() for p in before} == before
 
 
-@pytest.mark.usefixtures("undrawn_pages")
+@pytest.mark.usefixtures("sketched")
 def test_multi_domain(tmp_path):
     metrics, chains, properties, members = planted.multi(beta=0.02, count=24, noise=0.01)
     root = write(
@@ -424,8 +428,10 @@ def test_figure_8_shows_the_shares_of_the_design(tmp_path):
         ),
     ],
 )
-@pytest.mark.usefixtures("undrawn_pages")
-def test_sweeps_have_their_figures_and_words(tmp_path, experiment, options, names):
+def test_sweeps_have_their_figures_and_words(request, tmp_path, experiment, options, names):
+    # The others have the same figures.
+    drawn_here = experiment in ("datasets", "quality_splits", "models_per_generation")
+    request.getfixturevalue("sketched" if drawn_here else "undrawn")
     metrics, chains = sweeps.sweep(seeds=3, **options)
     root = write(
         tmp_path,
@@ -570,6 +576,7 @@ def test_u_shape_is_told_from_a_plateau(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("sketched")
 def test_toy(tmp_path):
     metrics, chains = sweeps.toy()
     root = write(tmp_path, metrics_csv=metrics, chains_csv=chains)
@@ -600,6 +607,7 @@ def politics(tmp_path_factory):
     )
 
 
+@pytest.mark.usefixtures("sketched")
 def test_political_page(politics):
     text = words(rl.write_report(politics, "political"))
     assert re.search(
@@ -697,7 +705,7 @@ def test_what_became_of_a_bias(tmp_path):
     ].startswith("none at the start")
 
 
-@pytest.mark.usefixtures("undrawn_pages")
+@pytest.mark.usefixtures("sketched")
 def test_homogeneous_chains(tmp_path):
     metrics, chains, texts = sweeps.political(bases=("llama", "falcon"), seeds=3)
     root = write(tmp_path, metrics_csv=metrics, chains_csv=chains, text_scores_parquet=texts)

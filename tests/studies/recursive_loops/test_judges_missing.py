@@ -10,6 +10,7 @@ import pytest
 
 from jaxloop.studies.recursive_loops import cluster_table, sources
 from tests.command import call
+from tests.encoders import letters
 from tests.metrics.server import Server, completion
 from tests.studies.recursive_loops import loops_study as ls
 
@@ -22,7 +23,7 @@ def place(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path, undrawn):
     monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("jaxloop.metrics.embed.embed", ls.letters)
+    monkeypatch.setattr("jaxloop.metrics.embed.embed", letters)
     monkeypatch.setattr("jaxloop.metrics.endpoint.random.uniform", lambda *_: 0.0)
     monkeypatch.setattr(
         "jaxloop.studies.recursive_loops.data.clustering.project",
@@ -68,6 +69,7 @@ def metrics(root):
     return table.assign(metric=table["metric"].str.partition("(")[0])
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_down_is_asked_again_by_the_same_command(go, port):
     changes = {"quality": judge("quality", port)}
     root, _, err = go(expect=5, **changes)

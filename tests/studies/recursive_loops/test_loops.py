@@ -21,6 +21,7 @@ from jaxloop.studies.common import published_models
 from jaxloop.studies.common import report as common_report
 from jaxloop.studies.recursive_loops import interventions, scales, sources
 from tests.command import call
+from tests.encoders import letters
 from tests.studies.recursive_loops import loops_study as ls
 
 
@@ -32,8 +33,8 @@ def place(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("jaxloop.metrics.embed.embed", ls.letters)
-    monkeypatch.setattr("jaxloop.metrics.embed.load_embedder", lambda name: ls.letters)
+    monkeypatch.setattr("jaxloop.metrics.embed.embed", letters)
+    monkeypatch.setattr("jaxloop.metrics.embed.load_embedder", lambda name: letters)
     monkeypatch.setattr(
         "jaxloop.studies.recursive_loops.data.clustering.project",
         lambda points, *_, **__: np.asarray(points[:, [2, 19]], np.float32),
@@ -54,6 +55,7 @@ def texts_of(root, chain, generation):
     return read_parquet(root / f"texts/chain={chain}/generation={generation:04d}.parquet")
 
 
+@pytest.mark.usefixtures("sketched")
 def test_interventions_are_reported_against_the_matched_control(place, tmp_path, capsys):
     policies = {"policies": ["random", "quality"], "written": 2.0}
     chain = {"seeding": "paired", "seeds": [0, 1, 2], "generations": 3}
@@ -154,6 +156,7 @@ CLUSTERS = dict(
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_a_cluster_study_leaves_what_the_regressions_read_and_goes_on(tmp_path, capsys):
     place = ls.build(tmp_path)
     # A word with a sentiment: a property that is the same for every cluster is refused.

@@ -180,6 +180,7 @@ def test_ratio_coupling_is_seen_by_ancova():
     assert sum(significant["ancova"]) <= stats.binom.ppf(1 - 1e-4, 20, 0.05)
 
 
+@pytest.mark.slow
 def test_domains_that_do_not_interact_are_shown_not_to():
     tables = regression_tables.evaluate(
         build(planted.multi(2, beta=0.02, noise=0.01, count=40, sizes={"clusterings": 16})).tasks

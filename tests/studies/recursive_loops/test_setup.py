@@ -27,6 +27,7 @@ from jaxloop.studies.recursive_loops import subsets as loops_subsets
 from jaxloop.studies.recursive_loops.analysis import findings
 from jaxloop.studies.recursive_loops.data import recipes
 from tests.command import call
+from tests.encoders import letters
 from tests.studies.recursive_loops import loops_study as ls
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
@@ -44,8 +45,8 @@ def place(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLOOP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("jaxloop.metrics.embed.embed", ls.letters)
-    monkeypatch.setattr("jaxloop.metrics.embed.load_embedder", lambda name: ls.letters)
+    monkeypatch.setattr("jaxloop.metrics.embed.embed", letters)
+    monkeypatch.setattr("jaxloop.metrics.embed.load_embedder", lambda name: letters)
 
 
 def of_config(name, scale):
@@ -578,7 +579,7 @@ def test_what_caches_hold_of_a_model_is_of_its_files_not_of_its_name(place, tmp_
 
     def embed(texts, *args, **options):
         asked.append(len(texts))
-        return ls.letters(texts)
+        return letters(texts)
 
     monkeypatch.setattr("jaxloop.metrics.embed.embed", embed)
     source = loops_data.read(settings, "posts", count)

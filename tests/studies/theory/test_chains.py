@@ -33,7 +33,10 @@ def test_variants_have_a_plan(capsys, variant, said):
     assert code == 0 and said in " ".join(out.split()), err
 
 
-@pytest.mark.parametrize("workflow", ["preserve", "window", "external"])
+@pytest.mark.parametrize(
+    "workflow",
+    ["external", *(pytest.param(name, marks=pytest.mark.slow) for name in ("preserve", "window"))],
+)
 def test_workflows_of_language_models_are_valid(capsys, workflow):
     code, out, err = call(capsys, f"--config=quickstart:{workflow}", "--validate")
     assert code == 0 and f"quickstart:{workflow} is valid" in out, err
