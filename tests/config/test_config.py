@@ -80,7 +80,7 @@ def test_settings_are_frozen_and_do_not_share_the_dict_they_came_from():
         ("chain.ratios=1", "chain.ratios", (1.0,)),
         ("models.pool=../x/y", "models.pool", ("../x/y",)),
         ("models.pool=('a', \"b\")", "models.pool", ("a", "b")),
-        ("models.revisions=none,none,abc,none", "models.revisions", (None, None, "abc", None)),
+        ("models.revisions=abc", "models.revisions", ("abc",)),
         ("fit.lora.targets=q_proj,k_proj", "fit.lora.targets", ("q_proj", "k_proj")),
         ("fit.lora.targets=all-linear", "fit.lora.targets", "all-linear"),
         ("fit.learning_rate=1e-3", "fit.learning_rate", 1e-3),
@@ -229,8 +229,8 @@ def test_sections_by_name_are_overridden_field_by_field():
             "computed in a wider number format than their base; set both to one of them",
         ),
         (
-            "models.revisions=abc",
-            "config.models.revisions has 1 entries: must be empty or one per model (4)",
+            "models.revisions=abc,none",
+            "config.models.revisions has 2 entries: must be empty or one per model (1)",
         ),
         (
             "chain.workflow=external",
