@@ -127,7 +127,7 @@ def config_value(settings: Mapping[str, Any], factor: str) -> Any:
     several bases has none of them.
     """
     if factor == "bases":
-        pool = (settings.get("models") or {}).get("pool") or ()
+        pool: Sequence[str] = (settings.get("models") or {}).get("pool") or ()
         return pool[0] if len(pool) == 1 else None
     section, field = FACTORS.get(factor, (None, ""))
     if section is None:
