@@ -133,11 +133,19 @@ def test_a_wrong_formula_is_flagged(monkeypatch):
     assert rows.loc[rows["quantity"] == "Error of an entity", "flag"].all()
 
 
-def test_wmle_study_states_what_is_proved(monkeypatch):
-    # Shares of chains are simulated, and no statement comes from them.
-    monkeypatch.setattr(wmle_shares, "table", lambda *_: pd.DataFrame())
+@pytest.fixture
+def shares(monkeypatch):
+    """What shares of chains are asked for: they are simulated, and no statement comes from them."""
+    asked = []
+    monkeypatch.setattr(wmle_shares, "table", lambda *given: asked.append(given) or pd.DataFrame())
+    return asked
+
+
+def test_wmle_study_states_what_is_proved(shares):
     made = settings("wmle", wmle=dict(n=300, generations=3, batch=64))
     conclusion = wmle.conclude(made, None, [])
+    ((of, lines, draw),) = shares
+    assert of is made and set(made.wmle.weightings) <= set(lines) and callable(draw)
     claims = conclusion.claims
     assert all(c.holds for c in claims) and len(claims) == 7
     said = " ".join(c.statement for c in claims)
@@ -166,6 +174,7 @@ def test_wmle_study_states_what_is_proved(monkeypatch):
     } <= names
 
 
+@pytest.mark.usefixtures("shares")
 def test_statements_about_the_chains_come_from_the_chains():
     """The same statements from numbers as the formulas have them, and from others: the second time
     they come out the other way.
@@ -190,13 +199,11 @@ def test_statements_about_the_chains_come_from_the_chains():
     assert all(a.numbers != b.numbers for a, b in zip(right, wrong, strict=True))
 
 
-def test_statements_are_made_where_they_are_proved(monkeypatch):
+@pytest.mark.usefixtures("shares")
+def test_statements_are_made_where_they_are_proved():
     """A pre-trained model biased to the other side gives the mirrored statements; from other real
     data the limit is elsewhere, and nothing is said.
     """
-
-    # Shares of chains are simulated, and no statement comes from them.
-    monkeypatch.setattr(wmle_shares, "table", lambda *_: pd.DataFrame())
 
     def said(**fields):
         return wmle.conclude(settings("wmle", wmle=fields), None, []).claims
