@@ -305,7 +305,9 @@ def save_adapter(model: Model, adapter: Adapter, path: str | Path) -> None:
         ValueError: the directory holds something already, or the adapter is of another model.
     """
     lora.check_fits(model.config, adapter, model=model.name)
-    peft_files.save_peft(_empty(path), model.config, adapter, base=model.name)
+    peft_files.save_peft(
+        _empty(path), model.config, adapter, base=model.name, revision=model.revision
+    )
 
 
 def load_adapter(model: Model, path: str | Path) -> Adapter:

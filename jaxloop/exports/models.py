@@ -97,14 +97,15 @@ def describe(root: Path, model: ModelId) -> StoredModel:
     stored = saved_run.read_config(root).get("models")
     names = {name: (stored or {}).get(name) for name in ("pool", "revisions")}
     models = ModelsConfig(**{name: value for name, value in names.items() if value})
-    path = huggingface.locate(model_path(row["base"]), revision_of(models, row["base"]))
+    name = model_path(row["base"])
+    path = huggingface.locate(name, revision_of(models, row["base"]))
     if row["base_sha256"] and identity.of_directory(path) != row["base_sha256"]:
         raise ValueError(
             f"export {root}: chain {model.chain} was trained on other files of {row['base']} than "
             f"those in {path}; restore them"
         )
     lora = LoraConfig(**fit["lora"]) if mode == "lora" else None
-    revision = identity.commit_of(path)
+    revision = identity.commit_on_hub(name, path)
     return StoredModel(model, row["base"], path, revision, row, mode, lora)
 
 

@@ -19,7 +19,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jaxloop.config import SampleConfig
 from jaxloop.lm import family
 from jaxloop.lm.encoder import encoder as encoders
-from jaxloop.lm.io import huggingface, tokenizer_files
 from jaxloop.lm.io.huggingface import Model
 from jaxloop.lm.io.tokenizer import Tokenizer, as_text, reading_special
 from jaxloop.lm.model import transformer
@@ -61,7 +60,7 @@ def judge_by_model(
     reply: str | None = None,
 ) -> Judgement:
     """Return a model's judgement of texts, see `judges.judge`."""
-    template = chat_template(model.name)
+    template = chat_template(model)
     if template is not None:
         texts = [as_text(model.tokenizer, text) for text in texts]
         model = model._replace(tokenizer=reading_special(model.tokenizer))
@@ -81,18 +80,9 @@ def judge_by_model(
     return _judge_short_replies(model, prompts, prompt)
 
 
-def chat_template(name: str) -> str | None:
-    """Return the chat template of a model, the default one of several.
-
-    None where there is none, or for a hub id that is not here.
-    """
-    try:
-        folder = huggingface.locate(name) if name else None
-    except ValueError:
-        return None
-    if folder is None:
-        return None
-    template = tokenizer_files.chat_template(folder)
+def chat_template(model: Model) -> str | None:
+    """Return the chat template that a model was loaded with, the default one of several."""
+    template = model.chat_template
     if isinstance(template, list):
         return next((t["template"] for t in template if t.get("name") == "default"), None)
     return template

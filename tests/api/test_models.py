@@ -2,12 +2,14 @@
 
 import doctest
 import importlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 import jaxloop
+from jaxloop.lm.io import huggingface
 from jaxloop.lm.model import transformer
 from jaxloop.lm.model.lora import Adapter
 from tests.lm.tiny import first_layer
@@ -95,6 +97,26 @@ def test_adapters_and_merged_models_are_what_peft_and_transformers_compute(tmp_p
             log_p = torch.log_softmax(theirs(torch.tensor([ids])).logits[0], -1)
         nll = -log_p[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
         np.testing.assert_allclose(ours.token_nll[0], nll, rtol=0, atol=2e-4)
+
+
+def test_what_is_saved_of_a_model_of_the_hub_is_of_the_revision_that_was_loaded(
+    tmp_path, monkeypatch, adapter
+):
+    """As transformers and peft read it; a directory of whatever name has no commit."""
+    folder = tmp_path / "snapshots" / ("8330ca72" * 5)
+    shutil.copytree(GPT2, folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert jaxloop.load(str(folder)).revision is None
+    monkeypatch.setattr(
+        huggingface, "locate", lambda name, revision: {"refs/pr/1": folder}[revision]
+    )
+    model = first_layer(jaxloop.load("me/model", revision="refs/pr/1"))
+    jaxloop.save(jaxloop.merge(model, adapter), tmp_path / "merged")
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert saved.chat_template == "{{ messages }}"
+    jaxloop.save_adapter(model, adapter, tmp_path / "adapter")
+    config = peft.PeftConfig.from_pretrained(tmp_path / "adapter")
+    assert (config.base_model_name_or_path, config.revision) == ("me/model", folder.name)
 
 
 def test_a_model_in_bfloat16_is_trained_scored_and_written_in_its_format(monkeypatch):

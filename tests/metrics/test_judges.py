@@ -232,7 +232,7 @@ def test_chat_templates_render_as_in_transformers(single):
         POLITICAL_LEAN.messages("x", "user"),
     ):
         theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert judge_model.render(ours, judge_model.chat_template(ours.name), messages) == theirs
+        assert judge_model.render(ours, judge_model.chat_template(ours), messages) == theirs
     with pytest.raises(ValueError, match="cannot render messages of tool.*no tools.*role = 'user'"):
         judge_model.render(ours, TEMPLATE, [{"role": "tool", "content": "x"}])
 
@@ -245,15 +245,13 @@ def test_a_saved_model_keeps_its_chat_template(single, tmp_path):
     saved = hf.AutoTokenizer.from_pretrained(tmp_path / "saved")
     expected = tokenizer.apply_chat_template(messages, **options)
     assert saved.apply_chat_template(messages, **options) == expected
-    assert judge_model.chat_template(str(tmp_path / "saved")) == TEMPLATE
-    lm.save(ours._replace(name=str(tmp_path / "gone")), tmp_path / "plain")
-    assert judge_model.chat_template(str(tmp_path / "plain")) is None
+    assert judge_model.chat_template(lm.load(tmp_path / "saved")) == TEMPLATE
 
 
 def test_a_model_without_template_reads_plain_lines(tmp_path):
     write_model(tmp_path, numbers=True, template=None)
     ours = lm.load(tmp_path)
-    assert judge_model.chat_template(ours.name) is None
+    assert judge_model.chat_template(ours) is None
     assert (
         judge_model.render(ours, None, POLITICAL_LEAN.messages("vote"))
         == POLITICAL_LEAN.system + "\nvote\n"

@@ -10,7 +10,6 @@ from typing import Any
 from jaxloop.lm.io import hub_errors
 from jaxloop.lm.io.json_fields import Refused
 from jaxloop.runtime.atomic_io import human_size
-from jaxloop.runtime.user_path import user_path
 
 # What the loaders of models, encoders, classifiers and tokenizers read beside the weights.
 TOKENIZER_FILES = (
@@ -103,22 +102,6 @@ def download(name: str, revision: str | None = None) -> Path:
         if cached is not None:
             return cached
         raise hub_errors.refusal(name, error) from None
-
-
-def here(name: str) -> Path | None:
-    """Return the folder of a model that is on this machine, a directory or in the hub's cache.
-
-    None for any other; nothing is asked of the hub.
-    """
-    if not name:
-        return None
-    folder = user_path(name)
-    if folder.is_dir():
-        return folder
-    # As in `download`.
-    import huggingface_hub
-
-    return _cached(huggingface_hub, name, None)
 
 
 def _modules(hub: Any, name: str, revision: str | None, sizes: Mapping[str, int]) -> list[str]:

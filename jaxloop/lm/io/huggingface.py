@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from jaxloop.lm.io import hub_files, json_fields, safetensors_files, tokenizer_files
+from jaxloop.lm.io import hub_files, identity, json_fields, safetensors_files, tokenizer_files
 from jaxloop.lm.io import tokenizer as tokenize
 from jaxloop.lm.io.config_json import config_fields, parse_config
 from jaxloop.lm.io.tokenizer import Tokenizer
@@ -29,12 +29,18 @@ HEAD = "lm_head.weight"
 
 
 class Model(NamedTuple):
-    """A base model: its static description, its weights, its tokenizer, and where it came from."""
+    """A base model: its static description, its weights, its tokenizer, and where it came from.
+
+    revision: its commit on the hub; None where it came from a directory. chat_template: that of its
+    files, or their list of named ones.
+    """
 
     config: ModelConfig
     params: dict
     tokenizer: Tokenizer
     name: str = ""
+    revision: str | None = None
+    chat_template: Any = None
 
 
 def load(
@@ -54,7 +60,12 @@ def load(
         opened.weights, opened.parameters, opened.config.num_layers, jnp.dtype(dtype)
     )
     return Model(
-        opened.config, jax.tree.map(jax.device_put, arrays), opened.tokenizer, str(path_or_hub_id)
+        opened.config,
+        jax.tree.map(jax.device_put, arrays),
+        opened.tokenizer,
+        name=str(path_or_hub_id),
+        revision=identity.commit_on_hub(str(path_or_hub_id), path),
+        chat_template=tokenizer_files.chat_template(path),
     )
 
 
@@ -200,10 +211,8 @@ def save(model: Model, path: str | Path) -> None:
         for k, v in dict(eos=t.eos, bos=t.bos, pad=t.pad).items()
         if v is not None
     }
-    origin = hub_files.here(model.name)
-    template = None if origin is None else tokenizer_files.chat_template(origin)
-    if template is not None:
-        special["chat_template"] = template
+    if model.chat_template is not None:
+        special["chat_template"] = model.chat_template
     (work / "tokenizer_config.json").write_text(
         json.dumps(dict(tokenizer_class="PreTrainedTokenizerFast", **special), indent=2),
         encoding="utf8",

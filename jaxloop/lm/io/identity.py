@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxloop.lm.io import hub_files, json_fields, safetensors_files
 from jaxloop.runtime import digests
+from jaxloop.runtime.user_path import user_path
 
 # Files that are read, where they are there; not model cards, logs and weights of other formats.
 _READ = (
@@ -52,6 +53,13 @@ def commit_of(path: Path) -> str | None:
     """
     path = Path(path)
     return path.name if path.parent.name == "snapshots" else None
+
+
+def commit_on_hub(name: str, path: Path) -> str | None:
+    """Return the commit of a model that was found at `path`, None where its name is a directory,
+    whatever that is called.
+    """
+    return None if user_path(name) == path else commit_of(path)
 
 
 def _files(folder: Path, prefix: str) -> set[str]:
