@@ -17,6 +17,7 @@ PLAIN = (
     "quickstart:window",
     "quickstart:external",
     "pretrain",
+    "pretrain:longer",
     "histogram",
     "histogram:vector",
     "linear_dynamics",
