@@ -53,6 +53,11 @@ def test_refusals(tiny_model):
         SAMPLE.replace(temperature=0.0)
     with pytest.raises(ValueError, match="steps_per_call: 0 is not allowed; at least 1"):
         TrainOptions(steps_per_call=0)
+    with pytest.raises(ValueError, match="optimizer: 'sgd' is not allowed; 'adamw' or 'muon'"):
+        TrainOptions(optimizer="sgd")
+    with pytest.raises(ValueError, match="optimizer: 'muon' is not allowed in mode 'lora'"):
+        task = FitTask(jax.random.key(0), TEXTS, PROMPTS)
+        fit(tiny_model, [task], FIT, TrainOptions(optimizer="muon"))
     with pytest.raises(ValueError, match="dtype: 'float16' is not allowed"):
         GenerateOptions(dtype="float16")
     with pytest.raises(ValueError, match="prompt_len: 0 is not allowed; at least 1"):

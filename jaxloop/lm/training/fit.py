@@ -162,6 +162,11 @@ def _check(model: Model, fit: FitConfig, options: TrainOptions, direction: Any) 
             f"fit.dtype: {fit.dtype} is not allowed with a constraint, whose gradient needs float32"
         )
     if fit.mode == "lora":
+        if options.optimizer != "adamw":
+            raise ValueError(
+                f"optimizer: {options.optimizer!r} is not allowed in mode 'lora'; adapters are "
+                "trained by 'adamw'"
+            )
         lora.check_dtype(model.params, fit.dtype)
 
 

@@ -46,7 +46,7 @@ class TrainOptions:
         chains_per_program: chains of one program on one device; None: chosen for the device.
         optimizer: "adamw", or "muon": the matrices of the layers, as they are stored (q, k and v
             side by side), by Muon, scaled so that AdamW's learning rate and weight decay fit them
-            (Liu et al. 2025), everything else by AdamW.
+            (Liu et al. 2025), everything else by AdamW; not of adapters.
         adam_betas: AdamW's decay rates.
         adam_epsilon: AdamW's epsilon.
         constraint: the paper's loss on the slope along the `direction` that `fit` is given, or a
@@ -65,6 +65,8 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: {value} is not allowed; at least 1")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer: {self.optimizer!r} is not allowed; 'adamw' or 'muon'")
 
 
 class StepArrays(NamedTuple):
