@@ -217,7 +217,7 @@ def _check_variant(variant: str, options: Judge) -> None:
     if options.reply == "short" or not _has_probabilities(options.model):
         raise ValueError(
             "variant = 'expected' needs the probabilities of first tokens that are scores, which "
-            f"{options.model} has not: its replies are read as text; take variant = 'score'."
+            f"{options.model} does not give: its replies are read as text; take variant = 'score'."
         )
 
 
