@@ -2,13 +2,17 @@
 from hooks on its blocks.
 """
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from jaxloop import lm
 from jaxloop.config import FitConfig, LoraConfig
-from jaxloop.studies.bias_amplification import neurons
+from jaxloop.runtime.tables import read_parquet
+from jaxloop.studies.bias_amplification import measure, neuron_section, neurons
+from jaxloop.studies.bias_amplification.paths import neurons_path
 from tests.lm.random_adapters import random_adapters
 from tests.peers import peer
 
@@ -93,6 +97,21 @@ def test_activations_equal_hooks_on_the_blocks_of_transformers(name, checkpoint,
     theirs = means(checkpoint(name).torch, ids, average, limit)
     assert ours.shape == (model.config.num_layers, model.config.d_model)
     close(ours, theirs)
+
+
+def test_layers_and_units_are_read_back_as_they_were_written(tmp_path, monkeypatch):
+    values = {"weights": np.arange(6.0).reshape(2, 3), "activations": -np.arange(6.0).reshape(2, 3)}
+    for name, value in values.items():
+        monkeypatch.setattr(neurons, name, lambda *_, value=value, **__: value)
+    config = SimpleNamespace(neurons=SimpleNamespace(tensor="attn"))
+    prepared = SimpleNamespace(driver=SimpleNamespace(fit=None))
+    output = SimpleNamespace(weights=None, chain=SimpleNamespace(id="a"))
+    measure._write_neurons(config, prepared, None, None, tmp_path, 0, [output])
+    table = read_parquet(tmp_path / neurons_path("a", 0))
+    assert list(zip(table["layer"], table["unit"], strict=True)) == [*np.ndindex(2, 3)]
+    read = neuron_section._read_neurons(tmp_path, [("a", 0)])
+    np.testing.assert_array_equal(read["weight"], values["weights"][None])
+    np.testing.assert_array_equal(read["activation"], values["activations"][None])
 
 
 @pytest.mark.parametrize("average", neurons.AVERAGES)
