@@ -84,9 +84,8 @@ def loop(
             with start="previous", where `start` is None at first. Items are an array [n, ...] or a
             list of n texts, as in `data`.
         sample: sample(weights, count, seed) -> that many items.
-        data: the real items, [n, ...] or n texts; generated items are kept in the type of an array;
-            `recursion.workflow.human_needed` says how many
-            a chain needs.
+        data: the real items, [n, ...] or n texts; generated items are stored in the dtype of such
+            an array. `recursion.workflow.human_needed` says how many a chain needs.
         workflow: what a generation trains on, from `jaxloop.workflows`; or several by name, each
             with all seeds.
         generations: number of generations, generation 0 included.

@@ -81,7 +81,7 @@ _RAMP = (
     ("#b3243c", "#ff6f86"),
 )
 INK, MUTED, GRID, _PAPER = "#1b1f24", "#6a737d", "#e3e6ea", "#ffffff"
-# Markers of curves, and the letters that stand for them on a page.
+# Markers of curves, and the characters that stand for them on a page.
 _MARKERS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚"}
 # Characters of a metric's options in a title, and of its name in a file's: an address or a path can
 # be longer than a figure is wide, and than a file's name may be.
@@ -135,9 +135,10 @@ def palette(count: int) -> list[tuple[str, str]]:
 
 
 def marker(i: int) -> tuple[str, str]:
-    """Return the marker of the i-th of several lines, and a letter that looks like it.
+    """Return the marker of the i-th of several lines, and a character that looks like it.
 
-    Lines that have one colour, since there are more than `palette` has, have different markers.
+    Up to six lines that have one colour, since there are more than `palette` has, have different
+    markers.
     """
     return list(_MARKERS.items())[(i + i // len(_RAMP)) % len(_MARKERS)]
 
