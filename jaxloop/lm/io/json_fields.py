@@ -35,7 +35,7 @@ def read_json(path: Path, kind: str = "model") -> dict[str, Any]:
 
 def read_value(path: Path, kind: str = "model") -> Any:
     """Return what a JSON file holds, of whatever kind."""
-    text = _text(path, kind)
+    text = text_of(path, kind)
     try:
         return json.loads(text, object_pairs_hook=_once)
     except RecursionError:
@@ -66,7 +66,8 @@ def what_it_is(start: str) -> str | None:
     return None
 
 
-def _text(path: Path, kind: str) -> str:
+def text_of(path: Path, kind: str = "model") -> str:
+    """Return the text of a file. Raises ValueError where it cannot be read, or is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:

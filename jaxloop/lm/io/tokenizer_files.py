@@ -62,11 +62,12 @@ def read(folder: Path) -> tokenizers.Tokenizer:
 def chat_template(folder: Path) -> Any:
     """Return the chat template of a model directory, or its list of named ones; None without any.
 
-    It lies in chat_template.jinja, or in tokenizer_config.json.
+    It lies in chat_template.jinja, or in tokenizer_config.json. Raises ValueError where they cannot
+    be read.
     """
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf8")
+        return json_fields.text_of(file)
     return optional_json(folder / "tokenizer_config.json").get("chat_template")
 
 
