@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(scale="tiny"):
-    """`tiny`: three architectures, in an hour of a core each; `longer`: one model, trained with Muon
-    on six passes over the text, in an hour and three quarters.
+    """`tiny`: three architectures, in an hour of a core each; `longer`: one model, trained with
+    Muon on six passes over the text, in an hour and three quarters.
     """
     if scale not in ("tiny", "longer"):
         raise ValueError(f"scale {scale!r} is not allowed; choose tiny or longer")
