@@ -49,7 +49,7 @@ def _collapse():
     c.fit = ConfigDict()
     c.fit.steps = 20
     c.fit.batch_size = 16
-    c.fit.learning_rate = 2e-3  # tiny bases take, and need, a larger one than 1B models
+    c.fit.learning_rate = 8e-3  # tiny bases take, and need, a larger one than 1B models
     c.fit.max_length = 96
     c.fit.length_buckets = 2  # each is compiled for each base: fewer of them start sooner
 
@@ -76,6 +76,7 @@ def _small(c, workflow):
     c.chain.ratios = ("1/2", 1)
     c.chain.eval_texts = 32
     c.fit.steps = 8
+    c.fit.learning_rate = 2e-3
     c.fit.length_buckets = 1
     c.metrics = ("self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "held_out_loss", "text_length")
     return c

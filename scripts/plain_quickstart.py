@@ -26,7 +26,7 @@ from _flags import whole
 
 PROMPT = "### User:\nWrite a paragraph of documentation.\n### Assistant:\n"
 SIZE, EVAL, HELD_OUT = 256, 96, 64
-STEPS, BATCH, RATE, MIN_LENGTH, MAX_LENGTH = 20, 16, 2e-3, 16, 96
+STEPS, BATCH, RATE, MIN_LENGTH, MAX_LENGTH = 20, 16, 8e-3, 16, 96
 RANK, NEW_TOKENS, TEMPERATURE, MIN_P = 16, 64, 1.5, 0.2
 CHAINS = ((1 / 8, 0), (1 / 8, 1), (1.0, 0), (1.0, 1))
 Torch = Any  # the module, which the parent does not import

@@ -338,16 +338,18 @@ def svg(figure: Figure, name: str, alt: str = "Figure") -> str:
         light: colour_name(light) for light, _ in _RAMP
     }
     text = re.sub("|".join(colours), lambda m: f"var(--{colours[m[0]]})", text)
-    about = f'aria-label="{escape(printable(alt))}" style="min-width: {_least_width(figure)}px"'
+    width = f"min-width: {_pixels(figure, 1.1)}px; max-width: {_pixels(figure, 2)}px"
+    about = f'aria-label="{escape(printable(alt))}" style="{width}"'
     return text.replace(' role="img"', f' role="img" {about}', 1)
 
 
-def _least_width(figure: Figure) -> int:
-    """Pixels below which a figure is not drawn: letters of ten points have twelve pixels then.
+def _pixels(figure: Figure, per_point: float) -> int:
+    """A figure's width where a point of its letters has so many pixels.
 
-    A panel of 4.2 inches still fits a page of 400 pixels.
+    Letters of ten points have 11 pixels at the least, where a panel of 4.2 inches still fits a page
+    of 400 pixels and a third of a wide one, and 20 at the most: few panels do not fill a page.
     """
-    return round(1.2 * 72 * figure.get_figwidth())
+    return round(per_point * 72 * figure.get_figwidth())
 
 
 def colour_name(light: str) -> str:

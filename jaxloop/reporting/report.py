@@ -128,6 +128,7 @@ def render(
     versions: Sequence[tuple[str, str]] = (),
     references: Mapping[str, float] | None = None,
     sections: Sequence[Section] = (),
+    later: Sequence[Section] = (),
     headline: str | None = None,
     files: str = FILES,
     progress: Progress | None = None,
@@ -142,6 +143,7 @@ def render(
         run_info: (name, value) lines about the run.
         references: {metric: its value on human text}.
         sections: parts that the study adds before the curves of its metrics.
+        later: parts that it adds behind them and the relative scores.
         headline: the metric of the boxes at the top; None: the first of `HEADLINES` that there is.
         files: Python code that reads the run's files, shown on the page.
         progress: how far the run is; None: it is finished.
@@ -161,6 +163,7 @@ def render(
         tiles=_tiles(measured, names if headline is None else [headline]),
         key=measured.key,
         sections=[_section(section, f"s{i}") for i, section in enumerate(sections)],
+        later=[_section(section, f"l{i}") for i, section in enumerate(later)],
         banded=bool((measured.summary["n"] > 1).any()),
         dotted=any(name in measured.references for name in names),
         panels=[_panel(measured, name, i) for i, name in enumerate(names)],

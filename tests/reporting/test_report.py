@@ -431,6 +431,21 @@ def test_sections_of_a_study_stand_before_the_curves():
     assert len(ids) == len(set(ids)) and 'class="wide"' in text
 
 
+def test_later_sections_stand_behind_the_curves_and_a_panel_is_as_wide_as_a_third_of_the_page():
+    drawing = figures.curve(scores.by_generation(made_up()), "text_length")
+    later = report.Section("Beside it", drawings=[report.Drawing("", "", drawing)])
+    text, seen = page(sections=[report.Section("Before it")], later=[later])
+    words = "".join(seen.text)
+    titles = ("Before it", "By generation", "Relative scores", "Beside it", "What was run")
+    places = [words.index(title) for title in titles]
+    assert places == sorted(places)
+    ids = [value for name, value in seen.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    # Three columns of a page of 1,120 pixels.
+    widths = re.findall(r"min-width: (\d+)px; max-width: (\d+)px", text)
+    assert len(widths) == 3 and all(int(low) <= 336 < int(high) for low, high in widths)
+
+
 def test_failures_are_named():
     _, seen = page(failures=[report.Failure("r1-s1", 5, "loss is NaN at step 12")])
     words = "".join(seen.text)

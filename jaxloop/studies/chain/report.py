@@ -42,7 +42,7 @@ def write(
     return report.write_page(
         root,
         metrics,
-        sections=sections,
+        later=sections,
         title=title,
         subtitle=report.dated(subtitle),
         samples=report.first_and_last_texts(root, metrics),
