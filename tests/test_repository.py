@@ -53,6 +53,18 @@ def test_what_is_installed_by_default_brings_no_torch():
     assert project["optional-dependencies"]["cuda"] == ["jax[cuda12]"]
 
 
+def test_every_document_lies_in_the_wheel():
+    """Each by its name, or its folder's: figures and tables of the results stay outside."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    included = build["targets"]["wheel"]["force-include"]
+    assert [name for name in included if not (ROOT / name).exists()] == []
+    documents = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.toml")]
+    assert len(documents) > 30
+    for path in documents:
+        place = path.relative_to(ROOT)
+        assert {str(place), *map(str, place.parents)} & set(included), place
+
+
 def test_every_direct_dependency_is_pinned_in_the_constraints():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + [
