@@ -76,7 +76,7 @@ def _small(c, workflow):
     c.chain.ratios = ("1/2", 1)
     c.chain.eval_texts = 32
     c.fit.steps = 8
-    c.fit.learning_rate = 2e-3
+    c.fit.learning_rate = 2e-3  # enough for this base
     c.fit.length_buckets = 1
     c.metrics = ("self_bleu", "distinct_n(n=1)", "distinct_n(n=2)", "held_out_loss", "text_length")
     return c

@@ -130,15 +130,15 @@ def of_dataset(
     """
     stated = licences(config, given)
     names = list(dict.fromkeys(hub for *_, hub in stated)) or ["other"]
+    tables = [{"config_name": "texts", "data_files": "data/texts.parquet", "default": True}]
+    if measured:
+        tables.append({"config_name": "metrics", "data_files": "data/metrics.parquet"})
     head = {
         "license": names[0] if len(names) == 1 else "other",
         "tags": ["synthetic", "recursive-training", "jaxloop"],
         "task_categories": ["text-generation"],
         "pretty_name": str(config.get("title") or "Texts of a jaxloop run"),
-        "configs": [
-            {"config_name": "texts", "data_files": "data/texts.parquet", "default": True},
-            *([{"config_name": "metrics", "data_files": "data/metrics.parquet"}] * measured),
-        ],
+        "configs": tables,
     }
     values = [
         [name, ", ".join(_value(name, value) for value in sorted(set(of), key=str))]

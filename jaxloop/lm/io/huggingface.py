@@ -180,8 +180,8 @@ def save(model: Model, path: str | Path) -> None:
     `transformers` loads.
 
     Weights keep their dtype, and the tokenizer the chat template of the model that was loaded.
-    Everything is written to a temporary directory first and renamed, so a
-    killed save leaves no half model.
+    Everything is written to a temporary directory first and renamed, so a killed save leaves no
+    half model.
     """
     path = Path(path)
     work = path.with_name(path.name + ".tmp")

@@ -38,11 +38,10 @@ def write(
     metrics = report.read_metrics(root)
     known = {name: value for name, value in (references or {}).items() if math.isfinite(value)}
     figures.write(scores.by_generation(metrics), root / "figures", known)
-    sections = [_beside_gaussian(root, metrics)] if formula else []
     return report.write_page(
         root,
         metrics,
-        later=sections,
+        later=[_beside_gaussian(root, metrics)] if formula else [],
         title=title,
         subtitle=report.dated(subtitle),
         samples=report.first_and_last_texts(root, metrics),

@@ -45,9 +45,11 @@ def test_a_step_of_muon_is_torchs_and_of_everything_else_adamws(name, loaded):
         state, _ = train_steps(config, FIT, options, None, state, batch, jnp.int32(1), jnp.int32(1))
         after[optimizer] = state.weights
     compared = 0
-    for path, first in jax.tree_util.tree_leaves_with_path(weights):
+    of_chain = (jax.tree.leaves(tree) for tree in (gradient, after["muon"], after["adamw"]))
+    leaves = jax.tree_util.tree_leaves_with_path(weights)
+    for (path, first), *of_leaf in zip(leaves, *of_chain, strict=True):
         names = tuple(key.key for key in path)
-        grad, ours, adamw = (_at(x, names)[0] for x in (gradient, after["muon"], after["adamw"]))
+        grad, ours, adamw = (leaf[0] for leaf in of_leaf)
         if names[0] != "layers" or first.ndim < 3:
             np.testing.assert_array_equal(ours, adamw, err_msg=str(names))
             continue
@@ -77,9 +79,3 @@ def _orthogonalised(matrix):
         square = x @ x.T
         x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
-
-
-def _at(tree, names):
-    for name in names:
-        tree = tree[name]
-    return tree
