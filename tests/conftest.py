@@ -20,6 +20,7 @@ import pytest
 from jaxloop.runtime.compile_cache import make_room
 from tests.compiler import short_flags
 from tests.order import starts_first
+from tests.processes import ended_with
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -106,6 +107,13 @@ def _programs():
     """
     yield
     make_room(0.2)
+
+
+@pytest.fixture
+def ends_processes(monkeypatch):
+    """Every process that the test starts is gone after it."""
+    with ended_with(monkeypatch):
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pydantic
 from jaxloop import config, studies
 from jaxloop.recursion import saved_run
 from jaxloop.reporting import run_files, scores
-from jaxloop.runtime.atomic_io import human_size
+from jaxloop.runtime.atomic_io import bytes_in, human_size
 from jaxloop.runtime.tables import read_parquet
 from jaxloop.runtime.user_path import user_path
 from jaxloop.studies.common.factors import FACTORS
@@ -157,8 +157,7 @@ def _costs(root: Path, ledger: pd.DataFrame) -> dict[str, float]:
     costs |= {what: spent[kind] for kind, what in _SPENT.items() if kind in spent}
     if spent.get("measure"):
         costs["seconds of measuring"] = spent["measure"]
-    files = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
-    costs["bytes on the disk"] = float(sum(path.stat().st_size for path in files))
+    costs["bytes on the disk"] = float(bytes_in(root))  # its run may be going on
     return costs
 
 

@@ -11,6 +11,11 @@ import study  # noqa: E402
 from support import contents  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def _no_process_is_left(ends_processes):
+    """Also where a test fails between two steps of a process."""
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing disturbed: its directory and its contents. Tests copy it and never write

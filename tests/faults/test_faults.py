@@ -18,6 +18,7 @@ from support import HERE, PARTS, contents, log, start, wait_for, warnings
 
 from jaxloop.recursion import finalise
 from jaxloop.runtime import atomic_io, checkpoint, tables, weights_io, workdir
+from tests.processes import entries
 
 # ---- 1: killed at any moment
 
@@ -159,6 +160,11 @@ def test_sigkill_at_random_moments_three_times(tmp_path, whole):
 # ---- 2: signals
 
 
+def reports(path):
+    """What a run has written of the jobs that are done."""
+    return [name for name in entries(path / "checkpoints") if name.endswith(".json")]
+
+
 @pytest.mark.parametrize(
     ("number", "code", "beside"),
     [
@@ -171,19 +177,18 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, whole, number, code, beside
     path = tmp_path / "run"
     process = start(path, 4, 0.1, 0, beside)
     wait_for(lambda: (path / "run.log").exists() and "generation 1 of 4: fit" in log(path), process)
-    done_before = len(list((path / "checkpoints").rglob("*.json")))
+    done_before = reports(path)
     process.send_signal(number)
     _, said = process.communicate(timeout=240)
     assert process.returncode == code
     assert f"stopped by {signal.Signals(number).name}" in said and "Traceback" not in said
     command = said.split("to go on: ")[1].strip()
     assert str(HERE / "study.py") in command and str(path) in command
-    if (
-        beside
-    ):  # the generation before waits for its measurements and is finished, whose parts then go
+    if beside:
+        # The generation before waits for its measurements and is finished; its parts then go.
         assert (path / checkpoint.finished(0) / "manifest.json").is_file()
     else:
-        assert len(list((path / "checkpoints").rglob("*.json"))) >= done_before
+        assert len(reports(path)) >= len(done_before)
     if number == signal.SIGINT:  # a process more; the command is the same for the others
         assert subprocess.run(command, shell=True, capture_output=True).returncode == 0
     else:

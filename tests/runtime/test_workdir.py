@@ -323,6 +323,24 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["table"]
 
 
+def test_files_that_go_while_their_sizes_are_read_are_left_out(tmp_path, monkeypatch):
+    """A run that is going on renames and deletes directories all the time."""
+    (tmp_path / "checkpoints/generation=0000").mkdir(parents=True)
+    for name in ("a", "b", "checkpoints/generation=0000/manifest.json"):
+        (tmp_path / name).write_bytes(b"four")
+    assert atomic_io.bytes_in(tmp_path) == 12
+    lstat = os.lstat
+
+    def after_the_rest_went(path):
+        monkeypatch.undo()
+        shutil.rmtree(tmp_path / "checkpoints")
+        (tmp_path / "b").unlink()
+        return lstat(path)
+
+    monkeypatch.setattr(os, "lstat", after_the_rest_went)
+    assert atomic_io.bytes_in(tmp_path) == 4
+
+
 def test_sizes_are_said_in_words():
     assert [atomic_io.human_size(n) for n in (12, 1500, 2.5e6, 3e9, 4e12)] == [
         "12 B",

@@ -27,6 +27,7 @@ from jaxloop.recursion.workflow import train_size
 from jaxloop.runtime import devices, environment, roofline
 from jaxloop.studies.common import card_hours, disk
 from jaxloop.studies.common import models as base_models
+from jaxloop.studies.common.factors import short_name
 
 # Chains that the measurement runs together, at most: what one program holds by default.
 MEASURED_CHAINS = 16
@@ -98,7 +99,7 @@ def variants(work: Workload) -> list[tuple[str, Workload]]:
         )
         parts.append(part)
     settings = [
-        {"start": part.start, "bases": "+".join(_short(b) for b in part.chains[0].bases)}
+        {"start": part.start, "bases": "+".join(short_name(b) for b in part.chains[0].bases)}
         | {f"fit.{name}": value for name, value in part.fit}
         | {f"sample.{name}": value for name, value in part.sample}
         for part in parts
@@ -106,10 +107,6 @@ def variants(work: Workload) -> list[tuple[str, Workload]]:
     varied = [name for name in settings[0] if len({repr(s[name]) for s in settings}) > 1]
     labels = [", ".join(f"{name}={values[name]}" for name in varied) for values in settings]
     return list(zip(labels, parts, strict=True))
-
-
-def _short(base: str) -> str:
-    return base.rstrip("/").split("/")[-1]
 
 
 class Cost(NamedTuple):

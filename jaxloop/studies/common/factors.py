@@ -21,6 +21,11 @@ FACTORS: dict[str, tuple[type[Section], str]] = {
 }
 
 
+def short_name(base: str) -> str:
+    """Return the name of a base model as tables and names of chains show it."""
+    return base.rstrip("/").split("/")[-1]
+
+
 def check_factors(factors: Mapping[str, Sequence[Any]], pool: Sequence[str]) -> None:
     """Raise ValueError for a name or a value that `config.chain.factors` must not hold.
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jaxloop.recursion.chains import chain_id
+from jaxloop.studies.common.factors import short_name
 from jaxloop.studies.diversity.config import EXPERIMENTS, DiversityConfig
 from jaxloop.studies.diversity.sets import Counts, mixture
 
@@ -44,7 +46,7 @@ class Cell(NamedTuple):
         }
         named = {
             "task": self.task,
-            "base": short(self.base),
+            "base": short_name(self.base),
             "level": level,
             "real": self.counts.real,
             "generated": self.counts.generated,
@@ -52,9 +54,10 @@ class Cell(NamedTuple):
         return named | {"rho": self.counts.generated / total} | crossed | {"seed": self.seed}
 
 
-def short(name: str) -> str:
-    """Return the last part of a model's path or id."""
-    return name.rstrip("/").split("/")[-1]
+def chain_name(cell: Cell, *, several_bases: bool) -> str:
+    """Return the id of the chain that trains a cell's model."""
+    base = chain_id({"base": short_name(cell.base)}) + "_" if several_bases else ""
+    return base + cell.set_name
 
 
 def experiments(settings: DiversityConfig) -> dict[str, list[Cell]]:

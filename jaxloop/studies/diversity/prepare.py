@@ -16,7 +16,7 @@ from jaxloop.lm.model import lora
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.metrics.embed import check_embedder
 from jaxloop.recursion import driver
-from jaxloop.recursion.chains import chain_id, make_chain
+from jaxloop.recursion.chains import make_chain
 from jaxloop.recursion.driver import RunSettings
 from jaxloop.recursion.family import FamilyFunctions
 from jaxloop.recursion.ledger import fingerprint
@@ -28,7 +28,7 @@ from jaxloop.studies.common import calls
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as running
 from jaxloop.studies.diversity import topics, writers
-from jaxloop.studies.diversity.cells import Cell, all_cells, needed, pool_name, short
+from jaxloop.studies.diversity.cells import Cell, all_cells, chain_name, needed, pool_name
 from jaxloop.studies.diversity.config import DiversityConfig
 from jaxloop.studies.diversity.records import Tables, read
 
@@ -221,10 +221,8 @@ def chains(settings: DiversityConfig, cells: Sequence[Cell]) -> list:
         }
         if cell.counts.generated:
             values["external"] = pool_name(cell)
-        name = chain_id({"base": short(cell.base)}) + "_" if "base" in several else ""
-        out.append(
-            make_chain({**values, "seed": cell.seed}, factors=cell.factors, id=name + cell.set_name)
-        )
+        name = chain_name(cell, several_bases="base" in several)
+        out.append(make_chain({**values, "seed": cell.seed}, factors=cell.factors, id=name))
     return out
 
 

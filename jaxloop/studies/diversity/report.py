@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxloop.recursion.chains import chain_id
 from jaxloop.reporting import report
 from jaxloop.studies.common import report as common_report
 from jaxloop.studies.common.run import PageInputs
 from jaxloop.studies.diversity import figures, measure, prepare, sentences
-from jaxloop.studies.diversity.cells import all_cells, experiments, short
+from jaxloop.studies.diversity.cells import all_cells, chain_name, experiments
 from jaxloop.studies.diversity.config import DiversityConfig, Grid
 from jaxloop.studies.diversity.measure import DISTANCES
 from jaxloop.studies.diversity.prepare import Prepared
@@ -94,10 +93,9 @@ def write(
 
 def _of(results: Results, settings: DiversityConfig, name: str) -> pd.DataFrame:
     """The rows of an experiment's models."""
-
     cells = experiments(settings).get(name, [])
     several = len({c.base for c in all_cells(settings)}) > 1
-    ids = [(chain_id({"base": short(c.base)}) + "_" if several else "") + c.set_name for c in cells]
+    ids = [chain_name(cell, several_bases=several) for cell in cells]
     return results.cells[results.cells["chain"].isin(ids)]
 
 

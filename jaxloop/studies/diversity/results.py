@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxloop.recursion.chains import chain_id
 from jaxloop.studies.common import report as common_report
 from jaxloop.studies.diversity import measure
-from jaxloop.studies.diversity.cells import short
+from jaxloop.studies.diversity.cells import chain_name
 from jaxloop.studies.diversity.config import DiversityConfig
 from jaxloop.studies.diversity.prepare import Prepared
 from jaxloop.studies.diversity.records import TokenCounter
@@ -95,7 +94,8 @@ def model_table(
     losses = metrics.pivot_table(index="chain", columns="metric", values="value", aggfunc="first")
     rows = []
     several = len({cell.base for cell in prepared.cells}) > 1
-    for cell, chain in zip(prepared.cells, _chain_ids(prepared, several), strict=True):
+    for cell in prepared.cells:
+        chain = chain_name(cell, several_bases=several)
         if chain in losses.index:
             rows.append(
                 {
@@ -113,10 +113,3 @@ def model_table(
 def rows_of(table: pd.DataFrame) -> Iterator[Any]:
     """Return the rows as named tuples, whose fields the stubs of pandas type as any scalar."""
     return table.itertuples()
-
-
-def _chain_ids(prepared: Prepared, several: bool) -> list[str]:
-    return [
-        (chain_id({"base": short(c.base)}) + "_" if several else "") + c.set_name
-        for c in prepared.cells
-    ]

@@ -12,6 +12,7 @@ from jaxloop.recursion.selection import Selection
 from jaxloop.recursion.sources import Dataset
 from jaxloop.recursion.workflow import Workflow, fresh_human, human_needed
 from jaxloop.reporting.scores import share
+from jaxloop.studies.common.factors import short_name
 from jaxloop.studies.recursive_loops.config import LoopsConfig
 from jaxloop.studies.recursive_loops.sources import Source
 from jaxloop.studies.recursive_loops.subsets import Subset
@@ -64,7 +65,7 @@ def combinations(config: LoopsConfig) -> list[Combination]:
         axes["models"] = chain.models
     if config.experiment == "political_bases":
         axes["bases"] = config.models.pool
-    elif config.political_leaning.homogeneous and config.subset_kind == "political":
+    elif config.crosses_bases:
         axes["bases"] = ("mixed", *config.models.pool)
     if config.interventions.policies:
         axes["selection"] = config.interventions.policies
@@ -127,7 +128,7 @@ def _chain(
 
 def _table_value(factor: str, value: Any) -> Any:
     """A factor's value as tables and names of chains show it; a base by its short name."""
-    return value.rstrip("/").split("/")[-1] if factor == "bases" else value
+    return short_name(value) if factor == "bases" else value
 
 
 def _seed(config: LoopsConfig, subset: Subset, values: Combination) -> int:

@@ -38,7 +38,7 @@ from jaxloop.studies.common.config import (
     check_revisions,
     check_workflow,
 )
-from jaxloop.studies.common.factors import check_effects, check_factors
+from jaxloop.studies.common.factors import check_effects, check_factors, short_name
 from jaxloop.studies.recursive_loops.split_config import Splits, check_splits
 
 ExperimentName = Literal[
@@ -325,6 +325,13 @@ class LoopsConfig(Section):
         """Whether the experiment trains language models, on texts."""
         return self.experiment not in ("toy", "judge_validation")
 
+    @property
+    def crosses_bases(self) -> bool:
+        """Whether the experiment has chains of each base model by itself."""
+        return self.experiment == "political_bases" or (
+            self.political_leaning.homogeneous and self.subset_kind == "political"
+        )
+
     @pydantic.model_validator(mode="after")
     def _together(self) -> "LoopsConfig":
         for name, domain in self.domains.items() if self.trains else ():
@@ -394,17 +401,33 @@ def _check_chain(config: LoopsConfig) -> None:
     unknown = [
         name
         for name in chain.factors
-        if name != "start" and not name.startswith(("fit.", "sample."))
+        if name not in ("bases", "start") and not name.startswith(("fit.", "sample."))
     ]
     if unknown:
         raise ValueError(
-            f"config.chain.factors.{unknown[0]} is not a factor of these experiments; start and "
-            "fields of fit and sample are"
+            f"config.chain.factors.{unknown[0]} is not a factor of these experiments; bases, start "
+            "and fields of fit and sample are"
         )
     check_workflow(chain)
+    _check_bases(config)
     check_factors(chain.factors, config.models.pool)
     check_effects(chain.factors, config.fit, config.sample)
     check_formats(config.models, config.fit, chain.start, factors=chain.factors, only=config.only)
+
+
+def _check_bases(config: LoopsConfig) -> None:
+    if "bases" in config.chain.factors and config.crosses_bases:
+        raise ValueError(
+            "config.chain.factors.bases is not allowed with experiment "
+            f"'{config.experiment}', which has chains of each model of config.models.pool itself"
+        )
+    names = [short_name(base) for base in config.models.pool]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated and ("bases" in config.chain.factors or config.crosses_bases):
+        raise ValueError(
+            f"config.models.pool has two models called '{repeated[0]}', by which chains of single "
+            "bases are named; rename one directory"
+        )
 
 
 def _check_experiment(config: LoopsConfig) -> None:

@@ -25,7 +25,11 @@ from jaxloop.studies.common import published_models
 from tests.studies.diversity import diversity_place as dp
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.usefixtures("ends_processes"),
+]
 EVERY = ("gpt2", "Llama-3.2-1B", "Llama-3.1-8B", "opt-1.3b", "gpt2-xl")
 
 

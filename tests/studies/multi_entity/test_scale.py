@@ -28,7 +28,11 @@ WORDS = (
     "water energy cell light plants force heat how many does have left each total cost minutes "
     "she he they why which of the a is are"
 ).split()
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.usefixtures("ends_processes"),
+]
 
 
 @pytest.fixture(scope="module")

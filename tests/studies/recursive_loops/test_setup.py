@@ -33,7 +33,7 @@ from tests.studies.recursive_loops import loops_study as ls
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 NAMES = (
     "ratio_sweep dataset_comparison cluster_study multi_domain quality_splits length_splits "
-    "political_mixes models_per_generation first_size fit_modes interventions"
+    "political_mixes models_per_generation first_size fit_modes interventions base_and_rate"
 ).split()
 
 
@@ -385,6 +385,17 @@ BAD = [
     (
         dict(chain={"factors": {"size": [3]}}),
         r"config.chain.factors.size is not a factor of these experiments",
+    ),
+    (
+        dict(
+            models={"pool": ["a/llama", "b/llama"]},
+            chain={"factors": {"bases": ["a/llama", "b/llama"]}},
+        ),
+        r"config.models.pool has two models called 'llama'",
+    ),
+    (
+        dict(experiment="political_bases", chain={"factors": {"bases": ["base"]}}),
+        r"config.chain.factors.bases is not allowed with experiment 'political_bases'",
     ),
     (dict(chain={"seeds": [0, 0]}), r"config.chain.seeds = \(0, 0\) repeats a value"),
 ]
