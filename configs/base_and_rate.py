@@ -24,9 +24,9 @@ def get_config(scale="paper"):
     if scale != "paper":
         c.models.pool = ("jaxloop/assets/bases/llama", "jaxloop/assets/bases/llama_longer")
         c.chain.update(generations=8, size=48, eval_texts=64)
-        rates = (2e-3, 4e-3, 8e-3)
+        rates = (2e-3, 8e-3)
     if scale == "small":
         c.title = "The shift by base model and learning rate, with intervals"
-        c.chain.update(generations=12, seeds=tuple(range(12)))
+        c.chain.update(generations=10, seeds=tuple(range(10)))
     c.chain.factors = {"bases": tuple(c.models.pool), "fit": {"learning_rate": rates}}
     return c

@@ -18,6 +18,7 @@ PLAIN = (
     "quickstart:external",
     "pretrain",
     "pretrain:longer",
+    "pretrain:shapes",
     "histogram",
     "histogram:vector",
     "linear_dynamics",

@@ -15,6 +15,13 @@ FEWER = {
     "multi_entity:tiny": ["--config.exchange.generations=2"],
     "pretrain": [f"--config.bases.{name}.steps=4" for name in ("llama", "qwen2", "gpt2")],
     "pretrain:longer": ["--config.bases.llama_longer.steps=4"],
+    "pretrain:shapes": ["--config.fit.steps=4"],
+}
+# The bases of `pretrain` by scale.
+MADE = {
+    "": {"llama", "qwen2", "gpt2"},
+    "longer": {"llama_longer"},
+    "shapes": {"deep", "middle", "wide"},
 }
 
 
@@ -40,7 +47,7 @@ def test_a_config_runs_to_its_end(place, tmp_path, name):
     assert done.returncode == 0, done.stderr[-3000:]
     if file == "pretrain":
         made = {path.parent.name for path in tmp_path.glob("bases/*/model.safetensors")}
-        assert made == ({"llama_longer"} if scale == "longer" else {"llama", "qwen2", "gpt2"})
+        assert made == MADE[scale]
         return
     report = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<svg" in report or "<img" in report
