@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -33,8 +33,10 @@ class PlanAssumptions(Section):
     device: Text = Field("H100", description="name of the device that is counted in")
     flops: Positive = Field(989e12, description="its FLOP/s in bfloat16")
     bandwidth: Positive = Field(3.35e12, description="its bytes/s")
-    train_share: Share = Field(0.3, description="share of the FLOP/s that training reaches")
-    write_share: Share = Field(
+    train_share: Annotated[Share, Field(gt=0)] = Field(
+        0.3, description="share of the FLOP/s that training reaches"
+    )
+    write_share: Annotated[Share, Field(gt=0)] = Field(
         0.3,
         description="share of the bytes/s, or of the FLOP/s where they limit, that writing reaches",
     )
@@ -105,12 +107,19 @@ def check_workflow(chain: ChainSection) -> None:
 
 
 def check_revisions(models: ModelsConfig) -> None:
-    """Raise ValueError unless there is a hub revision for every model of the pool, or none."""
+    """Raise ValueError unless there is one hub revision for every model of the pool, or none."""
     if models.revisions and len(models.revisions) != len(models.pool):
         raise ValueError(
             f"config.models.revisions has {len(models.revisions)} entries: must be empty or one "
             f"per model ({len(models.pool)})"
         )
+    revisions: dict[str, str | None] = {}
+    for name, revision in zip(models.pool, models.revisions, strict=False):
+        if revisions.setdefault(name, revision) != revision:
+            raise ValueError(
+                f"config.models.revisions has '{revisions[name]}' and '{revision}' for {name}: a "
+                "model of the pool is known by its name; download one to a directory of its own"
+            )
 
 
 def check_distinct(fields: Mapping[str, Iterable]) -> None:

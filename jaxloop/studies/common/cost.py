@@ -305,7 +305,11 @@ def total_cost(shares: Mapping[str, Cost]) -> Cost:
 def _cost(work: Workload, name: str, platform: str) -> Cost:
     generations = range(work.driver.generations)
     # (chain, the part of its generations that train this model)
-    parts = [(chain, 1 / len(chain.bases)) for chain in work.chains if name in chain.bases]
+    parts = [
+        (chain, chain.bases.count(name) / len(chain.bases))
+        for chain in work.chains
+        if name in chain.bases
+    ]
     train_texts = sum(
         part * chain.workflow.entities * train_size(chain.workflow, g)
         for chain, part in parts

@@ -98,6 +98,13 @@ def test_whatever_a_factor_changes_enters_the_plan(values, disk, memory, train, 
         assert together == pytest.approx(expected, rel=0.01) or (at == 1 and together > expected)
 
 
+def test_a_base_that_is_twice_in_the_pool_is_trained_as_often():
+    once = workload([chain(0)])
+    twice = workload([chain(0, bases=(SMALL, SMALL, LARGE, SMALL))])
+    shares = [cost.costs(work)[SMALL].train_texts for work in (once, twice)]
+    assert shares[1] == pytest.approx(3 / 4 * shares[0])
+
+
 def _flops(work):
     total = cost.total_cost(cost.costs(work, "cpu"))
     return total.train_flops, total.decode_flops
