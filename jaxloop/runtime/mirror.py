@@ -60,7 +60,7 @@ from jaxloop.runtime.mirror_copy import (
 )
 from jaxloop.runtime.object_store import open_store
 from jaxloop.runtime.signals import EXIT_REFUSED, Stopped
-from jaxloop.runtime.workdir import MARKER, clean_temporary, is_workdir
+from jaxloop.runtime.workdir import MARKER, clean_temporary, is_open, is_workdir
 
 # How often a run looks for what is finished, and one of one process sends its log and report.
 LOOK_SECONDS, SEND_SECONDS = 2.0, 60.0
@@ -113,7 +113,9 @@ def restore(address: str) -> Path:
     """
     store = open_store(address)
     mirror = Mirror(store, folder_of(address))
-    restore_copy(mirror)
+    # A run that goes on here is further than the store.
+    if not is_open(mirror.root):
+        restore_copy(mirror)
     if not is_workdir(mirror.root):
         raise ValueError(f"workdir={address}: holds no run")
     return mirror.root

@@ -6,12 +6,13 @@ import shutil
 import socket
 import time
 
+import filelock
 import pytest
 
 from jaxloop.runtime import checkpoint, lease, mirror, mirror_copy, object_store
 from jaxloop.runtime.atomic_io import TEMPORARY
 from jaxloop.runtime.signals import Stopped
-from jaxloop.runtime.workdir import MARKER
+from jaxloop.runtime.workdir import LOCK, MARKER
 
 
 @pytest.fixture
@@ -341,6 +342,25 @@ def test_a_run_that_is_read_here_while_it_forgets_an_old_state_is_left_alone(pla
         return forget_old(copy, head, **more)
 
     monkeypatch.setattr(mirror_copy, "forget_old", forget_and_be_read)
+    run(address, 2)
+    assert read and all(read)
+
+
+def test_a_run_that_is_read_here_before_it_notes_its_new_state_is_left_alone(place, monkeypatch):
+    """The store names the state already; the directory is locked, as `open_workdir` locks it."""
+    address, _ = place
+    write_head, read = mirror_copy.write_head, []
+
+    def write_and_be_read(copy, *arguments):
+        head = write_head(copy, *arguments)
+        unfinished = copy.root / "texts" / "chain=a" / "generation=0002"
+        unfinished.write_text("of the generation that is being made")
+        with filelock.FileLock(copy.root / LOCK):
+            mirror.restore(address)
+        read.append(unfinished.exists())
+        return head
+
+    monkeypatch.setattr(mirror_copy, "write_head", write_and_be_read)
     run(address, 2)
     assert read and all(read)
 
