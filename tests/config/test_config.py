@@ -247,6 +247,11 @@ def test_sections_by_name_are_overridden_field_by_field():
             "'fresh_human': it is of workflow 'preserve' or 'external'",
         ),
         (
+            "chain.factors.k=1,2",
+            "config.chain.factors.k changes nothing under config.chain.workflow = 'fresh_human': "
+            "it is of workflow 'window'",
+        ),
+        (
             "chain.factors.sample.num_beams=2,4",
             "config.chain.factors.sample.num_beams changes nothing with config.sample.decoder = "
             "'sample': it needs 'beam'",
@@ -378,6 +383,10 @@ def test_a_copy_with_other_values_keeps_which_fields_were_set():
             {"chain": {"factors": {"fit.steps": ["5", 10]}}},
             "config.chain.factors.fit.steps has '5', which is not allowed: a whole number of at "
             "least 1 or none",
+        ),
+        (
+            {"chain": {"workflow": "preserve", "first_size": 99, "factors": {"share": [0, 1 / 8]}}},
+            "config.chain.first_size = 99: must be at least 500, the share of 0.125 of 4000 texts",
         ),
         (
             {"models": {"pool": ["a/b", "c/d", "a/b"], "revisions": ["1", "2", "3"]}},

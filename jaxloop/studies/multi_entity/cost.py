@@ -21,6 +21,7 @@ from jaxloop.studies.common import (
     target_plan,
 )
 from jaxloop.studies.common import models as base_models
+from jaxloop.studies.common.run import overlaps_eval
 from jaxloop.studies.multi_entity import chains as plan_chains
 from jaxloop.studies.multi_entity import prepare as entities_setup
 from jaxloop.studies.multi_entity.config import EntitiesConfig
@@ -172,6 +173,7 @@ def _assumed(settings: EntitiesConfig, target: str | None = None) -> cost.Rows:
         settings.sample,
         evaluate=0,
         keep=settings.run.keep,
+        overlap_eval=overlaps_eval(settings.run),
     )
     assumed = settings.plan
     lengths = device_hours.AssumedLengths(assumed.text_tokens, assumed.prompt_tokens)
