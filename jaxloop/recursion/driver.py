@@ -10,7 +10,7 @@ alone, so that a run that was killed and resumed repeats the same arithmetic.
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -128,10 +128,8 @@ def run(
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_together(notice_at(root, settings.notice)))
         # What is measured in the background takes no time of its own.
-        living = [chain for chain in chains if chain.id not in history.failed]
-        share = {"process": process, "processes": process_count}
-        measured = measure is not None and not overlap
-        clock = Clock(work_of(living, settings, first, measured=measured, **share))
+        timed, share = bool(measure and not overlap), (process, process_count)
+        clock = Clock(work_of(_living(chains, history.failed), settings, first, timed, *share))
         bar = progress_bar(clock, settings.generations, show=progress and process == 0)
         this = make_run(
             family,
@@ -220,17 +218,10 @@ class PendingGeneration:
         run, failed = self._run, set(self._history.failed)
         if failed == self._stopped:
             return
-        measured = run.measure is not None and run.in_background is None
+        timed, share = run.measure and not run.in_background, (run.process, run.processes)
         before, after = (
-            work_of(
-                [chain for chain in run.chains if chain.id not in stopped],
-                run.settings,
-                generation + 1,
-                measured=measured,
-                process=run.process,
-                processes=run.processes,
-            )
-            for stopped in (self._stopped, failed)
+            work_of(_living(run.chains, gone), run.settings, generation + 1, bool(timed), *share)
+            for gone in (self._stopped, failed)
         )
         self._stopped = failed
         for kind, units in before.items():
@@ -257,11 +248,15 @@ class _Pending(NamedTuple):
     measuring: list[Future]
 
 
+def _living(chains: Sequence[ChainSpec], stopped: Container[str]) -> list[ChainSpec]:
+    return [chain for chain in chains if chain.id not in stopped]
+
+
 def _run_generations(run: Run, first: int, history: History, pending: PendingGeneration) -> None:
     """Make the generations from `first` on, until the last or until no chain is left."""
     settings = run.settings
     for generation in range(first, settings.generations):
-        living = [chain for chain in run.chains if chain.id not in history.failed]
+        living = _living(run.chains, history.failed)
         if not living:
             LOGGER.error(
                 "every chain has stopped; generations %d to %d are not run",
@@ -309,6 +304,7 @@ def _resume(run: Run, state: checkpoint.CheckpointState, history: History) -> No
         refuse_another_study(run, begun, now)
     if run.process > 0:
         return
+    calls.agree(run)
     checkpoint.recover(run.root, state)
     if state.last is not None:
         before = state.manifests[-1]["about"]["environment"]

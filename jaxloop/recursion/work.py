@@ -15,7 +15,6 @@ def work_of(
     chains: Sequence[ChainSpec],
     settings: RunSettings[Any, Any],
     first: int,
-    *,
     measured: bool,
     process: int = 0,
     processes: int = 1,
