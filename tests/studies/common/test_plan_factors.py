@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from jaxloop import config
@@ -10,6 +11,7 @@ from jaxloop.recursion import driver
 from jaxloop.recursion.chains import make_chain
 from jaxloop.recursion.sources import Dataset
 from jaxloop.runtime import roofline
+from jaxloop.runtime.tables import to_parquet
 from jaxloop.studies.common import cost, target_plan
 from jaxloop.studies.common.device_hours import AssumedLengths
 from jaxloop.studies.recursive_loops import cost as loops_cost
@@ -26,11 +28,9 @@ def settings(**changes):
 
 def test_a_plan_counts_the_checkpoints_of_chains_that_train_all_weights():
     """Two thirds of the chains of fit_modes.py train whole models, of 4 bytes a weight."""
-    rows = dict(
-        loops_cost.table(
-            settings(**{"run.keep": "1", "models.pool": LARGE, "models.revisions": ""})
-        )
-    )
+    run = {"run.keep": "1", "run.overlap_eval": "false"}
+    large = settings(**run, **{"models.pool": LARGE, "models.revisions": ""})
+    rows = dict(loops_cost.table(large))
     # 15 chains of each mode; two generations are on the disk while one is made.
     whole = 4 * count_parameters(SHAPES[LARGE]) * 15 * 2 / 1e9
     for mode in ("full", "scratch"):
@@ -79,7 +79,7 @@ FIT = {"fit.mode": "full"}
         ({"fit.steps": 20}, False, False, True, False),
         ({"fit.batch_size": 64}, False, True, True, False),
         ({"fit.max_length": 32}, False, None, None, False),
-        ({"sample.max_new_tokens": 30}, False, False, False, None),
+        ({"sample.max_new_tokens": 30}, None, False, False, None),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
@@ -103,6 +103,19 @@ def test_a_base_that_is_twice_in_the_pool_is_trained_as_often():
     twice = workload([chain(0, bases=(SMALL, SMALL, LARGE, SMALL))])
     shares = [cost.costs(work)[SMALL].train_texts for work in (once, twice)]
     assert shares[1] == pytest.approx(3 / 4 * shares[0])
+
+
+def test_long_texts_fit_the_bytes_that_are_counted_for_them():
+    """Words at random, which compress badly: 300 tokens of the shipped base are about 200 words."""
+    draw = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    words = ["".join(draw.choice(letters[:12], draw.integers(2, 9))) for _ in range(5000)]
+    texts = [" ".join(draw.choice(words, 200)) for _ in range(200)]
+    long = workload([chain(0, size=200, ratio=1, **{"sample.max_new_tokens": 300})])
+    short = workload([chain(0, size=200, ratio=1, **{"sample.max_new_tokens": 1})])
+    texts_in_all = 200 * 3  # of two generations, and once more those that are being written
+    counted = (cost.disk_bytes(long) - cost.disk_bytes(short)) / texts_in_all
+    assert len(to_parquet({"text": texts})) / 200 < counted
 
 
 def _flops(work):
