@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxloop import config
+from jaxloop.lm.io import huggingface
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
 from jaxloop.recursion.chains import make_chain
@@ -18,7 +19,22 @@ from jaxloop.studies.recursive_loops import cost as loops_cost
 from jaxloop.studies.recursive_loops.config import LoopsConfig
 
 SMALL, LARGE = "openai-community/gpt2", "openai-community/gpt2-xl"
-SHAPES = {name: target_plan.model_config_of(name) for name in (SMALL, LARGE)}
+SHAPES = {name: target_plan.model_config_of(config.ModelsConfig(), name) for name in (SMALL, LARGE)}
+
+
+def test_a_plan_for_absent_hardware_asks_for_the_commit_of_the_pool(monkeypatch):
+    """And for nothing where the shapes of a model of the hub are known."""
+    asked = []
+
+    def locate(name, revision):
+        asked.append((name, revision))
+        raise ValueError("not here")
+
+    monkeypatch.setattr(huggingface, "locate", locate)
+    models = config.ModelsConfig(pool=(SMALL, "owner/gpt2"), revisions=("1a", "2b"))
+    found = [target_plan.model_config_of(models, name) for name in models.pool]
+    assert found[0] == found[1] == SHAPES[SMALL]
+    assert asked == [("owner/gpt2", "2b")]
 
 
 def settings(**changes):
