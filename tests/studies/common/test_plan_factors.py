@@ -13,7 +13,7 @@ from jaxloop.recursion.chains import make_chain
 from jaxloop.recursion.sources import Dataset
 from jaxloop.runtime import roofline
 from jaxloop.runtime.tables import to_parquet
-from jaxloop.studies.common import cost, target_plan
+from jaxloop.studies.common import calls, cost, target_plan
 from jaxloop.studies.common.device_hours import AssumedLengths
 from jaxloop.studies.recursive_loops import cost as loops_cost
 from jaxloop.studies.recursive_loops.config import LoopsConfig
@@ -137,6 +137,24 @@ def test_long_texts_fit_the_bytes_that_are_counted_for_them():
 def _flops(work):
     total = cost.total_cost(cost.costs(work, "cpu"))
     return total.train_flops, total.decode_flops
+
+
+@pytest.mark.parametrize(
+    "name, level",
+    [("size", 40_000), ("fit.mode", "full"), ("fit.epochs", 8.0), ("sample.max_new_tokens", 3000)],
+)
+def test_first_calls_are_short_for_the_slowest_level_of_a_factor(monkeypatch, name, level):
+    monkeypatch.setattr(calls, "SECONDS", 1e9)
+    chain, fit, sample = config.ChainSection(), config.FitConfig(), config.SampleConfig()
+    section, _, field = name.rpartition(".")
+    of = {"": chain, "fit": fit, "sample": sample}
+    slow = of | {section: of[section].replace(**{field: level})}
+    both = chain.replace(factors={name: (getattr(of[section], field), level)})
+    least, one, found = (
+        calls.first_chains(SHAPES, *settings)
+        for settings in (slow.values(), of.values(), (both, fit, sample))
+    )
+    assert found == least < one
 
 
 def test_parts_have_the_settings_of_their_chains():
