@@ -58,7 +58,7 @@ def most_members(run: Run, generation: int) -> Members:
     would measure differently, keep to what `agree` has written.
     """
     settings = run.settings
-    if not _is_open(run):
+    if settings.members_per_group is not None or settings.seconds_per_call is None:
         return settings.members_per_group
     stored = _stored(run)
     if run.processes > 1:
@@ -88,15 +88,11 @@ def agree(run: Run) -> None:
 
     It follows from the machine, and machines may differ. To be called before the others go on.
     """
-    stored = _stored(run)
-    if run.processes > 1 and _is_open(run) and _SEVERAL not in stored:
-        first = run.settings.first_members
+    settings, stored = run.settings, _stored(run)
+    asked = settings.members_per_group is None and settings.seconds_per_call is not None
+    if run.processes > 1 and asked and _SEVERAL not in stored:
+        first = settings.first_members
         _store(run, stored | {_SEVERAL: dict(first) if isinstance(first, Mapping) else first})
-
-
-def _is_open(run: Run) -> bool:
-    """Whether the settings leave the size of calls to this module."""
-    return run.settings.members_per_group is None and run.settings.seconds_per_call is not None
 
 
 def _stored(run: Run) -> dict[str, Members]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxloop.recursion.calls import Members
 from jaxloop.recursion.chains import ChainSpec, Member, groups
 from jaxloop.recursion.parts import process_share
 from jaxloop.recursion.run import RunSettings, sample_rows
@@ -50,7 +51,7 @@ def _members(
     if processes == 1:
         return [Member(chain, k) for chain in chains for k in range(chain.workflow.entities)]
     # As `calls.most_members` has it for several processes.
-    most = settings.members_per_group
+    most: Members = settings.members_per_group
     if most is None and settings.seconds_per_call is not None:
         most = settings.first_members
     shares = [process_share(g, process, processes) for g in groups(chains, generation, most)]
