@@ -17,6 +17,7 @@ from jaxloop.lm.io.tokenizer import Tokenizer
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.lm.training import pretrain
 from jaxloop.lm.training.step import TrainOptions
+from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.log import LOGGER
 from jaxloop.studies.common.run import Outcome, RunContext, Steps, run_study
 from jaxloop.studies.pretrain import cost, report
@@ -67,7 +68,7 @@ def _make_bases(context: RunContext[PretrainConfig, Prepared]) -> Outcome:
         text = report.card(
             config, prepared, name, parameters=count_parameters(model.config), bits=bits
         )
-        card.write_text(text, encoding="utf8")
+        write_atomic(card, text.encode())
         LOGGER.info("%s: %.3f bits per character held out; written to %s", name, bits, folder)
     return Outcome()
 
