@@ -47,7 +47,8 @@ def plan(config: PretrainConfig, target: str | None = None) -> list[tuple[str, s
 
 def run(config: PretrainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     """Make every base that is not in `workdir` yet, as `workdir`/bases/NAME, and return 0."""
-    return run_study(Steps(prepare, cost.disk_bytes, _make_bases), config, workdir, argv=argv)
+    steps = Steps(prepare, cost.disk_bytes, _make_bases, shared=False)
+    return run_study(steps, config, workdir, argv=argv)
 
 
 def _make_bases(context: RunContext[PretrainConfig, Prepared]) -> Outcome:
