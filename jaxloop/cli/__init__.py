@@ -238,7 +238,7 @@ def guarded(main: Callable[[Command], int], command: Command) -> int:
     try:
         return main(command)
     except KeyboardInterrupt:
-        refuse("stopped by Ctrl-C before anything was written", EXIT_INTERRUPTED)
+        refuse(f"stopped by Ctrl-C{_left_by(command)}", EXIT_INTERRUPTED)
     except studies.JudgeSilent as error:
         refuse(error, studies.MISSING_SCORES)
     except DiskFull as error:
@@ -251,6 +251,15 @@ def guarded(main: Callable[[Command], int], command: Command) -> int:
         if not isinstance(error, ValueError | OSError) or not is_refusal(error):
             raise
         refuse(error)
+
+
+def _left_by(command: Command) -> str:
+    """What is on the disk of a run that was interrupted before or after its chains."""
+    if command.action != "run" or command.workdir is None:
+        return ""
+    if studies.is_address(command.workdir) or pathlib.Path(command.workdir).exists():
+        return "; what was finished is on disk, the same command goes on"
+    return " before anything was written"
 
 
 def run_words(command: Command) -> int:

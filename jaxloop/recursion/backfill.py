@@ -7,7 +7,7 @@ import math
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,15 +27,20 @@ from jaxloop.recursion.parts import (
 )
 from jaxloop.recursion.progress import Clock, now
 from jaxloop.recursion.progress import progress as progress_bar
-from jaxloop.recursion.run import Failure, Run, RunSettings, Values, check_workdir, make_run
+from jaxloop.recursion.run import (
+    Failure,
+    NamesOf,
+    Run,
+    RunSettings,
+    Values,
+    check_workdir,
+    make_run,
+)
 from jaxloop.recursion.sources import Dataset, texts_path
 from jaxloop.runtime import checkpoint, tables, weights_io
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.mirror import scan_generations
 from jaxloop.runtime.signals import Stop, Stopped, stop_safely
-
-# The metrics that are wanted of a chain in a generation.
-NamesOf = Callable[[ChainSpec, int], Sequence[str]]
 
 
 class MeasureNamed(Protocol):

@@ -16,6 +16,8 @@ from jaxloop.runtime.log import LOGGER
 # In a run directory: the models of a call in each generation, so that a resumed run has the same
 # calls and finds what was finished.
 FILE = "calls.json"
+# Its key of what holds in all generations of several processes.
+_SEVERAL = "several"
 
 
 # How many models a call is for at most, or {base: how many}; None: all of one base.
@@ -53,15 +55,14 @@ def most_members(run: Run, generation: int) -> Members:
     That is `settings.members_per_group`, else as many as take `settings.seconds_per_call` by the
     rate that was measured, and in the first generation `settings.first_members`. What was chosen
     is written into the run directory, and holds when the run is resumed. Several processes, which
-    would measure differently, keep to `first_members`.
+    would measure differently, keep to what `agree` has written.
     """
     settings = run.settings
     if settings.members_per_group is not None or settings.seconds_per_call is None:
         return settings.members_per_group
+    stored = _stored(run)
     if run.processes > 1:
-        return settings.first_members
-    path = run.root / FILE
-    stored: dict[str, Members] = json.loads(path.read_text()) if path.exists() else {}
+        return stored.get(_SEVERAL, settings.first_members)
     if str(generation) in stored:
         return stored[str(generation)]
     measured = rate(run.calls)
@@ -78,8 +79,29 @@ def most_members(run: Run, generation: int) -> Members:
             "from generation %d on, one call trains or samples %s", generation, _in_words(members)
         )
     if stored or members is not None:
-        write_atomic(path, json.dumps(stored | {str(generation): members}).encode())
+        _store(run, stored | {str(generation): members})
     return members
+
+
+def agree(run: Run) -> None:
+    """Let the `first_members` of the first of several processes hold for all of them.
+
+    It follows from the machine, and machines may differ. To be called before the others go on.
+    """
+    settings, stored = run.settings, _stored(run)
+    asked = settings.members_per_group is None and settings.seconds_per_call is not None
+    if run.processes > 1 and asked and _SEVERAL not in stored:
+        first = settings.first_members
+        _store(run, stored | {_SEVERAL: dict(first) if isinstance(first, Mapping) else first})
+
+
+def _stored(run: Run) -> dict[str, Members]:
+    path = run.root / FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _store(run: Run, sizes: Mapping[str, Members]) -> None:
+    write_atomic(run.root / FILE, json.dumps(sizes).encode())
 
 
 def _in_words(members: int | Mapping[str, int]) -> str:

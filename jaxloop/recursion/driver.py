@@ -10,7 +10,7 @@ alone, so that a run that was killed and resumed repeats the same arithmetic.
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +29,7 @@ from jaxloop.recursion.run import (
     Failure,
     Features,
     Measure,
+    NamesOf,
     Run,
     RunSettings,
     background_thread,
@@ -38,7 +39,7 @@ from jaxloop.recursion.run import (
 )
 from jaxloop.recursion.selection import FEATURE_OF
 from jaxloop.recursion.sources import Dataset, check_data
-from jaxloop.recursion.workflow import train_size
+from jaxloop.recursion.work import work_of
 from jaxloop.runtime import checkpoint
 from jaxloop.runtime.atomic_io import require_space
 from jaxloop.runtime.cluster import processes, stop_together
@@ -78,6 +79,7 @@ def run(
     workdir: str | Path,
     *,
     measure: Measure | None = None,
+    names: NamesOf | None = None,
     features: Features | None = None,
     progress: bool = True,
     stop: Stop | None = None,
@@ -95,6 +97,8 @@ def run(
         settings: what all chains share.
         workdir: a run directory that the caller opened with `open_workdir`.
         measure: computes metrics; None: nothing is measured.
+        names: the metrics that `measure` gives, if only nan. Where they are known, what an earlier
+            run measured of an unfinished generation without one of them is measured again.
         features: computes the features of texts by which selection policies choose.
         progress: show a progress bar (where stderr is no terminal, a line per step).
         stop: the caller's `stop_together()`; made here if not given.
@@ -124,8 +128,8 @@ def run(
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_together(notice_at(root, settings.notice)))
         # What is measured in the background takes no time of its own.
-        work = _work(chains, settings, first, history, measured=bool(measure and not overlap))
-        clock = Clock({kind: units / process_count for kind, units in work.items()})
+        timed, share = bool(measure and not overlap), (process, process_count)
+        clock = Clock(work_of(_living(chains, history.failed), settings, first, timed, *share))
         bar = progress_bar(clock, settings.generations, show=progress and process == 0)
         this = make_run(
             family,
@@ -136,6 +140,7 @@ def run(
             report=stack.enter_context(bar),
             stop=stop,
             measure=measure,
+            names=names,
             features=features,
             first=first,
             process=process,
@@ -169,6 +174,7 @@ class PendingGeneration:
         self._run = run
         self._history = history
         self._tell = tell
+        self._stopped = set(history.failed)
         self._pending: _Pending | None = None
 
     def hold(
@@ -204,7 +210,22 @@ class PendingGeneration:
         self._history.read(run.root, generation)
         if run.process == 0:
             _prune_weights(run, generation, self._history)
+        self._take_off_stopped(generation)
         self._tell(generation)
+
+    def _take_off_stopped(self, generation: int) -> None:
+        """Take the work of chains that stopped in a generation off what is left."""
+        run, failed = self._run, set(self._history.failed)
+        if failed == self._stopped:
+            return
+        timed, share = run.measure and not run.in_background, (run.process, run.processes)
+        before, after = (
+            work_of(_living(run.chains, gone), run.settings, generation + 1, bool(timed), *share)
+            for gone in (self._stopped, failed)
+        )
+        self._stopped = failed
+        for kind, units in before.items():
+            run.report(kind, units - after[kind], None, f"generation {generation} is finished")
 
 
 def _teller(
@@ -227,11 +248,15 @@ class _Pending(NamedTuple):
     measuring: list[Future]
 
 
+def _living(chains: Sequence[ChainSpec], stopped: Container[str]) -> list[ChainSpec]:
+    return [chain for chain in chains if chain.id not in stopped]
+
+
 def _run_generations(run: Run, first: int, history: History, pending: PendingGeneration) -> None:
     """Make the generations from `first` on, until the last or until no chain is left."""
     settings = run.settings
     for generation in range(first, settings.generations):
-        living = [chain for chain in run.chains if chain.id not in history.failed]
+        living = _living(run.chains, history.failed)
         if not living:
             LOGGER.error(
                 "every chain has stopped; generations %d to %d are not run",
@@ -279,6 +304,7 @@ def _resume(run: Run, state: checkpoint.CheckpointState, history: History) -> No
         refuse_another_study(run, begun, now)
     if run.process > 0:
         return
+    calls.agree(run)
     checkpoint.recover(run.root, state)
     if state.last is not None:
         before = state.manifests[-1]["about"]["environment"]
@@ -411,7 +437,7 @@ def disk_needed(
     """Return an upper bound on the bytes that a run needs on the disk.
 
     Counted are the texts, and the weights that are kept, with those of the generation that is being
-    made.
+    made and, with `overlap_eval`, of the one before, which is being measured.
 
     Args:
         chains, settings: as in `run`.
@@ -421,34 +447,9 @@ def disk_needed(
     models = sum(chain.workflow.entities for chain in chains)
     kept = settings.generations
     if settings.keep is not None:
-        kept = min(settings.keep + 1, settings.generations)
+        kept = min(settings.keep + 1 + settings.overlap_eval, settings.generations)
     texts = sum(sample_rows(chain, settings) * chain.workflow.entities for chain in chains)
     return models * weights_bytes * kept + (settings.generations + 1) * texts * text_bytes
-
-
-def _work(
-    chains: Sequence[ChainSpec],
-    settings: RunSettings[Any, Any],
-    first: int,
-    history: History,
-    *,
-    measured: bool,
-) -> dict[str, int]:
-    """Units of work of each kind of step from generation `first` on, for the progress bar.
-
-    They are rows to train on ("fit"), rows to generate ("sample") and models to measure
-    ("measure").
-    """
-    span = range(first, settings.generations)
-    work = {"fit": 0, "sample": 0, "measure": 0}
-    for chain in chains:
-        if chain.id in history.failed:
-            continue
-        entities = chain.workflow.entities
-        work["fit"] += sum(train_size(chain.workflow, g) for g in span) * entities
-        work["sample"] += sample_rows(chain, settings) * entities * len(span)
-        work["measure"] += entities * len(span) * measured
-    return work
 
 
 def _finished_count(root: Path) -> int:

@@ -436,6 +436,8 @@ def _measure(
     """Measure the models of a group, or have them measured in the background."""
     if run.measure is None:
         return []
+    if _lacks_metrics(run, generation, group, texts, parts):
+        parts = {}
     step = _step(run, generation, group, "measure", len(group.members), parts)
     if step.done is not None:
         return []
@@ -450,6 +452,21 @@ def _measure(
     weights = partial(_known, [output.weights for output in outputs])
     _stoppable(run, generation, group, step, work, weights)
     return []
+
+
+def _lacks_metrics(
+    run: Run, generation: int, group: FitGroup, texts: Iterable[Member], parts: Parts
+) -> bool:
+    """Whether a group was measured with other metrics than those that are wanted now."""
+    if run.names is None or f"{group.name}.measure" not in parts:
+        return False
+    table = tables.read_parquet(run.root / part_path(generation, group, "measure", "parquet"))
+    there = set(zip(table["chain"], table["entity"], table["metric"], strict=True))
+    return any(
+        (member.chain.id, member.entity, name) not in there
+        for member in texts
+        for name in run.names(member.chain, generation)
+    )
 
 
 def _measure_and_save(

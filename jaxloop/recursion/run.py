@@ -29,6 +29,8 @@ from jaxloop.runtime.workdir import MARKER
 
 # {(chain id, entity): {metric: value}}
 Values = Mapping[tuple[str, int], Mapping[str, float]]
+# The metrics that are wanted of a chain in a generation.
+NamesOf = Callable[[ChainSpec, int], Sequence[str]]
 # What selection needs of texts: (name, texts [n]) -> [n] or [n, D]. See `selection.FEATURE_OF`.
 Features = Callable[[str, Sequence[str]], np.ndarray]
 # Submits work to a thread.
@@ -124,6 +126,7 @@ class Run:
     first          the generation that this run makes first
     process, processes   number of this process in the cluster, and how many there are
     in_background  submits work to a thread; None: models are measured in turn
+    names          the metrics that `measure` gives; None: not known
     calls          what calls took, for the size of later ones; it grows
     """
 
@@ -138,6 +141,7 @@ class Run:
     report: Report
     stop: Stop
     measure: Measure | None = None
+    names: NamesOf | None = None
     features: Features | None = None
     first: int = 0
     process: int = 0

@@ -3,6 +3,7 @@
 Every function reads what is on the disk at that moment, so a run that still goes on can be read.
 """
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from jaxloop.config import nearest
 from jaxloop.recursion.parts import Columns, no_texts, rows_by_member
 from jaxloop.recursion.sources import texts_path
 from jaxloop.runtime import checkpoint, tables, weights_io
+from jaxloop.runtime.atomic_io import names_in
 from jaxloop.runtime.workdir import CONFIG, check_format, is_workdir
 
 _GENERATION = re.compile(r"generation=(\d+)")
@@ -58,8 +60,7 @@ def read_config(root: Path) -> dict[str, Any]:
 
 def finished_generations(root: Path) -> list[int]:
     """Return the numbers of the finished generations, in order."""
-    place = root / checkpoint.DIRECTORY
-    names = [path.name for path in place.iterdir()] if place.is_dir() else []
+    names = names_in(root / checkpoint.DIRECTORY)
     return sorted(int(match[1]) for match in map(_GENERATION.fullmatch, names) if match)
 
 
@@ -134,13 +135,15 @@ def read_weights(root: Path, model: ModelId) -> Any:
     """
     _check_model(root, model)
     kept = _kept_weights(root, model)
-    if model.generation not in kept:
-        words = f"those of {', '.join(map(str, sorted(kept)))} were" if kept else "none were"
-        raise ValueError(
-            f"generation={model.generation}: the weights of chain {model.chain} were not kept, "
-            f"{words}; config.run.keep says how many generations keep theirs"
-        )
-    return weights_io.load_tree(root, kept[model.generation])
+    if model.generation in kept:
+        # The run may go on and delete them meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            return weights_io.load_tree(root, kept.pop(model.generation))
+    words = f"those of {', '.join(map(str, sorted(kept)))} were" if kept else "none were"
+    raise ValueError(
+        f"generation={model.generation}: the weights of chain {model.chain} were not kept, "
+        f"{words}; config.run.keep says how many generations keep theirs"
+    )
 
 
 def kept_generations(root: Path, model: ModelId) -> list[int]:
@@ -157,8 +160,8 @@ def _kept_weights(root: Path, model: ModelId) -> dict[int, str]:
     kept = {}
     for generation in finished_generations(root):
         place = f"{checkpoint.finished(generation)}/adapters"
-        for path in sorted((root / place).glob("chain=*")):
-            stem = path.name.removesuffix(".safetensors").removesuffix(".orbax")
+        for name in names_in(root / place):
+            stem = name.removesuffix(".safetensors").removesuffix(".orbax")
             if stem in stems:
                 kept[generation] = f"{place}/{stem}"
     return kept

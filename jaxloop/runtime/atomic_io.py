@@ -52,6 +52,17 @@ def existing_parent(path: Path) -> Path:
     return path if path.exists() or path.parent == path else existing_parent(path.parent)
 
 
+def names_in(path: Path) -> list[str]:
+    """Return the names in a directory, sorted; none where it is not there, or goes meanwhile.
+
+    `Path.iterdir` and `Path.glob` raise where a directory goes after they have looked for it.
+    """
+    try:
+        return sorted(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def files_in(path: Path) -> dict[Path, os.stat_result]:
     """Return all files below a directory with what the system says of them.
 

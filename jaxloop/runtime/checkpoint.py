@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxloop.runtime.atomic_io import inside, sha256, sync, write_atomic
+from jaxloop.runtime.atomic_io import inside, names_in, sha256, sync, write_atomic
 from jaxloop.runtime.environment import source_hash, version
 from jaxloop.runtime.log import LOGGER
 from jaxloop.runtime.workdir import delete
@@ -207,8 +207,7 @@ def scan(root: Path, elsewhere: Elsewhere = lambda listed: ()) -> CheckpointStat
         CorruptCheckpointError: generations were finished, but not even generation 0 can be used: a
             run never starts over silently.
     """
-    place = Path(root) / DIRECTORY
-    names = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
+    names = names_in(Path(root) / DIRECTORY)
     numbers = {int(m[1]) for m in map(_FINISHED.fullmatch, names) if m}
     manifests: list[dict] = []
     fault = None
@@ -218,7 +217,7 @@ def scan(root: Path, elsewhere: Elsewhere = lambda listed: ()) -> CheckpointStat
         except CorruptCheckpointError as error:
             fault = str(error)
     later = sorted(g for g in numbers if g >= len(manifests))
-    lost = [g for g in later if any((Path(root) / finished(g)).iterdir())]
+    lost = [g for g in later if names_in(Path(root) / finished(g))]
     if lost and fault is None:
         fault = f"{finished(len(manifests))} is missing"
     if not manifests and (lost or (Path(root) / "ledger.parquet").exists()):

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxloop.runtime import checkpoint, lease, mirror_weights, object_store
-from jaxloop.runtime.atomic_io import TEMPORARY
+from jaxloop.runtime.atomic_io import TEMPORARY, names_in
 from jaxloop.runtime.cluster import (
     NOTICE_SECONDS,
     RESERVE_SECONDS,
@@ -60,7 +60,7 @@ from jaxloop.runtime.mirror_copy import (
 )
 from jaxloop.runtime.object_store import open_store
 from jaxloop.runtime.signals import EXIT_REFUSED, Stopped
-from jaxloop.runtime.workdir import MARKER, clean_temporary, is_workdir
+from jaxloop.runtime.workdir import MARKER, clean_temporary, is_open, is_workdir
 
 # How often a run looks for what is finished, and one of one process sends its log and report.
 LOOK_SECONDS, SEND_SECONDS = 2.0, 60.0
@@ -113,7 +113,9 @@ def restore(address: str) -> Path:
     """
     store = open_store(address)
     mirror = Mirror(store, folder_of(address))
-    restore_copy(mirror)
+    # A run that goes on here is further than the store.
+    if not is_open(mirror.root):
+        restore_copy(mirror)
     if not is_workdir(mirror.root):
         raise ValueError(f"workdir={address}: holds no run")
     return mirror.root
@@ -426,8 +428,12 @@ def _background(mirror: Mirror, work: Callable[[Mirror], None]) -> Iterator[None
 
 def _finished(root: Path) -> list[str]:
     """What is there to send: finished generations, and the run itself."""
-    names = [p.name for p in (root / checkpoint.DIRECTORY).glob("generation=*")]
-    return sorted([*names, *([MARKER] if is_workdir(root) else [])])
+    names = [name for name in names_in(root / checkpoint.DIRECTORY) if _is_finished(name)]
+    return [*names, *([MARKER] if is_workdir(root) else [])]
+
+
+def _is_finished(name: str) -> bool:
+    return name.startswith("generation=")
 
 
 def _send_whole(mirror: Mirror) -> None:
@@ -447,8 +453,8 @@ def _whole_files(root: Path) -> list[str]:
     files = {
         path for path in walk(root) if not path.startswith((f"{checkpoint.DIRECTORY}/", "texts/"))
     }
-    for place in sorted((root / checkpoint.DIRECTORY).glob("generation=*")):
-        name = f"{checkpoint.DIRECTORY}/{place.name}/{checkpoint.MANIFEST}"
+    for place in filter(_is_finished, names_in(root / checkpoint.DIRECTORY)):
+        name = f"{checkpoint.DIRECTORY}/{place}/{checkpoint.MANIFEST}"
         try:
             listed = checkpoint.read_manifest(root, name)["files"]
         except (checkpoint.CorruptCheckpointError, OSError):

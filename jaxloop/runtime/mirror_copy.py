@@ -220,8 +220,12 @@ def publish(mirror: Mirror, now: State, index: Index) -> None:
     """Make what lies here the newest state of the store."""
     changed = changes_since(index.state, now)
     sent = send(mirror, changed, index)
-    if len(sent) < len(changed):
-        return  # a file was renamed or pruned; the next look finds a state that is whole
+    # A file was renamed or pruned, or a manifest lists another one; the next look finds a state
+    # that is whole.
+    if len(sent) < len(changed) or any(
+        sent[path] != entry for path, entry in changed.items() if _is_manifest(path)
+    ):
+        return
     now = now | sent
     index.head = write_head(mirror, now, index.head)
     index.state = now
@@ -229,6 +233,10 @@ def publish(mirror: Mirror, now: State, index: Index) -> None:
     write_index(mirror, index)
     index.head = forget_old(mirror, index.head)
     write_index(mirror, index)
+
+
+def _is_manifest(path: str) -> bool:
+    return path.startswith(f"{checkpoint.DIRECTORY}/") and path.endswith(f"/{checkpoint.MANIFEST}")
 
 
 def changes_since(before: State, now: State) -> State:

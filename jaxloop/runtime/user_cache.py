@@ -4,6 +4,7 @@ Only what jaxloop itself puts there is counted or deleted, by its name; links ar
 nor deleted.
 """
 
+import contextlib
 import difflib
 import json
 import os
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxloop.runtime.atomic_io import cache_folder, files_in, human_size
+from jaxloop.runtime.atomic_io import cache_folder, files_in, human_size, names_in
 
 ACTIONS = ("--info", "--clear")
 _PROGRAM = re.compile(r".+-(cache|atime)")
@@ -164,8 +165,10 @@ def _delete(path: Path) -> tuple[int, int]:
 
 
 def _remove_if_empty(path: Path) -> None:
-    if not any(path.iterdir()):
-        path.rmdir()
+    # Another run may put something there, or delete it, at the same moment.
+    if not names_in(path):
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -210,9 +213,10 @@ def _copies(folder: Path) -> list[Entry]:
 
 def _address(copy: Path) -> str:
     """The address of which a folder is a copy, or the name of one that does not say it."""
-    for index in sorted([*copy.glob("mirror.json"), *copy.glob("process-*/mirror.json")]):
+    parts = [copy, *(path for path in _sorted(copy) if path.name.startswith("process-"))]
+    for part in parts:
         try:
-            return str(json.loads(index.read_bytes())["address"])
+            return str(json.loads((part / "mirror.json").read_bytes())["address"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return copy.name
@@ -232,9 +236,9 @@ def _programs(folder: Path, where: str, folders: tuple[Path, ...]) -> Entry:
 def _entry(
     what: str, where: str, files: Sequence[Path], count: int, folders: Sequence[Path] = ()
 ) -> Entry:
-    stats = [path.lstat() for path in files]
+    stats = _stats(files)
     used = max((max(s.st_atime, s.st_mtime) for s in stats), default=0.0)
-    used = used or max((path.lstat().st_mtime for path in folders), default=0.0)
+    used = used or max((s.st_mtime for s in _stats(folders)), default=0.0)
     return Entry(
         what=what,
         where=where,
@@ -244,6 +248,15 @@ def _entry(
         used=used,
         folders=tuple(folders),
     )
+
+
+def _stats(paths: Sequence[Path]) -> list[os.stat_result]:
+    """What the system says of files, those excepted that another process has deleted."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.lstat())
+    return found
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -260,7 +273,7 @@ def _below(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _sorted(folder: Path) -> Iterator[Path]:
-    return iter(sorted(folder.iterdir()))
+    return (folder / name for name in names_in(folder))
 
 
 def _is_file(path: Path) -> bool:

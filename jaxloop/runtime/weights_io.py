@@ -69,6 +69,8 @@ def load_tree(root: Path, stem: str) -> Any:
         with safe_open(path, framework="numpy") as stream:
             header = json.loads((stream.metadata() or {})["jaxloop"])
             arrays = {name: stream.get_tensor(name) for name in stream.keys()}
+    except FileNotFoundError:  # gone meanwhile
+        raise
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as weights ({error})") from error
     for name, dtype in header["dtypes"].items():

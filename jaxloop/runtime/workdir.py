@@ -138,6 +138,19 @@ def _acquire_lock(path: Path) -> filelock.BaseFileLock:
     return lock
 
 
+def is_open(path: Path) -> bool:
+    """Say whether a run of this machine has the directory open."""
+    if not (path / LOCK).exists():
+        return False
+    try:
+        with filelock.FileLock(path / LOCK, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:
+        return False
+
+
 def _not_writable(path: Path, error: OSError) -> ValueError:
     return ValueError(f"workdir={path}: cannot be written ({error.strerror or error})")
 

@@ -164,6 +164,33 @@ def test_a_refusal_is_told_from_an_error_of_ours(capsys, tmp_path):
         cli.guarded(refuses, dataclasses.replace(command, debug=True))
 
 
+@pytest.mark.parametrize(
+    "words, begun, said",
+    [
+        (["--workdir=run", "--config=quickstart"], False, " before anything was written"),
+        (
+            ["--workdir=run", "--config=quickstart"],
+            True,
+            "; what was finished is on disk, the same command goes on",
+        ),
+        (["cache", "--clear"], True, ""),
+    ],
+)
+def test_what_ctrl_c_says_is_true(capsys, tmp_path, monkeypatch, words, begun, said):
+    """Outside of the chains, whose own message names the command."""
+    monkeypatch.chdir(tmp_path)
+    if begun:
+        (tmp_path / "run").mkdir()
+
+    def interrupted(command):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        cli.guarded(interrupted, cli.parse(["jaxloop", *words]))
+    assert left.value.code == 130
+    assert capsys.readouterr().err == f"jaxloop: stopped by Ctrl-C{said}\n"
+
+
 def test_refuse_survives_text_that_no_terminal_can_show(capsys):
     with pytest.raises(SystemExit) as end:
         cli.refuse(ValueError("text '\udcff'\nsecond line"))

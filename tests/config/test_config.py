@@ -247,6 +247,11 @@ def test_sections_by_name_are_overridden_field_by_field():
             "'fresh_human': it is of workflow 'preserve' or 'external'",
         ),
         (
+            "chain.factors.k=1,2",
+            "config.chain.factors.k changes nothing under config.chain.workflow = 'fresh_human': "
+            "it is of workflow 'window'",
+        ),
+        (
             "chain.factors.sample.num_beams=2,4",
             "config.chain.factors.sample.num_beams changes nothing with config.sample.decoder = "
             "'sample': it needs 'beam'",
@@ -268,6 +273,16 @@ def test_sections_by_name_are_overridden_field_by_field():
         (
             "chain.factors.size=100,0",
             "config.chain.factors.size has 0, which is not allowed: a whole number of at least 1",
+        ),
+        (
+            "chain.factors.size=1e2",
+            "config.chain.factors.size has 100.0, which is not allowed: a whole number of at "
+            "least 1",
+        ),
+        (
+            "chain.factors.fit.learning_rate=1,1.0",
+            "config.chain.factors.fit.learning_rate = [1, 1.0]: must be a list of at least one "
+            "value, no value twice",
         ),
         (
             "chain.factors.size=100,100",
@@ -340,6 +355,13 @@ def test_number_formats_are_those_of_the_chains(study, words, refused):
         config.build(kind, raw)
 
 
+def test_a_plan_needs_shares_to_divide_by():
+    kind = config_of("multi_entity")
+    for field in ("plan.train_share", "plan.write_share"):
+        said = refusal(config.build, kind, config.override({}, [(field, "0")], kind))
+        assert said == f"config.{field} = 0 is not allowed: a number from 0 to 1 (more than 0)"
+
+
 def test_a_copy_with_other_values_keeps_which_fields_were_set():
     fit = config.FitConfig(epochs=2).replace(steps=5, lora=config.LoraConfig().replace(rank=4))
     assert fit.model_fields_set == {"epochs", "steps", "lora"}
@@ -356,6 +378,20 @@ def test_a_copy_with_other_values_keeps_which_fields_were_set():
             {"data": {"text_colum": "x"}},
             "config.data.text_colum: unknown field 'data.text_colum'; did you mean "
             "'data.text_column'?",
+        ),
+        (
+            {"chain": {"factors": {"fit.steps": ["5", 10]}}},
+            "config.chain.factors.fit.steps has '5', which is not allowed: a whole number of at "
+            "least 1 or none",
+        ),
+        (
+            {"chain": {"workflow": "preserve", "first_size": 99, "factors": {"share": [0, 1 / 8]}}},
+            "config.chain.first_size = 99: must be at least 500, the share of 0.125 of 4000 texts",
+        ),
+        (
+            {"models": {"pool": ["a/b", "c/d", "a/b"], "revisions": ["1", "2", "3"]}},
+            "config.models.revisions has '1' and '3' for a/b: a model of the pool is known by its "
+            "name",
         ),
         (
             {"fit": {"lora": {"rank": True}}},

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -86,6 +87,17 @@ def test_a_number_of_models_overrules_the_rate(study, tmp_path):
     counting = Counting(family)
     run((counting, *rest), tmp_path / "run", members_per_group=2, seconds_per_call=1e-9)
     assert max(counting.fits) == 2 and not (tmp_path / "run" / calls.FILE).exists()
+
+
+def test_processes_on_different_machines_make_calls_of_one_size(tmp_path):
+    """How many models are surely made in time follows from the cores of a machine."""
+    settings = driver.RunSettings(2, None, None, seconds_per_call=300.0, first_members=4)
+    first = SimpleNamespace(root=tmp_path, settings=settings, processes=2)
+    slower = dataclasses.replace(settings, first_members=1)
+    second = SimpleNamespace(root=tmp_path, settings=slower, processes=2)
+    for first_one in (first, second):  # the run is resumed with the other as the first process
+        calls.agree(first_one)
+        assert [calls.most_members(one, 0) for one in (first, second)] == [4, 4]
 
 
 def test_equal_models_that_were_made_once_count_once(study, tmp_path, monkeypatch):

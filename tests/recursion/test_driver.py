@@ -15,19 +15,20 @@ from jaxloop.recursion import workflow as wf
 from jaxloop.recursion.plan import index_plan, on_host
 from jaxloop.recursion.progress import Clock, duration
 from jaxloop.recursion.sources import Dataset, human_texts
+from jaxloop.recursion.work import work_of
 from jaxloop.runtime.weights_io import load_tree
 from jaxloop.runtime.workdir import open_workdir
+from tests.faults.support import contents
 from tests.recursion import unigram as u
 
 
-def go(path, chains, data, settings, family=None, measure=u.measure):
+def go(path, chains, data, settings, family=None, measure=u.measure, **options):
     family = family or u.Unigram()
+    options = {"measure": measure, "progress": False} | options
     with open_workdir(
         path, {"generations": settings.generations}, may_raise=("generations",), console=False
     ) as workdir:
-        return driver.run(
-            family, chains, data, settings, workdir.path, measure=measure, progress=False
-        ), family
+        return driver.run(family, chains, data, settings, workdir.path, **options), family
 
 
 def texts(path, chain, generation):
@@ -524,6 +525,17 @@ def test_time_left_is_work_left_times_measured_speed_without_the_first_run():
     assert clock.seconds_left() == pytest.approx(40 * 0.5 + 45 * 2)
 
 
+def test_work_is_counted_for_the_process_that_does_it():
+    """With three models two processes do not have half of the work each."""
+    chains, _, settings = u.study(3, ratios=(0.25,), seeds=(0, 1, 2), bases=("small",))
+    whole = work_of(chains, settings, 1, measured=True)
+    rows = 2 * 3 * 24
+    assert whole == {"fit": rows, "sample": 2 * 3 * 8, "measure": 6}
+    parts = [work_of(chains, settings, 1, measured=True, process=k, processes=2) for k in (0, 1)]
+    assert [part["fit"] for part in parts] == [2 * rows // 3, rows // 3]
+    assert {kind: parts[0][kind] + parts[1][kind] for kind in whole} == whole
+
+
 def test_durations_are_said_in_words():
     assert [duration(s) for s in (5, 125, 3725)] == ["5 s", "2 min 05 s", "1 h 02 min"]
 
@@ -563,3 +575,28 @@ def test_parts_of_an_unfinished_generation_belong_to_the_study_that_made_them(tm
         pd.testing.assert_frame_equal(
             texts(tmp_path / "run", chain, 1), texts(tmp_path / "whole", chain, 1)
         )
+
+
+def test_what_was_measured_without_a_metric_that_is_wanted_now_is_measured_again(tmp_path):
+    """A run that broke off while it measured a generation goes on with a further metric."""
+    chains, data, settings = u.study(1, bases=("small",))
+    settings = dataclasses.replace(settings, members_per_group=1)
+    measured = []
+
+    def of(names, breaks_at=99):
+        def measure(model, generation, outcomes):
+            if len(measured) == breaks_at:
+                raise RuntimeError("the machine has gone")
+            measured.append([o.chain.id for o in outcomes])
+            values = u.measure(model, generation, outcomes)
+            return {key: {name: of_one[name] for name in names} for key, of_one in values.items()}
+
+        return {"measure": measure, "names": lambda chain, generation: names}
+
+    with pytest.raises(RuntimeError, match="the machine has gone"):
+        go(tmp_path / "run", chains, data, settings, **of(["length"], breaks_at=2))
+    _, family = go(tmp_path / "run", chains, data, settings, **of(["length", "distinct"]))
+    assert len(family.fits) == 1  # what is kept of the first four steps is used
+    go(tmp_path / "whole", chains, data, settings, **of(["length", "distinct"]))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert len(measured) == 2 + 4 + 4

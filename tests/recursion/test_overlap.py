@@ -4,9 +4,11 @@ errors that are not lost.
 
 import dataclasses
 import threading
+import time
 
 import pytest
 
+from jaxloop.recursion import driver
 from jaxloop.recursion.run import background_thread
 from jaxloop.runtime import checkpoint
 from tests.faults.support import contents
@@ -40,12 +42,36 @@ def test_a_chain_that_stops_does_so_in_the_same_generation(tmp_path):
             t + (f" {u.BOMB}" if i % 40 == 0 else "") for i, t in enumerate(data["posts"].texts)
         ),
     )
+    states = [[], []]
     results = [
-        go(tmp_path / str(i), chains, {"posts": spoiled}, s)[0]
+        go(tmp_path / str(i), chains, {"posts": spoiled}, s, watch=states[i].append)[0]
         for i, s in enumerate((settings, beside(settings)))
     ]
     assert results[0].failed and results[0] == results[1]
     assert contents(tmp_path / "1") == contents(tmp_path / "0")
+    # What the chain would still have done is not left.
+    assert [seen[-1].seconds_left for seen in states] == [0.0, 0.0]
+
+
+def test_generations_that_lie_on_the_disk_at_once_are_counted(tmp_path):
+    """One is kept, one is measured, and one is made beside it."""
+    chains, data, settings = u.study(4, bases=("small",))
+    settings, root, most = beside(settings, keep=1), tmp_path / "run", []
+
+    def measure(model, generation, outcomes):
+        if generation == 2:
+            made = root / checkpoint.unfinished(3) / checkpoint.PARTS
+            end = time.monotonic() + WAIT
+            while not list(made.glob("*.fit.json")):
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            most.append([p.stat().st_size for p in root.rglob("*.safetensors")])
+        return u.measure(model, generation, outcomes)
+
+    go(root, chains, data, settings, measure=measure)
+    (sizes,) = most
+    assert len(sizes) == 3 * len(chains)
+    assert sum(sizes) <= driver.disk_needed(chains, settings, max(sizes), text_bytes=0)
 
 
 class Watched(u.Unigram):

@@ -1,12 +1,15 @@
 """Reading a run directory, finished or not."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 
 from jaxloop.recursion import saved_run
 from jaxloop.recursion.saved_run import ModelId
+from jaxloop.runtime import weights_io
 from jaxloop.runtime.workdir import MARKER
 from tests.recursion import unigram as u
 from tests.recursion.test_driver import go, texts
@@ -63,3 +66,26 @@ def test_a_run_without_a_finished_generation_and_one_of_a_later_version(tmp_path
     (tmp_path / MARKER).write_text(json.dumps({"format": 2}))
     with pytest.raises(ValueError, match="format 2, of a later version .* format 1"):
         saved_run.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("function", ["listdir", "load_tree"])
+def test_weights_that_a_run_deletes_while_they_are_read_are_not_kept(
+    finished, tmp_path, monkeypatch, function
+):
+    """As a run that goes on does when its next generation is finished."""
+    path, chains = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
+    adapters = path / "checkpoints/generation=0002/adapters"
+
+    def deletes_before(work):
+        def deleting(*places):
+            if "/".join(map(str, places)).startswith(str(adapters)):
+                shutil.rmtree(adapters, ignore_errors=True)
+            return work(*places)
+
+        return deleting
+
+    for module, name in ((os, "listdir"), (os, "scandir"), (weights_io, "load_tree")):
+        if (name == "load_tree") == (function == "load_tree"):
+            monkeypatch.setattr(module, name, deletes_before(getattr(module, name)))
+    with pytest.raises(ValueError, match=r"generation=2: the weights of chain .* those of 3 were"):
+        saved_run.read_weights(path, ModelId(chains[0].id, 2))

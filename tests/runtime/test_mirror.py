@@ -6,12 +6,13 @@ import shutil
 import socket
 import time
 
+import filelock
 import pytest
 
 from jaxloop.runtime import checkpoint, lease, mirror, mirror_copy, object_store
 from jaxloop.runtime.atomic_io import TEMPORARY
 from jaxloop.runtime.signals import Stopped
-from jaxloop.runtime.workdir import MARKER
+from jaxloop.runtime.workdir import LOCK, MARKER
 
 
 @pytest.fixture
@@ -343,6 +344,50 @@ def test_a_run_that_is_read_here_while_it_forgets_an_old_state_is_left_alone(pla
     monkeypatch.setattr(mirror_copy, "forget_old", forget_and_be_read)
     run(address, 2)
     assert read and all(read)
+
+
+def test_a_run_that_is_read_here_before_it_notes_its_new_state_is_left_alone(place, monkeypatch):
+    """The store names the state already; the directory is locked, as `open_workdir` locks it."""
+    address, _ = place
+    write_head, read = mirror_copy.write_head, []
+
+    def write_and_be_read(copy, *arguments):
+        head = write_head(copy, *arguments)
+        unfinished = copy.root / "texts" / "chain=a" / "generation=0002"
+        unfinished.write_text("of the generation that is being made")
+        with filelock.FileLock(copy.root / LOCK):
+            mirror.restore(address)
+        read.append(unfinished.exists())
+        return head
+
+    monkeypatch.setattr(mirror_copy, "write_head", write_and_be_read)
+    run(address, 2)
+    assert read and all(read)
+
+
+def test_a_state_has_the_files_that_its_manifests_list(place, tmp_path, monkeypatch):
+    """Metrics are added to a finished generation while it is sent, and the process is killed."""
+    address, _ = place
+    run(address, 1)
+    copy = mirror_copy.Mirror(object_store.open_store(address), mirror_copy.folder_of(address))
+    table = f"{checkpoint.finished(0)}/metrics-0001.parquet"
+    send = mirror_copy.send
+
+    def added_meanwhile(copy, files, index):
+        (copy.root / table).write_bytes(b"values")
+        checkpoint.add_files(copy.root, 0, [table])
+        return send(copy, files, index)
+
+    (copy.root / "texts/more").write_text("something to send")
+    checkpoint.add_files(copy.root, 0, ["texts/more"])
+    monkeypatch.setattr(mirror_copy, "send", added_meanwhile)
+    mirror._send_whole(copy)
+    monkeypatch.setattr(mirror_copy, "send", send)
+    for there in (False, True):
+        another_machine(monkeypatch, tmp_path, f"there {there}")
+        root = mirror.restore(address)
+        assert checkpoint.scan(root).last == 0 and (root / table).exists() == there
+        mirror._send_whole(copy)
 
 
 def test_contents_that_change_places_are_not_mixed_up(place, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """`jaxloop cache`: what is kept, and that clearing takes that and nothing else."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -192,3 +194,27 @@ def test_a_copy_whose_run_deletes_files_meanwhile_is_counted(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "lstat", pruned_first)
     assert "s3://bucket/run" in user_cache.info(place)
+
+
+def test_what_another_run_deletes_meanwhile_is_not_counted(folder, monkeypatch):
+    """Runs that go on write temporary files there, and forget data sets."""
+    place, _, _ = folder
+    going, gone = place / "digests/.tmp-01234567-x.json", place / f"datasets/posts-{HEX[:12]}"
+    going.write_bytes(b"x")
+    lstat, listdir = Path.lstat, os.listdir
+
+    def after_it_went(path):
+        if path == going:
+            going.unlink(missing_ok=True)
+        return lstat(path)
+
+    def of_one_that_went(path):
+        if Path(path) == gone:
+            shutil.rmtree(gone, ignore_errors=True)
+        return listdir(path)
+
+    monkeypatch.setattr(Path, "lstat", after_it_went)
+    monkeypatch.setattr(os, "listdir", of_one_that_went)
+    lines = user_cache.info(place).splitlines()
+    assert not going.exists() and not gone.exists()
+    assert any(line.split()[:5] == ["checksums", "of", "files", "2", "0"] for line in lines)

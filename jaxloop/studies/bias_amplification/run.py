@@ -101,6 +101,7 @@ def _train(context: Context) -> common.Outcome:
         context.driver_settings(prepared.driver),
         root,
         measure=measure.make_measure(config, prepared, auxiliary, root),
+        names=_scores(context, family).names,
         command=context.command,
         watch=context.watch,
     )

@@ -22,6 +22,7 @@ from jaxloop.studies.common.config import (
     Only,
     check_distinct,
     check_duration,
+    check_first_size,
     check_formats,
     check_revisions,
     check_workflow,
@@ -82,6 +83,7 @@ class ChainConfig(Section):
             )
         check_workflow(chain)
         check_factors(chain.factors, self.models.pool)
+        check_first_size(chain)
         check_effects(chain.factors, self.fit, self.sample)
         check_formats(self.models, self.fit, chain.start, factors=chain.factors, only=self.only)
         return self

@@ -14,7 +14,7 @@ from jaxloop.recursion.progress import duration
 from jaxloop.runtime import roofline
 from jaxloop.runtime.devices import platform_of
 from jaxloop.studies.common.config import PlanAssumptions
-from jaxloop.studies.common.models import dtype_bytes, sizes, trains_adapters
+from jaxloop.studies.common.models import dtype_bytes, sizes, trains_adapters, variants
 
 # Seconds that a call may take: what a preempted job loses at most.
 SECONDS = 300.0
@@ -48,17 +48,21 @@ def first_chains(
     """Return how many chains surely take less than `SECONDS` in one call, at least 1.
 
     Texts are taken to be as long as they may be, and an accelerator as fast as plans assume; of the
-    models the slowest counts.
+    models, and of the levels of factors, the slowest counts.
     """
-    texts = max(chain.size, chain.first_size or 0)
-    work = Work(
-        read=trained_tokens(fit, texts),
-        length=fit.max_length,
-        written=max(chain.size, chain.eval_texts) * sample.max_new_tokens,
-        context=sample.max_new_tokens / 2,
-        frozen=trains_adapters(fit, chain.start),
-    )
-    return min(chains_in_time(shape, work, fit) for shape in shapes.values())
+    size = max(chain.factors.get("size", (chain.size,)))
+    starts = chain.factors.get("start", (chain.start,))
+    found = []
+    for own_fit, own_sample in variants(fit, sample, chain.factors):
+        work = Work(
+            read=trained_tokens(own_fit, max(size, chain.first_size or 0)),
+            length=own_fit.max_length,
+            written=max(size, chain.eval_texts) * own_sample.max_new_tokens,
+            context=own_sample.max_new_tokens / 2,
+            frozen=all(trains_adapters(own_fit, start) for start in starts),
+        )
+        found += [chains_in_time(shape, work, own_fit) for shape in shapes.values()]
+    return min(found)
 
 
 def trained_tokens(fit: FitConfig, texts: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -33,8 +33,10 @@ class PlanAssumptions(Section):
     device: Text = Field("H100", description="name of the device that is counted in")
     flops: Positive = Field(989e12, description="its FLOP/s in bfloat16")
     bandwidth: Positive = Field(3.35e12, description="its bytes/s")
-    train_share: Share = Field(0.3, description="share of the FLOP/s that training reaches")
-    write_share: Share = Field(
+    train_share: Annotated[Share, Field(gt=0)] = Field(
+        0.3, description="share of the FLOP/s that training reaches"
+    )
+    write_share: Annotated[Share, Field(gt=0)] = Field(
         0.3,
         description="share of the bytes/s, or of the FLOP/s where they limit, that writing reaches",
     )
@@ -86,31 +88,60 @@ _OF_WORKFLOWS = {
     "window": ("window",),
     "external": ("external",),
 }
+# Factors that stand for one of them.
+_FACTORS = {"share": "share", "window": "k"}
 
 
 def check_workflow(chain: ChainSection) -> None:
-    """Raise ValueError for a field that is set and that the workflow of the chains does not read.
+    """Raise ValueError for a field or a factor that the workflow of the chains does not read.
 
     Else a workflow that was forgotten would go unnoticed.
     """
     for field, workflows in _OF_WORKFLOWS.items():
-        value = getattr(chain, field)
-        default = ChainSection.model_fields[field].default
-        if value != default and chain.workflow not in workflows:
+        if chain.workflow in workflows:
+            continue
+        value, factor = getattr(chain, field), _FACTORS.get(field)
+        said = ""
+        if value != ChainSection.model_fields[field].default:
+            said = f"config.chain.{field} = {value!r}"
+        elif factor in chain.factors:
+            said = f"config.chain.factors.{factor}"
+        if said:
             needed = " or ".join(f"'{name}'" for name in workflows)
             raise ValueError(
-                f"config.chain.{field} = {value!r} changes nothing under config.chain.workflow = "
-                f"'{chain.workflow}': it is of workflow {needed}"
+                f"{said} changes nothing under config.chain.workflow = '{chain.workflow}': it is "
+                f"of workflow {needed}"
             )
 
 
+def check_first_size(chain: ChainSection) -> None:
+    """Raise ValueError where workflow `preserve` takes more texts of generation 0 than it has."""
+    if chain.workflow != "preserve" or chain.first_size is None:
+        return
+    for size in chain.factors.get("size", (chain.size,)):
+        for share in chain.factors.get("share", (chain.share,)):
+            needed = round(share * size)
+            if needed > chain.first_size:
+                raise ValueError(
+                    f"config.chain.first_size = {chain.first_size}: must be at least {needed}, the "
+                    f"share of {share:g} of {size} texts that workflow 'preserve' takes of them"
+                )
+
+
 def check_revisions(models: ModelsConfig) -> None:
-    """Raise ValueError unless there is a hub revision for every model of the pool, or none."""
+    """Raise ValueError unless there is one hub revision for every model of the pool, or none."""
     if models.revisions and len(models.revisions) != len(models.pool):
         raise ValueError(
             f"config.models.revisions has {len(models.revisions)} entries: must be empty or one "
             f"per model ({len(models.pool)})"
         )
+    revisions: dict[str, str | None] = {}
+    for name, revision in zip(models.pool, models.revisions, strict=False):
+        if revisions.setdefault(name, revision) != revision:
+            raise ValueError(
+                f"config.models.revisions has '{revisions[name]}' and '{revision}' for {name}: a "
+                "model of the pool is known by its name; download one to a directory of its own"
+            )
 
 
 def check_distinct(fields: Mapping[str, Iterable]) -> None:

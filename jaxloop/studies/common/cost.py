@@ -305,7 +305,11 @@ def total_cost(shares: Mapping[str, Cost]) -> Cost:
 def _cost(work: Workload, name: str, platform: str) -> Cost:
     generations = range(work.driver.generations)
     # (chain, the part of its generations that train this model)
-    parts = [(chain, 1 / len(chain.bases)) for chain in work.chains if name in chain.bases]
+    parts = [
+        (chain, chain.bases.count(name) / len(chain.bases))
+        for chain in work.chains
+        if name in chain.bases
+    ]
     train_texts = sum(
         part * chain.workflow.entities * train_size(chain.workflow, g)
         for chain, part in parts
@@ -386,9 +390,11 @@ def disk_bytes(work: Workload) -> int:
             name: disk.model_bytes(part.fit, part.start, shape)
             for name, (shape, _) in part.bases.items()
         }
+        # Compressed, a token of random words takes about two bytes.
+        text_bytes = 300 + 2 * part.sample.max_new_tokens
         for chain in part.chains:
             largest = max(size[base] for base in chain.bases)
-            total += driver.disk_needed([chain], part.driver, largest)
+            total += driver.disk_needed([chain], part.driver, largest, text_bytes=text_bytes)
     return total
 
 

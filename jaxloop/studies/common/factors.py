@@ -80,15 +80,12 @@ def _check_factor(name: str, values: Sequence[Any], pool: Sequence[str]) -> None
     section, field = FACTORS[name]
     annotation = field_annotation(section.model_fields[field])
     for value in values:
-        try:
-            # The value is used as it is, not as pydantic converts it: "false" would be truthy.
-            pydantic.TypeAdapter(annotation).validate_python(value, strict=annotation is bool)
-        except pydantic.ValidationError:
+        if not _is_value(annotation, value):
             raise ValueError(
                 f"config.chain.factors.{name} has {value!r}, which is not allowed: "
                 f"{allowed(annotation)}"
-            ) from None
-    if not values or len({repr(value) for value in values}) < len(values):
+            )
+    if not values or len(set(values)) < len(values):
         raise ValueError(
             f"config.chain.factors.{name} = {list(values)}: must be a list of at least one "
             "value, no value twice"
@@ -99,3 +96,13 @@ def _check_factor(name: str, values: Sequence[Any], pool: Sequence[str]) -> None
             f"config.chain.factors.bases has {unknown[0]!r}, which is not in config.models.pool; "
             f"{suggestion(unknown[0], pool)}"
         )
+
+
+def _is_value(annotation: Any, value: Any) -> bool:
+    """Whether a field takes a value as it is: factors are used without being converted."""
+    try:
+        taken = pydantic.TypeAdapter(annotation).validate_python(value, strict=annotation is bool)
+    except pydantic.ValidationError:
+        return False
+    kinds = (int, float) if isinstance(taken, float) else (type(taken),)
+    return type(value) in kinds and bool(taken == value)

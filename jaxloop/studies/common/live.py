@@ -44,7 +44,8 @@ def watching(
     """Context that gives the driver's `watch`, and keeps a run's page current while it lasts.
 
     After an exception, Ctrl-C and SIGTERM included, the page says that the run was stopped. After
-    a normal end it is left as it is: the study writes its own report then.
+    a normal end it is left as it is: the study writes its own report then. Of the time that a
+    signal leaves at most half is used.
 
     Args:
         root: the run directory.
@@ -63,18 +64,36 @@ def watching(
     try:
         yield states.put
     except BaseException as error:
-        _end(states, thread)
+        until = None
+        if isinstance(error, Stopped) and error.until is not None:
+            # The other half is for sending what is finished.
+            until = (now() + error.until) / 2
+        _end(states, thread, until)
         if last:
-            _logged("report.html", functools.partial(write, stopped=_reason(error)), last[-1])
+            work = functools.partial(write, stopped=_reason(error))
+            _within(until, functools.partial(_logged, "report.html", work, last[-1]))
         raise
     _end(states, thread)
 
 
-def _end(states: "queue.SimpleQueue[State | None]", thread: threading.Thread) -> None:
+def _end(
+    states: "queue.SimpleQueue[State | None]", thread: threading.Thread, until: float | None = None
+) -> None:
     states.put(None)
-    thread.join(PATIENCE)
+    seconds = PATIENCE if until is None else min(PATIENCE, max(0.0, until - now()))
+    thread.join(seconds)
     if thread.is_alive():
-        LOGGER.warning("the page or a tracker did not end within %d s; it is left", PATIENCE)
+        LOGGER.warning("the page or a tracker did not end within %.0f s; it is left", seconds)
+
+
+def _within(until: float | None, work: Callable[[], None]) -> None:
+    """Do the work, and leave it where it takes longer than until then."""
+    if until is None:
+        work()
+        return
+    thread = threading.Thread(target=work, name="last page", daemon=True)
+    thread.start()
+    thread.join(max(0.0, until - now()))
 
 
 def _follow(

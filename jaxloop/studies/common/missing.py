@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 from jaxloop.metrics import registry
 from jaxloop.recursion import backfill, driver
-from jaxloop.recursion.backfill import MeasureNamed, NamesOf
+from jaxloop.recursion.backfill import MeasureNamed
 from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.family import Family, ModelOutput
-from jaxloop.recursion.run import Measure
+from jaxloop.recursion.run import Measure, NamesOf
 from jaxloop.recursion.sources import Dataset
 from jaxloop.runtime.cluster import processes
 from jaxloop.runtime.log import LOGGER

@@ -151,6 +151,7 @@ class Steps(Generic[C, P]):
         judged: function(config) -> the metrics of generated text that may ask a judge.
         identify_metrics: whether the models of metrics must be the same when the run is resumed.
         identify_models: whether any model must; false for a study that reads none.
+        shared: whether several processes can share the work.
     """
 
     prepare: Callable[[C], P]
@@ -162,6 +163,7 @@ class Steps(Generic[C, P]):
     unstored_fields: frozenset[str] = frozenset()
     identify_metrics: bool = True
     identify_models: bool = True
+    shared: bool = True
     judged: Callable[[C], Sequence[str]] = lambda config: ()
 
 
@@ -173,7 +175,12 @@ def run_study(steps: Steps[C, P], config: C, workdir: Path, *, argv: Sequence[st
     """
     start = time.monotonic()
     initialise_distributed()
-    # A study without chains is run by one process.
+    if not steps.shared and processes()[1] > 1:
+        raise ValueError(
+            f"a study of kind '{getattr(config, 'study', '')}' is the work of one process, and "
+            f"these are {processes()[1]}: start it without the others"
+        )
+    # The simulations have no such field.
     silence = getattr(config.run, "silence_seconds", None)  # type: ignore[attr-defined]  # as below
     if silence is not None:
         watch_silence(silence)

@@ -7,14 +7,19 @@ from jaxloop.accelerators import absent, cards, report
 from jaxloop.config import FitConfig, ModelsConfig, RunConfig, SampleConfig
 from jaxloop.lm.encoder.config import read_encoder_config
 from jaxloop.lm.generation.prompt import render
-from jaxloop.lm.io import config_json, huggingface, tokenizer, tokenizer_files
+from jaxloop.lm.io import config_json, tokenizer, tokenizer_files
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.training.autotune import MAX_CHAINS
 from jaxloop.lm.training.batching import bucket
 from jaxloop.metrics.embed import default_model
 from jaxloop.studies.common import published_models
 from jaxloop.studies.common.cost import Cost, Rows, Workload, duration, variants
-from jaxloop.studies.common.models import generate_options, model_path, train_options
+from jaxloop.studies.common.models import (
+    generate_options,
+    model_path,
+    model_shapes,
+    train_options,
+)
 
 # Tokens of a prompt where neither the config nor a tokenizer says.
 PROMPT_TOKENS = 32
@@ -55,7 +60,7 @@ def shapes(
     most = min(limit, -(-(chains or limit * devices) // devices))
     found = []
     for name in study.models.pool:
-        config = model_config_of(name)
+        config = model_config_of(study.models, name)
         found.append(
             report.Shapes(
                 name=name,
@@ -74,14 +79,14 @@ def shapes(
     return found
 
 
-def model_config_of(name: str) -> ModelConfig:
-    """Return the shapes of a model, from its directory or the hub's cache.
+def model_config_of(models: ModelsConfig, name: str) -> ModelConfig:
+    """Return the shapes of a model of the pool, as `models.model_shapes`.
 
-    Where the model is in neither, the shapes come from `published_models`. Raises ValueError where
-    it is not listed there either.
+    Where they are nowhere there, they are those of the published model of its short name. Raises
+    ValueError where there is none either.
     """
     try:
-        return huggingface.read_model_config(huggingface.locate(model_path(name), None))
+        return model_shapes(models, name)[0]
     except ValueError:
         published = published_models.by_short_name(name)
         if published is None:

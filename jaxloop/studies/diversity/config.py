@@ -27,7 +27,7 @@ from jaxloop.config import (
     Whole,
     suggestion,
 )
-from jaxloop.studies.common.config import ONLY, Only, check_formats
+from jaxloop.studies.common.config import ONLY, Only, check_formats, check_revisions
 
 TaskName = Literal["qa", "story"]
 TASKS: tuple[TaskName, ...] = ("qa", "story")
@@ -348,11 +348,7 @@ class DiversityConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _together(self) -> "DiversityConfig":
-        if self.models.revisions and len(self.models.revisions) != len(self.models.pool):
-            raise ValueError(
-                f"config.models.revisions has {len(self.models.revisions)} entries: must be "
-                f"empty or one per model ({len(self.models.pool)})"
-            )
+        check_revisions(self.models)
         for name in ("tasks", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values):

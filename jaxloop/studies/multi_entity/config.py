@@ -31,6 +31,7 @@ from jaxloop.studies.common.config import (
     Only,
     PlanAssumptions,
     check_formats,
+    check_revisions,
 )
 
 NO_DATA = "none"
@@ -323,11 +324,7 @@ class EntitiesConfig(Section):
                 f"config.models.pool has {len(self.models.pool)} entries: must be one model for "
                 f"all, or one per entity ({k})"
             )
-        if self.models.revisions and len(self.models.revisions) != len(self.models.pool):
-            raise ValueError(
-                f"config.models.revisions has {len(self.models.revisions)} entries: must be "
-                f"empty or one per model ({len(self.models.pool)})"
-            )
+        check_revisions(self.models)
 
     def _check_weights(self) -> None:
         for row in self.exchange.weights:

@@ -7,8 +7,6 @@ that the config describes.
 from typing import Any
 
 from jaxloop.data.sources import is_here
-from jaxloop.lm.io import config_json, huggingface
-from jaxloop.lm.model.config import ModelConfig
 from jaxloop.recursion import driver
 from jaxloop.recursion.sources import Dataset
 from jaxloop.runtime.user_path import user_path
@@ -17,10 +15,10 @@ from jaxloop.studies.common import (
     card_hours,
     cost,
     device_hours,
-    published_models,
     target_plan,
 )
 from jaxloop.studies.common import models as base_models
+from jaxloop.studies.common.run import overlaps_eval
 from jaxloop.studies.multi_entity import chains as plan_chains
 from jaxloop.studies.multi_entity import prepare as entities_setup
 from jaxloop.studies.multi_entity.config import EntitiesConfig
@@ -145,13 +143,6 @@ def _rest(settings: EntitiesConfig, prepared: entities_setup.Prepared, scored: i
     ]
 
 
-def _shapes(name: str) -> ModelConfig:
-    published = published_models.by_hub_id(name)
-    if published is not None:
-        return config_json.parse_config(published)
-    return huggingface.read_model_config(huggingface.locate(base_models.model_path(name), None))
-
-
 def _assumed(settings: EntitiesConfig, target: str | None = None) -> cost.Rows:
     """The table counted from the config, texts as long as it assumes."""
     weights, mixing = plan_chains.weights_of(settings), plan_chains.mixing_of(settings)
@@ -172,10 +163,12 @@ def _assumed(settings: EntitiesConfig, target: str | None = None) -> cost.Rows:
         settings.sample,
         evaluate=0,
         keep=settings.run.keep,
+        overlap_eval=overlaps_eval(settings.run),
     )
     assumed = settings.plan
     lengths = device_hours.AssumedLengths(assumed.text_tokens, assumed.prompt_tokens)
-    bases = {name: (_shapes(name), lengths) for name in settings.models.pool}
+    models = settings.models
+    bases = {name: (base_models.model_shapes(models, name)[0], lengths) for name in models.pool}
     prepared = entities_setup.Prepared(chains, {}, {}, [], bases, common, settings_of, mixing)
     work = _workload(
         settings, chains=chains, driver=common, bases=bases, dataset=Dataset(("",), "")

@@ -94,6 +94,7 @@ def _train(context: Context) -> common.Outcome:
         context.driver_settings(prepared.driver),
         context.root,
         measure=missing.during_run(scores, config.judge),
+        names=scores.names,
         command=context.command,
         watch=context.watch,
     )

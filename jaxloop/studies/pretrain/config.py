@@ -25,6 +25,10 @@ class PretrainData(DataConfig):
     )
 
 
+# Fields of it that are about prompts or lengths.
+_UNREAD = ("prompt_column", "instruction", "long_prompts", "min_tokens", "max_tokens")
+
+
 class Base(Section):
     """Sizes of a decoder."""
 
@@ -75,6 +79,17 @@ class PretrainConfig(Section):
         "float16", description="number format of the files"
     )
     run: RunConfig = RunConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _check_data(self) -> "PretrainConfig":
+        for name in _UNREAD:
+            value = getattr(self.data, name)
+            if value != PretrainData.model_fields[name].default:
+                raise ValueError(
+                    f"config.data.{name} = {value!r} changes nothing here: bases are trained on "
+                    "whole texts without prompts, of any length"
+                )
+        return self
 
 
 CONFIG = PretrainConfig

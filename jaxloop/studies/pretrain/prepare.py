@@ -18,6 +18,7 @@ from jaxloop.data.dialect import Dialect
 from jaxloop.data.digest import fingerprint
 from jaxloop.lm.model.config import ModelConfig
 from jaxloop.lm.model.dropout import DEFAULT_RATES
+from jaxloop.runtime.devices import select_devices
 from jaxloop.studies.pretrain.config import Base, PretrainConfig
 
 
@@ -55,6 +56,7 @@ def prepare(config: PretrainConfig) -> Prepared:
         raise ValueError(
             f"config.fit.mode = {config.fit.mode!r} cannot make a base: must be 'scratch'"
         )
+    select_devices(config.run.platform, config.run.devices)
     bases = {
         name: PreparedBase(base, model_config(config, base), _fit_settings(config, name, base))
         for name, base in config.bases.items()
@@ -84,6 +86,9 @@ def read(config: PretrainConfig) -> tuple[pd.DataFrame, list[bool]]:
         frame = sources.load_texts(
             data.source,
             text_column=data.text_column,
+            domain_column=data.domain_column,
+            domains=data.domains,
+            name=data.name,
             split=data.split,
             revision=data.revision,
             limit=data.limit,

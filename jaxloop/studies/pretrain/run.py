@@ -17,6 +17,7 @@ from jaxloop.lm.io.tokenizer import Tokenizer
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.lm.training import pretrain
 from jaxloop.lm.training.step import TrainOptions
+from jaxloop.runtime.atomic_io import write_atomic
 from jaxloop.runtime.log import LOGGER
 from jaxloop.studies.common.run import Outcome, RunContext, Steps, run_study
 from jaxloop.studies.pretrain import cost, report
@@ -46,7 +47,8 @@ def plan(config: PretrainConfig, target: str | None = None) -> list[tuple[str, s
 
 def run(config: PretrainConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int:
     """Make every base that is not in `workdir` yet, as `workdir`/bases/NAME, and return 0."""
-    return run_study(Steps(prepare, cost.disk_bytes, _make_bases), config, workdir, argv=argv)
+    steps = Steps(prepare, cost.disk_bytes, _make_bases, shared=False)
+    return run_study(steps, config, workdir, argv=argv)
 
 
 def _make_bases(context: RunContext[PretrainConfig, Prepared]) -> Outcome:
@@ -67,7 +69,7 @@ def _make_bases(context: RunContext[PretrainConfig, Prepared]) -> Outcome:
         text = report.card(
             config, prepared, name, parameters=count_parameters(model.config), bits=bits
         )
-        card.write_text(text, encoding="utf8")
+        write_atomic(card, text.encode())
         LOGGER.info("%s: %.3f bits per character held out; written to %s", name, bits, folder)
     return Outcome()
 

@@ -15,6 +15,7 @@ from jaxloop.recursion.sources import Dataset
 from jaxloop.studies.common import cost, device_hours, disk, target_plan
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common.device_hours import AssumedLengths
+from jaxloop.studies.common.run import overlaps_eval
 from jaxloop.studies.recursive_loops import chains, sources, subsets
 from jaxloop.studies.recursive_loops.config import LoopsConfig
 from jaxloop.studies.recursive_loops.data import token_counts
@@ -67,6 +68,7 @@ def _workload(config: LoopsConfig, planned: Sequence[chains.Planned]) -> tuple[c
         sample=config.sample,
         evaluate=config.chain.eval_texts,
         keep=config.run.keep,
+        overlap_eval=overlaps_eval(config.run),
     )
     data = placeholder if dataset is None else dataset
     return _work(config, chains.specs(planned), settings, bases, data), dataset is None

@@ -202,6 +202,7 @@ def _execute(context: Context) -> common.Outcome:
         scores.settings,
         context.root,
         measure=missing.during_run(scores, config.judge),
+        names=scores.names,
         features=features(config) if config.interventions.policies else None,
         command=context.command,
         watch=context.watch,

@@ -132,6 +132,7 @@ def run(config: TheoryConfig, workdir: Path, *, argv: Sequence[str] = ()) -> int
         disk_bytes=lambda config, prepared: DISK_BYTES,
         execute=_compare,
         raisable_fields=(),
+        shared=False,
     )
     return common.run_study(steps, config, workdir, argv=argv)
 

@@ -139,6 +139,25 @@ def test_what_was_spent_before_a_stop_is_counted(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_page_does_not_use_up_the_time_that_a_signal_gives(tmp_path, monkeypatch):
+    """Pages are being drawn when the signal comes, which then has other work for the time."""
+    drawing, go_on = threading.Event(), threading.Event()
+
+    def draw(*arguments, **options):
+        drawing.set()
+        go_on.wait(30)
+
+    monkeypatch.setattr(live, "_write_page", draw)
+    start = time.monotonic()
+    with pytest.raises(Stopped):
+        with live.watching(tmp_path, title="", command="", page={}) as watch:
+            watch(State(None, GENERATIONS, None, {}, {}))
+            assert drawing.wait(30)
+            raise Stopped(signal.SIGTERM, time.monotonic() + 0.1)
+    assert time.monotonic() - start < 10
+    go_on.set()
+
+
 def test_an_error_of_the_run_stands_on_the_page(tmp_path):
     def fail(generation):
         if generation == 1:

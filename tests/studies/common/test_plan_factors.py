@@ -2,21 +2,39 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from jaxloop import config
+from jaxloop.lm.io import huggingface
 from jaxloop.lm.model.config import count_parameters
 from jaxloop.recursion import driver
 from jaxloop.recursion.chains import make_chain
 from jaxloop.recursion.sources import Dataset
 from jaxloop.runtime import roofline
-from jaxloop.studies.common import cost, target_plan
+from jaxloop.runtime.tables import to_parquet
+from jaxloop.studies.common import calls, cost, target_plan
 from jaxloop.studies.common.device_hours import AssumedLengths
 from jaxloop.studies.recursive_loops import cost as loops_cost
 from jaxloop.studies.recursive_loops.config import LoopsConfig
 
 SMALL, LARGE = "openai-community/gpt2", "openai-community/gpt2-xl"
-SHAPES = {name: target_plan.model_config_of(name) for name in (SMALL, LARGE)}
+SHAPES = {name: target_plan.model_config_of(config.ModelsConfig(), name) for name in (SMALL, LARGE)}
+
+
+def test_a_plan_for_absent_hardware_asks_for_the_commit_of_the_pool(monkeypatch):
+    """And for nothing where the shapes of a model of the hub are known."""
+    asked = []
+
+    def locate(name, revision):
+        asked.append((name, revision))
+        raise ValueError("not here")
+
+    monkeypatch.setattr(huggingface, "locate", locate)
+    models = config.ModelsConfig(pool=(SMALL, "owner/gpt2"), revisions=("1a", "2b"))
+    found = [target_plan.model_config_of(models, name) for name in models.pool]
+    assert found[0] == found[1] == SHAPES[SMALL]
+    assert asked == [("owner/gpt2", "2b")]
 
 
 def settings(**changes):
@@ -26,11 +44,9 @@ def settings(**changes):
 
 def test_a_plan_counts_the_checkpoints_of_chains_that_train_all_weights():
     """Two thirds of the chains of fit_modes.py train whole models, of 4 bytes a weight."""
-    rows = dict(
-        loops_cost.table(
-            settings(**{"run.keep": "1", "models.pool": LARGE, "models.revisions": ""})
-        )
-    )
+    run = {"run.keep": "1", "run.overlap_eval": "false"}
+    large = settings(**run, **{"models.pool": LARGE, "models.revisions": ""})
+    rows = dict(loops_cost.table(large))
     # 15 chains of each mode; two generations are on the disk while one is made.
     whole = 4 * count_parameters(SHAPES[LARGE]) * 15 * 2 / 1e9
     for mode in ("full", "scratch"):
@@ -79,7 +95,7 @@ FIT = {"fit.mode": "full"}
         ({"fit.steps": 20}, False, False, True, False),
         ({"fit.batch_size": 64}, False, True, True, False),
         ({"fit.max_length": 32}, False, None, None, False),
-        ({"sample.max_new_tokens": 30}, False, False, False, None),
+        ({"sample.max_new_tokens": 30}, None, False, False, None),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
@@ -98,9 +114,47 @@ def test_whatever_a_factor_changes_enters_the_plan(values, disk, memory, train, 
         assert together == pytest.approx(expected, rel=0.01) or (at == 1 and together > expected)
 
 
+def test_a_base_that_is_twice_in_the_pool_is_trained_as_often():
+    once = workload([chain(0)])
+    twice = workload([chain(0, bases=(SMALL, SMALL, LARGE, SMALL))])
+    shares = [cost.costs(work)[SMALL].train_texts for work in (once, twice)]
+    assert shares[1] == pytest.approx(3 / 4 * shares[0])
+
+
+def test_long_texts_fit_the_bytes_that_are_counted_for_them():
+    """Words at random, which compress badly: 300 tokens of the shipped base are about 200 words."""
+    draw = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    words = ["".join(draw.choice(letters[:12], draw.integers(2, 9))) for _ in range(5000)]
+    texts = [" ".join(draw.choice(words, 200)) for _ in range(200)]
+    long = workload([chain(0, size=200, ratio=1, **{"sample.max_new_tokens": 300})])
+    short = workload([chain(0, size=200, ratio=1, **{"sample.max_new_tokens": 1})])
+    texts_in_all = 200 * 3  # of two generations, and once more those that are being written
+    counted = (cost.disk_bytes(long) - cost.disk_bytes(short)) / texts_in_all
+    assert len(to_parquet({"text": texts})) / 200 < counted
+
+
 def _flops(work):
     total = cost.total_cost(cost.costs(work, "cpu"))
     return total.train_flops, total.decode_flops
+
+
+@pytest.mark.parametrize(
+    "name, level",
+    [("size", 40_000), ("fit.mode", "full"), ("fit.epochs", 8.0), ("sample.max_new_tokens", 3000)],
+)
+def test_first_calls_are_short_for_the_slowest_level_of_a_factor(monkeypatch, name, level):
+    monkeypatch.setattr(calls, "SECONDS", 1e9)
+    chain, fit, sample = config.ChainSection(), config.FitConfig(), config.SampleConfig()
+    section, _, field = name.rpartition(".")
+    of = {"": chain, "fit": fit, "sample": sample}
+    slow = of | {section: of[section].replace(**{field: level})}
+    both = chain.replace(factors={name: (getattr(of[section], field), level)})
+    least, one, found = (
+        calls.first_chains(SHAPES, *settings)
+        for settings in (slow.values(), of.values(), (both, fit, sample))
+    )
+    assert found == least < one
 
 
 def test_parts_have_the_settings_of_their_chains():

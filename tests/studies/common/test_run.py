@@ -104,3 +104,10 @@ def test_elapsed_says_whether_and_after_what_a_run_was_resumed():
     assert "resumed" not in common.elapsed(3.0)
     assert common.elapsed(3.0, resumed=True).endswith(" since it was resumed")
     assert common.elapsed(3.0, 4).endswith(" since it was resumed after generation 4")
+
+
+def test_a_study_that_cannot_be_shared_is_refused_of_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "processes", lambda: (1, 2))
+    with pytest.raises(ValueError, match="'toy' is the work of one process, and these are 2"):
+        common.run_study(steps([], shared=False), ToyConfig(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,37 @@
+"""Pretraining heeds what its config says of the data and of the machine, or refuses it."""
+
+import jax
+import pandas as pd
+import pytest
+
+from jaxloop import config
+from jaxloop.studies.pretrain import prepare
+from jaxloop.studies.pretrain.config import PretrainConfig
+
+
+def settings(*assignments):
+    pairs = [assignment.split("=", 1) for assignment in assignments]
+    return config.build(PretrainConfig, config.override({}, pairs, PretrainConfig))
+
+
+def test_texts_of_the_named_domains_alone_are_read(tmp_path):
+    rows = [(f"text {i} of {kind}", kind) for kind in ("a", "b", "c") for i in range(30)]
+    pd.DataFrame(rows, columns=["text", "kind"]).to_json(
+        tmp_path / "rows.jsonl", orient="records", lines=True
+    )
+    words = (f"data.source={tmp_path / 'rows.jsonl'}", "data.domain_column=kind")
+    frame, _ = prepare.read(settings(*words, "data.domains=a,c", "data.held_out=0.2"))
+    assert frame["text"].tolist() == [text for text, kind in rows if kind != "b"]
+    assert set(frame["domain"]) == {"a", "c"}
+
+
+@pytest.mark.parametrize("field", ["min_tokens=3", "max_tokens=900", "prompt_column=title"])
+def test_what_is_not_read_of_the_data_is_refused(field):
+    with pytest.raises(ValueError, match=f"config.data.{field.split('=')[0]} = .* changes nothing"):
+        settings(f"data.{field}")
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="asks for a GPU that is absent")
+def test_a_platform_that_is_absent_is_refused():
+    with pytest.raises(ValueError, match="platform=gpu: this machine has none that JAX can use"):
+        prepare.prepare(settings("run.platform=gpu"))
