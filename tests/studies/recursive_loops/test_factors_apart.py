@@ -52,6 +52,8 @@ def test_figure_2_has_a_curve_for_every_ratio_of_every_level(tmp_path, factor):
     assert len(axes) == 2 * len(rows)
     for (dataset, level), quality in zip(rows, axes[::2], strict=True):
         assert dataset in quality.get_title("left") and str(level) in quality.get_title("left")
+        lines = quality.get_title("left").split("\n")
+        assert max(map(len, lines)) <= 36, "it would run into the next panel"
         assert set(drawn(quality)) == {"r = 1/4", "r = 1"}
         for ratio, name in zip(RATIOS, ("r = 1/4", "r = 1"), strict=True):
             of_curve = metrics[

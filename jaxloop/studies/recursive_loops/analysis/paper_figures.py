@@ -7,6 +7,7 @@ paper's values.
 """
 
 import itertools
+import textwrap
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -61,6 +62,7 @@ class FigureOptions(NamedTuple):
 
 
 _DEFAULTS = FigureOptions()
+_TITLE = 36  # characters that fit over a panel
 
 
 def dependents(run: Run, options: FigureOptions = _DEFAULTS) -> list[tuple[str, str]]:
@@ -142,12 +144,19 @@ def figure_2(run: Run, options: FigureOptions = _DEFAULTS) -> Figure:
             for column, (_, metric) in enumerate(shown):
                 table = with_factors(setting.run, metric)
                 _by_generation(axes[row, column], table)
-                name = f" · {setting.label}" if setting.label else ""
-                axes[row, column].set_title(
-                    printable(title(metric)[0] + name), loc="left", fontsize=10
-                )
+                _name_panel(axes[row, column], metric, setting.label)
         legend(axes[0, -1], "synthetic ratio")
     return figure
+
+
+def _name_panel(axes: Axes, metric: str, label: str) -> None:
+    """Name a panel after its metric and its chains, in lines that are no longer than it is wide."""
+    heading = title(metric)[0]
+    lines = [f"{heading} · {label}" if label else heading]
+    if len(lines[0]) > _TITLE:
+        unbroken = ", ".join(part.replace(" ", "\u00a0") for part in label.split(", "))
+        lines = [heading, *textwrap.wrap(unbroken, _TITLE)]
+    axes.set_title("\n".join(map(printable, lines)), loc="left", fontsize=10)
 
 
 def _by_generation(axes: Axes, table: pd.DataFrame) -> None:
@@ -210,8 +219,7 @@ def _sweep_figure(run: Run, factor: str, columns: Sequence[_SweepColumn], last: 
                     for row, value in enumerate(("late", "relative")):
                         mean_line(axes[row, place], rows, "ratio", value, name=level, **style)
                     _overlay(axes[1, place], column, level, colours[level])
-            heading = title(column.metric)[0] + (f" · {column.label}" if column.label else "")
-            axes[0, place].set_title(printable(heading), loc="left", fontsize=10)
+            _name_panel(axes[0, place], column.metric, column.label)
             axes[1, place].axhline(1, color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
             _ratio_axis(axes[1, place], table["ratio"])
         axes[0, 0].set_ylabel("absolute")
