@@ -3,6 +3,7 @@
 All chains of a generation run together, base by base.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -99,8 +100,14 @@ def base_of(chain: ChainSpec, generation: int, entity: int = 0) -> str:
     """
     if not chain.draw_base or len(chain.bases) == 1:
         return chain.bases[entity % len(chain.bases)]
-    key = fold_in(phase_key(chain.key, generation, "base"), entity)
-    return chain.bases[int(random_below(key, len(chain.bases)))]
+    return chain.bases[_drawn_base(chain.seed, generation, entity, len(chain.bases))]
+
+
+# A draw takes milliseconds, and the work that is left is counted over all generations.
+@functools.cache
+def _drawn_base(seed: int, generation: int, entity: int, count: int) -> int:
+    key = fold_in(phase_key(chain_key(seed), generation, "base"), entity)
+    return int(random_below(key, count))
 
 
 _CHAIN_FIELDS = ("dataset", "bases", "seed", "draw_base", "public", "external", "probes")

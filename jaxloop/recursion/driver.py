@@ -129,7 +129,9 @@ def run(
         stop = stop or stack.enter_context(stop_together(notice_at(root, settings.notice)))
         # What is measured in the background takes no time of its own.
         timed, share = bool(measure and not overlap), (process, process_count)
-        clock = Clock(work_of(_living(chains, history.failed), settings, first, timed, *share))
+        # Only the first process says what is left.
+        counted = _living(chains, history.failed) if process == 0 else []
+        clock = Clock(work_of(counted, settings, first, timed, *share))
         bar = progress_bar(clock, settings.generations, show=progress and process == 0)
         this = make_run(
             family,
@@ -216,7 +218,7 @@ class PendingGeneration:
     def _take_off_stopped(self, generation: int) -> None:
         """Take the work of chains that stopped in a generation off what is left."""
         run, failed = self._run, set(self._history.failed)
-        if failed == self._stopped:
+        if failed == self._stopped or run.process > 0:
             return
         timed, share = run.measure and not run.in_background, (run.process, run.processes)
         before, after = (

@@ -441,18 +441,26 @@ def _send_whole(mirror: Mirror) -> None:
     if not is_workdir(mirror.root):
         return
     index = read_index(mirror)
-    wanted = _whole_files(mirror.root)
+    listed = _listed_files(mirror.root)
+    wanted = sorted(listed | _own_files(mirror.root))
     now = scan(mirror, index, only=wanted)
-    # A file may be renamed or pruned meanwhile; the next look finds a state that is whole.
-    if len(now) == len(wanted) and not (now == index.state and index.head):
+    # Meanwhile a file may be renamed or pruned, or a manifest list another one; the next look
+    # finds a state that is whole.
+    whole = len(now) == len(wanted) and _listed_files(mirror.root) == listed
+    if whole and not (now == index.state and index.head):
         publish(mirror, now, index)
 
 
-def _whole_files(root: Path) -> list[str]:
-    """Files that a machine needs to go on: all but parts of generations that are not finished."""
-    files = {
+def _own_files(root: Path) -> set[str]:
+    """The files of a run that are of no generation."""
+    return {
         path for path in walk(root) if not path.startswith((f"{checkpoint.DIRECTORY}/", "texts/"))
     }
+
+
+def _listed_files(root: Path) -> set[str]:
+    """Files of the finished generations that are whole: a machine needs no others to go on."""
+    files: set[str] = set()
     for place in filter(_is_finished, names_in(root / checkpoint.DIRECTORY)):
         name = f"{checkpoint.DIRECTORY}/{place}/{checkpoint.MANIFEST}"
         try:
@@ -460,4 +468,4 @@ def _whole_files(root: Path) -> list[str]:
         except (checkpoint.CorruptCheckpointError, OSError):
             break
         files |= {name, *listed}
-    return sorted(files)
+    return files

@@ -4,6 +4,7 @@ refused.
 
 import pathlib
 
+import numpy as np
 import pydantic
 import pytest
 
@@ -353,6 +354,15 @@ def test_number_formats_are_those_of_the_chains(study, words, refused):
         assert "adapters cannot be computed in a wider" in refusal(config.build, kind, raw)
     else:
         config.build(kind, raw)
+
+
+def test_a_factor_takes_floats_of_numpy_and_no_false_for_a_number():
+    """Levels are often made by `numpy.geomspace`."""
+    levels = tuple(np.geomspace(1e-4, 1e-3, 3))
+    chain = settings({"chain": {"factors": {"fit": {"learning_rate": levels}}}}).chain
+    assert chain.factors == {"fit.learning_rate": levels}
+    said = refusal(settings, {"chain": {"factors": {"sample": {"min_p": [False, 0.2]}}}})
+    assert said.startswith("config.chain.factors.sample.min_p has False, which is not allowed")
 
 
 def test_a_plan_needs_shares_to_divide_by():

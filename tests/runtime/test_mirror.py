@@ -365,24 +365,25 @@ def test_a_run_that_is_read_here_before_it_notes_its_new_state_is_left_alone(pla
     assert read and all(read)
 
 
-def test_a_state_has_the_files_that_its_manifests_list(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("module, work", [(mirror, "scan"), (mirror_copy, "send")])
+def test_a_state_has_the_files_that_its_manifests_list(place, tmp_path, monkeypatch, module, work):
     """Metrics are added to a finished generation while it is sent, and the process is killed."""
     address, _ = place
     run(address, 1)
     copy = mirror_copy.Mirror(object_store.open_store(address), mirror_copy.folder_of(address))
     table = f"{checkpoint.finished(0)}/metrics-0001.parquet"
-    send = mirror_copy.send
+    working = getattr(module, work)
 
-    def added_meanwhile(copy, files, index):
+    def added_meanwhile(*arguments, **options):
         (copy.root / table).write_bytes(b"values")
         checkpoint.add_files(copy.root, 0, [table])
-        return send(copy, files, index)
+        return working(*arguments, **options)
 
     (copy.root / "texts/more").write_text("something to send")
     checkpoint.add_files(copy.root, 0, ["texts/more"])
-    monkeypatch.setattr(mirror_copy, "send", added_meanwhile)
+    monkeypatch.setattr(module, work, added_meanwhile)
     mirror._send_whole(copy)
-    monkeypatch.setattr(mirror_copy, "send", send)
+    monkeypatch.setattr(module, work, working)
     for there in (False, True):
         another_machine(monkeypatch, tmp_path, f"there {there}")
         root = mirror.restore(address)

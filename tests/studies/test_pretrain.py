@@ -25,6 +25,15 @@ def test_texts_of_the_named_domains_alone_are_read(tmp_path):
     assert set(frame["domain"]) == {"a", "c"}
 
 
+def test_the_limit_and_the_domains_hold_for_the_texts_of_the_box():
+    for source, library in (("docs:scipy", "scipy"), ("docs", "jax")):
+        words = (f"data.source={source}", f"data.domains={library}", "data.limit=40")
+        frame, _ = prepare.read(settings(*words, "data.held_out=0.5"))
+        assert len(frame) == 40 and set(frame["domain"]) == {library} and "module" in frame
+    with pytest.raises(ValueError, match="numpy"):
+        prepare.read(settings("data.source=docs:scipy", "data.domains=numpy"))
+
+
 @pytest.mark.parametrize("field", ["min_tokens=3", "max_tokens=900", "prompt_column=title"])
 def test_what_is_not_read_of_the_data_is_refused(field):
     with pytest.raises(ValueError, match=f"config.data.{field.split('=')[0]} = .* changes nothing"):

@@ -14,6 +14,7 @@ from jaxloop.recursion.progress import duration
 from jaxloop.runtime import roofline
 from jaxloop.runtime.devices import platform_of
 from jaxloop.studies.common.config import PlanAssumptions
+from jaxloop.studies.common.factors import short_name
 from jaxloop.studies.common.models import dtype_bytes, sizes, trains_adapters, variants
 
 # Seconds that a call may take: what a preempted job loses at most.
@@ -109,7 +110,6 @@ def plan_row(models: Mapping[str, tuple[ModelConfig, Work]], fit: FitConfig) -> 
     for name, (shape, work) in models.items():
         one = seconds_of(shape, work, fit, "gpu")
         members = max(1, int(SECONDS / one))
-        short = name.rstrip("/").split("/")[-1]
-        parts.append(f"{members:,} of {short} (about {duration(members * one)})")
+        parts.append(f"{members:,} of {short_name(name)} (about {duration(members * one)})")
     what = f"models in a call, which a signal waits for, on an {PlanAssumptions().device}"
     return "calls", f"{what}: {', '.join(parts)}, at most"

@@ -104,5 +104,7 @@ def _is_value(annotation: Any, value: Any) -> bool:
         taken = pydantic.TypeAdapter(annotation).validate_python(value, strict=annotation is bool)
     except pydantic.ValidationError:
         return False
-    kinds = (int, float) if isinstance(taken, float) else (type(taken),)
-    return type(value) in kinds and bool(taken == value)
+    kinds = (int, float) if isinstance(taken, float) else type(taken)
+    # True is an int, too; a float of NumPy is a float.
+    same = isinstance(value, kinds) and isinstance(value, bool) == isinstance(taken, bool)
+    return same and bool(taken == value)

@@ -319,11 +319,13 @@ def weights_bytes(settings: EntitiesConfig, model_config: ModelConfig) -> int:
 
 def disk(settings: EntitiesConfig, prepared: Prepared) -> int:
     """Return an upper bound on the bytes that the run leaves on the disk."""
+    sample = settings.sample
     return driver.disk_needed(
         prepared.chains,
         prepared.driver,
         max(weights_bytes(settings, model_config) for model_config, _ in prepared.models.values()),
-        text_bytes=800,
+        # Compressed, a token of random words takes about two bytes.
+        text_bytes=300 + 2 * (sample.max_prompt + sample.max_new_tokens),
     )
 
 

@@ -80,20 +80,20 @@ def read(config: PretrainConfig) -> tuple[pd.DataFrame, list[bool]]:
     Raises ValueError where either part is empty.
     """
     data = config.data
-    if docs.is_docs(data.source):
-        frame = docs.read(data.source, data.domains or docs.PRETRAIN)
-    else:
-        frame = sources.load_texts(
-            data.source,
-            text_column=data.text_column,
-            domain_column=data.domain_column,
-            domains=data.domains,
-            name=data.name,
-            split=data.split,
-            revision=data.revision,
-            limit=data.limit,
-            dialect=Dialect(data.delimiter, data.csv_options),
-        )
+    # The bases of the box leave out the libraries that other studies read.
+    names_none = bool(docs.default_libraries(data.source))
+    frame = sources.load_texts(
+        data.source,
+        text_column=data.text_column,
+        domain_column=data.domain_column,
+        domains=data.domains or (docs.PRETRAIN if names_none else ()),
+        keep_columns=("module",) if docs.is_docs(data.source) else (),
+        name=data.name,
+        split=data.split,
+        revision=data.revision,
+        limit=data.limit,
+        dialect=Dialect(data.delimiter, data.csv_options),
+    )
     held_out = split(list(frame["text"]), data.held_out)
     if not any(held_out) or all(held_out):
         raise ValueError(

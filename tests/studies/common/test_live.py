@@ -138,7 +138,6 @@ def test_what_was_spent_before_a_stop_is_counted(tmp_path):
     assert all(1000 <= s < 1100 for s in run_files.read_spent(tmp_path / "run").values())
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_page_does_not_use_up_the_time_that_a_signal_gives(tmp_path, monkeypatch):
     """Pages are being drawn when the signal comes, which then has other work for the time."""
     drawing, go_on = threading.Event(), threading.Event()
@@ -158,6 +157,7 @@ def test_the_page_does_not_use_up_the_time_that_a_signal_gives(tmp_path, monkeyp
     go_on.set()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_error_of_the_run_stands_on_the_page(tmp_path):
     def fail(generation):
         if generation == 1:

@@ -442,6 +442,16 @@ def test_equal_tasks_are_done_once_and_others_are_not(folder):
 # ---- settings
 
 
+def test_the_disk_that_is_needed_counts_long_texts(folder):
+    """As `tests/studies/common/test_plan_factors.py` measures them: two bytes a token."""
+    short = settings(folder)
+    prepared = entities_setup.prepare(short)
+    long = short.replace(sample=short.sample.replace(max_new_tokens=1008))
+    texts = len(prepared.chains) * 2 * 10 * 4  # of three generations and one that is being made
+    grown = entities_setup.disk(long, prepared) - entities_setup.disk(short, prepared)
+    assert grown == 2 * 1000 * texts
+
+
 def test_weights_mixing_and_changing_settings_become_chains(folder):
     given = {"weights": ((0.25, 0.25, 0.5), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))}
     prepared = entities_setup.prepare(settings(folder, exchange=given))
