@@ -34,6 +34,16 @@ def test_the_limit_and_the_domains_hold_for_the_texts_of_the_box():
         prepare.read(settings("data.source=docs:scipy", "data.domains=numpy"))
 
 
+def test_repeated_texts_are_dropped_unless_they_are_to_be_kept(tmp_path):
+    texts = [f"text {i}" for i in range(30)]
+    pd.DataFrame({"text": [*texts, *texts[:9], "text  3"]}).to_json(
+        tmp_path / "rows.jsonl", orient="records", lines=True
+    )
+    words = (f"data.source={tmp_path / 'rows.jsonl'}", "data.held_out=0.2")
+    assert prepare.read(settings(*words))[0]["text"].tolist() == texts
+    assert len(prepare.read(settings(*words, "data.duplicates=keep"))[0]) == 40
+
+
 @pytest.mark.parametrize("field", ["min_tokens=3", "max_tokens=900", "prompt_column=title"])
 def test_what_is_not_read_of_the_data_is_refused(field):
     with pytest.raises(ValueError, match=f"config.data.{field.split('=')[0]} = .* changes nothing"):

@@ -94,6 +94,9 @@ def read(config: PretrainConfig) -> tuple[pd.DataFrame, list[bool]]:
         limit=data.limit,
         dialect=Dialect(data.delimiter, data.csv_options),
     )
+    if data.duplicates == "drop":
+        first = duplicates.firsts(duplicates.keys(list(frame["text"])))
+        frame = frame[first].reset_index(drop=True)
     held_out = split(list(frame["text"]), data.held_out)
     if not any(held_out) or all(held_out):
         raise ValueError(
