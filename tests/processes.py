@@ -1,7 +1,6 @@
-"""Processes that tests start, and directories that such processes are writing."""
+"""Processes that tests start."""
 
 import contextlib
-import os
 import subprocess
 
 
@@ -25,14 +24,3 @@ def ended_with(monkeypatch):
             for process in started:
                 with process:
                     process.kill()
-
-
-def entries(path):
-    """The paths of all directories and files below a directory, as far as they are still there.
-
-    `Path.glob` raises where a directory goes while it is read (Python 3.11 and 3.12).
-    """
-    found = []
-    for folder, folders, files in os.walk(path):
-        found += [os.path.join(folder, name) for name in folders + files]
-    return found

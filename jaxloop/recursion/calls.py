@@ -57,8 +57,8 @@ def most_members(run: Run, generation: int) -> Members:
     is written into the run directory, and holds when the run is resumed. Several processes, which
     would measure differently, keep to what `agree` has written.
     """
-    settings = run.settings
-    if settings.members_per_group is not None or settings.seconds_per_call is None:
+    settings, seconds = run.settings, run.settings.sizing_seconds
+    if seconds is None:
         return settings.members_per_group
     stored = _stored(run)
     if run.processes > 1:
@@ -70,7 +70,7 @@ def most_members(run: Run, generation: int) -> Members:
     if measured is None:
         members = stored.get(str(generation - 1), settings.first_members)
     else:
-        members = max(1, int(settings.seconds_per_call / measured))
+        members = max(1, int(seconds / measured))
     least = min(members.values(), default=0) if isinstance(members, Mapping) else members
     if least is not None and least >= sum(chain.workflow.entities for chain in run.chains):
         members = None
@@ -89,8 +89,8 @@ def agree(run: Run) -> None:
     It follows from the machine, and machines may differ. To be called before the others go on.
     """
     settings, stored = run.settings, _stored(run)
-    asked = settings.members_per_group is None and settings.seconds_per_call is not None
-    if run.processes > 1 and asked and _SEVERAL not in stored:
+    by_time = settings.sizing_seconds is not None
+    if run.processes > 1 and by_time and _SEVERAL not in stored:
         first = settings.first_members
         _store(run, stored | {_SEVERAL: dict(first) if isinstance(first, Mapping) else first})
 

@@ -112,6 +112,11 @@ class RunSettings(Generic[FitT, GenerateT]):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{name}={value!r}: must be an integer of at least {low}")
 
+    @property
+    def sizing_seconds(self) -> float | None:
+        """`seconds_per_call` where it decides how many models a call is for, else None."""
+        return self.seconds_per_call if self.members_per_group is None else None
+
 
 @dataclass(frozen=True, eq=False)
 class Run:

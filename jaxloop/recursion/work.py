@@ -51,8 +51,7 @@ def _members(
     if processes == 1:
         return [Member(chain, k) for chain in chains for k in range(chain.workflow.entities)]
     # As `calls.most_members` has it for several processes.
-    most: Members = settings.members_per_group
-    if most is None and settings.seconds_per_call is not None:
-        most = settings.first_members
+    by_time = settings.sizing_seconds is not None
+    most: Members = settings.first_members if by_time else settings.members_per_group
     shares = [process_share(g, process, processes) for g in groups(chains, generation, most)]
     return [member for share in shares if share is not None for member in share.members]

@@ -444,10 +444,11 @@ def _send_whole(mirror: Mirror) -> None:
     listed = _listed_files(mirror.root)
     wanted = sorted(listed | _own_files(mirror.root))
     now = scan(mirror, index, only=wanted)
+    if now == index.state and index.head:
+        return
     # Meanwhile a file may be renamed or pruned, or a manifest list another one; the next look
     # finds a state that is whole.
-    whole = len(now) == len(wanted) and _listed_files(mirror.root) == listed
-    if whole and not (now == index.state and index.head):
+    if len(now) == len(wanted) and _listed_files(mirror.root) == listed:
         publish(mirror, now, index)
 
 

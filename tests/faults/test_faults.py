@@ -18,7 +18,6 @@ from support import HERE, PARTS, contents, log, start, wait_for, warnings
 
 from jaxloop.recursion import finalise
 from jaxloop.runtime import atomic_io, checkpoint, tables, weights_io, workdir
-from tests.processes import entries
 
 # ---- 1: killed at any moment
 
@@ -162,7 +161,7 @@ def test_sigkill_at_random_moments_three_times(tmp_path, whole):
 
 def reports(path):
     """What a run has written of the jobs that are done."""
-    return [name for name in entries(path / "checkpoints") if name.endswith(".json")]
+    return [file for file in atomic_io.files_in(path / "checkpoints") if file.suffix == ".json"]
 
 
 @pytest.mark.parametrize(

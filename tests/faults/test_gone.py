@@ -9,8 +9,9 @@ import pytest
 from support import contents, start
 from test_stores import SECONDS, cluster, ended, on_machine, restored, wait_for_generation
 
+from jaxloop.runtime import checkpoint
+from jaxloop.runtime.atomic_io import files_in
 from jaxloop.runtime.signals import EXIT_GONE
-from tests.processes import entries
 
 
 def place_of(kind, tmp_path):
@@ -112,7 +113,8 @@ def test_a_step_that_is_longer_than_the_notice_is_left(tmp_path, whole, monkeypa
     place = place_of("store", tmp_path)
     one = start(place, 4, 60.0, env=on_machine(tmp_path, "a"))
     end = time.monotonic() + SECONDS
-    while not any("/run/checkpoints/unfinished-" in path for path in entries(tmp_path / "a")):
+    name = checkpoint.unfinished(0).split("/")[-1]
+    while not any(name in file.parts for file in files_in(tmp_path / "a")):
         assert one.poll() is None and time.monotonic() < end
         time.sleep(0.02)
     one.send_signal(signal.SIGTERM)

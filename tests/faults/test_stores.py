@@ -16,7 +16,7 @@ import pytest
 from support import contents, start
 
 from jaxloop.runtime import checkpoint, mirror, mirror_copy, object_store
-from tests.processes import entries
+from jaxloop.runtime.atomic_io import files_in
 
 SECONDS = 240
 
@@ -141,8 +141,8 @@ def ended(process):
 def wait_for_generation(cache, generation, processes):
     """Wait until the copy in a cache folder has finished a generation."""
     end = time.monotonic() + SECONDS
-    name = f"/checkpoints/{checkpoint.finished(generation).split('/')[-1]}"
-    while not any(path.endswith(name) for path in entries(cache / "mirrors")):
+    name = checkpoint.finished(generation).split("/")[-1]
+    while not any(name in file.parts for file in files_in(cache / "mirrors")):
         assert all(p.poll() is None for p in processes), processes[0].communicate()
         assert time.monotonic() < end
         time.sleep(0.02)

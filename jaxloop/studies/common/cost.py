@@ -390,8 +390,7 @@ def disk_bytes(work: Workload) -> int:
             name: disk.model_bytes(part.fit, part.start, shape)
             for name, (shape, _) in part.bases.items()
         }
-        # Compressed, a token of random words takes about two bytes.
-        text_bytes = 300 + 2 * part.sample.max_new_tokens
+        text_bytes = disk.text_bytes(part.sample.max_new_tokens)
         for chain in part.chains:
             largest = max(size[base] for base in chain.bases)
             total += driver.disk_needed([chain], part.driver, largest, text_bytes=text_bytes)

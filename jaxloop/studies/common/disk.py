@@ -18,6 +18,11 @@ def model_bytes(fit: FitConfig, start: str, config: ModelConfig) -> int:
     return 4 * config.num_layers * fit.lora.rank * widths * 2
 
 
+def text_bytes(tokens: int) -> int:
+    """Return an upper bound on the bytes of a text of so many tokens, with what is kept of it."""
+    return 300 + 2 * tokens  # compressed, a token of random words takes about two
+
+
 def room_line(number: int, workdir: Path | None) -> str:
     """Return a line about the bytes that a run leaves, and what is free.
 

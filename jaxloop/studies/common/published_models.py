@@ -7,6 +7,8 @@ positions, as its repositories on the hub publish them.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxloop.studies.common.factors import short_name
+
 
 class PublishedModel(NamedTuple):
     """A model on the hub.
@@ -178,5 +180,5 @@ def by_short_name(name: str) -> Mapping[str, Any] | None:
 
     None where no model of that name is listed.
     """
-    model = PUBLISHED.get(name.rstrip("/").split("/")[-1])
+    model = PUBLISHED.get(short_name(name))
     return None if model is None else model.config

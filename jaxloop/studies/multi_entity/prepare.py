@@ -27,6 +27,7 @@ from jaxloop.runtime.problems import named, noted, raise_all
 from jaxloop.studies.common import calls
 from jaxloop.studies.common import models as base_models
 from jaxloop.studies.common import run as running
+from jaxloop.studies.common.disk import text_bytes
 from jaxloop.studies.multi_entity.chains import (
     PUBLIC,
     Mixing,
@@ -324,8 +325,7 @@ def disk(settings: EntitiesConfig, prepared: Prepared) -> int:
         prepared.chains,
         prepared.driver,
         max(weights_bytes(settings, model_config) for model_config, _ in prepared.models.values()),
-        # Compressed, a token of random words takes about two bytes.
-        text_bytes=300 + 2 * (sample.max_prompt + sample.max_new_tokens),
+        text_bytes=text_bytes(sample.max_prompt + sample.max_new_tokens),
     )
 
 
