@@ -30,6 +30,7 @@ from jaxloop.studies.bench.config import BenchConfig
 from jaxloop.studies.bench.setup import bench_model, lengths_of
 
 SCRIPTS = Path(__file__).parent
+SIZES = ("tiny", "small", "15m", "60m", "124m")
 SETTINGS = {
     "openvino": "64:f32,256:f32,64:u8,256:u8",
     "transformers": "32,64,128",
@@ -106,7 +107,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", choices=sorted(SETTINGS.keys() - {"jaxloop"}), required=True)
     parser.add_argument("--make-peer", action="store_true", help="make the peer's environment")
-    parser.add_argument("--size", choices=("tiny", "small", "15m", "60m"), default="small")
+    parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--jobs", default="4x250,1x2048", help="chains x texts, with commas")
     parser.add_argument("--mean-length", type=whole(1), default=60)
     parser.add_argument("--longest", type=whole(1), default=300)

@@ -35,7 +35,9 @@ def planned_calls(
     for at in range(0, len(lengths), plan.chains_per_call):
         chosen = list(range(at, min(len(lengths), at + plan.chains_per_call)))
         devices = share_out(ids, chosen, True, plan, 1)
-        for (device,) in split_into_calls(devices, plan.texts_per_call, plan.slots, concurrent):
+        for (device,) in split_into_calls(
+            devices, plan.texts_per_call, plan.texts_per_program, concurrent
+        ):
             limit = np.concatenate([lengths[job.task][job.rows] for job in device.jobs])
             limit = limit.astype(np.int32)
             sizes = [len(job.rows) for job in device.jobs]

@@ -19,7 +19,7 @@ from typing import Any
 
 import _peer_environments as environments
 import numpy as np
-from _decode_peer import TOKENIZER, Timed, Worker, in_turn
+from _decode_peer import SIZES, TOKENIZER, Timed, Worker, in_turn
 from _flags import lists, whole
 from _peer_pairs import line_of, row_of
 
@@ -42,7 +42,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", choices=tuple(PEERS), required=True)
     parser.add_argument("--make-peer", action="store_true", help="make the peer's environment")
-    parser.add_argument("--size", choices=("tiny", "small", "15m", "60m"), default="small")
+    parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--jobs", default="1x16,4x8", help="chains x steps, with commas")
     parser.add_argument("--batch-size", type=whole(1), default=16)
     parser.add_argument("--length", type=whole(1), default=64)

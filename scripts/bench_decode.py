@@ -3,8 +3,9 @@
 python scripts/bench_decode.py [--size=llama-1b] [--dtype=bfloat16] [--chains=1,16] [...any field of
 configs/bench.py]
 
-python scripts/bench_decode.py --peer=openvino|transformers [--make-peer] [--size=small|15m|60m]
-[--jobs=4x250,1x2048] [--threads=1,2]: beside another engine, whose environment --make-peer makes.
+python scripts/bench_decode.py --peer=openvino|transformers [--make-peer]
+[--size=small|15m|60m|124m] [--jobs=4x250,1x2048] [--threads=1,2]: beside another engine, whose
+environment --make-peer makes.
 """
 
 import sys

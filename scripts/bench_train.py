@@ -3,8 +3,9 @@
 python scripts/bench_train.py [--peer] [--size=llama-1b] [--dtype=bfloat16] [--chains=1,16] [...any
 field of configs/bench.py]
 
-python scripts/bench_train.py --peer=torch|torch-compile|trl [--make-peer] [--size=small|15m|60m]
-[--jobs=1x16,4x8]: beside two processes of one thread, whose environment --make-peer makes.
+python scripts/bench_train.py --peer=torch|torch-compile|trl [--make-peer]
+[--size=small|15m|60m|124m] [--jobs=1x16,4x8]: beside two processes of one thread, whose
+environment --make-peer makes.
 """
 
 import sys

@@ -73,7 +73,7 @@ def share_out(
 
 
 def split_into_calls(
-    devices: Sequence[DeviceCall], max_texts: int, slots: int, concurrent: int
+    devices: Sequence[DeviceCall], max_texts: int, fewest: int, concurrent: int
 ) -> list[list[DeviceCall]]:
     """Cut every device's queues into calls of equally many texts.
 
@@ -82,12 +82,11 @@ def split_into_calls(
     Args:
         devices: all jobs of each device.
         max_texts: most texts of a call on one device.
-        slots: slots of the program. Texts are only split over several concurrent calls where each
-            fills its slots.
+        fewest: fewest texts of a call that runs beside others.
         concurrent: most calls that run at the same time.
     """
     most = max(device.num_texts for device in devices)
-    concurrent = max(1, min(concurrent, most // slots))
+    concurrent = max(1, min(concurrent, most // fewest))
     count = concurrent * max(1, -(-most // (concurrent * max_texts)))
     pieces = [_cut(device.jobs, count) for device in devices]
     return [

@@ -71,7 +71,7 @@ def block_count_buckets(shape: DecodeShape) -> tuple[int, ...]:
     shares: tuple[float, ...] = (0.24, 0.5, 1.0)
     if windows < 3:
         shares = (1.0,)
-    elif windows < 12:  # short texts: each bucket is compiled, and few blocks are little work
+    elif windows * shape.window < 96:  # each bucket is compiled, and short texts are little work
         shares = (0.5, 1.0) if windows < 6 else (0.3, 1.0)
     every_block = shape.num_slots * windows
     return tuple(math.ceil(every_block * share) + 1 for share in shares)

@@ -255,7 +255,7 @@ def _run_calls(batch: DecodeBatch, chosen: Sequence[int]) -> list[GeneratedText]
             steps.extend(completions.steps.tolist())
             texts.extend(list(texts_of_call(call, completions)))
 
-        calls = split_into_calls(devices, plan.texts_per_call, plan.slots, concurrent)
+        calls = split_into_calls(devices, plan.texts_per_call, plan.texts_per_program, concurrent)
         start = functools.partial(start_call, batch, adapters)
         run_concurrently(start, take, calls, concurrent)
     _log_occupancy(texts, sum(steps), batch.shape.num_slots)

@@ -32,6 +32,15 @@ MAX_SHARED_PROMPTS = 8
 SMALL_BASE = 20_000_000
 # Steps of a window. In "blocks" a text waits for the next one, and caches are copied in each.
 WINDOW = {"rows": 16, "blocks": 8}
+# On a CPU, short texts of a base with so many parameters: a step takes so long that waiting costs
+# more than copying and one more part of a sum.
+SHORT_WINDOW = 4
+SHORT_TEXT = 64
+SLOW_BASE = 2_500_000
+# On a CPU, (parameters of a base, texts per slot below which one program on all cores beats several
+# side by side): each of several has idle slots of its own at the end, and the larger the products,
+# the better they use all cores.
+TEXTS_PER_SLOT_OF_A_PROGRAM = ((30_000_000, 7), (10_000_000, 4), (0, 1))
 SLOT_CACHE_SHARE = 0.6  # share of a device's memory for the caches of slots
 PROMPT_CACHE_SHARE = 0.1  # share for the caches of prompts that only one text has
 
@@ -50,6 +59,7 @@ class SlotPlan:
         texts_per_call: most texts of one call of a program.
         chains_per_call: most chains of one call.
         window: steps between two assignments of jobs to groups.
+        texts_per_program: fewest texts for which one of several programs at a time is worth while.
     """
 
     target: Target
@@ -60,6 +70,7 @@ class SlotPlan:
     texts_per_call: int
     chains_per_call: int
     window: int
+    texts_per_program: int
 
     @property
     def jobs_per_call(self) -> int:
@@ -144,8 +155,25 @@ def plan_slots(
         slots_per_adapter=slots_per_adapter,
         texts_per_call=texts_per_call,
         chains_per_call=chains_per_call,
-        window=WINDOW[engine],
+        window=window_of(config, target, engine, sample.max_new_tokens),
+        texts_per_program=slots * (_texts_per_slot(sizes.total) if fixed else 1),
     )
+
+
+def _texts_per_slot(parameters: int) -> int:
+    return next(texts for least, texts in TEXTS_PER_SLOT_OF_A_PROGRAM if parameters >= least)
+
+
+def window_of(config: ModelConfig, target: Target, engine: str, max_new_tokens: int) -> int:
+    """Steps of a window of `engine` for texts of at most so many tokens."""
+    if (
+        engine == "blocks"
+        and target.platform == "cpu"
+        and max_new_tokens <= SHORT_TEXT
+        and sizes_of(config).total >= SLOW_BASE
+    ):
+        return SHORT_WINDOW
+    return WINDOW[engine]
 
 
 def _worthwhile_slots(engine: str, texts: int, slot_bytes: int, memory: int | None) -> int:

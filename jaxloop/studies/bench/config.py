@@ -14,10 +14,10 @@ class BenchConfig(Section):
 
     study: Literal["bench"] = Field("bench", description="which study this is a config of")
     what: Literal["train", "decode", "chains"] = Field("train", description="what is timed")
-    size: Literal["tiny", "small", "15m", "60m", "llama-1b"] = Field(
+    size: Literal["tiny", "small", "15m", "60m", "124m", "llama-1b"] = Field(
         "small",
-        description="model: 3 M, 15 M or 60 M parameters and vocabulary 4,096, Llama-3.2-1B's "
-        "shapes, or a smoke test",
+        description="model: 3 M, 15 M or 60 M parameters and vocabulary 4,096, the shapes of GPT-2 "
+        "(124 M) or of Llama-3.2-1B, or a smoke test",
     )
     vocab: Count | None = Field(None, description="size of the vocabulary (none: the model's)")
     dtype: Literal["float32", "bfloat16"] = Field(

@@ -17,7 +17,7 @@ from jaxloop.lm.generation.decode_loop import decode
 from jaxloop.lm.generation.decode_rows import decode_rows
 from jaxloop.lm.generation.prefill import prefill, unstack_layers
 from jaxloop.lm.generation.sampling import Sampler
-from jaxloop.lm.generation.slot_plan import WINDOW, choose_engine
+from jaxloop.lm.generation.slot_plan import choose_engine, window_of
 from jaxloop.lm.generation.slots import DecodeShape, Jobs, Requests
 from jaxloop.lm.model import lora as adapters
 from jaxloop.lm.model.sizes import sizes_of
@@ -172,16 +172,16 @@ def _generation(
     config: BenchConfig, model: BenchModel, layout: _Layout, inputs: _Inputs, results: list[Any]
 ) -> Callable[[], None]:
     """A function that generates all texts and leaves what the programs gave in `results`."""
+    target = target_of(model.config, model.base, layout.mesh)
     shape = DecodeShape(
         num_groups=layout.num_groups,
         slots_per_group=config.slots // layout.num_groups,
-        window=config.window or WINDOW[layout.engine],
+        window=config.window or window_of(model.config, target, layout.engine, config.longest),
         max_new_tokens=config.longest,
         prompt_len=config.prompt - 1,
     )
     params = unstack_layers(model.base)
     prompt_lengths = np.full(len(inputs.prompts), config.prompt, np.int32)
-    target = target_of(model.config, model.base, layout.mesh)
     nothing = [Jobs(*map(np.zeros_like, inputs.shares[0]))]
     calls = 0
 

@@ -72,6 +72,8 @@ def _model_config(size: str) -> ModelConfig:
             d_ff=128,
             max_seq_len=512,
         )
+    if size == "124m":
+        return parse_config(PUBLISHED["gpt2"].config)
     heads, depth = {"small": (4, 4), "15m": (8, 4), "60m": (12, 8)}[size]
     return ModelConfig(
         "llama",

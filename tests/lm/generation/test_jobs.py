@@ -10,7 +10,7 @@ from tests.lm.tiny import SAMPLE
 
 
 @pytest.mark.parametrize(
-    "limit, slots, concurrent, calls",
+    "limit, fewest, concurrent, calls",
     [
         (64, 16, 1, 3),
         (64, 16, 2, 4),
@@ -20,10 +20,10 @@ from tests.lm.tiny import SAMPLE
         (400, 300, 3, 1),
     ],
 )
-def test_calls_are_even_and_small_enough_and_cut_few_queues(limit, slots, concurrent, calls):
+def test_calls_are_even_and_small_enough_and_cut_few_queues(limit, fewest, concurrent, calls):
     queues = [jobs.Job(i, np.arange(n)) for i, n in enumerate((16,) * 9 + (8, 8, 8))]
     device = jobs.DeviceCall(list(range(12)), queues)
-    made = jobs.split_into_calls([device], limit, slots, concurrent)
+    made = jobs.split_into_calls([device], limit, fewest, concurrent)
     sizes = [device.num_texts for (device,) in made]
     assert len(made) == calls and max(sizes) <= limit and max(sizes) - min(sizes) <= 1
     parts = [job for (device,) in made for job in device.jobs]

@@ -32,6 +32,7 @@ LLAMA_1B = ModelConfig(
     d_ff=8192,
     max_seq_len=4096,
 )
+TINY = dataclasses.replace(LLAMA_1B, vocab_size=4096, d_model=128, num_layers=4, d_ff=256)
 DEFAULT = SampleConfig()
 ROWS = SampleConfig(engine="rows")
 
@@ -45,13 +46,12 @@ def engine(sample, target, config=LLAMA_1B, dtype="bfloat16"):
 
 
 def test_on_a_cpu_only_places_for_adapters_of_small_bases_follow_the_work():
-    small = dataclasses.replace(LLAMA_1B, vocab_size=4096, d_model=128, num_layers=4, d_ff=256)
     for config, texts, chains in (
         (LLAMA_1B, [3], 16),
         (LLAMA_1B, [4000] * 64, 16),
-        (small, [3], 16),
-        (small, [64] * 36, 48),
-        (small, [4000] * 100, 64),
+        (TINY, [3], 16),
+        (TINY, [64] * 36, 48),
+        (TINY, [4000] * 100, 64),
     ):
         made = plan_slots(DEFAULT, config, Target("cpu"), texts, dtype="bfloat16")
         assert (
@@ -66,6 +66,34 @@ def test_on_a_cpu_only_places_for_adapters_of_small_bases_follow_the_work():
 def test_a_text_waits_less_where_it_begins_at_a_window_only():
     assert plan(DEFAULT, Target("cpu"), [100]).window == 8
     assert plan(ROWS, Target("cpu"), [100]).window == 16
+
+
+@pytest.mark.parametrize(
+    "config, longest, platform, window",
+    [
+        (LLAMA_1B, 64, "cpu", 4),
+        (LLAMA_1B, 65, "cpu", 8),
+        (LLAMA_1B, 64, "gpu", 8),
+        (dataclasses.replace(TINY, num_layers=1), 64, "cpu", 8),
+    ],
+    ids=["short", "long", "accelerator", "small base"],
+)
+def test_short_texts_of_a_slow_base_wait_half_as_long(config, longest, platform, window):
+    sample = SampleConfig(max_new_tokens=longest, engine="blocks")
+    target = Target(platform)
+    made = plan_slots(sample, config, target, [100], dtype="float32", memory=80 * 10**9)
+    assert made.window == window
+
+
+@pytest.mark.parametrize(
+    "layers, texts, calls", [(4, 128, 2), (16, 128, 1), (16, 895, 1), (16, 896, 2), (16, 10**4, 4)]
+)
+def test_few_texts_of_a_large_base_share_one_program(layers, texts, calls):
+    config = dataclasses.replace(TINY if layers == 4 else LLAMA_1B, num_layers=layers)
+    made = plan_slots(DEFAULT, config, Target("cpu"), [texts], dtype="float32")
+    devices = share_out([[(1,)] * texts], [0], True, made, 1)
+    parts = split_into_calls(devices, made.texts_per_call, made.texts_per_program, 2)
+    assert len(parts) == calls
 
 
 @pytest.mark.parametrize(
@@ -144,7 +172,7 @@ def test_every_text_is_written_once_in_calls_that_are_small_enough():
     made = plan(ROWS, Target("cpu"), [4000] * 20)
     ids = [[(1,)] * 4000] * 20
     devices = share_out(ids, list(range(20)), True, made, 1)
-    parts = split_into_calls(devices, made.texts_per_call, made.slots, 1)
+    parts = split_into_calls(devices, made.texts_per_call, made.texts_per_program, 1)
     rows = sorted(
         (job.task, int(row)) for (device,) in parts for job in device.jobs for row in job.rows
     )
