@@ -34,6 +34,7 @@ SIZES = ("tiny", "small", "15m", "60m", "124m")
 SETTINGS = {
     "openvino": "64:f32,256:f32,64:u8,256:u8",
     "transformers": "32,64,128",
+    "transformers-continuous": "64,256",
     "jaxloop": "planned,128",
 }
 EXPORT = """
@@ -180,7 +181,9 @@ def _compare(
     with contextlib.ExitStack() as stack:
         sides = {}
         for name, side_python in (("jaxloop", sys.executable), (flags.peer, python)):
-            sides[name] = Worker(side_python, f"_worker_{name}.py", folder, threads)
+            sides[name] = Worker(
+                side_python, f"_worker_{name.replace('-', '_')}.py", folder, threads
+            )
             stack.callback(sides[name].close)
         return _timed_jobs(flags, jobs, threads, sides)
 

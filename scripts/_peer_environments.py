@@ -10,6 +10,7 @@ from jaxloop.runtime.atomic_io import cache_folder
 PINS = {
     "openvino": ("openvino-genai==2026.4.1.0", "openvino==2026.4.1", "optimum-intel==2.2.0"),
     "transformers": ("transformers==5.5.4",),
+    "transformers-continuous": ("transformers==5.23.0", "accelerate==1.15.0"),
     "torch": ("peft==0.21.2", "transformers==5.23.0", "accelerate==1.15.0"),
     "trl": ("trl==1.16.0", "peft==0.21.2", "transformers==5.23.0", "accelerate==1.15.0"),
 }

@@ -3,7 +3,7 @@
 python scripts/bench_decode.py [--size=llama-1b] [--dtype=bfloat16] [--chains=1,16] [...any field of
 configs/bench.py]
 
-python scripts/bench_decode.py --peer=openvino|transformers [--make-peer]
+python scripts/bench_decode.py --peer=openvino|transformers|transformers-continuous [--make-peer]
 [--size=small|15m|60m|124m] [--jobs=4x250,1x2048] [--threads=1,2]: beside another engine, whose
 environment --make-peer makes.
 """

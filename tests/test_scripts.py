@@ -39,7 +39,11 @@ from jaxloop.studies import config_of
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 COMMANDS = sorted(SCRIPTS.glob("[a-z]*.py"))
 # These run in the environments of peers, and import what is theirs; torch takes long.
-OF_PEERS = {"_worker_openvino": "openvino_genai", "_worker_transformers": "torch"}
+OF_PEERS = {
+    "_worker_openvino": "openvino_genai",
+    "_worker_transformers": "torch",
+    "_worker_transformers_continuous": "torch",
+}
 PARTS = sorted({path.stem for path in SCRIPTS.glob("_*.py")} - set(OF_PEERS))
 
 
