@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
+from jaxloop.core.checks import check_whole
 from jaxloop.core.keys import chain_key
 from jaxloop.core.map_chains import map_chains, padded_count
 from jaxloop.simulators import linear_forms as forms
@@ -195,8 +196,9 @@ def simulate(
     "float32" (the noise itself is drawn in float32, see `linear_simulation.standard_normals`).
     """
     w, theta, _ = _checked(designs, theta, alpha, beta, sigma2, generations, mixing, joins, "auto")
-    if replicates < 1:
-        raise ValueError(f"replicates={replicates}: must be at least 1")
+    replicates = check_whole("replicates", replicates)
+    if batch_size is not None:
+        batch_size = check_whole("batch_size", batch_size)
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype={dtype!r}: must be float64 or float32")
     with jax.enable_x64(True):
@@ -261,6 +263,9 @@ def sweep(
         raise ValueError(
             f"alpha, beta: shapes are {grid[0].shape} and {grid[1].shape}, a sweep takes two lists"
         )
+    if not all(map(len, grid)):
+        raise ValueError("alpha, beta: a list is empty, a sweep needs one value of each at least")
+    batch_size = check_whole("batch_size", batch_size)
     check_unit("alpha", grid[0])
     check_unit("beta", grid[1])
 
@@ -356,12 +361,19 @@ def _checked(
     joins: ArrayLike | None,
     form: str,
 ) -> tuple[Setting, np.ndarray, bool]:
+    if not isinstance(designs, Designs):
+        raise ValueError(
+            f"designs: is of type {type(designs).__name__}; must be `simulators.linear.Designs`, "
+            "such as low_rank_designs returns"
+        )
     theta = np.asarray(theta, np.float64)
     if theta.shape != (designs.dim,):
         raise ValueError(
             f"theta: shape is {theta.shape}, must be ({designs.dim},), one coefficient per "
             "column of the designs"
         )
+    if not np.isfinite(theta).all():
+        raise ValueError("theta: holds values that are not finite")
     if not (np.isfinite(sigma2) and sigma2 >= 0):
         raise ValueError(f"sigma2={sigma2}: must be a finite number of at least 0")
     if form not in ("auto", "block", "reduced"):
