@@ -235,8 +235,13 @@ class Sweep(NamedTuple):
 
     def best(self) -> tuple[float, float, float]:
         """(alpha, beta, relative efficiency) where the relative efficiency, averaged over the
-        entities, is largest.
+        entities, is largest. Raises ValueError where none has one.
         """
+        if np.isnan(self.relative_efficiency).all():
+            raise ValueError(
+                "alpha, beta: no setting of the sweep has a relative efficiency; either rho(Q) is "
+                "nowhere below 1, or the real data leave theta undetermined"
+            )
         score = np.nan_to_num(self.relative_efficiency.mean(2), nan=-np.inf)
         i, j = np.unravel_index(score.argmax(), score.shape)
         return float(self.alpha[i]), float(self.beta[j]), float(score[i, j])

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -75,6 +76,15 @@ def test_the_expectations_on_the_page_of_runs_can_be_read(tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / "metrics.csv", index=False)
     estimate = measures.measure(tmp_path, read.claims[0].measure)
     assert estimate.value == pytest.approx(-0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_python_that_a_newcomer_reads_runs(page, caplog):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (code,) = re.findall(r"(?ms)^(    import jaxloop\n.*?jaxloop\.generate\(.*?\n)", text)
+    exec(textwrap.dedent(code), {})
+    assert "nothing is learned" not in caplog.text
 
 
 def test_every_public_name_is_on_the_page_of_the_api():

@@ -505,6 +505,7 @@ D, THETA = _designs()
             "designs: is of type list; must be",
         ),
         (lambda: sweep(D, THETA, alpha=[], beta=[0.5]), "alpha, beta: a list is empty"),
+        (lambda: sweep(D, THETA, alpha=[1.0], beta=[0.5]).best(), "no setting of the sweep has a"),
         (
             lambda: linear.low_rank_designs(0, public=-1),
             "public=-1: must be an integer of at least 0",
