@@ -42,6 +42,8 @@ from jaxloop.simulators.linear_simulation import (
 
 # Of G, above which a form of Gram matrices is refused; a sweep goes to rows above the second.
 FORM_CONDITION, SWEEP_CONDITION = 1e6, 1e4
+# Of G, above which more than 2e-4 of a simulated fit would be rounding.
+SIMULATION_CONDITION = 1e12
 BATCH_BYTES = 5 << 19  # of the result of the replicates that run together
 
 __all__ = [
@@ -194,6 +196,7 @@ def simulate(
     number of replicates; batch_size: replicates that run together (default: what a cache holds);
     mesh: devices to share them out over (without one a CPU's cores share them); dtype: "float64" or
     "float32" (the noise itself is drawn in float32, see `linear_simulation.standard_normals`).
+    Raises ValueError as `closed_form`, and for weights so small that fits would be rounding.
     """
     w, theta, _ = _checked(designs, theta, alpha, beta, sigma2, generations, mixing, joins, "auto")
     replicates = check_whole("replicates", replicates)
@@ -201,6 +204,13 @@ def simulate(
         batch_size = check_whole("batch_size", batch_size)
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype={dtype!r}: must be float64 or float32")
+    found = rows.condition(designs, w) ** 2
+    if found > SIMULATION_CONDITION:
+        raise ValueError(
+            f"alpha, beta: a fit has a condition number of {found:.1e}, above "
+            f"{SIMULATION_CONDITION:.0e} simulated fits are rounding; a positive weight must be "
+            "larger (the closed form takes it)"
+        )
     with jax.enable_x64(True):
         inverse = np.asarray(_inverses(*_arrays(designs, w, generations)))
         maps = label_maps(designs, w, inverse, theta, sigma2, generations, np.dtype(dtype))
