@@ -479,7 +479,8 @@ def _check_one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _check_share(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
         raise ValueError(f"{field}={value!r}: must lie in [0, 1]")
 
 

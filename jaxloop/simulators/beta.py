@@ -466,8 +466,7 @@ def _check(real, pretrained, generations, weighting, exponent):
     check_whole("generations", generations)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting={weighting!r}: must be one of {', '.join(WEIGHTINGS)}")
-    if not (np.isfinite(exponent) and exponent >= 0):
-        raise ValueError(f"exponent={exponent}: must be a finite number of at least 0")
+    check_not_negative("exponent", exponent)
 
 
 def _check_pair(name, value):

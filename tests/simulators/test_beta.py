@@ -283,7 +283,7 @@ def test_constrained_loss_leads_to_the_same_place_and_there_sooner(chains):
         ),
         (
             lambda: beta.simulate(n=5, replicates=1, generations=1, exponent=-1),
-            "exponent=-1: must be a finite number",
+            "exponent=-1: must be at least 0 and finite",
         ),
         (
             lambda: beta.simulate(n=5, replicates=1, generations=1, workflow=wf.replace(6)),
