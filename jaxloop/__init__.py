@@ -3,8 +3,8 @@
 >>> import jaxloop
 >>> result = jaxloop.run("quickstart", "runs/first")                          # doctest: +SKIP
 >>> model = jaxloop.load("jaxloop/assets/bases/gpt2")                         # doctest: +SKIP
->>> adapter = jaxloop.finetune(model, texts, learning_rate=2e-3)              # doctest: +SKIP
->>> jaxloop.generate(model, ["Returns"] * 8, adapter=adapter, temperature=1.0)  # doctest: +SKIP
+>>> adapter = jaxloop.finetune(model, texts, learning_rate=2e-3, epochs=10)   # doctest: +SKIP
+>>> jaxloop.generate(model, 8, adapter=adapter, max_new_tokens=32)            # doctest: +SKIP
 
 One model: `load`, `finetune`, `finetune_many`, `generate`, `score`, `merge`, `save`,
 `save_adapter`, `load_adapter`. Texts: `evaluate`. Studies: `load_config`, `check`, `plan`, `run`,

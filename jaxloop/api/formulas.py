@@ -4,13 +4,15 @@ Both tables can be laid side by side: the mean and the variance over the replica
 estimate the rows "mean" and "variance" of the formula.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from jaxloop.config.messages import suggestion
+from jaxloop.core.checks import check_whole
 from jaxloop.recursion.workflow import Workflow
 from jaxloop.simulators import family as array_family
 from jaxloop.simulators import linear
@@ -47,8 +49,12 @@ def simulate(
         generations: how many follow generation 0.
         replicates: chains that differ in their draws.
         seed: of the draws.
-        options: of the model: those of `jaxloop.simulators`' builders, such as `unbiased=False`;
-            of "linear" `designs`, `theta`, `alpha`, `beta`, and more of `simulators.linear`.
+        options: of the model, by name; `jaxloop.simulators` says what they mean.
+            "gaussian": dim, mean, sd, unbiased; "categorical": probabilities, smoothing, bias;
+            "coin": p; "poisson": rate; "kernel_density": dim, bandwidth, kernel, sd, centres,
+            heldout; "gmm": means, weights, sds, iterations, ridge; "ngram": tokens, order, length,
+            smoothing, symbols; "regression": coefficients, sigma, design; "linear": designs, theta,
+            alpha, beta, sigma2, mixing, joins, batch_size, mesh, dtype.
 
     Returns:
         One row per replicate, generation, entity, metric and component of the metric.
@@ -56,16 +62,20 @@ def simulate(
     Raises:
         ValueError: there is no such model, the workflow is missing, or an option is wrong.
     """
-    if model == LINEAR:
+    if _is_linear(model):
         _no_workflow(workflow)
+        _check_options(linear.simulate, LINEAR, options)
         values = linear.simulate(
             generations=generations, replicates=replicates, seed=seed, **options
         )
         return _long({"theta": values}, entities=values.shape[2])
     chosen = _needed(workflow, model)
-    family = _named(model).build(**options) if isinstance(model, str) else model
     out = array_family.run(
-        family, chosen, generations=generations, replicates=replicates, seed=seed
+        _family(model, options),
+        chosen,
+        generations=generations,
+        replicates=replicates,
+        seed=seed,
     )
     return _long(out, entities=chosen.entities)
 
@@ -84,7 +94,8 @@ def closed_form(
         [0.95, 0.9025, 0.8574]
 
     Args:
-        model, workflow, generations, options: as of `simulate`.
+        model, workflow, generations, options: as of `simulate`; "linear" has `form` in the place
+            of the last three.
 
     Returns:
         One row per generation, entity, metric and statistic: "mean" and "variance" are those over
@@ -93,8 +104,9 @@ def closed_form(
     Raises:
         ValueError: as `simulate`, or there is no formula for the model under the workflow.
     """
-    if model == LINEAR:
+    if _is_linear(model):
         _no_workflow(workflow)
+        _check_options(linear.closed_form, LINEAR, options)
         moments = linear.closed_form(generations=generations, **options)
         return _of_entities(
             {
@@ -103,12 +115,56 @@ def closed_form(
             }
         )
     chosen = _needed(workflow, model)
-    _named(model)
+    if chosen.name in _named(model).formulas:
+        # The formulas read some options only: the model itself refuses what makes no sense.
+        generations = check_whole("generations", generations)
+        array_family.check_sizes(_family(model, options), chosen, generations)
     values = formula_of(model, chosen, generations, options)
     return _of_entities({name: series[:, None] for name, series in values.items()})
 
 
-def _named(model: str) -> Model:
+def _is_linear(model: object) -> bool:
+    return isinstance(model, str) and model == LINEAR
+
+
+def _family(model: str | ArrayFamily, options: Mapping[str, Any]) -> ArrayFamily:
+    """The model with its options. Raises ValueError where it has no such options."""
+    if isinstance(model, ArrayFamily):
+        if options:
+            raise ValueError(
+                f"{next(iter(options))}: is no argument of simulate; a model of your own has its "
+                "options already"
+            )
+        return model
+    build = _named(model).build
+    _check_options(build, model, options)
+    return build(**options)
+
+
+def _check_options(function: Callable[..., Any], model: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the function of a model does not have, and those that are missing."""
+    known = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in ("generations", "replicates", "seed")
+    }
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"{name}: is no argument and no option of model {model!r}; "
+                f"{suggestion(name, known)}"
+            )
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise ValueError(f"{name}: is missing; model {model!r} needs it")
+
+
+def _named(model: object) -> Model:
+    if not isinstance(model, str):
+        raise ValueError(
+            f"model: is of type {type(model).__name__}; must be a name, or for `simulate` an "
+            "ArrayFamily"
+        )
     if model not in MODELS:
         raise ValueError(f"model={model!r}: is not known; {suggestion(model, [*MODELS, LINEAR])}")
     return MODELS[model]
@@ -120,14 +176,19 @@ def _needed(workflow: Workflow | None, model: object) -> Workflow:
             f"workflow: is missing; model {model!r} needs one, such as "
             "jaxloop.workflows.replace(100)"
         )
+    if not isinstance(workflow, Workflow):
+        raise ValueError(
+            f"workflow: is of type {type(workflow).__name__}; must be one of jaxloop.workflows, "
+            "such as jaxloop.workflows.replace(100)"
+        )
     return workflow
 
 
 def _no_workflow(workflow: Workflow | None) -> None:
     if workflow is not None:
         raise ValueError(
-            f"workflow={workflow.name}: model 'linear' takes none; alpha, beta and mixing say what "
-            "its entities train on"
+            f"workflow={getattr(workflow, 'name', workflow)}: model 'linear' takes none; alpha, "
+            "beta and mixing say what its entities train on"
         )
 
 

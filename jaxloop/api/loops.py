@@ -13,6 +13,7 @@ import numpy as np
 from jaxloop import studies
 from jaxloop.api.models import check_texts
 from jaxloop.api.runs import PathLike, RunResult
+from jaxloop.core.checks import check_whole
 from jaxloop.core.keys import random_bits
 from jaxloop.lm.model.lora import Adapter, from_tree, to_tree
 from jaxloop.recursion import driver
@@ -107,7 +108,10 @@ def loop(
     if not isinstance(path, Path):
         raise ValueError(f"workdir={path}: a loop of your own writes to a local directory")
     seeds = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
-    named = {"": workflow} if isinstance(workflow, Workflow) else dict(workflow)
+    named = _named_workflows(workflow)
+    generations = check_whole("generations", generations)
+    eval_items = check_whole("eval_items", eval_items, 0)
+    keep = None if keep is None else check_whole("keep", keep)
     for one in named.values():
         if one.selection is not None and FEATURE_OF[one.selection.policy] is not None:
             raise ValueError(
@@ -137,6 +141,8 @@ def loop(
         keep=keep,
         study="loop",
     )
+    # Before the directory is made: a refused call would else leave it to another config.
+    driver.check(chains, datasets, settings)
     stored = {
         "study": "loop",
         "generations": generations,
@@ -159,6 +165,16 @@ def loop(
             progress=progress,
         )
     return RunResult(path, studies.FAILED_CHAINS if result.failed else 0)
+
+
+def _named_workflows(workflow: Workflow | Mapping[str, Workflow]) -> dict[str, Workflow]:
+    named = {"": workflow} if isinstance(workflow, Workflow) else workflow
+    if not isinstance(named, Mapping) or not all(isinstance(w, Workflow) for w in named.values()):
+        raise ValueError(
+            f"workflow={workflow!r}: must be one of jaxloop.workflows, such as "
+            "jaxloop.workflows.replace(100), or several by name"
+        )
+    return dict(named)
 
 
 def _chain(name: str, workflow: Workflow, seed: int, datasets: Mapping[str, Dataset]) -> ChainSpec:

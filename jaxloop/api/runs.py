@@ -36,24 +36,30 @@ def load_config(name: str, changes: Mapping[str, Any] | None = None) -> config.S
     return config.build(schema, config.change(raw, changes or {}, schema))
 
 
-def check(settings: config.Section) -> list[str]:
+def check(settings: config.Section | str) -> list[str]:
     """Read all data and models that a run would read first, and return lines about them.
+
+    Args:
+        settings: what `load_config` returned, or the name of a config.
 
     Raises:
         ValueError: a run cannot succeed; the sentence says why.
     """
+    settings = _settings(settings)
     return _study(settings).check(settings)
 
 
-def plan(settings: config.Section, target: str | None = None) -> list[tuple[str, str]]:
+def plan(settings: config.Section | str, target: str | None = None) -> list[tuple[str, str]]:
     """Return the (what, amount) rows of `--plan`.
 
     Args:
+        settings: what `load_config` returned, or the name of a config.
         target: hardware that need not be here, as `--for` takes it; none: this machine.
 
     Raises:
         ValueError: a run cannot succeed, or the study has no plan for absent hardware.
     """
+    settings = _settings(settings)
     if target is not None:
         studies.check_target(_name(settings), target)
     return _study(settings).plan(settings, target)
@@ -193,10 +199,9 @@ def run(
         ValueError: the run cannot succeed, or the directory is another run's.
         SystemExit: after SIGTERM or Ctrl-C; what was finished is on disk.
     """
-    if isinstance(settings, str):
-        settings = load_config(settings, changes)
-    elif changes:
+    if changes and not isinstance(settings, str):
         raise ValueError("changes: are for a config that is named; change the settings instead")
+    settings = _settings(settings, changes)
     code, path = studies.run_at(_study(settings), settings, studies.place_of(workdir))
     return RunResult(path, code)
 
@@ -211,6 +216,12 @@ def open_run(workdir: PathLike) -> RunResult:
     path = place if isinstance(place, Path) else mirror.restore(place)
     saved_run.require_run(path)
     return RunResult(path)
+
+
+def _settings(
+    settings: config.Section | str, changes: Mapping[str, Any] | None = None
+) -> config.Section:
+    return load_config(settings, changes) if isinstance(settings, str) else settings
 
 
 def _name(settings: config.Section) -> object:

@@ -21,7 +21,7 @@ from absl import flags, logging
 
 from jaxloop import config, studies
 from jaxloop.cli import completion
-from jaxloop.cli.words import WITH_WORDS, to_flags
+from jaxloop.cli.words import COMMANDS, WITH_WORDS, to_flags
 from jaxloop.config import catalogue
 from jaxloop.runtime import user_cache
 from jaxloop.runtime.atomic_io import DiskFull, is_disk_full
@@ -135,7 +135,7 @@ def parse(argv: Sequence[str]) -> Command:
 
 
 def _parse(argv: list[str]) -> Command:
-    if len(argv) == 1:
+    if len(argv) == 1 or _asks_for_help(argv[1:]):
         return Command("help", tuple(argv))
     if argv[1] == "cache":
         user_cache.requested_action(argv[2:])
@@ -158,6 +158,12 @@ def _parse(argv: list[str]) -> Command:
     )
     _check_complete(command)
     return command
+
+
+def _asks_for_help(words: list[str]) -> bool:
+    """Whether the words are a command and `--help`, in either order: there is one text for all."""
+    asked = [word for word in words if word in ("help", "--help", "-h")]
+    return len(words) == 2 and bool(asked) and set(words) <= {*COMMANDS, *asked}
 
 
 def _read_flags(argv: list[str]) -> flags.FlagValues:

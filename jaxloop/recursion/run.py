@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypedDict
 
 import numpy as np
 
+from jaxloop.core.checks import check_whole
 from jaxloop.recursion import ledger
 from jaxloop.recursion.chains import ChainSpec
 from jaxloop.recursion.family import (
@@ -109,8 +110,7 @@ class RunSettings(Generic[FitT, GenerateT]):
         ):
             if name in ("keep", "members_per_group", "first_members") and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name}={value!r}: must be an integer of at least {low}")
+            check_whole(name, value, low)
 
     @property
     def sizing_seconds(self) -> float | None:

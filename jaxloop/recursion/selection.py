@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxloop.core.checks import check_whole
 from jaxloop.core.keys import fold_in, phase_key, random_order
 
 POLICIES = ("random", "quality", "diversity")
@@ -43,14 +44,8 @@ class Selection:
             raise ValueError(
                 f"selection.policy={self.policy!r}: must be one of {', '.join(POLICIES)}"
             )
-        if (
-            isinstance(self.candidates, bool)
-            or not isinstance(self.candidates, int)
-            or self.candidates < 1
-        ):
-            raise ValueError(
-                f"selection.candidates={self.candidates!r}: must be an integer of at least 1"
-            )
+        candidates = check_whole("selection.candidates", self.candidates)
+        object.__setattr__(self, "candidates", candidates)
 
 
 def choose(

@@ -14,6 +14,7 @@ Otherwise add a field, with its check in `__post_init__`, and say in `plan.py` h
 and in `train_size` and `plan_rows` how many.
 """
 
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxloop.core.checks import check_whole
 from jaxloop.core.mixing import check_mixing
 from jaxloop.recursion.selection import Selection
 
@@ -108,13 +110,14 @@ class Workflow:
 
     def _check_fields(self) -> None:
         """Refuse fields whose values are not allowed by themselves."""
-        for field in ("initial", "entities"):
-            _check_at_least(field, getattr(self, field), 1)
-        for field in ("synthetic", "human", "external", "preserved"):
-            _check_at_least(field, getattr(self, field), 0)
-        for field in ("window", "train"):
-            if getattr(self, field) is not None:
-                _check_at_least(field, getattr(self, field), 1)
+        lowest = {"initial": 1, "entities": 1, "window": 1, "train": 1}
+        lowest |= dict.fromkeys(("synthetic", "human", "external", "preserved"), 0)
+        for field, low in lowest.items():
+            value = getattr(self, field)
+            if value is None and field in ("window", "train"):
+                continue
+            # A plain number, also of one of NumPy: the fields are stored with a run, as JSON.
+            object.__setattr__(self, field, check_whole(field, value, low))
         _check_one_of("start", self.start, STARTS)
         _check_one_of("real", self.real, REAL)
 
@@ -309,7 +312,7 @@ def exchange(
             f"private: {len(sizes)} sizes for entities={entities}: must be one per entity"
         )
     if past is not None:
-        _check_at_least("past", past, 1)
+        past = check_whole("past", past)
     alpha = _generation_weight("alpha", alpha, entities)
     beta = _generation_weight("beta", beta, entities)
     if initial_beta is None:
@@ -376,7 +379,7 @@ def human_needed(workflow: Workflow, generations: int) -> int:
 
     The chain of arXiv 2504.03814 needs N + (G-1) h: 70,500 for N=4000, r=1/8, G=20.
     """
-    _check_at_least("generations", generations, 1)
+    check_whole("generations", generations)
     if workflow.exchange is not None:
         return max(workflow.exchange.private)
     return workflow.initial + (generations - 1) * workflow.human
@@ -470,18 +473,14 @@ def _check_sets(sets: Exchange, entities: int) -> None:
 # ---- checks
 
 
-def _check_at_least(field: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{field}={value!r}: must be an integer of at least {low}")
-
-
 def _check_one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{field}={value!r}: must be one of {', '.join(allowed)}")
 
 
-def _check_share(field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+def _check_share(field: str, value: Any) -> None:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
         raise ValueError(f"{field}={value!r}: must lie in [0, 1]")
 
 

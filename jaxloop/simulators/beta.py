@@ -23,6 +23,7 @@ from jax.scipy.special import gammaln
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
+from jaxloop.core.checks import check_not_negative, check_positive, check_whole
 from jaxloop.recursion import workflow as workflows
 from jaxloop.simulators import family as families
 from jaxloop.simulators.beta_draws import draw_logits
@@ -158,11 +159,13 @@ def simulate(
 
     workflow: what a generation trains on (default: `replace(n)`, the paper, from the last fit where
     there is a constraint); report: also return converged [R, T+1] (bool) and the Newton steps [R,
-    T+1]. Raises ValueError for n < 2, parameters that are not positive, and a workflow of another
-    size.
+    T+1]. Raises ValueError for n < 2, parameters that are not positive, a constraint of no steps or
+    of negative strength, and a workflow of another size.
     """
     _check(real, pretrained, generations, weighting, exponent)
     check_n(n)
+    if constraint is not None:
+        _check_constraint(constraint)
     rule = (
         workflows.replace(n, start="base" if constraint is None else "previous")
         if workflow is None
@@ -458,19 +461,25 @@ def _sandwich(f, weight):
 
 
 def _check(real, pretrained, generations, weighting, exponent):
-    for name, value in (("real", real), ("pretrained", pretrained)):
-        if len(value) != 2 or not all(np.isfinite(v) and v > 0 for v in value):
-            raise ValueError(f"{name}={tuple(value)}: must be two positive numbers, alpha and beta")
-    if (
-        isinstance(generations, bool)
-        or not isinstance(generations, (int, np.integer))
-        or generations < 1
-    ):
-        raise ValueError(f"generations={generations!r}: must be an integer of at least 1")
+    _check_pair("real", real)
+    _check_pair("pretrained", pretrained)
+    check_whole("generations", generations)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting={weighting!r}: must be one of {', '.join(WEIGHTINGS)}")
-    if not (np.isfinite(exponent) and exponent >= 0):
-        raise ValueError(f"exponent={exponent}: must be a finite number of at least 0")
+    check_not_negative("exponent", exponent)
+
+
+def _check_pair(name, value):
+    if len(value) != 2 or not all(np.isfinite(v) and v > 0 for v in value):
+        raise ValueError(f"{name}={tuple(value)}: must be two positive numbers, alpha and beta")
+
+
+def _check_constraint(constraint):
+    check_not_negative("constraint.lam", constraint.lam)
+    check_not_negative("constraint.gam", constraint.gam)
+    _check_pair("constraint.unbiased", constraint.unbiased)
+    check_whole("constraint.steps", constraint.steps)
+    check_positive("constraint.rate", constraint.rate)
 
 
 def check_n(n: int) -> None:

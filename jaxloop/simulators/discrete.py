@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxloop.core.checks import check_not_negative, check_positive
 from jaxloop.simulators.family import ArrayFamily, Scalar, choose, weighted_mean
 
 
@@ -21,12 +22,14 @@ def discrete_family(
     among the generated items).
 
     Raises:
-        ValueError: probabilities are negative or sum to nothing, or smoothing is negative.
+        ValueError: probabilities are negative or sum to nothing, smoothing is negative, or bias is
+            not one number per category, none of them negative.
     """
     real = _checked("probabilities", probabilities)
-    if not isinstance(smoothing, jax.Array) and smoothing < 0:
-        raise ValueError(f"smoothing={smoothing}: must be at least 0")
+    check_not_negative("smoothing", smoothing)
     size = real.shape[0]
+    if bias is not None and not isinstance(bias, jax.Array):
+        bias = _checked_bias(bias, size)
 
     def draw(key: jax.Array, n: int) -> jax.Array:
         # Hidden from the compiler, which would else sum the same numbers for every item of every
@@ -74,8 +77,7 @@ def bernoulli_family(p: Scalar) -> ArrayFamily:
 
 def poisson_family(rate: Scalar) -> ArrayFamily:
     """Counts; metric: rate (the estimate). Raises ValueError for a rate that is not positive."""
-    if not isinstance(rate, jax.Array) and not rate > 0:
-        raise ValueError(f"rate={rate}: must be positive")
+    check_positive("rate", rate)
 
     def sample(key: jax.Array, rate: Scalar, n: int) -> jax.Array:
         return jax.random.poisson(key, rate, (n,)).astype(jnp.result_type(float))
@@ -106,8 +108,19 @@ def _checked(name: str, values: ArrayLike) -> jax.Array | np.ndarray:
     if isinstance(values, jax.Array):
         return values
     shares = np.asarray(values, float)
-    if shares.ndim != 1 or not (shares >= 0).all() or not shares.sum() > 0:
+    if shares.ndim != 1 or not (shares >= 0).all() or not 0 < shares.sum() < np.inf:
         raise ValueError(
             f"{name}={shares.tolist()}: must be non-negative numbers with a positive sum"
         )
     return shares / shares.sum()
+
+
+def _checked_bias(bias: ArrayLike, size: int) -> np.ndarray:
+    factors = np.asarray(bias, float)
+    fits = factors.shape == (size,) and (factors >= 0).all()
+    if not fits or not 0 < factors.sum() < np.inf:
+        raise ValueError(
+            f"bias={factors.tolist()}: must be {size} non-negative numbers with a positive sum, "
+            "one per category"
+        )
+    return factors

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxloop.core.categorical import inverse_cdf
+from jaxloop.core.checks import check_whole
 from jaxloop.core.keys import chain_key, phase_key
 from jaxloop.core.likelihood import weighted_mean_loss
 from jaxloop.core.map_chains import map_chains, padded_count
@@ -101,17 +102,14 @@ def run(
         x64: 64-bit arithmetic, inside this call only.
 
     Raises:
-        ValueError: `generations` or `replicates` is below 1, there are fewer items than the family
-            can be fitted to, or the workflow has external items and the family no source of them.
+        ValueError: `generations`, `replicates` or `batch_size` is below 1, there are fewer items
+            than the family can be fitted to, or the workflow has external items and the family no
+            source of them.
     """
-    if (
-        isinstance(generations, bool)
-        or not isinstance(generations, (int, np.integer))
-        or generations < 1
-    ):
-        raise ValueError(f"generations={generations!r}: must be an integer of at least 1")
-    if replicates < 1:
-        raise ValueError(f"replicates={replicates}: must be at least 1")
+    generations = check_whole("generations", generations)
+    replicates = check_whole("replicates", replicates)
+    if batch_size is not None:
+        batch_size = check_whole("batch_size", batch_size)
     count = 1 if settings is None else len(jax.tree.leaves(settings)[0])
     with jax.enable_x64(x64):
         settings = jax.tree.map(jnp.asarray, settings)
@@ -123,7 +121,7 @@ def run(
         index = jnp.arange(padded, dtype=jnp.int32) % total
         per_setting = total // count
         chains = (jax.tree.map(lambda x: x[index // per_setting], settings), keys[index])
-        out = _program(family, workflow, int(generations), batch_size, mesh)(chains)
+        out = _program(family, workflow, generations, batch_size, mesh)(chains)
         results = {name: np.asarray(x)[:total] for name, x in out.items()}
     if workflow.entities == 1:
         results = {name: x[:, :, 0] for name, x in results.items()}

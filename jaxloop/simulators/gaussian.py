@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxloop.core.checks import check_positive, check_whole
 from jaxloop.simulators.family import ArrayFamily, Scalar
 from jaxloop.simulators.small_linalg import cholesky
 
@@ -24,10 +25,10 @@ def gaussian_family(
         unbiased: estimate the covariance with n - 1, else by maximum likelihood, with n.
 
     Raises:
-        ValueError: `dim` is below 1.
+        ValueError: `dim` is below 1, or `sd` is not positive.
     """
-    if dim < 1:
-        raise ValueError(f"dim={dim}: must be at least 1")
+    check_whole("dim", dim)
+    check_positive("sd", sd)
 
     def draw(key: jax.Array, n: int) -> jax.Array:
         return mean + sd * jax.random.normal(key, (n, dim))

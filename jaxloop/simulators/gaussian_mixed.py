@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxloop.core.checks import check_whole
+
 
 class MixedChain(NamedTuple):
     """Expected state of the fit of every generation, in units of the real total variance.
@@ -51,9 +53,8 @@ def mixed_chain(
     """
     start = n if first is None else first
     for name, value in (("generations", generations), ("n", n), ("first", start)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1")
-    if not 0 <= synthetic <= n:
+        check_whole(name, value)
+    if check_whole("synthetic", synthetic, 0) > n:
         raise ValueError(f"synthetic={synthetic}: must lie between 0 and n = {n}")
     r = synthetic / n
     variance, shift = [1 - 1 / start], [1 / start]

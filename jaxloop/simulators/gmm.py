@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxloop.core.checks import check_not_negative, check_whole
 from jaxloop.simulators.family import ArrayFamily, choose
 from jaxloop.simulators.small_linalg import cholesky, spd_inverse
 
@@ -36,18 +37,23 @@ def gmm_family(
     workflow's `start` is "previous", else from the real mixture's parameters (so that labels do not
     switch; the paper's question is what sampling does to a good fit). Metrics: weights [k], means
     [k, d], l2 (squared L2 distance to the real density) and trace (of the mixture's covariance).
-    Raises ValueError for shapes that disagree, weights that are negative or all zero, or iterations
-    below 1.
+    Raises ValueError for shapes that disagree, weights that are negative or all zero, iterations
+    below 1, or a negative ridge.
     """
     centres = np.atleast_2d(np.asarray(means, float))
+    if centres.ndim != 2 or not centres.size or not np.isfinite(centres).all():
+        raise ValueError(
+            f"means: shape is {centres.shape}, must be [k, d], a row of finite numbers per "
+            "component"
+        )
     k, d = centres.shape
     share = np.full(k, 1 / k) if weights is None else np.asarray(weights, float)
     sd = np.asarray(sds, float)
     if sd.ndim < 2 and sd.size in (1, k):
         sd = np.broadcast_to(sd, (k,))
     _check_source(share, sd, k)
-    if iterations < 1:
-        raise ValueError(f"iterations={iterations}: must be at least 1")
+    check_whole("iterations", iterations)
+    check_not_negative("ridge", ridge)
 
     def real() -> Mixture:
         dtype = jnp.result_type(float)
@@ -100,11 +106,15 @@ def _check_source(share: np.ndarray, sd: np.ndarray, k: int) -> None:
             f"weights, sds: shapes are {share.shape} and {sd.shape}, must be ({k},), one per "
             "row of means"
         )
-    if not (share >= 0).all() or not share.sum() > 0 or not (sd > 0).all():
+    if not (share >= 0).all() or not 0 < share.sum() < np.inf or not _positive(sd):
         raise ValueError(
             f"weights={share.tolist()}, sds={sd.tolist()}: weights must be non-negative with a "
             "positive sum, sds positive"
         )
+
+
+def _positive(sd: np.ndarray) -> bool:
+    return bool(((sd > 0) & np.isfinite(sd)).all())
 
 
 def em_step(params: Mixture, items: jax.Array, weights: jax.Array, ridge: float) -> Mixture:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
+from jaxloop.core.checks import check_not_negative, check_whole
 from jaxloop.recursion.workflow import Workflow, fresh_human, window
 from jaxloop.simulators import family as families
 from jaxloop.simulators.discrete import discrete_family
@@ -46,18 +47,16 @@ def vectors(
 
     Raises ValueError as `histogram_family`.
     """
-    if size < 1:
-        raise ValueError(f"size={size}: must be at least 1")
+    check_whole("size", size)
     numbers = np.arange(size + 1)
     even = numbers % 2 == 0
     vector = np.where(even, bias, 1.0) if np.ndim(bias) == 0 else np.asarray(bias, float)
-    if vector.shape != numbers.shape or not (vector > 0).all():
+    if vector.shape != numbers.shape or not ((vector > 0) & np.isfinite(vector)).all():
         raise ValueError(
             f"bias={np.asarray(bias).tolist()}: must be a positive number or {size + 1} positive "
             "numbers"
         )
-    if not smoothing >= 0:
-        raise ValueError(f"smoothing={smoothing}: must be at least 0")
+    check_not_negative("smoothing", smoothing)
     human = np.where(even & (not overlap), 0.0, 1.0)
     return human / human.sum(), float(smoothing), vector
 
@@ -98,7 +97,7 @@ def simulate(
     steps) in the paper.
 
     `relative_entropy` is the entropy of the model over that of generation 0. Raises ValueError as
-    `histogram_family`, and for ratios outside [0, 1].
+    `histogram_family`, for ratios outside [0, 1], and where there is none.
     """
     columns = simulate_columns(
         [Column(bias, smoothing, overlap)],
@@ -127,6 +126,9 @@ def simulate_columns(
     """As `simulate`, for several columns in one program per ratio: {name: [columns, ratios, R,
     T+1]}.
     """
+    for name, values in (("columns", columns), ("ratios", ratios)):
+        if not len(values):
+            raise ValueError(f"{name}: is empty; at least one is needed")
     models = [vectors(size, *column) for column in columns]
     setting = {
         name: np.stack([np.asarray(m[i]) for m in models])

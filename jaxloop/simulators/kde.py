@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxloop.core.checks import check_positive, check_whole
 from jaxloop.simulators.family import ArrayFamily, Scalar, choose
 from jaxloop.simulators.small_linalg import cholesky
 
@@ -41,9 +42,12 @@ def kde_family(
         heldout: number of real points for nll; 0: no nll.
 
     Raises:
-        ValueError: the rule or kernel is unknown, or the bandwidth is not positive.
+        ValueError: the rule or kernel is unknown, `bandwidth` or `sd` is not positive, a number is
+            too small, or `centres` have another width than `dim`.
     """
     _check(kernel, bandwidth)
+    _check_source(dim, sd, centres)
+    check_whole("heldout", heldout, 0)
 
     def draw(key: jax.Array, n: int) -> jax.Array:
         noise, which = jax.random.split(key)
@@ -97,8 +101,23 @@ def _check(kernel: str, bandwidth: Scalar | str) -> None:
         raise ValueError(f"kernel={kernel!r}: must be one of {', '.join(KERNELS)}")
     if isinstance(bandwidth, str) and bandwidth not in RULES:
         raise ValueError(f"bandwidth={bandwidth!r}: must be a number, {' or '.join(RULES)}")
-    if not isinstance(bandwidth, (str, jax.Array)) and not bandwidth > 0:
-        raise ValueError(f"bandwidth={bandwidth}: must be positive")
+    if not isinstance(bandwidth, str):
+        check_positive("bandwidth", bandwidth)
+
+
+def _check_source(dim: int, sd: Scalar, centres: ArrayLike | None) -> None:
+    """Refuse a real source that is no density in `dim` dimensions."""
+    check_whole("dim", dim)
+    check_positive("sd", sd)
+    if centres is None:
+        return
+    centres = np.asarray(centres, float)
+    if centres.ndim != 2 or centres.shape[1] != dim or not len(centres):
+        raise ValueError(
+            f"centres: shape is {centres.shape}, must be [m, {dim}], a row per normal distribution"
+        )
+    if not np.isfinite(centres).all():
+        raise ValueError("centres: holds values that are not finite")
 
 
 def _log_density(

@@ -11,9 +11,7 @@ All results are float64 NumPy arrays; 64-bit arithmetic is switched on here and 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
+from jaxloop.core.checks import check_whole
 from jaxloop.core.keys import chain_key
 from jaxloop.core.map_chains import map_chains, padded_count
 from jaxloop.simulators import linear_forms as forms
@@ -32,6 +31,7 @@ from jaxloop.simulators.linear_designs import (
     low_rank_designs,
     setting,
 )
+from jaxloop.simulators.linear_results import Limit, Moments, Sweep
 from jaxloop.simulators.linear_simulation import (
     label_maps,
     replicate_keys,
@@ -41,6 +41,8 @@ from jaxloop.simulators.linear_simulation import (
 
 # Of G, above which a form of Gram matrices is refused; a sweep goes to rows above the second.
 FORM_CONDITION, SWEEP_CONDITION = 1e6, 1e4
+# Of G, above which more than 2e-4 of a simulated fit would be rounding.
+SIMULATION_CONDITION = 1e12
 BATCH_BYTES = 5 << 19  # of the result of the replicates that run together
 
 __all__ = [
@@ -54,47 +56,6 @@ __all__ = [
     "simulate",
     "sweep",
 ]
-
-
-class Limit(NamedTuple):
-    """Limits for t -> infinity: mean [K, d], cov [Kd, Kd], mse [K], mspe [K, K],
-    relative_efficiency [K], disagreement ().
-    """
-
-    mean: np.ndarray
-    cov: np.ndarray
-    mse: np.ndarray
-    mspe: np.ndarray
-    relative_efficiency: np.ndarray
-    disagreement: float
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Moments over the draws of all labels; entries of entities that have not joined are NaN.
-
-    mean                 [T+1, K, d] expectation of theta_hat
-    cov                  [T+1, Kd, Kd]
-    mse                  [T+1, K] E|theta_hat_k - theta|^2
-    mspe                 [T+1, K, K] E|X~_m (theta_hat_k - theta)|^2 at [:, k, m], summed over the
-                         rows of task m, not averaged
-    disagreement         [T+1] E (1/K) sum_k |theta_hat_k - mean over entities|^2
-    relative_efficiency  [T+1, K] error of the best unbiased estimate from all real data / mse (NaN
-    where those leave theta undetermined)
-    spectral_radius      of Q in the last generation
-    limit                a `Limit`, or None
-    no_limit             why there is none, else None
-    """
-
-    mean: np.ndarray
-    cov: np.ndarray
-    mse: np.ndarray
-    mspe: np.ndarray
-    disagreement: np.ndarray
-    relative_efficiency: np.ndarray
-    spectral_radius: float
-    limit: Limit | None
-    no_limit: str | None
 
 
 def closed_form(
@@ -193,12 +154,21 @@ def simulate(
     number of replicates; batch_size: replicates that run together (default: what a cache holds);
     mesh: devices to share them out over (without one a CPU's cores share them); dtype: "float64" or
     "float32" (the noise itself is drawn in float32, see `linear_simulation.standard_normals`).
+    Raises ValueError as `closed_form`, and for weights so small that fits would be rounding.
     """
     w, theta, _ = _checked(designs, theta, alpha, beta, sigma2, generations, mixing, joins, "auto")
-    if replicates < 1:
-        raise ValueError(f"replicates={replicates}: must be at least 1")
+    replicates = check_whole("replicates", replicates)
+    if batch_size is not None:
+        batch_size = check_whole("batch_size", batch_size)
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype={dtype!r}: must be float64 or float32")
+    found = rows.condition(designs, w) ** 2
+    if found > SIMULATION_CONDITION:
+        raise ValueError(
+            f"alpha, beta: a fit has a condition number of {found:.1e}, above "
+            f"{SIMULATION_CONDITION:.0e} simulated fits are rounding; a positive weight must be "
+            "larger (the closed form takes it)"
+        )
     with jax.enable_x64(True):
         inverse = np.asarray(_inverses(*_arrays(designs, w, generations)))
         maps = label_maps(designs, w, inverse, theta, sigma2, generations, np.dtype(dtype))
@@ -215,29 +185,6 @@ def simulate(
             out = np.asarray(simulate_replicates(maps, keys, generations, batch, mesh))[:replicates]
         out = out.reshape(replicates, generations + 1, designs.entities, designs.dim)
     return out if w.present.all() else np.where(w.present[:, :, None], out, np.nan).astype(dtype)
-
-
-class Sweep(NamedTuple):
-    """Limits on a grid; NaN where rho(Q) >= 1.
-
-    alpha [A], beta [B], spectral_radius [A, B], mse [A, B, K], relative_efficiency [A, B, K],
-    disagreement [A, B].
-    """
-
-    alpha: np.ndarray
-    beta: np.ndarray
-    spectral_radius: np.ndarray
-    mse: np.ndarray
-    relative_efficiency: np.ndarray
-    disagreement: np.ndarray
-
-    def best(self) -> tuple[float, float, float]:
-        """(alpha, beta, relative efficiency) where the relative efficiency, averaged over the
-        entities, is largest.
-        """
-        score = np.nan_to_num(self.relative_efficiency.mean(2), nan=-np.inf)
-        i, j = np.unravel_index(score.argmax(), score.shape)
-        return float(self.alpha[i]), float(self.beta[j]), float(score[i, j])
 
 
 def sweep(
@@ -261,6 +208,9 @@ def sweep(
         raise ValueError(
             f"alpha, beta: shapes are {grid[0].shape} and {grid[1].shape}, a sweep takes two lists"
         )
+    if not all(map(len, grid)):
+        raise ValueError("alpha, beta: a list is empty, a sweep needs one value of each at least")
+    batch_size = check_whole("batch_size", batch_size)
     check_unit("alpha", grid[0])
     check_unit("beta", grid[1])
 
@@ -356,12 +306,19 @@ def _checked(
     joins: ArrayLike | None,
     form: str,
 ) -> tuple[Setting, np.ndarray, bool]:
+    if not isinstance(designs, Designs):
+        raise ValueError(
+            f"designs: is of type {type(designs).__name__}; must be `simulators.linear.Designs`, "
+            "such as low_rank_designs returns"
+        )
     theta = np.asarray(theta, np.float64)
     if theta.shape != (designs.dim,):
         raise ValueError(
             f"theta: shape is {theta.shape}, must be ({designs.dim},), one coefficient per "
             "column of the designs"
         )
+    if not np.isfinite(theta).all():
+        raise ValueError("theta: holds values that are not finite")
     if not (np.isfinite(sigma2) and sigma2 >= 0):
         raise ValueError(f"sigma2={sigma2}: must be a finite number of at least 0")
     if form not in ("auto", "block", "reduced"):

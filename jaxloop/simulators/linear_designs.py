@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxloop.core import mixing as mixing_matrices
+from jaxloop.core.checks import check_positive, check_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +109,17 @@ def low_rank_designs(
     """Return the setting that reproduces the relative-efficiency figure of arXiv 2505.21677.
 
     The paper does not state it; it was inferred from the figure: private rank x dim and public rows
-    iid N(0, 1), synthetic Gram matrices `scale` times the private ones.
+    iid N(0, 1), synthetic Gram matrices `scale` times the private ones. Raises ValueError for sizes
+    below 1 (`public`: below 0) and a scale that is not positive.
     """
+    for name, value, low in (
+        ("entities", entities, 1),
+        ("dim", dim, 1),
+        ("rank", rank, 1),
+        ("public", public, 0),
+    ):
+        check_whole(name, value, low)
+    check_positive("scale", scale)
     rng = np.random.default_rng(seed)
     private = tuple(rng.normal(size=(rank, dim)) for _ in range(entities))
     return Designs(
@@ -119,7 +129,7 @@ def low_rank_designs(
 
 def _matrix(name, x):
     x = np.asarray(x, np.float64)
-    if x.ndim != 2:
+    if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"{name}: a design has shape {x.shape}, must be [rows, columns]")
     if not np.isfinite(x).all():
         raise ValueError(f"{name}: a design holds values that are not finite")
@@ -170,9 +180,7 @@ def setting(
       alpha acts as 0).
     Raises ValueError.
     """
-    k, t = designs.entities, generations
-    if isinstance(t, bool) or not isinstance(t, (int, np.integer)) or t < 1:
-        raise ValueError(f"generations={t!r}: must be an integer of at least 1")
+    k, t = designs.entities, check_whole("generations", generations)
     if not designs.fixed and len(designs.synthetic_groups) < t:
         raise ValueError(
             f"generations={t}: synthetic designs are given for {len(designs.synthetic_groups)} "

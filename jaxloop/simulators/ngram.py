@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxloop.core.categorical import inverse_cdf
+from jaxloop.core.checks import check_not_negative, check_whole
 from jaxloop.simulators.discrete import entropy
 from jaxloop.simulators.family import ArrayFamily
 
@@ -55,12 +56,16 @@ def ngram_family(
     weighted as in training), unigram_entropy, grams (different n-grams of positive count),
     vocabulary (different symbols), and cross_entropy of real windows (the same for all chains)
     under the model mixed with 1e-3 of the uniform distribution. Raises ValueError for an order
-    below 1, windows longer than the text or not longer than the order, and V^order above 2^24.
+    below 1, windows longer than the text or not longer than the order, V^order above 2^24, and
+    negative smoothing.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or len(tokens) == 0 or tokens.min() < 0:
         raise ValueError("tokens: must be a list of at least one non-negative integer")
-    size = int(tokens.max()) + 1 if symbols is None else symbols
+    size = int(tokens.max()) + 1 if symbols is None else check_whole("symbols", symbols)
+    check_whole("order", order)
+    check_whole("length", length)
+    check_not_negative("smoothing", smoothing)
     _check_sizes(tokens, order=order, length=length, size=size)
     contexts = size ** (order - 1)
     stream = jnp.asarray(tokens, jnp.int32)
@@ -128,7 +133,7 @@ def ngram_family(
 
 
 def _check_sizes(tokens: np.ndarray, *, order: int, length: int, size: int) -> None:
-    if order < 1 or not order < length <= len(tokens):
+    if not order < length <= len(tokens):
         raise ValueError(
             f"order={order}, length={length}: must be 1 <= order < length <= {len(tokens)}, the "
             "symbols of the text"

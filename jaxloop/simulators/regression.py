@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxloop.core.checks import check_not_negative
 from jaxloop.simulators.family import ArrayFamily
 from jaxloop.simulators.small_linalg import spd_inverse
 
@@ -25,9 +26,15 @@ def regression_family(
             as a set has. None: x ~ N(0, I) afresh.
 
     Raises:
-        ValueError: the design has another width or a rank below d.
+        ValueError: there are no coefficients, `sigma` is negative, or the design has another width
+            or a rank below d.
     """
     truth = np.asarray(coefficients, float)
+    if truth.ndim != 1 or not len(truth) or not np.isfinite(truth).all():
+        raise ValueError(
+            f"coefficients={truth.tolist()}: must be a list of finite numbers, at least one"
+        )
+    check_not_negative("sigma", sigma)
     d = len(truth)
     x_TD = None if design is None else np.asarray(design, float)
     if x_TD is not None:
@@ -66,5 +73,7 @@ def _check_design(x_TD: np.ndarray, d: int) -> None:
         raise ValueError(
             f"design: shape is {x_TD.shape}, must be [T, {d}], a column per coefficient"
         )
+    if not np.isfinite(x_TD).all():
+        raise ValueError("design: holds values that are not finite")
     if np.linalg.matrix_rank(x_TD) < d:
         raise ValueError(f"design: rank is {np.linalg.matrix_rank(x_TD)}, least squares needs {d}")

@@ -1,14 +1,22 @@
 """Simulations beside formulas, the loop with models of one's own, and metrics as a table."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 
 import jaxloop
 from jaxloop.recursion.selection import Selection
+from jaxloop.simulators import linear
+from jaxloop.simulators.discrete import poisson_family
 from jaxloop.simulators.linear import low_rank_designs
+from jaxloop.studies.theory.models import MODELS
 
 W = jaxloop.workflows
 N = 12
+P = (0.5, 0.5)
+SHARED = ("generations", "replicates", "seed")  # arguments of every model
 DESIGN = np.random.default_rng(0).normal(size=(N, 3))
 # One of each model; the same formulas are compared in the tests of the theory study.
 CASES = [
@@ -48,6 +56,15 @@ def test_formula_and_simulation_agree(model, workflow, options):
         assert abs(samples.mean() - row.value) < 5 * error + 1e-12, row
 
 
+def test_the_options_of_every_model_are_in_the_help():
+    options = " ".join(jaxloop.simulate.__doc__.split("options: of the model")[1].split())
+    builders = {name: model.build for name, model in MODELS.items()} | {"linear": linear.simulate}
+    for name, build in builders.items():
+        (listed,) = re.findall(rf'"{name}": ([\w, ]+)', options)
+        own = [p for p in inspect.signature(build).parameters if p not in SHARED]
+        assert listed.split(", ") == own, name
+
+
 def test_entities_with_linear_models():
     designs = low_rank_designs(0, entities=2, dim=3, rank=2, public=4)
     options = {"designs": designs, "theta": np.ones(3), "alpha": 0.3, "beta": 0.5}
@@ -77,6 +94,62 @@ def test_entities_with_linear_models():
         (
             lambda: jaxloop.closed_form("gaussian", W.replace(5, entities=2), generations=2),
             "has no formula under it with these options",
+        ),
+        (
+            lambda: jaxloop.closed_form("gaussian", W.replace(5), generations=2, unbised=False),
+            "unbised: is no argument and no option of model 'gaussian'; did you mean 'unbiased'",
+        ),
+        (
+            lambda: jaxloop.simulate("gaussian", W.replace(5), generations=2, replicate=9),
+            "replicate: is no argument and no option of model 'gaussian'",
+        ),
+        (
+            lambda: jaxloop.simulate("linear", generations=2, alfa=0.5),
+            "alfa: is no argument and no option of model 'linear'; did you mean 'alpha'",
+        ),
+        (
+            lambda: jaxloop.closed_form("linear", generations=2, alpha=0.5, beta=0.5),
+            "designs: is missing; model 'linear' needs it",
+        ),
+        (
+            lambda: jaxloop.closed_form("coin", W.replace(5), generations=2),
+            "p: is missing; model 'coin' needs it",
+        ),
+        (
+            lambda: jaxloop.closed_form("gaussian", W.replace(5), generations=2, sd=-1.0),
+            "sd=-1.0: must be positive",
+        ),
+        (
+            lambda: jaxloop.closed_form("gaussian", W.replace(5), generations=0),
+            "generations=0: must be an integer of at least 1",
+        ),
+        (
+            lambda: jaxloop.closed_form(
+                "categorical", W.replace(5), generations=2, probabilities=P, bias=np.ones(2)
+            ),
+            "bias: the formula is for models without it",
+        ),
+        (
+            lambda: jaxloop.closed_form(
+                "regression",
+                W.replace(N + 1),
+                generations=2,
+                coefficients=np.ones(3),
+                design=DESIGN,
+            ),
+            "design: has 12 rows, a set of items has 13",
+        ),
+        (
+            lambda: jaxloop.simulate(poisson_family(2.0), W.replace(5), generations=2, rate=3.0),
+            "rate: is no argument of simulate; a model of your own has its options already",
+        ),
+        (
+            lambda: jaxloop.closed_form(poisson_family(2.0), W.replace(5), generations=2),
+            "model: is of type ArrayFamily; must be a name",
+        ),
+        (
+            lambda: jaxloop.simulate("gaussian", "replace", generations=2),
+            "workflow: is of type str; must be one of jaxloop.workflows",
         ),
         (lambda: jaxloop.evaluate(["a", 3], ["self_bleu"]), r"texts\['texts'\]\[1\]: is of type"),
         (lambda: jaxloop.evaluate(["a"], ["self_blue"]), "the nearest name is 'self_bleu'"),
@@ -216,6 +289,25 @@ def test_an_adapter_stays_one_when_it_was_saved(tmp_path):
     for adapter in (*adapters, starts[1], result.adapter("seed-0", 1)):
         assert isinstance(adapter, jaxloop.Adapter) and adapter.config == config
         np.testing.assert_array_equal(adapter["q"]["a"], factors["q"]["a"])
+
+
+def test_a_refused_loop_leaves_nothing_behind(tmp_path):
+    """A directory with the config of a call that could not run would refuse the one that can."""
+    place = tmp_path / "run"
+    few = {"generations": 2, "measure": measure, "workdir": place}
+    for change, said in (
+        ({"data": DATA[:10]}, "10"),
+        ({"generations": 0}, "generations=0: must be an integer of at least 1"),
+        ({"seeds": ()}, "chains: there are none"),
+        ({"workflow": "replace"}, "workflow='replace': must be one of jaxloop.workflows"),
+    ):
+        call = {"data": DATA, "workflow": W.replace(20), **few, **change}
+        with pytest.raises(ValueError, match=said):
+            jaxloop.loop(fit, sample, **call)
+        assert not place.exists()
+    # NumPy's whole numbers are whole numbers, and are stored as such.
+    few["generations"] = np.int64(2)
+    assert jaxloop.loop(fit, sample, DATA, W.replace(np.int64(20)), **few).exit_code == 0
 
 
 def test_a_loop_is_refused_an_address(tmp_path, monkeypatch):

@@ -77,12 +77,12 @@ def test_a_study_is_checked_planned_and_run(tmp_path, monkeypatch):
     study = load("theory")
     for name in ("check", "plan", "run"):
         monkeypatch.setattr(study, name, answer(name))
-    assert jaxloop.check(settings) == "check" and jaxloop.plan(settings) == "plan"
+    for one in ("histogram", settings):
+        assert jaxloop.check(one) == "check" and jaxloop.plan(one) == "plan"
     result = jaxloop.run(settings, str(tmp_path / "run"))
     assert (result.workdir, result.exit_code) == (tmp_path / "run", "run")
     assert calls == [
-        ("check", settings, {}),
-        ("plan", settings, None, {}),
+        *[("check", settings, {}), ("plan", settings, None, {})] * 2,
         ("run", settings, tmp_path / "run", {"argv": ()}),
     ]
 

@@ -76,7 +76,9 @@ def test_override_forms():
 
 
 def test_help_and_fields(capsys):
-    for words in ([], ["--help"], ["-h"]):
+    asked = ([], ["--help"], ["-h"], ["help", "run"])
+    of_commands = [[word, "--help"] for word in ("run", "quickstart", "list", "compare", "cache")]
+    for words in (*asked, *of_commands):
         code, out, _ = call(capsys, *words)
         assert code == 0 and "--config.SECTION.FIELD=VALUE" in out and "jaxloop run CONFIG" in out
     code, out, _ = call(capsys, f"--config={QUICKSTART}", "--fields")

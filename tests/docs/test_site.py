@@ -5,12 +5,15 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import jaxloop
 from jaxloop import cli, config, studies
+from jaxloop.results import expectations, measures
 from jaxloop.runtime.workdir import open_workdir
 from jaxloop.studies.common.config import UNSTORED
 from tests.command import call
@@ -52,6 +55,36 @@ def test_the_refusals_on_the_page_of_questions_are_real(capsys, tmp_path, monkey
     for words, line in shown:
         code, _, err = call(capsys, *shlex.split(words))
         assert (code, err.splitlines()[-1].replace(f"{tmp_path}/", "")) == (2, line)
+
+
+def test_the_expectations_on_the_page_of_runs_can_be_read(tmp_path):
+    page = (ROOT / "docs" / "how-to" / "runs.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(shown, encoding="utf-8")
+    read = expectations.read(tmp_path / "mine.toml")
+    # Two seeds, which keep 0.84 and 0.86 of generation 0.
+    rows = [
+        {"chain": f"c{seed}", "seed": seed, "ratio": 1.0, "generation": g}
+        | {
+            "entity": 0,
+            "metric": "cosine_diversity",
+            "value": 1.0 if g == 0 else 0.84 + 0.02 * seed,
+        }
+        for seed in (0, 1)
+        for g in range(10)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "metrics.csv", index=False)
+    estimate = measures.measure(tmp_path, read.claims[0].measure)
+    assert estimate.value == pytest.approx(-0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_python_that_a_newcomer_reads_runs(page, caplog):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (code,) = re.findall(r"(?ms)^(    import jaxloop\n.*?jaxloop\.generate\(.*?\n)", text)
+    exec(textwrap.dedent(code), {})
+    assert "nothing is learned" not in caplog.text
 
 
 def test_every_public_name_is_on_the_page_of_the_api():

@@ -372,6 +372,12 @@ REFUSED = {
 }
 
 
+def test_numbers_of_numpy_are_numbers():
+    flow = wf.fresh_human(np.int64(10), np.float32(0.5), window=np.uint8(3))
+    assert flow == wf.fresh_human(10, 0.5, window=3)
+    assert {type(flow.initial), type(flow.train), type(flow.window)} == {int}
+
+
 @pytest.mark.parametrize("message", list(REFUSED))
 def test_bad_workflows_are_refused_in_one_sentence(message):
     expected = "size_: not an option" if message.startswith("size=") else message

@@ -259,7 +259,19 @@ def test_constrained_loss_leads_to_the_same_place_and_there_sooner(chains):
         ),
         (
             lambda: beta.simulate(n=5, replicates=0, generations=1),
-            "replicates=0: must be at least 1",
+            "replicates=0: must be an integer of at least 1",
+        ),
+        (
+            lambda: beta.simulate(
+                n=5, replicates=1, generations=1, constraint=beta.Constraint(steps=0)
+            ),
+            "constraint.steps=0: must be an integer of at least 1",
+        ),
+        (
+            lambda: beta.simulate(
+                n=5, replicates=1, generations=1, constraint=beta.Constraint(unbiased=(2.0,))
+            ),
+            r"constraint.unbiased=\(2.0,\): must be two positive numbers",
         ),
         (
             lambda: beta.simulate(n=5, replicates=1, generations=1, real=(0, 1)),
@@ -271,7 +283,7 @@ def test_constrained_loss_leads_to_the_same_place_and_there_sooner(chains):
         ),
         (
             lambda: beta.simulate(n=5, replicates=1, generations=1, exponent=-1),
-            "exponent=-1: must be a finite number",
+            "exponent=-1: must be at least 0 and finite",
         ),
         (
             lambda: beta.simulate(n=5, replicates=1, generations=1, workflow=wf.replace(6)),

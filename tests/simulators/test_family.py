@@ -216,6 +216,14 @@ def test_settings_are_an_axis(gaussian):
             "replicates=0",
         ),
         (
+            lambda: run(gaussian_family(), wf.replace(5), generations=1, replicates=2.5),
+            "replicates=2.5: must be an integer",
+        ),
+        (
+            lambda: run(gaussian_family(), wf.replace(5), generations=1, batch_size=0),
+            "batch_size=0: must be an integer of at least 1",
+        ),
+        (
             lambda: run(gaussian_family(), wf.replace(1), generations=1),
             "generation 0 trains on N=1 items, this family needs at least 2",
         ),
@@ -223,7 +231,7 @@ def test_settings_are_an_axis(gaussian):
             lambda: run(gaussian_family(), wf.external(8, 0.5), generations=1),
             "workflow=external: has external items",
         ),
-        (lambda: gaussian_family(0), "dim=0: must be at least 1"),
+        (lambda: gaussian_family(0), "dim=0: must be an integer of at least 1"),
     ],
 )
 def test_refusals(call, sentence):

@@ -67,9 +67,11 @@ def test_what_is_kept_loses_less():
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ({"n": 0, "synthetic": 0}, "n=0: must be at least 1"),
+        ({"n": 0, "synthetic": 0}, "n=0: must be an integer of at least 1"),
+        ({"n": 4.5, "synthetic": 0}, "n=4.5: must be an integer of at least 1"),
+        ({"n": 4, "synthetic": -1}, "synthetic=-1: must be an integer of at least 0"),
         ({"n": 4, "synthetic": 5}, "synthetic=5: must lie between 0 and n = 4"),
-        ({"n": 4, "synthetic": 0, "first": 0}, "first=0: must be at least 1"),
+        ({"n": 4, "synthetic": 0, "first": 0}, "first=0: must be an integer of at least 1"),
     ],
 )
 def test_bad_input(setting, sentence):

@@ -83,10 +83,11 @@ def test_overlap_and_weak_bias_have_no_u(toy, name):
 @pytest.mark.parametrize(
     "options,sentence",
     [
+        (dict(ratios=()), "ratios: is empty; at least one is needed"),
         (dict(ratios=(1.5,)), r"ratio=1.5: must lie in \[0, 1\]"),
         (dict(bias=0.0), "bias=0.0: must be a positive number or 101 positive numbers"),
         (dict(smoothing=-1.0), "smoothing=-1.0: must be at least 0"),
-        (dict(size=0), "size=0: must be at least 1"),
+        (dict(size=0), "size=0: must be an integer of at least 1"),
     ],
 )
 def test_refusals(options, sentence):

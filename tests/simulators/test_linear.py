@@ -492,6 +492,26 @@ D, THETA = _designs()
         ),
         (
             lambda: simulate(
+                D, THETA, alpha=0.5, beta=0.5, generations=1, replicates=4, seed=0, batch_size=-1
+            ),
+            "batch_size=-1: must be an integer of at least 1",
+        ),
+        (
+            lambda: closed_form(D, THETA * np.nan, alpha=0.5, beta=0.5, generations=1),
+            "theta: holds values that are not finite",
+        ),
+        (
+            lambda: closed_form([D.private], THETA, alpha=0.5, beta=0.5, generations=1),
+            "designs: is of type list; must be",
+        ),
+        (lambda: sweep(D, THETA, alpha=[], beta=[0.5]), "alpha, beta: a list is empty"),
+        (lambda: sweep(D, THETA, alpha=[1.0], beta=[0.5]).best(), "no setting of the sweep has a"),
+        (
+            lambda: linear.low_rank_designs(0, public=-1),
+            "public=-1: must be an integer of at least 0",
+        ),
+        (
+            lambda: simulate(
                 D, THETA, alpha=0.5, beta=0.5, generations=1, replicates=1, seed=0, dtype="f8"
             ),
             "dtype='f8'",

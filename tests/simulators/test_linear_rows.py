@@ -136,6 +136,10 @@ def test_what_no_float_holds_is_refused():
         linear.closed_form(designs, theta, alpha=1e-24, beta=1.0, generations=2)
     with pytest.raises(ValueError, match="form='block': a fit has a condition number"):
         linear.closed_form(designs, theta, alpha=1e-9, beta=1.0, generations=2, form="block")
+    draws = dict(beta=1.0, generations=1, replicates=1, seed=0)
+    with pytest.raises(ValueError, match="above 1e.12 simulated fits are rounding"):
+        linear.simulate(designs, theta, alpha=1e-14, **draws)
+    assert np.isfinite(linear.simulate(designs, theta, alpha=1e-8, **draws)).all()
 
 
 def test_who_only_reads_itself_is_named_where_a_limit_is_asked_for():

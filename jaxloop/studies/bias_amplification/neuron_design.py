@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxloop.core.checks import check_whole
 from jaxloop.studies.bias_amplification.neuron_exchange import Rows
 
 # Differences that a slope and a constant need.
@@ -120,8 +121,7 @@ def _check_versions(
         )
     if generation_V.dtype.kind not in "iu":
         raise ValueError(f"generations are of type {generation_V.dtype}; integers are needed")
-    if isinstance(lags, bool) or not isinstance(lags, int | np.integer) or lags < 0:
-        raise ValueError(f"lags={lags!r}: must be an integer of at least 0")
+    check_whole("lags", lags, 0)
 
 
 def _check_lengths(setup_V: np.ndarray, generation_V: np.ndarray, lags: int) -> None:

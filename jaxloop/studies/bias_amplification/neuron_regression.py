@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
+from jaxloop.core.checks import check_whole
+
 BLOCK = 1 << 12  # neurons in one program, at most: what a core's cache holds
 MAX_NULL_VALUES = 1 << 23  # t values of permuted outcomes in memory at once
 
@@ -93,8 +95,7 @@ def check_lags(lags: int, rows: int) -> None:
     """Raise ValueError where `lags` is not an integer from 0 to below `rows`, the length of the
     longest series.
     """
-    if isinstance(lags, bool) or not isinstance(lags, int | np.integer) or lags < 0:
-        raise ValueError(f"lags={lags!r}: must be an integer of at least 0")
+    check_whole("lags", lags, 0)
     if lags >= rows:
         raise ValueError(
             f"lags={lags}: no series is longer than {rows} rows, lags must be below that"

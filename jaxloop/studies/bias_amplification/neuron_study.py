@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from jaxloop.core.checks import check_whole
 from jaxloop.studies.bias_amplification import neuron_exchange as exchange
 from jaxloop.studies.bias_amplification import neuron_regression as regression
 from jaxloop.studies.bias_amplification.neuron_design import Design, check_design
@@ -169,9 +170,7 @@ def _check_options(options: _Options, seeds: Sequence[int]) -> None:
         )
     if not 0 < options.alpha < 1:
         raise ValueError(f"alpha={options.alpha}: must be between 0 and 1")
-    count = options.permutations
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ValueError(f"permutations={count!r}: must be an integer of at least 0")
+    check_whole("permutations", options.permutations, 0)
     if options.scheme not in exchange.SCHEMES:
         raise ValueError(f"scheme={options.scheme!r}: allowed are {', '.join(exchange.SCHEMES)}")
 

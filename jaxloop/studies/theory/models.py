@@ -98,7 +98,7 @@ def _gaussian_scale(options: Mapping[str, Any], unbiased: bool | None = None) ->
 def _categorical(law: Callable[..., np.ndarray]) -> Formula:
     def formula(fits: np.ndarray, n: int, options: Mapping[str, Any]) -> Values:
         for name in ("smoothing", "bias"):
-            if options.get(name):
+            if np.any(options.get(name, 0)):
                 raise NoFormulaError(f"{name}: the formula is for models without it")
         shares = np.asarray(options["probabilities"], float)
         start = 1 - ((shares / shares.sum()) ** 2).sum()
@@ -134,6 +134,10 @@ def _least_squares(law: Callable[..., np.ndarray]) -> Formula:
         if design is None:
             raise NoFormulaError("design: the formula is for a fixed design [n, d]")
         rows = np.asarray(design, float)[:n]
+        if len(rows) < n:
+            raise ValueError(f"design: has {len(rows)} rows, a set of items has {n}")
+        if np.linalg.matrix_rank(rows) < rows.shape[1]:
+            raise ValueError(f"design: its first {n} rows leave a coefficient undetermined")
         trace = float(np.trace(np.linalg.inv(rows.T @ rows)))
         sigma2 = float(options.get("sigma", 1.0)) ** 2
         return {("error", "mean"): law(fits, trace=trace, sigma2=sigma2)}
