@@ -96,21 +96,18 @@ class RunSettings(Generic[FitT, GenerateT]):
     identity: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        firsts = self.first_members
-        for name, low, value in (
-            ("generations", 1, self.generations),
-            ("evaluate", 0, self.evaluate),
-            ("models_in_memory", 1, self.models_in_memory),
-            ("members_per_group", 1, self.members_per_group),
-            *(
-                ("first_members", 1, count)
-                for count in (firsts.values() if isinstance(firsts, Mapping) else (firsts,))
-            ),
-            ("keep", 1, self.keep),
-        ):
-            if name in ("keep", "members_per_group", "first_members") and value is None:
+        lowest = {"generations": 1, "evaluate": 0, "models_in_memory": 1}
+        lowest |= {"keep": 1, "members_per_group": 1}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is None and name in ("keep", "members_per_group"):
                 continue
-            check_whole(name, value, low)
+            # A plain number, also of one of NumPy, as settings are stored with a run.
+            object.__setattr__(self, name, check_whole(name, value, low))
+        firsts = self.first_members
+        for count in firsts.values() if isinstance(firsts, Mapping) else (firsts,):
+            if count is not None:
+                check_whole("first_members", count)
 
     @property
     def sizing_seconds(self) -> float | None:
