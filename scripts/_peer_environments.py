@@ -9,22 +9,23 @@ from jaxloop.runtime.atomic_io import cache_folder
 # What each peer is timed with, and the command's further words.
 PINS = {
     "openvino": ("openvino-genai==2026.4.1.0", "openvino==2026.4.1", "optimum-intel==2.2.0"),
-    "transformers": ("transformers==5.5.4",),
-    "transformers-continuous": ("transformers==5.23.0", "accelerate==1.15.0"),
+    "transformers": ("transformers==5.23.0", "accelerate==1.15.0"),
     "torch": ("peft==0.21.2", "transformers==5.23.0", "accelerate==1.15.0"),
     "trl": ("trl==1.16.0", "peft==0.21.2", "transformers==5.23.0", "accelerate==1.15.0"),
 }
 PINS["torch-compile"] = PINS["torch"]
+PINS["transformers-continuous"] = PINS["transformers"]
 SHARED = ("torch==2.14.1",)
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
 def folder_of(peer: str) -> Path:
-    """Where the environment of a peer lies: its versions are part of the name, and torch-compile
-    has that of torch.
+    """Where the environment of a peer lies: its versions are part of the name. torch-compile has
+    that of torch, and transformers-continuous that of transformers.
     """
     versions = "-".join(pin.split("==")[1] for pin in PINS[peer])
-    return cache_folder() / "peers" / f"{peer.removesuffix('-compile')}-{versions}"
+    name = peer.removesuffix("-compile").removesuffix("-continuous")
+    return cache_folder() / "peers" / f"{name}-{versions}"
 
 
 def python_of(peer: str) -> Path:
