@@ -94,8 +94,8 @@ def closed_form(
         [0.95, 0.9025, 0.8574]
 
     Args:
-        model, workflow, generations, options: as of `simulate`; "linear" has `form` in the place
-            of the last three.
+        model: as of `simulate`, and so are `workflow`, `generations` and `options`, but for
+            "linear", which has `form` in the place of the last three.
 
     Returns:
         One row per generation, entity, metric and statistic: "mean" and "variance" are those over

@@ -128,10 +128,10 @@ def finetune_many(
         2
 
     Args:
+        model: as of `finetune`, and so are `config`, `seed` and `changes`.
         datasets: lists of texts; they may differ in length.
         prompts: a list of prompts for each list of texts.
         adapters: one adapter per data set to go on from.
-        model, config, seed, changes: as of `finetune`.
 
     Raises:
         ValueError: as `finetune`; the message says which data set it is about.

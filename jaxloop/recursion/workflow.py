@@ -79,8 +79,8 @@ class Workflow:
                the whole pool
     start      weights that a generation starts from: "base", "previous" or "scratch"
     entities   K, the number of models in each generation
-    mixing     [K][K], row k: the share of entity k's synthetic items that each entity generates;
-               None: each reads its own only
+    mixing     K rows of K numbers; row k: the share of entity k's synthetic items that each entity
+               generates; None: each reads its own only
     shared     one pool for all entities (K batches in one), from which each draws its own set
     exchange   sources drawn by weight instead of a pool; needs `train` and `mixing`
     selection  which of the texts that a model generates are its synthetic items; None: the first
@@ -292,7 +292,7 @@ def exchange(
 
     Args:
         size: rows of every training set.
-        alpha, beta: weights, see `Exchange`.
+        alpha: a weight, as `beta`, see `Exchange`.
         private: [K] sizes of the private sets.
         public: size of the public set.
         synthetic: items that each entity generates per generation.
