@@ -20,11 +20,11 @@ CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
 def folder_of(peer: str) -> Path:
-    """Where the environment of a peer lies: its versions are part of the name. torch-compile has
-    that of torch, and transformers-continuous that of transformers.
+    """Where the environment of a peer lies: its versions are part of the name. Peers with the same
+    pins share that of the first.
     """
     versions = "-".join(pin.split("==")[1] for pin in PINS[peer])
-    name = peer.removesuffix("-compile").removesuffix("-continuous")
+    name = next(other for other, pins in PINS.items() if pins == PINS[peer])
     return cache_folder() / "peers" / f"{name}-{versions}"
 
 

@@ -109,9 +109,7 @@ def loop(
         raise ValueError(f"workdir={path}: a loop of your own writes to a local directory")
     seeds = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
     named = _named_workflows(workflow)
-    generations = check_whole("generations", generations)
     eval_items = check_whole("eval_items", eval_items, 0)
-    keep = None if keep is None else check_whole("keep", keep)
     for one in named.values():
         if one.selection is not None and FEATURE_OF[one.selection.policy] is not None:
             raise ValueError(
@@ -145,11 +143,11 @@ def loop(
     driver.check(chains, datasets, settings)
     stored = {
         "study": "loop",
-        "generations": generations,
+        "generations": settings.generations,
         "workflows": {name: json.loads(json.dumps(asdict(w))) for name, w in named.items()},
         "seeds": list(seeds),
         "eval_items": eval_items,
-        "keep": keep,
+        "keep": settings.keep,
         "data": {name: _digest(dataset.texts) for name, dataset in datasets.items()},
     }
     with open_workdir(

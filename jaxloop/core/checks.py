@@ -16,10 +16,22 @@ def check_whole(name: str, value: Any, low: int = 1) -> int:
     Raises:
         ValueError: it is no whole number, or below `low`.
     """
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < low:
+    if not is_whole(value, low):
         raise ValueError(f"{name}={value!r}: must be an integer of at least {low}")
     return int(value)
+
+
+def is_whole(value: Any, low: int = 1) -> bool:
+    """Whether a value is a whole number of at least `low`; True and False are none."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and int(value) >= low
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise ValueError for what is no number in [0, 1]."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r}: must lie in [0, 1]")
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxloop.core.checks import check_share
+
 NAMES = ("complete", "ring", "star", "blocks", "self_only")
 
 
@@ -27,7 +29,7 @@ def self_only(entities: int) -> np.ndarray:
 
 def ring(entities: int, *, own: float = 1 / 3) -> np.ndarray:
     """Return [K, K]: `own` on itself, the rest halved between the two neighbours on a circle."""
-    _check_share("own", own)
+    check_share("own", own)
     eye = np.eye(entities)
     return own * eye + (1 - own) / 2 * (np.roll(eye, 1, axis=1) + np.roll(eye, -1, axis=1))
 
@@ -38,7 +40,7 @@ def star(entities: int, *, own: float = 1 / 2, hub: int = 0) -> np.ndarray:
     Raises:
         ValueError: `hub` is no entity, or `own` is no share.
     """
-    _check_share("own", own)
+    check_share("own", own)
     if not 0 <= hub < entities:
         raise ValueError(f"hub={hub}: must be one of the {entities} entities, 0 to {entities - 1}")
     matrix = own * np.eye(entities)
@@ -103,8 +105,3 @@ def check_mixing(matrix: ArrayLike, entities: int) -> np.ndarray:
 def mix(matrix: jax.Array, messages: jax.Array) -> jax.Array:
     """Return what each entity reads, `sum_j matrix[k, j] messages[j]`: [K, ...] as `messages`."""
     return jnp.tensordot(matrix, messages, axes=1)
-
-
-def _check_share(field: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{field}={value}: must lie in [0, 1]")

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxloop.core.checks import is_whole
+
 PointsFunction = Callable[..., Any]
 
 
@@ -58,7 +60,7 @@ def more_than_k(options: dict[str, Any]) -> int:
         ValueError: k is no whole number of at least 1, which is said for small chains too.
     """
     k = options["k"]
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+    if not is_whole(k):
         raise ValueError(f"k is {k!r}, a whole number of at least 1 is needed.")
     return int(k) + 1
 

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from jaxloop.core.checks import is_whole
 from jaxloop.metrics.base import NOT_NEGATIVE, TEXTS, TEXTS_AND_REFERENCE, UNIT_INTERVAL, Metric
 from jaxloop.metrics.corpus import ChainValues, Corpus, Texts, TextValues, check_reference
 from jaxloop.metrics.tokens import Tokens, factorize, ngrams, per_chain
@@ -233,7 +234,7 @@ def _at_least_one(name: str, value: int, unit: str = "") -> None:
 
 
 def _order(n: int) -> int:
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+    if not is_whole(n):
         raise ValueError(f"n is {n!r}, a whole number of at least 1 is needed.")
     return int(n)
 

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.spatial import KDTree
 from scipy.special import digamma, gammaln
 
+from jaxloop.core.checks import is_whole
 from jaxloop.metrics.base import EMBEDDINGS, PROJECTION, Metric
 from jaxloop.metrics.chain_points import by_chain, more_than_k
 from jaxloop.metrics.corpus import ChainValues
@@ -60,7 +61,7 @@ def check_points(points: Points, name: str = "points") -> tuple[np.ndarray, bool
 
 
 def _check_k(k: int, n: int) -> int:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k < n:
+    if not is_whole(k) or k >= n:
         raise ValueError(f"k is {k!r}, a whole number from 1 to n - 1 = {n - 1} is needed.")
     return int(k)
 

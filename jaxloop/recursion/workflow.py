@@ -14,7 +14,6 @@ Otherwise add a field, with its check in `__post_init__`, and say in `plan.py` h
 and in `train_size` and `plan_rows` how many.
 """
 
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxloop.core.checks import check_whole
+from jaxloop.core.checks import check_share, check_whole
 from jaxloop.core.mixing import check_mixing
 from jaxloop.recursion.selection import Selection
 
@@ -202,7 +201,7 @@ def fresh_human(size: int, ratio: float, **options: Any) -> Workflow:
     Raises:
         ValueError: `ratio` is outside [0, 1].
     """
-    _check_share("ratio", ratio)
+    check_share("ratio", ratio)
     synthetic = int(ratio * size)
     return _build(
         "fresh_human",
@@ -223,7 +222,7 @@ def preserve(size: int, share: float, **options: Any) -> Workflow:
     Raises:
         ValueError: `share` is outside [0, 1].
     """
-    _check_share("share", share)
+    check_share("share", share)
     return _build(
         "preserve", options, initial=size, synthetic=size, preserved=round(share * size), window=1
     )
@@ -237,7 +236,7 @@ def window(size: int, k: int, *, ratio: float = 1.0, **options: Any) -> Workflow
     Raises:
         ValueError: `ratio` is outside [0, 1].
     """
-    _check_share("ratio", ratio)
+    check_share("ratio", ratio)
     synthetic = int(ratio * size)
     return _build(
         "window",
@@ -261,8 +260,8 @@ def external(size: int, share: float, *, ratio: float = 1.0, **options: Any) -> 
     Raises:
         ValueError: `share` or `ratio` is outside [0, 1].
     """
-    _check_share("share", share)
-    _check_share("ratio", ratio)
+    check_share("share", share)
+    check_share("ratio", ratio)
     outside = int(share * size)
     synthetic = int(ratio * (size - outside))
     return _build(
@@ -478,12 +477,6 @@ def _check_one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{field}={value!r}: must be one of {', '.join(allowed)}")
 
 
-def _check_share(field: str, value: Any) -> None:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:
-        raise ValueError(f"{field}={value!r}: must lie in [0, 1]")
-
-
 def _check_weights(field: str, table: np.ndarray) -> None:
     for weight in table.reshape(-1).tolist():
-        _check_share(field, weight)
+        check_share(field, weight)

@@ -114,8 +114,7 @@ def plan_slots(
             holds until it ends; 0 where texts share a few prompts.
     """
     engine, implementation = choose_engine(sample, config, target, dtype)
-    # The two engines on a CPU: "blocks" is the one that is used, "rows" is for tests.
-    fixed = target.platform == "cpu" and engine == "blocks"
+    fixed = _is_fixed(target, engine)
     sizes = sizes_of(config)
     cache_bytes = sizes.cache * jnp.dtype(dtype).itemsize  # of a token
     chains, total = max(1, len(texts)), max(1, sum(texts))
@@ -166,14 +165,15 @@ def _texts_per_slot(parameters: int) -> int:
 
 def window_of(config: ModelConfig, target: Target, engine: str, max_new_tokens: int) -> int:
     """Steps of a window of `engine` for texts of at most so many tokens."""
-    if (
-        engine == "blocks"
-        and target.platform == "cpu"
-        and max_new_tokens <= SHORT_TEXT
-        and sizes_of(config).total >= SLOW_BASE
-    ):
-        return SHORT_WINDOW
-    return WINDOW[engine]
+    short = max_new_tokens <= SHORT_TEXT and sizes_of(config).total >= SLOW_BASE
+    return SHORT_WINDOW if short and _is_fixed(target, engine) else WINDOW[engine]
+
+
+def _is_fixed(target: Target, engine: str) -> bool:
+    """Whether sizes are those of a CPU, which do not follow the device. Of the two engines there
+    "blocks" is the one that is used, "rows" is for tests.
+    """
+    return target.platform == "cpu" and engine == "blocks"
 
 
 def _worthwhile_slots(engine: str, texts: int, slot_bytes: int, memory: int | None) -> int:
